@@ -1,0 +1,104 @@
+"""The corpus of the embedded family: statements first, then questions with answers.
+
+All of it is written from the patterns: frames x verbs x nouns x names x numbers, with sentences
+around them. The dials are what later experiments turn.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from probes.family.split import family_split
+from probes.patterns import Pattern, patterns
+from probes.questions import Question
+
+CUES = ("Wait", "Hmm", "So")
+
+_SHARES = {
+    "take-away": 0.30,
+    "get-more": 0.24,
+    "distractor": 0.08,
+    "distractor-more": 0.07,
+    "two-owners": 0.07,
+    "two-owners-more": 0.06,
+    "copy": 0.03,
+    "copy-more": 0.03,
+    "taken": 0.03,
+    "gotten": 0.03,
+    "bystander": 0.03,
+    "bystander-more": 0.03,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Dials:
+    """What may be turned in the corpus; every share is between 0 and 1.
+
+    Attributes:
+        nouns: How many nouns stand in sentences with an operation, or None for all.
+        recheck: Share of items whose answer is checked again after a cue word.
+        ambiguous: Share of items that open with a sentence whose end cannot be known
+            ("My name is …").
+        context: Share of items that open with a sentence that has nothing to do with them.
+    """
+
+    nouns: int | None = None
+    recheck: float = 0.15
+    ambiguous: float = 0.05
+    context: float = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One text of the corpus, split where the prompt ends and the answers start."""
+
+    prompt: str
+    completion: str
+
+    @property
+    def text(self) -> str:
+        """The whole text."""
+        return self.prompt + self.completion
+
+
+def items(kind: str, count: int, *, seed: int, dials: Dials | None = None) -> Iterator[Item]:
+    """Write items of one kind, "statements" or "questions"; nothing held out is among them."""
+    dials = dials or Dials()
+    rng = random.Random(f"{kind}:{seed}")
+    suffix = "-told" if kind == "statements" else ""
+    choices = [patterns()[name + suffix] for name in _SHARES]
+    weights = list(_SHARES.values())
+    for _ in range(count):
+        chosen = rng.choices(choices, weights)[0]
+        yield _item(_draw(chosen, rng, dials), rng, dials)
+
+
+def _draw(pattern: Pattern, rng: random.Random, dials: Dials) -> Question:
+    split = family_split()
+    nouns = pattern.lexicon.words("noun")[: dials.nouns]
+    while True:
+        question = pattern.draw(rng)
+        if question is None or not split.seen(question):
+            continue
+        if dials.nouns is None or question["thing"] in nouns:
+            return question
+
+
+def _item(question: Question, rng: random.Random, dials: Dials) -> Item:
+    lexicon = patterns()[question.pattern].lexicon
+    before = ""
+    if rng.random() < dials.ambiguous:
+        before = f"My name is {rng.choice(lexicon.words('name'))}. "
+    elif rng.random() < dials.context:
+        before = rng.choice(lexicon.words("filler")) + " "
+    after = "".join(f" {text}" for _, text in question.answers) + "."
+    if rng.random() < dials.recheck:
+        after += _recheck(question, rng)
+    return Item(before + question.text, after)
+
+
+def _recheck(question: Question, rng: random.Random) -> str:
+    pattern = patterns()[question.pattern]
+    x, y = int(question["x"]), int(question["y"])
+    word, result = ("less", x - y) if pattern.operation == "minus" else ("and", x + y)
+    return f" {rng.choice(CUES)}, {x} {word} {y} is {result}."

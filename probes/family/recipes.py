@@ -1,0 +1,94 @@
+"""How each member of the embedded family is made."""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One training run.
+
+    Attributes:
+        name: The member it makes.
+        start: "fresh", the name of the member it goes on from, or "alternate:<member>" for
+            every second layer of that member.
+        teacher: The member whose soft labels it learns, or "" for hard labels.
+        layers, d_model, heads, d_mlp: The shape.
+        statements: Share of statements among its texts; the rest are questions with answers.
+        answers_only: Whether questions are trained on in their answers only.
+        items: How many different texts it sees.
+        steps, batch, learning_rate, weight_decay: The optimiser's dials (AdamW, cosine).
+        temperature: Of the soft labels.
+        seed: Of weights, texts and their order.
+        shipped: Whether the member is part of the family, or only a step towards one.
+    """
+
+    name: str
+    start: str
+    steps: int
+    seed: int
+    teacher: str = ""
+    layers: int = 4
+    d_model: int = 128
+    heads: int = 4
+    d_mlp: int = 384
+    statements: float = 0.0
+    answers_only: bool = True
+    items: int = 200_000
+    batch: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 1.0
+    temperature: float = 1.0
+    shipped: bool = True
+
+
+_BASE = Recipe(
+    name="base", start="fresh", statements=1.0, answers_only=False, steps=4000, seed=1
+)
+_FULL = Recipe(name="full", start="base", statements=0.15, steps=3000, seed=2, learning_rate=7e-4)
+
+RECIPES = (
+    _BASE,
+    replace(_BASE, name="base-b", seed=11, shipped=False),
+    _FULL,
+    replace(_FULL, name="full-b", start="base-b", seed=12),
+    replace(
+        _FULL,
+        name="distilled",
+        start="alternate:full",
+        teacher="full",
+        layers=2,
+        steps=4000,
+        seed=3,
+        answers_only=False,
+        learning_rate=1e-3,
+    ),
+    replace(
+        _FULL,
+        name="distilled-narrow",
+        start="fresh",
+        teacher="full",
+        layers=3,
+        d_model=96,
+        heads=6,
+        d_mlp=288,
+        steps=4000,
+        seed=4,
+        answers_only=False,
+        learning_rate=1e-3,
+    ),
+    replace(
+        _FULL,
+        name="scratch",
+        start="fresh",
+        layers=2,
+        steps=4000,
+        seed=5,
+        answers_only=False,
+        learning_rate=1e-3,
+    ),
+)
+
+
+def recipe(name: str) -> Recipe:
+    """Return the recipe of a member by its name."""
+    return next(entry for entry in RECIPES if entry.name == name)

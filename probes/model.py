@@ -1,0 +1,281 @@
+"""A language model as the kit sees it: its shape, its tokenizer, and one way to edit a pass."""
+
+import copy
+import difflib
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from probes.errors import ModelError, SiteError
+from probes.resources import data_folder
+
+# Greatest absolute difference of a logit from the plain Hugging Face model in eager attention,
+# for logits of scale 1; half precision differs only where the bridge redoes fused attention.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 5e-3}
+
+Edit = Callable[[Tensor], Tensor | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The plain numbers that say how a model is built."""
+
+    architecture: str
+    layers: int
+    heads: int
+    kv_heads: int
+    d_model: int
+    d_head: int
+    d_vocab: int
+    context: int
+    parallel: bool
+    """Whether attention and MLP read the same residual, as in GPT-NeoX."""
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A causal language model whose every activation can be read and edited by name."""
+
+    name: str
+    origin: str
+    shape: Shape
+    tokenizer: Any = field(repr=False)
+    """A fast Hugging Face tokenizer, or None where the model came without one."""
+    bridge: Any = field(repr=False)
+    config: Any = field(repr=False)
+    lock: Any = field(default_factory=threading.RLock, repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.bridge.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of the weights."""
+        return next(self.bridge.parameters()).dtype
+
+    @torch.no_grad()
+    def logits(
+        self, ids: Int[Tensor, "prompt position"], mask: Bool[Tensor, "prompt position"]
+    ) -> Float[Tensor, "prompt position vocab"]:
+        """Scores of every next token; True in `mask` marks text, False padding on either side."""
+        if ids.shape[1] > self.shape.context:
+            raise ModelError(
+                f"The prompts are too long for {self.name}: {ids.shape[1]} tokens found, "
+                f"at most {self.shape.context} fit. Shorten them."
+            )
+        given: dict[str, Tensor | bool] = {"attention_mask": mask.long(), "use_cache": False}
+        if "position_ids" in inspect.signature(self.bridge.original_model.forward).parameters:
+            given["position_ids"] = place(mask)
+        with self.alone():
+            return self.bridge(ids, **given)
+
+    @contextmanager
+    def editing(self, edits: Mapping[str, Edit]) -> Iterator[None]:
+        """Give each named activation to its edit in every pass inside the `with`.
+
+        An edit returns the activation's replacement, or None to leave it as it is.
+        """
+        points = self.bridge.hook_dict
+        for name in edits:
+            if name not in points or self.bridge._gated_hook_reason(name) is not None:
+                near = difflib.get_close_matches(name, points, n=3, cutoff=0.4)
+                raise SiteError(
+                    f"{self.name} has no activation {name!r}, or computes it only on request; "
+                    f"names close to it: {', '.join(near) or 'none'}. Use a name of this model."
+                )
+        pairs = [(name, _checked(name, edit)) for name, edit in edits.items()]
+        with self.alone(), self.bridge.hooks(fwd_hooks=pairs):
+            yield
+
+    @contextmanager
+    def calls(self, before: Callable[[int, tuple, dict], tuple[tuple, dict]]) -> Iterator[None]:
+        """Let `before(layer, args, kwargs)` see and replace what each block is called with."""
+        with self.alone():
+            handles = [
+                block.register_forward_pre_hook(
+                    lambda _, args, kwargs, layer=layer: before(layer, args, kwargs),
+                    with_kwargs=True,
+                )
+                for layer, block in enumerate(self.bridge.blocks)
+            ]
+            try:
+                yield
+            finally:
+                for handle in handles:
+                    handle.remove()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other threads out: an edit made by one would show in the pass of another."""
+        if not self.lock.acquire(blocking=False):
+            raise ModelError(
+                f"{self.name} is in use by another thread, found during a pass or an edit. "
+                "Give each thread a model of its own."
+            )
+        try:
+            yield
+        finally:
+            self.lock.release()
+
+
+def place(mask: Bool[Tensor, "prompt position"]) -> Int[Tensor, "prompt position"]:
+    """Number the tokens of each text from 0, whatever padding stands before them."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def load(
+    name: str | Path | Model, *, dtype: str = "float32", device: str | torch.device | None = None
+) -> Model:
+    """Load a model of the family by name, a local folder, or a hub id; a Model is given back."""
+    if isinstance(name, Model):
+        return name
+    source, origin = _find(name)
+    hf_model, tokenizer = _read(source, _dtype(dtype))
+    _refuse_broken(hf_model, str(name))
+    short = Path(str(name)).name
+    return _adopt(hf_model.to(device or torch.get_default_device()), (short, origin), tokenizer)
+
+
+def wrap(
+    hf_model: nn.Module, *, name: str, tokenizer: object = None, origin: str = "in memory"
+) -> Model:
+    """Take a Hugging Face causal model as it stands; the one given is copied, never changed."""
+    return _adopt(copy.deepcopy(hf_model), (name, origin), tokenizer)
+
+
+def untrained(like: Model, *, seed: int) -> Model:
+    """Build the same architecture with fresh weights, drawn from `seed` alone."""
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(like.config)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        # Not torch.manual_seed: that would also seed the accelerators, which are not forked.
+        torch.default_generator.manual_seed(seed)
+        hf_model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    names = (f"{like.name} untrained {seed}", f"untrained like {like.name}, seed {seed}")
+    return _adopt(hf_model.to(like.device, like.dtype), names, like.tokenizer)
+
+
+def family() -> tuple[str, ...]:
+    """Names of the models that come with the kit."""
+    return tuple(sorted(p.parent.name for p in (data_folder() / "models").glob("*/config.json")))
+
+
+def _checked(name: str, edit: Edit) -> Callable[..., Tensor | None]:
+    def hook(value: Tensor, hook: object) -> Tensor | None:
+        new = edit(value)
+        if new is not None and (new.shape != value.shape or new.dtype != value.dtype):
+            raise SiteError(
+                f"An edit of {name!r} must keep shape and number format: "
+                f"{tuple(value.shape)} {value.dtype} went in, {tuple(new.shape)} {new.dtype} "
+                "came back. Return a tensor like the one given, or None."
+            )
+        return new
+
+    return hook
+
+
+def _dtype(name: str) -> torch.dtype:
+    known = {str(d).removeprefix("torch."): d for d in TOLERANCE}
+    if name not in known:
+        raise ModelError(
+            f"Unknown number format: {name!r} found. Use one of {', '.join(sorted(known))}."
+        )
+    return known[name]
+
+
+def _find(name: str | Path) -> tuple[str, str]:
+    text = str(name)
+    if text in family():
+        return str(data_folder() / "models" / text), f"family member {text}"
+    folder = Path(name)
+    if (folder / "config.json").is_file():
+        if not any(folder.glob("*.safetensors")):
+            raise ModelError(
+                f"The folder {text} has no safetensors weights; found: "
+                f"{', '.join(sorted(p.name for p in folder.iterdir()))}. Load it once with "
+                "transformers and write it with save_pretrained(folder), which makes safetensors."
+            )
+        return str(folder), f"folder {folder.resolve()}"
+    if isinstance(name, str) and text.count("/") == 1 and not folder.exists() and text[0] not in "./~":
+        return text, f"hub {text}"
+    near = difflib.get_close_matches(text, family(), n=1)
+    raise ModelError(
+        f"No model {text!r}: neither a family name ({', '.join(family()) or 'none here'}) nor a "
+        "folder with config.json nor a hub id such as owner/name. "
+        + (f"Did you mean {near[0]!r}?" if near else "Check the name.")
+    )
+
+
+def _read(source: str, dtype: torch.dtype) -> tuple[nn.Module, object]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = Path(source)
+    try:
+        hf_model = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            attn_implementation="eager",
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+        bare = folder.is_dir() and not any(folder.glob("tokenizer*"))
+        tokenizer = None if bare else AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"Could not load {source!r}: {reason} Check the name and the connection, "
+            "or give a local folder with config.json and safetensors weights."
+        ) from error
+    return hf_model, tokenizer
+
+
+def _refuse_broken(hf_model: nn.Module, name: str) -> None:
+    for key, tensor in hf_model.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ModelError(
+                f"The weights of {name} are broken: {key} holds NaN or infinite values. "
+                "Fetch or train the model again, or load it with a wider dtype."
+            )
+
+
+def _adopt(hf_model: Any, names: tuple[str, str], tokenizer: object) -> Model:  # noqa: ANN401
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+    hf_model.eval()
+    hf_model.set_attn_implementation("eager")
+    config = copy.deepcopy(hf_model.config)
+    architecture = type(hf_model).__name__
+    try:
+        # No tokenizer: the bridge would replace it, and the kit feeds ids only.
+        bridge = build_bridge_from_module(hf_model, architecture, hf_config=hf_model.config)
+    except ValueError as error:
+        raise ModelError(
+            f"The architecture of {names[0]} is not supported: {architecture} found. "
+            "Use a decoder such as Llama, GPT-2 or GPT-NeoX."
+        ) from error
+    return Model(*names, _shape(architecture, bridge.cfg, config), tokenizer, bridge, config)
+
+
+def _shape(architecture: str, cfg: Any, config: Any) -> Shape:  # noqa: ANN401
+    return Shape(
+        architecture=architecture,
+        layers=int(cfg.n_layers),
+        heads=int(cfg.n_heads),
+        kv_heads=int(cfg.n_key_value_heads or cfg.n_heads),
+        d_model=int(cfg.d_model),
+        d_head=int(cfg.d_head),
+        d_vocab=int(config.vocab_size),
+        context=int(config.max_position_embeddings),
+        parallel=bool(getattr(cfg, "parallel_attn_mlp", False)),
+    )

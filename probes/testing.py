@@ -1,0 +1,88 @@
+"""Tiny models and counters for the tests."""
+
+import copy
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from probes.model import Model, wrap
+
+# Names of the four kinds of tiny model: attention with and without groups, parallel blocks.
+KINDS = ("gpt2", "llama", "llama-gqa", "neox")
+
+SIZE = {"vocab_size": 97, "max_position_embeddings": 48, "num_hidden_layers": 3, "hidden_size": 32}
+
+
+def tiny_hf(kind: str, seed: int, **overrides: object) -> nn.Module:
+    """Build a random Hugging Face model small enough to check by hand; `kind` is one of KINDS."""
+    from transformers import (
+        AutoModelForCausalLM,
+        GPT2Config,
+        GPTNeoXConfig,
+        LlamaConfig,
+    )
+
+    wide = {**SIZE, "num_attention_heads": 4, "initializer_range": 0.15}
+    build = {
+        "gpt2": lambda **more: GPT2Config(**{**wide, **more}),
+        "llama": lambda **more: LlamaConfig(**{**wide, "intermediate_size": 64, **more}),
+        "llama-gqa": lambda **more: LlamaConfig(
+            **{**wide, "intermediate_size": 64, "num_key_value_heads": 2, **more}
+        ),
+        "neox": lambda **more: GPTNeoXConfig(
+            **{**wide, "intermediate_size": 64, "rotary_pct": 0.25, **more}
+        ),
+    }[kind]
+    config = build(bos_token_id=1, eos_token_id=2, pad_token_id=0, **overrides)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        hf_model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+        # Fresh biases are zero and would hide a bias that is dropped.
+        for name, weight in hf_model.named_parameters():
+            if name.endswith("bias"):
+                nn.init.normal_(weight, std=0.1)
+    return hf_model
+
+
+def tiny(kind: str, seed: int = 0, **overrides: object) -> Model:
+    """Wrap a tiny random model."""
+    return wrap(tiny_hf(kind, seed, **overrides), name=f"tiny {kind}")
+
+
+def ungrouped(model: Model) -> Model:
+    """Make the twin of a grouped-query Llama in which every head has keys and values of its own."""
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(model.config)
+    config.num_key_value_heads = model.shape.heads
+    hf_model = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    found = {
+        key.replace("._original_component", ""): value
+        for key, value in model.bridge.original_model.state_dict().items()
+    }
+    own = {key: found[key] for key in hf_model.state_dict()}
+    for key in own:
+        if ".k_proj." in key or ".v_proj." in key:
+            own[key] = _spread(own[key], model)
+    hf_model.load_state_dict(own)
+    return wrap(
+        hf_model.to(model.device), name=f"{model.name} ungrouped", tokenizer=model.tokenizer
+    )
+
+
+def hook_count(model: Model) -> int:
+    """Count every hook on the bridge: torch's own, and those that hook points list."""
+    count = 0
+    for module in model.bridge.modules():
+        count += len(module._forward_hooks) + len(module._forward_pre_hooks)
+        count += len(module._backward_hooks) + len(module._backward_pre_hooks)
+        count += len(getattr(module, "fwd_hooks", ())) + len(getattr(module, "bwd_hooks", ()))
+    return count
+
+
+def _spread(weight: Tensor, model: Model) -> Tensor:
+    each = model.shape.heads // model.shape.kv_heads
+    split = rearrange(weight, "(kv_head d_head) ... -> kv_head d_head ...", d_head=model.shape.d_head)
+    spread = repeat(split, "kv_head d_head ... -> (kv_head each) d_head ...", each=each)
+    return rearrange(spread, "head d_head ... -> (head d_head) ...")

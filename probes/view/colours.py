@@ -1,0 +1,66 @@
+"""Colours of numbers: cividis for shares, red and blue around 0 for differences.
+
+Both are readable to the colour-blind, and both tables are kept here so that nothing is imported
+to draw. Missing cells are a light grey that is on neither scale.
+"""
+
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+Scale = Literal["share", "change"]
+
+MISSING = (230, 230, 230)
+STOPS: dict[Scale, str] = {
+    # cividis (Nunez, Anderton and Renslow 2018, arXiv 1712.01662).
+    "share": (
+        "00224e00285b002e6a0533711a386f273e6e32436d3b496c434e6c4b546c535a6d5a5f6e61656f686a716f7073"
+        "7676767d7c788482798c8878938e789b9476a39a74aba072b4a76fbcae6cc4b468cdbb63d5c25edec958e7d150"
+        "f0d846f9e03afee838"
+    ),
+    # RdBu of ColorBrewer, turned so that blue is negative and red is positive.
+    "change": (
+        "0530610e41791752901f63a82a71b23480b93f8ec0529dc86bacd184bcd99bc9e0aed3e6c2ddecd4e6f1e0ecf3"
+        "ecf2f5f7f6f6f9eee7fbe5d8fddcc9fbccb4f8bb9ef5aa89ee9677e48066db6b55d05548c53e3dba2832ab162a"
+        "930e267c072267001f"
+    ),
+}
+
+
+def paint(
+    values: Float[np.ndarray, "..."], scale: Scale, top: float = 1.0
+) -> UInt8[np.ndarray, "... 3"]:
+    """The colour of each value; NaN is grey.
+
+    Args:
+        values: Shares from 0 to `top`, or changes from `-top` to `top`; beyond is clipped.
+        scale: `share` or `change`.
+        top: The value at the end of the scale.
+    """
+    table = np.frombuffer(bytes.fromhex(STOPS[scale]), dtype=np.uint8).reshape(-1, 3)
+    unit = values / (top or 1.0)
+    unit = (unit + 1) / 2 if scale == "change" else unit
+    place = np.clip(np.nan_to_num(unit), 0, 1) * (len(table) - 1)
+    marks = np.arange(len(table))
+    channels = [np.interp(place, marks, table[:, channel]) for channel in range(3)]
+    colours = np.floor(np.stack(channels, axis=-1) + 0.5).astype(np.uint8)
+    colours[np.isnan(values)] = MISSING
+    return colours
+
+
+def hexed(colour: UInt8[np.ndarray, "3"] | tuple[int, int, int]) -> str:
+    """The colour as `#rrggbb`."""
+    return "#" + "".join(f"{int(channel):02x}" for channel in colour)
+
+
+def ink(colour: UInt8[np.ndarray, "3"]) -> str:
+    """The ink that reads best on the colour: white or near black."""
+    red, green, blue = (int(channel) for channel in colour)
+    return "#fff" if 0.299 * red + 0.587 * green + 0.114 * blue < 140 else "#16181d"
+
+
+def gradient(scale: Scale) -> str:
+    """The scale as a CSS gradient from left to right."""
+    stops = [STOPS[scale][at : at + 6] for at in range(0, len(STOPS[scale]), 24)]
+    return "linear-gradient(90deg," + ",".join(f"#{stop}" for stop in stops) + ")"

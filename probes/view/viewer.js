@@ -1,0 +1,255 @@
+// Adds to the plain HTML: enlarging a head, arrow keys, hover, and the per-head scale.
+// Text only ever enters through textContent. The tables agree with cells.py.
+(() => {
+  const make = (tag, name, text) => {
+    const node = document.createElement(tag);
+    if (name) node.className = name;
+    if (text !== undefined) node.textContent = text;
+    return node;
+  };
+
+  async function unpack({ levels, top, text }) {
+    const bytes = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+    const raw = await new Response(stream).arrayBuffer();
+    const ints = levels > 255 ? new Uint16Array(raw) : new Uint8Array(raw);
+    return Float32Array.from(ints, (n) => (n > levels ? NaN : (n / levels) * top));
+  }
+
+  const painter = (stops, missing) => {
+    const rgb = (hex, at) => [0, 2, 4].map((by) => parseInt(hex.slice(at * 6 + by, at * 6 + by + 2), 16));
+    const grey = rgb(missing.slice(1), 0);
+    return (value, signed, top) => {
+      if (Number.isNaN(value)) return grey;
+      const table = signed ? stops.change : stops.share;
+      const last = table.length / 6 - 1;
+      const unit = value / (top || 1);
+      const place = Math.min(1, Math.max(0, signed ? (unit + 1) / 2 : unit)) * last;
+      const low = Math.min(last - 1, Math.floor(place));
+      const [a, b] = [rgb(table, low), rgb(table, low + 1)];
+      return a.map((from, i) => Math.floor(from + (b[i] - from) * (place - low) + 0.5));
+    };
+  };
+
+  const ink = ([r, g, b]) => (0.299 * r + 0.587 * g + 0.114 * b < 140 ? "#fff" : "#16181d");
+  const peak = (values) => values.reduce((top, v) => (Math.abs(v) > top ? Math.abs(v) : top), 0);
+
+  function exact(value, error, signed) {
+    if (Number.isNaN(value)) return "no such cell";
+    const sign = value < 0 ? "−" : signed ? "+" : "";
+    const text = sign + Math.abs(value).toFixed(3);
+    return error == null || Number.isNaN(error) ? text : `${text} ± ${error.toFixed(3)}`;
+  }
+
+  function short(value, { signed, cell }) {
+    if (Number.isNaN(value)) return "";
+    if (Math.abs(value) < 0.005) return "0";
+    let text = Math.abs(value).toFixed(2);
+    if (cell < 30) text = text === "1.00" ? "1" : text.replace(/^0/, "");
+    return (signed ? (value < 0 ? "−" : "+") : "") + text;
+  }
+
+  function table(map, colour) {
+    const node = make("table", "pv-heat" + (map.cell < 20 ? " pv-small" : ""));
+    node.style.setProperty("--cell", map.cell + "px");
+    node.tabIndex = 0;
+    node.setAttribute("aria-label", `${map.name} ${map.head}`);
+    const head = node.insertRow();
+    const corner = make("td", "pv-corner", "query\u00a0↓");
+    corner.append(make("br"), "key\u00a0→");
+    head.append(corner);
+    const header = (row, scope, text) => {
+      const th = make("th");
+      th.scope = scope;
+      th.title = text;
+      th.append(scope === "col" ? make("span", "", text) : text);
+      row.append(th);
+    };
+    map.columns.forEach((text) => header(head, "col", text));
+    map.rows.forEach((text, q) => {
+      const row = node.insertRow();
+      header(row, "row", text);
+      map.columns.forEach((_, k) => {
+        const at = q * map.columns.length + k;
+        const value = map.values[at];
+        const rgb = colour(value, map.signed, map.top);
+        const none = Number.isNaN(value);
+        const minus = map.signed && value < -0.005;
+        const cell = make("td", none ? "pv-none" : minus ? "pv-minus" : "", short(value, map));
+        cell.style.backgroundColor = `rgb(${rgb})`;
+        if (!none) cell.style.color = ink(rgb);
+        cell.dataset.v = exact(value, map.errors && map.errors[at], map.signed);
+        row.append(cell);
+      });
+    });
+    return node;
+  }
+
+  function picture(map, colour) {
+    const canvas = make("canvas");
+    [canvas.width, canvas.height] = [map.columns.length, map.rows.length];
+    const pen = canvas.getContext("2d");
+    const pixels = pen.createImageData(canvas.width, canvas.height);
+    map.values.forEach((value, at) => {
+      pixels.data.set([...colour(value, map.signed, map.top), 255], at * 4);
+    });
+    pen.putImageData(pixels, 0, 0);
+    return canvas.toDataURL();
+  }
+
+  async function grid(root) {
+    const spec = JSON.parse(root.dataset.maps);
+    const colour = painter(spec.stops, spec.missing);
+    const models = await Promise.all(spec.models.map(async (model) => ({
+      ...model,
+      size: model.rows.length * model.columns.length,
+      weights: await unpack(model.weights),
+      errors: model.error && (await unpack(model.error)),
+    })));
+    const [left, right] = models;
+    const detail = root.querySelector(".pv-detail");
+    const own = root.querySelector(".pv-own");
+    const toRight = new Map(spec.links);
+    const toLeft = new Map(spec.links.map(([a, b]) => [b, a]));
+    let chosen = { left: spec.start, right: toRight.get(spec.start) };
+
+    const title = (model, at) => `L${Math.floor(at / model.heads)}.H${at % model.heads}`;
+    const map = (model, at) => {
+      const cut = (all) => all && all.subarray(at * model.size, (at + 1) * model.size);
+      const values = cut(model.weights);
+      const top = own.checked ? peak(values) : 1;
+      return { ...model, values, errors: cut(model.errors), signed: false, top, head: title(model, at) };
+    };
+    const change = (a, b) => {
+      const [from, to] = [map(left, a), map(right, b)];
+      const values = to.values.map((value, i) => value - from.values[i]);
+      const [name, head] = [`${right.name} − ${left.name}`, `${to.head} − ${from.head}`];
+      return { ...from, name, head, values, errors: null, signed: true, top: own.checked ? peak(values) : 1 };
+    };
+
+    const figure = (map) => {
+      const node = make("figure", "pv-map");
+      const caption = make("figcaption");
+      caption.append(make("b", "", map.name), " " + map.head);
+      if (own.checked) caption.append(make("span", "pv-soft", ` to ${map.signed ? "±" : ""}${map.top.toFixed(2)}`));
+      const room = right ? 308 : 620;
+      map.cell = Math.max(8, Math.min(right ? 30 : 40, Math.floor(room / map.columns.length)));
+      const scroll = make("div", "pv-scroll");
+      scroll.append(table(map, colour));
+      node.append(caption, scroll);
+      return node;
+    };
+    const absent = (model) => make("p", "pv-absent", `No partner in ${model.name}`);
+
+    const enlarge = () => {
+      const { left: a, right: b } = chosen;
+      const row = make("div", "pv-maps");
+      row.append(a === undefined ? absent(left) : figure(map(left, a)));
+      if (right) row.append(b === undefined ? absent(right) : figure(map(right, b)));
+      if (spec.change && a !== undefined && b !== undefined) row.append(figure(change(a, b)));
+      detail.replaceChildren(row);
+    };
+    const mark = () => {
+      const place = { left: chosen.left, right: chosen.right, change: chosen.left === undefined ? undefined : chosen.right };
+      for (const thumb of root.querySelectorAll(".pv-thumb")) {
+        const at = place[thumb.closest("[data-panel]").dataset.panel];
+        thumb.setAttribute("aria-pressed", String(Number(thumb.dataset.at) === at));
+      }
+    };
+    const choose = (panel, at) => {
+      chosen = panel === "left" ? { left: at, right: toRight.get(at) } : { left: toLeft.get(at), right: at };
+      mark();
+      enlarge();
+    };
+    const recolour = () => {
+      for (const thumb of root.querySelectorAll(".pv-thumb")) {
+        const [panel, at] = [thumb.closest("[data-panel]").dataset.panel, Number(thumb.dataset.at)];
+        const image = thumb.querySelector("img");
+        image.dataset.same ??= image.src;
+        if (!own.checked) image.src = image.dataset.same;
+        else if (panel === "change" && toLeft.has(at)) image.src = picture(change(toLeft.get(at), at), colour);
+        else if (panel !== "change") image.src = picture(map(panel === "left" ? left : right, at), colour);
+      }
+      for (const end of root.querySelectorAll(".pv-key > i")) {
+        end.dataset.same ??= end.textContent;
+        end.textContent = own.checked ? end.dataset.same.replace("1", "max") : end.dataset.same;
+      }
+      enlarge();
+    };
+
+    root.addEventListener("click", (event) => {
+      const thumb = event.target.closest(".pv-thumb");
+      if (thumb) thumb.focus();
+    });
+    root.addEventListener("focusin", (event) => {
+      const thumb = event.target.closest(".pv-thumb");
+      if (!thumb) return;
+      const panel = thumb.closest("[data-panel]");
+      for (const other of panel.querySelectorAll(".pv-thumb")) other.tabIndex = other === thumb ? 0 : -1;
+      choose(panel.dataset.panel, Number(thumb.dataset.at));
+    });
+    root.addEventListener("keydown", (event) => {
+      const thumb = event.target.closest(".pv-thumb");
+      if (!thumb) return;
+      const all = [...thumb.closest("[data-panel]").querySelectorAll(".pv-thumb")];
+      const heads = thumb.closest("tr").querySelectorAll(".pv-thumb").length;
+      const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -heads, ArrowDown: heads, Home: -all.length, End: all.length };
+      if (!(event.key in by)) return;
+      event.preventDefault();
+      const at = all.indexOf(thumb) + by[event.key];
+      const next = event.key === "Home" ? all[0] : event.key === "End" ? all[all.length - 1] : all[at];
+      if (next) next.focus();
+    });
+    own.addEventListener("change", recolour);
+    mark();
+    if (!spec.plain) enlarge();
+    root.classList.add("pv-ready");
+  }
+
+  function hover(root) {
+    const tip = make("div", "pv-tip");
+    tip.setAttribute("role", "status");
+    tip.hidden = true;
+    root.append(tip);
+    let at = null;
+    const show = (cell) => {
+      if (at) at.classList.remove("pv-at");
+      at = cell;
+      tip.hidden = !cell;
+      if (!cell) return;
+      cell.classList.add("pv-at");
+      const [row, column] = [cell.closest("tr").cells[0], cell.closest("table").rows[0].cells[cell.cellIndex]];
+      tip.replaceChildren(
+        make("bdi", "", row.textContent), " → ", make("bdi", "", column.textContent), ": ",
+        make("b", "", cell.dataset.v),
+      );
+      const box = cell.getBoundingClientRect();
+      const left = Math.min(box.right + 8, innerWidth - tip.offsetWidth - 8);
+      const above = box.top - tip.offsetHeight - 6;
+      tip.style.left = Math.max(8, left) + "px";
+      tip.style.top = (above < 4 ? box.bottom + 6 : above) + "px";
+    };
+    root.addEventListener("pointerover", (event) => show(event.target.closest("td[data-v]")));
+    root.addEventListener("pointerleave", () => show(null));
+    root.addEventListener("focusout", () => show(null));
+    addEventListener("scroll", () => show(null), { passive: true });
+    root.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") show(null);
+      const heat = event.target.closest(".pv-heat");
+      const by = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+      if (!heat || !by) return;
+      event.preventDefault();
+      const here = at && heat.contains(at) ? [at.closest("tr").rowIndex, at.cellIndex] : null;
+      const row = heat.rows[here ? here[0] + by[0] : 1];
+      const cell = row && row.cells[here ? here[1] + by[1] : 1];
+      if (cell && cell.dataset.v) show(cell);
+    });
+  }
+
+  for (const root of document.querySelectorAll(".pv:not([data-ready])")) {
+    root.dataset.ready = "";
+    hover(root);
+    if (typeof DecompressionStream === "undefined") continue; // Old browsers keep the plain picture.
+    root.querySelectorAll(".pv-grid").forEach(grid);
+  }
+})();
