@@ -147,7 +147,9 @@ def main() -> None:
     pairs = [(cpu(ours, sweep), cpu(theirs, sweep)) for _ in range(given.repeats)]
     mine, other = (median(times) for times in zip(*pairs, strict=True))
     ratio = median(b / a for a, b in pairs)
-    print(f"{sweep.model.name}: {len(sweep.cells)} cells x {PROMPTS} prompts, greatest gap {gap:.1e}")
+    print(
+        f"{sweep.model.name}: {len(sweep.cells)} cells x {PROMPTS} prompts, greatest gap {gap:.1e}"
+    )
     print(f"ours {mine:.2f} CPU-s, transformer_lens {other:.2f} CPU-s, ratio {ratio:.1f}")
     assert gap < 1e-5, "the two sweeps disagree"
 

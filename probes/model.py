@@ -3,8 +3,9 @@
 import copy
 import difflib
 import inspect
+import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,9 @@ from probes.resources import data_folder
 # Greatest absolute difference of a logit from the plain Hugging Face model in eager attention,
 # for logits of scale 1; half precision differs only where the bridge redoes fused attention.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 5e-3}
+
+# What blocks call the argument that takes a key/value cache.
+SLOTS = ("past_key_values", "layer_past")
 
 Edit = Callable[[Tensor], Tensor | None]
 
@@ -98,21 +102,34 @@ class Model:
             yield
 
     @contextmanager
-    def calls(self, before: Callable[[int, tuple, dict], tuple[tuple, dict]]) -> Iterator[None]:
-        """Let `before(layer, args, kwargs)` see and replace what each block is called with."""
+    def storing(self, stores: Sequence[object]) -> Iterator[list[dict]]:
+        """Give each block a store in place of its key/value cache; list what it was called with.
+
+        A store's `update(keys, values, layer)` returns the keys and values to attend to.
+        """
+        calls: list[dict] = []
+
+        def before(block: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:  # noqa: ANN401
+            given = dict(zip(_arguments(block), args, strict=False)) | kwargs
+            hidden = given.pop("hidden_states")
+            given.pop(slot := _slot(block), None)
+            calls.append(given)
+            return (hidden,), given | {slot: stores[len(calls) - 1]}
+
         with self.alone():
-            handles = [
-                block.register_forward_pre_hook(
-                    lambda _, args, kwargs, layer=layer: before(layer, args, kwargs),
-                    with_kwargs=True,
-                )
-                for layer, block in enumerate(self.bridge.blocks)
-            ]
+            blocks = self.bridge.blocks[: len(stores)]
+            handles = [b.register_forward_pre_hook(before, with_kwargs=True) for b in blocks]
             try:
-                yield
+                yield calls
             finally:
                 for handle in handles:
                     handle.remove()
+
+    def block(self, layer: int, resid: Tensor, given: Mapping[str, Any], store: object) -> Tensor:
+        """Run one block by itself, with arguments that `storing` listed, cut to what is wanted."""
+        block = self.bridge.blocks[layer]
+        out = block(hidden_states=resid, **given, **{_slot(block): store})
+        return out[0] if isinstance(out, tuple) else out
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -142,8 +159,8 @@ def load(
     source, origin = _find(name)
     hf_model, tokenizer = _read(source, _dtype(dtype))
     _refuse_broken(hf_model, str(name))
-    short = Path(str(name)).name
-    return _adopt(hf_model.to(device or torch.get_default_device()), (short, origin), tokenizer)
+    hf_model = hf_model.to(device or torch.get_default_device())
+    return _adopt(hf_model, (Path(name).name, origin), tokenizer)
 
 
 def wrap(
@@ -157,13 +174,13 @@ def untrained(like: Model, *, seed: int) -> Model:
     """Build the same architecture with fresh weights, drawn from `seed` alone."""
     from transformers import AutoModelForCausalLM
 
-    config = copy.deepcopy(like.config)
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would also seed the accelerators, which are not forked.
         torch.default_generator.manual_seed(seed)
-        hf_model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        config = copy.deepcopy(like.config)
+        hf_model = AutoModelForCausalLM.from_config(config, dtype=like.dtype)
     names = (f"{like.name} untrained {seed}", f"untrained like {like.name}, seed {seed}")
-    return _adopt(hf_model.to(like.device, like.dtype), names, like.tokenizer)
+    return _adopt(hf_model.to(like.device), names, like.tokenizer)
 
 
 def family() -> tuple[str, ...]:
@@ -171,14 +188,21 @@ def family() -> tuple[str, ...]:
     return tuple(sorted(p.parent.name for p in (data_folder() / "models").glob("*/config.json")))
 
 
+def _arguments(block: Any) -> list[str]:  # noqa: ANN401
+    return list(inspect.signature(block.original_component.forward).parameters)
+
+
+def _slot(block: Any) -> str:  # noqa: ANN401
+    return next(slot for slot in SLOTS if slot in _arguments(block))
+
+
 def _checked(name: str, edit: Edit) -> Callable[..., Tensor | None]:
     def hook(value: Tensor, hook: object) -> Tensor | None:
         new = edit(value)
         if new is not None and (new.shape != value.shape or new.dtype != value.dtype):
             raise SiteError(
-                f"An edit of {name!r} must keep shape and number format: "
-                f"{tuple(value.shape)} {value.dtype} went in, {tuple(new.shape)} {new.dtype} "
-                "came back. Return a tensor like the one given, or None."
+                f"An edit of {name!r} must keep shape and dtype: {tuple(value.shape)} {value.dtype} "
+                f"went in, {tuple(new.shape)} {new.dtype} came back. Return its like, or None."
             )
         return new
 
@@ -188,9 +212,7 @@ def _checked(name: str, edit: Edit) -> Callable[..., Tensor | None]:
 def _dtype(name: str) -> torch.dtype:
     known = {str(d).removeprefix("torch."): d for d in TOLERANCE}
     if name not in known:
-        raise ModelError(
-            f"Unknown number format: {name!r} found. Use one of {', '.join(sorted(known))}."
-        )
+        raise ModelError(f"Unknown dtype: {name!r} found. Use one of {', '.join(sorted(known))}.")
     return known[name]
 
 
@@ -202,41 +224,43 @@ def _find(name: str | Path) -> tuple[str, str]:
     if (folder / "config.json").is_file():
         if not any(folder.glob("*.safetensors")):
             raise ModelError(
-                f"The folder {text} has no safetensors weights; found: "
-                f"{', '.join(sorted(p.name for p in folder.iterdir()))}. Load it once with "
-                "transformers and write it with save_pretrained(folder), which makes safetensors."
+                f"No safetensors weights in {text}: {', '.join(p.name for p in folder.iterdir())} "
+                "found. Load it once with transformers and write it with save_pretrained(folder)."
             )
         return str(folder), f"folder {folder.resolve()}"
-    if isinstance(name, str) and text.count("/") == 1 and not folder.exists() and text[0] not in "./~":
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", text) and not folder.exists():
         return text, f"hub {text}"
     near = difflib.get_close_matches(text, family(), n=1)
     raise ModelError(
-        f"No model {text!r}: neither a family name ({', '.join(family()) or 'none here'}) nor a "
-        "folder with config.json nor a hub id such as owner/name. "
-        + (f"Did you mean {near[0]!r}?" if near else "Check the name.")
+        f"No model {text!r}: not a family name ({', '.join(family()) or 'none here'}), a folder "
+        "with config.json or a hub id such as owner/name. "
+        f"{f'Did you mean {near[0]!r}?' if near else 'Check the name.'}"
     )
 
 
 def _read(source: str, dtype: torch.dtype) -> tuple[nn.Module, object]:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = Path(source)
+    how = {"dtype": dtype, "attn_implementation": "eager", "use_safetensors": True}
+    bare = Path(source).is_dir() and not any(Path(source).glob("tokenizer*"))
     try:
-        hf_model = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=dtype,
-            attn_implementation="eager",
-            use_safetensors=True,
-            trust_remote_code=False,
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, **how, trust_remote_code=False, output_loading_info=True
         )
-        bare = folder.is_dir() and not any(folder.glob("tokenizer*"))
         tokenizer = None if bare else AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
             f"Could not load {source!r}: {reason} Check the name and the connection, "
             "or give a local folder with config.json and safetensors weights."
         ) from error
+    hf_model, found = loaded
+    if found["missing_keys"]:
+        raise ModelError(
+            f"The weights of {source!r} are incomplete: {min(found['missing_keys'])} is missing "
+            "and would be random. Save or fetch the model again."
+        )
     return hf_model, tokenizer
 
 
@@ -256,19 +280,15 @@ def _adopt(hf_model: Any, names: tuple[str, str], tokenizer: object) -> Model:  
     hf_model.set_attn_implementation("eager")
     config = copy.deepcopy(hf_model.config)
     architecture = type(hf_model).__name__
-    try:
-        # No tokenizer: the bridge would replace it, and the kit feeds ids only.
+    try:  # No tokenizer: the bridge would replace it, and the kit feeds ids only.
         bridge = build_bridge_from_module(hf_model, architecture, hf_config=hf_model.config)
     except ValueError as error:
         raise ModelError(
             f"The architecture of {names[0]} is not supported: {architecture} found. "
             "Use a decoder such as Llama, GPT-2 or GPT-NeoX."
         ) from error
-    return Model(*names, _shape(architecture, bridge.cfg, config), tokenizer, bridge, config)
-
-
-def _shape(architecture: str, cfg: Any, config: Any) -> Shape:  # noqa: ANN401
-    return Shape(
+    cfg = bridge.cfg
+    shape = Shape(
         architecture=architecture,
         layers=int(cfg.n_layers),
         heads=int(cfg.n_heads),
@@ -279,3 +299,4 @@ def _shape(architecture: str, cfg: Any, config: Any) -> Shape:  # noqa: ANN401
         context=int(config.max_position_embeddings),
         parallel=bool(getattr(cfg, "parallel_attn_mlp", False)),
     )
+    return Model(*names, shape, tokenizer, bridge, config)

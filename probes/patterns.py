@@ -128,7 +128,7 @@ class Pattern:
                 continue
             other = next(self.counterfactuals(question, contrast, seed=rng.randrange(2**31)), None)
             if other is not None:
-                found[question] = Pair(contrast, question, other)
+                found[question] = self.pair_up(contrast, question, other)
         if len(found) < count:
             raise PatternError(
                 f"{self.name!r} yielded {len(found)} of {count} pairs for {contrast!r}: "
@@ -148,19 +148,28 @@ class Pattern:
             other = target.ask(frame_to, slots | changed, question.numerals)
             if other is None or (contrast in ("operation", "x", "y") and not _clear(other)):
                 continue
-            moved = dict(other.answers)["number"] != dict(question.answers)["number"]
-            # A slot that the answer rests on must move it; one that it does not rest on cannot.
-            if contrast in ("x", "y") and not moved and self._rests_on(contrast):
-                continue
             if other.text != question.text:
-                yield _with_outcomes(other, question)
+                yield other
 
-    def draw(self, rng: random.Random, frames: tuple[Frame, ...] = ()) -> Question | None:
+    @staticmethod
+    def pair_up(contrast: str, question: Question, other: Question) -> Pair:
+        """Pair a question with its counterfactual; each is read among the outcomes of both."""
+        clean, changed = _with_outcomes(question, other), _with_outcomes(other, question)
+        return Pair(contrast, clean, changed)
+
+    def draw(
+        self,
+        rng: random.Random,
+        frames: tuple[Frame, ...] = (),
+        fixed: Mapping[str, int | str] | None = None,
+    ) -> Question | None:
         """Draw one question, or None when the drawn slots have no answer to ask for."""
         frame = rng.choice(frames or self.frames)
         low, high = self.lexicon.numbers
-        slots: dict[str, int | str] = {}
+        slots: dict[str, int | str] = dict(fixed or {})
         for slot in frame.slots:
+            if slot in slots:
+                continue
             kind = self.lexicon.kind(slot)
             if kind == "number":
                 slots[slot] = rng.randint(low, high)
@@ -274,9 +283,6 @@ class Pattern:
             kinds = [frame.slots for frame in self.frames]
             return tuple(frame for frame in self.frames if kinds.count(frame.slots) > 1)
         return tuple(frame for frame in self.frames if contrast in frame.slots)
-
-    def _rests_on(self, slot: str) -> bool:
-        return slot in dict(self.answers)["number"].split()
 
     def _frame(self, name: str) -> Frame:
         for frame in self.frames:

@@ -5,15 +5,15 @@ so a run restarts at the block after the patch, at the first patched position, w
 values of the clean run before it; the last block and the unembedding run at the read-outs only.
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from probes.errors import BatchError, SiteError
 from probes.model import Model
@@ -22,11 +22,10 @@ from probes.model import Model
 PROVEN = frozenset({"GPT2LMHeadModel", "LlamaForCausalLM", "GPTNeoXForCausalLM"})
 
 # Tokens of one batch: enough to feed the matrix products, few enough to stay in a CPU's cache.
-TOKENS = 1024
+TOKENS = 2048
 
-RESID_IN, Z, MLP_OUT = "hook_resid_pre", "attn.hook_z", "hook_mlp_out"
-RESID, MLP = -2, -1
-_CODE = {"resid": RESID, "mlp": MLP}
+RESID, RESID_OUT = "hook_resid_pre", "hook_resid_post"
+Z, MLP = "attn.hook_z", "hook_mlp_out"
 
 Measure = Callable[[Tensor, Tensor], Tensor]
 
@@ -57,17 +56,18 @@ class Recording:
     mlp_out: Float[Tensor, "layer prompt position d_model"]
     resid: Float[Tensor, "layer+1 prompt position d_model"]
     """The input of every block, and the output of the last."""
-    _blocks: tuple["_Call", ...] = field(repr=False)
+    # What each block was called with, and the keys and values that it made.
+    _blocks: tuple[tuple[dict, "_Store"], ...] = field(repr=False)
 
     def aligned(self, index: Int[Tensor, "prompt position"]) -> "Recording":
         """Move activations so that position p of prompt i holds what was at index[i, p]."""
-        rows = _column(index)
-        return replace(
-            self,
-            z=self.z[:, rows, index],
-            mlp_out=self.mlp_out[:, rows, index],
-            resid=self.resid[:, rows, index],
-        )
+        at = (slice(None), torch.arange(len(index), device=index.device)[:, None], index)
+        return replace(self, z=self.z[at], mlp_out=self.mlp_out[at], resid=self.resid[at])
+
+    def _of(self, cell: Cell) -> Float[Tensor, "prompt position feature"]:
+        if isinstance(cell.component, int):
+            return self.z[cell.layer, :, :, cell.component]
+        return (self.mlp_out if cell.component == "mlp" else self.resid)[cell.layer]
 
 
 @torch.no_grad()
@@ -80,34 +80,21 @@ def record(
     """Run the model once; `readout` holds the positions whose logits are wanted."""
     layers = range(model.shape.layers)
     kept: dict[str, Tensor] = {}
-    blocks = []
-
-    def before(layer: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        given, slot = _named(model.bridge.blocks[layer], args, kwargs)
-        hidden = given.pop("hidden_states")
-        blocks.append(_Call(given, slot, store := _Store()))
-        return (hidden,), given | {slot: store}
+    stores = [_Store() for _ in layers] if model.shape.architecture in PROVEN else []
 
     def keep(name: str) -> Callable[[Tensor], None]:
         return lambda value: kept.update({name: value})
 
-    last = f"blocks.{layers[-1]}.hook_resid_post"
-    names = [f"blocks.{n}.{point}" for n in layers for point in (RESID_IN, Z, MLP_OUT)]
-    proven = model.shape.architecture in PROVEN
-    watching = model.calls(before) if proven else nullcontext()
-    with model.editing({name: keep(name) for name in [*names, last]}), watching:
+    def every(point: str) -> Tensor:
+        return torch.stack([kept[f"blocks.{n}.{point}"] for n in layers])
+
+    names = [f"blocks.{n}.{point}" for n in layers for point in (RESID, Z, MLP, RESID_OUT)]
+    with model.editing({name: keep(name) for name in names}), model.storing(stores) as calls:
         logits = model.logits(ids, mask)
-    return Recording(
-        model=model,
-        ids=ids,
-        mask=mask,
-        readout=readout,
-        logits=logits[_column(ids), readout],
-        z=torch.stack([kept[f"blocks.{n}.{Z}"] for n in layers]),
-        mlp_out=torch.stack([kept[f"blocks.{n}.{MLP_OUT}"] for n in layers]),
-        resid=torch.stack([*(kept[f"blocks.{n}.{RESID_IN}"] for n in layers), kept[last]]),
-        _blocks=tuple(blocks),
-    )
+    seen = logits.take_along_dim(readout[..., None], dim=1)
+    resid = torch.cat([every(RESID), every(RESID_OUT)[-1:]])
+    blocks = tuple(zip(calls, stores, strict=True))
+    return Recording(model, ids, mask, readout, seen, every(Z), every(MLP), resid, blocks)
 
 
 @torch.no_grad()
@@ -140,103 +127,58 @@ class _Rows:
     start: int
     """The first block whose input differs; the number of layers where only the output does."""
     first: int
+    end: int
     cell: Int[Tensor, " row"]
     prompt: Int[Tensor, " row"]
     component: Int[Tensor, " row"]
-    """A head's number, or RESID or MLP."""
+    """A head's number, -1 for the MLP, -2 for the residual."""
     changed: Bool[Tensor, "row position"]
 
 
-@dataclass(frozen=True, eq=False)
-class _Call:
-    """How the clean run called one block, and the keys and values that it made there."""
-
-    given: dict
-    slot: str
-    """The argument that takes a key/value cache."""
-    store: "_Store"
-
-
 class _Store:
-    """Stand in for a key/value cache inside one block."""
+    """Stand in for a key/value cache inside one block, filled up to position `first`."""
 
-    def __init__(self) -> None:
-        self.keys = self.values = torch.empty(0)
-
-    def update(self, keys: Tensor, values: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-        self.keys, self.values = keys, values
-        return keys, values
-
-
-class _Prefix(_Store):
-    """Put a clean prefix before the keys and values that a block makes."""
-
-    def __init__(self, clean: _Store, rows: _Rows, end: int) -> None:
-        self.keys = clean.keys[rows.prompt, :, :end]
-        self.values = clean.values[rows.prompt, :, :end]
-        self.first = rows.first
+    def __init__(self, *kept: Tensor, first: int = 0) -> None:
+        self.keys, self.values = kept or (None, None)
+        self.first, self.stop = first, False
 
     def update(self, keys: Tensor, values: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-        self.keys[:, :, self.first :] = keys
-        self.values[:, :, self.first :] = values
+        """Answer a block that hands over its new keys and values."""
+        if self.keys is None or self.values is None:
+            self.keys, self.values = keys, values
+        elif self.first < self.keys.shape[2]:
+            self.keys[:, :, self.first :] = keys
+            self.values[:, :, self.first :] = values
+        if self.stop:
+            raise _Made
         return self.keys, self.values
 
 
-class _Made(Exception):  # noqa: N818
+class _Made(Exception):
     """Leave a block as soon as its keys and values are made."""
-
-
-class _Stopping(_Prefix):
-    def update(self, keys: Tensor, values: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-        super().update(keys, values)
-        raise _Made
-
-
-class _Fixed(_Store):
-    """Let new queries read keys and values that are complete already."""
-
-    def __init__(self, whole: _Store) -> None:
-        self.keys, self.values = whole.keys, whole.values
-
-    def update(self, keys: Tensor, values: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-        return self.keys, self.values
 
 
 def _batches(
     clean: Recording, source: Recording, cells: Sequence[Cell], where: Mapping[str, Tensor]
 ) -> Iterator[_Rows]:
-    device = clean.ids.device
     end = int(clean.readout.max()) + 1
     groups: dict[int, list[int]] = {}
     for number, cell in enumerate(cells):
         groups.setdefault(cell.layer + (cell.component != "resid"), []).append(number)
     for start, numbers in sorted(groups.items()):
-        chosen = torch.stack([where[cells[n].role] for n in numbers])
-        differs = torch.stack([_differs(clean, source, cells[n]) for n in numbers])
-        changed = chosen & differs & _readable(clean, start)
-        codes = [_CODE.get(c, c) for c in (cells[n].component for n in numbers)]
-        index, code = torch.tensor([numbers, codes], device=device)
+        some = [cells[n] for n in numbers]
+        differs = torch.stack([(clean._of(c) != source._of(c)).any(-1) for c in some])
+        changed = differs & torch.stack([where[c.role] for c in some]) & _readable(clean, start)
+        codes = [{"mlp": -1, "resid": -2}.get(str(c.component), c.component) for c in some]
+        index, code = torch.tensor([numbers, codes], device=clean.ids.device)
         group, prompt = changed.any(-1).nonzero(as_tuple=True)
         firsts = changed[group, prompt].int().argmax(-1)
         order = firsts.argsort(stable=True)
-        done = 0
-        while done < len(order):
-            first = int(firsts[order[done]])
-            some = order[done : done + max(1, TOKENS // (end - first))]
-            g, p = group[some], prompt[some]
-            yield _Rows(start, first, index[g], p, code[g], changed[g, p])
-            done += len(some)
-
-
-def _differs(clean: Recording, source: Recording, cell: Cell) -> Bool[Tensor, "prompt position"]:
-    if isinstance(cell.component, int):
-        ours, theirs = (r.z[cell.layer, :, :, cell.component] for r in (clean, source))
-    else:
-        ours, theirs = (
-            (r.mlp_out if cell.component == "mlp" else r.resid)[cell.layer]
-            for r in (clean, source)
-        )
-    return (ours != theirs).any(-1)
+        while len(order):
+            first = int(firsts[order[0]])
+            now, order = order.tensor_split([max(1, TOKENS // (end - first))])
+            g, p = group[now], prompt[now]
+            yield _Rows(start, first, end, index[g], p, code[g], changed[g, p])
 
 
 def _readable(clean: Recording, start: int) -> Bool[Tensor, "prompt position"]:
@@ -244,58 +186,65 @@ def _readable(clean: Recording, start: int) -> Bool[Tensor, "prompt position"]:
     position = torch.arange(clean.ids.shape[1], device=clean.ids.device)
     if start < clean.model.shape.layers:
         return position <= clean.readout.amax(-1, keepdim=True)
-    return (position[None, :, None] == clean.readout[:, None, :]).any(-1)
+    return (position[:, None] == clean.readout[:, None]).any(-1)
 
 
-def _restart(
-    clean: Recording, source: Recording, rows: _Rows
-) -> Float[Tensor, "row answer vocab"]:
-    bridge, layers = clean.model.bridge, clean.model.shape.layers
-    end = int(clean.readout.max()) + 1
-    span = torch.arange(rows.first, end, device=clean.ids.device).expand(len(rows.prompt), -1)
-    readout = clean.readout[rows.prompt]
-    hidden = _enter(clean, source, rows, end)
-    for layer in range(rows.start, layers - 1):
-        prefix = _Prefix(clean._blocks[layer].store, rows, end)
-        hidden = _block(clean, layer, (rows.prompt, span, hidden), prefix)
-    seen = _at_readout(clean.resid[max(rows.start, layers - 1)], rows, hidden, readout)
-    if rows.start < layers:
-        whole = _Stopping(clean._blocks[-1].store, rows, end)
+def _restart(clean: Recording, source: Recording, rows: _Rows) -> Tensor:
+    model, last = clean.model, clean.model.shape.layers - 1
+    span = torch.arange(rows.first, rows.end, device=clean.ids.device)
+    span, readout = span.expand(len(rows.prompt), -1), clean.readout[rows.prompt]
+
+    def given(layer: int, places: Tensor) -> dict:
+        calls = clean._blocks[layer][0]
+        return {name: _cut(value, rows.prompt, places) for name, value in calls.items()}
+
+    hidden = _enter(clean, source, rows)
+    for layer in range(rows.start, last):
+        hidden = model.block(layer, hidden, given(layer, span), _begun(clean, layer, rows))
+    # A read-out before the patch is not reached: what stands for it here is dropped at the end.
+    at = (readout - rows.first).clamp(min=0)
+    seen = hidden.take_along_dim(at[..., None], dim=1)
+    if rows.start <= last:
+        # All positions must give keys and values here, but only the read-outs need the rest.
+        (store := _begun(clean, last, rows)).stop = True
         with suppress(_Made):
-            _block(clean, layers - 1, (rows.prompt, span, hidden), whole)
-        seen = _block(clean, layers - 1, (rows.prompt, readout, seen), _Fixed(whole))
-    logits = bridge.unembed(bridge.ln_final(seen))
-    untouched = readout < rows.changed.int().argmax(-1, keepdim=True)
-    return torch.where(untouched[..., None], clean.logits[rows.prompt], logits)
+            model.block(last, hidden, given(last, span), store)
+        store.first, store.stop = rows.end, False
+        seen = model.block(last, seen, given(last, readout), store)
+    logits = model.bridge.unembed(model.bridge.ln_final(seen))
+    reached = rows.changed.cumsum(-1) > 0 if rows.start <= last else rows.changed
+    read = reached.take_along_dim(readout, dim=1)[..., None]
+    return torch.where(read, logits, clean.logits[rows.prompt])
 
 
-def _enter(
-    clean: Recording, source: Recording, rows: _Rows, end: int
-) -> Float[Tensor, "row position d_model"]:
+def _begun(clean: Recording, layer: int, rows: _Rows) -> _Store:
+    kept = clean._blocks[layer][1]
+    cut = (t[rows.prompt, :, : rows.end] for t in (kept.keys, kept.values) if t is not None)
+    return _Store(*cut, first=rows.first)
+
+
+def _enter(clean: Recording, source: Recording, rows: _Rows) -> Tensor:
     """What block `rows.start` reads from the first patched position on."""
-    hidden = clean.resid[rows.start][rows.prompt, rows.first : end]
-    row, at = rows.changed[:, rows.first : end].nonzero(as_tuple=True)
+    hidden = clean.resid[rows.start][rows.prompt, rows.first : rows.end]
+    row, at = rows.changed[:, rows.first : rows.end].nonzero(as_tuple=True)
     prompt, position, component = rows.prompt[row], at + rows.first, rows.component[row]
-    whole, part = component == RESID, component != RESID
-    hidden[row[whole], at[whole]] = source.resid[rows.start][prompt[whole], position[whole]]
+    part = component != -2
+    hidden[row, at] = source.resid[rows.start][prompt, position]
     if bool(part.any()):
-        spots = (prompt[part], position[part], component[part])
+        spots = torch.stack([prompt, position, component])[:, part]
         hidden[row[part], at[part]] = _leave(clean, source, rows.start - 1, spots)
     return hidden
 
 
-def _leave(
-    clean: Recording, source: Recording, layer: int, spots: tuple[Tensor, Tensor, Tensor]
-) -> Float[Tensor, "spot d_model"]:
+def _leave(clean: Recording, source: Recording, layer: int, spots: Tensor) -> Tensor:
     """What a block writes where one head's z, or the MLP's output, is the source's."""
     prompt, position, component = spots
     block, parallel = clean.model.bridge.blocks[layer], clean.model.shape.parallel
     at, head = (prompt, position), component >= 0
     z = clean.z[layer][at]
     z[head, component[head]] = source.z[layer][prompt[head], position[head], component[head]]
-    middle = clean.resid[layer][at] + block.attn.o(
-        rearrange(z, "spot head d_head -> 1 spot (head d_head)")
-    ).squeeze(0)
+    flat = rearrange(z, "spot head d_head -> 1 spot (head d_head)")
+    middle = clean.resid[layer][at] + block.attn.o(flat).squeeze(0)
     mlp = source.mlp_out[layer][at]
     if parallel:
         mlp[head] = clean.mlp_out[layer][prompt[head], position[head]]
@@ -304,102 +253,51 @@ def _leave(
     return middle + mlp
 
 
-def _at_readout(
-    resid: Float[Tensor, "prompt position d_model"],
-    rows: _Rows,
-    hidden: Float[Tensor, "row from_first d_model"],
-    readout: Int[Tensor, "row answer"],
-) -> Float[Tensor, "row answer d_model"]:
-    """Take the patched stream at the read-outs, the clean one at those before the patch."""
-    reached = (readout >= rows.first)[..., None]
-    patched = hidden[_column(hidden), (readout - rows.first).clamp(min=0)]
-    return torch.where(reached, patched, resid[rows.prompt[:, None], readout])
-
-
-def _block(
-    clean: Recording, layer: int, of: tuple[Tensor, Tensor, Tensor], store: _Store
-) -> Float[Tensor, "row position d_model"]:
-    """Run a block for (prompt of each row, its positions, what it reads there)."""
-    prompt, places, hidden = of
-    call = clean._blocks[layer]
-    length = clean.ids.shape[1]
-    given = {name: _cut(value, prompt, places, length) for name, value in call.given.items()}
-    out = clean.model.bridge.blocks[layer](
-        hidden_states=hidden, **given, **{call.slot: store}
-    )
-    return out[0] if isinstance(out, tuple) else out
-
-
-def _cut(
-    value: object, prompt: Int[Tensor, " row"], places: Int[Tensor, "row position"], length: int
-) -> object:
+def _cut(value: Any, prompt: Int[Tensor, " row"], places: Int[Tensor, "row position"]) -> Any:  # noqa: ANN401
     """Take the rows and positions of one block argument: a mask, an angle, or neither."""
     if isinstance(value, tuple):
-        return tuple(_cut(v, prompt, places, length) for v in value)
-    if not isinstance(value, Tensor):
+        return tuple(_cut(v, prompt, places) for v in value)
+    if not isinstance(value, Tensor) or value.ndim < 2:
         return value
-    row = (prompt if len(value) > 1 else torch.zeros_like(prompt))[:, None]
-    if value.ndim == 4 and value.shape[2] == length:
-        return value.expand(-1, 1, -1, -1)[row, 0, places][:, None]
-    return value[row, places]
+    row = (prompt if len(value) > 1 else 0 * prompt)[:, None]
+    return value[row, 0, places][:, None] if value.ndim == 4 else value[row, places]
 
 
-def _in_full(
-    clean: Recording, source: Recording, rows: _Rows
-) -> Float[Tensor, "row answer vocab"]:
+def _in_full(clean: Recording, source: Recording, rows: _Rows) -> Tensor:
     """Patch by a whole pass, for blocks that are not known to be a plain sum."""
-    p, layer = rows.prompt, rows.start
+    p, layer, shape = rows.prompt, rows.start, clean.model.shape
 
-    def put(kind: Tensor, theirs: Tensor) -> Callable[[Tensor], Tensor]:
-        swap = rows.changed & kind[:, None]
-        return lambda value: torch.where(swap[..., None], theirs[p], value)
+    def put(theirs: Tensor, *component: int) -> Callable[[Tensor], Tensor]:
+        wanted = rows.component[:, None] == torch.tensor(component, device=p.device)
+        swap = rows.changed[:, :, None] & wanted[:, None]
+        # Heads are an axis of their own; the other components are whole activations.
+        swap = swap[..., None] if theirs.ndim == 4 else swap
+        return lambda value: torch.where(swap, theirs[p], value)
 
-    def put_z(value: Tensor) -> Tensor:
-        swap = rows.component[:, None] == torch.arange(value.shape[2], device=value.device)
-        swap = rows.changed[:, :, None] & swap[:, None, :]
-        return torch.where(swap[..., None], source.z[layer - 1][p], value)
-
-    point = f"blocks.{layer}.{RESID_IN}"
-    if layer == clean.model.shape.layers:
-        point = f"blocks.{layer - 1}.hook_resid_post"
-    edits = {point: put(rows.component == RESID, source.resid[layer])}
+    entry = f"blocks.{layer}.{RESID}" if layer < shape.layers else f"blocks.{layer - 1}.{RESID_OUT}"
+    edits = {entry: put(source.resid[layer], -2)}
     if layer > 0:
-        mlp = put(rows.component == MLP, source.mlp_out[layer - 1])
-        edits |= {f"blocks.{layer - 1}.{Z}": put_z, f"blocks.{layer - 1}.{MLP_OUT}": mlp}
+        edits[f"blocks.{layer - 1}.{MLP}"] = put(source.mlp_out[layer - 1], -1)
+        edits[f"blocks.{layer - 1}.{Z}"] = put(source.z[layer - 1], *range(shape.heads))
     with clean.model.editing(edits):
         logits = clean.model.logits(clean.ids[p], clean.mask[p])
-    return logits[_column(logits), clean.readout[p]]
-
-
-def _named(block: nn.Module, args: tuple, kwargs: dict) -> tuple[dict, str]:
-    """Give a block's arguments their names, and say which one takes the key/value cache."""
-    names = inspect.signature(block.original_component.forward).parameters
-    given = dict(zip(names, args, strict=False)) | kwargs
-    slot = next(name for name in ("past_key_values", "layer_past") if name in names)
-    return {name: value for name, value in given.items() if name != slot}, slot
-
-
-def _column(rows: Tensor) -> Int[Tensor, "row 1"]:
-    return torch.arange(len(rows), device=rows.device)[:, None]
+    return logits.take_along_dim(clean.readout[p][..., None], dim=1)
 
 
 def _check(
     clean: Recording, source: Recording, cells: Sequence[Cell], where: Mapping[str, Tensor]
 ) -> None:
-    shape = clean.model.shape
-    if clean.z.shape != source.z.shape:
+    shape, sizes = clean.model.shape, (tuple(source.z.shape), tuple(clean.z.shape))
+    if sizes[0] != sizes[1]:
         raise BatchError(
-            f"The source cannot be patched in: its z has shape {tuple(source.z.shape)}, the clean "
-            f"run's {tuple(clean.z.shape)}. Record both as batches of one size and one model."
+            f"The source cannot be patched in: its z is {sizes[0]}, the clean run's {sizes[1]}. "
+            "Record both as batches of one size, on models of one shape."
         )
+    known = ("resid", "mlp", *range(shape.heads))
     for cell in cells:
-        last = shape.layers if cell.component == "resid" else shape.layers - 1
-        if not 0 <= cell.layer <= last:
-            raise SiteError(f"No layer for {cell}: {clean.model.name} has 0 to {last}. Use one.")
-        if cell.component not in ("resid", "mlp", *range(shape.heads)):
+        layers = range(shape.layers + (cell.component == "resid"))
+        if cell.layer not in layers or cell.component not in known or cell.role not in where:
             raise SiteError(
-                f"No component for {cell}: use 'resid', 'mlp' or a head from 0 to "
-                f"{shape.heads - 1}."
+                f"{clean.model.name} cannot be patched at {cell}. Use a layer below {len(layers)}, "
+                f"'resid', 'mlp' or a head below {shape.heads}, and a role of {', '.join(where)}."
             )
-        if cell.role not in where:
-            raise SiteError(f"No positions for {cell}: `where` holds {', '.join(where)}. Add it.")

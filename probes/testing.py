@@ -72,8 +72,9 @@ def ungrouped(model: Model) -> Model:
 
 
 def hook_count(model: Model) -> int:
-    """Count every hook on the bridge: torch's own, and those that hook points list."""
-    count = 0
+    """Count the hooks on the bridge: torch's, and those that hook points list, not its own."""
+    # A block wires these itself, at its first pass and for good.
+    count = -sum(len(block._capture_hook_handles) for block in model.bridge.blocks)
     for module in model.bridge.modules():
         count += len(module._forward_hooks) + len(module._forward_pre_hooks)
         count += len(module._backward_hooks) + len(module._backward_pre_hooks)
@@ -83,6 +84,8 @@ def hook_count(model: Model) -> int:
 
 def _spread(weight: Tensor, model: Model) -> Tensor:
     each = model.shape.heads // model.shape.kv_heads
-    split = rearrange(weight, "(kv_head d_head) ... -> kv_head d_head ...", d_head=model.shape.d_head)
+    split = rearrange(
+        weight, "(kv_head d_head) ... -> kv_head d_head ...", d_head=model.shape.d_head
+    )
     spread = repeat(split, "kv_head d_head ... -> (kv_head each) d_head ...", each=each)
     return rearrange(spread, "head d_head ... -> (head d_head) ...")

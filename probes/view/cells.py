@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from probes.view.colours import hexed, ink, paint
-from probes.view.text import escaped, label
+from probes.view.text import MINUS, escaped, label, minus
 
 # Narrower cells hold no number; it shows on hover, and the sign of a change shows as hatching.
 NUMBER_WIDTH = 20
@@ -27,6 +27,7 @@ class Look:
         top: The number at the end of the colour scale.
         cell: Width of a cell in pixels.
         corner: What the rows and the columns are.
+        spread: Whether the error is printed under each number.
     """
 
     name: str
@@ -34,20 +35,20 @@ class Look:
     top: float = 1.0
     cell: int = 22
     corner: tuple[str, str] = ("query", "key")
+    spread: bool = False
 
 
 def cell_width(count: int, together: int = 1) -> int:
     """The width at which `count` columns are readable, with `together` maps side by side."""
-    room = 620 if together == 1 else 308
-    return max(8, min(40 if together == 1 else 30, room // count))
+    room, most = (620, 40) if together == 1 else (310, 30)
+    return max(9, min(most, room // count - 1))
 
 
 def exact(value: float, error: float, signed: bool) -> str:
     """The number with its error, such as `+0.412 ± 0.010`."""
     if np.isnan(value):
         return "no such cell"
-    text = f"{value:+.3f}" if signed else f"{value:.3f}"
-    text = text.replace("-", "−")
+    text = minus(f"{value:+.3f}" if signed else f"{value:.3f}")
     return text if np.isnan(error) else f"{text} ± {error:.3f}"
 
 
@@ -61,7 +62,7 @@ def short(value: float, look: Look) -> str:
     text = f"{abs(value):.{digits}f}"
     if look.cell < 30:
         text = "1" if text == "1.00" else text.removeprefix("0")
-    sign = ("−" if value < 0 else "+") if look.signed else ""
+    sign = (MINUS if value < 0 else "+") if look.signed else ""
     return sign + text
 
 
@@ -80,9 +81,8 @@ def heat_table(
         for name in columns
     )
     row_word, column_word = (escaped(word) for word in look.corner)
-    lines = [
-        f'<tr><td class="pv-corner">{row_word}&nbsp;↓<br>{column_word}&nbsp;→</td>{heads}</tr>'
-    ]
+    words = f"{row_word}&nbsp;↓<br>{column_word}&nbsp;→" if any(look.corner) else ""
+    lines = [f'<tr><td class="pv-corner">{words}</td>{heads}</tr>']
     for at, name in enumerate(rows):
         cells = "".join(
             _cell(float(value), float(spread), colour, look)
@@ -102,7 +102,9 @@ def _cell(value: float, error: float, colour: np.ndarray, look: Look) -> str:
     style = f"background-color:{hexed(colour)}"
     if np.isnan(value):
         return f'<td class="pv-none" style="{style}" data-v="{says}"></td>'
-    below = ' class="pv-minus"' if look.signed and value < -_FAINT * look.top else ""
+    under = f"<small>±{error:.2f}</small>" if look.spread and not np.isnan(error) else ""
+    kind = ' class="pv-minus"' if look.signed and value < -_FAINT * look.top else ""
     return (
-        f'<td{below} style="{style};color:{ink(colour)}" data-v="{says}">{short(value, look)}</td>'
+        f'<td{kind} style="{style};color:{ink(colour)}" data-v="{says}">'
+        f"{short(value, look)}{under}</td>"
     )

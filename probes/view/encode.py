@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 from jaxtyping import Float, UInt8
 
-# Above this many cells a byte per cell is enough: nobody reads thousandths off such a picture.
+# Above this many cells a byte each has to do: nobody reads thousandths off such a picture.
 _FINE = 300_000
 
 

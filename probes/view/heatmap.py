@@ -17,7 +17,7 @@ from probes.view.encode import squeezed
 from probes.view.maps import HeadMaps
 from probes.view.picture import Picture
 from probes.view.static import draw_grid, draw_head
-from probes.view.text import attribute, escaped, label, visible
+from probes.view.text import MINUS, attribute, escaped, label, visible
 from probes.view.thumbs import Panel, panel_table, thumb_width
 
 HeadPair = tuple[tuple[int, int], tuple[int, int]]
@@ -36,11 +36,7 @@ def head_map(maps: HeadMaps, layer: int, head: int) -> Picture:
     weights = maps.weights[layer, head]
     table = heat_table(weights, error, maps.rows, maps.columns, look)
     title = maps.title or f"Attention of {maps.model} {name}"
-    body = (
-        f"{_heading(title)}{_legend(('share',))}"
-        f'<figure class="pv-map"><figcaption><b>{escaped(maps.model)}</b> {name}</figcaption>'
-        f'<div class="pv-scroll">{table}</div></figure>'
-    )
+    body = f"{_heading(title)}{_legend(('share',))}{_figure(maps.model, name, table)}"
     return Picture(visible(title), body, lambda figure: draw_head(figure, maps, layer, head))
 
 
@@ -68,13 +64,15 @@ def head_grid(
     panels = _panels(left, right, links)
     chosen = start or (links[0][0] if links else (0, 0))
     _check_head(left, *chosen)
-    width = thumb_width(max(panel.weights.shape[1] for panel in panels))
+    heads = max(panel.weights.shape[1] for panel in panels)
+    width = thumb_width(heads)
+    columns = " pv-two" if 4 < heads <= 16 and right else ""
     grids = "".join(panel_table(panel, width) for panel in panels)
     title = left.title or _title(left, right)
     body = (
         f'<section class="pv-grid" data-maps="{attribute(_payload(left, right, links, chosen))}">'
         f"{_heading(title)}{_legend(('share', 'change') if len(panels) > 2 else ('share',))}"
-        f'{_toggle()}<div class="pv-panels">{grids}</div>'
+        f'{_toggle()}<div class="pv-panels{columns}">{grids}</div>'
         f'{_remark(left, right, pairs)}<div class="pv-detail" aria-live="polite">'
         f"{_detail(left, right, links, chosen)}</div></section>"
     )
@@ -121,8 +119,8 @@ def _panels(
         change[layer_right, head_right] = (
             right.weights[layer_right, head_right] - left.weights[layer, head]
         )
-        names[layer_right * right.heads + head_right] += f" − L{layer}.H{head}"
-    name = f"{right.model} − {left.model}"
+        names[layer_right * right.heads + head_right] += f" {MINUS} L{layer}.H{head}"
+    name = f"{right.model} {MINUS} {left.model}"
     return first, second, Panel("change", name, change, True, tuple(names))
 
 
@@ -136,9 +134,7 @@ def _payload(
     models = [left] if right is None else [left, right]
     return {
         "models": [_plain(maps) for maps in models],
-        "links": [
-            [a[0] * left.heads + a[1], b[0] * right.heads + b[1]] for a, b in links if right
-        ],
+        "links": [[a[0] * left.heads + a[1], b[0] * right.heads + b[1]] for a, b in links if right],
         "change": right is not None and same_labels(left, right),
         "start": chosen[0] * left.heads + chosen[1],
         "stops": STOPS,
@@ -182,11 +178,13 @@ def _detail(
         return f'<div class="pv-maps">{out}{_absent(right.model)}</div>'
     out += _enlarged(right, partner, width)
     if same_labels(left, right):
-        name = f"{right.model} − {left.model}"
+        name = f"{right.model} {MINUS} {left.model}"
         look = Look(name, signed=True, cell=width)
         change = right.weights[partner] - left.weights[chosen]
         table = heat_table(change, None, left.rows, left.columns, look)
-        out += _figure(name, f"L{partner[0]}.H{partner[1]} − L{chosen[0]}.H{chosen[1]}", table)
+        out += _figure(
+            name, f"L{partner[0]}.H{partner[1]} {MINUS} L{chosen[0]}.H{chosen[1]}", table
+        )
     return f'<div class="pv-maps">{out}</div>'
 
 
@@ -222,17 +220,17 @@ def _heading(title: str) -> str:
 
 
 def _legend(scales: Sequence[str]) -> str:
-    words = {"share": ("attention", "0", "1"), "change": ("difference", "−1", "+1")}
+    words = {"share": ("attention", "0", "1"), "change": ("difference", f"{MINUS}1", "+1")}
     bars = "".join(
         f'<span class="pv-key" data-scale="{scale}">{words[scale][0]} <i>{words[scale][1]}</i>'
-        f'<span class="pv-bar" style="background:{gradient(scale)}"></span>'
-        f"<i>{words[scale][2]}</i></span>"
+        f'<span class="pv-bar pv-hide" style="background:{gradient(scale)}"> to </span>'
+        f'<i>{words[scale][2]}</i></span><span class="pv-hide">, </span>'
         for scale in ("share", "change")
         if scale in scales
     )
     grey = (
         f'<span class="pv-key"><span class="pv-swatch" style="background:{hexed(MISSING)}"></span>'
-        "no such cell</span>"
+        "grey: no such cell</span>"
     )
     return f'<div class="pv-legend">{bars}{grey}</div>'
 

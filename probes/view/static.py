@@ -11,7 +11,7 @@ import numpy as np
 from probes.view.cells import Look, short
 from probes.view.colours import Scale, ink, paint
 from probes.view.maps import HeadMaps
-from probes.view.text import label
+from probes.view.text import label, minus
 from probes.view.thumbs import Panel, largest_change
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ def draw_head(figure: "Figure", maps: HeadMaps, layer: int, head: int) -> None:
     """One head with labels on both axes and, where they fit, numbers in the cells."""
     queries, keys = len(maps.rows), len(maps.columns)
     each = 0.34 if max(queries, keys) <= 20 else 0.2
-    figure.set_size_inches(each * keys + 1.9, each * queries + 1.4)
-    axes = figure.subplots()
+    wide, high = each * keys, each * queries
+    figure.set_size_inches(wide + 1.9, high + 1.8)
+    axes, bar = figure.subplots(2, height_ratios=(high, 0.14))
     weights = maps.weights[layer, head]
     axes.imshow(paint(weights, "share"), interpolation="nearest")
     _labels(axes, maps)
@@ -35,7 +36,7 @@ def draw_head(figure: "Figure", maps: HeadMaps, layer: int, head: int) -> None:
     axes.set_xlabel("key: attended to")
     axes.set_ylabel("query: attends")
     axes.set_title(f"{_drawable(maps.model)} L{layer}.H{head}", parse_math=False, fontsize=10)
-    _bar(figure, axes, "share")
+    _bar(bar, "share")
 
 
 def draw_grid(figure: "Figure", panels: tuple[Panel, ...]) -> None:
@@ -43,13 +44,15 @@ def draw_grid(figure: "Figure", panels: tuple[Panel, ...]) -> None:
     widths = [panel.weights.shape[1] for panel in panels]
     each = min(0.9, 4.2 / max(widths))
     tall = max(panel.weights.shape[0] for panel in panels)
-    figure.set_size_inches(each * sum(widths) + 0.9 * len(panels), each * tall + 1.5)
-    row = figure.subplots(1, len(panels), width_ratios=widths, squeeze=False)[0]
-    for axes, panel in zip(row, panels, strict=True):
+    figure.set_size_inches(each * sum(widths) + 0.5 * len(panels), each * tall + 1.2)
+    ratios: dict[str, Any] = {"width_ratios": widths, "height_ratios": (each * tall, 0.12)}
+    grid = figure.subplots(2, len(panels), squeeze=False, gridspec_kw=ratios)
+    for axes, bar, panel in zip(*grid, panels, strict=True):
         _mosaic(axes, panel)
-    _bar(figure, row[0], "share")
-    if panels[-1].signed:
-        _bar(figure, row[-1], "change")
+        if panel.key == "right":
+            bar.set_axis_off()
+        else:
+            _bar(bar, "change" if panel.signed else "share")
 
 
 def _mosaic(axes: "Axes", panel: Panel) -> None:
@@ -63,12 +66,14 @@ def _mosaic(axes: "Axes", panel: Panel) -> None:
             axes.imshow(colours, extent=extent, interpolation="nearest", aspect="equal")
             change = largest_change(weights)
             if panel.signed and not np.isnan(change):
-                text = f"{change:+.2f}".replace("-", "−")
+                text = minus(f"{change:+.2f}")
                 axes.text(head, layer - half * 0.75, text, ha="center", va="center", fontsize=6)
     axes.set_xlim(-0.5, heads - 0.5)
     axes.set_ylim(layers - 0.5, -0.5)
     axes.set_xticks(range(heads), [f"H{head}" for head in range(heads)], fontsize=7)
     axes.set_yticks(range(layers), [f"L{layer}" for layer in range(layers)], fontsize=7)
+    axes.xaxis.tick_top()
+    axes.set_anchor("N")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_title(_drawable(panel.name), parse_math=False, fontsize=9)
@@ -93,19 +98,17 @@ def _numbers(axes: "Axes", weights: np.ndarray) -> None:
         axes.text(key, query, text, ha="center", va="center", fontsize=7, color=colour)
 
 
-def _bar(figure: "Figure", axes: "Axes", scale: Scale) -> None:
-    """A strip with the scale, and grey for what is not there."""
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import ListedColormap, Normalize
-
-    low = 0.0 if scale == "share" else -1.0
-    table = paint(np.linspace(low, 1, 256), scale) / 255
-    marks = ScalarMappable(Normalize(low, 1), ListedColormap(table))
-    bar = figure.colorbar(marks, ax=axes, location="bottom", fraction=0.05, aspect=30, shrink=0.8)
-    bar.ax.tick_params(labelsize=7)
-    bar.set_ticks([low, (low + 1) / 2, 1])
+def _bar(axes: "Axes", scale: Scale) -> None:
+    """A strip with the scale."""
+    low = 0 if scale == "share" else -1
+    strip = paint(np.linspace(low, 1, 256)[np.newaxis], scale)
+    axes.imshow(strip, extent=(low, 1, 0, 1), aspect="auto")
+    axes.set_yticks([])
+    axes.set_xticks([low, (low + 1) / 2, 1])
+    axes.tick_params(labelsize=7)
+    axes.spines[:].set_visible(False)
     word = "attention" if scale == "share" else "difference"
-    bar.set_label(f"{word}   (grey: no such cell)", fontsize=7)
+    axes.set_xlabel(f"{word}   (grey: no such cell)", fontsize=7)
 
 
 def _drawable(text: str) -> str:

@@ -8,13 +8,15 @@ import html
 import json
 import unicodedata
 
+MINUS = "\N{MINUS SIGN}"
+
 # Other, Format, Surrogate, Private use, unassigned, and the two separators that end a line.
 _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 _NAMED = {"\n": "⏎", "\r": "␍", "\t": "⇥", "\x7f": "␡"}
 
 
 def visible(text: str) -> str:
-    """The text with every invisible character written out, such as `⏎` or `‹U+202E›`."""
+    """The text with every invisible character written out, such as `⏎` or `<U+202E>`."""
     return "".join(_seen(char) for char in text)
 
 
@@ -27,6 +29,11 @@ def label(text: str) -> str:
     left = len(shown) - len(shown.lstrip(" "))
     right = len(shown) - len(shown.rstrip(" "))
     return "␣" * left + body + "␣" * right
+
+
+def minus(text: str) -> str:
+    """A formatted number with a minus sign in place of its hyphen."""
+    return text.replace("-", MINUS)
 
 
 def escaped(text: str) -> str:
@@ -54,4 +61,4 @@ def _seen(char: str) -> str:
         return char
     if ord(char) < 0x20:
         return chr(0x2400 + ord(char))
-    return f"‹U+{ord(char):04X}›"
+    return f"<U+{ord(char):04X}>"

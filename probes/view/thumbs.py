@@ -6,10 +6,9 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Float
 
-from probes.view.cells import exact
 from probes.view.colours import paint
 from probes.view.encode import image
-from probes.view.text import escaped
+from probes.view.text import escaped, minus
 
 # No thumbnail needs more points than this: what lies between is averaged.
 _POINTS = 48
@@ -44,7 +43,7 @@ def panel_table(panel: Panel, width: int) -> str:
         lines.append(f'<tr><th scope="row">L{layer}</th>{cells}</tr>')
     return (
         f'<figure class="pv-panel" data-panel="{panel.key}"><figcaption><b>{escaped(panel.name)}'
-        f'</b> <span class="pv-soft">{layers} × {heads} heads</span></figcaption>'
+        f'</b> <span class="pv-soft">{layers} &times; {heads} heads</span></figcaption>'
         f'<div class="pv-scroll"><table class="pv-heads" aria-label="{escaped(panel.name)}: '
         f'rows are layers, columns are heads">{"".join(lines)}</table></div></figure>'
     )
@@ -58,7 +57,7 @@ def largest_change(weights: Float[np.ndarray, "query key"]) -> float:
 
 def thumb_width(heads: int) -> int:
     """Pixels for one head, so that a grid of this many heads fits a page."""
-    return 84 if heads <= 4 else 64 if heads <= 8 else 46 if heads <= 12 else 34
+    return 84 if heads <= 4 else 62 if heads <= 8 else 43 if heads <= 12 else 31
 
 
 def _thumb(panel: Panel, layer: int, head: int, width: int) -> str:
@@ -69,21 +68,32 @@ def _thumb(panel: Panel, layer: int, head: int, width: int) -> str:
     note = ""
     if np.isnan(weights).all():
         says += ": no such head" if panel.key != "change" else ": no partner to compare with"
-        note = '<span class="pv-change">–</span>' if panel.signed else ""
+        note = '<span class="pv-change">&ndash;</span>' if panel.signed else ""
     elif panel.signed:
-        change = exact(largest_change(weights), float("nan"), signed=True)
+        change = minus(f"{largest_change(weights):+.2f}")
         says += f": largest change {change}"
-        note = f'<span class="pv-change">{change[:-1]}</span>'
+        note = f'<span class="pv-change">{change}</span>'
     points = _averaged(weights)
-    times = max(1, round(width / max(points.shape)))
+    times, shrink = _magnified(max(points.shape), width)
     pixels = paint(points, "change" if panel.signed else "share")
     large = pixels.repeat(times, axis=0).repeat(times, axis=1)
+    wide, high = round(large.shape[1] * shrink), round(large.shape[0] * shrink)
+    rule = ' class="pv-shrunk"' if shrink < 1 else ""
     return (
         f'<td><button type="button" class="pv-thumb" data-at="{at}" tabindex="{-1 if at else 0}" '
         f'aria-label="{escaped(says)}" aria-pressed="false"><img alt="{escaped(says)}" '
-        f'width="{large.shape[1]}" height="{large.shape[0]}" src="{image(large)}">'
+        f'width="{wide}" height="{high}"{rule} src="{image(large)}">'
         f"{note}</button></td>"
     )
+
+
+def _magnified(count: int, width: int) -> tuple[int, float]:
+    """Whole pixels per cell, and the shrinking that then brings `count` cells to the width."""
+    times = width // count
+    # Whole pixels look best, so a thumbnail may fall a little short of the width.
+    if times * count >= 0.85 * width:
+        return times, 1.0
+    return times + 1, min(1.0, width / ((times + 1) * count))
 
 
 def _averaged(weights: Float[np.ndarray, "query key"]) -> Float[np.ndarray, "row column"]:

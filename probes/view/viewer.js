@@ -85,7 +85,7 @@
     return node;
   }
 
-  function picture(map, colour) {
+  function picture(map, colour, width) {
     const canvas = make("canvas");
     [canvas.width, canvas.height] = [map.columns.length, map.rows.length];
     const pen = canvas.getContext("2d");
@@ -94,7 +94,13 @@
       pixels.data.set([...colour(value, map.signed, map.top), 255], at * 4);
     });
     pen.putImageData(pixels, 0, 0);
-    return canvas.toDataURL();
+    const large = make("canvas");
+    const times = Math.ceil(width / canvas.width);
+    [large.width, large.height] = [canvas.width * times, canvas.height * times];
+    const brush = large.getContext("2d");
+    brush.imageSmoothingEnabled = false;
+    brush.drawImage(canvas, 0, 0, large.width, large.height);
+    return large.toDataURL();
   }
 
   async function grid(root) {
@@ -132,8 +138,8 @@
       const caption = make("figcaption");
       caption.append(make("b", "", map.name), " " + map.head);
       if (own.checked) caption.append(make("span", "pv-soft", ` to ${map.signed ? "±" : ""}${map.top.toFixed(2)}`));
-      const room = right ? 308 : 620;
-      map.cell = Math.max(8, Math.min(right ? 30 : 40, Math.floor(room / map.columns.length)));
+      const [room, most] = right ? [310, 30] : [620, 40];
+      map.cell = Math.max(9, Math.min(most, Math.floor(room / map.columns.length) - 1));
       const scroll = make("div", "pv-scroll");
       scroll.append(table(map, colour));
       node.append(caption, scroll);
@@ -167,8 +173,8 @@
         const image = thumb.querySelector("img");
         image.dataset.same ??= image.src;
         if (!own.checked) image.src = image.dataset.same;
-        else if (panel === "change" && toLeft.has(at)) image.src = picture(change(toLeft.get(at), at), colour);
-        else if (panel !== "change") image.src = picture(map(panel === "left" ? left : right, at), colour);
+        else if (panel !== "change") image.src = picture(map(panel === "left" ? left : right, at), colour, image.width);
+        else if (toLeft.has(at)) image.src = picture(change(toLeft.get(at), at), colour, image.width);
       }
       for (const end of root.querySelectorAll(".pv-key > i")) {
         end.dataset.same ??= end.textContent;

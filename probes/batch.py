@@ -1,0 +1,343 @@
+"""What a model sees: token ids, and for every token the one role that it plays.
+
+Works with any fast tokenizer: roles are assigned by the overlap of character offsets after white
+space is stripped (offsets include the leading space, trim it, or put it in a token of its own,
+which then joins the role that follows).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from probes.errors import BatchError, OutcomeError, SiteError, TokenizerError
+from probes.questions import Question, Span
+
+REST, BOS = "rest", "bos"
+_PADDING = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """Where one answer is read, and by which tokens its outcomes are told apart.
+
+    Attributes:
+        name: The answer it reads, such as "number" or "noun".
+        position: The token whose logits are read: the one before the outcomes first differ.
+        answer: The answer's token there.
+        outcomes: The tokens of all outcomes there, the answer's first, one tuple a prompt.
+        end: The position after the answer's last token; the whole answer is right when every
+            token from `position` + 1 up to here is the likeliest.
+    """
+
+    name: str
+    position: Int[Tensor, " prompt"]
+    answer: Int[Tensor, " prompt"]
+    outcomes: tuple[tuple[int, ...], ...]
+    end: Int[Tensor, " prompt"]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Prompts with their answers, padded on the left, and the role of every token.
+
+    Attributes:
+        questions: What was encoded.
+        ids: Token ids; padding is masked, so its id means nothing.
+        mask: True where there is a token.
+        roles: The roles that occur, "bos" and "rest" first, then in the order of the texts.
+        role_of: Index into `roles` of every token, -1 for padding.
+        tokens: The text of every token, without padding.
+        readouts: One for each answer, in the order of the answers.
+    """
+
+    questions: tuple[Question, ...]
+    ids: Int[Tensor, "prompt position"]
+    mask: Bool[Tensor, "prompt position"]
+    roles: tuple[str, ...]
+    role_of: Int[Tensor, "prompt position"]
+    tokens: tuple[tuple[str, ...], ...]
+    readouts: tuple[Readout, ...]
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def where(self, role: str) -> Bool[Tensor, "prompt position"]:
+        """Mark the tokens that play a role.
+
+        Raises:
+            SiteError: No prompt of the batch has the role.
+        """
+        if role not in self.roles:
+            raise SiteError(f"Role {role!r} is not in this batch: it has {', '.join(self.roles)}")
+        return self.role_of == self.roles.index(role)
+
+    def readout(self, name: str) -> Readout:
+        """Return the read-out of one answer."""
+        for readout in self.readouts:
+            if readout.name == name:
+                return readout
+        known = [readout.name for readout in self.readouts]
+        raise SiteError(f"Answer {name!r} is not read in this batch: it has {known}")
+
+    @property
+    def positions(self) -> Int[Tensor, "prompt answer"]:
+        """Where each answer is read."""
+        return torch.stack([readout.position for readout in self.readouts], dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One encoded text before padding: ids, the role of each, its read-outs as numbers."""
+
+    ids: tuple[int, ...]
+    roles: tuple[str, ...]
+    tokens: tuple[str, ...]
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
+    outcomes: tuple[tuple[int, ...], ...]
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    *,
+    forced: Sequence[Question] | None = None,
+    limit: int | None = None,
+) -> Batch:
+    """Turn questions into a batch, each with its answers written after it.
+
+    Args:
+        tokenizer: Any fast tokenizer; its <bos> is put before each text if it has one.
+        questions: What to ask.
+        forced: Questions whose answers are written in place of the own ones, so that a
+            counterfactual is read behind the words of its clean twin.
+        limit: The most tokens that the model can take.
+
+    Raises:
+        BatchError: There is no question, or a text is longer than `limit`.
+        TokenizerError: The tokenizer keeps no offsets.
+        OutcomeError: Two outcomes of one answer cannot be told apart.
+    """
+    rows = encode_rows(tokenizer, questions, forced=forced)
+    return pad_rows(tuple(questions), rows, widest(rows, limit), padding(tokenizer))
+
+
+def widest(rows: Sequence[Row], limit: int | None) -> int:
+    """Return the length of the longest row, which must not exceed the model's limit."""
+    longest = max(rows, key=lambda row: len(row.ids))
+    if limit is not None and len(longest.ids) > limit:
+        raise BatchError(
+            f"The prompt {''.join(longest.tokens)[:80]!r} has {len(longest.ids)} tokens with its "
+            f"answers, and the model takes {limit}: shorten it"
+        )
+    return len(longest.ids)
+
+
+def padding(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return a token to pad with; it is masked, so any will do where there is none."""
+    choices = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, 0)
+    return int(next(token for token in choices if token is not None))
+
+
+def pad_rows(
+    questions: tuple[Question, ...], rows: Sequence[Row], width: int, pad: int
+) -> Batch:
+    """Pad encoded rows on the left to one width."""
+    order = dict.fromkeys((BOS, REST))
+    for row in rows:
+        order |= dict.fromkeys(row.roles)
+    present = {role for row in rows for role in row.roles}
+    roles = tuple(role for role in order if role in present)
+    ids = torch.full((len(rows), width), pad)
+    role_of = torch.full((len(rows), width), _PADDING)
+    for index, row in enumerate(rows):
+        start = width - len(row.ids)
+        ids[index, start:] = torch.tensor(row.ids)
+        role_of[index, start:] = torch.tensor([roles.index(role) for role in row.roles])
+    shift = torch.tensor([width - len(row.ids) for row in rows])
+    readouts = []
+    for k, (name, _) in enumerate(questions[0].answers):
+        readouts.append(
+            Readout(
+                name=name,
+                position=torch.tensor([row.starts[k] - 1 for row in rows]) + shift,
+                answer=torch.tensor([row.outcomes[k][0] for row in rows]),
+                outcomes=tuple(row.outcomes[k] for row in rows),
+                end=torch.tensor([row.ends[k] for row in rows]) + shift,
+            )
+        )
+    return Batch(
+        questions=questions,
+        ids=ids,
+        mask=role_of != _PADDING,
+        roles=roles,
+        role_of=role_of,
+        tokens=tuple(row.tokens for row in rows),
+        readouts=tuple(readouts),
+    )
+
+
+def encode_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    *,
+    forced: Sequence[Question] | None = None,
+) -> tuple[Row, ...]:
+    """Encode questions one by one, before padding; see `encode`."""
+    if not questions:
+        raise BatchError("A batch needs at least one question: none was given")
+    if not getattr(tokenizer, "is_fast", False):
+        raise TokenizerError(
+            f"{type(tokenizer).__name__} keeps no character offsets, which roles are found by: "
+            "load a fast tokenizer (a folder with tokenizer.json)"
+        )
+    names = [name for name, _ in questions[0].answers]
+    for question in questions:
+        if [name for name, _ in question.answers] != names:
+            raise BatchError(
+                f"{question.text!r} answers {[n for n, _ in question.answers]}, the first prompt "
+                f"{names}: put questions with the same answers in one batch"
+            )
+    forced = forced or questions
+    texts = [asked.text + _reply(writer) for asked, writer in zip(questions, forced, strict=True)]
+    whole = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    endings = _encode_outcomes(tokenizer, questions, forced)
+    rows = []
+    for index, (asked, writer) in enumerate(zip(questions, forced, strict=True)):
+        ids, offsets = whole["input_ids"][index], whole["offset_mapping"][index]
+        roles = token_roles(texts[index], offsets, (*asked.roles, *_reply_spans(asked, writer)))
+        starts, ends, outcomes = [], [], []
+        for k, (name, _) in enumerate(asked.answers):
+            found = endings[index, k]
+            start, tokens = _told_apart(tokenizer, asked, name, found)
+            if tuple(ids[:start]) != tuple(next(iter(found.values()))[:start]):
+                raise OutcomeError(
+                    f"{texts[index]!r} is cut into other tokens when {name} is left away: "
+                    "write the answer behind a space"
+                )
+            starts.append(start)
+            ends.append(len(found[asked.answer(name)]))
+            outcomes.append(tokens)
+        rows.append(
+            _with_bos(
+                tokenizer,
+                Row(
+                    tuple(ids),
+                    roles,
+                    tuple(texts[index][a:b] for a, b in offsets),
+                    tuple(starts),
+                    tuple(ends),
+                    tuple(outcomes),
+                ),
+            )
+        )
+    return tuple(rows)
+
+
+def _with_bos(tokenizer: PreTrainedTokenizerBase, row: Row) -> Row:
+    if tokenizer.bos_token_id is None:
+        return row
+    return Row(
+        (tokenizer.bos_token_id, *row.ids),
+        (BOS, *row.roles),
+        (str(tokenizer.bos_token), *row.tokens),
+        tuple(start + 1 for start in row.starts),
+        tuple(end + 1 for end in row.ends),
+        row.outcomes,
+    )
+
+
+def _reply(writer: Question) -> str:
+    return "".join(f" {text}" for _, text in writer.answers)
+
+
+def _reply_spans(asked: Question, writer: Question) -> tuple[Span, ...]:
+    spans, at = [], len(asked.text)
+    for name, text in writer.answers:
+        spans.append((f"reply_{name}", at, at + 1 + len(text)))
+        at += 1 + len(text)
+    return tuple(spans)
+
+
+def _encode_outcomes(
+    tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], forced: Sequence[Question]
+) -> dict[tuple[int, int], dict[str, tuple[int, ...]]]:
+    """Encode every prompt with every outcome of every answer in one call."""
+    keys, texts = [], []
+    for index, (asked, writer) in enumerate(zip(questions, forced, strict=True)):
+        before = asked.text
+        for k, ((_, outcomes), (_, written)) in enumerate(
+            zip(asked.outcomes, writer.answers, strict=True)
+        ):
+            for outcome in outcomes:
+                keys.append((index, k, outcome))
+                texts.append(f"{before} {outcome}")
+            before += f" {written}"
+    found: dict[tuple[int, int], dict[str, tuple[int, ...]]] = {}
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    for (index, k, outcome), ids in zip(keys, encoded, strict=True):
+        found.setdefault((index, k), {})[outcome] = tuple(ids)
+    return found
+
+
+def _told_apart(
+    tokenizer: PreTrainedTokenizerBase,
+    question: Question,
+    name: str,
+    found: dict[str, tuple[int, ...]],
+) -> tuple[int, tuple[int, ...]]:
+    """Return where the outcomes first differ, and each one's token there, the answer's first."""
+    encoded = list(found.values())
+    shortest = min(len(ids) for ids in encoded)
+    if len(encoded) == 1:
+        # Nothing to be told apart from: read at the first token behind the prompt.
+        start = len(tokenizer(question.text, add_special_tokens=False)["input_ids"])
+        start = min(start, shortest - 1)
+    else:
+        start = next(
+            (at for at in range(shortest) if len({ids[at] for ids in encoded}) > 1), shortest
+        )
+    tokens: dict[int, str] = {}
+    for outcome, ids in found.items():
+        clash = tokens.get(ids[start]) if start < len(ids) else "another outcome"
+        if clash is not None:
+            other = found.get(clash, ids)
+            raise OutcomeError(
+                f"{question.text!r}: the {name} outcomes {outcome!r} "
+                f"({tokenizer.convert_ids_to_tokens(list(ids[start - 1 :]))}) and {clash!r} "
+                f"({tokenizer.convert_ids_to_tokens(list(other[start - 1 :]))}) start with the "
+                "same token where they are read: choose words that this tokenizer tells apart"
+            )
+        tokens[ids[start]] = outcome
+    return start, tuple(tokens)
+
+
+def token_roles(
+    text: str, offsets: Sequence[tuple[int, int]], spans: Sequence[Span]
+) -> tuple[str, ...]:
+    """Give every token the role it overlaps most; a token of white space joins the next one's."""
+    found: list[str | None] = []
+    for start, end in offsets:
+        while start < end and text[start].isspace():
+            start += 1
+        while start < end and text[end - 1].isspace():
+            end -= 1
+        if start == end:
+            found.append(None)
+            continue
+        overlap, role = max(
+            ((min(end, b) - max(start, a), role) for role, a, b in spans),
+            key=lambda pair: pair[0],
+            default=(0, REST),
+        )
+        found.append(role if overlap > 0 else REST)
+    roles: list[str] = []
+    following = REST
+    for role in reversed(found):
+        following = role or following
+        roles.append(following)
+    return tuple(reversed(roles))

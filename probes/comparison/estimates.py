@@ -1,0 +1,46 @@
+"""Numbers with their intervals."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.stats import binomtest
+
+LEVEL = 0.95
+_DRAWS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def share(right: Bool[np.ndarray, " prompt"]) -> Estimate:
+    """Return a share with its Wilson interval, which is honest at 0 and at 1 (Wilson 1927)."""
+    found = binomtest(int(right.sum()), len(right)).proportion_ci(LEVEL, method="wilson")
+    return Estimate(float(right.mean()), float(found.low), float(found.high))
+
+
+def mean(values: Float[np.ndarray, " prompt"], *, seed: int) -> Estimate:
+    """Return a mean with its bootstrap interval over prompts (percentile, 2,000 draws)."""
+    weights = draws(len(values), _DRAWS, seed=seed) / len(values)
+    return interval(float(values.mean()), weights @ values)
+
+
+def interval(value: float, drawn: Float[np.ndarray, " draw"]) -> Estimate:
+    """Return a number with the middle 95 % of its bootstrap draws."""
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(float(value), float(low), float(high))
+
+
+def draws(count: int, times: int, *, seed: int) -> Float[np.ndarray, "draw prompt"]:
+    """Say how often each prompt is drawn in each bootstrap sample."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(count, np.full(count, 1 / count), size=times).astype(np.float64)

@@ -1,0 +1,149 @@
+"""What each head does, as a vector that two models of any shape share.
+
+A head's profile has two halves. Its effects: how far patching it at each role, for each contrast,
+moves each answer (logits). Its attention: how much it attends from role to role, less what a head
+would that attends to all tokens alike (every causal head resembles every other by that much).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from einops import rearrange
+from jaxtyping import Float
+
+from probes.attention import role_attention, uniform_attention
+from probes.comparison.estimates import draws
+from probes.counterfactuals import PairBatch
+from probes.model import Model
+from probes.patching import Effects, sweep
+
+
+@dataclass(frozen=True, eq=False)
+class Profiles:
+    """The profiles of all heads of one model, prompt by prompt.
+
+    Attributes:
+        model: Name of the model.
+        heads: "L0.H0" and so on, layer by layer.
+        roles: The roles of both halves.
+        effects: For each contrast, what patching moves; NaN where a prompt lacks the role.
+        attention: For each contrast's clean prompts, attention less uniform attention.
+    """
+
+    model: str
+    heads: tuple[str, ...]
+    roles: tuple[str, ...]
+    effects: Mapping[str, Float[np.ndarray, "prompt head feature"]]
+    attention: Mapping[str, Float[np.ndarray, "prompt head feature"]]
+
+    def vectors(self, weights: Mapping[str, Float[np.ndarray, "draw prompt"]]) -> "Vectors":
+        """Average over prompts, once for each row of weights."""
+        return Vectors(
+            np.concatenate([_average(weights[c], e) for c, e in self.effects.items()], axis=2),
+            _average(
+                np.concatenate([weights[c] for c in self.attention], axis=1),
+                np.concatenate(list(self.attention.values()), axis=0),
+            ),
+        )
+
+    def even(self) -> "Vectors":
+        """Average over all prompts alike."""
+        return self.vectors({c: np.ones((1, len(e))) for c, e in self.effects.items()})
+
+    def halves(self) -> "Vectors":
+        """Average over the even and over the odd prompts."""
+        return self.vectors({c: _halves(len(e)) for c, e in self.effects.items()})
+
+    def drawn(self, times: int, *, seed: int) -> "Vectors":
+        """Average over bootstrap samples of the prompts; equal seeds draw equal prompts."""
+        return self.vectors(
+            {c: draws(len(e), times, seed=seed + k) for k, (c, e) in enumerate(self.effects.items())}
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """Averaged profiles: one set of heads for each way of averaging."""
+
+    effects: Float[np.ndarray, "draw head feature"]
+    attention: Float[np.ndarray, "draw head feature"]
+
+    def reliability(self) -> Float[np.ndarray, " head"]:
+        """Return how alike each head's effects are in the two halves (cosine, -1 to 1)."""
+        first, second = _unit(self.effects)
+        return (first * second).sum(-1)
+
+
+def profile(
+    model: Model,
+    batches: Mapping[str, PairBatch],
+    roles: Sequence[str],
+    *,
+    kinds: Sequence[str] = ("heads",),
+) -> tuple[Profiles, dict[str, Effects]]:
+    """Measure the profiles of a model's heads; the effects come back for all components."""
+    effects, attention, swept, heads = {}, {}, {}, []
+    for contrast, pairs in batches.items():
+        here = [role for role in roles if role in pairs.clean.roles]
+        found = swept[contrast] = sweep(model, pairs, kinds=kinds, roles=here)
+        heads = [k for k, name in enumerate(found.components) if ".H" in name]
+        effects[contrast] = _spread(found.each[:, heads].numpy(), here, roles)
+        attention[contrast] = _attention(model, pairs, roles)
+    names = tuple(next(iter(swept.values())).components[k] for k in heads)
+    return Profiles(model.name, names, tuple(roles), effects, attention), swept
+
+
+def similarity(a: Vectors, b: Vectors) -> Float[np.ndarray, "draw head_a head_b"]:
+    """Return how alike heads are: the mean of the cosines of effects and of attention (-1 to 1)."""
+    effects = np.einsum("dif,djf->dij", _unit(a.effects), _unit(b.effects))
+    attention = np.einsum("dif,djf->dij", _unit(a.attention), _unit(b.attention))
+    return (effects + attention) / 2
+
+
+def _spread(
+    each: Float[np.ndarray, "prompt head role answer"], here: Sequence[str], roles: Sequence[str]
+) -> Float[np.ndarray, "prompt head feature"]:
+    """Lay effects out over all roles, NaN for the roles that this contrast lacks."""
+    prompts, heads, _, answers = each.shape
+    full = np.full((prompts, heads, len(roles), answers), np.nan, dtype=np.float64)
+    full[:, :, [roles.index(role) for role in here]] = each
+    return rearrange(full, "prompt head role answer -> prompt head (role answer)")
+
+
+def _attention(
+    model: Model, pairs: PairBatch, roles: Sequence[str]
+) -> Float[np.ndarray, "prompt head feature"]:
+    found = role_attention(model, pairs.clean)
+    own = found.each - rearrange(
+        uniform_attention(pairs.clean), "prompt role role_key -> prompt 1 1 role role_key"
+    )
+    here = [role for role in roles if role in found.roles]
+    at, to = [found.roles.index(r) for r in here], [roles.index(r) for r in here]
+    picked = own.numpy()[..., at, :][..., at]
+    full = np.full((*picked.shape[:3], len(roles), len(roles)), np.nan, dtype=np.float64)
+    full[..., np.array(to)[:, None], np.array(to)] = picked
+    return rearrange(
+        full, "prompt layer head role role_key -> prompt (layer head) (role role_key)"
+    )
+
+
+def _average(
+    weights: Float[np.ndarray, "draw prompt"], each: Float[np.ndarray, "prompt head feature"]
+) -> Float[np.ndarray, "draw head feature"]:
+    """Average what is there; a feature that no prompt has is 0 in every model alike."""
+    there = ~np.isnan(each)
+    total = np.einsum("dp,phf->dhf", weights, np.where(there, each, 0.0), optimize=True)
+    count = np.einsum("dp,phf->dhf", weights, there.astype(np.float64), optimize=True)
+    return np.divide(total, count, out=np.zeros_like(total), where=count > 0)
+
+
+def _halves(count: int) -> Float[np.ndarray, "draw prompt"]:
+    even = (np.arange(count) % 2 == 0).astype(np.float64)
+    return np.stack([even, 1 - even])
+
+
+def _unit(vectors: Float[np.ndarray, "draw head feature"]) -> Float[np.ndarray, "draw head feature"]:
+    """Scale to length 1; a head that does nothing stays at 0 and resembles no other."""
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 1e-9)

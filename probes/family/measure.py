@@ -1,0 +1,99 @@
+"""How well a member does on what it never saw: every held-out cell, noun and combination."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from probes.batch import encode
+from probes.comparison.estimates import Estimate, draws, interval
+from probes.family.split import family_split, valid_cells
+from probes.metrics import behaviour
+from probes.model import Model
+from probes.patterns import Pattern, pattern
+from probes.questions import Question
+
+AXES = ("seen", "cells", "nouns", "combinations", "jointly")
+"""What is held out of the questions: nothing, one thing, or all that can be at once."""
+
+PATTERNS = ("take-away", "get-more")
+_DRAWS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Accuracy of one read-out on one axis, with its interval over cells."""
+
+    pattern: str
+    axis: str
+    answer: str
+    accuracy: Estimate
+    cells: int
+    questions: int
+
+
+def axis_questions(
+    asked: Pattern, axis: str, *, per_cell: int, seed: int
+) -> Iterator[tuple[tuple[int, int], Question]]:
+    """Write questions for every cell of an axis, held out in that way and in no other."""
+    split, rng = family_split(), random.Random(f"{seed}:{asked.name}:{axis}")
+    low, high = asked.lexicon.numbers
+    for cell in valid_cells(asked.operation, low, high):
+        held = (asked.operation, *cell) in split.cells
+        if held != (axis in ("cells", "jointly")):
+            continue
+        done = 0
+        while done < per_cell:
+            question = _draw(asked, axis, cell, rng)
+            if split.axes(question) == _wanted(asked, axis):
+                done += 1
+                yield cell, question
+
+
+def _wanted(asked: Pattern, axis: str) -> frozenset[str]:
+    if axis == "jointly":
+        # Nouns are held out of sentences that take away, and of no others.
+        nouns = {"noun"} if asked.operation == "minus" else set()
+        return frozenset({"cell", "combination"} | nouns)
+    return frozenset() if axis == "seen" else frozenset({axis.removesuffix("s")})
+
+
+def _draw(asked: Pattern, axis: str, cell: tuple[int, int], rng: random.Random) -> Question:
+    split, fixed, frames = family_split(), {"x": cell[0], "y": cell[1]}, asked.frames
+    if axis in ("nouns", "jointly") and asked.operation == "minus":
+        fixed["thing"] = rng.choice(sorted(split.nouns))
+    if axis in ("combinations", "jointly"):
+        _, verb, name = rng.choice(sorted(c for c in split.combinations if c[0] == asked.operation))
+        fixed["op"], frames = verb, tuple(f for f in asked.frames if f.name == name)
+    question = asked.draw(rng, frames, fixed)
+    assert question is not None, "a valid cell has an answer in range"
+    return question
+
+
+def measure(model: Model, *, suffix: str = "", per_cell: int = 4, seed: int = 0) -> list[Score]:
+    """Ask a member about every cell; `suffix` "-told" reads statements by completion."""
+    scores = []
+    for name in PATTERNS:
+        asked = pattern(name + suffix)
+        for axis in AXES:
+            if axis == "nouns" and asked.operation != "minus":
+                continue
+            found = list(axis_questions(asked, axis, per_cell=per_cell, seed=seed))
+            seen = behaviour(model, encode(model.tokenizer, [q for _, q in found]))
+            cells = [cell for cell, _ in found]
+            for k, answer in enumerate(seen.answers):
+                right = seen.right[:, k].numpy().astype(float)
+                accuracy = over_cells(right, cells, seed=seed)
+                count = len(set(cells))
+                scores.append(Score(asked.name, axis, answer, accuracy, count, len(right)))
+    return scores
+
+
+def over_cells(right: np.ndarray, cells: list[tuple[int, int]], *, seed: int) -> Estimate:
+    """Average over cells, with the interval from drawing whole cells."""
+    names = sorted(set(cells))
+    index = np.array([names.index(cell) for cell in cells])
+    each = np.bincount(index, right) / np.bincount(index)
+    drawn = draws(len(each), _DRAWS, seed=seed) @ each / len(each)
+    return interval(float(each.mean()), drawn)
