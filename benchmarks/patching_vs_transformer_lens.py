@@ -7,7 +7,9 @@ of prompts of equal length. Run with `python -m benchmarks.patching_vs_transform
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from statistics import median
 
 import pandas as pd
@@ -129,9 +131,10 @@ def _index(cell: Cell, spans: dict[str, tuple[int, int]]) -> dict[str, int]:
 
 
 def cpu(run: Callable[[Sweep], Tensor], sweep: Sweep) -> float:
-    """Return the CPU seconds of one sweep."""
+    """Return the CPU seconds of one sweep, its progress bar kept off the screen."""
     begin = time.process_time()
-    run(sweep)
+    with redirect_stderr(StringIO()):
+        run(sweep)
     return time.process_time() - begin
 
 
@@ -143,7 +146,8 @@ def main() -> None:
     given = options.parse_args()
     torch.set_num_threads(1)
     sweep = prepare(load(given.model) if given.model else random_llama())
-    gap = (ours(sweep) - theirs(sweep)).abs().max().item()
+    with redirect_stderr(StringIO()):
+        gap = (ours(sweep) - theirs(sweep)).abs().max().item()
     pairs = [(cpu(ours, sweep), cpu(theirs, sweep)) for _ in range(given.repeats)]
     mine, other = (median(times) for times in zip(*pairs, strict=True))
     ratio = median(b / a for a, b in pairs)

@@ -27,8 +27,6 @@ TOKENS = 2048
 RESID, RESID_OUT = "hook_resid_pre", "hook_resid_post"
 Z, MLP = "attn.hook_z", "hook_mlp_out"
 
-Measure = Callable[[Tensor, Tensor], Tensor]
-
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -103,7 +101,7 @@ def patch(
     source: Recording,
     cells: Sequence[Cell],
     where: Mapping[str, Bool[Tensor, "prompt position"]],
-    measure: Measure,
+    measure: Callable[[Tensor, Tensor], Tensor],
 ) -> Float[Tensor, "cell prompt measure"]:
     """Put the source's activation into the clean run, one cell at a time, and measure the logits.
 
@@ -202,8 +200,7 @@ def _restart(clean: Recording, source: Recording, rows: _Rows) -> Tensor:
     for layer in range(rows.start, last):
         hidden = model.block(layer, hidden, given(layer, span), _begun(clean, layer, rows))
     # A read-out before the patch is not reached: what stands for it here is dropped at the end.
-    at = (readout - rows.first).clamp(min=0)
-    seen = hidden.take_along_dim(at[..., None], dim=1)
+    seen = hidden.take_along_dim((readout - rows.first).clamp(min=0)[..., None], dim=1)
     if rows.start <= last:
         # All positions must give keys and values here, but only the read-outs need the rest.
         (store := _begun(clean, last, rows)).stop = True

@@ -70,18 +70,19 @@ def compare(
         for contrast in _bar(chosen.contrasts, "drawing pairs", progress)
     }
     behaviours = {model.name: ask(model, questions) for model in (a, b)}
-    roles = _shared_roles([_encoded(model, pairs) for model in (a, b)])
+    batches = {model.name: _encoded(model, pairs) for model in (a, b, twin) if model}
+    roles = _shared_roles([batches[model.name] for model in (a, b)])
     profiles, effects, views = {}, {}, {}
     for model in _bar([m for m in (a, b, twin) if m], "patching", progress):
         kinds = ("heads",) if model is twin else ("heads", "mlps")
-        batches = _encoded(model, pairs)
-        profiles[model.name], effects = profile(model, batches, roles, kinds=kinds)
+        given = batches[model.name]
+        profiles[model.name], effects = profile(model, given, roles, kinds=kinds)
         if model is not twin:
-            views[model.name] = _view(model, batches, roles, effects)
+            views[model.name] = _view(model, given, roles, effects)
     null_pairings, null_right = [], []
     for k in _bar(range(nulls), "untrained nets", progress):
         net = untrained(b, seed=seed + k)
-        found, _ = profile(net, _encoded(net, pairs), roles)
+        found, _ = profile(net, batches[b.name], roles)
         null_pairings.append(pair_heads(profiles[a.name], found))
         null_right.append(ask(net, questions).right.float().mean(0).numpy())
     ceiling = pair_heads(profiles[a.name], profiles[twin.name]) if twin else None

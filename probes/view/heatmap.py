@@ -224,7 +224,7 @@ def _legend(scales: Sequence[str]) -> str:
     bars = "".join(
         f'<span class="pv-key" data-scale="{scale}">{words[scale][0]} <i>{words[scale][1]}</i>'
         f'<span class="pv-bar pv-hide" style="background:{gradient(scale)}"> to </span>'
-        f'<i>{words[scale][2]}</i></span><span class="pv-hide">, </span>'
+        f'<i>{words[scale][2]}</i><span class="pv-hide">, </span></span>'
         for scale in ("share", "change")
         if scale in scales
     )
