@@ -38,7 +38,9 @@ class RoleAttention:
         there = ~self.each.isnan()
         count = there.sum(0)
         spread = (self.each - self.mean).square().nansum(0)
-        return torch.where(count > 1, (spread / (count * (count - 1)).clamp(min=1)).sqrt(), torch.nan)
+        return torch.where(
+            count > 1, (spread / (count * (count - 1)).clamp(min=1)).sqrt(), torch.nan
+        )
 
 
 def pool(

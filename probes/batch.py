@@ -140,12 +140,10 @@ def widest(rows: Sequence[Row], limit: int | None) -> int:
 def padding(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return a token to pad with; it is masked, so any will do where there is none."""
     choices = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, 0)
-    return int(next(token for token in choices if token is not None))
+    return next(token for token in choices if isinstance(token, int))
 
 
-def pad_rows(
-    questions: tuple[Question, ...], rows: Sequence[Row], width: int, pad: int
-) -> Batch:
+def pad_rows(questions: tuple[Question, ...], rows: Sequence[Row], width: int, pad: int) -> Batch:
     """Pad encoded rows on the left to one width."""
     order = dict.fromkeys((BOS, REST))
     for row in rows:
@@ -214,10 +212,11 @@ def encode_rows(
         for k, (name, _) in enumerate(asked.answers):
             found = endings[index, k]
             start, tokens = _told_apart(tokenizer, asked, name, found)
-            if tuple(ids[:start]) != tuple(next(iter(found.values()))[:start]):
+            written = found.get(writer.answers[k][1], next(iter(found.values()))[:start])
+            if tuple(ids[: len(written)]) != written:
                 raise OutcomeError(
-                    f"{texts[index]!r} is cut into other tokens when {name} is left away: "
-                    "write the answer behind a space"
+                    f"{texts[index]!r} is cut into other tokens when what follows {name} is left "
+                    "away: choose words that this tokenizer keeps apart"
                 )
             starts.append(start)
             ends.append(len(found[asked.answer(name)]))
@@ -239,7 +238,7 @@ def encode_rows(
 
 
 def _with_bos(tokenizer: PreTrainedTokenizerBase, row: Row) -> Row:
-    if tokenizer.bos_token_id is None:
+    if not isinstance(tokenizer.bos_token_id, int):
         return row
     return Row(
         (tokenizer.bos_token_id, *row.ids),
@@ -278,6 +277,8 @@ def _encode_outcomes(
                 texts.append(f"{before} {outcome}")
             before += f" {written}"
     found: dict[tuple[int, int], dict[str, tuple[int, ...]]] = {}
+    if not texts:  # a text that asks nothing has nothing to tell apart
+        return found
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
     for (index, k, outcome), ids in zip(keys, encoded, strict=True):
         found.setdefault((index, k), {})[outcome] = tuple(ids)
@@ -303,9 +304,11 @@ def _told_apart(
         )
     tokens: dict[int, str] = {}
     for outcome, ids in found.items():
-        clash = tokens.get(ids[start]) if start < len(ids) else "another outcome"
+        # An outcome that ends here is the beginning of all others.
+        ends = next(text for text in (*found, "") if text != outcome)
+        clash = tokens.get(ids[start]) if start < len(ids) else ends
         if clash is not None:
-            other = found.get(clash, ids)
+            other = found[clash]
             raise OutcomeError(
                 f"{question.text!r}: the {name} outcomes {outcome!r} "
                 f"({tokenizer.convert_ids_to_tokens(list(ids[start - 1 :]))}) and {clash!r} "

@@ -9,9 +9,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from probes.asking import Keep, Pattern
 from probes.batch import REST, Batch, Row, encode_rows, pad_rows, padding, widest
 from probes.errors import BatchError, OutcomeError
-from probes.patterns import Keep, Pattern
 from probes.questions import Pair, Question
 
 _CANDIDATES = 60

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from probes.errors import ModelError, SiteError
-from probes.resources import data_folder
+from probes.resources import data_folder, family_members
 
 # Greatest absolute difference of a logit from the plain Hugging Face model in eager attention,
 # for logits up to 4; only GPT-2 differs at all, as the bridge redoes its fused attention.
@@ -183,11 +183,6 @@ def untrained(like: Model, *, seed: int) -> Model:
     return _adopt(hf_model.to(like.device), names, like.tokenizer)
 
 
-def family() -> tuple[str, ...]:
-    """Names of the models that come with the kit."""
-    return tuple(sorted(p.parent.name for p in (data_folder() / "models").glob("*/config.json")))
-
-
 def _arguments(block: Any) -> list[str]:  # noqa: ANN401
     return list(inspect.signature(block.original_component.forward).parameters)
 
@@ -218,7 +213,7 @@ def _dtype(name: str) -> torch.dtype:
 
 def _find(name: str | Path) -> tuple[str, str]:
     text = str(name)
-    if text in family():
+    if text in family_members():
         return str(data_folder() / "models" / text), f"family member {text}"
     folder = Path(name)
     if (folder / "config.json").is_file():
@@ -230,9 +225,10 @@ def _find(name: str | Path) -> tuple[str, str]:
         return str(folder), f"folder {folder.resolve()}"
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", text) and not folder.exists():
         return text, f"hub {text}"
-    near = difflib.get_close_matches(text, family(), n=1)
+    known = family_members()
+    near = difflib.get_close_matches(text, known, n=1)
     raise ModelError(
-        f"No model {text!r}: not a family name ({', '.join(family()) or 'none here'}), a folder "
+        f"No model {text!r}: not a family name ({', '.join(known) or 'none here'}), a folder "
         "with config.json or a hub id such as owner/name. "
         f"{f'Did you mean {near[0]!r}?' if near else 'Check the name.'}"
     )

@@ -38,9 +38,14 @@ def _pair(line: str, where: str) -> Pair:
         raise PatternError(f"{where}: needs the texts {', '.join(needed)}, none of them empty")
     roles = entry.get("roles", {})
     answers = [entry["answer"].strip(), entry["counterfactual_answer"].strip()]
-    outcomes = [text.strip() for text in entry.get("outcomes", ())]
+    others = entry.get("outcomes", [])
+    if not isinstance(others, list) or not all(map(_is_words, others)):
+        raise PatternError(f"{where}: outcomes must be a list of texts, found {others!r}")
+    outcomes = [text.strip() for text in others]
     name = Path(where.split(",")[0]).stem
-    clean = _question(entry["clean"], answers + outcomes, _spans(entry["clean"], roles, where), name)
+    clean = _question(
+        entry["clean"], answers + outcomes, _spans(entry["clean"], roles, where), name
+    )
     other_roles = entry.get("counterfactual_roles", roles)
     other = _question(
         entry["counterfactual"],

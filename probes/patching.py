@@ -12,7 +12,7 @@ from probes.counterfactuals import PairBatch
 from probes.errors import SiteError
 from probes.metrics import lead, pair_foils
 from probes.model import Model
-from probes.restart import Cell, patch, record
+from probes.restart import Cell, Recording, patch, record
 
 KINDS = ("heads", "mlps", "resid")
 
@@ -52,7 +52,9 @@ class Effects:
         """Standard error of the mean over prompts."""
         count = (~self.each.isnan()).sum(0)
         spread = (self.each - self.mean).square().nansum(0)
-        return torch.where(count > 1, (spread / (count * (count - 1)).clamp(min=1)).sqrt(), torch.nan)
+        return torch.where(
+            count > 1, (spread / (count * (count - 1)).clamp(min=1)).sqrt(), torch.nan
+        )
 
 
 def component_cells(model: Model, kinds: Sequence[str], role: str) -> list[tuple[str, Cell]]:
@@ -94,9 +96,7 @@ def sweep(
     def leads(
         logits: Float[Tensor, "row answer vocab"], prompt: Int[Tensor, " row"]
     ) -> Float[Tensor, "row answer"]:
-        found = [
-            lead(logits[:, k], foils[k][prompt], answer[prompt, k]) for k in range(len(foils))
-        ]
+        found = [lead(logits[:, k], foils[k][prompt], answer[prompt, k]) for k in range(len(foils))]
         return torch.stack(found, 1)
 
     named = [component_cells(model, kinds, role) for role in roles]
@@ -120,6 +120,6 @@ def sweep(
     )
 
 
-def _record(model: Model, batch: Batch) -> object:
+def _record(model: Model, batch: Batch) -> Recording:
     ids, mask = batch.ids.to(model.device), batch.mask.to(model.device)
     return record(model, ids, mask, batch.positions.to(model.device))

@@ -97,7 +97,7 @@ def evaluate(expression: str, slots: Mapping[str, int | str]) -> int | str:
         match node:
             case ast.Expression(body=body):
                 return walk(body)
-            case ast.Constant(value=int(value)):
+            case ast.Constant(value=int(value)) if type(value) is int:  # True is an int, too
                 return value
             case ast.Name(id=name) if name in slots:
                 return slots[name]

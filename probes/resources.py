@@ -16,3 +16,18 @@ def data_folder() -> Path:
         f"The shipped data folder was not found beside {here}: reinstall the package, "
         "or run from a full checkout"
     )
+
+
+def family_members() -> tuple[str, ...]:
+    """Return the names of the models that come with the kit."""
+    found = (data_folder() / "models").glob("*/config.json")
+    return tuple(sorted(path.parent.name for path in found))
+
+
+def member_note(name: str) -> str:
+    """Return the one sentence that a member's card opens with."""
+    card = data_folder() / "models" / name / "README.md"
+    if not card.is_file():
+        return "(no card)"
+    lines = card.read_text(encoding="utf-8").split("---")[-1].splitlines()
+    return next((line for line in lines if line.strip() and not line.startswith("#")), "")

@@ -58,7 +58,10 @@ class Profiles:
     def drawn(self, times: int, *, seed: int) -> "Vectors":
         """Average over bootstrap samples of the prompts; equal seeds draw equal prompts."""
         return self.vectors(
-            {c: draws(len(e), times, seed=seed + k) for k, (c, e) in enumerate(self.effects.items())}
+            {
+                c: draws(len(e), times, seed=seed + k)
+                for k, (c, e) in enumerate(self.effects.items())
+            }
         )
 
 
@@ -123,9 +126,7 @@ def _attention(
     picked = own.numpy()[..., at, :][..., at]
     full = np.full((*picked.shape[:3], len(roles), len(roles)), np.nan, dtype=np.float64)
     full[..., np.array(to)[:, None], np.array(to)] = picked
-    return rearrange(
-        full, "prompt layer head role role_key -> prompt (layer head) (role role_key)"
-    )
+    return rearrange(full, "prompt layer head role role_key -> prompt (layer head) (role role_key)")
 
 
 def _average(
@@ -143,7 +144,9 @@ def _halves(count: int) -> Float[np.ndarray, "draw prompt"]:
     return np.stack([even, 1 - even])
 
 
-def _unit(vectors: Float[np.ndarray, "draw head feature"]) -> Float[np.ndarray, "draw head feature"]:
+def _unit(
+    vectors: Float[np.ndarray, "draw head feature"],
+) -> Float[np.ndarray, "draw head feature"]:
     """Scale to length 1; a head that does nothing stays at 0 and resembles no other."""
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 1e-9)

@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm.auto import tqdm
 
+from probes.asking import Pattern
 from probes.attention import role_attention
 from probes.comparison.estimates import interval, mean
-from probes.comparison.gate import ask, judge
+from probes.comparison.gating import ask, judge
 from probes.comparison.matching import Pairing, match_heads, pair_heads
 from probes.comparison.profiles import Profiles, profile, similarity
 from probes.comparison.result import Comparison, Overall, Relative, Solved, View
@@ -18,7 +19,7 @@ from probes.errors import BatchError, ModelError
 from probes.metrics import Behaviour
 from probes.model import Model, load, untrained
 from probes.patching import Effects
-from probes.patterns import Pattern, pattern
+from probes.patterns import pattern
 from probes.questions import Pair, Question
 
 OTHER_SEED = {"full": "full-b", "full-b": "full"}
@@ -31,7 +32,7 @@ _FEWEST_PAIRS = 4
 T = TypeVar("T")
 
 
-def compare(
+def compare(  # noqa: PLR0913 (the main job has its dials)
     full: str | Path | Model,
     other: str | Path | Model,
     on: str | Pattern = "take-away",
@@ -61,7 +62,9 @@ def compare(
     chosen = pattern(on) if isinstance(on, str) else on
     for model in (a, b):
         if model.tokenizer is None:
-            raise ModelError(f"{model.name!r} came without a tokenizer: add its files and load again")
+            raise ModelError(
+                f"{model.name!r} came without a tokenizer: add its files and load again"
+            )
     twin = _twin(a, another_seed)
     tokenizers = list({id(m.tokenizer): m.tokenizer for m in (a, b)}.values())
     questions = _questions(chosen, tokenizers, seed)

@@ -11,8 +11,9 @@ import pandas as pd
 from jaxtyping import Float
 
 from probes.comparison.estimates import Estimate
-from probes.comparison.gate import Gate
+from probes.comparison.gating import Gate
 from probes.comparison.matching import Match
+from probes.files import write_whole
 
 SCHEMA = 1
 
@@ -179,7 +180,6 @@ class Comparison:
     def save(self, path: str | Path) -> None:
         """Write the page (.html) or the numbers (.json), whole or not at all."""
         from probes.view.report import report
-        from probes.view.text import write_whole
 
         if Path(path).suffix == ".json":
             write_whole(Path(path), json.dumps(self.to_dict(), indent=1).encode())

@@ -8,8 +8,9 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from probes.asking import Pattern
 from probes.family.split import family_split
-from probes.patterns import Pattern, patterns
+from probes.patterns import all_patterns
 from probes.questions import Question
 
 CUES = ("Wait", "Hmm", "So")
@@ -66,7 +67,7 @@ def items(kind: str, count: int, *, seed: int, dials: Dials | None = None) -> It
     dials = dials or Dials()
     rng = random.Random(f"{kind}:{seed}")
     suffix = "-told" if kind == "statements" else ""
-    choices = [patterns()[name + suffix] for name in _SHARES]
+    choices = [all_patterns()[name + suffix] for name in _SHARES]
     weights = list(_SHARES.values())
     for _ in range(count):
         chosen = rng.choices(choices, weights)[0]
@@ -85,7 +86,7 @@ def _draw(pattern: Pattern, rng: random.Random, dials: Dials) -> Question:
 
 
 def _item(question: Question, rng: random.Random, dials: Dials) -> Item:
-    lexicon = patterns()[question.pattern].lexicon
+    lexicon = all_patterns()[question.pattern].lexicon
     before = ""
     if rng.random() < dials.ambiguous:
         before = f"My name is {rng.choice(lexicon.words('name'))}. "
@@ -98,7 +99,7 @@ def _item(question: Question, rng: random.Random, dials: Dials) -> Item:
 
 
 def _recheck(question: Question, rng: random.Random) -> str:
-    pattern = patterns()[question.pattern]
+    pattern = all_patterns()[question.pattern]
     x, y = int(question["x"]), int(question["y"])
     word, result = ("less", x - y) if pattern.operation == "minus" else ("and", x + y)
     return f" {rng.choice(CUES)}, {x} {word} {y} is {result}."

@@ -1,5 +1,6 @@
 """Makes the embedded family, member by member, in the order that they need each other."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +14,14 @@ from probes.family.training import alternate_layers, fresh, train
 _TOKENIZER_SEED = 0
 
 
+def make_members(names: Sequence[str] = (), *, folder: Path, work: Path) -> Iterator[Path]:
+    """Make members in the order they need each other; without names, the whole family."""
+    _check(names)
+    for entry in RECIPES:
+        if not names or entry.name in names:
+            yield make_member(entry.name, folder=folder, work=work)
+
+
 def make_member(name: str, *, folder: Path, work: Path) -> Path:
     """Train one member and save it under `folder`, or under `work` if it is not shipped.
 
@@ -21,9 +30,7 @@ def make_member(name: str, *, folder: Path, work: Path) -> Path:
     Raises:
         ModelError: The member is unknown, or what it starts from has not been made.
     """
-    known = [entry.name for entry in RECIPES]
-    if name not in known:
-        raise ModelError(f"The family has no member {name!r}: it has {', '.join(known)}")
+    _check((name,))
     chosen = recipe(name)
     tokenizer = _tokenizer(work)
     teacher = _load(chosen.teacher, folder, work) if chosen.teacher else None
@@ -33,9 +40,16 @@ def make_member(name: str, *, folder: Path, work: Path) -> Path:
     )
     target = _place(chosen, folder, work)
     # Half precision keeps a member below 4 MB; every figure in a card is of the saved weights.
-    trained.to(torch.float16).save_pretrained(target)
+    trained.half().save_pretrained(target)
     tokenizer.save_pretrained(target)
     return target
+
+
+def _check(names: Sequence[str]) -> None:
+    known = [entry.name for entry in RECIPES]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ModelError(f"The family has no member {unknown}: it has {', '.join(known)}")
 
 
 def _tokenizer(work: Path) -> PreTrainedTokenizerFast:
@@ -53,9 +67,7 @@ def _load(name: str, folder: Path, work: Path) -> LlamaForCausalLM:
     place = _place(recipe(name), folder, work)
     if not place.exists():
         raise ModelError(f"Member {name!r} is not at {str(place)!r}: make it first")
-    return LlamaForCausalLM.from_pretrained(
-        place, dtype=torch.float32, attn_implementation="eager"
-    )
+    return LlamaForCausalLM.from_pretrained(place, dtype=torch.float32, attn_implementation="eager")
 
 
 def _start(

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from probes.asking import Pattern
 from probes.batch import encode
 from probes.comparison.estimates import Estimate, draws, interval
 from probes.family.split import family_split, valid_cells
 from probes.metrics import behaviour
 from probes.model import Model
-from probes.patterns import Pattern, pattern
+from probes.patterns import pattern
 from probes.questions import Question
 
 AXES = ("seen", "cells", "nouns", "combinations", "jointly")
@@ -60,7 +61,8 @@ def _wanted(asked: Pattern, axis: str) -> frozenset[str]:
 
 
 def _draw(asked: Pattern, axis: str, cell: tuple[int, int], rng: random.Random) -> Question:
-    split, fixed, frames = family_split(), {"x": cell[0], "y": cell[1]}, asked.frames
+    split, frames = family_split(), asked.frames
+    fixed: dict[str, int | str] = {"x": cell[0], "y": cell[1]}
     if axis in ("nouns", "jointly") and asked.operation == "minus":
         fixed["thing"] = rng.choice(sorted(split.nouns))
     if axis in ("combinations", "jointly"):

@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 from functools import cache
 
-from probes.patterns import held_out, patterns
+from probes.patterns import all_patterns, held_out
 from probes.questions import Question
 
 AXES = ("cell", "noun", "combination")
@@ -26,7 +26,7 @@ class Split:
 
     def axes(self, question: Question) -> frozenset[str]:
         """Return in which ways a question is held out: none, some or all of AXES."""
-        operation = patterns()[question.pattern].operation
+        operation = all_patterns()[question.pattern].operation
         slots = dict(question.slots)
         found = set()
         if (operation, slots["x"], slots["y"]) in self.cells:
@@ -54,7 +54,7 @@ def valid_cells(operation: str, low: int, high: int) -> list[tuple[int, int]]:
 def family_split() -> Split:
     """Return the split of the embedded family, as `data/patterns.toml` states it."""
     table = held_out()
-    low, high = next(iter(patterns().values())).lexicon.numbers
+    low, high = next(iter(all_patterns().values())).lexicon.numbers
     cells = set()
     for operation in ("minus", "plus"):
         every = valid_cells(operation, low, high)

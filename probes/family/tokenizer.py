@@ -11,7 +11,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from probes.family.corpus import items
-from probes.patterns import patterns
+from probes.patterns import all_patterns
+
+PAD, BOS, EOS = 0, 1, 2
+"""Ids of the special tokens, in the order that training gives them."""
 
 SPLITS = (
     "rain coats",
@@ -73,7 +76,7 @@ def _texts(seed: int, count: int) -> Iterator[str]:
     for kind in ("statements", "questions"):
         for item in items(kind, count // 2, seed=seed):
             yield " ".join(w for w in item.text.split(" ") if w.strip(".,?") not in whole)
-    lexicon = patterns()["take-away"].lexicon
+    lexicon = all_patterns()["take-away"].lexicon
     for kind in ("noun", "name"):
         words = [word for word in lexicon.words(kind) if word not in whole]
         # A name may open a text, where no space stands before it.

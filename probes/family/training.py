@@ -1,5 +1,6 @@
 """Trains the members of the embedded family, with the Hugging Face `Trainer`."""
 
+import copy
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from transformers import (
 
 from probes.family.corpus import Dials, items
 from probes.family.recipes import Recipe
+from probes.family.tokenizer import BOS, EOS, PAD
 
 _IGNORED = -100
 
@@ -56,7 +58,7 @@ def rows(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, dials: Dials) -> li
         ids = tokenizer([item.text for item in texts], add_special_tokens=False).input_ids
         prompts = tokenizer([item.prompt for item in texts], add_special_tokens=False).input_ids
         for whole, prompt in zip(ids, prompts, strict=True):
-            row = (tokenizer.bos_token_id, *whole, tokenizer.eos_token_id)
+            row = (BOS, *whole, EOS)
             skipped = len(prompt) + 1 if kind == "questions" and recipe.answers_only else 0
             found.append(Row(row, skipped))
     random.Random(recipe.seed).shuffle(found)
@@ -84,12 +86,18 @@ class SoftLabelTrainer(Trainer):
     arXiv 1503.02531), with no hard labels mixed in.
     """
 
-    def __init__(self, *args: Any, teacher: LlamaForCausalLM, temperature: float, **kw: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self, *args: Any, teacher: LlamaForCausalLM, temperature: float, **kw: Any
+    ) -> None:
         super().__init__(*args, **kw)
         self.teacher, self.temperature = teacher, temperature
 
     def compute_loss(
-        self, model: torch.nn.Module, inputs: Mapping[str, Tensor], *args: Any, **kw: Any  # noqa: ANN401
+        self,
+        model: torch.nn.Module,
+        inputs: Mapping[str, Tensor],
+        *args: Any,
+        **kw: Any,
     ) -> Tensor:
         """Return the mean divergence over the trained tokens of a batch."""
         feed = {name: inputs[name] for name in ("input_ids", "attention_mask")}
@@ -119,9 +127,9 @@ def fresh(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalL
             num_key_value_heads=recipe.heads,
             max_position_embeddings=128,
             tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=BOS,
+            eos_token_id=EOS,
+            pad_token_id=PAD,
         ),
         attn_implementation="eager",
     )
@@ -130,7 +138,8 @@ def fresh(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalL
 def alternate_layers(teacher: LlamaForCausalLM, layers: int) -> LlamaForCausalLM:
     """Build a model from every second layer of a teacher, the first one among them."""
     step = teacher.config.num_hidden_layers // layers
-    config = LlamaConfig(**(teacher.config.to_dict() | {"num_hidden_layers": layers}))
+    config = copy.deepcopy(teacher.config)
+    config.num_hidden_layers = layers
     student = LlamaForCausalLM._from_config(config, attn_implementation="eager")
     taken = {str(new): str(new * step) for new in range(layers)}
     source = teacher.state_dict()
@@ -142,6 +151,19 @@ def alternate_layers(teacher: LlamaForCausalLM, layers: int) -> LlamaForCausalLM
         state[name] = source[".".join(parts)]
     student.load_state_dict(state)
     return student
+
+
+def _schedule(recipe: Recipe) -> dict[str, Any]:
+    if recipe.schedule == "cosine":
+        return {
+            "lr_scheduler_type": "cosine_with_min_lr",
+            "lr_scheduler_kwargs": {"min_lr_rate": 0.05},
+        }
+    fall = recipe.steps // 4
+    return {
+        "lr_scheduler_type": "warmup_stable_decay",
+        "lr_scheduler_kwargs": {"num_decay_steps": fall, "min_lr_ratio": 0.05},
+    }
 
 
 def train(
@@ -161,8 +183,7 @@ def train(
         weight_decay=recipe.weight_decay,
         adam_beta2=0.98,
         warmup_steps=100,
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": 0.05},
+        **_schedule(recipe),
         max_grad_norm=1.0,
         train_sampling_strategy="group_by_length",
         remove_unused_columns=False,
@@ -180,7 +201,7 @@ def train(
         "model": student,
         "args": settings,
         "train_dataset": Corpus(rows(recipe, tokenizer, Dials())),
-        "data_collator": lambda features: collate(features, tokenizer.pad_token_id),
+        "data_collator": lambda features: collate(features, PAD),
     }
     if teacher is not None:
         teacher.eval()

@@ -8,7 +8,6 @@ scripts still shows the picture.
 import base64
 import hashlib
 import io
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from probes.errors import FigureError
+from probes.files import write_whole
 from probes.view.text import escaped
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Picture:
         if not path.parent.is_dir():
             raise FigureError(f"there is no folder {str(path.parent)!r}: make it first")
         content = document(self).encode() if suffix == ".html" else _figure(self, suffix)
-        _write(path, content)
+        write_whole(path, content)
         return path
 
     def _repr_html_(self) -> str:
@@ -114,18 +114,3 @@ def _figure(picture: Picture, suffix: str) -> bytes:
         date = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix)
         figure.savefig(stream, format=suffix[1:], dpi=200, metadata=date)
     return stream.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write all of it or nothing: readers never meet half a file."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with draft.open("xb") as stream:
-            stream.write(content)
-        draft.replace(path)
-    except OSError as error:
-        raise FigureError(
-            f"cannot write {str(path)!r} ({error.strerror or error}): choose another place"
-        ) from error
-    finally:
-        draft.unlink(missing_ok=True)

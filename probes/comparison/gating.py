@@ -8,12 +8,12 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool
 
+from probes.asking import Pattern
 from probes.batch import encode
 from probes.comparison.estimates import Estimate, mean, share
 from probes.counterfactuals import fits
 from probes.metrics import Behaviour, behaviour
 from probes.model import Model
-from probes.patterns import Pattern
 from probes.questions import Question
 
 State = Literal["open", "partial", "closed"]
@@ -56,9 +56,7 @@ def ask(model: Model, questions: Sequence[Question]) -> Behaviour:
     return behaviour(model, batch)
 
 
-def gate(
-    model: Model, pattern: Pattern, *, prompts: int = 200, seed: int = 0
-) -> tuple[Gate, ...]:
+def gate(model: Model, pattern: Pattern, *, prompts: int = 200, seed: int = 0) -> tuple[Gate, ...]:
     """Ask a model questions of a pattern and judge each of its answers.
 
     Raises:
@@ -70,14 +68,10 @@ def gate(
 
 def judge(found: Behaviour, questions: Sequence[Question], *, seed: int) -> tuple[Gate, ...]:
     """Judge what a model answered, one gate for each answer."""
-    return tuple(
-        _gate(found, k, name, questions, seed) for k, name in enumerate(found.answers)
-    )
+    return tuple(_gate(found, k, name, questions, seed) for k, name in enumerate(found.answers))
 
 
-def _gate(
-    found: Behaviour, k: int, answer: str, questions: Sequence[Question], seed: int
-) -> Gate:
+def _gate(found: Behaviour, k: int, answer: str, questions: Sequence[Question], seed: int) -> Gate:
     right = found.right[:, k].numpy()
     guesses = heuristics(questions, answer)
     best = max(guesses, key=lambda name: guesses[name].mean())

@@ -1,0 +1,74 @@
+"""Trace the circuits a query pattern drives, and compare them across relatives of a model.
+
+Importing this loads nothing: each name below is fetched from its module when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from probes.activations import Activations, capture
+    from probes.asking import Pattern
+    from probes.attention import RoleAttention, role_attention
+    from probes.batch import Batch, encode
+    from probes.comparison.gating import Gate, gate
+    from probes.comparison.relatives import compare
+    from probes.comparison.result import Comparison
+    from probes.counterfactuals import PairBatch, draw_pairs, encode_pairs
+    from probes.errors import ProbeError
+    from probes.lens import Lens, logit_lens
+    from probes.metrics import Behaviour, behaviour
+    from probes.model import Model, load, untrained, wrap
+    from probes.patching import Effects, sweep
+    from probes.patterns import all_patterns, pattern
+    from probes.questions import Pair, Question
+    from probes.resources import family_members
+    from probes.view.looking import heatmap
+    from probes.view.picture import Picture
+
+_HOMES = {
+    "Activations": "activations",
+    "capture": "activations",
+    "RoleAttention": "attention",
+    "role_attention": "attention",
+    "Batch": "batch",
+    "encode": "batch",
+    "Gate": "comparison.gating",
+    "gate": "comparison.gating",
+    "compare": "comparison.relatives",
+    "Comparison": "comparison.result",
+    "PairBatch": "counterfactuals",
+    "draw_pairs": "counterfactuals",
+    "encode_pairs": "counterfactuals",
+    "ProbeError": "errors",
+    "Lens": "lens",
+    "logit_lens": "lens",
+    "Behaviour": "metrics",
+    "behaviour": "metrics",
+    "Model": "model",
+    "family_members": "resources",
+    "load": "model",
+    "untrained": "model",
+    "wrap": "model",
+    "Effects": "patching",
+    "sweep": "patching",
+    "Pattern": "asking",
+    "pattern": "patterns",
+    "all_patterns": "patterns",
+    "Pair": "questions",
+    "Question": "questions",
+    "heatmap": "view.looking",
+    "Picture": "view.picture",
+}
+
+__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'probes' has no attribute {name!r}")
+    return getattr(import_module(f"probes.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

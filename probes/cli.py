@@ -1,0 +1,156 @@
+"""The command line: each command is one public function with its words printed."""
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from probes.errors import ProbeError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Trace the circuits a query pattern drives, and compare them across relatives of a model.",
+)
+make_app = typer.Typer(no_args_is_help=True, help="Make models.")
+app.add_typer(make_app, name="make")
+
+_FAILED = 1
+_THREADS = "Threads of torch; more than one is slow on busy cores."
+
+
+def _plainly(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn a user's mistake into one line and an exit code."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        try:
+            command(*args, **kwargs)
+        except ProbeError as error:
+            Console(stderr=True, soft_wrap=True).print(
+                f"{type(error).__name__}: {error}", markup=False, highlight=False
+            )
+            raise typer.Exit(_FAILED) from None
+
+    return run
+
+
+@app.command()
+@_plainly
+def compare(
+    full: Annotated[str, typer.Argument(help="A family name, a folder, or a hub id.")],
+    other: Annotated[str, typer.Argument(help="The relative to hold against it.")],
+    pattern: Annotated[str, typer.Option(help="A pattern's name, or a .jsonl file.")] = "take-away",
+    prompts: Annotated[int, typer.Option(help="Pairs for each contrast.", min=4)] = 32,
+    seed: Annotated[int, typer.Option(help="Of prompts, untrained nets and bootstrap.")] = 0,
+    nulls: Annotated[int, typer.Option(help="Untrained nets for the chance level.", min=20)] = 20,
+    out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("report.html"),
+    json: Annotated[Path | None, typer.Option(help="Where the numbers go.")] = None,
+    threads: Annotated[int, typer.Option(help=_THREADS, min=1)] = 1,
+) -> None:
+    """Compare what two models do with a query pattern, and write a page about it."""
+    _check_places(out, json)
+    _quiet(threads)
+    from probes.comparison.relatives import compare as run
+
+    found = run(
+        full, other, pattern, prompts=prompts, seed=seed, nulls=nulls, progress=sys.stderr.isatty()
+    )
+    found.save(out)
+    if json:
+        found.save(json)
+    console = Console(soft_wrap=True)
+    for line in found.summary():
+        console.print(f"- {line}", markup=False, highlight=False)
+    console.print(_match_table(found))
+    console.print(f"Report: {out}", markup=False, highlight=False)
+
+
+@app.command()
+@_plainly
+def heatmap(
+    model: Annotated[str, typer.Argument(help="A family name, a folder, or a hub id.")],
+    text: Annotated[str, typer.Argument(help="What the model reads.")],
+    beside: Annotated[str, typer.Option(help="Another model to draw next to it.")] = "",
+    head: Annotated[str, typer.Option(help="One head alone, such as L2.H3.")] = "",
+    pattern: Annotated[str, typer.Option(help="Put this pattern's roles on the axes.")] = "",
+    out: Annotated[Path, typer.Option(help=".html, .png, .svg or .pdf")] = Path("heatmap.html"),
+) -> None:
+    """Draw what every head of a model attends to in a text."""
+    _check_places(out, None)
+    _quiet()
+    from probes.patterns import pattern as find
+    from probes.view.looking import heatmap as draw
+
+    roles = find(pattern) if pattern else None
+    draw(model, text, beside=beside or None, head=head, roles=roles).save(out)
+    Console(soft_wrap=True).print(f"Heatmap: {out}", markup=False, highlight=False)
+
+
+@app.command("list")
+@_plainly
+def list_all() -> None:
+    """List the models of the embedded family and the patterns."""
+    from probes.patterns import all_patterns
+    from probes.resources import family_members, member_note
+
+    console = Console()
+    models = Table("model", "what it is", title="The embedded family", title_justify="left")
+    for name in family_members():
+        models.add_row(name, member_note(name))
+    console.print(models)
+    table = Table("pattern", "says", "contrasts", title="Patterns", title_justify="left")
+    for name, entry in all_patterns().items():
+        table.add_row(name, entry.title, ", ".join(entry.contrasts))
+    console.print(table)
+
+
+@make_app.command("family")
+@_plainly
+def make_family(
+    members: Annotated[list[str] | None, typer.Argument(help="Which; all by default.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where the models go.")] = Path("runs/family"),
+    work: Annotated[Path, typer.Option(help="Where checkpoints go.")] = Path("runs/work"),
+    threads: Annotated[int, typer.Option(help=_THREADS, min=1)] = 1,
+) -> None:
+    """Train the embedded family anew, from its fixed seeds (about an hour on two cores)."""
+    _quiet(threads)
+    from probes.family.make import make_members
+
+    for place in make_members(members or (), folder=folder, work=work):
+        Console(soft_wrap=True).print(f"Made {place}", markup=False, highlight=False)
+
+
+def _match_table(found: Any) -> Table:  # noqa: ANN401
+    table = Table("head", "partner", "score", "bar", "other seed", "word")
+    for row in found.table().to_dict("records"):
+        numbers = [row["score"], row["bar"], row["ceiling"]]
+        written = ["–" if number != number else f"{number:.2f}" for number in numbers]
+        table.add_row(row["head"], row["partner"] or "–", *written, row["word"])
+    return table
+
+
+def _check_places(out: Path, json: Path | None) -> None:
+    """Refuse what could not be written before minutes are spent on it."""
+    for path in (out, json):
+        if path is not None and not path.parent.is_dir():
+            raise ProbeError(f"There is no folder {str(path.parent)!r} for {path.name!r}: make it")
+    if json is not None and json.suffix != ".json":
+        raise ProbeError(f"The numbers go to a .json file, and {json.name!r} is none")
+
+
+def _quiet(threads: int = 1) -> None:
+    """Set torch's threads, and keep the libraries' own bars and notices out of the way."""
+    import torch
+    from transformers.utils import logging
+
+    torch.set_num_threads(threads)
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

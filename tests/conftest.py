@@ -1,0 +1,75 @@
+"""What several test files share: tokenizers, and one thread, as the tests run beside training."""
+
+import json
+import string
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
+
+from probes.family.tokenizer import train_tokenizer
+
+torch.set_num_threads(1)
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def own():
+    """The family's tokenizer, from less text: the words that split still do."""
+    return train_tokenizer(seed=0, count=400)
+
+
+@pytest.fixture(scope="session")
+def letters():
+    """One token for each character, spaces too; neither a start token nor one to pad with."""
+    vocab = {letter: index for index, letter in enumerate(["<unk>", *string.printable])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+def _gpt2():
+    folder = SHARED / "tokenizers" / "gpt2"
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
+    return GPT2TokenizerFast(
+        vocab=json.loads((folder / "vocab.json").read_text(encoding="utf-8")),
+        merges=[tuple(line.split()) for line in lines if line],
+    )
+
+
+def _pythia():
+    path = SHARED / "tokenizers" / "pythia_20B" / "tokenizer.json"
+    return PreTrainedTokenizerFast(tokenizer_file=str(path))
+
+
+SHARED_TOKENIZERS = {
+    "gpt2": _gpt2,
+    "pythia": _pythia,
+    "stories": lambda: AutoTokenizer.from_pretrained(SHARED / "stories260K"),
+}
+
+
+@pytest.fixture(scope="session")
+def shared_tokenizer():
+    """Read a tokenizer of the shared folder by its name, or skip where there is none."""
+    kept = {}
+
+    def read(name):
+        if not SHARED.is_dir():
+            pytest.skip(f"no shared folder at {SHARED}")
+        if name not in kept:
+            kept[name] = SHARED_TOKENIZERS[name]()
+        return kept[name]
+
+    return read
+
+
+@pytest.fixture(scope="session", params=["own", "letters", *SHARED_TOKENIZERS])
+def tokenizer(request):
+    """Each kind of tokenizer in turn: offsets with the space, without it, a space of its own."""
+    if request.param in ("own", "letters"):
+        return request.getfixturevalue(request.param)
+    return request.getfixturevalue("shared_tokenizer")(request.param)

@@ -1,0 +1,200 @@
+"""The house rules that no linter knows: what may import what, and what no file may hold."""
+
+import ast
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import probes
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "probes"
+
+# Each module may import only those before it. The package itself is free: it imports nothing.
+LISTED = """
+errors axes files resources questions templates pairs_file asking patterns
+batch counterfactuals model testing activations restart metrics attention lens patching
+comparison comparison.estimates comparison.gating comparison.profiles comparison.matching
+comparison.result comparison.relatives
+family family.split family.corpus family.tokenizer family.recipes family.training family.measure
+family.make
+view.text view.colours view.encode view.cells view.thumbs view.maps view.picture view.blocks
+view.static view.intervals view.heads view.page view view.report view.looking
+cli
+"""
+ORDER = LISTED.split()
+
+# A result shows and saves itself by the view, which it must not need otherwise.
+MAY_LOOK_AHEAD_IN_FUNCTIONS = {"comparison.result"}
+
+
+def name_of(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+
+
+def targets(node, name):
+    """The full names that an import statement of a module asks for, the most exact first."""
+    if isinstance(node, ast.Import):
+        return [[alias.name] for alias in node.names]
+    base = node.module or ""
+    if node.level:
+        here = ["probes", *name.split(".")]
+        is_package = MODULES[name].stem == "__init__"
+        above = here[: len(here) - node.level + is_package]
+        base = ".".join([*above, *([node.module] if node.module else [])])
+    return [[f"{base}.{alias.name}", base] for alias in node.names]
+
+
+def imports(name, *, functions):
+    """Yield the modules of the package that a module imports, with the line of each."""
+    inside = {
+        id(node)
+        for function in ast.walk(TREES[name])
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(TREES[name]):
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        if id(node) in inside and not functions:
+            continue
+        for choices in targets(node, name):
+            own = [
+                c.removeprefix("probes").removeprefix(".")
+                for c in choices
+                if c == "probes" or c.startswith("probes.")
+            ]
+            known = [c for c in own if c in MODULES]
+            if own:
+                yield (known or own)[0], node.lineno
+
+
+def test_every_module_has_its_place_in_the_order():
+    assert len(ORDER) == len(set(ORDER))
+    assert set(ORDER) == set(MODULES) - {""}
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_a_module_imports_only_what_stands_before_it(name):
+    if name not in MODULES:
+        pytest.fail(f"probes.{name} is in the order, but not in the package")
+    before = set(ORDER[: ORDER.index(name)])
+    ahead = [
+        f"{MODULES[name].name}:{line} imports probes.{found}"
+        for found, line in imports(name, functions=name not in MAY_LOOK_AHEAD_IN_FUNCTIONS)
+        if found not in before
+    ]
+    assert not ahead
+
+
+def test_imports_are_found_wherever_they_stand():
+    """The check above sees imports inside functions, relative ones, and those of a package."""
+    assert "view.report" in {found for found, _ in imports("comparison.result", functions=True)}
+    assert "view.report" not in {f for f, _ in imports("comparison.result", functions=False)}
+    assert "patterns" in {found for found, _ in imports("cli", functions=True)}
+    statements = ast.parse("from . import picture\nfrom ..model import load\nimport probes.batch")
+    assert [targets(node, "view.page") for node in statements.body] == [
+        [["probes.view.picture", "probes.view"]],
+        [["probes.model.load", "probes.model"]],
+        [["probes.batch"]],
+    ]
+    assert targets(statements.body[0], "view") == [["probes.view.picture", "probes.view"]]
+
+
+def test_only_one_file_imports_transformer_lens():
+    found = set()
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                for choices in targets(node, name):
+                    if choices[-1].split(".")[0] == "transformer_lens":
+                        found.add(name)
+    assert found == {"model"}
+
+
+def test_no_module_bears_the_name_of_a_public_name():
+    """Importing such a module would put it where the function was."""
+    stems = {part for name in MODULES for part in name.split(".")}
+    assert not stems & set(probes.__all__)
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = "import sys, probes; print('\\n'.join(sys.modules))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "probes" in loaded
+    heavy = {"torch", "jaxtyping", "transformers", "transformer_lens", "numpy", "pandas", "scipy"}
+    assert not heavy & set(loaded)
+    assert [name for name in loaded if name.startswith("probes.")] == []
+
+
+def test_every_public_name_is_fetched_from_where_it_lives():
+    for name in probes.__all__:
+        found = getattr(probes, name)
+        assert not isinstance(found, ModuleType)
+        assert found.__name__ == name
+        home = import_module(found.__module__)
+        assert getattr(home, name) is found
+    assert set(probes.__all__) <= set(dir(probes))
+
+
+def test_what_type_checkers_are_shown_is_what_is_public():
+    shown = {
+        alias.asname or alias.name
+        for node in TREES[""].body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for statement in node.body
+        for alias in statement.names
+    }
+    assert shown == set(probes.__all__)
+
+
+def test_a_name_that_is_not_public_is_refused():
+    with pytest.raises(AttributeError, match="module 'probes' has no attribute 'nothing'"):
+        _ = probes.nothing
+
+
+def calls(tree, name):
+    return [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
+    ]
+
+
+def test_only_the_command_line_prints():
+    assert calls(ast.parse("print(1)"), "print") == [1]
+    assert {
+        n: calls(t, "print") for n, t in TREES.items() if n != "cli" and calls(t, "print")
+    } == {}
+
+
+def test_no_device_is_named_outside_of_training():
+    found = {
+        name
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "cuda" in node.value
+    }
+    assert found <= {"family.training"}
+
+
+def test_annotations_are_never_put_off():
+    """It would silence jaxtyping's checks of the fields of dataclasses."""
+    late = [
+        name
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "__future__"
+    ]
+    assert late == []
