@@ -10,9 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from probes.asking import Keep, Pattern
-from probes.batch import REST, Batch, Row, encode_rows, pad_rows, padding, widest
+from probes.batch import Batch, pad_rows, padding, widest
 from probes.errors import BatchError, OutcomeError
 from probes.questions import Pair, Question
+from probes.rows import REST, Row, encode_rows
 
 _CANDIDATES = 60
 

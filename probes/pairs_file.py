@@ -42,7 +42,7 @@ def _pair(line: str, where: str) -> Pair:
     if not isinstance(others, list) or not all(map(_is_words, others)):
         raise PatternError(f"{where}: outcomes must be a list of texts, found {others!r}")
     outcomes = [text.strip() for text in others]
-    name = Path(where.split(",")[0]).stem
+    name = Path(where.rsplit(", line", 1)[0]).stem
     clean = _question(
         entry["clean"], answers + outcomes, _spans(entry["clean"], roles, where), name
     )

@@ -1,5 +1,6 @@
 """Query patterns by name, as `data/patterns.toml` states them."""
 
+import copy
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -48,7 +49,7 @@ def all_patterns(path: Path | None = None) -> dict[str, Pattern]:
         for name, entry in table["pattern"].items():
             for suffix in ("", "-told"):
                 if entry["frames"] + suffix in frames:
-                    opposite = table["pattern"].get(entry.get("opposite", ""))
+                    opposite = table["pattern"][entry["opposite"]] if "opposite" in entry else None
                     found[name + suffix] = Pattern(
                         **_sides(table, name, entry, suffix),
                         opposite=Opposite(**_sides(table, entry["opposite"], opposite, suffix))
@@ -100,4 +101,4 @@ def pattern(name: str) -> Pattern:
 
 def held_out() -> dict[str, Any]:
     """Return the raw table of what the embedded family never saw."""
-    return _tables(data_folder() / "patterns.toml")["held_out"]
+    return copy.deepcopy(_tables(data_folder() / "patterns.toml")["held_out"])

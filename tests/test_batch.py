@@ -7,11 +7,12 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from probes.batch import BOS, encode, token_roles
+from probes.batch import encode
 from probes.counterfactuals import fits
 from probes.errors import BatchError, OutcomeError, SiteError, TokenizerError
 from probes.patterns import pattern
 from probes.questions import Question
+from probes.rows import BOS, token_roles
 
 FOX = "If I have two foxes and I take away one, how many foxes do I have?"
 
@@ -125,6 +126,13 @@ def test_a_token_that_spans_two_roles_plays_the_one_it_overlaps_more():
     assert token_roles("abcdef", [(0, 6)], (("few", 0, 2), ("many", 2, 6))) == ("many",)
     assert token_roles(" ab", [(0, 3)], (("word", 1, 3),)) == ("word",)
     assert token_roles("ab", [(0, 0), (0, 2)], ()) == ("rest", "rest")
+
+
+def test_white_space_around_a_word_does_not_count_towards_its_role():
+    spans = (("first", 0, 4), ("last", 4, 5))
+    assert token_roles("x   y", [(0, 1), (1, 5)], spans) == ("first", "last")
+    spans = (("first", 0, 1), ("last", 1, 5))
+    assert token_roles("x   y", [(0, 4), (4, 5)], spans) == ("first", "last")
 
 
 def test_a_role_or_an_answer_that_the_batch_lacks_is_refused(own):
@@ -288,6 +296,11 @@ def test_forced_answers_are_written_in_place_of_the_own_ones(own):
 def test_an_empty_batch_is_refused(own):
     with pytest.raises(BatchError, match="needs at least one question"):
         encode(own, ())
+
+
+def test_a_prompt_without_text_is_refused_by_its_place(own):
+    with pytest.raises(BatchError, match="Prompt 1 holds no text"):
+        encode(own, (asked("I have", ("1", "2")), asked("  ", ("1", "2"))))
 
 
 def test_a_text_that_is_too_long_is_refused_with_both_lengths(own):

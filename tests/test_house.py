@@ -17,12 +17,12 @@ PACKAGE = ROOT / "probes"
 # Each module may import only those before it. The package itself is free: it imports nothing.
 LISTED = """
 errors axes files resources questions templates pairs_file asking patterns
-batch counterfactuals model testing activations restart metrics attention lens patching
+rows batch counterfactuals model testing activations restart metrics attention lens patching
 comparison comparison.estimates comparison.gating comparison.profiles comparison.matching
 comparison.result comparison.relatives
 family family.split family.corpus family.tokenizer family.recipes family.training family.measure
-family.make
-view.text view.colours view.encode view.cells view.thumbs view.maps view.picture view.blocks
+family.card family.make
+view.text view.colours view.packing view.cells view.thumbs view.maps view.picture view.blocks
 view.static view.intervals view.heads view.page view view.report view.looking
 cli
 """

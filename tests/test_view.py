@@ -25,7 +25,7 @@ from probes.view import (
 )
 from probes.view.cells import Look, short
 from probes.view.colours import MISSING, STOPS, hexed, paint
-from probes.view.encode import png, squeezed
+from probes.view.packing import png, squeezed
 from probes.view.text import attribute, escaped, label, visible
 
 NASTY = (

@@ -34,8 +34,8 @@ class Profiles:
     model: str
     heads: tuple[str, ...]
     roles: tuple[str, ...]
-    effects: Mapping[str, Float[np.ndarray, "prompt head feature"]]
-    attention: Mapping[str, Float[np.ndarray, "prompt head feature"]]
+    effects: Mapping[str, Float[np.ndarray, "_ head effect"]]
+    attention: Mapping[str, Float[np.ndarray, "_ head gaze"]]
 
     def vectors(self, weights: Mapping[str, Float[np.ndarray, "draw prompt"]]) -> "Vectors":
         """Average over prompts, once for each row of weights."""
@@ -69,8 +69,8 @@ class Profiles:
 class Vectors:
     """Averaged profiles: one set of heads for each way of averaging."""
 
-    effects: Float[np.ndarray, "draw head feature"]
-    attention: Float[np.ndarray, "draw head feature"]
+    effects: Float[np.ndarray, "draw head effect"]
+    attention: Float[np.ndarray, "draw head gaze"]
 
     def reliability(self) -> Float[np.ndarray, " head"]:
         """Return how alike each head's effects are in the two halves (cosine, -1 to 1)."""

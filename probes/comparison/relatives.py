@@ -1,6 +1,7 @@
 """The main job: put one pattern to two relatives and say which heads do the same."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from probes.model import Model, load, untrained
 from probes.patching import Effects
 from probes.patterns import pattern
 from probes.questions import Pair, Question
+from probes.rows import REST
 
 OTHER_SEED = {"full": "full-b", "full-b": "full"}
 """Members of the embedded family that differ in nothing but their seed."""
@@ -59,6 +61,8 @@ def compare(  # noqa: PLR0913 (the main job has its dials)
         ProbeError: A model, pattern or file that is unknown or does not fit; see its kinds.
     """
     a, b = load(full), load(other)
+    if a.name == b.name:
+        b = replace(b, name=f"{b.name} (2)")
     chosen = pattern(on) if isinstance(on, str) else on
     for model in (a, b):
         if model.tokenizer is None:
@@ -156,14 +160,22 @@ def _encoded(model: Model, pairs: Mapping[str, Sequence[Pair]]) -> dict[str, Pai
 
 
 def _shared_roles(encoded: Sequence[Mapping[str, PairBatch]]) -> tuple[str, ...]:
-    """Return the roles that all models' batches have, without the answer that is read last."""
-    every = [
-        dict.fromkeys(role for pairs in batches.values() for role in pairs.clean.roles)
-        for batches in encoded
-    ]
+    """Return the roles that all models have, in the order in which texts show them.
+
+    The answer that is read last is left out: nothing is read behind it.
+    """
+    places: list[dict[str, list[float]]] = []
+    for batches in encoded:
+        found: dict[str, list[float]] = {}
+        for pairs in batches.values():
+            for role in pairs.clean.roles:
+                where = pairs.clean.where(role).nonzero()[:, 1].double()
+                found.setdefault(role, []).append(float(where.mean()))
+        places.append(found)
     first = next(iter(encoded[0].values())).clean
-    last = f"reply_{first.readouts[-1].name}"
-    return tuple(r for r in every[0] if r != last and all(r in found for found in every))
+    last = f"reply_{first.readouts[-1].name}" if first.readouts else ""
+    shared = [r for r in places[0] if r != last and all(r in found for found in places)]
+    return tuple(sorted(shared, key=lambda r: (r == REST, float(np.mean(places[0][r])))))
 
 
 def _view(

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from probes.errors import ModelError
+from probes.family.card import write_card
 from probes.family.recipes import RECIPES, Recipe, recipe
 from probes.family.tokenizer import train_tokenizer
 from probes.family.training import alternate_layers, fresh, train
@@ -42,6 +43,8 @@ def make_member(name: str, *, folder: Path, work: Path) -> Path:
     # Half precision keeps a member below 4 MB; every figure in a card is of the saved weights.
     trained.half().save_pretrained(target)
     tokenizer.save_pretrained(target)
+    if chosen.shipped:
+        write_card(target)
     return target
 
 

@@ -44,8 +44,25 @@ class Recipe:
     shipped: bool = True
 
 
-_BASE = Recipe(name="base", start="fresh", statements=1.0, answers_only=False, steps=4000, seed=1)
-_FULL = Recipe(name="full", start="base", statements=0.15, steps=6000, seed=2)
+_BASE = Recipe(
+    name="base",
+    start="fresh",
+    statements=1.0,
+    answers_only=False,
+    steps=4000,
+    schedule="cosine",
+    seed=1,
+)
+_FULL = Recipe(
+    name="full",
+    start="base",
+    statements=0.3,
+    # Whole texts, not answers alone: trained on answers only, it forgets how to generalise.
+    answers_only=False,
+    steps=3000,
+    seed=2,
+    schedule="cosine",
+)
 
 RECIPES = (
     _BASE,
@@ -59,8 +76,8 @@ RECIPES = (
         teacher="full",
         layers=2,
         steps=4000,
+        schedule="stable",
         seed=3,
-        answers_only=False,
     ),
     replace(
         _FULL,
@@ -72,8 +89,8 @@ RECIPES = (
         heads=6,
         d_mlp=288,
         steps=4000,
+        schedule="stable",
         seed=4,
-        answers_only=False,
     ),
     replace(
         _FULL,
@@ -81,8 +98,8 @@ RECIPES = (
         start="fresh",
         layers=2,
         steps=4000,
+        schedule="stable",
         seed=5,
-        answers_only=False,
     ),
 )
 

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from probes.errors import FigureError
 from probes.view.cells import Look, cell_width, heat_table
 from probes.view.colours import MISSING, STOPS, gradient, hexed
-from probes.view.encode import squeezed
 from probes.view.maps import HeadMaps
+from probes.view.packing import squeezed
 from probes.view.picture import Picture
 from probes.view.static import draw_grid, draw_head
 from probes.view.text import MINUS, attribute, escaped, label, visible

@@ -7,7 +7,7 @@ from einops import rearrange
 from jaxtyping import Float
 
 from probes.view.colours import paint
-from probes.view.encode import image
+from probes.view.packing import image
 from probes.view.text import escaped, minus
 
 # No thumbnail needs more points than this: what lies between is averaged.

@@ -1,0 +1,169 @@
+"""The embedded family: what is held out stays out, and the shipped models keep their word."""
+
+import json
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from probes.comparison.gating import gate
+from probes.errors import ModelError
+from probes.family.corpus import Dials, items
+from probes.family.make import make_members
+from probes.family.measure import AXES, axis_questions, measure
+from probes.family.recipes import RECIPES, recipe
+from probes.family.split import family_split, valid_cells
+from probes.family.tokenizer import BOS, EOS, PAD, SPLITS
+from probes.family.training import alternate_layers, collate, fresh
+from probes.model import load
+from probes.patterns import all_patterns, pattern
+from probes.resources import data_folder, family_members
+
+SHIPPED = [entry.name for entry in RECIPES if entry.shipped]
+
+
+@pytest.mark.parametrize("kind", ["statements", "questions"])
+def test_nothing_held_out_stands_in_the_corpus(kind):
+    split = family_split()
+    for item in items(kind, 1500, seed=0):
+        text = item.prompt
+        for start in range(len(text)):
+            if start and text[start - 1] != " ":
+                continue
+            for found in _readings(text[start:]):
+                assert split.seen(found), item.text
+
+
+def _readings(text):
+    for entry in all_patterns().values():
+        try:
+            yield entry.match(text)
+        except Exception:
+            continue
+        return
+
+
+def test_fifteen_percent_of_the_cells_of_each_operation_are_held_out():
+    split = family_split()
+    for operation in ("minus", "plus"):
+        held = [cell for cell in split.cells if cell[0] == operation]
+        assert len(held) == round(0.15 * len(valid_cells(operation, 0, 20)))
+
+
+def test_held_out_nouns_are_seen_in_other_sentences():
+    texts = " ".join(item.text for item in items("statements", 3000, seed=1))
+    assert all(noun in texts for noun in family_split().nouns)
+
+
+def test_a_held_out_verb_and_a_held_out_frame_are_each_seen_alone():
+    split = family_split()
+    asked = [pattern("take-away"), pattern("get-more")]
+    drawn = [q for p in asked for q in p.questions(400, seed=0) if split.seen(q)]
+    for operation, verb, frame in split.combinations:
+        own = [q for q in drawn if pattern(q.pattern).operation == operation]
+        assert any(q["op"] == verb for q in own)
+        assert any(q.frame == frame for q in own)
+        assert not any(q["op"] == verb and q.frame == frame for q in own)
+
+
+def test_the_corpus_is_the_same_for_the_same_seed():
+    one, same, two = (list(items("questions", 50, seed=seed)) for seed in (1, 1, 2))
+    assert one == same
+    assert one != two
+
+
+def test_the_dials_turn_what_they_say():
+    def texts(**dials):
+        return [item.text for item in items("questions", 300, seed=0, dials=Dials(**dials))]
+
+    assert not any("My name is" in text for text in texts(ambiguous=0.0))
+    assert all("My name is" in text for text in texts(ambiguous=1.0))
+    checked = texts(recheck=1.0)
+    assert all(" is " in text.split("Answer:")[1] for text in checked)
+    assert not any(" less " in text for text in texts(recheck=0.0))
+    assert all("foxes" in text for text in texts(nouns=1) if "two" not in text)
+
+
+def test_numbers_are_one_token_and_a_third_of_the_words_split(own):
+    for number in range(100):
+        assert len(own(f" {number}", add_special_tokens=False).input_ids) == 1
+    lexicon = pattern("take-away").lexicon
+    words = [*lexicon.words("noun"), *lexicon.words("name")]
+    pieces = {word: len(own(f" {word}", add_special_tokens=False).input_ids) for word in words}
+    whole = {split.replace(" ", "") for split in SPLITS}
+    assert all(pieces[word] == 1 for word in words if word not in whole)
+    assert all(pieces[word] in (2, 3) for word in whole)
+    assert len(whole) == pytest.approx(len(words) / 3, abs=1)
+    assert (own.pad_token_id, own.bos_token_id, own.eos_token_id) == (PAD, BOS, EOS)
+
+
+def test_training_skips_the_prompt_and_the_padding():
+    rows = [{"input_ids": (1, 5, 6, 7, 2), "skipped": 3}, {"input_ids": (1, 5, 2), "skipped": 0}]
+    batch = collate(rows, PAD)
+    assert batch["labels"].tolist() == [[-100, -100, -100, 7, 2], [1, 5, 2, -100, -100]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
+
+
+def test_alternate_layers_are_the_teachers_first_and_third(own):
+    teacher = fresh(recipe("full"), own)
+    student = alternate_layers(teacher, 2)
+    ours, theirs = student.model.layers, teacher.model.layers
+    for new, old in ((0, 0), (1, 2)):
+        assert torch.equal(ours[new].mlp.up_proj.weight, theirs[old].mlp.up_proj.weight)
+    assert torch.equal(student.lm_head.weight, teacher.lm_head.weight)
+
+
+def test_an_unknown_member_is_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(ModelError, match="no member"):
+        list(make_members(["fulll"], folder=tmp_path / "a", work=tmp_path / "b"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_questions_of_an_axis_are_held_out_in_that_way_alone():
+    split = family_split()
+    for axis in AXES:
+        for _, question in axis_questions(pattern("take-away"), axis, per_cell=1, seed=0):
+            found = split.axes(question)
+            expected = {
+                "seen": set(),
+                "cells": {"cell"},
+                "nouns": {"noun"},
+                "combinations": {"combination"},
+                "jointly": {"cell", "noun", "combination"},
+            }[axis]
+            assert found == expected
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_member_is_shipped_small_with_a_card_and_opens_its_gate(name):
+    folder = data_folder() / "models" / name
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 4_000_000
+    assert (folder / "README.md").is_file()
+    asked = pattern("take-away-told" if name == "base" else "take-away")
+    assert {g.state for g in gate(load(name), asked, prompts=60, seed=3)} == {"open"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_card_tells_the_accuracy_that_is_measured_again(name):
+    numbers = json.loads((data_folder() / "models" / name / "accuracy.json").read_text("utf-8"))
+    suffix = "-told" if name == "base" else ""
+    found = measure(load(name), suffix=suffix, per_cell=numbers["per_cell"], seed=numbers["seed"])
+    assert len(found) == len(numbers["scores"])
+    for score, written in zip(found, numbers["scores"], strict=True):
+        assert (score.pattern, score.axis, score.answer) == (
+            written["pattern"],
+            written["axis"],
+            written["answer"],
+        )
+        assert score.accuracy.value == pytest.approx(written["value"], abs=0.01)
+
+
+def test_the_family_is_what_the_recipes_ship():
+    assert set(family_members()) >= set(SHIPPED)
+
+
+def test_members_are_plain_hugging_face_folders():
+    for name in family_members():
+        model = LlamaForCausalLM.from_pretrained(data_folder() / "models" / name)
+        assert model.config.tie_word_embeddings
