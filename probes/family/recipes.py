@@ -66,9 +66,9 @@ _FULL = Recipe(
 
 RECIPES = (
     _BASE,
-    replace(_BASE, name="base-b", seed=11, shipped=False),
+    replace(_BASE, name="base-b", seed=21, shipped=False),
     _FULL,
-    replace(_FULL, name="full-b", start="base-b", seed=12),
+    replace(_FULL, name="full-b", start="base-b", seed=22),
     replace(
         _FULL,
         name="distilled",
