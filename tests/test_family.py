@@ -1,13 +1,14 @@
 """The embedded family: what is held out stays out, and the shipped models keep their word."""
 
 import json
+from contextlib import suppress
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from probes.comparison.gating import gate
-from probes.errors import ModelError
+from probes.errors import MatchError, ModelError
 from probes.family.corpus import Dials, items
 from probes.family.make import make_members
 from probes.family.measure import AXES, axis_questions, measure
@@ -23,24 +24,23 @@ SHIPPED = [entry.name for entry in RECIPES if entry.shipped]
 
 
 @pytest.mark.parametrize("kind", ["statements", "questions"])
-def test_nothing_held_out_stands_in_the_corpus(kind):
-    split = family_split()
-    for item in items(kind, 1500, seed=0):
-        text = item.prompt
-        for start in range(len(text)):
-            if start and text[start - 1] != " ":
-                continue
-            for found in _readings(text[start:]):
-                assert split.seen(found), item.text
+def test_no_held_out_cell_or_noun_stands_anywhere_in_the_corpus(kind):
+    split, read = family_split(), 0
+    for item in items(kind, 150, seed=0):
+        for found in _readings(item.prompt, kind):
+            read += 1
+            assert not split.axes(found) & {"cell", "noun"}, item.text
+    assert read >= 100
 
 
-def _readings(text):
-    for entry in all_patterns().values():
-        try:
-            yield entry.match(text)
-        except Exception:
-            continue
-        return
+def _readings(text, kind):
+    """Read a text, and what is left of it behind each sentence, as any pattern of its kind."""
+    starts = [0, *(at + 2 for at in range(len(text)) if text.startswith(". ", at))]
+    for name, entry in all_patterns().items():
+        if name.endswith("-told") == (kind == "statements"):
+            for start in starts:
+                with suppress(MatchError):
+                    yield entry.match(text[start:])
 
 
 def test_fifteen_percent_of_the_cells_of_each_operation_are_held_out():
@@ -51,14 +51,14 @@ def test_fifteen_percent_of_the_cells_of_each_operation_are_held_out():
 
 
 def test_held_out_nouns_are_seen_in_other_sentences():
-    texts = " ".join(item.text for item in items("statements", 3000, seed=1))
+    texts = " ".join(item.text for item in items("statements", 600, seed=1))
     assert all(noun in texts for noun in family_split().nouns)
 
 
 def test_a_held_out_verb_and_a_held_out_frame_are_each_seen_alone():
     split = family_split()
     asked = [pattern("take-away"), pattern("get-more")]
-    drawn = [q for p in asked for q in p.questions(400, seed=0) if split.seen(q)]
+    drawn = [q for p in asked for q in p.questions(200, seed=0) if split.seen(q)]
     for operation, verb, frame in split.combinations:
         own = [q for q in drawn if pattern(q.pattern).operation == operation]
         assert any(q["op"] == verb for q in own)
@@ -74,17 +74,18 @@ def test_the_corpus_is_the_same_for_the_same_seed():
 
 def test_the_dials_turn_what_they_say():
     def texts(**dials):
-        return [item.text for item in items("questions", 300, seed=0, dials=Dials(**dials))]
+        return [item.text for item in items("questions", 60, seed=0, dials=Dials(**dials))]
 
     assert not any("My name is" in text for text in texts(ambiguous=0.0))
     assert all("My name is" in text for text in texts(ambiguous=1.0))
     checked = texts(recheck=1.0)
     assert all(" is " in text.split("Answer:")[1] for text in checked)
     assert not any(" less " in text for text in texts(recheck=0.0))
-    assert all("foxes" in text for text in texts(nouns=1) if "two" not in text)
+    assert all("foxes" in text for text in texts(nouns=1))
 
 
-def test_numbers_are_one_token_and_a_third_of_the_words_split(own):
+def test_numbers_are_one_token_and_a_third_of_the_words_split():
+    own = AutoTokenizer.from_pretrained(data_folder() / "models" / "full")
     for number in range(100):
         assert len(own(f" {number}", add_special_tokens=False).input_ids) == 1
     lexicon = pattern("take-away").lexicon

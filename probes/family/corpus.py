@@ -78,10 +78,9 @@ def _draw(pattern: Pattern, rng: random.Random, dials: Dials) -> Question:
     split = family_split()
     nouns = pattern.lexicon.words("noun")[: dials.nouns]
     while True:
-        question = pattern.draw(rng)
-        if question is None or not split.seen(question):
-            continue
-        if dials.nouns is None or question["thing"] in nouns:
+        fixed = None if dials.nouns is None else {"thing": rng.choice(nouns)}
+        question = pattern.draw(rng, fixed=fixed)
+        if question is not None and split.seen(question):
             return question
 
 
