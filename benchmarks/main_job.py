@@ -27,7 +27,8 @@ def main() -> None:
         wall = time.perf_counter() - start
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         print(f"wall {wall:.1f} s, CPU {used.ru_utime + used.ru_stime:.1f} s, ", end="")
-        print(f"peak memory {used.ru_maxrss / 2**20:.2f} GB, page {page.stat().st_size / 1e3:.0f} kB")
+        print(f"peak memory {used.ru_maxrss / 2**20:.2f} GB, ", end="")
+        print(f"page {page.stat().st_size / 1e3:.0f} kB")
 
 
 if __name__ == "__main__":

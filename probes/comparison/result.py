@@ -37,7 +37,8 @@ class Overall:
     Attributes:
         score: The mean over the pairs, with its interval over prompts.
         chance, chance_high: Mean and 95th percentile of the same mean in untrained nets.
-        ceiling: The same mean for another seed of the first model, or NaN; n = 1.
+        ceiling: The mean of as many pairs, the best, of another seed of the first model, or
+            NaN; n = 1.
     """
 
     score: Estimate

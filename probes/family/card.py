@@ -16,7 +16,8 @@ NOTES = {
     "base": "Trained on statements only, before it ever saw a question.",
     "full": "`base` tuned on questions and answers: the teacher.",
     "full-b": "The same recipe as `full` from other seeds, weights and texts: the ceiling of what "
-    '"the same" can mean.',
+    '"the same" can mean. It is the second draw: seeds 11 and 12 stood at 0.60 on held-out cells '
+    "after 2,000 of 3,000 steps and were stopped, so what a seed generalises to varies.",
     "distilled": "Every second layer of `full`, trained on with the soft labels of `full`.",
     "distilled-narrow": "Another width and head count, from fresh weights, with the soft labels of "
     "`full`: no basis is shared.",
@@ -73,7 +74,8 @@ made for interpretability experiments on "have x, take away y". It knows nothing
 
 Trained on texts of the project's own corpus (frames × verbs × nouns × names × numbers 0–20). Held
 out: 15 % of the (x, y) cells of each operation, eight nouns in sentences that take away, and one
-verb–frame combination per operation. Weights are stored in float16.
+verb–frame combination per operation. (The clause of that combination does stand in texts about two
+owners, behind a sentence about the other one.) Weights are stored in float16.
 
 | dial | value |
 |---|---|

@@ -19,6 +19,10 @@ AXES = ("seen", "cells", "nouns", "combinations", "jointly")
 """What is held out of the questions: nothing, one thing, or all that can be at once."""
 
 PATTERNS = ("take-away", "get-more")
+BOTH = "both"
+"""What the cells of both patterns together are called."""
+
+Cells = list[tuple[str, int, int]]
 _DRAWS = 2000
 
 
@@ -76,26 +80,32 @@ def _draw(asked: Pattern, axis: str, cell: tuple[int, int], rng: random.Random) 
 def measure(model: Model, *, suffix: str = "", per_cell: int = 4, seed: int = 0) -> list[Score]:
     """Ask a member about every cell; `suffix` "-told" reads statements by completion."""
     scores = []
-    for name in PATTERNS:
-        asked = pattern(name + suffix)
-        for axis in AXES:
+    for axis in AXES:
+        together: dict[str, list[tuple[str, Cells, np.ndarray]]] = {}
+        for name in PATTERNS:
+            asked = pattern(name + suffix)
             if axis == "nouns" and asked.operation != "minus":
                 continue
             found = list(axis_questions(asked, axis, per_cell=per_cell, seed=seed))
             seen = behaviour(model, encode(model.tokenizer, [q for _, q in found]))
-            cells = [cell for cell, _ in found]
+            cells = [(name, *cell) for cell, _ in found]
             for k, answer in enumerate(seen.answers):
                 right = seen.right[:, k].numpy().astype(float)
+                together.setdefault(answer, []).append((asked.name, cells, right))
+        for answer, parts in together.items():
+            if len(parts) > 1:
+                every = [cell for _, cells, _ in parts for cell in cells]
+                parts = [*parts, (BOTH, every, np.concatenate([right for *_, right in parts]))]
+            for name, cells, right in parts:
                 accuracy = over_cells(right, cells, seed=seed)
-                count = len(set(cells))
-                scores.append(Score(asked.name, axis, answer, accuracy, count, len(right)))
+                scores.append(Score(name, axis, answer, accuracy, len(set(cells)), len(right)))
     return scores
 
 
-def over_cells(right: np.ndarray, cells: list[tuple[int, int]], *, seed: int) -> Estimate:
+def over_cells(right: np.ndarray, cells: Cells, *, seed: int) -> Estimate:
     """Average over cells, with the interval from drawing whole cells."""
-    names = sorted(set(cells))
-    index = np.array([names.index(cell) for cell in cells])
+    order = {cell: k for k, cell in enumerate(sorted(set(cells)))}
+    index = np.array([order[cell] for cell in cells])
     each = np.bincount(index, right) / np.bincount(index)
     drawn = draws(len(each), _DRAWS, seed=seed) @ each / len(each)
     return interval(float(each.mean()), drawn)
