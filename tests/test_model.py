@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from probes import model as model_file
+from probes import resources
 from probes.errors import ModelError, SiteError
 from probes.model import TOLERANCE, load, place, untrained, wrap
 from probes.testing import KINDS, hook_count, tiny, tiny_hf, ungrouped
@@ -183,7 +184,8 @@ def test_missing_weights_are_refused_by_name(tmp_path):
 
 def test_a_family_member_loads_by_name_and_a_slip_is_corrected(tmp_path, monkeypatch):
     tiny_hf("llama", seed=0).save_pretrained(tmp_path / "models" / "teacher")
-    monkeypatch.setattr(model_file, "data_folder", lambda: tmp_path)
+    for module in (model_file, resources):
+        monkeypatch.setattr(module, "data_folder", lambda: tmp_path)
     assert load("teacher").origin == "family member teacher"
     with pytest.raises(ModelError, match="Did you mean 'teacher'"):
         load("taecher")

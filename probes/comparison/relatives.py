@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from probes.asking import Pattern
 from probes.attention import role_attention
+from probes.batch import encode
 from probes.comparison.estimates import interval, mean
 from probes.comparison.gating import ask, judge
 from probes.comparison.matching import Pairing, match_heads, pair_heads
@@ -17,7 +18,7 @@ from probes.comparison.profiles import Profiles, profile, similarity
 from probes.comparison.result import Comparison, Overall, Relative, Solved, View
 from probes.counterfactuals import PairBatch, draw_pairs, encode_pairs, fits
 from probes.errors import BatchError, ModelError
-from probes.metrics import Behaviour
+from probes.metrics import Behaviour, behaviour
 from probes.model import Model, load, untrained
 from probes.patching import Effects
 from probes.patterns import pattern
@@ -87,11 +88,12 @@ def compare(  # noqa: PLR0913 (the main job has its dials)
         if model is not twin:
             views[model.name] = _view(model, given, roles, effects)
     null_pairings, null_right = [], []
+    asked = encode(b.tokenizer, questions, limit=b.shape.context)
     for k in _bar(range(nulls), "untrained nets", progress):
         net = untrained(b, seed=seed + k)
         found, _ = profile(net, batches[b.name], roles)
         null_pairings.append(pair_heads(profiles[a.name], found))
-        null_right.append(ask(net, questions).right.float().mean(0).numpy())
+        null_right.append(behaviour(net, asked).right.float().mean(0).numpy())
     ceiling = pair_heads(profiles[a.name], profiles[twin.name]) if twin else None
     null_scores = np.stack([pairing.score for pairing in null_pairings])
     matches = match_heads(
