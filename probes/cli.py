@@ -52,15 +52,22 @@ def compare(
     nulls: Annotated[int, typer.Option(help="Untrained nets for the chance level.", min=20)] = 20,
     out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("report.html"),
     json: Annotated[Path | None, typer.Option(help="Where the numbers go.")] = None,
-    threads: Annotated[int, typer.Option(help=_THREADS, min=1)] = 1,
+    workers: Annotated[int, typer.Option(help="Models measured at once.", min=1)] = 2,
 ) -> None:
     """Compare what two models do with a query pattern, and write a page about it."""
     _check_places(out, json)
-    _quiet(threads)
+    _quiet()
     from probes.comparison.relatives import compare as run
 
     found = run(
-        full, other, pattern, prompts=prompts, seed=seed, nulls=nulls, progress=sys.stderr.isatty()
+        full,
+        other,
+        pattern,
+        prompts=prompts,
+        seed=seed,
+        nulls=nulls,
+        workers=workers,
+        progress=sys.stderr.isatty(),
     )
     found.save(out)
     if json:

@@ -1,8 +1,10 @@
 """The main job: put one pattern to two relatives and say which heads do the same."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -44,6 +46,7 @@ def compare(  # noqa: PLR0913 (the main job has its dials)
     seed: int = 0,
     nulls: int = 20,
     another_seed: str | Path | Model | None = None,
+    workers: int = 1,
     progress: bool = False,
 ) -> Comparison:
     """Compare what two models do with a pattern, with a null behind every number.
@@ -56,6 +59,8 @@ def compare(  # noqa: PLR0913 (the main job has its dials)
         nulls: How many untrained nets of the other's shape give the chance level.
         another_seed: A model that differs from `full` in its seed alone: the ceiling of what
             "the same" can mean. Known for the embedded family, else none.
+        workers: How many models are measured at once, each in a thread of its own. The result
+            does not depend on it; give torch one thread where it is more than one.
         progress: Whether to show a bar.
 
     Raises:
@@ -78,22 +83,33 @@ def compare(  # noqa: PLR0913 (the main job has its dials)
         for contrast in _bar(chosen.contrasts, "drawing pairs", progress)
     }
     behaviours = {model.name: ask(model, questions) for model in (a, b)}
-    batches = {model.name: _encoded(model, pairs) for model in (a, b, twin) if model}
+    models = [model for model in (a, b, twin) if model]
+    batches = {model.name: _encoded(model, pairs) for model in models}
     roles = _shared_roles([batches[model.name] for model in (a, b)])
-    profiles, effects, views = {}, {}, {}
-    for model in _bar([m for m in (a, b, twin) if m], "patching", progress):
-        kinds = ("heads",) if model is twin else ("heads", "mlps")
-        given = batches[model.name]
-        profiles[model.name], effects = profile(model, given, roles, kinds=kinds)
-        if model is not twin:
-            views[model.name] = _view(model, given, roles, effects)
-    null_pairings, null_right = [], []
     asked = encode(b.tokenizer, questions, limit=b.shape.context)
-    for k in _bar(range(nulls), "untrained nets", progress):
-        net = untrained(b, seed=seed + k)
+    building = Lock()
+
+    def measured(model: Model) -> tuple[Profiles, View | None]:
+        kinds = ("heads",) if model is twin else ("heads", "mlps")
+        found, effects = profile(model, batches[model.name], roles, kinds=kinds)
+        if model is twin:
+            return found, None
+        exact.update({contrast: effect.exact for contrast, effect in effects.items()})
+        return found, _view(model, batches[model.name], roles, effects)
+
+    def null(number: int) -> tuple[Profiles, np.ndarray]:
+        with building:  # fresh weights are drawn from torch's one generator
+            net = untrained(b, seed=seed + number)
         found, _ = profile(net, batches[b.name], roles)
-        null_pairings.append(pair_heads(profiles[a.name], found))
-        null_right.append(behaviour(net, asked).right.float().mean(0).numpy())
+        return found, behaviour(net, asked).right.float().mean(0).numpy()
+
+    exact: dict[str, float] = {}
+    with ThreadPoolExecutor(workers) as pool:
+        done = list(_bar(pool.map(measured, models), "patching", progress, len(models)))
+        nets = list(_bar(pool.map(null, range(nulls)), "untrained nets", progress, nulls))
+    profiles = {model.name: found for model, (found, _) in zip(models, done, strict=True)}
+    views = {m.name: view for m, (_, view) in zip(models, done, strict=True) if view is not None}
+    null_pairings = [pair_heads(profiles[a.name], found) for found, _ in nets]
     ceiling = pair_heads(profiles[a.name], profiles[twin.name]) if twin else None
     null_scores = np.stack([pairing.score for pairing in null_pairings])
     matches = match_heads(
@@ -108,7 +124,7 @@ def compare(  # noqa: PLR0913 (the main job has its dials)
         pattern=chosen.name,
         title=chosen.title,
         example=questions[0].full_text,
-        contrasts={c: effects[c].exact for c in pairs},
+        contrasts={contrast: exact[contrast] for contrast in pairs},
         roles=roles,
         answers=behaviours[a.name].answers,
         prompts=prompts,
@@ -119,7 +135,7 @@ def compare(  # noqa: PLR0913 (the main job has its dials)
             *judge(behaviours[a.name], questions, seed=seed),
             *judge(behaviours[b.name], questions, seed=seed),
         ),
-        untrained_accuracy=tuple(float(x) for x in np.mean(null_right, axis=0)),
+        untrained_accuracy=tuple(float(x) for x in np.mean([right for _, right in nets], axis=0)),
         solved=_solved(behaviours, seed),
         matches=matches,
         unmatched=tuple(head for head in free if head not in taken),
@@ -254,5 +270,5 @@ def _relative(model: Model) -> Relative:
     return Relative(model.name, model.origin, shape.layers, shape.heads, shape.d_model, count)
 
 
-def _bar(items: Iterable[T], text: str, progress: bool) -> Iterable[T]:
-    return tqdm(items, desc=text, leave=False, disable=None if progress else True)
+def _bar(items: Iterable[T], text: str, progress: bool, total: int | None = None) -> Iterable[T]:
+    return tqdm(items, desc=text, total=total, leave=False, disable=None if progress else True)
