@@ -1,5 +1,6 @@
 """The parts of a report: tables, remarks and matrices. Each shows itself in a notebook too."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,13 +16,13 @@ from probes.view.text import escaped, prose, visible
 Tone = Literal["good", "bad", "muted"]
 
 
-class Block:
+class Block(ABC):
     """Something that a page can hold."""
 
     @property
+    @abstractmethod
     def body(self) -> str:
         """HTML in which all text is escaped already."""
-        raise NotImplementedError
 
     def _repr_html_(self) -> str:
         return fragment(self.body)
