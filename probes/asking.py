@@ -86,16 +86,15 @@ class Pattern:
         return tuple(name for name in CONTRASTS if self._frames_for(name))
 
     def questions(self, count: int, *, seed: int, keep: Keep | None = None) -> tuple[Question, ...]:
-        """Draw questions, each at most once.
+        """Draw questions, each at most once; of given pairs both sides, and all there are at most.
 
         Raises:
             PatternError: Fewer than `count` different questions pass `keep`.
         """
         if self.given:
-            found = tuple(dict.fromkeys(pair.clean for pair in self.given))[:count]
-            if len(found) < count:
-                raise PatternError(f"{self.name!r} holds {len(found)} pairs: {count} were asked")
-            return found
+            # Both sides: where all clean prompts have one answer, saying it always would do.
+            sides = [side for pair in self.given for side in (pair.clean, pair.counterfactual)]
+            return tuple(q for q in dict.fromkeys(sides) if keep is None or keep(q))[:count]
         rng, found = random.Random(f"{seed}:{self.name}"), {}
         for _ in range(max(count, 1) * _TRIES):
             if len(found) == count:

@@ -1,6 +1,7 @@
 """Comparing relatives: intervals, gates, profiles, matches, and the whole main job."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -206,6 +207,15 @@ def test_relatives_with_different_tokenizers_are_compared_by_roles(own, letters,
     found = compare(small(own, 0), other, str(path), prompts=5, nulls=2, seed=0)
     assert "x" in found.roles
     assert found.answers == ("answer",)
+    # Both sides of every pair are asked: 0 to 4 and 9 to 5.
+    assert [gate.items for gate in found.gates] == [10, 10]
+
+
+def test_a_bar_near_one_is_said_to_be_blind(compared):
+    blind = tuple(replace(match, chance_high=0.99) for match in compared.matches)
+    gates = tuple(replace(gate, state="open") for gate in compared.gates)
+    found = replace(compared, matches=blind, gates=gates)
+    assert "too few roles" in found.summary()[-1]
 
 
 def test_the_numbers_are_saved_as_json_without_nan(compared, tmp_path):

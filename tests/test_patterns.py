@@ -541,11 +541,15 @@ def test_a_missing_file_of_pairs_is_refused(tmp_path):
         pattern(str(tmp_path / "none.jsonl"))
 
 
+def test_both_sides_of_ones_own_pairs_are_asked_and_no_more_than_there_are(tmp_path):
+    (pair,) = (found := Pattern.from_pairs(written(tmp_path, GOOD))).given
+    assert found.questions(9, seed=0) == (pair.clean, pair.counterfactual)
+    assert found.questions(1, seed=0) == (pair.clean,)
+
+
 def test_pairs_of_ones_own_cannot_be_drawn_beyond_their_number_or_matched(tmp_path):
     found = Pattern.from_pairs(written(tmp_path, GOOD))
     with pytest.raises(PatternError, match="1 pairs of contrast 'gender': 2 were asked"):
         found.pairs("gender", 2, seed=0)
-    with pytest.raises(PatternError, match="holds 1 pairs: 2 were asked"):
-        found.questions(2, seed=0)
     with pytest.raises(MatchError, match="holds pairs, not frames"):
         found.match(FOX)

@@ -24,7 +24,7 @@ from probes.metrics import Behaviour, behaviour
 from probes.model import Model, load, untrained
 from probes.patching import Effects
 from probes.patterns import pattern
-from probes.questions import Pair, Question
+from probes.questions import Pair
 from probes.rows import REST
 
 OTHER_SEED = {"full": "full-b", "full-b": "full"}
@@ -77,7 +77,7 @@ def compare(  # noqa: PLR0913 (the main job has its dials)
             )
     twin = _twin(a, another_seed)
     tokenizers = list({id(m.tokenizer): m.tokenizer for m in (a, b)}.values())
-    questions = _questions(chosen, tokenizers, seed)
+    questions = chosen.questions(_GATE_ITEMS, seed=seed, keep=fits(*tokenizers))
     pairs = {
         contrast: _pairs(chosen, contrast, prompts, tokenizers, seed)
         for contrast in _bar(chosen.contrasts, "drawing pairs", progress)
@@ -151,12 +151,6 @@ def _twin(a: Model, another_seed: str | Path | Model | None) -> Model | None:
     if a.origin.startswith("family member ") and a.name in OTHER_SEED:
         return load(OTHER_SEED[a.name])
     return None
-
-
-def _questions(chosen: Pattern, tokenizers: Sequence[Any], seed: int) -> tuple[Question, ...]:
-    if chosen.given:
-        return tuple(dict.fromkeys(pair.clean for pair in chosen.given))
-    return chosen.questions(_GATE_ITEMS, seed=seed, keep=fits(*tokenizers))
 
 
 def _pairs(

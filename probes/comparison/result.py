@@ -17,6 +17,9 @@ from probes.files import write_whole
 
 SCHEMA = 1
 
+_BLIND = 0.95
+"""Above this bar no score means anything: chance all but reaches 1."""
+
 
 @dataclass(frozen=True, slots=True)
 class Relative:
@@ -158,6 +161,11 @@ class Comparison:
             )
         busy = len(self.matches) - self.count("idle")
         bar = self.matches[0].chance_high
+        if bar > _BLIND:
+            return (
+                f"Untrained nets offer matches of {bar:.2f}: these prompts have too few roles and "
+                "contrasts to tell heads apart. Name more of them.",
+            )
         ceiling = ""
         if self.ceiling:
             reach = sum(m.word != "idle" and m.ceiling > bar for m in self.matches)
