@@ -153,9 +153,15 @@ def place(mask: Bool[Tensor, "prompt position"]) -> Int[Tensor, "prompt position
 def load(
     name: str | Path | Model, *, dtype: str = "float32", device: str | torch.device | None = None
 ) -> Model:
-    """Load a model of the family by name, a local folder, or a hub id; a Model is given back."""
+    """Load a family member, a folder, a hub id, or "untrained:NAME:SEED"; a Model is given back."""
     if isinstance(name, Model):
         return name
+    kind, _, rest = str(name).partition(":")
+    if kind == "untrained" and rest:
+        like, _, seed = rest.partition(":")
+        if not (seed or "0").isdecimal():
+            raise ModelError(f"The seed of {name!r} is {seed!r}: write it as in 'untrained:full:3'")
+        return untrained(load(like, dtype=dtype, device=device), seed=int(seed or 0))
     source, origin = _find(name)
     hf_model, tokenizer = _read(source, _dtype(dtype))
     _refuse_broken(hf_model, str(name))

@@ -191,6 +191,18 @@ def test_a_family_member_loads_by_name_and_a_slip_is_corrected(tmp_path, monkeyp
         load("taecher")
 
 
+def test_an_untrained_model_of_any_shape_and_seed_loads_by_name(tmp_path, monkeypatch):
+    tiny_hf("llama", seed=0).save_pretrained(tmp_path / "models" / "teacher")
+    for module in (model_file, resources):
+        monkeypatch.setattr(module, "data_folder", lambda: tmp_path)
+    ids, mask = torch.arange(5)[None], torch.ones(1, 5, dtype=torch.bool)
+    named = load("untrained:teacher:3").logits(ids, mask)
+    assert torch.equal(named, untrained(load("teacher"), seed=3).logits(ids, mask))
+    assert not torch.equal(named, load("untrained:teacher").logits(ids, mask))
+    with pytest.raises(ModelError, match="untrained:full:3"):
+        load("untrained:teacher:x")
+
+
 def test_a_hub_that_cannot_be_reached_is_reported_in_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(model_file, "data_folder", lambda: tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
