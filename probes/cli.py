@@ -126,7 +126,7 @@ def make_family(
     work: Annotated[Path, typer.Option(help="Where checkpoints go.")] = Path("runs/work"),
     threads: Annotated[int, typer.Option(help=_THREADS, min=1)] = 1,
 ) -> None:
-    """Train the embedded family anew, from its fixed seeds (about an hour on two cores)."""
+    """Train the embedded family anew, from its fixed seeds (one to two hours on two cores)."""
     _quiet(threads)
     from probes.family.make import make_members
 
@@ -154,6 +154,8 @@ def _check_places(out: Path, json: Path | None) -> None:
 
 def _quiet(threads: int = 1) -> None:
     """Set torch's threads, and keep the libraries' own bars and notices out of the way."""
+    if sys.stderr.isatty():
+        Console(stderr=True).print("Loading …", style="dim")
     import torch
     from transformers.utils import logging
 

@@ -15,7 +15,7 @@ from probes.attention import role_attention
 from probes.batch import encode
 from probes.comparison.estimates import interval, mean
 from probes.comparison.gating import ask, judge
-from probes.comparison.matching import Pairing, match_heads, pair_heads
+from probes.comparison.matching import RELIABLE_FROM, Pairing, match_heads, pair_heads
 from probes.comparison.profiles import Profiles, profile, similarity
 from probes.comparison.result import Comparison, Overall, Relative, Solved, View
 from probes.counterfactuals import PairBatch, draw_pairs, encode_pairs, fits
@@ -117,7 +117,7 @@ def compare(  # noqa: PLR0913 (the main job has its dials)
     )
     taken = {match.partner for match in matches if match.word == "matched"}
     repeats = profiles[b.name].halves().reliability()
-    free = [h for h, r in zip(profiles[b.name].heads, repeats, strict=True) if r >= 0.5]
+    free = [h for h, r in zip(profiles[b.name].heads, repeats, strict=True) if r >= RELIABLE_FROM]
     return Comparison(
         full=_relative(a),
         other=_relative(b),

@@ -191,7 +191,7 @@ def train(
         save_steps=500,
         save_total_limit=1,
         report_to=[],
-        disable_tqdm=True,
+        disable_tqdm=False,
         use_cpu=not torch.cuda.is_available(),
         bf16=True,
         seed=recipe.seed,
