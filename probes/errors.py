@@ -35,3 +35,11 @@ class SiteError(ProbeError):
 
 class FigureError(ProbeError):
     """A picture that cannot be drawn or saved as asked."""
+
+
+class CircuitError(ProbeError):
+    """An edge, node or circuit that the model cannot have."""
+
+
+class GateError(ProbeError):
+    """A circuit was asked for of a behaviour that the model does not have."""

@@ -72,6 +72,12 @@ class Model:
         self, ids: Int[Tensor, "prompt position"], mask: Bool[Tensor, "prompt position"]
     ) -> Float[Tensor, "prompt position vocab"]:
         """Scores of every next token; True in `mask` marks text, False padding on either side."""
+        return self.run(ids, mask)
+
+    def run(
+        self, ids: Int[Tensor, "prompt position"], mask: Bool[Tensor, "prompt position"]
+    ) -> Float[Tensor, "prompt position vocab"]:
+        """Return what `logits` does, open to gradients of activations."""
         if ids.shape[1] > self.shape.context:
             raise ModelError(
                 f"The prompts are too long for {self.name}: {ids.shape[1]} tokens found, "
@@ -276,7 +282,8 @@ def _refuse_broken(hf_model: nn.Module, name: str) -> None:
 def _adopt(hf_model: Any, names: tuple[str, str], tokenizer: object) -> Model:  # noqa: ANN401
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
-    hf_model.eval()
+    # Nothing here trains it: passes keep no activations for gradients of weights.
+    hf_model.eval().requires_grad_(False)
     hf_model.set_attn_implementation("eager")
     config = copy.deepcopy(hf_model.config)
     architecture = type(hf_model).__name__

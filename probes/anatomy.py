@@ -1,0 +1,294 @@
+"""A decoder taken apart: the sums and products of its blocks, written out, head by head.
+
+Circuits are judged by giving every head, and every reader within it, an input of its own. The
+model's modules cannot do that, so the parts are taken from them and put together anew; whatever
+is rebuilt here is held against the model's own logits, and refused where it differs.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, rms_norm, scaled_dot_product_attention
+
+from probes.errors import ModelError
+from probes.model import Model
+
+# Greatest difference of a rebuilt logit, as a share of the greatest logit, by number format.
+_AGREES = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """A layer norm, an RMS norm (which takes no mean off), or none at all."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+    centred: bool
+
+    def __call__(self, x: Float[Tensor, "*_ d_model"]) -> Float[Tensor, "*_ d_model"]:
+        """Normalise the last axis."""
+        if self.weight is None:
+            return x
+        if self.centred:
+            return layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+        return rms_norm(x, x.shape[-1:], self.weight, self.eps)
+
+    def pulled_back(
+        self, grad: Float[Tensor, "*_ d_model"], x: Float[Tensor, "*_ d_model"]
+    ) -> Float[Tensor, "*_ d_model"]:
+        """Carry gradients at the output back to the input x, which may broadcast.
+
+        With y = w x̂ + b and x̂ = (x - mean) / s: (1/s) (g - mean(g) - x̂ mean(x̂ g)), g = w grad;
+        an RMS norm lacks the middle term. `grad` is overwritten.
+        """
+        if self.weight is None:
+            return grad
+        centre = x - x.mean(-1, keepdim=True) if self.centred else x
+        scale = (centre.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        unit = centre * scale
+        grad.mul_(self.weight)
+        along = (grad * unit).mean(-1, keepdim=True)
+        if self.centred:
+            grad.sub_(grad.mean(-1, keepdim=True))
+        return grad.addcmul_(unit, along, value=-1).mul_(scale)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One block's parts.
+
+    Attributes:
+        attn_norm, mlp_norm: What stands before attention and before the MLP.
+        q, k, v: Matrices from the residual into each head.
+        o: Matrix out of each head. Its bias belongs to no head.
+        q_bias, k_bias, v_bias, o_bias: Zero where the model has none.
+        mlp: From its normalised input to what it writes.
+        scale: What scores are multiplied by.
+    """
+
+    attn_norm: Norm
+    mlp_norm: Norm
+    q: Float[Tensor, "head d_model d_head"]
+    k: Float[Tensor, "kv_head d_model d_head"]
+    v: Float[Tensor, "kv_head d_model d_head"]
+    o: Float[Tensor, "head d_head d_model"]
+    q_bias: Float[Tensor, "head d_head"]
+    k_bias: Float[Tensor, "kv_head d_head"]
+    v_bias: Float[Tensor, "kv_head d_head"]
+    o_bias: Float[Tensor, " d_model"]
+    mlp: Callable[[Tensor], Tensor]
+    scale: float
+
+    def project(self, port: str, x: Tensor, heads: Sequence[int] = ()) -> Tensor:
+        """Map normalised residuals "... d_model" to q, k or v of some heads, or of all."""
+        weight, bias = getattr(self, port), getattr(self, f"{port}_bias")
+        if heads and len(heads) < len(weight):
+            weight, bias = weight[list(heads)], bias[list(heads)]
+        flat = rearrange(weight, "head d_model d_head -> d_model (head d_head)")
+        found = x @ flat
+        return found.unflatten(-1, tuple(bias.shape)) + bias
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """A whole decoder's parts."""
+
+    layers: tuple[Layer, ...]
+    final: Norm
+    unembed: Callable[[Tensor], Tensor]
+    parallel: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomised:
+    """What one run computes, part by part.
+
+    Attributes:
+        embed: What the token embedding writes.
+        pre, mid: The residual before attention, and before the MLP.
+        last: The residual behind the last block.
+        q, k: Queries and keys, rotated. v: values. z: what each head reads.
+        mlp_out: What each MLP writes.
+    """
+
+    embed: Float[Tensor, "prompt position d_model"]
+    pre: tuple[Tensor, ...]
+    mid: tuple[Tensor, ...]
+    last: Float[Tensor, "prompt position d_model"]
+    q: tuple[Tensor, ...]
+    k: tuple[Tensor, ...]
+    v: tuple[Tensor, ...]
+    z: tuple[Tensor, ...]
+    mlp_out: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """What a run begins with.
+
+    Attributes:
+        embed: What the token embedding writes.
+        rest: What else the first block reads: positions, where they are learned.
+        angles: Cosines and sines of the rotation, or none.
+        allowed: Which keys each query may attend to; padding attends to itself.
+        logits: The model's own, at the read-out.
+    """
+
+    embed: Float[Tensor, "prompt position d_model"]
+    rest: Float[Tensor, "prompt position d_model"]
+    angles: tuple[Tensor, Tensor] | None
+    allowed: Bool[Tensor, "prompt query key"]
+    logits: Float[Tensor, "prompt vocab"]
+
+
+def dissect(model: Model) -> Anatomy:
+    """Take a model's parts out; they share its weights.
+
+    Raises:
+        ModelError: A part is not of a kind that can be rebuilt.
+    """
+    bridge = model.bridge
+    layers = []
+    for block in bridge.blocks:
+        attn = block.attn
+        weights = [getattr(attn, name).detach() for name in ("W_Q", "W_K", "W_V", "W_O")]
+        layers.append(
+            Layer(
+                _norm(block.ln1),
+                _norm(block.ln2),
+                *weights,
+                *(_bias(attn, name, like) for name, like in zip("QKV", weights, strict=False)),
+                _bias(attn, "O", weights[3]),
+                block.mlp,
+                float(getattr(attn.original_component, "scaling", model.shape.d_head**-0.5)),
+            )
+        )
+    return Anatomy(tuple(layers), _norm(bridge.ln_final), bridge.unembed, model.shape.parallel)
+
+
+@torch.no_grad()
+def enter(
+    model: Model,
+    ids: Int[Tensor, "prompt position"],
+    mask: Bool[Tensor, "prompt position"],
+    readout: Int[Tensor, " prompt"],
+) -> Entry:
+    """Run the model once for what its first block is given, and for its logits."""
+    kept: dict[str, Tensor] = {}
+    names = ["hook_embed", "blocks.0.hook_resid_pre"]
+    names += [n for n in ("blocks.0.attn.hook_cos", "blocks.0.attn.hook_sin") if _has(model, n)]
+
+    def keep(name: str) -> Callable[[Tensor], None]:
+        return lambda value: kept.update({name: value.detach().clone()})
+
+    with model.editing({name: keep(name) for name in names}):
+        logits = model.logits(ids, mask)
+    seen = logits[torch.arange(len(ids), device=logits.device), readout]
+    place = torch.arange(ids.shape[1], device=ids.device)
+    causal = place[:, None] >= place
+    alone = place[:, None] == place
+    allowed = (causal & mask[:, None]) | alone
+    embed, resid = kept["hook_embed"], kept["blocks.0.hook_resid_pre"]
+    angles = tuple(kept[name].expand(len(ids), -1, -1) for name in names[2:])
+    return Entry(embed, resid - embed, angles if len(angles) == 2 else None, allowed, seen)
+
+
+@torch.no_grad()
+def rebuild(anatomy: Anatomy, entry: Entry, *, upto: int | None = None) -> Anatomised:
+    """Run the parts as the model runs its modules."""
+    x = entry.embed + entry.rest
+    found: dict[str, list[Tensor]] = {n: [] for n in ("pre", "mid", "q", "k", "v", "z", "mlp_out")}
+    for layer in anatomy.layers[:upto]:
+        y = layer.attn_norm(x)
+        q, k = (turn(layer.project(port, y), entry.angles) for port in "qk")
+        v = layer.project("v", y)
+        z = attend(q, k, v, entry.allowed, layer.scale)
+        mid = x + einsum(z, layer.o, "b t h e, h e d -> b t d") + layer.o_bias
+        mlp_in = x if anatomy.parallel else mid
+        mlp_out = layer.mlp(layer.mlp_norm(mlp_in))
+        for name, value in zip(found, (x, mlp_in, q, k, v, z, mlp_out), strict=True):
+            found[name].append(value)
+        x = mid + mlp_out
+    return Anatomised(embed=entry.embed, last=x, **{k: tuple(v) for k, v in found.items()})
+
+
+def agree(model: Model, anatomy: Anatomy, run: Anatomised, entry: Entry, readout: Tensor) -> None:
+    """Refuse a model whose logits the parts do not give.
+
+    Raises:
+        ModelError: They differ, or are not finite.
+    """
+    at = torch.arange(len(readout), device=readout.device)
+    logits = anatomy.unembed(anatomy.final(run.last[at, readout]))
+    if not bool(entry.logits.isfinite().all()):
+        raise ModelError(
+            f"{model.name} gives NaN or infinite logits on these prompts: a run that is broken "
+            "holds no circuit. Load it with a wider dtype, or check the weights."
+        )
+    gap = float((logits - entry.logits).abs().max() / entry.logits.abs().max().clamp(min=1e-6))
+    if gap > _AGREES[model.dtype]:
+        raise ModelError(
+            f"The blocks of {model.name} ({model.shape.architecture}) are not the plain sum of "
+            f"heads and MLP that circuits are cut from: rebuilt, its logits differ by {gap:.1e} of "
+            "the greatest. Use a decoder such as Llama, GPT-2 or GPT-NeoX."
+        )
+
+
+def attend(
+    q: Float[Tensor, "*b query head d_head"],
+    k: Float[Tensor, "*b key kv_head d_head"],
+    v: Float[Tensor, "*b key kv_head d_head"],
+    allowed: Bool[Tensor, "prompt query key"],
+    scale: float,
+) -> Float[Tensor, "*b query head d_head"]:
+    """Attend: softmax of the scaled scores, over the keys that are allowed."""
+    q, k, v = (t.transpose(-2, -3) for t in (q, k, v))
+    grouped = q.shape[-3] != k.shape[-3]
+    z = scaled_dot_product_attention(
+        q, k, v, attn_mask=allowed[:, None], scale=scale, enable_gqa=grouped
+    )
+    return z.transpose(-2, -3)
+
+
+def turn(x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Rotate queries or keys "... prompt position head d_head" (Su et al. 2021, 2104.09864)."""
+    if angles is None:
+        return x
+    cos, sin = (angle.unsqueeze(-2) for angle in angles)
+    turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    half = turned.shape[-1] // 2
+    swapped = torch.cat([-turned[..., half:], turned[..., :half]], -1)
+    return torch.cat([turned * cos + swapped * sin, rest], -1)
+
+
+def _has(model: Model, name: str) -> bool:
+    return name in model.bridge.hook_dict
+
+
+def _bias(attn: Any, name: str, weight: Tensor) -> Tensor:  # noqa: ANN401
+    found = getattr(attn, f"b_{name}", None)
+    shape = weight.shape[-1:] if name == "O" else (weight.shape[0], weight.shape[2])
+    return weight.new_zeros(shape) if found is None else found.detach().reshape(shape)
+
+
+def _norm(module: Any) -> Norm:  # noqa: ANN401
+    inner = module.original_component
+    if isinstance(inner, nn.Identity):
+        return Norm(None, None, 0.0, centred=False)
+    kind = type(inner).__name__
+    eps = getattr(inner, "eps", getattr(inner, "variance_epsilon", None))
+    if eps is None or not ("LayerNorm" in kind or "RMSNorm" in kind):
+        raise ModelError(
+            f"The norm {kind} is not known to the kit: circuits need a layer norm or an RMS norm"
+        )
+    bias = getattr(inner, "bias", None)
+    weight = inner.weight.detach()
+    return Norm(
+        weight, None if bias is None else bias.detach(), float(eps), "RMSNorm" not in kind
+    )

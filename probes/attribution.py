@@ -1,0 +1,401 @@
+"""What every edge is worth, from gradients of ordinary passes.
+
+    score(u→v) = < a_u - a'_u , gradient of the lead at what v sees >      summed over positions
+
+a_u, a'_u: what u writes in the clean and in the counterfactual run. All readers of a norm see one
+residual, so the gradient at one of them needs no input of its own: the gradient at its q, k or v
+is carried back through that head's matrix and the norm (the adjoint, in closed form). What a head
+writes is made from its z when it is needed. Then one matrix product a layer scores all edges
+into it, prompt by prompt.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from probes.anatomy import Anatomy, dissect
+from probes.errors import CircuitError, ModelError
+from probes.graph import Graph
+from probes.model import Model
+from probes.patching import cut_edges
+from probes.splice import refuse_training
+from probes.tasks import Task
+from probes.wiring import Wiring
+
+Method = Literal["eap-ig", "eap", "exact"]
+
+# Floats that a pass with gradients keeps per token, layer and unit of width: about 20.
+_KEPT, _PASS = 20, 20_000_000
+# Floats of the writers' changes that are multiplied at once: they should stay in the cache.
+_BLOCK = 4_000_000
+# How far sums that must agree may lie apart, as a share of what is summed.
+_AGREES = {torch.float32: 2e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
+_STEP = {torch.float32: 1e-2, torch.bfloat16: 0.2, torch.float16: 0.05}
+
+
+def attribute(
+    model: Model,
+    task: Task,
+    *,
+    method: Method = "eap-ig",
+    steps: int = 5,
+    at: float = 1.0,
+    roles: bool = False,
+    each: bool = True,
+) -> Graph:
+    """Score every edge of a model for a task.
+
+    Args:
+        model: Any decoder whose residual is the plain sum of embedding, heads and MLPs.
+        task: Pairs of prompts, the same token for token but where they differ.
+        method: "eap" (edge attribution patching: one gradient; Syed et al. 2023, 2310.10348),
+            "eap-ig" (its mean along the straight path between the two runs' embeddings, taken at
+            the midpoints of equal steps; Hanna et al. 2024, 2403.17806), or "exact": each edge
+            in turn carries the counterfactual's value.
+        steps: Points on the path, for "eap-ig".
+        at: Where "eap" takes its gradient: 1 in the clean run, 0 in the counterfactual one.
+        roles: Whether edges are resolved by roles.
+        each: Whether scores are kept prompt by prompt; if not, memory does not grow with them.
+
+    Raises:
+        ModelError: The model is in training mode, gives non-finite numbers, has wrong gradients,
+            or is no plain sum.
+        CircuitError: The method or its numbers are unknown.
+    """
+    if method not in ("eap-ig", "eap", "exact") or steps < 1 or not 0 <= at <= 1:
+        raise CircuitError(
+            f"Cannot score edges by {method!r} in {steps} steps at {at}: use 'eap-ig' with steps "
+            "from 1, 'eap' with `at` from 0 to 1, or 'exact'"
+        )
+    refuse_training(model)
+    task, wiring = task.to(model), task.wiring(model, roles=roles)
+    points = {"eap": (at,), "eap-ig": tuple((k + 0.5) / steps for k in range(steps))}.get(method)
+    rows = _exact(model, task, wiring) if points is None else _scores(model, task, wiring, points)
+    moments, kept = _Moments(len(wiring)), []
+    for scores in rows:
+        moments.add(scores)
+        if each:
+            kept.append(scores.cpu())
+    how = {"eap": f"gradient at {at:g}", "eap-ig": f"{steps} midpoints"}.get(method, "one by one")
+    protocol = (
+        ("method", f"{method}, {how}"),
+        ("task", task.name),
+        ("prompts", str(len(task))),
+        ("granularity", "edges by role" if roles else "edges"),
+        ("ablation", "counterfactual"),
+        ("direction", "clean to counterfactual"),
+    )
+    mean, error = moments.result()
+    rows = torch.cat(kept) if each else None
+    return Graph(model.name, wiring, len(task), mean, error, rows, protocol)
+
+
+class _Moments:
+    """Mean and standard error of a stream of rows, in double precision."""
+
+    def __init__(self, size: int) -> None:
+        self.count, self.total = 0, torch.zeros(size, dtype=torch.float64)
+        self.square = torch.zeros(size, dtype=torch.float64)
+
+    def add(self, rows: Tensor) -> None:
+        """Take in rows "prompt edge"."""
+        rows = rows.double().cpu()
+        before, self.count = self.count, self.count + len(rows)
+        mean, old = rows.mean(0), self.total
+        shift = mean - old
+        self.total = old + shift * len(rows) / self.count
+        spread = (rows - mean).square().sum(0)
+        self.square += spread + shift.square() * before * len(rows) / self.count
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Return the mean, and its standard error (NaN for one row)."""
+        nan = torch.full_like(self.square, torch.nan)
+        n = self.count
+        error = (self.square / (n * (n - 1))).sqrt() if n > 1 else nan
+        return self.total.float(), error.float()
+
+
+def _exact(model: Model, task: Task, wiring: Wiring) -> Iterator[Tensor]:
+    yield cut_edges(model, task, roles=bool(wiring.roles)).T
+
+
+def _scores(
+    model: Model, task: Task, wiring: Wiring, points: tuple[float, ...]
+) -> Iterator[Float[Tensor, "prompt edge"]]:
+    shape, width = model.shape, task.clean.shape[1]
+    anatomy = dissect(model)
+    step = max(1, _PASS // (_KEPT * width * shape.layers * shape.d_model))
+    for start in range(0, len(task), step):
+        part = task[start : start + step]
+        yield _Scorer(model, anatomy, wiring, part).scores(points, prove=start == 0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Writes:
+    """What the writers of one run write, heads by their z."""
+
+    embed: Tensor
+    z: tuple[Tensor, ...]
+    mlp_out: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Reads:
+    """One run's residuals, and the gradients of the lead at what reads them."""
+
+    pre: tuple[Tensor, ...]
+    mid: tuple[Tensor, ...]
+    grads: dict[str, tuple[Tensor, ...]]
+    local: Callable[[int, Tensor], tuple[Tensor, Tensor]]
+    """Gradients at a layer's k and v of what it adds to a part of z."""
+
+
+class _Scorer:
+    """Scores some prompts; their tensors live no longer than this."""
+
+    def __init__(self, model: Model, anatomy: Anatomy, wiring: Wiring, task: Task) -> None:
+        self.model, self.anatomy, self.wiring, self.task = model, anatomy, wiring, task
+        self.span = slice(min(task.first, int(task.readout.min())), None)
+
+    def scores(self, points: tuple[float, ...], *, prove: bool) -> Float[Tensor, "prompt edge"]:
+        """Return the mean over the points of every edge's score."""
+        clean, other = self._writes(self.task.clean), self._writes(self.task.counterfactual)
+        if prove:
+            self._prove(clean)
+        total = torch.zeros(len(self.task), len(self.wiring), device=self.model.device)
+        size = len(self.wiring.writers) * clean.embed[0, self.span].numel()
+        chunk = max(1, _BLOCK // size)
+        for point in points:
+            embed = other.embed.lerp(clean.embed, point)
+            reads = self._reads(embed)
+            for rows in torch.arange(len(self.task)).split(chunk):
+                changes = self._changes(clean, other, rows)
+                found = torch.cat([*self._edges(reads, changes, rows)], -1)
+                self._agree(found, changes[:, 0], reads.grads["embed"][0][rows, self.span])
+                total[rows] += found / len(points)
+        return total
+
+    @torch.no_grad()
+    def _writes(self, ids: Tensor) -> _Writes:
+        kept: dict[str, Tensor] = {}
+        layers = range(self.model.shape.layers)
+
+        def keep(name: str) -> Callable[[Tensor], None]:
+            return lambda value: kept.update({name: value.detach()})
+
+        z = [f"blocks.{n}.attn.hook_z" for n in layers]
+        mlp = [f"blocks.{n}.hook_mlp_out" for n in layers]
+        ends = ["hook_embed", "blocks.0.hook_resid_pre", f"blocks.{layers[-1]}.hook_resid_post"]
+        with self.model.editing({name: keep(name) for name in (*ends, *z, *mlp)}):
+            self.model.logits(ids, self.task.mask)
+        found = _Writes(
+            kept[ends[0]], tuple(kept[name] for name in z), tuple(kept[name] for name in mlp)
+        )
+        self._plain(found, kept[ends[1]], kept[ends[2]])
+        return found
+
+    def _plain(self, writes: _Writes, first: Tensor, last: Tensor) -> None:
+        """Refuse a residual that is not the sum of what its writers write."""
+        at = (torch.arange(len(last)), self.task.readout)
+        total = first[at]
+        for layer, z, mlp in zip(self.anatomy.layers, writes.z, writes.mlp_out, strict=True):
+            heads = einsum(z[at], layer.o, "b h e, h e d -> b d")
+            total = total + heads + layer.o_bias + mlp[at]
+        if not bool(last[at].isfinite().all()):
+            raise ModelError(
+                f"{self.model.name} gives NaN or infinite activations on these prompts: load it "
+                "with a wider dtype, or check the weights"
+            )
+        gap = float((total - last[at]).abs().max() / last[at].abs().max().clamp(min=1e-9))
+        if gap > _AGREES[self.model.dtype]:
+            raise ModelError(
+                f"The residual of {self.model.name} ({self.model.shape.architecture}) is not the "
+                f"sum of its heads and MLPs: {gap:.1e} of it is missing. Edges are defined for "
+                "decoders such as Llama, GPT-2 or GPT-NeoX."
+            )
+
+    @torch.enable_grad()
+    def _reads(self, embed: Tensor) -> _Reads:
+        """Run from given embeddings and take the gradients, of activations only."""
+        model, layers = self.model, range(self.model.shape.layers)
+        kept: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Callable[[Tensor], Tensor]:
+            # Gradients can be had only at what a hook gives back.
+            return lambda value: kept.setdefault(name, value.view_as(value))
+
+        start = embed.detach().requires_grad_()
+        own = {
+            "q": "attn.hook_q",
+            "k": "attn.hook_k",
+            "v": "attn.hook_v",
+            "mlp": "ln2.hook_out",
+            "z": "attn.hook_z",
+            "pre": "hook_resid_pre",
+            "mid": "hook_resid_pre" if self.anatomy.parallel else "hook_resid_mid",
+        }
+        names = {key: [f"blocks.{n}.{point}" for n in layers] for key, point in own.items()}
+        last = f"blocks.{layers[-1]}.hook_resid_post"
+        edits = {name: keep(name) for name in chain(*names.values(), [last])}
+        with model.editing(edits | {"hook_embed": lambda _: start}):
+            _logits(model, self.task)
+        at = torch.arange(len(embed), device=embed.device)
+        final = kept[last]
+        logits = self.anatomy.unembed(self.anatomy.final(final[at, self.task.readout]))
+        leads = self.task.lead(logits)
+        resolved = bool(self.wiring.roles)
+        wanted = ("q", "mlp", "z") if resolved else ("q", "k", "v", "mlp")
+        inputs = [kept[name] for key in wanted for name in names[key]]
+        found = torch.autograd.grad(
+            leads.sum(), [start, final, *inputs], retain_graph=resolved, materialize_grads=True
+        )
+        grads = {"embed": found[:1], "logits": found[1:2]}
+        for place, key in enumerate(wanted):
+            first = 2 + place * len(layers)
+            grads[key] = found[first : first + len(layers)]
+
+        def local(layer: int, grad: Tensor) -> tuple[Tensor, Tensor]:
+            z, k, v = (kept[names[key][layer]] for key in ("z", "k", "v"))
+            return torch.autograd.grad(z, (k, v), grad, retain_graph=True)
+
+        residuals = {
+            key: tuple(kept[n].detach()[:, self.span] for n in names[key]) for key in ("pre", "mid")
+        }
+        return _Reads(**residuals, grads=grads, local=local)
+
+    def _changes(
+        self, clean: _Writes, other: _Writes, rows: Tensor
+    ) -> Float[Tensor, "prompt writer position d_model"]:
+        """Return what every writer writes, clean less counterfactual."""
+        here = (rows, self.span)
+        embed = (clean.embed[here] - other.embed[here])[:, None]
+        size = (len(rows), len(self.wiring.writers), *embed.shape[2:])
+        found = embed.new_empty(size)
+        found[:, :1], heads = embed, self.model.shape.heads
+        for number, layer in enumerate(self.anatomy.layers):
+            start = 1 + number * (heads + 1)
+            z = clean.z[number][here] - other.z[number][here]
+            found[:, start : start + heads] = rearrange(z, "b t h e -> b h t e") @ layer.o
+            found[:, start + heads] = clean.mlp_out[number][here] - other.mlp_out[number][here]
+        return found
+
+    def _edges(self, reads: _Reads, changes: Tensor, rows: Tensor) -> Iterator[Tensor]:
+        """Yield the scores of the edges into each stretch of readers, in the wiring's order."""
+        heads, here = self.model.shape.heads, (rows, self.span)
+        for number, layer in enumerate(self.anatomy.layers):
+            seen = 1 + number * (heads + 1)
+            pre, mid = reads.pre[number][rows], reads.mid[number][rows]
+            q = _back(reads.grads["q"][number][here], layer.q)
+            q = layer.attn_norm.pulled_back(q, pre[:, None])
+            ports = [_back(g, w) for g, w in self._keys_and_values(reads, number, here)]
+            ports = [layer.attn_norm.pulled_back(port, pre[:, None]) for port in ports]
+            yield self._contract(changes[:, :seen], [q], rows)
+            yield self._passed(changes[:, :seen], ports, rows)
+            mlp = reads.grads["mlp"][number][here].clone()[:, None]
+            mlp = layer.mlp_norm.pulled_back(mlp, mid[:, None])
+            seen += 0 if self.anatomy.parallel else heads
+            yield self._contract(changes[:, :seen], [mlp], rows)
+        last = reads.grads["logits"][0][here][:, None]
+        yield self._contract(changes, [last], rows, logits=True)
+
+    def _keys_and_values(
+        self, reads: _Reads, number: int, here: tuple
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield gradients at k, then at v, for each role that they are read for."""
+        layer = self.anatomy.layers[number]
+        if not self.wiring.roles:
+            yield reads.grads["k"][number][here], layer.k
+            yield reads.grads["v"][number][here], layer.v
+            return
+        z, kept = reads.grads["z"][number], []
+        for role in range(len(self.wiring.roles)):
+            mine = (self.task.role_of == role)[..., None, None]
+            kept.append([g[here] for g in reads.local(number, z * mine)])
+        for port, weight in ((0, layer.k), (1, layer.v)):
+            for grads in kept:
+                yield grads[port], weight
+
+    def _contract(
+        self, changes: Tensor, ports: list[Tensor], rows: Tensor, *, logits: bool = False
+    ) -> Float[Tensor, "prompt edge"]:
+        """Score edges that stay at their role: reader by reader, role by role, then by writer."""
+        grads = torch.cat(ports, 1)
+        if not self.wiring.roles:
+            return torch.bmm(grads.flatten(2), changes.flatten(2).transpose(1, 2)).flatten(1)
+        found = self._by_role(changes, grads, rows)
+        if logits:
+            found = found[:, :, [self.wiring.roles.index(role) for role in self.wiring.readouts]]
+        return found.flatten(1)
+
+    def _passed(self, changes: Tensor, ports: list[Tensor], rows: Tensor) -> Tensor:
+        """Score edges into keys and values, which are read at one role for another."""
+        if not self.wiring.roles:
+            return self._contract(changes, ports, rows)
+        count, found = len(self.wiring.roles), []
+        for kind in (ports[:count], ports[count:]):
+            each = torch.stack([self._by_role(changes, grads, rows) for grads in kind], 3)
+            pairs = torch.tensor(self.wiring.pairs(self.model.shape.heads), device=each.device)
+            # prompt reader (role read at) (role read for) writer
+            found.append(each[:, :, pairs[:, 0], pairs[:, 1]].flatten(1))
+        return torch.cat(found, 1)
+
+    def _by_role(
+        self, changes: Tensor, grads: Tensor, rows: Tensor
+    ) -> Float[Tensor, "prompt reader role writer"]:
+        at = einsum(grads, changes, "b v t d, b u t d -> b v t u")
+        role, count = self.task.role_of[rows, self.span], len(self.wiring.roles)
+        one_hot = torch.nn.functional.one_hot(role.clamp(min=0), count).to(at.dtype)
+        one_hot = one_hot * (role >= 0)[..., None]
+        return einsum(at, one_hot, "b v t u, b t r -> b v r u")
+
+    def _agree(self, scores: Tensor, change: Tensor, grad: Tensor) -> None:
+        """Hold the embedding's edges against its whole gradient, which autograd carried there."""
+        mine = torch.from_numpy(self.wiring.table[0] == 0).to(scores.device)
+        total, whole = scores[:, mine].sum(1), (change * grad).flatten(1).sum(1)
+        size = scores[:, mine].abs().sum(1) + whole.abs()
+        gap = float(((total - whole).abs() / size.clamp(min=1e-6)).max())
+        if not gap <= _AGREES[self.model.dtype]:
+            raise ModelError(
+                f"The gradients of {self.model.name} do not add up: the edges of the embedding "
+                f"differ by {gap:.1e} of their size from its own gradient. Its layers are not "
+                "what the kit takes them for, or its modules' gradients are wrong: dequantize it."
+            )
+
+    @torch.no_grad()
+    def _prove(self, clean: _Writes) -> None:
+        """Hold a gradient against the slope that two more passes find, for one prompt."""
+        one = _Scorer(self.model, self.anatomy, self.wiring, self.task[:1])
+        embed = clean.embed[:1]
+        grad = one._reads(embed).grads["embed"][0]
+        steep = float(grad.norm())
+        way = grad / steep if steep > 0 else torch.ones_like(grad) / grad.numel() ** 0.5
+        far = _STEP[self.model.dtype] * float(embed.norm()) / embed.shape[1] ** 0.5
+        ends = []
+        for sign in (1, -1):
+            with self.model.editing({"hook_embed": lambda _, s=sign: embed + s * far * way}):
+                ends.append(float(one.task.lead(_logits(self.model, one.task))[0]))
+        slope = (ends[0] - ends[1]) / (2 * far)
+        noise = 1e-5 * max(1.0, abs(ends[0])) / far
+        if abs(slope - steep) > 0.3 * max(abs(slope), steep) + noise:
+            raise ModelError(
+                f"The gradients of {self.model.name} are wrong: along the steepest way the lead "
+                f"rises by {slope:.3g}, and they say {steep:.3g}. Quantized modules can do this "
+                "silently: dequantize the model before it is loaded."
+            )
+
+
+def _back(grad: Tensor, weight: Tensor) -> Float[Tensor, "prompt head position d_model"]:
+    """Carry gradients at q, k or v back through each head's matrix."""
+    return rearrange(grad, "b t h e -> b h t e") @ weight.transpose(1, 2)
+
+
+def _logits(model: Model, task: Task) -> Tensor:
+    """Run the model as `Model.logits` does, with gradients where they are on."""
+    logits = model.run(task.clean, task.mask)
+    return logits[torch.arange(len(task), device=logits.device), task.readout]
