@@ -88,7 +88,7 @@ class Layer:
     def project(self, port: str, x: Tensor, heads: Sequence[int] = ()) -> Tensor:
         """Map normalised residuals "... d_model" to q, k or v of some heads, or of all."""
         weight, bias = getattr(self, port), getattr(self, f"{port}_bias")
-        if heads and len(heads) < len(weight):
+        if heads and list(heads) != list(range(len(weight))):
             weight, bias = weight[list(heads)], bias[list(heads)]
         flat = rearrange(weight, "head d_model d_head -> d_model (head d_head)")
         found = x @ flat

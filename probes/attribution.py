@@ -9,7 +9,7 @@ writes is made from its z when it is needed. Then one matrix product a layer sco
 into it, prompt by prompt.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
@@ -24,6 +24,7 @@ from probes.errors import CircuitError, ModelError
 from probes.graph import Graph
 from probes.model import Model
 from probes.patching import cut_edges
+from probes.restart import MLP, Z
 from probes.splice import refuse_training
 from probes.tasks import Task
 from probes.wiring import Wiring
@@ -31,7 +32,7 @@ from probes.wiring import Wiring
 Method = Literal["eap-ig", "eap", "exact"]
 
 # Floats that a pass with gradients keeps per token, layer and unit of width: about 20.
-_KEPT, _PASS = 20, 20_000_000
+_KEPT, _PASS = 20, 10_000_000
 # Floats of the writers' changes that are multiplied at once: they should stay in the cache.
 _BLOCK = 4_000_000
 # How far sums that must agree may lie apart, as a share of what is summed.
@@ -133,7 +134,11 @@ def _scores(
     step = max(1, _PASS // (_KEPT * width * shape.layers * shape.d_model))
     for start in range(0, len(task), step):
         part = task[start : start + step]
-        yield _Scorer(model, anatomy, wiring, part).scores(points, prove=start == 0)
+        scorer = _Scorer(model, anatomy, wiring, part)
+        if "gradients" not in model.proven:
+            scorer.prove()
+            model.proven.add("gradients")
+        yield scorer.scores(points)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +156,7 @@ class _Reads:
 
     pre: tuple[Tensor, ...]
     mid: tuple[Tensor, ...]
+    writes: _Writes
     grads: dict[str, tuple[Tensor, ...]]
     local: Callable[[int, Tensor], tuple[Tensor, Tensor]]
     """Gradients at a layer's k and v of what it adds to a part of z."""
@@ -163,17 +169,21 @@ class _Scorer:
         self.model, self.anatomy, self.wiring, self.task = model, anatomy, wiring, task
         self.span = slice(min(task.first, int(task.readout.min())), None)
 
-    def scores(self, points: tuple[float, ...], *, prove: bool) -> Float[Tensor, "prompt edge"]:
+    def scores(self, points: tuple[float, ...]) -> Float[Tensor, "prompt edge"]:
         """Return the mean over the points of every edge's score."""
-        clean, other = self._writes(self.task.clean), self._writes(self.task.counterfactual)
-        if prove:
-            self._prove(clean)
+        ends = {1.0: self.task.clean, 0.0: self.task.counterfactual}
+        # A gradient at an end of the path needs no pass of its own.
+        known = {point: self._reads(ends[point]) for point in points if point in ends}
+        clean, other = (
+            known[point].writes if point in known else self._writes(ids)
+            for point, ids in ends.items()
+        )
         total = torch.zeros(len(self.task), len(self.wiring), device=self.model.device)
         size = len(self.wiring.writers) * clean.embed[0, self.span].numel()
         chunk = max(1, _BLOCK // size)
         for point in points:
-            embed = other.embed.lerp(clean.embed, point)
-            reads = self._reads(embed)
+            reads = known.get(point)
+            reads = reads or self._reads(self.task.clean, other.embed.lerp(clean.embed, point))
             for rows in torch.arange(len(self.task)).split(chunk):
                 changes = self._changes(clean, other, rows)
                 found = torch.cat([*self._edges(reads, changes, rows)], -1)
@@ -184,20 +194,25 @@ class _Scorer:
     @torch.no_grad()
     def _writes(self, ids: Tensor) -> _Writes:
         kept: dict[str, Tensor] = {}
-        layers = range(self.model.shape.layers)
 
         def keep(name: str) -> Callable[[Tensor], None]:
-            return lambda value: kept.update({name: value.detach()})
+            return lambda value: kept.update({name: value})
 
-        z = [f"blocks.{n}.attn.hook_z" for n in layers]
-        mlp = [f"blocks.{n}.hook_mlp_out" for n in layers]
-        ends = ["hook_embed", "blocks.0.hook_resid_pre", f"blocks.{layers[-1]}.hook_resid_post"]
-        with self.model.editing({name: keep(name) for name in (*ends, *z, *mlp)}):
+        with self.model.editing({name: keep(name) for name in self._written()}):
             self.model.logits(ids, self.task.mask)
-        found = _Writes(
-            kept[ends[0]], tuple(kept[name] for name in z), tuple(kept[name] for name in mlp)
-        )
-        self._plain(found, kept[ends[1]], kept[ends[2]])
+        return self._gather(kept)
+
+    def _written(self) -> list[str]:
+        layers = range(self.model.shape.layers)
+        ends = ["hook_embed", "blocks.0.hook_resid_pre", f"blocks.{layers[-1]}.hook_resid_post"]
+        names = [f"blocks.{n}.{point}" for point in (Z, MLP) for n in layers]
+        return ends + names
+
+    def _gather(self, kept: Mapping[str, Tensor]) -> _Writes:
+        embed, first, last, *rest = (kept[name].detach() for name in self._written())
+        count = self.model.shape.layers
+        found = _Writes(embed, tuple(rest[:count]), tuple(rest[count:]))
+        self._plain(found, first, last)
         return found
 
     def _plain(self, writes: _Writes, first: Tensor, last: Tensor) -> None:
@@ -221,8 +236,8 @@ class _Scorer:
             )
 
     @torch.enable_grad()
-    def _reads(self, embed: Tensor) -> _Reads:
-        """Run from given embeddings and take the gradients, of activations only."""
+    def _reads(self, ids: Tensor, embed: Tensor | None = None) -> _Reads:
+        """Run ids, from given embeddings if any, and take the gradients of activations only."""
         model, layers = self.model, range(self.model.shape.layers)
         kept: dict[str, Tensor] = {}
 
@@ -230,23 +245,25 @@ class _Scorer:
             # Gradients can be had only at what a hook gives back.
             return lambda value: kept.setdefault(name, value.view_as(value))
 
-        start = embed.detach().requires_grad_()
+        def enter(value: Tensor) -> Tensor:
+            start = (value if embed is None else embed).detach().requires_grad_()
+            return kept.setdefault("hook_embed", start)
+
         own = {
             "q": "attn.hook_q",
             "k": "attn.hook_k",
             "v": "attn.hook_v",
             "mlp": "ln2.hook_out",
-            "z": "attn.hook_z",
+            "z": Z,
             "pre": "hook_resid_pre",
             "mid": "hook_resid_pre" if self.anatomy.parallel else "hook_resid_mid",
         }
         names = {key: [f"blocks.{n}.{point}" for n in layers] for key, point in own.items()}
-        last = f"blocks.{layers[-1]}.hook_resid_post"
-        edits = {name: keep(name) for name in chain(*names.values(), [last])}
-        with model.editing(edits | {"hook_embed": lambda _: start}):
-            _logits(model, self.task)
-        at = torch.arange(len(embed), device=embed.device)
-        final = kept[last]
+        edits = {name: keep(name) for name in chain(*names.values(), self._written())}
+        with model.editing(edits | {"hook_embed": enter}):
+            _logits(model, self.task, ids)
+        start, final = kept["hook_embed"], kept[f"blocks.{layers[-1]}.hook_resid_post"]
+        at = torch.arange(len(ids), device=ids.device)
         logits = self.anatomy.unembed(self.anatomy.final(final[at, self.task.readout]))
         leads = self.task.lead(logits)
         resolved = bool(self.wiring.roles)
@@ -267,7 +284,7 @@ class _Scorer:
         residuals = {
             key: tuple(kept[n].detach()[:, self.span] for n in names[key]) for key in ("pre", "mid")
         }
-        return _Reads(**residuals, grads=grads, local=local)
+        return _Reads(**residuals, writes=self._gather(kept), grads=grads, local=local)
 
     def _changes(
         self, clean: _Writes, other: _Writes, rows: Tensor
@@ -368,18 +385,18 @@ class _Scorer:
             )
 
     @torch.no_grad()
-    def _prove(self, clean: _Writes) -> None:
+    def prove(self) -> None:
         """Hold a gradient against the slope that two more passes find, for one prompt."""
         one = _Scorer(self.model, self.anatomy, self.wiring, self.task[:1])
-        embed = clean.embed[:1]
-        grad = one._reads(embed).grads["embed"][0]
+        reads = one._reads(one.task.clean)
+        embed, grad = reads.writes.embed, reads.grads["embed"][0]
         steep = float(grad.norm())
         way = grad / steep if steep > 0 else torch.ones_like(grad) / grad.numel() ** 0.5
         far = _STEP[self.model.dtype] * float(embed.norm()) / embed.shape[1] ** 0.5
         ends = []
         for sign in (1, -1):
             with self.model.editing({"hook_embed": lambda _, s=sign: embed + s * far * way}):
-                ends.append(float(one.task.lead(_logits(self.model, one.task))[0]))
+                ends.append(float(one.task.lead(_logits(self.model, one.task, one.task.clean))[0]))
         slope = (ends[0] - ends[1]) / (2 * far)
         noise = 1e-5 * max(1.0, abs(ends[0])) / far
         if abs(slope - steep) > 0.3 * max(abs(slope), steep) + noise:
@@ -395,7 +412,7 @@ def _back(grad: Tensor, weight: Tensor) -> Float[Tensor, "prompt head position d
     return rearrange(grad, "b t h e -> b h t e") @ weight.transpose(1, 2)
 
 
-def _logits(model: Model, task: Task) -> Tensor:
+def _logits(model: Model, task: Task, ids: Tensor) -> Tensor:
     """Run the model as `Model.logits` does, with gradients where they are on."""
-    logits = model.run(task.clean, task.mask)
+    logits = model.run(ids, task.mask)
     return logits[torch.arange(len(task), device=logits.device), task.readout]

@@ -23,7 +23,7 @@ class PairBatch:
     """Clean prompts and their counterfactuals, aligned role by role.
 
     Attributes:
-        contrast: What the pairs differ in.
+        contrast: What the pairs differ in; several joined by " + ".
         pairs: The pairs themselves.
         clean, counterfactual: Both sides, padded to one width. The counterfactual is read behind
             the clean answers, so that the second answer is read on equal terms.
@@ -124,7 +124,7 @@ def _rows(
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, limit: int | None = None
 ) -> PairBatch:
-    """Encode pairs of one contrast and align their tokens; errors as in `encode`."""
+    """Encode pairs and align their tokens; errors as in `encode`."""
     if not pairs:
         raise BatchError("A batch needs at least one pair: none was given")
     clean_rows, other_rows = _rows(tokenizer, pairs)
@@ -145,4 +145,5 @@ def encode_pairs(
                 here = width - 1 - a.roles[::-1].index(role)
                 source[index, here] = width - 1 - b.roles[::-1].index(role)
                 exchanged[index, here] = True
-    return PairBatch(pairs[0].contrast, tuple(pairs), clean, other, source, exchanged, exact)
+    contrast = " + ".join(dict.fromkeys(pair.contrast for pair in pairs))
+    return PairBatch(contrast, tuple(pairs), clean, other, source, exchanged, exact)

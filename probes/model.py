@@ -56,6 +56,8 @@ class Model:
     bridge: Any = field(repr=False)
     config: Any = field(repr=False)
     lock: Any = field(default_factory=threading.RLock, repr=False)
+    proven: set[str] = field(default_factory=set, repr=False)
+    """What was checked of it once and need not be again, such as its gradients."""
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,290 @@
+"""Trace: the smallest circuit that a pattern drives in one model, and how sure that is.
+
+    gate → pairs, half to find by, half to judge by → scores → cut → judge beside chance
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from probes.asking import Pattern
+from probes.attribution import Method, attribute
+from probes.circuit import Circuit
+from probes.comparison.gating import Gate, gate
+from probes.counterfactuals import draw_pairs, encode_pairs
+from probes.errors import CircuitError, GateError
+from probes.evaluation import (
+    Chance,
+    Curve,
+    Faithfulness,
+    Need,
+    chance,
+    curve,
+    judge,
+    marks,
+    minimality,
+    specificity,
+    values,
+)
+from probes.graph import Graph
+from probes.model import Model, load
+from probes.patterns import pattern as find_pattern
+from probes.splice import Ablation, Stage, stage
+from probes.tasks import Task, task
+
+STABLE = 0.8
+"""The field's bar for the mean Jaccard of circuits found in resampled prompts."""
+
+_NULLS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A circuit, and what speaks for and against it.
+
+    Attributes:
+        circuit: What was found.
+        gate: Whether the model does the task at all.
+        keep: The faithfulness that was asked for.
+        found: Faithfulness on the prompts that it was found by.
+        held_out: The same on prompts that it was not found by.
+        curve: Faithfulness of the best edges at growing sizes, on the held-out prompts.
+        chances: Circuits of as many edges drawn by lot, on the held-out prompts.
+        stability: Mean Jaccard of the best edges, as many, over resampled prompts; NaN if exact
+            scores were asked for one prompt at a time.
+        needs: Whether each edge is needed, on the held-out prompts.
+        left: What is left of (task b) when (task a)'s circuit of as many edges is cut out.
+    """
+
+    circuit: Circuit
+    gate: Gate
+    keep: float
+    found: Faithfulness
+    held_out: Faithfulness
+    curve: Curve
+    chances: tuple[Chance, ...]
+    stability: float
+    needs: tuple[Need, ...]
+    left: tuple[tuple[str, str, float], ...]
+
+    def summary(self) -> tuple[str, ...]:
+        """Say what was found, a plain sentence each."""
+        circuit, held = self.circuit, self.held_out
+        task = dict(circuit.protocol).get("task", "the task")
+        lines = [
+            f"{circuit.model} on {task}: {self.gate.answer} right in "
+            f"{self.gate.accuracy.value:.0%}; the gate is {self.gate.state}.",
+            f"{held.edges} of {len(circuit.wiring)} edges ({held.share:.2%}) hold "
+            f"{held.value} of the lead on held-out prompts ({self.found.value} where they were "
+            f"found; asked for {self.keep}); the answer still leads in {held.right.value:.0%}.",
+            f"Without them {held.complement} of the lead is left.",
+        ]
+        for null in self.chances:
+            kinds = {"paths": "random paths", "edges": "random edges"}
+            lines.append(
+                f"{len(null.values)} circuits of as many {kinds[null.kind]}: median "
+                f"{np.median(null.values):.2f}, highest {max(null.values):.2f}; the circuit "
+                f"exceeds {null.percentile:.0%} of them."
+            )
+        word = "stable" if self.stability >= STABLE else "not stable"
+        lines.append(
+            f"As many best edges over resampled prompts share {self.stability:.2f} (mean Jaccard; "
+            f"the bar is {STABLE}): {word}."
+        )
+        needed = sum(need.p < 0.05 for need in self.needs)
+        lines.append(
+            f"{needed} of {len(self.needs)} edges are needed by themselves (sign test against "
+            "random additions, Holm)."
+        )
+        for own, other, value in self.left:
+            if own != other:
+                lines.append(f"With the circuit of {own!r} cut out, {value:.2f} of {other!r} is left.")
+        return tuple(lines)
+
+
+def trace(
+    model: str | Path | Model,
+    pattern: str | Pattern = "take-away",
+    *,
+    keep: float = 0.9,
+    method: Method = "eap-ig",
+    ablation: Ablation = "counterfactual",
+    answer: str = "",
+    contrasts: Sequence[str] = (),
+    against: str | Pattern | None = "taken",
+    roles: bool = False,
+    prompts: int = 32,
+    seed: int = 0,
+) -> Trace:
+    """Cut out the smallest circuit that keeps a stated share of a behaviour, and judge it.
+
+    Args:
+        model: A family name, a folder, a hub id or a loaded model.
+        pattern: What is asked; a pattern, its name, or a .jsonl file.
+        keep: The faithfulness to keep on the prompts that the circuit is found by, above 0.
+        method: How edges are scored; see `attribute`.
+        ablation: What a cut edge carries where circuits are judged.
+        answer: Which answer is traced; the pattern's first by default.
+        contrasts: What the counterfactuals change; by default all that change the answer.
+        against: Another pattern, whose circuit of as many edges is cut out for comparison.
+        roles: Whether edges are resolved by roles.
+        prompts: Pairs for each contrast, to find by; as many again are held out to judge by.
+        seed: Of prompts, bootstrap and random circuits.
+
+    Raises:
+        GateError: The model does not have the behaviour.
+        CircuitError: Even the whole model does not keep so much, or `keep` is not above 0.
+    """
+    if not 0 < keep <= 1:
+        raise CircuitError(f"Cannot keep {keep} of a behaviour: ask for a share from 0 to 1")
+    model = load(model)
+    asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
+    opened = open_gate(model, asked, answer, seed=seed)
+    finding, judging = tasks(model, asked, opened.answer, contrasts, prompts=prompts, seed=seed)
+    graph = attribute(model, finding, method=method, roles=roles)
+    here, there = (stage(model, t, roles=roles, ablation=ablation) for t in (finding, judging))
+    circuit = cut(here, graph, keep)
+    size = len(circuit)
+    judged = judge(there, marks(there, [circuit]), seed=seed)[0]
+    left = ()
+    if against is not None:
+        left = _against(model, asked, against, graph, there, size, prompts=prompts, seed=seed)
+    return Trace(
+        circuit=circuit,
+        gate=opened,
+        keep=keep,
+        found=judge(here, marks(here, [circuit]), seed=seed)[0],
+        held_out=judged,
+        curve=curve(there, graph, seed=seed),
+        chances=tuple(
+            chance(there, judged.value.value, size, kind=kind, number=_NULLS, seed=seed)
+            for kind in ("paths", "edges")
+        ),
+        stability=graph.stability(size, seed=seed),
+        needs=minimality(there, circuit, seed=seed),
+        left=left,
+    )
+
+
+def open_gate(model: Model, pattern: Pattern, answer: str, *, seed: int) -> Gate:
+    """Return the gate of one answer, the first by default.
+
+    Raises:
+        GateError: It is closed.
+    """
+    gates = gate(model, pattern, seed=seed)
+    names = [found.answer for found in gates]
+    if answer and answer not in names:
+        raise GateError(f"{pattern.name!r} has no answer {answer!r}: it has {', '.join(names)}")
+    found = gates[names.index(answer)] if answer else gates[0]
+    if found.state == "closed":
+        raise GateError(
+            f"{model.name} does not have the behaviour: {found.answer} of {pattern.name!r} is right "
+            f"in {found.accuracy}, and {found.heuristic!r} is in {found.heuristic_accuracy:.2f}. "
+            "There is no circuit to trace; choose a model or a pattern whose gate is open."
+        )
+    return found
+
+
+def tasks(
+    model: Model,
+    pattern: Pattern,
+    answer: str,
+    contrasts: Sequence[str] = (),
+    *,
+    prompts: int = 32,
+    seed: int = 0,
+) -> tuple[Task, Task]:
+    """Draw pairs of all contrasts that change an answer: some to find by, as many to judge by.
+
+    Raises:
+        CircuitError: No contrast of the pattern changes the answer.
+    """
+    kinds = tuple(contrasts) or pattern.contrasts
+    finding, judging = [], []
+    for kind in kinds:
+        pairs = draw_pairs(pattern, kind, 2 * prompts, tokenizers=(model.tokenizer,), seed=seed)
+        if not contrasts and any(_same(pair, answer) for pair in pairs):
+            continue
+        finding += pairs[:prompts]
+        judging += pairs[prompts:]
+    if not finding:
+        raise CircuitError(
+            f"No contrast of {pattern.name!r} changes {answer!r}: found {', '.join(kinds)}. Name "
+            "contrasts that do, or another answer."
+        )
+    limit = model.shape.context
+    both = (encode_pairs(model.tokenizer, some, limit=limit) for some in (finding, judging))
+    first, second = (task(pairs, answer, exact=True) for pairs in both)
+    return first, second
+
+
+def cut(stage: Stage, graph: Graph, keep: float) -> Circuit:
+    """Return the smallest circuit found that keeps a share of the lead on the stage's prompts.
+
+    Edges are ranked by the size of their scores; the smallest head of that list that keeps enough
+    is found by bisection, then what does not matter is taken out of it: blocks first, then edge
+    by edge, each time by running the circuit without it (ACDC; Conmy et al. 2023, 2304.14997, on
+    the survivors only).
+
+    Raises:
+        CircuitError: Even all edges do not keep so much.
+    """
+    order = graph.mean.abs().argsort(descending=True, stable=True)
+
+    def faith(numbers: torch.Tensor) -> float:
+        kept = torch.zeros(1, len(graph), dtype=torch.bool)
+        kept[0, numbers] = True
+        return float(values(stage, kept)[0])
+
+    low, high = 0, 1
+    while faith(order[:high]) < keep:
+        if high >= len(order):
+            raise CircuitError(
+                f"All {len(order)} edges keep {faith(order):.3f} of the lead, less than {keep}"
+            )
+        low, high = high, min(2 * high, len(order))
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if faith(order[:middle]) >= keep else (middle, high)
+    kept = order[:high]
+    block = max(1, high // 2)
+    while True:
+        for start in reversed(range(0, len(kept), block)):
+            fewer = torch.cat([kept[:start], kept[start + block :]])
+            if len(fewer) and faith(fewer) >= keep:
+                kept = fewer
+        if block == 1:
+            break
+        block = max(1, block // 2)
+    how = f"bisection and pruning to {keep}"
+    ablation = (("judged by ablation", stage.ablation), ("faithfulness", "ratio of means"))
+    found = graph.circuit(kept.numpy(), how).connected()
+    return found.noting(ablation)
+
+
+def _against(
+    model: Model,
+    asked: Pattern,
+    against: str | Pattern,
+    graph: Graph,
+    there: Stage,
+    size: int,
+    *,
+    prompts: int,
+    seed: int,
+) -> tuple[tuple[str, str, float], ...]:
+    other = find_pattern(against) if isinstance(against, str) else against
+    found = open_gate(model, other, "", seed=seed)
+    finding, judging = tasks(model, other, found.answer, prompts=prompts, seed=seed)
+    theirs = attribute(model, finding, roles=bool(there.wiring.roles))
+    stages = {asked.name: there, other.name: stage(model, judging, roles=bool(there.wiring.roles))}
+    circuits = {asked.name: graph.top(size), other.name: theirs.top(size)}
+    return tuple((a, b, value) for (a, b), value in specificity(stages, circuits).items())
+
+
+def _same(pair: "object", answer: str) -> bool:
+    return pair.clean.answer(answer) == pair.counterfactual.answer(answer)
