@@ -10,29 +10,38 @@ if TYPE_CHECKING:
     from probes.activations import Activations, capture
     from probes.asking import Pattern
     from probes.attention import RoleAttention, role_attention
+    from probes.attribution import attribute
     from probes.batch import Batch, encode
+    from probes.circuit import Circuit
     from probes.comparison.gating import Gate, gate
     from probes.comparison.relatives import compare
     from probes.comparison.result import Comparison
     from probes.counterfactuals import PairBatch, draw_pairs, encode_pairs
     from probes.errors import ProbeError
+    from probes.evaluation import Faithfulness, faithfulness
+    from probes.graph import Graph
     from probes.lens import Lens, logit_lens
     from probes.metrics import Behaviour, behaviour
     from probes.model import Model, load, untrained, wrap
-    from probes.patching import Effects, sweep
+    from probes.patching import Effects, cut_edges, patch_path, sweep
     from probes.patterns import all_patterns, pattern
     from probes.questions import Pair, Question
     from probes.resources import family_members
+    from probes.tasks import Task, task
+    from probes.tracing import Trace, trace
     from probes.view.looking import heatmap
     from probes.view.picture import Picture
+    from probes.wiring import Edge, Wiring
 
 _HOMES = {
     "Activations": "activations",
     "capture": "activations",
     "RoleAttention": "attention",
     "role_attention": "attention",
+    "attribute": "attribution",
     "Batch": "batch",
     "encode": "batch",
+    "Circuit": "circuit",
     "Gate": "comparison.gating",
     "gate": "comparison.gating",
     "compare": "comparison.relatives",
@@ -41,6 +50,9 @@ _HOMES = {
     "draw_pairs": "counterfactuals",
     "encode_pairs": "counterfactuals",
     "ProbeError": "errors",
+    "Faithfulness": "evaluation",
+    "faithfulness": "evaluation",
+    "Graph": "graph",
     "Lens": "lens",
     "logit_lens": "lens",
     "Behaviour": "metrics",
@@ -51,14 +63,22 @@ _HOMES = {
     "untrained": "model",
     "wrap": "model",
     "Effects": "patching",
+    "cut_edges": "patching",
+    "patch_path": "patching",
     "sweep": "patching",
     "Pattern": "asking",
     "pattern": "patterns",
     "all_patterns": "patterns",
     "Pair": "questions",
     "Question": "questions",
+    "Task": "tasks",
+    "task": "tasks",
+    "Trace": "tracing",
+    "trace": "tracing",
     "heatmap": "view.looking",
     "Picture": "view.picture",
+    "Edge": "wiring",
+    "Wiring": "wiring",
 }
 
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -157,16 +157,21 @@ def dissect(model: Model) -> Anatomy:
     layers = []
     for block in bridge.blocks:
         attn = block.attn
-        weights = [getattr(attn, name).detach() for name in ("W_Q", "W_K", "W_V", "W_O")]
+        q, k, v, o = (getattr(attn, name).detach() for name in ("W_Q", "W_K", "W_V", "W_O"))
         layers.append(
             Layer(
-                _norm(block.ln1),
-                _norm(block.ln2),
-                *weights,
-                *(_bias(attn, name, like) for name, like in zip("QKV", weights, strict=False)),
-                _bias(attn, "O", weights[3]),
-                block.mlp,
-                float(getattr(attn.original_component, "scaling", model.shape.d_head**-0.5)),
+                attn_norm=_norm(block.ln1),
+                mlp_norm=_norm(block.ln2),
+                q=q,
+                k=k,
+                v=v,
+                o=o,
+                q_bias=_bias(attn, "Q", q),
+                k_bias=_bias(attn, "K", k),
+                v_bias=_bias(attn, "V", v),
+                o_bias=_bias(attn, "O", o),
+                mlp=block.mlp,
+                scale=float(getattr(attn.original_component, "scaling", model.shape.d_head**-0.5)),
             )
         )
     return Anatomy(tuple(layers), _norm(bridge.ln_final), bridge.unembed, model.shape.parallel)
@@ -289,6 +294,4 @@ def _norm(module: Any) -> Norm:  # noqa: ANN401
         )
     bias = getattr(inner, "bias", None)
     weight = inner.weight.detach()
-    return Norm(
-        weight, None if bias is None else bias.detach(), float(eps), "RMSNorm" not in kind
-    )
+    return Norm(weight, None if bias is None else bias.detach(), float(eps), "RMSNorm" not in kind)

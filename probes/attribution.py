@@ -25,7 +25,7 @@ from probes.graph import Graph
 from probes.model import Model
 from probes.patching import cut_edges
 from probes.restart import MLP, Z
-from probes.splice import refuse_training
+from probes.staging import refuse_training
 from probes.tasks import Task
 from probes.wiring import Wiring
 
@@ -40,7 +40,7 @@ _AGREES = {torch.float32: 2e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
 _STEP = {torch.float32: 1e-2, torch.bfloat16: 0.2, torch.float16: 0.05}
 
 
-def attribute(
+def attribute(  # noqa: PLR0913 (each method has its dial)
     model: Model,
     task: Task,
     *,
@@ -279,7 +279,8 @@ class _Scorer:
 
         def local(layer: int, grad: Tensor) -> tuple[Tensor, Tensor]:
             z, k, v = (kept[names[key][layer]] for key in ("z", "k", "v"))
-            return torch.autograd.grad(z, (k, v), grad, retain_graph=True)
+            into_k, into_v = torch.autograd.grad(z, (k, v), grad, retain_graph=True)
+            return into_k, into_v
 
         residuals = {
             key: tuple(kept[n].detach()[:, self.span] for n in names[key]) for key in ("pre", "mid")

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from enum import StrEnum
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,15 @@ app = typer.Typer(
 )
 make_app = typer.Typer(no_args_is_help=True, help="Make models.")
 app.add_typer(make_app, name="make")
+
+
+class Method(StrEnum):
+    """How edges are scored."""
+
+    eap_ig = "eap-ig"
+    eap = "eap"
+    exact = "exact"
+
 
 _FAILED = 1
 _THREADS = "Threads of torch; more than one is slow on busy cores."
@@ -77,6 +87,48 @@ def compare(
         console.print(f"- {line}", markup=False, highlight=False)
     console.print(_match_table(found))
     console.print(f"Report: {out}", markup=False, highlight=False)
+
+
+@app.command()
+@_plainly
+def trace(
+    model: Annotated[str, typer.Argument(help="A family name, a folder, or a hub id.")],
+    pattern: Annotated[str, typer.Option(help="A pattern's name, or a .jsonl file.")] = "take-away",
+    method: Annotated[Method, typer.Option(help="How edges are scored.")] = Method.eap_ig,
+    keep: Annotated[float, typer.Option(help="Share of the lead that the circuit keeps.")] = 0.9,
+    roles: Annotated[
+        bool, typer.Option(help="Resolve edges by role; about 3 times slower.")
+    ] = False,
+    answer: Annotated[
+        str, typer.Option(help="The answer that is traced; the first if empty.")
+    ] = "",
+    prompts: Annotated[int, typer.Option(help="Pairs for each contrast.", min=4)] = 32,
+    seed: Annotated[int, typer.Option(help="Of prompts, bootstrap and random circuits.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("trace.html"),
+    json: Annotated[Path | None, typer.Option(help="Where the numbers go.")] = None,
+) -> None:
+    """Cut out the smallest circuit that keeps a model's behaviour, and judge it beside chance."""
+    _check_places(out, json)
+    _quiet()
+    from probes.tracing import trace as run
+
+    found = run(
+        model,
+        pattern,
+        keep=keep,
+        method=method.value,
+        roles=roles,
+        answer=answer,
+        prompts=prompts,
+        seed=seed,
+    )
+    found.save(out)
+    if json:
+        found.save(json)
+    console = Console(soft_wrap=True)
+    for line in found.summary():
+        console.print(f"- {line}", markup=False, highlight=False)
+    console.print(f"Page: {out}", markup=False, highlight=False)
 
 
 @app.command()

@@ -20,12 +20,14 @@ from probes.errors import CircuitError
 from probes.graph import Graph
 from probes.model import Model
 from probes.selection import random_paths
-from probes.splice import Ablation, Stage, run, stage
+from probes.splice import run
+from probes.staging import Ablation, Stage, stage
 from probes.tasks import Task
 
 # The sizes of the MIB benchmark (Mueller et al. 2025, 2504.13151), as shares of all edges.
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _DRAWS = 2000
+_CONTROLS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,24 @@ class Need:
     p: float
 
 
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """What cutting one task's circuit does to a task.
+
+    Attributes:
+        cut: Whose circuit is cut out, or "random paths" (the median of twenty).
+        task: Whose lead is measured.
+        edges: How many are cut.
+        left: f of all other edges: near 0 on the circuit's own task and near 1 elsewhere, if the
+            circuit does one task and no other.
+    """
+
+    cut: str
+    task: str
+    edges: int
+    left: float
+
+
 def faithfulness(
     model: Model,
     task: Task,
@@ -129,10 +149,11 @@ def faithfulness(
 
 
 def marks(stage: Stage, circuits: Sequence[Circuit]) -> Tensor:
-    """Mark each circuit's edges: "circuit edge"."""
+    """Mark each circuit's edges: "circuit edge"; roles that the prompts lack have none to mark."""
     kept = torch.zeros(len(circuits), len(stage.wiring), dtype=torch.bool)
     for row, circuit in enumerate(circuits):
-        kept[row, stage.wiring.numbers(circuit.edges)] = True
+        numbers = circuit.wiring.within(stage.wiring)[circuit.numbers]
+        kept[row, numbers[numbers >= 0]] = True
     return kept
 
 
@@ -171,15 +192,14 @@ def values(stage: Stage, kept: Tensor) -> Float[Tensor, " circuit"]:
     return ((leads - stage.floor).mean(1) / gap).cpu()
 
 
-def curve(
-    stage: Stage, graph: Graph, *, shares: Sequence[float] = SHARES, seed: int = 0
-) -> Curve:
+def curve(stage: Stage, graph: Graph, *, shares: Sequence[float] = SHARES, seed: int = 0) -> Curve:
     """Measure the strongest edges at growing sizes, with MIB's areas and their log-size twins."""
-    order = graph.mean.abs().argsort(descending=True, stable=True)
+    order = graph.mean.abs().argsort(descending=True, stable=True).numpy()
     counts = [max(1, int(part * len(graph))) for part in shares]
-    kept = torch.zeros(len(counts), len(graph), dtype=torch.bool)
+    place = graph.wiring.within(stage.wiring)[order]
+    kept = torch.zeros(len(counts), len(stage.wiring), dtype=torch.bool)
     for row, count in enumerate(counts):
-        kept[row, order[:count]] = True
+        kept[row, place[:count][place[:count] >= 0]] = True
     found = [ratio(stage, run(stage, row[None])[0], seed=seed) for row in kept]
     f = np.array([estimate.value for estimate in found])
     off, logs = np.abs(1 - f), np.log(shares)
@@ -194,10 +214,14 @@ def curve(
     )
 
 
-def chance(
-    stage: Stage, value: float, count: int, *, kind: str = "paths", number: int = 100, seed: int = 0
-) -> Chance:
-    """Measure circuits of `count` edges that are drawn by lot, beside a circuit's own f."""
+def chance(stage: Stage, kept: Tensor, value: float, kind: str) -> Chance:
+    """Measure circuits that `lots` drew, "circuit edge", beside a circuit's own f."""
+    found = values(stage, kept).numpy()
+    return Chance(kind, tuple(found.tolist()), float((found < value).mean()))
+
+
+def lots(stage: Stage, count: int, kind: str, number: int, *, seed: int) -> Tensor:
+    """Mark circuits of `count` edges drawn by lot, "circuit edge"; see `Chance` for the kinds."""
     rng, size = np.random.default_rng(seed), len(stage.wiring)
     kept = torch.zeros(number, size, dtype=torch.bool)
     for row in kept:
@@ -205,8 +229,7 @@ def chance(
             row[random_paths(stage.wiring, count, rng)] = True
         else:
             row[rng.choice(size, count, replace=False)] = True
-    found = values(stage, kept).numpy()
-    return Chance(kind, tuple(found.tolist()), float((found < value).mean()))
+    return kept
 
 
 def minimality(
@@ -227,28 +250,31 @@ def minimality(
     # Each edge meets, prompt by prompt, one of the strangers, drawn anew.
     drawn = torch.from_numpy(rng.integers(len(strangers), size=moved.shape))
     wins = (moved.abs() > rival.gather(0, drawn).abs()).sum(1)
-    raw = [binomtest(int(won), moved.shape[1], alternative="greater").pvalue for won in wins]
+    count = moved.shape[1]
+    raw = [float(binomtest(int(won), count, alternative="greater").pvalue) for won in wins]
     gap = float((stage.leads - stage.floor).mean())
     falls = (moved.mean(1) / gap).tolist()
-    return tuple(
-        Need(str(edge), fall, p)
-        for edge, fall, p in zip(circuit.edges, falls, holm(raw), strict=True)
-    )
+    names = [str(stage.wiring.edge(int(number))) for number in own.nonzero()[:, 0]]
+    return tuple(Need(*found) for found in zip(names, falls, holm(raw), strict=True))
 
 
 def specificity(
-    stages: Mapping[str, Stage], circuits: Mapping[str, Circuit]
-) -> dict[tuple[str, str], float]:
-    """Return what is left of task b's lead when task a's circuit is cut out, for every a and b.
+    stages: Mapping[str, Stage], circuits: Mapping[str, Circuit], *, seed: int = 0
+) -> tuple[Damage, ...]:
+    """Cut each task's circuit out of every task, and random paths of as many edges for control.
 
-    The value is f of all other edges: near 0 on the circuit's own task, near 1 elsewhere, if the
-    circuit does one task and no other (Li & Subramani 2026, 2605.08348, find it often does not).
+    Li & Subramani (2026, 2605.08348) find that circuits of different tasks often damage each
+    other as much as themselves.
     """
-    return {
-        (a, b): float(values(where, ~marks(where, [circuit]))[0])
-        for a, circuit in circuits.items()
-        for b, where in stages.items()
-    }
+    found = []
+    for task, where in stages.items():
+        for name, circuit in circuits.items():
+            left = float(values(where, ~marks(where, [circuit]))[0])
+            found.append(Damage(name, task, len(circuit), left))
+        size = max(len(circuit) for circuit in circuits.values())
+        kept = ~lots(where, size, "paths", _CONTROLS, seed=seed)
+        found.append(Damage("random paths", task, size, float(values(where, kept).median())))
+    return tuple(found)
 
 
 def holm(raw: Sequence[float]) -> list[float]:

@@ -14,7 +14,8 @@ from probes.errors import CircuitError, SiteError
 from probes.metrics import lead, pair_foils
 from probes.model import Model
 from probes.restart import Cell, Recording, patch, record
-from probes.splice import carried, run, stage
+from probes.splice import run
+from probes.staging import carried, stage
 from probes.tasks import Task
 from probes.wiring import Edge
 

@@ -11,126 +11,21 @@ the cut edges carried. Circuits share both runs, and several go through one pass
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from probes.anatomy import Anatomised, Anatomy, Entry, agree, attend, dissect, enter, rebuild, turn
-from probes.errors import BatchError, CircuitError, ModelError
-from probes.model import Model
-from probes.tasks import Task
+from probes.anatomy import attend, turn
+from probes.errors import CircuitError
+from probes.staging import Stage, carried
 from probes.wiring import Wiring
-
-Ablation = Literal["counterfactual", "mean", "zero"]
 
 # Floats of the writers' changes in one pass: enough for the matrix products, few enough for RAM.
 _BUDGET = 1 << 25
 # Floats of one writer's changes up to which circuits share a pass: beyond, sharing saves nothing.
 _SMALL = 1 << 18
-
-
-@dataclass(frozen=True, eq=False)
-class Side:
-    """A run to begin with.
-
-    Attributes:
-        run: The residuals that its parts read, and what they make of them.
-        embed, z, mlp_out: What its edges carry; other than what `run` makes where edges carry
-            means or zeros.
-    """
-
-    run: Anatomised
-    embed: Tensor
-    z: tuple[Tensor, ...]
-    mlp_out: tuple[Tensor, ...]
-
-    @property
-    def settled(self) -> bool:
-        """Whether its edges carry just what its parts make."""
-        return self.z is self.run.z
-
-
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """Everything that circuits of one model and task share.
-
-    Attributes:
-        wiring: What the kept edges' numbers mean.
-        clean, replaced: All edges kept, and none.
-        leads: The clean run's lead (logits).
-        floor: The lead with every edge replaced.
-        first: The position before which nothing differs.
-    """
-
-    model: Model
-    task: Task
-    wiring: Wiring
-    ablation: Ablation
-    anatomy: Anatomy
-    entry: Entry
-    clean: Side
-    replaced: Side
-    first: int
-    leads: Float[Tensor, " prompt"]
-    floor: Float[Tensor, " prompt"]
-
-
-@torch.no_grad()
-def stage(
-    model: Model,
-    task: Task,
-    *,
-    roles: bool = False,
-    ablation: Ablation = "counterfactual",
-    reference: Task | None = None,
-) -> Stage:
-    """Run a task's clean and counterfactual prompts once, for all circuits to come.
-
-    Args:
-        model: A decoder whose blocks are plain sums of heads and MLP.
-        task: What to run.
-        roles: Whether kept edges are resolved by roles.
-        ablation: What a cut edge carries: its counterfactual value, its mean over the
-            counterfactuals of `reference` at tokens of the same role, or zero.
-        reference: The prompts to take means over; the task itself by default.
-
-    Raises:
-        ModelError: The blocks are other sums, the model is in training mode, or a run breaks.
-        BatchError: The reference lacks a role of the task.
-    """
-    if ablation not in ("counterfactual", "mean", "zero"):
-        raise CircuitError(
-            f"The ablation {ablation!r} is unknown: use 'counterfactual', 'mean' or 'zero'"
-        )
-    refuse_training(model)
-    anatomy, task = dissect(model), task.to(model)
-    entry, clean = _run(model, anatomy, task, task.clean)
-    own = Side(clean, clean.embed, clean.z, clean.mlp_out)
-    first = task.first if ablation == "counterfactual" else 0
-    if ablation == "counterfactual":
-        _, other = _run(model, anatomy, task, task.counterfactual)
-        replaced = Side(other, other.embed, other.z, other.mlp_out)
-    else:
-        replaced = _carrying(own, anatomy, entry, _constant(model, anatomy, task, own, ablation, reference))
-    found = Stage(
-        model,
-        task,
-        task.wiring(model, roles=roles),
-        ablation,
-        anatomy,
-        entry,
-        own,
-        replaced,
-        min(first, int(task.readout.min())),
-        task.lead(entry.logits),
-        task.lead(entry.logits),
-    )
-    nothing = torch.zeros(1, len(found.wiring), dtype=torch.bool)
-    return replace(found, floor=run(found, nothing, begin="replaced")[0])
 
 
 @torch.no_grad()
@@ -169,15 +64,6 @@ def run(
     return result
 
 
-def refuse_training(model: Model) -> None:
-    """Refuse a model with dropout on: two runs of it cannot be compared."""
-    if any(module.training for module in model.bridge.modules()):
-        raise ModelError(
-            f"{model.name} is in training mode, found by its modules: its runs are drawn by lot. "
-            "Call eval() on it."
-        )
-
-
 class _Pass:
     """One pass of some circuits over some prompts: what changed so far, writer by writer."""
 
@@ -190,12 +76,12 @@ class _Pass:
         task, device = stage.task, stage.model.device
         self.span = slice(stage.first, None)
         self.readout = task.readout[part] - stage.first
+        angles = stage.entry.angles
+        self.angles = None if angles is None else (self._cut(angles[0]), self._cut(angles[1]))
         roles = task.role_of[part, self.span].flatten()
-        resolved = bool(self.wiring.roles)
-        self.places = [
-            (roles == role).nonzero()[:, 0] if resolved else slice(None)
-            for role in range(max(1, len(self.wiring.roles)))
-        ]
+        known = range(len(self.wiring.roles))
+        self.spots = [(roles == role).nonzero()[:, 0] for role in known]
+        self.places: Sequence[Tensor | slice] = self.spots or [slice(None)]
         self.masks = _masks(self.wiring, kept)
         self.cuts = self.masks if replaced else _masks(self.wiring, cut)
         self.sources = _needed(self.wiring, self.masks)
@@ -276,80 +162,60 @@ class _Pass:
             for h in wanted
             if q[h] >= 0 or bool((k[h // each] >= 0).any()) or bool((v[h // each] >= 0).any())
         ]
-        made = self._cut(side.run.z[layer])
+        parts, z = self.stage.anatomy.layers[layer], self.buffer
         if total is not None and live:
-            z = self._heads(layer, live, (q, k, v), self._normed(layer, total))
-        elif side.settled:
-            return
-        parts = self.stage.anatomy.layers[layer]
-        carried = self._cut(side.z[layer])
+            z = self._heads(layer, live, (q, k, v), parts.attn_norm(total))
+        before, still = self._cut(side.z[layer]), self._cut(side.run.z[layer])
         for head in wanted:
-            if head in live:
-                change = z[..., live.index(head), :] - carried[..., head, :]
-            elif not side.settled:
-                change = (made - carried)[..., head, :]
-            else:
-                continue
-            self._note(first + head, change @ parts.o[head])
-
-    def _normed(self, layer: int, total: Tensor) -> Tensor:
-        return self.stage.anatomy.layers[layer].attn_norm(total)
+            if head in live or not side.settled:
+                made = z[..., live.index(head), :] if head in live else still[..., head, :]
+                self._note(first + head, (made - before[..., head, :]) @ parts.o[head])
 
     def _heads(
         self, layer: int, live: list[int], groups: tuple[Tensor, ...], normed: Tensor
     ) -> Tensor:
         """Return z "circuit prompt position head d_head" of the live heads."""
-        stage, run = self.stage, self.side.run
-        parts, each = stage.anatomy.layers[layer], self.shape.heads // self.shape.kv_heads
-        size = (len(self.kept), *(-1,) * 4)
-        allowed = stage.entry.allowed[self.part, self.span]
+        parts, run = self.stage.anatomy.layers[layer], self.side.run
+        each = self.shape.heads // self.shape.kv_heads
+        allowed = self.stage.entry.allowed[self.part, self.span]
         owner = [head // each for head in live]
-        q = self._project(layer, "q", normed, groups[0], live, run.q[layer])
-        base = [value[layer][self.part][..., owner, :].expand(size) for value in (run.k, run.v)]
-        dests = groups[1].shape[1]
-        if dests == 1:
-            base = [
-                self._project(layer, port, normed, found[:, 0], owner, value[layer])
-                for port, found, value in (("k", groups[1], run.k), ("v", groups[2], run.v))
-            ]
-        z = attend(q, *base, allowed, parts.scale)
-        for dest in range(dests) if dests > 1 else ():
-            spots = self.places[dest]
-            active = bool((groups[1][owner, dest] >= 0).any() | (groups[2][owner, dest] >= 0).any())
+        q = self._project(layer, "q", normed, groups[0], live)
+        if not self.wiring.roles:
+            k = self._project(layer, "k", normed, groups[1][:, 0], owner)
+            v = self._project(layer, "v", normed, groups[2][:, 0], owner)
+            return attend(q, k, v, allowed, parts.scale)
+        size = (len(self.kept), -1, -1, -1, -1)
+        k, v = (value[layer][self.part][..., owner, :].expand(size) for value in (run.k, run.v))
+        z = attend(q, k, v, allowed, parts.scale)
+        for role, spots in enumerate(self.spots):
+            active = bool((groups[1][owner, role] >= 0).any() | (groups[2][owner, role] >= 0).any())
             if len(spots) == 0 or not active:
                 continue
-            own = [
-                self._project(layer, port, normed, found[:, dest], owner, value[layer])
-                for port, found, value in (("k", groups[1], run.k), ("v", groups[2], run.v))
-            ]
+            # What these positions read was changed for them alone.
+            k = self._project(layer, "k", normed, groups[1][:, role], owner)
+            v = self._project(layer, "v", normed, groups[2][:, role], owner)
             prompt, position = spots // z.shape[2], spots % z.shape[2]
-            rows = [t[:, prompt] for t in own]
-            asked = q[:, prompt, position].unsqueeze(2)
-            here = attend(asked, *rows, allowed[prompt, position][:, None], parts.scale)
+            asked, mask = q[:, prompt, position].unsqueeze(2), allowed[prompt, position][:, None]
+            here = attend(asked, k[:, prompt], v[:, prompt], mask, parts.scale)
             z[:, prompt, position] = here.squeeze(2)
         return z
 
     def _project(
-        self,
-        layer: int,
-        port: str,
-        normed: Tensor,
-        group: Tensor,
-        heads: list[int],
-        base: Tensor,
+        self, layer: int, port: str, normed: Tensor, group: Tensor, heads: list[int]
     ) -> Tensor:
-        """Make q, k or v of some heads from each one's own input; keys also from before it."""
-        part = base[self.part][..., heads, :]
+        """Make q, k or v of some heads from each one's own input; k and v from all positions."""
+        parts = self.stage.anatomy.layers[layer]
+        part = getattr(self.side.run, port)[layer][self.part][..., heads, :]
+        span = slice(None) if port == "q" else self.span
+        part = part[:, self.span] if port == "q" else part
         found = part.expand(len(self.kept), *part.shape).clone()
-        angles = self.stage.entry.angles
-        here = None if angles is None else tuple(self._cut(angle) for angle in angles)
         numbers = [int(group[head]) for head in heads]
         for number in sorted({n for n in numbers if n >= 0}):
             slots = [slot for slot, n in enumerate(numbers) if n == number]
-            names = [heads[slot] for slot in slots]
-            made = self.stage.anatomy.layers[layer].project(port, normed[:, number], names)
-            found[:, :, self.span][..., slots, :] = made if port == "v" else turn(made, here)
-        return found[:, :, self.span] if port == "q" else found
+            made = parts.project(port, normed[:, number], [heads[slot] for slot in slots])
+            turned = made if port == "v" else turn(made, self.angles)
+            found[:, :, span, slots] = turned
+        return found
 
     def _mlp(self, layer: int) -> None:
         side, writer = self.side, (layer + 1) * (self.shape.heads + 1)
@@ -357,13 +223,13 @@ class _Pass:
             return
         base = self._cut(side.run.mid[layer])
         _, total = self._read(2 * layer + 1, base)
-        carried = self._cut(side.mlp_out[layer])
+        before = self._cut(side.mlp_out[layer])
         if total is not None:
             parts = self.stage.anatomy.layers[layer]
             made = parts.mlp(parts.mlp_norm(total[:, 0]).flatten(0, 1)).view_as(total[:, 0])
-            self._note(writer, made - carried)
+            self._note(writer, made - before)
         elif not side.settled:
-            self._note(writer, self._cut(side.run.mlp_out[layer]) - carried)
+            self._note(writer, self._cut(side.run.mlp_out[layer]) - before)
 
     def _score(self) -> Tensor:
         at = torch.arange(len(self.readout), device=self.readout.device)
@@ -379,7 +245,7 @@ class _Pass:
 def _masks(wiring: Wiring, kept: Tensor) -> list[Tensor]:
     """Lay kept edges out as "circuit place row writer", for attention and MLP by turns."""
     table = torch.from_numpy(wiring.table).to(kept.device)
-    places, per = max(1, len(wiring.roles)), wiring.per_layer
+    places = max(1, len(wiring.roles))
     found = []
     for begin, end in _stretches(wiring):
         edges = slice(int(wiring.starts[begin]), int(wiring.starts[end]))
@@ -420,79 +286,3 @@ def _needed(wiring: Wiring, masks: Sequence[Tensor]) -> Bool[Tensor, " writer"]:
                 needed[: used.shape[1]] |= used[row : row + spread].any(0)
             row += spread
     return needed
-
-
-def carried(stage: Stage, writer: int) -> Tensor:
-    """Return what an edge brings when it is cut: its replacement less its clean value."""
-    heads = stage.model.shape.heads
-    if writer == 0:
-        return stage.replaced.embed - stage.clean.embed
-    layer, place = divmod(writer - 1, heads + 1)
-    if place == heads:
-        return stage.replaced.mlp_out[layer] - stage.clean.mlp_out[layer]
-    change = (stage.replaced.z[layer] - stage.clean.z[layer])[..., place, :]
-    return change @ stage.anatomy.layers[layer].o[place]
-
-
-def _run(model: Model, anatomy: Anatomy, task: Task, ids: Tensor) -> tuple[Entry, Anatomised]:
-    entry = enter(model, ids, task.mask, task.readout)
-    found = rebuild(anatomy, entry)
-    agree(model, anatomy, found, entry, task.readout)
-    return entry, found
-
-
-def _constant(
-    model: Model,
-    anatomy: Anatomy,
-    task: Task,
-    clean: Side,
-    ablation: Ablation,
-    reference: Task | None,
-) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return zeros, or the means over the reference's tokens of the same role."""
-    if ablation == "zero":
-        zeros = (tuple(map(torch.zeros_like, kind)) for kind in (clean.z, clean.mlp_out))
-        return torch.zeros_like(clean.embed), *zeros
-    pool = task if reference is None else reference.to(model)
-    _, run = _run(model, anatomy, pool, pool.counterfactual)
-    index = {role: n for n, role in enumerate(pool.roles)}
-    used = [task.roles[n] for n in task.role_of.unique().tolist() if n >= 0]
-    if lacking := [role for role in used if role not in index]:
-        raise BatchError(
-            f"The reference lacks the roles {', '.join(lacking)}, which the task has: take means "
-            "over prompts of the same pattern"
-        )
-    to = torch.tensor([index.get(role, 0) for role in task.roles], device=task.role_of.device)
-    asked = torch.where(task.role_of >= 0, to[task.role_of.clamp(min=0)], 0)
-    one_hot = torch.nn.functional.one_hot(pool.role_of.clamp(min=0), len(pool.roles))
-    one_hot = (one_hot * (pool.role_of >= 0)[..., None]).to(clean.embed.dtype)
-    count = one_hot.sum((0, 1)).clamp(min=1)
-
-    def mean(value: Tensor) -> Tensor:
-        total = einsum(one_hot, value.flatten(2), "b t r, b t f -> r f") / count[:, None]
-        return total[asked].unflatten(-1, value.shape[2:])
-
-    return mean(run.embed), tuple(map(mean, run.z)), tuple(map(mean, run.mlp_out))
-
-
-def _carrying(
-    clean: Side, anatomy: Anatomy, entry: Entry, carried: tuple[Tensor, tuple, tuple]
-) -> Side:
-    """Return the run in which every edge carries a constant; its parts read the sums of them."""
-    embed, z, mlp_out = carried
-    run, found = clean.run, {n: [] for n in ("pre", "mid", "q", "k", "v", "z", "mlp_out")}
-    shift = embed - run.embed
-    for number, layer in enumerate(anatomy.layers):
-        pre = run.pre[number] + shift
-        y = layer.attn_norm(pre)
-        q, k = (turn(layer.project(port, y), entry.angles) for port in "qk")
-        v = layer.project("v", y)
-        made = attend(q, k, v, entry.allowed, layer.scale)
-        heads = einsum(z[number] - run.z[number], layer.o, "b t h e, h e d -> b t d")
-        mid = run.mid[number] + shift + (0 if anatomy.parallel else heads)
-        out = layer.mlp(layer.mlp_norm(mid))
-        for name, value in zip(found, (pre, mid, q, k, v, made, out), strict=True):
-            found[name].append(value)
-        shift = shift + heads + mlp_out[number] - run.mlp_out[number]
-    parts = {name: tuple(values) for name, values in found.items()}
-    return Side(Anatomised(embed=run.embed, last=run.last + shift, **parts), embed, z, mlp_out)

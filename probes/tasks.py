@@ -146,9 +146,7 @@ def by_hand(
     )
 
 
-def _edge_of(
-    here: Bool[Tensor, "prompt position"], *, last: bool
-) -> Int[Tensor, " prompt"]:
+def _edge_of(here: Bool[Tensor, "prompt position"], *, last: bool) -> Int[Tensor, " prompt"]:
     """Return the first or last place of a role, or one that passes no comparison if it has none."""
     width = here.shape[1]
     place = torch.arange(width)

@@ -1,11 +1,14 @@
 """Trace: the smallest circuit that a pattern drives in one model, and how sure that is.
 
-    gate → pairs, half to find by, half to judge by → scores → cut → judge beside chance
+gate → pairs, half to find by, half to judge by → scores → cut → judge beside chance
 """
 
+import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,29 +22,37 @@ from probes.errors import CircuitError, GateError
 from probes.evaluation import (
     Chance,
     Curve,
+    Damage,
     Faithfulness,
     Need,
     chance,
     curve,
     judge,
+    lots,
     marks,
     minimality,
     specificity,
     values,
 )
+from probes.files import write_whole
 from probes.graph import Graph
 from probes.model import Model, load
 from probes.patterns import pattern as find_pattern
-from probes.splice import Ablation, Stage, stage
+from probes.questions import Pair
+from probes.staging import Ablation, Stage, stage
 from probes.tasks import Task, task
 
+if TYPE_CHECKING:
+    from probes.view.picture import Picture
+
+SCHEMA = 1
 STABLE = 0.8
 """The field's bar for the mean Jaccard of circuits found in resampled prompts."""
 
 _NULLS = 100
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Trace:
     """A circuit, and what speaks for and against it.
 
@@ -56,7 +67,8 @@ class Trace:
         stability: Mean Jaccard of the best edges, as many, over resampled prompts; NaN if exact
             scores were asked for one prompt at a time.
         needs: Whether each edge is needed, on the held-out prompts.
-        left: What is left of (task b) when (task a)'s circuit of as many edges is cut out.
+        damages: What cutting out this circuit, or another pattern's, leaves of both; empty where
+            the model cannot do the other.
     """
 
     circuit: Circuit
@@ -68,7 +80,7 @@ class Trace:
     chances: tuple[Chance, ...]
     stability: float
     needs: tuple[Need, ...]
-    left: tuple[tuple[str, str, float], ...]
+    damages: tuple[Damage, ...]
 
     def summary(self) -> tuple[str, ...]:
         """Say what was found, a plain sentence each."""
@@ -99,13 +111,41 @@ class Trace:
             f"{needed} of {len(self.needs)} edges are needed by themselves (sign test against "
             "random additions, Holm)."
         )
-        for own, other, value in self.left:
-            if own != other:
-                lines.append(f"With the circuit of {own!r} cut out, {value:.2f} of {other!r} is left.")
+        lines += [
+            f"With {found.edges} edges of {found.cut!r} cut out, {found.left:.2f} of "
+            f"{found.task!r} is left."
+            for found in self.damages
+        ]
         return tuple(lines)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain JSON values; NaN becomes null."""
+        own = {item.name: getattr(self, item.name) for item in fields(self)}
+        own["circuit"] = json.loads(self.circuit.to_json())
+        return {"schema": SCHEMA, "summary": list(self.summary())} | _plain(own)
 
-def trace(
+    def save(self, path: str | Path) -> None:
+        """Write the page (.html) or the numbers (.json), whole or not at all."""
+        if Path(path).suffix == ".json":
+            write_whole(Path(path), json.dumps(self.to_dict(), indent=1).encode())
+        else:
+            self.picture().save(path)
+
+    def picture(self) -> "Picture":
+        """Lay it out as a page."""
+        from probes.view.traced import traced_page
+
+        return traced_page(self)
+
+    def _repr_html_(self) -> str:
+        return self.picture()._repr_html_()
+
+    def __repr__(self) -> str:
+        held = self.held_out
+        return f"<Trace of {self.circuit.model}: {held.edges} edges hold {held.value}>"
+
+
+def trace(  # noqa: PLR0913 (the job has its dials)
     model: str | Path | Model,
     pattern: str | Pattern = "take-away",
     *,
@@ -114,7 +154,7 @@ def trace(
     ablation: Ablation = "counterfactual",
     answer: str = "",
     contrasts: Sequence[str] = (),
-    against: str | Pattern | None = "taken",
+    against: str | Pattern = "taken",
     roles: bool = False,
     prompts: int = 32,
     seed: int = 0,
@@ -129,7 +169,8 @@ def trace(
         ablation: What a cut edge carries where circuits are judged.
         answer: Which answer is traced; the pattern's first by default.
         contrasts: What the counterfactuals change; by default all that change the answer.
-        against: Another pattern, whose circuit of as many edges is cut out for comparison.
+        against: Another pattern, whose circuit of as many edges is cut out for comparison; "" for
+            none.
         roles: Whether edges are resolved by roles.
         prompts: Pairs for each contrast, to find by; as many again are held out to judge by.
         seed: Of prompts, bootstrap and random circuits.
@@ -149,9 +190,10 @@ def trace(
     circuit = cut(here, graph, keep)
     size = len(circuit)
     judged = judge(there, marks(there, [circuit]), seed=seed)[0]
-    left = ()
-    if against is not None:
-        left = _against(model, asked, against, graph, there, size, prompts=prompts, seed=seed)
+    damages = ()
+    if against and not asked.given:
+        rival = find_pattern(against) if isinstance(against, str) else against
+        damages = _against(model, (asked, circuit, there), rival, prompts, seed)
     return Trace(
         circuit=circuit,
         gate=opened,
@@ -160,12 +202,12 @@ def trace(
         held_out=judged,
         curve=curve(there, graph, seed=seed),
         chances=tuple(
-            chance(there, judged.value.value, size, kind=kind, number=_NULLS, seed=seed)
+            chance(there, lots(there, size, kind, _NULLS, seed=seed), judged.value.value, kind)
             for kind in ("paths", "edges")
         ),
         stability=graph.stability(size, seed=seed),
         needs=minimality(there, circuit, seed=seed),
-        left=left,
+        damages=damages,
     )
 
 
@@ -182,14 +224,14 @@ def open_gate(model: Model, pattern: Pattern, answer: str, *, seed: int) -> Gate
     found = gates[names.index(answer)] if answer else gates[0]
     if found.state == "closed":
         raise GateError(
-            f"{model.name} does not have the behaviour: {found.answer} of {pattern.name!r} is right "
-            f"in {found.accuracy}, and {found.heuristic!r} is in {found.heuristic_accuracy:.2f}. "
+            f"{model.name} does not have the behaviour: {found.answer} of {pattern.name!r} is "
+            f"right in {found.accuracy}, {found.heuristic!r} in {found.heuristic_accuracy:.2f}. "
             "There is no circuit to trace; choose a model or a pattern whose gate is open."
         )
     return found
 
 
-def tasks(
+def tasks(  # noqa: PLR0913 (so has the drawing)
     model: Model,
     pattern: Pattern,
     answer: str,
@@ -263,28 +305,35 @@ def cut(stage: Stage, graph: Graph, keep: float) -> Circuit:
     how = f"bisection and pruning to {keep}"
     ablation = (("judged by ablation", stage.ablation), ("faithfulness", "ratio of means"))
     found = graph.circuit(kept.numpy(), how).connected()
-    return found.noting(ablation)
+    return replace(found, protocol=(*found.protocol, *ablation))
 
 
 def _against(
-    model: Model,
-    asked: Pattern,
-    against: str | Pattern,
-    graph: Graph,
-    there: Stage,
-    size: int,
-    *,
-    prompts: int,
-    seed: int,
-) -> tuple[tuple[str, str, float], ...]:
-    other = find_pattern(against) if isinstance(against, str) else against
-    found = open_gate(model, other, "", seed=seed)
-    finding, judging = tasks(model, other, found.answer, prompts=prompts, seed=seed)
-    theirs = attribute(model, finding, roles=bool(there.wiring.roles))
-    stages = {asked.name: there, other.name: stage(model, judging, roles=bool(there.wiring.roles))}
-    circuits = {asked.name: graph.top(size), other.name: theirs.top(size)}
-    return tuple((a, b, value) for (a, b), value in specificity(stages, circuits).items())
+    model: Model, own: tuple[Pattern, Circuit, Stage], against: Pattern, prompts: int, seed: int
+) -> tuple[Damage, ...]:
+    """Cut circuits of as many edges out of two patterns, each out of both."""
+    asked, circuit, there = own
+    try:
+        found = open_gate(model, against, "", seed=seed)
+    except GateError:
+        return ()
+    finding, judging = tasks(model, against, found.answer, prompts=prompts, seed=seed)
+    roles = bool(circuit.wiring.roles)
+    theirs = attribute(model, finding, roles=roles).top(len(circuit))
+    other = stage(model, judging, roles=roles, ablation=there.ablation)
+    stages = {asked.name: there, against.name: other}
+    return specificity(stages, {asked.name: circuit, against.name: theirs}, seed=seed)
 
 
-def _same(pair: "object", answer: str) -> bool:
+def _plain(value: object) -> Any:  # noqa: ANN401
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _same(pair: Pair, answer: str) -> bool:
     return pair.clean.answer(answer) == pair.counterfactual.answer(answer)

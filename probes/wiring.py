@@ -178,6 +178,34 @@ class Wiring:
         """Find many wires."""
         return np.array([self.number(edge) for edge in edges], dtype=np.int64)
 
+    def within(self, other: "Wiring") -> np.ndarray:
+        """Find each wire in a wiring of the same shape and other prompts; -1 where it is lacking.
+
+        Raises:
+            CircuitError: The other wiring is of another shape, or resolved where this is not.
+        """
+        if self == other:
+            return np.arange(len(self))
+        names = ("layers", "heads", "kv_heads", "parallel")
+        unlike = [name for name in names if getattr(self, name) != getattr(other, name)]
+        if unlike or bool(self.roles) != bool(other.roles):
+            raise CircuitError(
+                "Edges of one wiring were looked for in another that differs in "
+                f"{', '.join(unlike) or 'whether roles are resolved'}: use models of one shape, "
+                "and resolve roles in both or in neither"
+            )
+        place = {role: number for number, role in enumerate(other.roles)}
+        to = np.array([place.get(role, -1) for role in self.roles])
+        found = []
+        for reader in range(len(self.readers)):
+            pairs = {pair: number for number, pair in enumerate(other.pairs(reader))}
+            at = [pairs.get((int(to[a]), int(to[b])), -1) for a, b in self.pairs(reader)]
+            seen, begin = self.seen(reader), int(other.starts[reader])
+            for number in at:
+                block = begin + number * seen + np.arange(seen)
+                found.append(block if number >= 0 else np.full(seen, -1))
+        return np.concatenate(found)
+
     def owners(self, reader: int) -> tuple[int, ...]:
         """List the writers that a reader feeds: none for the logits, a group's heads for k, v."""
         layer, place, port = reader // self.per_layer, reader % self.per_layer, self.port(reader)

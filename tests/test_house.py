@@ -17,19 +17,22 @@ PACKAGE = ROOT / "probes"
 # Each module may import only those before it. The package itself is free: it imports nothing.
 LISTED = """
 errors axes files resources questions templates pairs_file asking patterns
-rows batch counterfactuals model testing activations restart metrics attention lens patching
-comparison comparison.estimates comparison.gating comparison.profiles comparison.matching
-comparison.result comparison.relatives
+rows batch counterfactuals model testing activations restart metrics attention lens
+wiring selection circuit_file circuit tasks anatomy staging splice patching graph attribution
+planted
+comparison comparison.estimates comparison.gating evaluation tracing
+comparison.profiles comparison.matching comparison.result comparison.relatives
 family family.split family.corpus family.tokenizer family.recipes family.training family.measure
 family.card family.make
 view.text view.colours view.packing view.cells view.thumbs view.maps view.picture view.blocks
-view.static view.intervals view.heads view.page view view.report view.looking
+view.static view.wires view.circuits view.intervals view.heads view.page view view.report
+view.traced view.looking
 cli
 """
 ORDER = LISTED.split()
 
 # A result shows and saves itself by the view, which it must not need otherwise.
-MAY_LOOK_AHEAD_IN_FUNCTIONS = {"comparison.result"}
+MAY_LOOK_AHEAD_IN_FUNCTIONS = {"circuit", "tracing", "comparison.result"}
 
 
 def name_of(path):
@@ -54,13 +57,19 @@ def targets(node, name):
     return [[f"{base}.{alias.name}", base] for alias in node.names]
 
 
+def is_for_types(block):
+    return ast.unparse(block.test) == "TYPE_CHECKING"
+
+
 def imports(name, *, functions):
     """Yield the modules of the package that a module imports, with the line of each."""
+    later = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
     inside = {
         id(node)
-        for function in ast.walk(TREES[name])
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        for node in ast.walk(function)
+        for block in ast.walk(TREES[name])
+        # What only type checkers see is as good as inside a function.
+        if isinstance(block, later) or (isinstance(block, ast.If) and is_for_types(block))
+        for node in ast.walk(block)
     }
     for node in ast.walk(TREES[name]):
         if not isinstance(node, ast.Import | ast.ImportFrom):
