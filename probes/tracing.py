@@ -111,12 +111,22 @@ class Trace:
             f"{needed} of {len(self.needs)} edges are needed by themselves (sign test against "
             "random additions, Holm)."
         )
-        lines += [
-            f"With {found.edges} edges of {found.cut!r} cut out, {found.left:.2f} of "
-            f"{found.task!r} is left."
-            for found in self.damages
-        ]
-        return tuple(lines)
+        return (*lines, *self._alone())
+
+    def _alone(self) -> tuple[str, ...]:
+        """Say whether the circuit is this task's alone."""
+        left = {(d.cut, d.task): d.left for d in self.damages}
+        if not left:
+            return ()
+        own, other = dict.fromkeys(d.task for d in self.damages)
+        stranger, lot = left[own, other], left["random paths", other]
+        word = "does more" if stranger < lot else "does no more"
+        return (
+            f"Cutting it out leaves {_share(left[own, own])} of {own!r} and {_share(stranger)} of "
+            f"{other!r}, where as many edges of random paths leave {_share(lot)}: it {word} damage "
+            f"to {other!r} than chance does. As many edges of {other!r} leave "
+            f"{_share(left[other, own])} of {own!r}.",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values; NaN becomes null."""
@@ -323,6 +333,10 @@ def _against(
     other = stage(model, judging, roles=roles, ablation=there.ablation)
     stages = {asked.name: there, against.name: other}
     return specificity(stages, {asked.name: circuit, against.name: theirs}, seed=seed)
+
+
+def _share(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def _plain(value: object) -> Any:  # noqa: ANN401
