@@ -7,6 +7,7 @@ is rebuilt here is held against the model's own logits, and refused where it dif
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -178,66 +179,82 @@ def dissect(model: Model) -> Anatomy:
 
 
 @torch.no_grad()
-def enter(
+def observe(
     model: Model,
+    anatomy: Anatomy,
     ids: Int[Tensor, "prompt position"],
     mask: Bool[Tensor, "prompt position"],
     readout: Int[Tensor, " prompt"],
-) -> Entry:
-    """Run the model once for what its first block is given, and for its logits."""
+) -> tuple[Entry, Anatomised]:
+    """Run the model once and keep what its parts make; its parts are tried on the first prompt.
+
+    Raises:
+        ModelError: The parts do not give the model's logits, or those are not finite.
+    """
     kept: dict[str, Tensor] = {}
-    names = ["hook_embed", "blocks.0.hook_resid_pre"]
-    names += [n for n in ("blocks.0.attn.hook_cos", "blocks.0.attn.hook_sin") if _has(model, n)]
+    layers = range(model.shape.layers)
+    points = {name: f"attn.hook_{name}" for name in ("q", "k", "v", "z")}
+    points |= {"pre": "hook_resid_pre", "mlp_out": "hook_mlp_out"}
+    points["mid"] = "hook_resid_pre" if anatomy.parallel else "hook_resid_mid"
+    names = {key: [f"blocks.{n}.{point}" for n in layers] for key, point in points.items()}
+    turns = [n for n in ("blocks.0.attn.hook_cos", "blocks.0.attn.hook_sin") if _has(model, n)]
+    last = f"blocks.{layers[-1]}.hook_resid_post"
 
     def keep(name: str) -> Callable[[Tensor], None]:
-        return lambda value: kept.update({name: value.detach().clone()})
+        return lambda value: kept.update({name: value.detach()})
 
-    with model.editing({name: keep(name) for name in names}):
+    wanted = {*chain(*names.values()), *turns, last, "hook_embed"}
+    with model.editing({name: keep(name) for name in wanted}):
         logits = model.logits(ids, mask)
     seen = logits[torch.arange(len(ids), device=logits.device), readout]
-    place = torch.arange(ids.shape[1], device=ids.device)
-    causal = place[:, None] >= place
-    alone = place[:, None] == place
-    allowed = (causal & mask[:, None]) | alone
-    embed, resid = kept["hook_embed"], kept["blocks.0.hook_resid_pre"]
-    angles = tuple(kept[name].expand(len(ids), -1, -1) for name in names[2:])
-    return Entry(embed, resid - embed, angles if len(angles) == 2 else None, allowed, seen)
+    turned = [kept[name].expand(len(ids), -1, -1) for name in turns]
+    angles = (turned[0], turned[1]) if turned else None
+    found = {key: tuple(kept[name] for name in group) for key, group in names.items()}
+    found |= {port: tuple(turn(value, angles) for value in found[port]) for port in "qk"}
+    embed = kept["hook_embed"]
+    rest = kept[names["pre"][0]] - embed
+    entry = Entry(embed, rest, angles, _allowed(mask), seen)
+    run = Anatomised(embed=embed, last=kept[last], **found)
+    _agree(model, anatomy, entry, readout)
+    return entry, run
+
+
+def _allowed(mask: Bool[Tensor, "prompt position"]) -> Bool[Tensor, "prompt query key"]:
+    place = torch.arange(mask.shape[1], device=mask.device)
+    return ((place[:, None] >= place) & mask[:, None]) | (place[:, None] == place)
 
 
 @torch.no_grad()
-def rebuild(anatomy: Anatomy, entry: Entry, *, upto: int | None = None) -> Anatomised:
-    """Run the parts as the model runs its modules."""
+def rebuild(anatomy: Anatomy, entry: Entry) -> Float[Tensor, "prompt position d_model"]:
+    """Run the parts as the model runs its modules: the residual behind the last block."""
     x = entry.embed + entry.rest
-    found: dict[str, list[Tensor]] = {n: [] for n in ("pre", "mid", "q", "k", "v", "z", "mlp_out")}
-    for layer in anatomy.layers[:upto]:
+    for layer in anatomy.layers:
         y = layer.attn_norm(x)
         q, k = (turn(layer.project(port, y), entry.angles) for port in "qk")
-        v = layer.project("v", y)
-        z = attend(q, k, v, entry.allowed, layer.scale)
+        z = attend(q, k, layer.project("v", y), entry.allowed, layer.scale)
         mid = x + einsum(z, layer.o, "b t h e, h e d -> b t d") + layer.o_bias
-        mlp_in = x if anatomy.parallel else mid
-        mlp_out = layer.mlp(layer.mlp_norm(mlp_in))
-        for name, value in zip(found, (x, mlp_in, q, k, v, z, mlp_out), strict=True):
-            found[name].append(value)
-        x = mid + mlp_out
-    return Anatomised(embed=entry.embed, last=x, **{k: tuple(v) for k, v in found.items()})
+        x = mid + layer.mlp(layer.mlp_norm(x if anatomy.parallel else mid))
+    return x
 
 
-def agree(model: Model, anatomy: Anatomy, run: Anatomised, entry: Entry, readout: Tensor) -> None:
-    """Refuse a model whose logits the parts do not give.
-
-    Raises:
-        ModelError: They differ, or are not finite.
-    """
-    at = torch.arange(len(readout), device=readout.device)
-    logits = anatomy.unembed(anatomy.final(run.last[at, readout]))
+def _agree(model: Model, anatomy: Anatomy, entry: Entry, readout: Tensor) -> None:
+    """Refuse a model whose logits the parts do not give, as far as the first prompt shows."""
     if not bool(entry.logits.isfinite().all()):
         raise ModelError(
             f"{model.name} gives NaN or infinite logits on these prompts: a run that is broken "
             "holds no circuit. Load it with a wider dtype, or check the weights."
         )
-    gap = float((logits - entry.logits).abs().max() / entry.logits.abs().max().clamp(min=1e-6))
-    if gap > _AGREES[model.dtype]:
+    angles = entry.angles
+    one = Entry(
+        entry.embed[:1],
+        entry.rest[:1],
+        None if angles is None else (angles[0][:1], angles[1][:1]),
+        entry.allowed[:1],
+        entry.logits[:1],
+    )
+    logits = anatomy.unembed(anatomy.final(rebuild(anatomy, one)[:, readout[0]]))
+    gap = float((logits - one.logits).abs().max() / one.logits.abs().max().clamp(min=1e-6))
+    if not gap <= _AGREES[model.dtype]:
         raise ModelError(
             f"The blocks of {model.name} ({model.shape.architecture}) are not the plain sum of "
             f"heads and MLP that circuits are cut from: rebuilt, its logits differ by {gap:.1e} of "

@@ -32,7 +32,7 @@ from probes.wiring import Wiring
 Method = Literal["eap-ig", "eap", "exact"]
 
 # Floats that a pass with gradients keeps per token, layer and unit of width: about 20.
-_KEPT, _PASS = 20, 10_000_000
+_KEPT, _PASS = 20, 20_000_000
 # Floats of the writers' changes that are multiplied at once: they should stay in the cache.
 _BLOCK = 4_000_000
 # How far sums that must agree may lie apart, as a share of what is summed.
@@ -157,7 +157,8 @@ class _Reads:
 
     pre: tuple[Tensor, ...]
     mid: tuple[Tensor, ...]
-    writes: _Writes
+    writes: _Writes | None
+    """What the run wrote; none where it began with given embeddings."""
     grads: dict[str, tuple[Tensor, ...]]
     local: Callable[[int, Tensor], tuple[Tensor, Tensor]]
     """Gradients at a layer's k and v of what it adds to a part of z."""
@@ -176,20 +177,21 @@ class _Scorer:
         # A gradient at an end of the path needs no pass of its own.
         known = {point: self._reads(ends[point]) for point in points if point in ends}
         clean, other = (
-            known[point].writes if point in known else self._writes(ids)
+            (known[point].writes if point in known else None) or self._writes(ids)
             for point, ids in ends.items()
         )
         total = torch.zeros(len(self.task), len(self.wiring), device=self.model.device)
         size = len(self.wiring.writers) * clean.embed[0, self.span].numel()
         chunk = max(1, _BLOCK // size)
         for point in points:
-            reads = known.get(point)
+            reads = known.pop(point, None)
             reads = reads or self._reads(self.task.clean, other.embed.lerp(clean.embed, point))
             for rows in torch.arange(len(self.task)).split(chunk):
                 changes = self._changes(clean, other, rows)
                 found = torch.cat([*self._edges(reads, changes, rows)], -1)
                 self._agree(found, changes[:, 0], reads.grads["embed"][0][rows, self.span])
                 total[rows] += found / len(points)
+            del reads, changes, found  # before the next pass asks for as much
         return total
 
     @torch.no_grad()
@@ -260,7 +262,8 @@ class _Scorer:
             "mid": "hook_resid_pre" if self.anatomy.parallel else "hook_resid_mid",
         }
         names = {key: [f"blocks.{n}.{point}" for n in layers] for key, point in own.items()}
-        edits = {name: keep(name) for name in chain(*names.values(), self._written())}
+        written = self._written() if embed is None else [self._written()[2]]
+        edits = {name: keep(name) for name in chain(*names.values(), written)}
         with model.editing(edits | {"hook_embed": enter}):
             _logits(model, self.task, ids)
         start, final = kept["hook_embed"], kept[f"blocks.{layers[-1]}.hook_resid_post"]
@@ -278,15 +281,19 @@ class _Scorer:
             first = 2 + place * len(layers)
             grads[key] = found[first : first + len(layers)]
 
+        # The pass itself lives on only where it is asked again, role by role.
+        attended = [[kept[names[key][n]] for key in "zkv"] for n in layers] if resolved else []
+
         def local(layer: int, grad: Tensor) -> tuple[Tensor, Tensor]:
-            z, k, v = (kept[names[key][layer]] for key in ("z", "k", "v"))
+            z, k, v = attended[layer]
             into_k, into_v = torch.autograd.grad(z, (k, v), grad, retain_graph=True)
             return into_k, into_v
 
         residuals = {
             key: tuple(kept[n].detach()[:, self.span] for n in names[key]) for key in ("pre", "mid")
         }
-        return _Reads(**residuals, writes=self._gather(kept), grads=grads, local=local)
+        writes = self._gather(kept) if embed is None else None
+        return _Reads(**residuals, writes=writes, grads=grads, local=local)
 
     def _changes(
         self, clean: _Writes, other: _Writes, rows: Tensor
@@ -395,7 +402,8 @@ class _Scorer:
         """
         one = _Scorer(self.model, self.anatomy, self.wiring, self.task[:1])
         reads, other = one._reads(one.task.clean), one._writes(one.task.counterfactual)
-        embed, grad = reads.writes.embed, reads.grads["embed"][0]
+        embed = (reads.writes or other).embed
+        grad = reads.grads["embed"][0]
         change = other.embed - embed
         reach = float(change.norm()) or float(embed.norm())
         lead = float(one._lead(embed))

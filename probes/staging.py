@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from probes.anatomy import Anatomised, Anatomy, Entry, agree, attend, dissect, enter, rebuild, turn
+from probes.anatomy import Anatomised, Anatomy, Entry, attend, dissect, observe, turn
 from probes.errors import BatchError, CircuitError, ModelError
 from probes.model import Model
 from probes.tasks import Task
@@ -93,17 +93,20 @@ def stage(
         )
     refuse_training(model)
     anatomy, task = dissect(model), task.to(model)
-    entry, clean = _run(model, anatomy, task, task.clean)
+    entry, clean = observe(model, anatomy, task.clean, task.mask, task.readout)
     own = Side(clean, clean.embed, clean.z, clean.mlp_out)
     if ablation == "counterfactual":
-        _, other = _run(model, anatomy, task, task.counterfactual)
+        ids = task.counterfactual
+        _, other = observe(model, anatomy, ids, task.mask, task.readout)
         replaced = Side(other, other.embed, other.z, other.mlp_out)
     else:
         no_z, no_mlp = (tuple(map(torch.zeros_like, kind)) for kind in (clean.z, clean.mlp_out))
         constant = (torch.zeros_like(clean.embed), no_z, no_mlp)
         if ablation == "mean":
             pool = task if reference is None else reference.to(model)
-            constant = _means(task, pool, _run(model, anatomy, pool, pool.counterfactual)[1])
+            ids = pool.counterfactual
+            _, other = observe(model, anatomy, ids, pool.mask, pool.readout)
+            constant = _means(task, pool, other)
         replaced = _carrying(own, anatomy, entry, constant)
     first = task.first if ablation == "counterfactual" else 0
     at = (torch.arange(len(task), device=model.device), task.readout)
@@ -144,13 +147,6 @@ def carried(stage: Stage, writer: int) -> Tensor:
         return stage.replaced.mlp_out[layer] - stage.clean.mlp_out[layer]
     change = (stage.replaced.z[layer] - stage.clean.z[layer])[..., place, :]
     return change @ stage.anatomy.layers[layer].o[place]
-
-
-def _run(model: Model, anatomy: Anatomy, task: Task, ids: Tensor) -> tuple[Entry, Anatomised]:
-    entry = enter(model, ids, task.mask, task.readout)
-    found = rebuild(anatomy, entry)
-    agree(model, anatomy, found, entry, task.readout)
-    return entry, found
 
 
 def _means(
