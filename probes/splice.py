@@ -188,16 +188,18 @@ class _Pass:
         k, v = (value[layer][self.part][..., owner, :].expand(size) for value in (run.k, run.v))
         z = attend(q, k, v, allowed, parts.scale)
         for role, spots in enumerate(self.spots):
-            active = bool((groups[1][owner, role] >= 0).any() | (groups[2][owner, role] >= 0).any())
-            if len(spots) == 0 or not active:
+            changed = (groups[1][owner, role] >= 0) | (groups[2][owner, role] >= 0)
+            some = changed.nonzero()[:, 0].tolist()
+            if len(spots) == 0 or not some:
                 continue
             # What these positions read was changed for them alone.
-            k = self._project(layer, "k", normed, groups[1][:, role], owner)
-            v = self._project(layer, "v", normed, groups[2][:, role], owner)
+            mine = [owner[slot] for slot in some]
+            k = self._project(layer, "k", normed, groups[1][:, role], mine)
+            v = self._project(layer, "v", normed, groups[2][:, role], mine)
             prompt, position = spots // z.shape[2], spots % z.shape[2]
             asked, mask = q[:, prompt, position].unsqueeze(2), allowed[prompt, position][:, None]
-            here = attend(asked, k[:, prompt], v[:, prompt], mask, parts.scale)
-            z[:, prompt, position] = here.squeeze(2)
+            here = attend(asked[..., some, :], k[:, prompt], v[:, prompt], mask, parts.scale)
+            z[:, prompt[:, None], position[:, None], torch.tensor(some)] = here.squeeze(2)
         return z
 
     def _project(

@@ -98,7 +98,7 @@ class Trace:
             kinds = {"paths": "random paths", "edges": "random edges"}
             lines.append(
                 f"{len(null.values)} circuits of as many {kinds[null.kind]}: median "
-                f"{np.median(null.values):.2f}, highest {max(null.values):.2f}; the circuit "
+                f"{_share(np.median(null.values))}, highest {_share(max(null.values))}; the circuit "
                 f"exceeds {null.percentile:.0%} of them."
             )
         word = "stable" if self.stability >= STABLE else "not stable"

@@ -19,7 +19,9 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        # Adding 0 turns a rounded -0 into 0.
+        value, low, high = (round(n, 2) + 0.0 for n in (self.value, self.low, self.high))
+        return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def share(right: Bool[np.ndarray, " prompt"]) -> Estimate:
