@@ -154,6 +154,16 @@ def dissect(model: Model) -> Anatomy:
     Raises:
         ModelError: A part is not of a kind that can be rebuilt.
     """
+    try:
+        return _dissect(model)
+    except (AttributeError, RuntimeError) as error:
+        raise ModelError(
+            f"The blocks of {model.name} ({model.shape.architecture}) have no parts that circuits "
+            f"can be cut from: {error}. Use a decoder such as Llama, GPT-2 or GPT-NeoX."
+        ) from error
+
+
+def _dissect(model: Model) -> Anatomy:
     bridge = model.bridge
     layers = []
     for block in bridge.blocks:
@@ -186,7 +196,7 @@ def observe(
     mask: Bool[Tensor, "prompt position"],
     readout: Int[Tensor, " prompt"],
 ) -> tuple[Entry, Anatomised]:
-    """Run the model once and keep what its parts make; its parts are tried on the first prompt.
+    """Run the model once and keep what its parts make; they are tried on the longest prompt.
 
     Raises:
         ModelError: The parts do not give the model's logits, or those are not finite.
@@ -238,22 +248,26 @@ def rebuild(anatomy: Anatomy, entry: Entry) -> Float[Tensor, "prompt position d_
 
 
 def _agree(model: Model, anatomy: Anatomy, entry: Entry, readout: Tensor) -> None:
-    """Refuse a model whose logits the parts do not give, as far as the first prompt shows."""
+    """Refuse a model whose logits the parts do not give, as far as the longest prompt shows."""
     if not bool(entry.logits.isfinite().all()):
         raise ModelError(
             f"{model.name} gives NaN or infinite logits on these prompts: a run that is broken "
             "holds no circuit. Load it with a wider dtype, or check the weights."
         )
-    angles = entry.angles
+    longest = int(entry.allowed.sum((1, 2)).argmax())
+    some, angles = slice(longest, longest + 1), entry.angles
     one = Entry(
-        entry.embed[:1],
-        entry.rest[:1],
-        None if angles is None else (angles[0][:1], angles[1][:1]),
-        entry.allowed[:1],
-        entry.logits[:1],
+        entry.embed[some],
+        entry.rest[some],
+        None if angles is None else (angles[0][some], angles[1][some]),
+        entry.allowed[some],
+        entry.logits[some],
     )
-    logits = anatomy.unembed(anatomy.final(rebuild(anatomy, one)[:, readout[0]]))
-    gap = float((logits - one.logits).abs().max() / one.logits.abs().max().clamp(min=1e-6))
+    try:
+        logits = anatomy.unembed(anatomy.final(rebuild(anatomy, one)[:, readout[longest]]))
+        gap = float((logits - one.logits).abs().max() / one.logits.abs().max().clamp(min=1e-6))
+    except RuntimeError:  # the parts do not even fit together
+        gap = float("inf")
     if not gap <= _AGREES[model.dtype]:
         raise ModelError(
             f"The blocks of {model.name} ({model.shape.architecture}) are not the plain sum of "

@@ -37,8 +37,10 @@ _KEPT, _PASS = 20, 20_000_000
 _BLOCK = 4_000_000
 # How far sums that must agree may lie apart, as a share of what is summed.
 _AGREES = {torch.float32: 2e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
-# Changes of the lead that may be rounding alone, as a share of the lead.
-_ROUNDING = {torch.float32: 3e-5, torch.bfloat16: 0.05, torch.float16: 0.005}
+# How far a slope may lie from what the gradient says, as a share of the gradient's length, and
+# what rounding alone may do to a lead, as a share of it.
+_SLOPES = {torch.float32: 0.01, torch.bfloat16: 0.2, torch.float16: 0.1}
+_ROUNDING = {torch.float32: 3e-6, torch.bfloat16: 0.02, torch.float16: 0.002}
 
 
 def attribute(  # noqa: PLR0913 (each method has its dial)
@@ -397,38 +399,36 @@ class _Scorer:
     def prove(self) -> None:
         """Hold a gradient against the slopes that more passes find, for one prompt.
 
-        The way is the steepest, or towards the counterfactual where the gradient is all but flat.
-        Curves call for short steps and rounding for long ones, so it must fit at one of several.
+        The ways are random, but keep to where the gradient is steep. Curves call for short steps
+        and rounding for long ones, so each must fit at one of several.
         """
         one = _Scorer(self.model, self.anatomy, self.wiring, self.task[:1])
         reads, other = one._reads(one.task.clean), one._writes(one.task.counterfactual)
-        embed = (reads.writes or other).embed
-        grad = reads.grads["embed"][0]
-        change = other.embed - embed
-        reach = float(change.norm()) or float(embed.norm())
-        lead = float(one._lead(embed))
-        noise = _ROUNDING[self.model.dtype] * max(1.0, abs(lead))
-        steep = float(grad.norm())
-        if steep * reach < noise:
-            way, steep = change / reach, float((grad * change).sum()) / reach
-        else:
-            way = grad / steep
-        slopes = []
-        for far in (share * reach for share in (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)):
-            slope = float(one._lead(embed + far * way) - one._lead(embed - far * way)) / (2 * far)
-            greater = max(abs(slope), abs(steep))
-            if greater * far < noise:
-                break
-            if abs(slope - steep) <= 0.3 * greater:
-                return
-            slopes.append(slope)
-        if not slopes:
-            return
-        raise ModelError(
-            f"The gradients of {self.model.name} are wrong: they say that the lead changes by "
-            f"{steep:.3g} a unit, and small steps find {slopes[-1]:.3g}. Quantized modules can do "
-            "this silently: dequantize the model before it is loaded."
-        )
+        embed, grad = (reads.writes or other).embed, reads.grads["embed"][0].float()
+        change = (other.embed - embed).float()
+        reach = float(change.norm()) or float(embed.float().norm())
+        steep = max(float(grad.norm()), 1e-12)
+        noise = _ROUNDING[self.model.dtype] * max(1.0, abs(float(one._lead(embed))))
+        lot = torch.Generator().manual_seed(0)
+        ways = [torch.randn(grad.shape, generator=lot).to(grad) * grad.abs() for _ in range(4)]
+        for way in (change, *ways):
+            if not (length := float(way.norm())):
+                continue
+            told = float((grad * way).sum()) / length
+            gaps = []
+            for far in (share * reach for share in (0.1, 0.03, 0.01, 0.003, 0.001)):
+                step = (way * (far / length)).to(embed.dtype)
+                ends = float(one._lead(embed + step) - one._lead(embed - step))
+                gaps.append((abs(ends - 2 * far * told) - noise) / (2 * far))
+                if gaps[-1] <= _SLOPES[self.model.dtype] * steep:
+                    break
+            else:
+                raise ModelError(
+                    f"The gradients of {self.model.name} are wrong: the slopes that small steps "
+                    f"find differ from them by {min(gaps):.2g} a unit, where they are {steep:.2g} "
+                    "long. Quantized modules can do this silently: dequantize the model before "
+                    "it is loaded."
+                )
 
     def _lead(self, embed: Tensor) -> Tensor:
         with self.model.editing({"hook_embed": lambda _: embed}):

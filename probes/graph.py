@@ -102,6 +102,11 @@ class Graph:
                 "Stability needs the score of every prompt, and only the moments were kept: call "
                 "attribute with each=True"
             )
+        if count < 1 or draws < 2:
+            raise CircuitError(
+                f"Cannot compare circuits of {count} edges in {draws} draws: take at least one "
+                "edge and two draws"
+            )
         rng = np.random.default_rng(seed)
         even = np.full(self.prompts, 1 / self.prompts)
         weights = torch.from_numpy(rng.multinomial(self.prompts, even, size=draws)).float()

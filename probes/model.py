@@ -284,8 +284,7 @@ def _refuse_broken(hf_model: nn.Module, name: str) -> None:
 def _adopt(hf_model: Any, names: tuple[str, str], tokenizer: object) -> Model:  # noqa: ANN401
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
-    # Nothing here trains it: passes keep no activations for gradients of weights.
-    hf_model.eval().requires_grad_(False)
+    hf_model.eval()
     hf_model.set_attn_implementation("eager")
     config = copy.deepcopy(hf_model.config)
     architecture = type(hf_model).__name__
@@ -296,6 +295,8 @@ def _adopt(hf_model: Any, names: tuple[str, str], tokenizer: object) -> Model:  
             f"The architecture of {names[0]} is not supported: {architecture} found. "
             "Use a decoder such as Llama, GPT-2 or GPT-NeoX."
         ) from error
+    # Nothing here trains it: passes keep no activations for gradients of weights.
+    bridge.requires_grad_(False)
     cfg = bridge.cfg
     shape = Shape(
         architecture=architecture,

@@ -17,7 +17,7 @@ from probes.restart import Cell, Recording, patch, record
 from probes.splice import run
 from probes.staging import carried, stage
 from probes.tasks import Task
-from probes.wiring import Edge
+from probes.wiring import LOGITS, Edge
 
 KINDS = ("heads", "mlps", "resid")
 
@@ -182,9 +182,12 @@ def patch_path(model: Model, task: Task, path: Sequence[str]) -> Float[Tensor, "
     """
     found = stage(model, task)
     wiring = found.wiring
-    first, *readers = path
-    if not readers:
-        raise CircuitError(f"The path {tuple(path)} has no reader: end it where it is read")
+    first, readers = next(iter(path), ""), path[1:]
+    if not readers or LOGITS in readers[:-1]:
+        raise CircuitError(
+            f"The path {tuple(path)} does not run from a writer to readers: begin it with one such "
+            "as 'embed' or 'L0.H1', and let nothing follow the logits"
+        )
     cut = torch.zeros(1, len(wiring), dtype=torch.bool)
     kept, sources = torch.zeros_like(cut), [first]
     for place, reader in enumerate(readers):

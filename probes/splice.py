@@ -42,25 +42,34 @@ def run(
     name fewer: an edge that is neither kept nor cut carries what it does in the clean run, come
     what may before it.
     """
-    if kept.shape[1] != len(stage.wiring):
+    for marked in (kept, kept if cut is None else cut):
+        if marked.shape != (len(kept), len(stage.wiring)):
+            raise CircuitError(
+                f"Edges were marked as {tuple(marked.shape)}, and {len(kept)} circuits of "
+                f"{len(stage.wiring)} edges are wanted: mark edges by this stage's wiring"
+            )
+    if begin not in ("auto", "clean", "replaced") or (cut is not None and begin != "clean"):
         raise CircuitError(
-            f"{kept.shape[1]} edges were marked, and the wiring has {len(stage.wiring)}: mark "
-            "edges by the numbers of this stage's wiring"
+            f"A run cannot begin {begin!r}: use 'auto', 'clean' or 'replaced', and 'clean' where "
+            "the cut edges are named"
         )
-    kept, prompts = kept.to(stage.model.device), len(stage.task)
+    kept = kept.to(stage.model.device)
     cut = ~kept if cut is None else cut.to(stage.model.device)
+    few = 2 * kept.sum(1) <= kept.shape[1]
+    if begin != "auto" or not stage.replaced.settled:
+        # Means and zeros leave residuals so small that taking much away loses their digits.
+        few = torch.full_like(few, begin != "clean")
     each = (stage.entry.embed.shape[1] - stage.first) * stage.model.shape.d_model
-    together = max(1, _SMALL // (each * prompts))
-    result = torch.empty(len(kept), prompts, device=stage.model.device)
-    writers = len(stage.wiring.writers)
-    for rows in torch.arange(len(kept)).split(together):
-        some = kept[rows]
-        few = 2 * int(some.sum()) <= some.numel()
-        side = {"auto": few, "clean": False, "replaced": True}[begin]
-        step = max(1, _BUDGET // (len(rows) * writers * each))
-        for start in range(0, prompts, step):
-            part = slice(start, min(start + step, prompts))
-            result[rows, part] = _Pass(stage, some, cut[rows], part, replaced=side).leads()
+    together = max(1, _SMALL // (each * len(stage.task)))
+    result = torch.empty(len(kept), len(stage.task), device=stage.model.device)
+    for replaced in (True, False):
+        numbers = (few == replaced).nonzero()[:, 0]
+        for rows in numbers.split(together) if len(numbers) else ():
+            step = max(1, _BUDGET // (len(rows) * len(stage.wiring.writers) * each))
+            for start in range(0, len(stage.task), step):
+                part = slice(start, min(start + step, len(stage.task)))
+                found = _Pass(stage, kept[rows], cut[rows], part, replaced=replaced).leads()
+                result[rows, part] = found.float()
     return result
 
 

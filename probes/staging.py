@@ -155,7 +155,8 @@ def _means(
     """Return what writers write on the mean over the pool's tokens of each token's role."""
     index = {role: n for n, role in enumerate(pool.roles)}
     used = [task.roles[n] for n in task.role_of.unique().tolist() if n >= 0]
-    if lacking := [role for role in used if role not in index]:
+    found = {pool.roles[n] for n in pool.role_of.unique().tolist() if n >= 0}
+    if lacking := [role for role in used if role not in found]:
         raise BatchError(
             f"The reference lacks the roles {', '.join(lacking)}, which the task has: take means "
             "over prompts of the same pattern"

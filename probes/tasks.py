@@ -132,8 +132,12 @@ def by_hand(
     *,
     roles: Sequence[str] = (),
 ) -> Task:
-    """Prepare ids of equal length, read at the last position; one role a position, if any."""
+    """Prepare ids of equal length, read at the last position; each position is a role."""
     width = clean.shape[1]
+    if roles and len(roles) != width:
+        raise BatchError(
+            f"{len(roles)} roles were given for {width} positions: name one for each, or none"
+        )
     return Task(
         clean=clean,
         counterfactual=counterfactual,
@@ -149,5 +153,5 @@ def by_hand(
 def _edge_of(here: Bool[Tensor, "prompt position"], *, last: bool) -> Int[Tensor, " prompt"]:
     """Return the first or last place of a role, or one that passes no comparison if it has none."""
     width = here.shape[1]
-    place = torch.arange(width)
+    place = torch.arange(width, device=here.device)
     return torch.where(here, place, -1).amax(1) if last else torch.where(here, place, width).amin(1)

@@ -95,11 +95,11 @@ class Trace:
             f"Without them {held.complement} of the lead is left.",
         ]
         for null in self.chances:
-            kinds = {"paths": "random paths", "edges": "random edges"}
+            middle, highest = np.median(null.values), max(null.values)
             lines.append(
-                f"{len(null.values)} circuits of as many {kinds[null.kind]}: median "
-                f"{_share(np.median(null.values))}, highest {_share(max(null.values))}; the circuit "
-                f"exceeds {null.percentile:.0%} of them."
+                f"{len(null.values)} circuits of as many random {null.kind}: median "
+                f"{_share(middle)}, highest {_share(highest)}; the circuit exceeds "
+                f"{null.percentile:.0%} of them."
             )
         word = "stable" if self.stability >= STABLE else "not stable"
         lines.append(
@@ -314,7 +314,9 @@ def cut(stage: Stage, graph: Graph, keep: float) -> Circuit:
         block = max(1, block // 2)
     how = f"bisection and pruning to {keep}"
     ablation = (("judged by ablation", stage.ablation), ("faithfulness", "ratio of means"))
-    found = graph.circuit(kept.numpy(), how).connected()
+    found = graph.circuit(kept.numpy(), how)
+    if stage.replaced.settled:  # or else an edge that nothing feeds still carries a change
+        found = found.connected()
     return replace(found, protocol=(*found.protocol, *ablation))
 
 
@@ -336,7 +338,7 @@ def _against(
 
 
 def _share(value: float) -> str:
-    return f"{round(value, 2) + 0.0:.2f}"
+    return f"{round(float(value), 2) + 0.0:.2f}"
 
 
 def _plain(value: object) -> Any:  # noqa: ANN401

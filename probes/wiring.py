@@ -143,7 +143,9 @@ class Wiring:
         return np.concatenate(blocks, axis=1)
 
     def edge(self, number: int) -> Edge:
-        """Name a wire."""
+        """Name a wire; a number outside raises an IndexError."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"edge {number} of {len(self)}")
         source, target, here, there = (int(value) for value in self.table[:, number])
         names = (self.writers[source], self.readers[target])
         return Edge(*names, *((self.roles[here], self.roles[there]) if self.roles else ()))

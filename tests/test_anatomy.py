@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, MistralConfig
 
 from probes import anatomy as parts
-from probes.anatomy import Norm, agree, attend, dissect, enter, rebuild, turn
+from probes.anatomy import Norm, attend, dissect, observe, rebuild, turn
 from probes.errors import ModelError
 from probes.model import wrap
 from probes.restart import MLP, Z
@@ -39,17 +40,16 @@ def prompts(padding="unpadded"):
     return ids, mask, torch.tensor([end - 1 for _, end in MASKS[padding]])
 
 
-def rebuilt(model, padding="unpadded", anatomy=None):
-    ids, mask, readout = prompts(padding)
-    anatomy = anatomy or dissect(model)
-    entry = enter(model, ids, mask, readout)
-    return anatomy, entry, rebuild(anatomy, entry)
+def seen(model, padding="unpadded", anatomy=None):
+    return observe(model, anatomy or dissect(model), *prompts(padding))
 
 
 def gap(model, padding):
-    anatomy, entry, run = rebuilt(model, padding)
-    at = (torch.arange(PROMPTS), prompts(padding)[2])
-    return float((anatomy.unembed(anatomy.final(run.last[at])) - entry.logits).abs().max())
+    """Return how far the logits of the parts, put together, lie from the model's own."""
+    anatomy = dissect(model)
+    entry, _ = seen(model, padding)
+    last = rebuild(anatomy, entry)[torch.arange(PROMPTS), prompts(padding)[2]]
+    return float((anatomy.unembed(anatomy.final(last)) - entry.logits).abs().max())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -58,7 +58,7 @@ def test_rebuilt_logits_are_the_models_own_however_prompts_are_padded(kind):
     for padding in MASKS:
         assert gap(model, padding) < 1e-5
         ids, mask, readout = prompts(padding)
-        _, entry, _ = rebuilt(model, padding)
+        entry, _ = seen(model, padding)
         logits = model.logits(ids, mask)[torch.arange(PROMPTS), readout]
         assert torch.equal(entry.logits, logits)
 
@@ -88,7 +88,7 @@ def test_every_part_is_what_the_model_computes_there(kind):
     edits["blocks.2.hook_resid_post"] = lambda value: kept.update({"last": value})
     with model.editing(edits):
         model.logits(ids, mask)
-    _, entry, run = rebuilt(model, "left")
+    entry, run = seen(model, "left")
     for key, value in kept.items():
         mine = getattr(run, key) if isinstance(key, str) else getattr(run, key[0])[key[1]]
         # Padding attends to itself here and to nothing there: only text must be alike.
@@ -98,7 +98,7 @@ def test_every_part_is_what_the_model_computes_there(kind):
 
 def test_only_learned_positions_are_read_beside_the_embedding():
     for kind in KINDS:
-        _, entry, _ = rebuilt(tiny(kind))
+        entry, _ = seen(tiny(kind))
         assert bool(entry.rest.any()) == (kind == "gpt2")
         assert (entry.angles is None) == (kind == "gpt2")
 
@@ -109,17 +109,23 @@ def test_the_parts_share_the_models_weights():
     with torch.no_grad():
         for weight in model.bridge.parameters():
             weight.mul_(0.5)
-    assert not torch.allclose(rebuilt(model)[1].logits, rebuilt(tiny("llama"))[1].logits)
-    _, entry, run = rebuilt(model, anatomy=anatomy)
-    agree(model, anatomy, run, entry, prompts()[2])
+    assert not torch.allclose(seen(model)[0].logits, seen(tiny("llama"))[0].logits)
+    seen(model, anatomy=anatomy)
 
 
-def test_a_run_may_stop_before_the_last_layer():
-    model = tiny("gpt2")
-    anatomy, entry, whole = rebuilt(model)
-    found = rebuild(anatomy, entry, upto=2)
-    assert len(found.z) == len(found.pre) == 2
-    assert torch.equal(found.last, whole.pre[2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_queries_keys_and_what_heads_read_are_what_the_parts_make_of_the_residual(kind):
+    model = tiny(kind)
+    anatomy = dissect(model)
+    entry, run = seen(model, "left")
+    mask = prompts("left")[1]
+    for n, layer in enumerate(anatomy.layers):
+        y = layer.attn_norm(run.pre[n])
+        q, k = (turn(layer.project(port, y), entry.angles) for port in "qk")
+        v = layer.project("v", y)
+        z = attend(q, k, v, entry.allowed, layer.scale)
+        for made, found in ((q, run.q[n]), (k, run.k[n]), (v, run.v[n]), (z, run.z[n])):
+            torch.testing.assert_close(made[mask], found[mask], atol=1e-5, rtol=0)
 
 
 # The norm and its gradient.
@@ -213,13 +219,13 @@ def test_a_model_whose_parts_give_other_logits_is_refused(kind):
     ]
     for change in changes:
         other = replace(anatomy, layers=(replace(first, **change), *rest))
-        _, entry, run = rebuilt(model, anatomy=other)
         with pytest.raises(ModelError, match=r"not the plain sum of heads and MLP.* differ by"):
-            agree(model, other, run, entry, prompts()[2])
-    other = replace(anatomy, parallel=not anatomy.parallel)
-    _, entry, run = rebuilt(model, anatomy=other)
+            seen(model, anatomy=other)
+    if anatomy.parallel:
+        return
+    other = replace(anatomy, parallel=True)
     with pytest.raises(ModelError, match="Use a decoder such as Llama, GPT-2 or GPT-NeoX"):
-        agree(model, other, run, entry, prompts()[2])
+        seen(model, anatomy=other)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -229,21 +235,32 @@ def test_logits_that_are_not_finite_are_refused(kind, value):
     with torch.no_grad():
         hf_model.get_output_embeddings().weight[5] = value
     model = wrap(hf_model, name="broken")
-    anatomy, entry, run = rebuilt(model)
     with pytest.raises(ModelError, match="broken gives NaN or infinite logits on these prompts"):
-        agree(model, anatomy, run, entry, prompts()[2])
+        seen(model)
 
 
-@pytest.mark.xfail(strict=True, reason="agree lets NaN through: gap > bound is false for it")
 def test_parts_that_give_nan_where_the_model_does_not_are_refused():
     model = tiny("llama")
     anatomy = dissect(model)
     first, *rest = anatomy.layers
     other = replace(anatomy, layers=(replace(first, scale=float("nan")), *rest))
-    _, entry, run = rebuilt(model, anatomy=other)
-    assert run.last.isnan().any()
-    with pytest.raises(ModelError):
-        agree(model, other, run, entry, prompts()[2])
+    with pytest.raises(ModelError, match="not the plain sum"):
+        seen(model, anatomy=other)
+
+
+def test_parts_that_fit_short_prompts_alone_are_refused_where_any_is_long():
+    """A sliding window shows only in prompts that are longer than it."""
+    sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 4}
+    config = MistralConfig(**sizes, **heads, max_position_embeddings=48, initializer_range=0.15)
+    torch.manual_seed(0)
+    model = wrap(AutoModelForCausalLM.from_config(config).eval(), name="sliding")
+    ids, mask, readout = prompts()
+    mask[0, :6] = False
+    with pytest.raises(ModelError, match="not the plain sum"):
+        observe(model, dissect(model), ids.flip(0), mask.flip(0), readout)
+    with pytest.raises(ModelError, match="not the plain sum"):
+        observe(model, dissect(model), ids, mask, readout)
 
 
 def test_a_norm_that_is_not_known_is_refused():
@@ -259,5 +276,5 @@ def test_no_hook_is_left_behind(kind):
     model = tiny(kind)
     model.logits(*prompts()[:2])
     before = hook_count(model)
-    rebuilt(model)
+    seen(model)
     assert hook_count(model) == before

@@ -1,19 +1,26 @@
 """Sweeps give the effects that patching by hand, one cell at a time, gives."""
 
 import math
+from functools import cache
 
 import pytest
 import torch
 
+from probes import patching
 from probes.activations import capture
+from probes.anatomy import dissect
 from probes.counterfactuals import draw_pairs, encode_pairs
-from probes.errors import SiteError
+from probes.errors import CircuitError, SiteError
 from probes.lens import logit_lens
 from probes.metrics import behaviour
-from probes.patching import Effects, component_cells, sweep
+from probes.patching import Effects, component_cells, cut_edges, patch_path, sweep
 from probes.patterns import pattern
 from probes.questions import Pair
+from probes.splice import run
+from probes.staging import stage
+from probes.tasks import by_hand
 from probes.testing import hook_count, tiny
+from probes.wiring import Edge
 
 HOOKS = {"H": "attn.hook_z", "MLP": "hook_mlp_out", "resid": "hook_resid_pre"}
 NAMES = {"H": "z", "MLP": "mlp_out", "resid": "resid"}
@@ -200,3 +207,213 @@ def test_the_lens_is_blank_where_a_prompt_lacks_the_role(model, own):
     assert lacks.any()
     assert torch.equal(found.each.isnan(), lacks[:, None, :, None].expand_as(found.each))
     assert not found.mean.isnan().any()
+
+
+# Single edges and paths.
+
+
+@cache
+def small(kind):
+    return tiny(kind)
+
+
+def by_position(count=2, width=5, at=1):
+    """Pairs that differ at one position, each position a role."""
+    draw = torch.Generator().manual_seed(0)
+    clean = torch.randint(3, 90, (count, width), generator=draw)
+    other = clean.clone()
+    other[:, at] = (clean[:, at] + 20) % 87 + 3
+    answer, foil = torch.randint(3, 90, (2, count), generator=draw)
+    return by_hand(clean, other, answer, foil[:, None])
+
+
+def kept_values(model, task, ids, *points):
+    kept = {}
+    with model.editing({name: lambda v, n=name: kept.update({n: v.clone()}) for name in points}):
+        logits = model.logits(ids, task.mask)
+    return kept, task.lead(logits[:, -1])
+
+
+ALL_KINDS = ("gpt2", "llama", "llama-gqa", "neox")
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_cutting_an_edge_is_splicing_a_circuit_of_all_others(kind):
+    model, task = small(kind), by_position()
+    for roles in (False, True):
+        here = stage(model, task, roles=roles)
+        numbers = list(range(0, len(here.wiring), 41))
+        edges = [here.wiring.edge(number) for number in numbers]
+        kept = torch.ones(len(numbers), len(here.wiring), dtype=torch.bool)
+        kept[torch.arange(len(numbers)), numbers] = False
+        expected = here.leads - run(here, kept, begin="replaced")
+        found = cut_edges(model, task, roles=roles, edges=edges)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        assert found.abs().max() > 1e-3
+
+
+def test_the_order_and_the_number_of_edges_make_no_difference(monkeypatch):
+    model, task = small("llama-gqa"), by_position()
+    whole = cut_edges(model, task)
+    edges = list(stage(model, task).wiring.edges())
+    assert whole.shape == (len(edges), 2)
+    some = [edges[n] for n in (100, 3, 47, 3)]
+    monkeypatch.setattr(patching, "_TOGETHER", 2)
+    found = cut_edges(model, task, edges=some)
+    torch.testing.assert_close(found, whole[[100, 3, 47, 3]], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_edges_from_where_nothing_differs_carry_exactly_nothing(kind):
+    """By causality: no writer differs before the changed position, nor the embedding behind it."""
+    model, task = small(kind), by_position(at=2)
+    edges = list(task.wiring(model, roles=True).edges())
+    found = cut_edges(model, task, roles=True)
+    still = [edge.source_role in ("p0", "p1") for edge in edges]
+    still = [
+        s or (e.source == "embed" and e.source_role != "p2")
+        for s, e in zip(still, edges, strict=True)
+    ]
+    assert (found[torch.tensor(still)] == 0).all()
+    moved = torch.tensor(
+        [edge.source == "embed" and not s for s, edge in zip(still, edges, strict=True)]
+    )
+    assert (found[moved] != 0).float().mean() > 0.4
+
+
+def test_an_edge_that_does_not_exist_is_refused():
+    with pytest.raises(CircuitError, match="Let edges run forward"):
+        cut_edges(small("llama"), by_position(), edges=[Edge("L1.H0", "L0.MLP")])
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_an_edge_into_values_at_one_role_is_cut_for_the_role_that_reads_it(kind):
+    """Where it is read, z changes by the clean attention times the change of the values."""
+    model, task = small(kind), by_position()
+    layer, head, a, b = 1, 3, 1, 4
+    group = head // (model.shape.heads // model.shape.kv_heads)
+    shared = "H" if model.shape.heads == model.shape.kv_heads else "KV"
+    edge = Edge("embed", f"L{layer}.{shared}{group}.v", f"p{a}", f"p{b}")
+    points = ("hook_embed", f"blocks.{layer}.hook_resid_pre", f"blocks.{layer}.attn.hook_pattern")
+    clean, lead = kept_values(model, task, task.clean, *points)
+    other, _ = kept_values(model, task, task.counterfactual, "hook_embed")
+    parts = dissect(model).layers[layer]
+    pre = clean[points[1]][:, a]
+    swapped = pre - clean["hook_embed"][:, a] + other["hook_embed"][:, a]
+    moved = (parts.attn_norm(swapped) - parts.attn_norm(pre)) @ parts.v[group]
+    each = len(parts.q) // len(parts.v)
+    owners = range(group * each, (group + 1) * each)
+
+    def put(z):
+        new = z.clone()
+        view = new.view(*new.shape[:2], model.shape.heads, -1)
+        for owner in owners:
+            view[:, b, owner] += clean[points[2]][:, owner, b, a, None] * moved
+        return new
+
+    with model.editing({f"blocks.{layer}.attn.hook_z": put}):
+        after = task.lead(model.logits(task.clean, task.mask)[:, -1])
+    found = cut_edges(model, task, roles=True, edges=[edge])
+    torch.testing.assert_close(found[0], lead - after, atol=1e-5, rtol=0)
+    assert (lead - after).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_a_path_of_one_step_is_its_edge(kind):
+    model, task = small(kind), by_position()
+    shared = "KV" if kind == "llama-gqa" else "H"
+    for source, target in (
+        ("embed", "L0.H1.q"),
+        ("embed", f"L1.{shared}1.k"),
+        ("L0.H2", f"L2.{shared}0.v"),
+        ("L0.MLP", "L1.MLP"),
+        ("L1.H3", "logits"),
+    ):
+        edge = cut_edges(model, task, edges=[Edge(source, target)])[0]
+        path = patch_path(model, task, (source, target))
+        torch.testing.assert_close(path, edge, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_a_path_through_a_heads_values_is_what_its_parts_make_of_it_by_hand(kind):
+    model, task = small(kind), by_position()
+    head, layer = 2, 1
+    group = head // (model.shape.heads // model.shape.kv_heads)
+    reader = f"L{layer}.KV{group}.v" if kind == "llama-gqa" else f"L{layer}.H{head}.v"
+    last = "blocks.2.hook_resid_post"
+    points = ("hook_embed", f"blocks.{layer}.hook_resid_pre", last)
+    points += (f"blocks.{layer}.attn.hook_pattern",)
+    clean, lead = kept_values(model, task, task.clean, *points)
+    other, _ = kept_values(model, task, task.counterfactual, "hook_embed")
+    anatomy = dissect(model)
+    parts, pre = anatomy.layers[layer], clean[points[1]]
+    swapped = pre - clean["hook_embed"] + other["hook_embed"]
+    moved = (parts.attn_norm(swapped) - parts.attn_norm(pre)) @ parts.v[group]
+    each = len(parts.q) // len(parts.v)
+    # The readout is the last position; the head's new z goes from there to the logits alone.
+    resid = clean[last][:, -1].clone()
+    for owner in range(group * each, (group + 1) * each):
+        pattern = clean[points[3]][:, owner, -1]
+        resid += torch.einsum("bk,bke->be", pattern, moved) @ parts.o[owner]
+    after = task.lead(anatomy.unembed(anatomy.final(resid)))
+    found = patch_path(model, task, ("embed", reader, "logits"))
+    torch.testing.assert_close(found, lead - after, atol=1e-5, rtol=0)
+    assert found.abs().max() > 1e-4
+    # All that follows the head is more than what it sends to the logits.
+    assert (patch_path(model, task, ("embed", reader)) - found).abs().max() > 1e-4
+
+
+def test_a_path_changes_no_part_but_those_on_it():
+    """From MLP to MLP to logits: two calls of the MLPs, and sums."""
+    model, task = small("llama"), by_position()
+    points = ("blocks.0.hook_mlp_out", "blocks.2.hook_resid_mid", "blocks.2.hook_mlp_out")
+    last = "blocks.2.hook_resid_post"
+    clean, lead = kept_values(model, task, task.clean, *points, last)
+    other, _ = kept_values(model, task, task.counterfactual, points[0])
+    anatomy = dissect(model)
+    parts = anatomy.layers[2]
+    swapped = clean[points[1]] - clean[points[0]] + other[points[0]]
+    moved = parts.mlp(parts.mlp_norm(swapped)) - clean[points[2]]
+    after = task.lead(anatomy.unembed(anatomy.final((clean[last] + moved)[:, -1])))
+    found = patch_path(model, task, ("L0.MLP", "L2.MLP", "logits"))
+    torch.testing.assert_close(found, lead - after, atol=1e-5, rtol=0)
+    # The last step is the only way on, so that the path may end before it.
+    whole = patch_path(model, task, ("L0.MLP", "L2.MLP"))
+    torch.testing.assert_close(whole, found, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (("L1.H0", "L0.MLP"), "Let edges run forward"),
+        (("embed", "L1.MLP", "L0.H0.q"), "Let edges run forward"),
+        (("embed", "L1.H9.q", "logits"), "names head 9"),
+        (("embed", "L1.H0"), "reads nothing"),
+        (("embed",), "does not run from a writer to readers"),
+    ],
+)
+def test_a_path_whose_parts_are_not_joined_is_refused(path, message):
+    with pytest.raises(CircuitError, match=message):
+        patch_path(small("llama"), by_position(), path)
+
+
+@pytest.mark.parametrize("path", [("embed", "logits", "L0.MLP"), ("embed", "logits", "L1"), ()])
+def test_a_path_that_goes_on_behind_the_logits_or_is_empty_is_refused(path):
+    with pytest.raises(CircuitError):
+        patch_path(small("llama"), by_position(), path)
+
+
+def test_cutting_only_edges_that_carry_nothing_gives_nothing():
+    model, task = small("llama"), by_position()
+    still = Edge("embed", "L0.H0.q", "p0", "p0")
+    assert (cut_edges(model, task, roles=True, edges=[still]) == 0).all()
+    assert cut_edges(model, task, edges=[]).shape == (0, 2)
+
+
+def test_no_hook_is_left_behind_by_cutting():
+    model, task = tiny("llama"), by_position()
+    model.logits(task.clean, task.mask)
+    before = hook_count(model)
+    cut_edges(model, task, edges=[Edge("embed", "L0.MLP")])
+    patch_path(model, task, ("embed", "L1.H2.v", "logits"))
+    assert hook_count(model) == before

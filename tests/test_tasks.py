@@ -202,7 +202,6 @@ def test_roles_that_no_token_plays_have_no_passage(model):
     assert wiring.readouts == ("b",)
 
 
-@pytest.mark.xfail(strict=True, reason="by_hand takes fewer roles than positions, and trips later")
 def test_too_few_roles_by_hand_are_refused():
     with pytest.raises(BatchError):
         small(("a", "b"))
