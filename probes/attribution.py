@@ -101,28 +101,26 @@ def attribute(  # noqa: PLR0913 (each method has its dial)
 
 
 class _Moments:
-    """Mean and standard error of a stream of rows, in double precision."""
+    """Mean and standard error of a stream of rows, in double precision (Chan et al. 1983)."""
 
     def __init__(self, size: int) -> None:
-        self.count, self.total = 0, torch.zeros(size, dtype=torch.float64)
+        self.count, self.mean = 0, torch.zeros(size, dtype=torch.float64)
         self.square = torch.zeros(size, dtype=torch.float64)
 
     def add(self, rows: Tensor) -> None:
         """Take in rows "prompt edge"."""
         rows = rows.double().cpu()
         before, self.count = self.count, self.count + len(rows)
-        mean, old = rows.mean(0), self.total
-        shift = mean - old
-        self.total = old + shift * len(rows) / self.count
-        spread = (rows - mean).square().sum(0)
+        shift = rows.mean(0) - self.mean
+        spread = (rows - rows.mean(0)).square().sum(0)
         self.square += spread + shift.square() * before * len(rows) / self.count
+        self.mean += shift * len(rows) / self.count
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Return the mean, and its standard error (NaN for one row)."""
-        nan = torch.full_like(self.square, torch.nan)
-        n = self.count
-        error = (self.square / (n * (n - 1))).sqrt() if n > 1 else nan
-        return self.total.float(), error.float()
+        many = self.count * (self.count - 1)
+        error = (self.square / many).sqrt() if many else torch.full_like(self.mean, torch.nan)
+        return self.mean.float(), error.float()
 
 
 def _exact(model: Model, task: Task, wiring: Wiring) -> Iterator[Tensor]:

@@ -58,14 +58,14 @@ def compare(
     other: Annotated[str, typer.Argument(help="The relative to hold against it.")],
     pattern: Annotated[str, typer.Option(help="A pattern's name, or a .jsonl file.")] = "take-away",
     prompts: Annotated[int, typer.Option(help="Pairs for each contrast.", min=4)] = 32,
-    seed: Annotated[int, typer.Option(help="Of prompts, untrained nets and bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of prompts, nets and bootstrap.", min=0)] = 0,
     nulls: Annotated[int, typer.Option(help="Untrained nets for the chance level.", min=20)] = 20,
     out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("report.html"),
     json: Annotated[Path | None, typer.Option(help="Where the numbers go.")] = None,
     workers: Annotated[int, typer.Option(help="Models measured at once.", min=1)] = 2,
 ) -> None:
     """Compare what two models do with a query pattern, and write a page about it."""
-    _check_places(out, json)
+    _check_places(out, json, page=True)
     _quiet()
     from probes.comparison.relatives import compare as run
 
@@ -103,12 +103,12 @@ def trace(
         str, typer.Option(help="The answer that is traced; the first if empty.")
     ] = "",
     prompts: Annotated[int, typer.Option(help="Pairs for each contrast.", min=4)] = 32,
-    seed: Annotated[int, typer.Option(help="Of prompts, bootstrap and random circuits.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of prompts and random circuits.", min=0)] = 0,
     out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("trace.html"),
     json: Annotated[Path | None, typer.Option(help="Where the numbers go.")] = None,
 ) -> None:
     """Cut out the smallest circuit that keeps a model's behaviour, and judge it beside chance."""
-    _check_places(out, json)
+    _check_places(out, json, page=True)
     _quiet()
     from probes.tracing import trace as run
 
@@ -195,11 +195,13 @@ def _match_table(found: Any) -> Table:  # noqa: ANN401
     return table
 
 
-def _check_places(out: Path, json: Path | None) -> None:
+def _check_places(out: Path, json: Path | None, *, page: bool = False) -> None:
     """Refuse what could not be written before minutes are spent on it."""
     for path in (out, json):
         if path is not None and not path.parent.is_dir():
             raise ProbeError(f"There is no folder {str(path.parent)!r} for {path.name!r}: make it")
+    if page and out.suffix != ".html":
+        raise ProbeError(f"The page goes to a .html file, and {out.name!r} is none")
     if json is not None and json.suffix != ".json":
         raise ProbeError(f"The numbers go to a .json file, and {json.name!r} is none")
 

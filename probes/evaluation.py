@@ -28,6 +28,8 @@ from probes.tasks import Task
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _DRAWS = 2000
 _CONTROLS = 20
+# What rounding may do to a lead, as a share of the gap between the two runs.
+_ROUNDING = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class Faithfulness:
         share: Of all edges.
         value: f, the ratio of mean leads, with its bootstrap interval over prompts.
         each: f of every prompt by itself; wild where a prompt's own gap is small.
-        right: Share of prompts whose answer still leads its foils.
+        right: Share of prompts whose answer still leads the mean of its foils (Wilson interval).
         complement: f of all other edges: near 0 where the circuit is complete.
     """
 
@@ -97,8 +99,8 @@ class Need:
     Attributes:
         edge: Its name.
         fall: Fall of f when it is cut out of the circuit.
-        p: One-sided sign test over prompts, Holm-corrected: cutting it moves the lead further
-            than cutting an edge that was added to the circuit by lot.
+        p: One-sided sign test over prompts, Holm-corrected: cutting it lowers the lead by more
+            than cutting an edge that was added to the circuit by lot moves it.
     """
 
     edge: str
@@ -237,8 +239,9 @@ def minimality(
 ) -> tuple[Need, ...]:
     """Cut each edge out of a circuit, beside edges that were added to it by lot (Shi et al. 2024).
 
-    The circuit is inflated by random paths (2410.13032); an edge is needed if cutting it moves the
-    lead further than cutting an added edge does, on more prompts than chance would have it.
+    The circuit is inflated by random paths (2410.13032); an edge is needed if cutting it lowers the
+    lead by more than cutting an added edge moves it, on more prompts than chance would have it.
+    Prompts on which both do the same, such as nothing at all, have no say.
     """
     rng, own = np.random.default_rng(seed), marks(stage, [circuit])[0]
     extra = own.clone()
@@ -247,12 +250,14 @@ def minimality(
     strangers = (extra & ~own).nonzero()[:, 0]
     strangers = strangers[torch.from_numpy(rng.permutation(len(strangers))[:added])]
     moved, rival = _each_cut(stage, own, own.nonzero()[:, 0]), _each_cut(stage, extra, strangers)
+    rival = rival.abs() if len(rival) else torch.zeros(1, moved.shape[1])
     # Each edge meets, prompt by prompt, one of the strangers, drawn anew.
-    drawn = torch.from_numpy(rng.integers(len(strangers), size=moved.shape))
-    wins = (moved.abs() > rival.gather(0, drawn).abs()).sum(1)
-    count = moved.shape[1]
-    raw = [float(binomtest(int(won), count, alternative="greater").pvalue) for won in wins]
+    drawn = torch.from_numpy(rng.integers(len(rival), size=moved.shape))
     gap = float((stage.leads - stage.floor).mean())
+    ahead = moved - rival.gather(0, drawn)
+    told = ahead.abs() > _ROUNDING * abs(gap)  # ties, such as prompts that it does not touch
+    wins, fought = ((ahead > 0) & told).sum(1).tolist(), told.sum(1).tolist()
+    raw = [_sign_test(won, of) for won, of in zip(wins, fought, strict=True)]
     falls = (moved.mean(1) / gap).tolist()
     names = [str(stage.wiring.edge(int(number))) for number in own.nonzero()[:, 0]]
     return tuple(Need(*found) for found in zip(names, falls, holm(raw), strict=True))
@@ -269,12 +274,16 @@ def specificity(
     found = []
     for task, where in stages.items():
         for name, circuit in circuits.items():
-            left = float(values(where, ~marks(where, [circuit]))[0])
-            found.append(Damage(name, task, len(circuit), left))
+            kept = ~marks(where, [circuit])
+            found.append(Damage(name, task, int((~kept).sum()), float(values(where, kept)[0])))
         size = max(len(circuit) for circuit in circuits.values())
         kept = ~lots(where, size, "paths", _CONTROLS, seed=seed)
         found.append(Damage("random paths", task, size, float(values(where, kept).median())))
     return tuple(found)
+
+
+def _sign_test(won: int, of: int) -> float:
+    return float(binomtest(won, of, alternative="greater").pvalue) if of else 1.0
 
 
 def holm(raw: Sequence[float]) -> list[float]:

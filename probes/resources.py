@@ -29,5 +29,6 @@ def member_note(name: str) -> str:
     card = data_folder() / "models" / name / "README.md"
     if not card.is_file():
         return "(no card)"
-    lines = card.read_text(encoding="utf-8").split("---")[-1].splitlines()
+    # The card begins with a block of fields between lines of dashes.
+    lines = card.read_text(encoding="utf-8").split("\n---\n", 1)[-1].splitlines()
     return next((line for line in lines if line.strip() and not line.startswith("#")), "")

@@ -5,7 +5,7 @@ gate → pairs, half to find by, half to judge by → scores → cut → judge b
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,8 @@ import torch
 from probes.asking import Pattern
 from probes.attribution import Method, attribute
 from probes.circuit import Circuit
-from probes.comparison.gating import Gate, gate
-from probes.counterfactuals import draw_pairs, encode_pairs
-from probes.errors import CircuitError, GateError
+from probes.comparison.gating import Gate
+from probes.errors import CircuitError
 from probes.evaluation import (
     Chance,
     Curve,
@@ -36,11 +35,11 @@ from probes.evaluation import (
 )
 from probes.files import write_whole
 from probes.graph import Graph
+from probes.halves import open_gate, tasks, tasks_of
 from probes.model import Model, load
 from probes.patterns import pattern as find_pattern
-from probes.questions import Pair
 from probes.staging import Ablation, Stage, stage
-from probes.tasks import Task, task
+from probes.tasks import Task
 
 if TYPE_CHECKING:
     from probes.view.picture import Picture
@@ -64,8 +63,7 @@ class Trace:
         held_out: The same on prompts that it was not found by.
         curve: Faithfulness of the best edges at growing sizes, on the held-out prompts.
         chances: Circuits of as many edges drawn by lot, on the held-out prompts.
-        stability: Mean Jaccard of the best edges, as many, over resampled prompts; NaN if exact
-            scores were asked for one prompt at a time.
+        stability: Mean Jaccard of the best edges, as many, over resampled prompts.
         needs: Whether each edge is needed, on the held-out prompts.
         damages: What cutting out this circuit, or another pattern's, leaves of both; empty where
             the model cannot do the other.
@@ -87,8 +85,8 @@ class Trace:
         circuit, held = self.circuit, self.held_out
         task = dict(circuit.protocol).get("task", "the task")
         lines = [
-            f"{circuit.model} on {task}: {self.gate.answer} right in "
-            f"{self.gate.accuracy.value:.0%}; the gate is {self.gate.state}.",
+            f"{circuit.model} on {task}: right in {self.gate.accuracy.value:.0%}; the gate is "
+            f"{self.gate.state}.",
             f"{held.edges} of {len(circuit.wiring)} edges ({held.share:.2%}) hold "
             f"{held.value} of the lead on held-out prompts ({self.found.value} where they were "
             f"found; asked for {self.keep}); the answer still leads in {held.right.value:.0%}.",
@@ -98,7 +96,7 @@ class Trace:
             middle, highest = np.median(null.values), max(null.values)
             lines.append(
                 f"{len(null.values)} circuits of as many random {null.kind}: median "
-                f"{_share(middle)}, highest {_share(highest)}; the circuit exceeds "
+                f"{shown(middle)}, highest {shown(highest)}; the circuit exceeds "
                 f"{null.percentile:.0%} of them."
             )
         word = "stable" if self.stability >= STABLE else "not stable"
@@ -122,14 +120,14 @@ class Trace:
         stranger, lot = left[own, other], left["random paths", other]
         word = "does more" if stranger < lot else "does no more"
         return (
-            f"Cutting it out leaves {_share(left[own, own])} of {own!r} and {_share(stranger)} of "
-            f"{other!r}, where as many edges of random paths leave {_share(lot)}: it {word} damage "
+            f"Cutting it out leaves {shown(left[own, own])} of {own!r} and {shown(stranger)} of "
+            f"{other!r}, where as many edges of random paths leave {shown(lot)}: it {word} damage "
             f"to {other!r} than chance does. As many edges of {other!r} leave "
-            f"{_share(left[other, own])} of {own!r}.",
+            f"{shown(left[other, own])} of {own!r}.",
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain JSON values; NaN becomes null."""
+        """Return everything as plain JSON values; what is not finite becomes null."""
         own = {item.name: getattr(self, item.name) for item in fields(self)}
         own["circuit"] = json.loads(self.circuit.to_json())
         return {"schema": SCHEMA, "summary": list(self.summary())} | _plain(own)
@@ -180,7 +178,7 @@ def trace(  # noqa: PLR0913 (the job has its dials)
         answer: Which answer is traced; the pattern's first by default.
         contrasts: What the counterfactuals change; by default all that change the answer.
         against: Another pattern, whose circuit of as many edges is cut out for comparison; "" for
-            none.
+            none, and none is where the model cannot do it.
         roles: Whether edges are resolved by roles.
         prompts: Pairs for each contrast, to find by; as many again are held out to judge by.
         seed: Of prompts, bootstrap and random circuits.
@@ -190,9 +188,10 @@ def trace(  # noqa: PLR0913 (the job has its dials)
         CircuitError: Even the whole model does not keep so much, or `keep` is not above 0.
     """
     if not 0 < keep <= 1:
-        raise CircuitError(f"Cannot keep {keep} of a behaviour: ask for a share from 0 to 1")
-    model = load(model)
+        raise CircuitError(f"Cannot keep {keep} of a behaviour: ask for a share above 0, up to 1")
     asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
+    rival = find_pattern(against) if against and isinstance(against, str) else against
+    model = load(model)
     opened = open_gate(model, asked, answer, seed=seed)
     finding, judging = tasks(model, asked, opened.answer, contrasts, prompts=prompts, seed=seed)
     graph = attribute(model, finding, method=method, roles=roles)
@@ -201,9 +200,9 @@ def trace(  # noqa: PLR0913 (the job has its dials)
     size = len(circuit)
     judged = judge(there, marks(there, [circuit]), seed=seed)[0]
     damages = ()
-    if against and not asked.given:
-        rival = find_pattern(against) if isinstance(against, str) else against
-        damages = _against(model, (asked, circuit, there), rival, prompts, seed)
+    if isinstance(rival, Pattern) and rival.name != asked.name and not asked.given:
+        other = tasks_of(model, rival, prompts=prompts, seed=seed)
+        damages = () if other is None else _against((asked, circuit, there), other, method, seed)
     return Trace(
         circuit=circuit,
         gate=opened,
@@ -221,59 +220,6 @@ def trace(  # noqa: PLR0913 (the job has its dials)
     )
 
 
-def open_gate(model: Model, pattern: Pattern, answer: str, *, seed: int) -> Gate:
-    """Return the gate of one answer, the first by default.
-
-    Raises:
-        GateError: It is closed.
-    """
-    gates = gate(model, pattern, seed=seed)
-    names = [found.answer for found in gates]
-    if answer and answer not in names:
-        raise GateError(f"{pattern.name!r} has no answer {answer!r}: it has {', '.join(names)}")
-    found = gates[names.index(answer)] if answer else gates[0]
-    if found.state == "closed":
-        raise GateError(
-            f"{model.name} does not have the behaviour: {found.answer} of {pattern.name!r} is "
-            f"right in {found.accuracy}, {found.heuristic!r} in {found.heuristic_accuracy:.2f}. "
-            "There is no circuit to trace; choose a model or a pattern whose gate is open."
-        )
-    return found
-
-
-def tasks(  # noqa: PLR0913 (so has the drawing)
-    model: Model,
-    pattern: Pattern,
-    answer: str,
-    contrasts: Sequence[str] = (),
-    *,
-    prompts: int = 32,
-    seed: int = 0,
-) -> tuple[Task, Task]:
-    """Draw pairs of all contrasts that change an answer: some to find by, as many to judge by.
-
-    Raises:
-        CircuitError: No contrast of the pattern changes the answer.
-    """
-    kinds = tuple(contrasts) or pattern.contrasts
-    finding, judging = [], []
-    for kind in kinds:
-        pairs = draw_pairs(pattern, kind, 2 * prompts, tokenizers=(model.tokenizer,), seed=seed)
-        if not contrasts and any(_same(pair, answer) for pair in pairs):
-            continue
-        finding += pairs[:prompts]
-        judging += pairs[prompts:]
-    if not finding:
-        raise CircuitError(
-            f"No contrast of {pattern.name!r} changes {answer!r}: found {', '.join(kinds)}. Name "
-            "contrasts that do, or another answer."
-        )
-    limit = model.shape.context
-    both = (encode_pairs(model.tokenizer, some, limit=limit) for some in (finding, judging))
-    first, second = (task(pairs, answer, exact=True) for pairs in both)
-    return first, second
-
-
 def cut(stage: Stage, graph: Graph, keep: float) -> Circuit:
     """Return the smallest circuit found that keeps a share of the lead on the stage's prompts.
 
@@ -285,34 +231,26 @@ def cut(stage: Stage, graph: Graph, keep: float) -> Circuit:
     Raises:
         CircuitError: Even all edges do not keep so much.
     """
+    gap = float((stage.leads - stage.floor).mean())
+    if not abs(gap) > 1e-6:
+        raise CircuitError(
+            f"The lead falls by {gap:.1e} from the clean run to the replaced one: there is nothing "
+            "for a circuit to keep. Choose contrasts that change the answer."
+        )
     order = graph.mean.abs().argsort(descending=True, stable=True)
 
-    def faith(numbers: torch.Tensor) -> float:
+    def enough(numbers: torch.Tensor) -> bool:
         kept = torch.zeros(1, len(graph), dtype=torch.bool)
         kept[0, numbers] = True
-        return float(values(stage, kept)[0])
+        return float(values(stage, kept)[0]) >= keep - 1e-5  # rounding
 
-    low, high = 0, 1
-    while faith(order[:high]) < keep:
-        if high >= len(order):
-            raise CircuitError(
-                f"All {len(order)} edges keep {faith(order):.3f} of the lead, less than {keep}"
-            )
-        low, high = high, min(2 * high, len(order))
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if faith(order[:middle]) >= keep else (middle, high)
-    kept = order[:high]
-    block = max(1, high // 2)
-    while True:
-        for start in reversed(range(0, len(kept), block)):
-            fewer = torch.cat([kept[:start], kept[start + block :]])
-            if len(fewer) and faith(fewer) >= keep:
-                kept = fewer
-        if block == 1:
-            break
-        block = max(1, block // 2)
-    how = f"bisection and pruning to {keep}"
+    if not enough(order):
+        whole = float(values(stage, torch.ones(1, len(graph), dtype=torch.bool))[0])
+        raise CircuitError(
+            f"All {len(order)} edges keep {whole:.3f} of the lead, less than {keep:g}: ask for less"
+        )
+    kept = _without(order[: _shortest(order, enough)], enough)
+    how = f"bisection and pruning to {keep:.4g}"
     ablation = (("judged by ablation", stage.ablation), ("faithfulness", "ratio of means"))
     found = graph.circuit(kept.numpy(), how)
     if stage.replaced.settled:  # or else an edge that nothing feeds still carries a change
@@ -320,24 +258,45 @@ def cut(stage: Stage, graph: Graph, keep: float) -> Circuit:
     return replace(found, protocol=(*found.protocol, *ablation))
 
 
+def _shortest(order: torch.Tensor, enough: Callable[[torch.Tensor], bool]) -> int:
+    """Return how long a head of a list must be to be enough, where the whole list is."""
+    low, high = 0, 1
+    while not enough(order[:high]):
+        low, high = high, min(2 * high, len(order))
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(order[:middle]) else (middle, high)
+    return high
+
+
+def _without(kept: torch.Tensor, enough: Callable[[torch.Tensor], bool]) -> torch.Tensor:
+    """Take out what is not missed: blocks from the weak end first, then smaller ones."""
+    block = max(1, len(kept) // 2)
+    while True:
+        for start in reversed(range(0, len(kept), block)):
+            fewer = torch.cat([kept[:start], kept[start + block :]])
+            if len(fewer) and enough(fewer):
+                kept = fewer
+        if block == 1:
+            return kept
+        block = max(1, block // 2)
+
+
 def _against(
-    model: Model, own: tuple[Pattern, Circuit, Stage], against: Pattern, prompts: int, seed: int
+    own: tuple[Pattern, Circuit, Stage], other: tuple[str, Task, Task], method: Method, seed: int
 ) -> tuple[Damage, ...]:
     """Cut circuits of as many edges out of two patterns, each out of both."""
     asked, circuit, there = own
-    try:
-        found = open_gate(model, against, "", seed=seed)
-    except GateError:
-        return ()
-    finding, judging = tasks(model, against, found.answer, prompts=prompts, seed=seed)
+    name, finding, judging = other
     roles = bool(circuit.wiring.roles)
-    theirs = attribute(model, finding, roles=roles).top(len(circuit))
-    other = stage(model, judging, roles=roles, ablation=there.ablation)
-    stages = {asked.name: there, against.name: other}
-    return specificity(stages, {asked.name: circuit, against.name: theirs}, seed=seed)
+    theirs = attribute(there.model, finding, method=method, roles=roles).top(len(circuit))
+    where = stage(there.model, judging, roles=roles, ablation=there.ablation)
+    stages = {asked.name: there, name: where}
+    return specificity(stages, {asked.name: circuit, name: theirs}, seed=seed)
 
 
-def _share(value: float) -> str:
+def shown(value: float) -> str:
+    """Write a share with two places, and no minus before nothing."""
     return f"{round(float(value), 2) + 0.0:.2f}"
 
 
@@ -348,8 +307,4 @@ def _plain(value: object) -> Any:  # noqa: ANN401
         return {name: _plain(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _same(pair: Pair, answer: str) -> bool:
-    return pair.clean.answer(answer) == pair.counterfactual.answer(answer)
+    return None if isinstance(value, float) and not math.isfinite(value) else value

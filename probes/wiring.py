@@ -24,7 +24,8 @@ Port = Literal["q", "k", "v", "mlp", "logits"]
 EMBED, LOGITS = "embed", "logits"
 _WRITER = re.compile(r"L(\d+)\.(?:H(\d+)|MLP)")
 _READER = re.compile(r"L(\d+)\.(?:(H|KV)(\d+)\.([qkv])|MLP)")
-_EDGE = re.compile(r"\s*([\w.-]+?)(?:@([\w-]+))?\s*(?:->|→)\s*([\w.-]+?)(?:@([\w-]+))?\s*")
+_END = r"\s*([\w.-]+?)(?:@([^@]+?))?\s*"
+_EDGE = re.compile(f"{_END}(?:->|→){_END}")
 
 
 @dataclass(frozen=True, slots=True, order=True)

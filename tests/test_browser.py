@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from probes.circuit import Circuit
 from probes.view import HeadMaps, Interval, IntervalPlot, Matrix, Note, Table, head_grid, page
+from probes.wiring import Edge, Wiring
 
 pytestmark = pytest.mark.slow
 
@@ -179,3 +181,77 @@ def test_a_whole_report_is_drawn_and_fits_the_window(visit, width, scheme, tmp_p
     image = pytest.importorskip("matplotlib.image").imread(tmp_path / "shot.png")
     assert len(shot) > 20_000 and len(np.unique(image[..., :3].reshape(-1, 3), axis=0)) > 100
     assert (image[0, 0, :3] > 0.9).all() == (scheme == "light")
+
+
+WIRES = {
+    "embed->L0.H0.v": 2.0,
+    "L0.H0->L1.MLP": -1.5,
+    "embed->L1.H1.q": 0.4,
+    "L1.H1->logits": 1.0,
+    "L1.MLP->logits": 3.0,
+}
+
+
+def circuit(model="full"):
+    names = tuple(map(Edge.parse, WIRES))
+    return Circuit(model, Wiring(2, 2, 2), names, tuple(WIRES.values()), (0.1,) * len(names))
+
+
+def fades(tab):
+    """The opacity of every line, by what it says on hover, and where it lies on its way."""
+    found = tab.locator(".pv-scroll .pv-wire").evaluate_all(
+        """all => all.map(wire => {
+            const way = wire.querySelector('.pv-touch');
+            const at = way.getPointAtLength(way.getTotalLength() / 2)
+                .matrixTransform(way.getScreenCTM());
+            return [wire.querySelector('title').textContent.split(':')[0],
+                    +getComputedStyle(wire).opacity, at.x, at.y];
+        })"""
+    )
+    return {name.replace("→", "->"): (clear, x, y) for name, clear, x, y in found}
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_a_line_under_the_mouse_stands_out_from_all_others(visit, scripts):
+    tab = visit(circuit().picture(), java_script_enabled=scripts)
+    tab.mouse.move(1, 1)
+    before = fades(tab)
+    assert set(before) == set(WIRES)
+    assert {clear for clear, _, _ in before.values()} == {1}
+    for name, (_, x, y) in before.items():
+        tab.mouse.move(x, y)
+        assert {wire for wire, (clear, _, _) in fades(tab).items() if clear == 1} == {name}
+        assert sorted({clear for clear, _, _ in fades(tab).values()}) == [0.18, 1]
+    tab.mouse.move(1, 1)
+    assert {clear for clear, _, _ in fades(tab).values()} == {1}
+
+
+def test_a_line_is_caught_a_little_beside_it_too(visit):
+    """The weakest is about one pixel wide: nobody could point at that."""
+    tab = visit(circuit().picture())
+    _, x, y = fades(tab)["embed->L1.H1.q"]
+    caught = []
+    for beside in (-3, 3):
+        tab.mouse.move(x + beside, y)
+        caught.append(fades(tab)["embed->L1.H1.q"][0] == 1 != fades(tab)["L1.MLP->logits"][0])
+    assert any(caught)
+
+
+def test_a_node_under_the_mouse_shows_its_own_lines_alone(visit):
+    tab = visit(circuit().picture())
+    tab.locator(".pv-scroll g:not(.pv-wire) > title", has_text="L1.MLP").locator("..").hover()
+    own = {name for name in WIRES if "L1.MLP" in name}
+    assert {name for name, (clear, _, _) in fades(tab).items() if clear == 1} == own
+    assert {clear for name, (clear, _, _) in fades(tab).items() if name not in own} == {0.07}
+
+
+def test_two_circuits_on_a_page_fade_each_by_itself(visit):
+    both = page("Two", [("One", "", [circuit().picture()]), ("Two", "", [circuit("b").picture()])])
+    tab = visit(both)
+    _, x, y = fades(tab)["L1.MLP->logits"]  # of the second: the later one is kept
+    tab.mouse.move(x, y)
+    clear = tab.locator(".pv-scroll .pv-wire").evaluate_all(
+        "all => all.map(wire => +getComputedStyle(wire).opacity)"
+    )
+    assert clear[: len(WIRES)] == [1] * len(WIRES)
+    assert sorted(clear[len(WIRES) :]) == [0.18] * (len(WIRES) - 1) + [1]

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from probes.cli import app
 from probes.model import wrap
 from probes.resources import family_members
 from probes.testing import tiny_hf
+from probes.tracing import trace
 
 RUNNER = CliRunner()
 FOX = "If I have two foxes and I take away one, how many foxes do I have?"
@@ -85,6 +87,13 @@ MISTAKES = {
     "empty text": (("heatmap", "{model}", ""), "no text"),
     "too long": (("heatmap", "{model}", "fox " * 300), "takes 128"),
     "unknown member": (("make", "family", "fulll"), "no member"),
+    "nothing to trace": (("trace", "{model}"), "GateError: small does not have the behaviour"),
+    "no folder for the trace": (("trace", "{model}", "--out", "no/t.html"), "no folder 'no'"),
+    "no folder for its numbers": (("trace", "{model}", "--json", "no/t.json"), "no folder 'no'"),
+    "numbers that are no JSON": (("trace", "{model}", "--json", "t.txt"), "'t.txt' is none"),
+    "nothing to keep": (("trace", "{model}", "--keep", "0"), "Cannot keep 0.0"),
+    "more than all to keep": (("trace", "{model}", "--keep", "1.5"), "Cannot keep 1.5"),
+    "trace of no pattern": (("trace", "{model}", "--pattern", "fox"), "'fox' is unknown"),
 }
 
 
@@ -114,3 +123,89 @@ def test_a_wrapped_model_needs_no_folder(own):
 
     model = wrap(tiny_hf("llama", 0, vocab_size=len(own)), name="in memory", tokenizer=own)
     assert heatmap(model, FOX).body
+
+
+class Found:
+    """What a trace is to the command line."""
+
+    def __init__(self):
+        self.saved = []
+
+    def save(self, path):
+        self.saved.append(path)
+
+    def summary(self):
+        return ("4 of 34 edges [bold]hold[/bold] 0.88.", "Without them 0.11 is left.")
+
+
+DEFAULTS = {name: found.default for name, found in signature(trace).parameters.items()}
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Note what is asked of `trace`, and run nothing."""
+    found, asked = Found(), []
+
+    def note(*words, **options):
+        asked.append((words, options))
+        return found
+
+    monkeypatch.setattr("probes.tracing.trace", note)
+    return found, asked
+
+
+def test_trace_hands_its_options_on_and_prints_what_was_found(traced, tmp_path):
+    found, asked = traced
+    page, numbers = tmp_path / "t.html", tmp_path / "t.json"
+    words = ("--pattern", "copy", "--method", "exact", "--keep", "0.8", "--roles", "--answer")
+    more = ("noun", "--prompts", "7", "--seed", "3", "--out", page, "--json", numbers)
+    result = run("trace", "distilled", *words, *more)
+    assert result.exit_code == 0, result.output
+    options = {"keep": 0.8, "method": "exact", "roles": True, "answer": "noun"}
+    assert asked == [(("distilled", "copy"), {**options, "prompts": 7, "seed": 3})]
+    assert found.saved == [page, numbers]
+    lines = result.stdout.splitlines()
+    assert lines == [*(f"- {line}" for line in found.summary()), f"Page: {page}"]
+
+
+def test_trace_without_options_takes_the_defaults_of_the_library(traced, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found, asked = traced
+    assert run("trace", "full").exit_code == 0
+    ((words, options),) = asked
+    assert words == ("full", DEFAULTS["pattern"])
+    assert options == {name: DEFAULTS[name] for name in options}
+    assert len(options) == 6
+    assert [str(path) for path in found.saved] == ["trace.html"]
+
+
+def test_help_names_the_options_of_trace():
+    said = run("trace", "--help").output
+    for name in ("pattern", "method", "keep", "roles", "answer", "prompts", "seed", "out", "json"):
+        assert f"--{name}" in said
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [("--method", "guess", "'eap-ig'"), ("--prompts", "3", "4"), ("--keep", "all", "--keep")],
+)
+def test_an_option_that_trace_cannot_read_is_refused_with_what_it_can(option, value, says, traced):
+    _, asked = traced
+    result = run("trace", "full", option, value)
+    assert result.exit_code == 2
+    assert option in result.output
+    assert says in result.output
+    assert asked == []
+
+
+@pytest.mark.parametrize("name", ["t.png", "t", "."])
+def test_a_page_that_cannot_be_written_is_refused_before_any_work(name, traced, tmp_path):
+    _, asked = traced
+    assert run("trace", "full", "--out", tmp_path / name).exit_code == 1
+    assert asked == []
+
+
+def test_a_seed_below_nought_ends_with_one_line(folder):
+    result = run("trace", folder, "--seed", "-1")
+    assert isinstance(result.exception, SystemExit)
+    assert "seed" in result.output

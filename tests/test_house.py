@@ -19,8 +19,8 @@ LISTED = """
 errors axes files resources questions templates pairs_file asking patterns
 rows batch counterfactuals model testing activations restart metrics attention lens
 wiring selection circuit_file circuit tasks anatomy staging splice patching graph attribution
-planted
-comparison comparison.estimates comparison.gating evaluation tracing
+planted planted_gates compiled
+comparison comparison.estimates comparison.gating evaluation halves tracing
 comparison.profiles comparison.matching comparison.result comparison.relatives
 family family.split family.corpus family.tokenizer family.recipes family.training family.measure
 family.card family.make

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from probes.attribution import attribute
-from probes.planted import NO, OFF, ON, SHARE, YES, and_gate, decoy, induction, noisy, or_gate
+from probes.compiled import BOS, LENGTH, WORDS, X, frac_prevs
+from probes.compiled import SHARE as SAYS
+from probes.planted import SHARE, induction, noisy
+from probes.planted_gates import NO, OFF, ON, YES, and_gate, decoy, or_gate
 from probes.tasks import by_hand
 from probes.testing import KINDS, hook_count, tiny
 from probes.wiring import EMBED, LOGITS, Edge
@@ -111,6 +114,7 @@ BUILDS = {
     "and": lambda: and_gate(1),
     "decoy": decoy,
     "noisy": lambda: noisy(2, 3.0, distractors=1),
+    "compiled": frac_prevs,
 }
 
 
@@ -124,7 +128,7 @@ def effects(name):
     return exact_by_split_inputs(build(name).model, build(name).task)
 
 
-@pytest.fixture(params=["induction", "or", "and", "decoy"])
+@pytest.fixture(params=["induction", "or", "and", "decoy", "compiled"])
 def clear(request):
     """A planted model without noise."""
     return build(request.param)
@@ -159,21 +163,22 @@ def written(model, ids):
     return found
 
 
-@pytest.mark.parametrize("name", BUILDS)
+@pytest.mark.parametrize("name", ["induction", "or", "and", "decoy", "noisy"])
 def test_the_model_answers_right_on_all_prompts(name):
     model, task = build(name).model, build(name).task
     assert torch.equal(answers(model, task.clean), task.answer)
     assert torch.equal(answers(model, task.counterfactual), task.foils[:, 0])
 
 
-@pytest.mark.parametrize("name", ["induction", "and", "decoy"])
+@pytest.mark.parametrize("name", ["induction", "and", "decoy", "compiled"])
 def test_every_edge_on_the_planted_path_carries_the_answer_and_no_other_does(name):
     found, effect = build(name), effects(name).abs()
     true = torch.zeros(len(found.wiring), dtype=torch.bool)
     true[found.wiring.numbers(found.truth)] = True
-    assert int(true.sum()) == (3 if name == "decoy" else 5)
+    assert int(true.sum()) == (3 if name in ("decoy", "compiled") else 5)
     assert effect[true].min() > max(0.1, 0.1 * float(effect.max()))
-    assert effect[~true].max() < 1e-5 * effect.max()
+    # The compiled scores of attention are hundreds, so that their rounding shows.
+    assert effect[~true].max() < (1e-4 if name == "compiled" else 1e-5) * effect.max()
 
 
 def test_the_path_is_all_there_is(clear):
@@ -183,7 +188,7 @@ def test_the_path_is_all_there_is(clear):
     torch.testing.assert_close((before - lead(found, *found.truth)).mean(), fall, atol=1e-3, rtol=0)
     others = edges_of(found, lambda edge: edge not in found.truth)
     torch.testing.assert_close(lead(found, *others), before, atol=1e-3, rtol=0)
-    assert fall > 5
+    assert fall > (0.2 if found is build("compiled") else 5)  # Of 1, and of 16.
 
 
 def test_distractors_tell_the_runs_apart_and_nothing_that_matters_reads_them(clear):
@@ -197,7 +202,7 @@ def test_distractors_tell_the_runs_apart_and_nothing_that_matters_reads_them(cle
         torch.testing.assert_close(lead(found, *edges), lead(found), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["induction", "or", "and"])
+@pytest.mark.parametrize("name", ["induction", "or", "and", "compiled"])
 def test_dead_writers_write_nothing_and_their_edges_have_no_effect_at_all(name):
     found = build(name)
     for ids in (found.task.clean, found.task.counterfactual):
@@ -259,6 +264,26 @@ def slope(planted, ids):
     constant = planted.model.bridge.embed.weight[0].argmax()
     read = mlp.gate.weight.any(0) & (torch.arange(found.shape[-1]) != constant)
     return found[:, -1, read].abs().max()
+
+
+def test_the_compiled_model_says_what_the_program_says_at_every_word():
+    """On all prompts there are: the share of x among the words so far."""
+    words = torch.cartesian_prod(*[torch.tensor(WORDS)] * LENGTH)
+    prompts = torch.nn.functional.pad(words, (1, 0), value=BOS)
+    said = build("compiled").model.logits(prompts, torch.ones_like(prompts, dtype=torch.bool))
+    share = (words == X).cumsum(1) / torch.arange(1, LENGTH + 1)
+    torch.testing.assert_close(said[:, 1:, SAYS], share, atol=1e-4, rtol=0)
+    said[..., SAYS] = 0
+    assert not said.any()
+
+
+def test_no_pair_of_the_compiled_model_takes_back_what_another_gives():
+    task = build("compiled").task
+    more, fewer = ((ids == X).sum(1) for ids in (task.clean, task.counterfactual))
+    assert (more > fewer).all()
+    assert (more - fewer).unique().numel() > 1
+    assert torch.equal(frac_prevs(3).task.clean, frac_prevs(3).task.clean)
+    assert not torch.equal(frac_prevs(3).task.clean, frac_prevs(4).task.clean)
 
 
 def test_noise_leaves_the_path_standing_and_nothing_silent():

@@ -16,7 +16,7 @@ from probes.view.blocks import Table
 from probes.view.cells import exact
 from probes.view.colours import hexed, paint
 from probes.view.picture import Picture
-from probes.view.static import _drawable as drawable
+from probes.view.static import drawable
 from probes.view.text import escaped, visible
 from probes.view.wires import PORTS, Line, Node, Scene, scene
 

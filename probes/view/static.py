@@ -35,7 +35,7 @@ def draw_head(figure: "Figure", maps: HeadMaps, layer: int, head: int) -> None:
         _numbers(axes, weights)
     axes.set_xlabel("key: attended to")
     axes.set_ylabel("query: attends")
-    axes.set_title(f"{_drawable(maps.model)} L{layer}.H{head}", parse_math=False, fontsize=10)
+    axes.set_title(f"{drawable(maps.model)} L{layer}.H{head}", parse_math=False, fontsize=10)
     _bar(bar, "share")
 
 
@@ -76,13 +76,13 @@ def _mosaic(axes: "Axes", panel: Panel) -> None:
     axes.set_anchor("N")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_title(_drawable(panel.name), parse_math=False, fontsize=9)
+    axes.set_title(drawable(panel.name), parse_math=False, fontsize=9)
 
 
 def _labels(axes: "Axes", maps: HeadMaps) -> None:
     style: dict[str, Any] = {"fontsize": 8, "parse_math": False}
-    columns = [_drawable(label(name)) for name in maps.columns]
-    rows = [_drawable(label(name)) for name in maps.rows]
+    columns = [drawable(label(name)) for name in maps.columns]
+    rows = [drawable(label(name)) for name in maps.rows]
     axes.set_xticks(range(len(columns)), columns, rotation=90, **style)
     axes.set_yticks(range(len(rows)), rows, **style)
     axes.tick_params(length=0)
@@ -111,7 +111,7 @@ def _bar(axes: "Axes", scale: Scale) -> None:
     axes.set_xlabel(f"{word}   (grey: no such cell)", fontsize=7)
 
 
-def _drawable(text: str) -> str:
+def drawable(text: str) -> str:
     """The text with characters that the font lacks written as code points."""
     from matplotlib.font_manager import findfont, get_font
 

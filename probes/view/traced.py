@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from probes.evaluation import Chance, Faithfulness, Need
-from probes.tracing import STABLE, Trace
+from probes.tracing import STABLE, Trace, shown
 from probes.view.blocks import Block, Cell, Note, Table, Tone
 from probes.view.circuits import circuit_picture
 from probes.view.intervals import Interval, IntervalPlot
@@ -25,7 +25,7 @@ _FAITH_LEAD = (
 )
 _CHANCE_LEAD = (
     "Circuits of as many edges drawn by lot, run the same way. Random edges seldom join up; random "
-    "paths all lead from the embedding to the logits."
+    "paths lead from the embedding to the logits, all but the last, which stops at the count."
 )
 _SPECIFIC_LEAD = (
     "What is left of a task when some edges are cut out and all others kept. A circuit of one task "
@@ -86,7 +86,7 @@ def _row(name: str, found: Faithfulness, band: tuple[float, float]) -> Interval:
 def _curve(found: Trace) -> Block:
     curve = found.curve
     rows = [
-        Interval(f"{share:.1%}: {count} edges", f.value, f.low, f.high)
+        Interval(f"{share:.1%}: {count} edge{'s' * (count > 1)}", f.value, f.low, f.high)
         for share, count, f in zip(curve.shares, curve.edges, curve.values, strict=True)
     ]
     caption = (
@@ -115,7 +115,7 @@ def _chance(chance: Chance) -> list[str | Cell]:
 
 
 def _damages(found: Trace) -> Table:
-    rows = [[d.cut, d.task, str(d.edges), f"{d.left:.2f}"] for d in found.damages]
+    rows = [[d.cut, d.task, str(d.edges), shown(d.left)] for d in found.damages]
     columns = ("cut out", "edges", "what is left of", "f left")
     rows = [[cut, edges, task, left] for cut, task, edges, left in rows]
     return Table(columns, rows, align="lrlr")
@@ -127,7 +127,7 @@ def _protocol(found: Trace) -> Table:
     rows += [
         ["gate", f"{gate.state}: {gate.accuracy} right on {gate.items} questions"],
         ["best heuristic", f"{gate.heuristic}: {gate.heuristic_accuracy:.2f}"],
-        ["intervals", "95 %, bootstrap over prompts"],
+        ["intervals", "95 %, over prompts: bootstrap, Wilson for shares of prompts"],
         ["edges that exist", str(len(found.circuit.wiring))],
     ]
     return Table(("what", "how"), rows, align="ll")
