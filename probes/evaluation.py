@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.stats import binomtest
+from scipy.stats import ttest_1samp
 from torch import Tensor
 
 from probes.circuit import Circuit
@@ -99,8 +99,8 @@ class Need:
     Attributes:
         edge: Its name.
         fall: Fall of f when it is cut out of the circuit.
-        p: One-sided sign test over prompts, Holm-corrected: cutting it lowers the lead by more
-            than cutting an edge that was added to the circuit by lot moves it.
+        p: One-sided paired t-test over prompts, Holm-corrected: cutting it lowers the lead by
+            more than cutting an edge that was added to the circuit by lot moves it.
     """
 
     edge: str
@@ -240,8 +240,7 @@ def minimality(
     """Cut each edge out of a circuit, beside edges that were added to it by lot (Shi et al. 2024).
 
     The circuit is inflated by random paths (2410.13032); an edge is needed if cutting it lowers the
-    lead by more than cutting an added edge moves it, on more prompts than chance would have it.
-    Prompts on which both do the same, such as nothing at all, have no say.
+    lead by more, in the mean over prompts, than cutting an added edge moves it either way.
     """
     rng, own = np.random.default_rng(seed), marks(stage, [circuit])[0]
     extra = own.clone()
@@ -255,9 +254,8 @@ def minimality(
     drawn = torch.from_numpy(rng.integers(len(rival), size=moved.shape))
     gap = float((stage.leads - stage.floor).mean())
     ahead = moved - rival.gather(0, drawn)
-    told = ahead.abs() > _ROUNDING * abs(gap)  # ties, such as prompts that it does not touch
-    wins, fought = ((ahead > 0) & told).sum(1).tolist(), told.sum(1).tolist()
-    raw = [_sign_test(won, of) for won, of in zip(wins, fought, strict=True)]
+    ahead = torch.where(ahead.abs() > _ROUNDING * abs(gap), ahead, 0.0).double().numpy()
+    raw = [_exceeds(row) for row in ahead]
     falls = (moved.mean(1) / gap).tolist()
     names = [str(stage.wiring.edge(int(number))) for number in own.nonzero()[:, 0]]
     return tuple(Need(*found) for found in zip(names, falls, holm(raw), strict=True))
@@ -282,8 +280,13 @@ def specificity(
     return tuple(found)
 
 
-def _sign_test(won: int, of: int) -> float:
-    return float(binomtest(won, of, alternative="greater").pvalue) if of else 1.0
+def _exceeds(ahead: Float[np.ndarray, " prompt"]) -> float:
+    """Return the p-value of a mean above 0; 1 where all is 0 or one prompt is all there is."""
+    if len(ahead) < 2 or not ahead.any():
+        return 1.0
+    if np.ptp(ahead) == 0:
+        return float(ahead[0] < 0)
+    return float(ttest_1samp(ahead, 0, alternative="greater").pvalue)
 
 
 def holm(raw: Sequence[float]) -> list[float]:

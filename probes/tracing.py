@@ -106,8 +106,8 @@ class Trace:
         )
         needed = sum(need.p < 0.05 for need in self.needs)
         lines.append(
-            f"{needed} of {len(self.needs)} edges are needed by themselves (sign test against "
-            "random additions, Holm)."
+            f"{needed} of {len(self.needs)} edges are needed by themselves (t-test against edges "
+            "added by lot, Holm)."
         )
         return (*lines, *self._alone())
 

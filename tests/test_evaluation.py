@@ -401,7 +401,7 @@ def test_every_edge_that_these_prompts_need_is_needed_and_no_other_is():
         if edge in idle:
             assert need.p > 0.05
         else:
-            assert need.p == pytest.approx(6 * 0.5**8)  # on all of the 8 prompts; 6 edges asked
+            assert need.p < 0.001
 
 
 def test_the_fall_is_that_of_f_when_the_edge_is_cut_out_of_the_circuit():

@@ -16,7 +16,7 @@ _CIRCUIT_LEAD = (
     "Each line is an edge: what its lower end writes, as its upper end reads it. Its score is the "
     "fall of the answer's lead (logits) that the gradient foretells when the edge alone carries "
     "the counterfactual's value. Needed: the fall of faithfulness when the edge is cut out of the "
-    "circuit on held-out prompts; p from a sign test against edges added by lot, Holm-corrected."
+    "circuit on held-out prompts; p from a t-test against edges added by lot, Holm-corrected."
 )
 _FAITH_LEAD = (
     "Faithfulness f is the share of the lead that is left when only the circuit's edges carry the "
