@@ -286,7 +286,8 @@ def _exceeds(ahead: Float[np.ndarray, " prompt"]) -> float:
         return 1.0
     if np.ptp(ahead) == 0:
         return float(ahead[0] < 0)
-    return float(ttest_1samp(ahead, 0, alternative="greater").pvalue)
+    _, p = ttest_1samp(ahead, 0, alternative="greater")
+    return float(p)
 
 
 def holm(raw: Sequence[float]) -> list[float]:
