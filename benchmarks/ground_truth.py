@@ -13,7 +13,8 @@ of the largest are rounding, and count as 0: ties are half right. Beside each me
 seed. "exact" is each edge's own effect, and not judged where it made the labels. "dead": the
 largest score of an edge from or into a writer that never writes, nothing taken for rounding.
 
-Fails if a dead edge scores at all, or if eap-ig in 5 steps is below 0.99 for edges in (a).
+Fails if a dead edge scores at all, if eap-ig in 5 steps is below 0.99 for edges in (a), or if a
+method refuses a model.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from torch import set_num_threads
 
 from probes.attribution import attribute
 from probes.compiled import frac_prevs
+from probes.errors import ModelError
 from probes.model import Model, load
 from probes.patterns import pattern
 from probes.planted import Planted, by_patching, induction, noisy
@@ -129,11 +131,17 @@ def measure(row: Row, models: list[Planted], name: str) -> Iterator[str]:
     true = statistics.mean(len(planted.truth) for planted in models)
     start, found, loud = time.process_time(), [], []
     for planted in models:
-        graph = attribute(planted.model, planted.task, **METHODS[name], each=False)
+        try:
+            graph = attribute(planted.model, planted.task, **METHODS[name], each=False)
+        except ModelError as error:
+            yield f"({row.group}) {row.name}, {name}: refused. {error}"
+            continue
         score = graph.mean.abs().cpu().double().numpy()
         found.append(judge(planted, score))
         loud.append(dead(planted, score))
-    spent = (time.process_time() - start) / len(models)
+    if not found:
+        return
+    spent = (time.process_time() - start) / len(found)
     line = f"({row.group}) {row.name:<18} {true:>5.1f} {name:<10}"
     for column in zip(*found, strict=True):
         line += f" {statistics.mean(column):>6.3f} {min(column):>6.3f}"

@@ -30,8 +30,8 @@ def frac_prevs(seed: int = 0, *, count: int = 24) -> Planted:
     """Build the model whose logit of SHARE is the share of X among the words so far.
 
     The first MLP marks each X, and a head of the second layer takes the mean of the marks. Prompts
-    are random words; each holds more X than its counterfactual, as effects of either sign would
-    cancel in the mean.
+    are random words with some X; each holds more than its counterfactual, as effects of either
+    sign would cancel in the mean.
     """
     draw = torch.Generator().manual_seed(seed)
     clean, other = _unequal(draw, count)
@@ -57,7 +57,8 @@ def _unequal(draw: torch.Generator, count: int) -> Int[Tensor, "side prompt posi
     while len(pairs) < count:
         pair = torch.randint(WORDS.start, WORDS.stop, (2, LENGTH), generator=draw)
         held = (pair == X).sum(1)
-        if held[0] != held[1]:
+        # Without any X, all logits are 0 but for rounding.
+        if held.all() and held[0] != held[1]:
             pairs.append(pair[held.argsort(descending=True)])
     words = torch.stack(pairs, 1)
     return torch.cat([torch.full((2, count, 1), BOS), words], -1)
