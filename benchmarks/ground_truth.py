@@ -13,8 +13,8 @@ of the largest are rounding, and count as 0: ties are half right. Beside each me
 seed. "exact" is each edge's own effect, and not judged where it made the labels. "dead": the
 largest score of an edge from or into a writer that never writes, nothing taken for rounding.
 
-Fails if a dead edge scores at all, if eap-ig in 5 steps is below 0.99 for edges in (a), or if a
-method refuses a model.
+Fails if a dead edge has a gradient at all or an effect beyond rounding, if eap-ig in 5 steps is
+below 0.99 for edges in (a), or if a method refuses a model.
 """
 
 import argparse
@@ -38,6 +38,8 @@ from probes.planted_gates import and_gate, decoy, or_gate
 from probes.tracing import tasks
 
 ROUNDING = 1e-3
+# "exact" subtracts leads of two routes through the model, which may round differently (logits).
+ROUTES = {"exact": 1e-5}
 PROMISED = 0.99  # Edge AUROC of PROMISES in (a).
 PROMISES = "eap-ig 5"
 
@@ -148,7 +150,7 @@ def measure(row: Row, models: list[Planted], name: str) -> Iterator[str]:
     quiet = "-" if np.isnan(loud[0]) else f"{max(loud):.1g}"
     print(f"{line} {quiet:>6} {spent:>6.2f}", flush=True)
     where = f"({row.group}) {row.name}, {name}"
-    if max(loud) > 0:
+    if max(loud) > ROUTES.get(name, 0):
         yield f"{where}: a dead edge scores {max(loud):.1g}"
     worst = min(edges for edges, _, _ in found)
     if row.group == "a" and name == PROMISES and worst < PROMISED:

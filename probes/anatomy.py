@@ -265,7 +265,7 @@ def _agree(model: Model, anatomy: Anatomy, entry: Entry, readout: Tensor) -> Non
     )
     try:
         logits = anatomy.unembed(anatomy.final(rebuild(anatomy, one)[:, readout[longest]]))
-        gap = float((logits - one.logits).abs().max() / one.logits.abs().max().clamp(min=1e-6))
+        gap = float((logits - one.logits).abs().max() / one.logits.abs().max().clamp(min=1e-2))
     except RuntimeError:  # the parts do not even fit together
         gap = float("inf")
     if not gap <= _AGREES[model.dtype]:

@@ -81,29 +81,32 @@ def _gpt2() -> Any:  # noqa: ANN401 (transformers' own)
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):  # It draws weights, which are then overwritten.
         hf_model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    hf_model.eval()
     for name, weight in hf_model.named_parameters():
         scale = name.endswith("weight") and ".ln_" in name
         weight.data.fill_(CONSTANT * math.sqrt(2 / width) if scale else 0)
     body = hf_model.transformer
-    body.wte.weight.data[:, -2:] = torch.tensor([CONSTANT, -CONSTANT])
-    body.wte.weight.data[:SHARE, :-2] = _twice(given["token_embed/embeddings"])
-    body.wpe.weight.data[:, :-2] = _twice(given["pos_embed/embeddings"])
+    body.wte.weight.data[:, [size, -1]] = torch.tensor([CONSTANT, -CONSTANT])
+    body.wte.weight.data[:SHARE] += _twice(given["token_embed/embeddings"])
+    body.wpe.weight.data[:] = _twice(given["pos_embed/embeddings"])
     for number, block in enumerate(body.h):
         here = f"layer_{number}"
         for place, port in enumerate(("query", "key", "value")):
             columns = slice(place * width, place * width + d_head)
             block.attn.c_attn.weight.data[:size, columns] = given[f"{here}/attn/{port}/w"]
             block.attn.c_attn.bias.data[columns] = given[f"{here}/attn/{port}/b"]
-        block.attn.c_proj.weight.data[:d_head, :-2] = _twice(given[f"{here}/attn/linear/w"])
-        block.attn.c_proj.bias.data[:-2] = _twice(given[f"{here}/attn/linear/b"])
+        block.attn.c_proj.weight.data[:d_head] = _twice(given[f"{here}/attn/linear/w"])
+        block.attn.c_proj.bias.data[:] = _twice(given[f"{here}/attn/linear/b"])
         block.mlp.c_fc.weight.data[:size] = given[f"{here}/mlp/linear_1/w"]
         block.mlp.c_fc.bias.data[:] = given[f"{here}/mlp/linear_1/b"]
-        block.mlp.c_proj.weight.data[:, :-2] = _twice(given[f"{here}/mlp/linear_2/w"])
-        block.mlp.c_proj.bias.data[:-2] = _twice(given[f"{here}/mlp/linear_2/b"])
+        block.mlp.c_proj.weight.data[:] = _twice(given[f"{here}/mlp/linear_2/w"])
+        block.mlp.c_proj.bias.data[:] = _twice(given[f"{here}/mlp/linear_2/b"])
     hf_model.lm_head.weight.data[SHARE, labels.index(OUTPUT)] = 1
     return hf_model
 
 
 def _twice(write: Float[Tensor, "*rows dimension"]) -> Float[Tensor, "*rows twice"]:
     """Let what writes to a dimension write the contrary to its twin."""
-    return torch.cat([write, -write], -1)
+    # Half the width apart, the two meet in one lane of a vectorised sum: what is rounded cancels.
+    here = torch.nn.functional.pad(write, (0, 1))  # The last is the constant's.
+    return torch.cat([here, -here], -1)

@@ -286,6 +286,14 @@ def test_no_pair_of_the_compiled_model_takes_back_what_another_gives():
     assert not torch.equal(frac_prevs(3).task.clean, frac_prevs(4).task.clean)
 
 
+def test_the_constant_of_the_compiled_model_leaves_no_rounding_in_what_the_engine_finds():
+    """With the two constants side by side, so much was left that the engine refused this seed."""
+    found = frac_prevs(2)
+    effect = exact_by_split_inputs(found.model, found.task)
+    engine = attribute(found.model, found.task, method="exact").mean
+    torch.testing.assert_close(engine, effect, atol=1e-5, rtol=0)
+
+
 def test_noise_leaves_the_path_standing_and_nothing_silent():
     found, plain = build("noisy"), induction(2, distractors=1)
     assert plain.truth <= found.truth
