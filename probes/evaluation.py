@@ -245,8 +245,8 @@ def minimality(
     """
     rng, own = np.random.default_rng(seed), marks(stage, [circuit])[0]
     extra = own.clone()
-    while int(extra.sum()) < int(own.sum()) + min(added, int((~own).sum())):
-        extra[random_paths(stage.wiring, min(added, len(own)), rng)] = True
+    # So many that, whatever they share with the circuit, enough of them are strangers to it.
+    extra[random_paths(stage.wiring, int(own.sum()) + added, rng)] = True
     strangers = (extra & ~own).nonzero()[:, 0]
     strangers = strangers[torch.from_numpy(rng.permutation(len(strangers))[:added])]
     moved, rival = _each_cut(stage, own, own.nonzero()[:, 0]), _each_cut(stage, extra, strangers)
