@@ -15,18 +15,27 @@ if TYPE_CHECKING:
     from probes.circuit import Circuit
     from probes.comparison.gating import Gate, gate
     from probes.comparison.relatives import compare
+    from probes.comparison.resampling import minimum_effect, paired
     from probes.comparison.result import Comparison
     from probes.counterfactuals import PairBatch, draw_pairs, encode_pairs
+    from probes.cue_forcing import forced
+    from probes.cues import cue_sites, divergence
     from probes.errors import ProbeError
     from probes.evaluation import Faithfulness, faithfulness
+    from probes.evidence import Verdict
+    from probes.factorial import Crossings, crossings
     from probes.graph import Graph
+    from probes.hotspot import Hotspots, hotspots
+    from probes.interchange import Crossed, Interchange, cross, exchange
     from probes.lens import Lens, logit_lens
     from probes.metrics import Behaviour, behaviour
     from probes.model import Model, load, untrained, wrap
     from probes.patching import Effects, cut_edges, patch_path, sweep
     from probes.patterns import all_patterns, pattern
+    from probes.proof import Proof, prove
     from probes.questions import Pair, Question
     from probes.resources import family_members
+    from probes.subspace import Subspace, das
     from probes.tasks import Task, task
     from probes.tracing import Trace, trace
     from probes.view.looking import heatmap
@@ -36,6 +45,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Activations": "activations",
     "capture": "activations",
+    "Pattern": "asking",
     "RoleAttention": "attention",
     "role_attention": "attention",
     "attribute": "attribution",
@@ -45,20 +55,33 @@ _HOMES = {
     "Gate": "comparison.gating",
     "gate": "comparison.gating",
     "compare": "comparison.relatives",
+    "minimum_effect": "comparison.resampling",
+    "paired": "comparison.resampling",
     "Comparison": "comparison.result",
     "PairBatch": "counterfactuals",
     "draw_pairs": "counterfactuals",
     "encode_pairs": "counterfactuals",
+    "forced": "cue_forcing",
+    "cue_sites": "cues",
+    "divergence": "cues",
     "ProbeError": "errors",
     "Faithfulness": "evaluation",
     "faithfulness": "evaluation",
+    "Verdict": "evidence",
+    "Crossings": "factorial",
+    "crossings": "factorial",
     "Graph": "graph",
+    "Hotspots": "hotspot",
+    "hotspots": "hotspot",
+    "Crossed": "interchange",
+    "Interchange": "interchange",
+    "cross": "interchange",
+    "exchange": "interchange",
     "Lens": "lens",
     "logit_lens": "lens",
     "Behaviour": "metrics",
     "behaviour": "metrics",
     "Model": "model",
-    "family_members": "resources",
     "load": "model",
     "untrained": "model",
     "wrap": "model",
@@ -66,11 +89,15 @@ _HOMES = {
     "cut_edges": "patching",
     "patch_path": "patching",
     "sweep": "patching",
-    "Pattern": "asking",
-    "pattern": "patterns",
     "all_patterns": "patterns",
+    "pattern": "patterns",
+    "Proof": "proof",
+    "prove": "proof",
     "Pair": "questions",
     "Question": "questions",
+    "family_members": "resources",
+    "Subspace": "subspace",
+    "das": "subspace",
     "Task": "tasks",
     "task": "tasks",
     "Trace": "tracing",

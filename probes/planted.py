@@ -107,13 +107,15 @@ def by_patching(model: Model, task: Task) -> frozenset[Edge]:
 class Sketch:
     """A Llama of two layers that is being filled in, and what is known of it."""
 
-    def __init__(self, tokens: int, heads: int, *, act: str = "silu") -> None:
+    def __init__(
+        self, tokens: int, heads: int, *, act: str = "silu", neurons: int = 24, context: int = 16
+    ) -> None:
         from transformers import AutoModelForCausalLM, LlamaConfig
 
         width = heads * D_HEAD
         config = LlamaConfig(
-            vocab_size=tokens, hidden_size=width, intermediate_size=24, num_hidden_layers=2,
-            num_attention_heads=heads, head_dim=D_HEAD, max_position_embeddings=16,
+            vocab_size=tokens, hidden_size=width, intermediate_size=neurons, num_hidden_layers=2,
+            num_attention_heads=heads, head_dim=D_HEAD, max_position_embeddings=context,
             hidden_act=act, rope_parameters={"rope_type": "default", "rope_theta": THETA},
             tie_word_embeddings=False, bos_token_id=BOS, eos_token_id=None, pad_token_id=None,
         )  # fmt: skip

@@ -19,20 +19,26 @@ LISTED = """
 errors axes files resources questions templates pairs_file asking patterns
 rows batch counterfactuals model testing activations restart metrics attention lens
 wiring selection circuit_file circuit tasks anatomy staging splice patching graph attribution
-planted planted_gates compiled
-comparison comparison.estimates comparison.gating evaluation halves tracing
-comparison.profiles comparison.matching comparison.result comparison.relatives
+subspace dimension
+comparison comparison.estimates comparison.resampling comparison.gating
+evaluation halves tracing
+cue_texts cue_results cues cue_forcing
 family family.split family.corpus family.tokenizer family.recipes family.training family.measure
 family.card family.make
+planted planted_gates planted_foxes compiled
+evidence factorial interchange hotspot alignment space neighbours counterevidence dissociation searching
+lineage claims series proof
+comparison.profiles comparison.matching comparison.result comparison.relatives
 view.text view.colours view.packing view.cells view.thumbs view.maps view.picture view.blocks
-view.static view.wires view.circuits view.intervals view.heads view.page view view.report
-view.traced view.looking
+view.static view.wires view.circuits view.intervals view.heads view.sheet view.outcomes
+view.hotmap view.scatter view.spaced view.page view view.report view.traced view.cued view.proved
+view.looking
 cli
 """
 ORDER = LISTED.split()
 
 # A result shows and saves itself by the view, which it must not need otherwise.
-MAY_LOOK_AHEAD_IN_FUNCTIONS = {"circuit", "tracing", "comparison.result"}
+MAY_LOOK_AHEAD_IN_FUNCTIONS = {"circuit", "tracing", "proof", "comparison.result"}
 
 
 def name_of(path):

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFas
 
 from probes.errors import ModelError
 from probes.family.card import write_card
-from probes.family.recipes import RECIPES, Recipe, recipe
+from probes.family.recipes import RECIPES, SERIES, Recipe, recipe
 from probes.family.tokenizer import train_tokenizer
 from probes.family.training import alternate_layers, fresh, train
 
@@ -18,8 +18,8 @@ _TOKENIZER_SEED = 0
 def make_members(names: Sequence[str] = (), *, folder: Path, work: Path) -> Iterator[Path]:
     """Make members in the order they need each other; without names, the whole family."""
     _check(names)
-    for entry in RECIPES:
-        if not names or entry.name in names:
+    for entry in (*RECIPES, *SERIES):
+        if entry.name in names or (not names and entry in RECIPES):
             yield make_member(entry.name, folder=folder, work=work)
 
 
@@ -49,7 +49,7 @@ def make_member(name: str, *, folder: Path, work: Path) -> Path:
 
 
 def _check(names: Sequence[str]) -> None:
-    known = [entry.name for entry in RECIPES]
+    known = [entry.name for entry in (*RECIPES, *SERIES)]
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ModelError(f"The family has no member {unknown}: it has {', '.join(known)}")

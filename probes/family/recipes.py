@@ -16,6 +16,7 @@ class Recipe:
         statements: Share of statements among its texts; the rest are questions with answers.
         answers_only: Whether questions are trained on in their answers only.
         items: How many different texts it sees.
+        nouns: How many nouns stand in its sentences with an operation, or None for all.
         steps, batch, learning_rate, weight_decay: The optimiser's dials (AdamW, cosine).
         temperature: Of the soft labels.
         schedule: "cosine" to a twentieth, or "stable" with the fall in the last quarter alone:
@@ -36,6 +37,7 @@ class Recipe:
     statements: float = 0.0
     answers_only: bool = True
     items: int = 200_000
+    nouns: int | None = None
     batch: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 1.0
@@ -104,6 +106,20 @@ RECIPES = (
 )
 
 
+# What one model cannot tell: how much of a finding is the seed's, and what more objects do.
+SERIES = (
+    *(
+        replace(recipe_of, name=f"{recipe_of.name}-{seed}", seed=seed, shipped=False)
+        for seeds in zip(range(51, 55), range(31, 35), strict=True)
+        for recipe_of, seed in zip((RECIPES[-1], RECIPES[-3]), seeds, strict=True)
+    ),
+    *(
+        replace(RECIPES[-1], name=f"dose-{nouns}", nouns=nouns, layers=3, steps=3000, shipped=False)
+        for nouns in (1, 4, 12, 40)
+    ),
+)
+
+
 def recipe(name: str) -> Recipe:
     """Return the recipe of a member by its name."""
-    return next(entry for entry in RECIPES if entry.name == name)
+    return next(entry for entry in (*RECIPES, *SERIES) if entry.name == name)

@@ -200,7 +200,7 @@ def train(
     shared: dict[str, Any] = {
         "model": student,
         "args": settings,
-        "train_dataset": Corpus(rows(recipe, tokenizer, Dials())),
+        "train_dataset": Corpus(rows(recipe, tokenizer, Dials(nouns=recipe.nouns))),
         "data_collator": lambda features: collate(features, PAD),
     }
     if teacher is not None:

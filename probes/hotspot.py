@@ -1,0 +1,322 @@
+"""Hotspots: where a model holds the operation, the operands and the object, and how sure that is.
+
+bases and sources → every role × layer put in → what was taken up, beside untrained nets
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+from probes.asking import Pattern
+from probes.comparison.estimates import Estimate, mean, share
+from probes.errors import SiteError
+from probes.factorial import OBJECT, OPERATION, Crossings, crossings
+from probes.family.split import family_split
+from probes.interchange import NOUN, NUMBER, Crossed, Interchange, cross, exchange, site_name
+from probes.model import Model, untrained
+from probes.patterns import all_patterns
+from probes.questions import Question
+from probes.restart import Cell
+
+MARGIN = 0.1
+"""How far two shares may differ and still count as the same."""
+
+FACTORS = ("operation", "x", "y", "thing", "name", "verb", "frame")
+_LEVEL = 0.95
+_PART = 0.03  # A role that takes this share of a variable may belong to a site of two roles.
+
+
+@dataclass(frozen=True, eq=False)
+class Spot:
+    """The site where a variable is taken up most surely, found on other prompts than it is judged.
+
+    Attributes:
+        variable: "operation", an operand such as "x", or "thing".
+        cell: The site.
+        other: How often just this variable is taken up from sources about another object.
+        same: The same from sources about the base's object.
+        difference: `same` less `other`, paired by base; near 0: the object does not matter.
+        groups: The share among bases with words or numbers that were not met before; see
+            `groups_of`.
+    """
+
+    variable: str
+    cell: Cell
+    other: Estimate
+    same: Estimate
+    difference: Estimate
+    groups: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True, eq=False)
+class Hotspots:
+    """What every site of a model hands over.
+
+    Attributes:
+        crossed: The runs that it was judged on.
+        accuracy: How often the bases themselves are answered right: number and noun.
+        other, same: The outcome of putting in each site, by the object of the source.
+        cells: The sites, role by role within each layer; layer 0 is the token embedding.
+        spots: One for each variable, in the order asked for.
+        bars: For each variable what the best site of 95 % of untrained nets stays below.
+    """
+
+    model: str
+    pattern: str
+    crossed: Crossed
+    accuracy: tuple[Estimate, Estimate]
+    other: Interchange
+    same: Interchange
+    cells: tuple[Cell, ...]
+    spots: tuple[Spot, ...]
+    bars: Mapping[str, float]
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles, in the order of the text; roles that were joined come last."""
+        return tuple(dict.fromkeys(cell.role for cell in self.cells))
+
+    def spot(self, variable: str) -> Spot:
+        """Return the hotspot of a variable."""
+        for found in self.spots:
+            if found.variable == variable:
+                return found
+        raise SiteError(
+            f"{variable!r} was not looked for: found {[s.variable for s in self.spots]}"
+        )
+
+    def map(self, variable: str) -> Float[np.ndarray, "role layer"]:
+        """Return how often each site hands over just one variable; NaN where no base has it."""
+        layers = 1 + max(cell.layer for cell in self.cells)
+        found = np.full((len(self.roles), layers), np.nan)
+        shares = alone(self.other, variable).mean(1)
+        for cell, value in zip(self.cells, shares, strict=True):
+            found[self.roles.index(cell.role), cell.layer] = value
+        return found
+
+
+def alone(found: Interchange, variable: str) -> Bool[np.ndarray, "site prompt"]:
+    """Mark where a variable and nothing else was taken up."""
+    if variable == OBJECT:
+        return found.says(OBJECT, NOUN) & found.says("base", NUMBER)
+    return found.says(variable) & found.says("base", NOUN)
+
+
+def all_cells(crossed: Crossed) -> list[Cell]:
+    """List the residual of every role that all bases can hand over, before each block and after."""
+    layers = range(crossed.model.shape.layers + 1)
+    return [Cell(layer, "resid", role) for layer in layers for role in crossed.roles]
+
+
+def hotspots(  # noqa: PLR0913 (what is looked for, how hard, and beside what)
+    model: Model,
+    pattern: Pattern,
+    *,
+    variables: Sequence[str] = (),
+    bases: int = 200,
+    seed: int = 0,
+    nulls: int = 20,
+    null_bases: int = 24,
+) -> Hotspots:
+    """Find where a model holds each variable, on some prompts, and judge it on others.
+
+    Args:
+        model: Any decoder.
+        pattern: A pattern with an opposite, whose outcomes are all different tokens.
+        variables: "operation", operands, "thing"; all of the pattern's by default.
+        bases: How many bases to judge on; half as many find the sites.
+        seed: Of prompts and nets.
+        nulls: How many untrained nets of the same shape say what chance gives.
+        null_bases: How many bases each of them is given.
+
+    Raises:
+        PatternError: The pattern's outcomes collide, or there are too few bases.
+    """
+    tokenizers = (model.tokenizer,)
+    words = finding_words(pattern)
+    finding = crossings(
+        pattern, max(bases // 2, 8), tokenizers=tokenizers, seed=seed + 1, words=words
+    )
+    judging = crossings(pattern, bases, tokenizers=tokenizers, seed=seed)
+    wanted = tuple(variables) or variables_of(judging)
+    sites = [_site(model, finding, variable) for variable in wanted]
+    joined = {site.role: site.role.replace("+", " ") for site in sites if "+" in site.role}
+    crossed = cross(model, judging, roles=joined)
+    cells = all_cells(crossed)
+    every = [*cells, *(site for site in sites if site.role in joined)]
+    other = exchange(crossed, every)
+    same = exchange(crossed, every, objects="same")
+    plain = exchange(crossed, [])
+    members = groups_of(judging, pattern, words)
+    return Hotspots(
+        model=model.name,
+        pattern=pattern.name,
+        crossed=crossed,
+        accuracy=(plain.share("none", "base", NUMBER), plain.share("none", "base", NOUN)),
+        other=other,
+        same=same,
+        cells=tuple(every),
+        spots=tuple(
+            _spot(variable, cell, (other, same), members, seed)
+            for variable, cell in zip(wanted, sites, strict=True)
+        ),
+        bars=_bars(model, judging, wanted, (nulls, null_bases, seed)),
+    )
+
+
+def variables_of(found: Crossings) -> tuple[str, ...]:
+    """Return the variables of crossings: the operation, the operands, the object."""
+    single = [text for text in found.number if text != "base" and " " not in text]
+    return (*single, OBJECT)
+
+
+def finding_words(pattern: Pattern) -> dict[str, list[str]]:
+    """Return the words that sites are found by: every second noun."""
+    return {OBJECT: list(pattern.lexicon.words("noun")[::2])}
+
+
+def groups_of(
+    found: Crossings, pattern: Pattern, words: Mapping[str, Sequence[str]]
+) -> dict[str, Bool[np.ndarray, " prompt"]]:
+    """Mark the bases whose sources hand over what was not met before.
+
+    "new objects" stand in no prompt that the sites were found by; "untrained objects" and
+    "untrained cells" in no such text of the embedded family's corpus (the cell is the sum that
+    the base must do once the operation is put in).
+    """
+    split, turned = family_split(), pattern.turned().operation
+    pairs = list(zip(found.other, found.same, strict=True))
+
+    def mark(test: Callable[[Question, Question], bool]) -> Bool[np.ndarray, " prompt"]:
+        return np.array([test(pair.clean, pair.counterfactual) for pair, _ in pairs])
+
+    def cell(base: Question) -> tuple[str, int | str, int | str]:
+        slots = dict(base.slots)
+        return (turned, slots.get("x", ""), slots.get("y", ""))
+
+    return {
+        "new objects": mark(lambda b, s: not {b[OBJECT], s[OBJECT]} & set(words[OBJECT])),
+        "untrained objects": mark(lambda b, s: bool({b[OBJECT], s[OBJECT]} & split.nouns)),
+        "untrained cells": mark(lambda b, s: cell(b) in split.cells),
+    }
+
+
+def _site(model: Model, finding: Crossings, variable: str) -> Cell:
+    """Return the site past the embedding that hands over most of a variable and no other.
+
+    Two roles of one layer are taken together where that hands over more by the margin.
+    """
+    crossed = cross(model, finding)
+    cells = [cell for cell in all_cells(crossed) if cell.layer > 0]
+    found = exchange(crossed, cells)
+    shares = alone(found, variable).mean(1)
+    best = int(shares.argmax())
+    part = found.takes(variable).mean(1) if variable != OBJECT else shares
+    some = [cell for cell, share in zip(cells, part, strict=True) if share > _PART]
+    couples = [(a, b) for a, b in combinations(some, 2) if a.layer == b.layer]
+    if shares[best] > 1 - MARGIN or not couples:
+        return cells[best]
+    joined = {f"{a.role}+{b.role}": f"{a.role} {b.role}" for a, b in couples}
+    both = [Cell(a.layer, "resid", f"{a.role}+{b.role}") for a, b in couples]
+    crossed = cross(model, finding, roles=joined)
+    together = alone(exchange(crossed, both), variable).mean(1)
+    more = int(together.argmax())
+    return both[more] if together[more] > shares[best] + MARGIN else cells[best]
+
+
+def _spot(
+    variable: str, cell: Cell, found: tuple[Interchange, Interchange],
+    members: Mapping[str, Bool[np.ndarray, " prompt"]], seed: int,
+) -> Spot:  # fmt: skip
+    row = found[0].row(site_name(cell))
+    other, same = (alone(one, variable)[row] for one in found)
+    if variable == OBJECT:  # From a source about the same object there is none to take up.
+        same = found[1].says("base", NOUN)[row] & found[1].says("base", NUMBER)[row]
+    return Spot(
+        variable=variable,
+        cell=cell,
+        other=share(other),
+        same=share(same),
+        difference=mean(same.astype(float) - other, seed=seed),
+        groups={name: share(other[rows]) for name, rows in members.items() if rows.sum() >= 10},
+    )
+
+
+def _bars(
+    model: Model, judging: Crossings, variables: Sequence[str], dials: tuple[int, int, int]
+) -> dict[str, float]:
+    """Run the same search in untrained nets: what their best site reaches."""
+    nulls, bases, seed = dials
+    few, best = judging.take(range(min(bases, len(judging)))), []
+    for n in range(nulls):
+        crossed = cross(untrained(model, seed=seed + n), few)
+        found = exchange(crossed, [cell for cell in all_cells(crossed) if cell.layer > 0])
+        best.append([alone(found, variable).mean(1).max() for variable in variables])
+    if not best:
+        return dict.fromkeys(variables, 0.0)
+    levels = np.quantile(np.array(best), _LEVEL, axis=0)
+    return dict(zip(variables, map(float, levels), strict=True))
+
+
+def variance_shares(
+    crossed: Crossed, cells: Sequence[Cell]
+) -> dict[str, Float[np.ndarray, " site"]]:
+    """Say which share of the states' variance goes with each factor, site by site.
+
+    It is omega squared (Hays 1963) summed over dimensions, of bases and sources together: 0 where
+    a factor explains no more than chance, NaN where some base lacks the role. Factors overlap.
+    """
+    found = crossed.crossings
+    asked = [pair.clean for pair in found.other] + [pair.counterfactual for pair in found.other]
+    levels = {factor: _levels(asked, factor) for factor in FACTORS}
+    shares = {factor: np.full(len(cells), np.nan) for factor in FACTORS}
+    for n, cell in enumerate(cells):
+        if not bool(crossed.where[cell.role].any(-1).all()):
+            continue
+        states = torch.cat([crossed.states(cell), crossed.states(cell, "other")]).double()
+        for factor, level in levels.items():
+            shares[factor][n] = omega_squared(states, level)
+    return shares
+
+
+def omega_squared(
+    states: Float[Tensor, "row d_model"], levels: Shaped[np.ndarray, " row"]
+) -> float:
+    """Return the share of variance that goes with a factor, corrected for how many levels it has.
+
+    Source: Hays 1963. NaN where the factor has one level, or as many as there are rows.
+    """
+    names, index = np.unique(levels, return_inverse=True)
+    rows, kinds = len(levels), len(names)
+    if not 1 < kinds < rows:
+        return float("nan")
+    centred = states - states.mean(0)
+    place = torch.from_numpy(index).to(states.device)
+    counts = torch.bincount(place, minlength=kinds)[:, None]
+    sums = torch.zeros(kinds, states.shape[1], dtype=states.dtype, device=states.device)
+    sums.index_add_(0, place, centred)
+    total, between = float(centred.square().sum()), float((sums.square() / counts).sum())
+    noise = (total - between) / (rows - kinds)
+    return (between - (kinds - 1) * noise) / (total + noise) if total > 0 else 0.0
+
+
+def _levels(asked: Sequence[Question], factor: str) -> Shaped[np.ndarray, " row"]:
+    def level(question: Question) -> str:
+        slots = dict(question.slots)
+        if factor == OPERATION:
+            return question.pattern
+        if factor == "frame":
+            return question.frame
+        return str(slots.get({"verb": "op"}.get(factor, factor), ""))
+
+    return np.array([level(question) for question in asked])
+
+
+def known_pattern(pattern: str | Pattern) -> Pattern:
+    """Return a pattern by its name."""
+    return all_patterns()[pattern] if isinstance(pattern, str) else pattern
