@@ -26,7 +26,7 @@ TITLES = {
 }
 
 
-def template(
+def template(  # noqa: PLR0913 (one argument for each test)
     hot: Hotspots, object_there: Decoded, unseen: Unseen | None, search: Search | None,
     asked_back: Estimate | None, loud_filler: Estimate | None,
 ) -> Verdict:  # fmt: skip
@@ -45,27 +45,7 @@ def template(
     tests = [_has_site(hot, found) for found in hot.spots if found.variable != OBJECT]
     tests.append(_same_object(spot, object_there))
     tests += _held_out(spot)
-    if unseen is None:
-        tests.append(untested("verbs not fitted on", "too few verbs to leave some out"))
-    else:
-        tests.append(
-            above(
-                "verbs not fitted on",
-                "a direction fitted on some verbs does not turn others: it tells words, not the "
-                "operation",
-                unseen.site,
-                MOSTLY,
-            )
-        )
-        tests.append(
-            above(
-                "gain over the token embedding",
-                f"directions in the verbs' embeddings already do as much ({unseen.embedding}): "
-                "the words hold the operation, no circuit makes it",
-                unseen.gain,
-                0.0,
-            )
-        )
+    tests += _verbs(unseen)
     if asked_back is None:
         tests.append(untested("asked for y", "the model does not answer it", decides=False))
     else:
@@ -84,12 +64,29 @@ def template(
     return judged("H1", TITLES["H1"], tests)
 
 
+def _verbs(unseen: Unseen | None) -> list[Evidence]:
+    if unseen is None:
+        return [untested("verbs not fitted on", "too few verbs to leave some out")]
+    says = (
+        "a direction fitted on some verbs does not turn others: it tells words, not the operation"
+    )
+    site = above("verbs not fitted on", says, unseen.site, MOSTLY)
+    name = "gain over the token embedding"
+    if site.passed is False:
+        return [site, untested(name, "nothing to gain on", decides=False)]
+    says = (
+        f"directions in the verbs' embeddings already do as much ({unseen.embedding}): the words "
+        "hold the operation, no circuit makes it"
+    )
+    return [site, above(name, says, unseen.gain, 0.0)]
+
+
 def _has_site(hot: Hotspots, spot: Spot) -> Evidence:
     bar = max(MOSTLY, hot.bars[spot.variable])
     return above(
         f"{spot.variable} at {site_name(spot.cell)}",
         f"no site hands over {spot.variable} and nothing else",
-        spot.other,
+        spot.same,
         bar,
     )
 
@@ -112,13 +109,14 @@ def _same_object(spot: Spot, there: Decoded) -> Evidence:
 def _held_out(spot: Spot) -> list[Evidence]:
     says = {
         "new objects": "it fails with objects that the site was not found by",
-        "untrained objects": "it fails with objects that such sentences never had",
-        "untrained cells": "it fails for sums that were never trained: a table, not a circuit",
+        "untrained objects": "it fails with objects that the family's training held out",
+        "untrained cells": "it fails for sums that the family's training held out: a table, not a "
+        "circuit",
     }
     return [
         above(name, says[name], spot.groups[name], MOSTLY)
         if name in spot.groups
-        else untested(name, "fewer than ten prompts have it", decides=False)
+        else untested(name, "the pattern has none", decides=False)
         for name in says
     ]
 

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from probes.errors import ProbeError
+from probes.errors import GateError, ProbeError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -133,6 +133,44 @@ def trace(
 
 @app.command()
 @_plainly
+def prove(
+    models: Annotated[list[str], typer.Argument(help="Family names, folders, or hub ids.")],
+    pattern: Annotated[str, typer.Option(help="A pattern's name.")] = "take-away",
+    before: Annotated[
+        str, typer.Option(help="The model that they were tuned from, if it is not known.")
+    ] = "",
+    bases: Annotated[int, typer.Option(help="Prompts to judge by.", min=20)] = 200,
+    nulls: Annotated[int, typer.Option(help="Untrained nets for the chance level.", min=1)] = 20,
+    seed: Annotated[int, typer.Option(help="Of prompts, nets and searches.", min=0)] = 0,
+    out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("proof.html"),
+    json: Annotated[Path | None, typer.Option(help="Where the numbers go.")] = None,
+) -> None:
+    """Put the fox claim to the test: one state whatever the object, and a branch for the noun."""
+    _check_places(out, json, page=True)
+    _quiet()
+    from probes.proof import Proof, save_proofs
+    from probes.proof import prove as run
+
+    console, found = Console(soft_wrap=True), list[Proof]()
+    for name in models:
+        try:
+            made = run(name, pattern, before=before or None, bases=bases, nulls=nulls, seed=seed)
+        except GateError as error:  # One that cannot do it leaves the others theirs.
+            console.print(f"- {name}: behaviour absent. {error}", markup=False, highlight=False)
+            continue
+        found.append(made)
+        for line in made.summary():
+            console.print(f"- {line}", markup=False, highlight=False)
+    if not found:
+        raise GateError(f"None of {', '.join(models)} has the behaviour: there is nothing to prove")
+    save_proofs(found, out)
+    if json:
+        save_proofs(found, json)
+    console.print(f"Page: {out}", markup=False, highlight=False)
+
+
+@app.command()
+@_plainly
 def heatmap(
     model: Annotated[str, typer.Argument(help="A family name, a folder, or a hub id.")],
     text: Annotated[str, typer.Argument(help="What the model reads.")],
@@ -184,6 +222,27 @@ def make_family(
 
     for place in make_members(members or (), folder=folder, work=work):
         Console(soft_wrap=True).print(f"Made {place}", markup=False, highlight=False)
+
+
+@make_app.command("series")
+@_plainly
+def make_series(
+    members: Annotated[list[str] | None, typer.Argument(help="Which; all by default.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where the family is.")] = Path("data/models"),
+    work: Annotated[Path, typer.Option(help="Where the models go.")] = Path("runs/work"),
+    pattern: Annotated[str, typer.Option(help="What they are measured on.")] = "take-away",
+    out: Annotated[Path, typer.Option(help="Where the table goes.")] = Path("runs/series.csv"),
+    threads: Annotated[int, typer.Option(help=_THREADS, min=1)] = 1,
+) -> None:
+    """Train small relatives over seeds and numbers of objects, and measure them (some hours)."""
+    _quiet(threads)
+    from probes.series import series, write_series
+
+    rows = []
+    for row in series(members or (), pattern, folder=folder, work=work):
+        rows.append(row)
+        write_series(rows, out)
+        Console(soft_wrap=True).print(f"Measured {row['model']}", markup=False, highlight=False)
 
 
 def _match_table(found: Any) -> Table:  # noqa: ANN401

@@ -12,6 +12,7 @@ from probes.subspace import random_subspace
 
 LEVEL = 0.95
 _FOLDS, _SHUFFLES = 5, 40
+_ROUNDING = 1e-6
 # TwoNN leaves out the tenth of points with the largest ratios, as the paper does.
 _KEPT, _FEWEST = 0.9, 10
 # Halvings of the power that matches variances; at -8 the directions are the least varied, at 8 the
@@ -224,8 +225,10 @@ def _folds(place: Tensor, draw: torch.Generator) -> Tensor:
 
 
 def _read(states: Tensor, place: Tensor, unseen: Tensor) -> Tensor:
-    scale = states.std(0).clamp(min=1e-12)
-    states, unseen = states / scale, unseen / scale
+    centre, spread = states.mean(0), states.std(0)
+    # A massive dimension that hardly varies must not be blown up: less than this is rounding.
+    scale = spread.clamp(min=max(_ROUNDING * float(spread.max()), 1e-12))
+    states, unseen = (states - centre) / scale, (unseen - centre) / scale
     means = _class_means(states, place)
     weights = torch.linalg.solve(_shrunk(states - means[place]), means.T)
     offset = rearrange(means, "label feature -> feature label") * weights

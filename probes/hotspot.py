@@ -3,30 +3,30 @@
 bases and sources → every role × layer put in → what was taken up, beside untrained nets
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Shaped
-from torch import Tensor
+from jaxtyping import Bool, Float
 
 from probes.asking import Pattern
 from probes.comparison.estimates import Estimate, mean, share
-from probes.errors import SiteError
+from probes.errors import PatternError, SiteError
 from probes.factorial import OBJECT, OPERATION, Crossings, crossings
 from probes.family.split import family_split
 from probes.interchange import NOUN, NUMBER, Crossed, Interchange, cross, exchange, site_name
 from probes.model import Model, untrained
-from probes.patterns import all_patterns
-from probes.questions import Question
 from probes.restart import Cell
 
 MARGIN = 0.1
 """How far two shares may differ and still count as the same."""
 
-FACTORS = ("operation", "x", "y", "thing", "name", "verb", "frame")
+Draw = dict[str, Any]
+"""What `crossings` is to be told."""
+
 _LEVEL = 0.95
 _PART = 0.03  # A role that takes this share of a variable may belong to a site of two roles.
 
@@ -41,8 +41,8 @@ class Spot:
         other: How often just this variable is taken up from sources about another object.
         same: The same from sources about the base's object.
         difference: `same` less `other`, paired by base; near 0: the object does not matter.
-        groups: The share among bases with words or numbers that were not met before; see
-            `groups_of`.
+        groups: `other` among bases with words or numbers that were not met before; see
+            `strange_draws`.
     """
 
     variable: str
@@ -152,7 +152,7 @@ def hotspots(  # noqa: PLR0913 (what is looked for, how hard, and beside what)
     other = exchange(crossed, every)
     same = exchange(crossed, every, objects="same")
     plain = exchange(crossed, [])
-    members = groups_of(judging, pattern, words)
+    strange = _strange(model, pattern, sites, (max(bases // 4, 20), seed))
     return Hotspots(
         model=model.name,
         pattern=pattern.name,
@@ -162,7 +162,7 @@ def hotspots(  # noqa: PLR0913 (what is looked for, how hard, and beside what)
         same=same,
         cells=tuple(every),
         spots=tuple(
-            _spot(variable, cell, (other, same), members, seed)
+            _spot(variable, cell, (other, same), strange, seed)
             for variable, cell in zip(wanted, sites, strict=True)
         ),
         bars=_bars(model, judging, wanted, (nulls, null_bases, seed)),
@@ -180,42 +180,59 @@ def finding_words(pattern: Pattern) -> dict[str, list[str]]:
     return {OBJECT: list(pattern.lexicon.words("noun")[::2])}
 
 
-def groups_of(
-    found: Crossings, pattern: Pattern, words: Mapping[str, Sequence[str]]
-) -> dict[str, Bool[np.ndarray, " prompt"]]:
-    """Mark the bases whose sources hand over what was not met before.
+def strange_draws(pattern: Pattern) -> dict[str, Draw]:
+    """Say how to draw bases whose sources hand over what was not met before.
 
     "new objects" stand in no prompt that the sites were found by; "untrained objects" and
-    "untrained cells" in no such text of the embedded family's corpus (the cell is the sum that
-    the base must do once the operation is put in).
+    "untrained cells" in no such text of the embedded family's corpus (the cell is the sum that the
+    base must do once the operation is put in).
     """
     split, turned = family_split(), pattern.turned().operation
-    pairs = list(zip(found.other, found.same, strict=True))
-
-    def mark(test: Callable[[Question, Question], bool]) -> Bool[np.ndarray, " prompt"]:
-        return np.array([test(pair.clean, pair.counterfactual) for pair, _ in pairs])
-
-    def cell(base: Question) -> tuple[str, int | str, int | str]:
-        slots = dict(base.slots)
-        return (turned, slots.get("x", ""), slots.get("y", ""))
-
-    return {
-        "new objects": mark(lambda b, s: not {b[OBJECT], s[OBJECT]} & set(words[OBJECT])),
-        "untrained objects": mark(lambda b, s: bool({b[OBJECT], s[OBJECT]} & split.nouns)),
-        "untrained cells": mark(lambda b, s: cell(b) in split.cells),
+    nouns = pattern.lexicon.words("noun")
+    found_by = finding_words(pattern)[OBJECT]
+    groups: dict[str, Draw] = {
+        "new objects": {"words": {OBJECT: [noun for noun in nouns if noun not in found_by]}}
     }
+    if len(held := [noun for noun in nouns if noun in split.nouns]) > 1:
+        groups["untrained objects"] = {"words": {OBJECT: held}}
+    if all({"x", "y"} <= set(frame.slots) for frame in pattern.frames):
+        groups["untrained cells"] = {
+            "keep": lambda base: (turned, base["x"], base["y"]) in split.cells
+        }
+    return groups
+
+
+def _strange(
+    model: Model, pattern: Pattern, sites: Sequence[Cell], dials: tuple[int, int]
+) -> dict[str, Crossed]:
+    """Run the bases that hold what was not met before; a group that cannot be drawn is left out."""
+    bases, seed = dials
+    joined = {site.role: site.role.replace("+", " ") for site in sites if "+" in site.role}
+    found = {}
+    for n, (name, draw) in enumerate(strange_draws(pattern).items()):
+        with suppress(PatternError):
+            drawn = crossings(
+                pattern, bases, tokenizers=(model.tokenizer,), seed=seed + 20 + n, **draw
+            )
+            found[name] = cross(model, drawn, roles=joined)
+    return found
 
 
 def _site(model: Model, finding: Crossings, variable: str) -> Cell:
     """Return the site past the embedding that hands over most of a variable and no other.
 
-    Two roles of one layer are taken together where that hands over more by the margin.
+    Sources about the same object count as much as those about another: a state that serves one
+    object only must be found, too. Two roles of one layer are taken together where that hands
+    over more by the margin.
     """
     crossed = cross(model, finding)
     cells = [cell for cell in all_cells(crossed) if cell.layer > 0]
     found = exchange(crossed, cells)
-    shares = alone(found, variable).mean(1)
+    shares = _handed(crossed, cells, variable)
     best = int(shares.argmax())
+    if shares[best] < MARGIN:  # Nowhere: so look at its own tokens, behind the first block.
+        own = "op" if variable == OPERATION else variable
+        return Cell(1, "resid", own if own in crossed.roles else cells[best].role)
     part = found.takes(variable).mean(1) if variable != OBJECT else shares
     some = [cell for cell, share in zip(cells, part, strict=True) if share > _PART]
     couples = [(a, b) for a, b in combinations(some, 2) if a.layer == b.layer]
@@ -224,14 +241,22 @@ def _site(model: Model, finding: Crossings, variable: str) -> Cell:
     joined = {f"{a.role}+{b.role}": f"{a.role} {b.role}" for a, b in couples}
     both = [Cell(a.layer, "resid", f"{a.role}+{b.role}") for a, b in couples]
     crossed = cross(model, finding, roles=joined)
-    together = alone(exchange(crossed, both), variable).mean(1)
+    together = _handed(crossed, both, variable)
     more = int(together.argmax())
     return both[more] if together[more] > shares[best] + MARGIN else cells[best]
 
 
+def _handed(crossed: Crossed, cells: Sequence[Cell], variable: str) -> Float[np.ndarray, " site"]:
+    """Return how often sites hand over just a variable; an object, from another object only."""
+    other = alone(exchange(crossed, cells), variable).mean(1)
+    if variable == OBJECT:
+        return other
+    return (other + alone(exchange(crossed, cells, objects="same"), variable).mean(1)) / 2
+
+
 def _spot(
     variable: str, cell: Cell, found: tuple[Interchange, Interchange],
-    members: Mapping[str, Bool[np.ndarray, " prompt"]], seed: int,
+    strange: Mapping[str, Crossed], seed: int,
 ) -> Spot:  # fmt: skip
     row = found[0].row(site_name(cell))
     other, same = (alone(one, variable)[row] for one in found)
@@ -243,7 +268,10 @@ def _spot(
         other=share(other),
         same=share(same),
         difference=mean(same.astype(float) - other, seed=seed),
-        groups={name: share(other[rows]) for name, rows in members.items() if rows.sum() >= 10},
+        groups={
+            name: share(alone(exchange(crossed, [cell]), variable)[0])
+            for name, crossed in strange.items()
+        },
     )
 
 
@@ -261,62 +289,3 @@ def _bars(
         return dict.fromkeys(variables, 0.0)
     levels = np.quantile(np.array(best), _LEVEL, axis=0)
     return dict(zip(variables, map(float, levels), strict=True))
-
-
-def variance_shares(
-    crossed: Crossed, cells: Sequence[Cell]
-) -> dict[str, Float[np.ndarray, " site"]]:
-    """Say which share of the states' variance goes with each factor, site by site.
-
-    It is omega squared (Hays 1963) summed over dimensions, of bases and sources together: 0 where
-    a factor explains no more than chance, NaN where some base lacks the role. Factors overlap.
-    """
-    found = crossed.crossings
-    asked = [pair.clean for pair in found.other] + [pair.counterfactual for pair in found.other]
-    levels = {factor: _levels(asked, factor) for factor in FACTORS}
-    shares = {factor: np.full(len(cells), np.nan) for factor in FACTORS}
-    for n, cell in enumerate(cells):
-        if not bool(crossed.where[cell.role].any(-1).all()):
-            continue
-        states = torch.cat([crossed.states(cell), crossed.states(cell, "other")]).double()
-        for factor, level in levels.items():
-            shares[factor][n] = omega_squared(states, level)
-    return shares
-
-
-def omega_squared(
-    states: Float[Tensor, "row d_model"], levels: Shaped[np.ndarray, " row"]
-) -> float:
-    """Return the share of variance that goes with a factor, corrected for how many levels it has.
-
-    Source: Hays 1963. NaN where the factor has one level, or as many as there are rows.
-    """
-    names, index = np.unique(levels, return_inverse=True)
-    rows, kinds = len(levels), len(names)
-    if not 1 < kinds < rows:
-        return float("nan")
-    centred = states - states.mean(0)
-    place = torch.from_numpy(index).to(states.device)
-    counts = torch.bincount(place, minlength=kinds)[:, None]
-    sums = torch.zeros(kinds, states.shape[1], dtype=states.dtype, device=states.device)
-    sums.index_add_(0, place, centred)
-    total, between = float(centred.square().sum()), float((sums.square() / counts).sum())
-    noise = (total - between) / (rows - kinds)
-    return (between - (kinds - 1) * noise) / (total + noise) if total > 0 else 0.0
-
-
-def _levels(asked: Sequence[Question], factor: str) -> Shaped[np.ndarray, " row"]:
-    def level(question: Question) -> str:
-        slots = dict(question.slots)
-        if factor == OPERATION:
-            return question.pattern
-        if factor == "frame":
-            return question.frame
-        return str(slots.get({"verb": "op"}.get(factor, factor), ""))
-
-    return np.array([level(question) for question in asked])
-
-
-def known_pattern(pattern: str | Pattern) -> Pattern:
-    """Return a pattern by its name."""
-    return all_patterns()[pattern] if isinstance(pattern, str) else pattern

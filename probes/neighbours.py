@@ -101,7 +101,7 @@ def corpus_lines(count: int, *, seed: int) -> tuple[Line, ...]:
     They hold their answers; what stands around them in the corpus is left out. Nothing that the
     family was not trained on is among them.
     """
-    plain = Dials(recheck=0, ambiguous=0, context=0)
+    plain = Dials(recheck=0.0, ambiguous=0.0, context=0.0)
     found: dict[str, Line] = {}
     for kind, upto in (("statements", count // 2), ("questions", count)):
         for item in items(kind, 4 * count, seed=seed, dials=plain):

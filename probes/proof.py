@@ -5,7 +5,7 @@ gate → hotspots → searches, swaps, directions → tests → one verdict a cl
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +32,8 @@ from probes.evidence import Verdict
 from probes.factorial import OBJECT, OPERATION, Crossings, crossings
 from probes.family.recipes import RECIPES
 from probes.files import write_whole
-from probes.hotspot import Hotspots, finding_words, hotspots, variance_shares
-from probes.interchange import Crossed, cross, site_name
+from probes.hotspot import Hotspots, finding_words, hotspots
+from probes.interchange import cross, site_name
 from probes.lineage import Lineage, lineage
 from probes.model import Model, load
 from probes.patterns import all_patterns
@@ -43,6 +43,7 @@ from probes.restart import Cell
 from probes.searching import Search, object_decodable, search
 from probes.series import read_series
 from probes.templates import Frame
+from probes.variance import variance_shares
 
 if TYPE_CHECKING:
     from probes.view.picture import Picture
@@ -117,7 +118,6 @@ class Proof:
         maps = {spot.variable: hot.map(spot.variable).tolist() for spot in hot.spots}
         own["searched"] = _without(self.searched, "space")
         return {
-            "schema": SCHEMA,
             "summary": list(self.summary()),
             **_plain(own),
             "hotspots": spots,
@@ -128,10 +128,7 @@ class Proof:
 
     def save(self, path: str | Path) -> None:
         """Write the page (.html) or the numbers (.json), whole or not at all."""
-        if Path(path).suffix == ".json":
-            write_whole(Path(path), json.dumps(self.to_dict(), indent=1).encode())
-        else:
-            self.picture().save(path)
+        save_proofs((self,), path)
 
     def picture(self) -> "Picture":
         """Lay it out as a page."""
@@ -175,7 +172,14 @@ def prove(  # noqa: PLR0913 (the job has its dials)
     asked, gates = _open(model, pattern, seed)
     hot = hotspots(model, asked, bases=bases, nulls=nulls, seed=seed)
     cell = hot.spot(OPERATION).cell
-    finding = _runs(model, asked, max(bases // 2, 8), seed + 1, cell, finding_words(asked))
+    drawn = crossings(
+        asked,
+        max(bases // 2, 8),
+        tokenizers=(model.tokenizer,),
+        seed=seed + 1,
+        words=finding_words(asked),
+    )
+    finding = cross(model, drawn, roles=join(cell))
     searched = search(finding, hot.crossed, cell, seed=seed)
     unseen = _or_none(lambda: unseen_verbs(model, asked, cell, bases=bases // 5, seed=seed))
     there = object_decodable(model, _few_objects(model, asked, seed), cell, seed=seed)
@@ -218,6 +222,17 @@ def prove(  # noqa: PLR0913 (the job has its dials)
     )
 
 
+def save_proofs(proofs: Sequence[Proof], path: str | Path) -> None:
+    """Write one page (.html) about several models, or all their numbers (.json)."""
+    from probes.view.proved import proved_page
+
+    if Path(path).suffix == ".json":
+        found = {"schema": SCHEMA, "proofs": [proof.to_dict() for proof in proofs]}
+        write_whole(Path(path), json.dumps(found, indent=1).encode())
+    else:
+        proved_page(tuple(proofs)).save(path)
+
+
 def doses() -> list[dict[str, float | str]]:
     """Return the measured models that differ in how many objects they were trained on."""
     return [row for row in read_series() if row["kind"] == "dose"]
@@ -237,17 +252,9 @@ def _open(model: Model, pattern: str | Pattern, seed: int) -> tuple[Pattern, tup
     worst = next(found for found in gates if found.state == "closed")
     raise GateError(
         f"{model.name} does not have the behaviour: {worst.answer} of {asked.name!r} is right in "
-        f"{worst.accuracy}, {worst.heuristic!r} in {worst.heuristic_accuracy:.2f}. There is nothing "
-        "to prove; choose a model or a pattern whose gate is open."
+        f"{worst.accuracy}, {worst.heuristic!r} in {worst.heuristic_accuracy:.2f}. There is "
+        "nothing to prove; choose a model or a pattern whose gate is open."
     )
-
-
-def _runs(
-    model: Model, pattern: Pattern, bases: int, seed: int, cell: Cell,
-    words: dict[str, list[str]] | None = None,
-) -> Crossed:  # fmt: skip
-    drawn = crossings(pattern, bases, tokenizers=(model.tokenizer,), seed=seed, words=words)
-    return cross(model, drawn, roles=join(cell))
 
 
 def _few_objects(model: Model, pattern: Pattern, seed: int) -> Crossings:

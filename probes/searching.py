@@ -1,7 +1,6 @@
 """How few directions carry the operation at a site, and whether a search can be fooled there."""
 
 from dataclasses import dataclass, replace
-from itertools import takewhile
 
 import numpy as np
 import torch
@@ -10,7 +9,7 @@ from probes.alignment import flips, join, operation_direction
 from probes.comparison.estimates import Estimate, share
 from probes.dimension import Decoded, Dimension, decodable, dimension, off_manifold
 from probes.factorial import OBJECT, OPERATION, Crossings
-from probes.interchange import NUMBER, Crossed, cross
+from probes.interchange import NUMBER, Crossed, cross, exchange
 from probes.model import Model, untrained
 from probes.restart import Cell
 from probes.subspace import Subspace, das
@@ -32,7 +31,8 @@ class Search:
         smallest: The fewest directions that do 0.9 of what the whole does; None where none do.
         means: How often the one direction between the means does: the simple rival.
         permuted: How often directions do that were searched with permuted answers.
-        elsewhere: How often directions do that were searched at tokens that say nothing of it.
+        elsewhere: How often directions do that were searched at the tokens of the layer that hand
+            over least; None where no other tokens differ.
         untrained: How often directions do in an untrained model of the same shape.
         distance: Median distance of patched states from natural ones, natural ones being 1.
         dimensions: How many dimensions the site's states fill.
@@ -45,7 +45,7 @@ class Search:
     smallest: int | None
     means: Estimate
     permuted: Estimate
-    elsewhere: Estimate
+    elsewhere: Estimate | None
     untrained: Estimate
     distance: float
     dimensions: Dimension
@@ -73,7 +73,7 @@ def search(
     for size in sizes:
         space = _das(finding, cell, size, target, seed)
         found.append((size, space, share(flips(judging, space))))
-        if found[-1][2].value >= ENOUGH * whole.value:
+        if 0 < ENOUGH * whole.value <= found[-1][2].value:
             break
     size, space, best = found[-1]
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(target)))
@@ -86,10 +86,12 @@ def search(
         whole=whole,
         sizes=tuple(n for n, _, _ in found),
         shares=tuple(value for _, _, value in found),
-        smallest=size if best.value >= ENOUGH * whole.value else None,
+        smallest=size if 0 < ENOUGH * whole.value <= best.value else None,
         means=share(flips(judging, operation_direction(finding, cell))),
         permuted=share(flips(judging, lost)),
-        elsewhere=share(flips(judging, _das(finding, quiet, size, target, seed))),
+        elsewhere=None
+        if quiet is None
+        else share(flips(judging, _das(finding, quiet, size, target, seed))),
         untrained=strange,
         distance=float(off_manifold(natural, space.mix(clean, theirs)).median()),
         dimensions=dimension(natural),
@@ -121,11 +123,17 @@ def _das(crossed: Crossed, cell: Cell, size: int, target: torch.Tensor, seed: in
     )
 
 
-def _quiet(finding: Crossed, judging: Crossed, cell: Cell) -> Cell:
-    """Return a site of the same layer whose tokens stand before the first varied word."""
-    before = takewhile(lambda role: role not in ("x", "op"), finding.roles)
-    both = [r for r in before if r in judging.roles and bool(finding.where[r].any(-1).all())]
-    return replace(cell, role=next((r for r in both if r != "bos"), "have"))
+def _quiet(finding: Crossed, judging: Crossed, cell: Cell) -> Cell | None:
+    """Return the site of the same layer that hands over least, though it differs; if any does."""
+    roles = [r for r in finding.roles if r in judging.roles and r not in cell.role.split("+")]
+    cells = [replace(cell, role=role) for role in roles]
+    clean, theirs = (r.resid[cell.layer] for r in (finding.clean, finding.sources["other"]))
+    differs = (clean != theirs).any(-1)
+    cells = [c for c in cells if bool((differs & finding.where[c.role]).any(-1).all())]
+    if not cells:
+        return None
+    takes = exchange(finding, cells).takes(OPERATION).mean(1)
+    return cells[int(takes.argmin())]
 
 
 def _untrained(finding: Crossed, judging: Crossed, cell: Cell, size: int, seed: int) -> Estimate:

@@ -1,19 +1,23 @@
 """Small relatives over seeds and over numbers of objects: what one model cannot tell."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from probes.alignment import join
 from probes.asking import Pattern
+from probes.comparison.gating import ask
 from probes.counterevidence import unseen_verbs
+from probes.counterfactuals import fits
 from probes.dissociation import branches
 from probes.factorial import OBJECT, OPERATION, crossings
-from probes.family.recipes import recipe
+from probes.family.make import make_member
+from probes.family.recipes import SERIES, recipe
 from probes.family.split import family_split
 from probes.hotspot import hotspots
 from probes.interchange import cross, exchange, site_name
-from probes.model import Model
+from probes.model import Model, load
+from probes.patterns import pattern as find_pattern
 from probes.resources import data_folder
 
 Row = dict[str, float | str]
@@ -36,6 +40,9 @@ def measure(model: Model, pattern: Pattern, *, bases: int = 200, seed: int = 0) 
     found = exchange(strange, [spot.cell])
     taken = found.share(site_name(spot.cell), OPERATION)
     right = exchange(strange, []).share("none", "base")
+    known = pattern.lexicon.words("noun")[: made.nouns]
+    tells = fits(model.tokenizer)
+    asked = pattern.questions(bases // 2, seed=seed, keep=lambda q: q[OBJECT] in known and tells(q))
     unseen = unseen_verbs(model, pattern, spot.cell, bases=bases // 8, seed=seed)
     heads = branches(strange, hot.crossed)
     number, noun = {*heads.number_heads}, {*heads.noun_heads}
@@ -56,6 +63,7 @@ def measure(model: Model, pattern: Pattern, *, bases: int = 200, seed: int = 0) 
         "at_answer": float(shares["answer"]),
         "with_others": float(with_others),
         "object_difference": spot.difference.value,
+        "trained_right": float(ask(model, asked).right[:, 0].float().mean()),
         "strange_right": right.value,
         "strange": taken.value,
         "strange_low": taken.low,
@@ -64,6 +72,33 @@ def measure(model: Model, pattern: Pattern, *, bases: int = 200, seed: int = 0) 
         "unseen_verbs_embedding": unseen.embedding.value,
         "heads_shared": len(number & noun) / max(len(number | noun), 1),
     }  # fmt: skip
+
+
+MEASURED = ("full", "full-b", "distilled", "distilled-narrow", "scratch")
+"""The shipped models that the series are shown beside."""
+
+
+def series(
+    names: Sequence[str], pattern: str, *, folder: Path, work: Path, bases: int = 200
+) -> Iterator[Row]:
+    """Make the models of the series that are not there yet, and measure each.
+
+    Args:
+        names: Which; by default all, and the shipped models beside them.
+        pattern: What they are asked.
+        folder: Where the shipped family is: some of the series start from it.
+        work: Where models of the series are, or go.
+        bases: Prompts to judge on.
+
+    Raises:
+        ModelError: A name is unknown.
+    """
+    asked = find_pattern(pattern)
+    for name in names or (*MEASURED, *(entry.name for entry in SERIES)):
+        place = (folder if recipe(name).shipped else work) / name
+        if not (place / "config.json").is_file():
+            make_member(name, folder=folder, work=work)
+        yield measure(load(place), asked, bases=bases)
 
 
 def series_file() -> Path:

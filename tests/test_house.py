@@ -26,7 +26,7 @@ cue_texts cue_results cues cue_forcing
 family family.split family.corpus family.tokenizer family.recipes family.training family.measure
 family.card family.make
 planted planted_gates planted_foxes compiled
-evidence factorial interchange hotspot alignment space neighbours counterevidence dissociation searching
+evidence factorial interchange variance hotspot alignment space neighbours counterevidence dissociation searching
 lineage claims series proof
 comparison.profiles comparison.matching comparison.result comparison.relatives
 view.text view.colours view.packing view.cells view.thumbs view.maps view.picture view.blocks

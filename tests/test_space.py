@@ -15,7 +15,6 @@ from probes.interchange import cross
 from probes.model import load
 from probes.neighbours import (
     VARIABLES,
-    Line,
     LineStates,
     corpus_lines,
     line_states,
@@ -49,8 +48,8 @@ def shown():
 
 
 @cache
-def lines(count=300):
-    return corpus_lines(count, seed=0)
+def lines():
+    return corpus_lines(120, seed=0)
 
 
 def planted(states, axis=0):
@@ -85,7 +84,8 @@ def test_planted_axes_come_back_with_their_shares_of_the_variance():
     draw = np.random.default_rng(0)
     free, _ = np.linalg.qr(np.column_stack([np.ones(2 * COUNT), draw.normal(size=(2 * COUNT, 3))]))
     states = free[:, 1:] * [3, 2, 1]
-    found = space(*planted(states, axis=1)[:1], CELL, planted(states, axis=1)[1])
+    runs, direction = planted(states, axis=1)
+    found = space(runs, CELL, direction)
     assert found.principal_shares == pytest.approx((9 / 14, 4 / 14), abs=1e-5)
     assert found.found_shares == pytest.approx((4 / 14, 9 / 14), abs=1e-5)
     assert np.allclose(np.abs(found.principal_xy), np.abs(states[:, :2]), atol=1e-5)
@@ -124,8 +124,8 @@ def test_labels_belong_to_their_prompts():
     assert found.labels["operation"] == ("minus",) * COUNT + ("plus",) * COUNT
     for at, text in enumerate(found.prompts):
         told = {name: values[at] for name, values in found.labels.items()}
-        sign = 1 if told["operation"] == "plus" else -1
-        assert told["number"] == told["x"] + sign * told["y"]
+        y = int(told["y"]) * (1 if told["operation"] == "plus" else -1)
+        assert told["number"] == int(told["x"]) + y
         assert f" {told['object']} " in text
 
 
@@ -150,24 +150,25 @@ def test_a_direction_of_another_site_is_refused(cell, direction, says):
 
 def test_corpus_lines_are_half_statements_say_what_they_say_and_hold_nothing_held_out():
     found = lines()
-    assert len({line.text for line in found}) == 300
-    assert sum("How many" in one.text or "how many" in one.text for one in found) == 150
+    assert len({line.text for line in found}) == 120
+    assert sum("How many" in one.text or "how many" in one.text for one in found) == 60
     split = family_split()
     for line in found:
         assert line.object in line.text
         assert (line.operation, line.x, line.y) not in split.cells
     assert {line.operation for line in found} == {"minus", "plus"}
-    assert corpus_lines(20, seed=3) == corpus_lines(20, seed=3) != corpus_lines(20, seed=4)
+    assert corpus_lines(8, seed=0) != corpus_lines(8, seed=1)
 
 
-def test_what_a_line_says_is_read_right():
-    found = {line.text: line for line in lines()}
-    plain = re.compile(r"I have (\d+) (\w+)\. I take away (\d+)\. Now I have (\d+) \2\.")
-    read = [(line, hit) for text, line in found.items() if (hit := plain.fullmatch(text))]
-    written = [re.search(r"(\d+) (\w+)\. .*(?:takes?|took) away (\d+)\.", t) for t in found]
-    assert read or any(written)
-    for line, hit in read:
-        assert line == Line(line.text, "minus", "take away", hit[2], int(hit[1]), int(hit[3]))
+def test_what_a_line_says_stands_in_it():
+    lexicon = all_patterns()["take-away"].lexicon
+    for line in lines():
+        side, forms = lexicon.verb_forms(line.verb)
+        assert side == line.operation
+        assert any(f" {form} " in line.text for form in forms.values())
+        for number in (line.x, line.y):
+            told = (str(number), lexicon.write("x", number, "", "words"))
+            assert any(re.search(rf"\b{one}\b", line.text) for one in told)
 
 
 # --- neighbours -------------------------------------------------------------------------------
@@ -190,7 +191,7 @@ def test_a_line_counts_once_by_its_nearest_token():
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_a_prompt_among_the_lines_is_nearest_to_its_own_state(layer):
-    texts = [line.text for line in lines(60)]
+    texts = [line.text for line in lines()[30:90]]
     cell = Cell(layer, "resid", "y")
     for n in range(3):
         asked = crossed().crossings.other[n].clean
@@ -203,21 +204,17 @@ def test_a_prompt_among_the_lines_is_nearest_to_its_own_state(layer):
             assert found.token.strip() == asked.role_text("y")
 
 
-def test_states_do_not_depend_on_what_a_line_is_padded_with():
-    texts = [line.text for line in lines(60)]
-    read = line_states(distilled(), texts, 1)
-    for n in (0, 31, 59):
-        alone = line_states(distilled(), [texts[n]], 1)
-        here = read.line == n
-        assert "".join(alone.tokens) == texts[n]
-        assert [t for t, own in zip(read.tokens, here.tolist(), strict=True) if own] == list(
-            alone.tokens
-        )
-        # The same states, less another mean.
-        moved = (read.unit[here][0] @ read.unit[here].T)[1:]
-        assert torch.isfinite(moved).all()
-    twice = line_states(distilled(), [*texts, *texts], 1)
-    assert twice.texts == read.texts and torch.equal(twice.unit, read.unit)
+def test_states_do_not_depend_on_what_a_line_is_padded_with(monkeypatch):
+    texts = [line.text for line in lines()[30:90]]
+    together = line_states(distilled(), [*texts, *texts], 1)
+    assert together.texts == tuple(texts)
+    for n, text in enumerate(texts):
+        own = (together.line == n).nonzero()[:, 0].tolist()
+        assert "".join(together.tokens[at] for at in own).replace(" ", "") == text.replace(" ", "")
+    monkeypatch.setattr("probes.neighbours.TOKENS", 1)
+    alone = line_states(distilled(), texts, 1)
+    assert alone.tokens == together.tokens
+    assert torch.allclose(alone.unit, together.unit, atol=1e-4)
 
 
 def test_neighbours_that_are_all_lines_but_few_agree_as_often_as_any():
@@ -231,7 +228,7 @@ def test_neighbours_that_are_all_lines_but_few_agree_as_often_as_any():
 
 
 def test_lines_near_the_operation_share_it_even_with_other_verbs():
-    share = {one.variable: one for one in neighbour_shares(crossed(), CELL, lines())}
+    share = {one.variable: one for one in neighbour_shares(crossed(), CELL, lines(), count=4)}
     assert share["operation"].near.value > 0.95 and share["verb"].gain.low > 0.2
     assert share["operation"].base.value == pytest.approx(0.5, abs=0.1)
     other = neighbour_shares(crossed(), CELL, lines(), other_verbs=True)

@@ -25,7 +25,12 @@ class Estimate:
 
 
 def share(right: Bool[np.ndarray, " prompt"]) -> Estimate:
-    """Return a share with its Wilson interval, which is honest at 0 and at 1 (Wilson 1927)."""
+    """Return a share with its Wilson interval, which is honest at 0 and at 1 (Wilson 1927).
+
+    Of no prompts the share is NaN, and may be anything from 0 to 1.
+    """
+    if not len(right):
+        return Estimate(float("nan"), 0.0, 1.0)
     found = binomtest(int(right.sum()), len(right)).proportion_ci(LEVEL, method="wilson")
     return Estimate(float(right.mean()), float(found.low), float(found.high))
 
