@@ -10,7 +10,8 @@ from scipy.linalg import orthogonal_procrustes, subspace_angles
 from torch import Tensor
 
 from probes.asking import Pattern
-from probes.comparison.estimates import Estimate, mean, share
+from probes.comparison.estimates import Estimate, share
+from probes.comparison.resampling import paired
 from probes.factorial import OBJECT, OPERATION, Crossings, crossings
 from probes.interchange import Crossed, cross, exchange, with_states
 from probes.model import Model
@@ -81,8 +82,8 @@ def align(  # noqa: PLR0913 (where, between what, and how hard)
         own=share(own),
         raw=share(raw),
         rotated=share(rotated),
-        difference=mean(own.astype(float) - raw, seed=seed),
-        gain=mean(rotated.astype(float) - raw, seed=seed),
+        difference=paired(raw, own).difference,
+        gain=paired(raw, rotated).difference,
         angles=tuple(angles),
         objects=tuple(pairs),
     )

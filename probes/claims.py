@@ -17,6 +17,8 @@ from probes.searching import CAPACITY, Search
 MOSTLY = 0.5
 """A site hands a variable over where it does so more often than not."""
 
+_LEVEL = 0.95
+
 TITLES = {
     "H1": "one state codes the operation and the numbers, whatever the object",
     "H2": "the noun travels a path of its own",
@@ -152,7 +154,16 @@ def branch(
         says = "with two things in the text, the sites do each other's work"
         tests.append(above("two things: crossover", says, two.crossover, 0.0))
     says = "resampling the operation's directions hurts the noun as much as the number"
-    tests.append(above("needed by the number more (log-odds)", says, needed.excess, 0.0))
+    tests.append(above("needed by the number more (shares of log-odds)", says, needed.excess, 0.0))
+    tests.append(
+        Evidence(
+            "needed more than directions beside it",
+            "resampling random directions of as much variance does the same",
+            Estimate(needed.percentile, needed.percentile, needed.percentile),
+            f"above 0.95 of {len(needed.chance)} random subspaces",
+            needed.percentile > _LEVEL,
+        )
+    )
     tests += _heads(heads)
     return judged("H2", TITLES["H2"], tests)
 
@@ -201,7 +212,9 @@ def hijack(found: Lineage | None, why: str = "") -> Verdict:
         ),
         above("the former state, put in", "the state is not the same", found.state, MOSTLY),
         below("an untrained model's direction", "any direction does", found.stranger, MARGIN),
-        Evidence(
+        untested("a new reader", "no heads stand out")
+        if not (found.heads_before and found.heads_after)
+        else Evidence(
             "a new reader",
             f"the same heads read it out: {', '.join(found.heads_before)} before, "
             f"{', '.join(found.heads_after)} after",

@@ -10,8 +10,9 @@ from torch import Tensor
 from probes.alignment import flips, join, operation_direction
 from probes.asking import Pattern
 from probes.batch import Batch
-from probes.comparison.estimates import Estimate, mean, share
+from probes.comparison.estimates import Estimate, share
 from probes.comparison.gating import ask
+from probes.comparison.resampling import paired
 from probes.counterfactuals import draw_pairs, encode_pairs, fits
 from probes.factorial import crossings
 from probes.interchange import cross
@@ -70,7 +71,7 @@ def unseen_verbs(
         for place, found in hits.items():
             found.append(flips(judged, operation_direction(fit, place)))
     site, embedding = (np.concatenate(hits[place]) for place in (cell, early))
-    gain = mean(site.astype(float) - embedding, seed=seed)
+    gain = paired(embedding, site).difference
     return Unseen(share(site), share(embedding), gain, tuple(map(tuple, verbs)))
 
 

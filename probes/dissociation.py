@@ -89,7 +89,8 @@ class Necessity:
     """What resampling a subspace costs the number, beyond what it costs the noun.
 
     Attributes:
-        number, noun: Mean fall of the log-odds of the right answer.
+        number, noun: Mean fall of the log-odds of the right answer, as a share of their mean
+            before: 1 where the answer is no likelier than all its rivals together.
         excess: Number less noun, paired by prompt.
         chance: The same excess of random subspaces beside it, at right angles to it and of as
             many dimensions as hold as much variance (or of all there are, where all hold less).
@@ -119,7 +120,10 @@ def necessity(
     """
     cell = Cell(space.layer, "resid", space.role)
     states = torch.cat([crossed.states(cell), crossed.states(cell, "other")])
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(states))[: len(crossed)])
+    rng, count = np.random.default_rng(seed), len(crossed)
+    # Another row, and its base or its source: never a base's own state.
+    order = (np.arange(count) + rng.integers(1, count, count)) % count
+    order = torch.from_numpy(order + count * rng.integers(0, 2, count))
     donor = states[order.to(states.device)][:, None]
     before = exchange(crossed, [])
 
@@ -127,7 +131,8 @@ def necessity(
         clean = crossed.clean.resid[space.layer]
         source = with_states(crossed, space.layer, used.mix(clean, donor.expand_as(clean)))
         after = exchange(crossed, [cell], source=source)
-        return np.stack([_odds(before, k)[0] - _odds(after, k)[0] for k in (NUMBER, NOUN)])
+        odds = [(_odds(before, k)[0], _odds(after, k)[0]) for k in (NUMBER, NOUN)]
+        return np.stack([(here - there) / abs(here.mean()) for here, there in odds])
 
     own = falls(space)
     chance = []

@@ -9,7 +9,7 @@ import ast
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import combinations, islice, product
 from typing import Any
 
@@ -106,7 +106,7 @@ def crossings(  # noqa: PLR0913 (what is drawn, how often, and for whom)
         if any(len(set(texts)) < len(texts) for _, texts in made[2].clean.outcomes):
             continue
         try:
-            exact = all(_aligned(tokenizer, pair) for tokenizer in tokenizers for pair in made[2:])
+            exact = all(_aligned(tokenizer, made[2:]) for tokenizer in tokenizers)
         except OutcomeError:
             continue
         if exact and labels in (None, made[:2]):
@@ -121,10 +121,17 @@ def crossings(  # noqa: PLR0913 (what is drawn, how often, and for whom)
     return Crossings(pattern.name, *labels, same, other)
 
 
-def _aligned(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> bool:
-    (base,) = encode_rows(tokenizer, (pair.clean,))
-    (source,) = encode_rows(tokenizer, (pair.counterfactual,), forced=(pair.clean,))
-    return base.roles == source.roles
+def _aligned(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> bool:
+    """Say whether all sources of one base are as long as it is, role by role."""
+    base = pairs[0].clean
+    # Outcomes are told apart once, in the base: here a source needs no more than its own answers.
+    sources = [
+        replace(source, outcomes=tuple((name, (text,)) for name, text in source.answers))
+        for source in (pair.counterfactual for pair in pairs)
+    ]
+    (here,) = encode_rows(tokenizer, (base,))
+    there = encode_rows(tokenizer, sources, forced=[base] * len(sources))
+    return all(row.roles == here.roles for row in there)
 
 
 @dataclass(frozen=True)
@@ -176,12 +183,6 @@ class _Plan:
         """The slot of the object that is asked for."""
         return dict(self.pattern.answers)[_NOUN]
 
-    @cached_property
-    def mixes(self) -> tuple[tuple[str, ...], ...]:
-        """All sets of variables, from none to all."""
-        varied = (OPERATION, *self.operands)
-        return tuple(m for n in range(len(varied) + 1) for m in combinations(varied, n))
-
     def _answer(self, slots: Mapping[str, int | str], operation: bool) -> int:
         side = self.turned if operation else self.pattern
         return int(evaluate(dict(side.answers)[_NUMBER], slots))
@@ -189,26 +190,8 @@ class _Plan:
     @cached_property
     def cells(self) -> Int[np.ndarray, "cell side operand"]:
         """Numbers of base and source that make all outcomes differ."""
-        low, high = self.pattern.lexicon.numbers
-        span, sides = high - low + 1, (False, True)
-        table = np.full((2, *[span] * len(self.operands)), -1)
-        for values in product(range(span), repeat=len(self.operands)):
-            slots = {s: v + low for s, v in zip(self.operands, values, strict=True)}
-            for op in sides:
-                table[(int(op), *values)] = self._answer(slots, op)
-        rng = np.random.default_rng(0)
-        drawn = rng.integers(low, high + 1, (_DRAWS, 2, len(self.operands)))
-        drawn = np.unique(drawn, axis=0)
-        found = []
-        for mix in self.mixes:
-            mixed = [drawn[:, int(s in mix), k] - low for k, s in enumerate(self.operands)]
-            found.append(table[(int(OPERATION in mix), *mixed)])
-        outcomes = np.stack([*found, *drawn.reshape(len(drawn), -1).T], 1)
-        inside = ((outcomes >= max(low, 0)) & (outcomes <= high)).all(1)
-        # Nothing moves by nought, and of 1 there is no plural.
-        plain = (outcomes[:, len(self.mixes) :] > 0).all(1) & (outcomes != 1).all(1)
-        apart = (np.diff(np.sort(outcomes, 1), axis=1) > 0).all(1)
-        return rng.permutation(drawn[inside & plain & apart])
+        rules = tuple(dict(side.answers)[_NUMBER] for side in (self.pattern, self.turned))
+        return _cells(self.operands, rules, self.pattern.lexicon.numbers)
 
     def draws(
         self,
@@ -265,7 +248,7 @@ class _Plan:
         """Return the labels of number and noun, and the two pairs with all outcomes named."""
         here, there = dict(base.slots), dict(sources[1].slots)
         number: dict[str, str] = {}
-        for mix in self.mixes:
+        for mix in _mixes(self.operands):
             slots = {s: (there if s in mix else here)[s] for s in self.operands}
             label = " + ".join(mix) or BASE
             number[label] = str(self._answer(slots, OPERATION in mix))
@@ -281,6 +264,37 @@ class _Plan:
         clean = replace(base, outcomes=outcomes)
         pairs = [Pair("crossing", clean, _own_first(s, dict(outcomes))) for s in sources]
         return tuple(number), tuple(noun), pairs[0], pairs[1]
+
+
+def _mixes(operands: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """List all sets of variables, from none to all."""
+    varied = (OPERATION, *operands)
+    return tuple(m for n in range(len(varied) + 1) for m in combinations(varied, n))
+
+
+@cache
+def _cells(
+    operands: tuple[str, ...], rules: tuple[str, ...], numbers: tuple[int, int]
+) -> Int[np.ndarray, "cell side operand"]:
+    (low, high), mixes = numbers, _mixes(operands)
+    span = high - low + 1
+    table = np.full((len(rules), *[span] * len(operands)), -1)
+    for values in product(range(span), repeat=len(operands)):
+        slots = {s: v + low for s, v in zip(operands, values, strict=True)}
+        for op, rule in enumerate(rules):
+            table[(op, *values)] = int(evaluate(rule, slots))
+    rng = np.random.default_rng(0)
+    drawn = np.unique(rng.integers(low, high + 1, (_DRAWS, 2, len(operands))), axis=0)
+    found = []
+    for mix in mixes:
+        mixed = [drawn[:, int(s in mix), k] - low for k, s in enumerate(operands)]
+        found.append(table[(int(OPERATION in mix), *mixed)])
+    outcomes = np.stack([*found, *drawn.reshape(len(drawn), -1).T], 1)
+    inside = ((outcomes >= max(low, 0)) & (outcomes <= high)).all(1)
+    # Nothing moves by nought, and of 1 there is no plural.
+    plain = (outcomes[:, len(mixes) :] > 0).all(1) & (outcomes != 1).all(1)
+    apart = (np.diff(np.sort(outcomes, 1), axis=1) > 0).all(1)
+    return rng.permutation(drawn[inside & plain & apart])
 
 
 def _own_first(source: Question, outcomes: Mapping[str, tuple[str, ...]]) -> Question:

@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from probes.asking import Pattern
-from probes.comparison.estimates import Estimate, mean, share
-from probes.errors import PatternError, SiteError
+from probes.comparison.estimates import Estimate, share
+from probes.comparison.resampling import paired
+from probes.errors import ModelError, PatternError, SiteError
 from probes.factorial import OBJECT, OPERATION, Crossings, crossings
 from probes.family.split import family_split
 from probes.interchange import NOUN, NUMBER, Crossed, Interchange, cross, exchange, site_name
@@ -113,6 +114,12 @@ def all_cells(crossed: Crossed) -> list[Cell]:
     return [Cell(layer, "resid", role) for layer in layers for role in crossed.roles]
 
 
+def inner_cells(crossed: Crossed) -> list[Cell]:
+    """List the residuals that a block reads and another has written: where hotspots may be."""
+    last = crossed.model.shape.layers
+    return [cell for cell in all_cells(crossed) if 0 < cell.layer < last]
+
+
 def hotspots(  # noqa: PLR0913 (what is looked for, how hard, and beside what)
     model: Model,
     pattern: Pattern,
@@ -136,7 +143,13 @@ def hotspots(  # noqa: PLR0913 (what is looked for, how hard, and beside what)
 
     Raises:
         PatternError: The pattern's outcomes collide, or there are too few bases.
+        ModelError: The model has one block.
     """
+    if model.shape.layers < 2:
+        raise ModelError(
+            f"{model.name} has one block: there is no site between it and the embedding or the "
+            "answer. Choose a model of two blocks or more."
+        )
     tokenizers = (model.tokenizer,)
     words = finding_words(pattern)
     finding = crossings(
@@ -226,7 +239,7 @@ def _site(model: Model, finding: Crossings, variable: str) -> Cell:
     over more by the margin.
     """
     crossed = cross(model, finding)
-    cells = [cell for cell in all_cells(crossed) if cell.layer > 0]
+    cells = inner_cells(crossed)
     found = exchange(crossed, cells)
     shares = _handed(crossed, cells, variable)
     best = int(shares.argmax())
@@ -267,7 +280,7 @@ def _spot(
         cell=cell,
         other=share(other),
         same=share(same),
-        difference=mean(same.astype(float) - other, seed=seed),
+        difference=paired(other, same).difference,
         groups={
             name: share(alone(exchange(crossed, [cell]), variable)[0])
             for name, crossed in strange.items()
@@ -283,7 +296,7 @@ def _bars(
     few, best = judging.take(range(min(bases, len(judging)))), []
     for n in range(nulls):
         crossed = cross(untrained(model, seed=seed + n), few)
-        found = exchange(crossed, [cell for cell in all_cells(crossed) if cell.layer > 0])
+        found = exchange(crossed, inner_cells(crossed))
         best.append([alone(found, variable).mean(1).max() for variable in variables])
     if not best:
         return dict.fromkeys(variables, 0.0)

@@ -2,18 +2,18 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from probes.alignment import flips, join, operation_direction, transplanted
 from probes.asking import Pattern
-from probes.comparison.estimates import Estimate, mean, share
+from probes.comparison.estimates import Estimate, share
+from probes.comparison.resampling import paired
 from probes.dissociation import Branch, branches
-from probes.errors import ModelError
+from probes.errors import ModelError, SiteError
 from probes.factorial import crossings
 from probes.hotspot import finding_words
-from probes.interchange import cross
+from probes.interchange import cross, site_name
 from probes.model import Model, untrained
 from probes.restart import Cell
+from probes.rows import REST
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,12 +71,20 @@ def lineage(  # noqa: PLR0913 (two models, two patterns, a site)
 
     Raises:
         ModelError: The models have other shapes.
+        SiteError: The statements lack the roles of the site.
     """
     if (after.shape.d_model, after.shape.layers) != (before.shape.d_model, before.shape.layers):
         raise ModelError(
             f"{after.name} was not tuned from {before.name}: {after.shape.layers} layers of width "
             f"{after.shape.d_model} found, {before.shape.layers} of {before.shape.d_model} before. "
             "Give the model that it began as."
+        )
+    parts = {*cell.role.split("+")}
+    roles = {part.role for frame in told.frames for part in frame.parts}
+    if lacking := parts - roles - {REST}:
+        raise SiteError(
+            f"The hotspot {site_name(cell)} has no counterpart in {told.name!r}, which lacks the "
+            f"role {', '.join(sorted(lacking))}. Compare at a site that both have."
         )
     joined = join(cell)
     kinds = (pattern, told)
@@ -105,7 +113,7 @@ def lineage(  # noqa: PLR0913 (two models, two patterns, a site)
         after=after.name,
         own=share(own),
         theirs=share(theirs),
-        difference=mean(own.astype(float) - np.asarray(theirs), seed=seed),
+        difference=paired(theirs, own).difference,
         state=share(transplanted(crossed, donor, cell)),
         stranger=share(flips(crossed, strange)),
         heads_before=heads[1].number_heads,

@@ -27,7 +27,7 @@ from probes.dissociation import (
     dissociate,
     necessity,
 )
-from probes.errors import GateError, PatternError, ProbeError
+from probes.errors import GateError, PatternError, ProbeError, SiteError
 from probes.evidence import Verdict
 from probes.factorial import OBJECT, OPERATION, Crossings, crossings
 from probes.family.recipes import RECIPES
@@ -307,8 +307,11 @@ def _lineage(
         before = made.start
     if told is None or pattern.name.endswith(TOLD):
         return None, f"{pattern.name!r} has no twin in statements to ask the model before by"
-    former = load(before)
-    return lineage(model, former, pattern, told, cell, bases=bases // 2, seed=seed), ""
+    try:
+        found = lineage(model, load(before), pattern, told, cell, bases=bases // 2, seed=seed)
+    except SiteError as error:
+        return None, str(error)
+    return found, ""
 
 
 def _detectors(

@@ -51,7 +51,7 @@ MANY_LEAD = (
 )
 
 
-def tests(verdict: Verdict) -> Table:
+def evidence_table(verdict: Verdict) -> Table:
     """List the tests of a claim: what was measured, what it had to be, and what came of it."""
     rows = [_test(test) for test in verdict.evidence]
     columns = ("test", "measured", _tied("had to be"), "passed?", "what it would mean if not")
@@ -129,7 +129,7 @@ def state_blocks(proof: Proof) -> list[Block]:
         ],
     ]
     return [
-        tests(proof.verdict("H1")),
+        evidence_table(proof.verdict("H1")),
         *_plot(rows, f"How often the operation is taken up from {place}", "share of prompts"),
         IntervalPlot(
             varies,
@@ -153,7 +153,7 @@ def noun_blocks(proof: Proof) -> list[Block]:
     )
     columns = ("text speaks of", "put in", "number changes", "noun changes")
     blocks: list[Block] = [
-        tests(proof.verdict("H2")),
+        evidence_table(proof.verdict("H2")),
         Table(columns, swaps, "What moves with each place", "llrr", (note,)),
         _heads(proof.heads),
         _without(proof.heads),
@@ -227,7 +227,7 @@ def direction_blocks(proof: Proof) -> list[Block]:
     ]
     note = "0°: the same direction; 90°: they have nothing in common."
     return [
-        tests(proof.verdict("H3")),
+        evidence_table(proof.verdict("H3")),
         *_plot(rows, "How often a direction turns the operation", "share of prompts"),
         Table(("objects", "angle"), angles, "Between the directions of two objects", notes=(note,)),
     ]
@@ -237,7 +237,7 @@ def before_blocks(proof: Proof) -> list[Block]:
     """Show the tests of H4, and what the model before still does in this one."""
     found, verdict = proof.line, proof.verdict("H4")
     if found is None:
-        return [tests(verdict)]
+        return [evidence_table(verdict)]
     rows = [
         ("its own direction", found.own),
         (f"the direction of {found.before}", found.theirs),
@@ -250,7 +250,7 @@ def before_blocks(proof: Proof) -> list[Block]:
     ]
     caption = f"How often it turns the operation in {found.after}"
     return [
-        tests(verdict),
+        evidence_table(verdict),
         *_plot(rows, caption, "share of prompts"),
         Table(("model", "heads"), heads, "Heads that bring the number to where it is read", "ll"),
     ]

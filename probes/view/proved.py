@@ -25,7 +25,7 @@ from probes.view.claimed import (
     dose_blocks,
     noun_blocks,
     state_blocks,
-    tests,
+    evidence_table,
     why,
 )
 from probes.view.hotmap import HotMap, HotMapBlock, HotModel
@@ -253,8 +253,8 @@ def _bars(hot: Hotspots) -> OutcomeBlock:
         table: DataFrame = hot.other.table(site)
         tables.append(table[table["answer"] == "number"])
     shares = np.array([table["share"].to_numpy(dtype=float) for table in tables])
-    kept = (shares > 0).any(0)
-    outcomes = [str(n) for n, keep in zip(tables[0]["outcome"], kept, strict=True) if keep]
+    kept = [at for at, column in enumerate(shares.T) if column.any()]
+    outcomes = [str(tables[0]["outcome"].iloc[at]) for at in kept]
     caption = "What the number becomes: at the chosen places, then late where it is read"
     counts = [len(hot.crossed)] * len(names)
     return OutcomeBlock([sites[n] for n in names], outcomes, shares[:, kept], counts, caption)
@@ -269,7 +269,7 @@ def _reader(hot: Hotspots) -> str:
 def _many(proofs: Sequence[Proof]) -> list[Block]:
     """Show the last claim once where all models have the same: it is about a series."""
     verdicts = dict.fromkeys(proof.verdict("H5") for proof in proofs)
-    return [*(tests(verdict) for verdict in verdicts), *dose_blocks(doses())]
+    return [*(evidence_table(verdict) for verdict in verdicts), *dose_blocks(doses())]
 
 
 def _protocol(proofs: Sequence[Proof]) -> Table:
