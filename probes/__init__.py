@@ -35,11 +35,13 @@ if TYPE_CHECKING:
     from probes.proof import Proof, prove
     from probes.questions import Pair, Question
     from probes.resources import family_members
+    from probes.restart import Cell
     from probes.subspace import Subspace, das
     from probes.tasks import Task, task
     from probes.tracing import Trace, trace
     from probes.view.looking import heatmap
     from probes.view.picture import Picture
+    from probes.view.spotted import hotspot_map
     from probes.wiring import Edge, Wiring
 
 _HOMES = {
@@ -96,6 +98,7 @@ _HOMES = {
     "Pair": "questions",
     "Question": "questions",
     "family_members": "resources",
+    "Cell": "restart",
     "Subspace": "subspace",
     "das": "subspace",
     "Task": "tasks",
@@ -104,6 +107,7 @@ _HOMES = {
     "trace": "tracing",
     "heatmap": "view.looking",
     "Picture": "view.picture",
+    "hotspot_map": "view.spotted",
     "Edge": "wiring",
     "Wiring": "wiring",
 }

@@ -237,7 +237,8 @@ def learned(rows: Sequence[Mapping[str, float | str]]) -> Verdict:
     if len(rows) < 2:
         why = "no models that were trained on few objects are measured"
         return judged("H5", TITLES["H5"], [untested("dose and response", why)])
-    few, *_, many = sorted(rows, key=lambda row: float(row["nouns"]))
+    rows = sorted(rows, key=lambda row: float(row["nouns"]))
+    few, *_, many = rows
     gain = float(many["strange"]) - float(few["strange"])
     # The two are separate models: errors add in squares (Newcombe 1998, method 10).
     low = gain - _length(many, "low", few, "high")

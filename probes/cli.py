@@ -139,7 +139,7 @@ def prove(
     before: Annotated[
         str, typer.Option(help="The model that they were tuned from, if it is not known.")
     ] = "",
-    bases: Annotated[int, typer.Option(help="Prompts to judge by.", min=20)] = 200,
+    bases: Annotated[int, typer.Option(help="Prompts to judge by.", min=80)] = 200,
     nulls: Annotated[int, typer.Option(help="Untrained nets for the chance level.", min=1)] = 20,
     seed: Annotated[int, typer.Option(help="Of prompts, nets and searches.", min=0)] = 0,
     out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("proof.html"),

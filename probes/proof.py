@@ -160,7 +160,8 @@ def prove(  # noqa: PLR0913 (the job has its dials)
         pattern: A pattern with an opposite, or its name. A model that cannot answer its questions
             is tried on the same facts as statements (`<name>-told`).
         before: The model that it was tuned from; the family's own is known.
-        bases: Prompts that the verdicts rest on; half as many more find the sites.
+        bases: Prompts that the verdicts rest on; half as many more find the sites. Fewer than 80
+            leave tests undecided, whatever they find: 0 of 30 may be a tenth.
         nulls: Untrained nets for the chance level.
         seed: Of prompts, nets and searches.
 

@@ -10,7 +10,7 @@ from probes.comparison.estimates import Estimate
 from probes.counterevidence import Unseen
 from probes.dimension import Decoded
 from probes.dissociation import Branch, Dissociation, Necessity, Swap
-from probes.evidence import absent, above, below, judged, untested, within
+from probes.evidence import above, absent, below, judged, untested, within
 from probes.hotspot import Hotspots, Spot
 from probes.lineage import Lineage
 from probes.restart import Cell
@@ -124,9 +124,12 @@ def test_an_absent_behaviour_is_neither_held_nor_failed():
 # H1.
 
 
+GROUPS = ("new objects", "untrained objects", "untrained cells")
+
+
 def spots(**values):
     """Spots of operation, x, y and thing, all of which hold unless told otherwise."""
-    groups = dict.fromkeys(("new objects", "untrained objects", "untrained cells"), SURE)
+    groups: dict[str, Estimate] = dict.fromkeys(GROUPS, SURE)
     found = {"other": SURE, "same": SURE, "difference": NONE, "groups": groups} | values
     cell = Cell(1, "resid", "op")
     first = Spot("operation", cell, **found)
@@ -165,7 +168,10 @@ def test_one_state_whatever_the_object_holds_where_all_speaks_for_it():
         ({"hot": spots(groups={"new objects": NO})}, "new objects: "),
         ({"hot": spots(other=NO, same=NO)}, "no site hands over operation"),
         ({"unseen": Unseen(NO, NO, NONE, ())}, "verbs not fitted on: "),
-        ({"unseen": Unseen(SURE, SURE, Estimate(0.0, -0.1, 0.0), ())}, "gain over the token embedd"),
+        (
+            {"unseen": Unseen(SURE, SURE, Estimate(0.0, -0.1, 0.0), ())},
+            "gain over the token embedd",
+        ),
         ({"search": bare(Search, untrained=YES)}, "search in an untrained model"),
         ({"asked_back": NO}, "asked for y"),
         ({"loud_filler": NO}, "a verb in vain"),
@@ -187,7 +193,11 @@ def test_it_cannot_be_told_where_verbs_are_few_or_no_object_stands_there(changes
 
 def parted(**changes):
     values = {"number": SURE, "noun": NO, "thing_number": NO, "thing_noun": SURE}
-    v = values | {"crossover": Estimate(3.0, 2.0, 4.0), "one_place": Estimate(2.0, 1.0, 3.0)} | changes
+    v = (
+        values
+        | {"crossover": Estimate(3.0, 2.0, 4.0), "one_place": Estimate(2.0, 1.0, 3.0)}
+        | changes
+    )
     operation = Swap("operation", v["number"], v["noun"])
     thing = Swap("thing", v["thing_number"], v["thing_noun"])
     return Dissociation(operation, thing, v["crossover"], v["one_place"])
@@ -283,13 +293,14 @@ def test_heads_shared_are_counted_over_all_heads():
 
 def dose(nouns, value, *, spread=0.05):
     low, high = value - spread, value + spread
-    return {"nouns": nouns, "strange": value, "strange_low": low, "strange_high": high}
+    return {"nouns": float(nouns), "strange": value, "strange_low": low, "strange_high": high}
 
 
 def test_a_template_is_learned_from_many_objects_where_many_do_surely_more_than_few():
     found = claims.learned([dose(40, 0.9), dose(2, 0.3), dose(8, 0.5)])
     assert found.word == "holds"
     value = found.evidence[0].value
+    assert value is not None
     half = math.hypot(0.05, 0.05)  # Errors of separate models add in squares.
     assert value.value == pytest.approx(0.6)
     assert (value.low, value.high) == pytest.approx((0.6 - half, 0.6 + half))
@@ -309,9 +320,10 @@ def test_a_dose_without_another_says_nothing(rows):
 
 
 def test_an_interval_that_is_wider_on_one_side_is_taken_from_the_side_that_counts():
-    few = {"nouns": 2, "strange": 0.0, "strange_low": 0.0, "strange_high": 0.2}
-    many = {"nouns": 9, "strange": 1.0, "strange_low": 0.9, "strange_high": 1.0}
+    few = {"nouns": 2.0, "strange": 0.0, "strange_low": 0.0, "strange_high": 0.2}
+    many = {"nouns": 9.0, "strange": 1.0, "strange_low": 0.9, "strange_high": 1.0}
     value = claims.learned([few, many]).evidence[0].value
+    assert value is not None
     assert value.low == pytest.approx(1 - math.hypot(0.1, 0.2))
     assert value.high == 1
 
@@ -320,7 +332,9 @@ def test_an_interval_that_is_wider_on_one_side_is_taken_from_the_side_that_count
 
 
 def test_a_table_of_series_is_read_as_it_was_written(tmp_path):
-    rows = [{"model": "dose-2", "kind": "dose", "nouns": 2, "strange": 0.25, "site": "L1.resid@op"}]
+    rows = [
+        {"model": "dose-2", "kind": "dose", "nouns": 2.0, "strange": 0.25, "site": "L1.resid@op"}
+    ]
     write_series(rows, tmp_path / "series.csv")
     assert read_series(tmp_path / "series.csv") == rows
     assert read_series(tmp_path / "none.csv") == []

@@ -34,23 +34,6 @@ def draw(count=8, *, pattern=FOX, seed=0, **how):
     return crossings(pattern, count, tokenizers=(fox_tokenizer(),), seed=seed, **how)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cells_once():
-    """Work out which numbers make outcomes differ once for each pair of answers: it is slow."""
-    made, kept = factorial._Plan.__dict__["cells"].func, {}
-
-    def cells(plan):
-        pattern = plan.pattern
-        key = (pattern.answers, pattern.opposite.answers, pattern.lexicon.numbers)
-        if key not in kept:
-            kept[key] = made(plan)
-        return kept[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(factorial._Plan, "cells", property(cells))
-        yield
-
-
 @pytest.fixture(scope="module")
 def drawn():
     return draw(60)
@@ -380,7 +363,7 @@ def test_answers_in_another_form_are_refused_or_drawn(pattern):
     try:
         assert len(draw(2, pattern=pattern)) == 2
     except PatternError as refused:
-        assert str(refused)  # noqa: PT017 (either is right)
+        assert str(refused)
 
 
 @pytest.mark.xfail(strict=True, reason="ValueError of tuple.index, which names no label")

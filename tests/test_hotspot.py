@@ -7,21 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from probes import factorial, hotspot
-from probes.errors import ProbeError, SiteError
+from probes import hotspot
+from probes.errors import ModelError, ProbeError, SiteError
 from probes.factorial import crossings
 from probes.family.split import family_split
 from probes.hotspot import (
-    FACTORS,
     all_cells,
     alone,
     finding_words,
-    groups_of,
     hotspots,
-    known_pattern,
-    omega_squared,
+    inner_cells,
+    strange_draws,
     variables_of,
-    variance_shares,
 )
 from probes.interchange import cross, exchange, site_name
 from probes.model import wrap
@@ -29,27 +26,11 @@ from probes.patterns import all_patterns
 from probes.planted_foxes import fox_pattern, planted_fox
 from probes.restart import Cell
 from probes.testing import hook_count, tiny_hf
+from probes.variance import FACTORS, omega_squared, variance_shares
 
 FOX = fox_pattern()
 OP = Cell(1, "resid", "op")
 VARIABLES = ("operation", "x", "y", "thing")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cells_once():
-    """Work out which numbers make outcomes differ once for each pair of answers: it is slow."""
-    made, kept = factorial._Plan.__dict__["cells"].func, {}
-
-    def cells(plan):
-        pattern = plan.pattern
-        key = (pattern.answers, pattern.opposite.answers, pattern.lexicon.numbers)
-        if key not in kept:
-            kept[key] = made(plan)
-        return kept[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(factorial._Plan, "cells", property(cells))
-        yield
 
 
 @cache
@@ -69,10 +50,10 @@ def template():
     return found, before
 
 
-@pytest.fixture(scope="module")
-def judged():
-    """Enough crossings for every group, drawn once."""
-    return crossings(FOX, 150, tokenizers=(fox("template").tokenizer,), seed=0)
+def strangers(name, count=12, **how):
+    """Bases of one of the groups."""
+    draw = strange_draws(FOX)[name] | how
+    return crossings(FOX, count, tokenizers=(fox("template").tokenizer,), seed=3, **draw)
 
 
 # Where a planted variable is found.
@@ -86,7 +67,10 @@ def test_each_variable_is_found_at_its_own_token_where_it_was_planted(template):
         spot = found.spot(variable)
         assert spot.cell.layer == 1
         assert (spot.other.value, spot.same.value) == (1, 1)
-        assert (spot.difference.low, spot.difference.high) == (0, 0)
+        assert (spot.difference.value, spot.difference.low <= 0 <= spot.difference.high) == (
+            0,
+            True,
+        )
         assert spot.cell.role == {"operation": "op"}.get(variable, variable)
     assert [accuracy.value for accuracy in found.accuracy] == [1, 1]
 
@@ -96,16 +80,26 @@ def test_a_code_of_each_noun_serves_its_own_object_only():
     (spot,) = found.spots
     assert spot.cell == OP
     assert (spot.other.value, spot.same.value) == (0, 1)
-    assert (spot.difference.value, spot.difference.low) == (1, 1)
+    assert spot.difference.value == 1
+    assert 0 < spot.difference.low <= spot.difference.high <= 1
 
 
-def test_a_table_hands_over_the_operation_in_the_cells_that_it_was_shown(judged):
-    runs = cross(fox("lookup"), judged)
-    found = alone(exchange(runs, [OP]), "operation")[0]
-    groups = groups_of(judged, FOX, finding_words(FOX))
-    assert groups["untrained cells"].sum() >= 10
-    assert not found[groups["untrained cells"]].any()
-    assert found[~groups["untrained cells"]].all()
+def test_a_table_hands_over_the_operation_in_the_cells_that_it_was_shown():
+    unseen = strange_draws(FOX)["untrained cells"]["keep"]
+    shown = strangers("untrained cells", keep=lambda base: not unseen(base))
+    for drawn, share in ((strangers("untrained cells"), 0), (shown, 1)):
+        found = exchange(cross(fox("lookup"), drawn), [OP])
+        assert found.takes("operation")[0].mean() == share
+        assert found.says("other")[0].mean() == 1 - share
+
+
+def test_the_untrained_cells_are_a_group_of_their_own():
+    found = hotspots(fox("lookup"), FOX, variables=["operation"], bases=16, nulls=0)
+    (spot,) = found.spots
+    assert set(spot.groups) == {"new objects", "untrained objects", "untrained cells"}
+    assert spot.cell == OP
+    assert spot.groups["untrained cells"].value == 0
+    assert min(spot.groups["new objects"].value, spot.other.value) > 0.6
 
 
 def test_untrained_nets_hand_over_next_to_nothing(template):
@@ -145,6 +139,7 @@ def test_a_spot_repeats_what_the_exchanges_say(template):
 
 def test_all_cells_are_the_embedding_and_what_each_block_writes(template):
     cells = all_cells(template[0].crossed)
+    assert inner_cells(template[0].crossed) == [cell for cell in cells if cell.layer == 1]
     assert {cell.layer for cell in cells} == {0, 1, 2}
     assert {cell.component for cell in cells} == {"resid"}
     assert len(cells) == len(set(cells)) == 3 * len(template[0].crossed.roles)
@@ -159,28 +154,29 @@ def test_a_variable_that_was_not_looked_for_has_no_spot(template):
         template[0].spot("z")
 
 
-def test_a_pattern_goes_by_its_name_or_stands_for_itself():
-    assert known_pattern("take-away") is all_patterns()["take-away"]
-    assert known_pattern(FOX) is FOX
+def test_a_model_of_one_block_has_no_site_to_look_at():
+    words = fox("template").tokenizer
+    one = tiny_hf("llama", 0, vocab_size=len(words), num_hidden_layers=1)
+    with pytest.raises(ModelError, match="one block"):
+        hotspots(wrap(one, name="short", tokenizer=words), FOX)
 
 
 # Halves and groups.
 
 
-def test_groups_are_the_bases_whose_objects_or_cells_are_new(judged):
-    words = finding_words(FOX)
+def test_groups_hold_what_was_not_met_before():
+    words, split = finding_words(FOX), family_split()
     assert words == {"thing": list(FOX.lexicon.words("noun")[::2])}
-    groups = groups_of(judged, FOX, words)
-    for row, pair in enumerate(judged.other):
-        here, there = (dict(q.slots) for q in (pair.clean, pair.counterfactual))
-        nouns = {here["thing"], there["thing"]}
-        known = {
-            "new objects": not any(noun in words["thing"] for noun in nouns),
-            "untrained objects": any(noun in family_split().nouns for noun in nouns),
-            "untrained cells": ("plus", here["x"], here["y"]) in family_split().cells,
-        }
-        assert {name: bool(rows[row]) for name, rows in groups.items()} == known
-    assert all(0 < rows.sum() < len(judged) for rows in groups.values())
+    for name in strange_draws(FOX):
+        for pair in strangers(name).other:
+            here, there = (dict(q.slots) for q in (pair.clean, pair.counterfactual))
+            nouns = {here["thing"], there["thing"]}
+            known = {
+                "new objects": not nouns & set(words["thing"]),
+                "untrained objects": nouns <= split.nouns,
+                "untrained cells": ("plus", here["x"], here["y"]) in split.cells,
+            }
+            assert known[name]
 
 
 def test_sites_are_found_without_the_new_objects():

@@ -31,7 +31,7 @@ lineage claims series proof
 comparison.profiles comparison.matching comparison.result comparison.relatives
 view.text view.colours view.packing view.cells view.thumbs view.maps view.picture view.blocks
 view.static view.wires view.circuits view.intervals view.heads view.sheet view.outcomes
-view.hotmap view.scatter view.spaced view.page view view.report view.traced view.cued view.proved
+view.hotmap view.scatter view.spaced view.page view view.report view.traced view.cued view.spotted view.claimed view.proved
 view.looking
 cli
 """

@@ -140,7 +140,6 @@ def test_with_no_cells_it_is_the_clean_run(kind):
 
 
 def test_sources_about_one_object_and_another_are_told_apart():
-    same, other = (exchange(crossed("template"), [OP], objects=o) for o in ("same", "other"))
     thing = Cell(0, "resid", "thing")
     same, other = (
         exchange(crossed("template"), [thing], objects=o).says("thing", NOUN)
@@ -333,7 +332,7 @@ def test_names_of_sites_say_layer_component_and_role():
 
 def test_nouns_of_many_tokens_are_read_at_the_first_that_differs(shared_tokenizer):
     words = shared_tokenizer("gpt2")
-    nouns = [n for n in all_patterns()["take-away"].lexicon.words("noun")]
+    nouns = all_patterns()["take-away"].lexicon.words("noun")
     long = [noun for noun in nouns if len(words.tokenize(f" {noun}")) == 2]
     pattern = all_patterns()["take-away-told"]
     found = crossings(pattern, 6, tokenizers=(words,), seed=0, words={"thing": long})
@@ -369,9 +368,9 @@ def test_nouns_of_many_tokens_are_read_at_the_first_that_differs(shared_tokenize
 
 def test_a_site_that_was_not_patched_or_does_not_exist_is_refused():
     found = exchange(crossed("template"), [OP])
-    with pytest.raises(SiteError, match="L1.resid@op"):
+    with pytest.raises(SiteError, match=r"L1\.resid@op"):
         found.row("L0.resid@op")
-    with pytest.raises(SiteError, match="L0.resid@op"):
+    with pytest.raises(SiteError, match=r"L0\.resid@op"):
         found.share("L0.resid@op", "operation")
     with pytest.raises(SiteError, match="verb"):
         exchange(crossed("template"), [Cell(1, "resid", "verb")])

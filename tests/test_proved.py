@@ -96,7 +96,7 @@ def proven(hot, *, two=WIDE, line=None, bound=True, **changes):
         Swap("operation", YES, NO),
         Swap("thing", NO, YES),
         Estimate(3.5, 3.1, 3.9),
-        Estimate(3.5, 3, 4),
+        Estimate(2.5, 2.1, 2.9),
     )
     second = replace(parted, thing=Swap("thing", two, YES))
     cost = Estimate(5.5, 4.5, 6.5)

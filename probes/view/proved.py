@@ -4,11 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
 
 from probes.evidence import Verdict
-from probes.factorial import OBJECT
-from probes.hotspot import Hotspots, Spot
+from probes.hotspot import Hotspots
 from probes.interchange import NUMBER, site_name
 from probes.proof import Proof, doses
 from probes.questions import Question
@@ -23,16 +21,16 @@ from probes.view.claimed import (
     before_blocks,
     direction_blocks,
     dose_blocks,
+    evidence_table,
     noun_blocks,
     state_blocks,
-    evidence_table,
     why,
 )
-from probes.view.hotmap import HotMap, HotMapBlock, HotModel
 from probes.view.outcomes import OutcomeBlock
 from probes.view.page import Section, page
 from probes.view.picture import Picture
 from probes.view.spaced import space_block
+from probes.view.spotted import hotspot_block, roles_of, shown_variable
 from probes.view.text import minus
 
 if TYPE_CHECKING:
@@ -142,9 +140,7 @@ def _each(proofs: Sequence[Proof], blocks: Callable[[Proof], list[Block]]) -> li
 def _where(proofs: Sequence[Proof]) -> list[Block]:
     asked = {proof.pattern: proof.hot for proof in proofs}
     found: list[Block] = [_example(hot) for hot in asked.values()]
-    roles = _roles([proof.hot for proof in proofs])
-    models = [_hot(proof.hot, roles) for proof in proofs]
-    found.append(HotMapBlock(models, "How often a place hands over one variable and nothing else"))
+    found.append(hotspot_block([proof.hot for proof in proofs]))
     return found + _each(proofs, lambda proof: [_spots(proof.hot), _bars(proof.hot)])
 
 
@@ -154,7 +150,7 @@ def _example(hot: Hotspots) -> Table:
     pair = drawn.other[0]
     rows = [
         [role, _said(pair.clean, role), _said(pair.counterfactual, role)]
-        for role in _roles([hot])
+        for role in roles_of([hot])
         if "+" not in role
     ]
     texts = dict(pair.clean.outcomes)["number"]
@@ -177,50 +173,10 @@ def _said(question: Question, role: str) -> str:
     return " … ".join(words) or _GLOSS.get(role, "(not in this text)")
 
 
-def _roles(found: Sequence[Hotspots]) -> list[str]:
-    """Merge the roles of several models in the order of their texts; chosen joined ones last."""
-    plain: list[str] = []
-    for hot in found:
-        for at, role in enumerate(own := [role for role in hot.roles if "+" not in role]):
-            if role not in plain:
-                plain.insert(plain.index(own[at - 1]) + 1 if at else 0, role)
-    chosen = [spot.cell.role for hot in found for spot in hot.spots]
-    return plain + list(dict.fromkeys(role for role in chosen if "+" in role))
-
-
-def _hot(hot: Hotspots, roles: Sequence[str]) -> HotModel:
-    layers = max(cell.layer for cell in hot.cells)
-    number, noun = hot.accuracy
-    return HotModel(
-        name=hot.model,
-        roles=roles,
-        layers=(*map(str, range(layers)), "out"),
-        maps=[_map(hot, spot, roles) for spot in hot.spots],
-        caption=f"number right {number.value:.2f}, noun {noun.value:.2f}",
-    )
-
-
-def _map(hot: Hotspots, spot: Spot, roles: Sequence[str]) -> HotMap:
-    own = hot.map(spot.variable)
-    shares: Float[np.ndarray, "role layer"] = np.full((len(roles), own.shape[1]), np.nan)
-    for row, role in enumerate(roles):
-        if role in hot.roles:
-            shares[row] = own[hot.roles.index(role)]
-    # Below half a prompt is none: it is not more than chance, however low chance is.
-    null = max(hot.bars[spot.variable], 0.5 / len(hot.crossed))
-    ring = (roles.index(spot.cell.role), spot.cell.layer)
-    counts = np.full(shares.shape, len(hot.crossed))
-    return HotMap(_variable(spot.variable), shares, null, [ring], counts)
-
-
-def _variable(name: str) -> str:
-    return "object" if name == OBJECT else name
-
-
 def _spots(hot: Hotspots) -> Table:
     rows = [
         [
-            _variable(spot.variable),
+            shown_variable(spot.variable),
             site_name(spot.cell),
             str(spot.other),
             str(spot.same),
@@ -243,7 +199,9 @@ def _spots(hot: Hotspots) -> Table:
 
 def _bars(hot: Hotspots) -> OutcomeBlock:
     """Draw what the number becomes at the chosen places, and late where it is read."""
-    sites = {site_name(s.cell): f"{_variable(s.variable)}: {site_name(s.cell)}" for s in hot.spots}
+    sites = {
+        site_name(s.cell): f"{shown_variable(s.variable)}: {site_name(s.cell)}" for s in hot.spots
+    }
     role = _reader(hot)
     late = [site_name(cell) for cell in hot.cells if cell.role == role]
     room = max(0, _BARS - len(sites))
