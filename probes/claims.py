@@ -94,7 +94,7 @@ def _has_site(hot: Hotspots, spot: Spot) -> Evidence:
 
 
 def _same_object(spot: Spot, there: Decoded) -> Evidence:
-    if not there.decodable:
+    if not there.accuracy > there.chance + MARGIN:
         return untested(
             "same and other objects alike",
             f"no object can be read at {site_name(spot.cell)} ({there.accuracy:.2f}, chance up to "
@@ -160,7 +160,7 @@ def branch(
             "needed more than directions beside it",
             "resampling random directions of as much variance does the same",
             Estimate(needed.percentile, needed.percentile, needed.percentile),
-            f"above 0.95 of {len(needed.chance)} random subspaces",
+            f"above more than 0.95 of {len(needed.chance)} random subspaces",
             needed.percentile > _LEVEL,
         )
     )

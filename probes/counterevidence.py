@@ -14,6 +14,7 @@ from probes.comparison.estimates import Estimate, share
 from probes.comparison.gating import ask
 from probes.comparison.resampling import paired
 from probes.counterfactuals import draw_pairs, encode_pairs, fits
+from probes.errors import PatternError
 from probes.factorial import crossings
 from probes.interchange import cross
 from probes.model import Model
@@ -50,6 +51,11 @@ def unseen_verbs(
         PatternError: There are fewer than two groups of verbs, or too few prompts.
     """
     verbs = verb_groups(pattern)
+    if len(verbs) < 2:
+        raise PatternError(
+            f"{pattern.name!r} has one group of verbs, {verbs}: none can be left out. Give it "
+            "verbs that share no word"
+        )
     early = Cell(0, "resid", cell.role if "op" in cell.role.split("+") else "op")
     hits: dict[Cell, list[Bool[np.ndarray, " prompt"]]] = {cell: [], early: []}
     for n, left_out in enumerate(verbs):
@@ -69,7 +75,7 @@ def unseen_verbs(
             for k, (count, words) in enumerate(((2 * bases, others), (bases, left_out)))
         )
         for place, found in hits.items():
-            found.append(flips(judged, operation_direction(fit, place)))
+            found.append(flips(judged, operation_direction(fit, place), "same"))
     site, embedding = (np.concatenate(hits[place]) for place in (cell, early))
     gain = paired(embedding, site).difference
     return Unseen(share(site), share(embedding), gain, tuple(map(tuple, verbs)))

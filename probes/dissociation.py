@@ -74,12 +74,13 @@ def _crossover(
     plain: Interchange, found: Interchange, *, elsewhere: bool
 ) -> Float[np.ndarray, " prompt"]:
     """Return the interaction of site and answer, prompt by prompt."""
-    gains = []
+    gains, scale = [], 0.0
     for answer, label in ((NUMBER, OPERATION), (NOUN, OBJECT)):
         there = elsewhere and answer == NOUN
         before = plain.pull(label, answer, elsewhere=there)[0]
-        gain = found.pull(label, answer, elsewhere=there) - before
-        gains.append(gain / np.abs(before).mean())
+        # At one place both are measured by the number's lead: the noun's is next to nothing there.
+        scale = scale if there else np.abs(before).mean()
+        gains.append((found.pull(label, answer, elsewhere=there) - before) / scale)
     number, noun = gains
     return (number[0] - noun[0]) - (number[1] - noun[1])
 

@@ -235,6 +235,11 @@ class _Plan:
             else:
                 every = [lexicon.words(kind)] * 2
             kept = [[w for w in side if w in words.get(slot, side)] for side in every]
+            if not all(kept):
+                raise PatternError(
+                    f"No words are left for {slot!r} of {self.pattern.name!r}: "
+                    f"{list(words.get(slot, ()))} were allowed, and {every} there are"
+                )
             used = {*base.values(), *there.values()}
             base[slot] = rng.choice([w for w in kept[0] if w not in used] or kept[0])
             stays = kind == "noun" and slot != self.object

@@ -18,7 +18,16 @@ from probes.comparison.resampling import paired
 from probes.errors import ModelError, PatternError, SiteError
 from probes.factorial import OBJECT, OPERATION, Crossings, crossings
 from probes.family.split import family_split
-from probes.interchange import NOUN, NUMBER, Crossed, Interchange, cross, exchange, site_name
+from probes.interchange import (
+    NOUN,
+    NUMBER,
+    Crossed,
+    Interchange,
+    Objects,
+    cross,
+    exchange,
+    site_name,
+)
 from probes.model import Model, untrained
 from probes.restart import Cell
 
@@ -42,8 +51,8 @@ class Spot:
         other: How often just this variable is taken up from sources about another object.
         same: The same from sources about the base's object.
         difference: `same` less `other`, paired by base; near 0: the object does not matter.
-        groups: `other` among bases with words or numbers that were not met before; see
-            `strange_draws`.
+        groups: `same` among bases with words or numbers that were not met before (of an object:
+            `other`); see `strange_draws`.
     """
 
     variable: str
@@ -272,6 +281,7 @@ def _spot(
     strange: Mapping[str, Crossed], seed: int,
 ) -> Spot:  # fmt: skip
     row = found[0].row(site_name(cell))
+    kind: Objects = "other" if variable == OBJECT else "same"
     other, same = (alone(one, variable)[row] for one in found)
     if variable == OBJECT:  # From a source about the same object there is none to take up.
         same = found[1].says("base", NOUN)[row] & found[1].says("base", NUMBER)[row]
@@ -282,7 +292,7 @@ def _spot(
         same=share(same),
         difference=paired(other, same).difference,
         groups={
-            name: share(alone(exchange(crossed, [cell]), variable)[0])
+            name: share(alone(exchange(crossed, [cell], objects=kind), variable)[0])
             for name, crossed in strange.items()
         },
     )

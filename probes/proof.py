@@ -242,6 +242,7 @@ def doses() -> list[dict[str, float | str]]:
 def _open(model: Model, pattern: str | Pattern, seed: int) -> tuple[Pattern, tuple[Gate, ...]]:
     """Return the pattern that the model can do: the one asked for, or its twin in statements."""
     asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
+    crossings(asked, 1, tokenizers=(model.tokenizer,), seed=seed)  # Refuses what cannot be crossed.
     gates = gate(model, asked, seed=seed)
     if all(found.state != "closed" for found in gates):
         return asked, gates

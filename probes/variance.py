@@ -21,7 +21,8 @@ def variance_shares(
     """Say which share of the states' variance goes with each factor, site by site.
 
     It is omega squared (Hays 1963) summed over dimensions, of bases and sources together: about 0,
-    or just below, where a factor explains no more than chance; NaN where some base lacks the role. Factors overlap.
+    or just below, where a factor explains no more than chance; NaN where some base lacks the role.
+    Factors overlap.
     """
     found = crossed.crossings
     asked = [pair.clean for pair in found.other] + [pair.counterfactual for pair in found.other]

@@ -20,6 +20,8 @@ MIXES = (
 )  # fmt: skip
 COPIES = ("copies x", "copies y", "copies source x", "copies source y")
 FOX = fox_pattern()
+assert FOX.opposite is not None
+OPPOSITE = FOX.opposite
 
 # A tokenizer with a pattern that it reads: in the last, somebody else has things, too.
 CASES = [("fox", "fox"), ("own", "get-more"), ("gpt2", "take-away"), ("pythia", "two-owners-more")]
@@ -240,7 +242,7 @@ def answered(number, opposite=None, noun="thing"):
     return replace(
         FOX,
         answers=(("number", number), ("noun", noun)),
-        opposite=replace(FOX.opposite, answers=turned),
+        opposite=replace(OPPOSITE, answers=turned),
     )
 
 
@@ -348,12 +350,12 @@ def test_a_filter_that_keeps_nothing_is_named_as_the_reason():
         replace(
             FOX,
             answers=FOX.answers[::-1],
-            opposite=replace(FOX.opposite, answers=FOX.opposite.answers[::-1]),
+            opposite=replace(OPPOSITE, answers=OPPOSITE.answers[::-1]),
         ),
         replace(
             FOX,
             answers=(*FOX.answers, ("moved", "y")),
-            opposite=replace(FOX.opposite, answers=(*FOX.opposite.answers, ("moved", "y"))),
+            opposite=replace(OPPOSITE, answers=(*OPPOSITE.answers, ("moved", "y"))),
         ),
         answered("5", "6"),
     ],

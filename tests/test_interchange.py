@@ -77,7 +77,7 @@ def oracle(kind, cell, objects):
     name = point(cell, run.shape.layers)
     with run.editing({name: lambda value: kept.append(value.clone())}):
         run.logits(theirs.ids, theirs.mask)
-    roles = {"op+y": "op y", "all": ALL}.get(cell.role, cell.role).split()
+    roles = {"op+y": "op y", "all": ALL}.get(cell.role, str(cell.role)).split()
     swap = torch.stack([batch.where(role) for role in roles]).any(0)[..., None]
     if isinstance(cell.component, int):
         swap = swap[..., None] & (torch.arange(run.shape.heads) == cell.component)[:, None]
@@ -181,7 +181,7 @@ def test_what_is_said_is_the_likeliest_token_by_its_label(kind):
     for answer in (NUMBER, NOUN):
         labels, tokens = found.labels[answer], found.tokens[answer]
         hits = [found.says(label, answer) for label in labels]
-        assert (sum(hit.astype(int) for hit in (*hits, found.says("other", answer))) == 1).all()
+        assert (np.sum([*hits, found.says("other", answer)], axis=0) == 1).all()
         for place, hit in enumerate(hits):
             wanted = runs.tokens[answer][:, place].expand_as(tokens)
             assert np.array_equal(hit, (tokens == wanted).numpy())

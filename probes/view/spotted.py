@@ -64,4 +64,5 @@ def _map(hot: Hotspots, spot: Spot, roles: Sequence[str]) -> HotMap:
 
 
 def shown_variable(name: str) -> str:
+    """Return what readers call a variable."""
     return "object" if name == OBJECT else name
