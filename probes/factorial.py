@@ -61,6 +61,8 @@ class Crossings:
 
     def target(self, index: int, label: str) -> str:
         """Return the number that a base answers under a label."""
+        if label not in self.number:
+            raise PatternError(f"No number means {label!r}: there are {', '.join(self.number)}")
         outcomes = dict(self.same[index].clean.outcomes)[_NUMBER]
         return outcomes[self.number.index(label)]
 
@@ -97,11 +99,12 @@ def crossings(  # noqa: PLR0913 (what is drawn, how often, and for whom)
     plan = _Plan(pattern)
     rng, found = random.Random(f"{seed}:{pattern.name}:crossings"), {}
     labels = None
-    for base, sources in islice(plan.draws(rng, tokenizers, words or {}), count * _TRIES):
+    for draw in islice(plan.draws(rng, tokenizers, words or {}), count * _TRIES):
         if len(found) == count:
             break
-        if base.text in found or (keep is not None and not keep(base)):
+        if draw is None or draw[0].text in found or (keep is not None and not keep(draw[0])):
             continue
+        base, sources = draw
         made = plan.cross(base, sources)
         if any(len(set(texts)) < len(texts) for _, texts in made[2].clean.outcomes):
             continue
@@ -115,7 +118,8 @@ def crossings(  # noqa: PLR0913 (what is drawn, how often, and for whom)
     if len(found) < count or labels is None:
         raise PatternError(
             f"Only {len(found)} of {count} bases of {pattern.name!r} have outcomes that are all "
-            "different tokens: ask for fewer, allow more words, or a wider range of numbers"
+            "different tokens and pass `keep`: ask for fewer, allow more words, keep more, or "
+            "take a wider range of numbers"
         )
     same, other = zip(*found.values(), strict=True)
     return Crossings(pattern.name, *labels, same, other)
@@ -147,9 +151,13 @@ class _Plan:
                 f"{name!r} has no operation that turns around: crossings need a pattern with "
                 "frames and an opposite"
             )
-        if _NUMBER not in answers or answers.get(_NOUN) not in self._slots("noun"):
+        if tuple(answers) != (_NUMBER, _NOUN) or answers[_NOUN] not in self._slots("noun"):
             raise PatternError(
-                f"{name!r} answers {answers}: crossings need a number, and a noun that is a slot"
+                f"{name!r} answers {answers}: crossings need a number, then a noun that is a slot"
+            )
+        if not self.operands:
+            raise PatternError(
+                f"{name!r} works its number out from no slot: there is nothing to mix"
             )
         if not len(self.cells):
             raise PatternError(
@@ -198,15 +206,22 @@ class _Plan:
         rng: random.Random,
         tokenizers: Sequence[PreTrainedTokenizerBase],
         words: Mapping[str, Sequence[str]],
-    ) -> Iterator[tuple[Question, tuple[Question, Question]]]:
-        """Yield bases with their two sources."""
+    ) -> Iterator[tuple[Question, tuple[Question, Question]] | None]:
+        """Yield bases with their two sources, or None for a draw that came to nothing."""
+        takes = {s for frame in self.pattern.frames for s in frame.slots} - self._slots("number")
+        if strange := set(words) - takes:
+            raise PatternError(
+                f"{sorted(strange)} take no words in {self.pattern.name!r}: its slots for words "
+                f"are {sorted(takes)}"
+            )
         sizes = _Sizes(tokenizers)
         while True:
             frame, numerals = rng.choice(self.pattern.frames), rng.choice(("digits", "words"))
             numbers = self.cells[rng.randrange(len(self.cells))].tolist()
             base, there = (dict(zip(self.operands, side, strict=True)) for side in numbers)
-            self._fill(frame, base, there, rng, (words, sizes))
-            if self.object not in base or base[self.object] == there[self.object]:
+            filled = self._fill(frame, base, there, rng, (words, sizes))
+            if not filled or self.object not in base or base[self.object] == there[self.object]:
+                yield None
                 continue
             base = {s: base[s] for s in frame.slots}
             asked = self.pattern.ask(frame, base, numerals)
@@ -214,14 +229,18 @@ class _Plan:
                 self.turned.ask(frame, {**there, self.object: noun}, numerals)
                 for noun in (base[self.object], there[self.object])
             ]
-            if asked is not None and None not in sources:
-                yield asked, (sources[0], sources[1])  # type: ignore[misc]
+            one, two = sources
+            yield None if None in (asked, one, two) else (asked, (one, two))  # type: ignore[misc]
 
     def _fill(
         self, frame: Frame, base: dict[str, Any], there: dict[str, Any], rng: random.Random,
         allowed: tuple[Mapping[str, Sequence[str]], "_Sizes"],
-    ) -> None:  # fmt: skip
-        """Fill the slots that are no operands; a source's words are as long as the base's."""
+    ) -> bool:  # fmt: skip
+        """Fill the slots that are no operands; a source's words are as long as the base's.
+
+        Returns:
+            Whether there was another word of that length wherever the two must differ.
+        """
         lexicon, (words, sizes) = self.pattern.lexicon, allowed
         for slot in frame.slots:
             kind = lexicon.kind(slot)
@@ -244,8 +263,13 @@ class _Plan:
             base[slot] = rng.choice([w for w in kept[0] if w not in used] or kept[0])
             stays = kind == "noun" and slot != self.object
             fit = [w for w in kept[1] if sizes(w) == sizes(base[slot])]
-            fit = [w for w in fit if w not in used and w != base[slot]] or [base[slot]]
+            fit = [w for w in fit if w not in used and w != base[slot]]
+            if kind == "filler":  # It may stay: nothing hangs on it.
+                fit = fit or [base[slot]]
+            if not stays and not fit:
+                return False
             there[slot] = base[slot] if stays else rng.choice(fit)
+        return True
 
     def cross(
         self, base: Question, sources: tuple[Question, Question]

@@ -73,7 +73,8 @@ class Hotspots:
         other, same: The outcome of putting in each site, by the object of the source.
         cells: The sites, role by role within each layer; layer 0 is the token embedding.
         spots: One for each variable, in the order asked for.
-        bars: For each variable what the best site of 95 % of untrained nets stays below.
+        bars: For each variable what the best site of 95 % of untrained nets stays below; NaN
+            where none was asked.
     """
 
     model: str
@@ -101,12 +102,13 @@ class Hotspots:
         )
 
     def map(self, variable: str) -> Float[np.ndarray, "role layer"]:
-        """Return how often each site hands over just one variable; NaN where no base has it."""
+        """Return how often each site hands over just one variable, of the bases that have it."""
         layers = 1 + max(cell.layer for cell in self.cells)
         found = np.full((len(self.roles), layers), np.nan)
-        shares = alone(self.other, variable).mean(1)
-        for cell, value in zip(self.cells, shares, strict=True):
-            found[self.roles.index(cell.role), cell.layer] = value
+        taken = alone(self.other, variable)
+        for cell, some in zip(self.cells, taken, strict=True):
+            here = self.crossed.where[cell.role].any(-1).cpu().numpy()
+            found[self.roles.index(cell.role), cell.layer] = some[here].mean()
         return found
 
 
@@ -164,8 +166,16 @@ def hotspots(  # noqa: PLR0913 (what is looked for, how hard, and beside what)
     finding = crossings(
         pattern, max(bases // 2, 8), tokenizers=tokenizers, seed=seed + 1, words=words
     )
-    judging = crossings(pattern, bases, tokenizers=tokenizers, seed=seed)
-    wanted = tuple(variables) or variables_of(judging)
+    seen = {pair.clean.text for pair in finding.same}
+    judging = crossings(
+        pattern, bases, tokenizers=tokenizers, seed=seed, keep=lambda base: base.text not in seen
+    )
+    known = variables_of(judging)
+    wanted = tuple(variables) or known
+    if strange := set(wanted) - set(known):
+        raise PatternError(
+            f"{pattern.name!r} has no variable {sorted(strange)}: it has {', '.join(known)}"
+        )
     sites = [_site(model, finding, variable) for variable in wanted]
     joined = {site.role: site.role.replace("+", " ") for site in sites if "+" in site.role}
     crossed = cross(model, judging, roles=joined)
@@ -198,8 +208,10 @@ def variables_of(found: Crossings) -> tuple[str, ...]:
 
 
 def finding_words(pattern: Pattern) -> dict[str, list[str]]:
-    """Return the words that sites are found by: every second noun."""
-    return {OBJECT: list(pattern.lexicon.words("noun")[::2])}
+    """Return the words that sites are found by: every second noun, wherever nouns stand."""
+    slots = {slot for frame in pattern.frames for slot in frame.slots}
+    nouns = list(pattern.lexicon.words("noun")[::2])
+    return {slot: nouns for slot in sorted(slots) if pattern.lexicon.kind(slot) == "noun"}
 
 
 def strange_draws(pattern: Pattern) -> dict[str, Draw]:
@@ -309,6 +321,6 @@ def _bars(
         found = exchange(crossed, inner_cells(crossed))
         best.append([alone(found, variable).mean(1).max() for variable in variables])
     if not best:
-        return dict.fromkeys(variables, 0.0)
+        return dict.fromkeys(variables, float("nan"))
     levels = np.quantile(np.array(best), _LEVEL, axis=0)
     return dict(zip(variables, map(float, levels), strict=True))

@@ -63,8 +63,13 @@ class Crossed:
         """Return the residual at the last token of a cell's role; of the bases by default.
 
         Raises:
-            SiteError: A prompt lacks the role.
+            SiteError: A prompt lacks the role, or the cell is no residual.
         """
+        if cell.component != "resid" or cell.role not in self.where:
+            raise SiteError(
+                f"No states are kept for {cell}: ask for the 'resid' of one of the roles "
+                f"{', '.join(self.where)}"
+            )
         here = self.where[cell.role]
         if not bool(here.any(-1).all()):
             raise SiteError(f"Some prompts have no role {cell.role!r}: choose one that all have")
@@ -84,6 +89,7 @@ def cross(model: Model, crossings: Crossings, *, roles: Mapping[str, str] | None
     Raises:
         BatchError: A text is longer than the model takes.
         OutcomeError: The model's tokenizer cannot tell outcomes apart.
+        SiteError: A role to be joined is in no prompt.
     """
     pairs = {
         name: encode_pairs(model.tokenizer, list(getattr(crossings, name)), limit=limit)
@@ -97,6 +103,8 @@ def cross(model: Model, crossings: Crossings, *, roles: Mapping[str, str] | None
     shared = first.exchanged & pairs["other"].exchanged
     where = {role: first.clean.where(role) & shared for role in first.clean.roles}
     for name, parts in (roles or {}).items():
+        if strange := set(parts.split()) - set(where):
+            raise SiteError(f"No role {sorted(strange)} to join: there are {', '.join(where)}")
         where[name] = torch.stack([where[part] for part in parts.split()]).any(0)
     return Crossed(
         model=model,
@@ -149,10 +157,17 @@ class Interchange:
         """Mark where an answer means just this: "operation", "base", "thing", "other", …"""
         if label == OTHER:
             return (self.said[answer] < 0).cpu().numpy()
-        return (self.said[answer] == self.labels[answer].index(label)).cpu().numpy()
+        return (self.said[answer] == self._place(label, answer)).cpu().numpy()
+
+    def _place(self, label: str, answer: int) -> int:
+        if label not in self.labels[answer]:
+            known = ", ".join((*self.labels[answer], OTHER))
+            raise SiteError(f"No outcome is called {label!r}: there are {known}")
+        return self.labels[answer].index(label)
 
     def takes(self, variable: str) -> Bool[np.ndarray, "site prompt"]:
         """Mark where the number takes up a variable of the source, alone or with others."""
+        self._place(variable, NUMBER)
         holding = [n for n, text in enumerate(self.labels[NUMBER]) if variable in text.split(" + ")]
         return torch.isin(self.said[NUMBER], torch.tensor(holding)).cpu().numpy()
 
@@ -174,8 +189,8 @@ class Interchange:
     ) -> Float[np.ndarray, "site prompt"]:
         """Return how far an outcome's logit stands above the base's."""
         found = (self.elsewhere if elsewhere else self.logits)[answer]
-        place = self.labels[answer].index(label)
-        return (found[..., place] - found[..., self.labels[answer].index(BASE)]).cpu().numpy()
+        place, base = (self._place(name, answer) for name in (label, BASE))
+        return (found[..., place] - found[..., base]).cpu().numpy()
 
 
 def site_name(cell: Cell) -> str:
@@ -208,9 +223,10 @@ def exchange(
     def measure(
         logits: Float[Tensor, "row answer vocab"], prompt: Int[Tensor, " row"]
     ) -> Float[Tensor, "row measure"]:
-        likeliest = logits.argmax(-1)
+        # Token numbers ride along with the logits: single precision holds them exactly.
+        likeliest, logits = logits.argmax(-1), logits.float()
         asked = [tokens[prompt] for tokens in crossed.tokens]
-        found = [likeliest.to(logits)]  # Token numbers are small enough to be exact in floats.
+        found = [likeliest.to(logits)]
         for answer, tokens in enumerate(asked):
             hit = tokens == likeliest[:, answer, None]
             found.append(torch.where(hit.any(-1), hit.int().argmax(-1), -1)[:, None].to(logits))

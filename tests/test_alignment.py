@@ -98,7 +98,6 @@ def test_with_two_pairs_of_verbs_each_is_judged_by_the_other(kind, share):
     assert found.gain.value == share
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="a slot without words is drawn from")
 def test_one_pair_of_verbs_leaves_none_to_fit_on():
     with pytest.raises(PatternError):
         unseen_verbs(fox().model, pairs(1), HERE, bases=4)

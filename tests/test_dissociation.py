@@ -118,7 +118,6 @@ def test_bindings_of_one_thing_are_refused():
         binding(runs())
 
 
-@pytest.mark.xfail(strict=True, reason="a lead of rounding size is divided by: noise passes")
 def test_one_place_is_not_measured_against_a_lead_that_is_nought():
     """The noun cannot be read where the number is: there is no lead to take a share of."""
     lead = np.abs(exchange(runs(), []).pull("thing", NOUN, elsewhere=True)).mean()

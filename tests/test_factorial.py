@@ -24,7 +24,12 @@ assert FOX.opposite is not None
 OPPOSITE = FOX.opposite
 
 # A tokenizer with a pattern that it reads: in the last, somebody else has things, too.
-CASES = [("fox", "fox"), ("own", "get-more"), ("gpt2", "take-away"), ("pythia", "two-owners-more")]
+CASES = [
+    ("fox", "fox"),
+    ("own", "get-more"),
+    pytest.param(("gpt2", "take-away"), marks=pytest.mark.slow),
+    pytest.param(("pythia", "two-owners-more"), marks=pytest.mark.slow),
+]
 
 
 @cache
@@ -176,9 +181,7 @@ def test_all_tokenizers_that_are_given_read_the_crossings(own):
     assert all(encode_pairs(tokenizer, found.other).exact.all() for tokenizer in both)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="names of a length that no other name has stay: the module says all differ"
-)
+@pytest.mark.slow
 def test_a_source_is_about_another_person(shared_tokenizer):
     tokenizer = (shared_tokenizer("gpt2"),)
     pattern = all_patterns()["two-owners"]
@@ -191,7 +194,7 @@ def test_a_source_is_about_another_person(shared_tokenizer):
 
 
 def test_bases_are_different_texts_that_pass_the_filter():
-    found = draw(20, keep=lambda question: question["x"] > 9 and question.frame == "now")
+    found = draw(20, keep=lambda question: int(question["x"]) > 9 and question.frame == "now")
     texts = {pair.clean.text for pair in found.same}
     assert len(texts) == len(found) == 20
     assert all(here["x"] > 9 for here, _, _ in sides(found))
@@ -274,6 +277,7 @@ def test_too_few_different_bases_are_refused_by_number(drawn):
         draw(2, keep=lambda question: question == replace(only, outcomes=question.outcomes))
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_cannot_tell_numbers_apart_finds_none():
     words = Tokenizer(models.WordLevel({"<unk>": 0, "foxes": 1, "eggs": 2}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -282,7 +286,6 @@ def test_a_tokenizer_that_cannot_tell_numbers_apart_finds_none():
         crossings(FOX, 2, tokenizers=(blind,), seed=0)
 
 
-@pytest.mark.xfail(strict=True, reason="one noun: draws() goes on for ever, as it yields nothing")
 def test_a_single_noun_is_refused_in_the_end(monkeypatch):
     fill, calls = factorial._Plan._fill, []
 
@@ -297,15 +300,13 @@ def test_a_single_noun_is_refused_in_the_end(monkeypatch):
         draw(2, words={"thing": ["foxes"]})
 
 
-@pytest.mark.xfail(strict=True, reason="IndexError from random.choice: no word is allowed")
 @pytest.mark.parametrize("words", [{"thing": ["zebras"]}, {"op": ["find"]}])
 def test_words_that_leave_a_slot_empty_are_refused(words):
     with pytest.raises(PatternError):
         draw(2, words=words)
 
 
-@pytest.mark.xfail(strict=True, reason="a slot that no frame has, or a number slot, is ignored")
-@pytest.mark.parametrize("words", [{"verb": ["lose"]}, {"x": [7]}])
+@pytest.mark.parametrize("words", [{"verb": ["lose"]}, {"x": ["7"]}])
 def test_words_for_a_slot_that_takes_none_are_refused(words):
     with pytest.raises(PatternError):
         draw(2, words=words)
@@ -320,11 +321,6 @@ def longer_verbs():
     return replace(FOX, lexicon=replace(FOX.lexicon, verbs=verbs))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="where no opposite verb fits, the source keeps the base's: it says 'lose' and answers "
-    "x + y",
-)
 @pytest.mark.parametrize(
     ("pattern", "words"), [(FOX, {"op": ["lose"]}), (longer_verbs(), {})], ids=["words", "lengths"]
 )
@@ -337,13 +333,11 @@ def test_a_source_never_says_a_verb_of_the_other_operation(pattern, words):
         assert here["op"] != there["op"]
 
 
-@pytest.mark.xfail(strict=True, reason="the message blames outcomes, words and numbers, not keep")
 def test_a_filter_that_keeps_nothing_is_named_as_the_reason():
     with pytest.raises(PatternError, match="keep"):
         draw(2, keep=lambda question: False)
 
 
-@pytest.mark.xfail(strict=True, reason="KeyError, ValueError and AxisError from within")
 @pytest.mark.parametrize(
     "pattern",
     [
@@ -368,7 +362,6 @@ def test_answers_in_another_form_are_refused_or_drawn(pattern):
         assert str(refused)
 
 
-@pytest.mark.xfail(strict=True, reason="ValueError of tuple.index, which names no label")
 def test_a_label_that_is_not_there_is_refused_with_those_that_are(drawn):
     with pytest.raises(PatternError, match="operation"):
         drawn.target(0, "nothing")

@@ -26,13 +26,13 @@ cue_texts cue_results cues cue_forcing
 family family.split family.corpus family.tokenizer family.recipes family.training family.measure
 family.card family.make
 planted planted_gates planted_foxes compiled
-evidence factorial interchange variance hotspot alignment space neighbours counterevidence dissociation searching
-lineage claims series proof
+evidence factorial interchange variance hotspot alignment space neighbours counterevidence
+dissociation searching lineage claims series proof
 comparison.profiles comparison.matching comparison.result comparison.relatives
 view.text view.colours view.packing view.cells view.thumbs view.maps view.picture view.blocks
 view.static view.wires view.circuits view.intervals view.heads view.sheet view.outcomes
-view.hotmap view.scatter view.spaced view.page view view.report view.traced view.cued view.spotted view.claimed view.proved
-view.looking
+view.hotmap view.scatter view.spaced view.page view view.report view.traced
+view.cued view.spotted view.claimed view.proved view.looking
 cli
 """
 ORDER = LISTED.split()

@@ -330,6 +330,7 @@ def test_names_of_sites_say_layer_component_and_role():
 # Words of many tokens.
 
 
+@pytest.mark.slow
 def test_nouns_of_many_tokens_are_read_at_the_first_that_differs(shared_tokenizer):
     words = shared_tokenizer("gpt2")
     nouns = all_patterns()["take-away"].lexicon.words("noun")
@@ -392,13 +393,11 @@ def test_states_of_a_role_that_some_prompts_lack_are_refused(own):
         cross(run, found).states(Cell(0, "resid", "name"))
 
 
-@pytest.mark.xfail(strict=True, reason="KeyError: only a role that some prompts have is refused")
 def test_states_of_a_role_that_no_prompt_has_are_refused():
     with pytest.raises(SiteError, match="verb"):
         crossed("template").states(Cell(0, "resid", "verb"))
 
 
-@pytest.mark.xfail(strict=True, reason="the component is not looked at: an MLP's cell gives resid")
 def test_states_of_a_component_that_is_not_kept_are_refused_or_its_own():
     resid = crossed("template").states(OP)
     try:
@@ -408,27 +407,23 @@ def test_states_of_a_component_that_is_not_kept_are_refused_or_its_own():
     assert not torch.equal(written, resid)
 
 
-@pytest.mark.xfail(strict=True, reason="KeyError, which names no role that there is")
 def test_a_joined_role_with_an_unknown_part_is_refused():
     with pytest.raises(SiteError, match="verb"):
         cross(model("template"), drawn().take(range(2)), roles={"both": "op verb"})
 
 
-@pytest.mark.xfail(strict=True, reason="ValueError of tuple.index, which names no label")
 @pytest.mark.parametrize("ask", ["says", "pull"])
 def test_a_label_that_is_not_there_is_refused_by_name(ask):
     with pytest.raises(ProbeError, match="nothing"):
         getattr(exchange(crossed("template"), [OP]), ask)("nothing")
 
 
-@pytest.mark.xfail(strict=True, reason="False everywhere, as if it were never taken up")
 @pytest.mark.parametrize("variable", ["thing", "z"])
 def test_a_variable_that_numbers_do_not_tell_is_refused(variable):
     with pytest.raises(ProbeError, match=variable):
         exchange(crossed("template"), [OP]).takes(variable)
 
 
-@pytest.mark.xfail(strict=True, reason="token numbers pass through the logits' format: bfloat16")
 def test_tokens_are_exact_in_short_floats_too():
     words = fox("template").tokenizer
     wide = tiny_hf("llama", 0, vocab_size=4096).to(torch.bfloat16)

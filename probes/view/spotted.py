@@ -57,7 +57,7 @@ def _map(hot: Hotspots, spot: Spot, roles: Sequence[str]) -> HotMap:
         if role in hot.roles:
             shares[row] = own[hot.roles.index(role)]
     # Below half a prompt is none: it is not more than chance, however low chance is.
-    null = max(hot.bars[spot.variable], 0.5 / len(hot.crossed))
+    null = max(0.5 / len(hot.crossed), hot.bars[spot.variable])
     ring = (roles.index(spot.cell.role), spot.cell.layer)
     counts = np.full(shares.shape, len(hot.crossed))
     return HotMap(shown_variable(spot.variable), shares, null, [ring], counts)
