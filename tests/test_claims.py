@@ -342,3 +342,10 @@ def test_a_table_of_series_is_read_as_it_was_written(tmp_path):
 
 def test_claims_have_a_title_each():
     assert list(claims.TITLES) == ["H1", "H2", "H3", "H4", "H5"]
+
+
+def test_the_shipped_series_has_every_dose_and_several_seeds():
+    rows = read_series()
+    assert [row["nouns"] for row in rows if row["kind"] == "dose"] == [1, 4, 12, 40]
+    assert len([row for row in rows if row["kind"] == "scratch"]) >= 4
+    assert all(0 <= float(row["strange_low"]) <= float(row["strange_high"]) <= 1 for row in rows)

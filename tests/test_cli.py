@@ -209,3 +209,21 @@ def test_a_seed_below_nought_ends_with_one_line(folder):
     result = run("trace", folder, "--seed", "-1")
     assert isinstance(result.exception, SystemExit)
     assert "seed" in result.output
+
+
+def test_a_proof_of_a_model_without_the_behaviour_says_so_and_fails(tmp_path):
+    found = run(
+        "prove", "untrained:distilled:0", "--bases", "80", "--out", str(tmp_path / "p.html")
+    )
+    assert found.exit_code == 1
+    assert "behaviour absent" in found.output
+    assert "nothing to prove" in found.output + (found.stderr or "")
+    assert not (tmp_path / "p.html").exists()
+
+
+def test_a_proof_on_too_few_prompts_is_refused_at_once():
+    assert run("prove", "full", "--bases", "20").exit_code == 2
+
+
+def test_series_lists_its_options():
+    assert "--work" in run("make", "series", "--help").output
