@@ -89,7 +89,8 @@ def judged(claim: str, title: str, evidence: Sequence[Evidence]) -> Verdict:
     if open_ or not deciding:
         names = ", ".join(test.name for test in open_) or "nothing could be tested"
         return Verdict(claim, title, "cannot tell", f"undecided: {names}", tuple(evidence))
-    return Verdict(claim, title, "holds", f"all {len(deciding)} tests passed", tuple(evidence))
+    passed = f"all {len(deciding)} tests" if len(deciding) > 1 else "its one test"
+    return Verdict(claim, title, "holds", f"{passed} passed", tuple(evidence))
 
 
 def absent(claim: str, title: str, why: str) -> Verdict:

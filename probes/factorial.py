@@ -247,7 +247,8 @@ class _Plan:
             if slot in base:
                 continue
             if kind == "number":  # A bystander's: the same in both, so that it is one outcome.
-                base[slot] = there[slot] = rng.randint(*lexicon.numbers)
+                low, high = lexicon.numbers
+                base[slot] = there[slot] = rng.randint(max(low, 2), high)  # One has no plural.
                 continue
             if kind == "verb":
                 every = [lexicon.side(side.operation) for side in (self.pattern, self.turned)]

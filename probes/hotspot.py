@@ -313,7 +313,7 @@ def _spot(
 def _bars(
     model: Model, judging: Crossings, variables: Sequence[str], dials: tuple[int, int, int]
 ) -> dict[str, float]:
-    """Run the same search in untrained nets: what their best site reaches."""
+    """Say what the best single site of untrained nets reaches, searched and judged on one set."""
     nulls, bases, seed = dials
     few, best = judging.take(range(min(bases, len(judging)))), []
     for n in range(nulls):

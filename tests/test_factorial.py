@@ -197,7 +197,7 @@ def test_bases_are_different_texts_that_pass_the_filter():
     found = draw(20, keep=lambda question: int(question["x"]) > 9 and question.frame == "now")
     texts = {pair.clean.text for pair in found.same}
     assert len(texts) == len(found) == 20
-    assert all(here["x"] > 9 for here, _, _ in sides(found))
+    assert all(int(here["x"]) > 9 for here, _, _ in sides(found))
     assert {pair.clean.frame for pair in found.same} == {"now"}
 
 
