@@ -235,7 +235,7 @@ def learned(rows: Sequence[Mapping[str, float | str]]) -> Verdict:
             "strange_low" and "strange_high"; see `series`.
     """
     if len(rows) < 2:
-        why = "no models that were trained on few objects are measured"
+        why = "no relatives of this model that were trained on few objects are measured"
         return judged("H5", TITLES["H5"], [untested("dose and response", why)])
     rows = sorted(rows, key=lambda row: float(row["nouns"]))
     few, *_, many = rows

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probes import claims
-from probes.alignment import Alignment, align, join
+from probes.alignment import Alignment, align, join, operation_direction
 from probes.asking import Pattern
 from probes.comparison.estimates import Estimate
 from probes.comparison.gating import Gate, gate
@@ -42,6 +42,7 @@ from probes.resources import family_members
 from probes.restart import Cell
 from probes.searching import Search, object_decodable, search
 from probes.series import read_series
+from probes.space import Space, space
 from probes.templates import Frame
 from probes.variance import variance_shares
 
@@ -71,6 +72,7 @@ class Proof:
         bound: Exchanging what binds two things to their numbers, layer by layer.
         aligned: Directions across objects.
         line: The model beside the one that it was tuned from.
+        points: The states at the operation's site, as points.
     """
 
     model: str
@@ -90,6 +92,7 @@ class Proof:
     aligned: Alignment
     line: Lineage | None
     protocol: tuple[tuple[str, str], ...]
+    points: Space | None = None
 
     def verdict(self, claim: str) -> Verdict:
         """Return the verdict on a claim, "H1" to "H5"."""
@@ -112,6 +115,7 @@ class Proof:
         """Return verdicts and numbers as plain JSON values; runs and weights are left out."""
         own = {item.name: getattr(self, item.name) for item in fields(self)}
         hot = own.pop("hot")
+        own.pop("points")
         spots = [
             {**_plain(_without(spot, "cell")), "site": site_name(spot.cell)} for spot in hot.spots
         ]
@@ -134,7 +138,7 @@ class Proof:
         """Lay it out as a page."""
         from probes.view.proved import proved_page
 
-        return proved_page((self,))
+        return proved_page((self,), spaces=() if self.points is None else (self.points,))
 
     def _repr_html_(self) -> str:
         return self.picture()._repr_html_()
@@ -191,6 +195,7 @@ def prove(  # noqa: PLR0913 (the job has its dials)
     line, why = _lineage(model, asked, cell, before, (bases, seed))
     back, loud = _detectors(model, asked, cell, seed)
     shares = variance_shares(hot.crossed, [cell])
+    points = space(hot.crossed, cell, operation_direction(finding, cell))
     return Proof(
         model=model.name,
         pattern=asked.name,
@@ -200,7 +205,7 @@ def prove(  # noqa: PLR0913 (the job has its dials)
             claims.branch(parted, two, needed, heads),
             claims.direction(aligned),
             claims.hijack(line, why),
-            claims.learned(doses()),
+            claims.learned(doses() if model.name in family_members() else ()),
         ),
         hot=hot,
         variance={name: float(values[0]) for name, values in shares.items()},
@@ -220,6 +225,7 @@ def prove(  # noqa: PLR0913 (the job has its dials)
             ("chance", f"best site of {nulls} untrained nets, 95th percentile"),
             ("seed", str(seed)),
         ),
+        points=points,
     )
 
 
@@ -231,7 +237,8 @@ def save_proofs(proofs: Sequence[Proof], path: str | Path) -> None:
         found = {"schema": SCHEMA, "proofs": [proof.to_dict() for proof in proofs]}
         write_whole(Path(path), json.dumps(found, indent=1).encode())
     else:
-        proved_page(tuple(proofs)).save(path)
+        points = [proof.points for proof in proofs if proof.points is not None]
+        proved_page(tuple(proofs), spaces=points).save(path)
 
 
 def doses() -> list[dict[str, float | str]]:

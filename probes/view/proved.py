@@ -59,6 +59,13 @@ _WHERE_LEAD = (
 )
 
 
+_POINTS_LEAD = (
+    "Each point is the state at the operation's place in one prompt. Axis 1 and 2 are the "
+    "directions of most variance; then, across, the operation's direction, fitted on other prompts, "
+    "and up, the widest direction beside it."
+)
+
+
 def proved_page(proofs: Sequence[Proof], *, spaces: Sequence[Space] = ()) -> Picture:
     """Lay proofs out as one page that needs no network, models side by side.
 
@@ -73,7 +80,10 @@ def proved_page(proofs: Sequence[Proof], *, spaces: Sequence[Space] = ()) -> Pic
         ("One state whatever the object?", STATE_LEAD, _each(proofs, state_blocks)),
     ]
     if spaces:
-        sections.append(("The states as points", "", [space_block(spaces)]))
+        # One drawing for each list of prompts: models that complete statements read others.
+        alike = {one.prompts: [o for o in spaces if o.prompts == one.prompts] for one in spaces}
+        blocks = [space_block(group) for group in alike.values()]
+        sections.append(("The states as points", _POINTS_LEAD, blocks))
     sections += [
         ("A path of its own for the noun?", NOUN_LEAD, _each(proofs, noun_blocks)),
         ("The same direction?", SAME_LEAD, _each(proofs, direction_blocks)),
