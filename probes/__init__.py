@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from probes.model import Model, load, untrained, wrap
     from probes.patching import Effects, cut_edges, patch_path, sweep
     from probes.patterns import all_patterns, pattern
-    from probes.proof import Proof, prove
+    from probes.proof import Proof
+    from probes.proving import prove
     from probes.questions import Pair, Question
     from probes.resources import family_members
     from probes.restart import Cell
@@ -94,7 +95,7 @@ _HOMES = {
     "all_patterns": "patterns",
     "pattern": "patterns",
     "Proof": "proof",
-    "prove": "proof",
+    "prove": "proving",
     "Pair": "questions",
     "Question": "questions",
     "family_members": "resources",

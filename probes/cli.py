@@ -149,7 +149,7 @@ def prove(
     _check_places(out, json, page=True)
     _quiet()
     from probes.proof import Proof, save_proofs
-    from probes.proof import prove as run
+    from probes.proving import prove as run
 
     console, found = Console(soft_wrap=True), list[Proof]()
     for name in models:

@@ -27,7 +27,7 @@ family family.split family.corpus family.tokenizer family.recipes family.trainin
 family.card family.make
 planted planted_gates planted_foxes compiled
 evidence factorial interchange variance hotspot alignment space neighbours counterevidence
-dissociation searching lineage claims series proof
+dissociation searching lineage claims series proof proving
 comparison.profiles comparison.matching comparison.result comparison.relatives
 view.text view.colours view.packing view.cells view.thumbs view.maps view.picture view.blocks
 view.static view.wires view.circuits view.intervals view.heads view.sheet view.outcomes

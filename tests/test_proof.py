@@ -10,7 +10,7 @@ import torch
 from probes.errors import GateError, PatternError, ProbeError
 from probes.model import untrained
 from probes.planted_foxes import planted_fox
-from probes.proof import prove
+from probes.proving import prove
 from probes.testing import hook_count
 
 

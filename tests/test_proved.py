@@ -19,7 +19,8 @@ from probes.hotspot import hotspots
 from probes.interchange import site_name
 from probes.lineage import Lineage
 from probes.planted_foxes import planted_fox
-from probes.proof import Proof, prove
+from probes.proof import Proof
+from probes.proving import prove
 from probes.restart import Cell
 from probes.searching import Search
 from probes.space import Space, space

@@ -8,7 +8,8 @@ import numpy as np
 from probes.evidence import Verdict
 from probes.hotspot import Hotspots
 from probes.interchange import NUMBER, site_name
-from probes.proof import Proof, doses
+from probes.proof import Proof
+from probes.proving import doses
 from probes.questions import Question
 from probes.space import Space
 from probes.view.blocks import Block, Cell, Note, Table, Tone
@@ -61,8 +62,8 @@ _WHERE_LEAD = (
 
 _POINTS_LEAD = (
     "Each point is the state at the operation's place in one prompt. Axis 1 and 2 are the "
-    "directions of most variance; then, across, the operation's direction, fitted on other prompts, "
-    "and up, the widest direction beside it."
+    "directions of most variance; then, across, the operation's direction, fitted on other "
+    "prompts, and up, the widest direction beside it."
 )
 
 
