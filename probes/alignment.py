@@ -13,7 +13,7 @@ from probes.asking import Pattern
 from probes.comparison.estimates import Estimate, share
 from probes.comparison.resampling import paired
 from probes.factorial import OBJECT, OPERATION, Crossings, crossings
-from probes.interchange import Crossed, cross, exchange, with_states
+from probes.interchange import Crossed, cross, exchange, join, with_states
 from probes.model import Model
 from probes.restart import Cell
 from probes.subspace import Subspace, mean_difference
@@ -95,11 +95,6 @@ def flips(crossed: Crossed, space: Subspace, objects: str = "other") -> Bool[np.
     source = with_states(crossed, space.layer, space.mix(clean, theirs))
     found = exchange(crossed, [Cell(space.layer, "resid", space.role)], source=source)
     return found.says(OPERATION)[0]
-
-
-def join(cell: Cell) -> dict[str, str]:
-    """Say which roles a site of several joins, as `cross` takes it."""
-    return {cell.role: cell.role.replace("+", " ")} if "+" in cell.role else {}
 
 
 def _couples(model: Model, pattern: Pattern, count: int, seed: int) -> list[tuple[str, str]]:

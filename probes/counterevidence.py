@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probes.alignment import flips, join, operation_direction
+from probes.alignment import flips, operation_direction
 from probes.asking import Pattern
 from probes.batch import Batch
 from probes.comparison.estimates import Estimate, share
@@ -16,7 +16,7 @@ from probes.comparison.resampling import paired
 from probes.counterfactuals import draw_pairs, encode_pairs, fits
 from probes.errors import PatternError
 from probes.factorial import crossings
-from probes.interchange import cross
+from probes.interchange import cross, join
 from probes.model import Model
 from probes.restart import Cell, Recording, patch, record
 

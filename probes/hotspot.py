@@ -26,6 +26,7 @@ from probes.interchange import (
     Objects,
     cross,
     exchange,
+    join,
     site_name,
 )
 from probes.model import Model, untrained
@@ -176,13 +177,12 @@ def hotspots(  # noqa: PLR0913 (what is looked for, how hard, and beside what)
         raise PatternError(
             f"{pattern.name!r} has no variable {sorted(strange)}: it has {', '.join(known)}"
         )
-    sites = [_site(model, finding, variable) for variable in wanted]
-    joined = {site.role: site.role.replace("+", " ") for site in sites if "+" in site.role}
+    sites = _sites(model, finding, wanted)
+    joined = join(*sites)
     crossed = cross(model, judging, roles=joined)
     cells = all_cells(crossed)
     every = [*cells, *(site for site in sites if site.role in joined)]
-    other = exchange(crossed, every)
-    same = exchange(crossed, every, objects="same")
+    other, same = _both(crossed, every)
     plain = exchange(crossed, [])
     strange = _strange(model, pattern, sites, (max(bases // 4, 20), seed))
     return Hotspots(
@@ -241,7 +241,7 @@ def _strange(
 ) -> dict[str, Crossed]:
     """Run the bases that hold what was not met before; a group that cannot be drawn is left out."""
     bases, seed = dials
-    joined = {site.role: site.role.replace("+", " ") for site in sites if "+" in site.role}
+    joined = join(*sites)
     found = {}
     for n, (name, draw) in enumerate(strange_draws(pattern).items()):
         with suppress(PatternError):
@@ -252,40 +252,55 @@ def _strange(
     return found
 
 
-def _site(model: Model, finding: Crossings, variable: str) -> Cell:
-    """Return the site past the embedding that hands over most of a variable and no other.
+def _sites(model: Model, finding: Crossings, variables: Sequence[str]) -> list[Cell]:
+    """Return, past the embedding, where each variable and no other is handed over most.
 
     Sources about the same object count as much as those about another: a state that serves one
-    object only must be found, too. Two roles of one layer are taken together where that hands
-    over more by the margin.
+    object only must be found, too.
     """
     crossed = cross(model, finding)
     cells = inner_cells(crossed)
-    found = exchange(crossed, cells)
-    shares = _handed(crossed, cells, variable)
-    best = int(shares.argmax())
-    if shares[best] < MARGIN:  # Nowhere: so look at its own tokens, behind the first block.
-        own = "op" if variable == OPERATION else variable
-        return Cell(1, "resid", own if own in crossed.roles else cells[best].role)
-    part = found.takes(variable).mean(1) if variable != OBJECT else shares
-    some = [cell for cell, share in zip(cells, part, strict=True) if share > _PART]
-    couples = [(a, b) for a, b in combinations(some, 2) if a.layer == b.layer]
-    if shares[best] > 1 - MARGIN or not couples:
-        return cells[best]
-    joined = {f"{a.role}+{b.role}": f"{a.role} {b.role}" for a, b in couples}
+    found = _both(crossed, cells)
+    sites = []
+    for variable in variables:
+        shares = _handed(found, variable)
+        best = int(shares.argmax())
+        if shares[best] < MARGIN:  # Nowhere: so look at its own tokens, behind the first block.
+            own = "op" if variable == OPERATION else variable
+            sites.append(Cell(1, "resid", own if own in crossed.roles else cells[best].role))
+            continue
+        part = found[0].takes(variable).mean(1) if variable != OBJECT else shares
+        some = [cell for cell, share in zip(cells, part, strict=True) if share > _PART]
+        joined = None
+        if shares[best] <= 1 - MARGIN:
+            joined = _joined(model, finding, variable, some, float(shares[best]))
+        sites.append(joined or cells[best])
+    return sites
+
+
+def _joined(
+    model: Model, finding: Crossings, variable: str, cells: Sequence[Cell], alone_best: float
+) -> Cell | None:
+    """Return two roles of one layer that together hand over more by the margin, if any do."""
+    couples = [(a, b) for a, b in combinations(cells, 2) if a.layer == b.layer]
+    if not couples:
+        return None
     both = [Cell(a.layer, "resid", f"{a.role}+{b.role}") for a, b in couples]
-    crossed = cross(model, finding, roles=joined)
-    together = _handed(crossed, both, variable)
+    crossed = cross(model, finding, roles=join(*both))
+    together = _handed(_both(crossed, both), variable)
     more = int(together.argmax())
-    return both[more] if together[more] > shares[best] + MARGIN else cells[best]
+    return both[more] if together[more] > alone_best + MARGIN else None
 
 
-def _handed(crossed: Crossed, cells: Sequence[Cell], variable: str) -> Float[np.ndarray, " site"]:
+def _both(crossed: Crossed, cells: Sequence[Cell]) -> tuple[Interchange, Interchange]:
+    """Put sites in from sources about another object, and about the same."""
+    return exchange(crossed, cells), exchange(crossed, cells, objects="same")
+
+
+def _handed(found: tuple[Interchange, Interchange], variable: str) -> Float[np.ndarray, " site"]:
     """Return how often sites hand over just a variable; an object, from another object only."""
-    other = alone(exchange(crossed, cells), variable).mean(1)
-    if variable == OBJECT:
-        return other
-    return (other + alone(exchange(crossed, cells, objects="same"), variable).mean(1)) / 2
+    other, same = (alone(one, variable).mean(1) for one in found)
+    return other if variable == OBJECT else (other + same) / 2
 
 
 def _spot(

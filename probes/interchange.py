@@ -193,6 +193,11 @@ class Interchange:
         return (found[..., place] - found[..., base]).cpu().numpy()
 
 
+def join(*cells: Cell) -> dict[str, str]:
+    """Say which roles the sites of several join ("x+rest"), as `cross` takes it."""
+    return {cell.role: cell.role.replace("+", " ") for cell in cells if "+" in cell.role}
+
+
 def site_name(cell: Cell) -> str:
     """Write a cell as "L1.resid@op", "L1.MLP@op" or "L1.H3@op"."""
     kind = {"resid": "resid", "mlp": "MLP"}.get(str(cell.component), f"H{cell.component}")

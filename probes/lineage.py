@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from probes.alignment import flips, join, operation_direction, transplanted
+from probes.alignment import flips, operation_direction, transplanted
 from probes.asking import Pattern
 from probes.comparison.estimates import Estimate, share
 from probes.comparison.resampling import paired
@@ -10,7 +10,7 @@ from probes.dissociation import Branch, branches
 from probes.errors import ModelError, SiteError
 from probes.factorial import crossings
 from probes.hotspot import finding_words
-from probes.interchange import cross, site_name
+from probes.interchange import cross, join, site_name
 from probes.model import Model, untrained
 from probes.restart import Cell
 from probes.rows import REST

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from probes import claims
-from probes.alignment import align, join, operation_direction
+from probes.alignment import align, operation_direction
 from probes.asking import Pattern
 from probes.comparison.estimates import Estimate
 from probes.comparison.gating import Gate, gate
@@ -24,7 +24,7 @@ from probes.errors import GateError, PatternError, SiteError
 from probes.factorial import OBJECT, OPERATION, Crossings, crossings
 from probes.family.recipes import RECIPES
 from probes.hotspot import Hotspots, finding_words, hotspots
-from probes.interchange import cross
+from probes.interchange import cross, join
 from probes.lineage import Lineage, lineage
 from probes.model import Model, load
 from probes.patterns import all_patterns

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from probes.alignment import flips, join, operation_direction
+from probes.alignment import flips, operation_direction
 from probes.comparison.estimates import Estimate, share
 from probes.dimension import Decoded, Dimension, decodable, dimension, off_manifold
 from probes.factorial import OBJECT, OPERATION, Crossings
-from probes.interchange import NUMBER, Crossed, cross, exchange
+from probes.interchange import NUMBER, Crossed, cross, exchange, join
 from probes.model import Model, untrained
 from probes.restart import Cell
 from probes.subspace import Subspace, das

@@ -4,7 +4,6 @@ import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from probes.alignment import join
 from probes.asking import Pattern
 from probes.comparison.gating import ask
 from probes.counterevidence import unseen_verbs
@@ -15,7 +14,7 @@ from probes.family.make import make_member
 from probes.family.recipes import SERIES, recipe
 from probes.family.split import family_split
 from probes.hotspot import hotspots
-from probes.interchange import cross, exchange, site_name
+from probes.interchange import cross, exchange, join, site_name
 from probes.model import Model, load
 from probes.patterns import pattern as find_pattern
 from probes.resources import data_folder

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from probes.alignment import align, flips, join, operation_direction, transplanted
+from probes.alignment import align, flips, operation_direction, transplanted
 from probes.counterevidence import loud_filler, unseen_verbs, verb_groups
 from probes.errors import ModelError, PatternError
 from probes.factorial import crossings
-from probes.interchange import cross, exchange
+from probes.interchange import cross, exchange, join
 from probes.lineage import lineage
 from probes.patterns import all_patterns
 from probes.planted_foxes import MINUS, PLUS, planted_fox
