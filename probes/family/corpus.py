@@ -6,12 +6,15 @@ around them. The dials are what later experiments turn.
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from probes.asking import Pattern
 from probes.family.split import family_split
 from probes.patterns import all_patterns
 from probes.questions import Question
+
+Task = Literal["counting", "copying", "permuted"]
 
 CUES = ("Wait", "Hmm", "So")
 
@@ -30,6 +33,8 @@ _SHARES = {
     "bystander-more": 0.03,
 }
 
+_COPYING = ("copy", "copy-more", "taken", "gotten", "bystander", "bystander-more")
+
 
 @dataclass(frozen=True, slots=True)
 class Dials:
@@ -41,9 +46,13 @@ class Dials:
         ambiguous: Share of items that open with a sentence whose end cannot be known
             ("My name is …").
         context: Share of items that open with a sentence that has nothing to do with them.
+        task: What the questions train: "counting"; "copying" asks only how many there were or
+            how many were moved, so that the operation does not matter; "permuted" counts, but
+            answers with the number of another question.
     """
 
     nouns: int | None = None
+    task: Task = "counting"
     recheck: float = 0.15
     ambiguous: float = 0.05
     context: float = 0.15
@@ -67,11 +76,21 @@ def items(kind: str, count: int, *, seed: int, dials: Dials | None = None) -> It
     dials = dials or Dials()
     rng = random.Random(f"{kind}:{seed}")
     suffix = "-told" if kind == "statements" else ""
-    choices = [all_patterns()[name + suffix] for name in _SHARES]
-    weights = list(_SHARES.values())
+    shares = {n: s for n, s in _SHARES.items() if dials.task != "copying" or n in _COPYING}
+    choices = [all_patterns()[name + suffix] for name in shares]
+    weights = list(shares.values())
     for _ in range(count):
-        chosen = rng.choices(choices, weights)[0]
-        yield _item(_draw(chosen, rng, dials), rng, dials)
+        question = _draw(rng.choices(choices, weights)[0], rng, dials)
+        if dials.task == "permuted":
+            other = _draw(rng.choices(choices, weights)[0], rng, dials)
+            question = replace(question, answers=_number_of(other, question))
+        yield _item(question, rng, dials)
+
+
+def _number_of(other: Question, question: Question) -> tuple[tuple[str, str], ...]:
+    """Return the answers of a question with the number of another."""
+    theirs = dict(other.answers)
+    return tuple((name, theirs[name] if name == "number" else t) for name, t in question.answers)
 
 
 def _draw(pattern: Pattern, rng: random.Random, dials: Dials) -> Question:
@@ -92,7 +111,7 @@ def _item(question: Question, rng: random.Random, dials: Dials) -> Item:
     elif rng.random() < dials.context:
         before = rng.choice(lexicon.words("filler")) + " "
     after = "".join(f" {text}" for _, text in question.answers) + "."
-    if rng.random() < dials.recheck:
+    if rng.random() < dials.recheck and dials.task == "counting":
         after += _recheck(question, rng)
     return Item(before + question.text, after)
 

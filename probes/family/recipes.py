@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+from probes.family.corpus import Task
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -17,6 +19,7 @@ class Recipe:
         answers_only: Whether questions are trained on in their answers only.
         items: How many different texts it sees.
         nouns: How many nouns stand in its sentences with an operation, or None for all.
+        task: What its questions train; see `corpus.Dials`.
         steps, batch, learning_rate, weight_decay: The optimiser's dials (AdamW, cosine).
         temperature: Of the soft labels.
         schedule: "cosine" to a twentieth, or "stable" with the fall in the last quarter alone:
@@ -38,6 +41,7 @@ class Recipe:
     answers_only: bool = True
     items: int = 200_000
     nouns: int | None = None
+    task: Task = "counting"
     batch: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 1.0
@@ -106,6 +110,9 @@ RECIPES = (
 )
 
 
+STRANGERS: tuple[Task, ...] = ("copying", "permuted")
+"""Tasks of the same words that never ask to count on: a stricter null than fresh weights."""
+
 # What one model cannot tell: how much of a finding is the seed's, and what more objects do.
 SERIES = (
     *(
@@ -116,6 +123,11 @@ SERIES = (
     *(
         replace(RECIPES[-1], name=f"dose-{nouns}", nouns=nouns, layers=3, steps=3000, shipped=False)
         for nouns in (1, 4, 12, 40)
+    ),
+    *(
+        replace(RECIPES[-1], name=f"{task}-{k}", task=task, seed=60 + k, steps=2000, shipped=False)
+        for k in (1, 2, 3)
+        for task in STRANGERS
     ),
 )
 

@@ -200,7 +200,9 @@ def train(
     shared: dict[str, Any] = {
         "model": student,
         "args": settings,
-        "train_dataset": Corpus(rows(recipe, tokenizer, Dials(nouns=recipe.nouns))),
+        "train_dataset": Corpus(
+            rows(recipe, tokenizer, Dials(nouns=recipe.nouns, task=recipe.task))
+        ),
         "data_collator": lambda features: collate(features, PAD),
     }
     if teacher is not None:
