@@ -177,7 +177,7 @@ def hotspots(  # noqa: PLR0913 (what is looked for, how hard, and beside what)
         raise PatternError(
             f"{pattern.name!r} has no variable {sorted(strange)}: it has {', '.join(known)}"
         )
-    sites = _sites(model, finding, wanted)
+    sites = find_sites(model, finding, wanted)
     joined = join(*sites)
     crossed = cross(model, judging, roles=joined)
     cells = all_cells(crossed)
@@ -252,7 +252,7 @@ def _strange(
     return found
 
 
-def _sites(model: Model, finding: Crossings, variables: Sequence[str]) -> list[Cell]:
+def find_sites(model: Model, finding: Crossings, variables: Sequence[str]) -> list[Cell]:
     """Return, past the embedding, where each variable and no other is handed over most.
 
     Sources about the same object count as much as those about another: a state that serves one

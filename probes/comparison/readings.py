@@ -1,0 +1,92 @@
+"""Residual states at roles: what one model hands to another, whatever their tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from probes.batch import Batch, encode
+from probes.errors import SiteError
+from probes.model import Model
+from probes.questions import Question
+from probes.restart import RESID, RESID_OUT
+
+_CHUNK = 100
+
+
+@dataclass(frozen=True, eq=False)
+class Readings:
+    """The residual stream of one model on some questions.
+
+    Attributes:
+        model: Its name.
+        batch: What it read.
+        resid: Before each block, and after the last.
+    """
+
+    model: str
+    batch: Batch
+    resid: Float[Tensor, "layer prompt position d_model"]
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles that every prompt has, in the order of the texts."""
+        every = [r for r in self.batch.roles if bool(self.batch.where(r).any(-1).all())]
+        place = {role: float(self.end(role).float().mean()) for role in every}
+        return tuple(sorted(every, key=lambda role: place[role]))
+
+    def count(self, role: str) -> Int[Tensor, " prompt"]:
+        """Return how many tokens play a role, prompt by prompt."""
+        return self.batch.where(role).sum(-1)
+
+    def end(self, role: str) -> Int[Tensor, " prompt"]:
+        """Return the last token of a role.
+
+        Raises:
+            SiteError: A prompt lacks the role.
+        """
+        here = self.batch.where(role)
+        if not bool(here.any(-1).all()):
+            raise SiteError(f"Some prompts have no role {role!r}: choose one that all have")
+        return here.shape[1] - 1 - here.flip(-1).int().argmax(-1)
+
+    def at(self, role: str, layer: int, back: int = 0) -> Float[Tensor, "prompt d_model"]:
+        """Return the state at a token of a role, counted back from its last; at most its first.
+
+        Counted from the end, tokens of two tokenizers can be told to belong together: the last one
+        has seen the whole word.
+        """
+        here = self.batch.where(role)
+        first = here.int().argmax(-1)
+        place = (self.end(role) - back).clamp(min=first)
+        return self.resid[layer][torch.arange(len(here)), place]
+
+
+@torch.no_grad()
+def read_states(
+    model: Model, questions: Sequence[Question], *, forced: Sequence[Question] | None = None
+) -> Readings:
+    """Run a model on questions and keep its residual stream, in full.
+
+    Args:
+        model: Any decoder.
+        questions: What it reads.
+        forced: Questions whose answers are written in place of the own ones; see `encode`.
+    """
+    batch = encode(model.tokenizer, questions, forced=forced, limit=model.shape.context)
+    layers = model.shape.layers
+    names = [f"blocks.{k}.{RESID}" for k in range(layers)] + [f"blocks.{layers - 1}.{RESID_OUT}"]
+    kept: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def keep(name: str):  # noqa: ANN202 (an edit that changes nothing)
+        return lambda value: kept[name].append(value.float().cpu())
+
+    with model.editing({name: keep(name) for name in names}):
+        for rows in torch.arange(len(batch)).split(_CHUNK):
+            model.run(batch.ids[rows].to(model.device), batch.mask[rows].to(model.device))
+    return Readings(model.name, batch, torch.stack([torch.cat(kept[name]) for name in names]))

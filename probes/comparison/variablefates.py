@@ -1,0 +1,170 @@
+"""What became of each variable: is it held at the same place, in the same code?
+
+Rules, in this order (`HELD` and the margin are shares of crossings):
+
+behaviour absent  the relative's gate for the answer that the variable moves is closed
+cannot tell       no place of the full model hands the variable over in more than half
+merged            the relative hands it over in more than half, but only along with other
+                  variables; or at one of the roles that the full model needs together
+cannot tell       no single place, and no pair, of the relative surely hands it over in half
+split             the relative needs further roles besides the full model's
+moved             its role is another, and in the full model's other seed it is not
+cannot tell       its role is another, as seeds differ in it or none is known
+kept              the full model's states, put in at that role, do what the relative's own do,
+                  less the margin at most, and surely more than any stand-in
+cannot tell       the same role, but the codes do not surely map onto each other
+
+A variable is never lost while the gate is open: the answer depends on it. What may be lost are
+places and heads.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from probes.comparison.estimates import Estimate, share
+from probes.comparison.gating import Gate
+from probes.comparison.grafting import Host
+from probes.comparison.transfer import EMBEDDING, Transfer
+from probes.comparison.trials import Trials
+from probes.comparison.verdict import Fate
+from probes.evidence import Evidence, above, below
+from probes.factorial import OBJECT
+from probes.interchange import exchange, site_name
+
+HELD = 0.5
+"""A place holds a variable if it hands it over, alone, in more of the crossings than this."""
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """Where a model holds a variable.
+
+    Attributes:
+        site: The place, such as "L1.resid@op".
+        roles: Its roles.
+        alone: How often just the variable is handed over there.
+        along: How often it is, alone or with others.
+    """
+
+    site: str
+    roles: frozenset[str]
+    alone: Estimate
+    along: Estimate
+
+
+def held(host: Host, trials: Trials, variable: str, alone: Estimate) -> Held:
+    """Say where a model holds a variable; `alone` is what its site was measured to hand over."""
+    cell = host.cells[variable]
+    along = alone
+    if variable != OBJECT:
+        found = exchange(host.crossed, [cell])
+        along = share(found.takes(variable)[0][trials.judged(variable)])
+    return Held(site_name(cell), frozenset(cell.role.split("+")), alone, along)
+
+
+def variable_fate(  # noqa: PLR0913 (two models, what was carried over, and the other seed)
+    full: Held,
+    other: Held,
+    carried: Transfer,
+    gates: Sequence[Gate],
+    *,
+    twin: Held | None = None,
+    margin: float = 0.1,
+) -> Fate:
+    """Judge one variable; see the rules at the head of this module.
+
+    Args:
+        full, other: Where the two models hold it.
+        carried: The transfer of it from the full model to the relative.
+        gates: The relative's gates, one for each answer.
+        twin: Where another seed of the full model holds it.
+        margin: How much less than the relative's own the full model's states may do.
+    """
+    name, noun = carried.variable, carried.variable == OBJECT
+    gate = gates[-1] if noun else gates[0]
+    tests = tuple(_tests(full, other, carried, margin))
+
+    def fate(word: str, reason: str) -> Fate:
+        return Fate(name, "variable", word, other.site, reason, tests)  # type: ignore[arg-type]
+
+    if gate.state == "closed":
+        return fate(
+            "behaviour absent",
+            f"{gate.answer} is right in {gate.accuracy}: there is nothing to keep",
+        )
+    if not full.alone.low > HELD:
+        return fate("cannot tell", f"no place of the full model surely holds it: {full.alone}")
+    if not other.alone.low > HELD:
+        if other.along.low > HELD and other.alone.high < HELD:
+            return fate(
+                "merged",
+                f"handed over in {other.along}, but alone only in {other.alone}: the place holds "
+                "other variables with it",
+            )
+        return fate(
+            "cannot tell", f"no single place or pair surely hands it over alone: {other.alone}"
+        )
+    if full.roles != other.roles:
+        return fate(*_elsewhere(full, other, twin))
+    return fate(*_coded(carried, margin))
+
+
+def _elsewhere(full: Held, other: Held, twin: Held | None) -> tuple[str, str]:
+    here, there = (" and ".join(sorted(found.roles)) for found in (full, other))
+    if full.roles < other.roles:
+        return "split", f"held at {here}, it now takes {there} together"
+    if other.roles < full.roles:
+        return "merged", f"held at {here} together, it now stands at {there} alone"
+    if twin is None:
+        return (
+            "cannot tell",
+            f"held at {there}, not {here}; no other seed says whether that is rare",
+        )
+    if twin.roles != full.roles:
+        return "cannot tell", f"held at {there}, not {here}; other seeds differ in that, too"
+    return "moved", f"held at {there}, where both seeds of the full model hold it at {here}"
+
+
+def _coded(carried: Transfer, margin: float) -> tuple[str, str]:
+    best = max(value.value for name, value in carried.controls.items() if name != EMBEDDING)
+    done = f"states of {carried.donor} turn {carried.value}, its own {carried.ceiling}"
+    if carried.shortfall.high < margin and carried.value.low > best:
+        return "kept", f"the same role: {done}, the best stand-in {best:.2f}"
+    if carried.shortfall.low > margin:
+        return "cannot tell", f"the same role in a code of its own: {done}"
+    return "cannot tell", f"the same role, and the codes are not surely one: {done}"
+
+
+def _tests(full: Held, other: Held, carried: Transfer, margin: float) -> list[Evidence]:
+    controls = {name: e for name, e in carried.controls.items() if name != EMBEDDING}
+    best = max(controls, key=lambda name: controls[name].value)
+    found = [
+        above(f"held at {full.site} of the full model", "no one place holds it", full.alone, HELD),
+        above(f"held at {other.site}", "no one place or pair holds it", other.alone, HELD),
+        below("equivalent", "the full model's states do less", carried.shortfall, margin),
+        above(
+            f"beyond stand-ins ({best})",
+            "what is not the full model's work does as much",
+            carried.value,
+            controls[best].value,
+        ),
+        above(
+            "beyond the bare embedding",
+            "the words' embedding carries it already",
+            carried.value,
+            carried.controls[EMBEDDING].value,
+            decides=False,
+        ),
+    ]
+    if carried.strangers:
+        name = max(carried.strangers, key=lambda stranger: carried.strangers[stranger])
+        found.append(
+            above(
+                f"beyond {name}",
+                "a net trained for another end carries as much",
+                carried.value,
+                carried.strangers[name],
+                decides=False,
+            )
+        )
+    return found
