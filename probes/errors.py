@@ -43,3 +43,7 @@ class CircuitError(ProbeError):
 
 class GateError(ProbeError):
     """A circuit was asked for of a behaviour that the model does not have."""
+
+
+class EquivalenceError(ProbeError, AssertionError):
+    """Two models are not surely equal: a failed test, not a mistake of the user's."""

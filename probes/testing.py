@@ -1,12 +1,45 @@
 """Tiny models and counters for the tests."""
 
-import copy
-
 import torch
-from einops import rearrange, repeat
-from torch import Tensor, nn
+from torch import nn
 
 from probes.model import Model, wrap
+from probes.twins import (
+    Twin,
+    dead_heads,
+    doubled_heads,
+    grouped,
+    merged_heads,
+    permuted_heads,
+    permuted_neurons,
+    rotated,
+    rounded,
+    split_heads,
+    turned,
+    ungrouped,
+    with_idle_layer,
+)
+
+__all__ = [
+    "KINDS",
+    "SIZE",
+    "Twin",
+    "dead_heads",
+    "doubled_heads",
+    "grouped",
+    "hook_count",
+    "merged_heads",
+    "permuted_heads",
+    "permuted_neurons",
+    "rotated",
+    "rounded",
+    "split_heads",
+    "tiny",
+    "tiny_hf",
+    "turned",
+    "ungrouped",
+    "with_idle_layer",
+]
 
 # Names of the four kinds of tiny model: attention with and without groups, parallel blocks.
 KINDS = ("gpt2", "llama", "llama-gqa", "neox")
@@ -50,27 +83,6 @@ def tiny(kind: str, seed: int = 0, **overrides: object) -> Model:
     return wrap(tiny_hf(kind, seed, **overrides), name=f"tiny {kind}")
 
 
-def ungrouped(model: Model) -> Model:
-    """Make the twin of a grouped-query Llama in which every head has keys and values of its own."""
-    from transformers import AutoModelForCausalLM
-
-    config = copy.deepcopy(model.config)
-    config.num_key_value_heads = model.shape.heads
-    hf_model = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
-    found = {
-        key.replace("._original_component", ""): value
-        for key, value in model.bridge.original_model.state_dict().items()
-    }
-    own = {key: found[key] for key in hf_model.state_dict()}
-    for key in own:
-        if ".k_proj." in key or ".v_proj." in key:
-            own[key] = _spread(own[key], model)
-    hf_model.load_state_dict(own)
-    return wrap(
-        hf_model.to(model.device), name=f"{model.name} ungrouped", tokenizer=model.tokenizer
-    )
-
-
 def hook_count(model: Model) -> int:
     """Count the hooks on the bridge: torch's, and those that hook points list, not its own."""
     # A block wires these itself, at its first pass and for good.
@@ -80,12 +92,3 @@ def hook_count(model: Model) -> int:
         count += len(module._backward_hooks) + len(module._backward_pre_hooks)
         count += len(getattr(module, "fwd_hooks", ())) + len(getattr(module, "bwd_hooks", ()))
     return count
-
-
-def _spread(weight: Tensor, model: Model) -> Tensor:
-    each = model.shape.heads // model.shape.kv_heads
-    split = rearrange(
-        weight, "(kv_head d_head) ... -> kv_head d_head ...", d_head=model.shape.d_head
-    )
-    spread = repeat(split, "kv_head d_head ... -> (kv_head each) d_head ...", each=each)
-    return rearrange(spread, "head d_head ... -> (head d_head) ...")

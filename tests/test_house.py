@@ -17,7 +17,7 @@ PACKAGE = ROOT / "probes"
 # Each module may import only those before it. The package itself is free: it imports nothing.
 LISTED = """
 errors axes files resources questions templates pairs_file asking patterns
-rows batch counterfactuals model testing activations restart metrics attention lens
+rows batch counterfactuals model twin_weights twin_layers twins testing activations restart metrics attention lens
 wiring selection circuit_file circuit tasks anatomy staging splice patching graph attribution
 subspace dimension
 comparison comparison.estimates comparison.resampling comparison.gating
@@ -28,7 +28,15 @@ family.card family.make
 planted planted_gates planted_foxes compiled
 evidence factorial interchange variance hotspot alignment space neighbours counterevidence
 dissociation searching lineage claims series proof proving
-comparison.profiles comparison.matching comparison.result comparison.relatives
+comparison.streaming comparison.likeness comparison.similarity comparison.anchors comparison.weights
+comparison.profiles comparison.matching comparison.joint comparison.headsets comparison.rolesums
+comparison.verdict comparison.headlook comparison.headfates
+comparison.dissected comparison.published comparison.separation
+comparison.overlap comparison.edge_tests comparison.crossing comparison.circuit_result
+comparison.circuits
+comparison.maps comparison.readings comparison.trials comparison.grafting comparison.transfer
+comparison.variablefates comparison.views comparison.reasons comparison.result comparison.together
+comparison.measuring comparison.items comparison.pairing comparison.relatives
 view.text view.colours view.packing view.cells view.thumbs view.maps view.picture view.blocks
 view.static view.wires view.circuits view.intervals view.heads view.sheet view.outcomes
 view.hotmap view.scatter view.spaced view.page view view.report view.traced
@@ -38,7 +46,13 @@ cli
 ORDER = LISTED.split()
 
 # A result shows and saves itself by the view, which it must not need otherwise.
-MAY_LOOK_AHEAD_IN_FUNCTIONS = {"circuit", "tracing", "proof", "comparison.result"}
+MAY_LOOK_AHEAD_IN_FUNCTIONS = {
+    "circuit",
+    "tracing",
+    "proof",
+    "comparison.result",
+    "comparison.together",
+}
 
 
 def name_of(path):

@@ -4,7 +4,9 @@ questions → states of donor and recipient → a map → the recipient's answer
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,11 +57,13 @@ class Host:
         crossed: Its runs on the crossings.
         own: Its states, as a donor's to itself.
         cells: For each variable its site, found on other prompts.
+        turn: Held while the model runs: several donors may be put into it at once.
     """
 
     crossed: Crossed
     own: Donor
     cells: Mapping[str, Cell]
+    turn: Any = field(default_factory=Lock, repr=False)
 
     @property
     def name(self) -> str:
@@ -78,8 +82,8 @@ def read_donor(model: Model, trials: Trials) -> Donor:
     return Donor(model.name, read_states(model, trials.questions), tested)
 
 
-def read_host(model: Model, trials: Trials, *, seed: int = 0) -> Host:
-    """Find a recipient's sites on prompts of their own, and run it on everything once."""
+def held_at(model: Model, trials: Trials, *, seed: int = 0) -> dict[str, Cell]:
+    """Find where a model holds each variable, on prompts that nothing else is judged by."""
     pattern = trials.pattern
     finding = crossings(
         pattern,
@@ -89,8 +93,13 @@ def read_host(model: Model, trials: Trials, *, seed: int = 0) -> Host:
         words=finding_words(pattern),
     )
     found = find_sites(model, finding, trials.variables)
-    cells = dict(zip(trials.variables, found, strict=True))
-    crossed = cross(model, trials.crossings, roles=join(*found))
+    return dict(zip(trials.variables, found, strict=True))
+
+
+def read_host(model: Model, trials: Trials, *, seed: int = 0) -> Host:
+    """Find a recipient's sites, and run it on everything once."""
+    cells = held_at(model, trials, seed=seed)
+    crossed = cross(model, trials.crossings, roles=join(*cells.values()))
     return Host(crossed, read_donor(model, trials), cells)
 
 
@@ -202,7 +211,8 @@ def grafted(  # noqa: PLR0913 (two models, what both read, and how they are join
             x, y = _rows(host, donor, place, (cell.layer, part), torch.from_numpy(fold.fit), deal)
             found = fit_map(kind, x, y, prompts=int(fold.fit.sum()))
             _put(resid, host, donor, place, part, fold, found)
-    found = exchange(crossed, [cell], source=with_states(crossed, cell.layer, resid))
+    with host.turn:
+        found = exchange(crossed, [cell], source=with_states(crossed, cell.layer, resid))
     return alone(found, variable)[0][trials.judged(variable)]
 
 

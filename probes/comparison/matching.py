@@ -8,12 +8,9 @@ from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 
 from probes.comparison.estimates import Estimate, interval
-from probes.comparison.profiles import Profiles, similarity
+from probes.comparison.profiles import RELIABLE_FROM, Profiles, similarity
 
 Word = Literal["matched", "unmatched", "idle"]
-
-RELIABLE_FROM = 0.5
-"""A head whose effects repeat less than this between halves of the prompts is idle."""
 
 _DRAWS = 200
 _QUANTILE = 0.95

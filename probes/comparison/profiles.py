@@ -6,17 +6,22 @@ would that attends to all tokens alike (every causal head resembles every other 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from probes.attention import role_attention, uniform_attention
 from probes.comparison.estimates import draws
 from probes.counterfactuals import PairBatch
 from probes.model import Model
 from probes.patching import Effects, sweep
+
+RELIABLE_FROM = 0.5
+"""A head whose effects repeat less than this between halves of the prompts is idle."""
+
+_LIVE_FROM = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +34,7 @@ class Profiles:
         roles: The roles of both halves.
         effects: For each contrast, what patching moves; NaN where a prompt lacks the role.
         attention: For each contrast's clean prompts, attention less uniform attention.
+        totals: For each contrast, the fall of each answer's lead when all is replaced (logits).
     """
 
     model: str
@@ -36,6 +42,12 @@ class Profiles:
     roles: tuple[str, ...]
     effects: Mapping[str, Float[np.ndarray, "_ head effect"]]
     attention: Mapping[str, Float[np.ndarray, "_ head gaze"]]
+    totals: Mapping[str, Float[np.ndarray, "_ answer"]] = field(default_factory=dict)
+
+    @property
+    def reliable(self) -> Bool[np.ndarray, " head"]:
+        """Which heads repeat themselves between halves of the prompts; the others are idle."""
+        return self.halves().reliability() >= RELIABLE_FROM
 
     def vectors(self, weights: Mapping[str, Float[np.ndarray, "draw prompt"]]) -> "Vectors":
         """Average over prompts, once for each row of weights."""
@@ -91,10 +103,11 @@ def profile(
         here = [role for role in roles if role in pairs.clean.roles]
         found = swept[contrast] = sweep(model, pairs, kinds=kinds, roles=here)
         heads = [k for k, name in enumerate(found.components) if ".H" in name]
-        effects[contrast] = _spread(found.each[:, heads].numpy(), here, roles)
+        effects[contrast] = spread(found.each[:, heads].numpy(), here, roles)
         attention[contrast] = _attention(model, pairs, roles)
     names = tuple(next(iter(swept.values())).components[k] for k in heads)
-    return Profiles(model.name, names, tuple(roles), effects, attention), swept
+    totals = {contrast: found.total.double().numpy() for contrast, found in swept.items()}
+    return Profiles(model.name, names, tuple(roles), effects, attention, totals), swept
 
 
 def similarity(a: Vectors, b: Vectors) -> Float[np.ndarray, "draw head_a head_b"]:
@@ -104,7 +117,49 @@ def similarity(a: Vectors, b: Vectors) -> Float[np.ndarray, "draw head_a head_b"
     return (effects + attention) / 2
 
 
-def _spread(
+def live(*models: Profiles) -> tuple[tuple[str, int], ...]:
+    """Name the contrasts and answers (by number) that go together in every one of the models.
+
+    An answer that a contrast leaves alone has nothing to take a share of: its mean fall must be a
+    tenth of the model's largest.
+    """
+    found = []
+    for model in models:
+        means = {
+            (contrast, k): abs(float(mean))
+            for contrast, totals in model.totals.items()
+            for k, mean in enumerate(totals.mean(0))
+        }
+        largest = max(means.values(), default=0.0)
+        found.append({at for at, mean in means.items() if mean > _LIVE_FROM * largest})
+    return tuple(sorted(set.intersection(*found))) if found else ()
+
+
+def shares(
+    effects: Mapping[str, Float[np.ndarray, "_ head effect"]],
+    totals: Mapping[str, Float[np.ndarray, "_ answer"]],
+    where: Sequence[tuple[str, int]],
+    weights: Mapping[str, Float[np.ndarray, "draw _"]],
+) -> Float[np.ndarray, "draw head share"]:
+    """Divide averaged effects by the averaged fall when all is replaced, for each row of weights.
+
+    So two models can be held against each other whose logits have different scales. `where` names
+    contrasts and answers, as `live` does; the roles of one stand together.
+    """
+    found = []
+    for contrast, answer in where:
+        mine, total = weights[contrast], totals[contrast]
+        each = rearrange(
+            _average(mine, effects[contrast]),
+            "draw head (role answer) -> draw head role answer",
+            answer=total.shape[1],
+        )
+        whole = mine @ total[:, answer] / mine.sum(1)
+        found.append(each[..., answer] / whole[:, None, None])
+    return np.concatenate(found, axis=2)
+
+
+def spread(
     each: Float[np.ndarray, "prompt head role answer"], here: Sequence[str], roles: Sequence[str]
 ) -> Float[np.ndarray, "prompt head feature"]:
     """Lay effects out over all roles, NaN for the roles that this contrast lacks."""

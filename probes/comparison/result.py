@@ -2,35 +2,27 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from probes.comparison.estimates import Estimate
 from probes.comparison.gating import Gate
 from probes.comparison.matching import Match
+from probes.comparison.reasons import Item, Why, interventions
+from probes.comparison.transfer import Transfer
+from probes.comparison.verdict import Fate
+from probes.comparison.views import Relative, View
+from probes.errors import EquivalenceError, SiteError
 from probes.files import write_whole
 
 SCHEMA = 1
 
 _BLIND = 0.95
 """Above this bar no score means anything: chance all but reaches 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Relative:
-    """One of the compared models: its name, where it came from, and its size."""
-
-    name: str
-    origin: str
-    layers: int
-    heads: int
-    d_model: int
-    parameters: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +53,6 @@ class Solved:
 
 
 @dataclass(frozen=True, eq=False)
-class View:
-    """What the pictures of one model are drawn from, averaged over prompts.
-
-    Attributes:
-        attention, attention_error: Attention pooled from role to role.
-        components: The rows of the effects: heads and MLPs.
-        effects, effect_errors: For each contrast, what patching each component moves (logits).
-    """
-
-    attention: Float[np.ndarray, "layer head role role_key"]
-    attention_error: Float[np.ndarray, "layer head role role_key"]
-    components: tuple[str, ...]
-    effects: Mapping[str, Float[np.ndarray, "component role answer"]]
-    effect_errors: Mapping[str, Float[np.ndarray, "component role answer"]]
-
-
-@dataclass(frozen=True, eq=False)
 class Comparison:
     """Two relatives on one pattern: can they do it, and which heads do the same.
 
@@ -97,6 +72,11 @@ class Comparison:
         unmatched: Reliable heads of `other` that no head of `full` is matched with.
         overall: The mean of the match scores.
         views: What the pictures are drawn from, by model name.
+        changes: For each answer the other's accuracy less full's, paired by question.
+        fates: What became of each variable, of each head of full, and of what the other alone has.
+        forth, back: What full's states turn in the other, and the other's in full.
+        untried: Why no state was carried over; "" where it was.
+        items: For each variable and head, prompts on which the models part most.
     """
 
     full: Relative
@@ -118,6 +98,20 @@ class Comparison:
     unmatched: tuple[str, ...]
     overall: Overall
     views: Mapping[str, View]
+    changes: tuple[Estimate, ...] = ()
+    fates: tuple[Fate, ...] = ()
+    forth: tuple[Transfer, ...] = ()
+    back: tuple[Transfer, ...] = ()
+    untried: str = ""
+    items: Mapping[str, tuple[Item, ...]] = field(default_factory=dict)
+
+    @property
+    def kinship(self) -> float:
+        """How much the other's states turn full's answers: the mean over variables, 0 to 1.
+
+        It does not ask whether the other can do the task, and so ranks nets that cannot.
+        """
+        return float(np.mean([one.value.value for one in self.back])) if self.back else np.nan
 
     @property
     def withheld(self) -> bool:
@@ -127,6 +121,109 @@ class Comparison:
     def count(self, word: str) -> int:
         """Count the heads of `full` with a word."""
         return sum(match.word == word for match in self.matches)
+
+    def fate(self, subject: str) -> Fate:
+        """Return what became of a variable, a head of full, or a head that the other alone has.
+
+        Raises:
+            SiteError: There is no such thing.
+        """
+        for found in self.fates:
+            if subject in (found.subject, found.there if not found.subject else ""):
+                return found
+        known = ", ".join(found.subject or found.there for found in self.fates)
+        raise SiteError(f"Nothing was said of {subject!r}: there are {known or 'no words at all'}")
+
+    def why(self, subject: str) -> Why:
+        """Show the interventions behind a word, and the prompts on which the models part.
+
+        Args:
+            subject: A variable such as "operation", or a head such as "L2.H3".
+        """
+        fate = self.fate(subject)
+        if fate.kind == "variable":
+            table = self.transfers().query("variable == @fate.subject")
+        else:
+            views = (self.views[self.full.name], self.views[self.other.name])
+            table = interventions(views, fate, self.roles, self.answers)
+        return Why(fate, table, self.items.get(fate.subject, ()))
+
+    def transfers(self) -> pd.DataFrame:
+        """Return what each model's states turn in the other, one variable and way to a row."""
+        rows = []
+        for one in (*self.forth, *self.back):
+            rows.append(
+                {
+                    "variable": one.variable,
+                    "donor": one.donor,
+                    "recipient": one.recipient,
+                    "site": one.site,
+                    "read at": " + ".join(one.places),
+                    "own": one.whole.value,
+                    "ceiling": one.ceiling.value,
+                    **{kind: value.value for kind, value in one.maps.items()},
+                    **{name: value.value for name, value in one.controls.items()},
+                    "strangers": max(one.strangers.values(), default=np.nan),
+                    "excess": one.excess.value,
+                    "excess low": one.excess.low,
+                    "best stand-in": one.best,
+                    "shortfall": one.shortfall.value,
+                    "shortfall high": one.shortfall.high,
+                    "items": one.items,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def assert_equivalent(self, margin: float = 0.1, *, heads: bool = False) -> None:
+        """Raise unless the other is surely full's equal: a regression test for compression.
+
+        Equal means, each with its whole 95 % interval: no answer is right less often by the margin
+        or more; every variable that full holds at a place is held by the other at the same, and
+        full's states, put in there, turn at most the margin less than its own.
+
+        Args:
+            margin: In shares, 0 to 1.
+            heads: Whether every head of full that repeats itself must have its equal as well.
+
+        Raises:
+            EquivalenceError: Something is not surely equal; the message says what.
+        """
+        against = [*self._behaviour_against(margin), *self._variables_against(margin)]
+        if heads:
+            against += [
+                f"{fate.subject}: {fate.word}, not surely as strong and as alike"
+                for fate in self.fates
+                if fate.kind == "head" and fate.subject and fate.word != "idle"
+                and not fate.equivalent
+            ]  # fmt: skip
+        if against:
+            raise EquivalenceError(
+                f"{self.other.name} is not surely equal to {self.full.name} within {margin}: "
+                + "; ".join(against)
+            )
+
+    def _behaviour_against(self, margin: float) -> list[str]:
+        found = []
+        for answer, change in zip(self.answers, self.changes, strict=True):
+            if change.low <= -margin:
+                found.append(f"{answer} is right in {change.value:+.2f} [{change.low:+.2f}]")
+        return found
+
+    def _variables_against(self, margin: float) -> list[str]:
+        if self.untried:
+            return []
+        variables = {fate.subject: fate for fate in self.fates if fate.kind == "variable"}
+        if not variables:
+            return ["no variable could be judged, as a gate is closed"]
+        found = [
+            f"{name} is {fate.word} ({fate.reason})"
+            for name, fate in variables.items()
+            if fate.word != "kept"
+        ]
+        for one in self.forth:
+            if variables[one.variable].word == "kept" and one.shortfall.high >= margin:
+                found.append(f"{one.variable}: states fall short by {one.shortfall}")
+        return found
 
     def table(self) -> pd.DataFrame:
         """Return the matches as a table, one head of `full` to a row."""

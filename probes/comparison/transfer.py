@@ -42,7 +42,7 @@ EMBEDDING = "token embedding"
 """The control that is part of the donor itself: what its words hold before any block."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Transfer:
     """How often a variable of one model, put into another, turns the other's answer as foretold.
 
@@ -66,7 +66,8 @@ class Transfer:
         excess: The ridge map's share less the best control's, paired by crossing.
         best: Which control that is.
         shortfall: The ceiling less the ridge map's share, paired by crossing.
-        hits: Where the donor's states turned the answer, by ridge.
+        missed: The crossings that the recipient's own states turned through a ridge map, and the
+            donor's did not.
     """
 
     variable: str
@@ -84,7 +85,7 @@ class Transfer:
     excess: Estimate
     best: str
     shortfall: Estimate
-    hits: Bool[np.ndarray, " prompt"]
+    missed: tuple[int, ...]
 
     @property
     def value(self) -> Estimate:
@@ -176,6 +177,13 @@ def judged(  # noqa: PLR0913 (two models, what both read, and beside whom)
     )
 
 
+def turned(host: Host, trials: Trials, variable: str) -> Bool[np.ndarray, " prompt"]:
+    """Mark the crossings in which a model's own states turn its answer at its site."""
+    with host.turn:
+        found = exchange(host.crossed, [host.cells[variable]])
+    return alone(found, variable)[0][trials.judged(variable)]
+
+
 def _judged(  # noqa: PLR0913 (as above)
     host: Host,
     donor: Donor,
@@ -191,8 +199,8 @@ def _judged(  # noqa: PLR0913 (as above)
     best_net = max(nulls, key=lambda name: nulls[name][variable].mean())
     controls["untrained"] = nulls[best_net][variable]
     best = max(controls, key=lambda name: controls[name].mean())
-    whole = exchange(host.crossed, [cell])
     ceiling = grafted(host, host.own, trials, variable, same_places(host, variable))
+    rows = np.flatnonzero(trials.judged(variable))
     return Transfer(
         variable=variable,
         donor=donor.name,
@@ -200,7 +208,7 @@ def _judged(  # noqa: PLR0913 (as above)
         items=int(trials.judged(variable).sum()),
         site=site_name(cell),
         places=tuple(f"L{layer}.resid@{role}" for layer, role in places.values()),
-        whole=share(alone(whole, variable)[0][trials.judged(variable)]),
+        whole=share(turned(host, trials, variable)),
         ceiling=share(ceiling),
         maps={kind: share(hits) for kind, hits in maps.items()},
         controls={name: share(hits) for name, hits in controls.items()},
@@ -209,7 +217,7 @@ def _judged(  # noqa: PLR0913 (as above)
         excess=paired(controls[best], maps["ridge"]).difference,
         best=best,
         shortfall=paired(maps["ridge"], ceiling).difference,
-        hits=maps["ridge"],
+        missed=tuple(map(int, rows[ceiling & ~maps["ridge"]])),
     )
 
 

@@ -62,13 +62,30 @@ def held(host: Host, trials: Trials, variable: str, alone: Estimate) -> Held:
     return Held(site_name(cell), frozenset(cell.role.split("+")), alone, along)
 
 
+def absent_variable(variable: str, gates: Sequence[Gate]) -> Fate:
+    """Say that a model does not do what a variable is for; the other answer may be there."""
+    gate = _gate(variable, gates)
+    if gate.state == "closed":
+        return Fate(variable, "variable", "behaviour absent", "", _nothing(gate))
+    why = f"{gate.answer} is there, but not all of the behaviour: nothing was put in"
+    return Fate(variable, "variable", "cannot tell", "", why)
+
+
+def _gate(variable: str, gates: Sequence[Gate]) -> Gate:
+    return gates[-1] if variable == OBJECT else gates[0]
+
+
+def _nothing(gate: Gate) -> str:
+    return f"{gate.answer} is right in {gate.accuracy}: there is nothing to keep"
+
+
 def variable_fate(  # noqa: PLR0913 (two models, what was carried over, and the other seed)
     full: Held,
     other: Held,
     carried: Transfer,
     gates: Sequence[Gate],
     *,
-    twin: Held | None = None,
+    twin: frozenset[str] | None = None,
     margin: float = 0.1,
 ) -> Fate:
     """Judge one variable; see the rules at the head of this module.
@@ -77,21 +94,17 @@ def variable_fate(  # noqa: PLR0913 (two models, what was carried over, and the 
         full, other: Where the two models hold it.
         carried: The transfer of it from the full model to the relative.
         gates: The relative's gates, one for each answer.
-        twin: Where another seed of the full model holds it.
+        twin: The roles at which another seed of the full model holds it.
         margin: How much less than the relative's own the full model's states may do.
     """
-    name, noun = carried.variable, carried.variable == OBJECT
-    gate = gates[-1] if noun else gates[0]
+    name, gate = carried.variable, _gate(carried.variable, gates)
     tests = tuple(_tests(full, other, carried, margin))
 
     def fate(word: str, reason: str) -> Fate:
         return Fate(name, "variable", word, other.site, reason, tests)  # type: ignore[arg-type]
 
     if gate.state == "closed":
-        return fate(
-            "behaviour absent",
-            f"{gate.answer} is right in {gate.accuracy}: there is nothing to keep",
-        )
+        return fate("behaviour absent", _nothing(gate))
     if not full.alone.low > HELD:
         return fate("cannot tell", f"no place of the full model surely holds it: {full.alone}")
     if not other.alone.low > HELD:
@@ -109,7 +122,7 @@ def variable_fate(  # noqa: PLR0913 (two models, what was carried over, and the 
     return fate(*_coded(carried, margin))
 
 
-def _elsewhere(full: Held, other: Held, twin: Held | None) -> tuple[str, str]:
+def _elsewhere(full: Held, other: Held, twin: frozenset[str] | None) -> tuple[str, str]:
     here, there = (" and ".join(sorted(found.roles)) for found in (full, other))
     if full.roles < other.roles:
         return "split", f"held at {here}, it now takes {there} together"
@@ -120,7 +133,7 @@ def _elsewhere(full: Held, other: Held, twin: Held | None) -> tuple[str, str]:
             "cannot tell",
             f"held at {there}, not {here}; no other seed says whether that is rare",
         )
-    if twin.roles != full.roles:
+    if twin != full.roles:
         return "cannot tell", f"held at {there}, not {here}; other seeds differ in that, too"
     return "moved", f"held at {there}, where both seeds of the full model hold it at {here}"
 

@@ -22,6 +22,10 @@ NOTES = {
     "distilled-narrow": "Another width and head count, from fresh weights, with the soft labels of "
     "`full`: no basis is shared.",
     "scratch": "The shape of `distilled` from fresh weights with hard labels: the control.",
+    "copying": "Trained on the same sentences, and asked only for numbers that stand in them: the "
+    "operation never matters. A stranger, as like the family as a net can be that cannot count.",
+    "permuted": "Trained on the same questions, each with the number of another question's answer. "
+    "A stranger: it has learned the words and the nouns of the answers, and no counting.",
 }
 
 
