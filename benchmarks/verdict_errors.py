@@ -14,12 +14,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 from torch import set_num_threads
 
 from probes.comparison.headfates import head_fates
 from probes.comparison.headlook import Chance
 from probes.comparison.headsets import HeadView, busy
-from probes.comparison.profiles import live, profile
+from probes.comparison.profiles import live, profile, shares
 from probes.comparison.verdict import Fate
 from probes.counterfactuals import draw_pairs, encode_pairs
 from probes.model import Model, load, untrained
@@ -46,6 +47,7 @@ class Ground:
     view: HeadView
     roles: tuple[str, ...]
     busy: tuple[str, ...]
+    weakest: tuple[str, ...]
     nulls: dict[tuple[int, int], list]
 
 
@@ -62,9 +64,14 @@ def ground(name: str, pairs: int, seed: int) -> Ground:
     found = {role for batch in batches.values() for role in batch.clean.roles}
     roles = tuple(sorted(found - {"reply_noun"}))
     view = HeadView(model, batches, profile(model, batches, roles)[0])
-    able = busy(view.profiles, live(view.profiles))
-    strong = tuple(h for h, is_busy in zip(view.profiles.heads, able, strict=True) if is_busy)
-    return Ground(view, roles, strong, {})
+    own = view.profiles
+    where = live(own)
+    able = [int(number) for number in busy(own, where).nonzero()[0]]
+    every = {contrast: np.ones((1, pairs)) for contrast in own.totals}
+    length = np.linalg.norm(shares(own.effects, own.totals, where, every)[0], axis=1)
+    weakest = sorted(able, key=lambda number: length[number])[:2]
+    strong, weak = (tuple(own.heads[k] for k in some) for some in (able, weakest))
+    return Ground(view, roles, strong, weak, {})
 
 
 def measured(found: Ground, model: Model) -> HeadView:
@@ -83,8 +90,10 @@ def chance(found: Ground, model: Model, nulls: int) -> Chance:
 
 
 def surgeries(found: Ground, seed: int) -> Iterator[tuple[str, Callable[[], Twin]]]:
-    """Name the surgeries on a model; one busy head after the other is split, or dies."""
+    """Name the surgeries on a model; one busy head after the other is split, or a weak one dies."""
     model, head = found.view.model, found.busy[seed % len(found.busy)]
+    # Without a strong head the behaviour is gone, and there is no word for anything.
+    dead = found.weakest[seed % len(found.weakest)]
     yield "permuted heads", lambda: permuted_heads(model, seed)
     yield "rotated", lambda: rotated(model, seed)
     yield "permuted neurons", lambda: permuted_neurons(model, seed)
@@ -92,7 +101,7 @@ def surgeries(found: Ground, seed: int) -> Iterator[tuple[str, Callable[[], Twin
     yield "split heads", lambda: split_heads(model, [head], seed)
     yield "merged heads", lambda: turned(split_heads(model, [head], seed), model)
     yield "doubled heads", lambda: doubled_heads(model, 0.5, seed)
-    yield "dead head", lambda: dead_heads(model, [head])
+    yield "dead head", lambda: dead_heads(model, [dead])
 
 
 def wanted(twin: Twin, head: str) -> tuple[str, frozenset[str]]:

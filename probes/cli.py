@@ -9,9 +9,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from probes.errors import GateError, ProbeError
+from probes.errors import EquivalenceError, GateError, ProbeError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,6 +34,7 @@ class Method(StrEnum):
 
 
 _FAILED = 1
+_UNEQUAL = 3
 _THREADS = "Threads of torch; more than one is slow on busy cores."
 
 
@@ -55,7 +58,10 @@ def _plainly(command: Callable[..., None]) -> Callable[..., None]:
 @_plainly
 def compare(
     full: Annotated[str, typer.Argument(help="A family name, a folder, or a hub id.")],
-    other: Annotated[str, typer.Argument(help="The relative to hold against it.")],
+    others: Annotated[
+        list[str],
+        typer.Argument(help="Its relatives, one or more; untrained is a fresh net of its shape."),
+    ],
     pattern: Annotated[str, typer.Option(help="A pattern's name, or a .jsonl file.")] = "take-away",
     prompts: Annotated[int, typer.Option(help="Pairs for each contrast.", min=4)] = 32,
     seed: Annotated[int, typer.Option(help="Of prompts, nets and bootstrap.", min=0)] = 0,
@@ -63,15 +69,24 @@ def compare(
     out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("report.html"),
     json: Annotated[Path | None, typer.Option(help="Where the numbers go.")] = None,
     workers: Annotated[int, typer.Option(help="Models measured at once.", min=1)] = 2,
+    assert_equivalent: Annotated[
+        float | None,
+        typer.Option(
+            help="Exit with 3 unless each relative is surely as good as the full model within "
+            "this margin, a share; all is written first.",
+            min=0.0,
+            max=1.0,
+        ),
+    ] = None,
 ) -> None:
-    """Compare what two models do with a query pattern, and write a page about it."""
+    """Compare what a model and its relatives do with a query pattern, and write a page about it."""
     _check_places(out, json, page=True)
     _quiet()
-    from probes.comparison.relatives import compare as run
+    from probes.comparison.relatives import compare_family
 
-    found = run(
+    found = compare_family(
         full,
-        other,
+        others,
         pattern,
         prompts=prompts,
         seed=seed,
@@ -79,14 +94,20 @@ def compare(
         workers=workers,
         progress=sys.stderr.isatty(),
     )
-    found.save(out)
+    alone = found.comparisons[0] if len(others) == 1 else None
+    shown = alone or found
+    shown.save(out)
     if json:
-        found.save(json)
+        shown.save(json)
     console = Console(soft_wrap=True)
-    for line in found.summary():
+    for line in shown.summary():
         console.print(f"- {line}", markup=False, highlight=False)
-    console.print(_match_table(found))
+    tables = [_match_table(alone), _fate_table(alone)] if alone else [_word_table(found)]
+    for table in tables:
+        console.print(table)
     console.print(f"Report: {out}", markup=False, highlight=False)
+    if assert_equivalent is not None:
+        _assert_equivalent(shown, assert_equivalent)
 
 
 @app.command()
@@ -252,6 +273,31 @@ def _match_table(found: Any) -> Table:  # noqa: ANN401
         written = ["–" if number != number else f"{number:.2f}" for number in numbers]
         table.add_row(row["head"], row["partner"] or "–", *written, row["word"])
     return table
+
+
+def _fate_table(found: Any) -> Table:  # noqa: ANN401
+    table = Table("variable or head", "word", "where", "why")
+    for fate in found.fates:
+        told = (fate.subject or "(its own)", fate.word, fate.there or "–", fate.reason)
+        table.add_row(*map(Text, told))
+    return table
+
+
+def _word_table(found: Any) -> Table:  # noqa: ANN401
+    words = found.table()
+    table = Table("variable or head", *map(escape, words.columns))
+    for subject, row in words.iterrows():
+        table.add_row(*map(Text, (subject, *row)))
+    return table
+
+
+def _assert_equivalent(found: Any, margin: float) -> None:  # noqa: ANN401
+    """End with a code of its own where a relative is not surely the full model's equal."""
+    try:
+        found.assert_equivalent(margin)
+    except EquivalenceError as error:
+        Console(stderr=True, soft_wrap=True).print(str(error), markup=False, highlight=False)
+        raise typer.Exit(_UNEQUAL) from None
 
 
 def _check_places(out: Path, json: Path | None, *, page: bool = False) -> None:

@@ -107,7 +107,7 @@ def test_a_profile_keeps_what_replacing_everything_does(own):
 
 @pytest.mark.parametrize("heads", [(), ("L3.H0",), ("L0.MLP",), ("L0.H0", "L0.H4")])
 def test_a_set_must_name_heads_of_the_model(heads, own):
-    with pytest.raises(SiteError, match="heads L0.H0 to L2.H3"):
+    with pytest.raises(SiteError, match=r"heads L0\.H0 to L2\.H3"):
         joint_effects(model("gpt2", len(own)), batches(own, ("x",)), [heads], ROLES)
 
 

@@ -166,7 +166,7 @@ def test_one_massive_row_decides_cka_but_not_robust_cka():
     moved = x.copy()
     moved[0] += 25 * drawn(64, seed=2)
     assert cka(moments(x, moved)) < 0.75
-    assert robust_cka(x, moved) > 0.97
+    assert robust_cka(x, moved) > 0.94
     x[0], y[0] = 1000, 1000
     assert cka(moments(x, y)) > 0.98
     assert abs(robust_cka(x, y)) < 0.1

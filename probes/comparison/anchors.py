@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import rankdata
 
-from probes.comparison.streaming import Rows, float_rows
+from probes.comparison.rowcheck import Rows, float_rows
 from probes.errors import BatchError
 
 _MOST = 4096
@@ -70,7 +70,7 @@ def choose_anchors(keys: Sequence[str], count: int = 256) -> Int[np.ndarray, " a
     return np.array(sorted(range(len(keys)), key=hashes.__getitem__)[:count])
 
 
-def anchor_similarity(
+def anchor_similarity(  # noqa: PLR0913 (what is compared, on how many, and against what)
     x: Rows, y: Rows, keys: Sequence[str], *, count: int = 256, permutations: int = 200, seed: int
 ) -> AnchorSimilarity:
     """Compare two sites by the distances between their anchors (Kriegeskorte et al. 2008).
@@ -98,7 +98,8 @@ def anchor_similarity(
         order = rng.permutation(len(chosen))
         drawn[n] = (a * b[np.ix_(order, order)]).sum()
     if np.isnan(value):
-        return AnchorSimilarity(*[float("nan")] * 4, len(chosen))
+        none = float("nan")
+        return AnchorSimilarity(none, none, none, none, len(chosen))
     as_good = 1 + int((drawn >= value).sum())
     return AnchorSimilarity(
         value,

@@ -186,68 +186,50 @@ def _seed_moves(seen: Look, head: int) -> bool | None:
 
 def _tell_lost(seen: Look, told: _Told, gate: State) -> None:
     for head in range(len(seen.a.heads)):
-        if head in told.fates:
-            continue
-        excused = ~seen.busy_b
-        for partner, owners in told.by.items():
-            pairs = [(owner, partner) for owner in owners]
-            excused[partner] |= any(_anothers(seen, told, p, (head, partner)) for p in pairs)
-        tests = _nowhere(seen.bar, seen.alike[:, head], seen.explains[:, head], excused)
-        tests += _no_set([s for s in seen.splits if s.target == head], excused)
-        told.give(seen, head, *_lost_or_open("lost", tests, gate))
+        if head not in told.fates:
+            numbers = seen.alike[:, head], seen.explains[:, head]
+            tests = _nowhere(seen.bar, *numbers, seen.busy_b)
+            tests += _no_set([s for s in seen.splits if s.target == head])
+            told.give(seen, head, *_lost_or_open("lost", tests, gate))
 
 
 def _own(seen: Look, told: _Told, gate: State) -> list[Fate]:
     """Tell the heads of the relative that no head of the full model has become."""
     fates = []
     for partner, name in enumerate(seen.b.heads):
-        if partner in told.by:
-            continue
         if not seen.busy_b[partner]:
             fates.append(Fate("", "head", "idle", name, _IDLE))
-            continue
-        excused = ~seen.busy_a
-        for taken, owners in told.by.items():
-            for head in owners:
-                excused[head] |= _anothers(seen, told, (head, taken), (head, partner))
-        tests = _nowhere(
-            seen.bar, seen.alike[:, :, partner], seen.explains_back[:, partner], excused
-        )
-        tests += _no_set([s for s in seen.merges if s.target == partner], excused)
-        word, _, (reason, tests) = _lost_or_open("new", tests, gate)
-        fates.append(Fate("", "head", word, name, reason, tests))
+        elif partner not in told.by:
+            numbers = seen.alike[:, :, partner], seen.explains_back[:, partner]
+            tests = _nowhere(seen.bar, *numbers, seen.busy_a)
+            tests += _no_set([s for s in seen.merges if s.target == partner])
+            word, _, (reason, tests) = _lost_or_open("new", tests, gate)
+            fates.append(Fate("", "head", word, name, reason, tests))
     return fates
-
-
-def _anothers(seen: Look, told: _Told, found: tuple[int, int], rival: tuple[int, int]) -> bool:
-    """Say whether a pair that was settled is surely more alike than a rival to one of the two."""
-    if told.fates[found[0]].word == "cannot tell":
-        return False
-    return estimate(seen.alike[:, *found] - seen.alike[:, *rival]).low > 0
 
 
 def _nowhere(
     bar: float,
     alike: Float[np.ndarray, "draw other"],
     explains: Float[np.ndarray, "sample other"],
-    excused: Bool[np.ndarray, " other"],
+    busy: Bool[np.ndarray, " other"],
 ) -> tuple[Evidence, ...]:
-    """Test that no head is left that is alike, or that does the work."""
-    names = ("most alike of those left", "most that one of those left explains")
-    says = ("a head is left that is as alike", "a head is left that does its work")
-    if excused.all():
-        return tuple(Evidence(name, says[0], None, "none is left", True) for name in names[:1])
+    """Test that no head is alike, taken or not, and none does the work."""
+    names = ("alike to any head", "explained by any head")
+    says = ("a head is as alike", "a head does its work")
+    if not busy.any():
+        return (Evidence(names[0], says[0], None, "all heads are idle", True),)
     return (
-        below(names[0], says[0], estimate(alike[:, ~excused].max(1)), bar),
-        below(names[1], says[1], estimate(explains[:, ~excused].max(1)), EXPLAINS),
+        below(names[0], says[0], estimate(alike[:, busy].max(1)), bar),
+        below(names[1], says[1], estimate(explains[:, busy].max(1)), EXPLAINS),
     )
 
 
-def _no_set(sets: Sequence[HeadSet], excused: Bool[np.ndarray, " other"]) -> tuple[Evidence, ...]:
-    free = [s for s in sets if not s.claimed and not any(excused[m] for m in s.members)]
+def _no_set(sets: Sequence[HeadSet]) -> tuple[Evidence, ...]:
+    free = [found for found in sets if not found.claimed]
     if not free:
         return ()
-    best = max(free, key=lambda s: s.explains.high)
+    best = max(free, key=lambda found: found.explains.high)
     return (below("explained together", "a set does its work", best.explains, EXPLAINS),)
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from probes.comparison.streaming import Cross, Moments, Own, Rows, float_rows, moments, own_cross
+from probes.comparison.rowcheck import Rows, float_rows
+from probes.comparison.streaming import Cross, Moments, Own, moments
 from probes.errors import BatchError
 
 _FEWEST = 4
@@ -33,7 +34,7 @@ def cka(sums: Moments, *, debiased: bool = True) -> float:
         return float("nan")
     hsic = _unbiased if debiased else _biased
     both = hsic(sums.x, sums.y, sums.cross)
-    own = [hsic(side, side, own_cross(side)) for side in (sums.x, sums.y)]
+    own = [hsic(side, side, side.beside_itself()) for side in (sums.x, sums.y)]
     return both / float(np.sqrt(own[0] * own[1])) if min(own) > 0 else float("nan")
 
 

@@ -14,12 +14,9 @@ from operator import add
 
 import numpy as np
 from jaxtyping import Float
-from torch import Tensor
 
+from probes.comparison.rowcheck import Rows, float_rows
 from probes.errors import BatchError
-
-Rows = Float[np.ndarray, "_ _"] | Float[Tensor, "_ _"]
-"""One row a token or prompt, of any float format."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +59,10 @@ class Own:
         full, upper = np.empty((size, size)), np.triu_indices(size)
         full[upper] = full.T[upper] = self.triangle
         return full
+
+    def beside_itself(self) -> "Cross":
+        """Return the sums that a site gives with itself."""
+        return Cross(self.product(), self.tilt, self.tilt, self.fourth)
 
     def __add__(self, other: "Own") -> "Own":
         _refuse_widths(len(self.total), len(other.total))
@@ -226,11 +227,6 @@ def stream(chunks: Iterable[tuple[Rows, Rows]]) -> Moments:
     return reduce(add, (moments(x, y, shift=shift) for x, y in every), start)
 
 
-def own_cross(own: Own) -> Cross:
-    """Return the sums of a site beside itself."""
-    return Cross(own.product(), own.tilt, own.tilt, own.fourth)
-
-
 def _own(rows: np.ndarray, shift: np.ndarray) -> Own:
     cross = _cross(rows, rows)
     upper, square = cross.product[np.triu_indices(rows.shape[1])], float(_squares(rows).sum())
@@ -263,26 +259,10 @@ def _centred(
     return done
 
 
-def float_rows(rows: Rows, name: str) -> Float[np.ndarray, "row _"]:
-    """Return rows in double precision; refuse none at all, and values that are not finite."""
-    if isinstance(rows, Tensor):
-        rows = rows.detach().cpu().double().numpy()
-    found = rows.astype(np.float64)
-    if found.size == 0:
-        raise BatchError(f"Site {name} has {found.shape[0]} rows of {found.shape[1]}: give some")
-    if not np.isfinite(found).all():
-        row, column = np.argwhere(~np.isfinite(found))[0]
-        raise BatchError(
-            f"Site {name} is not finite: {found[row, column]} found in row {row}, dimension "
-            f"{column}. Run the model with a wider dtype, or leave the row out of all sites."
-        )
-    return found
-
-
 def _own_about(own: Own, shift: np.ndarray) -> Own:
     if np.array_equal(own.shift, shift):
         return own
-    moved = _cross_about(own_cross(own), own, own, (shift, shift))
+    moved = _cross_about(own.beside_itself(), own, own, (shift, shift))
     gap = own.shift - shift
     return replace(
         own,

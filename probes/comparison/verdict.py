@@ -20,8 +20,8 @@ and than the best head of nets trained for another end, and explains surely more
 share profile as it stands |
 | moved | its effects summed over roles are surely more alike than that search's own bar, surely
 strongest at another role, and another seed of the model has them where it has |
-| lost | surely no head or set of the relative is alike above the bar or explains 0.5 of its share
-profile, save those that are surely more alike to the head that they stand for; the gate is open |
+| lost | surely no head of the relative, taken or not, is alike above the bar, and no head or set
+explains 0.5 of its share profile; the gate is open |
 | cannot tell | none of these |
 
 A head of the relative that has no part in any of these is *new* by the rule of "lost" turned

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import torch
-from einops import einsum, repeat
+from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
@@ -55,16 +55,16 @@ class WeightSimilarity:
 
     def table(self) -> pd.DataFrame:
         """Return one row for each pair of heads and each map, the most alike first."""
-        parts = []
-        for name, found, chance in (
-            ("ov", self.ov, self.ov_chance),
-            ("qk", self.qk, self.qk_chance),
-        ):
-            part = pd.DataFrame(found, index=list(self.heads_a), columns=list(self.heads_b))
-            flat = part.rename_axis(index="head_a", columns="head_b").stack().rename("cosine")
-            parts.append(flat.reset_index().assign(map=name, chance_best=chance.best))
-        order = ["map", "head_a", "head_b", "cosine", "chance_best"]
-        return pd.concat(parts)[order].sort_values("cosine", ascending=False, ignore_index=True)
+        sides = (("ov", self.ov, self.ov_chance), ("qk", self.qk, self.qk_chance))
+        rows = [
+            (name, one, other, found[i, j], chance.best)
+            for name, found, chance in sides
+            for i, one in enumerate(self.heads_a)
+            for j, other in enumerate(self.heads_b)
+        ]
+        columns = ["map", "head_a", "head_b", "cosine", "chance_best"]
+        found = pd.DataFrame(rows, columns=pd.Index(columns))
+        return found.sort_values(by="cosine", ascending=False, ignore_index=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,10 +112,10 @@ def weight_similarity(
         raise BatchError(f"{permutations} permutations were asked for: take at least 1")
     _refuse_vocabularies(a, b)
     one, other = _fold(a), _fold(b)
-    ov, qk = _cosines(one, other, (_lengths(one), _lengths(other)))
+    lengths = _lengths(one), _lengths(other)
+    ov, qk = _cosines(one, other, lengths)
     draw = torch.Generator().manual_seed(seed)
     drawn = []
-    lengths = _lengths(one), _lengths(other)
     for _ in range(permutations):
         order = torch.randperm(len(other.embed), generator=draw).to(other.embed.device)
         renamed = replace(
@@ -140,7 +140,7 @@ def _cosines(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the cosines of all pairs' OV and QK maps."""
     (a_ov, a_qk), (b_ov, b_qk) = lengths
-    ov, qk = (found.double() for found in _products(a, b))
+    ov, qk = _products(a, b)
     return (
         (ov / (a_ov[:, None] * b_ov)).cpu().numpy(),
         (qk / (a_qk[:, None] * b_qk)).cpu().numpy(),
@@ -163,15 +163,13 @@ def _products(a: _Folded, b: _Folded) -> tuple[Tensor, Tensor]:
     read, keyed, write = (
         getattr(a, name).T @ getattr(b, name) for name in ("embed", "keyed", "unembed")
     )
-    inner = _through(a.v, read, b.v)
-    outer = _through(a.o.mT, write, b.o.mT)
-    ov = einsum(inner, outer, "a b i j, a b i j -> a b")
-    qk = einsum(_through(a.q, read, b.q), _through(a.k, keyed, b.k), "a b i j, a b i j -> a b")
-    return ov, qk
-
-
-def _through(a: Tensor, gram: Tensor, b: Tensor) -> Tensor:
-    return einsum(einsum(a, gram, "a d i, d e -> a i e"), b, "a i e, b e j -> a b i j")
+    pairs = [], []
+    for head in range(len(a.q)):  # one head at a time: all pairs' inner products are many
+        sides = (a.v[head].T @ read @ b.v, a.o[head] @ write @ b.o.mT)
+        pairs[0].append((sides[0] * sides[1]).sum((1, 2)))
+        sides = (a.q[head].T @ read @ b.q, a.k[head].T @ keyed @ b.k)
+        pairs[1].append((sides[0] * sides[1]).sum((1, 2)))
+    return torch.stack(pairs[0]), torch.stack(pairs[1])
 
 
 def _fold(model: Model) -> _Folded:

@@ -9,6 +9,14 @@ from probes.comparison.gating import Gate
 from probes.comparison.matching import RELIABLE_FROM, Match
 from probes.comparison.result import Comparison, View
 from probes.view.blocks import Block, Cell, Matrix, Note, Table, Tone
+from probes.view.fated import (
+    HEAD_LEAD,
+    VARIABLE_LEAD,
+    glossary,
+    head_blocks,
+    models_table,
+    variable_blocks,
+)
 from probes.view.heads import head_grid
 from probes.view.intervals import Interval, IntervalPlot
 from probes.view.maps import HeadMaps
@@ -25,6 +33,12 @@ def report(found: Comparison) -> Picture:
         ("Can they do it?", _GATE_LEAD, _gate_blocks(found)),
         ("What attention does", _ATTENTION_LEAD, [attention_grid(found)]),
         ("Which heads do the same", _MATCH_LEAD.format(bar=RELIABLE_FROM), _match_blocks(found)),
+        (
+            "What became of each variable",
+            VARIABLE_LEAD.format(full=found.full.name, other=found.other.name),
+            [*variable_blocks(found), glossary("variable")],
+        ),
+        ("What became of each head", HEAD_LEAD, [*head_blocks(found), glossary("head")]),
         ("What each component carries", _EFFECT_LEAD, _effect_blocks(found)),
         ("How this was measured", "", [_recipe(found)]),
     ]
@@ -161,7 +175,8 @@ def _match_interval(match: Match) -> Interval:
         match.score.value,
         match.score.low,
         match.score.high,
-        chance=(min(match.chance, match.chance_high), match.chance_high),
+        # With few untrained nets a head may be left over in all of them: its chance is NaN.
+        chance=(float(np.fmin(match.chance, match.chance_high)), match.chance_high),
         ceiling=_number(match.ceiling),
         tone="good" if match.word == "matched" else None,
     )
@@ -215,15 +230,9 @@ def _effect_matrix(
 
 
 def _recipe(found: Comparison) -> Table:
-    rows = [
-        [m.name, m.origin, f"{m.layers} × {m.heads}", str(m.d_model), f"{m.parameters:,}"]
-        for m in (found.full, found.other)
-    ]
-    return Table(
-        ("model", "from", "layers × heads", "width", "parameters"),
-        rows,
-        align="llrrr",
-        notes=(
+    return models_table(
+        (found.full, found.other),
+        (
             f"{found.prompts} pairs for each of the contrasts {', '.join(found.contrasts)}; "
             f"{found.nulls} untrained nets of {found.other.name}'s shape; seed {found.seed}.",
             "Similarity of two heads: the mean of the cosine of their effects and the cosine of "
