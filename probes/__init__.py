@@ -13,10 +13,20 @@ if TYPE_CHECKING:
     from probes.attribution import attribute
     from probes.batch import Batch, encode
     from probes.circuit import Circuit
+    from probes.comparison.circuit_result import CircuitComparison
+    from probes.comparison.circuits import compare_circuits
     from probes.comparison.gating import Gate, gate
-    from probes.comparison.relatives import compare
+    from probes.comparison.lifted import lift
+    from probes.comparison.published import alignment_score
+    from probes.comparison.relatives import compare, compare_family
     from probes.comparison.resampling import minimum_effect, paired
     from probes.comparison.result import Comparison
+    from probes.comparison.separation import auroc
+    from probes.comparison.similarity import Similarity, compare_states
+    from probes.comparison.together import Relatives
+    from probes.comparison.transfer import Transfer, transplant
+    from probes.comparison.verdict import Fate
+    from probes.comparison.weights import weight_similarity
     from probes.counterfactuals import PairBatch, draw_pairs, encode_pairs
     from probes.cue_forcing import forced
     from probes.cues import cue_sites, divergence
@@ -55,12 +65,25 @@ _HOMES = {
     "Batch": "batch",
     "encode": "batch",
     "Circuit": "circuit",
+    "CircuitComparison": "comparison.circuit_result",
+    "compare_circuits": "comparison.circuits",
     "Gate": "comparison.gating",
     "gate": "comparison.gating",
+    "lift": "comparison.lifted",
+    "alignment_score": "comparison.published",
     "compare": "comparison.relatives",
+    "compare_family": "comparison.relatives",
     "minimum_effect": "comparison.resampling",
     "paired": "comparison.resampling",
     "Comparison": "comparison.result",
+    "auroc": "comparison.separation",
+    "Similarity": "comparison.similarity",
+    "compare_states": "comparison.similarity",
+    "Relatives": "comparison.together",
+    "Transfer": "comparison.transfer",
+    "transplant": "comparison.transfer",
+    "Fate": "comparison.verdict",
+    "weight_similarity": "comparison.weights",
     "PairBatch": "counterfactuals",
     "draw_pairs": "counterfactuals",
     "encode_pairs": "counterfactuals",

@@ -28,7 +28,8 @@ family.card family.make
 planted planted_gates planted_foxes compiled
 evidence factorial interchange variance hotspot alignment space neighbours counterevidence
 dissociation searching lineage claims series proof proving
-comparison.streaming comparison.likeness comparison.similarity comparison.anchors comparison.weights
+comparison.rowcheck comparison.streaming comparison.likeness comparison.anchors comparison.kernels
+comparison.mapping comparison.rolestates comparison.similarity comparison.weights
 comparison.profiles comparison.matching comparison.joint comparison.headsets comparison.rolesums
 comparison.verdict comparison.headlook comparison.headfates
 comparison.dissected comparison.published comparison.separation
@@ -36,11 +37,11 @@ comparison.overlap comparison.edge_tests comparison.crossing comparison.circuit_
 comparison.circuits
 comparison.maps comparison.readings comparison.trials comparison.grafting comparison.transfer
 comparison.variablefates comparison.views comparison.reasons comparison.result comparison.together
-comparison.measuring comparison.items comparison.pairing comparison.relatives
+comparison.measuring comparison.items comparison.pairing comparison.relatives comparison.lifted
 view.text view.colours view.packing view.cells view.thumbs view.maps view.picture view.blocks
 view.static view.wires view.circuits view.intervals view.heads view.sheet view.outcomes
 view.hotmap view.scatter view.spaced view.page view view.report view.traced
-view.cued view.spotted view.claimed view.proved view.looking
+view.cued view.spotted view.claimed view.proved view.fated view.related view.looking
 cli
 """
 ORDER = LISTED.split()

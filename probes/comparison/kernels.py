@@ -140,7 +140,7 @@ class RolePairs:
 
     def ratios(
         self, keys: Float[np.ndarray, "order prompt"]
-    ) -> Float[np.ndarray, "role+1 order+1 layer_a layer_b"]:
+    ) -> Float[np.ndarray, "_ _ layer_a layer_b"]:
         """Return how alike layers are, as the prompts are and by each way of permuting them.
 
         Last comes the mean over the roles at which both layers vary: the states of some roles are

@@ -104,7 +104,7 @@ class Cross:
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """All that exact comparisons of two sites need of the rows; add those of several chunks."""
+    """All that comparisons of two sites need of the rows; add those of several chunks."""
 
     x: Own
     y: Own
@@ -137,9 +137,12 @@ class Moments:
         )
 
     def __add__(self, other: "Moments") -> "Moments":
+        return Moments(self.x + other.x, self.y + other.y, self._plus(other))
+
+    def _plus(self, other: "Moments") -> Cross:
         _refuse_widths(self.cross.product.shape, other.cross.product.shape)
-        cross = _cross_about(other.cross, other.x, other.y, (self.x.shift, self.y.shift))
-        return Moments(self.x + other.x, self.y + other.y, self.cross + cross)
+        shifts = (self.x.shift, self.y.shift)
+        return self.cross + _cross_about(other.cross, other.x, other.y, shifts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,13 +164,10 @@ class Grid:
 
     def __add__(self, other: "Grid") -> "Grid":
         _refuse_widths((len(self.x), len(self.y)), (len(other.x), len(other.y)))
-        cross = []
-        for a, own in enumerate(self.x):
-            moved = [
-                _cross_about(other.cross[a][b], other.x[a], other.y[b], (own.shift, y.shift))
-                for b, y in enumerate(self.y)
-            ]
-            cross.append(tuple(map(add, self.cross[a], moved)))
+        cross = [
+            tuple(self[a, b]._plus(other[a, b]) for b in range(len(self.y)))
+            for a in range(len(self.x))
+        ]
         x, y = (tuple(map(add, *sides)) for sides in ((self.x, other.x), (self.y, other.y)))
         return Grid(x, y, tuple(cross))
 
@@ -208,8 +208,8 @@ def grid_moments(
             f"The sites have {sorted(counts)} rows: give every site the same tokens or prompts, "
             "one row each"
         )
-    own_x, own_y = (tuple(_own(rows, shift) for rows, shift in side) for side in (a, b))
-    return Grid(own_x, own_y, tuple(tuple(_cross(x, y) for y, _ in b) for x, _ in a))
+    own = [tuple(_own(*site) for site in side) for side in (a, b)]
+    return Grid(own[0], own[1], tuple(tuple(_cross(x, y) for y, _ in b) for x, _ in a))
 
 
 def stream(chunks: Iterable[tuple[Rows, Rows]]) -> Moments:
@@ -219,8 +219,7 @@ def stream(chunks: Iterable[tuple[Rows, Rows]]) -> Moments:
         BatchError: There is no chunk; else as in `moments`.
     """
     every = iter(chunks)
-    first = next(every, None)
-    if first is None:
+    if (first := next(every, None)) is None:
         raise BatchError("There is no chunk to sum: give at least one pair of arrays of rows")
     start = moments(*first)
     shift = (start.x.shift, start.y.shift)

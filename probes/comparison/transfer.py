@@ -93,7 +93,7 @@ class Transfer:
         return self.maps["ridge"]
 
 
-def transfer(  # noqa: PLR0913 (two models, what is put over, and beside what)
+def transplant(  # noqa: PLR0913 (two models, what is put over, and beside what)
     donor: str | Path | Model,
     recipient: str | Path | Model,
     pattern: str | Pattern = "take-away",

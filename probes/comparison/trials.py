@@ -93,10 +93,13 @@ def draw_trials(
     Raises:
         PatternError: The pattern has no opposite, too few words, or colliding outcomes.
     """
-    nouns = pattern.lexicon.words("noun")
+    nouns = dict(pattern.lexicon.choices).get("noun", ())
     tested = nouns[::_TESTED_NOUNS]
     if len(tested) < 2:
-        raise PatternError(f"{pattern.name!r} has {len(nouns)} nouns: give six, to test two on")
+        raise PatternError(
+            f"{pattern.name!r} has {len(nouns)} nouns: give six or more, so that two can be kept "
+            "from the fit and tested"
+        )
     slots = {slot for frame in pattern.frames for slot in frame.slots}
     kinds = {slot for slot in slots if pattern.lexicon.kind(slot) == "noun"}
     drawn = crossings(

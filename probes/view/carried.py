@@ -1,29 +1,33 @@
 """What states of one model turn in another: beside what stands in for them, and the ceiling."""
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 
 from probes.comparison.estimates import Estimate
 from probes.comparison.transfer import EMBEDDING, Transfer
 from probes.view.blocks import Block, Cell, Note, Table
 from probes.view.intervals import Interval, IntervalPlot
-from probes.view.text import minus
+from probes.view.text import MINUS
 
 _STAND_INS = {
     EMBEDDING: "bare words",
-    "label": "label of the word",
-    "shuffled": "shuffled states",
-    "untrained": "best untrained net",
+    "label": "label",
+    "shuffled": "shuffled",
+    "untrained": "untrained",
 }
 
 
-def turned_plot(carried: Sequence[Transfer], caption: str) -> Block:
+def turned_plot(carried: Sequence[Transfer], caption: str, kept: Collection[str] = ()) -> Block:
     """Plot how often states turn the answer, beside what stands in for them and the ceiling.
 
-    A row is green where its whole interval is beyond the stand-ins that the words read.
+    Args:
+        carried: What was put over; the band is what the stand-ins reach that a word reads.
+        caption: A line above the plot.
+        kept: Variables that are drawn as good news.
     """
     rows = [
-        _turned(one.variable, one, stand_in(one))
+        _turned(one.variable, one, good=one.variable in kept)
         for one in carried
         if not math.isnan(one.value.value)
     ]
@@ -37,7 +41,7 @@ def kin_plot(carried: Sequence[Transfer], caption: str) -> Block:
     """
     strange = {name: value for one in carried for name, value in one.strangers.items()}
     rows = [
-        _turned(one.donor, one, max([stand_in(one), *strange.values()]))
+        _turned(one.donor, one, good=one.value.low > max([stand_in(one), *strange.values()]))
         for one in carried
         if not math.isnan(one.value.value)
     ]
@@ -57,7 +61,7 @@ def _plot(rows: Sequence[Interval], caption: str) -> Block:
 
 def transfer_tables(carried: Sequence[Transfer]) -> list[Block]:
     """List what states turn, map by map, and what stands in for them turns."""
-    first = ("states → put into", "variable")
+    first = ("from → into", "variable")
     ways = (*first, "put in at", "crossings", "own", "own, mapped", "identity", "orthogonal")
     here = (
         "Crossing: the state that another question left at this place is put in. Counted are those "
@@ -71,12 +75,12 @@ def transfer_tables(carried: Sequence[Transfer]) -> list[Block]:
     beside = (
         "All went through a ridge map. Bare words: what the giving model's words hold before any "
         "layer, which is part of its own work. Label: the name of the word and nothing else. "
-        "Shuffled: the giving model's states in wrong order. Best untrained net: of "
+        "Shuffled: the giving model's states in wrong order. Untrained: the best net of "
         f"{max(len(one.nulls) for one in carried)}. Another end: the best net that was trained on "
-        "such texts to do something else. Beyond the best: ridge less the best of the first four, "
-        "bare words among them; the word does not read bare words.",
+        "such texts to do something else. Beyond it: ridge less the best of the first four. The "
+        "words above do not read bare words, nor nets trained for another end.",
     )
-    columns = (*first, "ridge", *_STAND_INS.values(), "another end", "best", "beyond the best")
+    columns = (*first, "ridge", *_STAND_INS.values(), "another end", "best of four", "beyond it")
     return [
         Table(
             (*ways, "ridge", "falls short by"),
@@ -102,7 +106,12 @@ def stand_in(one: Transfer) -> float:
 
 def written(value: float) -> str:
     """Write a share, or a dash where there is none."""
-    return "–" if math.isnan(value) else minus(f"{round(value, 2) + 0.0:.2f}")
+    return "–" if math.isnan(value) else signed(f"{round(value, 2) + 0.0:.2f}")
+
+
+def signed(text: str) -> str:
+    """Return a text whose numbers below 0 have a minus sign, and whose hyphens stay."""
+    return re.sub(r"(?<!\w)-(?=\d)", MINUS, text)
 
 
 def tied(text: str) -> str:
@@ -110,7 +119,7 @@ def tied(text: str) -> str:
     return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
-def _turned(name: str, one: Transfer, beyond: float) -> Interval:
+def _turned(name: str, one: Transfer, *, good: bool) -> Interval:
     ceiling = None if math.isnan(one.ceiling.value) else one.ceiling.value
     return Interval(
         name,
@@ -120,7 +129,7 @@ def _turned(name: str, one: Transfer, beyond: float) -> Interval:
         chance=(0.0, stand_in(one)),
         null=one.nulls,
         ceiling=ceiling,
-        tone="good" if one.value.low > beyond else None,
+        tone="good" if good else None,
     )
 
 
@@ -135,7 +144,7 @@ def _way_row(one: Transfer) -> list[str | Cell]:
         _share(one.maps.get("identity")),
         _share(one.maps.get("orthogonal")),
         tied(str(one.value)),
-        tied(minus(str(one.shortfall))),
+        tied(signed(str(one.shortfall))),
     ]
 
 
@@ -148,7 +157,7 @@ def _beside_row(one: Transfer) -> list[str | Cell]:
         *(_share(one.controls.get(name)) for name in _STAND_INS),
         Cell(written(one.strangers[strange]), hover=_all(one.strangers)) if strange else "–",
         _STAND_INS.get(one.best, one.best),
-        tied(minus(str(one.excess))),
+        tied(signed(str(one.excess))),
     ]
 
 
@@ -157,4 +166,4 @@ def _all(values: Mapping[str, float]) -> str:
 
 
 def _share(found: Estimate | None) -> str | Cell:
-    return "–" if found is None else Cell(written(found.value), hover=minus(str(found)))
+    return "–" if found is None else Cell(written(found.value), hover=signed(str(found)))

@@ -11,8 +11,7 @@ from probes.comparison.verdict import Fate, Kind, Word
 from probes.comparison.views import Relative
 from probes.evidence import Evidence
 from probes.view.blocks import Block, Cell, Note, Table, Tone
-from probes.view.carried import tied, transfer_tables, turned_plot
-from probes.view.text import minus
+from probes.view.carried import signed, tied, transfer_tables, turned_plot
 
 TONES: dict[Word, Tone | None] = {
     "kept": "good",
@@ -59,8 +58,9 @@ _HEAD_WORDS: dict[Word, str] = {
     f"end offer, and surely does more than {STANDS_FOR:.0%} of its work.",
     "merged": "With other heads, and not alone, it does the work of one head there.",
     "split": "Two or three heads there do its work together, and none of them alone.",
-    "moved": "A head there moves the same answers from another role, which another seed does not.",
-    "lost": "Surely no head or group there is like it beyond chance or does "
+    "moved": "A head there moves the same answers, but from another role; another seed of the full "
+    "model keeps the role.",
+    "lost": "Surely no head there is like it beyond chance, and no head or group does "
     f"{EXPLAINS:.0%} of its work, though the relative can do the task.",
     "new": "A head of the relative alone: the rule of “lost” turned round.",
     "idle": f"What it does repeats by less than {RELIABLE_FROM} between halves of the prompts, or "
@@ -94,7 +94,7 @@ def glossary(*kinds: Kind) -> Table:
 def word_cell(fate: Fate, *, where: bool = False, hover: str = "") -> Cell:
     """Show a word in its tone, with where it is, and what it rests on when pointed at."""
     at = f" ({fate.there})" if where and fate.there else ""
-    return Cell(tied(fate.word) + at, TONES[fate.word], minus(hover or fate.reason))
+    return Cell(tied(fate.word) + at, TONES[fate.word], signed(hover or fate.reason))
 
 
 def variable_blocks(found: Comparison, *, tests: bool = True) -> list[Block]:
@@ -113,6 +113,7 @@ def variable_blocks(found: Comparison, *, tests: bool = True) -> list[Block]:
             turned_plot(
                 found.forth,
                 f"How often states of {found.full.name} turn the answer of {found.other.name}",
+                [fate.subject for fate in fates if fate.word == "kept"],
             )
         )
     else:
@@ -122,6 +123,15 @@ def variable_blocks(found: Comparison, *, tests: bool = True) -> list[Block]:
         blocks += transfer_tables((*found.forth, *found.back))
     if tests and any(fate.evidence for fate in fates):
         blocks.append(_tests(fates))
+    rows = [
+        [fate.subject, item.text, item.source, item.expected, item.found]
+        for fate in fates
+        for item in (found.items.get(fate.subject, ()) if tests else ())
+    ]
+    if rows:
+        columns = ("variable", "asked", "state from", f"in {found.other.name}, its own", "mapped")
+        caption = f"Crossings that states of {found.full.name} do not turn, though its own do"
+        blocks.append(Table(columns, rows, caption, "lllll"))
     return blocks
 
 
@@ -159,7 +169,7 @@ def _unjudged(found: Comparison) -> Note:
 
 def _variable_table(found: Comparison, fates: Sequence[Fate]) -> Table:
     rows = [
-        [fate.subject, word_cell(fate, hover=_told(fate)), fate.there or "–", minus(fate.reason)]
+        [fate.subject, word_cell(fate, hover=_told(fate)), fate.there or "–", signed(fate.reason)]
         for fate in fates
     ]
     note = (
@@ -177,7 +187,7 @@ def _head_row(fate: Fate) -> list[str | Cell]:
         word_cell(fate, hover=_told(fate)),
         fate.there or "–",
         equal[fate.equivalent],
-        minus(fate.reason),
+        signed(fate.reason),
     ]
 
 
@@ -201,7 +211,7 @@ def _tests(fates: Sequence[Fate]) -> Table:
 
 def _test_row(fate: Fate, test: Evidence) -> list[str | Cell]:
     name = test.name if test.decides else f"({test.name})"
-    value = "–" if test.value is None else tied(minus(str(test.value)))
+    value = "–" if test.value is None else tied(signed(str(test.value)))
     return [
-        fate.subject, name, value, tied(minus(test.bar)), Cell(*_PASSED[test.passed]), test.says
+        fate.subject, name, value, tied(signed(test.bar)), Cell(*_PASSED[test.passed]), test.says
     ]  # fmt: skip

@@ -108,7 +108,7 @@ def _own(one: Comparison) -> Cell:
 
 
 def _numbers(found: Relatives) -> Table:
-    numbers = found.numbers()
+    numbers, first = found.numbers(), found.comparisons[0]
     rows = [
         [str(name), *(written(float(value)) for value in row)]
         for name, row in zip(numbers.index, numbers.to_numpy(dtype=float), strict=True)
@@ -116,8 +116,9 @@ def _numbers(found: Relatives) -> Table:
     notes = (
         "Right: share of whole answers. Heads alike: the mean score of all pairs of heads, 0 to 1; "
         "untrained: what 95 % of untrained nets stay below. Turned: how often states of this "
-        f"model, put into {found.comparisons[0].full.name}, turn its answer in this variable. "
-        "Untrained nets: the best one, number by number.",
+        f"model, put into {first.full.name}, turn its answer in this variable. "
+        f"The {first.nulls} untrained nets have the shape of "
+        f"{first.other.name}: the best one, number by number.",
     )
     return Table(("what", *map(str, numbers.columns)), rows, notes=notes)
 
