@@ -276,18 +276,28 @@ def _match_table(found: Any) -> Table:  # noqa: ANN401
 
 
 def _fate_table(found: Any) -> Table:  # noqa: ANN401
-    table = Table("variable or head", "word", "where", "why")
+    table = _folded("variable or head", "word", "where", "why")
     for fate in found.fates:
-        told = (fate.subject or "(its own)", fate.word, fate.there or "–", fate.reason)
-        table.add_row(*map(Text, told))
+        if fate.word != "idle":
+            told = (fate.subject or "(its own)", fate.word, fate.there or "–", fate.reason)
+            table.add_row(*map(Text, told))
     return table
 
 
 def _word_table(found: Any) -> Table:  # noqa: ANN401
     words = found.table()
-    table = Table("variable or head", *map(escape, words.columns))
+    table = _folded("variable or head", *map(escape, words.columns))
     for subject, row in words.iterrows():
-        table.add_row(*map(Text, (subject, *row)))
+        if set(row) - {"idle", "behaviour absent"} or "idle" not in set(row):
+            table.add_row(*map(Text, (subject, *row)))
+    return table
+
+
+def _folded(*columns: str) -> Table:
+    """Return a table that breaks what is too long: names must not lose their ends."""
+    table = Table(caption="Idle heads are left out.", caption_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
     return table
 
 

@@ -17,7 +17,8 @@ PACKAGE = ROOT / "probes"
 # Each module may import only those before it. The package itself is free: it imports nothing.
 LISTED = """
 errors axes files resources questions templates pairs_file asking patterns
-rows batch counterfactuals model twin_weights twin_layers twins testing activations restart metrics attention lens
+rows batch counterfactuals model twin_weights twin_layers twins testing activations restart metrics
+attention lens
 wiring selection circuit_file circuit tasks anatomy staging splice patching graph attribution
 subspace dimension
 comparison comparison.estimates comparison.resampling comparison.gating
@@ -28,8 +29,8 @@ family.card family.make
 planted planted_gates planted_foxes compiled
 evidence factorial interchange variance hotspot alignment space neighbours counterevidence
 dissociation searching lineage claims series proof proving
-comparison.rowcheck comparison.streaming comparison.likeness comparison.anchors comparison.kernels
-comparison.mapping comparison.rolestates comparison.similarity comparison.weights
+comparison.rowcheck comparison.streaming comparison.likeness comparison.anchors
+comparison.rolestates comparison.kernels comparison.mapping comparison.similarity comparison.weights
 comparison.profiles comparison.matching comparison.joint comparison.headsets comparison.rolesums
 comparison.verdict comparison.headlook comparison.headfates
 comparison.dissected comparison.published comparison.separation
@@ -40,8 +41,8 @@ comparison.variablefates comparison.views comparison.reasons comparison.result c
 comparison.measuring comparison.items comparison.pairing comparison.relatives comparison.lifted
 view.text view.colours view.packing view.cells view.thumbs view.maps view.picture view.blocks
 view.static view.wires view.circuits view.intervals view.heads view.sheet view.outcomes
-view.hotmap view.scatter view.spaced view.page view view.report view.traced
-view.cued view.spotted view.claimed view.proved view.fated view.related view.looking
+view.hotmap view.scatter view.spaced view.page view view.carried view.fated view.report
+view.related view.traced view.cued view.spotted view.claimed view.proved view.looking
 cli
 """
 ORDER = LISTED.split()

@@ -115,7 +115,7 @@ def test_verbs_that_share_a_word_are_left_out_together(shipped):
 
 
 def test_each_fold_leaves_out_both_sides_of_a_verb_pair():
-    opposite = dict(zip(MINUS, PLUS, strict=True))
+    opposite: dict[str, str] = dict(zip(MINUS, PLUS, strict=True))
     for fold in planted().folds[OPERATION]:
         less = [form for form in fold.forms if form in opposite]
         assert {opposite[form] for form in less} == set(fold.forms) - set(less)

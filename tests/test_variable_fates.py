@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 
 from probes.comparison.estimates import Estimate, share
-from probes.comparison.gating import Gate
+from probes.comparison.gating import Gate, State
 from probes.comparison.grafting import read_host
 from probes.comparison.transfer import Transfer, turned
 from probes.comparison.trials import draw_trials
 from probes.comparison.variablefates import Held, absent_variable, held, variable_fate
+from probes.comparison.verdict import AS_GOOD
 from probes.factorial import OBJECT
 from probes.planted_foxes import planted_fox
 
@@ -17,7 +18,7 @@ SURE, HALF, NEVER = Estimate(0.9, 0.8, 0.95), Estimate(0.5, 0.4, 0.6), Estimate(
 NEARLY = Estimate(0.6, 0.5, 0.7)
 
 
-def gate(state="open", answer="number"):
+def gate(state: State = "open", answer: str = "number"):
     return Gate("relative", "foxes", answer, 100, SURE, "copy x", 0.1, SURE, SURE, state)
 
 
@@ -63,7 +64,6 @@ def test_a_closed_gate_of_the_variables_own_answer_says_that_the_behaviour_is_ab
     assert word(place("x"), place("x"), transfer(variable="x"), closed) == "behaviour absent"
     noun = transfer(variable=OBJECT)
     assert word(place("thing"), place("thing"), noun, closed) == "kept"
-    assert word(place("thing"), place("thing"), noun, closed[::-1]) == "kept"
     other = (gate(), gate("closed", "noun"))
     assert word(place("thing"), place("thing"), noun, other) == "behaviour absent"
     assert word(place("op"), place("op"), gates=other) == "kept"
@@ -201,11 +201,26 @@ def test_every_word_comes_with_the_tests_that_it_was_read_from():
     assert [test.name for test in found.evidence] == [
         "held at L1.resid@op of the full model",
         "held at L1.resid@op",
-        "equivalent",
+        AS_GOOD,
         "beyond stand-ins (label)",
         "beyond the bare embedding",
     ]
     assert all(test.passed for test in found.evidence)
+
+
+def test_a_variable_is_equivalent_where_the_full_models_states_do_as_much():
+    near, open_, far = (
+        variable_fate(place("op"), place("op"), transfer(shortfall=one), GATES).equivalent
+        for one in (Estimate(0.0, -0.05, 0.05), Estimate(0.1, 0.0, 0.2), Estimate(0.3, 0.2, 0.4))
+    )
+    assert (near, open_, far) == (True, None, False)
+
+
+@pytest.mark.xfail(strict=True, reason="no share less no share is no shortfall")
+def test_states_that_turn_nothing_where_the_own_ones_turn_nothing_are_not_equivalent():
+    """As of words with a dimension to each: a map of other words says nothing of them."""
+    idle = transfer(ceiling=NEVER, maps={"ridge": NEVER})
+    assert variable_fate(place("op"), place("op"), idle, GATES).equivalent is not True
 
 
 # What was not put in.

@@ -25,7 +25,7 @@ class Mapped:
 
 
 def mapped(
-    states: Sequence[Float[np.ndarray, "role layer prompt _"]],
+    states: Sequence[Float[np.ndarray, "role _ prompt _"]],
     there: Bool[np.ndarray, "role prompt"],
     keys: Float[np.ndarray, "order prompt"],
 ) -> dict[str, Mapped]:

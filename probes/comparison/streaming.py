@@ -1,7 +1,5 @@
 """Two sites compared over any number of rows in one pass, exactly, in a memory that does not grow.
 
-chunks of rows → sums, in double precision about a fixed shift → CKA, Procrustes, predictivity
-
 All sums are of products of at most four coordinates, so chunks may come in any order and size,
 from any machine, and sums about different shifts still add up exactly.
 """
@@ -55,8 +53,7 @@ class Own:
 
     def product(self) -> Float[np.ndarray, "d_x d_x"]:
         """Return Σ x xᵀ in full."""
-        size = len(self.total)
-        full, upper = np.empty((size, size)), np.triu_indices(size)
+        full, upper = np.empty((size := len(self.total), size)), np.triu_indices(size)
         full[upper] = full.T[upper] = self.triangle
         return full
 
@@ -189,8 +186,8 @@ def moments(
     Raises:
         BatchError: No row, unequal numbers of rows, or a value that is not finite.
     """
-    x_shift, y_shift = shift or (None, None)
-    return grid_moments([x], [y], shifts=([x_shift], [y_shift]))[0, 0]
+    shifts = ([shift[0]], [shift[1]]) if shift else None
+    return grid_moments([x], [y], shifts=shifts)[0, 0]
 
 
 def grid_moments(
@@ -204,10 +201,8 @@ def grid_moments(
     a, b = _centred(xs, a_shifts, "x"), _centred(ys, b_shifts, "y")
     counts = {len(rows) for rows, _ in (*a, *b)}
     if len(counts) != 1:
-        raise BatchError(
-            f"The sites have {sorted(counts)} rows: give every site the same tokens or prompts, "
-            "one row each"
-        )
+        found = f"The sites have {sorted(counts)} rows"
+        raise BatchError(f"{found}: give every site the same tokens or prompts, one row each")
     own = [tuple(_own(*site) for site in side) for side in (a, b)]
     return Grid(own[0], own[1], tuple(tuple(_cross(x, y) for y, _ in b) for x, _ in a))
 
@@ -223,7 +218,7 @@ def stream(chunks: Iterable[tuple[Rows, Rows]]) -> Moments:
         raise BatchError("There is no chunk to sum: give at least one pair of arrays of rows")
     start = moments(*first)
     shift = (start.x.shift, start.y.shift)
-    return reduce(add, (moments(x, y, shift=shift) for x, y in every), start)
+    return reduce(add, (moments(*chunk, shift=shift) for chunk in every), start)
 
 
 def _own(rows: np.ndarray, shift: np.ndarray) -> Own:

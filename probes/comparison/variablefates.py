@@ -26,7 +26,7 @@ from probes.comparison.gating import Gate
 from probes.comparison.grafting import Host
 from probes.comparison.transfer import EMBEDDING, Transfer
 from probes.comparison.trials import Trials
-from probes.comparison.verdict import Fate
+from probes.comparison.verdict import AS_GOOD, Fate
 from probes.evidence import Evidence, above, below
 from probes.factorial import OBJECT
 from probes.interchange import exchange, site_name
@@ -154,7 +154,7 @@ def _tests(full: Held, other: Held, carried: Transfer, margin: float) -> list[Ev
     found = [
         above(f"held at {full.site} of the full model", "no one place holds it", full.alone, HELD),
         above(f"held at {other.site}", "no one place or pair holds it", other.alone, HELD),
-        below("equivalent", "the full model's states do less", carried.shortfall, margin),
+        below(AS_GOOD, "the full model's states do less", carried.shortfall, margin),
         above(
             f"beyond stand-ins ({best})",
             "what is not the full model's work does as much",

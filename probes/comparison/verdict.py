@@ -1,5 +1,7 @@
 """What became of a head or a variable of one model in a relative, in one word with its reasons.
 
+The rules for variables stand in `variablefates`; these are the rules for heads.
+
 A head's *share profile* is what patching it moves, by contrast, answer and role, over what
 replacing everything moves. What a set does is measured by patching its heads together. *Alike* is
 the mean of the cosines of effects and of attention. The *bar* is the 95th percentile of the best
@@ -49,6 +51,7 @@ Kind = Literal["head", "variable"]
 
 AS_ALIKE = "as alike as to itself"
 AS_STRONG = "as strong"
+AS_GOOD = "as good as its own"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +79,11 @@ class Fate:
     def equivalent(self) -> bool | None:
         """Whether the two are surely the same within the margins; None where it is open.
 
-        Two one-sided tests (Schuirmann 1987), on alikeness and on strength; both must pass.
+        Two one-sided tests (Schuirmann 1987): of a head on alikeness and on strength, which must
+        both pass; of a variable on what the full model's states do where its own stood.
         """
-        named = [test for test in self.evidence if test.name in (AS_ALIKE, AS_STRONG)]
+        wanted = (AS_GOOD,) if self.kind == "variable" else (AS_ALIKE, AS_STRONG)
+        named = [test for test in self.evidence if test.name in wanted]
         if any(test.passed is False for test in named):
             return False
-        return True if len(named) == 2 and all(test.passed for test in named) else None
+        return True if len(named) == len(wanted) and all(test.passed for test in named) else None

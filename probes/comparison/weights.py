@@ -97,8 +97,9 @@ def weight_similarity(
     tokens is taken off the unembedding and off the embedding that is attended to. Biases, learned
     positions and MLPs are left out; where positions are rotated, QK is that of distance 0.
 
-    The further a layer is from the embedding, the less of what it reads is an embedding: alike
-    maps are evidence of kinship, unlike maps are no evidence against it.
+    The further a layer is from the embedding, the less of what it reads is an embedding. Renamed
+    tokens are a low bar, which any two models trained on one text clear, of other seeds too:
+    before a cosine is taken for kinship, hold it against that of another seed.
 
     Args:
         a, b: The models.

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from probes.comparison.estimates import Estimate
 from probes.comparison.transfer import EMBEDDING, Transfer
-from probes.view.blocks import Block, Cell, Note, Table
+from probes.view.blocks import Cell, Note, Table
 from probes.view.intervals import Interval, IntervalPlot
 from probes.view.text import MINUS
 
@@ -18,7 +18,9 @@ _STAND_INS = {
 }
 
 
-def turned_plot(carried: Sequence[Transfer], caption: str, kept: Collection[str] = ()) -> Block:
+def turned_plot(
+    carried: Sequence[Transfer], caption: str, kept: Collection[str] = ()
+) -> IntervalPlot | Note:
     """Plot how often states turn the answer, beside what stands in for them and the ceiling.
 
     Args:
@@ -34,7 +36,7 @@ def turned_plot(carried: Sequence[Transfer], caption: str, kept: Collection[str]
     return _plot(rows, caption)
 
 
-def kin_plot(carried: Sequence[Transfer], caption: str) -> Block:
+def kin_plot(carried: Sequence[Transfer], caption: str) -> IntervalPlot | Note:
     """Plot how often states of several models turn a variable of one model, and strangers' states.
 
     A row is green where its whole interval is beyond the stand-ins and beyond the strangers.
@@ -53,13 +55,13 @@ def kin_plot(carried: Sequence[Transfer], caption: str) -> Block:
     return _plot(rows, caption)
 
 
-def _plot(rows: Sequence[Interval], caption: str) -> Block:
+def _plot(rows: Sequence[Interval], caption: str) -> IntervalPlot | Note:
     if not rows:
         return Note("There were no crossings to judge by.", "muted")
     return IntervalPlot(rows, caption, axis="share of crossings")
 
 
-def transfer_tables(carried: Sequence[Transfer]) -> list[Block]:
+def transfer_tables(carried: Sequence[Transfer]) -> list[Table]:
     """List what states turn, map by map, and what stands in for them turns."""
     first = ("from → into", "variable")
     ways = (*first, "put in at", "crossings", "own", "own, mapped", "identity", "orthogonal")

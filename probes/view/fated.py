@@ -80,7 +80,9 @@ _PASSED: dict[bool | None, tuple[str, Tone]] = {
 def glossary(*kinds: Kind) -> Table:
     """Explain in a line each what the words mean, of variables, of heads, or of both."""
     words: list[Word] = [word for word in TONES if any(word in _WORDS[kind] for kind in kinds)]
-    rows = [[Cell(w, TONES[w]), *(_WORDS[k].get(w, "(never said)") for k in kinds)] for w in words]
+    rows = [
+        [Cell(tied(w), TONES[w]), *(_WORDS[k].get(w, "(never said)") for k in kinds)] for w in words
+    ]
     columns = ("word", *(f"what it says of a {kind}" for kind in kinds))
     notes = []
     if "variable" in kinds:
@@ -124,14 +126,17 @@ def variable_blocks(found: Comparison, *, tests: bool = True) -> list[Block]:
     if tests and any(fate.evidence for fate in fates):
         blocks.append(_tests(fates))
     rows = [
-        [fate.subject, item.text, item.source, item.expected, item.found]
+        [fate.subject, item.text, item.source]
         for fate in fates
         for item in (found.items.get(fate.subject, ()) if tests else ())
     ]
     if rows:
-        columns = ("variable", "asked", "state from", f"in {found.other.name}, its own", "mapped")
-        caption = f"Crossings that states of {found.full.name} do not turn, though its own do"
-        blocks.append(Table(columns, rows, caption, "lllll"))
+        columns = ("variable", "what is asked", "the question that left the state")
+        caption = (
+            f"Some crossings that states of {found.other.name} turn, mapped, and those of "
+            f"{found.full.name} do not"
+        )
+        blocks.append(Table(columns, rows, caption, "lll"))
     return blocks
 
 
@@ -176,8 +181,9 @@ def _variable_table(found: Comparison, fates: Sequence[Fate]) -> Table:
         "L1.resid@op is the state before layer 1, from 0, at the word in the role op; two roles "
         "joined by + are put in together."
     )
+    notes = (note,) if any(fate.there for fate in fates) else ()
     columns = ("variable", "word", f"where in {found.other.name}", "why")
-    return Table(columns, rows, align="llll", notes=(note,))
+    return Table(columns, rows, align="llll", notes=notes)
 
 
 def _head_row(fate: Fate) -> list[str | Cell]:

@@ -11,7 +11,6 @@ from probes.comparison.verdict import Fate
 from probes.view.blocks import Block, Cell, Note, Table, Tone
 from probes.view.carried import kin_plot, written
 from probes.view.fated import (
-    HEAD_LEAD,
     VARIABLE_LEAD,
     glossary,
     models_table,
@@ -27,7 +26,8 @@ _WORDS_LEAD = (
     "where it is there. Point at a word to see why. A variable is something that the question says "
     "and the answer hangs on: the operation (add or take away), a number such as x, the thing that "
     "is asked about. L1.H3 is head 3 of layer 1, and L1.resid@op the state before layer 1 at the "
-    "word in the role op, counted from 0; joined by +, two places act together."
+    "word in the role op, counted from 0; joined by +, two places act together. That a head is "
+    "lost does not say that what it computed is lost."
 )
 _NUMBERS_LEAD = (
     "The numbers beside the words. What chance reaches, and what nets reach that were trained on "
@@ -38,8 +38,9 @@ _KIN_LEAD = (
     "answers; the mean over the variables. It does not ask whether the relative can do the task. "
     "No tested word was fitted on. Untrained nets were given the same map and the same search, so "
     "what they reach is chance; nets that were trained on such texts for another end say what "
-    "knowing the words alone is worth. Then the same variable by variable: green is surely beyond "
-    "all of these."
+    "knowing the words alone is worth. What a relative's words hold before any layer counts as its "
+    "own work. Then the same variable by variable: green is surely beyond all of these. That is "
+    "not proof of descent: a net that learned the same task by itself may come to the same code."
 )
 
 
@@ -63,7 +64,7 @@ def related_page(found: Relatives) -> Picture:
             )
             for one in found.comparisons
         ),
-        ("How this was measured", HEAD_LEAD, [_recipe(found)]),
+        ("How this was measured", "", [_recipe(found)]),
     ]
     notes = [
         Note(line, "bad" if _fails(one) else None)

@@ -1,0 +1,537 @@
+"""A model beside its relatives: the words and numbers of each, why, and a test for equality."""
+
+import json
+from dataclasses import replace
+from functools import cache
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from probes.comparison import measuring, relatives
+from probes.comparison.estimates import Estimate
+from probes.comparison.gating import Gate, State
+from probes.comparison.matching import Match
+from probes.comparison.measuring import Aside, Net
+from probes.comparison.profiles import Profiles
+from probes.comparison.reasons import Item
+from probes.comparison.relatives import compare, compare_family
+from probes.comparison.result import Comparison, Overall
+from probes.comparison.together import Relatives
+from probes.comparison.transfer import Transfer
+from probes.comparison.verdict import AS_ALIKE, AS_STRONG, Fate, Word
+from probes.comparison.views import Relative, View
+from probes.errors import EquivalenceError, ModelError, PatternError, ProbeError, SiteError
+from probes.evidence import Evidence
+from probes.model import load, wrap
+from probes.planted_foxes import fox_pattern, planted_fox
+from probes.testing import hook_count, tiny_hf
+from probes.twins import rotated, rounded
+
+FOX = fox_pattern()
+SURE, NONE = Estimate(0.9, 0.85, 0.95), Estimate(0.0, -0.03, 0.03)
+
+
+@cache
+def fox(kind, seed=0):
+    return planted_fox(kind, seed=seed).model
+
+
+@cache
+def twin():
+    return rotated(fox("template")).model
+
+
+@pytest.fixture(scope="module")
+def small_plan():
+    """Few crossings and few questions: planted models are always right."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(measuring, "_BASES", 120)
+        patched.setattr(measuring, "_FITTED", 200)
+        yield
+
+
+def relatives_of_the_template():
+    return [twin(), fox("lexical"), "untrained"]
+
+
+def compared_family(**more):
+    return compare_family(
+        fox("template"), relatives_of_the_template(), FOX, prompts=4, nulls=2,
+        another_seed=fox("template", 1), strangers=[fox("lookup")], **more,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def family(small_plan):
+    return compared_family()
+
+
+# A comparison made by hand.
+
+
+def gate(model: str, answer: str, state: State = "open"):
+    return Gate(model, "foxes", answer, 100, SURE, "copy x", 0.1, SURE, SURE, state)
+
+
+def carried(variable, donor="full", recipient="other", **changes):
+    controls = {"token embedding": NONE, "label": NONE, "shuffled": NONE, "untrained": NONE}
+    made = Transfer(
+        variable=variable, donor=donor, recipient=recipient, items=100, site="L1.resid@op",
+        places=("L1.resid@op",), whole=SURE, ceiling=SURE, maps={"ridge": SURE},
+        controls=controls, nulls=(0.1, 0.0), strangers={"copying": 0.2}, excess=SURE,
+        best="label", shortfall=NONE, missed=(),
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def head(name: str, word: Word = "kept", there: str | None = None, *, equal: bool | None = True):
+    tests = tuple(
+        Evidence(test, "no", SURE, "within ±0.10", equal) for test in (AS_ALIKE, AS_STRONG)
+    )
+    return Fate(name, "head", word, there if there is not None else name, "so it is", tests)
+
+
+def view():
+    effects = np.arange(8.0).reshape(2, 2, 2)
+    attention = np.full((1, 2, 2, 2), 0.5)
+    return View(attention, attention, ("L0.H0", "L0.H1"), {"x": effects}, {"x": effects / 10})
+
+
+MATCHES = tuple(
+    Match(name, name, SURE, 0.9, 0.9, 0.1, 0.2, float("nan"), "matched")
+    for name in ("L0.H0", "L0.H1")
+)
+
+
+def made(**changes):
+    variables = [Fate(v, "variable", "kept", f"L1.resid@{v}", "the same") for v in ("op", "x")]
+    whole = Comparison(
+        full=Relative("full", "made", 1, 2, 8, 100),
+        other=Relative("other", "made", 1, 2, 8, 50),
+        pattern="foxes", title="Foxes", example="How many?", contrasts={"x": 1.0},
+        roles=("x", "answer"), answers=("number", "noun"), prompts=4, seed=0, nulls=2, ceiling="",
+        gates=tuple(gate(model, a) for model in ("full", "other") for a in ("number", "noun")),
+        untrained_accuracy=(0.0, 0.0), solved=(), matches=MATCHES, unmatched=(),
+        overall=Overall(SURE, 0.1, 0.2, float("nan")), views={"full": view(), "other": view()},
+        changes=(NONE, NONE),
+        fates=(*variables, head("L0.H0"), head("L0.H1")),
+        forth=(carried("op"), carried("x")),
+        back=(carried("op", "other", "full"), carried("x", "other", "full")),
+        items={"op": (Item("a", "b", "c", "d"),)},
+    )  # fmt: skip
+    return replace(whole, **changes)
+
+
+# Equal, or not.
+
+
+def test_what_is_kept_and_right_as_often_is_equal():
+    made().assert_equivalent()
+    made().assert_equivalent(heads=True)
+    Relatives((made(),)).assert_equivalent(heads=True)
+
+
+def test_an_equivalence_error_is_a_mistake_that_can_be_mended_and_a_failed_test():
+    assert issubclass(EquivalenceError, ProbeError)
+    assert issubclass(EquivalenceError, AssertionError)
+
+
+@pytest.mark.parametrize(("low", "equal"), [(-0.09, True), (-0.1, False), (-0.4, False)])
+def test_an_answer_that_may_be_right_less_often_by_the_margin_is_not_equal(low, equal):
+    found = made(changes=(NONE, Estimate(-0.02, low, 0.1)))
+    if equal:
+        found.assert_equivalent()
+        return
+    with pytest.raises(EquivalenceError, match="noun is right in"):
+        found.assert_equivalent()
+    found.assert_equivalent(margin=0.5)
+
+
+def test_getting_better_is_no_failure():
+    made(changes=(Estimate(0.5, 0.4, 0.6), NONE)).assert_equivalent()
+
+
+@pytest.mark.parametrize("word", ["merged", "split", "moved", "cannot tell", "behaviour absent"])
+def test_a_variable_that_is_not_kept_is_named_with_its_reason(word):
+    fates = (*made().fates[1:], Fate("op", "variable", word, "L1.resid@y", "it went"))
+    with pytest.raises(EquivalenceError, match=rf"op is {word} \(it went\)"):
+        made(fates=fates).assert_equivalent()
+
+
+def test_states_that_fall_short_by_the_margin_are_named():
+    short = (carried("op", shortfall=Estimate(0.04, 0.0, 0.08)), carried("x"))
+    made(forth=short).assert_equivalent()
+    with pytest.raises(EquivalenceError, match="op: states fall short"):
+        made(forth=short).assert_equivalent(margin=0.05)
+
+
+def test_heads_count_only_where_they_are_asked_for_and_idle_ones_never():
+    fates = made().fates[:2]
+    weaker = (*fates, head("L0.H0", equal=False), head("L0.H1", "idle", "", equal=False))
+    made(fates=weaker).assert_equivalent()
+    with pytest.raises(EquivalenceError, match=r"L0\.H0: kept, not surely"):
+        made(fates=weaker).assert_equivalent(heads=True)
+    made(fates=(*weaker[:2], weaker[3])).assert_equivalent(heads=True)
+    new = (*fates, head("", "new", "L0.H1", equal=None))
+    made(fates=new).assert_equivalent(heads=True)
+
+
+def test_what_no_gate_lets_through_is_not_equal():
+    with pytest.raises(EquivalenceError, match="gate is closed"):
+        made(fates=made().fates[2:], forth=(), back=()).assert_equivalent()
+
+
+def test_where_nothing_could_be_put_in_behaviour_decides():
+    made(fates=made().fates[2:], forth=(), untried="pairs of your own").assert_equivalent()
+
+
+def test_one_of_several_relatives_is_named():
+    bad = made(
+        other=Relative("worse", "made", 1, 2, 8, 1), changes=(Estimate(-0.5, -0.6, -0.4), NONE)
+    )
+    with pytest.raises(EquivalenceError, match="worse is not surely equal to full") as told:
+        Relatives((made(), bad)).assert_equivalent()
+    assert "other" not in str(told.value)
+
+
+@pytest.mark.xfail(strict=True, reason="a variable that full holds nowhere counts against a twin")
+def test_a_variable_that_the_full_model_holds_at_no_place_is_not_asked_for():
+    """As the docstring says: every variable that full holds at a place."""
+    nowhere = "no place of the full model surely holds it: 0.27 [0.19, 0.37]"
+    fates = (*made().fates[:1], Fate("x", "variable", "cannot tell", "L1.resid@x", nowhere))
+    made(fates=fates).assert_equivalent()
+
+
+@pytest.mark.xfail(strict=True, reason="the word is given with a margin of 0.1, whatever is asked")
+def test_a_wider_margin_forgives_more_of_a_variable():
+    short = Estimate(0.1, 0.05, 0.15)
+    told = "the same role, and the codes are not surely one"
+    found = made(
+        fates=(Fate("op", "variable", "cannot tell", "L1.resid@op", told), made().fates[1]),
+        forth=(carried("op", shortfall=short), carried("x")),
+    )
+    found.assert_equivalent(margin=0.3)
+
+
+@pytest.mark.xfail(strict=True, reason="two models that are never right pass with pairs of a file")
+def test_two_models_that_cannot_do_it_are_not_equal():
+    gates = tuple(replace(one, state="closed") for one in made().gates)
+    made(gates=gates, fates=(), forth=(), back=(), untried="pairs").assert_equivalent()
+    pytest.fail("passed")
+
+
+@pytest.mark.slow
+def test_a_turned_twin_of_a_shipped_model_moves_nothing_and_two_bits_are_too_few():
+    model = load("distilled")
+    found = compare_family(
+        model, [rotated(model).model, rounded(model, 2), "untrained"], prompts=6, nulls=2,
+        strangers=[],
+    )  # fmt: skip
+    same, coarse, net = found.comparisons
+    assert {v: same.fate(v).word for v in ("operation", "y", "thing")} == dict.fromkeys(
+        ("operation", "y", "thing"), "kept"
+    )
+    for one in same.forth:
+        assert one.maps["ridge"].value == one.ceiling.value
+        assert one.shortfall.value == 0
+    heads = [fate for fate in same.fates if fate.kind == "head" and fate.word != "idle"]
+    assert {fate.word for fate in heads} == {"kept"}
+    assert all(fate.subject == fate.there for fate in heads)
+    with pytest.raises(EquivalenceError, match="number is right in"):
+        coarse.assert_equivalent()
+    with pytest.raises(EquivalenceError, match="behaviour absent"):
+        net.assert_equivalent()
+    with pytest.raises(EquivalenceError, match="x is cannot tell") as told:
+        same.assert_equivalent()
+    assert ";" not in str(told.value)  # All that stands against the twin.
+
+
+# Why.
+
+
+def test_a_variable_shows_both_ways_and_a_head_the_patches_of_both_models():
+    why = made().why("op")
+    assert list(why.interventions["donor"]) == ["full", "other"]
+    assert set(why.interventions["variable"]) == {"op"}
+    assert why.failing == (Item("a", "b", "c", "d"),)
+    why = made().why("L0.H1")
+    assert list(why.interventions["of"]) == ["full", "relative"]
+    row = why.interventions.iloc[0]
+    # The strongest of [[4, 5], [6, 7]].
+    assert (row["head"], row["role"], row["answer"]) == ("L0.H1", "answer", "noun")
+    assert (row["fall"], row["error"]) == (7.0, 0.7)
+    assert "L0.H1: kept (L0.H1) – so it is." in why.lines()[0]
+    assert "L0.H1" in repr(why)
+
+
+def test_each_part_of_a_split_head_has_its_rows():
+    fates = (head("L0.H0", "split", "L0.H0 + L0.H1"),)
+    assert list(made(fates=fates).why("L0.H0").interventions["head"]) == ["L0.H0", "L0.H0", "L0.H1"]
+
+
+def test_a_head_that_only_the_relative_has_is_found_by_its_place():
+    fates = (head("L0.H0"), head("", "new", "L0.H1"))
+    why = made(fates=fates).why("L0.H1")
+    assert why.fate.word == "new"
+    assert list(why.interventions["of"]) == ["relative"]
+
+
+@pytest.mark.xfail(strict=True, reason="a head of full by the same name hides it")
+def test_a_head_that_only_the_relative_has_is_found_beside_one_of_its_name():
+    fates = (head("L0.H0"), head("L0.H1", "lost", ""), head("", "new", "L0.H1"))
+    words = {made(fates=fates).why(name).fate.word for name in ("L0.H1", "other L0.H1")}
+    assert words == {"lost", "new"}
+
+
+def test_an_unknown_subject_is_refused_with_what_there_is():
+    with pytest.raises(SiteError, match=r"'colour'.*op, x, L0\.H0"):
+        made().why("colour")
+    with pytest.raises(SiteError, match="other"):
+        Relatives((made(),)).why("op", "stranger")
+
+
+@pytest.mark.xfail(strict=True, reason="an empty name is in every pair of names")
+def test_an_empty_name_is_no_subject():
+    with pytest.raises(SiteError):
+        made().fate("")
+
+
+# Tables.
+
+
+def test_the_words_stand_in_one_table_and_the_numbers_in_another():
+    gone = made(
+        other=Relative("worse", "made", 1, 2, 8, 1),
+        fates=(Fate("op", "variable", "cannot tell", "", "?"), head("", "new", "L0.H1")),
+        back=(carried("op", "worse", "full", maps={"ridge": NONE}), carried("x", "worse", "full")),
+    )
+    both = Relatives((made(), gone))
+    assert both.names == ("other", "worse")
+    assert both["worse"] is gone
+    table = both.table()
+    assert table.loc["op"].tolist() == ["kept (L1.resid@op)", "cannot tell"]
+    assert table.loc["x"].tolist() == ["kept (L1.resid@x)", ""]
+    assert table.loc["heads of its own"].tolist() == ["–", "L0.H1"]
+    numbers = both.numbers()
+    assert numbers.loc["kinship", "other"] == pytest.approx(0.9)
+    assert numbers.loc["kinship", "worse"] == pytest.approx(0.45)
+    assert numbers.loc["op turned", "2 untrained"] == 0.1
+    # One net is not the best at everything: the mean is of each net, and then the best.
+    assert numbers.loc["kinship", "2 untrained"] == pytest.approx(0.1)
+    assert numbers.loc["kinship", "copying"] == pytest.approx(0.2)
+    assert json.dumps(both.to_dict())
+    assert "worse" in repr(both)
+
+
+def test_kinship_is_nan_where_nothing_was_put_into_the_full_model():
+    assert np.isnan(made(back=()).kinship)
+    assert made(back=(), forth=()).transfers().empty
+
+
+# The whole job on planted models.
+
+
+@pytest.mark.slow
+def test_a_turned_twin_keeps_what_maps_can_tell_and_strangers_keep_the_numbers(family):
+    same, lexical, net = family.comparisons
+    assert [same.fate(v).word for v in ("operation", "x", "y")] == ["kept"] * 3
+    assert [lexical.fate(v).word for v in ("x", "y")] == ["kept"] * 2
+    assert lexical.fate("operation").word == "cannot tell"
+    assert {fate.word for fate in net.fates} == {"behaviour absent"}
+    assert net.forth == ()
+    assert len(net.back) == 4
+    for head_fate in (fate for fate in same.fates if fate.kind == "head"):
+        assert head_fate.word in ("kept", "idle")
+    assert same.kinship > lexical.kinship > net.kinship
+
+
+@pytest.mark.slow
+def test_kinship_is_the_mean_of_what_the_relative_turns_in_full(family):
+    for one in family.comparisons:
+        assert one.kinship == pytest.approx(np.mean([b.value.value for b in one.back]))
+        assert {b.recipient for b in one.back} == {family.comparisons[0].full.name}
+        assert {b.donor for b in one.back} == {one.other.name}
+        assert {f.donor for f in one.forth} <= {one.full.name}
+
+
+@pytest.mark.slow
+def test_why_works_for_every_subject_of_every_relative(family, tmp_path):
+    for one in family.comparisons:
+        for fate in one.fates:
+            why = one.why(fate.subject or fate.there)
+            assert why.lines()
+            assert repr(why)
+    numbers = family.numbers()
+    assert set(numbers.columns) == {*family.names, "2 untrained", "planted lookup"}
+    family.save(tmp_path / "family.json")
+    assert set(json.loads((tmp_path / "family.json").read_text("utf-8"))) == set(family.names)
+
+
+@pytest.mark.slow
+def test_a_pair_alone_gives_what_the_family_gives(family, small_plan):
+    found = compare(
+        fox("template"), fox("lexical"), FOX, prompts=4, nulls=2, another_seed=fox("template", 1),
+        strangers=[fox("lookup")],
+    )  # fmt: skip
+    assert found.to_dict() == family["planted lexical"].to_dict()
+
+
+@pytest.mark.slow
+def test_two_workers_find_what_one_finds(family, small_plan):
+    before = hook_count(fox("template"))
+    assert compared_family(workers=2).to_dict() == family.to_dict()
+    assert hook_count(fox("template")) == before
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="both share one bridge, which one thread alone may use")
+def test_a_model_is_compared_with_itself_by_two_workers(small_plan):
+    compare(fox("template"), fox("template"), FOX, prompts=4, nulls=1, workers=2)
+
+
+# Pairs of a file.
+
+
+def hats(clean, other):
+    return json.dumps({
+        "contrast": "x",
+        "clean": f"I have {clean} hats. Now I have",
+        "counterfactual": f"I have {other} hats. Now I have",
+        "answer": str(clean), "counterfactual_answer": str(other),
+        "roles": {"x": str(clean)}, "counterfactual_roles": {"x": str(other)},
+    })  # fmt: skip
+
+
+def small(own, seed):
+    hf_model = tiny_hf(
+        "llama", seed, vocab_size=len(own), num_hidden_layers=2, max_position_embeddings=64
+    )
+    return wrap(hf_model, name=f"small {seed}", tokenizer=own)
+
+
+@pytest.fixture(scope="module")
+def from_file(own, tmp_path_factory):
+    path = tmp_path_factory.mktemp("pairs") / "hats.jsonl"
+    path.write_text("\n".join(hats(k, 9 - k) for k in range(5)), encoding="utf-8")
+    models = [small(own, 0), small(own, 1)]
+    return compare_family(models[0], [models[1], "untrained"], str(path), prompts=5, nulls=2)
+
+
+def test_pairs_of_a_file_say_why_nothing_was_put_in_and_name_no_variable(from_file):
+    for one in from_file.comparisons:
+        assert one.untried
+        assert one.forth == one.back == ()
+        assert {fate.kind for fate in one.fates} == {"head"}
+        assert {fate.word for fate in one.fates} == {"behaviour absent"}
+        assert np.isnan(one.kinship)
+        assert one.why("L0.H0").fate.word == "behaviour absent"
+        with pytest.raises(SiteError):
+            one.why("operation")
+    assert "untrained" in from_file.names[1]
+    assert from_file.numbers().loc["kinship"].isna().all()
+    assert json.dumps(from_file.to_dict())
+
+
+def test_closed_gates_leave_no_head_a_word_and_every_number_its_place(from_file):
+    table = from_file.table()
+    assert (table.drop("heads of its own") == "behaviour absent").all(axis=None)
+    assert np.isfinite(from_file.comparisons[0].overall.chance)
+
+
+# Who is compared with whom.
+
+
+def test_models_of_one_name_are_told_apart():
+    a = fox("template")
+    _, found = relatives._named(a, [a, fox("lexical"), fox("template", 1), fox("lexical", 1)], 0)
+    assert [model.name for model in found] == [
+        "planted template (2)", "planted lexical", "planted template (3)", "planted lexical (2)",
+    ]  # fmt: skip
+
+
+@pytest.mark.xfail(strict=True, reason="a name is cut at its first bracket before it is compared")
+def test_names_with_brackets_are_told_apart_and_others_left_alone():
+    named = [replace(fox(kind), name=name) for kind, name in
+             (("template", "net (a)"), ("lexical", "net (a)"), ("lookup", "net"))]  # fmt: skip
+    _, found = relatives._named(named[0], named[1:], 0)
+    assert [model.name for model in found] == ["net (a) (2)", "net"]
+
+
+def test_an_untrained_relative_is_none_of_the_nets_that_stand_for_chance():
+    _, (net,) = relatives._named(fox("template"), ["untrained"], 0)
+    assert net.name == "planted template untrained 10000"
+    assert net.tokenizer is fox("template").tokenizer
+
+
+def test_one_model_alone_is_refused():
+    with pytest.raises(ModelError, match="One model alone"):
+        compare_family(fox("template"), [], FOX)
+
+
+def test_an_unknown_model_or_pattern_is_refused():
+    with pytest.raises(ModelError):
+        compare(fox("template"), "no such model", FOX)
+    with pytest.raises(PatternError, match="unknown"):
+        compare(fox("template"), fox("lexical"), "no such pattern")
+
+
+@pytest.fixture
+def wired(monkeypatch):
+    """Replace all that is measured: what is left is who is put beside whom."""
+    calls = []
+    empty = Profiles("none", (), (), {}, {}, {})
+
+    def spy(plan, a, b, around, dials):
+        calls.append((b.name, around))
+        return made()
+
+    monkeypatch.setattr(relatives, "draw_plan", lambda *_: None)
+    monkeypatch.setattr(
+        relatives,
+        "measured",
+        lambda model, plan: SimpleNamespace(name=model.name, model=model, host=None),
+    )
+    monkeypatch.setattr(relatives, "net", lambda *_, **__: Net(None, None, {}))
+    monkeypatch.setattr(
+        relatives, "aside", lambda model, plan, sites: Aside(model.name, empty, None, {})
+    )
+    monkeypatch.setattr(relatives, "compared", spy)
+    return calls
+
+
+@pytest.mark.xfail(strict=True, reason="one control serves all relatives, whatever their shape")
+def test_a_control_stands_beside_the_relative_whose_shape_it_has(wired):
+    models = [load(name) for name in ("full", "distilled", "distilled-narrow")]
+    compare_family(models[0], models[1:], nulls=1, strangers=[])
+    beside = {name: around.control and around.control.name for name, around in wired}
+    assert beside == {"distilled": "scratch", "distilled-narrow": None}
+
+
+@pytest.mark.xfail(strict=True, reason="a stranger that bears a compared model's name is dropped")
+def test_strangers_that_were_named_are_all_held_against(wired):
+    strange = [fox("lexical", 1), fox("lexical", 2)]
+    compare_family(fox("template"), [fox("lexical")], FOX, nulls=1, strangers=strange)
+    ((_, around),) = wired
+    assert len(around.strangers) == 2
+
+
+def test_members_of_the_family_bring_their_other_seed_and_their_strangers(wired):
+    compare_family(load("full"), [load("distilled"), load("copying")], nulls=1)
+    ((_, around), _) = wired
+    assert around.twin.name == "full-b"
+    assert around.control.name == "scratch"
+    assert [one.name for one in around.strangers] == ["permuted"]
+
+
+def test_models_of_ones_own_bring_none(wired):
+    compare_family(fox("template"), [fox("lexical")], FOX, nulls=1)
+    ((_, around),) = wired
+    assert (around.twin, around.control, list(around.strangers)) == (None, None, [])
+
+
+@pytest.mark.xfail(strict=True, reason="no nets at all is a plain ValueError, long after")
+def test_no_untrained_nets_are_refused_before_anything_is_measured(wired):
+    with pytest.raises(ModelError, match="nulls"):
+        compare_family(fox("template"), [fox("lexical")], FOX, nulls=0)
+    assert not wired
