@@ -252,14 +252,18 @@ def _strange(
     return found
 
 
-def find_sites(model: Model, finding: Crossings, variables: Sequence[str]) -> list[Cell]:
+def find_sites(
+    model: Model, finding: Crossings, variables: Sequence[str], *, everywhere: bool = False
+) -> list[Cell]:
     """Return, past the embedding, where each variable and no other is handed over most.
 
     Sources about the same object count as much as those about another: a state that serves one
-    object only must be found, too.
+    object only must be found, too. `everywhere`: only at roles that every prompt has.
     """
     crossed = cross(model, finding)
     cells = inner_cells(crossed)
+    if everywhere:
+        cells = [cell for cell in cells if bool(crossed.where[cell.role].any(-1).all())]
     found = _both(crossed, cells)
     sites = []
     for variable in variables:

@@ -217,8 +217,8 @@ def test_a_wider_margin_forgives_more_of_a_variable():
 @pytest.mark.xfail(strict=True, reason="two models that are never right pass with pairs of a file")
 def test_two_models_that_cannot_do_it_are_not_equal():
     gates = tuple(replace(one, state="closed") for one in made().gates)
-    made(gates=gates, fates=(), forth=(), back=(), untried="pairs").assert_equivalent()
-    pytest.fail("passed")
+    with pytest.raises(EquivalenceError):
+        made(gates=gates, fates=(), forth=(), back=(), untried="pairs").assert_equivalent()
 
 
 @pytest.mark.slow
@@ -341,8 +341,11 @@ def test_a_turned_twin_keeps_what_maps_can_tell_and_strangers_keep_the_numbers(f
     assert {fate.word for fate in net.fates} == {"behaviour absent"}
     assert net.forth == ()
     assert len(net.back) == 4
-    for head_fate in (fate for fate in same.fates if fate.kind == "head"):
-        assert head_fate.word in ("kept", "idle")
+    # The table has heads that carry the same words: a match with them proves nothing.
+    found = [fate for fate in same.fates if fate.kind == "head" and fate.word != "idle"]
+    assert found
+    assert all(fate.there == fate.subject for fate in found)
+    assert all(fate.word == "kept" or "another end" in fate.reason for fate in found)
     assert same.kinship > lexical.kinship > net.kinship
 
 

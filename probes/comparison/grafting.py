@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from probes.batch import Batch, encode
 from probes.comparison.maps import Kind, LinearMap, fit_map
 from probes.comparison.readings import Readings, read_states
 from probes.comparison.trials import Fold, Trials
@@ -25,6 +26,7 @@ from probes.model import Model
 from probes.restart import Cell
 from probes.subspace import mean_difference
 
+_AS_WELL = 0.01  # Shares of variance that are not told apart.
 _ASPECTS = 8  # Dimensions of a variable's class means that a donor's site is searched by.
 
 Place = tuple[int, str]
@@ -71,28 +73,39 @@ class Host:
         return self.crossed.model.name
 
 
-def read_donor(model: Model, trials: Trials) -> Donor:
-    """Run a donor on everything once."""
-    pairs = trials.crossings.other
-    tested = read_states(
-        model,
-        [pair.counterfactual for pair in pairs],
-        forced=[pair.clean for pair in pairs],
+Texts = tuple[Batch, Batch]
+"""The questions, and the crossings' sources read behind the bases' answers, as tokens."""
+
+
+def texts(model: Model, trials: Trials) -> Texts:
+    """Encode what a donor reads; nets of one tokenizer share it."""
+    pairs, limit = trials.crossings.other, model.shape.context
+    sources, bases = ([getattr(p, side) for p in pairs] for side in ("counterfactual", "clean"))
+    return (
+        encode(model.tokenizer, trials.questions, limit=limit),
+        encode(model.tokenizer, sources, forced=bases, limit=limit),
     )
-    return Donor(model.name, read_states(model, trials.questions), tested)
+
+
+def read_donor(model: Model, trials: Trials, *, read: Texts | None = None) -> Donor:
+    """Run a donor on everything once; `read` is what `texts` made, if it was made before."""
+    questions, sources = read or texts(model, trials)
+    return Donor(model.name, read_states(model, questions), read_states(model, sources))
 
 
 def held_at(model: Model, trials: Trials, *, seed: int = 0) -> dict[str, Cell]:
     """Find where a model holds each variable, on prompts that nothing else is judged by."""
     pattern = trials.pattern
+    judged = {pair.clean.text for pair in trials.crossings.other}
     finding = crossings(
         pattern,
         max(len(trials.crossings) // 2, 8),
         tokenizers=(model.tokenizer,),
         seed=seed + 2,
+        keep=lambda base: base.text not in judged,
         words=finding_words(pattern),
     )
-    found = find_sites(model, finding, trials.variables)
+    found = find_sites(model, finding, trials.variables, everywhere=True)
     return dict(zip(trials.variables, found, strict=True))
 
 
@@ -141,7 +154,9 @@ def find_places(host: Host, donor: Donor, trials: Trials, variable: str) -> Plac
     for part in host.cells[variable].role.split("+"):
         aim = _aspects(host, part, trials, variable)
         scores = [_foretold(donor.fit.at(role, layer), aim, held) for layer, role in every]
-        found[part] = every[int(np.argmax(scores))]
+        # Of places that do as well, the earliest: the others may merely pass it on.
+        enough = np.flatnonzero(np.array(scores) >= max(scores) - _AS_WELL)
+        found[part] = every[int(enough[0])]
     return found
 
 

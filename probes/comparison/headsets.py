@@ -1,7 +1,9 @@
 """Sets of heads that do together what one head of the other model does: splits and merges."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from threading import Lock
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -34,6 +36,8 @@ class HeadView:
     model: Model
     batches: Mapping[str, PairBatch]
     profiles: Profiles
+    turn: Any = field(default_factory=Lock, repr=False)
+    """Held while the model runs: several comparisons may need it at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,8 @@ def search(targets: HeadView, parts: HeadView, where: Where, *, seed: int) -> tu
         contrast: encode_pairs(parts.model.tokenizer, parts.batches[contrast].pairs[1::2])
         for contrast in dict.fromkeys(contrast for contrast, _ in where)
     }
-    effects = joint_effects(parts.model, odd, sets, b.roles)
+    with parts.turn:
+        effects = joint_effects(parts.model, odd, sets, b.roles)
     weights = _odd(b, seed)
     joint = shares(
         effects,

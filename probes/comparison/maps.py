@@ -94,8 +94,10 @@ def _turn(x: Tensor, y: Tensor, most: int) -> tuple[Tensor, int]:
     """Orthogonal Procrustes (Schönemann 1966), with one scale."""
     del most  # Turning has no strength to overfit with: all directions may be used.
     left, size, right = torch.linalg.svd(x.T @ y, full_matrices=False)
-    scale = size.sum() / x.square().sum().clamp(min=1e-30)
-    return scale * left @ right, len(size)
+    turn = left @ right
+    # Where the donor is wider, what turning leaves of it is less than all of it.
+    scale = size.sum() / (x @ turn).square().sum().clamp(min=1e-30)
+    return scale * turn, len(size)
 
 
 def _ridge(x: Tensor, y: Tensor, most: int) -> tuple[Tensor, int]:

@@ -1,7 +1,7 @@
 """What is measured once of each model, and of each net that stands for chance."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any
 
@@ -9,14 +9,14 @@ import numpy as np
 
 from probes.asking import Pattern
 from probes.attention import role_attention
-from probes.batch import encode
+from probes.batch import Batch, encode
 from probes.comparison.gating import Gate, ask, judge
-from probes.comparison.grafting import Donor, Host, held_at, read_donor, read_host
+from probes.comparison.grafting import Donor, Host, Texts, held_at, read_donor, read_host, texts
 from probes.comparison.headsets import HeadView
 from probes.comparison.profiles import Profiles, profile
 from probes.comparison.result import Relative, View
 from probes.comparison.transfer import Hits, handed
-from probes.comparison.trials import Trials, draw_trials
+from probes.comparison.trials import Trials, distinct, draw_trials
 from probes.counterfactuals import PairBatch, draw_pairs, encode_pairs, fits
 from probes.errors import BatchError, PatternError
 from probes.metrics import Behaviour, behaviour
@@ -87,22 +87,50 @@ class Measured:
         """What each head does, prompt by prompt."""
         return self.heads.profiles
 
+    def beside(self) -> "Aside":
+        """Return it as one that others are held against."""
+        cells = self.host.cells if self.host else {}
+        return Aside(self.model, self.profiles, self.donor, cells)
+
 
 @dataclass(frozen=True, eq=False)
 class Aside:
     """A model that others are held against: another seed, a control, a stranger.
 
     Attributes:
-        name: Of the model.
+        model: The model.
         profiles: What its heads do.
         donor: Its states.
-        cells: Where it holds each variable; none for strangers.
+        cells: Where it holds each variable; none where that was not asked for.
     """
 
-    name: str
+    model: Model
     profiles: Profiles
     donor: Donor | None
     cells: Mapping[str, Cell]
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.model.name
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """Untrained nets of one shape, and what they all read.
+
+    Attributes:
+        like: A model of the shape.
+        hosts: Whom their states are put into.
+        read: What they read for that.
+        pairs, asked: What else is measured of them; None where nothing is.
+    """
+
+    like: Model
+    hosts: Sequence[Host]
+    read: Texts | None
+    pairs: Mapping[str, PairBatch] | None
+    asked: Batch | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +155,7 @@ def draw_plan(
     steps: Any,  # noqa: ANN401 (a bar around the contrasts)
 ) -> Plan:
     """Draw what all models read; nothing that one of their tokenizers cannot."""
-    tokenizers = list({id(m.tokenizer): m.tokenizer for m in models}.values())
+    tokenizers = distinct([model.tokenizer for model in models])
     pairs = {c: _pairs(pattern, c, prompts, tokenizers, seed) for c in steps(pattern.contrasts)}
     trials, why = None, ""
     try:
@@ -153,15 +181,15 @@ def measured(model: Model, plan: Plan) -> Measured:
     found, effects = profile(model, batches, plan.roles, kinds=("heads", "mlps"))
     said = ask(model, plan.questions)
     gates = judge(said, plan.questions, seed=plan.seed)
-    host = None
+    host, turn = None, Lock()
     if plan.trials and all(gate.state != "closed" for gate in gates):
-        host = read_host(model, plan.trials, seed=plan.seed)
+        host = replace(read_host(model, plan.trials, seed=plan.seed), turn=turn)
     donor = host.own if host else read_donor(model, plan.trials) if plan.trials else None
     return Measured(
         model=model,
         behaviour=said,
         gates=gates,
-        heads=HeadView(model, batches, found),
+        heads=HeadView(model, batches, found, turn),
         view=_view(model, batches, plan.roles, effects),
         exact={contrast: effect.exact for contrast, effect in effects.items()},
         donor=donor,
@@ -174,31 +202,39 @@ def aside(model: Model, plan: Plan, *, sites: bool) -> Aside:
     found, _ = profile(model, _encoded(model, plan.pairs), plan.roles)
     trials = plan.trials
     return Aside(
-        name=model.name,
+        model=model,
         profiles=found,
         donor=read_donor(model, trials) if trials and not sites else None,
         cells=held_at(model, trials, seed=plan.seed) if trials and sites else {},
     )
 
 
-def net(  # noqa: PLR0913 (a seed, what it reads, and whom it is put into)
-    like: Model, number: int, plan: Plan, hosts: Sequence[Host], building: Lock, *, alone: bool
-) -> Net:
-    """Measure an untrained net; `alone`: only what its states turn in the hosts."""
+def kind(like: Model, plan: Plan, hosts: Sequence[Host], *, alone: bool) -> Kind:
+    """Prepare the untrained nets of one shape; `alone`: only what their states turn in hosts."""
+    return Kind(
+        like=like,
+        hosts=hosts if plan.trials else (),
+        read=texts(like, plan.trials) if plan.trials and hosts else None,
+        pairs=None if alone else _encoded(like, plan.pairs),
+        asked=None if alone else encode(like.tokenizer, plan.questions, limit=like.shape.context),
+    )
+
+
+def net(one: Kind, number: int, plan: Plan, building: Lock) -> Net:
+    """Measure the untrained net of one shape and number."""
     with building:  # Fresh weights are drawn from torch's one generator.
-        model = untrained(like, seed=plan.seed + number)
+        model = untrained(one.like, seed=plan.seed + number)
     hits = {}
-    if plan.trials and hosts:
-        donor = read_donor(model, plan.trials)
-        for host in hosts:
-            hits |= {
-                host.name: handed(host, [donor], plan.trials, plan.trials.variables)[model.name]
-            }
-    if alone:
+    if plan.trials and one.read:
+        donor = read_donor(model, plan.trials, read=one.read)
+        for host in one.hosts:
+            found = handed(host, [donor], plan.trials, plan.trials.variables)
+            hits[host.name] = found[model.name]
+    if one.pairs is None or one.asked is None:
         return Net(None, None, hits)
-    found, _ = profile(model, _encoded(model, plan.pairs), plan.roles)
-    batch = encode(model.tokenizer, plan.questions, limit=model.shape.context)
-    return Net(found, behaviour(model, batch).right.float().mean(0).numpy(), hits)
+    found, _ = profile(model, one.pairs, plan.roles)
+    right = behaviour(model, one.asked).right
+    return Net(found, right.float().mean(0).numpy(), hits)
 
 
 def relative(model: Model) -> Relative:

@@ -29,7 +29,7 @@ class Around:
 
     nets: Mapping[object, Sequence[Net]]
     twin: Aside | None
-    control: Aside | None
+    controls: Mapping[str, Aside]
     strangers: Sequence[Aside]
 
 
@@ -64,7 +64,7 @@ def compared(
         Chance(
             untrained=profiles,
             strangers=[one.profiles for one in around.strangers if one.name != b.name],
-            controls=[one.profiles for one in (around.control,) if one and one.name != b.name],
+            controls=[one.profiles for name, one in around.controls.items() if name == b.name],
             twin=twin.profiles if twin else None,
         ),
         gate=_worst((*a.gates, *b.gates)),

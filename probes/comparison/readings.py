@@ -1,16 +1,14 @@
 """Residual states at roles: what one model hands to another, whatever their tokens."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probes.batch import Batch, encode
+from probes.batch import Batch
 from probes.errors import SiteError
 from probes.model import Model
-from probes.questions import Question
 from probes.restart import RESID, RESID_OUT
 
 _CHUNK = 100
@@ -68,17 +66,8 @@ class Readings:
 
 
 @torch.no_grad()
-def read_states(
-    model: Model, questions: Sequence[Question], *, forced: Sequence[Question] | None = None
-) -> Readings:
-    """Run a model on questions and keep its residual stream, in full.
-
-    Args:
-        model: Any decoder.
-        questions: What it reads.
-        forced: Questions whose answers are written in place of the own ones; see `encode`.
-    """
-    batch = encode(model.tokenizer, questions, forced=forced, limit=model.shape.context)
+def read_states(model: Model, batch: Batch) -> Readings:
+    """Run a model on prompts and keep its residual stream, in full."""
     layers = model.shape.layers
     names = [f"blocks.{k}.{RESID}" for k in range(layers)] + [f"blocks.{layers - 1}.{RESID_OUT}"]
     kept: dict[str, list[Tensor]] = {name: [] for name in names}

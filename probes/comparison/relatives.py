@@ -3,9 +3,9 @@
 models → gates, heads, hotspots of each → nets that stand for chance → one word a head and variable
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import TypeVar
@@ -13,7 +13,18 @@ from typing import TypeVar
 from tqdm.auto import tqdm
 
 from probes.asking import Pattern
-from probes.comparison.measuring import Measured, Net, aside, draw_plan, measured, net
+from probes.comparison.measuring import (
+    Aside,
+    Kind,
+    Measured,
+    Net,
+    Plan,
+    aside,
+    draw_plan,
+    kind,
+    measured,
+    net,
+)
 from probes.comparison.pairing import Around, compared, shape_of
 from probes.comparison.result import Comparison
 from probes.comparison.together import Relatives
@@ -105,53 +116,91 @@ def compare_family(  # noqa: PLR0913 (the main job has its dials)
     Raises:
         ProbeError: A model, pattern or file that is unknown or does not fit; see its kinds.
     """
+    if nulls < 1:
+        raise ModelError(f"{nulls} untrained nets found: a comparison needs at least one")
     a, bs = _named(full, others, seed)
     chosen = pattern(on) if isinstance(on, str) else on
-    twin, control, strange = _company(a, bs, another_seed, strangers)
+    company = _company(a, bs, another_seed, strangers)
+    if len({id(model.bridge) for model in (a, *bs)}) <= len(bs):
+        workers = 1  # A model compared with itself cannot run twice at once.
     building = Lock()
-
-    def shown(items: Sequence[T]) -> Iterable[T]:
-        return _bar(items, "drawing pairs", progress)
-
     with ThreadPoolExecutor(workers) as pool:
 
         def each(job: Callable[[T], U], items: Sequence[T], text: str) -> list[U]:
             return list(_bar(pool.map(job, items), text, progress, len(items)))
 
-        plan = draw_plan(chosen, [a, *bs], prompts, seed, shown)
+        plan = draw_plan(
+            chosen, [a, *bs], prompts, seed, lambda items: _bar(items, "pairs", progress)
+        )
         seen = each(lambda model: measured(model, plan), [a, *bs], "models")
-        beside = [model for model in (twin, control, *strange) if model]
-        near = each(lambda m: aside(m, plan, sites=m is twin), beside, "models beside")
-        shapes = list({shape_of(model): model for model in (a, *bs)}.values())
-        jobs = [(like, number) for like in shapes for number in range(nulls)]
-
-        def chance(job: tuple[Model, int]) -> Net:
-            like, number = job
-            hosts = [one.host for one in seen if one.host and _meets(like, one, seen)]
-            alone = all(shape_of(like) != shape_of(b) for b in bs)
-            return net(like, number, plan, hosts, building, alone=alone)
-
-        nets = each(chance, jobs, "untrained nets")
-    around = Around(
-        {
-            shape_of(like): [n for (of, _), n in zip(jobs, nets, strict=True) if of is like]
-            for like in shapes
-        },
-        near[0] if twin else None,
-        near[bool(twin)] if control else None,
-        near[-len(strange) :] if strange else [],
-    )
-    dials = (prompts, seed, nulls)
-    return Relatives(tuple(compared(plan, seen[0], b, around, dials) for b in seen[1:]))
+        near = _near(company, seen, lambda job: each(job, company.unseen(seen), "beside"), plan)
+        kinds = _kinds(plan, seen)
+        jobs = [(one, number) for one in kinds for number in range(nulls)]
+        nets = each(lambda job: net(*job, plan, building), jobs, "untrained nets")
+        by_shape: dict[object, list[Net]] = {}
+        for (one, _), found in zip(jobs, nets, strict=True):
+            by_shape.setdefault(shape_of(one.like), []).append(found)
+        around = Around(
+            by_shape,
+            near.get(company.twin.name) if company.twin else None,
+            {name: near[model.name] for name, model in company.controls.items()},
+            [near[model.name] for model in company.strangers],
+        )
+        dials = (prompts, seed, nulls)
+        return Relatives(
+            tuple(each(lambda b: compared(plan, seen[0], b, around, dials), seen[1:], "words"))
+        )
 
 
-def _meets(like: Model, one: Measured, seen: Sequence[Measured]) -> bool:
-    """Say whether nets of a shape are put into a model: the first's shape into all others,
-    the others' into the first."""
-    first = seen[0]
-    if one is first:
-        return any(shape_of(like) == shape_of(other.model) for other in seen[1:])
-    return shape_of(like) == shape_of(first.model)
+@dataclass(frozen=True, eq=False)
+class _Company:
+    """Models that the compared ones are held against.
+
+    Attributes:
+        twin: Another seed of the full model.
+        controls: For relatives, by name, one of their shape that never saw the full model.
+        strangers: Models trained for another end.
+    """
+
+    twin: Model | None
+    controls: Mapping[str, Model]
+    strangers: Sequence[Model]
+
+    def unseen(self, seen: Sequence[Measured]) -> list[Model]:
+        """Return those that are not compared themselves."""
+        known = {one.name for one in seen}
+        every = [*([self.twin] if self.twin else []), *self.controls.values(), *self.strangers]
+        return list({model.name: model for model in every if model.name not in known}.values())
+
+
+def _near(
+    company: _Company,
+    seen: Sequence[Measured],
+    each: Callable[[Callable[[Model], Aside]], Sequence[Aside]],
+    plan: Plan,
+) -> dict[str, Aside]:
+    """Measure what models are held against, where it was not measured as one of them."""
+    found = {one.name: one.beside() for one in seen}
+    for one in each(lambda model: aside(model, plan, sites=model is company.twin)):
+        found[one.name] = one
+    return found
+
+
+def _kinds(plan: Plan, seen: Sequence[Measured]) -> list[Kind]:
+    """Say what nets of each shape are for: the first model's, and each of the others'.
+
+    Nets of the first model's shape are put into the others, and theirs into the first.
+    """
+    first, *others = seen
+    shapes = {shape_of(one.model): one.model for one in reversed(seen)}
+    theirs = {shape_of(one.model) for one in others}
+    found = []
+    for shape, like in shapes.items():
+        hosts = [first] if shape in theirs else []
+        hosts += others if shape == shape_of(first.model) else []
+        ready = [one.host for one in hosts if one.host]
+        found.append(kind(like, plan, ready, alone=shape not in theirs))
+    return found
 
 
 def _named(full: Name, others: Sequence[Name], seed: int) -> tuple[Model, list[Model]]:
@@ -162,28 +211,41 @@ def _named(full: Name, others: Sequence[Name], seed: int) -> tuple[Model, list[M
     found = [a]
     for other in others:
         model = untrained(a, seed=seed + _FAR) if other == "untrained" else load(other)
-        if model.tokenizer is None or a.tokenizer is None:
-            bare = model.name if model.tokenizer is None else a.name
-            raise ModelError(f"{bare!r} came without a tokenizer: add its files and load again")
-        same = sum(one.name.split(" (")[0] == model.name for one in found)
-        found.append(replace(model, name=f"{model.name} ({same + 1})") if same else model)
+        found.append(_renamed(model, [one.name for one in found]))
+    for model in found:
+        if model.tokenizer is None:
+            raise ModelError(
+                f"{model.name!r} came without a tokenizer: add its files and load again"
+            )
     return a, found[1:]
+
+
+def _renamed(model: Model, taken: Sequence[str]) -> Model:
+    number, name = 1, model.name
+    while name in taken:
+        number += 1
+        name = f"{model.name} ({number})"
+    return model if name == model.name else replace(model, name=name)
 
 
 def _company(
     a: Model, bs: Sequence[Model], another_seed: Name | None, strangers: Sequence[Name] | None
-) -> tuple[Model | None, Model | None, list[Model]]:
-    """Return another seed, a control of the relatives' shape, and the strangers, where known."""
+) -> _Company:
+    """Return another seed, controls of the relatives' shapes, and the strangers, where known."""
     known = a.origin.startswith("family member ")
+    names = [a.name, *(b.name for b in bs)]
     twin = another_seed or (OTHER_SEED.get(a.name) if known else None)
-    control = next((SAME_SHAPE[b.name] for b in bs if known and b.name in SAME_SHAPE), None)
+    shaped = {b.name: SAME_SHAPE[b.name] for b in bs if known and b.name in SAME_SHAPE}
     if strangers is None:
-        strangers = [name for name in STRANGERS if known and name in family_members()]
-    names = {a.name, *(b.name for b in bs)}
-    return (
-        load(twin) if twin is not None else None,
-        load(control) if control is not None else None,
-        [model for model in map(load, strangers) if model.name not in names],
+        given = [load(n) for n in STRANGERS if known and n in family_members() and n not in names]
+    else:
+        given = list[Model]()
+        for stranger in map(load, strangers):
+            given.append(_renamed(stranger, [*names, *(one.name for one in given)]))
+    return _Company(
+        twin=load(twin) if twin is not None else None,
+        controls={name: load(control) for name, control in shaped.items()},
+        strangers=given,
     )
 
 

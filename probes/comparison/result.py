@@ -14,7 +14,7 @@ from probes.comparison.gating import Gate
 from probes.comparison.matching import Match
 from probes.comparison.reasons import Item, Why, interventions
 from probes.comparison.transfer import Transfer
-from probes.comparison.verdict import Fate
+from probes.comparison.verdict import AS_GOOD, Fate
 from probes.comparison.views import Relative, View
 from probes.errors import EquivalenceError, SiteError
 from probes.files import write_whole
@@ -125,11 +125,17 @@ class Comparison:
     def fate(self, subject: str) -> Fate:
         """Return what became of a variable, a head of full, or a head that the other alone has.
 
+        The last is named by its model as well where full has a head of that number:
+        "distilled L0.H2".
+
         Raises:
             SiteError: There is no such thing.
         """
         for found in self.fates:
-            if subject in (found.subject, found.there if not found.subject else ""):
+            if subject == (found.subject or f"{self.other.name} {found.there}"):
+                return found
+        for found in self.fates:
+            if subject and not found.subject and subject == found.there:
                 return found
         known = ", ".join(found.subject or found.there for found in self.fates)
         raise SiteError(f"Nothing was said of {subject!r}: there are {known or 'no words at all'}")
@@ -204,9 +210,12 @@ class Comparison:
 
     def _behaviour_against(self, margin: float) -> list[str]:
         found = []
+        for gate in self.gates[: len(self.answers)]:
+            if gate.state == "closed":
+                found.append(f"{gate.answer} is right in {gate.accuracy} of {gate.model} itself")
         for answer, change in zip(self.answers, self.changes, strict=True):
             if change.low <= -margin:
-                found.append(f"{answer} is right in {change.value:+.2f} [{change.low:+.2f}]")
+                found.append(f"{answer}: accuracy changes by {change}")
         return found
 
     def _variables_against(self, margin: float) -> list[str]:
@@ -215,14 +224,17 @@ class Comparison:
         variables = {fate.subject: fate for fate in self.fates if fate.kind == "variable"}
         if not variables:
             return ["no variable could be judged, as a gate is closed"]
-        found = [
-            f"{name} is {fate.word} ({fate.reason})"
-            for name, fate in variables.items()
-            if fate.word != "kept"
-        ]
+        found = []
         for one in self.forth:
-            if variables[one.variable].word == "kept" and one.shortfall.high >= margin:
-                found.append(f"{one.variable}: states fall short by {one.shortfall}")
+            fate = variables[one.variable]
+            if fate.evidence and fate.evidence[0].passed is not True:
+                continue  # The full model itself holds it at no one place: nothing to keep.
+            open_ = [t.name for t in fate.evidence if t.decides and not t.passed]
+            against = [name for name in open_ if name != AS_GOOD]
+            if one.shortfall.high >= margin or one.ceiling.low <= margin:
+                against.append(f"states of {self.full.name} fall short by {one.shortfall}")
+            if fate.word in ("split", "merged", "moved") or against:
+                found.append(f"{one.variable}: {fate.word} ({fate.reason})")
         return found
 
     def table(self) -> pd.DataFrame:

@@ -72,10 +72,13 @@ class Relatives:
                 **{f"{b.variable} turned": b.value.value for b in one.back},
             }
         if first.back:
-            nets = np.mean([[*one.nulls] for one in first.back], axis=0)
-            rows[f"{first.nulls} untrained"] = {
-                "kinship": float(nets.max()),
-                **{f"{one.variable} turned": max(one.nulls) for one in first.back},
+            nets = [np.array([back.nulls for back in one.back]) for one in self.comparisons]
+            rows["best untrained"] = {
+                "kinship": float(max(net.mean(0).max() for net in nets)),
+                **{
+                    f"{one.variable} turned": float(max(net[k].max() for net in nets))
+                    for k, one in enumerate(first.back)
+                },
             }
             for name in first.back[0].strangers:
                 rows[name] = {
@@ -142,5 +145,7 @@ def _line(one: Comparison) -> str:
     gates = ", ".join(
         f"{gate.answer} {gate.accuracy.value:.0%} right" for gate in one.gates[len(one.answers) :]
     )
+    if set(words) == {"behaviour absent"}:
+        return f"{one.other.name} ({gates}) – behaviour absent."
     told = "; ".join(f"{word}: {', '.join(names)}" for word, names in words.items())
     return f"{one.other.name} ({gates}) – {told}."

@@ -28,7 +28,7 @@ from probes.comparison.grafting import (
 )
 from probes.comparison.maps import KINDS, Kind
 from probes.comparison.resampling import paired
-from probes.comparison.trials import Trials, draw_trials
+from probes.comparison.trials import Trials, distinct, draw_trials
 from probes.errors import ModelError
 from probes.hotspot import alone
 from probes.interchange import exchange, site_name
@@ -124,7 +124,7 @@ def transplant(  # noqa: PLR0913 (two models, what is put over, and beside what)
     a, b = load(donor), load(recipient)
     asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
     others = [load(stranger) for stranger in strangers]
-    tokenizers = list({id(m.tokenizer): m.tokenizer for m in (a, b, *others)}.values())
+    tokenizers = distinct([model.tokenizer for model in (a, b, *others)])
     trials = draw_trials(asked, tokenizers=tokenizers, bases=bases, prompts=prompts, seed=seed)
     wanted = tuple(variables) or trials.variables
     host, giver = read_host(b, trials, seed=seed), read_donor(a, trials)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -125,6 +126,15 @@ def draw_trials(
     return Trials(pattern, drawn, tuple(asked), folds, search)
 
 
+def distinct(tokenizers: Sequence[PreTrainedTokenizerBase]) -> list[PreTrainedTokenizerBase]:
+    """Leave out tokenizers that do just what another does; relatives mostly share one."""
+    return list({_rules(tokenizer): tokenizer for tokenizer in tokenizers}.values())
+
+
+def _rules(tokenizer: Any) -> str:  # noqa: ANN401 (only fast tokenizers have rules to read)
+    return f"{tokenizer.special_tokens_map} {tokenizer.backend_tokenizer.to_str()}"
+
+
 def _form(question: Question, variable: str) -> str:
     return str(question["op" if variable == OPERATION else variable])
 
@@ -140,7 +150,7 @@ def _groups(
                 f"{pattern.name!r} has {len(groups)} groups of verbs that share no word: three are "
                 "needed, one to test on, one to choose a site by, and one to fit on"
             )
-        return groups[::-1]  # The largest group is tested: words that share a word count once.
+        return sorted(groups, key=len)  # The smallest chooses sites, so that most are tested.
     known = sorted({_form(question, variable) for question in asked})
     drawn = np.random.default_rng(seed).permutation(known)
     return [sorted(map(str, some)) for some in np.array_split(drawn, _VALUE_GROUPS)]

@@ -5,11 +5,13 @@ Rules, in this order (`HELD` and the margin are shares of crossings):
 behaviour absent  the relative's gate for the answer that the variable moves is closed
 cannot tell       no place of the full model hands the variable over in more than half
 merged            the relative hands it over in more than half, but only along with other
-                  variables; or at one of the roles that the full model needs together
+                  variables
 cannot tell       no single place, and no pair, of the relative surely hands it over in half
+cannot tell       its roles are others, and the full model's other seed has others as well
 split             the relative needs further roles besides the full model's
+merged            one of the roles that the full model needs together is enough
 moved             its role is another, and in the full model's other seed it is not
-cannot tell       its role is another, as seeds differ in it or none is known
+cannot tell       its role is another, and no other seed is known
 kept              the full model's states, put in at that role, do what the relative's own do,
                   less the margin at most, and surely more than any stand-in
 cannot tell       the same role, but the codes do not surely map onto each other
@@ -27,7 +29,7 @@ from probes.comparison.grafting import Host
 from probes.comparison.transfer import EMBEDDING, Transfer
 from probes.comparison.trials import Trials
 from probes.comparison.verdict import AS_GOOD, Fate
-from probes.evidence import Evidence, above, below
+from probes.evidence import Evidence, above, below, untested
 from probes.factorial import OBJECT
 from probes.interchange import exchange, site_name
 
@@ -124,6 +126,8 @@ def variable_fate(  # noqa: PLR0913 (two models, what was carried over, and the 
 
 def _elsewhere(full: Held, other: Held, twin: frozenset[str] | None) -> tuple[str, str]:
     here, there = (" and ".join(sorted(found.roles)) for found in (full, other))
+    if twin not in (None, full.roles):
+        return "cannot tell", f"held at {there}, not {here}; seeds differ in that, too"
     if full.roles < other.roles:
         return "split", f"held at {here}, it now takes {there} together"
     if other.roles < full.roles:
@@ -133,8 +137,6 @@ def _elsewhere(full: Held, other: Held, twin: frozenset[str] | None) -> tuple[st
             "cannot tell",
             f"held at {there}, not {here}; no other seed says whether that is rare",
         )
-    if twin != full.roles:
-        return "cannot tell", f"held at {there}, not {here}; other seeds differ in that, too"
     return "moved", f"held at {there}, where both seeds of the full model hold it at {here}"
 
 
@@ -145,6 +147,8 @@ def _coded(carried: Transfer, margin: float) -> tuple[str, str]:
         return "kept", f"the same role: {done}, the best stand-in {best:.2f}"
     if carried.shortfall.low > margin:
         return "cannot tell", f"the same role in a code of its own: {done}"
+    if not carried.ceiling.low > HELD:
+        return "cannot tell", f"the same role, in a code that no map takes over: {done}"
     return "cannot tell", f"the same role, and the codes are not surely one: {done}"
 
 
@@ -154,7 +158,9 @@ def _tests(full: Held, other: Held, carried: Transfer, margin: float) -> list[Ev
     found = [
         above(f"held at {full.site} of the full model", "no one place holds it", full.alone, HELD),
         above(f"held at {other.site}", "no one place or pair holds it", other.alone, HELD),
-        below(AS_GOOD, "the full model's states do less", carried.shortfall, margin),
+        below(AS_GOOD, "the full model's states do less", carried.shortfall, margin)
+        if carried.ceiling.low > HELD
+        else untested(AS_GOOD, "its own states do not go through a map either"),
         above(
             f"beyond stand-ins ({best})",
             "what is not the full model's work does as much",
