@@ -154,7 +154,6 @@ def test_orthogonal_finds_a_narrow_space_again_in_a_wider_one():
     torch.testing.assert_close(found.matrix, 1.5 * q, atol=1e-9, rtol=0)
 
 
-@pytest.mark.xfail(strict=True, reason="the scale is divided by what the turn leaves out")
 def test_orthogonal_keeps_the_scale_where_what_has_no_room_is_left_out():
     """The states are made white, so that the turn is known: only the scale is in question."""
     x = states(80, 9)

@@ -195,7 +195,6 @@ def test_one_of_several_relatives_is_named():
     assert "other" not in str(told.value)
 
 
-@pytest.mark.xfail(strict=True, reason="a variable that full holds nowhere counts against a twin")
 def test_a_variable_that_the_full_model_holds_at_no_place_is_not_asked_for():
     """As the docstring says: every variable that full holds at a place."""
     nowhere = "no place of the full model surely holds it: 0.27 [0.19, 0.37]"
@@ -203,7 +202,6 @@ def test_a_variable_that_the_full_model_holds_at_no_place_is_not_asked_for():
     made(fates=fates).assert_equivalent()
 
 
-@pytest.mark.xfail(strict=True, reason="the word is given with a margin of 0.1, whatever is asked")
 def test_a_wider_margin_forgives_more_of_a_variable():
     short = Estimate(0.1, 0.05, 0.15)
     told = "the same role, and the codes are not surely one"
@@ -214,7 +212,6 @@ def test_a_wider_margin_forgives_more_of_a_variable():
     found.assert_equivalent(margin=0.3)
 
 
-@pytest.mark.xfail(strict=True, reason="two models that are never right pass with pairs of a file")
 def test_two_models_that_cannot_do_it_are_not_equal():
     gates = tuple(replace(one, state="closed") for one in made().gates)
     with pytest.raises(EquivalenceError):
@@ -277,7 +274,6 @@ def test_a_head_that_only_the_relative_has_is_found_by_its_place():
     assert list(why.interventions["of"]) == ["relative"]
 
 
-@pytest.mark.xfail(strict=True, reason="a head of full by the same name hides it")
 def test_a_head_that_only_the_relative_has_is_found_beside_one_of_its_name():
     fates = (head("L0.H0"), head("L0.H1", "lost", ""), head("", "new", "L0.H1"))
     words = {made(fates=fates).why(name).fate.word for name in ("L0.H1", "other L0.H1")}
@@ -291,7 +287,6 @@ def test_an_unknown_subject_is_refused_with_what_there_is():
         Relatives((made(),)).why("op", "stranger")
 
 
-@pytest.mark.xfail(strict=True, reason="an empty name is in every pair of names")
 def test_an_empty_name_is_no_subject():
     with pytest.raises(SiteError):
         made().fate("")
@@ -388,7 +383,6 @@ def test_two_workers_find_what_one_finds(family, small_plan):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="both share one bridge, which one thread alone may use")
 def test_a_model_is_compared_with_itself_by_two_workers(small_plan):
     compare(fox("template"), fox("template"), FOX, prompts=4, nulls=1, workers=2)
 
@@ -453,7 +447,6 @@ def test_models_of_one_name_are_told_apart():
     ]  # fmt: skip
 
 
-@pytest.mark.xfail(strict=True, reason="a name is cut at its first bracket before it is compared")
 def test_names_with_brackets_are_told_apart_and_others_left_alone():
     named = [replace(fox(kind), name=name) for kind, name in
              (("template", "net (a)"), ("lexical", "net (a)"), ("lookup", "net"))]  # fmt: skip
@@ -503,7 +496,6 @@ def wired(monkeypatch):
     return calls
 
 
-@pytest.mark.xfail(strict=True, reason="one control serves all relatives, whatever their shape")
 def test_a_control_stands_beside_the_relative_whose_shape_it_has(wired):
     models = [load(name) for name in ("full", "distilled", "distilled-narrow")]
     compare_family(models[0], models[1:], nulls=1, strangers=[])
@@ -511,7 +503,6 @@ def test_a_control_stands_beside_the_relative_whose_shape_it_has(wired):
     assert beside == {"distilled": "scratch", "distilled-narrow": None}
 
 
-@pytest.mark.xfail(strict=True, reason="a stranger that bears a compared model's name is dropped")
 def test_strangers_that_were_named_are_all_held_against(wired):
     strange = [fox("lexical", 1), fox("lexical", 2)]
     compare_family(fox("template"), [fox("lexical")], FOX, nulls=1, strangers=strange)
@@ -533,7 +524,6 @@ def test_models_of_ones_own_bring_none(wired):
     assert (around.twin, around.control, list(around.strangers)) == (None, None, [])
 
 
-@pytest.mark.xfail(strict=True, reason="no nets at all is a plain ValueError, long after")
 def test_no_untrained_nets_are_refused_before_anything_is_measured(wired):
     with pytest.raises(ModelError, match="nulls"):
         compare_family(fox("template"), [fox("lexical")], FOX, nulls=0)

@@ -328,7 +328,6 @@ def test_an_unknown_variable_is_refused_by_name():
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="strangers of one name are counted once")
 def test_strangers_of_one_name_are_told_apart():
     few = {"variables": ("operation",), "bases": 8, "prompts": 60, "nulls": 1}
     strange = [planted_fox("lexical", seed=seed).model for seed in (0, 1)]

@@ -216,7 +216,6 @@ def test_a_variable_is_equivalent_where_the_full_models_states_do_as_much():
     assert (near, open_, far) == (True, None, False)
 
 
-@pytest.mark.xfail(strict=True, reason="no share less no share is no shortfall")
 def test_states_that_turn_nothing_where_the_own_ones_turn_nothing_are_not_equivalent():
     """As of words with a dimension to each: a map of other words says nothing of them."""
     idle = transfer(ceiling=NEVER, maps={"ridge": NEVER})

@@ -21,6 +21,7 @@ from probes.metrics import Behaviour
 from probes.model import Model
 
 _DRAWS = 200
+_WHERE_FROM = ("_name_or_path", "transformers_version")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +35,9 @@ class Around:
 
 
 def shape_of(model: Model) -> object:
-    """Return what untrained nets of a model depend on."""
-    return (model.shape, str(model.config.to_dict()))
+    """Return what untrained nets of a model depend on: its config, but for where it came from."""
+    told = {k: v for k, v in model.config.to_dict().items() if k not in _WHERE_FROM}
+    return (model.shape, str(sorted(told.items())))
 
 
 def compared(

@@ -5,7 +5,7 @@ models → gates, heads, hotspots of each → nets that stand for chance → one
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import TypeVar
@@ -28,6 +28,7 @@ from probes.comparison.measuring import (
 from probes.comparison.pairing import Around, compared, shape_of
 from probes.comparison.result import Comparison
 from probes.comparison.together import Relatives
+from probes.comparison.transfer import apart
 from probes.errors import ModelError
 from probes.model import Model, load, untrained
 from probes.patterns import pattern
@@ -117,7 +118,7 @@ def compare_family(  # noqa: PLR0913 (the main job has its dials)
         ProbeError: A model, pattern or file that is unknown or does not fit; see its kinds.
     """
     if nulls < 1:
-        raise ModelError(f"{nulls} untrained nets found: a comparison needs at least one")
+        raise ModelError(f"nulls={nulls} found: a comparison needs at least one untrained net")
     a, bs = _named(full, others, seed)
     chosen = pattern(on) if isinstance(on, str) else on
     company = _company(a, bs, another_seed, strangers)
@@ -208,24 +209,15 @@ def _named(full: Name, others: Sequence[Name], seed: int) -> tuple[Model, list[M
     if not others:
         raise ModelError("One model alone was given: name a relative to compare it with")
     a = load(full)
-    found = [a]
-    for other in others:
-        model = untrained(a, seed=seed + _FAR) if other == "untrained" else load(other)
-        found.append(_renamed(model, [one.name for one in found]))
-    for model in found:
+    found = [
+        untrained(a, seed=seed + _FAR) if other == "untrained" else load(other) for other in others
+    ]
+    for model in (a, *found):
         if model.tokenizer is None:
             raise ModelError(
                 f"{model.name!r} came without a tokenizer: add its files and load again"
             )
-    return a, found[1:]
-
-
-def _renamed(model: Model, taken: Sequence[str]) -> Model:
-    number, name = 1, model.name
-    while name in taken:
-        number += 1
-        name = f"{model.name} ({number})"
-    return model if name == model.name else replace(model, name=name)
+    return a, apart(found, [a.name])
 
 
 def _company(
@@ -239,9 +231,7 @@ def _company(
     if strangers is None:
         given = [load(n) for n in STRANGERS if known and n in family_members() and n not in names]
     else:
-        given = list[Model]()
-        for stranger in map(load, strangers):
-            given.append(_renamed(stranger, [*names, *(one.name for one in given)]))
+        given = apart(map(load, strangers), names)
     return _Company(
         twin=load(twin) if twin is not None else None,
         controls={name: load(control) for name, control in shaped.items()},

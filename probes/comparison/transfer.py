@@ -6,7 +6,7 @@ on, and every donor stands beside controls that were given the same map and the 
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +123,7 @@ def transplant(  # noqa: PLR0913 (two models, what is put over, and beside what)
     """
     a, b = load(donor), load(recipient)
     asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
-    others = [load(stranger) for stranger in strangers]
+    others = apart([load(stranger) for stranger in strangers], [a.name, b.name])
     tokenizers = distinct([model.tokenizer for model in (a, b, *others)])
     trials = draw_trials(asked, tokenizers=tokenizers, bases=bases, prompts=prompts, seed=seed)
     wanted = tuple(variables) or trials.variables
@@ -138,6 +138,18 @@ def transplant(  # noqa: PLR0913 (two models, what is put over, and beside what)
         strangers=handed(host, (read_donor(m, trials) for m in others), trials, wanted),
         seed=seed,
     )
+
+
+def apart(models: Iterable[Model], taken: Sequence[str]) -> list[Model]:
+    """Number models whose name another has, as results are told apart by their names."""
+    found: list[Model] = []
+    for model in models:
+        number, name = 1, model.name
+        while name in (*taken, *(one.name for one in found)):
+            number += 1
+            name = f"{model.name} ({number})"
+        found.append(model if name == model.name else replace(model, name=name))
+    return found
 
 
 def handed(

@@ -59,7 +59,8 @@ def held(host: Host, trials: Trials, variable: str, alone: Estimate) -> Held:
     cell = host.cells[variable]
     along = alone
     if variable != OBJECT:
-        found = exchange(host.crossed, [cell])
+        with host.turn:
+            found = exchange(host.crossed, [cell])
         along = share(found.takes(variable)[0][trials.judged(variable)])
     return Held(site_name(cell), frozenset(cell.role.split("+")), alone, along)
 
