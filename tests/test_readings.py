@@ -18,6 +18,12 @@ from probes.testing import KINDS, hook_count, tiny_hf
 COUNT = 7
 
 
+def read(model, asked, forced=None):
+    """Encode as a donor's texts are, and read."""
+    batch = encode(model.tokenizer, asked, forced=forced, limit=model.shape.context)
+    return read_states(model, batch)
+
+
 @cache
 def questions(count=COUNT):
     return fox_pattern().questions(count, seed=0)
@@ -46,8 +52,10 @@ def spelled(letters):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_states_are_what_a_recording_and_a_capture_hold(kind):
-    found = read_states(model(kind), questions())
     batch = encode(model(kind).tokenizer, questions())
+    found = read_states(model(kind), batch)
+    assert found.batch is batch
+    assert found.model == f"tiny {kind}"
     wanted = record(model(kind), batch.ids, batch.mask, batch.positions).resid
     assert found.resid.shape == (4, COUNT, batch.ids.shape[1], 32)
     # Behind padding there is nothing to be equal to.
@@ -57,21 +65,21 @@ def test_states_are_what_a_recording_and_a_capture_hold(kind):
 
 
 def test_many_questions_are_read_as_few_are():
-    every = read_states(model("llama"), questions(230))
-    few = read_states(model("llama"), questions(230)[195:205])
+    every = read(model("llama"), questions(230))
+    few = read(model("llama"), questions(230)[195:205])
     torch.testing.assert_close(every.at("op", 2)[195:205], few.at("op", 2), atol=1e-4, rtol=1e-4)
 
 
 def test_reading_leaves_no_hook_and_no_gradient_behind():
     before = hook_count(model("llama"))
-    found = read_states(model("llama"), questions())
+    found = read(model("llama"), questions())
     assert hook_count(model("llama")) == before
     assert not found.resid.requires_grad
 
 
 def test_the_last_token_of_a_word_is_read_and_earlier_ones_down_to_its_first(spelled):
     asked = shipped(4)
-    found = read_states(spelled, asked)
+    found = read(spelled, asked)
     batch = found.batch
     for role in ("op", "thing", "answer"):
         places = [batch.where(role)[row].nonzero()[:, 0].tolist() for row in range(4)]
@@ -84,7 +92,7 @@ def test_the_last_token_of_a_word_is_read_and_earlier_ones_down_to_its_first(spe
 
 
 def test_the_roles_that_all_prompts_have_stand_in_the_order_of_the_text():
-    found = read_states(model("llama"), questions())
+    found = read(model("llama"), questions())
     own = [role for role in found.roles if role not in ("bos", "rest")]
     assert own == [
         "have", "x", "thing", "op", "y", "ask", "thing_asked", "answer",
@@ -97,8 +105,8 @@ def test_the_roles_that_all_prompts_have_stand_in_the_order_of_the_text():
 def test_the_same_roles_are_read_by_two_tokenizers_in_the_same_order(own, spelled):
     asked = shipped(12)
     hf_model = tiny_hf("llama", 0, vocab_size=len(own), max_position_embeddings=128)
-    words = read_states(wrap(hf_model, name="words", tokenizer=own), asked)
-    letters = read_states(spelled, asked)
+    words = read(wrap(hf_model, name="words", tokenizer=own), asked)
+    letters = read(spelled, asked)
     plain = [
         [role for role in found.roles if role not in ("bos", "rest")] for found in (words, letters)
     ]
@@ -114,15 +122,15 @@ def test_the_same_roles_are_read_by_two_tokenizers_in_the_same_order(own, spelle
 
 def test_forced_answers_are_written_in_place_of_the_own_ones():
     asked, writers = questions()[:3], questions()[3:6]
-    found = read_states(model("llama"), asked, forced=writers)
-    plain = read_states(model("llama"), asked)
+    found = read(model("llama"), asked, forced=writers)
+    plain = read(model("llama"), asked)
     assert torch.equal(found.at("answer", 2), plain.at("answer", 2))
     replies = [tokens[-2:] for tokens in found.batch.tokens]
     assert replies == [tuple(text for _, text in writer.answers) for writer in writers]
 
 
 def test_a_role_that_no_prompt_or_only_some_prompts_have_is_refused():
-    found = read_states(model("llama"), questions())
+    found = read(model("llama"), questions())
     with pytest.raises(SiteError, match="filler"):
         found.at("filler", 1)
     some = found.batch.role_of.clone()
@@ -133,13 +141,13 @@ def test_a_role_that_no_prompt_or_only_some_prompts_have_is_refused():
     )  # fmt: skip
     lacking = Readings(found.model, batch, found.resid)
     assert "op" not in lacking.roles
-    for read in (lacking.end, lambda role: lacking.at(role, 1)):
+    for look in (lacking.end, lambda role: lacking.at(role, 1)):
         with pytest.raises(SiteError, match="no role 'op'"):
-            read("op")
+            look("op")
 
 
 def test_a_text_longer_than_the_model_takes_is_refused():
     words = planted_fox("template").model.tokenizer
     short = tiny_hf("gpt2", 0, vocab_size=len(words), max_position_embeddings=12)
     with pytest.raises(BatchError, match="12"):
-        read_states(wrap(short, name="short", tokenizer=words), questions())
+        read(wrap(short, name="short", tokenizer=words), questions())

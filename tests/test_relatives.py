@@ -12,24 +12,26 @@ from probes.comparison import measuring, relatives
 from probes.comparison.estimates import Estimate
 from probes.comparison.gating import Gate, State
 from probes.comparison.matching import Match
-from probes.comparison.measuring import Aside, Net
+from probes.comparison.measuring import Aside, Kind, Net
 from probes.comparison.profiles import Profiles
 from probes.comparison.reasons import Item
 from probes.comparison.relatives import compare, compare_family
 from probes.comparison.result import Comparison, Overall
 from probes.comparison.together import Relatives
 from probes.comparison.transfer import Transfer
+from probes.comparison.variablefates import Held, absent_variable, variable_fate
 from probes.comparison.verdict import AS_ALIKE, AS_STRONG, Fate, Word
 from probes.comparison.views import Relative, View
 from probes.errors import EquivalenceError, ModelError, PatternError, ProbeError, SiteError
 from probes.evidence import Evidence
-from probes.model import load, wrap
+from probes.model import load, untrained, wrap
 from probes.planted_foxes import fox_pattern, planted_fox
 from probes.testing import hook_count, tiny_hf
 from probes.twins import rotated, rounded
 
 FOX = fox_pattern()
 SURE, NONE = Estimate(0.9, 0.85, 0.95), Estimate(0.0, -0.03, 0.03)
+HALF = Estimate(0.5, 0.4, 0.6)
 
 
 @cache
@@ -83,6 +85,18 @@ def carried(variable, donor="full", recipient="other", **changes):
         best="label", shortfall=NONE, missed=(),
     )  # fmt: skip
     return replace(made, **changes)
+
+
+def held(*roles, alone=SURE, along=None):
+    return Held(f"L1.resid@{'+'.join(roles)}", frozenset(roles), alone, along or alone)
+
+
+def judged(full, other, twin=None, **changes):
+    """Hold "op" at two places: its word, as the rules give it, and the transfer behind it."""
+    one = carried("op", **changes)
+    gates = tuple(gate("other", answer) for answer in ("number", "noun"))
+    fate = variable_fate(full, other, one, gates, twin=twin and frozenset(twin))
+    return fate, made(fates=(fate, made().fates[1]), forth=(one, carried("x")))
 
 
 def head(name: str, word: Word = "kept", there: str | None = None, *, equal: bool | None = True):
@@ -143,7 +157,7 @@ def test_an_answer_that_may_be_right_less_often_by_the_margin_is_not_equal(low, 
     if equal:
         found.assert_equivalent()
         return
-    with pytest.raises(EquivalenceError, match="noun is right in"):
+    with pytest.raises(EquivalenceError, match="noun: accuracy changes by"):
         found.assert_equivalent()
     found.assert_equivalent(margin=0.5)
 
@@ -152,18 +166,76 @@ def test_getting_better_is_no_failure():
     made(changes=(Estimate(0.5, 0.4, 0.6), NONE)).assert_equivalent()
 
 
-@pytest.mark.parametrize("word", ["merged", "split", "moved", "cannot tell", "behaviour absent"])
-def test_a_variable_that_is_not_kept_is_named_with_its_reason(word):
-    fates = (*made().fates[1:], Fate("op", "variable", word, "L1.resid@y", "it went"))
-    with pytest.raises(EquivalenceError, match=rf"op is {word} \(it went\)"):
-        made(fates=fates).assert_equivalent()
+@pytest.mark.parametrize(
+    ("word", "full", "other", "twin"),
+    [
+        ("split", held("op"), held("op", "y"), None),
+        ("merged", held("op", "y"), held("y"), None),
+        ("merged", held("op"), held("op", alone=NONE, along=SURE), None),
+        ("moved", held("op"), held("y"), ("op",)),
+        ("cannot tell", held("op"), held("op", alone=HALF), None),
+        pytest.param(
+            "cannot tell", held("op"), held("y"), None,
+            marks=pytest.mark.xfail(strict=True, reason="no test says that roles are others"),
+        ),
+        pytest.param(
+            "cannot tell", held("op"), held("y"), ("y",),
+            marks=pytest.mark.xfail(strict=True, reason="no test says that roles are others"),
+        ),
+    ],
+)  # fmt: skip
+def test_a_variable_that_is_not_kept_is_named_with_its_reason(word, full, other, twin):
+    fate, found = judged(full, other, twin)
+    assert fate.word == word
+    with pytest.raises(EquivalenceError) as told:
+        found.assert_equivalent()
+    assert f"op: {word} ({fate.reason})" in str(told.value)
+    assert "; x" not in str(told.value)
+
+
+def test_a_variable_in_a_code_that_a_stand_in_carries_as_well_is_not_equal():
+    controls = {"token embedding": NONE, "label": SURE, "shuffled": NONE, "untrained": NONE}
+    fate, found = judged(held("op"), held("op"), controls=controls)
+    assert fate.word == "cannot tell"
+    with pytest.raises(EquivalenceError, match="op: cannot tell"):
+        found.assert_equivalent(margin=0.5)
+
+
+@pytest.mark.xfail(strict=True, reason="variables without a transfer are passed over")
+@pytest.mark.parametrize("variable", ["x", "thing"])
+def test_a_variable_of_an_absent_behaviour_is_not_equal_however_near_the_accuracies(variable):
+    """As where the full model is right in a fifth, and the relative surely in no more than chance.
+
+    Nothing is put into a relative with a closed gate: there is a word, but no transfer.
+    """
+    gates = (gate("other", "number", "closed"), gate("other", "noun"))
+    fates = (absent_variable(variable, gates),)
+    found = made(fates=fates, forth=(), gates=(*made().gates[:2], *gates))
+    with pytest.raises(EquivalenceError, match=f"{variable}: {fates[0].word}"):
+        found.assert_equivalent()
 
 
 def test_states_that_fall_short_by_the_margin_are_named():
     short = (carried("op", shortfall=Estimate(0.04, 0.0, 0.08)), carried("x"))
     made(forth=short).assert_equivalent()
-    with pytest.raises(EquivalenceError, match="op: states fall short"):
+    with pytest.raises(EquivalenceError, match="op: kept") as told:
         made(forth=short).assert_equivalent(margin=0.05)
+    assert "; x" not in str(told.value)
+
+
+@pytest.mark.xfail(strict=True, reason="how far states fall short is worked out, but not said")
+def test_the_message_says_how_far_states_fall_short():
+    short = (carried("op", shortfall=Estimate(0.04, 0.0, 0.08)), carried("x"))
+    with pytest.raises(EquivalenceError, match=r"fall short by 0\.04"):
+        made(forth=short).assert_equivalent(margin=0.05)
+
+
+def test_where_the_own_states_turn_no_more_than_the_margin_nothing_falls_short_of_them():
+    """To fall short of nothing by nothing is no equality."""
+    little = (carried("op", ceiling=Estimate(0.12, 0.08, 0.2)), carried("x"))
+    made(forth=little).assert_equivalent(margin=0.05)
+    with pytest.raises(EquivalenceError, match="op: kept"):
+        made(forth=little).assert_equivalent()
 
 
 def test_heads_count_only_where_they_are_asked_for_and_idle_ones_never():
@@ -197,24 +269,22 @@ def test_one_of_several_relatives_is_named():
 
 def test_a_variable_that_the_full_model_holds_at_no_place_is_not_asked_for():
     """As the docstring says: every variable that full holds at a place."""
-    nowhere = "no place of the full model surely holds it: 0.27 [0.19, 0.37]"
-    fates = (*made().fates[:1], Fate("x", "variable", "cannot tell", "L1.resid@x", nowhere))
-    made(fates=fates).assert_equivalent()
+    fate, found = judged(held("op", alone=HALF), held("y", alone=NONE), shortfall=HALF)
+    assert "no place of the full model" in fate.reason
+    found.assert_equivalent()
 
 
 def test_a_wider_margin_forgives_more_of_a_variable():
-    short = Estimate(0.1, 0.05, 0.15)
-    told = "the same role, and the codes are not surely one"
-    found = made(
-        fates=(Fate("op", "variable", "cannot tell", "L1.resid@op", told), made().fates[1]),
-        forth=(carried("op", shortfall=short), carried("x")),
-    )
+    fate, found = judged(held("op"), held("op"), shortfall=Estimate(0.1, 0.05, 0.15))
+    assert fate.word == "cannot tell"
     found.assert_equivalent(margin=0.3)
+    with pytest.raises(EquivalenceError, match="op: cannot tell"):
+        found.assert_equivalent()
 
 
 def test_two_models_that_cannot_do_it_are_not_equal():
     gates = tuple(replace(one, state="closed") for one in made().gates)
-    with pytest.raises(EquivalenceError):
+    with pytest.raises(EquivalenceError, match=r"noun is right in .* of full itself"):
         made(gates=gates, fates=(), forth=(), back=(), untried="pairs").assert_equivalent()
 
 
@@ -235,11 +305,10 @@ def test_a_turned_twin_of_a_shipped_model_moves_nothing_and_two_bits_are_too_few
     heads = [fate for fate in same.fates if fate.kind == "head" and fate.word != "idle"]
     assert {fate.word for fate in heads} == {"kept"}
     assert all(fate.subject == fate.there for fate in heads)
-    with pytest.raises(EquivalenceError, match="number is right in"):
-        coarse.assert_equivalent()
-    with pytest.raises(EquivalenceError, match="behaviour absent"):
-        net.assert_equivalent()
-    with pytest.raises(EquivalenceError, match="x is cannot tell") as told:
+    for one in (coarse, net):
+        with pytest.raises(EquivalenceError, match="number: accuracy changes by"):
+            one.assert_equivalent()
+    with pytest.raises(EquivalenceError, match="x: cannot tell") as told:
         same.assert_equivalent()
     assert ";" not in str(told.value)  # All that stands against the twin.
 
@@ -299,7 +368,10 @@ def test_the_words_stand_in_one_table_and_the_numbers_in_another():
     gone = made(
         other=Relative("worse", "made", 1, 2, 8, 1),
         fates=(Fate("op", "variable", "cannot tell", "", "?"), head("", "new", "L0.H1")),
-        back=(carried("op", "worse", "full", maps={"ridge": NONE}), carried("x", "worse", "full")),
+        back=(
+            carried("op", "worse", "full", maps={"ridge": NONE}, nulls=(0.3, 0.0)),
+            carried("x", "worse", "full", nulls=(0.0, 0.2)),
+        ),
     )
     both = Relatives((made(), gone))
     assert both.names == ("other", "worse")
@@ -311,9 +383,10 @@ def test_the_words_stand_in_one_table_and_the_numbers_in_another():
     numbers = both.numbers()
     assert numbers.loc["kinship", "other"] == pytest.approx(0.9)
     assert numbers.loc["kinship", "worse"] == pytest.approx(0.45)
-    assert numbers.loc["op turned", "2 untrained"] == 0.1
+    assert numbers.loc["op turned", "best untrained"] == 0.3
+    assert numbers.loc["x turned", "best untrained"] == 0.2
     # One net is not the best at everything: the mean is of each net, and then the best.
-    assert numbers.loc["kinship", "2 untrained"] == pytest.approx(0.1)
+    assert numbers.loc["kinship", "best untrained"] == pytest.approx(0.15)
     assert numbers.loc["kinship", "copying"] == pytest.approx(0.2)
     assert json.dumps(both.to_dict())
     assert "worse" in repr(both)
@@ -361,7 +434,7 @@ def test_why_works_for_every_subject_of_every_relative(family, tmp_path):
             assert why.lines()
             assert repr(why)
     numbers = family.numbers()
-    assert set(numbers.columns) == {*family.names, "2 untrained", "planted lookup"}
+    assert set(numbers.columns) == {*family.names, "best untrained", "planted lookup"}
     family.save(tmp_path / "family.json")
     assert set(json.loads((tmp_path / "family.json").read_text("utf-8"))) == set(family.names)
 
@@ -385,6 +458,18 @@ def test_two_workers_find_what_one_finds(family, small_plan):
 @pytest.mark.slow
 def test_a_model_is_compared_with_itself_by_two_workers(small_plan):
     compare(fox("template"), fox("template"), FOX, prompts=4, nulls=1, workers=2)
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, raises=KeyError, reason="a twin without sites is asked for them")
+def test_another_seed_that_cannot_do_it_and_is_compared_itself_says_nothing_of_roles(small_plan):
+    net = untrained(fox("template"), seed=7)
+    found = compare_family(
+        fox("template"), [net, fox("lexical")], FOX, prompts=4, nulls=1, another_seed=net,
+        strangers=[],
+    )  # fmt: skip
+    assert {fate.word for fate in found[net.name].fates} == {"behaviour absent"}
+    assert found["planted lexical"].fate("x").word == "kept"
 
 
 # Pairs of a file.
@@ -482,16 +567,19 @@ def wired(monkeypatch):
         calls.append((b.name, around))
         return made()
 
+    def beside(model, *_, **__):
+        return Aside(model, empty, None, {})
+
+    def measured(model, plan):
+        return SimpleNamespace(
+            name=model.name, model=model, host=None, beside=lambda: beside(model)
+        )
+
     monkeypatch.setattr(relatives, "draw_plan", lambda *_: None)
-    monkeypatch.setattr(
-        relatives,
-        "measured",
-        lambda model, plan: SimpleNamespace(name=model.name, model=model, host=None),
-    )
+    monkeypatch.setattr(relatives, "measured", measured)
+    monkeypatch.setattr(relatives, "kind", lambda like, *_, **__: Kind(like, (), None, None, None))
     monkeypatch.setattr(relatives, "net", lambda *_, **__: Net(None, None, {}))
-    monkeypatch.setattr(
-        relatives, "aside", lambda model, plan, sites: Aside(model.name, empty, None, {})
-    )
+    monkeypatch.setattr(relatives, "aside", beside)
     monkeypatch.setattr(relatives, "compared", spy)
     return calls
 
@@ -499,29 +587,76 @@ def wired(monkeypatch):
 def test_a_control_stands_beside_the_relative_whose_shape_it_has(wired):
     models = [load(name) for name in ("full", "distilled", "distilled-narrow")]
     compare_family(models[0], models[1:], nulls=1, strangers=[])
-    beside = {name: around.control and around.control.name for name, around in wired}
-    assert beside == {"distilled": "scratch", "distilled-narrow": None}
+    assert [name for name, _ in wired] == ["distilled", "distilled-narrow"]
+    for _, around in wired:
+        assert {name: one.name for name, one in around.controls.items()} == {"distilled": "scratch"}
+
+
+def test_a_control_that_is_compared_itself_is_measured_once(wired, monkeypatch):
+    asked = []
+    monkeypatch.setattr(relatives, "aside", lambda model, *_, **__: asked.append(model.name))
+    compare_family(
+        load("full"), [load("distilled"), load("scratch"), load("full-b")], nulls=1, strangers=[]
+    )
+    assert asked == []
+    (_, around), *_ = wired
+    assert (around.twin.name, around.controls["distilled"].name) == ("full-b", "scratch")
 
 
 def test_strangers_that_were_named_are_all_held_against(wired):
     strange = [fox("lexical", 1), fox("lexical", 2)]
     compare_family(fox("template"), [fox("lexical")], FOX, nulls=1, strangers=strange)
     ((_, around),) = wired
-    assert len(around.strangers) == 2
+    assert [one.model.bridge for one in around.strangers] == [one.bridge for one in strange]
+    names = [one.name for one in around.strangers]
+    assert len({*names, "planted template", "planted lexical"}) == 4
+
+
+@pytest.mark.xfail(strict=True, reason="a twin of the full model's name is taken for the full")
+def test_another_seed_of_the_same_name_is_another_model(wired):
+    """As of two folders whose last part is the same."""
+    other = fox("template", 1)
+    assert other.name == fox("template").name
+    compare_family(
+        fox("template"), [fox("lexical")], FOX, nulls=1, another_seed=other, strangers=[]
+    )
+    ((_, around),) = wired
+    assert around.twin.model.bridge is other.bridge
+
+
+@pytest.mark.xfail(strict=True, reason="a stranger of the twin's name is taken for the twin")
+def test_a_stranger_of_the_other_seeds_name_is_another_model(wired):
+    compare_family(
+        fox("template"), [fox("lexical")], FOX, nulls=1,
+        another_seed=fox("lookup", 1), strangers=[fox("lookup")],
+    )  # fmt: skip
+    ((_, around),) = wired
+    assert around.twin.model.bridge is fox("lookup", 1).bridge
+    assert [one.model.bridge for one in around.strangers] == [fox("lookup").bridge]
+
+
+@pytest.mark.xfail(strict=True, reason="a relative named as a stranger is held against itself")
+def test_a_relative_that_is_named_as_a_stranger_keeps_its_name(wired):
+    """By its name it is left out of what it is held against."""
+    compare_family(
+        fox("template"), [fox("lexical")], FOX, nulls=1, strangers=[fox("lexical"), fox("lookup")]
+    )
+    ((name, around),) = wired
+    assert [one.name for one in around.strangers] == [name, "planted lookup"]
 
 
 def test_members_of_the_family_bring_their_other_seed_and_their_strangers(wired):
     compare_family(load("full"), [load("distilled"), load("copying")], nulls=1)
     ((_, around), _) = wired
     assert around.twin.name == "full-b"
-    assert around.control.name == "scratch"
+    assert {name: one.name for name, one in around.controls.items()} == {"distilled": "scratch"}
     assert [one.name for one in around.strangers] == ["permuted"]
 
 
 def test_models_of_ones_own_bring_none(wired):
     compare_family(fox("template"), [fox("lexical")], FOX, nulls=1)
     ((_, around),) = wired
-    assert (around.twin, around.control, list(around.strangers)) == (None, None, [])
+    assert (around.twin, dict(around.controls), list(around.strangers)) == (None, {}, [])
 
 
 def test_no_untrained_nets_are_refused_before_anything_is_measured(wired):

@@ -7,6 +7,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from probes.comparison import grafting
+from probes.comparison.grafting import held_at
 from probes.comparison.trials import Trials, draw_trials
 from probes.counterevidence import verb_groups
 from probes.errors import PatternError
@@ -14,6 +16,7 @@ from probes.factorial import OBJECT, OPERATION, crossings
 from probes.hotspot import finding_words
 from probes.patterns import pattern
 from probes.planted_foxes import MINUS, PLUS, fox_pattern, planted_fox
+from probes.restart import Cell
 
 BASES, PROMPTS = 60, 240
 
@@ -165,16 +168,28 @@ def test_the_same_seed_draws_the_same_and_another_seed_others():
     assert one.crossings != other.crossings
 
 
-def test_no_crossing_is_among_those_that_find_the_sites():
-    """As `held_at` draws them: half as many, of every second noun."""
-    for seed in range(3):
-        drawn = draw_trials(fox_pattern(), tokenizers=(words(),), bases=150, prompts=60, seed=seed)
-        finding = crossings(
-            fox_pattern(), 75, tokenizers=(words(),), seed=seed + 2,
-            words=finding_words(fox_pattern()),
-        )  # fmt: skip
-        judged = {pair.clean.text for pair in drawn.crossings.other}
-        assert not judged & {pair.clean.text for pair in finding.other}
+@pytest.mark.parametrize("seed", range(3))
+def test_no_crossing_is_among_those_that_find_the_sites(monkeypatch, seed):
+    drawn = draw_trials(fox_pattern(), tokenizers=(words(),), bases=150, prompts=60, seed=seed)
+    judged = {pair.clean.text for pair in drawn.crossings.other}
+    # Drawn blindly, some would be: what keeps them out is no accident of these words.
+    blind = crossings(
+        fox_pattern(), 75, tokenizers=(words(),), seed=seed + 2,
+        words=finding_words(fox_pattern()),
+    )  # fmt: skip
+    assert judged & {pair.clean.text for pair in blind.other}
+    handed = []
+
+    def spy(model, finding, variables, **more):
+        handed.append(finding)
+        return [Cell(1, "resid", "op")] * len(variables)
+
+    monkeypatch.setattr(grafting, "find_sites", spy)
+    assert set(held_at(planted_fox("template").model, drawn, seed=seed)) == set(drawn.variables)
+    (finding,) = handed
+    assert len(finding) == 75
+    for pairs in (finding.other, finding.same):
+        assert not judged & {pair.clean.text for pair in pairs}
 
 
 # What is refused.

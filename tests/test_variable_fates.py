@@ -108,13 +108,31 @@ def test_another_role_is_a_move_only_if_the_other_seed_holds_it_where_the_full_m
     assert word(place("op", "x"), place("op", "y"), twin=frozenset({"op", "x"})) == "moved"
 
 
+@pytest.mark.parametrize(
+    ("full", "other", "twin", "wanted"),
+    [
+        (("op",), ("op", "y"), ("op",), "split"),
+        (("op",), ("op", "y"), ("op", "y"), "cannot tell"),
+        (("op",), ("op", "y"), ("y",), "cannot tell"),
+        (("op", "y"), ("y",), ("op", "y"), "merged"),
+        (("op", "y"), ("y",), ("y",), "cannot tell"),
+    ],
+)
+def test_where_seeds_differ_in_roles_neither_split_nor_merged_is_told(full, other, twin, wanted):
+    assert word(place(*full), place(*other), twin=frozenset(twin)) == wanted
+
+
+def test_the_same_role_is_kept_wherever_another_seed_holds_it():
+    assert word(place("op"), place("op"), twin=frozenset({"y"})) == "kept"
+
+
 def test_the_reason_says_whether_seeds_differ_or_none_is_known():
     reasons = [
         variable_fate(place("op"), place("y"), transfer(), GATES, twin=twin).reason
         for twin in (None, frozenset({"y"}))
     ]
     assert "no other seed" in reasons[0]
-    assert "other seeds differ" in reasons[1]
+    assert "seeds differ in that, too" in reasons[1]
 
 
 def test_the_same_role_in_a_code_that_maps_is_kept():
@@ -214,6 +232,17 @@ def test_a_variable_is_equivalent_where_the_full_models_states_do_as_much():
         for one in (Estimate(0.0, -0.05, 0.05), Estimate(0.1, 0.0, 0.2), Estimate(0.3, 0.2, 0.4))
     )
     assert (near, open_, far) == (True, None, False)
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "passed"), [(SURE, True), (NEARLY, None), (HALF, None), (NEVER, None)]
+)
+def test_as_good_as_its_own_is_tested_only_where_its_own_surely_do_something(ceiling, passed):
+    found = variable_fate(place("op"), place("op"), transfer(ceiling=ceiling), GATES)
+    (test,) = [test for test in found.evidence if test.name == AS_GOOD]
+    assert test.passed is passed
+    assert (test.value is None) == (passed is None)
+    assert found.equivalent is passed
 
 
 def test_states_that_turn_nothing_where_the_own_ones_turn_nothing_are_not_equivalent():
