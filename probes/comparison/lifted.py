@@ -3,7 +3,7 @@
 heads of A's circuit → their partners in B → B with all other heads cut off → share of the lead
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,6 @@ from torch import Tensor
 from probes.asking import Pattern
 from probes.circuit import Circuit
 from probes.comparison.estimates import Estimate
-from probes.comparison.result import Comparison
 from probes.errors import CircuitError
 from probes.evaluation import judge, values
 from probes.halves import open_gate, tasks
@@ -53,7 +52,7 @@ class Lifted:
 
 def lift(  # noqa: PLR0913 (a circuit, where it goes, and what it is judged on)
     circuit: Circuit,
-    comparison: Comparison,
+    partners: Mapping[str, str],
     other: Model,
     pattern: str | Pattern = "take-away",
     *,
@@ -67,8 +66,8 @@ def lift(  # noqa: PLR0913 (a circuit, where it goes, and what it is judged on)
     MLPs are kept all, as they are not paired: the question is which heads are needed to feed them.
 
     Args:
-        circuit: Of the comparison's full model, as `trace` finds it.
-        comparison: Which head is paired with which.
+        circuit: Of one model, as `trace` finds it.
+        partners: For its heads those of the other, as `Comparison.partners` pairs them.
         other: The relative.
         pattern: What is asked.
         answer: Whose lead is kept; the first by default.
@@ -80,14 +79,17 @@ def lift(  # noqa: PLR0913 (a circuit, where it goes, and what it is judged on)
         CircuitError: The circuit has no head with a partner.
         GateError: The relative does not have the behaviour.
     """
-    partner = {match.head: match.partner for match in comparison.matches}
     heads = [node.split("@")[0] for node in circuit.nodes if ".H" in node]
-    pairs = tuple((head, partner.get(head, "")) for head in dict.fromkeys(heads))
+    pairs = tuple((head, partners.get(head, "")) for head in dict.fromkeys(heads))
     kept = list(dict.fromkeys(there for _, there in pairs if there))
     if not kept:
         raise CircuitError(
             f"None of the circuit's heads {', '.join(heads) or '(it has none)'} has a partner in "
             f"{other.name}: there is nothing to run there"
+        )
+    if strange := set(kept) - set(_heads_of(other)):
+        raise CircuitError(
+            f"{other.name} has no heads {', '.join(sorted(strange))}: give partners that it has"
         )
     asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
     opened = open_gate(other, asked, answer, seed=seed)
@@ -105,6 +107,11 @@ def lift(  # noqa: PLR0913 (a circuit, where it goes, and what it is judged on)
         chance_high=float(np.quantile(by_chance, _LEVEL)),
         draws=len(sets),
     )
+
+
+def _heads_of(model: Model) -> list[str]:
+    shape = model.shape
+    return [f"L{layer}.H{head}" for layer in range(shape.layers) for head in range(shape.heads)]
 
 
 def _heads(wiring: Wiring) -> list[str]:

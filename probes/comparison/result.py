@@ -114,6 +114,11 @@ class Comparison:
         return float(np.mean([one.value.value for one in self.back])) if self.back else np.nan
 
     @property
+    def partners(self) -> dict[str, str]:
+        """The head of the other that each head of full was paired with, word or no word."""
+        return {match.head: match.partner for match in self.matches if match.partner}
+
+    @property
     def withheld(self) -> bool:
         """Whether a closed gate withholds the words: no circuit of an absent behaviour."""
         return any(gate.state == "closed" for gate in self.gates)
