@@ -462,7 +462,7 @@ def test_what_is_not_surely_equal_ends_with_code_three_after_all_is_written(
     assert result.exit_code == 3
     assert page.exists()
     assert "small is not surely equal to big within 0.1: " in result.stderr
-    assert "x is split" in result.stderr
+    assert "x: split" in result.stderr
     assert ("gone is not surely equal" in result.stderr) == ("gone" in others)
     assert "not surely" not in result.stdout
     assert f"Report: {page}" in result.stdout

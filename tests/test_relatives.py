@@ -174,14 +174,8 @@ def test_getting_better_is_no_failure():
         ("merged", held("op"), held("op", alone=NONE, along=SURE), None),
         ("moved", held("op"), held("y"), ("op",)),
         ("cannot tell", held("op"), held("op", alone=HALF), None),
-        pytest.param(
-            "cannot tell", held("op"), held("y"), None,
-            marks=pytest.mark.xfail(strict=True, reason="no test says that roles are others"),
-        ),
-        pytest.param(
-            "cannot tell", held("op"), held("y"), ("y",),
-            marks=pytest.mark.xfail(strict=True, reason="no test says that roles are others"),
-        ),
+        ("cannot tell", held("op"), held("y"), None),
+        ("cannot tell", held("op"), held("y"), ("y",)),
     ],
 )  # fmt: skip
 def test_a_variable_that_is_not_kept_is_named_with_its_reason(word, full, other, twin):
@@ -201,7 +195,6 @@ def test_a_variable_in_a_code_that_a_stand_in_carries_as_well_is_not_equal():
         found.assert_equivalent(margin=0.5)
 
 
-@pytest.mark.xfail(strict=True, reason="variables without a transfer are passed over")
 @pytest.mark.parametrize("variable", ["x", "thing"])
 def test_a_variable_of_an_absent_behaviour_is_not_equal_however_near_the_accuracies(variable):
     """As where the full model is right in a fifth, and the relative surely in no more than chance.
@@ -223,7 +216,6 @@ def test_states_that_fall_short_by_the_margin_are_named():
     assert "; x" not in str(told.value)
 
 
-@pytest.mark.xfail(strict=True, reason="how far states fall short is worked out, but not said")
 def test_the_message_says_how_far_states_fall_short():
     short = (carried("op", shortfall=Estimate(0.04, 0.0, 0.08)), carried("x"))
     with pytest.raises(EquivalenceError, match=r"fall short by 0\.04"):
@@ -299,18 +291,25 @@ def test_a_turned_twin_of_a_shipped_model_moves_nothing_and_two_bits_are_too_few
     assert {v: same.fate(v).word for v in ("operation", "y", "thing")} == dict.fromkeys(
         ("operation", "y", "thing"), "kept"
     )
+    exact = set()
     for one in same.forth:
-        assert one.maps["ridge"].value == one.ceiling.value
-        assert one.shortfall.value == 0
+        assert one.shortfall.high < 0.1
+        layer, roles = one.site.split("@")
+        if one.places == tuple(f"{layer}@{role}" for role in roles.split("+")):
+            # Read where the twin itself is: a turn is no loss to a ridge map.
+            assert one.value.value == one.ceiling.value
+            assert one.shortfall.value == 0
+            exact.add(one.variable)
+    assert exact >= {"operation", "x", "y"}
     heads = [fate for fate in same.fates if fate.kind == "head" and fate.word != "idle"]
     assert {fate.word for fate in heads} == {"kept"}
     assert all(fate.subject == fate.there for fate in heads)
     for one in (coarse, net):
         with pytest.raises(EquivalenceError, match="number: accuracy changes by"):
             one.assert_equivalent()
-    with pytest.raises(EquivalenceError, match="x: cannot tell") as told:
-        same.assert_equivalent()
-    assert ";" not in str(told.value)  # All that stands against the twin.
+    # The model itself holds the first number at no one place: nothing to keep, or to lose.
+    assert "no place of the full model" in same.fate("x").reason
+    same.assert_equivalent()
 
 
 # Why.
@@ -461,7 +460,6 @@ def test_a_model_is_compared_with_itself_by_two_workers(small_plan):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="a twin without sites is asked for them")
 def test_another_seed_that_cannot_do_it_and_is_compared_itself_says_nothing_of_roles(small_plan):
     net = untrained(fox("template"), seed=7)
     found = compare_family(
@@ -612,7 +610,6 @@ def test_strangers_that_were_named_are_all_held_against(wired):
     assert len({*names, "planted template", "planted lexical"}) == 4
 
 
-@pytest.mark.xfail(strict=True, reason="a twin of the full model's name is taken for the full")
 def test_another_seed_of_the_same_name_is_another_model(wired):
     """As of two folders whose last part is the same."""
     other = fox("template", 1)
@@ -624,7 +621,6 @@ def test_another_seed_of_the_same_name_is_another_model(wired):
     assert around.twin.model.bridge is other.bridge
 
 
-@pytest.mark.xfail(strict=True, reason="a stranger of the twin's name is taken for the twin")
 def test_a_stranger_of_the_other_seeds_name_is_another_model(wired):
     compare_family(
         fox("template"), [fox("lexical")], FOX, nulls=1,
@@ -635,7 +631,6 @@ def test_a_stranger_of_the_other_seeds_name_is_another_model(wired):
     assert [one.model.bridge for one in around.strangers] == [fox("lookup").bridge]
 
 
-@pytest.mark.xfail(strict=True, reason="a relative named as a stranger is held against itself")
 def test_a_relative_that_is_named_as_a_stranger_keeps_its_name(wired):
     """By its name it is left out of what it is held against."""
     compare_family(

@@ -148,10 +148,17 @@ def _variables(
                 held(b.host, plan.trials, one.variable, one.whole),
                 one,
                 b.gates,
-                twin=frozenset(twin.cells[one.variable].role.split("+")) if twin else None,
+                twin=_roles(twin, one.variable),
             )
         )
     return tuple(found)
+
+
+def _roles(twin: Aside | None, variable: str) -> frozenset[str] | None:
+    """Return where another seed holds a variable; nowhere, if it cannot do it itself."""
+    if twin is None or variable not in twin.cells:
+        return None
+    return frozenset(twin.cells[variable].role.split("+"))
 
 
 def _solved(behaviours: Mapping[str, Behaviour], seed: int) -> tuple[Solved, ...]:

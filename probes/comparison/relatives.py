@@ -225,18 +225,36 @@ def _company(
 ) -> _Company:
     """Return another seed, controls of the relatives' shapes, and the strangers, where known."""
     known = a.origin.startswith("family member ")
-    names = [a.name, *(b.name for b in bs)]
     twin = another_seed or (OTHER_SEED.get(a.name) if known else None)
     shaped = {b.name: SAME_SHAPE[b.name] for b in bs if known and b.name in SAME_SHAPE}
     if strangers is None:
-        given = [load(n) for n in STRANGERS if known and n in family_members() and n not in names]
-    else:
-        given = apart(map(load, strangers), names)
+        names = [a.name, *(b.name for b in bs)]
+        strangers = [n for n in STRANGERS if known and n in family_members() and n not in names]
+    given = [*([twin] if twin is not None else []), *shaped.values(), *strangers]
+    every = _known(list(map(load, given)), [a, *bs])
+    if twin is not None:
+        twin, *every = every
     return _Company(
-        twin=load(twin) if twin is not None else None,
-        controls={name: load(control) for name, control in shaped.items()},
-        strangers=given,
+        twin=twin,
+        controls=dict(zip(shaped, every, strict=False)),
+        strangers=list({model.name: model for model in every[len(shaped) :]}.values()),
     )
+
+
+def _known(models: Sequence[Model], seen: Sequence[Model]) -> list[Model]:
+    """Give a model that is compared itself its name there, and number others of a taken name."""
+    found: list[Model] = []
+    for model in models:
+        before = [*seen, *found]
+        same = next((one for one in before if _same(one, model)), None)
+        found.append(same or apart([model], [one.name for one in before])[0])
+    return found
+
+
+def _same(one: Model, other: Model) -> bool:
+    """Tell whether two are one model, loaded once or twice."""
+    stored = one.origin.startswith(("family member ", "folder ", "hub "))
+    return one.bridge is other.bridge or (stored and one.origin == other.origin)
 
 
 def _bar(items: Iterable[T], text: str, progress: bool, total: int | None = None) -> Iterable[T]:

@@ -229,17 +229,22 @@ class Comparison:
         variables = {fate.subject: fate for fate in self.fates if fate.kind == "variable"}
         if not variables:
             return ["no variable could be judged, as a gate is closed"]
+        forth = {one.variable: one for one in self.forth}
         found = []
-        for one in self.forth:
-            fate = variables[one.variable]
+        for name, fate in variables.items():
             if fate.evidence and fate.evidence[0].passed is not True:
                 continue  # The full model itself holds it at no one place: nothing to keep.
-            open_ = [t.name for t in fate.evidence if t.decides and not t.passed]
-            against = [name for name in open_ if name != AS_GOOD]
-            if one.shortfall.high >= margin or one.ceiling.low <= margin:
-                against.append(f"states of {self.full.name} fall short by {one.shortfall}")
-            if fate.word in ("split", "merged", "moved") or against:
-                found.append(f"{one.variable}: {fate.word} ({fate.reason})")
+            against = [fate.reason]
+            # Nothing was put into a relative with a closed gate.
+            surely = name in forth and fate.word not in ("split", "merged", "moved")
+            surely &= all(t.passed or t.name == AS_GOOD for t in fate.evidence if t.decides)
+            one = forth.get(name)
+            if one and (one.shortfall.high >= margin or one.ceiling.low <= margin):
+                against.append(
+                    f"states of {self.full.name} fall short by {one.shortfall} of {one.ceiling}"
+                )
+            if not surely or len(against) > 1:
+                found.append(f"{name}: {fate.word} ({', '.join(against)})")
         return found
 
     def table(self) -> pd.DataFrame:

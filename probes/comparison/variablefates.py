@@ -176,6 +176,8 @@ def _tests(full: Held, other: Held, carried: Transfer, margin: float) -> list[Ev
             decides=False,
         ),
     ]
+    if full.roles != other.roles:
+        found.append(untested("at the same roles", "it stands at others, for whatever reason"))
     if carried.strangers:
         name = max(carried.strangers, key=lambda stranger: carried.strangers[stranger])
         found.append(
