@@ -12,7 +12,7 @@ from probes.errors import MatchError, ModelError
 from probes.family.corpus import Dials, items
 from probes.family.make import make_members
 from probes.family.measure import AXES, axis_questions, measure
-from probes.family.recipes import RECIPES, recipe
+from probes.family.recipes import RECIPES, STRANGERS, recipe
 from probes.family.split import family_split, valid_cells
 from probes.family.tokenizer import BOS, EOS, PAD, SPLITS
 from probes.family.training import alternate_layers, collate, fresh
@@ -141,7 +141,10 @@ def test_a_member_is_shipped_small_with_a_card_and_opens_its_gate(name):
     assert sum(path.stat().st_size for path in folder.iterdir()) < 4_000_000
     assert (folder / "README.md").is_file()
     asked = pattern("take-away-told" if name == "base" else "take-away")
-    assert {g.state for g in gate(load(name), asked, prompts=60, seed=3)} == {"open"}
+    number, noun = (g.state for g in gate(load(name), asked, prompts=60, seed=3))
+    # Strangers were trained on the same words and cannot count: that is what they are for.
+    assert number == ("closed" if name in STRANGERS else "open")
+    assert noun != "closed"
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from functools import cache
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +10,9 @@ import pytest
 from probes.comparison import measuring, relatives
 from probes.comparison.estimates import Estimate
 from probes.comparison.gating import Gate, State
+from probes.comparison.headsets import HeadView
 from probes.comparison.matching import Match
-from probes.comparison.measuring import Aside, Kind, Net
+from probes.comparison.measuring import Aside, Kind, Measured, Net, Plan
 from probes.comparison.profiles import Profiles
 from probes.comparison.reasons import Item
 from probes.comparison.relatives import compare, compare_family
@@ -569,11 +569,13 @@ def wired(monkeypatch):
         return Aside(model, empty, None, {})
 
     def measured(model, plan):
-        return SimpleNamespace(
-            name=model.name, model=model, host=None, beside=lambda: beside(model)
-        )
+        one = object.__new__(Measured)  # With nothing in it but what is asked for here.
+        known = {"model": model, "host": None, "donor": None, "heads": HeadView(model, {}, empty)}
+        for name, value in known.items():
+            object.__setattr__(one, name, value)
+        return one
 
-    monkeypatch.setattr(relatives, "draw_plan", lambda *_: None)
+    monkeypatch.setattr(relatives, "draw_plan", lambda *_: object.__new__(Plan))
     monkeypatch.setattr(relatives, "measured", measured)
     monkeypatch.setattr(relatives, "kind", lambda like, *_, **__: Kind(like, (), None, None, None))
     monkeypatch.setattr(relatives, "net", lambda *_, **__: Net(None, None, {}))

@@ -9,7 +9,7 @@ from probes.comparison.estimates import Estimate
 from probes.comparison.verdict import AS_ALIKE, AS_STRONG, Fate
 from probes.evidence import above, within
 
-SURE, WIDE, FAR = Estimate(0.0, -0.01, 0.01), Estimate(0.0, -0.5, 0.5), Estimate(-0.9, -1, -0.8)
+SURE, WIDE, FAR = Estimate(0.0, -0.01, 0.01), Estimate(0.0, -0.5, 0.5), Estimate(-0.9, -1.0, -0.8)
 
 
 def fate(alike, strong):
