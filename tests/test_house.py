@@ -29,14 +29,14 @@ family.card family.make
 planted planted_gates planted_foxes compiled
 evidence factorial interchange variance hotspot alignment space neighbours counterevidence
 dissociation searching lineage claims series proof proving
-comparison.rowcheck comparison.streaming comparison.likeness comparison.anchors
-comparison.rolestates comparison.kernels comparison.mapping comparison.similarity comparison.weights
+comparison.readings comparison.rowcheck comparison.streaming comparison.likeness comparison.anchors
+comparison.rolestates comparison.kernels comparison.pooled comparison.similarity comparison.weights
 comparison.profiles comparison.matching comparison.joint comparison.headsets comparison.rolesums
 comparison.verdict comparison.headlook comparison.headfates
-comparison.dissected comparison.published comparison.separation
-comparison.overlap comparison.edge_tests comparison.crossing comparison.circuit_result
+comparison.parts comparison.published comparison.separation
+comparison.overlap comparison.edge_tests comparison.guests comparison.circuit_result
 comparison.circuits
-comparison.maps comparison.readings comparison.trials comparison.grafting comparison.transfer
+comparison.maps comparison.trials comparison.grafting comparison.transfer
 comparison.variablefates comparison.views comparison.reasons comparison.result comparison.together
 comparison.measuring comparison.items comparison.pairing comparison.relatives comparison.lifted
 view.text view.colours view.packing view.cells view.thumbs view.maps view.picture view.blocks

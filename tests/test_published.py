@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from probes.asking import Pattern
-from probes.comparison.dissected import Asked, Parts, asked, dissect, same_length
+from probes.comparison.parts import Asked, Parts, asked, parts_of, same_length
 from probes.comparison.published import (
     Score,
     alignment_score,
@@ -50,7 +50,7 @@ def prompts():
 
 @cache
 def parts(kind="llama", seed=0):
-    return dissect(model(kind, seed), prompts())
+    return parts_of(model(kind, seed), prompts())
 
 
 @cache
@@ -119,7 +119,7 @@ def test_heads_of_a_model_are_all_there_in_itself():
 
 def test_untrained_nets_score_high():
     """The point of the null: a causal mask is enough for likeness."""
-    nets = [dissect(untrained(planted_fox("template").model, seed=s), prompts()) for s in range(4)]
+    nets = [parts_of(untrained(planted_fox("template").model, seed=s), prompts()) for s in range(4)]
     for one, other in pairwise(nets):
         assert match(one, other, mlps=False).value > 0.85
 
@@ -197,7 +197,7 @@ def test_prompts_end_where_the_answer_is_read():
 
 def test_a_lead_below_nought_is_scored_as_coded_and_flagged():
     turned = Asked(prompts().ids, prompts().foil, prompts().answer)
-    found = dissect(model(), turned)
+    found = parts_of(model(), turned)
     assert found.lead == -parts().lead
     assert found.heads == pytest.approx(parts().heads)
     negative = replace(scored(), leads=(2.0, -0.5))
@@ -207,7 +207,7 @@ def test_a_lead_below_nought_is_scored_as_coded_and_flagged():
 
 def test_a_lead_of_nought_is_refused():
     with pytest.raises(ModelError, match="exactly level"):
-        dissect(model(), Asked(prompts().ids, prompts().answer, prompts().answer))
+        parts_of(model(), Asked(prompts().ids, prompts().answer, prompts().answer))
 
 
 def test_the_score_comes_with_that_of_untrained_nets():
@@ -215,7 +215,7 @@ def test_the_score_comes_with_that_of_untrained_nets():
     assert len(found.null) == 20
     assert len(set(found.null)) == 20
     first = int(np.random.default_rng(0).integers(2**31, size=20)[0])
-    net = dissect(untrained(model(seed=1), seed=first), prompts())
+    net = parts_of(untrained(model(seed=1), seed=first), prompts())
     assert found.null[0] == match(net, parts()).value
     assert found.score == match(parts(seed=1), parts()).value
     assert found.heads_only == match(parts(seed=1), parts(), mlps=False).value

@@ -12,7 +12,7 @@ from probes.comparison.estimates import Estimate
 from probes.comparison.gating import Gate, State
 from probes.comparison.headsets import HeadView
 from probes.comparison.matching import Match
-from probes.comparison.measuring import Aside, Kind, Measured, Net, Plan
+from probes.comparison.measuring import Aside, Measured, Net, Nulls, Plan
 from probes.comparison.profiles import Profiles
 from probes.comparison.reasons import Item
 from probes.comparison.relatives import compare, compare_family
@@ -575,9 +575,13 @@ def wired(monkeypatch):
             object.__setattr__(one, name, value)
         return one
 
-    monkeypatch.setattr(relatives, "draw_plan", lambda *_: object.__new__(Plan))
+    plan = object.__new__(Plan)
+    object.__setattr__(plan, "trials", None)
+    monkeypatch.setattr(relatives, "draw_plan", lambda *_: plan)
     monkeypatch.setattr(relatives, "measured", measured)
-    monkeypatch.setattr(relatives, "kind", lambda like, *_, **__: Kind(like, (), None, None, None))
+    monkeypatch.setattr(
+        relatives, "nulls_like", lambda like, *_, **__: Nulls(like, (), None, None, None)
+    )
     monkeypatch.setattr(relatives, "net", lambda *_, **__: Net(None, None, {}))
     monkeypatch.setattr(relatives, "aside", beside)
     monkeypatch.setattr(relatives, "compared", spy)

@@ -6,9 +6,9 @@ from typing import Any
 import pandas as pd
 
 from probes.circuit import Circuit
-from probes.comparison.crossing import Crossing
 from probes.comparison.edge_tests import LEVEL, Change
 from probes.comparison.estimates import Estimate
+from probes.comparison.guests import Guest
 from probes.comparison.overlap import Overlap
 from probes.graph import Graph
 from probes.tracing import shown
@@ -34,8 +34,8 @@ class AtSize:
     overlap: Overlap
     nodes: float
     nodes_chance: float
-    in_a: Crossing
-    in_b: Crossing
+    in_a: Guest
+    in_b: Guest
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -121,7 +121,7 @@ class CircuitComparison:
             )
         return tuple(lines)
 
-    def _crossed(self, into: Crossing) -> str:
+    def _crossed(self, into: Guest) -> str:
         other = self.a if into.model == self.b else self.b
         words = {
             "works": "it works there as well",

@@ -17,9 +17,9 @@ from torch import Tensor
 from probes.asking import Pattern
 from probes.attribution import Method, attribute
 from probes.comparison.circuit_result import AtSize, CircuitComparison
-from probes.comparison.crossing import crossing, staged
 from probes.comparison.edge_tests import changes, fewest
 from probes.comparison.estimates import Estimate, mean
+from probes.comparison.guests import guest, staged
 from probes.comparison.overlap import Overlap, groups, halves, node_overlap, overlaps, summed
 from probes.errors import CircuitError
 from probes.evaluation import marks
@@ -167,6 +167,6 @@ def _at(
     kept = marks(stages[0], [graph.top(found.edges) for graph in graphs])
     nodes, by_lot = node_overlap(wiring, kept, seed=seed)
     in_a, in_b = (
-        crossing(stages[m], kept[m], kept[1 - m], controls=controls, seed=seed) for m in (0, 1)
+        guest(stages[m], kept[m], kept[1 - m], controls=controls, seed=seed) for m in (0, 1)
     )
     return AtSize(found.edges / len(wiring), found, nodes, by_lot, in_a, in_b)

@@ -10,7 +10,7 @@ from probes.comparison.estimates import Estimate, interval
 from probes.comparison.headsets import (
     HeadSet,
     HeadView,
-    Held,
+    HeldOut,
     busy,
     explained_by,
     gain_bar,
@@ -71,7 +71,7 @@ class Look:
     busy_b: Bool[np.ndarray, " head_b"]
     bar: float
     alike: Float[np.ndarray, "draw head head_b"]
-    held: Held
+    held: HeldOut
     explains: Float[np.ndarray, "sample head head_b"]
     explains_back: Float[np.ndarray, "sample head_b head"]
     splits: tuple[HeadSet, ...]

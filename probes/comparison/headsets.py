@@ -60,7 +60,7 @@ class HeadSet:
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
+class HeldOut:
     """Share profiles of two models on the prompts that no set was chosen on.
 
     Attributes:
@@ -78,10 +78,10 @@ def busy(profiles: Profiles, where: Where) -> Bool[np.ndarray, " head"]:
     return profiles.reliable & (np.abs(found).max(-1, initial=0.0) >= LEAST)
 
 
-def held_out(targets: Profiles, parts: Profiles, where: Where, *, seed: int) -> Held:
+def held_out(targets: Profiles, parts: Profiles, where: Where, *, seed: int) -> HeldOut:
     """Take the share profiles of the odd prompts; equal seeds draw equal prompts."""
     weights = _odd(targets, seed)
-    return Held(
+    return HeldOut(
         shares(targets.effects, targets.totals, where, weights),
         shares(parts.effects, parts.totals, where, weights),
     )
@@ -133,7 +133,7 @@ def proposed(targets: Profiles, parts: Profiles, where: Where) -> list[tuple[int
 def judged(
     found: Sequence[tuple[int, tuple[int, ...]]],
     joint: Float[np.ndarray, "draw set share"],
-    held: Held,
+    held: HeldOut,
 ) -> tuple[HeadSet, ...]:
     """Hold what sets explain against what the best single head does, draw by draw."""
     single = explained_by(held.targets, held.parts).max(2)

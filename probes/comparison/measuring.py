@@ -116,7 +116,7 @@ class Aside:
 
 
 @dataclass(frozen=True, eq=False)
-class Kind:
+class Nulls:
     """Untrained nets of one shape, and what they all read.
 
     Attributes:
@@ -209,9 +209,9 @@ def aside(model: Model, plan: Plan, *, sites: bool) -> Aside:
     )
 
 
-def kind(like: Model, plan: Plan, hosts: Sequence[Host], *, alone: bool) -> Kind:
+def nulls_like(like: Model, plan: Plan, hosts: Sequence[Host], *, alone: bool) -> Nulls:
     """Prepare the untrained nets of one shape; `alone`: only what their states turn in hosts."""
-    return Kind(
+    return Nulls(
         like=like,
         hosts=hosts if plan.trials else (),
         read=texts(like, plan.trials) if plan.trials and hosts else None,
@@ -220,7 +220,7 @@ def kind(like: Model, plan: Plan, hosts: Sequence[Host], *, alone: bool) -> Kind
     )
 
 
-def net(one: Kind, number: int, plan: Plan, building: Lock) -> Net:
+def net(one: Nulls, number: int, plan: Plan, building: Lock) -> Net:
     """Measure the untrained net of one shape and number."""
     with building:  # Fresh weights are drawn from torch's one generator.
         model = untrained(one.like, seed=plan.seed + number)

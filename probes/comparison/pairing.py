@@ -14,7 +14,7 @@ from probes.comparison.measuring import Aside, Measured, Net, Plan, relative
 from probes.comparison.profiles import Profiles, similarity
 from probes.comparison.resampling import paired
 from probes.comparison.result import Comparison, Overall, Solved
-from probes.comparison.transfer import Transfer, handed, judged, turned
+from probes.comparison.transfer import Hits, Transfer, judged, turned
 from probes.comparison.variablefates import absent_variable, held, variable_fate
 from probes.comparison.verdict import Fate
 from probes.metrics import Behaviour
@@ -26,12 +26,21 @@ _WHERE_FROM = ("_name_or_path", "transformers_version")
 
 @dataclass(frozen=True, eq=False)
 class Around:
-    """What two models are held against."""
+    """What two models are held against.
+
+    Attributes:
+        nets: Untrained nets, by shape.
+        twin: Another seed of the full model.
+        controls: For relatives, by name, one of their shape that never saw the full model.
+        strangers: Models trained for another end.
+        passed: For each recipient, by name, what the states of each stranger turn in it.
+    """
 
     nets: Mapping[object, Sequence[Net]]
     twin: Aside | None
     controls: Mapping[str, Aside]
     strangers: Sequence[Aside]
+    passed: Mapping[str, Mapping[str, Hits]]
 
 
 def shape_of(model: Model) -> object:
@@ -120,14 +129,14 @@ def _carried(plan: Plan, donor: Measured, host: Measured, around: Around) -> tup
     if plan.trials is None or host.host is None or donor.donor is None:
         return ()
     nets = around.nets[shape_of(donor.model)]
-    strange = [one.donor for one in around.strangers if one.donor and one.name != donor.name]
+    passed = around.passed[host.name].items()
     return judged(
         host.host,
         donor.donor,
         plan.trials,
         plan.trials.variables,
         nulls={str(n): found.hits[host.name] for n, found in enumerate(nets)},
-        strangers=handed(host.host, strange, plan.trials, plan.trials.variables),
+        strangers={name: hits for name, hits in passed if name not in (donor.name, host.name)},
         seed=plan.seed,
     )
 

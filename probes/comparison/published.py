@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from probes.asking import Pattern
-from probes.comparison.dissected import Parts, asked, dissect, same_length
+from probes.comparison.parts import Parts, asked, parts_of, same_length
 from probes.errors import ModelError
 from probes.model import Model, untrained
 
@@ -189,11 +189,11 @@ def alignment_score(  # noqa: PLR0913 (the published score has its dials)
         pattern, prompts, tokenizers=(full.tokenizer, other.tokenizer), seed=seed, answer=answer
     )
     name = answer or questions[0].answers[0][0]
-    own = dissect(full, asked(full.tokenizer, questions, name))
+    own = parts_of(full, asked(full.tokenizer, questions, name))
     there = asked(other.tokenizer, questions, name)
-    theirs = dissect(other, there)
+    theirs = parts_of(other, there)
     drawn = np.random.default_rng(seed).integers(2**31, size=nulls).tolist()
-    nets = [dissect(untrained(other, seed=number), there) for number in drawn]
+    nets = [parts_of(untrained(other, seed=number), there) for number in drawn]
     mlps = full.shape.d_model == other.shape.d_model
 
     def scored(parts: Parts, *, mlps: bool) -> Score:

@@ -1,5 +1,6 @@
 """Residual states at roles: what one model hands to another, whatever their tokens."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,8 @@ from probes.model import Model
 from probes.restart import RESID, RESID_OUT
 
 _CHUNK = 100
+
+Pick = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,17 +68,28 @@ class Readings:
         return self.resid[layer][torch.arange(len(here)), place]
 
 
-@torch.no_grad()
 def read_states(model: Model, batch: Batch) -> Readings:
     """Run a model on prompts and keep its residual stream, in full."""
+    return Readings(model.name, batch, streams(model, batch, lambda value, _: value))
+
+
+@torch.no_grad()
+def streams(model: Model, batch: Batch, pick: Pick) -> Float[Tensor, "layer prompt *_ d_model"]:
+    """Run a model on prompts and keep what is picked of its residual stream, at every layer.
+
+    Args:
+        model: Any decoder.
+        batch: What it reads.
+        pick: Given the residual of some prompts and their numbers, returns what to keep of each.
+    """
     layers = model.shape.layers
     names = [f"blocks.{k}.{RESID}" for k in range(layers)] + [f"blocks.{layers - 1}.{RESID_OUT}"]
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
+    for rows in torch.arange(len(batch)).split(_CHUNK):
 
-    def keep(name: str):  # noqa: ANN202 (an edit that changes nothing)
-        return lambda value: kept[name].append(value.float().cpu())
+        def keep(name: str, rows: Tensor = rows):  # noqa: ANN202 (an edit that changes nothing)
+            return lambda value: kept[name].append(pick(value.float().cpu(), rows))
 
-    with model.editing({name: keep(name) for name in names}):
-        for rows in torch.arange(len(batch)).split(_CHUNK):
+        with model.editing({name: keep(name) for name in names}):
             model.run(batch.ids[rows].to(model.device), batch.mask[rows].to(model.device))
-    return Readings(model.name, batch, torch.stack([torch.cat(kept[name]) for name in names]))
+    return torch.stack([torch.cat(kept[name]) for name in names])

@@ -13,22 +13,23 @@ from typing import TypeVar
 from tqdm.auto import tqdm
 
 from probes.asking import Pattern
+from probes.comparison.grafting import Host
 from probes.comparison.measuring import (
     Aside,
-    Kind,
     Measured,
     Net,
+    Nulls,
     Plan,
     aside,
     draw_plan,
-    kind,
     measured,
     net,
+    nulls_like,
 )
 from probes.comparison.pairing import Around, compared, shape_of
 from probes.comparison.result import Comparison
 from probes.comparison.together import Relatives
-from probes.comparison.transfer import apart
+from probes.comparison.transfer import Hits, apart, handed
 from probes.errors import ModelError
 from probes.model import Model, load, untrained
 from probes.patterns import pattern
@@ -146,11 +147,27 @@ def compare_family(  # noqa: PLR0913 (the main job has its dials)
             near.get(company.twin.name) if company.twin else None,
             {name: near[model.name] for name, model in company.controls.items()},
             [near[model.name] for model in company.strangers],
+            _passed(plan, seen, [near[model.name] for model in company.strangers], each),
         )
         dials = (prompts, seed, nulls)
         return Relatives(
             tuple(each(lambda b: compared(plan, seen[0], b, around, dials), seen[1:], "words"))
         )
+
+
+def _passed(
+    plan: Plan,
+    seen: Sequence[Measured],
+    strangers: Sequence[Aside],
+    each: Callable[[Callable[[Host], dict[str, Hits]], Sequence[Host], str], list[dict[str, Hits]]],
+) -> dict[str, dict[str, Hits]]:
+    """Put the strangers into every model that can be put into, once."""
+    trials, hosts = plan.trials, [one.host for one in seen if one.host]
+    if trials is None:
+        return {}
+    donors = [one.donor for one in strangers if one.donor]
+    found = each(lambda host: handed(host, donors, trials, trials.variables), hosts, "strangers")
+    return {host.name: hits for host, hits in zip(hosts, found, strict=True)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +204,7 @@ def _near(
     return found
 
 
-def _kinds(plan: Plan, seen: Sequence[Measured]) -> list[Kind]:
+def _kinds(plan: Plan, seen: Sequence[Measured]) -> list[Nulls]:
     """Say what nets of each shape are for: the first model's, and each of the others'.
 
     Nets of the first model's shape are put into the others, and theirs into the first.
@@ -200,7 +217,7 @@ def _kinds(plan: Plan, seen: Sequence[Measured]) -> list[Kind]:
         hosts = [first] if shape in theirs else []
         hosts += others if shape == shape_of(first.model) else []
         ready = [one.host for one in hosts if one.host]
-        found.append(kind(like, plan, ready, alone=shape not in theirs))
+        found.append(nulls_like(like, plan, ready, alone=shape not in theirs))
     return found
 
 

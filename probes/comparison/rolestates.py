@@ -5,14 +5,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probes.batch import encode
+from probes.comparison.readings import streams
 from probes.errors import ModelError
 from probes.model import Model
 from probes.questions import Question
-from probes.restart import RESID, RESID_OUT, TOKENS
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,6 @@ class RoleStates:
     place: Float[np.ndarray, " role"]
 
 
-@torch.no_grad()
 def role_states(model: Model, questions: Sequence[Question]) -> RoleStates:
     """Run a model on questions, and keep what stands at the last token of each role.
 
@@ -51,17 +51,13 @@ def role_states(model: Model, questions: Sequence[Question]) -> RoleStates:
     member = torch.stack([batch.where(role) for role in batch.roles])
     last = (member * torch.arange(width)).amax(-1)
     there = member.any(-1)
-    layers = range(model.shape.layers)
-    names = [f"blocks.{n}.{RESID}" for n in layers] + [f"blocks.{layers[-1]}.{RESID_OUT}"]
-    kept: dict[str, list[Tensor]] = {name: [] for name in names}
-    rows = torch.arange(len(batch)).split(max(1, TOKENS // width))
-    for some in rows:
-        at = (torch.arange(len(some))[None], last[:, some])
-        keep = {name: _taking(kept[name], at) for name in names}
-        with model.editing(keep):
-            model.logits(batch.ids[some].to(model.device), batch.mask[some].to(model.device))
-    states = torch.stack([torch.cat(kept[name], 1) for name in names], 1)
-    states = states.float() * there[:, None, :, None]
+
+    def ends(value: Tensor, rows: Tensor) -> Tensor:
+        return value[torch.arange(len(rows))[:, None], last[:, rows].T]
+
+    found = streams(model, batch, ends)
+    states = rearrange(found, "layer prompt role d_model -> role layer prompt d_model")
+    states = states * there[:, None, :, None]
     if not bool(states.isfinite().all()):
         raise ModelError(
             f"The states of {model.name} are not finite on these prompts: load it with a wider "
@@ -73,10 +69,3 @@ def role_states(model: Model, questions: Sequence[Question]) -> RoleStates:
     return RoleStates(
         model.name, batch.roles, there.numpy(), tokens.numpy(), states.numpy(), place.numpy()
     )
-
-
-def _taking(store: list[Tensor], at: tuple[Tensor, Tensor]):  # noqa: ANN202 (an edit)
-    def take(value: Tensor) -> None:
-        store.append(value[at[0].to(value.device), at[1].to(value.device)].cpu())
-
-    return take

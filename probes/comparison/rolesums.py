@@ -7,7 +7,7 @@ import numpy as np
 from einops import rearrange, reduce
 from jaxtyping import Float, Int
 
-from probes.comparison.headsets import Held, Where, held_out, scaled
+from probes.comparison.headsets import HeldOut, Where, held_out, scaled
 from probes.comparison.profiles import Profiles
 
 _QUANTILE = 0.95
@@ -47,7 +47,7 @@ def moves(a: Profiles, b: Profiles, nets: Sequence[Profiles], where: Where, *, s
     )
 
 
-def _cosines(held: Held, where: Where) -> Float[np.ndarray, "draw head head_b"]:
+def _cosines(held: HeldOut, where: Where) -> Float[np.ndarray, "draw head head_b"]:
     first, second = (_unit(_summed(shares, where)) for shares in (held.targets, held.parts))
     return np.einsum("dis,djs->dij", first, second)
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from probes.asking import Pattern
 from probes.comparison.kernels import RolePairs
-from probes.comparison.mapping import mapped
+from probes.comparison.pooled import mapped
 from probes.comparison.rolestates import RoleStates, role_states
 from probes.counterfactuals import fits
 from probes.errors import BatchError, ModelError, SiteError

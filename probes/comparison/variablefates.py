@@ -28,7 +28,7 @@ from probes.comparison.gating import Gate
 from probes.comparison.grafting import Host
 from probes.comparison.transfer import EMBEDDING, Transfer
 from probes.comparison.trials import Trials
-from probes.comparison.verdict import AS_GOOD, Fate
+from probes.comparison.verdict import AS_GOOD, Fate, Word
 from probes.evidence import Evidence, above, below, untested
 from probes.factorial import OBJECT
 from probes.interchange import exchange, site_name
@@ -103,8 +103,8 @@ def variable_fate(  # noqa: PLR0913 (two models, what was carried over, and the 
     name, gate = carried.variable, _gate(carried.variable, gates)
     tests = tuple(_tests(full, other, carried, margin))
 
-    def fate(word: str, reason: str) -> Fate:
-        return Fate(name, "variable", word, other.site, reason, tests)  # type: ignore[arg-type]
+    def fate(word: Word, reason: str) -> Fate:
+        return Fate(name, "variable", word, other.site, reason, tests)
 
     if gate.state == "closed":
         return fate("behaviour absent", _nothing(gate))
@@ -125,7 +125,7 @@ def variable_fate(  # noqa: PLR0913 (two models, what was carried over, and the 
     return fate(*_coded(carried, margin))
 
 
-def _elsewhere(full: Held, other: Held, twin: frozenset[str] | None) -> tuple[str, str]:
+def _elsewhere(full: Held, other: Held, twin: frozenset[str] | None) -> tuple[Word, str]:
     here, there = (" and ".join(sorted(found.roles)) for found in (full, other))
     if twin not in (None, full.roles):
         return "cannot tell", f"held at {there}, not {here}; seeds differ in that, too"
@@ -141,7 +141,7 @@ def _elsewhere(full: Held, other: Held, twin: frozenset[str] | None) -> tuple[st
     return "moved", f"held at {there}, where both seeds of the full model hold it at {here}"
 
 
-def _coded(carried: Transfer, margin: float) -> tuple[str, str]:
+def _coded(carried: Transfer, margin: float) -> tuple[Word, str]:
     best = max(value.value for name, value in carried.controls.items() if name != EMBEDDING)
     done = f"states of {carried.donor} turn {carried.value}, its own {carried.ceiling}"
     if carried.shortfall.high < margin and carried.value.low > best:

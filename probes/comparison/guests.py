@@ -31,7 +31,7 @@ _DRAWS = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class Crossing:
+class Guest:
     """What two circuits of one size keep in one model, on prompts that neither was found by.
 
     Attributes:
@@ -77,14 +77,14 @@ def staged(model: Model, task: Task) -> Stage:
     return found
 
 
-def crossing(
+def guest(
     stage: Stage,
     own: Bool[Tensor, " edge"],
     given: Bool[Tensor, " edge"],
     *,
     controls: int = 10,
     seed: int = 0,
-) -> Crossing:
+) -> Guest:
     """Run a model's own circuit and another's of as many edges, each by itself.
 
     Args:
@@ -105,7 +105,7 @@ def crossing(
         word = "works"
     elif gap.high < -MARGIN:
         word = "falls short"
-    return Crossing(
+    return Guest(
         model=stage.model.name,
         own=mine,
         given=theirs,

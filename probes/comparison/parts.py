@@ -60,7 +60,7 @@ class Parts:
 
 
 @torch.no_grad()
-def dissect(model: Model, prompts: Asked) -> Parts:
+def parts_of(model: Model, prompts: Asked) -> Parts:
     """Run a model, and run it again without each of its heads and MLPs.
 
     Raises:
