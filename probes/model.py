@@ -3,7 +3,6 @@
 import copy
 import difflib
 import inspect
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,14 +15,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from probes.errors import ModelError, SiteError
-from probes.resources import data_folder, family_members
+from probes.made import Made, read_made, stored
+from probes.sources import TOLERANCE as TOLERANCE
+from probes.sources import dtype_of, find, read, refuse_broken
 
-# Greatest absolute difference of a logit from the plain Hugging Face model in eager attention,
-# for logits up to 4; only GPT-2 differs at all, as the bridge redoes its fused attention.
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 5e-3}
-
-# What blocks call the argument that takes a key/value cache.
-SLOTS = ("past_key_values", "layer_past")
+# What models and blocks call the argument that takes a key/value cache, release by release.
+SLOTS = ("cache", "past_key_values", "layer_past")
 
 Edit = Callable[[Tensor], Tensor | None]
 
@@ -55,6 +52,8 @@ class Model:
     """A fast Hugging Face tokenizer, or None where the model came without one."""
     bridge: Any = field(repr=False)
     config: Any = field(repr=False)
+    made: Made | None = field(default=None, repr=False)
+    """How it was made and what it takes to store, where that is known."""
     lock: Any = field(default_factory=threading.RLock, repr=False)
     proven: set[str] = field(default_factory=set, repr=False)
     """What was checked of it once and need not be again, such as its gradients."""
@@ -170,18 +169,29 @@ def load(
         if not (seed or "0").isdecimal():
             raise ModelError(f"The seed of {name!r} is {seed!r}: write it as in 'untrained:full:3'")
         return untrained(load(like, dtype=dtype, device=device), seed=int(seed or 0))
-    source, origin = _find(name)
-    hf_model, tokenizer = _read(source, _dtype(dtype))
-    _refuse_broken(hf_model, str(name))
+    source, origin = find(name)
+    hf_model, tokenizer = read(source, dtype_of(dtype))
+    refuse_broken(hf_model, str(name))
     hf_model = hf_model.to(device or torch.get_default_device())
-    return _adopt(hf_model, (Path(name).name, origin), tokenizer)
+    return _adopt(hf_model, (Path(name).name, origin), tokenizer, _made(Path(source)))
+
+
+def _made(folder: Path) -> Made | None:
+    if not folder.is_dir():
+        return None
+    return read_made(folder) or Made("trained", "", stored(folder))
 
 
 def wrap(
-    hf_model: nn.Module, *, name: str, tokenizer: object = None, origin: str = "in memory"
+    hf_model: nn.Module,
+    *,
+    name: str,
+    tokenizer: object = None,
+    origin: str = "in memory",
+    made: Made | None = None,
 ) -> Model:
     """Take a Hugging Face causal model as it stands; the one given is copied, never changed."""
-    return _adopt(copy.deepcopy(hf_model), (name, origin), tokenizer)
+    return _adopt(copy.deepcopy(hf_model), (name, origin), tokenizer, made)
 
 
 def untrained(like: Model, *, seed: int) -> Model:
@@ -202,7 +212,24 @@ def _arguments(block: Any) -> list[str]:  # noqa: ANN401
 
 
 def _slot(block: Any) -> str:  # noqa: ANN401
-    return next(slot for slot in SLOTS if slot in _arguments(block))
+    return cache_slot(block.original_component)
+
+
+def cache_slot(module: nn.Module) -> str:
+    """Return what a Hugging Face model or block calls the argument for its key/value cache.
+
+    Raises:
+        ModelError: It takes none.
+    """
+    known = inspect.signature(module.forward).parameters
+    found = next((slot for slot in SLOTS if slot in known), None)
+    if found is None:
+        raise ModelError(
+            f"{type(module).__name__} takes no key/value cache under a known name: "
+            f"{', '.join(known)} found, one of {', '.join(SLOTS)} wanted. Use a decoder such as "
+            "Llama, GPT-2 or GPT-NeoX, or another release of transformers."
+        )
+    return found
 
 
 def _checked(name: str, edit: Edit) -> Callable[..., Tensor | None]:
@@ -218,70 +245,12 @@ def _checked(name: str, edit: Edit) -> Callable[..., Tensor | None]:
     return hook
 
 
-def _dtype(name: str) -> torch.dtype:
-    known = {str(d).removeprefix("torch."): d for d in TOLERANCE}
-    if name not in known:
-        raise ModelError(f"Unknown dtype: {name!r} found. Use one of {', '.join(sorted(known))}.")
-    return known[name]
-
-
-def _find(name: str | Path) -> tuple[str, str]:
-    text = str(name)
-    if text in family_members():
-        return str(data_folder() / "models" / text), f"family member {text}"
-    folder = Path(name)
-    if (folder / "config.json").is_file():
-        if not any(folder.glob("*.safetensors")):
-            raise ModelError(
-                f"No safetensors weights in {text}: {', '.join(p.name for p in folder.iterdir())} "
-                "found. Load it once with transformers and write it with save_pretrained(folder)."
-            )
-        return str(folder), f"folder {folder.resolve()}"
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", text) and not folder.exists():
-        return text, f"hub {text}"
-    known = family_members()
-    near = difflib.get_close_matches(text, known, n=1)
-    raise ModelError(
-        f"No model {text!r}: not a family name ({', '.join(known) or 'none here'}), a folder "
-        "with config.json or a hub id such as owner/name. "
-        f"{f'Did you mean {near[0]!r}?' if near else 'Check the name.'}"
-    )
-
-
-def _read(source: str, dtype: torch.dtype) -> tuple[nn.Module, object]:
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    how = {"dtype": dtype, "attn_implementation": "eager", "use_safetensors": True}
-    bare = Path(source).is_dir() and not any(Path(source).glob("tokenizer*"))
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, **how, trust_remote_code=False, output_loading_info=True
-        )
-        tokenizer = None if bare else AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        fix = "Check the name and the connection, or give a local folder."
-        raise ModelError(f"Could not load {source!r}: {reason} {fix}") from error
-    hf_model, found = loaded
-    if found["missing_keys"]:
-        raise ModelError(
-            f"The weights of {source!r} are incomplete: {min(found['missing_keys'])} is missing "
-            "and would be random. Save or fetch the model again."
-        )
-    return hf_model, tokenizer
-
-
-def _refuse_broken(hf_model: nn.Module, name: str) -> None:
-    for key, tensor in hf_model.state_dict().items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ModelError(
-                f"The weights of {name} are broken: {key} holds NaN or infinite values. "
-                "Fetch or train the model again, or load it with a wider dtype."
-            )
-
-
-def _adopt(hf_model: Any, names: tuple[str, str], tokenizer: object) -> Model:  # noqa: ANN401
+def _adopt(
+    hf_model: Any,  # noqa: ANN401
+    names: tuple[str, str],
+    tokenizer: object,
+    made: Made | None = None,
+) -> Model:
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
     hf_model.eval()
@@ -309,4 +278,4 @@ def _adopt(hf_model: Any, names: tuple[str, str], tokenizer: object) -> Model:  
         context=int(config.max_position_embeddings),
         parallel=bool(getattr(cfg, "parallel_attn_mlp", False)),
     )
-    return Model(*names, shape, tokenizer, bridge, config)
+    return Model(*names, shape, tokenizer, bridge, config, made)

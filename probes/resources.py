@@ -24,6 +24,16 @@ def family_members() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in found))
 
 
+def made_here() -> Path:
+    """Return the folder where `probes make` puts relatives, in the folder that one works in."""
+    return Path("runs") / "relatives"
+
+
+def made_members() -> tuple[str, ...]:
+    """Return the names of the relatives that were made here."""
+    return tuple(sorted(path.parent.name for path in made_here().glob("*/config.json")))
+
+
 def member_note(name: str) -> str:
     """Return the one sentence that a member's card opens with."""
     card = data_folder() / "models" / name / "README.md"

@@ -91,7 +91,9 @@ def record(
         logits = model.logits(ids, mask)
     seen = logits.take_along_dim(readout[..., None], dim=1)
     resid = torch.cat([every(RESID), every(RESID_OUT)[-1:]])
-    blocks = tuple(zip(calls, stores, strict=True))
+    # A block that passed its store by would start again from nothing: whole passes, then.
+    heeded = all(store.keys is not None for store in stores)
+    blocks = tuple(zip(calls, stores, strict=True)) if heeded else ()
     return Recording(model, ids, mask, readout, seen, every(Z), every(MLP), resid, blocks)
 
 
@@ -140,7 +142,9 @@ class _Store:
         self.keys, self.values = kept or (None, None)
         self.first, self.stop = first, False
 
-    def update(self, keys: Tensor, values: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, keys: Tensor, values: Tensor, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
         """Answer a block that hands over its new keys and values."""
         if self.keys is None or self.values is None:
             self.keys, self.values = keys, values

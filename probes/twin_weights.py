@@ -91,8 +91,12 @@ def build(model: Model, weights: Weights, surgery: str, **changes: object) -> Mo
     with torch.random.fork_rng(devices=[]):  # Fresh weights are drawn only to be overwritten.
         hf_model = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     hf_model.load_state_dict(weights)
-    names = {"name": f"{model.name} {surgery}", "origin": f"{model.origin}, {surgery}"}
-    return wrap(hf_model.to(model.device), tokenizer=model.tokenizer, **names)
+    return wrap(
+        hf_model.to(model.device),
+        name=f"{model.name} {surgery}",
+        origin=f"{model.origin}, {surgery}",
+        tokenizer=model.tokenizer,
+    )
 
 
 def by_head(weights: Weights, layer: int, d_head: int) -> Weights:

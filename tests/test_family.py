@@ -8,14 +8,15 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from probes.comparison.gating import gate
+from probes.compress.schooling import collate
 from probes.errors import MatchError, ModelError
 from probes.family.corpus import Dials, items
 from probes.family.make import make_members
-from probes.family.measure import AXES, axis_questions, measure
+from probes.family.measure import AXES, axis_questions, every_axis, measure
 from probes.family.recipes import RECIPES, STRANGERS, recipe
 from probes.family.split import family_split, valid_cells
 from probes.family.tokenizer import BOS, EOS, PAD, SPLITS
-from probes.family.training import alternate_layers, collate, fresh
+from probes.family.training import alternate_layers, fresh
 from probes.model import load
 from probes.patterns import all_patterns, pattern
 from probes.resources import data_folder, family_members
@@ -147,12 +148,28 @@ def test_a_member_is_shipped_small_with_a_card_and_opens_its_gate(name):
     assert noun != "closed"
 
 
+@pytest.fixture(scope="module")
+def asked_of_all():
+    """Give what a card asks: members share a tokenizer, and so the questions, written once."""
+    written = {}
+
+    def give(tokenizer, **how):
+        key = (tokenizer.backend_tokenizer.to_str(), *how.values())
+        if key not in written:
+            written[key] = every_axis(tokenizer, **how)
+        return written[key]
+
+    return give
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_card_tells_the_accuracy_that_is_measured_again(name):
+def test_a_card_tells_the_accuracy_that_is_measured_again(name, asked_of_all):
     numbers = json.loads((data_folder() / "models" / name / "accuracy.json").read_text("utf-8"))
     suffix = "-told" if name == "base" else ""
-    found = measure(load(name), suffix=suffix, per_cell=numbers["per_cell"], seed=numbers["seed"])
+    model, how = load(name), {key: numbers[key] for key in ("per_cell", "seed")}
+    asked = asked_of_all(model.tokenizer, suffix=suffix, **how)
+    found = measure(model, asked, seed=how["seed"])
     assert len(found) == len(numbers["scores"])
     for score, written in zip(found, numbers["scores"], strict=True):
         assert (score.pattern, score.axis, score.answer) == (

@@ -5,8 +5,7 @@ import threading
 import pytest
 import torch
 
-from probes import model as model_file
-from probes import resources
+from probes import resources, sources
 from probes.errors import ModelError, SiteError
 from probes.model import TOLERANCE, load, place, untrained, wrap
 from probes.testing import KINDS, hook_count, tiny, tiny_hf, ungrouped
@@ -184,7 +183,7 @@ def test_missing_weights_are_refused_by_name(tmp_path):
 
 def test_a_family_member_loads_by_name_and_a_slip_is_corrected(tmp_path, monkeypatch):
     tiny_hf("llama", seed=0).save_pretrained(tmp_path / "models" / "teacher")
-    for module in (model_file, resources):
+    for module in (sources, resources):
         monkeypatch.setattr(module, "data_folder", lambda: tmp_path)
     assert load("teacher").origin == "family member teacher"
     with pytest.raises(ModelError, match="Did you mean 'teacher'"):
@@ -193,7 +192,7 @@ def test_a_family_member_loads_by_name_and_a_slip_is_corrected(tmp_path, monkeyp
 
 def test_an_untrained_model_of_any_shape_and_seed_loads_by_name(tmp_path, monkeypatch):
     tiny_hf("llama", seed=0).save_pretrained(tmp_path / "models" / "teacher")
-    for module in (model_file, resources):
+    for module in (sources, resources):
         monkeypatch.setattr(module, "data_folder", lambda: tmp_path)
     ids, mask = torch.arange(5)[None], torch.ones(1, 5, dtype=torch.bool)
     named = load("untrained:teacher:3").logits(ids, mask)
@@ -204,7 +203,7 @@ def test_an_untrained_model_of_any_shape_and_seed_loads_by_name(tmp_path, monkey
 
 
 def test_a_hub_that_cannot_be_reached_is_reported_in_one_line(monkeypatch, tmp_path):
-    monkeypatch.setattr(model_file, "data_folder", lambda: tmp_path)
+    monkeypatch.setattr(sources, "data_folder", lambda: tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="Could not load 'nobody/nothing'") as caught:
         load("nobody/nothing")

@@ -75,6 +75,15 @@ def effect_by_hand(model, pairs, component, role):
     return leads_by_hand(before, pairs) - leads_by_hand(after, pairs)
 
 
+def test_blocks_that_pass_their_store_by_are_patched_by_whole_passes(model, own, monkeypatch):
+    """As where a release of transformers gives the argument another name."""
+    pairs = pairs_of(own, "operation")
+    expected = sweep(model, pairs, kinds=KINDS).each
+    monkeypatch.setattr("probes.model.cache_slot", lambda _: "under_another_name")
+    found = sweep(model, pairs, kinds=KINDS).each
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("contrast", ["operation", "thing", "paraphrase", "order"])
 def test_an_effect_is_what_a_whole_pass_with_the_component_replaced_gives(model, own, contrast):
     pairs = pairs_of(own, contrast)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from probes.family.measure import Score, measure
+from probes.family.measure import Score, every_axis, measure
 from probes.family.recipes import Recipe, recipe
 from probes.files import write_whole
 from probes.model import load
@@ -26,6 +26,11 @@ NOTES = {
     "operation never matters. A stranger, as like the family as a net can be that cannot count.",
     "permuted": "Trained on the same questions, each with the number of another question's answer. "
     "A stranger: it has learned the words and the nouns of the answers, and no counting.",
+    "ticket": "A winning ticket of `full`: a quarter of the weights of its layers, found in two "
+    "rounds of magnitude pruning, set back to what they were in `base` and trained again; the "
+    "others are exactly zero.",
+    "regrown": "`distilled`, grown back to the depth of `full` by two blocks that changed no "
+    "logit, and trained on with hard labels.",
 }
 
 
@@ -34,7 +39,9 @@ def write_card(folder: Path) -> list[Score]:
     chosen = recipe(folder.name)
     # The base never saw a question: it is read by completing statements.
     suffix = "-told" if chosen.statements == 1.0 else ""
-    scores = measure(load(folder), suffix=suffix, per_cell=PER_CELL, seed=SEED)
+    model = load(folder)
+    asked = every_axis(model.tokenizer, suffix=suffix, per_cell=PER_CELL, seed=SEED)
+    scores = measure(model, asked, seed=SEED)
     written = [
         {
             "pattern": score.pattern,

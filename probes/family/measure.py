@@ -1,13 +1,14 @@
 """How well a member does on what it never saw: every held-out cell, noun and combination."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from probes.asking import Pattern
-from probes.batch import encode
+from probes.batch import Batch, encode
 from probes.comparison.estimates import Estimate, draws, interval
 from probes.family.split import family_split, valid_cells
 from probes.metrics import behaviour
@@ -77,21 +78,46 @@ def _draw(asked: Pattern, axis: str, cell: tuple[int, int], rng: random.Random) 
     return question
 
 
-def measure(model: Model, *, suffix: str = "", per_cell: int = 4, seed: int = 0) -> list[Score]:
-    """Ask a member about every cell; `suffix` "-told" reads statements by completion."""
-    scores = []
+@dataclass(frozen=True, eq=False, slots=True)
+class Asked:
+    """Questions of one pattern, held out along one axis, as a model reads them."""
+
+    pattern: str
+    axis: str
+    cells: Cells
+    batch: Batch
+
+
+def every_axis(
+    tokenizer: PreTrainedTokenizerBase, *, suffix: str = "", per_cell: int = 4, seed: int = 0
+) -> list[Asked]:
+    """Write the questions of all axes, for any model with this tokenizer.
+
+    `suffix` "-told" writes statements, to be read by completion.
+    """
+    found = []
     for axis in AXES:
-        together: dict[str, list[tuple[str, Cells, np.ndarray]]] = {}
         for name in PATTERNS:
             asked = pattern(name + suffix)
             if axis == "nouns" and asked.operation != "minus":
                 continue
-            found = list(axis_questions(asked, axis, per_cell=per_cell, seed=seed))
-            seen = behaviour(model, encode(model.tokenizer, [q for _, q in found]))
-            cells = [(name, *cell) for cell, _ in found]
-            for k, answer in enumerate(seen.answers):
-                right = seen.right[:, k].numpy().astype(float)
-                together.setdefault(answer, []).append((asked.name, cells, right))
+            drawn = list(axis_questions(asked, axis, per_cell=per_cell, seed=seed))
+            batch = encode(tokenizer, [question for _, question in drawn])
+            found.append(Asked(asked.name, axis, [(name, *cell) for cell, _ in drawn], batch))
+    return found
+
+
+def measure(model: Model, asked: Sequence[Asked], *, seed: int = 0) -> list[Score]:
+    """Ask a member about every cell of every axis."""
+    scores = []
+    for axis in AXES:
+        together: dict[str, list[tuple[str, Cells, np.ndarray]]] = {}
+        for part in asked:
+            if part.axis == axis:
+                seen = behaviour(model, part.batch)
+                for k, answer in enumerate(seen.answers):
+                    right = seen.right[:, k].numpy().astype(float)
+                    together.setdefault(answer, []).append((part.pattern, part.cells, right))
         for answer, parts in together.items():
             if len(parts) > 1:
                 every = [cell for _, cells, _ in parts for cell in cells]
