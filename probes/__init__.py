@@ -15,8 +15,13 @@ if TYPE_CHECKING:
     from probes.circuit import Circuit
     from probes.comparison.circuit_result import CircuitComparison
     from probes.comparison.circuits import compare_circuits
+    from probes.comparison.curve_result import Curve
+    from probes.comparison.curved import curve
+    from probes.comparison.fewest import fewest_parameters
+    from probes.comparison.fewest_result import Fewest
     from probes.comparison.gating import Gate, gate
     from probes.comparison.lifted import lift
+    from probes.comparison.newcomers import NewLayers, new_layers
     from probes.comparison.published import alignment_score
     from probes.comparison.relatives import compare, compare_family
     from probes.comparison.resampling import minimum_effect, paired
@@ -24,9 +29,20 @@ if TYPE_CHECKING:
     from probes.comparison.separation import auroc
     from probes.comparison.similarity import Similarity, compare_states
     from probes.comparison.together import Relatives
+    from probes.comparison.trajectory import Trajectory, along
     from probes.comparison.transfer import Transfer, transplant
     from probes.comparison.verdict import Fate
     from probes.comparison.weights import weight_similarity
+    from probes.comparison.yardsticks import Standing, standing, yardstick
+    from probes.compress.adapting import Adaptation, adapt
+    from probes.compress.distilling import distil, find_ticket
+    from probes.compress.growing import grow
+    from probes.compress.labels import Labels
+    from probes.compress.naming import name_study
+    from probes.compress.pruning import prune
+    from probes.compress.quantizing import quantize
+    from probes.compress.relative import Relative
+    from probes.compress.schooling import Schooling
     from probes.counterfactuals import PairBatch, draw_pairs, encode_pairs
     from probes.cue_forcing import forced
     from probes.cues import cue_sites, divergence
@@ -38,6 +54,7 @@ if TYPE_CHECKING:
     from probes.hotspot import Hotspots, hotspots
     from probes.interchange import Crossed, Interchange, cross, exchange
     from probes.lens import Lens, logit_lens
+    from probes.made import Made, Storage
     from probes.metrics import Behaviour, behaviour
     from probes.model import Model, load, untrained, wrap
     from probes.patching import Effects, cut_edges, patch_path, sweep
@@ -47,10 +64,13 @@ if TYPE_CHECKING:
     from probes.questions import Pair, Question
     from probes.resources import family_members
     from probes.restart import Cell
+    from probes.studies.running import study
+    from probes.studies.tables import read_study
     from probes.subspace import Subspace, das
     from probes.tasks import Task, task
     from probes.tracing import Trace, trace
     from probes.view.looking import heatmap
+    from probes.view.named import names_picture
     from probes.view.picture import Picture
     from probes.view.spotted import hotspot_map
     from probes.wiring import Edge, Wiring
@@ -67,9 +87,15 @@ _HOMES = {
     "Circuit": "circuit",
     "CircuitComparison": "comparison.circuit_result",
     "compare_circuits": "comparison.circuits",
+    "Curve": "comparison.curve_result",
+    "curve": "comparison.curved",
+    "fewest_parameters": "comparison.fewest",
+    "Fewest": "comparison.fewest_result",
     "Gate": "comparison.gating",
     "gate": "comparison.gating",
     "lift": "comparison.lifted",
+    "NewLayers": "comparison.newcomers",
+    "new_layers": "comparison.newcomers",
     "alignment_score": "comparison.published",
     "compare": "comparison.relatives",
     "compare_family": "comparison.relatives",
@@ -79,11 +105,27 @@ _HOMES = {
     "auroc": "comparison.separation",
     "Similarity": "comparison.similarity",
     "compare_states": "comparison.similarity",
+    "Standing": "comparison.yardsticks",
+    "standing": "comparison.yardsticks",
+    "yardstick": "comparison.yardsticks",
     "Relatives": "comparison.together",
+    "Trajectory": "comparison.trajectory",
+    "along": "comparison.trajectory",
     "Transfer": "comparison.transfer",
     "transplant": "comparison.transfer",
     "Fate": "comparison.verdict",
     "weight_similarity": "comparison.weights",
+    "Adaptation": "compress.adapting",
+    "adapt": "compress.adapting",
+    "distil": "compress.distilling",
+    "find_ticket": "compress.distilling",
+    "grow": "compress.growing",
+    "Labels": "compress.labels",
+    "name_study": "compress.naming",
+    "prune": "compress.pruning",
+    "quantize": "compress.quantizing",
+    "Relative": "compress.relative",
+    "Schooling": "compress.schooling",
     "PairBatch": "counterfactuals",
     "draw_pairs": "counterfactuals",
     "encode_pairs": "counterfactuals",
@@ -105,6 +147,8 @@ _HOMES = {
     "exchange": "interchange",
     "Lens": "lens",
     "logit_lens": "lens",
+    "Made": "made",
+    "Storage": "made",
     "Behaviour": "metrics",
     "behaviour": "metrics",
     "Model": "model",
@@ -123,6 +167,8 @@ _HOMES = {
     "Question": "questions",
     "family_members": "resources",
     "Cell": "restart",
+    "study": "studies.running",
+    "read_study": "studies.tables",
     "Subspace": "subspace",
     "das": "subspace",
     "Task": "tasks",
@@ -130,6 +176,7 @@ _HOMES = {
     "Trace": "tracing",
     "trace": "tracing",
     "heatmap": "view.looking",
+    "names_picture": "view.named",
     "Picture": "view.picture",
     "hotspot_map": "view.spotted",
     "Edge": "wiring",

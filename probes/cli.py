@@ -1,9 +1,7 @@
 """The command line: each command is one public function with its words printed."""
 
 import sys
-from collections.abc import Callable
 from enum import StrEnum
-from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from probes.errors import EquivalenceError, GateError, ProbeError
+from probes.cli_common import check_places, plainly, quiet
+from probes.cli_make import make_app
+from probes.cli_study import study_app
+from probes.errors import EquivalenceError, GateError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,8 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Trace the circuits a query pattern drives, and compare them across relatives of a model.",
 )
-make_app = typer.Typer(no_args_is_help=True, help="Make models.")
 app.add_typer(make_app, name="make")
+app.add_typer(study_app)
 
 
 class Method(StrEnum):
@@ -33,29 +34,11 @@ class Method(StrEnum):
     exact = "exact"
 
 
-_FAILED = 1
 _UNEQUAL = 3
-_THREADS = "Threads of torch; more than one is slow on busy cores."
-
-
-def _plainly(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn a user's mistake into one line and an exit code."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        try:
-            command(*args, **kwargs)
-        except ProbeError as error:
-            Console(stderr=True, soft_wrap=True).print(
-                f"{type(error).__name__}: {error}", markup=False, highlight=False
-            )
-            raise typer.Exit(_FAILED) from None
-
-    return run
 
 
 @app.command()
-@_plainly
+@plainly
 def compare(
     full: Annotated[str, typer.Argument(help="A family name, a folder, or a hub id.")],
     others: Annotated[
@@ -80,8 +63,8 @@ def compare(
     ] = None,
 ) -> None:
     """Compare what a model and its relatives do with a query pattern, and write a page about it."""
-    _check_places(out, json, page=True)
-    _quiet()
+    check_places(out, json, page=True)
+    quiet()
     from probes.comparison.relatives import compare_family
 
     found = compare_family(
@@ -111,7 +94,7 @@ def compare(
 
 
 @app.command()
-@_plainly
+@plainly
 def trace(
     model: Annotated[str, typer.Argument(help="A family name, a folder, or a hub id.")],
     pattern: Annotated[str, typer.Option(help="A pattern's name, or a .jsonl file.")] = "take-away",
@@ -129,8 +112,8 @@ def trace(
     json: Annotated[Path | None, typer.Option(help="Where the numbers go.")] = None,
 ) -> None:
     """Cut out the smallest circuit that keeps a model's behaviour, and judge it beside chance."""
-    _check_places(out, json, page=True)
-    _quiet()
+    check_places(out, json, page=True)
+    quiet()
     from probes.tracing import trace as run
 
     found = run(
@@ -153,7 +136,7 @@ def trace(
 
 
 @app.command()
-@_plainly
+@plainly
 def prove(
     models: Annotated[list[str], typer.Argument(help="Family names, folders, or hub ids.")],
     pattern: Annotated[str, typer.Option(help="A pattern's name.")] = "take-away",
@@ -167,8 +150,8 @@ def prove(
     json: Annotated[Path | None, typer.Option(help="Where the numbers go.")] = None,
 ) -> None:
     """Put the fox claim to the test: one state whatever the object, and a branch for the noun."""
-    _check_places(out, json, page=True)
-    _quiet()
+    check_places(out, json, page=True)
+    quiet()
     from probes.proof import Proof, save_proofs
     from probes.proving import prove as run
 
@@ -191,7 +174,7 @@ def prove(
 
 
 @app.command()
-@_plainly
+@plainly
 def heatmap(
     model: Annotated[str, typer.Argument(help="A family name, a folder, or a hub id.")],
     text: Annotated[str, typer.Argument(help="What the model reads.")],
@@ -201,8 +184,8 @@ def heatmap(
     out: Annotated[Path, typer.Option(help=".html, .png, .svg or .pdf")] = Path("heatmap.html"),
 ) -> None:
     """Draw what every head of a model attends to in a text."""
-    _check_places(out, None)
-    _quiet()
+    check_places(out, None)
+    quiet()
     from probes.patterns import pattern as find
     from probes.view.looking import heatmap as draw
 
@@ -212,58 +195,28 @@ def heatmap(
 
 
 @app.command("list")
-@_plainly
+@plainly
 def list_all() -> None:
-    """List the models of the embedded family and the patterns."""
+    """List the models of the embedded family, the relatives made here, and the patterns."""
+    from probes.made import read_made
     from probes.patterns import all_patterns
-    from probes.resources import family_members, member_note
+    from probes.resources import family_members, made_here, made_members, member_note
 
     console = Console()
     models = Table("model", "what it is", title="The embedded family", title_justify="left")
     for name in family_members():
         models.add_row(name, member_note(name))
     console.print(models)
+    own = Table("model", "what it is", title=f"Made in {made_here()}", title_justify="left")
+    for name in made_members():
+        made = read_made(made_here() / name)
+        own.add_row(name, f"{made.kind} from {made.parent}" if made else "(nothing told)")
+    if own.row_count:
+        console.print(own)
     table = Table("pattern", "says", "contrasts", title="Patterns", title_justify="left")
     for name, entry in all_patterns().items():
         table.add_row(name, entry.title, ", ".join(entry.contrasts))
     console.print(table)
-
-
-@make_app.command("family")
-@_plainly
-def make_family(
-    members: Annotated[list[str] | None, typer.Argument(help="Which; all by default.")] = None,
-    folder: Annotated[Path, typer.Option(help="Where the models go.")] = Path("runs/family"),
-    work: Annotated[Path, typer.Option(help="Where checkpoints go.")] = Path("runs/work"),
-    threads: Annotated[int, typer.Option(help=_THREADS, min=1)] = 1,
-) -> None:
-    """Train the embedded family anew, from its fixed seeds (one to two hours on two cores)."""
-    _quiet(threads)
-    from probes.family.make import make_members
-
-    for place in make_members(members or (), folder=folder, work=work):
-        Console(soft_wrap=True).print(f"Made {place}", markup=False, highlight=False)
-
-
-@make_app.command("series")
-@_plainly
-def make_series(
-    members: Annotated[list[str] | None, typer.Argument(help="Which; all by default.")] = None,
-    folder: Annotated[Path, typer.Option(help="Where the family is.")] = Path("data/models"),
-    work: Annotated[Path, typer.Option(help="Where the models go.")] = Path("runs/work"),
-    pattern: Annotated[str, typer.Option(help="What they are measured on.")] = "take-away",
-    out: Annotated[Path, typer.Option(help="Where the table goes.")] = Path("runs/series.csv"),
-    threads: Annotated[int, typer.Option(help=_THREADS, min=1)] = 1,
-) -> None:
-    """Train small relatives over seeds and numbers of objects, and measure them (some hours)."""
-    _quiet(threads)
-    from probes.series import series, write_series
-
-    rows = []
-    for row in series(members or (), pattern, folder=folder, work=work):
-        rows.append(row)
-        write_series(rows, out)
-        Console(soft_wrap=True).print(f"Measured {row['model']}", markup=False, highlight=False)
 
 
 def _match_table(found: Any) -> Table:  # noqa: ANN401
@@ -308,27 +261,3 @@ def _assert_equivalent(found: Any, margin: float) -> None:  # noqa: ANN401
     except EquivalenceError as error:
         Console(stderr=True, soft_wrap=True).print(str(error), markup=False, highlight=False)
         raise typer.Exit(_UNEQUAL) from None
-
-
-def _check_places(out: Path, json: Path | None, *, page: bool = False) -> None:
-    """Refuse what could not be written before minutes are spent on it."""
-    for path in (out, json):
-        if path is not None and not path.parent.is_dir():
-            raise ProbeError(f"There is no folder {str(path.parent)!r} for {path.name!r}: make it")
-    if page and out.suffix != ".html":
-        raise ProbeError(f"The page goes to a .html file, and {out.name!r} is none")
-    if json is not None and json.suffix != ".json":
-        raise ProbeError(f"The numbers go to a .json file, and {json.name!r} is none")
-
-
-def _quiet(threads: int = 1) -> None:
-    """Set torch's threads, and keep the libraries' own bars and notices out of the way."""
-    if sys.stderr.isatty():
-        Console(stderr=True).print("Loading …", style="dim")
-    import torch
-    from transformers.utils import logging
-
-    torch.set_num_threads(threads)
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
