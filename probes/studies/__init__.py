@@ -1,0 +1,1 @@
+"""Studies: relatives that differ in one thing, measured alike, one table each."""

@@ -1,0 +1,113 @@
+"""Studies of single models: how fast they take up a word, how few of their parts they need."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from probes.comparison.fewest import fewest_parameters, measured_students, parameters
+from probes.comparison.fewest_result import Fewest
+from probes.comparison.yardsticks import Row
+from probes.compress.adapting import adapt
+from probes.compress.classroom import Seat, teach
+from probes.compress.naming import name_study
+from probes.compress.naming_plan import NameRow
+from probes.compress.relative import Relative, dense, parent
+from probes.compress.schooling import Schooling
+from probes.family.make import family_tokenizer
+from probes.family.recipes import Recipe, recipe
+from probes.family.tokenizer import PAD
+from probes.family.training import fresh
+from probes.family.training import rows as texts_of
+from probes.made import Made
+from probes.model import load
+
+MODELS = ("full", "full-b", "distilled", "distilled-narrow", "scratch")
+"""Who is asked."""
+
+CLASS = {
+    f"small-{layers}x{width}-{seed}": (layers, width, seed)
+    for layers, width, seeds in (
+        (1, 128, (71, 72)), (2, 64, (71, 72)), (1, 64, (71, 72)), (2, 32, (71, 72)),
+    )
+    for seed in seeds
+}  # fmt: skip
+"""Fresh students of `full`, of soft labels: layers, width and seed."""
+
+_LESSONS = Schooling(steps=2500, seed=71, batch=32)
+# What is small takes larger steps.
+_RATES = {128: 1e-3, 64: 2e-3, 32: 4e-3, 16: 4e-3}
+_HEAD = 16
+
+
+def adapting_rows(
+    *, folder: Path, work: Path, known: Sequence[Mapping[str, float | str]] = ()
+) -> Iterator[Row]:
+    """Teach each model words that it never saw; arguments as in `study`."""
+    for name in MODELS:
+        if rows := [dict(row) for row in known if row["model"] == name]:
+            yield from rows
+            continue
+        found = adapt(folder / name)
+        tuned = {f"tuned_{rate:g}": steps for rate, steps in found.tuned.items()}
+        for row in found.table().to_dict("records"):
+            yield {**{str(n): value for n, value in row.items()}, **tuned}
+
+
+def names_rows(
+    *, folder: Path, work: Path, known: Sequence[Mapping[str, float | str]] = ()
+) -> Iterator[Row]:
+    """Run "My name is ⟨?⟩"; arguments as in `study`."""
+    whole = {field.name for field in fields(NameRow) if field.type is int}
+    cast: list[dict[str, Any]] = [
+        {n: int(value) if n in whole else value for n, value in row.items()} for row in known
+    ]
+    done = [NameRow(**row) for row in cast]
+    yield from map(asdict, done)
+    for rows in name_study(done=done, teacher=folder / "full"):
+        yield from map(asdict, rows)
+
+
+def fewest_rows(
+    *, folder: Path, work: Path, known: Sequence[Mapping[str, float | str]] = ()
+) -> Iterator[Row]:
+    """Count directions, edges and the weights of students; arguments as in `study`."""
+    own = [dict(row) for row in known if row["what"] != "student"]
+    if {row["model"] for row in own} != set(MODELS):
+        found = fewest_parameters([folder / name for name in MODELS])
+        own = [{str(n): v for n, v in row.items()} for row in found.table().to_dict("records")]
+    yield from own
+    students = measured_students(taught(folder=folder, work=work))
+    whole = parameters(load(folder / "full"))
+    for row in Fewest("take-away", 0.9, (), students).table().to_dict("records"):
+        size = {"of": float(whole), "part": row["fewest"] / whole}
+        yield {str(n): v for n, v in row.items()} | size
+
+
+def taught(*, folder: Path, work: Path) -> list[Path]:
+    """Return where the small students are; those that are not there are taught."""
+    places = {name: work / name for name in CLASS}
+    missing = {n: CLASS[n] for n, at in places.items() if not (at / "config.json").is_file()}
+    if missing:
+        teacher, tokenizer = parent(folder / "full"), family_tokenizer(work)
+        texts = replace(
+            recipe("scratch"), seed=_LESSONS.seed, items=_LESSONS.steps * _LESSONS.batch
+        )
+        seats = {
+            name: Seat(fresh(_shape(*shape), tokenizer), _RATES[shape[1]])
+            for name, shape in missing.items()
+        }
+        teach(seats, teacher.hf_model, texts_of(texts, tokenizer), _LESSONS, pad=PAD)
+        for name, seat in seats.items():
+            dials = {**asdict(_LESSONS), "learning_rate": seat.learning_rate, "labels": "soft"}
+            seat.hf_model.half()
+            made = Made("distilled", "full", dense(seat.hf_model, bits=16), dials)
+            Relative(name, seat.hf_model, tokenizer, made).save(places[name])
+    return list(places.values())
+
+
+def _shape(layers: int, width: int, seed: int) -> Recipe:
+    heads = max(1, width // (2 * _HEAD))
+    return replace(
+        recipe("scratch"), layers=layers, d_model=width, heads=heads, d_mlp=3 * width, seed=seed
+    )
