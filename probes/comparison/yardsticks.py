@@ -72,7 +72,7 @@ class Yardstick:
         return _said(self.parent, self.questions)
 
 
-def yardstick(
+def yardstick(  # noqa: PLR0913 (how much of each thing is drawn)
     parent: str | Path | Model,
     pattern: str | Pattern = "take-away",
     *,
