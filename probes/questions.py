@@ -7,6 +7,7 @@ A question's text is the prompt; its answers follow it in their order, a space b
 import ast
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from probes.errors import PatternError
 
@@ -92,30 +93,34 @@ def evaluate(expression: str, slots: Mapping[str, int | str]) -> int | str:
     Raises:
         PatternError: The expression holds anything else, or names a slot that is not there.
     """
-
-    def walk(node: ast.AST) -> int | str:
-        match node:
-            case ast.Expression(body=body):
-                return walk(body)
-            case ast.Constant(value=int(value)) if type(value) is int:  # True is an int, too
-                return value
-            case ast.Name(id=name) if name in slots:
-                return slots[name]
-            case ast.Name(id=name):
-                raise PatternError(
-                    f"Answer {expression!r} names slot {name!r}: the frame has {sorted(slots)}"
-                )
-            case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-                a, b = walk(left), walk(right)
-                if isinstance(a, int) and isinstance(b, int):
-                    return _OPERATORS[type(op)](a, b)
-                raise PatternError(f"Answer {expression!r} adds words: only numbers add")
-            case _:
-                raise PatternError(
-                    f"Answer {expression!r} may hold slots, whole numbers, +, - and * only"
-                )
-
     try:
-        return walk(ast.parse(expression, mode="eval"))
+        tree = _parsed(expression)
     except SyntaxError as error:
         raise PatternError(f"Answer {expression!r} is not an expression: {error.msg}") from None
+    return _value(tree.body, expression, slots)
+
+
+@cache
+def _parsed(expression: str) -> ast.Expression:
+    return ast.parse(expression, mode="eval")
+
+
+def _value(node: ast.expr, expression: str, slots: Mapping[str, int | str]) -> int | str:
+    match node:
+        case ast.Constant(value=int(value)) if type(value) is int:  # True is an int, too
+            return value
+        case ast.Name(id=name) if name in slots:
+            return slots[name]
+        case ast.Name(id=name):
+            raise PatternError(
+                f"Answer {expression!r} names slot {name!r}: the frame has {sorted(slots)}"
+            )
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            a, b = _value(left, expression, slots), _value(right, expression, slots)
+            if isinstance(a, int) and isinstance(b, int):
+                return _OPERATORS[type(op)](a, b)
+            raise PatternError(f"Answer {expression!r} adds words: only numbers add")
+        case _:
+            raise PatternError(
+                f"Answer {expression!r} may hold slots, whole numbers, +, - and * only"
+            )
