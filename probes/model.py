@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ class Model:
                     f"{self.name} has no activation {name!r}, or computes it only on request; "
                     f"names close to it: {', '.join(near) or 'none'}. Use a name of this model."
                 )
-        pairs = [(name, _checked(name, edit)) for name, edit in edits.items()]
+        pairs = [(name, partial(_edited, name, edit)) for name, edit in edits.items()]
         with self.alone(), self.bridge.hooks(fwd_hooks=pairs):
             yield
 
@@ -232,17 +233,14 @@ def cache_slot(module: nn.Module) -> str:
     return found
 
 
-def _checked(name: str, edit: Edit) -> Callable[..., Tensor | None]:
-    def hook(value: Tensor, hook: object) -> Tensor | None:
-        new = edit(value)
-        if new is not None and (new.shape != value.shape or new.dtype != value.dtype):
-            raise SiteError(
-                f"An edit of {name!r} must keep shape and dtype: {tuple(new.shape)} {new.dtype} "
-                f"found, {tuple(value.shape)} {value.dtype} wanted. Return that, or None."
-            )
-        return new
-
-    return hook
+def _edited(name: str, edit: Edit, value: Tensor, hook: object) -> Tensor | None:
+    new = edit(value)
+    if new is not None and (new.shape != value.shape or new.dtype != value.dtype):
+        raise SiteError(
+            f"An edit of {name!r} must keep shape and dtype: {tuple(new.shape)} {new.dtype} "
+            f"found, {tuple(value.shape)} {value.dtype} wanted. Return that, or None."
+        )
+    return new
 
 
 def _adopt(
