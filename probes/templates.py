@@ -6,6 +6,7 @@ The template language stands at the head of `data/patterns.toml`.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from probes.errors import MatchError, PatternError
 from probes.questions import Span
@@ -93,7 +94,7 @@ class Lexicon:
         return value
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Frame:
     """A sentence template cut into parts; `order` names its twin with swapped clauses, or ""."""
 
@@ -101,7 +102,7 @@ class Frame:
     parts: tuple[Part, ...]
     order: str
 
-    @property
+    @cached_property
     def slots(self) -> tuple[str, ...]:
         """The slots of the frame, each once, in the order of the text."""
         return tuple(dict.fromkeys(part.slot for part in self.parts if part.slot))

@@ -13,7 +13,7 @@ from probes.testing import tiny_hf
 
 @pytest.fixture(scope="module")
 def yard():
-    return yardstick("distilled", bases=24, prompts=80, per_cell=1, seed=3)
+    return yardstick("distilled", bases=8, prompts=48, per_cell=1, seed=3)
 
 
 @pytest.fixture(scope="module")
