@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import probes.comparison.trajectory as trajectory
 from probes.comparison.checkpoints import shared_edges
 from probes.comparison.courses import ALONE, EDGES, LEAD
 from probes.comparison.estimates import Estimate
@@ -207,7 +208,8 @@ def test_a_final_model_that_cannot_do_it_is_refused(fox):
         along([(0, fox.model)], net, fox.pattern, **SMALL)
 
 
-def test_a_checkpoint_of_another_shape_is_refused(fox):
+def test_a_checkpoint_of_another_shape_is_refused_before_anything_is_measured(fox, monkeypatch):
+    monkeypatch.setattr(trajectory, "ruler", None)
     words = fox.model.tokenizer
     other = wrap(tiny_hf("llama", 0, vocab_size=len(words)), name="tiny", tokenizer=words)
     with pytest.raises(ModelError, match="shape of the final model"):

@@ -19,7 +19,7 @@ from probes.factorial import OBJECT, Crossings, crossings
 from probes.halves import open_gate, tasks
 from probes.hotspot import alone, find_sites, finding_words, variables_of
 from probes.interchange import NOUN, NUMBER, cross, exchange, join, site_name
-from probes.model import Model
+from probes.model import Model, Shape
 from probes.questions import Question
 from probes.restart import Cell
 from probes.splice import run
@@ -35,6 +35,7 @@ class Ruler:
     """What all checkpoints are held against; found in the final model, once.
 
     Attributes:
+        shape: Of the final model, and so of all.
         pattern: What is asked.
         questions: For the accuracy.
         answers: The names of its answers; the circuit is that of the first.
@@ -45,6 +46,7 @@ class Ruler:
         circuit: The final model's, that keeps 0.9 of its lead.
     """
 
+    shape: Shape
     pattern: Pattern
     questions: tuple[Question, ...]
     answers: tuple[str, ...]
@@ -106,6 +108,7 @@ def ruler(  # noqa: PLR0913 (what is looked for, and how hard)
     halves = tasks(final, pattern, gates.answer, prompts=prompts, seed=seed)
     graph = attribute(final, halves[0])
     return Ruler(
+        shape=final.shape,
         pattern=pattern,
         questions=pattern.questions(2 * bases, seed=seed, keep=fits(final.tokenizer)),
         answers=tuple(name for name, _ in pattern.answers),
@@ -123,7 +126,7 @@ def measured(model: Model, by: Ruler) -> Reading:
     Raises:
         ModelError: It has another shape.
     """
-    _check(model, by)
+    refuse_other_shape(model, by.shape)
     right = ask(model, by.questions).right.numpy().astype(float)
     own = dict(zip(by.sites, find_sites(model, by.finding, tuple(by.sites)), strict=True))
     taken, pull = _exchanged(model, by.judging, by.sites)
@@ -175,10 +178,15 @@ def shared_edges(
     return (both / (2 * count - both)).double().numpy()
 
 
-def _check(model: Model, by: Ruler) -> None:
-    wiring = by.circuit.wiring
-    found = (model.shape.layers, model.shape.heads, model.shape.kv_heads, model.shape.parallel)
-    wanted = (wiring.layers, wiring.heads, wiring.kv_heads, wiring.parallel)
+def refuse_other_shape(model: Model, shape: Shape) -> None:
+    """Refuse a model whose heads are not those of the final model.
+
+    Raises:
+        ModelError: It has another shape.
+    """
+    found, wanted = (
+        (one.layers, one.heads, one.kv_heads, one.parallel) for one in (model.shape, shape)
+    )
     if found != wanted:
         raise ModelError(
             f"{model.name} has {found[0]} layers of {found[1]} heads, the final model {wanted[0]} "

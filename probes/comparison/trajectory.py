@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from probes.asking import Pattern
-from probes.comparison.checkpoints import measured, ruler
+from probes.comparison.checkpoints import measured, refuse_other_shape, ruler
 from probes.comparison.courses import ALONE, DRAWS, LEAD, LOTS, PULL, Log, courses, faithful
 from probes.comparison.estimates import Estimate
 from probes.comparison.onsets import Course, Onset, Order, onset, order, refuse_disorder
@@ -231,6 +231,9 @@ def along(  # noqa: PLR0913 (whom, what, beside what)
     steps = tuple(step for step, _ in checkpoints)
     refuse_disorder(steps)
     last = load(final)
+    # Before the ruler is made, which takes minutes; each is looked at again when it is measured.
+    for one in (checkpoints[0][1], *seeds):
+        refuse_other_shape(load(one), last.shape)
     asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
     by = ruler(last, asked, bases=bases, prompts=prompts, keep=keep, seed=seed)
     end = measured(last, by)
