@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from probes.compress.pruning import prune
     from probes.compress.quantizing import quantize
     from probes.compress.relative import Relative
-    from probes.compress.schooling import Schooling
+    from probes.compress.training import Training
     from probes.counterfactuals import PairBatch, draw_pairs, encode_pairs
     from probes.cue_forcing import forced
     from probes.cues import cue_sites, divergence
@@ -125,7 +125,7 @@ _HOMES = {
     "prune": "compress.pruning",
     "quantize": "compress.quantizing",
     "Relative": "compress.relative",
-    "Schooling": "compress.schooling",
+    "Training": "compress.training",
     "PairBatch": "counterfactuals",
     "draw_pairs": "counterfactuals",
     "encode_pairs": "counterfactuals",

@@ -130,12 +130,12 @@ def make_grown(
     quiet(threads)
     from probes.compress.distilling import trained_on
     from probes.compress.growing import grow
-    from probes.compress.schooling import Schooling
+    from probes.compress.training import Training
 
     made = grow(model, how, layers=layers, width=width, seed=seed)
     called = name or made.name
     if steps:
-        dials = Schooling(steps, seed, batch=batch, learning_rate=rate, device=device)
+        dials = Training(steps, seed, batch=batch, learning_rate=rate, device=device)
         made = trained_on(made, dials, folder=_work(called), texts=texts, progress=_seen())
     _keep(made, called, model)
 
@@ -167,7 +167,7 @@ def make_distilled(
     quiet(threads)
     from probes.compress.distilling import distil
     from probes.compress.labels import read_labels
-    from probes.compress.schooling import Schooling
+    from probes.compress.training import Training
 
     called = name or f"{Path(teacher).name}-distilled-{seed}"
     made = distil(
@@ -179,7 +179,7 @@ def make_distilled(
         labels=read_labels(labels, temperature=temperature),
         own_text=own_text,
         texts=texts,
-        dials=Schooling(steps, seed, batch=batch, learning_rate=rate, device=device),
+        dials=Training(steps, seed, batch=batch, learning_rate=rate, device=device),
         progress=_seen(),
     )
     _keep(made, called, teacher)
@@ -206,10 +206,10 @@ def make_ticket(
     """Find a winning ticket: prune, set back to early weights, train again, round by round."""
     quiet(threads)
     from probes.compress.distilling import find_ticket
-    from probes.compress.schooling import Schooling
+    from probes.compress.training import Training
 
     called = name or f"{Path(model).name}-ticket"
-    dials = Schooling(steps, seed, batch=batch, learning_rate=rate, device=device)
+    dials = Training(steps, seed, batch=batch, learning_rate=rate, device=device)
     made = find_ticket(
         model,
         early or None,

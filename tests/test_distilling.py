@@ -8,24 +8,23 @@ from probes.compress.distilling import (
     began,
     distil,
     find_ticket,
-    layer_stem,
     spaced,
     student_of,
-    take_layers,
     trained_on,
 )
 from probes.compress.labels import Labels
+from probes.compress.layers import layer_stem, take_layers
 from probes.compress.masks import density
 from probes.compress.reading import corpus, lines, reads_corpus, retold
 from probes.compress.relative import Relative, parent, zeros
-from probes.compress.schooling import Row, Schooling
 from probes.compress.tickets import Ticket, control, tickets
+from probes.compress.training import Row, Training
 from probes.errors import ModelError
 from probes.made import Made, Storage
 from probes.testing import KINDS, tiny_hf
 
 ROWS = [Row(tuple((7 * k + 3 * j) % 50 + 3 for j in range(4 + k % 5))) for k in range(64)]
-DIALS = Schooling(steps=3, seed=0, batch=4, warmup=1, save_every=2)
+DIALS = Training(steps=3, seed=0, batch=4, warmup=1, save_every=2)
 
 
 def relative(kind="llama", seed=0, name="tiny"):
@@ -156,10 +155,10 @@ def test_what_a_teacher_writes_does_not_depend_on_the_texts_beside_it(full):
 
 
 def tiny_trainer(folder):
-    from probes.compress.schooling import school
+    from probes.compress.training import fit
 
     def train(hf_model, masks, name):
-        return school(hf_model, ROWS, DIALS, folder=folder / name, pad=0, masks=masks)
+        return fit(hf_model, ROWS, DIALS, folder=folder / name, pad=0, masks=masks)
 
     return train
 
@@ -249,7 +248,7 @@ def test_hard_labels_need_no_teacher_in_memory(tmp_path):
 
 def test_a_student_loads_by_name_from_where_it_was_made(full, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    dials = Schooling(steps=2, seed=0, batch=2, warmup=1)
+    dials = Training(steps=2, seed=0, batch=2, warmup=1)
     made = distil(full, folder=tmp_path / "work", dials=dials)
     made.save(tmp_path / "runs" / "relatives" / "mine")
     model = pb.load("mine")

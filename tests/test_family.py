@@ -8,15 +8,15 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from probes.comparison.gating import gate
-from probes.compress.schooling import collate
+from probes.compress.relative import parent
+from probes.compress.training import collate
 from probes.errors import MatchError, ModelError
 from probes.family.corpus import Dials, items
-from probes.family.make import make_members
+from probes.family.make import _start, make_members
 from probes.family.measure import AXES, axis_questions, every_axis, measure
 from probes.family.recipes import RECIPES, STRANGERS, recipe
 from probes.family.split import family_split, valid_cells
 from probes.family.tokenizer import BOS, EOS, PAD, SPLITS
-from probes.family.training import alternate_layers, fresh
 from probes.model import load
 from probes.patterns import all_patterns, pattern
 from probes.resources import data_folder, family_members
@@ -106,10 +106,11 @@ def test_training_skips_the_prompt_and_the_padding():
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
 
 
-def test_alternate_layers_are_the_teachers_first_and_third(own):
-    teacher = fresh(recipe("full"), own)
-    student = alternate_layers(teacher, 2)
+def test_a_student_starts_as_the_first_and_third_layer_of_its_teacher(own, tmp_path):
+    teacher = parent("full").hf_model
+    student = _start(recipe("distilled"), own, data_folder() / "models", tmp_path)
     ours, theirs = student.model.layers, teacher.model.layers
+    assert len(ours) == 2
     for new, old in ((0, 0), (1, 2)):
         assert torch.equal(ours[new].mlp.up_proj.weight, theirs[old].mlp.up_proj.weight)
     assert torch.equal(student.lm_head.weight, teacher.lm_head.weight)

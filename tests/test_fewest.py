@@ -11,8 +11,8 @@ from probes.comparison.estimates import Estimate
 from probes.comparison.fewest import fewest_parameters, parameters
 from probes.comparison.fewest_result import Directions, Fewest, Student
 from probes.comparison.gating import gate
-from probes.compress.classroom import Seat, teach
-from probes.compress.schooling import Row, Schooling
+from probes.compress.cohort import Learner, teach
+from probes.compress.training import Row, Training
 from probes.errors import GateError, ModelError, ProbeError
 from probes.model import untrained
 from probes.planted_foxes import planted_fox
@@ -113,10 +113,10 @@ def test_no_model_an_unknown_variable_and_one_that_cannot_do_it_are_refused(fox)
 # A class of students.
 
 ROWS = [Row((1, 5 + n % 7, 20 + n % 7, 40 + n % 7, 2)) for n in range(64)]
-DIALS = Schooling(steps=12, seed=0, batch=8, warmup=2)
+DIALS = Training(steps=12, seed=0, batch=8, warmup=2)
 
 
-def pupil(seed, **more):
+def small(seed, **more):
     return tiny_hf("llama", seed, num_hidden_layers=1, **more)
 
 
@@ -125,7 +125,7 @@ def weights(model):
 
 
 def test_students_learn_what_the_teacher_says():
-    teacher, student = tiny_hf("llama", 9), pupil(1)
+    teacher, student = tiny_hf("llama", 9), small(1)
     ids = torch.tensor([row.ids for row in ROWS[:7]])
 
     def gap():
@@ -135,15 +135,15 @@ def test_students_learn_what_the_teacher_says():
         return float((wanted.exp() * (wanted - said)).sum(-1).mean())
 
     before = gap()
-    teach({"a": Seat(student, 1e-2, 0.0)}, teacher, ROWS, replace(DIALS, steps=40), pad=0)
+    teach({"a": Learner(student, 1e-2, 0.0)}, teacher, ROWS, replace(DIALS, steps=40), pad=0)
     assert gap() < 0.6 * before
 
 
 def test_who_sits_beside_a_student_changes_nothing():
-    alone, beside, other = pupil(1), pupil(1), pupil(2)
+    alone, beside, other = small(1), small(1), small(2)
     teacher = tiny_hf("llama", 9)
-    teach({"a": Seat(alone)}, teacher, ROWS, DIALS, pad=0)
-    teach({"b": Seat(other, 1e-1), "a": Seat(beside)}, teacher, ROWS, DIALS, pad=0)
+    teach({"a": Learner(alone)}, teacher, ROWS, DIALS, pad=0)
+    teach({"b": Learner(other, 1e-1), "a": Learner(beside)}, teacher, ROWS, DIALS, pad=0)
     assert torch.equal(weights(alone), weights(beside))
 
 
@@ -154,19 +154,19 @@ def test_the_teacher_stays_as_it_is_and_all_steps_are_seen():
     def look(step, models):
         seen.append((step, *models))
 
-    teach({"a": Seat(pupil(1))}, teacher, ROWS, DIALS, pad=0, watch=look)
+    teach({"a": Learner(small(1))}, teacher, ROWS, DIALS, pad=0, watch=look)
     assert torch.equal(weights(teacher), before)
     assert seen == [(step, "a") for step in range(DIALS.steps + 1)]
 
 
 def test_classes_that_cannot_be_taught_are_refused():
-    teacher, student = tiny_hf("llama", 9), pupil(1)
+    teacher, student = tiny_hf("llama", 9), small(1)
     with pytest.raises(ModelError, match="0 students"):
         teach({}, teacher, ROWS, DIALS, pad=0)
     with pytest.raises(ModelError, match="model of its own"):
-        teach({"a": Seat(student), "b": Seat(student)}, teacher, ROWS, DIALS, pad=0)
+        teach({"a": Learner(student), "b": Learner(student)}, teacher, ROWS, DIALS, pad=0)
     with pytest.raises(ModelError, match="one vocabulary"):
-        teach({"a": Seat(pupil(1, vocab_size=50))}, teacher, ROWS, DIALS, pad=0)
+        teach({"a": Learner(small(1, vocab_size=50))}, teacher, ROWS, DIALS, pad=0)
 
 
 def test_a_share_can_be_told_without_a_model():

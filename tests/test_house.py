@@ -25,7 +25,7 @@ subspace dimension
 comparison comparison.estimates comparison.resampling comparison.gating
 evaluation halves tracing
 cue_texts cue_results cues cue_forcing
-compress compress.relative compress.labels compress.schooling compress.classroom
+compress compress.relative compress.labels compress.layers compress.training compress.cohort
 compress.rounding compress.quant_schemes compress.quant_layers compress.backends
 compress.quantizing compress.masks compress.blocks compress.scoring compress.pruning
 compress.growing compress.tickets
@@ -234,7 +234,7 @@ def test_no_device_is_named_outside_of_training():
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and "cuda" in node.value
     }
-    assert found <= {"compress.schooling"}
+    assert found <= {"compress.training"}
 
 
 def test_annotations_are_never_put_off():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-import probes.compress.schooling as schooling
+import probes.compress.training as training
 from probes.compress.naming import counted, name_study
 from probes.compress.naming_curves import crossing, curve, needed, over_seeds
 from probes.compress.naming_plan import (
@@ -191,13 +191,13 @@ def test_a_study_goes_on_where_it_was_stopped_and_finds_the_same(study, teacher)
 
 
 def test_all_arms_of_a_seed_see_the_same_texts_in_the_same_order(study, teacher, monkeypatch):
-    seen, plain = [], schooling.collate
+    seen, plain = [], training.collate
 
     def spy(features, pad):
         seen[-1].append([tuple(one["input_ids"]) for one in features])
         return plain(features, pad)
 
-    monkeypatch.setattr(schooling, "collate", spy)
+    monkeypatch.setattr(training, "collate", spy)
     few = replace(PLAN, seeds=(1,))
     for arm in ("soft", "hard", "1 drawn", "permuted"):
         seen.append([])

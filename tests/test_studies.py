@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 import probes.studies.single as single
 import probes.studies.training_runs as training_runs
-from probes.compress.schooling import Schooling
+from probes.compress.training import Training
 from probes.errors import ModelError
 from probes.family.recipes import CROSSED, EVERY, GROWN, SQUARE, TICKETS, recipe
 from probes.model import load
@@ -119,7 +119,7 @@ def test_a_training_run_is_looked_at_where_asked_and_again_for_what_is_missing(s
 
 def test_small_students_are_taught_once(monkeypatch, work):
     monkeypatch.setattr(single, "CLASS", {"small-1x16-3": (1, 16, 3)})
-    monkeypatch.setattr(single, "_LESSONS", Schooling(steps=2, seed=3, batch=2, warmup=1))
+    monkeypatch.setattr(single, "_LESSONS", Training(steps=2, seed=3, batch=2, warmup=1))
     (place,) = single.taught(folder=FAMILY, work=work)
     made = load(place).made
     assert (made.kind, made.parent, made.dials["steps"]) == ("distilled", "full", 2)

@@ -62,7 +62,7 @@ def fewest_parameters(  # noqa: PLR0913 (whom, what, and how hard)
     Args:
         models: Those that are looked into; the first is what students are measured against.
         pattern: A pattern with an opposite.
-        students: Smaller models, several seeds of a shape or one; see `compress.classroom`.
+        students: Smaller models, several seeds of a shape or one; see `compress.cohort`.
         variables: Whose directions are searched for.
         enough: The share of the whole to keep, above 0 to 1.
         sizes: Numbers of directions to try, from few to many.

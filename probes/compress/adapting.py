@@ -25,7 +25,7 @@ from probes.compress.lessons import (
     write_lesson,
 )
 from probes.compress.relative import Relative, parent
-from probes.compress.schooling import collate
+from probes.compress.training import collate
 from probes.errors import ModelError
 from probes.model import place
 from probes.patterns import pattern as find_pattern

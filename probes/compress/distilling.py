@@ -1,21 +1,21 @@
 """Distils: a smaller model is taught what a larger one says."""
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from probes.compress.labels import Labels
+from probes.compress.layers import take_layers
 from probes.compress.masks import Masks
 from probes.compress.reading import corpus, lines, retold
 from probes.compress.relative import Relative, dense, parent
-from probes.compress.schooling import Row, Schooling, Watch, school
 from probes.compress.tickets import tickets
+from probes.compress.training import Row, Training, Watch, fit
 from probes.errors import ModelError
 from probes.family.recipes import EVERY
 from probes.family.training import fresh
@@ -35,7 +35,7 @@ def distil(  # noqa: PLR0913 (who teaches whom what, and how)
     labels: Labels | None = None,
     own_text: bool = False,
     texts: Path | Sequence[Row] | None = None,
-    dials: Schooling | None = None,
+    dials: Training | None = None,
     watch: Watch | None = None,
     progress: bool = False,
 ) -> Relative:
@@ -59,14 +59,14 @@ def distil(  # noqa: PLR0913 (who teaches whom what, and how)
     Raises:
         ModelError: Vocabularies differ, or the student cannot have such a shape.
     """
-    taught, dials = labels or Labels("soft"), dials or Schooling(steps=1500, batch=64, seed=0)
+    taught, dials = labels or Labels("soft"), dials or Training(steps=1500, batch=64, seed=0)
     full = parent(teacher)
     count = layers or max(1, int(full.hf_model.config.num_hidden_layers) // 2)
     student = student_of(full, start, layers=count, width=width, seed=dials.seed)
     rows = read_texts(full, texts, dials)
     if own_text:
         rows = retold(full, rows, seed=dials.seed)
-    hf_model = school(
+    hf_model = fit(
         student,
         rows,
         dials,
@@ -88,7 +88,7 @@ def distil(  # noqa: PLR0913 (who teaches whom what, and how)
 
 
 def read_texts(
-    reader: Relative, texts: Path | Sequence[Row] | None, dials: Schooling
+    reader: Relative, texts: Path | Sequence[Row] | None, dials: Training
 ) -> Sequence[Row]:
     """Return rows to train on: those given, those of a file, or of the family's corpus."""
     if isinstance(texts, Path):
@@ -133,41 +133,6 @@ def spaced(full: Relative, layers: int) -> list[int]:
     return [round(k * there / layers) for k in range(layers)]
 
 
-def take_layers(hf_model: nn.Module, order: Sequence[int]) -> nn.Module:
-    """Build a model of some layers of another, in the order given; the rest is as it was.
-
-    Raises:
-        ModelError: The layers cannot be found, or do not exist.
-    """
-    source: dict[str, Tensor] = hf_model.state_dict()
-    config: Any = copy.deepcopy(hf_model.config)
-    stem = layer_stem(hf_model)
-    config.num_hidden_layers = len(order)
-    if getattr(config, "layer_types", None):  # One word a layer, where layers differ.
-        config.layer_types = [config.layer_types[k] for k in order]
-    model: Any = type(hf_model)
-    taken = model._from_config(config, attn_implementation="eager", dtype=hf_model.dtype)
-    state = {}
-    for name in taken.state_dict():
-        found = re.fullmatch(rf"{re.escape(stem)}\.(\d+)(\..*)", name)
-        old = f"{stem}.{order[int(found[1])]}{found[2]}" if found else name
-        state[name] = source[old]
-    taken.load_state_dict(state)
-    return taken.eval()
-
-
-def layer_stem(hf_model: nn.Module) -> str:
-    """Return the name of the list of a model's layers, such as "model.layers"."""
-    wanted = int(hf_model.config.num_hidden_layers)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
-    for name, module in hf_model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == wanted:
-            return name
-    raise ModelError(
-        f"The layers of a {type(hf_model).__name__} were not found: no list of {wanted} modules. "
-        "Use a decoder such as Llama, GPT-2 or GPT-NeoX."
-    )
-
-
 def _fresh(full: Relative, layers: int, width: int, seed: int) -> nn.Module:
     config: Any = copy.deepcopy(full.hf_model.config)
     old = int(config.hidden_size)
@@ -193,7 +158,7 @@ def _fresh(full: Relative, layers: int, width: int, seed: int) -> nn.Module:
 
 def trained_on(
     relative: Relative,
-    dials: Schooling,
+    dials: Training,
     *,
     folder: Path,
     texts: Path | Sequence[Row] | None = None,
@@ -202,7 +167,7 @@ def trained_on(
     """Train a relative on, on the tokens of texts themselves; it is copied, never changed."""
     rows = read_texts(relative, texts, dials)
     hf_model = copy.deepcopy(relative.hf_model)
-    school(hf_model, rows, dials, folder=folder, pad=pad_of(relative), progress=progress)
+    fit(hf_model, rows, dials, folder=folder, pad=pad_of(relative), progress=progress)
     told = {**relative.made.dials, **asdict(dials)}
     return replace(relative, hf_model=hf_model, made=replace(relative.made, dials=told))
 
@@ -210,7 +175,7 @@ def trained_on(
 def find_ticket(  # noqa: PLR0913 (from where to where, and how)
     model: str | Path | Relative,
     early: str | Path | Relative | None,
-    dials: Schooling,
+    dials: Training,
     *,
     folder: Path,
     rounds: int = 3,
@@ -238,7 +203,7 @@ def find_ticket(  # noqa: PLR0913 (from where to where, and how)
 
     def train(hf_model: Any, masks: Masks, name: str) -> nn.Module:  # noqa: ANN401
         place = folder.with_name(f"{folder.name}-{name}")
-        school(
+        fit(
             hf_model,
             rows,
             dials,

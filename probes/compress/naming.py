@@ -53,7 +53,7 @@ from probes.compress.naming_texts import (
     name_truth,
 )
 from probes.compress.relative import Relative, parent
-from probes.compress.schooling import Schooling, school
+from probes.compress.training import Training, fit
 from probes.errors import ModelError
 from probes.family.recipes import Recipe, recipe
 from probes.family.tokenizer import PAD
@@ -139,13 +139,13 @@ def _run(bench: _Bench, what: NameRow) -> tuple[NameRow, ...]:
             marks = mark(model, bench.test, bench.truth)
             found.append(replace(what, examples=step * plan.batch, **asdict(marks)))
 
-    dials = Schooling(
+    dials = Training(
         plan.updates, what.seed, plan.batch, what.rate, weight_decay=0.1, warmup=plan.warmup,
         schedule="stable" if arm.falling else "constant", save_every=plan.updates,
     )  # fmt: skip
     texts = name_texts(plan.updates * plan.batch, seed=what.seed)[: arm.texts or None]
     with tempfile.TemporaryDirectory() as folder:
-        school(
+        fit(
             student, name_rows(bench.tokenizer, texts), dials, folder=Path(folder), pad=PAD,
             labels=read_labels(arm.labels), teacher=bench.teacher, watch=watch,
         )  # fmt: skip

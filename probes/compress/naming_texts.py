@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
-from probes.compress.schooling import Row
+from probes.compress.training import Row
 from probes.family.corpus import Dials, Item, items
 from probes.family.tokenizer import BOS, EOS, PAD
 from probes.patterns import all_patterns

@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from probes.compress.relative import Relative
-from probes.compress.schooling import Row
+from probes.compress.training import Row
 from probes.errors import ModelError
 from probes.family.recipes import recipe
 from probes.family.tokenizer import BOS, EOS

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from probes.compress.growing import grow
+from probes.compress.layers import take_layers
 from probes.compress.masks import (
     Masks,
     magnitude_masks,
@@ -18,12 +19,12 @@ from probes.compress.masks import (
     random_like,
 )
 from probes.compress.relative import Relative, dense, parent
-from probes.compress.schooling import Row, Watch
+from probes.compress.training import Row, Watch
 from probes.errors import ModelError
 from probes.family.card import write_card
 from probes.family.recipes import EVERY, RECIPES, Recipe, recipe
 from probes.family.tokenizer import train_tokenizer
-from probes.family.training import alternate_layers, fresh, train
+from probes.family.training import fresh, train
 from probes.made import Made
 
 _TOKENIZER_SEED = 0
@@ -169,7 +170,9 @@ def _start(
     if kind == "fresh":
         return fresh(chosen, tokenizer)
     if kind == "alternate":
-        return alternate_layers(_load(rest, folder, work), chosen.layers)
+        teacher = _load(rest, folder, work)
+        there = teacher.config.num_hidden_layers
+        return take_layers(teacher, range(0, there, there // chosen.layers))
     if kind == "early":
         name, steps = rest.split(":")
         return _early(recipe(name), int(steps), folder, work)

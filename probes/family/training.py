@@ -1,6 +1,5 @@
 """Trains the members of the embedded family."""
 
-import copy
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from probes.compress.labels import read_labels
-from probes.compress.schooling import Row, Schooling, Watch, school
+from probes.compress.training import Row, Training, Watch, fit
 from probes.family.corpus import Dials, items
 from probes.family.recipes import Recipe
 from probes.family.tokenizer import BOS, EOS, PAD
@@ -58,27 +57,9 @@ def fresh(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalL
     )
 
 
-def alternate_layers(teacher: LlamaForCausalLM, layers: int) -> LlamaForCausalLM:
-    """Build a model from every second layer of a teacher, the first one among them."""
-    step = teacher.config.num_hidden_layers // layers
-    config = copy.deepcopy(teacher.config)
-    config.num_hidden_layers = layers
-    student = LlamaForCausalLM._from_config(config, attn_implementation="eager")
-    taken = {str(new): str(new * step) for new in range(layers)}
-    source = teacher.state_dict()
-    state = {}
-    for name in student.state_dict():
-        parts = name.split(".")
-        if parts[:2] == ["model", "layers"]:
-            parts[2] = taken[parts[2]]
-        state[name] = source[".".join(parts)]
-    student.load_state_dict(state)
-    return student
-
-
-def dials_of(recipe: Recipe) -> Schooling:
+def dials_of(recipe: Recipe) -> Training:
     """Return the optimiser's dials of a recipe."""
-    return Schooling(
+    return Training(
         steps=recipe.steps,
         seed=recipe.seed,
         batch=recipe.batch,
@@ -106,7 +87,7 @@ def train(  # noqa: PLR0913 (whom, what, where, by whom)
     `until` stops after so many steps.
     """
     kind = recipe.labels or ("soft" if teacher is not None else "hard")
-    school(
+    fit(
         student,
         texts or rows(recipe, tokenizer),
         replace(dials_of(recipe), until=until),

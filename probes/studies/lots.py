@@ -6,7 +6,7 @@ from pathlib import Path
 
 from probes.comparison.newcomers import NewLayers, new_layers
 from probes.comparison.yardsticks import Row, Yardstick, standing, yardstick
-from probes.compress.schooling import Row as Text
+from probes.compress.training import Row as Text
 from probes.family.make import GROWTHS, family_tokenizer, make_member
 from probes.family.recipes import CROSSED, GROWN, SQUARE, TICKETS, Recipe, recipe
 from probes.family.training import rows as texts_of

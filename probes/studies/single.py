@@ -9,11 +9,11 @@ from probes.comparison.fewest import fewest_parameters, measured_students, param
 from probes.comparison.fewest_result import Fewest
 from probes.comparison.yardsticks import Row
 from probes.compress.adapting import adapt
-from probes.compress.classroom import Seat, teach
+from probes.compress.cohort import Learner, teach
 from probes.compress.naming import name_study
 from probes.compress.naming_plan import NameRow
 from probes.compress.relative import Relative, dense, parent
-from probes.compress.schooling import Schooling
+from probes.compress.training import Training
 from probes.family.make import family_tokenizer
 from probes.family.recipes import Recipe, recipe
 from probes.family.tokenizer import PAD
@@ -34,7 +34,7 @@ CLASS = {
 }  # fmt: skip
 """Fresh students of `full`, of soft labels: layers, width and seed."""
 
-_LESSONS = Schooling(steps=2500, seed=71, batch=32)
+_LESSONS = Training(steps=2500, seed=71, batch=32)
 # What is small takes larger steps.
 _RATES = {128: 1e-3, 64: 2e-3, 32: 4e-3, 16: 4e-3}
 _HEAD = 16
@@ -93,16 +93,16 @@ def taught(*, folder: Path, work: Path) -> list[Path]:
         texts = replace(
             recipe("scratch"), seed=_LESSONS.seed, items=_LESSONS.steps * _LESSONS.batch
         )
-        seats = {
-            name: Seat(fresh(_shape(*shape), tokenizer), _RATES[shape[1]])
+        learners = {
+            name: Learner(fresh(_shape(*shape), tokenizer), _RATES[shape[1]])
             for name, shape in missing.items()
         }
-        teach(seats, teacher.hf_model, texts_of(texts, tokenizer), _LESSONS, pad=PAD)
-        for name, seat in seats.items():
-            dials = {**asdict(_LESSONS), "learning_rate": seat.learning_rate, "labels": "soft"}
-            seat.hf_model.half()
-            made = Made("distilled", "full", dense(seat.hf_model, bits=16), dials)
-            Relative(name, seat.hf_model, tokenizer, made).save(places[name])
+        teach(learners, teacher.hf_model, texts_of(texts, tokenizer), _LESSONS, pad=PAD)
+        for name, learner in learners.items():
+            dials = {**asdict(_LESSONS), "learning_rate": learner.learning_rate, "labels": "soft"}
+            learner.hf_model.half()
+            made = Made("distilled", "full", dense(learner.hf_model, bits=16), dials)
+            Relative(name, learner.hf_model, tokenizer, made).save(places[name])
     return list(places.values())
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from probes.comparison.trajectory import Checkpoint, along
 from probes.comparison.yardsticks import Row
 from probes.compress.relative import Relative, dense
-from probes.compress.schooling import last_whole
+from probes.compress.training import last_whole
 from probes.family.make import begin
 from probes.family.recipes import recipe
 from probes.made import Made

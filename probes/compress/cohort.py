@@ -1,4 +1,4 @@
-"""Several students in one class: each is taught alone, and the teacher is asked once for all.
+"""Several students side by side: each is trained alone, and the teacher is asked once for all.
 
 A small student's step costs less than its teacher's answer does, so that eight students by
 themselves would mostly pay for the same answers eight times.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from probes.compress.labels import Labels, loss, wanted
-from probes.compress.schooling import Row, Schooling, collate
+from probes.compress.training import Row, Training, collate
 from probes.errors import ModelError
 
 _BETAS, _NORM, _LEAST = (0.9, 0.98), 1.0, 0.05
@@ -20,8 +20,8 @@ _POOL = 50  # Batches that are sorted by length together, so that little is padd
 
 
 @dataclass(frozen=True, eq=False)
-class Seat:
-    """A student in a class.
+class Learner:
+    """A student and its dials.
 
     Attributes:
         hf_model: The student; it is trained in place.
@@ -38,10 +38,10 @@ Look = Callable[[int, Mapping[str, Any]], None]
 
 
 def teach(  # noqa: PLR0913 (whom, by whom, what and how)
-    seats: Mapping[str, Seat],
+    learners: Mapping[str, Learner],
     teacher: Any,  # noqa: ANN401
     rows: Sequence[Row],
-    dials: Schooling,
+    dials: Training,
     *,
     pad: int,
     labels: Labels | None = None,
@@ -54,10 +54,10 @@ def teach(  # noqa: PLR0913 (whom, by whom, what and how)
     checkpoints: it is meant for students that take minutes.
 
     Args:
-        seats: The students by name.
+        learners: The students by name.
         teacher: A Hugging Face model with their vocabulary.
         rows: What all read, in an order drawn from the seed.
-        dials: Steps, batch, warm-up and seed; rates are each seat's own.
+        dials: Steps, batch, warm-up and seed; rates are each learner's own.
         pad: The token that fills rows up.
         labels: What is taught; all that the teacher says by default.
         watch: What looks on, at step 0 and after every step.
@@ -66,10 +66,10 @@ def teach(  # noqa: PLR0913 (whom, by whom, what and how)
         ModelError: There is no student, one is there twice, or a vocabulary is another.
     """
     labels = labels or Labels("soft")
-    _check(seats, teacher)
+    _check(learners, teacher)
     teacher.eval()
-    class_ = {name: _Desk(seat, dials) for name, seat in seats.items()}
-    models = {name: seat.hf_model for name, seat in seats.items()}
+    fittings = {name: _Fitting(learner, dials) for name, learner in learners.items()}
+    models = {name: learner.hf_model for name, learner in learners.items()}
     if watch is not None:
         watch(0, models)
     for step, some in enumerate(_batches(rows, dials), 1):
@@ -80,23 +80,23 @@ def teach(  # noqa: PLR0913 (whom, by whom, what and how)
             said = teacher(**feed).logits[:, :-1][trained].float()
         draw = torch.Generator().manual_seed((dials.seed << 24) + step)
         target = wanted(labels, truth[trained], said, draw)
-        for desk in class_.values():
-            desk.learn(feed, trained, (labels, target))
+        for fitting in fittings.values():
+            fitting.learn(feed, trained, (labels, target))
         if watch is not None:
             watch(step, models)
     for model in models.values():
         model.eval()
 
 
-class _Desk:
+class _Fitting:
     """A student with its optimiser."""
 
-    def __init__(self, seat: Seat, dials: Schooling) -> None:
-        self.model: nn.Module = seat.hf_model.train()
-        rate = {"lr": seat.learning_rate, "betas": _BETAS}
+    def __init__(self, learner: Learner, dials: Training) -> None:
+        self.model: nn.Module = learner.hf_model.train()
+        rate = {"lr": learner.learning_rate, "betas": _BETAS}
         # As the Hugging Face trainer does: matrices decay, norms and biases do not.
         sides = [[p for p in self.model.parameters() if (p.ndim > 1) == wide] for wide in (1, 0)]
-        decay = [seat.weight_decay, 0.0]
+        decay = [learner.weight_decay, 0.0]
         groups = [{"params": p, "weight_decay": d} for p, d in zip(sides, decay, strict=True)]
         self.optimiser = torch.optim.AdamW(groups, **rate)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -116,7 +116,7 @@ class _Desk:
         self.optimiser.zero_grad()
 
 
-def _rate(step: int, dials: Schooling) -> float:
+def _rate(step: int, dials: Training) -> float:
     """Return the share of the learning rate that holds at a step."""
     if step < dials.warmup:
         return (step + 1) / dials.warmup
@@ -124,7 +124,7 @@ def _rate(step: int, dials: Schooling) -> float:
     return max(_LEAST, min(1.0, _LEAST + (1 - _LEAST) * (dials.steps - step) / fall))
 
 
-def _batches(rows: Sequence[Row], dials: Schooling) -> Iterator[list[Row]]:
+def _batches(rows: Sequence[Row], dials: Training) -> Iterator[list[Row]]:
     """Deal rows of like lengths to batches, pool by pool, for as many steps as there are."""
     draw, done = torch.Generator().manual_seed(dials.seed), 0
     while True:
@@ -139,16 +139,16 @@ def _batches(rows: Sequence[Row], dials: Schooling) -> Iterator[list[Row]]:
                 yield [rows[at] for at in near[start : start + dials.batch]]
 
 
-def _check(seats: Mapping[str, Seat], teacher: Any) -> None:  # noqa: ANN401
-    if not seats or len({id(seat.hf_model) for seat in seats.values()}) < len(seats):
+def _check(learners: Mapping[str, Learner], teacher: Any) -> None:  # noqa: ANN401
+    if not learners or len({id(learner.hf_model) for learner in learners.values()}) < len(learners):
         raise ModelError(
-            f"A class of {len(seats)} students was given: it needs one or more, each a model of "
+            f"{len(learners)} students were given: one or more are needed, each a model of "
             "its own"
         )
     size = int(teacher.config.vocab_size)
-    for name, seat in seats.items():
-        if int(seat.hf_model.config.vocab_size) != size:
+    for name, learner in learners.items():
+        if int(learner.hf_model.config.vocab_size) != size:
             raise ModelError(
                 f"The teacher has {size} tokens and the student {name!r} "
-                f"{int(seat.hf_model.config.vocab_size)}: soft labels need one vocabulary"
+                f"{int(learner.hf_model.config.vocab_size)}: soft labels need one vocabulary"
             )

@@ -36,7 +36,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Schooling:
+class Training:
     """The optimiser's dials (AdamW), and when to write down how far it came.
 
     Attributes:
@@ -90,7 +90,7 @@ def collate(features: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Tensor
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-class Pupil(Trainer):
+class LabelTrainer(Trainer):
     """A trainer that teaches what `Labels` say, and whose checkpoints are whole or not there."""
 
     def __init__(self, *args: Any, labels: Labels, teacher: nn.Module | None, **kw: Any) -> None:
@@ -157,10 +157,10 @@ class _Watcher(TrainerCallback):
             control.should_training_stop = control.should_save = True
 
 
-def school(  # noqa: PLR0913 (whom, what, how, where, by whom)
+def fit(  # noqa: PLR0913 (whom, what, how, where, by whom)
     hf_model: Any,
     rows: Sequence[Row],
-    dials: Schooling,
+    dials: Training,
     *,
     folder: Path,
     pad: int,
@@ -196,7 +196,7 @@ def school(  # noqa: PLR0913 (whom, what, how, where, by whom)
         teacher.eval()
     # The trainer seeds the generators of the process; what stood there before comes back.
     with torch.random.fork_rng():
-        pupil = Pupil(
+        trainer = LabelTrainer(
             model=hf_model,
             args=_arguments(dials, folder, progress),
             train_dataset=Rows(rows),
@@ -205,12 +205,12 @@ def school(  # noqa: PLR0913 (whom, what, how, where, by whom)
             labels=labels,
             teacher=teacher if labels.taught else None,
         )
-        pupil.remove_callback(PrinterCallback)
+        trainer.remove_callback(PrinterCallback)
         last = last_whole(folder)
         if last and last.endswith(f"-{dials.until or dials.steps}"):
-            pupil._load_from_checkpoint(last)  # The trainer would take one step more.
+            trainer._load_from_checkpoint(last)  # The trainer would take one step more.
         else:
-            pupil.train(resume_from_checkpoint=last)
+            trainer.train(resume_from_checkpoint=last)
     return hf_model.eval()
 
 
@@ -239,7 +239,7 @@ def _check_teacher(student: Any, teacher: Any, labels: Labels) -> None:
         )
 
 
-def _arguments(dials: Schooling, folder: Path, progress: bool) -> TrainingArguments:
+def _arguments(dials: Training, folder: Path, progress: bool) -> TrainingArguments:
     device = torch.device(dials.device) if dials.device else torch.get_default_device()
     return TrainingArguments(
         output_dir=str(folder),
@@ -275,7 +275,7 @@ def _halves(device: torch.device) -> bool:
     return any(known.get(name) for name in ("amx_bf16", "avx512_bf16", "arm_bf16"))
 
 
-def _schedule(dials: Schooling) -> dict[str, Any]:
+def _schedule(dials: Training) -> dict[str, Any]:
     if dials.schedule == "constant":
         return {"lr_scheduler_type": "constant_with_warmup"}
     if dials.schedule == "cosine":

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from probes.compress.labels import Labels
-from probes.compress.schooling import Row, Schooling, last_whole, school
+from probes.compress.training import Row, Training, fit, last_whole
 from probes.errors import ModelError
 from probes.testing import tiny_hf
 
@@ -19,8 +19,8 @@ ROWS = [Row(tuple((7 * k + 3 * j) % 50 + 3 for j in range(4 + k % 5)), k % 2) fo
 
 def taught(folder, *, steps=8, seed=0, start=0, **how):
     hf_model = tiny_hf("llama", seed=start)
-    dials = Schooling(steps=steps, seed=seed, batch=4, warmup=2, save_every=3)
-    return school(hf_model, ROWS, dials, folder=folder, pad=0, **how)
+    dials = Training(steps=steps, seed=seed, batch=4, warmup=2, save_every=3)
+    return fit(hf_model, ROWS, dials, folder=folder, pad=0, **how)
 
 
 def weights(hf_model):
@@ -109,7 +109,7 @@ def test_a_killed_process_leaves_a_checkpoint_to_go_on_from(whole, tmp_path):
         "from pathlib import Path\n"
         "sys.path.insert(0, 'tests')\n"
         "import torch; torch.set_num_threads(1)\n"
-        "from test_schooling import taught\n"
+        "from test_training import taught\n"
         "def watch(step, _):\n"
         "    if step == 5:\n"
         "        print('here', flush=True); time.sleep(60)\n"
@@ -132,8 +132,8 @@ def test_what_is_masked_stays_exactly_zero(tmp_path):
     with torch.no_grad():
         hf_model.get_parameter(name).mul_(mask)
     before = hf_model.get_parameter(name).detach().clone()
-    dials = Schooling(steps=3, seed=0, batch=4, warmup=1)
-    school(hf_model, ROWS, dials, folder=tmp_path, pad=0, masks={name: mask})
+    dials = Training(steps=3, seed=0, batch=4, warmup=1)
+    fit(hf_model, ROWS, dials, folder=tmp_path, pad=0, masks={name: mask})
     after = hf_model.get_parameter(name).detach()
     assert (after[~mask] == 0).all()
     assert not torch.equal(after[mask], before[mask])
@@ -148,8 +148,8 @@ def test_a_run_may_end_before_its_schedule_does_and_be_like_its_beginning(tmp_pa
 
     taught(tmp_path / "whole", watch=watch)
     hf_model = tiny_hf("llama", seed=0)
-    dials = Schooling(steps=8, seed=0, batch=4, warmup=2, save_every=3, until=4)
-    school(hf_model, ROWS, dials, folder=tmp_path / "part", pad=0)
+    dials = Training(steps=8, seed=0, batch=4, warmup=2, save_every=3, until=4)
+    fit(hf_model, ROWS, dials, folder=tmp_path / "part", pad=0)
     assert torch.equal(weights(hf_model), kept["weights"])
 
 
