@@ -142,8 +142,7 @@ def _batches(rows: Sequence[Row], dials: Training) -> Iterator[list[Row]]:
 def _check(learners: Mapping[str, Learner], teacher: Any) -> None:  # noqa: ANN401
     if not learners or len({id(learner.hf_model) for learner in learners.values()}) < len(learners):
         raise ModelError(
-            f"{len(learners)} students were given: one or more are needed, each a model of "
-            "its own"
+            f"{len(learners)} students were given: one or more are needed, each a model of its own"
         )
     size = int(teacher.config.vocab_size)
     for name, learner in learners.items():

@@ -1,6 +1,7 @@
 """How each member of the embedded family is made."""
 
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Literal
 
 from probes.family.corpus import Task
@@ -213,9 +214,12 @@ def _crossed(parent: Recipe) -> tuple[Recipe, ...]:
     )
 
 
-CROSSED = tuple(
-    made for entry in SQUARE if entry.name == "soft-fresh-71" for made in _crossed(entry)
-)
+CROSSED = {
+    entry.name: _crossed(entry)
+    for entry in SQUARE
+    if entry.name in ("soft-fresh-71", "soft-fresh-72", "soft-fresh-73")
+}
+"""For each of some parents, its tickets and students, and what they have to beat."""
 
 # `distilled`, grown back: what the new layers take, and what only more training would have done.
 GROWN = (
@@ -227,7 +231,11 @@ GROWN = (
     replace(_GROWN, name="large-scratch", start="fresh", items=200_000, steps=4750, batch=64),
 )
 
-EVERY = tuple(dict.fromkeys((*RECIPES, *SERIES, *SQUARE, *TICKETS, *CROSSED, *GROWN)))
+EVERY = tuple(
+    dict.fromkeys(
+        (*RECIPES, *SERIES, *SQUARE, *TICKETS, *chain.from_iterable(CROSSED.values()), *GROWN)
+    )
+)
 """All that can be made by a recipe."""
 
 

@@ -32,7 +32,11 @@ LOTS: Mapping[str, tuple[Lot, ...]] = {
     "labels": (Lot("full", SQUARE, ("full-b", "distilled", "scratch")),),
     "tickets": (
         Lot("full", TICKETS, ("full-b",)),
-        Lot("soft-fresh-71", CROSSED, ("soft-fresh-72",)),
+        # Beside each parent stands the next one: a net of the same recipe and another seed.
+        *(
+            Lot(parent, CROSSED[parent], (other,))
+            for parent, other in zip(CROSSED, [*list(CROSSED)[1:], *CROSSED], strict=False)
+        ),
     ),
     "growing": (Lot("full", GROWN, ("distilled", "scratch", "full-b")),),
 }
