@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 import probes.studies.single as single
 import probes.studies.training_runs as training_runs
+from probes.comparison.yardsticks import write_rows
 from probes.compress.training import Training
 from probes.errors import ModelError
 from probes.family.recipes import CROSSED, EVERY, GROWN, SQUARE, TICKETS, recipe
@@ -118,11 +119,21 @@ def test_a_training_run_is_looked_at_where_asked_and_again_for_what_is_missing(s
 
 
 def test_small_students_are_taught_once(monkeypatch, work):
-    monkeypatch.setattr(single, "CLASS", {"small-1x16-3": (1, 16, 3)})
-    monkeypatch.setattr(single, "_LESSONS", Training(steps=2, seed=3, batch=2, warmup=1))
+    monkeypatch.setattr(single, "SMALL", {"small-1x16-3": (1, 16, 3)})
+    monkeypatch.setattr(single, "_TRAINING", Training(steps=2, seed=3, batch=2, warmup=1))
     (place,) = single.taught(folder=FAMILY, work=work)
     made = load(place).made
     assert (made.kind, made.parent, made.dials["steps"]) == ("distilled", "full", 2)
     when = (place / "config.json").stat().st_mtime_ns
     single.taught(folder=FAMILY, work=work)
     assert (place / "config.json").stat().st_mtime_ns == when
+
+
+def test_a_table_that_is_read_and_written_again_stays_as_it_was(tmp_path):
+    table = tmp_path / "table.csv"
+    write_rows([{"model": "a", "bits": 851968.0, "share": 1 / 3, "none": float("nan")}], table)
+    once = table.read_text()
+    write_rows(read_study("any", table), table)
+    assert table.read_text() == once
+    assert "851968" in once
+    assert "0.3333" in once

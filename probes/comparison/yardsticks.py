@@ -242,10 +242,16 @@ def _served(yard: Yardstick, model: Model) -> Estimate:
 
 
 def write_rows(rows: Sequence[Mapping[str, float | str]], path: Path) -> None:
-    """Write rows as a table with all of their columns, four digits a number."""
+    """Write rows as a table with all of their columns: counts whole, all else in four digits."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, columns, lineterminator="\n")
         table.writeheader()
         for row in rows:
-            table.writerow({n: f"{v:.4g}" if isinstance(v, float) else v for n, v in row.items()})
+            table.writerow({name: _written(value) for name, value in row.items()})
+
+
+def _written(value: float | str) -> float | str:
+    if not isinstance(value, float):
+        return value
+    return f"{value:.0f}" if value.is_integer() else f"{value:.4g}"

@@ -25,7 +25,7 @@ from probes.model import load
 MODELS = ("full", "full-b", "distilled", "distilled-narrow", "scratch")
 """Who is asked."""
 
-CLASS = {
+SMALL = {
     f"small-{layers}x{width}-{seed}": (layers, width, seed)
     for layers, width, seeds in (
         (1, 128, (71, 72)), (2, 64, (71, 72)), (1, 64, (71, 72)), (2, 32, (71, 72)),
@@ -34,7 +34,7 @@ CLASS = {
 }  # fmt: skip
 """Fresh students of `full`, of soft labels: layers, width and seed."""
 
-_LESSONS = Training(steps=2500, seed=71, batch=32)
+_TRAINING = Training(steps=2500, seed=71, batch=32)
 # What is small takes larger steps.
 _RATES = {128: 1e-3, 64: 2e-3, 32: 4e-3, 16: 4e-3}
 _HEAD = 16
@@ -86,20 +86,20 @@ def fewest_rows(
 
 def taught(*, folder: Path, work: Path) -> list[Path]:
     """Return where the small students are; those that are not there are taught."""
-    places = {name: work / name for name in CLASS}
-    missing = {n: CLASS[n] for n, at in places.items() if not (at / "config.json").is_file()}
+    places = {name: work / name for name in SMALL}
+    missing = {n: SMALL[n] for n, at in places.items() if not (at / "config.json").is_file()}
     if missing:
         teacher, tokenizer = parent(folder / "full"), family_tokenizer(work)
         texts = replace(
-            recipe("scratch"), seed=_LESSONS.seed, items=_LESSONS.steps * _LESSONS.batch
+            recipe("scratch"), seed=_TRAINING.seed, items=_TRAINING.steps * _TRAINING.batch
         )
         learners = {
             name: Learner(fresh(_shape(*shape), tokenizer), _RATES[shape[1]])
             for name, shape in missing.items()
         }
-        teach(learners, teacher.hf_model, texts_of(texts, tokenizer), _LESSONS, pad=PAD)
+        teach(learners, teacher.hf_model, texts_of(texts, tokenizer), _TRAINING, pad=PAD)
         for name, learner in learners.items():
-            dials = {**asdict(_LESSONS), "learning_rate": learner.learning_rate, "labels": "soft"}
+            dials = {**asdict(_TRAINING), "learning_rate": learner.learning_rate, "labels": "soft"}
             learner.hf_model.half()
             made = Made("distilled", "full", dense(learner.hf_model, bits=16), dials)
             Relative(name, learner.hf_model, tokenizer, made).save(places[name])
