@@ -58,13 +58,12 @@ def lot_rows(
     for lot in LOTS[name]:
         wanted = [recipe(one) for one in lot.beside] + list(lot.made)
         texts = kept_texts(work)
-        # The parent of some is made for the study, too.
-        member_at(recipe(lot.parent), folder, work, texts)
         yard: Yardstick | None = None
         for entry in wanted:
             if (lot.parent, entry.name) in done:
                 yield done[lot.parent, entry.name]
                 continue
+            # The parent of some is made for the study, too.
             yard = yard or yardstick(member_at(recipe(lot.parent), folder, work, texts))
             yield _row(yard, entry, load(member_at(entry, folder, work, texts)))
 
