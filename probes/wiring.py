@@ -95,7 +95,7 @@ class Wiring:
             names.append(f"L{layer}.MLP")
         return (*names, LOGITS)
 
-    @property
+    @cached_property
     def per_layer(self) -> int:
         """How many readers a layer has."""
         return self.heads + 2 * self.kv_heads + 1

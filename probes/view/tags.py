@@ -49,15 +49,23 @@ def named(
 
 
 class _Taken:
-    """What stands where one more name is to be written."""
+    """What stands where one more name is to be written, and how bad it is to cover it."""
 
     def __init__(
         self, given: Sequence[Box], names: Mapping[int, Box], marks: Sequence[Point], mark: Point
     ) -> None:
-        self.names = list(names.values())
-        self.lines = [dot for n, box in names.items() for dot in _leader(box, marks[n])]
-        self.given = list(given)
-        self.strange = [box for box in given if not _centred(box, mark)]
+        written = list(names.values())
+        lines = [dot for n, box in names.items() for dot in _leader(box, marks[n])]
+        strange = [box for box in given if not _centred(box, mark)]
+        # A line through a name is worse than one through a mark or another line.
+        self.by_name = _weighed((given, 1.0), (written, 1.0), (lines, 50.0))
+        self.by_line = _weighed((written, 50.0), (strange, 5.0), (lines, 5.0))
+
+
+def _weighed(*kinds: tuple[Sequence[Box], float]) -> tuple[np.ndarray, np.ndarray]:
+    """Stack boxes of several kinds, each with the weight of its kind."""
+    boxes = np.reshape([box for some, _ in kinds for box in some], (1, -1, 4))
+    return boxes, np.repeat([weight for _, weight in kinds], [len(some) for some, _ in kinds])
 
 
 def _around(x: Pixels, y: Pixels, size: Pixels) -> Iterator[Point]:
@@ -74,11 +82,7 @@ def _cost(one: Box, mark: Point, room: Box, taken: _Taken) -> Pixels:
     left, top, size, high = one
     inside = left >= room[0] + 2 and left + size <= room[0] + room[2] - 2
     inside &= top >= room[1] + 1 and top + high <= room[1] + room[3] - 1
-    line = _leader(one, mark)
-    over = _shared([one], taken.given) + _shared([one], taken.names)
-    # A line through a name is worse than one through a mark or another line.
-    over += 50 * (_shared([one], taken.lines) + _shared(line, taken.names))
-    over += 5 * (_shared(line, taken.strange) + _shared(line, taken.lines))
+    over = _shared([one], taken.by_name) + _shared(_leader(one, mark), taken.by_line)
     return (0 if inside else 1e6) + 50 * over + math.dist(_near(one, mark), mark)
 
 
@@ -105,10 +109,10 @@ def _leader(one: Box, mark: Point) -> list[Box]:
     ]
 
 
-def _shared(ones: Sequence[Box], others: Sequence[Box]) -> Pixels:
-    """Return how many square pixels boxes share with others, with a little room around."""
-    a, b = np.reshape(ones, (-1, 1, 4)), np.reshape(others, (1, -1, 4))
+def _shared(ones: Sequence[Box], others: tuple[np.ndarray, np.ndarray]) -> float:
+    """Weigh how many square pixels boxes share with others, with a little room around."""
+    (b, weight), a = others, np.reshape(ones, (-1, 1, 4))
     low, high = np.maximum(a, b), np.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:])
     across = (high[..., 0] - low[..., 0] + 3).clip(0)
     down = (high[..., 1] - low[..., 1] + 1).clip(0)
-    return float((across * down).sum())
+    return float((across * down @ weight).sum())
