@@ -33,6 +33,7 @@ def run(*words):
     return RUNNER.invoke(app, [str(word) for word in words])
 
 
+@pytest.mark.slow
 def test_compare_writes_the_page_and_the_numbers(folder, tmp_path):
     page, numbers = tmp_path / "r.html", tmp_path / "r.json"
     found = run("compare", folder, folder, "--prompts", 4, "--out", page, "--json", numbers)

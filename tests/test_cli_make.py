@@ -85,6 +85,7 @@ def test_what_cannot_be_made_is_refused_in_one_line_and_leaves_nothing(here, wor
     assert not (here / "runs" / "relatives").exists()
 
 
+@pytest.mark.slow
 def test_a_curve_is_drawn_from_made_relatives(here):
     run("make", "quantized", "distilled", "--scheme", "rtn-4")
     words = ("distilled", "distilled-rtn-4", "--bases", 24, "--prompts", 4, "--noise", 1)

@@ -184,6 +184,7 @@ def test_chance_is_computed_even_behind_a_closed_gate(compared):
     assert all(np.isfinite(m.chance_high) for m in compared.matches)
 
 
+@pytest.mark.slow
 def test_a_comparison_is_the_same_for_the_same_seed_with_any_number_of_workers(own, compared):
     again = compare(small(own, 0), small(own, 1, layers=1), "take-away", prompts=4, nulls=3, seed=0)
     assert again.to_dict() == compared.to_dict()
