@@ -1,7 +1,11 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all, and numbers as any JSON reader takes them."""
 
+import math
 import secrets
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from probes.errors import FigureError
 
@@ -19,3 +23,14 @@ def write_whole(path: Path, content: bytes) -> None:
         ) from error
     finally:
         draft.unlink(missing_ok=True)
+
+
+def jsonable(value: object) -> Any:  # noqa: ANN401
+    """Return dataclasses, mappings and sequences as plain JSON values; NaN and infinity as null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return jsonable({item.name: getattr(value, item.name) for item in fields(value)})
+    if isinstance(value, Mapping):
+        return {str(name): jsonable(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,9 +1,8 @@
 """What a proof found: verdicts, the numbers they rest on, and how they are saved."""
 
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from probes.dissociation import (
 )
 from probes.errors import ProbeError
 from probes.evidence import Verdict
-from probes.files import write_whole
+from probes.files import jsonable, write_whole
 from probes.hotspot import Hotspots
 from probes.interchange import site_name
 from probes.lineage import Lineage
@@ -97,16 +96,16 @@ class Proof:
         hot = own.pop("hot")
         own.pop("points")
         spots = [
-            {**_plain(_without(spot, "cell")), "site": site_name(spot.cell)} for spot in hot.spots
+            {**jsonable(_without(spot, "cell")), "site": site_name(spot.cell)} for spot in hot.spots
         ]
         maps = {spot.variable: hot.map(spot.variable).tolist() for spot in hot.spots}
         own["searched"] = _without(self.searched, "space")
         return {
             "summary": list(self.summary()),
-            **_plain(own),
+            **jsonable(own),
             "hotspots": spots,
             "roles": list(hot.roles),
-            "maps": _plain(maps),
+            "maps": jsonable(maps),
             "bars": dict(hot.bars),
         }
 
@@ -142,13 +141,3 @@ def save_proofs(proofs: Sequence[Proof], path: str | Path) -> None:
 
 def _without(value: Any, name: str) -> dict[str, Any]:  # noqa: ANN401
     return {item.name: getattr(value, item.name) for item in fields(value) if item.name != name}
-
-
-def _plain(value: object) -> Any:  # noqa: ANN401
-    if is_dataclass(value) and not isinstance(value, type):
-        return _plain({item.name: getattr(value, item.name) for item in fields(value)})
-    if isinstance(value, Mapping):
-        return {str(name): _plain(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,9 +4,8 @@ gate → pairs, half to find by, half to judge by → scores → cut → judge b
 """
 
 import json
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,7 @@ from probes.evaluation import (
     specificity,
     values,
 )
-from probes.files import write_whole
+from probes.files import jsonable, write_whole
 from probes.graph import Graph
 from probes.halves import open_gate, tasks, tasks_of
 from probes.model import Model, load
@@ -130,7 +129,7 @@ class Trace:
         """Return everything as plain JSON values; what is not finite becomes null."""
         own = {item.name: getattr(self, item.name) for item in fields(self)}
         own["circuit"] = json.loads(self.circuit.to_json())
-        return {"schema": SCHEMA, "summary": list(self.summary())} | _plain(own)
+        return {"schema": SCHEMA, "summary": list(self.summary())} | jsonable(own)
 
     def save(self, path: str | Path) -> None:
         """Write the page (.html) or the numbers (.json), whole or not at all."""
@@ -298,13 +297,3 @@ def _against(
 def shown(value: float) -> str:
     """Write a share with two places, and no minus before nothing."""
     return f"{round(float(value), 2) + 0.0:.2f}"
-
-
-def _plain(value: object) -> Any:  # noqa: ANN401
-    if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
-    if isinstance(value, dict):
-        return {name: _plain(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

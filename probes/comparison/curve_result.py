@@ -1,9 +1,8 @@
 """Rate and distortion of a model's relatives: behaviour and mechanism against what they store."""
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from probes.comparison.breaking import UNKNOWN, Noise, Order
 from probes.comparison.estimates import Estimate
 from probes.comparison.rates import Behaved, Rate
 from probes.errors import SiteError
-from probes.files import write_whole
+from probes.files import jsonable, write_whole
 
 if TYPE_CHECKING:
     from probes.view.picture import Picture
@@ -159,7 +158,7 @@ class Curve:
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values; what is not finite becomes null."""
         own = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {"schema": SCHEMA, "summary": list(self.summary())} | _plain(own)
+        return {"schema": SCHEMA, "summary": list(self.summary())} | jsonable(own)
 
     def save(self, path: str | Path) -> None:
         """Write the page (.html), the picture (.svg, .png, .pdf) or the numbers (.json, .csv)."""
@@ -277,13 +276,3 @@ def _noise_row(noise: Noise | None) -> dict[str, Any]:
 
 def _three(name: str, found: Estimate) -> dict[str, float]:
     return {name: found.value, f"{name} low": found.low, f"{name} high": found.high}
-
-
-def _plain(value: object) -> Any:  # noqa: ANN401
-    if is_dataclass(value) and not isinstance(value, type):
-        return _plain({item.name: getattr(value, item.name) for item in fields(value)})
-    if isinstance(value, Mapping):
-        return {str(name): _plain(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,7 +5,7 @@ little there need be of a model at all.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from probes.comparison.estimates import Estimate
 from probes.comparison.gating import Gate
 from probes.evaluation import Faithfulness
-from probes.files import write_whole
+from probes.files import jsonable, write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -214,8 +214,8 @@ class Fewest:
         plain = {
             "pattern": self.pattern,
             "summary": list(self.summary()),
-            "models": [_plain(few) for few in self.models],
-            "students": [_plain(one) for one in self.students],
+            "models": [jsonable(few) for few in self.models],
+            "students": [jsonable(one) for one in self.students],
         }
         write_whole(Path(path), json.dumps(plain, indent=1).encode())
 
@@ -231,7 +231,3 @@ def _row(
         "model": model, "what": what, "unit": unit, "fewest": count, "of": size[1],
         "part": count / size[1], "null": null,
     }  # fmt: skip
-
-
-def _plain(found: Any) -> dict[str, Any]:  # noqa: ANN401
-    return json.loads(json.dumps(asdict(found), default=str))
