@@ -50,7 +50,7 @@ def find(name: str | Path) -> tuple[str, str]:
     near = difflib.get_close_matches(text, known, n=1)
     raise ModelError(
         f"No model {text!r}: not a family name ({', '.join(known) or 'none here'}), a folder "
-        "with config.json or a hub id such as owner/name. "
+        "with config.json, a hub id such as owner/name or an untrained net as untrained:full:3. "
         f"{f'Did you mean {near[0]!r}?' if near else 'Check the name.'}"
     )
 

@@ -224,7 +224,9 @@ def _ticks(panel: _Panel) -> Iterator[Part]:
     for size in _sizes(panel.columns):
         x = panel.x(8000 * size)
         yield Shape(((x, panel.top), (x, panel.top + _TALL)), edge="line")
-        yield Words(x, panel.top + _TALL + 14, f"{size:,.10g}", 10, "middle", "soft")
+        # Four digits: where all models are of one size the only tick is that size.
+        shown = f"{float(f'{size:.4g}'):,.10g}"
+        yield Words(x, panel.top + _TALL + 14, shown, 10, "middle", "soft")
 
 
 def _sizes(columns: tuple[float, float]) -> list[float]:
