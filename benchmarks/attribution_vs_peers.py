@@ -33,12 +33,12 @@ from transformer_lens.tools.analysis.attribution_patching import (
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.peers.measure import JOBS, SHAPES, STEPS, Run, Shape, alone, cpu, one, tokens
-from probes.attribution import attribute
-from probes.model import Model, wrap
-from probes.splice import run
-from probes.staging import Stage, stage
-from probes.tasks import Task, by_hand
-from probes.wiring import Edge
+from probes.circuits.attribution import attribute
+from probes.circuits.edge_patching import run
+from probes.circuits.graph import Edge
+from probes.circuits.reference_runs import Stage, stage
+from probes.circuits.task import Task, by_hand
+from probes.models.model import Model, wrap
 
 HERE = Path(__file__).parent
 ENVS = Path("~/.cache/probes-peers").expanduser()

@@ -1,4 +1,4 @@
-"""Compile a RASP program into the weights of a transformer, which `probes.compiled` reads.
+"""Compile a RASP program into the weights of a transformer, which `probes.testing.tracr` reads.
 
     python benchmarks/compile_rasp.py data/planted/frac_prevs.npz
 

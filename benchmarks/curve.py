@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from probes.comparison.curved import curve
-from probes.compress.pruning import prune
-from probes.compress.quantizing import quantize
+from probes.comparison.rate_distortion.measure import curve
+from probes.compression.pruning.prune import prune
+from probes.compression.quantization.quantize import quantize
 
 SCHEMES = ("int8", "rtn-6", "int4", "nf4", "rtn-3", "int2")
 SHARES = (0.3, 0.5, 0.8)

@@ -28,14 +28,14 @@ import numpy as np
 from scipy.stats import mannwhitneyu
 from torch import set_num_threads
 
-from probes.attribution import attribute
-from probes.compiled import frac_prevs
+from probes.circuits.attribution import attribute
+from probes.circuits.trace import tasks
 from probes.errors import ModelError
-from probes.model import Model, load
-from probes.patterns import pattern
-from probes.planted import Planted, by_patching, induction, noisy
-from probes.planted_gates import and_gate, decoy, or_gate
-from probes.tracing import tasks
+from probes.models.model import Model, load
+from probes.prompts.catalog import pattern
+from probes.testing.planted_circuits import Planted, by_patching, induction, noisy
+from probes.testing.planted_gates import and_gate, decoy, or_gate
+from probes.testing.tracr import frac_prevs
 
 ROUNDING = 1e-3
 # "exact" subtracts leads of two routes through the model, which may round differently (logits).

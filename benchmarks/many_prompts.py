@@ -12,9 +12,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.peers.measure import Run, alone, one
-from probes.attribution import attribute
-from probes.model import wrap
-from probes.tasks import by_hand
+from probes.circuits.attribution import attribute
+from probes.circuits.task import by_hand
+from probes.models.model import wrap
 
 COUNTS = ("100", "1000", "10000")
 LENGTH, VOCAB = 24, 700

@@ -18,8 +18,9 @@ from torch import Tensor
 from transformer_lens import patching
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from probes.model import Model, load, wrap
-from probes.restart import Cell, patch, record
+from probes.interventions.activation_patching import patch, record
+from probes.models.model import Model, load, wrap
+from probes.models.site import Cell
 
 PROMPTS, LENGTH = 64, 30
 ENDS = (3, 6, 8, 10, 11, 14, 17, 19, 22, 25, 28, 30)

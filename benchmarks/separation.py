@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 
 import probes as pb
-from probes.comparison.grafting import read_donor, read_host
-from probes.comparison.published import alignment_score
-from probes.comparison.separation import auroc
-from probes.comparison.transfer import handed
-from probes.comparison.trials import draw_trials
-from probes.model import Model
+from probes.comparison.variables.held_out_folds import draw_trials
+from probes.comparison.variables.stitching import read_donor, read_host
+from probes.comparison.variables.transfer import handed
+from probes.experiments.distilled_circuits.score import alignment_score
+from probes.models.model import Model
+from probes.stats.auroc import auroc
 
 RELATIVES = ("full-b", "distilled", "distilled-narrow", "scratch")
 STRANGERS = ("copying", "permuted")

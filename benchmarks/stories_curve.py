@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from probes.comparison.curved import curve
-from probes.compress.pruning import prune
-from probes.compress.quantizing import quantize
+from probes.comparison.rate_distortion.measure import curve
+from probes.compression.pruning.prune import prune
+from probes.compression.quantization.quantize import quantize
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "stories260K"
 OPENINGS = (

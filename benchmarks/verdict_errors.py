@@ -17,15 +17,15 @@ from dataclasses import dataclass
 import numpy as np
 from torch import set_num_threads
 
-from probes.comparison.headfates import head_fates
-from probes.comparison.headlook import Chance
-from probes.comparison.headsets import HeadView, busy
-from probes.comparison.profiles import live, profile, shares
+from probes.comparison.heads.head_sets import HeadView, busy
+from probes.comparison.heads.measurements import Chance
+from probes.comparison.heads.profiles import live, profile, shares
+from probes.comparison.heads.verdicts import head_fates
 from probes.comparison.verdict import Fate
-from probes.counterfactuals import draw_pairs, encode_pairs
-from probes.model import Model, load, untrained
-from probes.patterns import pattern
-from probes.twins import (
+from probes.models.model import Model, load, untrained
+from probes.prompts.catalog import pattern
+from probes.prompts.pair_batch import draw_pairs, encode_pairs
+from probes.testing.equivalent_models import (
     Twin,
     dead_heads,
     doubled_heads,

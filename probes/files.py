@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from probes.errors import FigureError
+from probes.errors import FigureError, ProbeError
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -34,3 +34,42 @@ def jsonable(value: object) -> Any:  # noqa: ANN401
     if isinstance(value, list | tuple):
         return [jsonable(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def data_folder() -> Path:
+    """Return the folder of shipped data, in a wheel or in a checkout."""
+    here = Path(__file__).resolve().parent
+    # A wheel carries the folder as `_data`; an editable install ignores forced includes.
+    for folder in (here / "_data", here.parent / "data"):
+        if (folder / "patterns.toml").is_file():
+            return folder
+    raise ProbeError(
+        f"The shipped data folder was not found beside {here}: reinstall the package, "
+        "or run from a full checkout"
+    )
+
+
+def family_members() -> tuple[str, ...]:
+    """Return the names of the models that come with the kit."""
+    found = (data_folder() / "models").glob("*/config.json")
+    return tuple(sorted(path.parent.name for path in found))
+
+
+def made_here() -> Path:
+    """Return the folder where `probes make` puts relatives, in the folder that one works in."""
+    return Path("runs") / "relatives"
+
+
+def made_members() -> tuple[str, ...]:
+    """Return the names of the relatives that were made here."""
+    return tuple(sorted(path.parent.name for path in made_here().glob("*/config.json")))
+
+
+def member_note(name: str) -> str:
+    """Return the one sentence that a member's card opens with."""
+    card = data_folder() / "models" / name / "README.md"
+    if not card.is_file():
+        return "(no card)"
+    # The card begins with a block of fields between lines of dashes.
+    lines = card.read_text(encoding="utf-8").split("\n---\n", 1)[-1].splitlines()
+    return next((line for line in lines if line.strip() and not line.startswith("#")), "")

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
-from probes.family.tokenizer import train_tokenizer
+from probes.experiments.family.tokenizer import train_tokenizer
 
 torch.set_num_threads(1)
 

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from probes.comparison.estimates import Estimate
-from probes.comparison.gating import Gate
-from probes.comparison.matching import Match
-from probes.comparison.reasons import Item, Why, interventions
-from probes.comparison.transfer import Transfer
+from probes.comparison.explanation import Item, Why, interventions
+from probes.comparison.heads.matching import Match
+from probes.comparison.model_facts import Relative, View
+from probes.comparison.variables.transfer import Transfer
 from probes.comparison.verdict import AS_GOOD, Fate
-from probes.comparison.views import Relative, View
 from probes.errors import EquivalenceError, SiteError
 from probes.files import write_whole
+from probes.observe.gate import Gate
+from probes.stats.intervals import Estimate
 
 SCHEMA = 1
 
@@ -307,7 +307,7 @@ class Comparison:
 
     def save(self, path: str | Path) -> None:
         """Write the page (.html) or the numbers (.json), whole or not at all."""
-        from probes.view.report import report
+        from probes.viz.reports.comparison import report
 
         if Path(path).suffix == ".json":
             write_whole(Path(path), json.dumps(self.to_dict(), indent=1).encode())
@@ -315,7 +315,7 @@ class Comparison:
             report(self).save(path)
 
     def _repr_html_(self) -> str:
-        from probes.view.report import report
+        from probes.viz.reports.comparison import report
 
         return report(self)._repr_html_()
 

@@ -34,7 +34,7 @@ what it computed is. While the gate is open, that is somewhere.
 from dataclasses import dataclass
 from typing import Literal
 
-from probes.evidence import Evidence
+from probes.stats.evidence import Evidence
 
 Word = Literal[
     "kept",

@@ -14,9 +14,9 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from probes.anatomy import Anatomy, Norm, dissect
 from probes.errors import BatchError, ModelError
-from probes.model import Model
+from probes.models.decoder import Anatomy, Norm, dissect
+from probes.models.model import Model
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,5 +230,5 @@ def _refuse_vocabularies(a: Model, b: Model) -> None:
             f"{a.name} and {b.name} do not share one vocabulary ({sizes[0]} and {sizes[1]} tokens "
             "found): maps from tokens to tokens cannot be compared. Compare what their heads do "
             "(probes.compare) or the states at their roles "
-            "(probes.comparison.similarity.compare_states)."
+            "(probes.comparison.representations.compare.compare_states)."
         )

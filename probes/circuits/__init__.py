@@ -1,0 +1,1 @@
+"""Edge attribution, circuits and their faithfulness."""

@@ -1,0 +1,308 @@
+"""How good a circuit is: faithful, complete, minimal, specific, and better than chance.
+
+    f(C) = (m(C) - m(nothing)) / (m(all) - m(nothing))        m: mean lead with the edges C kept
+
+1 is the whole model, 0 the model with every edge replaced; below 0 and above 1 are possible.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.stats import ttest_1samp
+from torch import Tensor
+
+from probes.circuits.circuit import Circuit
+from probes.circuits.edge_patching import run
+from probes.circuits.edge_scores import Graph
+from probes.circuits.reference_runs import Ablation, Stage, stage
+from probes.circuits.selection import random_paths
+from probes.circuits.task import Task
+from probes.errors import CircuitError
+from probes.models.model import Model
+from probes.stats.intervals import Estimate, draws, interval, share
+
+# The sizes of the MIB benchmark (Mueller et al. 2025, 2504.13151), as shares of all edges.
+SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_DRAWS = 2000
+_CONTROLS = 20
+# What rounding may do to a lead, as a share of the gap between the two runs.
+_ROUNDING = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Faithfulness:
+    """How much of a behaviour some edges hold by themselves.
+
+    Attributes:
+        edges: How many are kept.
+        share: Of all edges.
+        value: f, the ratio of mean leads, with its bootstrap interval over prompts.
+        each: f of every prompt by itself; wild where a prompt's own gap is small.
+        right: Share of prompts whose answer still leads the mean of its foils (Wilson interval).
+        complement: f of all other edges: near 0 where the circuit is complete.
+    """
+
+    edges: int
+    share: float
+    value: Estimate
+    each: tuple[float, ...]
+    right: Estimate
+    complement: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Faithfulness of the best edges at growing sizes.
+
+    Attributes:
+        shares: Sizes as shares of all edges.
+        edges: Sizes as counts, at least 1.
+        values: f at each size.
+        cpr: Area under f over the share (MIB's circuit performance ratio; higher is better).
+        cmd: Area between f and 1 over the share (MIB's circuit-model distance; lower is better).
+        log_cpr, log_cmd: The same over the logarithm of the share, as a mean: a size of 1 % to
+            2 % counts as much as one of 50 % to 100 %.
+    """
+
+    shares: tuple[float, ...]
+    edges: tuple[int, ...]
+    values: tuple[Estimate, ...]
+    cpr: float
+    cmd: float
+    log_cpr: float
+    log_cmd: float
+
+
+@dataclass(frozen=True, slots=True)
+class Chance:
+    """Circuits drawn by lot, of the same number of edges.
+
+    Attributes:
+        kind: "edges": any; "paths": random ways from the embedding to the logits, so that every
+            edge can matter.
+        values: f of each.
+        percentile: Share of them that the circuit exceeds.
+    """
+
+    kind: str
+    values: tuple[float, ...]
+    percentile: float
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Whether one edge of a circuit is needed.
+
+    Attributes:
+        edge: Its name.
+        fall: Fall of f when it is cut out of the circuit.
+        p: One-sided paired t-test over prompts, Holm-corrected: cutting it lowers the lead by
+            more than cutting an edge that was added to the circuit by lot moves it.
+    """
+
+    edge: str
+    fall: float
+    p: float
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """What cutting one task's circuit does to a task.
+
+    Attributes:
+        cut: Whose circuit is cut out, or "random paths" (the median of twenty).
+        task: Whose lead is measured.
+        edges: How many are cut.
+        left: f of all other edges: near 0 on the circuit's own task and near 1 elsewhere, if the
+            circuit does one task and no other.
+    """
+
+    cut: str
+    task: str
+    edges: int
+    left: float
+
+
+def faithfulness(
+    model: Model,
+    task: Task,
+    circuits: Sequence[Circuit],
+    *,
+    ablation: Ablation = "counterfactual",
+    seed: int = 0,
+) -> tuple[Faithfulness, ...]:
+    """Run a model with nothing but each circuit's edges, and with all but them.
+
+    Raises:
+        CircuitError: A circuit is resolved by roles and another is not, or its edges do not exist.
+        ModelError: The model's blocks are no plain sums, or it is in training mode.
+    """
+    resolved = {bool(circuit.wiring.roles) for circuit in circuits}
+    if len(resolved) != 1:
+        raise CircuitError(
+            f"{len(circuits)} circuits were given, {'some' if resolved else 'none'} of them "
+            "resolved by roles: give at least one, and all of one kind"
+        )
+    found = stage(model, task, roles=resolved.pop(), ablation=ablation)
+    return tuple(judge(found, marks(found, [c]), seed=seed)[0] for c in circuits)
+
+
+def marks(stage: Stage, circuits: Sequence[Circuit]) -> Tensor:
+    """Mark each circuit's edges: "circuit edge"; roles that the prompts lack have none to mark."""
+    kept = torch.zeros(len(circuits), len(stage.wiring), dtype=torch.bool)
+    for row, circuit in enumerate(circuits):
+        numbers = circuit.wiring.within(stage.wiring)[circuit.numbers]
+        kept[row, numbers[numbers >= 0]] = True
+    return kept
+
+
+def judge(stage: Stage, kept: Tensor, *, seed: int = 0) -> tuple[Faithfulness, ...]:
+    """Measure marked edges "circuit edge"; see `faithfulness`."""
+    both = run(stage, torch.cat([kept, ~kept]))
+    inside, outside = both.split(len(kept))
+    result = []
+    for row, mark in enumerate(kept):
+        each = (inside[row] - stage.floor) / (stage.leads - stage.floor)
+        result.append(
+            Faithfulness(
+                edges=int(mark.sum()),
+                share=float(mark.float().mean()),
+                value=ratio(stage, inside[row], seed=seed),
+                each=tuple(each.tolist()),
+                right=share((inside[row] > 0).cpu().numpy()),
+                complement=ratio(stage, outside[row], seed=seed),
+            )
+        )
+    return tuple(result)
+
+
+def ratio(stage: Stage, leads: Float[Tensor, " prompt"], *, seed: int) -> Estimate:
+    """Return f with its bootstrap interval: the ratio of means, over prompts drawn anew."""
+    weights = draws(len(leads), _DRAWS, seed=seed)
+    inside, whole, none = (t.double().cpu().numpy() for t in (leads, stage.leads, stage.floor))
+    value = (inside - none).mean() / (whole - none).mean()
+    return interval(float(value), (weights @ (inside - none)) / (weights @ (whole - none)))
+
+
+def values(stage: Stage, kept: Tensor) -> Float[Tensor, " circuit"]:
+    """Return f of marked edges "circuit edge", without intervals."""
+    leads = run(stage, kept).double()
+    gap = (stage.leads - stage.floor).double().mean()
+    return ((leads - stage.floor).mean(1) / gap).cpu()
+
+
+def curve(stage: Stage, graph: Graph, *, shares: Sequence[float] = SHARES, seed: int = 0) -> Curve:
+    """Measure the strongest edges at growing sizes, with MIB's areas and their log-size twins."""
+    order = graph.mean.abs().argsort(descending=True, stable=True).numpy()
+    counts = [max(1, int(part * len(graph))) for part in shares]
+    place = graph.wiring.within(stage.wiring)[order]
+    kept = torch.zeros(len(counts), len(stage.wiring), dtype=torch.bool)
+    for row, count in enumerate(counts):
+        kept[row, place[:count][place[:count] >= 0]] = True
+    found = [ratio(stage, run(stage, row[None])[0], seed=seed) for row in kept]
+    f = np.array([estimate.value for estimate in found])
+    off, logs = np.abs(1 - f), np.log(shares)
+    return Curve(
+        shares=tuple(shares),
+        edges=tuple(counts),
+        values=tuple(found),
+        cpr=float(np.trapezoid(f, shares)),
+        cmd=float(np.trapezoid(off, shares)),
+        log_cpr=float(np.trapezoid(f, logs) / (logs[-1] - logs[0])),
+        log_cmd=float(np.trapezoid(off, logs) / (logs[-1] - logs[0])),
+    )
+
+
+def chance(stage: Stage, kept: Tensor, value: float, kind: str) -> Chance:
+    """Measure circuits that `lots` drew, "circuit edge", beside a circuit's own f."""
+    found = values(stage, kept).numpy()
+    return Chance(kind, tuple(found.tolist()), float((found < value).mean()))
+
+
+def lots(stage: Stage, count: int, kind: str, number: int, *, seed: int) -> Tensor:
+    """Mark circuits of `count` edges drawn by lot, "circuit edge"; see `Chance` for the kinds."""
+    rng, size = np.random.default_rng(seed), len(stage.wiring)
+    kept = torch.zeros(number, size, dtype=torch.bool)
+    for row in kept:
+        if kind == "paths":
+            row[random_paths(stage.wiring, count, rng)] = True
+        else:
+            row[rng.choice(size, count, replace=False)] = True
+    return kept
+
+
+def minimality(
+    stage: Stage, circuit: Circuit, *, added: int = 50, seed: int = 0
+) -> tuple[Need, ...]:
+    """Cut each edge out of a circuit, beside edges that were added to it by lot (Shi et al. 2024).
+
+    The circuit is inflated by random paths (2410.13032); an edge is needed if cutting it lowers the
+    lead by more, in the mean over prompts, than cutting an added edge moves it either way.
+    """
+    rng, own = np.random.default_rng(seed), marks(stage, [circuit])[0]
+    extra = own.clone()
+    # So many that, whatever they share with the circuit, enough of them are strangers to it.
+    extra[random_paths(stage.wiring, int(own.sum()) + added, rng)] = True
+    strangers = (extra & ~own).nonzero()[:, 0]
+    strangers = strangers[torch.from_numpy(rng.permutation(len(strangers))[:added])]
+    moved, rival = _each_cut(stage, own, own.nonzero()[:, 0]), _each_cut(stage, extra, strangers)
+    rival = rival.abs() if len(rival) else torch.zeros(1, moved.shape[1])
+    # Each edge meets, prompt by prompt, one of the strangers, drawn anew.
+    drawn = torch.from_numpy(rng.integers(len(rival), size=moved.shape))
+    gap = float((stage.leads - stage.floor).mean())
+    ahead = moved - rival.gather(0, drawn)
+    ahead = torch.where(ahead.abs() > _ROUNDING * abs(gap), ahead, 0.0).double().numpy()
+    raw = [_exceeds(row) for row in ahead]
+    falls = (moved.mean(1) / gap).tolist()
+    names = [str(stage.wiring.edge(int(number))) for number in own.nonzero()[:, 0]]
+    return tuple(Need(*found) for found in zip(names, falls, holm(raw), strict=True))
+
+
+def specificity(
+    stages: Mapping[str, Stage], circuits: Mapping[str, Circuit], *, seed: int = 0
+) -> tuple[Damage, ...]:
+    """Cut each task's circuit out of every task, and random paths of as many edges for control.
+
+    Li & Subramani (2026, 2605.08348) find that circuits of different tasks often damage each
+    other as much as themselves.
+    """
+    found = []
+    for task, where in stages.items():
+        for name, circuit in circuits.items():
+            kept = ~marks(where, [circuit])
+            found.append(Damage(name, task, int((~kept).sum()), float(values(where, kept)[0])))
+        size = max(len(circuit) for circuit in circuits.values())
+        kept = ~lots(where, size, "paths", _CONTROLS, seed=seed)
+        found.append(Damage("random paths", task, size, float(values(where, kept).median())))
+    return tuple(found)
+
+
+def _exceeds(ahead: Float[np.ndarray, " prompt"]) -> float:
+    """Return the p-value of a mean above 0; 1 where all is 0 or one prompt is all there is."""
+    if len(ahead) < 2 or not ahead.any():
+        return 1.0
+    if np.ptp(ahead) == 0:
+        return float(ahead[0] < 0)
+    found: Any = ttest_1samp(ahead, 0, alternative="greater")  # its type says too little
+    return float(found.pvalue)
+
+
+def holm(raw: Sequence[float]) -> list[float]:
+    """Correct p-values for their number, step by step (Holm 1979)."""
+    order = np.argsort(raw)
+    stepped = np.array(raw)[order] * np.arange(len(raw), 0, -1)
+    corrected = np.empty(len(raw))
+    corrected[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
+    return corrected.tolist()
+
+
+def _each_cut(stage: Stage, kept: Tensor, numbers: Tensor) -> Float[Tensor, "edge prompt"]:
+    """Return the fall of the lead when each of some kept edges is cut by itself."""
+    whole = run(stage, kept[None])[0]
+    rows = kept.repeat(len(numbers), 1)
+    rows[torch.arange(len(numbers)), numbers] = False
+    return (whole - run(stage, rows)).cpu()

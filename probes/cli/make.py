@@ -1,0 +1,256 @@
+"""The commands that make models: the family, and relatives of any model."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from probes.cli.common import THREADS, plainly, quiet
+
+make_app = typer.Typer(no_args_is_help=True, help="Make models.")
+
+_SOURCE = typer.Argument(help="A family name, a folder, or a hub id.")
+_NAME = typer.Option(help="What it is called; it goes to runs/relatives/NAME.")
+_TEXTS = typer.Option(help="A file of texts, one a line; the family's corpus by default.")
+_STEPS = typer.Option(help="Steps of training.", min=0)
+_BATCH = typer.Option(help="Texts in each step.", min=1)
+_RATE = typer.Option(help="Learning rate.", min=0.0)
+_DEVICE = typer.Option(help="Where to train, as torch names it; its default device if empty.")
+_SEED = typer.Option(help="Of all that is drawn.", min=0)
+
+
+@make_app.command("family")
+@plainly
+def make_family(
+    members: Annotated[list[str] | None, typer.Argument(help="Which; all by default.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where the models go.")] = Path("runs/family"),
+    work: Annotated[Path, typer.Option(help="Where checkpoints go.")] = Path("runs/work"),
+    threads: Annotated[int, typer.Option(help=THREADS, min=1)] = 1,
+) -> None:
+    """Train the embedded family anew, from its fixed seeds (one to two hours on two cores)."""
+    quiet(threads)
+    from probes.experiments.family.make import make_members
+
+    for place in make_members(members or (), folder=folder, work=work):
+        Console(soft_wrap=True).print(f"Made {place}", markup=False, highlight=False)
+
+
+@make_app.command("series")
+@plainly
+def make_series(
+    members: Annotated[list[str] | None, typer.Argument(help="Which; all by default.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where the family is.")] = Path("data/models"),
+    work: Annotated[Path, typer.Option(help="Where the models go.")] = Path("runs/work"),
+    pattern: Annotated[str, typer.Option(help="What they are measured on.")] = "take-away",
+    out: Annotated[Path, typer.Option(help="Where the table goes.")] = Path("runs/series.csv"),
+    threads: Annotated[int, typer.Option(help=THREADS, min=1)] = 1,
+) -> None:
+    """Train small relatives over seeds and numbers of objects, and measure them (some hours)."""
+    quiet(threads)
+    from probes.experiments.family.seed_series import series, write_series
+
+    rows = []
+    for row in series(members or (), pattern, folder=folder, work=work):
+        rows.append(row)
+        write_series(rows, out)
+        Console(soft_wrap=True).print(f"Measured {row['model']}", markup=False, highlight=False)
+
+
+@make_app.command("quantized")
+@plainly
+def make_quantized(
+    model: Annotated[str, _SOURCE],
+    scheme: Annotated[
+        str, typer.Option(help="int8, int4, int2, bnb-int8, nf4, or rtn-2 to rtn-16.")
+    ] = "int4",
+    group: Annotated[
+        int | None, typer.Option(help="Weights that share a scale; 0 for whole rows.", min=0)
+    ] = None,
+    asymmetric: Annotated[bool, typer.Option(help="Round with a zero point (rtn).")] = False,
+    embeddings: Annotated[bool, typer.Option(help="Round the embeddings, too (rtn).")] = False,
+    name: Annotated[str, _NAME] = "",
+    seed: Annotated[int, _SEED] = 0,
+) -> None:
+    """Round a model's weights to few bits, and say how far the real kernel is from that."""
+    quiet()
+    from probes.compression.quantization.quantize import quantize
+
+    made = quantize(
+        model, scheme, group=group, symmetric=not asymmetric, embeddings=embeddings, seed=seed
+    )
+    _keep(made, name or made.name, model)
+
+
+@make_app.command("pruned")
+@plainly
+def make_pruned(
+    model: Annotated[str, _SOURCE],
+    share: Annotated[float, typer.Option(help="Share of weights set to zero.", min=0, max=1)] = 0.5,
+    method: Annotated[
+        str, typer.Option(help="magnitude, wanda, heads, neurons or random.")
+    ] = "magnitude",
+    scope: Annotated[str, typer.Option(help="Where weights are ranked, if not as usual.")] = "",
+    pattern: Annotated[
+        str, typer.Option(help="Whose questions wanda, heads and neurons are scored on.")
+    ] = "take-away",
+    name: Annotated[str, _NAME] = "",
+    seed: Annotated[int, _SEED] = 0,
+) -> None:
+    """Set a share of a model's weights to exactly zero."""
+    quiet()
+    from probes.compression.pruning.prune import prune
+    from probes.prompts.catalog import pattern as find
+
+    made = prune(
+        model, share, method=method, scope=scope or None, calibration=find(pattern), seed=seed
+    )
+    _keep(made, name or made.name, model)
+
+
+@make_app.command("grown")
+@plainly
+def make_grown(
+    model: Annotated[str, _SOURCE],
+    how: Annotated[str, typer.Option(help="identity, stack or wider.")] = "identity",
+    layers: Annotated[int | None, typer.Option(help="Layers afterwards.", min=1)] = None,
+    width: Annotated[int | None, typer.Option(help="Neurons of a layer, for wider.")] = None,
+    steps: Annotated[int, _STEPS] = 0,
+    batch: Annotated[int, _BATCH] = 64,
+    rate: Annotated[float, _RATE] = 1e-3,
+    texts: Annotated[Path | None, _TEXTS] = None,
+    name: Annotated[str, _NAME] = "",
+    device: Annotated[str, _DEVICE] = "",
+    seed: Annotated[int, _SEED] = 0,
+    threads: Annotated[int, typer.Option(help=THREADS, min=1)] = 1,
+) -> None:
+    """Grow a model by layers or neurons, and train it on where --steps are given."""
+    quiet(threads)
+    from probes.compression.distillation.distill import trained_on
+    from probes.compression.distillation.trainer import Training
+    from probes.compression.grow import grow
+
+    made = grow(model, how, layers=layers, width=width, seed=seed)
+    called = name or made.name
+    if steps:
+        dials = Training(steps, seed, batch=batch, learning_rate=rate, device=device)
+        made = trained_on(made, dials, folder=_work(called), texts=texts, progress=_seen())
+    _keep(made, called, model)
+
+
+@make_app.command("distilled")
+@plainly
+def make_distilled(
+    teacher: Annotated[str, _SOURCE],
+    start: Annotated[
+        str, typer.Option(help="layers (of the teacher), fresh, or a model to go on from.")
+    ] = "layers",
+    layers: Annotated[int, typer.Option(help="Of the student; half by default.", min=0)] = 0,
+    width: Annotated[int, typer.Option(help="Of a fresh student.", min=0)] = 0,
+    labels: Annotated[
+        str, typer.Option(help="soft, hard, top-k:8, sampled:12, smoothed:0.1 or permuted.")
+    ] = "soft",
+    own_text: Annotated[bool, typer.Option(help="Train on what the teacher writes.")] = False,
+    temperature: Annotated[float, typer.Option(help="Of soft labels.")] = 1.0,
+    steps: Annotated[int, _STEPS] = 1500,
+    batch: Annotated[int, _BATCH] = 64,
+    rate: Annotated[float, _RATE] = 1e-3,
+    texts: Annotated[Path | None, _TEXTS] = None,
+    name: Annotated[str, _NAME] = "",
+    device: Annotated[str, _DEVICE] = "",
+    seed: Annotated[int, _SEED] = 0,
+    threads: Annotated[int, typer.Option(help=THREADS, min=1)] = 1,
+) -> None:
+    """Train a smaller model on what a larger one says."""
+    quiet(threads)
+    from probes.compression.distillation.distill import distil
+    from probes.compression.distillation.targets import read_labels
+    from probes.compression.distillation.trainer import Training
+
+    called = name or f"{Path(teacher).name}-distilled-{seed}"
+    made = distil(
+        teacher,
+        folder=_work(called),
+        start=start,
+        layers=layers,
+        width=width,
+        labels=read_labels(labels, temperature=temperature),
+        own_text=own_text,
+        texts=texts,
+        dials=Training(steps, seed, batch=batch, learning_rate=rate, device=device),
+        progress=_seen(),
+    )
+    _keep(made, called, teacher)
+
+
+@make_app.command("ticket")
+@plainly
+def make_ticket(
+    model: Annotated[str, _SOURCE],
+    early: Annotated[
+        str, typer.Option(help="What it was early in training; known for the family.")
+    ] = "",
+    rounds: Annotated[int, typer.Option(help="How often it is pruned.", min=1)] = 3,
+    share: Annotated[float, typer.Option(help="Share left out each time.", min=0, max=1)] = 0.5,
+    steps: Annotated[int, _STEPS] = 1500,
+    batch: Annotated[int, _BATCH] = 128,
+    rate: Annotated[float, _RATE] = 1e-3,
+    texts: Annotated[Path | None, _TEXTS] = None,
+    name: Annotated[str, _NAME] = "",
+    device: Annotated[str, _DEVICE] = "",
+    seed: Annotated[int, _SEED] = 0,
+    threads: Annotated[int, typer.Option(help=THREADS, min=1)] = 1,
+) -> None:
+    """Find a winning ticket: prune, set back to early weights, train again, round by round."""
+    quiet(threads)
+    from probes.compression.distillation.distill import find_ticket
+    from probes.compression.distillation.trainer import Training
+
+    called = name or f"{Path(model).name}-ticket"
+    dials = Training(steps, seed, batch=batch, learning_rate=rate, device=device)
+    made = find_ticket(
+        model,
+        early or None,
+        dials,
+        folder=_work(called),
+        rounds=rounds,
+        share=share,
+        texts=texts,
+        progress=_seen(),
+    )
+    _keep(made, called, model)
+
+
+def _work(name: str) -> Path:
+    return Path("runs") / "work" / f"{name}-checkpoints"
+
+
+def _seen() -> bool:
+    return sys.stderr.isatty()
+
+
+def _keep(made: Any, name: str, source: str) -> None:  # noqa: ANN401
+    """Save a relative by its name, and print what became of its parent."""
+    from dataclasses import replace
+
+    from probes.compression.derived_model import parent
+    from probes.files import made_here
+
+    made = replace(made, name=name)
+    place = made.save(made_here() / name)
+    console = Console(soft_wrap=True)
+    table = Table("", Path(source).name, name)
+    sides = (parent(source).made.storage, made.made.storage)
+    for part in ("weights", "scales", "zeros", "index", "embeddings", "other", "total"):
+        numbers = [getattr(side, part) for side in sides]
+        if any(numbers):
+            table.add_row(f"{part}, kB", *(f"{number / 8e3:.1f}" for number in numbers))
+    console.print(table)
+    if made.made.gap is not None:
+        console.print(
+            f"Greatest difference of a logit from the real kernel: {made.made.gap:.2g}",
+            highlight=False,
+        )
+    console.print(f"Made {place}: load it as {name!r}", markup=False, highlight=False)

@@ -1,0 +1,1 @@
+"""Circuits of two models: overlap, edge tests, transfer."""

@@ -1,0 +1,179 @@
+"""The circuits of two models that have the same wires: quantized, pruned or fine-tuned relatives.
+
+prompts ─┬─ half: every edge scored in both models ─→ overlap, changed edges, circuits by size
+         └─ half: each circuit run in both models ──→ does it do the job there as well?
+
+Other edges can do the same job: low overlap is no loss while the circuit works in the other model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from probes.circuits.attribution import Method, attribute
+from probes.circuits.edge_scores import Graph
+from probes.circuits.faithfulness import marks
+from probes.circuits.reference_runs import Stage
+from probes.circuits.sampling import tasks
+from probes.circuits.task import Task
+from probes.comparison.circuits.edge_tests import changes, fewest
+from probes.comparison.circuits.overlap import (
+    Overlap,
+    groups,
+    halves,
+    node_overlap,
+    overlaps,
+    summed,
+)
+from probes.comparison.circuits.result import AtSize, CircuitComparison
+from probes.comparison.circuits.transfer import guest, staged
+from probes.errors import CircuitError
+from probes.models.model import Model, load
+from probes.prompts.catalog import pattern
+from probes.prompts.pattern import Pattern
+from probes.stats.intervals import Estimate, mean
+
+SIZES = (0.01, 0.02, 0.05, 0.1, 0.2)
+
+_FEWEST = 8  # Pairs in a half: fewer leave too few patterns of signs, and too few to deal out.
+_NEGLIGIBLE = 1e-4  # Of the lead that is at stake: what rounding may do to a score.
+_SHAPE = (("layers", "layers"), ("heads", "heads"), ("kv_heads", "heads for keys and values"))
+
+
+def compare_circuits(  # noqa: PLR0913 (the job has its dials)
+    a: str | Path | Model,
+    b: str | Path | Model,
+    task: Task | str | Pattern,
+    *,
+    sizes: Sequence[float] = SIZES,
+    method: Method = "eap-ig",
+    answer: str = "",
+    contrasts: Sequence[str] = (),
+    prompts: int = 32,
+    draws: int = 1000,
+    controls: int = 10,
+    seed: int = 0,
+) -> CircuitComparison:
+    """Say how alike two circuits are, and whether each does the other model's job.
+
+    Args:
+        a, b: Models with the same layers, heads and wires, or names that `load` takes.
+        task: Pairs of prompts, which are halved; or a pattern, or its name, to draw them from.
+        sizes: Of the circuits compared, as shares of all edges.
+        method: How edges are scored; see `attribute`.
+        answer: Which answer of a pattern is traced; the first by default.
+        contrasts: What a pattern's counterfactuals change; by default all that change the answer.
+        prompts: Pairs of a pattern for each contrast, to choose circuits by; as many to judge by.
+        draws: How often prompts are drawn anew.
+        controls: How many random circuits of each size give the chance level.
+        seed: Of prompts, halves, draws and random circuits.
+
+    Raises:
+        CircuitError: The models differ in their wires or tokens, there are too few prompts, or a
+            number makes no sense.
+        GateError: The answer does not lead in a model, or its counterfactuals do not lower it.
+    """
+    if not sizes or not all(0 < part <= 1 for part in sizes) or draws < 2 or controls < 1:
+        raise CircuitError(
+            f"Cannot compare circuits at sizes {list(sizes)} in {draws} draws beside {controls} "
+            "random ones: give shares above 0, up to 1, two draws or more, and one control or more"
+        )
+    one, two = load(a), load(b)
+    if one.name == two.name:
+        two = replace(two, name=f"{two.name} (2)")
+    _alike(one, two)
+    asked = pattern(task) if isinstance(task, str) else task
+    if isinstance(asked, Task):
+        group = _enough(asked, 2 * _FEWEST, "choose circuits by and to judge them")
+        finding, judging = (asked[rows] for rows in halves(group, seed=seed))
+    else:
+        named = answer or asked.answers[0][0]
+        finding, judging = tasks(one, asked, named, contrasts, prompts=prompts, seed=seed)
+    group = _enough(finding, _FEWEST, "choose circuits by")
+    _enough(judging, _FEWEST, "judge circuits by")
+    stages = (staged(one, judging), staged(two, judging))
+    graphs = (attribute(one, finding, method=method), attribute(two, finding, method=method))
+    rows = [_by_group(graph, group) for graph in graphs]
+    counts = sorted({max(1, int(part * len(graphs[0]))) for part in sizes})
+    *by_size, weighted = overlaps(rows[0], rows[1], counts, times=draws, seed=seed)
+    stake = max(float((found.leads - found.floor).mean()) for found in stages)
+    each = [scores.double().numpy() * len(scores) / len(group) for scores in rows]
+    return CircuitComparison(
+        a=one.name,
+        b=two.name,
+        leads=(_leads(stages[0], seed), _leads(stages[1], seed)),
+        sizes=tuple(_at(graphs, stages, found, controls, seed) for found in by_size),
+        weighted=weighted,
+        changes=changes(graphs[0].wiring, each[0], each[1], least=_NEGLIGIBLE * stake, seed=seed),
+        fewest=fewest(len(rows[0]), len(graphs[0])),
+        graphs=graphs,
+        protocol=(
+            *graphs[0].protocol,
+            ("held-out prompts", str(len(judging))),
+            ("draws", str(draws)),
+            ("random circuits", f"{controls} of random paths"),
+            ("seed", str(seed)),
+        ),
+    )
+
+
+def _alike(a: Model, b: Model) -> None:
+    """Refuse models whose edges, or tokens, are not the same ones."""
+    shapes = [
+        ", ".join(f"{getattr(m.shape, name)} {word}" for name, word in _SHAPE) for m in (a, b)
+    ]
+    kinds = ["parallel" if m.shape.parallel else "one after another" for m in (a, b)]
+    if shapes[0] != shapes[1] or kinds[0] != kinds[1]:
+        raise CircuitError(
+            f"{a.name} has {shapes[0]} (attention and MLP {kinds[0]}), {b.name} {shapes[1]} "
+            f"({kinds[1]}): their edges are not the same ones. Compare their heads by what they "
+            "do: compare(a, b)."
+        )
+    known = [None if m.tokenizer is None else m.tokenizer.get_vocab() for m in (a, b)]
+    if known[0] and known[1] and known[0] != known[1]:
+        raise CircuitError(
+            f"{a.name} and {b.name} have different tokens, {len(known[0])} and {len(known[1])} of "
+            "them: the same prompt is not the same to both. Compare their heads by what they do: "
+            "compare(a, b)."
+        )
+
+
+def _enough(task: Task, least: int, what: str) -> Int[np.ndarray, " prompt"]:
+    """Return which pairs belong together, as they share a text; refuse too few."""
+    rows = [[tuple(row) for row in ids.tolist()] for ids in (task.clean, task.counterfactual)]
+    group = groups(list(zip(*rows, strict=True)))
+    if (count := len(np.unique(group))) < least:
+        raise CircuitError(
+            f"{count} pairs that share no text were found to {what}, and {least} are needed: give "
+            "more pairs, or pairs of more texts"
+        )
+    return group
+
+
+def _by_group(graph: Graph, group: Int[np.ndarray, " prompt"]) -> Float[Tensor, "group edge"]:
+    assert graph.each is not None  # `attribute` keeps them unless told otherwise
+    return summed(graph.each, group)
+
+
+def _leads(stage: Stage, seed: int) -> Estimate:
+    return mean(stage.leads.double().cpu().numpy(), seed=seed)
+
+
+def _at(
+    graphs: tuple[Graph, Graph],
+    stages: tuple[Stage, Stage],
+    found: Overlap,
+    controls: int,
+    seed: int,
+) -> AtSize:
+    wiring = graphs[0].wiring
+    kept = marks(stages[0], [graph.top(found.edges) for graph in graphs])
+    nodes, by_lot = node_overlap(wiring, kept, seed=seed)
+    in_a, in_b = (
+        guest(stages[m], kept[m], kept[1 - m], controls=controls, seed=seed) for m in (0, 1)
+    )
+    return AtSize(found.edges / len(wiring), found, nodes, by_lot, in_a, in_b)

@@ -1,0 +1,151 @@
+"""One model beside several relatives: what became of each head and variable, in one table."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from probes.comparison.explanation import Why
+from probes.comparison.result import Comparison
+from probes.errors import EquivalenceError, SiteError
+from probes.files import write_whole
+
+
+@dataclass(frozen=True, eq=False)
+class Relatives:
+    """A model compared with its relatives, on the same prompts and against the same nets.
+
+    Attributes:
+        comparisons: One for each relative.
+    """
+
+    comparisons: tuple[Comparison, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The relatives."""
+        return tuple(found.other.name for found in self.comparisons)
+
+    def __getitem__(self, name: str) -> Comparison:
+        """Return the comparison with one relative."""
+        for found in self.comparisons:
+            if found.other.name == name:
+                return found
+        raise SiteError(f"{name!r} was not compared: there are {', '.join(self.names)}")
+
+    def table(self) -> pd.DataFrame:
+        """Return the words: a variable or head to a row, a relative to a column."""
+        subjects = dict.fromkeys(
+            fate.subject for one in self.comparisons for fate in one.fates if fate.subject
+        )
+        rows = {}
+        for subject in subjects:
+            rows[subject] = {
+                one.other.name: next(
+                    (_cell(fate) for fate in one.fates if fate.subject == subject), ""
+                )
+                for one in self.comparisons
+            }
+        rows["heads of its own"] = {
+            one.other.name: ", ".join(f.there for f in one.fates if f.word == "new") or "–"
+            for one in self.comparisons
+        }
+        return pd.DataFrame.from_dict(rows, orient="index", columns=list(self.names))
+
+    def numbers(self) -> pd.DataFrame:
+        """Return the numbers beside the words: gates, matches and kinship, nulls as columns too.
+
+        Kinship is how much a relative's states turn the full model's answers, gate or no gate.
+        """
+        first = self.comparisons[0]
+        rows: dict[str, dict[str, float]] = {}
+        for one in self.comparisons:
+            gates = one.gates[len(one.answers) :]
+            rows[one.other.name] = {
+                **{f"{gate.answer} right": gate.accuracy.value for gate in gates},
+                "heads alike": one.overall.score.value,
+                "heads alike, untrained": one.overall.chance_high,
+                "kinship": one.kinship,
+                **{f"{b.variable} turned": b.value.value for b in one.back},
+            }
+        if first.back:
+            nets = [np.array([back.nulls for back in one.back]) for one in self.comparisons]
+            rows["best untrained"] = {
+                "kinship": float(max(net.mean(0).max() for net in nets)),
+                **{
+                    f"{one.variable} turned": float(max(net[k].max() for net in nets))
+                    for k, one in enumerate(first.back)
+                },
+            }
+            for name in first.back[0].strangers:
+                rows[name] = {
+                    "kinship": float(np.mean([one.strangers[name] for one in first.back])),
+                    **{f"{one.variable} turned": one.strangers[name] for one in first.back},
+                }
+        return pd.DataFrame.from_dict(rows, orient="index").T
+
+    def summary(self) -> tuple[str, ...]:
+        """Say in plain sentences what was found, relative by relative."""
+        return tuple(_line(one) for one in self.comparisons)
+
+    def why(self, subject: str, relative: str) -> Why:
+        """Show the interventions behind a word; see `Comparison.why`."""
+        return self[relative].why(subject)
+
+    def assert_equivalent(self, margin: float = 0.1, *, heads: bool = False) -> None:
+        """Raise unless every relative is surely the full model's equal; see `Comparison`.
+
+        Raises:
+            EquivalenceError: One is not; the message says which, and why.
+        """
+        against = []
+        for one in self.comparisons:
+            try:
+                one.assert_equivalent(margin, heads=heads)
+            except EquivalenceError as error:
+                against.append(str(error))
+        if against:
+            raise EquivalenceError("\n".join(against))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain JSON values, by relative."""
+        return {one.other.name: one.to_dict() for one in self.comparisons}
+
+    def save(self, path: str | Path) -> None:
+        """Write the page (.html) or the numbers (.json), whole or not at all."""
+        from probes.viz.reports.family_comparison import related_page
+
+        if Path(path).suffix == ".json":
+            write_whole(Path(path), json.dumps(self.to_dict(), indent=1).encode())
+        else:
+            related_page(self).save(path)
+
+    def _repr_html_(self) -> str:
+        from probes.viz.reports.family_comparison import related_page
+
+        return related_page(self)._repr_html_()
+
+    def __repr__(self) -> str:
+        first = self.comparisons[0]
+        return f"<Relatives of {first.full.name} on {first.pattern}: {', '.join(self.names)}>"
+
+
+def _cell(fate: Any) -> str:  # noqa: ANN401
+    return f"{fate.word} ({fate.there})" if fate.there else fate.word
+
+
+def _line(one: Comparison) -> str:
+    words: dict[str, list[str]] = {}
+    for fate in one.fates:
+        if fate.word not in ("idle",):
+            words.setdefault(fate.word, []).append(fate.subject or fate.there)
+    gates = ", ".join(
+        f"{gate.answer} {gate.accuracy.value:.0%} right" for gate in one.gates[len(one.answers) :]
+    )
+    if set(words) == {"behaviour absent"}:
+        return f"{one.other.name} ({gates}) – behaviour absent."
+    told = "; ".join(f"{word}: {', '.join(names)}" for word, names in words.items())
+    return f"{one.other.name} ({gates}) – {told}."

@@ -1,0 +1,140 @@
+"""The curve: what each relative of a model stores, against what is left of behaviour and mechanism.
+
+parent → questions, crossings, sites, circuit, once → each relative → noise as far from the parent
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from probes.comparison.compare import compare_family
+from probes.comparison.rate_distortion.mechanism import run_trial, turned
+from probes.comparison.rate_distortion.point import KEEP, Side, point_of, prepare
+from probes.comparison.rate_distortion.result import Curve
+from probes.comparison.rate_distortion.weight_noise import shaken
+from probes.comparison.variables.transfer import apart
+from probes.compression.derived_model import Relative
+from probes.errors import ModelError
+from probes.models.model import Model, load, untrained
+from probes.observe.divergence import guessed, put
+from probes.prompts.catalog import pattern as find_pattern
+from probes.prompts.pattern import Pattern
+
+_NAN = float("nan")
+
+Name = str | Path | Model | Relative
+
+
+def curve(  # noqa: PLR0913 (the job has its dials)
+    parent: Name,
+    relatives: Sequence[Name],
+    pattern: str | Pattern = "take-away",
+    *,
+    bases: int = 200,
+    prompts: int = 32,
+    noise: int = 3,
+    nulls: int = 3,
+    verdicts: bool = False,
+    seed: int = 0,
+    progress: bool = False,
+) -> Curve:
+    """Measure what each relative of a model stores, and what is left of behaviour and mechanism.
+
+    The mechanism is judged by interchange: a variable of one text, put into another, must turn the
+    answer as foretold. It is put in at the parent's site where the relative has the parent's graph,
+    else at the relative's own. As a crossing fails wherever the answer fails anyway, it is judged
+    on the items that both models solve when nothing is put in. What a relative may lose without
+    it is shown by copies of the parent with plain noise on the matrices of its layers, as far from
+    the parent in KL.
+
+    Where the graph is the same, the parent's states are put into the relative as they are, and the
+    parent's circuit is run alone in it. For another graph neither is done: maps between two
+    spaces take minutes, see `transplant` and `lift`. There the relative's own circuit that keeps
+    as much of the lead stands beside the parent's, by its number of edges.
+
+    Args:
+        parent: A model, or a name that `load` takes.
+        relatives: Models made of it, or any others of the same vocabulary.
+        pattern: What they are asked: a pattern with an opposite, or pairs, such as a .jsonl file.
+        bases: Questions that behaviour is judged by, and crossings (or pairs of each contrast)
+            that the mechanism is judged by; half as many find the sites.
+        prompts: Pairs of each contrast that the circuit is found by; as many judge it.
+        noise: Copies with plain noise for each relative of the parent's graph that is quantized,
+            pruned or a ticket, or does not say what it is; 0 for none.
+        nulls: Fresh nets of the parent's shape that say what chance gives; 0 for none.
+        verdicts: Whether to count the words of `compare_family`, which takes minutes.
+        seed: Of questions, noise, nets and the bootstrap.
+        progress: Whether to show a bar.
+
+    Raises:
+        PatternError: The pattern is unknown or has too few prompts.
+        ModelError: A model is unknown or broken, has another vocabulary or no tokenizer, or the
+            parent has one block.
+    """
+    asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
+    first, models = _loaded(parent, relatives)
+    side = prepare(first, asked, (bases, prompts, seed))
+    noisy = shaken(first) if noise else None
+    words: Sequence[Mapping[str, int]] = [{}] * len(models)
+    if verdicts:
+        found = compare_family(first, models, asked, prompts=prompts, seed=seed)
+        words = [Counter(fate.word for fate in one.fates) for one in found.comparisons]
+    points = [
+        point_of(model, side, noisy, (noise, seed), word)
+        for model, word in zip(
+            tqdm(models, desc="relatives", disable=not progress), words, strict=True
+        )
+    ]
+    return Curve(
+        parent=point_of(first, side, None, (0, seed), {}),
+        points=tuple(points),
+        pattern=asked.name,
+        items=len(side.exam.judging),
+        guessed=guessed(side.sitting),
+        untrained=_untrained(side, nulls, seed),
+        protocol=tuple(_protocol(side, (bases, prompts, noise, nulls, seed))),
+    )
+
+
+def _loaded(parent: Name, relatives: Sequence[Name]) -> tuple[Model, list[Model]]:
+    """Load all models, and refuse those whose words are others."""
+    if not relatives:
+        raise ModelError("There is no relative to measure: name at least one")
+    first, *others = (
+        one.model() if isinstance(one, Relative) else load(one) for one in (parent, *relatives)
+    )
+    for model in (first, *others):
+        if model.tokenizer is None:
+            raise ModelError(f"{model.name} comes without a tokenizer: give it one")
+        same = model.tokenizer.get_vocab() == first.tokenizer.get_vocab()
+        if not same or model.shape.d_vocab != first.shape.d_vocab:
+            raise ModelError(
+                f"{model.name} and {first.name} have different vocabularies "
+                f"({model.shape.d_vocab} and {first.shape.d_vocab} tokens): what they say of the "
+                "next token cannot be compared. Choose relatives of one vocabulary."
+            )
+    return first, apart(others, [first.name])
+
+
+def _untrained(side: Side, nulls: int, seed: int) -> tuple[float, float]:
+    """Return the best of some fresh nets: all answers right, and crossings turned as foretold."""
+    right, hits = [], []
+    for number in range(nulls):
+        net = untrained(side.model, seed=seed + number)
+        right.append(float(put(side.sitting, net).found.right.all(-1).float().mean()))
+        hits.append(float(turned(run_trial(net, side.exam.judging), side.cells).each.mean()))
+    return max(right, default=_NAN), max(hits, default=_NAN)
+
+
+def _protocol(side: Side, dials: tuple[int, ...]) -> Iterator[tuple[str, str]]:
+    bases, prompts, noise, nulls, seed = dials
+    yield "questions", str(len(side.sitting.batch))
+    yield "items", f"{len(side.exam.judging)} ({bases} bases asked for)"
+    yield "copies with noise", str(noise)
+    yield "untrained nets", str(nulls)
+    if side.circuit is not None:
+        edges = f"{len(side.circuit)} of {len(side.circuit.wiring)} edges"
+        yield "circuit", f"{edges}, {prompts} pairs a contrast, asked to keep {KEEP}"
+    yield "seed", str(seed)

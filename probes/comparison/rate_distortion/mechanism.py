@@ -1,0 +1,268 @@
+"""Does a variable turn a model's answer: at whose site, on which items, with whose states.
+
+crossings or pairs → what must be said once a variable is put in → runs of a model → hits, item by
+item, beside whether the model answers base and source rightly when nothing is put in
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import networkx
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from probes.errors import ModelError, PatternError
+from probes.interventions.activation_patching import Recording, patch, record
+from probes.interventions.hotspots import find_sites, finding_words, variables_of
+from probes.models.model import Model
+from probes.models.site import Cell
+from probes.prompts.interchange_pairs import BASE, OBJECT, Crossings, crossings
+from probes.prompts.pair_batch import PairBatch, draw_pairs, encode_pairs
+from probes.prompts.pattern import Pattern
+from probes.prompts.question import Pair
+
+Cells = Mapping[str, Cell]
+"""For each variable the site where it is put in."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """Pairs of texts, and what a model should say of one once it is given a state of the other.
+
+    Attributes:
+        pairs: The bases, each with its source.
+        foretold: For each variable the tokens at the read-outs once it is put in; -1 where a pair
+            does not try it.
+        own, theirs: The right tokens of base and source.
+    """
+
+    pairs: PairBatch
+    foretold: Mapping[str, Int[Tensor, "prompt answer"]]
+    own: Int[Tensor, "prompt answer"]
+    theirs: Int[Tensor, "prompt answer"]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """What is put in."""
+        return tuple(self.foretold)
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """What one model made of a trial's texts.
+
+    Attributes:
+        clean: Of the bases.
+        source: Of the sources, moved so that each base position holds its counterpart.
+    """
+
+    trial: Trial
+    clean: Recording
+    source: Recording
+
+
+@dataclass(frozen=True, eq=False)
+class Turned:
+    """What became of a trial in one model.
+
+    Attributes:
+        right: Whether all answers to a base are right when nothing is put in.
+        solved: Whether those to its source are, too.
+        hits: For each variable, 1 where the answers turned as foretold, 0 where not, and NaN where
+            it was not tried.
+    """
+
+    right: Bool[np.ndarray, " prompt"]
+    solved: Bool[np.ndarray, " prompt"]
+    hits: Mapping[str, Float[np.ndarray, " prompt"]]
+
+    @property
+    def each(self) -> Float[np.ndarray, " prompt"]:
+        """Return each item's share of variables that turned it as foretold."""
+        return np.nanmean(np.stack([*self.hits.values()]), axis=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Exam:
+    """What a model and its relatives are tried by.
+
+    Attributes:
+        judging: What is judged by.
+        find: Finds where a model holds each variable, on other texts.
+    """
+
+    judging: Trial
+    find: Callable[[Model], Cells]
+
+
+def draw_exam(parent: Model, pattern: Pattern, *, bases: int, seed: int) -> Exam:
+    """Draw what variables are tried on, and what their sites are found by.
+
+    A pattern with an opposite gives crossings, which mix the variables of two questions. One
+    without gives pairs that differ in one thing, its contrast; then the foretold answer is simply
+    the source's.
+
+    Raises:
+        PatternError: The pattern has too few prompts.
+        ModelError: The model has one block.
+    """
+    if parent.shape.layers < 2:
+        raise ModelError(
+            f"{parent.name} has one block: there is no site between it and the embedding or the "
+            "answer. Choose a model of two blocks or more."
+        )
+    if pattern.given or pattern.opposite is None:
+        return _pairs_exam(parent, pattern, bases, seed)
+    tokenizers, limit = (parent.tokenizer,), parent.shape.context
+    finding = crossings(
+        pattern, max(bases // 2, 8), tokenizers=tokenizers, seed=seed + 1,
+        words=finding_words(pattern),
+    )  # fmt: skip
+    seen = {pair.clean.text for pair in finding.same}
+    drawn = crossings(
+        pattern, bases, tokenizers=tokenizers, seed=seed, keep=lambda base: base.text not in seen
+    )
+    variables = variables_of(drawn)
+
+    def find(model: Model) -> Cells:
+        return dict(zip(variables, find_sites(model, finding, variables), strict=True))
+
+    return Exam(
+        crossed_trial(drawn, encode_pairs(parent.tokenizer, drawn.other, limit=limit)), find
+    )
+
+
+def crossed_trial(drawn: Crossings, pairs: PairBatch) -> Trial:
+    """Say what crossings foretell; `pairs` are those with sources about another object."""
+    labels = (drawn.number, drawn.noun)
+    outcomes = [torch.tensor(readout.outcomes) for readout in pairs.clean.readouts]
+
+    def says(*wanted: str) -> Int[Tensor, "prompt answer"]:
+        found = zip(outcomes, labels, wanted, strict=True)
+        return torch.stack([tokens[:, names.index(word)] for tokens, names, word in found], 1)
+
+    foretold = {}
+    for variable in variables_of(drawn):
+        wanted = (BASE, OBJECT) if variable == OBJECT else (variable, BASE)
+        foretold[variable] = says(*wanted)
+    return Trial(pairs, foretold, says(BASE, BASE), says(drawn.whole, OBJECT))
+
+
+def _pairs_exam(parent: Model, pattern: Pattern, bases: int, seed: int) -> Exam:
+    found: list[Pair] = []
+    for contrast in pattern.contrasts:
+        held = sum(pair.contrast == contrast for pair in pattern.given)
+        count = min(2 * bases, held) if pattern.given else 2 * bases
+        drawn = draw_pairs(pattern, contrast, count, tokenizers=(parent.tokenizer,), seed=seed)
+        if any(pair.changes(name) for pair in drawn for name, _ in pair.clean.answers):
+            found += drawn
+    finding, judging = halved(found)
+    if not finding or not judging:
+        raise PatternError(
+            f"{pattern.name!r} has {len(found)} pairs that change an answer, and they cannot be "
+            "parted in two without a text in both: give more pairs of different texts"
+        )
+    limit = parent.shape.context
+    here, there = (
+        _contrasted(encode_pairs(parent.tokenizer, some, limit=limit))
+        for some in (finding, judging)
+    )
+    return Exam(there, lambda model: best_sites(run_trial(model, here)))
+
+
+def halved(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
+    """Part pairs so that no text is on both sides; each contrast is parted by itself."""
+    joined = networkx.Graph([(pair.clean.text, pair.counterfactual.text) for pair in pairs])
+    group = {
+        text: n for n, texts in enumerate(networkx.connected_components(joined)) for text in texts
+    }
+    sides: tuple[list[Pair], list[Pair]] = ([], [])
+    chosen: dict[int, int] = {}
+    for _, some in groupby(pairs, key=lambda pair: pair.contrast):
+        counts = [0, 0]
+        for pair in some:
+            side = chosen.setdefault(group[pair.clean.text], int(counts[1] < counts[0]))
+            counts[side] += 1
+            sides[side].append(pair)
+    return sides
+
+
+def _contrasted(pairs: PairBatch) -> Trial:
+    own, theirs = (
+        torch.stack([readout.answer for readout in side.readouts], 1)
+        for side in (pairs.clean, pairs.counterfactual)
+    )
+    contrasts = [pair.contrast for pair in pairs.pairs]
+    foretold = {}
+    for name in dict.fromkeys(contrasts):
+        tried = torch.tensor([contrast == name for contrast in contrasts])[:, None]
+        foretold[name] = torch.where(tried, theirs, -1)
+    return Trial(pairs, foretold, own, theirs)
+
+
+def run_trial(model: Model, trial: Trial) -> Runs:
+    """Run a model on bases and sources, once."""
+    sides = (trial.pairs.clean, trial.pairs.counterfactual)
+    clean, source = (
+        record(model, *(t.to(model.device) for t in (side.ids, side.mask, side.positions)))
+        for side in sides
+    )
+    return Runs(trial, clean, source.aligned(trial.pairs.source.to(model.device)))
+
+
+def turned(runs: Runs, cells: Cells, *, source: Recording | None = None) -> Turned:
+    """Put each variable's site of the sources into the bases, one at a time.
+
+    Args:
+        runs: Of the model that is asked.
+        cells: The sites; roles that are joined are written "x+rest".
+        source: A run to take states from in place of the model's own, such as its parent's.
+    """
+    trial = runs.trial
+    said = _said(runs, [cells[name] for name in trial.variables], source or runs.source)
+    hits = {}
+    for row, name in zip(said, trial.variables, strict=True):
+        wanted = trial.foretold[name]
+        hit = (row == wanted).all(-1).double()
+        hits[name] = torch.where((wanted >= 0).all(-1), hit, torch.nan).numpy()
+    own, theirs = (run.logits.argmax(-1).cpu() for run in (runs.clean, runs.source))
+    right = (own == trial.own).all(-1)
+    solved = right & (theirs == trial.theirs).all(-1)
+    return Turned(right.numpy(), solved.numpy(), hits)
+
+
+def _said(
+    runs: Runs, cells: Sequence[Cell], source: Recording
+) -> Int[Tensor, "cell prompt answer"]:
+    pairs, device = runs.trial.pairs, runs.clean.ids.device
+    where = {}
+    for cell in cells:
+        parts = [pairs.where(role) for role in cell.role.split("+")]
+        where[cell.role] = torch.stack(parts).any(0).to(device)
+
+    def likeliest(logits: Tensor, _: Tensor) -> Float[Tensor, "row answer"]:
+        return logits.argmax(-1).float()  # Single precision holds the numbers of tokens exactly.
+
+    found = patch(runs.clean, source, cells, where, likeliest)
+    return found.round().long().cpu()
+
+
+def best_sites(runs: Runs) -> Cells:
+    """Return for each variable the residual between two blocks that turns most answers."""
+    layers = range(1, runs.clean.model.shape.layers)
+    pairs, last = runs.trial.pairs, int(runs.trial.pairs.clean.positions.max())
+    roles = [r for r in pairs.clean.roles if bool(pairs.where(r)[:, : last + 1].any())]
+    cells = [Cell(layer, "resid", role) for layer in layers for role in roles]
+    said = _said(runs, cells, runs.source)
+    found = {}
+    for name, wanted in runs.trial.foretold.items():
+        tried = (wanted >= 0).all(-1)
+        shares = (said == wanted).all(-1)[:, tried].float().mean(1)
+        found[name] = cells[int(shares.argmax())]
+    return found

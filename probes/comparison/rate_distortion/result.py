@@ -1,0 +1,279 @@
+"""Rate and distortion of a model's relatives: behaviour and mechanism against what they store."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from probes.comparison.rate_distortion.order import UNKNOWN, Noise, Order
+from probes.compression.storage import Rate
+from probes.errors import SiteError
+from probes.files import jsonable, write_whole
+from probes.observe.divergence import Behaved
+from probes.stats.intervals import Estimate
+
+if TYPE_CHECKING:
+    from probes.viz.picture import Picture
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Mechanism:
+    """What became of the parent's mechanism in a relative.
+
+    Attributes:
+        sites: Where each variable is put in: the parent's site where the graph is the same, else
+            the relative's own.
+        own_sites: Where the relative itself holds each variable.
+        every: For each variable the share of all crossings that turn as foretold.
+        matched: The same on the items that parent and relative solve when nothing is put in.
+        kept: The mean over the variables on these items.
+        at_own: The same at the relative's own sites.
+        carried: For each variable what the parent's own states turn in the relative, put in as
+            they are, on these items; empty where the graph is another.
+        circuit: Share of the lead that the parent's circuit keeps by itself in the relative, 1 the
+            whole; unknown where the graph is another.
+        circuit_edges: The size of the circuit: the parent's, or where the graph is another the
+            relative's own that keeps as much; 0 if none was found.
+        circuit_share: The same as a share of all edges.
+        order: What broke first; None where too few items are solved by both.
+    """
+
+    sites: Mapping[str, str]
+    own_sites: Mapping[str, str]
+    every: Mapping[str, Estimate]
+    matched: Mapping[str, Estimate]
+    kept: Estimate
+    at_own: Estimate
+    carried: Mapping[str, Estimate]
+    circuit: Estimate
+    circuit_edges: int
+    circuit_share: float
+    order: Order | None
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """A relative on the curve.
+
+    Attributes:
+        name: Its name.
+        kind: How it was made, as its slip says; "untrained" for a fresh net.
+        rate: What it takes to store.
+        behaved: How far its behaviour is from the parent's.
+        same_graph: Whether it has as many layers and heads, as wide, as the parent.
+        mechanism: None where the behaviour is absent.
+        noise: Copies of the parent with noise, as far away; None where there is none.
+        verdicts: How many heads and variables `compare_family` gave each word; empty if not asked.
+    """
+
+    name: str
+    kind: str
+    rate: Rate
+    behaved: Behaved
+    same_graph: bool
+    mechanism: Mechanism | None
+    noise: Noise | None
+    verdicts: Mapping[str, int]
+
+    @property
+    def word(self) -> str:
+        """What broke first, or "behaviour absent"."""
+        if self.mechanism is None:
+            return "behaviour absent"
+        return self.mechanism.order.word if self.mechanism.order else "cannot tell"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Curve:
+    """A model and its relatives: what they store against what is left.
+
+    Attributes:
+        parent: The model itself.
+        points: One for each relative.
+        pattern: What they were asked.
+        items: How many crossings or pairs the mechanism is judged on.
+        guessed: What no simple heuristic exceeds in having all answers right.
+        untrained: The best of some fresh nets of the parent's shape: share of questions with all
+            answers right, and of crossings that turn as foretold at the parent's sites; NaN
+            without nets.
+        protocol: How it was measured.
+    """
+
+    parent: Point
+    points: tuple[Point, ...]
+    pattern: str
+    items: int
+    guessed: float
+    untrained: tuple[float, float]
+    protocol: tuple[tuple[str, str], ...]
+
+    def __getitem__(self, name: str) -> Point:
+        """Return the point of one model."""
+        for point in (self.parent, *self.points):
+            if point.name == name:
+                return point
+        raise SiteError(f"{name!r} is not on the curve: {[p.name for p in self.points]} are")
+
+    def table(self) -> pd.DataFrame:
+        """Return all numbers, a model to a row, the parent first; NaN is what was not measured."""
+        return pd.DataFrame([_row(point) for point in (self.parent, *self.points)])
+
+    def summary(self) -> tuple[str, ...]:
+        """Say in plain sentences what was found."""
+        lines = [self._first(), *map(_line, self.points)]
+        told = [point for point in self.points if point.mechanism]
+        for same, where in ((True, ""), (False, "At sites of their own, in another graph: ")):
+            some = [point for point in told if point.same_graph is same]
+            for word, says in _ORDERS.items():
+                if names := [point.name for point in some if point.word == word]:
+                    says = says if same else says[0].lower() + says[1:]
+                    lines.append(f"{where}{says}: {', '.join(names)}.")
+        for word, says in _NOISES.items():
+            if names := [p.name for p in told if p.noise and p.noise.word == word]:
+                lines.append(f"{says}: {', '.join(names)}.")
+        return tuple(lines)
+
+    def _first(self) -> str:
+        own = self.parent.mechanism
+        line = (
+            f"{self.parent.name} on {self.pattern!r}: all answers right in "
+            f"{self.parent.behaved.right}"
+        )
+        if own is None:
+            return f"{line}; behaviour absent, so that there is no mechanism to lose."
+        sites = ", ".join(f"{variable} at {site}" for variable, site in own.sites.items())
+        return f"{line}; put in, variables turn its answers in {own.kept} ({sites})."
+
+    def picture(self) -> "Picture":
+        """Draw rate against distortion."""
+        from probes.viz.plots.rate_distortion_plot import rated_picture
+
+        return rated_picture(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain JSON values; what is not finite becomes null."""
+        own = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {"schema": SCHEMA, "summary": list(self.summary())} | jsonable(own)
+
+    def save(self, path: str | Path) -> None:
+        """Write the page (.html), the picture (.svg, .png, .pdf) or the numbers (.json, .csv)."""
+        from probes.viz.reports.rate_distortion import rated_page
+
+        path = Path(path)
+        match path.suffix.lower():
+            case ".json":
+                write_whole(path, json.dumps(self.to_dict(), indent=1).encode())
+            case ".csv":
+                write_whole(path, self.table().to_csv(index=False, lineterminator="\n").encode())
+            case ".html":
+                rated_page(self).save(path)
+            case _:
+                self.picture().save(path)
+
+    def _repr_html_(self) -> str:
+        from probes.viz.reports.rate_distortion import rated_page
+
+        return rated_page(self)._repr_html_()
+
+    def __repr__(self) -> str:
+        words = ", ".join(f"{point.name} {point.word}" for point in self.points)
+        return f"<Curve of {self.parent.name} on {self.pattern}: {words}>"
+
+
+_ORDERS = {
+    "mechanism first": "The mechanism breaks before the accuracy does",
+    "accuracy first": "The accuracy breaks before the mechanism does, on what is still solved",
+    "together": "Accuracy and mechanism go together",
+    "neither": "Neither accuracy nor mechanism is lost",
+    "cannot tell": "Which breaks first cannot be told",
+}
+_NOISES = {
+    "worse than noise": "More of the mechanism is lost than by plain noise at the same KL",
+    "better than noise": "Less of the mechanism is lost than by plain noise at the same KL",
+    "like noise": "As much of the mechanism is left as under plain noise at the same KL",
+    "cannot tell": "Whether plain noise at the same KL would do as much cannot be told",
+}
+
+
+def _line(point: Point) -> str:
+    behaved = point.behaved
+    line = (
+        f"{point.name} ({point.rate.bits / 8000:.0f} kB): KL {behaved.kl.value:.3g} bits, all "
+        f"answers right in {behaved.right}"
+    )
+    if point.mechanism is None:
+        return f"{line}; behaviour absent."
+    if point.mechanism.order is None:
+        return f"{line}; too few items are solved by both to judge the mechanism."
+    order = point.mechanism.order
+    line += (
+        f"; on {order.items} items that both solve it lost {order.mechanism} of the mechanism, "
+        f"and {order.accuracy} of accuracy on all: {order.word}."
+    )
+    if point.noise:
+        line += (
+            f" Beside {len(point.noise.kl)} copies with plain noise at the same KL its mechanism "
+            f"is {point.noise.difference}: {point.noise.word}."
+        )
+    return line
+
+
+def _row(point: Point) -> dict[str, Any]:
+    behaved, found, rate = point.behaved, point.mechanism, point.rate
+    row: dict[str, Any] = {
+        "name": point.name, "kind": point.kind, "kB": rate.bits / 8000, "bits": rate.bits,
+        **{f"{part} bits": bits for part, bits in asdict(rate.storage).items()},
+        "density": rate.density, "parameters": rate.parameters, "storage stated": rate.stated,
+        **_three("kl", behaved.kl), **_three("text kl", behaved.text_kl),
+        **_three("right", behaved.right),
+    }  # fmt: skip
+    for name, value in behaved.accuracy.items():
+        row |= _three(f"{name} right", value)
+    row |= _three("agreement", behaved.agreement)
+    row["gate"] = min((gate.state for gate in behaved.gates), key=_STATES.index)
+    row |= {"same graph": point.same_graph, "word": point.word}
+    order = found.order if found else None
+    row |= {"items": order.items if order else np.nan}
+    row |= _three("mechanism", found.kept if found else UNKNOWN)
+    row |= _three("mechanism at own sites", found.at_own if found else UNKNOWN)
+    row |= _three("mechanism loss", order.mechanism if order else UNKNOWN)
+    row |= _three("accuracy loss", order.accuracy if order else UNKNOWN)
+    row |= _three("loss difference", order.lead if order else UNKNOWN)
+    row |= _three("circuit", found.circuit if found else UNKNOWN)
+    row["circuit edges"] = found.circuit_edges if found and found.circuit_edges else np.nan
+    for variable in found.sites if found else ():
+        assert found is not None
+        row[f"{variable} site"] = found.sites[variable]
+        row |= _three(f"{variable}, all", found.every[variable])
+        row |= _three(variable, found.matched[variable])
+        row |= _three(f"{variable}, parent's states", found.carried.get(variable, UNKNOWN))
+    return row | _noise_row(point.noise) | {f"verdict {k}": n for k, n in point.verdicts.items()}
+
+
+_STATES = ("closed", "partial", "open")
+
+
+def _noise_row(noise: Noise | None) -> dict[str, Any]:
+    if noise is None:
+        return {}
+    return {
+        "noise copies": len(noise.kl),
+        "noise scale": float(np.mean(noise.scales)),
+        "noise kl": float(np.mean(noise.kl)),
+        "noise right": float(np.mean(noise.right)),
+        "noise mechanism": float(np.mean(noise.mechanism)),
+        "noise circuit": float(np.mean(noise.circuit)),
+        **_three("mechanism beyond noise", noise.difference),
+        **_three("right beyond noise", noise.accuracy),
+        "noise word": noise.word,
+    }
+
+
+def _three(name: str, found: Estimate) -> dict[str, float]:
+    return {name: found.value, f"{name} low": found.low, f"{name} high": found.high}

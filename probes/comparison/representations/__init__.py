@@ -1,0 +1,1 @@
+"""Representational similarity of two models: CKA, Procrustes, predictivity."""

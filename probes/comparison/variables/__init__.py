@@ -1,0 +1,1 @@
+"""Variables in two models: linear maps, cross-model interchange interventions, verdicts."""

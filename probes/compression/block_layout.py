@@ -1,0 +1,156 @@
+"""Where the heads and neurons of a block are, for the kinds of model that surgery knows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from probes.compression.pruning.masks import matrices
+from probes.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """The blocks of one kind of model, in the words of its parameters and its config.
+
+    Attributes:
+        stack: Where the blocks are listed.
+        attention, mlp: The matrices of a block, and which axis of each is what.
+        writers: The layers of a block that write into the residual stream.
+        width: What the config calls the number of neurons.
+    """
+
+    stack: str
+    attention: Mapping[str, str]
+    mlp: Mapping[str, str]
+    writers: tuple[str, str]
+    width: str
+
+    def parts(self, unit: str) -> Mapping[str, str]:
+        """Return the matrices that hold a "head" or a "neuron"."""
+        return self.attention if unit == "head" else self.mlp
+
+    def writer(self, unit: str, layer: int) -> str:
+        """Name the parameter through which the heads or the neurons of a layer write."""
+        return f"{self.stack}.{layer}.{self.writers[unit == 'neuron']}.weight"
+
+
+_KINDS = {
+    "llama": Blocks(
+        "model.layers",
+        {
+            "self_attn.q_proj": "(head d_head) d_model",
+            "self_attn.k_proj": "(kv_head d_head) d_model",
+            "self_attn.v_proj": "(kv_head d_head) d_model",
+            "self_attn.o_proj": "d_model (head d_head)",
+        },
+        {
+            "mlp.gate_proj": "neuron d_model",
+            "mlp.up_proj": "neuron d_model",
+            "mlp.down_proj": "d_model neuron",
+        },
+        ("self_attn.o_proj", "mlp.down_proj"),
+        "intermediate_size",
+    ),
+    "gpt2": Blocks(
+        "transformer.h",
+        {
+            "attn.c_attn": "d_model (three head d_head)",
+            "attn.c_proj": "(head d_head) d_model",
+        },
+        {"mlp.c_fc": "d_model neuron", "mlp.c_proj": "neuron d_model"},
+        ("attn.c_proj", "mlp.c_proj"),
+        "n_inner",
+    ),
+    "gpt_neox": Blocks(
+        "gpt_neox.layers",
+        {
+            "attention.query_key_value": "(head three d_head) d_model",
+            "attention.dense": "d_model (head d_head)",
+        },
+        {"mlp.dense_h_to_4h": "neuron d_model", "mlp.dense_4h_to_h": "d_model neuron"},
+        ("attention.dense", "mlp.dense_4h_to_h"),
+        "intermediate_size",
+    ),
+}
+
+
+def blocks_of(hf_model: nn.Module, name: str) -> Blocks:
+    """Say where the parts of a model's blocks are.
+
+    Raises:
+        ModelError: The model is of a kind that is not known here.
+    """
+    kind = _config(hf_model).model_type
+    if kind not in _KINDS:
+        raise ModelError(
+            f"{name} is a {kind!r} model: heads, neurons and layers are known of "
+            f"{', '.join(_KINDS)}. Give one of these."
+        )
+    return _KINDS[kind]
+
+
+def sizes_of(hf_model: nn.Module) -> dict[str, int]:
+    """Return the lengths of the axes by their words, and the number of layers as `layer`."""
+    config = _config(hf_model)
+    heads = config.num_attention_heads
+    return {
+        "layer": config.num_hidden_layers,
+        "head": heads,
+        "kv_head": getattr(config, "num_key_value_heads", None) or heads,
+        "d_head": getattr(config, "head_dim", None) or config.hidden_size // heads,
+        "d_model": config.hidden_size,
+        "neuron": _neurons(hf_model),
+        "three": 3,
+    }
+
+
+def unit_masks(
+    hf_model: nn.Module, blocks: Blocks, unit: str, kept: Bool[Tensor, "layer unit"]
+) -> dict[str, Bool[Tensor, "_ _"]]:
+    """Turn which heads or neurons are kept into masks over their matrices.
+
+    A key and value head goes when all heads that read it go.
+    """
+    sizes = sizes_of(hf_model)
+    masks = {}
+    for layer, row in enumerate(kept):
+        for part, axes in blocks.parts(unit).items():
+            own = row
+            if "kv_head" in axes:
+                own = rearrange(row, "(kv_head each) -> kv_head each", kv_head=sizes["kv_head"])
+                own = own.any(dim=1)
+            words = axes.replace("(", "").replace(")", "").split()
+            first = "kv_head" if "kv_head" in axes else unit
+            lengths = {word: sizes[word] for word in words}
+            name = f"{blocks.stack}.{layer}.{part}.weight"
+            masks[name] = repeat(own, f"{first} -> {axes}", **lengths)
+    return masks
+
+
+def gone(hf_model: nn.Module, blocks: Blocks, unit: str) -> Bool[Tensor, "layer unit"]:
+    """Find the heads or neurons that write nothing: all of their weights that write are 0."""
+    own, sizes = matrices(hf_model), sizes_of(hf_model)
+    last = "head d_head d_model" if unit == "head" else "neuron d_model"
+    axes = blocks.parts(unit)[blocks.writers[unit == "neuron"]]
+    lengths = {"head": sizes["head"]} if unit == "head" else {}
+    found = []
+    for layer in range(sizes["layer"]):
+        weight = own[blocks.writer(unit, layer)].detach()
+        parts = rearrange(weight, f"{axes} -> {last}", **lengths)
+        found.append((parts == 0).flatten(1).all(dim=1))
+    return torch.stack(found)
+
+
+def _neurons(hf_model: nn.Module) -> int:
+    config = _config(hf_model)
+    # GPT-2 leaves its width open where it is four times the stream's.
+    return getattr(config, _KINDS[config.model_type].width) or 4 * config.hidden_size
+
+
+def _config(hf_model: Any) -> Any:  # noqa: ANN401 (a Hugging Face config is untyped)
+    return hf_model.config

@@ -1,0 +1,130 @@
+"""Winning tickets: which few weights of a trained model, set back to where they began, do it again.
+
+Iterative magnitude pruning with rewinding (Frankle & Carbin 2019, arXiv 1803.03635; Frankle et
+al. 2020, arXiv 1912.05671): train, leave out the smallest weights, set the rest back to what they
+were early on, train again.
+
+    early weights + masks of the trained ones → train → smaller masks → … → the ticket
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from probes.compression.derived_model import Relative
+from probes.compression.pruning.masks import (
+    Masks,
+    density,
+    magnitude_masks,
+    masked_storage,
+    put_on,
+    random_like,
+)
+from probes.errors import ModelError
+from probes.models.provenance import Made
+
+Control = Literal["random", "reinitialised"]
+
+Train = Callable[[Any, Masks, str], nn.Module]
+"""Trains a model in place under masks; it is told the name, and returns the model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ticket:
+    """A trained ticket and the masks that make it.
+
+    Attributes:
+        relative: The model, whose weights outside the masks are exactly zero.
+        masks: What is kept.
+        round: How often it was pruned, from 1.
+    """
+
+    relative: Relative
+    masks: Masks
+    round: int
+
+
+def tickets(  # noqa: PLR0913 (from where to where, and how fast)
+    early: Relative,
+    trained: Relative,
+    train: Train,
+    *,
+    rounds: int = 3,
+    share: float = 0.5,
+    scope: str = "global",
+) -> Iterator[Ticket]:
+    """Prune, rewind and train again, round by round.
+
+    Args:
+        early: The weights to go back to.
+        trained: What training made of them.
+        train: Trains again, as the full model was.
+        rounds: How often.
+        share: Share of the weights still there to leave out in each round, 0 to 1.
+        scope: Whether weights are ranked together or matrix by matrix.
+
+    Raises:
+        ModelError: The two are not the same model at two times.
+    """
+    _check(early, trained)
+    masks: Masks | None = None
+    last: nn.Module = trained.hf_model
+    for number in range(1, rounds + 1):
+        masks = magnitude_masks(last, share, scope=scope, within=masks)
+        found = _trained(early, trained, train, masks, f"{trained.name}-ticket-{number}")
+        last = found.hf_model
+        yield Ticket(found, masks, number)
+
+
+def control(  # noqa: PLR0913 (as above)
+    ticket: Ticket, early: Relative, trained: Relative, train: Train, kind: Control, *, seed: int
+) -> Ticket:
+    """Train what a ticket has to beat, with as many weights in every matrix.
+
+    Args:
+        ticket: Whose masks are matched.
+        early: The weights that the ticket went back to.
+        trained: The full model.
+        train: As for the ticket.
+        kind: "random" keeps weights drawn anywhere and goes back to the same ones;
+            "reinitialised" keeps the ticket's and goes back to `early` itself, which is to be a
+            model of other early weights.
+        seed: Of what is drawn.
+    """
+    masks = random_like(ticket.masks, seed=seed) if kind == "random" else ticket.masks
+    name = f"{ticket.relative.name}-{kind}"
+    return Ticket(_trained(early, trained, train, masks, name), masks, ticket.round)
+
+
+def _trained(early: Relative, trained: Relative, train: Train, masks: Masks, name: str) -> Relative:
+    start = copy.deepcopy(early.hf_model)
+    put_on(masks, start)
+    done = train(start, masks, name)
+    put_on(masks, done)  # Zero whatever was trained: a rounding of -0.0 is no zero weight kept.
+    dials = {"early": early.name, "density": density(masks)}
+    made = Made("ticket", trained.name, masked_storage(done, masks), dials)
+    return Relative(name, done, trained.tokenizer, made)
+
+
+def _check(early: Relative, trained: Relative) -> None:
+    ours = {name: tuple(w.shape) for name, w in early.hf_model.named_parameters()}
+    theirs = {name: tuple(w.shape) for name, w in trained.hf_model.named_parameters()}
+    if ours != theirs:
+        odd = next(n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n))
+        raise ModelError(
+            f"{early.name} holds no early weights of {trained.name}: {odd} is {ours.get(odd)} "
+            f"there and {theirs.get(odd)} here. Give the same model as it was early in training."
+        )
+    same = all(
+        torch.equal(a, b)
+        for a, b in zip(early.hf_model.parameters(), trained.hf_model.parameters(), strict=True)
+    )
+    if same:
+        raise ModelError(
+            f"The early weights of {trained.name} are its trained ones: there is nothing to go "
+            "back to. Give the model as it was early in training."
+        )

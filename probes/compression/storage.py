@@ -1,0 +1,60 @@
+"""compression.storage."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from probes.compression.derived_model import dense, zeros
+from probes.models.model import Model
+from probes.models.provenance import Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """What a model takes to store.
+
+    Attributes:
+        storage: Bits, part by part.
+        density: Share of the weights in the layers' matrices that are not exactly 0.
+        parameters: How many weights there are, tied ones counted once.
+        stated: Whether the model says how it is stored; else each weight counts 16 bits.
+    """
+
+    storage: Storage
+    density: float
+    parameters: int
+    stated: bool
+
+    @property
+    def bits(self) -> float:
+        """All of it."""
+        return self.storage.total
+
+
+def rate_of(model: Model) -> Rate:
+    """Count what a model takes to store."""
+    inside = unwrapped(model)
+    return Rate(
+        storage=model.made.storage if model.made else dense(inside, bits=16),
+        density=1 - zeros(inside),
+        parameters=sum(weight.numel() for weight in inside.parameters()),
+        stated=model.made is not None,
+    )
+
+
+def unwrapped(model: Model) -> Any:  # noqa: ANN401
+    """Return a plain Hugging Face model with a model's weights, each named once."""
+    from transformers import AutoModelForCausalLM
+
+    weights = {
+        name.replace("._original_component", ""): weight
+        for name, weight in model.bridge.original_model.state_dict().items()
+    }
+    config = copy.deepcopy(model.config)
+    with torch.random.fork_rng(devices=[]):  # Fresh weights are drawn only to be overwritten.
+        hf_model = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    # The wrapper may list parts of a matrix beside it.
+    hf_model.load_state_dict({name: weights[name] for name in hf_model.state_dict()})
+    return hf_model.eval()

@@ -1,0 +1,1 @@
+"""Studies that use the library; only the command line imports them."""

@@ -1,0 +1,237 @@
+"""Texts with a cue word behind them, cut into tokens so that only the cue differs."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from probes.errors import BatchError, OutcomeError, TokenizerError
+from probes.prompts.batch import padding
+from probes.prompts.question import Question
+
+Said = Literal["right", "wrong"]
+"""Which answer stands before the cue, as if the model had written it."""
+
+STOP = "."
+
+_SPACES = "Ġ▁ "
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A text to continue behind a cue.
+
+    Attributes:
+        prompt: What the model is asked, with no space behind it.
+        answers: What counts as right when it is read from the model's text.
+        right: The right answer as it is written; by default the first of `answers`.
+        wrong: A wrong answer as it is written; may be left out where none is said.
+        then: What is written between the cue's comma and the place that is read; may be nothing.
+    """
+
+    prompt: str
+    answers: tuple[str, ...] = ()
+    right: str = ""
+    wrong: str = ""
+    then: str = ""
+
+    def stem(self, said: Said) -> str:
+        """Return the prompt with the answer that is said, if there is one, and its full stop."""
+        text = self.right or next(iter(self.answers), "")
+        if said == "wrong":
+            text = self.wrong
+            if not text:
+                raise OutcomeError(
+                    f"No wrong answer to {self.prompt!r} was found: give the item one as `wrong`"
+                )
+        return closed(f"{self.prompt} {text}" if text else self.prompt)
+
+
+def closed(text: str) -> str:
+    """Put a full stop behind a text that has none."""
+    return text if text.endswith(STOP) else text + STOP
+
+
+Text = Item | Question | str
+
+
+def as_items(texts: Sequence[Text], *, seed: int = 0) -> tuple[Item, ...]:
+    """Read questions and plain texts as items.
+
+    The wrong answer to a question is a number drawn from its other outcomes (the sum for a
+    difference, a number copied) and the right one's neighbours.
+    """
+    if not texts:
+        raise BatchError("No text was given: give at least one")
+    return tuple(_item(text, seed) for text in texts)
+
+
+def _item(text: Text, seed: int) -> Item:
+    if isinstance(text, Item):
+        return text
+    if isinstance(text, str):
+        return Item(text)
+    named = next(((name, a) for name, a in text.answers if a.isdecimal()), None)
+    if named is None:
+        raise OutcomeError(
+            f"{text.text!r} is answered by {dict(text.answers)}, and a number is needed. Make an "
+            "Item of it"
+        )
+    name, number = named
+    others = {other for other in dict(text.outcomes)[name] if other.isdecimal()}
+    others |= {str(int(number) + step) for step in (-1, 1) if int(number) + step >= 0}
+    drawn = random.Random(f"{seed}:{text.text}").choice(sorted(others - {number}))
+    right, wrong = (
+        " ".join(number if n == name else a for n, a in text.answers) for number in (number, drawn)
+    )
+    return Item(text.text, (number,), right, wrong)
+
+
+def cue_text(text: Text, cue: str, *, said: Said = "right", seed: int = 0) -> str:
+    """Write a text with an answer, a full stop, the cue word and a comma behind it."""
+    return f"{_item(text, seed).stem(said)} {cue},"
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """Token ids of texts and cues, apart.
+
+    Attributes:
+        stems: Each text up to the full stop before the cue.
+        prompts: How many tokens of each stem are the prompt's.
+        words: Each cue's tokens, equally many.
+        tail: The comma's.
+        thens: What each text has behind the comma.
+    """
+
+    stems: tuple[tuple[int, ...], ...]
+    prompts: tuple[int, ...]
+    words: tuple[tuple[int, ...], ...]
+    tail: tuple[int, ...]
+    thens: tuple[tuple[int, ...], ...]
+
+    def rows(self, words: Sequence[tuple[int, ...]]) -> list[list[int]]:
+        """Put a cue, each its own, behind the texts."""
+        parts = zip(self.stems, words, self.thens, strict=True)
+        return [[*stem, *word, *self.tail, *then] for stem, word, then in parts]
+
+
+def pieces(
+    tokenizer: Any,  # noqa: ANN401 (any fast tokenizer)
+    items: Sequence[Item],
+    texts: Sequence[str],
+    cues: Sequence[str],
+) -> Pieces:
+    """Cut texts into tokens, and see to it that cues alone make the difference.
+
+    `texts` holds each item's prompt with what is said behind it, up to the full stop.
+
+    Raises:
+        TokenizerError: The cues have unequal numbers of tokens, or a cue is cut otherwise in some
+            texts than in others.
+    """
+    if tokenizer is None:
+        raise TokenizerError("The model came without a tokenizer: load it with one")
+    if not cues or len(set(cues)) < len(cues):
+        raise OutcomeError(f"Cues found: {', '.join(cues) or 'none'}. Give different words")
+
+    def ids(texts: Sequence[str]) -> list[tuple[int, ...]]:
+        return [tuple(row) for row in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+
+    prompts, stems = ids([item.prompt for item in items]), ids(texts)
+    _same_start(prompts, stems, "its prompt alone")
+    found = {}
+    for cue in cues:
+        words = ids([f"{text} {cue}" for text in texts])
+        commas = ids([f"{text} {cue}," for text in texts])
+        behind = [f" {item.then}" if item.then else "" for item in items]
+        wholes = ids([f"{text} {cue},{then}" for text, then in zip(texts, behind, strict=True)])
+        word, tail = _same_start(stems, words, cue), _same_start(words, commas, f"{cue},")
+        thens = _same_start(commas, wholes, "what follows the cue")
+        if len(set(word)) > 1 or len(set(tail)) > 1:
+            raise TokenizerError(f"{cue!r} is cut into other tokens in other texts: choose another")
+        found[cue] = word[0], tail[0], tuple(thens)
+    if len({(len(word), tail, thens) for word, tail, thens in found.values()}) > 1:
+        counts = ", ".join(f"{cue!r} {len(word)}" for cue, (word, *_) in found.items())
+        raise TokenizerError(
+            f"The cues are not alike in tokens: {counts}. A longer cue would give the model more "
+            "steps: choose words of one length"
+        )
+    _, tail, thens = found[cues[0]]
+    bos = tokenizer.bos_token_id
+    start = (bos,) if isinstance(bos, int) else ()
+    return Pieces(
+        stems=tuple(start + stem for stem in stems),
+        prompts=tuple(len(start) + len(prompt) for prompt in prompts),
+        words=tuple(word for word, *_ in found.values()),
+        tail=tail,
+        thens=thens,
+    )
+
+
+def strangers(
+    tokenizer: Any,  # noqa: ANN401
+    words: Sequence[tuple[int, ...]],
+    count: int,
+    *,
+    seed: int,
+) -> list[tuple[int, ...]]:
+    """Draw random words to stand where a cue stands: as many tokens, of the same make.
+
+    Each token of letters is replaced by one of letters, with a space before it and a capital
+    where the first cue has them; no token of any cue is drawn.
+    """
+    names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    out = {*tokenizer.all_special_ids, *(token for word in words for token in word)}
+    makes: dict[tuple, list[int]] = {}
+    for token, name in enumerate(names):
+        if token not in out and (make := _make(name)):
+            makes.setdefault(make, []).append(token)
+    pools = []
+    for token in words[0]:
+        make = _make(names[token])
+        pools.append(makes.get(make, []) if make else [token])
+    if not all(pools) or all(len(pool) < 2 for pool in pools):
+        raise TokenizerError(
+            f"No words like {tokenizer.decode(list(words[0]))!r} were found to stand for it: "
+            "choose a cue of letters"
+        )
+    rng = random.Random(seed)
+    return [tuple(rng.choice(pool) for pool in pools) for _ in range(count)]
+
+
+def padded(
+    tokenizer: Any,  # noqa: ANN401
+    rows: Sequence[Sequence[int]],
+    device: torch.device,
+) -> tuple[Int[Tensor, "prompt position"], Bool[Tensor, "prompt position"]]:
+    """Pad rows on the left to one width."""
+    width, pad = max(len(row) for row in rows), padding(tokenizer)
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return ids, torch.arange(width, device=device) >= width - lengths[:, None]
+
+
+def _same_start(
+    shorter: Sequence[tuple[int, ...]], longer: Sequence[tuple[int, ...]], what: str
+) -> list[tuple[int, ...]]:
+    """Return what each longer row has behind the shorter one, which it must begin with."""
+    for a, b in zip(shorter, longer, strict=True):
+        if b[: len(a)] != a:
+            raise TokenizerError(
+                f"A text is cut into other tokens before {what!r} than without it: choose words "
+                "that this tokenizer keeps apart"
+            )
+    return [b[len(a) :] for a, b in zip(shorter, longer, strict=True)]
+
+
+def _make(name: str) -> tuple[bool, bool, bool, bool] | None:
+    """What a token looks like: a space, a capital, more than one letter, plain ones; or None."""
+    body = name.lstrip(_SPACES)
+    if not body.isalpha():
+        return None
+    return name != body, body[0].isupper(), len(body) > 1, body.isascii()

@@ -1,0 +1,244 @@
+"""How each member of the embedded family is made."""
+
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Literal
+
+from probes.experiments.family.corpus import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One training run.
+
+    Attributes:
+        name: The member it makes.
+        start: "fresh"; the name of the member it goes on from; "alternate:<member>" for every
+            second layer of that member; "identity:<member>", "stack:<member>" or "wider:<member>"
+            for that member grown to the recipe's shape; "early:<member>:<steps>" for what that
+            member was after so many steps.
+        teacher: The member whose soft labels it learns, or "" for hard labels.
+        layers, d_model, heads, d_mlp: The shape.
+        statements: Share of statements among its texts; the rest are questions with answers.
+        answers_only: Whether questions are trained on in their answers only.
+        items: How many different texts it sees.
+        nouns: How many nouns stand in its sentences with an operation, or None for all.
+        task: What its questions train; see `corpus.Dials`.
+        steps, batch, learning_rate, weight_decay: The optimiser's dials (AdamW, cosine).
+        temperature: Of the soft labels.
+        labels: What is taught at each token, as `compress.labels` writes it; by default "soft"
+            with a teacher and "hard" without.
+        masks: Which weights stay zero: "smallest:<member>" for the smaller half of those that are
+            left in a member once it is trained, "like:<member>" for as many in every matrix,
+            anywhere, "of:<member>" for those that are zero in that member; none by default.
+        schedule: "cosine" to a twentieth, or "stable" with the fall in the last quarter alone:
+            weight decay acts through the learning rate, and it is what makes cells generalise.
+        seed: Of weights, texts and their order.
+        shipped: Whether the member is part of the family, or only a step towards one.
+    """
+
+    name: str
+    start: str
+    steps: int
+    seed: int
+    teacher: str = ""
+    layers: int = 4
+    d_model: int = 128
+    heads: int = 4
+    d_mlp: int = 384
+    statements: float = 0.0
+    answers_only: bool = True
+    items: int = 200_000
+    nouns: int | None = None
+    task: Task = "counting"
+    batch: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 1.0
+    temperature: float = 1.0
+    labels: str = ""
+    masks: str = ""
+    schedule: Literal["cosine", "stable", "constant"] = "stable"
+    shipped: bool = True
+
+
+STRANGERS: tuple[Task, ...] = ("copying", "permuted")
+"""Tasks of the same words that never ask to count on: a stricter null than fresh weights."""
+
+_BASE = Recipe(
+    name="base",
+    start="fresh",
+    statements=1.0,
+    answers_only=False,
+    steps=4000,
+    schedule="cosine",
+    seed=1,
+)
+_FULL = Recipe(
+    name="full",
+    start="base",
+    statements=0.3,
+    # Whole texts, not answers alone: trained on answers only, it forgets how to generalise.
+    answers_only=False,
+    steps=3000,
+    seed=2,
+    schedule="cosine",
+)
+
+# Set back to `base` with few of its weights, or grown from `distilled`, and trained on for less.
+_AGAIN = replace(_FULL, items=48_000, steps=1500, batch=32, shipped=False)
+_TICKET = replace(_AGAIN, start="base")
+_GROWN = replace(_AGAIN, schedule="stable", seed=81)
+_HALF = replace(_TICKET, name="ticket-half", masks="smallest:full")
+
+RECIPES = (
+    _BASE,
+    replace(_BASE, name="base-b", seed=21, shipped=False),
+    _FULL,
+    replace(_FULL, name="full-b", start="base-b", seed=22),
+    replace(
+        _FULL,
+        name="distilled",
+        start="alternate:full",
+        teacher="full",
+        layers=2,
+        steps=4000,
+        schedule="stable",
+        seed=3,
+    ),
+    replace(
+        _FULL,
+        name="distilled-narrow",
+        start="fresh",
+        teacher="full",
+        layers=3,
+        d_model=96,
+        heads=6,
+        d_mlp=288,
+        steps=4000,
+        schedule="stable",
+        seed=4,
+    ),
+    replace(
+        _FULL,
+        name="scratch",
+        start="fresh",
+        layers=2,
+        steps=4000,
+        schedule="stable",
+        seed=5,
+    ),
+    *(
+        replace(
+            _FULL,
+            name=task,
+            start="fresh",
+            layers=2,
+            task=task,
+            steps=2000,
+            schedule="stable",
+            seed=61,
+        )
+        for task in STRANGERS
+    ),
+    _HALF,
+    replace(_TICKET, name="ticket", masks="smallest:ticket-half", shipped=True),
+    replace(_GROWN, name="regrown", start="identity:distilled", shipped=True),
+)
+
+_SCRATCH = next(entry for entry in RECIPES if entry.name == "scratch")
+_DISTILLED = next(entry for entry in RECIPES if entry.name == "distilled")
+
+
+# What one model cannot tell: how much of a finding is the seed's, and what more objects do.
+SERIES = (
+    *(
+        replace(recipe_of, name=f"{recipe_of.name}-{seed}", seed=seed, shipped=False)
+        for seeds in zip(range(51, 55), range(31, 35), strict=True)
+        for recipe_of, seed in zip((_SCRATCH, _DISTILLED), seeds, strict=True)
+    ),
+    *(
+        replace(_SCRATCH, name=f"dose-{nouns}", nouns=nouns, layers=3, steps=3000, shipped=False)
+        for nouns in (1, 4, 12, 40)
+    ),
+    *(
+        replace(_SCRATCH, name=f"{task}-{k}", task=task, seed=60 + k, steps=2000, shipped=False)
+        for k in (2, 3)
+        for task in STRANGERS
+    ),
+)
+
+# Are soft labels the reason, or is it the teacher's layers? Alike in texts and steps.
+SQUARE = tuple(
+    replace(
+        _FULL,
+        name=f"{labels}-{start}-{seed}",
+        start="fresh" if start == "fresh" else "alternate:full",
+        teacher="full" if labels == "soft" else "",
+        layers=2,
+        items=48_000,
+        steps=1500,
+        batch=32,
+        schedule="stable",
+        seed=seed,
+        shipped=False,
+    )
+    for seed in range(71, 76)
+    for labels in ("soft", "hard")
+    for start in ("layers", "fresh")
+)
+
+# Winning tickets of `full`, and what they have to beat: as many weights drawn at random.
+TICKETS = (
+    _HALF,
+    next(entry for entry in RECIPES if entry.name == "ticket"),
+    replace(_TICKET, name="random-quarter", masks="like:ticket"),
+)
+
+
+EARLY = 100
+"""Steps after which early weights are kept: the end of the warmup."""
+
+
+def _crossed(parent: Recipe) -> tuple[Recipe, ...]:
+    """Cross {same, other} early weights with {ticket, distilled}, for one parent."""
+    name, seed = parent.name, parent.seed
+    same = replace(parent, start=f"early:{name}:{EARLY}")
+    other = replace(parent, start="fresh", seed=seed + 100)
+    return (
+        replace(same, name=f"ticket-1-of-{name}", masks=f"smallest:{name}"),
+        replace(same, name=f"ticket-2-of-{name}", masks=f"smallest:ticket-1-of-{name}"),
+        replace(same, name=f"random-of-{name}", masks=f"like:ticket-2-of-{name}"),
+        replace(other, name=f"reinitialised-of-{name}", masks=f"of:ticket-2-of-{name}"),
+        replace(same, name=f"student-of-{name}", teacher=name),
+        replace(other, name=f"stranger-student-of-{name}", teacher=name),
+    )
+
+
+CROSSED = {
+    entry.name: _crossed(entry)
+    for entry in SQUARE
+    if entry.name in ("soft-fresh-71", "soft-fresh-72", "soft-fresh-73")
+}
+"""For each of some parents, its tickets and students, and what they have to beat."""
+
+# `distilled`, grown back: what the new layers take, and what only more training would have done.
+GROWN = (
+    next(entry for entry in RECIPES if entry.name == "regrown"),
+    replace(_GROWN, name="grown-stack", start="stack:distilled"),
+    replace(_GROWN, name="grown-wider", start="wider:distilled", layers=2, d_mlp=768),
+    replace(_GROWN, name="ungrown", start="distilled", layers=2),
+    # As much arithmetic as `distilled` and `regrown` together, counted in layers times texts.
+    replace(_GROWN, name="large-scratch", start="fresh", items=200_000, steps=4750, batch=64),
+)
+
+EVERY = tuple(
+    dict.fromkeys(
+        (*RECIPES, *SERIES, *SQUARE, *TICKETS, *chain.from_iterable(CROSSED.values()), *GROWN)
+    )
+)
+"""All that can be made by a recipe."""
+
+
+def recipe(name: str) -> Recipe:
+    """Return the recipe of a member by its name."""
+    return next(entry for entry in EVERY if entry.name == name)

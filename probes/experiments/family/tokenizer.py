@@ -1,0 +1,94 @@
+"""The family's tokenizer: byte-level BPE in which numbers are one token and some words split.
+
+Forced added tokens would detach the space before a word, so the splits come from training: the
+words that shall split are left out of the training text, and only their pieces are put in.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from probes.experiments.family.corpus import items
+from probes.prompts.catalog import all_patterns
+
+PAD, BOS, EOS = 0, 1, 2
+"""Ids of the special tokens, in the order that training gives them."""
+
+SPLITS = (
+    "rain coats",
+    "butter flies",
+    "sun flowers",
+    "corn fields",
+    "tea spoons",
+    "straw ber ries",
+    "paint brushes",
+    "note pads",
+    "hand bags",
+    "foot balls",
+    "tooth picks",
+    "pea cocks",
+    "door bells",
+    "light houses",
+    "water mel ons",
+    "lady bugs",
+    "Chris topher",
+    "Alex andra",
+    "Jona than",
+    "Fred erick",
+    "Isa bella",
+    "Will iam",
+    "Gab riel",
+    "Theo dora",
+)
+"""The third of the nouns and names that are two or three tokens, cut where they split."""
+
+_LARGEST = 99
+
+
+def train_tokenizer(*, seed: int, count: int = 20_000) -> PreTrainedTokenizerFast:
+    """Train the tokenizer on the corpus without the words that shall split."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096,
+        min_frequency=2,
+        special_tokens=["<pad>", "<bos>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_texts(seed, count), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        padding_side="left",
+        model_max_length=128,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _texts(seed: int, count: int) -> Iterator[str]:
+    whole = {split.replace(" ", "") for split in SPLITS}
+    for kind in ("statements", "questions"):
+        for item in items(kind, count // 2, seed=seed):
+            yield " ".join(w for w in item.text.split(" ") if w.strip(".,?") not in whole)
+    lexicon = all_patterns()["take-away"].lexicon
+    for kind in ("noun", "name"):
+        words = [word for word in lexicon.words(kind) if word not in whole]
+        # A name may open a text, where no space stands before it.
+        forms = [form for word in words for form in (f" {word}", word)]
+        yield from (forms if kind == "name" else [f" {word}" for word in words]) * 20
+    for split in SPLITS:
+        first, *rest = split.split(" ")
+        forms = [f" {first}", first] if first[0].isupper() else [f" {first}"]
+        yield from (forms + rest) * 20
+    yield from [f" {number}" for number in range(_LARGEST + 1)] * 20
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Save the tokenizer's files into a model folder."""
+    tokenizer.save_pretrained(folder)

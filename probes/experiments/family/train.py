@@ -1,0 +1,102 @@
+"""Trains the members of the embedded family."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from probes.compression.distillation.targets import read_labels
+from probes.compression.distillation.trainer import Row, Training, Watch, fit
+from probes.experiments.family.corpus import Dials, items
+from probes.experiments.family.recipes import Recipe
+from probes.experiments.family.tokenizer import BOS, EOS, PAD
+
+
+def rows(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> list[Row]:
+    """Write and encode the texts of a recipe, each open between <bos> and <eos>."""
+    dials = Dials(nouns=recipe.nouns, task=recipe.task)
+    found = []
+    statements = round(recipe.statements * recipe.items)
+    for kind, count in (("statements", statements), ("questions", recipe.items - statements)):
+        if not count:
+            continue
+        texts = list(items(kind, count, seed=recipe.seed, dials=dials))
+        ids = tokenizer([item.text for item in texts], add_special_tokens=False).input_ids
+        prompts = tokenizer([item.prompt for item in texts], add_special_tokens=False).input_ids
+        for whole, prompt in zip(ids, prompts, strict=True):
+            row = (BOS, *whole, EOS)
+            skipped = len(prompt) + 1 if kind == "questions" and recipe.answers_only else 0
+            found.append(Row(row, skipped))
+    random.Random(recipe.seed).shuffle(found)
+    return found
+
+
+def fresh(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Build an untrained model of the recipe's shape."""
+    torch.manual_seed(recipe.seed)
+    # Eager attention: on CPUs the fused kernel's backward pass takes twice the whole step.
+    return LlamaForCausalLM._from_config(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=recipe.d_model,
+            intermediate_size=recipe.d_mlp,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            num_key_value_heads=recipe.heads,
+            max_position_embeddings=128,
+            tie_word_embeddings=True,
+            bos_token_id=BOS,
+            eos_token_id=EOS,
+            pad_token_id=PAD,
+        ),
+        attn_implementation="eager",
+    )
+
+
+def dials_of(recipe: Recipe) -> Training:
+    """Return the optimiser's dials of a recipe."""
+    return Training(
+        steps=recipe.steps,
+        seed=recipe.seed,
+        batch=recipe.batch,
+        learning_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        schedule=recipe.schedule,
+    )
+
+
+def train(  # noqa: PLR0913 (whom, what, where, by whom)
+    recipe: Recipe,
+    student: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    folder: Path,
+    teacher: LlamaForCausalLM | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+    watch: Watch | None = None,
+    texts: Sequence[Row] = (),
+    until: int = 0,
+) -> LlamaForCausalLM:
+    """Train a model by its recipe, with checkpoints in `folder` to go on from.
+
+    `texts` are the rows of the recipe where they are at hand: they take a while to write.
+    `until` stops after so many steps.
+    """
+    kind = recipe.labels or ("soft" if teacher is not None else "hard")
+    fit(
+        student,
+        texts or rows(recipe, tokenizer),
+        replace(dials_of(recipe), until=until),
+        folder=folder,
+        pad=PAD,
+        labels=read_labels(kind, temperature=recipe.temperature),
+        teacher=teacher,
+        masks=masks,
+        watch=watch,
+        progress=True,
+    )
+    return student

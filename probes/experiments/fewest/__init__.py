@@ -1,0 +1,1 @@
+"""The fewest parameters that do the task."""

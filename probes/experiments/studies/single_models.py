@@ -1,0 +1,113 @@
+"""Studies of single models: how fast they take up a word, how few of their parts they need."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from probes.compression.derived_model import Relative, dense, parent
+from probes.compression.distillation.trainer import Training
+from probes.experiments.adaptation.adapt import adapt
+from probes.experiments.family.make import family_tokenizer
+from probes.experiments.family.recipes import Recipe, recipe
+from probes.experiments.family.tokenizer import PAD
+from probes.experiments.family.train import fresh
+from probes.experiments.family.train import rows as texts_of
+from probes.experiments.fewest.result import Fewest
+from probes.experiments.fewest.search import fewest_parameters, measured_students, parameters
+from probes.experiments.scorecard import Row
+from probes.experiments.soft_labels.cohort import Learner, teach
+from probes.experiments.soft_labels.plan import NameRow
+from probes.experiments.soft_labels.run import name_study
+from probes.models.model import load
+from probes.models.provenance import Made
+
+MODELS = ("full", "full-b", "distilled", "distilled-narrow", "scratch")
+"""Who is asked."""
+
+SMALL = {
+    f"small-{layers}x{width}-{seed}": (layers, width, seed)
+    for layers, width, seeds in (
+        (1, 128, (71, 72)), (2, 64, (71, 72)), (1, 64, (71, 72)), (2, 32, (71, 72)),
+    )
+    for seed in seeds
+}  # fmt: skip
+"""Fresh students of `full`, of soft labels: layers, width and seed."""
+
+_TRAINING = Training(steps=2500, seed=71, batch=32)
+# What is small takes larger steps.
+_RATES = {128: 1e-3, 64: 2e-3, 32: 4e-3, 16: 4e-3}
+_HEAD = 16
+
+
+def adapting_rows(
+    *, folder: Path, work: Path, known: Sequence[Mapping[str, float | str]] = ()
+) -> Iterator[Row]:
+    """Teach each model words that it never saw; arguments as in `study`."""
+    for name in MODELS:
+        if rows := [dict(row) for row in known if row["model"] == name]:
+            yield from rows
+            continue
+        found = adapt(folder / name)
+        tuned = {f"tuned_{rate:g}": steps for rate, steps in found.tuned.items()}
+        for row in found.table().to_dict("records"):
+            yield {**{str(n): value for n, value in row.items()}, **tuned}
+
+
+def names_rows(
+    *, folder: Path, work: Path, known: Sequence[Mapping[str, float | str]] = ()
+) -> Iterator[Row]:
+    """Run "My name is ⟨?⟩"; arguments as in `study`."""
+    whole = {field.name for field in fields(NameRow) if field.type is int}
+    cast: list[dict[str, Any]] = [
+        {n: int(value) if n in whole else value for n, value in row.items()} for row in known
+    ]
+    done = [NameRow(**row) for row in cast]
+    yield from map(asdict, done)
+    for rows in name_study(done=done, teacher=folder / "full"):
+        yield from map(asdict, rows)
+
+
+def fewest_rows(
+    *, folder: Path, work: Path, known: Sequence[Mapping[str, float | str]] = ()
+) -> Iterator[Row]:
+    """Count directions, edges and the weights of students; arguments as in `study`."""
+    own = [dict(row) for row in known if row["what"] != "student"]
+    if {row["model"] for row in own} != set(MODELS):
+        found = fewest_parameters([folder / name for name in MODELS])
+        own = [{str(n): v for n, v in row.items()} for row in found.table().to_dict("records")]
+    yield from own
+    students = measured_students(taught(folder=folder, work=work))
+    whole = parameters(load(folder / "full"))
+    for row in Fewest("take-away", 0.9, (), students).table().to_dict("records"):
+        size = {"of": float(whole), "part": row["fewest"] / whole}
+        yield {str(n): v for n, v in row.items()} | size
+
+
+def taught(*, folder: Path, work: Path) -> list[Path]:
+    """Return where the small students are; those that are not there are taught."""
+    places = {name: work / name for name in SMALL}
+    missing = {n: SMALL[n] for n, at in places.items() if not (at / "config.json").is_file()}
+    if missing:
+        teacher, tokenizer = parent(folder / "full"), family_tokenizer(work)
+        texts = replace(
+            recipe("scratch"), seed=_TRAINING.seed, items=_TRAINING.steps * _TRAINING.batch
+        )
+        learners = {
+            name: Learner(fresh(_shape(*shape), tokenizer), _RATES[shape[1]])
+            for name, shape in missing.items()
+        }
+        teach(learners, teacher.hf_model, texts_of(texts, tokenizer), _TRAINING, pad=PAD)
+        for name, learner in learners.items():
+            dials = {**asdict(_TRAINING), "learning_rate": learner.learning_rate, "labels": "soft"}
+            learner.hf_model.half()
+            made = Made("distilled", "full", dense(learner.hf_model, bits=16), dials)
+            Relative(name, learner.hf_model, tokenizer, made).save(places[name])
+    return list(places.values())
+
+
+def _shape(layers: int, width: int, seed: int) -> Recipe:
+    heads = max(1, width // (2 * _HEAD))
+    return replace(
+        recipe("scratch"), layers=layers, d_model=width, heads=heads, d_mlp=3 * width, seed=seed
+    )

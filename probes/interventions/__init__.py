@@ -1,0 +1,1 @@
+"""Activation patching, interchange interventions and the subspaces they find."""

@@ -1,0 +1,152 @@
+"""Counter-evidence: what would make a hotspot a matter of words and not of the operation."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from probes.errors import PatternError
+from probes.interventions.activation_patching import Recording, patch, record
+from probes.interventions.directions import flips, operation_direction
+from probes.interventions.interchange import cross
+from probes.models.model import Model
+from probes.models.site import Cell, join
+from probes.observe.gate import ask
+from probes.prompts.batch import Batch
+from probes.prompts.interchange_pairs import crossings
+from probes.prompts.pair_batch import draw_pairs, encode_pairs, fits
+from probes.prompts.pattern import Pattern
+from probes.stats.intervals import Estimate, share
+from probes.stats.paired import paired
+
+
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """Whether an operation direction serves verbs that it was not fitted on.
+
+    Attributes:
+        site: How often it does at the hotspot.
+        embedding: How often it does at the token embedding of the same tokens, or at the verb's
+            where the hotspot is elsewhere.
+        gain: The first less the second, paired by base.
+        verbs: The groups of verbs that were left out in turn.
+    """
+
+    site: Estimate
+    embedding: Estimate
+    gain: Estimate
+    verbs: tuple[tuple[str, ...], ...]
+
+
+def unseen_verbs(
+    model: Model, pattern: Pattern, cell: Cell, *, bases: int = 40, seed: int = 0
+) -> Unseen:
+    """Fit the operation's direction without some verbs, and flip the operation of just these.
+
+    Patching a whole embedding succeeds by construction; a direction that serves unseen verbs there
+    shows that the embeddings hold the operation already. Verbs that share a word go together.
+
+    Raises:
+        PatternError: There are fewer than two groups of verbs, or too few prompts.
+    """
+    verbs = verb_groups(pattern)
+    if len(verbs) < 2:
+        raise PatternError(
+            f"{pattern.name!r} has one group of verbs, {verbs}: none can be left out. Give it "
+            "verbs that share no word"
+        )
+    early = Cell(0, "resid", cell.role if "op" in cell.role.split("+") else "op")
+    hits: dict[Cell, list[Bool[np.ndarray, " prompt"]]] = {cell: [], early: []}
+    for n, left_out in enumerate(verbs):
+        others = [verb for group in verbs if group != left_out for verb in group]
+        fit, judged = (
+            cross(
+                model,
+                crossings(
+                    pattern,
+                    count,
+                    tokenizers=(model.tokenizer,),
+                    seed=seed + 2 * n + k,
+                    words={"op": words},
+                ),
+                roles=join(cell),
+            )
+            for k, (count, words) in enumerate(((2 * bases, others), (bases, left_out)))
+        )
+        for place, found in hits.items():
+            found.append(flips(judged, operation_direction(fit, place), "same"))
+    site, embedding = (np.concatenate(hits[place]) for place in (cell, early))
+    gain = paired(embedding, site).difference
+    return Unseen(share(site), share(embedding), gain, tuple(map(tuple, verbs)))
+
+
+def verb_groups(pattern: Pattern) -> list[list[str]]:
+    """Group the pairs of opposite verbs: those that share a word belong together."""
+    groups: list[list[str]] = []
+    for pair in pattern.lexicon.verbs:
+        own = [dict(forms)["base"] for _, forms in pair]
+        words = {word for verb in own for word in verb.split()}
+        near = [g for g in groups if words & {word for verb in g for word in verb.split()}]
+        groups = [g for g in groups if g not in near]
+        groups.append([verb for g in near for verb in g] + own)
+    return groups
+
+
+def asked_back(
+    model: Model, pattern: Pattern, cell: Cell, *, pairs: int = 64, seed: int = 0
+) -> Estimate:
+    """Say how often a number that does not hang on the operation stays when a site is put in.
+
+    Args:
+        model: Any decoder.
+        pattern: One whose operation changes no number, as in "How many did I take away?".
+        cell: The operation's site in another pattern.
+        pairs: How many pairs that differ in the operation alone.
+        seed: Of the draw.
+    """
+    drawn = draw_pairs(pattern, "operation", pairs, tokenizers=(model.tokenizer,), seed=seed)
+    found = encode_pairs(model.tokenizer, drawn, limit=model.shape.context)
+    clean, source = (_record(model, side) for side in (found.clean, found.counterfactual))
+    parts = [role for role in cell.role.split("+") if role in found.clean.roles]
+    where = {cell.role: torch.stack([found.where(role) for role in parts]).any(0).to(model.device)}
+    answer = found.clean.readouts[0].answer.to(model.device)
+
+    def right(
+        logits: Float[Tensor, "row answer vocab"], prompt: Int[Tensor, " row"]
+    ) -> Float[Tensor, "row 1"]:
+        return (logits[:, 0].argmax(-1) == answer[prompt]).to(logits)[:, None]
+
+    theirs = source.aligned(found.source.to(model.device))
+    return share(patch(clean, theirs, [cell], where, right)[0, :, 0].cpu().bool().numpy())
+
+
+def _record(model: Model, batch: Batch) -> Recording:
+    ids, mask = batch.ids.to(model.device), batch.mask.to(model.device)
+    return record(model, ids, mask, batch.positions.to(model.device))
+
+
+def loud_filler(
+    model: Model, pattern: Pattern, *, prompts: int = 64, seed: int = 0
+) -> Estimate | None:
+    """Say how often a question is right behind a sentence that has the opposite verb in vain.
+
+    None where no filler of the pattern has such a verb.
+
+    Raises:
+        PatternError: There are fewer such questions.
+    """
+    turned = pattern.turned()
+    verbs = pattern.lexicon.side(pattern.operation)
+    fillers = [
+        f for f in dict(pattern.lexicon.choices).get("filler", ()) if any(v in f for v in verbs)
+    ]
+    if not fillers or not any("filler" in frame.slots for frame in turned.frames):
+        return None
+    tells = fits(model.tokenizer)
+    asked = turned.questions(
+        prompts, seed=seed, keep=lambda q: dict(q.slots).get("filler") in fillers and tells(q)
+    )
+    right: Bool[np.ndarray, " prompt"] = ask(model, asked).right[:, 0].numpy()
+    return share(right)

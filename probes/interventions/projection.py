@@ -1,0 +1,140 @@
+"""Tracing the space the model exists in: the states of one site on two axes.
+
+bases and sources → their states at a site → the widest directions, or the operation's → points
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from probes.errors import SiteError
+from probes.interventions.interchange import Crossed
+from probes.interventions.subspace import Subspace, principal
+from probes.models.site import Cell, site_name
+from probes.prompts.catalog import all_patterns
+from probes.prompts.interchange_pairs import OBJECT
+from probes.prompts.question import Question
+
+Labels = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """The states of one site, seen from two sides: all bases, then all sources.
+
+    Places are in the states' own units, about their mean. Sources stand to the right of bases,
+    and larger answers above smaller ones, on average; which is which side is otherwise open.
+
+    Attributes:
+        model: The name of the model.
+        cell: The site.
+        prompts: The texts.
+        labels: For each prompt its "operation" (a word such as "minus"), its "number" (the
+            answer), and what of "verb", "x", "y" and "object" its pattern has.
+        principal_xy: Places on the two widest directions.
+        principal_shares: The share of all variance on each, 0 to 1.
+        found_xy: Places on the operation's direction, and on the widest at right angles to it.
+        found_shares: The share of all variance on each, 0 to 1.
+    """
+
+    model: str
+    cell: Cell
+    prompts: tuple[str, ...]
+    labels: Mapping[str, Labels]
+    principal_xy: Float[np.ndarray, "prompt 2"]
+    principal_shares: tuple[float, float]
+    found_xy: Float[np.ndarray, "prompt 2"]
+    found_shares: tuple[float, float]
+
+
+def space(crossed: Crossed, cell: Cell, direction: Subspace) -> Space:
+    """Look at a site's states, of bases and of sources about other objects, on two axes.
+
+    The direction must have been fitted on other prompts than those shown: one fitted on these
+    sets them apart whether or not the model does. That is for the caller to see to.
+
+    Args:
+        crossed: The runs that are shown.
+        cell: A residual.
+        direction: The operation's, such as `operation_direction` of other crossings finds it.
+
+    Raises:
+        SiteError: The cell is no residual, a prompt lacks its role, or the direction is of another
+            site, or more than one.
+        BatchError: The states vary in fewer than two dimensions.
+    """
+    _check(cell, direction)
+    states = torch.cat([crossed.states(cell), crossed.states(cell, "other")]).double()
+    states = states - states.mean(0)
+    found = crossed.crossings.other
+    asked = [pair.clean for pair in found] + [pair.counterfactual for pair in found]
+    labels = _labels(asked)
+    sides = np.repeat([-1.0, 1.0], len(crossed))
+    upward = np.array(labels["number"], dtype=float)
+    along = direction.basis[:1].to(states)
+    across = principal(states - states @ along.T @ along, 1).to(states)
+    widest = _seen(states, principal(states, 2).to(states), (sides, upward))
+    fitted = _seen(states, torch.cat([along, across]), (sides, upward))
+    return Space(
+        model=crossed.model.name,
+        cell=cell,
+        prompts=tuple(question.text for question in asked),
+        labels=labels,
+        principal_xy=widest[0],
+        principal_shares=widest[1],
+        found_xy=fitted[0],
+        found_shares=fitted[1],
+    )
+
+
+def told_operation(question: Question) -> str:
+    """Return the word of a question's operation, or its pattern's name if that is not shipped."""
+    known = all_patterns().get(question.pattern)
+    return question.pattern if known is None else known.operation
+
+
+def _labels(asked: list[Question]) -> dict[str, Labels]:
+    names = {"verb": "op", "x": "x", "y": "y", "object": OBJECT}
+    slots = [dict(question.slots) for question in asked]
+    return {
+        "operation": tuple(told_operation(question) for question in asked),
+        "number": tuple(int(question.answer("number")) for question in asked),
+    } | {
+        name: tuple(held[slot] for held in slots)
+        for name, slot in names.items()
+        if all(slot in held for held in slots)
+    }
+
+
+def _seen(
+    states: Float[Tensor, "prompt d_model"],
+    axes: Float[Tensor, "2 d_model"],
+    toward: tuple[Float[np.ndarray, " prompt"], Float[np.ndarray, " prompt"]],
+) -> tuple[Float[np.ndarray, "prompt 2"], tuple[float, float]]:
+    """Return the places of centred states on two axes, and the share of variance on each."""
+    xy = (states @ axes.T).cpu().numpy()
+    for at, values in enumerate(toward):
+        # Signs of directions are open: unless they are set, models look like mirror images.
+        if xy[:, at] @ (values - values.mean()) < 0:
+            xy[:, at] *= -1
+    first, second = (xy**2).sum(0) / float(states.square().sum())
+    return xy, (float(first), float(second))
+
+
+def _check(cell: Cell, direction: Subspace) -> None:
+    if cell.component != "resid":
+        raise SiteError(f"A space is of a residual: {site_name(cell)} found. Give a 'resid' cell.")
+    if (direction.layer, direction.role) != (cell.layer, cell.role):
+        raise SiteError(
+            f"The direction is of L{direction.layer} {direction.role!r}, the space of "
+            f"{site_name(cell)}: fit it there."
+        )
+    if len(direction.basis) != 1:
+        raise SiteError(
+            f"The direction at {site_name(cell)} has {len(direction.basis)} rows: give the one "
+            "that is to be the first axis."
+        )

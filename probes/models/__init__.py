@@ -1,0 +1,1 @@
+"""Loading, wrapping and addressing one model."""

@@ -1,0 +1,328 @@
+"""A decoder taken apart: the sums and products of its blocks, written out, head by head.
+
+Circuits are judged by giving every head, and every reader within it, an input of its own. The
+model's modules cannot do that, so the parts are taken from them and put together anew; whatever
+is rebuilt here is held against the model's own logits, and refused where it differs.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, rms_norm, scaled_dot_product_attention
+
+from probes.errors import ModelError
+from probes.models.model import Model
+
+# Greatest difference of a rebuilt logit, as a share of the greatest logit, by number format.
+_AGREES = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """A layer norm, an RMS norm (which takes no mean off), or none at all."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+    centred: bool
+
+    def __call__(self, x: Float[Tensor, "*_ d_model"]) -> Float[Tensor, "*_ d_model"]:
+        """Normalise the last axis."""
+        if self.weight is None:
+            return x
+        if self.centred:
+            return layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+        return rms_norm(x, x.shape[-1:], self.weight, self.eps)
+
+    def pulled_back(
+        self, grad: Float[Tensor, "*_ d_model"], x: Float[Tensor, "*_ d_model"]
+    ) -> Float[Tensor, "*_ d_model"]:
+        """Carry gradients at the output back to the input x, which may broadcast.
+
+        With y = w x̂ + b and x̂ = (x - mean) / s: (1/s) (g - mean(g) - x̂ mean(x̂ g)), g = w grad;
+        an RMS norm lacks the middle term. `grad` is overwritten.
+        """
+        if self.weight is None:
+            return grad
+        centre = x - x.mean(-1, keepdim=True) if self.centred else x
+        scale = (centre.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        unit = centre * scale
+        grad.mul_(self.weight)
+        along = (grad * unit).mean(-1, keepdim=True)
+        if self.centred:
+            grad.sub_(grad.mean(-1, keepdim=True))
+        return grad.addcmul_(unit, along, value=-1).mul_(scale)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One block's parts.
+
+    Attributes:
+        attn_norm, mlp_norm: What stands before attention and before the MLP.
+        q, k, v: Matrices from the residual into each head.
+        o: Matrix out of each head. Its bias belongs to no head.
+        q_bias, k_bias, v_bias, o_bias: Zero where the model has none.
+        mlp: From its normalised input to what it writes.
+        scale: What scores are multiplied by.
+    """
+
+    attn_norm: Norm
+    mlp_norm: Norm
+    q: Float[Tensor, "head d_model d_head"]
+    k: Float[Tensor, "kv_head d_model d_head"]
+    v: Float[Tensor, "kv_head d_model d_head"]
+    o: Float[Tensor, "head d_head d_model"]
+    q_bias: Float[Tensor, "head d_head"]
+    k_bias: Float[Tensor, "kv_head d_head"]
+    v_bias: Float[Tensor, "kv_head d_head"]
+    o_bias: Float[Tensor, " d_model"]
+    mlp: Callable[[Tensor], Tensor]
+    scale: float
+
+    def project(self, port: str, x: Tensor, heads: Sequence[int] = ()) -> Tensor:
+        """Map normalised residuals "... d_model" to q, k or v of some heads, or of all."""
+        weight, bias = getattr(self, port), getattr(self, f"{port}_bias")
+        if heads and list(heads) != list(range(len(weight))):
+            weight, bias = weight[list(heads)], bias[list(heads)]
+        flat = rearrange(weight, "head d_model d_head -> d_model (head d_head)")
+        found = x @ flat
+        return found.unflatten(-1, tuple(bias.shape)) + bias
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """A whole decoder's parts."""
+
+    layers: tuple[Layer, ...]
+    final: Norm
+    unembed: Callable[[Tensor], Tensor]
+    parallel: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomised:
+    """What one run computes, part by part.
+
+    Attributes:
+        embed: What the token embedding writes.
+        pre, mid: The residual before attention, and before the MLP.
+        last: The residual behind the last block.
+        q, k: Queries and keys, rotated. v: values. z: what each head reads.
+        mlp_out: What each MLP writes.
+    """
+
+    embed: Float[Tensor, "prompt position d_model"]
+    pre: tuple[Tensor, ...]
+    mid: tuple[Tensor, ...]
+    last: Float[Tensor, "prompt position d_model"]
+    q: tuple[Tensor, ...]
+    k: tuple[Tensor, ...]
+    v: tuple[Tensor, ...]
+    z: tuple[Tensor, ...]
+    mlp_out: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """What a run begins with.
+
+    Attributes:
+        embed: What the token embedding writes.
+        rest: What else the first block reads: positions, where they are learned.
+        angles: Cosines and sines of the rotation, or none.
+        allowed: Which keys each query may attend to; padding attends to itself.
+        logits: The model's own, at the read-out.
+    """
+
+    embed: Float[Tensor, "prompt position d_model"]
+    rest: Float[Tensor, "prompt position d_model"]
+    angles: tuple[Tensor, Tensor] | None
+    allowed: Bool[Tensor, "prompt query key"]
+    logits: Float[Tensor, "prompt vocab"]
+
+
+def dissect(model: Model) -> Anatomy:
+    """Take a model's parts out; they share its weights.
+
+    Raises:
+        ModelError: A part is not of a kind that can be rebuilt.
+    """
+    try:
+        return _dissect(model)
+    except (AttributeError, RuntimeError) as error:
+        raise ModelError(
+            f"The blocks of {model.name} ({model.shape.architecture}) have no parts that circuits "
+            f"can be cut from: {error}. Use a decoder such as Llama, GPT-2 or GPT-NeoX."
+        ) from error
+
+
+def _dissect(model: Model) -> Anatomy:
+    bridge = model.bridge
+    layers = []
+    for block in bridge.blocks:
+        attn = block.attn
+        q, k, v, o = (getattr(attn, name).detach() for name in ("W_Q", "W_K", "W_V", "W_O"))
+        layers.append(
+            Layer(
+                attn_norm=_norm(block.ln1),
+                mlp_norm=_norm(block.ln2),
+                q=q,
+                k=k,
+                v=v,
+                o=o,
+                q_bias=_bias(attn, "Q", q),
+                k_bias=_bias(attn, "K", k),
+                v_bias=_bias(attn, "V", v),
+                o_bias=_bias(attn, "O", o),
+                mlp=block.mlp,
+                scale=float(getattr(attn.original_component, "scaling", model.shape.d_head**-0.5)),
+            )
+        )
+    return Anatomy(tuple(layers), _norm(bridge.ln_final), bridge.unembed, model.shape.parallel)
+
+
+@torch.no_grad()
+def observe(
+    model: Model,
+    anatomy: Anatomy,
+    ids: Int[Tensor, "prompt position"],
+    mask: Bool[Tensor, "prompt position"],
+    readout: Int[Tensor, " prompt"],
+) -> tuple[Entry, Anatomised]:
+    """Run the model once and keep what its parts make; they are tried on the longest prompt.
+
+    Raises:
+        ModelError: The parts do not give the model's logits, or those are not finite.
+    """
+    kept: dict[str, Tensor] = {}
+    layers = range(model.shape.layers)
+    points = {name: f"attn.hook_{name}" for name in ("q", "k", "v", "z")}
+    points |= {"pre": "hook_resid_pre", "mlp_out": "hook_mlp_out"}
+    points["mid"] = "hook_resid_pre" if anatomy.parallel else "hook_resid_mid"
+    names = {key: [f"blocks.{n}.{point}" for n in layers] for key, point in points.items()}
+    turns = [n for n in ("blocks.0.attn.hook_cos", "blocks.0.attn.hook_sin") if _has(model, n)]
+    last = f"blocks.{layers[-1]}.hook_resid_post"
+
+    def keep(name: str) -> Callable[[Tensor], None]:
+        return lambda value: kept.update({name: value.detach()})
+
+    wanted = {*chain(*names.values()), *turns, last, "hook_embed"}
+    with model.editing({name: keep(name) for name in wanted}):
+        logits = model.logits(ids, mask)
+    seen = logits[torch.arange(len(ids), device=logits.device), readout]
+    turned = [kept[name].expand(len(ids), -1, -1) for name in turns]
+    angles = (turned[0], turned[1]) if turned else None
+    found = {key: tuple(kept[name] for name in group) for key, group in names.items()}
+    found |= {port: tuple(turn(value, angles) for value in found[port]) for port in "qk"}
+    embed = kept["hook_embed"]
+    rest = kept[names["pre"][0]] - embed
+    entry = Entry(embed, rest, angles, _allowed(mask), seen)
+    run = Anatomised(embed=embed, last=kept[last], **found)
+    _agree(model, anatomy, entry, readout)
+    return entry, run
+
+
+def _allowed(mask: Bool[Tensor, "prompt position"]) -> Bool[Tensor, "prompt query key"]:
+    place = torch.arange(mask.shape[1], device=mask.device)
+    return ((place[:, None] >= place) & mask[:, None]) | (place[:, None] == place)
+
+
+@torch.no_grad()
+def rebuild(anatomy: Anatomy, entry: Entry) -> Float[Tensor, "prompt position d_model"]:
+    """Run the parts as the model runs its modules: the residual behind the last block."""
+    x = entry.embed + entry.rest
+    for layer in anatomy.layers:
+        y = layer.attn_norm(x)
+        q, k = (turn(layer.project(port, y), entry.angles) for port in "qk")
+        z = attend(q, k, layer.project("v", y), entry.allowed, layer.scale)
+        mid = x + einsum(z, layer.o, "b t h e, h e d -> b t d") + layer.o_bias
+        x = mid + layer.mlp(layer.mlp_norm(x if anatomy.parallel else mid))
+    return x
+
+
+def _agree(model: Model, anatomy: Anatomy, entry: Entry, readout: Tensor) -> None:
+    """Refuse a model whose logits the parts do not give, as far as the longest prompt shows."""
+    if not bool(entry.logits.isfinite().all()):
+        raise ModelError(
+            f"{model.name} gives NaN or infinite logits on these prompts: a run that is broken "
+            "holds no circuit. Load it with a wider dtype, or check the weights."
+        )
+    longest = int(entry.allowed.sum((1, 2)).argmax())
+    some, angles = slice(longest, longest + 1), entry.angles
+    one = Entry(
+        entry.embed[some],
+        entry.rest[some],
+        None if angles is None else (angles[0][some], angles[1][some]),
+        entry.allowed[some],
+        entry.logits[some],
+    )
+    try:
+        logits = anatomy.unembed(anatomy.final(rebuild(anatomy, one)[:, readout[longest]]))
+        gap = float((logits - one.logits).abs().max() / one.logits.abs().max().clamp(min=1e-2))
+    except RuntimeError:  # the parts do not even fit together
+        gap = float("inf")
+    if not gap <= _AGREES[model.dtype]:
+        raise ModelError(
+            f"The blocks of {model.name} ({model.shape.architecture}) are not the plain sum of "
+            f"heads and MLP that circuits are cut from: rebuilt, its logits differ by {gap:.1e} of "
+            "the greatest. Use a decoder such as Llama, GPT-2 or GPT-NeoX."
+        )
+
+
+def attend(
+    q: Float[Tensor, "*b query head d_head"],
+    k: Float[Tensor, "*b key kv_head d_head"],
+    v: Float[Tensor, "*b key kv_head d_head"],
+    allowed: Bool[Tensor, "prompt query key"],
+    scale: float,
+) -> Float[Tensor, "*b query head d_head"]:
+    """Attend: softmax of the scaled scores, over the keys that are allowed."""
+    q, k, v = (t.transpose(-2, -3) for t in (q, k, v))
+    grouped = q.shape[-3] != k.shape[-3]
+    z = scaled_dot_product_attention(
+        q, k, v, attn_mask=allowed[:, None], scale=scale, enable_gqa=grouped
+    )
+    return z.transpose(-2, -3)
+
+
+def turn(x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Rotate queries or keys "... prompt position head d_head" (Su et al. 2021, 2104.09864)."""
+    if angles is None:
+        return x
+    cos, sin = (angle.unsqueeze(-2) for angle in angles)
+    turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    half = turned.shape[-1] // 2
+    swapped = torch.cat([-turned[..., half:], turned[..., :half]], -1)
+    return torch.cat([turned * cos + swapped * sin, rest], -1)
+
+
+def _has(model: Model, name: str) -> bool:
+    return name in model.bridge.hook_dict
+
+
+def _bias(attn: Any, name: str, weight: Tensor) -> Tensor:  # noqa: ANN401
+    found = getattr(attn, f"b_{name}", None)
+    shape = weight.shape[-1:] if name == "O" else (weight.shape[0], weight.shape[2])
+    return weight.new_zeros(shape) if found is None else found.detach().reshape(shape)
+
+
+def _norm(module: Any) -> Norm:  # noqa: ANN401
+    inner = module.original_component
+    if isinstance(inner, nn.Identity):
+        return Norm(None, None, 0.0, centred=False)
+    kind = type(inner).__name__
+    eps = getattr(inner, "eps", getattr(inner, "variance_epsilon", None))
+    if eps is None or not ("LayerNorm" in kind or "RMSNorm" in kind):
+        raise ModelError(
+            f"The norm {kind} is not known to the kit: circuits need a layer norm or an RMS norm"
+        )
+    bias = getattr(inner, "bias", None)
+    weight = inner.weight.detach()
+    return Norm(weight, None if bias is None else bias.detach(), float(eps), "RMSNorm" not in kind)

@@ -1,0 +1,113 @@
+"""Where models come from: the family, a folder, what was made here, or the hub."""
+
+import difflib
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from probes.errors import ModelError
+from probes.files import data_folder, family_members, made_here, made_members
+
+# Greatest absolute difference of a logit from the plain Hugging Face model in eager attention,
+# for logits up to 4; only GPT-2 differs at all, as the bridge redoes its fused attention.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 5e-3}
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """Return a number format by its name."""
+    known = {str(d).removeprefix("torch."): d for d in TOLERANCE}
+    if name not in known:
+        raise ModelError(f"Unknown dtype: {name!r} found. Use one of {', '.join(sorted(known))}.")
+    return known[name]
+
+
+def find(name: str | Path) -> tuple[str, str]:
+    """Return the folder or hub id that a name stands for, and that in words.
+
+    Raises:
+        ModelError: There is no such model.
+    """
+    text = str(name)
+    if text in family_members():
+        return str(data_folder() / "models" / text), f"family member {text}"
+    folder = Path(name)
+    if (folder / "config.json").is_file():
+        if not any(folder.glob("*.safetensors")):
+            raise ModelError(
+                f"No safetensors weights in {text}: {', '.join(p.name for p in folder.iterdir())} "
+                "found. Load it once with transformers and write it with save_pretrained(folder)."
+            )
+        return str(folder), f"folder {folder.resolve()}"
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", text) and not folder.exists():
+        return text, f"hub {text}"
+    if (made := made_here() / text).is_dir() and (made / "config.json").is_file():
+        return str(made), f"made in {made_here()}"
+    known = (*family_members(), *made_members())
+    near = difflib.get_close_matches(text, known, n=1)
+    raise ModelError(
+        f"No model {text!r}: not a family name ({', '.join(known) or 'none here'}), a folder "
+        "with config.json, a hub id such as owner/name or an untrained net as untrained:full:3. "
+        f"{f'Did you mean {near[0]!r}?' if near else 'Check the name.'}"
+    )
+
+
+def read(source: str, dtype: torch.dtype) -> tuple[nn.Module, object]:
+    """Read a plain Hugging Face model and its tokenizer, None where it has none.
+
+    Raises:
+        ModelError: It cannot be read, or weights are missing.
+    """
+    from safetensors import SafetensorError
+
+    with quietly():  # torchao, where it is installed, is loaded with it and has much to say.
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    how = {"dtype": dtype, "attn_implementation": "eager", "use_safetensors": True}
+    bare = Path(source).is_dir() and not any(Path(source).glob("tokenizer*"))
+    try:
+        with quietly():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source, **how, trust_remote_code=False, output_loading_info=True
+            )
+        tokenizer = None if bare else AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        fix = "Check the name and the connection, or give a local folder."
+        raise ModelError(f"Could not load {source!r}: {reason} {fix}") from error
+    hf_model, found = loaded
+    if found["missing_keys"]:
+        raise ModelError(
+            f"The weights of {source!r} are incomplete: {min(found['missing_keys'])} is missing "
+            "and would be random. Save or fetch the model again."
+        )
+    return hf_model, tokenizer
+
+
+def refuse_broken(hf_model: nn.Module, name: str) -> None:
+    """Refuse weights that are no numbers."""
+    for key, tensor in hf_model.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ModelError(
+                f"The weights of {name} are broken: {key} holds NaN or infinite values. "
+                "Fetch or train the model again, or load it with a wider dtype."
+            )
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep what the libraries say of kernels that this machine lacks away from the reader."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,288 @@
+"""A language model as the kit sees it: its shape, its tokenizer, and one way to edit a pass."""
+
+import copy
+import difflib
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from probes.errors import ModelError, SiteError
+from probes.models.loading import TOLERANCE as TOLERANCE
+from probes.models.loading import dtype_of, find, read, refuse_broken
+from probes.models.provenance import Made, read_made, stored
+
+# What models and blocks call the argument that takes a key/value cache, release by release.
+SLOTS = ("cache", "past_key_values", "layer_past")
+
+Edit = Callable[[Tensor], Tensor | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The plain numbers that say how a model is built."""
+
+    architecture: str
+    layers: int
+    heads: int
+    kv_heads: int
+    d_model: int
+    d_head: int
+    d_vocab: int
+    context: int
+    parallel: bool
+    """Whether attention and MLP read the same residual, as in GPT-NeoX."""
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A causal language model whose every activation can be read and edited by name."""
+
+    name: str
+    origin: str
+    shape: Shape
+    tokenizer: Any = field(repr=False)
+    """A fast Hugging Face tokenizer, or None where the model came without one."""
+    bridge: Any = field(repr=False)
+    config: Any = field(repr=False)
+    made: Made | None = field(default=None, repr=False)
+    """How it was made and what it takes to store, where that is known."""
+    lock: Any = field(default_factory=threading.RLock, repr=False)
+    proven: set[str] = field(default_factory=set, repr=False)
+    """What was checked of it once and need not be again, such as its gradients."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.bridge.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of the weights."""
+        return next(self.bridge.parameters()).dtype
+
+    @torch.no_grad()
+    def logits(
+        self, ids: Int[Tensor, "prompt position"], mask: Bool[Tensor, "prompt position"]
+    ) -> Float[Tensor, "prompt position vocab"]:
+        """Scores of every next token; True in `mask` marks text, False padding on either side."""
+        return self.run(ids, mask)
+
+    def run(
+        self, ids: Int[Tensor, "prompt position"], mask: Bool[Tensor, "prompt position"]
+    ) -> Float[Tensor, "prompt position vocab"]:
+        """Return what `logits` does, open to gradients of activations."""
+        if ids.shape[1] > self.shape.context:
+            raise ModelError(
+                f"The prompts are too long for {self.name}: {ids.shape[1]} tokens found, "
+                f"at most {self.shape.context} fit. Shorten them."
+            )
+        given: dict[str, Tensor | bool] = {"attention_mask": mask.long(), "use_cache": False}
+        if "position_ids" in inspect.signature(self.bridge.original_model.forward).parameters:
+            given["position_ids"] = place(mask)
+        with self.alone():
+            return self.bridge(ids, **given)
+
+    @contextmanager
+    def editing(self, edits: Mapping[str, Edit]) -> Iterator[None]:
+        """Give each named activation to its edit in every pass inside the `with`.
+
+        An edit returns the activation's replacement, or None to leave it as it is.
+        """
+        points = self.bridge.hook_dict
+        for name in edits:
+            if name not in points or self.bridge._gated_hook_reason(name) is not None:
+                near = difflib.get_close_matches(name, points, n=3, cutoff=0.4)
+                raise SiteError(
+                    f"{self.name} has no activation {name!r}, or computes it only on request; "
+                    f"names close to it: {', '.join(near) or 'none'}. Use a name of this model."
+                )
+        pairs = [(name, partial(_edited, name, edit)) for name, edit in edits.items()]
+        with self.alone(), self.bridge.hooks(fwd_hooks=pairs):
+            yield
+
+    @contextmanager
+    def storing(self, stores: Sequence[object]) -> Iterator[list[dict]]:
+        """Give each block a store in place of its key/value cache; list what it was called with.
+
+        A store's `update(keys, values, layer)` returns the keys and values to attend to.
+        """
+        calls: list[dict] = []
+
+        def before(block: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:  # noqa: ANN401
+            given = dict(zip(_arguments(block), args, strict=False)) | kwargs
+            hidden = given.pop("hidden_states")
+            given.pop(slot := _slot(block), None)
+            calls.append(given)
+            return (hidden,), given | {slot: stores[len(calls) - 1]}
+
+        with self.alone():
+            blocks = self.bridge.blocks[: len(stores)]
+            handles = [b.register_forward_pre_hook(before, with_kwargs=True) for b in blocks]
+            try:
+                yield calls
+            finally:
+                for handle in handles:
+                    handle.remove()
+
+    def block(self, layer: int, resid: Tensor, given: Mapping[str, Any], store: object) -> Tensor:
+        """Run one block by itself, with arguments that `storing` listed, cut to what is wanted."""
+        block = self.bridge.blocks[layer]
+        out = block(hidden_states=resid, **given, **{_slot(block): store})
+        return out[0] if isinstance(out, tuple) else out
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other threads out: an edit made by one would show in the pass of another."""
+        if not self.lock.acquire(blocking=False):
+            raise ModelError(
+                f"{self.name} is in use by another thread, found during a pass or an edit. "
+                "Give each thread a model of its own."
+            )
+        try:
+            yield
+        finally:
+            self.lock.release()
+
+
+def place(mask: Bool[Tensor, "prompt position"]) -> Int[Tensor, "prompt position"]:
+    """Number the tokens of each text from 0, whatever padding stands before them."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def load(
+    name: str | Path | Model, *, dtype: str = "float32", device: str | torch.device | None = None
+) -> Model:
+    """Load a family member, a folder, a hub id, or "untrained:NAME:SEED"; a Model is given back."""
+    if isinstance(name, Model):
+        return name
+    kind, _, rest = str(name).partition(":")
+    if kind == "untrained" and rest:
+        like, _, seed = rest.partition(":")
+        if not (seed or "0").isdecimal():
+            raise ModelError(f"The seed of {name!r} is {seed!r}: write it as in 'untrained:full:3'")
+        return untrained(load(like, dtype=dtype, device=device), seed=int(seed or 0))
+    source, origin = find(name)
+    hf_model, tokenizer = read(source, dtype_of(dtype))
+    refuse_broken(hf_model, str(name))
+    hf_model = hf_model.to(device or torch.get_default_device())
+    return _adopt(hf_model, (Path(name).name, origin), tokenizer, _made(Path(source)))
+
+
+def _made(folder: Path) -> Made | None:
+    if not folder.is_dir():
+        return None
+    return read_made(folder) or Made("trained", "", stored(folder))
+
+
+def wrap(
+    hf_model: nn.Module,
+    *,
+    name: str,
+    tokenizer: object = None,
+    origin: str = "in memory",
+    made: Made | None = None,
+) -> Model:
+    """Take a Hugging Face causal model as it stands; the one given is copied, never changed."""
+    return _adopt(copy.deepcopy(hf_model), (name, origin), tokenizer, made)
+
+
+def untrained(like: Model, *, seed: int) -> Model:
+    """Build the same architecture with fresh weights, drawn from `seed` alone."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: that would also seed the accelerators, which are not forked.
+        torch.default_generator.manual_seed(seed)
+        config = copy.deepcopy(like.config)
+        hf_model = AutoModelForCausalLM.from_config(config, dtype=like.dtype)
+    names = (f"{like.name} untrained {seed}", f"untrained like {like.name}, seed {seed}")
+    return _adopt(hf_model.to(like.device), names, like.tokenizer)
+
+
+def _arguments(block: Any) -> list[str]:  # noqa: ANN401
+    return list(inspect.signature(block.original_component.forward).parameters)
+
+
+def _slot(block: Any) -> str:  # noqa: ANN401
+    return cache_slot(block.original_component)
+
+
+def cache_slot(module: nn.Module) -> str:
+    """Return what a Hugging Face model or block calls the argument for its key/value cache.
+
+    Raises:
+        ModelError: It takes none.
+    """
+    known = inspect.signature(module.forward).parameters
+    found = next((slot for slot in SLOTS if slot in known), None)
+    if found is None:
+        raise ModelError(
+            f"{type(module).__name__} takes no key/value cache under a known name: "
+            f"{', '.join(known)} found, one of {', '.join(SLOTS)} wanted. Use a decoder such as "
+            "Llama, GPT-2 or GPT-NeoX, or another release of transformers."
+        )
+    return found
+
+
+def _edited(name: str, edit: Edit, value: Tensor, hook: object) -> Tensor | None:
+    new = edit(value)
+    if new is not None and (new.shape != value.shape or new.dtype != value.dtype):
+        raise SiteError(
+            f"An edit of {name!r} must keep shape and dtype: {tuple(new.shape)} {new.dtype} "
+            f"found, {tuple(value.shape)} {value.dtype} wanted. Return that, or None."
+        )
+    return new
+
+
+def _adopt(
+    hf_model: Any,  # noqa: ANN401
+    names: tuple[str, str],
+    tokenizer: object,
+    made: Made | None = None,
+) -> Model:
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+    hf_model.eval()
+    hf_model.set_attn_implementation("eager")
+    config = copy.deepcopy(hf_model.config)
+    architecture = type(hf_model).__name__
+    try:  # No tokenizer: the bridge would replace it, and the kit feeds ids only.
+        bridge = build_bridge_from_module(hf_model, architecture, hf_config=hf_model.config)
+    except ValueError as error:
+        raise ModelError(
+            f"The architecture of {names[0]} is not supported: {architecture} found. "
+            "Use a decoder such as Llama, GPT-2 or GPT-NeoX."
+        ) from error
+    # Nothing here trains it: passes keep no activations for gradients of weights.
+    bridge.requires_grad_(False)
+    cfg = bridge.cfg
+    shape = Shape(
+        architecture=architecture,
+        layers=int(cfg.n_layers),
+        heads=int(cfg.n_heads),
+        kv_heads=int(cfg.n_key_value_heads or cfg.n_heads),
+        d_model=int(cfg.d_model),
+        d_head=int(cfg.d_head),
+        d_vocab=int(config.vocab_size),
+        context=int(config.max_position_embeddings),
+        parallel=bool(getattr(cfg, "parallel_attn_mlp", False)),
+    )
+    return Model(*names, shape, tokenizer, bridge, config, made)
+
+
+def refuse_training(model: Model) -> None:
+    """Refuse a model with dropout on: two runs of it cannot be compared."""
+    if any(module.training for module in model.bridge.modules()):
+        raise ModelError(
+            f"{model.name} is in training mode, found by its modules: its runs are drawn by lot. "
+            "Call eval() on it."
+        )

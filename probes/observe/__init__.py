@@ -1,0 +1,1 @@
+"""What a model does without intervention: activations, attention, logit lens, behavior."""

@@ -1,0 +1,1 @@
+"""Query patterns, questions, pairs, tokenization and role axes; no model is known here."""

@@ -1,0 +1,17 @@
+"""prompts.role_axis."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from einops import rearrange
+from jaxtyping import Float
+
+
+def spread(
+    each: Float[np.ndarray, "prompt head role answer"], here: Sequence[str], roles: Sequence[str]
+) -> Float[np.ndarray, "prompt head feature"]:
+    """Lay effects out over all roles, NaN for the roles that this contrast lacks."""
+    prompts, heads, _, answers = each.shape
+    full = np.full((prompts, heads, len(roles), answers), np.nan, dtype=np.float64)
+    full[:, :, [roles.index(role) for role in here]] = each
+    return rearrange(full, "prompt head role answer -> prompt head (role answer)")

@@ -1,0 +1,256 @@
+"""Frames: sentence templates that are filled from slots, and that find slots in a text.
+
+The template language stands at the head of `data/patterns.toml`.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from probes.errors import MatchError, PatternError
+from probes.prompts.question import Span
+
+_TOKEN = re.compile(
+    r"\{(?:(?P<role>\w+)=)?(?P<slot>\w+)(?::(?P<form>\w+))?\}|\[(?P<fixed>\w+)\|(?P<text>[^\[\]{}]+)\]"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A stretch of a template: fixed text (slot is "") or a slot in one of its forms."""
+
+    text: str
+    role: str
+    slot: str
+    form: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lexicon:
+    """The words a pattern may use, and the kind of each slot.
+
+    Attributes:
+        kinds: Kind of each slot: number, noun, name, verb or filler.
+        verbs: Pairs of opposites; each side maps a form to its words.
+        choices: For the kinds noun, name and filler, the words to choose from.
+        numbers: The smallest and the largest number that may be asked about or answered.
+        number_words: The numbers from nought up, in words.
+    """
+
+    kinds: tuple[tuple[str, str], ...]
+    verbs: tuple[tuple[tuple[str, tuple[tuple[str, str], ...]], ...], ...]
+    choices: tuple[tuple[str, tuple[str, ...]], ...]
+    numbers: tuple[int, int]
+    number_words: tuple[str, ...]
+
+    def kind(self, slot: str) -> str:
+        """Return the kind of a slot."""
+        for name, kind in self.kinds:
+            if name == slot:
+                return kind
+        known = [name for name, _ in self.kinds]
+        raise PatternError(f"Slot {slot!r} is unknown: declare it under [slots], beside {known}")
+
+    def words(self, kind: str) -> tuple[str, ...]:
+        """Return the words to choose from for a kind of slot."""
+        return dict(self.choices)[kind]
+
+    def verb_forms(self, base: str) -> tuple[str, dict[str, str]]:
+        """Return the side a verb stands on and its forms, given the base form."""
+        for pair in self.verbs:
+            for side, forms in pair:
+                if dict(forms)["base"] == base:
+                    return side, dict(forms)
+        raise PatternError(f"Verb {base!r} is unknown: known are {self.all_verbs()}")
+
+    def opposite(self, base: str) -> str:
+        """Return the base form of the verb's opposite."""
+        for pair in self.verbs:
+            bases = [dict(forms)["base"] for _, forms in pair]
+            if base in bases:
+                return bases[1 - bases.index(base)]
+        raise PatternError(f"Verb {base!r} is unknown: known are {self.all_verbs()}")
+
+    def side(self, operation: str) -> tuple[str, ...]:
+        """Return the base forms of all verbs on one side."""
+        return tuple(dict(dict(pair)[operation])["base"] for pair in self.verbs)
+
+    def all_verbs(self) -> tuple[str, ...]:
+        """Return the base forms of all verbs, both sides."""
+        return tuple(dict(forms)["base"] for pair in self.verbs for _, forms in pair)
+
+    def write(self, slot: str, value: int | str, form: str, numerals: str) -> str:
+        """Write what a slot holds as the text shows it."""
+        kind = self.kind(slot)
+        if kind == "verb":
+            forms = self.verb_forms(str(value))[1]
+            if form not in forms:
+                raise PatternError(f"Verb {value!r} has no form {form!r}: it has {sorted(forms)}")
+            return forms[form]
+        if isinstance(value, int):
+            in_words = numerals == "words" and 0 <= value < len(self.number_words)
+            return self.number_words[value] if in_words else str(value)
+        return value
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A sentence template cut into parts; `order` names its twin with swapped clauses, or ""."""
+
+    name: str
+    parts: tuple[Part, ...]
+    order: str
+
+    @cached_property
+    def slots(self) -> tuple[str, ...]:
+        """The slots of the frame, each once, in the order of the text."""
+        return tuple(dict.fromkeys(part.slot for part in self.parts if part.slot))
+
+    def fill(
+        self, slots: Mapping[str, int | str], lexicon: Lexicon, numerals: str
+    ) -> tuple[str, tuple[Span, ...]]:
+        """Write the text and return it with the character span of every role."""
+        text, spans = "", []
+        for part in self.parts:
+            words = part.text
+            if part.slot:
+                words = lexicon.write(part.slot, slots[part.slot], part.form, numerals)
+            if part.role:
+                spans.append((part.role, len(text), len(text) + len(words)))
+            text += words
+        return text, tuple(spans)
+
+
+def parse_frame(name: str, template: str, order: str = "") -> Frame:
+    """Cut a template into parts.
+
+    Raises:
+        PatternError: A bracket is left open, or one role is given twice.
+    """
+    parts, at = [], 0
+    for token in _TOKEN.finditer(template):
+        parts.append(Part(template[at : token.start()], "", "", ""))
+        if token["fixed"]:
+            parts.append(Part(token["text"], token["fixed"], "", ""))
+        else:
+            role = token["role"] or token["slot"]
+            parts.append(Part("", role, token["slot"], token["form"] or "base"))
+        at = token.end()
+    parts.append(Part(template[at:], "", "", ""))
+    parts = [part for part in parts if part.text or part.slot]
+    loose = "".join(part.text for part in parts if not part.role)
+    if any(mark in loose for mark in "{}[]"):
+        raise PatternError(f"Frame {name!r} has a bracket that does not close: {template!r}")
+    roles = [part.role for part in parts if part.role]
+    twice = {role for role in roles if roles.count(role) > 1}
+    if twice:
+        raise PatternError(
+            f"Frame {name!r} uses role {sorted(twice)} twice: name each occurrence, "
+            "as in {thing_asked=thing}"
+        )
+    return Frame(name, tuple(parts), order)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """How far a frame read a text: its slots if it read all, else where it stopped and why."""
+
+    slots: dict[str, int | str]
+    numerals: str
+    reached: int
+    wanted: str
+
+
+def find_slots(frame: Frame, text: str, lexicon: Lexicon, operation: str) -> Found:
+    """Read a text part by part; `wanted` is "" when the whole frame was found."""
+    slots: dict[str, int | str] = {}
+    numerals, at = "digits", 0
+    # The tail that hands over to the answer ("Answer:") may be left away by a person.
+    optional_tail = frame.parts[-1].role == "answer" and not frame.parts[-1].slot
+    for index, part in enumerate(frame.parts):
+        if optional_tail and at >= len(text.rstrip()) and not _needed(frame.parts[index:]):
+            return Found(slots, numerals, at, "")
+        pattern, wanted = _reader(part, slots, lexicon, operation)
+        hit = re.compile(pattern, re.IGNORECASE if not part.slot else 0).match(text, at)
+        if hit is None:
+            return Found(slots, numerals, at, wanted)
+        if part.slot and part.slot not in slots:
+            value, written = _value(part, hit[0], lexicon)
+            slots[part.slot] = value
+            numerals = written or numerals
+        at = hit.end()
+    rest = text[at:].strip()
+    return Found(slots, numerals, at, "the end of the text" if rest else "")
+
+
+def _needed(parts: tuple[Part, ...]) -> bool:
+    return any(part.slot or part.text.strip() for part in parts[:-1])
+
+
+def _reader(
+    part: Part, slots: Mapping[str, int | str], lexicon: Lexicon, operation: str
+) -> tuple[str, str]:
+    """Return the expression that reads one part, and what to call it in an error."""
+    if not part.slot:
+        return r"\s*".join(re.escape(word) for word in re.split(r"\s+", part.text)), repr(part.text)
+    kind = lexicon.kind(part.slot)
+    if part.slot in slots:
+        known = lexicon.write(part.slot, slots[part.slot], part.form, "digits")
+        return rf"{re.escape(known)}\b", f"{known!r} again, for {part.role}"
+    if kind == "number":
+        words = "|".join(sorted(lexicon.number_words, key=len, reverse=True))
+        return rf"(?:\d+|(?i:{words}))\b", f"a number for {part.slot}"
+    if kind == "verb":
+        forms = [lexicon.verb_forms(base)[1][part.form] for base in lexicon.side(operation)]
+        return "(?:" + "|".join(map(re.escape, forms)) + r")\b", f"one of {forms} for {part.slot}"
+    if kind == "filler":
+        return r"[A-Z][^.?!]*[.?!]", "a sentence for filler"
+    if kind == "name":
+        return r"[A-Z][\w'-]*", f"a name for {part.slot}"
+    return r"[^\W\d][\w'-]*", f"a {kind} for {part.slot}"
+
+
+def _value(part: Part, words: str, lexicon: Lexicon) -> tuple[int | str, str]:
+    """Return what a slot holds, and "digits" or "words" if it is a number."""
+    kind = lexicon.kind(part.slot)
+    if kind == "number":
+        if words.isdigit():
+            return int(words), "digits"
+        return lexicon.number_words.index(words.lower()), "words"
+    if kind == "verb":
+        for base in lexicon.all_verbs():
+            if lexicon.verb_forms(base)[1][part.form] == words:
+                return base, ""
+    return words, ""
+
+
+def best_reading(
+    frames: tuple[Frame, ...], text: str, lexicon: Lexicon, operation: str
+) -> tuple[Frame, Found]:
+    """Return the first frame that reads the whole text.
+
+    Raises:
+        MatchError: None does; says how far the best one came and what it wanted there.
+    """
+    readings = [(frame, find_slots(frame, text, lexicon, operation)) for frame in frames]
+    for frame, found in readings:
+        if not found.wanted:
+            return frame, found
+    frame, found = max(readings, key=lambda reading: reading[1].reached)
+    raise MatchError(
+        f"{text!r} fits no frame. Nearest is {frame.name!r}: after {text[: found.reached]!r} it "
+        f"wants {found.wanted}, and finds {text[found.reached : found.reached + 30]!r}"
+    )
+
+
+def read_frames(table: Mapping[str, object]) -> Iterator[Frame]:
+    """Read the frames of one set from TOML."""
+    for name, entry in table.items():
+        match entry:
+            case str(text):
+                yield parse_frame(name, text)
+            case {"text": str(text), "order": str(order)}:
+                yield parse_frame(name, text, order)
+            case _:
+                raise PatternError(f"Frame {name!r} must be text, or a table of text and order")

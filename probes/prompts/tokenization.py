@@ -1,0 +1,197 @@
+"""One text as tokens, each with the one role that it plays, before texts are put in a batch.
+
+Works with any fast tokenizer: roles are assigned by the overlap of character offsets after white
+space is stripped (offsets include the leading space, trim it, or put it in a token of its own,
+which then joins the role that follows).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from probes.errors import BatchError, OutcomeError, TokenizerError
+from probes.prompts.question import Question, Span
+
+REST, BOS = "rest", "bos"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One encoded text before padding: ids, the role of each, its read-outs as numbers."""
+
+    ids: tuple[int, ...]
+    roles: tuple[str, ...]
+    tokens: tuple[str, ...]
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
+    outcomes: tuple[tuple[int, ...], ...]
+
+
+def encode_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    *,
+    forced: Sequence[Question] | None = None,
+) -> tuple[Row, ...]:
+    """Encode questions one by one, before padding; see `encode`."""
+    if not questions:
+        raise BatchError("A batch needs at least one question: none was given")
+    if not getattr(tokenizer, "is_fast", False):
+        raise TokenizerError(
+            f"{type(tokenizer).__name__} keeps no character offsets, which roles are found by: "
+            "load a fast tokenizer (a folder with tokenizer.json)"
+        )
+    names = [name for name, _ in questions[0].answers]
+    for index, question in enumerate(questions):
+        if not question.text.strip():
+            raise BatchError(f"Prompt {index} holds no text: write something for the model to read")
+        if [name for name, _ in question.answers] != names:
+            raise BatchError(
+                f"{question.text!r} answers {[n for n, _ in question.answers]}, the first prompt "
+                f"{names}: put questions with the same answers in one batch"
+            )
+    forced = forced or questions
+    texts = [asked.text + _reply(writer) for asked, writer in zip(questions, forced, strict=True)]
+    whole = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    endings = _encode_outcomes(tokenizer, questions, forced)
+    rows = []
+    for index, (asked, writer) in enumerate(zip(questions, forced, strict=True)):
+        ids, offsets = whole["input_ids"][index], whole["offset_mapping"][index]
+        roles = token_roles(texts[index], offsets, (*asked.roles, *_reply_spans(asked, writer)))
+        starts, ends, outcomes = [], [], []
+        for k, (name, _) in enumerate(asked.answers):
+            found = endings[index, k]
+            start, tokens = _told_apart(tokenizer, asked, name, found)
+            written = found.get(writer.answers[k][1], next(iter(found.values()))[:start])
+            if tuple(ids[: len(written)]) != written:
+                raise OutcomeError(
+                    f"{texts[index]!r} is cut into other tokens when what follows {name} is left "
+                    "away: choose words that this tokenizer keeps apart"
+                )
+            starts.append(start)
+            ends.append(len(found[asked.answer(name)]))
+            outcomes.append(tokens)
+        rows.append(
+            _with_bos(
+                tokenizer,
+                Row(
+                    tuple(ids),
+                    roles,
+                    tuple(texts[index][a:b] for a, b in offsets),
+                    tuple(starts),
+                    tuple(ends),
+                    tuple(outcomes),
+                ),
+            )
+        )
+    return tuple(rows)
+
+
+def _with_bos(tokenizer: PreTrainedTokenizerBase, row: Row) -> Row:
+    if not isinstance(tokenizer.bos_token_id, int):
+        return row
+    return Row(
+        (tokenizer.bos_token_id, *row.ids),
+        (BOS, *row.roles),
+        (str(tokenizer.bos_token), *row.tokens),
+        tuple(start + 1 for start in row.starts),
+        tuple(end + 1 for end in row.ends),
+        row.outcomes,
+    )
+
+
+def _reply(writer: Question) -> str:
+    return "".join(f" {text}" for _, text in writer.answers)
+
+
+def _reply_spans(asked: Question, writer: Question) -> tuple[Span, ...]:
+    spans, at = [], len(asked.text)
+    for name, text in writer.answers:
+        spans.append((f"reply_{name}", at, at + 1 + len(text)))
+        at += 1 + len(text)
+    return tuple(spans)
+
+
+def _encode_outcomes(
+    tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], forced: Sequence[Question]
+) -> dict[tuple[int, int], dict[str, tuple[int, ...]]]:
+    """Encode every prompt with every outcome of every answer in one call."""
+    keys, texts = [], []
+    for index, (asked, writer) in enumerate(zip(questions, forced, strict=True)):
+        before = asked.text
+        for k, ((_, outcomes), (_, written)) in enumerate(
+            zip(asked.outcomes, writer.answers, strict=True)
+        ):
+            for outcome in outcomes:
+                keys.append((index, k, outcome))
+                texts.append(f"{before} {outcome}")
+            before += f" {written}"
+    found: dict[tuple[int, int], dict[str, tuple[int, ...]]] = {}
+    if not texts:  # a text that asks nothing has nothing to tell apart
+        return found
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    for (index, k, outcome), ids in zip(keys, encoded, strict=True):
+        found.setdefault((index, k), {})[outcome] = tuple(ids)
+    return found
+
+
+def _told_apart(
+    tokenizer: PreTrainedTokenizerBase,
+    question: Question,
+    name: str,
+    found: dict[str, tuple[int, ...]],
+) -> tuple[int, tuple[int, ...]]:
+    """Return where the outcomes first differ, and each one's token there, the answer's first."""
+    encoded = list(found.values())
+    shortest = min(len(ids) for ids in encoded)
+    if len(encoded) == 1:
+        # Nothing to be told apart from: read at the first token behind the prompt.
+        start = len(tokenizer(question.text, add_special_tokens=False)["input_ids"])
+        start = min(start, shortest - 1)
+    else:
+        start = next(
+            (at for at in range(shortest) if len({ids[at] for ids in encoded}) > 1), shortest
+        )
+    tokens: dict[int, str] = {}
+    for outcome, ids in found.items():
+        # An outcome that ends here is the beginning of all others.
+        ends = next(text for text in (*found, "") if text != outcome)
+        clash = tokens.get(ids[start]) if start < len(ids) else ends
+        if clash is not None:
+            other = found[clash]
+            raise OutcomeError(
+                f"{question.text!r}: the {name} outcomes {outcome!r} "
+                f"({tokenizer.convert_ids_to_tokens(list(ids[start - 1 :]))}) and {clash!r} "
+                f"({tokenizer.convert_ids_to_tokens(list(other[start - 1 :]))}) start with the "
+                "same token where they are read: choose words that this tokenizer tells apart"
+            )
+        tokens[ids[start]] = outcome
+    return start, tuple(tokens)
+
+
+def token_roles(
+    text: str, offsets: Sequence[tuple[int, int]], spans: Sequence[Span]
+) -> tuple[str, ...]:
+    """Give every token the role it overlaps most; a token of white space joins the next one's."""
+    found: list[str | None] = []
+    for start, end in offsets:
+        while start < end and text[start].isspace():
+            start += 1
+        while start < end and text[end - 1].isspace():
+            end -= 1
+        if start == end:
+            found.append(None)
+            continue
+        overlap, role = max(
+            ((min(end, b) - max(start, a), role) for role, a, b in spans),
+            key=lambda pair: pair[0],
+            default=(0, REST),
+        )
+        found.append(role if overlap > 0 else REST)
+    roles: list[str] = []
+    following = REST
+    for role in reversed(found):
+        following = role or following
+        roles.append(following)
+    return tuple(reversed(roles))

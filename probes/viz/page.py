@@ -1,0 +1,59 @@
+"""A report as one page: verdicts first, then what they rest on."""
+
+import zlib
+from collections.abc import Sequence
+
+from probes.viz.blocks import Block, Note
+from probes.viz.html_text import escaped, prose, visible
+from probes.viz.picture import Picture
+
+Section = tuple[str, str, Sequence[Block | Picture]]
+
+
+def page(
+    title: str,
+    sections: Sequence[Section],
+    verdicts: Sequence[Note] = (),
+    subtitle: str = "",
+) -> Picture:
+    """A report that is one file.
+
+    Args:
+        title: The heading of the page.
+        sections: For each its heading, a paragraph, and its blocks and pictures.
+        verdicts: The findings in plain words, in large type at the top.
+        subtitle: What was compared, and how.
+    """
+    lines = "".join(note.body for note in verdicts)
+    top = (
+        f"<header><h1>{escaped(title)}</h1>"
+        + (f'<p class="pv-sub">{prose(subtitle)}</p>' if subtitle else "")
+        + (f'<div class="pv-verdicts">{lines}</div>' if lines else "")
+        + (_contents(sections) if len(sections) > 1 else "")
+        + "</header>"
+    )
+    parts = "".join(_part(at, section) for at, section in enumerate(sections, start=1))
+    return Picture(visible(title), top + parts)
+
+
+def _contents(sections: Sequence[Section]) -> str:
+    items = "".join(
+        f'<li><a href="#{_anchor(heading, at)}">{escaped(heading)}</a></li>'
+        for at, (heading, _, _) in enumerate(sections, start=1)
+    )
+    return f'<nav class="pv-toc" aria-label="Contents">Contents<ol>{items}</ol></nav>'
+
+
+def _anchor(heading: str, at: int) -> str:
+    """A name for the place that other pages of the same notebook do not have."""
+    return f"part-{zlib.crc32(heading.encode(errors='replace')):08x}-{at}"
+
+
+def _part(at: int, section: Section) -> str:
+    heading, lead, blocks = section
+    body = "".join(f'<div class="pv-block">{block.body}</div>' for block in blocks)
+    paragraph = f'<p class="pv-lead">{prose(lead)}</p>' if lead else ""
+    return (
+        f'<section class="pv-part" id="{_anchor(heading, at)}"><h2>{at}. {escaped(heading)}</h2>'
+        f"{paragraph}{body}</section>"
+    )

@@ -1,0 +1,116 @@
+"""A picture: shows itself in a notebook, and saves itself as a page or a figure.
+
+The page is one file that fetches nothing, and says so to the browser. The fragment for a notebook
+is plain HTML with pictures inside; its script only adds to it, so that a notebook that runs no
+scripts still shows the picture.
+"""
+
+import base64
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from probes.errors import FigureError
+from probes.files import write_whole
+from probes.viz.html_text import escaped
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_FIGURES = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """Something to look at.
+
+    Attributes:
+        title: One line, as plain text.
+        body: HTML in which all text is escaped already.
+        draw: Draws the picture on an empty matplotlib figure, or None if it has no such form.
+    """
+
+    title: str
+    body: str
+    draw: "Callable[[Figure], None] | None" = None
+
+    def save(self, path: str | Path) -> Path:
+        """Write the picture as .html, or through matplotlib as .png, .svg or .pdf."""
+        path = Path(path)
+        suffix = path.suffix.lower()
+        if suffix not in (".html", *_FIGURES):
+            raise FigureError(
+                f"cannot save a picture as {path.name!r}: end the name in .html, .png, .svg or .pdf"
+            )
+        if not path.parent.is_dir():
+            raise FigureError(f"there is no folder {str(path.parent)!r}: make it first")
+        content = document(self).encode() if suffix == ".html" else _figure(self, suffix)
+        write_whole(path, content)
+        return path
+
+    def _repr_html_(self) -> str:
+        return fragment(self.body)
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        return {"text/html": self._repr_html_(), "text/plain": repr(self)}
+
+    def __repr__(self) -> str:
+        return f"Picture({self.title!r}, {len(self.body) // 1024 + 1} kB)"
+
+
+def fragment(body: str) -> str:
+    """The body for a notebook cell, with all that it needs and nothing that leaks out of it."""
+    style, script = _part("style.css"), _part("viewer.js")
+    return f'<style>{style}</style><div class="pv">{body}</div><script>{script}</script>'
+
+
+def document(picture: Picture) -> str:
+    """The picture as one page that may fetch nothing and run no script but its own."""
+    style, script = _part("style.css"), _part("viewer.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        "default-src 'none'; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escaped(picture.title)}</title><style>{style}</style></head>\n"
+        f'<body class="pv-page"><main class="pv">{picture.body}</main>\n'
+        f"<script>{script}</script></body></html>\n"
+    )
+
+
+@cache
+def _part(name: str) -> str:
+    return files("probes.viz").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _figure(picture: Picture, suffix: str) -> bytes:
+    if picture.draw is None:
+        raise FigureError(
+            f"{picture.title!r} is a page and has no {suffix} form: save it as .html, "
+            "or save one of its pictures"
+        )
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise FigureError(
+            f"saving {suffix} needs matplotlib, which is not installed: "
+            "pip install 'probes[figures]', or save as .html"
+        ) from error
+    stream = io.BytesIO()
+    # The salt and the missing date make the same picture the same file.
+    with rc_context({"svg.hashsalt": "probes", "svg.fonttype": "path"}):
+        figure = Figure(layout="constrained", facecolor="white")
+        picture.draw(figure)
+        date = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix)
+        figure.savefig(stream, format=suffix[1:], dpi=200, metadata=date)
+    return stream.getvalue()

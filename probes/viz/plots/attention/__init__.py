@@ -1,0 +1,1 @@
+"""Attention heatmaps."""

@@ -1,0 +1,539 @@
+"""Scores of edges are what gradients say, held against autograd, TransformerLens and real cuts."""
+
+from dataclasses import replace
+from functools import cache
+
+import jaxtyping
+import pytest
+import torch
+from transformer_lens.tools.analysis.attribution_patching import (
+    EdgeAttributionConfig,
+    attribution_patch,
+    faithfulness,
+)
+
+from probes.circuits.attribution import attribute
+from probes.circuits.edge_patching import run
+from probes.circuits.graph import Edge
+from probes.circuits.reference_runs import stage
+from probes.circuits.task import Task, by_hand
+from probes.errors import CircuitError, ModelError
+from probes.interventions.activation_patching import MLP, Z
+from probes.models.model import wrap
+from probes.testing.tiny_models import KINDS, hook_count, tiny, tiny_hf, ungrouped
+
+METHODS = ("eap-ig", "eap", "exact")
+PARTS = {"embed": "embed", "mlp_out": "MLP", "mlp_in": "MLP", "logits": "logits"}
+
+# The others run with the slow tests: TransformerLens is asked about them in any case.
+QUICK = ("llama-gqa",)
+SLOW = {kind: () if kind in QUICK else (pytest.mark.slow,) for kind in KINDS}
+EACH = pytest.mark.parametrize("kind", [pytest.param(kind, marks=SLOW[kind]) for kind in KINDS])
+
+model_of = cache(tiny)
+
+
+@cache
+def short(kind):
+    """Two layers: the reference makes a pass for each edge that it cuts."""
+    return tiny(kind, num_hidden_layers=2)
+
+
+def pairs(count=2, width=5, at=1, seed=0):
+    """Pairs that differ at one position."""
+    draw = torch.Generator().manual_seed(seed)
+    clean = torch.randint(3, 90, (count, width), generator=draw)
+    other = clean.clone()
+    other[:, at] = (clean[:, at] + torch.randint(1, 80, (count,), generator=draw) - 3) % 87 + 3
+    answer, foil = torch.randint(3, 90, (2, count), generator=draw)
+    return by_hand(clean, other, answer, foil[:, None])
+
+
+def close(found, expected, atol=1e-6):
+    torch.testing.assert_close(found, expected, atol=atol, rtol=0)
+
+
+def summed(found, graph):
+    """Sum a graph's scores of the edges that another wiring does not tell apart."""
+    same = [grouped(Edge(edge.source, edge.target), found) for edge in graph.wiring.edges()]
+    index = torch.from_numpy(found.numbers(same))
+    return torch.zeros(graph.prompts, len(found)).index_add(1, index, graph.each)
+
+
+def grouped(edge, wiring):
+    if (
+        wiring.kv_heads == wiring.heads
+        or edge.target[-2:] not in (".k", ".v")
+        or "K" in edge.target
+    ):
+        return edge
+    layer, head, port = edge.target.split(".")
+    each = wiring.heads // wiring.kv_heads
+    return replace(edge, target=f"{layer}.KV{int(head[1:]) // each}.{port}")
+
+
+def named(pair, *, roles=False):
+    """Name an edge of TransformerLens as we do."""
+    found = []
+    for node in pair:
+        name = PARTS.get(node.kind, f"H{node.head}")
+        name = name if name in ("embed", "logits") else f"L{node.layer}.{name}"
+        found.append(f"{name}.{node.kind[0]}" if node.kind[1:] == "_input" else name)
+    role = f"p{pair[0].position}" if roles else ""
+    return Edge(*found, role, role)
+
+
+def metric(task, row):
+    return lambda logits: task[row : row + 1].lead(logits[:, -1])[0]
+
+
+@cache
+def theirs(kind):
+    """Let TransformerLens score the edges, prompt by prompt."""
+    model, task, found = model_of(kind), pairs(), []
+    before = [weight.requires_grad for weight in model.bridge.parameters()]
+    model.bridge.requires_grad_(True)
+    for row in range(len(task)):
+        ids = (task.clean[row : row + 1], task.counterfactual[row : row + 1])
+        how = EdgeAttributionConfig("edge")
+        found.append(attribution_patch(model.bridge, *ids, metric(task, row), how).edge_scores)
+    for weight, wanted in zip(model.bridge.parameters(), before, strict=True):
+        weight.requires_grad_(wanted)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "neox"])
+def test_one_gradient_gives_what_transformer_lens_finds_summed_over_positions(kind):
+    graph = attribute(model_of(kind), pairs(), method="eap", at=0.0)
+    expected = torch.zeros_like(graph.each)
+    for row, scores in enumerate(theirs(kind)):
+        numbers = torch.from_numpy(graph.wiring.numbers(map(named, scores)))
+        values = torch.tensor([float(score) for score in scores.values()])
+        expected[row].index_add_(0, numbers, values)
+    close(graph.each, expected)
+    assert graph.each.abs().max() > 0.05
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "neox"])
+def test_by_role_it_gives_what_transformer_lens_finds_position_by_position(kind):
+    graph = attribute(model_of(kind), pairs(), method="eap", at=0.0, roles=True)
+    mine = [replace(edge, target_role=edge.source_role) for edge in graph.wiring.edges()]
+    known = {edge: number for number, edge in enumerate(dict.fromkeys(mine))}
+    index = torch.tensor([known[edge] for edge in mine])
+    found = torch.zeros(2, len(known)).index_add(1, index, graph.each)
+    for row, scores in enumerate(theirs(kind)):
+        for pair, score in scores.items():
+            edge = named(pair, roles=True)
+            if edge in known:
+                assert abs(float(score) - float(found[row, known[edge]])) < 1e-6
+            else:
+                # Logits are read at the last position alone.
+                assert edge.target == "logits" and abs(float(score)) < 1e-6
+
+
+def test_grouped_keys_and_values_score_the_sum_of_their_twins():
+    model, task = model_of("llama-gqa"), pairs()
+    twin = ungrouped(model)
+    for how in ({"method": "eap", "at": 0.0}, {"method": "eap"}, {"steps": 3}):
+        mine, other = attribute(model, task, **how), attribute(twin, task, **how)
+        close(summed(mine.wiring, other), mine.each)
+        assert mine.each.abs().max() > 0.05
+
+
+@EACH
+def test_scores_by_role_add_up_to_those_without(kind):
+    model, task = model_of(kind), pairs()
+    for how in ({"method": "eap"}, {"steps": 2}):
+        plain, fine = (attribute(model, task, roles=roles, **how) for roles in (False, True))
+        close(summed(plain.wiring, fine), plain.each)
+
+
+# What a score is, by autograd and by cuts.
+
+
+@torch.enable_grad()
+def node_scores(model, task):
+    """Score heads and MLPs by the change of what they write times the lead's gradient there."""
+    layers = range(model.shape.layers)
+    names = [f"blocks.{layer}.{point}" for layer in layers for point in (Z, MLP)]
+
+    def written(ids):
+        kept = {}
+        edits = {name: lambda v, n=name: kept.setdefault(n, v.view_as(v)) for name in names}
+        edits["hook_embed"] = lambda v: v.detach().requires_grad_()
+        with model.editing(edits):
+            logits = model.run(ids, task.mask)
+        at = torch.arange(len(task))
+        return kept, task.lead(logits[at, task.readout])
+
+    (clean, lead), (other, _) = written(task.clean), written(task.counterfactual)
+    grads = torch.autograd.grad(lead.sum(), [clean[name] for name in names])
+    found = {}
+    for name, grad in zip(names, grads, strict=True):
+        layer = name.split(".")[1]
+        score = ((clean[name] - other[name]) * grad).detach()
+        if name.endswith(MLP):
+            found[f"L{layer}.MLP"] = score.sum((1, 2))
+        else:
+            each = score.unflatten(-1, (model.shape.heads, -1)) if score.ndim == 3 else score
+            found |= {f"L{layer}.H{head}": s for head, s in enumerate(each.sum((1, 3)).T)}
+    return found
+
+
+@pytest.mark.parametrize("roles", [False, True])
+@EACH
+def test_a_nodes_score_is_the_gradient_at_what_it_writes(kind, roles):
+    model, task = model_of(kind), pairs(4)
+    nodes = attribute(model, task, method="eap", roles=roles).nodes()
+    expected = node_scores(model, task)
+    assert set(nodes) == {"embed", *expected}
+    for name, scores in expected.items():
+        mean, error = nodes[name]
+        assert abs(mean - float(scores.mean())) < 1e-5
+        assert abs(error - float(scores.std()) / 2) < 1e-5
+
+
+@EACH
+def test_with_many_steps_the_embeddings_edges_add_up_to_the_whole_lead(kind):
+    model, task = model_of(kind), pairs()
+    graph = attribute(model, task, steps=30)
+    mine = torch.from_numpy(graph.wiring.table[0] == 0)
+    leads = [
+        task.lead(model.logits(ids, task.mask)[:, -1]) for ids in (task.clean, task.counterfactual)
+    ]
+    close(graph.each[:, mine].sum(1), leads[0] - leads[1], atol=1e-2)
+    coarse = attribute(model, task, method="eap").each[:, mine].sum(1)
+    assert (coarse - leads[0] + leads[1]).abs().max() > 2e-2
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "neox"])
+def test_exact_scores_are_what_cutting_each_edge_in_transformer_lens_takes_away(kind):
+    model, task = short(kind), pairs(1, 4)
+    graph = attribute(model, task, method="exact")
+    scored = Kept(model, task, [])
+    every = list(scored.edges)
+    strongest = graph.mean.abs().argsort(descending=True)[:4].tolist()
+    for number in [*strongest, len(graph) // 2]:
+        edge = graph.wiring.edge(number)
+        kept = [pair for pair in every if named(pair) != edge]
+        expected = scored.full_metric - Kept(model, task, kept).value
+        assert abs(graph.mean[number].item() - expected) < 1e-5
+    assert graph.mean.abs().max() > 0.02
+
+
+class Kept:
+    """The lead in TransformerLens when some edges are kept, and all edges that there are."""
+
+    def __init__(self, model, task, kept):
+        from transformer_lens.tools.analysis import attribution_patching as theirs
+
+        listed, original = [], theirs.enumerate_edges
+
+        def listing(*args):
+            listed.extend(original(*args))
+            return listed
+
+        theirs.enumerate_edges = listing
+        try:
+            found = faithfulness(
+                model.bridge, task.clean, task.counterfactual, metric(task, 0), kept
+            )
+        finally:
+            theirs.enumerate_edges = original
+        gap = found.full_metric - found.corrupt_metric
+        self.edges, self.full_metric = listed, found.full_metric
+        self.value = found.corrupt_metric + found.recovered * gap
+
+
+@EACH
+def test_an_exact_score_is_the_fall_when_all_other_edges_are_kept(kind):
+    model, task = model_of(kind), pairs()
+    for roles in (False, True) if kind == "llama-gqa" else (False,):
+        graph = attribute(model, task, method="exact", roles=roles)
+        here = stage(model, task, roles=roles)
+        numbers = torch.arange(0, len(graph), 31)
+        kept = torch.ones(len(numbers), len(graph), dtype=torch.bool)
+        kept[torch.arange(len(numbers)), numbers] = False
+        fall = here.leads - run(here, kept, begin="replaced")
+        close(graph.each[:, numbers].T, fall, atol=1e-5)
+
+
+# Prompts, moments, padding.
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_mean_and_its_error_are_over_prompts(method):
+    model, task = model_of("llama"), pairs(4)
+    graph = attribute(model, task, method=method)
+    close(graph.mean, graph.each.mean(0))
+    close(graph.error, graph.each.std(0) / 2)
+    assert graph.prompts == 4 and graph.each.shape == (4, len(graph))
+    less = attribute(model, task, method=method, each=False)
+    assert less.each is None
+    assert torch.equal(less.mean, graph.mean)
+    assert torch.equal(less.error, graph.error)
+
+
+def test_one_prompt_has_no_error():
+    graph = attribute(model_of("llama"), pairs(1))
+    assert graph.error.isnan().all()
+    assert not graph.mean.isnan().any()
+
+
+@pytest.mark.parametrize("roles", [False, True])
+@EACH
+def test_prompts_scored_in_parts_score_the_same(kind, roles, monkeypatch):
+    from probes.circuits import attribution
+
+    model, task = model_of(kind), pairs(3)
+    whole = attribute(model, task, roles=roles, steps=2)
+    for name in ("_PASS", "_BLOCK"):
+        monkeypatch.setattr(attribution, name, 1)
+        parts = attribute(model, task, roles=roles, steps=2)
+        close(parts.each, whole.each)
+        close(parts.mean, whole.mean)
+        close(parts.error, whole.error)
+
+
+def padded(task, by):
+    """Put the task's prompts behind padding, beside a longer one that is read earlier."""
+    longer = pairs(1, task.clean.shape[1] + by, seed=5)
+
+    def beside(own, other, fill):
+        return torch.cat([torch.nn.functional.pad(own, (by, 0), value=fill), other])
+
+    return Task(
+        clean=beside(task.clean, longer.clean, 0),
+        counterfactual=beside(task.counterfactual, longer.counterfactual, 0),
+        mask=beside(task.mask, longer.mask, False),
+        readout=torch.cat([task.readout + by, longer.readout - 1]),
+        answer=torch.cat([task.answer, longer.answer]),
+        foils=torch.cat([task.foils, longer.foils]),
+        roles=longer.roles,
+        role_of=beside(task.role_of, longer.role_of, -1),
+    )
+
+
+@EACH
+def test_a_padded_batch_scores_as_its_prompts_do_by_themselves(kind):
+    model, task = model_of(kind), pairs()
+    whole = padded(task, 2)
+    exact = [{"method": "exact"}] if kind == "neox" else []
+    for how in ({"steps": 2}, {"method": "eap", "roles": True}, *exact):
+        graph = attribute(model, whole, **how)
+        for row in range(len(task)):
+            alone = attribute(model, task[row : row + 1], **how)
+            same = graph.wiring.numbers(alone.wiring.edges())
+            close(graph.each[row, same], alone.each[0], atol=1e-5)
+
+
+def test_scores_do_not_depend_on_what_was_scored_before():
+    model, task = tiny("llama"), pairs()
+    first = attribute(model, task)
+    attribute(model, pairs(seed=3), roles=True)
+    assert torch.equal(attribute(model, task).each, first.each)
+
+
+@pytest.mark.parametrize("roles", [False, True])
+@pytest.mark.parametrize("method", ["eap-ig", "eap"])
+def test_pairs_that_are_the_same_score_nothing(method, roles):
+    task = pairs()
+    same = replace(task, counterfactual=task.clean)
+    graph = attribute(model_of("gpt2"), same, method=method, roles=roles)
+    assert (graph.each == 0).all()
+
+
+def test_pairs_that_are_the_same_score_nothing_by_cutting():
+    task = pairs()
+    same = replace(task, counterfactual=task.clean)
+    assert (attribute(model_of("gpt2"), same, method="exact").each == 0).all()
+
+
+def test_the_protocol_says_how_it_was_measured():
+    model, task = model_of("llama"), pairs()
+    found = dict(attribute(model, task, steps=3, roles=True).protocol)
+    assert found["method"] == "eap-ig, 3 midpoints"
+    assert found["granularity"] == "edges by role"
+    assert found["prompts"] == "2"
+    found = dict(attribute(model, task, method="eap", at=0.5).protocol)
+    assert found["method"] == "eap, gradient at 0.5"
+    assert found["granularity"] == "edges"
+    assert dict(attribute(model, task, method="exact").protocol)["method"] == "exact, one by one"
+
+
+def test_the_middle_of_the_path_is_the_one_step_of_integration():
+    model, task = model_of("neox"), pairs()
+    one, middle = attribute(model, task, steps=1), attribute(model, task, method="eap", at=0.5)
+    assert torch.equal(one.each, middle.each)
+    whole = attribute(model, task, steps=4).each
+    parts = [attribute(model, task, method="eap", at=(k + 0.5) / 4).each for k in range(4)]
+    close(whole, sum(parts) / 4)
+
+
+# Dead heads.
+
+
+@pytest.mark.parametrize(
+    ("method", "roles"), [("eap-ig", False), ("eap", False), ("eap", True), ("exact", False)]
+)
+@EACH
+def test_a_head_that_writes_nothing_scores_exactly_zero(kind, method, roles):
+    hf_model = tiny_hf(kind, 0)
+    with torch.no_grad():
+        for name, weight in hf_model.named_parameters():
+            if ".1." in name and name.endswith(("o_proj.weight", "attention.dense.weight")):
+                weight[:, 16:] = 0
+            if ".1." in name and name.endswith("attn.c_proj.weight"):
+                weight[16:] = 0
+    graph = attribute(wrap(hf_model, name="lame"), pairs(), method=method, roles=roles, steps=2)
+    source, target = graph.wiring.table[:2]
+    dead = {graph.wiring.writers.index(name) for name in ("L1.H2", "L1.H3")}
+    outgoing = torch.tensor([writer in dead for writer in source.tolist()])
+    owners = [graph.wiring.owners(reader) for reader in target.tolist()]
+    incoming = torch.tensor([bool(own) and dead >= set(own) for own in owners])
+    assert outgoing.any() and incoming.any()
+    assert (graph.each[:, outgoing] == 0).all()
+    # Readers are run again when their input is cut: that costs the last digits.
+    assert graph.each[:, incoming].abs().max() <= (2e-6 if method == "exact" else 0)
+    assert (graph.each[:, ~outgoing & ~incoming] != 0).float().mean() > 0.25
+
+
+# What is refused, and what is left behind.
+
+
+class Scaled(torch.autograd.Function):
+    """What passes forward as it is, and back by a wrong factor."""
+
+    @staticmethod
+    def forward(ctx, value, factor):
+        ctx.factor = factor
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.factor * grad, None
+
+
+def lying(kind, layer, factor):
+    model = tiny(kind)
+    inner = model.bridge.blocks[layer].mlp.original_component
+    forward = inner.forward
+    inner.forward = lambda *args, **kwargs: Scaled.apply(forward(*args, **kwargs), factor)
+    return model
+
+
+@EACH
+def test_a_model_with_gradients_of_the_wrong_sign_is_refused(kind):
+    with pytest.raises(ModelError, match=r"gradients of tiny .* are wrong: .* dequantize the"):
+        attribute(lying(kind, 0, -1.0), pairs(), method="eap")
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.0, -1.0])
+def test_a_model_with_wrong_gradients_anywhere_is_refused(factor):
+    for kind in ("llama", "neox"):
+        for layer in range(3):
+            with pytest.raises(ModelError, match="gradients of tiny"):
+                attribute(lying(kind, layer, factor), pairs(), method="eap")
+
+
+def test_a_model_that_is_refused_once_is_refused_again():
+    model = lying("llama", 1, -1.0)
+    for _ in range(2):
+        with pytest.raises(ModelError, match="gradients of tiny"):
+            attribute(model, pairs())
+
+
+@pytest.mark.parametrize("method", ["eap", "exact"])
+@EACH
+def test_weights_that_are_not_finite_are_refused(kind, method):
+    hf_model = tiny_hf(kind, 0)
+    blocks = next(part for part in hf_model.modules() if isinstance(part, torch.nn.ModuleList))
+    with torch.no_grad():
+        next(blocks[1].mlp.parameters())[3] = torch.nan
+    model = wrap(hf_model, name="broken")
+    before = left(model)
+    with pytest.raises(ModelError, match="broken gives NaN or infinite"):
+        attribute(model, pairs(), method=method)
+    assert left(model) == before
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_answer_whose_logit_is_not_a_number_is_refused(method):
+    hf_model, task = tiny_hf("llama", 0), pairs()
+    with torch.no_grad():
+        hf_model.get_output_embeddings().weight[task.answer[0]] = torch.nan
+    with pytest.raises(ModelError):
+        attribute(wrap(hf_model, name="broken"), task, method=method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_in_training_mode_is_refused(method):
+    model = tiny("gpt2")
+    model.bridge.blocks[2].attn.train()
+    with pytest.raises(ModelError, match=r"in training mode.* Call eval\(\) on it"):
+        attribute(model, pairs(), method=method)
+
+
+@pytest.fixture
+def unchecked():
+    """Turn the checks of types off, as they are for users: their error would come first."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"method": "grad"},
+        {"steps": 0},
+        {"steps": -3},
+        {"method": "eap", "at": 1.5},
+        {"method": "eap", "at": -0.1},
+        {"method": "eap", "at": float("nan")},
+    ],
+)
+def test_methods_and_numbers_that_make_no_sense_are_refused(how, unchecked):
+    with pytest.raises(CircuitError, match=r"Cannot score edges by .* use 'eap-ig' with steps"):
+        attribute(model_of("llama"), pairs(), **how)
+
+
+def left(model):
+    weights = [(weight.requires_grad, weight.grad is None) for weight in model.bridge.parameters()]
+    return hook_count(model), weights
+
+
+@EACH
+def test_nothing_is_left_behind(kind):
+    model, task = tiny(kind), pairs()
+    logits = model.logits(task.clean, task.mask)
+    weights = [weight.clone() for weight in model.bridge.parameters()]
+    before = left(model)
+    for method in METHODS if kind == "llama" else METHODS[:2]:
+        graph = attribute(model, task, method=method, roles=method != "exact", steps=1)
+        assert not graph.each.requires_grad and not graph.mean.requires_grad
+    assert left(model) == before
+    assert all(map(torch.equal, model.bridge.parameters(), weights))
+    assert torch.equal(model.logits(task.clean, task.mask), logits)
+
+
+def test_nothing_is_left_behind_by_an_error():
+    model = lying("llama", 1, -1.0)
+    model.logits(pairs().clean, pairs().mask)
+    before = left(model)
+    with pytest.raises(ModelError):
+        attribute(model, pairs())
+    with pytest.raises(ModelError, match="too long"):
+        attribute(model, pairs(width=50))
+    assert left(model) == before
+    assert model.proven == set()
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.enable_grad])
+def test_the_callers_gradient_mode_makes_no_difference(around):
+    task = pairs()
+    expected = attribute(tiny("llama"), task).each
+    with around():
+        found = attribute(tiny("llama"), task)
+    assert torch.equal(found.each, expected)

@@ -1,0 +1,351 @@
+"""Tests, verdicts and claims: rules on numbers that are set by hand, both ways each."""
+
+import math
+
+import pytest
+
+from probes.claims import claims
+from probes.claims.base_model import Lineage
+from probes.experiments.family.seed_series import read_series, write_series
+from probes.interventions.confounds import Unseen
+from probes.interventions.das_search import Search
+from probes.interventions.directions import Alignment
+from probes.interventions.dissociation import Branch, Dissociation, Necessity, Swap
+from probes.interventions.geometry import Decoded
+from probes.interventions.hotspots import Hotspots, Spot
+from probes.models.site import Cell
+from probes.stats.evidence import above, absent, below, judged, untested, within
+from probes.stats.intervals import Estimate
+
+YES, NO = Estimate(0.95, 0.9, 0.97), Estimate(0.02, 0.0, 0.06)
+HALF, NONE = Estimate(0.5, 0.4, 0.6), Estimate(0.0, -0.02, 0.02)
+SURE = Estimate(1.0, 0.95, 1.0)
+
+
+def bare(kind, **values):
+    """A result of which only these attributes are looked at."""
+    made = object.__new__(kind)
+    for name, value in values.items():
+        object.__setattr__(made, name, value)
+    return made
+
+
+def passed(verdict, start):
+    (found,) = (test for test in verdict.evidence if test.name.startswith(start))
+    return found.passed
+
+
+# Tests of one number.
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "is_above", "is_below"),
+    [
+        (0.6, 0.9, True, False),
+        (0.1, 0.4, False, True),
+        (0.4, 0.6, None, None),
+        (0.5, 0.9, None, False),  # An interval that ends at the bar: it is not below it.
+        (0.1, 0.5, False, None),
+        (0.5, 0.5, False, False),
+        (math.nan, math.nan, None, None),
+    ],
+)
+def test_a_number_is_above_or_below_a_bar_with_its_whole_interval_or_not_surely(
+    low, high, is_above, is_below
+):
+    value = Estimate((low + high) / 2, low, high)
+    assert above("n", "s", value, 0.5).passed is is_above
+    assert below("n", "s", value, 0.5).passed is is_below
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (-0.05, 0.05, True),
+        (-0.1, 0.1, True),
+        (-0.2, 0.05, None),
+        (0.05, 0.2, None),
+        (-0.3, 0.3, None),
+        (0.1, 0.3, None),
+        (0.11, 0.3, False),
+        (-0.3, -0.11, False),
+        (math.nan, math.nan, None),
+    ],
+)
+def test_a_difference_is_none_only_where_its_whole_interval_is_within_the_margin(
+    low, high, expected
+):
+    found = within("n", "s", Estimate(0.0, low, high), 0.1)
+    assert found.passed is expected
+    assert found.bar == "within ±0.10"
+
+
+# From tests to a verdict.
+
+
+GOOD, BAD = above("good", "no", YES, 0.5), above("bad", "it is bad", NO, 0.5)
+OPEN = above("open", "no", HALF, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("tests", "word", "reason"),
+    [
+        ([GOOD, GOOD], "holds", "all 2 tests passed"),
+        ([GOOD, OPEN], "cannot tell", "undecided: open"),
+        ([GOOD, OPEN, BAD], "fails", "bad: it is bad"),
+        ([GOOD, untested("gone", "why"), BAD], "fails", "bad: it is bad"),
+        ([GOOD, untested("gone", "why")], "cannot tell", "undecided: gone"),
+        ([GOOD, untested("gone", "why", decides=False)], "holds", "its one test passed"),
+        ([untested("gone", "why", decides=False)], "cannot tell", "nothing could be tested"),
+        ([], "cannot tell", "nothing could be tested"),
+    ],
+)
+def test_what_speaks_against_a_claim_beats_what_is_open_and_that_beats_what_holds(
+    tests, word, reason
+):
+    found = judged("H1", "title", tests)
+    assert found.word == word
+    assert reason in found.reason
+    assert found.evidence == tuple(tests)
+
+
+def test_a_test_that_does_not_decide_is_shown_and_changes_no_verdict():
+    beside = above("beside", "no", NO, 0.5, decides=False)
+    found = judged("H1", "title", [GOOD, beside])
+    assert (found.word, beside.passed) == ("holds", False)
+    assert beside in found.evidence
+
+
+def test_an_absent_behaviour_is_neither_held_nor_failed():
+    found = absent("H1", "title", "it cannot count")
+    assert (found.word, found.reason, found.evidence) == ("behaviour absent", "it cannot count", ())
+
+
+# H1.
+
+
+GROUPS = ("new objects", "untrained objects", "untrained cells")
+
+
+def spots(**values):
+    """Spots of operation, x, y and thing, all of which hold unless told otherwise."""
+    groups: dict[str, Estimate] = dict.fromkeys(GROUPS, SURE)
+    found = {"other": SURE, "same": SURE, "difference": NONE, "groups": groups} | values
+    cell = Cell(1, "resid", "op")
+    first = Spot("operation", cell, **found)
+    rest = [Spot(v, cell, SURE, SURE, NONE, groups) for v in ("x", "y", "thing")]
+    return bare(Hotspots, spots=(first, *rest), bars=dict.fromkeys("xy", 0.1) | BARS)
+
+
+BARS = {"operation": 0.1, "thing": 0.1}
+READ, UNREAD = Decoded(0.9, 0.2, 8), Decoded(0.2, 0.2, 8)
+UNSEEN = Unseen(SURE, NO, Estimate(0.9, 0.8, 1.0), (("lose",), ("sell",)))
+SEARCH = bare(Search, untrained=NO)
+
+
+def h1(**changes):
+    given = {
+        "hot": spots(),
+        "object_there": READ,
+        "unseen": UNSEEN,
+        "search": SEARCH,
+        "asked_back": SURE,
+        "loud_filler": SURE,
+    } | changes
+    return claims.template(**given)
+
+
+def test_one_state_whatever_the_object_holds_where_all_speaks_for_it():
+    assert h1().word == "holds"
+    assert h1(asked_back=None, loud_filler=None).word == "holds"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"hot": spots(other=NO, difference=YES)}, "same and other objects alike"),
+        ({"hot": spots(groups={"untrained cells": NO})}, "untrained cells: "),
+        ({"hot": spots(groups={"new objects": NO})}, "new objects: "),
+        ({"hot": spots(other=NO, same=NO)}, "no site hands over operation"),
+        ({"unseen": Unseen(NO, NO, NONE, ())}, "verbs not fitted on: "),
+        (
+            {"unseen": Unseen(SURE, SURE, Estimate(0.0, -0.1, 0.0), ())},
+            "gain over the token embedd",
+        ),
+        ({"search": bare(Search, untrained=YES)}, "search in an untrained model"),
+        ({"asked_back": NO}, "asked for y"),
+        ({"loud_filler": NO}, "a verb in vain"),
+    ],
+)
+def test_each_counterevidence_alone_fails_it_and_is_named(changes, reason):
+    found = h1(**changes)
+    assert found.word == "fails"
+    assert reason in found.reason
+
+
+@pytest.mark.parametrize("changes", [{"unseen": None}, {"object_there": UNREAD}])
+def test_it_cannot_be_told_where_verbs_are_few_or_no_object_stands_there(changes):
+    assert h1(**changes).word == "cannot tell"
+
+
+# H2.
+
+
+def parted(**changes):
+    values = {"number": SURE, "noun": NO, "thing_number": NO, "thing_noun": SURE}
+    v = (
+        values
+        | {"crossover": Estimate(3.0, 2.0, 4.0), "one_place": Estimate(2.0, 1.0, 3.0)}
+        | changes
+    )
+    operation = Swap("operation", v["number"], v["noun"])
+    thing = Swap("thing", v["thing_number"], v["thing_noun"])
+    return Dissociation(operation, thing, v["crossover"], v["one_place"])
+
+
+NEEDED = Necessity(YES, NONE, Estimate(2.0, 1.0, 3.0), (0.0, 0.1))
+HEADS = Branch(("L1.H0",), ("L1.H1",), (NO, SURE), (SURE, NO), (SURE, NO), {})
+
+
+def test_a_path_of_its_own_holds_with_one_thing_and_with_two():
+    assert claims.branch(parted(), None, NEEDED, HEADS).word == "holds"
+    assert claims.branch(parted(), parted(), NEEDED, HEADS).word == "holds"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"thing_noun": NO}, "nothing moves the noun"),
+        ({"thing_number": YES}, "the object's site moves the number"),
+        ({"noun": YES}, "the operation's site moves the noun"),
+        ({"crossover": Estimate(-1.0, -2.0, -0.5)}, "each other's work"),
+    ],
+)
+def test_a_path_that_is_shared_fails_it(changes, reason):
+    found = claims.branch(parted(**changes), None, NEEDED, HEADS)
+    assert found.word == "fails"
+    assert reason in found.reason
+
+
+def test_heads_that_bring_both_are_named_and_no_heads_leave_it_open():
+    both = Branch(("L1.H1",), ("L1.H1",), (NO, NO), (NO, NO), (NO, NO), {})
+    found = claims.branch(parted(), None, NEEDED, both)
+    assert found.word == "fails"
+    assert "L1.H1 brings both" in found.reason
+    none = Branch((), (), (SURE, SURE), (SURE, SURE), (SURE, SURE), {})
+    assert claims.branch(parted(), None, NEEDED, none).word == "cannot tell"
+
+
+# H3.
+
+
+def aligned(raw, rotated, difference, gain):
+    return Alignment(SURE, raw, rotated, difference, gain, (), ())
+
+
+def test_one_direction_for_all_objects_holds_or_only_up_to_a_rotation():
+    assert claims.direction(aligned(SURE, SURE, NONE, NONE)).word == "holds"
+    found = claims.direction(aligned(NO, SURE, YES, YES))
+    assert found.word == "fails"
+    assert "up to a rotation" in found.reason
+    found = claims.direction(aligned(NO, NO, YES, NONE))
+    assert found.word == "fails"
+    assert "rotat" not in found.reason
+
+
+# H4.
+
+
+def line(**changes):
+    given = {
+        "before": "a",
+        "after": "b",
+        "own": SURE,
+        "theirs": SURE,
+        "difference": NONE,
+        "state": SURE,
+        "stranger": NO,
+        "heads_before": ("L0.H0",),
+        "heads_after": ("L1.H0",),
+    } | changes
+    return Lineage(**given)
+
+
+def test_a_takeover_has_the_state_and_direction_of_before_and_a_new_reader():
+    assert claims.hijack(line()).word == "holds"
+    assert claims.hijack(line(heads_after=("L0.H0",))).word == "fails"
+    assert claims.hijack(line(difference=YES)).word == "fails"
+    assert claims.hijack(line(state=NO)).word == "fails"
+    assert claims.hijack(line(stranger=YES)).word == "fails"
+    found = claims.hijack(None, "none was named")
+    assert found.word == "cannot tell"
+    assert found.evidence[0].says == "none was named"
+
+
+def test_heads_shared_are_counted_over_all_heads():
+    found = line(heads_before=("a", "b"), heads_after=("b", "c"))
+    assert found.shared == pytest.approx(1 / 3)
+    assert math.isnan(line(heads_before=(), heads_after=()).shared)
+
+
+# H5.
+
+
+def dose(nouns, value, *, spread=0.05):
+    low, high = value - spread, value + spread
+    return {"nouns": float(nouns), "strange": value, "strange_low": low, "strange_high": high}
+
+
+def test_a_template_is_learned_from_many_objects_where_many_do_surely_more_than_few():
+    found = claims.learned([dose(40, 0.9), dose(2, 0.3), dose(8, 0.5)])
+    assert found.word == "holds"
+    value = found.evidence[0].value
+    assert value is not None
+    half = math.hypot(0.05, 0.05)  # Errors of separate models add in squares.
+    assert value.value == pytest.approx(0.6)
+    assert (value.low, value.high) == pytest.approx((0.6 - half, 0.6 + half))
+
+
+def test_a_response_in_the_wrong_direction_or_none_fails_it_and_a_vague_one_is_left_open():
+    assert claims.learned([dose(2, 0.9), dose(40, 0.3)]).word == "fails"
+    assert claims.learned([dose(2, 0.9, spread=0.02), dose(40, 0.9, spread=0.02)]).word == "fails"
+    assert claims.learned([dose(2, 0.5, spread=0.2), dose(40, 0.8, spread=0.2)]).word == (
+        "cannot tell"
+    )
+
+
+@pytest.mark.parametrize("rows", [[], [dose(2, 0.5)]])
+def test_a_dose_without_another_says_nothing(rows):
+    assert claims.learned(rows).word == "cannot tell"
+
+
+def test_an_interval_that_is_wider_on_one_side_is_taken_from_the_side_that_counts():
+    few = {"nouns": 2.0, "strange": 0.0, "strange_low": 0.0, "strange_high": 0.2}
+    many = {"nouns": 9.0, "strange": 1.0, "strange_low": 0.9, "strange_high": 1.0}
+    value = claims.learned([few, many]).evidence[0].value
+    assert value is not None
+    assert value.low == pytest.approx(1 - math.hypot(0.1, 0.2))
+    assert value.high == 1
+
+
+# The table of series.
+
+
+def test_a_table_of_series_is_read_as_it_was_written(tmp_path):
+    rows = [
+        {"model": "dose-2", "kind": "dose", "nouns": 2.0, "strange": 0.25, "site": "L1.resid@op"}
+    ]
+    write_series(rows, tmp_path / "series.csv")
+    assert read_series(tmp_path / "series.csv") == rows
+    assert read_series(tmp_path / "none.csv") == []
+
+
+def test_claims_have_a_title_each():
+    assert list(claims.TITLES) == ["H1", "H2", "H3", "H4", "H5"]
+
+
+def test_the_shipped_series_has_every_dose_and_several_seeds():
+    rows = read_series()
+    assert [row["nouns"] for row in rows if row["kind"] == "dose"] == [1, 4, 12, 40]
+    assert len([row for row in rows if row["kind"] == "scratch"]) >= 4
+    assert all(0 <= float(row["strange_low"]) <= float(row["strange_high"]) <= 1 for row in rows)

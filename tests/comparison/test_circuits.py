@@ -1,0 +1,365 @@
+"""Circuits of two models with the same wires: planted ones, noise alone, and refusals."""
+
+import json
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+from probes.circuits.attribution import attribute
+from probes.circuits.faithfulness import faithfulness
+from probes.circuits.graph import Wiring
+from probes.circuits.task import by_hand
+from probes.comparison.circuits.compare import compare_circuits
+from probes.comparison.circuits.edge_tests import FLIPS, changes, fewest, sign_flips
+from probes.comparison.circuits.overlap import groups, halves, node_overlap, overlaps, summed
+from probes.errors import CircuitError, GateError
+from probes.models.model import load
+from probes.testing.equivalent_models import rounded
+from probes.testing.planted_circuits import D_HEAD, induction
+from probes.testing.planted_gates import NO, OFF, ON, YES, or_gate
+from probes.testing.tiny_models import tiny
+
+FIVE = 0.046  # 5 of 110 edges, which is how many the planted circuit has.
+
+
+def weights(model, layer, port):
+    """A head's rows of q, k, v or columns of o, as something that can be written to."""
+    plain = {
+        name.replace("._original_component", ""): value.data
+        for name, value in model.bridge.original_model.named_parameters()
+    }
+    found = plain[f"model.layers.{layer}.self_attn.{port}_proj.weight"]
+    return found.T if port == "o" else found
+
+
+@cache
+def planted():
+    return induction(0, distractors=2)
+
+
+@cache
+def moved(layer, one, other):
+    """The planted model with two heads of a layer exchanged."""
+    model = replace(induction(0, distractors=2).model, name="moved")
+    for port in "qkvo":
+        both = weights(model, layer, port).unflatten(0, (-1, D_HEAD))
+        both[[one, other]] = both[[other, one]]
+    return model
+
+
+@cache
+def lookups():
+    """Pairs of four planted models, which all read the same tokens: enough for small p-values."""
+    tasks = [induction(seed, distractors=2).task for seed in range(4)]
+    names = ("clean", "counterfactual", "answer", "foils")
+    return by_hand(*(torch.cat([getattr(task, name) for task in tasks]) for name in names))
+
+
+@cache
+def compared(layer, one, other):
+    return compare_circuits(
+        planted().model, moved(layer, one, other), lookups(), sizes=(FIVE,), draws=40, controls=3
+    )
+
+
+def named(edges):
+    return {str(edge) for edge in edges}
+
+
+# A head that moved. L0.H0 and L1.H0 are the circuit; L0.H1 and L1.H2 do nothing.
+
+
+def test_a_first_head_that_moved_takes_its_two_edges_along_and_leaves_three():
+    found = compared(0, 0, 1)
+    at = found.middle
+    assert at.overlap.edges == 5
+    assert at.overlap.same == pytest.approx(3 / 7)
+    assert at.overlap.chance == pytest.approx(5 / 215)
+    gone = {"embed->L0.H0.v", "L0.H0->L1.H0.k"}
+    new = {"embed->L0.H1.v", "L0.H1->L1.H0.k"}
+    assert {change.edge for change in found.changes} == gone | new
+    for change in found.changes:
+        assert (change.a > 1 and abs(change.b) < 0.01) == (change.edge in gone)
+        assert (change.difference.low > 0) == (change.edge in gone)
+        assert change.difference.value == pytest.approx(change.a - change.b)
+
+
+def test_a_second_head_that_moved_leaves_one_edge_in_common():
+    found = compared(1, 0, 2)
+    one, two = (named(circuit.edges) for circuit in found.circuits(found.middle))
+    assert one == named(planted().truth)
+    assert one & two == {"embed->L0.H0.v"}
+    assert found.middle.overlap.same == pytest.approx(1 / 9)
+    assert {change.edge for change in found.changes} == one ^ two
+    # Other nodes by hand: embed and L0.H0 of embed, L0.H0, L1.H0, L1.H2.
+    assert found.middle.nodes == pytest.approx(2 / 4)
+
+
+def test_each_planted_circuit_is_found_in_any_prompts_so_that_all_divergence_is_excess():
+    overlap = compared(1, 0, 2).middle.overlap
+    # Now and then a side has no prompt of some kind, and another edge stands in for its own.
+    assert overlap.within_a.value == pytest.approx(1, abs=0.01)
+    assert overlap.within_b.value == pytest.approx(1, abs=0.01)
+    assert overlap.between.value == pytest.approx(1 / 9, abs=0.01)
+    assert overlap.excess.low == pytest.approx(8 / 9, abs=0.05)
+
+
+def test_a_circuit_whose_head_moved_keeps_nothing_in_the_other_model_and_that_is_said():
+    found = compared(1, 0, 2)
+    for into in (found.middle.in_a, found.middle.in_b):
+        assert into.own.value == pytest.approx(1, abs=0.01)
+        assert into.given.value == pytest.approx(0, abs=0.01)
+        assert into.word == "falls short"
+    assert any("done by other edges" in line for line in found.summary())
+
+
+def switches():
+    """Two tokens that are both on, or both off, behind one that makes each text occur once."""
+    behind = range(2, 8)
+    rows = [(0, f, a, b) for f in behind for a in range(3) for b in range(3)]
+    clean, other = (
+        torch.tensor([[0, f, kind[a], kind[b], 1] for _, f, a, b in rows]) for kind in (ON, OFF)
+    )
+    answer, foil = torch.full((len(rows),), YES), torch.full((len(rows), 1), NO)
+    return by_hand(clean, other, answer, foil)
+
+
+def louder(head):
+    """The gate that either of two heads opens, one of them louder."""
+    model = replace(or_gate().model, name=f"L0.H{head} louder")
+    weights(model, 0, "o").unflatten(0, (-1, D_HEAD))[head] *= 1.2
+    return model
+
+
+def test_low_overlap_is_no_loss_where_each_circuit_works_in_both_models():
+    """Of two heads either of which is enough, each model's circuit has the louder."""
+    found = compare_circuits(louder(0), louder(1), switches(), sizes=(0.028,), draws=40, controls=3)
+    assert found.middle.overlap.same == pytest.approx(1 / 5)
+    for into in (found.middle.in_a, found.middle.in_b):
+        assert (into.given.value, into.own.value) == pytest.approx((1, 1), abs=0.01)
+        assert into.word == "works"
+    assert any("nothing is lost" in line for line in found.summary())
+
+
+# Noise alone.
+
+
+def scores(seed, noise, *, shift=0.0):
+    """Two models' scores of the same prompts: what is true, what the prompt does, and noise."""
+    fixed, draw = (torch.Generator().manual_seed(s) for s in (7, seed))
+    true, other = torch.randn(200, generator=fixed) ** 3, torch.randn(200, generator=fixed)
+    shared = torch.randn(32, 200, generator=draw)
+    one, two = (torch.randn(32, 200, generator=draw) * size for size in noise)
+    return true + shared + one, true + shift * other + shared + two
+
+
+def test_models_that_differ_by_noise_alone_are_on_average_not_apart():
+    found = [overlaps(*scores(seed, (3, 3)), [20], times=30, seed=seed) for seed in range(30)]
+    for kind in (0, 1):
+        excess = np.array([one[kind].excess.value for one in found])
+        assert abs(excess.mean()) < 3 * excess.std() / 30**0.5
+        assert abs(excess.mean()) < 0.01
+        inside = [one[kind].excess.low <= 0 <= one[kind].excess.high for one in found]
+        assert np.mean(inside) >= 0.9
+
+
+def test_models_whose_scores_are_truly_others_are_apart():
+    found = [overlaps(*scores(seed, (3, 3), shift=3.0), [20], times=30) for seed in range(5)]
+    assert all(one[kind].excess.low > 0 for one in found for kind in (0, 1))
+
+
+def test_a_model_is_not_apart_from_itself_at_any_size():
+    same, _ = scores(0, (3, 3))
+    for one in overlaps(same, same, [1, 20, 100, 200], times=30):
+        assert one.same == pytest.approx(1)
+        assert one.within_a == one.within_b == one.between
+        assert one.excess.low == one.excess.high == 0
+
+
+def test_chance_is_what_edges_taken_by_lot_share():
+    """Within a little: the ratio's mean is not the ratio of the means."""
+    draw = torch.Generator().manual_seed(0)
+    found = [
+        overlaps(*torch.randn(2, 4, 200, generator=draw), [20], times=2)[0] for _ in range(100)
+    ]
+    assert found[0].chance == pytest.approx(20 / 380)
+    assert np.mean([one.same for one in found]) == pytest.approx(20 / 380, abs=0.01)
+
+
+def test_the_weighted_overlap_is_worked_out_by_hand_and_minds_the_sign():
+    one = torch.tensor([[2.0, 1.0, 1.0, 0.0]]).repeat(8, 1)
+    two = torch.tensor([[1.0, -1.0, 1.0, 1.0]]).repeat(8, 1)
+    # Shares 2, 1, 1, 0 and 1, -1, 1, 1 of four: both have 1 + 0 + 1; either has 8 - 2.
+    assert overlaps(one, two, [1], times=5)[-1].same == pytest.approx(2 / 6)
+    assert overlaps(one, 5 * one, [1], times=5)[-1].same == pytest.approx(1)
+
+
+def test_nodes_are_counted_at_both_ends_of_an_edge():
+    wiring = Wiring(1, 2, 2)
+    kept = torch.zeros(2, len(wiring), dtype=torch.bool)
+    names = [
+        [str(edge) for edge in wiring.edges()].index(n) for n in ("embed->L0.H0.q", "L0.H1->logits")
+    ]
+    kept[0, names[0]] = kept[1, names] = True
+    assert node_overlap(wiring, kept[:, :])[0] == pytest.approx(2 / 3)
+
+
+# Tests of single edges.
+
+
+def test_few_prompts_are_tried_with_all_signs_and_many_with_some():
+    # All of one sign: of the 32 patterns only it and its mirror image reach as far.
+    assert sign_flips(np.ones((5, 1)))[0] == pytest.approx(2 / 32)
+    # 1 + 1 + 1 - 1 = 2: all but the six patterns that sum to 0.
+    assert sign_flips(np.array([[1.0], [1.0], [1.0], [-1.0]]))[0] == pytest.approx(10 / 16)
+    assert sign_flips(np.zeros((5, 1)))[0] == 1
+    assert sign_flips(np.ones((40, 1)))[0] == pytest.approx(1 / FLIPS)
+
+
+def test_no_edge_seems_changed_more_often_than_its_p_value_says():
+    draw = np.random.default_rng(0)
+    p = sign_flips(draw.standard_normal((20, 4000)))
+    assert np.mean(p < 0.05) == pytest.approx(0.05, abs=0.012)
+
+
+def test_changed_edges_are_found_and_the_greatest_is_first():
+    draw = np.random.default_rng(0)
+    wiring = Wiring(2, 2, 2)
+    a, b = draw.standard_normal((2, 60, len(wiring)))
+    a[:, 3] += 2
+    a[:, 5] -= 4
+    found = changes(wiring, a, b)
+    assert [change.edge for change in found[:2]] == [str(wiring.edge(5)), str(wiring.edge(3))]
+    assert found[0].difference.high < 0 < found[1].difference.low
+    assert len(found) <= 3
+    assert changes(wiring, a, b, least=9.0) == ()
+
+
+def test_how_many_edges_must_change_together_is_said_where_p_values_are_coarse():
+    assert fewest(8, 479) == 75  # 479 x 2/256 / 0.05 = 74.8
+    assert fewest(96, 100) == 1
+    assert fewest(96, 479) == 3
+
+
+def test_pairs_that_share_a_text_stay_together_and_count_as_one():
+    group = groups([("a", "b"), ("c", "d"), ("b", "e"), ("f", "g"), ("g", "c")])
+    assert group[0] == group[2] != group[1]
+    assert group[1] == group[3 + 1] == group[3]
+    one, two = halves(group, seed=0)
+    assert {tuple(one.tolist()), tuple(two.tolist())} == {(0, 2), (1, 3, 4)}
+    total = summed(torch.arange(5.0)[:, None], group)
+    assert sorted(total[:, 0].tolist()) == [2, 8]
+
+
+# The job as a whole.
+
+
+@cache
+def small():
+    draw = torch.Generator().manual_seed(3)
+    clean, other = torch.randint(3, 90, (2, 40, 4), generator=draw)
+    model = tiny("llama")
+    with torch.no_grad():
+        logits = model.logits(clean, torch.ones_like(clean, dtype=torch.bool))[:, -1]
+    # Whatever it says is the answer: an untrained net knows no other.
+    return model, by_hand(clean, other, logits.argmax(-1), logits.argmin(-1)[:, None])
+
+
+def test_a_model_beside_itself_shares_all_and_no_edge_changes():
+    model, task = small()
+    found = compare_circuits(model, model, task, sizes=(0.05, 0.2), draws=30, controls=2)
+    assert found.b == "tiny llama (2)"
+    assert found.changes == ()
+    for at in found.sizes:
+        assert at.overlap.same == at.nodes == 1
+        assert at.overlap.excess.low <= 0 <= at.overlap.excess.high
+        assert at.in_a.gap.value == at.in_b.gap.value == 0
+        assert at.in_a.own == at.in_a.given == at.in_b.own
+    assert "not surely further apart" in " ".join(found.summary())
+
+
+@pytest.mark.slow
+def test_full_is_apart_from_itself_at_two_bits_and_not_at_eight():
+    full = load("full")
+    kept = {"sizes": (0.1,), "contrasts": ("x", "y"), "prompts": 16}
+    coarse, fine = (
+        compare_circuits(full, rounded(full, bits), "take-away", draws=50, controls=2, **kept)
+        for bits in (2, 8)
+    )
+    assert coarse.middle.overlap.excess.low > 0
+    assert coarse.weighted.excess.low > 0
+    assert coarse.changes
+    assert any("of the other's lead left" in line for line in coarse.summary())
+    assert fine.middle.overlap.excess.low <= 0 < 0.01 > fine.middle.overlap.excess.high
+    assert fine.middle.in_b.word == "works"
+    assert fine.changes == ()
+
+
+def test_the_shares_of_the_lead_are_those_of_the_evaluation_on_held_out_prompts():
+    model, task = small()
+    other = rounded(model, 4)
+    found = compare_circuits(model, other, task, sizes=(0.2,), draws=30, controls=2)
+    rows = [tuple(row) for row in task.clean.tolist()]
+    finding, judging = (task[rows] for rows in halves(np.arange(len(rows)), seed=0))
+    assert found.graphs[1].mean.tolist() == attribute(other, finding).mean.tolist()
+    own, given = faithfulness(other, judging, found.circuits(found.middle)[::-1])
+    for here, there in ((found.middle.in_b.own, own), (found.middle.in_b.given, given)):
+        ends = (there.value.value, there.value.low, there.value.high)
+        assert (here.value, here.low, here.high) == pytest.approx(ends, abs=1e-5)
+
+
+def test_the_table_has_a_row_for_each_size_and_all_of_it_is_json():
+    found = compared(0, 0, 1)
+    table = found.table()
+    assert table["edges"].tolist() == [5, "all, by weight"]
+    assert table["b in a"][0] == found.middle.in_a.given.value
+    assert len(found.changed()) == 4
+    again = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert again["sizes"][0]["overlap"]["edges"] == 5
+    assert len(again["circuits"][0]) == 5
+    assert again["summary"] == list(found.summary())
+
+
+def test_the_same_seed_gives_the_same_numbers_and_leaves_torch_alone():
+    model, task = small()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    one, two = (
+        compare_circuits(model, rounded(model, 3), task, sizes=(0.1,), draws=20, controls=2)
+        for _ in range(2)
+    )
+    assert one.to_dict() == two.to_dict()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_models_with_other_wires_are_refused_with_both_shapes_and_what_to_do():
+    model, task = small()
+    with pytest.raises(CircuitError, match=r"3 layers, 4 heads, 4 .*2 heads for.*compare\(a, b\)"):
+        compare_circuits(model, tiny("llama-gqa"), task)
+    with pytest.raises(CircuitError, match="parallel"):
+        compare_circuits(model, tiny("neox"), task)
+
+
+def test_an_answer_that_does_not_lead_is_refused_and_so_is_a_change_that_does_not_lower_it():
+    model, task = small()
+    turned = replace(task, answer=task.foils[:, 0], foils=task.answer[:, None])
+    with pytest.raises(GateError, match=r"tiny llama does not have the behaviour.*not above 0"):
+        compare_circuits(model, model, turned)
+    with pytest.raises(GateError, match="do not lower the lead"):
+        compare_circuits(model, model, replace(task, counterfactual=task.clean))
+
+
+def test_too_few_pairs_and_numbers_without_sense_are_refused():
+    model, task = small()
+    with pytest.raises(CircuitError, match=r"14 pairs that share no text.*16 are needed"):
+        compare_circuits(model, model, task[:14])
+    with pytest.raises(CircuitError, match="above 0"):
+        compare_circuits(model, model, task, sizes=(0.0, 0.1))
+    with pytest.raises(CircuitError, match="two draws"):
+        compare_circuits(model, model, task, draws=1)
+    one_text = replace(task, counterfactual=task.counterfactual[:1].repeat(len(task), 1))
+    with pytest.raises(CircuitError, match="share no text"):
+        compare_circuits(model, model, one_text)

@@ -1,0 +1,273 @@
+"""Comparing relatives: intervals, gates, profiles, matches, and the whole main job."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from probes.comparison.compare import compare
+from probes.comparison.heads.matching import family_wise, match_heads, pair_heads
+from probes.comparison.heads.profiles import Profiles, similarity
+from probes.errors import BatchError, ModelError, PatternError
+from probes.models.model import untrained, wrap
+from probes.observe.behaviour import Behaviour
+from probes.observe.gate import heuristics, judge
+from probes.prompts.catalog import pattern
+from probes.stats.intervals import draws, mean, share
+from probes.testing.tiny_models import hook_count, tiny_hf
+from probes.viz.reports.comparison import report
+
+
+def profiles(name, effects, attention):
+    """Wrap plain arrays ("prompt head feature") as the profiles of a model."""
+    heads = tuple(f"L0.H{k}" for k in range(effects.shape[1]))
+    return Profiles(name, heads, ("r",), {"x": effects}, {"x": attention})
+
+
+def random_profiles(seed, heads=4, noise=0.1):
+    rng = np.random.default_rng(seed)
+    effects = rng.normal(size=(1, heads, 30)) + noise * rng.normal(size=(20, heads, 30))
+    attention = rng.normal(size=(1, heads, 30)) + noise * rng.normal(size=(20, heads, 30))
+    return profiles(f"m{seed}", effects, attention)
+
+
+def small(own, seed, layers=2):
+    hf_model = tiny_hf(
+        "llama",
+        seed,
+        vocab_size=len(own),
+        num_hidden_layers=layers,
+        max_position_embeddings=128,
+    )
+    return wrap(hf_model, name=f"small {seed}", tokenizer=own)
+
+
+def answered(right):
+    right = torch.tensor(right)[:, None]
+    return Behaviour("m", ("number",), right, right.float(), right.long())
+
+
+def test_an_interval_at_full_marks_does_not_claim_certainty():
+    found = share(np.ones(20, dtype=bool))
+    assert found.value == 1.0
+    assert found.high == 1.0
+    assert 0.8 < found.low < 0.9
+
+
+def test_the_bootstrap_interval_of_a_mean_has_the_width_theory_gives():
+    values = np.random.default_rng(0).normal(size=400)
+    found = mean(values, seed=0)
+    width = 2 * 1.96 * values.std() / np.sqrt(400)
+    assert found.high - found.low == pytest.approx(width, rel=0.1)
+
+
+def test_every_bootstrap_sample_draws_as_many_prompts_as_there_are():
+    drawn = draws(7, 50, seed=1)
+    assert (drawn.sum(1) == 7).all()
+    assert (drawn == draws(7, 50, seed=1)).all()
+
+
+def test_copying_the_noun_that_is_asked_for_is_no_heuristic():
+    questions = pattern("take-away").questions(40, seed=0)
+    assert set(heuristics(questions, "number")) >= {"copy x", "copy y"}
+    assert not any(name.startswith("copy thing") for name in heuristics(questions, "noun"))
+
+
+def test_the_gate_is_closed_for_a_model_that_only_copies():
+    questions = pattern("take-away").questions(100, seed=0)
+    copies = [str(q["x"]) == q.answer("number") for q in questions]
+    gate = judge(answered(copies), questions, seed=0)[0]
+    assert gate.state == "closed"
+
+
+def test_the_gate_is_open_for_a_model_that_knows_and_partial_for_one_that_half_knows():
+    questions = pattern("take-away").questions(100, seed=0)
+    knows = judge(answered([True] * 100), questions, seed=0)[0]
+    half = judge(answered([k % 2 == 0 for k in range(100)]), questions, seed=0)[0]
+    assert (knows.state, half.state) == ("open", "partial")
+    assert half.margin.low > 0
+
+
+def test_a_model_matches_itself_head_for_head():
+    own = random_profiles(0)
+    found = pair_heads(own, own)
+    assert found.partner == (0, 1, 2, 3)
+    assert found.score == pytest.approx(np.ones(4))
+
+
+def test_shuffled_heads_are_found_again():
+    own = random_profiles(0)
+    order = [2, 0, 3, 1]
+    other = profiles("shuffled", own.effects["x"][:, order], own.attention["x"][:, order])
+    assert pair_heads(own, other).partner == (1, 3, 0, 2)
+
+
+def test_similarity_is_the_mean_of_two_cosines():
+    effects_a, effects_b = np.array([[[1.0, 0.0]]]), np.array([[[1.0, 1.0]]])
+    attention_a, attention_b = np.array([[[0.0, 2.0]]]), np.array([[[0.0, -1.0]]])
+    a, b = profiles("a", effects_a, attention_a), profiles("b", effects_b, attention_b)
+    assert similarity(a.even(), b.even())[0, 0, 0] == pytest.approx((np.sqrt(0.5) - 1) / 2)
+
+
+def test_a_head_that_does_nothing_resembles_no_other():
+    idle = profiles("idle", np.zeros((4, 1, 3)), np.zeros((4, 1, 3)))
+    assert similarity(idle.even(), idle.even())[0, 0, 0] == 0
+
+
+def test_unrelated_heads_do_not_beat_the_bar_and_a_twin_does():
+    own, stranger = random_profiles(0), random_profiles(99)
+    twin = random_profiles(0, noise=0.2)
+    nulls = np.stack([pair_heads(own, random_profiles(k)).score for k in range(1, 21)])
+    matched = match_heads(own, twin, nulls=nulls, ceiling=None, seed=0)
+    strangers = match_heads(own, stranger, nulls=nulls, ceiling=None, seed=0)
+    assert [match.word for match in matched] == ["matched"] * 4
+    assert "matched" not in [match.word for match in strangers]
+    assert all(match.chance_high == family_wise(nulls) for match in matched)
+
+
+def test_the_bar_is_the_percentile_of_the_best_match_of_each_null():
+    nulls = np.array([[0.1, 0.9], [0.3, 0.2], [0.5, np.nan]])
+    assert family_wise(nulls) == pytest.approx(np.quantile([0.9, 0.3, 0.5], 0.95))
+
+
+def test_a_head_that_does_not_repeat_itself_is_idle_however_well_it_scores():
+    rng = np.random.default_rng(0)
+    effects = np.where(np.arange(20)[:, None, None] % 2 == 0, 1.0, -1.0) * rng.normal(
+        size=(1, 1, 9)
+    )
+    effects = effects + 0.01 * rng.normal(size=(20, 1, 9))
+    noisy = profiles("noisy", effects, np.ones((20, 1, 9)))
+    found = match_heads(noisy, noisy, nulls=np.full((20, 1), -1.0), ceiling=None, seed=0)
+    assert found[0].score.value > found[0].chance_high
+    assert found[0].word == "idle"
+
+
+def test_more_heads_than_partners_leaves_some_without():
+    found = pair_heads(random_profiles(0, heads=4), random_profiles(1, heads=2))
+    assert sorted(found.partner)[:2] == [-1, -1]
+    assert np.isnan(found.score).sum() == 2
+
+
+def _hats(clean, other):
+    def say(number):
+        return f"I have {number} hats. Now I have"
+
+    return json.dumps(
+        {
+            "contrast": "x",
+            "clean": say(clean),
+            "counterfactual": say(other),
+            "answer": str(clean),
+            "counterfactual_answer": str(other),
+            "roles": {"x": str(clean)},
+            "counterfactual_roles": {"x": str(other)},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def compared(own):
+    a = small(own, 0)
+    return compare(a, small(own, 1, layers=1), "take-away", prompts=4, nulls=3, seed=0)
+
+
+def test_untrained_relatives_get_no_word(compared):
+    assert compared.withheld
+    assert set(compared.table()["word"]) == {"behaviour absent"}
+    assert any("absent" in line for line in compared.summary())
+
+
+def test_chance_is_computed_even_behind_a_closed_gate(compared):
+    assert np.isfinite(compared.overall.chance)
+    assert all(np.isfinite(m.chance_high) for m in compared.matches)
+
+
+@pytest.mark.slow
+def test_a_comparison_is_the_same_for_the_same_seed_with_any_number_of_workers(own, compared):
+    again = compare(small(own, 0), small(own, 1, layers=1), "take-away", prompts=4, nulls=3, seed=0)
+    assert again.to_dict() == compared.to_dict()
+
+
+def test_a_model_compared_with_itself_scores_one_everywhere(own):
+    a = small(own, 0)
+    found = compare(a, a, "take-away", prompts=4, nulls=2, seed=0)
+    assert found.full.name != found.other.name
+    assert [match.head for match in found.matches] == [match.partner for match in found.matches]
+    assert all(match.score.value == pytest.approx(1) for match in found.matches)
+
+
+def test_relatives_with_different_tokenizers_are_compared_by_roles(own, letters, tmp_path):
+    hf_model = tiny_hf("llama", 3, vocab_size=len(letters), max_position_embeddings=200)
+    other = wrap(hf_model, name="letters", tokenizer=letters)
+    # Letter by letter, 14 and 15 start alike: numbers below ten are told apart.
+    pairs = [_hats(k, 9 - k) for k in range(5)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(pairs), encoding="utf-8")
+    found = compare(small(own, 0), other, str(path), prompts=5, nulls=2, seed=0)
+    assert "x" in found.roles
+    assert found.answers == ("answer",)
+    # Both sides of every pair are asked: 0 to 4 and 9 to 5.
+    assert [gate.items for gate in found.gates] == [10, 10]
+
+
+def test_a_bar_near_one_is_said_to_be_blind(compared):
+    blind = tuple(replace(match, chance_high=0.99) for match in compared.matches)
+    gates = tuple(replace(gate, state="open") for gate in compared.gates)
+    found = replace(compared, matches=blind, gates=gates)
+    assert "too few roles" in found.summary()[-1]
+
+
+def test_the_numbers_are_saved_as_json_without_nan(compared, tmp_path):
+    compared.save(tmp_path / "result.json")
+    read = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert read["pattern"] == "take-away"
+    assert len(read["matches"]) == len(compared.matches)
+    assert read["summary"] == list(compared.summary())
+
+
+def test_the_page_says_what_the_summary_says_and_stays_small(compared, tmp_path):
+    compared.save(tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert len(text.encode()) < 1_000_000
+    assert "default-src" in text
+    for heading in ("Can they do it?", "Which heads do the same", "What each component carries"):
+        assert heading in text
+    assert "http://" not in text.replace("http://www.w3.org", "")
+
+
+def test_a_comparison_shows_itself_in_a_notebook(compared):
+    assert "<section" in compared._repr_html_()
+    assert "matched" in repr(compared)
+
+
+def test_a_comparison_leaves_no_hook_behind(own):
+    a = small(own, 0)
+    before = hook_count(a)
+    with pytest.raises(BatchError):
+        compare(a, a, "take-away", prompts=2, nulls=1, seed=0)
+    assert hook_count(a) == before
+
+
+def test_a_model_without_a_tokenizer_is_refused(own):
+    bare = wrap(tiny_hf("llama", 0), name="bare")
+    with pytest.raises(ModelError, match="without a tokenizer"):
+        compare(small(own, 0), bare, "take-away", nulls=1)
+
+
+def test_an_unknown_pattern_is_refused_by_name(own):
+    with pytest.raises(PatternError, match="'foxes' is unknown"):
+        compare(small(own, 0), small(own, 0), "foxes", nulls=1)
+
+
+def test_the_report_needs_no_model(compared):
+    assert report(compared).title
+
+
+def test_untrained_nets_of_two_seeds_differ_and_of_one_seed_do_not(own):
+    a = small(own, 0)
+    ids, mask = torch.arange(6)[None], torch.ones(1, 6, dtype=torch.bool)
+    one, same, two = (untrained(a, seed=k).logits(ids, mask) for k in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, two)

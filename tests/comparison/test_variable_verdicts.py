@@ -1,0 +1,280 @@
+"""The words for variables, rule by rule, on numbers made by hand; and where models hold them."""
+
+from dataclasses import replace
+
+import pytest
+
+from probes.comparison.variables.held_out_folds import draw_trials
+from probes.comparison.variables.stitching import read_host
+from probes.comparison.variables.transfer import Transfer, turned
+from probes.comparison.variables.verdicts import Held, absent_variable, held, variable_fate
+from probes.comparison.verdict import AS_GOOD
+from probes.observe.gate import Gate, State
+from probes.prompts.interchange_pairs import OBJECT
+from probes.stats.intervals import Estimate, share
+from probes.testing.planted_patterns import planted_fox
+
+SURE, HALF, NEVER = Estimate(0.9, 0.8, 0.95), Estimate(0.5, 0.4, 0.6), Estimate(0.1, 0.05, 0.2)
+NEARLY = Estimate(0.6, 0.5, 0.7)
+
+
+def gate(state: State = "open", answer: str = "number"):
+    return Gate("relative", "foxes", answer, 100, SURE, "copy x", 0.1, SURE, SURE, state)
+
+
+GATES = (gate(), gate(answer="noun"))
+
+
+def place(*roles, alone=SURE, along=None):
+    return Held(f"L1.resid@{'+'.join(roles)}", frozenset(roles), alone, along or alone)
+
+
+def transfer(**changes):
+    made = Transfer(
+        variable="operation",
+        donor="full",
+        recipient="relative",
+        items=100,
+        site="L1.resid@op",
+        places=("L2.resid@op",),
+        whole=SURE,
+        ceiling=SURE,
+        maps={"ridge": SURE},
+        controls={"token embedding": NEVER, "label": NEVER, "shuffled": NEVER, "untrained": NEVER},
+        nulls=(0.1, 0.05),
+        strangers={},
+        excess=Estimate(0.8, 0.7, 0.9),
+        best="label",
+        shortfall=Estimate(0.0, -0.05, 0.05),
+        missed=(),
+    )
+    return replace(made, **changes)
+
+
+def word(full, other, carried=None, gates=GATES, **more):
+    return variable_fate(full, other, carried or transfer(), gates, **more).word
+
+
+# Each rule.
+
+
+def test_a_closed_gate_of_the_variables_own_answer_says_that_the_behaviour_is_absent():
+    closed = (gate("closed"), gate(answer="noun"))
+    assert word(place("op"), place("op"), gates=closed) == "behaviour absent"
+    assert word(place("x"), place("x"), transfer(variable="x"), closed) == "behaviour absent"
+    noun = transfer(variable=OBJECT)
+    assert word(place("thing"), place("thing"), noun, closed) == "kept"
+    other = (gate(), gate("closed", "noun"))
+    assert word(place("thing"), place("thing"), noun, other) == "behaviour absent"
+    assert word(place("op"), place("op"), gates=other) == "kept"
+
+
+def test_a_partial_gate_is_no_closed_one():
+    assert word(place("op"), place("op"), gates=(gate("partial"), GATES[1])) == "kept"
+
+
+@pytest.mark.parametrize("alone", [HALF, NEVER, NEARLY])
+def test_nothing_is_said_of_what_the_full_model_does_not_surely_hold_anywhere(alone):
+    found = variable_fate(place("op", alone=alone), place("op"), transfer(), GATES)
+    assert found.word == "cannot tell"
+    assert "no place of the full model" in found.reason
+
+
+def test_a_place_that_hands_over_only_along_with_others_has_merged():
+    assert word(place("op"), place("op", alone=NEVER, along=SURE)) == "merged"
+
+
+@pytest.mark.parametrize(
+    ("alone", "along"), [(HALF, SURE), (NEVER, HALF), (NEVER, NEVER), (NEVER, NEARLY)]
+)
+def test_a_place_that_does_not_surely_hand_over_is_not_told(alone, along):
+    found = variable_fate(place("op"), place("op", alone=alone, along=along), transfer(), GATES)
+    assert found.word == "cannot tell"
+    assert "no single place or pair" in found.reason
+
+
+def test_more_roles_than_in_the_full_model_are_a_split_and_fewer_a_merge():
+    assert word(place("op"), place("op", "y")) == "split"
+    assert word(place("op", "y"), place("y")) == "merged"
+
+
+def test_another_role_is_a_move_only_if_the_other_seed_holds_it_where_the_full_model_does():
+    full, other = place("op"), place("y")
+    assert word(full, other, twin=frozenset({"op"})) == "moved"
+    assert word(full, other, twin=frozenset({"y"})) == "cannot tell"
+    assert word(full, other, twin=frozenset({"answer"})) == "cannot tell"
+    assert word(full, other, twin=None) == "cannot tell"
+    # Roles that overlap, but of which neither has the other's, are other roles too.
+    assert word(place("op", "x"), place("op", "y"), twin=frozenset({"op", "x"})) == "moved"
+
+
+@pytest.mark.parametrize(
+    ("full", "other", "twin", "wanted"),
+    [
+        (("op",), ("op", "y"), ("op",), "split"),
+        (("op",), ("op", "y"), ("op", "y"), "cannot tell"),
+        (("op",), ("op", "y"), ("y",), "cannot tell"),
+        (("op", "y"), ("y",), ("op", "y"), "merged"),
+        (("op", "y"), ("y",), ("y",), "cannot tell"),
+    ],
+)
+def test_where_seeds_differ_in_roles_neither_split_nor_merged_is_told(full, other, twin, wanted):
+    assert word(place(*full), place(*other), twin=frozenset(twin)) == wanted
+
+
+def test_the_same_role_is_kept_wherever_another_seed_holds_it():
+    assert word(place("op"), place("op"), twin=frozenset({"y"})) == "kept"
+
+
+def test_the_reason_says_whether_seeds_differ_or_none_is_known():
+    reasons = [
+        variable_fate(place("op"), place("y"), transfer(), GATES, twin=twin).reason
+        for twin in (None, frozenset({"y"}))
+    ]
+    assert "no other seed" in reasons[0]
+    assert "seeds differ in that, too" in reasons[1]
+
+
+def test_the_same_role_in_a_code_that_maps_is_kept():
+    found = variable_fate(place("op"), place("op"), transfer(), GATES)
+    assert (found.word, found.subject, found.kind) == ("kept", "operation", "variable")
+    assert found.there == "L1.resid@op"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shortfall": Estimate(0.05, 0.0, 0.15)},
+        {"shortfall": Estimate(0.3, 0.2, 0.4)},
+        {"shortfall": Estimate(0.05, 0.0, 0.1)},
+        {"maps": {"ridge": NEVER}},
+        {"controls": {"token embedding": NEVER, "label": SURE}},
+        {"controls": {"token embedding": NEVER, "label": NEVER, "untrained": SURE}},
+        {"controls": {"token embedding": NEVER, "shuffled": Estimate(0.8, 0.7, 0.9)}},
+    ],
+)
+def test_the_same_role_is_not_told_where_states_fall_short_or_a_stand_in_does_as_much(changes):
+    assert word(place("op"), place("op"), transfer(**changes)) == "cannot tell"
+
+
+def test_a_code_of_its_own_is_said_only_where_states_surely_fall_short():
+    far, near = (
+        variable_fate(place("op"), place("op"), transfer(shortfall=shortfall), GATES).reason
+        for shortfall in (Estimate(0.3, 0.2, 0.4), Estimate(0.05, 0.0, 0.15))
+    )
+    assert "a code of its own" in far
+    assert "a code of its own" not in near
+
+
+def test_the_margin_says_how_far_states_may_fall_short():
+    carried = transfer(shortfall=Estimate(0.05, 0.0, 0.15))
+    assert word(place("op"), place("op"), carried, margin=0.2) == "kept"
+    assert word(place("op"), place("op"), transfer(), margin=0.04) == "cannot tell"
+
+
+def test_the_bare_embedding_may_do_as_much():
+    """It is a part of the donor: shown beside, it decides nothing."""
+    carried = transfer(controls={"token embedding": SURE, "label": NEVER})
+    found = variable_fate(place("op"), place("op"), carried, GATES)
+    assert found.word == "kept"
+    (beside,) = [test for test in found.evidence if "embedding" in test.name]
+    assert not beside.decides
+    assert not beside.passed
+
+
+def test_nets_trained_for_another_end_are_shown_beside():
+    carried = transfer(strangers={"copying": 0.2, "permuted": 0.95})
+    found = variable_fate(place("op"), place("op"), carried, GATES)
+    assert found.word == "kept"
+    assert [test.name for test in found.evidence if not test.decides][-1] == "beyond permuted"
+    assert found.evidence[-1].passed is None or found.evidence[-1].passed is False
+
+
+# The order of the rules.
+
+
+def test_rules_are_read_from_top_to_bottom():
+    closed = (gate("closed"), GATES[1])
+    lost = place("op", alone=NEVER)
+    only_along = place("y", alone=NEVER, along=SURE)
+    far = transfer(shortfall=Estimate(0.3, 0.2, 0.4))
+    twin = frozenset({"op"})
+    # A closed gate before all else.
+    assert word(lost, only_along, far, closed, twin=twin) == "behaviour absent"
+    # What the full model does not hold, before what the relative does.
+    assert word(lost, only_along, far, twin=twin) == "cannot tell"
+    assert word(lost, place("op", "y"), far) == "cannot tell"
+    # That it stands with other variables, before that it stands elsewhere or beside another role.
+    assert word(place("op"), only_along, far, twin=twin) == "merged"
+    # That the relative does not hold it, before where and in what code.
+    assert word(place("op"), place("op", "y", alone=HALF)) == "cannot tell"
+    assert word(place("op"), place("y", alone=HALF), twin=twin) == "cannot tell"
+    # Further roles, before the code; another role, before the code.
+    assert word(place("op"), place("op", "y"), far) == "split"
+    assert word(place("op"), place("y"), far, twin=twin) == "moved"
+
+
+def test_every_word_comes_with_the_tests_that_it_was_read_from():
+    found = variable_fate(place("op"), place("op"), transfer(), GATES)
+    assert [test.name for test in found.evidence] == [
+        "held at L1.resid@op of the full model",
+        "held at L1.resid@op",
+        AS_GOOD,
+        "beyond stand-ins (label)",
+        "beyond the bare embedding",
+    ]
+    assert all(test.passed for test in found.evidence)
+
+
+def test_a_variable_is_equivalent_where_the_full_models_states_do_as_much():
+    near, open_, far = (
+        variable_fate(place("op"), place("op"), transfer(shortfall=one), GATES).equivalent
+        for one in (Estimate(0.0, -0.05, 0.05), Estimate(0.1, 0.0, 0.2), Estimate(0.3, 0.2, 0.4))
+    )
+    assert (near, open_, far) == (True, None, False)
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "passed"), [(SURE, True), (NEARLY, None), (HALF, None), (NEVER, None)]
+)
+def test_as_good_as_its_own_is_tested_only_where_its_own_surely_do_something(ceiling, passed):
+    found = variable_fate(place("op"), place("op"), transfer(ceiling=ceiling), GATES)
+    (test,) = [test for test in found.evidence if test.name == AS_GOOD]
+    assert test.passed is passed
+    assert (test.value is None) == (passed is None)
+    assert found.equivalent is passed
+
+
+def test_states_that_turn_nothing_where_the_own_ones_turn_nothing_are_not_equivalent():
+    """As of words with a dimension to each: a map of other words says nothing of them."""
+    idle = transfer(ceiling=NEVER, maps={"ridge": NEVER})
+    assert variable_fate(place("op"), place("op"), idle, GATES).equivalent is not True
+
+
+# What was not put in.
+
+
+def test_of_a_model_without_a_host_the_closed_gate_decides_by_variable():
+    gates = (gate("closed"), gate(answer="noun"))
+    assert absent_variable("x", gates).word == "behaviour absent"
+    assert absent_variable("operation", gates).word == "behaviour absent"
+    assert absent_variable(OBJECT, gates).word == "cannot tell"
+    assert absent_variable(OBJECT, gates[::-1]).word == "behaviour absent"
+    assert absent_variable("x", gates).evidence == ()
+
+
+# Where models hold them.
+
+
+@pytest.mark.parametrize("kind", ["template", "lexical"])
+def test_planted_models_hold_each_variable_at_its_own_word_alone(kind):
+    fox = planted_fox(kind)
+    trials = draw_trials(fox.pattern, tokenizers=(fox.model.tokenizer,), bases=30, prompts=60)
+    host = read_host(fox.model, trials)
+    for variable in trials.variables:
+        alone = share(turned(host, trials, variable))
+        found = held(host, trials, variable, alone)
+        own = "op" if variable == "operation" else variable
+        assert found.roles == {own}
+        assert found.site == f"L1.resid@{own}"
+        assert found.alone.value == found.along.value == 1

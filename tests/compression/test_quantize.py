@@ -1,0 +1,450 @@
+"""A quantized model holds few values, all of them the library's, and says what they cost."""
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import probes as pb
+from probes.compression.derived_model import Relative, dense, parent, zeros
+from probes.compression.quantization.layers import as_linear, linear_layers, matrix
+from probes.compression.quantization.quantize import quantize
+from probes.compression.quantization.rounding import round_to_nearest
+from probes.compression.quantization.schemes import SCHEMES, scheme_of
+from probes.errors import ModelError
+from probes.models.provenance import Made
+from probes.prompts.batch import encode
+from probes.testing.tiny_models import KINDS, tiny_hf
+
+STORIES = Path(__file__).resolve().parents[3] / "shared" / "data" / "stories260K"
+
+LIBRARIES = {
+    "int8": "torchao",
+    "int4": "torchao",
+    "int2": "torchao",
+    "bnb-int8": "bitsandbytes",
+    "nf4": "bitsandbytes",
+    "rtn-8": None,
+    "rtn-3": None,
+}
+# How many linear layers three blocks of each kind have.
+LINEARS = {"gpt2": 12, "llama": 21, "llama-gqa": 21, "neox": 12}
+
+
+def need(scheme):
+    if library := LIBRARIES.get(scheme):
+        pytest.importorskip(library)
+
+
+def tiny(kind, **overrides):
+    hf_model = tiny_hf(kind, 0, **overrides)
+    return Relative(kind, hf_model, None, Made("trained", "", dense(hf_model, bits=16)))
+
+
+def logits(hf_model, seed=1):
+    ids = torch.randint(90, (2, 20), generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        return hf_model(input_ids=ids, use_cache=False).logits
+
+
+def rows(relative):
+    found = relative.hf_model
+    return {name: matrix(found.get_submodule(name)) for name in linear_layers(found, "it")}
+
+
+@pytest.fixture(scope="module")
+def distilled():
+    return parent("distilled")
+
+
+# --- rounding ------------------------------------------------------------------------------------
+
+
+def test_two_symmetric_bits_are_a_row_s_greatest_weight_its_opposite_and_zero():
+    weight = torch.tensor([[4.0, -3.0, 1.9, 0.0], [0.1, -0.2, 0.0, 0.05]])
+    found = round_to_nearest(weight, bits=2, group=None, symmetric=True).floats()
+    # Half a step, as 0.1 is, goes to the even level.
+    assert torch.equal(found, torch.tensor([[4.0, -4.0, 0.0, 0.0], [0.0, -0.2, 0.0, 0.0]]))
+
+
+def test_two_bits_with_a_zero_point_are_four_even_steps_from_the_least_to_the_greatest():
+    found = round_to_nearest(
+        torch.tensor([[-1.0, 2.0, 0.4, 0.6, 0.0]]), bits=2, group=None, symmetric=False
+    )
+    assert found.floats().tolist() == [[-1.0, 2.0, 0.0, 1.0, 0.0]]
+    assert found.zeros is not None and found.zeros.tolist() == [[1]]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8, 16])
+@pytest.mark.parametrize("group", [None, 8])
+def test_every_weight_goes_to_the_nearest_of_all_steps(bits, group):
+    weight = torch.randn(5, 24, generator=torch.Generator().manual_seed(0))
+    found = round_to_nearest(weight, bits=bits, group=group, symmetric=True)
+    for row in range(5):
+        for place, scale in enumerate(found.scales[row].double()):
+            steps = torch.arange(-(2 ** (bits - 1)) + 1, 2 ** (bits - 1)).double() * scale
+            part = slice(place * (group or 24), (place + 1) * (group or 24))
+            apart = (weight[row, part].double()[:, None] - steps).abs().amin(1)
+            gone = (weight[row, part] - found.floats()[row, part]).double().abs()
+            assert torch.allclose(gone, apart, atol=1e-6)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_zeros_and_rows_of_zeros_stay_zero(symmetric):
+    weight = torch.randn(4, 32, generator=torch.Generator().manual_seed(0)) + 0.5
+    weight[1], weight[2, ::3] = 0, 0
+    for bits in (2, 5):
+        found = round_to_nearest(weight, bits=bits, group=16, symmetric=symmetric).floats()
+        assert bool((found[weight == 0] == 0).all()) and bool(found.isfinite().all())
+
+
+def test_levels_fit_their_bits():
+    weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(0)) * 9 - 3
+    for bits in range(2, 17):
+        even = round_to_nearest(weight, bits=bits, group=None, symmetric=True)
+        uneven = round_to_nearest(weight, bits=bits, group=None, symmetric=False)
+        assert int(even.levels.abs().max()) == 2 ** (bits - 1) - 1
+        assert int(uneven.levels.min()) >= 0 and int(uneven.levels.max()) <= 2**bits - 1
+        assert uneven.zeros is not None and int(uneven.zeros.max()) <= 2**bits - 1
+
+
+# --- every backend, every architecture -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", LIBRARIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_linear_layer_holds_few_values_and_nothing_else_changes(kind, scheme):
+    need(scheme)
+    source = tiny(kind)
+    before = copy.deepcopy(source.hf_model.state_dict())
+    found = quantize(source, scheme)
+    assert found.made.dials["linears"] == LINEARS[kind]
+    assert found.name == f"{kind}-{scheme}" and found.made.parent == kind
+    named = rows(found)
+    assert len(named) == LINEARS[kind]
+    for name, weight in named.items():
+        bits = int(found.made.dials["bits"])
+        for part in weight.unflatten(1, (-1, int(found.made.dials["group"] or weight.shape[1]))):
+            # Products of one level with one scale differ in their last digit at most.
+            assert all(len(g.unique()) <= 2**bits for g in part)
+        # An error without a bound below 1 would pass for nothing.
+        old = matrix(source.hf_model.get_submodule(name))
+        assert 0 < float((weight - old).abs().max()) <= float(old.abs().max()) * 4 / 2**bits
+    for key, weight in found.hf_model.state_dict().items():
+        if key.removesuffix(".weight") not in named:
+            assert torch.equal(weight, before[key]), key
+    assert all(torch.equal(w, before[k]) for k, w in source.hf_model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_eight_bits_of_weights_alone_are_within_a_ten_thousandth_of_the_kernel(kind):
+    need("int8")
+    found = quantize(tiny(kind), "int8")
+    assert found.made.gap is not None and found.made.gap <= 1e-4
+    assert found.made.dials["fused"] == LINEARS[kind]
+
+
+def test_the_gap_is_that_of_a_kernel_which_rounds_what_it_reads():
+    need("bnb-int8")
+    exact, rough = quantize(tiny("llama"), "rtn-8"), quantize(tiny("llama"), "bnb-int8")
+    assert exact.made.gap is None
+    assert rough.made.gap is not None and 1e-3 < rough.made.gap < 1
+
+
+def test_the_gap_is_found_where_the_kernel_differs(monkeypatch):
+    """A kernel that is off by a known step shows as that step."""
+    need("int8")
+    from torchao.quantization import quantize_
+
+    def shifted(hf_model, *given, **how):
+        quantize_(hf_model, *given, **how)
+        hf_model.lm_head.register_forward_hook(lambda *passed: passed[-1] + 0.25)
+
+    monkeypatch.setattr("torchao.quantization.quantize_", shifted)
+    assert quantize(tiny("llama"), "int8").made.gap == pytest.approx(0.25, abs=1e-4)
+
+
+def test_a_row_of_torchao_s_and_of_the_reference_are_half_a_level_apart():
+    need("int8")
+    theirs, ours = rows(quantize(tiny("gpt2"), "int8")), rows(quantize(tiny("gpt2"), "rtn-8"))
+    for name, weight in ours.items():
+        step = weight.abs().amax(1, keepdim=True) / 127
+        assert bool(((theirs[name] - weight).abs() <= 1.01 * step).all())
+
+
+def test_four_bit_floats_are_the_nearest_of_their_table_across_rows():
+    """Widths that the blocks do not divide: a block begins in one row and ends in the next."""
+    need("nf4")
+    from bitsandbytes.functional import get_4bit_type
+
+    source = tiny("llama", hidden_size=40, intermediate_size=56)
+    code = get_4bit_type("nf4", device="cpu")
+    found = rows(quantize(source, "nf4"))
+    for name, old in rows(source).items():
+        blocks = nn.functional.pad(flat := old.flatten(), (0, -flat.numel() % 32)).view(-1, 32)
+        top = blocks.abs().amax(1, keepdim=True)
+        nearest = code[((blocks / top)[..., None] - code).abs().argmin(-1)] * top
+        assert torch.allclose(found[name].flatten(), nearest.flatten()[: flat.numel()], atol=1e-6)
+
+
+def test_transposed_layers_compute_the_same_as_linear_ones():
+    source = tiny("gpt2")
+    names = linear_layers(source.hf_model, "it")
+    turned = as_linear(copy.deepcopy(source.hf_model), names)
+    assert all(type(turned.get_submodule(name)) is nn.Linear for name in names)
+    assert torch.allclose(logits(turned), logits(source.hf_model), atol=1e-5)
+
+
+# --- what it costs -------------------------------------------------------------------------------
+
+
+def test_bits_are_counted_by_hand():
+    """Three layers of GPT-2, 32 wide: 12 matrices of 12 * 32 * 32 weights a layer."""
+    count = 3 * 12 * 32 * 32
+    outputs = 3 * (96 + 32 + 128 + 32)
+    embeddings, other = (97 + 48) * 32, 3 * (4 * 32 + 96 + 32 + 128 + 32) + 2 * 32
+    whole = quantize(tiny("gpt2"), "rtn-3").made.storage
+    assert (whole.weights, whole.scales, whole.zeros) == (3 * count, 32 * outputs, 0)
+    assert (whole.embeddings, whole.other, whole.index) == (16 * embeddings, 16 * other, 0)
+    grouped = quantize(tiny("gpt2"), "rtn-3", group=16, symmetric=False).made.storage
+    assert (grouped.scales, grouped.zeros) == (32 * count / 16, 3 * count / 16)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "scales"), [("int8", 864), ("int4", 1152), ("bnb-int8", 864), ("nf4", 1152)]
+)
+def test_scales_of_the_libraries_are_counted(scheme, scales):
+    need(scheme)
+    found = quantize(tiny("gpt2"), scheme)
+    assert found.made.storage.weights == int(found.made.dials["bits"]) * 3 * 12 * 32 * 32
+    assert found.made.storage.scales == 32 * scales
+
+
+def test_zero_points_of_torchao_are_counted():
+    need("int4")
+    found = quantize(tiny("gpt2"), "int4", symmetric=False).made
+    assert found.storage.zeros == 4 * 1152 and found.gap is not None and found.gap <= 1e-4
+
+
+def test_embeddings_are_rounded_on_demand_and_stay_tied():
+    source = tiny("llama", tie_word_embeddings=True)
+    found = quantize(source, "rtn-4", embeddings=True)
+    table = found.hf_model.get_input_embeddings().weight
+    assert found.hf_model.get_output_embeddings().weight is table
+    assert max(len(row.unique()) for row in table.detach()) <= 15
+    assert found.made.storage.embeddings == 97 * (32 * 4 + 32)
+    # Rounding the layers later leaves that alone.
+    assert quantize(found, "rtn-8").made.storage.embeddings == 97 * (32 * 4 + 32)
+
+
+@pytest.mark.parametrize("scheme", LIBRARIES)
+def test_pruned_weights_stay_zero_and_take_no_room(scheme):
+    need(scheme)
+    source = tiny("llama")
+    with torch.no_grad():
+        for name in (named := linear_layers(source.hf_model, "it")):
+            source.hf_model.get_submodule(name).weight[:, ::2] = 0
+            source.hf_model.get_submodule(name).weight[3] = 0
+    made = Made("pruned", "llama", dense(source.hf_model, bits=16))
+    sparse = Made("pruned", "llama", type(made.storage)(1.0, 2.0, 3.0, index=77.0))
+    found = quantize(Relative("p", source.hf_model, None, sparse), scheme)
+    kept = sum(int((source.hf_model.get_submodule(n).weight != 0).sum()) for n in named)
+    assert zeros(found.hf_model) >= zeros(source.hf_model) > 0.5
+    assert all(
+        bool((found.hf_model.get_submodule(n).weight[3] == 0).all())
+        and bool((found.hf_model.get_submodule(n).weight[:, ::2] == 0).all())
+        for n in named
+    )
+    assert found.made.storage.weights == kept * int(found.made.dials["bits"])
+    assert (found.made.storage.index, found.made.storage.embeddings) == (77.0, 2.0)
+
+
+# --- files, and every probe ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["int8", "nf4", "rtn-3"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama-gqa"])
+def test_a_saved_one_loads_with_the_same_logits_and_its_slip(kind, scheme, tmp_path):
+    need(scheme)
+    found = quantize(tiny(kind), scheme)
+    loaded = pb.load(found.save(tmp_path / "it"))
+    ids = torch.randint(90, (2, 20), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    assert torch.equal(loaded.logits(ids, mask), found.model().logits(ids, mask))
+    assert torch.allclose(loaded.logits(ids, mask), logits(found.hf_model), atol=1e-5)
+    assert loaded.made == found.made
+
+
+@pytest.mark.parametrize("scheme", ["int4", "bnb-int8", "nf4", "rtn-4"])
+def test_the_same_input_gives_the_same_files(scheme, tmp_path):
+    need(scheme)
+    quantize(tiny("gpt2"), scheme).save(tmp_path / "one")
+    quantize(tiny("gpt2"), scheme).save(tmp_path / "two")
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert "model.safetensors" in files and "relative.json" in files
+    for name in files:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+@pytest.mark.parametrize("scheme", LIBRARIES)
+def test_nobody_else_s_random_numbers_change(scheme):
+    need(scheme)
+    before = torch.get_rng_state()
+    quantize(tiny("gpt2"), scheme)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_one_that_was_saved_can_be_quantized_again(tmp_path):
+    once = quantize(tiny("llama"), "rtn-4")
+    again = quantize(once.save(tmp_path / "once"), "rtn-4")
+    assert again.name == "once-rtn-4" and again.made.storage == once.made.storage
+    # Steps that are hit exactly stay.
+    assert torch.allclose(logits(again.hf_model), logits(once.hf_model), atol=1e-4)
+
+
+def test_probes_take_a_quantized_member_of_the_family(distilled):
+    need("int4")
+    model = quantize(distilled, "int4").model()
+    pattern = pb.pattern("take-away")
+    assert pb.gate(model, pattern, prompts=20)[0].items == 20
+    batch = encode(model.tokenizer, pattern.questions(4, seed=0))
+    assert pb.capture(model, batch, ["attention"]) is not None
+    pairs = pb.encode_pairs(model.tokenizer, pattern.pairs("operation", 4, seed=0))
+    assert pb.sweep(model, pairs, roles=["op"]) is not None
+
+
+def test_more_bits_are_nearer_to_the_parent(distilled):
+    ids = torch.randint(800, (2, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = distilled.hf_model(ids).logits
+        gone = [
+            float((quantize(distilled, f"rtn-{bits}").hf_model(ids).logits - whole).abs().mean())
+            for bits in (2, 3, 4, 6, 8, 16)
+        ]
+    assert gone == sorted(gone, reverse=True) and gone[-1] < 1e-2 < gone[0]
+
+
+@pytest.mark.skipif(not STORIES.is_dir(), reason=f"no shared folder at {STORIES.parent}")
+@pytest.mark.parametrize("scheme", LIBRARIES)
+def test_a_real_model_with_shared_heads_and_odd_widths(scheme):
+    need(scheme)
+    found = quantize(STORIES, scheme)
+    assert found.made.dials["linears"] == 5 * 7
+    assert found.made.gap is None or found.made.gap < (1e-4 if scheme[:3] == "int" else 1)
+    # Rows are 64 and 172 wide, so that 32 divides but one of them.
+    assert found.made.dials["group"] == (64 if scheme == "nf4" else None)
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scheme", "advice"),
+    [
+        ("int3", "rtn-3"),
+        ("int16", "rtn-16"),
+        ("bnb-int4", "rtn-4"),
+        ("rtn-1", "rtn-2 to rtn-16"),
+        ("rtn-17", "rtn-2 to rtn-16"),
+        ("int99", "int8, int4"),
+        ("gptq", "int8, int4, int2, bnb-int8, nf4"),
+    ],
+)
+def test_an_unknown_scheme_is_refused_with_what_to_take(scheme, advice):
+    with pytest.raises(ModelError, match=f"no scheme '{scheme}'.*{advice}"):
+        quantize(tiny("llama"), scheme)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "dials", "reason"),
+    [
+        ("rtn-4", {"group": 7}, "group of 7 does not divide .* 32, 64 wide"),
+        ("int8", {"group": 64}, "group of 64 does not divide"),
+        ("rtn-4", {"group": -8}, "group of -8"),
+        ("bnb-int8", {"group": 32}, "one scale for each row"),
+        ("nf4", {"group": 64}, "shortest row, which has 32: give group=32"),
+        ("nf4", {"group": 0}, "blocks of 0"),
+        ("nf4", {"symmetric": False}, "no zero points.*rtn-4"),
+        ("int8", {"symmetric": False}, "no zero points.*rtn-8"),
+        ("nf4", {"embeddings": True}, "leaves embeddings alone: take 'rtn-4'"),
+    ],
+)
+def test_dials_that_a_scheme_lacks_are_refused(scheme, dials, reason):
+    with pytest.raises(ModelError, match=reason):
+        quantize(tiny("llama"), scheme, **dials)
+
+
+def test_rows_that_are_shorter_than_a_block_are_refused():
+    """On a processor bitsandbytes would read them wrongly, in its kernel and back alike."""
+    with pytest.raises(ModelError, match="shortest row, which has 16: take 'rtn-4'"):
+        scheme_of("nf4", group=None, symmetric=True, widths={16, 64})
+
+
+def test_every_listed_scheme_is_one():
+    for name in SCHEMES:
+        assert scheme_of(name, group=None, symmetric=True, widths={64}).name == name
+
+
+def test_a_missing_library_is_named_with_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    with pytest.raises(ModelError, match=r"torchao is missing.*pip install 'probes\[compress\]'"):
+        quantize(tiny("llama"), "int8")
+
+
+def test_layers_that_a_library_passes_over_in_silence_are_refused(monkeypatch):
+    need("int8")
+    from torchao.quantization import quantize_
+
+    def lazy(hf_model, config, filter_fn):
+        quantize_(hf_model, config, lambda m, name: filter_fn(m, name) and "v_proj" not in name)
+
+    monkeypatch.setattr("torchao.quantization.quantize_", lazy)
+    with pytest.raises(ModelError, match=r"left 3 linear layers as they were.*v_proj"):
+        quantize(tiny("llama"), "int8")
+
+
+def test_numbers_that_are_read_back_wrongly_are_refused(monkeypatch):
+    need("nf4")
+    from bitsandbytes.functional import dequantize_4bit
+
+    monkeypatch.setattr(
+        "bitsandbytes.functional.dequantize_4bit", lambda *given: dequantize_4bit(*given).flip(0)
+    )
+    with pytest.raises(ModelError, match=r"does not give back .*q_proj"):
+        quantize(tiny("llama"), "nf4")
+
+
+def test_a_model_without_linear_layers_is_refused():
+    source = tiny("llama")
+    bare = source.hf_model
+    bare.model.layers = nn.ModuleList()
+    with pytest.raises(ModelError, match="no linear layer to quantize"):
+        quantize(source, "rtn-4")
+
+
+def test_matrices_of_no_linear_layer_are_refused():
+    """Experts that share one tensor would stay as they are, and nobody would know."""
+    source = tiny("llama")
+    source.hf_model.model.layers[1].mlp.experts = nn.Parameter(torch.zeros(2, 4, 4))
+    with pytest.raises(ModelError, match=r"mlp\.experts of llama belongs to no linear layer"):
+        quantize(source, "rtn-4")
+
+
+def test_masked_layers_are_refused_until_the_masks_are_permanent():
+    from torch.nn.utils import prune
+
+    source = tiny("llama")
+    layer = source.hf_model.model.layers[0].self_attn.q_proj
+    prune.l1_unstructured(layer, "weight", amount=0.5)
+    with pytest.raises(ModelError, match=r"q_proj of llama holds no plain floats.*prune\.remove"):
+        quantize(source, "rtn-4")
+    prune.remove(layer, "weight")
+    assert (
+        float(
+            (rows(quantize(source, "rtn-4"))["model.layers.0.self_attn.q_proj"] == 0).float().mean()
+        )
+        >= 0.5
+    )

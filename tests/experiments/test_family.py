@@ -1,0 +1,191 @@
+"""The embedded family: what is held out stays out, and the shipped models keep their word."""
+
+import json
+from contextlib import suppress
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from probes.compression.derived_model import parent
+from probes.compression.distillation.trainer import collate
+from probes.errors import MatchError, ModelError
+from probes.experiments.family.accuracy import AXES, axis_questions, every_axis, measure
+from probes.experiments.family.corpus import Dials, items
+from probes.experiments.family.make import _start, make_members
+from probes.experiments.family.recipes import RECIPES, STRANGERS, recipe
+from probes.experiments.family.tokenizer import BOS, EOS, PAD, SPLITS
+from probes.files import data_folder, family_members
+from probes.models.model import load
+from probes.observe.gate import gate
+from probes.prompts.catalog import all_patterns, pattern
+from probes.prompts.held_out import family_split, valid_cells
+
+SHIPPED = [entry.name for entry in RECIPES if entry.shipped]
+
+
+@pytest.mark.parametrize("kind", ["statements", "questions"])
+def test_no_held_out_cell_or_noun_stands_anywhere_in_the_corpus(kind):
+    split, read = family_split(), 0
+    for item in items(kind, 150, seed=0):
+        for found in _readings(item.prompt, kind):
+            read += 1
+            assert not split.axes(found) & {"cell", "noun"}, item.text
+    assert read >= 100
+
+
+def _readings(text, kind):
+    """Read a text, and what is left of it behind each sentence, as any pattern of its kind."""
+    starts = [0, *(at + 2 for at in range(len(text)) if text.startswith(". ", at))]
+    for name, entry in all_patterns().items():
+        if name.endswith("-told") == (kind == "statements"):
+            for start in starts:
+                with suppress(MatchError):
+                    yield entry.match(text[start:])
+
+
+def test_fifteen_percent_of_the_cells_of_each_operation_are_held_out():
+    split = family_split()
+    for operation in ("minus", "plus"):
+        held = [cell for cell in split.cells if cell[0] == operation]
+        assert len(held) == round(0.15 * len(valid_cells(operation, 0, 20)))
+
+
+def test_held_out_nouns_are_seen_in_other_sentences():
+    texts = " ".join(item.text for item in items("statements", 600, seed=1))
+    assert all(noun in texts for noun in family_split().nouns)
+
+
+def test_a_held_out_verb_and_a_held_out_frame_are_each_seen_alone():
+    split = family_split()
+    asked = [pattern("take-away"), pattern("get-more")]
+    drawn = [q for p in asked for q in p.questions(200, seed=0) if split.seen(q)]
+    for operation, verb, frame in split.combinations:
+        own = [q for q in drawn if pattern(q.pattern).operation == operation]
+        assert any(q["op"] == verb for q in own)
+        assert any(q.frame == frame for q in own)
+        assert not any(q["op"] == verb and q.frame == frame for q in own)
+
+
+def test_the_corpus_is_the_same_for_the_same_seed():
+    one, same, two = (list(items("questions", 50, seed=seed)) for seed in (1, 1, 2))
+    assert one == same
+    assert one != two
+
+
+def test_the_dials_turn_what_they_say():
+    def texts(**dials):
+        return [item.text for item in items("questions", 60, seed=0, dials=Dials(**dials))]
+
+    assert not any("My name is" in text for text in texts(ambiguous=0.0))
+    assert all("My name is" in text for text in texts(ambiguous=1.0))
+    checked = texts(recheck=1.0)
+    assert all(" is " in text.split("Answer:")[1] for text in checked)
+    assert not any(" less " in text for text in texts(recheck=0.0))
+    assert all("foxes" in text for text in texts(nouns=1))
+
+
+def test_numbers_are_one_token_and_a_third_of_the_words_split():
+    own = AutoTokenizer.from_pretrained(data_folder() / "models" / "full")
+    for number in range(100):
+        assert len(own(f" {number}", add_special_tokens=False).input_ids) == 1
+    lexicon = pattern("take-away").lexicon
+    words = [*lexicon.words("noun"), *lexicon.words("name")]
+    pieces = {word: len(own(f" {word}", add_special_tokens=False).input_ids) for word in words}
+    whole = {split.replace(" ", "") for split in SPLITS}
+    assert all(pieces[word] == 1 for word in words if word not in whole)
+    assert all(pieces[word] in (2, 3) for word in whole)
+    assert len(whole) == pytest.approx(len(words) / 3, abs=1)
+    assert (own.pad_token_id, own.bos_token_id, own.eos_token_id) == (PAD, BOS, EOS)
+
+
+def test_training_skips_the_prompt_and_the_padding():
+    rows = [{"input_ids": (1, 5, 6, 7, 2), "skipped": 3}, {"input_ids": (1, 5, 2), "skipped": 0}]
+    batch = collate(rows, PAD)
+    assert batch["labels"].tolist() == [[-100, -100, -100, 7, 2], [1, 5, 2, -100, -100]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
+
+
+def test_a_student_starts_as_the_first_and_third_layer_of_its_teacher(own, tmp_path):
+    teacher = parent("full").hf_model
+    student = _start(recipe("distilled"), own, data_folder() / "models", tmp_path)
+    ours, theirs = student.model.layers, teacher.model.layers
+    assert len(ours) == 2
+    for new, old in ((0, 0), (1, 2)):
+        assert torch.equal(ours[new].mlp.up_proj.weight, theirs[old].mlp.up_proj.weight)
+    assert torch.equal(student.lm_head.weight, teacher.lm_head.weight)
+
+
+def test_an_unknown_member_is_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(ModelError, match="no member"):
+        list(make_members(["fulll"], folder=tmp_path / "a", work=tmp_path / "b"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_questions_of_an_axis_are_held_out_in_that_way_alone():
+    split = family_split()
+    for axis in AXES:
+        for _, question in axis_questions(pattern("take-away"), axis, per_cell=1, seed=0):
+            found = split.axes(question)
+            expected = {
+                "seen": set(),
+                "cells": {"cell"},
+                "nouns": {"noun"},
+                "combinations": {"combination"},
+                "jointly": {"cell", "noun", "combination"},
+            }[axis]
+            assert found == expected
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_member_is_shipped_small_with_a_card_and_opens_its_gate(name):
+    folder = data_folder() / "models" / name
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 4_000_000
+    assert (folder / "README.md").is_file()
+    asked = pattern("take-away-told" if name == "base" else "take-away")
+    number, noun = (g.state for g in gate(load(name), asked, prompts=60, seed=3))
+    # Strangers were trained on the same words and cannot count: that is what they are for.
+    assert number == ("closed" if name in STRANGERS else "open")
+    assert noun != "closed"
+
+
+@pytest.fixture(scope="module")
+def asked_of_all():
+    """Give what a card asks: members share a tokenizer, and so the questions, written once."""
+    written = {}
+
+    def give(tokenizer, **how):
+        key = (tokenizer.backend_tokenizer.to_str(), *how.values())
+        if key not in written:
+            written[key] = every_axis(tokenizer, **how)
+        return written[key]
+
+    return give
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_card_tells_the_accuracy_that_is_measured_again(name, asked_of_all):
+    numbers = json.loads((data_folder() / "models" / name / "accuracy.json").read_text("utf-8"))
+    suffix = "-told" if name == "base" else ""
+    model, how = load(name), {key: numbers[key] for key in ("per_cell", "seed")}
+    asked = asked_of_all(model.tokenizer, suffix=suffix, **how)
+    found = measure(model, asked, seed=how["seed"])
+    assert len(found) == len(numbers["scores"])
+    for score, written in zip(found, numbers["scores"], strict=True):
+        assert (score.pattern, score.axis, score.answer) == (
+            written["pattern"],
+            written["axis"],
+            written["answer"],
+        )
+        assert score.accuracy.value == pytest.approx(written["value"], abs=0.01)
+
+
+def test_the_family_is_what_the_recipes_ship():
+    assert set(family_members()) >= set(SHIPPED)
+
+
+def test_members_are_plain_hugging_face_folders():
+    for name in family_members():
+        model = LlamaForCausalLM.from_pretrained(data_folder() / "models" / name)
+        assert model.config.tie_word_embeddings

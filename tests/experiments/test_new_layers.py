@@ -1,0 +1,41 @@
+"""New layers that write nothing are needed by nothing; layers that do the work are."""
+
+import pytest
+
+from probes.compression.grow import grow
+from probes.errors import ModelError
+from probes.experiments.new_layers import new_layers
+from probes.models.model import load
+
+
+@pytest.fixture(scope="module")
+def silent():
+    return new_layers(grow("scratch", "identity", at=(0,)).model(), prompts=60, pairs=6)
+
+
+def test_no_answer_needs_a_layer_that_writes_nothing(silent):
+    assert silent.layers == (1,)
+    assert silent.right == silent.without
+    assert silent.need.value == 0
+    assert silent.touching == 0 < silent.expected < 1
+    assert silent.edges > 0
+
+
+def test_answers_need_the_layers_that_were_there_before(silent):
+    """As many old layers as there are new ones are silenced beside them, from the top."""
+    assert silent.old.low > 0.5
+
+
+def test_any_layers_may_be_asked_about():
+    found = new_layers(load("scratch"), (1,), prompts=60, pairs=6)
+    assert found.without.value < 0.5 < found.right.value
+    assert found.need.low > 0.5
+    assert found.touching > 0
+
+
+@pytest.mark.parametrize(
+    ("layers", "reason"), [(None, "not known which"), ((), "not known"), ((2,), "layers 0 to 1")]
+)
+def test_layers_that_are_unknown_or_not_there_are_refused(layers, reason):
+    with pytest.raises(ModelError, match=reason):
+        new_layers(load("scratch"), layers)

@@ -1,0 +1,139 @@
+"""Studies go on where they stopped, and what they make is what their recipes say."""
+
+import shutil
+from dataclasses import replace
+from itertools import chain, islice
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+import probes.experiments.studies.single_models as single
+import probes.experiments.studies.training_runs as training_runs
+from probes.compression.distillation.trainer import Training
+from probes.errors import ModelError
+from probes.experiments.family.recipes import CROSSED, EVERY, GROWN, SQUARE, TICKETS, recipe
+from probes.experiments.scorecard import write_rows
+from probes.experiments.studies.grids import LOTS
+from probes.experiments.studies.registry import STUDIES, study
+from probes.experiments.studies.tables import read_study
+from probes.files import data_folder
+from probes.models.model import load
+
+FAMILY = data_folder() / "models"
+
+
+def test_recipes_have_names_of_their_own_and_need_only_what_stands_before_them():
+    names = [entry.name for entry in EVERY]
+    assert len(names) == len(set(names))
+    for place, entry in enumerate(EVERY):
+        parts = (*entry.start.split(":"), *entry.masks.split(":"), entry.teacher)
+        for part in parts:
+            if part in names:
+                assert names.index(part) < place, (entry.name, part)
+
+
+def test_the_square_crosses_labels_with_starts_alike_in_all_else():
+    assert len(SQUARE) == 4 * 5
+    for seed in {entry.seed for entry in SQUARE}:
+        some = [entry for entry in SQUARE if entry.seed == seed]
+        assert {(bool(e.teacher), e.start) for e in some} == {
+            (soft, start) for soft in (True, False) for start in ("alternate:full", "fresh")
+        }
+        alike = {replace(e, name="", teacher="", start="") for e in some}
+        assert len(alike) == 1
+
+
+def test_growing_anew_costs_as_much_as_distilling_and_growing_together():
+    """Layers times texts."""
+
+    def cost(name):
+        entry = recipe(name)
+        return entry.layers * entry.steps * entry.batch
+
+    assert cost("large-scratch") == cost("distilled") + cost("regrown")
+    assert {e.steps * e.batch for e in GROWN if e.name != "large-scratch"} == {1500 * 32}
+
+
+def test_controls_of_a_ticket_are_trained_as_it_is():
+    ticket, random = recipe("ticket"), recipe("random-quarter")
+    assert replace(random, name="ticket", masks=ticket.masks, shipped=True) == ticket
+    assert {e.steps for e in (*TICKETS, *chain(*CROSSED.values()))} == {1500}
+
+
+@pytest.mark.parametrize("name", sorted(LOTS))
+def test_what_is_known_is_not_measured_again(name, tmp_path):
+    known = [
+        {"parent": lot.parent, "model": model, "kinship": float(k)}
+        for lot in LOTS[name]
+        for k, model in enumerate([*lot.beside, *(entry.name for entry in lot.made)])
+    ]
+    # A parent that is made for the study would have to be there before its lot.
+    count = len(LOTS[name][0].beside) + len(LOTS[name][0].made)
+    rows = islice(study(name, folder=FAMILY, work=tmp_path, known=known), count)
+    assert list(rows) == known[:count]
+
+
+def test_an_unknown_study_is_refused_and_the_known_ones_are_named(tmp_path):
+    with pytest.raises(ModelError, match="labels, names, adapting"):
+        study("luck", folder=FAMILY, work=tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(STUDIES))
+def test_the_kit_has_the_table_of_every_study(name):
+    assert read_study(name)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A recipe that takes seconds."""
+    chosen = replace(
+        recipe("scratch"), name="small", layers=1, d_model=16, heads=2, d_mlp=16, items=40,
+        steps=4, batch=4, shipped=False,
+    )  # fmt: skip
+    monkeypatch.setattr(training_runs, "recipe", lambda name: chosen)
+    return chosen
+
+
+def weights(place):
+    return torch.cat([w.flatten() for w in load(place).bridge.parameters()])
+
+
+@pytest.fixture
+def work(tmp_path):
+    """Where models go; training the tokenizer anew would take long."""
+    AutoTokenizer.from_pretrained(FAMILY / "full").save_pretrained(tmp_path / "tokenizer")
+    return tmp_path
+
+
+def test_a_training_run_is_looked_at_where_asked_and_again_for_what_is_missing(small, work):
+    at = training_runs.looked_at("small", (0, 2, 4), folder=FAMILY, work=work)
+    before = [weights(place) for place in at]
+    assert not torch.equal(before[0], before[1])
+    assert not torch.equal(before[1], before[2])
+    shutil.rmtree(at[1])
+    again = training_runs.looked_at("small", (0, 2, 4), folder=FAMILY, work=work)
+    assert again == at
+    for old, place in zip(before, again, strict=True):
+        assert torch.equal(old, weights(place))
+
+
+def test_small_students_are_taught_once(monkeypatch, work):
+    monkeypatch.setattr(single, "SMALL", {"small-1x16-3": (1, 16, 3)})
+    monkeypatch.setattr(single, "_TRAINING", Training(steps=2, seed=3, batch=2, warmup=1))
+    (place,) = single.taught(folder=FAMILY, work=work)
+    made = load(place).made
+    assert (made.kind, made.parent, made.dials["steps"]) == ("distilled", "full", 2)
+    when = (place / "config.json").stat().st_mtime_ns
+    single.taught(folder=FAMILY, work=work)
+    assert (place / "config.json").stat().st_mtime_ns == when
+
+
+def test_a_table_that_is_read_and_written_again_stays_as_it_was(tmp_path):
+    table = tmp_path / "table.csv"
+    write_rows([{"model": "a", "bits": 851968.0, "share": 1 / 3, "none": float("nan")}], table)
+    once = table.read_text()
+    write_rows(read_study("any", table), table)
+    assert table.read_text() == once
+    assert "851968" in once
+    assert "0.3333" in once

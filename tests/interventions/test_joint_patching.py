@@ -1,0 +1,144 @@
+"""Patching heads together is exact, and the search for sets finds the set that was summed."""
+
+from functools import cache
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+
+from probes.comparison.heads.profiles import profile
+from probes.errors import SiteError
+from probes.interventions.joint_patching import candidates, explained, joint_effects
+from probes.interventions.sweep import sweep
+from probes.observe.behaviour import lead, pair_foils
+from probes.prompts.catalog import pattern
+from probes.prompts.pair_batch import draw_pairs, encode_pairs
+from probes.testing.tiny_models import KINDS, hook_count, tiny
+
+ROLES = ("x", "op", "y", "thing_asked", "answer", "rest", "nowhere")
+HEADS = [f"L{n}.H{h}" for n in range(3) for h in range(4)]
+
+
+@cache
+def model(kind, size):
+    return tiny(kind, vocab_size=size, max_position_embeddings=128)
+
+
+def batches(own, contrasts=("x", "operation")):
+    chosen = pattern("take-away")
+    return {
+        c: encode_pairs(own, draw_pairs(chosen, c, 4, tokenizers=[own], seed=3)) for c in contrasts
+    }
+
+
+def by_hand(net, pairs, heads, role):
+    """Patch heads by an edit each, in whole passes over all prompts."""
+    source, kept = pairs.source[:, :, None, None], {}
+    points = {f"blocks.{n}.attn.hook_z" for n in range(3)}
+    with net.editing(
+        {name: (lambda value, name=name: kept.update({name: value})) for name in points}
+    ):
+        net.logits(pairs.counterfactual.ids, pairs.counterfactual.mask)
+
+    def edit(name, mine):
+        def put(value):
+            new, where = value.clone(), pairs.where(role)
+            theirs = kept[name].take_along_dim(source, dim=1)
+            for head in mine:
+                new[:, :, head][where] = theirs[:, :, head][where]
+            return new
+
+        return put
+
+    edits = {}
+    for n in range(3):
+        mine = [int(head[-1]) for head in heads if head.startswith(f"L{n}.")]
+        if mine:
+            edits[f"blocks.{n}.attn.hook_z"] = edit(f"blocks.{n}.attn.hook_z", mine)
+
+    def leads(logits):
+        seen = logits.take_along_dim(pairs.clean.positions[..., None], dim=1)
+        answers = [readout.answer for readout in pairs.clean.readouts]
+        foils = pair_foils(pairs)
+        return torch.stack([lead(seen[:, k], foils[k], a) for k, a in enumerate(answers)], 1)
+
+    before = leads(net.logits(pairs.clean.ids, pairs.clean.mask))
+    with net.editing(edits):
+        return (before - leads(net.logits(pairs.clean.ids, pairs.clean.mask))).numpy()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_heads_patched_together_equal_two_edits_of_a_whole_pass(kind, own):
+    net, given = model(kind, len(own)), batches(own, ("x",))
+    sets = [("L0.H1", "L2.H3"), ("L1.H0", "L1.H2"), ("L2.H0", "L0.H0", "L1.H3")]
+    found = joint_effects(net, given, sets, ROLES)["x"].reshape(4, 3, len(ROLES), 2)
+    for number, heads in enumerate(sets):
+        for role in ("x", "y", "answer"):
+            wanted = by_hand(net, given["x"], heads, role)
+            assert found[:, number, ROLES.index(role)] == pytest.approx(wanted, abs=1e-5)
+    assert np.nanmax(np.abs(found)) > 1e-2
+    assert hook_count(net) == 0
+
+
+def test_together_is_not_the_sum_where_one_head_reads_the_other(own):
+    net, given = model("llama", len(own)), batches(own, ("x",))
+    pair, one, two = np.split(
+        joint_effects(net, given, [("L0.H1", "L2.H3"), ("L0.H1",), ("L2.H3",)], ROLES)["x"], 3, 1
+    )
+    assert np.nanmax(np.abs(pair - one - two)) > 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_set_of_one_head_has_the_profile_that_the_sweep_gives(kind, own):
+    net, given = model(kind, len(own)), batches(own)
+    wanted, _ = profile(net, given, ROLES)
+    found = joint_effects(net, given, [(head,) for head in HEADS], ROLES)
+    for contrast in given:
+        assert found[contrast] == pytest.approx(wanted.effects[contrast], abs=1e-5, nan_ok=True)
+
+
+def test_a_profile_keeps_what_replacing_everything_does(own):
+    net, given = model("llama", len(own)), batches(own)
+    found, _ = profile(net, given, ROLES)
+    for contrast, pairs in given.items():
+        assert found.totals[contrast] == pytest.approx(sweep(net, pairs).total.numpy())
+
+
+@pytest.mark.parametrize("heads", [(), ("L3.H0",), ("L0.MLP",), ("L0.H0", "L0.H4")])
+def test_a_set_must_name_heads_of_the_model(heads, own):
+    with pytest.raises(SiteError, match=r"heads L0\.H0 to L2\.H3"):
+        joint_effects(model("gpt2", len(own)), batches(own, ("x",)), [heads], ROLES)
+
+
+def parts(heads=9, seed=0):
+    return np.random.default_rng(seed).normal(size=(heads, 40))
+
+
+@pytest.mark.parametrize("members", [(2, 5), (0, 3, 8)])
+def test_the_search_finds_the_heads_that_were_summed_among_others(members):
+    target = parts()[list(members)].sum(0) + 0.1 * parts(1, seed=1)[0]
+    assert members in candidates(target, parts())
+
+
+def test_the_search_agrees_with_trying_every_pair():
+    heads = parts(6)
+    for seed in range(20):
+        target = heads[[1, 4]].sum(0) + 0.5 * parts(1, seed=seed)[0]
+        pairs = list(combinations(range(6), 2))
+        best = explained(target, np.stack([heads[list(pair)].sum(0) for pair in pairs])).argmax()
+        assert candidates(target, heads)[0] == pairs[best]
+
+
+def test_a_head_that_must_be_turned_round_or_blown_up_takes_no_part():
+    heads = parts(3)
+    assert candidates(heads[0] - heads[1], heads) == []
+    assert candidates(np.zeros(40), heads) == []
+    assert candidates(heads[0], np.zeros((3, 40))) == []
+
+
+def test_what_is_explained_counts_strength_and_not_direction_alone():
+    target = np.array([3.0, 4.0])
+    rows = np.array([[3.0, 4.0], [1.5, 2.0], [0.0, 0.0], [6.0, 8.0], [-3.0, -4.0]])
+    assert explained(target, rows) == pytest.approx(np.array([1, 0.75, 0, 0, -3]))
+    assert explained(np.zeros(2), rows).max() == -np.inf

@@ -1,0 +1,430 @@
+"""Sweeps give the effects that patching by hand, one cell at a time, gives."""
+
+import math
+from functools import cache
+
+import pytest
+import torch
+
+from probes.circuits.edge_patching import run
+from probes.circuits.graph import Edge
+from probes.circuits.path_patching import cut_edges, patch_path
+from probes.circuits.reference_runs import stage
+from probes.circuits.task import by_hand
+from probes.errors import CircuitError, SiteError
+from probes.interventions import sweep as patching
+from probes.interventions.sweep import Effects, sweep
+from probes.models.decoder import dissect
+from probes.models.site import component_cells
+from probes.observe.activations import capture
+from probes.observe.behaviour import behaviour
+from probes.observe.logit_lens import logit_lens
+from probes.prompts.catalog import pattern
+from probes.prompts.pair_batch import draw_pairs, encode_pairs
+from probes.prompts.question import Pair
+from probes.testing.tiny_models import hook_count, tiny
+
+HOOKS = {"H": "attn.hook_z", "MLP": "hook_mlp_out", "resid": "hook_resid_pre"}
+NAMES = {"H": "z", "MLP": "mlp_out", "resid": "resid"}
+KINDS = ("heads", "mlps", "resid")
+
+
+def pairs_of(own, contrast, count=5):
+    take = pattern("take-away")
+    return encode_pairs(own, draw_pairs(take, contrast, count, tokenizers=(own,), seed=1))
+
+
+@pytest.fixture(scope="module")
+def model(own):
+    return tiny("llama-gqa", vocab_size=len(own))
+
+
+def leads_by_hand(logits, pairs):
+    """Each prompt's lead over the counterfactual's answer, or else over all other outcomes."""
+    found = []
+    for row in range(len(pairs)):
+        each = []
+        for mine, theirs in zip(pairs.clean.readouts, pairs.counterfactual.readouts, strict=True):
+            here = logits[row, mine.position[row]]
+            if mine.answer[row] != theirs.answer[row]:
+                foil = here[theirs.answer[row]]
+            else:
+                foil = here[list(mine.outcomes[row][1:])].mean()
+            each.append(here[mine.answer[row]] - foil)
+        found.append(torch.stack(each))
+    return torch.stack(found)
+
+
+def effect_by_hand(model, pairs, component, role):
+    """Patch one component at one role by a whole pass through all layers."""
+    layer, kind = component[1:].split(".")
+    head = int(kind[1:]) if kind.startswith("H") else None
+    kind = "H" if head is not None else kind
+    clean, other = pairs.clean, pairs.counterfactual
+    theirs = capture(model, other, (NAMES[kind],))[NAMES[kind]][int(layer)]
+
+    def put(value):
+        new = value.clone()
+        for row, here in (clean.where(role) & pairs.exchanged).nonzero().tolist():
+            there = pairs.source[row, here]
+            part = (row, here) if head is None else (row, here, head)
+            new[part] = theirs[row, there] if head is None else theirs[row, there, head]
+        return new
+
+    before = model.logits(clean.ids, clean.mask)
+    with model.editing({f"blocks.{layer}.{HOOKS[kind]}": put}):
+        after = model.logits(clean.ids, clean.mask)
+    return leads_by_hand(before, pairs) - leads_by_hand(after, pairs)
+
+
+def test_blocks_that_pass_their_store_by_are_patched_by_whole_passes(model, own, monkeypatch):
+    """As where a release of transformers gives the argument another name."""
+    pairs = pairs_of(own, "operation")
+    expected = sweep(model, pairs, kinds=KINDS).each
+    monkeypatch.setattr("probes.models.model.cache_slot", lambda _: "under_another_name")
+    found = sweep(model, pairs, kinds=KINDS).each
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("contrast", ["operation", "thing", "paraphrase", "order"])
+def test_an_effect_is_what_a_whole_pass_with_the_component_replaced_gives(model, own, contrast):
+    pairs = pairs_of(own, contrast)
+    assert not pairs.clean.mask.all() or contrast == "order"
+    found = sweep(model, pairs, kinds=KINDS)
+    assert found.exact == float(contrast in ("operation", "thing"))
+    largest = 0.0
+    for component in ("L0.resid", "L0.H1", "L0.MLP", "L1.H3", "L2.H0", "L1.MLP", "L2.resid"):
+        for role in ("op", "thing", "thing_asked", "answer"):
+            mine = found.each[:, found.components.index(component), found.roles.index(role)]
+            expected = effect_by_hand(model, pairs, component, role)
+            torch.testing.assert_close(mine, expected, atol=1e-5, rtol=0)
+            largest = max(largest, float(expected.abs().max()))
+    assert largest > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "neox"])
+def test_other_blocks_are_patched_as_exactly(own, kind):
+    model, pairs = tiny(kind, vocab_size=len(own)), pairs_of(own, "operation", 3)
+    found = sweep(model, pairs, kinds=KINDS)
+    for component in ("L0.H1", "L1.MLP", "L1.resid", "L2.H0"):
+        mine = found.each[:, found.components.index(component), found.roles.index("op")]
+        expected = effect_by_hand(model, pairs, component, "op")
+        torch.testing.assert_close(mine, expected, atol=1e-5, rtol=0)
+
+
+def test_a_question_put_into_itself_changes_nothing_at_all(model, own):
+    questions = pattern("take-away").questions(4, seed=3)
+    pairs = encode_pairs(own, [Pair("none", question, question) for question in questions])
+    found = sweep(model, pairs, kinds=KINDS)
+    assert (found.each.nan_to_num() == 0).all()
+    assert (found.total == 0).all()
+
+
+def test_the_first_residual_at_the_changed_role_carries_the_whole_change(model, own):
+    """The pairs differ in these tokens alone, and so do the runs behind them."""
+    found = sweep(model, pairs_of(own, "operation"), kinds=("resid",))
+    whole = found.each[:, found.components.index("L0.resid"), found.roles.index("op")]
+    torch.testing.assert_close(whole, found.total, atol=1e-5, rtol=0)
+    assert (found.total.abs() > 1e-3).all()
+
+
+def test_the_total_is_the_fall_of_the_lead_in_the_counterfactual_run(model, own):
+    pairs = pairs_of(own, "operation")
+    found = sweep(model, pairs, kinds=("mlps",), roles=("op",))
+    before = leads_by_hand(model.logits(pairs.clean.ids, pairs.clean.mask), pairs)
+    other = pairs.counterfactual
+    assert torch.equal(pairs.clean.positions, other.positions)
+    after = leads_by_hand(model.logits(other.ids, other.mask), pairs)
+    torch.testing.assert_close(found.total, before - after, atol=1e-5, rtol=0)
+
+
+def test_roles_behind_a_readout_have_no_effect_on_it(model, own):
+    pairs = pairs_of(own, "operation")
+    found = sweep(model, pairs, kinds=KINDS, roles=("op", "answer", "reply_number", "reply_noun"))
+    effect = found.each.abs().amax((0, 1))  # role answer
+    number, noun = (found.answers.index(name) for name in ("number", "noun"))
+    assert effect[2, number] == 0
+    assert effect[3, number] == effect[3, noun] == 0
+    assert (effect[:2] > 1e-4).all()
+    assert effect[2, noun] > 1e-4
+
+
+def test_roles_before_the_change_have_no_effect(model, own):
+    found = sweep(model, pairs_of(own, "y"), kinds=KINDS, roles=("bos", "have", "x", "thing", "y"))
+    first = found.roles.index("y")
+    assert (found.each[:, :, :first].nan_to_num() == 0).all()
+    assert (found.each[:, :, first].abs() > 1e-4).any()
+
+
+def test_a_role_that_a_prompt_lacks_has_no_effect_to_speak_of(model, own):
+    pairs = pairs_of(own, "x", 8)
+    lacks = ~pairs.clean.where("name").any(1)
+    assert 0 < int(lacks.sum()) < len(pairs)
+    found = sweep(model, pairs, roles=("x", "name"))
+    assert torch.equal(found.each[:, 0, 1, 0].isnan(), lacks)
+    assert not found.each[:, :, 0].isnan().any()
+    here = found.each[~lacks]
+    torch.testing.assert_close(found.mean[:, 1], here[:, :, 1].mean(0))
+    expected = here[:, :, 1].std(0) / math.sqrt(len(here))
+    torch.testing.assert_close(found.error[:, 1], expected, atol=1e-6, rtol=0)
+
+
+def test_an_error_is_the_standard_error_of_the_mean():
+    each = torch.tensor([0.2, 0.6, 0.7, torch.nan])[:, None, None, None]
+    found = Effects("hand", "x", ("L0.H0",), ("x",), ("number",), each, torch.zeros(4, 1), 1.0)
+    assert math.isclose(found.mean.item(), 0.5, abs_tol=1e-6)
+    assert math.isclose(found.error.item(), math.sqrt(0.14 / 2 / 3), abs_tol=1e-6)
+
+
+def test_components_are_named_by_layer_and_kind(model, own):
+    found = sweep(model, pairs_of(own, "x", 2), kinds=KINDS, roles=("x",))
+    one = ("resid", "H0", "H1", "H2", "H3", "MLP")
+    assert found.components == tuple(f"L{layer}.{name}" for layer in range(3) for name in one)
+    assert found.each.shape == (2, 18, 1, 2)
+
+
+def test_no_hook_is_left_behind_by_a_sweep(model, own):
+    pairs = pairs_of(own, "x", 2)
+    model.logits(pairs.clean.ids, pairs.clean.mask)
+    before = hook_count(model)
+    sweep(model, pairs, kinds=KINDS, roles=("x",))
+    assert hook_count(model) == before
+
+
+def test_unknown_components_and_roles_are_refused(model, own):
+    with pytest.raises(SiteError, match=r"\['neurons'\] are unknown: choose from heads, mlps, re"):
+        component_cells(model, ("neurons",), "op")
+    with pytest.raises(SiteError, match="'verb' is not in this batch: it has bos, rest"):
+        sweep(model, pairs_of(own, "x", 2), roles=("verb",))
+
+
+# The logit lens reads the same streams.
+
+
+def test_the_last_layer_of_the_lens_reads_what_the_model_answers(model, own):
+    batch = pairs_of(own, "x").clean
+    found = logit_lens(model, batch)
+    assert found.layers == ("embed", "L0", "L1", "L2")
+    # The number is read at the last token of "Answer:", the noun at that of the number.
+    ends = [found.roles.index(role) for role in ("answer", "reply_number")]
+    said = torch.stack([found.each[:, -1, role, k] for k, role in enumerate(ends)], 1)
+    torch.testing.assert_close(said, behaviour(model, batch).lead, atol=1e-5, rtol=0)
+
+
+def test_the_lens_is_blank_where_a_prompt_lacks_the_role(model, own):
+    batch = pairs_of(own, "x", 8).clean
+    found = logit_lens(model, batch)
+    lacks = torch.stack([~batch.where(role).any(1) for role in batch.roles], 1)
+    assert lacks.any()
+    assert torch.equal(found.each.isnan(), lacks[:, None, :, None].expand_as(found.each))
+    assert not found.mean.isnan().any()
+
+
+# Single edges and paths.
+
+
+@cache
+def small(kind):
+    return tiny(kind)
+
+
+def by_position(count=2, width=5, at=1):
+    """Pairs that differ at one position, each position a role."""
+    draw = torch.Generator().manual_seed(0)
+    clean = torch.randint(3, 90, (count, width), generator=draw)
+    other = clean.clone()
+    other[:, at] = (clean[:, at] + 20) % 87 + 3
+    answer, foil = torch.randint(3, 90, (2, count), generator=draw)
+    return by_hand(clean, other, answer, foil[:, None])
+
+
+def kept_values(model, task, ids, *points):
+    kept = {}
+    with model.editing({name: lambda v, n=name: kept.update({n: v.clone()}) for name in points}):
+        logits = model.logits(ids, task.mask)
+    return kept, task.lead(logits[:, -1])
+
+
+ALL_KINDS = ("gpt2", "llama", "llama-gqa", "neox")
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_cutting_an_edge_is_splicing_a_circuit_of_all_others(kind):
+    model, task = small(kind), by_position()
+    for roles in (False, True):
+        here = stage(model, task, roles=roles)
+        numbers = list(range(0, len(here.wiring), 41))
+        edges = [here.wiring.edge(number) for number in numbers]
+        kept = torch.ones(len(numbers), len(here.wiring), dtype=torch.bool)
+        kept[torch.arange(len(numbers)), numbers] = False
+        expected = here.leads - run(here, kept, begin="replaced")
+        found = cut_edges(model, task, roles=roles, edges=edges)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        assert found.abs().max() > 1e-3
+
+
+def test_the_order_and_the_number_of_edges_make_no_difference(monkeypatch):
+    model, task = small("llama-gqa"), by_position()
+    whole = cut_edges(model, task)
+    edges = list(stage(model, task).wiring.edges())
+    assert whole.shape == (len(edges), 2)
+    some = [edges[n] for n in (100, 3, 47, 3)]
+    monkeypatch.setattr("probes.circuits.path_patching._TOGETHER", 2)
+    found = cut_edges(model, task, edges=some)
+    torch.testing.assert_close(found, whole[[100, 3, 47, 3]], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_edges_from_where_nothing_differs_carry_exactly_nothing(kind):
+    """By causality: no writer differs before the changed position, nor the embedding behind it."""
+    model, task = small(kind), by_position(at=2)
+    edges = list(task.wiring(model, roles=True).edges())
+    found = cut_edges(model, task, roles=True)
+    still = [edge.source_role in ("p0", "p1") for edge in edges]
+    still = [
+        s or (e.source == "embed" and e.source_role != "p2")
+        for s, e in zip(still, edges, strict=True)
+    ]
+    assert (found[torch.tensor(still)] == 0).all()
+    moved = torch.tensor(
+        [edge.source == "embed" and not s for s, edge in zip(still, edges, strict=True)]
+    )
+    assert (found[moved] != 0).float().mean() > 0.4
+
+
+def test_an_edge_that_does_not_exist_is_refused():
+    with pytest.raises(CircuitError, match="Let edges run forward"):
+        cut_edges(small("llama"), by_position(), edges=[Edge("L1.H0", "L0.MLP")])
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_an_edge_into_values_at_one_role_is_cut_for_the_role_that_reads_it(kind):
+    """Where it is read, z changes by the clean attention times the change of the values."""
+    model, task = small(kind), by_position()
+    layer, head, a, b = 1, 3, 1, 4
+    group = head // (model.shape.heads // model.shape.kv_heads)
+    shared = "H" if model.shape.heads == model.shape.kv_heads else "KV"
+    edge = Edge("embed", f"L{layer}.{shared}{group}.v", f"p{a}", f"p{b}")
+    points = ("hook_embed", f"blocks.{layer}.hook_resid_pre", f"blocks.{layer}.attn.hook_pattern")
+    clean, lead = kept_values(model, task, task.clean, *points)
+    other, _ = kept_values(model, task, task.counterfactual, "hook_embed")
+    parts = dissect(model).layers[layer]
+    pre = clean[points[1]][:, a]
+    swapped = pre - clean["hook_embed"][:, a] + other["hook_embed"][:, a]
+    moved = (parts.attn_norm(swapped) - parts.attn_norm(pre)) @ parts.v[group]
+    each = len(parts.q) // len(parts.v)
+    owners = range(group * each, (group + 1) * each)
+
+    def put(z):
+        new = z.clone()
+        view = new.view(*new.shape[:2], model.shape.heads, -1)
+        for owner in owners:
+            view[:, b, owner] += clean[points[2]][:, owner, b, a, None] * moved
+        return new
+
+    with model.editing({f"blocks.{layer}.attn.hook_z": put}):
+        after = task.lead(model.logits(task.clean, task.mask)[:, -1])
+    found = cut_edges(model, task, roles=True, edges=[edge])
+    torch.testing.assert_close(found[0], lead - after, atol=1e-5, rtol=0)
+    assert (lead - after).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_a_path_of_one_step_is_its_edge(kind):
+    model, task = small(kind), by_position()
+    shared = "KV" if kind == "llama-gqa" else "H"
+    for source, target in (
+        ("embed", "L0.H1.q"),
+        ("embed", f"L1.{shared}1.k"),
+        ("L0.H2", f"L2.{shared}0.v"),
+        ("L0.MLP", "L1.MLP"),
+        ("L1.H3", "logits"),
+    ):
+        edge = cut_edges(model, task, edges=[Edge(source, target)])[0]
+        path = patch_path(model, task, (source, target))
+        torch.testing.assert_close(path, edge, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_a_path_through_a_heads_values_is_what_its_parts_make_of_it_by_hand(kind):
+    model, task = small(kind), by_position()
+    head, layer = 2, 1
+    group = head // (model.shape.heads // model.shape.kv_heads)
+    reader = f"L{layer}.KV{group}.v" if kind == "llama-gqa" else f"L{layer}.H{head}.v"
+    last = "blocks.2.hook_resid_post"
+    points = ("hook_embed", f"blocks.{layer}.hook_resid_pre", last)
+    points += (f"blocks.{layer}.attn.hook_pattern",)
+    clean, lead = kept_values(model, task, task.clean, *points)
+    other, _ = kept_values(model, task, task.counterfactual, "hook_embed")
+    anatomy = dissect(model)
+    parts, pre = anatomy.layers[layer], clean[points[1]]
+    swapped = pre - clean["hook_embed"] + other["hook_embed"]
+    moved = (parts.attn_norm(swapped) - parts.attn_norm(pre)) @ parts.v[group]
+    each = len(parts.q) // len(parts.v)
+    # The readout is the last position; the head's new z goes from there to the logits alone.
+    resid = clean[last][:, -1].clone()
+    for owner in range(group * each, (group + 1) * each):
+        pattern = clean[points[3]][:, owner, -1]
+        resid += torch.einsum("bk,bke->be", pattern, moved) @ parts.o[owner]
+    after = task.lead(anatomy.unembed(anatomy.final(resid)))
+    found = patch_path(model, task, ("embed", reader, "logits"))
+    torch.testing.assert_close(found, lead - after, atol=1e-5, rtol=0)
+    assert found.abs().max() > 1e-4
+    # All that follows the head is more than what it sends to the logits.
+    assert (patch_path(model, task, ("embed", reader)) - found).abs().max() > 1e-4
+
+
+def test_a_path_changes_no_part_but_those_on_it():
+    """From MLP to MLP to logits: two calls of the MLPs, and sums."""
+    model, task = small("llama"), by_position()
+    points = ("blocks.0.hook_mlp_out", "blocks.2.hook_resid_mid", "blocks.2.hook_mlp_out")
+    last = "blocks.2.hook_resid_post"
+    clean, lead = kept_values(model, task, task.clean, *points, last)
+    other, _ = kept_values(model, task, task.counterfactual, points[0])
+    anatomy = dissect(model)
+    parts = anatomy.layers[2]
+    swapped = clean[points[1]] - clean[points[0]] + other[points[0]]
+    moved = parts.mlp(parts.mlp_norm(swapped)) - clean[points[2]]
+    after = task.lead(anatomy.unembed(anatomy.final((clean[last] + moved)[:, -1])))
+    found = patch_path(model, task, ("L0.MLP", "L2.MLP", "logits"))
+    torch.testing.assert_close(found, lead - after, atol=1e-5, rtol=0)
+    # The last step is the only way on, so that the path may end before it.
+    whole = patch_path(model, task, ("L0.MLP", "L2.MLP"))
+    torch.testing.assert_close(whole, found, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (("L1.H0", "L0.MLP"), "Let edges run forward"),
+        (("embed", "L1.MLP", "L0.H0.q"), "Let edges run forward"),
+        (("embed", "L1.H9.q", "logits"), "names head 9"),
+        (("embed", "L1.H0"), "reads nothing"),
+        (("embed",), "does not run from a writer to readers"),
+    ],
+)
+def test_a_path_whose_parts_are_not_joined_is_refused(path, message):
+    with pytest.raises(CircuitError, match=message):
+        patch_path(small("llama"), by_position(), path)
+
+
+@pytest.mark.parametrize("path", [("embed", "logits", "L0.MLP"), ("embed", "logits", "L1"), ()])
+def test_a_path_that_goes_on_behind_the_logits_or_is_empty_is_refused(path):
+    with pytest.raises(CircuitError):
+        patch_path(small("llama"), by_position(), path)
+
+
+def test_cutting_only_edges_that_carry_nothing_gives_nothing():
+    model, task = small("llama"), by_position()
+    still = Edge("embed", "L0.H0.q", "p0", "p0")
+    assert (cut_edges(model, task, roles=True, edges=[still]) == 0).all()
+    assert cut_edges(model, task, edges=[]).shape == (0, 2)
+
+
+def test_no_hook_is_left_behind_by_cutting():
+    model, task = tiny("llama"), by_position()
+    model.logits(task.clean, task.mask)
+    before = hook_count(model)
+    cut_edges(model, task, edges=[Edge("embed", "L0.MLP")])
+    patch_path(model, task, ("embed", "L1.H2.v", "logits"))
+    assert hook_count(model) == before

@@ -1,0 +1,280 @@
+"""The parts of a decoder, put together by hand, give what the model gives."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, MistralConfig
+
+from probes.errors import ModelError
+from probes.interventions.activation_patching import MLP, Z
+from probes.models import decoder as parts
+from probes.models.decoder import Norm, attend, dissect, observe, rebuild, turn
+from probes.models.model import wrap
+from probes.testing.tiny_models import KINDS, hook_count, tiny, tiny_hf
+
+PROMPTS, LENGTH = 4, 9
+MASKS = {
+    "unpadded": [(0, 9), (0, 9), (0, 9), (0, 9)],
+    "left": [(0, 9), (3, 9), (8, 9), (1, 9)],
+    "right": [(0, 9), (0, 6), (0, 1), (0, 8)],
+    "both": [(0, 9), (2, 7), (4, 5), (1, 8)],
+}
+# Blocks whose parts differ from what the kinds have by default.
+ODD = {
+    "neox in sequence": ("neox", {"use_parallel_residual": False}),
+    "neox turned whole": ("neox", {"rotary_pct": 1.0}),
+    "llama with biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama with wide heads": ("llama", {"head_dim": 16}),
+    "llama with one group": ("llama-gqa", {"num_key_value_heads": 1}),
+    "gpt2 scaled by layer": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+}
+
+
+def prompts(padding="unpadded"):
+    ids = torch.randint(3, 97, (PROMPTS, LENGTH), generator=torch.Generator().manual_seed(2))
+    mask = torch.zeros(PROMPTS, LENGTH, dtype=torch.bool)
+    for row, (start, end) in enumerate(MASKS[padding]):
+        mask[row, start:end] = True
+    return ids, mask, torch.tensor([end - 1 for _, end in MASKS[padding]])
+
+
+def seen(model, padding="unpadded", anatomy=None):
+    return observe(model, anatomy or dissect(model), *prompts(padding))
+
+
+def gap(model, padding):
+    """Return how far the logits of the parts, put together, lie from the model's own."""
+    anatomy = dissect(model)
+    entry, _ = seen(model, padding)
+    last = rebuild(anatomy, entry)[torch.arange(PROMPTS), prompts(padding)[2]]
+    return float((anatomy.unembed(anatomy.final(last)) - entry.logits).abs().max())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rebuilt_logits_are_the_models_own_however_prompts_are_padded(kind):
+    model = tiny(kind)
+    for padding in MASKS:
+        assert gap(model, padding) < 1e-5
+        ids, mask, readout = prompts(padding)
+        entry, _ = seen(model, padding)
+        logits = model.logits(ids, mask)[torch.arange(PROMPTS), readout]
+        assert torch.equal(entry.logits, logits)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_blocks_of_other_settings_are_rebuilt_as_well(name):
+    kind, overrides = ODD[name]
+    model = tiny(kind, **overrides)
+    assert gap(model, "both") < 1e-5
+    assert (tiny(kind).logits(*prompts()[:2]) - model.logits(*prompts()[:2])).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_part_is_what_the_model_computes_there(kind):
+    model = tiny(kind)
+    ids, mask, _ = prompts("left")
+    kept = {}
+    names = {"pre": "hook_resid_pre", "z": Z, "mlp_out": MLP, "v": "attn.hook_v"}
+    if kind != "neox":
+        names["mid"] = "hook_resid_mid"
+    edits = {
+        f"blocks.{layer}.{point}": lambda value, key=(name, layer): kept.update({key: value})
+        for name, point in names.items()
+        for layer in range(3)
+    }
+    edits["hook_embed"] = lambda value: kept.update({"embed": value})
+    edits["blocks.2.hook_resid_post"] = lambda value: kept.update({"last": value})
+    with model.editing(edits):
+        model.logits(ids, mask)
+    entry, run = seen(model, "left")
+    for key, value in kept.items():
+        mine = getattr(run, key) if isinstance(key, str) else getattr(run, key[0])[key[1]]
+        # Padding attends to itself here and to nothing there: only text must be alike.
+        torch.testing.assert_close(mine[mask], value.reshape(mine.shape)[mask], atol=1e-5, rtol=0)
+    assert torch.equal(entry.embed + entry.rest, run.pre[0])
+
+
+def test_only_learned_positions_are_read_beside_the_embedding():
+    for kind in KINDS:
+        entry, _ = seen(tiny(kind))
+        assert bool(entry.rest.any()) == (kind == "gpt2")
+        assert (entry.angles is None) == (kind == "gpt2")
+
+
+def test_the_parts_share_the_models_weights():
+    model = tiny("llama")
+    anatomy = dissect(model)
+    with torch.no_grad():
+        for weight in model.bridge.parameters():
+            weight.mul_(0.5)
+    assert not torch.allclose(seen(model)[0].logits, seen(tiny("llama"))[0].logits)
+    seen(model, anatomy=anatomy)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_queries_keys_and_what_heads_read_are_what_the_parts_make_of_the_residual(kind):
+    model = tiny(kind)
+    anatomy = dissect(model)
+    entry, run = seen(model, "left")
+    mask = prompts("left")[1]
+    for n, layer in enumerate(anatomy.layers):
+        y = layer.attn_norm(run.pre[n])
+        q, k = (turn(layer.project(port, y), entry.angles) for port in "qk")
+        v = layer.project("v", y)
+        z = attend(q, k, v, entry.allowed, layer.scale)
+        for made, found in ((q, run.q[n]), (k, run.k[n]), (v, run.v[n]), (z, run.z[n])):
+            torch.testing.assert_close(made[mask], found[mask], atol=1e-5, rtol=0)
+
+
+# The norm and its gradient.
+
+
+NORMS = {
+    "layer norm": lambda w, b: Norm(w, b, 1e-5, centred=True),
+    "layer norm without bias": lambda w, b: Norm(w, None, 1e-5, centred=True),
+    "rms norm": lambda w, b: Norm(w, None, 1e-6, centred=False),
+    "no norm": lambda w, b: Norm(None, None, 0.0, centred=False),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_the_gradient_carried_back_through_a_norm_is_autograds(name):
+    draw = torch.Generator().manual_seed(3)
+    weight, bias = (torch.randn(32, generator=draw).double() for _ in range(2))
+    norm = NORMS[name](weight, bias)
+    x = (3 * torch.randn(2, 5, 32, generator=draw).double() + 1).requires_grad_()
+    grad = torch.randn(2, 4, 5, 32, generator=draw).double()
+    each = [torch.autograd.grad(norm(x), x, grad[:, head])[0] for head in range(4)]
+    # The residual broadcasts over the heads that read it.
+    found = norm.pulled_back(grad.clone(), x.detach()[:, None])
+    torch.testing.assert_close(found, torch.stack(each, 1), atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_norms_are_the_models_own(kind):
+    model = tiny(kind)
+    anatomy = dissect(model)
+    x = 2 * torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(1)) + 0.5
+    for block, layer in zip(model.bridge.blocks, anatomy.layers, strict=True):
+        torch.testing.assert_close(layer.attn_norm(x), block.ln1.original_component(x))
+        torch.testing.assert_close(layer.mlp_norm(x), block.ln2.original_component(x))
+    torch.testing.assert_close(anatomy.final(x), model.bridge.ln_final.original_component(x))
+
+
+# Attention.
+
+
+def test_attention_is_a_softmax_over_the_keys_that_are_allowed():
+    draw = torch.Generator().manual_seed(4)
+    q = torch.randn(2, 5, 4, 8, generator=draw)
+    k, v = (torch.randn(2, 5, 2, 8, generator=draw) for _ in range(2))
+    allowed = torch.ones(5, 5).tril().bool().repeat(2, 1, 1)
+    allowed[1, :, 1] = torch.arange(5) == 1
+    found = attend(q, k, v, allowed, 0.3)
+    for prompt in range(2):
+        for head in range(4):
+            scores = 0.3 * q[prompt, :, head] @ k[prompt, :, head // 2].T
+            pattern = scores.masked_fill(~allowed[prompt], -torch.inf).softmax(-1)
+            expected = pattern @ v[prompt, :, head // 2]
+            torch.testing.assert_close(found[prompt, :, head], expected)
+
+
+def test_turning_keeps_the_length_and_what_is_not_turned():
+    x = torch.randn(2, 5, 3, 8, generator=torch.Generator().manual_seed(5))
+    angle = torch.rand(2, 5, 2).repeat(1, 1, 2)
+    found = turn(x, (angle.cos(), angle.sin()))
+    torch.testing.assert_close(found.norm(dim=-1), x.norm(dim=-1))
+    assert torch.equal(found[..., 4:], x[..., 4:])
+    back = turn(found, (angle.cos(), -angle.sin()))
+    torch.testing.assert_close(back, x)
+    assert turn(x, None) is x
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("port", ["q", "k", "v"])
+def test_some_heads_are_projected_as_all_are(kind, port):
+    layer = dissect(tiny(kind)).layers[1]
+    x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(6))
+    whole = layer.project(port, x)
+    assert whole.shape == (2, 5, len(getattr(layer, port)), 8)
+    for heads in ([1], [1, 0], [0, 0, 1, 1]):
+        torch.testing.assert_close(layer.project(port, x, heads), whole[..., heads, :])
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_whose_parts_give_other_logits_is_refused(kind):
+    model = tiny(kind)
+    anatomy = dissect(model)
+    first, *rest = anatomy.layers
+    changes = [
+        {"scale": 2 * first.scale},
+        {"o_bias": first.o_bias + torch.linspace(0, 0.3, 32)},
+        {"q": first.q.flip(0)},
+        {"mlp_norm": replace(first.mlp_norm, eps=1.0)},
+    ]
+    for change in changes:
+        other = replace(anatomy, layers=(replace(first, **change), *rest))
+        with pytest.raises(ModelError, match=r"not the plain sum of heads and MLP.* differ by"):
+            seen(model, anatomy=other)
+    if anatomy.parallel:
+        return
+    other = replace(anatomy, parallel=True)
+    with pytest.raises(ModelError, match="Use a decoder such as Llama, GPT-2 or GPT-NeoX"):
+        seen(model, anatomy=other)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_that_are_not_finite_are_refused(kind, value):
+    hf_model = tiny_hf(kind, 0)
+    with torch.no_grad():
+        hf_model.get_output_embeddings().weight[5] = value
+    model = wrap(hf_model, name="broken")
+    with pytest.raises(ModelError, match="broken gives NaN or infinite logits on these prompts"):
+        seen(model)
+
+
+def test_parts_that_give_nan_where_the_model_does_not_are_refused():
+    model = tiny("llama")
+    anatomy = dissect(model)
+    first, *rest = anatomy.layers
+    other = replace(anatomy, layers=(replace(first, scale=float("nan")), *rest))
+    with pytest.raises(ModelError, match="not the plain sum"):
+        seen(model, anatomy=other)
+
+
+def test_parts_that_fit_short_prompts_alone_are_refused_where_any_is_long():
+    """A sliding window shows only in prompts that are longer than it."""
+    sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 4}
+    config = MistralConfig(**sizes, **heads, max_position_embeddings=48, initializer_range=0.15)
+    torch.manual_seed(0)
+    model = wrap(AutoModelForCausalLM.from_config(config).eval(), name="sliding")
+    ids, mask, readout = prompts()
+    mask[0, :6] = False
+    with pytest.raises(ModelError, match="not the plain sum"):
+        observe(model, dissect(model), ids.flip(0), mask.flip(0), readout)
+    with pytest.raises(ModelError, match="not the plain sum"):
+        observe(model, dissect(model), ids, mask, readout)
+
+
+def test_a_norm_that_is_not_known_is_refused():
+    class Strange(nn.Module):
+        original_component = nn.GroupNorm(1, 32)
+
+    with pytest.raises(ModelError, match="The norm GroupNorm is not known to the kit"):
+        parts._norm(Strange())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_hook_is_left_behind(kind):
+    model = tiny(kind)
+    model.logits(*prompts()[:2])
+    before = hook_count(model)
+    seen(model)
+    assert hook_count(model) == before

@@ -1,0 +1,216 @@
+"""A model reads ids as Hugging Face does, and is edited in one place only."""
+
+import threading
+
+import pytest
+import torch
+
+from probes import files as resources
+from probes.errors import ModelError, SiteError
+from probes.models import loading as sources
+from probes.models.model import TOLERANCE, load, place, untrained, wrap
+from probes.testing.tiny_models import KINDS, hook_count, tiny, tiny_hf, ungrouped
+
+
+@pytest.fixture
+def batch():
+    """Four prompts of random ids; the first and third are padded on the left."""
+    ids = torch.randint(3, 97, (4, 12), generator=torch.Generator().manual_seed(5))
+    mask = torch.ones(4, 12, dtype=torch.bool)
+    mask[0, :5] = mask[2, :2] = False
+    return ids, mask
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_those_of_hugging_face_in_eager_attention(kind, dtype, batch):
+    ids, mask = batch
+    hf_model = tiny_hf(kind, seed=0).to(dtype)
+    ours = wrap(hf_model, name=kind).logits(ids, mask)
+    with torch.no_grad():
+        given = {"attention_mask": mask.long(), "position_ids": place(mask)}
+        theirs = hf_model(input_ids=ids, **given).logits
+    assert (ours - theirs)[mask].abs().max() <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_on_the_left_changes_no_logit(kind, batch):
+    ids, mask = batch
+    model = tiny(kind)
+    alone = model.logits(ids[:1, 5:], mask[:1, 5:])
+    assert torch.allclose(model.logits(ids, mask)[:1, 5:], alone, atol=1e-5)
+
+
+def test_wrapping_leaves_the_given_model_as_it_was():
+    hf_model = tiny_hf("llama", seed=0)
+    names = [name for name, _ in hf_model.named_modules()]
+    wrap(hf_model, name="copy")
+    assert [name for name, _ in hf_model.named_modules()] == names
+
+
+def test_a_shape_says_how_the_model_is_built():
+    shape = tiny("llama-gqa").shape
+    assert (shape.architecture, shape.layers, shape.heads) == ("LlamaForCausalLM", 3, 4)
+    assert (shape.kv_heads, shape.d_model, shape.d_head) == (2, 32, 8)
+    assert (shape.d_vocab, shape.context, shape.parallel) == (97, 48, False)
+    assert tiny("neox").shape.parallel
+
+
+def test_heads_ungrouped_compute_what_the_groups_did(batch):
+    model = tiny("llama-gqa")
+    twin = ungrouped(model)
+    assert twin.shape.kv_heads == twin.shape.heads == 4
+    assert torch.allclose(twin.logits(*batch), model.logits(*batch), atol=1e-6)
+
+
+def test_an_edit_sees_the_activation_and_replaces_it(batch):
+    model, seen = tiny("gpt2"), []
+    before = model.logits(*batch)
+    with model.editing({"blocks.1.attn.hook_z": torch.zeros_like, "hook_embed": seen.append}):
+        edited = model.logits(*batch)
+    assert seen[0].shape == (4, 12, 32)
+    assert not torch.allclose(edited, before)
+    assert torch.equal(model.logits(*batch), before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_hook_outlives_its_edit_not_even_after_an_error(kind, batch):
+    model = tiny(kind)
+    before = hook_count(model)
+
+    def fail(value):
+        raise RuntimeError("in an edit")
+
+    with model.editing({"blocks.0.hook_mlp_out": lambda value: None}):
+        assert hook_count(model) > before
+        model.logits(*batch)
+    assert hook_count(model) == before
+    with pytest.raises(RuntimeError), model.editing({"blocks.0.hook_mlp_out": fail}):
+        model.logits(*batch)
+    assert hook_count(model) == before
+
+
+def test_an_unknown_activation_is_refused_with_the_names_close_to_it():
+    model = tiny("llama")
+    edits = {"blocks.0.hook_mlp_out": torch.zeros_like, "blocks.0.hook_mlp_uot": torch.zeros_like}
+    with pytest.raises(SiteError, match=r"hook_mlp_out"), model.editing(edits):
+        pass
+    assert hook_count(model) == 0
+
+
+def test_an_activation_that_is_off_by_default_is_refused():
+    with pytest.raises(SiteError), tiny("llama").editing({"blocks.0.attn.hook_result": abs}):
+        pass
+
+
+@pytest.mark.parametrize("edit", [lambda v: v[:1], lambda v: v.double()], ids=["shape", "dtype"])
+def test_an_edit_must_keep_shape_and_number_format(edit, batch):
+    model = tiny("llama")
+    with pytest.raises(SiteError, match="must keep"), model.editing({"hook_embed": edit}):
+        model.logits(*batch)
+
+
+def test_a_second_thread_is_refused_instead_of_given_the_edits_of_the_first(batch):
+    model, found = tiny("llama"), []
+
+    def second():
+        try:
+            model.logits(*batch)
+        except ModelError as error:
+            found.append(error)
+
+    with model.editing({"hook_embed": torch.zeros_like}):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+    assert "another thread" in str(found[0])
+
+
+def test_an_untrained_relative_depends_on_its_seed_alone(batch):
+    model = tiny("llama-gqa")
+    state = torch.get_rng_state()
+    first = untrained(model, seed=1).logits(*batch)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(3)
+    assert torch.equal(untrained(model, seed=1).logits(*batch), first)
+    assert not torch.equal(untrained(model, seed=2).logits(*batch), first)
+    assert untrained(model, seed=1).shape == model.shape
+
+
+def test_prompts_longer_than_the_context_are_refused():
+    ids = torch.ones(1, 49, dtype=torch.long)
+    with pytest.raises(ModelError, match="49 tokens found, at most 48 fit"):
+        tiny("gpt2").logits(ids, ids.bool())
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_folder_loads_with_tied_weights_and_any_stored_format(tmp_path, stored, tied, batch):
+    hf_model = tiny_hf("llama-gqa", seed=0, tie_word_embeddings=tied).to(stored)
+    hf_model.save_pretrained(tmp_path)
+    model = load(tmp_path, device="cpu")
+    assert model.dtype == torch.float32
+    assert model.tokenizer is None
+    # Not hf_model.float(): rounding a model also rounds its rotary angles, loading does not.
+    same = tiny_hf("llama-gqa", seed=0, tie_word_embeddings=tied)
+    same.load_state_dict(hf_model.state_dict())
+    assert torch.equal(model.logits(*batch), wrap(same, name="same").logits(*batch))
+    assert load(model) is model
+
+
+def test_a_folder_with_pickled_weights_only_is_refused(tmp_path):
+    tiny_hf("llama", seed=0).config.save_pretrained(tmp_path)
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin.*save_pretrained"):
+        load(tmp_path)
+
+
+def test_weights_that_are_not_numbers_are_refused_by_name(tmp_path):
+    hf_model = tiny_hf("llama", seed=0)
+    hf_model.model.norm.weight.data[3] = float("nan")
+    hf_model.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"model\.norm\.weight"):
+        load(tmp_path)
+
+
+def test_missing_weights_are_refused_by_name(tmp_path):
+    hf_model = tiny_hf("llama", seed=0)
+    weights = hf_model.state_dict()
+    del weights["model.norm.weight"]
+    hf_model.save_pretrained(tmp_path, state_dict=weights)
+    with pytest.raises(ModelError, match=r"model\.norm\.weight is missing"):
+        load(tmp_path)
+
+
+def test_a_family_member_loads_by_name_and_a_slip_is_corrected(tmp_path, monkeypatch):
+    tiny_hf("llama", seed=0).save_pretrained(tmp_path / "models" / "teacher")
+    for module in (sources, resources):
+        monkeypatch.setattr(module, "data_folder", lambda: tmp_path)
+    assert load("teacher").origin == "family member teacher"
+    with pytest.raises(ModelError, match="Did you mean 'teacher'"):
+        load("taecher")
+
+
+def test_an_untrained_model_of_any_shape_and_seed_loads_by_name(tmp_path, monkeypatch):
+    tiny_hf("llama", seed=0).save_pretrained(tmp_path / "models" / "teacher")
+    for module in (sources, resources):
+        monkeypatch.setattr(module, "data_folder", lambda: tmp_path)
+    ids, mask = torch.arange(5)[None], torch.ones(1, 5, dtype=torch.bool)
+    named = load("untrained:teacher:3").logits(ids, mask)
+    assert torch.equal(named, untrained(load("teacher"), seed=3).logits(ids, mask))
+    assert not torch.equal(named, load("untrained:teacher").logits(ids, mask))
+    with pytest.raises(ModelError, match="untrained:full:3"):
+        load("untrained:teacher:x")
+
+
+def test_a_hub_that_cannot_be_reached_is_reported_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(sources, "data_folder", lambda: tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="Could not load 'nobody/nothing'") as caught:
+        load("nobody/nothing")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_dtype_is_refused():
+    with pytest.raises(ModelError, match="float32"):
+        load("anything/here", dtype="int4")

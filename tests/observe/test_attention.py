@@ -1,0 +1,167 @@
+"""Attention pooled by roles: sums that can be done by hand."""
+
+import math
+
+import pytest
+import torch
+
+from probes.errors import SiteError
+from probes.observe.activations import capture
+from probes.observe.attention import RoleAttention, pool, role_attention, uniform_attention
+from probes.prompts.batch import Batch, encode
+from probes.prompts.catalog import pattern
+from probes.prompts.question import Question
+from probes.testing.tiny_models import hook_count, tiny
+
+NO_QUESTION = Question("", "", "", (), "digits", (), (), ())
+
+
+def by_hand(*rows, roles=("bos", "word", "end")):
+    """A batch of which nothing but the roles is known; -1 is padding."""
+    role_of = torch.tensor(rows)
+    return Batch(
+        questions=(NO_QUESTION,) * len(rows),
+        ids=torch.zeros_like(role_of),
+        mask=role_of >= 0,
+        roles=roles,
+        role_of=role_of,
+        tokens=((),) * len(rows),
+        readouts=(),
+    )
+
+
+@pytest.fixture
+def asked(own):
+    """Questions of several frames and lengths, and a tiny model to read them."""
+    questions = pattern("take-away").questions(8, seed=0)
+    return tiny("llama-gqa", vocab_size=len(own)), encode(own, questions)
+
+
+def test_attention_is_summed_over_keys_and_averaged_over_queries():
+    batch = by_hand([0, 1, 1], roles=("bos", "word"))
+    attention = torch.tensor([[1.0, 0.0, 0.0], [0.75, 0.25, 0.0], [0.5, 0.125, 0.375]])
+    (found,) = pool(attention[None, None, None], batch)
+    assert found[0, 0].tolist() == [[1.0, 0.0], [(0.75 + 0.5) / 2, (0.25 + 0.5) / 2]]
+
+
+def test_layers_and_heads_are_not_mixed():
+    batch = by_hand([0, 1], [-1, 1], roles=("bos", "word"))
+    attention = torch.rand(3, 2, 4, 2, 2, generator=torch.Generator().manual_seed(0)).tril()
+    found = pool(attention, batch)
+    assert found.shape == (2, 3, 4, 2, 2)
+    for layer in range(3):
+        for head in range(4):
+            assert torch.equal(found[0, layer, head], attention[layer, 0, head])
+            assert found[1, layer, head, 1, 1] == attention[layer, 1, head, 1, 1]
+
+
+def test_a_role_that_a_prompt_lacks_has_no_row_and_is_not_attended_to():
+    batch = by_hand([0, 1, 2], [-1, 0, 2])
+    even = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0], [0.25, 0.25, 0.5]])
+    padded = torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0, 0.5, 0.5]])
+    found = pool(torch.stack([even, padded])[None, :, None], batch)[:, 0, 0]
+    assert found[0].tolist() == even.tolist()
+    assert found[1].isnan().tolist() == [[False] * 3, [True] * 3, [False] * 3]
+    assert found[1, 2].tolist() == [0.5, 0.0, 0.5]
+
+
+def test_rows_sum_to_one_where_the_role_is_there_and_only_there(asked):
+    model, batch = asked
+    found = role_attention(model, batch)
+    assert found.roles == batch.roles
+    lacks = torch.stack([~batch.where(role).any(1) for role in batch.roles], 1)
+    assert 0 < int(lacks.sum()) < lacks.numel()
+    total = found.each.sum(-1)
+    assert torch.equal(total.isnan(), lacks[:, None, None].expand_as(total))
+    torch.testing.assert_close(
+        total[~total.isnan()], torch.ones(int((~total.isnan()).sum())), atol=1e-5, rtol=0
+    )
+
+
+def test_padding_changes_no_prompts_attention(asked, own):
+    model, batch = asked
+    assert not batch.mask.all()
+    together = role_attention(model, batch)
+    for row, question in enumerate(batch.questions):
+        alone = role_attention(model, encode(own, (question,)))
+        index = [batch.roles.index(role) for role in alone.roles]
+        mine = together.each[row][:, :, index][..., index]
+        torch.testing.assert_close(mine, alone.each[0], atol=1e-5, rtol=0)
+
+
+def test_what_was_captured_before_gives_the_same(asked):
+    model, batch = asked
+    seen = capture(model, batch, ("attention", "z"))
+    before = role_attention(model, batch, seen=seen)
+    torch.testing.assert_close(
+        before.each, role_attention(model, batch).each, equal_nan=True, atol=0, rtol=0
+    )
+
+
+def test_a_head_that_attends_evenly_is_what_uniform_attention_says(asked):
+    _, batch = asked
+    length = batch.ids.shape[1]
+    even = torch.zeros(len(batch), length, length)
+    for row in range(len(batch)):
+        first = int(batch.mask[row].int().argmax())
+        for query in range(first, length):
+            even[row, query, first : query + 1] = 1 / (query + 1 - first)
+    torch.testing.assert_close(
+        uniform_attention(batch), pool(even[None, :, None], batch)[:, 0, 0], equal_nan=True
+    )
+
+
+def test_uniform_attention_by_hand():
+    found = uniform_attention(by_hand([-1, 0, 1, 1], roles=("bos", "word")))
+    expected = torch.tensor([[[1.0, 0.0], [(1 / 2 + 1 / 3) / 2, (1 / 2 + 2 / 3) / 2]]])
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_mean_and_its_error_leave_out_prompts_without_the_role():
+    values = torch.tensor([0.2, 0.6, 0.7, torch.nan])
+    each = values[:, None, None, None, None]
+    found = RoleAttention("hand", ("word",), each)
+    assert math.isclose(found.mean.item(), 0.5, abs_tol=1e-6)
+    spread = (0.3**2 + 0.1**2 + 0.2**2) / 2
+    assert math.isclose(found.error.item(), math.sqrt(spread / 3), abs_tol=1e-6)
+
+
+def test_one_prompt_has_no_error():
+    found = RoleAttention(
+        "hand", ("word",), torch.tensor([0.2, torch.nan])[:, None, None, None, None]
+    )
+    assert math.isclose(found.mean.item(), 0.2, abs_tol=1e-6)
+    assert found.error.isnan().all()
+
+
+# Capture, which attention is pooled from.
+
+
+def test_what_is_captured_is_what_the_model_computes(asked):
+    model, batch = asked
+    seen = capture(model, batch, ("resid", "attention", "z", "mlp_out"))
+    layers, heads, width = model.shape.layers, model.shape.heads, batch.ids.shape[1]
+    assert seen["attention"].shape == (layers, len(batch), heads, width, width)
+    assert seen["resid"].shape == (layers + 1, len(batch), width, model.shape.d_model)
+    logits = model.bridge.unembed(model.bridge.ln_final(seen["resid"][-1]))
+    torch.testing.assert_close(logits, model.logits(batch.ids, batch.mask), atol=1e-6, rtol=0)
+    for layer in range(layers):
+        written = model.bridge.blocks[layer].attn.o(seen["z"][layer].flatten(2))
+        after = seen["resid"][layer] + written + seen["mlp_out"][layer]
+        torch.testing.assert_close(after, seen["resid"][layer + 1], atol=1e-5, rtol=0)
+
+
+def test_capturing_leaves_no_hook_behind(asked):
+    model, batch = asked
+    model.logits(batch.ids, batch.mask)
+    before = hook_count(model)
+    capture(model, batch, ("resid", "attention"))
+    assert hook_count(model) == before
+
+
+def test_what_is_unknown_or_was_not_captured_is_refused(asked):
+    model, batch = asked
+    with pytest.raises(SiteError, match=r"Cannot capture \['keys'\]: known are resid, attention"):
+        capture(model, batch, ("keys",))
+    with pytest.raises(SiteError, match=r"'z' was not captured from .* it has \['attention'\]"):
+        capture(model, batch)["z"]

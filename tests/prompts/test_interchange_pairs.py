@@ -1,0 +1,367 @@
+"""Crossings: what each mix of base and source answers, worked out again by hand from the slots."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from probes.errors import PatternError
+from probes.prompts import interchange_pairs as factorial
+from probes.prompts.catalog import all_patterns
+from probes.prompts.interchange_pairs import crossings
+from probes.prompts.pair_batch import encode_pairs
+from probes.prompts.tokenization import encode_rows
+from probes.testing.planted_patterns import MINUS, PLUS, fox_pattern, planted_fox
+
+MIXES = (
+    "base", "operation", "x", "y", "operation + x", "operation + y", "x + y", "operation + x + y",
+)  # fmt: skip
+COPIES = ("copies x", "copies y", "copies source x", "copies source y")
+FOX = fox_pattern()
+assert FOX.opposite is not None
+OPPOSITE = FOX.opposite
+
+# A tokenizer with a pattern that it reads: in the last, somebody else has things, too.
+CASES = [
+    ("fox", "fox"),
+    ("own", "get-more"),
+    pytest.param(("gpt2", "take-away"), marks=pytest.mark.slow),
+    pytest.param(("pythia", "two-owners-more"), marks=pytest.mark.slow),
+]
+
+
+@cache
+def fox_tokenizer():
+    return planted_fox("template").model.tokenizer
+
+
+def draw(count=8, *, pattern=FOX, seed=0, **how):
+    return crossings(pattern, count, tokenizers=(fox_tokenizer(),), seed=seed, **how)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return draw(60)
+
+
+@pytest.fixture(scope="module", params=CASES, ids=" ".join)
+def case(request, own, shared_tokenizer):
+    """A tokenizer, the pattern of the bases, and what was drawn for them."""
+    name, asked = request.param
+    if name in ("fox", "own"):
+        tokenizer = fox_tokenizer() if name == "fox" else own
+    else:
+        tokenizer = shared_tokenizer(name)
+    pattern = FOX if asked == "fox" else all_patterns()[asked]
+    return tokenizer, pattern, crossings(pattern, 20, tokenizers=(tokenizer,), seed=0)
+
+
+def sides(found):
+    """Slots of base, source about its object, and source about another."""
+    for same, other in zip(found.same, found.other, strict=True):
+        assert same.clean == other.clean
+        yield tuple(dict(q.slots) for q in (same.clean, same.counterfactual, other.counterfactual))
+
+
+def worked_out(label, here, there, less):
+    """Say what a label means, read as a sentence; `less` tells whether bases take away."""
+    if label.startswith("copies source "):
+        return there[label.split()[-1]]
+    if label.startswith("copies "):
+        return here[label.split()[-1]]
+    taken = label.split(" + ")
+    x, y = ((there if slot in taken else here)[slot] for slot in "xy")
+    return x - y if less != ("operation" in taken) else x + y
+
+
+# What the outcomes are.
+
+
+def test_the_numbers_are_named_by_every_mix_and_by_what_is_copied(case):
+    _, pattern, found = case
+    bystander = ("copies d",) if "two-owners" in pattern.name else ()
+    assert found.number == (*MIXES, *COPIES, *bystander)
+    assert found.noun == ("base", "thing", *(("other_thing",) if bystander else ()))
+    assert found.pattern == pattern.name
+    assert found.whole == "operation + x + y"
+
+
+def test_every_label_holds_the_number_that_its_mix_works_out_to(case):
+    _, pattern, found = case
+    for index, (here, _, there) in enumerate(sides(found)):
+        for label in found.number:
+            wanted = worked_out(label, here, there, pattern.operation == "minus")
+            assert found.target(index, label) == str(wanted)
+
+
+def test_nouns_are_the_bases_the_sources_and_the_bystanders(case):
+    _, _, found = case
+    for pair, (here, _, there) in zip(found.other, sides(found), strict=True):
+        wanted = {"base": here["thing"], "thing": there["thing"]}
+        if "other_thing" in here:
+            wanted["other_thing"] = here["other_thing"]
+        nouns = dict(pair.clean.outcomes)["noun"]
+        assert dict(zip(found.noun, nouns, strict=True)) == wanted
+
+
+def test_all_outcomes_of_a_crossing_are_different_tokens(case):
+    tokenizer, _, found = case
+    bases = encode_rows(tokenizer, [pair.clean for pair in found.same])
+    for row in bases:
+        assert [len(tokens) for tokens in row.outcomes] == [len(found.number), len(found.noun)]
+        assert all(len(set(tokens)) == len(tokens) for tokens in row.outcomes)
+
+
+def test_no_number_is_one_or_out_of_range_and_no_operand_is_nought(drawn):
+    low, high = FOX.lexicon.numbers
+    for index in range(len(drawn)):
+        numbers = {label: int(drawn.target(index, label)) for label in drawn.number}
+        assert all(low <= number <= high and number != 1 for number in numbers.values())
+        assert all(numbers[label] > 0 for label in COPIES)
+
+
+def test_the_first_outcome_is_the_own_answer_on_either_side(case):
+    _, _, found = case
+    for pair in (*found.same, *found.other):
+        for question in (pair.clean, pair.counterfactual):
+            assert [t[0] for _, t in question.outcomes] == [t for _, t in question.answers]
+        for (_, here), (_, there) in zip(
+            pair.clean.outcomes, pair.counterfactual.outcomes, strict=True
+        ):
+            assert set(here) == set(there)
+
+
+def test_taking_up_everything_gives_the_answer_of_the_source(case):
+    _, _, found = case
+    for index, (same, other) in enumerate(zip(found.same, found.other, strict=True)):
+        assert found.target(index, "base") == same.clean.answer("number")
+        for pair in (same, other):
+            assert found.target(index, found.whole) == pair.counterfactual.answer("number")
+
+
+# What differs and what stays.
+
+
+def test_sources_differ_in_numbers_verb_and_object_and_keep_frame_and_numerals(case):
+    _, pattern, found = case
+    own, turned = (set(p.lexicon.side(p.operation)) for p in (pattern, pattern.turned()))
+    for pair, (here, same, there) in zip(found.other, sides(found), strict=True):
+        assert all(here[slot] != there[slot] for slot in ("x", "y", "op", "thing"))
+        assert (here["op"] in own, there["op"] in turned) == (True, True)
+        assert same == {**there, "thing": here["thing"]}
+        assert all(here[slot] == there[slot] for slot in ("d", "other_thing") if slot in here)
+        base, source = pair.clean, pair.counterfactual
+        assert (base.frame, base.numerals) == (source.frame, source.numerals)
+        assert (base.pattern, source.pattern) == (pattern.name, pattern.turned().name)
+
+
+def test_a_source_is_a_question_that_its_own_pattern_reads_the_same_way(drawn):
+    for pair in (*drawn.same, *drawn.other):
+        read = FOX.turned().match(pair.counterfactual.text)
+        assert (read.slots, read.answers) == (
+            pair.counterfactual.slots,
+            pair.counterfactual.answers,
+        )
+        assert FOX.match(pair.clean.text).answers == pair.clean.answers
+
+
+def test_every_role_has_as_many_tokens_in_the_source_as_in_the_base(case):
+    tokenizer, _, found = case
+    for pairs in (found.same, found.other):
+        batch = encode_pairs(tokenizer, pairs)
+        assert batch.exact.all()
+        assert batch.clean.role_of.equal(batch.counterfactual.role_of)
+
+
+def test_all_tokenizers_that_are_given_read_the_crossings(own):
+    both = (fox_tokenizer(), own)
+    found = crossings(FOX, 10, tokenizers=both, seed=0)
+    assert all(encode_pairs(tokenizer, found.other).exact.all() for tokenizer in both)
+
+
+@pytest.mark.slow
+def test_a_source_is_about_another_person(shared_tokenizer):
+    tokenizer = (shared_tokenizer("gpt2"),)
+    pattern = all_patterns()["two-owners"]
+    found = crossings(pattern, 24, tokenizers=tokenizer, seed=0)
+    for here, _, there in sides(found):
+        assert (here["name"] != there["name"], here["other"] != there["other"]) == (True, True)
+
+
+# What may be drawn.
+
+
+def test_bases_are_different_texts_that_pass_the_filter():
+    found = draw(20, keep=lambda question: int(question["x"]) > 9 and question.frame == "now")
+    texts = {pair.clean.text for pair in found.same}
+    assert len(texts) == len(found) == 20
+    assert all(int(here["x"]) > 9 for here, _, _ in sides(found))
+    assert {pair.clean.frame for pair in found.same} == {"now"}
+
+
+def test_words_hold_for_bases_and_for_sources():
+    few = {"thing": ["foxes", "kites", "eggs"], "op": ["lose", "drop", "buy"]}
+    for here, same, there in sides(draw(20, words=few)):
+        assert {here["thing"], same["thing"], there["thing"]} <= set(few["thing"])
+        assert here["op"] in ("lose", "drop")
+        assert same["op"] == there["op"] == "buy"
+
+
+def test_without_limits_all_verbs_nouns_frames_and_numerals_occur(drawn):
+    slots = [(here, there) for here, _, there in sides(drawn)]
+    assert {here["op"] for here, _ in slots} == set(MINUS)
+    assert {there["op"] for _, there in slots} == set(PLUS)
+    nouns = {noun for here, there in slots for noun in (here["thing"], there["thing"])}
+    assert nouns == set(FOX.lexicon.words("noun"))
+    kinds = {(pair.clean.frame, pair.clean.numerals) for pair in drawn.same}
+    assert kinds == {(f, n) for f in ("now", "own") for n in ("digits", "words")}
+
+
+def test_a_seed_fixes_the_draw_and_a_longer_draw_begins_with_the_shorter(drawn):
+    one = draw(20)
+    assert one == draw(20)
+    assert one == drawn.take(range(20))
+    texts = {pair.clean.text for pair in one.same}
+    assert not texts & {pair.clean.text for pair in draw(20, seed=1).same}
+
+
+def test_taking_some_keeps_the_labels_and_both_sources_in_the_order_asked_for(drawn):
+    some = drawn.take([5, 2])
+    assert len(some) == 2
+    assert (some.number, some.noun, some.pattern) == (drawn.number, drawn.noun, drawn.pattern)
+    assert some.same == (drawn.same[5], drawn.same[2])
+    assert some.other == (drawn.other[5], drawn.other[2])
+    assert some.target(1, "operation") == drawn.target(2, "operation")
+
+
+# What is refused.
+
+
+def answered(number, opposite=None, noun="thing"):
+    """The foxes' pattern with other answers."""
+    turned = (("number", opposite or number), ("noun", noun))
+    return replace(
+        FOX,
+        answers=(("number", number), ("noun", noun)),
+        opposite=replace(OPPOSITE, answers=turned),
+    )
+
+
+@pytest.mark.parametrize("name", ["copy", "taken", "bystander"])
+def test_a_pattern_whose_answer_is_a_copy_is_refused(name):
+    with pytest.raises(PatternError, match=f"outcomes of '{name}' collide"):
+        draw(pattern=all_patterns()[name])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [
+        (replace(FOX, opposite=None), "no operation that turns around"),
+        (replace(FOX, given=draw(1).same), "no operation that turns around"),
+        (replace(FOX, answers=(("noun", "thing"),)), "crossings need a number"),
+        (replace(FOX, answers=(("number", "x - y"),)), "a noun that is a slot"),
+        (answered("x - y", "x + y", noun="op"), "a noun that is a slot"),
+        (replace(FOX, lexicon=replace(FOX.lexicon, numbers=(0, 9))), r"no numbers from \(0, 9\)"),
+    ],
+)
+def test_a_pattern_that_cannot_be_crossed_is_refused_with_the_reason(pattern, reason):
+    with pytest.raises(PatternError, match=reason):
+        draw(pattern=pattern)
+
+
+def test_too_few_different_bases_are_refused_by_number(drawn):
+    only = drawn.same[0].clean
+    with pytest.raises(PatternError, match="Only 1 of 2 bases of 'take-away'"):
+        draw(2, keep=lambda question: question == replace(only, outcomes=question.outcomes))
+
+
+@pytest.mark.slow
+def test_a_tokenizer_that_cannot_tell_numbers_apart_finds_none():
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "foxes": 1, "eggs": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    blind = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
+    with pytest.raises(PatternError, match="Only 0 of 2"):
+        crossings(FOX, 2, tokenizers=(blind,), seed=0)
+
+
+def test_a_single_noun_is_refused_in_the_end(monkeypatch):
+    fill, calls = factorial._Plan._fill, []
+
+    def counted(*args):
+        calls.append(None)
+        if len(calls) > 5000:
+            raise RuntimeError("it never ends")
+        return fill(*args)
+
+    monkeypatch.setattr(factorial._Plan, "_fill", counted)
+    with pytest.raises(PatternError):
+        draw(2, words={"thing": ["foxes"]})
+
+
+@pytest.mark.parametrize("words", [{"thing": ["zebras"]}, {"op": ["find"]}])
+def test_words_that_leave_a_slot_empty_are_refused(words):
+    with pytest.raises(PatternError):
+        draw(2, words=words)
+
+
+@pytest.mark.parametrize("words", [{"verb": ["lose"]}, {"x": ["7"]}])
+def test_words_for_a_slot_that_takes_none_are_refused(words):
+    with pytest.raises(PatternError):
+        draw(2, words=words)
+
+
+def longer_verbs():
+    """Verbs that add have two words each, those that take away one."""
+    verbs = tuple(
+        (("minus", (("base", less),)), ("plus", (("base", f"{more} up"),)))
+        for less, more in zip(MINUS, PLUS, strict=True)
+    )
+    return replace(FOX, lexicon=replace(FOX.lexicon, verbs=verbs))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"), [(FOX, {"op": ["lose"]}), (longer_verbs(), {})], ids=["words", "lengths"]
+)
+def test_a_source_never_says_a_verb_of_the_other_operation(pattern, words):
+    try:
+        found = draw(4, pattern=pattern, words=words)
+    except PatternError:
+        return  # To refuse is right as well.
+    for here, _, there in sides(found):
+        assert here["op"] != there["op"]
+
+
+def test_a_filter_that_keeps_nothing_is_named_as_the_reason():
+    with pytest.raises(PatternError, match="keep"):
+        draw(2, keep=lambda question: False)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        replace(
+            FOX,
+            answers=FOX.answers[::-1],
+            opposite=replace(OPPOSITE, answers=OPPOSITE.answers[::-1]),
+        ),
+        replace(
+            FOX,
+            answers=(*FOX.answers, ("moved", "y")),
+            opposite=replace(OPPOSITE, answers=(*OPPOSITE.answers, ("moved", "y"))),
+        ),
+        answered("5", "6"),
+    ],
+    ids=["noun first", "a third answer", "no number slot"],
+)
+def test_answers_in_another_form_are_refused_or_drawn(pattern):
+    try:
+        assert len(draw(2, pattern=pattern)) == 2
+    except PatternError as refused:
+        assert str(refused)
+
+
+def test_a_label_that_is_not_there_is_refused_with_those_that_are(drawn):
+    with pytest.raises(PatternError, match="operation"):
+        drawn.target(0, "nothing")

@@ -1,0 +1,555 @@
+"""Patterns draw questions, know their answers, and read the same questions back."""
+
+import json
+import random
+from functools import cache
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from probes.errors import MatchError, PatternError
+from probes.prompts.catalog import Pattern, all_patterns, pattern
+from probes.prompts.question import evaluate
+from probes.prompts.template import parse_frame
+
+FOX = "If I have two foxes and I take away one, how many foxes do I have?"
+SHIPPED = Path(__file__).parents[2] / "data" / "patterns.toml"
+NAMES = tuple(all_patterns())
+NUMBER_WORDS = all_patterns()["take-away"].lexicon.number_words
+CONTRASTS_OF = [(name, contrast) for name in NAMES for contrast in pattern(name).contrasts]
+SAME_FRAME = [pair for pair in CONTRASTS_OF if pair[1] not in ("paraphrase", "order")]
+
+
+def frames_of(names):
+    return [(name, frame) for name in names for frame in pattern(name).frames]
+
+
+def draw(found, frame, count):
+    """Draw questions of one frame."""
+    rng = random.Random(0)
+    drawn = (found.draw(rng, (frame,)) for _ in range(100))
+    return list(islice((question for question in drawn if question), count))
+
+
+def texts(question):
+    return {role: question.role_text(role) for role, _, _ in question.roles}
+
+
+# The fox sentence.
+
+
+def test_the_fox_sentence_is_read_with_its_answers():
+    question = pattern("take-away").match(FOX)
+    assert dict(question.answers) == {"number": "1", "noun": "foxes"}
+    assert dict(question.slots) == {"x": 2, "thing": "foxes", "op": "take away", "y": 1}
+    assert question.numerals == "words"
+    assert question.text == FOX + " Answer:"
+    assert question.full_text == FOX + " Answer: 1 foxes"
+
+
+def test_the_roles_of_the_fox_sentence_are_the_right_words_at_the_right_characters():
+    assert pattern("take-away").match(FOX).roles == (
+        ("have", 5, 9),
+        ("x", 10, 13),
+        ("thing", 14, 19),
+        ("op", 26, 35),
+        ("y", 36, 39),
+        ("ask", 41, 49),
+        ("thing_asked", 50, 55),
+        ("answer", 67, 74),
+    )
+    assert (FOX[10:13], FOX[14:19], FOX[26:35], FOX[36:39]) == ("two", "foxes", "take away", "one")
+
+
+def test_the_outcomes_of_the_fox_sentence_are_the_answer_the_sum_and_the_copies():
+    outcomes = dict(pattern("take-away").match(FOX).outcomes)
+    assert outcomes["number"] == ("1", "3", "2")
+    assert outcomes["noun"][0] == "foxes"
+    assert len(set(outcomes["noun"])) == 2
+
+
+def test_a_noun_that_no_list_holds_is_read_too():
+    question = pattern("take-away").match(FOX.replace("foxes", "gryphons").replace("two", "12"))
+    assert dict(question.answers) == {"number": "11", "noun": "gryphons"}
+
+
+# Drawing and reading back.
+
+
+@pytest.mark.parametrize("name,frame", frames_of(NAMES), ids=lambda v: getattr(v, "name", v))
+def test_what_a_frame_writes_is_read_back_the_same(name, frame):
+    drawn = draw(pattern(name), frame, 4)
+    assert len(drawn) == 4
+    for question in drawn:
+        assert pattern(name).match(question.text) == question
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_role_is_the_text_of_its_slot(name):
+    found = pattern(name)
+    for question in found.questions(15, seed=1):
+        frame = next(frame for frame in found.frames if frame.name == question.frame)
+        parts = [part for part in frame.parts if part.role]
+        assert [role for role, _, _ in question.roles] == [part.role for part in parts]
+        for part in parts:
+            value = question[part.slot] if part.slot else None
+            written = question.role_text(part.role)
+            if isinstance(value, int):
+                words = NUMBER_WORDS[value] if question.numerals == "words" else str(value)
+                assert written == words
+            elif part.slot == "op":
+                assert written == found.lexicon.verb_forms(value)[1][part.form]
+            else:
+                assert written == (part.text if value is None else value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_questions_are_asked_with_answers_worked_out_from_their_slots(name):
+    plus = pattern(name).operation == "plus"
+    stem = name.removesuffix("-told").removesuffix("-more")
+    for question in pattern(name).questions(15, seed=2):
+        x, y = question["x"], question["y"]
+        number = {
+            "copy": x,
+            "taken": y,
+            "gotten": y,
+            "bystander": question["d"] if stem == "bystander" else None,
+        }.get(stem, x + y if plus else x - y)
+        assert question.answer("number") == str(number)
+        assert (
+            question.answer("noun") == question["other_thing" if stem == "bystander" else "thing"]
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_and_what_is_left_of_them_stay_in_range(name):
+    sign = 1 if pattern(name).operation == "plus" else -1
+    for question in pattern(name).questions(30, seed=3):
+        numbers = [value for _, value in question.slots if isinstance(value, int)]
+        left = question["x"] + sign * question["y"]
+        assert all(0 <= number <= 20 for number in [*numbers, left])
+
+
+def test_the_same_seed_draws_the_same_questions_and_another_seed_others():
+    take = pattern("take-away")
+    assert take.questions(20, seed=5) == take.questions(20, seed=5)
+    assert not set(take.questions(20, seed=5)) & set(take.questions(20, seed=6))
+    assert take.pairs("x", 20, seed=5) == take.pairs("x", 20, seed=5)
+    assert take.pairs("x", 20, seed=5) != take.pairs("x", 20, seed=6)
+
+
+def test_a_smaller_draw_is_the_beginning_of_a_larger_one():
+    take = pattern("take-away")
+    assert take.questions(5, seed=5) == take.questions(20, seed=5)[:5]
+
+
+def test_no_question_is_drawn_twice():
+    drawn = pattern("take-away").questions(150, seed=0)
+    assert len({question.text for question in drawn}) == 150
+
+
+def test_numbers_are_written_in_digits_and_in_words():
+    drawn = pattern("take-away").questions(60, seed=0)
+    for numerals in ("digits", "words"):
+        some = [question for question in drawn if question.numerals == numerals]
+        assert len(some) > 10
+        assert all(q.role_text("x").isdigit() == (numerals == "digits") for q in some)
+    assert all(question.answer("number").isdigit() for question in drawn)
+
+
+def test_two_nouns_or_two_names_of_one_question_differ():
+    for question in pattern("two-owners").questions(40, seed=0):
+        assert question["thing"] != question["other_thing"]
+        assert question["name"] != question["other"]
+
+
+def test_too_many_questions_are_refused_with_the_number_there_are():
+    with pytest.raises(PatternError, match="yielded 0 of 1 questions"):
+        pattern("take-away").questions(1, seed=0, keep=lambda question: False)
+
+
+# Contrasts: a pair differs in one thing alone.
+
+
+@cache
+def pairs_of(name, contrast):
+    return pattern(name).pairs(contrast, 4, seed=11)
+
+
+def changed(pair):
+    """The slots that differ between the sides of a pair."""
+    assert [slot for slot, _ in pair.clean.slots] == [s for s, _ in pair.counterfactual.slots] or (
+        pair.contrast == "order"
+    )
+    other = dict(pair.counterfactual.slots)
+    return {slot for slot, value in pair.clean.slots if other[slot] != value}
+
+
+@pytest.mark.parametrize("name,contrast", CONTRASTS_OF)
+def test_a_contrast_changes_its_own_slot_alone(name, contrast):
+    slot = {"operation": {"op"}, "paraphrase": {"op"}, "order": set()}.get(contrast, {contrast})
+    for pair in pairs_of(name, contrast):
+        assert pair.contrast == contrast
+        assert changed(pair) == slot
+        assert pair.clean.numerals == pair.counterfactual.numerals
+        assert (pair.clean.frame != pair.counterfactual.frame) == (
+            contrast in ("paraphrase", "order")
+        )
+        assert pair.clean.text != pair.counterfactual.text
+
+
+@pytest.mark.parametrize("name,contrast", SAME_FRAME)
+def test_the_words_of_all_roles_but_the_changed_ones_stay(name, contrast):
+    slot = "op" if contrast == "operation" else contrast
+    for pair in pairs_of(name, contrast):
+        frame = pattern(name)._frame(pair.clean.frame)
+        moved = {part.role for part in frame.parts if part.slot == slot}
+        clean, other = texts(pair.clean), texts(pair.counterfactual)
+        assert clean.keys() == other.keys()
+        assert {role for role in clean if clean[role] != other[role]} == moved
+        assert slot in moved
+
+
+@pytest.mark.parametrize("name,contrast", CONTRASTS_OF)
+def test_a_contrast_changes_only_the_answer_that_hangs_on_it(name, contrast):
+    rules = dict(pattern(name).answers)
+    number_moves = contrast in rules["number"].split() or (
+        contrast == "operation" and rules["number"] in ("x - y", "x + y")
+    )
+    for pair in pairs_of(name, contrast):
+        assert pair.changes("number") == number_moves
+        assert pair.changes("noun") == (contrast == rules["noun"])
+
+
+def test_the_operation_turns_a_difference_into_a_sum():
+    for pair in pairs_of("take-away", "operation"):
+        x, y = pair.clean["x"], pair.clean["y"]
+        assert pair.clean.answer("number") == str(x - y)
+        assert pair.counterfactual.answer("number") == str(x + y)
+        assert pair.counterfactual.pattern == "get-more"
+
+
+def test_the_operation_does_not_move_what_was_there_at_first():
+    assert "operation" in pattern("copy").contrasts
+    for pair in pairs_of("copy", "operation"):
+        assert pair.clean.answers == pair.counterfactual.answers
+
+
+def test_the_order_contrast_swaps_the_clauses():
+    for pair in pairs_of("take-away", "order"):
+        before = [role for role, _, _ in pair.clean.roles].index("op")
+        after = [role for role, _, _ in pair.counterfactual.roles].index("op")
+        assert {before, after} == {0, 3}
+
+
+@pytest.mark.parametrize("name,contrast", CONTRASTS_OF)
+def test_both_sides_of_a_pair_share_their_outcomes_each_with_its_answer_first(name, contrast):
+    for pair in pairs_of(name, contrast):
+        for answer, outcomes in pair.clean.outcomes:
+            others = dict(pair.counterfactual.outcomes)[answer]
+            assert set(outcomes) == set(others)
+            assert len(set(outcomes)) == len(outcomes)
+            assert outcomes[0] == pair.clean.answer(answer)
+            assert others[0] == pair.counterfactual.answer(answer)
+
+
+@pytest.mark.parametrize("name,contrast", CONTRASTS_OF)
+def test_no_pair_asks_for_one_thing_in_the_plural(name, contrast):
+    for pair in pairs_of(name, contrast):
+        assert pair.clean.answer("number") != "1"
+        assert pair.counterfactual.answer("number") != "1"
+        assert pair.clean["y"] != 0
+
+
+def test_the_answer_one_is_asked_for_outside_of_pairs():
+    drawn = pattern("take-away").questions(60, seed=0)
+    assert any(question.answer("number") == "1" for question in drawn)
+
+
+@pytest.mark.parametrize("contrast", ["d", "colour", ""])
+def test_an_unknown_contrast_is_refused_with_those_there_are(contrast):
+    with pytest.raises(PatternError, match=r"no contrast .*'operation', 'x', 'y'"):
+        pattern("take-away").pairs(contrast, 1, seed=0)
+
+
+# Answers are sums, differences and products.
+
+
+@pytest.mark.parametrize(
+    "text,value",
+    [("x - y", 3), ("x + y", 7), ("x * y", 10), ("2 * (x + 1) - y", 10), ("thing", "foxes")],
+)
+def test_an_answer_is_worked_out_from_slots(text, value):
+    assert evaluate(text, {"x": 5, "y": 2, "thing": "foxes"}) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "abs(x)",
+        "x.real",
+        "x ** y",
+        "x / y",
+        "x // y",
+        "-x",
+        "1.5",
+        "x if y else 1",
+        "[x][0]",
+        "'foxes'",
+        "True",
+        "None",
+        "x < y",
+        "__import__('os')",
+    ],
+)
+def test_an_answer_holds_nothing_but_sums_and_products(text):
+    with pytest.raises(PatternError, match="may hold slots, whole numbers"):
+        evaluate(text, {"x": 5, "y": 2})
+
+
+def test_an_answer_that_names_a_slot_which_is_not_there_is_refused_with_those_there_are():
+    with pytest.raises(PatternError, match=r"names slot 'z': the frame has \['x', 'y'\]"):
+        evaluate("x - z", {"x": 5, "y": 2})
+
+
+def test_words_are_not_added():
+    with pytest.raises(PatternError, match="only numbers add"):
+        evaluate("x + thing", {"x": 5, "thing": "foxes"})
+
+
+@pytest.mark.parametrize("text", ["x -", "", "x; y"])
+def test_an_answer_that_is_no_expression_is_refused(text):
+    with pytest.raises(PatternError, match="is not an expression"):
+        evaluate(text, {"x": 5})
+
+
+# Reading free text.
+
+
+def test_a_text_that_fits_nothing_is_told_how_far_it_came_and_what_was_wanted():
+    with pytest.raises(MatchError) as error:
+        pattern("take-away").match("If I have two foxes and I juggle one, how many are left?")
+    said = str(error.value)
+    assert "Nearest is 'if'" in said
+    assert "after 'If I have two foxes and I '" in said
+    assert "'take away', 'give away', 'lose', 'sell', 'drop'] for op" in said
+    assert "finds 'juggle one, how many are left?'" in said
+
+
+@pytest.mark.parametrize(
+    "text,wanted",
+    [
+        (FOX.replace("two", "many"), "a number for x"),
+        (FOX.replace("foxes do", "coins do"), "'foxes' again, for thing_asked"),
+        (FOX + " Tell me.", "wants 'Answer:', and finds 'Tell me.'"),
+        (FOX + " Answer: 1", "the end of the text"),
+        (FOX.replace("take away", "pick up"), "for op"),
+        (FOX.replace("foxes and", "2 and"), "a noun for thing"),
+        ("", "wants 'If I '"),
+    ],
+)
+def test_the_first_thing_that_does_not_fit_is_named(text, wanted):
+    with pytest.raises(MatchError) as error:
+        pattern("take-away").match(text)
+    assert wanted in str(error.value)
+
+
+def test_more_cannot_be_taken_away_than_there_is():
+    with pytest.raises(MatchError, match=r"has no number: x - y is -2\. Take away no more"):
+        pattern("take-away").match(FOX.replace("one", "four"))
+
+
+def test_the_other_operation_is_read_by_the_other_pattern():
+    text = FOX.replace("take away", "pick up")
+    assert pattern("get-more").match(text).answer("number") == "3"
+
+
+def test_a_slot_or_role_that_a_question_lacks_is_refused():
+    question = pattern("take-away").match(FOX)
+    with pytest.raises(PatternError, match=r"Slot 'd' is not in .*it has \['x', 'thing'"):
+        question["d"]
+    with pytest.raises(PatternError, match="Role 'name' is not in"):
+        question.role_text("name")
+
+
+# The pattern file.
+
+
+def test_an_unknown_pattern_is_refused_with_those_there_are():
+    with pytest.raises(PatternError, match=r"'take-awya' is unknown: known are take-away, .*jsonl"):
+        pattern("take-awya")
+
+
+@pytest.mark.parametrize(
+    "template", ["I have {x {thing}.", "I [have|have {x}.", "I have x} foxes.", "I [have] {x}."]
+)
+def test_a_bracket_that_does_not_close_is_refused(template):
+    with pytest.raises(PatternError, match="'now' has a bracket that does not close"):
+        parse_frame("now", template)
+
+
+def test_a_role_that_is_given_twice_is_refused():
+    with pytest.raises(PatternError, match=r"uses role \['thing'\] twice: name each occurrence"):
+        parse_frame("now", "I have {x} {thing}. How many {thing} are there?")
+
+
+def file_with(tmp_path, old, new):
+    text = SHIPPED.read_text(encoding="utf-8")
+    assert old in text
+    path = tmp_path / "patterns.toml"
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    return path
+
+
+def test_a_pattern_file_of_ones_own_is_read(tmp_path):
+    path = file_with(tmp_path, '"foxes", "coins"', '"gryphons", "coins"')
+    words = {q["thing"] for q in all_patterns(path)["take-away"].questions(120, seed=0)}
+    assert "gryphons" in words
+    assert "foxes" not in words
+
+
+@pytest.mark.parametrize(
+    "old,new,said",
+    [
+        ("[slots]", "[slots", "is not TOML"),
+        ('frames = "copy"', "", "lacks 'frames'"),
+        ('minus = "x - y"', "", "lacks 'minus'"),
+        ("low = 0", "", "lacks 'low'"),
+        ('now = "I [have|have] {x} {thing}. I {op} {y}. [ask|So]', "now = 3 #", "must be text"),
+    ],
+)
+def test_a_malformed_pattern_file_is_refused(tmp_path, old, new, said):
+    with pytest.raises(PatternError, match=said):
+        all_patterns(file_with(tmp_path, old, new))
+
+
+def test_a_pattern_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(PatternError, match=r"none\.toml' cannot be read: No such file"):
+        all_patterns(tmp_path / "none.toml")
+
+
+def test_a_pattern_file_that_is_not_text_is_refused(tmp_path):
+    (tmp_path / "patterns.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(PatternError, match="cannot be read"):
+        all_patterns(tmp_path / "patterns.toml")
+
+
+def test_a_frame_with_a_slot_that_is_not_declared_is_refused(tmp_path):
+    path = file_with(
+        tmp_path, 'if = "If I [have|have] {x} {thing}', 'if = "If I {size} {x} {thing}'
+    )
+    with pytest.raises(PatternError, match="Slot 'size' is unknown: declare it under"):
+        all_patterns(path)["take-away"].questions(20, seed=0)
+
+
+def test_a_verb_form_that_is_not_declared_is_refused(tmp_path):
+    path = file_with(
+        tmp_path,
+        'if-named = "If {name} [have|has] {x} {thing} and {op:s}',
+        'if-named = "If {name} [have|has] {x} {thing} and {op:ing}',
+    )
+    with pytest.raises(PatternError, match="has no form 'ing': it has"):
+        all_patterns(path)["take-away"].questions(20, seed=0)
+
+
+# Pairs of the user's own.
+
+GOOD = {
+    "clean": "The girl is glad.",
+    "counterfactual": "The boy is glad.",
+    "answer": "She",
+    "counterfactual_answer": "He",
+    "contrast": "gender",
+    "outcomes": ["It"],
+    "roles": {"who": "girl", "mood": "glad"},
+    "counterfactual_roles": {"who": "boy", "mood": "glad"},
+}
+
+
+def written(tmp_path, *lines):
+    path = tmp_path / "gender.jsonl"
+    entries = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("\n".join(entries), encoding="utf-8")
+    return path
+
+
+def test_pairs_of_ones_own_are_read(tmp_path):
+    other = {key: GOOD[key] for key in ("clean", "counterfactual", "answer")}
+    path = written(tmp_path, GOOD, "", other | {"counterfactual_answer": " She "})
+    found = Pattern.from_pairs(path)
+    assert (found.name, found.contrasts) == ("gender", ("gender", "given"))
+    (pair,) = found.pairs("gender", 1, seed=0)
+    assert pair.clean.outcomes == (("answer", ("She", "He", "It")),)
+    assert pair.counterfactual.outcomes == (("answer", ("He", "She", "It")),)
+    assert texts(pair.clean) == {"who": "girl", "mood": "glad"}
+    assert texts(pair.counterfactual) == {"who": "boy", "mood": "glad"}
+    assert pair.changes("answer")
+    (bare,) = found.pairs("given", 1, seed=0)
+    assert bare.clean.roles == ()
+    assert bare.clean.outcomes == (("answer", ("She",)),)
+    assert not bare.changes("answer")
+
+
+def test_a_path_of_pairs_is_a_pattern_too(tmp_path):
+    path = written(tmp_path, GOOD)
+    assert pattern(str(path)) == Pattern.from_pairs(path)
+    assert pattern(str(path)).questions(1, seed=0)[0].text == "The girl is glad."
+
+
+def test_words_of_a_role_are_sought_behind_the_role_before(tmp_path):
+    line = GOOD | {
+        "clean": "A dog sees a dog.",
+        "counterfactual": "A dog sees a dog!",
+        "roles": {"first": "dog", "second": "dog"},
+    }
+    del line["counterfactual_roles"]
+    (pair,) = Pattern.from_pairs(written(tmp_path, line)).given
+    assert pair.clean.roles == (("first", 2, 5), ("second", 13, 16))
+
+
+@pytest.mark.parametrize(
+    "line,said",
+    [
+        ("{clean", "gender.jsonl, line 2: not JSON"),
+        ("[1, 2]", "line 2: needs the texts clean, counterfactual, answer"),
+        ({"clean": "The girl"}, "line 2: needs the texts"),
+        (GOOD | {"answer": " "}, "none of them empty"),
+        (GOOD | {"answer": 3}, "line 2: needs the texts"),
+        (GOOD | {"roles": ["girl"]}, "roles must map a role to its words"),
+        (GOOD | {"roles": {"who": "cat"}}, "'cat' of role 'who' do not stand in 'The girl is"),
+        (GOOD | {"roles": {"mood": "glad", "who": "girl"}}, "roles in the order of the text"),
+        (GOOD | {"outcomes": [3]}, "outcomes must be a list of texts"),
+        (GOOD | {"outcomes": "It"}, "outcomes must be a list of texts"),
+    ],
+)
+def test_a_malformed_line_of_pairs_is_refused_with_its_number(tmp_path, line, said):
+    with pytest.raises(PatternError) as error:
+        Pattern.from_pairs(written(tmp_path, GOOD, line))
+    assert said in str(error.value)
+    assert "line 2" in str(error.value)
+
+
+@pytest.mark.parametrize("lines", [(), ("", "  ")])
+def test_an_empty_file_of_pairs_is_refused(tmp_path, lines):
+    with pytest.raises(PatternError, match="holds no pair: write one JSON object a line"):
+        Pattern.from_pairs(written(tmp_path, *lines))
+
+
+def test_a_missing_file_of_pairs_is_refused(tmp_path):
+    with pytest.raises(PatternError, match="cannot be read"):
+        pattern(str(tmp_path / "none.jsonl"))
+
+
+def test_both_sides_of_ones_own_pairs_are_asked_and_no_more_than_there_are(tmp_path):
+    (pair,) = (found := Pattern.from_pairs(written(tmp_path, GOOD))).given
+    assert found.questions(9, seed=0) == (pair.clean, pair.counterfactual)
+    assert found.questions(1, seed=0) == (pair.clean,)
+
+
+def test_pairs_of_ones_own_cannot_be_drawn_beyond_their_number_or_matched(tmp_path):
+    found = Pattern.from_pairs(written(tmp_path, GOOD))
+    with pytest.raises(PatternError, match="1 pairs of contrast 'gender': 2 were asked"):
+        found.pairs("gender", 2, seed=0)
+    with pytest.raises(MatchError, match="holds pairs, not frames"):
+        found.match(FOX)

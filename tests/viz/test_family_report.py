@@ -1,0 +1,504 @@
+"""What became of heads and variables as pages, and the command that makes them."""
+
+import json
+import re
+from dataclasses import replace
+from html import unescape
+from html.parser import HTMLParser
+
+import pytest
+from typer.testing import CliRunner
+
+from probes.cli.app import app
+from probes.comparison.compare import compare
+from probes.comparison.explanation import Item
+from probes.comparison.family_result import Relatives
+from probes.comparison.variables.transfer import EMBEDDING, Transfer
+from probes.comparison.verdict import AS_ALIKE, AS_STRONG, Fate
+from probes.errors import EquivalenceError
+from probes.models.model import wrap
+from probes.stats.evidence import above, within
+from probes.stats.intervals import Estimate
+from probes.testing.tiny_models import tiny_hf
+from probes.viz.reports.comparison import report
+from probes.viz.reports.family_comparison import related_page
+from probes.viz.reports.transfer_tables import kin_plot, signed, transfer_tables, turned_plot
+from probes.viz.reports.verdict_tables import (
+    TONES,
+    glossary,
+    head_blocks,
+    variable_blocks,
+    word_cell,
+)
+
+NASTY = "<script>alert('1')</script>&\"\u202e"
+HIGH, LOW = Estimate(0.97, 0.91, 0.99), Estimate(0.13, 0.08, 0.18)
+SHORT, FAR = Estimate(-0.01, -0.03, 0.02), Estimate(0.61, 0.49, 0.70)
+NAN = float("nan")
+
+
+def carried(variable, donor, recipient, **changes):
+    found = Transfer(
+        variable=variable,
+        donor=donor,
+        recipient=recipient,
+        items=124,
+        site="L1.resid@op",
+        places=("L2.resid@op",),
+        whole=Estimate(0.99, 0.95, 1.0),
+        ceiling=Estimate(0.98, 0.94, 1.0),
+        maps={"orthogonal": Estimate(0.41, 0.3, 0.5), "ridge": HIGH},
+        controls={
+            EMBEDDING: Estimate(0.65, 0.55, 0.73),
+            "label": Estimate(0.22, 0.15, 0.3),
+            "shuffled": Estimate(0.03, 0.01, 0.08),
+            "untrained": Estimate(0.33, 0.25, 0.4),
+        },
+        nulls=(0.33, 0.02),
+        strangers={"copying": 0.45, "permuted": 0.56},
+        excess=Estimate(0.32, 0.24, 0.4),
+        best=EMBEDDING,
+        shortfall=SHORT,
+        missed=(3,),
+    )
+    return replace(found, **changes)
+
+
+OPERATION = Fate(
+    "operation", "variable", "kept", "L1.resid@op", "the same role: best stand-in -0.02",
+    (above("held there", "no place holds it", HIGH, 0.5), above("b", "c", LOW, 0.1, decides=False)),
+)  # fmt: skip
+X = Fate("x", "variable", "split", "L1.resid@x+y", "held at x, it now takes x and y together")
+SAME = (above(AS_ALIKE, "", SHORT, -0.1), within(AS_STRONG, "", SHORT, 0.2))
+HEADS = (
+    Fate("L0.H0", "head", "kept", "L0.H1", "looks and acts like L0.H1", SAME),
+    Fate("L0.H1", "head", "idle", "", "its effects do not repeat"),
+    Fate("L1.H0", "head", "lost", "", "no head is alike"),
+    Fate("", "head", "new", "L0.H0", "no head of the full model is alike"),
+)
+
+
+def hats(clean, other):
+    def say(number):
+        return f"I have {number} hats. Now I have"
+
+    return json.dumps(
+        {
+            "contrast": "x",
+            "clean": say(clean),
+            "counterfactual": say(other),
+            "answer": str(clean),
+            "counterfactual_answer": str(other),
+            "roles": {"x": str(clean)},
+            "counterfactual_roles": {"x": str(other)},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def absent(own, tmp_path_factory):
+    """A real comparison of two nets that cannot do the task, on a few texts."""
+    models = [
+        wrap(
+            tiny_hf("llama", seed, vocab_size=len(own), num_hidden_layers=2 - seed),
+            name=name,
+            tokenizer=own,
+        )
+        for seed, name in enumerate(("big", "small"))
+    ]
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    path.write_text("\n".join(hats(k, 7 - k) for k in range(4)), encoding="utf-8")
+    return replace(compare(*models, str(path), prompts=4, nulls=2), untried="", fates=())
+
+
+@pytest.fixture(scope="module")
+def found(absent):
+    """The same with open gates, and fates and transfers of known numbers."""
+    forth = (
+        carried("operation", "big", "small"),
+        carried("x", "big", "small", maps={"ridge": LOW}, shortfall=FAR),
+    )
+    back = tuple(replace(one, donor="small", recipient="big") for one in forth)
+    return replace(
+        absent,
+        gates=tuple(replace(gate, state="open") for gate in absent.gates),
+        fates=(OPERATION, X, *HEADS),
+        forth=forth,
+        back=back,
+        items={"x": (Item("I have two cats.", "I had six dogs.", "", ""),)},
+    )
+
+
+@pytest.fixture(scope="module")
+def family(found, absent):
+    gone = replace(
+        absent,
+        other=replace(absent.other, name="gone"),
+        fates=tuple(
+            Fate(fate.subject, fate.kind, "behaviour absent", "", "there is nothing to keep")
+            for fate in found.fates
+            if fate.subject
+        ),
+        back=tuple(
+            replace(one, donor="gone", maps={"ridge": Estimate(0.01, 0.0, 0.04)})
+            for one in found.back
+        ),
+    )
+    return Relatives((found, gone))
+
+
+class Read(HTMLParser):
+    """The tags, the notes with their tones, and each table as rows of (text, tone, hover)."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.tables, self.notes, self.cell = [], [], [], None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        held = dict(attrs)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr" and self.tables:
+            self.tables[-1].append([])
+        elif tag in ("td", "th") and self.tables:
+            self.cell = ["", None, ""]
+            self.tables[-1][-1].append(self.cell)
+        elif "pv-tone" in (held.get("class") or "") and self.cell:
+            self.cell[1:] = [held.get("data-tone"), held.get("title", "")]
+        elif "pv-note" in (held.get("class") or ""):
+            self.cell = ["", held.get("data-tone"), ""]
+            self.notes.append(self.cell)
+
+    def handle_data(self, data):
+        if self.cell:
+            self.cell[0] += data.replace("\xa0", " ")
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th", "div"):
+            self.cell = None
+
+    def table(self, *heads):
+        """The rows below the one table that has these headings."""
+        (rows,) = [t for t in self.tables if t and set(heads) <= {cell[0] for cell in t[0]}]
+        return rows[1:]
+
+    def text(self, *heads):
+        return [[cell[0] for cell in row] for row in self.table(*heads)]
+
+
+def headings(picture):
+    return [unescape(h) for h in re.findall(r"<h2>\d+\. (.*?)</h2>", picture.body)]
+
+
+def read(blocks):
+    return Read("".join(block.body for block in blocks))
+
+
+# --- blocks -----------------------------------------------------------------------------------
+
+
+def test_a_word_shows_its_tone_where_it_is_and_why():
+    cell = word_cell(OPERATION, where=True)
+    assert cell.text.replace("\xa0", " ") == "kept (L1.resid@op)"
+    assert cell.tone == "good"
+    assert cell.hover == "the same role: best stand-in −0.02"
+
+
+def test_only_numbers_below_nought_get_a_minus_sign():
+    assert signed("one-to-one, a stand-in: 0.1 [-0.02, 0.3], 1-2") == (
+        "one-to-one, a stand-in: 0.1 [−0.02, 0.3], 1-2"
+    )
+
+
+def test_every_word_that_can_be_said_is_explained():
+    rows = Read(glossary("variable", "head").body).text("word")
+    assert [row[0] for row in rows] == list(TONES)
+    never = [row[0] for row in rows if row[1] == "(never said)"]
+    assert never == ["lost", "new", "idle"]
+    assert all(row[2] != "(never said)" for row in rows)
+    assert "never lost" not in glossary("head").body
+
+
+def test_variables_are_listed_with_their_words_tests_and_failing_prompts(found):
+    seen = read(variable_blocks(found))
+    rows = seen.table("variable", "word", "where in small")
+    assert [row[0][0] for row in rows] == ["operation", "x"]
+    assert rows[0][1][:2] == ["kept", "good"]
+    assert "held there: 0.97 [0.91, 0.99], wanted above 0.50 (yes)" in rows[0][1][2]
+    assert rows[1][1][:2] == ["split", None]
+    tests = seen.text("variable", "test", "passed?")
+    assert [row[1] for row in tests] == ["held there", "(b)"]
+    (prompt,) = seen.text("what is asked")
+    assert prompt == ["x", "I have two cats.", "I had six dogs."]
+    assert len(read(variable_blocks(found, tests=False)).tables) == len(seen.tables) - 2
+
+
+def test_only_what_is_kept_is_plotted_as_good_news(found):
+    block = turned_plot(found.forth, "turned", ["operation"])
+    assert [row.tone for row in block.rows] == ["good", None]
+    assert [row.chance for row in block.rows] == [(0.0, 0.33)] * 2
+    assert block.rows[0].ceiling == 0.98
+
+
+def test_a_share_of_no_crossings_is_left_out_of_the_plot(found):
+    none = replace(found.forth[0], maps={"ridge": Estimate(NAN, 0.0, 1.0)})
+    assert len(turned_plot([none, found.forth[1]], "turned").rows) == 1
+    assert "no crossings" in turned_plot([none], "turned").body
+
+
+def test_kin_are_green_only_beyond_strangers_too(found):
+    one = found.back[0]
+    near = replace(one, donor="near", strangers={"copying": 0.95, "permuted": 0.1})
+    assert [row.tone for row in kin_plot([one], "c").rows] == ["good", "muted", "muted"]
+    block = kin_plot([near], "c")
+    assert [row.tone for row in block.rows] == [None, "muted", "muted"]
+    assert [row.label for row in block.rows][1:] == [
+        "copying (another end)", "permuted (another end)"
+    ]  # fmt: skip
+
+
+def test_transfers_stand_beside_what_stands_in_for_them(found):
+    seen = read(transfer_tables(found.forth))
+    ways, beside = seen.table("identity"), seen.table("bare words")
+    assert [cell[0] for cell in ways[0]] == [
+        "big → small", "operation", "L1.resid@op", "124", "0.99", "0.98", "–", "0.41",
+        "0.97 [0.91, 0.99]", "−0.01 [−0.03, 0.02]",
+    ]  # fmt: skip
+    assert ways[0][2][2] == "read at L2.resid@op"
+    assert [cell[0] for cell in beside[0]] == [
+        "big → small", "operation", "0.97", "0.65", "0.22", "0.03", "0.33", "0.56", "bare words",
+        "0.32 [0.24, 0.40]",
+    ]  # fmt: skip
+    assert beside[0][7][2] == "copying 0.45, permuted 0.56"
+
+
+def test_without_strangers_their_column_is_a_dash(found):
+    bare = [replace(one, strangers={}) for one in found.forth]
+    assert {row[7] for row in read(transfer_tables(bare)).text("bare words")} == {"–"}
+
+
+def test_heads_say_where_they_went_and_whether_they_are_equal(found):
+    (rows,) = [read(head_blocks(found)).table("head", "equal within margins")]
+    assert [row[0][0] for row in rows] == ["L0.H0", "L0.H1", "L1.H0", "(its own)"]
+    assert [row[1][:2] for row in rows] == [
+        ["kept", "good"], ["idle", "muted"], ["lost", "bad"], ["new", None]
+    ]  # fmt: skip
+    assert [row[3][0] for row in rows] == ["yes", "–", "–", "–"]
+    assert AS_ALIKE in rows[0][1][2]
+
+
+def test_what_was_not_tried_says_why_instead(found, absent):
+    why = "The pattern has no opposite"
+    (note,) = variable_blocks(replace(found, untried=why))
+    assert why in note.text
+    body = "".join(block.body for block in variable_blocks(absent))
+    assert "big does not do the whole task" in body
+    assert "Nothing was put into small" in body
+    assert "Nothing was said" in head_blocks(replace(absent, fates=()))[0].body
+
+
+# --- pages ------------------------------------------------------------------------------------
+
+
+def test_the_report_has_a_section_for_variables_and_one_for_heads(found, absent):
+    parts = headings(report(found))
+    at = parts.index("Which heads do the same")
+    assert parts[at + 1 : at + 3] == ["What became of each variable", "What became of each head"]
+    assert headings(report(absent)) == parts
+
+
+def test_a_head_that_no_untrained_net_pairs_is_plotted_without_its_chance(found):
+    matches = tuple(replace(match, chance=NAN) for match in found.matches)
+    lonely = replace(found, matches=matches)
+    assert "<section" in report(lonely).body
+
+
+def test_the_page_has_one_table_of_all_words(family):
+    seen = Read(related_page(family).body)
+    rows = seen.table("variable or head", "small", "gone")
+    assert [row[0][0] for row in rows] == [
+        "operation", "x", "L0.H0", "L1.H0", "heads of its own"
+    ]  # fmt: skip
+    assert rows[0][1] == ["kept (L1.resid@op)", "good", "the same role: best stand-in −0.02"]
+    assert rows[0][2][:2] == ["behaviour absent", "muted"]
+    assert [cell[0] for cell in rows[-1]] == ["heads of its own", "L0.H0", "–"]
+    assert "left out: L0.H1." in related_page(family).body
+
+
+def test_the_page_says_what_the_summary_says_and_marks_who_cannot_do_it(family):
+    notes = Read(related_page(family).body).notes[:2]
+    assert [note[0] for note in notes] == list(family.summary())
+    assert [note[1] for note in notes] == [None, "bad"]
+
+
+def test_the_page_has_the_numbers_and_a_part_for_each_relative(family):
+    page = related_page(family)
+    assert headings(page) == [
+        "What became of each variable and head",
+        "How alike they are",
+        "Are they kin, beyond chance?",
+        "small: what became of each variable",
+        "gone: what became of each variable",
+        "How this was measured",
+    ]
+    rows = {row[0]: row[1:] for row in Read(page.body).text("what", "permuted")}
+    # small, gone, untrained nets, copying, permuted
+    assert rows["kinship"] == ["0.55", "0.01", "0.33", "0.45", "0.56"]
+    assert rows["answer right"][2:] == ["–", "–", "–"]
+
+
+def test_kinship_within_the_reach_of_nulls_is_drawn_pale(family):
+    lines = re.findall(r'<tr( data-tone="muted")?><th scope="row" title="([^"]*)"',
+                       related_page(family).body)  # fmt: skip
+    # Kinship of small is 0.55, and a stranger's 0.56.
+    assert lines[:4] == [
+        (' data-tone="muted"', name)
+        for name in ("small", "gone", "copying (another end)", "permuted (another end)")
+    ]
+    near = replace(family.comparisons[0], back=family.comparisons[0].back[:1])
+    assert '<tr><th scope="row" title="small"' in related_page(Relatives((near,))).body
+
+
+def test_relatives_that_nothing_was_put_into_have_a_page(absent):
+    page = related_page(Relatives((absent,)))
+    assert "No state was carried over" in page.body
+    assert Read(page.body).text("variable or head", "small") == [["heads of its own", "–"]]
+
+
+def test_text_of_strangers_is_escaped_and_nothing_is_fetched(family, tmp_path):
+    one = family.comparisons[0]
+    nasty = replace(
+        one,
+        other=replace(one.other, name=NASTY),
+        title=NASTY,
+        fates=(replace(OPERATION, reason=NASTY, there=NASTY), *one.fates[1:]),
+        items={"x": (Item(NASTY, NASTY, NASTY, NASTY),)},
+    )
+    assert Read(related_page(Relatives((nasty,))).body).tags.count("script") == 0
+    path = tmp_path / "page.html"
+    Relatives((nasty,)).save(path)
+    text = path.read_text(encoding="utf-8")
+    assert len(text) < 1_000_000
+    assert "\u202e" not in text
+    assert not re.findall(r'(?:src|href)="(?!#|data:)', text)
+
+
+# --- the command ------------------------------------------------------------------------------
+
+RUNNER = CliRunner()
+
+
+@pytest.fixture
+def asked(monkeypatch, family):
+    """Note what is asked of `compare_family`, and measure nothing."""
+    asked = []
+
+    def note(full, others, pattern, **options):
+        asked.append((full, list(others), pattern, options))
+        return Relatives(family.comparisons[: len(others)])
+
+    monkeypatch.setattr("probes.comparison.compare.compare_family", note)
+    return asked
+
+
+def run(*words):
+    return RUNNER.invoke(app, ["compare", *(str(word) for word in words)])
+
+
+def test_one_relative_is_written_as_a_report_with_matches_and_fates(asked, tmp_path):
+    page, numbers = tmp_path / "r.html", tmp_path / "r.json"
+    result = run("big", "small", "--seed", 3, "--workers", 1, "--out", page, "--json", numbers)
+    assert result.exit_code == 0, result.output
+    ((full, others, pattern, options),) = asked
+    assert (full, others, pattern) == ("big", ["small"], "take-away")
+    assert options == {"prompts": 32, "seed": 3, "nulls": 20, "workers": 1, "progress": False}
+    assert "Which heads do the same" in page.read_text(encoding="utf-8")
+    assert "matches" in json.loads(numbers.read_text(encoding="utf-8"))
+    for word in ("partner", "operation", "split", "(its own)", "lost"):
+        assert word in result.stdout
+    fates = result.stdout[result.stdout.index("variable or head") :]
+    assert "L0.H0" in fates
+    assert "do not repeat" not in fates  # An idle head's reason.
+
+
+def test_several_relatives_are_written_as_one_page_with_a_table_of_words(asked, tmp_path, family):
+    page, numbers = tmp_path / "r.html", tmp_path / "r.json"
+    result = run("big", "small", "gone", "--out", page, "--json", numbers)
+    assert result.exit_code == 0, result.output
+    assert asked[0][1] == ["small", "gone"]
+    assert "Are they kin, beyond chance?" in page.read_text(encoding="utf-8")
+    assert set(json.loads(numbers.read_text(encoding="utf-8"))) == {"small", "gone"}
+    assert [f"- {line}" for line in family.summary()] == result.stdout.splitlines()[:2]
+    assert "heads of its own" in result.stdout
+    assert re.findall(r"(?m)^│ (L\d\.H\d)", result.stdout) == ["L0.H0", "L1.H0"]
+    assert "partner" not in result.stdout
+
+
+def test_no_name_loses_its_end_in_a_narrow_terminal(asked, tmp_path, found, monkeypatch):
+    long = "L1.resid@a_role_with_a_name_that_no_column_of_eighty_letters_could_hold"
+    one = replace(found, fates=(replace(OPERATION, there=long), *HEADS))
+    monkeypatch.setattr(
+        "probes.comparison.compare.compare_family", lambda *_, **__: Relatives((one, one))
+    )
+    result = run("big", "small", "small", "--out", tmp_path / "r.html")
+    assert result.exit_code == 0, result.output
+    assert "…" not in result.stdout
+
+
+def test_names_in_brackets_are_printed_as_they_are(asked, tmp_path, family, monkeypatch):
+    one = family.comparisons[0]
+    odd = replace(one, other=replace(one.other, name="[red]s"))
+    monkeypatch.setattr(
+        "probes.comparison.compare.compare_family",
+        lambda *_, **__: Relatives((odd, family.comparisons[1])),
+    )
+    assert (
+        "[red]s" in run("big", "s", "gone", "--out", tmp_path / "r.html").stdout.split("\n", 2)[2]
+    )
+
+
+@pytest.mark.parametrize("others", [("small",), ("small", "gone")])
+def test_what_is_not_surely_equal_ends_with_code_three_after_all_is_written(
+    others, asked, tmp_path
+):
+    page = tmp_path / "r.html"
+    result = run("big", *others, "--out", page, "--assert-equivalent", 0.1)
+    assert result.exit_code == 3
+    assert page.exists()
+    assert "small is not surely equal to big within 0.1: " in result.stderr
+    assert "x: split" in result.stderr
+    assert ("gone is not surely equal" in result.stderr) == ("gone" in others)
+    assert "not surely" not in result.stdout
+    assert f"Report: {page}" in result.stdout
+
+
+def test_an_equal_relative_ends_well(asked, tmp_path, monkeypatch, found):
+    equal = replace(found, fates=(OPERATION, *HEADS), forth=found.forth[:1], changes=(SHORT,))
+    monkeypatch.setattr(
+        "probes.comparison.compare.compare_family", lambda *_, **__: Relatives((equal,))
+    )
+    words = ("big", "small", "--out", tmp_path / "r.html", "--assert-equivalent")
+    assert run(*words, 0.1).exit_code == 0
+    with pytest.raises(EquivalenceError):
+        equal.assert_equivalent(0.01)
+    assert run(*words, 0.01).exit_code == 3
+
+
+@pytest.mark.parametrize("margin", [-0.1, 1.5, "much"])
+def test_a_margin_that_is_no_share_is_refused_before_any_work(margin, asked, tmp_path):
+    result = run("big", "small", "--out", tmp_path / "r.html", "--assert-equivalent", margin)
+    assert result.exit_code == 2
+    assert asked == []
+
+
+def test_a_comparison_with_nothing_is_refused(asked):
+    assert run("big").exit_code == 2
+    assert asked == []
+
+
+def test_help_tells_of_the_exit_code():
+    said = " ".join(re.sub(r"[│╭╮╰╯─]", " ", run("--help").output).split())
+    assert "--assert-equivalent" in said
+    assert "Exit with 3" in said

@@ -1,0 +1,385 @@
+"""A trace as sentences, as numbers and as a page, drawn from plain values alone."""
+
+import base64
+import hashlib
+import json
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from probes.circuits.circuit import Circuit
+from probes.circuits.faithfulness import Chance, Curve, Damage, Faithfulness, Need
+from probes.circuits.graph import Edge, Wiring
+from probes.circuits.trace import Trace
+from probes.errors import FigureError
+from probes.observe.gate import Gate
+from probes.stats.intervals import Estimate
+from probes.viz.reports.trace import traced_page
+
+NASTY = "<script>alert('1')</script>&\"\u202e"
+EDGES = ("embed->L0.H1.v", "L0.H1->L1.H0.k", "embed->L1.H0.v", "L1.H0->logits")
+PARTS = (
+    "The circuit",
+    "How much it holds",
+    "Beside chance",
+    "Is it this task's alone?",
+    "How this was measured",
+)
+
+
+def held(value, edges=4):
+    return Faithfulness(
+        edges=edges,
+        share=edges / len(Wiring(2, 2, 2)),
+        value=Estimate(value, value - 0.04, value + 0.03),
+        each=(value, math.nan, 1.0),
+        right=Estimate(0.75, 0.6, 0.85),
+        complement=Estimate(0.11, 0.07, 0.16),
+    )
+
+
+def damages(own="take-away", other="taken", stranger=0.31, lot=0.47):
+    left = {
+        (own, own): 0.02, (other, own): 0.64, ("random paths", own): 0.53,
+        (own, other): stranger, (other, other): 0.05, ("random paths", other): lot,
+    }  # fmt: skip
+    return tuple(Damage(cut, task, 4, value) for (cut, task), value in left.items())
+
+
+def made(name="full", task="take-away: x + y, number", **changes):
+    """A small trace with a different number in every field."""
+    circuit = Circuit(
+        model=name,
+        wiring=Wiring(2, 2, 2),
+        edges=tuple(map(Edge.parse, EDGES)),
+        scores=(1.25, -0.52, 2.75, 4.5),
+        errors=(0.13, 0.06, math.nan, 0.45),
+        protocol=(("method", "eap-ig, 5 midpoints"), ("task", task), ("prompts", "96")),
+    )
+    found = Trace(
+        circuit=circuit,
+        gate=Gate(
+            model=name,
+            pattern="take-away",
+            answer="number",
+            items=200,
+            accuracy=Estimate(0.97, 0.94, 0.99),
+            heuristic="copy x",
+            heuristic_accuracy=0.12,
+            margin=Estimate(0.85, 0.8, 0.9),
+            lead=Estimate(9.0, 8.5, 9.5),
+            state="open",
+        ),
+        keep=0.9,
+        found=held(0.93),
+        held_out=held(0.88),
+        curve=Curve(
+            shares=(0.1, 1.0),
+            edges=(3, 34),
+            values=(Estimate(0.4, 0.35, 0.45), Estimate(1.0, 1.0, 1.0)),
+            cpr=0.631,
+            cmd=0.272,
+            log_cpr=0.703,
+            log_cmd=0.304,
+        ),
+        chances=(
+            Chance("paths", (0.01, 0.22, 0.59), 0.66),
+            Chance("edges", (0.0, 0.03, 0.07), 1.0),
+        ),
+        stability=0.86,
+        needs=tuple(
+            Need(edge, fall, p)
+            for edge, fall, p in zip(
+                EDGES, (0.41, 0.008, 0.37, 0.99), (0.0004, 0.26, 0.049, 2e-9), strict=True
+            )
+        ),
+        damages=damages(),
+    )
+    return replace(found, **changes)
+
+
+class Tags(HTMLParser):
+    """All tags with their attributes, and all text but styles and scripts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.said, self.inside = [], [], None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.inside = tag if tag in ("style", "script") else None
+
+    def handle_endtag(self, tag):
+        self.inside = None
+
+    def handle_data(self, data):
+        if self.inside is None:
+            self.said.append(data)
+
+    def words(self):
+        return re.sub(r"\s+", " ", " ".join(self.said))
+
+
+def rows(body):
+    """The cells of each row of each table, as text."""
+    text = re.sub(r"<(style|svg)\b.*?</\1>", "", body, flags=re.DOTALL)
+    found = []
+    for table in re.findall(r"<table\b.*?</table>", text, re.DOTALL):
+        lines = re.findall(r"<tr\b.*?</tr>", table, re.DOTALL)
+        cells = [re.findall(r"<t[dh]\b.*?</t[dh]>", line, re.DOTALL) for line in lines]
+        found.append([[Tags(cell).words().strip() for cell in line] for line in cells])
+    return found
+
+
+# Sentences.
+
+
+def test_the_sentences_hold_the_numbers_of_the_fields():
+    gate, size, rest, paths, edges, stable, need, alone = made().summary()
+    assert gate == "full on take-away: x + y, number: right in 97%; the gate is open."
+    assert size.startswith(f"4 of {len(Wiring(2, 2, 2))} edges ({4 / len(Wiring(2, 2, 2)):.2%})")
+    assert "hold 0.88 [0.84, 0.91] of the lead on held-out prompts" in size
+    assert "(0.93 [0.89, 0.96] where they were found; asked for 0.9)" in size
+    assert size.endswith("the answer still leads in 75%.")
+    assert rest == "Without them 0.11 [0.07, 0.16] of the lead is left."
+    said = "3 circuits of as many random {}: median {}, highest {}; the circuit exceeds {} of them."
+    assert paths == said.format("paths", "0.22", "0.59", "66%")
+    assert edges == said.format("edges", "0.03", "0.07", "100%")
+    assert "share 0.86 (mean Jaccard; the bar is 0.8): stable." in stable
+    assert need.startswith("3 of 4 edges are needed by themselves")
+    assert alone.startswith("Cutting it out leaves 0.02 of 'take-away' and 0.31 of 'taken', where")
+    assert "as many edges of random paths leave 0.47: it does more damage to 'taken'" in alone
+    assert alone.endswith("As many edges of 'taken' leave 0.64 of 'take-away'.")
+
+
+@pytest.mark.parametrize(
+    ("stability", "word"), [(0.8, "stable"), (0.79, "not stable"), (math.nan, "not stable")]
+)
+def test_a_circuit_that_other_prompts_would_change_is_not_called_stable(stability, word):
+    assert made(stability=stability).summary()[5].endswith(f": {word}.")
+
+
+@pytest.mark.parametrize(
+    ("stranger", "lot", "word"),
+    [(0.1, 0.5, "does more"), (0.5, 0.1, "does no more"), (0.3, 0.3, "does no more")],
+)
+def test_damage_elsewhere_is_held_against_that_of_random_paths(stranger, lot, word):
+    last = made(damages=damages(stranger=stranger, lot=lot)).summary()[-1]
+    assert f"it {word} damage to 'taken' than chance does" in last
+
+
+def test_without_another_task_nothing_is_said_of_it():
+    lines = made(damages=()).summary()
+    assert len(lines) == 7
+    assert "Cutting" not in " ".join(lines)
+
+
+def test_a_little_less_than_nothing_is_nothing():
+    nothing = made(
+        damages=damages(stranger=-0.004, lot=-0.001),
+        chances=(Chance("paths", (-0.001,), 1.0), Chance("edges", (-0.002, -0.001), 1.0)),
+        held_out=replace(held(0.88), complement=Estimate(-0.001, -0.004, 0.001)),
+    )
+    assert "-0.00" not in " ".join(nothing.summary())
+    assert "0.00 of 'taken'" in nothing.summary()[-1]
+
+
+# Numbers.
+
+
+def strict(text):
+    """Read JSON that holds neither NaN nor Infinity."""
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_all_of_it_goes_into_json_and_comes_back_as_it_was(tmp_path):
+    found = made()
+    plain = found.to_dict()
+    assert strict(json.dumps(plain)) == plain
+    found.save(tmp_path / "t.json")
+    assert strict((tmp_path / "t.json").read_text(encoding="utf-8")) == plain
+    assert plain["schema"] == 1
+    assert plain["summary"] == list(found.summary())
+    assert plain["held_out"]["value"] == {"value": 0.88, "low": 0.84, "high": 0.91}
+    assert plain["held_out"]["each"] == [0.88, None, 1.0]
+    assert plain["curve"]["edges"] == [3, 34]
+    assert plain["chances"][1]["values"] == [0.0, 0.03, 0.07]
+    assert plain["needs"][3] == {"edge": "L1.H0->logits", "fall": 0.99, "p": 2e-9}
+    assert plain["damages"][0]["cut"] == plain["damages"][0]["task"] == "take-away"
+    assert (plain["gate"]["state"], plain["keep"], plain["stability"]) == ("open", 0.9, 0.86)
+
+
+def test_the_circuit_in_it_can_be_read_by_itself():
+    found = made()
+    assert Circuit.from_json(json.dumps(found.to_dict()["circuit"])) == found.circuit
+
+
+def test_an_unknown_stability_is_null():
+    assert made(stability=math.nan).to_dict()["stability"] is None
+
+
+def test_a_prompt_without_any_gap_does_not_break_the_json():
+    """Its own f is a change divided by nothing."""
+    found = made(found=replace(held(0.93), each=(math.inf, -math.inf)))
+    assert strict(json.dumps(found.to_dict()))["found"]["each"] == [None, None]
+
+
+def test_it_says_itself_in_one_line():
+    assert repr(made()) == "<Trace of full: 4 edges hold 0.88 [0.84, 0.91]>"
+
+
+# The page.
+
+
+def test_a_trace_read_back_from_values_is_drawn_and_nothing_is_run(monkeypatch):
+    """There is no model: all that could be run is taken away."""
+    from probes.circuits import edge_patching as splice
+    from probes.circuits import faithfulness as evaluation
+    from probes.circuits import trace as tracing
+
+    for module, name in ((splice, "run"), (evaluation, "run"), (tracing, "stage")):
+        monkeypatch.setattr(module, name, None)
+    found = made()
+    again = replace(found, circuit=Circuit.from_json(found.circuit.to_json()))
+    assert traced_page(again).body == found.picture().body
+    assert found._repr_html_() == found.picture()._repr_html_()
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_the_page_has_its_sections_in_order(alone):
+    body = traced_page(made() if alone else made(damages=())).body
+    heads = [head.replace("&#x27;", "'") for head in re.findall(r"<h2>(.*?)</h2>", body)]
+    parts = [part for part in PARTS if alone or part != PARTS[3]]
+    assert heads == [f"{at}. {part}" for at, part in enumerate(parts, start=1)]
+    links = re.findall(r'<a href="#(.*?)">', body)
+    assert links == re.findall(r'<section class="pv-part" id="(.*?)">', body)
+    assert len(links) == len(parts)
+
+
+def test_the_page_leads_with_the_sentences_and_marks_the_good_and_the_bad():
+    body = traced_page(made()).body
+    words = Tags(body).words()
+    for line in made().summary():
+        assert line in words
+    assert body.index("pv-verdicts") < body.index("<section")
+    tones = [re.search(r'data-tone="(\w+)"', note) for note in notes(body)]
+    assert [tone and tone[1] for tone in tones] == ["good", *[None] * 4, "good", None, None]
+    weak = made(stability=0.5, gate=replace(made().gate, state="partial"))
+    tones = [re.search(r'data-tone="(\w+)"', note) for note in notes(traced_page(weak).body)]
+    assert [tone and tone[1] for tone in tones] == ["bad", *[None] * 4, "bad", None, None]
+
+
+def notes(body):
+    return re.findall(r'<div class="pv-note".*?</div>', body)
+
+
+def test_every_edge_stands_in_the_table_with_its_score_error_fall_and_p():
+    table = rows(traced_page(made()).body)[0]
+    assert [row[0] for row in table[1:]] == [str(edge) for edge in made().circuit.edges]
+    found = {row[0]: row[1:] for row in table[1:]}
+    assert found["embed->L0.H1.v"] == ["1.25", "0.13", "0.410", "4.0e-04"]
+    assert found["embed->L1.H0.v"] == ["2.75", "–", "0.370", "0.049"]
+    assert found["L0.H1->L1.H0.k"][2:] == ["0.008", "0.260"]
+    assert found["L1.H0->logits"] == ["4.50", "0.45", "0.990", "2.0e-09"]
+
+
+def test_an_edge_that_the_held_out_prompts_lack_has_no_need_to_show():
+    table = rows(traced_page(made(needs=made().needs[1:])).body)[0]
+    assert table[1] == ["embed->L0.H1.v", "1.25", "0.13", "–", "–"]
+
+
+def test_the_parts_hold_the_numbers_of_the_fields():
+    body = traced_page(made()).body
+    words = Tags(re.sub(r"<svg.*?</svg>", "", body, flags=re.DOTALL)).words()
+    for text in (
+        "0.88 [0.84, 0.91]", "0.93 [0.89, 0.96]", "0.11 [0.07, 0.16]",
+        "10.0%: 3 edges", "100.0%: 34 edges", "0.40 [0.35, 0.45]",
+        "CPR 0.631, CMD 0.272", "0.703 and 0.304", "share 0.86",
+    ):  # fmt: skip
+        assert text in words, text
+    tables = rows(body)
+    assert ["random paths", "3", "0.220", "0.590", "66%"] in tables[3]
+    assert ["random edges", "3", "0.030", "0.070", "100%"] in tables[3]
+    assert ["take-away", "4", "taken", "0.31"] in tables[4]
+    assert ["random paths", "4", "take-away", "0.53"] in tables[4]
+    how = dict(map(tuple, tables[5][1:]))
+    assert how["method"] == "eap-ig, 5 midpoints"
+    assert how["gate"] == "open: 0.97 [0.94, 0.99] right on 200 questions"
+    assert how["best heuristic"] == "copy x: 0.12"
+    assert how["edges that exist"] == str(len(Wiring(2, 2, 2)))
+
+
+def test_the_tables_are_written_as_the_sentences_are():
+    thin = replace(made().curve, shares=(0.01, 1.0), edges=(1, 34))
+    body = traced_page(made(damages=damages(stranger=-0.001), curve=thin)).body
+    words = Tags(body).words()
+    assert "-0.00" not in words
+    assert "1 edges" not in words
+
+
+def test_the_page_runs_no_script_but_its_own_and_fetches_nothing(tmp_path):
+    place = tmp_path / "t.html"
+    made().save(place)
+    text = place.read_text(encoding="utf-8")
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in text
+    assert "default-src 'none'" in text
+    for tag, attributes in Tags(text).tags:
+        assert tag not in ("iframe", "object", "embed", "link", "base", "form"), tag
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in ("src", "href", "xlink:href"):
+                assert value.startswith(("#", "data:"))
+
+
+def test_strangers_names_are_only_text(tmp_path):
+    gate = replace(made().gate, answer=NASTY, heuristic=NASTY)
+    found = made(NASTY, NASTY, gate=gate, damages=damages(NASTY, f"{NASTY}2"))
+    place = tmp_path / "t.html"
+    found.save(place)
+    page = Tags(place.read_text(encoding="utf-8"))
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert "<script>alert('1')</script>&\"<U+202E>" in page.words()
+    assert "\u202e" not in place.read_text(encoding="utf-8")
+    assert strict(json.dumps(found.to_dict()))["circuit"]["model"] == NASTY
+
+
+@pytest.mark.parametrize("name", ["t.html", "t.json"])
+def test_a_file_is_written_whole_or_not_at_all(name, tmp_path, monkeypatch):
+    place = tmp_path / name
+    made().save(place)
+    before = place.read_bytes()
+    assert len(before) > 1000
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.replace", full_disk)
+    with pytest.raises(FigureError, match="No space left"):
+        made("other").save(place)
+    monkeypatch.undo()
+    assert place.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("no/t.html", "no"), ("no/t.json", "no"), ("t.png", "html"), ("t", "html")]
+)
+def test_a_place_that_no_trace_can_be_written_to_is_refused(name, says, tmp_path):
+    with pytest.raises(FigureError, match=says):
+        made().save(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_trace_is_the_same_page():
+    assert traced_page(made()).body == traced_page(made()).body
