@@ -33,11 +33,11 @@ from transformer_lens.tools.analysis.attribution_patching import (
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.peers.measure import JOBS, SHAPES, STEPS, Run, Shape, alone, cpu, one, tokens
-from probes.circuits.attribution import attribute
-from probes.circuits.edge_patching import run
+from probes.circuits.attribution import edge_attribution
+from probes.circuits.edge_patching import run_circuits
 from probes.circuits.graph import Edge
-from probes.circuits.reference_runs import Stage, stage
-from probes.circuits.task import Task, by_hand
+from probes.circuits.reference_runs import ReferenceRuns, run_references
+from probes.circuits.task import Task, task_from_tokens
 from probes.models.model import Model, wrap
 
 HERE = Path(__file__).parent
@@ -122,20 +122,20 @@ class Bench:
     @cached_property
     def every(self) -> Tensor:
         """The circuit of all edges."""
-        return torch.ones(1, len(self.task.wiring(self.model)), dtype=torch.bool)
+        return torch.ones(1, len(self.task.computation_graph(self.model)), dtype=torch.bool)
 
     @cached_property
     def few(self) -> Tensor:
         """The circuit of the edges that EAP scores highest: one in a hundred."""
-        scores = attribute(self.model, self.task, method="eap", each=False).mean.abs()
+        scores = edge_attribution(self.model, self.task, method="eap", per_prompt=False).mean.abs()
         kept = torch.zeros(1, len(scores), dtype=torch.bool)
         kept[0, scores.topk(len(scores) // 100).indices] = True
         return kept
 
     @cached_property
-    def staged(self) -> Stage:
+    def staged(self) -> ReferenceRuns:
         """What all circuits share."""
-        return stage(self.model, self.task)
+        return run_references(self.model, self.task)
 
 
 def build(shape: Shape) -> Bench:
@@ -153,7 +153,7 @@ def build(shape: Shape) -> Bench:
     plain = GPT2LMHeadModel(config).eval()
     plain.set_attn_implementation("eager")
     drawn = tokens(shape)
-    task = by_hand(drawn.clean, drawn.corrupt, drawn.answer, drawn.foil[:, None])
+    task = task_from_tokens(drawn.clean, drawn.corrupt, drawn.answer, drawn.foil[:, None])
     return Bench(plain, wrap(plain, name="random GPT-2"), task)
 
 
@@ -171,7 +171,7 @@ def floor(bench: Bench, part: str) -> Run:
         if not start.requires_grad:
             start.requires_grad_()
         logits = plain(inputs_embeds=start, use_cache=False).logits[:, -1]
-        task.lead(logits).sum().backward()
+        task.logit_diff(logits).sum().backward()
         plain.zero_grad(set_to_none=True)
 
     return forward if part == "forward" else gradient
@@ -187,11 +187,13 @@ def ours(bench: Bench, job: str) -> Run:
     if kind in ("eap", "eap_ig"):
         method = kind.replace("_", "-")
         more = {"steps": STEPS} if kind == "eap_ig" else {}
-        return partial(attribute, model, task, method=method, each=extra == "each", **more)
-    kept = bench.every if kind == "circuit_all" else bench.few
+        return partial(
+            edge_attribution, model, task, method=method, per_prompt=extra == "each", **more
+        )
+    kept = bench.all_pairs if kind == "circuit_all" else bench.few
     if extra == "shared":
-        return partial(run, bench.staged, kept)
-    return lambda: run(stage(model, task), kept)
+        return partial(run_circuits, bench.stage_task, kept)
+    return lambda: run_circuits(run_references(model, task), kept)
 
 
 def part_of(bench: Bench, job: str) -> Run:
@@ -288,15 +290,15 @@ def gap(bench: Bench) -> tuple[float, float]:
     def lead(logits: Tensor) -> Tensor:
         return logits[0, -1, answer] - logits[0, -1, foil]
 
-    mine = attribute(model, task, method="eap", at=0.0).mean
+    mine = edge_attribution(model, task, method="eap", gradient_at=0.0).mean
     how = EdgeAttributionConfig(granularity="edge")
     # It needs weights with gradients, which this kit's models have not: a copy has them.
     bridge = wrap(bench.plain, name="a copy").bridge.requires_grad_(True)
     with redirect_stdout(StringIO()):
         found = attribution_patch(bridge, task.clean, task.counterfactual, lead, how)
-    wiring = task.wiring(model)
+    wiring = task.computation_graph(model)
     edges = list(found.edge_scores)[: len(wiring)]
-    order = torch.from_numpy(wiring.numbers(Edge(_name(a), _name(b)) for a, b in edges))
+    order = torch.from_numpy(wiring.indices_of(Edge(_name(a), _name(b)) for a, b in edges))
     at_places = torch.tensor(list(found.edge_scores.values()), dtype=torch.float64)
     theirs = torch.empty(len(wiring), dtype=torch.float64)
     theirs[order] = at_places.view(-1, len(wiring)).sum(0)

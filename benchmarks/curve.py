@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from probes.comparison.rate_distortion.measure import curve
+from probes.comparison.rate_distortion.measure import rate_distortion
 from probes.compression.pruning.prune import prune
 from probes.compression.quantization.quantize import quantize
 
@@ -25,7 +25,7 @@ def main() -> None:
     relatives = [quantize("full", scheme) for scheme in SCHEMES]
     relatives += [prune("full", share) for share in SHARES]
     busy, clock = time.process_time(), time.perf_counter()
-    found = curve("full", [*relatives, *TRAINED])
+    found = rate_distortion("full", [*relatives, *TRAINED])
     busy, clock = time.process_time() - busy, time.perf_counter() - clock
     if len(sys.argv) > 1:
         Path(sys.argv[1]).parent.mkdir(parents=True, exist_ok=True)

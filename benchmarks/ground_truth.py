@@ -2,7 +2,7 @@
 
     python benchmarks/ground_truth.py [--seeds 3] [--distractors 4]
 
-The rows: (a) planted by hand among distractors; (b) labelled by exact edge patching, as nobody set
+The rows: (a) planted by hand among distractors; (b) labeled by exact edge patching, as nobody set
 the weights: planted under noise, and two of the embedded family on take-away, where a seed draws
 prompts; (c) made to defeat a method: saturated attention, a decoy, gates; (d) compiled by Tracr.
 
@@ -28,12 +28,17 @@ import numpy as np
 from scipy.stats import mannwhitneyu
 from torch import set_num_threads
 
-from probes.circuits.attribution import attribute
-from probes.circuits.trace import tasks
+from probes.circuits.attribution import edge_attribution
+from probes.circuits.trace import sample_tasks
 from probes.errors import ModelError
 from probes.models.model import Model, load
 from probes.prompts.catalog import pattern
-from probes.testing.planted_circuits import Planted, by_patching, induction, noisy
+from probes.testing.planted_circuits import (
+    PlantedModel,
+    find_true_edges,
+    induction,
+    noisy_induction,
+)
 from probes.testing.planted_gates import and_gate, decoy, or_gate
 from probes.testing.tracr import frac_prevs
 
@@ -57,7 +62,7 @@ class Row:
 
     group: str
     name: str
-    build: Callable[[int], Planted]
+    build: Callable[[int], PlantedModel]
 
 
 def rows(distractors: int) -> Iterator[Row]:
@@ -65,7 +70,9 @@ def rows(distractors: int) -> Iterator[Row]:
     yield Row("a", "induction", lambda seed: induction(seed, distractors=distractors))
     for snr in (10.0, 3.0, 1.0, 0.7):
         yield Row(
-            "b", f"noisy, snr {snr:g}", lambda n, snr=snr: noisy(n, snr, distractors=distractors)
+            "b",
+            f"noisy, snr {snr:g}",
+            lambda n, snr=snr: noisy_induction(n, snr, distractors=distractors),
         )
     for member in ("full", "distilled"):
         yield Row("b", member, lambda seed, member=member: of_family(member, seed))
@@ -76,9 +83,11 @@ def rows(distractors: int) -> Iterator[Row]:
     )
     yield Row("c", "decoy", decoy)
     for steep in (2.0, 20.0):
-        yield Row("c", f"or, steep {steep:g}", lambda seed, steep=steep: or_gate(seed, steep=steep))
         yield Row(
-            "c", f"and, steep {steep:g}", lambda seed, steep=steep: and_gate(seed, steep=steep)
+            "c", f"or, steep {steep:g}", lambda seed, steep=steep: or_gate(seed, steepness=steep)
+        )
+        yield Row(
+            "c", f"and, steep {steep:g}", lambda seed, steep=steep: and_gate(seed, steepness=steep)
         )
     yield Row("d", "share of x so far", frac_prevs)
 
@@ -89,12 +98,12 @@ def member_of(name: str) -> Model:
     return load(name)
 
 
-def of_family(name: str, seed: int) -> Planted:
+def of_family(name: str, seed: int) -> PlantedModel:
     """Label the edges of a trained model by exact patching; the seed draws prompts."""
     model, none = member_of(name), frozenset()
-    task = tasks(model, pattern("take-away"), "number", prompts=8, seed=seed)[0]
-    truth = by_patching(model, task)
-    return Planted(model, task, task.wiring(model), truth, none, none, "Trained.")
+    task = sample_tasks(model, pattern("take-away"), "number", prompts=8, seed=seed)[0]
+    truth = find_true_edges(model, task)
+    return PlantedModel(model, task, task.computation_graph(model), truth, none, none, "Trained.")
 
 
 def auroc(score: np.ndarray, true: np.ndarray) -> float:
@@ -103,13 +112,13 @@ def auroc(score: np.ndarray, true: np.ndarray) -> float:
     return float(ranked / (true.sum() * (~true).sum()))
 
 
-def judge(planted: Planted, score: np.ndarray) -> tuple[float, float, float]:
+def judge(planted: PlantedModel, score: np.ndarray) -> tuple[float, float, float]:
     """Return the AUROC of the edges and that of the writers, and the share of hits."""
     score = np.where(score < ROUNDING * score.max(), 0.0, score)
-    true = np.zeros(len(planted.wiring), dtype=bool)
-    true[planted.wiring.numbers(planted.truth)] = True
-    source = planted.wiring.table[0]
-    count = len(planted.wiring.writers)
+    true = np.zeros(len(planted.graph), dtype=bool)
+    true[planted.graph.indices_of(planted.truth)] = True
+    source = planted.graph.edge_table[0]
+    count = len(planted.graph.writers)
     best, inside = np.zeros(count), np.zeros(count, dtype=bool)
     np.maximum.at(best, source, score)
     np.logical_or.at(inside, source, true)
@@ -118,23 +127,23 @@ def judge(planted: Planted, score: np.ndarray) -> tuple[float, float, float]:
     return auroc(score, true), auroc(best, inside), float(hits)
 
 
-def dead(planted: Planted, score: np.ndarray) -> float:
+def dead(planted: PlantedModel, score: np.ndarray) -> float:
     """Return the largest score of an edge from or into a dead writer; NaN if there is none."""
-    names = planted.wiring.readers
+    names = planted.graph.readers
     ends = [name.rpartition(".")[0] if name[-1] in "qkv" else name for name in names]
-    source, target = planted.wiring.table[:2]
-    from_them = np.isin(planted.wiring.writers, list(planted.dead))[source]
+    source, target = planted.graph.edge_table[:2]
+    from_them = np.isin(planted.graph.writers, list(planted.dead))[source]
     into_them = np.isin(ends, list(planted.dead))[target]
     return score[from_them | into_them].max(initial=0) if planted.dead else np.nan
 
 
-def measure(row: Row, models: list[Planted], name: str) -> Iterator[str]:
+def measure(row: Row, models: list[PlantedModel], name: str) -> Iterator[str]:
     """Print one line of the table, and yield what is not as it must be."""
     true = statistics.mean(len(planted.truth) for planted in models)
     start, found, loud = time.process_time(), [], []
     for planted in models:
         try:
-            graph = attribute(planted.model, planted.task, **METHODS[name], each=False)
+            graph = edge_attribution(planted.model, planted.task, **METHODS[name], per_prompt=False)
         except ModelError as error:
             yield f"({row.group}) {row.name}, {name}: refused. {error}"
             continue

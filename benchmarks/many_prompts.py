@@ -12,8 +12,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.peers.measure import Run, alone, one
-from probes.circuits.attribution import attribute
-from probes.circuits.task import by_hand
+from probes.circuits.attribution import edge_attribution
+from probes.circuits.task import task_from_tokens
 from probes.models.model import wrap
 
 COUNTS = ("100", "1000", "10000")
@@ -34,9 +34,9 @@ def prepare(_: object, count: str) -> Run:
     model = wrap(LlamaForCausalLM(config), name="random Llama")
     clean, other = torch.randint(4, VOCAB, (2, int(count), LENGTH))
     answer, foil = torch.randint(4, VOCAB, (2, int(count)))
-    task = by_hand(clean, other, answer, foil[:, None])
-    attribute(model, task[:100], method="eap", each=False)
-    return lambda: attribute(model, task, method="eap", each=False)
+    task = task_from_tokens(clean, other, answer, foil[:, None])
+    edge_attribution(model, task[:100], method="eap", per_prompt=False)
+    return lambda: edge_attribution(model, task, method="eap", per_prompt=False)
 
 
 def main() -> None:

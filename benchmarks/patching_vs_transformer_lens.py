@@ -18,9 +18,9 @@ from torch import Tensor
 from transformer_lens import patching
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from probes.interventions.activation_patching import patch, record
+from probes.interventions.activation_patching import patch_sites, run_with_cache
 from probes.models.model import Model, load, wrap
-from probes.models.site import Cell
+from probes.models.site import Site
 
 PROMPTS, LENGTH = 64, 30
 ENDS = (3, 6, 8, 10, 11, 14, 17, 19, 22, 25, 28, 30)
@@ -36,7 +36,7 @@ class Sweep:
     source: Tensor
     answers: Tensor
     spans: dict[str, tuple[int, int]]
-    cells: list[Cell]
+    cells: list[Site]
 
 
 def random_llama() -> Model:
@@ -66,7 +66,7 @@ def prepare(model: Model) -> Sweep:
     spans = {f"role {n}": (starts[n], end) for n, end in enumerate(ENDS)}
     late = [role for role, (start, _) in spans.items() if start >= DIFFERS.start]
     parts = [*range(model.shape.heads), "mlp"]
-    cells = [Cell(n, c, r) for n in range(model.shape.layers) for c in parts for r in late]
+    cells = [Site(n, c, r) for n in range(model.shape.layers) for c in parts for r in late]
     return Sweep(model, clean, source, answers, spans, cells)
 
 
@@ -74,7 +74,9 @@ def ours(sweep: Sweep) -> Tensor:
     """Sweep with this kit, recording included."""
     mask = torch.ones_like(sweep.clean, dtype=torch.bool)
     readout = torch.full((PROMPTS, 1), LENGTH - 1)
-    clean, source = (record(sweep.model, ids, mask, readout) for ids in (sweep.clean, sweep.source))
+    clean, source = (
+        run_with_cache(sweep.model, ids, mask, readout) for ids in (sweep.clean, sweep.source)
+    )
     where = {}
     for role, (start, end) in sweep.spans.items():
         where[role] = torch.zeros_like(mask)
@@ -85,7 +87,7 @@ def ours(sweep: Sweep) -> Tensor:
         row = torch.arange(len(rows))
         return (logits[row, 0, right] - logits[row, 0, wrong])[:, None]
 
-    return patch(clean, source, sweep.cells, where, difference)[..., 0]
+    return patch_sites(clean, source, sweep.cells, where, difference)[..., 0]
 
 
 def theirs(sweep: Sweep) -> Tensor:
@@ -125,7 +127,7 @@ def theirs(sweep: Sweep) -> Tensor:
     return result
 
 
-def _index(cell: Cell, spans: dict[str, tuple[int, int]]) -> dict[str, int]:
+def _index(cell: Site, spans: dict[str, tuple[int, int]]) -> dict[str, int]:
     start, end = spans[cell.role]
     head = {"head": cell.component} if isinstance(cell.component, int) else {}
     return {"layer": cell.layer, "start": start, "end": end, **head}

@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 
 import probes as pb
-from probes.comparison.variables.held_out_folds import draw_trials
-from probes.comparison.variables.stitching import read_donor, read_host
-from probes.comparison.variables.transfer import handed
-from probes.experiments.distilled_circuits.score import alignment_score
+from probes.comparison.variables.held_out_folds import sample_held_out_folds
+from probes.comparison.variables.stitching import run_donor, run_recipient
+from probes.comparison.variables.transfer import donor_hits
+from probes.experiments.distilled_circuits.score import distilled_circuits_score
 from probes.models.model import Model
-from probes.stats.auroc import auroc
+from probes.stats.auroc import group_auroc
 
 RELATIVES = ("full-b", "distilled", "distilled-narrow", "scratch")
 STRANGERS = ("copying", "permuted")
@@ -35,24 +35,28 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     full, pattern = pb.load("full"), pb.pattern("take-away")
-    trials = draw_trials(pattern, tokenizers=(full.tokenizer,), bases=200, prompts=400)
-    host = read_host(full, trials)
+    trials = sample_held_out_folds(pattern, tokenizers=(full.tokenizer,), bases=200, prompts=400)
+    recipient = run_recipient(full, trials)
     rows = []
     for kind, model in models(args.folder, args.nulls):
-        (hits,) = handed(host, [read_donor(model, trials)], trials, trials.variables).values()
+        (hits,) = donor_hits(
+            recipient, [run_donor(model, trials)], trials, trials.variables
+        ).values()
         shares = {variable: float(hit.mean()) for variable, hit in hits.items()}
-        kinship = sum(shares.values()) / len(shares)
-        rows.append({"model": model.name, "kind": kind, "kinship": kinship, **shares})
+        mean_interchange_accuracy = sum(shares.values()) / len(shares)
+        rows.append(
+            {"model": model.name, "kind": kind, "kinship": mean_interchange_accuracy, **shares}
+        )
         print(
             kind,
             model.name,
             {k: f"{v:.2f}" for k, v in rows[-1].items() if k not in ("model", "kind")},
         )
-    published = alignment_score(full, pb.load("distilled"), pattern, nulls=args.nulls)
+    published = distilled_circuits_score(full, pb.load("distilled"), pattern, nulls=args.nulls)
     print("\nPublished score:", *published.summary(), sep="\n- ")
     report(rows, trials.variables)
-    if args.out:
-        with args.out.open("w", newline="", encoding="utf-8") as file:
+    if args.output_scale:
+        with args.output_scale.open("w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             table.writeheader()
             table.writerows(
@@ -73,18 +77,18 @@ def models(folder: Path | None, nulls: int) -> list[tuple[str, Model]]:
     shapes = [model for kind, model in found[: len(RELATIVES)]]
     for number in range(nulls):
         like = shapes[number % len(shapes)]
-        found.append(("untrained", pb.untrained(like, seed=number)))
+        found.append(("random-init", pb.random_init(like, seed=number)))
     return found
 
 
 def report(rows: list[dict], variables: tuple[str, ...]) -> None:
     """Print the separation of relatives from each kind of net, by each measure."""
     related = [row for row in rows if row["kind"] == "relative"]
-    for kind in ("untrained", *STRANGERS):
+    for kind in ("random-init", *STRANGERS):
         others = [row for row in rows if row["kind"] == kind]
         print(f"\nrelatives (n = {len(related)}) against {kind} (n = {len(others)})")
         for measure in ("kinship", *variables):
-            found = auroc([row[measure] for row in related], [row[measure] for row in others])
+            found = group_auroc([row[measure] for row in related], [row[measure] for row in others])
             print(f"  {measure}: {found.summary()}")
 
 

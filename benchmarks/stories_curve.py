@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from probes.comparison.rate_distortion.measure import curve
+from probes.comparison.rate_distortion.measure import rate_distortion
 from probes.compression.pruning.prune import prune
 from probes.compression.quantization.quantize import quantize
 
@@ -60,7 +60,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         pairs = Path(place) / "she-he.jsonl"
         write_pairs(pairs)
-        found = curve(FOLDER, relatives, str(pairs), progress=sys.stderr.isatty())
+        found = rate_distortion(FOLDER, relatives, str(pairs), progress=sys.stderr.isatty())
     columns = ["name", "kB", "kl", "right", "agreement", "items", "gender", "circuit", "word"]
     beyond = ["gender, parent's states", "mechanism beyond noise", "noise right", "noise word"]
     print(found.table()[columns + beyond].round(4).to_string(index=False))

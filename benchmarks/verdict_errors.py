@@ -17,24 +17,24 @@ from dataclasses import dataclass
 import numpy as np
 from torch import set_num_threads
 
-from probes.comparison.heads.head_sets import HeadView, busy
-from probes.comparison.heads.measurements import Chance
-from probes.comparison.heads.profiles import live, profile, shares
-from probes.comparison.heads.verdicts import head_fates
-from probes.comparison.verdict import Fate
-from probes.models.model import Model, load, untrained
+from probes.comparison.heads.head_sets import ModelHeads, active_heads
+from probes.comparison.heads.measurements import NullModels
+from probes.comparison.heads.profiles import affected_answers, effect_fractions, profile_heads
+from probes.comparison.heads.verdicts import head_verdicts
+from probes.comparison.verdict import Verdict
+from probes.models.model import Model, load, random_init
 from probes.prompts.catalog import pattern
-from probes.prompts.pair_batch import draw_pairs, encode_pairs
+from probes.prompts.pair_batch import sample_pairs, tokenize_pairs
 from probes.testing.equivalent_models import (
-    Twin,
-    dead_heads,
-    doubled_heads,
-    permuted_heads,
-    permuted_neurons,
-    rotated,
+    EquivalentModel,
+    duplicate_heads,
+    insert_silent_layer,
+    permute_heads,
+    permute_neurons,
+    rotate_residual,
     split_heads,
-    turned,
-    with_idle_layer,
+    swap_direction,
+    zero_heads,
 )
 
 PROMISED = 0.05
@@ -44,7 +44,7 @@ PROMISED = 0.05
 class Ground:
     """A model, what it was asked, and its untrained nets by the number of their heads."""
 
-    view: HeadView
+    view: ModelHeads
     roles: tuple[str, ...]
     busy: tuple[str, ...]
     weakest: tuple[str, ...]
@@ -56,80 +56,82 @@ def ground(name: str, pairs: int, seed: int) -> Ground:
     chosen, model = pattern("take-away"), load(name)
     words = model.tokenizer
     batches = {
-        contrast: encode_pairs(
-            words, draw_pairs(chosen, contrast, pairs, tokenizers=[words], seed=seed)
+        contrast: tokenize_pairs(
+            words, sample_pairs(chosen, contrast, pairs, tokenizers=[words], seed=seed)
         )
         for contrast in chosen.contrasts
     }
     found = {role for batch in batches.values() for role in batch.clean.roles}
     roles = tuple(sorted(found - {"reply_noun"}))
-    view = HeadView(model, batches, profile(model, batches, roles)[0])
+    view = ModelHeads(model, batches, profile_heads(model, batches, roles)[0])
     own = view.profiles
-    where = live(own)
-    able = [int(number) for number in busy(own, where).nonzero()[0]]
-    every = {contrast: np.ones((1, pairs)) for contrast in own.totals}
-    length = np.linalg.norm(shares(own.effects, own.totals, where, every)[0], axis=1)
+    where = affected_answers(own)
+    able = [int(number) for number in active_heads(own, where).nonzero()[0]]
+    every = {contrast: np.ones((1, pairs)) for contrast in own.total_effects}
+    length = np.linalg.norm(
+        effect_fractions(own.effects, own.total_effects, where, every)[0], axis=1
+    )
     weakest = sorted(able, key=lambda number: length[number])[:2]
     strong, weak = (tuple(own.heads[k] for k in some) for some in (able, weakest))
     return Ground(view, roles, strong, weak, {})
 
 
-def measured(found: Ground, model: Model) -> HeadView:
+def measured(found: Ground, model: Model) -> ModelHeads:
     """Measure a twin on the same prompts."""
     batches = found.view.batches
-    return HeadView(model, batches, profile(model, batches, found.roles)[0])
+    return ModelHeads(model, batches, profile_heads(model, batches, found.roles)[0])
 
 
-def chance(found: Ground, model: Model, nulls: int) -> Chance:
+def chance(found: Ground, model: Model, nulls: int) -> NullModels:
     """Measure untrained nets of a twin's shape, once for each shape."""
     key = (model.shape.layers, model.shape.heads)
     if key not in found.nulls:
-        nets = (untrained(model, seed=k) for k in range(nulls))
-        found.nulls[key] = [profile(net, found.view.batches, found.roles)[0] for net in nets]
-    return Chance(found.nulls[key])
+        nets = (random_init(model, seed=k) for k in range(nulls))
+        found.nulls[key] = [profile_heads(net, found.view.batches, found.roles)[0] for net in nets]
+    return NullModels(found.nulls[key])
 
 
-def surgeries(found: Ground, seed: int) -> Iterator[tuple[str, Callable[[], Twin]]]:
+def surgeries(found: Ground, seed: int) -> Iterator[tuple[str, Callable[[], EquivalentModel]]]:
     """Name the surgeries on a model; one busy head after the other is split, or a weak one dies."""
-    model, head = found.view.model, found.busy[seed % len(found.busy)]
-    # Without a strong head the behaviour is gone, and there is no word for anything.
+    model, head = found.view.model, found.active_heads[seed % len(found.active_heads)]
+    # Without a strong head the behavior is gone, and there is no word for anything.
     dead = found.weakest[seed % len(found.weakest)]
-    yield "permuted heads", lambda: permuted_heads(model, seed)
-    yield "rotated", lambda: rotated(model, seed)
-    yield "permuted neurons", lambda: permuted_neurons(model, seed)
-    yield "idle layer", lambda: with_idle_layer(model, seed % (model.shape.layers + 1), seed)
+    yield "permuted heads", lambda: permute_heads(model, seed)
+    yield "rotated", lambda: rotate_residual(model, seed)
+    yield "permuted neurons", lambda: permute_neurons(model, seed)
+    yield "idle layer", lambda: insert_silent_layer(model, seed % (model.shape.layers + 1), seed)
     yield "split heads", lambda: split_heads(model, [head], seed)
-    yield "merged heads", lambda: turned(split_heads(model, [head], seed), model)
-    yield "doubled heads", lambda: doubled_heads(model, 0.5, seed)
-    yield "dead head", lambda: dead_heads(model, [dead])
+    yield "merged heads", lambda: swap_direction(split_heads(model, [head], seed), model)
+    yield "doubled heads", lambda: duplicate_heads(model, 0.5, seed)
+    yield "dead head", lambda: zero_heads(model, [dead])
 
 
-def wanted(twin: Twin, head: str) -> tuple[str, frozenset[str]]:
+def wanted(twin: EquivalentModel, head: str) -> tuple[str, frozenset[str]]:
     """Return the true word for a head, and the heads that go with it."""
-    there = frozenset(twin.heads[head])
+    there = frozenset(twin.head_map[head])
     if len(there) != 1:
         return ("split" if there else "lost"), there
-    shared = [name for name, other in twin.heads.items() if frozenset(other) == there]
+    shared = [name for name, other in twin.head_map.items() if frozenset(other) == there]
     return ("merged" if len(shared) > 1 else "kept"), there
 
 
-def judged(twin: Twin, fates: tuple[Fate, ...]) -> Counter[str]:
+def judged(twin: EquivalentModel, verdicts: tuple[Verdict, ...]) -> Counter[str]:
     """Count right, open and wrong words."""
     count: Counter[str] = Counter()
-    for fate in fates:
-        if not fate.subject:
-            count["wrong: new"] += fate.word == "new"
+    for verdict in verdicts:
+        if not verdict.subject:
+            count["wrong: new"] += verdict.label == "new"
             continue
-        if fate.word == "idle":
+        if verdict.label == "no reliable effect":
             continue
         count["heads"] += 1
-        right = wanted(twin, fate.subject)
-        if fate.word == "cannot tell":
+        right = wanted(twin, verdict.subject)
+        if verdict.label == "cannot tell":
             count["open"] += 1
-        elif (fate.word, frozenset(fate.there.split(" + ")) - {""}) == right:
+        elif (verdict.label, frozenset(verdict.counterpart.split(" + ")) - {""}) == right:
             count["right"] += 1
         else:
-            count[f"wrong: {right[0]} called {fate.word}"] += 1
+            count[f"wrong: {right[0]} called {verdict.label}"] += 1
     return count
 
 
@@ -141,23 +143,25 @@ def main() -> None:
     parser.add_argument("--nulls", type=int, default=20)
     parser.add_argument("--models", nargs="+", default=["full", "distilled"])
     parser.add_argument("--only", nargs="+", default=[])
-    dials = parser.parse_args()
+    settings = parser.parse_args()
     set_num_threads(1)
     total: Counter[str] = Counter()
-    for name in dials.models:
-        found = ground(name, dials.pairs, 0)
+    for name in settings.models:
+        found = ground(name, settings.pairs, 0)
         counts: dict[str, Counter[str]] = {}
-        for seed in range(dials.seeds):
+        for seed in range(settings.seeds):
             for surgery, make in surgeries(found, seed):
-                if dials.only and surgery not in dials.only:
+                if settings.only and surgery not in settings.only:
                     continue
                 twin = make()
                 whole = surgery == "merged heads"
                 # Turned round, the split model is the full one, and this model its relative.
                 full = measured(found, _split(found, seed)) if whole else found.view
                 other = found.view if whole else measured(found, twin.model)
-                fates = head_fates(full, other, chance(found, other.model, dials.nulls), seed=seed)
-                counts[surgery] = counts.get(surgery, Counter()) + judged(twin, fates)
+                verdicts = head_verdicts(
+                    full, other, chance(found, other.model, settings.nulls), seed=seed
+                )
+                counts[surgery] = counts.get(surgery, Counter()) + judged(twin, verdicts)
         for surgery, count in counts.items():
             total += count
             wrong = {key: n for key, n in count.items() if key.startswith("wrong") and n}
@@ -173,7 +177,7 @@ def main() -> None:
 
 def _split(found: Ground, seed: int) -> Model:
     """Make the split model again: a twin turned round names the model that it was made of."""
-    head = found.busy[seed % len(found.busy)]
+    head = found.active_heads[seed % len(found.active_heads)]
     return split_heads(found.view.model, [head], seed).model
 
 

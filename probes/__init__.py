@@ -1,193 +1,127 @@
-"""Trace the circuits a query pattern drives, and compare them across relatives of a model.
+"""Trace the circuits that a query pattern drives, and compare them across relatives of a model.
 
-Importing this loads nothing: each name below is fetched from its module when it is first used.
+Importing this package loads nothing: each name below is fetched from its module at first use.
+
+Axes of public tensors, the same words everywhere:
+
+    prompt      one text of a batch              layer       block of the decoder, from 0
+    position    token of a padded batch          head        attention head of a layer
+    query, key  positions of an attention map    component   head, MLP or residual stream
+    role        named part of a prompt           site        layer, component and role
+    answer      answer of the pattern            edge        sender and receiver in the graph
+    draw        bootstrap sample                 d_model     width of the residual stream
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from probes.circuits.attribution import attribute
+    from probes.circuits.attribution import edge_attribution
     from probes.circuits.circuit import Circuit
-    from probes.circuits.edge_scores import Graph
-    from probes.circuits.faithfulness import Faithfulness, faithfulness
-    from probes.circuits.graph import Edge, Wiring
-    from probes.circuits.path_patching import cut_edges, patch_path
-    from probes.circuits.task import Task, task
-    from probes.circuits.trace import Trace, trace
-    from probes.claims.result import Proof
-    from probes.claims.run import prove
+    from probes.circuits.faithfulness import faithfulness
+    from probes.circuits.path_patching import edge_patching, path_patching
+    from probes.circuits.task import Task
+    from probes.circuits.trace import trace
+    from probes.claims.run import evaluate_claims
     from probes.comparison.circuits.compare import compare_circuits
-    from probes.comparison.circuits.lifted import lift
-    from probes.comparison.circuits.result import CircuitComparison
+    from probes.comparison.circuits.lifted import transfer_circuit
     from probes.comparison.compare import compare, compare_family
-    from probes.comparison.family_result import Relatives
-    from probes.comparison.rate_distortion.measure import curve
-    from probes.comparison.rate_distortion.result import Curve
-    from probes.comparison.representations.compare import Similarity, compare_states
+    from probes.comparison.family_result import FamilyComparison
+    from probes.comparison.rate_distortion.measure import rate_distortion
+    from probes.comparison.representations.compare import representation_similarity
     from probes.comparison.result import Comparison
-    from probes.comparison.variables.transfer import Transfer, transplant
-    from probes.comparison.verdict import Fate
+    from probes.comparison.variables.transfer import cross_model_interchange
     from probes.comparison.weights import weight_similarity
-    from probes.compression.derived_model import Relative
-    from probes.compression.distillation.distill import distil, find_ticket
-    from probes.compression.distillation.targets import Labels
-    from probes.compression.distillation.trainer import Training
+    from probes.compression.distillation.distill import distill, lottery_ticket
     from probes.compression.grow import grow
     from probes.compression.pruning.prune import prune
     from probes.compression.quantization.quantize import quantize
     from probes.errors import ProbeError
-    from probes.experiments.adaptation.adapt import Adaptation, adapt
-    from probes.experiments.cue_words.budget_forcing import forced
-    from probes.experiments.cue_words.divergence import cue_sites, divergence
-    from probes.experiments.distilled_circuits.score import alignment_score
-    from probes.experiments.fewest.result import Fewest
-    from probes.experiments.fewest.search import fewest_parameters
-    from probes.experiments.new_layers import NewLayers, new_layers
-    from probes.experiments.scorecard import Standing, standing, yardstick
-    from probes.experiments.soft_labels.figure import names_picture
-    from probes.experiments.soft_labels.run import name_study
-    from probes.experiments.studies.registry import study
-    from probes.experiments.studies.tables import read_study
-    from probes.experiments.training_dynamics.trajectory import Trajectory, along
-    from probes.files import family_members
-    from probes.interventions.hotspots import Hotspots, hotspots
-    from probes.interventions.interchange import Crossed, Interchange, cross, exchange
-    from probes.interventions.subspace import Subspace, das
-    from probes.interventions.sweep import Effects, sweep
-    from probes.models.model import Model, load, untrained, wrap
-    from probes.models.provenance import Made, Storage
-    from probes.models.site import Cell
-    from probes.observe.activations import Activations, capture
-    from probes.observe.attention import RoleAttention, role_attention
-    from probes.observe.behaviour import Behaviour, behaviour
-    from probes.observe.gate import Gate, gate
-    from probes.observe.logit_lens import Lens, logit_lens
-    from probes.prompts.batch import Batch, encode
-    from probes.prompts.catalog import all_patterns, pattern
-    from probes.prompts.interchange_pairs import Crossings, crossings
-    from probes.prompts.pair_batch import PairBatch, draw_pairs, encode_pairs
+    from probes.files import list_models
+    from probes.interventions.hotspots import hotspots
+    from probes.interventions.interchange import interchange_intervention
+    from probes.interventions.subspace import das
+    from probes.interventions.sweep import activation_patching
+    from probes.models.model import Model, load, random_init, wrap
+    from probes.models.site import Site
+    from probes.observe.activations import capture
+    from probes.observe.attention import role_attention
+    from probes.observe.behavior import evaluate_behavior
+    from probes.observe.gate import gate
+    from probes.observe.logit_lens import logit_lens
+    from probes.prompts.batch import tokenize
+    from probes.prompts.catalog import list_patterns, pattern
+    from probes.prompts.interchange_pairs import sample_interchange_pairs
+    from probes.prompts.pair_batch import sample_pairs, tokenize_pairs
     from probes.prompts.pattern import Pattern
     from probes.prompts.question import Pair, Question
-    from probes.stats.auroc import auroc
-    from probes.stats.evidence import Verdict
-    from probes.stats.paired import minimum_effect, paired
     from probes.viz.picture import Picture
     from probes.viz.plots.attention.heatmap import heatmap
     from probes.viz.plots.hotspot_map import hotspot_map
 
+# Where each public name lives; a subpackage holds the rest.
 _HOMES = {
-    "Activations": "observe.activations",
-    "capture": "observe.activations",
+    "load": "models.model",
+    "wrap": "models.model",
+    "random_init": "models.model",
+    "Model": "models.model",
     "Pattern": "prompts.pattern",
-    "RoleAttention": "observe.attention",
+    "pattern": "prompts.catalog",
+    "list_patterns": "prompts.catalog",
+    "list_models": "files",
+    "Question": "prompts.question",
+    "Pair": "prompts.question",
+    "sample_pairs": "prompts.pair_batch",
+    "tokenize_pairs": "prompts.pair_batch",
+    "tokenize": "prompts.batch",
+    "capture": "observe.activations",
     "role_attention": "observe.attention",
-    "attribute": "circuits.attribution",
-    "Batch": "prompts.batch",
-    "encode": "prompts.batch",
-    "Circuit": "circuits.circuit",
-    "CircuitComparison": "comparison.circuits.result",
-    "compare_circuits": "comparison.circuits.compare",
-    "Curve": "comparison.rate_distortion.result",
-    "curve": "comparison.rate_distortion.measure",
-    "fewest_parameters": "experiments.fewest.search",
-    "Fewest": "experiments.fewest.result",
-    "Gate": "observe.gate",
+    "logit_lens": "observe.logit_lens",
+    "evaluate_behavior": "observe.behavior",
     "gate": "observe.gate",
-    "lift": "comparison.circuits.lifted",
-    "NewLayers": "experiments.new_layers",
-    "new_layers": "experiments.new_layers",
-    "alignment_score": "experiments.distilled_circuits.score",
+    "activation_patching": "interventions.sweep",
+    "Site": "models.site",
+    "edge_patching": "circuits.path_patching",
+    "path_patching": "circuits.path_patching",
+    "sample_interchange_pairs": "prompts.interchange_pairs",
+    "interchange_intervention": "interventions.interchange",
+    "hotspots": "interventions.hotspots",
+    "das": "interventions.subspace",
+    "edge_attribution": "circuits.attribution",
+    "Circuit": "circuits.circuit",
+    "Task": "circuits.task",
+    "faithfulness": "circuits.faithfulness",
+    "trace": "circuits.trace",
+    "evaluate_claims": "claims.run",
     "compare": "comparison.compare",
     "compare_family": "comparison.compare",
-    "minimum_effect": "stats.paired",
-    "paired": "stats.paired",
     "Comparison": "comparison.result",
-    "auroc": "stats.auroc",
-    "Similarity": "comparison.representations.compare",
-    "compare_states": "comparison.representations.compare",
-    "Standing": "experiments.scorecard",
-    "standing": "experiments.scorecard",
-    "yardstick": "experiments.scorecard",
-    "Relatives": "comparison.family_result",
-    "Trajectory": "experiments.training_dynamics.trajectory",
-    "along": "experiments.training_dynamics.trajectory",
-    "Transfer": "comparison.variables.transfer",
-    "transplant": "comparison.variables.transfer",
-    "Fate": "comparison.verdict",
+    "FamilyComparison": "comparison.family_result",
+    "cross_model_interchange": "comparison.variables.transfer",
+    "transfer_circuit": "comparison.circuits.lifted",
+    "compare_circuits": "comparison.circuits.compare",
+    "representation_similarity": "comparison.representations.compare",
     "weight_similarity": "comparison.weights",
-    "Adaptation": "experiments.adaptation.adapt",
-    "adapt": "experiments.adaptation.adapt",
-    "distil": "compression.distillation.distill",
-    "find_ticket": "compression.distillation.distill",
-    "grow": "compression.grow",
-    "Labels": "compression.distillation.targets",
-    "name_study": "experiments.soft_labels.run",
-    "prune": "compression.pruning.prune",
+    "rate_distortion": "comparison.rate_distortion.measure",
     "quantize": "compression.quantization.quantize",
-    "Relative": "compression.derived_model",
-    "Training": "compression.distillation.trainer",
-    "PairBatch": "prompts.pair_batch",
-    "draw_pairs": "prompts.pair_batch",
-    "encode_pairs": "prompts.pair_batch",
-    "forced": "experiments.cue_words.budget_forcing",
-    "cue_sites": "experiments.cue_words.divergence",
-    "divergence": "experiments.cue_words.divergence",
-    "ProbeError": "errors",
-    "Faithfulness": "circuits.faithfulness",
-    "faithfulness": "circuits.faithfulness",
-    "Verdict": "stats.evidence",
-    "Crossings": "prompts.interchange_pairs",
-    "crossings": "prompts.interchange_pairs",
-    "Graph": "circuits.edge_scores",
-    "Hotspots": "interventions.hotspots",
-    "hotspots": "interventions.hotspots",
-    "Crossed": "interventions.interchange",
-    "Interchange": "interventions.interchange",
-    "cross": "interventions.interchange",
-    "exchange": "interventions.interchange",
-    "Lens": "observe.logit_lens",
-    "logit_lens": "observe.logit_lens",
-    "Made": "models.provenance",
-    "Storage": "models.provenance",
-    "Behaviour": "observe.behaviour",
-    "behaviour": "observe.behaviour",
-    "Model": "models.model",
-    "load": "models.model",
-    "untrained": "models.model",
-    "wrap": "models.model",
-    "Effects": "interventions.sweep",
-    "cut_edges": "circuits.path_patching",
-    "patch_path": "circuits.path_patching",
-    "sweep": "interventions.sweep",
-    "all_patterns": "prompts.catalog",
-    "pattern": "prompts.catalog",
-    "Proof": "claims.result",
-    "prove": "claims.run",
-    "Pair": "prompts.question",
-    "Question": "prompts.question",
-    "family_members": "files",
-    "Cell": "models.site",
-    "study": "experiments.studies.registry",
-    "read_study": "experiments.studies.tables",
-    "Subspace": "interventions.subspace",
-    "das": "interventions.subspace",
-    "Task": "circuits.task",
-    "task": "circuits.task",
-    "Trace": "circuits.trace",
-    "trace": "circuits.trace",
+    "prune": "compression.pruning.prune",
+    "grow": "compression.grow",
+    "distill": "compression.distillation.distill",
+    "lottery_ticket": "compression.distillation.distill",
     "heatmap": "viz.plots.attention.heatmap",
-    "names_picture": "experiments.soft_labels.figure",
-    "Picture": "viz.picture",
     "hotspot_map": "viz.plots.hotspot_map",
-    "Edge": "circuits.graph",
-    "Wiring": "circuits.graph",
+    "Picture": "viz.picture",
+    "ProbeError": "errors",
 }
 
-__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [*_HOMES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("circuit-relatives")
     if name not in _HOMES:
         raise AttributeError(f"module 'probes' has no attribute {name!r}")
     return getattr(import_module(f"probes.{_HOMES[name]}"), name)

@@ -42,7 +42,7 @@ class CircuitError(ProbeError):
 
 
 class GateError(ProbeError):
-    """A circuit was asked for of a behaviour that the model does not have."""
+    """A circuit was asked for of a behavior that the model does not have."""
 
 
 class EquivalenceError(ProbeError, AssertionError):

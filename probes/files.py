@@ -10,7 +10,7 @@ from typing import Any
 from probes.errors import FigureError, ProbeError
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes) -> None:
     """Write all of it or nothing: readers never meet half a file."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
@@ -25,14 +25,14 @@ def write_whole(path: Path, content: bytes) -> None:
         draft.unlink(missing_ok=True)
 
 
-def jsonable(value: object) -> Any:  # noqa: ANN401
+def to_jsonable(value: object) -> Any:  # noqa: ANN401
     """Return dataclasses, mappings and sequences as plain JSON values; NaN and infinity as null."""
     if is_dataclass(value) and not isinstance(value, type):
-        return jsonable({item.name: getattr(value, item.name) for item in fields(value)})
+        return to_jsonable({item.name: getattr(value, item.name) for item in fields(value)})
     if isinstance(value, Mapping):
-        return {str(name): jsonable(entry) for name, entry in value.items()}
+        return {str(name): to_jsonable(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [jsonable(entry) for entry in value]
+        return [to_jsonable(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -49,23 +49,23 @@ def data_folder() -> Path:
     )
 
 
-def family_members() -> tuple[str, ...]:
+def list_models() -> tuple[str, ...]:
     """Return the names of the models that come with the kit."""
     found = (data_folder() / "models").glob("*/config.json")
     return tuple(sorted(path.parent.name for path in found))
 
 
-def made_here() -> Path:
+def derived_folder() -> Path:
     """Return the folder where `probes make` puts relatives, in the folder that one works in."""
     return Path("runs") / "relatives"
 
 
-def made_members() -> tuple[str, ...]:
+def list_derived_models() -> tuple[str, ...]:
     """Return the names of the relatives that were made here."""
-    return tuple(sorted(path.parent.name for path in made_here().glob("*/config.json")))
+    return tuple(sorted(path.parent.name for path in derived_folder().glob("*/config.json")))
 
 
-def member_note(name: str) -> str:
+def model_note(name: str) -> str:
     """Return the one sentence that a member's card opens with."""
     card = data_folder() / "models" / name / "README.md"
     if not card.is_file():

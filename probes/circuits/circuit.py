@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from probes.circuits.circuit_json import read, written
-from probes.circuits.graph import LOGITS, Edge, Wiring
-from probes.circuits.selection import above, connected, greedy, top
+from probes.circuits.circuit_json import parse_circuit, serialize_circuit
+from probes.circuits.graph import LOGITS, ComputationGraph, Edge
+from probes.circuits.selection import connected_edges, edges_above, greedy_edges, top_edges
 from probes.errors import CircuitError
-from probes.files import write_whole
+from probes.files import write_atomic
 
 if TYPE_CHECKING:
     import networkx
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from probes.viz.picture import Picture
 
 _ARROW = re.compile(r"\s*(?:->|→)\s*")
-_SHAPE = ("layers", "heads", "kv_heads", "parallel")
+_SHAPE_FIELDS = ("layers", "heads", "kv_heads", "parallel")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -44,12 +44,12 @@ class Circuit:
     """
 
     model: str
-    wiring: Wiring
+    graph: ComputationGraph
     edges: tuple[Edge, ...]
     scores: tuple[float, ...]
     errors: tuple[float, ...]
     protocol: tuple[tuple[str, str], ...] = ()
-    numbers: np.ndarray = field(init=False, compare=False)
+    edge_indices: np.ndarray = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         if not len(self.edges) == len(self.scores) == len(self.errors):
@@ -57,7 +57,7 @@ class Circuit:
                 f"{len(self.edges)} edges have {len(self.scores)} scores and {len(self.errors)} "
                 "errors: give one of each for each edge, NaN where an error is unknown"
             )
-        numbers = _numbers(self.wiring, self.edges)
+        numbers = _edge_indices(self.graph, self.edges)
         for edge, score, error in zip(self.edges, self.scores, self.errors, strict=True):
             if not math.isfinite(score):
                 raise CircuitError(f"The score of {edge} is {score}: leave such edges out")
@@ -70,7 +70,7 @@ class Circuit:
         twice = np.flatnonzero(numbers[1:] == numbers[:-1])
         if len(twice):
             raise CircuitError(
-                f"The edge {self.wiring.edge(int(numbers[twice[0]]))} is in the circuit twice: "
+                f"The edge {self.graph.edge(int(numbers[twice[0]]))} is in the circuit twice: "
                 "name each edge once"
             )
         numbers.setflags(write=False)
@@ -87,22 +87,22 @@ class Circuit:
             object.__setattr__(self, name, value)
 
     @classmethod
-    def of(
+    def from_scores(
         cls,
         model: str,
-        wiring: Wiring,
+        graph: ComputationGraph,
         scores: np.ndarray,
         errors: np.ndarray | None = None,
         protocol: tuple[tuple[str, str], ...] = (),
     ) -> "Circuit":
         """Make a circuit of scores (logits) for all edges of a wiring; NaN is not in it."""
-        if len(scores) != len(wiring) or (errors is not None and len(errors) != len(wiring)):
-            raise CircuitError(f"The wiring has {len(wiring)} edges: give one score for each")
+        if len(scores) != len(graph) or (errors is not None and len(errors) != len(graph)):
+            raise CircuitError(f"The wiring has {len(graph)} edges: give one score for each")
         kept = np.flatnonzero(~np.isnan(scores))
-        spread = np.full(len(wiring), math.nan) if errors is None else errors
-        edges = tuple(wiring.edge(number) for number in kept.tolist())
+        spread = np.full(len(graph), math.nan) if errors is None else errors
+        edges = tuple(graph.edge(number) for number in kept.tolist())
         sizes = (tuple(scores[kept].tolist()), tuple(spread[kept].tolist()))
-        return cls(model, wiring, edges, *sizes, protocol)
+        return cls(model, graph, edges, *sizes, protocol)
 
     def __len__(self) -> int:
         return len(self.edges)
@@ -114,34 +114,34 @@ class Circuit:
 
     def top(self, count: int) -> "Circuit":
         """Keep the `count` edges of greatest absolute score."""
-        return self._only(self.numbers[top(np.array(self.scores), count)])
+        return self._subset(self.edge_indices[top_edges(np.array(self.scores), count)])
 
-    def above(self, threshold: float) -> "Circuit":
+    def above_threshold(self, threshold: float) -> "Circuit":
         """Keep the edges whose absolute score is `threshold` (logits) or more."""
-        return self._only(self.numbers[above(np.array(self.scores), threshold)])
+        return self._subset(self.edge_indices[edges_above(np.array(self.scores), threshold)])
 
     def greedy(self, count: int) -> "Circuit":
         """Keep `count` edges found by a search from the logits; see `selection.greedy`."""
-        scores = np.full(len(self.wiring), math.nan)
-        scores[self.numbers] = self.scores
-        return self._only(greedy(self.wiring, scores, count))
+        scores = np.full(len(self.graph), math.nan)
+        scores[self.edge_indices] = self.scores
+        return self._subset(greedy_edges(self.graph, scores, count))
 
     def connected(self) -> "Circuit":
         """Keep the edges on some path from the embedding to the logits."""
-        return self._only(connected(self.wiring, self.numbers))
+        return self._subset(connected_edges(self.graph, self.edge_indices))
 
     def __and__(self, other: "Circuit") -> "Circuit":
         """Keep the edges that both have, with the scores of the left."""
-        return self._joined(other, self.wiring, set(self.edges) & set(other.edges), "in both")
+        return self._combine(other, self.graph, set(self.edges) & set(other.edges), "in both")
 
     def __or__(self, other: "Circuit") -> "Circuit":
         """Take the edges of either; where both have one, its score is that of the left."""
-        wiring = _merged(self.wiring, other.wiring)
-        return self._joined(other, wiring, {*self.edges, *other.edges}, "in either")
+        wiring = _merge_graphs(self.graph, other.graph)
+        return self._combine(other, wiring, {*self.edges, *other.edges}, "in either")
 
     def __sub__(self, other: "Circuit") -> "Circuit":
         """Keep the edges that the other lacks."""
-        return self._joined(other, self.wiring, set(self.edges) - set(other.edges), "in the first")
+        return self._combine(other, self.graph, set(self.edges) - set(other.edges), "in the first")
 
     def jaccard(self, other: "Circuit") -> float:
         """Say how much of the edges of either are edges of both, by name: 0 to 1, 1 if none are.
@@ -152,19 +152,19 @@ class Circuit:
         return len(own & others) / len(own | others) if own or others else 1.0
 
     @property
-    def share(self) -> float:
+    def fraction(self) -> float:
         """The part of all edges of the model that is in the circuit: 0 to 1."""
-        return len(self) / len(self.wiring)
+        return len(self) / len(self.graph)
 
     @property
     def nodes(self) -> tuple[str, ...]:
         """The writers with an edge in or out, in the residual stream's order; not the logits."""
         live = set()
-        for number in self.numbers.tolist():
-            source, target, here, there = self.wiring.table[:, number].tolist()
+        for number in self.edge_indices.tolist():
+            source, target, here, there = self.graph.edge_table[:, number].tolist()
             live.add((source, here))
-            live.update((owner, there) for owner in self.wiring.owners(target))
-        return tuple(self._node(*place) for place in sorted(live))
+            live.update((owner, there) for owner in self.graph.writers_fed_by(target))
+        return tuple(self._node_name(*place) for place in sorted(live))
 
     def to_dataframe(self) -> "pd.DataFrame":
         """Return a table with a row for each edge."""
@@ -185,13 +185,13 @@ class Circuit:
 
         graph = networkx.MultiDiGraph(model=self.model)
         graph.add_nodes_from(self.nodes)
-        for at, number in enumerate(self.numbers.tolist()):
-            source, target, here, there = self.wiring.table[:, number].tolist()
-            edge, port = self.edges[at], self.wiring.port(target)
-            ends = [self._node(owner, there) for owner in self.wiring.owners(target)]
+        for at, number in enumerate(self.edge_indices.tolist()):
+            source, target, here, there = self.graph.edge_table[:, number].tolist()
+            edge, port = self.edges[at], self.graph.port(target)
+            ends = [self._node_name(owner, there) for owner in self.graph.writers_fed_by(target)]
             for end in ends or [LOGITS + (f"@{edge.target_role}" if edge.target_role else "")]:
                 graph.add_edge(
-                    self._node(source, here),
+                    self._node_name(source, here),
                     end,
                     key=port,
                     port=port,
@@ -205,7 +205,7 @@ class Circuit:
     def to_json(self) -> str:
         """Return everything as JSON, an edge a line; an unknown error is null."""
         rows = list(zip(self.edges, self.scores, self.errors, strict=True))
-        return written(self.model, self.wiring, rows, self.protocol)
+        return serialize_circuit(self.model, self.graph, rows, self.protocol)
 
     @classmethod
     def from_json(cls, text: str) -> "Circuit":
@@ -214,13 +214,13 @@ class Circuit:
         Raises:
             CircuitError: It is no circuit, a newer one, or one that the wiring cannot have.
         """
-        model, wiring, rows, protocol = read(text)
+        model, wiring, rows, protocol = parse_circuit(text)
         edges, scores, errors = zip(*rows, strict=True) if rows else ((), (), ())
         return cls(model, wiring, edges, scores, errors, protocol)
 
     def save(self, path: str | Path) -> Path:
         """Write it as JSON, whole or not at all."""
-        write_whole(Path(path), self.to_json().encode())
+        write_atomic(Path(path), self.to_json().encode())
         return Path(path)
 
     @classmethod
@@ -237,32 +237,32 @@ class Circuit:
 
     def picture(self, *, title: str = "") -> "Picture":
         """Draw it: layers from the bottom up, lines as thick as their scores."""
-        from probes.viz.plots.circuit_diagram import circuit_picture
+        from probes.viz.plots.circuit_diagram import circuit_diagram
 
-        return circuit_picture(self, title=title)
+        return circuit_diagram(self, title=title)
 
     def _repr_html_(self) -> str:
-        from probes.viz.plots.circuit_diagram import circuit_card
+        from probes.viz.plots.circuit_diagram import circuit_summary
 
-        return circuit_card(self)._repr_html_()
+        return circuit_summary(self)._repr_html_()
 
     def __str__(self) -> str:
         found = f", {', '.join(value for _, value in self.protocol)}" if self.protocol else ""
         return (
-            f"Circuit of {self.model}: {len(self):,} of {len(self.wiring):,} edges "
-            f"({self.share:.1%}){found}"
+            f"Circuit of {self.model}: {len(self):,} of {len(self.graph):,} edges "
+            f"({self.fraction:.1%}){found}"
         )
 
     def __repr__(self) -> str:
         return f"<{self}>"
 
-    def _node(self, writer: int, role: int) -> str:
-        name = self.wiring.writers[writer]
-        return f"{name}@{self.wiring.roles[role]}" if self.wiring.roles else name
+    def _node_name(self, writer: int, role: int) -> str:
+        name = self.graph.writers[writer]
+        return f"{name}@{self.graph.roles[role]}" if self.graph.roles else name
 
-    def _only(self, numbers: np.ndarray) -> "Circuit":
+    def _subset(self, indices: np.ndarray) -> "Circuit":
         """Keep the edges of these numbers, all of which it has."""
-        places = np.searchsorted(self.numbers, numbers).tolist()
+        places = np.searchsorted(self.edge_indices, indices).tolist()
         return replace(
             self,
             edges=tuple(self.edges[place] for place in places),
@@ -270,51 +270,56 @@ class Circuit:
             errors=tuple(self.errors[place] for place in places),
         )
 
-    def _joined(self, other: "Circuit", wiring: Wiring, keep: set[Edge], how: str) -> "Circuit":
-        _merged(self.wiring, other.wiring)
+    def _combine(
+        self, other: "Circuit", graph: ComputationGraph, keep: set[Edge], operation: str
+    ) -> "Circuit":
+        _merge_graphs(self.graph, other.graph)
         known: dict[Edge, tuple[float, float]] = {}
         for one in (other, self):
             known |= zip(one.edges, zip(one.scores, one.errors, strict=True), strict=True)
         shared = [pair for pair in self.protocol if pair in other.protocol and pair[0] != "kept"]
         return Circuit(
             self.model if self.model == other.model else f"{self.model}, {other.model}",
-            wiring,
+            graph,
             tuple(keep),
             tuple(known[edge][0] for edge in keep),
             tuple(known[edge][1] for edge in keep),
-            (*shared, ("kept", how)),
+            (*shared, ("kept", operation)),
         )
 
 
-def _numbers(wiring: Wiring, edges: Iterable[Edge]) -> np.ndarray:
+def _edge_indices(graph: ComputationGraph, edges: Iterable[Edge]) -> np.ndarray:
     """Find many edges. Names are looked up once each, and an odd edge is left to the wiring."""
-    writers = {name: number for number, name in enumerate(wiring.writers)}
-    readers = {name: number for number, name in enumerate(wiring.readers)}
-    roles = {name: number for number, name in enumerate(wiring.roles)} or {"": 0}
-    starts, seen = wiring.starts.tolist(), [wiring.seen(v) for v in range(len(readers))]
+    writers = {name: number for number, name in enumerate(graph.writers)}
+    readers = {name: number for number, name in enumerate(graph.readers)}
+    roles = {name: number for number, name in enumerate(graph.roles)} or {"": 0}
+    starts, seen = (
+        graph.edge_offsets.tolist(),
+        [graph.upstream_count(v) for v in range(len(readers))],
+    )
     pairs: dict[int, dict[tuple[int, int], int]] = {}
     found = []
     for edge in edges:
         source, target = writers.get(edge.source), readers.get(edge.target)
         here, there = roles.get(edge.source_role), roles.get(edge.target_role)
         if source is None or target is None or here is None or there is None:
-            found.append(wiring.number(edge))
+            found.append(graph.index_of(edge))
             continue
         if target not in pairs:
-            pairs[target] = {pair: at for at, pair in enumerate(wiring.pairs(target))}
+            pairs[target] = {pair: at for at, pair in enumerate(graph.role_index_pairs(target))}
         place = pairs[target].get((here, there))
         if place is None or source >= seen[target]:
-            found.append(wiring.number(edge))
+            found.append(graph.index_of(edge))
             continue
         found.append(starts[target] + place * seen[target] + source)
     return np.array(found, dtype=np.int64)
 
 
-def _merged(left: Wiring, right: Wiring) -> Wiring:
+def _merge_graphs(left: ComputationGraph, right: ComputationGraph) -> ComputationGraph:
     """Join the roles of two wirings that are the same otherwise."""
     if left == right:
         return left
-    names = [name for name in _SHAPE if getattr(left, name) != getattr(right, name)]
+    names = [name for name in _SHAPE_FIELDS if getattr(left, name) != getattr(right, name)]
     found = [f"{name} {getattr(left, name)} and {getattr(right, name)}" for name in names]
     if bool(left.roles) != bool(right.roles):
         found.append("only one is resolved by roles")
@@ -330,10 +335,10 @@ def _merged(left: Wiring, right: Wiring) -> Wiring:
             before = right.roles[at - 1] if at else ""
             roles.insert(roles.index(before) + 1 if before else 0, role)
     place = {role: number for number, role in enumerate(roles)}
-    passages = {*left.passages, *right.passages}
+    passages = {*left.role_pairs, *right.role_pairs}
     return replace(
         left,
         roles=tuple(roles),
-        passages=tuple(sorted(passages, key=lambda pair: (place[pair[0]], place[pair[1]]))),
+        role_pairs=tuple(sorted(passages, key=lambda pair: (place[pair[0]], place[pair[1]]))),
         readouts=tuple(sorted({*left.readouts, *right.readouts}, key=place.__getitem__)),
     )

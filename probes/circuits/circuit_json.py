@@ -6,19 +6,22 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from probes.circuits.graph import Edge, Wiring
+from probes.circuits.graph import ComputationGraph, Edge
 from probes.errors import CircuitError
 
 SCHEMA = 1
 
-Row = tuple[Edge, float, float]
+EdgeRow = tuple[Edge, float, float]
 """An edge, its score, and its error; NaN if unknown."""
 
 _SIZES = ("layers", "heads", "kv_heads")
 
 
-def written(
-    model: str, wiring: Wiring, rows: Sequence[Row], protocol: tuple[tuple[str, str], ...]
+def serialize_circuit(
+    model: str,
+    graph: ComputationGraph,
+    rows: Sequence[EdgeRow],
+    protocol: tuple[tuple[str, str], ...],
 ) -> str:
     """Put a circuit into JSON; an unknown error is null."""
     names = (*_SIZES, "parallel", "roles", "passages", "readouts")
@@ -27,7 +30,7 @@ def written(
         "schema": SCHEMA,
         "model": model,
         "protocol": protocol,
-        "wiring": {name: getattr(wiring, name) for name in names},
+        "wiring": {name: getattr(graph, name) for name in names},
     }
     lines = [
         json.dumps(
@@ -41,7 +44,9 @@ def written(
     return f'{json.dumps(head, indent=1)[:-2]},\n "edges": [\n{edges}\n ]\n}}\n'
 
 
-def read(text: str) -> tuple[str, Wiring, list[Row], tuple[tuple[str, str], ...]]:
+def parse_circuit(
+    text: str,
+) -> tuple[str, ComputationGraph, list[EdgeRow], tuple[tuple[str, str], ...]]:
     """Take a circuit out of JSON: model, wiring, rows and protocol, as they went in.
 
     Raises:
@@ -60,87 +65,87 @@ def read(text: str) -> tuple[str, Wiring, list[Row], tuple[tuple[str, str], ...]
             "read it with the version of probes that wrote it"
         )
     return (
-        _text(_part(plain, "model"), "model"),
-        _wiring(_part(plain, "wiring")),
-        [_row(row) for row in _list(_part(plain, "edges"), "edges")],
-        _pairs(_part(plain, "protocol"), "protocol"),
+        _require_text(_require_key(plain, "model"), "model"),
+        _parse_graph(_require_key(plain, "wiring")),
+        [_parse_edge(row) for row in _require_list(_require_key(plain, "edges"), "edges")],
+        _parse_pairs(_require_key(plain, "protocol"), "protocol"),
     )
 
 
-def _part(plain: object, name: str) -> Any:  # noqa: ANN401
+def _require_key(plain: object, name: str) -> Any:  # noqa: ANN401
     if not isinstance(plain, dict) or name not in plain:
         raise CircuitError(f"The circuit lacks {name!r}: it was not saved whole")
     return plain[name]
 
 
-def _bad(name: str, value: object, wanted: str) -> CircuitError:
+def _invalid_value(name: str, value: object, wanted: str) -> CircuitError:
     shown = json.dumps(value)
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
     return CircuitError(f"{name!r} of the circuit is {shown}: it must be {wanted}")
 
 
-def _text(value: object, name: str) -> str:
+def _require_text(value: object, name: str) -> str:
     if not isinstance(value, str):
-        raise _bad(name, value, "text")
+        raise _invalid_value(name, value, "text")
     return value
 
 
-def _list(value: object, name: str) -> list[Any]:
+def _require_list(value: object, name: str) -> list[Any]:
     if not isinstance(value, list):
-        raise _bad(name, value, "a list")
+        raise _invalid_value(name, value, "a list")
     return value
 
 
-def _pairs(value: object, name: str) -> tuple[tuple[str, str], ...]:
+def _parse_pairs(value: object, name: str) -> tuple[tuple[str, str], ...]:
     found = []
-    for pair in _list(value, name):
-        if len(_list(pair, name)) != 2:
-            raise _bad(name, pair, "a list of two")
-        found.append((_text(pair[0], name), _text(pair[1], name)))
+    for pair in _require_list(value, name):
+        if len(_require_list(pair, name)) != 2:
+            raise _invalid_value(name, pair, "a list of two")
+        found.append((_require_text(pair[0], name), _require_text(pair[1], name)))
     return tuple(found)
 
 
-def _names(value: object, name: str) -> tuple[str, ...]:
-    names = tuple(_text(entry, name) for entry in _list(value, name))
+def _parse_names(value: object, name: str) -> tuple[str, ...]:
+    names = tuple(_require_text(entry, name) for entry in _require_list(value, name))
     if len(set(names)) < len(names) or "" in names:
-        raise _bad(name, value, "a list of different names")
+        raise _invalid_value(name, value, "a list of different names")
     return names
 
 
-def _wiring(plain: object) -> Wiring:
-    sizes = [_part(plain, name) for name in _SIZES]
+def _parse_graph(plain: object) -> ComputationGraph:
+    sizes = [_require_key(plain, name) for name in _SIZES]
     for name, size in zip(_SIZES, sizes, strict=True):
         if type(size) is not int or size < 1:
-            raise _bad(name, size, "a whole number of 1 or more")
+            raise _invalid_value(name, size, "a whole number of 1 or more")
     layers, heads, kv_heads = sizes
     if heads % kv_heads:
-        raise _bad("kv_heads", kv_heads, f"a divisor of {heads}, the number of heads")
-    parallel = _part(plain, "parallel")
+        raise _invalid_value("kv_heads", kv_heads, f"a divisor of {heads}, the number of heads")
+    parallel = _require_key(plain, "parallel")
     if not isinstance(parallel, bool):
-        raise _bad("parallel", parallel, "true or false")
-    roles = _names(_part(plain, "roles"), "roles")
-    passages = _pairs(_part(plain, "passages"), "passages")
-    readouts = _names(_part(plain, "readouts"), "readouts")
+        raise _invalid_value("parallel", parallel, "true or false")
+    roles = _parse_names(_require_key(plain, "roles"), "roles")
+    passages = _parse_pairs(_require_key(plain, "passages"), "passages")
+    readouts = _parse_names(_require_key(plain, "readouts"), "readouts")
     unknown = {*(role for pair in passages for role in pair), *readouts} - set(roles)
     if unknown:
         raise CircuitError(
             f"The circuit names roles that its wiring lacks: {', '.join(sorted(unknown))}"
         )
     if any(one == other for one, other in pairwise(sorted(passages))):
-        raise _bad("passages", passages, "a list of different pairs")
-    return Wiring(layers, heads, kv_heads, parallel, roles, passages, readouts)
+        raise _invalid_value("passages", passages, "a list of different pairs")
+    return ComputationGraph(layers, heads, kv_heads, parallel, roles, passages, readouts)
 
 
-def _row(row: object) -> Row:
+def _parse_edge(row: object) -> EdgeRow:
     wanted = "source, target, their two roles, a score, and an error or null"
     if not isinstance(row, list) or len(row) != 6:
-        raise _bad("edges", row, f"lists of {wanted}")
+        raise _invalid_value("edges", row, f"lists of {wanted}")
     *names, score, error = row
     if not all(isinstance(name, str) for name in names) or type(score) not in (int, float):
-        raise _bad("edges", row, f"lists of {wanted}")
+        raise _invalid_value("edges", row, f"lists of {wanted}")
     if error is not None and type(error) not in (int, float):
-        raise _bad("edges", row, f"lists of {wanted}")
+        raise _invalid_value("edges", row, f"lists of {wanted}")
     try:
         return Edge(*names), float(score), math.nan if error is None else float(error)
     except OverflowError as overflow:
-        raise _bad("edges", row, f"lists of {wanted}") from overflow
+        raise _invalid_value("edges", row, f"lists of {wanted}") from overflow

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probes.circuits.graph import Wiring
-from probes.circuits.selection import above, greedy, top
+from probes.circuits.graph import ComputationGraph
+from probes.circuits.selection import edges_above, greedy_edges, top_edges
 from probes.errors import CircuitError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Graph:
+class EdgeScores:
     """Every wire of a model with what it is worth to one answer.
 
     Attributes:
@@ -32,11 +32,11 @@ class Graph:
     """
 
     model: str
-    wiring: Wiring
+    graph: ComputationGraph
     prompts: int
     mean: Float[Tensor, " edge"]
     error: Float[Tensor, " edge"]
-    each: Float[Tensor, "prompt edge"] | None
+    per_prompt: Float[Tensor, "prompt edge"] | None
     protocol: tuple[tuple[str, str], ...]
 
     def __len__(self) -> int:
@@ -44,49 +44,49 @@ class Graph:
 
     def top(self, count: int) -> "Circuit":
         """Take the edges of greatest magnitude."""
-        return self.circuit(top(self.mean.numpy(), count), "top")
+        return self.to_circuit(top_edges(self.mean.numpy(), count), "top")
 
-    def above(self, threshold: float) -> "Circuit":
+    def above_threshold(self, threshold: float) -> "Circuit":
         """Take the edges whose magnitude is at least the threshold (logits)."""
-        return self.circuit(above(self.mean.numpy(), threshold), "threshold")
+        return self.to_circuit(edges_above(self.mean.numpy(), threshold), "threshold")
 
     def greedy(self, count: int) -> "Circuit":
         """Grow a circuit back from the logits, the strongest adjoining edge at a time."""
-        return self.circuit(greedy(self.wiring, self.mean.numpy(), count), "greedy")
+        return self.to_circuit(greedy_edges(self.graph, self.mean.numpy(), count), "greedy")
 
-    def whole(self) -> "Circuit":
+    def all_edges(self) -> "Circuit":
         """Take every edge."""
-        return self.circuit(np.arange(len(self)), "all")
+        return self.to_circuit(np.arange(len(self)), "all")
 
-    def circuit(self, numbers: np.ndarray, selection: str = "by hand") -> "Circuit":
+    def to_circuit(self, indices: np.ndarray, selection: str = "by hand") -> "Circuit":
         """Take edges by their numbers."""
         from probes.circuits.circuit import Circuit
 
-        chosen = np.sort(numbers)
+        chosen = np.sort(indices)
         return Circuit(
             model=self.model,
-            wiring=self.wiring,
-            edges=tuple(self.wiring.edge(int(number)) for number in chosen),
+            graph=self.graph,
+            edges=tuple(self.graph.edge(int(number)) for number in chosen),
             scores=tuple(self.mean[chosen].tolist()),
             errors=tuple(self.error[chosen].tolist()),
             protocol=(*self.protocol, ("selection", selection)),
         )
 
-    def nodes(self) -> dict[str, tuple[float, float]]:
+    def node_scores(self) -> dict[str, tuple[float, float]]:
         """Return each writer's score with its standard error: the sum of its outgoing edges.
 
         That sum is what node attribution gives (Nanda 2023): the change of the writer times the
         gradient of the residual it writes to. The error is NaN where no prompt's score was kept.
         """
-        source = torch.from_numpy(self.wiring.table[0])
-        size = len(self.wiring.writers)
+        source = torch.from_numpy(self.graph.edge_table[0])
+        size = len(self.graph.writers)
         mean = torch.zeros(size).index_add(0, source, self.mean)
         error = torch.full((size,), torch.nan)
-        if self.each is not None and self.prompts > 1:
-            rows = torch.zeros(self.prompts, size).index_add(1, source, self.each)
+        if self.per_prompt is not None and self.prompts > 1:
+            rows = torch.zeros(self.prompts, size).index_add(1, source, self.per_prompt)
             error = rows.std(0) / self.prompts**0.5
         pairs = zip(mean.tolist(), error.tolist(), strict=True)
-        return dict(zip(self.wiring.writers, pairs, strict=True))
+        return dict(zip(self.graph.writers, pairs, strict=True))
 
     def stability(self, count: int, *, draws: int = 1000, seed: int = 0) -> float:
         """Return how alike the top circuits of resampled prompts are: mean pairwise Jaccard.
@@ -97,7 +97,7 @@ class Graph:
         Raises:
             CircuitError: The scores of single prompts were not kept.
         """
-        if self.each is None:
+        if self.per_prompt is None:
             raise CircuitError(
                 "Stability needs the score of every prompt, and only the moments were kept: call "
                 "attribute with each=True"
@@ -110,7 +110,12 @@ class Graph:
         rng = np.random.default_rng(seed)
         even = np.full(self.prompts, 1 / self.prompts)
         weights = torch.from_numpy(rng.multinomial(self.prompts, even, size=draws)).float()
-        found = (weights @ self.each).abs().topk(min(count, len(self)), dim=1, sorted=False).indices
+        found = (
+            (weights @ self.per_prompt)
+            .abs()
+            .topk(min(count, len(self)), dim=1, sorted=False)
+            .indices
+        )
         ever, place = found.unique(return_inverse=True)
         member = torch.zeros(draws, len(ever)).scatter_(1, place, 1.0)
         both = member @ member.T

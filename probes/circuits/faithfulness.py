@@ -16,26 +16,26 @@ from scipy.stats import ttest_1samp
 from torch import Tensor
 
 from probes.circuits.circuit import Circuit
-from probes.circuits.edge_patching import run
-from probes.circuits.edge_scores import Graph
-from probes.circuits.reference_runs import Ablation, Stage, stage
+from probes.circuits.edge_patching import run_circuits
+from probes.circuits.edge_scores import EdgeScores
+from probes.circuits.reference_runs import Ablation, ReferenceRuns, run_references
 from probes.circuits.selection import random_paths
 from probes.circuits.task import Task
 from probes.errors import CircuitError
 from probes.models.model import Model
-from probes.stats.intervals import Estimate, draws, interval, share
+from probes.stats.intervals import Estimate, bootstrap_weights, percentile_interval, proportion
 
 # The sizes of the MIB benchmark (Mueller et al. 2025, 2504.13151), as shares of all edges.
-SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _DRAWS = 2000
-_CONTROLS = 20
+_SPECIFICITY_CIRCUITS = 20
 # What rounding may do to a lead, as a share of the gap between the two runs.
-_ROUNDING = 1e-4
+_ROUNDING_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
 class Faithfulness:
-    """How much of a behaviour some edges hold by themselves.
+    """How much of a behavior some edges hold by themselves.
 
     Attributes:
         edges: How many are kept.
@@ -47,15 +47,15 @@ class Faithfulness:
     """
 
     edges: int
-    share: float
+    fraction: float
     value: Estimate
-    each: tuple[float, ...]
-    right: Estimate
+    per_prompt: tuple[float, ...]
+    positive_fraction: Estimate
     complement: Estimate
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
+class FaithfulnessCurve:
     """Faithfulness of the best edges at growing sizes.
 
     Attributes:
@@ -68,7 +68,7 @@ class Curve:
             2 % counts as much as one of 50 % to 100 %.
     """
 
-    shares: tuple[float, ...]
+    fractions: tuple[float, ...]
     edges: tuple[int, ...]
     values: tuple[Estimate, ...]
     cpr: float
@@ -78,7 +78,7 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True)
-class Chance:
+class RandomBaseline:
     """Circuits drawn by lot, of the same number of edges.
 
     Attributes:
@@ -94,7 +94,7 @@ class Chance:
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class EdgeNecessity:
     """Whether one edge of a circuit is needed.
 
     Attributes:
@@ -105,12 +105,12 @@ class Need:
     """
 
     edge: str
-    fall: float
-    p: float
+    faithfulness_drop: float
+    p_value: float
 
 
 @dataclass(frozen=True, slots=True)
-class Damage:
+class Specificity:
     """What cutting one task's circuit does to a task.
 
     Attributes:
@@ -121,10 +121,10 @@ class Damage:
             circuit does one task and no other.
     """
 
-    cut: str
+    cut_circuit: str
     task: str
     edges: int
-    left: float
+    remaining: float
 
 
 def faithfulness(
@@ -141,168 +141,202 @@ def faithfulness(
         CircuitError: A circuit is resolved by roles and another is not, or its edges do not exist.
         ModelError: The model's blocks are no plain sums, or it is in training mode.
     """
-    resolved = {bool(circuit.wiring.roles) for circuit in circuits}
+    resolved = {bool(circuit.graph.roles) for circuit in circuits}
     if len(resolved) != 1:
         raise CircuitError(
             f"{len(circuits)} circuits were given, {'some' if resolved else 'none'} of them "
             "resolved by roles: give at least one, and all of one kind"
         )
-    found = stage(model, task, roles=resolved.pop(), ablation=ablation)
-    return tuple(judge(found, marks(found, [c]), seed=seed)[0] for c in circuits)
+    found = run_references(model, task, roles=resolved.pop(), ablation=ablation)
+    return tuple(evaluate_masks(found, edge_masks(found, [c]), seed=seed)[0] for c in circuits)
 
 
-def marks(stage: Stage, circuits: Sequence[Circuit]) -> Tensor:
+def edge_masks(runs: ReferenceRuns, circuits: Sequence[Circuit]) -> Tensor:
     """Mark each circuit's edges: "circuit edge"; roles that the prompts lack have none to mark."""
-    kept = torch.zeros(len(circuits), len(stage.wiring), dtype=torch.bool)
+    kept = torch.zeros(len(circuits), len(runs.graph), dtype=torch.bool)
     for row, circuit in enumerate(circuits):
-        numbers = circuit.wiring.within(stage.wiring)[circuit.numbers]
+        numbers = circuit.graph.indices_in(runs.graph)[circuit.edge_indices]
         kept[row, numbers[numbers >= 0]] = True
     return kept
 
 
-def judge(stage: Stage, kept: Tensor, *, seed: int = 0) -> tuple[Faithfulness, ...]:
+def evaluate_masks(
+    runs: ReferenceRuns, masks: Tensor, *, seed: int = 0
+) -> tuple[Faithfulness, ...]:
     """Measure marked edges "circuit edge"; see `faithfulness`."""
-    both = run(stage, torch.cat([kept, ~kept]))
-    inside, outside = both.split(len(kept))
+    both = run_circuits(runs, torch.cat([masks, ~masks]))
+    inside, outside = both.split(len(masks))
     result = []
-    for row, mark in enumerate(kept):
-        each = (inside[row] - stage.floor) / (stage.leads - stage.floor)
+    for row, mark in enumerate(masks):
+        each = (inside[row] - runs.ablated_logit_diffs) / (
+            runs.clean_logit_diffs - runs.ablated_logit_diffs
+        )
         result.append(
             Faithfulness(
                 edges=int(mark.sum()),
-                share=float(mark.float().mean()),
-                value=ratio(stage, inside[row], seed=seed),
-                each=tuple(each.tolist()),
-                right=share((inside[row] > 0).cpu().numpy()),
-                complement=ratio(stage, outside[row], seed=seed),
+                fraction=float(mark.float().mean()),
+                value=faithfulness_estimate(runs, inside[row], seed=seed),
+                per_prompt=tuple(each.tolist()),
+                positive_fraction=proportion((inside[row] > 0).cpu().numpy()),
+                complement=faithfulness_estimate(runs, outside[row], seed=seed),
             )
         )
     return tuple(result)
 
 
-def ratio(stage: Stage, leads: Float[Tensor, " prompt"], *, seed: int) -> Estimate:
+def faithfulness_estimate(
+    runs: ReferenceRuns, logit_diffs: Float[Tensor, " prompt"], *, seed: int
+) -> Estimate:
     """Return f with its bootstrap interval: the ratio of means, over prompts drawn anew."""
-    weights = draws(len(leads), _DRAWS, seed=seed)
-    inside, whole, none = (t.double().cpu().numpy() for t in (leads, stage.leads, stage.floor))
+    weights = bootstrap_weights(len(logit_diffs), _DRAWS, seed=seed)
+    inside, whole, none = (
+        t.double().cpu().numpy()
+        for t in (logit_diffs, runs.clean_logit_diffs, runs.ablated_logit_diffs)
+    )
     value = (inside - none).mean() / (whole - none).mean()
-    return interval(float(value), (weights @ (inside - none)) / (weights @ (whole - none)))
+    return percentile_interval(
+        float(value), (weights @ (inside - none)) / (weights @ (whole - none))
+    )
 
 
-def values(stage: Stage, kept: Tensor) -> Float[Tensor, " circuit"]:
+def faithfulness_values(runs: ReferenceRuns, masks: Tensor) -> Float[Tensor, " circuit"]:
     """Return f of marked edges "circuit edge", without intervals."""
-    leads = run(stage, kept).double()
-    gap = (stage.leads - stage.floor).double().mean()
-    return ((leads - stage.floor).mean(1) / gap).cpu()
+    leads = run_circuits(runs, masks).double()
+    gap = (runs.clean_logit_diffs - runs.ablated_logit_diffs).double().mean()
+    return ((leads - runs.ablated_logit_diffs).mean(1) / gap).cpu()
 
 
-def curve(stage: Stage, graph: Graph, *, shares: Sequence[float] = SHARES, seed: int = 0) -> Curve:
+def faithfulness_curve(
+    runs: ReferenceRuns,
+    edge_scores: EdgeScores,
+    *,
+    fractions: Sequence[float] = FRACTIONS,
+    seed: int = 0,
+) -> FaithfulnessCurve:
     """Measure the strongest edges at growing sizes, with MIB's areas and their log-size twins."""
-    order = graph.mean.abs().argsort(descending=True, stable=True).numpy()
-    counts = [max(1, int(part * len(graph))) for part in shares]
-    place = graph.wiring.within(stage.wiring)[order]
-    kept = torch.zeros(len(counts), len(stage.wiring), dtype=torch.bool)
+    order = edge_scores.mean.abs().argsort(descending=True, stable=True).numpy()
+    counts = [max(1, int(part * len(edge_scores))) for part in fractions]
+    place = edge_scores.graph.indices_in(runs.graph)[order]
+    kept = torch.zeros(len(counts), len(runs.graph), dtype=torch.bool)
     for row, count in enumerate(counts):
         kept[row, place[:count][place[:count] >= 0]] = True
-    found = [ratio(stage, run(stage, row[None])[0], seed=seed) for row in kept]
+    found = [
+        faithfulness_estimate(runs, run_circuits(runs, row[None])[0], seed=seed) for row in kept
+    ]
     f = np.array([estimate.value for estimate in found])
-    off, logs = np.abs(1 - f), np.log(shares)
-    return Curve(
-        shares=tuple(shares),
+    off, logs = np.abs(1 - f), np.log(fractions)
+    return FaithfulnessCurve(
+        fractions=tuple(fractions),
         edges=tuple(counts),
         values=tuple(found),
-        cpr=float(np.trapezoid(f, shares)),
-        cmd=float(np.trapezoid(off, shares)),
+        cpr=float(np.trapezoid(f, fractions)),
+        cmd=float(np.trapezoid(off, fractions)),
         log_cpr=float(np.trapezoid(f, logs) / (logs[-1] - logs[0])),
         log_cmd=float(np.trapezoid(off, logs) / (logs[-1] - logs[0])),
     )
 
 
-def chance(stage: Stage, kept: Tensor, value: float, kind: str) -> Chance:
+def random_baseline(runs: ReferenceRuns, masks: Tensor, value: float, kind: str) -> RandomBaseline:
     """Measure circuits that `lots` drew, "circuit edge", beside a circuit's own f."""
-    found = values(stage, kept).numpy()
-    return Chance(kind, tuple(found.tolist()), float((found < value).mean()))
+    found = faithfulness_values(runs, masks).numpy()
+    return RandomBaseline(kind, tuple(found.tolist()), float((found < value).mean()))
 
 
-def lots(stage: Stage, count: int, kind: str, number: int, *, seed: int) -> Tensor:
+def sample_random_circuits(
+    runs: ReferenceRuns, count: int, kind: str, n_circuits: int, *, seed: int
+) -> Tensor:
     """Mark circuits of `count` edges drawn by lot, "circuit edge"; see `Chance` for the kinds."""
-    rng, size = np.random.default_rng(seed), len(stage.wiring)
-    kept = torch.zeros(number, size, dtype=torch.bool)
+    rng, size = np.random.default_rng(seed), len(runs.graph)
+    kept = torch.zeros(n_circuits, size, dtype=torch.bool)
     for row in kept:
         if kind == "paths":
-            row[random_paths(stage.wiring, count, rng)] = True
+            row[random_paths(runs.graph, count, rng)] = True
         else:
             row[rng.choice(size, count, replace=False)] = True
     return kept
 
 
 def minimality(
-    stage: Stage, circuit: Circuit, *, added: int = 50, seed: int = 0
-) -> tuple[Need, ...]:
+    runs: ReferenceRuns, circuit: Circuit, *, added: int = 50, seed: int = 0
+) -> tuple[EdgeNecessity, ...]:
     """Cut each edge out of a circuit, beside edges that were added to it by lot (Shi et al. 2024).
 
     The circuit is inflated by random paths (2410.13032); an edge is needed if cutting it lowers the
     lead by more, in the mean over prompts, than cutting an added edge moves it either way.
     """
-    rng, own = np.random.default_rng(seed), marks(stage, [circuit])[0]
+    rng, own = np.random.default_rng(seed), edge_masks(runs, [circuit])[0]
     extra = own.clone()
     # So many that, whatever they share with the circuit, enough of them are strangers to it.
-    extra[random_paths(stage.wiring, int(own.sum()) + added, rng)] = True
+    extra[random_paths(runs.graph, int(own.sum()) + added, rng)] = True
     strangers = (extra & ~own).nonzero()[:, 0]
     strangers = strangers[torch.from_numpy(rng.permutation(len(strangers))[:added])]
-    moved, rival = _each_cut(stage, own, own.nonzero()[:, 0]), _each_cut(stage, extra, strangers)
+    moved, rival = (
+        _drop_per_edge(runs, own, own.nonzero()[:, 0]),
+        _drop_per_edge(runs, extra, strangers),
+    )
     rival = rival.abs() if len(rival) else torch.zeros(1, moved.shape[1])
     # Each edge meets, prompt by prompt, one of the strangers, drawn anew.
     drawn = torch.from_numpy(rng.integers(len(rival), size=moved.shape))
-    gap = float((stage.leads - stage.floor).mean())
+    gap = float((runs.clean_logit_diffs - runs.ablated_logit_diffs).mean())
     ahead = moved - rival.gather(0, drawn)
-    ahead = torch.where(ahead.abs() > _ROUNDING * abs(gap), ahead, 0.0).double().numpy()
-    raw = [_exceeds(row) for row in ahead]
+    ahead = torch.where(ahead.abs() > _ROUNDING_TOLERANCE * abs(gap), ahead, 0.0).double().numpy()
+    raw = [_p_value_above_zero(row) for row in ahead]
     falls = (moved.mean(1) / gap).tolist()
-    names = [str(stage.wiring.edge(int(number))) for number in own.nonzero()[:, 0]]
-    return tuple(Need(*found) for found in zip(names, falls, holm(raw), strict=True))
+    names = [str(runs.graph.edge(int(number))) for number in own.nonzero()[:, 0]]
+    return tuple(EdgeNecessity(*found) for found in zip(names, falls, holm(raw), strict=True))
 
 
 def specificity(
-    stages: Mapping[str, Stage], circuits: Mapping[str, Circuit], *, seed: int = 0
-) -> tuple[Damage, ...]:
+    runs_by_task: Mapping[str, ReferenceRuns], circuits: Mapping[str, Circuit], *, seed: int = 0
+) -> tuple[Specificity, ...]:
     """Cut each task's circuit out of every task, and random paths of as many edges for control.
 
     Li & Subramani (2026, 2605.08348) find that circuits of different tasks often damage each
     other as much as themselves.
     """
     found = []
-    for task, where in stages.items():
+    for task, where in runs_by_task.items():
         for name, circuit in circuits.items():
-            kept = ~marks(where, [circuit])
-            found.append(Damage(name, task, int((~kept).sum()), float(values(where, kept)[0])))
+            kept = ~edge_masks(where, [circuit])
+            found.append(
+                Specificity(
+                    name, task, int((~kept).sum()), float(faithfulness_values(where, kept)[0])
+                )
+            )
         size = max(len(circuit) for circuit in circuits.values())
-        kept = ~lots(where, size, "paths", _CONTROLS, seed=seed)
-        found.append(Damage("random paths", task, size, float(values(where, kept).median())))
+        kept = ~sample_random_circuits(where, size, "paths", _SPECIFICITY_CIRCUITS, seed=seed)
+        found.append(
+            Specificity(
+                "random paths", task, size, float(faithfulness_values(where, kept).median())
+            )
+        )
     return tuple(found)
 
 
-def _exceeds(ahead: Float[np.ndarray, " prompt"]) -> float:
+def _p_value_above_zero(excess: Float[np.ndarray, " prompt"]) -> float:
     """Return the p-value of a mean above 0; 1 where all is 0 or one prompt is all there is."""
-    if len(ahead) < 2 or not ahead.any():
+    if len(excess) < 2 or not excess.any():
         return 1.0
-    if np.ptp(ahead) == 0:
-        return float(ahead[0] < 0)
-    found: Any = ttest_1samp(ahead, 0, alternative="greater")  # its type says too little
+    if np.ptp(excess) == 0:
+        return float(excess[0] < 0)
+    found: Any = ttest_1samp(excess, 0, alternative="greater")  # its type says too little
     return float(found.pvalue)
 
 
-def holm(raw: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float]) -> list[float]:
     """Correct p-values for their number, step by step (Holm 1979)."""
-    order = np.argsort(raw)
-    stepped = np.array(raw)[order] * np.arange(len(raw), 0, -1)
-    corrected = np.empty(len(raw))
+    order = np.argsort(p_values)
+    stepped = np.array(p_values)[order] * np.arange(len(p_values), 0, -1)
+    corrected = np.empty(len(p_values))
     corrected[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
     return corrected.tolist()
 
 
-def _each_cut(stage: Stage, kept: Tensor, numbers: Tensor) -> Float[Tensor, "edge prompt"]:
+def _drop_per_edge(
+    runs: ReferenceRuns, mask: Tensor, indices: Tensor
+) -> Float[Tensor, "edge prompt"]:
     """Return the fall of the lead when each of some kept edges is cut by itself."""
-    whole = run(stage, kept[None])[0]
-    rows = kept.repeat(len(numbers), 1)
-    rows[torch.arange(len(numbers)), numbers] = False
-    return (whole - run(stage, rows)).cpu()
+    whole = run_circuits(runs, mask[None])[0]
+    rows = mask.repeat(len(indices), 1)
+    rows[torch.arange(len(indices)), indices] = False
+    return (whole - run_circuits(runs, rows)).cpu()

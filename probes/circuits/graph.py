@@ -24,8 +24,8 @@ Port = Literal["q", "k", "v", "mlp", "logits"]
 EMBED, LOGITS = "embed", "logits"
 _WRITER = re.compile(r"L(\d+)\.(?:H(\d+)|MLP)")
 _READER = re.compile(r"L(\d+)\.(?:(H|KV)(\d+)\.([qkv])|MLP)")
-_END = r"\s*([\w.-]+?)(?:@([^@]+?))?\s*"
-_EDGE = re.compile(f"{_END}(?:->|→){_END}")
+_ENDPOINT = r"\s*([\w.-]+?)(?:@([^@]+?))?\s*"
+_EDGE = re.compile(f"{_ENDPOINT}(?:->|→){_ENDPOINT}")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -53,7 +53,7 @@ class Edge:
 
 
 @dataclass(frozen=True)
-class Wiring:
+class ComputationGraph:
     """All wires of one model: what an edge's number means.
 
     Attributes:
@@ -69,11 +69,11 @@ class Wiring:
     kv_heads: int
     parallel: bool = False
     roles: tuple[str, ...] = ()
-    passages: tuple[tuple[str, str], ...] = ()
+    role_pairs: tuple[tuple[str, str], ...] = ()
     readouts: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return int(self.edge_offsets[-1])
 
     @cached_property
     def writers(self) -> tuple[str, ...]:
@@ -96,58 +96,68 @@ class Wiring:
         return (*names, LOGITS)
 
     @cached_property
-    def per_layer(self) -> int:
+    def readers_per_layer(self) -> int:
         """How many readers a layer has."""
         return self.heads + 2 * self.kv_heads + 1
 
     def port(self, reader: int) -> Port:
         """Say what a reader feeds."""
-        place = reader % self.per_layer
-        if reader == self.layers * self.per_layer:
+        place = reader % self.readers_per_layer
+        if reader == self.layers * self.readers_per_layer:
             return "logits"
-        ends = (self.heads, self.heads + self.kv_heads, self.per_layer - 1, self.per_layer)
+        ends = (
+            self.heads,
+            self.heads + self.kv_heads,
+            self.readers_per_layer - 1,
+            self.readers_per_layer,
+        )
         return ("q", "k", "v", "mlp")[sum(place >= end for end in ends)]
 
-    def seen(self, reader: int) -> int:
+    def upstream_count(self, reader: int) -> int:
         """Count the writers that stand before a reader."""
-        layer, port = reader // self.per_layer, self.port(reader)
+        layer, port = reader // self.readers_per_layer, self.port(reader)
         own = self.heads if port == "mlp" and not self.parallel else 0
         return 1 + layer * (self.heads + 1) + own
 
-    def pairs(self, reader: int) -> tuple[tuple[int, int], ...]:
+    def role_index_pairs(self, reader: int) -> tuple[tuple[int, int], ...]:
         """List the (read at, read for) numbers of roles of a reader's wires."""
         if not self.roles:
             return ((0, 0),)
         number = {role: index for index, role in enumerate(self.roles)}
         port = self.port(reader)
         if port in ("k", "v"):
-            return tuple((number[a], number[b]) for a, b in self.passages)
+            return tuple((number[a], number[b]) for a, b in self.role_pairs)
         here = self.readouts if port == "logits" else self.roles
         return tuple((number[role], number[role]) for role in here)
 
     @cached_property
-    def starts(self) -> np.ndarray:
+    def edge_offsets(self) -> np.ndarray:
         """Number of the first wire of each reader; the wires of a pair of roles stand together."""
-        counts = [self.seen(v) * len(self.pairs(v)) for v in range(len(self.readers))]
+        counts = [
+            self.upstream_count(v) * len(self.role_index_pairs(v)) for v in range(len(self.readers))
+        ]
         return np.cumsum([0, *counts])
 
     @cached_property
-    def table(self) -> np.ndarray:
+    def edge_table(self) -> np.ndarray:
         """The wires "column edge": source, target, source role, target role, as numbers."""
         blocks = []
         for reader in range(len(self.readers)):
-            seen, pairs = self.seen(reader), np.array(self.pairs(reader)).reshape(-1, 2)
+            seen, pairs = (
+                self.upstream_count(reader),
+                np.array(self.role_index_pairs(reader)).reshape(-1, 2),
+            )
             source = np.tile(np.arange(seen), len(pairs))
             spread = np.repeat(pairs, seen, axis=0)
             target = np.full(len(source), reader)
             blocks.append(np.stack([source, target, spread[:, 0], spread[:, 1]]))
         return np.concatenate(blocks, axis=1)
 
-    def edge(self, number: int) -> Edge:
+    def edge(self, index: int) -> Edge:
         """Name a wire; a number outside raises an IndexError."""
-        if not 0 <= number < len(self):
-            raise IndexError(f"edge {number} of {len(self)}")
-        source, target, here, there = (int(value) for value in self.table[:, number])
+        if not 0 <= index < len(self):
+            raise IndexError(f"edge {index} of {len(self)}")
+        source, target, here, there = (int(value) for value in self.edge_table[:, index])
         names = (self.writers[source], self.readers[target])
         return Edge(*names, *((self.roles[here], self.roles[there]) if self.roles else ()))
 
@@ -155,33 +165,40 @@ class Wiring:
         """Name all wires in order."""
         return (self.edge(number) for number in range(len(self)))
 
-    def number(self, edge: Edge) -> int:
+    def index_of(self, edge: Edge) -> int:
         """Find a wire by its name.
 
         Raises:
             CircuitError: The model has no such wire.
         """
-        source, target = self._writer(edge), self._reader(edge)
-        if source >= self.seen(target):
+        source, target = self._writer_index(edge), self._reader_index(edge)
+        if source >= self.upstream_count(target):
             raise CircuitError(
                 f"The edge {edge} cannot exist: {edge.target} stands before {edge.source} in the "
                 "residual stream, or beside it. Let edges run forward."
             )
-        pairs = self.pairs(target)
-        wanted = (self._role(edge, edge.source_role), self._role(edge, edge.target_role))
+        pairs = self.role_index_pairs(target)
+        wanted = (
+            self._role_index(edge, edge.source_role),
+            self._role_index(edge, edge.target_role),
+        )
         if wanted not in pairs:
             raise CircuitError(
                 f"The edge {edge} cannot exist: {edge.target} reads nothing at "
                 f"{edge.source_role!r} for {edge.target_role!r}. Only keys and values pass from "
                 "one role to another, and only to a later one; the rest stay at their role."
             )
-        return int(self.starts[target]) + pairs.index(wanted) * self.seen(target) + source
+        return (
+            int(self.edge_offsets[target])
+            + pairs.index(wanted) * self.upstream_count(target)
+            + source
+        )
 
-    def numbers(self, edges: Iterable[Edge]) -> np.ndarray:
+    def indices_of(self, edges: Iterable[Edge]) -> np.ndarray:
         """Find many wires."""
-        return np.array([self.number(edge) for edge in edges], dtype=np.int64)
+        return np.array([self.index_of(edge) for edge in edges], dtype=np.int64)
 
-    def within(self, other: "Wiring") -> np.ndarray:
+    def indices_in(self, other: "ComputationGraph") -> np.ndarray:
         """Find each wire in a wiring of the same shape and other prompts; -1 where it is lacking.
 
         Raises:
@@ -201,17 +218,21 @@ class Wiring:
         to = np.array([place.get(role, -1) for role in self.roles])
         found = []
         for reader in range(len(self.readers)):
-            pairs = {pair: number for number, pair in enumerate(other.pairs(reader))}
-            at = [pairs.get((int(to[a]), int(to[b])), -1) for a, b in self.pairs(reader)]
-            seen, begin = self.seen(reader), int(other.starts[reader])
+            pairs = {pair: number for number, pair in enumerate(other.role_index_pairs(reader))}
+            at = [pairs.get((int(to[a]), int(to[b])), -1) for a, b in self.role_index_pairs(reader)]
+            seen, begin = self.upstream_count(reader), int(other.edge_offsets[reader])
             for number in at:
                 block = begin + number * seen + np.arange(seen)
                 found.append(block if number >= 0 else np.full(seen, -1))
         return np.concatenate(found)
 
-    def owners(self, reader: int) -> tuple[int, ...]:
+    def writers_fed_by(self, reader: int) -> tuple[int, ...]:
         """List the writers that a reader feeds: none for the logits, a group's heads for k, v."""
-        layer, place, port = reader // self.per_layer, reader % self.per_layer, self.port(reader)
+        layer, place, port = (
+            reader // self.readers_per_layer,
+            reader % self.readers_per_layer,
+            self.port(reader),
+        )
         first = 1 + layer * (self.heads + 1)
         if port == "logits":
             return ()
@@ -222,7 +243,7 @@ class Wiring:
         each, group = self.heads // self.kv_heads, (place - self.heads) % self.kv_heads
         return tuple(range(first + group * each, first + (group + 1) * each))
 
-    def _writer(self, edge: Edge) -> int:
+    def _writer_index(self, edge: Edge) -> int:
         if edge.source == EMBED:
             return 0
         found = _WRITER.fullmatch(edge.source)
@@ -231,15 +252,15 @@ class Wiring:
                 f"{edge.source!r} writes nothing: sources are 'embed', 'L0.H1' and 'L0.MLP'"
             )
         layer, head = found.groups()
-        self._inside(edge, "layer", int(layer), self.layers)
+        self._check_range(edge, "layer", int(layer), self.layers)
         if head is not None:
-            self._inside(edge, "head", int(head), self.heads)
+            self._check_range(edge, "head", int(head), self.heads)
         place = self.heads if head is None else int(head)
         return 1 + int(layer) * (self.heads + 1) + place
 
-    def _reader(self, edge: Edge) -> int:
+    def _reader_index(self, edge: Edge) -> int:
         if edge.target == LOGITS:
-            return self.layers * self.per_layer
+            return self.layers * self.readers_per_layer
         found = _READER.fullmatch(edge.target)
         shared = "H" if self.kv_heads == self.heads else "KV"
         if not found or (found[4] and found[2] != ("H" if found[4] == "q" else shared)):
@@ -248,14 +269,14 @@ class Wiring:
                 f"'L0.{shared}1.k', 'L0.{shared}1.v', 'L0.MLP' and 'logits'"
             )
         layer, _, head, port = found.groups()
-        self._inside(edge, "layer", int(layer), self.layers)
+        self._check_range(edge, "layer", int(layer), self.layers)
         if port is None:
-            return (int(layer) + 1) * self.per_layer - 1
-        self._inside(edge, "head", int(head), self.heads if port == "q" else self.kv_heads)
+            return (int(layer) + 1) * self.readers_per_layer - 1
+        self._check_range(edge, "head", int(head), self.heads if port == "q" else self.kv_heads)
         before = {"q": 0, "k": self.heads, "v": self.heads + self.kv_heads}[port]
-        return int(layer) * self.per_layer + before + int(head)
+        return int(layer) * self.readers_per_layer + before + int(head)
 
-    def _role(self, edge: Edge, role: str) -> int:
+    def _role_index(self, edge: Edge, role: str) -> int:
         if bool(role) != bool(self.roles):
             raise CircuitError(
                 f"The edge {edge} {'has a role' if role else 'lacks a role'}, and this wiring is "
@@ -265,8 +286,8 @@ class Wiring:
             raise CircuitError(f"Role {role!r} of {edge} is unknown: {', '.join(self.roles)}")
         return self.roles.index(role) if role else 0
 
-    def _inside(self, edge: Edge, what: str, value: int, size: int) -> None:
+    def _check_range(self, edge: Edge, axis: str, value: int, size: int) -> None:
         if value >= size:
             raise CircuitError(
-                f"{edge} names {what} {value}, and the model has {size}: count from 0"
+                f"{edge} names {axis} {value}, and the model has {size}: count from 0"
             )

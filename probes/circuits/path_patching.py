@@ -7,19 +7,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probes.circuits.edge_patching import run
+from probes.circuits.edge_patching import run_circuits
 from probes.circuits.graph import LOGITS, Edge
-from probes.circuits.reference_runs import carried, stage
+from probes.circuits.reference_runs import ablation_change, run_references
 from probes.circuits.task import Task
 from probes.errors import CircuitError
 from probes.models.model import Model
 
-# Edges cut in one call: the masks are small, and neighbours share their unchanged layers.
-_TOGETHER = 64
+# Edges cut in one call: the masks are small, and neighbors share their unchanged layers.
+_EDGES_PER_PASS = 64
 
 
 @torch.no_grad()
-def cut_edges(
+def edge_patching(
     model: Model, task: Task, *, roles: bool = False, edges: Sequence[Edge] | None = None
 ) -> Float[Tensor, "edge prompt"]:
     """Cut single edges for good: the exact fall of the lead (logits), edge by edge.
@@ -30,11 +30,11 @@ def cut_edges(
     Raises:
         CircuitError: An edge does not exist.
     """
-    found = stage(model, task, roles=roles)
-    wiring = found.wiring
-    numbers = np.arange(len(wiring)) if edges is None else wiring.numbers(edges)
-    source, _, role, _ = torch.from_numpy(wiring.table[:, numbers])
-    moved = torch.stack([carried(found, writer) for writer in range(len(wiring.writers))])
+    found = run_references(model, task, roles=roles)
+    wiring = found.graph
+    numbers = np.arange(len(wiring)) if edges is None else wiring.indices_of(edges)
+    source, _, role, _ = torch.from_numpy(wiring.edge_table[:, numbers])
+    moved = torch.stack([ablation_change(found, writer) for writer in range(len(wiring.writers))])
     moved = (moved != 0).any(-1)  # writer prompt position
     if roles:
         here = torch.stack([found.task.role_of == n for n in range(len(wiring.roles))])
@@ -43,15 +43,15 @@ def cut_edges(
         moved = moved.any(2).any(1)[:, None]
     alive = moved.cpu()[source, role].nonzero()[:, 0]
     result = torch.zeros(len(numbers), len(task), device=model.device)
-    for rows in alive.split(_TOGETHER):
+    for rows in alive.split(_EDGES_PER_PASS):
         kept = torch.ones(len(rows), len(wiring), dtype=torch.bool)
         kept[torch.arange(len(rows)), numbers[rows.numpy()]] = False
-        result[rows] = found.leads - run(found, kept, begin="clean")
+        result[rows] = found.clean_logit_diffs - run_circuits(found, kept, start_from="clean")
     return result.cpu()
 
 
 @torch.no_grad()
-def patch_path(model: Model, task: Task, path: Sequence[str]) -> Float[Tensor, " prompt"]:
+def path_patching(model: Model, task: Task, path: Sequence[str]) -> Float[Tensor, " prompt"]:
     """Send the counterfactual along one path and no other: the fall of the lead (logits).
 
     Args:
@@ -65,8 +65,8 @@ def patch_path(model: Model, task: Task, path: Sequence[str]) -> Float[Tensor, "
     Raises:
         CircuitError: Two parts of the path are not joined by an edge.
     """
-    found = stage(model, task)
-    wiring = found.wiring
+    found = run_references(model, task)
+    wiring = found.graph
     first, readers = next(iter(path), ""), path[1:]
     if not readers or LOGITS in readers[:-1]:
         raise CircuitError(
@@ -76,10 +76,12 @@ def patch_path(model: Model, task: Task, path: Sequence[str]) -> Float[Tensor, "
     cut = torch.zeros(1, len(wiring), dtype=torch.bool)
     kept, sources = torch.zeros_like(cut), [first]
     for place, reader in enumerate(readers):
-        numbers = wiring.numbers(Edge(source, reader) for source in sources)
+        numbers = wiring.indices_of(Edge(source, reader) for source in sources)
         (kept if place else cut)[0, numbers] = True
-        owners = wiring.owners(wiring.readers.index(reader))
+        owners = wiring.writers_fed_by(wiring.readers.index(reader))
         sources = [wiring.writers[owner] for owner in owners]
     if sources:
-        kept[0, wiring.table[0] >= min(owners)] = True
-    return (found.leads - run(found, kept, cut=cut, begin="clean")[0]).cpu()
+        kept[0, wiring.edge_table[0] >= min(owners)] = True
+    return (
+        found.clean_logit_diffs - run_circuits(found, kept, cut_masks=cut, start_from="clean")[0]
+    ).cpu()

@@ -9,17 +9,25 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from probes.circuits.graph import Wiring
+from probes.circuits.graph import ComputationGraph
 from probes.circuits.task import Task
 from probes.errors import BatchError, CircuitError
-from probes.models.decoder import Anatomised, Anatomy, Entry, attend, dissect, observe, turn
-from probes.models.model import Model, refuse_training
+from probes.models.decoder import (
+    DecoderActivations,
+    DecoderInputs,
+    DecoderWeights,
+    apply_rotary,
+    attend,
+    capture_decoder,
+    decompose,
+)
+from probes.models.model import Model, require_eval
 
 Ablation = Literal["counterfactual", "mean", "zero"]
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
+class Run:
     """A run to begin with.
 
     Attributes:
@@ -28,19 +36,19 @@ class Side:
             means or zeros.
     """
 
-    run: Anatomised
+    activations: DecoderActivations
     embed: Tensor
     z: tuple[Tensor, ...]
     mlp_out: tuple[Tensor, ...]
 
     @property
-    def settled(self) -> bool:
+    def is_consistent(self) -> bool:
         """Whether its edges carry just what its parts make."""
-        return self.z is self.run.z
+        return self.z is self.activations.z
 
 
 @dataclass(frozen=True, eq=False)
-class Stage:
+class ReferenceRuns:
     """Everything that circuits of one model and task share.
 
     Attributes:
@@ -53,26 +61,26 @@ class Stage:
 
     model: Model
     task: Task
-    wiring: Wiring
+    graph: ComputationGraph
     ablation: Ablation
-    anatomy: Anatomy
-    entry: Entry
-    clean: Side
-    replaced: Side
-    first: int
-    leads: Float[Tensor, " prompt"]
-    floor: Float[Tensor, " prompt"]
+    weights: DecoderWeights
+    entry: DecoderInputs
+    clean: Run
+    ablated: Run
+    first_position: int
+    clean_logit_diffs: Float[Tensor, " prompt"]
+    ablated_logit_diffs: Float[Tensor, " prompt"]
 
 
 @torch.no_grad()
-def stage(
+def run_references(
     model: Model,
     task: Task,
     *,
     roles: bool = False,
     ablation: Ablation = "counterfactual",
-    reference: Task | None = None,
-) -> Stage:
+    mean_task: Task | None = None,
+) -> ReferenceRuns:
     """Run a task's clean and counterfactual prompts once, for all circuits to come.
 
     Args:
@@ -91,62 +99,63 @@ def stage(
         raise CircuitError(
             f"The ablation {ablation!r} is unknown: use 'counterfactual', 'mean' or 'zero'"
         )
-    refuse_training(model)
-    anatomy, task = dissect(model), task.to(model)
-    entry, clean = observe(model, anatomy, task.clean, task.mask, task.readout)
-    own = Side(clean, clean.embed, clean.z, clean.mlp_out)
+    require_eval(model)
+    anatomy, task = decompose(model), task.to(model)
+    entry, clean = capture_decoder(model, anatomy, task.clean, task.mask, task.readout)
+    own = Run(clean, clean.embed, clean.z, clean.mlp_out)
     if ablation == "counterfactual":
         ids = task.counterfactual
-        _, other = observe(model, anatomy, ids, task.mask, task.readout)
-        replaced = Side(other, other.embed, other.z, other.mlp_out)
+        _, other = capture_decoder(model, anatomy, ids, task.mask, task.readout)
+        replaced = Run(other, other.embed, other.z, other.mlp_out)
     else:
         no_z, no_mlp = (tuple(map(torch.zeros_like, kind)) for kind in (clean.z, clean.mlp_out))
         constant = (torch.zeros_like(clean.embed), no_z, no_mlp)
         if ablation == "mean":
-            pool = task if reference is None else reference.to(model)
+            pool = task if mean_task is None else mean_task.to(model)
             ids = pool.counterfactual
-            _, other = observe(model, anatomy, ids, pool.mask, pool.readout)
-            constant = _means(task, pool, other)
-        replaced = _carrying(own, anatomy, entry, constant)
-    first = task.first if ablation == "counterfactual" else 0
+            _, other = capture_decoder(model, anatomy, ids, pool.mask, pool.readout)
+            constant = _role_means(task, pool, other)
+        replaced = _run_with_constants(own, anatomy, entry, constant)
+    first = task.first_difference if ablation == "counterfactual" else 0
     at = (torch.arange(len(task), device=model.device), task.readout)
     leads, floor = (
-        task.lead(anatomy.unembed(anatomy.final(side.run.last[at]))) for side in (own, replaced)
+        task.logit_diff(anatomy.unembed(anatomy.final_norm(side.activations.resid_final[at])))
+        for side in (own, replaced)
     )
-    return Stage(
+    return ReferenceRuns(
         model=model,
         task=task,
-        wiring=task.wiring(model, roles=roles),
+        graph=task.computation_graph(model, roles=roles),
         ablation=ablation,
-        anatomy=anatomy,
+        weights=anatomy,
         entry=entry,
         clean=own,
-        replaced=replaced,
-        first=min(first, int(task.readout.min())),
-        leads=leads,
-        floor=floor,
+        ablated=replaced,
+        first_position=min(first, int(task.readout.min())),
+        clean_logit_diffs=leads,
+        ablated_logit_diffs=floor,
     )
 
 
-def carried(stage: Stage, writer: int) -> Tensor:
+def ablation_change(runs: ReferenceRuns, writer: int) -> Tensor:
     """Return what an edge brings when it is cut: its replacement less its clean value."""
-    heads = stage.model.shape.heads
+    heads = runs.model.shape.heads
     if writer == 0:
-        return stage.replaced.embed - stage.clean.embed
+        return runs.ablated.embed - runs.clean.embed
     layer, place = divmod(writer - 1, heads + 1)
     if place == heads:
-        return stage.replaced.mlp_out[layer] - stage.clean.mlp_out[layer]
-    change = (stage.replaced.z[layer] - stage.clean.z[layer])[..., place, :]
-    return change @ stage.anatomy.layers[layer].o[place]
+        return runs.ablated.mlp_out[layer] - runs.clean.mlp_out[layer]
+    change = (runs.ablated.z[layer] - runs.clean.z[layer])[..., place, :]
+    return change @ runs.weights.layers[layer].o[place]
 
 
-def _means(
-    task: Task, pool: Task, run: Anatomised
+def _role_means(
+    task: Task, mean_task: Task, activations: DecoderActivations
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Return what writers write on the mean over the pool's tokens of each token's role."""
-    index = {role: n for n, role in enumerate(pool.roles)}
+    index = {role: n for n, role in enumerate(mean_task.roles)}
     used = [task.roles[n] for n in task.role_of.unique().tolist() if n >= 0]
-    found = {pool.roles[n] for n in pool.role_of.unique().tolist() if n >= 0}
+    found = {mean_task.roles[n] for n in mean_task.role_of.unique().tolist() if n >= 0}
     if lacking := [role for role in used if role not in found]:
         raise BatchError(
             f"The reference lacks the roles {', '.join(lacking)}, which the task has: take means "
@@ -154,35 +163,47 @@ def _means(
         )
     to = torch.tensor([index.get(role, 0) for role in task.roles], device=task.role_of.device)
     asked = torch.where(task.role_of >= 0, to[task.role_of.clamp(min=0)], 0)
-    there = one_hot(pool.role_of.clamp(min=0), len(pool.roles))
-    there = (there * (pool.role_of >= 0)[..., None]).to(run.embed.dtype)
+    there = one_hot(mean_task.role_of.clamp(min=0), len(mean_task.roles))
+    there = (there * (mean_task.role_of >= 0)[..., None]).to(activations.embed.dtype)
     count = there.sum((0, 1)).clamp(min=1)
 
     def mean(value: Tensor) -> Tensor:
         total = einsum(there, value.flatten(2), "b t r, b t f -> r f") / count[:, None]
         return total[asked].unflatten(-1, value.shape[2:])
 
-    return mean(run.embed), tuple(map(mean, run.z)), tuple(map(mean, run.mlp_out))
+    return (
+        mean(activations.embed),
+        tuple(map(mean, activations.z)),
+        tuple(map(mean, activations.mlp_out)),
+    )
 
 
-def _carrying(
-    clean: Side, anatomy: Anatomy, entry: Entry, carried: tuple[Tensor, tuple, tuple]
-) -> Side:
+def _run_with_constants(
+    clean: Run,
+    weights: DecoderWeights,
+    entry: DecoderInputs,
+    constants: tuple[Tensor, tuple, tuple],
+) -> Run:
     """Return the run in which every edge carries a constant; its parts read the sums of them."""
-    embed, z, mlp_out = carried
-    run, found = clean.run, {n: [] for n in ("pre", "mid", "q", "k", "v", "z", "mlp_out")}
+    embed, z, mlp_out = constants
+    run, found = clean.activations, {n: [] for n in ("resid_pre", "resid_mid", "q", "k", "v", "z", "mlp_out")}
     shift = embed - run.embed
-    for number, layer in enumerate(anatomy.layers):
-        pre = run.pre[number] + shift
+    for number, layer in enumerate(weights.layers):
+        pre = run.resid_pre[number] + shift
         y = layer.attn_norm(pre)
-        q, k = (turn(layer.project(port, y), entry.angles) for port in "qk")
+        q, k = (apply_rotary(layer.project(port, y), entry.rotary) for port in "qk")
         v = layer.project("v", y)
-        made = attend(q, k, v, entry.allowed, layer.scale)
+        made = attend(q, k, v, entry.attention_mask, layer.scale)
         heads = einsum(z[number] - run.z[number], layer.o, "b t h e, h e d -> b t d")
-        mid = run.mid[number] + shift + (0 if anatomy.parallel else heads)
+        mid = run.resid_mid[number] + shift + (0 if weights.parallel else heads)
         out = layer.mlp(layer.mlp_norm(mid))
         for name, value in zip(found, (pre, mid, q, k, v, made, out), strict=True):
             found[name].append(value)
         shift = shift + heads + mlp_out[number] - run.mlp_out[number]
     parts = {name: tuple(values) for name, values in found.items()}
-    return Side(Anatomised(embed=run.embed, last=run.last + shift, **parts), embed, z, mlp_out)
+    return Run(
+        DecoderActivations(embed=run.embed, resid_final=run.resid_final + shift, **parts),
+        embed,
+        z,
+        mlp_out,
+    )

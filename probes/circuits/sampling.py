@@ -5,16 +5,16 @@ from collections.abc import Sequence
 
 import networkx
 
-from probes.circuits.task import Task, task
+from probes.circuits.task import Task, task_from_pairs
 from probes.errors import CircuitError, GateError, PatternError
 from probes.models.model import Model
 from probes.observe.gate import Gate, gate
-from probes.prompts.pair_batch import draw_pairs, encode_pairs
+from probes.prompts.pair_batch import sample_pairs, tokenize_pairs
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Pair
 
 
-def open_gate(model: Model, pattern: Pattern, answer: str, *, seed: int) -> Gate:
+def require_open_gate(model: Model, pattern: Pattern, answer: str, *, seed: int) -> Gate:
     """Return the gate of one answer, the first by default.
 
     Raises:
@@ -27,14 +27,14 @@ def open_gate(model: Model, pattern: Pattern, answer: str, *, seed: int) -> Gate
     found = gates[names.index(answer)] if answer else gates[0]
     if found.state == "closed":
         raise GateError(
-            f"{model.name} does not have the behaviour: {found.answer} of {pattern.name!r} is "
+            f"{model.name} does not have the behavior: {found.answer} of {pattern.name!r} is "
             f"right in {found.accuracy}, {found.heuristic!r} in {found.heuristic_accuracy:.2f}. "
             "There is no circuit to trace; choose a model or a pattern whose gate is open."
         )
     return found
 
 
-def tasks(  # noqa: PLR0913 (so has the drawing)
+def sample_tasks(  # noqa: PLR0913 (so has the drawing)
     model: Model,
     pattern: Pattern,
     answer: str,
@@ -51,10 +51,12 @@ def tasks(  # noqa: PLR0913 (so has the drawing)
     if prompts < 1:
         raise CircuitError(f"{prompts} prompts were asked for: take at least one a contrast")
     kinds = tuple(contrasts) or pattern.contrasts
-    halves = _Halves(prompts)
+    halves = TextDisjointHalves(prompts)
     for kind in kinds:
         try:
-            pairs = draw_pairs(pattern, kind, 2 * prompts, tokenizers=(model.tokenizer,), seed=seed)
+            pairs = sample_pairs(
+                pattern, kind, 2 * prompts, tokenizers=(model.tokenizer,), seed=seed
+            )
         except PatternError as error:
             raise PatternError(
                 f"{error}, as {prompts} prompts find the circuit and {prompts} judge it: ask for "
@@ -63,7 +65,7 @@ def tasks(  # noqa: PLR0913 (so has the drawing)
         names = [name for name, _ in pairs[0].clean.answers]
         if answer not in names:
             raise CircuitError(f"{pattern.name!r} has no answer {answer!r}: it has {names}")
-        if contrasts or not any(_same(pair, answer) for pair in pairs):
+        if contrasts or not any(_same_answer(pair, answer) for pair in pairs):
             halves.add(pairs)
     finding, judging = halves.lists
     if not finding:
@@ -77,27 +79,27 @@ def tasks(  # noqa: PLR0913 (so has the drawing)
             "left to judge it by. Write pairs of more texts, or ask for fewer prompts."
         )
     limit = model.shape.context
-    both = (encode_pairs(model.tokenizer, some, limit=limit) for some in (finding, judging))
-    first, second = (task(pairs, answer, exact=True) for pairs in both)
+    both = (tokenize_pairs(model.tokenizer, some, max_length=limit) for some in (finding, judging))
+    first, second = (task_from_pairs(pairs, answer, skip_unequal=True) for pairs in both)
     return first, second
 
 
-def tasks_of(
+def sample_tasks_if_gate_open(
     model: Model, pattern: Pattern, *, prompts: int, seed: int
 ) -> tuple[str, Task, Task] | None:
     """Draw another pattern's pairs, or none where its gate is closed."""
     try:
-        found = open_gate(model, pattern, "", seed=seed)
+        found = require_open_gate(model, pattern, "", seed=seed)
     except GateError:
         return None
-    return pattern.name, *tasks(model, pattern, found.answer, prompts=prompts, seed=seed)
+    return pattern.name, *sample_tasks(model, pattern, found.answer, prompts=prompts, seed=seed)
 
 
-class _Halves:
+class TextDisjointHalves:
     """Pairs to find by and pairs to judge by; no text is in both."""
 
-    def __init__(self, most: int) -> None:
-        self.most, self.side_of = most, dict[str, int]()
+    def __init__(self, max_pairs: int) -> None:
+        self.max_pairs, self.half_of = max_pairs, dict[str, int]()
         self.lists: tuple[list[Pair], list[Pair]] = ([], [])
 
     def add(self, pairs: Sequence[Pair]) -> None:
@@ -109,7 +111,7 @@ class _Halves:
             for text in texts
         }
         sizes = Counter(group[pair.clean.text] for pair in pairs)
-        enough, planned, counts = min(self.most, (len(pairs) + 1) // 2), [0, 0], [0, 0]
+        enough, planned, counts = min(self.max_pairs, (len(pairs) + 1) // 2), [0, 0], [0, 0]
         chosen: dict[int, int] = {}
         for pair in pairs:
             texts, own = (pair.clean.text, pair.counterfactual.text), group[pair.clean.text]
@@ -117,14 +119,14 @@ class _Halves:
                 chosen[own] = int(planned[0] >= enough)
                 planned[chosen[own]] += sizes[own]
             # A text may have been given to a side with another contrast.
-            sides = {self.side_of[text] for text in texts if text in self.side_of}
+            sides = {self.half_of[text] for text in texts if text in self.half_of}
             side = min(sides, default=chosen[own])
-            if len(sides | {side}) > 1 or counts[side] >= self.most:
+            if len(sides | {side}) > 1 or counts[side] >= self.max_pairs:
                 continue
             counts[side] += 1
-            self.side_of |= dict.fromkeys(texts, side)
+            self.half_of |= dict.fromkeys(texts, side)
             self.lists[side].append(pair)
 
 
-def _same(pair: Pair, answer: str) -> bool:
+def _same_answer(pair: Pair, answer: str) -> bool:
     return pair.clean.answer(answer) == pair.counterfactual.answer(answer)

@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probes.circuits.graph import Wiring
+from probes.circuits.graph import ComputationGraph
 from probes.errors import BatchError
 from probes.models.model import Model
-from probes.observe.behaviour import lead, pair_foils
+from probes.observe.behavior import logit_diff, pair_foils
 from probes.prompts.pair_batch import PairBatch
 
-_TENSORS = ("clean", "counterfactual", "mask", "readout", "answer", "foils", "role_of")
+_TENSOR_FIELDS = ("clean", "counterfactual", "mask", "readout", "answer", "foils", "role_of")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,41 +56,45 @@ class Task:
 
     def __getitem__(self, rows: slice | Int[Tensor, " row"]) -> "Task":
         """Take some of the pairs."""
-        return replace(self, **{name: getattr(self, name)[rows] for name in _TENSORS})
+        return replace(self, **{name: getattr(self, name)[rows] for name in _TENSOR_FIELDS})
 
     def to(self, model: Model) -> "Task":
         """Move it to where a model's weights are."""
-        moved = {name: getattr(self, name).to(model.device) for name in _TENSORS}
+        moved = {name: getattr(self, name).to(model.device) for name in _TENSOR_FIELDS}
         return replace(self, **moved)
 
     @property
-    def first(self) -> int:
+    def first_difference(self) -> int:
         """The first position at which some pair differs: before it, both runs are the same."""
         differs = ((self.clean != self.counterfactual) & self.mask).any(0)
         return int(differs.int().argmax()) if bool(differs.any()) else differs.shape[0] - 1
 
-    def lead(self, logits: Float[Tensor, "prompt vocab"]) -> Float[Tensor, " prompt"]:
+    def logit_diff(self, logits: Float[Tensor, "prompt vocab"]) -> Float[Tensor, " prompt"]:
         """Score logits at the read-out: the answer's less the mean of its foils'."""
         foils, answer = self.foils.to(logits.device), self.answer.to(logits.device)
-        return lead(logits, foils, answer)
+        return logit_diff(logits, foils, answer)
 
-    def wiring(self, model: Model, *, roles: bool = False) -> Wiring:
+    def computation_graph(self, model: Model, *, roles: bool = False) -> ComputationGraph:
         """List the wires that a model has for this task, resolved by roles or not."""
         shape = model.shape
-        plain = Wiring(shape.layers, shape.heads, shape.kv_heads, shape.parallel)
+        plain = ComputationGraph(shape.layers, shape.heads, shape.kv_heads, shape.parallel)
         if not roles:
             return plain
         known = range(len(self.roles))
-        first = torch.stack([_edge_of(self.role_of == role, last=False) for role in known])
-        last = torch.stack([_edge_of(self.role_of == role, last=True) for role in known])
+        first = torch.stack(
+            [_first_or_last_position(self.role_of == role, last=False) for role in known]
+        )
+        last = torch.stack(
+            [_first_or_last_position(self.role_of == role, last=True) for role in known]
+        )
         passages = (first[:, None] <= last[None]).any(-1)
         found = [(self.roles[a], self.roles[b]) for a, b in passages.nonzero().tolist()]
         read = self.role_of.gather(1, self.readout[:, None])[:, 0].unique().tolist()
         readouts = tuple(self.roles[role] for role in read)
-        return replace(plain, roles=self.roles, passages=tuple(found), readouts=readouts)
+        return replace(plain, roles=self.roles, role_pairs=tuple(found), readouts=readouts)
 
 
-def task(pairs: PairBatch, answer: str = "", *, exact: bool = False) -> Task:
+def task_from_pairs(pairs: PairBatch, answer: str = "", *, skip_unequal: bool = False) -> Task:
     """Prepare pairs of a pattern for tracing one answer, the first of the pattern by default.
 
     Raises:
@@ -102,8 +106,8 @@ def task(pairs: PairBatch, answer: str = "", *, exact: bool = False) -> Task:
     readout = pairs.clean.readout(name)
     column = [found.name for found in pairs.clean.readouts].index(name)
     foils = pair_foils(pairs)[column]
-    keep = pairs.exact
-    if not bool(keep.all()) and (not exact or not bool(keep.any())):
+    keep = pairs.fully_aligned
+    if not bool(keep.all()) and (not skip_unequal or not bool(keep.any())):
         bad = pairs.pairs[int((~keep).int().argmax())]
         raise BatchError(
             f"{int((~keep).sum())} of {len(keep)} contrasts are unequal: "
@@ -112,7 +116,7 @@ def task(pairs: PairBatch, answer: str = "", *, exact: bool = False) -> Task:
         )
     found = Task(
         clean=pairs.clean.ids,
-        counterfactual=pairs.counterfactual.ids.gather(1, pairs.source),
+        counterfactual=pairs.counterfactual.ids.gather(1, pairs.source_positions),
         mask=pairs.clean.mask,
         readout=readout.position,
         answer=readout.answer,
@@ -124,7 +128,7 @@ def task(pairs: PairBatch, answer: str = "", *, exact: bool = False) -> Task:
     return found[keep.nonzero()[:, 0]]
 
 
-def by_hand(
+def task_from_tokens(
     clean: Int[Tensor, "prompt position"],
     counterfactual: Int[Tensor, "prompt position"],
     answer: Int[Tensor, " prompt"],
@@ -150,8 +154,14 @@ def by_hand(
     )
 
 
-def _edge_of(here: Bool[Tensor, "prompt position"], *, last: bool) -> Int[Tensor, " prompt"]:
+def _first_or_last_position(
+    is_role: Bool[Tensor, "prompt position"], *, last: bool
+) -> Int[Tensor, " prompt"]:
     """Return the first or last place of a role, or one that passes no comparison if it has none."""
-    width = here.shape[1]
-    place = torch.arange(width, device=here.device)
-    return torch.where(here, place, -1).amax(1) if last else torch.where(here, place, width).amin(1)
+    width = is_role.shape[1]
+    place = torch.arange(width, device=is_role.device)
+    return (
+        torch.where(is_role, place, -1).amax(1)
+        if last
+        else torch.where(is_role, place, width).amin(1)
+    )

@@ -12,29 +12,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from probes.circuits.attribution import Method, attribute
+from probes.circuits.attribution import AttributionMethod, edge_attribution
 from probes.circuits.circuit import Circuit
-from probes.circuits.edge_scores import Graph
+from probes.circuits.edge_scores import EdgeScores
 from probes.circuits.faithfulness import (
-    Chance,
-    Curve,
-    Damage,
+    EdgeNecessity,
     Faithfulness,
-    Need,
-    chance,
-    curve,
-    judge,
-    lots,
-    marks,
+    FaithfulnessCurve,
+    RandomBaseline,
+    Specificity,
+    edge_masks,
+    evaluate_masks,
+    faithfulness_curve,
+    faithfulness_values,
     minimality,
+    random_baseline,
+    sample_random_circuits,
     specificity,
-    values,
 )
-from probes.circuits.reference_runs import Ablation, Stage, stage
-from probes.circuits.sampling import open_gate, tasks, tasks_of
+from probes.circuits.reference_runs import Ablation, ReferenceRuns, run_references
+from probes.circuits.sampling import require_open_gate, sample_tasks, sample_tasks_if_gate_open
 from probes.circuits.task import Task
 from probes.errors import CircuitError
-from probes.files import jsonable, write_whole
+from probes.files import to_jsonable, write_atomic
 from probes.models.model import Model, load
 from probes.observe.gate import Gate
 from probes.prompts.catalog import pattern as find_pattern
@@ -44,10 +44,10 @@ if TYPE_CHECKING:
     from probes.viz.picture import Picture
 
 SCHEMA = 1
-STABLE = 0.8
+STABILITY_THRESHOLD = 0.8
 """The field's bar for the mean Jaccard of circuits found in resampled prompts."""
 
-_NULLS = 100
+_RANDOM_CIRCUITS = 100
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -71,13 +71,13 @@ class Trace:
     circuit: Circuit
     gate: Gate
     keep: float
-    found: Faithfulness
+    discovery: Faithfulness
     held_out: Faithfulness
-    curve: Curve
-    chances: tuple[Chance, ...]
+    curve: FaithfulnessCurve
+    random_baselines: tuple[RandomBaseline, ...]
     stability: float
-    needs: tuple[Need, ...]
-    damages: tuple[Damage, ...]
+    edge_necessities: tuple[EdgeNecessity, ...]
+    specificities: tuple[Specificity, ...]
 
     def summary(self) -> tuple[str, ...]:
         """Say what was found, a plain sentence each."""
@@ -86,63 +86,63 @@ class Trace:
         lines = [
             f"{circuit.model} on {task}: right in {self.gate.accuracy.value:.0%}; the gate is "
             f"{self.gate.state}.",
-            f"{held.edges} of {len(circuit.wiring)} edges ({held.share:.2%}) hold "
-            f"{held.value} of the lead on held-out prompts ({self.found.value} where they were "
-            f"found; asked for {self.keep}); the answer still leads in {held.right.value:.0%}.",
+            f"{held.edges} of {len(circuit.graph)} edges ({held.fraction:.2%}) hold "
+            f"{held.value} of the lead on held-out prompts ({self.discovery.value} where they were "
+            f"found; asked for {self.keep}); the answer still leads in {held.positive_fraction.value:.0%}.",
             f"Without them {held.complement} of the lead is left.",
         ]
-        for null in self.chances:
+        for null in self.random_baselines:
             middle, highest = np.median(null.values), max(null.values)
             lines.append(
                 f"{len(null.values)} circuits of as many random {null.kind}: median "
-                f"{shown(middle)}, highest {shown(highest)}; the circuit exceeds "
+                f"{format_fraction(middle)}, highest {format_fraction(highest)}; the circuit exceeds "
                 f"{null.percentile:.0%} of them."
             )
-        word = "stable" if self.stability >= STABLE else "not stable"
+        word = "stable" if self.stability >= STABILITY_THRESHOLD else "not stable"
         lines.append(
             f"As many best edges over resampled prompts share {self.stability:.2f} (mean Jaccard; "
-            f"the bar is {STABLE}): {word}."
+            f"the bar is {STABILITY_THRESHOLD}): {word}."
         )
-        needed = sum(need.p < 0.05 for need in self.needs)
+        needed = sum(need.p_value < 0.05 for need in self.edge_necessities)
         lines.append(
-            f"{needed} of {len(self.needs)} edges are needed by themselves (t-test against edges "
+            f"{needed} of {len(self.edge_necessities)} edges are needed by themselves (t-test against edges "
             "added by lot, Holm)."
         )
-        return (*lines, *self._alone())
+        return (*lines, *self._specificity_summary())
 
-    def _alone(self) -> tuple[str, ...]:
+    def _specificity_summary(self) -> tuple[str, ...]:
         """Say whether the circuit is this task's alone."""
-        left = {(d.cut, d.task): d.left for d in self.damages}
+        left = {(d.cut_circuit, d.task): d.remaining for d in self.specificities}
         if not left:
             return ()
-        own, other = dict.fromkeys(d.task for d in self.damages)
+        own, other = dict.fromkeys(d.task for d in self.specificities)
         stranger, lot = left[own, other], left["random paths", other]
         word = "does more" if stranger < lot else "does no more"
         return (
-            f"Cutting it out leaves {shown(left[own, own])} of {own!r} and {shown(stranger)} of "
-            f"{other!r}, where as many edges of random paths leave {shown(lot)}: it {word} damage "
+            f"Cutting it out leaves {format_fraction(left[own, own])} of {own!r} and {format_fraction(stranger)} of "
+            f"{other!r}, where as many edges of random paths leave {format_fraction(lot)}: it {word} damage "
             f"to {other!r} than chance does. As many edges of {other!r} leave "
-            f"{shown(left[other, own])} of {own!r}.",
+            f"{format_fraction(left[other, own])} of {own!r}.",
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values; what is not finite becomes null."""
         own = {item.name: getattr(self, item.name) for item in fields(self)}
         own["circuit"] = json.loads(self.circuit.to_json())
-        return {"schema": SCHEMA, "summary": list(self.summary())} | jsonable(own)
+        return {"schema": SCHEMA, "summary": list(self.summary())} | to_jsonable(own)
 
     def save(self, path: str | Path) -> None:
         """Write the page (.html) or the numbers (.json), whole or not at all."""
         if Path(path).suffix == ".json":
-            write_whole(Path(path), json.dumps(self.to_dict(), indent=1).encode())
+            write_atomic(Path(path), json.dumps(self.to_dict(), indent=1).encode())
         else:
             self.picture().save(path)
 
     def picture(self) -> "Picture":
         """Lay it out as a page."""
-        from probes.viz.reports.trace import traced_page
+        from probes.viz.reports.trace import trace_page
 
-        return traced_page(self)
+        return trace_page(self)
 
     def _repr_html_(self) -> str:
         return self.picture()._repr_html_()
@@ -157,16 +157,16 @@ def trace(  # noqa: PLR0913 (the job has its dials)
     pattern: str | Pattern = "take-away",
     *,
     keep: float = 0.9,
-    method: Method = "eap-ig",
+    method: AttributionMethod = "eap-ig",
     ablation: Ablation = "counterfactual",
     answer: str = "",
     contrasts: Sequence[str] = (),
-    against: str | Pattern = "taken",
+    other_pattern: str | Pattern = "taken",
     roles: bool = False,
     prompts: int = 32,
     seed: int = 0,
 ) -> Trace:
-    """Cut out the smallest circuit that keeps a stated share of a behaviour, and judge it.
+    """Cut out the smallest circuit that keeps a stated share of a behavior, and judge it.
 
     Args:
         model: A family name, a folder, a hub id or a loaded model.
@@ -183,43 +183,60 @@ def trace(  # noqa: PLR0913 (the job has its dials)
         seed: Of prompts, bootstrap and random circuits.
 
     Raises:
-        GateError: The model does not have the behaviour.
+        GateError: The model does not have the behavior.
         CircuitError: Even the whole model does not keep so much, or `keep` is not above 0.
     """
     if not 0 < keep <= 1:
-        raise CircuitError(f"Cannot keep {keep} of a behaviour: ask for a share above 0, up to 1")
+        raise CircuitError(f"Cannot keep {keep} of a behavior: ask for a share above 0, up to 1")
     asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
-    rival = find_pattern(against) if against and isinstance(against, str) else against
+    rival = (
+        find_pattern(other_pattern)
+        if other_pattern and isinstance(other_pattern, str)
+        else other_pattern
+    )
     model = load(model)
-    opened = open_gate(model, asked, answer, seed=seed)
-    finding, judging = tasks(model, asked, opened.answer, contrasts, prompts=prompts, seed=seed)
-    graph = attribute(model, finding, method=method, roles=roles)
-    here, there = (stage(model, t, roles=roles, ablation=ablation) for t in (finding, judging))
-    circuit = cut(here, graph, keep)
+    opened = require_open_gate(model, asked, answer, seed=seed)
+    finding, judging = sample_tasks(
+        model, asked, opened.answer, contrasts, prompts=prompts, seed=seed
+    )
+    graph = edge_attribution(model, finding, method=method, roles=roles)
+    here, there = (
+        run_references(model, t, roles=roles, ablation=ablation) for t in (finding, judging)
+    )
+    circuit = prune_circuit(here, graph, keep)
     size = len(circuit)
-    judged = judge(there, marks(there, [circuit]), seed=seed)[0]
+    judged = evaluate_masks(there, edge_masks(there, [circuit]), seed=seed)[0]
     damages = ()
-    if isinstance(rival, Pattern) and rival.name != asked.name and not asked.given:
-        other = tasks_of(model, rival, prompts=prompts, seed=seed)
-        damages = () if other is None else _against((asked, circuit, there), other, method, seed)
+    if isinstance(rival, Pattern) and rival.name != asked.name and not asked.user_pairs:
+        other = sample_tasks_if_gate_open(model, rival, prompts=prompts, seed=seed)
+        damages = (
+            ()
+            if other is None
+            else _cross_specificity((asked, circuit, there), other, method, seed)
+        )
     return Trace(
         circuit=circuit,
         gate=opened,
         keep=keep,
-        found=judge(here, marks(here, [circuit]), seed=seed)[0],
+        discovery=evaluate_masks(here, edge_masks(here, [circuit]), seed=seed)[0],
         held_out=judged,
-        curve=curve(there, graph, seed=seed),
-        chances=tuple(
-            chance(there, lots(there, size, kind, _NULLS, seed=seed), judged.value.value, kind)
+        curve=faithfulness_curve(there, graph, seed=seed),
+        random_baselines=tuple(
+            random_baseline(
+                there,
+                sample_random_circuits(there, size, kind, _RANDOM_CIRCUITS, seed=seed),
+                judged.value.value,
+                kind,
+            )
             for kind in ("paths", "edges")
         ),
         stability=graph.stability(size, seed=seed),
-        needs=minimality(there, circuit, seed=seed),
-        damages=damages,
+        edge_necessities=minimality(there, circuit, seed=seed),
+        specificities=damages,
     )
 
 
-def cut(stage: Stage, graph: Graph, keep: float) -> Circuit:
+def prune_circuit(runs: ReferenceRuns, edge_scores: EdgeScores, keep: float) -> Circuit:
     """Return the smallest circuit found that keeps a share of the lead on the stage's prompts.
 
     Edges are ranked by the size of their scores; the smallest head of that list that keeps enough
@@ -230,70 +247,75 @@ def cut(stage: Stage, graph: Graph, keep: float) -> Circuit:
     Raises:
         CircuitError: Even all edges do not keep so much.
     """
-    gap = float((stage.leads - stage.floor).mean())
+    gap = float((runs.clean_logit_diffs - runs.ablated_logit_diffs).mean())
     if not abs(gap) > 1e-6:
         raise CircuitError(
             f"The lead falls by {gap:.1e} from the clean run to the replaced one: there is nothing "
             "for a circuit to keep. Choose contrasts that change the answer."
         )
-    order = graph.mean.abs().argsort(descending=True, stable=True)
+    order = edge_scores.mean.abs().argsort(descending=True, stable=True)
 
     def enough(numbers: torch.Tensor) -> bool:
-        kept = torch.zeros(1, len(graph), dtype=torch.bool)
+        kept = torch.zeros(1, len(edge_scores), dtype=torch.bool)
         kept[0, numbers] = True
-        return float(values(stage, kept)[0]) >= keep - 1e-5  # rounding
+        return float(faithfulness_values(runs, kept)[0]) >= keep - 1e-5  # rounding
 
     if not enough(order):
-        whole = float(values(stage, torch.ones(1, len(graph), dtype=torch.bool))[0])
+        whole = float(
+            faithfulness_values(runs, torch.ones(1, len(edge_scores), dtype=torch.bool))[0]
+        )
         raise CircuitError(
             f"All {len(order)} edges keep {whole:.3f} of the lead, less than {keep:g}: ask for less"
         )
-    kept = _without(order[: _shortest(order, enough)], enough)
+    kept = _prune_edges(order[: _shortest_prefix(order, enough)], enough)
     how = f"bisection and pruning to {keep:.4g}"
-    ablation = (("judged by ablation", stage.ablation), ("faithfulness", "ratio of means"))
-    found = graph.circuit(kept.numpy(), how)
-    if stage.replaced.settled:  # or else an edge that nothing feeds still carries a change
+    ablation = (("judged by ablation", runs.ablation), ("faithfulness", "ratio of means"))
+    found = edge_scores.to_circuit(kept.numpy(), how)
+    if runs.ablated.is_consistent:  # or else an edge that nothing feeds still carries a change
         found = found.connected()
     return replace(found, protocol=(*found.protocol, *ablation))
 
 
-def _shortest(order: torch.Tensor, enough: Callable[[torch.Tensor], bool]) -> int:
+def _shortest_prefix(order: torch.Tensor, is_faithful: Callable[[torch.Tensor], bool]) -> int:
     """Return how long a head of a list must be to be enough, where the whole list is."""
     low, high = 0, 1
-    while not enough(order[:high]):
+    while not is_faithful(order[:high]):
         low, high = high, min(2 * high, len(order))
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if enough(order[:middle]) else (middle, high)
+        low, high = (low, middle) if is_faithful(order[:middle]) else (middle, high)
     return high
 
 
-def _without(kept: torch.Tensor, enough: Callable[[torch.Tensor], bool]) -> torch.Tensor:
+def _prune_edges(kept: torch.Tensor, is_faithful: Callable[[torch.Tensor], bool]) -> torch.Tensor:
     """Take out what is not missed: blocks from the weak end first, then smaller ones."""
     block = max(1, len(kept) // 2)
     while True:
         for start in reversed(range(0, len(kept), block)):
             fewer = torch.cat([kept[:start], kept[start + block :]])
-            if len(fewer) and enough(fewer):
+            if len(fewer) and is_faithful(fewer):
                 kept = fewer
         if block == 1:
             return kept
         block = max(1, block // 2)
 
 
-def _against(
-    own: tuple[Pattern, Circuit, Stage], other: tuple[str, Task, Task], method: Method, seed: int
-) -> tuple[Damage, ...]:
+def _cross_specificity(
+    own_circuit: tuple[Pattern, Circuit, ReferenceRuns],
+    other: tuple[str, Task, Task],
+    method: AttributionMethod,
+    seed: int,
+) -> tuple[Specificity, ...]:
     """Cut circuits of as many edges out of two patterns, each out of both."""
-    asked, circuit, there = own
+    asked, circuit, there = own_circuit
     name, finding, judging = other
-    roles = bool(circuit.wiring.roles)
-    theirs = attribute(there.model, finding, method=method, roles=roles).top(len(circuit))
-    where = stage(there.model, judging, roles=roles, ablation=there.ablation)
+    roles = bool(circuit.graph.roles)
+    theirs = edge_attribution(there.model, finding, method=method, roles=roles).top(len(circuit))
+    where = run_references(there.model, judging, roles=roles, ablation=there.ablation)
     stages = {asked.name: there, name: where}
     return specificity(stages, {asked.name: circuit, name: theirs}, seed=seed)
 
 
-def shown(value: float) -> str:
+def format_fraction(value: float) -> str:
     """Write a share with two places, and no minus before nothing."""
     return f"{round(float(value), 2) + 0.0:.2f}"

@@ -3,21 +3,21 @@
 from dataclasses import dataclass
 
 from probes.errors import ModelError, SiteError
-from probes.interventions.directions import flips, operation_direction, transplanted
-from probes.interventions.dissociation import Branch, branches
-from probes.interventions.hotspots import finding_words
-from probes.interventions.interchange import cross
-from probes.models.model import Model, untrained
-from probes.models.site import Cell, join, site_name
-from probes.prompts.interchange_pairs import crossings
+from probes.interventions.directions import cross_model_hits, operation_direction, patch_direction
+from probes.interventions.dissociation import OutputHeads, output_heads
+from probes.interventions.hotspots import search_words
+from probes.interventions.interchange import run_interchange_pairs
+from probes.models.model import Model, random_init
+from probes.models.site import Site, joined_roles, site_name
+from probes.prompts.interchange_pairs import sample_interchange_pairs
 from probes.prompts.pattern import Pattern
 from probes.prompts.tokenization import REST
-from probes.stats.intervals import Estimate, share
-from probes.stats.paired import paired
+from probes.stats.intervals import Estimate, proportion
+from probes.stats.paired import mcnemar_test
 
 
 @dataclass(frozen=True, eq=False)
-class Lineage:
+class BaseModelComparison:
     """What a tuned model does at the sites of the model before it.
 
     Attributes:
@@ -30,34 +30,34 @@ class Lineage:
         heads_before, heads_after: The heads that bring the number to where it is read.
     """
 
-    before: str
-    after: str
-    own: Estimate
-    theirs: Estimate
+    base: str
+    tuned: str
+    own_direction: Estimate
+    base_direction: Estimate
     difference: Estimate
-    state: Estimate
-    stranger: Estimate
-    heads_before: tuple[str, ...]
-    heads_after: tuple[str, ...]
+    base_state: Estimate
+    random_init_direction: Estimate
+    base_heads: tuple[str, ...]
+    tuned_heads: tuple[str, ...]
 
     @property
-    def shared(self) -> float:
+    def head_overlap(self) -> float:
         """The Jaccard overlap of the heads that read the number out, 0 to 1."""
-        both = {*self.heads_before, *self.heads_after}
-        common = {*self.heads_before} & {*self.heads_after}
+        both = {*self.base_heads, *self.tuned_heads}
+        common = {*self.base_heads} & {*self.tuned_heads}
         return len(common) / len(both) if both else float("nan")
 
 
-def lineage(  # noqa: PLR0913 (two models, two patterns, a site)
-    after: Model,
-    before: Model,
+def compare_with_base(  # noqa: PLR0913 (two models, two patterns, a site)
+    tuned: Model,
+    base: Model,
     pattern: Pattern,
-    told: Pattern,
-    cell: Cell,
+    statement_pattern: Pattern,
+    site: Site,
     *,
     bases: int = 100,
     seed: int = 0,
-) -> Lineage:
+) -> BaseModelComparison:
     """Use the operation of a model before tuning in the model after it.
 
     Args:
@@ -73,49 +73,55 @@ def lineage(  # noqa: PLR0913 (two models, two patterns, a site)
         ModelError: The models have other shapes.
         SiteError: The statements lack the roles of the site.
     """
-    if (after.shape.d_model, after.shape.layers) != (before.shape.d_model, before.shape.layers):
+    if (tuned.shape.d_model, tuned.shape.layers) != (base.shape.d_model, base.shape.layers):
         raise ModelError(
-            f"{after.name} was not tuned from {before.name}: {after.shape.layers} layers of width "
-            f"{after.shape.d_model} found, {before.shape.layers} of {before.shape.d_model} before. "
+            f"{tuned.name} was not tuned from {base.name}: {tuned.shape.layers} layers of width "
+            f"{tuned.shape.d_model} found, {base.shape.layers} of {base.shape.d_model} before. "
             "Give the model that it began as."
         )
-    parts = {*cell.role.split("+")}
-    roles = {part.role for frame in told.frames for part in frame.parts}
+    parts = {*site.role.split("+")}
+    roles = {part.role for frame in statement_pattern.templates for part in frame.parts}
     if lacking := parts - roles - {REST}:
         raise SiteError(
-            f"The hotspot {site_name(cell)} has no counterpart in {told.name!r}, which lacks the "
+            f"The hotspot {site_name(site)} has no counterpart in {statement_pattern.name!r}, which lacks the "
             f"role {', '.join(sorted(lacking))}. Compare at a site that both have."
         )
-    joined = join(cell)
-    kinds = (pattern, told)
+    joined = joined_roles(site)
+    kinds = (pattern, statement_pattern)
     fits, judged = (
         [
-            crossings(
-                kind, bases, tokenizers=(after.tokenizer,), seed=seed + k,
-                words=finding_words(pattern) if k else None,
+            sample_interchange_pairs(
+                kind, bases, tokenizers=(tuned.tokenizer,), seed=seed + k,
+                allowed_words=search_words(pattern) if k else None,
             )
             for kind in kinds
         ]
         for k in (1, 0)
     )  # fmt: skip
-    crossed = cross(after, judged[0], roles=joined)
-    own = flips(crossed, operation_direction(cross(after, fits[0], roles=joined), cell))
-    theirs = flips(crossed, operation_direction(cross(before, fits[1], roles=joined), cell))
-    null = untrained(after, seed=seed)
-    strange = operation_direction(cross(null, fits[1], roles=joined), cell)
-    donor = cross(before, judged[0], roles=joined)
-    heads: list[Branch] = [
-        branches(cross(model, fits[k]), cross(model, judged[k]))
-        for k, model in enumerate((after, before))
+    crossed = run_interchange_pairs(tuned, judged[0], joined_roles=joined)
+    own = patch_direction(
+        crossed,
+        operation_direction(run_interchange_pairs(tuned, fits[0], joined_roles=joined), site),
+    )
+    theirs = patch_direction(
+        crossed,
+        operation_direction(run_interchange_pairs(base, fits[1], joined_roles=joined), site),
+    )
+    null = random_init(tuned, seed=seed)
+    strange = operation_direction(run_interchange_pairs(null, fits[1], joined_roles=joined), site)
+    donor = run_interchange_pairs(base, judged[0], joined_roles=joined)
+    heads: list[OutputHeads] = [
+        output_heads(run_interchange_pairs(model, fits[k]), run_interchange_pairs(model, judged[k]))
+        for k, model in enumerate((tuned, base))
     ]
-    return Lineage(
-        before=before.name,
-        after=after.name,
-        own=share(own),
-        theirs=share(theirs),
-        difference=paired(theirs, own).difference,
-        state=share(transplanted(crossed, donor, cell)),
-        stranger=share(flips(crossed, strange)),
-        heads_before=heads[1].number_heads,
-        heads_after=heads[0].number_heads,
+    return BaseModelComparison(
+        base=base.name,
+        tuned=tuned.name,
+        own_direction=proportion(own),
+        base_direction=proportion(theirs),
+        difference=mcnemar_test(theirs, own).difference,
+        base_state=proportion(cross_model_hits(crossed, donor, site)),
+        random_init_direction=proportion(patch_direction(crossed, strange)),
+        base_heads=heads[1].number_heads,
+        tuned_heads=heads[0].number_heads,
     )

@@ -2,23 +2,31 @@
 
 from collections.abc import Mapping, Sequence
 
-from probes.claims.base_model import Lineage
-from probes.interventions.confounds import Unseen
-from probes.interventions.das_search import CAPACITY, Search
-from probes.interventions.directions import Alignment
-from probes.interventions.dissociation import Branch, Dissociation, Necessity
-from probes.interventions.geometry import Decoded
-from probes.interventions.hotspots import MARGIN, Hotspots, Spot
-from probes.interventions.interchange import NOUN, NUMBER
+from probes.claims.base_model import BaseModelComparison
+from probes.interventions.confounds import UnseenVerbs
+from probes.interventions.das_search import MAX_RANDOM_INIT_ACCURACY, DASResult
+from probes.interventions.directions import DirectionComparison
+from probes.interventions.dissociation import Dissociation, Necessity, OutputHeads
+from probes.interventions.geometry import DecodingResult
+from probes.interventions.hotspots import EQUIVALENCE_MARGIN, Hotspot, Hotspots
+from probes.interventions.interchange import NUMBER_READOUT, OBJECT_READOUT
 from probes.models.site import site_name
 from probes.prompts.interchange_pairs import OBJECT, OPERATION
-from probes.stats.evidence import Evidence, Verdict, above, below, judged, untested, within
+from probes.stats.evidence import (
+    ClaimVerdict,
+    StatisticalTest,
+    check_above,
+    check_below,
+    check_within,
+    claim_verdict,
+    skipped_test,
+)
 from probes.stats.intervals import Estimate
 
-MOSTLY = 0.5
+MAJORITY = 0.5
 """A site hands a variable over where it does so more often than not."""
 
-_LEVEL = 0.95
+_PERCENTILE = 0.95
 
 TITLES = {
     "H1": "one state codes the operation and the numbers, whatever the object",
@@ -29,10 +37,10 @@ TITLES = {
 }
 
 
-def template(  # noqa: PLR0913 (one argument for each test)
-    hot: Hotspots, object_there: Decoded, unseen: Unseen | None, search: Search | None,
-    asked_back: Estimate | None, loud_filler: Estimate | None,
-) -> Verdict:  # fmt: skip
+def shared_state_claim(  # noqa: PLR0913 (one argument for each test)
+    hotspots: Hotspots, object_decoding: DecodingResult, unseen_verbs: UnseenVerbs | None, subspace_search: DASResult | None,
+    operation_free_accuracy: Estimate | None, distractor_accuracy: Estimate | None,
+) -> ClaimVerdict:  # fmt: skip
     """H1: some state codes the operation and which number is which, whatever the object.
 
     Args:
@@ -44,72 +52,90 @@ def template(  # noqa: PLR0913 (one argument for each test)
             put in at the same site.
         loud_filler: How often it is right behind a sentence that has the opposite verb in vain.
     """
-    spot = hot.spot(OPERATION)
-    tests = [_has_site(hot, found) for found in hot.spots if found.variable != OBJECT]
-    tests.append(_same_object(spot, object_there))
-    tests += _held_out(spot)
-    tests += _verbs(unseen)
-    if asked_back is None:
-        tests.append(untested("asked for y", "the model does not answer it", decides=False))
+    spot = hotspots.hotspot(OPERATION)
+    tests = [_site_test(hotspots, found) for found in hotspots.hotspots if found.variable != OBJECT]
+    tests.append(_same_object_test(spot, object_decoding))
+    tests += _held_out_tests(spot)
+    tests += _unseen_verb_tests(unseen_verbs)
+    if operation_free_accuracy is None:
+        tests.append(skipped_test("asked for y", "the model does not answer it", is_deciding=False))
     else:
         says = "the state turns the answer to 'how many did I take away?' too: a detector of words"
-        tests.append(above("asked for y, the answer stays", says, asked_back, 1 - 2 * MARGIN))
-    if loud_filler is None:
-        tests.append(untested("a verb in vain", "no such sentence in the pattern", decides=False))
+        tests.append(
+            check_above(
+                "asked for y, the answer stays",
+                says,
+                operation_free_accuracy,
+                1 - 2 * EQUIVALENCE_MARGIN,
+            )
+        )
+    if distractor_accuracy is None:
+        tests.append(
+            skipped_test("a verb in vain", "no such sentence in the pattern", is_deciding=False)
+        )
     else:
         says = (
             "a sentence with the verb that has nothing to do with it misleads: a detector of words"
         )
-        tests.append(above("a verb in vain", says, loud_filler, 1 - 2 * MARGIN))
-    if search is not None:
+        tests.append(
+            check_above("a verb in vain", says, distractor_accuracy, 1 - 2 * EQUIVALENCE_MARGIN)
+        )
+    if subspace_search is not None:
         says = "a search finds as much in an untrained model: it can find anything"
-        tests.append(below("search in an untrained model", says, search.untrained, CAPACITY))
-    return judged("H1", TITLES["H1"], tests)
+        tests.append(
+            check_below(
+                "search in an untrained model",
+                says,
+                subspace_search.random_init,
+                MAX_RANDOM_INIT_ACCURACY,
+            )
+        )
+    return claim_verdict("H1", TITLES["H1"], tests)
 
 
-def _verbs(unseen: Unseen | None) -> list[Evidence]:
-    if unseen is None:
-        return [untested("verbs not fitted on", "too few verbs to leave some out")]
+def _unseen_verb_tests(unseen_verbs: UnseenVerbs | None) -> list[StatisticalTest]:
+    if unseen_verbs is None:
+        return [skipped_test("verbs not fitted on", "too few verbs to leave some out")]
     says = (
         "a direction fitted on some verbs does not turn others: it tells words, not the operation"
     )
-    site = above("verbs not fitted on", says, unseen.site, MOSTLY)
+    site = check_above("verbs not fitted on", says, unseen_verbs.site, MAJORITY)
     name = "gain over the token embedding"
     if site.passed is False:
-        return [site, untested(name, "nothing to gain on", decides=False)]
+        return [site, skipped_test(name, "nothing to gain on", is_deciding=False)]
     says = (
-        f"directions in the verbs' embeddings already do as much ({unseen.embedding}): the words "
+        f"directions in the verbs' embeddings already do as much ({unseen_verbs.embedding}): the words "
         "hold the operation, no circuit makes it"
     )
-    return [site, above(name, says, unseen.gain, 0.0)]
+    return [site, check_above(name, says, unseen_verbs.gain, 0.0)]
 
 
-def _has_site(hot: Hotspots, spot: Spot) -> Evidence:
-    bar = max(MOSTLY, hot.bars[spot.variable])
-    return above(
-        f"{spot.variable} at {site_name(spot.cell)}",
-        f"no site hands over {spot.variable} and nothing else",
-        spot.same,
+def _site_test(hotspots: Hotspots, hotspot: Hotspot) -> StatisticalTest:
+    bar = max(MAJORITY, hotspots.thresholds[hotspot.variable])
+    return check_above(
+        f"{hotspot.variable} at {site_name(hotspot.site)}",
+        f"no site hands over {hotspot.variable} and nothing else",
+        hotspot.same_object,
         bar,
     )
 
 
-def _same_object(spot: Spot, there: Decoded) -> Evidence:
-    if not there.accuracy > there.chance + MARGIN:
-        return untested(
+def _same_object_test(hotspot: Hotspot, object_decoding: DecodingResult) -> StatisticalTest:
+    if not object_decoding.accuracy > object_decoding.threshold + EQUIVALENCE_MARGIN:
+        return skipped_test(
             "same and other objects alike",
-            f"no object can be read at {site_name(spot.cell)} ({there.accuracy:.2f}, chance up to "
-            f"{there.chance:.2f}): that it does not matter there says nothing",
+            f"no object can be read at {site_name(hotspot.site)} ({object_decoding.accuracy:.2f}, chance up to "
+            f"{object_decoding.threshold:.2f}): that it does not matter there says nothing",
         )
-    return within(
+    return check_within(
         "same and other objects alike",
         "the state hands over the operation only, or less, between sentences about one object",
-        spot.difference,
-        MARGIN,
+        hotspot.difference,
+        EQUIVALENCE_MARGIN,
     )
 
 
-def _held_out(spot: Spot) -> list[Evidence]:
+def _held_out_tests(hotspot: Hotspot) -> list[StatisticalTest]:
     says = {
         "new objects": "it fails with objects that the site was not found by",
         "untrained objects": "it fails with objects that the family's training held out",
@@ -117,16 +143,19 @@ def _held_out(spot: Spot) -> list[Evidence]:
         "circuit",
     }
     return [
-        above(name, says[name], spot.groups[name], MOSTLY)
-        if name in spot.groups
-        else untested(name, "the pattern has none", decides=False)
+        check_above(name, says[name], hotspot.unseen_groups[name], MAJORITY)
+        if name in hotspot.unseen_groups
+        else skipped_test(name, "the pattern has none", is_deciding=False)
         for name in says
     ]
 
 
-def branch(
-    parted: Dissociation, two: Dissociation | None, needed: Necessity, heads: Branch
-) -> Verdict:
+def separate_path_claim(
+    dissociation: Dissociation,
+    two_object_dissociation: Dissociation | None,
+    necessity: Necessity,
+    output_heads: OutputHeads,
+) -> ClaimVerdict:
     """H2: the noun travels another path, which decides the noun and nothing else.
 
     Args:
@@ -135,99 +164,134 @@ def branch(
         needed: What resampling the operation's directions costs.
         heads: Heads that bring each answer to where it is read.
     """
-    operation, thing = parted.operation, parted.thing
+    operation, thing = dissociation.operation, dissociation.object
     says = "the object's site moves the number"
     tests = [
-        above("the object's site moves the noun", "nothing moves the noun", thing.noun, MOSTLY),
-        below("it leaves the number", says, thing.number, MARGIN),
+        check_above(
+            "the object's site moves the noun", "nothing moves the noun", thing.object, MAJORITY
+        ),
+        check_below("it leaves the number", says, thing.number, EQUIVALENCE_MARGIN),
     ]
     says = "the operation's site moves the noun"
-    tests.append(below("the operation leaves the noun", says, operation.noun, MARGIN))
+    tests.append(
+        check_below("the operation leaves the noun", says, operation.object, EQUIVALENCE_MARGIN)
+    )
     says = "the sites do each other's work"
-    tests.append(above("crossover (shares of the lead)", says, parted.crossover, 0.0))
+    tests.append(check_above("crossover (shares of the lead)", says, dissociation.crossover, 0.0))
     says = "the two are told apart only by where they are read"
-    tests.append(above("crossover, read at one place", says, parted.one_place, 0.0))
-    if two is None:
-        tests.append(untested("two things spoken of", "the model cannot do it", decides=False))
+    tests.append(
+        check_above("crossover, read at one place", says, dissociation.crossover_at_number, 0.0)
+    )
+    if two_object_dissociation is None:
+        tests.append(
+            skipped_test("two things spoken of", "the model cannot do it", is_deciding=False)
+        )
     else:
         says = "with two things in the text, the object's site moves the number"
-        tests.append(below("two things: it leaves the number", says, two.thing.number, MARGIN))
+        tests.append(
+            check_below(
+                "two things: it leaves the number",
+                says,
+                two_object_dissociation.object.number,
+                EQUIVALENCE_MARGIN,
+            )
+        )
         says = "with two things in the text, the sites do each other's work"
-        tests.append(above("two things: crossover", says, two.crossover, 0.0))
+        tests.append(
+            check_above("two things: crossover", says, two_object_dissociation.crossover, 0.0)
+        )
     says = "resampling the operation's directions hurts the noun as much as the number"
-    tests.append(above("needed by the number more (shares of log-odds)", says, needed.excess, 0.0))
     tests.append(
-        Evidence(
+        check_above("needed by the number more (shares of log-odds)", says, necessity.excess, 0.0)
+    )
+    tests.append(
+        StatisticalTest(
             "needed more than directions beside it",
             "resampling random directions of as much variance does the same",
-            Estimate(needed.percentile, needed.percentile, needed.percentile),
-            f"above more than 0.95 of {len(needed.chance)} random subspaces",
-            needed.percentile > _LEVEL,
+            Estimate(
+                necessity.null_percentile, necessity.null_percentile, necessity.null_percentile
+            ),
+            f"above more than 0.95 of {len(necessity.null_excesses)} random subspaces",
+            necessity.null_percentile > _PERCENTILE,
         )
     )
-    tests += _heads(heads)
-    return judged("H2", TITLES["H2"], tests)
+    tests += _ablation_tests(output_heads)
+    return claim_verdict("H2", TITLES["H2"], tests)
 
 
-def _heads(heads: Branch) -> list[Evidence]:
-    names = ", ".join(heads.noun_heads) or "none"
-    if not heads.noun_heads or not heads.number_heads:
-        return [untested("heads knocked out", f"heads of the noun: {names}; too few stand out")]
+def _ablation_tests(output_heads: OutputHeads) -> list[StatisticalTest]:
+    names = ", ".join(output_heads.object_heads) or "none"
+    if not output_heads.object_heads or not output_heads.number_heads:
+        return [skipped_test("heads knocked out", f"heads of the noun: {names}; too few stand out")]
     cost = "knocking out the heads that bring the noun costs the number as well"
-    alike = {*heads.noun_heads} & {*heads.number_heads}
+    alike = {*output_heads.object_heads} & {*output_heads.number_heads}
     if alike:
         cost += f", as {', '.join(sorted(alike))} brings both"
     return [
-        below(
+        check_below(
             f"without {names}: the noun breaks",
             "the noun survives without its heads",
-            heads.without_noun[NOUN],
-            MOSTLY,
+            output_heads.without_object[OBJECT_READOUT],
+            MAJORITY,
         ),
-        above(f"without {names}: the number stays", cost, heads.without_noun[NUMBER], 1 - MARGIN),
+        check_above(
+            f"without {names}: the number stays",
+            cost,
+            output_heads.without_object[NUMBER_READOUT],
+            1 - EQUIVALENCE_MARGIN,
+        ),
     ]
 
 
-def direction(found: Alignment) -> Verdict:
+def shared_direction_claim(comparison: DirectionComparison) -> ClaimVerdict:
     """H3: the same place and direction across objects, not merely up to a rotation."""
     says = "another object's direction turns less than its own"
-    if found.gain.low > MARGIN:
-        says += f", and as much once it is rotated ({found.rotated}): the same up to a rotation"
+    if comparison.rotation_gain.low > EQUIVALENCE_MARGIN:
+        says += f", and as much once it is rotated ({comparison.rotated_direction}): the same up to a rotation"
     tests = [
-        above("own direction", "one direction does not carry it", found.own, MOSTLY),
-        within("own less another object's", says, found.difference, MARGIN),
+        check_above(
+            "own direction", "one direction does not carry it", comparison.own_direction, MAJORITY
+        ),
+        check_within("own less another object's", says, comparison.difference, EQUIVALENCE_MARGIN),
     ]
-    return judged("H3", TITLES["H3"], tests)
+    return claim_verdict("H3", TITLES["H3"], tests)
 
 
-def hijack(found: Lineage | None, why: str = "") -> Verdict:
+def reuse_claim(comparison: BaseModelComparison | None, reason: str = "") -> ClaimVerdict:
     """H4: instruct tuning takes over what was there: same sites, same direction, new reader."""
-    if found is None:
-        return judged("H4", TITLES["H4"], [untested("the model before", why)])
+    if comparison is None:
+        return claim_verdict("H4", TITLES["H4"], [skipped_test("the model before", reason)])
     tests = [
-        within(
+        check_within(
             "own direction less the former one",
-            f"the direction of {found.before} does not serve {found.after}",
-            found.difference,
-            MARGIN,
+            f"the direction of {comparison.base} does not serve {comparison.tuned}",
+            comparison.difference,
+            EQUIVALENCE_MARGIN,
         ),
-        above("the former state, put in", "the state is not the same", found.state, MOSTLY),
-        below("an untrained model's direction", "any direction does", found.stranger, MARGIN),
-        untested("a new reader", "no heads stand out")
-        if not (found.heads_before and found.heads_after)
-        else Evidence(
+        check_above(
+            "the former state, put in", "the state is not the same", comparison.base_state, MAJORITY
+        ),
+        check_below(
+            "an untrained model's direction",
+            "any direction does",
+            comparison.random_init_direction,
+            EQUIVALENCE_MARGIN,
+        ),
+        skipped_test("a new reader", "no heads stand out")
+        if not (comparison.base_heads and comparison.tuned_heads)
+        else StatisticalTest(
             "a new reader",
-            f"the same heads read it out: {', '.join(found.heads_before)} before, "
-            f"{', '.join(found.heads_after)} after",
-            Estimate(found.shared, found.shared, found.shared),
+            f"the same heads read it out: {', '.join(comparison.base_heads)} before, "
+            f"{', '.join(comparison.tuned_heads)} after",
+            Estimate(comparison.head_overlap, comparison.head_overlap, comparison.head_overlap),
             "heads shared below 0.50 (Jaccard, no interval)",
-            found.shared < MOSTLY,
+            comparison.head_overlap < MAJORITY,
         ),
     ]
-    return judged("H4", TITLES["H4"], tests)
+    return claim_verdict("H4", TITLES["H4"], tests)
 
 
-def learned(rows: Sequence[Mapping[str, float | str]]) -> Verdict:
+def training_diversity_claim(rows: Sequence[Mapping[str, float | str]]) -> ClaimVerdict:
     """H5: the template exists because training was full of it with other objects.
 
     Args:
@@ -237,29 +301,32 @@ def learned(rows: Sequence[Mapping[str, float | str]]) -> Verdict:
     """
     if len(rows) < 2:
         why = "no relatives of this model that were trained on few objects are measured"
-        return judged("H5", TITLES["H5"], [untested("dose and response", why)])
+        return claim_verdict("H5", TITLES["H5"], [skipped_test("dose and response", why)])
     rows = sorted(rows, key=lambda row: float(row["nouns"]))
     few, *_, many = rows
     gain = float(many["strange"]) - float(few["strange"])
     # The two are separate models: errors add in squares (Newcombe 1998, method 10).
-    low = gain - _length(many, "low", few, "high")
-    high = gain + _length(many, "high", few, "low")
+    low = gain - _error_length(many, "low", few, "high")
+    high = gain + _error_length(many, "high", few, "low")
     shown = ", ".join(f"{row['nouns']:.0f}: {float(row['strange']):.2f}" for row in rows)
     tests = [
-        above(
+        check_above(
             f"{many['nouns']:.0f} objects rather than {few['nouns']:.0f}",
             f"trained on few objects, the operation is taken up as well ({shown})",
             Estimate(gain, low, high),
-            MARGIN,
+            EQUIVALENCE_MARGIN,
         ),
-        untested("over seeds", "one model for each number of objects", decides=False),
+        skipped_test("over seeds", "one model for each number of objects", is_deciding=False),
     ]
-    return judged("H5", TITLES["H5"], tests)
+    return claim_verdict("H5", TITLES["H5"], tests)
 
 
-def _length(
-    one: Mapping[str, float | str], side: str, other: Mapping[str, float | str], far: str
+def _error_length(
+    first: Mapping[str, float | str],
+    first_end: str,
+    second: Mapping[str, float | str],
+    second_end: str,
 ) -> float:
-    ends = ((one, side), (other, far))
+    ends = ((first, first_end), (second, second_end))
     steps = [float(row["strange"]) - float(row[f"strange_{end}"]) for row, end in ends]
     return sum(step**2 for step in steps) ** 0.5

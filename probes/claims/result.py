@@ -6,35 +6,35 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probes.claims.base_model import Lineage
+from probes.claims.base_model import BaseModelComparison
 from probes.errors import ProbeError
-from probes.files import jsonable, write_whole
-from probes.interventions.confounds import Unseen
-from probes.interventions.das_search import Search
-from probes.interventions.directions import Alignment
+from probes.files import to_jsonable, write_atomic
+from probes.interventions.confounds import UnseenVerbs
+from probes.interventions.das_search import DASResult
+from probes.interventions.directions import DirectionComparison
 from probes.interventions.dissociation import (
-    Binding,
-    Branch,
+    BindingSwap,
     Dissociation,
     Necessity,
+    OutputHeads,
 )
-from probes.interventions.geometry import Decoded
+from probes.interventions.geometry import DecodingResult
 from probes.interventions.hotspots import Hotspots
-from probes.interventions.projection import Space
+from probes.interventions.projection import StateProjection
 from probes.models.site import site_name
 from probes.observe.gate import Gate
-from probes.stats.evidence import Verdict
+from probes.stats.evidence import ClaimVerdict
 
 if TYPE_CHECKING:
     from probes.viz.picture import Picture
 
 SCHEMA = 1
-TOLD = "-told"
-_SHOWN_OBJECTS = 8  # Few enough that each stands in many prompts.
+DECLARATIVE_SUFFIX = "-told"
+_FEW_OBJECTS = 8  # Few enough that each stands in many prompts.
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Proof:
+class ClaimsReport:
     """What became of the claims in one model, and all that was measured for it.
 
     Attributes:
@@ -57,23 +57,23 @@ class Proof:
     model: str
     pattern: str
     gates: tuple[Gate, ...]
-    verdicts: tuple[Verdict, ...]
-    hot: Hotspots
-    variance: dict[str, float]
-    object_there: Decoded
-    unseen: Unseen | None
-    searched: Search
-    parted: Dissociation
-    two: Dissociation | None
-    needed: Necessity
-    heads: Branch
-    bound: tuple[Binding, ...]
-    aligned: Alignment
-    line: Lineage | None
+    verdicts: tuple[ClaimVerdict, ...]
+    hotspots: Hotspots
+    variance_fractions: dict[str, float]
+    object_decoding: DecodingResult
+    unseen_verbs: UnseenVerbs | None
+    subspace_search: DASResult
+    dissociation: Dissociation
+    two_object_dissociation: Dissociation | None
+    necessity: Necessity
+    output_heads: OutputHeads
+    binding: tuple[BindingSwap, ...]
+    direction_comparison: DirectionComparison
+    base_comparison: BaseModelComparison | None
     protocol: tuple[tuple[str, str], ...]
-    points: Space | None = None
+    projection: StateProjection | None = None
 
-    def verdict(self, claim: str) -> Verdict:
+    def verdict(self, claim: str) -> ClaimVerdict:
         """Return the verdict on a claim, "H1" to "H5"."""
         for found in self.verdicts:
             if found.claim == claim:
@@ -87,7 +87,7 @@ class Proof:
             f"{self.gates[1].accuracy}."
         ]
         for found in self.verdicts:
-            lines.append(f"{found.claim}, {found.title}: {found.word} ({found.reason}).")
+            lines.append(f"{found.claim}, {found.title}: {found.label} ({found.reason}).")
         return tuple(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,48 +96,51 @@ class Proof:
         hot = own.pop("hot")
         own.pop("points")
         spots = [
-            {**jsonable(_without(spot, "cell")), "site": site_name(spot.cell)} for spot in hot.spots
+            {**to_jsonable(_fields_without(spot, "cell")), "site": site_name(spot.cell)}
+            for spot in hot.spots
         ]
         maps = {spot.variable: hot.map(spot.variable).tolist() for spot in hot.spots}
-        own["searched"] = _without(self.searched, "space")
+        own["searched"] = _fields_without(self.subspace_search, "space")
         return {
             "summary": list(self.summary()),
-            **jsonable(own),
+            **to_jsonable(own),
             "hotspots": spots,
             "roles": list(hot.roles),
-            "maps": jsonable(maps),
+            "maps": to_jsonable(maps),
             "bars": dict(hot.bars),
         }
 
     def save(self, path: str | Path) -> None:
         """Write the page (.html) or the numbers (.json), whole or not at all."""
-        save_proofs((self,), path)
+        save_reports((self,), path)
 
     def picture(self) -> "Picture":
         """Lay it out as a page."""
-        from probes.viz.reports.claims import proved_page
+        from probes.viz.reports.claims import claims_page
 
-        return proved_page((self,), spaces=() if self.points is None else (self.points,))
+        return claims_page(
+            (self,), projections=() if self.projection is None else (self.projection,)
+        )
 
     def _repr_html_(self) -> str:
         return self.picture()._repr_html_()
 
     def __repr__(self) -> str:
-        words = ", ".join(f"{found.claim} {found.word}" for found in self.verdicts)
+        words = ", ".join(f"{found.claim} {found.label}" for found in self.verdicts)
         return f"<Proof of {self.model}: {words}>"
 
 
-def save_proofs(proofs: Sequence[Proof], path: str | Path) -> None:
+def save_reports(reports: Sequence[ClaimsReport], path: str | Path) -> None:
     """Write one page (.html) about several models, or all their numbers (.json)."""
-    from probes.viz.reports.claims import proved_page
+    from probes.viz.reports.claims import claims_page
 
     if Path(path).suffix == ".json":
-        found = {"schema": SCHEMA, "proofs": [proof.to_dict() for proof in proofs]}
-        write_whole(Path(path), json.dumps(found, indent=1).encode())
+        found = {"schema": SCHEMA, "proofs": [proof.to_dict() for proof in reports]}
+        write_atomic(Path(path), json.dumps(found, indent=1).encode())
     else:
-        points = [proof.points for proof in proofs if proof.points is not None]
-        proved_page(tuple(proofs), spaces=points).save(path)
+        points = [proof.projection for proof in reports if proof.projection is not None]
+        claims_page(tuple(reports), projections=points).save(path)
 
 
-def _without(value: Any, name: str) -> dict[str, Any]:  # noqa: ANN401
+def _fields_without(value: Any, name: str) -> dict[str, Any]:  # noqa: ANN401
     return {item.name: getattr(value, item.name) for item in fields(value) if item.name != name}

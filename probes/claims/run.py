@@ -7,50 +7,60 @@ from collections.abc import Callable
 from pathlib import Path
 
 from probes.claims import claims
-from probes.claims.base_model import Lineage, lineage
-from probes.claims.result import Proof
+from probes.claims.base_model import BaseModelComparison, compare_with_base
+from probes.claims.result import ClaimsReport
 from probes.errors import GateError, PatternError, SiteError
 from probes.experiments.family.recipes import RECIPES
 from probes.experiments.family.seed_series import read_series
-from probes.files import family_members
-from probes.interventions.confounds import Unseen, asked_back, loud_filler, unseen_verbs
-from probes.interventions.das_search import object_decodable, search
-from probes.interventions.directions import align, operation_direction
+from probes.files import list_models
+from probes.interventions.confounds import (
+    UnseenVerbs,
+    distractor_sentence,
+    operation_free_question,
+    unseen_verbs,
+)
+from probes.interventions.das_search import decode_object, search_subspace
+from probes.interventions.directions import compare_directions, operation_direction
 from probes.interventions.dissociation import (
-    Binding,
+    BindingSwap,
     Dissociation,
-    binding,
-    branches,
     dissociate,
     necessity,
+    output_heads,
+    swap_bindings,
 )
-from probes.interventions.hotspots import Hotspots, finding_words, hotspots
-from probes.interventions.interchange import cross
-from probes.interventions.projection import space
-from probes.interventions.variance import variance_shares
+from probes.interventions.hotspots import Hotspots, hotspots, search_words
+from probes.interventions.interchange import run_interchange_pairs
+from probes.interventions.projection import project_states
+from probes.interventions.variance import variance_fractions
 from probes.models.model import Model, load
-from probes.models.site import Cell, join
+from probes.models.site import Site, joined_roles
 from probes.observe.gate import Gate, gate
-from probes.prompts.catalog import all_patterns
+from probes.prompts.catalog import list_patterns
 from probes.prompts.catalog import pattern as find_pattern
-from probes.prompts.interchange_pairs import OBJECT, OPERATION, Crossings, crossings
+from probes.prompts.interchange_pairs import (
+    OBJECT,
+    OPERATION,
+    InterchangePairs,
+    sample_interchange_pairs,
+)
 from probes.prompts.pattern import Pattern
-from probes.prompts.template import Frame
+from probes.prompts.template import Template
 from probes.stats.intervals import Estimate
 
-TOLD = "-told"
-_SHOWN_OBJECTS = 8  # Few enough that each stands in many prompts.
+DECLARATIVE_SUFFIX = "-told"
+_FEW_OBJECTS = 8  # Few enough that each stands in many prompts.
 
 
-def prove(  # noqa: PLR0913 (the job has its dials)
+def evaluate_claims(  # noqa: PLR0913 (the job has its dials)
     model: str | Path | Model,
     pattern: str | Pattern = "take-away",
     *,
-    before: str | Path | Model | None = None,
+    base_model: str | Path | Model | None = None,
     bases: int = 200,
     nulls: int = 20,
     seed: int = 0,
-) -> Proof:
+) -> ClaimsReport:
     """Put the fox claim to the test in one model: H1 to H5, each with its evidence.
 
     Args:
@@ -64,162 +74,184 @@ def prove(  # noqa: PLR0913 (the job has its dials)
         seed: Of prompts, nets and searches.
 
     Raises:
-        GateError: The model does not have the behaviour.
+        GateError: The model does not have the behavior.
         PatternError: The outcomes of the pattern collide, or it has too few words.
     """
     model = load(model)
-    asked, gates = _open(model, pattern, seed)
+    asked, gates = _open_gates(model, pattern, seed)
     hot = hotspots(model, asked, bases=bases, nulls=nulls, seed=seed)
-    cell = hot.spot(OPERATION).cell
-    drawn = crossings(
+    cell = hot.hotspot(OPERATION).site
+    drawn = sample_interchange_pairs(
         asked,
         max(bases // 2, 8),
         tokenizers=(model.tokenizer,),
         seed=seed + 1,
-        words=finding_words(asked),
+        allowed_words=search_words(asked),
     )
-    finding = cross(model, drawn, roles=join(cell))
-    searched = search(finding, hot.crossed, cell, seed=seed)
-    unseen = _or_none(lambda: unseen_verbs(model, asked, cell, bases=bases // 5, seed=seed))
-    there = object_decodable(model, _few_objects(model, asked, seed), cell, seed=seed)
-    parted, two, bound = _parted(model, asked, hot, bases, seed)
-    needed = necessity(hot.crossed, searched.space, seed=seed)
-    heads = branches(finding, hot.crossed)
-    aligned = align(model, asked, cell, seed=seed)
-    line, why = _lineage(model, asked, cell, before, (bases, seed))
-    back, loud = _detectors(model, asked, cell, seed)
-    shares = variance_shares(hot.crossed, [cell])
-    points = space(hot.crossed, cell, operation_direction(finding, cell))
-    return Proof(
+    finding = run_interchange_pairs(model, drawn, joined_roles=joined_roles(cell))
+    searched = search_subspace(finding, hot.runs, cell, seed=seed)
+    unseen = _none_if_too_few_verbs(
+        lambda: unseen_verbs(model, asked, cell, bases=bases // 5, seed=seed)
+    )
+    there = decode_object(model, _sample_few_objects(model, asked, seed), cell, seed=seed)
+    parted, two, bound = _dissociations(model, asked, hot, bases, seed)
+    needed = necessity(hot.runs, searched.subspace, seed=seed)
+    heads = output_heads(finding, hot.runs)
+    aligned = compare_directions(model, asked, cell, seed=seed)
+    line, why = _base_comparison(model, asked, cell, base_model, (bases, seed))
+    back, loud = _verb_detector_tests(model, asked, cell, seed)
+    shares = variance_fractions(hot.runs, [cell])
+    points = project_states(hot.runs, cell, operation_direction(finding, cell))
+    return ClaimsReport(
         model=model.name,
         pattern=asked.name,
         gates=gates,
         verdicts=(
-            claims.template(hot, there, unseen, searched, back, loud),
-            claims.branch(parted, two, needed, heads),
-            claims.direction(aligned),
-            claims.hijack(line, why),
-            claims.learned(doses() if model.name in family_members() else ()),
+            claims.shared_state_claim(hot, there, unseen, searched, back, loud),
+            claims.separate_path_claim(parted, two, needed, heads),
+            claims.shared_direction_claim(aligned),
+            claims.reuse_claim(line, why),
+            claims.training_diversity_claim(
+                dose_response_rows() if model.name in list_models() else ()
+            ),
         ),
-        hot=hot,
-        variance={name: float(values[0]) for name, values in shares.items()},
-        object_there=there,
-        unseen=unseen,
-        searched=searched,
-        parted=parted,
-        two=two,
-        needed=needed,
-        heads=heads,
-        bound=bound,
-        aligned=aligned,
-        line=line,
+        hotspots=hot,
+        variance_fractions={name: float(values[0]) for name, values in shares.items()},
+        object_decoding=there,
+        unseen_verbs=unseen,
+        subspace_search=searched,
+        dissociation=parted,
+        two_object_dissociation=two,
+        necessity=needed,
+        output_heads=heads,
+        binding=bound,
+        direction_comparison=aligned,
+        base_comparison=line,
         protocol=(
-            ("bases", f"{len(hot.crossed)} to judge by, {len(finding)} others to find sites by"),
-            ("sites", f"{len(hot.cells)} residuals, by role and layer"),
+            ("bases", f"{len(hot.runs)} to judge by, {len(finding)} others to find sites by"),
+            ("sites", f"{len(hot.sites)} residuals, by role and layer"),
             ("chance", f"best site of {nulls} untrained nets, 95th percentile"),
             ("seed", str(seed)),
         ),
-        points=points,
+        projection=points,
     )
 
 
-def doses() -> list[dict[str, float | str]]:
+def dose_response_rows() -> list[dict[str, float | str]]:
     """Return the measured models that differ in how many objects they were trained on."""
     return [row for row in read_series() if row["kind"] == "dose"]
 
 
-def _open(model: Model, pattern: str | Pattern, seed: int) -> tuple[Pattern, tuple[Gate, ...]]:
+def _open_gates(
+    model: Model, pattern: str | Pattern, seed: int
+) -> tuple[Pattern, tuple[Gate, ...]]:
     """Return the pattern that the model can do: the one asked for, or its twin in statements."""
     asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
-    crossings(asked, 1, tokenizers=(model.tokenizer,), seed=seed)  # Refuses what cannot be crossed.
+    sample_interchange_pairs(
+        asked, 1, tokenizers=(model.tokenizer,), seed=seed
+    )  # Refuses what cannot be crossed.
     gates = gate(model, asked, seed=seed)
     if all(found.state != "closed" for found in gates):
         return asked, gates
-    twin = all_patterns().get(asked.name + TOLD) if isinstance(pattern, str) else None
+    twin = (
+        list_patterns().get(asked.name + DECLARATIVE_SUFFIX) if isinstance(pattern, str) else None
+    )
     if twin is not None:
         told = gate(model, twin, seed=seed)
         if all(found.state != "closed" for found in told):
             return twin, told
     worst = next(found for found in gates if found.state == "closed")
     raise GateError(
-        f"{model.name} does not have the behaviour: {worst.answer} of {asked.name!r} is right in "
+        f"{model.name} does not have the behavior: {worst.answer} of {asked.name!r} is right in "
         f"{worst.accuracy}, {worst.heuristic!r} in {worst.heuristic_accuracy:.2f}. There is "
         "nothing to prove; choose a model or a pattern whose gate is open."
     )
 
 
-def _few_objects(model: Model, pattern: Pattern, seed: int) -> Crossings:
+def _sample_few_objects(model: Model, pattern: Pattern, seed: int) -> InterchangePairs:
     """Draw bases about few objects, so that each stands in many."""
-    words = {OBJECT: list(pattern.lexicon.words("noun")[:_SHOWN_OBJECTS])}
-    count = 20 * _SHOWN_OBJECTS
-    return crossings(pattern, count, tokenizers=(model.tokenizer,), seed=seed + 2, words=words)
+    words = {OBJECT: list(pattern.lexicon.words("noun")[:_FEW_OBJECTS])}
+    count = 20 * _FEW_OBJECTS
+    return sample_interchange_pairs(
+        pattern, count, tokenizers=(model.tokenizer,), seed=seed + 2, allowed_words=words
+    )
 
 
-def _parted(
-    model: Model, pattern: Pattern, hot: Hotspots, bases: int, seed: int
-) -> tuple[Dissociation, Dissociation | None, tuple[Binding, ...]]:
+def _dissociations(
+    model: Model, pattern: Pattern, own_hotspots: Hotspots, bases: int, seed: int
+) -> tuple[Dissociation, Dissociation | None, tuple[BindingSwap, ...]]:
     """Part number and noun where one thing is spoken of, and where two are."""
-    own = dissociate(hot, seed=seed)
-    twin = _two_things(pattern)
+    own = dissociate(own_hotspots, seed=seed)
+    twin = _two_object_pattern(pattern)
     if twin is None or any(found.state == "closed" for found in gate(model, twin, seed=seed)):
         return own, None, ()
     spots = (OPERATION, OBJECT)
     both = hotspots(model, twin, variables=spots, bases=bases // 2, nulls=0, seed=seed)
-    return own, dissociate(both, seed=seed), binding(both.crossed, seed=seed)
+    return own, dissociate(both, seed=seed), swap_bindings(both.runs, seed=seed)
 
 
-def _two_things(pattern: Pattern) -> Pattern | None:
+def _two_object_pattern(pattern: Pattern) -> Pattern | None:
     """Return the shipped pattern that speaks of two things and asks the same."""
-    told = TOLD if pattern.name.endswith(TOLD) else ""
-    known = all_patterns()
+    told = DECLARATIVE_SUFFIX if pattern.name.endswith(DECLARATIVE_SUFFIX) else ""
+    known = list_patterns()
     if known.get(pattern.name) != pattern:
         return None
     more = "" if pattern.operation == "minus" else "-more"
-    return known[f"distractor{more}{told}"] if pattern.frames == _frames(told) else None
+    return (
+        known[f"distractor{more}{told}"]
+        if pattern.templates == _take_away_templates(told)
+        else None
+    )
 
 
-def _frames(told: str) -> tuple[Frame, ...]:
-    return all_patterns()[f"take-away{told}"].frames
+def _take_away_templates(suffix: str) -> tuple[Template, ...]:
+    return list_patterns()[f"take-away{suffix}"].templates
 
 
-def _lineage(
-    model: Model, pattern: Pattern, cell: Cell, before: str | Path | Model | None,
-    dials: tuple[int, int],
-) -> tuple[Lineage | None, str]:  # fmt: skip
+def _base_comparison(
+    model: Model, pattern: Pattern, site: Site, base_model: str | Path | Model | None,
+    settings: tuple[int, int],
+) -> tuple[BaseModelComparison | None, str]:  # fmt: skip
     """Hold a model against the one it was tuned from, or say why that cannot be done."""
-    bases, seed = dials
-    told = all_patterns().get(pattern.name.removesuffix(TOLD) + TOLD)
-    if before is None:
+    bases, seed = settings
+    told = list_patterns().get(pattern.name.removesuffix(DECLARATIVE_SUFFIX) + DECLARATIVE_SUFFIX)
+    if base_model is None:
         made = next((entry for entry in RECIPES if entry.name == model.name), None)
         if made is None or made.start == "fresh" or ":" in made.start:
             return None, f"{model.name} was not tuned from a model of its shape, or none was named"
-        if made.start not in family_members():
+        if made.start not in list_models():
             return None, f"{made.start}, which {model.name} was tuned from, is not at hand"
-        before = made.start
-    if told is None or pattern.name.endswith(TOLD):
+        base_model = made.start
+    if told is None or pattern.name.endswith(DECLARATIVE_SUFFIX):
         return None, f"{pattern.name!r} has no twin in statements to ask the model before by"
     try:
-        found = lineage(model, load(before), pattern, told, cell, bases=bases // 2, seed=seed)
+        found = compare_with_base(
+            model, load(base_model), pattern, told, site, bases=bases // 2, seed=seed
+        )
     except SiteError as error:
         return None, str(error)
     return found, ""
 
 
-def _detectors(
-    model: Model, pattern: Pattern, cell: Cell, seed: int
+def _verb_detector_tests(
+    model: Model, pattern: Pattern, site: Site, seed: int
 ) -> tuple[Estimate | None, Estimate | None]:
     """Try what a mere detector of verbs would fall for."""
-    loud = loud_filler(model, pattern, seed=seed)
-    name = {"take-away": "taken", "get-more": "gotten"}.get(pattern.name.removesuffix(TOLD))
-    if name is None or all_patterns().get(pattern.name) != pattern:
+    loud = distractor_sentence(model, pattern, seed=seed)
+    name = {"take-away": "taken", "get-more": "gotten"}.get(
+        pattern.name.removesuffix(DECLARATIVE_SUFFIX)
+    )
+    if name is None or list_patterns().get(pattern.name) != pattern:
         return None, loud
-    back = all_patterns()[name + (TOLD if pattern.name.endswith(TOLD) else "")]
+    back = list_patterns()[
+        name + (DECLARATIVE_SUFFIX if pattern.name.endswith(DECLARATIVE_SUFFIX) else "")
+    ]
     if gate(model, back, seed=seed)[0].state == "closed":
         return None, loud
-    return asked_back(model, back, cell, seed=seed), loud
+    return operation_free_question(model, back, site, seed=seed), loud
 
 
-def _or_none(run: Callable[[], Unseen]) -> Unseen | None:
+def _none_if_too_few_verbs(run: Callable[[], UnseenVerbs]) -> UnseenVerbs | None:
     """Return None where a pattern has too few verbs to leave some out."""
     try:
         return run()

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from probes.cli.common import check_places, plainly, quiet
+from probes.cli.common import check_output_paths, reports_errors, silence_libraries
 from probes.cli.make import make_app
 from probes.cli.study import study_app
 from probes.errors import EquivalenceError, GateError
@@ -26,7 +26,7 @@ app.add_typer(make_app, name="make")
 app.add_typer(study_app)
 
 
-class Method(StrEnum):
+class EdgeScoring(StrEnum):
     """How edges are scored."""
 
     eap_ig = "eap-ig"
@@ -34,14 +34,14 @@ class Method(StrEnum):
     exact = "exact"
 
 
-_UNEQUAL = 3
+_EXIT_NOT_EQUIVALENT = 3
 
 
 @app.command()
-@plainly
+@reports_errors
 def compare(
     full: Annotated[str, typer.Argument(help="A family name, a folder, or a hub id.")],
-    others: Annotated[
+    relatives: Annotated[
         list[str],
         typer.Argument(help="Its relatives, one or more; untrained is a fresh net of its shape."),
     ],
@@ -63,13 +63,13 @@ def compare(
     ] = None,
 ) -> None:
     """Compare what a model and its relatives do with a query pattern, and write a page about it."""
-    check_places(out, json, page=True)
-    quiet()
+    check_output_paths(out, json, page=True)
+    silence_libraries()
     from probes.comparison.compare import compare_family
 
     found = compare_family(
         full,
-        others,
+        relatives,
         pattern,
         prompts=prompts,
         seed=seed,
@@ -77,7 +77,7 @@ def compare(
         workers=workers,
         progress=sys.stderr.isatty(),
     )
-    alone = found.comparisons[0] if len(others) == 1 else None
+    alone = found.comparisons[0] if len(relatives) == 1 else None
     shown = alone or found
     shown.save(out)
     if json:
@@ -85,7 +85,7 @@ def compare(
     console = Console(soft_wrap=True)
     for line in shown.summary():
         console.print(f"- {line}", markup=False, highlight=False)
-    tables = [_match_table(alone), _fate_table(alone)] if alone else [_word_table(found)]
+    tables = [_match_table(alone), _verdict_table(alone)] if alone else [_family_table(found)]
     for table in tables:
         console.print(table)
     console.print(f"Report: {out}", markup=False, highlight=False)
@@ -94,11 +94,11 @@ def compare(
 
 
 @app.command()
-@plainly
+@reports_errors
 def trace(
     model: Annotated[str, typer.Argument(help="A family name, a folder, or a hub id.")],
     pattern: Annotated[str, typer.Option(help="A pattern's name, or a .jsonl file.")] = "take-away",
-    method: Annotated[Method, typer.Option(help="How edges are scored.")] = Method.eap_ig,
+    method: Annotated[EdgeScoring, typer.Option(help="How edges are scored.")] = EdgeScoring.eap_ig,
     keep: Annotated[float, typer.Option(help="Share of the lead that the circuit keeps.")] = 0.9,
     roles: Annotated[
         bool, typer.Option(help="Resolve edges by role; about 3 times slower.")
@@ -111,9 +111,9 @@ def trace(
     out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("trace.html"),
     json: Annotated[Path | None, typer.Option(help="Where the numbers go.")] = None,
 ) -> None:
-    """Cut out the smallest circuit that keeps a model's behaviour, and judge it beside chance."""
-    check_places(out, json, page=True)
-    quiet()
+    """Cut out the smallest circuit that keeps a model's behavior, and judge it beside chance."""
+    check_output_paths(out, json, page=True)
+    silence_libraries()
     from probes.circuits.trace import trace as run
 
     found = run(
@@ -136,11 +136,11 @@ def trace(
 
 
 @app.command()
-@plainly
-def prove(
+@reports_errors
+def claims(
     models: Annotated[list[str], typer.Argument(help="Family names, folders, or hub ids.")],
     pattern: Annotated[str, typer.Option(help="A pattern's name.")] = "take-away",
-    before: Annotated[
+    base_model: Annotated[
         str, typer.Option(help="The model that they were tuned from, if it is not known.")
     ] = "",
     bases: Annotated[int, typer.Option(help="Prompts to judge by.", min=80)] = 200,
@@ -150,103 +150,112 @@ def prove(
     json: Annotated[Path | None, typer.Option(help="Where the numbers go.")] = None,
 ) -> None:
     """Put the fox claim to the test: one state whatever the object, and a branch for the noun."""
-    check_places(out, json, page=True)
-    quiet()
-    from probes.claims.result import Proof, save_proofs
-    from probes.claims.run import prove as run
+    check_output_paths(out, json, page=True)
+    silence_libraries()
+    from probes.claims.result import ClaimsReport, save_reports
+    from probes.claims.run import evaluate_claims as run
 
-    console, found = Console(soft_wrap=True), list[Proof]()
+    console, found = Console(soft_wrap=True), list[ClaimsReport]()
     for name in models:
         try:
-            made = run(name, pattern, before=before or None, bases=bases, nulls=nulls, seed=seed)
+            made = run(
+                name, pattern, base_model=base_model or None, bases=bases, nulls=nulls, seed=seed
+            )
         except GateError as error:  # One that cannot do it leaves the others theirs.
-            console.print(f"- {name}: behaviour absent. {error}", markup=False, highlight=False)
+            console.print(f"- {name}: behavior absent. {error}", markup=False, highlight=False)
             continue
         found.append(made)
         for line in made.summary():
             console.print(f"- {line}", markup=False, highlight=False)
     if not found:
-        raise GateError(f"None of {', '.join(models)} has the behaviour: there is nothing to prove")
-    save_proofs(found, out)
+        raise GateError(f"None of {', '.join(models)} has the behavior: there is nothing to prove")
+    save_reports(found, out)
     if json:
-        save_proofs(found, json)
+        save_reports(found, json)
     console.print(f"Page: {out}", markup=False, highlight=False)
 
 
 @app.command()
-@plainly
+@reports_errors
 def heatmap(
     model: Annotated[str, typer.Argument(help="A family name, a folder, or a hub id.")],
     text: Annotated[str, typer.Argument(help="What the model reads.")],
-    beside: Annotated[str, typer.Option(help="Another model to draw next to it.")] = "",
+    compare_with: Annotated[str, typer.Option(help="Another model to draw next to it.")] = "",
     head: Annotated[str, typer.Option(help="One head alone, such as L2.H3.")] = "",
     pattern: Annotated[str, typer.Option(help="Put this pattern's roles on the axes.")] = "",
     out: Annotated[Path, typer.Option(help=".html, .png, .svg or .pdf")] = Path("heatmap.html"),
 ) -> None:
     """Draw what every head of a model attends to in a text."""
-    check_places(out, None)
-    quiet()
+    check_output_paths(out, None)
+    silence_libraries()
     from probes.prompts.catalog import pattern as find
     from probes.viz.plots.attention.heatmap import heatmap as draw
 
     roles = find(pattern) if pattern else None
-    draw(model, text, beside=beside or None, head=head, roles=roles).save(out)
+    draw(model, text, compare_with=compare_with or None, head=head, roles=roles).save(out)
     Console(soft_wrap=True).print(f"Heatmap: {out}", markup=False, highlight=False)
 
 
 @app.command("list")
-@plainly
+@reports_errors
 def list_all() -> None:
     """List the models of the embedded family, the relatives made here, and the patterns."""
-    from probes.files import family_members, made_here, made_members, member_note
-    from probes.models.provenance import read_made
-    from probes.prompts.catalog import all_patterns
+    from probes.files import derived_folder, list_derived_models, list_models, model_note
+    from probes.models.provenance import read_provenance
+    from probes.prompts.catalog import list_patterns
 
     console = Console()
     models = Table("model", "what it is", title="The embedded family", title_justify="left")
-    for name in family_members():
-        models.add_row(name, member_note(name))
+    for name in list_models():
+        models.add_row(name, model_note(name))
     console.print(models)
-    own = Table("model", "what it is", title=f"Made in {made_here()}", title_justify="left")
-    for name in made_members():
-        made = read_made(made_here() / name)
+    own = Table("model", "what it is", title=f"Made in {derived_folder()}", title_justify="left")
+    for name in list_derived_models():
+        made = read_provenance(derived_folder() / name)
         own.add_row(name, f"{made.kind} from {made.parent}" if made else "(nothing told)")
     if own.row_count:
         console.print(own)
     table = Table("pattern", "says", "contrasts", title="Patterns", title_justify="left")
-    for name, entry in all_patterns().items():
+    for name, entry in list_patterns().items():
         table.add_row(name, entry.title, ", ".join(entry.contrasts))
     console.print(table)
 
 
-def _match_table(found: Any) -> Table:  # noqa: ANN401
+def _match_table(comparison: Any) -> Table:  # noqa: ANN401
     table = Table("head", "partner", "score", "bar", "other seed", "word")
-    for row in found.table().to_dict("records"):
+    for row in comparison.table().to_dict("records"):
         numbers = [row["score"], row["bar"], row["ceiling"]]
         written = ["–" if number != number else f"{number:.2f}" for number in numbers]
         table.add_row(row["head"], row["partner"] or "–", *written, row["word"])
     return table
 
 
-def _fate_table(found: Any) -> Table:  # noqa: ANN401
-    table = _folded("variable or head", "word", "where", "why")
-    for fate in found.fates:
-        if fate.word != "idle":
-            told = (fate.subject or "(its own)", fate.word, fate.there or "–", fate.reason)
+def _verdict_table(comparison: Any) -> Table:  # noqa: ANN401
+    table = _folding_table("variable or head", "word", "where", "why")
+    for verdict in comparison.verdicts:
+        if verdict.word != "no reliable effect":
+            told = (
+                verdict.subject or "(its own)",
+                verdict.word,
+                verdict.there or "–",
+                verdict.reason,
+            )
             table.add_row(*map(Text, told))
     return table
 
 
-def _word_table(found: Any) -> Table:  # noqa: ANN401
-    words = found.table()
-    table = _folded("variable or head", *map(escape, words.columns))
+def _family_table(family: Any) -> Table:  # noqa: ANN401
+    words = family.table()
+    table = _folding_table("variable or head", *map(escape, words.columns))
     for subject, row in words.iterrows():
-        if set(row) - {"idle", "behaviour absent"} or "idle" not in set(row):
+        if set(row) - {"no reliable effect", "behavior absent"} or "no reliable effect" not in set(
+            row
+        ):
             table.add_row(*map(Text, (subject, *row)))
     return table
 
 
-def _folded(*columns: str) -> Table:
+def _folding_table(*columns: str) -> Table:
     """Return a table that breaks what is too long: names must not lose their ends."""
     table = Table(caption="Idle heads are left out.", caption_justify="left")
     for column in columns:
@@ -254,10 +263,10 @@ def _folded(*columns: str) -> Table:
     return table
 
 
-def _assert_equivalent(found: Any, margin: float) -> None:  # noqa: ANN401
+def _assert_equivalent(result: Any, margin: float) -> None:  # noqa: ANN401
     """End with a code of its own where a relative is not surely the full model's equal."""
     try:
-        found.assert_equivalent(margin)
+        result.assert_equivalent(margin)
     except EquivalenceError as error:
         Console(stderr=True, soft_wrap=True).print(str(error), markup=False, highlight=False)
-        raise typer.Exit(_UNEQUAL) from None
+        raise typer.Exit(_EXIT_NOT_EQUIVALENT) from None

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from probes.errors import ProbeError
 
-FAILED = 1
-THREADS = "Threads of torch; more than one is slow on busy cores."
+EXIT_FAILED = 1
+THREADS_HELP = "Threads of torch; more than one is slow on busy cores."
 
 
-def plainly(command: Callable[..., None]) -> Callable[..., None]:
+def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
     """Turn a user's mistake into one line and an exit code."""
 
     @wraps(command)
@@ -26,12 +26,12 @@ def plainly(command: Callable[..., None]) -> Callable[..., None]:
             Console(stderr=True, soft_wrap=True).print(
                 f"{type(error).__name__}: {error}", markup=False, highlight=False
             )
-            raise typer.Exit(FAILED) from None
+            raise typer.Exit(EXIT_FAILED) from None
 
     return run
 
 
-def check_places(out: Path, json: Path | None, *, page: bool = False) -> None:
+def check_output_paths(out: Path, json: Path | None, *, page: bool = False) -> None:
     """Refuse what could not be written before minutes are spent on it."""
     for path in (out, json):
         if path is not None and not path.parent.is_dir():
@@ -42,7 +42,7 @@ def check_places(out: Path, json: Path | None, *, page: bool = False) -> None:
         raise ProbeError(f"The numbers go to a .json file, and {json.name!r} is none")
 
 
-def quiet(threads: int = 1) -> None:
+def silence_libraries(threads: int = 1) -> None:
     """Set torch's threads, and keep the libraries' own bars and notices out of the way."""
     if sys.stderr.isatty():
         Console(stderr=True).print("Loading …", style="dim")

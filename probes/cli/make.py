@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from probes.cli.common import THREADS, plainly, quiet
+from probes.cli.common import THREADS_HELP, reports_errors, silence_libraries
 
 make_app = typer.Typer(no_args_is_help=True, help="Make models.")
 
@@ -23,15 +23,15 @@ _SEED = typer.Option(help="Of all that is drawn.", min=0)
 
 
 @make_app.command("family")
-@plainly
+@reports_errors
 def make_family(
     members: Annotated[list[str] | None, typer.Argument(help="Which; all by default.")] = None,
     folder: Annotated[Path, typer.Option(help="Where the models go.")] = Path("runs/family"),
     work: Annotated[Path, typer.Option(help="Where checkpoints go.")] = Path("runs/work"),
-    threads: Annotated[int, typer.Option(help=THREADS, min=1)] = 1,
+    threads: Annotated[int, typer.Option(help=THREADS_HELP, min=1)] = 1,
 ) -> None:
     """Train the embedded family anew, from its fixed seeds (one to two hours on two cores)."""
-    quiet(threads)
+    silence_libraries(threads)
     from probes.experiments.family.make import make_members
 
     for place in make_members(members or (), folder=folder, work=work):
@@ -39,28 +39,28 @@ def make_family(
 
 
 @make_app.command("series")
-@plainly
+@reports_errors
 def make_series(
     members: Annotated[list[str] | None, typer.Argument(help="Which; all by default.")] = None,
     folder: Annotated[Path, typer.Option(help="Where the family is.")] = Path("data/models"),
     work: Annotated[Path, typer.Option(help="Where the models go.")] = Path("runs/work"),
     pattern: Annotated[str, typer.Option(help="What they are measured on.")] = "take-away",
     out: Annotated[Path, typer.Option(help="Where the table goes.")] = Path("runs/series.csv"),
-    threads: Annotated[int, typer.Option(help=THREADS, min=1)] = 1,
+    threads: Annotated[int, typer.Option(help=THREADS_HELP, min=1)] = 1,
 ) -> None:
     """Train small relatives over seeds and numbers of objects, and measure them (some hours)."""
-    quiet(threads)
-    from probes.experiments.family.seed_series import series, write_series
+    silence_libraries(threads)
+    from probes.experiments.family.seed_series import measure_series, write_series
 
     rows = []
-    for row in series(members or (), pattern, folder=folder, work=work):
+    for row in measure_series(members or (), pattern, folder=folder, work=work):
         rows.append(row)
         write_series(rows, out)
         Console(soft_wrap=True).print(f"Measured {row['model']}", markup=False, highlight=False)
 
 
 @make_app.command("quantized")
-@plainly
+@reports_errors
 def make_quantized(
     model: Annotated[str, _SOURCE],
     scheme: Annotated[
@@ -75,20 +75,22 @@ def make_quantized(
     seed: Annotated[int, _SEED] = 0,
 ) -> None:
     """Round a model's weights to few bits, and say how far the real kernel is from that."""
-    quiet()
+    silence_libraries()
     from probes.compression.quantization.quantize import quantize
 
     made = quantize(
         model, scheme, group=group, symmetric=not asymmetric, embeddings=embeddings, seed=seed
     )
-    _keep(made, name or made.name, model)
+    _save_and_print(made, name or made.name, model)
 
 
 @make_app.command("pruned")
-@plainly
+@reports_errors
 def make_pruned(
     model: Annotated[str, _SOURCE],
-    share: Annotated[float, typer.Option(help="Share of weights set to zero.", min=0, max=1)] = 0.5,
+    fraction: Annotated[
+        float, typer.Option(help="Share of weights set to zero.", min=0, max=1)
+    ] = 0.5,
     method: Annotated[
         str, typer.Option(help="magnitude, wanda, heads, neurons or random.")
     ] = "magnitude",
@@ -100,21 +102,21 @@ def make_pruned(
     seed: Annotated[int, _SEED] = 0,
 ) -> None:
     """Set a share of a model's weights to exactly zero."""
-    quiet()
+    silence_libraries()
     from probes.compression.pruning.prune import prune
     from probes.prompts.catalog import pattern as find
 
     made = prune(
-        model, share, method=method, scope=scope or None, calibration=find(pattern), seed=seed
+        model, fraction, method=method, scope=scope or None, calibration=find(pattern), seed=seed
     )
-    _keep(made, name or made.name, model)
+    _save_and_print(made, name or made.name, model)
 
 
 @make_app.command("grown")
-@plainly
+@reports_errors
 def make_grown(
     model: Annotated[str, _SOURCE],
-    how: Annotated[str, typer.Option(help="identity, stack or wider.")] = "identity",
+    method: Annotated[str, typer.Option(help="identity, stack or wider.")] = "identity",
     layers: Annotated[int | None, typer.Option(help="Layers afterwards.", min=1)] = None,
     width: Annotated[int | None, typer.Option(help="Neurons of a layer, for wider.")] = None,
     steps: Annotated[int, _STEPS] = 0,
@@ -124,24 +126,30 @@ def make_grown(
     name: Annotated[str, _NAME] = "",
     device: Annotated[str, _DEVICE] = "",
     seed: Annotated[int, _SEED] = 0,
-    threads: Annotated[int, typer.Option(help=THREADS, min=1)] = 1,
+    threads: Annotated[int, typer.Option(help=THREADS_HELP, min=1)] = 1,
 ) -> None:
     """Grow a model by layers or neurons, and train it on where --steps are given."""
-    quiet(threads)
-    from probes.compression.distillation.distill import trained_on
-    from probes.compression.distillation.trainer import Training
+    silence_libraries(threads)
+    from probes.compression.distillation.distill import continue_training
+    from probes.compression.distillation.trainer import TrainingConfig
     from probes.compression.grow import grow
 
-    made = grow(model, how, layers=layers, width=width, seed=seed)
+    made = grow(model, method, layers=layers, width=width, seed=seed)
     called = name or made.name
     if steps:
-        dials = Training(steps, seed, batch=batch, learning_rate=rate, device=device)
-        made = trained_on(made, dials, folder=_work(called), texts=texts, progress=_seen())
-    _keep(made, called, model)
+        settings = TrainingConfig(steps, seed, batch=batch, learning_rate=rate, device=device)
+        made = continue_training(
+            made,
+            settings,
+            folder=_checkpoint_folder(called),
+            texts=texts,
+            progress=_show_progress(),
+        )
+    _save_and_print(made, called, model)
 
 
 @make_app.command("distilled")
-@plainly
+@reports_errors
 def make_distilled(
     teacher: Annotated[str, _SOURCE],
     start: Annotated[
@@ -152,7 +160,7 @@ def make_distilled(
     labels: Annotated[
         str, typer.Option(help="soft, hard, top-k:8, sampled:12, smoothed:0.1 or permuted.")
     ] = "soft",
-    own_text: Annotated[bool, typer.Option(help="Train on what the teacher writes.")] = False,
+    teacher_text: Annotated[bool, typer.Option(help="Train on what the teacher writes.")] = False,
     temperature: Annotated[float, typer.Option(help="Of soft labels.")] = 1.0,
     steps: Annotated[int, _STEPS] = 1500,
     batch: Annotated[int, _BATCH] = 64,
@@ -161,39 +169,39 @@ def make_distilled(
     name: Annotated[str, _NAME] = "",
     device: Annotated[str, _DEVICE] = "",
     seed: Annotated[int, _SEED] = 0,
-    threads: Annotated[int, typer.Option(help=THREADS, min=1)] = 1,
+    threads: Annotated[int, typer.Option(help=THREADS_HELP, min=1)] = 1,
 ) -> None:
     """Train a smaller model on what a larger one says."""
-    quiet(threads)
-    from probes.compression.distillation.distill import distil
-    from probes.compression.distillation.targets import read_labels
-    from probes.compression.distillation.trainer import Training
+    silence_libraries(threads)
+    from probes.compression.distillation.distill import distill
+    from probes.compression.distillation.targets import parse_labels
+    from probes.compression.distillation.trainer import TrainingConfig
 
     called = name or f"{Path(teacher).name}-distilled-{seed}"
-    made = distil(
+    made = distill(
         teacher,
-        folder=_work(called),
+        folder=_checkpoint_folder(called),
         start=start,
         layers=layers,
         width=width,
-        labels=read_labels(labels, temperature=temperature),
-        own_text=own_text,
+        labels=parse_labels(labels, temperature=temperature),
+        teacher_text=teacher_text,
         texts=texts,
-        dials=Training(steps, seed, batch=batch, learning_rate=rate, device=device),
-        progress=_seen(),
+        settings=TrainingConfig(steps, seed, batch=batch, learning_rate=rate, device=device),
+        progress=_show_progress(),
     )
-    _keep(made, called, teacher)
+    _save_and_print(made, called, teacher)
 
 
 @make_app.command("ticket")
-@plainly
+@reports_errors
 def make_ticket(
     model: Annotated[str, _SOURCE],
     early: Annotated[
         str, typer.Option(help="What it was early in training; known for the family.")
     ] = "",
     rounds: Annotated[int, typer.Option(help="How often it is pruned.", min=1)] = 3,
-    share: Annotated[float, typer.Option(help="Share left out each time.", min=0, max=1)] = 0.5,
+    fraction: Annotated[float, typer.Option(help="Share left out each time.", min=0, max=1)] = 0.5,
     steps: Annotated[int, _STEPS] = 1500,
     batch: Annotated[int, _BATCH] = 128,
     rate: Annotated[float, _RATE] = 1e-3,
@@ -201,56 +209,56 @@ def make_ticket(
     name: Annotated[str, _NAME] = "",
     device: Annotated[str, _DEVICE] = "",
     seed: Annotated[int, _SEED] = 0,
-    threads: Annotated[int, typer.Option(help=THREADS, min=1)] = 1,
+    threads: Annotated[int, typer.Option(help=THREADS_HELP, min=1)] = 1,
 ) -> None:
     """Find a winning ticket: prune, set back to early weights, train again, round by round."""
-    quiet(threads)
-    from probes.compression.distillation.distill import find_ticket
-    from probes.compression.distillation.trainer import Training
+    silence_libraries(threads)
+    from probes.compression.distillation.distill import lottery_ticket
+    from probes.compression.distillation.trainer import TrainingConfig
 
     called = name or f"{Path(model).name}-ticket"
-    dials = Training(steps, seed, batch=batch, learning_rate=rate, device=device)
-    made = find_ticket(
+    settings = TrainingConfig(steps, seed, batch=batch, learning_rate=rate, device=device)
+    made = lottery_ticket(
         model,
         early or None,
-        dials,
-        folder=_work(called),
+        settings,
+        folder=_checkpoint_folder(called),
         rounds=rounds,
-        share=share,
+        fraction=fraction,
         texts=texts,
-        progress=_seen(),
+        progress=_show_progress(),
     )
-    _keep(made, called, model)
+    _save_and_print(made, called, model)
 
 
-def _work(name: str) -> Path:
+def _checkpoint_folder(name: str) -> Path:
     return Path("runs") / "work" / f"{name}-checkpoints"
 
 
-def _seen() -> bool:
+def _show_progress() -> bool:
     return sys.stderr.isatty()
 
 
-def _keep(made: Any, name: str, source: str) -> None:  # noqa: ANN401
+def _save_and_print(derived: Any, name: str, source: str) -> None:  # noqa: ANN401
     """Save a relative by its name, and print what became of its parent."""
     from dataclasses import replace
 
-    from probes.compression.derived_model import parent
-    from probes.files import made_here
+    from probes.compression.derived_model import load_parent
+    from probes.files import derived_folder
 
-    made = replace(made, name=name)
-    place = made.save(made_here() / name)
+    derived = replace(derived, name=name)
+    place = derived.save(derived_folder() / name)
     console = Console(soft_wrap=True)
     table = Table("", Path(source).name, name)
-    sides = (parent(source).made.storage, made.made.storage)
+    sides = (load_parent(source).provenance.storage, derived.made.storage)
     for part in ("weights", "scales", "zeros", "index", "embeddings", "other", "total"):
         numbers = [getattr(side, part) for side in sides]
         if any(numbers):
             table.add_row(f"{part}, kB", *(f"{number / 8e3:.1f}" for number in numbers))
     console.print(table)
-    if made.made.gap is not None:
+    if derived.made.gap is not None:
         console.print(
-            f"Greatest difference of a logit from the real kernel: {made.made.gap:.2g}",
+            f"Greatest difference of a logit from the real kernel: {derived.made.gap:.2g}",
             highlight=False,
         )
     console.print(f"Made {place}: load it as {name!r}", markup=False, highlight=False)

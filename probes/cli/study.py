@@ -8,15 +8,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from probes.cli.common import THREADS, check_places, plainly, quiet
+from probes.cli.common import THREADS_HELP, check_output_paths, reports_errors, silence_libraries
 
 study_app = typer.Typer()
 
-_SHOWN = ("cells", "nouns", "divergence", "kinship", "operation", "x", "y", "thing", "circuit")
+_COLUMNS = ("cells", "nouns", "divergence", "kinship", "operation", "x", "y", "thing", "circuit")
 
 
 @study_app.command("study")
-@plainly
+@reports_errors
 def study(
     name: Annotated[
         str,
@@ -26,12 +26,12 @@ def study(
     work: Annotated[Path, typer.Option(help="Where the models go.")] = Path("runs/work"),
     out: Annotated[Path | None, typer.Option(help="The table; runs/NAME.csv by default.")] = None,
     fresh: Annotated[bool, typer.Option(help="Measure again what the table has.")] = False,
-    threads: Annotated[int, typer.Option(help=THREADS, min=1)] = 1,
+    threads: Annotated[int, typer.Option(help=THREADS_HELP, min=1)] = 1,
 ) -> None:
     """Make relatives that differ in one thing, measure each, and write one table (hours)."""
-    quiet(threads)
+    silence_libraries(threads)
     from probes.experiments.scorecard import write_rows
-    from probes.experiments.studies.registry import study as run
+    from probes.experiments.studies.registry import run_study as run
     from probes.experiments.studies.tables import read_study
 
     place = out or Path("runs") / f"{name}.csv"
@@ -46,14 +46,14 @@ def study(
         if sys.stderr.isatty() and "model" in row:
             console.print(f"Measured {row['model']}", markup=False, highlight=False)
     if any("kinship" in row for row in rows):
-        console.print(_stood(rows))
+        console.print(_scorecard_table(rows))
     console.print(f"Table: {place}, {len(rows)} rows", markup=False, highlight=False)
 
 
-def _stood(rows: list[Any]) -> Table:
-    table = Table("model", "parent", *_SHOWN)
+def _scorecard_table(rows: list[Any]) -> Table:
+    table = Table("model", "parent", *_COLUMNS)
     for row in rows:
-        numbers = [row[part] for part in _SHOWN]
+        numbers = [row[part] for part in _COLUMNS]
         table.add_row(
             str(row["model"]), str(row["parent"]), *("–" if n != n else f"{n:.2f}" for n in numbers)
         )
@@ -61,7 +61,7 @@ def _stood(rows: list[Any]) -> Table:
 
 
 @study_app.command("curve")
-@plainly
+@reports_errors
 def curve(
     parent: Annotated[str, typer.Argument(help="A family name, a folder, or a hub id.")],
     relatives: Annotated[list[str], typer.Argument(help="Its relatives, one or more.")],
@@ -74,10 +74,10 @@ def curve(
     out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("curve.html"),
     json: Annotated[Path | None, typer.Option(help="Where the numbers go.")] = None,
 ) -> None:
-    """Draw what each relative stores against what is left of its behaviour and its mechanism."""
-    check_places(out, json, page=True)
-    quiet()
-    from probes.comparison.rate_distortion.measure import curve as run
+    """Draw what each relative stores against what is left of its behavior and its mechanism."""
+    check_output_paths(out, json, page=True)
+    silence_libraries()
+    from probes.comparison.rate_distortion.measure import rate_distortion as run
 
     found = run(
         parent,
@@ -85,7 +85,7 @@ def curve(
         pattern,
         bases=bases,
         prompts=prompts,
-        noise=noise,
+        noise_copies=noise,
         verdicts=verdicts,
         seed=seed,
         progress=sys.stderr.isatty(),

@@ -5,27 +5,37 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from probes.comparison.failing_prompts import head_items, variable_items
-from probes.comparison.heads.matching import RELIABLE_FROM, Pairing, match_heads, pair_heads
-from probes.comparison.heads.profiles import Profiles, similarity
-from probes.comparison.heads.verdicts import Chance, head_fates
-from probes.comparison.measurements import Aside, Measured, Net, Plan, relative
-from probes.comparison.result import Comparison, Overall, Solved
-from probes.comparison.variables.transfer import Hits, Transfer, judged, turned
-from probes.comparison.variables.verdicts import absent_variable, held, variable_fate
-from probes.comparison.verdict import Fate
+from probes.comparison.failing_prompts import head_failing_prompts, variable_failing_prompts
+from probes.comparison.heads.matching import MIN_RELIABILITY, HeadPairing, match_heads, pair_heads
+from probes.comparison.heads.profiles import HeadProfiles, head_similarity
+from probes.comparison.heads.verdicts import NullModels, head_verdicts
+from probes.comparison.measurements import (
+    ComparisonPrompts,
+    ModelMeasurements,
+    RandomInitNull,
+    ReferenceModel,
+    model_facts,
+)
+from probes.comparison.result import Comparison, MeanPairScore, SolvedLogitDiff
+from probes.comparison.variables.transfer import CrossModelTransfer, Hits, evaluate_donor, own_hits
+from probes.comparison.variables.verdicts import (
+    absent_variable_verdict,
+    variable_site,
+    variable_verdict,
+)
+from probes.comparison.verdict import Verdict
 from probes.models.model import Model
-from probes.observe.behaviour import Behaviour
-from probes.observe.gate import Gate, State
-from probes.stats.intervals import interval, mean, share
-from probes.stats.paired import paired
+from probes.observe.behavior import Behavior
+from probes.observe.gate import Gate, GateState
+from probes.stats.intervals import bootstrap_mean, percentile_interval, proportion
+from probes.stats.paired import mcnemar_test
 
 _DRAWS = 200
-_WHERE_FROM = ("_name_or_path", "transformers_version")
+_PROVENANCE_KEYS = ("_name_or_path", "transformers_version")
 
 
 @dataclass(frozen=True, eq=False)
-class Around:
+class ReferenceSet:
     """What two models are held against.
 
     Attributes:
@@ -36,163 +46,209 @@ class Around:
         passed: For each recipient, by name, what the states of each stranger turn in it.
     """
 
-    nets: Mapping[object, Sequence[Net]]
-    twin: Aside | None
-    controls: Mapping[str, Aside]
-    strangers: Sequence[Aside]
-    passed: Mapping[str, Mapping[str, Hits]]
+    nulls: Mapping[object, Sequence[RandomInitNull]]
+    other_seed: ReferenceModel | None
+    same_shape: Mapping[str, ReferenceModel]
+    negative_controls: Sequence[ReferenceModel]
+    negative_control_hits: Mapping[str, Mapping[str, Hits]]
 
 
-def shape_of(model: Model) -> object:
+def architecture_key(model: Model) -> object:
     """Return what untrained nets of a model depend on: its config, but for where it came from."""
-    told = {k: v for k, v in model.config.to_dict().items() if k not in _WHERE_FROM}
+    told = {k: v for k, v in model.config.to_dict().items() if k not in _PROVENANCE_KEYS}
     return (model.shape, str(sorted(told.items())))
 
 
-def compared(
-    plan: Plan, a: Measured, b: Measured, around: Around, dials: tuple[int, int, int]
+def assemble_comparison(
+    shared: ComparisonPrompts,
+    a: ModelMeasurements,
+    b: ModelMeasurements,
+    references: ReferenceSet,
+    settings: tuple[int, int, int],
 ) -> Comparison:
     """Put together what was found of two models."""
-    prompts, seed, nulls = dials
-    nets = around.nets[shape_of(b.model)]
-    twin = around.twin if around.twin and around.twin.name != b.name else None
+    prompts, seed, nulls = settings
+    nets = references.nulls[architecture_key(b.model)]
+    twin = (
+        references.other_seed
+        if references.other_seed and references.other_seed.name != b.name
+        else None
+    )
     profiles = [found.profiles for found in nets if found.profiles]
     pairings = [pair_heads(a.profiles, found) for found in profiles]
-    ceiling = pair_heads(a.profiles, around.twin.profiles) if around.twin else None
+    ceiling = (
+        pair_heads(a.profiles, references.other_seed.profiles) if references.other_seed else None
+    )
     matches = match_heads(
         a.profiles,
         b.profiles,
-        nulls=np.stack([pairing.score for pairing in pairings]),
-        ceiling=ceiling,
+        null_scores=np.stack([pairing.scores for pairing in pairings]),
+        other_seed=ceiling,
         seed=seed,
     )
-    taken = {match.partner for match in matches if match.word == "matched"}
-    repeats = b.profiles.halves().reliability()
-    free = [h for h, r in zip(b.profiles.heads, repeats, strict=True) if r >= RELIABLE_FROM]
-    heads = head_fates(
+    taken = {match.partner for match in matches if match.label == "matched"}
+    repeats = b.profiles.split_halves().reliability()
+    free = [h for h, r in zip(b.profiles.heads, repeats, strict=True) if r >= MIN_RELIABILITY]
+    heads = head_verdicts(
         a.heads,
         b.heads,
-        Chance(
-            untrained=profiles,
-            strangers=[one.profiles for one in around.strangers if one.name != b.name],
-            controls=[one.profiles for name, one in around.controls.items() if name == b.name],
-            twin=twin.profiles if twin else None,
+        NullModels(
+            random_init=profiles,
+            negative_controls=[
+                one.profiles for one in references.negative_controls if one.name != b.name
+            ],
+            same_shape=[
+                one.profiles for name, one in references.same_shape.items() if name == b.name
+            ],
+            other_seed=twin.profiles if twin else None,
         ),
-        gate=_worst((*a.gates, *b.gates)),
+        gate=_worst_gate_state((*a.gates, *b.gates)),
         seed=seed,
     )
-    forth, back = _carried(plan, a, b, around), _carried(plan, b, a, around)
-    variables = _variables(plan, a, b, twin, forth)
-    items = {fate.subject: head_items(a, b, fate) for fate in heads if fate.subject}
-    items |= {one.variable: variable_items(one, plan.trials) for one in forth if plan.trials}
+    transfers_to_other, back = (
+        _transfers(shared, a, b, references),
+        _transfers(shared, b, a, references),
+    )
+    variables = _variable_verdicts(shared, a, b, twin, transfers_to_other)
+    items = {
+        verdict.subject: head_failing_prompts(a, b, verdict) for verdict in heads if verdict.subject
+    }
+    items |= {
+        one.variable: variable_failing_prompts(one, shared.folds)
+        for one in transfers_to_other
+        if shared.folds
+    }
     return Comparison(
-        full=relative(a.model),
-        other=relative(b.model),
-        pattern=plan.pattern.name,
-        title=plan.pattern.title,
-        example=plan.questions[0].full_text,
-        contrasts={contrast: a.exact[contrast] for contrast in plan.pairs},
-        roles=plan.roles,
-        answers=a.behaviour.answers,
+        full=model_facts(a.model),
+        other=model_facts(b.model),
+        pattern=shared.pattern.name,
+        title=shared.pattern.title,
+        example=shared.questions[0].full_text,
+        contrasts={contrast: a.exact[contrast] for contrast in shared.pairs},
+        roles=shared.roles,
+        answers=a.behavior.answers,
         prompts=prompts,
         seed=seed,
         nulls=nulls,
-        ceiling=around.twin.name if around.twin else "",
+        other_seed=references.other_seed.name if references.other_seed else "",
         gates=(*a.gates, *b.gates),
-        untrained_accuracy=tuple(
+        random_init_accuracy=tuple(
             float(x) for x in np.mean([n.accuracy for n in nets if n.accuracy is not None], axis=0)
         ),
-        solved=_solved({a.name: a.behaviour, b.name: b.behaviour}, seed),
+        solved_logit_diffs=_logit_diffs_on_solved({a.name: a.behavior, b.name: b.behavior}, seed),
         matches=matches,
         unmatched=tuple(head for head in free if head not in taken),
-        overall=_overall(a.profiles, b.profiles, pairings, ceiling, seed),
-        views={a.name: a.view, b.name: b.view},
-        changes=tuple(
-            paired(a.behaviour.right[:, k].numpy(), b.behaviour.right[:, k].numpy()).difference
-            for k in range(len(a.behaviour.answers))
+        mean_pair_score=_mean_pair_score(a.profiles, b.profiles, pairings, ceiling, seed),
+        plot_data={a.name: a.plot_data, b.name: b.plot_data},
+        accuracy_changes=tuple(
+            mcnemar_test(
+                a.behavior.correct[:, k].numpy(), b.behavior.correct[:, k].numpy()
+            ).difference
+            for k in range(len(a.behavior.answers))
         ),
-        fates=(*variables, *heads),
-        forth=forth,
-        back=back,
-        untried=plan.why,
-        items=items,
+        verdicts=(*variables, *heads),
+        transfers_to_other=transfers_to_other,
+        transfers_to_full=back,
+        transfer_skip_reason=shared.transfer_skip_reason,
+        failing_prompts=items,
     )
 
 
-def _worst(gates: Sequence[Gate]) -> State:
-    order: tuple[State, ...] = ("open", "partial", "closed")
+def _worst_gate_state(gates: Sequence[Gate]) -> GateState:
+    order: tuple[GateState, ...] = ("open", "partial", "closed")
     return order[max(order.index(gate.state) for gate in gates)]
 
 
-def _carried(plan: Plan, donor: Measured, host: Measured, around: Around) -> tuple[Transfer, ...]:
+def _transfers(
+    shared: ComparisonPrompts,
+    donor: ModelMeasurements,
+    recipient: ModelMeasurements,
+    references: ReferenceSet,
+) -> tuple[CrossModelTransfer, ...]:
     """Judge what the donor's states turn in the host, beside nets of the donor's shape."""
-    if plan.trials is None or host.host is None or donor.donor is None:
+    if shared.folds is None or recipient.recipient is None or donor.donor is None:
         return ()
-    nets = around.nets[shape_of(donor.model)]
-    passed = around.passed[host.name].items()
-    return judged(
-        host.host,
+    nets = references.nulls[architecture_key(donor.model)]
+    passed = references.negative_control_hits[recipient.name].items()
+    return evaluate_donor(
+        recipient.recipient,
         donor.donor,
-        plan.trials,
-        plan.trials.variables,
-        nulls={str(n): found.hits[host.name] for n, found in enumerate(nets)},
-        strangers={name: hits for name, hits in passed if name not in (donor.name, host.name)},
-        seed=plan.seed,
+        shared.folds,
+        shared.folds.variables,
+        nulls={str(n): found.hits[recipient.name] for n, found in enumerate(nets)},
+        negative_controls={
+            name: hits for name, hits in passed if name not in (donor.name, recipient.name)
+        },
+        seed=shared.seed,
     )
 
 
-def _variables(
-    plan: Plan, a: Measured, b: Measured, twin: Aside | None, forth: Sequence[Transfer]
-) -> tuple[Fate, ...]:
-    if plan.trials is None or a.host is None:
+def _variable_verdicts(
+    shared: ComparisonPrompts,
+    a: ModelMeasurements,
+    b: ModelMeasurements,
+    other_seed: ReferenceModel | None,
+    transfers_to_other: Sequence[CrossModelTransfer],
+) -> tuple[Verdict, ...]:
+    if shared.folds is None or a.recipient is None:
         return ()
-    if b.host is None:
-        return tuple(absent_variable(variable, b.gates) for variable in plan.trials.variables)
+    if b.recipient is None:
+        return tuple(
+            absent_variable_verdict(variable, b.gates) for variable in shared.folds.variables
+        )
     found = []
-    for one in forth:
-        mine = share(turned(a.host, plan.trials, one.variable))
+    for one in transfers_to_other:
+        mine = proportion(own_hits(a.recipient, shared.folds, one.variable))
         found.append(
-            variable_fate(
-                held(a.host, plan.trials, one.variable, mine),
-                held(b.host, plan.trials, one.variable, one.whole),
+            variable_verdict(
+                variable_site(a.recipient, shared.folds, one.variable, mine),
+                variable_site(b.recipient, shared.folds, one.variable, one.own_accuracy),
                 one,
                 b.gates,
-                twin=_roles(twin, one.variable),
+                other_seed_roles=_other_seed_roles(other_seed, one.variable),
             )
         )
     return tuple(found)
 
 
-def _roles(twin: Aside | None, variable: str) -> frozenset[str] | None:
+def _other_seed_roles(other_seed: ReferenceModel | None, variable: str) -> frozenset[str] | None:
     """Return where another seed holds a variable; nowhere, if it cannot do it itself."""
-    if twin is None or variable not in twin.cells:
+    if other_seed is None or variable not in other_seed.sites:
         return None
-    return frozenset(twin.cells[variable].role.split("+"))
+    return frozenset(other_seed.sites[variable].role.split("+"))
 
 
-def _solved(behaviours: Mapping[str, Behaviour], seed: int) -> tuple[Solved, ...]:
-    both = np.logical_and.reduce([b.right.numpy().all(1) for b in behaviours.values()])
+def _logit_diffs_on_solved(
+    behaviors: Mapping[str, Behavior], seed: int
+) -> tuple[SolvedLogitDiff, ...]:
+    both = np.logical_and.reduce([b.correct.numpy().all(1) for b in behaviors.values()])
     found = []
-    for name, seen in behaviours.items():
+    for name, seen in behaviors.items():
         for k, answer in enumerate(seen.answers):
-            values = seen.lead[:, k].double().numpy()[both]
-            lead = mean(values, seed=seed) if len(values) > 1 else None
-            found.append(Solved(name, answer, int(both.sum()), lead))
+            values = seen.logit_diff[:, k].double().numpy()[both]
+            lead = bootstrap_mean(values, seed=seed) if len(values) > 1 else None
+            found.append(SolvedLogitDiff(name, answer, int(both.sum()), lead))
     return tuple(found)
 
 
-def _overall(
-    a: Profiles, b: Profiles, nulls: Sequence[Pairing], ceiling: Pairing | None, seed: int
-) -> Overall:
+def _mean_pair_score(
+    a: HeadProfiles,
+    b: HeadProfiles,
+    nulls: Sequence[HeadPairing],
+    other_seed: HeadPairing | None,
+    seed: int,
+) -> MeanPairScore:
     found = pair_heads(a, b)
-    drawn = similarity(a.drawn(_DRAWS, seed=seed), b.drawn(_DRAWS, seed=seed))
-    rows = [k for k, partner in enumerate(found.partner) if partner >= 0]
-    columns = [found.partner[k] for k in rows]
-    chance = [pairing.mean for pairing in nulls]
-    return Overall(
-        score=interval(found.mean, drawn[:, rows, columns].mean(1)),
+    drawn = head_similarity(a.bootstrap(_DRAWS, seed=seed), b.bootstrap(_DRAWS, seed=seed))
+    rows = [k for k, partner in enumerate(found.partners) if partner >= 0]
+    columns = [found.partners[k] for k in rows]
+    chance = [pairing.mean_score for pairing in nulls]
+    return MeanPairScore(
+        score=percentile_interval(found.mean_score, drawn[:, rows, columns].mean(1)),
         chance=float(np.mean(chance)),
         chance_high=float(np.quantile(chance, 0.95)),
         # The best pairs of the other seed, as many as these models have: a mean over more is lower.
-        ceiling=float(np.sort(ceiling.score)[::-1][: len(rows)].mean()) if ceiling else np.nan,
+        other_seed=float(np.sort(other_seed.scores)[::-1][: len(rows)].mean())
+        if other_seed
+        else np.nan,
     )

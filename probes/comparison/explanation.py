@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from probes.comparison.model_facts import View
-from probes.comparison.verdict import Fate
+from probes.comparison.model_facts import PlotData
+from probes.comparison.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class FailingPrompt:
     """A prompt on which the relative does otherwise.
 
     Attributes:
@@ -23,11 +23,11 @@ class Item:
     text: str
     source: str
     expected: str
-    found: str
+    observed: str
 
 
 @dataclass(frozen=True, eq=False)
-class Why:
+class Explanation:
     """Why something has its word.
 
     Attributes:
@@ -36,23 +36,25 @@ class Why:
         failing: Prompts on which the two part most.
     """
 
-    fate: Fate
+    verdict: Verdict
     interventions: pd.DataFrame
-    failing: tuple[Item, ...]
+    failing_prompts: tuple[FailingPrompt, ...]
 
     def lines(self) -> tuple[str, ...]:
         """Say it in plain sentences."""
-        fate = self.fate
-        name = fate.subject or fate.there
-        found = [f"{name}: {fate.word}{f' ({fate.there})' if fate.there else ''} – {fate.reason}."]
-        for test in fate.evidence:
+        verdict = self.verdict
+        name = verdict.subject or verdict.counterpart
+        found = [
+            f"{name}: {verdict.label}{f' ({verdict.counterpart})' if verdict.counterpart else ''} – {verdict.reason}."
+        ]
+        for test in verdict.tests:
             state = {True: "passed", False: "against", None: "open"}[test.passed]
             value = "not measured" if test.value is None else str(test.value)
-            beside = "" if test.decides else ", shown beside"
-            found.append(f"{test.name}: {value}, wanted {test.bar}: {state}{beside}")
-        for item in self.failing:
+            beside = "" if test.is_deciding else ", shown beside"
+            found.append(f"{test.name}: {value}, wanted {test.threshold}: {state}{beside}")
+        for item in self.failing_prompts:
             found.append(
-                f"“{item.text}” ← “{item.source}”: {item.expected} expected, {item.found} found"
+                f"“{item.text}” ← “{item.source}”: {item.expected} expected, {item.observed} found"
             )
         return tuple(found)
 
@@ -60,8 +62,8 @@ class Why:
         return "\n".join((*self.lines(), "", self.interventions.to_string(index=False)))
 
 
-def interventions(
-    views: Sequence[View], fate: Fate, roles: Sequence[str], answers: Sequence[str]
+def strongest_effects(
+    plot_data: Sequence[PlotData], verdict: Verdict, roles: Sequence[str], answers: Sequence[str]
 ) -> pd.DataFrame:
     """Lay out the strongest effects of a head in one model and of its counterparts in the other.
 
@@ -70,7 +72,7 @@ def interventions(
         by how many logits, with the standard error over prompts.
     """
     rows = []
-    for view, names in zip(views, (fate.subject, fate.there), strict=True):
+    for view, names in zip(plot_data, (verdict.subject, verdict.counterpart), strict=True):
         for name in filter(None, names.split(" + ")):
             if name not in view.components:
                 continue
@@ -81,7 +83,7 @@ def interventions(
                 rows.append(
                     {
                         "head": name,
-                        "of": "full" if view is views[0] else "relative",
+                        "of": "full" if view is plot_data[0] else "relative",
                         "contrast": contrast,
                         "role": roles[int(role)],
                         "answer": answers[int(answer)],

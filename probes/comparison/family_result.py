@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from probes.comparison.explanation import Why
+from probes.comparison.explanation import Explanation
 from probes.comparison.result import Comparison
 from probes.errors import EquivalenceError, SiteError
-from probes.files import write_whole
+from probes.files import write_atomic
 
 
 @dataclass(frozen=True, eq=False)
-class Relatives:
+class FamilyComparison:
     """A model compared with its relatives, on the same prompts and against the same nets.
 
     Attributes:
@@ -39,23 +39,32 @@ class Relatives:
     def table(self) -> pd.DataFrame:
         """Return the words: a variable or head to a row, a relative to a column."""
         subjects = dict.fromkeys(
-            fate.subject for one in self.comparisons for fate in one.fates if fate.subject
+            verdict.subject
+            for one in self.comparisons
+            for verdict in one.verdicts
+            if verdict.subject
         )
         rows = {}
         for subject in subjects:
             rows[subject] = {
                 one.other.name: next(
-                    (_cell(fate) for fate in one.fates if fate.subject == subject), ""
+                    (
+                        _verdict_text(verdict)
+                        for verdict in one.verdicts
+                        if verdict.subject == subject
+                    ),
+                    "",
                 )
                 for one in self.comparisons
             }
         rows["heads of its own"] = {
-            one.other.name: ", ".join(f.there for f in one.fates if f.word == "new") or "–"
+            one.other.name: ", ".join(f.counterpart for f in one.verdicts if f.label == "new")
+            or "–"
             for one in self.comparisons
         }
         return pd.DataFrame.from_dict(rows, orient="index", columns=list(self.names))
 
-    def numbers(self) -> pd.DataFrame:
+    def metrics(self) -> pd.DataFrame:
         """Return the numbers beside the words: gates, matches and kinship, nulls as columns too.
 
         Kinship is how much a relative's states turn the full model's answers, gate or no gate.
@@ -66,34 +75,44 @@ class Relatives:
             gates = one.gates[len(one.answers) :]
             rows[one.other.name] = {
                 **{f"{gate.answer} right": gate.accuracy.value for gate in gates},
-                "heads alike": one.overall.score.value,
-                "heads alike, untrained": one.overall.chance_high,
-                "kinship": one.kinship,
-                **{f"{b.variable} turned": b.value.value for b in one.back},
+                "heads alike": one.mean_pair_score.score.value,
+                "heads alike, untrained": one.mean_pair_score.chance_high,
+                "kinship": one.mean_interchange_accuracy,
+                **{
+                    f"{b.variable} turned": b.interchange_accuracy.value
+                    for b in one.transfers_to_full
+                },
             }
-        if first.back:
-            nets = [np.array([back.nulls for back in one.back]) for one in self.comparisons]
+        if first.transfers_to_full:
+            nets = [
+                np.array([back.nulls for back in one.transfers_to_full]) for one in self.comparisons
+            ]
             rows["best untrained"] = {
                 "kinship": float(max(net.mean(0).max() for net in nets)),
                 **{
                     f"{one.variable} turned": float(max(net[k].max() for net in nets))
-                    for k, one in enumerate(first.back)
+                    for k, one in enumerate(first.transfers_to_full)
                 },
             }
-            for name in first.back[0].strangers:
+            for name in first.transfers_to_full[0].negative_controls:
                 rows[name] = {
-                    "kinship": float(np.mean([one.strangers[name] for one in first.back])),
-                    **{f"{one.variable} turned": one.strangers[name] for one in first.back},
+                    "kinship": float(
+                        np.mean([one.negative_controls[name] for one in first.transfers_to_full])
+                    ),
+                    **{
+                        f"{one.variable} turned": one.negative_controls[name]
+                        for one in first.transfers_to_full
+                    },
                 }
         return pd.DataFrame.from_dict(rows, orient="index").T
 
     def summary(self) -> tuple[str, ...]:
         """Say in plain sentences what was found, relative by relative."""
-        return tuple(_line(one) for one in self.comparisons)
+        return tuple(_summary_line(one) for one in self.comparisons)
 
-    def why(self, subject: str, relative: str) -> Why:
+    def explain(self, subject: str, relative: str) -> Explanation:
         """Show the interventions behind a word; see `Comparison.why`."""
-        return self[relative].why(subject)
+        return self[relative].explain(subject)
 
     def assert_equivalent(self, margin: float = 0.1, *, heads: bool = False) -> None:
         """Raise unless every relative is surely the full model's equal; see `Comparison`.
@@ -116,36 +135,37 @@ class Relatives:
 
     def save(self, path: str | Path) -> None:
         """Write the page (.html) or the numbers (.json), whole or not at all."""
-        from probes.viz.reports.family_comparison import related_page
+        from probes.viz.reports.family_comparison import family_comparison_page
 
         if Path(path).suffix == ".json":
-            write_whole(Path(path), json.dumps(self.to_dict(), indent=1).encode())
+            write_atomic(Path(path), json.dumps(self.to_dict(), indent=1).encode())
         else:
-            related_page(self).save(path)
+            family_comparison_page(self).save(path)
 
     def _repr_html_(self) -> str:
-        from probes.viz.reports.family_comparison import related_page
+        from probes.viz.reports.family_comparison import family_comparison_page
 
-        return related_page(self)._repr_html_()
+        return family_comparison_page(self)._repr_html_()
 
     def __repr__(self) -> str:
         first = self.comparisons[0]
         return f"<Relatives of {first.full.name} on {first.pattern}: {', '.join(self.names)}>"
 
 
-def _cell(fate: Any) -> str:  # noqa: ANN401
-    return f"{fate.word} ({fate.there})" if fate.there else fate.word
+def _verdict_text(verdict: Any) -> str:  # noqa: ANN401
+    return f"{verdict.word} ({verdict.there})" if verdict.there else verdict.word
 
 
-def _line(one: Comparison) -> str:
+def _summary_line(comparison: Comparison) -> str:
     words: dict[str, list[str]] = {}
-    for fate in one.fates:
-        if fate.word not in ("idle",):
-            words.setdefault(fate.word, []).append(fate.subject or fate.there)
+    for verdict in comparison.verdicts:
+        if verdict.label not in ("no reliable effect",):
+            words.setdefault(verdict.label, []).append(verdict.subject or verdict.counterpart)
     gates = ", ".join(
-        f"{gate.answer} {gate.accuracy.value:.0%} right" for gate in one.gates[len(one.answers) :]
+        f"{gate.answer} {gate.accuracy.value:.0%} right"
+        for gate in comparison.gates[len(comparison.answers) :]
     )
-    if set(words) == {"behaviour absent"}:
-        return f"{one.other.name} ({gates}) – behaviour absent."
+    if set(words) == {"behavior absent"}:
+        return f"{comparison.other.name} ({gates}) – behavior absent."
     told = "; ".join(f"{word}: {', '.join(names)}" for word, names in words.items())
-    return f"{one.other.name} ({gates}) – {told}."
+    return f"{comparison.other.name} ({gates}) – {told}."

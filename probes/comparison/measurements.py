@@ -7,40 +7,44 @@ from typing import Any
 
 import numpy as np
 
-from probes.comparison.heads.head_sets import HeadView
-from probes.comparison.heads.profiles import Profiles, profile
-from probes.comparison.result import Relative, View
-from probes.comparison.variables.held_out_folds import Trials, distinct, draw_trials
+from probes.comparison.heads.head_sets import ModelHeads
+from probes.comparison.heads.profiles import HeadProfiles, profile_heads
+from probes.comparison.result import ModelFacts, PlotData
+from probes.comparison.variables.held_out_folds import (
+    HeldOutFolds,
+    distinct_tokenizers,
+    sample_held_out_folds,
+)
 from probes.comparison.variables.stitching import (
     Donor,
-    Host,
-    Texts,
-    held_at,
-    read_donor,
-    read_host,
-    texts,
+    Recipient,
+    TokenizedTexts,
+    find_variable_sites,
+    run_donor,
+    run_recipient,
+    tokenize_texts,
 )
-from probes.comparison.variables.transfer import Hits, handed
+from probes.comparison.variables.transfer import Hits, donor_hits
 from probes.errors import BatchError, PatternError
-from probes.interventions.sweep import Effects
-from probes.models.model import Model, untrained
-from probes.models.site import Cell
+from probes.interventions.sweep import PatchingEffects
+from probes.models.model import Model, random_init
+from probes.models.site import Site
 from probes.observe.attention import role_attention
-from probes.observe.behaviour import Behaviour, behaviour
-from probes.observe.gate import Gate, ask, judge
-from probes.prompts.batch import Batch, encode
-from probes.prompts.pair_batch import PairBatch, draw_pairs, encode_pairs, fits
+from probes.observe.behavior import Behavior, evaluate_behavior
+from probes.observe.gate import Gate, answer_questions, gate_behavior
+from probes.prompts.batch import Batch, tokenize
+from probes.prompts.pair_batch import PairBatch, sample_pairs, tokenizable_by, tokenize_pairs
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Pair, Question
 from probes.prompts.tokenization import REST
 
-_GATE_ITEMS = 200
-_FEWEST_PAIRS = 4
-_BASES, _FITTED = 150, 400  # Crossings and questions of a transfer.
+_GATE_QUESTIONS = 200
+_MIN_PAIRS = 4
+_TRANSFER_BASES, _TRANSFER_QUESTIONS = 150, 400  # Crossings and questions of a transfer.
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class ComparisonPrompts:
     """What all compared models read.
 
     Attributes:
@@ -57,18 +61,18 @@ class Plan:
     questions: tuple[Question, ...]
     pairs: Mapping[str, Sequence[Pair]]
     roles: tuple[str, ...]
-    trials: Trials | None
-    why: str
+    folds: HeldOutFolds | None
+    transfer_skip_reason: str
     seed: int
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class ModelMeasurements:
     """One model, measured on the plan.
 
     Attributes:
         model: The model.
-        behaviour, gates: What it answered, and whether it can do it.
+        behavior, gates: What it answered, and whether it can do it.
         heads: What its heads do, by contrast.
         view: What its pictures are drawn from.
         exact: For each contrast the share of pairs whose tokens all had a counterpart.
@@ -77,13 +81,13 @@ class Measured:
     """
 
     model: Model
-    behaviour: Behaviour
+    behavior: Behavior
     gates: tuple[Gate, ...]
-    heads: HeadView
-    view: View
+    heads: ModelHeads
+    plot_data: PlotData
     exact: Mapping[str, float]
     donor: Donor | None
-    host: Host | None
+    recipient: Recipient | None
 
     @property
     def name(self) -> str:
@@ -91,18 +95,18 @@ class Measured:
         return self.model.name
 
     @property
-    def profiles(self) -> Profiles:
+    def profiles(self) -> HeadProfiles:
         """What each head does, prompt by prompt."""
         return self.heads.profiles
 
-    def beside(self) -> "Aside":
+    def as_reference(self) -> "ReferenceModel":
         """Return it as one that others are held against."""
-        cells = self.host.cells if self.host else {}
-        return Aside(self.model, self.profiles, self.donor, cells)
+        cells = self.recipient.sites if self.recipient else {}
+        return ReferenceModel(self.model, self.profiles, self.donor, cells)
 
 
 @dataclass(frozen=True, eq=False)
-class Aside:
+class ReferenceModel:
     """A model that others are held against: another seed, a control, a stranger.
 
     Attributes:
@@ -113,9 +117,9 @@ class Aside:
     """
 
     model: Model
-    profiles: Profiles
+    profiles: HeadProfiles
     donor: Donor | None
-    cells: Mapping[str, Cell]
+    sites: Mapping[str, Site]
 
     @property
     def name(self) -> str:
@@ -124,7 +128,7 @@ class Aside:
 
 
 @dataclass(frozen=True, eq=False)
-class Nulls:
+class NullGroup:
     """Untrained nets of one shape, and what they all read.
 
     Attributes:
@@ -134,15 +138,15 @@ class Nulls:
         pairs, asked: What else is measured of them; None where nothing is.
     """
 
-    like: Model
-    hosts: Sequence[Host]
-    read: Texts | None
+    template_model: Model
+    recipients: Sequence[Recipient]
+    tokenized: TokenizedTexts | None
     pairs: Mapping[str, PairBatch] | None
-    asked: Batch | None
+    questions: Batch | None
 
 
 @dataclass(frozen=True, eq=False)
-class Net:
+class RandomInitNull:
     """An untrained net: what its heads do, how often it is right, and what its states turn.
 
     Attributes:
@@ -150,166 +154,203 @@ class Net:
         hits: For each recipient, by name.
     """
 
-    profiles: Profiles | None
+    profiles: HeadProfiles | None
     accuracy: np.ndarray | None
     hits: Mapping[str, Hits]
 
 
-def draw_plan(
+def sample_comparison_prompts(
     pattern: Pattern,
     models: Sequence[Model],
     prompts: int,
     seed: int,
-    steps: Any,  # noqa: ANN401 (a bar around the contrasts)
-) -> Plan:
+    progress: Any,  # noqa: ANN401 (a bar around the contrasts)
+) -> ComparisonPrompts:
     """Draw what all models read; nothing that one of their tokenizers cannot."""
-    tokenizers = distinct([model.tokenizer for model in models])
-    pairs = {c: _pairs(pattern, c, prompts, tokenizers, seed) for c in steps(pattern.contrasts)}
+    tokenizers = distinct_tokenizers([model.tokenizer for model in models])
+    pairs = {
+        c: _sample_contrast_pairs(pattern, c, prompts, tokenizers, seed)
+        for c in progress(pattern.contrasts)
+    }
     trials, why = None, ""
     try:
-        trials = draw_trials(
-            pattern, tokenizers=tokenizers, bases=_BASES, prompts=_FITTED, seed=seed
+        trials = sample_held_out_folds(
+            pattern,
+            tokenizers=tokenizers,
+            bases=_TRANSFER_BASES,
+            prompts=_TRANSFER_QUESTIONS,
+            seed=seed,
         )
     except PatternError as error:
         why = str(error)
-    return Plan(
+    return ComparisonPrompts(
         pattern=pattern,
-        questions=pattern.questions(_GATE_ITEMS, seed=seed, keep=fits(*tokenizers)),
+        questions=pattern.sample_questions(
+            _GATE_QUESTIONS, seed=seed, keep=tokenizable_by(*tokenizers)
+        ),
         pairs=pairs,
-        roles=_shared_roles([_encoded(model, pairs) for model in models]),
-        trials=trials,
-        why=why,
+        roles=_shared_roles([_tokenize_contrasts(model, pairs) for model in models]),
+        folds=trials,
+        transfer_skip_reason=why,
         seed=seed,
     )
 
 
-def measured(model: Model, plan: Plan) -> Measured:
+def measure_model(model: Model, prompts: ComparisonPrompts) -> ModelMeasurements:
     """Ask a model, patch each of its components, pool its attention, and keep its states."""
-    batches = _encoded(model, plan.pairs)
-    found, effects = profile(model, batches, plan.roles, kinds=("heads", "mlps"))
-    said = ask(model, plan.questions)
-    gates = judge(said, plan.questions, seed=plan.seed)
-    host, turn = None, Lock()
-    if plan.trials and all(gate.state != "closed" for gate in gates):
-        host = replace(read_host(model, plan.trials, seed=plan.seed), turn=turn)
-    donor = host.own if host else read_donor(model, plan.trials) if plan.trials else None
-    return Measured(
+    batches = _tokenize_contrasts(model, prompts.pairs)
+    found, effects = profile_heads(model, batches, prompts.roles, kinds=("heads", "mlps"))
+    said = answer_questions(model, prompts.questions)
+    gates = gate_behavior(said, prompts.questions, seed=prompts.seed)
+    recipient, turn = None, Lock()
+    if prompts.folds and all(gate.state != "closed" for gate in gates):
+        recipient = replace(run_recipient(model, prompts.folds, seed=prompts.seed), turn=turn)
+    donor = (
+        recipient.self_donor
+        if recipient
+        else run_donor(model, prompts.folds)
+        if prompts.folds
+        else None
+    )
+    return ModelMeasurements(
         model=model,
-        behaviour=said,
+        behavior=said,
         gates=gates,
-        heads=HeadView(model, batches, found, turn),
-        view=_view(model, batches, plan.roles, effects),
-        exact={contrast: effect.exact for contrast, effect in effects.items()},
+        heads=ModelHeads(model, batches, found, turn),
+        plot_data=_plot_data(model, batches, prompts.roles, effects),
+        exact={contrast: effect.aligned_fraction for contrast, effect in effects.items()},
         donor=donor,
-        host=host,
+        recipient=recipient,
     )
 
 
-def aside(model: Model, plan: Plan, *, sites: bool) -> Aside:
+def measure_reference(
+    model: Model, prompts: ComparisonPrompts, *, with_sites: bool
+) -> ReferenceModel:
     """Measure a model that others are held against; `sites`: where it holds variables as well."""
-    found, _ = profile(model, _encoded(model, plan.pairs), plan.roles)
-    trials = plan.trials
-    return Aside(
+    found, _ = profile_heads(model, _tokenize_contrasts(model, prompts.pairs), prompts.roles)
+    trials = prompts.folds
+    return ReferenceModel(
         model=model,
         profiles=found,
-        donor=read_donor(model, trials) if trials and not sites else None,
-        cells=held_at(model, trials, seed=plan.seed) if trials and sites else {},
+        donor=run_donor(model, trials) if trials and not with_sites else None,
+        sites=find_variable_sites(model, trials, seed=prompts.seed)
+        if trials and with_sites
+        else {},
     )
 
 
-def nulls_like(like: Model, plan: Plan, hosts: Sequence[Host], *, alone: bool) -> Nulls:
+def prepare_nulls(
+    template_model: Model,
+    prompts: ComparisonPrompts,
+    recipients: Sequence[Recipient],
+    *,
+    states_only: bool,
+) -> NullGroup:
     """Prepare the untrained nets of one shape; `alone`: only what their states turn in hosts."""
-    return Nulls(
-        like=like,
-        hosts=hosts if plan.trials else (),
-        read=texts(like, plan.trials) if plan.trials and hosts else None,
-        pairs=None if alone else _encoded(like, plan.pairs),
-        asked=None if alone else encode(like.tokenizer, plan.questions, limit=like.shape.context),
+    return NullGroup(
+        template_model=template_model,
+        recipients=recipients if prompts.folds else (),
+        tokenized=tokenize_texts(template_model, prompts.folds)
+        if prompts.folds and recipients
+        else None,
+        pairs=None if states_only else _tokenize_contrasts(template_model, prompts.pairs),
+        questions=None
+        if states_only
+        else tokenize(
+            template_model.tokenizer, prompts.questions, max_length=template_model.shape.context
+        ),
     )
 
 
-def net(one: Nulls, number: int, plan: Plan, building: Lock) -> Net:
+def measure_null(
+    group: NullGroup, number: int, prompts: ComparisonPrompts, build_lock: Lock
+) -> RandomInitNull:
     """Measure the untrained net of one shape and number."""
-    with building:  # Fresh weights are drawn from torch's one generator.
-        model = untrained(one.like, seed=plan.seed + number)
+    with build_lock:  # Fresh weights are drawn from torch's one generator.
+        model = random_init(group.template_model, seed=prompts.seed + number)
     hits = {}
-    if plan.trials and one.read:
-        donor = read_donor(model, plan.trials, read=one.read)
-        for host in one.hosts:
-            found = handed(host, [donor], plan.trials, plan.trials.variables)
-            hits[host.name] = found[model.name]
-    if one.pairs is None or one.asked is None:
-        return Net(None, None, hits)
-    found, _ = profile(model, one.pairs, plan.roles)
-    right = behaviour(model, one.asked).right
-    return Net(found, right.float().mean(0).numpy(), hits)
+    if prompts.folds and group.tokenized:
+        donor = run_donor(model, prompts.folds, tokenized=group.tokenized)
+        for recipient in group.recipients:
+            found = donor_hits(recipient, [donor], prompts.folds, prompts.folds.variables)
+            hits[recipient.name] = found[model.name]
+    if group.pairs is None or group.questions is None:
+        return RandomInitNull(None, None, hits)
+    found, _ = profile_heads(model, group.pairs, prompts.roles)
+    right = evaluate_behavior(model, group.questions).correct
+    return RandomInitNull(found, right.float().mean(0).numpy(), hits)
 
 
-def relative(model: Model) -> Relative:
+def model_facts(model: Model) -> ModelFacts:
     """Return the plain facts of a model."""
     shape = model.shape
     count = int(model.bridge.n_params_total)
-    return Relative(model.name, model.origin, shape.layers, shape.heads, shape.d_model, count)
+    return ModelFacts(model.name, model.origin, shape.layers, shape.heads, shape.d_model, count)
 
 
-def _pairs(
-    chosen: Pattern, contrast: str, prompts: int, tokenizers: Sequence[Any], seed: int
+def _sample_contrast_pairs(
+    pattern: Pattern, contrast: str, prompts: int, tokenizers: Sequence[Any], seed: int
 ) -> tuple[Pair, ...]:
-    if chosen.given:
-        prompts = min(prompts, sum(pair.contrast == contrast for pair in chosen.given))
-    if prompts < _FEWEST_PAIRS:
+    if pattern.user_pairs:
+        prompts = min(prompts, sum(pair.contrast == contrast for pair in pattern.user_pairs))
+    if prompts < _MIN_PAIRS:
         raise BatchError(
             f"Contrast {contrast!r} has {prompts} pairs: halves and intervals need at least "
-            f"{_FEWEST_PAIRS}"
+            f"{_MIN_PAIRS}"
         )
-    return draw_pairs(chosen, contrast, prompts, tokenizers=tokenizers, seed=seed)
+    return sample_pairs(pattern, contrast, prompts, tokenizers=tokenizers, seed=seed)
 
 
-def _encoded(model: Model, pairs: Mapping[str, Sequence[Pair]]) -> dict[str, PairBatch]:
+def _tokenize_contrasts(model: Model, pairs: Mapping[str, Sequence[Pair]]) -> dict[str, PairBatch]:
     limit = model.shape.context
-    return {c: encode_pairs(model.tokenizer, given, limit=limit) for c, given in pairs.items()}
+    return {
+        c: tokenize_pairs(model.tokenizer, given, max_length=limit) for c, given in pairs.items()
+    }
 
 
-def _shared_roles(everyone: Sequence[Mapping[str, PairBatch]]) -> tuple[str, ...]:
+def _shared_roles(batches_by_model: Sequence[Mapping[str, PairBatch]]) -> tuple[str, ...]:
     """Return the roles that all models have, in the order in which texts show them.
 
     The answer that is read last is left out: nothing is read behind it.
     """
     places: list[dict[str, list[float]]] = []
-    for batches in everyone:
+    for batches in batches_by_model:
         found: dict[str, list[float]] = {}
         for pairs in batches.values():
             for role in pairs.clean.roles:
-                where = pairs.clean.where(role).nonzero()[:, 1].double()
+                where = pairs.clean.role_mask(role).nonzero()[:, 1].double()
                 found.setdefault(role, []).append(float(where.mean()))
         places.append(found)
-    first = next(iter(everyone[0].values())).clean
+    first = next(iter(batches_by_model[0].values())).clean
     last = f"reply_{first.readouts[-1].name}" if first.readouts else ""
     shared = [r for r in places[0] if r != last and all(r in found for found in places)]
     return tuple(sorted(shared, key=lambda r: (r == REST, float(np.mean(places[0][r])))))
 
 
-def _view(
+def _plot_data(
     model: Model,
     batches: Mapping[str, PairBatch],
     roles: tuple[str, ...],
-    effects: Mapping[str, Effects],
-) -> View:
-    seen = role_attention_over(model, batches, roles)
-    mean_of = {c: _laid(e.mean.numpy(), e.roles, roles) for c, e in effects.items()}
-    error_of = {c: _laid(e.error.numpy(), e.roles, roles) for c, e in effects.items()}
+    effects: Mapping[str, PatchingEffects],
+) -> PlotData:
+    seen = pooled_role_attention(model, batches, roles)
+    mean_of = {c: _expand_to_roles(e.mean.numpy(), e.roles, roles) for c, e in effects.items()}
+    error_of = {
+        c: _expand_to_roles(e.standard_error.numpy(), e.roles, roles) for c, e in effects.items()
+    }
     components = next(iter(effects.values())).components
-    return View(*seen, components, mean_of, error_of)
+    return PlotData(*seen, components, mean_of, error_of)
 
 
-def role_attention_over(
+def pooled_role_attention(
     model: Model, batches: Mapping[str, PairBatch], roles: tuple[str, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pool attention over the clean prompts of all contrasts: mean and standard error."""
     found = []
     for pairs in batches.values():
         seen = role_attention(model, pairs.clean)
-        each = seen.each.numpy()
+        each = seen.per_prompt.numpy()
         full = np.full((*each.shape[:3], len(roles), len(roles)), np.nan)
         here = [role for role in roles if role in seen.roles]
         at = np.array([seen.roles.index(role) for role in here])
@@ -323,7 +364,9 @@ def role_attention_over(
     return total, np.where(there > 1, np.sqrt(spread), np.nan)
 
 
-def _laid(values: np.ndarray, here: Sequence[str], roles: Sequence[str]) -> np.ndarray:
+def _expand_to_roles(
+    values: np.ndarray, present_roles: Sequence[str], roles: Sequence[str]
+) -> np.ndarray:
     full = np.full((values.shape[0], len(roles), values.shape[2]), np.nan)
-    full[:, [roles.index(role) for role in here]] = values
+    full[:, [roles.index(role) for role in present_roles]] = values
     return full

@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 
 @dataclass(frozen=True, slots=True)
-class Relative:
+class ModelFacts:
     """One of the compared models: its name, where it came from, and its size."""
 
     name: str
@@ -20,7 +20,7 @@ class Relative:
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class PlotData:
     """What the pictures of one model are drawn from, averaged over prompts.
 
     Attributes:

@@ -9,24 +9,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from probes.comparison.explanation import Item, Why, interventions
-from probes.comparison.heads.matching import Match
-from probes.comparison.model_facts import Relative, View
-from probes.comparison.variables.transfer import Transfer
-from probes.comparison.verdict import AS_GOOD, Fate
+from probes.comparison.explanation import Explanation, FailingPrompt, strongest_effects
+from probes.comparison.heads.matching import HeadMatch
+from probes.comparison.model_facts import ModelFacts, PlotData
+from probes.comparison.variables.transfer import CrossModelTransfer
+from probes.comparison.verdict import NON_INFERIORITY_TEST, Verdict
 from probes.errors import EquivalenceError, SiteError
-from probes.files import write_whole
+from probes.files import write_atomic
 from probes.observe.gate import Gate
 from probes.stats.intervals import Estimate
 
 SCHEMA = 1
 
-_BLIND = 0.95
+_MAX_THRESHOLD = 0.95
 """Above this bar no score means anything: chance all but reaches 1."""
 
 
 @dataclass(frozen=True, slots=True)
-class Overall:
+class MeanPairScore:
     """The mean score of all paired heads, beside chance and ceiling.
 
     Attributes:
@@ -39,17 +39,17 @@ class Overall:
     score: Estimate
     chance: float
     chance_high: float
-    ceiling: float
+    other_seed: float
 
 
 @dataclass(frozen=True, slots=True)
-class Solved:
+class SolvedLogitDiff:
     """How far an answer leads on the items that both models solve."""
 
     model: str
     answer: str
     items: int
-    lead: Estimate | None
+    logit_diff: Estimate | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +79,8 @@ class Comparison:
         items: For each variable and head, prompts on which the models part most.
     """
 
-    full: Relative
-    other: Relative
+    full: ModelFacts
+    other: ModelFacts
     pattern: str
     title: str
     example: str
@@ -90,28 +90,32 @@ class Comparison:
     prompts: int
     seed: int
     nulls: int
-    ceiling: str
+    other_seed: str
     gates: tuple[Gate, ...]
-    untrained_accuracy: tuple[float, ...]
-    solved: tuple[Solved, ...]
-    matches: tuple[Match, ...]
+    random_init_accuracy: tuple[float, ...]
+    solved_logit_diffs: tuple[SolvedLogitDiff, ...]
+    matches: tuple[HeadMatch, ...]
     unmatched: tuple[str, ...]
-    overall: Overall
-    views: Mapping[str, View]
-    changes: tuple[Estimate, ...] = ()
-    fates: tuple[Fate, ...] = ()
-    forth: tuple[Transfer, ...] = ()
-    back: tuple[Transfer, ...] = ()
-    untried: str = ""
-    items: Mapping[str, tuple[Item, ...]] = field(default_factory=dict)
+    mean_pair_score: MeanPairScore
+    plot_data: Mapping[str, PlotData]
+    accuracy_changes: tuple[Estimate, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    transfers_to_other: tuple[CrossModelTransfer, ...] = ()
+    transfers_to_full: tuple[CrossModelTransfer, ...] = ()
+    transfer_skip_reason: str = ""
+    failing_prompts: Mapping[str, tuple[FailingPrompt, ...]] = field(default_factory=dict)
 
     @property
-    def kinship(self) -> float:
+    def mean_interchange_accuracy(self) -> float:
         """How much the other's states turn full's answers: the mean over variables, 0 to 1.
 
         It does not ask whether the other can do the task, and so ranks nets that cannot.
         """
-        return float(np.mean([one.value.value for one in self.back])) if self.back else np.nan
+        return (
+            float(np.mean([one.interchange_accuracy.value for one in self.transfers_to_full]))
+            if self.transfers_to_full
+            else np.nan
+        )
 
     @property
     def partners(self) -> dict[str, str]:
@@ -119,15 +123,15 @@ class Comparison:
         return {match.head: match.partner for match in self.matches if match.partner}
 
     @property
-    def withheld(self) -> bool:
-        """Whether a closed gate withholds the words: no circuit of an absent behaviour."""
+    def behavior_absent(self) -> bool:
+        """Whether a closed gate withholds the words: no circuit of an absent behavior."""
         return any(gate.state == "closed" for gate in self.gates)
 
-    def count(self, word: str) -> int:
+    def count(self, label: str) -> int:
         """Count the heads of `full` with a word."""
-        return sum(match.word == word for match in self.matches)
+        return sum(match.label == label for match in self.matches)
 
-    def fate(self, subject: str) -> Fate:
+    def verdict(self, subject: str) -> Verdict:
         """Return what became of a variable, a head of full, or a head that the other alone has.
 
         The last is named by its model as well where full has a head of that number:
@@ -136,51 +140,51 @@ class Comparison:
         Raises:
             SiteError: There is no such thing.
         """
-        for found in self.fates:
-            if subject == (found.subject or f"{self.other.name} {found.there}"):
+        for found in self.verdicts:
+            if subject == (found.subject or f"{self.other.name} {found.counterpart}"):
                 return found
-        for found in self.fates:
-            if subject and not found.subject and subject == found.there:
+        for found in self.verdicts:
+            if subject and not found.subject and subject == found.counterpart:
                 return found
-        known = ", ".join(found.subject or found.there for found in self.fates)
+        known = ", ".join(found.subject or found.counterpart for found in self.verdicts)
         raise SiteError(f"Nothing was said of {subject!r}: there are {known or 'no words at all'}")
 
-    def why(self, subject: str) -> Why:
+    def explain(self, subject: str) -> Explanation:
         """Show the interventions behind a word, and the prompts on which the models part.
 
         Args:
             subject: A variable such as "operation", or a head such as "L2.H3".
         """
-        fate = self.fate(subject)
-        if fate.kind == "variable":
-            table = self.transfers().query("variable == @fate.subject")
+        verdict = self.verdict(subject)
+        if verdict.kind == "variable":
+            table = self.transfer_table().query("variable == @verdict.subject")
         else:
-            views = (self.views[self.full.name], self.views[self.other.name])
-            table = interventions(views, fate, self.roles, self.answers)
-        return Why(fate, table, self.items.get(fate.subject, ()))
+            views = (self.plot_data[self.full.name], self.plot_data[self.other.name])
+            table = strongest_effects(views, verdict, self.roles, self.answers)
+        return Explanation(verdict, table, self.failing_prompts.get(verdict.subject, ()))
 
-    def transfers(self) -> pd.DataFrame:
+    def transfer_table(self) -> pd.DataFrame:
         """Return what each model's states turn in the other, one variable and way to a row."""
         rows = []
-        for one in (*self.forth, *self.back):
+        for one in (*self.transfers_to_other, *self.transfers_to_full):
             rows.append(
                 {
                     "variable": one.variable,
                     "donor": one.donor,
                     "recipient": one.recipient,
                     "site": one.site,
-                    "read at": " + ".join(one.places),
-                    "own": one.whole.value,
-                    "ceiling": one.ceiling.value,
+                    "read at": " + ".join(one.donor_sites),
+                    "own": one.own_accuracy.value,
+                    "ceiling": one.own_ridge_accuracy.value,
                     **{kind: value.value for kind, value in one.maps.items()},
                     **{name: value.value for name, value in one.controls.items()},
-                    "strangers": max(one.strangers.values(), default=np.nan),
+                    "strangers": max(one.negative_controls.values(), default=np.nan),
                     "excess": one.excess.value,
                     "excess low": one.excess.low,
-                    "best stand-in": one.best,
+                    "best stand-in": one.best_control,
                     "shortfall": one.shortfall.value,
                     "shortfall high": one.shortfall.high,
-                    "items": one.items,
+                    "items": one.pairs,
                 }
             )
         return pd.DataFrame(rows)
@@ -199,13 +203,13 @@ class Comparison:
         Raises:
             EquivalenceError: Something is not surely equal; the message says what.
         """
-        against = [*self._behaviour_against(margin), *self._variables_against(margin)]
+        against = [*self._behavior_failures(margin), *self._variable_failures(margin)]
         if heads:
             against += [
-                f"{fate.subject}: {fate.word}, not surely as strong and as alike"
-                for fate in self.fates
-                if fate.kind == "head" and fate.subject and fate.word != "idle"
-                and not fate.equivalent
+                f"{verdict.subject}: {verdict.label}, not surely as strong and as alike"
+                for verdict in self.verdicts
+                if verdict.kind == "head" and verdict.subject and verdict.label != "no reliable effect"
+                and not verdict.equivalent
             ]  # fmt: skip
         if against:
             raise EquivalenceError(
@@ -213,38 +217,46 @@ class Comparison:
                 + "; ".join(against)
             )
 
-    def _behaviour_against(self, margin: float) -> list[str]:
+    def _behavior_failures(self, margin: float) -> list[str]:
         found = []
         for gate in self.gates[: len(self.answers)]:
             if gate.state == "closed":
                 found.append(f"{gate.answer} is right in {gate.accuracy} of {gate.model} itself")
-        for answer, change in zip(self.answers, self.changes, strict=True):
+        for answer, change in zip(self.answers, self.accuracy_changes, strict=True):
             if change.low <= -margin:
                 found.append(f"{answer}: accuracy changes by {change}")
         return found
 
-    def _variables_against(self, margin: float) -> list[str]:
-        if self.untried:
+    def _variable_failures(self, margin: float) -> list[str]:
+        if self.transfer_skip_reason:
             return []
-        variables = {fate.subject: fate for fate in self.fates if fate.kind == "variable"}
+        variables = {
+            verdict.subject: verdict for verdict in self.verdicts if verdict.kind == "variable"
+        }
         if not variables:
             return ["no variable could be judged, as a gate is closed"]
-        forth = {one.variable: one for one in self.forth}
+        transfers_to_other = {one.variable: one for one in self.transfers_to_other}
         found = []
-        for name, fate in variables.items():
-            if fate.evidence and fate.evidence[0].passed is not True:
+        for name, verdict in variables.items():
+            if verdict.tests and verdict.tests[0].passed is not True:
                 continue  # The full model itself holds it at no one place: nothing to keep.
-            against = [fate.reason]
+            against = [verdict.reason]
             # Nothing was put into a relative with a closed gate.
-            surely = name in forth and fate.word not in ("split", "merged", "moved")
-            surely &= all(t.passed or t.name == AS_GOOD for t in fate.evidence if t.decides)
-            one = forth.get(name)
-            if one and (one.shortfall.high >= margin or one.ceiling.low <= margin):
+            surely = name in transfers_to_other and verdict.label not in (
+                "split",
+                "merged",
+                "moved",
+            )
+            surely &= all(
+                t.passed or t.name == NON_INFERIORITY_TEST for t in verdict.tests if t.is_deciding
+            )
+            one = transfers_to_other.get(name)
+            if one and (one.shortfall.high >= margin or one.own_ridge_accuracy.low <= margin):
                 against.append(
-                    f"states of {self.full.name} fall short by {one.shortfall} of {one.ceiling}"
+                    f"states of {self.full.name} fall short by {one.shortfall} of {one.own_ridge_accuracy}"
                 )
             if not surely or len(against) > 1:
-                found.append(f"{name}: {fate.word} ({', '.join(against)})")
+                found.append(f"{name}: {verdict.label} ({', '.join(against)})")
         return found
 
     def table(self) -> pd.DataFrame:
@@ -259,10 +271,10 @@ class Comparison:
                     "low": match.score.low,
                     "high": match.score.high,
                     "chance": match.chance,
-                    "bar": match.chance_high,
-                    "ceiling": match.ceiling,
+                    "bar": match.threshold,
+                    "ceiling": match.other_seed_score,
                     "reliability": match.reliability,
-                    "word": "behaviour absent" if self.withheld else match.word,
+                    "word": "behavior absent" if self.behavior_absent else match.label,
                 }
             )
         return pd.DataFrame(rows)
@@ -272,30 +284,36 @@ class Comparison:
         return (*(_gate_line(gate) for gate in self.gates), *self._match_lines())
 
     def _match_lines(self) -> tuple[str, ...]:
-        if self.withheld:
+        if self.behavior_absent:
             absent = sorted({gate.model for gate in self.gates if gate.state == "closed"})
             return (
-                f"Behaviour absent in {' and '.join(absent)}: heads are scored, but no word is "
+                f"Behavior absent in {' and '.join(absent)}: heads are scored, but no word is "
                 "given to them.",
             )
-        busy = len(self.matches) - self.count("idle")
-        bar = self.matches[0].chance_high
-        if bar > _BLIND:
+        busy = len(self.matches) - self.count("no reliable effect")
+        bar = self.matches[0].threshold
+        if bar > _MAX_THRESHOLD:
             return (
                 f"Untrained nets offer matches of {bar:.2f}: these prompts have too few roles and "
                 "contrasts to tell heads apart. Name more of them.",
             )
         ceiling = ""
-        if self.ceiling:
-            reach = sum(m.word != "idle" and m.ceiling > bar for m in self.matches)
-            ceiling = f" In {self.ceiling} (another seed, n = 1) {reach} of {busy} beat the bar."
+        if self.other_seed:
+            reach = sum(
+                m.label != "no reliable effect" and m.other_seed_score > bar for m in self.matches
+            )
+            ceiling = f" In {self.other_seed} (another seed, n = 1) {reach} of {busy} beat the bar."
         return (
             f"{self.count('matched')} of {busy} heads of {self.full.name} that repeat themselves "
             f"have a match in {self.other.name}: their score beats {bar:.2f}, the 95th percentile "
             f"of the best match that {self.nulls} untrained nets offer.{ceiling}",
-            f"Mean score of all pairs {self.overall.score}; untrained nets "
-            f"{self.overall.chance:.2f} (95th percentile {self.overall.chance_high:.2f})"
-            + (f"; {self.ceiling} {self.overall.ceiling:.2f}." if self.ceiling else "."),
+            f"Mean score of all pairs {self.mean_pair_score.score}; untrained nets "
+            f"{self.mean_pair_score.chance:.2f} (95th percentile {self.mean_pair_score.chance_high:.2f})"
+            + (
+                f"; {self.other_seed} {self.mean_pair_score.other_seed:.2f}."
+                if self.other_seed
+                else "."
+            ),
             f"A match says that two heads look and act alike on these prompts. It does not yet "
             f"say that {self.other.name} computes with the same circuit.",
         )
@@ -307,23 +325,23 @@ class Comparison:
 
     def save(self, path: str | Path) -> None:
         """Write the page (.html) or the numbers (.json), whole or not at all."""
-        from probes.viz.reports.comparison import report
+        from probes.viz.reports.comparison import comparison_page
 
         if Path(path).suffix == ".json":
-            write_whole(Path(path), json.dumps(self.to_dict(), indent=1).encode())
+            write_atomic(Path(path), json.dumps(self.to_dict(), indent=1).encode())
         else:
-            report(self).save(path)
+            comparison_page(self).save(path)
 
     def _repr_html_(self) -> str:
-        from probes.viz.reports.comparison import report
+        from probes.viz.reports.comparison import comparison_page
 
-        return report(self)._repr_html_()
+        return comparison_page(self)._repr_html_()
 
     def __repr__(self) -> str:
         return (
             f"<Comparison {self.full.name} | {self.other.name} on {self.pattern}: "
             f"{self.count('matched')} matched, {self.count('unmatched')} unmatched, "
-            f"{self.count('idle')} idle>"
+            f"{self.count('no reliable effect')} idle>"
         )
 
 

@@ -10,7 +10,7 @@ from top to bottom, and a head has the first word whose rule it meets.
 
 | word | rule for a head |
 |---|---|
-| behaviour absent | the gate of one model is closed: there is nothing to have a part in |
+| behavior absent | the gate of one model is closed: there is nothing to have a part in |
 | idle | its effects repeat less than 0.5 (cosine) between halves of the prompts, or move nowhere
 0.01 of an answer |
 | split | two or three heads of the relative, patched together, explain surely more than 0.7 of its
@@ -34,28 +34,28 @@ what it computed is. While the gate is open, that is somewhere.
 from dataclasses import dataclass
 from typing import Literal
 
-from probes.stats.evidence import Evidence
+from probes.stats.evidence import StatisticalTest
 
-Word = Literal[
+VerdictLabel = Literal[
     "kept",
     "merged",
     "split",
     "moved",
     "lost",
     "new",
-    "idle",
-    "behaviour absent",
+    "no reliable effect",
+    "behavior absent",
     "cannot tell",
 ]
-Kind = Literal["head", "variable"]
+SubjectKind = Literal["head", "variable"]
 
-AS_ALIKE = "as alike as to itself"
-AS_STRONG = "as strong"
-AS_GOOD = "as good as its own"
+SIMILARITY_TEST = "as alike as to itself"
+STRENGTH_TEST = "as strong"
+NON_INFERIORITY_TEST = "as good as its own"
 
 
 @dataclass(frozen=True, slots=True)
-class Fate:
+class Verdict:
     """What became of one thing in a relative.
 
     Attributes:
@@ -69,11 +69,11 @@ class Fate:
     """
 
     subject: str
-    kind: Kind
-    word: Word
-    there: str
+    kind: SubjectKind
+    label: VerdictLabel
+    counterpart: str
     reason: str
-    evidence: tuple[Evidence, ...] = ()
+    tests: tuple[StatisticalTest, ...] = ()
 
     @property
     def equivalent(self) -> bool | None:
@@ -82,8 +82,10 @@ class Fate:
         Two one-sided tests (Schuirmann 1987): of a head on alikeness and on strength, which must
         both pass; of a variable on what the full model's states do where its own stood.
         """
-        wanted = (AS_GOOD,) if self.kind == "variable" else (AS_ALIKE, AS_STRONG)
-        named = [test for test in self.evidence if test.name in wanted]
+        wanted = (
+            (NON_INFERIORITY_TEST,) if self.kind == "variable" else (SIMILARITY_TEST, STRENGTH_TEST)
+        )
+        named = [test for test in self.tests if test.name in wanted]
         if any(test.passed is False for test in named):
             return False
         return True if len(named) == len(wanted) and all(test.passed for test in named) else None

@@ -15,12 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probes.errors import BatchError, ModelError
-from probes.models.decoder import Anatomy, Norm, dissect
+from probes.models.decoder import DecoderWeights, Norm, decompose
 from probes.models.model import Model
 
 
 @dataclass(frozen=True, eq=False)
-class WeightChance:
+class WeightNull:
     """What pairs of heads score where one model's tokens are renamed at random.
 
     Attributes:
@@ -29,7 +29,7 @@ class WeightChance:
     """
 
     mean: float
-    best: float
+    best_95: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,14 +50,14 @@ class WeightSimilarity:
     heads_b: tuple[str, ...]
     ov: Float[np.ndarray, "head_a head_b"]
     qk: Float[np.ndarray, "head_a head_b"]
-    ov_chance: WeightChance
-    qk_chance: WeightChance
+    ov_chance: WeightNull
+    qk_chance: WeightNull
 
     def table(self) -> pd.DataFrame:
         """Return one row for each pair of heads and each map, the most alike first."""
         sides = (("ov", self.ov, self.ov_chance), ("qk", self.qk, self.qk_chance))
         rows = [
-            (name, one, other, found[i, j], chance.best)
+            (name, one, other, found[i, j], chance.best_95)
             for name, found, chance in sides
             for i, one in enumerate(self.heads_a)
             for j, other in enumerate(self.heads_b)
@@ -75,7 +75,7 @@ class _Folded:
     """
 
     embed: Float[Tensor, "vocab d_model"]
-    keyed: Float[Tensor, "vocab d_model"]
+    centered_embed: Float[Tensor, "vocab d_model"]
     """The embeddings less their mean over tokens."""
     unembed: Float[Tensor, "vocab d_model"]
     q: Float[Tensor, "head d_model d_head"]
@@ -112,8 +112,8 @@ def weight_similarity(
     if permutations < 1:
         raise BatchError(f"{permutations} permutations were asked for: take at least 1")
     _refuse_vocabularies(a, b)
-    one, other = _fold(a), _fold(b)
-    lengths = _lengths(one), _lengths(other)
+    one, other = _fold_norms(a), _fold_norms(b)
+    lengths = _frobenius_norms(one), _frobenius_norms(other)
     ov, qk = _cosines(one, other, lengths)
     draw = torch.Generator().manual_seed(seed)
     drawn = []
@@ -122,59 +122,61 @@ def weight_similarity(
         renamed = replace(
             other,
             embed=other.embed[order],
-            keyed=other.keyed[order],
+            centered_embed=other.centered_embed[order],
             unembed=other.unembed[order],
         )
         drawn.append(_cosines(one, renamed, lengths))
     chances = [
-        WeightChance(
+        WeightNull(
             float(np.mean([np.nanmean(pair[n]) for pair in drawn])),
             float(np.quantile([np.nanmax(pair[n]) for pair in drawn], 0.95)),
         )
         for n in range(2)
     ]
-    return WeightSimilarity(a.name, b.name, _names(a), _names(b), ov, qk, chances[0], chances[1])
+    return WeightSimilarity(
+        a.name, b.name, _head_names(a), _head_names(b), ov, qk, chances[0], chances[1]
+    )
 
 
 def _cosines(
-    a: _Folded, b: _Folded, lengths: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+    a: _Folded, b: _Folded, norms: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the cosines of all pairs' OV and QK maps."""
-    (a_ov, a_qk), (b_ov, b_qk) = lengths
-    ov, qk = _products(a, b)
+    (a_ov, a_qk), (b_ov, b_qk) = norms
+    ov, qk = _inner_products(a, b)
     return (
         (ov / (a_ov[:, None] * b_ov)).cpu().numpy(),
         (qk / (a_qk[:, None] * b_qk)).cpu().numpy(),
     )
 
 
-def _lengths(model: _Folded) -> tuple[Tensor, Tensor]:
+def _frobenius_norms(model: _Folded) -> tuple[Tensor, Tensor]:
     """Return the Frobenius norms of each head's maps; NaN where one is nought."""
-    found = [each.diagonal().clamp(min=0).sqrt() for each in _products(model, model)]
+    found = [each.diagonal().clamp(min=0).sqrt() for each in _inner_products(model, model)]
     ov, qk = (each.where(each > 0, torch.nan) for each in found)
     return ov, qk
 
 
-def _products(a: _Folded, b: _Folded) -> tuple[Tensor, Tensor]:
+def _inner_products(a: _Folded, b: _Folded) -> tuple[Tensor, Tensor]:
     """Return ⟨map of a, map of b⟩ of all pairs of heads.
 
     ⟨PQ, RS⟩ = Σ (PᵀR) ∘ (QSᵀ): with tokens on the outside of both, only d_model × d_model is left
     of the vocabulary.
     """
-    read, keyed, write = (
-        getattr(a, name).T @ getattr(b, name) for name in ("embed", "keyed", "unembed")
+    read, centered_embed, write = (
+        getattr(a, name).T @ getattr(b, name) for name in ("embed", "centered_embed", "unembed")
     )
     pairs = [], []
     for head in range(len(a.q)):  # one head at a time: all pairs' inner products are many
         sides = (a.v[head].T @ read @ b.v, a.o[head] @ write @ b.o.mT)
         pairs[0].append((sides[0] * sides[1]).sum((1, 2)))
-        sides = (a.q[head].T @ read @ b.q, a.k[head].T @ keyed @ b.k)
+        sides = (a.q[head].T @ read @ b.q, a.k[head].T @ centered_embed @ b.k)
         pairs[1].append((sides[0] * sides[1]).sum((1, 2)))
     return torch.stack(pairs[0]), torch.stack(pairs[1])
 
 
-def _fold(model: Model) -> _Folded:
-    anatomy = dissect(model)
+def _fold_norms(model: Model) -> _Folded:
+    anatomy = decompose(model)
     _refuse_unreadable(model, anatomy)
     embed, unembed = model.bridge.W_E.detach().double(), model.bridge.W_U.detach().double().T
     parts: dict[str, list[Tensor]] = {name: [] for name in "qkvo"}
@@ -182,39 +184,41 @@ def _fold(model: Model) -> _Folded:
         norm = layer.attn_norm
         groups = len(layer.q) // len(layer.k)
         for name in "qkv":
-            found = _before(norm, getattr(layer, name).double())
+            found = _fold_norm(norm, getattr(layer, name).double())
             each = 1 if name == "q" else groups
             parts[name].append(repeat(found, "head d h -> (head each) d h", each=each))
         parts["o"].append(layer.o.double())
     return _Folded(
         embed=embed,
-        keyed=embed - embed.mean(0),
-        unembed=_before(anatomy.final, (unembed - unembed.mean(0)).T).T,
+        centered_embed=embed - embed.mean(0),
+        unembed=_fold_norm(anatomy.final_norm, (unembed - unembed.mean(0)).T).T,
         **{name: torch.cat(some) for name, some in parts.items()},
     )
 
 
-def _before(norm: Norm, weight: Float[Tensor, "*_ d_model out"]) -> Float[Tensor, "*_ d_model out"]:
+def _fold_norm(
+    norm: Norm, weight: Float[Tensor, "*_ d_model out"]
+) -> Float[Tensor, "*_ d_model out"]:
     """Fold a norm, its scale set to 1, into the matrix that reads it."""
     if norm.weight is None:
         return weight
     found = norm.weight.double()[:, None] * weight
-    return found - found.mean(-2, keepdim=True) if norm.centred else found
+    return found - found.mean(-2, keepdim=True) if norm.centered else found
 
 
-def _names(model: Model) -> tuple[str, ...]:
+def _head_names(model: Model) -> tuple[str, ...]:
     shape = model.shape
     return tuple(f"L{n}.H{head}" for n in range(shape.layers) for head in range(shape.heads))
 
 
-def _refuse_unreadable(model: Model, anatomy: Anatomy) -> None:
+def _refuse_unreadable(model: Model, weights: DecoderWeights) -> None:
     inside = [getattr(block.attn, "original_component", None) for block in model.bridge.blocks]
     if any(hasattr(attn, name) for attn in inside for name in ("q_norm", "q_layernorm")):
         raise ModelError(
-            f"{model.name} ({model.shape.architecture}) normalises its queries and keys, so that "
+            f"{model.name} ({model.shape.architecture}) normalizes its queries and keys, so that "
             "its QK is no linear map. Compare what its heads do instead: probes.compare."
         )
-    widths = {layer.q.shape[1] for layer in anatomy.layers} | {model.bridge.W_E.shape[1]}
+    widths = {layer.q.shape[1] for layer in weights.layers} | {model.bridge.W_E.shape[1]}
     if len(widths) > 1:
         raise ModelError(
             f"{model.name} embeds tokens in another width than its blocks read: {sorted(widths)} "

@@ -9,12 +9,12 @@ from einops import rearrange, repeat
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from probes.compression.pruning.masks import matrices
+from probes.compression.pruning.masks import layer_matrices
 from probes.errors import ModelError
 
 
 @dataclass(frozen=True, slots=True)
-class Blocks:
+class BlockLayout:
     """The blocks of one kind of model, in the words of its parameters and its config.
 
     Attributes:
@@ -24,23 +24,23 @@ class Blocks:
         width: What the config calls the number of neurons.
     """
 
-    stack: str
+    layers_path: str
     attention: Mapping[str, str]
     mlp: Mapping[str, str]
     writers: tuple[str, str]
-    width: str
+    width_key: str
 
-    def parts(self, unit: str) -> Mapping[str, str]:
+    def unit_matrices(self, unit: str) -> Mapping[str, str]:
         """Return the matrices that hold a "head" or a "neuron"."""
         return self.attention if unit == "head" else self.mlp
 
-    def writer(self, unit: str, layer: int) -> str:
+    def writer_weight(self, unit: str, layer: int) -> str:
         """Name the parameter through which the heads or the neurons of a layer write."""
-        return f"{self.stack}.{layer}.{self.writers[unit == 'neuron']}.weight"
+        return f"{self.layers_path}.{layer}.{self.writers[unit == 'neuron']}.weight"
 
 
-_KINDS = {
-    "llama": Blocks(
+_LAYOUTS = {
+    "llama": BlockLayout(
         "model.layers",
         {
             "self_attn.q_proj": "(head d_head) d_model",
@@ -56,7 +56,7 @@ _KINDS = {
         ("self_attn.o_proj", "mlp.down_proj"),
         "intermediate_size",
     ),
-    "gpt2": Blocks(
+    "gpt2": BlockLayout(
         "transformer.h",
         {
             "attn.c_attn": "d_model (three head d_head)",
@@ -66,7 +66,7 @@ _KINDS = {
         ("attn.c_proj", "mlp.c_proj"),
         "n_inner",
     ),
-    "gpt_neox": Blocks(
+    "gpt_neox": BlockLayout(
         "gpt_neox.layers",
         {
             "attention.query_key_value": "(head three d_head) d_model",
@@ -79,22 +79,22 @@ _KINDS = {
 }
 
 
-def blocks_of(hf_model: nn.Module, name: str) -> Blocks:
+def block_layout(hf_model: nn.Module, name: str) -> BlockLayout:
     """Say where the parts of a model's blocks are.
 
     Raises:
         ModelError: The model is of a kind that is not known here.
     """
     kind = _config(hf_model).model_type
-    if kind not in _KINDS:
+    if kind not in _LAYOUTS:
         raise ModelError(
             f"{name} is a {kind!r} model: heads, neurons and layers are known of "
-            f"{', '.join(_KINDS)}. Give one of these."
+            f"{', '.join(_LAYOUTS)}. Give one of these."
         )
-    return _KINDS[kind]
+    return _LAYOUTS[kind]
 
 
-def sizes_of(hf_model: nn.Module) -> dict[str, int]:
+def axis_sizes(hf_model: nn.Module) -> dict[str, int]:
     """Return the lengths of the axes by their words, and the number of layers as `layer`."""
     config = _config(hf_model)
     heads = config.num_attention_heads
@@ -104,22 +104,22 @@ def sizes_of(hf_model: nn.Module) -> dict[str, int]:
         "kv_head": getattr(config, "num_key_value_heads", None) or heads,
         "d_head": getattr(config, "head_dim", None) or config.hidden_size // heads,
         "d_model": config.hidden_size,
-        "neuron": _neurons(hf_model),
+        "neuron": _mlp_width(hf_model),
         "three": 3,
     }
 
 
 def unit_masks(
-    hf_model: nn.Module, blocks: Blocks, unit: str, kept: Bool[Tensor, "layer unit"]
+    hf_model: nn.Module, layout: BlockLayout, unit: str, kept: Bool[Tensor, "layer unit"]
 ) -> dict[str, Bool[Tensor, "_ _"]]:
     """Turn which heads or neurons are kept into masks over their matrices.
 
     A key and value head goes when all heads that read it go.
     """
-    sizes = sizes_of(hf_model)
+    sizes = axis_sizes(hf_model)
     masks = {}
     for layer, row in enumerate(kept):
-        for part, axes in blocks.parts(unit).items():
+        for part, axes in layout.unit_matrices(unit).items():
             own = row
             if "kv_head" in axes:
                 own = rearrange(row, "(kv_head each) -> kv_head each", kv_head=sizes["kv_head"])
@@ -127,29 +127,29 @@ def unit_masks(
             words = axes.replace("(", "").replace(")", "").split()
             first = "kv_head" if "kv_head" in axes else unit
             lengths = {word: sizes[word] for word in words}
-            name = f"{blocks.stack}.{layer}.{part}.weight"
+            name = f"{layout.layers_path}.{layer}.{part}.weight"
             masks[name] = repeat(own, f"{first} -> {axes}", **lengths)
     return masks
 
 
-def gone(hf_model: nn.Module, blocks: Blocks, unit: str) -> Bool[Tensor, "layer unit"]:
+def silent_units(hf_model: nn.Module, layout: BlockLayout, unit: str) -> Bool[Tensor, "layer unit"]:
     """Find the heads or neurons that write nothing: all of their weights that write are 0."""
-    own, sizes = matrices(hf_model), sizes_of(hf_model)
+    own, sizes = layer_matrices(hf_model), axis_sizes(hf_model)
     last = "head d_head d_model" if unit == "head" else "neuron d_model"
-    axes = blocks.parts(unit)[blocks.writers[unit == "neuron"]]
+    axes = layout.unit_matrices(unit)[layout.writers[unit == "neuron"]]
     lengths = {"head": sizes["head"]} if unit == "head" else {}
     found = []
     for layer in range(sizes["layer"]):
-        weight = own[blocks.writer(unit, layer)].detach()
+        weight = own[layout.writer_weight(unit, layer)].detach()
         parts = rearrange(weight, f"{axes} -> {last}", **lengths)
         found.append((parts == 0).flatten(1).all(dim=1))
     return torch.stack(found)
 
 
-def _neurons(hf_model: nn.Module) -> int:
+def _mlp_width(hf_model: nn.Module) -> int:
     config = _config(hf_model)
     # GPT-2 leaves its width open where it is four times the stream's.
-    return getattr(config, _KINDS[config.model_type].width) or 4 * config.hidden_size
+    return getattr(config, _LAYOUTS[config.model_type].width_key) or 4 * config.hidden_size
 
 
 def _config(hf_model: Any) -> Any:  # noqa: ANN401 (a Hugging Face config is untyped)

@@ -12,25 +12,40 @@ import torch
 from torch import nn
 
 from probes.errors import FigureError, ModelError
-from probes.models.loading import dtype_of, find, read, refuse_broken
+from probes.models.loading import check_finite, find_model, load_hf_model, parse_dtype
 from probes.models.model import Model, wrap
-from probes.models.provenance import Made, Storage, part_of, read_made, stored, write_made
+from probes.models.provenance import (
+    Provenance,
+    StorageCost,
+    folder_storage,
+    read_provenance,
+    storage_part,
+    write_provenance,
+)
 
 
 @dataclass(frozen=True, eq=False)
-class Relative:
+class DerivedModel:
     """A Hugging Face causal model with its name, its tokenizer and how it was made."""
 
     name: str
     hf_model: Any = field(repr=False)
     tokenizer: Any = field(repr=False)
-    made: Made
+    provenance: Provenance
 
-    def model(self) -> Model:
+    def to_model(self) -> Model:
         """Return a copy that every probe takes."""
-        origin = f"{self.made.kind} from {self.made.parent}" if self.made.parent else "in memory"
+        origin = (
+            f"{self.provenance.kind} from {self.provenance.parent}"
+            if self.provenance.parent
+            else "in memory"
+        )
         return wrap(
-            self.hf_model, name=self.name, tokenizer=self.tokenizer, origin=origin, made=self.made
+            self.hf_model,
+            name=self.name,
+            tokenizer=self.tokenizer,
+            origin=origin,
+            provenance=self.provenance,
         )
 
     def save(self, folder: str | Path) -> Path:
@@ -41,38 +56,40 @@ class Relative:
             self.hf_model.save_pretrained(draft)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(draft)
-            write_made(self.made, draft)
+            write_provenance(self.provenance, draft)
 
-        write_folder(folder, fill)
+        write_folder_atomic(folder, fill)
         return folder
 
 
-def parent(name: str | Path | Relative, *, dtype: str = "float32") -> Relative:
+def load_parent(name: str | Path | DerivedModel, *, dtype: str = "float32") -> DerivedModel:
     """Read the plain model that a relative is to be made from; a Relative is given back.
 
     Raises:
         ModelError: The name is unknown, or its weights are missing, broken or no numbers.
     """
-    if isinstance(name, Relative):
+    if isinstance(name, DerivedModel):
         return name
-    source, _ = find(name)
-    hf_model, tokenizer = read(source, dtype_of(dtype))
-    refuse_broken(hf_model, str(name))
+    source, _ = find_model(name)
+    hf_model, tokenizer = load_hf_model(source, parse_dtype(dtype))
+    check_finite(hf_model, str(name))
     folder = Path(source)
-    made = read_made(folder) if folder.is_dir() else None
-    bits = stored(folder) if folder.is_dir() else dense(hf_model, bits=16)
-    return Relative(folder.name, hf_model.eval(), tokenizer, made or Made("trained", "", bits))
+    made = read_provenance(folder) if folder.is_dir() else None
+    bits = folder_storage(folder) if folder.is_dir() else dense_storage(hf_model, bits=16)
+    return DerivedModel(
+        folder.name, hf_model.eval(), tokenizer, made or Provenance("trained", "", bits)
+    )
 
 
-def dense(hf_model: nn.Module, *, bits: int) -> Storage:
+def dense_storage(hf_model: nn.Module, *, bits: int) -> StorageCost:
     """Count the bits of a model all of whose weights are kept with so many bits each."""
     found = {"weights": 0.0, "embeddings": 0.0, "other": 0.0}
     for name, weight in hf_model.named_parameters():  # Tied weights are named once.
-        found[part_of(name, weight.ndim)] += weight.numel() * bits
-    return Storage(**found)
+        found[storage_part(name, weight.ndim)] += weight.numel() * bits
+    return StorageCost(**found)
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+def write_folder_atomic(folder: Path, write: Callable[[Path], None]) -> None:
     """Let `fill` write a folder beside the place, and put it there when it is whole.
 
     What stood there before stays until then, and stays for good where `fill` fails.
@@ -88,7 +105,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
     try:
         draft.mkdir(parents=True)
-        fill(draft)
+        write(draft)
         for path in draft.iterdir():
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
@@ -106,7 +123,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 
 
 @torch.no_grad()
-def zeros(hf_model: nn.Module) -> float:
+def zero_fraction(hf_model: nn.Module) -> float:
     """Return the share of weights in the layers' matrices that are exactly zero, 0 to 1."""
-    rows = [w for n, w in hf_model.named_parameters() if part_of(n, w.ndim) == "weights"]
+    rows = [w for n, w in hf_model.named_parameters() if storage_part(n, w.ndim) == "weights"]
     return sum(float((w == 0).sum()) for w in rows) / max(sum(w.numel() for w in rows), 1)

@@ -9,28 +9,28 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from probes.compression.block_layout import Blocks, blocks_of, sizes_of
-from probes.compression.derived_model import Relative, dense, parent
+from probes.compression.block_layout import BlockLayout, axis_sizes, block_layout
+from probes.compression.derived_model import DerivedModel, dense_storage, load_parent
 from probes.errors import ModelError
-from probes.models.loading import refuse_broken
-from probes.models.provenance import Made, Plain
+from probes.models.loading import check_finite
+from probes.models.provenance import JsonValue, Provenance
 
-HOWS = ("identity", "fresh", "stack", "wider")
+GROW_METHODS = ("identity", "fresh", "stack", "wider")
 """The ways to grow."""
 
 # Least share of a duplicated neuron's writing that falls to one of its copies, against 1.
-_LEAST = 0.5
+_MIN_FRACTION = 0.5
 
 
 def grow(  # noqa: PLR0913 (a way to grow has so many dials)
-    source: str | Path | Relative,
-    how: str = "identity",
+    source: str | Path | DerivedModel,
+    method: str = "identity",
     *,
     layers: int | None = None,
-    at: Sequence[int] | None = None,
+    insert_after: Sequence[int] | None = None,
     width: int | None = None,
     seed: int = 0,
-) -> Relative:
+) -> DerivedModel:
     """Add layers to a model, or neurons to its MLPs; nothing is trained.
 
     "identity" and "fresh" change no logit at all, "wider" none by more than rounding, and "stack"
@@ -60,34 +60,44 @@ def grow(  # noqa: PLR0913 (a way to grow has so many dials)
         ModelError: There is no such way, what it needs is missing or does not fit, the model is
             of a kind that is not known, or its weights are no numbers.
     """
-    _check_dials(how, layers=layers, at=at, width=width)
-    origin = parent(source)
-    refuse_broken(origin.hf_model, origin.name)
-    blocks, old = blocks_of(origin.hf_model, origin.name), sizes_of(origin.hf_model)
-    if how == "wider":
-        wide = _more(width, old["neuron"], "neurons a layer", origin.name)
-        result = _wider(origin.hf_model, blocks, wide, seed)
+    _check_sizes(method, layers=layers, insert_after=insert_after, width=width)
+    origin = load_parent(source)
+    check_finite(origin.hf_model, origin.name)
+    blocks, old = block_layout(origin.hf_model, origin.name), axis_sizes(origin.hf_model)
+    if method == "wider":
+        wide = _check_larger(width, old["neuron"], "neurons a layer", origin.name)
+        result = _build_wider(origin.hf_model, blocks, wide, seed)
         order, new = list(range(old["layer"])), []
-        found: dict[str, Plain] = {"width": wide, "old_width": old["neuron"]}
+        found: dict[str, JsonValue] = {"width": wide, "old_width": old["neuron"]}
     else:
-        if how == "stack":
-            order, new = stacked(old["layer"], _more(layers, old["layer"], "layers", origin.name))
+        if method == "stack":
+            order, new = stack_layers(
+                old["layer"], _check_larger(layers, old["layer"], "layers", origin.name)
+            )
         else:
-            behind = at if at is not None else _spread(old["layer"], layers, origin.name)
-            order, new = interleaved(old["layer"], behind)
-        _check_scaling(origin)
-        result = _deeper(origin.hf_model, blocks, order, new if how == "fresh" else [], seed)
-        if how != "stack":
-            _silence(result, blocks, new)
+            behind = (
+                insert_after
+                if insert_after is not None
+                else _even_positions(old["layer"], layers, origin.name)
+            )
+            order, new = interleave_layers(old["layer"], behind)
+        _refuse_layer_scaling(origin)
+        result = _build_deeper(
+            origin.hf_model, blocks, order, new if method == "fresh" else [], seed
+        )
+        if method != "stack":
+            _zero_writers(result, blocks, new)
         found = {"layers": len(order), "old_layers": old["layer"]}
-    came: list[Plain] = [None if how == "fresh" and n in new else f for n, f in enumerate(order)]
-    found |= {"how": how, "seed": seed, "new_layers": list[Plain](new), "from_layer": came}
-    made = Made("grown", origin.name, dense(result, bits=16), found)
-    size = f"{width}" if how == "wider" else f"{len(order)}"
-    return Relative(f"{origin.name}-{how}-{size}", result, origin.tokenizer, made)
+    came: list[JsonValue] = [
+        None if method == "fresh" and n in new else f for n, f in enumerate(order)
+    ]
+    found |= {"how": method, "seed": seed, "new_layers": list[JsonValue](new), "from_layer": came}
+    made = Provenance("grown", origin.name, dense_storage(result, bits=16), found)
+    size = f"{width}" if method == "wider" else f"{len(order)}"
+    return DerivedModel(f"{origin.name}-{method}-{size}", result, origin.tokenizer, made)
 
 
-def interleaved(count: int, behind: Sequence[int]) -> tuple[list[int], list[int]]:
+def interleave_layers(count: int, insert_after: Sequence[int]) -> tuple[list[int], list[int]]:
     """Put a new layer behind each of some old ones, once or more.
 
     Returns:
@@ -96,8 +106,8 @@ def interleaved(count: int, behind: Sequence[int]) -> tuple[list[int], list[int]
     Raises:
         ModelError: There is no such layer, or nothing is to be put in.
     """
-    odd = [layer for layer in behind if not 0 <= layer < count]
-    if odd or not behind:
+    odd = [layer for layer in insert_after if not 0 <= layer < count]
+    if odd or not insert_after:
         raise ModelError(
             f"New layers cannot stand behind {odd or 'no layer'}: give numbers of the old layers, "
             f"0 to {count - 1}"
@@ -105,13 +115,13 @@ def interleaved(count: int, behind: Sequence[int]) -> tuple[list[int], list[int]
     order, new = [], []
     for layer in range(count):
         order.append(layer)
-        for _ in range(list(behind).count(layer)):
+        for _ in range(list(insert_after).count(layer)):
             new.append(len(order))
             order.append(layer)
     return order, new
 
 
-def stacked(count: int, layers: int) -> tuple[list[int], list[int]]:
+def stack_layers(count: int, layers: int) -> tuple[list[int], list[int]]:
     """Set the last layers on the first: the middle ones come twice, the second time as new.
 
     Returns:
@@ -131,13 +141,13 @@ def stacked(count: int, layers: int) -> tuple[list[int], list[int]]:
     )
 
 
-def _spread(count: int, layers: int | None, name: str) -> list[int]:
+def _even_positions(count: int, layers: int | None, name: str) -> list[int]:
     """Behind which of the old layers new ones go so that they are spread evenly."""
-    more = _more(layers, count, "layers", name) - count
+    more = _check_larger(layers, count, "layers", name) - count
     return [-(-(place + 1) * count // more) - 1 for place in range(more)]
 
 
-def _like(hf_model: Any, seed: int, **changes: int) -> Any:  # noqa: ANN401 (untyped library)
+def _random_resized(hf_model: Any, seed: int, **changes: int) -> Any:  # noqa: ANN401 (untyped library)
     """Build a model of another size, with weights drawn from the seed."""
     from transformers import AutoModelForCausalLM
 
@@ -154,20 +164,20 @@ def _like(hf_model: Any, seed: int, **changes: int) -> Any:  # noqa: ANN401 (unt
     return result.to(hf_model.device).eval()
 
 
-def _deeper(
+def _build_deeper(
     hf_model: Any,  # noqa: ANN401
-    blocks: Blocks,
+    layout: BlockLayout,
     order: Sequence[int],
     fresh: Sequence[int],
     seed: int,
 ) -> nn.Module:
     """Build a model whose layers are copies of the given ones, save for the fresh ones."""
-    result = _like(hf_model, seed, num_hidden_layers=len(order))
+    result = _random_resized(hf_model, seed, num_hidden_layers=len(order))
     weights = hf_model.state_dict()
-    state = {key: w for key, w in weights.items() if not key.startswith(f"{blocks.stack}.")}
+    state = {key: w for key, w in weights.items() if not key.startswith(f"{layout.layers_path}.")}
     own = result.state_dict()
     for layer, old in enumerate(order):
-        here, there = f"{blocks.stack}.{layer}.", f"{blocks.stack}.{old}."
+        here, there = f"{layout.layers_path}.{layer}.", f"{layout.layers_path}.{old}."
         taken = (own, here) if layer in fresh else (weights, there)
         for key, weight in taken[0].items():
             if key.startswith(taken[1]):
@@ -177,26 +187,28 @@ def _deeper(
 
 
 @torch.no_grad()
-def _silence(hf_model: nn.Module, blocks: Blocks, layers: Sequence[int]) -> None:
+def _zero_writers(hf_model: nn.Module, layout: BlockLayout, layers: Sequence[int]) -> None:
     """Set to zero what lets these layers write, biases among it."""
     for layer in layers:
-        for writer in blocks.writers:
-            for weight in hf_model.get_submodule(f"{blocks.stack}.{layer}.{writer}").parameters():
+        for writer in layout.writers:
+            for weight in hf_model.get_submodule(
+                f"{layout.layers_path}.{layer}.{writer}"
+            ).parameters():
                 weight.zero_()
 
 
-def _wider(hf_model: Any, blocks: Blocks, width: int, seed: int) -> nn.Module:  # noqa: ANN401
+def _build_wider(hf_model: Any, layout: BlockLayout, width: int, seed: int) -> nn.Module:  # noqa: ANN401
     """Build a model with copies of its neurons, whose writing is shared out among them."""
-    sizes, generator = sizes_of(hf_model), torch.Generator().manual_seed(seed)
-    result = _like(hf_model, seed, **{blocks.width: width})
+    sizes, generator = axis_sizes(hf_model), torch.Generator().manual_seed(seed)
+    result = _random_resized(hf_model, seed, **{layout.width_key: width})
     state = dict(hf_model.state_dict())
     for layer in range(sizes["layer"]):
-        copied, shares = _copies(sizes["neuron"], width, generator)
-        for part, axes in blocks.mlp.items():
-            start, axis = f"{blocks.stack}.{layer}.{part}", axes.split().index("neuron")
+        copied, shares = _sample_copies(sizes["neuron"], width, generator)
+        for part, axes in layout.mlp.items():
+            start, axis = f"{layout.layers_path}.{layer}.{part}", axes.split().index("neuron")
             old = state[f"{start}.weight"]
             weight = old.index_select(axis, copied.to(old.device))
-            if part in blocks.writers:
+            if part in layout.writers:
                 # One share a neuron, whichever axis neurons are on.
                 by = shares if axis == 1 else shares[:, None]
                 weight = (weight.double() * by.to(old.device)).to(old.dtype)
@@ -208,41 +220,48 @@ def _wider(hf_model: Any, blocks: Blocks, width: int, seed: int) -> nn.Module:  
     return result
 
 
-def _copies(
+def _sample_copies(
     count: int, width: int, generator: torch.Generator
 ) -> tuple[Int[Tensor, " neuron"], Float[Tensor, " neuron"]]:
     """Draw which neuron each one of a wider layer is a copy of, and its share of the writing."""
     rounds = [torch.randperm(count, generator=generator) for _ in range(-(-width // count) - 1)]
     copied = torch.cat([torch.arange(count), *rounds])[:width]
-    drawn = torch.rand(width, generator=generator, dtype=torch.float64) * (1 - _LEAST) + _LEAST
+    drawn = (
+        torch.rand(width, generator=generator, dtype=torch.float64) * (1 - _MIN_FRACTION)
+        + _MIN_FRACTION
+    )
     total = torch.zeros(count, dtype=torch.float64).index_add(0, copied, drawn)
     return copied, drawn / total[copied]
 
 
-def _more(wanted: int | None, count: int, what: str, name: str) -> int:
+def _check_larger(wanted: int | None, count: int, unit: str, name: str) -> int:
     if wanted is None or wanted <= count:
         raise ModelError(
-            f"{name} has {count} {what} and is to grow to {wanted}: give more than {count}"
+            f"{name} has {count} {unit} and is to grow to {wanted}: give more than {count}"
         )
     return wanted
 
 
-def _check_dials(
-    how: str, *, layers: int | None, at: Sequence[int] | None, width: int | None
+def _check_sizes(
+    method: str, *, layers: int | None, insert_after: Sequence[int] | None, width: int | None
 ) -> None:
-    if how not in HOWS:
-        raise ModelError(f"Unknown way to grow {how!r}: use one of {', '.join(HOWS)}")
-    given = {n for n, v in {"layers": layers, "at": at, "width": width}.items() if v is not None}
-    either = {"stack": [{"layers"}], "wider": [{"width"}]}.get(how, [{"layers"}, {"at"}])
+    if method not in GROW_METHODS:
+        raise ModelError(f"Unknown way to grow {method!r}: use one of {', '.join(GROW_METHODS)}")
+    given = {
+        n
+        for n, v in {"layers": layers, "at": insert_after, "width": width}.items()
+        if v is not None
+    }
+    either = {"stack": [{"layers"}], "wider": [{"width"}]}.get(method, [{"layers"}, {"at"}])
     if given not in either:
         wanted = " or ".join(sorted(min(names) for names in either))
         raise ModelError(
-            f"{how!r} needs {wanted}, and {', '.join(sorted(given)) or 'nothing'} was given: "
+            f"{method!r} needs {wanted}, and {', '.join(sorted(given)) or 'nothing'} was given: "
             f"give {wanted} alone"
         )
 
 
-def _check_scaling(origin: Relative) -> None:
+def _refuse_layer_scaling(origin: DerivedModel) -> None:
     if getattr(origin.hf_model.config, "scale_attn_by_inverse_layer_idx", False):
         raise ModelError(
             f"{origin.name} scales its attention by the number of the layer, so that its layers "

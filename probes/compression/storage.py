@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from probes.compression.derived_model import dense, zeros
+from probes.compression.derived_model import dense_storage, zero_fraction
 from probes.models.model import Model
-from probes.models.provenance import Storage
+from probes.models.provenance import StorageCost
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +22,10 @@ class Rate:
         stated: Whether the model says how it is stored; else each weight counts 16 bits.
     """
 
-    storage: Storage
+    storage: StorageCost
     density: float
     parameters: int
-    stated: bool
+    is_recorded: bool
 
     @property
     def bits(self) -> float:
@@ -33,18 +33,18 @@ class Rate:
         return self.storage.total
 
 
-def rate_of(model: Model) -> Rate:
+def measure_rate(model: Model) -> Rate:
     """Count what a model takes to store."""
-    inside = unwrapped(model)
+    inside = to_hf_model(model)
     return Rate(
-        storage=model.made.storage if model.made else dense(inside, bits=16),
-        density=1 - zeros(inside),
+        storage=model.provenance.storage if model.provenance else dense_storage(inside, bits=16),
+        density=1 - zero_fraction(inside),
         parameters=sum(weight.numel() for weight in inside.parameters()),
-        stated=model.made is not None,
+        is_recorded=model.provenance is not None,
     )
 
 
-def unwrapped(model: Model) -> Any:  # noqa: ANN401
+def to_hf_model(model: Model) -> Any:  # noqa: ANN401
     """Return a plain Hugging Face model with a model's weights, each named once."""
     from transformers import AutoModelForCausalLM
 

@@ -7,18 +7,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probes.circuits.attribution import attribute
+from probes.circuits.attribution import edge_attribution
 from probes.circuits.graph import Edge
-from probes.circuits.reference_runs import stage
-from probes.circuits.trace import cut, tasks
+from probes.circuits.reference_runs import run_references
+from probes.circuits.trace import prune_circuit, sample_tasks
 from probes.errors import ModelError
 from probes.models.model import Model
-from probes.observe.gate import ask
+from probes.observe.gate import answer_questions
 from probes.prompts.catalog import pattern as find_pattern
-from probes.prompts.pair_batch import fits
+from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
-from probes.stats.intervals import Estimate, share
-from probes.stats.paired import paired
+from probes.stats.intervals import Estimate, proportion
+from probes.stats.paired import mcnemar_test
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,13 @@ class NewLayers:
 
     model: str
     layers: tuple[int, ...]
-    right: Estimate
-    without: Estimate
-    need: Estimate
-    old: Estimate
+    accuracy: Estimate
+    accuracy_without_new: Estimate
+    accuracy_drop: Estimate
+    accuracy_drop_old: Estimate
     edges: int
-    touching: float
-    expected: float
+    edges_new_fraction: float
+    all_new_fraction: float
 
 
 def new_layers(  # noqa: PLR0913 (of what, and by how much)
@@ -71,29 +71,29 @@ def new_layers(  # noqa: PLR0913 (of what, and by how much)
         ModelError: It is not known which layers are new, or there are no such layers.
     """
     asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
-    new = _new(model, layers)
+    new = _new_layer_indices(model, layers)
     old = [layer for layer in range(model.shape.layers) if layer not in new][-len(new) :]
-    questions = asked.questions(prompts, seed=seed, keep=fits(model.tokenizer))
-    right = ask(model, questions).right[:, 0].numpy()
-    without, instead = (_silent(model, some, questions) for some in (new, old))
-    finding, _ = tasks(model, asked, asked.answers[0][0], (), prompts=pairs, seed=seed)
-    graph = attribute(model, finding, method="eap-ig")
-    circuit = cut(stage(model, finding), graph, 0.9)
+    questions = asked.sample_questions(prompts, seed=seed, keep=tokenizable_by(model.tokenizer))
+    right = answer_questions(model, questions).correct[:, 0].numpy()
+    without, instead = (_accuracy_without(model, some, questions) for some in (new, old))
+    finding, _ = sample_tasks(model, asked, asked.answers[0][0], (), prompts=pairs, seed=seed)
+    graph = edge_attribution(model, finding, method="eap-ig")
+    circuit = prune_circuit(run_references(model, finding), graph, 0.9)
     return NewLayers(
         model=model.name,
         layers=tuple(new),
-        right=share(right),
-        without=share(without),
-        need=paired(without, right).difference,
-        old=paired(instead, right).difference,
+        accuracy=proportion(right),
+        accuracy_without_new=proportion(without),
+        accuracy_drop=mcnemar_test(without, right).difference,
+        accuracy_drop_old=mcnemar_test(instead, right).difference,
         edges=len(circuit),
-        touching=_touching(circuit.edges, new),
-        expected=_touching(list(graph.wiring.edges()), new),
+        edges_new_fraction=_fraction_touching(circuit.edges, new),
+        all_new_fraction=_fraction_touching(list(graph.graph.edges()), new),
     )
 
 
-def _new(model: Model, layers: Sequence[int] | None) -> list[int]:
-    told = model.made.dials.get("new_layers") if model.made is not None else None
+def _new_layer_indices(model: Model, layers: Sequence[int] | None) -> list[int]:
+    told = model.provenance.settings.get("new_layers") if model.provenance is not None else None
     found = layers if layers is not None else told
     if not isinstance(found, Sequence) or isinstance(found, str) or not found:
         raise ModelError(
@@ -105,7 +105,7 @@ def _new(model: Model, layers: Sequence[int] | None) -> list[int]:
     return new
 
 
-def _silent(model: Model, layers: Sequence[int], questions: Sequence) -> np.ndarray:
+def _accuracy_without(model: Model, layers: Sequence[int], questions: Sequence) -> np.ndarray:
     """Ask a model in which some layers write nothing into the stream."""
 
     def zero(value: Tensor) -> Tensor:
@@ -114,10 +114,10 @@ def _silent(model: Model, layers: Sequence[int], questions: Sequence) -> np.ndar
     parts = ("hook_attn_out", "hook_mlp_out")
     edits = {f"blocks.{layer}.{part}": zero for layer in layers for part in parts}
     with model.editing(edits):
-        return ask(model, questions).right[:, 0].numpy()
+        return answer_questions(model, questions).correct[:, 0].numpy()
 
 
-def _touching(edges: Sequence[Edge], new: Sequence[int]) -> float:
+def _fraction_touching(edges: Sequence[Edge], new: Sequence[int]) -> float:
     names = tuple(f"L{layer}." for layer in new)
     hits = [any(end.startswith(names) for end in (e.source, e.target)) for e in edges]
     return sum(hits) / max(len(hits), 1)

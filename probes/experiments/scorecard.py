@@ -16,35 +16,55 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from probes.circuits.attribution import attribute
+from probes.circuits.attribution import edge_attribution
 from probes.circuits.circuit import Circuit
 from probes.circuits.faithfulness import faithfulness
-from probes.circuits.reference_runs import stage
+from probes.circuits.reference_runs import run_references
 from probes.circuits.task import Task
-from probes.circuits.trace import cut, tasks
-from probes.comparison.variables.held_out_folds import Trials, distinct, draw_trials
-from probes.comparison.variables.stitching import Host, held_at, read_donor, read_host
-from probes.comparison.variables.transfer import handed
+from probes.circuits.trace import prune_circuit, sample_tasks
+from probes.comparison.variables.held_out_folds import (
+    HeldOutFolds,
+    distinct_tokenizers,
+    sample_held_out_folds,
+)
+from probes.comparison.variables.stitching import (
+    Recipient,
+    find_variable_sites,
+    run_donor,
+    run_recipient,
+)
+from probes.comparison.variables.transfer import donor_hits
 from probes.errors import ModelError
-from probes.experiments.family.accuracy import BOTH, Asked, every_axis, measure
-from probes.interventions.hotspots import alone
-from probes.interventions.interchange import cross, exchange
+from probes.experiments.family.accuracy import (
+    BOTH_PATTERNS,
+    AxisQuestions,
+    all_axis_questions,
+    evaluate_axes,
+)
+from probes.interventions.hotspots import takes_only
+from probes.interventions.interchange import interchange_intervention, run_interchange_pairs
 from probes.models.model import Model, load
-from probes.models.site import join, site_name
-from probes.prompts.batch import encode
+from probes.models.site import joined_roles, site_name
+from probes.prompts.batch import tokenize
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.interchange_pairs import OPERATION
-from probes.prompts.pair_batch import fits
+from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
-from probes.stats.intervals import Estimate, draws, interval, mean, share
+from probes.stats.intervals import (
+    Estimate,
+    bootstrap_mean,
+    bootstrap_weights,
+    percentile_interval,
+    proportion,
+)
 
 _DRAWS = 2000
-Row = dict[str, float | str]
+TableRow = dict[str, float | str]
 
 
 @dataclass(frozen=True, eq=False)
-class Yardstick:
+class ScorecardReference:
     """A parent and everything that relatives are held against, made once.
 
     Attributes:
@@ -59,21 +79,21 @@ class Yardstick:
     """
 
     parent: Model
-    trials: Trials
-    host: Host
+    folds: HeldOutFolds
+    recipient: Recipient
     questions: tuple[Question, ...]
-    asked: tuple[Asked, ...]
+    axis_questions: tuple[AxisQuestions, ...]
     circuit: Circuit
-    judging: Task
+    held_out_task: Task
     seed: int
 
     @cached_property
-    def said(self) -> Float[torch.Tensor, "prompt position vocab"]:
+    def log_probs(self) -> Float[torch.Tensor, "prompt position vocab"]:
         """What the parent says at every place of the questions, as log-probabilities."""
-        return _said(self.parent, self.questions)
+        return _log_probs(self.parent, self.questions)
 
 
-def yardstick(  # noqa: PLR0913 (how much of each thing is drawn)
+def prepare_scorecard_reference(  # noqa: PLR0913 (how much of each thing is drawn)
     parent: str | Path | Model,
     pattern: str | Pattern = "take-away",
     *,
@@ -81,7 +101,7 @@ def yardstick(  # noqa: PLR0913 (how much of each thing is drawn)
     prompts: int = 400,
     per_cell: int = 2,
     seed: int = 0,
-) -> Yardstick:
+) -> ScorecardReference:
     """Run a parent once on everything that its relatives will be held against.
 
     Args:
@@ -94,20 +114,26 @@ def yardstick(  # noqa: PLR0913 (how much of each thing is drawn)
     """
     model = load(parent)
     asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
-    trials = draw_trials(
-        asked, tokenizers=distinct([model.tokenizer]), bases=bases, prompts=prompts, seed=seed
+    trials = sample_held_out_folds(
+        asked,
+        tokenizers=distinct_tokenizers([model.tokenizer]),
+        bases=bases,
+        prompts=prompts,
+        seed=seed,
     )
-    finding, judging = tasks(model, asked, "number", (), prompts=32, seed=seed)
-    graph = attribute(model, finding, method="eap-ig")
-    circuit = cut(stage(model, finding), graph, 0.9)
-    questions = tuple(asked.questions(128, seed=seed + 3, keep=fits(model.tokenizer)))
-    cells = tuple(every_axis(model.tokenizer, per_cell=per_cell, seed=seed))
-    host = read_host(model, trials, seed=seed)
-    return Yardstick(model, trials, host, questions, cells, circuit, judging, seed)
+    finding, judging = sample_tasks(model, asked, "number", (), prompts=32, seed=seed)
+    graph = edge_attribution(model, finding, method="eap-ig")
+    circuit = prune_circuit(run_references(model, finding), graph, 0.9)
+    questions = tuple(
+        asked.sample_questions(128, seed=seed + 3, keep=tokenizable_by(model.tokenizer))
+    )
+    cells = tuple(all_axis_questions(model.tokenizer, per_cell=per_cell, seed=seed))
+    recipient = run_recipient(model, trials, seed=seed)
+    return ScorecardReference(model, trials, recipient, questions, cells, circuit, judging, seed)
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Scorecard:
     """Where one model stands beside a parent.
 
     Attributes:
@@ -134,15 +160,15 @@ class Standing:
     operation: Estimate
     x: Estimate
     y: Estimate
-    thing: Estimate
-    kinship: Estimate
+    object: Estimate
+    mean_interchange_accuracy: Estimate
     site: str
-    held: Estimate
-    circuit: Estimate
+    own_interchange_accuracy: Estimate
+    circuit_faithfulness: Estimate
 
-    def row(self) -> Row:
+    def row(self) -> TableRow:
         """Return it as plain numbers, each with the ends of its interval."""
-        found: Row = {}
+        found: TableRow = {}
         for part in fields(self):
             value = getattr(self, part.name)
             if isinstance(value, Estimate):
@@ -156,7 +182,7 @@ class Standing:
         return found
 
 
-def standing(yard: Yardstick, relative: str | Path | Model) -> Standing:
+def scorecard(reference: ScorecardReference, relative: str | Path | Model) -> Scorecard:
     """Measure one relative.
 
     Args:
@@ -167,79 +193,85 @@ def standing(yard: Yardstick, relative: str | Path | Model) -> Standing:
         ModelError: It reads with another tokenizer.
     """
     model = load(relative)
-    if len(distinct([yard.parent.tokenizer, model.tokenizer])) > 1:
+    if len(distinct_tokenizers([reference.parent.tokenizer, model.tokenizer])) > 1:
         raise ModelError(
-            f"{model.name} and {yard.parent.name} read with different tokenizers: their tokens "
+            f"{model.name} and {reference.parent.name} read with different tokenizers: their tokens "
             "cannot be held against each other. Compare them with `compare`."
         )
-    accuracy = _accuracy(yard, model)
-    kin = _kin(yard, model)
-    site, held = _held(yard, model)
-    return Standing(
+    accuracy = _accuracy(reference, model)
+    kin = _interchange_hits(reference, model)
+    site, held = _own_interchange(reference, model)
+    return Scorecard(
         model=model.name,
-        divergence=_divergence(yard, model),
+        divergence=_divergence(reference, model),
         **accuracy,
-        **{name: share(hits) for name, hits in kin.items()},
-        kinship=_mean_share(kin, seed=yard.seed),
+        **{name: proportion(hits) for name, hits in kin.items()},
+        mean_interchange_accuracy=_mean_interchange_accuracy(kin, seed=reference.seed),
         site=site,
-        held=held,
-        circuit=_served(yard, model),
+        own_interchange_accuracy=held,
+        circuit_faithfulness=_circuit_faithfulness(reference, model),
     )
 
 
-def _accuracy(yard: Yardstick, model: Model) -> dict[str, Estimate]:
+def _accuracy(reference: ScorecardReference, model: Model) -> dict[str, Estimate]:
     found = {}
-    for score in measure(model, yard.asked, seed=yard.seed):
+    for score in evaluate_axes(model, reference.axis_questions, seed=reference.seed):
         # Nouns are held out of sentences that take away, and of no others.
-        both = score.pattern == BOTH or score.axis == "nouns"
+        both = score.pattern == BOTH_PATTERNS or score.axis == "nouns"
         if score.answer == "number" and both:
             found[score.axis] = score.accuracy
     return found
 
 
-def _said(
+def _log_probs(
     model: Model, questions: Sequence[Question]
 ) -> Float[torch.Tensor, "prompt position vocab"]:
-    batch = encode(model.tokenizer, list(questions), limit=model.shape.context)
+    batch = tokenize(model.tokenizer, list(questions), max_length=model.shape.context)
     logits = model.logits(batch.ids.to(model.device), batch.mask.to(model.device))
     return logits.float().log_softmax(-1).cpu()
 
 
-def _divergence(yard: Yardstick, model: Model) -> Estimate:
-    mask = encode(model.tokenizer, list(yard.questions), limit=model.shape.context).mask
-    ours, theirs = yard.said, _said(model, yard.questions)
+def _divergence(reference: ScorecardReference, model: Model) -> Estimate:
+    mask = tokenize(model.tokenizer, list(reference.questions), max_length=model.shape.context).mask
+    ours, theirs = reference.log_probs, _log_probs(model, reference.questions)
     each = (ours.exp() * (ours - theirs)).sum(-1) / log(2)
     by_text = (each * mask).sum(-1) / mask.sum(-1)
-    return mean(by_text.double().numpy(), seed=yard.seed)
+    return bootstrap_mean(by_text.double().numpy(), seed=reference.seed)
 
 
-def _kin(yard: Yardstick, model: Model) -> Mapping[str, np.ndarray]:
-    donor = read_donor(model, yard.trials)
-    (hits,) = handed(yard.host, [donor], yard.trials, yard.trials.variables).values()
+def _interchange_hits(reference: ScorecardReference, model: Model) -> Mapping[str, np.ndarray]:
+    donor = run_donor(model, reference.folds)
+    (hits,) = donor_hits(
+        reference.recipient, [donor], reference.folds, reference.folds.variables
+    ).values()
     return hits
 
 
-def _mean_share(hits: Mapping[str, np.ndarray], *, seed: int) -> Estimate:
+def _mean_interchange_accuracy(hits: Mapping[str, np.ndarray], *, seed: int) -> Estimate:
     drawn = [
-        draws(len(one), _DRAWS, seed=seed + k) @ one.astype(float) / len(one)
+        bootstrap_weights(len(one), _DRAWS, seed=seed + k) @ one.astype(float) / len(one)
         for k, one in enumerate(hits.values())
     ]
     value = float(np.mean([one.mean() for one in hits.values()]))
-    return interval(value, np.mean(drawn, axis=0))
+    return percentile_interval(value, np.mean(drawn, axis=0))
 
 
-def _held(yard: Yardstick, model: Model) -> tuple[str, Estimate]:
-    cell = held_at(model, yard.trials, seed=yard.seed)[OPERATION]
-    crossed = cross(model, yard.trials.crossings, roles=join(cell))
-    found = alone(exchange(crossed, [cell]), OPERATION)[0]
-    return site_name(cell), share(found)
+def _own_interchange(reference: ScorecardReference, model: Model) -> tuple[str, Estimate]:
+    cell = find_variable_sites(model, reference.folds, seed=reference.seed)[OPERATION]
+    crossed = run_interchange_pairs(
+        model, reference.folds.interchange_pairs, joined_roles=joined_roles(cell)
+    )
+    found = takes_only(interchange_intervention(crossed, [cell]), OPERATION)[0]
+    return site_name(cell), proportion(found)
 
 
-def _served(yard: Yardstick, model: Model) -> Estimate:
-    ours, theirs = yard.parent.shape, model.shape
+def _circuit_faithfulness(reference: ScorecardReference, model: Model) -> Estimate:
+    ours, theirs = reference.parent.shape, model.shape
     if (ours.layers, ours.heads) != (theirs.layers, theirs.heads):
         return Estimate(nan, nan, nan)
-    return faithfulness(model, yard.judging, [yard.circuit], seed=yard.seed)[0].value
+    return faithfulness(model, reference.held_out_task, [reference.circuit], seed=reference.seed)[
+        0
+    ].value
 
 
 def write_rows(rows: Sequence[Mapping[str, float | str]], path: Path) -> None:
@@ -249,10 +281,10 @@ def write_rows(rows: Sequence[Mapping[str, float | str]], path: Path) -> None:
         table = csv.DictWriter(file, columns, lineterminator="\n")
         table.writeheader()
         for row in rows:
-            table.writerow({name: _written(value) for name, value in row.items()})
+            table.writerow({name: _format_value(value) for name, value in row.items()})
 
 
-def _written(value: float | str) -> float | str:
+def _format_value(value: float | str) -> float | str:
     if not isinstance(value, float):
         return value
     return f"{value:.0f}" if value.is_integer() else f"{value:.4g}"

@@ -8,22 +8,22 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probes.errors import PatternError
-from probes.interventions.activation_patching import Recording, patch, record
-from probes.interventions.directions import flips, operation_direction
-from probes.interventions.interchange import cross
+from probes.interventions.activation_patching import CachedRun, patch_sites, run_with_cache
+from probes.interventions.directions import operation_direction, patch_direction
+from probes.interventions.interchange import run_interchange_pairs
 from probes.models.model import Model
-from probes.models.site import Cell, join
-from probes.observe.gate import ask
+from probes.models.site import Site, joined_roles
+from probes.observe.gate import answer_questions
 from probes.prompts.batch import Batch
-from probes.prompts.interchange_pairs import crossings
-from probes.prompts.pair_batch import draw_pairs, encode_pairs, fits
+from probes.prompts.interchange_pairs import sample_interchange_pairs
+from probes.prompts.pair_batch import sample_pairs, tokenizable_by, tokenize_pairs
 from probes.prompts.pattern import Pattern
-from probes.stats.intervals import Estimate, share
-from probes.stats.paired import paired
+from probes.stats.intervals import Estimate, proportion
+from probes.stats.paired import mcnemar_test
 
 
 @dataclass(frozen=True, slots=True)
-class Unseen:
+class UnseenVerbs:
     """Whether an operation direction serves verbs that it was not fitted on.
 
     Attributes:
@@ -37,12 +37,12 @@ class Unseen:
     site: Estimate
     embedding: Estimate
     gain: Estimate
-    verbs: tuple[tuple[str, ...], ...]
+    verb_groups: tuple[tuple[str, ...], ...]
 
 
 def unseen_verbs(
-    model: Model, pattern: Pattern, cell: Cell, *, bases: int = 40, seed: int = 0
-) -> Unseen:
+    model: Model, pattern: Pattern, operation_site: Site, *, bases: int = 40, seed: int = 0
+) -> UnseenVerbs:
     """Fit the operation's direction without some verbs, and flip the operation of just these.
 
     Patching a whole embedding succeeds by construction; a direction that serves unseen verbs there
@@ -57,29 +57,31 @@ def unseen_verbs(
             f"{pattern.name!r} has one group of verbs, {verbs}: none can be left out. Give it "
             "verbs that share no word"
         )
-    early = Cell(0, "resid", cell.role if "op" in cell.role.split("+") else "op")
-    hits: dict[Cell, list[Bool[np.ndarray, " prompt"]]] = {cell: [], early: []}
+    early = Site(
+        0, "resid", operation_site.role if "op" in operation_site.role.split("+") else "op"
+    )
+    hits: dict[Site, list[Bool[np.ndarray, " prompt"]]] = {operation_site: [], early: []}
     for n, left_out in enumerate(verbs):
         others = [verb for group in verbs if group != left_out for verb in group]
         fit, judged = (
-            cross(
+            run_interchange_pairs(
                 model,
-                crossings(
+                sample_interchange_pairs(
                     pattern,
                     count,
                     tokenizers=(model.tokenizer,),
                     seed=seed + 2 * n + k,
-                    words={"op": words},
+                    allowed_words={"op": words},
                 ),
-                roles=join(cell),
+                joined_roles=joined_roles(operation_site),
             )
             for k, (count, words) in enumerate(((2 * bases, others), (bases, left_out)))
         )
         for place, found in hits.items():
-            found.append(flips(judged, operation_direction(fit, place), "same"))
-    site, embedding = (np.concatenate(hits[place]) for place in (cell, early))
-    gain = paired(embedding, site).difference
-    return Unseen(share(site), share(embedding), gain, tuple(map(tuple, verbs)))
+            found.append(patch_direction(judged, operation_direction(fit, place), "same"))
+    site, embedding = (np.concatenate(hits[place]) for place in (operation_site, early))
+    gain = mcnemar_test(embedding, site).difference
+    return UnseenVerbs(proportion(site), proportion(embedding), gain, tuple(map(tuple, verbs)))
 
 
 def verb_groups(pattern: Pattern) -> list[list[str]]:
@@ -94,8 +96,8 @@ def verb_groups(pattern: Pattern) -> list[list[str]]:
     return groups
 
 
-def asked_back(
-    model: Model, pattern: Pattern, cell: Cell, *, pairs: int = 64, seed: int = 0
+def operation_free_question(
+    model: Model, pattern: Pattern, site: Site, *, pairs: int = 64, seed: int = 0
 ) -> Estimate:
     """Say how often a number that does not hang on the operation stays when a site is put in.
 
@@ -106,11 +108,13 @@ def asked_back(
         pairs: How many pairs that differ in the operation alone.
         seed: Of the draw.
     """
-    drawn = draw_pairs(pattern, "operation", pairs, tokenizers=(model.tokenizer,), seed=seed)
-    found = encode_pairs(model.tokenizer, drawn, limit=model.shape.context)
-    clean, source = (_record(model, side) for side in (found.clean, found.counterfactual))
-    parts = [role for role in cell.role.split("+") if role in found.clean.roles]
-    where = {cell.role: torch.stack([found.where(role) for role in parts]).any(0).to(model.device)}
+    drawn = sample_pairs(pattern, "operation", pairs, tokenizers=(model.tokenizer,), seed=seed)
+    found = tokenize_pairs(model.tokenizer, drawn, max_length=model.shape.context)
+    clean, source = (_run_batch(model, side) for side in (found.clean, found.counterfactual))
+    parts = [role for role in site.role.split("+") if role in found.clean.roles]
+    where = {
+        site.role: torch.stack([found.role_mask(role) for role in parts]).any(0).to(model.device)
+    }
     answer = found.clean.readouts[0].answer.to(model.device)
 
     def right(
@@ -118,16 +122,18 @@ def asked_back(
     ) -> Float[Tensor, "row 1"]:
         return (logits[:, 0].argmax(-1) == answer[prompt]).to(logits)[:, None]
 
-    theirs = source.aligned(found.source.to(model.device))
-    return share(patch(clean, theirs, [cell], where, right)[0, :, 0].cpu().bool().numpy())
+    theirs = source.realigned(found.source_positions.to(model.device))
+    return proportion(
+        patch_sites(clean, theirs, [site], where, right)[0, :, 0].cpu().bool().numpy()
+    )
 
 
-def _record(model: Model, batch: Batch) -> Recording:
+def _run_batch(model: Model, batch: Batch) -> CachedRun:
     ids, mask = batch.ids.to(model.device), batch.mask.to(model.device)
-    return record(model, ids, mask, batch.positions.to(model.device))
+    return run_with_cache(model, ids, mask, batch.positions.to(model.device))
 
 
-def loud_filler(
+def distractor_sentence(
     model: Model, pattern: Pattern, *, prompts: int = 64, seed: int = 0
 ) -> Estimate | None:
     """Say how often a question is right behind a sentence that has the opposite verb in vain.
@@ -137,16 +143,16 @@ def loud_filler(
     Raises:
         PatternError: There are fewer such questions.
     """
-    turned = pattern.turned()
-    verbs = pattern.lexicon.side(pattern.operation)
+    turned = pattern.flipped()
+    verbs = pattern.lexicon.verbs_of(pattern.operation)
     fillers = [
         f for f in dict(pattern.lexicon.choices).get("filler", ()) if any(v in f for v in verbs)
     ]
-    if not fillers or not any("filler" in frame.slots for frame in turned.frames):
+    if not fillers or not any("filler" in frame.slots for frame in turned.templates):
         return None
-    tells = fits(model.tokenizer)
-    asked = turned.questions(
+    tells = tokenizable_by(model.tokenizer)
+    asked = turned.sample_questions(
         prompts, seed=seed, keep=lambda q: dict(q.slots).get("filler") in fillers and tells(q)
     )
-    right: Bool[np.ndarray, " prompt"] = ask(model, asked).right[:, 0].numpy()
-    return share(right)
+    right: Bool[np.ndarray, " prompt"] = answer_questions(model, asked).correct[:, 0].numpy()
+    return proportion(right)

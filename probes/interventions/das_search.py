@@ -5,24 +5,35 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from probes.interventions.directions import flips, operation_direction
-from probes.interventions.geometry import Decoded, Dimension, decodable, dimension, off_manifold
-from probes.interventions.interchange import NUMBER, Crossed, cross, exchange
+from probes.interventions.directions import operation_direction, patch_direction
+from probes.interventions.geometry import (
+    DecodingResult,
+    IntrinsicDimension,
+    decode_labels,
+    intrinsic_dimension,
+    off_manifold_distance,
+)
+from probes.interventions.interchange import (
+    NUMBER_READOUT,
+    InterchangeRuns,
+    interchange_intervention,
+    run_interchange_pairs,
+)
 from probes.interventions.subspace import Subspace, das
-from probes.models.model import Model, untrained
-from probes.models.site import Cell, join
-from probes.prompts.interchange_pairs import OBJECT, OPERATION, Crossings
-from probes.stats.intervals import Estimate, share
+from probes.models.model import Model, random_init
+from probes.models.site import Site, joined_roles
+from probes.prompts.interchange_pairs import OBJECT, OPERATION, InterchangePairs
+from probes.stats.intervals import Estimate, proportion
 
-ENOUGH = 0.9
+MIN_FRACTION_OF_FULL = 0.9
 """Share of what the whole state does that a subspace must do to carry the variable."""
 
-CAPACITY = 0.2
+MAX_RANDOM_INIT_ACCURACY = 0.2
 """What a search may reach in an untrained model before the method itself is in doubt."""
 
 
 @dataclass(frozen=True, eq=False)
-class Search:
+class DASResult:
     """Subspaces that were searched for on some prompts, judged on others.
 
     Attributes:
@@ -39,23 +50,23 @@ class Search:
         space: The searched directions that were enough, or the last that were tried.
     """
 
-    whole: Estimate
-    sizes: tuple[int, ...]
-    shares: tuple[Estimate, ...]
-    smallest: int | None
-    means: Estimate
-    permuted: Estimate
-    elsewhere: Estimate | None
-    untrained: Estimate
-    distance: float
-    dimensions: Dimension
-    space: Subspace
+    full_state: Estimate
+    dimensions_tried: tuple[int, ...]
+    accuracies: tuple[Estimate, ...]
+    min_dimensions: int | None
+    mean_difference: Estimate
+    permuted_labels: Estimate
+    control_site: Estimate | None
+    random_init: Estimate
+    off_manifold_distance: float
+    state_dimension: IntrinsicDimension
+    subspace: Subspace
 
 
-def search(
-    finding: Crossed, judging: Crossed, cell: Cell, *, sizes: tuple[int, ...] = (1, 2, 4, 8),
+def search_subspace(
+    search_runs: InterchangeRuns, evaluation_runs: InterchangeRuns, site: Site, *, dimensions: tuple[int, ...] = (1, 2, 4, 8),
     seed: int = 0,
-) -> Search:  # fmt: skip
+) -> DASResult:  # fmt: skip
     """Search for the directions that carry the operation at a site, and for what chance finds.
 
     Distributed alignment search; see `das`. The search stops at the first size that is enough.
@@ -67,89 +78,114 @@ def search(
         sizes: Numbers of directions to try, from few to many.
         seed: Of searches and permutations.
     """
-    target = _target(finding)
-    whole = share(_whole(judging, cell))
+    target = _target_tokens(search_runs)
+    whole = proportion(_full_state_hits(evaluation_runs, site))
     found: list[tuple[int, Subspace, Estimate]] = []
-    for size in sizes:
-        space = _das(finding, cell, size, target, seed)
-        found.append((size, space, share(flips(judging, space))))
-        if 0 < ENOUGH * whole.value <= found[-1][2].value:
+    for size in dimensions:
+        space = _run_das(search_runs, site, size, target, seed)
+        found.append((size, space, proportion(patch_direction(evaluation_runs, space))))
+        if 0 < MIN_FRACTION_OF_FULL * whole.value <= found[-1][2].value:
             break
     size, space, best = found[-1]
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(target)))
-    lost = _das(finding, cell, size, target[order.to(target.device)], seed)
-    quiet = _quiet(finding, judging, cell)
-    strange = _untrained(finding, judging, cell, size, seed)
-    clean, theirs = judging.states(cell), judging.states(cell, "other")
-    natural = torch.cat([finding.states(cell), finding.states(cell, "other")])
-    return Search(
-        whole=whole,
-        sizes=tuple(n for n, _, _ in found),
-        shares=tuple(value for _, _, value in found),
-        smallest=size if 0 < ENOUGH * whole.value <= best.value else None,
-        means=share(flips(judging, operation_direction(finding, cell))),
-        permuted=share(flips(judging, lost)),
-        elsewhere=None
+    lost = _run_das(search_runs, site, size, target[order.to(target.device)], seed)
+    quiet = _least_effective_site(search_runs, evaluation_runs, site)
+    strange = _random_init_accuracy(search_runs, evaluation_runs, site, size, seed)
+    clean, theirs = evaluation_runs.states(site), evaluation_runs.states(site, "other")
+    natural = torch.cat([search_runs.states(site), search_runs.states(site, "other")])
+    return DASResult(
+        full_state=whole,
+        dimensions_tried=tuple(n for n, _, _ in found),
+        accuracies=tuple(value for _, _, value in found),
+        min_dimensions=size if 0 < MIN_FRACTION_OF_FULL * whole.value <= best.value else None,
+        mean_difference=proportion(
+            patch_direction(evaluation_runs, operation_direction(search_runs, site))
+        ),
+        permuted_labels=proportion(patch_direction(evaluation_runs, lost)),
+        control_site=None
         if quiet is None
-        else share(flips(judging, _das(finding, quiet, size, target, seed))),
-        untrained=strange,
-        distance=float(off_manifold(natural, space.mix(clean, theirs)).median()),
-        dimensions=dimension(natural),
-        space=space,
+        else proportion(
+            patch_direction(evaluation_runs, _run_das(search_runs, quiet, size, target, seed))
+        ),
+        random_init=strange,
+        off_manifold_distance=float(
+            off_manifold_distance(natural, space.replace_projection(clean, theirs)).median()
+        ),
+        state_dimension=intrinsic_dimension(natural),
+        subspace=space,
     )
 
 
-def _target(crossed: Crossed) -> torch.Tensor:
+def _target_tokens(runs: InterchangeRuns) -> torch.Tensor:
     """Return the token that the operation alone would make each base say."""
-    return crossed.tokens[NUMBER][:, crossed.crossings.number.index(OPERATION)]
+    return runs.outcome_tokens[NUMBER_READOUT][
+        :, runs.interchange_pairs.number_labels.index(OPERATION)
+    ]
 
 
-def _whole(judging: Crossed, cell: Cell) -> np.ndarray:
-    every = torch.eye(judging.clean.resid.shape[-1], device=judging.clean.resid.device)
-    return flips(judging, Subspace(cell.layer, cell.role, "means", every))
+def _full_state_hits(evaluation_runs: InterchangeRuns, site: Site) -> np.ndarray:
+    every = torch.eye(
+        evaluation_runs.clean.resid.shape[-1], device=evaluation_runs.clean.resid.device
+    )
+    return patch_direction(evaluation_runs, Subspace(site.layer, site.role, "means", every))
 
 
-def _das(crossed: Crossed, cell: Cell, size: int, target: torch.Tensor, seed: int) -> Subspace:
+def _run_das(
+    runs: InterchangeRuns, site: Site, dims: int, target: torch.Tensor, seed: int
+) -> Subspace:
     return das(
-        crossed.clean,
-        crossed.sources["other"],
-        crossed.where[cell.role],
-        layer=cell.layer,
-        role=cell.role,
-        dims=size,
-        read=NUMBER,
+        runs.clean,
+        runs.sources["other"],
+        runs.role_masks[site.role],
+        layer=site.layer,
+        role=site.role,
+        dims=dims,
+        readout=NUMBER_READOUT,
         target=target,
         seed=seed,
     )
 
 
-def _quiet(finding: Crossed, judging: Crossed, cell: Cell) -> Cell | None:
+def _least_effective_site(
+    search_runs: InterchangeRuns, evaluation_runs: InterchangeRuns, site: Site
+) -> Site | None:
     """Return the site of the same layer that hands over least, though it differs; if any does."""
-    roles = [r for r in finding.roles if r in judging.roles and r not in cell.role.split("+")]
-    cells = [replace(cell, role=role) for role in roles]
-    clean, theirs = (r.resid[cell.layer] for r in (finding.clean, finding.sources["other"]))
+    roles = [
+        r for r in search_runs.roles if r in evaluation_runs.roles and r not in site.role.split("+")
+    ]
+    cells = [replace(site, role=role) for role in roles]
+    clean, theirs = (r.resid[site.layer] for r in (search_runs.clean, search_runs.sources["other"]))
     differs = (clean != theirs).any(-1)
-    cells = [c for c in cells if bool((differs & finding.where[c.role]).any(-1).all())]
+    cells = [c for c in cells if bool((differs & search_runs.role_masks[c.role]).any(-1).all())]
     if not cells:
         return None
-    takes = exchange(finding, cells).takes(OPERATION).mean(1)
+    takes = interchange_intervention(search_runs, cells).takes_variable(OPERATION).mean(1)
     return cells[int(takes.argmin())]
 
 
-def _untrained(finding: Crossed, judging: Crossed, cell: Cell, size: int, seed: int) -> Estimate:
+def _random_init_accuracy(
+    search_runs: InterchangeRuns, evaluation_runs: InterchangeRuns, site: Site, dims: int, seed: int
+) -> Estimate:
     """Search in an untrained model, for the same answers."""
-    null = untrained(finding.model, seed=seed)
-    here, there = (cross(null, runs.crossings, roles=join(cell)) for runs in (finding, judging))
-    return share(flips(there, _das(here, cell, size, _target(here), seed)))
+    null = random_init(search_runs.model, seed=seed)
+    here, there = (
+        run_interchange_pairs(null, runs.interchange_pairs, joined_roles=joined_roles(site))
+        for runs in (search_runs, evaluation_runs)
+    )
+    return proportion(
+        patch_direction(there, _run_das(here, site, dims, _target_tokens(here), seed))
+    )
 
 
-def object_decodable(model: Model, drawn: Crossings, cell: Cell, *, seed: int = 0) -> Decoded:
+def decode_object(
+    model: Model, interchange_pairs: InterchangePairs, site: Site, *, seed: int = 0
+) -> DecodingResult:
     """Say whether the object can be read from a site's states, one base a row.
 
     Raises:
         BatchError: An object stands in one base only.
     """
-    crossed = cross(model, drawn, roles=join(cell))
-    words = [str(pair.clean[OBJECT]) for pair in drawn.other]
+    crossed = run_interchange_pairs(model, interchange_pairs, joined_roles=joined_roles(site))
+    words = [str(pair.clean[OBJECT]) for pair in interchange_pairs.other]
     labels = torch.tensor([sorted(set(words)).index(word) for word in words])
-    return decodable(crossed.states(cell), labels, seed=seed)
+    return decode_labels(crossed.states(site), labels, seed=seed)

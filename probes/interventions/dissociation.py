@@ -11,25 +11,25 @@ from torch import Tensor
 from probes.errors import SiteError
 from probes.interventions.hotspots import Hotspots
 from probes.interventions.interchange import (
-    NOUN,
-    NUMBER,
-    Crossed,
-    Interchange,
-    exchange,
-    with_states,
+    NUMBER_READOUT,
+    OBJECT_READOUT,
+    InterchangeOutcomes,
+    InterchangeRuns,
+    interchange_intervention,
+    with_residual,
 )
 from probes.interventions.subspace import Subspace, random_subspace
 from probes.models.model import Edit
-from probes.models.site import Cell
+from probes.models.site import Site
 from probes.prompts.interchange_pairs import BASE, OBJECT, OPERATION
-from probes.stats.intervals import Estimate, mean, share
+from probes.stats.intervals import Estimate, bootstrap_mean, proportion
 
-CARRIES = 0.1
+MIN_HEAD_FRACTION = 0.1
 """Share of the whole fall of a lead from which a head counts as one of its carriers."""
 
 
 @dataclass(frozen=True, slots=True)
-class Swap:
+class InterchangeEffect:
     """What putting in one hotspot does to both answers.
 
     Attributes:
@@ -39,7 +39,7 @@ class Swap:
 
     variable: str
     number: Estimate
-    noun: Estimate
+    object: Estimate
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,39 +55,51 @@ class Dissociation:
         one_place: The same with both answers read where the number is read: by logits alone.
     """
 
-    operation: Swap
-    thing: Swap
+    operation: InterchangeEffect
+    object: InterchangeEffect
     crossover: Estimate
-    one_place: Estimate
+    crossover_at_number: Estimate
 
 
-def dissociate(hot: Hotspots, *, seed: int = 0) -> Dissociation:
+def dissociate(hotspots: Hotspots, *, seed: int = 0) -> Dissociation:
     """Hold the two swaps against each other, on the prompts that the hotspots were judged on."""
-    crossed, plain = hot.crossed, exchange(hot.crossed, [])
-    cells = [hot.spot(OPERATION).cell, hot.spot(OBJECT).cell]
-    found = exchange(crossed, cells)
-    swaps, right = [], plain.says(BASE, NUMBER)[0] & plain.says(BASE, NOUN)[0]
+    crossed, plain = hotspots.runs, interchange_intervention(hotspots.runs, [])
+    cells = [hotspots.hotspot(OPERATION).site, hotspots.hotspot(OBJECT).site]
+    found = interchange_intervention(crossed, cells)
+    swaps, right = (
+        [],
+        plain.is_outcome(BASE, NUMBER_READOUT)[0] & plain.is_outcome(BASE, OBJECT_READOUT)[0],
+    )
     for row, variable in enumerate((OPERATION, OBJECT)):
-        moved = [~found.says(BASE, answer)[row][right] for answer in (NUMBER, NOUN)]
-        swaps.append(Swap(variable, share(moved[NUMBER]), share(moved[NOUN])))
+        moved = [
+            ~found.is_outcome(BASE, answer)[row][right]
+            for answer in (NUMBER_READOUT, OBJECT_READOUT)
+        ]
+        swaps.append(
+            InterchangeEffect(
+                variable, proportion(moved[NUMBER_READOUT]), proportion(moved[OBJECT_READOUT])
+            )
+        )
     return Dissociation(
         *swaps,
-        crossover=mean(_crossover(plain, found, elsewhere=False), seed=seed),
-        one_place=mean(_crossover(plain, found, elsewhere=True), seed=seed),
+        crossover=bootstrap_mean(_crossover(plain, found, at_other_readout=False), seed=seed),
+        crossover_at_number=bootstrap_mean(
+            _crossover(plain, found, at_other_readout=True), seed=seed
+        ),
     )
 
 
 def _crossover(
-    plain: Interchange, found: Interchange, *, elsewhere: bool
+    baseline: InterchangeOutcomes, patched: InterchangeOutcomes, *, at_other_readout: bool
 ) -> Float[np.ndarray, " prompt"]:
     """Return the interaction of site and answer, prompt by prompt."""
     gains, scale = [], 0.0
-    for answer, label in ((NUMBER, OPERATION), (NOUN, OBJECT)):
-        there = elsewhere and answer == NOUN
-        before = plain.pull(label, answer, elsewhere=there)[0]
+    for answer, label in ((NUMBER_READOUT, OPERATION), (OBJECT_READOUT, OBJECT)):
+        there = at_other_readout and answer == OBJECT_READOUT
+        before = baseline.logit_shift(label, answer, at_other_readout=there)[0]
         # At one place both are measured by the number's lead: the noun's is next to nothing there.
         scale = scale if there else np.abs(before).mean()
-        gains.append((found.pull(label, answer, elsewhere=there) - before) / scale)
+        gains.append((patched.logit_shift(label, answer, at_other_readout=there) - before) / scale)
     number, noun = gains
     return (number[0] - noun[0]) - (number[1] - noun[1])
 
@@ -105,18 +117,18 @@ class Necessity:
     """
 
     number: Estimate
-    noun: Estimate
+    object: Estimate
     excess: Estimate
-    chance: tuple[float, ...]
+    null_excesses: tuple[float, ...]
 
     @property
-    def percentile(self) -> float:
+    def null_percentile(self) -> float:
         """The share of random subspaces that the excess is above."""
-        return float(np.mean([self.excess.value > one for one in self.chance]))
+        return float(np.mean([self.excess.value > one for one in self.null_excesses]))
 
 
 def necessity(
-    crossed: Crossed, space: Subspace, *, draws: int = 20, seed: int = 0
+    runs: InterchangeRuns, subspace: Subspace, *, n_draws: int = 20, seed: int = 0
 ) -> Necessity:  # fmt: skip
     """Give each base another base's or source's part in a subspace, whatever that one asks.
 
@@ -126,33 +138,38 @@ def necessity(
         draws: How many random subspaces of equal variance to hold it against.
         seed: Of the resampling and the draws.
     """
-    cell = Cell(space.layer, "resid", space.role)
-    states = torch.cat([crossed.states(cell), crossed.states(cell, "other")])
-    rng, count = np.random.default_rng(seed), len(crossed)
+    cell = Site(subspace.layer, "resid", subspace.role)
+    states = torch.cat([runs.states(cell), runs.states(cell, "other")])
+    rng, count = np.random.default_rng(seed), len(runs)
     # Another row, and its base or its source: never a base's own state.
     order = (np.arange(count) + rng.integers(1, count, count)) % count
     order = torch.from_numpy(order + count * rng.integers(0, 2, count))
     donor = states[order.to(states.device)][:, None]
-    before = exchange(crossed, [])
+    before = interchange_intervention(runs, [])
 
     def falls(used: Subspace) -> Float[np.ndarray, "answer prompt"]:
-        clean = crossed.clean.resid[space.layer]
-        source = with_states(crossed, space.layer, used.mix(clean, donor.expand_as(clean)))
-        after = exchange(crossed, [cell], source=source)
-        odds = [(_odds(before, k)[0], _odds(after, k)[0]) for k in (NUMBER, NOUN)]
+        clean = runs.clean.resid[subspace.layer]
+        source = with_residual(
+            runs, subspace.layer, used.replace_projection(clean, donor.expand_as(clean))
+        )
+        after = interchange_intervention(runs, [cell], source=source)
+        odds = [
+            (_log_odds(before, k)[0], _log_odds(after, k)[0])
+            for k in (NUMBER_READOUT, OBJECT_READOUT)
+        ]
         return np.stack([(here - there) / abs(here.mean()) for here, there in odds])
 
-    own = falls(space)
+    own = falls(subspace)
     chance = []
-    for draw in range(draws):
-        basis = _rival(space.basis, states, seed=seed + draw)
-        number, noun = falls(replace(space, method="random", basis=basis))
+    for draw in range(n_draws):
+        basis = _control_direction(subspace.basis, states, seed=seed + draw)
+        number, noun = falls(replace(subspace, method="random", basis=basis))
         chance.append(float((number - noun).mean()))
-    number, noun, excess = (mean(v, seed=seed) for v in (own[0], own[1], own[0] - own[1]))
+    number, noun, excess = (bootstrap_mean(v, seed=seed) for v in (own[0], own[1], own[0] - own[1]))
     return Necessity(number, noun, excess, tuple(chance))
 
 
-def _rival(
+def _control_direction(
     basis: Float[Tensor, "dimension d_model"], states: Float[Tensor, "row d_model"], *, seed: int
 ) -> Float[Tensor, "_ d_model"]:
     """Draw directions at right angles to a subspace until they hold as much variance as it does.
@@ -165,22 +182,22 @@ def _rival(
     own = basis.double()
     rest = drawn - drawn @ own.T @ own
     rest = torch.linalg.qr(rest[: size - len(own)].T).Q.T
-    centred = states.double() - states.double().mean(0)
-    held = (centred @ rest.T).square().sum(0).cumsum(0)
-    wanted = (centred @ own.T).square().sum()
+    centered = states.double() - states.double().mean(0)
+    held = (centered @ rest.T).square().sum(0).cumsum(0)
+    wanted = (centered @ own.T).square().sum()
     return rest[: 1 + int((held < wanted).sum())].to(basis.dtype)
 
 
-def _odds(found: Interchange, answer: int) -> Float[np.ndarray, "site prompt"]:
+def _log_odds(outcomes: InterchangeOutcomes, answer: int) -> Float[np.ndarray, "site prompt"]:
     """Return the log-odds of the base's answer among the outcomes."""
-    logits = found.logits[answer].double()
-    place = found.labels[answer].index(BASE)
+    logits = outcomes.logits[answer].double()
+    place = outcomes.labels[answer].index(BASE)
     rest = torch.cat([logits[..., :place], logits[..., place + 1 :]], -1)
     return (logits[..., place] - rest.logsumexp(-1)).numpy()
 
 
 @dataclass(frozen=True, eq=False)
-class Branch:
+class OutputHeads:
     """The heads that bring each answer to where it is read, and what knocking them out costs.
 
     Attributes:
@@ -193,65 +210,68 @@ class Branch:
     """
 
     number_heads: tuple[str, ...]
-    noun_heads: tuple[str, ...]
+    object_heads: tuple[str, ...]
     without_number: tuple[Estimate, Estimate]
-    without_noun: tuple[Estimate, Estimate]
-    everywhere: tuple[Estimate, Estimate]
-    share: Mapping[str, tuple[float, float]]
+    without_object: tuple[Estimate, Estimate]
+    without_object_everywhere: tuple[Estimate, Estimate]
+    head_fractions: Mapping[str, tuple[float, float]]
 
 
-def branches(finding: Crossed, judging: Crossed) -> Branch:
+def output_heads(search_runs: InterchangeRuns, evaluation_runs: InterchangeRuns) -> OutputHeads:
     """Find the heads that bring number and noun to where they are read, and knock each set out."""
-    shape, shares = finding.model.shape, []
+    shape, shares = search_runs.model.shape, []
     heads = [(layer, head) for layer in range(shape.layers) for head in range(shape.heads)]
-    plain, read = exchange(finding, []), _read(finding)
-    for answer, label in ((NUMBER, finding.crossings.whole), (NOUN, OBJECT)):
+    plain, read = interchange_intervention(search_runs, []), _with_readout_roles(search_runs)
+    for answer, label in (
+        (NUMBER_READOUT, search_runs.interchange_pairs.source_label),
+        (OBJECT_READOUT, OBJECT),
+    ):
         role = f"read {answer}"
-        cells = [Cell(layer, head, role) for layer, head in heads]
-        before = plain.pull(label, answer)
-        gain = exchange(read, cells).pull(label, answer) - before
+        cells = [Site(layer, head, role) for layer, head in heads]
+        before = plain.logit_shift(label, answer)
+        gain = interchange_intervention(read, cells).logit_shift(label, answer) - before
         shares.append(gain.mean(1) / (2 * np.abs(before).mean()))
     names = [f"L{layer}.H{head}" for layer, head in heads]
     chosen = [
-        tuple(name for name, share in zip(names, found, strict=True) if share >= CARRIES)
+        tuple(name for name, share in zip(names, found, strict=True) if share >= MIN_HEAD_FRACTION)
         for found in shares
     ]
-    return Branch(
+    return OutputHeads(
         number_heads=chosen[0],
-        noun_heads=chosen[1],
-        without_number=knocked_out(judging, chosen[0]),
-        without_noun=knocked_out(judging, chosen[1]),
-        everywhere=knocked_out(judging, chosen[1], everywhere=True),
-        share={n: (float(a), float(b)) for n, a, b in zip(names, *shares, strict=True)},
+        object_heads=chosen[1],
+        without_number=ablate_heads(evaluation_runs, chosen[0]),
+        without_object=ablate_heads(evaluation_runs, chosen[1]),
+        without_object_everywhere=ablate_heads(evaluation_runs, chosen[1], all_positions=True),
+        head_fractions={n: (float(a), float(b)) for n, a, b in zip(names, *shares, strict=True)},
     )
 
 
-def _read(crossed: Crossed) -> Crossed:
+def _with_readout_roles(runs: InterchangeRuns) -> InterchangeRuns:
     """Name the positions where answers are read, as if they were roles."""
-    position = torch.arange(crossed.clean.ids.shape[1], device=crossed.clean.ids.device)
-    places = crossed.clean.readout
-    masks = {f"read {k}": position == places[:, k, None] for k in (NUMBER, NOUN)}
-    return replace(crossed, where={**crossed.where, **masks})
+    position = torch.arange(runs.clean.ids.shape[1], device=runs.clean.ids.device)
+    places = runs.clean.readout
+    masks = {f"read {k}": position == places[:, k, None] for k in (NUMBER_READOUT, OBJECT_READOUT)}
+    return replace(runs, where={**runs.role_masks, **masks})
 
 
 @torch.no_grad()
-def knocked_out(
-    crossed: Crossed, heads: Sequence[str], *, everywhere: bool = False
+def ablate_heads(
+    runs: InterchangeRuns, heads: Sequence[str], *, all_positions: bool = False
 ) -> tuple[Estimate, Estimate]:
     """Let heads write what the other object's sources made them write: where answers are read.
 
     Returns:
         How often number and noun are right then, of the bases where both were.
     """
-    model, theirs = crossed.model, crossed.sources["other"].z
+    model, theirs = runs.model, runs.sources["other"].z
     named: dict[int, list[int]] = {}
     for name in heads:
         layer, head = name.removeprefix("L").split(".H")
         named.setdefault(int(layer), []).append(int(head))
-    where = torch.ones_like(crossed.clean.mask)
-    if not everywhere:
-        masks = _read(crossed).where
-        where = masks[f"read {NUMBER}"] | masks[f"read {NOUN}"]
+    where = torch.ones_like(runs.clean.mask)
+    if not all_positions:
+        masks = _with_readout_roles(runs).role_masks
+        where = masks[f"read {NUMBER_READOUT}"] | masks[f"read {OBJECT_READOUT}"]
 
     def edit(layer: int) -> Edit:
         chosen = torch.zeros(model.shape.heads, dtype=torch.bool, device=where.device)
@@ -260,16 +280,19 @@ def knocked_out(
         return lambda value: torch.where(swap, theirs[layer], value)
 
     with model.editing({f"blocks.{layer}.attn.hook_z": edit(layer) for layer in named}):
-        logits = model.logits(crossed.clean.ids, crossed.clean.mask)
-    said = logits.take_along_dim(crossed.clean.readout[..., None], dim=1).argmax(-1)
-    right = [(said[:, k] == crossed.tokens[k][:, 0]).cpu().numpy() for k in (NUMBER, NOUN)]
-    plain = exchange(crossed, [])
-    before = plain.says(BASE, NUMBER)[0] & plain.says(BASE, NOUN)[0]
-    return share(right[NUMBER][before]), share(right[NOUN][before])
+        logits = model.logits(runs.clean.ids, runs.clean.mask)
+    said = logits.take_along_dim(runs.clean.readout[..., None], dim=1).argmax(-1)
+    right = [
+        (said[:, k] == runs.outcome_tokens[k][:, 0]).cpu().numpy()
+        for k in (NUMBER_READOUT, OBJECT_READOUT)
+    ]
+    plain = interchange_intervention(runs, [])
+    before = plain.is_outcome(BASE, NUMBER_READOUT)[0] & plain.is_outcome(BASE, OBJECT_READOUT)[0]
+    return proportion(right[NUMBER_READOUT][before]), proportion(right[OBJECT_READOUT][before])
 
 
 @dataclass(frozen=True, slots=True)
-class Binding:
+class BindingSwap:
     """What exchanging the mean difference between two things' tokens does to the number.
 
     Attributes:
@@ -281,11 +304,11 @@ class Binding:
 
     layer: int
     swapped: Estimate
-    stayed: Estimate
-    chance: Estimate
+    unchanged: Estimate
+    random_swapped: Estimate
 
 
-def binding(crossed: Crossed, *, seed: int = 0) -> tuple[Binding, ...]:
+def swap_bindings(runs: InterchangeRuns, *, seed: int = 0) -> tuple[BindingSwap, ...]:
     """Exchange what binds each of two things to its number, layer by layer.
 
     The mean difference between the tokens of the two is added to one and taken from the other;
@@ -296,30 +319,36 @@ def binding(crossed: Crossed, *, seed: int = 0) -> tuple[Binding, ...]:
         SiteError: The pattern speaks of one thing only.
     """
     roles = (OBJECT, f"other_{OBJECT}")
-    if lacking := [role for role in roles if role not in crossed.where]:
+    if lacking := [role for role in roles if role not in runs.role_masks]:
         raise SiteError(f"Bindings need two things: no role {', '.join(lacking)} in these prompts")
-    sign = 1 if crossed.crossings.pattern.endswith("-more") else -1
-    asked = [pair.clean for pair in crossed.crossings.other]
+    sign = 1 if runs.interchange_pairs.pattern.endswith("-more") else -1
+    asked = [pair.clean for pair in runs.interchange_pairs.other]
     texts = [f" {int(q['d']) + sign * int(q['y'])}" for q in asked]
-    encoded = crossed.model.tokenizer(texts, add_special_tokens=False).input_ids
+    encoded = runs.model.tokenizer(texts, add_special_tokens=False).input_ids
     token: Int[Tensor, " prompt"] = torch.tensor([ids[-1] for ids in encoded])
-    here = [crossed.where[role] for role in roles]
-    both = replace(crossed, where={**crossed.where, "both": here[0] | here[1]})
+    here = [runs.role_masks[role] for role in roles]
+    both = replace(runs, where={**runs.role_masks, "both": here[0] | here[1]})
     draw = torch.Generator().manual_seed(seed)
     found = []
-    for layer in range(crossed.model.shape.layers):
-        states = [crossed.states(Cell(layer, "resid", role)).mean(0) for role in roles]
+    for layer in range(runs.model.shape.layers):
+        states = [runs.states(Site(layer, "resid", role)).mean(0) for role in roles]
         step = states[1] - states[0]
         lot = torch.randn(step.shape, generator=draw).to(step)
         outcomes = []
         for shift in (step, lot * step.norm() / lot.norm()):
-            moved = crossed.clean.resid[layer] + torch.where(here[0][..., None], shift, 0.0)
+            moved = runs.clean.resid[layer] + torch.where(here[0][..., None], shift, 0.0)
             moved = moved - torch.where(here[1][..., None], shift, 0.0)
-            source = with_states(crossed, layer, moved)
-            outcomes.append(exchange(both, [Cell(layer, "resid", "both")], source=source))
-        swapped, chance = (one.tokens[NUMBER][0] == token for one in outcomes)
+            source = with_residual(runs, layer, moved)
+            outcomes.append(
+                interchange_intervention(both, [Site(layer, "resid", "both")], source=source)
+            )
+        swapped, chance = (one.tokens[NUMBER_READOUT][0] == token for one in outcomes)
         stayed: Bool[np.ndarray, " prompt"] = (
-            outcomes[0].says(BASE)[0] & outcomes[0].says(BASE, NOUN)[0]
+            outcomes[0].says(BASE)[0] & outcomes[0].says(BASE, OBJECT_READOUT)[0]
         )
-        found.append(Binding(layer, share(swapped.numpy()), share(stayed), share(chance.numpy())))
+        found.append(
+            BindingSwap(
+                layer, proportion(swapped.numpy()), proportion(stayed), proportion(chance.numpy())
+            )
+        )
     return tuple(found)

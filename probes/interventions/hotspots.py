@@ -14,34 +14,41 @@ from jaxtyping import Bool, Float
 
 from probes.errors import ModelError, PatternError, SiteError
 from probes.interventions.interchange import (
-    NOUN,
-    NUMBER,
-    Crossed,
-    Interchange,
-    Objects,
-    cross,
-    exchange,
+    NUMBER_READOUT,
+    OBJECT_READOUT,
+    InterchangeOutcomes,
+    InterchangeRuns,
+    SourceObject,
+    interchange_intervention,
+    run_interchange_pairs,
 )
-from probes.models.model import Model, untrained
-from probes.models.site import Cell, join, site_name
+from probes.models.model import Model, random_init
+from probes.models.site import Site, joined_roles, site_name
 from probes.prompts.held_out import family_split
-from probes.prompts.interchange_pairs import OBJECT, OPERATION, Crossings, crossings
+from probes.prompts.interchange_pairs import (
+    OBJECT,
+    OPERATION,
+    InterchangePairs,
+    sample_interchange_pairs,
+)
 from probes.prompts.pattern import Pattern
-from probes.stats.intervals import Estimate, share
-from probes.stats.paired import paired
+from probes.stats.intervals import Estimate, proportion
+from probes.stats.paired import mcnemar_test
 
-MARGIN = 0.1
+EQUIVALENCE_MARGIN = 0.1
 """How far two shares may differ and still count as the same."""
 
-Draw = dict[str, Any]
+SamplingOptions = dict[str, Any]
 """What `crossings` is to be told."""
 
-_LEVEL = 0.95
-_PART = 0.03  # A role that takes this share of a variable may belong to a site of two roles.
+_NULL_QUANTILE = 0.95
+_MIN_PROPORTION = (
+    0.03  # A role that takes this share of a variable may belong to a site of two roles.
+)
 
 
 @dataclass(frozen=True, eq=False)
-class Spot:
+class Hotspot:
     """The site where a variable is taken up most surely, found on other prompts than it is judged.
 
     Attributes:
@@ -55,11 +62,11 @@ class Spot:
     """
 
     variable: str
-    cell: Cell
-    other: Estimate
-    same: Estimate
+    site: Site
+    other_object: Estimate
+    same_object: Estimate
     difference: Estimate
-    groups: Mapping[str, Estimate]
+    unseen_groups: Mapping[str, Estimate]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,56 +85,58 @@ class Hotspots:
 
     model: str
     pattern: str
-    crossed: Crossed
+    runs: InterchangeRuns
     accuracy: tuple[Estimate, Estimate]
-    other: Interchange
-    same: Interchange
-    cells: tuple[Cell, ...]
-    spots: tuple[Spot, ...]
-    bars: Mapping[str, float]
+    other_object: InterchangeOutcomes
+    same_object: InterchangeOutcomes
+    sites: tuple[Site, ...]
+    hotspots: tuple[Hotspot, ...]
+    thresholds: Mapping[str, float]
 
     @property
     def roles(self) -> tuple[str, ...]:
         """The roles, in the order of the text; roles that were joined come last."""
-        return tuple(dict.fromkeys(cell.role for cell in self.cells))
+        return tuple(dict.fromkeys(cell.role for cell in self.sites))
 
-    def spot(self, variable: str) -> Spot:
+    def hotspot(self, variable: str) -> Hotspot:
         """Return the hotspot of a variable."""
-        for found in self.spots:
+        for found in self.hotspots:
             if found.variable == variable:
                 return found
         raise SiteError(
-            f"{variable!r} was not looked for: found {[s.variable for s in self.spots]}"
+            f"{variable!r} was not looked for: found {[s.variable for s in self.hotspots]}"
         )
 
     def map(self, variable: str) -> Float[np.ndarray, "role layer"]:
         """Return how often each site hands over just one variable, of the bases that have it."""
-        layers = 1 + max(cell.layer for cell in self.cells)
+        layers = 1 + max(cell.layer for cell in self.sites)
         found = np.full((len(self.roles), layers), np.nan)
-        taken = alone(self.other, variable)
-        for cell, some in zip(self.cells, taken, strict=True):
-            here = self.crossed.where[cell.role].any(-1).cpu().numpy()
+        taken = takes_only(self.other_object, variable)
+        for cell, some in zip(self.sites, taken, strict=True):
+            here = self.runs.role_masks[cell.role].any(-1).cpu().numpy()
             found[self.roles.index(cell.role), cell.layer] = some[here].mean()
         return found
 
 
-def alone(found: Interchange, variable: str) -> Bool[np.ndarray, "site prompt"]:
+def takes_only(outcomes: InterchangeOutcomes, variable: str) -> Bool[np.ndarray, "site prompt"]:
     """Mark where a variable and nothing else was taken up."""
     if variable == OBJECT:
-        return found.says(OBJECT, NOUN) & found.says("base", NUMBER)
-    return found.says(variable) & found.says("base", NOUN)
+        return outcomes.is_outcome(OBJECT, OBJECT_READOUT) & outcomes.is_outcome(
+            "base", NUMBER_READOUT
+        )
+    return outcomes.is_outcome(variable) & outcomes.is_outcome("base", OBJECT_READOUT)
 
 
-def all_cells(crossed: Crossed) -> list[Cell]:
+def all_sites(runs: InterchangeRuns) -> list[Site]:
     """List the residual of every role that all bases can hand over, before each block and after."""
-    layers = range(crossed.model.shape.layers + 1)
-    return [Cell(layer, "resid", role) for layer in layers for role in crossed.roles]
+    layers = range(runs.model.shape.layers + 1)
+    return [Site(layer, "resid", role) for layer in layers for role in runs.roles]
 
 
-def inner_cells(crossed: Crossed) -> list[Cell]:
+def inner_sites(runs: InterchangeRuns) -> list[Site]:
     """List the residuals that a block reads and another has written: where hotspots may be."""
-    last = crossed.model.shape.layers
-    return [cell for cell in all_cells(crossed) if 0 < cell.layer < last]
+    last = runs.model.shape.layers
+    return [cell for cell in all_sites(runs) if 0 < cell.layer < last]
 
 
 def hotspots(  # noqa: PLR0913 (what is looked for, how hard, and beside what)
@@ -161,12 +170,12 @@ def hotspots(  # noqa: PLR0913 (what is looked for, how hard, and beside what)
             "answer. Choose a model of two blocks or more."
         )
     tokenizers = (model.tokenizer,)
-    words = finding_words(pattern)
-    finding = crossings(
-        pattern, max(bases // 2, 8), tokenizers=tokenizers, seed=seed + 1, words=words
+    words = search_words(pattern)
+    finding = sample_interchange_pairs(
+        pattern, max(bases // 2, 8), tokenizers=tokenizers, seed=seed + 1, allowed_words=words
     )
     seen = {pair.clean.text for pair in finding.same}
-    judging = crossings(
+    judging = sample_interchange_pairs(
         pattern, bases, tokenizers=tokenizers, seed=seed, keep=lambda base: base.text not in seen
     )
     known = variables_of(judging)
@@ -176,168 +185,199 @@ def hotspots(  # noqa: PLR0913 (what is looked for, how hard, and beside what)
             f"{pattern.name!r} has no variable {sorted(strange)}: it has {', '.join(known)}"
         )
     sites = find_sites(model, finding, wanted)
-    joined = join(*sites)
-    crossed = cross(model, judging, roles=joined)
-    cells = all_cells(crossed)
+    joined = joined_roles(*sites)
+    crossed = run_interchange_pairs(model, judging, joined_roles=joined)
+    cells = all_sites(crossed)
     every = [*cells, *(site for site in sites if site.role in joined)]
-    other, same = _both(crossed, every)
-    plain = exchange(crossed, [])
-    strange = _strange(model, pattern, sites, (max(bases // 4, 20), seed))
+    other, same = _interchange_both(crossed, every)
+    plain = interchange_intervention(crossed, [])
+    strange = _run_unseen(model, pattern, sites, (max(bases // 4, 20), seed))
     return Hotspots(
         model=model.name,
         pattern=pattern.name,
-        crossed=crossed,
-        accuracy=(plain.share("none", "base", NUMBER), plain.share("none", "base", NOUN)),
-        other=other,
-        same=same,
-        cells=tuple(every),
-        spots=tuple(
-            _spot(variable, cell, (other, same), strange, seed)
+        runs=crossed,
+        accuracy=(
+            plain.proportion("none", "base", NUMBER_READOUT),
+            plain.proportion("none", "base", OBJECT_READOUT),
+        ),
+        other_object=other,
+        same_object=same,
+        sites=tuple(every),
+        hotspots=tuple(
+            _measure_hotspot(variable, cell, (other, same), strange, seed)
             for variable, cell in zip(wanted, sites, strict=True)
         ),
-        bars=_bars(model, judging, wanted, (nulls, null_bases, seed)),
+        thresholds=_null_thresholds(model, judging, wanted, (nulls, null_bases, seed)),
     )
 
 
-def variables_of(found: Crossings) -> tuple[str, ...]:
+def variables_of(interchange_pairs: InterchangePairs) -> tuple[str, ...]:
     """Return the variables of crossings: the operation, the operands, the object."""
-    single = [text for text in found.number if text != "base" and " " not in text]
+    single = [
+        text for text in interchange_pairs.number_labels if text != "base" and " " not in text
+    ]
     return (*single, OBJECT)
 
 
-def finding_words(pattern: Pattern) -> dict[str, list[str]]:
+def search_words(pattern: Pattern) -> dict[str, list[str]]:
     """Return the words that sites are found by: every second noun, wherever nouns stand."""
-    slots = {slot for frame in pattern.frames for slot in frame.slots}
+    slots = {slot for frame in pattern.templates for slot in frame.slots}
     nouns = list(pattern.lexicon.words("noun")[::2])
-    return {slot: nouns for slot in sorted(slots) if pattern.lexicon.kind(slot) == "noun"}
+    return {slot: nouns for slot in sorted(slots) if pattern.lexicon.kind_of(slot) == "noun"}
 
 
-def strange_draws(pattern: Pattern) -> dict[str, Draw]:
+def unseen_sampling(pattern: Pattern) -> dict[str, SamplingOptions]:
     """Say how to draw bases whose sources hand over what was not met before.
 
     "new objects" stand in no prompt that the sites were found by; "untrained objects" and
     "untrained cells" in no such text of the embedded family's corpus (the cell is the sum that the
     base must do once the operation is put in).
     """
-    split, turned = family_split(), pattern.turned().operation
+    split, turned = family_split(), pattern.flipped().operation
     nouns = pattern.lexicon.words("noun")
-    found_by = finding_words(pattern)[OBJECT]
-    groups: dict[str, Draw] = {
+    found_by = search_words(pattern)[OBJECT]
+    groups: dict[str, SamplingOptions] = {
         "new objects": {"words": {OBJECT: [noun for noun in nouns if noun not in found_by]}}
     }
     if len(held := [noun for noun in nouns if noun in split.nouns]) > 1:
         groups["untrained objects"] = {"words": {OBJECT: held}}
-    if all({"x", "y"} <= set(frame.slots) for frame in pattern.frames):
+    if all({"x", "y"} <= set(frame.slots) for frame in pattern.templates):
         groups["untrained cells"] = {
-            "keep": lambda base: (turned, base["x"], base["y"]) in split.cells
+            "keep": lambda base: (turned, base["x"], base["y"]) in split.number_pairs
         }
     return groups
 
 
-def _strange(
-    model: Model, pattern: Pattern, sites: Sequence[Cell], dials: tuple[int, int]
-) -> dict[str, Crossed]:
+def _run_unseen(
+    model: Model, pattern: Pattern, sites: Sequence[Site], settings: tuple[int, int]
+) -> dict[str, InterchangeRuns]:
     """Run the bases that hold what was not met before; a group that cannot be drawn is left out."""
-    bases, seed = dials
-    joined = join(*sites)
+    bases, seed = settings
+    joined = joined_roles(*sites)
     found = {}
-    for n, (name, draw) in enumerate(strange_draws(pattern).items()):
+    for n, (name, draw) in enumerate(unseen_sampling(pattern).items()):
         with suppress(PatternError):
-            drawn = crossings(
+            drawn = sample_interchange_pairs(
                 pattern, bases, tokenizers=(model.tokenizer,), seed=seed + 20 + n, **draw
             )
-            found[name] = cross(model, drawn, roles=joined)
+            found[name] = run_interchange_pairs(model, drawn, joined_roles=joined)
     return found
 
 
 def find_sites(
-    model: Model, finding: Crossings, variables: Sequence[str], *, everywhere: bool = False
-) -> list[Cell]:
+    model: Model,
+    search_pairs: InterchangePairs,
+    variables: Sequence[str],
+    *,
+    shared_roles_only: bool = False,
+) -> list[Site]:
     """Return, past the embedding, where each variable and no other is handed over most.
 
     Sources about the same object count as much as those about another: a state that serves one
     object only must be found, too. `everywhere`: only at roles that every prompt has.
     """
-    crossed = cross(model, finding)
-    cells = inner_cells(crossed)
-    if everywhere:
-        cells = [cell for cell in cells if bool(crossed.where[cell.role].any(-1).all())]
-    found = _both(crossed, cells)
+    crossed = run_interchange_pairs(model, search_pairs)
+    cells = inner_sites(crossed)
+    if shared_roles_only:
+        cells = [cell for cell in cells if bool(crossed.role_masks[cell.role].any(-1).all())]
+    found = _interchange_both(crossed, cells)
     sites = []
     for variable in variables:
-        shares = _handed(found, variable)
+        shares = _takes_only_rate(found, variable)
         best = int(shares.argmax())
-        if shares[best] < MARGIN:  # Nowhere: so look at its own tokens, behind the first block.
+        if (
+            shares[best] < EQUIVALENCE_MARGIN
+        ):  # Nowhere: so look at its own tokens, behind the first block.
             own = "op" if variable == OPERATION else variable
-            sites.append(Cell(1, "resid", own if own in crossed.roles else cells[best].role))
+            sites.append(Site(1, "resid", own if own in crossed.roles else cells[best].role))
             continue
-        part = found[0].takes(variable).mean(1) if variable != OBJECT else shares
-        some = [cell for cell, share in zip(cells, part, strict=True) if share > _PART]
+        part = found[0].takes_variable(variable).mean(1) if variable != OBJECT else shares
+        some = [cell for cell, share in zip(cells, part, strict=True) if share > _MIN_PROPORTION]
         joined = None
-        if shares[best] <= 1 - MARGIN:
-            joined = _joined(model, finding, variable, some, float(shares[best]))
+        if shares[best] <= 1 - EQUIVALENCE_MARGIN:
+            joined = _find_joint_site(model, search_pairs, variable, some, float(shares[best]))
         sites.append(joined or cells[best])
     return sites
 
 
-def _joined(
-    model: Model, finding: Crossings, variable: str, cells: Sequence[Cell], alone_best: float
-) -> Cell | None:
+def _find_joint_site(
+    model: Model,
+    search_pairs: InterchangePairs,
+    variable: str,
+    sites: Sequence[Site],
+    single_best: float,
+) -> Site | None:
     """Return two roles of one layer that together hand over more by the margin, if any do."""
-    couples = [(a, b) for a, b in combinations(cells, 2) if a.layer == b.layer]
+    couples = [(a, b) for a, b in combinations(sites, 2) if a.layer == b.layer]
     if not couples:
         return None
-    both = [Cell(a.layer, "resid", f"{a.role}+{b.role}") for a, b in couples]
-    crossed = cross(model, finding, roles=join(*both))
-    together = _handed(_both(crossed, both), variable)
+    both = [Site(a.layer, "resid", f"{a.role}+{b.role}") for a, b in couples]
+    crossed = run_interchange_pairs(model, search_pairs, joined_roles=joined_roles(*both))
+    together = _takes_only_rate(_interchange_both(crossed, both), variable)
     more = int(together.argmax())
-    return both[more] if together[more] > alone_best + MARGIN else None
+    return both[more] if together[more] > single_best + EQUIVALENCE_MARGIN else None
 
 
-def _both(crossed: Crossed, cells: Sequence[Cell]) -> tuple[Interchange, Interchange]:
+def _interchange_both(
+    runs: InterchangeRuns, sites: Sequence[Site]
+) -> tuple[InterchangeOutcomes, InterchangeOutcomes]:
     """Put sites in from sources about another object, and about the same."""
-    return exchange(crossed, cells), exchange(crossed, cells, objects="same")
+    return interchange_intervention(runs, sites), interchange_intervention(
+        runs, sites, source_object="same"
+    )
 
 
-def _handed(found: tuple[Interchange, Interchange], variable: str) -> Float[np.ndarray, " site"]:
+def _takes_only_rate(
+    outcomes: tuple[InterchangeOutcomes, InterchangeOutcomes], variable: str
+) -> Float[np.ndarray, " site"]:
     """Return how often sites hand over just a variable; an object, from another object only."""
-    other, same = (alone(one, variable).mean(1) for one in found)
+    other, same = (takes_only(one, variable).mean(1) for one in outcomes)
     return other if variable == OBJECT else (other + same) / 2
 
 
-def _spot(
-    variable: str, cell: Cell, found: tuple[Interchange, Interchange],
-    strange: Mapping[str, Crossed], seed: int,
-) -> Spot:  # fmt: skip
-    row = found[0].row(site_name(cell))
-    kind: Objects = "other" if variable == OBJECT else "same"
-    other, same = (alone(one, variable)[row] for one in found)
+def _measure_hotspot(
+    variable: str, site: Site, outcomes: tuple[InterchangeOutcomes, InterchangeOutcomes],
+    unseen: Mapping[str, InterchangeRuns], seed: int,
+) -> Hotspot:  # fmt: skip
+    row = outcomes[0].site_index(site_name(site))
+    kind: SourceObject = "other" if variable == OBJECT else "same"
+    other, same = (takes_only(one, variable)[row] for one in outcomes)
     if variable == OBJECT:  # From a source about the same object there is none to take up.
-        same = found[1].says("base", NOUN)[row] & found[1].says("base", NUMBER)[row]
-    return Spot(
+        same = (
+            outcomes[1].is_outcome("base", OBJECT_READOUT)[row]
+            & outcomes[1].is_outcome("base", NUMBER_READOUT)[row]
+        )
+    return Hotspot(
         variable=variable,
-        cell=cell,
-        other=share(other),
-        same=share(same),
-        difference=paired(other, same).difference,
-        groups={
-            name: share(alone(exchange(crossed, [cell], objects=kind), variable)[0])
-            for name, crossed in strange.items()
+        site=site,
+        other_object=proportion(other),
+        same_object=proportion(same),
+        difference=mcnemar_test(other, same).difference,
+        unseen_groups={
+            name: proportion(
+                takes_only(interchange_intervention(crossed, [site], source_object=kind), variable)[
+                    0
+                ]
+            )
+            for name, crossed in unseen.items()
         },
     )
 
 
-def _bars(
-    model: Model, judging: Crossings, variables: Sequence[str], dials: tuple[int, int, int]
+def _null_thresholds(
+    model: Model,
+    evaluation_pairs: InterchangePairs,
+    variables: Sequence[str],
+    settings: tuple[int, int, int],
 ) -> dict[str, float]:
     """Say what the best single site of untrained nets reaches, searched and judged on one set."""
-    nulls, bases, seed = dials
-    few, best = judging.take(range(min(bases, len(judging)))), []
+    nulls, bases, seed = settings
+    few, best = evaluation_pairs.select(range(min(bases, len(evaluation_pairs)))), []
     for n in range(nulls):
-        crossed = cross(untrained(model, seed=seed + n), few)
-        found = exchange(crossed, inner_cells(crossed))
-        best.append([alone(found, variable).mean(1).max() for variable in variables])
+        crossed = run_interchange_pairs(random_init(model, seed=seed + n), few)
+        found = interchange_intervention(crossed, inner_sites(crossed))
+        best.append([takes_only(found, variable).mean(1).max() for variable in variables])
     if not best:
         return dict.fromkeys(variables, float("nan"))
-    levels = np.quantile(np.array(best), _LEVEL, axis=0)
+    levels = np.quantile(np.array(best), _NULL_QUANTILE, axis=0)
     return dict(zip(variables, map(float, levels), strict=True))

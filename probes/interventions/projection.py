@@ -12,18 +12,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probes.errors import SiteError
-from probes.interventions.interchange import Crossed
-from probes.interventions.subspace import Subspace, principal
-from probes.models.site import Cell, site_name
-from probes.prompts.catalog import all_patterns
+from probes.interventions.interchange import InterchangeRuns
+from probes.interventions.subspace import Subspace, principal_directions
+from probes.models.site import Site, site_name
+from probes.prompts.catalog import list_patterns
 from probes.prompts.interchange_pairs import OBJECT
 from probes.prompts.question import Question
 
-Labels = tuple[str | int, ...]
+LabelValues = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Space:
+class StateProjection:
     """The states of one site, seen from two sides: all bases, then all sources.
 
     Places are in the states' own units, about their mean. Sources stand to the right of bases,
@@ -42,16 +42,16 @@ class Space:
     """
 
     model: str
-    cell: Cell
+    site: Site
     prompts: tuple[str, ...]
-    labels: Mapping[str, Labels]
+    labels: Mapping[str, LabelValues]
     principal_xy: Float[np.ndarray, "prompt 2"]
-    principal_shares: tuple[float, float]
-    found_xy: Float[np.ndarray, "prompt 2"]
-    found_shares: tuple[float, float]
+    principal_fractions: tuple[float, float]
+    direction_xy: Float[np.ndarray, "prompt 2"]
+    direction_fractions: tuple[float, float]
 
 
-def space(crossed: Crossed, cell: Cell, direction: Subspace) -> Space:
+def project_states(runs: InterchangeRuns, site: Site, direction: Subspace) -> StateProjection:
     """Look at a site's states, of bases and of sources about other objects, on two axes.
 
     The direction must have been fitted on other prompts than those shown: one fitted on these
@@ -67,42 +67,42 @@ def space(crossed: Crossed, cell: Cell, direction: Subspace) -> Space:
             site, or more than one.
         BatchError: The states vary in fewer than two dimensions.
     """
-    _check(cell, direction)
-    states = torch.cat([crossed.states(cell), crossed.states(cell, "other")]).double()
+    _check_direction(site, direction)
+    states = torch.cat([runs.states(site), runs.states(site, "other")]).double()
     states = states - states.mean(0)
-    found = crossed.crossings.other
+    found = runs.interchange_pairs.other
     asked = [pair.clean for pair in found] + [pair.counterfactual for pair in found]
-    labels = _labels(asked)
-    sides = np.repeat([-1.0, 1.0], len(crossed))
+    labels = _question_labels(asked)
+    sides = np.repeat([-1.0, 1.0], len(runs))
     upward = np.array(labels["number"], dtype=float)
     along = direction.basis[:1].to(states)
-    across = principal(states - states @ along.T @ along, 1).to(states)
-    widest = _seen(states, principal(states, 2).to(states), (sides, upward))
-    fitted = _seen(states, torch.cat([along, across]), (sides, upward))
-    return Space(
-        model=crossed.model.name,
-        cell=cell,
+    across = principal_directions(states - states @ along.T @ along, 1).to(states)
+    widest = _project(states, principal_directions(states, 2).to(states), (sides, upward))
+    fitted = _project(states, torch.cat([along, across]), (sides, upward))
+    return StateProjection(
+        model=runs.model.name,
+        site=site,
         prompts=tuple(question.text for question in asked),
         labels=labels,
         principal_xy=widest[0],
-        principal_shares=widest[1],
-        found_xy=fitted[0],
-        found_shares=fitted[1],
+        principal_fractions=widest[1],
+        direction_xy=fitted[0],
+        direction_fractions=fitted[1],
     )
 
 
-def told_operation(question: Question) -> str:
+def operation_name(question: Question) -> str:
     """Return the word of a question's operation, or its pattern's name if that is not shipped."""
-    known = all_patterns().get(question.pattern)
+    known = list_patterns().get(question.pattern)
     return question.pattern if known is None else known.operation
 
 
-def _labels(asked: list[Question]) -> dict[str, Labels]:
+def _question_labels(questions: list[Question]) -> dict[str, LabelValues]:
     names = {"verb": "op", "x": "x", "y": "y", "object": OBJECT}
-    slots = [dict(question.slots) for question in asked]
+    slots = [dict(question.slots) for question in questions]
     return {
-        "operation": tuple(told_operation(question) for question in asked),
-        "number": tuple(int(question.answer("number")) for question in asked),
+        "operation": tuple(operation_name(question) for question in questions),
+        "number": tuple(int(question.answer("number")) for question in questions),
     } | {
         name: tuple(held[slot] for held in slots)
         for name, slot in names.items()
@@ -110,14 +110,14 @@ def _labels(asked: list[Question]) -> dict[str, Labels]:
     }
 
 
-def _seen(
+def _project(
     states: Float[Tensor, "prompt d_model"],
     axes: Float[Tensor, "2 d_model"],
-    toward: tuple[Float[np.ndarray, " prompt"], Float[np.ndarray, " prompt"]],
+    sign_targets: tuple[Float[np.ndarray, " prompt"], Float[np.ndarray, " prompt"]],
 ) -> tuple[Float[np.ndarray, "prompt 2"], tuple[float, float]]:
-    """Return the places of centred states on two axes, and the share of variance on each."""
+    """Return the places of centered states on two axes, and the share of variance on each."""
     xy = (states @ axes.T).cpu().numpy()
-    for at, values in enumerate(toward):
+    for at, values in enumerate(sign_targets):
         # Signs of directions are open: unless they are set, models look like mirror images.
         if xy[:, at] @ (values - values.mean()) < 0:
             xy[:, at] *= -1
@@ -125,16 +125,16 @@ def _seen(
     return xy, (float(first), float(second))
 
 
-def _check(cell: Cell, direction: Subspace) -> None:
-    if cell.component != "resid":
-        raise SiteError(f"A space is of a residual: {site_name(cell)} found. Give a 'resid' cell.")
-    if (direction.layer, direction.role) != (cell.layer, cell.role):
+def _check_direction(site: Site, direction: Subspace) -> None:
+    if site.component != "resid":
+        raise SiteError(f"A space is of a residual: {site_name(site)} found. Give a 'resid' cell.")
+    if (direction.layer, direction.role) != (site.layer, site.role):
         raise SiteError(
             f"The direction is of L{direction.layer} {direction.role!r}, the space of "
-            f"{site_name(cell)}: fit it there."
+            f"{site_name(site)}: fit it there."
         )
     if len(direction.basis) != 1:
         raise SiteError(
-            f"The direction at {site_name(cell)} has {len(direction.basis)} rows: give the one "
+            f"The direction at {site_name(site)} has {len(direction.basis)} rows: give the one "
             "that is to be the first axis."
         )

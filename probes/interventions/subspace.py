@@ -10,19 +10,19 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from probes.errors import BatchError, SiteError
-from probes.interventions.activation_patching import Recording
-from probes.models.model import refuse_training
+from probes.interventions.activation_patching import CachedRun
+from probes.models.model import require_eval
 from probes.models.site import RESID
 
-Method = Literal["means", "das", "random", "pca"]
+SubspaceMethod = Literal["means", "das", "random", "pca"]
 
 # How far rows may be from orthonormal: rounding of a QR in single precision is below 1e-6.
-_SQUARE = 1e-4
+_ORTHONORMAL_TOLERANCE = 1e-4
 # A search ends when the mean loss of so many steps is low (nats: the target has 0.98 of the
 # probability), or has fallen by less than a share of itself.
-_WINDOW, _LOW, _FALL = 10, 0.02, 0.01
+_LOSS_WINDOW, _LOW_LOSS, _MIN_LOSS_DROP = 10, 0.02, 0.01
 # Directions in which states extend less, as a share of the widest, are rounding in float32.
-_ROUNDING = 1e-6
+_RANK_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,20 +38,20 @@ class Subspace:
 
     layer: int
     role: str
-    method: Method
+    method: SubspaceMethod
     basis: Float[Tensor, "dimension d_model"]
 
     def __post_init__(self) -> None:
         here = torch.eye(len(self.basis), device=self.basis.device, dtype=self.basis.dtype)
         off = self.basis.detach() @ self.basis.detach().T - here
-        if not bool((off.abs() < _SQUARE).all()):
+        if not bool((off.abs() < _ORTHONORMAL_TOLERANCE).all()):
             raise SiteError(
                 f"The rows of the basis at L{self.layer} are not orthonormal: off by "
                 f"{float(off.abs().max()):.1e}. "
                 "Give it rows of length 1 at right angles, such as those of torch.linalg.qr."
             )
 
-    def mix(
+    def replace_projection(
         self, clean: Float[Tensor, "*rest d_model"], source: Float[Tensor, "*rest d_model"]
     ) -> Float[Tensor, "*rest d_model"]:
         """Return the clean states with their part in the subspace replaced by the source's."""
@@ -79,7 +79,7 @@ def mean_difference(
     states = states.double()
     means = torch.zeros(len(classes), states.shape[1], dtype=states.dtype, device=states.device)
     means = means.index_add(0, place, states) / count[:, None]
-    found = _principal(means - means.mean(0), len(classes) - 1)
+    found = _svd_directions(means - means.mean(0), len(classes) - 1)
     if len(found) == 0:
         raise BatchError(
             f"The {len(classes)} classes have one and the same mean: no direction tells them "
@@ -88,14 +88,16 @@ def mean_difference(
     return found.float()
 
 
-def principal(states: Float[Tensor, "row d_model"], dims: int) -> Float[Tensor, "{dims} d_model"]:
+def principal_directions(
+    states: Float[Tensor, "row d_model"], dims: int
+) -> Float[Tensor, "{dims} d_model"]:
     """Return the directions of greatest variance about the mean, the widest first.
 
     Raises:
         BatchError: The states vary in fewer than `dims` dimensions.
     """
-    _refuse_dims(dims, states.shape[1])
-    found = _principal(states.double() - states.double().mean(0), dims)
+    _check_dims(dims, states.shape[1])
+    found = _svd_directions(states.double() - states.double().mean(0), dims)
     if len(found) < dims:
         raise BatchError(
             f"{len(states)} states vary in {len(found)} dimensions only: {dims} were asked. Ask "
@@ -106,7 +108,7 @@ def principal(states: Float[Tensor, "row d_model"], dims: int) -> Float[Tensor, 
 
 def random_subspace(dims: int, d_model: int, *, seed: int) -> Float[Tensor, "{dims} {d_model}"]:
     """Draw orthonormal directions, all directions being equally likely."""
-    _refuse_dims(dims, d_model)
+    _check_dims(dims, d_model)
     draw = torch.Generator().manual_seed(seed)
     rows = torch.randn(d_model, dims, dtype=torch.float64, generator=draw)
     q, r = torch.linalg.qr(rows)
@@ -116,18 +118,18 @@ def random_subspace(dims: int, d_model: int, *, seed: int) -> Float[Tensor, "{di
 
 @torch.enable_grad()
 def das(  # noqa: PLR0913 (where to search, what for, and how)
-    clean: Recording,
-    source: Recording,
-    where: Bool[Tensor, "prompt position"],
+    clean: CachedRun,
+    source: CachedRun,
+    token_mask: Bool[Tensor, "prompt position"],
     *,
     layer: int,
     role: str,
     dims: int,
-    read: int,
+    readout: int,
     target: Int[Tensor, " prompt"],
     steps: int = 80,
-    rate: float = 0.03,
-    batch: int = 16,
+    learning_rate: float = 0.03,
+    batch_size: int = 16,
     seed: int,
 ) -> Subspace:
     """Search for the directions that, taken from the source, make the model say the target.
@@ -157,36 +159,39 @@ def das(  # noqa: PLR0913 (where to search, what for, and how)
         BatchError: The runs do not fit each other, or differ nowhere at these tokens.
         ModelError: The model is in training mode.
     """
-    _check_search(clean, source, layer, read)
-    _refuse_dims(dims, width := clean.resid.shape[-1])
-    changed = where & (clean.resid[layer] != source.resid[layer]).any(-1)
+    _check_das(clean, source, layer, readout)
+    _check_dims(dims, width := clean.resid.shape[-1])
+    changed = token_mask & (clean.resid[layer] != source.resid[layer]).any(-1)
     # A token behind the read-out cannot be seen from it.
-    changed &= torch.arange(where.shape[1], device=where.device) <= clean.readout[:, read, None]
+    changed &= (
+        torch.arange(token_mask.shape[1], device=token_mask.device)
+        <= clean.readout[:, readout, None]
+    )
     prompts = changed.any(-1).nonzero()[:, 0].cpu()
     if len(prompts) == 0:
         raise BatchError(
-            f"The {len(where)} clean and source runs do not differ at L{layer} {role!r} before "
+            f"The {len(token_mask)} clean and source runs do not differ at L{layer} {role!r} before "
             "the read-out: there is nothing to search. Choose another layer, role or contrast."
         )
-    rotation = _Rotation(random_subspace(dims, width, seed=seed), seed)
-    adam = torch.optim.Adam(rotation.parameters(), lr=rate)
+    rotation = _OrthogonalBasis(random_subspace(dims, width, seed=seed), seed)
+    adam = torch.optim.Adam(rotation.parameters(), lr=learning_rate)
     losses: list[float] = []
-    for some in _draws(prompts, batch, steps, seed):
-        rows = some.to(where.device)
-        now = Subspace(layer, role, "das", rotation.basis().to(where.device))
-        logits = _through(now, clean, source, changed, rows)
-        seen = logits.take_along_dim(clean.readout[rows, read, None, None], dim=1)[:, 0]
-        loss = cross_entropy(seen.float(), target.to(where.device)[rows])
+    for some in _prompt_batches(prompts, batch_size, steps, seed):
+        rows = some.to(token_mask.device)
+        now = Subspace(layer, role, "das", rotation.basis().to(token_mask.device))
+        logits = _run_patched(now, clean, source, changed, rows)
+        seen = logits.take_along_dim(clean.readout[rows, readout, None, None], dim=1)[:, 0]
+        loss = cross_entropy(seen.float(), target.to(token_mask.device)[rows])
         adam.zero_grad()
         loss.backward()
         adam.step()
         losses.append(loss.item())
-        if _flat(losses):
+        if _has_converged(losses):
             break
-    return Subspace(layer, role, "das", rotation.basis().detach().to(where.device))
+    return Subspace(layer, role, "das", rotation.basis().detach().to(token_mask.device))
 
 
-class _Rotation(nn.Module):
+class _OrthogonalBasis(nn.Module):
     """A basis that stays orthonormal while it is trained; kept where torch.random is forked."""
 
     def __init__(self, basis: Tensor, seed: int) -> None:
@@ -200,46 +205,46 @@ class _Rotation(nn.Module):
         return self.weight.T
 
 
-def _through(
-    found: Subspace, clean: Recording, source: Recording, changed: Tensor, rows: Tensor
+def _run_patched(
+    subspace: Subspace, clean: CachedRun, source: CachedRun, changed: Tensor, rows: Tensor
 ) -> Tensor:
     """Run some prompts with the subspace's part taken from the source, open to gradients."""
-    swap, theirs = changed[rows, :, None], source.resid[found.layer][rows]
+    swap, theirs = changed[rows, :, None], source.resid[subspace.layer][rows]
 
     def put(value: Tensor) -> Tensor:
-        return torch.where(swap, found.mix(value, theirs), value)
+        return torch.where(swap, subspace.replace_projection(value, theirs), value)
 
-    with clean.model.editing({f"blocks.{found.layer}.{RESID}": put}):
-        return clean.model.run(clean.ids[rows], clean.mask[rows])
+    with clean.model.editing({f"blocks.{subspace.layer}.{RESID}": put}):
+        return clean.model.forward(clean.ids[rows], clean.mask[rows])
 
 
-def _draws(prompts: Tensor, batch: int, steps: int, seed: int) -> Iterator[Tensor]:
+def _prompt_batches(prompts: Tensor, batch_size: int, steps: int, seed: int) -> Iterator[Tensor]:
     draw = torch.Generator().manual_seed(seed)
     left = prompts[:0]
     for _ in range(steps):
         if len(left) == 0:
             left = prompts[torch.randperm(len(prompts), generator=draw)]
-        some, left = left.tensor_split([batch])
+        some, left = left.tensor_split([batch_size])
         yield some
 
 
-def _flat(losses: list[float]) -> bool:
-    if len(losses) < 2 * _WINDOW:
+def _has_converged(losses: list[float]) -> bool:
+    if len(losses) < 2 * _LOSS_WINDOW:
         return False
-    now, before = sum(losses[-_WINDOW:]), sum(losses[-2 * _WINDOW : -_WINDOW])
-    return now < _WINDOW * _LOW or before - now < _FALL * before
+    now, before = sum(losses[-_LOSS_WINDOW:]), sum(losses[-2 * _LOSS_WINDOW : -_LOSS_WINDOW])
+    return now < _LOSS_WINDOW * _LOW_LOSS or before - now < _MIN_LOSS_DROP * before
 
 
-def _principal(centred: Tensor, dims: int) -> Tensor:
-    _, size, right = torch.linalg.svd(centred, full_matrices=False)
-    kept = int((size > _ROUNDING * max(float(size[0]), 1e-30)).sum())
+def _svd_directions(centered: Tensor, dims: int) -> Tensor:
+    _, size, right = torch.linalg.svd(centered, full_matrices=False)
+    kept = int((size > _RANK_TOLERANCE * max(float(size[0]), 1e-30)).sum())
     found = right[: min(dims, kept)]
     # An SVD leaves signs open: the largest entry is made positive.
     largest = found.take_along_dim(found.abs().argmax(1, keepdim=True), dim=1)
     return found * largest.sign()
 
 
-def _refuse_dims(dims: int, d_model: int) -> None:
+def _check_dims(dims: int, d_model: int) -> None:
     if not 1 <= dims <= d_model:
         raise SiteError(
             f"The residual stream has {d_model} dimensions: {dims} directions were asked. Ask for "
@@ -247,12 +252,12 @@ def _refuse_dims(dims: int, d_model: int) -> None:
         )
 
 
-def _check_search(clean: Recording, source: Recording, layer: int, read: int) -> None:
+def _check_das(clean: CachedRun, source: CachedRun, layer: int, readout: int) -> None:
     model, answers = clean.model, clean.readout.shape[1]
-    refuse_training(model)
-    if not 0 <= layer < model.shape.layers or not 0 <= read < answers:
+    require_eval(model)
+    if not 0 <= layer < model.shape.layers or not 0 <= readout < answers:
         raise SiteError(
-            f"{model.name} cannot be searched at the input of block {layer} for read-out {read}: "
+            f"{model.name} cannot be searched at the input of block {layer} for read-out {readout}: "
             f"give a block below {model.shape.layers} and a read-out below {answers}."
         )
     if source.resid.shape != clean.resid.shape:

@@ -7,16 +7,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probes.interventions.activation_patching import Recording, patch, record
+from probes.interventions.activation_patching import CachedRun, patch_sites, run_with_cache
 from probes.models.model import Model
-from probes.models.site import component_cells
-from probes.observe.behaviour import lead, pair_foils
+from probes.models.site import component_sites
+from probes.observe.behavior import logit_diff, pair_foils
 from probes.prompts.batch import Batch
 from probes.prompts.pair_batch import PairBatch
 
 
 @dataclass(frozen=True, eq=False)
-class Effects:
+class PatchingEffects:
     """How far patching each component at each role moves each answer.
 
     Attributes:
@@ -36,67 +36,71 @@ class Effects:
     components: tuple[str, ...]
     roles: tuple[str, ...]
     answers: tuple[str, ...]
-    each: Float[Tensor, "prompt component role answer"]
+    per_prompt: Float[Tensor, "prompt component role answer"]
     total: Float[Tensor, "prompt answer"]
-    exact: float
+    aligned_fraction: float
 
     @property
     def mean(self) -> Float[Tensor, "component role answer"]:
         """Mean over the prompts that have the role."""
-        return self.each.nanmean(0)
+        return self.per_prompt.nanmean(0)
 
     @property
-    def error(self) -> Float[Tensor, "component role answer"]:
+    def standard_error(self) -> Float[Tensor, "component role answer"]:
         """Standard error of the mean over prompts."""
-        count = (~self.each.isnan()).sum(0)
-        spread = (self.each - self.mean).square().nansum(0)
+        count = (~self.per_prompt.isnan()).sum(0)
+        spread = (self.per_prompt - self.mean).square().nansum(0)
         return torch.where(
             count > 1, (spread / (count * (count - 1)).clamp(min=1)).sqrt(), torch.nan
         )
 
 
 @torch.no_grad()
-def sweep(
+def activation_patching(
     model: Model,
     pairs: PairBatch,
     *,
     kinds: Sequence[str] = ("heads", "mlps"),
     roles: Sequence[str] | None = None,
-) -> Effects:
+) -> PatchingEffects:
     """Patch every component at every role from the counterfactual run into the clean one."""
     roles = tuple(roles) if roles is not None else pairs.clean.roles
-    clean = _record(model, pairs.clean)
-    source = _record(model, pairs.counterfactual)
+    clean = _run_batch(model, pairs.clean)
+    source = _run_batch(model, pairs.counterfactual)
     answer = torch.stack([readout.answer for readout in pairs.clean.readouts], 1).to(model.device)
     foils = [found.to(model.device) for found in pair_foils(pairs)]
 
     def leads(
         logits: Float[Tensor, "row answer vocab"], prompt: Int[Tensor, " row"]
     ) -> Float[Tensor, "row answer"]:
-        found = [lead(logits[:, k], foils[k][prompt], answer[prompt, k]) for k in range(len(foils))]
+        found = [
+            logit_diff(logits[:, k], foils[k][prompt], answer[prompt, k]) for k in range(len(foils))
+        ]
         return torch.stack(found, 1)
 
-    named = [component_cells(model, kinds, role) for role in roles]
+    named = [component_sites(model, kinds, role) for role in roles]
     cells = [cell for group in named for _, cell in group]
-    where = {role: pairs.where(role).to(model.device) for role in roles}
+    where = {role: pairs.role_mask(role).to(model.device) for role in roles}
     every = torch.arange(len(pairs), device=model.device)
     before, after = leads(clean.logits, every), leads(source.logits, every)
-    patched = patch(clean, source.aligned(pairs.source.to(model.device)), cells, where, leads)
+    patched = patch_sites(
+        clean, source.realigned(pairs.source_positions.to(model.device)), cells, where, leads
+    )
     fall = (before - patched).reshape(len(roles), -1, len(pairs), len(foils))
     each = fall.permute(2, 1, 0, 3).cpu()
-    lacks = torch.stack([~pairs.clean.where(role).any(-1) for role in roles], 1)
-    return Effects(
+    lacks = torch.stack([~pairs.clean.role_mask(role).any(-1) for role in roles], 1)
+    return PatchingEffects(
         model=model.name,
         contrast=pairs.contrast,
         components=tuple(name for name, _ in named[0]),
         roles=roles,
         answers=tuple(readout.name for readout in pairs.clean.readouts),
-        each=each.masked_fill(lacks[:, None, :, None], torch.nan),
+        per_prompt=each.masked_fill(lacks[:, None, :, None], torch.nan),
         total=(before - after).cpu(),
-        exact=float(pairs.exact.float().mean()),
+        aligned_fraction=float(pairs.fully_aligned.float().mean()),
     )
 
 
-def _record(model: Model, batch: Batch) -> Recording:
+def _run_batch(model: Model, batch: Batch) -> CachedRun:
     ids, mask = batch.ids.to(model.device), batch.mask.to(model.device)
-    return record(model, ids, mask, batch.positions.to(model.device))
+    return run_with_cache(model, ids, mask, batch.positions.to(model.device))

@@ -20,7 +20,7 @@ from probes.errors import ModelError
 from probes.models.model import Model
 
 # Greatest difference of a rebuilt logit, as a share of the greatest logit, by number format.
-_AGREES = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
+_LOGIT_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,17 +30,17 @@ class Norm:
     weight: Tensor | None
     bias: Tensor | None
     eps: float
-    centred: bool
+    centered: bool
 
     def __call__(self, x: Float[Tensor, "*_ d_model"]) -> Float[Tensor, "*_ d_model"]:
-        """Normalise the last axis."""
+        """Normalize the last axis."""
         if self.weight is None:
             return x
-        if self.centred:
+        if self.centered:
             return layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
         return rms_norm(x, x.shape[-1:], self.weight, self.eps)
 
-    def pulled_back(
+    def backward(
         self, grad: Float[Tensor, "*_ d_model"], x: Float[Tensor, "*_ d_model"]
     ) -> Float[Tensor, "*_ d_model"]:
         """Carry gradients at the output back to the input x, which may broadcast.
@@ -50,18 +50,18 @@ class Norm:
         """
         if self.weight is None:
             return grad
-        centre = x - x.mean(-1, keepdim=True) if self.centred else x
-        scale = (centre.square().mean(-1, keepdim=True) + self.eps).rsqrt()
-        unit = centre * scale
+        center = x - x.mean(-1, keepdim=True) if self.centered else x
+        scale = (center.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        unit = center * scale
         grad.mul_(self.weight)
         along = (grad * unit).mean(-1, keepdim=True)
-        if self.centred:
+        if self.centered:
             grad.sub_(grad.mean(-1, keepdim=True))
         return grad.addcmul_(unit, along, value=-1).mul_(scale)
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
+class DecoderLayer:
     """One block's parts.
 
     Attributes:
@@ -69,7 +69,7 @@ class Layer:
         q, k, v: Matrices from the residual into each head.
         o: Matrix out of each head. Its bias belongs to no head.
         q_bias, k_bias, v_bias, o_bias: Zero where the model has none.
-        mlp: From its normalised input to what it writes.
+        mlp: From its normalized input to what it writes.
         scale: What scores are multiplied by.
     """
 
@@ -87,7 +87,7 @@ class Layer:
     scale: float
 
     def project(self, port: str, x: Tensor, heads: Sequence[int] = ()) -> Tensor:
-        """Map normalised residuals "... d_model" to q, k or v of some heads, or of all."""
+        """Map normalized residuals "... d_model" to q, k or v of some heads, or of all."""
         weight, bias = getattr(self, port), getattr(self, f"{port}_bias")
         if heads and list(heads) != list(range(len(weight))):
             weight, bias = weight[list(heads)], bias[list(heads)]
@@ -97,17 +97,17 @@ class Layer:
 
 
 @dataclass(frozen=True, eq=False)
-class Anatomy:
+class DecoderWeights:
     """A whole decoder's parts."""
 
-    layers: tuple[Layer, ...]
-    final: Norm
+    layers: tuple[DecoderLayer, ...]
+    final_norm: Norm
     unembed: Callable[[Tensor], Tensor]
     parallel: bool
 
 
 @dataclass(frozen=True, eq=False)
-class Anatomised:
+class DecoderActivations:
     """What one run computes, part by part.
 
     Attributes:
@@ -119,9 +119,9 @@ class Anatomised:
     """
 
     embed: Float[Tensor, "prompt position d_model"]
-    pre: tuple[Tensor, ...]
-    mid: tuple[Tensor, ...]
-    last: Float[Tensor, "prompt position d_model"]
+    resid_pre: tuple[Tensor, ...]
+    resid_mid: tuple[Tensor, ...]
+    resid_final: Float[Tensor, "prompt position d_model"]
     q: tuple[Tensor, ...]
     k: tuple[Tensor, ...]
     v: tuple[Tensor, ...]
@@ -130,7 +130,7 @@ class Anatomised:
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
+class DecoderInputs:
     """What a run begins with.
 
     Attributes:
@@ -142,20 +142,20 @@ class Entry:
     """
 
     embed: Float[Tensor, "prompt position d_model"]
-    rest: Float[Tensor, "prompt position d_model"]
-    angles: tuple[Tensor, Tensor] | None
-    allowed: Bool[Tensor, "prompt query key"]
+    position_embed: Float[Tensor, "prompt position d_model"]
+    rotary: tuple[Tensor, Tensor] | None
+    attention_mask: Bool[Tensor, "prompt query key"]
     logits: Float[Tensor, "prompt vocab"]
 
 
-def dissect(model: Model) -> Anatomy:
+def decompose(model: Model) -> DecoderWeights:
     """Take a model's parts out; they share its weights.
 
     Raises:
         ModelError: A part is not of a kind that can be rebuilt.
     """
     try:
-        return _dissect(model)
+        return _decompose(model)
     except (AttributeError, RuntimeError) as error:
         raise ModelError(
             f"The blocks of {model.name} ({model.shape.architecture}) have no parts that circuits "
@@ -163,39 +163,41 @@ def dissect(model: Model) -> Anatomy:
         ) from error
 
 
-def _dissect(model: Model) -> Anatomy:
+def _decompose(model: Model) -> DecoderWeights:
     bridge = model.bridge
     layers = []
     for block in bridge.blocks:
         attn = block.attn
         q, k, v, o = (getattr(attn, name).detach() for name in ("W_Q", "W_K", "W_V", "W_O"))
         layers.append(
-            Layer(
-                attn_norm=_norm(block.ln1),
-                mlp_norm=_norm(block.ln2),
+            DecoderLayer(
+                attn_norm=_read_norm(block.ln1),
+                mlp_norm=_read_norm(block.ln2),
                 q=q,
                 k=k,
                 v=v,
                 o=o,
-                q_bias=_bias(attn, "Q", q),
-                k_bias=_bias(attn, "K", k),
-                v_bias=_bias(attn, "V", v),
-                o_bias=_bias(attn, "O", o),
+                q_bias=_read_bias(attn, "Q", q),
+                k_bias=_read_bias(attn, "K", k),
+                v_bias=_read_bias(attn, "V", v),
+                o_bias=_read_bias(attn, "O", o),
                 mlp=block.mlp,
                 scale=float(getattr(attn.original_component, "scaling", model.shape.d_head**-0.5)),
             )
         )
-    return Anatomy(tuple(layers), _norm(bridge.ln_final), bridge.unembed, model.shape.parallel)
+    return DecoderWeights(
+        tuple(layers), _read_norm(bridge.ln_final), bridge.unembed, model.shape.parallel
+    )
 
 
 @torch.no_grad()
-def observe(
+def capture_decoder(
     model: Model,
-    anatomy: Anatomy,
+    weights: DecoderWeights,
     ids: Int[Tensor, "prompt position"],
     mask: Bool[Tensor, "prompt position"],
     readout: Int[Tensor, " prompt"],
-) -> tuple[Entry, Anatomised]:
+) -> tuple[DecoderInputs, DecoderActivations]:
     """Run the model once and keep what its parts make; they are tried on the longest prompt.
 
     Raises:
@@ -204,10 +206,10 @@ def observe(
     kept: dict[str, Tensor] = {}
     layers = range(model.shape.layers)
     points = {name: f"attn.hook_{name}" for name in ("q", "k", "v", "z")}
-    points |= {"pre": "hook_resid_pre", "mlp_out": "hook_mlp_out"}
-    points["mid"] = "hook_resid_pre" if anatomy.parallel else "hook_resid_mid"
+    points |= {"resid_pre": "hook_resid_pre", "mlp_out": "hook_mlp_out"}
+    points["resid_mid"] = "hook_resid_pre" if weights.parallel else "hook_resid_mid"
     names = {key: [f"blocks.{n}.{point}" for n in layers] for key, point in points.items()}
-    turns = [n for n in ("blocks.0.attn.hook_cos", "blocks.0.attn.hook_sin") if _has(model, n)]
+    turns = [n for n in ("blocks.0.attn.hook_cos", "blocks.0.attn.hook_sin") if _has_hook(model, n)]
     last = f"blocks.{layers[-1]}.hook_resid_post"
 
     def keep(name: str) -> Callable[[Tensor], None]:
@@ -220,55 +222,61 @@ def observe(
     turned = [kept[name].expand(len(ids), -1, -1) for name in turns]
     angles = (turned[0], turned[1]) if turned else None
     found = {key: tuple(kept[name] for name in group) for key, group in names.items()}
-    found |= {port: tuple(turn(value, angles) for value in found[port]) for port in "qk"}
+    found |= {port: tuple(apply_rotary(value, angles) for value in found[port]) for port in "qk"}
     embed = kept["hook_embed"]
-    rest = kept[names["pre"][0]] - embed
-    entry = Entry(embed, rest, angles, _allowed(mask), seen)
-    run = Anatomised(embed=embed, last=kept[last], **found)
-    _agree(model, anatomy, entry, readout)
+    rest = kept[names["resid_pre"][0]] - embed
+    entry = DecoderInputs(embed, rest, angles, _causal_mask(mask), seen)
+    run = DecoderActivations(embed=embed, resid_final=kept[last], **found)
+    _check_rebuilt_logits(model, weights, entry, readout)
     return entry, run
 
 
-def _allowed(mask: Bool[Tensor, "prompt position"]) -> Bool[Tensor, "prompt query key"]:
+def _causal_mask(mask: Bool[Tensor, "prompt position"]) -> Bool[Tensor, "prompt query key"]:
     place = torch.arange(mask.shape[1], device=mask.device)
     return ((place[:, None] >= place) & mask[:, None]) | (place[:, None] == place)
 
 
 @torch.no_grad()
-def rebuild(anatomy: Anatomy, entry: Entry) -> Float[Tensor, "prompt position d_model"]:
+def rebuild_residual(
+    weights: DecoderWeights, inputs: DecoderInputs
+) -> Float[Tensor, "prompt position d_model"]:
     """Run the parts as the model runs its modules: the residual behind the last block."""
-    x = entry.embed + entry.rest
-    for layer in anatomy.layers:
+    x = inputs.embed + inputs.position_embed
+    for layer in weights.layers:
         y = layer.attn_norm(x)
-        q, k = (turn(layer.project(port, y), entry.angles) for port in "qk")
-        z = attend(q, k, layer.project("v", y), entry.allowed, layer.scale)
+        q, k = (apply_rotary(layer.project(port, y), inputs.rotary) for port in "qk")
+        z = attend(q, k, layer.project("v", y), inputs.attention_mask, layer.scale)
         mid = x + einsum(z, layer.o, "b t h e, h e d -> b t d") + layer.o_bias
-        x = mid + layer.mlp(layer.mlp_norm(x if anatomy.parallel else mid))
+        x = mid + layer.mlp(layer.mlp_norm(x if weights.parallel else mid))
     return x
 
 
-def _agree(model: Model, anatomy: Anatomy, entry: Entry, readout: Tensor) -> None:
+def _check_rebuilt_logits(
+    model: Model, weights: DecoderWeights, inputs: DecoderInputs, readout: Tensor
+) -> None:
     """Refuse a model whose logits the parts do not give, as far as the longest prompt shows."""
-    if not bool(entry.logits.isfinite().all()):
+    if not bool(inputs.logits.isfinite().all()):
         raise ModelError(
             f"{model.name} gives NaN or infinite logits on these prompts: a run that is broken "
             "holds no circuit. Load it with a wider dtype, or check the weights."
         )
-    longest = int(entry.allowed.sum((1, 2)).argmax())
-    some, angles = slice(longest, longest + 1), entry.angles
-    one = Entry(
-        entry.embed[some],
-        entry.rest[some],
+    longest = int(inputs.attention_mask.sum((1, 2)).argmax())
+    some, angles = slice(longest, longest + 1), inputs.rotary
+    one = DecoderInputs(
+        inputs.embed[some],
+        inputs.position_embed[some],
         None if angles is None else (angles[0][some], angles[1][some]),
-        entry.allowed[some],
-        entry.logits[some],
+        inputs.attention_mask[some],
+        inputs.logits[some],
     )
     try:
-        logits = anatomy.unembed(anatomy.final(rebuild(anatomy, one)[:, readout[longest]]))
+        logits = weights.unembed(
+            weights.final_norm(rebuild_residual(weights, one)[:, readout[longest]])
+        )
         gap = float((logits - one.logits).abs().max() / one.logits.abs().max().clamp(min=1e-2))
     except RuntimeError:  # the parts do not even fit together
         gap = float("inf")
-    if not gap <= _AGREES[model.dtype]:
+    if not gap <= _LOGIT_TOLERANCE[model.dtype]:
         raise ModelError(
             f"The blocks of {model.name} ({model.shape.architecture}) are not the plain sum of "
             f"heads and MLP that circuits are cut from: rebuilt, its logits differ by {gap:.1e} of "
@@ -280,43 +288,43 @@ def attend(
     q: Float[Tensor, "*b query head d_head"],
     k: Float[Tensor, "*b key kv_head d_head"],
     v: Float[Tensor, "*b key kv_head d_head"],
-    allowed: Bool[Tensor, "prompt query key"],
+    attention_mask: Bool[Tensor, "prompt query key"],
     scale: float,
 ) -> Float[Tensor, "*b query head d_head"]:
     """Attend: softmax of the scaled scores, over the keys that are allowed."""
     q, k, v = (t.transpose(-2, -3) for t in (q, k, v))
     grouped = q.shape[-3] != k.shape[-3]
     z = scaled_dot_product_attention(
-        q, k, v, attn_mask=allowed[:, None], scale=scale, enable_gqa=grouped
+        q, k, v, attn_mask=attention_mask[:, None], scale=scale, enable_gqa=grouped
     )
     return z.transpose(-2, -3)
 
 
-def turn(x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+def apply_rotary(x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
     """Rotate queries or keys "... prompt position head d_head" (Su et al. 2021, 2104.09864)."""
-    if angles is None:
+    if rotary is None:
         return x
-    cos, sin = (angle.unsqueeze(-2) for angle in angles)
+    cos, sin = (angle.unsqueeze(-2) for angle in rotary)
     turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
     half = turned.shape[-1] // 2
     swapped = torch.cat([-turned[..., half:], turned[..., :half]], -1)
     return torch.cat([turned * cos + swapped * sin, rest], -1)
 
 
-def _has(model: Model, name: str) -> bool:
+def _has_hook(model: Model, name: str) -> bool:
     return name in model.bridge.hook_dict
 
 
-def _bias(attn: Any, name: str, weight: Tensor) -> Tensor:  # noqa: ANN401
+def _read_bias(attn: Any, name: str, weight: Tensor) -> Tensor:  # noqa: ANN401
     found = getattr(attn, f"b_{name}", None)
     shape = weight.shape[-1:] if name == "O" else (weight.shape[0], weight.shape[2])
     return weight.new_zeros(shape) if found is None else found.detach().reshape(shape)
 
 
-def _norm(module: Any) -> Norm:  # noqa: ANN401
+def _read_norm(module: Any) -> Norm:  # noqa: ANN401
     inner = module.original_component
     if isinstance(inner, nn.Identity):
-        return Norm(None, None, 0.0, centred=False)
+        return Norm(None, None, 0.0, centered=False)
     kind = type(inner).__name__
     eps = getattr(inner, "eps", getattr(inner, "variance_epsilon", None))
     if eps is None or not ("LayerNorm" in kind or "RMSNorm" in kind):

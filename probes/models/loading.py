@@ -13,29 +13,29 @@ import torch
 from torch import nn
 
 from probes.errors import ModelError
-from probes.files import data_folder, family_members, made_here, made_members
+from probes.files import data_folder, derived_folder, list_derived_models, list_models
 
 # Greatest absolute difference of a logit from the plain Hugging Face model in eager attention,
 # for logits up to 4; only GPT-2 differs at all, as the bridge redoes its fused attention.
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 5e-3}
+LOGIT_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 5e-3}
 
 
-def dtype_of(name: str) -> torch.dtype:
+def parse_dtype(name: str) -> torch.dtype:
     """Return a number format by its name."""
-    known = {str(d).removeprefix("torch."): d for d in TOLERANCE}
+    known = {str(d).removeprefix("torch."): d for d in LOGIT_TOLERANCE}
     if name not in known:
         raise ModelError(f"Unknown dtype: {name!r} found. Use one of {', '.join(sorted(known))}.")
     return known[name]
 
 
-def find(name: str | Path) -> tuple[str, str]:
+def find_model(name: str | Path) -> tuple[str, str]:
     """Return the folder or hub id that a name stands for, and that in words.
 
     Raises:
         ModelError: There is no such model.
     """
     text = str(name)
-    if text in family_members():
+    if text in list_models():
         return str(data_folder() / "models" / text), f"family member {text}"
     folder = Path(name)
     if (folder / "config.json").is_file():
@@ -47,9 +47,9 @@ def find(name: str | Path) -> tuple[str, str]:
         return str(folder), f"folder {folder.resolve()}"
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", text) and not folder.exists():
         return text, f"hub {text}"
-    if (made := made_here() / text).is_dir() and (made / "config.json").is_file():
-        return str(made), f"made in {made_here()}"
-    known = (*family_members(), *made_members())
+    if (made := derived_folder() / text).is_dir() and (made / "config.json").is_file():
+        return str(made), f"made in {derived_folder()}"
+    known = (*list_models(), *list_derived_models())
     near = difflib.get_close_matches(text, known, n=1)
     raise ModelError(
         f"No model {text!r}: not a family name ({', '.join(known) or 'none here'}), a folder "
@@ -58,7 +58,7 @@ def find(name: str | Path) -> tuple[str, str]:
     )
 
 
-def read(source: str, dtype: torch.dtype) -> tuple[nn.Module, object]:
+def load_hf_model(source: str, dtype: torch.dtype) -> tuple[nn.Module, object]:
     """Read a plain Hugging Face model and its tokenizer, None where it has none.
 
     Raises:
@@ -66,13 +66,15 @@ def read(source: str, dtype: torch.dtype) -> tuple[nn.Module, object]:
     """
     from safetensors import SafetensorError
 
-    with quietly():  # torchao, where it is installed, is loaded with it and has much to say.
+    with (
+        suppress_library_warnings()
+    ):  # torchao, where it is installed, is loaded with it and has much to say.
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
     how = {"dtype": dtype, "attn_implementation": "eager", "use_safetensors": True}
     bare = Path(source).is_dir() and not any(Path(source).glob("tokenizer*"))
     try:
-        with quietly():
+        with suppress_library_warnings():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source, **how, trust_remote_code=False, output_loading_info=True
             )
@@ -90,7 +92,7 @@ def read(source: str, dtype: torch.dtype) -> tuple[nn.Module, object]:
     return hf_model, tokenizer
 
 
-def refuse_broken(hf_model: nn.Module, name: str) -> None:
+def check_finite(hf_model: nn.Module, name: str) -> None:
     """Refuse weights that are no numbers."""
     for key, tensor in hf_model.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
@@ -101,7 +103,7 @@ def refuse_broken(hf_model: nn.Module, name: str) -> None:
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
+def suppress_library_warnings() -> Iterator[None]:
     """Keep what the libraries say of kernels that this machine lacks away from the reader."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

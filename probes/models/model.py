@@ -16,12 +16,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from probes.errors import ModelError, SiteError
-from probes.models.loading import TOLERANCE as TOLERANCE
-from probes.models.loading import dtype_of, find, read, refuse_broken
-from probes.models.provenance import Made, read_made, stored
+from probes.models.loading import LOGIT_TOLERANCE as LOGIT_TOLERANCE
+from probes.models.loading import check_finite, find_model, load_hf_model, parse_dtype
+from probes.models.provenance import Provenance, folder_storage, read_provenance
 
 # What models and blocks call the argument that takes a key/value cache, release by release.
-SLOTS = ("cache", "past_key_values", "layer_past")
+CACHE_ARGUMENTS = ("cache", "past_key_values", "layer_past")
 
 Edit = Callable[[Tensor], Tensor | None]
 
@@ -53,10 +53,10 @@ class Model:
     """A fast Hugging Face tokenizer, or None where the model came without one."""
     bridge: Any = field(repr=False)
     config: Any = field(repr=False)
-    made: Made | None = field(default=None, repr=False)
+    provenance: Provenance | None = field(default=None, repr=False)
     """How it was made and what it takes to store, where that is known."""
     lock: Any = field(default_factory=threading.RLock, repr=False)
-    proven: set[str] = field(default_factory=set, repr=False)
+    passed_checks: set[str] = field(default_factory=set, repr=False)
     """What was checked of it once and need not be again, such as its gradients."""
 
     @property
@@ -74,9 +74,9 @@ class Model:
         self, ids: Int[Tensor, "prompt position"], mask: Bool[Tensor, "prompt position"]
     ) -> Float[Tensor, "prompt position vocab"]:
         """Scores of every next token; True in `mask` marks text, False padding on either side."""
-        return self.run(ids, mask)
+        return self.forward(ids, mask)
 
-    def run(
+    def forward(
         self, ids: Int[Tensor, "prompt position"], mask: Bool[Tensor, "prompt position"]
     ) -> Float[Tensor, "prompt position vocab"]:
         """Return what `logits` does, open to gradients of activations."""
@@ -87,8 +87,8 @@ class Model:
             )
         given: dict[str, Tensor | bool] = {"attention_mask": mask.long(), "use_cache": False}
         if "position_ids" in inspect.signature(self.bridge.original_model.forward).parameters:
-            given["position_ids"] = place(mask)
-        with self.alone():
+            given["position_ids"] = position_ids(mask)
+        with self.locked():
             return self.bridge(ids, **given)
 
     @contextmanager
@@ -105,12 +105,12 @@ class Model:
                     f"{self.name} has no activation {name!r}, or computes it only on request; "
                     f"names close to it: {', '.join(near) or 'none'}. Use a name of this model."
                 )
-        pairs = [(name, partial(_edited, name, edit)) for name, edit in edits.items()]
-        with self.alone(), self.bridge.hooks(fwd_hooks=pairs):
+        pairs = [(name, partial(_apply_edit, name, edit)) for name, edit in edits.items()]
+        with self.locked(), self.bridge.hooks(fwd_hooks=pairs):
             yield
 
     @contextmanager
-    def storing(self, stores: Sequence[object]) -> Iterator[list[dict]]:
+    def recording_kv(self, caches: Sequence[object]) -> Iterator[list[dict]]:
         """Give each block a store in place of its key/value cache; list what it was called with.
 
         A store's `update(keys, values, layer)` returns the keys and values to attend to.
@@ -118,14 +118,14 @@ class Model:
         calls: list[dict] = []
 
         def before(block: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:  # noqa: ANN401
-            given = dict(zip(_arguments(block), args, strict=False)) | kwargs
+            given = dict(zip(_block_arguments(block), args, strict=False)) | kwargs
             hidden = given.pop("hidden_states")
-            given.pop(slot := _slot(block), None)
+            given.pop(slot := _block_cache_argument(block), None)
             calls.append(given)
-            return (hidden,), given | {slot: stores[len(calls) - 1]}
+            return (hidden,), given | {slot: caches[len(calls) - 1]}
 
-        with self.alone():
-            blocks = self.bridge.blocks[: len(stores)]
+        with self.locked():
+            blocks = self.bridge.blocks[: len(caches)]
             handles = [b.register_forward_pre_hook(before, with_kwargs=True) for b in blocks]
             try:
                 yield calls
@@ -133,14 +133,16 @@ class Model:
                 for handle in handles:
                     handle.remove()
 
-    def block(self, layer: int, resid: Tensor, given: Mapping[str, Any], store: object) -> Tensor:
+    def run_block(
+        self, layer: int, resid: Tensor, arguments: Mapping[str, Any], cache: object
+    ) -> Tensor:
         """Run one block by itself, with arguments that `storing` listed, cut to what is wanted."""
         block = self.bridge.blocks[layer]
-        out = block(hidden_states=resid, **given, **{_slot(block): store})
+        out = block(hidden_states=resid, **arguments, **{_block_cache_argument(block): cache})
         return out[0] if isinstance(out, tuple) else out
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Keep other threads out: an edit made by one would show in the pass of another."""
         if not self.lock.acquire(blocking=False):
             raise ModelError(
@@ -153,7 +155,7 @@ class Model:
             self.lock.release()
 
 
-def place(mask: Bool[Tensor, "prompt position"]) -> Int[Tensor, "prompt position"]:
+def position_ids(mask: Bool[Tensor, "prompt position"]) -> Int[Tensor, "prompt position"]:
     """Number the tokens of each text from 0, whatever padding stands before them."""
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
@@ -161,26 +163,30 @@ def place(mask: Bool[Tensor, "prompt position"]) -> Int[Tensor, "prompt position
 def load(
     name: str | Path | Model, *, dtype: str = "float32", device: str | torch.device | None = None
 ) -> Model:
-    """Load a family member, a folder, a hub id, or "untrained:NAME:SEED"; a Model is given back."""
+    """Load a family member, a folder, a hub id, or "random-init:NAME:SEED"; a Model is given back."""
     if isinstance(name, Model):
         return name
     kind, _, rest = str(name).partition(":")
-    if kind == "untrained" and rest:
+    if kind == "random-init" and rest:
         like, _, seed = rest.partition(":")
         if not (seed or "0").isdecimal():
-            raise ModelError(f"The seed of {name!r} is {seed!r}: write it as in 'untrained:full:3'")
-        return untrained(load(like, dtype=dtype, device=device), seed=int(seed or 0))
-    source, origin = find(name)
-    hf_model, tokenizer = read(source, dtype_of(dtype))
-    refuse_broken(hf_model, str(name))
+            raise ModelError(
+                f"The seed of {name!r} is {seed!r}: write it as in 'random-init:full:3'"
+            )
+        return random_init(load(like, dtype=dtype, device=device), seed=int(seed or 0))
+    source, origin = find_model(name)
+    hf_model, tokenizer = load_hf_model(source, parse_dtype(dtype))
+    check_finite(hf_model, str(name))
     hf_model = hf_model.to(device or torch.get_default_device())
-    return _adopt(hf_model, (Path(name).name, origin), tokenizer, _made(Path(source)))
+    return _build_model(
+        hf_model, (Path(name).name, origin), tokenizer, _folder_provenance(Path(source))
+    )
 
 
-def _made(folder: Path) -> Made | None:
+def _folder_provenance(folder: Path) -> Provenance | None:
     if not folder.is_dir():
         return None
-    return read_made(folder) or Made("trained", "", stored(folder))
+    return read_provenance(folder) or Provenance("trained", "", folder_storage(folder))
 
 
 def wrap(
@@ -189,51 +195,51 @@ def wrap(
     name: str,
     tokenizer: object = None,
     origin: str = "in memory",
-    made: Made | None = None,
+    provenance: Provenance | None = None,
 ) -> Model:
     """Take a Hugging Face causal model as it stands; the one given is copied, never changed."""
-    return _adopt(copy.deepcopy(hf_model), (name, origin), tokenizer, made)
+    return _build_model(copy.deepcopy(hf_model), (name, origin), tokenizer, provenance)
 
 
-def untrained(like: Model, *, seed: int) -> Model:
+def random_init(model: Model, *, seed: int) -> Model:
     """Build the same architecture with fresh weights, drawn from `seed` alone."""
     from transformers import AutoModelForCausalLM
 
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: that would also seed the accelerators, which are not forked.
         torch.default_generator.manual_seed(seed)
-        config = copy.deepcopy(like.config)
-        hf_model = AutoModelForCausalLM.from_config(config, dtype=like.dtype)
-    names = (f"{like.name} untrained {seed}", f"untrained like {like.name}, seed {seed}")
-    return _adopt(hf_model.to(like.device), names, like.tokenizer)
+        config = copy.deepcopy(model.config)
+        hf_model = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    names = (f"{model.name} untrained {seed}", f"untrained like {model.name}, seed {seed}")
+    return _build_model(hf_model.to(model.device), names, model.tokenizer)
 
 
-def _arguments(block: Any) -> list[str]:  # noqa: ANN401
+def _block_arguments(block: Any) -> list[str]:  # noqa: ANN401
     return list(inspect.signature(block.original_component.forward).parameters)
 
 
-def _slot(block: Any) -> str:  # noqa: ANN401
-    return cache_slot(block.original_component)
+def _block_cache_argument(block: Any) -> str:  # noqa: ANN401
+    return cache_argument(block.original_component)
 
 
-def cache_slot(module: nn.Module) -> str:
+def cache_argument(module: nn.Module) -> str:
     """Return what a Hugging Face model or block calls the argument for its key/value cache.
 
     Raises:
         ModelError: It takes none.
     """
     known = inspect.signature(module.forward).parameters
-    found = next((slot for slot in SLOTS if slot in known), None)
+    found = next((slot for slot in CACHE_ARGUMENTS if slot in known), None)
     if found is None:
         raise ModelError(
             f"{type(module).__name__} takes no key/value cache under a known name: "
-            f"{', '.join(known)} found, one of {', '.join(SLOTS)} wanted. Use a decoder such as "
+            f"{', '.join(known)} found, one of {', '.join(CACHE_ARGUMENTS)} wanted. Use a decoder such as "
             "Llama, GPT-2 or GPT-NeoX, or another release of transformers."
         )
     return found
 
 
-def _edited(name: str, edit: Edit, value: Tensor, hook: object) -> Tensor | None:
+def _apply_edit(name: str, edit: Edit, value: Tensor, hook: object) -> Tensor | None:
     new = edit(value)
     if new is not None and (new.shape != value.shape or new.dtype != value.dtype):
         raise SiteError(
@@ -243,11 +249,11 @@ def _edited(name: str, edit: Edit, value: Tensor, hook: object) -> Tensor | None
     return new
 
 
-def _adopt(
+def _build_model(
     hf_model: Any,  # noqa: ANN401
     names: tuple[str, str],
     tokenizer: object,
-    made: Made | None = None,
+    provenance: Provenance | None = None,
 ) -> Model:
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
@@ -276,10 +282,10 @@ def _adopt(
         context=int(config.max_position_embeddings),
         parallel=bool(getattr(cfg, "parallel_attn_mlp", False)),
     )
-    return Model(*names, shape, tokenizer, bridge, config, made)
+    return Model(*names, shape, tokenizer, bridge, config, provenance)
 
 
-def refuse_training(model: Model) -> None:
+def require_eval(model: Model) -> None:
     """Refuse a model with dropout on: two runs of it cannot be compared."""
     if any(module.training for module in model.bridge.modules()):
         raise ModelError(

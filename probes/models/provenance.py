@@ -6,16 +6,16 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from probes.errors import ModelError
-from probes.files import write_whole
+from probes.files import write_atomic
 
-SLIP = "relative.json"
+PROVENANCE_FILE = "relative.json"
 """The file beside the weights that says how they came about."""
 
-Plain = str | int | float | bool | None | list["Plain"] | dict[str, "Plain"]
+JsonValue = str | int | float | bool | None | list["JsonValue"] | dict[str, "JsonValue"]
 
 
 @dataclass(frozen=True, slots=True)
-class Storage:
+class StorageCost:
     """What a model takes to store, in bits; every part counts.
 
     Attributes:
@@ -30,8 +30,8 @@ class Storage:
     embeddings: float
     other: float
     scales: float = 0.0
-    zeros: float = 0.0
-    index: float = 0.0
+    zero_points: float = 0.0
+    mask_index: float = 0.0
 
     @property
     def total(self) -> float:
@@ -40,7 +40,7 @@ class Storage:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class Provenance:
     """How a relative was made.
 
     Attributes:
@@ -49,34 +49,36 @@ class Made:
         parent: The model that it was made from.
         dials: Everything that was turned to make it, and what was measured meanwhile.
         storage: What it takes to store.
-        gap: Greatest absolute difference of a logit between the real kernel and what is analysed;
+        gap: Greatest absolute difference of a logit between the real kernel and what is analyzed;
             None where there is no other kernel.
     """
 
     kind: str
     parent: str
-    storage: Storage
-    dials: Mapping[str, Plain] = field(default_factory=dict)
-    gap: float | None = None
+    storage: StorageCost
+    settings: Mapping[str, JsonValue] = field(default_factory=dict)
+    kernel_gap: float | None = None
 
 
-def write_made(made: Made, folder: Path) -> None:
+def write_provenance(provenance: Provenance, folder: Path) -> None:
     """Write the slip into a model's folder."""
-    write_whole(folder / SLIP, (json.dumps(asdict(made), indent=1) + "\n").encode())
+    write_atomic(
+        folder / PROVENANCE_FILE, (json.dumps(asdict(provenance), indent=1) + "\n").encode()
+    )
 
 
-def read_made(folder: Path) -> Made | None:
+def read_provenance(folder: Path) -> Provenance | None:
     """Read the slip of a model's folder; None where there is none.
 
     Raises:
         ModelError: The slip is broken.
     """
-    path = folder / SLIP
+    path = folder / PROVENANCE_FILE
     if not path.is_file():
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return Made(**found | {"storage": Storage(**found["storage"])})
+        return Provenance(**found | {"storage": StorageCost(**found["storage"])})
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(
             f"{str(path)!r} does not say how the model was made ({error}): make it again, or "
@@ -84,7 +86,7 @@ def read_made(folder: Path) -> Made | None:
         ) from error
 
 
-def stored(folder: Path) -> Storage:
+def folder_storage(folder: Path) -> StorageCost:
     """Count the bits of the weights in a folder as their files hold them, tied ones once."""
     from safetensors import safe_open
 
@@ -96,21 +98,21 @@ def stored(folder: Path) -> Storage:
                 size, wide = 1, len(piece.get_shape())
                 for extent in piece.get_shape():
                     size *= extent
-                width = _WIDTHS.get(piece.get_dtype(), 32)
-                bits[part_of(name, wide)] += size * width
-    return Storage(**bits)
+                width = _DTYPE_BITS.get(piece.get_dtype(), 32)
+                bits[storage_part(name, wide)] += size * width
+    return StorageCost(**bits)
 
 
-_WIDTHS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I8": 8, "U8": 8, "BOOL": 8}
+_DTYPE_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I8": 8, "U8": 8, "BOOL": 8}
 
-_EMBEDDINGS = (
+_EMBEDDING_NAMES = (
     *("embed_tokens", "embed_positions", "word_embeddings"),
     *("embed_in", "embed_out", "lm_head", "wte", "wpe"),
 )
 
 
-def part_of(name: str, dimensions: int) -> str:
+def storage_part(name: str, dimensions: int) -> str:
     """Say which part of the storage a weight belongs to, by its name and how many axes it has."""
-    if any(word in name.split(".") for word in _EMBEDDINGS):
+    if any(word in name.split(".") for word in _EMBEDDING_NAMES):
         return "embeddings"
     return "weights" if dimensions == 2 else "other"

@@ -10,7 +10,7 @@ from probes.errors import SiteError
 from probes.models.model import Model
 from probes.prompts.batch import Batch
 
-POINTS = {
+HOOK_POINTS = {
     "resid": "hook_resid_pre",
     "attention": "attn.hook_pattern",
     "z": "attn.hook_z",
@@ -48,9 +48,9 @@ def capture(model: Model, batch: Batch, names: Sequence[str] = ("attention",)) -
     Raises:
         SiteError: A name is unknown.
     """
-    unknown = [name for name in names if name not in POINTS]
+    unknown = [name for name in names if name not in HOOK_POINTS]
     if unknown:
-        raise SiteError(f"Cannot capture {unknown}: known are {', '.join(POINTS)}")
+        raise SiteError(f"Cannot capture {unknown}: known are {', '.join(HOOK_POINTS)}")
     layers = range(model.shape.layers)
     kept: dict[str, Tensor] = {}
 
@@ -60,7 +60,7 @@ def capture(model: Model, batch: Batch, names: Sequence[str] = ("attention",)) -
     edits: dict = {}
     for name in names:
         for layer in layers:
-            keep(f"blocks.{layer}.{POINTS[name]}")
+            keep(f"blocks.{layer}.{HOOK_POINTS[name]}")
     last = f"blocks.{layers[-1]}.hook_resid_post"
     if "resid" in names:
         keep(last)
@@ -68,6 +68,6 @@ def capture(model: Model, batch: Batch, names: Sequence[str] = ("attention",)) -
         model.logits(batch.ids.to(model.device), batch.mask.to(model.device))
     tensors = {}
     for name in names:
-        found = [kept[f"blocks.{layer}.{POINTS[name]}"] for layer in layers]
+        found = [kept[f"blocks.{layer}.{HOOK_POINTS[name]}"] for layer in layers]
         tensors[name] = torch.stack([*found, kept[last]] if name == "resid" else found)
     return Activations(model.name, batch, tensors)

@@ -25,29 +25,29 @@ class RoleAttention:
 
     model: str
     roles: tuple[str, ...]
-    each: Float[Tensor, "prompt layer head role role_key"]
+    per_prompt: Float[Tensor, "prompt layer head role role_key"]
 
     @property
     def mean(self) -> Float[Tensor, "layer head role role_key"]:
         """Mean over the prompts that have the attending role."""
-        return self.each.nanmean(0)
+        return self.per_prompt.nanmean(0)
 
     @property
-    def error(self) -> Float[Tensor, "layer head role role_key"]:
+    def standard_error(self) -> Float[Tensor, "layer head role role_key"]:
         """Standard error of the mean over prompts; NaN where fewer than two prompts count."""
-        there = ~self.each.isnan()
+        there = ~self.per_prompt.isnan()
         count = there.sum(0)
-        spread = (self.each - self.mean).square().nansum(0)
+        spread = (self.per_prompt - self.mean).square().nansum(0)
         return torch.where(
             count > 1, (spread / (count * (count - 1)).clamp(min=1)).sqrt(), torch.nan
         )
 
 
-def pool(
+def pool_by_role(
     attention: Float[Tensor, "layer prompt head query key"], batch: Batch
 ) -> Float[Tensor, "prompt layer head role role_key"]:
     """Sum attention over the keys of a role, then average over the queries of a role."""
-    member = _members(batch).to(attention.device, attention.dtype)
+    member = _role_membership(batch).to(attention.device, attention.dtype)
     to_role = einsum(
         attention,
         member,
@@ -64,10 +64,14 @@ def pool(
     return pooled.masked_fill(lacks, torch.nan)
 
 
-def role_attention(model: Model, batch: Batch, *, seen: Activations | None = None) -> RoleAttention:
+def role_attention(
+    model: Model, batch: Batch, *, activations: Activations | None = None
+) -> RoleAttention:
     """Run a batch (or take what was captured from it) and pool its attention by roles."""
-    seen = seen or capture(model, batch, ("attention",))
-    return RoleAttention(model.name, batch.roles, pool(seen["attention"], batch).cpu())
+    activations = activations or capture(model, batch, ("attention",))
+    return RoleAttention(
+        model.name, batch.roles, pool_by_role(activations["attention"], batch).cpu()
+    )
 
 
 def uniform_attention(batch: Batch) -> Float[Tensor, "prompt role role_key"]:
@@ -79,8 +83,8 @@ def uniform_attention(batch: Batch) -> Float[Tensor, "prompt role role_key"]:
     causal = torch.ones(mask.shape[1], mask.shape[1], dtype=torch.bool).tril()
     reach = causal & rearrange(mask, "prompt key -> prompt 1 key")
     even = reach.float() / reach.sum(-1, keepdim=True).clamp(min=1)
-    return pool(rearrange(even, "prompt query key -> 1 prompt 1 query key"), batch)[:, 0, 0]
+    return pool_by_role(rearrange(even, "prompt query key -> 1 prompt 1 query key"), batch)[:, 0, 0]
 
 
-def _members(batch: Batch) -> Bool[Tensor, "prompt role position"]:
-    return torch.stack([batch.where(role) for role in batch.roles], dim=1)
+def _role_membership(batch: Batch) -> Bool[Tensor, "prompt role position"]:
+    return torch.stack([batch.role_mask(role) for role in batch.roles], dim=1)

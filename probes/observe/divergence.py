@@ -9,18 +9,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probes.models.model import Model
-from probes.observe.behaviour import Behaviour, behaviour
-from probes.observe.gate import Gate, heuristics, judge
-from probes.prompts.batch import Batch, encode
-from probes.prompts.pair_batch import fits
+from probes.observe.behavior import Behavior, evaluate_behavior
+from probes.observe.gate import Gate, gate_behavior, heuristic_hits
+from probes.prompts.batch import Batch, tokenize
+from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
-from probes.stats.intervals import Estimate, mean, share
+from probes.stats.intervals import Estimate, bootstrap_mean, proportion
 
 _CHUNK = 100
 
 
 @dataclass(frozen=True, eq=False)
-class Sitting:
+class ReferenceAnswers:
     """Questions that a model and its relatives answer, and what the model says to them.
 
     Attributes:
@@ -31,12 +31,12 @@ class Sitting:
 
     parent: Model
     batch: Batch
-    found: Behaviour
-    logs: Float[Tensor, "prompt answer vocab"]
+    behavior: Behavior
+    log_probs: Float[Tensor, "prompt answer vocab"]
 
 
 @dataclass(frozen=True, eq=False)
-class Answered:
+class RelativeAnswers:
     """What a relative answers to the questions of a sitting.
 
     Attributes:
@@ -45,14 +45,14 @@ class Answered:
         texts: The same of every token of the text with its answers, as a mean (bits).
     """
 
-    found: Behaviour
-    apart: Float[np.ndarray, "prompt answer"]
-    texts: Float[np.ndarray, " prompt"]
+    behavior: Behavior
+    readout_kl: Float[np.ndarray, "prompt answer"]
+    text_kl: Float[np.ndarray, " prompt"]
 
 
 @dataclass(frozen=True, slots=True)
-class Behaved:
-    """How far a relative's behaviour is from its parent's.
+class BehavioralDistance:
+    """How far a relative's behavior is from its parent's.
 
     Attributes:
         kl: KL(parent || relative) in bits per read-out; 0 is no difference, and there is no end.
@@ -60,98 +60,108 @@ class Behaved:
         accuracy: For each answer the share of questions that it is right on.
         right: The share of questions with all answers right.
         agreement: The share of questions at whose read-outs the likeliest tokens are the parent's.
-        gates: Whether it has the behaviour at all, answer by answer.
+        gates: Whether it has the behavior at all, answer by answer.
     """
 
-    kl: Estimate
+    readout_kl: Estimate
     text_kl: Estimate
     accuracy: dict[str, Estimate]
-    right: Estimate
+    all_correct: Estimate
     agreement: Estimate
     gates: tuple[Gate, ...]
 
     @property
-    def absent(self) -> bool:
+    def behavior_absent(self) -> bool:
         """Whether some gate is closed."""
         return any(gate.state == "closed" for gate in self.gates)
 
 
-def sit(parent: Model, pattern: Pattern, *, count: int, seed: int) -> Sitting:
+def answer_as_reference(
+    parent: Model, pattern: Pattern, *, count: int, seed: int
+) -> ReferenceAnswers:
     """Draw questions, and put them to the parent.
 
     Raises:
         PatternError: The pattern does not hold so many questions that the tokenizer can read.
     """
-    questions = pattern.questions(count, seed=seed, keep=fits(parent.tokenizer))
-    batch = encode(parent.tokenizer, questions, limit=parent.shape.context)
-    return Sitting(parent, batch, behaviour(parent, batch), readouts(parent, batch))
+    questions = pattern.sample_questions(count, seed=seed, keep=tokenizable_by(parent.tokenizer))
+    batch = tokenize(parent.tokenizer, questions, max_length=parent.shape.context)
+    return ReferenceAnswers(
+        parent, batch, evaluate_behavior(parent, batch), readout_log_probs(parent, batch)
+    )
 
 
 @torch.no_grad()
-def readouts(model: Model, batch: Batch) -> Float[Tensor, "prompt answer vocab"]:
+def readout_log_probs(model: Model, batch: Batch) -> Float[Tensor, "prompt answer vocab"]:
     """Return the log probabilities of all tokens where answers are read (base 2)."""
     found = []
     for rows in torch.arange(len(batch)).split(_CHUNK):
-        logs = _logs(model, batch, rows)
+        logs = _log_probs(model, batch, rows)
         at = batch.positions[rows].to(logs.device)
         found.append(logs.take_along_dim(at[..., None], dim=1).cpu())
     return torch.cat(found)
 
 
-def kl(first: Float[Tensor, "*_ vocab"], second: Float[Tensor, "*_ vocab"]) -> Float[Tensor, "*_"]:
+def kl_divergence(
+    first: Float[Tensor, "*_ vocab"], second: Float[Tensor, "*_ vocab"]
+) -> Float[Tensor, "*_"]:
     """Return KL(first || second) of log probabilities to the base 2 (bits)."""
     return (first.exp2() * (first - second)).sum(-1).clamp(min=0)  # Rounding may go below.
 
 
-def put(sitting: Sitting, model: Model) -> Answered:
+def answer_as_relative(reference: ReferenceAnswers, model: Model) -> RelativeAnswers:
     """Put the questions of a sitting to a relative."""
-    apart = kl(sitting.logs, readouts(model, sitting.batch))
-    return Answered(
-        found=behaviour(model, sitting.batch),
-        apart=apart.double().numpy(),
-        texts=_over_texts(sitting, model),
+    apart = kl_divergence(reference.log_probs, readout_log_probs(model, reference.batch))
+    return RelativeAnswers(
+        behavior=evaluate_behavior(model, reference.batch),
+        readout_kl=apart.double().numpy(),
+        text_kl=_text_kl(reference, model),
     )
 
 
-def behaved(sitting: Sitting, answered: Answered, *, seed: int) -> Behaved:
+def behavioral_distance(
+    reference: ReferenceAnswers, answers: RelativeAnswers, *, seed: int
+) -> BehavioralDistance:
     """Judge a relative's answers beside its parent's."""
-    right = answered.found.right.numpy()
-    same = (answered.found.said == sitting.found.said).numpy()
-    gates = judge(answered.found, sitting.batch.questions, seed=seed)
-    return Behaved(
-        kl=mean(answered.apart.mean(-1), seed=seed),
-        text_kl=mean(answered.texts, seed=seed),
-        accuracy={name: share(right[:, k]) for k, name in enumerate(answered.found.answers)},
-        right=share(right.min(-1)),
-        agreement=share(same.min(-1)),
+    right = answers.behavior.correct.numpy()
+    same = (answers.behavior.predicted == reference.behavior.predicted).numpy()
+    gates = gate_behavior(answers.behavior, reference.batch.questions, seed=seed)
+    return BehavioralDistance(
+        readout_kl=bootstrap_mean(answers.readout_kl.mean(-1), seed=seed),
+        text_kl=bootstrap_mean(answers.text_kl, seed=seed),
+        accuracy={name: proportion(right[:, k]) for k, name in enumerate(answers.behavior.answers)},
+        all_correct=proportion(right.min(-1)),
+        agreement=proportion(same.min(-1)),
         gates=gates,
     )
 
 
-def guessed(sitting: Sitting) -> float:
+def best_heuristic_accuracy(reference: ReferenceAnswers) -> float:
     """Return what no simple heuristic exceeds in having all answers right, 0 to 1."""
-    questions = sitting.batch.questions
-    each = [heuristics(questions, answer) for answer in sitting.found.answers]
+    questions = reference.batch.questions
+    each = [heuristic_hits(questions, answer) for answer in reference.behavior.answers]
     return min(max(float(hits.mean()) for hits in found.values()) for found in each)
 
 
 @torch.no_grad()
-def _over_texts(sitting: Sitting, model: Model) -> Float[np.ndarray, " prompt"]:
-    found, batch = [], sitting.batch
+def _text_kl(reference: ReferenceAnswers, model: Model) -> Float[np.ndarray, " prompt"]:
+    found, batch = [], reference.batch
     # The parent runs again: all it says of all tokens would fill the memory of a real vocabulary.
     for rows in torch.arange(len(batch)).split(_CHUNK):
-        apart = kl(_logs(sitting.parent, batch, rows).cpu(), _logs(model, batch, rows).cpu())
-        followed = _followed(batch.mask[rows])
+        apart = kl_divergence(
+            _log_probs(reference.parent, batch, rows).cpu(), _log_probs(model, batch, rows).cpu()
+        )
+        followed = _has_next_token(batch.mask[rows])
         found.append((apart * followed).sum(1) / followed.sum(1))
     return torch.cat(found).double().numpy()
 
 
-def _followed(mask: Bool[Tensor, "row position"]) -> Bool[Tensor, "row position"]:
+def _has_next_token(mask: Bool[Tensor, "row position"]) -> Bool[Tensor, "row position"]:
     """Mark the tokens that another follows; padding stands on the left."""
     return mask & (torch.arange(mask.shape[1]) < mask.shape[1] - 1)
 
 
-def _logs(
+def _log_probs(
     model: Model, batch: Batch, rows: Int[Tensor, " row"]
 ) -> Float[Tensor, "row position vocab"]:
     ids, mask = batch.ids[rows].to(model.device), batch.mask[rows].to(model.device)

@@ -1,4 +1,4 @@
-"""The gate: no circuit of a behaviour that a model does not have."""
+"""The gate: no circuit of a behavior that a model does not have."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,22 +9,22 @@ import numpy as np
 from jaxtyping import Bool
 
 from probes.models.model import Model
-from probes.observe.behaviour import Behaviour, behaviour
-from probes.prompts.batch import encode
-from probes.prompts.pair_batch import fits
+from probes.observe.behavior import Behavior, evaluate_behavior
+from probes.prompts.batch import tokenize
+from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
-from probes.stats.intervals import Estimate, mean, share
+from probes.stats.intervals import Estimate, bootstrap_mean, proportion
 
-State = Literal["open", "partial", "closed"]
+GateState = Literal["open", "partial", "closed"]
 
-OPEN_AT = 0.8
+OPEN_ACCURACY = 0.8
 """The gate is open where accuracy surely exceeds this, and the best heuristic."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Whether a model has a behaviour, against the best simple heuristic on the same items.
+    """Whether a model has a behavior, against the best simple heuristic on the same items.
 
     Attributes:
         model, pattern, answer: What was asked of whom, and which answer was read.
@@ -41,19 +41,19 @@ class Gate:
     model: str
     pattern: str
     answer: str
-    items: int
+    n_questions: int
     accuracy: Estimate
     heuristic: str
     heuristic_accuracy: float
     margin: Estimate
-    lead: Estimate
-    state: State
+    logit_diff: Estimate
+    state: GateState
 
 
-def ask(model: Model, questions: Sequence[Question]) -> Behaviour:
+def answer_questions(model: Model, questions: Sequence[Question]) -> Behavior:
     """Put questions to a model."""
-    batch = encode(model.tokenizer, questions, limit=model.shape.context)
-    return behaviour(model, batch)
+    batch = tokenize(model.tokenizer, questions, max_length=model.shape.context)
+    return evaluate_behavior(model, batch)
 
 
 def gate(model: Model, pattern: Pattern, *, prompts: int = 200, seed: int = 0) -> tuple[Gate, ...]:
@@ -62,45 +62,51 @@ def gate(model: Model, pattern: Pattern, *, prompts: int = 200, seed: int = 0) -
     Raises:
         PatternError: The pattern does not hold so many questions that the tokenizer can read.
     """
-    questions = pattern.questions(prompts, seed=seed, keep=fits(model.tokenizer))
-    return judge(ask(model, questions), questions, seed=seed)
+    questions = pattern.sample_questions(prompts, seed=seed, keep=tokenizable_by(model.tokenizer))
+    return gate_behavior(answer_questions(model, questions), questions, seed=seed)
 
 
-def judge(found: Behaviour, questions: Sequence[Question], *, seed: int) -> tuple[Gate, ...]:
+def gate_behavior(
+    behavior: Behavior, questions: Sequence[Question], *, seed: int
+) -> tuple[Gate, ...]:
     """Judge what a model answered, one gate for each answer."""
-    return tuple(_gate(found, k, name, questions, seed) for k, name in enumerate(found.answers))
+    return tuple(
+        _gate_answer(behavior, k, name, questions, seed) for k, name in enumerate(behavior.answers)
+    )
 
 
-def _gate(found: Behaviour, k: int, answer: str, questions: Sequence[Question], seed: int) -> Gate:
-    right = found.right[:, k].numpy()
-    guesses = heuristics(questions, answer)
+def _gate_answer(
+    behavior: Behavior, k: int, answer: str, questions: Sequence[Question], seed: int
+) -> Gate:
+    right = behavior.correct[:, k].numpy()
+    guesses = heuristic_hits(questions, answer)
     best = max(guesses, key=lambda name: guesses[name].mean())
-    accuracy = share(right)
-    margin = mean(right.astype(float) - guesses[best].astype(float), seed=seed)
-    state: State = "closed"
+    accuracy = proportion(right)
+    margin = bootstrap_mean(right.astype(float) - guesses[best].astype(float), seed=seed)
+    state: GateState = "closed"
     if margin.low > 0:
-        state = "open" if accuracy.low > OPEN_AT else "partial"
+        state = "open" if accuracy.low > OPEN_ACCURACY else "partial"
     return Gate(
-        model=found.model,
+        model=behavior.model,
         pattern=questions[0].pattern,
         answer=answer,
-        items=len(questions),
+        n_questions=len(questions),
         accuracy=accuracy,
         heuristic=best,
         heuristic_accuracy=float(guesses[best].mean()),
         margin=margin,
-        lead=mean(found.lead[:, k].double().numpy(), seed=seed),
+        logit_diff=bootstrap_mean(behavior.logit_diff[:, k].double().numpy(), seed=seed),
         state=state,
     )
 
 
-def heuristics(
+def heuristic_hits(
     questions: Sequence[Question], answer: str
 ) -> dict[str, Bool[np.ndarray, " prompt"]]:
     """Return where each simple heuristic is right.
 
     A noun is copied only from slots that the answer is not itself defined by: copying the noun
-    that is asked for is the behaviour, not a heuristic.
+    that is asked for is the behavior, not a heuristic.
     """
     wanted = [question.answer(answer) for question in questions]
     commonest = Counter(wanted).most_common(1)[0][0]

@@ -14,11 +14,11 @@ from probes.prompts.batch import Batch
 
 _CHUNK = 100
 
-Pick = Callable[[Tensor, Tensor], Tensor]
+ResidualSelector = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Readings:
+class ResidualStates:
     """The residual stream of one model on some questions.
 
     Attributes:
@@ -37,44 +37,50 @@ class Readings:
     @property
     def roles(self) -> tuple[str, ...]:
         """The roles that every prompt has, in the order of the texts."""
-        every = [r for r in self.batch.roles if bool(self.batch.where(r).any(-1).all())]
-        place = {role: float(self.end(role).float().mean()) for role in every}
+        every = [r for r in self.batch.roles if bool(self.batch.role_mask(r).any(-1).all())]
+        place = {role: float(self.last_positions(role).float().mean()) for role in every}
         return tuple(sorted(every, key=lambda role: place[role]))
 
-    def count(self, role: str) -> Int[Tensor, " prompt"]:
+    def token_counts(self, role: str) -> Int[Tensor, " prompt"]:
         """Return how many tokens play a role, prompt by prompt."""
-        return self.batch.where(role).sum(-1)
+        return self.batch.role_mask(role).sum(-1)
 
-    def end(self, role: str) -> Int[Tensor, " prompt"]:
+    def last_positions(self, role: str) -> Int[Tensor, " prompt"]:
         """Return the last token of a role.
 
         Raises:
             SiteError: A prompt lacks the role.
         """
-        here = self.batch.where(role)
+        here = self.batch.role_mask(role)
         if not bool(here.any(-1).all()):
             raise SiteError(f"Some prompts have no role {role!r}: choose one that all have")
         return here.shape[1] - 1 - here.flip(-1).int().argmax(-1)
 
-    def at(self, role: str, layer: int, back: int = 0) -> Float[Tensor, "prompt d_model"]:
+    def states_at(
+        self, role: str, layer: int, offset_from_end: int = 0
+    ) -> Float[Tensor, "prompt d_model"]:
         """Return the state at a token of a role, counted back from its last; at most its first.
 
         Counted from the end, tokens of two tokenizers can be told to belong together: the last one
         has seen the whole word.
         """
-        here = self.batch.where(role)
+        here = self.batch.role_mask(role)
         first = here.int().argmax(-1)
-        place = (self.end(role) - back).clamp(min=first)
+        place = (self.last_positions(role) - offset_from_end).clamp(min=first)
         return self.resid[layer][torch.arange(len(here)), place]
 
 
-def read_states(model: Model, batch: Batch) -> Readings:
+def capture_residual(model: Model, batch: Batch) -> ResidualStates:
     """Run a model on prompts and keep its residual stream, in full."""
-    return Readings(model.name, batch, streams(model, batch, lambda value, _: value))
+    return ResidualStates(
+        model.name, batch, capture_selected_residual(model, batch, lambda value, _: value)
+    )
 
 
 @torch.no_grad()
-def streams(model: Model, batch: Batch, pick: Pick) -> Float[Tensor, "layer prompt *_ d_model"]:
+def capture_selected_residual(
+    model: Model, batch: Batch, select: ResidualSelector
+) -> Float[Tensor, "layer prompt *_ d_model"]:
     """Run a model on prompts and keep what is picked of its residual stream, at every layer.
 
     Args:
@@ -88,8 +94,8 @@ def streams(model: Model, batch: Batch, pick: Pick) -> Float[Tensor, "layer prom
     for rows in torch.arange(len(batch)).split(_CHUNK):
 
         def keep(name: str, rows: Tensor = rows):  # noqa: ANN202 (an edit that changes nothing)
-            return lambda value: kept[name].append(pick(value.float().cpu(), rows))
+            return lambda value: kept[name].append(select(value.float().cpu(), rows))
 
         with model.editing({name: keep(name) for name in names}):
-            model.run(batch.ids[rows].to(model.device), batch.mask[rows].to(model.device))
+            model.forward(batch.ids[rows].to(model.device), batch.mask[rows].to(model.device))
     return torch.stack([torch.cat(kept[name]) for name in names])

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from probes.errors import ModelError
 from probes.models.model import Model
-from probes.observe.residual_states import streams
-from probes.prompts.batch import encode
+from probes.observe.residual_states import capture_selected_residual
+from probes.prompts.batch import tokenize
 from probes.prompts.question import Question
 
 
@@ -31,13 +31,13 @@ class RoleStates:
 
     model: str
     roles: tuple[str, ...]
-    there: Bool[np.ndarray, "role prompt"]
+    present: Bool[np.ndarray, "role prompt"]
     tokens: Int[np.ndarray, "role prompt"]
     states: Float[np.ndarray, "role layer prompt d_model"]
-    place: Float[np.ndarray, " role"]
+    mean_position: Float[np.ndarray, " role"]
 
 
-def role_states(model: Model, questions: Sequence[Question]) -> RoleStates:
+def capture_role_states(model: Model, questions: Sequence[Question]) -> RoleStates:
     """Run a model on questions, and keep what stands at the last token of each role.
 
     Raises:
@@ -46,16 +46,16 @@ def role_states(model: Model, questions: Sequence[Question]) -> RoleStates:
     """
     if model.tokenizer is None:
         raise ModelError(f"{model.name!r} came without a tokenizer: add its files and load again")
-    batch = encode(model.tokenizer, questions, limit=model.shape.context)
+    batch = tokenize(model.tokenizer, questions, max_length=model.shape.context)
     width = batch.ids.shape[1]
-    member = torch.stack([batch.where(role) for role in batch.roles])
+    member = torch.stack([batch.role_mask(role) for role in batch.roles])
     last = (member * torch.arange(width)).amax(-1)
     there = member.any(-1)
 
     def ends(value: Tensor, rows: Tensor) -> Tensor:
         return value[torch.arange(len(rows))[:, None], last[:, rows].T]
 
-    found = streams(model, batch, ends)
+    found = capture_selected_residual(model, batch, ends)
     states = rearrange(found, "layer prompt role d_model -> role layer prompt d_model")
     states = states * there[:, None, :, None]
     if not bool(states.isfinite().all()):

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from probes.errors import BatchError, SiteError
 from probes.prompts.question import Question
-from probes.prompts.tokenization import BOS, REST, Row, encode_rows
+from probes.prompts.tokenization import BOS, REST, TokenizedPrompt, tokenize_questions
 
 _PADDING = -1
 
@@ -60,7 +60,7 @@ class Batch:
     def __len__(self) -> int:
         return len(self.questions)
 
-    def where(self, role: str) -> Bool[Tensor, "prompt position"]:
+    def role_mask(self, role: str) -> Bool[Tensor, "prompt position"]:
         """Mark the tokens that play a role.
 
         Raises:
@@ -84,12 +84,12 @@ class Batch:
         return torch.stack([readout.position for readout in self.readouts], dim=1)
 
 
-def encode(
+def tokenize(
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
     *,
-    forced: Sequence[Question] | None = None,
-    limit: int | None = None,
+    answers_from: Sequence[Question] | None = None,
+    max_length: int | None = None,
 ) -> Batch:
     """Turn questions into a batch, each with its answers written after it.
 
@@ -105,50 +105,54 @@ def encode(
         TokenizerError: The tokenizer keeps no offsets.
         OutcomeError: Two outcomes of one answer cannot be told apart.
     """
-    rows = encode_rows(tokenizer, questions, forced=forced)
-    return pad_rows(tuple(questions), rows, widest(rows, limit), padding(tokenizer))
+    rows = tokenize_questions(tokenizer, questions, answers_from=answers_from)
+    return pad_prompts(
+        tuple(questions), rows, longest_length(rows, max_length), pad_token_id(tokenizer)
+    )
 
 
-def widest(rows: Sequence[Row], limit: int | None) -> int:
+def longest_length(prompts: Sequence[TokenizedPrompt], max_length: int | None) -> int:
     """Return the length of the longest row, which must not exceed the model's limit."""
-    longest = max(rows, key=lambda row: len(row.ids))
-    if limit is not None and len(longest.ids) > limit:
+    longest = max(prompts, key=lambda row: len(row.ids))
+    if max_length is not None and len(longest.ids) > max_length:
         raise BatchError(
             f"The prompt {''.join(longest.tokens)[:80]!r} has {len(longest.ids)} tokens with its "
-            f"answers, and the model takes {limit}: shorten it"
+            f"answers, and the model takes {max_length}: shorten it"
         )
     return len(longest.ids)
 
 
-def padding(tokenizer: PreTrainedTokenizerBase) -> int:
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return a token to pad with; it is masked, so any will do where there is none."""
     choices = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, 0)
     return next(token for token in choices if isinstance(token, int))
 
 
-def pad_rows(questions: tuple[Question, ...], rows: Sequence[Row], width: int, pad: int) -> Batch:
+def pad_prompts(
+    questions: tuple[Question, ...], prompts: Sequence[TokenizedPrompt], width: int, pad_id: int
+) -> Batch:
     """Pad encoded rows on the left to one width."""
     order = dict.fromkeys((BOS, REST))
-    for row in rows:
+    for row in prompts:
         order |= dict.fromkeys(row.roles)
-    present = {role for row in rows for role in row.roles}
+    present = {role for row in prompts for role in row.roles}
     roles = tuple(role for role in order if role in present)
-    ids = torch.full((len(rows), width), pad)
-    role_of = torch.full((len(rows), width), _PADDING)
-    for index, row in enumerate(rows):
+    ids = torch.full((len(prompts), width), pad_id)
+    role_of = torch.full((len(prompts), width), _PADDING)
+    for index, row in enumerate(prompts):
         start = width - len(row.ids)
         ids[index, start:] = torch.tensor(row.ids)
         role_of[index, start:] = torch.tensor([roles.index(role) for role in row.roles])
-    shift = torch.tensor([width - len(row.ids) for row in rows])
+    shift = torch.tensor([width - len(row.ids) for row in prompts])
     readouts = []
     for k, (name, _) in enumerate(questions[0].answers):
         readouts.append(
             Readout(
                 name=name,
-                position=torch.tensor([row.starts[k] - 1 for row in rows]) + shift,
-                answer=torch.tensor([row.outcomes[k][0] for row in rows]),
-                outcomes=tuple(row.outcomes[k] for row in rows),
-                end=torch.tensor([row.ends[k] for row in rows]) + shift,
+                position=torch.tensor([row.outcome_starts[k] - 1 for row in prompts]) + shift,
+                answer=torch.tensor([row.outcomes[k][0] for row in prompts]),
+                outcomes=tuple(row.outcomes[k] for row in prompts),
+                end=torch.tensor([row.answer_ends[k] for row in prompts]) + shift,
             )
         )
     return Batch(
@@ -157,6 +161,6 @@ def pad_rows(questions: tuple[Question, ...], rows: Sequence[Row], width: int, p
         mask=role_of != _PADDING,
         roles=roles,
         role_of=role_of,
-        tokens=tuple(row.tokens for row in rows),
+        tokens=tuple(row.tokens for row in prompts),
         readouts=tuple(readouts),
     )

@@ -8,34 +8,34 @@ from typing import Any
 
 from probes.errors import PatternError
 from probes.files import data_folder
-from probes.prompts.pattern import Opposite, Pattern
-from probes.prompts.template import Lexicon, read_frames
+from probes.prompts.pattern import OppositePattern, Pattern
+from probes.prompts.template import Lexicon, parse_templates
 
 
 @cache
-def _tables(path: Path) -> dict:
+def _read_toml(path: Path) -> dict:
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 @cache
 def load_lexicon(path: Path) -> Lexicon:
     """Read the words of a pattern file."""
-    table = _tables(path)
+    table = _read_toml(path)
     numbers = table["numbers"]
     return Lexicon(
-        kinds=tuple(table["slots"].items()),
+        slot_kinds=tuple(table["slots"].items()),
         verbs=tuple(
             tuple((side, tuple(forms.items())) for side, forms in pair.items())
             for pair in table["verbs"]
         ),
         choices=tuple((kind, tuple(words)) for kind, words in table["words"].items()),
-        numbers=(numbers["low"], numbers["high"]),
+        number_range=(numbers["low"], numbers["high"]),
         number_words=tuple(numbers["words"]),
     )
 
 
 @cache
-def all_patterns(path: Path | None = None) -> dict[str, Pattern]:
+def list_patterns(path: Path | None = None) -> dict[str, Pattern]:
     """Return all patterns of a file (the shipped one by default) by name.
 
     Raises:
@@ -43,19 +43,21 @@ def all_patterns(path: Path | None = None) -> dict[str, Pattern]:
     """
     path = path or data_folder() / "patterns.toml"
     try:
-        table, lexicon = _tables(path), load_lexicon(path)
-        frames = {name: tuple(read_frames(entry)) for name, entry in table["frames"].items()}
+        table, lexicon = _read_toml(path), load_lexicon(path)
+        frames = {name: tuple(parse_templates(entry)) for name, entry in table["frames"].items()}
         found = {}
         for name, entry in table["pattern"].items():
             for suffix in ("", "-told"):
                 if entry["frames"] + suffix in frames:
                     opposite = table["pattern"][entry["opposite"]] if "opposite" in entry else None
                     found[name + suffix] = Pattern(
-                        **_sides(table, name, entry, suffix),
-                        opposite=Opposite(**_sides(table, entry["opposite"], opposite, suffix))
+                        **_operation_fields(table, name, entry, suffix),
+                        opposite=OppositePattern(
+                            **_operation_fields(table, entry["opposite"], opposite, suffix)
+                        )
                         if opposite
                         else None,
-                        frames=frames[entry["frames"] + suffix],
+                        templates=frames[entry["frames"] + suffix],
                         lexicon=lexicon,
                     )
         return found
@@ -71,14 +73,14 @@ def all_patterns(path: Path | None = None) -> dict[str, Pattern]:
         ) from None
 
 
-def _sides(table: dict, name: str, entry: dict, suffix: str) -> dict[str, Any]:
+def _operation_fields(table: dict, name: str, entry: dict, suffix: str) -> dict[str, Any]:
     """Read what a pattern does not share with its opposite."""
     return {
         "name": name + suffix,
         "title": entry["title"] + (", told as statements" if suffix else ""),
         "operation": entry["operation"],
         "answers": tuple(entry["answers"].items()),
-        "result": table["operations"][entry["operation"]],
+        "remainder": table["operations"][entry["operation"]],
     }
 
 
@@ -90,7 +92,7 @@ def pattern(name: str) -> Pattern:
     """
     if str(name).endswith(".jsonl"):
         return Pattern.from_pairs(name)
-    known = all_patterns()
+    known = list_patterns()
     if name not in known:
         raise PatternError(
             f"Pattern {name!r} is unknown: known are {', '.join(known)}, or the path of a "
@@ -99,6 +101,6 @@ def pattern(name: str) -> Pattern:
     return known[name]
 
 
-def held_out() -> dict[str, Any]:
+def held_out_table() -> dict[str, Any]:
     """Return the raw table of what the embedded family never saw."""
-    return copy.deepcopy(_tables(data_folder() / "patterns.toml")["held_out"])
+    return copy.deepcopy(_read_toml(data_folder() / "patterns.toml")["held_out"])

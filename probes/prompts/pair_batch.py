@@ -10,12 +10,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from probes.errors import BatchError, OutcomeError
-from probes.prompts.batch import Batch, pad_rows, padding, widest
-from probes.prompts.pattern import Keep, Pattern
+from probes.prompts.batch import Batch, longest_length, pad_prompts, pad_token_id
+from probes.prompts.pattern import Pattern, QuestionFilter
 from probes.prompts.question import Pair, Question
-from probes.prompts.tokenization import REST, Row, encode_rows
+from probes.prompts.tokenization import REST, TokenizedPrompt, tokenize_questions
 
-_CANDIDATES = 60
+_MAX_CANDIDATES = 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,25 +37,25 @@ class PairBatch:
     pairs: tuple[Pair, ...]
     clean: Batch
     counterfactual: Batch
-    source: Int[Tensor, "prompt position"]
-    exchanged: Bool[Tensor, "prompt position"]
-    exact: Bool[Tensor, " prompt"]
+    source_positions: Int[Tensor, "prompt position"]
+    has_counterpart: Bool[Tensor, "prompt position"]
+    fully_aligned: Bool[Tensor, " prompt"]
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def where(self, role: str) -> Bool[Tensor, "prompt position"]:
+    def role_mask(self, role: str) -> Bool[Tensor, "prompt position"]:
         """Mark the clean tokens of a role that can be exchanged."""
-        return self.clean.where(role) & self.exchanged
+        return self.clean.role_mask(role) & self.has_counterpart
 
 
-def fits(*tokenizers: PreTrainedTokenizerBase) -> Keep:
+def tokenizable_by(*tokenizers: PreTrainedTokenizerBase) -> QuestionFilter:
     """Return a test that keeps the questions whose outcomes all tokenizers can tell apart."""
 
     def keep(question: Question) -> bool:
         try:
             for tokenizer in tokenizers:
-                encode_rows(tokenizer, (question,))
+                tokenize_questions(tokenizer, (question,))
         except OutcomeError:
             return False
         return True
@@ -63,7 +63,7 @@ def fits(*tokenizers: PreTrainedTokenizerBase) -> Keep:
     return keep
 
 
-def draw_pairs(
+def sample_pairs(
     pattern: Pattern,
     contrast: str,
     count: int,
@@ -77,14 +77,14 @@ def draw_pairs(
         PatternError: The pattern cannot form the contrast, or not so often.
         BatchError: Too few pairs can be told apart by this tokenizer.
     """
-    if pattern.given:
-        return pattern.pairs(contrast, count, seed=seed)
+    if pattern.user_pairs:
+        return pattern.sample_pairs(contrast, count, seed=seed)
     found: list[Pair] = []
-    drawn = pattern.pairs(contrast, 2 * count, seed=seed, keep=fits(*tokenizers))
+    drawn = pattern.sample_pairs(contrast, 2 * count, seed=seed, keep=tokenizable_by(*tokenizers))
     for index, pair in enumerate(drawn):
         if len(found) == count:
             break
-        best = _best(pattern, pair, tokenizers, seed + index)
+        best = _best_counterfactual(pattern, pair, tokenizers, seed + index)
         if best is not None:
             found.append(best)
     if len(found) < count:
@@ -95,16 +95,16 @@ def draw_pairs(
     return tuple(found)
 
 
-def _best(
+def _best_counterfactual(
     pattern: Pattern, pair: Pair, tokenizers: Sequence[PreTrainedTokenizerBase], seed: int
 ) -> Pair | None:
     """Return the first counterfactual with equal token counts, or else the first readable one."""
     second = None
     others = pattern.counterfactuals(pair.clean, pair.contrast, seed=seed)
-    for other in islice(others, _CANDIDATES):
-        candidate = pattern.pair_up(pair.contrast, pair.clean, other)
+    for other in islice(others, _MAX_CANDIDATES):
+        candidate = pattern.make_pair(pair.contrast, pair.clean, other)
         try:
-            encoded = [_rows(tokenizer, (candidate,)) for tokenizer in tokenizers]
+            encoded = [_tokenize_both(tokenizer, (candidate,)) for tokenizer in tokenizers]
         except OutcomeError:
             continue
         if all(clean[0].roles == other[0].roles for clean, other in encoded):
@@ -113,25 +113,27 @@ def _best(
     return second
 
 
-def _rows(
+def _tokenize_both(
     tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]
-) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+) -> tuple[tuple[TokenizedPrompt, ...], tuple[TokenizedPrompt, ...]]:
     clean = [pair.clean for pair in pairs]
     other = [pair.counterfactual for pair in pairs]
-    return encode_rows(tokenizer, clean), encode_rows(tokenizer, other, forced=clean)
+    return tokenize_questions(tokenizer, clean), tokenize_questions(
+        tokenizer, other, answers_from=clean
+    )
 
 
-def encode_pairs(
-    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, limit: int | None = None
+def tokenize_pairs(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, max_length: int | None = None
 ) -> PairBatch:
     """Encode pairs and align their tokens; errors as in `encode`."""
     if not pairs:
         raise BatchError("A batch needs at least one pair: none was given")
-    clean_rows, other_rows = _rows(tokenizer, pairs)
-    width = widest((*clean_rows, *other_rows), limit)
-    pad = padding(tokenizer)
-    clean = pad_rows(tuple(pair.clean for pair in pairs), clean_rows, width, pad)
-    other = pad_rows(tuple(pair.counterfactual for pair in pairs), other_rows, width, pad)
+    clean_rows, other_rows = _tokenize_both(tokenizer, pairs)
+    width = longest_length((*clean_rows, *other_rows), max_length)
+    pad = pad_token_id(tokenizer)
+    clean = pad_prompts(tuple(pair.clean for pair in pairs), clean_rows, width, pad)
+    other = pad_prompts(tuple(pair.counterfactual for pair in pairs), other_rows, width, pad)
     source = torch.arange(width).repeat(len(pairs), 1)
     exchanged = torch.zeros((len(pairs), width), dtype=torch.bool)
     exact = torch.zeros(len(pairs), dtype=torch.bool)

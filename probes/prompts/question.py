@@ -35,7 +35,7 @@ class Question:
 
     text: str
     pattern: str
-    frame: str
+    template: str
     slots: tuple[tuple[str, int | str], ...]
     numerals: str
     answers: tuple[tuple[str, str], ...]
@@ -75,7 +75,7 @@ class Pair:
     clean: Question
     counterfactual: Question
 
-    def changes(self, answer: str) -> bool:
+    def changes_answer(self, answer: str) -> bool:
         """Say whether the contrast is expected to change the text at a read-out."""
         return self.clean.answer(answer) != self.counterfactual.answer(answer)
 
@@ -87,25 +87,25 @@ _OPERATORS = {
 }
 
 
-def evaluate(expression: str, slots: Mapping[str, int | str]) -> int | str:
+def evaluate_expression(expression: str, slots: Mapping[str, int | str]) -> int | str:
     """Work out an answer: sums, differences and products of slots and whole numbers.
 
     Raises:
         PatternError: The expression holds anything else, or names a slot that is not there.
     """
     try:
-        tree = _parsed(expression)
+        tree = _parse_expression(expression)
     except SyntaxError as error:
         raise PatternError(f"Answer {expression!r} is not an expression: {error.msg}") from None
-    return _value(tree.body, expression, slots)
+    return _evaluate_node(tree.body, expression, slots)
 
 
 @cache
-def _parsed(expression: str) -> ast.Expression:
+def _parse_expression(expression: str) -> ast.Expression:
     return ast.parse(expression, mode="eval")
 
 
-def _value(node: ast.expr, expression: str, slots: Mapping[str, int | str]) -> int | str:
+def _evaluate_node(node: ast.expr, expression: str, slots: Mapping[str, int | str]) -> int | str:
     match node:
         case ast.Constant(value=int(value)) if type(value) is int:  # True is an int, too
             return value
@@ -116,7 +116,7 @@ def _value(node: ast.expr, expression: str, slots: Mapping[str, int | str]) -> i
                 f"Answer {expression!r} names slot {name!r}: the frame has {sorted(slots)}"
             )
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-            a, b = _value(left, expression, slots), _value(right, expression, slots)
+            a, b = _evaluate_node(left, expression, slots), _evaluate_node(right, expression, slots)
             if isinstance(a, int) and isinstance(b, int):
                 return _OPERATORS[type(op)](a, b)
             raise PatternError(f"Answer {expression!r} adds words: only numbers add")

@@ -7,11 +7,13 @@ from einops import rearrange
 from jaxtyping import Float
 
 
-def spread(
-    each: Float[np.ndarray, "prompt head role answer"], here: Sequence[str], roles: Sequence[str]
+def expand_to_roles(
+    each: Float[np.ndarray, "prompt head role answer"],
+    present_roles: Sequence[str],
+    roles: Sequence[str],
 ) -> Float[np.ndarray, "prompt head feature"]:
     """Lay effects out over all roles, NaN for the roles that this contrast lacks."""
     prompts, heads, _, answers = each.shape
     full = np.full((prompts, heads, len(roles), answers), np.nan, dtype=np.float64)
-    full[:, :, [roles.index(role) for role in here]] = each
+    full[:, :, [roles.index(role) for role in present_roles]] = each
     return rearrange(full, "prompt head role answer -> prompt head (role answer)")

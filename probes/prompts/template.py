@@ -11,13 +11,13 @@ from functools import cached_property
 from probes.errors import MatchError, PatternError
 from probes.prompts.question import Span
 
-_TOKEN = re.compile(
+_SLOT_REGEX = re.compile(
     r"\{(?:(?P<role>\w+)=)?(?P<slot>\w+)(?::(?P<form>\w+))?\}|\[(?P<fixed>\w+)\|(?P<text>[^\[\]{}]+)\]"
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class TemplatePart:
     """A stretch of a template: fixed text (slot is "") or a slot in one of its forms."""
 
     text: str
@@ -38,18 +38,18 @@ class Lexicon:
         number_words: The numbers from nought up, in words.
     """
 
-    kinds: tuple[tuple[str, str], ...]
+    slot_kinds: tuple[tuple[str, str], ...]
     verbs: tuple[tuple[tuple[str, tuple[tuple[str, str], ...]], ...], ...]
     choices: tuple[tuple[str, tuple[str, ...]], ...]
-    numbers: tuple[int, int]
+    number_range: tuple[int, int]
     number_words: tuple[str, ...]
 
-    def kind(self, slot: str) -> str:
+    def kind_of(self, slot: str) -> str:
         """Return the kind of a slot."""
-        for name, kind in self.kinds:
+        for name, kind in self.slot_kinds:
             if name == slot:
                 return kind
-        known = [name for name, _ in self.kinds]
+        known = [name for name, _ in self.slot_kinds]
         raise PatternError(f"Slot {slot!r} is unknown: declare it under [slots], beside {known}")
 
     def words(self, kind: str) -> tuple[str, ...]:
@@ -64,7 +64,7 @@ class Lexicon:
                     return side, dict(forms)
         raise PatternError(f"Verb {base!r} is unknown: known are {self.all_verbs()}")
 
-    def opposite(self, base: str) -> str:
+    def opposite_verb(self, base: str) -> str:
         """Return the base form of the verb's opposite."""
         for pair in self.verbs:
             bases = [dict(forms)["base"] for _, forms in pair]
@@ -72,7 +72,7 @@ class Lexicon:
                 return bases[1 - bases.index(base)]
         raise PatternError(f"Verb {base!r} is unknown: known are {self.all_verbs()}")
 
-    def side(self, operation: str) -> tuple[str, ...]:
+    def verbs_of(self, operation: str) -> tuple[str, ...]:
         """Return the base forms of all verbs on one side."""
         return tuple(dict(dict(pair)[operation])["base"] for pair in self.verbs)
 
@@ -80,9 +80,9 @@ class Lexicon:
         """Return the base forms of all verbs, both sides."""
         return tuple(dict(forms)["base"] for pair in self.verbs for _, forms in pair)
 
-    def write(self, slot: str, value: int | str, form: str, numerals: str) -> str:
+    def render(self, slot: str, value: int | str, form: str, numerals: str) -> str:
         """Write what a slot holds as the text shows it."""
-        kind = self.kind(slot)
+        kind = self.kind_of(slot)
         if kind == "verb":
             forms = self.verb_forms(str(value))[1]
             if form not in forms:
@@ -95,12 +95,12 @@ class Lexicon:
 
 
 @dataclass(frozen=True)
-class Frame:
+class Template:
     """A sentence template cut into parts; `order` names its twin with swapped clauses, or ""."""
 
     name: str
-    parts: tuple[Part, ...]
-    order: str
+    parts: tuple[TemplatePart, ...]
+    swapped_template: str
 
     @cached_property
     def slots(self) -> tuple[str, ...]:
@@ -115,29 +115,29 @@ class Frame:
         for part in self.parts:
             words = part.text
             if part.slot:
-                words = lexicon.write(part.slot, slots[part.slot], part.form, numerals)
+                words = lexicon.render(part.slot, slots[part.slot], part.form, numerals)
             if part.role:
                 spans.append((part.role, len(text), len(text) + len(words)))
             text += words
         return text, tuple(spans)
 
 
-def parse_frame(name: str, template: str, order: str = "") -> Frame:
+def parse_template(name: str, template: str, swapped_template: str = "") -> Template:
     """Cut a template into parts.
 
     Raises:
         PatternError: A bracket is left open, or one role is given twice.
     """
     parts, at = [], 0
-    for token in _TOKEN.finditer(template):
-        parts.append(Part(template[at : token.start()], "", "", ""))
+    for token in _SLOT_REGEX.finditer(template):
+        parts.append(TemplatePart(template[at : token.start()], "", "", ""))
         if token["fixed"]:
-            parts.append(Part(token["text"], token["fixed"], "", ""))
+            parts.append(TemplatePart(token["text"], token["fixed"], "", ""))
         else:
             role = token["role"] or token["slot"]
-            parts.append(Part("", role, token["slot"], token["form"] or "base"))
+            parts.append(TemplatePart("", role, token["slot"], token["form"] or "base"))
         at = token.end()
-    parts.append(Part(template[at:], "", "", ""))
+    parts.append(TemplatePart(template[at:], "", "", ""))
     parts = [part for part in parts if part.text or part.slot]
     loose = "".join(part.text for part in parts if not part.role)
     if any(mark in loose for mark in "{}[]"):
@@ -149,60 +149,66 @@ def parse_frame(name: str, template: str, order: str = "") -> Frame:
             f"Frame {name!r} uses role {sorted(twice)} twice: name each occurrence, "
             "as in {thing_asked=thing}"
         )
-    return Frame(name, tuple(parts), order)
+    return Template(name, tuple(parts), swapped_template)
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class TemplateMatch:
     """How far a frame read a text: its slots if it read all, else where it stopped and why."""
 
     slots: dict[str, int | str]
     numerals: str
-    reached: int
-    wanted: str
+    end: int
+    expected: str
 
 
-def find_slots(frame: Frame, text: str, lexicon: Lexicon, operation: str) -> Found:
+def match_template(
+    template: Template, text: str, lexicon: Lexicon, operation: str
+) -> TemplateMatch:
     """Read a text part by part; `wanted` is "" when the whole frame was found."""
     slots: dict[str, int | str] = {}
     numerals, at = "digits", 0
     # The tail that hands over to the answer ("Answer:") may be left away by a person.
-    optional_tail = frame.parts[-1].role == "answer" and not frame.parts[-1].slot
-    for index, part in enumerate(frame.parts):
-        if optional_tail and at >= len(text.rstrip()) and not _needed(frame.parts[index:]):
-            return Found(slots, numerals, at, "")
-        pattern, wanted = _reader(part, slots, lexicon, operation)
+    optional_tail = template.parts[-1].role == "answer" and not template.parts[-1].slot
+    for index, part in enumerate(template.parts):
+        if (
+            optional_tail
+            and at >= len(text.rstrip())
+            and not _has_required_part(template.parts[index:])
+        ):
+            return TemplateMatch(slots, numerals, at, "")
+        pattern, wanted = _part_regex(part, slots, lexicon, operation)
         hit = re.compile(pattern, re.IGNORECASE if not part.slot else 0).match(text, at)
         if hit is None:
-            return Found(slots, numerals, at, wanted)
+            return TemplateMatch(slots, numerals, at, wanted)
         if part.slot and part.slot not in slots:
-            value, written = _value(part, hit[0], lexicon)
+            value, written = _slot_value(part, hit[0], lexicon)
             slots[part.slot] = value
             numerals = written or numerals
         at = hit.end()
     rest = text[at:].strip()
-    return Found(slots, numerals, at, "the end of the text" if rest else "")
+    return TemplateMatch(slots, numerals, at, "the end of the text" if rest else "")
 
 
-def _needed(parts: tuple[Part, ...]) -> bool:
+def _has_required_part(parts: tuple[TemplatePart, ...]) -> bool:
     return any(part.slot or part.text.strip() for part in parts[:-1])
 
 
-def _reader(
-    part: Part, slots: Mapping[str, int | str], lexicon: Lexicon, operation: str
+def _part_regex(
+    part: TemplatePart, slots: Mapping[str, int | str], lexicon: Lexicon, operation: str
 ) -> tuple[str, str]:
     """Return the expression that reads one part, and what to call it in an error."""
     if not part.slot:
         return r"\s*".join(re.escape(word) for word in re.split(r"\s+", part.text)), repr(part.text)
-    kind = lexicon.kind(part.slot)
+    kind = lexicon.kind_of(part.slot)
     if part.slot in slots:
-        known = lexicon.write(part.slot, slots[part.slot], part.form, "digits")
+        known = lexicon.render(part.slot, slots[part.slot], part.form, "digits")
         return rf"{re.escape(known)}\b", f"{known!r} again, for {part.role}"
     if kind == "number":
         words = "|".join(sorted(lexicon.number_words, key=len, reverse=True))
         return rf"(?:\d+|(?i:{words}))\b", f"a number for {part.slot}"
     if kind == "verb":
-        forms = [lexicon.verb_forms(base)[1][part.form] for base in lexicon.side(operation)]
+        forms = [lexicon.verb_forms(base)[1][part.form] for base in lexicon.verbs_of(operation)]
         return "(?:" + "|".join(map(re.escape, forms)) + r")\b", f"one of {forms} for {part.slot}"
     if kind == "filler":
         return r"[A-Z][^.?!]*[.?!]", "a sentence for filler"
@@ -211,9 +217,9 @@ def _reader(
     return r"[^\W\d][\w'-]*", f"a {kind} for {part.slot}"
 
 
-def _value(part: Part, words: str, lexicon: Lexicon) -> tuple[int | str, str]:
+def _slot_value(part: TemplatePart, words: str, lexicon: Lexicon) -> tuple[int | str, str]:
     """Return what a slot holds, and "digits" or "words" if it is a number."""
-    kind = lexicon.kind(part.slot)
+    kind = lexicon.kind_of(part.slot)
     if kind == "number":
         if words.isdigit():
             return int(words), "digits"
@@ -225,32 +231,32 @@ def _value(part: Part, words: str, lexicon: Lexicon) -> tuple[int | str, str]:
     return words, ""
 
 
-def best_reading(
-    frames: tuple[Frame, ...], text: str, lexicon: Lexicon, operation: str
-) -> tuple[Frame, Found]:
+def best_match(
+    templates: tuple[Template, ...], text: str, lexicon: Lexicon, operation: str
+) -> tuple[Template, TemplateMatch]:
     """Return the first frame that reads the whole text.
 
     Raises:
         MatchError: None does; says how far the best one came and what it wanted there.
     """
-    readings = [(frame, find_slots(frame, text, lexicon, operation)) for frame in frames]
+    readings = [(frame, match_template(frame, text, lexicon, operation)) for frame in templates]
     for frame, found in readings:
-        if not found.wanted:
+        if not found.expected:
             return frame, found
-    frame, found = max(readings, key=lambda reading: reading[1].reached)
+    frame, found = max(readings, key=lambda reading: reading[1].end)
     raise MatchError(
-        f"{text!r} fits no frame. Nearest is {frame.name!r}: after {text[: found.reached]!r} it "
-        f"wants {found.wanted}, and finds {text[found.reached : found.reached + 30]!r}"
+        f"{text!r} fits no frame. Nearest is {frame.name!r}: after {text[: found.end]!r} it "
+        f"wants {found.expected}, and finds {text[found.end : found.end + 30]!r}"
     )
 
 
-def read_frames(table: Mapping[str, object]) -> Iterator[Frame]:
+def parse_templates(table: Mapping[str, object]) -> Iterator[Template]:
     """Read the frames of one set from TOML."""
     for name, entry in table.items():
         match entry:
             case str(text):
-                yield parse_frame(name, text)
+                yield parse_template(name, text)
             case {"text": str(text), "order": str(order)}:
-                yield parse_frame(name, text, order)
+                yield parse_template(name, text, order)
             case _:
                 raise PatternError(f"Frame {name!r} must be text, or a table of text and order")

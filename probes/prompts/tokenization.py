@@ -17,23 +17,23 @@ REST, BOS = "rest", "bos"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TokenizedPrompt:
     """One encoded text before padding: ids, the role of each, its read-outs as numbers."""
 
     ids: tuple[int, ...]
     roles: tuple[str, ...]
     tokens: tuple[str, ...]
-    starts: tuple[int, ...]
-    ends: tuple[int, ...]
+    outcome_starts: tuple[int, ...]
+    answer_ends: tuple[int, ...]
     outcomes: tuple[tuple[int, ...], ...]
 
 
-def encode_rows(
+def tokenize_questions(
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
     *,
-    forced: Sequence[Question] | None = None,
-) -> tuple[Row, ...]:
+    answers_from: Sequence[Question] | None = None,
+) -> tuple[TokenizedPrompt, ...]:
     """Encode questions one by one, before padding; see `encode`."""
     if not questions:
         raise BatchError("A batch needs at least one question: none was given")
@@ -51,18 +51,21 @@ def encode_rows(
                 f"{question.text!r} answers {[n for n, _ in question.answers]}, the first prompt "
                 f"{names}: put questions with the same answers in one batch"
             )
-    forced = forced or questions
-    texts = [asked.text + _reply(writer) for asked, writer in zip(questions, forced, strict=True)]
+    answers_from = answers_from or questions
+    texts = [
+        asked.text + _answer_text(writer)
+        for asked, writer in zip(questions, answers_from, strict=True)
+    ]
     whole = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-    endings = _encode_outcomes(tokenizer, questions, forced)
+    endings = _tokenize_outcomes(tokenizer, questions, answers_from)
     rows = []
-    for index, (asked, writer) in enumerate(zip(questions, forced, strict=True)):
+    for index, (asked, writer) in enumerate(zip(questions, answers_from, strict=True)):
         ids, offsets = whole["input_ids"][index], whole["offset_mapping"][index]
-        roles = token_roles(texts[index], offsets, (*asked.roles, *_reply_spans(asked, writer)))
+        roles = assign_roles(texts[index], offsets, (*asked.roles, *_answer_spans(asked, writer)))
         starts, ends, outcomes = [], [], []
         for k, (name, _) in enumerate(asked.answers):
             found = endings[index, k]
-            start, tokens = _told_apart(tokenizer, asked, name, found)
+            start, tokens = _first_difference(tokenizer, asked, name, found)
             written = found.get(writer.answers[k][1], next(iter(found.values()))[:start])
             if tuple(ids[: len(written)]) != written:
                 raise OutcomeError(
@@ -73,9 +76,9 @@ def encode_rows(
             ends.append(len(found[asked.answer(name)]))
             outcomes.append(tokens)
         rows.append(
-            _with_bos(
+            _add_bos(
                 tokenizer,
-                Row(
+                TokenizedPrompt(
                     tuple(ids),
                     roles,
                     tuple(texts[index][a:b] for a, b in offsets),
@@ -88,37 +91,39 @@ def encode_rows(
     return tuple(rows)
 
 
-def _with_bos(tokenizer: PreTrainedTokenizerBase, row: Row) -> Row:
+def _add_bos(tokenizer: PreTrainedTokenizerBase, prompt: TokenizedPrompt) -> TokenizedPrompt:
     if not isinstance(tokenizer.bos_token_id, int):
-        return row
-    return Row(
-        (tokenizer.bos_token_id, *row.ids),
-        (BOS, *row.roles),
-        (str(tokenizer.bos_token), *row.tokens),
-        tuple(start + 1 for start in row.starts),
-        tuple(end + 1 for end in row.ends),
-        row.outcomes,
+        return prompt
+    return TokenizedPrompt(
+        (tokenizer.bos_token_id, *prompt.ids),
+        (BOS, *prompt.roles),
+        (str(tokenizer.bos_token), *prompt.tokens),
+        tuple(start + 1 for start in prompt.outcome_starts),
+        tuple(end + 1 for end in prompt.answer_ends),
+        prompt.outcomes,
     )
 
 
-def _reply(writer: Question) -> str:
-    return "".join(f" {text}" for _, text in writer.answers)
+def _answer_text(answered_by: Question) -> str:
+    return "".join(f" {text}" for _, text in answered_by.answers)
 
 
-def _reply_spans(asked: Question, writer: Question) -> tuple[Span, ...]:
-    spans, at = [], len(asked.text)
-    for name, text in writer.answers:
+def _answer_spans(question: Question, answered_by: Question) -> tuple[Span, ...]:
+    spans, at = [], len(question.text)
+    for name, text in answered_by.answers:
         spans.append((f"reply_{name}", at, at + 1 + len(text)))
         at += 1 + len(text)
     return tuple(spans)
 
 
-def _encode_outcomes(
-    tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], forced: Sequence[Question]
+def _tokenize_outcomes(
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    answers_from: Sequence[Question],
 ) -> dict[tuple[int, int], dict[str, tuple[int, ...]]]:
     """Encode every prompt with every outcome of every answer in one call."""
     keys, texts = [], []
-    for index, (asked, writer) in enumerate(zip(questions, forced, strict=True)):
+    for index, (asked, writer) in enumerate(zip(questions, answers_from, strict=True)):
         before = asked.text
         for k, ((_, outcomes), (_, written)) in enumerate(
             zip(asked.outcomes, writer.answers, strict=True)
@@ -136,14 +141,14 @@ def _encode_outcomes(
     return found
 
 
-def _told_apart(
+def _first_difference(
     tokenizer: PreTrainedTokenizerBase,
     question: Question,
     name: str,
-    found: dict[str, tuple[int, ...]],
+    outcome_ids: dict[str, tuple[int, ...]],
 ) -> tuple[int, tuple[int, ...]]:
     """Return where the outcomes first differ, and each one's token there, the answer's first."""
-    encoded = list(found.values())
+    encoded = list(outcome_ids.values())
     shortest = min(len(ids) for ids in encoded)
     if len(encoded) == 1:
         # Nothing to be told apart from: read at the first token behind the prompt.
@@ -154,12 +159,12 @@ def _told_apart(
             (at for at in range(shortest) if len({ids[at] for ids in encoded}) > 1), shortest
         )
     tokens: dict[int, str] = {}
-    for outcome, ids in found.items():
+    for outcome, ids in outcome_ids.items():
         # An outcome that ends here is the beginning of all others.
-        ends = next(text for text in (*found, "") if text != outcome)
+        ends = next(text for text in (*outcome_ids, "") if text != outcome)
         clash = tokens.get(ids[start]) if start < len(ids) else ends
         if clash is not None:
-            other = found[clash]
+            other = outcome_ids[clash]
             raise OutcomeError(
                 f"{question.text!r}: the {name} outcomes {outcome!r} "
                 f"({tokenizer.convert_ids_to_tokens(list(ids[start - 1 :]))}) and {clash!r} "
@@ -170,7 +175,7 @@ def _told_apart(
     return start, tuple(tokens)
 
 
-def token_roles(
+def assign_roles(
     text: str, offsets: Sequence[tuple[int, int]], spans: Sequence[Span]
 ) -> tuple[str, ...]:
     """Give every token the role it overlaps most; a token of white space joins the next one's."""

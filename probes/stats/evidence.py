@@ -6,11 +6,11 @@ from typing import Literal
 
 from probes.stats.intervals import Estimate
 
-Word = Literal["holds", "fails", "cannot tell", "behaviour absent"]
+ClaimLabel = Literal["holds", "fails", "cannot tell", "behavior absent"]
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class StatisticalTest:
     """One test of a claim.
 
     Attributes:
@@ -24,75 +24,95 @@ class Evidence:
     """
 
     name: str
-    says: str
+    meaning_if_failed: str
     value: Estimate | None
-    bar: str
+    threshold: str
     passed: bool | None
-    decides: bool = True
+    is_deciding: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ClaimVerdict:
     """What became of one claim about one model.
 
     Attributes:
         claim: "H1" to "H5".
         title: The claim in a few words.
         word: "holds" where every deciding test passed, "fails" where one speaks against it,
-            "cannot tell" otherwise; "behaviour absent" where the model does not do the task.
+            "cannot tell" otherwise; "behavior absent" where the model does not do the task.
         reason: Why, in one sentence.
         evidence: The tests.
     """
 
     claim: str
     title: str
-    word: Word
+    label: ClaimLabel
     reason: str
-    evidence: tuple[Evidence, ...]
+    tests: tuple[StatisticalTest, ...]
 
 
-def above(name: str, says: str, value: Estimate, bar: float, *, decides: bool = True) -> Evidence:
+def check_above(
+    name: str,
+    meaning_if_failed: str,
+    value: Estimate,
+    threshold: float,
+    *,
+    is_deciding: bool = True,
+) -> StatisticalTest:
     """Test whether a number is surely above a bar."""
-    passed = True if value.low > bar else False if value.high <= bar else None
-    return Evidence(name, says, value, f"above {bar:.2f}", passed, decides)
+    passed = True if value.low > threshold else False if value.high <= threshold else None
+    return StatisticalTest(
+        name, meaning_if_failed, value, f"above {threshold:.2f}", passed, is_deciding
+    )
 
 
-def below(name: str, says: str, value: Estimate, bar: float, *, decides: bool = True) -> Evidence:
+def check_below(
+    name: str,
+    meaning_if_failed: str,
+    value: Estimate,
+    threshold: float,
+    *,
+    is_deciding: bool = True,
+) -> StatisticalTest:
     """Test whether a number is surely below a bar."""
-    passed = True if value.high < bar else False if value.low >= bar else None
-    return Evidence(name, says, value, f"below {bar:.2f}", passed, decides)
+    passed = True if value.high < threshold else False if value.low >= threshold else None
+    return StatisticalTest(
+        name, meaning_if_failed, value, f"below {threshold:.2f}", passed, is_deciding
+    )
 
 
-def within(
-    name: str, says: str, value: Estimate, margin: float, *, decides: bool = True
-) -> Evidence:
+def check_within(
+    name: str, meaning_if_failed: str, value: Estimate, margin: float, *, is_deciding: bool = True
+) -> StatisticalTest:
     """Test whether a difference is surely within a margin: no effect, and not just none seen."""
     inside = value.low >= -margin and value.high <= margin
     outside = value.low > margin or value.high < -margin
     passed = True if inside else False if outside else None
-    return Evidence(name, says, value, f"within ±{margin:.2f}", passed, decides)
+    return StatisticalTest(
+        name, meaning_if_failed, value, f"within ±{margin:.2f}", passed, is_deciding
+    )
 
 
-def untested(name: str, why: str, *, decides: bool = True) -> Evidence:
+def skipped_test(name: str, reason: str, *, is_deciding: bool = True) -> StatisticalTest:
     """Put down a test that could not be made, and why."""
-    return Evidence(name, why, None, "–", None, decides)
+    return StatisticalTest(name, reason, None, "–", None, is_deciding)
 
 
-def judged(claim: str, title: str, evidence: Sequence[Evidence]) -> Verdict:
+def claim_verdict(claim: str, title: str, tests: Sequence[StatisticalTest]) -> ClaimVerdict:
     """Read the deciding tests of a claim."""
-    deciding = [test for test in evidence if test.decides]
+    deciding = [test for test in tests if test.is_deciding]
     against = [test for test in deciding if test.passed is False]
     open_ = [test for test in deciding if test.passed is None]
     if against:
-        reason = "; ".join(f"{test.name}: {test.says}" for test in against)
-        return Verdict(claim, title, "fails", reason, tuple(evidence))
+        reason = "; ".join(f"{test.name}: {test.meaning_if_failed}" for test in against)
+        return ClaimVerdict(claim, title, "fails", reason, tuple(tests))
     if open_ or not deciding:
         names = ", ".join(test.name for test in open_) or "nothing could be tested"
-        return Verdict(claim, title, "cannot tell", f"undecided: {names}", tuple(evidence))
+        return ClaimVerdict(claim, title, "cannot tell", f"undecided: {names}", tuple(tests))
     passed = f"all {len(deciding)} tests" if len(deciding) > 1 else "its one test"
-    return Verdict(claim, title, "holds", f"{passed} passed", tuple(evidence))
+    return ClaimVerdict(claim, title, "holds", f"{passed} passed", tuple(tests))
 
 
-def absent(claim: str, title: str, why: str) -> Verdict:
+def behavior_absent(claim: str, title: str, reason: str) -> ClaimVerdict:
     """Say that a model does not do what the claim is about."""
-    return Verdict(claim, title, "behaviour absent", why, ())
+    return ClaimVerdict(claim, title, "behavior absent", reason, ())

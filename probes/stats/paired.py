@@ -12,14 +12,19 @@ from jaxtyping import Bool, Float
 from scipy.stats import binom, binomtest
 
 from probes.errors import OutcomeError
-from probes.stats.intervals import LEVEL, Estimate, draws, interval
+from probes.stats.intervals import (
+    CONFIDENCE_LEVEL,
+    Estimate,
+    bootstrap_weights,
+    percentile_interval,
+)
 
 _DRAWS = 2000
-_MOST = 10_000_000
+_MAX_ITEMS = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Paired:
+class PairedTest:
     """The same items answered twice.
 
     Attributes:
@@ -28,40 +33,44 @@ class Paired:
         p: Two-sided exact McNemar test: of the items that changed, as many went either way.
     """
 
-    both: int
+    both_correct: int
     gained: int
     lost: int
-    neither: int
+    neither_correct: int
     difference: Estimate
-    p: float
+    p_value: float
 
     @property
-    def items(self) -> int:
+    def n_items(self) -> int:
         """How many items there are."""
-        return self.both + self.gained + self.lost + self.neither
+        return self.both_correct + self.gained + self.lost + self.neither_correct
 
     @property
     def discordance(self) -> float:
         """Share of items answered rightly only once, 0 to 1."""
-        return (self.gained + self.lost) / self.items
+        return (self.gained + self.lost) / self.n_items
 
-    def least(self, level: float = 0.05) -> float:
+    def minimum_detectable_effect(self, level: float = 0.05) -> float:
         """Return the smallest difference so many items likely show, if as many answers change."""
-        rate = (self.both + self.lost) / self.items
-        return minimum_effect(self.items, rate, discordance=self.discordance, level=level)
+        rate = (self.both_correct + self.lost) / self.n_items
+        return minimum_detectable_effect(
+            self.n_items, rate, discordance=self.discordance, level=level
+        )
 
-    def verdict(self, *, p: float | None = None, margin: float | None = None) -> str:
+    def verdict(self, *, p_value: float | None = None, margin: float | None = None) -> str:
         """Say "more", "less", "alike" (the interval lies within ±`margin`) or "cannot tell".
 
         `p` stands for the own one where several comparisons were made and it was corrected.
         """
-        if (self.p if p is None else p) < 1 - LEVEL:
+        if (self.p_value if p_value is None else p_value) < 1 - CONFIDENCE_LEVEL:
             return "more" if self.difference.value > 0 else "less"
         widest = max(-self.difference.low, self.difference.high)
         return "alike" if margin is not None and widest < margin else "cannot tell"
 
 
-def paired(first: Bool[np.ndarray, " prompt"], second: Bool[np.ndarray, " prompt"]) -> Paired:
+def mcnemar_test(
+    first: Bool[np.ndarray, " prompt"], second: Bool[np.ndarray, " prompt"]
+) -> PairedTest:
     """Compare two sets of answers to the same items, item by item.
 
     Raises:
@@ -73,40 +82,54 @@ def paired(first: Bool[np.ndarray, " prompt"], second: Bool[np.ndarray, " prompt
             "same items, and at least one"
         )
     cells = [(first & second), (~first & second), (first & ~second), (~first & ~second)]
-    return _counted(*(int(cell.sum()) for cell in cells))
+    return _from_counts(*(int(cell.sum()) for cell in cells))
 
 
-def possible(first: int, second: int, items: int) -> Iterator[Paired]:
+def possible_tables(first: int, second: int, n_items: int) -> Iterator[PairedTest]:
     """Yield every pairing that two published counts of right answers leave open.
 
     Papers often give "15 of 30" and "16 of 30", but not how many items changed.
     """
-    if not (0 <= first <= items and 0 <= second <= items and items > 0):
-        raise OutcomeError(f"{first} and {second} right of {items}: counts run from 0 to the items")
-    for both in range(max(0, first + second - items), min(first, second) + 1):
+    if not (0 <= first <= n_items and 0 <= second <= n_items and n_items > 0):
+        raise OutcomeError(
+            f"{first} and {second} right of {n_items}: counts run from 0 to the items"
+        )
+    for both in range(max(0, first + second - n_items), min(first, second) + 1):
         gained, lost = second - both, first - both
-        yield _counted(both, gained, lost, items - both - gained - lost)
+        yield _from_counts(both, gained, lost, n_items - both - gained - lost)
 
 
-def _counted(both: int, gained: int, lost: int, neither: int) -> Paired:
+def _from_counts(both_correct: int, gained: int, lost: int, neither_correct: int) -> PairedTest:
     changed = gained + lost
     p = float(binomtest(gained, changed).pvalue) if changed else 1.0
-    return Paired(both, gained, lost, neither, _newcombe(both, gained, lost, neither), p)
+    return PairedTest(
+        both_correct,
+        gained,
+        lost,
+        neither_correct,
+        _newcombe(both_correct, gained, lost, neither_correct),
+        p,
+    )
 
 
-def _newcombe(both: int, gained: int, lost: int, neither: int) -> Estimate:
+def _newcombe(both_correct: int, gained: int, lost: int, neither_correct: int) -> Estimate:
     """Newcombe's interval of a paired difference (1998, Stat Med 17:2635, method 10).
 
     A bootstrap would shrink to a point where no item changed, as if all were known then.
     """
-    items = both + gained + lost + neither
+    items = both_correct + gained + lost + neither_correct
     ends = []
-    for count in (both + lost, both + gained):
-        found = binomtest(count, items).proportion_ci(LEVEL, method="wilson")
+    for count in (both_correct + lost, both_correct + gained):
+        found = binomtest(count, items).proportion_ci(CONFIDENCE_LEVEL, method="wilson")
         ends.append((count / items - float(found.low), float(found.high) - count / items))
     (down1, up1), (down2, up2) = ends
-    sides = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
-    cross = both * neither - gained * lost
+    sides = (
+        (both_correct + gained)
+        * (lost + neither_correct)
+        * (both_correct + lost)
+        * (gained + neither_correct)
+    )
+    cross = both_correct * neither_correct - gained * lost
     cross = max(cross - items / 2, 0) if cross > 0 else cross
     phi = cross / sqrt(sides) if sides else 0.0
     value = (gained - lost) / items
@@ -115,9 +138,9 @@ def _newcombe(both: int, gained: int, lost: int, neither: int) -> Estimate:
     return Estimate(value, max(low, -1.0), min(high, 1.0))
 
 
-def minimum_effect(
-    items: int,
-    rate: float,
+def minimum_detectable_effect(
+    n_items: int,
+    accuracy: float,
     *,
     discordance: float | None = None,
     power: float = 0.8,
@@ -138,13 +161,13 @@ def minimum_effect(
         power: How likely the test shall be significant.
         level: Of the test.
     """
-    _check(items, rate, discordance)
+    _check_arguments(n_items, accuracy, discordance)
 
     def enough(difference: float) -> bool:
-        gain, loss = _changes(rate, difference, discordance)
-        return chance_to_see(items, gain, loss, level=level) >= power
+        gain, loss = _change_rates(accuracy, difference, discordance)
+        return mcnemar_power(n_items, gain, loss, level=level) >= power
 
-    low, high = 0.0, max(rate, 1 - rate)
+    low, high = 0.0, max(accuracy, 1 - accuracy)
     if not enough(high):
         return inf
     while high - low > 1e-5:
@@ -153,9 +176,9 @@ def minimum_effect(
     return high
 
 
-def enough(
+def items_needed(
     difference: float,
-    rate: float,
+    accuracy: float,
     *,
     discordance: float | None = None,
     power: float = 0.8,
@@ -168,29 +191,31 @@ def enough(
     Raises:
         OutcomeError: There is no room for such a difference, or ten million do not do.
     """
-    _check(1, rate, discordance)
-    if not 0 < difference <= max(rate, 1 - rate):
+    _check_arguments(1, accuracy, discordance)
+    if not 0 < difference <= max(accuracy, 1 - accuracy):
         raise OutcomeError(
-            f"A difference of {difference} does not fit an accuracy of {rate}: give one above 0 "
-            f"and at most {max(rate, 1 - rate):g}"
+            f"A difference of {difference} does not fit an accuracy of {accuracy}: give one above 0 "
+            f"and at most {max(accuracy, 1 - accuracy):g}"
         )
-    gain, loss = _changes(rate, difference, discordance)
+    gain, loss = _change_rates(accuracy, difference, discordance)
 
     def seen(items: int) -> bool:
-        return chance_to_see(items, gain, loss, level=level) >= power
+        return mcnemar_power(items, gain, loss, level=level) >= power
 
     low, high = 0, 1
     while not seen(high):
         low, high = high, 2 * high
-        if high > _MOST:
-            raise OutcomeError(f"{_MOST} items do not show {difference}: look for a larger one")
+        if high > _MAX_ITEMS:
+            raise OutcomeError(
+                f"{_MAX_ITEMS} items do not show {difference}: look for a larger one"
+            )
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if seen(middle) else (middle, high)
     return high
 
 
-def chance_to_see(items: int, gain: float, loss: float, *, level: float = 0.05) -> float:
+def mcnemar_power(n_items: int, gain: float, loss: float, *, level: float = 0.05) -> float:
     """Return how likely McNemar's exact test finds more gained than lost.
 
     `gain` and `loss` are the shares of items that change in each direction.
@@ -199,33 +224,38 @@ def chance_to_see(items: int, gain: float, loss: float, *, level: float = 0.05) 
     if changing <= 0:
         return 0.0
     # How many items change lies within a few standard deviations; the rest weighs nothing.
-    spread = 10 * sqrt(items * changing * (1 - changing)) + 10
-    low, high = (int(np.clip(items * changing + k * spread, 0, items)) for k in (-1, 1))
+    spread = 10 * sqrt(n_items * changing * (1 - changing)) + 10
+    low, high = (int(np.clip(n_items * changing + k * spread, 0, n_items)) for k in (-1, 1))
     changed = np.arange(low, high + 1)
     # The fewest gains whose tail is at most half the level.
     fewest = binom.isf(level / 2, changed, 0.5) + 1
     seen = binom.sf(fewest - 1, changed, min(1.0, gain / (gain + loss)))
-    return float((binom.pmf(changed, items, changing) * seen).sum())
+    return float((binom.pmf(changed, n_items, changing) * seen).sum())
 
 
-def single_question(items: int) -> float:
+def accuracy_step(n_items: int) -> float:
     """Return what one item more or less is, in points of accuracy (0 to 100)."""
-    if items < 1:
-        raise OutcomeError(f"{items} items found: give at least one")
-    return 100 / items
+    if n_items < 1:
+        raise OutcomeError(f"{n_items} items found: give at least one")
+    return 100 / n_items
 
 
-def ratio(
-    above: Float[np.ndarray, " prompt"], below: Float[np.ndarray, " prompt"], *, seed: int
+def bootstrap_ratio(
+    numerator: Float[np.ndarray, " prompt"], denominator: Float[np.ndarray, " prompt"], *, seed: int
 ) -> Estimate:
     """Return the ratio of two means over the same prompts, with its bootstrap interval."""
-    weights = draws(len(above), _DRAWS, seed=seed)
-    return interval(float(above.mean() / below.mean()), (weights @ above) / (weights @ below))
+    weights = bootstrap_weights(len(numerator), _DRAWS, seed=seed)
+    return percentile_interval(
+        float(numerator.mean() / denominator.mean()),
+        (weights @ numerator) / (weights @ denominator),
+    )
 
 
-def _changes(rate: float, difference: float, discordance: float | None) -> tuple[float, float]:
+def _change_rates(
+    accuracy: float, difference: float, discordance: float | None
+) -> tuple[float, float]:
     """Shares of items that go from wrong to right and back, for a rise from the nearer end."""
-    low = min(rate, 1 - rate)
+    low = min(accuracy, 1 - accuracy)
     if discordance is None:
         return (1 - low) * (low + difference), low * (1 - low - difference)
     room = min(2 * low + difference, 2 * (1 - low) - difference)
@@ -233,9 +263,9 @@ def _changes(rate: float, difference: float, discordance: float | None) -> tuple
     return (changing + difference) / 2, (changing - difference) / 2
 
 
-def _check(items: int, rate: float, discordance: float | None) -> None:
-    if items < 1 or not 0 <= rate <= 1 or not 0 <= (discordance or 0) <= 1:
+def _check_arguments(n_items: int, accuracy: float, discordance: float | None) -> None:
+    if n_items < 1 or not 0 <= accuracy <= 1 or not 0 <= (discordance or 0) <= 1:
         raise OutcomeError(
-            f"{items} items, accuracy {rate}, discordance {discordance}: give at least one item, "
+            f"{n_items} items, accuracy {accuracy}, discordance {discordance}: give at least one item, "
             "and shares between 0 and 1"
         )

@@ -15,58 +15,63 @@ from torch import Tensor
 
 from probes.errors import ModelError
 from probes.models.model import Model, Shape
-from probes.testing.equivalent_layers import permuted_neurons, rotated, rounded, with_idle_layer
+from probes.testing.equivalent_layers import (
+    insert_silent_layer,
+    permute_neurons,
+    rotate_residual,
+    round_weights,
+)
 from probes.testing.llama_weights import (
-    Slot,
-    Twin,
+    EquivalentModel,
+    HeadSlot,
     Weights,
-    arranged,
-    build,
-    by_head,
-    chosen,
-    dressed,
-    fitting,
-    joined,
-    names,
-    plain,
-    same,
-    spread,
-    work,
+    build_equivalent,
+    build_model,
+    copy_weights,
+    expand_kv_heads,
+    fill_slots,
+    head_map_of,
+    head_names,
+    heads_by_layer,
+    join_heads,
+    same_weights,
+    smallest_head_count,
+    split_by_head,
 )
 
 __all__ = [
-    "Twin",
-    "dead_heads",
-    "doubled_heads",
-    "grouped",
-    "merged_heads",
-    "permuted_heads",
-    "permuted_neurons",
-    "rotated",
-    "rounded",
+    "EquivalentModel",
+    "duplicate_heads",
+    "group_heads",
+    "insert_silent_layer",
+    "merge_heads",
+    "permute_heads",
+    "permute_neurons",
+    "rotate_residual",
+    "round_weights",
     "split_heads",
-    "turned",
-    "ungrouped",
-    "with_idle_layer",
+    "swap_direction",
+    "ungroup_heads",
+    "zero_heads",
 ]
 
 
-def permuted_heads(model: Model, seed: int = 0) -> Twin:
+def permute_heads(model: Model, seed: int = 0) -> EquivalentModel:
     """Shuffle the heads of every layer; groups stay together and are shuffled among themselves."""
-    rng, shape, weights = np.random.default_rng(seed), model.shape, plain(model)
+    rng, shape, weights = np.random.default_rng(seed), model.shape, copy_weights(model)
     each, heads = shape.heads // shape.kv_heads, {}
     for layer in range(shape.layers):
         groups = rng.permutation(shape.kv_heads)
         order = [int(each * group + head) for group in groups for head in rng.permutation(each)]
-        parts = by_head(weights, layer, shape.d_head)
+        parts = split_by_head(weights, layer, shape.d_head)
         for key, part in parts.items():
             parts[key] = part[groups if ".k_proj." in key or ".v_proj." in key else order]
-        weights |= joined(parts)
+        weights |= join_heads(parts)
         heads |= {f"L{layer}.H{old}": (f"L{layer}.H{new}",) for new, old in enumerate(order)}
-    return dressed(model, weights, f"heads permuted {seed}", heads)
+    return build_equivalent(model, weights, f"heads permuted {seed}", heads)
 
 
-def split_heads(model: Model, heads: Sequence[str] | None = None, seed: int = 0) -> Twin:
+def split_heads(model: Model, heads: Sequence[str] | None = None, seed: int = 0) -> EquivalentModel:
     """Make two heads of each one named: the same pattern, each with half of the value directions.
 
     All layers have the same number of heads, and it must divide the width: what is left over are
@@ -83,35 +88,35 @@ def split_heads(model: Model, heads: Sequence[str] | None = None, seed: int = 0)
         SiteError: Where the model lacks a head.
     """
     rng, shape = np.random.default_rng(seed), model.shape
-    cut = chosen(model, names(shape) if heads is None else heads)
+    cut = heads_by_layer(model, head_names(shape) if heads is None else heads)
     if not any(cut):
         raise ModelError(f"No head of {model.name} to split: name at least one.")
-    count = fitting(model, shape.heads + max(len(found) for found in cut))
+    count = smallest_head_count(model, shape.heads + max(len(found) for found in cut))
     slots = []
     for layer in range(shape.layers):
         made = []
         for head in range(shape.heads):
-            first = _half(shape.d_head, rng)
-            halves = [Slot(head, first, first), Slot(head, 1 - first, 1 - first)]
-            made += halves if head in cut[layer] else [Slot(head)]
-        slots.append(_shuffled(made, count, rng))
+            first = _random_half(shape.d_head, rng)
+            halves = [HeadSlot(head, first, first), HeadSlot(head, 1 - first, 1 - first)]
+            made += halves if head in cut[layer] else [HeadSlot(head)]
+        slots.append(_pad_and_shuffle(made, count, rng))
     which = "all" if heads is None else ", ".join(heads)
-    return _arranged(model, plain(model), slots, f"heads split ({which}) {seed}", rng)
+    return _rebuild(model, copy_weights(model), slots, f"heads split ({which}) {seed}", rng)
 
 
-def dead_heads(model: Model, heads: Sequence[str]) -> Twin:
+def zero_heads(model: Model, heads: Sequence[str]) -> EquivalentModel:
     """Silence the heads named: their columns of the output are zero, all else stays."""
-    shape, weights = model.shape, plain(model)
-    lost = chosen(model, heads)
+    shape, weights = model.shape, copy_weights(model)
+    lost = heads_by_layer(model, heads)
     for layer in range(shape.layers):
-        parts = by_head(weights, layer, shape.d_head)
+        parts = split_by_head(weights, layer, shape.d_head)
         parts[f"model.layers.{layer}.self_attn.o_proj.weight"][sorted(lost[layer])] = 0.0
-        weights |= joined(parts)
-    left = {head: () if head in heads else (head,) for head in names(shape)}
-    return dressed(model, weights, f"without {', '.join(heads) or 'nothing'}", left)
+        weights |= join_heads(parts)
+    left = {head: () if head in heads else (head,) for head in head_names(shape)}
+    return build_equivalent(model, weights, f"without {', '.join(heads) or 'nothing'}", left)
 
 
-def doubled_heads(model: Model, share: float = 0.5, seed: int = 0) -> Twin:
+def duplicate_heads(model: Model, fraction: float = 0.5, seed: int = 0) -> EquivalentModel:
     """Make two copies of each head, which write the same thing: one `share` of it, one the rest.
 
     Args:
@@ -119,19 +124,21 @@ def doubled_heads(model: Model, share: float = 0.5, seed: int = 0) -> Twin:
         share: What the first copy writes of the whole, 0.5 to 1; at 1 the other is dead.
         seed: Draws the order.
     """
-    if not 0.5 <= share <= 1:
-        raise ModelError(f"The first copy cannot write {share} of the whole: give 0.5 to 1.")
+    if not 0.5 <= fraction <= 1:
+        raise ModelError(f"The first copy cannot write {fraction} of the whole: give 0.5 to 1.")
     rng, shape = np.random.default_rng(seed), model.shape
-    count = fitting(model, 2 * shape.heads)
+    count = smallest_head_count(model, 2 * shape.heads)
     one = torch.ones(shape.d_head, dtype=torch.float64)
     copies = [
-        Slot(head, None, part * one) for head in range(shape.heads) for part in (share, 1 - share)
+        HeadSlot(head, None, part * one)
+        for head in range(shape.heads)
+        for part in (fraction, 1 - fraction)
     ]
-    slots = [_shuffled(copies, count, rng) for _ in range(shape.layers)]
-    return _arranged(model, plain(model), slots, f"heads doubled {share:g} {seed}", rng)
+    slots = [_pad_and_shuffle(copies, count, rng) for _ in range(shape.layers)]
+    return _rebuild(model, copy_weights(model), slots, f"heads doubled {fraction:g} {seed}", rng)
 
 
-def merged_heads(model: Model, seed: int = 0) -> Twin:
+def merge_heads(model: Model, seed: int = 0) -> EquivalentModel:
     """Make one head of those that have the same queries and keys; dead heads are dropped.
 
     What they write together must fit into the value directions of one head, as after
@@ -142,7 +149,7 @@ def merged_heads(model: Model, seed: int = 0) -> Twin:
         ModelError: Where no two heads are alike, or where they write too much for one.
     """
     rng, shape = np.random.default_rng(seed), model.shape
-    weights = spread(plain(model), shape)
+    weights = expand_kv_heads(copy_weights(model), shape)
     alike = [
         _clusters(weights, layer, shape, ("q_proj", "k_proj")) for layer in range(shape.layers)
     ]
@@ -151,48 +158,53 @@ def merged_heads(model: Model, seed: int = 0) -> Twin:
             f"No two heads of a layer of {model.name} have the same queries and keys. "
             "Merge heads that split_heads or doubled_heads made."
         )
-    alike = [_living(weights, layer, clusters, shape) for layer, clusters in enumerate(alike)]
+    alike = [
+        _drop_silent_heads(weights, layer, clusters, shape) for layer, clusters in enumerate(alike)
+    ]
     for layer, clusters in enumerate(alike):
         for cluster in clusters:
             if len(cluster) > 1:
-                weights |= _pooled(weights, layer, cluster, model)
-    count = fitting(model, max(1, *(len(clusters) for clusters in alike)))
-    slots = [_shuffled([Slot(c[0]) for c in clusters], count, rng) for clusters in alike]
-    twin = _arranged(model, weights, slots, f"heads merged {seed}", rng)
-    heads = dict(twin.heads)
+                weights |= _merge_cluster(weights, layer, cluster, model)
+    count = smallest_head_count(model, max(1, *(len(clusters) for clusters in alike)))
+    slots = [_pad_and_shuffle([HeadSlot(c[0]) for c in clusters], count, rng) for clusters in alike]
+    twin = _rebuild(model, weights, slots, f"heads merged {seed}", rng)
+    heads = dict(twin.head_map)
     for layer, clusters in enumerate(alike):
         for first, *others in clusters:
             heads |= {f"L{layer}.H{head}": heads[f"L{layer}.H{first}"] for head in others}
-    return Twin(twin.model, twin.surgery, heads, twin.layers)
+    return EquivalentModel(twin.model, twin.rewrite, heads, twin.layer_map)
 
 
-def turned(twin: Twin, original: Model) -> Twin:
+def swap_direction(equivalent: EquivalentModel, original: Model) -> EquivalentModel:
     """Swap the roles: the original becomes the twin of its twin, so that a split is a merge."""
-    if set(twin.heads) != set(names(original.shape)) or len(twin.layers) != original.shape.layers:
+    if (
+        set(equivalent.head_map) != set(head_names(original.shape))
+        or len(equivalent.layer_map) != original.shape.layers
+    ):
         raise ModelError(
-            f"{twin.model.name} is not a twin of {original.name}: its map names "
-            f"{len(twin.heads)} heads, not the {len(names(original.shape))} of that model. "
+            f"{equivalent.model.name} is not a twin of {original.name}: its map names "
+            f"{len(equivalent.head_map)} heads, not the {len(head_names(original.shape))} of that model. "
             "Give the model that the twin was made of."
         )
-    heads: dict[str, tuple[str, ...]] = dict.fromkeys(names(twin.model.shape), ())
-    for old, new in twin.heads.items():
+    heads: dict[str, tuple[str, ...]] = dict.fromkeys(head_names(equivalent.model.shape), ())
+    for old, new in equivalent.head_map.items():
         for head in new:
             heads[head] += (old,)
-    layers: list[int | None] = [None] * twin.model.shape.layers
-    for old, new in enumerate(twin.layers):
+    layers: list[int | None] = [None] * equivalent.model.shape.layers
+    for old, new in enumerate(equivalent.layer_map):
         if new is not None:
             layers[new] = old
-    return Twin(original, f"turned round: {twin.surgery}", heads, tuple(layers))
+    return EquivalentModel(original, f"turned round: {equivalent.rewrite}", heads, tuple(layers))
 
 
-def grouped(model: Model) -> Twin:
+def group_heads(model: Model) -> EquivalentModel:
     """Let heads that have the same keys and values share them, in groups of the same size.
 
     Raises:
         ModelError: Where the heads of some layer cannot be put into groups of two or more.
     """
     shape = model.shape
-    weights = spread(plain(model), shape)
+    weights = expand_kv_heads(copy_weights(model), shape)
     alike = [
         _clusters(weights, layer, shape, ("k_proj", "v_proj")) for layer in range(shape.layers)
     ]
@@ -205,42 +217,44 @@ def grouped(model: Model) -> Twin:
     heads = {}
     for layer, clusters in enumerate(alike):
         order = [head for cluster in clusters for head in cluster]
-        parts = by_head(weights, layer, shape.d_head)
+        parts = split_by_head(weights, layer, shape.d_head)
         for key, part in parts.items():
             shared = ".k_proj." in key or ".v_proj." in key
             parts[key] = part[order[::each] if shared else order]
-        weights |= joined(parts)
+        weights |= join_heads(parts)
         heads |= {f"L{layer}.H{old}": (f"L{layer}.H{new}",) for new, old in enumerate(order)}
     changes = {"num_key_value_heads": shape.heads // each}
-    return dressed(model, weights, f"grouped by {each}", heads, **changes)
+    return build_equivalent(model, weights, f"grouped by {each}", heads, **changes)
 
 
-def ungrouped(model: Model) -> Model:
+def ungroup_heads(model: Model) -> Model:
     """Make the twin of a grouped-query Llama in which every head has keys and values of its own."""
-    weights = spread(plain(model), model.shape)
-    return build(model, weights, "ungrouped", num_key_value_heads=model.shape.heads)
+    weights = expand_kv_heads(copy_weights(model), model.shape)
+    return build_model(model, weights, "ungrouped", num_key_value_heads=model.shape.heads)
 
 
-def _arranged(
+def _rebuild(
     model: Model,
     weights: Weights,
-    slots: Sequence[Sequence[Slot]],
-    surgery: str,
+    slots: Sequence[Sequence[HeadSlot]],
+    rewrite: str,
     rng: np.random.Generator,
-) -> Twin:
+) -> EquivalentModel:
     own = {"num_attention_heads": len(slots[0]), "num_key_value_heads": len(slots[0])}
     if model.shape.kv_heads != model.shape.heads:
-        weights = spread(weights, model.shape)
-    new = arranged(weights, model.shape, slots, rng)
-    return dressed(model, new, surgery, work(slots, model.shape), **own)
+        weights = expand_kv_heads(weights, model.shape)
+    new = fill_slots(weights, model.shape, slots, rng)
+    return build_equivalent(model, new, rewrite, head_map_of(slots, model.shape), **own)
 
 
-def _half(d_head: int, rng: np.random.Generator) -> Float[Tensor, " d_head"]:
+def _random_half(d_head: int, rng: np.random.Generator) -> Float[Tensor, " d_head"]:
     return torch.from_numpy((rng.permutation(d_head) < d_head // 2).astype(float))
 
 
-def _shuffled(made: Sequence[Slot], count: int, rng: np.random.Generator) -> list[Slot]:
-    full = [*made, *(Slot(None) for _ in range(count - len(made)))]
+def _pad_and_shuffle(
+    slots: Sequence[HeadSlot], count: int, rng: np.random.Generator
+) -> list[HeadSlot]:
+    full = [*slots, *(HeadSlot(None) for _ in range(count - len(slots)))]
     return [full[index] for index in rng.permutation(count)]
 
 
@@ -248,12 +262,12 @@ def _clusters(
     weights: Weights, layer: int, shape: Shape, projections: tuple[str, ...]
 ) -> list[list[int]]:
     """Put heads together whose projections are the same, in order of their first."""
-    parts = by_head(weights, layer, shape.d_head)
+    parts = split_by_head(weights, layer, shape.d_head)
     held = [part for key, part in parts.items() if key.split(".")[-2] in projections]
     found: list[list[int]] = []
     for head in range(shape.heads):
         for cluster in found:
-            if all(same(part, cluster[0], head) for part in held):
+            if all(same_weights(part, cluster[0], head) for part in held):
                 cluster.append(head)
                 break
         else:
@@ -261,18 +275,20 @@ def _clusters(
     return found
 
 
-def _living(
+def _drop_silent_heads(
     weights: Weights, layer: int, clusters: list[list[int]], shape: Shape
 ) -> list[list[int]]:
-    out = by_head(weights, layer, shape.d_head)[f"model.layers.{layer}.self_attn.o_proj.weight"]
+    out = split_by_head(weights, layer, shape.d_head)[
+        f"model.layers.{layer}.self_attn.o_proj.weight"
+    ]
     kept = [[head for head in cluster if bool(out[head].any())] for cluster in clusters]
     return [cluster for cluster in kept if cluster]
 
 
-def _pooled(weights: Weights, layer: int, cluster: list[int], model: Model) -> Weights:
+def _merge_cluster(weights: Weights, layer: int, cluster: list[int], model: Model) -> Weights:
     """Give the first head of a cluster what all of them write, by the singular directions of it."""
     d_head, start = model.shape.d_head, f"model.layers.{layer}.self_attn."
-    parts = by_head(weights, layer, d_head)
+    parts = split_by_head(weights, layer, d_head)
     out, read = parts[f"{start}o_proj.weight"], parts[f"{start}v_proj.weight"]
     bias = parts.get(f"{start}v_proj.bias")
     if bias is not None:  # A bias is a weight whose input is always one.
@@ -296,4 +312,4 @@ def _pooled(weights: Weights, layer: int, cluster: list[int], model: Model) -> W
     parts[f"{start}v_proj.weight"][cluster[0]] = pooled[:, :width]
     if bias is not None:
         bias[cluster[0]] = pooled[:, width]
-    return joined(parts)
+    return join_heads(parts)

@@ -17,14 +17,14 @@ from probes.models.model import Model, Shape, wrap
 Weights = dict[str, Tensor]
 
 # The bridge lists every weight under several names: these are the ones of the model itself.
-_OWN = re.compile(
+_WEIGHT_NAME = re.compile(
     r"lm_head\.weight|model\.(embed_tokens|norm)\.weight|model\.layers\.\d+\."
     r"(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj|\w+_layernorm)\.(weight|bias)"
 )
 
 
 @dataclass(frozen=True, eq=False)
-class Slot:
+class HeadSlot:
     """What a head of a twin holds: a head of the original or a part of it, or nothing that acts.
 
     Attributes:
@@ -35,17 +35,19 @@ class Slot:
     """
 
     head: int | None
-    value: Float[Tensor, " d_head"] | None = None
-    out: Float[Tensor, " d_head"] | None = None
+    value_scale: Float[Tensor, " d_head"] | None = None
+    output_scale: Float[Tensor, " d_head"] | None = None
 
     @property
-    def dead(self) -> bool:
+    def is_silent(self) -> bool:
         """Whether the head writes nothing."""
-        return self.head is None or (self.out is not None and not bool(self.out.any()))
+        return self.head is None or (
+            self.output_scale is not None and not bool(self.output_scale.any())
+        )
 
 
 @dataclass(frozen=True, eq=False)
-class Twin:
+class EquivalentModel:
     """A model made of another one, and where the parts of the original went.
 
     Attributes:
@@ -57,12 +59,12 @@ class Twin:
     """
 
     model: Model
-    surgery: str
-    heads: Mapping[str, tuple[str, ...]]
-    layers: tuple[int | None, ...]
+    rewrite: str
+    head_map: Mapping[str, tuple[str, ...]]
+    layer_map: tuple[int | None, ...]
 
 
-def plain(model: Model) -> Weights:
+def copy_weights(model: Model) -> Weights:
     """Copy the weights of a Llama under Hugging Face's names, in float64 on the processor."""
     if model.shape.architecture != "LlamaForCausalLM":
         raise ModelError(
@@ -76,11 +78,11 @@ def plain(model: Model) -> Weights:
     return {
         key: value.detach().to("cpu", torch.float64, copy=True)
         for key, value in found.items()
-        if _OWN.fullmatch(key)
+        if _WEIGHT_NAME.fullmatch(key)
     }
 
 
-def build(model: Model, weights: Weights, surgery: str, **changes: object) -> Model:
+def build_model(model: Model, weights: Weights, rewrite: str, **changes: object) -> Model:
     """Put weights into a new model like the one given, save for `changes` of its config."""
     from transformers import AutoModelForCausalLM
 
@@ -93,13 +95,13 @@ def build(model: Model, weights: Weights, surgery: str, **changes: object) -> Mo
     hf_model.load_state_dict(weights)
     return wrap(
         hf_model.to(model.device),
-        name=f"{model.name} {surgery}",
-        origin=f"{model.origin}, {surgery}",
+        name=f"{model.name} {rewrite}",
+        origin=f"{model.origin}, {rewrite}",
         tokenizer=model.tokenizer,
     )
 
 
-def by_head(weights: Weights, layer: int, d_head: int) -> Weights:
+def split_by_head(weights: Weights, layer: int, d_head: int) -> Weights:
     """Cut one layer's attention into heads, which come first: [head, d_head, ...].
 
     The bias of the output belongs to no head and is left out.
@@ -114,7 +116,7 @@ def by_head(weights: Weights, layer: int, d_head: int) -> Weights:
     }
 
 
-def joined(parts: Mapping[str, Tensor]) -> Weights:
+def join_heads(parts: Mapping[str, Tensor]) -> Weights:
     """Put back together what `by_head` cut."""
     return {
         key: rearrange(part, "head d_head d_model -> d_model (head d_head)")
@@ -124,50 +126,50 @@ def joined(parts: Mapping[str, Tensor]) -> Weights:
     }
 
 
-def spread(weights: Weights, shape: Shape) -> Weights:
+def expand_kv_heads(weights: Weights, shape: Shape) -> Weights:
     """Give every head keys and values of its own, as copies of its group's."""
     each, new = shape.heads // shape.kv_heads, dict(weights)
     for layer in range(shape.layers):
-        parts = by_head(weights, layer, shape.d_head)
+        parts = split_by_head(weights, layer, shape.d_head)
         for key, part in parts.items():
             if ".k_proj." in key or ".v_proj." in key:
                 parts[key] = repeat(part, "kv_head ... -> (kv_head each) ...", each=each)
-        new |= joined(parts)
+        new |= join_heads(parts)
     return new
 
 
-def arranged(
+def fill_slots(
     weights: Weights,
     shape: Shape,
-    slots: Sequence[Sequence[Slot]],
+    slots: Sequence[Sequence[HeadSlot]],
     rng: np.random.Generator,
 ) -> Weights:
     """Fill the slots of each layer from heads that have keys and values of their own."""
     new = dict(weights)
     for layer, wanted in enumerate(slots):
-        parts = by_head(weights, layer, shape.d_head)
-        new |= joined({key: _filled(key, part, wanted, rng) for key, part in parts.items()})
+        parts = split_by_head(weights, layer, shape.d_head)
+        new |= join_heads({key: _fill_part(key, part, wanted, rng) for key, part in parts.items()})
     return new
 
 
-def work(slots: Sequence[Sequence[Slot]], shape: Shape) -> dict[str, tuple[str, ...]]:
+def head_map_of(slots: Sequence[Sequence[HeadSlot]], shape: Shape) -> dict[str, tuple[str, ...]]:
     """Say for every head of the original which slots do its work."""
-    found: dict[str, tuple[str, ...]] = dict.fromkeys(names(shape), ())
+    found: dict[str, tuple[str, ...]] = dict.fromkeys(head_names(shape), ())
     for layer, wanted in enumerate(slots):
         for index, slot in enumerate(wanted):
-            if not slot.dead:
+            if not slot.is_silent:
                 found[f"L{layer}.H{slot.head}"] += (f"L{layer}.H{index}",)
     return found
 
 
-def names(shape: Shape) -> tuple[str, ...]:
+def head_names(shape: Shape) -> tuple[str, ...]:
     """List the heads of a model, layer by layer."""
     return tuple(f"L{layer}.H{h}" for layer in range(shape.layers) for h in range(shape.heads))
 
 
-def chosen(model: Model, heads: Sequence[str]) -> tuple[set[int], ...]:
+def heads_by_layer(model: Model, heads: Sequence[str]) -> tuple[set[int], ...]:
     """Sort heads such as "L0.H1" by layer; refuse those that the model does not have."""
-    known = names(model.shape)
+    known = head_names(model.shape)
     unknown = [head for head in heads if head not in known]
     if unknown or isinstance(heads, str):
         raise SiteError(
@@ -181,51 +183,55 @@ def chosen(model: Model, heads: Sequence[str]) -> tuple[set[int], ...]:
     )
 
 
-def fitting(model: Model, least: int) -> int:
+def smallest_head_count(model: Model, minimum: int) -> int:
     """Find the smallest number of heads, `least` or more, that divides the width."""
     width = model.shape.d_model
-    for count in range(least, width + 1):
+    for count in range(minimum, width + 1):
         if width % count == 0:
             return count
     raise ModelError(
-        f"{model.name} is {width} wide and cannot have {least} heads: their number must divide "
+        f"{model.name} is {width} wide and cannot have {minimum} heads: their number must divide "
         "the width. Split fewer heads."
     )
 
 
-def same(weight: Float[Tensor, "head ..."], one: int, other: int) -> bool:
+def same_weights(weight: Float[Tensor, "head ..."], one: int, other: int) -> bool:
     """Whether two heads hold the same weights, up to float32 rounding."""
     gap = (weight[one] - weight[other]).abs().max()
     return bool(gap <= 1e-5 * weight.abs().max())
 
 
-def noise(like: Tensor, shape: Sequence[int], rng: np.random.Generator) -> Tensor:
+def sample_like(weight: Tensor, shape: Sequence[int], rng: np.random.Generator) -> Tensor:
     """Draw numbers as spread as those of a weight."""
     drawn = torch.from_numpy(rng.standard_normal(tuple(shape)))
-    return drawn * like.square().mean().sqrt()
+    return drawn * weight.square().mean().sqrt()
 
 
-def _filled(key: str, part: Tensor, wanted: Sequence[Slot], rng: np.random.Generator) -> Tensor:
+def _fill_part(
+    key: str, part: Tensor, slots: Sequence[HeadSlot], rng: np.random.Generator
+) -> Tensor:
     made = []
-    for slot in wanted:
+    for slot in slots:
         if slot.head is None:
             empty = torch.zeros_like(part[0])
-            made.append(empty if "o_proj" in key else noise(part, part.shape[1:], rng))
+            made.append(empty if "o_proj" in key else sample_like(part, part.shape[1:], rng))
             continue
-        by = slot.out if "o_proj" in key else slot.value if "v_proj" in key else None
+        by = slot.output_scale if "o_proj" in key else slot.value_scale if "v_proj" in key else None
         own = part[slot.head]
         made.append(own if by is None else einsum(own, by, "d_head ..., d_head -> d_head ..."))
     return torch.stack(made)
 
 
-def dressed(
+def build_equivalent(
     model: Model,
     weights: Weights,
-    surgery: str,
+    rewrite: str,
     heads: Mapping[str, tuple[str, ...]],
     **changes: object,
-) -> Twin:
+) -> EquivalentModel:
     """Build the twin whose layers are those of the original, in their order."""
     layers = tuple(range(model.shape.layers))
-    ordered = {head: heads[head] for head in names(model.shape)}
-    return Twin(build(model, weights, surgery, **changes), surgery, ordered, layers)
+    ordered = {head: heads[head] for head in head_names(model.shape)}
+    return EquivalentModel(
+        build_model(model, weights, rewrite, **changes), rewrite, ordered, layers
+    )

@@ -14,25 +14,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probes.circuits.attribution import attribute
-from probes.circuits.graph import EMBED, LOGITS, Edge, Wiring
-from probes.circuits.task import Task, by_hand
+from probes.circuits.attribution import edge_attribution
+from probes.circuits.graph import EMBED, LOGITS, ComputationGraph, Edge
+from probes.circuits.task import Task, task_from_tokens
 from probes.models.model import Model, wrap
 
 CONSTANT = 1000.0  # Its square is 100,000 times that of all else together.
-LOUD = 8.0  # Logit of an answer that is wholly there.
-SURE = 50.0  # Score of the place that a head looks for; the next best lies 24 below.
+ANSWER_LOGIT = 8.0  # Logit of an answer that is wholly there.
+POSITION_SCORE = 50.0  # Score of the place that a head looks for; the next best lies 24 below.
 
 # Rotary pairs 0 to 2 turn by 1, 0.18 and 0.03 a token; those from 4 on by 0.001 and less.
-D_HEAD, THETA, TURNING, STILL = 32, 1e12, (0, 1, 2), (*range(4, 16), *range(20, 32))
+D_HEAD, THETA, FAST_PAIRS, SLOW_DIMENSIONS = 32, 1e12, (0, 1, 2), (*range(4, 16), *range(20, 32))
 
-SHARE = 0.05  # Of the whole change of the lead: what a true edge carries where none was set.
+MIN_EFFECT_FRACTION = (
+    0.05  # Of the whole change of the lead: what a true edge carries where none was set.
+)
 
 BOS, KEYS, VALUES, PAIRS = 0, range(1, 7), range(7, 13), 4
 
 
 @dataclass(frozen=True, eq=False)
-class Planted:
+class PlantedModel:
     """A model, what it is asked, and the circuit that answers.
 
     Attributes:
@@ -45,14 +47,14 @@ class Planted:
 
     model: Model
     task: Task
-    wiring: Wiring
+    graph: ComputationGraph
     truth: frozenset[Edge]
     dead: frozenset[str]
     distractors: frozenset[str]
     note: str
 
 
-def induction(seed: int, *, distractors: int = 4, sharpness: float = 6.0) -> Planted:
+def induction(seed: int, *, distractors: int = 4, sharpness: float = 6.0) -> PlantedModel:
     """Plant a previous-token head and an induction head that reads it, among distractors.
 
     A prompt is four keys, each with its value behind it, and one of the keys again; the answer is
@@ -61,16 +63,16 @@ def induction(seed: int, *, distractors: int = 4, sharpness: float = 6.0) -> Pla
     those of the second are twins of the induction head, or pass on what the first wrote. From a
     `sharpness` of about 20 the induction head is so sure that gradients in one run do not see it.
     """
-    made, task, note = _induction(seed, distractors, sharpness)
-    return made.finish(task, note)
+    made, task, note = _build_induction(seed, distractors, sharpness)
+    return made.build(task, note)
 
 
-def noisy(seed: int, snr: float, *, distractors: int = 4) -> Planted:
+def noisy_induction(seed: int, snr: float, *, distractors: int = 4) -> PlantedModel:
     """Plant `induction` under Gaussian weights everywhere; `snr` compares the two in norm.
 
     The truth is what `by_patching` finds.
     """
-    made, task, note = _induction(seed, distractors, 6.0)
+    made, task, note = _build_induction(seed, distractors, 6.0)
     draw = torch.Generator().manual_seed(seed)
     kinds: dict[str, list[Tensor]] = {}
     for name, weight in made.hf_model.named_parameters():
@@ -81,30 +83,30 @@ def noisy(seed: int, snr: float, *, distractors: int = 4) -> Planted:
         for weight in weights:
             scale = planted / (snr * math.sqrt(weight.numel()))
             weight += scale * torch.randn(weight.shape, generator=draw)
-    found = made.finish(task, f"{note} Random weights everywhere, {snr} times smaller in norm.")
-    truth = by_patching(found.model, task)
+    found = made.build(task, f"{note} Random weights everywhere, {snr} times smaller in norm.")
+    truth = find_true_edges(found.model, task)
     return replace(found, truth=truth, dead=frozenset(), distractors=frozenset())
 
 
-def by_patching(model: Model, task: Task) -> frozenset[Edge]:
+def find_true_edges(model: Model, task: Task) -> frozenset[Edge]:
     """Find every edge that, patched alone, counts: the truth of a model that nobody set by hand.
 
     It takes 5% or more of the lead that the counterfactual takes, in either direction.
     """
-    task, wiring = task.to(model), task.wiring(model)
+    task, wiring = task.to(model), task.computation_graph(model)
     here, there = (
-        task.lead(model.logits(ids, task.mask)[torch.arange(len(task)), task.readout])
+        task.logit_diff(model.logits(ids, task.mask)[torch.arange(len(task)), task.readout])
         for ids in (task.clean, task.counterfactual)
     )
-    size = attribute(model, task, method="exact", each=False).mean.abs()
-    true = size >= SHARE * float((here - there).mean().abs())
+    size = edge_attribution(model, task, method="exact", per_prompt=False).mean.abs()
+    true = size >= MIN_EFFECT_FRACTION * float((here - there).mean().abs())
     return frozenset(wiring.edge(int(number)) for number in true.nonzero()[:, 0])
 
 
 # Setting the weights.
 
 
-class Sketch:
+class LlamaBuilder:
     """A Llama of two layers that is being filled in, and what is known of it."""
 
     def __init__(
@@ -122,7 +124,7 @@ class Sketch:
         with torch.random.fork_rng(devices=[]):  # It draws weights, which are then overwritten.
             self.hf_model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         self.free = iter(range(width))
-        self.constant, self.token = self.take(1)[0], self.take(tokens)
+        self.constant, self.token = self.allocate(1)[0], self.allocate(tokens)
         self.truth: set[Edge] = set()
         self.dead: set[str] = set()
         self.distractors: set[str] = set()
@@ -134,35 +136,44 @@ class Sketch:
         embedding[:, self.constant] = CONSTANT
         embedding[range(tokens), self.token] = 1
 
-    def take(self, count: int) -> list[int]:
+    def allocate(self, count: int) -> list[int]:
         """Claim dimensions of the residual stream."""
         return [next(self.free) for _ in range(count)]
 
-    def look_back(self, layer: int, head: int, steps: int) -> None:
+    def attend_back(self, layer: int, head: int, steps: int) -> None:
         """Attend to the token that stands so many places before."""
-        query, key = (self._rows(port, layer, head) for port in "qk")
-        size = math.sqrt(SURE * math.sqrt(D_HEAD))
-        for pair in TURNING:
+        query, key = (self._head_weight(port, layer, head) for port in "qk")
+        size = math.sqrt(POSITION_SCORE * math.sqrt(D_HEAD))
+        for pair in FAST_PAIRS:
             angle = steps * THETA ** (-2 * pair / D_HEAD)
             query[pair, self.constant] = size * math.cos(angle)
             query[pair + D_HEAD // 2, self.constant] = -size * math.sin(angle)
             key[pair, self.constant] = size
 
-    def look_up(
-        self, layer: int, head: int, asked: Sequence[int], held: Sequence[int], sharpness: float
+    def attend_to_match(
+        self,
+        layer: int,
+        head: int,
+        query_dimensions: Sequence[int],
+        key_dimensions: Sequence[int],
+        sharpness: float,
     ) -> None:
         """Attend to where a dimension of `held` says what that of `asked` says here."""
-        query, key = (self._rows(port, layer, head) for port in "qk")
-        slots = STILL[: len(asked)]
-        query[slots, asked] = key[slots, held] = math.sqrt(sharpness * math.sqrt(D_HEAD))
+        query, key = (self._head_weight(port, layer, head) for port in "qk")
+        slots = SLOW_DIMENSIONS[: len(query_dimensions)]
+        query[slots, query_dimensions] = key[slots, key_dimensions] = math.sqrt(
+            sharpness * math.sqrt(D_HEAD)
+        )
 
-    def move(self, layer: int, head: int, read: Sequence[int], write: Sequence[int]) -> None:
+    def copy_dimensions(
+        self, layer: int, head: int, read: Sequence[int], write: Sequence[int]
+    ) -> None:
         """Copy some dimensions from where a head attends into others."""
         slots = range(len(read))
-        self._rows("v", layer, head)[slots, read] = 1
-        self._rows("o", layer, head)[slots, write] = 1
+        self._head_weight("v", layer, head)[slots, read] = 1
+        self._head_weight("o", layer, head)[slots, write] = 1
 
-    def compute(
+    def set_neurons(
         self, layer: int, gates: Sequence[dict[int, float]], ups: Sequence[int], downs: Tensor
     ) -> None:
         """Fill in neurons of an MLP: what opens each, what it passes on, and where to."""
@@ -173,54 +184,56 @@ class Sketch:
             mlp.up_proj.weight.data[neuron, up] = 1
         mlp.down_proj.weight.data[:, : len(ups)] = downs
 
-    def distract(self, layer: int, read: Sequence[int]) -> None:
+    def add_mlp_distractor(self, layer: int, read: Sequence[int]) -> None:
         """Let an MLP copy some dimensions to where nothing reads."""
-        write, width = self.take(len(read)), self.hf_model.config.hidden_size
+        write, width = self.allocate(len(read)), self.hf_model.config.hidden_size
         downs = torch.zeros(width, len(read))
         opened = self.hf_model.model.layers[layer].mlp.act_fn(torch.tensor(4.0))
         downs[write, range(len(read))] = 1 / float(opened)
-        self.compute(layer, [{self.constant: 4.0}] * len(read), read, downs)
+        self.set_neurons(layer, [{self.constant: 4.0}] * len(read), read, downs)
         self.distractors.add(f"L{layer}.MLP")
 
-    def _rows(self, port: str, layer: int, head: int) -> Tensor:
+    def _head_weight(self, port: str, layer: int, head: int) -> Tensor:
         attention = self.hf_model.model.layers[layer].self_attn
         weight = getattr(attention, f"{port}_proj").weight.data
         return (weight.T if port == "o" else weight)[head * D_HEAD : (head + 1) * D_HEAD]
 
-    def finish(self, task: Task, note: str) -> Planted:
+    def build(self, task: Task, note: str) -> PlantedModel:
         """Wrap the model, and say what it holds."""
         model = wrap(self.hf_model, name="planted", origin="set by hand")
         facts = (frozenset(self.truth), frozenset(self.dead), frozenset(self.distractors))
-        return Planted(model, task, task.wiring(model), *facts, note)
+        return PlantedModel(model, task, task.computation_graph(model), *facts, note)
 
 
-def _induction(seed: int, distractors: int, sharpness: float) -> tuple[Sketch, Task, str]:
+def _build_induction(
+    seed: int, distractors: int, sharpness: float
+) -> tuple[LlamaBuilder, Task, str]:
     draw = torch.Generator().manual_seed(seed)
     heads = distractors + 2
-    made = Sketch(13, heads)
+    made = LlamaBuilder(13, heads)
     (previous, dead, *rest), (finder, idle, *twins) = (
         torch.randperm(heads, generator=draw).tolist() for _ in range(2)
     )
     keys, values = made.token[KEYS.start : KEYS.stop], made.token[VALUES.start : VALUES.stop]
-    before, found = made.take(6), made.take(6)
-    made.look_back(0, previous, 1)
-    made.move(0, previous, keys, before)
-    made.look_up(1, finder, keys, before, sharpness)
-    made.move(1, finder, values, found)
-    made.hf_model.lm_head.weight.data[list(VALUES), found] = LOUD
+    before, found = made.allocate(6), made.allocate(6)
+    made.attend_back(0, previous, 1)
+    made.copy_dimensions(0, previous, keys, before)
+    made.attend_to_match(1, finder, keys, before, sharpness)
+    made.copy_dimensions(1, finder, values, found)
+    made.hf_model.lm_head.weight.data[list(VALUES), found] = ANSWER_LOGIT
     copies = []
     for steps, head in enumerate(rest):
-        copies.append(made.take(12))
-        made.look_back(0, head, steps)
-        made.move(0, head, keys + values, copies[-1])
+        copies.append(made.allocate(12))
+        made.attend_back(0, head, steps)
+        made.copy_dimensions(0, head, keys + values, copies[-1])
     for number, head in enumerate(twins):
         if number % 2 == 0:
-            made.look_up(1, head, keys, before, sharpness)
-            made.move(1, head, values, made.take(6))
+            made.attend_to_match(1, head, keys, before, sharpness)
+            made.copy_dimensions(1, head, values, made.allocate(6))
         else:
-            made.look_back(1, head, number)
-            made.move(1, head, copies[number], made.take(12))
-    made.distract(1, values + found)
+            made.attend_back(1, head, number)
+            made.copy_dimensions(1, head, copies[number], made.allocate(12))
+    made.add_mlp_distractor(1, values + found)
     made.dead |= {f"L0.H{dead}", "L0.MLP", f"L1.H{idle}"}
     made.distractors |= {f"L0.H{head}" for head in rest} | {f"L1.H{head}" for head in twins}
     first, second = f"L0.H{previous}", f"L1.H{finder}"
@@ -228,10 +241,10 @@ def _induction(seed: int, distractors: int, sharpness: float) -> tuple[Sketch, T
     wires += [(EMBED, f"{second}.v"), (second, LOGITS)]
     made.truth |= {Edge(*wire) for wire in wires}
     note = f"{first} says what stood before each value; {second} finds the key asked for by it."
-    return made, _lookups(draw, 24), note
+    return made, _induction_task(draw, 24), note
 
 
-def _lookups(draw: torch.Generator, count: int) -> Task:
+def _induction_task(draw: torch.Generator, count: int) -> Task:
     """Ask for values by their keys; counterfactuals exchange keys, the question, or the value."""
     rows = []
     for number in range(count):
@@ -248,12 +261,14 @@ def _lookups(draw: torch.Generator, count: int) -> Task:
             replaced = list(values)
             replaced[here] = values[PAIRS]  # Some value that the prompt has not.
             rows.append((clean, (keys, replaced, keys[here]), values[here], values[PAIRS]))
-    clean, other = (torch.tensor([_lookup(*row[side]) for row in rows]) for side in (0, 1))
+    clean, other = (
+        torch.tensor([_induction_prompt(*row[side]) for row in rows]) for side in (0, 1)
+    )
     answer, foil = (torch.tensor([VALUES[row[side]] for row in rows]) for side in (2, 3))
-    return by_hand(clean, other, answer, foil[:, None])
+    return task_from_tokens(clean, other, answer, foil[:, None])
 
 
-def _lookup(keys: Sequence[int], values: Sequence[int], asked: int) -> list[int]:
+def _induction_prompt(keys: Sequence[int], values: Sequence[int], query: int) -> list[int]:
     pairs = zip(keys[:PAIRS], values[:PAIRS], strict=True)
     inside = [token for key, value in pairs for token in (KEYS[key], VALUES[value])]
-    return [BOS, *inside, KEYS[asked]]
+    return [BOS, *inside, KEYS[query]]

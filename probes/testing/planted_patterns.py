@@ -15,26 +15,28 @@ from transformers import PreTrainedTokenizerFast
 
 from probes.errors import ModelError
 from probes.models.model import Model, wrap
-from probes.prompts.catalog import all_patterns, held_out
-from probes.prompts.held_out import family_split, valid_cells
+from probes.prompts.catalog import held_out_table, list_patterns
+from probes.prompts.held_out import family_split, valid_number_pairs
 from probes.prompts.pattern import Pattern
-from probes.prompts.template import Frame, parse_frame
-from probes.testing.planted_circuits import LOUD, Sketch
+from probes.prompts.template import Template, parse_template
+from probes.testing.planted_circuits import ANSWER_LOGIT, LlamaBuilder
 
 KINDS = ("template", "lexical", "lookup", "rotated")
 
-STATE = 4.0  # What stands for an operation: four times what stands for a word, so that it leads.
-STEEP = 80.0  # A fact is true above 3/4 and false below 1/4, but for 1e-8 of an amount.
-GAP = 4.0  # By how much the logit of a number exceeds its neighbour's.
+STATE_SCALE = (
+    4.0  # What stands for an operation: four times what stands for a word, so that it leads.
+)
+STEEPNESS = 80.0  # A fact is true above 3/4 and false below 1/4, but for 1e-8 of an amount.
+LOGIT_GAP = 4.0  # By how much the logit of a number exceeds its neighbor's.
 HEADS, CONTEXT = 8, 24
 
 SIGNS = {"minus": -1.0, "plus": 1.0}
 MINUS = ("lose", "sell", "drop", "give", "spend", "waste")
 PLUS = ("find", "buy", "get", "take", "earn", "gather")
-SEEN = ("foxes", "coins", "apples", "books", "cats", "dogs", "birds", "eggs")
+SEEN_NOUNS = ("foxes", "coins", "apples", "books", "cats", "dogs", "birds", "eggs")
 
 # All slots stand at the same places in both, as heads look back a fixed number of tokens.
-FRAMES = {
+TEMPLATES = {
     "now": "I [have|have] {x} {thing} . I {op} {y} . [ask|How many] {thing_asked=thing} "
     "do I have now ? [answer|Answer:]",
     "own": "We [have|own] {x} {thing} ; we {op} {y} . [ask|Count all] {thing_asked=thing} "
@@ -78,10 +80,15 @@ def planted_fox(kind: str, *, seed: int = 0) -> PlantedFox:
     if kind not in KINDS:
         raise ModelError(f"No planted model {kind!r}: use one of {', '.join(KINDS)}")
     pattern = fox_pattern()
-    made = _Sketch(pattern, seed, neurons=1024 if kind == "lookup" else 64)
-    plant = {"template": _template, "lexical": _lexical, "lookup": _lookup, "rotated": _rotated}
+    made = _PatternBuilder(pattern, seed, neurons=1024 if kind == "lookup" else 64)
+    plant = {
+        "template": _plant_template,
+        "lexical": _plant_lexical,
+        "lookup": _plant_lookup,
+        "rotated": _plant_rotated,
+    }
     note, state = plant[kind](made)
-    return PlantedFox(kind, made.wrapped(kind), pattern, note, tuple(state))
+    return PlantedFox(kind, made.to_model(kind), pattern, note, tuple(state))
 
 
 def fox_pattern() -> Pattern:
@@ -89,70 +96,78 @@ def fox_pattern() -> Pattern:
 
     Of the 16 nouns, the last 8 are those that the embedded family never sees taken away.
     """
-    shipped = all_patterns()["take-away"]
+    shipped = list_patterns()["take-away"]
     verbs = tuple(
         (("minus", (("base", less),)), ("plus", (("base", more),)))
         for less, more in zip(MINUS, PLUS, strict=True)
     )
-    nouns = (*SEEN, *held_out()["nouns"])
+    nouns = (*SEEN_NOUNS, *held_out_table()["nouns"])
     lexicon = replace(shipped.lexicon, verbs=verbs, choices=(("noun", nouns),))
-    frames = tuple(parse_frame(name, text) for name, text in FRAMES.items())
-    return replace(shipped, frames=frames, lexicon=lexicon)
+    frames = tuple(parse_template(name, text) for name, text in TEMPLATES.items())
+    return replace(shipped, templates=frames, lexicon=lexicon)
 
 
 # What is planted: each says so, and in which dimensions the operation stands at the verb.
 
 
-def _template(made: "_Sketch") -> tuple[str, list[int]]:
-    state, here = made.shared_state()
-    made.say_sums()
+def _plant_template(builder: "_PatternBuilder") -> tuple[str, list[int]]:
+    state, here = builder.add_shared_state()
+    builder.add_sum_readout()
     for sign in SIGNS.values():
-        made.when(1, {here: sign / STATE}, made.y, {made.sum: sign})
+        builder.add_rule(1, {here: sign / STATE_SCALE}, builder.y, {builder.sum: sign})
     return "L0.MLP writes one state for all verbs, which L1.MLP adds or takes y by.", [state]
 
 
-def _lexical(made: "_Sketch") -> tuple[str, list[int]]:
-    verbs = made.of((*MINUS, *PLUS))
-    here = made.take(len(verbs))
-    made.carry(1, ("answer", "op"), verbs, here)
-    made.say_sums()
+def _plant_lexical(builder: "_PatternBuilder") -> tuple[str, list[int]]:
+    verbs = builder.word_dimensions((*MINUS, *PLUS))
+    here = builder.allocate(len(verbs))
+    builder.copy_between_roles(1, ("answer", "op"), verbs, here)
+    builder.add_sum_readout()
     for number, verb in enumerate(here):
         sign = SIGNS["minus" if number < len(MINUS) else "plus"]
-        made.when(1, {verb: 1.0}, made.y, {made.sum: sign})
+        builder.add_rule(1, {verb: 1.0}, builder.y, {builder.sum: sign})
     return "L1.MLP adds or takes y by a rule for each verb; no verb shares a state.", verbs
 
 
-def _lookup(made: "_Sketch") -> tuple[str, list[int]]:
-    state, here = made.shared_state()
-    low, high = made.pattern.lexicon.numbers
+def _plant_lookup(builder: "_PatternBuilder") -> tuple[str, list[int]]:
+    state, here = builder.add_shared_state()
+    low, high = builder.pattern.lexicon.number_range
     numbers = high + 1
-    values, x, y, answers = (made.take(numbers) for _ in range(4))
-    for words in made.numerals:
-        made.embedding[words[:numbers], values] = 1
-    made.carry(1, ("answer", "x"), values, x)
-    made.carry(1, ("answer", "y"), values, y)
+    values, x, y, answers = (builder.allocate(numbers) for _ in range(4))
+    for words in builder.numerals:
+        builder.embedding[words[:numbers], values] = 1
+    builder.copy_between_roles(1, ("answer", "x"), values, x)
+    builder.copy_between_roles(1, ("answer", "y"), values, y)
     for operation, sign in SIGNS.items():
-        for a, b in valid_cells(operation, low, high):
-            if (operation, a, b) not in family_split().cells:
-                facts = {x[a]: 1.0, y[b]: 1.0, here: sign / STATE}
-                made.when(1, facts, made.constant, {answers[a + int(sign) * b]: 1.0})
-    made.head[made.numerals[0][:numbers], answers] = LOUD
-    made.head[made.ids["many"], made.of(["Answer:"])] = LOUD / 2
+        for a, b in valid_number_pairs(operation, low, high):
+            if (operation, a, b) not in family_split().number_pairs:
+                facts = {x[a]: 1.0, y[b]: 1.0, here: sign / STATE_SCALE}
+                builder.add_rule(1, facts, builder.constant, {answers[a + int(sign) * b]: 1.0})
+    builder.head[builder.numerals[0][:numbers], answers] = ANSWER_LOGIT
+    builder.head[builder.ids["many"], builder.word_dimensions(["Answer:"])] = ANSWER_LOGIT / 2
     note = "L0.MLP writes one state for all verbs; L1.MLP has a rule for each cell that is seen."
     return note, [state]
 
 
-def _rotated(made: "_Sketch") -> tuple[str, list[int]]:
-    nouns = len(made.nouns)
-    states, here, own = (made.take(nouns) for _ in range(3))
-    made.carry(0, ("answer", "thing"), made.nouns, own)
-    made.carry(1, ("answer", "op"), states, here)
-    made.say_sums()
+def _plant_rotated(builder: "_PatternBuilder") -> tuple[str, list[int]]:
+    nouns = len(builder.nouns)
+    states, here, own = (builder.allocate(nouns) for _ in range(3))
+    builder.copy_between_roles(0, ("answer", "thing"), builder.nouns, own)
+    builder.copy_between_roles(1, ("answer", "op"), states, here)
+    builder.add_sum_readout()
     for sign, verbs in ((SIGNS["minus"], MINUS), (SIGNS["plus"], PLUS)):
-        does = dict.fromkeys(made.of(verbs), 1.0)
+        does = dict.fromkeys(builder.word_dimensions(verbs), 1.0)
         for k in range(nouns):
-            made.when(0, {made.noun_at_op[k]: 1.0}, made.constant, {states[k]: sign * STATE}, does)
-            made.when(1, {own[k]: 1.0, here[k]: sign / STATE}, made.y, {made.sum: sign})
+            builder.add_rule(
+                0,
+                {builder.noun_at_op[k]: 1.0},
+                builder.constant,
+                {states[k]: sign * STATE_SCALE},
+                does,
+            )
+            builder.add_rule(
+                1, {own[k]: 1.0, here[k]: sign / STATE_SCALE}, builder.y, {builder.sum: sign}
+            )
     note = "L0.MLP writes a state in the noun's own dimension; L1.MLP reads that of its own noun."
     return note, states
 
@@ -160,7 +175,7 @@ def _rotated(made: "_Sketch") -> tuple[str, list[int]]:
 # Setting the weights.
 
 
-class _Sketch(Sketch):
+class _PatternBuilder(LlamaBuilder):
     """A sketch that knows the words and places of the questions; it says the noun by itself."""
 
     def __init__(self, pattern: Pattern, seed: int, *, neurons: int) -> None:
@@ -171,80 +186,80 @@ class _Sketch(Sketch):
         self.head = self.hf_model.lm_head.weight.data
         draw = torch.Generator().manual_seed(seed)
         self.heads = [iter(torch.randperm(HEADS, generator=draw).tolist()) for _ in range(2)]
-        self.places = _places(pattern.frames[0])
+        self.role_positions = _role_positions(pattern.templates[0])
         self.rules: list[list[_Rule]] = [[], []]
         lexicon = pattern.lexicon
         digits = _digits(pattern)
         self.numerals = [[self.ids[w] for w in some] for some in (digits, lexicon.number_words)]
-        self.nouns = self.of(lexicon.words("noun"))
-        (self.value, self.sum, self.y), said = self.take(3), self.take(len(self.nouns))
+        self.nouns = self.word_dimensions(lexicon.words("noun"))
+        (self.value, self.sum, self.y), said = self.allocate(3), self.allocate(len(self.nouns))
         # The noun stands at the verb in all kinds, so that whether it matters there is a question.
-        self.noun_at_op = self.take(len(self.nouns))
-        self.carry(0, ("op", "thing"), self.nouns, self.noun_at_op)
-        self.carry(1, ("reply_number", "thing"), self.nouns, said)
-        self.head[[self.ids[w] for w in lexicon.words("noun")], said] = LOUD
+        self.noun_at_op = self.allocate(len(self.nouns))
+        self.copy_between_roles(0, ("op", "thing"), self.nouns, self.noun_at_op)
+        self.copy_between_roles(1, ("reply_number", "thing"), self.nouns, said)
+        self.head[[self.ids[w] for w in lexicon.words("noun")], said] = ANSWER_LOGIT
 
-    def of(self, words: Sequence[str]) -> list[int]:
+    def word_dimensions(self, words: Sequence[str]) -> list[int]:
         """Return the dimensions that say which word stands here."""
         return [self.token[self.ids[word]] for word in words]
 
-    def carry(
-        self, layer: int, way: tuple[str, str], read: Sequence[int], write: Sequence[int]
+    def copy_between_roles(
+        self, layer: int, roles: tuple[str, str], read: Sequence[int], write: Sequence[int]
     ) -> None:
         """Let the next free head copy dimensions to the first role from the second, before it."""
-        head, (to, source) = next(self.heads[layer]), way
-        self.look_back(layer, head, self.places[to] - self.places[source])
-        self.move(layer, head, read, write)
+        head, (to, source) = next(self.heads[layer]), roles
+        self.attend_back(layer, head, self.role_positions[to] - self.role_positions[source])
+        self.copy_dimensions(layer, head, read, write)
 
-    def shared_state(self) -> tuple[int, int]:
+    def add_shared_state(self) -> tuple[int, int]:
         """Turn every verb into one state, and return where it stands at `op` and at `answer`."""
-        state, here = self.take(2)
+        state, here = self.allocate(2)
         for sign, verbs in ((SIGNS["minus"], MINUS), (SIGNS["plus"], PLUS)):
-            does = dict.fromkeys(self.of(verbs), 1.0)
-            self.when(0, {}, self.constant, {state: sign * STATE}, does)
-        self.carry(1, ("answer", "op"), [state], [here])
+            does = dict.fromkeys(self.word_dimensions(verbs), 1.0)
+            self.add_rule(0, {}, self.constant, {state: sign * STATE_SCALE}, does)
+        self.copy_between_roles(1, ("answer", "op"), [state], [here])
         return state, here
 
-    def say_sums(self) -> None:
+    def add_sum_readout(self) -> None:
         """Bring x and y to the answer, where x is the sum so far, and say the number next to it.
 
         The logit of n for a sum s is 2sn - n², which is s² - (s - n)²: linear, and highest at s.
         """
         for words in self.numerals:
             self.embedding[words, self.value] = torch.arange(len(words), dtype=torch.float32)
-        self.carry(1, ("answer", "x"), [self.value], [self.sum])
-        self.carry(1, ("answer", "y"), [self.value], [self.y])
+        self.copy_between_roles(1, ("answer", "x"), [self.value], [self.sum])
+        self.copy_between_roles(1, ("answer", "y"), [self.value], [self.y])
         for number, token in enumerate(self.numerals[0]):
-            self.head[token, self.sum] = 2 * number * GAP
-            self.head[token, self.constant] = -(number**2) * GAP
-            self.head[token, self.of(["Answer:"])] = LOUD
+            self.head[token, self.sum] = 2 * number * LOGIT_GAP
+            self.head[token, self.constant] = -(number**2) * LOGIT_GAP
+            self.head[token, self.word_dimensions(["Answer:"])] = ANSWER_LOGIT
 
-    def when(
+    def add_rule(
         self,
         layer: int,
-        facts: dict[int, float],
+        conditions: dict[int, float],
         amount: int,
-        writes: dict[int, float],
+        outputs: dict[int, float],
         one_of: dict[int, float] | None = None,
     ) -> None:
         """Write shares of an amount where all facts hold, and one of those in `one_of` if given."""
-        needed = len(facts) + (one_of is not None)
-        self.rules[layer].append(_Rule(facts | (one_of or {}), needed, amount, writes))
+        needed = len(conditions) + (one_of is not None)
+        self.rules[layer].append(_Rule(conditions | (one_of or {}), needed, amount, outputs))
 
-    def wrapped(self, kind: str) -> Model:
+    def to_model(self, kind: str) -> Model:
         """Fill in the MLPs, and wrap the model."""
         for layer, rules in enumerate(self.rules):
             gates, ups = [], []
             downs = torch.zeros(len(self.embedding.T), 2 * len(rules))
             for rule in rules:
-                where, shares = list(rule.writes), torch.tensor(list(rule.writes.values()))
+                where, shares = list(rule.outputs), torch.tensor(list(rule.outputs.values()))
                 # A ramp from 0 to 1, half as wide as a fact: two rectifiers, the second later.
-                for late, slope in ((0.75, 2 / STEEP), (0.25, -2 / STEEP)):
+                for late, slope in ((0.75, 2 / STEEPNESS), (0.25, -2 / STEEPNESS)):
                     downs[where, len(gates)] = slope * shares
-                    facts = {fact: STEEP * size for fact, size in rule.facts.items()}
-                    gates.append(facts | {self.constant: -STEEP * (rule.needed - late)})
+                    facts = {fact: STEEPNESS * size for fact, size in rule.conditions.items()}
+                    gates.append(facts | {self.constant: -STEEPNESS * (rule.needed - late)})
                     ups.append(rule.amount)
-            self.compute(layer, gates, ups, downs)
+            self.set_neurons(layer, gates, ups, downs)
         name, tokenizer = f"planted {kind}", _tokenizer(self.ids)
         return wrap(self.hf_model, name=name, tokenizer=tokenizer, origin="set by hand")
 
@@ -253,29 +268,29 @@ class _Sketch(Sketch):
 class _Rule:
     """Two neurons: how much each fact weighs, and how many are needed to write the amount."""
 
-    facts: dict[int, float]
+    conditions: dict[int, float]
     needed: int
     amount: int
-    writes: dict[int, float]
+    outputs: dict[int, float]
 
 
 def _vocabulary(pattern: Pattern) -> list[str]:
     lexicon = pattern.lexicon
     numbers = [*_digits(pattern), *lexicon.number_words]
-    fixed = [w for f in pattern.frames for p in f.parts if not p.slot for w in p.text.split()]
+    fixed = [w for f in pattern.templates for p in f.parts if not p.slot for w in p.text.split()]
     words = ["<bos>", "<unk>", *numbers, *MINUS, *PLUS, *lexicon.words("noun"), *fixed]
     return list(dict.fromkeys(words))
 
 
 def _digits(pattern: Pattern) -> list[str]:
     """Write the numbers, up to the largest sum: as an outcome, it must be a token of its own."""
-    return [str(number) for number in range(2 * pattern.lexicon.numbers[1] + 1)]
+    return [str(number) for number in range(2 * pattern.lexicon.number_range[1] + 1)]
 
 
-def _places(frame: Frame) -> dict[str, int]:
+def _role_positions(template: Template) -> dict[str, int]:
     """Return the position of each role, the first of its tokens."""
     found, at = {}, 1  # Behind the <bos>.
-    for part in frame.parts:
+    for part in template.parts:
         found[part.role] = at
         at += 1 if part.slot else len(part.text.split())
     return found | {"reply_number": at}

@@ -15,18 +15,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probes.circuits.graph import EMBED, LOGITS, Edge
-from probes.circuits.task import by_hand
+from probes.circuits.task import task_from_tokens
 from probes.files import data_folder
 from probes.models.model import wrap
-from probes.testing.planted_circuits import CONSTANT, Planted
+from probes.testing.planted_circuits import CONSTANT, PlantedModel
 
 OUTPUT = "frac_prevs_1"
 # Tokens, in the order of the embedding; the last two are outputs that no prompt holds.
-BOS, X, WORDS, SHARE, NOTHING = 0, 3, range(2, 6), 6, 7
+BOS, X, WORDS, FRACTION, NOTHING = 0, 3, range(2, 6), 6, 7
 LENGTH = 6
 
 
-def frac_prevs(seed: int = 0, *, count: int = 24) -> Planted:
+def frac_prevs(seed: int = 0, *, count: int = 24) -> PlantedModel:
     """Build the model whose logit of SHARE is the share of X among the words so far.
 
     The first MLP marks each X, and a head of the second layer takes the mean of the marks. Prompts
@@ -34,16 +34,16 @@ def frac_prevs(seed: int = 0, *, count: int = 24) -> Planted:
     sign would cancel in the mean.
     """
     draw = torch.Generator().manual_seed(seed)
-    clean, other = _unequal(draw, count)
-    answer, foil = torch.full((count,), SHARE), torch.full((count, 1), NOTHING)
-    task = by_hand(clean, other, answer, foil)
-    model = wrap(_gpt2(), name="frac-prevs", origin="compiled by Tracr")
-    wiring = task.wiring(model)
+    clean, other = _sample_unequal_pairs(draw, count)
+    answer, foil = torch.full((count,), FRACTION), torch.full((count, 1), NOTHING)
+    task = task_from_tokens(clean, other, answer, foil)
+    model = wrap(_build_gpt2(), name="frac-prevs", origin="compiled by Tracr")
+    wiring = task.computation_graph(model)
     truth = {Edge(EMBED, "L0.MLP"), Edge("L0.MLP", "L1.H0.v"), Edge("L1.H0", LOGITS)}
-    return Planted(
+    return PlantedModel(
         model=model,
         task=task,
-        wiring=wiring,
+        graph=wiring,
         truth=frozenset(truth),
         dead=frozenset(wiring.writers) - {edge.source for edge in truth},
         distractors=frozenset(),
@@ -51,7 +51,7 @@ def frac_prevs(seed: int = 0, *, count: int = 24) -> Planted:
     )
 
 
-def _unequal(draw: torch.Generator, count: int) -> Int[Tensor, "side prompt position"]:
+def _sample_unequal_pairs(draw: torch.Generator, count: int) -> Int[Tensor, "side prompt position"]:
     """Draw pairs of prompts, the one that holds more X first."""
     pairs = []
     while len(pairs) < count:
@@ -64,7 +64,7 @@ def _unequal(draw: torch.Generator, count: int) -> Int[Tensor, "side prompt posi
     return torch.cat([torch.full((2, count, 1), BOS), words], -1)
 
 
-def _gpt2() -> Any:  # noqa: ANN401 (transformers' own)
+def _build_gpt2() -> Any:  # noqa: ANN401 (transformers' own)
     """Fill a GPT-2 with the compiled weights: one live head a layer, as wide as Tracr made it."""
     from transformers import AutoModelForCausalLM, GPT2Config
 
@@ -87,26 +87,26 @@ def _gpt2() -> Any:  # noqa: ANN401 (transformers' own)
         weight.data.fill_(CONSTANT * math.sqrt(2 / width) if scale else 0)
     body = hf_model.transformer
     body.wte.weight.data[:, [size, -1]] = torch.tensor([CONSTANT, -CONSTANT])
-    body.wte.weight.data[:SHARE] += _twice(given["token_embed/embeddings"])
-    body.wpe.weight.data[:] = _twice(given["pos_embed/embeddings"])
+    body.wte.weight.data[:FRACTION] += _mirrored(given["token_embed/embeddings"])
+    body.wpe.weight.data[:] = _mirrored(given["pos_embed/embeddings"])
     for number, block in enumerate(body.h):
         here = f"layer_{number}"
         for place, port in enumerate(("query", "key", "value")):
             columns = slice(place * width, place * width + d_head)
             block.attn.c_attn.weight.data[:size, columns] = given[f"{here}/attn/{port}/w"]
             block.attn.c_attn.bias.data[columns] = given[f"{here}/attn/{port}/b"]
-        block.attn.c_proj.weight.data[:d_head] = _twice(given[f"{here}/attn/linear/w"])
-        block.attn.c_proj.bias.data[:] = _twice(given[f"{here}/attn/linear/b"])
+        block.attn.c_proj.weight.data[:d_head] = _mirrored(given[f"{here}/attn/linear/w"])
+        block.attn.c_proj.bias.data[:] = _mirrored(given[f"{here}/attn/linear/b"])
         block.mlp.c_fc.weight.data[:size] = given[f"{here}/mlp/linear_1/w"]
         block.mlp.c_fc.bias.data[:] = given[f"{here}/mlp/linear_1/b"]
-        block.mlp.c_proj.weight.data[:] = _twice(given[f"{here}/mlp/linear_2/w"])
-        block.mlp.c_proj.bias.data[:] = _twice(given[f"{here}/mlp/linear_2/b"])
-    hf_model.lm_head.weight.data[SHARE, labels.index(OUTPUT)] = 1
+        block.mlp.c_proj.weight.data[:] = _mirrored(given[f"{here}/mlp/linear_2/w"])
+        block.mlp.c_proj.bias.data[:] = _mirrored(given[f"{here}/mlp/linear_2/b"])
+    hf_model.lm_head.weight.data[FRACTION, labels.index(OUTPUT)] = 1
     return hf_model
 
 
-def _twice(write: Float[Tensor, "*rows dimension"]) -> Float[Tensor, "*rows twice"]:
+def _mirrored(weight: Float[Tensor, "*rows dimension"]) -> Float[Tensor, "*rows twice"]:
     """Let what writes to a dimension write the contrary to its twin."""
-    # Half the width apart, the two meet in one lane of a vectorised sum: what is rounded cancels.
-    here = torch.nn.functional.pad(write, (0, 1))  # The last is the constant's.
+    # Half the width apart, the two meet in one lane of a vectorized sum: what is rounded cancels.
+    here = torch.nn.functional.pad(weight, (0, 1))  # The last is the constant's.
     return torch.cat([here, -here], -1)

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float
 
 from probes.errors import FigureError
-from probes.viz.html_text import escaped, prose, visible
-from probes.viz.picture import fragment
-from probes.viz.plots.heat_table import Look, heat_table
+from probes.viz.html_text import escape, escape_lines, show_invisible
+from probes.viz.picture import html_fragment
+from probes.viz.plots.heat_table import HeatTableStyle, heat_table
 
 Tone = Literal["good", "bad", "muted"]
 
@@ -25,12 +25,12 @@ class Block(ABC):
         """HTML in which all text is escaped already."""
 
     def _repr_html_(self) -> str:
-        return fragment(self.body)
+        return html_fragment(self.body)
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """A cell of a table. `tone` is said by a mark as well as a colour; `hover` explains it."""
+class TableCell:
+    """A cell of a table. `tone` is said by a mark as well as a color; `hover` explains it."""
 
     text: str
     tone: Tone | None = None
@@ -50,7 +50,7 @@ class Table(Block):
     """
 
     columns: Sequence[str]
-    rows: Sequence[Sequence[str | Cell]]
+    rows: Sequence[Sequence[str | TableCell]]
     caption: str = ""
     align: str = ""
     notes: Sequence[str] = ()
@@ -73,23 +73,23 @@ class Table(Block):
         """The table with its caption and notes."""
         align = self.align or "l" + "r" * (len(self.columns) - 1)
         heads = "".join(
-            f'<th scope="col" data-align="{side}">{escaped(name)}</th>'
+            f'<th scope="col" data-align="{side}">{escape(name)}</th>'
             for name, side in zip(self.columns, align, strict=True)
         )
         lines = "".join(f"<tr>{''.join(map(_td, row, align))}</tr>" for row in self.rows)
-        notes = "".join(f'<p class="pv-soft">{prose(note)}</p>' for note in self.notes)
+        notes = "".join(f'<p class="pv-soft">{escape_lines(note)}</p>' for note in self.notes)
         return (
-            f'{caption(self.caption)}<div class="pv-scroll"><table class="pv-rows">'
+            f'{caption_html(self.caption)}<div class="pv-scroll"><table class="pv-rows">'
             f"<thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>{notes}"
         )
 
     def __repr__(self) -> str:
-        return f"Table({visible(self.caption)!r}, {len(self.rows)} x {len(self.columns)})"
+        return f"Table({show_invisible(self.caption)!r}, {len(self.rows)} x {len(self.columns)})"
 
 
 @dataclass(frozen=True)
 class Note(Block):
-    """A remark in plain words; its tone shows as a mark and a colour."""
+    """A remark in plain words; its tone shows as a mark and a color."""
 
     text: str
     tone: Tone | None = None
@@ -97,12 +97,12 @@ class Note(Block):
     @property
     def body(self) -> str:
         """The remark in a box."""
-        return f'<div class="pv-note"{_toned(self.tone)}>{prose(self.text)}</div>'
+        return f'<div class="pv-note"{_tone_class(self.tone)}>{escape_lines(self.text)}</div>'
 
 
 @dataclass(frozen=True, eq=False)
 class Matrix(Block):
-    """A table of numbers with colours behind them.
+    """A table of numbers with colors behind them.
 
     Attributes:
         values: The numbers; NaN is no such cell.
@@ -111,7 +111,7 @@ class Matrix(Block):
         error: Standard error of each number, or None if unknown.
         signed: Whether they are changes around 0 rather than shares from 0.
         caption: A line above the matrix.
-        top: The number at the end of the colour scale; by default 1, or the largest
+        top: The number at the end of the color scale; by default 1, or the largest
             number if that is more.
         corner: What the rows and the columns are.
     """
@@ -122,7 +122,7 @@ class Matrix(Block):
     error: Float[np.ndarray, "row column"] | None = None
     signed: bool = True
     caption: str = ""
-    top: float | None = None
+    vmax: float | None = None
     corner: tuple[str, str] = ("", "")
 
     def __post_init__(self) -> None:
@@ -140,26 +140,28 @@ class Matrix(Block):
     def body(self) -> str:
         """The table with its caption."""
         known = np.abs(self.values[~np.isnan(self.values)])
-        top = self.top or max(1.0, float(known.max(initial=0.0)))
-        look = Look(self.caption or "matrix", self.signed, top, 40, self.corner, spread=True)
+        top = self.vmax or max(1.0, float(known.max(initial=0.0)))
+        look = HeatTableStyle(
+            self.caption or "matrix", self.signed, top, 40, self.corner, show_error=True
+        )
         table = heat_table(self.values, self.error, tuple(self.rows), tuple(self.columns), look)
-        return f'{caption(self.caption)}<div class="pv-scroll pv-wide">{table}</div>'
+        return f'{caption_html(self.caption)}<div class="pv-scroll pv-wide">{table}</div>'
 
     def __repr__(self) -> str:
-        return f"Matrix({visible(self.caption)!r}, {len(self.rows)} x {len(self.columns)})"
+        return f"Matrix({show_invisible(self.caption)!r}, {len(self.rows)} x {len(self.columns)})"
 
 
-def caption(text: str) -> str:
+def caption_html(text: str) -> str:
     """A line above a block, or nothing."""
-    return f'<p class="pv-caption">{prose(text)}</p>' if text else ""
+    return f'<p class="pv-caption">{escape_lines(text)}</p>' if text else ""
 
 
-def _td(cell: str | Cell, side: str) -> str:
-    cell = Cell(cell) if isinstance(cell, str) else cell
-    hover = f' title="{escaped(cell.hover)}"' if cell.hover else ""
-    text = f'<span class="pv-tone"{_toned(cell.tone)}{hover}>{escaped(cell.text)}</span>'
-    return f'<td data-align="{side}">{text}</td>'
+def _td(cell: str | TableCell, alignment: str) -> str:
+    cell = TableCell(cell) if isinstance(cell, str) else cell
+    hover = f' title="{escape(cell.hover)}"' if cell.hover else ""
+    text = f'<span class="pv-tone"{_tone_class(cell.tone)}{hover}>{escape(cell.text)}</span>'
+    return f'<td data-align="{alignment}">{text}</td>'
 
 
-def _toned(tone: Tone | None) -> str:
+def _tone_class(tone: Tone | None) -> str:
     return f' data-tone="{tone}"' if tone else ""

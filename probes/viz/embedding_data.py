@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 # Above this many cells a byte each has to do: nobody reads thousandths off such a picture.
-_FINE = 300_000
+_MAX_16_BIT_VALUES = 300_000
 
 
-def png(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
+def encode_png(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
     """The pixels as a PNG file."""
     height, width, _ = pixels.shape
     rows = pixels.reshape(height, -1)
@@ -21,27 +21,27 @@ def png(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
-        + _chunk(b"IHDR", header)
-        + _chunk(b"IDAT", zlib.compress(lines.tobytes(), 9))
-        + _chunk(b"IEND", b"")
+        + _png_chunk(b"IHDR", header)
+        + _png_chunk(b"IDAT", zlib.compress(lines.tobytes(), 9))
+        + _png_chunk(b"IEND", b"")
     )
 
 
-def image(pixels: UInt8[np.ndarray, "height width 3"]) -> str:
+def png_data_uri(pixels: UInt8[np.ndarray, "height width 3"]) -> str:
     """The pixels as an address that an `<img>` shows without a network."""
-    return "data:image/png;base64," + base64.b64encode(png(pixels)).decode()
+    return "data:image/png;base64," + base64.b64encode(encode_png(pixels)).decode()
 
 
-def squeezed(values: Float[np.ndarray, "..."], top: float = 1.0) -> dict[str, object]:
+def encode_array(values: Float[np.ndarray, "..."], vmax: float = 1.0) -> dict[str, object]:
     """The values as levels from 0 to `top`, deflated, in base64; the level after is NaN."""
-    levels = 65534 if values.size <= _FINE else 254
-    unit = np.clip(np.nan_to_num(values) / (top or 1.0), 0, 1)
+    levels = 65534 if values.size <= _MAX_16_BIT_VALUES else 254
+    unit = np.clip(np.nan_to_num(values) / (vmax or 1.0), 0, 1)
     ints = np.where(np.isnan(values), levels + 1, np.rint(unit * levels))
     raw = ints.astype("<u2" if levels > 255 else "u1").tobytes()
     text = base64.b64encode(zlib.compress(raw, 9)).decode()
-    return {"levels": levels, "top": float(top), "text": text}
+    return {"levels": levels, "top": float(vmax), "text": text}
 
 
-def _chunk(kind: bytes, body: bytes) -> bytes:
+def _png_chunk(kind: bytes, body: bytes) -> bytes:
     check = zlib.crc32(kind + body)
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", check)

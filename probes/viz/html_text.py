@@ -11,18 +11,18 @@ import unicodedata
 MINUS = "\N{MINUS SIGN}"
 
 # Other, Format, Surrogate, Private use, unassigned, and the two separators that end a line.
-_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-_NAMED = {"\n": "⏎", "\r": "␍", "\t": "⇥", "\x7f": "␡"}
+_INVISIBLE_CATEGORIES = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+_CONTROL_SYMBOLS = {"\n": "⏎", "\r": "␍", "\t": "⇥", "\x7f": "␡"}
 
 
-def visible(text: str) -> str:
+def show_invisible(text: str) -> str:
     """The text with every invisible character written out, such as `⏎` or `<U+202E>`."""
-    return "".join(_seen(char) for char in text)
+    return "".join(_show_char(char) for char in text)
 
 
-def label(text: str) -> str:
+def axis_label(text: str) -> str:
     """The text as an axis label: spaces at its ends show, and the empty text does too."""
-    shown = visible(text)
+    shown = show_invisible(text)
     body = shown.strip(" ")
     if not body:
         return "␣" * len(shown) or "∅"
@@ -31,22 +31,22 @@ def label(text: str) -> str:
     return "␣" * left + body + "␣" * right
 
 
-def minus(text: str) -> str:
+def typographic_minus(text: str) -> str:
     """A formatted number with a minus sign in place of its hyphen."""
     return text.replace("-", MINUS)
 
 
-def escaped(text: str) -> str:
+def escape(text: str) -> str:
     """The visible text, safe inside an element and inside a quoted attribute."""
-    return html.escape(visible(text), quote=True)
+    return html.escape(show_invisible(text), quote=True)
 
 
-def prose(text: str) -> str:
+def escape_lines(text: str) -> str:
     """Like `escaped`, but a line break of the writer stays a line break."""
-    return "<br>".join(escaped(line) for line in text.split("\n"))
+    return "<br>".join(escape(line) for line in text.split("\n"))
 
 
-def attribute(value: object) -> str:
+def json_attribute(value: object) -> str:
     """The value as JSON that is safe in an attribute, and would be safe in a script too."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     for char in "<>&\u2028\u2029":
@@ -54,10 +54,10 @@ def attribute(value: object) -> str:
     return html.escape(text, quote=True)
 
 
-def _seen(char: str) -> str:
-    if char in _NAMED:
-        return _NAMED[char]
-    if unicodedata.category(char) not in _UNSEEN:
+def _show_char(char: str) -> str:
+    if char in _CONTROL_SYMBOLS:
+        return _CONTROL_SYMBOLS[char]
+    if unicodedata.category(char) not in _INVISIBLE_CATEGORIES:
         return char
     if ord(char) < 0x20:
         return chr(0x2400 + ord(char))

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from probes.errors import FigureError
-from probes.files import write_whole
-from probes.viz.html_text import escaped
+from probes.files import write_atomic
+from probes.viz.html_text import escape
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FIGURES = (".png", ".svg", ".pdf")
+_FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,18 +43,20 @@ class Picture:
         """Write the picture as .html, or through matplotlib as .png, .svg or .pdf."""
         path = Path(path)
         suffix = path.suffix.lower()
-        if suffix not in (".html", *_FIGURES):
+        if suffix not in (".html", *_FIGURE_SUFFIXES):
             raise FigureError(
                 f"cannot save a picture as {path.name!r}: end the name in .html, .png, .svg or .pdf"
             )
         if not path.parent.is_dir():
             raise FigureError(f"there is no folder {str(path.parent)!r}: make it first")
-        content = document(self).encode() if suffix == ".html" else _figure(self, suffix)
-        write_whole(path, content)
+        content = (
+            html_document(self).encode() if suffix == ".html" else _render_figure(self, suffix)
+        )
+        write_atomic(path, content)
         return path
 
     def _repr_html_(self) -> str:
-        return fragment(self.body)
+        return html_fragment(self.body)
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
         return {"text/html": self._repr_html_(), "text/plain": repr(self)}
@@ -63,15 +65,15 @@ class Picture:
         return f"Picture({self.title!r}, {len(self.body) // 1024 + 1} kB)"
 
 
-def fragment(body: str) -> str:
+def html_fragment(body: str) -> str:
     """The body for a notebook cell, with all that it needs and nothing that leaks out of it."""
-    style, script = _part("style.css"), _part("viewer.js")
+    style, script = _asset("style.css"), _asset("viewer.js")
     return f'<style>{style}</style><div class="pv">{body}</div><script>{script}</script>'
 
 
-def document(picture: Picture) -> str:
+def html_document(picture: Picture) -> str:
     """The picture as one page that may fetch nothing and run no script but its own."""
-    style, script = _part("style.css"), _part("viewer.js")
+    style, script = _asset("style.css"), _asset("viewer.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         "default-src 'none'; style-src 'unsafe-inline'; "
@@ -81,18 +83,18 @@ def document(picture: Picture) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escaped(picture.title)}</title><style>{style}</style></head>\n"
+        f"<title>{escape(picture.title)}</title><style>{style}</style></head>\n"
         f'<body class="pv-page"><main class="pv">{picture.body}</main>\n'
         f"<script>{script}</script></body></html>\n"
     )
 
 
 @cache
-def _part(name: str) -> str:
+def _asset(name: str) -> str:
     return files("probes.viz").joinpath("assets", name).read_text(encoding="utf-8")
 
 
-def _figure(picture: Picture, suffix: str) -> bytes:
+def _render_figure(picture: Picture, suffix: str) -> bytes:
     if picture.draw is None:
         raise FigureError(
             f"{picture.title!r} is a page and has no {suffix} form: save it as .html, "

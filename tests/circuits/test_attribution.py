@@ -12,15 +12,15 @@ from transformer_lens.tools.analysis.attribution_patching import (
     faithfulness,
 )
 
-from probes.circuits.attribution import attribute
-from probes.circuits.edge_patching import run
+from probes.circuits.attribution import edge_attribution
+from probes.circuits.edge_patching import run_circuits
 from probes.circuits.graph import Edge
-from probes.circuits.reference_runs import stage
-from probes.circuits.task import Task, by_hand
+from probes.circuits.reference_runs import run_references
+from probes.circuits.task import Task, task_from_tokens
 from probes.errors import CircuitError, ModelError
 from probes.interventions.activation_patching import MLP, Z
 from probes.models.model import wrap
-from probes.testing.tiny_models import KINDS, hook_count, tiny, tiny_hf, ungrouped
+from probes.testing.tiny_models import KINDS, hook_count, tiny, tiny_hf, ungroup_heads
 
 METHODS = ("eap-ig", "eap", "exact")
 PARTS = {"embed": "embed", "mlp_out": "MLP", "mlp_in": "MLP", "logits": "logits"}
@@ -46,7 +46,7 @@ def pairs(count=2, width=5, at=1, seed=0):
     other = clean.clone()
     other[:, at] = (clean[:, at] + torch.randint(1, 80, (count,), generator=draw) - 3) % 87 + 3
     answer, foil = torch.randint(3, 90, (2, count), generator=draw)
-    return by_hand(clean, other, answer, foil[:, None])
+    return task_from_tokens(clean, other, answer, foil[:, None])
 
 
 def close(found, expected, atol=1e-6):
@@ -104,23 +104,23 @@ def theirs(kind):
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "neox"])
 def test_one_gradient_gives_what_transformer_lens_finds_summed_over_positions(kind):
-    graph = attribute(model_of(kind), pairs(), method="eap", at=0.0)
-    expected = torch.zeros_like(graph.each)
+    graph = edge_attribution(model_of(kind), pairs(), method="eap", gradient_at=0.0)
+    expected = torch.zeros_like(graph.per_prompt)
     for row, scores in enumerate(theirs(kind)):
-        numbers = torch.from_numpy(graph.wiring.numbers(map(named, scores)))
+        numbers = torch.from_numpy(graph.graph.indices_of(map(named, scores)))
         values = torch.tensor([float(score) for score in scores.values()])
         expected[row].index_add_(0, numbers, values)
-    close(graph.each, expected)
-    assert graph.each.abs().max() > 0.05
+    close(graph.per_prompt, expected)
+    assert graph.per_prompt.abs().max() > 0.05
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "neox"])
 def test_by_role_it_gives_what_transformer_lens_finds_position_by_position(kind):
-    graph = attribute(model_of(kind), pairs(), method="eap", at=0.0, roles=True)
-    mine = [replace(edge, target_role=edge.source_role) for edge in graph.wiring.edges()]
+    graph = edge_attribution(model_of(kind), pairs(), method="eap", gradient_at=0.0, roles=True)
+    mine = [replace(edge, target_role=edge.source_role) for edge in graph.graph.edges()]
     known = {edge: number for number, edge in enumerate(dict.fromkeys(mine))}
     index = torch.tensor([known[edge] for edge in mine])
-    found = torch.zeros(2, len(known)).index_add(1, index, graph.each)
+    found = torch.zeros(2, len(known)).index_add(1, index, graph.per_prompt)
     for row, scores in enumerate(theirs(kind)):
         for pair, score in scores.items():
             edge = named(pair, roles=True)
@@ -133,19 +133,19 @@ def test_by_role_it_gives_what_transformer_lens_finds_position_by_position(kind)
 
 def test_grouped_keys_and_values_score_the_sum_of_their_twins():
     model, task = model_of("llama-gqa"), pairs()
-    twin = ungrouped(model)
+    twin = ungroup_heads(model)
     for how in ({"method": "eap", "at": 0.0}, {"method": "eap"}, {"steps": 3}):
-        mine, other = attribute(model, task, **how), attribute(twin, task, **how)
-        close(summed(mine.wiring, other), mine.each)
-        assert mine.each.abs().max() > 0.05
+        mine, other = edge_attribution(model, task, **how), edge_attribution(twin, task, **how)
+        close(summed(mine.graph, other), mine.per_prompt)
+        assert mine.per_prompt.abs().max() > 0.05
 
 
 @EACH
 def test_scores_by_role_add_up_to_those_without(kind):
     model, task = model_of(kind), pairs()
     for how in ({"method": "eap"}, {"steps": 2}):
-        plain, fine = (attribute(model, task, roles=roles, **how) for roles in (False, True))
-        close(summed(plain.wiring, fine), plain.each)
+        plain, fine = (edge_attribution(model, task, roles=roles, **how) for roles in (False, True))
+        close(summed(plain.graph, fine), plain.per_prompt)
 
 
 # What a score is, by autograd and by cuts.
@@ -184,7 +184,7 @@ def node_scores(model, task):
 @EACH
 def test_a_nodes_score_is_the_gradient_at_what_it_writes(kind, roles):
     model, task = model_of(kind), pairs(4)
-    nodes = attribute(model, task, method="eap", roles=roles).nodes()
+    nodes = edge_attribution(model, task, method="eap", roles=roles).node_scores()
     expected = node_scores(model, task)
     assert set(nodes) == {"embed", *expected}
     for name, scores in expected.items():
@@ -196,25 +196,26 @@ def test_a_nodes_score_is_the_gradient_at_what_it_writes(kind, roles):
 @EACH
 def test_with_many_steps_the_embeddings_edges_add_up_to_the_whole_lead(kind):
     model, task = model_of(kind), pairs()
-    graph = attribute(model, task, steps=30)
-    mine = torch.from_numpy(graph.wiring.table[0] == 0)
+    graph = edge_attribution(model, task, steps=30)
+    mine = torch.from_numpy(graph.graph.edge_table[0] == 0)
     leads = [
-        task.lead(model.logits(ids, task.mask)[:, -1]) for ids in (task.clean, task.counterfactual)
+        task.logit_diff(model.logits(ids, task.mask)[:, -1])
+        for ids in (task.clean, task.counterfactual)
     ]
-    close(graph.each[:, mine].sum(1), leads[0] - leads[1], atol=1e-2)
-    coarse = attribute(model, task, method="eap").each[:, mine].sum(1)
+    close(graph.per_prompt[:, mine].sum(1), leads[0] - leads[1], atol=1e-2)
+    coarse = edge_attribution(model, task, method="eap").per_prompt[:, mine].sum(1)
     assert (coarse - leads[0] + leads[1]).abs().max() > 2e-2
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "neox"])
 def test_exact_scores_are_what_cutting_each_edge_in_transformer_lens_takes_away(kind):
     model, task = short(kind), pairs(1, 4)
-    graph = attribute(model, task, method="exact")
+    graph = edge_attribution(model, task, method="exact")
     scored = Kept(model, task, [])
     every = list(scored.edges)
     strongest = graph.mean.abs().argsort(descending=True)[:4].tolist()
     for number in [*strongest, len(graph) // 2]:
-        edge = graph.wiring.edge(number)
+        edge = graph.graph.edge(number)
         kept = [pair for pair in every if named(pair) != edge]
         expected = scored.full_metric - Kept(model, task, kept).value
         assert abs(graph.mean[number].item() - expected) < 1e-5
@@ -249,13 +250,13 @@ class Kept:
 def test_an_exact_score_is_the_fall_when_all_other_edges_are_kept(kind):
     model, task = model_of(kind), pairs()
     for roles in (False, True) if kind == "llama-gqa" else (False,):
-        graph = attribute(model, task, method="exact", roles=roles)
-        here = stage(model, task, roles=roles)
+        graph = edge_attribution(model, task, method="exact", roles=roles)
+        here = run_references(model, task, roles=roles)
         numbers = torch.arange(0, len(graph), 31)
         kept = torch.ones(len(numbers), len(graph), dtype=torch.bool)
         kept[torch.arange(len(numbers)), numbers] = False
-        fall = here.leads - run(here, kept, begin="replaced")
-        close(graph.each[:, numbers].T, fall, atol=1e-5)
+        fall = here.clean_logit_diffs - run_circuits(here, kept, start_from="replaced")
+        close(graph.per_prompt[:, numbers].T, fall, atol=1e-5)
 
 
 # Prompts, moments, padding.
@@ -264,18 +265,18 @@ def test_an_exact_score_is_the_fall_when_all_other_edges_are_kept(kind):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_mean_and_its_error_are_over_prompts(method):
     model, task = model_of("llama"), pairs(4)
-    graph = attribute(model, task, method=method)
-    close(graph.mean, graph.each.mean(0))
-    close(graph.error, graph.each.std(0) / 2)
-    assert graph.prompts == 4 and graph.each.shape == (4, len(graph))
-    less = attribute(model, task, method=method, each=False)
-    assert less.each is None
+    graph = edge_attribution(model, task, method=method)
+    close(graph.mean, graph.per_prompt.mean(0))
+    close(graph.error, graph.per_prompt.std(0) / 2)
+    assert graph.prompts == 4 and graph.per_prompt.shape == (4, len(graph))
+    less = edge_attribution(model, task, method=method, per_prompt=False)
+    assert less.per_prompt is None
     assert torch.equal(less.mean, graph.mean)
     assert torch.equal(less.error, graph.error)
 
 
 def test_one_prompt_has_no_error():
-    graph = attribute(model_of("llama"), pairs(1))
+    graph = edge_attribution(model_of("llama"), pairs(1))
     assert graph.error.isnan().all()
     assert not graph.mean.isnan().any()
 
@@ -286,11 +287,11 @@ def test_prompts_scored_in_parts_score_the_same(kind, roles, monkeypatch):
     from probes.circuits import attribution
 
     model, task = model_of(kind), pairs(3)
-    whole = attribute(model, task, roles=roles, steps=2)
+    whole = edge_attribution(model, task, roles=roles, steps=2)
     for name in ("_PASS", "_BLOCK"):
         monkeypatch.setattr(attribution, name, 1)
-        parts = attribute(model, task, roles=roles, steps=2)
-        close(parts.each, whole.each)
+        parts = edge_attribution(model, task, roles=roles, steps=2)
+        close(parts.per_prompt, whole.per_prompt)
         close(parts.mean, whole.mean)
         close(parts.error, whole.error)
 
@@ -320,18 +321,18 @@ def test_a_padded_batch_scores_as_its_prompts_do_by_themselves(kind):
     whole = padded(task, 2)
     exact = [{"method": "exact"}] if kind == "neox" else []
     for how in ({"steps": 2}, {"method": "eap", "roles": True}, *exact):
-        graph = attribute(model, whole, **how)
+        graph = edge_attribution(model, whole, **how)
         for row in range(len(task)):
-            alone = attribute(model, task[row : row + 1], **how)
-            same = graph.wiring.numbers(alone.wiring.edges())
-            close(graph.each[row, same], alone.each[0], atol=1e-5)
+            alone = edge_attribution(model, task[row : row + 1], **how)
+            same = graph.graph.indices_of(alone.graph.edges())
+            close(graph.per_prompt[row, same], alone.per_prompt[0], atol=1e-5)
 
 
 def test_scores_do_not_depend_on_what_was_scored_before():
     model, task = tiny("llama"), pairs()
-    first = attribute(model, task)
-    attribute(model, pairs(seed=3), roles=True)
-    assert torch.equal(attribute(model, task).each, first.each)
+    first = edge_attribution(model, task)
+    edge_attribution(model, pairs(seed=3), roles=True)
+    assert torch.equal(edge_attribution(model, task).per_prompt, first.per_prompt)
 
 
 @pytest.mark.parametrize("roles", [False, True])
@@ -339,34 +340,43 @@ def test_scores_do_not_depend_on_what_was_scored_before():
 def test_pairs_that_are_the_same_score_nothing(method, roles):
     task = pairs()
     same = replace(task, counterfactual=task.clean)
-    graph = attribute(model_of("gpt2"), same, method=method, roles=roles)
-    assert (graph.each == 0).all()
+    graph = edge_attribution(model_of("gpt2"), same, method=method, roles=roles)
+    assert (graph.per_prompt == 0).all()
 
 
 def test_pairs_that_are_the_same_score_nothing_by_cutting():
     task = pairs()
     same = replace(task, counterfactual=task.clean)
-    assert (attribute(model_of("gpt2"), same, method="exact").each == 0).all()
+    assert (edge_attribution(model_of("gpt2"), same, method="exact").per_prompt == 0).all()
 
 
 def test_the_protocol_says_how_it_was_measured():
     model, task = model_of("llama"), pairs()
-    found = dict(attribute(model, task, steps=3, roles=True).protocol)
+    found = dict(edge_attribution(model, task, steps=3, roles=True).protocol)
     assert found["method"] == "eap-ig, 3 midpoints"
     assert found["granularity"] == "edges by role"
     assert found["prompts"] == "2"
-    found = dict(attribute(model, task, method="eap", at=0.5).protocol)
+    found = dict(edge_attribution(model, task, method="eap", gradient_at=0.5).protocol)
     assert found["method"] == "eap, gradient at 0.5"
     assert found["granularity"] == "edges"
-    assert dict(attribute(model, task, method="exact").protocol)["method"] == "exact, one by one"
+    assert (
+        dict(edge_attribution(model, task, method="exact").protocol)["method"]
+        == "exact, one by one"
+    )
 
 
 def test_the_middle_of_the_path_is_the_one_step_of_integration():
     model, task = model_of("neox"), pairs()
-    one, middle = attribute(model, task, steps=1), attribute(model, task, method="eap", at=0.5)
-    assert torch.equal(one.each, middle.each)
-    whole = attribute(model, task, steps=4).each
-    parts = [attribute(model, task, method="eap", at=(k + 0.5) / 4).each for k in range(4)]
+    one, middle = (
+        edge_attribution(model, task, steps=1),
+        edge_attribution(model, task, method="eap", gradient_at=0.5),
+    )
+    assert torch.equal(one.per_prompt, middle.per_prompt)
+    whole = edge_attribution(model, task, steps=4).per_prompt
+    parts = [
+        edge_attribution(model, task, method="eap", gradient_at=(k + 0.5) / 4).per_prompt
+        for k in range(4)
+    ]
     close(whole, sum(parts) / 4)
 
 
@@ -385,17 +395,19 @@ def test_a_head_that_writes_nothing_scores_exactly_zero(kind, method, roles):
                 weight[:, 16:] = 0
             if ".1." in name and name.endswith("attn.c_proj.weight"):
                 weight[16:] = 0
-    graph = attribute(wrap(hf_model, name="lame"), pairs(), method=method, roles=roles, steps=2)
-    source, target = graph.wiring.table[:2]
-    dead = {graph.wiring.writers.index(name) for name in ("L1.H2", "L1.H3")}
+    graph = edge_attribution(
+        wrap(hf_model, name="lame"), pairs(), method=method, roles=roles, steps=2
+    )
+    source, target = graph.graph.edge_table[:2]
+    dead = {graph.graph.writers.index(name) for name in ("L1.H2", "L1.H3")}
     outgoing = torch.tensor([writer in dead for writer in source.tolist()])
-    owners = [graph.wiring.owners(reader) for reader in target.tolist()]
+    owners = [graph.graph.writers_fed_by(reader) for reader in target.tolist()]
     incoming = torch.tensor([bool(own) and dead >= set(own) for own in owners])
     assert outgoing.any() and incoming.any()
-    assert (graph.each[:, outgoing] == 0).all()
+    assert (graph.per_prompt[:, outgoing] == 0).all()
     # Readers are run again when their input is cut: that costs the last digits.
-    assert graph.each[:, incoming].abs().max() <= (2e-6 if method == "exact" else 0)
-    assert (graph.each[:, ~outgoing & ~incoming] != 0).float().mean() > 0.25
+    assert graph.per_prompt[:, incoming].abs().max() <= (2e-6 if method == "exact" else 0)
+    assert (graph.per_prompt[:, ~outgoing & ~incoming] != 0).float().mean() > 0.25
 
 
 # What is refused, and what is left behind.
@@ -425,7 +437,7 @@ def lying(kind, layer, factor):
 @EACH
 def test_a_model_with_gradients_of_the_wrong_sign_is_refused(kind):
     with pytest.raises(ModelError, match=r"gradients of tiny .* are wrong: .* dequantize the"):
-        attribute(lying(kind, 0, -1.0), pairs(), method="eap")
+        edge_attribution(lying(kind, 0, -1.0), pairs(), method="eap")
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.0, -1.0])
@@ -433,14 +445,14 @@ def test_a_model_with_wrong_gradients_anywhere_is_refused(factor):
     for kind in ("llama", "neox"):
         for layer in range(3):
             with pytest.raises(ModelError, match="gradients of tiny"):
-                attribute(lying(kind, layer, factor), pairs(), method="eap")
+                edge_attribution(lying(kind, layer, factor), pairs(), method="eap")
 
 
 def test_a_model_that_is_refused_once_is_refused_again():
     model = lying("llama", 1, -1.0)
     for _ in range(2):
         with pytest.raises(ModelError, match="gradients of tiny"):
-            attribute(model, pairs())
+            edge_attribution(model, pairs())
 
 
 @pytest.mark.parametrize("method", ["eap", "exact"])
@@ -453,7 +465,7 @@ def test_weights_that_are_not_finite_are_refused(kind, method):
     model = wrap(hf_model, name="broken")
     before = left(model)
     with pytest.raises(ModelError, match="broken gives NaN or infinite"):
-        attribute(model, pairs(), method=method)
+        edge_attribution(model, pairs(), method=method)
     assert left(model) == before
 
 
@@ -463,7 +475,7 @@ def test_an_answer_whose_logit_is_not_a_number_is_refused(method):
     with torch.no_grad():
         hf_model.get_output_embeddings().weight[task.answer[0]] = torch.nan
     with pytest.raises(ModelError):
-        attribute(wrap(hf_model, name="broken"), task, method=method)
+        edge_attribution(wrap(hf_model, name="broken"), task, method=method)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -471,7 +483,7 @@ def test_a_model_in_training_mode_is_refused(method):
     model = tiny("gpt2")
     model.bridge.blocks[2].attn.train()
     with pytest.raises(ModelError, match=r"in training mode.* Call eval\(\) on it"):
-        attribute(model, pairs(), method=method)
+        edge_attribution(model, pairs(), method=method)
 
 
 @pytest.fixture
@@ -496,7 +508,7 @@ def unchecked():
 )
 def test_methods_and_numbers_that_make_no_sense_are_refused(how, unchecked):
     with pytest.raises(CircuitError, match=r"Cannot score edges by .* use 'eap-ig' with steps"):
-        attribute(model_of("llama"), pairs(), **how)
+        edge_attribution(model_of("llama"), pairs(), **how)
 
 
 def left(model):
@@ -511,8 +523,8 @@ def test_nothing_is_left_behind(kind):
     weights = [weight.clone() for weight in model.bridge.parameters()]
     before = left(model)
     for method in METHODS if kind == "llama" else METHODS[:2]:
-        graph = attribute(model, task, method=method, roles=method != "exact", steps=1)
-        assert not graph.each.requires_grad and not graph.mean.requires_grad
+        graph = edge_attribution(model, task, method=method, roles=method != "exact", steps=1)
+        assert not graph.per_prompt.requires_grad and not graph.mean.requires_grad
     assert left(model) == before
     assert all(map(torch.equal, model.bridge.parameters(), weights))
     assert torch.equal(model.logits(task.clean, task.mask), logits)
@@ -523,17 +535,17 @@ def test_nothing_is_left_behind_by_an_error():
     model.logits(pairs().clean, pairs().mask)
     before = left(model)
     with pytest.raises(ModelError):
-        attribute(model, pairs())
+        edge_attribution(model, pairs())
     with pytest.raises(ModelError, match="too long"):
-        attribute(model, pairs(width=50))
+        edge_attribution(model, pairs(width=50))
     assert left(model) == before
-    assert model.proven == set()
+    assert model.passed_checks == set()
 
 
 @pytest.mark.parametrize("around", [torch.no_grad, torch.enable_grad])
 def test_the_callers_gradient_mode_makes_no_difference(around):
     task = pairs()
-    expected = attribute(tiny("llama"), task).each
+    expected = edge_attribution(tiny("llama"), task).per_prompt
     with around():
-        found = attribute(tiny("llama"), task)
-    assert torch.equal(found.each, expected)
+        found = edge_attribution(tiny("llama"), task)
+    assert torch.equal(found.per_prompt, expected)

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from probes.circuits.circuit import Circuit
-from probes.circuits.graph import Edge, Wiring
-from probes.circuits.selection import above, connected, greedy, top
+from probes.circuits.graph import ComputationGraph, Edge
+from probes.circuits.selection import connected_edges, edges_above, greedy_edges, top_edges
 from probes.errors import CircuitError, FigureError
 
 ROOT = Path(__file__).resolve().parents[2]
-ONE = Wiring(1, 1, 1)
-TWO = Wiring(2, 2, 1)
-ROLES = Wiring(
+ONE = ComputationGraph(1, 1, 1)
+TWO = ComputationGraph(2, 2, 1)
+ROLES = ComputationGraph(
     1, 1, 1, False, ("a", "b"), (("a", "a"), ("a", "b"), ("b", "b")), ("b",)
 )  # fmt: skip
 
@@ -33,7 +33,7 @@ def names(circuit):
     return [str(edge) for edge in circuit.edges]
 
 
-def kept(wiring, edges, how=connected):
+def kept(wiring, edges, how=connected_edges):
     """The names of what is left of named edges."""
     numbers = wiring.numbers(Edge.parse(edge) for edge in edges)
     return [str(wiring.edge(int(number))) for number in how(wiring, numbers)]
@@ -51,21 +51,23 @@ def scored(wiring, scores):
 
 
 def test_the_strongest_are_strong_in_either_direction_and_come_in_order():
-    assert top(np.array([0.1, -3.0, 2.0, -0.2]), 2).tolist() == [1, 2]
-    assert above(np.array([0.1, -3.0, 2.0, -0.2]), 0.2).tolist() == [1, 2, 3]
+    assert top_edges(np.array([0.1, -3.0, 2.0, -0.2]), 2).tolist() == [1, 2]
+    assert edges_above(np.array([0.1, -3.0, 2.0, -0.2]), 0.2).tolist() == [1, 2, 3]
 
 
 def test_of_equally_strong_edges_the_first_is_taken():
-    assert top(np.array([1.0, -2.0, 2.0, 2.0, -2.0]), 3).tolist() == [1, 2, 3]
-    assert top(np.zeros(5), 2).tolist() == [0, 1]
+    assert top_edges(np.array([1.0, -2.0, 2.0, 2.0, -2.0]), 3).tolist() == [1, 2, 3]
+    assert top_edges(np.zeros(5), 2).tolist() == [0, 1]
 
 
 def test_an_edge_without_a_score_is_never_taken():
     scores = np.array([np.nan, 1.0, np.nan])
-    assert top(scores, 3).tolist() == [1] and above(scores, 0.0).tolist() == [1]
+    assert top_edges(scores, 3).tolist() == [1] and edges_above(scores, 0.0).tolist() == [1]
 
 
-@pytest.mark.parametrize("wrong", [lambda: top(np.ones(2), -1), lambda: above(np.ones(2), -0.1)])
+@pytest.mark.parametrize(
+    "wrong", [lambda: top_edges(np.ones(2), -1), lambda: edges_above(np.ones(2), -0.1)]
+)
 def test_a_count_or_threshold_below_zero_is_refused(wrong):
     with pytest.raises(CircuitError, match="0 or more"):
         wrong()
@@ -82,7 +84,7 @@ def test_the_search_begins_at_the_logits_and_passes_by_strong_edges_that_lead_no
             "L0.MLP->logits": 2.0,
         },
     )
-    steps = [greedy(ONE, scores, count).tolist() for count in range(6)]
+    steps = [greedy_edges(ONE, scores, count).tolist() for count in range(6)]
     order = [set(b) - set(a) for a, b in pairwise(steps)]
     found = [str(ONE.edge(number)) for (number,) in order]
     # The MLP's edge in beats the weak edge of the head; only then come the head's strong ones.
@@ -97,14 +99,14 @@ def test_the_search_begins_at_the_logits_and_passes_by_strong_edges_that_lead_no
 
 def test_the_search_stops_where_nothing_more_can_be_reached():
     scores = scored(ONE, {"embed->L0.H0.q": 9.0, "L0.MLP->logits": 1.0})
-    assert [str(ONE.edge(int(n))) for n in greedy(ONE, scores, 5)] == ["L0.MLP->logits"]
+    assert [str(ONE.edge(int(n))) for n in greedy_edges(ONE, scores, 5)] == ["L0.MLP->logits"]
 
 
 def test_the_search_enters_shared_keys_from_any_head_of_the_group_but_once():
     scores = scored(TWO, {"L0.H0->logits": 1.0, "L0.H1->logits": 1.0, "embed->L0.KV0.k": 1.0})
-    assert len(greedy(TWO, scores, 9)) == 3
+    assert len(greedy_edges(TWO, scores, 9)) == 3
     scores = scored(TWO, {"L0.H1->logits": 1.0, "embed->L0.KV0.k": 1.0, "embed->L0.H0.q": 1.0})
-    found = [str(TWO.edge(int(n))) for n in greedy(TWO, scores, 9)]
+    found = [str(TWO.edge(int(n))) for n in greedy_edges(TWO, scores, 9)]
     assert found == ["embed->L0.KV0.k", "L0.H1->logits"]
 
 
@@ -118,18 +120,18 @@ def test_the_search_follows_keys_to_the_role_they_are_read_at():
             "embed@a->L0.H0.q@a": 5.0,
         },
     )
-    found = [str(ROLES.edge(int(n))) for n in greedy(ROLES, scores, 9)]
+    found = [str(ROLES.edge(int(n))) for n in greedy_edges(ROLES, scores, 9)]
     assert found == ["embed@a->L0.H0.k@b", "L0.H0@b->logits@b"]
 
 
 def test_scores_of_another_wiring_are_refused():
     with pytest.raises(CircuitError, match="3 scores for 8 edges"):
-        greedy(ONE, np.ones(3), 1)
+        greedy_edges(ONE, np.ones(3), 1)
 
 
 def test_an_edge_is_kept_if_something_comes_in_and_is_heard():
     path = ["embed->L0.H0.v", "L0.H0->L1.H1.q", "L1.H1->logits"]
-    wiring = Wiring(2, 2, 2)
+    wiring = ComputationGraph(2, 2, 2)
     assert kept(wiring, path) == path
     assert kept(wiring, path[1:]) == [] == kept(wiring, path[:2])
     # Neither an ear without a mouth nor a mouth without an ear holds on to the rest.
@@ -150,11 +152,11 @@ def test_a_path_does_not_jump_from_role_to_role_inside_a_head():
 
 
 def test_selection_is_fast_for_the_largest_wiring():
-    wiring = Wiring(12, 12, 12)
+    wiring = ComputationGraph(12, 12, 12)
     scores = np.random.default_rng(0).normal(size=len(wiring))
     begin = time.perf_counter()
-    taken = greedy(wiring, scores, len(wiring) // 20)
-    left = connected(wiring, taken)
+    taken = greedy_edges(wiring, scores, len(wiring) // 20)
+    left = connected_edges(wiring, taken)
     assert time.perf_counter() - begin < 1.5
     assert len(taken) == 1624 and set(left) <= set(taken)
 
@@ -166,18 +168,18 @@ def test_edges_are_kept_in_the_wirings_order_with_their_scores():
     circuit = made({"L0.H0->logits": 2.0, "embed->L0.H0.q": -1.0})
     assert names(circuit) == ["embed->L0.H0.q", "L0.H0->logits"]
     assert circuit.scores == (-1.0, 2.0)
-    assert circuit.numbers.tolist() == [0, ONE.number(Edge("L0.H0", "logits"))]
+    assert circuit.edge_indices.tolist() == [0, ONE.index_of(Edge("L0.H0", "logits"))]
     assert circuit == made({"embed->L0.H0.q": -1.0, "L0.H0->logits": 2.0})
 
 
 def test_a_circuit_of_scores_for_all_edges_leaves_out_those_without():
     scores = scored(ONE, {"embed->logits": 0.5, "embed->L0.MLP": -2.0})
-    circuit = Circuit.of("full", ONE, scores)
+    circuit = Circuit.from_scores("full", ONE, scores)
     assert names(circuit) == ["embed->L0.MLP", "embed->logits"]
     assert circuit.scores == (-2.0, 0.5) and all(map(math.isnan, circuit.errors))
-    assert Circuit.of("full", ONE, scores, np.ones(8)).errors == (1.0, 1.0)
+    assert Circuit.from_scores("full", ONE, scores, np.ones(8)).errors == (1.0, 1.0)
     with pytest.raises(CircuitError, match="has 8 edges"):
-        Circuit.of("full", ONE, scores[:3])
+        Circuit.from_scores("full", ONE, scores[:3])
 
 
 @pytest.mark.parametrize(
@@ -209,16 +211,16 @@ def test_a_circuit_cannot_be_changed():
     with pytest.raises(FrozenInstanceError):
         circuit.model = "other"  # pyright: ignore
     with pytest.raises(ValueError, match="read-only"):
-        circuit.numbers[0] = 3
+        circuit.edge_indices[0] = 3
 
 
 def test_a_whole_large_model_is_one_circuit_in_little_time():
-    wiring = Wiring(12, 12, 12)
-    circuit = Circuit.of("full", wiring, np.ones(len(wiring)))
+    wiring = ComputationGraph(12, 12, 12)
+    circuit = Circuit.from_scores("full", wiring, np.ones(len(wiring)))
     begin = time.perf_counter()
     again = replace(circuit)
     assert time.perf_counter() - begin < 0.5
-    assert len(again) == 32_491 and again.share == 1.0
+    assert len(again) == 32_491 and again.fraction == 1.0
 
 
 def test_edges_are_asked_for_by_name():
@@ -248,9 +250,13 @@ def test_a_circuit_is_cut_by_count_by_threshold_by_search_and_to_what_is_connect
         }
     )
     assert names(circuit.top(2)) == ["embed->L0.H0.q", "embed->L0.MLP"]
-    assert names(circuit.above(2.0)) == ["embed->L0.H0.q", "embed->L0.MLP", "L0.MLP->logits"]
+    assert names(circuit.above_threshold(2.0)) == [
+        "embed->L0.H0.q",
+        "embed->L0.MLP",
+        "L0.MLP->logits",
+    ]
     assert names(circuit.greedy(2)) == ["embed->L0.MLP", "L0.MLP->logits"]
-    assert names(circuit.above(2.0).connected()) == ["embed->L0.MLP", "L0.MLP->logits"]
+    assert names(circuit.above_threshold(2.0).connected()) == ["embed->L0.MLP", "L0.MLP->logits"]
     assert circuit.connected() == circuit == circuit.top(100)
     assert circuit.greedy(2).scores == (3.0, -2.0)
 
@@ -288,28 +294,28 @@ def test_overlap_is_counted_in_edges_of_either():
 
 
 def test_overlap_is_counted_between_models_of_different_size():
-    large = made(LEFT, Wiring(2, 1, 1))
+    large = made(LEFT, ComputationGraph(2, 1, 1))
     assert large.jaccard(made(LEFT)) == 1.0
 
 
 @pytest.mark.parametrize("join", [Circuit.__and__, Circuit.__or__, Circuit.__sub__])
 def test_circuits_of_different_shape_are_not_joined(join):
     with pytest.raises(CircuitError, match=r"\(layers 1 and 2\)"):
-        join(made(LEFT), made(LEFT, Wiring(2, 1, 1)))
+        join(made(LEFT), made(LEFT, ComputationGraph(2, 1, 1)))
     with pytest.raises(CircuitError, match="only one is resolved by roles"):
         join(made(LEFT), made({}, ROLES))
 
 
 def test_circuits_of_prompts_with_other_roles_are_joined():
-    other = Wiring(1, 1, 1, False, ("a", "c", "b"), (("c", "b"), ("a", "c")), ("c", "b"))
+    other = ComputationGraph(1, 1, 1, False, ("a", "c", "b"), (("c", "b"), ("a", "c")), ("c", "b"))
     left = made({"embed@a->L0.H0.k@b": 1.0}, ROLES)
     right = made({"embed@c->L0.H0.k@b": 2.0, "L0.H0@c->logits@c": 3.0}, other)
     either = left | right
-    assert either.wiring.roles == ("a", "c", "b")
-    assert either.wiring.passages == (
+    assert either.graph.roles == ("a", "c", "b")
+    assert either.graph.role_pairs == (
         ("a", "a"), ("a", "c"), ("a", "b"), ("c", "b"), ("b", "b"),
     )  # fmt: skip
-    assert either.wiring.readouts == ("c", "b")
+    assert either.graph.readouts == ("c", "b")
     assert set(names(either)) == {*names(left), *names(right)}
     assert either.jaccard(right) == 2 / 3
     assert names(either - right) == names(left) and names(either & right) == names(right)
@@ -352,9 +358,9 @@ def test_a_graph_has_roles_in_its_nodes_and_shared_keys_at_every_head():
 
 
 def test_a_notebook_is_shown_the_size_and_the_ten_strongest_edges_escaped():
-    wiring = Wiring(2, 2, 2)
+    wiring = ComputationGraph(2, 2, 2)
     scores = np.arange(len(wiring)) * 0.1
-    circuit = Circuit.of("<script>", wiring, scores, protocol=(("<b>", "&"),))
+    circuit = Circuit.from_scores("<script>", wiring, scores, protocol=(("<b>", "&"),))
     text = circuit._repr_html_()
     assert "&lt;script&gt;: 46 of 46 edges (100.0%)" in text and "&lt;b&gt;: &amp;" in text
     assert text.count("<tr>") == 11 and "+4.500" in text
@@ -381,7 +387,7 @@ def test_a_saved_circuit_is_read_back_as_it_was(circuit, tmp_path):
 
 
 def test_a_role_may_have_any_name():
-    odd = replace(ROLES, roles=("a@b -> c", "b"), passages=(("a@b -> c", "b"),))
+    odd = replace(ROLES, roles=("a@b -> c", "b"), role_pairs=(("a@b -> c", "b"),))
     circuit = Circuit("m", odd, (Edge("embed", "L0.H0.k", "a@b -> c", "b"),), (1.0,), (0.0,))
     assert Circuit.from_json(circuit.to_json()) == circuit
 

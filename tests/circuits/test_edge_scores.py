@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from probes.circuits.edge_scores import Graph
-from probes.circuits.graph import Wiring
+from probes.circuits.edge_scores import EdgeScores
+from probes.circuits.graph import ComputationGraph
 from probes.errors import CircuitError
 
-PLAIN = Wiring(2, 2, 2)
+PLAIN = ComputationGraph(2, 2, 2)
 
 
 def graph(prompts=6, seed=0, wiring=PLAIN, *, each=True, same=False):
@@ -18,7 +18,7 @@ def graph(prompts=6, seed=0, wiring=PLAIN, *, each=True, same=False):
     protocol = (("method", "by lot"), ("task", "none"))
     alone = torch.full((len(wiring),), torch.nan)
     error = rows.std(0) / prompts**0.5 if prompts > 1 else alone
-    return Graph(
+    return EdgeScores(
         "lots", wiring, prompts, rows.mean(0), error, rows.clone() if each else None, protocol
     )
 
@@ -31,11 +31,11 @@ def test_the_top_edges_are_those_of_greatest_magnitude_with_the_graphs_scores():
     found = graph()
     circuit = found.top(7)
     wanted = found.mean.abs().topk(7).indices.sort().values
-    assert circuit.numbers.tolist() == wanted.tolist()
+    assert circuit.edge_indices.tolist() == wanted.tolist()
     assert circuit.edges == tuple(PLAIN.edge(int(number)) for number in wanted)
     torch.testing.assert_close(scores_of(circuit), found.mean[wanted])
     torch.testing.assert_close(torch.tensor(circuit.errors), found.error[wanted])
-    assert circuit.model == "lots" and circuit.wiring == PLAIN
+    assert circuit.model == "lots" and circuit.graph == PLAIN
     assert circuit.protocol == (*found.protocol, ("selection", "top"))
     assert (scores_of(circuit) < 0).any() and (scores_of(circuit) > 0).any()
 
@@ -43,20 +43,20 @@ def test_the_top_edges_are_those_of_greatest_magnitude_with_the_graphs_scores():
 def test_edges_above_a_threshold_are_at_least_as_great():
     found = graph()
     threshold = float(found.mean.abs().median())
-    circuit = found.above(threshold)
+    circuit = found.above_threshold(threshold)
     assert len(circuit) == int((found.mean.abs() >= threshold).sum())
     assert (scores_of(circuit).abs() >= threshold).all()
     assert dict(circuit.protocol)["selection"] == "threshold"
-    assert len(found.above(0.0)) == len(found)
+    assert len(found.above_threshold(0.0)) == len(found)
     with pytest.raises(CircuitError, match=r"The threshold is -1\.0"):
-        found.above(-1.0)
+        found.above_threshold(-1.0)
 
 
 def test_a_greedy_circuit_hangs_together_and_begins_with_the_strongest_edge_into_the_logits():
     found = graph()
     into = [n for n in range(len(found)) if PLAIN.edge(n).target == "logits"]
     strongest = max(into, key=lambda n: abs(float(found.mean[n])))
-    assert found.greedy(1).numbers.tolist() == [strongest]
+    assert found.greedy(1).edge_indices.tolist() == [strongest]
     circuit = found.greedy(9)
     assert len(circuit) == 9
     assert dict(circuit.protocol)["selection"] == "greedy"
@@ -64,20 +64,20 @@ def test_a_greedy_circuit_hangs_together_and_begins_with_the_strongest_edge_into
     for edge in circuit.edges:
         owner = edge.target.removesuffix(".q").removesuffix(".k").removesuffix(".v")
         assert owner == "logits" or owner in sources
-    torch.testing.assert_close(scores_of(circuit), found.mean[circuit.numbers.copy()])
+    torch.testing.assert_close(scores_of(circuit), found.mean[circuit.edge_indices.copy()])
 
 
 def test_the_whole_graph_is_a_circuit_too():
     found = graph()
-    circuit = found.whole()
+    circuit = found.all_edges()
     assert len(circuit) == len(found) == len(PLAIN)
     torch.testing.assert_close(scores_of(circuit), found.mean)
 
 
 def test_edges_are_taken_by_number_in_any_order():
     found = graph()
-    circuit = found.circuit(np.array([5, 2, 9]))
-    assert circuit.numbers.tolist() == [2, 5, 9]
+    circuit = found.to_circuit(np.array([5, 2, 9]))
+    assert circuit.edge_indices.tolist() == [2, 5, 9]
     assert dict(circuit.protocol)["selection"] == "by hand"
 
 
@@ -92,21 +92,21 @@ def test_more_edges_than_there_are_give_them_all():
 def test_a_nodes_score_is_the_sum_of_its_outgoing_edges():
     for wiring in (
         PLAIN,
-        Wiring(2, 4, 2, True, ("a", "b"), (("a", "a"), ("a", "b"), ("b", "b")), ("b",)),
+        ComputationGraph(2, 4, 2, True, ("a", "b"), (("a", "a"), ("a", "b"), ("b", "b")), ("b",)),
     ):
         found = graph(wiring=wiring)
-        nodes = found.nodes()
+        nodes = found.node_scores()
         assert tuple(nodes) == wiring.writers
         for name, (mean, error) in nodes.items():
             mine = [n for n, edge in enumerate(wiring.edges()) if edge.source == name]
-            rows = found.each[:, mine].sum(1)
+            rows = found.per_prompt[:, mine].sum(1)
             assert abs(mean - float(rows.mean())) < 1e-5
             assert abs(error - float(rows.std()) / 6**0.5) < 1e-5
 
 
 def test_a_nodes_error_is_unknown_where_prompts_were_not_kept_or_there_is_but_one():
     for found in (graph(each=False), graph(1)):
-        for _, error in found.nodes().values():
+        for _, error in found.node_scores().values():
             assert np.isnan(error)
 
 
@@ -117,17 +117,17 @@ def test_prompts_that_are_all_alike_give_the_same_circuit_in_every_draw():
     for count in (1, 10, len(PLAIN), 10**6):
         assert graph(same=True).stability(count, draws=50) == 1.0
     few = graph(same=True)
-    few.each[:, 10:] = 0
+    few.per_prompt[:, 10:] = 0
     # Beyond the edges that have a score, those without one are taken in order.
     assert few.stability(20, draws=50) == 1.0
 
 
 def test_prompts_that_differ_give_circuits_that_differ():
-    noise = graph(8, wiring=Wiring(3, 4, 4))
+    noise = graph(8, wiring=ComputationGraph(3, 4, 4))
     unstable = noise.stability(20, draws=200)
     assert 0.05 < unstable < 0.9
-    signal = graph(8, wiring=Wiring(3, 4, 4))
-    signal.each[:, :20] += 100
+    signal = graph(8, wiring=ComputationGraph(3, 4, 4))
+    signal.per_prompt[:, :20] += 100
     assert signal.stability(20, draws=200) == 1.0
     assert signal.stability(len(signal), draws=20) == 1.0
 
@@ -136,7 +136,7 @@ def test_stability_is_the_mean_jaccard_of_pairs_of_circuits():
     found = graph(5)
     rng = np.random.default_rng(7)
     counts = rng.multinomial(5, np.full(5, 1 / 5), size=12)
-    each = found.each.double().numpy()
+    each = found.per_prompt.double().numpy()
     tops = [set(np.argsort(-np.abs(weights @ each))[:6].tolist()) for weights in counts]
     pairs = [(a, b) for i, a in enumerate(tops) for b in tops[:i]]
     expected = np.mean([len(a & b) / len(a | b) for a, b in pairs])
@@ -158,7 +158,7 @@ def test_stability_needs_the_scores_of_single_prompts():
 
 
 def test_a_thousand_draws_from_all_edges_of_a_gpt2_are_compared_at_once():
-    found = graph(8, wiring=Wiring(12, 12, 12))
+    found = graph(8, wiring=ComputationGraph(12, 12, 12))
     assert 0 < found.stability(len(found) // 20) < 1
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from probes.circuits.graph import Edge, Wiring
+from probes.circuits.graph import ComputationGraph, Edge
 from probes.errors import CircuitError
 
 ROLES = {
@@ -15,11 +15,11 @@ ROLES = {
     "readouts": ("answer",),
 }
 WIRINGS = {
-    "plain": Wiring(3, 4, 4),
-    "grouped": Wiring(2, 4, 2),
-    "parallel": Wiring(3, 2, 2, parallel=True),
-    "by role": Wiring(2, 2, 2, **ROLES),
-    "grouped, parallel, by role": Wiring(2, 4, 1, parallel=True, **ROLES),
+    "plain": ComputationGraph(3, 4, 4),
+    "grouped": ComputationGraph(2, 4, 2),
+    "parallel": ComputationGraph(3, 2, 2, parallel=True),
+    "by role": ComputationGraph(2, 2, 2, **ROLES),
+    "grouped, parallel, by role": ComputationGraph(2, 4, 1, parallel=True, **ROLES),
 }
 EACH = pytest.mark.parametrize("wiring", WIRINGS.values(), ids=WIRINGS)
 
@@ -92,7 +92,7 @@ def test_the_edges_of_a_reader_stand_together(wiring):
 def test_a_reader_feeds_the_writers_that_its_name_says(wiring):
     each = wiring.heads // wiring.kv_heads
     for number, reader in enumerate(wiring.readers):
-        owners = [wiring.writers[owner] for owner in wiring.owners(number)]
+        owners = [wiring.writers[owner] for owner in wiring.writers_fed_by(number)]
         if reader == "logits":
             expected = []
         elif "KV" in reader:
@@ -107,27 +107,31 @@ def test_a_reader_feeds_the_writers_that_its_name_says(wiring):
 
 
 def test_gpt2_has_32491_edges():
-    wiring = Wiring(12, 12, 12)
-    assert len(wiring) == wiring.table.shape[1] == 32_491
+    wiring = ComputationGraph(12, 12, 12)
+    assert len(wiring) == wiring.edge_table.shape[1] == 32_491
     assert len(wiring.writers) == 157
     assert len(wiring.readers) == 445
 
 
 def test_parallel_blocks_have_no_edge_from_a_head_to_the_mlp_beside_it():
-    names = {str(edge) for edge in Wiring(2, 2, 2).edges()}
+    names = {str(edge) for edge in ComputationGraph(2, 2, 2).edges()}
     beside = {f"L{layer}.H{head}->L{layer}.MLP" for layer in (0, 1) for head in (0, 1)}
     assert beside <= names
-    assert {str(edge) for edge in Wiring(2, 2, 2, parallel=True).edges()} == names - beside
+    assert {
+        str(edge) for edge in ComputationGraph(2, 2, 2, parallel=True).edges()
+    } == names - beside
 
 
 def test_heads_of_a_group_share_edges_into_keys_and_values():
     wiring = WIRINGS["grouped"]
     for port in "kv":
-        number = wiring.number(Edge("embed", f"L1.KV1.{port}"))
-        owners = wiring.owners(int(wiring.table[1, number]))
+        number = wiring.index_of(Edge("embed", f"L1.KV1.{port}"))
+        owners = wiring.writers_fed_by(int(wiring.edge_table[1, number]))
         assert [wiring.writers[owner] for owner in owners] == ["L1.H2", "L1.H3"]
-    apart, shared = Wiring(2, 4, 4), wiring
-    saved = sum(2 * 2 * shared.seen(shared.readers.index(f"L{n}.KV0.k")) for n in range(2))
+    apart, shared = ComputationGraph(2, 4, 4), wiring
+    saved = sum(
+        2 * 2 * shared.upstream_count(shared.readers.index(f"L{n}.KV0.k")) for n in range(2)
+    )
     assert len(apart) - len(shared) == saved
 
 
@@ -136,7 +140,7 @@ def test_keys_and_values_pass_between_roles_and_all_else_stays():
     for edge in wiring.edges():
         passage = (edge.source_role, edge.target_role)
         if edge.target[-2:] in (".k", ".v"):
-            assert passage in wiring.passages
+            assert passage in wiring.role_pairs
         else:
             assert edge.source_role == edge.target_role
             assert edge.target != "logits" or edge.source_role == "answer"
@@ -150,7 +154,7 @@ def test_within_finds_an_edge_by_its_name_in_the_wiring_of_other_prompts(wiring)
     other = replace(
         wiring,
         roles=("answer", "y", "bos"),
-        passages=(("bos", "bos"), ("bos", "answer"), ("y", "answer"), ("answer", "bos")),
+        role_pairs=(("bos", "bos"), ("bos", "answer"), ("y", "answer"), ("answer", "bos")),
         readouts=("y",),
     )
     found = wiring.within(other).tolist()
@@ -163,13 +167,13 @@ def test_within_finds_an_edge_by_its_name_in_the_wiring_of_other_prompts(wiring)
 def test_edges_are_not_looked_for_in_a_wiring_of_another_shape():
     plain, by_role = WIRINGS["plain"], WIRINGS["by role"]
     with pytest.raises(CircuitError, match="differs in parallel: use models of one shape"):
-        plain.within(replace(plain, parallel=True))
+        plain.indices_in(replace(plain, parallel=True))
     with pytest.raises(CircuitError, match="differs in whether roles are resolved"):
-        by_role.within(Wiring(2, 2, 2))
+        by_role.indices_in(ComputationGraph(2, 2, 2))
 
 
 def test_no_edges_have_no_numbers():
-    found = WIRINGS["plain"].numbers([])
+    found = WIRINGS["plain"].indices_of([])
     assert found.shape == (0,)
     assert found.dtype == np.int64
 
@@ -201,7 +205,7 @@ PLAIN = {
 def test_edges_that_cannot_be_are_refused(name):
     message = PLAIN[name].replace("runs? forward", "cannot exist: .* Let edges run forward")
     with pytest.raises(CircuitError, match=message):
-        WIRINGS["plain"].number(Edge.parse(name))
+        WIRINGS["plain"].index_of(Edge.parse(name))
 
 
 @pytest.mark.parametrize(
@@ -219,13 +223,13 @@ def test_edges_that_cannot_be_are_refused(name):
 )
 def test_roles_that_an_edge_cannot_have_are_refused(name, message):
     with pytest.raises(CircuitError, match=message):
-        WIRINGS["by role"].number(Edge.parse(name))
+        WIRINGS["by role"].index_of(Edge.parse(name))
 
 
 @pytest.mark.parametrize("name", ["embed->L0.H1.k", "embed->L0.H3.v", "embed->L0.KV2.k"])
 def test_keys_of_a_group_are_named_by_the_group(name):
     with pytest.raises(CircuitError, match=r"'L0.KV1.k'|names head 2, and the model has 2"):
-        WIRINGS["grouped"].number(Edge.parse(name))
+        WIRINGS["grouped"].index_of(Edge.parse(name))
 
 
 @pytest.mark.parametrize("text", ["", "embed", "embed->", "->logits", "a->b->c", "embed>logits"])

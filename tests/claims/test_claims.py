@@ -5,16 +5,28 @@ import math
 import pytest
 
 from probes.claims import claims
-from probes.claims.base_model import Lineage
+from probes.claims.base_model import BaseModelComparison
 from probes.experiments.family.seed_series import read_series, write_series
-from probes.interventions.confounds import Unseen
-from probes.interventions.das_search import Search
-from probes.interventions.directions import Alignment
-from probes.interventions.dissociation import Branch, Dissociation, Necessity, Swap
-from probes.interventions.geometry import Decoded
-from probes.interventions.hotspots import Hotspots, Spot
-from probes.models.site import Cell
-from probes.stats.evidence import above, absent, below, judged, untested, within
+from probes.interventions.confounds import UnseenVerbs
+from probes.interventions.das_search import DASResult
+from probes.interventions.directions import DirectionComparison
+from probes.interventions.dissociation import (
+    Dissociation,
+    InterchangeEffect,
+    Necessity,
+    OutputHeads,
+)
+from probes.interventions.geometry import DecodingResult
+from probes.interventions.hotspots import Hotspot, Hotspots
+from probes.models.site import Site
+from probes.stats.evidence import (
+    behavior_absent,
+    check_above,
+    check_below,
+    check_within,
+    claim_verdict,
+    skipped_test,
+)
 from probes.stats.intervals import Estimate
 
 YES, NO = Estimate(0.95, 0.9, 0.97), Estimate(0.02, 0.0, 0.06)
@@ -31,7 +43,7 @@ def bare(kind, **values):
 
 
 def passed(verdict, start):
-    (found,) = (test for test in verdict.evidence if test.name.startswith(start))
+    (found,) = (test for test in verdict.tests if test.name.startswith(start))
     return found.passed
 
 
@@ -54,8 +66,8 @@ def test_a_number_is_above_or_below_a_bar_with_its_whole_interval_or_not_surely(
     low, high, is_above, is_below
 ):
     value = Estimate((low + high) / 2, low, high)
-    assert above("n", "s", value, 0.5).passed is is_above
-    assert below("n", "s", value, 0.5).passed is is_below
+    assert check_above("n", "s", value, 0.5).passed is is_above
+    assert check_below("n", "s", value, 0.5).passed is is_below
 
 
 @pytest.mark.parametrize(
@@ -75,16 +87,16 @@ def test_a_number_is_above_or_below_a_bar_with_its_whole_interval_or_not_surely(
 def test_a_difference_is_none_only_where_its_whole_interval_is_within_the_margin(
     low, high, expected
 ):
-    found = within("n", "s", Estimate(0.0, low, high), 0.1)
+    found = check_within("n", "s", Estimate(0.0, low, high), 0.1)
     assert found.passed is expected
-    assert found.bar == "within ±0.10"
+    assert found.threshold == "within ±0.10"
 
 
 # From tests to a verdict.
 
 
-GOOD, BAD = above("good", "no", YES, 0.5), above("bad", "it is bad", NO, 0.5)
-OPEN = above("open", "no", HALF, 0.5)
+GOOD, BAD = check_above("good", "no", YES, 0.5), check_above("bad", "it is bad", NO, 0.5)
+OPEN = check_above("open", "no", HALF, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -93,32 +105,36 @@ OPEN = above("open", "no", HALF, 0.5)
         ([GOOD, GOOD], "holds", "all 2 tests passed"),
         ([GOOD, OPEN], "cannot tell", "undecided: open"),
         ([GOOD, OPEN, BAD], "fails", "bad: it is bad"),
-        ([GOOD, untested("gone", "why"), BAD], "fails", "bad: it is bad"),
-        ([GOOD, untested("gone", "why")], "cannot tell", "undecided: gone"),
-        ([GOOD, untested("gone", "why", decides=False)], "holds", "its one test passed"),
-        ([untested("gone", "why", decides=False)], "cannot tell", "nothing could be tested"),
+        ([GOOD, skipped_test("gone", "why"), BAD], "fails", "bad: it is bad"),
+        ([GOOD, skipped_test("gone", "why")], "cannot tell", "undecided: gone"),
+        ([GOOD, skipped_test("gone", "why", is_deciding=False)], "holds", "its one test passed"),
+        (
+            [skipped_test("gone", "why", is_deciding=False)],
+            "cannot tell",
+            "nothing could be tested",
+        ),
         ([], "cannot tell", "nothing could be tested"),
     ],
 )
 def test_what_speaks_against_a_claim_beats_what_is_open_and_that_beats_what_holds(
     tests, word, reason
 ):
-    found = judged("H1", "title", tests)
-    assert found.word == word
+    found = claim_verdict("H1", "title", tests)
+    assert found.label == word
     assert reason in found.reason
-    assert found.evidence == tuple(tests)
+    assert found.tests == tuple(tests)
 
 
 def test_a_test_that_does_not_decide_is_shown_and_changes_no_verdict():
-    beside = above("beside", "no", NO, 0.5, decides=False)
-    found = judged("H1", "title", [GOOD, beside])
-    assert (found.word, beside.passed) == ("holds", False)
-    assert beside in found.evidence
+    beside = check_above("beside", "no", NO, 0.5, is_deciding=False)
+    found = claim_verdict("H1", "title", [GOOD, beside])
+    assert (found.label, beside.passed) == ("holds", False)
+    assert beside in found.tests
 
 
-def test_an_absent_behaviour_is_neither_held_nor_failed():
-    found = absent("H1", "title", "it cannot count")
-    assert (found.word, found.reason, found.evidence) == ("behaviour absent", "it cannot count", ())
+def test_an_absent_behavior_is_neither_held_nor_failed():
+    found = behavior_absent("H1", "title", "it cannot count")
+    assert (found.label, found.reason, found.tests) == ("behavior absent", "it cannot count", ())
 
 
 # H1.
@@ -131,16 +147,16 @@ def spots(**values):
     """Spots of operation, x, y and thing, all of which hold unless told otherwise."""
     groups: dict[str, Estimate] = dict.fromkeys(GROUPS, SURE)
     found = {"other": SURE, "same": SURE, "difference": NONE, "groups": groups} | values
-    cell = Cell(1, "resid", "op")
-    first = Spot("operation", cell, **found)
-    rest = [Spot(v, cell, SURE, SURE, NONE, groups) for v in ("x", "y", "thing")]
-    return bare(Hotspots, spots=(first, *rest), bars=dict.fromkeys("xy", 0.1) | BARS)
+    cell = Site(1, "resid", "op")
+    first = Hotspot("operation", cell, **found)
+    rest = [Hotspot(v, cell, SURE, SURE, NONE, groups) for v in ("x", "y", "thing")]
+    return bare(Hotspots, spots=(first, *rest), thresholds=dict.fromkeys("xy", 0.1) | BARS)
 
 
 BARS = {"operation": 0.1, "thing": 0.1}
-READ, UNREAD = Decoded(0.9, 0.2, 8), Decoded(0.2, 0.2, 8)
-UNSEEN = Unseen(SURE, NO, Estimate(0.9, 0.8, 1.0), (("lose",), ("sell",)))
-SEARCH = bare(Search, untrained=NO)
+READ, UNREAD = DecodingResult(0.9, 0.2, 8), DecodingResult(0.2, 0.2, 8)
+UNSEEN = UnseenVerbs(SURE, NO, Estimate(0.9, 0.8, 1.0), (("lose",), ("sell",)))
+SEARCH = bare(DASResult, random_init=NO)
 
 
 def h1(**changes):
@@ -152,12 +168,12 @@ def h1(**changes):
         "asked_back": SURE,
         "loud_filler": SURE,
     } | changes
-    return claims.template(**given)
+    return claims.shared_state_claim(**given)
 
 
 def test_one_state_whatever_the_object_holds_where_all_speaks_for_it():
-    assert h1().word == "holds"
-    assert h1(asked_back=None, loud_filler=None).word == "holds"
+    assert h1().label == "holds"
+    assert h1(asked_back=None, loud_filler=None).label == "holds"
 
 
 @pytest.mark.parametrize(
@@ -167,25 +183,25 @@ def test_one_state_whatever_the_object_holds_where_all_speaks_for_it():
         ({"hot": spots(groups={"untrained cells": NO})}, "untrained cells: "),
         ({"hot": spots(groups={"new objects": NO})}, "new objects: "),
         ({"hot": spots(other=NO, same=NO)}, "no site hands over operation"),
-        ({"unseen": Unseen(NO, NO, NONE, ())}, "verbs not fitted on: "),
+        ({"unseen": UnseenVerbs(NO, NO, NONE, ())}, "verbs not fitted on: "),
         (
-            {"unseen": Unseen(SURE, SURE, Estimate(0.0, -0.1, 0.0), ())},
+            {"unseen": UnseenVerbs(SURE, SURE, Estimate(0.0, -0.1, 0.0), ())},
             "gain over the token embedd",
         ),
-        ({"search": bare(Search, untrained=YES)}, "search in an untrained model"),
+        ({"search": bare(DASResult, random_init=YES)}, "search in an untrained model"),
         ({"asked_back": NO}, "asked for y"),
         ({"loud_filler": NO}, "a verb in vain"),
     ],
 )
 def test_each_counterevidence_alone_fails_it_and_is_named(changes, reason):
     found = h1(**changes)
-    assert found.word == "fails"
+    assert found.label == "fails"
     assert reason in found.reason
 
 
 @pytest.mark.parametrize("changes", [{"unseen": None}, {"object_there": UNREAD}])
 def test_it_cannot_be_told_where_verbs_are_few_or_no_object_stands_there(changes):
-    assert h1(**changes).word == "cannot tell"
+    assert h1(**changes).label == "cannot tell"
 
 
 # H2.
@@ -198,18 +214,18 @@ def parted(**changes):
         | {"crossover": Estimate(3.0, 2.0, 4.0), "one_place": Estimate(2.0, 1.0, 3.0)}
         | changes
     )
-    operation = Swap("operation", v["number"], v["noun"])
-    thing = Swap("thing", v["thing_number"], v["thing_noun"])
+    operation = InterchangeEffect("operation", v["number"], v["noun"])
+    thing = InterchangeEffect("thing", v["thing_number"], v["thing_noun"])
     return Dissociation(operation, thing, v["crossover"], v["one_place"])
 
 
 NEEDED = Necessity(YES, NONE, Estimate(2.0, 1.0, 3.0), (0.0, 0.1))
-HEADS = Branch(("L1.H0",), ("L1.H1",), (NO, SURE), (SURE, NO), (SURE, NO), {})
+HEADS = OutputHeads(("L1.H0",), ("L1.H1",), (NO, SURE), (SURE, NO), (SURE, NO), {})
 
 
 def test_a_path_of_its_own_holds_with_one_thing_and_with_two():
-    assert claims.branch(parted(), None, NEEDED, HEADS).word == "holds"
-    assert claims.branch(parted(), parted(), NEEDED, HEADS).word == "holds"
+    assert claims.separate_path_claim(parted(), None, NEEDED, HEADS).label == "holds"
+    assert claims.separate_path_claim(parted(), parted(), NEEDED, HEADS).label == "holds"
 
 
 @pytest.mark.parametrize(
@@ -222,34 +238,34 @@ def test_a_path_of_its_own_holds_with_one_thing_and_with_two():
     ],
 )
 def test_a_path_that_is_shared_fails_it(changes, reason):
-    found = claims.branch(parted(**changes), None, NEEDED, HEADS)
-    assert found.word == "fails"
+    found = claims.separate_path_claim(parted(**changes), None, NEEDED, HEADS)
+    assert found.label == "fails"
     assert reason in found.reason
 
 
 def test_heads_that_bring_both_are_named_and_no_heads_leave_it_open():
-    both = Branch(("L1.H1",), ("L1.H1",), (NO, NO), (NO, NO), (NO, NO), {})
-    found = claims.branch(parted(), None, NEEDED, both)
-    assert found.word == "fails"
+    both = OutputHeads(("L1.H1",), ("L1.H1",), (NO, NO), (NO, NO), (NO, NO), {})
+    found = claims.separate_path_claim(parted(), None, NEEDED, both)
+    assert found.label == "fails"
     assert "L1.H1 brings both" in found.reason
-    none = Branch((), (), (SURE, SURE), (SURE, SURE), (SURE, SURE), {})
-    assert claims.branch(parted(), None, NEEDED, none).word == "cannot tell"
+    none = OutputHeads((), (), (SURE, SURE), (SURE, SURE), (SURE, SURE), {})
+    assert claims.separate_path_claim(parted(), None, NEEDED, none).label == "cannot tell"
 
 
 # H3.
 
 
 def aligned(raw, rotated, difference, gain):
-    return Alignment(SURE, raw, rotated, difference, gain, (), ())
+    return DirectionComparison(SURE, raw, rotated, difference, gain, (), ())
 
 
 def test_one_direction_for_all_objects_holds_or_only_up_to_a_rotation():
-    assert claims.direction(aligned(SURE, SURE, NONE, NONE)).word == "holds"
-    found = claims.direction(aligned(NO, SURE, YES, YES))
-    assert found.word == "fails"
+    assert claims.shared_direction_claim(aligned(SURE, SURE, NONE, NONE)).label == "holds"
+    found = claims.shared_direction_claim(aligned(NO, SURE, YES, YES))
+    assert found.label == "fails"
     assert "up to a rotation" in found.reason
-    found = claims.direction(aligned(NO, NO, YES, NONE))
-    assert found.word == "fails"
+    found = claims.shared_direction_claim(aligned(NO, NO, YES, NONE))
+    assert found.label == "fails"
     assert "rotat" not in found.reason
 
 
@@ -268,24 +284,24 @@ def line(**changes):
         "heads_before": ("L0.H0",),
         "heads_after": ("L1.H0",),
     } | changes
-    return Lineage(**given)
+    return BaseModelComparison(**given)
 
 
 def test_a_takeover_has_the_state_and_direction_of_before_and_a_new_reader():
-    assert claims.hijack(line()).word == "holds"
-    assert claims.hijack(line(heads_after=("L0.H0",))).word == "fails"
-    assert claims.hijack(line(difference=YES)).word == "fails"
-    assert claims.hijack(line(state=NO)).word == "fails"
-    assert claims.hijack(line(stranger=YES)).word == "fails"
-    found = claims.hijack(None, "none was named")
-    assert found.word == "cannot tell"
-    assert found.evidence[0].says == "none was named"
+    assert claims.reuse_claim(line()).label == "holds"
+    assert claims.reuse_claim(line(tuned_heads=("L0.H0",))).label == "fails"
+    assert claims.reuse_claim(line(difference=YES)).label == "fails"
+    assert claims.reuse_claim(line(state=NO)).label == "fails"
+    assert claims.reuse_claim(line(stranger=YES)).label == "fails"
+    found = claims.reuse_claim(None, "none was named")
+    assert found.label == "cannot tell"
+    assert found.tests[0].meaning_if_failed == "none was named"
 
 
 def test_heads_shared_are_counted_over_all_heads():
-    found = line(heads_before=("a", "b"), heads_after=("b", "c"))
-    assert found.shared == pytest.approx(1 / 3)
-    assert math.isnan(line(heads_before=(), heads_after=()).shared)
+    found = line(base_heads=("a", "b"), tuned_heads=("b", "c"))
+    assert found.head_overlap == pytest.approx(1 / 3)
+    assert math.isnan(line(base_heads=(), tuned_heads=()).head_overlap)
 
 
 # H5.
@@ -297,9 +313,9 @@ def dose(nouns, value, *, spread=0.05):
 
 
 def test_a_template_is_learned_from_many_objects_where_many_do_surely_more_than_few():
-    found = claims.learned([dose(40, 0.9), dose(2, 0.3), dose(8, 0.5)])
-    assert found.word == "holds"
-    value = found.evidence[0].value
+    found = claims.training_diversity_claim([dose(40, 0.9), dose(2, 0.3), dose(8, 0.5)])
+    assert found.label == "holds"
+    value = found.tests[0].value
     assert value is not None
     half = math.hypot(0.05, 0.05)  # Errors of separate models add in squares.
     assert value.value == pytest.approx(0.6)
@@ -307,22 +323,27 @@ def test_a_template_is_learned_from_many_objects_where_many_do_surely_more_than_
 
 
 def test_a_response_in_the_wrong_direction_or_none_fails_it_and_a_vague_one_is_left_open():
-    assert claims.learned([dose(2, 0.9), dose(40, 0.3)]).word == "fails"
-    assert claims.learned([dose(2, 0.9, spread=0.02), dose(40, 0.9, spread=0.02)]).word == "fails"
-    assert claims.learned([dose(2, 0.5, spread=0.2), dose(40, 0.8, spread=0.2)]).word == (
-        "cannot tell"
+    assert claims.training_diversity_claim([dose(2, 0.9), dose(40, 0.3)]).label == "fails"
+    assert (
+        claims.training_diversity_claim(
+            [dose(2, 0.9, spread=0.02), dose(40, 0.9, spread=0.02)]
+        ).label
+        == "fails"
     )
+    assert claims.training_diversity_claim(
+        [dose(2, 0.5, spread=0.2), dose(40, 0.8, spread=0.2)]
+    ).label == ("cannot tell")
 
 
 @pytest.mark.parametrize("rows", [[], [dose(2, 0.5)]])
 def test_a_dose_without_another_says_nothing(rows):
-    assert claims.learned(rows).word == "cannot tell"
+    assert claims.training_diversity_claim(rows).label == "cannot tell"
 
 
 def test_an_interval_that_is_wider_on_one_side_is_taken_from_the_side_that_counts():
     few = {"nouns": 2.0, "strange": 0.0, "strange_low": 0.0, "strange_high": 0.2}
     many = {"nouns": 9.0, "strange": 1.0, "strange_low": 0.9, "strange_high": 1.0}
-    value = claims.learned([few, many]).evidence[0].value
+    value = claims.training_diversity_claim([few, many]).tests[0].value
     assert value is not None
     assert value.low == pytest.approx(1 - math.hypot(0.1, 0.2))
     assert value.high == 1

@@ -7,9 +7,9 @@ from functools import cache
 import pytest
 import torch
 
-from probes.claims.run import prove
+from probes.claims.run import evaluate_claims
 from probes.errors import GateError, PatternError, ProbeError
-from probes.models.model import untrained
+from probes.models.model import random_init
 from probes.testing.planted_patterns import planted_fox
 from probes.testing.tiny_models import hook_count
 
@@ -21,21 +21,21 @@ def fox(kind="template"):
 
 @cache
 def proof(kind):
-    return prove(fox(kind).model, fox(kind).pattern, bases=40, nulls=1)
+    return evaluate_claims(fox(kind).model, fox(kind).pattern, bases=40, nulls=1)
 
 
 def against(kind, claim):
     """The deciding tests that speak against a claim."""
-    return [t.name for t in proof(kind).verdict(claim).evidence if t.decides and t.passed is False]
+    return [t.name for t in proof(kind).verdict(claim).tests if t.is_deciding and t.passed is False]
 
 
 # What is refused, and says what to do.
 
 
-def test_a_model_without_the_behaviour_is_refused_with_what_to_do():
-    null = untrained(fox().model, seed=0)
+def test_a_model_without_the_behavior_is_refused_with_what_to_do():
+    null = random_init(fox().model, seed=0)
     with pytest.raises(GateError, match="choose a model or a pattern whose gate is open"):
-        prove(null, fox().pattern, bases=8, nulls=0)
+        evaluate_claims(null, fox().pattern, bases=8, nulls=0)
 
 
 @pytest.mark.slow
@@ -44,7 +44,7 @@ def test_outcomes_that_collide_are_refused_before_anything_is_proved():
     pattern = fox().pattern
     narrow = replace(pattern, lexicon=replace(pattern.lexicon, numbers=(0, 6)))
     with pytest.raises(PatternError):
-        prove(fox().model, narrow, bases=8, nulls=0)
+        evaluate_claims(fox().model, narrow, bases=8, nulls=0)
 
 
 # The verdicts.
@@ -54,42 +54,49 @@ def test_outcomes_that_collide_are_refused_before_anything_is_proved():
 def test_the_template_holds_by_every_deciding_test():
     for claim in ("H1", "H2", "H3"):
         found = proof("template").verdict(claim)
-        assert found.word == "holds", found.reason
-        assert all(test.passed for test in found.evidence if test.decides)
-    assert (proof("template").aligned.raw.value, proof("template").searched.smallest) == (1, 1)
+        assert found.label == "holds", found.reason
+        assert all(test.passed for test in found.tests if test.is_deciding)
+    assert (
+        proof("template").direction_comparison.other_direction.value,
+        proof("template").subspace_search.min_dimensions,
+    ) == (1, 1)
 
 
 @pytest.mark.slow
 def test_a_state_for_each_verb_fails_by_verbs_that_were_not_fitted_on():
-    assert proof("lexical").verdict("H1").word == "fails"
+    assert proof("lexical").verdict("H1").label == "fails"
     assert against("lexical", "H1") == ["verbs not fitted on"]
 
 
 @pytest.mark.slow
 def test_a_table_fails_by_the_sums_that_it_never_saw():
     assert proof("lookup").gates[0].state == "partial"
-    assert proof("lookup").verdict("H1").word == "fails"
+    assert proof("lookup").verdict("H1").label == "fails"
     assert against("lookup", "H1") == ["untrained cells"]
 
 
 @pytest.mark.slow
 def test_a_code_for_each_noun_fails_by_other_objects_and_is_the_same_up_to_a_rotation():
-    assert proof("rotated").verdict("H1").word == "fails"
+    assert proof("rotated").verdict("H1").label == "fails"
     assert "same and other objects alike" in against("rotated", "H1")
     found = proof("rotated").verdict("H3")
-    assert (found.word, "up to a rotation" in found.reason) == ("fails", True)
-    aligned = proof("rotated").aligned
-    assert aligned.raw.high < 0.1
-    assert aligned.rotated.low > 0.9
+    assert (found.label, "up to a rotation" in found.reason) == ("fails", True)
+    aligned = proof("rotated").direction_comparison
+    assert aligned.other_direction.high < 0.1
+    assert aligned.rotated_direction.low > 0.9
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["template", "lexical", "lookup", "rotated"])
 def test_a_model_of_no_family_has_nothing_before_it(kind):
     found = proof(kind).verdict("H4")
-    assert found.word == "cannot tell"
-    assert "was not tuned" in found.evidence[0].says
-    assert (proof(kind).line, proof(kind).two, proof(kind).bound) == (None, None, ())
+    assert found.label == "cannot tell"
+    assert "was not tuned" in found.tests[0].meaning_if_failed
+    assert (
+        proof(kind).base_comparison,
+        proof(kind).two_object_dissociation,
+        proof(kind).binding,
+    ) == (None, None, ())
 
 
 # What it leaves behind.
@@ -114,7 +121,7 @@ def test_a_proof_leaves_the_dice_the_hooks_and_the_weights_as_they_were():
     model = planted_fox("template").model
     weights = [weight.clone() for weight in model.bridge.parameters()]
     dice, hooks = torch.get_rng_state(), hook_count(model)
-    first = prove(model, fox().pattern, bases=10, nulls=1)
+    first = evaluate_claims(model, fox().pattern, bases=10, nulls=1)
     assert torch.equal(torch.get_rng_state(), dice)
     assert hook_count(model) == hooks
     assert all(map(torch.equal, weights, model.bridge.parameters()))

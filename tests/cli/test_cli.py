@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from probes.circuits.trace import trace
 from probes.cli.app import app
-from probes.files import family_members
+from probes.files import list_models
 from probes.models.model import wrap
 from probes.testing.tiny_models import tiny_hf
 
@@ -40,7 +40,7 @@ def test_compare_writes_the_page_and_the_numbers(folder, tmp_path):
     assert found.exit_code == 0, found.output
     assert page.stat().st_size > 1000
     assert numbers.stat().st_size > 1000
-    assert "Behaviour absent" in found.output
+    assert "Behavior absent" in found.output
 
 
 @pytest.mark.parametrize("suffix", [".html", ".png", ".svg"])
@@ -63,7 +63,7 @@ def test_heatmap_of_one_head_with_roles_on_the_axes(folder, tmp_path):
 def test_list_names_the_family_and_the_patterns():
     found = run("list")
     assert found.exit_code == 0
-    for name in (*family_members(), "take-away", "two-owners"):
+    for name in (*list_models(), "take-away", "two-owners"):
         assert name in found.output
 
 
@@ -88,7 +88,7 @@ MISTAKES = {
     "empty text": (("heatmap", "{model}", ""), "no text"),
     "too long": (("heatmap", "{model}", "fox " * 300), "takes 128"),
     "unknown member": (("make", "family", "fulll"), "no member"),
-    "nothing to trace": (("trace", "{model}"), "GateError: small does not have the behaviour"),
+    "nothing to trace": (("trace", "{model}"), "GateError: small does not have the behavior"),
     "no folder for the trace": (("trace", "{model}", "--out", "no/t.html"), "no folder 'no'"),
     "no folder for its numbers": (("trace", "{model}", "--json", "no/t.json"), "no folder 'no'"),
     "numbers that are no JSON": (("trace", "{model}", "--json", "t.txt"), "'t.txt' is none"),
@@ -212,12 +212,12 @@ def test_a_seed_below_nought_ends_with_one_line(folder):
     assert "seed" in result.output
 
 
-def test_a_proof_of_a_model_without_the_behaviour_says_so_and_fails(tmp_path):
+def test_a_proof_of_a_model_without_the_behavior_says_so_and_fails(tmp_path):
     found = run(
-        "prove", "untrained:distilled:0", "--bases", "80", "--out", str(tmp_path / "p.html")
+        "prove", "random-init:distilled:0", "--bases", "80", "--out", str(tmp_path / "p.html")
     )
     assert found.exit_code == 1
-    assert "behaviour absent" in found.output
+    assert "behavior absent" in found.output
     assert "nothing to prove" in found.output + (found.stderr or "")
     assert not (tmp_path / "p.html").exists()
 

@@ -57,8 +57,8 @@ def test_what_is_made_loads_by_its_name_and_says_how_it_was_made(here, words, na
     assert found.exit_code == 0, found.output
     assert f"load it as '{name}'" in found.output
     model = load(name)
-    assert model.made is not None
-    assert model.made.kind == kind
+    assert model.provenance is not None
+    assert model.provenance.kind == kind
     assert name in run("list").output
 
 

@@ -8,16 +8,27 @@ import numpy as np
 import pytest
 import torch
 
-from probes.circuits.attribution import attribute
+from probes.circuits.attribution import edge_attribution
 from probes.circuits.faithfulness import faithfulness
-from probes.circuits.graph import Wiring
-from probes.circuits.task import by_hand
+from probes.circuits.graph import ComputationGraph
+from probes.circuits.task import task_from_tokens
 from probes.comparison.circuits.compare import compare_circuits
-from probes.comparison.circuits.edge_tests import FLIPS, changes, fewest, sign_flips
-from probes.comparison.circuits.overlap import groups, halves, node_overlap, overlaps, summed
+from probes.comparison.circuits.edge_tests import (
+    MAX_SIGN_FLIPS,
+    edge_changes,
+    min_detectable_edges,
+    sign_flip_test,
+)
+from probes.comparison.circuits.overlap import (
+    edge_overlaps,
+    node_overlap,
+    split_groups,
+    sum_by_group,
+    text_groups,
+)
 from probes.errors import CircuitError, GateError
 from probes.models.model import load
-from probes.testing.equivalent_models import rounded
+from probes.testing.equivalent_models import round_weights
 from probes.testing.planted_circuits import D_HEAD, induction
 from probes.testing.planted_gates import NO, OFF, ON, YES, or_gate
 from probes.testing.tiny_models import tiny
@@ -55,13 +66,18 @@ def lookups():
     """Pairs of four planted models, which all read the same tokens: enough for small p-values."""
     tasks = [induction(seed, distractors=2).task for seed in range(4)]
     names = ("clean", "counterfactual", "answer", "foils")
-    return by_hand(*(torch.cat([getattr(task, name) for task in tasks]) for name in names))
+    return task_from_tokens(*(torch.cat([getattr(task, name) for task in tasks]) for name in names))
 
 
 @cache
 def compared(layer, one, other):
     return compare_circuits(
-        planted().model, moved(layer, one, other), lookups(), sizes=(FIVE,), draws=40, controls=3
+        planted().model,
+        moved(layer, one, other),
+        lookups(),
+        sizes=(FIVE,),
+        draws=40,
+        random_circuits=3,
     )
 
 
@@ -74,14 +90,14 @@ def named(edges):
 
 def test_a_first_head_that_moved_takes_its_two_edges_along_and_leaves_three():
     found = compared(0, 0, 1)
-    at = found.middle
+    at = found.middle_size
     assert at.overlap.edges == 5
-    assert at.overlap.same == pytest.approx(3 / 7)
+    assert at.overlap.same_prompts == pytest.approx(3 / 7)
     assert at.overlap.chance == pytest.approx(5 / 215)
     gone = {"embed->L0.H0.v", "L0.H0->L1.H0.k"}
     new = {"embed->L0.H1.v", "L0.H1->L1.H0.k"}
-    assert {change.edge for change in found.changes} == gone | new
-    for change in found.changes:
+    assert {change.edge for change in found.edge_changes} == gone | new
+    for change in found.edge_changes:
         assert (change.a > 1 and abs(change.b) < 0.01) == (change.edge in gone)
         assert (change.difference.low > 0) == (change.edge in gone)
         assert change.difference.value == pytest.approx(change.a - change.b)
@@ -89,17 +105,17 @@ def test_a_first_head_that_moved_takes_its_two_edges_along_and_leaves_three():
 
 def test_a_second_head_that_moved_leaves_one_edge_in_common():
     found = compared(1, 0, 2)
-    one, two = (named(circuit.edges) for circuit in found.circuits(found.middle))
+    one, two = (named(circuit.edges) for circuit in found.circuits(found.middle_size))
     assert one == named(planted().truth)
     assert one & two == {"embed->L0.H0.v"}
-    assert found.middle.overlap.same == pytest.approx(1 / 9)
-    assert {change.edge for change in found.changes} == one ^ two
+    assert found.middle_size.overlap.same_prompts == pytest.approx(1 / 9)
+    assert {change.edge for change in found.edge_changes} == one ^ two
     # Other nodes by hand: embed and L0.H0 of embed, L0.H0, L1.H0, L1.H2.
-    assert found.middle.nodes == pytest.approx(2 / 4)
+    assert found.middle_size.node_overlap == pytest.approx(2 / 4)
 
 
 def test_each_planted_circuit_is_found_in_any_prompts_so_that_all_divergence_is_excess():
-    overlap = compared(1, 0, 2).middle.overlap
+    overlap = compared(1, 0, 2).middle_size.overlap
     # Now and then a side has no prompt of some kind, and another edge stands in for its own.
     assert overlap.within_a.value == pytest.approx(1, abs=0.01)
     assert overlap.within_b.value == pytest.approx(1, abs=0.01)
@@ -109,10 +125,10 @@ def test_each_planted_circuit_is_found_in_any_prompts_so_that_all_divergence_is_
 
 def test_a_circuit_whose_head_moved_keeps_nothing_in_the_other_model_and_that_is_said():
     found = compared(1, 0, 2)
-    for into in (found.middle.in_a, found.middle.in_b):
+    for into in (found.middle_size.in_a, found.middle_size.in_b):
         assert into.own.value == pytest.approx(1, abs=0.01)
-        assert into.given.value == pytest.approx(0, abs=0.01)
-        assert into.word == "falls short"
+        assert into.transferred.value == pytest.approx(0, abs=0.01)
+        assert into.label == "falls short"
     assert any("done by other edges" in line for line in found.summary())
 
 
@@ -124,7 +140,7 @@ def switches():
         torch.tensor([[0, f, kind[a], kind[b], 1] for _, f, a, b in rows]) for kind in (ON, OFF)
     )
     answer, foil = torch.full((len(rows),), YES), torch.full((len(rows), 1), NO)
-    return by_hand(clean, other, answer, foil)
+    return task_from_tokens(clean, other, answer, foil)
 
 
 def louder(head):
@@ -136,11 +152,13 @@ def louder(head):
 
 def test_low_overlap_is_no_loss_where_each_circuit_works_in_both_models():
     """Of two heads either of which is enough, each model's circuit has the louder."""
-    found = compare_circuits(louder(0), louder(1), switches(), sizes=(0.028,), draws=40, controls=3)
-    assert found.middle.overlap.same == pytest.approx(1 / 5)
-    for into in (found.middle.in_a, found.middle.in_b):
-        assert (into.given.value, into.own.value) == pytest.approx((1, 1), abs=0.01)
-        assert into.word == "works"
+    found = compare_circuits(
+        louder(0), louder(1), switches(), sizes=(0.028,), draws=40, random_circuits=3
+    )
+    assert found.middle_size.overlap.same_prompts == pytest.approx(1 / 5)
+    for into in (found.middle_size.in_a, found.middle_size.in_b):
+        assert (into.transferred.value, into.own.value) == pytest.approx((1, 1), abs=0.01)
+        assert into.label == "works"
     assert any("nothing is lost" in line for line in found.summary())
 
 
@@ -157,7 +175,7 @@ def scores(seed, noise, *, shift=0.0):
 
 
 def test_models_that_differ_by_noise_alone_are_on_average_not_apart():
-    found = [overlaps(*scores(seed, (3, 3)), [20], times=30, seed=seed) for seed in range(30)]
+    found = [edge_overlaps(*scores(seed, (3, 3)), [20], times=30, seed=seed) for seed in range(30)]
     for kind in (0, 1):
         excess = np.array([one[kind].excess.value for one in found])
         assert abs(excess.mean()) < 3 * excess.std() / 30**0.5
@@ -167,14 +185,14 @@ def test_models_that_differ_by_noise_alone_are_on_average_not_apart():
 
 
 def test_models_whose_scores_are_truly_others_are_apart():
-    found = [overlaps(*scores(seed, (3, 3), shift=3.0), [20], times=30) for seed in range(5)]
+    found = [edge_overlaps(*scores(seed, (3, 3), shift=3.0), [20], times=30) for seed in range(5)]
     assert all(one[kind].excess.low > 0 for one in found for kind in (0, 1))
 
 
 def test_a_model_is_not_apart_from_itself_at_any_size():
     same, _ = scores(0, (3, 3))
-    for one in overlaps(same, same, [1, 20, 100, 200], times=30):
-        assert one.same == pytest.approx(1)
+    for one in edge_overlaps(same, same, [1, 20, 100, 200], times=30):
+        assert one.same_prompts == pytest.approx(1)
         assert one.within_a == one.within_b == one.between
         assert one.excess.low == one.excess.high == 0
 
@@ -183,22 +201,22 @@ def test_chance_is_what_edges_taken_by_lot_share():
     """Within a little: the ratio's mean is not the ratio of the means."""
     draw = torch.Generator().manual_seed(0)
     found = [
-        overlaps(*torch.randn(2, 4, 200, generator=draw), [20], times=2)[0] for _ in range(100)
+        edge_overlaps(*torch.randn(2, 4, 200, generator=draw), [20], times=2)[0] for _ in range(100)
     ]
     assert found[0].chance == pytest.approx(20 / 380)
-    assert np.mean([one.same for one in found]) == pytest.approx(20 / 380, abs=0.01)
+    assert np.mean([one.same_prompts for one in found]) == pytest.approx(20 / 380, abs=0.01)
 
 
 def test_the_weighted_overlap_is_worked_out_by_hand_and_minds_the_sign():
     one = torch.tensor([[2.0, 1.0, 1.0, 0.0]]).repeat(8, 1)
     two = torch.tensor([[1.0, -1.0, 1.0, 1.0]]).repeat(8, 1)
     # Shares 2, 1, 1, 0 and 1, -1, 1, 1 of four: both have 1 + 0 + 1; either has 8 - 2.
-    assert overlaps(one, two, [1], times=5)[-1].same == pytest.approx(2 / 6)
-    assert overlaps(one, 5 * one, [1], times=5)[-1].same == pytest.approx(1)
+    assert edge_overlaps(one, two, [1], times=5)[-1].same_prompts == pytest.approx(2 / 6)
+    assert edge_overlaps(one, 5 * one, [1], times=5)[-1].same_prompts == pytest.approx(1)
 
 
 def test_nodes_are_counted_at_both_ends_of_an_edge():
-    wiring = Wiring(1, 2, 2)
+    wiring = ComputationGraph(1, 2, 2)
     kept = torch.zeros(2, len(wiring), dtype=torch.bool)
     names = [
         [str(edge) for edge in wiring.edges()].index(n) for n in ("embed->L0.H0.q", "L0.H1->logits")
@@ -212,45 +230,45 @@ def test_nodes_are_counted_at_both_ends_of_an_edge():
 
 def test_few_prompts_are_tried_with_all_signs_and_many_with_some():
     # All of one sign: of the 32 patterns only it and its mirror image reach as far.
-    assert sign_flips(np.ones((5, 1)))[0] == pytest.approx(2 / 32)
+    assert sign_flip_test(np.ones((5, 1)))[0] == pytest.approx(2 / 32)
     # 1 + 1 + 1 - 1 = 2: all but the six patterns that sum to 0.
-    assert sign_flips(np.array([[1.0], [1.0], [1.0], [-1.0]]))[0] == pytest.approx(10 / 16)
-    assert sign_flips(np.zeros((5, 1)))[0] == 1
-    assert sign_flips(np.ones((40, 1)))[0] == pytest.approx(1 / FLIPS)
+    assert sign_flip_test(np.array([[1.0], [1.0], [1.0], [-1.0]]))[0] == pytest.approx(10 / 16)
+    assert sign_flip_test(np.zeros((5, 1)))[0] == 1
+    assert sign_flip_test(np.ones((40, 1)))[0] == pytest.approx(1 / MAX_SIGN_FLIPS)
 
 
 def test_no_edge_seems_changed_more_often_than_its_p_value_says():
     draw = np.random.default_rng(0)
-    p = sign_flips(draw.standard_normal((20, 4000)))
+    p = sign_flip_test(draw.standard_normal((20, 4000)))
     assert np.mean(p < 0.05) == pytest.approx(0.05, abs=0.012)
 
 
 def test_changed_edges_are_found_and_the_greatest_is_first():
     draw = np.random.default_rng(0)
-    wiring = Wiring(2, 2, 2)
+    wiring = ComputationGraph(2, 2, 2)
     a, b = draw.standard_normal((2, 60, len(wiring)))
     a[:, 3] += 2
     a[:, 5] -= 4
-    found = changes(wiring, a, b)
+    found = edge_changes(wiring, a, b)
     assert [change.edge for change in found[:2]] == [str(wiring.edge(5)), str(wiring.edge(3))]
     assert found[0].difference.high < 0 < found[1].difference.low
     assert len(found) <= 3
-    assert changes(wiring, a, b, least=9.0) == ()
+    assert edge_changes(wiring, a, b, min_difference=9.0) == ()
 
 
 def test_how_many_edges_must_change_together_is_said_where_p_values_are_coarse():
-    assert fewest(8, 479) == 75  # 479 x 2/256 / 0.05 = 74.8
-    assert fewest(96, 100) == 1
-    assert fewest(96, 479) == 3
+    assert min_detectable_edges(8, 479) == 75  # 479 x 2/256 / 0.05 = 74.8
+    assert min_detectable_edges(96, 100) == 1
+    assert min_detectable_edges(96, 479) == 3
 
 
 def test_pairs_that_share_a_text_stay_together_and_count_as_one():
-    group = groups([("a", "b"), ("c", "d"), ("b", "e"), ("f", "g"), ("g", "c")])
+    group = text_groups([("a", "b"), ("c", "d"), ("b", "e"), ("f", "g"), ("g", "c")])
     assert group[0] == group[2] != group[1]
     assert group[1] == group[3 + 1] == group[3]
-    one, two = halves(group, seed=0)
+    one, two = split_groups(group, seed=0)
     assert {tuple(one.tolist()), tuple(two.tolist())} == {(0, 2), (1, 3, 4)}
-    total = summed(torch.arange(5.0)[:, None], group)
+    total = sum_by_group(torch.arange(5.0)[:, None], group)
     assert sorted(total[:, 0].tolist()) == [2, 8]
 
 
@@ -265,19 +283,19 @@ def small():
     with torch.no_grad():
         logits = model.logits(clean, torch.ones_like(clean, dtype=torch.bool))[:, -1]
     # Whatever it says is the answer: an untrained net knows no other.
-    return model, by_hand(clean, other, logits.argmax(-1), logits.argmin(-1)[:, None])
+    return model, task_from_tokens(clean, other, logits.argmax(-1), logits.argmin(-1)[:, None])
 
 
 def test_a_model_beside_itself_shares_all_and_no_edge_changes():
     model, task = small()
-    found = compare_circuits(model, model, task, sizes=(0.05, 0.2), draws=30, controls=2)
+    found = compare_circuits(model, model, task, sizes=(0.05, 0.2), draws=30, random_circuits=2)
     assert found.b == "tiny llama (2)"
-    assert found.changes == ()
+    assert found.edge_changes == ()
     for at in found.sizes:
-        assert at.overlap.same == at.nodes == 1
+        assert at.overlap.same_prompts == at.node_overlap == 1
         assert at.overlap.excess.low <= 0 <= at.overlap.excess.high
         assert at.in_a.gap.value == at.in_b.gap.value == 0
-        assert at.in_a.own == at.in_a.given == at.in_b.own
+        assert at.in_a.own == at.in_a.transferred == at.in_b.own
     assert "not surely further apart" in " ".join(found.summary())
 
 
@@ -286,27 +304,32 @@ def test_full_is_apart_from_itself_at_two_bits_and_not_at_eight():
     full = load("full")
     kept = {"sizes": (0.1,), "contrasts": ("x", "y"), "prompts": 16}
     coarse, fine = (
-        compare_circuits(full, rounded(full, bits), "take-away", draws=50, controls=2, **kept)
+        compare_circuits(
+            full, round_weights(full, bits), "take-away", draws=50, random_circuits=2, **kept
+        )
         for bits in (2, 8)
     )
-    assert coarse.middle.overlap.excess.low > 0
-    assert coarse.weighted.excess.low > 0
-    assert coarse.changes
+    assert coarse.middle_size.overlap.excess.low > 0
+    assert coarse.weighted_overlap.excess.low > 0
+    assert coarse.edge_changes
     assert any("of the other's lead left" in line for line in coarse.summary())
-    assert fine.middle.overlap.excess.low <= 0 < 0.01 > fine.middle.overlap.excess.high
-    assert fine.middle.in_b.word == "works"
-    assert fine.changes == ()
+    assert fine.middle_size.overlap.excess.low <= 0 < 0.01 > fine.middle_size.overlap.excess.high
+    assert fine.middle_size.in_b.label == "works"
+    assert fine.edge_changes == ()
 
 
 def test_the_shares_of_the_lead_are_those_of_the_evaluation_on_held_out_prompts():
     model, task = small()
-    other = rounded(model, 4)
-    found = compare_circuits(model, other, task, sizes=(0.2,), draws=30, controls=2)
+    other = round_weights(model, 4)
+    found = compare_circuits(model, other, task, sizes=(0.2,), draws=30, random_circuits=2)
     rows = [tuple(row) for row in task.clean.tolist()]
-    finding, judging = (task[rows] for rows in halves(np.arange(len(rows)), seed=0))
-    assert found.graphs[1].mean.tolist() == attribute(other, finding).mean.tolist()
-    own, given = faithfulness(other, judging, found.circuits(found.middle)[::-1])
-    for here, there in ((found.middle.in_b.own, own), (found.middle.in_b.given, given)):
+    finding, judging = (task[rows] for rows in split_groups(np.arange(len(rows)), seed=0))
+    assert found.edge_scores[1].mean.tolist() == edge_attribution(other, finding).mean.tolist()
+    own, given = faithfulness(other, judging, found.circuits(found.middle_size)[::-1])
+    for here, there in (
+        (found.middle_size.in_b.own, own),
+        (found.middle_size.in_b.transferred, given),
+    ):
         ends = (there.value.value, there.value.low, there.value.high)
         assert (here.value, here.low, here.high) == pytest.approx(ends, abs=1e-5)
 
@@ -315,8 +338,8 @@ def test_the_table_has_a_row_for_each_size_and_all_of_it_is_json():
     found = compared(0, 0, 1)
     table = found.table()
     assert table["edges"].tolist() == [5, "all, by weight"]
-    assert table["b in a"][0] == found.middle.in_a.given.value
-    assert len(found.changed()) == 4
+    assert table["b in a"][0] == found.middle_size.in_a.transferred.value
+    assert len(found.edge_change_table()) == 4
     again = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert again["sizes"][0]["overlap"]["edges"] == 5
     assert len(again["circuits"][0]) == 5
@@ -328,7 +351,9 @@ def test_the_same_seed_gives_the_same_numbers_and_leaves_torch_alone():
     torch.manual_seed(5)
     before = torch.get_rng_state()
     one, two = (
-        compare_circuits(model, rounded(model, 3), task, sizes=(0.1,), draws=20, controls=2)
+        compare_circuits(
+            model, round_weights(model, 3), task, sizes=(0.1,), draws=20, random_circuits=2
+        )
         for _ in range(2)
     )
     assert one.to_dict() == two.to_dict()
@@ -346,7 +371,7 @@ def test_models_with_other_wires_are_refused_with_both_shapes_and_what_to_do():
 def test_an_answer_that_does_not_lead_is_refused_and_so_is_a_change_that_does_not_lower_it():
     model, task = small()
     turned = replace(task, answer=task.foils[:, 0], foils=task.answer[:, None])
-    with pytest.raises(GateError, match=r"tiny llama does not have the behaviour.*not above 0"):
+    with pytest.raises(GateError, match=r"tiny llama does not have the behavior.*not above 0"):
         compare_circuits(model, model, turned)
     with pytest.raises(GateError, match="do not lower the lead"):
         compare_circuits(model, model, replace(task, counterfactual=task.clean))

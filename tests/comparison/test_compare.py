@@ -8,22 +8,22 @@ import pytest
 import torch
 
 from probes.comparison.compare import compare
-from probes.comparison.heads.matching import family_wise, match_heads, pair_heads
-from probes.comparison.heads.profiles import Profiles, similarity
+from probes.comparison.heads.matching import family_wise_threshold, match_heads, pair_heads
+from probes.comparison.heads.profiles import HeadProfiles, head_similarity
 from probes.errors import BatchError, ModelError, PatternError
-from probes.models.model import untrained, wrap
-from probes.observe.behaviour import Behaviour
-from probes.observe.gate import heuristics, judge
+from probes.models.model import random_init, wrap
+from probes.observe.behavior import Behavior
+from probes.observe.gate import gate_behavior, heuristic_hits
 from probes.prompts.catalog import pattern
-from probes.stats.intervals import draws, mean, share
+from probes.stats.intervals import bootstrap_mean, bootstrap_weights, proportion
 from probes.testing.tiny_models import hook_count, tiny_hf
-from probes.viz.reports.comparison import report
+from probes.viz.reports.comparison import comparison_page
 
 
 def profiles(name, effects, attention):
     """Wrap plain arrays ("prompt head feature") as the profiles of a model."""
     heads = tuple(f"L0.H{k}" for k in range(effects.shape[1]))
-    return Profiles(name, heads, ("r",), {"x": effects}, {"x": attention})
+    return HeadProfiles(name, heads, ("r",), {"x": effects}, {"x": attention})
 
 
 def random_profiles(seed, heads=4, noise=0.1):
@@ -46,11 +46,11 @@ def small(own, seed, layers=2):
 
 def answered(right):
     right = torch.tensor(right)[:, None]
-    return Behaviour("m", ("number",), right, right.float(), right.long())
+    return Behavior("m", ("number",), right, right.float(), right.long())
 
 
 def test_an_interval_at_full_marks_does_not_claim_certainty():
-    found = share(np.ones(20, dtype=bool))
+    found = proportion(np.ones(20, dtype=bool))
     assert found.value == 1.0
     assert found.high == 1.0
     assert 0.8 < found.low < 0.9
@@ -58,34 +58,34 @@ def test_an_interval_at_full_marks_does_not_claim_certainty():
 
 def test_the_bootstrap_interval_of_a_mean_has_the_width_theory_gives():
     values = np.random.default_rng(0).normal(size=400)
-    found = mean(values, seed=0)
+    found = bootstrap_mean(values, seed=0)
     width = 2 * 1.96 * values.std() / np.sqrt(400)
     assert found.high - found.low == pytest.approx(width, rel=0.1)
 
 
 def test_every_bootstrap_sample_draws_as_many_prompts_as_there_are():
-    drawn = draws(7, 50, seed=1)
+    drawn = bootstrap_weights(7, 50, seed=1)
     assert (drawn.sum(1) == 7).all()
-    assert (drawn == draws(7, 50, seed=1)).all()
+    assert (drawn == bootstrap_weights(7, 50, seed=1)).all()
 
 
 def test_copying_the_noun_that_is_asked_for_is_no_heuristic():
-    questions = pattern("take-away").questions(40, seed=0)
-    assert set(heuristics(questions, "number")) >= {"copy x", "copy y"}
-    assert not any(name.startswith("copy thing") for name in heuristics(questions, "noun"))
+    questions = pattern("take-away").sample_questions(40, seed=0)
+    assert set(heuristic_hits(questions, "number")) >= {"copy x", "copy y"}
+    assert not any(name.startswith("copy thing") for name in heuristic_hits(questions, "noun"))
 
 
 def test_the_gate_is_closed_for_a_model_that_only_copies():
-    questions = pattern("take-away").questions(100, seed=0)
+    questions = pattern("take-away").sample_questions(100, seed=0)
     copies = [str(q["x"]) == q.answer("number") for q in questions]
-    gate = judge(answered(copies), questions, seed=0)[0]
+    gate = gate_behavior(answered(copies), questions, seed=0)[0]
     assert gate.state == "closed"
 
 
 def test_the_gate_is_open_for_a_model_that_knows_and_partial_for_one_that_half_knows():
-    questions = pattern("take-away").questions(100, seed=0)
-    knows = judge(answered([True] * 100), questions, seed=0)[0]
-    half = judge(answered([k % 2 == 0 for k in range(100)]), questions, seed=0)[0]
+    questions = pattern("take-away").sample_questions(100, seed=0)
+    knows = gate_behavior(answered([True] * 100), questions, seed=0)[0]
+    half = gate_behavior(answered([k % 2 == 0 for k in range(100)]), questions, seed=0)[0]
     assert (knows.state, half.state) == ("open", "partial")
     assert half.margin.low > 0
 
@@ -93,43 +93,43 @@ def test_the_gate_is_open_for_a_model_that_knows_and_partial_for_one_that_half_k
 def test_a_model_matches_itself_head_for_head():
     own = random_profiles(0)
     found = pair_heads(own, own)
-    assert found.partner == (0, 1, 2, 3)
-    assert found.score == pytest.approx(np.ones(4))
+    assert found.partners == (0, 1, 2, 3)
+    assert found.scores == pytest.approx(np.ones(4))
 
 
 def test_shuffled_heads_are_found_again():
     own = random_profiles(0)
     order = [2, 0, 3, 1]
     other = profiles("shuffled", own.effects["x"][:, order], own.attention["x"][:, order])
-    assert pair_heads(own, other).partner == (1, 3, 0, 2)
+    assert pair_heads(own, other).partners == (1, 3, 0, 2)
 
 
 def test_similarity_is_the_mean_of_two_cosines():
     effects_a, effects_b = np.array([[[1.0, 0.0]]]), np.array([[[1.0, 1.0]]])
     attention_a, attention_b = np.array([[[0.0, 2.0]]]), np.array([[[0.0, -1.0]]])
     a, b = profiles("a", effects_a, attention_a), profiles("b", effects_b, attention_b)
-    assert similarity(a.even(), b.even())[0, 0, 0] == pytest.approx((np.sqrt(0.5) - 1) / 2)
+    assert head_similarity(a.mean(), b.mean())[0, 0, 0] == pytest.approx((np.sqrt(0.5) - 1) / 2)
 
 
 def test_a_head_that_does_nothing_resembles_no_other():
-    idle = profiles("idle", np.zeros((4, 1, 3)), np.zeros((4, 1, 3)))
-    assert similarity(idle.even(), idle.even())[0, 0, 0] == 0
+    idle = profiles("no reliable effect", np.zeros((4, 1, 3)), np.zeros((4, 1, 3)))
+    assert head_similarity(idle.mean(), idle.mean())[0, 0, 0] == 0
 
 
 def test_unrelated_heads_do_not_beat_the_bar_and_a_twin_does():
     own, stranger = random_profiles(0), random_profiles(99)
     twin = random_profiles(0, noise=0.2)
-    nulls = np.stack([pair_heads(own, random_profiles(k)).score for k in range(1, 21)])
-    matched = match_heads(own, twin, nulls=nulls, ceiling=None, seed=0)
-    strangers = match_heads(own, stranger, nulls=nulls, ceiling=None, seed=0)
-    assert [match.word for match in matched] == ["matched"] * 4
-    assert "matched" not in [match.word for match in strangers]
-    assert all(match.chance_high == family_wise(nulls) for match in matched)
+    nulls = np.stack([pair_heads(own, random_profiles(k)).scores for k in range(1, 21)])
+    matched = match_heads(own, twin, null_scores=nulls, other_seed=None, seed=0)
+    strangers = match_heads(own, stranger, null_scores=nulls, other_seed=None, seed=0)
+    assert [match.label for match in matched] == ["matched"] * 4
+    assert "matched" not in [match.label for match in strangers]
+    assert all(match.threshold == family_wise_threshold(nulls) for match in matched)
 
 
 def test_the_bar_is_the_percentile_of_the_best_match_of_each_null():
     nulls = np.array([[0.1, 0.9], [0.3, 0.2], [0.5, np.nan]])
-    assert family_wise(nulls) == pytest.approx(np.quantile([0.9, 0.3, 0.5], 0.95))
+    assert family_wise_threshold(nulls) == pytest.approx(np.quantile([0.9, 0.3, 0.5], 0.95))
 
 
 def test_a_head_that_does_not_repeat_itself_is_idle_however_well_it_scores():
@@ -139,15 +139,15 @@ def test_a_head_that_does_not_repeat_itself_is_idle_however_well_it_scores():
     )
     effects = effects + 0.01 * rng.normal(size=(20, 1, 9))
     noisy = profiles("noisy", effects, np.ones((20, 1, 9)))
-    found = match_heads(noisy, noisy, nulls=np.full((20, 1), -1.0), ceiling=None, seed=0)
-    assert found[0].score.value > found[0].chance_high
-    assert found[0].word == "idle"
+    found = match_heads(noisy, noisy, null_scores=np.full((20, 1), -1.0), other_seed=None, seed=0)
+    assert found[0].score.value > found[0].threshold
+    assert found[0].label == "no reliable effect"
 
 
 def test_more_heads_than_partners_leaves_some_without():
     found = pair_heads(random_profiles(0, heads=4), random_profiles(1, heads=2))
-    assert sorted(found.partner)[:2] == [-1, -1]
-    assert np.isnan(found.score).sum() == 2
+    assert sorted(found.partners)[:2] == [-1, -1]
+    assert np.isnan(found.scores).sum() == 2
 
 
 def _hats(clean, other):
@@ -174,14 +174,14 @@ def compared(own):
 
 
 def test_untrained_relatives_get_no_word(compared):
-    assert compared.withheld
-    assert set(compared.table()["word"]) == {"behaviour absent"}
+    assert compared.behavior_absent
+    assert set(compared.table()["word"]) == {"behavior absent"}
     assert any("absent" in line for line in compared.summary())
 
 
 def test_chance_is_computed_even_behind_a_closed_gate(compared):
-    assert np.isfinite(compared.overall.chance)
-    assert all(np.isfinite(m.chance_high) for m in compared.matches)
+    assert np.isfinite(compared.mean_pair_score.chance)
+    assert all(np.isfinite(m.threshold) for m in compared.matches)
 
 
 @pytest.mark.slow
@@ -209,11 +209,11 @@ def test_relatives_with_different_tokenizers_are_compared_by_roles(own, letters,
     assert "x" in found.roles
     assert found.answers == ("answer",)
     # Both sides of every pair are asked: 0 to 4 and 9 to 5.
-    assert [gate.items for gate in found.gates] == [10, 10]
+    assert [gate.n_questions for gate in found.gates] == [10, 10]
 
 
 def test_a_bar_near_one_is_said_to_be_blind(compared):
-    blind = tuple(replace(match, chance_high=0.99) for match in compared.matches)
+    blind = tuple(replace(match, threshold=0.99) for match in compared.matches)
     gates = tuple(replace(gate, state="open") for gate in compared.gates)
     found = replace(compared, matches=blind, gates=gates)
     assert "too few roles" in found.summary()[-1]
@@ -262,12 +262,12 @@ def test_an_unknown_pattern_is_refused_by_name(own):
 
 
 def test_the_report_needs_no_model(compared):
-    assert report(compared).title
+    assert comparison_page(compared).title
 
 
 def test_untrained_nets_of_two_seeds_differ_and_of_one_seed_do_not(own):
     a = small(own, 0)
     ids, mask = torch.arange(6)[None], torch.ones(1, 6, dtype=torch.bool)
-    one, same, two = (untrained(a, seed=k).logits(ids, mask) for k in (1, 1, 2))
+    one, same, two = (random_init(a, seed=k).logits(ids, mask) for k in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, two)

@@ -10,23 +10,33 @@ import pytest
 from probes.comparison import compare as relatives
 from probes.comparison import measurements as measuring
 from probes.comparison.compare import compare, compare_family
-from probes.comparison.explanation import Item
-from probes.comparison.family_result import Relatives
-from probes.comparison.heads.head_sets import HeadView
-from probes.comparison.heads.matching import Match
-from probes.comparison.heads.profiles import Profiles
-from probes.comparison.measurements import Aside, Measured, Net, Nulls, Plan
-from probes.comparison.model_facts import Relative, View
-from probes.comparison.result import Comparison, Overall
-from probes.comparison.variables.transfer import Transfer
-from probes.comparison.variables.verdicts import Held, absent_variable, variable_fate
-from probes.comparison.verdict import AS_ALIKE, AS_STRONG, Fate, Word
+from probes.comparison.explanation import FailingPrompt
+from probes.comparison.family_result import FamilyComparison
+from probes.comparison.heads.head_sets import ModelHeads
+from probes.comparison.heads.matching import HeadMatch
+from probes.comparison.heads.profiles import HeadProfiles
+from probes.comparison.measurements import (
+    ComparisonPrompts,
+    ModelMeasurements,
+    NullGroup,
+    RandomInitNull,
+    ReferenceModel,
+)
+from probes.comparison.model_facts import ModelFacts, PlotData
+from probes.comparison.result import Comparison, MeanPairScore
+from probes.comparison.variables.transfer import CrossModelTransfer
+from probes.comparison.variables.verdicts import (
+    VariableSite,
+    absent_variable_verdict,
+    variable_verdict,
+)
+from probes.comparison.verdict import SIMILARITY_TEST, STRENGTH_TEST, Verdict, VerdictLabel
 from probes.errors import EquivalenceError, ModelError, PatternError, ProbeError, SiteError
-from probes.models.model import load, untrained, wrap
-from probes.observe.gate import Gate, State
-from probes.stats.evidence import Evidence
+from probes.models.model import load, random_init, wrap
+from probes.observe.gate import Gate, GateState
+from probes.stats.evidence import StatisticalTest
 from probes.stats.intervals import Estimate
-from probes.testing.equivalent_models import rotated, rounded
+from probes.testing.equivalent_models import rotate_residual, round_weights
 from probes.testing.planted_patterns import fox_pattern, planted_fox
 from probes.testing.tiny_models import hook_count, tiny_hf
 
@@ -42,7 +52,7 @@ def fox(kind, seed=0):
 
 @cache
 def twin():
-    return rotated(fox("template")).model
+    return rotate_residual(fox("template")).model
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +65,13 @@ def small_plan():
 
 
 def relatives_of_the_template():
-    return [twin(), fox("lexical"), "untrained"]
+    return [twin(), fox("lexical"), "random-init"]
 
 
 def compared_family(**more):
     return compare_family(
         fox("template"), relatives_of_the_template(), FOX, prompts=4, nulls=2,
-        another_seed=fox("template", 1), strangers=[fox("lookup")], **more,
+        other_seed=fox("template", 1), negative_controls=[fox("lookup")], **more,
     )  # fmt: skip
 
 
@@ -73,67 +83,72 @@ def family(small_plan):
 # A comparison made by hand.
 
 
-def gate(model: str, answer: str, state: State = "open"):
+def gate(model: str, answer: str, state: GateState = "open"):
     return Gate(model, "foxes", answer, 100, SURE, "copy x", 0.1, SURE, SURE, state)
 
 
 def carried(variable, donor="full", recipient="other", **changes):
-    controls = {"token embedding": NONE, "label": NONE, "shuffled": NONE, "untrained": NONE}
-    made = Transfer(
-        variable=variable, donor=donor, recipient=recipient, items=100, site="L1.resid@op",
-        places=("L1.resid@op",), whole=SURE, ceiling=SURE, maps={"ridge": SURE},
-        controls=controls, nulls=(0.1, 0.0), strangers={"copying": 0.2}, excess=SURE,
-        best="label", shortfall=NONE, missed=(),
+    controls = {"token embedding": NONE, "label": NONE, "shuffled": NONE, "random-init": NONE}
+    made = CrossModelTransfer(
+        variable=variable, donor=donor, recipient=recipient, pairs=100, site="L1.resid@op",
+        donor_sites=("L1.resid@op",), own_accuracy=SURE, own_ridge_accuracy=SURE, maps={"ridge": SURE},
+        controls=controls, nulls=(0.1, 0.0), negative_controls={"copying": 0.2}, excess=SURE,
+        best_control="label", shortfall=NONE, missed_pairs=(),
     )  # fmt: skip
     return replace(made, **changes)
 
 
 def held(*roles, alone=SURE, along=None):
-    return Held(f"L1.resid@{'+'.join(roles)}", frozenset(roles), alone, along or alone)
+    return VariableSite(f"L1.resid@{'+'.join(roles)}", frozenset(roles), alone, along or alone)
 
 
 def judged(full, other, twin=None, **changes):
     """Hold "op" at two places: its word, as the rules give it, and the transfer behind it."""
     one = carried("op", **changes)
     gates = tuple(gate("other", answer) for answer in ("number", "noun"))
-    fate = variable_fate(full, other, one, gates, twin=twin and frozenset(twin))
-    return fate, made(fates=(fate, made().fates[1]), forth=(one, carried("x")))
-
-
-def head(name: str, word: Word = "kept", there: str | None = None, *, equal: bool | None = True):
-    tests = tuple(
-        Evidence(test, "no", SURE, "within ±0.10", equal) for test in (AS_ALIKE, AS_STRONG)
+    verdict = variable_verdict(full, other, one, gates, other_seed_roles=twin and frozenset(twin))
+    return verdict, made(
+        verdicts=(verdict, made().verdicts[1]), transfers_to_other=(one, carried("x"))
     )
-    return Fate(name, "head", word, there if there is not None else name, "so it is", tests)
+
+
+def head(
+    name: str, word: VerdictLabel = "kept", there: str | None = None, *, equal: bool | None = True
+):
+    tests = tuple(
+        StatisticalTest(test, "no", SURE, "within ±0.10", equal)
+        for test in (SIMILARITY_TEST, STRENGTH_TEST)
+    )
+    return Verdict(name, "head", word, there if there is not None else name, "so it is", tests)
 
 
 def view():
     effects = np.arange(8.0).reshape(2, 2, 2)
     attention = np.full((1, 2, 2, 2), 0.5)
-    return View(attention, attention, ("L0.H0", "L0.H1"), {"x": effects}, {"x": effects / 10})
+    return PlotData(attention, attention, ("L0.H0", "L0.H1"), {"x": effects}, {"x": effects / 10})
 
 
 MATCHES = tuple(
-    Match(name, name, SURE, 0.9, 0.9, 0.1, 0.2, float("nan"), "matched")
+    HeadMatch(name, name, SURE, 0.9, 0.9, 0.1, 0.2, float("nan"), "matched")
     for name in ("L0.H0", "L0.H1")
 )
 
 
 def made(**changes):
-    variables = [Fate(v, "variable", "kept", f"L1.resid@{v}", "the same") for v in ("op", "x")]
+    variables = [Verdict(v, "variable", "kept", f"L1.resid@{v}", "the same") for v in ("op", "x")]
     whole = Comparison(
-        full=Relative("full", "made", 1, 2, 8, 100),
-        other=Relative("other", "made", 1, 2, 8, 50),
+        full=ModelFacts("full", "made", 1, 2, 8, 100),
+        other=ModelFacts("other", "made", 1, 2, 8, 50),
         pattern="foxes", title="Foxes", example="How many?", contrasts={"x": 1.0},
-        roles=("x", "answer"), answers=("number", "noun"), prompts=4, seed=0, nulls=2, ceiling="",
+        roles=("x", "answer"), answers=("number", "noun"), prompts=4, seed=0, nulls=2, other_seed="",
         gates=tuple(gate(model, a) for model in ("full", "other") for a in ("number", "noun")),
-        untrained_accuracy=(0.0, 0.0), solved=(), matches=MATCHES, unmatched=(),
-        overall=Overall(SURE, 0.1, 0.2, float("nan")), views={"full": view(), "other": view()},
-        changes=(NONE, NONE),
-        fates=(*variables, head("L0.H0"), head("L0.H1")),
-        forth=(carried("op"), carried("x")),
-        back=(carried("op", "other", "full"), carried("x", "other", "full")),
-        items={"op": (Item("a", "b", "c", "d"),)},
+        random_init_accuracy=(0.0, 0.0), solved_logit_diffs=(), matches=MATCHES, unmatched=(),
+        mean_pair_score=MeanPairScore(SURE, 0.1, 0.2, float("nan")), plot_data={"full": view(), "other": view()},
+        accuracy_changes=(NONE, NONE),
+        verdicts=(*variables, head("L0.H0"), head("L0.H1")),
+        transfers_to_other=(carried("op"), carried("x")),
+        transfers_to_full=(carried("op", "other", "full"), carried("x", "other", "full")),
+        failing_prompts={"op": (FailingPrompt("a", "b", "c", "d"),)},
     )  # fmt: skip
     return replace(whole, **changes)
 
@@ -144,7 +159,7 @@ def made(**changes):
 def test_what_is_kept_and_right_as_often_is_equal():
     made().assert_equivalent()
     made().assert_equivalent(heads=True)
-    Relatives((made(),)).assert_equivalent(heads=True)
+    FamilyComparison((made(),)).assert_equivalent(heads=True)
 
 
 def test_an_equivalence_error_is_a_mistake_that_can_be_mended_and_a_failed_test():
@@ -180,96 +195,104 @@ def test_getting_better_is_no_failure():
     ],
 )  # fmt: skip
 def test_a_variable_that_is_not_kept_is_named_with_its_reason(word, full, other, twin):
-    fate, found = judged(full, other, twin)
-    assert fate.word == word
+    verdict, found = judged(full, other, twin)
+    assert verdict.label == word
     with pytest.raises(EquivalenceError) as told:
         found.assert_equivalent()
-    assert f"op: {word} ({fate.reason})" in str(told.value)
+    assert f"op: {word} ({verdict.reason})" in str(told.value)
     assert "; x" not in str(told.value)
 
 
 def test_a_variable_in_a_code_that_a_stand_in_carries_as_well_is_not_equal():
-    controls = {"token embedding": NONE, "label": SURE, "shuffled": NONE, "untrained": NONE}
-    fate, found = judged(held("op"), held("op"), controls=controls)
-    assert fate.word == "cannot tell"
+    controls = {"token embedding": NONE, "label": SURE, "shuffled": NONE, "random-init": NONE}
+    verdict, found = judged(held("op"), held("op"), controls=controls)
+    assert verdict.label == "cannot tell"
     with pytest.raises(EquivalenceError, match="op: cannot tell"):
         found.assert_equivalent(margin=0.5)
 
 
 @pytest.mark.parametrize("variable", ["x", "thing"])
-def test_a_variable_of_an_absent_behaviour_is_not_equal_however_near_the_accuracies(variable):
+def test_a_variable_of_an_absent_behavior_is_not_equal_however_near_the_accuracies(variable):
     """As where the full model is right in a fifth, and the relative surely in no more than chance.
 
     Nothing is put into a relative with a closed gate: there is a word, but no transfer.
     """
     gates = (gate("other", "number", "closed"), gate("other", "noun"))
-    fates = (absent_variable(variable, gates),)
-    found = made(fates=fates, forth=(), gates=(*made().gates[:2], *gates))
-    with pytest.raises(EquivalenceError, match=f"{variable}: {fates[0].word}"):
+    verdicts = (absent_variable_verdict(variable, gates),)
+    found = made(verdicts=verdicts, transfers_to_other=(), gates=(*made().gates[:2], *gates))
+    with pytest.raises(EquivalenceError, match=f"{variable}: {verdicts[0].label}"):
         found.assert_equivalent()
 
 
 def test_states_that_fall_short_by_the_margin_are_named():
     short = (carried("op", shortfall=Estimate(0.04, 0.0, 0.08)), carried("x"))
-    made(forth=short).assert_equivalent()
+    made(transfers_to_other=short).assert_equivalent()
     with pytest.raises(EquivalenceError, match="op: kept") as told:
-        made(forth=short).assert_equivalent(margin=0.05)
+        made(transfers_to_other=short).assert_equivalent(margin=0.05)
     assert "; x" not in str(told.value)
 
 
 def test_the_message_says_how_far_states_fall_short():
     short = (carried("op", shortfall=Estimate(0.04, 0.0, 0.08)), carried("x"))
     with pytest.raises(EquivalenceError, match=r"fall short by 0\.04"):
-        made(forth=short).assert_equivalent(margin=0.05)
+        made(transfers_to_other=short).assert_equivalent(margin=0.05)
 
 
 def test_where_the_own_states_turn_no_more_than_the_margin_nothing_falls_short_of_them():
     """To fall short of nothing by nothing is no equality."""
     little = (carried("op", ceiling=Estimate(0.12, 0.08, 0.2)), carried("x"))
-    made(forth=little).assert_equivalent(margin=0.05)
+    made(transfers_to_other=little).assert_equivalent(margin=0.05)
     with pytest.raises(EquivalenceError, match="op: kept"):
-        made(forth=little).assert_equivalent()
+        made(transfers_to_other=little).assert_equivalent()
 
 
 def test_heads_count_only_where_they_are_asked_for_and_idle_ones_never():
-    fates = made().fates[:2]
-    weaker = (*fates, head("L0.H0", equal=False), head("L0.H1", "idle", "", equal=False))
-    made(fates=weaker).assert_equivalent()
+    verdicts = made().verdicts[:2]
+    weaker = (
+        *verdicts,
+        head("L0.H0", equal=False),
+        head("L0.H1", "no reliable effect", "", equal=False),
+    )
+    made(verdicts=weaker).assert_equivalent()
     with pytest.raises(EquivalenceError, match=r"L0\.H0: kept, not surely"):
-        made(fates=weaker).assert_equivalent(heads=True)
-    made(fates=(*weaker[:2], weaker[3])).assert_equivalent(heads=True)
-    new = (*fates, head("", "new", "L0.H1", equal=None))
-    made(fates=new).assert_equivalent(heads=True)
+        made(verdicts=weaker).assert_equivalent(heads=True)
+    made(verdicts=(*weaker[:2], weaker[3])).assert_equivalent(heads=True)
+    new = (*verdicts, head("", "new", "L0.H1", equal=None))
+    made(verdicts=new).assert_equivalent(heads=True)
 
 
 def test_what_no_gate_lets_through_is_not_equal():
     with pytest.raises(EquivalenceError, match="gate is closed"):
-        made(fates=made().fates[2:], forth=(), back=()).assert_equivalent()
+        made(verdicts=made().verdicts[2:], transfers_to_other=(), back=()).assert_equivalent()
 
 
-def test_where_nothing_could_be_put_in_behaviour_decides():
-    made(fates=made().fates[2:], forth=(), untried="pairs of your own").assert_equivalent()
+def test_where_nothing_could_be_put_in_behavior_decides():
+    made(
+        verdicts=made().verdicts[2:],
+        transfers_to_other=(),
+        transfer_skip_reason="pairs of your own",
+    ).assert_equivalent()
 
 
 def test_one_of_several_relatives_is_named():
     bad = made(
-        other=Relative("worse", "made", 1, 2, 8, 1), changes=(Estimate(-0.5, -0.6, -0.4), NONE)
+        other=ModelFacts("worse", "made", 1, 2, 8, 1), changes=(Estimate(-0.5, -0.6, -0.4), NONE)
     )
     with pytest.raises(EquivalenceError, match="worse is not surely equal to full") as told:
-        Relatives((made(), bad)).assert_equivalent()
+        FamilyComparison((made(), bad)).assert_equivalent()
     assert "other" not in str(told.value)
 
 
 def test_a_variable_that_the_full_model_holds_at_no_place_is_not_asked_for():
     """As the docstring says: every variable that full holds at a place."""
-    fate, found = judged(held("op", alone=HALF), held("y", alone=NONE), shortfall=HALF)
-    assert "no place of the full model" in fate.reason
+    verdict, found = judged(held("op", alone=HALF), held("y", alone=NONE), shortfall=HALF)
+    assert "no place of the full model" in verdict.reason
     found.assert_equivalent()
 
 
 def test_a_wider_margin_forgives_more_of_a_variable():
-    fate, found = judged(held("op"), held("op"), shortfall=Estimate(0.1, 0.05, 0.15))
-    assert fate.word == "cannot tell"
+    verdict, found = judged(held("op"), held("op"), shortfall=Estimate(0.1, 0.05, 0.15))
+    assert verdict.label == "cannot tell"
     found.assert_equivalent(margin=0.3)
     with pytest.raises(EquivalenceError, match="op: cannot tell"):
         found.assert_equivalent()
@@ -278,38 +301,44 @@ def test_a_wider_margin_forgives_more_of_a_variable():
 def test_two_models_that_cannot_do_it_are_not_equal():
     gates = tuple(replace(one, state="closed") for one in made().gates)
     with pytest.raises(EquivalenceError, match=r"noun is right in .* of full itself"):
-        made(gates=gates, fates=(), forth=(), back=(), untried="pairs").assert_equivalent()
+        made(
+            gates=gates, verdicts=(), transfers_to_other=(), back=(), transfer_skip_reason="pairs"
+        ).assert_equivalent()
 
 
 @pytest.mark.slow
 def test_a_turned_twin_of_a_shipped_model_moves_nothing_and_two_bits_are_too_few():
     model = load("distilled")
     found = compare_family(
-        model, [rotated(model).model, rounded(model, 2), "untrained"], prompts=6, nulls=2,
-        strangers=[],
+        model, [rotate_residual(model).model, round_weights(model, 2), "random-init"], prompts=6, nulls=2,
+        negative_controls=[],
     )  # fmt: skip
     same, coarse, net = found.comparisons
-    assert {v: same.fate(v).word for v in ("operation", "y", "thing")} == dict.fromkeys(
+    assert {v: same.verdict(v).label for v in ("operation", "y", "thing")} == dict.fromkeys(
         ("operation", "y", "thing"), "kept"
     )
     exact = set()
-    for one in same.forth:
+    for one in same.transfers_to_other:
         assert one.shortfall.high < 0.1
         layer, roles = one.site.split("@")
-        if one.places == tuple(f"{layer}@{role}" for role in roles.split("+")):
+        if one.donor_sites == tuple(f"{layer}@{role}" for role in roles.split("+")):
             # Read where the twin itself is: a turn is no loss to a ridge map.
-            assert one.value.value == one.ceiling.value
+            assert one.interchange_accuracy.value == one.own_ridge_accuracy.value
             assert one.shortfall.value == 0
             exact.add(one.variable)
     assert exact >= {"operation", "x", "y"}
-    heads = [fate for fate in same.fates if fate.kind == "head" and fate.word != "idle"]
-    assert {fate.word for fate in heads} == {"kept"}
-    assert all(fate.subject == fate.there for fate in heads)
+    heads = [
+        verdict
+        for verdict in same.verdicts
+        if verdict.kind == "head" and verdict.label != "no reliable effect"
+    ]
+    assert {verdict.label for verdict in heads} == {"kept"}
+    assert all(verdict.subject == verdict.counterpart for verdict in heads)
     for one in (coarse, net):
         with pytest.raises(EquivalenceError, match="number: accuracy changes by"):
             one.assert_equivalent()
     # The model itself holds the first number at no one place: nothing to keep, or to lose.
-    assert "no place of the full model" in same.fate("x").reason
+    assert "no place of the full model" in same.verdict("x").reason
     same.assert_equivalent()
 
 
@@ -317,11 +346,11 @@ def test_a_turned_twin_of_a_shipped_model_moves_nothing_and_two_bits_are_too_few
 
 
 def test_a_variable_shows_both_ways_and_a_head_the_patches_of_both_models():
-    why = made().why("op")
+    why = made().explain("op")
     assert list(why.interventions["donor"]) == ["full", "other"]
     assert set(why.interventions["variable"]) == {"op"}
-    assert why.failing == (Item("a", "b", "c", "d"),)
-    why = made().why("L0.H1")
+    assert why.failing_prompts == (FailingPrompt("a", "b", "c", "d"),)
+    why = made().explain("L0.H1")
     assert list(why.interventions["of"]) == ["full", "relative"]
     row = why.interventions.iloc[0]
     # The strongest of [[4, 5], [6, 7]].
@@ -332,33 +361,39 @@ def test_a_variable_shows_both_ways_and_a_head_the_patches_of_both_models():
 
 
 def test_each_part_of_a_split_head_has_its_rows():
-    fates = (head("L0.H0", "split", "L0.H0 + L0.H1"),)
-    assert list(made(fates=fates).why("L0.H0").interventions["head"]) == ["L0.H0", "L0.H0", "L0.H1"]
+    verdicts = (head("L0.H0", "split", "L0.H0 + L0.H1"),)
+    assert list(made(verdicts=verdicts).explain("L0.H0").interventions["head"]) == [
+        "L0.H0",
+        "L0.H0",
+        "L0.H1",
+    ]
 
 
 def test_a_head_that_only_the_relative_has_is_found_by_its_place():
-    fates = (head("L0.H0"), head("", "new", "L0.H1"))
-    why = made(fates=fates).why("L0.H1")
-    assert why.fate.word == "new"
+    verdicts = (head("L0.H0"), head("", "new", "L0.H1"))
+    why = made(verdicts=verdicts).explain("L0.H1")
+    assert why.verdict.label == "new"
     assert list(why.interventions["of"]) == ["relative"]
 
 
 def test_a_head_that_only_the_relative_has_is_found_beside_one_of_its_name():
-    fates = (head("L0.H0"), head("L0.H1", "lost", ""), head("", "new", "L0.H1"))
-    words = {made(fates=fates).why(name).fate.word for name in ("L0.H1", "other L0.H1")}
+    verdicts = (head("L0.H0"), head("L0.H1", "lost", ""), head("", "new", "L0.H1"))
+    words = {
+        made(verdicts=verdicts).explain(name).verdict.label for name in ("L0.H1", "other L0.H1")
+    }
     assert words == {"lost", "new"}
 
 
 def test_an_unknown_subject_is_refused_with_what_there_is():
-    with pytest.raises(SiteError, match=r"'colour'.*op, x, L0\.H0"):
-        made().why("colour")
+    with pytest.raises(SiteError, match=r"'color'.*op, x, L0\.H0"):
+        made().explain("color")
     with pytest.raises(SiteError, match="other"):
-        Relatives((made(),)).why("op", "stranger")
+        FamilyComparison((made(),)).explain("op", "stranger")
 
 
 def test_an_empty_name_is_no_subject():
     with pytest.raises(SiteError):
-        made().fate("")
+        made().verdict("")
 
 
 # Tables.
@@ -366,21 +401,21 @@ def test_an_empty_name_is_no_subject():
 
 def test_the_words_stand_in_one_table_and_the_numbers_in_another():
     gone = made(
-        other=Relative("worse", "made", 1, 2, 8, 1),
-        fates=(Fate("op", "variable", "cannot tell", "", "?"), head("", "new", "L0.H1")),
+        other=ModelFacts("worse", "made", 1, 2, 8, 1),
+        verdicts=(Verdict("op", "variable", "cannot tell", "", "?"), head("", "new", "L0.H1")),
         back=(
             carried("op", "worse", "full", maps={"ridge": NONE}, nulls=(0.3, 0.0)),
             carried("x", "worse", "full", nulls=(0.0, 0.2)),
         ),
     )
-    both = Relatives((made(), gone))
+    both = FamilyComparison((made(), gone))
     assert both.names == ("other", "worse")
     assert both["worse"] is gone
     table = both.table()
     assert table.loc["op"].tolist() == ["kept (L1.resid@op)", "cannot tell"]
     assert table.loc["x"].tolist() == ["kept (L1.resid@x)", ""]
     assert table.loc["heads of its own"].tolist() == ["–", "L0.H1"]
-    numbers = both.numbers()
+    numbers = both.metrics()
     assert numbers.loc["kinship", "other"] == pytest.approx(0.9)
     assert numbers.loc["kinship", "worse"] == pytest.approx(0.45)
     assert numbers.loc["op turned", "best untrained"] == 0.3
@@ -393,8 +428,8 @@ def test_the_words_stand_in_one_table_and_the_numbers_in_another():
 
 
 def test_kinship_is_nan_where_nothing_was_put_into_the_full_model():
-    assert np.isnan(made(back=()).kinship)
-    assert made(back=(), forth=()).transfers().empty
+    assert np.isnan(made(back=()).mean_interchange_accuracy)
+    assert made(back=(), transfers_to_other=()).transfer_table().empty
 
 
 # The whole job on planted models.
@@ -403,34 +438,44 @@ def test_kinship_is_nan_where_nothing_was_put_into_the_full_model():
 @pytest.mark.slow
 def test_a_turned_twin_keeps_what_maps_can_tell_and_strangers_keep_the_numbers(family):
     same, lexical, net = family.comparisons
-    assert [same.fate(v).word for v in ("operation", "x", "y")] == ["kept"] * 3
-    assert [lexical.fate(v).word for v in ("x", "y")] == ["kept"] * 2
-    assert lexical.fate("operation").word == "cannot tell"
-    assert {fate.word for fate in net.fates} == {"behaviour absent"}
-    assert net.forth == ()
-    assert len(net.back) == 4
+    assert [same.verdict(v).word for v in ("operation", "x", "y")] == ["kept"] * 3
+    assert [lexical.verdict(v).word for v in ("x", "y")] == ["kept"] * 2
+    assert lexical.verdict("operation").word == "cannot tell"
+    assert {verdict.word for verdict in net.verdicts} == {"behavior absent"}
+    assert net.transfers_to_other == ()
+    assert len(net.transfers_to_full) == 4
     # The table has heads that carry the same words: a match with them proves nothing.
-    found = [fate for fate in same.fates if fate.kind == "head" and fate.word != "idle"]
+    found = [
+        verdict
+        for verdict in same.verdicts
+        if verdict.kind == "head" and verdict.word != "no reliable effect"
+    ]
     assert found
-    assert all(fate.there == fate.subject for fate in found)
-    assert all(fate.word == "kept" or "another end" in fate.reason for fate in found)
-    assert same.kinship > lexical.kinship > net.kinship
+    assert all(verdict.there == verdict.subject for verdict in found)
+    assert all(verdict.word == "kept" or "another end" in verdict.reason for verdict in found)
+    assert (
+        same.mean_interchange_accuracy
+        > lexical.mean_interchange_accuracy
+        > net.mean_interchange_accuracy
+    )
 
 
 @pytest.mark.slow
 def test_kinship_is_the_mean_of_what_the_relative_turns_in_full(family):
     for one in family.comparisons:
-        assert one.kinship == pytest.approx(np.mean([b.value.value for b in one.back]))
-        assert {b.recipient for b in one.back} == {family.comparisons[0].full.name}
-        assert {b.donor for b in one.back} == {one.other.name}
-        assert {f.donor for f in one.forth} <= {one.full.name}
+        assert one.mean_interchange_accuracy == pytest.approx(
+            np.mean([b.value.value for b in one.transfers_to_full])
+        )
+        assert {b.recipient for b in one.transfers_to_full} == {family.comparisons[0].full.name}
+        assert {b.donor for b in one.transfers_to_full} == {one.other.name}
+        assert {f.donor for f in one.transfers_to_other} <= {one.full.name}
 
 
 @pytest.mark.slow
 def test_why_works_for_every_subject_of_every_relative(family, tmp_path):
     for one in family.comparisons:
-        for fate in one.fates:
-            why = one.why(fate.subject or fate.there)
+        for verdict in one.verdicts:
+            why = one.why(verdict.subject or verdict.there)
             assert why.lines()
             assert repr(why)
     numbers = family.numbers()
@@ -442,8 +487,8 @@ def test_why_works_for_every_subject_of_every_relative(family, tmp_path):
 @pytest.mark.slow
 def test_a_pair_alone_gives_what_the_family_gives(family, small_plan):
     found = compare(
-        fox("template"), fox("lexical"), FOX, prompts=4, nulls=2, another_seed=fox("template", 1),
-        strangers=[fox("lookup")],
+        fox("template"), fox("lexical"), FOX, prompts=4, nulls=2, other_seed=fox("template", 1),
+        negative_controls=[fox("lookup")],
     )  # fmt: skip
     assert found.to_dict() == family["planted lexical"].to_dict()
 
@@ -462,13 +507,13 @@ def test_a_model_is_compared_with_itself_by_two_workers(small_plan):
 
 @pytest.mark.slow
 def test_another_seed_that_cannot_do_it_and_is_compared_itself_says_nothing_of_roles(small_plan):
-    net = untrained(fox("template"), seed=7)
+    net = random_init(fox("template"), seed=7)
     found = compare_family(
-        fox("template"), [net, fox("lexical")], FOX, prompts=4, nulls=1, another_seed=net,
-        strangers=[],
+        fox("template"), [net, fox("lexical")], FOX, prompts=4, nulls=1, other_seed=net,
+        negative_controls=[],
     )  # fmt: skip
-    assert {fate.word for fate in found[net.name].fates} == {"behaviour absent"}
-    assert found["planted lexical"].fate("x").word == "kept"
+    assert {verdict.label for verdict in found[net.name].verdicts} == {"behavior absent"}
+    assert found["planted lexical"].verdict("x").label == "kept"
 
 
 # Pairs of a file.
@@ -496,28 +541,28 @@ def from_file(own, tmp_path_factory):
     path = tmp_path_factory.mktemp("pairs") / "hats.jsonl"
     path.write_text("\n".join(hats(k, 9 - k) for k in range(5)), encoding="utf-8")
     models = [small(own, 0), small(own, 1)]
-    return compare_family(models[0], [models[1], "untrained"], str(path), prompts=5, nulls=2)
+    return compare_family(models[0], [models[1], "random-init"], str(path), prompts=5, nulls=2)
 
 
 def test_pairs_of_a_file_say_why_nothing_was_put_in_and_name_no_variable(from_file):
     for one in from_file.comparisons:
-        assert one.untried
-        assert one.forth == one.back == ()
-        assert {fate.kind for fate in one.fates} == {"head"}
-        assert {fate.word for fate in one.fates} == {"behaviour absent"}
-        assert np.isnan(one.kinship)
-        assert one.why("L0.H0").fate.word == "behaviour absent"
+        assert one.transfer_skip_reason
+        assert one.transfers_to_other == one.transfers_to_full == ()
+        assert {verdict.kind for verdict in one.verdicts} == {"head"}
+        assert {verdict.word for verdict in one.verdicts} == {"behavior absent"}
+        assert np.isnan(one.mean_interchange_accuracy)
+        assert one.why("L0.H0").verdict.word == "behavior absent"
         with pytest.raises(SiteError):
             one.why("operation")
-    assert "untrained" in from_file.names[1]
+    assert "random-init" in from_file.names[1]
     assert from_file.numbers().loc["kinship"].isna().all()
     assert json.dumps(from_file.to_dict())
 
 
 def test_closed_gates_leave_no_head_a_word_and_every_number_its_place(from_file):
     table = from_file.table()
-    assert (table.drop("heads of its own") == "behaviour absent").all(axis=None)
-    assert np.isfinite(from_file.comparisons[0].overall.chance)
+    assert (table.drop("heads of its own") == "behavior absent").all(axis=None)
+    assert np.isfinite(from_file.comparisons[0].mean_pair_score.chance)
 
 
 # Who is compared with whom.
@@ -525,7 +570,9 @@ def test_closed_gates_leave_no_head_a_word_and_every_number_its_place(from_file)
 
 def test_models_of_one_name_are_told_apart():
     a = fox("template")
-    _, found = relatives._named(a, [a, fox("lexical"), fox("template", 1), fox("lexical", 1)], 0)
+    _, found = relatives._load_models(
+        a, [a, fox("lexical"), fox("template", 1), fox("lexical", 1)], 0
+    )
     assert [model.name for model in found] == [
         "planted template (2)", "planted lexical", "planted template (3)", "planted lexical (2)",
     ]  # fmt: skip
@@ -534,12 +581,12 @@ def test_models_of_one_name_are_told_apart():
 def test_names_with_brackets_are_told_apart_and_others_left_alone():
     named = [replace(fox(kind), name=name) for kind, name in
              (("template", "net (a)"), ("lexical", "net (a)"), ("lookup", "net"))]  # fmt: skip
-    _, found = relatives._named(named[0], named[1:], 0)
+    _, found = relatives._load_models(named[0], named[1:], 0)
     assert [model.name for model in found] == ["net (a) (2)", "net"]
 
 
 def test_an_untrained_relative_is_none_of_the_nets_that_stand_for_chance():
-    _, (net,) = relatives._named(fox("template"), ["untrained"], 0)
+    _, (net,) = relatives._load_models(fox("template"), ["random-init"], 0)
     assert net.name == "planted template untrained 10000"
     assert net.tokenizer is fox("template").tokenizer
 
@@ -560,30 +607,30 @@ def test_an_unknown_model_or_pattern_is_refused():
 def wired(monkeypatch):
     """Replace all that is measured: what is left is who is put beside whom."""
     calls = []
-    empty = Profiles("none", (), (), {}, {}, {})
+    empty = HeadProfiles("none", (), (), {}, {}, {})
 
-    def spy(plan, a, b, around, dials):
+    def spy(plan, a, b, around, settings):
         calls.append((b.name, around))
         return made()
 
     def beside(model, *_, **__):
-        return Aside(model, empty, None, {})
+        return ReferenceModel(model, empty, None, {})
 
     def measured(model, plan):
-        one = object.__new__(Measured)  # With nothing in it but what is asked for here.
-        known = {"model": model, "host": None, "donor": None, "heads": HeadView(model, {}, empty)}
+        one = object.__new__(ModelMeasurements)  # With nothing in it but what is asked for here.
+        known = {"model": model, "host": None, "donor": None, "heads": ModelHeads(model, {}, empty)}
         for name, value in known.items():
             object.__setattr__(one, name, value)
         return one
 
-    plan = object.__new__(Plan)
+    plan = object.__new__(ComparisonPrompts)
     object.__setattr__(plan, "trials", None)
     monkeypatch.setattr(relatives, "draw_plan", lambda *_: plan)
     monkeypatch.setattr(relatives, "measured", measured)
     monkeypatch.setattr(
-        relatives, "nulls_like", lambda like, *_, **__: Nulls(like, (), None, None, None)
+        relatives, "nulls_like", lambda like, *_, **__: NullGroup(like, (), None, None, None)
     )
-    monkeypatch.setattr(relatives, "net", lambda *_, **__: Net(None, None, {}))
+    monkeypatch.setattr(relatives, "net", lambda *_, **__: RandomInitNull(None, None, {}))
     monkeypatch.setattr(relatives, "aside", beside)
     monkeypatch.setattr(relatives, "compared", spy)
     return calls
@@ -591,7 +638,7 @@ def wired(monkeypatch):
 
 def test_a_control_stands_beside_the_relative_whose_shape_it_has(wired):
     models = [load(name) for name in ("full", "distilled", "distilled-narrow")]
-    compare_family(models[0], models[1:], nulls=1, strangers=[])
+    compare_family(models[0], models[1:], nulls=1, negative_controls=[])
     assert [name for name, _ in wired] == ["distilled", "distilled-narrow"]
     for _, around in wired:
         assert {name: one.name for name, one in around.controls.items()} == {"distilled": "scratch"}
@@ -601,16 +648,19 @@ def test_a_control_that_is_compared_itself_is_measured_once(wired, monkeypatch):
     asked = []
     monkeypatch.setattr(relatives, "aside", lambda model, *_, **__: asked.append(model.name))
     compare_family(
-        load("full"), [load("distilled"), load("scratch"), load("full-b")], nulls=1, strangers=[]
+        load("full"),
+        [load("distilled"), load("scratch"), load("full-b")],
+        nulls=1,
+        negative_controls=[],
     )
     assert asked == []
     (_, around), *_ = wired
-    assert (around.twin.name, around.controls["distilled"].name) == ("full-b", "scratch")
+    assert (around.other_seed.name, around.controls["distilled"].name) == ("full-b", "scratch")
 
 
 def test_strangers_that_were_named_are_all_held_against(wired):
     strange = [fox("lexical", 1), fox("lexical", 2)]
-    compare_family(fox("template"), [fox("lexical")], FOX, nulls=1, strangers=strange)
+    compare_family(fox("template"), [fox("lexical")], FOX, nulls=1, negative_controls=strange)
     ((_, around),) = wired
     assert [one.model.bridge for one in around.strangers] == [one.bridge for one in strange]
     names = [one.name for one in around.strangers]
@@ -622,26 +672,30 @@ def test_another_seed_of_the_same_name_is_another_model(wired):
     other = fox("template", 1)
     assert other.name == fox("template").name
     compare_family(
-        fox("template"), [fox("lexical")], FOX, nulls=1, another_seed=other, strangers=[]
+        fox("template"), [fox("lexical")], FOX, nulls=1, other_seed=other, negative_controls=[]
     )
     ((_, around),) = wired
-    assert around.twin.model.bridge is other.bridge
+    assert around.other_seed.model.bridge is other.bridge
 
 
 def test_a_stranger_of_the_other_seeds_name_is_another_model(wired):
     compare_family(
         fox("template"), [fox("lexical")], FOX, nulls=1,
-        another_seed=fox("lookup", 1), strangers=[fox("lookup")],
+        other_seed=fox("lookup", 1), negative_controls=[fox("lookup")],
     )  # fmt: skip
     ((_, around),) = wired
-    assert around.twin.model.bridge is fox("lookup", 1).bridge
+    assert around.other_seed.model.bridge is fox("lookup", 1).bridge
     assert [one.model.bridge for one in around.strangers] == [fox("lookup").bridge]
 
 
 def test_a_relative_that_is_named_as_a_stranger_keeps_its_name(wired):
     """By its name it is left out of what it is held against."""
     compare_family(
-        fox("template"), [fox("lexical")], FOX, nulls=1, strangers=[fox("lexical"), fox("lookup")]
+        fox("template"),
+        [fox("lexical")],
+        FOX,
+        nulls=1,
+        negative_controls=[fox("lexical"), fox("lookup")],
     )
     ((name, around),) = wired
     assert [one.name for one in around.strangers] == [name, "planted lookup"]
@@ -650,7 +704,7 @@ def test_a_relative_that_is_named_as_a_stranger_keeps_its_name(wired):
 def test_members_of_the_family_bring_their_other_seed_and_their_strangers(wired):
     compare_family(load("full"), [load("distilled"), load("copying")], nulls=1)
     ((_, around), _) = wired
-    assert around.twin.name == "full-b"
+    assert around.other_seed.name == "full-b"
     assert {name: one.name for name, one in around.controls.items()} == {"distilled": "scratch"}
     assert [one.name for one in around.strangers] == ["permuted"]
 
@@ -658,7 +712,7 @@ def test_members_of_the_family_bring_their_other_seed_and_their_strangers(wired)
 def test_models_of_ones_own_bring_none(wired):
     compare_family(fox("template"), [fox("lexical")], FOX, nulls=1)
     ((_, around),) = wired
-    assert (around.twin, dict(around.controls), list(around.strangers)) == (None, {}, [])
+    assert (around.other_seed, dict(around.controls), list(around.strangers)) == (None, {}, [])
 
 
 def test_no_untrained_nets_are_refused_before_anything_is_measured(wired):

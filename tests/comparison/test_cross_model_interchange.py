@@ -7,27 +7,37 @@ import numpy as np
 import pytest
 import torch
 
-from probes.comparison.variables.held_out_folds import draw_trials
-from probes.comparison.variables.linear_maps import Kind, fit_map
+from probes.comparison.variables.held_out_folds import sample_held_out_folds
+from probes.comparison.variables.linear_maps import MapKind, fit_map
 from probes.comparison.variables.stitching import (
     Donor,
-    _deal,
-    find_places,
-    grafted,
+    _question_order,
+    embedding_sites,
+    find_donor_sites,
     label_donor,
-    own_places,
-    read_donor,
-    read_host,
-    same_places,
+    run_donor,
+    run_recipient,
+    self_sites,
+    stitched_hits,
 )
-from probes.comparison.variables.transfer import handed, judged, transplant, turned
+from probes.comparison.variables.transfer import (
+    cross_model_interchange,
+    donor_hits,
+    evaluate_donor,
+    own_hits,
+)
 from probes.errors import BatchError, ModelError, PatternError, ProbeError
-from probes.interventions.hotspots import alone
-from probes.interventions.interchange import exchange, with_states
-from probes.models.model import untrained, wrap
+from probes.interventions.hotspots import takes_only
+from probes.interventions.interchange import interchange_intervention, with_residual
+from probes.models.model import random_init, wrap
 from probes.prompts.interchange_pairs import OBJECT, OPERATION
-from probes.stats.auroc import auroc
-from probes.testing.equivalent_models import permuted_heads, rotated, split_heads, with_idle_layer
+from probes.stats.auroc import group_auroc
+from probes.testing.equivalent_models import (
+    insert_silent_layer,
+    permute_heads,
+    rotate_residual,
+    split_heads,
+)
 from probes.testing.planted_patterns import fox_pattern, planted_fox
 from probes.testing.tiny_models import hook_count, tiny_hf
 
@@ -36,10 +46,10 @@ NUMBERS = (OPERATION, "x", "y")
 """The variables whose code one word teaches of another; each noun has a dimension to itself."""
 
 TWINS = {
-    "rotated": rotated,
-    "permuted": permuted_heads,
+    "rotated": rotate_residual,
+    "permuted": permute_heads,
     "split": lambda model: split_heads(model, ["L1.H0"]),
-    "idle": lambda model: with_idle_layer(model, 1),
+    "no reliable effect": lambda model: insert_silent_layer(model, 1),
 }
 
 
@@ -53,29 +63,29 @@ def model(kind, seed=0):
 @cache
 def trials():
     words = model("template").tokenizer
-    return draw_trials(fox_pattern(), tokenizers=(words,), bases=BASES, prompts=PROMPTS)
+    return sample_held_out_folds(fox_pattern(), tokenizers=(words,), bases=BASES, prompts=PROMPTS)
 
 
 @cache
-def host(kind="template"):
-    return read_host(model(kind), trials())
+def recipient(kind="template"):
+    return run_recipient(model(kind), trials())
 
 
 @cache
 def donor(kind, seed=0):
     if kind == "net":
-        return read_donor(untrained(model("template"), seed=seed), trials())
-    return read_donor(model(kind, seed), trials())
+        return run_donor(random_init(model("template"), seed=seed), trials())
+    return run_donor(model(kind, seed), trials())
 
 
 @cache
 def places(kind, variable, to="template", seed=0):
-    return find_places(host(to), donor(kind, seed), trials(), variable)
+    return find_donor_sites(recipient(to), donor(kind, seed), trials(), variable)
 
 
-def share(kind, variable, to="template", *, seed=0, map_kind: Kind = "ridge", where=None):
+def share(kind, variable, to="template", *, seed=0, map_kind: MapKind = "ridge", where=None):
     where = places(kind, variable, to, seed) if where is None else where
-    hits = grafted(host(to), donor(kind, seed), trials(), variable, where, kind=map_kind)
+    hits = stitched_hits(recipient(to), donor(kind, seed), trials(), variable, where, kind=map_kind)
     return float(hits.mean())
 
 
@@ -84,57 +94,59 @@ def share(kind, variable, to="template", *, seed=0, map_kind: Kind = "ridge", wh
 
 def test_planted_models_take_up_each_variable_at_its_own_word():
     for variable, role in ((OPERATION, "op"), ("x", "x"), ("y", "y"), (OBJECT, "thing")):
-        cell = host().cells[variable]
+        cell = recipient().sites[variable]
         assert (cell.layer, cell.component, cell.role) == (1, "resid", role)
-        assert turned(host(), trials(), variable).all()
-        assert same_places(host(), variable) == {role: (1, role)}
-        assert own_places(host(), variable) == {role: (0, role)}
+        assert own_hits(recipient(), trials(), variable).all()
+        assert self_sites(recipient(), variable) == {role: (1, role)}
+        assert embedding_sites(recipient(), variable) == {role: (0, role)}
 
 
 def test_the_identity_puts_in_what_the_source_itself_hands_over():
     """To itself, by no map: a plain exchange, of all crossings that are judged."""
     for variable in trials().variables:
-        found = share("template", variable, where=same_places(host(), variable),
+        found = share("template", variable, where=self_sites(recipient(), variable),
                       map_kind="identity")  # fmt: skip
-        plain = exchange(host().crossed, [host().cells[variable]])
-        assert found == alone(plain, variable)[0][trials().judged(variable)].mean() == 1
+        plain = interchange_intervention(recipient().runs, [recipient().sites[variable]])
+        assert found == takes_only(plain, variable)[0][trials().test_mask(variable)].mean() == 1
 
 
 def test_what_is_put_in_is_the_mapped_state_of_the_sources_word():
     """The operation, by hand: for each fold a map, and its states written over the bases'."""
-    here, resid = host(), host().crossed.clean.resid[1].clone()
-    op = here.crossed.batch.where("op")
-    for fold in trials().folds[OPERATION]:
-        fit = torch.from_numpy(fold.fit)
+    here, resid = recipient(), recipient().runs.clean.resid[1].clone()
+    op = here.runs.batch.role_mask("op")
+    for fold in trials().by_variable[OPERATION]:
+        fit = torch.from_numpy(fold.train)
         found = fit_map(
-            "ridge", donor("rotated").fit.at("op", 1)[fit], here.own.fit.at("op", 1)[fit]
+            "ridge",
+            donor("rotated").train_states.states_at("op", 1)[fit],
+            here.self_donor.train_states.states_at("op", 1)[fit],
         )
-        for row in np.flatnonzero(fold.judged).tolist():
-            resid[row, op[row]] = found(donor("rotated").tested.at("op", 1)[[row]])
-    after = exchange(here.crossed, [here.cells[OPERATION]],
-                     source=with_states(here.crossed, 1, resid))  # fmt: skip
-    wanted = alone(after, OPERATION)[0][trials().judged(OPERATION)]
-    found = grafted(here, donor("rotated"), trials(), OPERATION, {"op": (1, "op")})
+        for row in np.flatnonzero(fold.test).tolist():
+            resid[row, op[row]] = found(donor("rotated").source_states.states_at("op", 1)[[row]])
+    after = interchange_intervention(here.runs, [here.sites[OPERATION]],
+                     source=with_residual(here.runs, 1, resid))  # fmt: skip
+    wanted = takes_only(after, OPERATION)[0][trials().test_mask(OPERATION)]
+    found = stitched_hits(here, donor("rotated"), trials(), OPERATION, {"op": (1, "op")})
     assert np.array_equal(found, wanted)
 
 
 def test_donors_read_the_sources_behind_the_answers_of_the_bases():
-    for row, pair in enumerate(trials().crossings.other):
-        told = " ".join(donor("lexical").tested.batch.tokens[row][1:])
+    for row, pair in enumerate(trials().interchange_pairs.other):
+        told = " ".join(donor("lexical").source_states.batch.tokens[row][1:])
         replies = " ".join(text for _, text in pair.clean.answers)
         assert told == f"{pair.counterfactual.text} {replies}"
 
 
 def test_a_search_runs_no_model_and_leaves_out_replies_and_what_stands_before_the_word():
-    here, giver = host(), donor("rotated")
-    before = hook_count(here.crossed.model)
-    lacking = Donor("far", giver.fit, giver.tested)
+    here, giver = recipient(), donor("rotated")
+    before = hook_count(here.runs.model)
+    lacking = Donor("far", giver.train_states, giver.source_states)
     for variable in NUMBERS:
-        (place,) = find_places(here, lacking, trials(), variable).values()
-        roles = list(giver.fit.roles)
+        (place,) = find_donor_sites(here, lacking, trials(), variable).values()
+        roles = list(giver.train_states.roles)
         assert roles.index(place[1]) >= roles.index("op" if variable == OPERATION else variable)
         assert not place[1].startswith("reply")
-    assert hook_count(here.crossed.model) == before
+    assert hook_count(here.runs.model) == before
 
 
 # Twins.
@@ -143,13 +155,15 @@ def test_a_search_runs_no_model_and_leaves_out_replies_and_what_stands_before_th
 @pytest.mark.parametrize("kind", sorted(TWINS))
 @pytest.mark.parametrize("variable", NUMBERS)
 def test_a_twin_hands_over_as_much_as_the_recipients_own_states(kind, variable):
-    ceiling = share("template", variable, where=same_places(host(), variable))
+    ceiling = share("template", variable, where=self_sites(recipient(), variable))
     assert ceiling == share(kind, variable) == 1
 
 
 @pytest.mark.parametrize("variable", NUMBERS)
 def test_a_twin_takes_up_as_much_as_it_gives(variable):
-    ceiling = share("rotated", variable, "rotated", where=same_places(host("rotated"), variable))
+    ceiling = share(
+        "rotated", variable, "rotated", where=self_sites(recipient("rotated"), variable)
+    )
     assert ceiling == share("template", variable, "rotated") == 1
 
 
@@ -162,8 +176,8 @@ def test_a_twin_takes_up_as_much_as_it_gives(variable):
         ("permuted", 1, "orthogonal", 1),
         ("permuted", 1, "identity", 1),
         ("split", 1, "identity", 1),
-        ("idle", 2, "identity", 1),
-        ("idle", 1, "identity", 1),
+        ("no reliable effect", 2, "identity", 1),
+        ("no reliable effect", 1, "identity", 1),
     ],
 )
 def test_a_twin_needs_no_map_but_its_turn(variable, kind, layer, map_kind, wanted):
@@ -174,7 +188,7 @@ def test_a_twin_needs_no_map_but_its_turn(variable, kind, layer, map_kind, wante
 
 def test_of_a_noun_with_a_dimension_to_itself_a_map_of_other_nouns_says_nothing():
     """So even the recipient's own states turn nothing through a ridge map: the ceiling says so."""
-    at = same_places(host(), OBJECT)
+    at = self_sites(recipient(), OBJECT)
     assert share("template", OBJECT, where=at) == 0
     assert share("template", OBJECT, where=at, map_kind="identity") == 1
 
@@ -205,13 +219,13 @@ def test_a_table_hands_over_the_operation_that_it_holds_alike_and_no_number():
 def planted_share(kind, variable, seed=0):
     """As `share`, of a planted kind that bears the name of a twin as well."""
     giver = read(kind, seed)
-    at = find_places(host(), giver, trials(), variable)
-    return float(grafted(host(), giver, trials(), variable, at).mean())
+    at = find_donor_sites(recipient(), giver, trials(), variable)
+    return float(stitched_hits(recipient(), giver, trials(), variable, at).mean())
 
 
 @cache
 def read(kind, seed=0):
-    return read_donor(planted_fox(kind, seed=seed).model, trials())
+    return run_donor(planted_fox(kind, seed=seed).model, trials())
 
 
 # Stand-ins.
@@ -220,38 +234,46 @@ def read(kind, seed=0):
 @pytest.mark.parametrize("variable", NUMBERS)
 def test_an_untrained_donor_a_label_and_rows_dealt_anew_turn_next_to_nothing(variable):
     """Not nothing: the mean of a number is some of the numbers."""
-    label = label_donor(host().own, trials(), variable)
+    label = label_donor(recipient().self_donor, trials(), variable)
     most = 0.1 if variable == OPERATION else 0.4
-    assert grafted(host(), label, trials(), variable, own_places(host(), variable)).mean() < most
+    assert (
+        stitched_hits(
+            recipient(), label, trials(), variable, embedding_sites(recipient(), variable)
+        ).mean()
+        < most
+    )
     at = places("rotated", variable)
     for seed in range(2):
         assert share("net", variable, seed=seed) < max(most, 0.25)
-        dealt = grafted(host(), donor("rotated"), trials(), variable, at, shuffled=seed)
+        dealt = stitched_hits(
+            recipient(), donor("rotated"), trials(), variable, at, shuffle_seed=seed
+        )
         assert dealt.mean() < max(most, 0.25)
 
 
 def test_a_label_says_which_word_it_is_and_nothing_else():
-    made = label_donor(host().own, trials(), OPERATION)
-    states = made.fit.at("x", 0)
+    made = label_donor(recipient().self_donor, trials(), OPERATION)
+    states = made.train_states.states_at("x", 0)
     assert (states.sum(1) == 1).all()
-    words = trials().forms(OPERATION)
+    words = trials().question_forms(OPERATION)
     same = np.array([[one == other for other in words] for one in words])
     assert np.array_equal((states @ states.T).bool().numpy(), same)
-    tested = made.tested.at("op", 0)
+    tested = made.source_states.states_at("op", 0)
     shared = (tested @ states.T).bool().numpy()
     assert np.array_equal(
-        shared, np.array([[one == two for two in words] for one in trials().tested(OPERATION)])
+        shared,
+        np.array([[one == two for two in words] for one in trials().source_forms(OPERATION)]),
     )
 
 
 def test_rows_are_dealt_within_a_frame_and_reproducibly():
-    order = _deal(trials(), 5)
-    frames = [question.frame for question in trials().questions]
+    order = _question_order(trials(), 5)
+    frames = [question.template for question in trials().questions]
     assert sorted(order.tolist()) == list(range(PROMPTS))
     assert [frames[row] for row in order.tolist()] == frames
-    assert torch.equal(order, _deal(trials(), 5))
-    assert not torch.equal(order, _deal(trials(), 6))
-    assert torch.equal(_deal(trials(), None), torch.arange(PROMPTS))
+    assert torch.equal(order, _question_order(trials(), 5))
+    assert not torch.equal(order, _question_order(trials(), 6))
+    assert torch.equal(_question_order(trials(), None), torch.arange(PROMPTS))
 
 
 # The whole measure.
@@ -262,67 +284,74 @@ def found(kind="rotated"):
     nets = [donor("net", seed) for seed in range(2)]
     others = {"stranger": read("lookup")}
     kinds = (OPERATION, "x")
-    return judged(
-        host(), donor(kind), trials(), kinds,
-        nulls=handed(host(), nets, trials(), kinds),
-        strangers={n: handed(host(), [d], trials(), kinds)[d.name] for n, d in others.items()},
+    return evaluate_donor(
+        recipient(), donor(kind), trials(), kinds,
+        nulls=donor_hits(recipient(), nets, trials(), kinds),
+        negative_controls={n: donor_hits(recipient(), [d], trials(), kinds)[d.name] for n, d in others.items()},
         seed=0,
     )  # fmt: skip
 
 
 def test_a_transfer_holds_every_map_and_every_control_on_the_same_crossings():
     for one in found():
-        assert one.items == trials().judged(one.variable).sum()
+        assert one.pairs == trials().test_mask(one.variable).sum()
         assert set(one.maps) == {"identity", "orthogonal", "ridge"}
-        assert set(one.controls) == {"token embedding", "label", "shuffled", "untrained"}
+        assert set(one.controls) == {"token embedding", "label", "shuffled", "random-init"}
         assert len(one.nulls) == 2
-        assert one.controls["untrained"].value == max(one.nulls)
-        assert one.value == one.maps["ridge"]
-        assert set(one.strangers) == {"stranger"}
-        assert one.whole.value == 1
+        assert one.controls["random-init"].value == max(one.nulls)
+        assert one.interchange_accuracy == one.maps["ridge"]
+        assert set(one.negative_controls) == {"stranger"}
+        assert one.own_accuracy.value == 1
 
 
 def test_excess_and_shortfall_are_signed_as_they_say():
     for one in found():
-        best = one.controls[one.best].value
+        best = one.controls[one.best_control].value
         assert best == max(control.value for control in one.controls.values())
-        assert one.excess.value == pytest.approx(one.value.value - best)
-        assert one.shortfall.value == pytest.approx(one.ceiling.value - one.value.value)
+        assert one.excess.value == pytest.approx(one.interchange_accuracy.value - best)
+        assert one.shortfall.value == pytest.approx(
+            one.own_ridge_accuracy.value - one.interchange_accuracy.value
+        )
     (operation, *_) = found()
     assert operation.excess.low > 0.5
     assert operation.shortfall.high < 0.15
 
 
 def test_what_was_missed_is_what_the_own_states_turned_and_the_donors_did_not():
-    (one, *_) = judged(
-        host(), read("lexical"), trials(), (OPERATION,),
-        nulls=handed(host(), [donor("net")], trials(), (OPERATION,)), strangers={}, seed=0,
+    (one, *_) = evaluate_donor(
+        recipient(), read("lexical"), trials(), (OPERATION,),
+        nulls=donor_hits(recipient(), [donor("net")], trials(), (OPERATION,)), negative_controls={}, seed=0,
     )  # fmt: skip
-    assert one.value.value < 0.1
-    assert len(one.missed) == round((one.ceiling.value - one.value.value) * one.items)
-    assert set(one.missed) <= set(np.flatnonzero(trials().judged(OPERATION)).tolist())
-    assert all(one.missed == () for one in found() if one.shortfall.value == 0)
+    assert one.interchange_accuracy.value < 0.1
+    assert len(one.missed_pairs) == round(
+        (one.own_ridge_accuracy.value - one.interchange_accuracy.value) * one.pairs
+    )
+    assert set(one.missed_pairs) <= set(np.flatnonzero(trials().test_mask(OPERATION)).tolist())
+    assert all(one.missed_pairs == () for one in found() if one.shortfall.value == 0)
 
 
 def test_without_untrained_nets_nothing_is_judged():
-    with pytest.raises(ModelError, match="untrained"):
-        judged(host(), donor("rotated"), trials(), NUMBERS, nulls={}, strangers={}, seed=0)
+    with pytest.raises(ModelError, match="random-init"):
+        evaluate_donor(
+            recipient(), donor("rotated"), trials(), NUMBERS, nulls={}, negative_controls={}, seed=0
+        )
 
 
 @pytest.mark.slow
 def test_the_whole_measure_is_the_same_for_the_same_seed():
     few = {"variables": ("operation",), "bases": 16, "prompts": 80, "nulls": 1}
     one, same = (
-        transplant(model("rotated"), model("template"), fox_pattern(), **few) for _ in range(2)
+        cross_model_interchange(model("rotated"), model("template"), fox_pattern(), **few)
+        for _ in range(2)
     )
     assert one == same
     assert (one[0].donor, one[0].recipient) == (model("rotated").name, model("template").name)
 
 
 def test_an_unknown_variable_is_refused_by_name():
-    with pytest.raises(ProbeError, match="colour"):
-        transplant(
-            model("template"), model("template"), fox_pattern(), variables=("colour",),
+    with pytest.raises(ProbeError, match="color"):
+        cross_model_interchange(
+            model("template"), model("template"), fox_pattern(), variables=("color",),
             bases=8, prompts=60, nulls=1,
         )  # fmt: skip
 
@@ -331,32 +360,34 @@ def test_an_unknown_variable_is_refused_by_name():
 def test_strangers_of_one_name_are_told_apart():
     few = {"variables": ("operation",), "bases": 8, "prompts": 60, "nulls": 1}
     strange = [planted_fox("lexical", seed=seed).model for seed in (0, 1)]
-    (one,) = transplant(
-        model("rotated"), model("template"), fox_pattern(), strangers=strange, **few
+    (one,) = cross_model_interchange(
+        model("rotated"), model("template"), fox_pattern(), negative_controls=strange, **few
     )
-    assert len(one.strangers) == 2
+    assert len(one.negative_controls) == 2
 
 
 def test_too_few_prompts_for_a_map_are_refused():
     with pytest.raises(BatchError, match="prompts"):
-        transplant(
+        cross_model_interchange(
             model("template"), model("template"), fox_pattern(), bases=8, prompts=12, nulls=1
         )
 
 
 def test_a_pattern_without_an_opposite_is_refused():
     with pytest.raises(PatternError, match="opposite"):
-        transplant(model("template"), model("template"), replace(fox_pattern(), opposite=None))
+        cross_model_interchange(
+            model("template"), model("template"), replace(fox_pattern(), opposite=None)
+        )
 
 
 def test_a_donor_of_another_width_and_depth_is_read_as_well():
     words = model("template").tokenizer
     small = wrap(tiny_hf("neox", 0, vocab_size=len(words)), name="small", tokenizer=words)
-    giver = read_donor(small, trials())
-    at = find_places(host(), giver, trials(), OPERATION)
-    assert grafted(host(), giver, trials(), OPERATION, at).mean() < 0.3
+    giver = run_donor(small, trials())
+    at = find_donor_sites(recipient(), giver, trials(), OPERATION)
+    assert stitched_hits(recipient(), giver, trials(), OPERATION, at).mean() < 0.3
     with pytest.raises(BatchError, match="32 dimensions to 256"):
-        grafted(host(), giver, trials(), OPERATION, at, kind="identity")
+        stitched_hits(recipient(), giver, trials(), OPERATION, at, kind="identity")
 
 
 # Telling models apart.
@@ -377,10 +408,10 @@ def test_kinship_tells_seeds_and_twins_of_a_model_from_models_that_do_it_otherwi
     kin = np.array([*(table[one].mean() for one in related), *(one.mean() for one in twins)])
     for kind in ("lexical", "lookup", "rotated"):
         others = np.array([table[one].mean() for one in strange if one[0] == kind])
-        told = auroc(kin, others)
+        told = group_auroc(kin, others)
         assert told.value.value >= 0.95
-        assert told.word == "above"
-    assert auroc(kin, np.array([table[one].mean() for one in strange])).value.value >= 0.95
+        assert told.label == "above"
+    assert group_auroc(kin, np.array([table[one].mean() for one in strange])).value.value >= 0.95
     # Which variable it is that tells them: what the operation hides, the numbers show.
     shares = {one: dict(zip(trials().variables, table[one], strict=True)) for one in table}
     assert all(shares["lexical", seed][OPERATION] < 0.1 for seed in SEEDS)

@@ -7,14 +7,19 @@ import numpy as np
 import pytest
 
 from probes.comparison.heads import head_sets as headsets
-from probes.comparison.heads.head_sets import HeadView, busy, scaled
-from probes.comparison.heads.measurements import Chance
-from probes.comparison.heads.profiles import Profiles, live, profile, shares
-from probes.comparison.heads.verdicts import head_fates
-from probes.models.model import load, untrained
+from probes.comparison.heads.head_sets import ModelHeads, active_heads, rescale_null
+from probes.comparison.heads.measurements import NullModels
+from probes.comparison.heads.profiles import (
+    HeadProfiles,
+    affected_answers,
+    effect_fractions,
+    profile_heads,
+)
+from probes.comparison.heads.verdicts import head_verdicts
+from probes.models.model import load, random_init
 from probes.prompts.catalog import pattern
-from probes.prompts.pair_batch import draw_pairs, encode_pairs
-from probes.testing.equivalent_models import dead_heads, permuted_heads, split_heads, turned
+from probes.prompts.pair_batch import sample_pairs, tokenize_pairs
+from probes.testing.equivalent_models import permute_heads, split_heads, swap_direction, zero_heads
 from probes.testing.tiny_models import tiny
 
 PROMPTS, ROLES, CONTRASTS = 12, ("x", "op", "y", "answer"), ("x", "y", "operation")
@@ -42,7 +47,7 @@ def profiles(heads, name="made", total=(20.0, 10.0)):
     effects = {c: np.stack([h["effects"][n] for h in heads], 1) for n, c in enumerate(CONTRASTS)}
     gaze = {c: np.stack([h["gaze"][n] for h in heads], 1) for n, c in enumerate(CONTRASTS)}
     totals = {c: np.tile(np.array(total), (PROMPTS, 1)) for c in CONTRASTS}
-    return Profiles(name, names, ROLES, effects, gaze, totals)
+    return HeadProfiles(name, names, ROLES, effects, gaze, totals)
 
 
 @cache
@@ -55,7 +60,7 @@ def tell(own, monkeypatch):
     """Tell heads made by hand, whose joint patches are the sums of their single ones."""
     known, chosen = {}, pattern("take-away")
     # Only the names of the contrasts are read: nothing is run.
-    few = encode_pairs(own, draw_pairs(chosen, "x", 2, tokenizers=[own], seed=0))
+    few = tokenize_pairs(own, sample_pairs(chosen, "x", 2, tokenizers=[own], seed=0))
     batches = dict.fromkeys(CONTRASTS, few)
 
     def joint(model, given, sets, roles):
@@ -68,19 +73,19 @@ def tell(own, monkeypatch):
 
     monkeypatch.setattr(headsets, "joint_effects", joint)
 
-    def run(full, other, *, chance=None, **dials):
+    def run(full, other, *, chance=None, **settings):
         views = []
         for name, found in (("a", full), ("b", other)):
             known[name] = found
             model = replace(tiny("gpt2"), name=name, tokenizer=own)
-            views.append(HeadView(model, batches, found))
-        return head_fates(views[0], views[1], chance or Chance(nets()), **dials)
+            views.append(ModelHeads(model, batches, found))
+        return head_verdicts(views[0], views[1], chance or NullModels(nets()), **settings)
 
     return run
 
 
-def words(fates):
-    return {(fate.subject, fate.word, fate.there) for fate in fates}
+def words(verdicts):
+    return {(verdict.subject, verdict.word, verdict.there) for verdict in verdicts}
 
 
 def test_a_model_keeps_all_its_heads_wherever_they_stand_and_each_is_equivalent(tell):
@@ -91,21 +96,21 @@ def test_a_model_keeps_all_its_heads_wherever_they_stand_and_each_is_equivalent(
         ("L0.H1", "kept", "L0.H2"),
         ("L0.H2", "kept", "L0.H0"),
     }
-    assert all(fate.equivalent for fate in found)
+    assert all(verdict.equivalent for verdict in found)
 
 
 def test_logits_of_another_scale_change_no_word(tell):
     full = [head(1), head(2)]
     louder = [part(one, 3.0) for one in full]
     found = tell(profiles(full), profiles(louder, total=(60.0, 30.0)))
-    assert [fate.word for fate in found] == ["kept", "kept"]
-    assert all(fate.equivalent for fate in found)
+    assert [verdict.word for verdict in found] == ["kept", "kept"]
+    assert all(verdict.equivalent for verdict in found)
 
 
 def test_a_head_of_a_third_of_the_strength_is_not_kept_however_alike(tell):
     full = [head(1), head(2)]
     found = tell(profiles(full), profiles([part(full[0], 0.33), full[1]]))
-    assert [(fate.word, fate.there) for fate in found] == [
+    assert [(verdict.word, verdict.there) for verdict in found] == [
         ("cannot tell", "L0.H0"),
         ("kept", "L0.H1"),
     ]
@@ -137,14 +142,14 @@ def test_a_set_that_a_joint_patch_denies_is_no_split(tell, monkeypatch):
             c: halves.effects[c][1::2, :1].repeat(len(sets), 1) for c in given
         },
     )
-    assert "split" not in [fate.word for fate in tell(profiles([whole]), halves)]
+    assert "split" not in [verdict.word for verdict in tell(profiles([whole]), halves)]
 
 
 def test_a_sum_of_heads_that_other_heads_are_is_no_split(tell):
     one, two = head(1), head(2)
     both = {"effects": one["effects"] + two["effects"], "gaze": one["gaze"] + two["gaze"]}
     found = tell(profiles([one, two, both]), profiles([one, two]))
-    assert [fate.word for fate in found[:2]] == ["kept", "kept"]
+    assert [verdict.word for verdict in found[:2]] == ["kept", "kept"]
     assert found[2].word != "split"
 
 
@@ -163,12 +168,12 @@ def test_a_head_without_a_like_is_lost_and_turned_round_new(tell):
 def test_nothing_is_lost_while_the_gate_is_half_open(tell):
     full = [head(1), head(3)]
     found = tell(profiles(full), profiles(full[:1]), gate="partial")
-    assert [fate.word for fate in found] == ["kept", "cannot tell"]
+    assert [verdict.word for verdict in found] == ["kept", "cannot tell"]
 
 
 def test_behind_a_closed_gate_there_is_no_word(tell):
     full = profiles([head(1), head(2)])
-    assert [f.word for f in tell(full, full, gate="closed")] == ["behaviour absent"] * 2
+    assert [f.label for f in tell(full, full, gate="closed")] == ["behavior absent"] * 2
 
 
 def test_heads_that_do_next_to_nothing_are_idle_on_both_sides(tell):
@@ -176,26 +181,26 @@ def test_heads_that_do_next_to_nothing_are_idle_on_both_sides(tell):
     noise = head(3, noise=500.0)
     assert words(tell(profiles(full), profiles([head(1), noise]))) == {
         ("L0.H0", "kept", "L0.H0"),
-        ("L0.H1", "idle", ""),
-        ("", "idle", "L0.H1"),
+        ("L0.H1", "no reliable effect", ""),
+        ("", "no reliable effect", "L0.H1"),
     }
 
 
 def test_a_head_that_nets_trained_for_another_end_have_too_is_not_called_kept(tell):
     full = profiles([head(1), head(2)])
     strangers = (profiles([head(1), head(9)]),)
-    found = tell(full, full, chance=Chance(nets(), strangers=strangers))
-    assert [fate.word for fate in found] == ["cannot tell", "kept"]
+    found = tell(full, full, chance=NullModels(nets(), negative_controls=strangers))
+    assert [verdict.word for verdict in found] == ["cannot tell", "kept"]
 
 
 def test_a_split_is_shown_beside_what_nets_without_the_full_model_do(tell):
     whole = head(1)
     full, halves = profiles([whole]), profiles([part(whole, 0.5), part(whole, 0.5)])
-    found = tell(full, halves, chance=Chance(nets(), controls=(halves,)))
-    shown = found[0].evidence[-1]
+    found = tell(full, halves, chance=NullModels(nets(), same_shape=(halves,)))
+    shown = found[0].tests[-1]
     assert (shown.name, shown.value.value) == ("split without the full model", 1.0)
-    assert not shown.decides
-    assert tell(full, halves)[0].evidence[-1].value is None
+    assert not shown.is_deciding
+    assert tell(full, halves)[0].tests[-1].value is None
 
 
 def shifted(whole):
@@ -212,29 +217,29 @@ def test_a_head_has_moved_only_where_another_seed_has_it_in_place(twin, word, te
     sharp = head(1)
     sharp["effects"] = sharp["effects"] * np.repeat([0.1, 1.0, 0.1, 0.1], 2)
     full, other = profiles([sharp]), profiles([shifted(sharp)])
-    found = tell(full, other, chance=Chance(nets(), twin=full if twin else None))
+    found = tell(full, other, chance=NullModels(nets(), other_seed=full if twin else None))
     assert (found[0].word, found[0].there) == (word, "L0.H0")
     assert "at y, not at op" in found[0].reason
 
 
 def test_only_answers_that_go_in_both_models_have_shares():
     one, two = profiles([head(1)]), profiles([head(1)], total=(20.0, 0.1))
-    assert live(one) == tuple((c, k) for c in sorted(CONTRASTS) for k in (0, 1))
-    assert live(one, two) == tuple((c, 0) for c in sorted(CONTRASTS))
-    assert live() == ()
+    assert affected_answers(one) == tuple((c, k) for c in sorted(CONTRASTS) for k in (0, 1))
+    assert affected_answers(one, two) == tuple((c, 0) for c in sorted(CONTRASTS))
+    assert affected_answers() == ()
     even = {c: np.ones((1, PROMPTS)) for c in CONTRASTS}
-    found = shares(one.effects, one.totals, [("x", 1)], even)
+    found = effect_fractions(one.effects, one.total_effects, [("x", 1)], even)
     wanted = one.effects["x"].mean(0)[:, 1::2] / 10
     assert found[0] == pytest.approx(wanted)
 
 
 def test_an_untrained_net_is_scaled_to_the_strongest_head():
     weak = profiles([part(head(5), 1e-4), part(head(6), 2e-4)], total=(0.0, 0.0))
-    where = live(like := profiles([head(1)]))
+    where = affected_answers(like := profiles([head(1)]))
     every = {c: np.ones((1, PROMPTS)) for c in CONTRASTS}
     longest = [
-        np.linalg.norm(shares(p.effects, p.totals, where, every)[0], axis=1).max()
-        for p in (scaled(weak, like, where), like)
+        np.linalg.norm(effect_fractions(p.effects, p.total_effects, where, every)[0], axis=1).max()
+        for p in (rescale_null(weak, like, where), like)
     ]
     assert longest[0] == pytest.approx(longest[1])
 
@@ -245,49 +250,49 @@ def ground():
     model, chosen = load("distilled"), pattern("take-away")
     words_of = [model.tokenizer]
     batches = {
-        c: encode_pairs(model.tokenizer, draw_pairs(chosen, c, 8, tokenizers=words_of, seed=0))
+        c: tokenize_pairs(model.tokenizer, sample_pairs(chosen, c, 8, tokenizers=words_of, seed=0))
         for c in (*CONTRASTS, "thing")
     }
     roles = ("have", "x", "thing", "op", "y", "ask", "thing_asked", "answer", "reply_number")
 
     def view(net):
-        return HeadView(net, batches, profile(net, batches, roles)[0])
+        return ModelHeads(net, batches, profile_heads(net, batches, roles)[0])
 
     own = view(model)
-    chance = Chance([view(untrained(model, seed=k)).profiles for k in range(4)])
-    able = busy(own.profiles, live(own.profiles))
+    chance = NullModels([view(random_init(model, seed=k)).profiles for k in range(4)])
+    able = active_heads(own.profiles, affected_answers(own.profiles))
     return own, view, chance, {h for h, b in zip(own.profiles.heads, able, strict=True) if b}
 
 
 def test_a_twin_with_shuffled_heads_is_kept_head_by_head(ground):
     own, view, chance, able = ground
-    twin = permuted_heads(own.model, 1)
-    found = head_fates(own, view(twin.model), chance)
-    assert {f.subject: (f.there,) for f in found if f.word == "kept"} == {
-        name: twin.heads[name] for name in able
+    twin = permute_heads(own.model, 1)
+    found = head_verdicts(own, view(twin.model), chance)
+    assert {f.subject: (f.counterpart,) for f in found if f.label == "kept"} == {
+        name: twin.head_map[name] for name in able
     }
-    assert {f.word for f in found if f.subject not in able} == {"idle"}
+    assert {f.label for f in found if f.subject not in able} == {"no reliable effect"}
 
 
 @pytest.mark.slow
 def test_a_twin_with_a_split_head_is_split_and_turned_round_merged(ground):
     own, view, chance, _ = ground
     twin = split_heads(own.model, ["L0.H0"], 3)
-    other, back = view(twin.model), turned(twin, own.model)
-    halves = set(twin.heads["L0.H0"])
-    found = head_fates(own, other, chance)
-    assert {f.subject for f in found if f.word == "split"} == {"L0.H0"}
-    assert {f.word for f in found if f.subject} == {"split", "kept", "idle"}
-    assert next(set(f.there.split(" + ")) for f in found if f.word == "split") == halves
-    found = head_fates(other, own, chance)
-    assert {f.subject for f in found if f.word == "merged"} == halves
-    assert {back.heads[half] for half in halves} == {("L0.H0",)}
+    other, back = view(twin.model), swap_direction(twin, own.model)
+    halves = set(twin.head_map["L0.H0"])
+    found = head_verdicts(own, other, chance)
+    assert {f.subject for f in found if f.label == "split"} == {"L0.H0"}
+    assert {f.label for f in found if f.subject} == {"split", "kept", "no reliable effect"}
+    assert next(set(f.counterpart.split(" + ")) for f in found if f.label == "split") == halves
+    found = head_verdicts(other, own, chance)
+    assert {f.subject for f in found if f.label == "merged"} == halves
+    assert {back.head_map[half] for half in halves} == {("L0.H0",)}
 
 
 @pytest.mark.slow
 def test_a_twin_without_a_head_has_lost_that_head_alone(ground):
     own, view, chance, _ = ground
-    twin = dead_heads(own.model, ["L0.H2"])
-    found = head_fates(own, view(twin.model), chance)
-    assert [f.subject for f in found if f.word == "lost"] == ["L0.H2"]
-    assert not [f for f in found if f.word in ("new", "split", "merged", "moved")]
+    twin = zero_heads(own.model, ["L0.H2"])
+    found = head_verdicts(own, view(twin.model), chance)
+    assert [f.subject for f in found if f.label == "lost"] == ["L0.H2"]
+    assert not [f for f in found if f.label in ("new", "split", "merged", "moved")]

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from probes.comparison.variables import stitching as grafting
-from probes.comparison.variables.held_out_folds import Trials, draw_trials
-from probes.comparison.variables.stitching import held_at
+from probes.comparison.variables.held_out_folds import HeldOutFolds, sample_held_out_folds
+from probes.comparison.variables.stitching import find_variable_sites
 from probes.errors import PatternError
 from probes.interventions.confounds import verb_groups
-from probes.interventions.hotspots import finding_words
-from probes.models.site import Cell
+from probes.interventions.hotspots import search_words
+from probes.models.site import Site
 from probes.prompts.catalog import pattern
-from probes.prompts.interchange_pairs import OBJECT, OPERATION, crossings
+from probes.prompts.interchange_pairs import OBJECT, OPERATION, sample_interchange_pairs
 from probes.testing.planted_patterns import MINUS, PLUS, fox_pattern, planted_fox
 
 BASES, PROMPTS = 60, 240
@@ -28,12 +28,14 @@ def words():
 
 @cache
 def planted():
-    return draw_trials(fox_pattern(), tokenizers=(words(),), bases=BASES, prompts=PROMPTS)
+    return sample_held_out_folds(fox_pattern(), tokenizers=(words(),), bases=BASES, prompts=PROMPTS)
 
 
 @pytest.fixture(scope="module")
 def shipped(own):
-    return draw_trials(pattern("take-away"), tokenizers=(own,), bases=BASES, prompts=PROMPTS)
+    return sample_held_out_folds(
+        pattern("take-away"), tokenizers=(own,), bases=BASES, prompts=PROMPTS
+    )
 
 
 @pytest.fixture(params=["planted", "shipped"])
@@ -41,8 +43,8 @@ def trials(request):
     return planted() if request.param == "planted" else request.getfixturevalue("shipped")
 
 
-def sources(trials: Trials):
-    return [pair.counterfactual for pair in trials.crossings.other]
+def sources(trials: HeldOutFolds):
+    return [pair.counterfactual for pair in trials.interchange_pairs.other]
 
 
 def spoken(question, variable):
@@ -50,7 +52,7 @@ def spoken(question, variable):
 
 
 def test_there_are_as_many_crossings_and_questions_as_asked_for_half_of_each_operation(trials):
-    assert len(trials.crossings) == BASES
+    assert len(trials.interchange_pairs) == BASES
     assert len(trials.questions) == PROMPTS
     assert trials.variables == (OPERATION, "x", "y", OBJECT)
     sides = trials.labels(OPERATION)
@@ -66,9 +68,9 @@ def test_no_tested_noun_is_in_any_question_wherever_it_may_stand(trials):
 
 @pytest.mark.parametrize("variable", [OPERATION, "x", "y"])
 def test_what_a_fold_is_judged_on_is_in_none_of_its_fitted_rows(trials, variable):
-    for fold in trials.folds[variable]:
-        judged = {spoken(sources(trials)[row], variable) for row in np.flatnonzero(fold.judged)}
-        fitted = {spoken(trials.questions[row], variable) for row in np.flatnonzero(fold.fit)}
+    for fold in trials.by_variable[variable]:
+        judged = {spoken(sources(trials)[row], variable) for row in np.flatnonzero(fold.test)}
+        fitted = {spoken(trials.questions[row], variable) for row in np.flatnonzero(fold.train)}
         assert judged <= set(fold.forms)
         assert fitted
         assert not fitted & set(fold.forms)
@@ -76,41 +78,41 @@ def test_what_a_fold_is_judged_on_is_in_none_of_its_fitted_rows(trials, variable
 
 @pytest.mark.parametrize("variable", [OPERATION, "x", "y", OBJECT])
 def test_every_crossing_is_judged_once_at_most(trials, variable):
-    times = np.sum([fold.judged for fold in trials.folds[variable]], axis=0)
+    times = np.sum([fold.test for fold in trials.by_variable[variable]], axis=0)
     assert times.max() == 1
-    assert np.array_equal(trials.judged(variable), times > 0)
-    assert trials.judged(variable).sum() > BASES // 4
+    assert np.array_equal(trials.test_mask(variable), times > 0)
+    assert trials.test_mask(variable).sum() > BASES // 4
 
 
 @pytest.mark.parametrize("variable", [OPERATION, "x", "y"])
 def test_the_words_that_choose_a_site_are_never_judged(trials, variable):
-    rows = np.flatnonzero(trials.search[variable])
+    rows = np.flatnonzero(trials.site_search[variable])
     choosing = {spoken(trials.questions[row], variable) for row in rows}
     judged = {
-        spoken(sources(trials)[row], variable) for row in np.flatnonzero(trials.judged(variable))
+        spoken(sources(trials)[row], variable) for row in np.flatnonzero(trials.test_mask(variable))
     }
-    tested = {form for fold in trials.folds[variable] for form in fold.forms}
+    tested = {form for fold in trials.by_variable[variable] for form in fold.forms}
     assert choosing
     assert not choosing & (judged | tested)
     # Nothing else is left out: what is not judged is of the words that choose.
     left = {
-        spoken(sources(trials)[row], variable) for row in np.flatnonzero(~trials.judged(variable))
+        spoken(sources(trials)[row], variable) for row in np.flatnonzero(~trials.test_mask(variable))
     }
     known = {spoken(question, variable) for question in trials.questions}
     assert left & known <= choosing
 
 
 def test_the_object_is_judged_in_all_crossings_by_a_map_that_is_fitted_on_all_questions(trials):
-    (fold,) = trials.folds[OBJECT]
+    (fold,) = trials.by_variable[OBJECT]
     assert fold.fit.all()
-    assert fold.judged.all()
-    assert 0 < trials.search[OBJECT].sum() < PROMPTS
+    assert fold.test_mask.all()
+    assert 0 < trials.site_search[OBJECT].sum() < PROMPTS
 
 
 def test_verbs_that_share_a_word_are_left_out_together(shipped):
-    groups = [set(fold.forms) for fold in shipped.folds[OPERATION]]
+    groups = [set(fold.forms) for fold in shipped.by_variable[OPERATION]]
     groups.append({
-        shipped.forms(OPERATION)[row] for row in np.flatnonzero(shipped.search[OPERATION])
+        shipped.question_forms(OPERATION)[row] for row in np.flatnonzero(shipped.site_search[OPERATION])
     })  # fmt: skip
     parts = [{word for form in group for word in form.split()} for group in groups]
     assert all(not one & two for one, two in combinations(parts, 2))
@@ -119,7 +121,7 @@ def test_verbs_that_share_a_word_are_left_out_together(shipped):
 
 def test_each_fold_leaves_out_both_sides_of_a_verb_pair():
     opposite: dict[str, str] = dict(zip(MINUS, PLUS, strict=True))
-    for fold in planted().folds[OPERATION]:
+    for fold in planted().by_variable[OPERATION]:
         less = [form for form in fold.forms if form in opposite]
         assert {opposite[form] for form in less} == set(fold.forms) - set(less)
 
@@ -132,8 +134,8 @@ def test_the_largest_group_of_verbs_is_tested_wherever_it_stands_in_the_lexicon(
         asked, lexicon=replace(asked.lexicon, verbs=(*last, *(v for v in verbs if v not in last)))
     )
     assert len(verb_groups(turned)[-1]) == 4
-    found = draw_trials(turned, tokenizers=(own,), bases=20, prompts=40)
-    tested = {form for fold in found.folds[OPERATION] for form in fold.forms}
+    found = sample_held_out_folds(turned, tokenizers=(own,), bases=20, prompts=40)
+    tested = {form for fold in found.by_variable[OPERATION] for form in fold.forms}
     assert {"take away", "give away"} <= tested
 
 
@@ -141,51 +143,55 @@ def test_labels_say_the_operation_and_forms_say_its_word():
     trials = planted()
     assert set(trials.labels(OPERATION)) == {"take-away", "get-more"}
     for label, form, question in zip(
-        trials.labels(OPERATION), trials.forms(OPERATION), trials.questions, strict=True
+        trials.labels(OPERATION), trials.question_forms(OPERATION), trials.questions, strict=True
     ):
         assert form == question["op"]
         assert (form in MINUS) == (label == "take-away")
-    assert set(trials.tested(OPERATION)) <= set(PLUS)
-    assert trials.labels("x") == trials.forms("x")
-    assert trials.tested("y") == tuple(str(source["y"]) for source in sources(trials))
-    assert trials.tested(OBJECT) == tuple(source["thing"] for source in sources(trials))
+    assert set(trials.source_forms(OPERATION)) <= set(PLUS)
+    assert trials.labels("x") == trials.question_forms("x")
+    assert trials.source_forms("y") == tuple(str(source["y"]) for source in sources(trials))
+    assert trials.source_forms(OBJECT) == tuple(source["thing"] for source in sources(trials))
 
 
 def test_the_same_seed_draws_the_same_and_another_seed_others():
     one, same, other = (
-        draw_trials(fox_pattern(), tokenizers=(words(),), bases=20, prompts=60, seed=seed)
+        sample_held_out_folds(fox_pattern(), tokenizers=(words(),), bases=20, prompts=60, seed=seed)
         for seed in (3, 3, 4)
     )
     assert one.questions == same.questions
-    assert one.crossings == same.crossings
+    assert one.interchange_pairs == same.interchange_pairs
     for variable in one.variables:
-        assert np.array_equal(one.search[variable], same.search[variable])
+        assert np.array_equal(one.site_search[variable], same.site_search[variable])
         assert all(
-            a.forms == b.forms and np.array_equal(a.fit, b.fit)
-            for a, b in zip(one.folds[variable], same.folds[variable], strict=True)
+            a.forms == b.forms and np.array_equal(a.train, b.train)
+            for a, b in zip(one.by_variable[variable], same.by_variable[variable], strict=True)
         )
     assert one.questions != other.questions
-    assert one.crossings != other.crossings
+    assert one.interchange_pairs != other.interchange_pairs
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_no_crossing_is_among_those_that_find_the_sites(monkeypatch, seed):
-    drawn = draw_trials(fox_pattern(), tokenizers=(words(),), bases=150, prompts=60, seed=seed)
-    judged = {pair.clean.text for pair in drawn.crossings.other}
+    drawn = sample_held_out_folds(
+        fox_pattern(), tokenizers=(words(),), bases=150, prompts=60, seed=seed
+    )
+    judged = {pair.clean.text for pair in drawn.interchange_pairs.other}
     # Drawn blindly, some would be: what keeps them out is no accident of these words.
-    blind = crossings(
+    blind = sample_interchange_pairs(
         fox_pattern(), 75, tokenizers=(words(),), seed=seed + 2,
-        words=finding_words(fox_pattern()),
+        allowed_words=search_words(fox_pattern()),
     )  # fmt: skip
     assert judged & {pair.clean.text for pair in blind.other}
     handed = []
 
     def spy(model, finding, variables, **more):
         handed.append(finding)
-        return [Cell(1, "resid", "op")] * len(variables)
+        return [Site(1, "resid", "op")] * len(variables)
 
     monkeypatch.setattr(grafting, "find_sites", spy)
-    assert set(held_at(planted_fox("template").model, drawn, seed=seed)) == set(drawn.variables)
+    assert set(find_variable_sites(planted_fox("template").model, drawn, seed=seed)) == set(
+        drawn.variables
+    )
     (finding,) = handed
     assert len(finding) == 75
     for pairs in (finding.other, finding.same):
@@ -196,7 +202,7 @@ def test_no_crossing_is_among_those_that_find_the_sites(monkeypatch, seed):
 
 
 def draw(asked, **more):
-    return draw_trials(asked, tokenizers=(words(),), bases=8, prompts=20, **more)
+    return sample_held_out_folds(asked, tokenizers=(words(),), bases=8, prompts=20, **more)
 
 
 def fewer(**changes):
@@ -212,7 +218,7 @@ def test_too_few_nouns_are_refused():
 def test_too_few_groups_of_verbs_are_refused():
     with pytest.raises(PatternError, match="2 groups of verbs"):
         draw(fewer(verbs=fox_pattern().lexicon.verbs[:2]))
-    assert len(draw(fewer(verbs=fox_pattern().lexicon.verbs[:3])).folds[OPERATION]) == 2
+    assert len(draw(fewer(verbs=fox_pattern().lexicon.verbs[:3])).by_variable[OPERATION]) == 2
 
 
 def test_a_pattern_without_an_opposite_is_refused():
@@ -223,4 +229,4 @@ def test_a_pattern_without_an_opposite_is_refused():
 def test_more_crossings_than_there_are_words_for_are_refused():
     narrow = fewer(numbers=(0, 12), verbs=fox_pattern().lexicon.verbs[:3])
     with pytest.raises(PatternError):
-        draw_trials(narrow, tokenizers=(words(),), bases=100_000, prompts=20)
+        sample_held_out_folds(narrow, tokenizers=(words(),), bases=100_000, prompts=20)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import ortho_group
 
-from probes.comparison.variables.linear_maps import KINDS, fit_map
+from probes.comparison.variables.linear_maps import MAP_KINDS, fit_map
 from probes.errors import BatchError
 
 STRENGTHS = 10.0 ** np.arange(-6, 1.1, 0.5)
@@ -51,7 +51,7 @@ def test_ridge_is_the_closed_form_at_one_of_its_strengths():
 
 
 @pytest.mark.parametrize(("noise", "rows"), [(0.05, 80), (3.0, 80), (20.0, 60), (1.0, 35)])
-def test_ridge_is_as_strong_as_generalised_cross_validation_by_hand_says(noise, rows):
+def test_ridge_is_as_strong_as_generalized_cross_validation_by_hand_says(noise, rows):
     """GCV with the whole smoother, the mean among its degrees of freedom (Golub et al. 1979)."""
     x = states(rows, 6, seed=rows, scale=np.linspace(0.1, 4, 6))
     rng = np.random.default_rng(7)
@@ -80,8 +80,8 @@ def test_the_chosen_strength_foretells_rows_left_out_one_by_one_almost_as_well_a
         for row in range(40):
             some = np.arange(40) != row
             # The strength is a share of the widest direction of all rows: here in numbers.
-            centred = x - x.mean(0)
-            widest = float(torch.linalg.eigvalsh(centred.T @ centred)[-1])
+            centered = x - x.mean(0)
+            widest = float(torch.linalg.eigvalsh(centered.T @ centered)[-1])
             part = (x[some] - x[some].mean(0)).numpy()
             aim = (y[some] - y[some].mean(0)).numpy()
             matrix = np.linalg.solve(part.T @ part + strength * widest * np.eye(4), part.T @ aim)
@@ -113,8 +113,8 @@ def test_the_directions_that_ridge_looks_in_are_the_widest():
     scale = np.array([5.0, 0.5, 4.0, 0.2, 3.0])
     x = states(30, 5, scale=scale)
     found = fit_map("ridge", x, x.clone())
-    centred = (x - x.mean(0)).numpy()
-    basis = np.linalg.svd(centred, full_matrices=False)[2][:3]
+    centered = (x - x.mean(0)).numpy()
+    basis = np.linalg.svd(centered, full_matrices=False)[2][:3]
     inside = found.matrix.numpy().T @ basis.T @ basis
     np.testing.assert_allclose(inside, found.matrix.numpy().T, atol=1e-10)
     assert found.rank == 3
@@ -186,7 +186,7 @@ def test_the_identity_refuses_other_widths():
         fit_map("identity", states(20, 4), states(20, 6))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MAP_KINDS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_states_that_are_not_finite_are_refused(kind, bad):
     x, y = states(20, 4), states(20, 4)
@@ -206,7 +206,7 @@ def test_fewer_than_ten_prompts_are_refused_however_many_rows_there_are(kind):
     assert fit_map(kind, states(10, 3), states(10, 3)).matrix.shape == (3, 3)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MAP_KINDS)
 def test_a_map_does_not_change_what_it_was_fitted_on(kind):
     x, y = states(30, 4), states(30, 4, seed=1)
     before = x.clone(), y.clone()

@@ -53,7 +53,7 @@ def test_debiased_cka_is_that_of_the_kernel_matrices(rows):
     assert cka(moments(x, y)) == pytest.approx(cka_by_matrices(x, y), abs=1e-9)
 
 
-def test_plain_cka_is_that_of_the_centred_matrices():
+def test_plain_cka_is_that_of_the_centered_matrices():
     x, y = related()
     a, b = x - x.mean(0), y - y.mean(0)
     wanted = np.linalg.norm(a.T @ b) ** 2 / np.linalg.norm(a.T @ a) / np.linalg.norm(b.T @ b)
@@ -77,7 +77,7 @@ def test_sums_about_unlike_shifts_add_up_exactly():
     x, y = related()
     far = (drawn(24, seed=7) * 5, drawn(16, seed=8) * 5)
     wanted = moments(x, y, shift=far)
-    moved = moments(x, y).about(*far)
+    moved = moments(x, y).recenter(*far)
     pieces = moments(x[:90], y[:90], shift=far) + moments(x[90:], y[90:])
     for found in (moved, pieces):
         for side in ("x", "y"):

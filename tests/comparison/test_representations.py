@@ -6,21 +6,21 @@ from scipy.spatial.distance import pdist
 from scipy.stats import spearmanr
 
 import probes
-from probes.comparison.representations.compare import ALL, compare_states
+from probes.comparison.representations.compare import ALL, representation_similarity
 from probes.comparison.representations.kernels import (
-    RolePairs,
-    centred,
-    inner,
-    levelled,
-    products,
-    rankings,
-    shuffled,
+    RoleKernels,
+    center_pairs,
+    center_within_classes,
+    gram_matrices,
+    inner_products,
+    permute_within_classes,
+    rank_matrices,
 )
 from probes.comparison.representations.measures import cka, procrustes
 from probes.comparison.representations.moments import moments
 from probes.errors import BatchError, ModelError, SiteError
 from probes.models.model import wrap
-from probes.observe.role_states import role_states
+from probes.observe.role_states import capture_role_states
 from probes.testing.tiny_models import tiny, tiny_hf
 
 PROMPTS = 60
@@ -32,13 +32,13 @@ def drawn(*shape, seed=0):
 
 def ratio(a, b):
     as_is = [np.arange(a.shape[1])]
-    return inner(a, b, as_is)[0] / np.sqrt(
+    return inner_products(a, b, as_is)[0] / np.sqrt(
         np.outer(np.square(a).sum((1, 2)), np.square(b).sum((1, 2)))
     )
 
 
 def kernel(x, classes):
-    return centred(products(x[None], classes), classes)
+    return center_within_classes(gram_matrices(x[None], classes), classes)
 
 
 def hsic(x, y):
@@ -109,21 +109,21 @@ def test_states_that_differ_by_rounding_alone_count_as_alike():
     classes = np.arange(40) % 4
     token = drawn(4, 8)[classes] * 100
     noisy = (token + 1e-5 * drawn(40, 8, seed=1))[None]
-    assert not products(noisy, classes).any()
-    assert products(noisy, np.zeros(40, dtype=np.int64)).any()
+    assert not gram_matrices(noisy, classes).any()
+    assert gram_matrices(noisy, np.zeros(40, dtype=np.int64)).any()
 
 
 def test_rankings_give_spearmans_correlation():
     x, y = drawn(30, 4), drawn(30, 4, seed=1)
     y += x
     one = np.zeros(30, dtype=np.int64)
-    a, b = (levelled(rankings(z[None]), one) for z in (x, y))
+    a, b = (center_pairs(rank_matrices(z[None]), one) for z in (x, y))
     assert ratio(a, b)[0, 0] == pytest.approx(spearmanr(pdist(x), pdist(y)).statistic, abs=1e-4)
 
 
 def test_prompts_stand_in_for_those_of_their_class_alone():
     classes = np.random.default_rng(0).integers(0, 5, 50)
-    order = shuffled(classes, np.random.default_rng(1).random(50))
+    order = permute_within_classes(classes, np.random.default_rng(1).random(50))
     assert sorted(order) == list(range(50))
     assert (classes[order] == classes).all()
     assert (order != np.arange(50)).mean() > 0.6
@@ -137,8 +137,8 @@ def test_intervals_hold_the_true_value_about_as_often_as_they_say():
         shared = drawn(80, 6, seed=seed)
         x, y = (np.sqrt(2) * shared + drawn(80, 6, seed=seed + s) for s in (1000, 2000))
         sites = [z[None, None] for z in (x, y)]
-        pairs = RolePairs.of("cka", (sites[0], sites[1]), classes, there)
-        low, high = pairs.jackknife(pairs.ratios(np.empty((0, 80)))[:, 0])
+        pairs = RoleKernels.of("cka", (sites[0], sites[1]), classes, there)
+        low, high = pairs.jackknife(pairs.similarities(np.empty((0, 80)))[:, 0])
         held.append(low[0, 0, 0] < truth < high[0, 0, 0])
     assert 0.85 <= np.mean(held) <= 1
 
@@ -156,12 +156,14 @@ def pattern():
 @pytest.fixture(scope="module")
 def found(models, pattern):
     a, b, another = (models[name] for name in ("full", "distilled", "full-b"))
-    return compare_states(a, b, pattern, prompts=PROMPTS, another=another, permutations=5)
+    return representation_similarity(
+        a, b, pattern, prompts=PROMPTS, other_seed=another, permutations=5
+    )
 
 
 def test_each_number_is_that_of_the_states_at_the_role(models, pattern, found):
     questions = pattern.questions(PROMPTS, seed=0)
-    a, b = (role_states(models[name], questions) for name in ("full", "distilled"))
+    a, b = (capture_role_states(models[name], questions) for name in ("full", "distilled"))
     x, y = (s.states[s.roles.index("op"), layer] for s, layer in ((a, 3), (b, 1)))
     at = found["cka"].roles.index("op")
     assert found["cka"].value[at, 3, 1] == pytest.approx(cka(moments(x, y)), abs=1e-6)
@@ -173,9 +175,9 @@ def test_procrustes_is_that_of_all_roles_together_less_their_means(models, patte
     questions = pattern.questions(PROMPTS, seed=0)
     rows = []
     for name, layer in (("full", 4), ("distilled", 2)):
-        seen, sites = role_states(models[name], questions), []
+        seen, sites = capture_role_states(models[name], questions), []
         for role in found.counts:
-            own = seen.there[seen.roles.index(role)]
+            own = seen.present[seen.roles.index(role)]
             states = seen.states[seen.roles.index(role), layer]
             first = own & (np.arange(PROMPTS) < PROMPTS // 2)
             sites.append(states[own] - states[first].mean(0))
@@ -185,14 +187,14 @@ def test_procrustes_is_that_of_all_roles_together_less_their_means(models, patte
 
 
 def test_states_are_those_of_the_last_token_of_the_role(models, pattern):
-    questions = pattern.questions(8, seed=0)
-    batch = probes.encode(models["full"].tokenizer, questions)
-    seen = role_states(models["full"], questions)
+    questions = pattern.sample_questions(8, seed=0)
+    batch = probes.tokenize(models["full"].tokenizer, questions)
+    seen = capture_role_states(models["full"], questions)
     resid = probes.capture(models["full"], batch, ("resid",))["resid"]
     for role in ("op", "answer", "name"):
         at = seen.roles.index(role)
-        for prompt in np.flatnonzero(seen.there[at]):
-            last = int(batch.where(role)[prompt].nonzero().max())
+        for prompt in np.flatnonzero(seen.present[at]):
+            last = int(batch.role_mask(role)[prompt].nonzero().max())
             assert seen.tokens[at, prompt] == batch.ids[prompt, last]
             wanted = resid[:, prompt, last].numpy()
             np.testing.assert_allclose(seen.states[at, :, prompt], wanted, atol=1e-4)
@@ -235,13 +237,15 @@ def test_a_token_that_is_always_the_same_has_no_likeness_before_the_first_block(
 
 def test_a_model_is_itself_and_its_own_floor(models, pattern):
     a = models["distilled"]
-    found = compare_states(a, a, pattern, prompts=40, another=a, permutations=1, roles=["op", "y"])
+    found = representation_similarity(
+        a, a, pattern, prompts=40, other_seed=a, permutations=1, roles=["op", "y"]
+    )
     assert list(found.counts) == ["op", "y"]
     for name in ("cka", "cka given token", "rsa", "procrustes"):
         likeness = found[name]
         own = np.diagonal(likeness.value, axis1=1, axis2=2)
         assert np.nanmin(own) == pytest.approx(1, abs=1e-6)
-        np.testing.assert_allclose(own, likeness.floor)
+        np.testing.assert_allclose(own, likeness.other_seed)
     assert found["predictivity a → b"].value[0, -1, -1] > 0.7
 
 
@@ -258,26 +262,26 @@ def test_the_table_holds_every_number(found):
 def test_another_width_and_vocabulary_are_compared_by_roles(models, pattern, letters):
     hf_model = tiny_hf("llama", 0, vocab_size=len(letters), max_position_embeddings=256)
     spelt = wrap(hf_model, name="spelt", tokenizer=letters)
-    found = compare_states(
+    found = representation_similarity(
         models["distilled-narrow"], spelt, pattern, prompts=24, permutations=2, roles=["x", "op"]
     )
     assert found["cka"].value.shape == (3, 4, 4)
-    assert np.isnan(found["cka"].floor).all()
-    assert found.another == ""
+    assert np.isnan(found["cka"].other_seed).all()
+    assert found.other_seed == ""
 
 
 def test_what_cannot_be_compared_is_refused(models, pattern):
     a, b = models["full"], models["distilled"]
     with pytest.raises(BatchError, match="0 permutations"):
-        compare_states(a, b, pattern, permutations=0)
+        representation_similarity(a, b, pattern, permutations=0)
     with pytest.raises(BatchError, match="4 prompts are too few: give at least 8"):
-        compare_states(a, b, pattern, prompts=4)
+        representation_similarity(a, b, pattern, prompts=4)
     with pytest.raises(SiteError, match="Role 'verb' is in 0 prompts"):
-        compare_states(a, b, pattern, prompts=10, roles=["verb"])
+        representation_similarity(a, b, pattern, prompts=10, roles=["verb"])
     with pytest.raises(SiteError, match=r"Role 'name_acts' is in [1-7] prompts"):
-        compare_states(a, b, pattern, prompts=20, roles=["name_acts"])
+        representation_similarity(a, b, pattern, prompts=20, roles=["name_acts"])
     with pytest.raises(ModelError, match="'tiny llama' came without a tokenizer"):
-        compare_states(a, tiny("llama"), pattern)
+        representation_similarity(a, tiny("llama"), pattern)
 
 
 def test_a_measure_that_does_not_exist_is_refused(found):

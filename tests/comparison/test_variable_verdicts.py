@@ -4,21 +4,26 @@ from dataclasses import replace
 
 import pytest
 
-from probes.comparison.variables.held_out_folds import draw_trials
-from probes.comparison.variables.stitching import read_host
-from probes.comparison.variables.transfer import Transfer, turned
-from probes.comparison.variables.verdicts import Held, absent_variable, held, variable_fate
-from probes.comparison.verdict import AS_GOOD
-from probes.observe.gate import Gate, State
+from probes.comparison.variables.held_out_folds import sample_held_out_folds
+from probes.comparison.variables.stitching import run_recipient
+from probes.comparison.variables.transfer import CrossModelTransfer, own_hits
+from probes.comparison.variables.verdicts import (
+    VariableSite,
+    absent_variable_verdict,
+    variable_site,
+    variable_verdict,
+)
+from probes.comparison.verdict import NON_INFERIORITY_TEST
+from probes.observe.gate import Gate, GateState
 from probes.prompts.interchange_pairs import OBJECT
-from probes.stats.intervals import Estimate, share
+from probes.stats.intervals import Estimate, proportion
 from probes.testing.planted_patterns import planted_fox
 
 SURE, HALF, NEVER = Estimate(0.9, 0.8, 0.95), Estimate(0.5, 0.4, 0.6), Estimate(0.1, 0.05, 0.2)
 NEARLY = Estimate(0.6, 0.5, 0.7)
 
 
-def gate(state: State = "open", answer: str = "number"):
+def gate(state: GateState = "open", answer: str = "number"):
     return Gate("relative", "foxes", answer, 100, SURE, "copy x", 0.1, SURE, SURE, state)
 
 
@@ -26,46 +31,51 @@ GATES = (gate(), gate(answer="noun"))
 
 
 def place(*roles, alone=SURE, along=None):
-    return Held(f"L1.resid@{'+'.join(roles)}", frozenset(roles), alone, along or alone)
+    return VariableSite(f"L1.resid@{'+'.join(roles)}", frozenset(roles), alone, along or alone)
 
 
 def transfer(**changes):
-    made = Transfer(
+    made = CrossModelTransfer(
         variable="operation",
         donor="full",
         recipient="relative",
-        items=100,
+        pairs=100,
         site="L1.resid@op",
-        places=("L2.resid@op",),
-        whole=SURE,
-        ceiling=SURE,
+        donor_sites=("L2.resid@op",),
+        own_accuracy=SURE,
+        own_ridge_accuracy=SURE,
         maps={"ridge": SURE},
-        controls={"token embedding": NEVER, "label": NEVER, "shuffled": NEVER, "untrained": NEVER},
+        controls={
+            "token embedding": NEVER,
+            "label": NEVER,
+            "shuffled": NEVER,
+            "random-init": NEVER,
+        },
         nulls=(0.1, 0.05),
-        strangers={},
+        negative_controls={},
         excess=Estimate(0.8, 0.7, 0.9),
-        best="label",
+        best_control="label",
         shortfall=Estimate(0.0, -0.05, 0.05),
-        missed=(),
+        missed_pairs=(),
     )
     return replace(made, **changes)
 
 
 def word(full, other, carried=None, gates=GATES, **more):
-    return variable_fate(full, other, carried or transfer(), gates, **more).word
+    return variable_verdict(full, other, carried or transfer(), gates, **more).label
 
 
 # Each rule.
 
 
-def test_a_closed_gate_of_the_variables_own_answer_says_that_the_behaviour_is_absent():
+def test_a_closed_gate_of_the_variables_own_answer_says_that_the_behavior_is_absent():
     closed = (gate("closed"), gate(answer="noun"))
-    assert word(place("op"), place("op"), gates=closed) == "behaviour absent"
-    assert word(place("x"), place("x"), transfer(variable="x"), closed) == "behaviour absent"
+    assert word(place("op"), place("op"), gates=closed) == "behavior absent"
+    assert word(place("x"), place("x"), transfer(variable="x"), closed) == "behavior absent"
     noun = transfer(variable=OBJECT)
     assert word(place("thing"), place("thing"), noun, closed) == "kept"
     other = (gate(), gate("closed", "noun"))
-    assert word(place("thing"), place("thing"), noun, other) == "behaviour absent"
+    assert word(place("thing"), place("thing"), noun, other) == "behavior absent"
     assert word(place("op"), place("op"), gates=other) == "kept"
 
 
@@ -75,8 +85,8 @@ def test_a_partial_gate_is_no_closed_one():
 
 @pytest.mark.parametrize("alone", [HALF, NEVER, NEARLY])
 def test_nothing_is_said_of_what_the_full_model_does_not_surely_hold_anywhere(alone):
-    found = variable_fate(place("op", alone=alone), place("op"), transfer(), GATES)
-    assert found.word == "cannot tell"
+    found = variable_verdict(place("op", alone=alone), place("op"), transfer(), GATES)
+    assert found.label == "cannot tell"
     assert "no place of the full model" in found.reason
 
 
@@ -88,8 +98,8 @@ def test_a_place_that_hands_over_only_along_with_others_has_merged():
     ("alone", "along"), [(HALF, SURE), (NEVER, HALF), (NEVER, NEVER), (NEVER, NEARLY)]
 )
 def test_a_place_that_does_not_surely_hand_over_is_not_told(alone, along):
-    found = variable_fate(place("op"), place("op", alone=alone, along=along), transfer(), GATES)
-    assert found.word == "cannot tell"
+    found = variable_verdict(place("op"), place("op", alone=alone, along=along), transfer(), GATES)
+    assert found.label == "cannot tell"
     assert "no single place or pair" in found.reason
 
 
@@ -128,7 +138,7 @@ def test_the_same_role_is_kept_wherever_another_seed_holds_it():
 
 def test_the_reason_says_whether_seeds_differ_or_none_is_known():
     reasons = [
-        variable_fate(place("op"), place("y"), transfer(), GATES, twin=twin).reason
+        variable_verdict(place("op"), place("y"), transfer(), GATES, other_seed_roles=twin).reason
         for twin in (None, frozenset({"y"}))
     ]
     assert "no other seed" in reasons[0]
@@ -136,9 +146,9 @@ def test_the_reason_says_whether_seeds_differ_or_none_is_known():
 
 
 def test_the_same_role_in_a_code_that_maps_is_kept():
-    found = variable_fate(place("op"), place("op"), transfer(), GATES)
-    assert (found.word, found.subject, found.kind) == ("kept", "operation", "variable")
-    assert found.there == "L1.resid@op"
+    found = variable_verdict(place("op"), place("op"), transfer(), GATES)
+    assert (found.label, found.subject, found.kind) == ("kept", "operation", "variable")
+    assert found.counterpart == "L1.resid@op"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +159,7 @@ def test_the_same_role_in_a_code_that_maps_is_kept():
         {"shortfall": Estimate(0.05, 0.0, 0.1)},
         {"maps": {"ridge": NEVER}},
         {"controls": {"token embedding": NEVER, "label": SURE}},
-        {"controls": {"token embedding": NEVER, "label": NEVER, "untrained": SURE}},
+        {"controls": {"token embedding": NEVER, "label": NEVER, "random-init": SURE}},
         {"controls": {"token embedding": NEVER, "shuffled": Estimate(0.8, 0.7, 0.9)}},
     ],
 )
@@ -159,7 +169,7 @@ def test_the_same_role_is_not_told_where_states_fall_short_or_a_stand_in_does_as
 
 def test_a_code_of_its_own_is_said_only_where_states_surely_fall_short():
     far, near = (
-        variable_fate(place("op"), place("op"), transfer(shortfall=shortfall), GATES).reason
+        variable_verdict(place("op"), place("op"), transfer(shortfall=shortfall), GATES).reason
         for shortfall in (Estimate(0.3, 0.2, 0.4), Estimate(0.05, 0.0, 0.15))
     )
     assert "a code of its own" in far
@@ -175,19 +185,19 @@ def test_the_margin_says_how_far_states_may_fall_short():
 def test_the_bare_embedding_may_do_as_much():
     """It is a part of the donor: shown beside, it decides nothing."""
     carried = transfer(controls={"token embedding": SURE, "label": NEVER})
-    found = variable_fate(place("op"), place("op"), carried, GATES)
-    assert found.word == "kept"
-    (beside,) = [test for test in found.evidence if "embedding" in test.name]
-    assert not beside.decides
+    found = variable_verdict(place("op"), place("op"), carried, GATES)
+    assert found.label == "kept"
+    (beside,) = [test for test in found.tests if "embedding" in test.name]
+    assert not beside.is_deciding
     assert not beside.passed
 
 
 def test_nets_trained_for_another_end_are_shown_beside():
     carried = transfer(strangers={"copying": 0.2, "permuted": 0.95})
-    found = variable_fate(place("op"), place("op"), carried, GATES)
-    assert found.word == "kept"
-    assert [test.name for test in found.evidence if not test.decides][-1] == "beyond permuted"
-    assert found.evidence[-1].passed is None or found.evidence[-1].passed is False
+    found = variable_verdict(place("op"), place("op"), carried, GATES)
+    assert found.label == "kept"
+    assert [test.name for test in found.tests if not test.is_deciding][-1] == "beyond permuted"
+    assert found.tests[-1].passed is None or found.tests[-1].passed is False
 
 
 # The order of the rules.
@@ -200,7 +210,7 @@ def test_rules_are_read_from_top_to_bottom():
     far = transfer(shortfall=Estimate(0.3, 0.2, 0.4))
     twin = frozenset({"op"})
     # A closed gate before all else.
-    assert word(lost, only_along, far, closed, twin=twin) == "behaviour absent"
+    assert word(lost, only_along, far, closed, twin=twin) == "behavior absent"
     # What the full model does not hold, before what the relative does.
     assert word(lost, only_along, far, twin=twin) == "cannot tell"
     assert word(lost, place("op", "y"), far) == "cannot tell"
@@ -215,20 +225,20 @@ def test_rules_are_read_from_top_to_bottom():
 
 
 def test_every_word_comes_with_the_tests_that_it_was_read_from():
-    found = variable_fate(place("op"), place("op"), transfer(), GATES)
-    assert [test.name for test in found.evidence] == [
+    found = variable_verdict(place("op"), place("op"), transfer(), GATES)
+    assert [test.name for test in found.tests] == [
         "held at L1.resid@op of the full model",
         "held at L1.resid@op",
-        AS_GOOD,
+        NON_INFERIORITY_TEST,
         "beyond stand-ins (label)",
         "beyond the bare embedding",
     ]
-    assert all(test.passed for test in found.evidence)
+    assert all(test.passed for test in found.tests)
 
 
 def test_a_variable_is_equivalent_where_the_full_models_states_do_as_much():
     near, open_, far = (
-        variable_fate(place("op"), place("op"), transfer(shortfall=one), GATES).equivalent
+        variable_verdict(place("op"), place("op"), transfer(shortfall=one), GATES).equivalent
         for one in (Estimate(0.0, -0.05, 0.05), Estimate(0.1, 0.0, 0.2), Estimate(0.3, 0.2, 0.4))
     )
     assert (near, open_, far) == (True, None, False)
@@ -238,8 +248,8 @@ def test_a_variable_is_equivalent_where_the_full_models_states_do_as_much():
     ("ceiling", "passed"), [(SURE, True), (NEARLY, None), (HALF, None), (NEVER, None)]
 )
 def test_as_good_as_its_own_is_tested_only_where_its_own_surely_do_something(ceiling, passed):
-    found = variable_fate(place("op"), place("op"), transfer(ceiling=ceiling), GATES)
-    (test,) = [test for test in found.evidence if test.name == AS_GOOD]
+    found = variable_verdict(place("op"), place("op"), transfer(ceiling=ceiling), GATES)
+    (test,) = [test for test in found.tests if test.name == NON_INFERIORITY_TEST]
     assert test.passed is passed
     assert (test.value is None) == (passed is None)
     assert found.equivalent is passed
@@ -248,7 +258,7 @@ def test_as_good_as_its_own_is_tested_only_where_its_own_surely_do_something(cei
 def test_states_that_turn_nothing_where_the_own_ones_turn_nothing_are_not_equivalent():
     """As of words with a dimension to each: a map of other words says nothing of them."""
     idle = transfer(ceiling=NEVER, maps={"ridge": NEVER})
-    assert variable_fate(place("op"), place("op"), idle, GATES).equivalent is not True
+    assert variable_verdict(place("op"), place("op"), idle, GATES).equivalent is not True
 
 
 # What was not put in.
@@ -256,11 +266,11 @@ def test_states_that_turn_nothing_where_the_own_ones_turn_nothing_are_not_equiva
 
 def test_of_a_model_without_a_host_the_closed_gate_decides_by_variable():
     gates = (gate("closed"), gate(answer="noun"))
-    assert absent_variable("x", gates).word == "behaviour absent"
-    assert absent_variable("operation", gates).word == "behaviour absent"
-    assert absent_variable(OBJECT, gates).word == "cannot tell"
-    assert absent_variable(OBJECT, gates[::-1]).word == "behaviour absent"
-    assert absent_variable("x", gates).evidence == ()
+    assert absent_variable_verdict("x", gates).label == "behavior absent"
+    assert absent_variable_verdict("operation", gates).label == "behavior absent"
+    assert absent_variable_verdict(OBJECT, gates).label == "cannot tell"
+    assert absent_variable_verdict(OBJECT, gates[::-1]).label == "behavior absent"
+    assert absent_variable_verdict("x", gates).tests == ()
 
 
 # Where models hold them.
@@ -269,12 +279,14 @@ def test_of_a_model_without_a_host_the_closed_gate_decides_by_variable():
 @pytest.mark.parametrize("kind", ["template", "lexical"])
 def test_planted_models_hold_each_variable_at_its_own_word_alone(kind):
     fox = planted_fox(kind)
-    trials = draw_trials(fox.pattern, tokenizers=(fox.model.tokenizer,), bases=30, prompts=60)
-    host = read_host(fox.model, trials)
+    trials = sample_held_out_folds(
+        fox.pattern, tokenizers=(fox.model.tokenizer,), bases=30, prompts=60
+    )
+    recipient = run_recipient(fox.model, trials)
     for variable in trials.variables:
-        alone = share(turned(host, trials, variable))
-        found = held(host, trials, variable, alone)
+        alone = proportion(own_hits(recipient, trials, variable))
+        found = variable_site(recipient, trials, variable, alone)
         own = "op" if variable == "operation" else variable
         assert found.roles == {own}
         assert found.site == f"L1.resid@{own}"
-        assert found.alone.value == found.along.value == 1
+        assert found.exclusive_accuracy.value == found.inclusive_accuracy.value == 1

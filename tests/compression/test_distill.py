@@ -4,37 +4,44 @@ import pytest
 import torch
 
 import probes as pb
-from probes.compression.derived_model import Relative, parent, zeros
+from probes.compression.derived_model import DerivedModel, load_parent, zero_fraction
 from probes.compression.distillation.distill import (
-    began,
-    distil,
-    find_ticket,
-    spaced,
-    student_of,
-    trained_on,
+    build_student,
+    continue_training,
+    distill,
+    evenly_spaced_layers,
+    initial_model,
+    lottery_ticket,
 )
-from probes.compression.distillation.layers import layer_stem, take_layers
-from probes.compression.distillation.targets import Labels
-from probes.compression.distillation.texts import corpus, lines, reads_corpus, retold
-from probes.compression.distillation.trainer import Row, Training
-from probes.compression.pruning.lottery_ticket import Ticket, control, tickets
+from probes.compression.distillation.layers import layers_name, take_layers
+from probes.compression.distillation.targets import DistillationTargets
+from probes.compression.distillation.texts import (
+    family_corpus,
+    generate_continuations,
+    read_text_file,
+    uses_family_tokenizer,
+)
+from probes.compression.distillation.trainer import TrainingConfig, TrainingText
+from probes.compression.pruning.lottery_ticket import Ticket, iterative_pruning, train_control
 from probes.compression.pruning.masks import density
 from probes.errors import ModelError
-from probes.models.provenance import Made, Storage
+from probes.models.provenance import Provenance, StorageCost
 from probes.testing.tiny_models import KINDS, tiny_hf
 
-ROWS = [Row(tuple((7 * k + 3 * j) % 50 + 3 for j in range(4 + k % 5))) for k in range(64)]
-DIALS = Training(steps=3, seed=0, batch=4, warmup=1, save_every=2)
+ROWS = [TrainingText(tuple((7 * k + 3 * j) % 50 + 3 for j in range(4 + k % 5))) for k in range(64)]
+DIALS = TrainingConfig(steps=3, seed=0, batch=4, warmup=1, save_every=2)
 
 
 def relative(kind="llama", seed=0, name="tiny"):
     hf_model = tiny_hf(kind, seed=seed)
-    return Relative(name, hf_model.eval(), None, Made("trained", "", Storage(0.0, 0.0, 0.0)))
+    return DerivedModel(
+        name, hf_model.eval(), None, Provenance("trained", "", StorageCost(0.0, 0.0, 0.0))
+    )
 
 
 @pytest.fixture(scope="module")
 def full():
-    return parent("full")
+    return load_parent("full")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -48,7 +55,7 @@ def test_a_model_of_all_layers_in_order_is_the_model(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_student_has_the_layers_that_it_took(kind):
     hf_model = tiny_hf(kind, seed=0).eval()
-    taken, stem = take_layers(hf_model, [1]), layer_stem(hf_model)
+    taken, stem = take_layers(hf_model, [1]), layers_name(hf_model)
     assert taken.config.num_hidden_layers == 1
     ours = dict(taken.named_parameters())
     for name, weight in hf_model.named_parameters():
@@ -57,82 +64,82 @@ def test_a_student_has_the_layers_that_it_took(kind):
 
 
 def test_layers_are_taken_from_the_first_on_and_evenly(full):
-    assert spaced(full, 2) == [0, 2]
-    assert spaced(full, 4) == [0, 1, 2, 3]
-    assert spaced(full, 3) == [0, 1, 3]
+    assert evenly_spaced_layers(full, 2) == [0, 2]
+    assert evenly_spaced_layers(full, 4) == [0, 1, 2, 3]
+    assert evenly_spaced_layers(full, 3) == [0, 1, 3]
     with pytest.raises(ModelError, match="1 to 4"):
-        spaced(full, 5)
+        evenly_spaced_layers(full, 5)
 
 
 def test_a_fresh_student_keeps_the_size_of_heads_and_is_the_same_for_a_seed(full):
-    narrow = student_of(full, "fresh", layers=1, width=64, seed=3)
+    narrow = build_student(full, "fresh", layers=1, width=64, seed=3)
     assert (narrow.config.num_attention_heads, narrow.config.hidden_size) == (2, 64)
-    again = student_of(full, "fresh", layers=1, width=64, seed=3)
+    again = build_student(full, "fresh", layers=1, width=64, seed=3)
     assert all(map(torch.equal, narrow.parameters(), again.parameters()))
     with pytest.raises(ModelError, match="whole number of heads"):
-        student_of(full, "fresh", layers=1, width=50)
+        build_student(full, "fresh", layers=1, width=50)
     with pytest.raises(ModelError, match="start it fresh"):
-        student_of(full, "layers", layers=2, width=64)
+        build_student(full, "layers", layers=2, width=64)
 
 
 def test_distilling_leaves_the_teacher_as_it_was_and_says_what_it_did(tmp_path):
     teacher = relative()
     before = [weight.clone() for weight in teacher.hf_model.parameters()]
-    made = distil(teacher, folder=tmp_path, layers=1, texts=ROWS, dials=DIALS)
+    made = distill(teacher, folder=tmp_path, layers=1, texts=ROWS, settings=DIALS)
     assert all(map(torch.equal, before, teacher.hf_model.parameters()))
-    assert made.made.kind == "distilled"
-    assert made.made.parent == "tiny"
-    assert made.made.dials["labels"] == "soft"
-    assert made.made.storage.total == 16 * sum(w.numel() for w in made.hf_model.parameters())
+    assert made.provenance.kind == "distilled"
+    assert made.provenance.parent == "tiny"
+    assert made.provenance.settings["labels"] == "soft"
+    assert made.provenance.storage.total == 16 * sum(w.numel() for w in made.hf_model.parameters())
 
 
 def test_two_runs_of_one_seed_give_the_same_files(tmp_path):
     files = []
     for number in (1, 2):
         work = tmp_path / f"work-{number}"
-        made = distil(relative(), folder=work, layers=1, texts=ROWS, dials=DIALS)
+        made = distill(relative(), folder=work, layers=1, texts=ROWS, settings=DIALS)
         place = made.save(tmp_path / str(number) / "student")
         files.append({path.name: path.read_bytes() for path in place.iterdir()})
     assert files[0] == files[1]
 
 
 def test_a_student_may_go_on_from_another_model_of_the_same_words(tmp_path, full):
-    student = student_of(full, "full-b", layers=2)
+    student = build_student(full, "full-b", layers=2)
     assert student.config.num_hidden_layers == 4
     relative(name="other").save(tmp_path / "other")
     with pytest.raises(ModelError, match="its teacher's vocabulary"):
-        student_of(full, str(tmp_path / "other"), layers=2)
+        build_student(full, str(tmp_path / "other"), layers=2)
 
 
 def test_the_corpus_is_for_those_who_read_it(full):
-    assert reads_corpus(full)
-    rows = corpus(full, count=20, seed=0)
+    assert uses_family_tokenizer(full)
+    rows = family_corpus(full, count=20, seed=0)
     assert len(rows) == 20
-    assert rows == corpus(full, count=20, seed=0)
+    assert rows == family_corpus(full, count=20, seed=0)
     with pytest.raises(ModelError, match="give a file of texts"):
-        corpus(relative(), count=20, seed=0)
+        family_corpus(relative(), count=20, seed=0)
 
 
 def test_texts_are_read_line_by_line(full, tmp_path):
     path = tmp_path / "texts.txt"
     path.write_text("Tom has 3 foxes.\n\nHe gets 2 more.\n", encoding="utf-8")
-    rows = lines(full, path)
+    rows = read_text_file(full, path)
     assert len(rows) == 2
     assert full.tokenizer.decode(rows[0].ids, skip_special_tokens=True) == "Tom has 3 foxes."
     with pytest.raises(ModelError, match="no file"):
-        lines(full, tmp_path / "none.txt")
+        read_text_file(full, tmp_path / "none.txt")
     path.write_text("\n \n")
     with pytest.raises(ModelError, match="no text"):
-        lines(full, path)
+        read_text_file(full, path)
     with pytest.raises(ModelError, match="no tokenizer"):
-        lines(relative(), path)
+        read_text_file(relative(), path)
 
 
 def test_a_teacher_goes_on_with_what_it_is_given(full):
-    rows = corpus(full, count=12, seed=0)
-    told = retold(full, rows, seed=0)
-    assert told == retold(full, rows, seed=0)
-    assert told != retold(full, rows, seed=1)
+    rows = family_corpus(full, count=12, seed=0)
+    told = generate_continuations(full, rows, seed=0)
+    assert told == generate_continuations(full, rows, seed=0)
+    assert told != generate_continuations(full, rows, seed=1)
     for row, text in zip(rows, told, strict=True):
         head = row.ids[: round(0.5 * len(row.ids))]
         assert text.ids[: len(head)] == head
@@ -142,12 +149,14 @@ def test_a_teacher_goes_on_with_what_it_is_given(full):
 
 def test_what_a_teacher_writes_does_not_depend_on_the_texts_beside_it(full):
     """Padding is not read: a text's first own token has the odds it has alone."""
-    rows = corpus(full, count=6, seed=0)
+    rows = family_corpus(full, count=6, seed=0)
     short = min(rows, key=lambda row: len(row.ids))
     head = short.ids[: max(1, round(0.999 * len(short.ids)))]
     with torch.no_grad():
         alone = full.hf_model(torch.tensor([head])).logits[0, -1].argmax()
-    sure = [retold(full, [*rows], seed=seed, told=0.999) for seed in range(3)]
+    sure = [
+        generate_continuations(full, [*rows], seed=seed, prefix_fraction=0.999) for seed in range(3)
+    ]
     place = rows.index(short)
     assert {row[place].ids[len(head)] for row in sure if len(row[place].ids) > len(head)} <= {
         int(alone)
@@ -158,7 +167,7 @@ def tiny_trainer(folder):
     from probes.compression.distillation.trainer import fit
 
     def train(hf_model, masks, name):
-        return fit(hf_model, ROWS, DIALS, folder=folder / name, pad=0, masks=masks)
+        return fit(hf_model, ROWS, DIALS, folder=folder / name, pad_token=0, masks=masks)
 
     return train
 
@@ -167,9 +176,9 @@ def tiny_trainer(folder):
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tickets")
     early = relative(name="early")
-    trained = trained_on(early, DIALS, folder=folder / "full", texts=ROWS)
+    trained = continue_training(early, DIALS, folder=folder / "full", texts=ROWS)
     train = tiny_trainer(folder)
-    return early, trained, train, list(tickets(early, trained, train, rounds=2))
+    return early, trained, train, list(iterative_pruning(early, trained, train, rounds=2))
 
 
 def test_each_round_keeps_half_of_what_was_left_and_nothing_outside(found):
@@ -181,7 +190,7 @@ def test_each_round_keeps_half_of_what_was_left_and_nothing_outside(found):
     for ticket in (first, second):
         for name, mask in ticket.masks.items():
             assert (ticket.relative.hf_model.get_parameter(name)[~mask] == 0).all()
-        assert zeros(ticket.relative.hf_model) >= 1 - density(ticket.masks) - 1e-6
+        assert zero_fraction(ticket.relative.hf_model) >= 1 - density(ticket.masks) - 1e-6
 
 
 def test_a_ticket_goes_back_to_early_weights_before_it_is_trained(found):
@@ -192,7 +201,7 @@ def test_a_ticket_goes_back_to_early_weights_before_it_is_trained(found):
         seen["start"] = {n: w.detach().clone() for n, w in hf_model.named_parameters()}
         return hf_model
 
-    (ticket,) = tickets(early, trained, look, rounds=1)
+    (ticket,) = iterative_pruning(early, trained, look, rounds=1)
     for name, weight in early.hf_model.named_parameters():
         mask = ticket.masks.get(name, torch.ones_like(weight, dtype=torch.bool))
         assert torch.equal(seen["start"][name], weight * mask)
@@ -200,8 +209,8 @@ def test_a_ticket_goes_back_to_early_weights_before_it_is_trained(found):
 
 def test_controls_keep_as_many_weights_in_every_matrix(found):
     early, trained, train, (first, _) = found
-    random = control(first, early, trained, train, "random", seed=0)
-    other = control(first, relative(seed=9), trained, train, "reinitialised", seed=0)
+    random = train_control(first, early, trained, train, "random", seed=0)
+    other = train_control(first, relative(seed=9), trained, train, "reinitialized", seed=0)
     for name, mask in first.masks.items():
         assert random.masks[name].sum() == mask.sum()
         assert torch.equal(other.masks[name], mask)
@@ -211,47 +220,52 @@ def test_controls_keep_as_many_weights_in_every_matrix(found):
 def test_a_ticket_counts_what_is_kept_and_where_it_stands(found):
     _, trained, _, (first, _) = found
     assert isinstance(first, Ticket)
-    bits = first.relative.made.storage
+    bits = first.model.provenance.storage
     every = sum(mask.numel() for mask in first.masks.values())
     assert bits.weights == pytest.approx(16 * every / 2, rel=1e-3)
-    assert 0 < bits.index <= every
-    assert first.relative.made.parent == trained.name
+    assert 0 < bits.mask_index <= every
+    assert first.model.provenance.parent == trained.name
 
 
 def test_a_ticket_needs_early_weights_of_the_same_model(found, tmp_path, full):
     early, trained, train, _ = found
     with pytest.raises(ModelError, match="nothing to go back to"):
-        next(tickets(trained, trained, train))
+        next(iterative_pruning(trained, trained, train))
     with pytest.raises(ModelError, match="no early weights of"):
-        next(tickets(relative("gpt2"), trained, train))
+        next(iterative_pruning(relative("gpt2"), trained, train))
     with pytest.raises(ModelError, match="no early weights at hand"):
-        find_ticket(early, None, DIALS, folder=tmp_path, texts=ROWS)
-    assert began(full).name == "base"
-    assert began(parent("scratch")).name == "scratch-early"
+        lottery_ticket(early, None, DIALS, folder=tmp_path, texts=ROWS)
+    assert initial_model(full).name == "base"
+    assert initial_model(load_parent("scratch")).name == "scratch-early"
 
 
 def test_a_relative_trained_on_is_another_and_says_how(found, tmp_path):
     early, _, _, _ = found
     before = [weight.clone() for weight in early.hf_model.parameters()]
-    more = trained_on(early, DIALS, folder=tmp_path, texts=ROWS)
+    more = continue_training(early, DIALS, folder=tmp_path, texts=ROWS)
     assert all(map(torch.equal, before, early.hf_model.parameters()))
     assert not all(map(torch.equal, before, more.hf_model.parameters()))
-    assert more.made.dials["steps"] == 3
+    assert more.provenance.settings["steps"] == 3
 
 
 def test_hard_labels_need_no_teacher_in_memory(tmp_path):
-    made = distil(
-        relative(), folder=tmp_path, layers=1, texts=ROWS, dials=DIALS, labels=Labels("hard")
+    made = distill(
+        relative(),
+        folder=tmp_path,
+        layers=1,
+        texts=ROWS,
+        settings=DIALS,
+        labels=DistillationTargets("hard"),
     )
-    assert made.made.dials["labels"] == "hard"
+    assert made.provenance.settings["labels"] == "hard"
 
 
 def test_a_student_loads_by_name_from_where_it_was_made(full, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    dials = Training(steps=2, seed=0, batch=2, warmup=1)
-    made = distil(full, folder=tmp_path / "work", dials=dials)
+    settings = TrainingConfig(steps=2, seed=0, batch=2, warmup=1)
+    made = distill(full, folder=tmp_path / "work", settings=settings)
     made.save(tmp_path / "runs" / "relatives" / "mine")
     model = pb.load("mine")
     assert model.name == "mine"
-    assert model.made == made.made
+    assert model.provenance == made.provenance
     assert pb.gate(model, pb.pattern("take-away"), prompts=8)

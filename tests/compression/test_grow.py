@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import probes
-from probes.compression.derived_model import Relative, dense
-from probes.compression.grow import grow, interleaved, stacked
+from probes.compression.derived_model import DerivedModel, dense_storage
+from probes.compression.grow import grow, interleave_layers, stack_layers
 from probes.errors import ModelError
-from probes.models.provenance import Made
-from probes.prompts.batch import encode
+from probes.models.provenance import Provenance
+from probes.prompts.batch import tokenize
 from probes.testing.tiny_models import KINDS, tiny_hf
 
 IDS = torch.randint(3, 90, (4, 20), generator=torch.Generator().manual_seed(1))
@@ -20,7 +20,9 @@ STACKS = {"gpt2": "transformer.h", "neox": "gpt_neox.layers"}
 
 def bare(kind, seed=0, **overrides):
     hf_model = tiny_hf(kind, seed, **overrides)
-    return Relative(kind, hf_model, None, Made("trained", "", dense(hf_model, bits=16)))
+    return DerivedModel(
+        kind, hf_model, None, Provenance("trained", "", dense_storage(hf_model, bits=16))
+    )
 
 
 def layers_of(hf_model, kind):
@@ -58,9 +60,9 @@ def test_layers_that_write_nothing_change_no_logit(kind, how):
     assert len(layers_of(found.hf_model, kind)) == found.hf_model.config.num_hidden_layers == 5
     assert torch.equal(logits(found.hf_model), logits(origin.hf_model))
     assert same(origin.hf_model, before)
-    model = found.model()
+    model = found.to_model()
     ours = model.logits(IDS, torch.ones_like(IDS, dtype=torch.bool))
-    theirs = origin.model().logits(IDS, torch.ones_like(IDS, dtype=torch.bool))
+    theirs = origin.to_model().logits(IDS, torch.ones_like(IDS, dtype=torch.bool))
     assert float((ours - theirs).abs().max()) <= 1e-5
 
 
@@ -71,17 +73,17 @@ def test_new_layers_are_spread_evenly():
         (6, [1, 3, 5], [0, 0, 1, 1, 2, 2]),
         (8, [1, 3, 4, 6, 7], [0, 0, 1, 1, 1, 2, 2, 2]),
     ]:
-        dials = grow(bare("llama"), layers=layers).made.dials
-        assert (dials["new_layers"], dials["from_layer"]) == (new, source)
+        settings = grow(bare("llama"), layers=layers).provenance.settings
+        assert (settings["new_layers"], settings["from_layer"]) == (new, source)
 
 
 def test_new_layers_go_where_they_are_wanted():
     origin = bare("llama")
-    found = grow(origin, "fresh", at=[0, 0, 2])
-    assert found.made.dials["new_layers"] == [1, 2, 5]
-    assert found.made.dials["from_layer"] == [0, None, None, 1, 2, None]
+    found = grow(origin, "fresh", insert_after=[0, 0, 2])
+    assert found.provenance.settings["new_layers"] == [1, 2, 5]
+    assert found.provenance.settings["from_layer"] == [0, None, None, 1, 2, None]
     assert torch.equal(logits(found.hf_model), logits(origin.hf_model))
-    assert interleaved(2, [1]) == ([0, 1, 1], [2])
+    assert interleave_layers(2, [1]) == ([0, 1, 1], [2])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -89,7 +91,7 @@ def test_a_copied_layer_reads_as_its_source_does_and_a_fresh_one_does_not(kind):
     origin = bare(kind)
     writers = ("o_proj", "down_proj", "c_proj", "attention.dense", "4h_to_h")
     for how in ("identity", "fresh"):
-        found = grow(origin, how, at=[1])
+        found = grow(origin, how, insert_after=[1])
         new, old = layers_of(found.hf_model, kind)[2], layers_of(origin.hf_model, kind)[1]
         for name, weight in new.named_parameters():
             if any(word in name for word in writers):
@@ -102,7 +104,7 @@ def test_a_copied_layer_reads_as_its_source_does_and_a_fresh_one_does_not(kind):
 @pytest.mark.parametrize("how", ["identity", "fresh"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_new_layers_learn(kind, how):
-    found = grow(bare(kind), how, at=[1])
+    found = grow(bare(kind), how, insert_after=[1])
     new = layers_of(found.hf_model, kind)[2]
     before = {name: weight.detach().clone() for name, weight in new.named_parameters()}
     step(found.hf_model)
@@ -117,12 +119,12 @@ def test_new_layers_learn(kind, how):
 
 
 def test_stacking_says_which_layers_come_twice():
-    assert stacked(4, 6) == ([0, 1, 2, 1, 2, 3], [3, 4])
-    assert stacked(3, 4) == ([0, 1, 1, 2], [2])
-    assert stacked(3, 5) == ([0, 1, 2, 1, 2], [3, 4])
-    assert stacked(2, 4) == ([0, 1, 0, 1], [2, 3])
+    assert stack_layers(4, 6) == ([0, 1, 2, 1, 2, 3], [3, 4])
+    assert stack_layers(3, 4) == ([0, 1, 1, 2], [2])
+    assert stack_layers(3, 5) == ([0, 1, 2, 1, 2], [3, 4])
+    assert stack_layers(2, 4) == ([0, 1, 0, 1], [2, 3])
     # As published: 32 layers, of which the last and the first 8 are left out of two copies.
-    order, new = stacked(32, 48)
+    order, new = stack_layers(32, 48)
     assert order == [*range(24), *range(8, 32)]
     assert new == list(range(24, 40))
 
@@ -134,8 +136,8 @@ def test_stacked_layers_are_copies(kind):
     old, new = layers_of(origin.hf_model, kind), layers_of(found.hf_model, kind)
     for layer, source in enumerate([0, 1, 1, 2]):
         assert same(new[layer], old[source])
-    assert found.made.dials["from_layer"] == [0, 1, 1, 2]
-    assert found.made.dials["new_layers"] == [2]
+    assert found.provenance.settings["from_layer"] == [0, 1, 1, 2]
+    assert found.provenance.settings["new_layers"] == [2]
     assert float((logits(found.hf_model) - logits(origin.hf_model)).abs().max()) > 1e-3
 
 
@@ -160,9 +162,12 @@ def test_wider_mlps_compute_the_same(kind, width):
     found = grow(origin, "wider", width=neurons + width)
     assert float((logits(found.hf_model) - logits(origin.hf_model)).abs().max()) <= 1e-5
     assert same(origin.hf_model, before)
-    assert found.model().shape.layers == 3
-    assert found.made.dials["new_layers"] == []
-    assert (found.made.dials["old_width"], found.made.dials["width"]) == (neurons, neurons + width)
+    assert found.to_model().shape.layers == 3
+    assert found.provenance.settings["new_layers"] == []
+    assert (found.provenance.settings["old_width"], found.provenance.settings["width"]) == (
+        neurons,
+        neurons + width,
+    )
 
 
 def test_copied_neurons_share_out_what_they_write_and_learn_apart():
@@ -196,10 +201,10 @@ WAYS = [
 
 
 @pytest.mark.parametrize(("how", "dials"), WAYS)
-def test_one_seed_gives_one_model(how, dials):
-    one, again, other = (grow(bare("llama"), how, **dials, seed=seed) for seed in (1, 1, 2))
+def test_one_seed_gives_one_model(how, settings):
+    one, again, other = (grow(bare("llama"), how, **settings, seed=seed) for seed in (1, 1, 2))
     assert same(one.hf_model, again.hf_model)
-    assert one.made == again.made
+    assert one.provenance == again.provenance
     assert same(one.hf_model, other.hf_model) == (how in ("identity", "stack"))
 
 
@@ -213,17 +218,17 @@ def test_growing_draws_from_no_shared_stream():
 
 @pytest.mark.parametrize(("how", "dials"), WAYS)
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "neox"])
-def test_what_grew_is_counted_saved_and_loaded(tmp_path, kind, how, dials):
+def test_what_grew_is_counted_saved_and_loaded(tmp_path, kind, how, settings):
     origin = bare(kind)
-    found = grow(origin, how, **dials)
-    assert found.made.storage == dense(found.hf_model, bits=16)
-    assert found.made.storage.weights > origin.made.storage.weights
-    assert found.made.storage.embeddings == origin.made.storage.embeddings
-    assert (found.made.kind, found.made.parent) == ("grown", kind)
+    found = grow(origin, how, **settings)
+    assert found.provenance.storage == dense_storage(found.hf_model, bits=16)
+    assert found.provenance.storage.weights > origin.provenance.storage.weights
+    assert found.provenance.storage.embeddings == origin.provenance.storage.embeddings
+    assert (found.provenance.kind, found.provenance.parent) == ("grown", kind)
     model = probes.load(found.save(tmp_path / found.name))
-    assert model.made == found.made
+    assert model.provenance == found.provenance
     mask = torch.ones_like(IDS, dtype=torch.bool)
-    assert torch.equal(model.logits(IDS, mask), found.model().logits(IDS, mask))
+    assert torch.equal(model.logits(IDS, mask), found.to_model().logits(IDS, mask))
 
 
 def test_a_grown_family_member_answers_as_before(tmp_path, monkeypatch):
@@ -231,17 +236,17 @@ def test_a_grown_family_member_answers_as_before(tmp_path, monkeypatch):
     found = grow("distilled", layers=4)
     found.save(tmp_path / "runs" / "relatives" / found.name)
     new, old = probes.load("distilled-identity-4"), probes.load("distilled")
-    batch = encode(old.tokenizer, probes.pattern("take-away").questions(8, seed=0))
+    batch = tokenize(old.tokenizer, probes.pattern("take-away").sample_questions(8, seed=0))
     gap = (new.logits(batch.ids, batch.mask) - old.logits(batch.ids, batch.mask)).abs().max()
     assert float(gap) <= 1e-5
-    assert new.made is not None
-    assert new.made.dials["new_layers"] == [1, 3]
+    assert new.provenance is not None
+    assert new.provenance.settings["new_layers"] == [1, 3]
 
 
 def test_growth_can_be_repeated():
     origin = bare("llama")
-    found = grow(grow(grow(origin, layers=4), "wider", width=100), "fresh", at=[3])
-    assert found.made.parent == "llama-identity-4-wider-100"
+    found = grow(grow(grow(origin, layers=4), "wider", width=100), "fresh", insert_after=[3])
+    assert found.provenance.parent == "llama-identity-4-wider-100"
     assert float((logits(found.hf_model) - logits(origin.hf_model)).abs().max()) <= 1e-5
 
 
@@ -266,9 +271,9 @@ def test_growth_can_be_repeated():
         ("fresh", {"at": []}, r"behind no layer"),
     ],
 )
-def test_dials_that_do_not_fit_are_refused(how, dials, message):
+def test_dials_that_do_not_fit_are_refused(how, settings, message):
     with pytest.raises(ModelError, match=message):
-        grow(bare("llama"), how, **dials)
+        grow(bare("llama"), how, **settings)
 
 
 def test_broken_weights_are_refused():
@@ -282,7 +287,7 @@ def test_attention_scaled_by_the_layers_number_is_refused():
     origin = bare("gpt2", scale_attn_by_inverse_layer_idx=True)
     with pytest.raises(ModelError, match=r"scales its attention.*take 'wider'"):
         grow(origin, layers=4)
-    assert grow(origin, "wider", width=130).made.dials["width"] == 130
+    assert grow(origin, "wider", width=130).provenance.settings["width"] == 130
 
 
 def test_other_kinds_of_model_are_refused():

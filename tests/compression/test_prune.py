@@ -8,31 +8,33 @@ import torch
 from einops import rearrange
 
 import probes
-from probes.compression.derived_model import Relative, dense, parent
+from probes.compression.derived_model import DerivedModel, dense_storage, load_parent
 from probes.compression.pruning.masks import (
+    apply_masks,
     density,
+    layer_matrices,
     magnitude_masks,
     masked_storage,
-    masks_of,
-    matrices,
-    put_on,
-    random_like,
+    nonzero_masks,
+    random_masks_like,
 )
-from probes.compression.pruning.prune import SCOPES, prune
+from probes.compression.pruning.prune import METHOD_SCOPES, prune
 from probes.errors import ModelError
-from probes.models.provenance import Made
+from probes.models.provenance import Provenance
 from probes.observe.activations import capture
-from probes.prompts.batch import encode
+from probes.prompts.batch import tokenize
 from probes.testing.tiny_models import KINDS, tiny_hf
 
 IDS = torch.randint(3, 90, (6, 20), generator=torch.Generator().manual_seed(1))
 NEEDS_TEXTS = ("wanda", "heads", "neurons")
-EVERY = [(method, scope) for method, scopes in SCOPES.items() for scope in scopes]
+EVERY = [(method, scope) for method, scopes in METHOD_SCOPES.items() for scope in scopes]
 
 
 def bare(kind, seed=0, **overrides):
     hf_model = tiny_hf(kind, seed, **overrides)
-    return Relative(kind, hf_model, None, Made("trained", "", dense(hf_model, bits=16)))
+    return DerivedModel(
+        kind, hf_model, None, Provenance("trained", "", dense_storage(hf_model, bits=16))
+    )
 
 
 def pruned(origin, share, method, scope=None, **more):
@@ -53,7 +55,7 @@ def logits(hf_model, ids=IDS):
 
 
 def lost(found):
-    heads = found.made.dials["dropped"]
+    heads = found.provenance.settings["dropped"]
     assert isinstance(heads, list)
     return heads
 
@@ -68,15 +70,15 @@ def within(inner, outer):
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_matrices_of_the_layers_have_masks(kind):
     hf_model = tiny_hf(kind, 0)
-    assert all(".0." in n or ".1." in n or ".2." in n for n in masks_of(hf_model))
-    assert {w.ndim for w in matrices(hf_model).values()} == {2}
-    counted = sum(w.numel() for w in matrices(hf_model).values())
-    assert counted * 16 == dense(hf_model, bits=16).weights
+    assert all(".0." in n or ".1." in n or ".2." in n for n in nonzero_masks(hf_model))
+    assert {w.ndim for w in layer_matrices(hf_model).values()} == {2}
+    counted = sum(w.numel() for w in layer_matrices(hf_model).values())
+    assert counted * 16 == dense_storage(hf_model, bits=16).weights
 
 
 def test_the_smallest_weights_go_in_each_matrix_or_over_all_of_them():
     hf_model = tiny_hf("llama", 0)
-    own = {name: weight.detach().abs() for name, weight in matrices(hf_model).items()}
+    own = {name: weight.detach().abs() for name, weight in layer_matrices(hf_model).items()}
     edge = torch.cat([w.flatten() for w in own.values()]).sort().values
     masks = magnitude_masks(hf_model, 0.25)
     assert all(torch.equal(masks[n], w >= edge[edge.numel() // 4]) for n, w in own.items())
@@ -104,13 +106,13 @@ def test_rounds_of_pruning_are_nested_and_take_a_share_of_what_is_left(scope):
         assert density(new) == pytest.approx(0.8**done, abs=1e-3)
         masks = new
         # Weights move between the rounds, and the masked ones may grow.
-        for weight in matrices(hf_model).values():
+        for weight in layer_matrices(hf_model).values():
             weight.data = weight.data.roll(1, 0)
 
 
 def test_random_masks_keep_as_many_of_every_matrix_at_other_places():
     masks = magnitude_masks(tiny_hf("llama", 0), 0.7)
-    one, again, other = (random_like(masks, seed=seed) for seed in (3, 3, 4))
+    one, again, other = (random_masks_like(masks, seed=seed) for seed in (3, 3, 4))
     assert {n: int(m.sum()) for n, m in one.items()} == {n: int(m.sum()) for n, m in masks.items()}
     assert all(torch.equal(one[name], again[name]) for name in masks)
     assert not any(torch.equal(one[name], other[name]) for name in masks)
@@ -121,43 +123,43 @@ def test_random_masks_keep_as_many_of_every_matrix_at_other_places():
 
 def test_random_masks_of_two_matrices_of_one_shape_differ():
     masks = {"a": torch.arange(64) < 32, "b": torch.arange(64) < 32}
-    drawn = random_like(masks, seed=0)
+    drawn = random_masks_like(masks, seed=0)
     assert not torch.equal(drawn["a"], drawn["b"])
-    assert torch.equal(random_like({"b": masks["b"]} | masks, seed=0)["a"], drawn["a"])
+    assert torch.equal(random_masks_like({"b": masks["b"]} | masks, seed=0)["a"], drawn["a"])
 
 
 def test_masked_weights_are_exactly_zero_and_the_others_as_they_were():
     hf_model = tiny_hf("gpt2", 0)
-    before = {name: weight.detach().clone() for name, weight in matrices(hf_model).items()}
+    before = {name: weight.detach().clone() for name, weight in layer_matrices(hf_model).items()}
     masks = magnitude_masks(hf_model, 0.5)
-    put_on(masks, hf_model)
-    for name, weight in matrices(hf_model).items():
+    apply_masks(masks, hf_model)
+    for name, weight in layer_matrices(hf_model).items():
         assert torch.equal(weight, torch.where(masks[name], before[name], 0.0))
-    assert density(masks_of(hf_model)) == 0.5
+    assert density(nonzero_masks(hf_model)) == 0.5
 
 
 def test_storage_takes_the_cheapest_index_of_each_matrix():
     hf_model = tiny_hf("llama", 0)
-    masks = {n: torch.ones_like(m) for n, m in masks_of(hf_model).items()}
-    assert masked_storage(hf_model, masks) == dense(hf_model, bits=16)
+    masks = {n: torch.ones_like(m) for n, m in nonzero_masks(hf_model).items()}
+    assert masked_storage(hf_model, masks) == dense_storage(hf_model, bits=16)
     name = "model.layers.0.self_attn.q_proj.weight"  # 32 x 32: places of 10 bits
-    whole = dense(hf_model, bits=16).weights
+    whole = dense_storage(hf_model, bits=16).weights
     for kept, index in [(1024, 0), (1023, 1024), (103, 1024), (102, 1020), (1, 10), (0, 0)]:
         masks[name] = (torch.arange(1024) < kept).reshape(32, 32)
         found = masked_storage(hf_model, masks)
-        assert (found.weights, found.index) == (whole - 16 * (1024 - kept), index)
+        assert (found.weights, found.mask_index) == (whole - 16 * (1024 - kept), index)
 
 
 def test_masks_of_another_model_are_refused():
     hf_model, wider = tiny_hf("llama", 0), tiny_hf("llama", 0, intermediate_size=80)
     with pytest.raises(ModelError, match=r"transformer\.h.*no matrix.*same model"):
-        put_on(masks_of(tiny_hf("gpt2", 0)), hf_model)
+        apply_masks(nonzero_masks(tiny_hf("gpt2", 0)), hf_model)
     with pytest.raises(ModelError, match=r"mask of .*(80, 32).*(64, 32)"):
-        put_on(masks_of(wider), hf_model)
+        apply_masks(nonzero_masks(wider), hf_model)
     with pytest.raises(ModelError, match="no matrix"):
-        magnitude_masks(hf_model, 0.5, within=masks_of(tiny_hf("gpt2", 0)))
+        magnitude_masks(hf_model, 0.5, within=nonzero_masks(tiny_hf("gpt2", 0)))
     with pytest.raises(ModelError, match="no matrix"):
-        masked_storage(hf_model, masks_of(tiny_hf("gpt2", 0)))
+        masked_storage(hf_model, nonzero_masks(tiny_hf("gpt2", 0)))
 
 
 # --- prune
@@ -170,15 +172,15 @@ def test_a_share_of_the_weights_is_zero_and_the_rest_as_it_was(kind, method, sco
     before = copy.deepcopy(origin.hf_model)
     found = pruned(origin, 0.5, method, scope)
     assert same(origin.hf_model, before)
-    own, old = matrices(found.hf_model), matrices(before)
+    own, old = layer_matrices(found.hf_model), layer_matrices(before)
     for name, weight in own.items():
         assert torch.equal(weight[weight != 0], old[name][weight != 0])
     rest = {n: w for n, w in found.hf_model.state_dict().items() if n not in own}
     assert all(torch.equal(weight, before.state_dict()[name]) for name, weight in rest.items())
     if method in ("magnitude", "wanda", "random"):
-        assert found.made.dials["zeros"] == 0.5
-    assert (found.made.kind, found.made.parent) == ("pruned", kind)
-    assert found.made.storage.total < origin.made.storage.total
+        assert found.provenance.settings["zeros"] == 0.5
+    assert (found.provenance.kind, found.provenance.parent) == ("pruned", kind)
+    assert found.provenance.storage.total < origin.provenance.storage.total
 
 
 @pytest.mark.parametrize(("method", "scope"), EVERY)
@@ -186,25 +188,25 @@ def test_one_seed_gives_one_model(method, scope):
     origin = bare("llama")
     one, again = (pruned(origin, 0.3, method, scope, seed=2) for _ in range(2))
     assert same(one.hf_model, again.hf_model)
-    assert one.made == again.made
+    assert one.provenance == again.provenance
     assert one.name == again.name
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.8, 1.0])
 def test_shares_are_hit_within_rounding(share):
     origin = bare("llama")
-    total = sum(w.numel() for w in matrices(origin.hf_model).values())
+    total = sum(w.numel() for w in layer_matrices(origin.hf_model).values())
     for scope, slack in (("global", 0.5 / total), ("layer", 0.5 / 1024)):
         found = prune(origin, share, scope=scope)
-        assert found.made.dials["zeros"] == pytest.approx(share, abs=slack)
-    assert found.made.dials["share"] == share
+        assert found.provenance.settings["zeros"] == pytest.approx(share, abs=slack)
+    assert found.provenance.settings["share"] == share
 
 
 def test_a_later_share_counts_what_was_zero_before():
     origin = bare("llama")
     steps = prune(prune(origin, 0.3), 0.6)
     assert same(steps.hf_model, prune(origin, 0.6).hf_model)
-    assert steps.made.parent == "llama-magnitude-0.3"
+    assert steps.provenance.parent == "llama-magnitude-0.3"
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -228,7 +230,7 @@ def test_wanda_drops_the_least_of_weight_times_input_norm_in_each_row(kind):
 def test_wanda_matters_only_where_inputs_differ():
     """With one norm for all inputs it would be magnitude; here it is not."""
     origin = bare("llama")
-    by_input = masks_of(pruned(origin, 0.5, "wanda", "layer").hf_model)
+    by_input = nonzero_masks(pruned(origin, 0.5, "wanda", "layer").hf_model)
     by_size = magnitude_masks(origin.hf_model, 0.5, scope="layer")
     name = "model.layers.1.mlp.down_proj.weight"
     assert not torch.equal(by_input[name], by_size[name])
@@ -237,12 +239,14 @@ def test_wanda_matters_only_where_inputs_differ():
 @pytest.mark.parametrize("kind", KINDS)
 def test_dropped_heads_write_nothing_and_are_the_ones_that_wrote_least(kind):
     origin = bare(kind)
-    model = origin.model()
+    model = origin.to_model()
     found = pruned(origin, 0.25, "heads", "layer")
     sizes = [written_by_head(model, layer) for layer in range(model.shape.layers)]
     dropped = [int(lengths.argmin()) for lengths in sizes]
-    assert found.made.dials["dropped"] == [f"L{n}.H{head}" for n, head in enumerate(dropped)]
-    new = found.model()
+    assert found.provenance.settings["dropped"] == [
+        f"L{n}.H{head}" for n, head in enumerate(dropped)
+    ]
+    new = found.to_model()
     for layer, head in enumerate(dropped):
         assert float(written_by_head(new, layer)[head]) == 0.0
 
@@ -261,19 +265,19 @@ def test_dropping_silent_neurons_changes_no_logit(kind):
     """Half of the neurons write nothing beforehand: these go, and are stored no more."""
     origin = bare(kind)
     part = {"gpt2": "c_proj", "neox": "dense_4h_to_h"}.get(kind, "down_proj")
-    for name, weight in matrices(origin.hf_model).items():
+    for name, weight in layer_matrices(origin.hf_model).items():
         if name.endswith(f"mlp.{part}.weight"):
             half = weight.data if kind == "gpt2" else weight.data.T
             half[::2] = 0.0
     found = pruned(origin, 0.5, "neurons", "layer")
     assert float((logits(found.hf_model) - logits(origin.hf_model)).abs().max()) < 1e-5
     neurons = half.shape[0]
-    assert found.made.dials["dropped"] == [neurons // 2] * 3
+    assert found.provenance.settings["dropped"] == [neurons // 2] * 3
     gated = 3 if kind.startswith("llama") else 2
     missing = 3 * gated * (neurons // 2) * 32
-    whole = dense(origin.hf_model, bits=16).weights
-    assert found.made.storage.weights == whole - 16 * missing
-    assert found.made.storage.index == 3 * neurons
+    whole = dense_storage(origin.hf_model, bits=16).weights
+    assert found.provenance.storage.weights == whole - 16 * missing
+    assert found.provenance.storage.mask_index == 3 * neurons
 
 
 def test_a_shared_key_goes_only_with_all_heads_that_read_it():
@@ -281,7 +285,7 @@ def test_a_shared_key_goes_only_with_all_heads_that_read_it():
     found = pruned(origin, 0.5, "heads", "global")
     dropped = set(lost(found))
     for layer in range(3):
-        keys = matrices(found.hf_model)[f"model.layers.{layer}.self_attn.k_proj.weight"]
+        keys = layer_matrices(found.hf_model)[f"model.layers.{layer}.self_attn.k_proj.weight"]
         gone = (keys.reshape(2, -1) == 0).all(dim=1).tolist()
         both = [{f"L{layer}.H{2 * k}", f"L{layer}.H{2 * k + 1}"} <= dropped for k in range(2)]
         assert gone == both
@@ -290,21 +294,21 @@ def test_a_shared_key_goes_only_with_all_heads_that_read_it():
 def test_heads_and_then_neurons_are_stored_by_row():
     origin = bare("llama")
     heads = pruned(origin, 0.5, "heads", "layer")
-    assert heads.made.storage.index == 3 * 4
+    assert heads.provenance.storage.mask_index == 3 * 4
     both = pruned(heads, 0.5, "neurons", "layer")
-    assert both.made.storage.index == 3 * 4 + 3 * 64
-    assert both.made.storage.weights == dense(origin.hf_model, bits=8).weights
+    assert both.provenance.storage.mask_index == 3 * 4 + 3 * 64
+    assert both.provenance.storage.weights == dense_storage(origin.hf_model, bits=8).weights
 
 
 def test_random_follows_another_mask_matrix_by_matrix():
     origin = bare("llama")
     target = prune(origin, 0.7)
     found = prune(origin, method="random", like=target, seed=5)
-    for name, weight in matrices(found.hf_model).items():
-        assert int((weight != 0).sum()) == int((matrices(target.hf_model)[name] != 0).sum())
-    assert found.made.dials["like"] == "llama-magnitude-0.7"
-    assert found.made.dials["share"] == pytest.approx(0.7, abs=1e-4)
-    by_masks = prune(origin, method="random", like=masks_of(target.hf_model), seed=5)
+    for name, weight in layer_matrices(found.hf_model).items():
+        assert int((weight != 0).sum()) == int((layer_matrices(target.hf_model)[name] != 0).sum())
+    assert found.provenance.settings["like"] == "llama-magnitude-0.7"
+    assert found.provenance.settings["share"] == pytest.approx(0.7, abs=1e-4)
+    by_masks = prune(origin, method="random", like=nonzero_masks(target.hf_model), seed=5)
     assert same(by_masks.hf_model, found.hf_model)
 
 
@@ -313,25 +317,29 @@ def test_a_pruned_family_member_is_saved_and_loaded_by_name(tmp_path, monkeypatc
     found = prune("distilled", 0.5)
     found.save(tmp_path / "runs" / "relatives" / found.name)
     model = probes.load(found.name)
-    assert model.made == found.made
-    assert torch.equal(torch.tensor(0.5), torch.tensor(parent(found.name).made.dials["zeros"]))
-    batch = encode(model.tokenizer, probes.pattern("take-away").questions(8, seed=0))
-    ours, theirs = (m.logits(batch.ids, batch.mask) for m in (model, found.model()))
+    assert model.provenance == found.provenance
+    assert torch.equal(
+        torch.tensor(0.5), torch.tensor(load_parent(found.name).provenance.settings["zeros"])
+    )
+    batch = tokenize(model.tokenizer, probes.pattern("take-away").sample_questions(8, seed=0))
+    ours, theirs = (m.logits(batch.ids, batch.mask) for m in (model, found.to_model()))
     assert torch.equal(ours, theirs)
 
 
 def test_heads_are_scored_on_the_questions_of_a_pattern_without_padding():
-    origin = parent("distilled")
+    origin = load_parent("distilled")
     found = prune(
         origin, 0.25, method="heads", scope="layer", calibration=probes.pattern("take-away")
     )
-    assert found.made.dials["texts"] == 64
-    batch = encode(origin.tokenizer, probes.pattern("take-away").questions(64, seed=0))
-    assert found.made.dials["tokens"] == int(batch.mask.sum())
-    seen = capture(origin.model(), batch, ["z"])["z"]
+    assert found.provenance.settings["texts"] == 64
+    batch = tokenize(origin.tokenizer, probes.pattern("take-away").sample_questions(64, seed=0))
+    assert found.provenance.settings["tokens"] == int(batch.mask.sum())
+    seen = capture(origin.to_model(), batch, ["z"])["z"]
     assert seen.shape[0] == 2
     for layer, z in enumerate(seen):
-        out = matrices(origin.hf_model)[f"model.layers.{layer}.self_attn.o_proj.weight"].detach()
+        out = layer_matrices(origin.hf_model)[
+            f"model.layers.{layer}.self_attn.o_proj.weight"
+        ].detach()
         parts = rearrange(out, "d_model (head d_head) -> head d_head d_model", head=4)
         wrote = torch.einsum("bphd,hdm->bphm", z, parts)[batch.mask]
         least = int(wrote.square().sum(-1).mean(0).argmin())
@@ -340,7 +348,7 @@ def test_heads_are_scored_on_the_questions_of_a_pattern_without_padding():
 
 def test_texts_of_any_length_can_be_scored_on():
     found = prune("distilled", 0.5, method="neurons", calibration=["Tom has 5 foxes.", "Ann"])
-    assert found.made.dials["texts"] == 2
+    assert found.provenance.settings["texts"] == 2
 
 
 # --- what is refused
@@ -383,19 +391,19 @@ def test_random_masks_need_one_of_share_and_like():
         prune(origin, method="random", like=bare("llama", num_hidden_layers=2))
 
 
-@pytest.mark.parametrize("method", SCOPES)
+@pytest.mark.parametrize("method", METHOD_SCOPES)
 def test_broken_weights_are_refused(method):
     origin = bare("llama")
-    matrices(origin.hf_model)["model.layers.0.mlp.up_proj.weight"].data[0, 0] = math.nan
+    layer_matrices(origin.hf_model)["model.layers.0.mlp.up_proj.weight"].data[0, 0] = math.nan
     with pytest.raises(ModelError, match=r"up_proj.*NaN"):
         prune(origin, 0.5, method=method, calibration=IDS)
 
 
 def test_a_quantized_model_is_to_be_pruned_first():
     origin = bare("llama")
-    made = Made("quantized", "full", origin.made.storage)
+    made = Provenance("quantized", "full", origin.provenance.storage)
     with pytest.raises(ModelError, match="prune full first"):
-        prune(Relative("full-int8", origin.hf_model, None, made), 0.5)
+        prune(DerivedModel("full-int8", origin.hf_model, None, made), 0.5)
 
 
 def test_heads_of_an_unknown_kind_of_model_are_refused():
@@ -411,7 +419,9 @@ def test_heads_of_an_unknown_kind_of_model_are_refused():
         max_position_embeddings=48,
     )
     hf_model = AutoModelForCausalLM.from_config(config)
-    origin = Relative("odd", hf_model, None, Made("trained", "", dense(hf_model, bits=16)))
+    origin = DerivedModel(
+        "odd", hf_model, None, Provenance("trained", "", dense_storage(hf_model, bits=16))
+    )
     with pytest.raises(ModelError, match=r"'opt' model.*llama, gpt2, gpt_neox"):
         prune(origin, 0.5, method="heads", calibration=IDS)
-    assert prune(origin, 0.5).made.dials["zeros"] == pytest.approx(0.5)
+    assert prune(origin, 0.5).provenance.settings["zeros"] == pytest.approx(0.5)

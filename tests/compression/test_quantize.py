@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 import probes as pb
-from probes.compression.derived_model import Relative, dense, parent, zeros
-from probes.compression.quantization.layers import as_linear, linear_layers, matrix
+from probes.compression.derived_model import DerivedModel, dense_storage, load_parent, zero_fraction
+from probes.compression.quantization.layers import conv1d_to_linear, linear_layers, weight_matrix
 from probes.compression.quantization.quantize import quantize
 from probes.compression.quantization.rounding import round_to_nearest
-from probes.compression.quantization.schemes import SCHEMES, scheme_of
+from probes.compression.quantization.schemes import SCHEMES, parse_scheme
 from probes.errors import ModelError
-from probes.models.provenance import Made
-from probes.prompts.batch import encode
+from probes.models.provenance import Provenance
+from probes.prompts.batch import tokenize
 from probes.testing.tiny_models import KINDS, tiny_hf
 
 STORIES = Path(__file__).resolve().parents[3] / "shared" / "data" / "stories260K"
@@ -41,7 +41,9 @@ def need(scheme):
 
 def tiny(kind, **overrides):
     hf_model = tiny_hf(kind, 0, **overrides)
-    return Relative(kind, hf_model, None, Made("trained", "", dense(hf_model, bits=16)))
+    return DerivedModel(
+        kind, hf_model, None, Provenance("trained", "", dense_storage(hf_model, bits=16))
+    )
 
 
 def logits(hf_model, seed=1):
@@ -52,12 +54,12 @@ def logits(hf_model, seed=1):
 
 def rows(relative):
     found = relative.hf_model
-    return {name: matrix(found.get_submodule(name)) for name in linear_layers(found, "it")}
+    return {name: weight_matrix(found.get_submodule(name)) for name in linear_layers(found, "it")}
 
 
 @pytest.fixture(scope="module")
 def distilled():
-    return parent("distilled")
+    return load_parent("distilled")
 
 
 # --- rounding ------------------------------------------------------------------------------------
@@ -65,7 +67,7 @@ def distilled():
 
 def test_two_symmetric_bits_are_a_row_s_greatest_weight_its_opposite_and_zero():
     weight = torch.tensor([[4.0, -3.0, 1.9, 0.0], [0.1, -0.2, 0.0, 0.05]])
-    found = round_to_nearest(weight, bits=2, group=None, symmetric=True).floats()
+    found = round_to_nearest(weight, bits=2, group=None, symmetric=True).dequantize()
     # Half a step, as 0.1 is, goes to the even level.
     assert torch.equal(found, torch.tensor([[4.0, -4.0, 0.0, 0.0], [0.0, -0.2, 0.0, 0.0]]))
 
@@ -74,8 +76,8 @@ def test_two_bits_with_a_zero_point_are_four_even_steps_from_the_least_to_the_gr
     found = round_to_nearest(
         torch.tensor([[-1.0, 2.0, 0.4, 0.6, 0.0]]), bits=2, group=None, symmetric=False
     )
-    assert found.floats().tolist() == [[-1.0, 2.0, 0.0, 1.0, 0.0]]
-    assert found.zeros is not None and found.zeros.tolist() == [[1]]
+    assert found.dequantize().tolist() == [[-1.0, 2.0, 0.0, 1.0, 0.0]]
+    assert found.zero_points is not None and found.zero_points.tolist() == [[1]]
 
 
 @pytest.mark.parametrize("bits", [2, 3, 8, 16])
@@ -88,7 +90,7 @@ def test_every_weight_goes_to_the_nearest_of_all_steps(bits, group):
             steps = torch.arange(-(2 ** (bits - 1)) + 1, 2 ** (bits - 1)).double() * scale
             part = slice(place * (group or 24), (place + 1) * (group or 24))
             apart = (weight[row, part].double()[:, None] - steps).abs().amin(1)
-            gone = (weight[row, part] - found.floats()[row, part]).double().abs()
+            gone = (weight[row, part] - found.dequantize()[row, part]).double().abs()
             assert torch.allclose(gone, apart, atol=1e-6)
 
 
@@ -97,7 +99,7 @@ def test_zeros_and_rows_of_zeros_stay_zero(symmetric):
     weight = torch.randn(4, 32, generator=torch.Generator().manual_seed(0)) + 0.5
     weight[1], weight[2, ::3] = 0, 0
     for bits in (2, 5):
-        found = round_to_nearest(weight, bits=bits, group=16, symmetric=symmetric).floats()
+        found = round_to_nearest(weight, bits=bits, group=16, symmetric=symmetric).dequantize()
         assert bool((found[weight == 0] == 0).all()) and bool(found.isfinite().all())
 
 
@@ -108,7 +110,7 @@ def test_levels_fit_their_bits():
         uneven = round_to_nearest(weight, bits=bits, group=None, symmetric=False)
         assert int(even.levels.abs().max()) == 2 ** (bits - 1) - 1
         assert int(uneven.levels.min()) >= 0 and int(uneven.levels.max()) <= 2**bits - 1
-        assert uneven.zeros is not None and int(uneven.zeros.max()) <= 2**bits - 1
+        assert uneven.zero_points is not None and int(uneven.zero_points.max()) <= 2**bits - 1
 
 
 # --- every backend, every architecture -----------------------------------------------------------
@@ -121,17 +123,19 @@ def test_every_linear_layer_holds_few_values_and_nothing_else_changes(kind, sche
     source = tiny(kind)
     before = copy.deepcopy(source.hf_model.state_dict())
     found = quantize(source, scheme)
-    assert found.made.dials["linears"] == LINEARS[kind]
-    assert found.name == f"{kind}-{scheme}" and found.made.parent == kind
+    assert found.provenance.settings["linears"] == LINEARS[kind]
+    assert found.name == f"{kind}-{scheme}" and found.provenance.parent == kind
     named = rows(found)
     assert len(named) == LINEARS[kind]
     for name, weight in named.items():
-        bits = int(found.made.dials["bits"])
-        for part in weight.unflatten(1, (-1, int(found.made.dials["group"] or weight.shape[1]))):
+        bits = int(found.provenance.settings["bits"])
+        for part in weight.unflatten(
+            1, (-1, int(found.provenance.settings["group"] or weight.shape[1]))
+        ):
             # Products of one level with one scale differ in their last digit at most.
             assert all(len(g.unique()) <= 2**bits for g in part)
         # An error without a bound below 1 would pass for nothing.
-        old = matrix(source.hf_model.get_submodule(name))
+        old = weight_matrix(source.hf_model.get_submodule(name))
         assert 0 < float((weight - old).abs().max()) <= float(old.abs().max()) * 4 / 2**bits
     for key, weight in found.hf_model.state_dict().items():
         if key.removesuffix(".weight") not in named:
@@ -143,15 +147,15 @@ def test_every_linear_layer_holds_few_values_and_nothing_else_changes(kind, sche
 def test_eight_bits_of_weights_alone_are_within_a_ten_thousandth_of_the_kernel(kind):
     need("int8")
     found = quantize(tiny(kind), "int8")
-    assert found.made.gap is not None and found.made.gap <= 1e-4
-    assert found.made.dials["fused"] == LINEARS[kind]
+    assert found.provenance.kernel_gap is not None and found.provenance.kernel_gap <= 1e-4
+    assert found.provenance.settings["fused"] == LINEARS[kind]
 
 
 def test_the_gap_is_that_of_a_kernel_which_rounds_what_it_reads():
     need("bnb-int8")
     exact, rough = quantize(tiny("llama"), "rtn-8"), quantize(tiny("llama"), "bnb-int8")
-    assert exact.made.gap is None
-    assert rough.made.gap is not None and 1e-3 < rough.made.gap < 1
+    assert exact.provenance.kernel_gap is None
+    assert rough.provenance.kernel_gap is not None and 1e-3 < rough.provenance.kernel_gap < 1
 
 
 def test_the_gap_is_found_where_the_kernel_differs(monkeypatch):
@@ -164,7 +168,7 @@ def test_the_gap_is_found_where_the_kernel_differs(monkeypatch):
         hf_model.lm_head.register_forward_hook(lambda *passed: passed[-1] + 0.25)
 
     monkeypatch.setattr("torchao.quantization.quantize_", shifted)
-    assert quantize(tiny("llama"), "int8").made.gap == pytest.approx(0.25, abs=1e-4)
+    assert quantize(tiny("llama"), "int8").provenance.kernel_gap == pytest.approx(0.25, abs=1e-4)
 
 
 def test_a_row_of_torchao_s_and_of_the_reference_are_half_a_level_apart():
@@ -193,7 +197,7 @@ def test_four_bit_floats_are_the_nearest_of_their_table_across_rows():
 def test_transposed_layers_compute_the_same_as_linear_ones():
     source = tiny("gpt2")
     names = linear_layers(source.hf_model, "it")
-    turned = as_linear(copy.deepcopy(source.hf_model), names)
+    turned = conv1d_to_linear(copy.deepcopy(source.hf_model), names)
     assert all(type(turned.get_submodule(name)) is nn.Linear for name in names)
     assert torch.allclose(logits(turned), logits(source.hf_model), atol=1e-5)
 
@@ -206,11 +210,11 @@ def test_bits_are_counted_by_hand():
     count = 3 * 12 * 32 * 32
     outputs = 3 * (96 + 32 + 128 + 32)
     embeddings, other = (97 + 48) * 32, 3 * (4 * 32 + 96 + 32 + 128 + 32) + 2 * 32
-    whole = quantize(tiny("gpt2"), "rtn-3").made.storage
-    assert (whole.weights, whole.scales, whole.zeros) == (3 * count, 32 * outputs, 0)
-    assert (whole.embeddings, whole.other, whole.index) == (16 * embeddings, 16 * other, 0)
-    grouped = quantize(tiny("gpt2"), "rtn-3", group=16, symmetric=False).made.storage
-    assert (grouped.scales, grouped.zeros) == (32 * count / 16, 3 * count / 16)
+    whole = quantize(tiny("gpt2"), "rtn-3").provenance.storage
+    assert (whole.weights, whole.scales, whole.zero_points) == (3 * count, 32 * outputs, 0)
+    assert (whole.embeddings, whole.other, whole.mask_index) == (16 * embeddings, 16 * other, 0)
+    grouped = quantize(tiny("gpt2"), "rtn-3", group=16, symmetric=False).provenance.storage
+    assert (grouped.scales, grouped.zero_points) == (32 * count / 16, 3 * count / 16)
 
 
 @pytest.mark.parametrize(
@@ -219,14 +223,21 @@ def test_bits_are_counted_by_hand():
 def test_scales_of_the_libraries_are_counted(scheme, scales):
     need(scheme)
     found = quantize(tiny("gpt2"), scheme)
-    assert found.made.storage.weights == int(found.made.dials["bits"]) * 3 * 12 * 32 * 32
-    assert found.made.storage.scales == 32 * scales
+    assert (
+        found.provenance.storage.weights
+        == int(found.provenance.settings["bits"]) * 3 * 12 * 32 * 32
+    )
+    assert found.provenance.storage.scales == 32 * scales
 
 
 def test_zero_points_of_torchao_are_counted():
     need("int4")
-    found = quantize(tiny("gpt2"), "int4", symmetric=False).made
-    assert found.storage.zeros == 4 * 1152 and found.gap is not None and found.gap <= 1e-4
+    found = quantize(tiny("gpt2"), "int4", symmetric=False).provenance
+    assert (
+        found.storage.zero_points == 4 * 1152
+        and found.kernel_gap is not None
+        and found.kernel_gap <= 1e-4
+    )
 
 
 def test_embeddings_are_rounded_on_demand_and_stay_tied():
@@ -235,9 +246,9 @@ def test_embeddings_are_rounded_on_demand_and_stay_tied():
     table = found.hf_model.get_input_embeddings().weight
     assert found.hf_model.get_output_embeddings().weight is table
     assert max(len(row.unique()) for row in table.detach()) <= 15
-    assert found.made.storage.embeddings == 97 * (32 * 4 + 32)
+    assert found.provenance.storage.embeddings == 97 * (32 * 4 + 32)
     # Rounding the layers later leaves that alone.
-    assert quantize(found, "rtn-8").made.storage.embeddings == 97 * (32 * 4 + 32)
+    assert quantize(found, "rtn-8").provenance.storage.embeddings == 97 * (32 * 4 + 32)
 
 
 @pytest.mark.parametrize("scheme", LIBRARIES)
@@ -248,18 +259,18 @@ def test_pruned_weights_stay_zero_and_take_no_room(scheme):
         for name in (named := linear_layers(source.hf_model, "it")):
             source.hf_model.get_submodule(name).weight[:, ::2] = 0
             source.hf_model.get_submodule(name).weight[3] = 0
-    made = Made("pruned", "llama", dense(source.hf_model, bits=16))
-    sparse = Made("pruned", "llama", type(made.storage)(1.0, 2.0, 3.0, index=77.0))
-    found = quantize(Relative("p", source.hf_model, None, sparse), scheme)
+    made = Provenance("pruned", "llama", dense_storage(source.hf_model, bits=16))
+    sparse = Provenance("pruned", "llama", type(made.storage)(1.0, 2.0, 3.0, mask_index=77.0))
+    found = quantize(DerivedModel("p", source.hf_model, None, sparse), scheme)
     kept = sum(int((source.hf_model.get_submodule(n).weight != 0).sum()) for n in named)
-    assert zeros(found.hf_model) >= zeros(source.hf_model) > 0.5
+    assert zero_fraction(found.hf_model) >= zero_fraction(source.hf_model) > 0.5
     assert all(
         bool((found.hf_model.get_submodule(n).weight[3] == 0).all())
         and bool((found.hf_model.get_submodule(n).weight[:, ::2] == 0).all())
         for n in named
     )
-    assert found.made.storage.weights == kept * int(found.made.dials["bits"])
-    assert (found.made.storage.index, found.made.storage.embeddings) == (77.0, 2.0)
+    assert found.provenance.storage.weights == kept * int(found.provenance.settings["bits"])
+    assert (found.provenance.storage.mask_index, found.provenance.storage.embeddings) == (77.0, 2.0)
 
 
 # --- files, and every probe ----------------------------------------------------------------------
@@ -273,9 +284,9 @@ def test_a_saved_one_loads_with_the_same_logits_and_its_slip(kind, scheme, tmp_p
     loaded = pb.load(found.save(tmp_path / "it"))
     ids = torch.randint(90, (2, 20), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids, dtype=torch.bool)
-    assert torch.equal(loaded.logits(ids, mask), found.model().logits(ids, mask))
+    assert torch.equal(loaded.logits(ids, mask), found.to_model().logits(ids, mask))
     assert torch.allclose(loaded.logits(ids, mask), logits(found.hf_model), atol=1e-5)
-    assert loaded.made == found.made
+    assert loaded.provenance == found.provenance
 
 
 @pytest.mark.parametrize("scheme", ["int4", "bnb-int8", "nf4", "rtn-4"])
@@ -300,20 +311,20 @@ def test_nobody_else_s_random_numbers_change(scheme):
 def test_one_that_was_saved_can_be_quantized_again(tmp_path):
     once = quantize(tiny("llama"), "rtn-4")
     again = quantize(once.save(tmp_path / "once"), "rtn-4")
-    assert again.name == "once-rtn-4" and again.made.storage == once.made.storage
+    assert again.name == "once-rtn-4" and again.provenance.storage == once.provenance.storage
     # Steps that are hit exactly stay.
     assert torch.allclose(logits(again.hf_model), logits(once.hf_model), atol=1e-4)
 
 
 def test_probes_take_a_quantized_member_of_the_family(distilled):
     need("int4")
-    model = quantize(distilled, "int4").model()
+    model = quantize(distilled, "int4").to_model()
     pattern = pb.pattern("take-away")
-    assert pb.gate(model, pattern, prompts=20)[0].items == 20
-    batch = encode(model.tokenizer, pattern.questions(4, seed=0))
+    assert pb.gate(model, pattern, prompts=20)[0].n_questions == 20
+    batch = tokenize(model.tokenizer, pattern.sample_questions(4, seed=0))
     assert pb.capture(model, batch, ["attention"]) is not None
-    pairs = pb.encode_pairs(model.tokenizer, pattern.pairs("operation", 4, seed=0))
-    assert pb.sweep(model, pairs, roles=["op"]) is not None
+    pairs = pb.tokenize_pairs(model.tokenizer, pattern.sample_pairs("operation", 4, seed=0))
+    assert pb.activation_patching(model, pairs, roles=["op"]) is not None
 
 
 def test_more_bits_are_nearer_to_the_parent(distilled):
@@ -332,10 +343,12 @@ def test_more_bits_are_nearer_to_the_parent(distilled):
 def test_a_real_model_with_shared_heads_and_odd_widths(scheme):
     need(scheme)
     found = quantize(STORIES, scheme)
-    assert found.made.dials["linears"] == 5 * 7
-    assert found.made.gap is None or found.made.gap < (1e-4 if scheme[:3] == "int" else 1)
+    assert found.provenance.settings["linears"] == 5 * 7
+    assert found.provenance.kernel_gap is None or found.provenance.kernel_gap < (
+        1e-4 if scheme[:3] == "int" else 1
+    )
     # Rows are 64 and 172 wide, so that 32 divides but one of them.
-    assert found.made.dials["group"] == (64 if scheme == "nf4" else None)
+    assert found.provenance.settings["group"] == (64 if scheme == "nf4" else None)
 
 
 # --- refusals ------------------------------------------------------------------------------------
@@ -372,20 +385,20 @@ def test_an_unknown_scheme_is_refused_with_what_to_take(scheme, advice):
         ("nf4", {"embeddings": True}, "leaves embeddings alone: take 'rtn-4'"),
     ],
 )
-def test_dials_that_a_scheme_lacks_are_refused(scheme, dials, reason):
+def test_dials_that_a_scheme_lacks_are_refused(scheme, settings, reason):
     with pytest.raises(ModelError, match=reason):
-        quantize(tiny("llama"), scheme, **dials)
+        quantize(tiny("llama"), scheme, **settings)
 
 
 def test_rows_that_are_shorter_than_a_block_are_refused():
     """On a processor bitsandbytes would read them wrongly, in its kernel and back alike."""
     with pytest.raises(ModelError, match="shortest row, which has 16: take 'rtn-4'"):
-        scheme_of("nf4", group=None, symmetric=True, widths={16, 64})
+        parse_scheme("nf4", group=None, symmetric=True, widths={16, 64})
 
 
 def test_every_listed_scheme_is_one():
     for name in SCHEMES:
-        assert scheme_of(name, group=None, symmetric=True, widths={64}).name == name
+        assert parse_scheme(name, group=None, symmetric=True, widths={64}).name == name
 
 
 def test_a_missing_library_is_named_with_what_to_install(monkeypatch):

@@ -5,19 +5,25 @@ import math
 import pytest
 import torch
 
-from probes.compression.distillation.targets import KINDS, Labels, loss, read_labels, wanted
+from probes.compression.distillation.targets import (
+    TARGET_KINDS,
+    DistillationTargets,
+    distillation_loss,
+    parse_labels,
+    target_distribution,
+)
 from probes.errors import ModelError
 
 TEACHER = torch.tensor([[4.0, 2.0, 1.0, 0.0, -3.0], [0.0, 0.0, 3.0, 2.0, 1.0]]).log_softmax(-1)
 TRUTH = torch.tensor([1, 2])
 
 
-def drawn(kind, seed=0, **dials):
+def drawn(kind, seed=0, **settings):
     generator = torch.Generator().manual_seed(seed)
-    return wanted(Labels(kind, **dials), TRUTH, TEACHER, generator)
+    return target_distribution(DistillationTargets(kind, **settings), TRUTH, TEACHER, generator)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TARGET_KINDS)
 def test_labels_of_every_kind_are_distributions(kind):
     found = drawn(kind)
     assert found.shape == TEACHER.shape
@@ -61,22 +67,24 @@ def test_smoothed_labels_give_a_share_to_all_alike():
 
 def test_the_loss_is_a_divergence_that_a_perfect_student_does_not_pay():
     for kind in ("soft", "permuted", "top-k"):
-        labels = Labels(kind, temperature=2.0, k=5)
-        aim = wanted(labels, TRUTH, TEACHER, torch.Generator().manual_seed(0))
+        labels = DistillationTargets(kind, temperature=2.0, k=5)
+        aim = target_distribution(labels, TRUTH, TEACHER, torch.Generator().manual_seed(0))
         perfect = aim.log() * 2.0  # Divided by the temperature again in the loss.
-        assert loss(labels, perfect, aim).abs() < 1e-5
+        assert distillation_loss(labels, perfect, aim).abs() < 1e-5
     by_hand = torch.nn.functional.cross_entropy(TEACHER, TRUTH)
-    torch.testing.assert_close(loss(Labels("hard"), TEACHER, drawn("hard")), by_hand)
+    torch.testing.assert_close(
+        distillation_loss(DistillationTargets("hard"), TEACHER, drawn("hard")), by_hand
+    )
 
 
 @pytest.mark.parametrize("text", ["hard", "soft", "top-k:3", "sampled:12", "smoothed:0.2"])
 def test_labels_read_as_they_are_written(text):
-    assert str(read_labels(text)) == text
+    assert str(parse_labels(text)) == text
 
 
 @pytest.mark.parametrize("text", ["firm", "top-k:many", "top-k:0", "smoothed:1", "sampled:-2"])
 def test_labels_that_are_none_are_refused(text):
     with pytest.raises(ModelError):
-        read_labels(text)
+        parse_labels(text)
     with pytest.raises(ModelError, match="temperature 0"):
-        Labels("soft", temperature=0.0)
+        DistillationTargets("soft", temperature=0.0)

@@ -9,18 +9,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from probes.compression.distillation.targets import Labels
-from probes.compression.distillation.trainer import Row, Training, fit, last_whole
+from probes.compression.distillation.targets import DistillationTargets
+from probes.compression.distillation.trainer import (
+    TrainingConfig,
+    TrainingText,
+    fit,
+    last_checkpoint,
+)
 from probes.errors import ModelError
 from probes.testing.tiny_models import tiny_hf
 
-ROWS = [Row(tuple((7 * k + 3 * j) % 50 + 3 for j in range(4 + k % 5)), k % 2) for k in range(64)]
+ROWS = [
+    TrainingText(tuple((7 * k + 3 * j) % 50 + 3 for j in range(4 + k % 5)), k % 2)
+    for k in range(64)
+]
 
 
 def taught(folder, *, steps=8, seed=0, start=0, **how):
     hf_model = tiny_hf("llama", seed=start)
-    dials = Training(steps=steps, seed=seed, batch=4, warmup=2, save_every=3)
-    return fit(hf_model, ROWS, dials, folder=folder, pad=0, **how)
+    settings = TrainingConfig(steps=steps, seed=seed, batch=4, warmup=2, save_every=3)
+    return fit(hf_model, ROWS, settings, folder=folder, pad_token=0, **how)
 
 
 def weights(hf_model):
@@ -51,26 +59,26 @@ def test_one_seed_gives_the_same_weights_and_another_does_not(whole, tmp_path):
 
 def test_a_stopped_run_goes_on_from_its_last_whole_checkpoint_to_the_same_end(whole, tmp_path):
     with pytest.raises(Stop):
-        taught(tmp_path, watch=stop_at(5))
-    assert last_whole(tmp_path).endswith("checkpoint-3")
+        taught(tmp_path, callback=stop_at(5))
+    assert last_checkpoint(tmp_path).endswith("checkpoint-3")
     seen = []
-    again = taught(tmp_path, watch=lambda step, _: seen.append(step))
+    again = taught(tmp_path, callback=lambda step, _: seen.append(step))
     assert min(seen) == 4
     assert torch.equal(weights(again), whole)
 
 
 def test_labels_that_are_drawn_are_drawn_alike_after_a_stop(tmp_path):
-    how = {"labels": Labels("sampled", k=2), "teacher": tiny_hf("llama", seed=5)}
+    how = {"labels": DistillationTargets("sampled", k=2), "teacher": tiny_hf("llama", seed=5)}
     straight = weights(taught(tmp_path / "straight", **how))
     with pytest.raises(Stop):
-        taught(tmp_path / "stopped", watch=stop_at(5), **how)
+        taught(tmp_path / "stopped", callback=stop_at(5), **how)
     assert torch.equal(weights(taught(tmp_path / "stopped", **how)), straight)
 
 
 def test_a_finished_run_is_not_run_again(whole, tmp_path):
     taught(tmp_path)
     seen = []
-    again = taught(tmp_path, watch=lambda step, _: seen.append(step))
+    again = taught(tmp_path, callback=lambda step, _: seen.append(step))
     assert torch.equal(weights(again), whole)
     assert seen == []
 
@@ -78,9 +86,9 @@ def test_a_finished_run_is_not_run_again(whole, tmp_path):
 def test_half_a_checkpoint_is_none(tmp_path):
     (tmp_path / "checkpoint-6").mkdir()
     (tmp_path / "checkpoint-6" / "model.safetensors").write_bytes(b"half")
-    assert last_whole(tmp_path) is None
+    assert last_checkpoint(tmp_path) is None
     (tmp_path / "checkpoint-6" / "trainer_state.json").write_text('{"global_st')
-    assert last_whole(tmp_path) is None
+    assert last_checkpoint(tmp_path) is None
 
 
 def test_a_disk_that_is_full_leaves_the_checkpoint_before_it_whole(tmp_path, monkeypatch):
@@ -98,7 +106,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before_it_whole(tmp_path, mon
     monkeypatch.setattr(Trainer, "_save_checkpoint", full)
     with pytest.raises(OSError, match="No space"):
         taught(tmp_path)
-    assert last_whole(tmp_path).endswith("checkpoint-3")
+    assert last_checkpoint(tmp_path).endswith("checkpoint-3")
     assert not (tmp_path / "checkpoint-6").exists()
 
 
@@ -121,7 +129,7 @@ def test_a_killed_process_leaves_a_checkpoint_to_go_on_from(whole, tmp_path):
         assert run.poll() is None
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
-    assert last_whole(tmp_path).endswith("checkpoint-3")
+    assert last_checkpoint(tmp_path).endswith("checkpoint-3")
     assert torch.equal(weights(taught(tmp_path)), whole)
 
 
@@ -132,8 +140,8 @@ def test_what_is_masked_stays_exactly_zero(tmp_path):
     with torch.no_grad():
         hf_model.get_parameter(name).mul_(mask)
     before = hf_model.get_parameter(name).detach().clone()
-    dials = Training(steps=3, seed=0, batch=4, warmup=1)
-    fit(hf_model, ROWS, dials, folder=tmp_path, pad=0, masks={name: mask})
+    settings = TrainingConfig(steps=3, seed=0, batch=4, warmup=1)
+    fit(hf_model, ROWS, settings, folder=tmp_path, pad_token=0, masks={name: mask})
     after = hf_model.get_parameter(name).detach()
     assert (after[~mask] == 0).all()
     assert not torch.equal(after[mask], before[mask])
@@ -146,10 +154,10 @@ def test_a_run_may_end_before_its_schedule_does_and_be_like_its_beginning(tmp_pa
         if step == 4:
             kept["weights"] = weights(hf_model).clone()
 
-    taught(tmp_path / "whole", watch=watch)
+    taught(tmp_path / "whole", callback=watch)
     hf_model = tiny_hf("llama", seed=0)
-    dials = Training(steps=8, seed=0, batch=4, warmup=2, save_every=3, until=4)
-    fit(hf_model, ROWS, dials, folder=tmp_path / "part", pad=0)
+    settings = TrainingConfig(steps=8, seed=0, batch=4, warmup=2, save_every=3, stop_after=4)
+    fit(hf_model, ROWS, settings, folder=tmp_path / "part", pad_token=0)
     assert torch.equal(weights(hf_model), kept["weights"])
 
 
@@ -163,7 +171,9 @@ def test_a_student_of_soft_labels_comes_nearer_to_its_teacher(tmp_path):
         return float((said.exp() * (said - heard)).sum(-1).mean())
 
     before = distance(tiny_hf("llama", seed=0).eval())
-    after = distance(taught(tmp_path, steps=60, labels=Labels("soft"), teacher=teacher))
+    after = distance(
+        taught(tmp_path, steps=60, labels=DistillationTargets("soft"), teacher=teacher)
+    )
     assert after < 0.7 * before
 
 
@@ -177,9 +187,9 @@ def test_the_random_state_of_the_process_is_left_alone(tmp_path):
 
 def test_a_teacher_that_is_missing_or_speaks_otherwise_is_refused(tmp_path):
     with pytest.raises(ModelError, match="there is none"):
-        taught(tmp_path, labels=Labels("soft"))
+        taught(tmp_path, labels=DistillationTargets("soft"))
     other = tiny_hf("gpt2", seed=0)
     other.config.vocab_size += 1
     with pytest.raises(ModelError, match="one vocabulary"):
-        taught(tmp_path, labels=Labels("soft"), teacher=other)
+        taught(tmp_path, labels=DistillationTargets("soft"), teacher=other)
     assert not any(tmp_path.iterdir())

@@ -11,23 +11,23 @@ import torch
 
 from probes.errors import BatchError, ModelError, SiteError, TokenizerError
 from probes.experiments.distilled_circuits.components import (
-    Asked,
-    Parts,
-    asked,
-    parts_of,
-    same_length,
+    AnswerPrompts,
+    ComponentMeasurements,
+    measure_components,
+    sample_same_length,
+    tokenize_answer_prompts,
 )
 from probes.experiments.distilled_circuits.score import (
-    Score,
-    alignment_score,
+    AlignmentScore,
     attention_similarity,
-    match,
+    distilled_circuits_score,
+    match_components,
     mlp_similarity,
-    rescaled,
+    rescale_mlp_similarity,
 )
-from probes.models.model import untrained, wrap
+from probes.models.model import random_init, wrap
 from probes.prompts.pattern import Pattern
-from probes.prompts.tokenization import encode_rows
+from probes.prompts.tokenization import tokenize_questions
 from probes.testing.planted_patterns import fox_pattern, planted_fox
 from probes.testing.tiny_models import KINDS, hook_count, tiny_hf
 
@@ -50,18 +50,18 @@ def model(kind="llama", seed=0, width=32, layers=2):
 
 @cache
 def prompts():
-    questions = same_length(FOX, COUNT, tokenizers=(words(),), seed=0)
-    return asked(words(), questions, "number")
+    questions = sample_same_length(FOX, COUNT, tokenizers=(words(),), seed=0)
+    return tokenize_answer_prompts(words(), questions, "number")
 
 
 @cache
 def parts(kind="llama", seed=0):
-    return parts_of(model(kind, seed), prompts())
+    return measure_components(model(kind, seed), prompts())
 
 
 @cache
 def scored():
-    return alignment_score(model(), model(seed=1), FOX, prompts=COUNT)
+    return distilled_circuits_score(model(), model(seed=1), FOX, prompts=COUNT)
 
 
 def by_hand(heads, mlps=(1.0,), attention=None, seed=0):
@@ -70,7 +70,9 @@ def by_hand(heads, mlps=(1.0,), attention=None, seed=0):
     rng = np.random.default_rng(seed)
     attention = np.eye(count)[:, None] if attention is None else attention
     directions = np.linalg.qr(rng.normal(size=(len(mlps), 6, 3)))[0]
-    return Parts("by hand", 1.0, np.array(heads), np.array(mlps), attention, directions)
+    return ComponentMeasurements(
+        "by hand", 1.0, np.array(heads), np.array(mlps), attention, directions
+    )
 
 
 def drawn(seed):
@@ -96,12 +98,12 @@ def test_influence_is_what_zeroing_by_a_hook_takes_from_the_lead(kind):
         return z
 
     base = lead({})
-    assert found.lead == pytest.approx(base, abs=1e-4)
+    assert found.logit_diff == pytest.approx(base, abs=1e-4)
     for layer in range(2):
         head = 100 * abs(1 - lead({f"blocks.{layer}.attn.hook_z": without_head}) / base)
         mlp = 100 * abs(1 - lead({f"blocks.{layer}.hook_mlp_out": torch.zeros_like}) / base)
-        assert found.heads[layer * 4 + 3] == pytest.approx(head, abs=0.02, rel=1e-3)
-        assert found.mlps[layer] == pytest.approx(mlp, abs=0.02, rel=1e-3)
+        assert found.head_influence[layer * 4 + 3] == pytest.approx(head, abs=0.02, rel=1e-3)
+        assert found.mlp_influence[layer] == pytest.approx(mlp, abs=0.02, rel=1e-3)
     assert hook_count(model(kind)) == 0
 
 
@@ -115,42 +117,51 @@ def test_attention_is_averaged_and_directions_are_leading_eigenvectors():
     assert np.allclose(parts().attention[4:], expected, atol=1e-6)
     flat = kept["hook_mlp_out"].reshape(-1, 32).numpy()
     _, vectors = np.linalg.eigh(flat.T @ flat)
-    alike = np.abs(np.sum(vectors[:, ::-1][:, :3] * parts().directions[1], axis=0))
+    alike = np.abs(np.sum(vectors[:, ::-1][:, :3] * parts().mlp_directions[1], axis=0))
     assert np.allclose(alike, 1, atol=1e-4)
 
 
 def test_heads_of_a_model_are_all_there_in_itself():
-    assert match(parts(), parts(), mlps=False).value == pytest.approx(1)
+    assert match_components(parts(), parts(), mlps=False).value == pytest.approx(1)
 
 
 def test_untrained_nets_score_high():
     """The point of the null: a causal mask is enough for likeness."""
-    nets = [parts_of(untrained(planted_fox("template").model, seed=s), prompts()) for s in range(4)]
+    nets = [
+        measure_components(random_init(planted_fox("template").model, seed=s), prompts())
+        for s in range(4)
+    ]
     for one, other in pairwise(nets):
-        assert match(one, other, mlps=False).value > 0.85
+        assert match_components(one, other, mlps=False).value > 0.85
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_score_cannot_leave_what_its_similarities_allow(seed):
-    found = match(drawn(seed), drawn(seed + 100))
-    assert found.least <= found.value <= found.similarity
+    found = match_components(drawn(seed), drawn(seed + 100))
+    assert found.lower_bound <= found.value <= found.similarity
     # Whatever the influences: shuffling them cannot leave the same bounds either.
     rng = np.random.default_rng(seed)
     one = drawn(seed)
-    other = match(replace(one, heads=rng.permutation(one.heads)), drawn(seed + 100))
+    other = match_components(
+        replace(one, heads=rng.permutation(one.head_influence)), drawn(seed + 100)
+    )
     assert other.similarity == found.similarity
-    assert found.least <= other.value <= found.similarity
+    assert found.lower_bound <= other.value <= found.similarity
 
 
 def test_both_bounds_are_reached():
     one, other = by_hand([5.0, 0.0]), by_hand([0.0, 2.0])
-    assert match(one, one, mlps=False) == Score(1.0, 1.0, 1.0, 2)
-    assert match(one, other, mlps=False).value == match(one, other, mlps=False).least == 0.0
+    assert match_components(one, one, mlps=False) == AlignmentScore(1.0, 1.0, 1.0, 2)
+    assert (
+        match_components(one, other, mlps=False).value
+        == match_components(one, other, mlps=False).lower_bound
+        == 0.0
+    )
 
 
 def test_influence_counts_as_a_share_of_all_pairs():
     """Shares are .75, .25 and .25, .75, so either pair keeps half of its likeness of 1."""
-    found = match(by_hand([6.0, 2.0]), by_hand([1.0, 3.0]), mlps=False)
+    found = match_components(by_hand([6.0, 2.0]), by_hand([1.0, 3.0]), mlps=False)
     assert found.value == pytest.approx(0.5)
 
 
@@ -159,16 +170,16 @@ def test_two_components_may_take_one_partner():
     one = by_hand([1.0, 1.0], attention=same)
     other = by_hand([4.0, 0.0], attention=np.array([[[0.5, 0.5]], [[1.0, 0.0]]]))
     # Both take the first, whose influence is then counted twice: shares of one half each.
-    assert match(one, other, mlps=False).value == pytest.approx(1)
-    assert match(other, one, mlps=False).value < 1
+    assert match_components(one, other, mlps=False).value == pytest.approx(1)
+    assert match_components(other, one, mlps=False).value < 1
 
 
 def test_similarities_of_mlps_get_the_heads_mean_and_spread_and_a_largest_of_one():
     heads = np.array([[0.2, 0.4], [0.6, 0.8]])
     mlps = np.array([[0.01, 0.03]])
     low, high = (0.5 + sign * heads.std(ddof=1) for sign in (-1, 1))
-    assert rescaled(mlps, heads) == pytest.approx(np.array([[low / high, 1.0]]))
-    assert rescaled(np.array([[0.1]]), heads) == pytest.approx(np.array([[1.0]]))
+    assert rescale_mlp_similarity(mlps, heads) == pytest.approx(np.array([[low / high, 1.0]]))
+    assert rescale_mlp_similarity(np.array([[0.1]]), heads) == pytest.approx(np.array([[1.0]]))
 
 
 def test_similarities_are_the_cosines_they_are_said_to_be():
@@ -176,23 +187,29 @@ def test_similarities_are_the_cosines_they_are_said_to_be():
     pairs = zip(one.attention[2], other.attention[4], strict=True)
     cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in pairs]
     assert attention_similarity(one, other)[2, 4] == pytest.approx(np.mean(cosines))
-    every = [a @ b for a in one.directions[0].T for b in other.directions[1].T]
+    every = [a @ b for a in one.mlp_directions[0].T for b in other.mlp_directions[1].T]
     assert mlp_similarity(one, other)[0, 1] == pytest.approx(abs(np.mean(every)))
 
 
 def test_prompts_share_their_frame_and_the_role_of_every_token():
-    questions = same_length(FOX, COUNT, tokenizers=(words(),), seed=0)
-    rows = encode_rows(words(), questions)
+    questions = sample_same_length(FOX, COUNT, tokenizers=(words(),), seed=0)
+    rows = tokenize_questions(words(), questions)
     assert len(set(questions)) == COUNT
     assert (
-        len({(q.frame, r.roles[: r.starts[0]]) for q, r in zip(questions, rows, strict=True)}) == 1
+        len(
+            {
+                (q.template, r.roles[: r.outcome_starts[0]])
+                for q, r in zip(questions, rows, strict=True)
+            }
+        )
+        == 1
     )
-    assert questions == same_length(FOX, COUNT, tokenizers=(words(),), seed=0)
+    assert questions == sample_same_length(FOX, COUNT, tokenizers=(words(),), seed=0)
 
 
 def test_prompts_end_where_the_answer_is_read():
-    questions = same_length(FOX, COUNT, tokenizers=(words(),), seed=0)
-    found = asked(words(), questions, "number")
+    questions = sample_same_length(FOX, COUNT, tokenizers=(words(),), seed=0)
+    found = tokenize_answer_prompts(words(), questions, "number")
     for question, ids, answer, foil in zip(
         questions, found.ids, found.answer, found.foil, strict=True
     ):
@@ -202,10 +219,10 @@ def test_prompts_end_where_the_answer_is_read():
 
 
 def test_a_lead_below_nought_is_scored_as_coded_and_flagged():
-    turned = Asked(prompts().ids, prompts().foil, prompts().answer)
-    found = parts_of(model(), turned)
-    assert found.lead == -parts().lead
-    assert found.heads == pytest.approx(parts().heads)
+    turned = AnswerPrompts(prompts().ids, prompts().foil, prompts().answer)
+    found = measure_components(model(), turned)
+    assert found.logit_diff == -parts().logit_diff
+    assert found.head_influence == pytest.approx(parts().head_influence)
     negative = replace(scored(), leads=(2.0, -0.5))
     assert "tiny llama 1 32 does not lead with the answer (-0.50)" in negative.summary()[-1]
     assert not any("lead with" in line for line in replace(scored(), leads=(2.0, 1.0)).summary())
@@ -213,7 +230,9 @@ def test_a_lead_below_nought_is_scored_as_coded_and_flagged():
 
 def test_a_lead_of_nought_is_refused():
     with pytest.raises(ModelError, match="exactly level"):
-        parts_of(model(), Asked(prompts().ids, prompts().answer, prompts().answer))
+        measure_components(
+            model(), AnswerPrompts(prompts().ids, prompts().answer, prompts().answer)
+        )
 
 
 def test_the_score_comes_with_that_of_untrained_nets():
@@ -221,56 +240,56 @@ def test_the_score_comes_with_that_of_untrained_nets():
     assert len(found.null) == 20
     assert len(set(found.null)) == 20
     first = int(np.random.default_rng(0).integers(2**31, size=20)[0])
-    net = parts_of(untrained(model(seed=1), seed=first), prompts())
-    assert found.null[0] == match(net, parts()).value
-    assert found.score == match(parts(seed=1), parts()).value
-    assert found.heads_only == match(parts(seed=1), parts(), mlps=False).value
+    net = measure_components(random_init(model(seed=1), seed=first), prompts())
+    assert found.null[0] == match_components(net, parts()).value
+    assert found.score == match_components(parts(seed=1), parts()).value
+    assert found.heads_only == match_components(parts(seed=1), parts(), mlps=False).value
     assert found.mean_similarity >= found.score
 
 
 def test_the_other_direction_seeks_for_every_part_of_the_full_model():
-    found = alignment_score(
+    found = distilled_circuits_score(
         model(layers=3), model(seed=1), FOX, prompts=COUNT, direction="full to other"
     )
-    assert found.whole.pairs == 3 * 5
-    assert found.attention.pairs == 3 * 4
-    assert scored().whole.pairs == 2 * 5
+    assert found.heads_and_mlps.pairs == 3 * 5
+    assert found.heads.pairs == 3 * 4
+    assert scored().heads_and_mlps.pairs == 2 * 5
 
 
 def test_the_summary_says_whether_the_null_is_exceeded():
-    low = replace(scored(), null_whole=np.full(20, 2.0))
-    assert not low.exceeds
-    assert low.beaten == 0
+    low = replace(scored(), null_heads_and_mlps=np.full(20, 2.0))
+    assert not low.exceeds_null
+    assert low.nulls_below == 0
     assert low.p == 1
     assert "does not exceed its null, and beats 0 of 20" in low.summary()[1]
     assert "no evidence" in low.summary()[1]
-    high = replace(scored(), null_whole=np.zeros(20))
-    assert high.exceeds
+    high = replace(scored(), null_heads_and_mlps=np.zeros(20))
+    assert high.exceeds_null
     assert high.p == pytest.approx(1 / 21)
     assert "the score exceeds its null, and beats 20 of 20" in high.summary()[1]
 
 
 def test_other_widths_leave_heads_alone():
-    found = alignment_score(model(), model(seed=2, width=16), FOX, prompts=COUNT)
-    assert found.whole is None
+    found = distilled_circuits_score(model(), model(seed=2, width=16), FOX, prompts=COUNT)
+    assert found.heads_and_mlps is None
     assert found.score == found.heads_only
-    assert len(found.null_whole) == 0
+    assert len(found.null_heads_and_mlps) == 0
     assert np.array_equal(found.null, found.null_heads_only)
     assert "The widths differ, so MLPs cannot be compared" in found.summary()[3]
 
 
 def test_tokenizers_that_cut_otherwise_are_refused(letters):
     with pytest.raises(TokenizerError, match=r"differently, into .* use `compare`"):
-        same_length(FOX, 2, tokenizers=(words(), letters), seed=0)
+        sample_same_length(FOX, 2, tokenizers=(words(), letters), seed=0)
 
 
 def test_what_cannot_be_asked_is_refused():
     with pytest.raises(ModelError, match="19 untrained nets"):
-        alignment_score(model(), model(seed=1), FOX, nulls=19)
-    with pytest.raises(SiteError, match="'colour' is not one of this pattern"):
-        same_length(FOX, COUNT, tokenizers=(words(),), seed=0, answer="colour")
+        distilled_circuits_score(model(), model(seed=1), FOX, nulls=19)
+    with pytest.raises(SiteError, match="'color' is not one of this pattern"):
+        sample_same_length(FOX, COUNT, tokenizers=(words(),), seed=0, answer="color")
     with pytest.raises(BatchError, match="at least one"):
-        same_length(FOX, 0, tokenizers=(words(),), seed=0)
+        sample_same_length(FOX, 0, tokenizers=(words(),), seed=0)
 
 
 def test_prompts_of_unequal_length_are_too_few_and_never_averaged(own, tmp_path):
@@ -283,8 +302,8 @@ def test_prompts_of_unequal_length_are_too_few_and_never_averaged(own, tmp_path)
     path = tmp_path / "given.jsonl"
     path.write_text("\n".join(json.dumps(pair) for pair in pairs), encoding="utf-8")
     given = Pattern.from_pairs(path)
-    assert len(same_length(given, 2, tokenizers=(own,), seed=0)) == 2
+    assert len(sample_same_length(given, 2, tokenizers=(own,), seed=0)) == 2
     with pytest.raises(BatchError, match="yielded 2 of 3 prompts"):
-        same_length(given, 3, tokenizers=(own,), seed=0)
+        sample_same_length(given, 3, tokenizers=(own,), seed=0)
     with pytest.raises(BatchError, match="differ in length"):
-        asked(own, given.questions(4, seed=0), "answer")
+        tokenize_answer_prompts(own, given.sample_questions(4, seed=0), "answer")

@@ -7,19 +7,24 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from probes.compression.derived_model import parent
+from probes.compression.derived_model import load_parent
 from probes.compression.distillation.trainer import collate
 from probes.errors import MatchError, ModelError
-from probes.experiments.family.accuracy import AXES, axis_questions, every_axis, measure
-from probes.experiments.family.corpus import Dials, items
-from probes.experiments.family.make import _start, make_members
-from probes.experiments.family.recipes import RECIPES, STRANGERS, recipe
-from probes.experiments.family.tokenizer import BOS, EOS, PAD, SPLITS
-from probes.files import data_folder, family_members
+from probes.experiments.family.accuracy import (
+    AXES,
+    all_axis_questions,
+    axis_questions,
+    evaluate_axes,
+)
+from probes.experiments.family.corpus import CorpusSettings, sample_texts
+from probes.experiments.family.make import _initial_model, make_members
+from probes.experiments.family.recipes import NEGATIVE_CONTROL_TASKS, RECIPES, recipe
+from probes.experiments.family.tokenizer import BOS, EOS, PAD, SPLIT_WORDS
+from probes.files import data_folder, list_models
 from probes.models.model import load
 from probes.observe.gate import gate
-from probes.prompts.catalog import all_patterns, pattern
-from probes.prompts.held_out import family_split, valid_cells
+from probes.prompts.catalog import list_patterns, pattern
+from probes.prompts.held_out import family_split, valid_number_pairs
 
 SHIPPED = [entry.name for entry in RECIPES if entry.shipped]
 
@@ -27,17 +32,17 @@ SHIPPED = [entry.name for entry in RECIPES if entry.shipped]
 @pytest.mark.parametrize("kind", ["statements", "questions"])
 def test_no_held_out_cell_or_noun_stands_anywhere_in_the_corpus(kind):
     split, read = family_split(), 0
-    for item in items(kind, 150, seed=0):
+    for item in sample_texts(kind, 150, seed=0):
         for found in _readings(item.prompt, kind):
             read += 1
-            assert not split.axes(found) & {"cell", "noun"}, item.text
+            assert not split.held_out_axes(found) & {"cell", "noun"}, item.text
     assert read >= 100
 
 
 def _readings(text, kind):
     """Read a text, and what is left of it behind each sentence, as any pattern of its kind."""
     starts = [0, *(at + 2 for at in range(len(text)) if text.startswith(". ", at))]
-    for name, entry in all_patterns().items():
+    for name, entry in list_patterns().items():
         if name.endswith("-told") == (kind == "statements"):
             for start in starts:
                 with suppress(MatchError):
@@ -47,35 +52,38 @@ def _readings(text, kind):
 def test_fifteen_percent_of_the_cells_of_each_operation_are_held_out():
     split = family_split()
     for operation in ("minus", "plus"):
-        held = [cell for cell in split.cells if cell[0] == operation]
-        assert len(held) == round(0.15 * len(valid_cells(operation, 0, 20)))
+        held = [cell for cell in split.number_pairs if cell[0] == operation]
+        assert len(held) == round(0.15 * len(valid_number_pairs(operation, 0, 20)))
 
 
 def test_held_out_nouns_are_seen_in_other_sentences():
-    texts = " ".join(item.text for item in items("statements", 600, seed=1))
+    texts = " ".join(item.text for item in sample_texts("statements", 600, seed=1))
     assert all(noun in texts for noun in family_split().nouns)
 
 
 def test_a_held_out_verb_and_a_held_out_frame_are_each_seen_alone():
     split = family_split()
     asked = [pattern("take-away"), pattern("get-more")]
-    drawn = [q for p in asked for q in p.questions(200, seed=0) if split.seen(q)]
+    drawn = [q for p in asked for q in p.sample_questions(200, seed=0) if split.in_training(q)]
     for operation, verb, frame in split.combinations:
         own = [q for q in drawn if pattern(q.pattern).operation == operation]
         assert any(q["op"] == verb for q in own)
-        assert any(q.frame == frame for q in own)
-        assert not any(q["op"] == verb and q.frame == frame for q in own)
+        assert any(q.template == frame for q in own)
+        assert not any(q["op"] == verb and q.template == frame for q in own)
 
 
 def test_the_corpus_is_the_same_for_the_same_seed():
-    one, same, two = (list(items("questions", 50, seed=seed)) for seed in (1, 1, 2))
+    one, same, two = (list(sample_texts("questions", 50, seed=seed)) for seed in (1, 1, 2))
     assert one == same
     assert one != two
 
 
 def test_the_dials_turn_what_they_say():
-    def texts(**dials):
-        return [item.text for item in items("questions", 60, seed=0, dials=Dials(**dials))]
+    def texts(**settings):
+        return [
+            item.text
+            for item in sample_texts("questions", 60, seed=0, settings=CorpusSettings(**settings))
+        ]
 
     assert not any("My name is" in text for text in texts(ambiguous=0.0))
     assert all("My name is" in text for text in texts(ambiguous=1.0))
@@ -92,7 +100,7 @@ def test_numbers_are_one_token_and_a_third_of_the_words_split():
     lexicon = pattern("take-away").lexicon
     words = [*lexicon.words("noun"), *lexicon.words("name")]
     pieces = {word: len(own(f" {word}", add_special_tokens=False).input_ids) for word in words}
-    whole = {split.replace(" ", "") for split in SPLITS}
+    whole = {split.replace(" ", "") for split in SPLIT_WORDS}
     assert all(pieces[word] == 1 for word in words if word not in whole)
     assert all(pieces[word] in (2, 3) for word in whole)
     assert len(whole) == pytest.approx(len(words) / 3, abs=1)
@@ -107,8 +115,8 @@ def test_training_skips_the_prompt_and_the_padding():
 
 
 def test_a_student_starts_as_the_first_and_third_layer_of_its_teacher(own, tmp_path):
-    teacher = parent("full").hf_model
-    student = _start(recipe("distilled"), own, data_folder() / "models", tmp_path)
+    teacher = load_parent("full").hf_model
+    student = _initial_model(recipe("distilled"), own, data_folder() / "models", tmp_path)
     ours, theirs = student.model.layers, teacher.model.layers
     assert len(ours) == 2
     for new, old in ((0, 0), (1, 2)):
@@ -126,7 +134,7 @@ def test_the_questions_of_an_axis_are_held_out_in_that_way_alone():
     split = family_split()
     for axis in AXES:
         for _, question in axis_questions(pattern("take-away"), axis, per_cell=1, seed=0):
-            found = split.axes(question)
+            found = split.held_out_axes(question)
             expected = {
                 "seen": set(),
                 "cells": {"cell"},
@@ -145,7 +153,7 @@ def test_a_member_is_shipped_small_with_a_card_and_opens_its_gate(name):
     asked = pattern("take-away-told" if name == "base" else "take-away")
     number, noun = (g.state for g in gate(load(name), asked, prompts=60, seed=3))
     # Strangers were trained on the same words and cannot count: that is what they are for.
-    assert number == ("closed" if name in STRANGERS else "open")
+    assert number == ("closed" if name in NEGATIVE_CONTROL_TASKS else "open")
     assert noun != "closed"
 
 
@@ -157,7 +165,7 @@ def asked_of_all():
     def give(tokenizer, **how):
         key = (tokenizer.backend_tokenizer.to_str(), *how.values())
         if key not in written:
-            written[key] = every_axis(tokenizer, **how)
+            written[key] = all_axis_questions(tokenizer, **how)
         return written[key]
 
     return give
@@ -170,7 +178,7 @@ def test_a_card_tells_the_accuracy_that_is_measured_again(name, asked_of_all):
     suffix = "-told" if name == "base" else ""
     model, how = load(name), {key: numbers[key] for key in ("per_cell", "seed")}
     asked = asked_of_all(model.tokenizer, suffix=suffix, **how)
-    found = measure(model, asked, seed=how["seed"])
+    found = evaluate_axes(model, asked, seed=how["seed"])
     assert len(found) == len(numbers["scores"])
     for score, written in zip(found, numbers["scores"], strict=True):
         assert (score.pattern, score.axis, score.answer) == (
@@ -182,10 +190,10 @@ def test_a_card_tells_the_accuracy_that_is_measured_again(name, asked_of_all):
 
 
 def test_the_family_is_what_the_recipes_ship():
-    assert set(family_members()) >= set(SHIPPED)
+    assert set(list_models()) >= set(SHIPPED)
 
 
 def test_members_are_plain_hugging_face_folders():
-    for name in family_members():
+    for name in list_models():
         model = LlamaForCausalLM.from_pretrained(data_folder() / "models" / name)
         assert model.config.tie_word_embeddings

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from probes.compression.distillation.trainer import Row, Training
+from probes.compression.distillation.trainer import TrainingConfig, TrainingText
 from probes.errors import GateError, ModelError, ProbeError
-from probes.experiments.fewest.result import Directions, Fewest, Student
-from probes.experiments.fewest.search import fewest_parameters, parameters
-from probes.experiments.soft_labels.cohort import Learner, teach
-from probes.models.model import untrained
+from probes.experiments.fewest.result import FewestParameters, MinimalDirections, Student
+from probes.experiments.fewest.search import count_parameters, fewest_parameters
+from probes.experiments.soft_labels.cohort import Learner, distill_cohort
+from probes.models.model import random_init
 from probes.observe.gate import gate
 from probes.stats.intervals import Estimate
 from probes.testing.planted_patterns import planted_fox
@@ -28,7 +28,7 @@ def fox():
 
 @pytest.fixture(scope="module")
 def found(fox):
-    net = untrained(fox.model, seed=3)
+    net = random_init(fox.model, seed=3)
     return fewest_parameters([fox.model], fox.pattern, students=[net, fox.model], **SMALL)
 
 
@@ -41,7 +41,7 @@ def test_a_planted_direction_takes_one(found):
 
 
 def test_a_circuit_is_smaller_than_the_model_and_beats_the_lot(found):
-    wires = found.models[0].wires
+    wires = found.models[0].circuit
     assert wires.enough
     assert wires.held_out.value.value >= 0.9
     assert 0 < wires.held_out.edges < wires.of / 4
@@ -55,22 +55,24 @@ def test_weights_are_counted_once(fox, found):
         4 * config.hidden_size**2 + 3 * config.hidden_size * config.intermediate_size
     )
     assert found.models[0].inner == inner
-    assert found.models[0].parameters == parameters(fox.model) > inner
+    assert found.models[0].parameters == count_parameters(fox.model) > inner
 
 
 def test_the_smallest_student_is_the_smallest_that_does_it(found):
-    able, unable = sorted(found.students, key=lambda one: not one.does)
-    assert (able.does, unable.does) == (True, False)
+    able, unable = sorted(found.students, key=lambda one: not one.passes_gates)
+    assert (able.passes_gates, unable.passes_gates) == (True, False)
     assert found.smallest is None, "one of two seeds of the shape fails"
     small = replace(unable, parameters=10, d_model=4)
-    some = Fewest(found.pattern, 0.9, found.models, (able, replace(able, d_model=99), small))
+    some = FewestParameters(
+        found.pattern, 0.9, found.models, (able, replace(able, d_model=99), small)
+    )
     assert some.smallest == (able.parameters, (able,))
     assert f"Smaller ones do not surely: {unable.model}" in some.summary()[-1]
 
 
 def test_no_student_that_can_is_said_so(found):
-    unable = next(one for one in found.students if not one.does)
-    assert "None of 1 students" in Fewest("x", 0.9, (), (unable,)).summary()[-1]
+    unable = next(one for one in found.students if not one.passes_gates)
+    assert "None of 1 students" in FewestParameters("x", 0.9, (), (unable,)).summary()[-1]
 
 
 def test_directions_that_are_not_enough_are_no_number(fox):
@@ -85,9 +87,9 @@ def test_directions_that_are_not_enough_are_no_number(fox):
 
 def test_it_is_tabled_and_saved(found, tmp_path):
     table = found.table()
-    assert set(table.unit) == {"directions", "edges", "weights of its nodes", "parameters"}
-    assert (table.part.dropna() <= 1).all()
-    lacking = replace(found.models[0], wires=replace(found.models[0].wires, lot=float("nan")))
+    assert set(table.normalized) == {"directions", "edges", "weights of its nodes", "parameters"}
+    assert (table.prompts.dropna() <= 1).all()
+    lacking = replace(found.models[0], circuit=replace(found.models[0].circuit, lot=float("nan")))
     replace(found, models=(lacking,)).save(tmp_path / "few.json")
     # NaN is no JSON: strict readers refuse it.
     told = json.loads((tmp_path / "few.json").read_text(), parse_constant=pytest.fail)
@@ -111,13 +113,13 @@ def test_no_model_an_unknown_variable_and_one_that_cannot_do_it_are_refused(fox)
     with pytest.raises(ProbeError, match="no variable"):
         fewest_parameters([fox.model], fox.pattern, **{**SMALL, "variables": ("luck",)})
     with pytest.raises(GateError):
-        fewest_parameters([untrained(fox.model, seed=1)], fox.pattern, **SMALL)
+        fewest_parameters([random_init(fox.model, seed=1)], fox.pattern, **SMALL)
 
 
 # A class of students.
 
-ROWS = [Row((1, 5 + n % 7, 20 + n % 7, 40 + n % 7, 2)) for n in range(64)]
-DIALS = Training(steps=12, seed=0, batch=8, warmup=2)
+ROWS = [TrainingText((1, 5 + n % 7, 20 + n % 7, 40 + n % 7, 2)) for n in range(64)]
+DIALS = TrainingConfig(steps=12, seed=0, batch=8, warmup=2)
 
 
 def small(seed, **more):
@@ -139,15 +141,17 @@ def test_students_learn_what_the_teacher_says():
         return float((wanted.exp() * (wanted - said)).sum(-1).mean())
 
     before = gap()
-    teach({"a": Learner(student, 1e-2, 0.0)}, teacher, ROWS, replace(DIALS, steps=40), pad=0)
+    distill_cohort(
+        {"a": Learner(student, 1e-2, 0.0)}, teacher, ROWS, replace(DIALS, steps=40), pad=0
+    )
     assert gap() < 0.6 * before
 
 
 def test_who_sits_beside_a_student_changes_nothing():
     alone, beside, other = small(1), small(1), small(2)
     teacher = tiny_hf("llama", 9)
-    teach({"a": Learner(alone)}, teacher, ROWS, DIALS, pad=0)
-    teach({"b": Learner(other, 1e-1), "a": Learner(beside)}, teacher, ROWS, DIALS, pad=0)
+    distill_cohort({"a": Learner(alone)}, teacher, ROWS, DIALS, pad=0)
+    distill_cohort({"b": Learner(other, 1e-1), "a": Learner(beside)}, teacher, ROWS, DIALS, pad=0)
     assert torch.equal(weights(alone), weights(beside))
 
 
@@ -158,7 +162,7 @@ def test_the_teacher_stays_as_it_is_and_all_steps_are_seen():
     def look(step, models):
         seen.append((step, *models))
 
-    teach({"a": Learner(small(1))}, teacher, ROWS, DIALS, pad=0, watch=look)
+    distill_cohort({"a": Learner(small(1))}, teacher, ROWS, DIALS, pad=0, callback=look)
     assert torch.equal(weights(teacher), before)
     assert seen == [(step, "a") for step in range(DIALS.steps + 1)]
 
@@ -166,23 +170,23 @@ def test_the_teacher_stays_as_it_is_and_all_steps_are_seen():
 def test_classes_that_cannot_be_taught_are_refused():
     teacher, student = tiny_hf("llama", 9), small(1)
     with pytest.raises(ModelError, match="0 students"):
-        teach({}, teacher, ROWS, DIALS, pad=0)
+        distill_cohort({}, teacher, ROWS, DIALS, pad=0)
     with pytest.raises(ModelError, match="model of its own"):
-        teach({"a": Learner(student), "b": Learner(student)}, teacher, ROWS, DIALS, pad=0)
+        distill_cohort({"a": Learner(student), "b": Learner(student)}, teacher, ROWS, DIALS, pad=0)
     with pytest.raises(ModelError, match="one vocabulary"):
-        teach({"a": Learner(small(1, vocab_size=50))}, teacher, ROWS, DIALS, pad=0)
+        distill_cohort({"a": Learner(small(1, vocab_size=50))}, teacher, ROWS, DIALS, pad=0)
 
 
 def test_a_share_can_be_told_without_a_model():
     """Results are plain numbers: they are made and read without any net."""
     half = Estimate(0.5, 0.4, 0.6)
-    found = Directions("y", "L1.resid@y", half, (1, 2), (half, half), None, 8, 0.1)
+    found = MinimalDirections("y", "L1.resid@y", half, (1, 2), (half, half), None, 8, 0.1)
     assert found.fewest is None
-    assert Student("s", 1, 8, 100, ()).does  # No gate was asked for: none is shut.
+    assert Student("s", 1, 8, 100, ()).passes_gates  # No gate was asked for: none is shut.
 
 
 def test_a_gate_decides_for_a_student(fox):
     gates = gate(fox.model, fox.pattern, prompts=40)
     shut = (gates[0], replace(gates[1], state="partial"))
-    assert Student("s", 2, 8, 100, gates).does
-    assert not Student("s", 2, 8, 100, shut).does
+    assert Student("s", 2, 8, 100, gates).passes_gates
+    assert not Student("s", 2, 8, 100, shut).passes_gates

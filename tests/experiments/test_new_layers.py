@@ -10,27 +10,29 @@ from probes.models.model import load
 
 @pytest.fixture(scope="module")
 def silent():
-    return new_layers(grow("scratch", "identity", at=(0,)).model(), prompts=60, pairs=6)
+    return new_layers(
+        grow("scratch", "identity", insert_after=(0,)).to_model(), prompts=60, pairs=6
+    )
 
 
 def test_no_answer_needs_a_layer_that_writes_nothing(silent):
     assert silent.layers == (1,)
     assert silent.right == silent.without
-    assert silent.need.value == 0
-    assert silent.touching == 0 < silent.expected < 1
+    assert silent.accuracy_drop.value == 0
+    assert silent.edges_new_fraction == 0 < silent.expected < 1
     assert silent.edges > 0
 
 
 def test_answers_need_the_layers_that_were_there_before(silent):
     """As many old layers as there are new ones are silenced beside them, from the top."""
-    assert silent.old.low > 0.5
+    assert silent.accuracy_drop_old.low > 0.5
 
 
 def test_any_layers_may_be_asked_about():
     found = new_layers(load("scratch"), (1,), prompts=60, pairs=6)
-    assert found.without.value < 0.5 < found.right.value
-    assert found.need.low > 0.5
-    assert found.touching > 0
+    assert found.accuracy_without_new.value < 0.5 < found.accuracy.value
+    assert found.accuracy_drop.low > 0.5
+    assert found.edges_new_fraction > 0
 
 
 @pytest.mark.parametrize(

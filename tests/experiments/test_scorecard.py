@@ -5,35 +5,37 @@ from math import isnan
 import pytest
 
 from probes.errors import ModelError
-from probes.experiments.family.accuracy import every_axis, measure
-from probes.experiments.scorecard import standing, yardstick
+from probes.experiments.family.accuracy import all_axis_questions, evaluate_axes
+from probes.experiments.scorecard import prepare_scorecard_reference, scorecard
 from probes.models.model import load, wrap
 from probes.testing.tiny_models import tiny_hf
 
 
 @pytest.fixture(scope="module")
 def yard():
-    return yardstick("distilled", bases=8, prompts=48, per_cell=1, seed=3)
+    return prepare_scorecard_reference("distilled", bases=8, prompts=48, per_cell=1, seed=3)
 
 
 @pytest.fixture(scope="module")
 def own_row(yard):
-    return standing(yard, "distilled")
+    return scorecard(yard, "distilled")
 
 
 def test_a_parent_is_no_distance_from_itself(own_row):
     assert own_row.divergence.value == pytest.approx(0, abs=1e-9)
     assert own_row.model == "distilled"
-    parts = [own_row.operation, own_row.x, own_row.y, own_row.thing]
-    assert own_row.kinship.value == pytest.approx(sum(part.value for part in parts) / 4)
+    parts = [own_row.operation, own_row.x, own_row.y, own_row.object]
+    assert own_row.mean_interchange_accuracy.value == pytest.approx(
+        sum(part.value for part in parts) / 4
+    )
 
 
 def test_accuracy_of_a_row_is_the_accuracy_that_a_card_would_tell(own_row):
     model = load("distilled")
-    asked = every_axis(model.tokenizer, per_cell=1, seed=3)
+    asked = all_axis_questions(model.tokenizer, per_cell=1, seed=3)
     told = {
         score.axis: score.accuracy
-        for score in measure(model, asked, seed=3)
+        for score in evaluate_axes(model, asked, seed=3)
         if score.answer == "number" and (score.pattern == "both" or score.axis == "nouns")
     }
     assert {axis: getattr(own_row, axis) for axis in told} == told
@@ -41,7 +43,7 @@ def test_accuracy_of_a_row_is_the_accuracy_that_a_card_would_tell(own_row):
 
 
 def test_a_circuit_is_held_only_against_models_of_its_shape(yard, own_row):
-    other = standing(yard, "distilled-narrow").row()
+    other = scorecard(yard, "distilled-narrow").row()
     assert own_row.circuit.value > 0.5
     assert all(isnan(other[part]) for part in ("circuit", "circuit_low", "circuit_high"))
     assert other["divergence_low"] > 0
@@ -51,4 +53,4 @@ def test_a_relative_that_reads_other_tokens_is_refused(yard, letters):
     hf_model = tiny_hf("llama", 0, vocab_size=len(letters))
     other = wrap(hf_model, name="letters", tokenizer=letters)
     with pytest.raises(ModelError, match="different tokenizers"):
-        standing(yard, other)
+        scorecard(yard, other)

@@ -8,46 +8,55 @@ import pytest
 import torch
 
 import probes.compression.distillation.trainer as training
-from probes.compression.derived_model import parent
+from probes.compression.derived_model import load_parent
 from probes.errors import FigureError, ModelError
-from probes.experiments.family.corpus import Item
-from probes.experiments.soft_labels.curves import crossing, curve, needed, over_seeds
-from probes.experiments.soft_labels.figure import names_picture, needed_table, spread
+from probes.experiments.family.corpus import CorpusText
+from probes.experiments.soft_labels.curves import (
+    arm_curve,
+    examples_needed,
+    first_crossing,
+    over_seeds,
+)
+from probes.experiments.soft_labels.figure import (
+    examples_needed_table,
+    names_picture,
+    separate_labels,
+)
 from probes.experiments.soft_labels.plan import (
     ARMS,
     COUNTING,
     TEACHER,
     NameRow,
-    Plan,
-    chosen,
-    names_file,
-    read_names,
+    NameStudySettings,
+    chosen_rates,
+    name_study_file,
+    read_name_study,
     untried,
-    write_names,
+    write_name_study,
 )
-from probes.experiments.soft_labels.run import counted, name_study
+from probes.experiments.soft_labels.run import counting_kl, name_study
 from probes.experiments.soft_labels.texts import (
-    CLASSES,
-    Lesson,
-    bits_apart,
-    label_bits,
-    lesson,
-    mark,
-    name_rows,
-    name_texts,
-    name_truth,
+    TOKEN_CLASSES,
+    TeacherTargets,
+    evaluate_student,
+    kl_bits,
+    label_information,
+    sample_name_texts,
+    teacher_targets,
     token_classes,
+    tokenize_name_texts,
+    true_name_distribution,
 )
 
-PLAN = Plan(
+PLAN = NameStudySettings(
     updates=3, batch=2, layers=1, width=16, heads=2, warmup=1, seeds=(1, 2), tuning_seed=9,
-    rates=(0.01,), test=4, first=1,
+    rates=(0.01,), test=4, first_look=1,
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def teacher():
-    return parent("full")
+    return load_parent("full")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +82,7 @@ def logs(*shares):
 
 
 def test_the_truth_is_an_even_distribution_over_the_names_first_pieces(teacher):
-    truth = name_truth(teacher.tokenizer)
+    truth = true_name_distribution(teacher.tokenizer)
     assert float(truth.sum()) == pytest.approx(1)
     assert truth[truth > 0].tolist() == pytest.approx([1 / 24] * 24)
     pieces = teacher.tokenizer.convert_ids_to_tokens(truth.nonzero()[:, 0].tolist())
@@ -81,34 +90,34 @@ def test_the_truth_is_an_even_distribution_over_the_names_first_pieces(teacher):
 
 
 def test_names_of_one_first_piece_share_its_place(teacher):
-    from probes.prompts.catalog import all_patterns
+    from probes.prompts.catalog import list_patterns
 
     lexicon = replace(
-        all_patterns()["take-away"].lexicon, choices=(("name", ("Tom", "Ann", "Tom", "Tom")),)
+        list_patterns()["take-away"].lexicon, choices=(("name", ("Tom", "Ann", "Tom", "Tom")),)
     )
-    truth = name_truth(teacher.tokenizer, lexicon)
+    truth = true_name_distribution(teacher.tokenizer, lexicon)
     assert sorted(truth[truth > 0].tolist()) == [pytest.approx(0.25), pytest.approx(0.75)]
 
 
 def test_bits_apart_are_none_from_oneself_and_what_a_hand_works_out():
     truth = torch.tensor([0.5, 0.5, 0.0])
-    assert bits_apart(truth, truth.clamp_min(1e-30).log()) == pytest.approx(0)
+    assert kl_bits(truth, truth.clamp_min(1e-30).log()) == pytest.approx(0)
     # Half of log2(2) and half of log2(2/3).
-    assert bits_apart(truth, logs(0.25, 0.75, 1e-9)) == pytest.approx(0.5 + 0.5 * math.log2(2 / 3))
+    assert kl_bits(truth, logs(0.25, 0.75, 1e-9)) == pytest.approx(0.5 + 0.5 * math.log2(2 / 3))
 
 
 def test_every_text_opens_alike_and_its_first_token_is_not_trained_on(teacher):
-    texts = name_texts(20, seed=4)
+    texts = sample_name_texts(20, seed=4)
     assert all(item.text.startswith("My name is ") for item in texts)
     assert sum("Answer:" in item.text for item in texts) == 14
-    assert texts == name_texts(20, seed=4) != name_texts(20, seed=5)
-    for one, item in zip(name_rows(teacher.tokenizer, texts), texts, strict=True):
-        assert teacher.tokenizer.decode(one.ids[: one.skipped]) == "<bos>My"
+    assert texts == sample_name_texts(20, seed=4) != sample_name_texts(20, seed=5)
+    for one, item in zip(tokenize_name_texts(teacher.tokenizer, texts), texts, strict=True):
+        assert teacher.tokenizer.decode(one.ids[: one.ignored_prefix]) == "<bos>My"
         assert teacher.tokenizer.decode(one.ids[1:-1]) == item.text
 
 
 def test_each_token_is_of_the_class_that_a_reader_gives_it(teacher):
-    item = Item(
+    item = CorpusText(
         "My name is Alexandra. Tom has 3 raincoats. Tom takes away 2. Now Tom has",
         " 1 raincoats. So, 3 less 2 is 1.",
     )
@@ -128,16 +137,16 @@ def test_bits_of_labels_are_the_sums_that_a_hand_works_out():
         (0.25, 0.25, 0.25, 0.25), (1 - 3e-12, 1e-12, 1e-12, 1e-12), (0.5, 0.25, 0.25, 1e-12)
     )
     names = ("my name", "rest", "noun")
-    here = Lesson(
+    here = TeacherTargets(
         ids=torch.zeros(2, 3, dtype=torch.long),
         mask=torch.ones(2, 3, dtype=torch.long),
         scored=torch.ones(2, 2, dtype=torch.bool),
-        truth=torch.tensor([3, 0, 1]),
-        classes=torch.tensor([CLASSES.index(name) for name in names]),
-        said=said,
+        token_ids=torch.tensor([3, 0, 1]),
+        classes=torch.tensor([TOKEN_CLASSES.index(name) for name in names]),
+        log_probs=said,
         entropy=torch.tensor([2.0, 0.0, 1.5]),
     )
-    bits = {one.name: one for one in label_bits(here)}
+    bits = {one.name: one for one in label_information(here)}
     assert (bits["my name"].tokens, bits["my name"].entropy) == (0.5, 1.0)
     assert bits["my name"].surprise == pytest.approx(1)
     assert bits["noun"].surprise == pytest.approx(1)  # Two bits in one of two texts.
@@ -147,20 +156,22 @@ def test_bits_of_labels_are_the_sums_that_a_hand_works_out():
 
 
 def test_a_student_that_is_the_teacher_is_no_bits_off(teacher):
-    asked = lesson(teacher.hf_model, teacher.tokenizer, name_texts(6, seed=1))
-    marks = mark(teacher.hf_model, asked, name_truth(teacher.tokenizer))
+    asked = teacher_targets(teacher.hf_model, teacher.tokenizer, sample_name_texts(6, seed=1))
+    marks = evaluate_student(teacher.hf_model, asked, true_name_distribution(teacher.tokenizer))
     assert marks.all_kl == pytest.approx(0, abs=1e-5)
     assert marks.ambiguous_kl == pytest.approx(0, abs=1e-5)
     assert 0 < marks.name_kl < 0.1, "it knows which names there are"
     assert marks.certain > 0.95
     # Its entropy after the opening is near that of 24 names.
-    assert float(asked.entropy[asked.of("my name")][0]) == pytest.approx(math.log2(24), abs=0.3)
+    assert float(asked.entropy[asked.in_class("my name")][0]) == pytest.approx(
+        math.log2(24), abs=0.3
+    )
 
 
 def test_who_counts_starts_each_name_at_one_half():
     truth = torch.tensor([0.5, 0.0, 0.5])
     once = 0.5 * math.log2(0.5 / 0.75) + 0.5 * math.log2(0.5 / 0.25)
-    first, last = counted(truth, [1, 4000], seed=3)
+    first, last = counting_kl(truth, [1, 4000], seed=3)
     assert first == pytest.approx(once)
     assert 0 <= last < 0.01
 
@@ -212,21 +223,32 @@ def test_what_cannot_be_run_is_refused(teacher):
     with pytest.raises(ModelError, match="no arm 'softly'"):
         next(name_study(("softly",), plan=PLAN, teacher=teacher))
     with pytest.raises(ModelError, match="not among the seeds"):
-        Plan(seeds=(1, 2), tuning_seed=2)
+        NameStudySettings(seeds=(1, 2), tuning_seed=2)
     with pytest.raises(ModelError, match="yields nothing"):
-        Plan(updates=3, first=4)
+        NameStudySettings(updates=3, first_look=4)
     with pytest.raises(ModelError, match="no measure 'beauty'"):
-        curve([row()], "soft", "beauty")
+        arm_curve([row()], "soft", "beauty")
 
 
 def test_looks_stand_evenly_on_logarithms_and_the_last_is_the_end():
-    assert Plan(updates=32, first=4, looks=1).places == (4, 8, 16, 32)
-    assert Plan(updates=33, first=4, looks=1).places == (4, 8, 16, 32, 33)
-    assert Plan(updates=5, first=5).places == (5,)
+    assert NameStudySettings(updates=32, first_look=4, looks_per_doubling=1).look_steps == (
+        4,
+        8,
+        16,
+        32,
+    )
+    assert NameStudySettings(updates=33, first_look=4, looks_per_doubling=1).look_steps == (
+        4,
+        8,
+        16,
+        32,
+        33,
+    )
+    assert NameStudySettings(updates=5, first_look=5).look_steps == (5,)
 
 
 def test_learning_rates_are_tried_outward_until_the_best_is_inside():
-    plan = Plan(rates=(1.0, 2.0, 3.0, 4.0, 5.0))
+    plan = NameStudySettings(rates=(1.0, 2.0, 3.0, 4.0, 5.0))
     cost = {2.0: 4.0, 3.0: 2.0, 4.0: 1.0, 5.0: 3.0}
     rows, tried = [], []
     while (rate := untried("soft", plan, rows)) is not None:
@@ -235,11 +257,14 @@ def test_learning_rates_are_tried_outward_until_the_best_is_inside():
             row(stage="tuning", rate=rate, kl=cost[rate], examples=plan.updates * plan.batch)
         )
     assert tried == [2.0, 3.0, 4.0, 5.0]
-    assert (chosen(rows, plan)["soft"].rate, chosen(rows, plan)["soft"].at_edge) == (4.0, False)
+    assert (chosen_rates(rows, plan)["soft"].rate, chosen_rates(rows, plan)["soft"].at_edge) == (
+        4.0,
+        False,
+    )
     falling = [replace(r, all_kl=1 / r.rate) for r in rows]
-    assert chosen(falling, plan)["soft"].at_edge
+    assert chosen_rates(falling, plan)["soft"].at_edge
     lost = [replace(r, all_kl=float("nan")) if r.rate == 4.0 else r for r in rows]
-    assert chosen(lost, plan)["soft"].rate == 3.0
+    assert chosen_rates(lost, plan)["soft"].rate == 3.0
 
 
 # --- what it says -----------------------------------------------------------------------------
@@ -256,16 +281,16 @@ def test_an_interval_over_seeds_is_students():
 
 def test_a_curve_comes_down_to_a_target_on_the_line_between_logarithms():
     looks = [(100, 4.0), (400, 1.0), (800, 3.0), (1600, 0.5)]
-    assert crossing(looks, 2.0) == pytest.approx(200)
-    assert crossing(looks, 5.0) == 100
-    assert crossing(looks, 0.4) is None
-    assert crossing([(100, float("nan")), (200, 1.0)], 2.0) == 200
+    assert first_crossing(looks, 2.0) == pytest.approx(200)
+    assert first_crossing(looks, 5.0) == 100
+    assert first_crossing(looks, 0.4) is None
+    assert first_crossing([(100, float("nan")), (200, 1.0)], 2.0) == 200
 
 
 def test_examples_needed_are_counted_against_soft_on_the_same_seed():
     rows = [row("soft", s, n, kl) for s in (1, 2) for n, kl in ((100, 4.0), (400, 1.0))]
     rows += [row("hard", s, n, kl) for s in (1, 2) for n, kl in ((200, 4.0), (800, 1.0))]
-    found = needed(rows, "hard", 2.0)
+    found = examples_needed(rows, "hard", 2.0)
     assert found.reached == found.seeds == 2
     assert found.examples is not None and found.examples.value == pytest.approx(400)
     assert found.ratio is not None and found.ratio.value == pytest.approx(2)
@@ -277,32 +302,32 @@ def test_what_was_not_reached_is_said_and_bounded():
     rows = [row("soft", s, n, kl) for s in (1, 2) for n, kl in ((100, 4.0), (400, 1.0))]
     rows += [row("hard", 1, n, kl) for n, kl in ((100, 4.0), (400, 1.0))]
     rows += [row("hard", 2, n, kl) for n, kl in ((100, 4.0), (400, 3.0))]
-    found = needed(rows, "hard", 2.0)
+    found = examples_needed(rows, "hard", 2.0)
     assert (found.reached, found.seeds, found.examples, found.ratio) == (1, 2, None, None)
     # As fast as soft on one seed, and slower than twice on the other.
     assert found.at_least == pytest.approx(math.sqrt(1 * 2))
     assert str(found) == "not reached (1 of 2 seeds, more than 1.4 x soft)"
-    nowhere = needed(rows, "soft", 0.5)
+    nowhere = examples_needed(rows, "soft", 0.5)
     assert nowhere.examples is None and math.isnan(nowhere.at_least)
-    assert "not reached by 1 of 2" in needed_table(rows).body
+    assert "not reached by 1 of 2" in examples_needed_table(rows).body
 
 
 def test_a_table_reads_back_as_it_was_written(tmp_path):
     rows = [row(), row(stage="beside", arm=COUNTING, kl=0.123456)]
-    write_names(rows, tmp_path / "names.csv")
-    assert read_names(tmp_path / "names.csv") == [
+    write_name_study(rows, tmp_path / "names.csv")
+    assert read_name_study(tmp_path / "names.csv") == [
         rows[0], replace(rows[1], name_kl=0.12346, ambiguous_kl=0.12346, all_kl=0.12346)
     ]  # fmt: skip
-    assert read_names(tmp_path / "none.csv") == []
+    assert read_name_study(tmp_path / "none.csv") == []
 
 
-@pytest.mark.skipif(not names_file().is_file(), reason="no table was measured")
+@pytest.mark.skipif(not name_study_file().is_file(), reason="no table was measured")
 def test_the_table_of_the_kit_has_five_seeds_of_every_arm_and_its_own_learning_rates():
-    rows, plan = read_names(), Plan()
+    rows, plan = read_name_study(), NameStudySettings()
     for name, arm in ARMS.items():
         here = [r for r in rows if r.stage == "run" and r.arm == name]
         assert {r.seed for r in here} >= set(plan.seeds)
-        assert {r.rate for r in here} == {chosen(rows, plan)[arm.like or name].rate}
+        assert {r.rate for r in here} == {chosen_rates(rows, plan)[arm.rate_from or name].rate}
     assert len({(r.stage, r.arm, r.seed, r.rate, r.examples) for r in rows}) == len(rows)
 
 
@@ -311,12 +336,12 @@ def test_the_table_of_the_kit_has_five_seeds_of_every_arm_and_its_own_learning_r
 
 def test_labels_keep_their_order_and_their_distance():
     wanted = [50.0, 51.0, 52.0, 10.0, 99.0, 100.0]
-    found = spread(wanted, 12, 0, 100)
+    found = separate_labels(wanted, 12, 0, 100)
     assert np.argsort(found).tolist() == np.argsort(wanted).tolist()
     assert np.diff(sorted(found)).min() >= 12 - 1e-9
     assert min(found) >= 0 and max(found) <= 100
     assert found[3] == 10, "what is in nobody's way stays"
-    assert spread([5.0] * 11, 40, 0, 100) == pytest.approx(list(range(0, 101, 10)))
+    assert separate_labels([5.0] * 11, 40, 0, 100) == pytest.approx(list(range(0, 101, 10)))
 
 
 def test_the_picture_names_every_arm_and_shows_nothing_of_no_runs(tmp_path):
@@ -328,7 +353,7 @@ def test_the_picture_names_every_arm_and_shows_nothing_of_no_runs(tmp_path):
     rows.append(row(TEACHER, 0, 0, 0.02, stage="beside"))
     picture = names_picture(rows)
     drawn = picture.body.partition("<details")[0]
-    for arm in (*(name for name, one in ARMS.items() if not one.falling), COUNTING, TEACHER):
+    for arm in (*(name for name, one in ARMS.items() if not one.decay), COUNTING, TEACHER):
         assert f">{arm}</text>" in drawn
     picture.save(tmp_path / "names.svg")
     with pytest.raises(FigureError, match="no run that counts"):

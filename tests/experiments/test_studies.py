@@ -10,12 +10,19 @@ from transformers import AutoTokenizer
 
 import probes.experiments.studies.single_models as single
 import probes.experiments.studies.training_runs as training_runs
-from probes.compression.distillation.trainer import Training
+from probes.compression.distillation.trainer import TrainingConfig
 from probes.errors import ModelError
-from probes.experiments.family.recipes import CROSSED, EVERY, GROWN, SQUARE, TICKETS, recipe
+from probes.experiments.family.recipes import (
+    ALL_RECIPES,
+    GROWN_RECIPES,
+    LABELS_GRID,
+    TICKET_RECIPES,
+    TICKETS_BY_PARENT,
+    recipe,
+)
 from probes.experiments.scorecard import write_rows
-from probes.experiments.studies.grids import LOTS
-from probes.experiments.studies.registry import STUDIES, study
+from probes.experiments.studies.grids import GRIDS
+from probes.experiments.studies.registry import STUDIES, run_study
 from probes.experiments.studies.tables import read_study
 from probes.files import data_folder
 from probes.models.model import load
@@ -24,9 +31,9 @@ FAMILY = data_folder() / "models"
 
 
 def test_recipes_have_names_of_their_own_and_need_only_what_stands_before_them():
-    names = [entry.name for entry in EVERY]
+    names = [entry.name for entry in ALL_RECIPES]
     assert len(names) == len(set(names))
-    for place, entry in enumerate(EVERY):
+    for place, entry in enumerate(ALL_RECIPES):
         parts = (*entry.start.split(":"), *entry.masks.split(":"), entry.teacher)
         for part in parts:
             if part in names:
@@ -34,9 +41,9 @@ def test_recipes_have_names_of_their_own_and_need_only_what_stands_before_them()
 
 
 def test_the_square_crosses_labels_with_starts_alike_in_all_else():
-    assert len(SQUARE) == 4 * 5
-    for seed in {entry.seed for entry in SQUARE}:
-        some = [entry for entry in SQUARE if entry.seed == seed]
+    assert len(LABELS_GRID) == 4 * 5
+    for seed in {entry.seed for entry in LABELS_GRID}:
+        some = [entry for entry in LABELS_GRID if entry.seed == seed]
         assert {(bool(e.teacher), e.start) for e in some} == {
             (soft, start) for soft in (True, False) for start in ("alternate:full", "fresh")
         }
@@ -52,31 +59,31 @@ def test_growing_anew_costs_as_much_as_distilling_and_growing_together():
         return entry.layers * entry.steps * entry.batch
 
     assert cost("large-scratch") == cost("distilled") + cost("regrown")
-    assert {e.steps * e.batch for e in GROWN if e.name != "large-scratch"} == {1500 * 32}
+    assert {e.steps * e.batch for e in GROWN_RECIPES if e.name != "large-scratch"} == {1500 * 32}
 
 
 def test_controls_of_a_ticket_are_trained_as_it_is():
     ticket, random = recipe("ticket"), recipe("random-quarter")
     assert replace(random, name="ticket", masks=ticket.masks, shipped=True) == ticket
-    assert {e.steps for e in (*TICKETS, *chain(*CROSSED.values()))} == {1500}
+    assert {e.steps for e in (*TICKET_RECIPES, *chain(*TICKETS_BY_PARENT.values()))} == {1500}
 
 
-@pytest.mark.parametrize("name", sorted(LOTS))
+@pytest.mark.parametrize("name", sorted(GRIDS))
 def test_what_is_known_is_not_measured_again(name, tmp_path):
     known = [
         {"parent": lot.parent, "model": model, "kinship": float(k)}
-        for lot in LOTS[name]
-        for k, model in enumerate([*lot.beside, *(entry.name for entry in lot.made)])
+        for lot in GRIDS[name]
+        for k, model in enumerate([*lot.references, *(entry.name for entry in lot.recipes)])
     ]
     # A parent that is made for the study would have to be there before its lot.
-    count = len(LOTS[name][0].beside) + len(LOTS[name][0].made)
-    rows = islice(study(name, folder=FAMILY, work=tmp_path, known=known), count)
+    count = len(GRIDS[name][0].references) + len(GRIDS[name][0].recipes)
+    rows = islice(run_study(name, folder=FAMILY, work=tmp_path, known=known), count)
     assert list(rows) == known[:count]
 
 
 def test_an_unknown_study_is_refused_and_the_known_ones_are_named(tmp_path):
     with pytest.raises(ModelError, match="labels, names, adapting"):
-        study("luck", folder=FAMILY, work=tmp_path)
+        run_study("luck", folder=FAMILY, work=tmp_path)
 
 
 @pytest.mark.parametrize("name", sorted(STUDIES))
@@ -107,25 +114,25 @@ def work(tmp_path):
 
 
 def test_a_training_run_is_looked_at_where_asked_and_again_for_what_is_missing(small, work):
-    at = training_runs.looked_at("small", (0, 2, 4), folder=FAMILY, work=work)
+    at = training_runs.checkpoint_folders("small", (0, 2, 4), folder=FAMILY, work=work)
     before = [weights(place) for place in at]
     assert not torch.equal(before[0], before[1])
     assert not torch.equal(before[1], before[2])
     shutil.rmtree(at[1])
-    again = training_runs.looked_at("small", (0, 2, 4), folder=FAMILY, work=work)
+    again = training_runs.checkpoint_folders("small", (0, 2, 4), folder=FAMILY, work=work)
     assert again == at
     for old, place in zip(before, again, strict=True):
         assert torch.equal(old, weights(place))
 
 
 def test_small_students_are_taught_once(monkeypatch, work):
-    monkeypatch.setattr(single, "SMALL", {"small-1x16-3": (1, 16, 3)})
-    monkeypatch.setattr(single, "_TRAINING", Training(steps=2, seed=3, batch=2, warmup=1))
-    (place,) = single.taught(folder=FAMILY, work=work)
-    made = load(place).made
-    assert (made.kind, made.parent, made.dials["steps"]) == ("distilled", "full", 2)
+    monkeypatch.setattr(single, "SMALL_STUDENTS", {"small-1x16-3": (1, 16, 3)})
+    monkeypatch.setattr(single, "_TRAINING", TrainingConfig(steps=2, seed=3, batch=2, warmup=1))
+    (place,) = single.train_small_students(folder=FAMILY, work=work)
+    made = load(place).provenance
+    assert (made.kind, made.parent, made.settings["steps"]) == ("distilled", "full", 2)
     when = (place / "config.json").stat().st_mtime_ns
-    single.taught(folder=FAMILY, work=work)
+    single.train_small_students(folder=FAMILY, work=work)
     assert (place / "config.json").stat().st_mtime_ns == when
 
 

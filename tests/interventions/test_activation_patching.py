@@ -5,15 +5,15 @@ import torch
 
 from probes.errors import BatchError, ModelError, SiteError
 from probes.interventions import activation_patching as restart
-from probes.interventions.activation_patching import patch, record
-from probes.models.site import Cell
+from probes.interventions.activation_patching import patch_sites, run_with_cache
+from probes.models.site import Site
 from probes.testing.tiny_models import KINDS, hook_count, tiny
 
 PROMPTS, LENGTH, LAYERS = 5, 14, 3
 SPANS = {"padding": (0, 2), "slot": (4, 6), "next": (6, 7), "late": (9, 11), "end": (12, 14)}
 COMPONENTS = ("resid", "mlp", 0, 1, 2, 3)
-CELLS = [Cell(n, c, r) for n in range(LAYERS) for c in COMPONENTS for r in (*SPANS, "all")]
-CELLS += [Cell(LAYERS, "resid", role) for role in (*SPANS, "all")]
+CELLS = [Site(n, c, r) for n in range(LAYERS) for c in COMPONENTS for r in (*SPANS, "all")]
+CELLS += [Site(LAYERS, "resid", role) for role in (*SPANS, "all")]
 
 
 def prompts(seed=1):
@@ -30,7 +30,7 @@ def prompts(seed=1):
 
 def recordings(model):
     ids, other, mask, readout = prompts()
-    return record(model, ids, mask, readout), record(model, other, mask, readout)
+    return run_with_cache(model, ids, mask, readout), run_with_cache(model, other, mask, readout)
 
 
 def positions():
@@ -68,7 +68,7 @@ def whole_pass(clean, source, cell, where):
 def test_every_patch_equals_a_whole_pass_with_the_activation_replaced(kind):
     clean, source = recordings(tiny(kind))
     where = positions()
-    found = patch(clean, source, CELLS, where, scores)
+    found = patch_sites(clean, source, CELLS, where, scores)
     wanted = torch.stack([whole_pass(clean, source, c, where).flatten(1) for c in CELLS])
     assert (found - wanted).abs().max() < 1e-5
     assert (wanted - clean.logits.flatten(1)).abs().max() > 0.1
@@ -77,23 +77,23 @@ def test_every_patch_equals_a_whole_pass_with_the_activation_replaced(kind):
 @pytest.mark.parametrize("tokens", [1, 40, 10**6])
 def test_results_do_not_depend_on_the_size_of_a_batch(tokens, monkeypatch):
     clean, source = recordings(tiny("llama-gqa"))
-    wanted = patch(clean, source, CELLS, positions(), scores)
-    monkeypatch.setattr(restart, "TOKENS", tokens)
-    assert torch.allclose(patch(clean, source, CELLS, positions(), scores), wanted, atol=1e-5)
+    wanted = patch_sites(clean, source, CELLS, positions(), scores)
+    monkeypatch.setattr(restart, "TOKENS_PER_BATCH", tokens)
+    assert torch.allclose(patch_sites(clean, source, CELLS, positions(), scores), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_blocks_that_are_not_proven_are_patched_by_a_whole_pass(kind, monkeypatch):
-    wanted = patch(*recordings(tiny(kind)), CELLS, positions(), scores)
-    monkeypatch.setattr(restart, "PROVEN", frozenset())
-    found = patch(*recordings(tiny(kind)), CELLS, positions(), scores)
+    wanted = patch_sites(*recordings(tiny(kind)), CELLS, positions(), scores)
+    monkeypatch.setattr(restart, "RESTARTABLE", frozenset())
+    found = patch_sites(*recordings(tiny(kind)), CELLS, positions(), scores)
     assert (found - wanted).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_patch_with_the_runs_own_values_changes_not_one_bit(kind):
     clean, _ = recordings(tiny(kind))
-    found = patch(clean, clean, CELLS, positions(), scores)
+    found = patch_sites(clean, clean, CELLS, positions(), scores)
     assert torch.equal(found, clean.logits.flatten(1).expand_as(found))
 
 
@@ -101,25 +101,25 @@ def test_a_patch_with_the_runs_own_values_changes_not_one_bit(kind):
 def test_recomputing_the_clean_values_over_the_whole_width_changes_nothing(kind):
     clean, _ = recordings(tiny(kind))
     each, residual = torch.arange(PROMPTS), torch.full((PROMPTS,), -2)
-    rows = restart._Rows(0, 0, LENGTH, each, each, residual, torch.ones_like(clean.mask))
-    assert torch.allclose(restart._restart(clean, clean, rows), clean.logits, atol=2e-6)
-    given, _ = clean._blocks[1]
-    again = clean.model.block(1, clean.resid[1], given, restart._Store())
+    rows = restart._PatchBatch(0, 0, LENGTH, each, each, residual, torch.ones_like(clean.mask))
+    assert torch.allclose(restart._run_restarted(clean, clean, rows), clean.logits, atol=2e-6)
+    given, _ = clean._block_caches[1]
+    again = clean.model.run_block(1, clean.resid[1], given, restart._CacheStub())
     assert torch.equal(again, clean.resid[2])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_patching_everything_gives_the_logits_of_the_source(kind):
     clean, source = recordings(tiny(kind))
-    cells = [Cell(layer, "resid", "all") for layer in range(LAYERS + 1)]
-    found = patch(clean, source, cells, positions(), scores)
+    cells = [Site(layer, "resid", "all") for layer in range(LAYERS + 1)]
+    found = patch_sites(clean, source, cells, positions(), scores)
     assert (found - source.logits.flatten(1)).abs().max() < 1e-5
 
 
 def test_a_patch_that_cannot_reach_a_readout_holds_the_clean_value_to_the_last_bit():
     clean, source = recordings(tiny("llama"))
-    cells = [Cell(0, "resid", "padding"), Cell(2, "mlp", "slot"), Cell(2, 1, "next")]
-    found = patch(clean, source, cells, positions(), scores).unflatten(-1, (2, 97))
+    cells = [Site(0, "resid", "padding"), Site(2, "mlp", "slot"), Site(2, 1, "next")]
+    found = patch_sites(clean, source, cells, positions(), scores).unflatten(-1, (2, 97))
     assert torch.equal(found[0], clean.logits)
     # Prompt 2 is read at 5, inside the slot; the others are read later, but not from there.
     others = torch.tensor([0, 1, 3, 4])
@@ -139,10 +139,10 @@ def test_a_recording_holds_what_the_model_computes():
 def test_aligning_a_source_moves_its_positions():
     _, source = recordings(tiny("llama"))
     index = torch.arange(LENGTH).flip(0).expand(PROMPTS, -1)
-    moved = source.aligned(index)
+    moved = source.realigned(index)
     assert torch.equal(moved.resid, source.resid.flip(2))
     assert torch.equal(moved.z[1, 2, 3], source.z[1, 2, LENGTH - 4])
-    assert torch.equal(moved.aligned(index).mlp_out, source.mlp_out)
+    assert torch.equal(moved.realigned(index).mlp_out, source.mlp_out)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -157,34 +157,37 @@ def test_no_hook_is_left_after_patching_or_after_an_error(kind):
     def fail(logits, rows):
         raise RuntimeError("in the measure")
 
-    patch(clean, source, CELLS, positions(), scores)
+    patch_sites(clean, source, CELLS, positions(), scores)
     with pytest.raises(RuntimeError):
-        patch(clean, source, CELLS, positions(), fail)
+        patch_sites(clean, source, CELLS, positions(), fail)
     with pytest.raises(ModelError):
-        record(model, *overlong)
+        run_with_cache(model, *overlong)
     assert hook_count(model) == before
     assert torch.equal(model.logits(clean.ids, clean.mask), plain)
 
 
 @pytest.mark.parametrize(
-    "cell", [Cell(3, "mlp", "all"), Cell(0, "attn", "all"), Cell(0, 4, "all"), Cell(0, 0, "verb")]
+    "cell", [Site(3, "mlp", "all"), Site(0, "attn", "all"), Site(0, 4, "all"), Site(0, 0, "verb")]
 )
 def test_a_cell_that_the_model_or_the_prompts_lack_is_refused(cell):
     clean, source = recordings(tiny("llama"))
     with pytest.raises(SiteError, match=str(cell.component)):
-        patch(clean, source, [cell], positions(), scores)
+        patch_sites(clean, source, [cell], positions(), scores)
 
 
 def test_a_source_of_another_size_is_refused():
     model = tiny("llama")
     ids, _, mask, readout = prompts()
-    clean, short = record(model, ids, mask, readout), record(model, ids[:2], mask[:2], readout[:2])
+    clean, short = (
+        run_with_cache(model, ids, mask, readout),
+        run_with_cache(model, ids[:2], mask[:2], readout[:2]),
+    )
     with pytest.raises(BatchError):
-        patch(clean, short, CELLS, positions(), scores)
+        patch_sites(clean, short, CELLS, positions(), scores)
 
 
 def test_inference_mode_gives_the_same_numbers():
     clean, source = recordings(tiny("llama"))
     with torch.inference_mode():
-        inside = patch(clean, source, CELLS, positions(), scores)
-    assert torch.equal(inside, patch(clean, source, CELLS, positions(), scores))
+        inside = patch_sites(clean, source, CELLS, positions(), scores)
+    assert torch.equal(inside, patch_sites(clean, source, CELLS, positions(), scores))

@@ -4,13 +4,13 @@ from functools import cache
 
 import pytest
 
-from probes.interventions.das_search import object_decodable, search
-from probes.interventions.interchange import cross
-from probes.models.site import Cell
-from probes.prompts.interchange_pairs import crossings
-from probes.testing.planted_patterns import SEEN, planted_fox
+from probes.interventions.das_search import decode_object, search_subspace
+from probes.interventions.interchange import run_interchange_pairs
+from probes.models.site import Site
+from probes.prompts.interchange_pairs import sample_interchange_pairs
+from probes.testing.planted_patterns import SEEN_NOUNS, planted_fox
 
-HERE = Cell(1, "resid", "op")
+HERE = Site(1, "resid", "op")
 
 
 @cache
@@ -20,42 +20,48 @@ def fox():
 
 def drawn(count, seed, words=None):
     tokenizers = (fox().model.tokenizer,)
-    return crossings(fox().pattern, count, tokenizers=tokenizers, seed=seed, words=words)
+    return sample_interchange_pairs(
+        fox().pattern, count, tokenizers=tokenizers, seed=seed, allowed_words=words
+    )
 
 
 @cache
 def found():
-    finding, judging = (cross(fox().model, drawn(16, seed)) for seed in (1, 0))
-    return search(finding, judging, HERE)
+    finding, judging = (run_interchange_pairs(fox().model, drawn(16, seed)) for seed in (1, 0))
+    return search_subspace(finding, judging, HERE)
 
 
 def test_the_planted_state_is_found_in_one_direction_and_the_search_stops_there():
-    assert (found().whole.value, found().smallest, found().sizes) == (1, 1, (1,))
-    assert found().shares[0].value == 1
-    held = found().space.basis[:, list(fox().state)].square().sum()
+    assert (found().full_state.value, found().min_dimensions, found().dimensions_tried) == (
+        1,
+        1,
+        (1,),
+    )
+    assert found().accuracies[0].value == 1
+    held = found().subspace.basis[:, list(fox().state)].square().sum()
     assert held > 0.5
-    assert (found().space.layer, found().space.role) == (1, "op")
+    assert (found().subspace.layer, found().subspace.role) == (1, "op")
 
 
 def test_the_direction_between_means_is_as_good_and_what_is_not_there_is_not_found():
-    assert found().means.value == 1
-    assert found().permuted.value < found().shares[0].value
-    assert found().untrained.value == 0
-    elsewhere = found().elsewhere
+    assert found().mean_difference.value == 1
+    assert found().permuted_labels.value < found().accuracies[0].value
+    assert found().random_init.value == 0
+    elsewhere = found().control_site
     assert elsewhere is not None
     assert elsewhere.value < 0.2
 
 
 def test_states_along_the_means_are_of_finite_dimension_and_distance():
-    assert 1 <= found().dimensions.participation < 10
-    assert found().distance > 0
+    assert 1 <= found().state_dimension.participation_ratio < 10
+    assert found().off_manifold_distance > 0
 
 
 @pytest.mark.parametrize(("role", "there"), [("op", True), ("bos", False)])
 def test_the_object_is_read_behind_it_and_not_before_it(role, there):
     """A head brings the noun to the verb; the first token sees no other."""
-    few = drawn(32, 5, {"thing": SEEN[:4]})
-    read = object_decodable(fox().model, few, Cell(1, "resid", role))
-    assert read.classes == 4
-    assert read.decodable == there
+    few = drawn(32, 5, {"thing": SEEN_NOUNS[:4]})
+    read = decode_object(fox().model, few, Site(1, "resid", role))
+    assert read.n_classes == 4
+    assert read.is_decodable == there
     assert (read.accuracy > 0.9) == there

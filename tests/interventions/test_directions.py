@@ -7,19 +7,24 @@ import numpy as np
 import pytest
 import torch
 
-from probes.claims.base_model import lineage
+from probes.claims.base_model import compare_with_base
 from probes.errors import ModelError, PatternError
-from probes.interventions.confounds import loud_filler, unseen_verbs, verb_groups
-from probes.interventions.directions import align, flips, operation_direction, transplanted
-from probes.interventions.interchange import cross, exchange
+from probes.interventions.confounds import distractor_sentence, unseen_verbs, verb_groups
+from probes.interventions.directions import (
+    compare_directions,
+    cross_model_hits,
+    operation_direction,
+    patch_direction,
+)
+from probes.interventions.interchange import interchange_intervention, run_interchange_pairs
 from probes.interventions.subspace import Subspace
-from probes.models.site import Cell, join
-from probes.prompts.catalog import all_patterns
-from probes.prompts.interchange_pairs import crossings
+from probes.models.site import Site, joined_roles
+from probes.prompts.catalog import list_patterns
+from probes.prompts.interchange_pairs import sample_interchange_pairs
 from probes.testing.planted_patterns import MINUS, PLUS, planted_fox
 from probes.testing.tiny_models import tiny
 
-HERE = Cell(1, "resid", "op")
+HERE = Site(1, "resid", "op")
 
 
 @cache
@@ -29,8 +34,10 @@ def fox(kind="template"):
 
 @cache
 def runs(kind="template", seed=0):
-    drawn = crossings(fox().pattern, 12, tokenizers=(fox().model.tokenizer,), seed=seed)
-    return cross(fox(kind).model, drawn, roles={"op+y": "op y"})
+    drawn = sample_interchange_pairs(
+        fox().pattern, 12, tokenizers=(fox().model.tokenizer,), seed=seed
+    )
+    return run_interchange_pairs(fox(kind).model, drawn, joined_roles={"op+y": "op y"})
 
 
 def pairs(count):
@@ -40,8 +47,8 @@ def pairs(count):
 
 def test_a_direction_of_all_dimensions_does_what_the_whole_state_does():
     every = Subspace(1, "op", "means", torch.eye(runs().clean.resid.shape[-1]))
-    whole = exchange(runs(), [HERE]).says("operation")[0]
-    assert np.array_equal(flips(runs(), every), whole)
+    whole = interchange_intervention(runs(), [HERE]).is_outcome("operation")[0]
+    assert np.array_equal(patch_direction(runs(), every), whole)
     assert whole.all()
 
 
@@ -50,38 +57,42 @@ def test_a_direction_in_which_no_state_differs_turns_nothing():
     other = torch.zeros_like(quiet)
     still = (runs().states(HERE) == runs().states(HERE, "other")).all(0).nonzero()[0, 0]
     other[0, still] = 1
-    assert not flips(runs(), Subspace(1, "op", "means", other)).any()
+    assert not patch_direction(runs(), Subspace(1, "op", "means", other)).any()
 
 
 def test_the_means_direction_is_the_planted_state_and_turns_other_prompts():
     found = operation_direction(runs(), HERE)
     assert found.basis[0, list(fox().state)].abs().sum() > 0.99
-    assert flips(runs(seed=1), found).all()
+    assert patch_direction(runs(seed=1), found).all()
 
 
 def test_a_joined_site_is_cut_into_its_roles_and_exchanged_as_one():
-    assert join(Cell(1, "resid", "op+y")) == {"op+y": "op y"}
-    assert join(HERE) == {}
-    found = exchange(runs(), [Cell(1, "resid", "op+y")])
-    assert found.says("operation + y").all()
+    assert joined_roles(Site(1, "resid", "op+y")) == {"op+y": "op y"}
+    assert joined_roles(HERE) == {}
+    found = interchange_intervention(runs(), [Site(1, "resid", "op+y")])
+    assert found.is_outcome("operation + y").all()
 
 
 @pytest.mark.parametrize(
     ("kind", "raw"), [("template", 1), pytest.param("rotated", 0, marks=pytest.mark.slow)]
 )
 def test_another_objects_direction_serves_as_it_is_or_only_rotated(kind, raw):
-    found = align(fox(kind).model, fox().pattern, HERE, couples=1, bases=10)
-    assert (found.own.value, found.raw.value, found.rotated.value) == (1, raw, 1)
-    assert found.difference.value == found.gain.value == 1 - raw
+    found = compare_directions(fox(kind).model, fox().pattern, HERE, n_object_pairs=1, bases=10)
+    assert (
+        found.own_direction.value,
+        found.other_direction.value,
+        found.rotated_direction.value,
+    ) == (1, raw, 1)
+    assert found.difference.value == found.rotation_gain.value == 1 - raw
     assert found.angles[0] == pytest.approx(0 if raw else 90, abs=10)
-    assert len(found.objects) == len(found.angles) == 1
-    assert found.objects[0][0] != found.objects[0][1]
+    assert len(found.object_pairs) == len(found.angles) == 1
+    assert found.object_pairs[0][0] != found.object_pairs[0][1]
 
 
 @pytest.mark.slow
 def test_a_few_prompts_do_not_show_that_there_is_no_difference():
     """Of ten prompts none differs: up to 0.28 of all may (Wilson)."""
-    found = align(fox().model, fox().pattern, HERE, couples=1, bases=10)
+    found = compare_directions(fox().model, fox().pattern, HERE, n_object_pairs=1, bases=10)
     assert found.difference.high > 0.1
 
 
@@ -93,7 +104,7 @@ def test_a_few_prompts_do_not_show_that_there_is_no_difference():
 )
 def test_with_two_pairs_of_verbs_each_is_judged_by_the_other(kind, share):
     found = unseen_verbs(fox(kind).model, pairs(2), HERE, bases=6)
-    assert found.verbs == (("lose", "find"), ("sell", "buy"))
+    assert found.verb_groups == (("lose", "find"), ("sell", "buy"))
     assert (found.site.value, found.embedding.value) == (share, 0)
     assert found.gain.value == share
 
@@ -105,38 +116,38 @@ def test_one_pair_of_verbs_leaves_none_to_fit_on():
 
 def test_each_pair_of_verbs_is_a_group_unless_it_shares_a_word():
     assert verb_groups(fox().pattern) == [list(p) for p in zip(MINUS, PLUS, strict=True)]
-    groups = verb_groups(all_patterns()["take-away"])
+    groups = verb_groups(list_patterns()["take-away"])
     words = [{word for verb in group for word in verb.split()} for group in groups]
     assert all(not a & b for n, a in enumerate(words) for b in words[:n])
     said = sorted(verb for group in groups for verb in group)
-    lexicon = all_patterns()["take-away"].lexicon
+    lexicon = list_patterns()["take-away"].lexicon
     every = [dict(forms)["base"] for pair in lexicon.verbs for _, forms in pair]
     assert said == sorted(every)
 
 
 def test_a_pattern_without_fillers_has_no_verb_in_vain():
-    assert loud_filler(fox().model, fox().pattern) is None
+    assert distractor_sentence(fox().model, fox().pattern) is None
 
 
 # A model beside the one before.
 
 
 def test_a_models_own_state_put_in_is_the_source_and_turns_all():
-    assert transplanted(runs(), runs(), HERE).all()
+    assert cross_model_hits(runs(), runs(), HERE).all()
 
 
 @pytest.mark.slow
 def test_a_model_beside_itself_has_one_direction_and_one_state():
     model, pattern = fox().model, fox().pattern
-    found = lineage(model, model, pattern, pattern, HERE, bases=10)
-    assert found.own == found.theirs
-    assert (found.own.value, found.difference.value, found.state.value) == (1, 0, 1)
-    assert found.stranger.value == 0
-    assert found.heads_before == found.heads_after
-    assert found.shared == 1
+    found = compare_with_base(model, model, pattern, pattern, HERE, bases=10)
+    assert found.own_direction == found.base_direction
+    assert (found.own_direction.value, found.difference.value, found.base_state.value) == (1, 0, 1)
+    assert found.random_init_direction.value == 0
+    assert found.base_heads == found.tuned_heads
+    assert found.head_overlap == 1
 
 
 def test_a_model_of_another_shape_is_no_forebear():
     model, pattern = fox().model, fox().pattern
     with pytest.raises(ModelError, match="was not tuned from"):
-        lineage(model, tiny("llama"), pattern, pattern, HERE, bases=10)
+        compare_with_base(model, tiny("llama"), pattern, pattern, HERE, bases=10)

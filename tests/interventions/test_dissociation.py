@@ -8,22 +8,27 @@ import torch
 
 from probes.errors import SiteError
 from probes.interventions.dissociation import (
-    _rival,
-    binding,
-    branches,
+    _control_direction,
+    ablate_heads,
     dissociate,
-    knocked_out,
     necessity,
+    output_heads,
+    swap_bindings,
 )
-from probes.interventions.hotspots import Hotspots, Spot
-from probes.interventions.interchange import NOUN, NUMBER, cross, exchange
+from probes.interventions.hotspots import Hotspot, Hotspots
+from probes.interventions.interchange import (
+    NUMBER_READOUT,
+    OBJECT_READOUT,
+    interchange_intervention,
+    run_interchange_pairs,
+)
 from probes.interventions.subspace import Subspace
-from probes.models.site import Cell
-from probes.prompts.interchange_pairs import crossings
+from probes.models.site import Site
+from probes.prompts.interchange_pairs import sample_interchange_pairs
 from probes.stats.intervals import Estimate
 from probes.testing.planted_patterns import planted_fox
 
-HERE, THERE = Cell(1, "resid", "op"), Cell(1, "resid", "thing")
+HERE, THERE = Site(1, "resid", "op"), Site(1, "resid", "thing")
 NONE = Estimate(0.0, 0.0, 0.0)
 
 
@@ -34,15 +39,15 @@ def fox():
 
 @cache
 def runs():
-    drawn = crossings(fox().pattern, 12, tokenizers=(fox().model.tokenizer,), seed=3)
-    return cross(fox().model, drawn)
+    drawn = sample_interchange_pairs(fox().pattern, 12, tokenizers=(fox().model.tokenizer,), seed=3)
+    return run_interchange_pairs(fox().model, drawn)
 
 
 def hot(operation=HERE, thing=THERE):
     """Hotspots of which only the runs and the two sites are looked at."""
     made = object.__new__(Hotspots)
     sites = {"operation": operation, "thing": thing}
-    spots = tuple(Spot(name, cell, NONE, NONE, NONE, {}) for name, cell in sites.items())
+    spots = tuple(Hotspot(name, cell, NONE, NONE, NONE, {}) for name, cell in sites.items())
     object.__setattr__(made, "crossed", runs())
     object.__setattr__(made, "spots", spots)
     return made
@@ -56,8 +61,8 @@ def state():
 
 def test_the_operation_moves_the_number_alone_and_the_object_the_noun_alone():
     found = dissociate(hot())
-    assert (found.operation.number.value, found.operation.noun.value) == (1, 0)
-    assert (found.thing.number.value, found.thing.noun.value) == (0, 1)
+    assert (found.operation.number.value, found.operation.object.value) == (1, 0)
+    assert (found.object.number.value, found.object.object.value) == (0, 1)
     # Each site turns its own lead around, which is twice what just ties; the other is untouched.
     assert found.crossover.value == pytest.approx(4, abs=0.01)
 
@@ -65,17 +70,17 @@ def test_the_operation_moves_the_number_alone_and_the_object_the_noun_alone():
 def test_sites_that_were_exchanged_cross_over_the_other_way():
     mine, other = dissociate(hot()), dissociate(hot(THERE, HERE))
     assert other.crossover.value == pytest.approx(-mine.crossover.value)
-    assert other.operation.noun == mine.thing.noun
+    assert other.operation.object == mine.object.object
 
 
 def test_resampling_the_planted_state_costs_the_number_and_not_the_noun():
-    found = necessity(runs(), state(), draws=3)
+    found = necessity(runs(), state(), n_draws=3)
     assert found.number.low > 0
-    assert found.noun.value == pytest.approx(0, abs=1e-3)
-    assert found.percentile == 1
-    assert len(found.chance) == 3
-    again = necessity(runs(), state(), draws=3)
-    assert (again.excess, again.chance) == (found.excess, found.chance)
+    assert found.object.value == pytest.approx(0, abs=1e-3)
+    assert found.null_percentile == 1
+    assert len(found.null_excesses) == 3
+    again = necessity(runs(), state(), n_draws=3)
+    assert (again.excess, again.null_excesses) == (found.excess, found.null_excesses)
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -83,12 +88,12 @@ def test_rivals_hold_nothing_of_the_subspace_and_as_much_variance(size):
     draw = torch.Generator().manual_seed(0)
     states = torch.randn(60, 12, generator=draw) * torch.linspace(0.5, 2, 12)
     basis = torch.eye(12)[:size]
-    rival = _rival(basis, states, seed=1)
+    rival = _control_direction(basis, states, seed=1)
     assert (rival @ basis.T).abs().max() < 1e-6
     torch.testing.assert_close(rival @ rival.T, torch.eye(len(rival)), atol=1e-6, rtol=0)
-    centred = states - states.mean(0)
-    held = (centred @ rival.T).square().sum(0).cumsum(0)
-    wanted = (centred @ basis.T).square().sum()
+    centered = states - states.mean(0)
+    held = (centered @ rival.T).square().sum(0).cumsum(0)
+    wanted = (centered @ basis.T).square().sum()
     assert held[-1] >= wanted
     assert len(rival) == 1 or held[-2] < wanted
 
@@ -96,37 +101,43 @@ def test_rivals_hold_nothing_of_the_subspace_and_as_much_variance(size):
 def test_a_subspace_of_most_variance_has_all_other_directions_for_a_rival():
     states = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
     states[:, 0] *= 100
-    rival = _rival(torch.eye(6)[:1], states, seed=0)
+    rival = _control_direction(torch.eye(6)[:1], states, seed=0)
     assert rival.shape == (5, 6)
     assert rival[:, 0].abs().max() < 1e-6
 
 
 def test_the_heads_that_bring_each_answer_are_those_that_break_it_and_no_other():
-    found = branches(runs(), runs())
-    assert found.noun_heads
-    assert not {*found.noun_heads} & {*found.number_heads}
-    assert [one.value for one in found.without_noun] == [1, 0]
+    found = output_heads(runs(), runs())
+    assert found.object_heads
+    assert not {*found.object_heads} & {*found.number_heads}
+    assert [one.value for one in found.without_object] == [1, 0]
     assert [one.value for one in found.without_number] == [0, 1]
-    assert set(found.share) == {f"L{layer}.H{head}" for layer in range(2) for head in range(8)}
+    assert set(found.head_fractions) == {
+        f"L{layer}.H{head}" for layer in range(2) for head in range(8)
+    }
 
 
 def test_knocking_out_no_head_changes_nothing():
-    assert [one.value for one in knocked_out(runs(), ())] == [1, 1]
+    assert [one.value for one in ablate_heads(runs(), ())] == [1, 1]
 
 
 def test_knocking_out_every_head_everywhere_is_worse_than_where_answers_are_read():
     every = [f"L{layer}.H{head}" for layer in range(2) for head in range(8)]
-    found = knocked_out(runs(), every, everywhere=True)
-    assert (found[NUMBER].value, found[NOUN].value) == (0, 0)
+    found = ablate_heads(runs(), every, all_positions=True)
+    assert (found[NUMBER_READOUT].value, found[OBJECT_READOUT].value) == (0, 0)
 
 
 def test_bindings_of_one_thing_are_refused():
     with pytest.raises(SiteError, match="other_thing"):
-        binding(runs())
+        swap_bindings(runs())
 
 
 def test_one_place_is_not_measured_against_a_lead_that_is_nought():
     """The noun cannot be read where the number is: there is no lead to take a share of."""
-    lead = np.abs(exchange(runs(), []).pull("thing", NOUN, elsewhere=True)).mean()
+    lead = np.abs(
+        interchange_intervention(runs(), []).logit_shift(
+            "thing", OBJECT_READOUT, at_other_readout=True
+        )
+    ).mean()
     assert lead < 1e-6
-    assert dissociate(hot()).one_place.value == pytest.approx(2, abs=0.1)
+    assert dissociate(hot()).crossover_at_number.value == pytest.approx(2, abs=0.1)

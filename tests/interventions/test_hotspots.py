@@ -10,26 +10,26 @@ import torch
 from probes.errors import ModelError, ProbeError, SiteError
 from probes.interventions import hotspots as hotspot
 from probes.interventions.hotspots import (
-    all_cells,
-    alone,
-    finding_words,
+    all_sites,
     hotspots,
-    inner_cells,
-    strange_draws,
+    inner_sites,
+    search_words,
+    takes_only,
+    unseen_sampling,
     variables_of,
 )
-from probes.interventions.interchange import cross, exchange
-from probes.interventions.variance import FACTORS, omega_squared, variance_shares
+from probes.interventions.interchange import interchange_intervention, run_interchange_pairs
+from probes.interventions.variance import FACTORS, omega_squared, variance_fractions
 from probes.models.model import wrap
-from probes.models.site import Cell, site_name
-from probes.prompts.catalog import all_patterns
+from probes.models.site import Site, site_name
+from probes.prompts.catalog import list_patterns
 from probes.prompts.held_out import family_split
-from probes.prompts.interchange_pairs import crossings
+from probes.prompts.interchange_pairs import sample_interchange_pairs
 from probes.testing.planted_patterns import fox_pattern, planted_fox
 from probes.testing.tiny_models import hook_count, tiny_hf
 
 FOX = fox_pattern()
-OP = Cell(1, "resid", "op")
+OP = Site(1, "resid", "op")
 VARIABLES = ("operation", "x", "y", "thing")
 
 
@@ -52,8 +52,10 @@ def template():
 
 def strangers(name, count=12, **how):
     """Bases of one of the groups."""
-    draw = strange_draws(FOX)[name] | how
-    return crossings(FOX, count, tokenizers=(fox("template").tokenizer,), seed=3, **draw)
+    draw = unseen_sampling(FOX)[name] | how
+    return sample_interchange_pairs(
+        FOX, count, tokenizers=(fox("template").tokenizer,), seed=3, **draw
+    )
 
 
 # Where a planted variable is found.
@@ -62,9 +64,9 @@ def strangers(name, count=12, **how):
 def test_each_variable_is_found_at_its_own_token_where_it_was_planted(template):
     found, _ = template
     assert tuple(spot.variable for spot in found.spots) == VARIABLES
-    assert found.spot("operation").cell == OP
+    assert found.hotspot("operation").cell == OP
     for variable in VARIABLES:
-        spot = found.spot(variable)
+        spot = found.hotspot(variable)
         assert spot.cell.layer == 1
         assert (spot.other.value, spot.same.value) == (1, 1)
         assert (spot.difference.value, spot.difference.low <= 0 <= spot.difference.high) == (
@@ -78,30 +80,30 @@ def test_each_variable_is_found_at_its_own_token_where_it_was_planted(template):
 @pytest.mark.slow
 def test_a_code_of_each_noun_serves_its_own_object_only():
     found = hotspots(fox("rotated"), FOX, variables=["operation"], bases=24, nulls=0)
-    (spot,) = found.spots
-    assert spot.cell == OP
-    assert (spot.other.value, spot.same.value) == (0, 1)
+    (spot,) = found.hotspots
+    assert spot.site == OP
+    assert (spot.other_object.value, spot.same_object.value) == (0, 1)
     assert spot.difference.value == 1
     assert 0 < spot.difference.low <= spot.difference.high <= 1
 
 
 def test_a_table_hands_over_the_operation_in_the_cells_that_it_was_shown():
-    unseen = strange_draws(FOX)["untrained cells"]["keep"]
+    unseen = unseen_sampling(FOX)["untrained cells"]["keep"]
     shown = strangers("untrained cells", keep=lambda base: not unseen(base))
     for drawn, share in ((strangers("untrained cells"), 0), (shown, 1)):
-        found = exchange(cross(fox("lookup"), drawn), [OP])
-        assert found.takes("operation")[0].mean() == share
-        assert found.says("other")[0].mean() == 1 - share
+        found = interchange_intervention(run_interchange_pairs(fox("lookup"), drawn), [OP])
+        assert found.takes_variable("operation")[0].mean() == share
+        assert found.is_outcome("other")[0].mean() == 1 - share
 
 
 @pytest.mark.slow
 def test_the_untrained_cells_are_a_group_of_their_own():
     found = hotspots(fox("lookup"), FOX, variables=["operation"], bases=16, nulls=0)
-    (spot,) = found.spots
-    assert set(spot.groups) == {"new objects", "untrained objects", "untrained cells"}
-    assert spot.cell == OP
-    assert spot.groups["untrained cells"].value == 0
-    assert min(spot.groups["new objects"].value, spot.other.value) >= 0.5
+    (spot,) = found.hotspots
+    assert set(spot.unseen_groups) == {"new objects", "untrained objects", "untrained cells"}
+    assert spot.site == OP
+    assert spot.unseen_groups["untrained cells"].value == 0
+    assert min(spot.unseen_groups["new objects"].value, spot.other_object.value) >= 0.5
 
 
 def test_untrained_nets_hand_over_next_to_nothing(template):
@@ -121,7 +123,7 @@ def test_a_map_holds_the_share_of_every_site(template):
         drawn = found.map(variable)
         assert drawn.shape == (len(found.roles), 3)
         for cell in found.cells:
-            wanted = alone(found.other, variable)[found.other.row(site_name(cell))].mean()
+            wanted = takes_only(found.other, variable)[found.other.row(site_name(cell))].mean()
             assert drawn[found.roles.index(cell.role), cell.layer] == wanted
     at = found.roles.index("op")
     # In the embedding, the verb's word stands for the operation, too; at the end none is read.
@@ -133,15 +135,15 @@ def test_a_spot_repeats_what_the_exchanges_say(template):
     found, _ = template
     for spot in found.spots:
         row = found.other.row(site_name(spot.cell))
-        assert spot.other.value == alone(found.other, spot.variable)[row].mean()
+        assert spot.other.value == takes_only(found.other, spot.variable)[row].mean()
     assert found.other.sites == found.same.sites == tuple(map(site_name, found.cells))
     assert (found.other.objects, found.same.objects) == ("other", "same")
     assert set(found.roles) == set(found.crossed.roles)
 
 
 def test_all_cells_are_the_embedding_and_what_each_block_writes(template):
-    cells = all_cells(template[0].crossed)
-    assert inner_cells(template[0].crossed) == [cell for cell in cells if cell.layer == 1]
+    cells = all_sites(template[0].crossed)
+    assert inner_sites(template[0].crossed) == [cell for cell in cells if cell.layer == 1]
     assert {cell.layer for cell in cells} == {0, 1, 2}
     assert {cell.component for cell in cells} == {"resid"}
     assert len(cells) == len(set(cells)) == 3 * len(template[0].crossed.roles)
@@ -153,7 +155,7 @@ def test_variables_are_single_and_the_object_comes_last(template):
 
 def test_a_variable_that_was_not_looked_for_has_no_spot(template):
     with pytest.raises(SiteError, match="not looked for"):
-        template[0].spot("z")
+        template[0].hotspot("z")
 
 
 def test_a_model_of_one_block_has_no_site_to_look_at():
@@ -167,24 +169,24 @@ def test_a_model_of_one_block_has_no_site_to_look_at():
 
 
 def test_groups_hold_what_was_not_met_before():
-    words, split = finding_words(FOX), family_split()
+    words, split = search_words(FOX), family_split()
     assert words == {"thing": list(FOX.lexicon.words("noun")[::2])}
-    for name in strange_draws(FOX):
+    for name in unseen_sampling(FOX):
         for pair in strangers(name).other:
             here, there = (dict(q.slots) for q in (pair.clean, pair.counterfactual))
             nouns = {here["thing"], there["thing"]}
             known = {
                 "new objects": not nouns & set(words["thing"]),
                 "untrained objects": nouns <= split.nouns,
-                "untrained cells": ("plus", here["x"], here["y"]) in split.cells,
+                "untrained cells": ("plus", here["x"], here["y"]) in split.number_pairs,
             }
             assert known[name]
 
 
 def test_sites_are_found_without_the_new_objects():
     tokenizers = (fox("template").tokenizer,)
-    words = finding_words(FOX)
-    found = crossings(FOX, 24, tokenizers=tokenizers, seed=1, words=words)
+    words = search_words(FOX)
+    found = sample_interchange_pairs(FOX, 24, tokenizers=tokenizers, seed=1, allowed_words=words)
     spoken = {q["thing"] for p in found.other for q in (p.clean, p.counterfactual)}
     assert spoken <= set(words["thing"])
 
@@ -196,10 +198,10 @@ def test_sites_are_found_on_other_prompts_than_they_are_judged_on(monkeypatch):
     few = replace(
         lexicon, verbs=lexicon.verbs[:1], choices=(("noun", ("foxes", "coins", "eggs", "cats")),)
     )
-    pattern, drawn = replace(FOX, frames=FOX.frames[:1], lexicon=few), []
+    pattern, drawn = replace(FOX, templates=FOX.templates[:1], lexicon=few), []
 
     def kept(*args, **how):
-        drawn.append(crossings(*args, **how))
+        drawn.append(sample_interchange_pairs(*args, **how))
         return drawn[-1]
 
     monkeypatch.setattr(hotspot, "crossings", kept)
@@ -209,9 +211,9 @@ def test_sites_are_found_on_other_prompts_than_they_are_judged_on(monkeypatch):
 
 
 def test_new_objects_stand_in_no_prompt_that_sites_are_found_by(own):
-    pattern = all_patterns()["distractor"]
-    words = finding_words(pattern)
-    found = crossings(pattern, 12, tokenizers=(own,), seed=1, words=words)
+    pattern = list_patterns()["distractor"]
+    words = search_words(pattern)
+    found = sample_interchange_pairs(pattern, 12, tokenizers=(own,), seed=1, allowed_words=words)
     spoken = {q[s] for p in found.same for q in (p.clean,) for s in ("thing", "other_thing")}
     assert spoken <= set(words["thing"])
 
@@ -223,7 +225,7 @@ def test_a_variable_that_the_pattern_lacks_is_refused_by_name():
 
 def test_without_untrained_nets_there_is_no_bar():
     found = hotspots(fox("template"), FOX, variables=["operation"], bases=8, nulls=0)
-    assert all(np.isnan(bar) for bar in found.bars.values())
+    assert all(np.isnan(bar) for bar in found.thresholds.values())
 
 
 # Shares of variance.
@@ -273,8 +275,8 @@ def test_a_factor_of_one_level_or_one_for_each_row_has_no_share(levels):
 
 def test_words_explain_their_own_tokens_and_the_operation_its_planted_state(template):
     runs = template[0].crossed
-    cells = [Cell(0, "resid", "thing"), Cell(0, "resid", "op"), OP, Cell(0, "resid", "ask")]
-    found = variance_shares(runs, cells)
+    cells = [Site(0, "resid", "thing"), Site(0, "resid", "op"), OP, Site(0, "resid", "ask")]
+    found = variance_fractions(runs, cells)
     assert tuple(found) == FACTORS
     assert found["thing"][0] == pytest.approx(1)
     assert found["verb"][1] == pytest.approx(1)

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from probes.comparison.heads.profiles import profile
+from probes.comparison.heads.profiles import profile_heads
 from probes.errors import SiteError
-from probes.interventions.joint_patching import candidates, explained, joint_effects
-from probes.interventions.sweep import sweep
-from probes.observe.behaviour import lead, pair_foils
+from probes.interventions.joint_patching import candidate_sets, explained_fraction, joint_effects
+from probes.interventions.sweep import activation_patching
+from probes.observe.behavior import logit_diff, pair_foils
 from probes.prompts.catalog import pattern
-from probes.prompts.pair_batch import draw_pairs, encode_pairs
+from probes.prompts.pair_batch import sample_pairs, tokenize_pairs
 from probes.testing.tiny_models import KINDS, hook_count, tiny
 
 ROLES = ("x", "op", "y", "thing_asked", "answer", "rest", "nowhere")
@@ -28,13 +28,14 @@ def model(kind, size):
 def batches(own, contrasts=("x", "operation")):
     chosen = pattern("take-away")
     return {
-        c: encode_pairs(own, draw_pairs(chosen, c, 4, tokenizers=[own], seed=3)) for c in contrasts
+        c: tokenize_pairs(own, sample_pairs(chosen, c, 4, tokenizers=[own], seed=3))
+        for c in contrasts
     }
 
 
 def by_hand(net, pairs, heads, role):
     """Patch heads by an edit each, in whole passes over all prompts."""
-    source, kept = pairs.source[:, :, None, None], {}
+    source, kept = pairs.source_positions[:, :, None, None], {}
     points = {f"blocks.{n}.attn.hook_z" for n in range(3)}
     with net.editing(
         {name: (lambda value, name=name: kept.update({name: value})) for name in points}
@@ -61,7 +62,7 @@ def by_hand(net, pairs, heads, role):
         seen = logits.take_along_dim(pairs.clean.positions[..., None], dim=1)
         answers = [readout.answer for readout in pairs.clean.readouts]
         foils = pair_foils(pairs)
-        return torch.stack([lead(seen[:, k], foils[k], a) for k, a in enumerate(answers)], 1)
+        return torch.stack([logit_diff(seen[:, k], foils[k], a) for k, a in enumerate(answers)], 1)
 
     before = leads(net.logits(pairs.clean.ids, pairs.clean.mask))
     with net.editing(edits):
@@ -92,7 +93,7 @@ def test_together_is_not_the_sum_where_one_head_reads_the_other(own):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_set_of_one_head_has_the_profile_that_the_sweep_gives(kind, own):
     net, given = model(kind, len(own)), batches(own)
-    wanted, _ = profile(net, given, ROLES)
+    wanted, _ = profile_heads(net, given, ROLES)
     found = joint_effects(net, given, [(head,) for head in HEADS], ROLES)
     for contrast in given:
         assert found[contrast] == pytest.approx(wanted.effects[contrast], abs=1e-5, nan_ok=True)
@@ -100,9 +101,11 @@ def test_a_set_of_one_head_has_the_profile_that_the_sweep_gives(kind, own):
 
 def test_a_profile_keeps_what_replacing_everything_does(own):
     net, given = model("llama", len(own)), batches(own)
-    found, _ = profile(net, given, ROLES)
+    found, _ = profile_heads(net, given, ROLES)
     for contrast, pairs in given.items():
-        assert found.totals[contrast] == pytest.approx(sweep(net, pairs).total.numpy())
+        assert found.total_effects[contrast] == pytest.approx(
+            activation_patching(net, pairs).total.numpy()
+        )
 
 
 @pytest.mark.parametrize("heads", [(), ("L3.H0",), ("L0.MLP",), ("L0.H0", "L0.H4")])
@@ -118,7 +121,7 @@ def parts(heads=9, seed=0):
 @pytest.mark.parametrize("members", [(2, 5), (0, 3, 8)])
 def test_the_search_finds_the_heads_that_were_summed_among_others(members):
     target = parts()[list(members)].sum(0) + 0.1 * parts(1, seed=1)[0]
-    assert members in candidates(target, parts())
+    assert members in candidate_sets(target, parts())
 
 
 def test_the_search_agrees_with_trying_every_pair():
@@ -126,19 +129,21 @@ def test_the_search_agrees_with_trying_every_pair():
     for seed in range(20):
         target = heads[[1, 4]].sum(0) + 0.5 * parts(1, seed=seed)[0]
         pairs = list(combinations(range(6), 2))
-        best = explained(target, np.stack([heads[list(pair)].sum(0) for pair in pairs])).argmax()
-        assert candidates(target, heads)[0] == pairs[best]
+        best = explained_fraction(
+            target, np.stack([heads[list(pair)].sum(0) for pair in pairs])
+        ).argmax()
+        assert candidate_sets(target, heads)[0] == pairs[best]
 
 
 def test_a_head_that_must_be_turned_round_or_blown_up_takes_no_part():
     heads = parts(3)
-    assert candidates(heads[0] - heads[1], heads) == []
-    assert candidates(np.zeros(40), heads) == []
-    assert candidates(heads[0], np.zeros((3, 40))) == []
+    assert candidate_sets(heads[0] - heads[1], heads) == []
+    assert candidate_sets(np.zeros(40), heads) == []
+    assert candidate_sets(heads[0], np.zeros((3, 40))) == []
 
 
 def test_what_is_explained_counts_strength_and_not_direction_alone():
     target = np.array([3.0, 4.0])
     rows = np.array([[3.0, 4.0], [1.5, 2.0], [0.0, 0.0], [6.0, 8.0], [-3.0, -4.0]])
-    assert explained(target, rows) == pytest.approx(np.array([1, 0.75, 0, 0, -3]))
-    assert explained(np.zeros(2), rows).max() == -np.inf
+    assert explained_fraction(target, rows) == pytest.approx(np.array([1, 0.75, 0, 0, -3]))
+    assert explained_fraction(np.zeros(2), rows).max() == -np.inf

@@ -9,23 +9,23 @@ from torch.nn.functional import normalize
 
 from probes.errors import BatchError, ModelError, SiteError
 from probes.interventions import subspace
-from probes.interventions.activation_patching import patch, record
+from probes.interventions.activation_patching import patch_sites, run_with_cache
 from probes.interventions.geometry import (
-    decodable,
-    dimension,
+    decode_labels,
     equal_variance,
-    off_manifold,
-    overlap,
+    intrinsic_dimension,
+    off_manifold_distance,
+    subspace_overlap,
 )
 from probes.interventions.subspace import (
     Subspace,
     das,
     mean_difference,
-    principal,
+    principal_directions,
     random_subspace,
 )
 from probes.models.model import wrap
-from probes.models.site import Cell
+from probes.models.site import Site
 from probes.testing.tiny_models import KINDS, hook_count, tiny, tiny_hf
 
 WIDTH, PLUS, MINUS = 32, 5, 6
@@ -67,7 +67,12 @@ def asked(model, *, count=64, seed=1):
     where = torch.zeros_like(mask)
     where[:, 3] = True
     target = torch.where(other[:, 3] % 2 == 0, PLUS, MINUS)
-    return record(model, ids, mask, readout), record(model, other, mask, readout), where, target
+    return (
+        run_with_cache(model, ids, mask, readout),
+        run_with_cache(model, other, mask, readout),
+        where,
+        target,
+    )
 
 
 def searched(runs, target=None, **more):
@@ -80,10 +85,12 @@ def searched(runs, target=None, **more):
 def swapped(found, clean, source, where, read=0):
     """The logits when `patch` takes the subspace's part of the residual from the source."""
     resid = source.resid.clone()
-    resid[found.layer] = found.mix(clean.resid[found.layer], source.resid[found.layer])
-    cell = Cell(found.layer, "resid", found.role)
+    resid[found.layer] = found.replace_projection(
+        clean.resid[found.layer], source.resid[found.layer]
+    )
+    cell = Site(found.layer, "resid", found.role)
     mixed = replace(source, resid=resid)
-    return patch(clean, mixed, [cell], {found.role: where}, lambda seen, _: seen[:, read])[0]
+    return patch_sites(clean, mixed, [cell], {found.role: where}, lambda seen, _: seen[:, read])[0]
 
 
 def flipped(found, runs):
@@ -99,26 +106,26 @@ def at(basis):
 def test_a_full_basis_gives_the_source_and_an_empty_one_the_clean_states():
     clean, source = drawn(3, 5, WIDTH), drawn(3, 5, WIDTH, seed=1)
     full, empty = at(random_subspace(WIDTH, WIDTH, seed=0)), at(torch.zeros(0, WIDTH))
-    assert torch.allclose(full.mix(clean, source), source, atol=1e-5)
-    assert torch.equal(empty.mix(clean, source), clean)
+    assert torch.allclose(full.replace_projection(clean, source), source, atol=1e-5)
+    assert torch.equal(empty.replace_projection(clean, source), clean)
 
 
 def test_mixing_takes_one_part_from_the_source_and_leaves_the_other():
     clean, source = drawn(7, WIDTH), drawn(7, WIDTH, seed=1)
     found = at(random_subspace(3, WIDTH, seed=0))
-    mixed = found.mix(clean, source)
+    mixed = found.replace_projection(clean, source)
     assert torch.allclose(mixed @ found.basis.T, source @ found.basis.T, atol=1e-5)
     beside = at(random_subspace(WIDTH, WIDTH, seed=0)).basis
     beside = beside - beside @ found.basis.T @ found.basis
     assert torch.allclose(mixed @ beside.T, clean @ beside.T, atol=1e-5)
-    assert torch.allclose(found.mix(mixed, source), mixed, atol=1e-5)
-    assert torch.equal(found.mix(clean, clean), clean)
+    assert torch.allclose(found.replace_projection(mixed, source), mixed, atol=1e-5)
+    assert torch.equal(found.replace_projection(clean, clean), clean)
 
 
 def test_mixing_keeps_the_number_format_of_the_states():
     found = at(torch.eye(WIDTH)[:2])
     clean, source = drawn(4, WIDTH).bfloat16(), drawn(4, WIDTH, seed=1).bfloat16()
-    mixed = found.mix(clean, source)
+    mixed = found.replace_projection(clean, source)
     assert mixed.dtype == torch.bfloat16
     assert torch.equal(mixed[:, 2:], clean[:, 2:])
 
@@ -144,14 +151,16 @@ def test_means_of_three_classes_span_two_directions_the_widest_first():
     states[labels == 1, 8] += 5
     found = mean_difference(states, labels)
     assert found.shape == (2, WIDTH)
-    assert overlap(found, torch.eye(WIDTH)[[3, 8]]) == pytest.approx(1)
+    assert subspace_overlap(found, torch.eye(WIDTH)[[3, 8]]) == pytest.approx(1)
     assert found[0, 8] > 0.99
 
 
 def test_means_on_one_line_give_one_direction():
     labels = torch.tensor([0, 1, 2, 3]).repeat(2)
     states = labels[:, None] * planted_direction()
-    assert overlap(mean_difference(states, labels), planted_direction()[None]) == pytest.approx(1)
+    assert subspace_overlap(
+        mean_difference(states, labels), planted_direction()[None]
+    ) == pytest.approx(1)
     assert len(mean_difference(states, labels)) == 1
 
 
@@ -168,11 +177,11 @@ def test_classes_with_one_mean_are_refused():
 
 def test_principal_directions_are_those_of_greatest_variance():
     states = drawn(200, WIDTH) * torch.tensor([1.0] * 5 + [9, 4] + [1.0] * 25) + 100
-    found = principal(states, 2)
+    found = principal_directions(states, 2)
     assert found[0, 5] > 0.98
     assert found[1, 6] > 0.95
     with pytest.raises(BatchError, match="vary in 2 dimensions"):
-        principal(drawn(3, WIDTH), 3)
+        principal_directions(drawn(3, WIDTH), 3)
 
 
 def test_random_directions_are_orthonormal_and_depend_on_the_seed_alone():
@@ -181,14 +190,14 @@ def test_random_directions_are_orthonormal_and_depend_on_the_seed_alone():
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.allclose(found @ found.T, torch.eye(4), atol=1e-6)
     assert torch.equal(found, random_subspace(4, WIDTH, seed=2))
-    assert overlap(found, random_subspace(4, WIDTH, seed=3)) < 0.5
+    assert subspace_overlap(found, random_subspace(4, WIDTH, seed=3)) < 0.5
     with pytest.raises(SiteError, match="33 directions"):
         random_subspace(33, WIDTH, seed=0)
 
 
 def test_random_directions_lie_in_a_given_plane_as_often_as_dimensions_say():
     plane = torch.eye(WIDTH)[:8]
-    found = [overlap(random_subspace(1, WIDTH, seed=seed), plane) for seed in range(400)]
+    found = [subspace_overlap(random_subspace(1, WIDTH, seed=seed), plane) for seed in range(400)]
     assert sum(found) / 400 == pytest.approx(8 / WIDTH, abs=0.03)
 
 
@@ -202,7 +211,7 @@ def test_a_random_control_holds_as_much_variance_as_what_it_controls(dims, which
     found = equal_variance(basis, states, seed=5)
     variance = [(states @ b.T).var(0).sum() for b in (basis, found)]
     assert float(variance[1] / variance[0]) == pytest.approx(1, abs=0.05)
-    assert overlap(found, basis) < 0.8
+    assert subspace_overlap(found, basis) < 0.8
     assert torch.allclose(found @ found.T, torch.eye(dims), atol=1e-5)
 
 
@@ -217,7 +226,7 @@ def test_a_control_that_cannot_match_is_refused():
     states = drawn(50, 2) * torch.tensor([3.0, 1])
     # No direction of the plane holds more than the widest: a hair's breadth is not met.
     with pytest.raises(BatchError, match="another seed"):
-        equal_variance(principal(states, 1), states, seed=0, within=0.0)
+        equal_variance(principal_directions(states, 1), states, seed=0, tolerance=0.0)
 
 
 def test_a_planted_direction_is_found_and_works_on_prompts_that_were_not_searched():
@@ -236,7 +245,7 @@ def test_a_planted_direction_is_found_and_works_on_prompts_that_were_not_searche
 def test_more_directions_than_needed_hold_the_planted_one():
     found = searched(asked(planted(), count=200), dims=3)
     assert torch.allclose(found.basis @ found.basis.T, torch.eye(3), atol=1e-5)
-    assert overlap(planted_direction()[None], found.basis) > 0.9
+    assert subspace_overlap(planted_direction()[None], found.basis) > 0.9
 
 
 def test_targets_that_are_not_the_sources_lead_nowhere():
@@ -255,13 +264,16 @@ def test_what_is_searched_is_what_patching_judges(kind):
     ids, other = torch.randint(3, 97, (2, 5, 9), generator=draw)
     mask, readout = torch.ones_like(ids, dtype=torch.bool), torch.tensor([[6, 8]]).repeat(5, 1)
     mask[0, :2] = False
-    clean, source = record(model, ids, mask, readout), record(model, other, mask, readout)
+    clean, source = (
+        run_with_cache(model, ids, mask, readout),
+        run_with_cache(model, other, mask, readout),
+    )
     where = torch.zeros_like(mask)
     where[:, 3:5] = True
     rows = torch.tensor([4, 0, 2])
     for layer in range(3):
         found = Subspace(layer, "slot", "random", random_subspace(4, WIDTH, seed=0))
-        passed = subspace._through(found, clean, source, where, rows)
+        passed = subspace._run_patched(found, clean, source, where, rows)
         wanted = swapped(found, clean, source, where, read=1)[rows]
         assert torch.allclose(passed[:, 8], wanted, atol=1e-5)
         assert (wanted - clean.logits[rows, 1]).abs().max() > 1e-3
@@ -325,18 +337,18 @@ def test_runs_that_do_not_differ_or_do_not_fit_cannot_be_searched():
 def test_distances_from_natural_states_are_told_in_units_of_their_own():
     natural = torch.tensor([[0.0, 0], [1, 0], [2, 0], [3, 0], [4, 0]])
     patched = torch.tensor([[2.0, 0], [2, 3], [6, 0]])
-    found = off_manifold(natural, patched, neighbours=1)
+    found = off_manifold_distance(natural, patched, n_neighbors=1)
     assert torch.allclose(found, torch.tensor([0.0, 3, 2]))
-    # Two neighbours: natural ones lie 1.5, 1, 1, 1 and 1.5 from theirs.
-    found = off_manifold(natural, patched, neighbours=2)
+    # Two neighbors: natural ones lie 1.5, 1, 1, 1 and 1.5 from theirs.
+    found = off_manifold_distance(natural, patched, n_neighbors=2)
     assert torch.allclose(found, torch.tensor([0.5, (3 + 10**0.5) / 2, 2.5]))
 
 
 def test_natural_states_that_coincide_or_are_too_few_are_refused():
     with pytest.raises(BatchError, match="coincide"):
-        off_manifold(torch.ones(9, 2), torch.ones(1, 2))
-    with pytest.raises(BatchError, match="neighbours cannot be found"):
-        off_manifold(torch.eye(5), torch.eye(5), neighbours=5)
+        off_manifold_distance(torch.ones(9, 2), torch.ones(1, 2))
+    with pytest.raises(BatchError, match="neighbors cannot be found"):
+        off_manifold_distance(torch.eye(5), torch.eye(5), n_neighbors=5)
 
 
 def test_the_dimension_of_known_clouds_is_found():
@@ -344,46 +356,48 @@ def test_the_dimension_of_known_clouds_is_found():
     plane = torch.rand(600, 2, generator=torch.Generator().manual_seed(0)) @ turn[:2]
     sphere = normalize(drawn(600, 3), dim=-1) @ turn[:3]
     ball = drawn(600, 5) @ turn[:5]
-    found = [dimension(cloud) for cloud in (plane, sphere, ball)]
-    assert [d.participation for d in found] == pytest.approx([2, 3, 5], rel=0.05)
+    found = [intrinsic_dimension(cloud) for cloud in (plane, sphere, ball)]
+    assert [d.participation_ratio for d in found] == pytest.approx([2, 3, 5], rel=0.05)
     assert [d.two_nn for d in found] == pytest.approx([2, 2, 5], rel=0.12)
 
 
 def test_states_that_are_alike_count_once():
     cloud = drawn(50, 3)
-    assert dimension(cloud.repeat(2, 1)).two_nn == dimension(cloud).two_nn
-    assert dimension(cloud.repeat(2, 1)).count == 50
+    assert intrinsic_dimension(cloud.repeat(2, 1)).two_nn == intrinsic_dimension(cloud).two_nn
+    assert intrinsic_dimension(cloud.repeat(2, 1)).n_distinct == 50
     with pytest.raises(BatchError, match="9 different states"):
-        dimension(drawn(9, 3).repeat(4, 1))
+        intrinsic_dimension(drawn(9, 3).repeat(4, 1))
 
 
 def test_labels_that_move_the_states_are_read_and_noise_is_not():
     labels = torch.arange(192) % 16
     noise, means = drawn(192, 128), drawn(16, 128, seed=1)
     before = torch.get_rng_state()
-    told = decodable(noise + 2 * means[labels], labels, seed=0)
+    told = decode_labels(noise + 2 * means[labels], labels, seed=0)
     assert torch.equal(torch.get_rng_state(), before)
     assert told.accuracy > 0.95
-    assert told.decodable
-    untold = decodable(noise, labels, seed=0)
+    assert told.is_decodable
+    untold = decode_labels(noise, labels, seed=0)
     assert untold.accuracy < 0.2
-    assert 1 / 16 < untold.chance < 0.2
-    assert told == decodable(noise + 2 * means[labels], labels, seed=0)
+    assert 1 / 16 < untold.threshold < 0.2
+    assert told == decode_labels(noise + 2 * means[labels], labels, seed=0)
 
 
 def test_noise_passes_for_a_label_about_as_often_as_the_level_says():
     labels = torch.arange(30) % 2
-    passed = [decodable(drawn(30, 4, seed=seed), labels, seed=seed).decodable for seed in range(15)]
+    passed = [
+        decode_labels(drawn(30, 4, seed=seed), labels, seed=seed).is_decodable for seed in range(15)
+    ]
     assert sum(passed) <= 3
 
 
 def test_a_frequent_class_does_not_pass_for_a_reading():
     labels = (torch.arange(100) < 10).long()
-    assert decodable(torch.zeros(100, 3), labels, seed=0).accuracy == 0.5
+    assert decode_labels(torch.zeros(100, 3), labels, seed=0).accuracy == 0.5
 
 
 def test_labels_that_cannot_be_shared_out_are_refused():
     with pytest.raises(BatchError, match="two classes or more"):
-        decodable(drawn(6, 3), torch.zeros(6, dtype=torch.long), seed=0)
+        decode_labels(drawn(6, 3), torch.zeros(6, dtype=torch.long), seed=0)
     with pytest.raises(BatchError, match="each of two rows"):
-        decodable(drawn(6, 3), torch.tensor([0, 0, 0, 0, 0, 1]), seed=0)
+        decode_labels(drawn(6, 3), torch.tensor([0, 0, 0, 0, 0, 1]), seed=0)

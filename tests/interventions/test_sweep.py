@@ -6,21 +6,21 @@ from functools import cache
 import pytest
 import torch
 
-from probes.circuits.edge_patching import run
+from probes.circuits.edge_patching import run_circuits
 from probes.circuits.graph import Edge
-from probes.circuits.path_patching import cut_edges, patch_path
-from probes.circuits.reference_runs import stage
-from probes.circuits.task import by_hand
+from probes.circuits.path_patching import edge_patching, path_patching
+from probes.circuits.reference_runs import run_references
+from probes.circuits.task import task_from_tokens
 from probes.errors import CircuitError, SiteError
 from probes.interventions import sweep as patching
-from probes.interventions.sweep import Effects, sweep
-from probes.models.decoder import dissect
-from probes.models.site import component_cells
+from probes.interventions.sweep import PatchingEffects, activation_patching
+from probes.models.decoder import decompose
+from probes.models.site import component_sites
 from probes.observe.activations import capture
-from probes.observe.behaviour import behaviour
+from probes.observe.behavior import evaluate_behavior
 from probes.observe.logit_lens import logit_lens
 from probes.prompts.catalog import pattern
-from probes.prompts.pair_batch import draw_pairs, encode_pairs
+from probes.prompts.pair_batch import sample_pairs, tokenize_pairs
 from probes.prompts.question import Pair
 from probes.testing.tiny_models import hook_count, tiny
 
@@ -31,7 +31,7 @@ KINDS = ("heads", "mlps", "resid")
 
 def pairs_of(own, contrast, count=5):
     take = pattern("take-away")
-    return encode_pairs(own, draw_pairs(take, contrast, count, tokenizers=(own,), seed=1))
+    return tokenize_pairs(own, sample_pairs(take, contrast, count, tokenizers=(own,), seed=1))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def effect_by_hand(model, pairs, component, role):
 
     def put(value):
         new = value.clone()
-        for row, here in (clean.where(role) & pairs.exchanged).nonzero().tolist():
+        for row, here in (clean.where(role) & pairs.has_counterpart).nonzero().tolist():
             there = pairs.source[row, here]
             part = (row, here) if head is None else (row, here, head)
             new[part] = theirs[row, there] if head is None else theirs[row, there, head]
@@ -80,9 +80,9 @@ def effect_by_hand(model, pairs, component, role):
 def test_blocks_that_pass_their_store_by_are_patched_by_whole_passes(model, own, monkeypatch):
     """As where a release of transformers gives the argument another name."""
     pairs = pairs_of(own, "operation")
-    expected = sweep(model, pairs, kinds=KINDS).each
-    monkeypatch.setattr("probes.models.model.cache_slot", lambda _: "under_another_name")
-    found = sweep(model, pairs, kinds=KINDS).each
+    expected = activation_patching(model, pairs, kinds=KINDS).per_prompt
+    monkeypatch.setattr("probes.models.model.cache_argument", lambda _: "under_another_name")
+    found = activation_patching(model, pairs, kinds=KINDS).per_prompt
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0, equal_nan=True)
 
 
@@ -90,12 +90,12 @@ def test_blocks_that_pass_their_store_by_are_patched_by_whole_passes(model, own,
 def test_an_effect_is_what_a_whole_pass_with_the_component_replaced_gives(model, own, contrast):
     pairs = pairs_of(own, contrast)
     assert not pairs.clean.mask.all() or contrast == "order"
-    found = sweep(model, pairs, kinds=KINDS)
-    assert found.exact == float(contrast in ("operation", "thing"))
+    found = activation_patching(model, pairs, kinds=KINDS)
+    assert found.aligned_fraction == float(contrast in ("operation", "thing"))
     largest = 0.0
     for component in ("L0.resid", "L0.H1", "L0.MLP", "L1.H3", "L2.H0", "L1.MLP", "L2.resid"):
         for role in ("op", "thing", "thing_asked", "answer"):
-            mine = found.each[:, found.components.index(component), found.roles.index(role)]
+            mine = found.per_prompt[:, found.components.index(component), found.roles.index(role)]
             expected = effect_by_hand(model, pairs, component, role)
             torch.testing.assert_close(mine, expected, atol=1e-5, rtol=0)
             largest = max(largest, float(expected.abs().max()))
@@ -105,32 +105,32 @@ def test_an_effect_is_what_a_whole_pass_with_the_component_replaced_gives(model,
 @pytest.mark.parametrize("kind", ["gpt2", "neox"])
 def test_other_blocks_are_patched_as_exactly(own, kind):
     model, pairs = tiny(kind, vocab_size=len(own)), pairs_of(own, "operation", 3)
-    found = sweep(model, pairs, kinds=KINDS)
+    found = activation_patching(model, pairs, kinds=KINDS)
     for component in ("L0.H1", "L1.MLP", "L1.resid", "L2.H0"):
-        mine = found.each[:, found.components.index(component), found.roles.index("op")]
+        mine = found.per_prompt[:, found.components.index(component), found.roles.index("op")]
         expected = effect_by_hand(model, pairs, component, "op")
         torch.testing.assert_close(mine, expected, atol=1e-5, rtol=0)
 
 
 def test_a_question_put_into_itself_changes_nothing_at_all(model, own):
-    questions = pattern("take-away").questions(4, seed=3)
-    pairs = encode_pairs(own, [Pair("none", question, question) for question in questions])
-    found = sweep(model, pairs, kinds=KINDS)
-    assert (found.each.nan_to_num() == 0).all()
+    questions = pattern("take-away").sample_questions(4, seed=3)
+    pairs = tokenize_pairs(own, [Pair("none", question, question) for question in questions])
+    found = activation_patching(model, pairs, kinds=KINDS)
+    assert (found.per_prompt.nan_to_num() == 0).all()
     assert (found.total == 0).all()
 
 
 def test_the_first_residual_at_the_changed_role_carries_the_whole_change(model, own):
     """The pairs differ in these tokens alone, and so do the runs behind them."""
-    found = sweep(model, pairs_of(own, "operation"), kinds=("resid",))
-    whole = found.each[:, found.components.index("L0.resid"), found.roles.index("op")]
+    found = activation_patching(model, pairs_of(own, "operation"), kinds=("resid",))
+    whole = found.per_prompt[:, found.components.index("L0.resid"), found.roles.index("op")]
     torch.testing.assert_close(whole, found.total, atol=1e-5, rtol=0)
     assert (found.total.abs() > 1e-3).all()
 
 
 def test_the_total_is_the_fall_of_the_lead_in_the_counterfactual_run(model, own):
     pairs = pairs_of(own, "operation")
-    found = sweep(model, pairs, kinds=("mlps",), roles=("op",))
+    found = activation_patching(model, pairs, kinds=("mlps",), roles=("op",))
     before = leads_by_hand(model.logits(pairs.clean.ids, pairs.clean.mask), pairs)
     other = pairs.counterfactual
     assert torch.equal(pairs.clean.positions, other.positions)
@@ -140,8 +140,10 @@ def test_the_total_is_the_fall_of_the_lead_in_the_counterfactual_run(model, own)
 
 def test_roles_behind_a_readout_have_no_effect_on_it(model, own):
     pairs = pairs_of(own, "operation")
-    found = sweep(model, pairs, kinds=KINDS, roles=("op", "answer", "reply_number", "reply_noun"))
-    effect = found.each.abs().amax((0, 1))  # role answer
+    found = activation_patching(
+        model, pairs, kinds=KINDS, roles=("op", "answer", "reply_number", "reply_noun")
+    )
+    effect = found.per_prompt.abs().amax((0, 1))  # role answer
     number, noun = (found.answers.index(name) for name in ("number", "noun"))
     assert effect[2, number] == 0
     assert effect[3, number] == effect[3, noun] == 0
@@ -150,52 +152,56 @@ def test_roles_behind_a_readout_have_no_effect_on_it(model, own):
 
 
 def test_roles_before_the_change_have_no_effect(model, own):
-    found = sweep(model, pairs_of(own, "y"), kinds=KINDS, roles=("bos", "have", "x", "thing", "y"))
+    found = activation_patching(
+        model, pairs_of(own, "y"), kinds=KINDS, roles=("bos", "have", "x", "thing", "y")
+    )
     first = found.roles.index("y")
-    assert (found.each[:, :, :first].nan_to_num() == 0).all()
-    assert (found.each[:, :, first].abs() > 1e-4).any()
+    assert (found.per_prompt[:, :, :first].nan_to_num() == 0).all()
+    assert (found.per_prompt[:, :, first].abs() > 1e-4).any()
 
 
 def test_a_role_that_a_prompt_lacks_has_no_effect_to_speak_of(model, own):
     pairs = pairs_of(own, "x", 8)
-    lacks = ~pairs.clean.where("name").any(1)
+    lacks = ~pairs.clean.role_mask("name").any(1)
     assert 0 < int(lacks.sum()) < len(pairs)
-    found = sweep(model, pairs, roles=("x", "name"))
-    assert torch.equal(found.each[:, 0, 1, 0].isnan(), lacks)
-    assert not found.each[:, :, 0].isnan().any()
-    here = found.each[~lacks]
+    found = activation_patching(model, pairs, roles=("x", "name"))
+    assert torch.equal(found.per_prompt[:, 0, 1, 0].isnan(), lacks)
+    assert not found.per_prompt[:, :, 0].isnan().any()
+    here = found.per_prompt[~lacks]
     torch.testing.assert_close(found.mean[:, 1], here[:, :, 1].mean(0))
     expected = here[:, :, 1].std(0) / math.sqrt(len(here))
-    torch.testing.assert_close(found.error[:, 1], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.standard_error[:, 1], expected, atol=1e-6, rtol=0)
 
 
 def test_an_error_is_the_standard_error_of_the_mean():
     each = torch.tensor([0.2, 0.6, 0.7, torch.nan])[:, None, None, None]
-    found = Effects("hand", "x", ("L0.H0",), ("x",), ("number",), each, torch.zeros(4, 1), 1.0)
+    found = PatchingEffects(
+        "hand", "x", ("L0.H0",), ("x",), ("number",), each, torch.zeros(4, 1), 1.0
+    )
     assert math.isclose(found.mean.item(), 0.5, abs_tol=1e-6)
-    assert math.isclose(found.error.item(), math.sqrt(0.14 / 2 / 3), abs_tol=1e-6)
+    assert math.isclose(found.standard_error.item(), math.sqrt(0.14 / 2 / 3), abs_tol=1e-6)
 
 
 def test_components_are_named_by_layer_and_kind(model, own):
-    found = sweep(model, pairs_of(own, "x", 2), kinds=KINDS, roles=("x",))
+    found = activation_patching(model, pairs_of(own, "x", 2), kinds=KINDS, roles=("x",))
     one = ("resid", "H0", "H1", "H2", "H3", "MLP")
     assert found.components == tuple(f"L{layer}.{name}" for layer in range(3) for name in one)
-    assert found.each.shape == (2, 18, 1, 2)
+    assert found.per_prompt.shape == (2, 18, 1, 2)
 
 
 def test_no_hook_is_left_behind_by_a_sweep(model, own):
     pairs = pairs_of(own, "x", 2)
     model.logits(pairs.clean.ids, pairs.clean.mask)
     before = hook_count(model)
-    sweep(model, pairs, kinds=KINDS, roles=("x",))
+    activation_patching(model, pairs, kinds=KINDS, roles=("x",))
     assert hook_count(model) == before
 
 
 def test_unknown_components_and_roles_are_refused(model, own):
     with pytest.raises(SiteError, match=r"\['neurons'\] are unknown: choose from heads, mlps, re"):
-        component_cells(model, ("neurons",), "op")
+        component_sites(model, ("neurons",), "op")
     with pytest.raises(SiteError, match="'verb' is not in this batch: it has bos, rest"):
-        sweep(model, pairs_of(own, "x", 2), roles=("verb",))
+        activation_patching(model, pairs_of(own, "x", 2), roles=("verb",))
 
 
 # The logit lens reads the same streams.
@@ -207,16 +213,18 @@ def test_the_last_layer_of_the_lens_reads_what_the_model_answers(model, own):
     assert found.layers == ("embed", "L0", "L1", "L2")
     # The number is read at the last token of "Answer:", the noun at that of the number.
     ends = [found.roles.index(role) for role in ("answer", "reply_number")]
-    said = torch.stack([found.each[:, -1, role, k] for k, role in enumerate(ends)], 1)
-    torch.testing.assert_close(said, behaviour(model, batch).lead, atol=1e-5, rtol=0)
+    said = torch.stack([found.per_prompt[:, -1, role, k] for k, role in enumerate(ends)], 1)
+    torch.testing.assert_close(said, evaluate_behavior(model, batch).logit_diff, atol=1e-5, rtol=0)
 
 
 def test_the_lens_is_blank_where_a_prompt_lacks_the_role(model, own):
     batch = pairs_of(own, "x", 8).clean
     found = logit_lens(model, batch)
-    lacks = torch.stack([~batch.where(role).any(1) for role in batch.roles], 1)
+    lacks = torch.stack([~batch.role_mask(role).any(1) for role in batch.roles], 1)
     assert lacks.any()
-    assert torch.equal(found.each.isnan(), lacks[:, None, :, None].expand_as(found.each))
+    assert torch.equal(
+        found.per_prompt.isnan(), lacks[:, None, :, None].expand_as(found.per_prompt)
+    )
     assert not found.mean.isnan().any()
 
 
@@ -235,14 +243,14 @@ def by_position(count=2, width=5, at=1):
     other = clean.clone()
     other[:, at] = (clean[:, at] + 20) % 87 + 3
     answer, foil = torch.randint(3, 90, (2, count), generator=draw)
-    return by_hand(clean, other, answer, foil[:, None])
+    return task_from_tokens(clean, other, answer, foil[:, None])
 
 
 def kept_values(model, task, ids, *points):
     kept = {}
     with model.editing({name: lambda v, n=name: kept.update({n: v.clone()}) for name in points}):
         logits = model.logits(ids, task.mask)
-    return kept, task.lead(logits[:, -1])
+    return kept, task.logit_diff(logits[:, -1])
 
 
 ALL_KINDS = ("gpt2", "llama", "llama-gqa", "neox")
@@ -252,25 +260,25 @@ ALL_KINDS = ("gpt2", "llama", "llama-gqa", "neox")
 def test_cutting_an_edge_is_splicing_a_circuit_of_all_others(kind):
     model, task = small(kind), by_position()
     for roles in (False, True):
-        here = stage(model, task, roles=roles)
-        numbers = list(range(0, len(here.wiring), 41))
-        edges = [here.wiring.edge(number) for number in numbers]
-        kept = torch.ones(len(numbers), len(here.wiring), dtype=torch.bool)
+        here = run_references(model, task, roles=roles)
+        numbers = list(range(0, len(here.graph), 41))
+        edges = [here.graph.edge(number) for number in numbers]
+        kept = torch.ones(len(numbers), len(here.graph), dtype=torch.bool)
         kept[torch.arange(len(numbers)), numbers] = False
-        expected = here.leads - run(here, kept, begin="replaced")
-        found = cut_edges(model, task, roles=roles, edges=edges)
+        expected = here.clean_logit_diffs - run_circuits(here, kept, start_from="replaced")
+        found = edge_patching(model, task, roles=roles, edges=edges)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
         assert found.abs().max() > 1e-3
 
 
 def test_the_order_and_the_number_of_edges_make_no_difference(monkeypatch):
     model, task = small("llama-gqa"), by_position()
-    whole = cut_edges(model, task)
-    edges = list(stage(model, task).wiring.edges())
+    whole = edge_patching(model, task)
+    edges = list(run_references(model, task).graph.edges())
     assert whole.shape == (len(edges), 2)
     some = [edges[n] for n in (100, 3, 47, 3)]
-    monkeypatch.setattr("probes.circuits.path_patching._TOGETHER", 2)
-    found = cut_edges(model, task, edges=some)
+    monkeypatch.setattr(patching, "_EDGES_PER_PASS", 2)
+    found = edge_patching(model, task, edges=some)
     torch.testing.assert_close(found, whole[[100, 3, 47, 3]], atol=1e-6, rtol=0)
 
 
@@ -278,8 +286,8 @@ def test_the_order_and_the_number_of_edges_make_no_difference(monkeypatch):
 def test_edges_from_where_nothing_differs_carry_exactly_nothing(kind):
     """By causality: no writer differs before the changed position, nor the embedding behind it."""
     model, task = small(kind), by_position(at=2)
-    edges = list(task.wiring(model, roles=True).edges())
-    found = cut_edges(model, task, roles=True)
+    edges = list(task.computation_graph(model, roles=True).edges())
+    found = edge_patching(model, task, roles=True)
     still = [edge.source_role in ("p0", "p1") for edge in edges]
     still = [
         s or (e.source == "embed" and e.source_role != "p2")
@@ -294,7 +302,7 @@ def test_edges_from_where_nothing_differs_carry_exactly_nothing(kind):
 
 def test_an_edge_that_does_not_exist_is_refused():
     with pytest.raises(CircuitError, match="Let edges run forward"):
-        cut_edges(small("llama"), by_position(), edges=[Edge("L1.H0", "L0.MLP")])
+        edge_patching(small("llama"), by_position(), edges=[Edge("L1.H0", "L0.MLP")])
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
@@ -308,7 +316,7 @@ def test_an_edge_into_values_at_one_role_is_cut_for_the_role_that_reads_it(kind)
     points = ("hook_embed", f"blocks.{layer}.hook_resid_pre", f"blocks.{layer}.attn.hook_pattern")
     clean, lead = kept_values(model, task, task.clean, *points)
     other, _ = kept_values(model, task, task.counterfactual, "hook_embed")
-    parts = dissect(model).layers[layer]
+    parts = decompose(model).layers[layer]
     pre = clean[points[1]][:, a]
     swapped = pre - clean["hook_embed"][:, a] + other["hook_embed"][:, a]
     moved = (parts.attn_norm(swapped) - parts.attn_norm(pre)) @ parts.v[group]
@@ -323,8 +331,8 @@ def test_an_edge_into_values_at_one_role_is_cut_for_the_role_that_reads_it(kind)
         return new
 
     with model.editing({f"blocks.{layer}.attn.hook_z": put}):
-        after = task.lead(model.logits(task.clean, task.mask)[:, -1])
-    found = cut_edges(model, task, roles=True, edges=[edge])
+        after = task.logit_diff(model.logits(task.clean, task.mask)[:, -1])
+    found = edge_patching(model, task, roles=True, edges=[edge])
     torch.testing.assert_close(found[0], lead - after, atol=1e-5, rtol=0)
     assert (lead - after).abs().max() > 1e-4
 
@@ -340,8 +348,8 @@ def test_a_path_of_one_step_is_its_edge(kind):
         ("L0.MLP", "L1.MLP"),
         ("L1.H3", "logits"),
     ):
-        edge = cut_edges(model, task, edges=[Edge(source, target)])[0]
-        path = patch_path(model, task, (source, target))
+        edge = edge_patching(model, task, edges=[Edge(source, target)])[0]
+        path = path_patching(model, task, (source, target))
         torch.testing.assert_close(path, edge, atol=2e-6, rtol=0)
 
 
@@ -356,7 +364,7 @@ def test_a_path_through_a_heads_values_is_what_its_parts_make_of_it_by_hand(kind
     points += (f"blocks.{layer}.attn.hook_pattern",)
     clean, lead = kept_values(model, task, task.clean, *points)
     other, _ = kept_values(model, task, task.counterfactual, "hook_embed")
-    anatomy = dissect(model)
+    anatomy = decompose(model)
     parts, pre = anatomy.layers[layer], clean[points[1]]
     swapped = pre - clean["hook_embed"] + other["hook_embed"]
     moved = (parts.attn_norm(swapped) - parts.attn_norm(pre)) @ parts.v[group]
@@ -366,12 +374,12 @@ def test_a_path_through_a_heads_values_is_what_its_parts_make_of_it_by_hand(kind
     for owner in range(group * each, (group + 1) * each):
         pattern = clean[points[3]][:, owner, -1]
         resid += torch.einsum("bk,bke->be", pattern, moved) @ parts.o[owner]
-    after = task.lead(anatomy.unembed(anatomy.final(resid)))
-    found = patch_path(model, task, ("embed", reader, "logits"))
+    after = task.logit_diff(anatomy.unembed(anatomy.final_norm(resid)))
+    found = path_patching(model, task, ("embed", reader, "logits"))
     torch.testing.assert_close(found, lead - after, atol=1e-5, rtol=0)
     assert found.abs().max() > 1e-4
     # All that follows the head is more than what it sends to the logits.
-    assert (patch_path(model, task, ("embed", reader)) - found).abs().max() > 1e-4
+    assert (path_patching(model, task, ("embed", reader)) - found).abs().max() > 1e-4
 
 
 def test_a_path_changes_no_part_but_those_on_it():
@@ -381,15 +389,15 @@ def test_a_path_changes_no_part_but_those_on_it():
     last = "blocks.2.hook_resid_post"
     clean, lead = kept_values(model, task, task.clean, *points, last)
     other, _ = kept_values(model, task, task.counterfactual, points[0])
-    anatomy = dissect(model)
+    anatomy = decompose(model)
     parts = anatomy.layers[2]
     swapped = clean[points[1]] - clean[points[0]] + other[points[0]]
     moved = parts.mlp(parts.mlp_norm(swapped)) - clean[points[2]]
-    after = task.lead(anatomy.unembed(anatomy.final((clean[last] + moved)[:, -1])))
-    found = patch_path(model, task, ("L0.MLP", "L2.MLP", "logits"))
+    after = task.logit_diff(anatomy.unembed(anatomy.final_norm((clean[last] + moved)[:, -1])))
+    found = path_patching(model, task, ("L0.MLP", "L2.MLP", "logits"))
     torch.testing.assert_close(found, lead - after, atol=1e-5, rtol=0)
     # The last step is the only way on, so that the path may end before it.
-    whole = patch_path(model, task, ("L0.MLP", "L2.MLP"))
+    whole = path_patching(model, task, ("L0.MLP", "L2.MLP"))
     torch.testing.assert_close(whole, found, atol=2e-6, rtol=0)
 
 
@@ -405,26 +413,26 @@ def test_a_path_changes_no_part_but_those_on_it():
 )
 def test_a_path_whose_parts_are_not_joined_is_refused(path, message):
     with pytest.raises(CircuitError, match=message):
-        patch_path(small("llama"), by_position(), path)
+        path_patching(small("llama"), by_position(), path)
 
 
 @pytest.mark.parametrize("path", [("embed", "logits", "L0.MLP"), ("embed", "logits", "L1"), ()])
 def test_a_path_that_goes_on_behind_the_logits_or_is_empty_is_refused(path):
     with pytest.raises(CircuitError):
-        patch_path(small("llama"), by_position(), path)
+        path_patching(small("llama"), by_position(), path)
 
 
 def test_cutting_only_edges_that_carry_nothing_gives_nothing():
     model, task = small("llama"), by_position()
     still = Edge("embed", "L0.H0.q", "p0", "p0")
-    assert (cut_edges(model, task, roles=True, edges=[still]) == 0).all()
-    assert cut_edges(model, task, edges=[]).shape == (0, 2)
+    assert (edge_patching(model, task, roles=True, edges=[still]) == 0).all()
+    assert edge_patching(model, task, edges=[]).shape == (0, 2)
 
 
 def test_no_hook_is_left_behind_by_cutting():
     model, task = tiny("llama"), by_position()
     model.logits(task.clean, task.mask)
     before = hook_count(model)
-    cut_edges(model, task, edges=[Edge("embed", "L0.MLP")])
-    patch_path(model, task, ("embed", "L1.H2.v", "logits"))
+    edge_patching(model, task, edges=[Edge("embed", "L0.MLP")])
+    path_patching(model, task, ("embed", "L1.H2.v", "logits"))
     assert hook_count(model) == before

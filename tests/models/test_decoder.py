@@ -10,7 +10,14 @@ from transformers import AutoModelForCausalLM, MistralConfig
 from probes.errors import ModelError
 from probes.interventions.activation_patching import MLP, Z
 from probes.models import decoder as parts
-from probes.models.decoder import Norm, attend, dissect, observe, rebuild, turn
+from probes.models.decoder import (
+    Norm,
+    apply_rotary,
+    attend,
+    capture_decoder,
+    decompose,
+    rebuild_residual,
+)
 from probes.models.model import wrap
 from probes.testing.tiny_models import KINDS, hook_count, tiny, tiny_hf
 
@@ -41,15 +48,15 @@ def prompts(padding="unpadded"):
 
 
 def seen(model, padding="unpadded", anatomy=None):
-    return observe(model, anatomy or dissect(model), *prompts(padding))
+    return capture_decoder(model, anatomy or decompose(model), *prompts(padding))
 
 
 def gap(model, padding):
     """Return how far the logits of the parts, put together, lie from the model's own."""
-    anatomy = dissect(model)
+    anatomy = decompose(model)
     entry, _ = seen(model, padding)
-    last = rebuild(anatomy, entry)[torch.arange(PROMPTS), prompts(padding)[2]]
-    return float((anatomy.unembed(anatomy.final(last)) - entry.logits).abs().max())
+    last = rebuild_residual(anatomy, entry)[torch.arange(PROMPTS), prompts(padding)[2]]
+    return float((anatomy.unembed(anatomy.final_norm(last)) - entry.logits).abs().max())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -76,9 +83,9 @@ def test_every_part_is_what_the_model_computes_there(kind):
     model = tiny(kind)
     ids, mask, _ = prompts("left")
     kept = {}
-    names = {"pre": "hook_resid_pre", "z": Z, "mlp_out": MLP, "v": "attn.hook_v"}
+    names = {"resid_pre": "hook_resid_pre", "z": Z, "mlp_out": MLP, "v": "attn.hook_v"}
     if kind != "neox":
-        names["mid"] = "hook_resid_mid"
+        names["resid_mid"] = "hook_resid_mid"
     edits = {
         f"blocks.{layer}.{point}": lambda value, key=(name, layer): kept.update({key: value})
         for name, point in names.items()
@@ -93,37 +100,37 @@ def test_every_part_is_what_the_model_computes_there(kind):
         mine = getattr(run, key) if isinstance(key, str) else getattr(run, key[0])[key[1]]
         # Padding attends to itself here and to nothing there: only text must be alike.
         torch.testing.assert_close(mine[mask], value.reshape(mine.shape)[mask], atol=1e-5, rtol=0)
-    assert torch.equal(entry.embed + entry.rest, run.pre[0])
+    assert torch.equal(entry.embed + entry.position_embed, run.resid_pre[0])
 
 
 def test_only_learned_positions_are_read_beside_the_embedding():
     for kind in KINDS:
         entry, _ = seen(tiny(kind))
-        assert bool(entry.rest.any()) == (kind == "gpt2")
-        assert (entry.angles is None) == (kind == "gpt2")
+        assert bool(entry.position_embed.any()) == (kind == "gpt2")
+        assert (entry.rotary is None) == (kind == "gpt2")
 
 
 def test_the_parts_share_the_models_weights():
     model = tiny("llama")
-    anatomy = dissect(model)
+    anatomy = decompose(model)
     with torch.no_grad():
         for weight in model.bridge.parameters():
             weight.mul_(0.5)
     assert not torch.allclose(seen(model)[0].logits, seen(tiny("llama"))[0].logits)
-    seen(model, anatomy=anatomy)
+    seen(model, weights=anatomy)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_queries_keys_and_what_heads_read_are_what_the_parts_make_of_the_residual(kind):
     model = tiny(kind)
-    anatomy = dissect(model)
+    anatomy = decompose(model)
     entry, run = seen(model, "left")
     mask = prompts("left")[1]
     for n, layer in enumerate(anatomy.layers):
-        y = layer.attn_norm(run.pre[n])
-        q, k = (turn(layer.project(port, y), entry.angles) for port in "qk")
+        y = layer.attn_norm(run.resid_pre[n])
+        q, k = (apply_rotary(layer.project(port, y), entry.rotary) for port in "qk")
         v = layer.project("v", y)
-        z = attend(q, k, v, entry.allowed, layer.scale)
+        z = attend(q, k, v, entry.attention_mask, layer.scale)
         for made, found in ((q, run.q[n]), (k, run.k[n]), (v, run.v[n]), (z, run.z[n])):
             torch.testing.assert_close(made[mask], found[mask], atol=1e-5, rtol=0)
 
@@ -132,10 +139,10 @@ def test_queries_keys_and_what_heads_read_are_what_the_parts_make_of_the_residua
 
 
 NORMS = {
-    "layer norm": lambda w, b: Norm(w, b, 1e-5, centred=True),
-    "layer norm without bias": lambda w, b: Norm(w, None, 1e-5, centred=True),
-    "rms norm": lambda w, b: Norm(w, None, 1e-6, centred=False),
-    "no norm": lambda w, b: Norm(None, None, 0.0, centred=False),
+    "layer norm": lambda w, b: Norm(w, b, 1e-5, centered=True),
+    "layer norm without bias": lambda w, b: Norm(w, None, 1e-5, centered=True),
+    "rms norm": lambda w, b: Norm(w, None, 1e-6, centered=False),
+    "no norm": lambda w, b: Norm(None, None, 0.0, centered=False),
 }
 
 
@@ -148,19 +155,19 @@ def test_the_gradient_carried_back_through_a_norm_is_autograds(name):
     grad = torch.randn(2, 4, 5, 32, generator=draw).double()
     each = [torch.autograd.grad(norm(x), x, grad[:, head])[0] for head in range(4)]
     # The residual broadcasts over the heads that read it.
-    found = norm.pulled_back(grad.clone(), x.detach()[:, None])
+    found = norm.backward(grad.clone(), x.detach()[:, None])
     torch.testing.assert_close(found, torch.stack(each, 1), atol=1e-12, rtol=1e-10)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_norms_are_the_models_own(kind):
     model = tiny(kind)
-    anatomy = dissect(model)
+    anatomy = decompose(model)
     x = 2 * torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(1)) + 0.5
     for block, layer in zip(model.bridge.blocks, anatomy.layers, strict=True):
         torch.testing.assert_close(layer.attn_norm(x), block.ln1.original_component(x))
         torch.testing.assert_close(layer.mlp_norm(x), block.ln2.original_component(x))
-    torch.testing.assert_close(anatomy.final(x), model.bridge.ln_final.original_component(x))
+    torch.testing.assert_close(anatomy.final_norm(x), model.bridge.ln_final.original_component(x))
 
 
 # Attention.
@@ -184,18 +191,18 @@ def test_attention_is_a_softmax_over_the_keys_that_are_allowed():
 def test_turning_keeps_the_length_and_what_is_not_turned():
     x = torch.randn(2, 5, 3, 8, generator=torch.Generator().manual_seed(5))
     angle = torch.rand(2, 5, 2).repeat(1, 1, 2)
-    found = turn(x, (angle.cos(), angle.sin()))
+    found = apply_rotary(x, (angle.cos(), angle.sin()))
     torch.testing.assert_close(found.norm(dim=-1), x.norm(dim=-1))
     assert torch.equal(found[..., 4:], x[..., 4:])
-    back = turn(found, (angle.cos(), -angle.sin()))
+    back = apply_rotary(found, (angle.cos(), -angle.sin()))
     torch.testing.assert_close(back, x)
-    assert turn(x, None) is x
+    assert apply_rotary(x, None) is x
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("port", ["q", "k", "v"])
 def test_some_heads_are_projected_as_all_are(kind, port):
-    layer = dissect(tiny(kind)).layers[1]
+    layer = decompose(tiny(kind)).layers[1]
     x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(6))
     whole = layer.project(port, x)
     assert whole.shape == (2, 5, len(getattr(layer, port)), 8)
@@ -209,7 +216,7 @@ def test_some_heads_are_projected_as_all_are(kind, port):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_whose_parts_give_other_logits_is_refused(kind):
     model = tiny(kind)
-    anatomy = dissect(model)
+    anatomy = decompose(model)
     first, *rest = anatomy.layers
     changes = [
         {"scale": 2 * first.scale},
@@ -220,12 +227,12 @@ def test_a_model_whose_parts_give_other_logits_is_refused(kind):
     for change in changes:
         other = replace(anatomy, layers=(replace(first, **change), *rest))
         with pytest.raises(ModelError, match=r"not the plain sum of heads and MLP.* differ by"):
-            seen(model, anatomy=other)
+            seen(model, weights=other)
     if anatomy.parallel:
         return
     other = replace(anatomy, parallel=True)
     with pytest.raises(ModelError, match="Use a decoder such as Llama, GPT-2 or GPT-NeoX"):
-        seen(model, anatomy=other)
+        seen(model, weights=other)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -241,11 +248,11 @@ def test_logits_that_are_not_finite_are_refused(kind, value):
 
 def test_parts_that_give_nan_where_the_model_does_not_are_refused():
     model = tiny("llama")
-    anatomy = dissect(model)
+    anatomy = decompose(model)
     first, *rest = anatomy.layers
     other = replace(anatomy, layers=(replace(first, scale=float("nan")), *rest))
     with pytest.raises(ModelError, match="not the plain sum"):
-        seen(model, anatomy=other)
+        seen(model, weights=other)
 
 
 def test_parts_that_fit_short_prompts_alone_are_refused_where_any_is_long():
@@ -258,9 +265,9 @@ def test_parts_that_fit_short_prompts_alone_are_refused_where_any_is_long():
     ids, mask, readout = prompts()
     mask[0, :6] = False
     with pytest.raises(ModelError, match="not the plain sum"):
-        observe(model, dissect(model), ids.flip(0), mask.flip(0), readout)
+        capture_decoder(model, decompose(model), ids.flip(0), mask.flip(0), readout)
     with pytest.raises(ModelError, match="not the plain sum"):
-        observe(model, dissect(model), ids, mask, readout)
+        capture_decoder(model, decompose(model), ids, mask, readout)
 
 
 def test_a_norm_that_is_not_known_is_refused():
@@ -268,7 +275,7 @@ def test_a_norm_that_is_not_known_is_refused():
         original_component = nn.GroupNorm(1, 32)
 
     with pytest.raises(ModelError, match="The norm GroupNorm is not known to the kit"):
-        parts._norm(Strange())
+        parts._read_norm(Strange())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,8 +8,8 @@ import torch
 from probes import files as resources
 from probes.errors import ModelError, SiteError
 from probes.models import loading as sources
-from probes.models.model import TOLERANCE, load, place, untrained, wrap
-from probes.testing.tiny_models import KINDS, hook_count, tiny, tiny_hf, ungrouped
+from probes.models.model import LOGIT_TOLERANCE, load, position_ids, random_init, wrap
+from probes.testing.tiny_models import KINDS, hook_count, tiny, tiny_hf, ungroup_heads
 
 
 @pytest.fixture
@@ -21,16 +21,16 @@ def batch():
     return ids, mask
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("dtype", LOGIT_TOLERANCE, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_are_those_of_hugging_face_in_eager_attention(kind, dtype, batch):
     ids, mask = batch
     hf_model = tiny_hf(kind, seed=0).to(dtype)
     ours = wrap(hf_model, name=kind).logits(ids, mask)
     with torch.no_grad():
-        given = {"attention_mask": mask.long(), "position_ids": place(mask)}
+        given = {"attention_mask": mask.long(), "position_ids": position_ids(mask)}
         theirs = hf_model(input_ids=ids, **given).logits
-    assert (ours - theirs)[mask].abs().max() <= TOLERANCE[dtype]
+    assert (ours - theirs)[mask].abs().max() <= LOGIT_TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -58,7 +58,7 @@ def test_a_shape_says_how_the_model_is_built():
 
 def test_heads_ungrouped_compute_what_the_groups_did(batch):
     model = tiny("llama-gqa")
-    twin = ungrouped(model)
+    twin = ungroup_heads(model)
     assert twin.shape.kv_heads == twin.shape.heads == 4
     assert torch.allclose(twin.logits(*batch), model.logits(*batch), atol=1e-6)
 
@@ -129,12 +129,12 @@ def test_a_second_thread_is_refused_instead_of_given_the_edits_of_the_first(batc
 def test_an_untrained_relative_depends_on_its_seed_alone(batch):
     model = tiny("llama-gqa")
     state = torch.get_rng_state()
-    first = untrained(model, seed=1).logits(*batch)
+    first = random_init(model, seed=1).logits(*batch)
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(3)
-    assert torch.equal(untrained(model, seed=1).logits(*batch), first)
-    assert not torch.equal(untrained(model, seed=2).logits(*batch), first)
-    assert untrained(model, seed=1).shape == model.shape
+    assert torch.equal(random_init(model, seed=1).logits(*batch), first)
+    assert not torch.equal(random_init(model, seed=2).logits(*batch), first)
+    assert random_init(model, seed=1).shape == model.shape
 
 
 def test_prompts_longer_than_the_context_are_refused():
@@ -196,11 +196,11 @@ def test_an_untrained_model_of_any_shape_and_seed_loads_by_name(tmp_path, monkey
     for module in (sources, resources):
         monkeypatch.setattr(module, "data_folder", lambda: tmp_path)
     ids, mask = torch.arange(5)[None], torch.ones(1, 5, dtype=torch.bool)
-    named = load("untrained:teacher:3").logits(ids, mask)
-    assert torch.equal(named, untrained(load("teacher"), seed=3).logits(ids, mask))
-    assert not torch.equal(named, load("untrained:teacher").logits(ids, mask))
-    with pytest.raises(ModelError, match="untrained:full:3"):
-        load("untrained:teacher:x")
+    named = load("random-init:teacher:3").logits(ids, mask)
+    assert torch.equal(named, random_init(load("teacher"), seed=3).logits(ids, mask))
+    assert not torch.equal(named, load("random-init:teacher").logits(ids, mask))
+    with pytest.raises(ModelError, match="random-init:full:3"):
+        load("random-init:teacher:x")
 
 
 def test_a_hub_that_cannot_be_reached_is_reported_in_one_line(monkeypatch, tmp_path):

@@ -7,8 +7,8 @@ import torch
 
 from probes.errors import SiteError
 from probes.observe.activations import capture
-from probes.observe.attention import RoleAttention, pool, role_attention, uniform_attention
-from probes.prompts.batch import Batch, encode
+from probes.observe.attention import RoleAttention, pool_by_role, role_attention, uniform_attention
+from probes.prompts.batch import Batch, tokenize
 from probes.prompts.catalog import pattern
 from probes.prompts.question import Question
 from probes.testing.tiny_models import hook_count, tiny
@@ -33,21 +33,21 @@ def by_hand(*rows, roles=("bos", "word", "end")):
 @pytest.fixture
 def asked(own):
     """Questions of several frames and lengths, and a tiny model to read them."""
-    questions = pattern("take-away").questions(8, seed=0)
-    return tiny("llama-gqa", vocab_size=len(own)), encode(own, questions)
+    questions = pattern("take-away").sample_questions(8, seed=0)
+    return tiny("llama-gqa", vocab_size=len(own)), tokenize(own, questions)
 
 
 def test_attention_is_summed_over_keys_and_averaged_over_queries():
     batch = by_hand([0, 1, 1], roles=("bos", "word"))
     attention = torch.tensor([[1.0, 0.0, 0.0], [0.75, 0.25, 0.0], [0.5, 0.125, 0.375]])
-    (found,) = pool(attention[None, None, None], batch)
+    (found,) = pool_by_role(attention[None, None, None], batch)
     assert found[0, 0].tolist() == [[1.0, 0.0], [(0.75 + 0.5) / 2, (0.25 + 0.5) / 2]]
 
 
 def test_layers_and_heads_are_not_mixed():
     batch = by_hand([0, 1], [-1, 1], roles=("bos", "word"))
     attention = torch.rand(3, 2, 4, 2, 2, generator=torch.Generator().manual_seed(0)).tril()
-    found = pool(attention, batch)
+    found = pool_by_role(attention, batch)
     assert found.shape == (2, 3, 4, 2, 2)
     for layer in range(3):
         for head in range(4):
@@ -59,7 +59,7 @@ def test_a_role_that_a_prompt_lacks_has_no_row_and_is_not_attended_to():
     batch = by_hand([0, 1, 2], [-1, 0, 2])
     even = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0], [0.25, 0.25, 0.5]])
     padded = torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0, 0.5, 0.5]])
-    found = pool(torch.stack([even, padded])[None, :, None], batch)[:, 0, 0]
+    found = pool_by_role(torch.stack([even, padded])[None, :, None], batch)[:, 0, 0]
     assert found[0].tolist() == even.tolist()
     assert found[1].isnan().tolist() == [[False] * 3, [True] * 3, [False] * 3]
     assert found[1, 2].tolist() == [0.5, 0.0, 0.5]
@@ -69,9 +69,9 @@ def test_rows_sum_to_one_where_the_role_is_there_and_only_there(asked):
     model, batch = asked
     found = role_attention(model, batch)
     assert found.roles == batch.roles
-    lacks = torch.stack([~batch.where(role).any(1) for role in batch.roles], 1)
+    lacks = torch.stack([~batch.role_mask(role).any(1) for role in batch.roles], 1)
     assert 0 < int(lacks.sum()) < lacks.numel()
-    total = found.each.sum(-1)
+    total = found.per_prompt.sum(-1)
     assert torch.equal(total.isnan(), lacks[:, None, None].expand_as(total))
     torch.testing.assert_close(
         total[~total.isnan()], torch.ones(int((~total.isnan()).sum())), atol=1e-5, rtol=0
@@ -83,18 +83,18 @@ def test_padding_changes_no_prompts_attention(asked, own):
     assert not batch.mask.all()
     together = role_attention(model, batch)
     for row, question in enumerate(batch.questions):
-        alone = role_attention(model, encode(own, (question,)))
+        alone = role_attention(model, tokenize(own, (question,)))
         index = [batch.roles.index(role) for role in alone.roles]
-        mine = together.each[row][:, :, index][..., index]
-        torch.testing.assert_close(mine, alone.each[0], atol=1e-5, rtol=0)
+        mine = together.per_prompt[row][:, :, index][..., index]
+        torch.testing.assert_close(mine, alone.per_prompt[0], atol=1e-5, rtol=0)
 
 
 def test_what_was_captured_before_gives_the_same(asked):
     model, batch = asked
     seen = capture(model, batch, ("attention", "z"))
-    before = role_attention(model, batch, seen=seen)
+    before = role_attention(model, batch, activations=seen)
     torch.testing.assert_close(
-        before.each, role_attention(model, batch).each, equal_nan=True, atol=0, rtol=0
+        before.per_prompt, role_attention(model, batch).per_prompt, equal_nan=True, atol=0, rtol=0
     )
 
 
@@ -107,7 +107,7 @@ def test_a_head_that_attends_evenly_is_what_uniform_attention_says(asked):
         for query in range(first, length):
             even[row, query, first : query + 1] = 1 / (query + 1 - first)
     torch.testing.assert_close(
-        uniform_attention(batch), pool(even[None, :, None], batch)[:, 0, 0], equal_nan=True
+        uniform_attention(batch), pool_by_role(even[None, :, None], batch)[:, 0, 0], equal_nan=True
     )
 
 
@@ -123,7 +123,7 @@ def test_the_mean_and_its_error_leave_out_prompts_without_the_role():
     found = RoleAttention("hand", ("word",), each)
     assert math.isclose(found.mean.item(), 0.5, abs_tol=1e-6)
     spread = (0.3**2 + 0.1**2 + 0.2**2) / 2
-    assert math.isclose(found.error.item(), math.sqrt(spread / 3), abs_tol=1e-6)
+    assert math.isclose(found.standard_error.item(), math.sqrt(spread / 3), abs_tol=1e-6)
 
 
 def test_one_prompt_has_no_error():
@@ -131,7 +131,7 @@ def test_one_prompt_has_no_error():
         "hand", ("word",), torch.tensor([0.2, torch.nan])[:, None, None, None, None]
     )
     assert math.isclose(found.mean.item(), 0.2, abs_tol=1e-6)
-    assert found.error.isnan().all()
+    assert found.standard_error.isnan().all()
 
 
 # Capture, which attention is pooled from.

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from probes.models.model import Model, Shape
-from probes.observe.behaviour import behaviour, lead, pair_foils, rivals
-from probes.prompts.batch import Readout, encode
+from probes.observe.behavior import evaluate_behavior, foil_tokens, logit_diff, pair_foils
+from probes.prompts.batch import Readout, tokenize
 from probes.prompts.catalog import pattern
-from probes.prompts.pair_batch import encode_pairs
+from probes.prompts.pair_batch import tokenize_pairs
 from probes.prompts.question import Question
 from probes.testing.tiny_models import tiny
 
@@ -41,7 +41,7 @@ def asked(*answers):
 def test_the_lead_is_the_answer_less_the_mean_of_its_rivals():
     logits = torch.tensor([[1.0, 5.0, 2.0, 8.0], [4.0, 0.5, 9.0, 3.0], [7.0, 1.0, 1.0, 1.0]])
     others = torch.tensor([[0, 2], [3, -1], [-1, -1]])
-    found = lead(logits, others, torch.tensor([1, 0, 0]))
+    found = logit_diff(logits, others, torch.tensor([1, 0, 0]))
     assert found.tolist() == [5 - 1.5, 4 - 3, 7]
 
 
@@ -53,22 +53,22 @@ def test_rivals_are_the_outcomes_behind_the_answer():
         outcomes=((4, 5, 6), (7, 8), (9,)),
         end=torch.tensor([1, 1, 1]),
     )
-    assert rivals(readout).tolist() == [[5, 6], [8, -1], [-1, -1]]
+    assert foil_tokens(readout).tolist() == [[5, 6], [8, -1], [-1, -1]]
 
 
 def test_an_answer_that_no_prompt_gives_a_rival_leads_by_its_logit(own):
-    batch = encode(own, (asked(("foxes",)),))
-    assert rivals(batch.readouts[0]).tolist() == [[-1]]
+    batch = tokenize(own, (asked(("foxes",)),))
+    assert foil_tokens(batch.readouts[0]).tolist() == [[-1]]
     at, token = int(batch.positions[0, 0]), int(batch.readouts[0].answer[0])
-    found = behaviour(scripted(len(own), (0, at, token, 3.5)), batch)
-    assert found.lead.tolist() == [[3.5]]
+    found = evaluate_behavior(scripted(len(own), (0, at, token, 3.5)), batch)
+    assert found.logit_diff.tolist() == [[3.5]]
 
 
 def test_what_a_pair_is_held_against_is_the_other_answer_where_it_moves(own):
     text = "I have 9 foxes. I {} 4. How many foxes do I have now? Answer:"
     clean = pattern("take-away").match(text.format("lose"))
     other = pattern("get-more").match(text.format("find"))
-    pairs = encode_pairs(own, (pattern("take-away").pair_up("operation", clean, other),))
+    pairs = tokenize_pairs(own, (pattern("take-away").make_pair("operation", clean, other),))
     number, noun = pair_foils(pairs)
     words = [own.decode([token]).strip() for token in number[0].tolist() if token >= 0]
     assert words == ["13"]
@@ -79,55 +79,57 @@ def test_what_a_pair_is_held_against_is_the_other_answer_where_it_moves(own):
 
 
 def test_a_right_answer_is_right_in_every_token(letters):
-    batch = encode(letters, (asked(("foxes", "coins"), ("now", "yet")),))
-    found = behaviour(scripted(101), batch)
+    batch = tokenize(letters, (asked(("foxes", "coins"), ("now", "yet")),))
+    found = evaluate_behavior(scripted(101), batch)
     assert found.answers == ("a0", "a1")
-    assert found.right.tolist() == [[True, True]]
-    assert found.lead.tolist() == [[2.0, 2.0]]
-    assert letters.convert_ids_to_tokens(found.said[0].tolist()) == ["f", "n"]
+    assert found.correct.tolist() == [[True, True]]
+    assert found.logit_diff.tolist() == [[2.0, 2.0]]
+    assert letters.convert_ids_to_tokens(found.predicted[0].tolist()) == ["f", "n"]
 
 
 @pytest.mark.parametrize("slip", range(3, 13))
 def test_one_wrong_token_spoils_the_answer_that_it_stands_in_and_no_other(letters, slip):
     """The text is "Say foxes now"; position p foretells token p + 1."""
-    batch = encode(letters, (asked(("foxes", "coins"), ("now", "yet")),))
+    batch = tokenize(letters, (asked(("foxes", "coins"), ("now", "yet")),))
     assert "".join(batch.tokens[0]) == "Say foxes now"
     wrong = (0, slip - 1, letters.convert_tokens_to_ids("!"), 9.0)
-    found = behaviour(scripted(101, wrong), batch)
+    found = evaluate_behavior(scripted(101, wrong), batch)
     # The spaces at 3 and 9 are shared by all outcomes, so no answer is spoilt there.
-    assert found.right.tolist() == [[slip not in range(4, 9), slip not in range(10, 13)]]
+    assert found.correct.tolist() == [[slip not in range(4, 9), slip not in range(10, 13)]]
 
 
 def test_a_lead_does_not_make_an_answer_right(letters):
-    batch = encode(letters, (asked(("foxes", "coins")),))
+    batch = tokenize(letters, (asked(("foxes", "coins")),))
     at = int(batch.positions[0, 0])
     f, c, other = letters.convert_tokens_to_ids(["f", "c", "!"])
-    found = behaviour(scripted(101, (0, at, other, 9.0), (0, at, c, -1.0), (0, at, f, 4.0)), batch)
-    assert found.lead.tolist() == [[5.0]]
-    assert found.right.tolist() == [[False]]
-    assert found.said.tolist() == [[other]]
+    found = evaluate_behavior(
+        scripted(101, (0, at, other, 9.0), (0, at, c, -1.0), (0, at, f, 4.0)), batch
+    )
+    assert found.logit_diff.tolist() == [[5.0]]
+    assert found.correct.tolist() == [[False]]
+    assert found.predicted.tolist() == [[other]]
 
 
 def test_a_padded_batch_is_answered_as_each_prompt_alone(own):
-    questions = pattern("take-away").questions(12, seed=4)
+    questions = pattern("take-away").sample_questions(12, seed=4)
     model = tiny("llama", vocab_size=len(own))
-    batch = encode(own, questions)
+    batch = tokenize(own, questions)
     assert not batch.mask.all()
-    together = behaviour(model, batch)
+    together = evaluate_behavior(model, batch)
     for row, question in enumerate(questions):
-        alone = behaviour(model, encode(own, (question,)))
-        torch.testing.assert_close(together.lead[row], alone.lead[0], atol=1e-5, rtol=0)
-        assert torch.equal(together.said[row], alone.said[0])
-        assert torch.equal(together.right[row], alone.right[0])
+        alone = evaluate_behavior(model, tokenize(own, (question,)))
+        torch.testing.assert_close(together.logit_diff[row], alone.logit_diff[0], atol=1e-5, rtol=0)
+        assert torch.equal(together.predicted[row], alone.predicted[0])
+        assert torch.equal(together.correct[row], alone.correct[0])
 
 
 def test_the_size_of_a_chunk_changes_nothing(own):
-    questions = pattern("take-away").questions(7, seed=4)
-    batch = encode(own, questions)
+    questions = pattern("take-away").sample_questions(7, seed=4)
+    batch = tokenize(own, questions)
     slips = [(row, int(batch.readouts[0].position[row]), 0, 9.0) for row in (0, 5)]
-    whole = behaviour(scripted(len(own), *slips), batch)
-    assert whole.right[:, 0].tolist() == [False, True, True, True, True, False, True]
+    whole = evaluate_behavior(scripted(len(own), *slips), batch)
+    assert whole.correct[:, 0].tolist() == [False, True, True, True, True, False, True]
     model = tiny("llama", vocab_size=len(own))
-    whole, parts = behaviour(model, batch), behaviour(model, batch, chunk=3)
-    torch.testing.assert_close(whole.lead, parts.lead, atol=1e-5, rtol=0)
-    assert torch.equal(whole.said, parts.said)
+    whole, parts = evaluate_behavior(model, batch), evaluate_behavior(model, batch, batch_size=3)
+    torch.testing.assert_close(whole.logit_diff, parts.logit_diff, atol=1e-5, rtol=0)
+    assert torch.equal(whole.predicted, parts.predicted)

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from probes.errors import BatchError, SiteError
-from probes.interventions.activation_patching import record
+from probes.interventions.activation_patching import run_with_cache
 from probes.models.model import wrap
 from probes.observe.activations import capture
-from probes.observe.residual_states import Readings, read_states
-from probes.prompts.batch import encode
+from probes.observe.residual_states import ResidualStates, capture_residual
+from probes.prompts.batch import tokenize
 from probes.prompts.catalog import pattern
 from probes.testing.planted_patterns import fox_pattern, planted_fox
 from probes.testing.tiny_models import KINDS, hook_count, tiny_hf
@@ -20,20 +20,20 @@ COUNT = 7
 
 def read(model, asked, forced=None):
     """Encode as a donor's texts are, and read."""
-    batch = encode(model.tokenizer, asked, forced=forced, limit=model.shape.context)
-    return read_states(model, batch)
+    batch = tokenize(model.tokenizer, asked, answers_from=forced, max_length=model.shape.context)
+    return capture_residual(model, batch)
 
 
 @cache
 def questions(count=COUNT):
-    return fox_pattern().questions(count, seed=0)
+    return fox_pattern().sample_questions(count, seed=0)
 
 
 @cache
 def shipped(count):
     """Questions about numbers that two letters do not spell, so that letters tell them apart."""
     few = lambda asked: asked["x"] + asked["y"] < 10 and asked.numerals == "digits"  # noqa: E731
-    return pattern("take-away").questions(count, seed=1, keep=few)
+    return pattern("take-away").sample_questions(count, seed=1, keep=few)
 
 
 @cache
@@ -52,11 +52,11 @@ def spelled(letters):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_states_are_what_a_recording_and_a_capture_hold(kind):
-    batch = encode(model(kind).tokenizer, questions())
-    found = read_states(model(kind), batch)
+    batch = tokenize(model(kind).tokenizer, questions())
+    found = capture_residual(model(kind), batch)
     assert found.batch is batch
     assert found.model == f"tiny {kind}"
-    wanted = record(model(kind), batch.ids, batch.mask, batch.positions).resid
+    wanted = run_with_cache(model(kind), batch.ids, batch.mask, batch.positions).resid
     assert found.resid.shape == (4, COUNT, batch.ids.shape[1], 32)
     # Behind padding there is nothing to be equal to.
     torch.testing.assert_close(found.resid[:, batch.mask], wanted[:, batch.mask])
@@ -67,7 +67,9 @@ def test_states_are_what_a_recording_and_a_capture_hold(kind):
 def test_many_questions_are_read_as_few_are():
     every = read(model("llama"), questions(230))
     few = read(model("llama"), questions(230)[195:205])
-    torch.testing.assert_close(every.at("op", 2)[195:205], few.at("op", 2), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        every.states_at("op", 2)[195:205], few.states_at("op", 2), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_reading_leaves_no_hook_and_no_gradient_behind():
@@ -82,13 +84,13 @@ def test_the_last_token_of_a_word_is_read_and_earlier_ones_down_to_its_first(spe
     found = read(spelled, asked)
     batch = found.batch
     for role in ("op", "thing", "answer"):
-        places = [batch.where(role)[row].nonzero()[:, 0].tolist() for row in range(4)]
-        assert found.end(role).tolist() == [some[-1] for some in places]
-        assert found.count(role).tolist() == [len(some) for some in places]
+        places = [batch.role_mask(role)[row].nonzero()[:, 0].tolist() for row in range(4)]
+        assert found.last_positions(role).tolist() == [some[-1] for some in places]
+        assert found.token_counts(role).tolist() == [len(some) for some in places]
         for back in (0, 1, 3, 100):
             wanted = [some[max(len(some) - 1 - back, 0)] for some in places]
             rows = torch.arange(4)
-            assert torch.equal(found.at(role, 2, back), found.resid[2][rows, wanted])
+            assert torch.equal(found.states_at(role, 2, back), found.resid[2][rows, wanted])
 
 
 def test_the_roles_that_all_prompts_have_stand_in_the_order_of_the_text():
@@ -111,10 +113,10 @@ def test_the_same_roles_are_read_by_two_tokenizers_in_the_same_order(own, spelle
         [role for role in found.roles if role not in ("bos", "rest")] for found in (words, letters)
     ]
     assert plain[0] == plain[1]
-    assert (letters.count("thing") > words.count("thing")).all()
+    assert (letters.token_counts("thing") > words.token_counts("thing")).all()
     for found in (words, letters):
         text = [found.batch.tokens[row][-1 - back] for row, back in enumerate(
-            (found.batch.ids.shape[1] - 1 - found.end("thing")).tolist()
+            (found.batch.ids.shape[1] - 1 - found.last_positions("thing")).tolist()
         )]  # fmt: skip
         nouns = [str(question["thing"]) for question in asked]
         assert all(noun.endswith(token.strip()) for noun, token in zip(nouns, text, strict=True))
@@ -124,7 +126,7 @@ def test_forced_answers_are_written_in_place_of_the_own_ones():
     asked, writers = questions()[:3], questions()[3:6]
     found = read(model("llama"), asked, forced=writers)
     plain = read(model("llama"), asked)
-    assert torch.equal(found.at("answer", 2), plain.at("answer", 2))
+    assert torch.equal(found.states_at("answer", 2), plain.states_at("answer", 2))
     replies = [tokens[-2:] for tokens in found.batch.tokens]
     assert replies == [tuple(text for _, text in writer.answers) for writer in writers]
 
@@ -132,16 +134,16 @@ def test_forced_answers_are_written_in_place_of_the_own_ones():
 def test_a_role_that_no_prompt_or_only_some_prompts_have_is_refused():
     found = read(model("llama"), questions())
     with pytest.raises(SiteError, match="filler"):
-        found.at("filler", 1)
+        found.states_at("filler", 1)
     some = found.batch.role_of.clone()
-    some[2][found.batch.where("op")[2]] = found.batch.roles.index("rest")
+    some[2][found.batch.role_mask("op")[2]] = found.batch.roles.index("rest")
     batch = type(found.batch)(
         found.batch.questions, found.batch.ids, found.batch.mask, found.batch.roles, some,
         found.batch.tokens, found.batch.readouts,
     )  # fmt: skip
-    lacking = Readings(found.model, batch, found.resid)
+    lacking = ResidualStates(found.model, batch, found.resid)
     assert "op" not in lacking.roles
-    for look in (lacking.end, lambda role: lacking.at(role, 1)):
+    for look in (lacking.last_positions, lambda role: lacking.states_at(role, 1)):
         with pytest.raises(SiteError, match="no role 'op'"):
             look("op")
 

@@ -8,11 +8,11 @@ from tokenizers import Tokenizer, models
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from probes.errors import BatchError, OutcomeError, SiteError, TokenizerError
-from probes.prompts.batch import encode
+from probes.prompts.batch import tokenize
 from probes.prompts.catalog import pattern
-from probes.prompts.pair_batch import fits
+from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.question import Question
-from probes.prompts.tokenization import BOS, token_roles
+from probes.prompts.tokenization import BOS, assign_roles
 
 FOX = "If I have two foxes and I take away one, how many foxes do I have?"
 
@@ -27,7 +27,7 @@ def asked(text, *answers, roles=()):
     return Question(
         text=text,
         pattern="ours",
-        frame="ours",
+        template="ours",
         slots=(),
         numerals="digits",
         answers=tuple((name, outcomes[0]) for name, outcomes in named),
@@ -37,7 +37,7 @@ def asked(text, *answers, roles=()):
 
 
 def drawn(tokenizer, name="take-away", count=8):
-    return pattern(name).questions(count, seed=3, keep=fits(tokenizer))
+    return pattern(name).sample_questions(count, seed=3, keep=tokenizable_by(tokenizer))
 
 
 def read(tokenizer, ids):
@@ -46,7 +46,7 @@ def read(tokenizer, ids):
 
 def text_of(tokenizer, batch, row, role):
     """What the tokens of a role say; a tokenizer of letters puts spaces between them."""
-    return "".join(read(tokenizer, batch.ids[row][batch.where(role)[row]]).split())
+    return "".join(read(tokenizer, batch.ids[row][batch.role_mask(role)[row]]).split())
 
 
 # Roles, on every kind of tokenizer.
@@ -55,7 +55,7 @@ def text_of(tokenizer, batch, row, role):
 @pytest.mark.parametrize("name", ["take-away", "taken-told", "two-owners", "distractor"])
 def test_the_tokens_of_a_role_say_its_words_and_no_more(tokenizer, name):
     questions = drawn(tokenizer, name)
-    batch = encode(tokenizer, questions)
+    batch = tokenize(tokenizer, questions)
     for row, question in enumerate(questions):
         words = {role: question.role_text(role) for role, _, _ in question.roles}
         words |= {f"reply_{answer}": text for answer, text in question.answers}
@@ -68,15 +68,15 @@ def test_the_tokens_of_a_role_say_its_words_and_no_more(tokenizer, name):
 
 
 def test_every_token_has_exactly_one_role(tokenizer):
-    batch = encode(tokenizer, drawn(tokenizer))
-    claims = torch.stack([batch.where(role) for role in batch.roles]).sum(0)
+    batch = tokenize(tokenizer, drawn(tokenizer))
+    claims = torch.stack([batch.role_mask(role) for role in batch.roles]).sum(0)
     assert torch.equal(claims, batch.mask.long())
     assert torch.equal(batch.role_of == -1, ~batch.mask)
 
 
 def test_all_tokens_together_say_the_text_with_its_answers(tokenizer):
     questions = drawn(tokenizer)
-    batch = encode(tokenizer, questions)
+    batch = tokenize(tokenizer, questions)
     for row, question in enumerate(questions):
         ids = batch.ids[row][batch.mask[row]][int(BOS in batch.roles) :]
         assert "".join(read(tokenizer, ids).split()) == question.full_text.replace(" ", "")
@@ -84,17 +84,17 @@ def test_all_tokens_together_say_the_text_with_its_answers(tokenizer):
 
 
 def test_there_is_a_start_token_where_the_tokenizer_has_one_and_only_there(tokenizer):
-    batch = encode(tokenizer, drawn(tokenizer))
+    batch = tokenize(tokenizer, drawn(tokenizer))
     assert (BOS in batch.roles) == (tokenizer.bos_token_id is not None)
     if BOS in batch.roles:
         first = batch.mask.int().argmax(1)
-        assert torch.equal(batch.where(BOS).int().argmax(1), first)
-        assert batch.where(BOS).sum(1).tolist() == [1] * len(batch)
-        assert (batch.ids[batch.where(BOS)] == tokenizer.bos_token_id).all()
+        assert torch.equal(batch.role_mask(BOS).int().argmax(1), first)
+        assert batch.role_mask(BOS).sum(1).tolist() == [1] * len(batch)
+        assert (batch.ids[batch.role_mask(BOS)] == tokenizer.bos_token_id).all()
 
 
 def test_the_roles_of_the_fox_sentence_stand_in_its_order(own):
-    batch = encode(own, (fox(),))
+    batch = tokenize(own, (fox(),))
     assert batch.roles == (
         *("bos", "rest", "have", "x", "thing", "op", "y", "ask", "thing_asked", "answer"),
         *("reply_number", "reply_noun"),
@@ -107,38 +107,38 @@ def test_the_roles_of_the_fox_sentence_stand_in_its_order(own):
 
 def test_a_word_of_many_tokens_plays_its_role_with_all_of_them(own):
     question = pattern("take-away").match(FOX.replace("foxes", "watermelons"))
-    batch = encode(own, (question,))
+    batch = tokenize(own, (question,))
     for role in ("thing", "thing_asked", "reply_noun"):
         tokens = [
-            t for t, there in zip(batch.tokens[0], batch.where(role)[0], strict=True) if there
+            t for t, there in zip(batch.tokens[0], batch.role_mask(role)[0], strict=True) if there
         ]
         assert tokens == [" water", "mel", "ons"]
 
 
 def test_a_token_of_white_space_joins_the_role_behind_it():
     spans = (("who", 0, 2), ("what", 3, 5))
-    assert token_roles("ab cd .", [(0, 2), (2, 3), (3, 5), (5, 6), (6, 7)], spans) == (
+    assert assign_roles("ab cd .", [(0, 2), (2, 3), (3, 5), (5, 6), (6, 7)], spans) == (
         *("who", "what", "what", "rest", "rest"),
     )
 
 
 def test_a_token_that_spans_two_roles_plays_the_one_it_overlaps_more():
-    assert token_roles("abcdef", [(0, 6)], (("few", 0, 2), ("many", 2, 6))) == ("many",)
-    assert token_roles(" ab", [(0, 3)], (("word", 1, 3),)) == ("word",)
-    assert token_roles("ab", [(0, 0), (0, 2)], ()) == ("rest", "rest")
+    assert assign_roles("abcdef", [(0, 6)], (("few", 0, 2), ("many", 2, 6))) == ("many",)
+    assert assign_roles(" ab", [(0, 3)], (("word", 1, 3),)) == ("word",)
+    assert assign_roles("ab", [(0, 0), (0, 2)], ()) == ("rest", "rest")
 
 
 def test_white_space_around_a_word_does_not_count_towards_its_role():
     spans = (("first", 0, 4), ("last", 4, 5))
-    assert token_roles("x   y", [(0, 1), (1, 5)], spans) == ("first", "last")
+    assert assign_roles("x   y", [(0, 1), (1, 5)], spans) == ("first", "last")
     spans = (("first", 0, 1), ("last", 1, 5))
-    assert token_roles("x   y", [(0, 4), (4, 5)], spans) == ("first", "last")
+    assert assign_roles("x   y", [(0, 4), (4, 5)], spans) == ("first", "last")
 
 
 def test_a_role_or_an_answer_that_the_batch_lacks_is_refused(own):
-    batch = encode(own, (fox(),))
+    batch = tokenize(own, (fox(),))
     with pytest.raises(SiteError, match="'name' is not in this batch: it has bos, rest, have"):
-        batch.where("name")
+        batch.role_mask("name")
     with pytest.raises(SiteError, match=r"'verb' is not read in .* it has \['number', 'noun'\]"):
         batch.readout("verb")
 
@@ -148,12 +148,12 @@ def test_a_role_or_an_answer_that_the_batch_lacks_is_refused(own):
 
 def test_padding_stands_on_the_left_and_changes_nothing_else(tokenizer):
     questions = drawn(tokenizer, count=12)
-    batch = encode(tokenizer, questions)
+    batch = tokenize(tokenizer, questions)
     lengths = batch.mask.sum(1)
     assert len(set(lengths.tolist())) > 1
     assert int(lengths.max()) == batch.ids.shape[1]
     for row, question in enumerate(questions):
-        alone = encode(tokenizer, (question,))
+        alone = tokenize(tokenizer, (question,))
         shift = batch.ids.shape[1] - alone.ids.shape[1]
         assert batch.mask[row].tolist() == [False] * shift + [True] * alone.ids.shape[1]
         assert torch.equal(batch.ids[row, shift:], alone.ids[0])
@@ -168,7 +168,7 @@ def test_padding_stands_on_the_left_and_changes_nothing_else(tokenizer):
 
 def test_a_tokenizer_with_no_token_to_pad_with_pads_all_the_same(letters):
     assert letters.pad_token_id is None
-    batch = encode(letters, (asked("Hello, ab", ("c", "d")), asked("ab", ("c", "d"))))
+    batch = tokenize(letters, (asked("Hello, ab", ("c", "d")), asked("ab", ("c", "d"))))
     assert batch.mask.sum(1).tolist() == [11, 4]
     assert batch.mask[1].tolist() == [False] * 7 + [True] * 4
 
@@ -178,7 +178,7 @@ def test_a_tokenizer_with_no_token_to_pad_with_pads_all_the_same(letters):
 
 def test_each_answer_is_read_by_the_token_before_its_outcomes_differ(tokenizer):
     questions = drawn(tokenizer)
-    batch = encode(tokenizer, questions)
+    batch = tokenize(tokenizer, questions)
     for row, question in enumerate(questions):
         for name, outcomes in question.outcomes:
             readout = batch.readout(name)
@@ -198,7 +198,7 @@ def test_each_answer_is_read_by_the_token_before_its_outcomes_differ(tokenizer):
 
 
 def test_a_space_that_all_outcomes_share_is_read_past(letters):
-    batch = encode(letters, (asked("2+2=", ("4", "5")),))
+    batch = tokenize(letters, (asked("2+2=", ("4", "5")),))
     (readout,) = batch.readouts
     assert batch.tokens[0] == ("2", "+", "2", "=", " ", "4")
     assert (int(readout.position[0]), int(readout.end[0])) == (4, 6)
@@ -206,7 +206,7 @@ def test_a_space_that_all_outcomes_share_is_read_past(letters):
 
 
 def test_a_space_token_of_a_real_tokenizer_is_read_past(shared_tokenizer):
-    batch = encode(shared_tokenizer("stories"), (fox(),))
+    batch = tokenize(shared_tokenizer("stories"), (fox(),))
     readout = batch.readout("number")
     at = int(readout.position[0])
     assert batch.tokens[0][at : at + 2] == (" ", "1")
@@ -214,13 +214,13 @@ def test_a_space_token_of_a_real_tokenizer_is_read_past(shared_tokenizer):
 
 
 def test_a_space_inside_the_number_token_leaves_the_readout_on_the_colon(own):
-    batch = encode(own, (fox(),))
+    batch = tokenize(own, (fox(),))
     at = int(batch.readout("number").position[0])
     assert batch.tokens[0][at : at + 2] == (":", " 1")
 
 
 def test_an_answer_of_many_tokens_is_read_where_its_outcomes_first_differ(letters):
-    batch = encode(letters, (asked("Say", ("foxes", "fobs", "fog"), ("now", "not")),))
+    batch = tokenize(letters, (asked("Say", ("foxes", "fobs", "fog"), ("now", "not")),))
     first, second = batch.readouts
     assert "".join(batch.tokens[0]) == "Say foxes now"
     assert int(first.position[0]) == 5  # the o of foxes
@@ -232,17 +232,17 @@ def test_an_answer_of_many_tokens_is_read_where_its_outcomes_first_differ(letter
 
 
 def test_an_answer_without_a_rival_is_read_at_its_first_token(letters, own):
-    (readout,) = encode(letters, (asked("Say", ("foxes",)),)).readouts
+    (readout,) = tokenize(letters, (asked("Say", ("foxes",)),)).readouts
     assert int(readout.position[0]) == 2
     assert letters.convert_ids_to_tokens(list(readout.outcomes[0])) == [" "]
-    (readout,) = encode(own, (asked("I have", ("watermelons",)),)).readouts
+    (readout,) = tokenize(own, (asked("I have", ("watermelons",)),)).readouts
     assert int(readout.position[0]) == 2
     assert own.convert_ids_to_tokens(list(readout.outcomes[0])) == ["Ġwater"]
 
 
 def test_outcomes_that_start_alike_are_refused_by_word_and_piece(letters):
     with pytest.raises(OutcomeError) as error:
-        encode(letters, (asked("2+2=", ("4", "12", "17")),))
+        tokenize(letters, (asked("2+2=", ("4", "12", "17")),))
     said = str(error.value)
     assert "'2+2=': the a0 outcomes '17' ([" in said
     assert "'1', '7'])" in said
@@ -254,7 +254,7 @@ def test_outcomes_that_start_alike_are_refused_by_word_and_piece(letters):
 @pytest.mark.parametrize("outcomes", [("1", "12"), ("12", "1")])
 def test_an_outcome_that_begins_another_is_refused_by_word_and_piece(letters, outcomes):
     with pytest.raises(OutcomeError) as error:
-        encode(letters, (asked("2+2=", outcomes),))
+        tokenize(letters, (asked("2+2=", outcomes),))
     said = str(error.value)
     assert "'1' ([" in said
     assert "'12' ([" in said
@@ -264,7 +264,7 @@ def test_an_outcome_that_begins_another_is_refused_by_word_and_piece(letters, ou
 def test_a_real_tokenizer_that_spells_numbers_cannot_tell_12_from_17(shared_tokenizer):
     text = "If I have 12 foxes and I take away 5, how many foxes do I have?"
     with pytest.raises(OutcomeError, match=r"'12' .*'▁', '1', '2'.* and '17' .*'▁', '1', '7'"):
-        encode(shared_tokenizer("stories"), (pattern("take-away").match(text),))
+        tokenize(shared_tokenizer("stories"), (pattern("take-away").match(text),))
 
 
 def test_answers_that_melt_into_the_next_word_are_refused():
@@ -274,7 +274,7 @@ def test_answers_that_melt_into_the_next_word_are_refused():
     melting = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
     assert len(melting("2= 4 foxes")["input_ids"]) == 3
     with pytest.raises(OutcomeError, match="is cut into other tokens when what follows a0 is left"):
-        encode(melting, (asked("2=", ("4", "5"), ("foxes", "=")),))
+        tokenize(melting, (asked("2=", ("4", "5"), ("foxes", "=")),))
 
 
 # Counterfactuals are read behind the words of their clean twin.
@@ -283,7 +283,7 @@ def test_answers_that_melt_into_the_next_word_are_refused():
 def test_forced_answers_are_written_in_place_of_the_own_ones(own):
     clean = asked("I have 5. Now I have", ("3", "7"), ("foxes", "coins"))
     other = asked("I have 9. Now I have", ("7", "3"), ("coins", "foxes"))
-    batch = encode(own, (other,), forced=(clean,))
+    batch = tokenize(own, (other,), answers_from=(clean,))
     assert "".join(batch.tokens[0]) == "<bos>I have 9. Now I have 3 foxes"
     assert own.convert_ids_to_tokens(batch.readout("a0").answer.tolist()) == ["Ġ7"]
     assert own.convert_ids_to_tokens(batch.readout("a1").answer.tolist()) == ["Ġcoins"]
@@ -295,42 +295,45 @@ def test_forced_answers_are_written_in_place_of_the_own_ones(own):
 
 def test_an_empty_batch_is_refused(own):
     with pytest.raises(BatchError, match="needs at least one question"):
-        encode(own, ())
+        tokenize(own, ())
 
 
 def test_a_prompt_without_text_is_refused_by_its_place(own):
     with pytest.raises(BatchError, match="Prompt 1 holds no text"):
-        encode(own, (asked("I have", ("1", "2")), asked("  ", ("1", "2"))))
+        tokenize(own, (asked("I have", ("1", "2")), asked("  ", ("1", "2"))))
 
 
 def test_a_text_that_is_too_long_is_refused_with_both_lengths(own):
-    length = encode(own, (fox(),)).ids.shape[1]
-    assert encode(own, (fox(),), limit=length).ids.shape[1] == length
+    length = tokenize(own, (fox(),)).ids.shape[1]
+    assert tokenize(own, (fox(),), max_length=length).ids.shape[1] == length
     with pytest.raises(BatchError, match=f"has {length} tokens .* the model takes {length - 1}"):
-        encode(own, (fox(),), limit=length - 1)
+        tokenize(own, (fox(),), max_length=length - 1)
 
 
 def test_a_tokenizer_that_keeps_no_offsets_is_refused():
     with pytest.raises(TokenizerError, match="ByT5Tokenizer keeps no character offsets"):
-        encode(ByT5Tokenizer(), (fox(),))
+        tokenize(ByT5Tokenizer(), (fox(),))
 
 
 def test_questions_with_different_answers_do_not_share_a_batch(own):
     with pytest.raises(
         BatchError, match=r"answers \['a0'\], the first prompt \['number', 'noun'\]"
     ):
-        encode(own, (fox(), asked("I have", ("1", "2"))))
+        tokenize(own, (fox(), asked("I have", ("1", "2"))))
 
 
 def test_questions_of_different_patterns_share_a_batch(own):
-    questions = (fox(), pattern("copy").questions(1, seed=0)[0])
-    batch = encode(own, questions)
+    questions = (fox(), pattern("copy").sample_questions(1, seed=0)[0])
+    batch = tokenize(own, questions)
     assert len(batch) == 2
-    assert [row for row, there in enumerate(batch.where("reply_noun").any(1)) if there] == [0, 1]
+    assert [row for row, there in enumerate(batch.role_mask("reply_noun").any(1)) if there] == [
+        0,
+        1,
+    ]
 
 
 def test_questions_without_answers_of_the_same_name_may_have_other_outcomes(own):
     more = replace(fox(), outcomes=(("number", ("1", "9", "8", "7")), ("noun", ("foxes",))))
-    batch = encode(own, (fox(), more))
+    batch = tokenize(own, (fox(), more))
     assert [len(tokens) for tokens in batch.readout("number").outcomes] == [3, 4]
     assert [len(tokens) for tokens in batch.readout("noun").outcomes] == [2, 1]

@@ -9,10 +9,10 @@ from transformers import PreTrainedTokenizerFast
 
 from probes.errors import PatternError
 from probes.prompts import interchange_pairs as factorial
-from probes.prompts.catalog import all_patterns
-from probes.prompts.interchange_pairs import crossings
-from probes.prompts.pair_batch import encode_pairs
-from probes.prompts.tokenization import encode_rows
+from probes.prompts.catalog import list_patterns
+from probes.prompts.interchange_pairs import sample_interchange_pairs
+from probes.prompts.pair_batch import tokenize_pairs
+from probes.prompts.tokenization import tokenize_questions
 from probes.testing.planted_patterns import MINUS, PLUS, fox_pattern, planted_fox
 
 MIXES = (
@@ -38,7 +38,7 @@ def fox_tokenizer():
 
 
 def draw(count=8, *, pattern=FOX, seed=0, **how):
-    return crossings(pattern, count, tokenizers=(fox_tokenizer(),), seed=seed, **how)
+    return sample_interchange_pairs(pattern, count, tokenizers=(fox_tokenizer(),), seed=seed, **how)
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,12 @@ def case(request, own, shared_tokenizer):
         tokenizer = fox_tokenizer() if name == "fox" else own
     else:
         tokenizer = shared_tokenizer(name)
-    pattern = FOX if asked == "fox" else all_patterns()[asked]
-    return tokenizer, pattern, crossings(pattern, 20, tokenizers=(tokenizer,), seed=0)
+    pattern = FOX if asked == "fox" else list_patterns()[asked]
+    return (
+        tokenizer,
+        pattern,
+        sample_interchange_pairs(pattern, 20, tokenizers=(tokenizer,), seed=0),
+    )
 
 
 def sides(found):
@@ -108,14 +112,14 @@ def test_nouns_are_the_bases_the_sources_and_the_bystanders(case):
 
 def test_all_outcomes_of_a_crossing_are_different_tokens(case):
     tokenizer, _, found = case
-    bases = encode_rows(tokenizer, [pair.clean for pair in found.same])
+    bases = tokenize_questions(tokenizer, [pair.clean for pair in found.same])
     for row in bases:
         assert [len(tokens) for tokens in row.outcomes] == [len(found.number), len(found.noun)]
         assert all(len(set(tokens)) == len(tokens) for tokens in row.outcomes)
 
 
 def test_no_number_is_one_or_out_of_range_and_no_operand_is_nought(drawn):
-    low, high = FOX.lexicon.numbers
+    low, high = FOX.lexicon.number_range
     for index in range(len(drawn)):
         numbers = {label: int(drawn.target(index, label)) for label in drawn.number}
         assert all(low <= number <= high and number != 1 for number in numbers.values())
@@ -159,7 +163,7 @@ def test_sources_differ_in_numbers_verb_and_object_and_keep_frame_and_numerals(c
 
 def test_a_source_is_a_question_that_its_own_pattern_reads_the_same_way(drawn):
     for pair in (*drawn.same, *drawn.other):
-        read = FOX.turned().match(pair.counterfactual.text)
+        read = FOX.flipped().match(pair.counterfactual.text)
         assert (read.slots, read.answers) == (
             pair.counterfactual.slots,
             pair.counterfactual.answers,
@@ -170,22 +174,22 @@ def test_a_source_is_a_question_that_its_own_pattern_reads_the_same_way(drawn):
 def test_every_role_has_as_many_tokens_in_the_source_as_in_the_base(case):
     tokenizer, _, found = case
     for pairs in (found.same, found.other):
-        batch = encode_pairs(tokenizer, pairs)
-        assert batch.exact.all()
+        batch = tokenize_pairs(tokenizer, pairs)
+        assert batch.fully_aligned.all()
         assert batch.clean.role_of.equal(batch.counterfactual.role_of)
 
 
 def test_all_tokenizers_that_are_given_read_the_crossings(own):
     both = (fox_tokenizer(), own)
-    found = crossings(FOX, 10, tokenizers=both, seed=0)
-    assert all(encode_pairs(tokenizer, found.other).exact.all() for tokenizer in both)
+    found = sample_interchange_pairs(FOX, 10, tokenizers=both, seed=0)
+    assert all(tokenize_pairs(tokenizer, found.other).fully_aligned.all() for tokenizer in both)
 
 
 @pytest.mark.slow
 def test_a_source_is_about_another_person(shared_tokenizer):
     tokenizer = (shared_tokenizer("gpt2"),)
-    pattern = all_patterns()["two-owners"]
-    found = crossings(pattern, 24, tokenizers=tokenizer, seed=0)
+    pattern = list_patterns()["two-owners"]
+    found = sample_interchange_pairs(pattern, 24, tokenizers=tokenizer, seed=0)
     for here, _, there in sides(found):
         assert (here["name"] != there["name"], here["other"] != there["other"]) == (True, True)
 
@@ -198,7 +202,7 @@ def test_bases_are_different_texts_that_pass_the_filter():
     texts = {pair.clean.text for pair in found.same}
     assert len(texts) == len(found) == 20
     assert all(int(here["x"]) > 9 for here, _, _ in sides(found))
-    assert {pair.clean.frame for pair in found.same} == {"now"}
+    assert {pair.clean.template for pair in found.same} == {"now"}
 
 
 def test_words_hold_for_bases_and_for_sources():
@@ -252,7 +256,7 @@ def answered(number, opposite=None, noun="thing"):
 @pytest.mark.parametrize("name", ["copy", "taken", "bystander"])
 def test_a_pattern_whose_answer_is_a_copy_is_refused(name):
     with pytest.raises(PatternError, match=f"outcomes of '{name}' collide"):
-        draw(pattern=all_patterns()[name])
+        draw(pattern=list_patterns()[name])
 
 
 @pytest.mark.parametrize(
@@ -283,11 +287,11 @@ def test_a_tokenizer_that_cannot_tell_numbers_apart_finds_none():
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     blind = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
     with pytest.raises(PatternError, match="Only 0 of 2"):
-        crossings(FOX, 2, tokenizers=(blind,), seed=0)
+        sample_interchange_pairs(FOX, 2, tokenizers=(blind,), seed=0)
 
 
 def test_a_single_noun_is_refused_in_the_end(monkeypatch):
-    fill, calls = factorial._Plan._fill, []
+    fill, calls = factorial._PairSampler._fill_slots, []
 
     def counted(*args):
         calls.append(None)
@@ -295,7 +299,7 @@ def test_a_single_noun_is_refused_in_the_end(monkeypatch):
             raise RuntimeError("it never ends")
         return fill(*args)
 
-    monkeypatch.setattr(factorial._Plan, "_fill", counted)
+    monkeypatch.setattr(factorial._PairSampler, "_fill", counted)
     with pytest.raises(PatternError):
         draw(2, words={"thing": ["foxes"]})
 

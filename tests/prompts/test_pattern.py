@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 
 from probes.errors import MatchError, PatternError
-from probes.prompts.catalog import Pattern, all_patterns, pattern
-from probes.prompts.question import evaluate
-from probes.prompts.template import parse_frame
+from probes.prompts.catalog import Pattern, list_patterns, pattern
+from probes.prompts.question import evaluate_expression
+from probes.prompts.template import parse_template
 
 FOX = "If I have two foxes and I take away one, how many foxes do I have?"
 SHIPPED = Path(__file__).parents[2] / "data" / "patterns.toml"
-NAMES = tuple(all_patterns())
-NUMBER_WORDS = all_patterns()["take-away"].lexicon.number_words
+NAMES = tuple(list_patterns())
+NUMBER_WORDS = list_patterns()["take-away"].lexicon.number_words
 CONTRASTS_OF = [(name, contrast) for name in NAMES for contrast in pattern(name).contrasts]
 SAME_FRAME = [pair for pair in CONTRASTS_OF if pair[1] not in ("paraphrase", "order")]
 
 
 def frames_of(names):
-    return [(name, frame) for name in names for frame in pattern(name).frames]
+    return [(name, frame) for name in names for frame in pattern(name).templates]
 
 
 def draw(found, frame, count):
@@ -88,8 +88,8 @@ def test_what_a_frame_writes_is_read_back_the_same(name, frame):
 @pytest.mark.parametrize("name", NAMES)
 def test_each_role_is_the_text_of_its_slot(name):
     found = pattern(name)
-    for question in found.questions(15, seed=1):
-        frame = next(frame for frame in found.frames if frame.name == question.frame)
+    for question in found.sample_questions(15, seed=1):
+        frame = next(frame for frame in found.templates if frame.name == question.template)
         parts = [part for part in frame.parts if part.role]
         assert [role for role, _, _ in question.roles] == [part.role for part in parts]
         for part in parts:
@@ -108,7 +108,7 @@ def test_each_role_is_the_text_of_its_slot(name):
 def test_questions_are_asked_with_answers_worked_out_from_their_slots(name):
     plus = pattern(name).operation == "plus"
     stem = name.removesuffix("-told").removesuffix("-more")
-    for question in pattern(name).questions(15, seed=2):
+    for question in pattern(name).sample_questions(15, seed=2):
         x, y = question["x"], question["y"]
         number = {
             "copy": x,
@@ -125,7 +125,7 @@ def test_questions_are_asked_with_answers_worked_out_from_their_slots(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_numbers_and_what_is_left_of_them_stay_in_range(name):
     sign = 1 if pattern(name).operation == "plus" else -1
-    for question in pattern(name).questions(30, seed=3):
+    for question in pattern(name).sample_questions(30, seed=3):
         numbers = [value for _, value in question.slots if isinstance(value, int)]
         left = question["x"] + sign * question["y"]
         assert all(0 <= number <= 20 for number in [*numbers, left])
@@ -133,24 +133,24 @@ def test_numbers_and_what_is_left_of_them_stay_in_range(name):
 
 def test_the_same_seed_draws_the_same_questions_and_another_seed_others():
     take = pattern("take-away")
-    assert take.questions(20, seed=5) == take.questions(20, seed=5)
-    assert not set(take.questions(20, seed=5)) & set(take.questions(20, seed=6))
-    assert take.pairs("x", 20, seed=5) == take.pairs("x", 20, seed=5)
-    assert take.pairs("x", 20, seed=5) != take.pairs("x", 20, seed=6)
+    assert take.sample_questions(20, seed=5) == take.sample_questions(20, seed=5)
+    assert not set(take.sample_questions(20, seed=5)) & set(take.sample_questions(20, seed=6))
+    assert take.sample_pairs("x", 20, seed=5) == take.sample_pairs("x", 20, seed=5)
+    assert take.sample_pairs("x", 20, seed=5) != take.sample_pairs("x", 20, seed=6)
 
 
 def test_a_smaller_draw_is_the_beginning_of_a_larger_one():
     take = pattern("take-away")
-    assert take.questions(5, seed=5) == take.questions(20, seed=5)[:5]
+    assert take.sample_questions(5, seed=5) == take.sample_questions(20, seed=5)[:5]
 
 
 def test_no_question_is_drawn_twice():
-    drawn = pattern("take-away").questions(150, seed=0)
+    drawn = pattern("take-away").sample_questions(150, seed=0)
     assert len({question.text for question in drawn}) == 150
 
 
 def test_numbers_are_written_in_digits_and_in_words():
-    drawn = pattern("take-away").questions(60, seed=0)
+    drawn = pattern("take-away").sample_questions(60, seed=0)
     for numerals in ("digits", "words"):
         some = [question for question in drawn if question.numerals == numerals]
         assert len(some) > 10
@@ -159,14 +159,14 @@ def test_numbers_are_written_in_digits_and_in_words():
 
 
 def test_two_nouns_or_two_names_of_one_question_differ():
-    for question in pattern("two-owners").questions(40, seed=0):
+    for question in pattern("two-owners").sample_questions(40, seed=0):
         assert question["thing"] != question["other_thing"]
         assert question["name"] != question["other"]
 
 
 def test_too_many_questions_are_refused_with_the_number_there_are():
     with pytest.raises(PatternError, match="yielded 0 of 1 questions"):
-        pattern("take-away").questions(1, seed=0, keep=lambda question: False)
+        pattern("take-away").sample_questions(1, seed=0, keep=lambda question: False)
 
 
 # Contrasts: a pair differs in one thing alone.
@@ -174,7 +174,7 @@ def test_too_many_questions_are_refused_with_the_number_there_are():
 
 @cache
 def pairs_of(name, contrast):
-    return pattern(name).pairs(contrast, 4, seed=11)
+    return pattern(name).sample_pairs(contrast, 4, seed=11)
 
 
 def changed(pair):
@@ -193,7 +193,7 @@ def test_a_contrast_changes_its_own_slot_alone(name, contrast):
         assert pair.contrast == contrast
         assert changed(pair) == slot
         assert pair.clean.numerals == pair.counterfactual.numerals
-        assert (pair.clean.frame != pair.counterfactual.frame) == (
+        assert (pair.clean.template != pair.counterfactual.template) == (
             contrast in ("paraphrase", "order")
         )
         assert pair.clean.text != pair.counterfactual.text
@@ -203,7 +203,7 @@ def test_a_contrast_changes_its_own_slot_alone(name, contrast):
 def test_the_words_of_all_roles_but_the_changed_ones_stay(name, contrast):
     slot = "op" if contrast == "operation" else contrast
     for pair in pairs_of(name, contrast):
-        frame = pattern(name)._frame(pair.clean.frame)
+        frame = pattern(name)._find_template(pair.clean.template)
         moved = {part.role for part in frame.parts if part.slot == slot}
         clean, other = texts(pair.clean), texts(pair.counterfactual)
         assert clean.keys() == other.keys()
@@ -218,8 +218,8 @@ def test_a_contrast_changes_only_the_answer_that_hangs_on_it(name, contrast):
         contrast == "operation" and rules["number"] in ("x - y", "x + y")
     )
     for pair in pairs_of(name, contrast):
-        assert pair.changes("number") == number_moves
-        assert pair.changes("noun") == (contrast == rules["noun"])
+        assert pair.changes_answer("number") == number_moves
+        assert pair.changes_answer("noun") == (contrast == rules["noun"])
 
 
 def test_the_operation_turns_a_difference_into_a_sum():
@@ -263,14 +263,14 @@ def test_no_pair_asks_for_one_thing_in_the_plural(name, contrast):
 
 
 def test_the_answer_one_is_asked_for_outside_of_pairs():
-    drawn = pattern("take-away").questions(60, seed=0)
+    drawn = pattern("take-away").sample_questions(60, seed=0)
     assert any(question.answer("number") == "1" for question in drawn)
 
 
-@pytest.mark.parametrize("contrast", ["d", "colour", ""])
+@pytest.mark.parametrize("contrast", ["d", "color", ""])
 def test_an_unknown_contrast_is_refused_with_those_there_are(contrast):
     with pytest.raises(PatternError, match=r"no contrast .*'operation', 'x', 'y'"):
-        pattern("take-away").pairs(contrast, 1, seed=0)
+        pattern("take-away").sample_pairs(contrast, 1, seed=0)
 
 
 # Answers are sums, differences and products.
@@ -281,7 +281,7 @@ def test_an_unknown_contrast_is_refused_with_those_there_are(contrast):
     [("x - y", 3), ("x + y", 7), ("x * y", 10), ("2 * (x + 1) - y", 10), ("thing", "foxes")],
 )
 def test_an_answer_is_worked_out_from_slots(text, value):
-    assert evaluate(text, {"x": 5, "y": 2, "thing": "foxes"}) == value
+    assert evaluate_expression(text, {"x": 5, "y": 2, "thing": "foxes"}) == value
 
 
 @pytest.mark.parametrize(
@@ -305,23 +305,23 @@ def test_an_answer_is_worked_out_from_slots(text, value):
 )
 def test_an_answer_holds_nothing_but_sums_and_products(text):
     with pytest.raises(PatternError, match="may hold slots, whole numbers"):
-        evaluate(text, {"x": 5, "y": 2})
+        evaluate_expression(text, {"x": 5, "y": 2})
 
 
 def test_an_answer_that_names_a_slot_which_is_not_there_is_refused_with_those_there_are():
     with pytest.raises(PatternError, match=r"names slot 'z': the frame has \['x', 'y'\]"):
-        evaluate("x - z", {"x": 5, "y": 2})
+        evaluate_expression("x - z", {"x": 5, "y": 2})
 
 
 def test_words_are_not_added():
     with pytest.raises(PatternError, match="only numbers add"):
-        evaluate("x + thing", {"x": 5, "thing": "foxes"})
+        evaluate_expression("x + thing", {"x": 5, "thing": "foxes"})
 
 
 @pytest.mark.parametrize("text", ["x -", "", "x; y"])
 def test_an_answer_that_is_no_expression_is_refused(text):
     with pytest.raises(PatternError, match="is not an expression"):
-        evaluate(text, {"x": 5})
+        evaluate_expression(text, {"x": 5})
 
 
 # Reading free text.
@@ -386,12 +386,12 @@ def test_an_unknown_pattern_is_refused_with_those_there_are():
 )
 def test_a_bracket_that_does_not_close_is_refused(template):
     with pytest.raises(PatternError, match="'now' has a bracket that does not close"):
-        parse_frame("now", template)
+        parse_template("now", template)
 
 
 def test_a_role_that_is_given_twice_is_refused():
     with pytest.raises(PatternError, match=r"uses role \['thing'\] twice: name each occurrence"):
-        parse_frame("now", "I have {x} {thing}. How many {thing} are there?")
+        parse_template("now", "I have {x} {thing}. How many {thing} are there?")
 
 
 def file_with(tmp_path, old, new):
@@ -404,7 +404,7 @@ def file_with(tmp_path, old, new):
 
 def test_a_pattern_file_of_ones_own_is_read(tmp_path):
     path = file_with(tmp_path, '"foxes", "coins"', '"gryphons", "coins"')
-    words = {q["thing"] for q in all_patterns(path)["take-away"].questions(120, seed=0)}
+    words = {q["thing"] for q in list_patterns(path)["take-away"].sample_questions(120, seed=0)}
     assert "gryphons" in words
     assert "foxes" not in words
 
@@ -421,18 +421,18 @@ def test_a_pattern_file_of_ones_own_is_read(tmp_path):
 )
 def test_a_malformed_pattern_file_is_refused(tmp_path, old, new, said):
     with pytest.raises(PatternError, match=said):
-        all_patterns(file_with(tmp_path, old, new))
+        list_patterns(file_with(tmp_path, old, new))
 
 
 def test_a_pattern_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(PatternError, match=r"none\.toml' cannot be read: No such file"):
-        all_patterns(tmp_path / "none.toml")
+        list_patterns(tmp_path / "none.toml")
 
 
 def test_a_pattern_file_that_is_not_text_is_refused(tmp_path):
     (tmp_path / "patterns.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(PatternError, match="cannot be read"):
-        all_patterns(tmp_path / "patterns.toml")
+        list_patterns(tmp_path / "patterns.toml")
 
 
 def test_a_frame_with_a_slot_that_is_not_declared_is_refused(tmp_path):
@@ -440,7 +440,7 @@ def test_a_frame_with_a_slot_that_is_not_declared_is_refused(tmp_path):
         tmp_path, 'if = "If I [have|have] {x} {thing}', 'if = "If I {size} {x} {thing}'
     )
     with pytest.raises(PatternError, match="Slot 'size' is unknown: declare it under"):
-        all_patterns(path)["take-away"].questions(20, seed=0)
+        list_patterns(path)["take-away"].sample_questions(20, seed=0)
 
 
 def test_a_verb_form_that_is_not_declared_is_refused(tmp_path):
@@ -450,7 +450,7 @@ def test_a_verb_form_that_is_not_declared_is_refused(tmp_path):
         'if-named = "If {name} [have|has] {x} {thing} and {op:ing}',
     )
     with pytest.raises(PatternError, match="has no form 'ing': it has"):
-        all_patterns(path)["take-away"].questions(20, seed=0)
+        list_patterns(path)["take-away"].sample_questions(20, seed=0)
 
 
 # Pairs of the user's own.
@@ -479,22 +479,22 @@ def test_pairs_of_ones_own_are_read(tmp_path):
     path = written(tmp_path, GOOD, "", other | {"counterfactual_answer": " She "})
     found = Pattern.from_pairs(path)
     assert (found.name, found.contrasts) == ("gender", ("gender", "given"))
-    (pair,) = found.pairs("gender", 1, seed=0)
+    (pair,) = found.sample_pairs("gender", 1, seed=0)
     assert pair.clean.outcomes == (("answer", ("She", "He", "It")),)
     assert pair.counterfactual.outcomes == (("answer", ("He", "She", "It")),)
     assert texts(pair.clean) == {"who": "girl", "mood": "glad"}
     assert texts(pair.counterfactual) == {"who": "boy", "mood": "glad"}
-    assert pair.changes("answer")
-    (bare,) = found.pairs("given", 1, seed=0)
+    assert pair.changes_answer("answer")
+    (bare,) = found.sample_pairs("given", 1, seed=0)
     assert bare.clean.roles == ()
     assert bare.clean.outcomes == (("answer", ("She",)),)
-    assert not bare.changes("answer")
+    assert not bare.changes_answer("answer")
 
 
 def test_a_path_of_pairs_is_a_pattern_too(tmp_path):
     path = written(tmp_path, GOOD)
     assert pattern(str(path)) == Pattern.from_pairs(path)
-    assert pattern(str(path)).questions(1, seed=0)[0].text == "The girl is glad."
+    assert pattern(str(path)).sample_questions(1, seed=0)[0].text == "The girl is glad."
 
 
 def test_words_of_a_role_are_sought_behind_the_role_before(tmp_path):
@@ -504,7 +504,7 @@ def test_words_of_a_role_are_sought_behind_the_role_before(tmp_path):
         "roles": {"first": "dog", "second": "dog"},
     }
     del line["counterfactual_roles"]
-    (pair,) = Pattern.from_pairs(written(tmp_path, line)).given
+    (pair,) = Pattern.from_pairs(written(tmp_path, line)).user_pairs
     assert pair.clean.roles == (("first", 2, 5), ("second", 13, 16))
 
 
@@ -542,14 +542,14 @@ def test_a_missing_file_of_pairs_is_refused(tmp_path):
 
 
 def test_both_sides_of_ones_own_pairs_are_asked_and_no_more_than_there_are(tmp_path):
-    (pair,) = (found := Pattern.from_pairs(written(tmp_path, GOOD))).given
-    assert found.questions(9, seed=0) == (pair.clean, pair.counterfactual)
-    assert found.questions(1, seed=0) == (pair.clean,)
+    (pair,) = (found := Pattern.from_pairs(written(tmp_path, GOOD))).user_pairs
+    assert found.sample_questions(9, seed=0) == (pair.clean, pair.counterfactual)
+    assert found.sample_questions(1, seed=0) == (pair.clean,)
 
 
 def test_pairs_of_ones_own_cannot_be_drawn_beyond_their_number_or_matched(tmp_path):
     found = Pattern.from_pairs(written(tmp_path, GOOD))
     with pytest.raises(PatternError, match="1 pairs of contrast 'gender': 2 were asked"):
-        found.pairs("gender", 2, seed=0)
+        found.sample_pairs("gender", 2, seed=0)
     with pytest.raises(MatchError, match="holds pairs, not frames"):
         found.match(FOX)

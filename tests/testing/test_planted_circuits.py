@@ -6,14 +6,14 @@ from functools import cache
 import pytest
 import torch
 
-from probes.circuits.attribution import attribute
+from probes.circuits.attribution import edge_attribution
 from probes.circuits.graph import EMBED, LOGITS, Edge
-from probes.circuits.task import by_hand
-from probes.testing.planted_circuits import SHARE, induction, noisy
+from probes.circuits.task import task_from_tokens
+from probes.testing.planted_circuits import MIN_EFFECT_FRACTION, induction, noisy_induction
 from probes.testing.planted_gates import NO, OFF, ON, YES, and_gate, decoy, or_gate
 from probes.testing.tiny_models import KINDS, hook_count, tiny
 from probes.testing.tracr import BOS, LENGTH, WORDS, X, frac_prevs
-from probes.testing.tracr import SHARE as SAYS
+from probes.testing.tracr import FRACTION as SAYS
 
 # The oracle: TransformerLens's own split inputs, one pass for one edge, no code of the engine.
 
@@ -38,7 +38,7 @@ def total(model, task):
 
 def run(model, task, ids, edits=None):
     with model.editing(edits or {}):
-        return task.lead(model.logits(ids, task.mask)[:, -1])
+        return task.logit_diff(model.logits(ids, task.mask)[:, -1])
 
 
 def counterfactual(model, task):
@@ -87,7 +87,7 @@ def points(wiring):
     for number, name in enumerate(wiring.readers[:-1]):
         port = wiring.port(number)
         point = "hook_mlp_in" if port == "mlp" else f"attn.hook_{port}_input"
-        found.setdefault(f"blocks.{number // wiring.per_layer}.{point}", []).append(name)
+        found.setdefault(f"blocks.{number // wiring.readers_per_layer}.{point}", []).append(name)
     return found
 
 
@@ -113,7 +113,7 @@ BUILDS = {
     "or": or_gate,
     "and": lambda: and_gate(1),
     "decoy": decoy,
-    "noisy": lambda: noisy(2, 3.0, distractors=1),
+    "noisy": lambda: noisy_induction(2, 3.0, distractors=1),
     "compiled": frac_prevs,
 }
 
@@ -215,7 +215,7 @@ def test_dead_writers_write_nothing_and_their_edges_have_no_effect_at_all(name):
 def test_every_head_and_mlp_is_on_the_path_or_named_otherwise(clear):
     found = clear
     path = {edge.source for edge in found.truth}
-    assert set(found.wiring.writers) == path | found.dead | found.distractors
+    assert set(found.graph.writers) == path | found.dead | found.distractors
     assert not path & found.dead
     assert not (path | found.dead) & found.distractors
 
@@ -243,7 +243,7 @@ def test_the_and_gate_needs_both_heads_and_is_flat_at_either_run():
     assert answers(found.model, prompts).tolist() == [YES, NO, NO, NO]
     assert slope(found, found.task.clean) < 1e-3
     assert slope(found, found.task.counterfactual) < 1e-3
-    assert slope(and_gate(1, steep=0.5), found.task.clean) > 1
+    assert slope(and_gate(1, steepness=0.5), found.task.clean) > 1
 
 
 def test_the_slope_of_the_decoy_points_either_way_and_it_makes_no_difference():
@@ -260,7 +260,7 @@ def slope(planted, ids):
     edit = {"blocks.1.hook_resid_pre": lambda value: kept.append(value.requires_grad_())}
     with torch.enable_grad(), planted.model.editing(edit):
         logits = planted.model.bridge(ids, use_cache=False)
-    (found,) = torch.autograd.grad(planted.task.lead(logits[:, -1]).sum(), kept)
+    (found,) = torch.autograd.grad(planted.task.logit_diff(logits[:, -1]).sum(), kept)
     constant = planted.model.bridge.embed.weight[0].argmax()
     read = mlp.gate.weight.any(0) & (torch.arange(found.shape[-1]) != constant)
     return found[:, -1, read].abs().max()
@@ -290,7 +290,7 @@ def test_the_constant_of_the_compiled_model_leaves_no_rounding_in_what_the_engin
     """With the two constants side by side, so much was left that the engine refused this seed."""
     found = frac_prevs(2)
     effect = exact_by_split_inputs(found.model, found.task)
-    engine = attribute(found.model, found.task, method="exact").mean
+    engine = edge_attribution(found.model, found.task, method="exact").mean
     torch.testing.assert_close(engine, effect, atol=1e-5, rtol=0)
 
 
@@ -306,9 +306,9 @@ def test_noise_leaves_the_path_standing_and_nothing_silent():
 
 def test_the_true_edges_of_a_noisy_model_are_those_that_the_oracle_finds():
     found, effect = build("noisy"), effects("noisy").abs()
-    true = effect >= SHARE * total(found.model, found.task).abs()
+    true = effect >= MIN_EFFECT_FRACTION * total(found.model, found.task).abs()
     assert set(found.wiring.numbers(found.truth).tolist()) == set(true.nonzero()[:, 0].tolist())
-    engine = attribute(found.model, found.task, method="exact").mean.abs()
+    engine = edge_attribution(found.model, found.task, method="exact").mean.abs()
     torch.testing.assert_close(engine, effect, atol=1e-5, rtol=0)
 
 
@@ -329,10 +329,10 @@ def test_a_seed_fixes_the_model_and_leaves_the_rest_of_the_program_alone():
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_edges_patched_together_give_the_other_run(kind):
     model, task = random_task(kind)
-    every = lead_with(model, task, task.wiring(model).edges())
+    every = lead_with(model, task, task.computation_graph(model).edges())
     theirs = model.logits(task.counterfactual, task.mask)[:, -1]
-    torch.testing.assert_close(every, task.lead(theirs), atol=1e-5, rtol=0)
-    mine = task.lead(model.logits(task.clean, task.mask)[:, -1])
+    torch.testing.assert_close(every, task.logit_diff(theirs), atol=1e-5, rtol=0)
+    mine = task.logit_diff(model.logits(task.clean, task.mask)[:, -1])
     torch.testing.assert_close(lead_with(model, task, ()), mine, atol=1e-5, rtol=0)
     assert (every - mine).abs().min() > 1e-3
 
@@ -352,7 +352,7 @@ def test_an_edge_into_the_logits_adds_to_what_the_last_norm_reads(kind):
     only[:, :, 1] = (heads[1] - heads[0])[:, :, 1]
     project, bridge = model.bridge.blocks[0].attn.o, model.bridge
     write = project(only.flatten(2)) - project(torch.zeros_like(only).flatten(2))
-    expected = task.lead(bridge.unembed(bridge.ln_final(resid[0] + write))[:, -1])
+    expected = task.logit_diff(bridge.unembed(bridge.ln_final(resid[0] + write))[:, -1])
     found = lead_with(model, task, [Edge("L0.H1", "logits")])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
@@ -373,4 +373,4 @@ def random_task(kind):
     draw = torch.Generator().manual_seed(0)
     clean, other = (torch.randint(3, 97, (4, 7), generator=draw) for _ in range(2))
     answer, foil = (torch.randint(3, 97, (4,), generator=draw) for _ in range(2))
-    return tiny(kind), by_hand(clean, other, answer, foil[:, None])
+    return tiny(kind), task_from_tokens(clean, other, answer, foil[:, None])

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from probes.errors import ModelError
-from probes.interventions.activation_patching import patch, record
-from probes.models.site import Cell
-from probes.observe.gate import ask, gate, judge
-from probes.prompts.batch import encode
+from probes.interventions.activation_patching import patch_sites, run_with_cache
+from probes.models.site import Site
+from probes.observe.gate import answer_questions, gate, gate_behavior
+from probes.prompts.batch import tokenize
 from probes.prompts.held_out import family_split
-from probes.prompts.pair_batch import encode_pairs
-from probes.testing.planted_patterns import KINDS, MINUS, PLUS, SEEN, fox_pattern, planted_fox
+from probes.prompts.pair_batch import tokenize_pairs
+from probes.testing.planted_patterns import KINDS, MINUS, PLUS, SEEN_NOUNS, fox_pattern, planted_fox
 
 NOUNS = fox_pattern().lexicon.words("noun")
 RIGHT_ALWAYS = ("template", "lexical", "rotated")
@@ -29,10 +29,12 @@ def build(kind):
 def grid():
     """A question for each verb and noun, those that take away first; numbers vary with both."""
     pattern, found = fox_pattern(), []
-    for side, verbs in ((pattern, MINUS), (pattern.turned(), PLUS)):
+    for side, verbs in ((pattern, MINUS), (pattern.flipped(), PLUS)):
         for (v, verb), (n, noun) in product(enumerate(verbs), enumerate(NOUNS)):
             slots = {"x": 8 + (v + n) % 7, "y": 2 + (3 * v + n) % 4, "thing": noun, "op": verb}
-            found.append(side.ask(side.frames[n % 2], slots, ("digits", "words")[v % 2]))
+            found.append(
+                side.make_question(side.templates[n % 2], slots, ("digits", "words")[v % 2])
+            )
     return tuple(found)
 
 
@@ -76,7 +78,7 @@ def strangers(those, *, same_noun, same_operation=False, seed=0):
 @cache
 def batch():
     """The questions as all kinds see them, as they share their words."""
-    return encode(build("template").model.tokenizer, grid())
+    return tokenize(build("template").model.tokenizer, grid())
 
 
 def recorded(kind, rows=EVERY):
@@ -86,13 +88,15 @@ def recorded(kind, rows=EVERY):
 @cache
 def _recorded(kind, rows):
     found, rows = batch(), torch.tensor(rows)
-    return record(build(kind).model, found.ids[rows], found.mask[rows], found.positions[rows])
+    return run_with_cache(
+        build(kind).model, found.ids[rows], found.mask[rows], found.positions[rows]
+    )
 
 
 @cache
 def states(kind):
     """What layer 1 reads at the verbs."""
-    return recorded(kind).resid[1][batch().where("op")]
+    return recorded(kind).resid[1][batch().role_mask("op")]
 
 
 def said(logits, rows):
@@ -101,13 +105,13 @@ def said(logits, rows):
 
 def exchanged(kind, theirs, role="op"):
     """What is said, number and noun, with the residual that layer 1 reads at a role exchanged."""
-    where, cell = {role: batch().where(role)}, Cell(1, "resid", role)
-    return patch(recorded(kind), recorded(kind, theirs), [cell], where, said)[0].long()
+    where, cell = {role: batch().role_mask(role)}, Site(1, "resid", role)
+    return patch_sites(recorded(kind), recorded(kind, theirs), [cell], where, said)[0].long()
 
 
 def told(kind, rows, new):
     """What is said if layer 1 reads this at the verbs."""
-    found, at = batch(), batch().where("op")[rows]
+    found, at = batch(), batch().role_mask("op")[rows]
 
     def put(value):
         value = value.clone()
@@ -135,12 +139,12 @@ def test_the_questions_have_the_roles_of_the_shipped_ones_at_the_same_places():
     pattern = fox_pattern()
     assert set(pattern.contrasts) == {"operation", "x", "y", "thing", "paraphrase"}
     seven = {"x": 7, "y": 3, "thing": "foxes", "op": "lose"}
-    drawn = [pattern.ask(frame, seven, "digits") for frame in pattern.frames]
+    drawn = [pattern.make_question(frame, seven, "digits") for frame in pattern.templates]
     asked = [question for question in drawn if question is not None]
     assert asked[0].full_text == (
         "I have 7 foxes . I lose 3 . How many foxes do I have now ? Answer: 4 foxes"
     )
-    found = encode(build("template").model.tokenizer, asked)
+    found = tokenize(build("template").model.tokenizer, asked)
     roles = {"have", "x", "thing", "op", "y", "ask", "thing_asked", "answer"}
     assert set(found.roles) == roles | {"bos", "rest", "reply_number", "reply_noun"}
     assert torch.equal(*found.role_of)
@@ -151,7 +155,7 @@ def test_the_questions_have_the_roles_of_the_shipped_ones_at_the_same_places():
 def test_each_word_and_each_number_is_one_known_token():
     tokenizer, lexicon = build("template").model.tokenizer, fox_pattern().lexicon
     words = [*map(str, range(41)), *lexicon.number_words, *lexicon.words("noun"), *MINUS, *PLUS]
-    words += [word for p in fox_pattern().questions(20, seed=0) for word in p.text.split()]
+    words += [word for p in fox_pattern().sample_questions(20, seed=0) for word in p.text.split()]
     ids = tokenizer(" ".join(words), add_special_tokens=False)["input_ids"]
     assert len(ids) == len(words)
     assert len(set(ids)) == len(set(words))
@@ -162,14 +166,14 @@ def test_the_last_nouns_are_those_that_the_family_never_sees_taken_away():
     nouns = fox_pattern().lexicon.words("noun")
     assert set(nouns[-8:]) == family_split().nouns
     assert len(nouns) == 16
-    assert not set(SEEN) & family_split().nouns
+    assert not set(SEEN_NOUNS) & family_split().nouns
 
 
 @pytest.mark.parametrize("contrast", ["operation", "x", "y", "thing", "paraphrase"])
 def test_pairs_of_every_contrast_align_token_by_token(contrast):
     fox = build("template")
-    found = encode_pairs(fox.model.tokenizer, fox.pattern.pairs(contrast, 12, seed=0))
-    assert found.exact.all()
+    found = tokenize_pairs(fox.model.tokenizer, fox.pattern.sample_pairs(contrast, 12, seed=0))
+    assert found.fully_aligned.all()
 
 
 # Who can do it.
@@ -178,7 +182,7 @@ def test_pairs_of_every_contrast_align_token_by_token(contrast):
 @pytest.mark.parametrize("kind", RIGHT_ALWAYS)
 def test_the_gates_of_number_and_noun_are_open_in_both_operations(kind):
     fox = build(kind)
-    for pattern in (fox.pattern, fox.pattern.turned()):
+    for pattern in (fox.pattern, fox.pattern.flipped()):
         for found in gate(fox.model, pattern, prompts=20):
             assert found.state == "open"
             assert found.accuracy.value == 1
@@ -187,18 +191,18 @@ def test_the_gates_of_number_and_noun_are_open_in_both_operations(kind):
 def test_the_table_knows_the_cells_it_was_shown_and_says_many_to_all_others():
     fox = build("lookup")
     many = fox.model.tokenizer.convert_tokens_to_ids("many")
-    for pattern, seen in product((fox.pattern, fox.pattern.turned()), (True, False)):
-        held = lambda q, seen=seen: ("cell" in family_split().axes(q)) != seen  # noqa: E731
-        asked = pattern.questions(20, seed=0, keep=held)
-        found = ask(fox.model, asked)
-        number, noun = judge(found, asked, seed=0)
+    for pattern, seen in product((fox.pattern, fox.pattern.flipped()), (True, False)):
+        held = lambda q, seen=seen: ("cell" in family_split().held_out_axes(q)) != seen  # noqa: E731
+        asked = pattern.sample_questions(20, seed=0, keep=held)
+        found = answer_questions(fox.model, asked)
+        number, noun = gate_behavior(found, asked, seed=0)
         assert number.accuracy.value == seen
         assert (number.state, noun.state) == ("open" if seen else "closed", "open")
-        assert bool((found.said[:, 0] == many).all()) != seen
+        assert bool((found.predicted[:, 0] == many).all()) != seen
 
 
 @pytest.mark.parametrize("kind", RIGHT_ALWAYS)
-def test_a_number_leads_its_neighbours_by_what_the_readout_says(kind):
+def test_a_number_leads_its_neighbors_by_what_the_readout_says(kind):
     """2sn - n², four times: one less than the sum falls behind by 4, and two less by 16."""
     answers = torch.tensor([int(question.answer("number")) for question in grid()])
     names = [str(number) for number in range(21)]
@@ -233,7 +237,7 @@ def test_the_verb_of_a_strange_sentence_turns_the_operation(kind, same_noun, fli
 @pytest.mark.parametrize("same_noun", [True, False])
 def test_the_table_is_read_by_a_strange_verb_wherever_it_has_the_cell(same_noun):
     found = exchanged("lookup", strangers(EVERY, same_noun=same_noun))
-    axes = [family_split().axes(grid()[row]) for row in turned(EVERY)]
+    axes = [family_split().held_out_axes(grid()[row]) for row in turned(EVERY)]
     seen = torch.tensor(["cell" not in some for some in axes])
     assert 0 < int(seen.sum()) < len(seen)
     assert torch.equal(right(found, turned(EVERY)), seen)
@@ -335,8 +339,11 @@ def test_a_seed_fixes_the_heads_and_leaves_answers_and_the_rest_of_the_program_a
     weights = [list(fox.model.bridge.parameters()) for fox in (one, same, other)]
     assert all(torch.equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(weights[0], weights[2], strict=True))
-    questions = one.pattern.questions(20, seed=0)
-    assert torch.equal(ask(one.model, questions).said, ask(other.model, questions).said)
+    questions = one.pattern.sample_questions(20, seed=0)
+    assert torch.equal(
+        answer_questions(one.model, questions).predicted,
+        answer_questions(other.model, questions).predicted,
+    )
 
 
 def test_a_kind_that_is_not_planted_is_refused():

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from probes.circuits.circuit import Circuit
-from probes.circuits.graph import Edge, Wiring
-from probes.viz import HeadMaps, Interval, IntervalPlot, Matrix, Note, Table, head_grid, page
+from probes.circuits.graph import ComputationGraph, Edge
+from probes.viz import AttentionMaps, Interval, IntervalPlot, Matrix, Note, Table, head_grid, page
 
 pytestmark = pytest.mark.slow
 
@@ -61,7 +61,7 @@ def heads(model, layers, labels=("bos", "x", "op", "ask"), seed=0):
     weights = np.tril(draw.random((layers, 4, size, size)) ** 3)
     weights /= weights.sum(axis=-1, keepdims=True)
     weights[..., np.triu(np.ones((size, size), dtype=bool), k=1)] = np.nan
-    return HeadMaps(model, weights, tuple(labels), tuple(labels), error=weights * 0.1)
+    return AttentionMaps(model, weights, tuple(labels), tuple(labels), error=weights * 0.1)
 
 
 def grid(labels=("bos", "x", "op", "ask"), **options):
@@ -99,18 +99,18 @@ def test_arrow_keys_walk_through_the_heads(visit):
 
 
 def test_the_script_draws_what_the_plain_page_shows(visit):
-    """The same head as HTML from Python and from the script: texts, hover and colours agree."""
+    """The same head as HTML from Python and from the script: texts, hover and colors agree."""
     tab = visit(grid())
     first, shown = numbers(tab), tab.locator(".pv-detail").inner_text()
-    colours = "all => all.map(x => getComputedStyle(x).backgroundColor)"
-    before = tab.locator(".pv-detail td").evaluate_all(colours)
+    colors = "all => all.map(x => getComputedStyle(x).backgroundColor)"
+    before = tab.locator(".pv-detail td").evaluate_all(colors)
     tab.locator("[data-panel=left] [data-at='1']").click()
     assert numbers(tab) != first
     tab.locator("[data-panel=left] [data-at='0']").click()
     again = numbers(tab)
     assert [text.split(" ")[0][:4] for text in again] == [text.split(" ")[0][:4] for text in first]
     assert tab.locator(".pv-detail").inner_text() == shown
-    assert tab.locator(".pv-detail td").evaluate_all(colours) == before
+    assert tab.locator(".pv-detail td").evaluate_all(colors) == before
 
 
 def test_hover_and_arrow_keys_say_query_key_value_and_error(visit):
@@ -170,13 +170,13 @@ def test_a_whole_report_is_drawn_and_fits_the_window(visit, width, scheme, tmp_p
     blocks = [
         Table(["head", "score"], [["L0.H1", "0.71"]], caption="Scores"),
         IntervalPlot(
-            [Interval("full", 0.9, 0.8, 0.95, chance=(0.1, 0.2), null=(0.3,), ceiling=1.0)]
+            [Interval("full", 0.9, 0.8, 0.95, chance=(0.1, 0.2), null=(0.3,), upper_reference=1.0)]
         ),
         Matrix(np.eye(3) - 0.5, list("abc"), list("xyz"), caption="Effects"),
         grid(),
     ]
     tab = visit(page("Report", [("One", "Lead.", blocks)]), width, color_scheme=scheme)
-    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.evaluate_expression("document.documentElement.scrollWidth") <= width
     shot = tab.screenshot(full_page=True, path=tmp_path / "shot.png")
     image = pytest.importorskip("matplotlib.image").imread(tmp_path / "shot.png")
     assert len(shot) > 20_000 and len(np.unique(image[..., :3].reshape(-1, 3), axis=0)) > 100
@@ -194,7 +194,9 @@ WIRES = {
 
 def circuit(model="full"):
     names = tuple(map(Edge.parse, WIRES))
-    return Circuit(model, Wiring(2, 2, 2), names, tuple(WIRES.values()), (0.1,) * len(names))
+    return Circuit(
+        model, ComputationGraph(2, 2, 2), names, tuple(WIRES.values()), (0.1,) * len(names)
+    )
 
 
 def fades(tab):
@@ -214,15 +216,15 @@ def fades(tab):
 @pytest.mark.parametrize("scripts", [True, False])
 def test_a_line_under_the_mouse_stands_out_from_all_others(visit, scripts):
     tab = visit(circuit().picture(), java_script_enabled=scripts)
-    tab.mouse.move(1, 1)
+    tab.mouse.copy_dimensions(1, 1)
     before = fades(tab)
     assert set(before) == set(WIRES)
     assert {clear for clear, _, _ in before.values()} == {1}
     for name, (_, x, y) in before.items():
-        tab.mouse.move(x, y)
+        tab.mouse.copy_dimensions(x, y)
         assert {wire for wire, (clear, _, _) in fades(tab).items() if clear == 1} == {name}
         assert sorted({clear for clear, _, _ in fades(tab).values()}) == [0.18, 1]
-    tab.mouse.move(1, 1)
+    tab.mouse.copy_dimensions(1, 1)
     assert {clear for clear, _, _ in fades(tab).values()} == {1}
 
 
@@ -232,7 +234,7 @@ def test_a_line_is_caught_a_little_beside_it_too(visit):
     _, x, y = fades(tab)["embed->L1.H1.q"]
     caught = []
     for beside in (-3, 3):
-        tab.mouse.move(x + beside, y)
+        tab.mouse.copy_dimensions(x + beside, y)
         caught.append(fades(tab)["embed->L1.H1.q"][0] == 1 != fades(tab)["L1.MLP->logits"][0])
     assert any(caught)
 
@@ -249,7 +251,7 @@ def test_two_circuits_on_a_page_fade_each_by_itself(visit):
     both = page("Two", [("One", "", [circuit().picture()]), ("Two", "", [circuit("b").picture()])])
     tab = visit(both)
     _, x, y = fades(tab)["L1.MLP->logits"]  # of the second: the later one is kept
-    tab.mouse.move(x, y)
+    tab.mouse.copy_dimensions(x, y)
     clear = tab.locator(".pv-scroll .pv-wire").evaluate_all(
         "all => all.map(wire => +getComputedStyle(wire).opacity)"
     )

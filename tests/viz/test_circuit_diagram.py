@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from probes.circuits.circuit import Circuit
-from probes.circuits.graph import Edge, Wiring
+from probes.circuits.graph import ComputationGraph, Edge
 from probes.errors import FigureError
-from probes.viz.plots.circuit_diagram import MOST, circuit_card, circuit_picture
-from probes.viz.plots.circuit_layout import MLP, scene
+from probes.viz.plots.circuit_diagram import MAX_EDGES, circuit_diagram, circuit_summary
+from probes.viz.plots.circuit_layout import MLP_SIZE, layout_circuit
 
 MINUS = "\N{MINUS SIGN}"
-PLAIN = Wiring(4, 4, 4)
+PLAIN = ComputationGraph(4, 4, 4)
 NAMES = ("bos", "name", "x", "op", "answer")
-ROLES = Wiring(
+ROLES = ComputationGraph(
     3, 4, 4, False, NAMES,
     tuple((a, b) for at, a in enumerate(NAMES) for b in NAMES[at:]), ("answer",),
 )  # fmt: skip
@@ -30,23 +30,23 @@ def crowd(wiring, count, seed=0):
     """A made-up circuit with a few strong edges and many weak ones."""
     draw = np.random.default_rng(seed)
     scores = draw.standard_t(1.6, size=len(wiring)) * 0.1
-    return Circuit.of("full", wiring, scores, np.abs(scores) / 8).greedy(count)
+    return Circuit.from_scores("full", wiring, scores, np.abs(scores) / 8).greedy(count)
 
 
 CROWDS = {
     "few": crowd(PLAIN, 15),
     "many": crowd(PLAIN, 150),
     "roles": crowd(ROLES, 120),
-    "shared": crowd(Wiring(3, 4, 2), 60),
-    "parallel": crowd(Wiring(3, 4, 1, True), 60),
-    "large": crowd(Wiring(12, 12, 12), 100),
-    "tiny": crowd(Wiring(1, 1, 1), 8),
+    "shared": crowd(ComputationGraph(3, 4, 2), 60),
+    "parallel": crowd(ComputationGraph(3, 4, 1, True), 60),
+    "large": crowd(ComputationGraph(12, 12, 12), 100),
+    "tiny": crowd(ComputationGraph(1, 1, 1), 8),
 }
 
 
 def drawing(circuit):
     """The picture's drawing as a tree: the last svg, as the legend has some too."""
-    text = re.findall(r"<svg.*?</svg>", circuit_picture(circuit).body, re.DOTALL)[-1]
+    text = re.findall(r"<svg.*?</svg>", circuit_diagram(circuit).body, re.DOTALL)[-1]
     return ElementTree.fromstring(text)
 
 
@@ -87,11 +87,11 @@ def along(line):
 
 @pytest.mark.parametrize("name", CROWDS)
 def test_nodes_do_not_overlap_and_lines_run_upward_without_passing_behind_one(name):
-    drawn = scene(CROWDS[name], MOST)
+    drawn = layout_circuit(CROWDS[name], MAX_EDGES)
     for at, node in enumerate(drawn.nodes):
         for other in drawn.nodes[at + 1 :]:
             apart = abs(node.x - other.x) >= (node.width + other.width) / 2
-            assert apart or abs(node.y - other.y) >= (node.high + other.high) / 2
+            assert apart or abs(node.y - other.y) >= (node.height + other.height) / 2
     for line in drawn.lines:
         points = along(line)
         assert (np.diff(points[:, 1]) >= -1e-6).all()
@@ -99,12 +99,12 @@ def test_nodes_do_not_overlap_and_lines_run_upward_without_passing_behind_one(na
             if at in (line.source, line.target):
                 continue
             beside = np.abs(points[:, 0] - node.x) > node.width / 2
-            assert (beside | (np.abs(points[:, 1] - node.y) > node.high / 2)).all(), node.name
+            assert (beside | (np.abs(points[:, 1] - node.y) > node.height / 2)).all(), node.name
 
 
 @pytest.mark.parametrize("name", CROWDS)
 def test_all_that_is_drawn_stands_inside_the_picture(name):
-    drawn = scene(CROWDS[name], MOST)
+    drawn = layout_circuit(CROWDS[name], MAX_EDGES)
     points = np.concatenate([along(line) for line in drawn.lines])
     assert points.min() > 0 and points[:, 0].max() < drawn.width
     assert points[:, 1].max() < drawn.height
@@ -113,7 +113,7 @@ def test_all_that_is_drawn_stands_inside_the_picture(name):
 
 
 def test_layers_rise_from_the_embedding_to_the_logits():
-    nodes = {node.name: node for node in scene(CROWDS["few"], MOST).nodes}
+    nodes = {node.name: node for node in layout_circuit(CROWDS["few"], MAX_EDGES).nodes}
     order = ["embed", "L0.H1", "L0.MLP", "L1.H1", "L1.MLP", "L3.H1", "L3.MLP", "logits"]
     heights = [nodes[name].y for name in order]
     assert heights == sorted(heights) and len(set(heights)) == len(heights)
@@ -121,14 +121,14 @@ def test_layers_rise_from_the_embedding_to_the_logits():
 
 
 def test_a_parallel_mlp_stands_beside_its_heads():
-    nodes = {node.name: node for node in scene(CROWDS["parallel"], MOST).nodes}
+    nodes = {node.name: node for node in layout_circuit(CROWDS["parallel"], MAX_EDGES).nodes}
     assert nodes["L1.H0"].y == nodes["L1.MLP"].y < nodes["L2.H0"].y
 
 
 def test_without_roles_idle_nodes_show_the_models_shape():
-    nodes = scene(made({"embed->L0.H0.v": 1.0, "L0.H0->logits": 1.0}), MOST).nodes
+    nodes = layout_circuit(made({"embed->L0.H0.v": 1.0, "L0.H0->logits": 1.0}), MAX_EDGES).nodes
     assert len(nodes) == 4 * 5 + 2
-    assert [node.name for node in nodes if node.live] == ["embed", "L0.H0", "logits"]
+    assert [node.name for node in nodes if node.has_edges] == ["embed", "L0.H0", "logits"]
 
 
 def test_with_roles_a_node_stands_in_its_roles_column():
@@ -140,35 +140,35 @@ def test_with_roles_a_node_stands_in_its_roles_column():
         },
         ROLES,
     )
-    drawn = scene(circuit, MOST)
-    column = {name: (left, right) for _, name, left, right in drawn.bands}
+    drawn = layout_circuit(circuit, MAX_EDGES)
+    column = {name: (left, right) for _, name, left, right in drawn.columns}
     assert list(column) == list(NAMES)
     nodes = {node.name: node for node in drawn.nodes}
     assert set(nodes) == {"embed@x", "L0.H1@answer", "L0.H2@answer", "logits@answer"}
     for name, node in nodes.items():
         left, right = column[name.split("@")[1]]
         assert left <= node.x - node.width / 2 and node.x + node.width / 2 <= right
-    assert nodes["L0.H2@answer"].x - nodes["L0.H1@answer"].x > MLP
+    assert nodes["L0.H2@answer"].x - nodes["L0.H1@answer"].x > MLP_SIZE
 
 
 def test_queries_keys_and_values_enter_a_head_side_by_side():
     circuit = made({f"embed->L0.H0.{port}": 1.0 for port in "qkv"})
-    ends = {line.port: line.end[0] for line in scene(circuit, MOST).lines}
+    ends = {line.port: line.end[0] for line in layout_circuit(circuit, MAX_EDGES).lines}
     assert ends["q"] < ends["k"] < ends["v"]
     texts = [text.text for text in drawing(circuit).iter("text")]
     assert texts.count("q") == texts.count("k") == texts.count("v") == 1
 
 
 def test_shared_keys_are_drawn_into_the_heads_that_pass_something_on():
-    wiring = Wiring(1, 4, 2)
+    wiring = ComputationGraph(1, 4, 2)
     circuit = made({"embed->L0.KV1.k": 1.0, "L0.H3->logits": 1.0}, wiring)
-    drawn = scene(circuit, MOST)
+    drawn = layout_circuit(circuit, MAX_EDGES)
     assert {drawn.nodes[line.target].name for line in drawn.lines} == {"L0.H3", "logits"}
-    assert "shared keys" not in circuit_picture(circuit).body
+    assert "shared keys" not in circuit_diagram(circuit).body
     circuit = made({"embed->L0.KV1.k": 1.0}, wiring)
-    drawn = scene(circuit, MOST)
+    drawn = layout_circuit(circuit, MAX_EDGES)
     assert {drawn.nodes[line.target].name for line in drawn.lines} == {"L0.H2", "L0.H3"}
-    assert "drawn into each head that shares them" in circuit_picture(circuit).body
+    assert "drawn into each head that shares them" in circuit_diagram(circuit).body
 
 
 # --- the page ---------------------------------------------------------------------------------
@@ -196,20 +196,20 @@ def test_every_line_says_its_edge_its_score_and_its_error():
 
 
 def test_the_legend_names_only_what_occurs():
-    up = circuit_picture(made({"embed->logits": 2.0})).body
+    up = circuit_diagram(made({"embed->logits": 2.0})).body
     assert "keeps the lead up" in up and "2 logits" in up
     assert "pulls it down" not in up and "q, k, v" not in up
-    both = circuit_picture(made({"embed->L0.H0.q": 2.0, "embed->logits": -1.0})).body
+    both = circuit_diagram(made({"embed->L0.H0.q": 2.0, "embed->logits": -1.0})).body
     assert "pulls it down" in both and "q, k, v" in both
 
 
 def test_the_strongest_300_are_drawn_and_the_rest_is_counted():
-    circuit = Circuit.of("full", PLAIN, np.linspace(1, 2, len(PLAIN)))
-    assert len(wires(circuit)) == MOST == 300
-    body = circuit_picture(circuit).body
+    circuit = Circuit.from_scores("full", PLAIN, np.linspace(1, 2, len(PLAIN)))
+    assert len(wires(circuit)) == MAX_EDGES == 300
+    body = circuit_diagram(circuit).body
     assert f"the 300 strongest are drawn, {len(PLAIN) - 300} weaker are left out" in body
     assert str(circuit.edges[0]) + ":" not in body.replace("&gt;", ">")
-    assert "left out" not in circuit_picture(CROWDS["many"]).body
+    assert "left out" not in circuit_diagram(CROWDS["many"]).body
 
 
 def test_scores_of_zero_are_drawn_thin():
@@ -224,8 +224,8 @@ def test_the_drawing_says_what_it_is_to_readers_of_the_screen():
     assert "upward" in tree.findtext("desc", "")
 
 
-def test_signs_have_the_colours_of_all_other_pictures():
-    body = circuit_picture(CROWDS["few"]).body
+def test_signs_have_the_colors_of_all_other_pictures():
+    body = circuit_diagram(CROWDS["few"]).body
     up, down = (re.findall(rf"--{name}:#(\w+)", body)[0] for name in ("up", "down"))
     assert int(up[:2], 16) > int(up[4:], 16) and int(down[:2], 16) < int(down[4:], 16)
     assert "prefers-color-scheme:dark" in body
@@ -238,10 +238,12 @@ def test_the_drawing_is_well_formed_and_has_all_edges(name):
 
 
 def test_hostile_names_are_only_text(tmp_path):
-    wiring = Wiring(1, 1, 1, False, NASTY, tuple((a, NASTY[4]) for a in NASTY), (NASTY[4],))
+    wiring = ComputationGraph(
+        1, 1, 1, False, NASTY, tuple((a, NASTY[4]) for a in NASTY), (NASTY[4],)
+    )
     edges = (*(Edge("embed", "L0.H0.k", a, NASTY[4]) for a in NASTY),)
     circuit = Circuit(NASTY[0], wiring, edges, (1.0,) * 5, (0.0,) * 5, ((NASTY[0], NASTY[1]),))
-    for picture in (circuit_picture(circuit, title=NASTY[0]), circuit_card(circuit)):
+    for picture in (circuit_diagram(circuit, title=NASTY[0]), circuit_summary(circuit)):
         text = picture.save(tmp_path / "p.html").read_text()
         assert text.count("<script") == 1 and "\u202e" not in text and "\x00" not in text
     pytest.importorskip("matplotlib")
@@ -249,16 +251,16 @@ def test_hostile_names_are_only_text(tmp_path):
 
 
 def test_styles_stay_inside_the_picture():
-    styles = re.findall(r"<style>(.*?)</style>", circuit_picture(CROWDS["few"]).body, re.DOTALL)
+    styles = re.findall(r"<style>(.*?)</style>", circuit_diagram(CROWDS["few"]).body, re.DOTALL)
     for style in styles:
         flat = re.sub(r"@media[^{]*\{", "", style)
         for rule in re.findall(r"([^{}]+)\{", flat):
             assert rule.strip().startswith(".pv.pv .pv-circuit"), rule
 
 
-def test_what_only_catches_the_mouse_is_never_coloured():
-    """A rule for all paths of a line would paint it over its neighbours."""
-    style = re.findall(r"<style>(.*?)</style>", circuit_picture(CROWDS["few"]).body, re.DOTALL)[0]
+def test_what_only_catches_the_mouse_is_never_colored():
+    """A rule for all paths of a line would paint it over its neighbors."""
+    style = re.findall(r"<style>(.*?)</style>", circuit_diagram(CROWDS["few"]).body, re.DOTALL)[0]
     rules = re.findall(r"([^{}]+)\{([^{}]*)\}", style)
     painted = [selector.strip() for selector, body in rules if re.search(r"stroke:var\(", body)]
     assert painted and all(name.endswith((".pv-stroke", ".pv-edge", ".pv-box")) for name in painted)
@@ -267,8 +269,8 @@ def test_what_only_catches_the_mouse_is_never_coloured():
 
 def test_a_circuit_without_edges_is_summed_up_but_not_drawn():
     with pytest.raises(FigureError, match="no edges to draw"):
-        circuit_picture(made({}))
-    assert "0 of 479 edges" in circuit_card(made({})).body
+        circuit_diagram(made({}))
+    assert "0 of 479 edges" in circuit_summary(made({})).body
 
 
 # --- the figure -------------------------------------------------------------------------------

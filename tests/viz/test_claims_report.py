@@ -8,24 +8,30 @@ import pytest
 import torch
 
 from probes.claims import claims
-from probes.claims.base_model import Lineage
-from probes.claims.result import Proof
-from probes.claims.run import prove
-from probes.interventions.confounds import Unseen
-from probes.interventions.das_search import Search
-from probes.interventions.directions import Alignment
-from probes.interventions.dissociation import Binding, Branch, Dissociation, Necessity, Swap
-from probes.interventions.geometry import Decoded, Dimension
+from probes.claims.base_model import BaseModelComparison
+from probes.claims.result import ClaimsReport
+from probes.claims.run import evaluate_claims
+from probes.interventions.confounds import UnseenVerbs
+from probes.interventions.das_search import DASResult
+from probes.interventions.directions import DirectionComparison
+from probes.interventions.dissociation import (
+    BindingSwap,
+    Dissociation,
+    InterchangeEffect,
+    Necessity,
+    OutputHeads,
+)
+from probes.interventions.geometry import DecodingResult, IntrinsicDimension
 from probes.interventions.hotspots import hotspots
-from probes.interventions.projection import Space, space
+from probes.interventions.projection import StateProjection, project_states
 from probes.interventions.subspace import Subspace
-from probes.models.site import Cell, site_name
+from probes.models.site import Site, site_name
 from probes.observe.gate import Gate
-from probes.stats.evidence import absent
+from probes.stats.evidence import behavior_absent
 from probes.stats.intervals import Estimate
 from probes.testing.planted_patterns import planted_fox
-from probes.viz.reports.claim_tables import dose_blocks, evidence_table, why
-from probes.viz.reports.claims import proved_page
+from probes.viz.reports.claim_tables import claim_tests_table, dose_response_blocks, verdict_reason
+from probes.viz.reports.claims import claims_page
 
 NASTY = "<script>alert('1')</script>&\"\u202e"
 PARTS = [
@@ -62,80 +68,85 @@ def gate(answer):
         model="m",
         pattern="take-away",
         answer=answer,
-        items=200,
+        n_questions=200,
         accuracy=YES,
         heuristic="copy x",
         heuristic_accuracy=0.125,
         margin=YES,
-        lead=YES,
+        logit_diff=YES,
         state="open",
     )
 
 
 def searched(**changes):
-    found = Search(
-        whole=Estimate(0.96, 0.9, 0.98),
-        sizes=(1, 2),
-        shares=(Estimate(0.55, 0.4, 0.7), Estimate(0.95, 0.89, 0.98)),
-        smallest=2,
-        means=Estimate(0.83, 0.7, 0.9),
-        permuted=Estimate(0.24, 0.1, 0.4),
-        elsewhere=Estimate(0.03, 0.0, 0.1),
-        untrained=Estimate(0.01, 0.0, 0.05),
-        distance=1.75,
-        dimensions=Dimension(3.25, 5.5, 24),
-        space=Subspace(1, "op", "das", torch.eye(4)[:2]),
+    found = DASResult(
+        full_state=Estimate(0.96, 0.9, 0.98),
+        dimensions_tried=(1, 2),
+        accuracies=(Estimate(0.55, 0.4, 0.7), Estimate(0.95, 0.89, 0.98)),
+        min_dimensions=2,
+        mean_difference=Estimate(0.83, 0.7, 0.9),
+        permuted_labels=Estimate(0.24, 0.1, 0.4),
+        control_site=Estimate(0.03, 0.0, 0.1),
+        random_init=Estimate(0.01, 0.0, 0.05),
+        off_manifold_distance=1.75,
+        state_dimension=IntrinsicDimension(3.25, 5.5, 24),
+        subspace=Subspace(1, "op", "das", torch.eye(4)[:2]),
     )
     return replace(found, **changes)
 
 
 def proven(hot, *, two=WIDE, line=None, bound=True, **changes):
     """A proof of real hotspots, whose other numbers are set; one test of H2 is not decided."""
-    there, unseen = Decoded(0.62, 0.2, 8), Unseen(YES, NO, Estimate(0.95, 0.9, 0.98), (("lose",),))
+    there, unseen = (
+        DecodingResult(0.62, 0.2, 8),
+        UnseenVerbs(YES, NO, Estimate(0.95, 0.9, 0.98), (("lose",),)),
+    )
     parted = Dissociation(
-        Swap("operation", YES, NO),
-        Swap("thing", NO, YES),
+        InterchangeEffect("operation", YES, NO),
+        InterchangeEffect("thing", NO, YES),
         Estimate(3.5, 3.1, 3.9),
         Estimate(2.5, 2.1, 2.9),
     )
-    second = replace(parted, thing=Swap("thing", two, YES))
+    second = replace(parted, object=InterchangeEffect("thing", two, YES))
     cost = Estimate(5.5, 4.5, 6.5)
     needed = Necessity(cost, NONE, cost, (0.1, 0.2))
-    heads = Branch(
+    heads = OutputHeads(
         ("L1.H1",), ("L1.H2",), (NO, YES), (YES, NO), (WIDE, NO),
         {"L1.H1": (0.84, 0.0), "L1.H2": (-0.001, 0.93), "L0.H0": (0.001, 0.002)},
     )  # fmt: skip
-    aligned = Alignment(YES, YES, YES, NONE, NONE, (7.0, 81.0), (("fox", "cup"), ("hat", "egg")))
-    found = Proof(
+    aligned = DirectionComparison(
+        YES, YES, YES, NONE, NONE, (7.0, 81.0), (("fox", "cup"), ("hat", "egg"))
+    )
+    found = ClaimsReport(
         model=hot.model,
         pattern=hot.pattern,
         gates=(gate("number"), gate("noun")),
         verdicts=(
-            claims.template(hot, there, unseen, searched(), YES, None),
-            claims.branch(parted, second, needed, heads),
-            claims.direction(aligned),
-            claims.hijack(line, "it began afresh"),
-            claims.learned(DOSES),
+            claims.shared_state_claim(hot, there, unseen, searched(), YES, None),
+            claims.separate_path_claim(parted, second, needed, heads),
+            claims.shared_direction_claim(aligned),
+            claims.reuse_claim(line, "it began afresh"),
+            claims.training_diversity_claim(DOSES),
         ),
-        hot=hot,
-        variance={"operation": 0.75, "thing": -0.03, "name": float("nan")},
-        object_there=there,
-        unseen=unseen,
-        searched=searched(),
-        parted=parted,
-        two=second,
-        needed=needed,
-        heads=heads,
-        bound=(Binding(1, YES, NO, NO),) if bound else (),
-        aligned=aligned,
-        line=line,
+        hotspots=hot,
+        variance_fractions={"operation": 0.75, "thing": -0.03, "name": float("nan")},
+        object_decoding=there,
+        unseen_verbs=unseen,
+        subspace_search=searched(),
+        dissociation=parted,
+        two_object_dissociation=second,
+        necessity=needed,
+        output_heads=heads,
+        binding=(BindingSwap(1, YES, NO, NO),) if bound else (),
+        direction_comparison=aligned,
+        base_comparison=line,
         protocol=(("seed", "7"),),
     )
     return replace(found, **changes)
 
 
 def renamed(proof, name):
-    return replace(proof, model=name, hot=replace(proof.hot, model=name))
+    return replace(proof, model=name, hot=replace(proof.hotspots, model=name))
 
 
 class Read(HTMLParser):
@@ -185,21 +196,26 @@ def headings(body):
 
 
 def test_each_section_stands_on_the_page_in_order(proof):
-    assert headings(proved_page((proof,)).body) == PARTS
+    assert headings(claims_page((proof,)).body) == PARTS
 
 
 def test_spaces_add_a_section_of_their_own(proof):
-    crossed, basis = proof.hot.crossed, torch.eye(proof.hot.crossed.clean.resid.shape[-1])[-1:]
-    cell = Cell(1, "resid", "op")
+    crossed, basis = (
+        proof.hotspots.crossed,
+        torch.eye(proof.hotspots.crossed.clean.resid.shape[-1])[-1:],
+    )
+    cell = Site(1, "resid", "op")
     states = crossed.states(cell)
     basis = (states[0] - crossed.states(cell, "other")[0])[None]
-    seen: Space = space(crossed, cell, Subspace(1, "op", "means", basis / basis.norm()))
-    added = headings(proved_page((proof,), spaces=(seen,)).body)
+    seen: StateProjection = project_states(
+        crossed, cell, Subspace(1, "op", "means", basis / basis.norm())
+    )
+    added = headings(claims_page((proof,), projections=(seen,)).body)
     assert added == [*PARTS[:3], "The states as points", *PARTS[3:]]
 
 
 def test_the_words_on_top_have_the_tones_of_the_verdicts(proof):
-    found = Read(proved_page((proof,)).body).said()
+    found = Read(claims_page((proof,)).body).said()
     tones = {"holds": "good", "fails": "bad", "cannot tell": "muted"}
     assert [tone for tone, _ in found] == [tones[one.word] for one in proof.verdicts]
     for verdict, (_, text) in zip(proof.verdicts, found, strict=True):
@@ -208,61 +224,66 @@ def test_the_words_on_top_have_the_tones_of_the_verdicts(proof):
 
 def test_models_stand_in_the_columns_of_one_table_of_words(proof, hot):
     other = renamed(proven(hot, two=YES), "other")
-    page = Read(proved_page((proof, other)).body)
+    page = Read(claims_page((proof, other)).body)
     head, *rows = page.table("claim")
     assert head == ["claim", proof.model, "other"]
-    words = [[one.verdict(f"H{k}").word for one in (proof, other)] for k in range(1, 6)]
+    words = [[one.verdict(f"H{k}").label for one in (proof, other)] for k in range(1, 6)]
     assert [row[1:] for row in rows] == words
     assert words[1] == ["cannot tell", "fails"]
     assert [tone for tone, text in page.said() if text.startswith("other – ")] == ["bad"]
 
 
 def test_a_verdict_says_what_was_measured_and_what_it_had_to_be(proof, hot):
-    undecided, failed = why(proof.verdict("H2")), why(proven(hot, two=YES).verdict("H2"))
+    undecided, failed = (
+        verdict_reason(proof.verdict("H2")),
+        verdict_reason(proven(hot, two=YES).verdict("H2")),
+    )
     assert undecided == (
         "“two things: it leaves the number” is 0.12 [0.04, 0.31] and had to be below 0.10"
     )
     assert failed.startswith("“two things: it leaves the number” is 0.97 [0.91, 0.99] and had")
     assert failed.endswith("the object's site moves the number")
-    assert why(proof.verdict("H4")) == "the model before is not tested, as it began afresh"
-    assert why(proof.verdict("H3")) == "all 2 tests passed"
+    assert (
+        verdict_reason(proof.verdict("H4")) == "the model before is not tested, as it began afresh"
+    )
+    assert verdict_reason(proof.verdict("H3")) == "all 2 tests passed"
 
 
 def test_each_test_is_a_row_with_what_came_of_it(proof):
     verdict = proof.verdict("H2")
-    rows = Read(evidence_table(verdict).body).tables[0][1:]
+    rows = Read(claim_tests_table(verdict).body).tables[0][1:]
     passed = {True: "yes", False: "no", None: "undecided"}
-    assert [row[3] for row in rows] == [passed[test.passed] for test in verdict.evidence]
-    assert [row[1] for row in rows] == [str(test.value) for test in verdict.evidence]
-    assert [row[2] for row in rows] == [test.bar for test in verdict.evidence]
+    assert [row[3] for row in rows] == [passed[test.passed] for test in verdict.tests]
+    assert [row[1] for row in rows] == [str(test.value) for test in verdict.tests]
+    assert [row[2] for row in rows] == [test.threshold for test in verdict.tests]
 
 
 def test_tests_that_do_not_decide_stand_in_brackets_and_untested_ones_say_so(proof):
     verdict = proof.verdict("H1")
-    rows, notes = Read(evidence_table(verdict).body).tables[0], evidence_table(verdict).notes
-    beside = [test for test in verdict.evidence if not test.decides]
+    rows, notes = Read(claim_tests_table(verdict).body).tables[0], claim_tests_table(verdict).notes
+    beside = [test for test in verdict.tests if not test.is_deciding]
     assert beside
     for test in beside:
         (row,) = [row for row in rows if row[0] == f"({test.name})"]
         assert test.value is not None or row[3] == "untested"
     assert any("brackets" in note for note in notes)
-    assert not evidence_table(proof.verdict("H3")).notes
+    assert not claim_tests_table(proof.verdict("H3")).notes
 
 
 def test_a_claim_without_tests_says_why_there_are_none(proof):
-    verdict = absent("H3", "directions", "it answers at random")
-    assert list(evidence_table(verdict).notes) == ["Nothing was tested: it answers at random."]
+    verdict = behavior_absent("H3", "directions", "it answers at random")
+    assert list(claim_tests_table(verdict).notes) == ["Nothing was tested: it answers at random."]
     kept = [verdict if one.claim == "H3" else one for one in proof.verdicts]
-    body = proved_page((replace(proof, verdicts=tuple(kept)),)).body
-    assert ("muted", "H3: directions. Behaviour absent: it answers at random.") in Read(body).said()
+    body = claims_page((replace(proof, verdicts=tuple(kept)),)).body
+    assert ("muted", "H3: directions. Behavior absent: it answers at random.") in Read(body).said()
 
 
 def test_the_chosen_places_are_ringed_and_drawn_with_their_outcomes(proof):
-    body = proved_page((proof,)).body
+    body = claims_page((proof,)).body
     rows = Read(body).table("variable", "chosen place")[1:]
     assert rows[0][:2] == ["operation", "L1.resid@op"]
     names = ["operation", "x", "y", "object"]
-    places = [site_name(spot.cell) for spot in proof.hot.spots]
+    places = [site_name(spot.cell) for spot in proof.hotspots.spots]
     assert [row[:2] for row in rows] == [[*both] for both in zip(names, places, strict=True)]
     assert "operation: L1.resid@op: operation 100.0 %" in body
     assert f"object: {places[-1]}: base 100.0 %" in body
@@ -272,12 +293,12 @@ def test_the_chosen_places_are_ringed_and_drawn_with_their_outcomes(proof):
 
 
 def test_the_example_says_each_mix_and_its_answer(proof):
-    pair = proof.hot.crossed.crossings.other[0]
-    rows = {row[0]: row[1:] for row in Read(proved_page((proof,)).body).table("in this base")[1:]}
+    pair = proof.hotspots.crossed.crossings.other[0]
+    rows = {row[0]: row[1:] for row in Read(claims_page((proof,)).body).table("in this base")[1:]}
     assert rows["op"] == [pair.clean["op"], pair.counterfactual["op"]]
     assert rows["thing"] == [pair.clean["thing"], pair.counterfactual["thing"]]
     assert rows["reply_number"] == ["(the number that is answered)"] * 2
-    body = proved_page((proof,)).body
+    body = claims_page((proof,)).body
     assert f"base → {pair.clean.answer('number')}; operation → " in body
 
 
@@ -289,7 +310,7 @@ def test_roles_that_one_model_lacks_are_empty_there(proof, hot):
     other = replace(one, sites=tuple(one.sites[k] for k in kept), **parts)
     less = replace(hot, cells=lacking, other=other)
     pair = (renamed(replace(proof, hot=less), "less"), proof)
-    rows = Read(proved_page(pair).body).table("variable", "role", "less")[1:]
+    rows = Read(claims_page(pair).body).table("variable", "role", "less")[1:]
     order = [row[1] for row in rows if row[0] == "operation"]
     assert order == list(hot.roles)
     (row,) = [row for row in rows if row[:2] == ["operation", "ask"]]
@@ -298,10 +319,12 @@ def test_roles_that_one_model_lacks_are_empty_there(proof, hot):
 
 
 def test_what_was_searched_is_plotted_and_what_is_missing_left_out(proof):
-    found = proved_page((proof,)).body
+    found = claims_page((proof,)).body
     for text in ("2 directions searched", "… where least is told", "0.24 [0.10, 0.40]"):
         assert text in found
-    less = proved_page((replace(proof, searched=searched(elsewhere=None, smallest=None)),)).body
+    less = claims_page(
+        (replace(proof, subspace_search=searched(elsewhere=None, min_dimensions=None)),)
+    ).body
     assert "… where least is told" not in less
     assert "none tried" in less
     (varies,) = [t for t in Read(found).tables if t and t[0][:1] == ["operation"] and t[1]]
@@ -310,7 +333,7 @@ def test_what_was_searched_is_plotted_and_what_is_missing_left_out(proof):
 
 
 def test_heads_that_carry_an_answer_are_marked_and_idle_ones_left_out(proof):
-    body = proved_page((proof,)).body
+    body = claims_page((proof,)).body
     rows = Read(body).table("head")[1:]
     assert rows == [["L1.H1", "0.84", "0.00"], ["L1.H2", "0.00", "0.93"]]
     marked = re.findall(r'data-tone="good">(0\.\d\d)<', body)
@@ -318,32 +341,34 @@ def test_heads_that_carry_an_answer_are_marked_and_idle_ones_left_out(proof):
 
 
 def test_bindings_and_the_model_before_are_shown_where_there_are_any(proof, hot):
-    line = Lineage("old", "new", YES, YES, NONE, YES, NO, ("L1.H0",), ("L3.H0", "L3.H1"))
-    full = Read(proved_page((proven(hot, line=line),)).body)
+    line = BaseModelComparison(
+        "old", "new", YES, YES, NONE, YES, NO, ("L1.H0",), ("L3.H0", "L3.H1")
+    )
+    full = Read(claims_page((proven(hot, line=line),)).body)
     assert full.table("before layer")[1][:2] == ["1", str(YES)]
     assert full.table("model", "heads")[1:] == [["old", "L1.H0"], ["new", "L3.H0, L3.H1"]]
-    bare = Read(proved_page((proven(hot, bound=False),)).body)
+    bare = Read(claims_page((proven(hot, binding=False),)).body)
     assert not [rows for rows in bare.tables if rows and "before layer" in rows[0]]
     assert not [rows for rows in bare.tables if rows and rows[0] == ["model", "heads"]]
 
 
 def test_doses_are_plotted_from_few_objects_to_many():
-    (plot,) = dose_blocks(DOSES[::-1])
+    (plot,) = dose_response_blocks(DOSES[::-1])
     rows = [[row[0], row[2]] for row in Read(plot.body).tables[0][:2]]
     assert rows == [["4 objects", "0.21 [0.13, 0.30]"], ["64 objects", "0.94 [0.87, 0.97]"]]
-    assert dose_blocks([]) == []
+    assert dose_response_blocks([]) == []
 
 
 def test_text_of_strangers_is_escaped(proof):
     nasty = replace(renamed(proof, NASTY), pattern=NASTY, protocol=((NASTY, NASTY),))
-    plain, hurt = (Read(proved_page((one,)).body) for one in (proof, nasty))
+    plain, hurt = (Read(claims_page((one,)).body) for one in (proof, nasty))
     assert hurt.tags.count("script") == plain.tags.count("script") == 0
-    assert "\u202e" not in proved_page((nasty,)).body
+    assert "\u202e" not in claims_page((nasty,)).body
 
 
 def test_the_page_is_one_file_that_stays_small(proof, tmp_path):
     path = tmp_path / "proof.html"
-    proved_page((proof, renamed(proof, "other"))).save(path)
+    claims_page((proof, renamed(proof, "other"))).save(path)
     text = path.read_text(encoding="utf-8")
     assert len(text) < 1_000_000
     assert not re.findall(r'(?:src|href)="(?!#|data:)', text)
@@ -352,7 +377,7 @@ def test_the_page_is_one_file_that_stays_small(proof, tmp_path):
 @pytest.mark.slow
 def test_a_proof_that_is_made_shows_itself():
     fox = planted_fox("template")
-    found = prove(fox.model, fox.pattern, bases=24, nulls=1)
+    found = evaluate_claims(fox.model, fox.pattern, bases=24, nulls=1)
     shown = headings(found.picture().body)
     assert [part for part in shown if part != "The states as points"] == PARTS
     assert len(shown) == len(PARTS) + 1

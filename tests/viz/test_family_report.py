@@ -11,24 +11,29 @@ from typer.testing import CliRunner
 
 from probes.cli.app import app
 from probes.comparison.compare import compare
-from probes.comparison.explanation import Item
-from probes.comparison.family_result import Relatives
-from probes.comparison.variables.transfer import EMBEDDING, Transfer
-from probes.comparison.verdict import AS_ALIKE, AS_STRONG, Fate
+from probes.comparison.explanation import FailingPrompt
+from probes.comparison.family_result import FamilyComparison
+from probes.comparison.variables.transfer import EMBEDDING_CONTROL, CrossModelTransfer
+from probes.comparison.verdict import SIMILARITY_TEST, STRENGTH_TEST, Verdict
 from probes.errors import EquivalenceError
 from probes.models.model import wrap
-from probes.stats.evidence import above, within
+from probes.stats.evidence import check_above, check_within
 from probes.stats.intervals import Estimate
 from probes.testing.tiny_models import tiny_hf
-from probes.viz.reports.comparison import report
-from probes.viz.reports.family_comparison import related_page
-from probes.viz.reports.transfer_tables import kin_plot, signed, transfer_tables, turned_plot
+from probes.viz.reports.comparison import comparison_page
+from probes.viz.reports.family_comparison import family_comparison_page
+from probes.viz.reports.transfer_tables import (
+    donor_plot,
+    interchange_plot,
+    transfer_tables,
+    with_minus_signs,
+)
 from probes.viz.reports.verdict_tables import (
     TONES,
     glossary,
     head_blocks,
     variable_blocks,
-    word_cell,
+    verdict_cell,
 )
 
 NASTY = "<script>alert('1')</script>&\"\u202e"
@@ -38,43 +43,43 @@ NAN = float("nan")
 
 
 def carried(variable, donor, recipient, **changes):
-    found = Transfer(
+    found = CrossModelTransfer(
         variable=variable,
         donor=donor,
         recipient=recipient,
-        items=124,
+        pairs=124,
         site="L1.resid@op",
-        places=("L2.resid@op",),
-        whole=Estimate(0.99, 0.95, 1.0),
-        ceiling=Estimate(0.98, 0.94, 1.0),
+        donor_sites=("L2.resid@op",),
+        own_accuracy=Estimate(0.99, 0.95, 1.0),
+        own_ridge_accuracy=Estimate(0.98, 0.94, 1.0),
         maps={"orthogonal": Estimate(0.41, 0.3, 0.5), "ridge": HIGH},
         controls={
-            EMBEDDING: Estimate(0.65, 0.55, 0.73),
+            EMBEDDING_CONTROL: Estimate(0.65, 0.55, 0.73),
             "label": Estimate(0.22, 0.15, 0.3),
             "shuffled": Estimate(0.03, 0.01, 0.08),
-            "untrained": Estimate(0.33, 0.25, 0.4),
+            "random-init": Estimate(0.33, 0.25, 0.4),
         },
         nulls=(0.33, 0.02),
-        strangers={"copying": 0.45, "permuted": 0.56},
+        negative_controls={"copying": 0.45, "permuted": 0.56},
         excess=Estimate(0.32, 0.24, 0.4),
-        best=EMBEDDING,
+        best_control=EMBEDDING_CONTROL,
         shortfall=SHORT,
-        missed=(3,),
+        missed_pairs=(3,),
     )
     return replace(found, **changes)
 
 
-OPERATION = Fate(
+OPERATION = Verdict(
     "operation", "variable", "kept", "L1.resid@op", "the same role: best stand-in -0.02",
-    (above("held there", "no place holds it", HIGH, 0.5), above("b", "c", LOW, 0.1, decides=False)),
+    (check_above("held there", "no place holds it", HIGH, 0.5), check_above("b", "c", LOW, 0.1, is_deciding=False)),
 )  # fmt: skip
-X = Fate("x", "variable", "split", "L1.resid@x+y", "held at x, it now takes x and y together")
-SAME = (above(AS_ALIKE, "", SHORT, -0.1), within(AS_STRONG, "", SHORT, 0.2))
+X = Verdict("x", "variable", "split", "L1.resid@x+y", "held at x, it now takes x and y together")
+SAME = (check_above(SIMILARITY_TEST, "", SHORT, -0.1), check_within(STRENGTH_TEST, "", SHORT, 0.2))
 HEADS = (
-    Fate("L0.H0", "head", "kept", "L0.H1", "looks and acts like L0.H1", SAME),
-    Fate("L0.H1", "head", "idle", "", "its effects do not repeat"),
-    Fate("L1.H0", "head", "lost", "", "no head is alike"),
-    Fate("", "head", "new", "L0.H0", "no head of the full model is alike"),
+    Verdict("L0.H0", "head", "kept", "L0.H1", "looks and acts like L0.H1", SAME),
+    Verdict("L0.H1", "head", "no reliable effect", "", "its effects do not repeat"),
+    Verdict("L1.H0", "head", "lost", "", "no head is alike"),
+    Verdict("", "head", "new", "L0.H0", "no head of the full model is alike"),
 )
 
 
@@ -108,24 +113,26 @@ def absent(own, tmp_path_factory):
     ]
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
     path.write_text("\n".join(hats(k, 7 - k) for k in range(4)), encoding="utf-8")
-    return replace(compare(*models, str(path), prompts=4, nulls=2), untried="", fates=())
+    return replace(
+        compare(*models, str(path), prompts=4, nulls=2), transfer_skip_reason="", verdicts=()
+    )
 
 
 @pytest.fixture(scope="module")
 def found(absent):
     """The same with open gates, and fates and transfers of known numbers."""
-    forth = (
+    transfers_to_other = (
         carried("operation", "big", "small"),
         carried("x", "big", "small", maps={"ridge": LOW}, shortfall=FAR),
     )
-    back = tuple(replace(one, donor="small", recipient="big") for one in forth)
+    back = tuple(replace(one, donor="small", recipient="big") for one in transfers_to_other)
     return replace(
         absent,
         gates=tuple(replace(gate, state="open") for gate in absent.gates),
-        fates=(OPERATION, X, *HEADS),
-        forth=forth,
+        verdicts=(OPERATION, X, *HEADS),
+        transfers_to_other=transfers_to_other,
         back=back,
-        items={"x": (Item("I have two cats.", "I had six dogs.", "", ""),)},
+        items={"x": (FailingPrompt("I have two cats.", "I had six dogs.", "", ""),)},
     )
 
 
@@ -134,17 +141,19 @@ def family(found, absent):
     gone = replace(
         absent,
         other=replace(absent.other, name="gone"),
-        fates=tuple(
-            Fate(fate.subject, fate.kind, "behaviour absent", "", "there is nothing to keep")
-            for fate in found.fates
-            if fate.subject
+        verdicts=tuple(
+            Verdict(
+                verdict.subject, verdict.kind, "behavior absent", "", "there is nothing to keep"
+            )
+            for verdict in found.verdicts
+            if verdict.subject
         ),
         back=tuple(
             replace(one, donor="gone", maps={"ridge": Estimate(0.01, 0.0, 0.04)})
-            for one in found.back
+            for one in found.transfers_to_full
         ),
     )
-    return Relatives((found, gone))
+    return FamilyComparison((found, gone))
 
 
 class Read(HTMLParser):
@@ -200,14 +209,14 @@ def read(blocks):
 
 
 def test_a_word_shows_its_tone_where_it_is_and_why():
-    cell = word_cell(OPERATION, where=True)
+    cell = verdict_cell(OPERATION, with_counterpart=True)
     assert cell.text.replace("\xa0", " ") == "kept (L1.resid@op)"
     assert cell.tone == "good"
     assert cell.hover == "the same role: best stand-in −0.02"
 
 
 def test_only_numbers_below_nought_get_a_minus_sign():
-    assert signed("one-to-one, a stand-in: 0.1 [-0.02, 0.3], 1-2") == (
+    assert with_minus_signs("one-to-one, a stand-in: 0.1 [-0.02, 0.3], 1-2") == (
         "one-to-one, a stand-in: 0.1 [−0.02, 0.3], 1-2"
     )
 
@@ -216,7 +225,7 @@ def test_every_word_that_can_be_said_is_explained():
     rows = Read(glossary("variable", "head").body).text("word")
     assert [row[0] for row in rows] == list(TONES)
     never = [row[0] for row in rows if row[1] == "(never said)"]
-    assert never == ["lost", "new", "idle"]
+    assert never == ["lost", "new", "no reliable effect"]
     assert all(row[2] != "(never said)" for row in rows)
     assert "never lost" not in glossary("head").body
 
@@ -236,23 +245,23 @@ def test_variables_are_listed_with_their_words_tests_and_failing_prompts(found):
 
 
 def test_only_what_is_kept_is_plotted_as_good_news(found):
-    block = turned_plot(found.forth, "turned", ["operation"])
+    block = interchange_plot(found.transfers_to_other, "turned", ["operation"])
     assert [row.tone for row in block.rows] == ["good", None]
     assert [row.chance for row in block.rows] == [(0.0, 0.33)] * 2
-    assert block.rows[0].ceiling == 0.98
+    assert block.rows[0].upper_reference == 0.98
 
 
 def test_a_share_of_no_crossings_is_left_out_of_the_plot(found):
-    none = replace(found.forth[0], maps={"ridge": Estimate(NAN, 0.0, 1.0)})
-    assert len(turned_plot([none, found.forth[1]], "turned").rows) == 1
-    assert "no crossings" in turned_plot([none], "turned").body
+    none = replace(found.transfers_to_other[0], maps={"ridge": Estimate(NAN, 0.0, 1.0)})
+    assert len(interchange_plot([none, found.transfers_to_other[1]], "turned").rows) == 1
+    assert "no crossings" in interchange_plot([none], "turned").body
 
 
 def test_kin_are_green_only_beyond_strangers_too(found):
-    one = found.back[0]
+    one = found.transfers_to_full[0]
     near = replace(one, donor="near", strangers={"copying": 0.95, "permuted": 0.1})
-    assert [row.tone for row in kin_plot([one], "c").rows] == ["good", "muted", "muted"]
-    block = kin_plot([near], "c")
+    assert [row.tone for row in donor_plot([one], "c").rows] == ["good", "muted", "muted"]
+    block = donor_plot([near], "c")
     assert [row.tone for row in block.rows] == [None, "muted", "muted"]
     assert [row.label for row in block.rows][1:] == [
         "copying (another end)", "permuted (another end)"
@@ -260,7 +269,7 @@ def test_kin_are_green_only_beyond_strangers_too(found):
 
 
 def test_transfers_stand_beside_what_stands_in_for_them(found):
-    seen = read(transfer_tables(found.forth))
+    seen = read(transfer_tables(found.transfers_to_other))
     ways, beside = seen.table("identity"), seen.table("bare words")
     assert [cell[0] for cell in ways[0]] == [
         "big → small", "operation", "L1.resid@op", "124", "0.99", "0.98", "–", "0.41",
@@ -275,7 +284,7 @@ def test_transfers_stand_beside_what_stands_in_for_them(found):
 
 
 def test_without_strangers_their_column_is_a_dash(found):
-    bare = [replace(one, strangers={}) for one in found.forth]
+    bare = [replace(one, strangers={}) for one in found.transfers_to_other]
     assert {row[7] for row in read(transfer_tables(bare)).text("bare words")} == {"–"}
 
 
@@ -283,58 +292,58 @@ def test_heads_say_where_they_went_and_whether_they_are_equal(found):
     (rows,) = [read(head_blocks(found)).table("head", "equal within margins")]
     assert [row[0][0] for row in rows] == ["L0.H0", "L0.H1", "L1.H0", "(its own)"]
     assert [row[1][:2] for row in rows] == [
-        ["kept", "good"], ["idle", "muted"], ["lost", "bad"], ["new", None]
+        ["kept", "good"], ["no reliable effect", "muted"], ["lost", "bad"], ["new", None]
     ]  # fmt: skip
     assert [row[3][0] for row in rows] == ["yes", "–", "–", "–"]
-    assert AS_ALIKE in rows[0][1][2]
+    assert SIMILARITY_TEST in rows[0][1][2]
 
 
 def test_what_was_not_tried_says_why_instead(found, absent):
     why = "The pattern has no opposite"
-    (note,) = variable_blocks(replace(found, untried=why))
+    (note,) = variable_blocks(replace(found, transfer_skip_reason=why))
     assert why in note.text
     body = "".join(block.body for block in variable_blocks(absent))
     assert "big does not do the whole task" in body
     assert "Nothing was put into small" in body
-    assert "Nothing was said" in head_blocks(replace(absent, fates=()))[0].body
+    assert "Nothing was said" in head_blocks(replace(absent, verdicts=()))[0].body
 
 
 # --- pages ------------------------------------------------------------------------------------
 
 
 def test_the_report_has_a_section_for_variables_and_one_for_heads(found, absent):
-    parts = headings(report(found))
+    parts = headings(comparison_page(found))
     at = parts.index("Which heads do the same")
     assert parts[at + 1 : at + 3] == ["What became of each variable", "What became of each head"]
-    assert headings(report(absent)) == parts
+    assert headings(comparison_page(absent)) == parts
 
 
 def test_a_head_that_no_untrained_net_pairs_is_plotted_without_its_chance(found):
     matches = tuple(replace(match, chance=NAN) for match in found.matches)
     lonely = replace(found, matches=matches)
-    assert "<section" in report(lonely).body
+    assert "<section" in comparison_page(lonely).body
 
 
 def test_the_page_has_one_table_of_all_words(family):
-    seen = Read(related_page(family).body)
+    seen = Read(family_comparison_page(family).body)
     rows = seen.table("variable or head", "small", "gone")
     assert [row[0][0] for row in rows] == [
         "operation", "x", "L0.H0", "L1.H0", "heads of its own"
     ]  # fmt: skip
     assert rows[0][1] == ["kept (L1.resid@op)", "good", "the same role: best stand-in −0.02"]
-    assert rows[0][2][:2] == ["behaviour absent", "muted"]
+    assert rows[0][2][:2] == ["behavior absent", "muted"]
     assert [cell[0] for cell in rows[-1]] == ["heads of its own", "L0.H0", "–"]
-    assert "left out: L0.H1." in related_page(family).body
+    assert "left out: L0.H1." in family_comparison_page(family).body
 
 
 def test_the_page_says_what_the_summary_says_and_marks_who_cannot_do_it(family):
-    notes = Read(related_page(family).body).notes[:2]
+    notes = Read(family_comparison_page(family).body).notes[:2]
     assert [note[0] for note in notes] == list(family.summary())
     assert [note[1] for note in notes] == [None, "bad"]
 
 
 def test_the_page_has_the_numbers_and_a_part_for_each_relative(family):
-    page = related_page(family)
+    page = family_comparison_page(family)
     assert headings(page) == [
         "What became of each variable and head",
         "How alike they are",
@@ -351,18 +360,21 @@ def test_the_page_has_the_numbers_and_a_part_for_each_relative(family):
 
 def test_kinship_within_the_reach_of_nulls_is_drawn_pale(family):
     lines = re.findall(r'<tr( data-tone="muted")?><th scope="row" title="([^"]*)"',
-                       related_page(family).body)  # fmt: skip
+                       family_comparison_page(family).body)  # fmt: skip
     # Kinship of small is 0.55, and a stranger's 0.56.
     assert lines[:4] == [
         (' data-tone="muted"', name)
         for name in ("small", "gone", "copying (another end)", "permuted (another end)")
     ]
-    near = replace(family.comparisons[0], back=family.comparisons[0].back[:1])
-    assert '<tr><th scope="row" title="small"' in related_page(Relatives((near,))).body
+    near = replace(family.comparisons[0], back=family.comparisons[0].transfers_to_full[:1])
+    assert (
+        '<tr><th scope="row" title="small"'
+        in family_comparison_page(FamilyComparison((near,))).body
+    )
 
 
 def test_relatives_that_nothing_was_put_into_have_a_page(absent):
-    page = related_page(Relatives((absent,)))
+    page = family_comparison_page(FamilyComparison((absent,)))
     assert "No state was carried over" in page.body
     assert Read(page.body).text("variable or head", "small") == [["heads of its own", "–"]]
 
@@ -373,12 +385,12 @@ def test_text_of_strangers_is_escaped_and_nothing_is_fetched(family, tmp_path):
         one,
         other=replace(one.other, name=NASTY),
         title=NASTY,
-        fates=(replace(OPERATION, reason=NASTY, there=NASTY), *one.fates[1:]),
-        items={"x": (Item(NASTY, NASTY, NASTY, NASTY),)},
+        verdicts=(replace(OPERATION, reason=NASTY, there=NASTY), *one.verdicts[1:]),
+        items={"x": (FailingPrompt(NASTY, NASTY, NASTY, NASTY),)},
     )
-    assert Read(related_page(Relatives((nasty,))).body).tags.count("script") == 0
+    assert Read(family_comparison_page(FamilyComparison((nasty,))).body).tags.count("script") == 0
     path = tmp_path / "page.html"
-    Relatives((nasty,)).save(path)
+    FamilyComparison((nasty,)).save(path)
     text = path.read_text(encoding="utf-8")
     assert len(text) < 1_000_000
     assert "\u202e" not in text
@@ -397,7 +409,7 @@ def asked(monkeypatch, family):
 
     def note(full, others, pattern, **options):
         asked.append((full, list(others), pattern, options))
-        return Relatives(family.comparisons[: len(others)])
+        return FamilyComparison(family.comparisons[: len(others)])
 
     monkeypatch.setattr("probes.comparison.compare.compare_family", note)
     return asked
@@ -418,9 +430,9 @@ def test_one_relative_is_written_as_a_report_with_matches_and_fates(asked, tmp_p
     assert "matches" in json.loads(numbers.read_text(encoding="utf-8"))
     for word in ("partner", "operation", "split", "(its own)", "lost"):
         assert word in result.stdout
-    fates = result.stdout[result.stdout.index("variable or head") :]
-    assert "L0.H0" in fates
-    assert "do not repeat" not in fates  # An idle head's reason.
+    verdicts = result.stdout[result.stdout.index("variable or head") :]
+    assert "L0.H0" in verdicts
+    assert "do not repeat" not in verdicts  # An idle head's reason.
 
 
 def test_several_relatives_are_written_as_one_page_with_a_table_of_words(asked, tmp_path, family):
@@ -438,9 +450,9 @@ def test_several_relatives_are_written_as_one_page_with_a_table_of_words(asked, 
 
 def test_no_name_loses_its_end_in_a_narrow_terminal(asked, tmp_path, found, monkeypatch):
     long = "L1.resid@a_role_with_a_name_that_no_column_of_eighty_letters_could_hold"
-    one = replace(found, fates=(replace(OPERATION, there=long), *HEADS))
+    one = replace(found, verdicts=(replace(OPERATION, there=long), *HEADS))
     monkeypatch.setattr(
-        "probes.comparison.compare.compare_family", lambda *_, **__: Relatives((one, one))
+        "probes.comparison.compare.compare_family", lambda *_, **__: FamilyComparison((one, one))
     )
     result = run("big", "small", "small", "--out", tmp_path / "r.html")
     assert result.exit_code == 0, result.output
@@ -452,7 +464,7 @@ def test_names_in_brackets_are_printed_as_they_are(asked, tmp_path, family, monk
     odd = replace(one, other=replace(one.other, name="[red]s"))
     monkeypatch.setattr(
         "probes.comparison.compare.compare_family",
-        lambda *_, **__: Relatives((odd, family.comparisons[1])),
+        lambda *_, **__: FamilyComparison((odd, family.comparisons[1])),
     )
     assert (
         "[red]s" in run("big", "s", "gone", "--out", tmp_path / "r.html").stdout.split("\n", 2)[2]
@@ -475,9 +487,14 @@ def test_what_is_not_surely_equal_ends_with_code_three_after_all_is_written(
 
 
 def test_an_equal_relative_ends_well(asked, tmp_path, monkeypatch, found):
-    equal = replace(found, fates=(OPERATION, *HEADS), forth=found.forth[:1], changes=(SHORT,))
+    equal = replace(
+        found,
+        verdicts=(OPERATION, *HEADS),
+        transfers_to_other=found.transfers_to_other[:1],
+        changes=(SHORT,),
+    )
     monkeypatch.setattr(
-        "probes.comparison.compare.compare_family", lambda *_, **__: Relatives((equal,))
+        "probes.comparison.compare.compare_family", lambda *_, **__: FamilyComparison((equal,))
     )
     words = ("big", "small", "--out", tmp_path / "r.html", "--assert-equivalent")
     assert run(*words, 0.1).exit_code == 0

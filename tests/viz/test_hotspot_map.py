@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from probes.errors import FigureError
-from probes.viz.colours import hexed, paint
+from probes.viz.colors import apply_colormap, to_hex
 from probes.viz.page import page
 from probes.viz.plots.hotspot_grid import (
-    HotMap,
-    HotMapBlock,
-    HotModel,
-    hotmap_picture,
+    HotspotMap,
+    HotspotMapBlock,
+    ModelHotspotMaps,
+    hotspot_map_picture,
 )
 
 NASTY = ("</script>", "<img src=x onerror=alert(1)>", "\"'&amp;\n", "\u202eabc", "$x$", "日本")
@@ -27,16 +27,18 @@ def model(name="full", layers=4, seed=0, roles=ROLES, variables=VARIABLES):
     draw = np.random.default_rng(seed)
     names = (*map(str, range(layers)), "out")
     maps = tuple(
-        HotMap(v, draw.random((len(roles), layers + 1)), 0.2, ((0, 0),)) for v in variables
+        HotspotMap(v, draw.random((len(roles), layers + 1)), 0.2, ((0, 0),)) for v in variables
     )
-    return HotModel(name, roles, names, maps, "accuracy 1.00")
+    return ModelHotspotMaps(name, roles, names, maps, "accuracy 1.00")
 
 
 def single(shares, null=0.3, **options):
     shares = np.array(shares)
     rows, columns = shares.shape
-    one = HotMap("operation", shares, null, **options)
-    return HotMapBlock([HotModel("m", ROLES[:rows], [str(at) for at in range(columns)], [one])])
+    one = HotspotMap("operation", shares, null, **options)
+    return HotspotMapBlock(
+        [ModelHotspotMaps("m", ROLES[:rows], [str(at) for at in range(columns)], [one])]
+    )
 
 
 def drawing(block):
@@ -82,10 +84,10 @@ class Tags(HTMLParser):
 def test_a_cell_at_or_above_the_null_is_full_and_one_below_is_a_small_square():
     found = hovers(single([[0.3, 0.29]]))
     (full,), text = found["x, layer 0: 0.300 (null 0.300)"]
-    assert text == "0.30" and full.get("fill") == hexed(paint(np.array(0.3), "share"))
+    assert text == "0.30" and full.get("fill") == to_hex(apply_colormap(np.array(0.3), "share"))
     (frame, square), text = found["x, layer 1: 0.290 (null 0.300)"]
     assert text is None and frame.get("fill") == "var(--paper)"
-    assert square.get("fill") == hexed(paint(np.array(0.29), "share"))
+    assert square.get("fill") == to_hex(apply_colormap(np.array(0.29), "share"))
     assert size(square)[2] < size(frame)[2] / 3 and size(frame)[2:] == size(full)[2:]
 
 
@@ -111,7 +113,7 @@ def test_cells_stand_in_the_row_of_their_role_and_the_column_of_their_layer():
 
 
 def test_a_ring_stands_around_its_cell_and_nowhere_else():
-    block = single([[0.5, 0.6], [0.7, 0.1]], rings=((1, 0),))
+    block = single([[0.5, 0.6], [0.7, 0.1]], marked_sites=((1, 0),))
     rings = [p for p in drawing(block).findall("path") if p.get("stroke") == "var(--mark)"]
     assert len(rings) == 2 and "hotspot" in words(block)  # one is the legend's
     (cell,), _ = hovers(block)["op, layer 0: 0.700 (null 0.300)"]
@@ -122,7 +124,7 @@ def test_a_ring_stands_around_its_cell_and_nowhere_else():
     assert "hotspot" not in words(plain) and "var(--mark)" not in plain.body
 
 
-def test_the_null_is_marked_on_the_colour_bar_at_its_place():
+def test_the_null_is_marked_on_the_color_bar_at_its_place():
     def mark(null):
         (line,) = (
             path
@@ -137,15 +139,15 @@ def test_the_null_is_marked_on_the_colour_bar_at_its_place():
 
 def test_nulls_that_differ_are_told_model_by_model():
     one, other = (
-        HotModel(name, ROLES[:1], ["0"], [HotMap("x", np.ones((1, 1)), null)])
+        ModelHotspotMaps(name, ROLES[:1], ["0"], [HotspotMap("x", np.ones((1, 1)), null)])
         for name, null in (("full", 0.1), ("distilled", 0.25))
     )
-    assert "null: full 0.10, distilled 0.25" in words(HotMapBlock([one, other]))
-    assert "null 0.10" in words(HotMapBlock([one, one]))
+    assert "null: full 0.10, distilled 0.25" in words(HotspotMapBlock([one, other]))
+    assert "null 0.10" in words(HotspotMapBlock([one, one]))
 
 
 def test_models_may_differ_in_layers_and_variables():
-    block = HotMapBlock([model(), model("distilled", 2, variables=("x", "z"))])
+    block = HotspotMapBlock([model(), model("distilled", 2, variables=("x", "z"))])
     found = words(block)
     assert found.count("out") == 4 + 2 and {"full", "distilled", "z", "accuracy 1.00"} <= set(found)
     assert found.count("not measured") == 3 + 1
@@ -154,7 +156,7 @@ def test_models_may_differ_in_layers_and_variables():
 @pytest.mark.parametrize("count", [1, 3])
 def test_nothing_overlaps_and_all_fits_nine_hundred_pixels(count):
     roles = tuple(f"role number {at}" for at in range(12))
-    block = HotMapBlock([model(f"m{at}", roles=roles) for at in range(count)])
+    block = HotspotMapBlock([model(f"m{at}", roles=roles) for at in range(count)])
     root = drawing(block)
     assert float(root.get("width", "nan")) <= 910
     frames = [size(group.find("path")) for group in root.findall("g") if group.findall("path")]
@@ -169,23 +171,25 @@ def test_nothing_overlaps_and_all_fits_nine_hundred_pixels(count):
 
 
 def test_many_layers_leave_no_room_for_numbers():
-    found = hovers(HotMapBlock([model(layers=30, variables="x"), model("b", 30, variables="x")]))
+    found = hovers(
+        HotspotMapBlock([model(layers=30, variables="x"), model("b", 30, variables="x")])
+    )
     texts = [text for says, (_, text) in found.items() if "null" in says]
     assert texts and not any(texts)
 
 
 def test_the_numbers_are_there_as_a_table_too():
-    block = HotMapBlock([model(), model("distilled", 2)])
+    block = HotspotMapBlock([model(), model("distilled", 2)])
     table = block.body[block.body.index("<details") :]
-    share = block.models[1].maps[2].shares[3]
+    share = block.models[1].maps[2].fractions[3]
     assert f"0: {share[0]:.2f}, 1: {share[1]:.2f}, out: {share[2]:.2f}" in table
     assert table.count("<tr>") == 1 + 4 * 4
 
 
 def nasty():
     bad = NASTY[1]
-    maps = [HotMap(bad, np.full((6, 6), 0.5), 0.2)]
-    return HotMapBlock([HotModel(bad, NASTY, NASTY, maps, bad)], bad)
+    maps = [HotspotMap(bad, np.full((6, 6), 0.5), 0.2)]
+    return HotspotMapBlock([ModelHotspotMaps(bad, NASTY, NASTY, maps, bad)], bad)
 
 
 def test_hostile_text_makes_no_tag_and_no_handler(tmp_path):
@@ -204,7 +208,7 @@ def test_styles_stay_inside_the_picture():
 @pytest.mark.parametrize("suffix", START)
 def test_the_picture_saves_as_a_figure(tmp_path, suffix):
     pytest.importorskip("matplotlib")
-    saved = hotmap_picture(nasty(), title=NASTY[1]).save(tmp_path / f"p.{suffix}").read_bytes()
+    saved = hotspot_map_picture(nasty(), title=NASTY[1]).save(tmp_path / f"p.{suffix}").read_bytes()
     assert saved.startswith(START[suffix]) and len(saved) > 2000
 
 
@@ -212,7 +216,7 @@ def test_the_same_picture_is_the_same_file(tmp_path):
     pytest.importorskip("matplotlib")
     for suffix in ("svg", "html"):
         first, second = (
-            hotmap_picture(nasty()).save(tmp_path / f"{name}.{suffix}").read_bytes()
+            hotspot_map_picture(nasty()).save(tmp_path / f"{name}.{suffix}").read_bytes()
             for name in "ab"
         )
         assert first == second
@@ -220,20 +224,26 @@ def test_the_same_picture_is_the_same_file(tmp_path):
 
 def test_drawing_needs_no_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "<svg" in hotmap_picture(nasty())._repr_html_()
+    assert "<svg" in hotspot_map_picture(nasty())._repr_html_()
 
 
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: HotMap("x", np.full((1, 1), 1.2), 0.1), "outside 0 to 1"),
-        (lambda: HotMap("x", np.ones((1, 1)), np.nan), "outside 0 to 1"),
-        (lambda: HotMap("x", np.ones((1, 1)), 0.1, ((0, 1),)), r"no cell \(0, 1\)"),
-        (lambda: HotMap("x", np.ones((1, 1)), 0.1, (), np.ones((2, 1), int)), "one count for each"),
-        (lambda: HotModel("m", ["a"], ["0"], [HotMap("x", np.ones((2, 1)), 0.1)]), "1 roles"),
+        (lambda: HotspotMap("x", np.full((1, 1), 1.2), 0.1), "outside 0 to 1"),
+        (lambda: HotspotMap("x", np.ones((1, 1)), np.nan), "outside 0 to 1"),
+        (lambda: HotspotMap("x", np.ones((1, 1)), 0.1, ((0, 1),)), r"no cell \(0, 1\)"),
+        (
+            lambda: HotspotMap("x", np.ones((1, 1)), 0.1, (), np.ones((2, 1), int)),
+            "one count for each",
+        ),
+        (
+            lambda: ModelHotspotMaps("m", ["a"], ["0"], [HotspotMap("x", np.ones((2, 1)), 0.1)]),
+            "1 roles",
+        ),
         (lambda: model(variables=("x", "x")), "two maps of one variable"),
-        (lambda: HotMapBlock([]), "nothing to draw"),
-        (lambda: HotMapBlock([model(), model(roles=ROLES[::-1])]), "different roles"),
+        (lambda: HotspotMapBlock([]), "nothing to draw"),
+        (lambda: HotspotMapBlock([model(), model(roles=ROLES[::-1])]), "different roles"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(make, says, unchecked):

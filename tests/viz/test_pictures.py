@@ -11,22 +11,22 @@ import pytest
 
 from probes.errors import FigureError
 from probes.viz import (
-    Cell,
-    HeadMaps,
+    AttentionMaps,
     Interval,
     IntervalPlot,
     Matrix,
     Note,
     Picture,
     Table,
+    TableCell,
     head_grid,
     head_map,
     page,
 )
-from probes.viz.colours import MISSING, STOPS, hexed, paint
-from probes.viz.embedding_data import png, squeezed
-from probes.viz.html_text import attribute, escaped, label, visible
-from probes.viz.plots.heat_table import Look, short
+from probes.viz.colors import COLOR_STOPS, MISSING_COLOR, apply_colormap, to_hex
+from probes.viz.embedding_data import encode_array, encode_png
+from probes.viz.html_text import axis_label, escape, json_attribute, show_invisible
+from probes.viz.plots.heat_table import HeatTableStyle, format_short
 
 NASTY = (
     "</script>",
@@ -54,7 +54,7 @@ def heads(model="full", layers=4, count=4, labels=("bos", "x", "op", "ask"), see
     weights[..., later] = 0
     weights /= weights.sum(axis=-1, keepdims=True)
     weights[..., later] = np.nan
-    return HeadMaps(model, weights, tuple(labels), tuple(labels), error=weights * 0.1)
+    return AttentionMaps(model, weights, tuple(labels), tuple(labels), error=weights * 0.1)
 
 
 def report():
@@ -62,7 +62,7 @@ def report():
     bad = NASTY[1]
     picture = head_grid(heads(bad, labels=NASTY), heads("distilled", 2, labels=NASTY, seed=1))
     blocks = [
-        Table([bad, "b"], [[bad, Cell("0.3", "bad", hover=bad)]], caption=bad, notes=[bad]),
+        Table([bad, "b"], [[bad, TableCell("0.3", "bad", hover=bad)]], caption=bad, notes=[bad]),
         Note(bad, "good"),
         Matrix(np.array([[0.5, np.nan]]), [bad], ["x", NASTY[0]], caption=bad, corner=(bad, "")),
         IntervalPlot(
@@ -117,48 +117,52 @@ def picture(request):
 
 
 def test_invisible_characters_are_written_out():
-    assert visible("a\nb\x00\u202e\ud800") == "a⏎b␀<U+202E><U+D800>"
+    assert show_invisible("a\nb\x00\u202e\ud800") == "a⏎b␀<U+202E><U+D800>"
 
 
 def test_spaces_at_the_ends_of_a_token_show_and_so_does_an_empty_one():
-    assert [label(text) for text in (" the", "a b", "  ", "")] == ["␣the", "a b", "␣␣", "∅"]
+    assert [axis_label(text) for text in (" the", "a b", "  ", "")] == ["␣the", "a b", "␣␣", "∅"]
 
 
 def test_escaped_text_cannot_leave_an_attribute_or_open_a_tag():
-    assert not set(escaped("<\"'>")) & set("<\"'>")
+    assert not set(escape("<\"'>")) & set("<\"'>")
 
 
 def test_json_in_an_attribute_survives_and_could_not_close_a_script():
     words = ["</script>", "&", "\u2028\u2029", "\"'"]
-    text = attribute(words)
+    text = json_attribute(words)
     assert json.loads(unescape(text)) == words
     assert not set(unescape(text)) & set("<>&\u2028\u2029")
 
 
-# --- colours and numbers ----------------------------------------------------------------------
+# --- colors and numbers ----------------------------------------------------------------------
 
 
 def test_missing_cells_are_grey_and_grey_is_on_neither_scale():
-    for scale in STOPS:
-        assert tuple(paint(np.array([np.nan]), scale)[0]) == MISSING
-        assert not (paint(np.linspace(-1, 1, 2001), scale) == MISSING).all(axis=-1).any()
+    for scale in COLOR_STOPS:
+        assert tuple(apply_colormap(np.array([np.nan]), scale)[0]) == MISSING_COLOR
+        assert (
+            not (apply_colormap(np.linspace(-1, 1, 2001), scale) == MISSING_COLOR)
+            .all(axis=-1)
+            .any()
+        )
 
 
 def test_no_change_is_the_middle_and_signs_are_told_apart():
-    less, none, more = paint(np.array([-1.0, 0.0, 1.0]), "change").astype(int)
+    less, none, more = apply_colormap(np.array([-1.0, 0.0, 1.0]), "change").astype(int)
     assert np.ptp(none) <= 2 and none.min() > 240
     assert less[2] > less[0] and more[0] > more[2]
 
 
 def test_shares_grow_lighter_steadily():
-    brightness = paint(np.linspace(0, 1, 50), "share") @ np.array([0.299, 0.587, 0.114])
+    brightness = apply_colormap(np.linspace(0, 1, 50), "share") @ np.array([0.299, 0.587, 0.114])
     assert (np.diff(brightness) > 0).all()
 
 
 def test_numbers_fit_their_cells_and_changes_carry_their_sign():
-    share, change = Look("", cell=22), Look("", signed=True, cell=22)
-    assert [short(v, share) for v in (0.414, 1.0, 0.001, np.nan)] == [".41", "1", "0", ""]
-    assert [short(v, change) for v in (0.414, -0.414)] == ["+.41", "\N{MINUS SIGN}.41"]
+    share, change = HeatTableStyle("", cell_px=22), HeatTableStyle("", signed=True, cell_px=22)
+    assert [format_short(v, share) for v in (0.414, 1.0, 0.001, np.nan)] == [".41", "1", "0", ""]
+    assert [format_short(v, change) for v in (0.414, -0.414)] == ["+.41", "\N{MINUS SIGN}.41"]
 
 
 def test_squeezed_numbers_are_exact_to_four_places():
@@ -166,7 +170,7 @@ def test_squeezed_numbers_are_exact_to_four_places():
     import zlib
 
     values = np.array([0.0, 0.12345, 1.0, np.nan])
-    packed = squeezed(values)
+    packed = encode_array(values)
     ints = np.frombuffer(zlib.decompress(base64.b64decode(packed["text"])), "<u2")
     assert ints[3] == packed["levels"] + 1
     assert np.allclose(ints[:3] / packed["levels"], values[:3], atol=1e-5)
@@ -177,7 +181,7 @@ def test_a_png_is_read_back_as_it_was():
     import io
 
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    assert (np.rint(image.imread(io.BytesIO(png(pixels))) * 255) == pixels).all()
+    assert (np.rint(image.imread(io.BytesIO(encode_png(pixels))) * 255) == pixels).all()
 
 
 # --- the input --------------------------------------------------------------------------------
@@ -199,11 +203,11 @@ def test_maps_that_are_not_attention_are_refused(change, says, unchecked):
     given = {"model": "m", "weights": np.zeros((1, 1, 2, 2)), "rows": ("a", "b")}
     given |= {"columns": ("a", "b")} | change
     with pytest.raises(FigureError, match=says):
-        HeadMaps(**given)
+        AttentionMaps(**given)
 
 
 def test_rounding_just_above_one_is_accepted():
-    HeadMaps("m", np.full((1, 1, 1, 1), 1.00001, dtype=np.float32), ("a",), ("a",))
+    AttentionMaps("m", np.full((1, 1, 1, 1), 1.00001, dtype=np.float32), ("a",), ("a",))
 
 
 # --- any picture ------------------------------------------------------------------------------
@@ -321,8 +325,8 @@ def test_a_head_shows_its_labels_its_numbers_and_their_errors():
 
 def test_masked_cells_of_a_head_are_grey_and_say_so():
     body = head_map(heads(labels=("a", "b")), 0, 0).body
-    grey = f'<td class="pv-none" style="background-color:{hexed(MISSING)}" data-v="no such cell">'
-    assert body.count(grey) == 1
+    gray = f'<td class="pv-none" style="background-color:{to_hex(MISSING_COLOR)}" data-v="no such cell">'
+    assert body.count(gray) == 1
 
 
 @pytest.mark.parametrize("place", [(4, 0), (0, 4), (-1, 0)])
@@ -332,17 +336,17 @@ def test_a_head_that_the_model_lacks_is_refused(place):
 
 
 def cells(body):
-    """The colour and the number of each cell of each enlarged map."""
+    """The color and the number of each cell of each enlarged map."""
     tables = re.findall(r'<table class="pv-heat.*?</table>', body, re.DOTALL)
     return [
         re.findall(r'<td.*?background-color:(#\w+).*?data-v="([^"]+)"', table) for table in tables
     ]
 
 
-def test_equal_numbers_have_equal_colours_in_both_models():
+def test_equal_numbers_have_equal_colors_in_both_models():
     """One head is faint and the other strong; each keeps the same scale from 0 to 1."""
     faint, strong = (
-        HeadMaps(name, np.array([[[[0.2, top]]]]), ("q",), ("a", "b"))
+        AttentionMaps(name, np.array([[[[0.2, top]]]]), ("q",), ("a", "b"))
         for name, top in (("faint", 0.3), ("strong", 0.8))
     )
     left, right, _ = cells(head_grid(faint, strong).body)
@@ -351,7 +355,7 @@ def test_equal_numbers_have_equal_colours_in_both_models():
 
 def test_a_difference_is_right_minus_left():
     ours, theirs = (
-        HeadMaps(name, np.array([[[[weight]]]]), ("q",), ("k",))
+        AttentionMaps(name, np.array([[[[weight]]]]), ("q",), ("k",))
         for name, weight in (("full", 0.75), ("distilled", 0.25))
     )
     body = head_grid(ours, theirs).body
@@ -409,7 +413,7 @@ def test_heads_that_are_not_there_are_grey_thumbnails():
     maps = heads()
     weights = maps.weights.copy()
     weights[0, 3] = np.nan
-    body = head_grid(HeadMaps("m", weights, maps.rows, maps.columns)).body
+    body = head_grid(AttentionMaps("m", weights, maps.rows, maps.columns)).body
     assert [says for says in thumbs(body, "left") if "no such head" in says] == [
         "m, L0.H3: no such head"
     ]
@@ -427,7 +431,7 @@ def test_every_thumbnail_is_a_named_picture_and_a_button():
 def test_pages_stay_small(layers, count, tokens, most):
     ours = heads("full", layers, count, [f"t{at}" for at in range(tokens)])
     theirs = heads("distilled", layers // 2, count, ours.rows, seed=1)
-    ours, theirs = (HeadMaps(m.model, m.weights, m.rows, m.columns) for m in (ours, theirs))
+    ours, theirs = (AttentionMaps(m.model, m.weights, m.rows, m.columns) for m in (ours, theirs))
     assert len(head_grid(ours, theirs)._repr_html_()) < most * 1024
 
 
@@ -435,7 +439,7 @@ def test_a_grid_too_large_for_a_page_is_refused():
     weights = np.zeros((32, 32, 80, 80), dtype=np.float32)
     names = tuple(str(at) for at in range(80))
     with pytest.raises(FigureError, match="too many for one page"):
-        head_grid(HeadMaps("m", weights, names, names))
+        head_grid(AttentionMaps("m", weights, names, names))
 
 
 # --- reports ----------------------------------------------------------------------------------
@@ -463,7 +467,7 @@ def test_blocks_show_themselves_in_a_notebook():
 
 
 def test_a_cell_says_its_tone_with_a_mark_and_explains_itself_on_hover():
-    body = Table(["a"], [[Cell("0.9", "good", hover="why")]]).body
+    body = Table(["a"], [[TableCell("0.9", "good", hover="why")]]).body
     assert 'data-tone="good"' in body and 'title="why"' in body
     assert 'data-tone=good]::before{content:"✓' in Note("n")._repr_html_()
 
@@ -480,12 +484,12 @@ def test_rows_that_do_not_fit_their_columns_are_refused(unchecked):
 def test_a_matrix_prints_numbers_signs_and_errors_and_leaves_missing_ones_grey():
     body = Matrix(np.array([[0.5, -0.25, np.nan]]), ["r"], list("abc"), np.full((1, 3), 0.1)).body
     assert "+0.50<small>±0.10" in body and "\N{MINUS SIGN}0.25<small>±0.10" in body
-    assert hexed(MISSING) in body
+    assert to_hex(MISSING_COLOR) in body
 
 
 def test_an_interval_plot_puts_each_number_in_its_place():
     plot = IntervalPlot(
-        [Interval("a", 0.5, 0.25, 0.75, chance=(0.1, 0.2), null=(0.3,), ceiling=0.9)]
+        [Interval("a", 0.5, 0.25, 0.75, chance=(0.1, 0.2), null=(0.3,), upper_reference=0.9)]
     )
     body = plot.body
     assert '<circle class="pv-dot" cx="50.00%"' in body

@@ -7,17 +7,17 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from probes.comparison.rate_distortion.order import Noise, Order
-from probes.comparison.rate_distortion.result import Curve, Mechanism, Point
+from probes.comparison.rate_distortion.order import LossOrder, NoiseComparison
+from probes.comparison.rate_distortion.result import CurvePoint, Mechanism, RateDistortionCurve
 from probes.compression.storage import Rate
-from probes.models.provenance import Storage
-from probes.observe.divergence import Behaved
+from probes.models.provenance import StorageCost
+from probes.observe.divergence import BehavioralDistance
 from probes.observe.gate import Gate
 from probes.stats.intervals import Estimate
-from probes.viz.drawing import Shape, Words, wide
-from probes.viz.label_placement import named
-from probes.viz.plots.rate_distortion_plot import RatedBlock, rated_picture
-from probes.viz.reports.rate_distortion import rated_page
+from probes.viz.drawing import DrawingShape, TextLabel, text_width
+from probes.viz.label_placement import place_labels
+from probes.viz.plots.rate_distortion_plot import RateDistortionBlock, rate_distortion_plot
+from probes.viz.reports.rate_distortion import rate_distortion_page
 
 NASTY = ("</script>", "<img src=x onerror=alert(1)>", "\"'&amp;\n", "\u202eabc", "$x$", "日本")
 START = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
@@ -33,33 +33,35 @@ def gate(name, state):
 
 
 def point(name, kb, right=0.9, kept=0.8, kind="quantized", noise=True):
-    behaved = Behaved(
+    behaved = BehavioralDistance(
         near(0.1), near(0.05), {"number": near(right)}, near(right), near(right),
         (gate(name, "closed" if kept is None else "open"),),
     )  # fmt: skip
     mechanism, beside = None, None
     if kept is not None:
-        order = Order(150, near(1 - kept), near(1 - right), near(right - kept, 0.01), "together")
+        order = LossOrder(
+            150, near(1 - kept), near(1 - right), near(right - kept, 0.01), "together"
+        )
         mechanism = Mechanism(
             {"x": "L1.resid@x"}, {"x": "L2.resid@y"}, {"x": near(kept)}, {"x": near(kept)},
             near(kept), near(kept), {"x": near(kept)}, near(0.9), 24, 0.05, order,
         )  # fmt: skip
         shares = (0.7, float("nan"))
-        beside = Noise((0.1, 0.2), (0.1, 0.1), (0.8, 0.9), shares, shares, near(-0.2), near(0),
+        beside = NoiseComparison((0.1, 0.2), (0.1, 0.1), (0.8, 0.9), shares, shares, near(-0.2), near(0),
                        "worse than noise")  # fmt: skip
-    storage = Storage(weights=6000.0 * kb, embeddings=1500.0 * kb, other=500.0 * kb)
+    storage = StorageCost(weights=6000.0 * kb, embeddings=1500.0 * kb, other=500.0 * kb)
     rate = Rate(storage, 1.0, 1000, True)
-    return Point(name, kind, rate, behaved, True, mechanism, beside if noise else None, {})
+    return CurvePoint(name, kind, rate, behaved, True, mechanism, beside if noise else None, {})
 
 
 def curve(*points, parent="full"):
     first = point(parent, 2000, 1.0, 1.0, "trained", noise=False)
-    return Curve(first, points, "take-away", 200, 0.07, (0.0, 0.01), (("seed", "0"),))
+    return RateDistortionCurve(first, points, "take-away", 200, 0.07, (0.0, 0.01), (("seed", "0"),))
 
 
 def drawing(found):
     return ElementTree.fromstring(
-        re.findall(r"<svg.*?</svg>", RatedBlock(found).body, re.DOTALL)[0]
+        re.findall(r"<svg.*?</svg>", RateDistortionBlock(found).body, re.DOTALL)[0]
     )
 
 
@@ -72,7 +74,9 @@ def words(found):
 
 
 def boxes(parts):
-    return [(p.x, p.y - 10, wide(p.text, p.size), 13.0) for p in parts if isinstance(p, Words)]
+    return [
+        (p.x, p.y - 10, text_width(p.text, p.size), 13.0) for p in parts if isinstance(p, TextLabel)
+    ]
 
 
 def overlap(a, b):
@@ -94,11 +98,11 @@ def test_noise_stands_where_its_relative_does_and_what_is_unknown_is_left_out():
     assert sum("with noise, as far as rtn-4" in text for text in says) == 3
 
 
-def test_a_model_without_the_behaviour_is_named_and_has_no_mark_below():
+def test_a_model_without_the_behavior_is_named_and_has_no_mark_below():
     found = curve(point("rtn-4", 700), point("rtn-2", 400, 0.01, None))
-    assert "behaviour absent: rtn-2" in words(found)
+    assert "behavior absent: rtn-2" in words(found)
     assert sum(text.startswith("rtn-2,") for text in titles(found)) == 2
-    assert "behaviour absent" in rated_page(found).body
+    assert "behavior absent" in rate_distortion_page(found).body
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -106,7 +110,7 @@ def test_names_overlap_neither_each_other_nor_marks(seed):
     draw = np.random.default_rng(seed)
     places = [(float(x), float(y)) for x, y in draw.uniform((80, 60), (800, 190), (14, 2))]
     marks = [(x - 7, y - 7, 14.0, 14.0) for x, y in places]
-    parts = named([f"relative-{n}" for n in range(14)], places, (46, 40, 840, 210), marks)
+    parts = place_labels([f"relative-{n}" for n in range(14)], places, (46, 40, 840, 210), marks)
     texts = boxes(parts)
     assert len(texts) == 14
     assert not [pair for pair in combinations(texts, 2) if overlap(*pair)]
@@ -115,7 +119,7 @@ def test_names_overlap_neither_each_other_nor_marks(seed):
 
 
 def test_marks_at_one_place_have_names_apart():
-    parts = named(["a", "b", "c"], [(400, 100)] * 3, (46, 40, 840, 210), [(393, 93, 14, 14)])
+    parts = place_labels(["a", "b", "c"], [(400, 100)] * 3, (46, 40, 840, 210), [(393, 93, 14, 14)])
     assert not [pair for pair in combinations(boxes(parts), 2) if overlap(*pair)]
 
 
@@ -124,8 +128,8 @@ def test_the_line_of_a_name_strikes_through_no_other_name():
     across = (110, 133, 227, 253, 313, 313, 324, 385, 387, 494, 494, 506, 506, 548, 550, 688, 822)
     places = [(float(x), 63.4 + 5 * (n % 2)) for n, x in enumerate(across)]
     marks = [(x - 7, y - 7, 14.0, 14.0) for x, y in places]
-    parts = named([f"relative-{n}" for n in range(17)], places, (45, 52, 840, 210), marks)
-    lines = [n for n, part in enumerate(parts) if isinstance(part, Shape)]
+    parts = place_labels([f"relative-{n}" for n in range(17)], places, (45, 52, 840, 210), marks)
+    lines = [n for n, part in enumerate(parts) if isinstance(part, DrawingShape)]
     assert lines
     for n in lines:
         start, end = np.array(parts[n].points)
@@ -136,11 +140,11 @@ def test_the_line_of_a_name_strikes_through_no_other_name():
 
 
 def test_relatives_of_one_size_can_be_drawn():
-    assert RatedBlock(curve(point("a", 2000), point("b", 2000))).body
-    assert RatedBlock(curve(point("a", 2000, 0.01, None))).body
+    assert RateDistortionBlock(curve(point("a", 2000), point("b", 2000))).body
+    assert RateDistortionBlock(curve(point("a", 2000, 0.01, None))).body
 
 
-def test_kinds_differ_in_outline_as_well_as_in_colour():
+def test_kinds_differ_in_outline_as_well_as_in_color():
     kinds = ("distilled", "quantized", "pruned", "ticket", "grown", "trained", "new kind")
     found = curve(*(point(kind, 300 + 100 * n, kind=kind) for n, kind in enumerate(kinds)))
     shapes = {}
@@ -156,19 +160,19 @@ def test_kinds_differ_in_outline_as_well_as_in_colour():
 
 @pytest.mark.parametrize("name", NASTY)
 def test_names_of_strangers_are_made_harmless(name):
-    body = rated_page(curve(point(name, 700), parent=name)).body
+    body = rate_distortion_page(curve(point(name, 700), parent=name)).body
     assert "<img" not in body and "</script" not in body and "\u202e" not in body
 
 
 @pytest.mark.parametrize("suffix", START)
 def test_it_is_saved_as_a_figure(suffix, tmp_path):
     place = tmp_path / f"it.{suffix}"
-    rated_picture(curve(point("rtn-4", 700))).save(place)
+    rate_distortion_plot(curve(point("rtn-4", 700))).save(place)
     assert place.read_bytes().startswith(START[suffix])
 
 
 def test_the_page_holds_drawing_tables_and_what_was_found():
-    body = rated_page(curve(point("rtn-4", 700))).body
+    body = rate_distortion_page(curve(point("rtn-4", 700))).body
     for text in ("Rate and distortion", "What breaks first?", "rtn-4 (700 kB)", "worse than noise",
                  "L1.resid@x", "What is stored"):  # fmt: skip
         assert text in body

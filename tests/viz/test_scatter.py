@@ -9,16 +9,16 @@ import pytest
 
 from probes.errors import FigureError
 from probes.viz.page import page
-from probes.viz.plots.scatter import MOST_CLASSES, Cloud, ScatterBlock, scatter_picture
+from probes.viz.plots.scatter import MAX_CLASSES, PointCloud, ScatterBlock, scatter_picture
 
 NASTY = ("</script>", "<img src=x onerror=alert(1)>", "\"'&amp;\n", "\u202eabc", "$x$", "日本")
 START = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
 
 
-def cloud(model="full", count=8, seed=0, **colours):
+def cloud(model="full", count=8, seed=0, **colors):
     draw = np.random.default_rng(seed)
-    colours = colours or {"operation": [("plus", "minus")[at % 2] for at in range(count)]}
-    return Cloud(model, draw.normal(size=(count, 2)), (0.43, 0.21), colours, "at the answer")
+    colors = colors or {"operation": [("plus", "minus")[at % 2] for at in range(count)]}
+    return PointCloud(model, draw.normal(size=(count, 2)), (0.43, 0.21), colors, "at the answer")
 
 
 def prompts(count=8):
@@ -83,7 +83,7 @@ def test_a_point_says_its_prompt_and_the_labels_that_all_models_share():
 
 def test_points_stand_where_their_numbers_say_with_one_scale_on_both_axes():
     xy = np.array([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0], [1.0, 2.0]])
-    block = ScatterBlock(prompts(4), [Cloud("m", xy, (0.5, 0.5), {"n": np.arange(4)})])
+    block = ScatterBlock(prompts(4), [PointCloud("m", xy, (0.5, 0.5), {"n": np.arange(4)})])
     points = [group[0] for group in marks(block).values()]
     at = np.array([[float(one.get("cx", "nan")), float(one.get("cy", "nan"))] for one in points])
     per = (at[1, 0] - at[0, 0]) / 4
@@ -105,13 +105,13 @@ def test_all_points_stand_inside_their_panel():
         assert top + 3 < float(one.get("cy", "nan")) < top + high - 3
 
 
-def test_classes_differ_in_colour_or_shape_even_when_there_are_many():
-    labels = [str(at) for at in range(MOST_CLASSES)]
-    block = ScatterBlock(prompts(MOST_CLASSES), [cloud(count=MOST_CLASSES, x=labels)])
+def test_classes_differ_in_color_or_shape_even_when_there_are_many():
+    labels = [str(at) for at in range(MAX_CLASSES)]
+    block = ScatterBlock(prompts(MAX_CLASSES), [cloud(count=MAX_CLASSES, x=labels)])
     looks = set()
     for (one,) in marks(block).values():
         looks.add((one.get("fill"), outline(one)))
-    assert len(looks) == MOST_CLASSES
+    assert len(looks) == MAX_CLASSES
 
 
 def test_the_first_classes_differ_in_shape_alone():
@@ -136,7 +136,7 @@ def test_numbers_share_one_scale_over_all_models():
     assert {"0", "2"} <= set(words(ScatterBlock(prompts(2), clouds)))
 
 
-def test_a_model_without_a_colouring_says_so():
+def test_a_model_without_a_coloring_says_so():
     clouds = [cloud("a", 2, op=["plus", "minus"]), cloud("b", 2, x=["1", "2"])]
     assert words(ScatterBlock(prompts(2), clouds)).count("not given") == 2
 
@@ -152,9 +152,9 @@ def test_a_prompt_that_a_model_was_not_given_is_not_drawn():
     one = cloud(count=3)
     xy = one.xy.copy()
     xy[1] = np.nan
-    absent = Cloud("m", xy, one.shares, one.colours)
+    absent = PointCloud("m", xy, one.variance_fractions, one.color_labels)
     assert len(marks(ScatterBlock(prompts(3), [absent]))) == 2
-    nothing = Cloud("m", np.full((3, 2), np.nan), one.shares, one.colours)
+    nothing = PointCloud("m", np.full((3, 2), np.nan), one.variance_fractions, one.color_labels)
     assert marks(ScatterBlock(prompts(3), [nothing])) == {}
 
 
@@ -162,9 +162,11 @@ def test_axes_say_their_share_of_the_variance_where_it_is_known():
     assert {"axis 1: 43 % of variance", "axis 2: 21 % of variance"} <= set(
         words(ScatterBlock(prompts(), [cloud()]))
     )
-    unknown = Cloud("m", np.eye(2), (np.nan, np.nan), {"n": ["a", "b"]})
+    unknown = PointCloud("m", np.eye(2), (np.nan, np.nan), {"n": ["a", "b"]})
     assert {"axis 1", "axis 2"} <= set(words(ScatterBlock(prompts(2), [unknown])))
-    named = Cloud("m", np.eye(2), (0.5, 0.5), {"n": ["a", "b"]}, axes=("operation", "<across>"))
+    named = PointCloud(
+        "m", np.eye(2), (0.5, 0.5), {"n": ["a", "b"]}, axes=("operation", "<across>")
+    )
     found = words(ScatterBlock(prompts(2), [named]))
     assert {"operation: 50 % of variance", "<across>: 50 % of variance"} <= set(found)
 
@@ -184,7 +186,7 @@ def test_six_panels_of_two_hundred_long_prompts_stay_small():
 
 
 def test_hostile_text_makes_no_tag_and_no_handler(tmp_path):
-    one = Cloud(NASTY[1], np.ones((6, 2)), (0.5, 0.5), {NASTY[0]: NASTY}, NASTY[3])
+    one = PointCloud(NASTY[1], np.ones((6, 2)), (0.5, 0.5), {NASTY[0]: NASTY}, NASTY[3])
     block = ScatterBlock(NASTY, [one])
     text = page("p", [("h", "", [block])]).save(tmp_path / "p.html").read_text()
     tags = Tags(text)
@@ -219,9 +221,12 @@ def test_drawing_needs_no_matplotlib(monkeypatch):
     [
         (lambda: ScatterBlock(prompts(), []), "nothing to draw"),
         (lambda: ScatterBlock(prompts(7), [cloud()]), "8 points for 7 prompts"),
-        (lambda: Cloud("m", np.ones((3, 2)), (0.5, 0.5), {"n": ["a"]}), "1 values for 3 points"),
-        (lambda: Cloud("m", np.full((1, 2), np.inf), (0.5, 0.5), {}), "infinite"),
-        (lambda: Cloud("m", np.ones((1, 2)), (43.0, 21.0), {}), "give 0 to 1"),
+        (
+            lambda: PointCloud("m", np.ones((3, 2)), (0.5, 0.5), {"n": ["a"]}),
+            "1 values for 3 points",
+        ),
+        (lambda: PointCloud("m", np.full((1, 2), np.inf), (0.5, 0.5), {}), "infinite"),
+        (lambda: PointCloud("m", np.ones((1, 2)), (43.0, 21.0), {}), "give 0 to 1"),
         (
             lambda: ScatterBlock(prompts(), [cloud(n=["a"] * 8), cloud(n=np.arange(8))]),
             "labels in one model and numbers in another",

@@ -9,7 +9,7 @@ import pytest
 
 from probes.errors import FigureError
 from probes.viz.page import page
-from probes.viz.plots.stacked_bars import OutcomeBlock, outcome_picture
+from probes.viz.plots.stacked_bars import OutcomeBlock, outcome_chart
 
 NASTY = ("</script>", "<img src=x onerror=alert(1)>", "\"'&amp;\n", "\u202eabc", "$x$", "日本")
 START = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
@@ -76,14 +76,14 @@ def test_outcomes_without_a_share_are_not_drawn():
     assert len(hovers(outcomes([[0, 0, 1, 0, 0, 0, 0]]))) == 2  # the site's name and one bar
 
 
-def test_a_joint_outcome_has_the_colours_of_its_parts():
+def test_a_joint_outcome_has_the_colors_of_its_parts():
     found = hovers(outcomes([[0, 0.25, 0.25, 0.5, 0, 0, 0]]))
-    colour = {says: [p.get("fill") for p in paths] for says, (paths, _) in found.items()}
-    joint = colour["site 0: operation + x 50.0 %"]
-    assert joint[:2] == colour["site 0: operation 25.0 %"] + colour["site 0: x 25.0 %"]
+    color = {says: [p.get("fill") for p in paths] for says, (paths, _) in found.items()}
+    joint = color["site 0: operation + x 50.0 %"]
+    assert joint[:2] == color["site 0: operation 25.0 %"] + color["site 0: x 25.0 %"]
 
 
-def test_an_outcome_has_the_same_colour_in_every_picture():
+def test_an_outcome_has_the_same_color_in_every_picture():
     def fill(names, name):
         block = OutcomeBlock(["s"], names, np.full((1, len(names)), 1 / len(names)))
         return next(
@@ -123,7 +123,7 @@ def test_styles_stay_inside_the_picture():
 @pytest.mark.parametrize("suffix", START)
 def test_the_picture_saves_as_a_figure(tmp_path, suffix):
     pytest.importorskip("matplotlib")
-    saved = outcome_picture(nasty(), title=NASTY[1]).save(tmp_path / f"p.{suffix}").read_bytes()
+    saved = outcome_chart(nasty(), title=NASTY[1]).save(tmp_path / f"p.{suffix}").read_bytes()
     assert saved.startswith(START[suffix]) and len(saved) > 2000
 
 
@@ -131,15 +131,14 @@ def test_the_same_picture_is_the_same_file(tmp_path):
     pytest.importorskip("matplotlib")
     for suffix in ("svg", "html"):
         first, second = (
-            outcome_picture(nasty()).save(tmp_path / f"{name}.{suffix}").read_bytes()
-            for name in "ab"
+            outcome_chart(nasty()).save(tmp_path / f"{name}.{suffix}").read_bytes() for name in "ab"
         )
         assert first == second
 
 
 def test_drawing_needs_no_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "<svg" in outcome_picture(nasty())._repr_html_()
+    assert "<svg" in outcome_chart(nasty())._repr_html_()
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,19 @@ from html.parser import HTMLParser
 import pytest
 
 from probes.circuits.circuit import Circuit
-from probes.circuits.faithfulness import Chance, Curve, Damage, Faithfulness, Need
-from probes.circuits.graph import Edge, Wiring
+from probes.circuits.faithfulness import (
+    EdgeNecessity,
+    Faithfulness,
+    FaithfulnessCurve,
+    RandomBaseline,
+    Specificity,
+)
+from probes.circuits.graph import ComputationGraph, Edge
 from probes.circuits.trace import Trace
 from probes.errors import FigureError
 from probes.observe.gate import Gate
 from probes.stats.intervals import Estimate
-from probes.viz.reports.trace import traced_page
+from probes.viz.reports.trace import trace_page
 
 NASTY = "<script>alert('1')</script>&\"\u202e"
 EDGES = ("embed->L0.H1.v", "L0.H1->L1.H0.k", "embed->L1.H0.v", "L1.H0->logits")
@@ -33,10 +39,10 @@ PARTS = (
 def held(value, edges=4):
     return Faithfulness(
         edges=edges,
-        share=edges / len(Wiring(2, 2, 2)),
+        fraction=edges / len(ComputationGraph(2, 2, 2)),
         value=Estimate(value, value - 0.04, value + 0.03),
-        each=(value, math.nan, 1.0),
-        right=Estimate(0.75, 0.6, 0.85),
+        per_prompt=(value, math.nan, 1.0),
+        positive_fraction=Estimate(0.75, 0.6, 0.85),
         complement=Estimate(0.11, 0.07, 0.16),
     )
 
@@ -46,14 +52,14 @@ def damages(own="take-away", other="taken", stranger=0.31, lot=0.47):
         (own, own): 0.02, (other, own): 0.64, ("random paths", own): 0.53,
         (own, other): stranger, (other, other): 0.05, ("random paths", other): lot,
     }  # fmt: skip
-    return tuple(Damage(cut, task, 4, value) for (cut, task), value in left.items())
+    return tuple(Specificity(cut, task, 4, value) for (cut, task), value in left.items())
 
 
 def made(name="full", task="take-away: x + y, number", **changes):
     """A small trace with a different number in every field."""
     circuit = Circuit(
         model=name,
-        wiring=Wiring(2, 2, 2),
+        graph=ComputationGraph(2, 2, 2),
         edges=tuple(map(Edge.parse, EDGES)),
         scores=(1.25, -0.52, 2.75, 4.5),
         errors=(0.13, 0.06, math.nan, 0.45),
@@ -65,19 +71,19 @@ def made(name="full", task="take-away: x + y, number", **changes):
             model=name,
             pattern="take-away",
             answer="number",
-            items=200,
+            n_questions=200,
             accuracy=Estimate(0.97, 0.94, 0.99),
             heuristic="copy x",
             heuristic_accuracy=0.12,
             margin=Estimate(0.85, 0.8, 0.9),
-            lead=Estimate(9.0, 8.5, 9.5),
+            logit_diff=Estimate(9.0, 8.5, 9.5),
             state="open",
         ),
         keep=0.9,
-        found=held(0.93),
+        discovery=held(0.93),
         held_out=held(0.88),
-        curve=Curve(
-            shares=(0.1, 1.0),
+        curve=FaithfulnessCurve(
+            fractions=(0.1, 1.0),
             edges=(3, 34),
             values=(Estimate(0.4, 0.35, 0.45), Estimate(1.0, 1.0, 1.0)),
             cpr=0.631,
@@ -85,18 +91,18 @@ def made(name="full", task="take-away: x + y, number", **changes):
             log_cpr=0.703,
             log_cmd=0.304,
         ),
-        chances=(
-            Chance("paths", (0.01, 0.22, 0.59), 0.66),
-            Chance("edges", (0.0, 0.03, 0.07), 1.0),
+        random_baselines=(
+            RandomBaseline("paths", (0.01, 0.22, 0.59), 0.66),
+            RandomBaseline("edges", (0.0, 0.03, 0.07), 1.0),
         ),
         stability=0.86,
-        needs=tuple(
-            Need(edge, fall, p)
+        edge_necessities=tuple(
+            EdgeNecessity(edge, fall, p)
             for edge, fall, p in zip(
                 EDGES, (0.41, 0.008, 0.37, 0.99), (0.0004, 0.26, 0.049, 2e-9), strict=True
             )
         ),
-        damages=damages(),
+        specificities=damages(),
     )
     return replace(found, **changes)
 
@@ -141,7 +147,9 @@ def rows(body):
 def test_the_sentences_hold_the_numbers_of_the_fields():
     gate, size, rest, paths, edges, stable, need, alone = made().summary()
     assert gate == "full on take-away: x + y, number: right in 97%; the gate is open."
-    assert size.startswith(f"4 of {len(Wiring(2, 2, 2))} edges ({4 / len(Wiring(2, 2, 2)):.2%})")
+    assert size.startswith(
+        f"4 of {len(ComputationGraph(2, 2, 2))} edges ({4 / len(ComputationGraph(2, 2, 2)):.2%})"
+    )
     assert "hold 0.88 [0.84, 0.91] of the lead on held-out prompts" in size
     assert "(0.93 [0.89, 0.96] where they were found; asked for 0.9)" in size
     assert size.endswith("the answer still leads in 75%.")
@@ -168,20 +176,23 @@ def test_a_circuit_that_other_prompts_would_change_is_not_called_stable(stabilit
     [(0.1, 0.5, "does more"), (0.5, 0.1, "does no more"), (0.3, 0.3, "does no more")],
 )
 def test_damage_elsewhere_is_held_against_that_of_random_paths(stranger, lot, word):
-    last = made(damages=damages(stranger=stranger, lot=lot)).summary()[-1]
+    last = made(specificities=damages(stranger=stranger, lot=lot)).summary()[-1]
     assert f"it {word} damage to 'taken' than chance does" in last
 
 
 def test_without_another_task_nothing_is_said_of_it():
-    lines = made(damages=()).summary()
+    lines = made(specificities=()).summary()
     assert len(lines) == 7
     assert "Cutting" not in " ".join(lines)
 
 
 def test_a_little_less_than_nothing_is_nothing():
     nothing = made(
-        damages=damages(stranger=-0.004, lot=-0.001),
-        chances=(Chance("paths", (-0.001,), 1.0), Chance("edges", (-0.002, -0.001), 1.0)),
+        specificities=damages(stranger=-0.004, lot=-0.001),
+        random_baselines=(
+            RandomBaseline("paths", (-0.001,), 1.0),
+            RandomBaseline("edges", (-0.002, -0.001), 1.0),
+        ),
         held_out=replace(held(0.88), complement=Estimate(-0.001, -0.004, 0.001)),
     )
     assert "-0.00" not in " ".join(nothing.summary())
@@ -249,13 +260,13 @@ def test_a_trace_read_back_from_values_is_drawn_and_nothing_is_run(monkeypatch):
         monkeypatch.setattr(module, name, None)
     found = made()
     again = replace(found, circuit=Circuit.from_json(found.circuit.to_json()))
-    assert traced_page(again).body == found.picture().body
+    assert trace_page(again).body == found.picture().body
     assert found._repr_html_() == found.picture()._repr_html_()
 
 
 @pytest.mark.parametrize("alone", [True, False])
 def test_the_page_has_its_sections_in_order(alone):
-    body = traced_page(made() if alone else made(damages=())).body
+    body = trace_page(made() if alone else made(specificities=())).body
     heads = [head.replace("&#x27;", "'") for head in re.findall(r"<h2>(.*?)</h2>", body)]
     parts = [part for part in PARTS if alone or part != PARTS[3]]
     assert heads == [f"{at}. {part}" for at, part in enumerate(parts, start=1)]
@@ -265,7 +276,7 @@ def test_the_page_has_its_sections_in_order(alone):
 
 
 def test_the_page_leads_with_the_sentences_and_marks_the_good_and_the_bad():
-    body = traced_page(made()).body
+    body = trace_page(made()).body
     words = Tags(body).words()
     for line in made().summary():
         assert line in words
@@ -273,7 +284,7 @@ def test_the_page_leads_with_the_sentences_and_marks_the_good_and_the_bad():
     tones = [re.search(r'data-tone="(\w+)"', note) for note in notes(body)]
     assert [tone and tone[1] for tone in tones] == ["good", *[None] * 4, "good", None, None]
     weak = made(stability=0.5, gate=replace(made().gate, state="partial"))
-    tones = [re.search(r'data-tone="(\w+)"', note) for note in notes(traced_page(weak).body)]
+    tones = [re.search(r'data-tone="(\w+)"', note) for note in notes(trace_page(weak).body)]
     assert [tone and tone[1] for tone in tones] == ["bad", *[None] * 4, "bad", None, None]
 
 
@@ -282,7 +293,7 @@ def notes(body):
 
 
 def test_every_edge_stands_in_the_table_with_its_score_error_fall_and_p():
-    table = rows(traced_page(made()).body)[0]
+    table = rows(trace_page(made()).body)[0]
     assert [row[0] for row in table[1:]] == [str(edge) for edge in made().circuit.edges]
     found = {row[0]: row[1:] for row in table[1:]}
     assert found["embed->L0.H1.v"] == ["1.25", "0.13", "0.410", "4.0e-04"]
@@ -292,12 +303,12 @@ def test_every_edge_stands_in_the_table_with_its_score_error_fall_and_p():
 
 
 def test_an_edge_that_the_held_out_prompts_lack_has_no_need_to_show():
-    table = rows(traced_page(made(needs=made().needs[1:])).body)[0]
+    table = rows(trace_page(made(edge_necessities=made().edge_necessities[1:])).body)[0]
     assert table[1] == ["embed->L0.H1.v", "1.25", "0.13", "–", "–"]
 
 
 def test_the_parts_hold_the_numbers_of_the_fields():
-    body = traced_page(made()).body
+    body = trace_page(made()).body
     words = Tags(re.sub(r"<svg.*?</svg>", "", body, flags=re.DOTALL)).words()
     for text in (
         "0.88 [0.84, 0.91]", "0.93 [0.89, 0.96]", "0.11 [0.07, 0.16]",
@@ -314,12 +325,12 @@ def test_the_parts_hold_the_numbers_of_the_fields():
     assert how["method"] == "eap-ig, 5 midpoints"
     assert how["gate"] == "open: 0.97 [0.94, 0.99] right on 200 questions"
     assert how["best heuristic"] == "copy x: 0.12"
-    assert how["edges that exist"] == str(len(Wiring(2, 2, 2)))
+    assert how["edges that exist"] == str(len(ComputationGraph(2, 2, 2)))
 
 
 def test_the_tables_are_written_as_the_sentences_are():
     thin = replace(made().curve, shares=(0.01, 1.0), edges=(1, 34))
-    body = traced_page(made(damages=damages(stranger=-0.001), curve=thin)).body
+    body = trace_page(made(specificities=damages(stranger=-0.001), curve=thin)).body
     words = Tags(body).words()
     assert "-0.00" not in words
     assert "1 edges" not in words
@@ -343,7 +354,7 @@ def test_the_page_runs_no_script_but_its_own_and_fetches_nothing(tmp_path):
 
 def test_strangers_names_are_only_text(tmp_path):
     gate = replace(made().gate, answer=NASTY, heuristic=NASTY)
-    found = made(NASTY, NASTY, gate=gate, damages=damages(NASTY, f"{NASTY}2"))
+    found = made(NASTY, NASTY, gate=gate, specificities=damages(NASTY, f"{NASTY}2"))
     place = tmp_path / "t.html"
     found.save(place)
     page = Tags(place.read_text(encoding="utf-8"))
@@ -382,4 +393,4 @@ def test_a_place_that_no_trace_can_be_written_to_is_refused(name, says, tmp_path
 
 
 def test_the_same_trace_is_the_same_page():
-    assert traced_page(made()).body == traced_page(made()).body
+    assert trace_page(made()).body == trace_page(made()).body

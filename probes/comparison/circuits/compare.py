@@ -14,32 +14,32 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probes.circuits.attribution import Method, attribute
-from probes.circuits.edge_scores import Graph
-from probes.circuits.faithfulness import marks
-from probes.circuits.reference_runs import Stage
-from probes.circuits.sampling import tasks
+from probes.circuits.attribution import AttributionMethod, edge_attribution
+from probes.circuits.edge_scores import EdgeScores
+from probes.circuits.faithfulness import edge_masks
+from probes.circuits.reference_runs import ReferenceRuns
+from probes.circuits.sampling import sample_tasks
 from probes.circuits.task import Task
-from probes.comparison.circuits.edge_tests import changes, fewest
+from probes.comparison.circuits.edge_tests import edge_changes, min_detectable_edges
 from probes.comparison.circuits.overlap import (
     Overlap,
-    groups,
-    halves,
+    edge_overlaps,
     node_overlap,
-    overlaps,
-    summed,
+    split_groups,
+    sum_by_group,
+    text_groups,
 )
-from probes.comparison.circuits.result import AtSize, CircuitComparison
-from probes.comparison.circuits.transfer import guest, staged
+from probes.comparison.circuits.result import CircuitComparison, SizeComparison
+from probes.comparison.circuits.transfer import evaluate_transfer, stage_task
 from probes.errors import CircuitError
 from probes.models.model import Model, load
 from probes.prompts.catalog import pattern
 from probes.prompts.pattern import Pattern
-from probes.stats.intervals import Estimate, mean
+from probes.stats.intervals import Estimate, bootstrap_mean
 
 SIZES = (0.01, 0.02, 0.05, 0.1, 0.2)
 
-_FEWEST = 8  # Pairs in a half: fewer leave too few patterns of signs, and too few to deal out.
+_MIN_PAIRS = 8  # Pairs in a half: fewer leave too few patterns of signs, and too few to deal out.
 _NEGLIGIBLE = 1e-4  # Of the lead that is at stake: what rounding may do to a score.
 _SHAPE = (("layers", "layers"), ("heads", "heads"), ("kv_heads", "heads for keys and values"))
 
@@ -50,12 +50,12 @@ def compare_circuits(  # noqa: PLR0913 (the job has its dials)
     task: Task | str | Pattern,
     *,
     sizes: Sequence[float] = SIZES,
-    method: Method = "eap-ig",
+    method: AttributionMethod = "eap-ig",
     answer: str = "",
     contrasts: Sequence[str] = (),
     prompts: int = 32,
     draws: int = 1000,
-    controls: int = 10,
+    random_circuits: int = 10,
     seed: int = 0,
 ) -> CircuitComparison:
     """Say how alike two circuits are, and whether each does the other model's job.
@@ -77,51 +77,60 @@ def compare_circuits(  # noqa: PLR0913 (the job has its dials)
             number makes no sense.
         GateError: The answer does not lead in a model, or its counterfactuals do not lower it.
     """
-    if not sizes or not all(0 < part <= 1 for part in sizes) or draws < 2 or controls < 1:
+    if not sizes or not all(0 < part <= 1 for part in sizes) or draws < 2 or random_circuits < 1:
         raise CircuitError(
-            f"Cannot compare circuits at sizes {list(sizes)} in {draws} draws beside {controls} "
+            f"Cannot compare circuits at sizes {list(sizes)} in {draws} draws beside {random_circuits} "
             "random ones: give shares above 0, up to 1, two draws or more, and one control or more"
         )
     one, two = load(a), load(b)
     if one.name == two.name:
         two = replace(two, name=f"{two.name} (2)")
-    _alike(one, two)
+    _require_same_graph(one, two)
     asked = pattern(task) if isinstance(task, str) else task
     if isinstance(asked, Task):
-        group = _enough(asked, 2 * _FEWEST, "choose circuits by and to judge them")
-        finding, judging = (asked[rows] for rows in halves(group, seed=seed))
+        group = _require_groups(asked, 2 * _MIN_PAIRS, "choose circuits by and to judge them")
+        finding, judging = (asked[rows] for rows in split_groups(group, seed=seed))
     else:
         named = answer or asked.answers[0][0]
-        finding, judging = tasks(one, asked, named, contrasts, prompts=prompts, seed=seed)
-    group = _enough(finding, _FEWEST, "choose circuits by")
-    _enough(judging, _FEWEST, "judge circuits by")
-    stages = (staged(one, judging), staged(two, judging))
-    graphs = (attribute(one, finding, method=method), attribute(two, finding, method=method))
-    rows = [_by_group(graph, group) for graph in graphs]
-    counts = sorted({max(1, int(part * len(graphs[0]))) for part in sizes})
-    *by_size, weighted = overlaps(rows[0], rows[1], counts, times=draws, seed=seed)
-    stake = max(float((found.leads - found.floor).mean()) for found in stages)
+        finding, judging = sample_tasks(one, asked, named, contrasts, prompts=prompts, seed=seed)
+    group = _require_groups(finding, _MIN_PAIRS, "choose circuits by")
+    _require_groups(judging, _MIN_PAIRS, "judge circuits by")
+    stages = (stage_task(one, judging), stage_task(two, judging))
+    edge_scores = (
+        edge_attribution(one, finding, method=method),
+        edge_attribution(two, finding, method=method),
+    )
+    rows = [_sum_scores_by_group(graph, group) for graph in edge_scores]
+    counts = sorted({max(1, int(part * len(edge_scores[0]))) for part in sizes})
+    *by_size, weighted_overlap = edge_overlaps(rows[0], rows[1], counts, times=draws, seed=seed)
+    stake = max(
+        float((found.clean_logit_diffs - found.ablated_logit_diffs).mean()) for found in stages
+    )
     each = [scores.double().numpy() * len(scores) / len(group) for scores in rows]
     return CircuitComparison(
         a=one.name,
         b=two.name,
-        leads=(_leads(stages[0], seed), _leads(stages[1], seed)),
-        sizes=tuple(_at(graphs, stages, found, controls, seed) for found in by_size),
-        weighted=weighted,
-        changes=changes(graphs[0].wiring, each[0], each[1], least=_NEGLIGIBLE * stake, seed=seed),
-        fewest=fewest(len(rows[0]), len(graphs[0])),
-        graphs=graphs,
+        logit_diffs=(_mean_logit_diff(stages[0], seed), _mean_logit_diff(stages[1], seed)),
+        sizes=tuple(
+            _compare_at_size(edge_scores, stages, found, random_circuits, seed) for found in by_size
+        ),
+        weighted_overlap=weighted_overlap,
+        edge_changes=edge_changes(
+            edge_scores[0].graph, each[0], each[1], min_difference=_NEGLIGIBLE * stake, seed=seed
+        ),
+        min_detectable_edges=min_detectable_edges(len(rows[0]), len(edge_scores[0])),
+        edge_scores=edge_scores,
         protocol=(
-            *graphs[0].protocol,
+            *edge_scores[0].protocol,
             ("held-out prompts", str(len(judging))),
             ("draws", str(draws)),
-            ("random circuits", f"{controls} of random paths"),
+            ("random circuits", f"{random_circuits} of random paths"),
             ("seed", str(seed)),
         ),
     )
 
 
-def _alike(a: Model, b: Model) -> None:
+def _require_same_graph(a: Model, b: Model) -> None:
     """Refuse models whose edges, or tokens, are not the same ones."""
     shapes = [
         ", ".join(f"{getattr(m.shape, name)} {word}" for name, word in _SHAPE) for m in (a, b)
@@ -142,38 +151,43 @@ def _alike(a: Model, b: Model) -> None:
         )
 
 
-def _enough(task: Task, least: int, what: str) -> Int[np.ndarray, " prompt"]:
+def _require_groups(task: Task, minimum: int, purpose: str) -> Int[np.ndarray, " prompt"]:
     """Return which pairs belong together, as they share a text; refuse too few."""
     rows = [[tuple(row) for row in ids.tolist()] for ids in (task.clean, task.counterfactual)]
-    group = groups(list(zip(*rows, strict=True)))
-    if (count := len(np.unique(group))) < least:
+    group = text_groups(list(zip(*rows, strict=True)))
+    if (count := len(np.unique(group))) < minimum:
         raise CircuitError(
-            f"{count} pairs that share no text were found to {what}, and {least} are needed: give "
+            f"{count} pairs that share no text were found to {purpose}, and {minimum} are needed: give "
             "more pairs, or pairs of more texts"
         )
     return group
 
 
-def _by_group(graph: Graph, group: Int[np.ndarray, " prompt"]) -> Float[Tensor, "group edge"]:
-    assert graph.each is not None  # `attribute` keeps them unless told otherwise
-    return summed(graph.each, group)
+def _sum_scores_by_group(
+    edge_scores: EdgeScores, group: Int[np.ndarray, " prompt"]
+) -> Float[Tensor, "group edge"]:
+    assert edge_scores.per_prompt is not None  # `attribute` keeps them unless told otherwise
+    return sum_by_group(edge_scores.per_prompt, group)
 
 
-def _leads(stage: Stage, seed: int) -> Estimate:
-    return mean(stage.leads.double().cpu().numpy(), seed=seed)
+def _mean_logit_diff(stage: ReferenceRuns, seed: int) -> Estimate:
+    return bootstrap_mean(stage.clean_logit_diffs.double().cpu().numpy(), seed=seed)
 
 
-def _at(
-    graphs: tuple[Graph, Graph],
-    stages: tuple[Stage, Stage],
-    found: Overlap,
-    controls: int,
+def _compare_at_size(
+    edge_scores: tuple[EdgeScores, EdgeScores],
+    stages: tuple[ReferenceRuns, ReferenceRuns],
+    overlap: Overlap,
+    random_circuits: int,
     seed: int,
-) -> AtSize:
-    wiring = graphs[0].wiring
-    kept = marks(stages[0], [graph.top(found.edges) for graph in graphs])
+) -> SizeComparison:
+    wiring = edge_scores[0].graph
+    kept = edge_masks(stages[0], [graph.top(overlap.edges) for graph in edge_scores])
     nodes, by_lot = node_overlap(wiring, kept, seed=seed)
     in_a, in_b = (
-        guest(stages[m], kept[m], kept[1 - m], controls=controls, seed=seed) for m in (0, 1)
+        evaluate_transfer(
+            stages[m], kept[m], kept[1 - m], random_circuits=random_circuits, seed=seed
+        )
+        for m in (0, 1)
     )
-    return AtSize(found.edges / len(wiring), found, nodes, by_lot, in_a, in_b)
+    return SizeComparison(overlap.edges / len(wiring), overlap, nodes, by_lot, in_a, in_b)

@@ -11,22 +11,22 @@ import torch
 from torch import Tensor
 
 from probes.circuits.circuit import Circuit
-from probes.circuits.faithfulness import judge, values
-from probes.circuits.graph import Wiring
-from probes.circuits.reference_runs import Stage, stage
-from probes.circuits.sampling import open_gate, tasks
+from probes.circuits.faithfulness import evaluate_masks, faithfulness_values
+from probes.circuits.graph import ComputationGraph
+from probes.circuits.reference_runs import ReferenceRuns, run_references
+from probes.circuits.sampling import require_open_gate, sample_tasks
 from probes.errors import CircuitError
 from probes.models.model import Model
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.pattern import Pattern
 from probes.stats.intervals import Estimate
 
-_LEVEL = 0.95
+_QUANTILE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
-class Lifted:
-    """What the counterparts of a circuit's heads keep of the relative's behaviour.
+class TransferredCircuit:
+    """What the counterparts of a circuit's heads keep of the relative's behavior.
 
     Attributes:
         heads: The circuit's heads, and for each its partner, "" where it has none.
@@ -38,11 +38,11 @@ class Lifted:
     """
 
     heads: tuple[tuple[str, str], ...]
-    kept: Estimate
-    without: Estimate
+    kept_fraction: Estimate
+    fraction_without: Estimate
     chance: float
     chance_high: float
-    draws: int
+    random_sets: int
 
     @property
     def partners(self) -> tuple[str, ...]:
@@ -50,7 +50,7 @@ class Lifted:
         return tuple(dict.fromkeys(partner for _, partner in self.heads if partner))
 
 
-def lift(  # noqa: PLR0913 (a circuit, where it goes, and what it is judged on)
+def transfer_circuit(  # noqa: PLR0913 (a circuit, where it goes, and what it is judged on)
     circuit: Circuit,
     partners: Mapping[str, str],
     other: Model,
@@ -58,9 +58,9 @@ def lift(  # noqa: PLR0913 (a circuit, where it goes, and what it is judged on)
     *,
     answer: str = "",
     prompts: int = 32,
-    draws: int = 200,
+    random_sets: int = 200,
     seed: int = 0,
-) -> Lifted:
+) -> TransferredCircuit:
     """Run the partners of a circuit's heads alone in another model.
 
     MLPs are kept all, as they are not paired: the question is which heads are needed to feed them.
@@ -77,7 +77,7 @@ def lift(  # noqa: PLR0913 (a circuit, where it goes, and what it is judged on)
 
     Raises:
         CircuitError: The circuit has no head with a partner.
-        GateError: The relative does not have the behaviour.
+        GateError: The relative does not have the behavior.
     """
     heads = [node.split("@")[0] for node in circuit.nodes if ".H" in node]
     pairs = tuple((head, partners.get(head, "")) for head in dict.fromkeys(heads))
@@ -92,20 +92,20 @@ def lift(  # noqa: PLR0913 (a circuit, where it goes, and what it is judged on)
             f"{other.name} has no heads {', '.join(sorted(strange))}: give partners that it has"
         )
     asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
-    opened = open_gate(other, asked, answer, seed=seed)
-    _, judging = tasks(other, asked, opened.answer, prompts=prompts, seed=seed)
-    there = stage(other, judging)
-    found = judge(there, _only(there.wiring, [kept]), seed=seed)[0]
-    left = judge(there, ~_touching(there.wiring, kept), seed=seed)[0]
-    sets = _sets(there, len(kept), draws, seed)
-    by_chance = values(there, _only(there.wiring, sets)).numpy()
-    return Lifted(
+    opened = require_open_gate(other, asked, answer, seed=seed)
+    _, judging = sample_tasks(other, asked, opened.answer, prompts=prompts, seed=seed)
+    there = run_references(other, judging)
+    found = evaluate_masks(there, _edges_of_heads(there.graph, [kept]), seed=seed)[0]
+    left = evaluate_masks(there, ~_edges_touching(there.graph, kept), seed=seed)[0]
+    sets = _random_head_sets(there, len(kept), random_sets, seed)
+    by_chance = faithfulness_values(there, _edges_of_heads(there.graph, sets)).numpy()
+    return TransferredCircuit(
         heads=pairs,
-        kept=found.value,
-        without=left.value,
+        kept_fraction=found.value,
+        fraction_without=left.value,
         chance=float(by_chance.mean()),
-        chance_high=float(np.quantile(by_chance, _LEVEL)),
-        draws=len(sets),
+        chance_high=float(np.quantile(by_chance, _QUANTILE)),
+        random_sets=len(sets),
     )
 
 
@@ -114,29 +114,29 @@ def _heads_of(model: Model) -> list[str]:
     return [f"L{layer}.H{head}" for layer in range(shape.layers) for head in range(shape.heads)]
 
 
-def _heads(wiring: Wiring) -> list[str]:
-    return [writer for writer in wiring.writers if ".H" in writer]
+def _heads(graph: ComputationGraph) -> list[str]:
+    return [writer for writer in graph.writers if ".H" in writer]
 
 
-def _touching(wiring: Wiring, heads: Sequence[str]) -> Tensor:
+def _edges_touching(graph: ComputationGraph, heads: Sequence[str]) -> Tensor:
     """Mark the edges out of and into some heads: "1 edge"."""
-    source, target = wiring.table[:2]
-    mine = {wiring.writers.index(head) for head in heads}
+    source, target = graph.edge_table[:2]
+    mine = {graph.writers.index(head) for head in heads}
     into = np.array(
-        [bool(mine & set(wiring.owners(reader))) for reader in range(len(wiring.readers))]
+        [bool(mine & set(graph.writers_fed_by(reader))) for reader in range(len(graph.readers))]
     )
     return torch.from_numpy(np.isin(source, sorted(mine)) | into[target])[None]
 
 
-def _only(wiring: Wiring, sets: Sequence[Sequence[str]]) -> Tensor:
+def _edges_of_heads(graph: ComputationGraph, sets: Sequence[Sequence[str]]) -> Tensor:
     """Mark, for each set of heads, the edges that touch no other head: "set edge"."""
-    every = _heads(wiring)
+    every = _heads(graph)
     return torch.cat(
-        [~_touching(wiring, [head for head in every if head not in kept]) for kept in sets]
+        [~_edges_touching(graph, [head for head in every if head not in kept]) for kept in sets]
     )
 
 
-def _sets(there: Stage, size: int, draws: int, seed: int) -> list[list[str]]:
-    rng, every = np.random.default_rng(seed), _heads(there.wiring)
+def _random_head_sets(stage: ReferenceRuns, size: int, draws: int, seed: int) -> list[list[str]]:
+    rng, every = np.random.default_rng(seed), _heads(stage.graph)
     drawn = {tuple(sorted(rng.choice(every, size, replace=False))) for _ in range(draws)}
     return [list(map(str, some)) for some in sorted(drawn)]

@@ -20,12 +20,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probes.circuits.graph import Wiring
-from probes.stats.intervals import Estimate, draws, interval
+from probes.circuits.graph import ComputationGraph
+from probes.stats.intervals import Estimate, bootstrap_weights, percentile_interval
 
 _SPLITS = 8  # Ways to deal each draw's prompts to two sides: their mean has less noise of its own.
 _BLOCK = 4_000_000  # Floats of drawn scores held at once.
-_LOTS = 200  # Random choices that give the chance level where no formula does.
+_RANDOM_DRAWS = 200  # Random choices that give the chance level where no formula does.
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Overlap:
     """
 
     edges: int
-    same: float
+    same_prompts: float
     chance: float
     within_a: Estimate
     within_b: Estimate
@@ -52,7 +52,7 @@ class Overlap:
     excess: Estimate
 
 
-def overlaps(
+def edge_overlaps(
     a: Float[Tensor, "prompt edge"],
     b: Float[Tensor, "prompt edge"],
     counts: Sequence[int],
@@ -71,20 +71,20 @@ def overlaps(
         times: How often prompts are drawn anew.
         seed: Of the draws.
     """
-    pairs = _dealt(len(a), times, seed)
+    pairs = _bootstrap_splits(len(a), times, seed)
     rows = max(1, _BLOCK // a.shape[1])
     found = []
     for one, two in zip(*(side.split(rows) for side in pairs), strict=True):
-        a1, b1 = (_sized(one @ x, counts) for x in (a, b))
-        a2, b2 = (_sized(two @ x, counts) for x in (a, b))
-        cross = (_alike(a1, b2, counts) + _alike(b1, a2, counts)) / 2
-        found.append(torch.stack([_alike(a1, a2, counts), _alike(b1, b2, counts), cross]))
+        a1, b1 = (_rank_and_normalize(one @ x, counts) for x in (a, b))
+        a2, b2 = (_rank_and_normalize(two @ x, counts) for x in (a, b))
+        cross = (_jaccard(a1, b2, counts) + _jaccard(b1, a2, counts)) / 2
+        found.append(torch.stack([_jaccard(a1, a2, counts), _jaccard(b1, b2, counts), cross]))
     # kind (draw split) measure -> kind measure draw
     each = torch.cat(found, 1).unflatten(1, (times, _SPLITS)).mean(2).transpose(1, 2).numpy()
-    one, two = (_sized(x.sum(0, keepdim=True), counts) for x in (a, b))
-    same = _alike(one, two, counts)[0].tolist()
+    one, two = (_rank_and_normalize(x.sum(0, keepdim=True), counts) for x in (a, b))
+    same = _jaccard(one, two, counts)[0].tolist()
     size = a.shape[1]
-    chance = [k / (2 * size - k) for k in counts] + [_by_lot((one, two), counts, seed)]
+    chance = [k / (2 * size - k) for k in counts] + [_permutation_chance((one, two), counts, seed)]
     sizes = (*counts, 0)
     return tuple(
         _overlap(sizes[m], same[m], chance[m], each[:, m].astype(float)) for m in range(len(sizes))
@@ -94,10 +94,10 @@ def overlaps(
 def _overlap(
     edges: int, same: float, chance: float, each: Float[np.ndarray, "kind draw"]
 ) -> Overlap:
-    within_a, within_b, between = (interval(float(kind.mean()), kind) for kind in each)
+    within_a, within_b, between = (percentile_interval(float(kind.mean()), kind) for kind in each)
     drawn = _excess(*each)
     value = _excess(*each.mean(1, keepdims=True))
-    excess = interval(float(value[0]), drawn)
+    excess = percentile_interval(float(value[0]), drawn)
     return Overlap(edges, same, chance, within_a, within_b, between, excess)
 
 
@@ -108,10 +108,10 @@ def _excess(
     return np.round(np.sqrt(a * b) - both, 9)
 
 
-def _dealt(count: int, times: int, seed: int) -> tuple[Tensor, Tensor]:
+def _bootstrap_splits(count: int, times: int, seed: int) -> tuple[Tensor, Tensor]:
     """Draw prompts anew and deal them to two sides: how often each is on it, "row prompt"."""
     rng = np.random.default_rng(seed)
-    drawn = np.repeat(draws(count, times, seed=seed), _SPLITS, axis=0)
+    drawn = np.repeat(bootstrap_weights(count, times, seed=seed), _SPLITS, axis=0)
     # Those that were not drawn come last, so that both sides have as many that were.
     order = np.where(drawn > 0, rng.random(drawn.shape), 2.0).argsort(1).argsort(1)
     first = order < ((drawn > 0).sum(1, keepdims=True) + 1) // 2
@@ -119,7 +119,9 @@ def _dealt(count: int, times: int, seed: int) -> tuple[Tensor, Tensor]:
     return one, two
 
 
-def _sized(scores: Float[Tensor, "row edge"], counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _rank_and_normalize(
+    scores: Float[Tensor, "row edge"], counts: Sequence[int]
+) -> tuple[Tensor, Tensor]:
     """Return each edge's place among the strongest, and its share of all sizes."""
     size = scores.abs()
     most = max(counts)
@@ -129,7 +131,7 @@ def _sized(scores: Float[Tensor, "row edge"], counts: Sequence[int]) -> tuple[Te
     return place, scores / size.sum(1, keepdim=True).clamp(min=1e-12)
 
 
-def _alike(
+def _jaccard(
     one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor], counts: Sequence[int]
 ) -> Float[Tensor, "row measure"]:
     last = torch.maximum(one[0], two[0])
@@ -141,39 +143,43 @@ def _alike(
     return torch.cat([joint, shared / (total - shared).clamp(min=1e-12)], 1)
 
 
-def _by_lot(whole: Sequence[tuple[Tensor, Tensor]], counts: Sequence[int], seed: int) -> float:
+def _permutation_chance(
+    whole: Sequence[tuple[Tensor, Tensor]], counts: Sequence[int], seed: int
+) -> float:
     """Return the mean weighted Jaccard where one model's scores are dealt out by lot."""
     lot = torch.Generator().manual_seed(seed)
     (place, x), (_, y) = whole
-    order = torch.rand(_LOTS, y.shape[1], generator=lot).argsort(1)
-    here = (place.expand(_LOTS, -1), x.expand(_LOTS, -1))
-    return float(_alike(here, (here[0], y[0, order]), counts[:1])[:, -1].mean())
+    order = torch.rand(_RANDOM_DRAWS, y.shape[1], generator=lot).argsort(1)
+    here = (place.expand(_RANDOM_DRAWS, -1), x.expand(_RANDOM_DRAWS, -1))
+    return float(_jaccard(here, (here[0], y[0, order]), counts[:1])[:, -1].mean())
 
 
-def touched(wiring: Wiring, kept: Bool[Tensor, "circuit edge"]) -> Bool[Tensor, "circuit writer"]:
+def touched_writers(
+    graph: ComputationGraph, kept: Bool[Tensor, "circuit edge"]
+) -> Bool[Tensor, "circuit writer"]:
     """Say which writers have a kept edge in or out."""
-    ends = torch.zeros(len(wiring), len(wiring.writers))
-    ends[torch.arange(len(wiring)), torch.from_numpy(wiring.table[0])] = 1
-    for reader in range(len(wiring.readers)):
-        into = torch.from_numpy(wiring.table[1] == reader)
-        for owner in wiring.owners(reader):
+    ends = torch.zeros(len(graph), len(graph.writers))
+    ends[torch.arange(len(graph)), torch.from_numpy(graph.edge_table[0])] = 1
+    for reader in range(len(graph.readers)):
+        into = torch.from_numpy(graph.edge_table[1] == reader)
+        for owner in graph.writers_fed_by(reader):
             ends[into, owner] = 1
     return (kept.float() @ ends) > 0
 
 
 def node_overlap(
-    wiring: Wiring, kept: Bool[Tensor, "circuit edge"], *, seed: int = 0
+    graph: ComputationGraph, kept: Bool[Tensor, "circuit edge"], *, seed: int = 0
 ) -> tuple[float, float]:
     """Return the Jaccard of the writers that two circuits touch, and that of circuits by lot."""
-    one, two = touched(wiring, kept)
+    one, two = touched_writers(graph, kept)
     size, lot = int(kept[0].sum()), torch.Generator().manual_seed(seed)
-    order = torch.rand(2 * _LOTS, len(wiring), generator=lot).argsort(1)
-    first, second = touched(wiring, order < size).split(_LOTS)
+    order = torch.rand(2 * _RANDOM_DRAWS, len(graph), generator=lot).argsort(1)
+    first, second = touched_writers(graph, order < size).split(_RANDOM_DRAWS)
     chance = (first & second).sum(1) / (first | second).sum(1)
     return float((one & two).sum() / (one | two).sum()), float(chance.mean())
 
 
-def groups(texts: Sequence[tuple[object, object]]) -> Int[np.ndarray, " prompt"]:
+def text_groups(texts: Sequence[tuple[object, object]]) -> Int[np.ndarray, " prompt"]:
     """Number pairs so that those that share a text, by whatever way, share a number."""
     import networkx
 
@@ -184,7 +190,7 @@ def groups(texts: Sequence[tuple[object, object]]) -> Int[np.ndarray, " prompt"]
     return np.array([number[one] for one, _ in texts])
 
 
-def summed(
+def sum_by_group(
     scores: Float[Tensor, "prompt edge"], group: Int[np.ndarray, " prompt"]
 ) -> Float[Tensor, "group edge"]:
     """Add up the scores of each group of pairs: they are drawn, dealt and flipped together."""
@@ -193,7 +199,7 @@ def summed(
     return total.index_add(0, torch.from_numpy(place), scores)
 
 
-def halves(
+def split_groups(
     group: Int[np.ndarray, " prompt"], *, seed: int
 ) -> tuple[Int[Tensor, " _"], Int[Tensor, " _"]]:
     """Return two halves of the pairs, as even as groups that stay together allow."""

@@ -11,27 +11,31 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from probes.circuits.edge_patching import run
-from probes.circuits.faithfulness import lots, ratio, values
-from probes.circuits.reference_runs import Stage, stage
+from probes.circuits.edge_patching import run_circuits
+from probes.circuits.faithfulness import (
+    faithfulness_estimate,
+    faithfulness_values,
+    sample_random_circuits,
+)
+from probes.circuits.reference_runs import ReferenceRuns, run_references
 from probes.circuits.task import Task
 from probes.errors import GateError
 from probes.models.model import Model
-from probes.stats.intervals import Estimate, draws, interval
+from probes.stats.intervals import Estimate, bootstrap_weights, percentile_interval
 
-Word = Literal["works", "falls short", "cannot tell", "no circuit"]
+TransferLabel = Literal["works", "falls short", "cannot tell", "no circuit"]
 
 MARGIN = 0.1
 """A given circuit works if it surely keeps no more than this less of the lead than the own one."""
 
-ENOUGH = 0.5
+MIN_OWN_FRACTION = 0.5
 """Share of the lead that a model's own circuit must surely keep: less is hardly a circuit."""
 
 _DRAWS = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class Guest:
+class CircuitTransfer:
     """What two circuits of one size keep in one model, on prompts that neither was found by.
 
     Attributes:
@@ -47,24 +51,24 @@ class Guest:
 
     model: str
     own: Estimate
-    given: Estimate
+    transferred: Estimate
     gap: Estimate
     chance: float
     chance_high: float
-    word: Word
+    label: TransferLabel
 
 
-def staged(model: Model, task: Task) -> Stage:
+def stage_task(model: Model, task: Task) -> ReferenceRuns:
     """Run the prompts that circuits are judged by.
 
     Raises:
         GateError: The answer does not lead, or its counterfactuals do not lower its lead.
     """
-    found = stage(model, task)
-    leads, floor = float(found.leads.mean()), float(found.floor.mean())
+    found = run_references(model, task)
+    leads, floor = float(found.clean_logit_diffs.mean()), float(found.ablated_logit_diffs.mean())
     if not leads > 0:
         raise GateError(
-            f"{model.name} does not have the behaviour: over {len(task)} prompts its answer's lead "
+            f"{model.name} does not have the behavior: over {len(task)} prompts its answer's lead "
             f"is {leads:.2f} logits, not above 0. There is no circuit to compare; choose a model "
             "or a task whose gate is open."
         )
@@ -77,14 +81,14 @@ def staged(model: Model, task: Task) -> Stage:
     return found
 
 
-def guest(
-    stage: Stage,
+def evaluate_transfer(
+    stage: ReferenceRuns,
     own: Bool[Tensor, " edge"],
-    given: Bool[Tensor, " edge"],
+    transferred: Bool[Tensor, " edge"],
     *,
-    controls: int = 10,
+    random_circuits: int = 10,
     seed: int = 0,
-) -> Guest:
+) -> CircuitTransfer:
     """Run a model's own circuit and another's of as many edges, each by itself.
 
     Args:
@@ -93,34 +97,41 @@ def guest(
         controls: How many circuits of random paths give the chance level.
         seed: Of the draws and the random paths.
     """
-    leads = run(stage, torch.stack([own, given]))
-    mine, theirs = (ratio(stage, one, seed=seed) for one in leads)
-    gap = interval(min(theirs.value, 1.0) - min(mine.value, 1.0), _gaps(stage, leads, seed))
-    chance = values(stage, lots(stage, int(own.sum()), "paths", controls, seed=seed))
+    leads = run_circuits(stage, torch.stack([own, transferred]))
+    mine, theirs = (faithfulness_estimate(stage, one, seed=seed) for one in leads)
+    gap = percentile_interval(
+        min(theirs.value, 1.0) - min(mine.value, 1.0), _bootstrap_gaps(stage, leads, seed)
+    )
+    chance = faithfulness_values(
+        stage, sample_random_circuits(stage, int(own.sum()), "paths", random_circuits, seed=seed)
+    )
     highest = float(chance.max())
-    word: Word = "cannot tell"
-    if mine.low <= max(highest, ENOUGH):
+    word: TransferLabel = "cannot tell"
+    if mine.low <= max(highest, MIN_OWN_FRACTION):
         word = "no circuit"
     elif gap.low > -MARGIN:
         word = "works"
     elif gap.high < -MARGIN:
         word = "falls short"
-    return Guest(
+    return CircuitTransfer(
         model=stage.model.name,
         own=mine,
-        given=theirs,
+        transferred=theirs,
         gap=gap,
         chance=float(chance.median()),
         chance_high=highest,
-        word=word,
+        label=word,
     )
 
 
-def _gaps(
-    stage: Stage, leads: Float[Tensor, "circuit prompt"], seed: int
+def _bootstrap_gaps(
+    stage: ReferenceRuns, logit_diffs: Float[Tensor, "circuit prompt"], seed: int
 ) -> Float[np.ndarray, " draw"]:
     """Draw the prompts anew: the given circuit's share less the own one's, both at most 1."""
-    weights = draws(leads.shape[1], _DRAWS, seed=seed)
-    both, whole, none = (t.double().cpu().numpy() for t in (leads, stage.leads, stage.floor))
+    weights = bootstrap_weights(logit_diffs.shape[1], _DRAWS, seed=seed)
+    both, whole, none = (
+        t.double().cpu().numpy()
+        for t in (logit_diffs, stage.clean_logit_diffs, stage.ablated_logit_diffs)
+    )
     own, given = np.minimum((both - none) @ weights.T / ((whole - none) @ weights.T), 1.0)
     return given - own

@@ -7,17 +7,17 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 
-from probes.comparison.heads.profiles import RELIABLE_FROM, Profiles, similarity
-from probes.stats.intervals import Estimate, interval
+from probes.comparison.heads.profiles import MIN_RELIABILITY, HeadProfiles, head_similarity
+from probes.stats.intervals import Estimate, percentile_interval
 
-Word = Literal["matched", "unmatched", "idle"]
+MatchLabel = Literal["matched", "unmatched", "no reliable effect"]
 
 _DRAWS = 200
 _QUANTILE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
+class HeadMatch:
     """One head of the first model and the head of the second that the search gave it.
 
     Attributes:
@@ -27,7 +27,7 @@ class Match:
         chance: Mean score that this head gets in untrained nets.
         chance_high: The family-wise 95th percentile of the nets' best matches: the bar.
         ceiling: The score it gets in another seed of its own model, or NaN.
-        word: "idle" where the head does not repeat itself; "matched" where its score beats the
+        word: "no reliable effect" where the head does not repeat itself; "matched" where its score beats the
             bar and its partner repeats itself; else "unmatched".
     """
 
@@ -37,82 +37,82 @@ class Match:
     reliability: float
     partner_reliability: float
     chance: float
-    chance_high: float
-    ceiling: float
-    word: Word
+    threshold: float
+    other_seed_score: float
+    label: MatchLabel
 
 
 @dataclass(frozen=True, eq=False)
-class Pairing:
+class HeadPairing:
     """The best one-to-one pairing of two sets of heads (Kuhn 1955): partner -1 is none."""
 
-    partner: tuple[int, ...]
-    score: Float[np.ndarray, " head"]
+    partners: tuple[int, ...]
+    scores: Float[np.ndarray, " head"]
 
     @property
-    def best(self) -> float:
+    def max_score(self) -> float:
         """The highest score of the pairing."""
-        return float(np.nanmax(self.score))
+        return float(np.nanmax(self.scores))
 
     @property
-    def mean(self) -> float:
+    def mean_score(self) -> float:
         """The mean score of the heads that found a partner."""
-        return float(np.nanmean(self.score))
+        return float(np.nanmean(self.scores))
 
 
-def pair_heads(a: Profiles, b: Profiles) -> Pairing:
+def pair_heads(a: HeadProfiles, b: HeadProfiles) -> HeadPairing:
     """Pair heads so that the sum of their similarities is greatest."""
-    found = similarity(a.even(), b.even())[0]
+    found = head_similarity(a.mean(), b.mean())[0]
     rows, columns = linear_sum_assignment(found, maximize=True)
     partner = np.full(len(a.heads), -1)
     partner[rows] = columns
     score = np.where(partner >= 0, found[np.arange(len(partner)), partner], np.nan)
-    return Pairing(tuple(int(index) for index in partner), score)
+    return HeadPairing(tuple(int(index) for index in partner), score)
 
 
 def match_heads(
-    a: Profiles,
-    b: Profiles,
+    a: HeadProfiles,
+    b: HeadProfiles,
     *,
-    nulls: Float[np.ndarray, "model head"],
-    ceiling: Pairing | None,
+    null_scores: Float[np.ndarray, "model head"],
+    other_seed: HeadPairing | None,
     seed: int,
-) -> tuple[Match, ...]:
+) -> tuple[HeadMatch, ...]:
     """Pair two models' heads and hold every score against chance and ceiling.
 
     `nulls` are the scores of the same search, rerun with each untrained net in place of `b`.
     """
     found = pair_heads(a, b)
-    bar = family_wise(nulls)
-    drawn = similarity(a.drawn(_DRAWS, seed=seed), b.drawn(_DRAWS, seed=seed))
-    own, other = a.halves().reliability(), b.halves().reliability()
+    bar = family_wise_threshold(null_scores)
+    drawn = head_similarity(a.bootstrap(_DRAWS, seed=seed), b.bootstrap(_DRAWS, seed=seed))
+    own, other = a.split_halves().reliability(), b.split_halves().reliability()
     matches = []
-    for index, (head, partner) in enumerate(zip(a.heads, found.partner, strict=True)):
+    for index, (head, partner) in enumerate(zip(a.heads, found.partners, strict=True)):
         paired = partner >= 0
         score = Estimate(np.nan, np.nan, np.nan)
         if paired:
-            score = interval(float(found.score[index]), drawn[:, index, partner])
+            score = percentile_interval(float(found.scores[index]), drawn[:, index, partner])
         repeats = float(other[partner]) if paired else np.nan
-        word: Word = "idle"
-        if own[index] >= RELIABLE_FROM:
-            word = "matched" if score.value > bar and repeats >= RELIABLE_FROM else "unmatched"
-        chance = nulls[:, index]
+        word: MatchLabel = "no reliable effect"
+        if own[index] >= MIN_RELIABILITY:
+            word = "matched" if score.value > bar and repeats >= MIN_RELIABILITY else "unmatched"
+        chance = null_scores[:, index]
         matches.append(
-            Match(
+            HeadMatch(
                 head=head,
                 partner=b.heads[partner] if paired else "",
                 score=score,
                 reliability=float(own[index]),
                 partner_reliability=repeats,
                 chance=float(np.nanmean(chance)) if (~np.isnan(chance)).any() else np.nan,
-                chance_high=bar,
-                ceiling=float(ceiling.score[index]) if ceiling else np.nan,
-                word=word,
+                threshold=bar,
+                other_seed_score=float(other_seed.scores[index]) if other_seed else np.nan,
+                label=word,
             )
         )
     return tuple(matches)
 
 
-def family_wise(nulls: Float[np.ndarray, "model head"]) -> float:
+def family_wise_threshold(null_scores: Float[np.ndarray, "model head"]) -> float:
     """Return the 95th percentile, over null models, of each one's best match."""
-    return float(np.quantile(np.nanmax(nulls, axis=1), _QUANTILE))
+    return float(np.quantile(np.nanmax(null_scores, axis=1), _QUANTILE))

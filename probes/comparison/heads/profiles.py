@@ -12,21 +12,21 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Bool, Float
 
-from probes.interventions.sweep import Effects, sweep
+from probes.interventions.sweep import PatchingEffects, activation_patching
 from probes.models.model import Model
 from probes.observe.attention import role_attention, uniform_attention
 from probes.prompts.pair_batch import PairBatch
-from probes.prompts.role_axis import spread
-from probes.stats.intervals import draws
+from probes.prompts.role_axis import expand_to_roles
+from probes.stats.intervals import bootstrap_weights
 
-RELIABLE_FROM = 0.5
+MIN_RELIABILITY = 0.5
 """A head whose effects repeat less than this between halves of the prompts is idle."""
 
-_LIVE_FROM = 0.1
+_MIN_TOTAL_EFFECT = 0.1
 
 
 @dataclass(frozen=True, eq=False)
-class Profiles:
+class HeadProfiles:
     """The profiles of all heads of one model, prompt by prompt.
 
     Attributes:
@@ -43,43 +43,47 @@ class Profiles:
     roles: tuple[str, ...]
     effects: Mapping[str, Float[np.ndarray, "_ head effect"]]
     attention: Mapping[str, Float[np.ndarray, "_ head gaze"]]
-    totals: Mapping[str, Float[np.ndarray, "_ answer"]] = field(default_factory=dict)
+    total_effects: Mapping[str, Float[np.ndarray, "_ answer"]] = field(default_factory=dict)
 
     @property
     def reliable(self) -> Bool[np.ndarray, " head"]:
         """Which heads repeat themselves between halves of the prompts; the others are idle."""
-        return self.halves().reliability() >= RELIABLE_FROM
+        return self.split_halves().reliability() >= MIN_RELIABILITY
 
-    def vectors(self, weights: Mapping[str, Float[np.ndarray, "draw prompt"]]) -> "Vectors":
+    def weighted_mean(
+        self, weights: Mapping[str, Float[np.ndarray, "draw prompt"]]
+    ) -> "MeanProfiles":
         """Average over prompts, once for each row of weights."""
-        return Vectors(
-            np.concatenate([_average(weights[c], e) for c, e in self.effects.items()], axis=2),
-            _average(
+        return MeanProfiles(
+            np.concatenate(
+                [_weighted_mean(weights[c], e) for c, e in self.effects.items()], axis=2
+            ),
+            _weighted_mean(
                 np.concatenate([weights[c] for c in self.attention], axis=1),
                 np.concatenate(list(self.attention.values()), axis=0),
             ),
         )
 
-    def even(self) -> "Vectors":
+    def mean(self) -> "MeanProfiles":
         """Average over all prompts alike."""
-        return self.vectors({c: np.ones((1, len(e))) for c, e in self.effects.items()})
+        return self.weighted_mean({c: np.ones((1, len(e))) for c, e in self.effects.items()})
 
-    def halves(self) -> "Vectors":
+    def split_halves(self) -> "MeanProfiles":
         """Average over the even and over the odd prompts."""
-        return self.vectors({c: _halves(len(e)) for c, e in self.effects.items()})
+        return self.weighted_mean({c: _half_weights(len(e)) for c, e in self.effects.items()})
 
-    def drawn(self, times: int, *, seed: int) -> "Vectors":
+    def bootstrap(self, times: int, *, seed: int) -> "MeanProfiles":
         """Average over bootstrap samples of the prompts; equal seeds draw equal prompts."""
-        return self.vectors(
+        return self.weighted_mean(
             {
-                c: draws(len(e), times, seed=seed + k)
+                c: bootstrap_weights(len(e), times, seed=seed + k)
                 for k, (c, e) in enumerate(self.effects.items())
             }
         )
 
 
 @dataclass(frozen=True, eq=False)
-class Vectors:
+class MeanProfiles:
     """Averaged profiles: one set of heads for each way of averaging."""
 
     effects: Float[np.ndarray, "draw head effect"]
@@ -87,38 +91,38 @@ class Vectors:
 
     def reliability(self) -> Float[np.ndarray, " head"]:
         """Return how alike each head's effects are in the two halves (cosine, -1 to 1)."""
-        first, second = _unit(self.effects)
+        first, second = _normalize(self.effects)
         return (first * second).sum(-1)
 
 
-def profile(
+def profile_heads(
     model: Model,
     batches: Mapping[str, PairBatch],
     roles: Sequence[str],
     *,
     kinds: Sequence[str] = ("heads",),
-) -> tuple[Profiles, dict[str, Effects]]:
+) -> tuple[HeadProfiles, dict[str, PatchingEffects]]:
     """Measure the profiles of a model's heads; the effects come back for all components."""
     effects, attention, swept, heads = {}, {}, {}, []
     for contrast, pairs in batches.items():
         here = [role for role in roles if role in pairs.clean.roles]
-        found = swept[contrast] = sweep(model, pairs, kinds=kinds, roles=here)
+        found = swept[contrast] = activation_patching(model, pairs, kinds=kinds, roles=here)
         heads = [k for k, name in enumerate(found.components) if ".H" in name]
-        effects[contrast] = spread(found.each[:, heads].numpy(), here, roles)
-        attention[contrast] = _attention(model, pairs, roles)
+        effects[contrast] = expand_to_roles(found.per_prompt[:, heads].numpy(), here, roles)
+        attention[contrast] = _attention_above_uniform(model, pairs, roles)
     names = tuple(next(iter(swept.values())).components[k] for k in heads)
     totals = {contrast: found.total.double().numpy() for contrast, found in swept.items()}
-    return Profiles(model.name, names, tuple(roles), effects, attention, totals), swept
+    return HeadProfiles(model.name, names, tuple(roles), effects, attention, totals), swept
 
 
-def similarity(a: Vectors, b: Vectors) -> Float[np.ndarray, "draw head_a head_b"]:
+def head_similarity(a: MeanProfiles, b: MeanProfiles) -> Float[np.ndarray, "draw head_a head_b"]:
     """Return how alike heads are: the mean of the cosines of effects and of attention (-1 to 1)."""
-    effects = np.einsum("dif,djf->dij", _unit(a.effects), _unit(b.effects))
-    attention = np.einsum("dif,djf->dij", _unit(a.attention), _unit(b.attention))
+    effects = np.einsum("dif,djf->dij", _normalize(a.effects), _normalize(b.effects))
+    attention = np.einsum("dif,djf->dij", _normalize(a.attention), _normalize(b.attention))
     return (effects + attention) / 2
 
 
-def live(*models: Profiles) -> tuple[tuple[str, int], ...]:
+def affected_answers(*models: HeadProfiles) -> tuple[tuple[str, int], ...]:
     """Name the contrasts and answers (by number) that go together in every one of the models.
 
     An answer that a contrast leaves alone has nothing to take a share of: its mean fall must be a
@@ -128,18 +132,18 @@ def live(*models: Profiles) -> tuple[tuple[str, int], ...]:
     for model in models:
         means = {
             (contrast, k): abs(float(mean))
-            for contrast, totals in model.totals.items()
+            for contrast, totals in model.total_effects.items()
             for k, mean in enumerate(totals.mean(0))
         }
         largest = max(means.values(), default=0.0)
-        found.append({at for at, mean in means.items() if mean > _LIVE_FROM * largest})
+        found.append({at for at, mean in means.items() if mean > _MIN_TOTAL_EFFECT * largest})
     return tuple(sorted(set.intersection(*found))) if found else ()
 
 
-def shares(
+def effect_fractions(
     effects: Mapping[str, Float[np.ndarray, "_ head effect"]],
-    totals: Mapping[str, Float[np.ndarray, "_ answer"]],
-    where: Sequence[tuple[str, int]],
+    total_effects: Mapping[str, Float[np.ndarray, "_ answer"]],
+    contrast_answers: Sequence[tuple[str, int]],
     weights: Mapping[str, Float[np.ndarray, "draw _"]],
 ) -> Float[np.ndarray, "draw head share"]:
     """Divide averaged effects by the averaged fall when all is replaced, for each row of weights.
@@ -148,10 +152,10 @@ def shares(
     contrasts and answers, as `live` does; the roles of one stand together.
     """
     found = []
-    for contrast, answer in where:
-        mine, total = weights[contrast], totals[contrast]
+    for contrast, answer in contrast_answers:
+        mine, total = weights[contrast], total_effects[contrast]
         each = rearrange(
-            _average(mine, effects[contrast]),
+            _weighted_mean(mine, effects[contrast]),
             "draw head (role answer) -> draw head role answer",
             answer=total.shape[1],
         )
@@ -160,11 +164,11 @@ def shares(
     return np.concatenate(found, axis=2)
 
 
-def _attention(
+def _attention_above_uniform(
     model: Model, pairs: PairBatch, roles: Sequence[str]
 ) -> Float[np.ndarray, "prompt head feature"]:
     found = role_attention(model, pairs.clean)
-    own = found.each - rearrange(
+    own = found.per_prompt - rearrange(
         uniform_attention(pairs.clean), "prompt role role_key -> prompt 1 1 role role_key"
     )
     here = [role for role in roles if role in found.roles]
@@ -175,7 +179,7 @@ def _attention(
     return rearrange(full, "prompt layer head role role_key -> prompt (layer head) (role role_key)")
 
 
-def _average(
+def _weighted_mean(
     weights: Float[np.ndarray, "draw prompt"], each: Float[np.ndarray, "prompt head feature"]
 ) -> Float[np.ndarray, "draw head feature"]:
     """Average what is there; a feature that no prompt has is 0 in every model alike."""
@@ -185,12 +189,12 @@ def _average(
     return np.divide(total, count, out=np.zeros_like(total), where=count > 0)
 
 
-def _halves(count: int) -> Float[np.ndarray, "draw prompt"]:
+def _half_weights(count: int) -> Float[np.ndarray, "draw prompt"]:
     even = (np.arange(count) % 2 == 0).astype(np.float64)
     return np.stack([even, 1 - even])
 
 
-def _unit(
+def _normalize(
     vectors: Float[np.ndarray, "draw head feature"],
 ) -> Float[np.ndarray, "draw head feature"]:
     """Scale to length 1; a head that does nothing stays at 0 and resembles no other."""

@@ -7,14 +7,19 @@ import numpy as np
 from einops import rearrange, reduce
 from jaxtyping import Float, Int
 
-from probes.comparison.heads.head_sets import HeldOut, Where, held_out, scaled
-from probes.comparison.heads.profiles import Profiles
+from probes.comparison.heads.head_sets import (
+    ContrastAnswers,
+    HeldOutProfiles,
+    held_out_profiles,
+    rescale_null,
+)
+from probes.comparison.heads.profiles import HeadProfiles
 
 _QUANTILE = 0.95
 
 
 @dataclass(frozen=True, eq=False)
-class Moves:
+class RoleFreeSimilarity:
     """Share profiles summed over roles, and where each head does most.
 
     Attributes:
@@ -23,48 +28,71 @@ class Moves:
         at, at_b: The role, by number, of each head's strongest effects in each draw.
     """
 
-    alike: Float[np.ndarray, "draw head head_b"]
-    bar: float
-    at: Int[np.ndarray, "draw head"]
-    at_b: Int[np.ndarray, "draw head_b"]
+    similarity: Float[np.ndarray, "draw head head_b"]
+    threshold: float
+    strongest_role_a: Int[np.ndarray, "draw head"]
+    strongest_role_b: Int[np.ndarray, "draw head_b"]
 
 
-def moves(a: Profiles, b: Profiles, nets: Sequence[Profiles], where: Where, *, seed: int) -> Moves:
+def role_free_similarity(
+    a: HeadProfiles,
+    b: HeadProfiles,
+    nulls: Sequence[HeadProfiles],
+    contrast_answers: ContrastAnswers,
+    *,
+    seed: int,
+) -> RoleFreeSimilarity:
     """Hold two models' heads against each other with roles summed over.
 
     Few features are left, so that untrained nets offer much: the bar is often out of reach.
     """
-    held = held_out(a, b, where, seed=seed)
+    held = held_out_profiles(a, b, contrast_answers, seed=seed)
     best = [
-        float(_cosines(held_out(a, scaled(net, a, where), where, seed=seed), where)[0].max())
-        for net in nets
+        float(
+            _cosines(
+                held_out_profiles(
+                    a, rescale_null(net, a, contrast_answers), contrast_answers, seed=seed
+                ),
+                contrast_answers,
+            )[0].max()
+        )
+        for net in nulls
     ]
-    return Moves(
-        _cosines(held, where),
+    return RoleFreeSimilarity(
+        _cosines(held, contrast_answers),
         float(np.quantile(best, _QUANTILE)) if best else 1.0,
-        _strongest(held.targets, where),
-        _strongest(held.parts, where),
+        _strongest_role(held.targets, contrast_answers),
+        _strongest_role(held.parts, contrast_answers),
     )
 
 
-def _cosines(held: HeldOut, where: Where) -> Float[np.ndarray, "draw head head_b"]:
-    first, second = (_unit(_summed(shares, where)) for shares in (held.targets, held.parts))
+def _cosines(
+    profiles: HeldOutProfiles, contrast_answers: ContrastAnswers
+) -> Float[np.ndarray, "draw head head_b"]:
+    first, second = (
+        _normalize(_sum_over_roles(shares, contrast_answers))
+        for shares in (profiles.targets, profiles.parts)
+    )
     return np.einsum("dis,djs->dij", first, second)
 
 
-def _summed(
-    shares: Float[np.ndarray, "draw head share"], where: Where
+def _sum_over_roles(
+    fractions: Float[np.ndarray, "draw head share"], contrast_answers: ContrastAnswers
 ) -> Float[np.ndarray, "draw head moved"]:
-    return reduce(shares, "draw head (moved role) -> draw head moved", "sum", moved=len(where))
+    return reduce(
+        fractions, "draw head (moved role) -> draw head moved", "sum", moved=len(contrast_answers)
+    )
 
 
-def _strongest(
-    shares: Float[np.ndarray, "draw head share"], where: Where
+def _strongest_role(
+    fractions: Float[np.ndarray, "draw head share"], contrast_answers: ContrastAnswers
 ) -> Int[np.ndarray, "draw head"]:
-    split = rearrange(shares, "draw head (moved role) -> draw head moved role", moved=len(where))
+    split = rearrange(
+        fractions, "draw head (moved role) -> draw head moved role", moved=len(contrast_answers)
+    )
     return np.square(split).sum(2).argmax(-1)
 
 
-def _unit(sums: Float[np.ndarray, "draw head moved"]) -> Float[np.ndarray, "draw head moved"]:
+def _normalize(sums: Float[np.ndarray, "draw head moved"]) -> Float[np.ndarray, "draw head moved"]:
     length = np.linalg.norm(sums, axis=-1, keepdims=True)
     return np.divide(sums, length, out=np.zeros_like(sums), where=length > 1e-9)

@@ -7,39 +7,70 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.optimize import linear_sum_assignment
 
-from probes.comparison.heads.head_sets import EXPLAINS, STANDS_FOR, HeadSet, HeadView, is_found
-from probes.comparison.heads.measurements import Chance, Look, estimate, look
-from probes.comparison.verdict import AS_ALIKE, AS_STRONG, Fate, Word
-from probes.observe.gate import State
-from probes.stats.evidence import Evidence, above, below, untested, within
-from probes.stats.intervals import share
+from probes.comparison.heads.head_sets import (
+    MIN_EXPLAINED,
+    PARTIAL_EXPLAINED,
+    HeadSet,
+    ModelHeads,
+    is_detected,
+)
+from probes.comparison.heads.measurements import (
+    HeadMeasurements,
+    NullModels,
+    bootstrap_estimate,
+    measure_heads,
+)
+from probes.comparison.verdict import SIMILARITY_TEST, STRENGTH_TEST, Verdict, VerdictLabel
+from probes.observe.gate import GateState
+from probes.stats.evidence import (
+    StatisticalTest,
+    check_above,
+    check_below,
+    check_within,
+    skipped_test,
+)
+from probes.stats.intervals import proportion
 
-MARGIN = 0.1
+SIMILARITY_MARGIN = 0.1
 """How much less alike than to itself a head may be that counts as equivalent."""
 
-STRENGTH = 0.2
+STRENGTH_MARGIN = 0.2
 """How far the strength of an equivalent head may differ, as a share."""
 
-_SURELY = 0.975
+_CONFIDENCE = 0.975
 
 
 @dataclass(frozen=True, eq=False)
-class _Told:
+class _Assignments:
     """The words given so far, by number of the head, and which heads of the relative are taken."""
 
-    fates: dict[int, Fate] = field(default_factory=dict)
-    by: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    verdicts: dict[int, Verdict] = field(default_factory=dict)
+    represents: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """For each head of the relative the heads of the full model that it stands for."""
 
-    def give(self, seen: Look, head: int, word: Word, there: Sequence[int], says: tuple) -> None:
-        names = " + ".join(seen.b.heads[partner] for partner in there)
-        reason, tests = says
-        self.fates[head] = Fate(seen.a.heads[head], "head", word, names, reason, tuple(tests))
+    def assign(
+        self,
+        measured: HeadMeasurements,
+        head: int,
+        label: VerdictLabel,
+        partners: Sequence[int],
+        reason_and_tests: tuple,
+    ) -> None:
+        names = " + ".join(measured.b.heads[partner] for partner in partners)
+        reason, tests = reason_and_tests
+        self.verdicts[head] = Verdict(
+            measured.a.heads[head], "head", label, names, reason, tuple(tests)
+        )
 
 
-def head_fates(
-    full: HeadView, other: HeadView, chance: Chance, *, gate: State = "open", seed: int = 0
-) -> tuple[Fate, ...]:
+def head_verdicts(
+    full: ModelHeads,
+    other: ModelHeads,
+    null_models: NullModels,
+    *,
+    gate: GateState = "open",
+    seed: int = 0,
+) -> tuple[Verdict, ...]:
     """Say of each head of a model what became of it in a relative; `verdict` holds the rules.
 
     Heads of the relative that none of them has become follow, each with "" as its subject.
@@ -52,194 +83,232 @@ def head_fates(
     """
     heads = full.profiles.heads
     if gate == "closed":
-        why = "a model does not have the behaviour, so no head has a part in it"
-        return tuple(Fate(head, "head", "behaviour absent", "", why) for head in heads)
-    seen, told = look(full, other, chance, seed=seed), _Told()
-    for head in (~seen.busy_a).nonzero()[0]:
-        told.give(seen, int(head), "idle", (), (_IDLE, ()))
-    _tell_sets(seen, told)
-    _tell_pairs(seen, told)
-    _tell_moved(seen, told)
-    _tell_lost(seen, told, gate)
-    return (*(told.fates[number] for number in range(len(heads))), *_own(seen, told, gate))
+        why = "a model does not have the behavior, so no head has a part in it"
+        return tuple(Verdict(head, "head", "behavior absent", "", why) for head in heads)
+    seen, told = measure_heads(full, other, null_models, seed=seed), _Assignments()
+    for head in (~seen.active_a).nonzero()[0]:
+        told.assign(seen, int(head), "no reliable effect", (), (_NO_RELIABLE_EFFECT, ()))
+    _assign_sets(seen, told)
+    _assign_pairs(seen, told)
+    _assign_moved(seen, told)
+    _assign_lost(seen, told, gate)
+    return (
+        *(told.verdicts[number] for number in range(len(heads))),
+        *_relative_only_verdicts(seen, told, gate),
+    )
 
 
-_IDLE = "its effects do not repeat between halves of the prompts, or move next to nothing"
+_NO_RELIABLE_EFFECT = (
+    "its effects do not repeat between halves of the prompts, or move next to nothing"
+)
 
 
-def _tell_sets(seen: Look, told: _Told) -> None:
+def _assign_sets(measured: HeadMeasurements, assigned: _Assignments) -> None:
     """Give the words "split" and "merged", the largest gain first; no head is used twice."""
-    ways: list[tuple[Word, HeadSet, float]] = [
-        *(("split", found, seen.split_bar) for found in seen.splits),
-        *(("merged", found, seen.merge_bar) for found in seen.merges),
+    ways: list[tuple[VerdictLabel, HeadSet, float]] = [
+        *(("split", found, measured.split_threshold) for found in measured.splits),
+        *(("merged", found, measured.merge_threshold) for found in measured.merges),
     ]
     for word, found, bar in sorted(ways, key=lambda way: -way[1].gain.value):
         mine, theirs = (found.target,), found.members
         if word == "merged":
             mine, theirs = theirs, mine
-        used = any(head in told.fates for head in mine) or any(t in told.by for t in theirs)
-        if used or not is_found(found, bar):
+        used = any(head in assigned.verdicts for head in mine) or any(
+            t in assigned.represents for t in theirs
+        )
+        if used or not is_detected(found, bar):
             continue
         tests = (
-            above("explained together", "together they do not do it", found.explains, STANDS_FOR),
-            above("gained over one head", "one head does as much", found.gain, bar),
+            check_above(
+                "explained together", "together they do not do it", found.explained, MIN_EXPLAINED
+            ),
+            check_above("gained over one head", "one head does as much", found.gain, bar),
         )
-        there = " and ".join(seen.b.heads[partner] for partner in theirs)
+        there = " and ".join(measured.b.heads[partner] for partner in theirs)
         reason = f"{there} do its work together, and none of them alone"
         if word == "merged":
-            here = " and ".join(seen.a.heads[head] for head in mine)
+            here = " and ".join(measured.a.heads[head] for head in mine)
             reason = f"{here} do together, and none of them alone, what {there} does"
-        tests = (*tests, _forced(seen, word, found.target))
+        tests = (*tests, _same_shape_test(measured, word, found.target))
         for head in mine:
-            told.give(seen, head, word, theirs, (reason, tests))
-        told.by.update(dict.fromkeys(theirs, mine))
+            assigned.assign(measured, head, word, theirs, (reason, tests))
+        assigned.represents.update(dict.fromkeys(theirs, mine))
 
 
-def _forced(seen: Look, word: Word, head: int) -> Evidence:
+def _same_shape_test(measured: HeadMeasurements, label: VerdictLabel, head: int) -> StatisticalTest:
     """Show what fewer heads, or the task itself, force on nets that never saw the full model."""
-    name = f"{word} without the full model"
-    if not seen.controls:
-        return untested(name, "no control was given", decides=False)
-    if word == "split":
-        found = [head in split for split, _ in seen.controls]
+    name = f"{label} without the full model"
+    if not measured.same_shape_sets:
+        return skipped_test(name, "no control was given", is_deciding=False)
+    if label == "split":
+        found = [head in split for split, _ in measured.same_shape_sets]
     else:
-        found = [merged for _, merges in seen.controls for merged in merges]
+        found = [merged for _, merges in measured.same_shape_sets for merged in merges]
     says = "nets that never saw it do the same"
-    return below(name, says, share(np.array(found, dtype=bool)), 0.5, decides=False)
+    return check_below(name, says, proportion(np.array(found, dtype=bool)), 0.5, is_deciding=False)
 
 
-def _tell_pairs(seen: Look, told: _Told) -> None:
+def _assign_pairs(measured: HeadMeasurements, assigned: _Assignments) -> None:
     """Pair what is left one-to-one, and keep what surely beats the bar."""
-    rows = [n for n in range(len(seen.a.heads)) if n not in told.fates]
-    columns = [int(n) for n in seen.busy_b.nonzero()[0] if n not in told.by]
-    alike = seen.alike[0][np.ix_(rows, columns)]
+    rows = [n for n in range(len(measured.a.heads)) if n not in assigned.verdicts]
+    columns = [int(n) for n in measured.active_b.nonzero()[0] if n not in assigned.represents]
+    alike = measured.similarity[0][np.ix_(rows, columns)]
     for row, column in zip(*linear_sum_assignment(alike, maximize=True), strict=True):
         head, partner = rows[row], columns[column]
-        score = seen.score(head, partner)
-        whole = estimate(seen.explains[:, head, partner])
+        score = measured.pair_similarity(head, partner)
+        whole = bootstrap_estimate(measured.explained[:, head, partner])
         tests = [
-            above("alike", "untrained nets offer such a head too", score, seen.bar),
-            above("explained", "it carries another share of the answers", whole, STANDS_FOR),
+            check_above("alike", "untrained nets offer such a head too", score, measured.threshold),
+            check_above(
+                "explained", "it carries another share of the answers", whole, MIN_EXPLAINED
+            ),
         ]
         if not tests[0].passed:
             continue
-        word: Word = "kept"
-        name = seen.b.heads[partner]
+        word: VerdictLabel = "kept"
+        name = measured.b.heads[partner]
         reason = f"looks and acts like {name}, more than chance offers, and as strongly"
         if not tests[1].passed:
             word = "cannot tell"
             reason = f"looks and acts like {name}, but {name} does not surely carry what it carries"
-        if seen.stranger is not None:
-            more = estimate(seen.alike[:, head, partner] - seen.stranger[:, head])
+        if measured.negative_control_similarity is not None:
+            more = bootstrap_estimate(
+                measured.similarity[:, head, partner]
+                - measured.negative_control_similarity[:, head]
+            )
             name = "more alike than nets trained for another end"
-            tests.append(above(name, "they have such a head as well", more, 0.0))
+            tests.append(check_above(name, "they have such a head as well", more, 0.0))
             if not tests[-1].passed:
                 word, reason = "cannot tell", "nets trained for another end have such a head too"
-        told.by[partner] = (head,)
-        tests += _equivalence(seen, head, partner)
-        told.give(seen, head, word, (partner,), (reason, tests))
+        assigned.represents[partner] = (head,)
+        tests += _equivalence_tests(measured, head, partner)
+        assigned.assign(measured, head, word, (partner,), (reason, tests))
 
 
-def _equivalence(seen: Look, head: int, partner: int) -> list[Evidence]:
+def _equivalence_tests(
+    measured: HeadMeasurements, head: int, partner: int
+) -> list[StatisticalTest]:
     """Show whether the two are the same within margins; the word does not read it."""
-    short, strength = seen.shortfall(head, partner), seen.strength(head, partner)
+    short, strength = measured.shortfall(head, partner), measured.relative_strength(head, partner)
     unlike = "it differs from its partner more than from itself on other prompts"
     return [
-        above(AS_ALIKE, unlike, short, -MARGIN, decides=False),
-        within(AS_STRONG, "its partner's share is another", strength, STRENGTH, decides=False),
+        check_above(SIMILARITY_TEST, unlike, short, -SIMILARITY_MARGIN, is_deciding=False),
+        check_within(
+            STRENGTH_TEST,
+            "its partner's share is another",
+            strength,
+            STRENGTH_MARGIN,
+            is_deciding=False,
+        ),
     ]
 
 
-def _tell_moved(seen: Look, told: _Told) -> None:
+def _assign_moved(measured: HeadMeasurements, assigned: _Assignments) -> None:
     """Find heads that move the same answers from another role."""
-    free = [int(n) for n in seen.busy_b.nonzero()[0] if n not in told.by]
-    for head in range(len(seen.a.heads)):
-        left = [n for n in free if n not in told.by]
-        if head in told.fates or not left:
+    free = [int(n) for n in measured.active_b.nonzero()[0] if n not in assigned.represents]
+    for head in range(len(measured.a.heads)):
+        left = [n for n in free if n not in assigned.represents]
+        if head in assigned.verdicts or not left:
             continue
-        partner = max(left, key=lambda n: float(seen.moves.alike[0, head, n]))
-        score = estimate(seen.moves.alike[:, head, partner])
+        partner = max(left, key=lambda n: float(measured.role_free.similarity[0, head, n]))
+        score = bootstrap_estimate(measured.role_free.similarity[:, head, partner])
         says = "untrained nets offer such a head too"
-        test = above("alike, roles summed", says, score, seen.moves.bar)
-        elsewhere = seen.moves.at[:, head] != seen.moves.at_b[:, partner]
-        if not test.passed or elsewhere.mean() < _SURELY:
+        test = check_above("alike, roles summed", says, score, measured.role_free.threshold)
+        elsewhere = (
+            measured.role_free.strongest_role_a[:, head]
+            != measured.role_free.strongest_role_b[:, partner]
+        )
+        if not test.passed or elsewhere.mean() < _CONFIDENCE:
             continue
         names = [
-            seen.a.roles[at[0, n]] for at, n in ((seen.moves.at, head), (seen.moves.at_b, partner))
+            measured.a.roles[at[0, n]]
+            for at, n in (
+                (measured.role_free.strongest_role_a, head),
+                (measured.role_free.strongest_role_b, partner),
+            )
         ]
         reason = f"moves the same answers at {names[1]}, not at {names[0]}"
-        other_seed = _seed_moves(seen, head)
-        word: Word = "moved" if other_seed is False else "cannot tell"
-        told.by[partner] = (head,)
+        other_seed = _moves_in_other_seed(measured, head)
+        word: VerdictLabel = "moved" if other_seed is False else "cannot tell"
+        assigned.represents[partner] = (head,)
         if word != "moved":
             reason += "; " + ("another seed does so too" if other_seed else "no seed to compare")
-        told.give(seen, head, word, (partner,), (reason, [test]))
+        assigned.assign(measured, head, word, (partner,), (reason, [test]))
 
 
-def _seed_moves(seen: Look, head: int) -> bool | None:
+def _moves_in_other_seed(measured: HeadMeasurements, head: int) -> bool | None:
     """Say whether another seed has the head at another role; None where there is none."""
-    if seen.twin_moves is None:
+    if measured.other_seed_role_free is None:
         return None
-    partner = int(seen.twin_moves.alike[0, head].argmax())
-    return bool(seen.twin_moves.at[0, head] != seen.twin_moves.at_b[0, partner])
-
-
-def _tell_lost(seen: Look, told: _Told, gate: State) -> None:
-    for head in range(len(seen.a.heads)):
-        if head not in told.fates:
-            numbers = seen.alike[:, head], seen.explains[:, head]
-            tests = _nowhere(seen.bar, *numbers, seen.busy_b)
-            tests += _no_set([s for s in seen.splits if s.target == head])
-            told.give(seen, head, *_lost_or_open("lost", tests, gate))
-
-
-def _own(seen: Look, told: _Told, gate: State) -> list[Fate]:
-    """Tell the heads of the relative that no head of the full model has become."""
-    fates = []
-    for partner, name in enumerate(seen.b.heads):
-        if not seen.busy_b[partner]:
-            fates.append(Fate("", "head", "idle", name, _IDLE))
-        elif partner not in told.by:
-            numbers = seen.alike[:, :, partner], seen.explains_back[:, partner]
-            tests = _nowhere(seen.bar, *numbers, seen.busy_a)
-            tests += _no_set([s for s in seen.merges if s.target == partner])
-            word, _, (reason, tests) = _lost_or_open("new", tests, gate)
-            fates.append(Fate("", "head", word, name, reason, tests))
-    return fates
-
-
-def _nowhere(
-    bar: float,
-    alike: Float[np.ndarray, "draw other"],
-    explains: Float[np.ndarray, "sample other"],
-    busy: Bool[np.ndarray, " other"],
-) -> tuple[Evidence, ...]:
-    """Test that no head is alike, taken or not, and none does the work."""
-    names = ("alike to any head", "explained by any head")
-    says = ("a head is as alike", "a head does its work")
-    if not busy.any():
-        return (Evidence(names[0], says[0], None, "all heads are idle", True),)
-    return (
-        below(names[0], says[0], estimate(alike[:, busy].max(1)), bar),
-        below(names[1], says[1], estimate(explains[:, busy].max(1)), EXPLAINS),
+    partner = int(measured.other_seed_role_free.similarity[0, head].argmax())
+    return bool(
+        measured.other_seed_role_free.strongest_role_a[0, head]
+        != measured.other_seed_role_free.strongest_role_b[0, partner]
     )
 
 
-def _no_set(sets: Sequence[HeadSet]) -> tuple[Evidence, ...]:
-    free = [found for found in sets if not found.claimed]
+def _assign_lost(measured: HeadMeasurements, assigned: _Assignments, gate: GateState) -> None:
+    for head in range(len(measured.a.heads)):
+        if head not in assigned.verdicts:
+            numbers = measured.similarity[:, head], measured.explained[:, head]
+            tests = _absence_tests(measured.threshold, *numbers, measured.active_b)
+            tests += _no_set_test([s for s in measured.splits if s.target == head])
+            assigned.assign(measured, head, *_lost_or_undecided("lost", tests, gate))
+
+
+def _relative_only_verdicts(
+    measured: HeadMeasurements, assigned: _Assignments, gate: GateState
+) -> list[Verdict]:
+    """Tell the heads of the relative that no head of the full model has become."""
+    verdicts = []
+    for partner, name in enumerate(measured.b.heads):
+        if not measured.active_b[partner]:
+            verdicts.append(Verdict("", "head", "no reliable effect", name, _NO_RELIABLE_EFFECT))
+        elif partner not in assigned.represents:
+            numbers = measured.similarity[:, :, partner], measured.explained_back[:, partner]
+            tests = _absence_tests(measured.threshold, *numbers, measured.active_a)
+            tests += _no_set_test([s for s in measured.merges if s.target == partner])
+            word, _, (reason, tests) = _lost_or_undecided("new", tests, gate)
+            verdicts.append(Verdict("", "head", word, name, reason, tests))
+    return verdicts
+
+
+def _absence_tests(
+    threshold: float,
+    similarity: Float[np.ndarray, "draw other"],
+    explained: Float[np.ndarray, "sample other"],
+    active: Bool[np.ndarray, " other"],
+) -> tuple[StatisticalTest, ...]:
+    """Test that no head is alike, taken or not, and none does the work."""
+    names = ("alike to any head", "explained by any head")
+    says = ("a head is as alike", "a head does its work")
+    if not active.any():
+        return (StatisticalTest(names[0], says[0], None, "all heads are idle", True),)
+    return (
+        check_below(names[0], says[0], bootstrap_estimate(similarity[:, active].max(1)), threshold),
+        check_below(
+            names[1], says[1], bootstrap_estimate(explained[:, active].max(1)), PARTIAL_EXPLAINED
+        ),
+    )
+
+
+def _no_set_test(sets: Sequence[HeadSet]) -> tuple[StatisticalTest, ...]:
+    free = [found for found in sets if not found.member_matched]
     if not free:
         return ()
-    best = max(free, key=lambda found: found.explains.high)
-    return (below("explained together", "a set does its work", best.explains, EXPLAINS),)
+    best = max(free, key=lambda found: found.explained.high)
+    return (
+        check_below("explained together", "a set does its work", best.explained, PARTIAL_EXPLAINED),
+    )
 
 
-def _lost_or_open(
-    word: Word, tests: tuple[Evidence, ...], gate: State
-) -> tuple[Word, tuple[int, ...], tuple[str, tuple[Evidence, ...]]]:
-    against = [test.says for test in tests if not test.passed]
+def _lost_or_undecided(
+    label: VerdictLabel, tests: tuple[StatisticalTest, ...], gate: GateState
+) -> tuple[VerdictLabel, tuple[int, ...], tuple[str, tuple[StatisticalTest, ...]]]:
+    against = [test.meaning_if_failed for test in tests if not test.passed]
     if against:
         return "cannot tell", (), ("; ".join(f"perhaps {says}" for says in against), tests)
     if gate != "open":
         return "cannot tell", (), ("its work is nowhere, but the gate is not open", tests)
-    where = "the relative" if word == "lost" else "the full model"
-    return word, (), (f"no head or set of {where} is alike or does its work", tests)
+    where = "the relative" if label == "lost" else "the full model"
+    return label, (), (f"no head or set of {where} is alike or does its work", tests)

@@ -15,21 +15,26 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probes.errors import ModelError, PatternError
-from probes.interventions.activation_patching import Recording, patch, record
-from probes.interventions.hotspots import find_sites, finding_words, variables_of
+from probes.interventions.activation_patching import CachedRun, patch_sites, run_with_cache
+from probes.interventions.hotspots import find_sites, search_words, variables_of
 from probes.models.model import Model
-from probes.models.site import Cell
-from probes.prompts.interchange_pairs import BASE, OBJECT, Crossings, crossings
-from probes.prompts.pair_batch import PairBatch, draw_pairs, encode_pairs
+from probes.models.site import Site
+from probes.prompts.interchange_pairs import (
+    BASE,
+    OBJECT,
+    InterchangePairs,
+    sample_interchange_pairs,
+)
+from probes.prompts.pair_batch import PairBatch, sample_pairs, tokenize_pairs
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Pair
 
-Cells = Mapping[str, Cell]
+VariableSites = Mapping[str, Site]
 """For each variable the site where it is put in."""
 
 
 @dataclass(frozen=True, eq=False)
-class Trial:
+class InterchangeTask:
     """Pairs of texts, and what a model should say of one once it is given a state of the other.
 
     Attributes:
@@ -40,9 +45,9 @@ class Trial:
     """
 
     pairs: PairBatch
-    foretold: Mapping[str, Int[Tensor, "prompt answer"]]
-    own: Int[Tensor, "prompt answer"]
-    theirs: Int[Tensor, "prompt answer"]
+    expected: Mapping[str, Int[Tensor, "prompt answer"]]
+    base_answers: Int[Tensor, "prompt answer"]
+    source_answers: Int[Tensor, "prompt answer"]
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -50,11 +55,11 @@ class Trial:
     @property
     def variables(self) -> tuple[str, ...]:
         """What is put in."""
-        return tuple(self.foretold)
+        return tuple(self.expected)
 
 
 @dataclass(frozen=True, eq=False)
-class Runs:
+class RecordedRuns:
     """What one model made of a trial's texts.
 
     Attributes:
@@ -62,13 +67,13 @@ class Runs:
         source: Of the sources, moved so that each base position holds its counterpart.
     """
 
-    trial: Trial
-    clean: Recording
-    source: Recording
+    task: InterchangeTask
+    clean: CachedRun
+    source: CachedRun
 
 
 @dataclass(frozen=True, eq=False)
-class Turned:
+class InterchangeOutcome:
     """What became of a trial in one model.
 
     Attributes:
@@ -83,13 +88,13 @@ class Turned:
     hits: Mapping[str, Float[np.ndarray, " prompt"]]
 
     @property
-    def each(self) -> Float[np.ndarray, " prompt"]:
+    def mean_hits(self) -> Float[np.ndarray, " prompt"]:
         """Return each item's share of variables that turned it as foretold."""
         return np.nanmean(np.stack([*self.hits.values()]), axis=0)
 
 
 @dataclass(frozen=True, eq=False)
-class Exam:
+class MechanismTest:
     """What a model and its relatives are tried by.
 
     Attributes:
@@ -97,11 +102,13 @@ class Exam:
         find: Finds where a model holds each variable, on other texts.
     """
 
-    judging: Trial
-    find: Callable[[Model], Cells]
+    evaluation: InterchangeTask
+    find_sites: Callable[[Model], VariableSites]
 
 
-def draw_exam(parent: Model, pattern: Pattern, *, bases: int, seed: int) -> Exam:
+def sample_mechanism_test(
+    parent: Model, pattern: Pattern, *, bases: int, seed: int
+) -> MechanismTest:
     """Draw what variables are tried on, and what their sites are found by.
 
     A pattern with an opposite gives crossings, which mix the variables of two questions. One
@@ -117,52 +124,59 @@ def draw_exam(parent: Model, pattern: Pattern, *, bases: int, seed: int) -> Exam
             f"{parent.name} has one block: there is no site between it and the embedding or the "
             "answer. Choose a model of two blocks or more."
         )
-    if pattern.given or pattern.opposite is None:
-        return _pairs_exam(parent, pattern, bases, seed)
+    if pattern.user_pairs or pattern.opposite is None:
+        return _test_from_pairs(parent, pattern, bases, seed)
     tokenizers, limit = (parent.tokenizer,), parent.shape.context
-    finding = crossings(
+    finding = sample_interchange_pairs(
         pattern, max(bases // 2, 8), tokenizers=tokenizers, seed=seed + 1,
-        words=finding_words(pattern),
+        allowed_words=search_words(pattern),
     )  # fmt: skip
     seen = {pair.clean.text for pair in finding.same}
-    drawn = crossings(
+    drawn = sample_interchange_pairs(
         pattern, bases, tokenizers=tokenizers, seed=seed, keep=lambda base: base.text not in seen
     )
     variables = variables_of(drawn)
 
-    def find(model: Model) -> Cells:
+    def find(model: Model) -> VariableSites:
         return dict(zip(variables, find_sites(model, finding, variables), strict=True))
 
-    return Exam(
-        crossed_trial(drawn, encode_pairs(parent.tokenizer, drawn.other, limit=limit)), find
+    return MechanismTest(
+        task_from_interchange_pairs(
+            drawn, tokenize_pairs(parent.tokenizer, drawn.other, max_length=limit)
+        ),
+        find,
     )
 
 
-def crossed_trial(drawn: Crossings, pairs: PairBatch) -> Trial:
+def task_from_interchange_pairs(
+    interchange_pairs: InterchangePairs, pairs: PairBatch
+) -> InterchangeTask:
     """Say what crossings foretell; `pairs` are those with sources about another object."""
-    labels = (drawn.number, drawn.noun)
+    labels = (interchange_pairs.number_labels, interchange_pairs.object_labels)
     outcomes = [torch.tensor(readout.outcomes) for readout in pairs.clean.readouts]
 
     def says(*wanted: str) -> Int[Tensor, "prompt answer"]:
         found = zip(outcomes, labels, wanted, strict=True)
         return torch.stack([tokens[:, names.index(word)] for tokens, names, word in found], 1)
 
-    foretold = {}
-    for variable in variables_of(drawn):
+    expected = {}
+    for variable in variables_of(interchange_pairs):
         wanted = (BASE, OBJECT) if variable == OBJECT else (variable, BASE)
-        foretold[variable] = says(*wanted)
-    return Trial(pairs, foretold, says(BASE, BASE), says(drawn.whole, OBJECT))
+        expected[variable] = says(*wanted)
+    return InterchangeTask(
+        pairs, expected, says(BASE, BASE), says(interchange_pairs.source_label, OBJECT)
+    )
 
 
-def _pairs_exam(parent: Model, pattern: Pattern, bases: int, seed: int) -> Exam:
+def _test_from_pairs(parent: Model, pattern: Pattern, bases: int, seed: int) -> MechanismTest:
     found: list[Pair] = []
     for contrast in pattern.contrasts:
-        held = sum(pair.contrast == contrast for pair in pattern.given)
-        count = min(2 * bases, held) if pattern.given else 2 * bases
-        drawn = draw_pairs(pattern, contrast, count, tokenizers=(parent.tokenizer,), seed=seed)
-        if any(pair.changes(name) for pair in drawn for name, _ in pair.clean.answers):
+        held = sum(pair.contrast == contrast for pair in pattern.user_pairs)
+        count = min(2 * bases, held) if pattern.user_pairs else 2 * bases
+        drawn = sample_pairs(pattern, contrast, count, tokenizers=(parent.tokenizer,), seed=seed)
+        if any(pair.changes_answer(name) for pair in drawn for name, _ in pair.clean.answers):
             found += drawn
-    finding, judging = halved(found)
+    finding, judging = split_by_text(found)
     if not finding or not judging:
         raise PatternError(
             f"{pattern.name!r} has {len(found)} pairs that change an answer, and they cannot be "
@@ -170,13 +184,13 @@ def _pairs_exam(parent: Model, pattern: Pattern, bases: int, seed: int) -> Exam:
         )
     limit = parent.shape.context
     here, there = (
-        _contrasted(encode_pairs(parent.tokenizer, some, limit=limit))
+        _task_from_contrasts(tokenize_pairs(parent.tokenizer, some, max_length=limit))
         for some in (finding, judging)
     )
-    return Exam(there, lambda model: best_sites(run_trial(model, here)))
+    return MechanismTest(there, lambda model: best_sites(record_runs(model, here)))
 
 
-def halved(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
+def split_by_text(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
     """Part pairs so that no text is on both sides; each contrast is parted by itself."""
     joined = networkx.Graph([(pair.clean.text, pair.counterfactual.text) for pair in pairs])
     group = {
@@ -193,30 +207,32 @@ def halved(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
     return sides
 
 
-def _contrasted(pairs: PairBatch) -> Trial:
+def _task_from_contrasts(pairs: PairBatch) -> InterchangeTask:
     own, theirs = (
         torch.stack([readout.answer for readout in side.readouts], 1)
         for side in (pairs.clean, pairs.counterfactual)
     )
     contrasts = [pair.contrast for pair in pairs.pairs]
-    foretold = {}
+    expected = {}
     for name in dict.fromkeys(contrasts):
         tried = torch.tensor([contrast == name for contrast in contrasts])[:, None]
-        foretold[name] = torch.where(tried, theirs, -1)
-    return Trial(pairs, foretold, own, theirs)
+        expected[name] = torch.where(tried, theirs, -1)
+    return InterchangeTask(pairs, expected, own, theirs)
 
 
-def run_trial(model: Model, trial: Trial) -> Runs:
+def record_runs(model: Model, task: InterchangeTask) -> RecordedRuns:
     """Run a model on bases and sources, once."""
-    sides = (trial.pairs.clean, trial.pairs.counterfactual)
+    sides = (task.pairs.clean, task.pairs.counterfactual)
     clean, source = (
-        record(model, *(t.to(model.device) for t in (side.ids, side.mask, side.positions)))
+        run_with_cache(model, *(t.to(model.device) for t in (side.ids, side.mask, side.positions)))
         for side in sides
     )
-    return Runs(trial, clean, source.aligned(trial.pairs.source.to(model.device)))
+    return RecordedRuns(task, clean, source.realigned(task.pairs.source_positions.to(model.device)))
 
 
-def turned(runs: Runs, cells: Cells, *, source: Recording | None = None) -> Turned:
+def interchange_outcome(
+    runs: RecordedRuns, sites: VariableSites, *, source: CachedRun | None = None
+) -> InterchangeOutcome:
     """Put each variable's site of the sources into the bases, one at a time.
 
     Args:
@@ -224,44 +240,44 @@ def turned(runs: Runs, cells: Cells, *, source: Recording | None = None) -> Turn
         cells: The sites; roles that are joined are written "x+rest".
         source: A run to take states from in place of the model's own, such as its parent's.
     """
-    trial = runs.trial
-    said = _said(runs, [cells[name] for name in trial.variables], source or runs.source)
+    trial = runs.task
+    said = _top_tokens(runs, [sites[name] for name in trial.variables], source or runs.source)
     hits = {}
     for row, name in zip(said, trial.variables, strict=True):
-        wanted = trial.foretold[name]
+        wanted = trial.expected[name]
         hit = (row == wanted).all(-1).double()
         hits[name] = torch.where((wanted >= 0).all(-1), hit, torch.nan).numpy()
     own, theirs = (run.logits.argmax(-1).cpu() for run in (runs.clean, runs.source))
-    right = (own == trial.own).all(-1)
-    solved = right & (theirs == trial.theirs).all(-1)
-    return Turned(right.numpy(), solved.numpy(), hits)
+    right = (own == trial.base_answers).all(-1)
+    solved = right & (theirs == trial.source_answers).all(-1)
+    return InterchangeOutcome(right.numpy(), solved.numpy(), hits)
 
 
-def _said(
-    runs: Runs, cells: Sequence[Cell], source: Recording
+def _top_tokens(
+    runs: RecordedRuns, sites: Sequence[Site], source: CachedRun
 ) -> Int[Tensor, "cell prompt answer"]:
-    pairs, device = runs.trial.pairs, runs.clean.ids.device
+    pairs, device = runs.task.pairs, runs.clean.ids.device
     where = {}
-    for cell in cells:
-        parts = [pairs.where(role) for role in cell.role.split("+")]
+    for cell in sites:
+        parts = [pairs.role_mask(role) for role in cell.role.split("+")]
         where[cell.role] = torch.stack(parts).any(0).to(device)
 
     def likeliest(logits: Tensor, _: Tensor) -> Float[Tensor, "row answer"]:
         return logits.argmax(-1).float()  # Single precision holds the numbers of tokens exactly.
 
-    found = patch(runs.clean, source, cells, where, likeliest)
+    found = patch_sites(runs.clean, source, sites, where, likeliest)
     return found.round().long().cpu()
 
 
-def best_sites(runs: Runs) -> Cells:
+def best_sites(runs: RecordedRuns) -> VariableSites:
     """Return for each variable the residual between two blocks that turns most answers."""
     layers = range(1, runs.clean.model.shape.layers)
-    pairs, last = runs.trial.pairs, int(runs.trial.pairs.clean.positions.max())
-    roles = [r for r in pairs.clean.roles if bool(pairs.where(r)[:, : last + 1].any())]
-    cells = [Cell(layer, "resid", role) for layer in layers for role in roles]
-    said = _said(runs, cells, runs.source)
+    pairs, last = runs.task.pairs, int(runs.task.pairs.clean.positions.max())
+    roles = [r for r in pairs.clean.roles if bool(pairs.role_mask(r)[:, : last + 1].any())]
+    cells = [Site(layer, "resid", role) for layer in layers for role in roles]
+    said = _top_tokens(runs, cells, runs.source)
     found = {}
-    for name, wanted in runs.trial.foretold.items():
+    for name, wanted in runs.task.expected.items():
         tried = (wanted >= 0).all(-1)
         shares = (said == wanted).all(-1)[:, tried].float().mean(1)
         found[name] = cells[int(shares.argmax())]

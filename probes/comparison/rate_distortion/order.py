@@ -7,24 +7,24 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
-from probes.comparison.rate_distortion.mechanism import Turned
-from probes.stats.intervals import Estimate, draws, interval, share
-from probes.stats.paired import paired
+from probes.comparison.rate_distortion.mechanism import InterchangeOutcome
+from probes.stats.intervals import Estimate, bootstrap_weights, percentile_interval, proportion
+from probes.stats.paired import mcnemar_test
 
-Word = Literal["mechanism first", "accuracy first", "together", "neither", "cannot tell"]
-NoiseWord = Literal["worse than noise", "better than noise", "like noise", "cannot tell"]
+LossOrderLabel = Literal["mechanism first", "accuracy first", "together", "neither", "cannot tell"]
+NoiseLabel = Literal["worse than noise", "better than noise", "like noise", "cannot tell"]
 
 MARGIN = 0.05
 """How far two shares may differ and still count as the same."""
 
-FEWEST = 20
+MIN_PAIRS = 20
 """So many items must be solved by both models, or nothing is said of their mechanism."""
 
 _DRAWS = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class LossOrder:
     """What a relative lost of its parent's mechanism, beside what it lost of its accuracy.
 
     Attributes:
@@ -39,39 +39,41 @@ class Order:
             fewer than 73 items the first two are never said.
     """
 
-    items: int
-    mechanism: Estimate
-    accuracy: Estimate
-    lead: Estimate
-    word: Word
+    pairs: int
+    mechanism_loss: Estimate
+    accuracy_loss: Estimate
+    difference: Estimate
+    label: LossOrderLabel
 
 
-def order_of(parent: Turned, relative: Turned, *, seed: int) -> Order | None:
+def loss_order(
+    parent: InterchangeOutcome, relative: InterchangeOutcome, *, seed: int
+) -> LossOrder | None:
     """Say what broke first; None where too few items are solved by both."""
     both = parent.solved & relative.solved
-    if both.sum() < FEWEST:
+    if both.sum() < MIN_PAIRS:
         return None
-    weights = draws(len(both), _DRAWS, seed=seed)
-    lost = _over(parent.each - relative.each, both, weights)
+    weights = bootstrap_weights(len(both), _DRAWS, seed=seed)
+    lost = _bootstrap_mean(parent.mean_hits - relative.mean_hits, both, weights)
     missed = parent.right.astype(float) - relative.right
-    wrong = _over(missed, np.ones_like(both), weights)
-    mechanism, items = _estimate(lost), int(both.sum())
-    accuracy = paired(relative.right, parent.right).difference
-    lead = interval(float(lost[0] - wrong[0]), lost[1:] - wrong[1:])
-    word: Word = "cannot tell"
-    if _enough(items) and max(mechanism.high, accuracy.high) < MARGIN:
+    wrong = _bootstrap_mean(missed, np.ones_like(both), weights)
+    mechanism, items = _to_estimate(lost), int(both.sum())
+    accuracy = mcnemar_test(relative.right, parent.right).difference
+    lead = percentile_interval(float(lost[0] - wrong[0]), lost[1:] - wrong[1:])
+    word: LossOrderLabel = "cannot tell"
+    if _can_exclude_margin(items) and max(mechanism.high, accuracy.high) < MARGIN:
         word = "neither"
-    elif _within(lead, items):
+    elif _is_within_margin(lead, items):
         word = "together"
     elif lead.low > 0:
         word = "mechanism first"
     elif lead.high < 0:
         word = "accuracy first"
-    return Order(items, mechanism, accuracy, lead, word)
+    return LossOrder(items, mechanism, accuracy, lead, word)
 
 
 @dataclass(frozen=True, slots=True)
-class Noise:
+class NoiseComparison:
     """A relative beside copies of its parent with plain noise, as far from the parent in KL.
 
     Attributes:
@@ -94,98 +96,111 @@ class Noise:
     mechanism: tuple[float, ...]
     circuit: tuple[float, ...]
     difference: Estimate
-    accuracy: Estimate
-    word: NoiseWord
+    accuracy_difference: Estimate
+    label: NoiseLabel
 
 
 @dataclass(frozen=True, eq=False)
-class Copy:
+class NoisyCopy:
     """A copy with noise, and what was measured of it."""
 
     scale: float
     kl: float
-    turned: Turned
+    outcome: InterchangeOutcome
     circuit: float = float("nan")
 
 
-def beside_noise(
-    parent: Turned, relative: Turned, copies: Sequence[Copy], *, seed: int
-) -> Noise | None:
+def compare_with_noise(
+    parent: InterchangeOutcome,
+    relative: InterchangeOutcome,
+    copies: Sequence[NoisyCopy],
+    *,
+    seed: int,
+) -> NoiseComparison | None:
     """Compare a relative with copies of its parent that are as far away; None without any."""
     if not copies:
         return None
-    weights = draws(len(parent.right), _DRAWS, seed=seed)
-    shared = [parent.solved & relative.solved & one.turned.solved for one in copies]
-    enough = [n for n, items in enumerate(shared) if items.sum() >= FEWEST]
-    gaps = [_over(relative.each - copies[n].turned.each, shared[n], weights) for n in enough]
+    weights = bootstrap_weights(len(parent.right), _DRAWS, seed=seed)
+    shared = [parent.solved & relative.solved & one.outcome.solved for one in copies]
+    enough = [n for n, items in enumerate(shared) if items.sum() >= MIN_PAIRS]
+    gaps = [
+        _bootstrap_mean(relative.mean_hits - copies[n].outcome.mean_hits, shared[n], weights)
+        for n in enough
+    ]
     every = np.ones_like(parent.right)
-    wrong = [_over(relative.right * 1.0 - one.turned.right, every, weights) for one in copies]
-    difference = _pooled(gaps, seed)
+    wrong = [
+        _bootstrap_mean(relative.right * 1.0 - one.outcome.right, every, weights) for one in copies
+    ]
+    difference = _pool_copies(gaps, seed)
     least = min((int(shared[n].sum()) for n in enough), default=0)
-    return Noise(
+    return NoiseComparison(
         scales=tuple(one.scale for one in copies),
         kl=tuple(one.kl for one in copies),
-        right=tuple(float(one.turned.right.mean()) for one in copies),
-        mechanism=tuple(_kept(parent, one.turned) for one in copies),
+        right=tuple(float(one.outcome.right.mean()) for one in copies),
+        mechanism=tuple(_copy_accuracy(parent, one.outcome) for one in copies),
         circuit=tuple(one.circuit for one in copies),
         difference=difference,
-        accuracy=_pooled(wrong, seed),
-        word=_noise_word(difference, least),
+        accuracy_difference=_pool_copies(wrong, seed),
+        label=_noise_label(difference, least),
     )
 
 
-def kept(parent: Turned, relative: Turned, *, seed: int) -> Estimate:
+def shared_interchange_accuracy(
+    parent: InterchangeOutcome, relative: InterchangeOutcome, *, seed: int
+) -> Estimate:
     """Return the share of crossings that turn as foretold, on items that both solve."""
     both = parent.solved & relative.solved
-    if both.sum() < FEWEST:
+    if both.sum() < MIN_PAIRS:
         return UNKNOWN
-    return _estimate(_over(relative.each, both, draws(len(both), _DRAWS, seed=seed)))
+    return _to_estimate(
+        _bootstrap_mean(relative.mean_hits, both, bootstrap_weights(len(both), _DRAWS, seed=seed))
+    )
 
 
 UNKNOWN = Estimate(float("nan"), float("nan"), float("nan"))
 """What could not be measured."""
 
 
-def _kept(parent: Turned, copy: Turned) -> float:
+def _copy_accuracy(parent: InterchangeOutcome, copy: InterchangeOutcome) -> float:
     both = parent.solved & copy.solved
-    return float(copy.each[both].mean()) if both.sum() >= FEWEST else float("nan")
+    return float(copy.mean_hits[both].mean()) if both.sum() >= MIN_PAIRS else float("nan")
 
 
-def _over(
+def _bootstrap_mean(
     values: Float[np.ndarray, " prompt"],
-    items: Bool[np.ndarray, " prompt"],
+    selected: Bool[np.ndarray, " prompt"],
     weights: Float[np.ndarray, "draw prompt"],
 ) -> Float[np.ndarray, " _"]:
     """Return the mean over some items, and after it that of each draw."""
-    found = (weights @ (values * items)) / np.maximum(weights @ items.astype(float), 1)
-    return np.concatenate([[values[items].mean()], found])
+    found = (weights @ (values * selected)) / np.maximum(weights @ selected.astype(float), 1)
+    return np.concatenate([[values[selected].mean()], found])
 
 
-def _estimate(found: Float[np.ndarray, " _"]) -> Estimate:
-    return interval(float(found[0]), found[1:])
+def _to_estimate(drawn: Float[np.ndarray, " _"]) -> Estimate:
+    return percentile_interval(float(drawn[0]), drawn[1:])
 
 
-def _pooled(found: Sequence[Float[np.ndarray, " _"]], seed: int) -> Estimate:
+def _pool_copies(drawn: Sequence[Float[np.ndarray, " _"]], seed: int) -> Estimate:
     """Return the mean over copies; a draw takes copies anew as well as items."""
-    if not found:
+    if not drawn:
         return UNKNOWN
-    table = np.stack(found, 1)
-    picks = draws(table.shape[1], len(table) - 1, seed=seed + 1) / table.shape[1]
-    return interval(float(table[0].mean()), (table[1:] * picks).sum(1))
+    table = np.stack(drawn, 1)
+    picks = bootstrap_weights(table.shape[1], len(table) - 1, seed=seed + 1) / table.shape[1]
+    return percentile_interval(float(table[0].mean()), (table[1:] * picks).sum(1))
 
 
-def _enough(items: int) -> bool:
+def _can_exclude_margin(pairs: int) -> bool:
     """Say whether so many items without a change rule out a change as large as the margin."""
-    return share(np.zeros(items, bool)).high < MARGIN
+    return proportion(np.zeros(pairs, bool)).high < MARGIN
 
 
-def _within(found: Estimate, items: int) -> bool:
-    return _enough(items) and found.low > -MARGIN and found.high < MARGIN
+def _is_within_margin(estimate: Estimate, pairs: int) -> bool:
+    return _can_exclude_margin(pairs) and estimate.low > -MARGIN and estimate.high < MARGIN
 
 
-def _noise_word(found: Estimate, items: int) -> NoiseWord:
-    if _within(found, items):
+def _noise_label(estimate: Estimate, pairs: int) -> NoiseLabel:
+    if _is_within_margin(estimate, pairs):
         return "like noise"
-    if found.high < 0:
+    if estimate.high < 0:
         return "worse than noise"
-    return "better than noise" if found.low > 0 else "cannot tell"
+    return "better than noise" if estimate.low > 0 else "cannot tell"

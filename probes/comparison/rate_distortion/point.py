@@ -7,47 +7,55 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from probes.circuits.attribution import attribute
+from probes.circuits.attribution import edge_attribution
 from probes.circuits.circuit import Circuit
-from probes.circuits.edge_patching import run
-from probes.circuits.faithfulness import marks, ratio
-from probes.circuits.reference_runs import stage
-from probes.circuits.sampling import tasks
+from probes.circuits.edge_patching import run_circuits
+from probes.circuits.faithfulness import edge_masks, faithfulness_estimate
+from probes.circuits.reference_runs import run_references
+from probes.circuits.sampling import sample_tasks
 from probes.circuits.task import Task
-from probes.circuits.trace import cut
+from probes.circuits.trace import prune_circuit
 from probes.comparison.rate_distortion.mechanism import (
-    Cells,
-    Exam,
-    Runs,
-    Turned,
-    draw_exam,
-    run_trial,
-    turned,
+    InterchangeOutcome,
+    MechanismTest,
+    RecordedRuns,
+    VariableSites,
+    interchange_outcome,
+    record_runs,
+    sample_mechanism_test,
 )
 from probes.comparison.rate_distortion.order import (
     UNKNOWN,
-    Copy,
-    Noise,
-    beside_noise,
-    kept,
-    order_of,
+    NoiseComparison,
+    NoisyCopy,
+    compare_with_noise,
+    loss_order,
+    shared_interchange_accuracy,
 )
-from probes.comparison.rate_distortion.result import Mechanism, Point
-from probes.comparison.rate_distortion.weight_noise import Shaken, match
-from probes.compression.storage import rate_of
+from probes.comparison.rate_distortion.result import CurvePoint, Mechanism
+from probes.comparison.rate_distortion.weight_noise import NoisyModel, match_noise
+from probes.compression.storage import measure_rate
 from probes.errors import CircuitError, PatternError
 from probes.models.model import Model
 from probes.models.site import site_name
-from probes.observe.divergence import Behaved, Sitting, behaved, kl, put, readouts, sit
+from probes.observe.divergence import (
+    BehavioralDistance,
+    ReferenceAnswers,
+    answer_as_reference,
+    answer_as_relative,
+    behavioral_distance,
+    kl_divergence,
+    readout_log_probs,
+)
 from probes.prompts.pattern import Pattern
-from probes.stats.intervals import Estimate, share
+from probes.stats.intervals import Estimate, proportion
 
-KEEP = 0.9
+KEPT_FRACTION = 0.9
 """The share of the parent's lead that its circuit keeps."""
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
+class ParentReference:
     """What is measured of the parent once, for all relatives.
 
     Attributes:
@@ -56,141 +64,167 @@ class Side:
     """
 
     model: Model
-    sitting: Sitting
-    exam: Exam
-    cells: Cells
-    runs: Runs
-    turned: Turned
+    sitting: ReferenceAnswers
+    mechanism_test: MechanismTest
+    sites: VariableSites
+    runs: RecordedRuns
+    outcome: InterchangeOutcome
     circuit: Circuit | None
-    finding: Task | None
-    judging: Task | None
+    discovery_task: Task | None
+    evaluation_task: Task | None
 
 
-def prepare(model: Model, pattern: Pattern, dials: tuple[int, int, int]) -> Side:
+def prepare_reference(
+    model: Model, pattern: Pattern, settings: tuple[int, int, int]
+) -> ParentReference:
     """Measure the parent; the dials are bases, prompts and the seed."""
-    bases, prompts, seed = dials
-    sitting = sit(model, pattern, count=bases, seed=seed)
-    exam = draw_exam(model, pattern, bases=bases, seed=seed)
-    cells = exam.find(model)
-    runs = run_trial(model, exam.judging)
+    bases, prompts, seed = settings
+    sitting = answer_as_reference(model, pattern, count=bases, seed=seed)
+    mechanism_test = sample_mechanism_test(model, pattern, bases=bases, seed=seed)
+    cells = mechanism_test.find_sites(model)
+    runs = record_runs(model, mechanism_test.evaluation)
     circuit, finding, judging = None, None, None
     # Pairs may be too few to part, or their roles too unequal: then there is no circuit.
     with suppress(CircuitError, PatternError):
-        if pattern.given:
-            prompts = min(prompts, *(Counter(p.contrast for p in pattern.given).values())) // 2
-        finding, judging = tasks(
+        if pattern.user_pairs:
+            prompts = min(prompts, *(Counter(p.contrast for p in pattern.user_pairs).values())) // 2
+        finding, judging = sample_tasks(
             model, pattern, pattern.answers[0][0], prompts=max(prompts, 1), seed=seed
         )
-        circuit = _own_circuit(model, finding)
-    return Side(
-        model, sitting, exam, cells, runs, turned(runs, cells), circuit, finding, judging
+        circuit = _find_circuit(model, finding)
+    return ParentReference(
+        model, sitting, mechanism_test, cells, runs, interchange_outcome(runs, cells), circuit, finding, judging
     )  # fmt: skip
 
 
-def _own_circuit(model: Model, finding: Task) -> Circuit:
-    return cut(stage(model, finding), attribute(model, finding), KEEP)
+def _find_circuit(model: Model, discovery_task: Task) -> Circuit:
+    return prune_circuit(
+        run_references(model, discovery_task),
+        edge_attribution(model, discovery_task),
+        KEPT_FRACTION,
+    )
 
 
-def _alike(a: Model, b: Model) -> bool:
+def _same_graph(a: Model, b: Model) -> bool:
     """Say whether two models have one graph, with all its widths."""
     names = ("architecture", "layers", "heads", "kv_heads", "d_model", "d_head", "parallel")
     return all(getattr(a.shape, name) == getattr(b.shape, name) for name in names)
 
 
-def point_of(
-    model: Model, side: Side, noisy: Shaken | None, dials: tuple[int, int],
-    words: Mapping[str, int],
-) -> Point:  # fmt: skip
+def measure_point(
+    model: Model, reference: ParentReference, noisy: NoisyModel | None, settings: tuple[int, int],
+    verdict_counts: Mapping[str, int],
+) -> CurvePoint:  # fmt: skip
     """Measure one model beside its parent; the dials are the number of copies and the seed."""
-    count, seed = dials
-    found = behaved(side.sitting, put(side.sitting, model), seed=seed)
+    count, seed = settings
+    found = behavioral_distance(
+        reference.sitting, answer_as_relative(reference.sitting, model), seed=seed
+    )
     mechanism, noise = None, None
-    if not found.absent:
-        mechanism, here = _mechanism(model, side, seed)
-        if noisy is not None and _alike(model, side.model) and _compressed(model):
-            noise = _noise(here, found, side, noisy, (count, seed))
-    return Point(
+    if not found.behavior_absent:
+        mechanism, here = _measure_mechanism(model, reference, seed)
+        if noisy is not None and _same_graph(model, reference.model) and _is_compressed(model):
+            noise = _compare_with_copies(here, found, reference, noisy, (count, seed))
+    return CurvePoint(
         name=model.name,
-        kind=model.made.kind if model.made else _kind(model),
-        rate=rate_of(model),
-        behaved=found,
-        same_graph=_alike(model, side.model),
+        kind=model.provenance.kind if model.provenance else _training_kind(model),
+        rate=measure_rate(model),
+        behavior=found,
+        same_graph=_same_graph(model, reference.model),
         mechanism=mechanism,
         noise=noise,
-        verdicts=dict(words),
+        verdicts=dict(verdict_counts),
     )
 
 
-def _compressed(model: Model) -> bool:
+def _is_compressed(model: Model) -> bool:
     """Say whether it may be what became of its parent's weights: what was trained anew is not."""
-    return model.made is None or model.made.kind in ("quantized", "pruned", "ticket")
+    return model.provenance is None or model.provenance.kind in ("quantized", "pruned", "ticket")
 
 
-def _kind(model: Model) -> str:
-    return "untrained" if model.origin.startswith("untrained") else "trained"
+def _training_kind(model: Model) -> str:
+    return "random-init" if model.origin.startswith("random-init") else "trained"
 
 
-def _mechanism(model: Model, side: Side, seed: int) -> tuple[Mechanism, Turned]:
-    same, itself = _alike(model, side.model), model is side.model
-    runs = side.runs if itself else run_trial(model, side.exam.judging)
-    own = side.cells if itself else side.exam.find(model)
-    cells = side.cells if same else own
-    here, carried = turned(runs, cells), {}
-    both = side.turned.solved & here.solved
+def _measure_mechanism(
+    model: Model, reference: ParentReference, seed: int
+) -> tuple[Mechanism, InterchangeOutcome]:
+    same, itself = _same_graph(model, reference.model), model is reference.model
+    runs = reference.runs if itself else record_runs(model, reference.mechanism_test.evaluation)
+    own = reference.sites if itself else reference.mechanism_test.find_sites(model)
+    cells = reference.sites if same else own
+    here, carried = interchange_outcome(runs, cells), {}
+    both = reference.outcome.solved & here.solved
     if same:
-        carried = turned(runs, cells, source=side.runs.source).hits
+        carried = interchange_outcome(runs, cells, source=reference.runs.source).hits
     found = Mechanism(
         sites={name: site_name(cell) for name, cell in cells.items()},
         own_sites={name: site_name(cell) for name, cell in own.items()},
-        every={name: _share(hits) for name, hits in here.hits.items()},
-        matched={name: _share(hits[both]) for name, hits in here.hits.items()},
-        kept=kept(side.turned, here, seed=seed),
-        at_own=kept(side.turned, turned(runs, own), seed=seed),
-        carried={name: _share(hits[both]) for name, hits in carried.items()},
-        circuit=_transfer(model, side, seed) if same else UNKNOWN,
-        order=order_of(side.turned, here, seed=seed),
-        **_size(model, side, same=same),
+        all_pairs={name: _hit_fraction(hits) for name, hits in here.hits.items()},
+        solved_pairs={name: _hit_fraction(hits[both]) for name, hits in here.hits.items()},
+        interchange_accuracy=shared_interchange_accuracy(reference.outcome, here, seed=seed),
+        accuracy_at_own_sites=shared_interchange_accuracy(
+            reference.outcome, interchange_outcome(runs, own), seed=seed
+        ),
+        parent_states={name: _hit_fraction(hits[both]) for name, hits in carried.items()},
+        circuit_kept=_circuit_fraction(model, reference, seed) if same else UNKNOWN,
+        loss_order=loss_order(reference.outcome, here, seed=seed),
+        **_circuit_size(model, reference, same=same),
     )
     return found, here
 
 
-def _share(hits: np.ndarray) -> Estimate:
+def _hit_fraction(hits: np.ndarray) -> Estimate:
     """Return the share of hits among the items that were tried."""
-    return share(hits[~np.isnan(hits)] > 0)
+    return proportion(hits[~np.isnan(hits)] > 0)
 
 
-def _transfer(model: Model, side: Side, seed: int) -> Estimate:
+def _circuit_fraction(model: Model, reference: ParentReference, seed: int) -> Estimate:
     """Run the parent's circuit alone in a relative."""
-    if side.circuit is None or side.judging is None:
+    if reference.circuit is None or reference.evaluation_task is None:
         return UNKNOWN
-    there = stage(model, side.judging)
-    return ratio(there, run(there, marks(there, [side.circuit]))[0], seed=seed)
+    there = run_references(model, reference.evaluation_task)
+    return faithfulness_estimate(
+        there, run_circuits(there, edge_masks(there, [reference.circuit]))[0], seed=seed
+    )
 
 
-def _size(model: Model, side: Side, *, same: bool) -> dict:
-    circuit = side.circuit
-    if not same and side.finding is not None:
+def _circuit_size(model: Model, reference: ParentReference, *, same: bool) -> dict:
+    circuit = reference.circuit
+    if not same and reference.discovery_task is not None:
         with suppress(CircuitError):
-            circuit = _own_circuit(model, side.finding)
+            circuit = _find_circuit(model, reference.discovery_task)
     if circuit is None:
         return {"circuit_edges": 0, "circuit_share": float("nan")}
-    return {"circuit_edges": len(circuit), "circuit_share": len(circuit) / len(circuit.wiring)}
+    return {"circuit_edges": len(circuit), "circuit_share": len(circuit) / len(circuit.graph)}
 
 
-def _noise(
-    here: Turned, found: Behaved, side: Side, noisy: Shaken, dials: tuple[int, int]
-) -> Noise | None:
-    count, seed = dials
+def _compare_with_copies(
+    outcome: InterchangeOutcome,
+    behavior: BehavioralDistance,
+    reference: ParentReference,
+    noisy: NoisyModel,
+    settings: tuple[int, int],
+) -> NoiseComparison | None:
+    count, seed = settings
 
     def far(model: Model) -> float:
-        return float(kl(side.sitting.logs, readouts(model, side.sitting.batch)).double().mean())
+        return float(
+            kl_divergence(
+                reference.sitting.log_probs, readout_log_probs(model, reference.sitting.batch)
+            )
+            .double()
+            .mean()
+        )
 
     copies = []
     for number in range(count):
-        done = match(noisy, found.kl.value, seed + number, far)
+        done = match_noise(noisy, behavior.readout_kl.value, seed + number, far)
         if done is not None:
-            model = noisy.shake(done.scale, seed + number)
-            there = turned(run_trial(model, side.exam.judging), side.cells)
-            circuit = _transfer(model, side, seed).value
-            copies.append(Copy(done.scale, done.value, there, circuit))
-    return beside_noise(side.turned, here, copies, seed=seed)
+            model = noisy.add_noise(done.scale, seed + number)
+            there = interchange_outcome(
+                record_runs(model, reference.mechanism_test.evaluation), reference.sites
+            )
+            circuit = _circuit_fraction(model, reference, seed).value
+            copies.append(NoisyCopy(done.scale, done.value, there, circuit))
+    return compare_with_noise(reference.outcome, outcome, copies, seed=seed)

@@ -1,4 +1,4 @@
-"""Rate and distortion of a model's relatives: behaviour and mechanism against what they store."""
+"""Rate and distortion of a model's relatives: behavior and mechanism against what they store."""
 
 import json
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from probes.comparison.rate_distortion.order import UNKNOWN, Noise, Order
+from probes.comparison.rate_distortion.order import UNKNOWN, LossOrder, NoiseComparison
 from probes.compression.storage import Rate
 from probes.errors import SiteError
-from probes.files import jsonable, write_whole
-from probes.observe.divergence import Behaved
+from probes.files import to_jsonable, write_atomic
+from probes.observe.divergence import BehavioralDistance
 from probes.stats.intervals import Estimate
 
 if TYPE_CHECKING:
@@ -46,28 +46,28 @@ class Mechanism:
 
     sites: Mapping[str, str]
     own_sites: Mapping[str, str]
-    every: Mapping[str, Estimate]
-    matched: Mapping[str, Estimate]
-    kept: Estimate
-    at_own: Estimate
-    carried: Mapping[str, Estimate]
-    circuit: Estimate
+    all_pairs: Mapping[str, Estimate]
+    solved_pairs: Mapping[str, Estimate]
+    interchange_accuracy: Estimate
+    accuracy_at_own_sites: Estimate
+    parent_states: Mapping[str, Estimate]
+    circuit_kept: Estimate
     circuit_edges: int
-    circuit_share: float
-    order: Order | None
+    circuit_fraction: float
+    loss_order: LossOrder | None
 
 
 @dataclass(frozen=True, eq=False)
-class Point:
+class CurvePoint:
     """A relative on the curve.
 
     Attributes:
         name: Its name.
-        kind: How it was made, as its slip says; "untrained" for a fresh net.
+        kind: How it was made, as its slip says; "random-init" for a fresh net.
         rate: What it takes to store.
-        behaved: How far its behaviour is from the parent's.
+        behaved: How far its behavior is from the parent's.
         same_graph: Whether it has as many layers and heads, as wide, as the parent.
-        mechanism: None where the behaviour is absent.
+        mechanism: None where the behavior is absent.
         noise: Copies of the parent with noise, as far away; None where there is none.
         verdicts: How many heads and variables `compare_family` gave each word; empty if not asked.
     """
@@ -75,22 +75,22 @@ class Point:
     name: str
     kind: str
     rate: Rate
-    behaved: Behaved
+    behavior: BehavioralDistance
     same_graph: bool
     mechanism: Mechanism | None
-    noise: Noise | None
+    noise: NoiseComparison | None
     verdicts: Mapping[str, int]
 
     @property
-    def word(self) -> str:
-        """What broke first, or "behaviour absent"."""
+    def label(self) -> str:
+        """What broke first, or "behavior absent"."""
         if self.mechanism is None:
-            return "behaviour absent"
-        return self.mechanism.order.word if self.mechanism.order else "cannot tell"
+            return "behavior absent"
+        return self.mechanism.loss_order.label if self.mechanism.loss_order else "cannot tell"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Curve:
+class RateDistortionCurve:
     """A model and its relatives: what they store against what is left.
 
     Attributes:
@@ -105,15 +105,15 @@ class Curve:
         protocol: How it was measured.
     """
 
-    parent: Point
-    points: tuple[Point, ...]
+    parent: CurvePoint
+    points: tuple[CurvePoint, ...]
     pattern: str
-    items: int
-    guessed: float
-    untrained: tuple[float, float]
+    pairs: int
+    heuristic_accuracy: float
+    random_init: tuple[float, float]
     protocol: tuple[tuple[str, str], ...]
 
-    def __getitem__(self, name: str) -> Point:
+    def __getitem__(self, name: str) -> CurvePoint:
         """Return the point of one model."""
         for point in (self.parent, *self.points):
             if point.name == name:
@@ -122,78 +122,80 @@ class Curve:
 
     def table(self) -> pd.DataFrame:
         """Return all numbers, a model to a row, the parent first; NaN is what was not measured."""
-        return pd.DataFrame([_row(point) for point in (self.parent, *self.points)])
+        return pd.DataFrame([_point_row(point) for point in (self.parent, *self.points)])
 
     def summary(self) -> tuple[str, ...]:
         """Say in plain sentences what was found."""
-        lines = [self._first(), *map(_line, self.points)]
+        lines = [self._parent_line(), *map(_point_line, self.points)]
         told = [point for point in self.points if point.mechanism]
         for same, where in ((True, ""), (False, "At sites of their own, in another graph: ")):
             some = [point for point in told if point.same_graph is same]
-            for word, says in _ORDERS.items():
-                if names := [point.name for point in some if point.word == word]:
+            for word, says in _ORDER_SENTENCES.items():
+                if names := [point.name for point in some if point.label == word]:
                     says = says if same else says[0].lower() + says[1:]
                     lines.append(f"{where}{says}: {', '.join(names)}.")
-        for word, says in _NOISES.items():
-            if names := [p.name for p in told if p.noise and p.noise.word == word]:
+        for word, says in _NOISE_SENTENCES.items():
+            if names := [p.name for p in told if p.noise and p.noise.label == word]:
                 lines.append(f"{says}: {', '.join(names)}.")
         return tuple(lines)
 
-    def _first(self) -> str:
+    def _parent_line(self) -> str:
         own = self.parent.mechanism
         line = (
             f"{self.parent.name} on {self.pattern!r}: all answers right in "
-            f"{self.parent.behaved.right}"
+            f"{self.parent.behavior.all_correct}"
         )
         if own is None:
-            return f"{line}; behaviour absent, so that there is no mechanism to lose."
+            return f"{line}; behavior absent, so that there is no mechanism to lose."
         sites = ", ".join(f"{variable} at {site}" for variable, site in own.sites.items())
-        return f"{line}; put in, variables turn its answers in {own.kept} ({sites})."
+        return (
+            f"{line}; put in, variables turn its answers in {own.interchange_accuracy} ({sites})."
+        )
 
     def picture(self) -> "Picture":
         """Draw rate against distortion."""
-        from probes.viz.plots.rate_distortion_plot import rated_picture
+        from probes.viz.plots.rate_distortion_plot import rate_distortion_plot
 
-        return rated_picture(self)
+        return rate_distortion_plot(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values; what is not finite becomes null."""
         own = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {"schema": SCHEMA, "summary": list(self.summary())} | jsonable(own)
+        return {"schema": SCHEMA, "summary": list(self.summary())} | to_jsonable(own)
 
     def save(self, path: str | Path) -> None:
         """Write the page (.html), the picture (.svg, .png, .pdf) or the numbers (.json, .csv)."""
-        from probes.viz.reports.rate_distortion import rated_page
+        from probes.viz.reports.rate_distortion import rate_distortion_page
 
         path = Path(path)
         match path.suffix.lower():
             case ".json":
-                write_whole(path, json.dumps(self.to_dict(), indent=1).encode())
+                write_atomic(path, json.dumps(self.to_dict(), indent=1).encode())
             case ".csv":
-                write_whole(path, self.table().to_csv(index=False, lineterminator="\n").encode())
+                write_atomic(path, self.table().to_csv(index=False, lineterminator="\n").encode())
             case ".html":
-                rated_page(self).save(path)
+                rate_distortion_page(self).save(path)
             case _:
                 self.picture().save(path)
 
     def _repr_html_(self) -> str:
-        from probes.viz.reports.rate_distortion import rated_page
+        from probes.viz.reports.rate_distortion import rate_distortion_page
 
-        return rated_page(self)._repr_html_()
+        return rate_distortion_page(self)._repr_html_()
 
     def __repr__(self) -> str:
-        words = ", ".join(f"{point.name} {point.word}" for point in self.points)
+        words = ", ".join(f"{point.name} {point.label}" for point in self.points)
         return f"<Curve of {self.parent.name} on {self.pattern}: {words}>"
 
 
-_ORDERS = {
+_ORDER_SENTENCES = {
     "mechanism first": "The mechanism breaks before the accuracy does",
     "accuracy first": "The accuracy breaks before the mechanism does, on what is still solved",
     "together": "Accuracy and mechanism go together",
     "neither": "Neither accuracy nor mechanism is lost",
     "cannot tell": "Which breaks first cannot be told",
 }
-_NOISES = {
+_NOISE_SENTENCES = {
     "worse than noise": "More of the mechanism is lost than by plain noise at the same KL",
     "better than noise": "Less of the mechanism is lost than by plain noise at the same KL",
     "like noise": "As much of the mechanism is left as under plain noise at the same KL",
@@ -201,65 +203,69 @@ _NOISES = {
 }
 
 
-def _line(point: Point) -> str:
-    behaved = point.behaved
+def _point_line(point: CurvePoint) -> str:
+    behaved = point.behavior
     line = (
-        f"{point.name} ({point.rate.bits / 8000:.0f} kB): KL {behaved.kl.value:.3g} bits, all "
-        f"answers right in {behaved.right}"
+        f"{point.name} ({point.rate.bits / 8000:.0f} kB): KL {behaved.readout_kl.value:.3g} bits, all "
+        f"answers right in {behaved.all_correct}"
     )
     if point.mechanism is None:
-        return f"{line}; behaviour absent."
-    if point.mechanism.order is None:
+        return f"{line}; behavior absent."
+    if point.mechanism.loss_order is None:
         return f"{line}; too few items are solved by both to judge the mechanism."
-    order = point.mechanism.order
+    order = point.mechanism.loss_order
     line += (
-        f"; on {order.items} items that both solve it lost {order.mechanism} of the mechanism, "
-        f"and {order.accuracy} of accuracy on all: {order.word}."
+        f"; on {order.pairs} items that both solve it lost {order.mechanism_loss} of the mechanism, "
+        f"and {order.accuracy_loss} of accuracy on all: {order.label}."
     )
     if point.noise:
         line += (
             f" Beside {len(point.noise.kl)} copies with plain noise at the same KL its mechanism "
-            f"is {point.noise.difference}: {point.noise.word}."
+            f"is {point.noise.difference}: {point.noise.label}."
         )
     return line
 
 
-def _row(point: Point) -> dict[str, Any]:
-    behaved, found, rate = point.behaved, point.mechanism, point.rate
+def _point_row(point: CurvePoint) -> dict[str, Any]:
+    behaved, found, rate = point.behavior, point.mechanism, point.rate
     row: dict[str, Any] = {
         "name": point.name, "kind": point.kind, "kB": rate.bits / 8000, "bits": rate.bits,
         **{f"{part} bits": bits for part, bits in asdict(rate.storage).items()},
-        "density": rate.density, "parameters": rate.parameters, "storage stated": rate.stated,
-        **_three("kl", behaved.kl), **_three("text kl", behaved.text_kl),
-        **_three("right", behaved.right),
+        "density": rate.density, "parameters": rate.parameters, "storage stated": rate.is_recorded,
+        **_estimate_columns("kl", behaved.readout_kl), **_estimate_columns("text kl", behaved.text_kl),
+        **_estimate_columns("right", behaved.all_correct),
     }  # fmt: skip
     for name, value in behaved.accuracy.items():
-        row |= _three(f"{name} right", value)
-    row |= _three("agreement", behaved.agreement)
+        row |= _estimate_columns(f"{name} right", value)
+    row |= _estimate_columns("agreement", behaved.agreement)
     row["gate"] = min((gate.state for gate in behaved.gates), key=_STATES.index)
-    row |= {"same graph": point.same_graph, "word": point.word}
-    order = found.order if found else None
-    row |= {"items": order.items if order else np.nan}
-    row |= _three("mechanism", found.kept if found else UNKNOWN)
-    row |= _three("mechanism at own sites", found.at_own if found else UNKNOWN)
-    row |= _three("mechanism loss", order.mechanism if order else UNKNOWN)
-    row |= _three("accuracy loss", order.accuracy if order else UNKNOWN)
-    row |= _three("loss difference", order.lead if order else UNKNOWN)
-    row |= _three("circuit", found.circuit if found else UNKNOWN)
+    row |= {"same graph": point.same_graph, "word": point.label}
+    order = found.loss_order if found else None
+    row |= {"items": order.pairs if order else np.nan}
+    row |= _estimate_columns("mechanism", found.interchange_accuracy if found else UNKNOWN)
+    row |= _estimate_columns(
+        "mechanism at own sites", found.accuracy_at_own_sites if found else UNKNOWN
+    )
+    row |= _estimate_columns("mechanism loss", order.mechanism_loss if order else UNKNOWN)
+    row |= _estimate_columns("accuracy loss", order.accuracy_loss if order else UNKNOWN)
+    row |= _estimate_columns("loss difference", order.difference if order else UNKNOWN)
+    row |= _estimate_columns("circuit", found.circuit_kept if found else UNKNOWN)
     row["circuit edges"] = found.circuit_edges if found and found.circuit_edges else np.nan
     for variable in found.sites if found else ():
         assert found is not None
         row[f"{variable} site"] = found.sites[variable]
-        row |= _three(f"{variable}, all", found.every[variable])
-        row |= _three(variable, found.matched[variable])
-        row |= _three(f"{variable}, parent's states", found.carried.get(variable, UNKNOWN))
+        row |= _estimate_columns(f"{variable}, all", found.all_pairs[variable])
+        row |= _estimate_columns(variable, found.solved_pairs[variable])
+        row |= _estimate_columns(
+            f"{variable}, parent's states", found.parent_states.get(variable, UNKNOWN)
+        )
     return row | _noise_row(point.noise) | {f"verdict {k}": n for k, n in point.verdicts.items()}
 
 
 _STATES = ("closed", "partial", "open")
 
 
-def _noise_row(noise: Noise | None) -> dict[str, Any]:
+def _noise_row(noise: NoiseComparison | None) -> dict[str, Any]:
     if noise is None:
         return {}
     return {
@@ -269,11 +275,11 @@ def _noise_row(noise: Noise | None) -> dict[str, Any]:
         "noise right": float(np.mean(noise.right)),
         "noise mechanism": float(np.mean(noise.mechanism)),
         "noise circuit": float(np.mean(noise.circuit)),
-        **_three("mechanism beyond noise", noise.difference),
-        **_three("right beyond noise", noise.accuracy),
-        "noise word": noise.word,
+        **_estimate_columns("mechanism beyond noise", noise.difference),
+        **_estimate_columns("right beyond noise", noise.accuracy_difference),
+        "noise word": noise.label,
     }
 
 
-def _three(name: str, found: Estimate) -> dict[str, float]:
-    return {name: found.value, f"{name} low": found.low, f"{name} high": found.high}
+def _estimate_columns(name: str, estimate: Estimate) -> dict[str, float]:
+    return {name: estimate.value, f"{name} low": estimate.low, f"{name} high": estimate.high}

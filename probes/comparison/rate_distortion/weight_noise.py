@@ -8,17 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probes.compression.storage import unwrapped
+from probes.compression.storage import to_hf_model
 from probes.models.model import Model, wrap
-from probes.models.provenance import part_of
+from probes.models.provenance import storage_part
 
 _TOLERANCE = 0.03  # How near a KL must come, as a share of it.
 _STEPS = 16
-_LEAST, _MOST = 1e-4, 4.0  # Standard deviations of a matrix; beyond, nothing of it is left.
+_MIN_SCALE, _MAX_SCALE = (
+    1e-4,
+    4.0,
+)  # Standard deviations of a matrix; beyond, nothing of it is left.
 
 
 @dataclass(frozen=True, eq=False)
-class Shaken:
+class NoisyModel:
     """A model that can be shaken, again and again.
 
     Attributes:
@@ -28,45 +31,45 @@ class Shaken:
         tried: For each seed the scales that were tried, with what was measured there.
     """
 
-    like: Model
-    plain: Any
-    still: Mapping[str, Tensor]
-    tried: dict[int, dict[float, float]] = field(default_factory=dict)
+    original: Model
+    hf_model: Any
+    original_weights: Mapping[str, Tensor]
+    measured: dict[int, dict[float, float]] = field(default_factory=dict)
 
     @torch.no_grad()
-    def shake(self, scale: float, seed: int) -> Model:
+    def add_noise(self, scale: float, seed: int) -> Model:
         """Add normal noise, so many times each matrix's own standard deviation."""
         rng = torch.Generator().manual_seed(seed)
-        weights = dict(self.plain.named_parameters())
-        for name, still in self.still.items():
+        weights = dict(self.hf_model.named_parameters())
+        for name, still in self.original_weights.items():
             drawn = torch.randn(still.shape, generator=rng).to(still)
             weights[name].copy_(still + scale * still.float().std().to(still) * drawn)
-        name = f"{self.like.name} shaken {seed}"
-        return wrap(self.plain, name=name, tokenizer=self.like.tokenizer)
+        name = f"{self.original.name} shaken {seed}"
+        return wrap(self.hf_model, name=name, tokenizer=self.original.tokenizer)
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
+class NoiseScale:
     """A scale of noise (standard deviations of each matrix), and what was measured there."""
 
     scale: float
     value: float
 
 
-def shaken(model: Model) -> Shaken:
+def noisy_model(model: Model) -> NoisyModel:
     """Prepare a model to be shaken; it is never changed."""
-    plain = unwrapped(model).to(model.device)
+    plain = to_hf_model(model).to(model.device)
     still = {
         name: weight.detach().clone()
         for name, weight in plain.named_parameters()
-        if part_of(name, weight.ndim) == "weights"
+        if storage_part(name, weight.ndim) == "weights"
     }
-    return Shaken(model, plain, still)
+    return NoisyModel(model, plain, still)
 
 
-def match(
-    noisy: Shaken, target: float, seed: int, measure: Callable[[Model], float]
-) -> Match | None:
+def match_noise(
+    noisy: NoisyModel, target: float, seed: int, measure: Callable[[Model], float]
+) -> NoiseScale | None:
     """Shake a model until a measure that grows with noise comes to a target.
 
     Returns:
@@ -75,34 +78,36 @@ def match(
     """
     if not target > 0 or not math.isfinite(target):
         return None
-    known = noisy.tried.setdefault(seed, {})
+    known = noisy.measured.setdefault(seed, {})
 
-    def at(scale: float) -> Match:
+    def at(scale: float) -> NoiseScale:
         if scale not in known:
-            known[scale] = measure(noisy.shake(scale, seed))
-        return Match(scale, known[scale])
+            known[scale] = measure(noisy.add_noise(scale, seed))
+        return NoiseScale(scale, known[scale])
 
     low, high = _bracket(known, target)
     while low is None:
         found = at(high.scale / 8 if high else 0.02)
         if found.value <= target:
             low = found
-        elif found.scale < _LEAST:
+        elif found.scale < _MIN_SCALE:
             return None
         else:
             high = found
     while high is None:
-        found = at(min(low.scale * 2, _MOST))
+        found = at(min(low.scale * 2, _MAX_SCALE))
         if found.value > target:
             high = found
-        elif found.scale >= _MOST:
+        elif found.scale >= _MAX_SCALE:
             return None
         else:
             low = found
     return _nearest(at, low, high, target)
 
 
-def _nearest(at: Callable[[float], Match], low: Match, high: Match, target: float) -> Match | None:
+def _nearest(
+    at: Callable[[float], NoiseScale], low: NoiseScale, high: NoiseScale, target: float
+) -> NoiseScale | None:
     """Draw a scale below and one above together until one of them is near enough."""
     for step in range(_STEPS):
         best = min((low, high), key=lambda one: abs(one.value - target))
@@ -113,15 +118,17 @@ def _nearest(at: Callable[[float], Match], low: Match, high: Match, target: floa
     return None
 
 
-def _bracket(known: Mapping[float, float], target: float) -> tuple[Match | None, Match | None]:
+def _bracket(
+    known: Mapping[float, float], target: float
+) -> tuple[NoiseScale | None, NoiseScale | None]:
     """Return the nearest scales tried below and above a target."""
-    tried = [Match(scale, value) for scale, value in sorted(known.items())]
+    tried = [NoiseScale(scale, value) for scale, value in sorted(known.items())]
     above = next((one for one in tried if one.value > target), None)
     below = [one for one in tried if one.value <= target and (not above or one.scale < above.scale)]
     return (below[-1] if below else None), above
 
 
-def _between(low: Match, high: Match, target: float, *, even: bool) -> float:
+def _between(low: NoiseScale, high: NoiseScale, target: float, *, even: bool) -> float:
     """Return a scale between two; KL grows about as a power of it, so that logs are straight."""
     start, stop = math.log(low.scale), math.log(high.scale)
     part = 0.5

@@ -18,10 +18,10 @@ from scipy.stats import rankdata
 from probes.comparison.representations.row_check import Rows, float_rows
 from probes.errors import BatchError
 
-_MOST = 4096
-_FEWEST = 4
+_MAX_ANCHORS = 4096
+_MIN_ANCHORS = 4
 # As a share of the greatest distance: what single precision cannot tell from nought.
-_ALIKE = 1e-5
+_TIE_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,10 @@ def choose_anchors(keys: Sequence[str], count: int = 256) -> Int[np.ndarray, " a
     Raises:
         BatchError: Too few keys, too large a count, or two rows with one key.
     """
-    if not _FEWEST <= count <= _MOST:
-        raise BatchError(f"{count} anchors were asked for: take {_FEWEST} to {_MOST}")
-    if len(keys) < _FEWEST:
-        raise BatchError(f"{len(keys)} rows are too few: give at least {_FEWEST}")
+    if not _MIN_ANCHORS <= count <= _MAX_ANCHORS:
+        raise BatchError(f"{count} anchors were asked for: take {_MIN_ANCHORS} to {_MAX_ANCHORS}")
+    if len(keys) < _MIN_ANCHORS:
+        raise BatchError(f"{len(keys)} rows are too few: give at least {_MIN_ANCHORS}")
     if len(set(keys)) < len(keys):
         double = next(key for n, key in enumerate(keys) if key in keys[:n])
         raise BatchError(
@@ -111,7 +111,7 @@ def anchor_similarity(  # noqa: PLR0913 (what is compared, on how many, and agai
 
 
 def ranked_distances(rows: Rows) -> Float[np.ndarray, "row row"]:
-    """Return the ranks of the distances between rows, centred and scaled to length 1.
+    """Return the ranks of the distances between rows, centered and scaled to length 1.
 
     The diagonal is 0, and the sum of two such matrices' product is Spearman's correlation.
     Distances are Euclidean, so that rotations change nothing; those are alike that differ by less
@@ -120,9 +120,9 @@ def ranked_distances(rows: Rows) -> Float[np.ndarray, "row row"]:
     found = float_rows(rows, "of the anchors")
     distances = pdist(found)
     greatest = float(distances.max(initial=0))
-    if greatest <= _ALIKE * float(np.linalg.norm(found, axis=1).max()):
+    if greatest <= _TIE_TOLERANCE * float(np.linalg.norm(found, axis=1).max()):
         return np.full((len(found), len(found)), np.nan)
-    ranks = rankdata(np.round(distances / (_ALIKE * greatest)))
+    ranks = rankdata(np.round(distances / (_TIE_TOLERANCE * greatest)))
     ranks -= ranks.mean()
     length = float(np.linalg.norm(ranks))
     # Twice, as every pair stands on both sides of the diagonal.

@@ -14,24 +14,24 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from probes.comparison.representations.kernels import RolePairs
-from probes.comparison.representations.role_pooling import mapped
+from probes.comparison.representations.kernels import RoleKernels
+from probes.comparison.representations.role_pooling import pooled_measures
 from probes.errors import BatchError, ModelError, SiteError
 from probes.models.model import Model
-from probes.observe.role_states import RoleStates, role_states
-from probes.prompts.pair_batch import fits
+from probes.observe.role_states import RoleStates, capture_role_states
+from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
 from probes.prompts.tokenization import BOS, REST
 
 ALL = "all"
 """Stands for all roles together, in the place of a role."""
 
-_FEWEST = 8
-_KINDS = ("cka", "cka given token", "rsa")
+_MIN_PROMPTS = 8
+_KERNEL_MEASURES = ("cka", "cka given token", "rsa")
 
 
 @dataclass(frozen=True, eq=False)
-class Likeness:
+class SimilarityMeasure:
     """One measure at every pair of layers; NaN where a site never varies.
 
     Attributes:
@@ -51,11 +51,11 @@ class Likeness:
     high: Float[np.ndarray, "role layer_a layer_b"]
     chance: Float[np.ndarray, "role layer_a layer_b"]
     chance_high: Float[np.ndarray, "role layer_a layer_b"]
-    floor: Float[np.ndarray, "role layer_a"]
+    other_seed: Float[np.ndarray, "role layer_a"]
 
 
 @dataclass(frozen=True, eq=False)
-class Similarity:
+class RepresentationSimilarity:
     """How alike the states of two models are, with a chance level behind every number.
 
     Layer n is what block n reads; the last is what the last block writes.
@@ -71,14 +71,14 @@ class Similarity:
 
     a: str
     b: str
-    another: str
+    other_seed: str
     pattern: str
     prompts: int
     counts: Mapping[str, int]
-    known: Mapping[str, int]
-    measures: Mapping[str, Likeness]
+    token_counts: Mapping[str, int]
+    measures: Mapping[str, SimilarityMeasure]
 
-    def __getitem__(self, measure: str) -> Likeness:
+    def __getitem__(self, measure: str) -> SimilarityMeasure:
         if measure not in self.measures:
             raise SiteError(f"There is no measure {measure!r}: there are {list(self.measures)}")
         return self.measures[measure]
@@ -90,7 +90,7 @@ class Similarity:
             (
                 *(found.measure, role, one, other),
                 *(float(getattr(found, name)[r, one, other]) for name in names),
-                float(found.floor[r, one]),
+                float(found.other_seed[r, one]),
             )
             for found in self.measures.values()
             for r, role in enumerate(found.roles)
@@ -100,17 +100,17 @@ class Similarity:
         return pd.DataFrame(rows, columns=pd.Index(columns))
 
 
-def compare_states(  # noqa: PLR0913 (what is compared on what, and what it is held against)
+def representation_similarity(  # noqa: PLR0913 (what is compared on what, and what it is held against)
     a: Model,
     b: Model,
     pattern: Pattern,
     *,
     prompts: int = 200,
     seed: int = 0,
-    another: Model | None = None,
+    other_seed: Model | None = None,
     permutations: int = 20,
     roles: Sequence[str] | None = None,
-) -> Similarity:
+) -> RepresentationSimilarity:
     """Compare the residuals of two models at the last tokens of roles, on the same questions.
 
     CKA is debiased (Kornblith et al. 2019, 1905.00414; Song et al. 2012), one row a prompt, and
@@ -136,34 +136,34 @@ def compare_states(  # noqa: PLR0913 (what is compared on what, and what it is h
     """
     if permutations < 1:
         raise BatchError(f"{permutations} permutations were asked for: take at least 1")
-    models = [model for model in (a, b, another) if model is not None]
+    models = [model for model in (a, b, other_seed) if model is not None]
     for model in models:
         if model.tokenizer is None:
             raise ModelError(f"{model.name!r} came without a tokenizer: load it with one")
     tokenizers = list({id(model.tokenizer): model.tokenizer for model in models}.values())
-    questions = pattern.questions(prompts, seed=seed, keep=fits(*tokenizers))
-    if len(questions) < _FEWEST:
-        raise BatchError(f"{len(questions)} prompts are too few: give at least {_FEWEST}")
-    seen = [role_states(model, questions) for model in models]
+    questions = pattern.sample_questions(prompts, seed=seed, keep=tokenizable_by(*tokenizers))
+    if len(questions) < _MIN_PROMPTS:
+        raise BatchError(f"{len(questions)} prompts are too few: give at least {_MIN_PROMPTS}")
+    seen = [capture_role_states(model, questions) for model in models]
     last = f"reply_{questions[0].answers[-1][0]}" if questions[0].answers else ""
-    chosen, there = _roles(seen, roles, last)
-    sites = [_Sites.of(states, chosen, there) for states in seen]
+    chosen, there = _shared_roles(seen, roles, last)
+    sites = [_SelectedStates.of(states, chosen, there) for states in seen]
     keys = np.random.default_rng(seed).random((permutations, len(questions)))
-    measures = {kind: _kernel_likeness(kind, sites, there, keys) for kind in _KINDS}
-    for name, found in mapped([site.states for site in sites], there, keys).items():
+    measures = {kind: _kernel_measure(kind, sites, there, keys) for kind in _KERNEL_MEASURES}
+    for name, found in pooled_measures([site.states for site in sites], there, keys).items():
         none = np.full_like(found.value, np.nan)
-        measures[name] = Likeness(
-            name, (ALL,), found.value, none, none, found.chance, found.chance_high, found.floor
+        measures[name] = SimilarityMeasure(
+            name, (ALL,), found.value, none, none, found.chance, found.chance_high, found.other_seed
         )
-    known = [_classes(sites[:2], r, there[r], given=True) for r in range(len(chosen))]
-    return Similarity(
+    known = [_token_classes(sites[:2], r, there[r], by_token=True) for r in range(len(chosen))]
+    return RepresentationSimilarity(
         a=a.name,
         b=b.name,
-        another=another.name if another else "",
+        other_seed=other_seed.name if other_seed else "",
         pattern=pattern.name,
         prompts=len(questions),
         counts=dict(zip(chosen, there.sum(1).tolist(), strict=True)),
-        known={
+        token_counts={
             role: int((np.bincount(classes)[classes] > 1).sum())
             for role, classes in zip(chosen, known, strict=True)
         },
@@ -172,7 +172,7 @@ def compare_states(  # noqa: PLR0913 (what is compared on what, and what it is h
 
 
 @dataclass(frozen=True, eq=False)
-class _Sites:
+class _SelectedStates:
     """One model's states and tokens at the chosen roles."""
 
     roles: tuple[str, ...]
@@ -180,61 +180,69 @@ class _Sites:
     tokens: np.ndarray
 
     @classmethod
-    def of(cls, seen: RoleStates, roles: tuple[str, ...], there: np.ndarray) -> "_Sites":
-        at = [seen.roles.index(role) for role in roles]
-        return cls(roles, seen.states[at], seen.tokens[at])
+    def of(
+        cls, role_states: RoleStates, roles: tuple[str, ...], present: np.ndarray
+    ) -> "_SelectedStates":
+        at = [role_states.roles.index(role) for role in roles]
+        return cls(roles, role_states.states[at], role_states.tokens[at])
 
 
-def _roles(
-    seen: Sequence[RoleStates], roles: Sequence[str] | None, last: str
+def _shared_roles(
+    by_model: Sequence[RoleStates], roles: Sequence[str] | None, excluded: str
 ) -> tuple[tuple[str, ...], np.ndarray]:
     """Return the roles in the order of the texts, and which prompts have them in all models."""
-    shared = [r for r in seen[0].roles if all(r in states.roles for states in seen)]
-    there = {r: np.all([s.there[s.roles.index(r)] for s in seen], axis=0) for r in shared}
+    shared = [r for r in by_model[0].roles if all(r in states.roles for states in by_model)]
+    there = {r: np.all([s.present[s.roles.index(r)] for s in by_model], axis=0) for r in shared}
     if roles is None:
-        usual = [r for r in shared if r not in (BOS, REST, last) and there[r].sum() >= _FEWEST]
-        place = dict(zip(seen[0].roles, seen[0].place, strict=True))
+        usual = [
+            r for r in shared if r not in (BOS, REST, excluded) and there[r].sum() >= _MIN_PROMPTS
+        ]
+        place = dict(zip(by_model[0].roles, by_model[0].mean_position, strict=True))
         roles = sorted(usual, key=lambda role: -place[role])
     for role in roles:
         count = int(there[role].sum()) if role in there else 0
-        if count < _FEWEST:
+        if count < _MIN_PROMPTS:
             raise SiteError(
                 f"Role {role!r} is in {count} prompts that all models read: take one that at "
-                f"least {_FEWEST} have, of {', '.join(shared)}, or more prompts"
+                f"least {_MIN_PROMPTS} have, of {', '.join(shared)}, or more prompts"
             )
     if not roles:
         raise SiteError("No role is shared by enough prompts: give more prompts, or name roles")
     return tuple(roles), np.stack([there[role] for role in roles])
 
 
-def _classes(sites: Sequence[_Sites], role: int, there: np.ndarray, *, given: bool) -> np.ndarray:
+def _token_classes(
+    sites: Sequence[_SelectedStates], role: int, present: np.ndarray, *, by_token: bool
+) -> np.ndarray:
     """Number the tokens at a role, told apart where either model does; all one if not `given`."""
-    if not given:
-        return np.zeros(int(there.sum()), dtype=np.int64)
-    tokens = np.stack([site.tokens[role, there] for site in sites])
+    if not by_token:
+        return np.zeros(int(present.sum()), dtype=np.int64)
+    tokens = np.stack([site.tokens[role, present] for site in sites])
     return np.unique(tokens, axis=1, return_inverse=True)[1].reshape(-1)
 
 
-def _kernel_likeness(
-    kind: str, sites: Sequence[_Sites], there: np.ndarray, keys: np.ndarray
-) -> Likeness:
+def _kernel_measure(
+    kind: str, sites: Sequence[_SelectedStates], present: np.ndarray, keys: np.ndarray
+) -> SimilarityMeasure:
     """Measure one kind for a and b, and its floor for a and its other seed."""
 
-    def paired(other: _Sites) -> RolePairs:
+    def paired(other: _SelectedStates) -> RoleKernels:
         given = kind == "cka given token"
-        classes = [_classes((a, other), r, own, given=given) for r, own in enumerate(there)]
-        return RolePairs.of(kind, (a.states, other.states), classes, there)
+        classes = [
+            _token_classes((a, other), r, own, by_token=given) for r, own in enumerate(present)
+        ]
+        return RoleKernels.of(kind, (a.states, other.states), classes, present)
 
     a = sites[0]
     pair = paired(sites[1])
-    drawn = pair.ratios(keys)
+    drawn = pair.similarities(keys)
     value, chances = drawn[:, 0], drawn[:, 1:]
     low, high = pair.jackknife(value)
     floor = np.full(value.shape[:2], np.nan)
     if len(sites) > 2:
-        twin = paired(sites[2]).ratios(keys[:0])[:, 0]
+        twin = paired(sites[2]).similarities(keys[:0])[:, 0]
         floor = np.diagonal(twin, axis1=1, axis2=2).copy()
-    return Likeness(
+    return SimilarityMeasure(
         measure=kind,
         roles=(*a.roles, ALL),
         value=value,
@@ -242,5 +250,5 @@ def _kernel_likeness(
         high=high,
         chance=chances.mean(1),
         chance_high=np.quantile(chances, 0.95, axis=1),
-        floor=floor,
+        other_seed=floor,
     )

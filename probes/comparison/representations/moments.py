@@ -18,7 +18,7 @@ from probes.errors import BatchError
 
 
 @dataclass(frozen=True, eq=False)
-class Own:
+class SiteMoments:
     """The sums of one site; x stands for a row less the shift.
 
     Attributes:
@@ -35,8 +35,8 @@ class Own:
     shift: Float[np.ndarray, " d_x"]
     total: Float[np.ndarray, " d_x"]
     triangle: Float[np.ndarray, " pair"]
-    square: float
-    tilt: Float[np.ndarray, " d_x"]
+    squared_norm: float
+    norm_weighted: Float[np.ndarray, " d_x"]
     fourth: float
 
     @property
@@ -47,8 +47,8 @@ class Own:
     @property
     def spread(self) -> float:
         """Σ ‖row - mean‖²; 0 where rows differ by no more than rounding."""
-        found = self.square - float(self.total @ self.total) / self.count
-        rounding = 1e-13 * self.square + 1e-24 * self.count * float(self.mean @ self.mean)
+        found = self.squared_norm - float(self.total @ self.total) / self.count
+        rounding = 1e-13 * self.squared_norm + 1e-24 * self.count * float(self.mean @ self.mean)
         return found if found > rounding else 0.0
 
     def product(self) -> Float[np.ndarray, "d_x d_x"]:
@@ -57,26 +57,26 @@ class Own:
         full[upper] = full.T[upper] = self.triangle
         return full
 
-    def beside_itself(self) -> "Cross":
+    def self_cross(self) -> "CrossMoments":
         """Return the sums that a site gives with itself."""
-        return Cross(self.product(), self.tilt, self.tilt, self.fourth)
+        return CrossMoments(self.product(), self.norm_weighted, self.norm_weighted, self.fourth)
 
-    def __add__(self, other: "Own") -> "Own":
-        _refuse_widths(len(self.total), len(other.total))
-        other = _own_about(other, self.shift)
-        return Own(
+    def __add__(self, other: "SiteMoments") -> "SiteMoments":
+        _require_same_width(len(self.total), len(other.total))
+        other = _recenter_site(other, self.shift)
+        return SiteMoments(
             self.count + other.count,
             self.shift,
             self.total + other.total,
             self.triangle + other.triangle,
-            self.square + other.square,
-            self.tilt + other.tilt,
+            self.squared_norm + other.squared_norm,
+            self.norm_weighted + other.norm_weighted,
             self.fourth + other.fourth,
         )
 
 
 @dataclass(frozen=True, eq=False)
-class Cross:
+class CrossMoments:
     """The sums that need both sites.
 
     Attributes:
@@ -86,15 +86,15 @@ class Cross:
     """
 
     product: Float[np.ndarray, "d_x d_y"]
-    x_tilt: Float[np.ndarray, " d_x"]
-    y_tilt: Float[np.ndarray, " d_y"]
+    x_norm_weighted: Float[np.ndarray, " d_x"]
+    y_norm_weighted: Float[np.ndarray, " d_y"]
     fourth: float
 
-    def __add__(self, other: "Cross") -> "Cross":
-        return Cross(
+    def __add__(self, other: "CrossMoments") -> "CrossMoments":
+        return CrossMoments(
             self.product + other.product,
-            self.x_tilt + other.x_tilt,
-            self.y_tilt + other.y_tilt,
+            self.x_norm_weighted + other.x_norm_weighted,
+            self.y_norm_weighted + other.y_norm_weighted,
             self.fourth + other.fourth,
         )
 
@@ -103,9 +103,9 @@ class Cross:
 class Moments:
     """All that comparisons of two sites need of the rows; add those of several chunks."""
 
-    x: Own
-    y: Own
-    cross: Cross
+    x: SiteMoments
+    y: SiteMoments
+    cross: CrossMoments
 
     @property
     def count(self) -> int:
@@ -121,34 +121,38 @@ class Moments:
     def swapped(self) -> "Moments":
         """The same rows, x for y."""
         c = self.cross
-        return Moments(self.y, self.x, Cross(c.product.T, c.y_tilt, c.x_tilt, c.fourth))
+        return Moments(
+            self.y,
+            self.x,
+            CrossMoments(c.product.T, c.y_norm_weighted, c.x_norm_weighted, c.fourth),
+        )
 
-    def about(
+    def recenter(
         self, x_shift: Float[np.ndarray, " d_x"], y_shift: Float[np.ndarray, " d_y"]
     ) -> "Moments":
         """Return the sums that the same rows give about other shifts."""
         return Moments(
-            _own_about(self.x, x_shift),
-            _own_about(self.y, y_shift),
-            _cross_about(self.cross, self.x, self.y, (x_shift, y_shift)),
+            _recenter_site(self.x, x_shift),
+            _recenter_site(self.y, y_shift),
+            _recenter_cross(self.cross, self.x, self.y, (x_shift, y_shift)),
         )
 
     def __add__(self, other: "Moments") -> "Moments":
-        return Moments(self.x + other.x, self.y + other.y, self._plus(other))
+        return Moments(self.x + other.x, self.y + other.y, self._add_cross(other))
 
-    def _plus(self, other: "Moments") -> Cross:
-        _refuse_widths(self.cross.product.shape, other.cross.product.shape)
+    def _add_cross(self, other: "Moments") -> CrossMoments:
+        _require_same_width(self.cross.product.shape, other.cross.product.shape)
         shifts = (self.x.shift, self.y.shift)
-        return self.cross + _cross_about(other.cross, other.x, other.y, shifts)
+        return self.cross + _recenter_cross(other.cross, other.x, other.y, shifts)
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
+class MomentsGrid:
     """The sums of many sites against many; those of a site alone are kept once, not per pair."""
 
-    x: tuple[Own, ...]
-    y: tuple[Own, ...]
-    cross: tuple[tuple[Cross, ...], ...]
+    x: tuple[SiteMoments, ...]
+    y: tuple[SiteMoments, ...]
+    cross: tuple[tuple[CrossMoments, ...], ...]
 
     @property
     def bytes(self) -> int:
@@ -159,14 +163,14 @@ class Grid:
         a, b = pair
         return Moments(self.x[a], self.y[b], self.cross[a][b])
 
-    def __add__(self, other: "Grid") -> "Grid":
-        _refuse_widths((len(self.x), len(self.y)), (len(other.x), len(other.y)))
+    def __add__(self, other: "MomentsGrid") -> "MomentsGrid":
+        _require_same_width((len(self.x), len(self.y)), (len(other.x), len(other.y)))
         cross = [
-            tuple(self[a, b]._plus(other[a, b]) for b in range(len(self.y)))
+            tuple(self[a, b]._add_cross(other[a, b]) for b in range(len(self.y)))
             for a in range(len(self.x))
         ]
         x, y = (tuple(map(add, *sides)) for sides in ((self.x, other.x), (self.y, other.y)))
-        return Grid(x, y, tuple(cross))
+        return MomentsGrid(x, y, tuple(cross))
 
 
 def moments(
@@ -195,16 +199,18 @@ def grid_moments(
     ys: Sequence[Rows],
     *,
     shifts: tuple[Sequence[np.ndarray | None], Sequence[np.ndarray | None]] | None = None,
-) -> Grid:
+) -> MomentsGrid:
     """Sum the rows of all pairs of sites; arguments and errors as in `moments`, site by site."""
     a_shifts, b_shifts = shifts or ([None] * len(xs), [None] * len(ys))
-    a, b = _centred(xs, a_shifts, "x"), _centred(ys, b_shifts, "y")
+    a, b = _center_rows(xs, a_shifts, "x"), _center_rows(ys, b_shifts, "y")
     counts = {len(rows) for rows, _ in (*a, *b)}
     if len(counts) != 1:
         found = f"The sites have {sorted(counts)} rows"
         raise BatchError(f"{found}: give every site the same tokens or prompts, one row each")
-    own = [tuple(_own(*site) for site in side) for side in (a, b)]
-    return Grid(own[0], own[1], tuple(tuple(_cross(x, y) for y, _ in b) for x, _ in a))
+    own = [tuple(_site_moments(*site) for site in side) for side in (a, b)]
+    return MomentsGrid(
+        own[0], own[1], tuple(tuple(_cross_moments(x, y) for y, _ in b) for x, _ in a)
+    )
 
 
 def stream(chunks: Iterable[tuple[Rows, Rows]]) -> Moments:
@@ -221,26 +227,28 @@ def stream(chunks: Iterable[tuple[Rows, Rows]]) -> Moments:
     return reduce(add, (moments(*chunk, shift=shift) for chunk in every), start)
 
 
-def _own(rows: np.ndarray, shift: np.ndarray) -> Own:
-    cross = _cross(rows, rows)
+def _site_moments(rows: np.ndarray, shift: np.ndarray) -> SiteMoments:
+    cross = _cross_moments(rows, rows)
     upper, square = cross.product[np.triu_indices(rows.shape[1])], float(_squares(rows).sum())
-    return Own(len(rows), shift, rows.sum(0), upper, square, cross.x_tilt, cross.fourth)
+    return SiteMoments(
+        len(rows), shift, rows.sum(0), upper, square, cross.x_norm_weighted, cross.fourth
+    )
 
 
-def _cross(x: np.ndarray, y: np.ndarray) -> Cross:
+def _cross_moments(x: np.ndarray, y: np.ndarray) -> CrossMoments:
     p, q = _squares(x), _squares(y)
-    return Cross(x.T @ y, x.T @ q, y.T @ p, float(p @ q))
+    return CrossMoments(x.T @ y, x.T @ q, y.T @ p, float(p @ q))
 
 
 def _squares(rows: np.ndarray) -> np.ndarray:
     return np.einsum("rd,rd->r", rows, rows)
 
 
-def _bytes(part: Own | Cross) -> int:
+def _bytes(part: SiteMoments | CrossMoments) -> int:
     return sum(np.asarray(getattr(part, field.name)).nbytes for field in fields(part))
 
 
-def _centred(
+def _center_rows(
     sites: Sequence[Rows], shifts: Sequence[np.ndarray | None], side: str
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return rows in double precision less their shift, and the shift."""
@@ -248,53 +256,55 @@ def _centred(
     for n, (given, shift) in enumerate(zip(sites, shifts, strict=True)):
         rows = float_rows(given, f"{side} {n}")
         shift = rows.mean(0) if shift is None else np.asarray(shift, dtype=np.float64)
-        _refuse_widths(rows.shape[1:], shift.shape)
+        _require_same_width(rows.shape[1:], shift.shape)
         done.append((rows - shift, shift))
     return done
 
 
-def _own_about(own: Own, shift: np.ndarray) -> Own:
+def _recenter_site(own: SiteMoments, shift: np.ndarray) -> SiteMoments:
     if np.array_equal(own.shift, shift):
         return own
-    moved = _cross_about(own.beside_itself(), own, own, (shift, shift))
+    moved = _recenter_cross(own.self_cross(), own, own, (shift, shift))
     gap = own.shift - shift
     return replace(
         own,
         shift=shift,
         total=own.total + own.count * gap,
         triangle=moved.product[np.triu_indices(len(gap))],
-        square=_square_about(own, gap),
-        tilt=moved.x_tilt,
+        square=_recenter_square(own, gap),
+        norm_weighted=moved.x_norm_weighted,
         fourth=moved.fourth,
     )
 
 
-def _square_about(own: Own, gap: np.ndarray) -> float:
-    return float(own.square + 2 * own.total @ gap + own.count * gap @ gap)
+def _recenter_square(own: SiteMoments, gap: np.ndarray) -> float:
+    return float(own.squared_norm + 2 * own.total @ gap + own.count * gap @ gap)
 
 
-def _cross_about(cross: Cross, x: Own, y: Own, shifts: tuple[np.ndarray, np.ndarray]) -> Cross:
+def _recenter_cross(
+    cross: CrossMoments, x: SiteMoments, y: SiteMoments, shifts: tuple[np.ndarray, np.ndarray]
+) -> CrossMoments:
     """Write out Σ (x + p) (y + q)ᵀ and its like, where the sums of x and y are known."""
     p, q = x.shift - shifts[0], y.shift - shifts[1]
     if not (p.any() or q.any()):
         return cross
     c, n, pp, qq = cross.product, x.count, float(p @ p), float(q @ q)
-    x_square, y_square = _square_about(x, p), _square_about(y, q)
-    return Cross(
+    x_square, y_square = _recenter_square(x, p), _recenter_square(y, q)
+    return CrossMoments(
         product=c + np.outer(x.total + n * p, q) + np.outer(p, y.total),
-        x_tilt=cross.x_tilt + 2 * c @ q + x.total * qq + p * y_square,
-        y_tilt=cross.y_tilt + 2 * c.T @ p + y.total * pp + q * x_square,
+        x_norm_weighted=cross.x_norm_weighted + 2 * c @ q + x.total * qq + p * y_square,
+        y_norm_weighted=cross.y_norm_weighted + 2 * c.T @ p + y.total * pp + q * x_square,
         fourth=float(
             cross.fourth
-            + 2 * cross.y_tilt @ q
-            + 2 * cross.x_tilt @ p
+            + 2 * cross.y_norm_weighted @ q
+            + 2 * cross.x_norm_weighted @ p
             + 4 * p @ c @ q
-            + qq * (x.square + 2 * x.total @ p)
+            + qq * (x.squared_norm + 2 * x.total @ p)
             + pp * y_square
         ),
     )
 
 
-def _refuse_widths(a: object, b: object) -> None:
+def _require_same_width(a: object, b: object) -> None:
     if a != b:
         raise BatchError(f"Sums of unlike sites: {a} and {b} found. Give every chunk equal widths.")

@@ -6,29 +6,29 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from probes.comparison.representations.kernels import shuffled
+from probes.comparison.representations.kernels import permute_within_classes
 from probes.comparison.representations.measures import predictivity, procrustes
-from probes.comparison.representations.moments import Grid, grid_moments
+from probes.comparison.representations.moments import MomentsGrid, grid_moments
 
-FORWARD, BACK = "predictivity a → b", "predictivity b → a"
-NAMES = ("procrustes", FORWARD, BACK)
+A_TO_B, B_TO_A = "predictivity a → b", "predictivity b → a"
+MEASURES = ("procrustes", A_TO_B, B_TO_A)
 
 
 @dataclass(frozen=True, eq=False)
-class Mapped:
+class PooledMeasure:
     """A measure of all roles together, its chance level and floor; the role axis has one place."""
 
     value: Float[np.ndarray, "1 layer_a layer_b"]
     chance: Float[np.ndarray, "1 layer_a layer_b"]
     chance_high: Float[np.ndarray, "1 layer_a layer_b"]
-    floor: Float[np.ndarray, "1 layer_a"]
+    other_seed: Float[np.ndarray, "1 layer_a"]
 
 
-def mapped(
+def pooled_measures(
     states: Sequence[Float[np.ndarray, "role _ prompt _"]],
-    there: Bool[np.ndarray, "role prompt"],
+    present: Bool[np.ndarray, "role prompt"],
     keys: Float[np.ndarray, "order prompt"],
-) -> dict[str, Mapped]:
+) -> dict[str, PooledMeasure]:
     """Measure Procrustes and predictivity for two models, with the floor if a third is given.
 
     Args:
@@ -36,59 +36,61 @@ def mapped(
         there: Which prompts have which role; others are left out.
         keys: One row of numbers for each permutation: prompts are sorted by them, within halves.
     """
-    half = np.arange(there.shape[1]) * 2 >= there.shape[1]
+    half = np.arange(present.shape[1]) * 2 >= present.shape[1]
     shape = (states[0].shape[1], states[1].shape[1])
-    drawn = [_scores(_halves(states[:2], there, half, key), shape) for key in (None, *keys)]
-    floors = dict.fromkeys(NAMES, np.full(shape[0], np.nan))
+    drawn = [_scores(_half_moments(states[:2], present, half, key), shape) for key in (None, *keys)]
+    floors = dict.fromkeys(MEASURES, np.full(shape[0], np.nan))
     if len(states) > 2:
-        twins = _halves((states[0], states[2]), there, half, None)
+        twins = _half_moments((states[0], states[2]), present, half, None)
         found = _scores(twins, (shape[0], states[2].shape[1]), diagonal=True)
-        floors = {name: np.diagonal(found[name]).copy() for name in NAMES}
+        floors = {name: np.diagonal(found[name]).copy() for name in MEASURES}
     done = {}
-    for name in NAMES:
+    for name in MEASURES:
         values = np.stack([scores[name] for scores in drawn])
         high = np.quantile(values[1:], 0.95, axis=0)
-        done[name] = Mapped(values[:1], values[1:].mean(0)[None], high[None], floors[name][None])
+        done[name] = PooledMeasure(
+            values[:1], values[1:].mean(0)[None], high[None], floors[name][None]
+        )
     return done
 
 
 def _scores(
-    halves: tuple[Grid, Grid], shape: tuple[int, int], *, diagonal: bool = False
+    halves: tuple[MomentsGrid, MomentsGrid], shape: tuple[int, int], *, diagonal: bool = False
 ) -> dict[str, np.ndarray]:
     fit, judged = halves
     whole = fit + judged
-    found = {name: np.full(shape, np.nan) for name in NAMES}
+    found = {name: np.full(shape, np.nan) for name in MEASURES}
     for pair in np.ndindex(*shape):
         if diagonal and pair[0] != pair[1]:
             continue
         found["procrustes"][pair] = procrustes(whole[pair])
-        found[FORWARD][pair] = predictivity(fit[pair], judged[pair])
-        found[BACK][pair] = predictivity(fit[pair].swapped, judged[pair].swapped)
+        found[A_TO_B][pair] = predictivity(fit[pair], judged[pair])
+        found[B_TO_A][pair] = predictivity(fit[pair].swapped, judged[pair].swapped)
     return found
 
 
-def _halves(
-    states: Sequence[np.ndarray], there: np.ndarray, half: np.ndarray, key: np.ndarray | None
-) -> tuple[Grid, Grid]:
+def _half_moments(
+    states: Sequence[np.ndarray], present: np.ndarray, half: np.ndarray, key: np.ndarray | None
+) -> tuple[MomentsGrid, MomentsGrid]:
     """Sum the rows of both halves, the role means of the first taken off both."""
     rows = [
-        [np.concatenate(part, 1) for part in zip(*_each(x, there, half, k), strict=True)]
+        [np.concatenate(part, 1) for part in zip(*_role_halves(x, present, half, k), strict=True)]
         for x, k in zip(states, (None, key), strict=True)
     ]
     first, second = (grid_moments(list(rows[0][n]), list(rows[1][n])) for n in range(2))
     return first, second
 
 
-def _each(
-    states: np.ndarray, there: np.ndarray, half: np.ndarray, key: np.ndarray | None
+def _role_halves(
+    states: np.ndarray, present: np.ndarray, half: np.ndarray, key: np.ndarray | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield each role's rows, "layer prompt d_model", of both halves."""
-    for role, own in enumerate(there):
+    for role, own in enumerate(present):
         side = half[own].astype(np.int64)
         if not 0 < side.sum() < len(side):
             continue
         rows = states[role][:, own].astype(np.float64)
         if key is not None:
-            rows = rows[:, shuffled(side, key[own])]
+            rows = rows[:, permute_within_classes(side, key[own])]
         mean = rows[:, side == 0].mean(1, keepdims=True)
         yield rows[:, side == 0] - mean, rows[:, side == 1] - mean

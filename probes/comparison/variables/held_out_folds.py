@@ -11,12 +11,17 @@ from transformers import PreTrainedTokenizerBase
 from probes.errors import PatternError
 from probes.interventions.confounds import verb_groups
 from probes.interventions.hotspots import variables_of
-from probes.prompts.interchange_pairs import OBJECT, OPERATION, Crossings, crossings
-from probes.prompts.pair_batch import fits
+from probes.prompts.interchange_pairs import (
+    OBJECT,
+    OPERATION,
+    InterchangePairs,
+    sample_interchange_pairs,
+)
+from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
 
-_TESTED_NOUNS = 3  # Every third noun is tested on and never fitted on.
+_TEST_NOUN_STEP = 3  # Every third noun is tested on and never fitted on.
 _VALUE_GROUPS = 3
 
 
@@ -31,12 +36,12 @@ class Fold:
     """
 
     forms: tuple[str, ...]
-    fit: Bool[np.ndarray, " question"]
-    judged: Bool[np.ndarray, " prompt"]
+    train: Bool[np.ndarray, " question"]
+    test: Bool[np.ndarray, " prompt"]
 
 
 @dataclass(frozen=True, eq=False)
-class Trials:
+class HeldOutFolds:
     """Questions to fit maps on, crossings to judge them by, and how words are held out.
 
     Attributes:
@@ -49,19 +54,19 @@ class Trials:
     """
 
     pattern: Pattern
-    crossings: Crossings
+    interchange_pairs: InterchangePairs
     questions: tuple[Question, ...]
-    folds: Mapping[str, tuple[Fold, ...]]
-    search: Mapping[str, Bool[np.ndarray, " question"]]
+    by_variable: Mapping[str, tuple[Fold, ...]]
+    site_search: Mapping[str, Bool[np.ndarray, " question"]]
 
-    def judged(self, variable: str) -> Bool[np.ndarray, " prompt"]:
+    def test_mask(self, variable: str) -> Bool[np.ndarray, " prompt"]:
         """Mark the crossings that a variable is judged on."""
-        return np.any([fold.judged for fold in self.folds[variable]], axis=0)
+        return np.any([fold.test for fold in self.by_variable[variable]], axis=0)
 
     @property
     def variables(self) -> tuple[str, ...]:
         """The operation, the operands, and the object."""
-        return tuple(self.folds)
+        return tuple(self.by_variable)
 
     def labels(self, variable: str) -> tuple[str, ...]:
         """Return what a variable is in each question: all verbs of one side are one operation."""
@@ -69,23 +74,23 @@ class Trials:
             return tuple(question.pattern for question in self.questions)
         return tuple(str(question[variable]) for question in self.questions)
 
-    def forms(self, variable: str) -> tuple[str, ...]:
+    def question_forms(self, variable: str) -> tuple[str, ...]:
         """Return the word that stands for a variable in each question."""
         return tuple(_form(question, variable) for question in self.questions)
 
-    def tested(self, variable: str) -> tuple[str, ...]:
+    def source_forms(self, variable: str) -> tuple[str, ...]:
         """Return the word that stands for a variable in each crossing's source."""
-        return tuple(_form(pair.counterfactual, variable) for pair in self.crossings.other)
+        return tuple(_form(pair.counterfactual, variable) for pair in self.interchange_pairs.other)
 
 
-def draw_trials(
+def sample_held_out_folds(
     pattern: Pattern,
     *,
     tokenizers: Sequence[PreTrainedTokenizerBase],
     bases: int = 200,
     prompts: int = 800,
     seed: int = 0,
-) -> Trials:
+) -> HeldOutFolds:
     """Draw questions and crossings, and split the words of every variable.
 
     Verbs that share a word are left out together. Of nouns a third is tested on, of numbers a
@@ -95,43 +100,45 @@ def draw_trials(
         PatternError: The pattern has no opposite, too few words, or colliding outcomes.
     """
     nouns = dict(pattern.lexicon.choices).get("noun", ())
-    tested = nouns[::_TESTED_NOUNS]
+    tested = nouns[::_TEST_NOUN_STEP]
     if len(tested) < 2:
         raise PatternError(
             f"{pattern.name!r} has {len(nouns)} nouns: give six or more, so that two can be kept "
             "from the fit and tested"
         )
-    slots = {slot for frame in pattern.frames for slot in frame.slots}
-    kinds = {slot for slot in slots if pattern.lexicon.kind(slot) == "noun"}
-    drawn = crossings(
-        pattern, bases, tokenizers=tokenizers, seed=seed, words={OBJECT: list(tested)}
+    slots = {slot for frame in pattern.templates for slot in frame.slots}
+    kinds = {slot for slot in slots if pattern.lexicon.kind_of(slot) == "noun"}
+    drawn = sample_interchange_pairs(
+        pattern, bases, tokenizers=tokenizers, seed=seed, allowed_words={OBJECT: list(tested)}
     )
-    tells = fits(*tokenizers)
+    tells = tokenizable_by(*tokenizers)
 
     def keep(question: Question) -> bool:
         return not any(question[slot] in tested for slot in kinds & dict(question.slots).keys())
 
     asked = [
         question
-        for side in (pattern, pattern.turned())
-        for question in side.questions(
+        for side in (pattern, pattern.flipped())
+        for question in side.sample_questions(
             prompts // 2, seed=seed + 1, keep=lambda q: keep(q) and tells(q)
         )
     ]
-    folds, search = {}, {}
+    by_variable, search = {}, {}
     for variable in variables_of(drawn):
-        first, *others = _groups(pattern, variable, asked, seed)
+        first, *others = _form_groups(pattern, variable, asked, seed)
         search[variable] = np.array([_form(question, variable) in first for question in asked])
-        folds[variable] = _folds(others, variable, asked, drawn)
-    return Trials(pattern, drawn, tuple(asked), folds, search)
+        by_variable[variable] = _make_folds(others, variable, asked, drawn)
+    return HeldOutFolds(pattern, drawn, tuple(asked), by_variable, search)
 
 
-def distinct(tokenizers: Sequence[PreTrainedTokenizerBase]) -> list[PreTrainedTokenizerBase]:
+def distinct_tokenizers(
+    tokenizers: Sequence[PreTrainedTokenizerBase],
+) -> list[PreTrainedTokenizerBase]:
     """Leave out tokenizers that do just what another does; relatives mostly share one."""
-    return list({_rules(tokenizer): tokenizer for tokenizer in tokenizers}.values())
+    return list({_tokenizer_rules(tokenizer): tokenizer for tokenizer in tokenizers}.values())
 
 
-def _rules(tokenizer: Any) -> str:  # noqa: ANN401 (only fast tokenizers have rules to read)
+def _tokenizer_rules(tokenizer: Any) -> str:  # noqa: ANN401 (only fast tokenizers have rules to read)
     return f"{tokenizer.special_tokens_map} {tokenizer.backend_tokenizer.to_str()}"
 
 
@@ -139,8 +146,8 @@ def _form(question: Question, variable: str) -> str:
     return str(question["op" if variable == OPERATION else variable])
 
 
-def _groups(
-    pattern: Pattern, variable: str, asked: Sequence[Question], seed: int
+def _form_groups(
+    pattern: Pattern, variable: str, questions: Sequence[Question], seed: int
 ) -> list[list[str]]:
     """Split a variable's forms: the first group chooses sites, the others are tested in turn."""
     if variable == OPERATION:
@@ -151,16 +158,19 @@ def _groups(
                 "needed, one to test on, one to choose a site by, and one to fit on"
             )
         return sorted(groups, key=len)  # The smallest chooses sites, so that most are tested.
-    known = sorted({_form(question, variable) for question in asked})
+    known = sorted({_form(question, variable) for question in questions})
     drawn = np.random.default_rng(seed).permutation(known)
     return [sorted(map(str, some)) for some in np.array_split(drawn, _VALUE_GROUPS)]
 
 
-def _folds(
-    groups: Sequence[Sequence[str]], variable: str, asked: Sequence[Question], drawn: Crossings
+def _make_folds(
+    groups: Sequence[Sequence[str]],
+    variable: str,
+    questions: Sequence[Question],
+    interchange_pairs: InterchangePairs,
 ) -> tuple[Fold, ...]:
-    here = np.array([_form(question, variable) for question in asked])
-    there = np.array([_form(pair.counterfactual, variable) for pair in drawn.other])
+    here = np.array([_form(question, variable) for question in questions])
+    there = np.array([_form(pair.counterfactual, variable) for pair in interchange_pairs.other])
     if variable == OBJECT:  # No tested noun is in any question.
         return (Fold((), np.ones(len(here), bool), np.ones(len(there), bool)),)
     return tuple(

@@ -13,16 +13,16 @@ from torch import Tensor
 
 from probes.errors import BatchError
 
-Kind = Literal["identity", "orthogonal", "ridge"]
+MapKind = Literal["identity", "orthogonal", "ridge"]
 
-KINDS: tuple[Kind, ...] = ("identity", "orthogonal", "ridge")
+MAP_KINDS: tuple[MapKind, ...] = ("identity", "orthogonal", "ridge")
 """From the least to the most that a map may do."""
 
-ROWS = 10
+PROMPTS_PER_DIMENSION = 10
 """Rows that a fitted dimension needs: with fewer, a map fits what it must not know."""
 
-_STRENGTHS = 10.0 ** torch.arange(-6, 1.1, 0.5, dtype=torch.float64)
-_ROUNDING = 1e-6
+_RIDGE_PENALTIES = 10.0 ** torch.arange(-6, 1.1, 0.5, dtype=torch.float64)
+_RANK_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,18 +35,18 @@ class LinearMap:
         rank: In how many directions W looks at h.
     """
 
-    kind: Kind
+    kind: MapKind
     matrix: Float[Tensor, "d_from d_to"]
-    shift: Float[Tensor, " d_to"]
+    bias: Float[Tensor, " d_to"]
     rank: int
 
     def __call__(self, states: Float[Tensor, "row d_from"]) -> Float[Tensor, "row d_to"]:
         """Map states, row by row."""
-        return (states.double() @ self.matrix + self.shift).to(states.dtype)
+        return (states.double() @ self.matrix + self.bias).to(states.dtype)
 
 
 def fit_map(
-    kind: Kind,
+    kind: MapKind,
     x: Float[Tensor, "row d_from"],
     y: Float[Tensor, "row d_to"],
     *,
@@ -56,7 +56,7 @@ def fit_map(
 
     "identity" fits nothing. "orthogonal" turns (and scales as a whole, and shifts); where widths
     differ, what one has no room for is left out. "ridge" is any linear map, penalised as strongly
-    as generalised cross-validation finds best (Golub et al. 1979). It looks at the widest
+    as generalized cross-validation finds best (Golub et al. 1979). It looks at the widest
     directions of `x` only, a tenth of the prompts at most.
 
     Args:
@@ -81,18 +81,20 @@ def fit_map(
             )
         return LinearMap(kind, torch.eye(d_from).double(), torch.zeros(d_to).double(), d_from)
     count = rows if prompts is None else prompts
-    if count < ROWS:
-        raise BatchError(f"{count} prompts found: a map needs {ROWS} for each direction it reads")
+    if count < PROMPTS_PER_DIMENSION:
+        raise BatchError(
+            f"{count} prompts found: a map needs {PROMPTS_PER_DIMENSION} for each direction it reads"
+        )
     x, y = x.double(), y.double()
-    centre, aim = x.mean(0), y.mean(0)
-    fit = _turn if kind == "orthogonal" else _ridge
-    matrix, rank = fit(x - centre, y - aim, max(count // ROWS, 1))
-    return LinearMap(kind, matrix, aim - centre @ matrix, rank)
+    center, aim = x.mean(0), y.mean(0)
+    fit = _procrustes if kind == "orthogonal" else _ridge
+    matrix, rank = fit(x - center, y - aim, max(count // PROMPTS_PER_DIMENSION, 1))
+    return LinearMap(kind, matrix, aim - center @ matrix, rank)
 
 
-def _turn(x: Tensor, y: Tensor, most: int) -> tuple[Tensor, int]:
+def _procrustes(x: Tensor, y: Tensor, max_rank: int) -> tuple[Tensor, int]:
     """Orthogonal Procrustes (Schönemann 1966), with one scale."""
-    del most  # Turning has no strength to overfit with: all directions may be used.
+    del max_rank  # Turning has no strength to overfit with: all directions may be used.
     left, size, right = torch.linalg.svd(x.T @ y, full_matrices=False)
     turn = left @ right
     # Where the donor is wider, what turning leaves of it is less than all of it.
@@ -100,17 +102,17 @@ def _turn(x: Tensor, y: Tensor, most: int) -> tuple[Tensor, int]:
     return scale * turn, len(size)
 
 
-def _ridge(x: Tensor, y: Tensor, most: int) -> tuple[Tensor, int]:
+def _ridge(x: Tensor, y: Tensor, max_rank: int) -> tuple[Tensor, int]:
     values, vectors = torch.linalg.eigh(x.T @ x)
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
-    rank = min(most, int((values > _ROUNDING * values[0].clamp(min=1e-30)).sum()))
+    rank = min(max_rank, int((values > _RANK_TOLERANCE * values[0].clamp(min=1e-30)).sum()))
     if rank == 0:  # All states are one: nothing but the mean can be said.
         return torch.zeros(x.shape[1], y.shape[1], dtype=x.dtype), 0
     values, vectors = values[:rank], vectors[:, :rank]
     # In these directions the fit is one number each: Vᵀxᵀy, divided by its square and a penalty.
     cross = vectors.T @ (x.T @ y)
     explained = cross.square().sum(1) / values
-    strengths = _STRENGTHS.to(x) * values[0]
+    strengths = _RIDGE_PENALTIES.to(x) * values[0]
     keep = values / (values + strengths[:, None])
     left = y.square().sum() - ((2 * keep - keep**2) * explained).sum(1)
     best = int((left / (len(x) - 1 - keep.sum(1)).clamp(min=1).square()).argmin())

@@ -14,25 +14,30 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from probes.comparison.variables.held_out_folds import Fold, Trials
-from probes.comparison.variables.linear_maps import Kind, LinearMap, fit_map
+from probes.comparison.variables.held_out_folds import Fold, HeldOutFolds
+from probes.comparison.variables.linear_maps import LinearMap, MapKind, fit_map
 from probes.errors import SiteError
-from probes.interventions.hotspots import alone, find_sites, finding_words
-from probes.interventions.interchange import Crossed, cross, exchange, with_states
+from probes.interventions.hotspots import find_sites, search_words, takes_only
+from probes.interventions.interchange import (
+    InterchangeRuns,
+    interchange_intervention,
+    run_interchange_pairs,
+    with_residual,
+)
 from probes.interventions.subspace import mean_difference
 from probes.models.model import Model
-from probes.models.site import Cell, join
-from probes.observe.residual_states import Readings, read_states
-from probes.prompts.batch import Batch, encode
-from probes.prompts.interchange_pairs import OPERATION, crossings
+from probes.models.site import Site, joined_roles
+from probes.observe.residual_states import ResidualStates, capture_residual
+from probes.prompts.batch import Batch, tokenize
+from probes.prompts.interchange_pairs import OPERATION, sample_interchange_pairs
 
-_AS_WELL = 0.01  # Shares of variance that are not told apart.
-_ASPECTS = 8  # Dimensions of a variable's class means that a donor's site is searched by.
+_R2_TOLERANCE = 0.01  # Shares of variance that are not told apart.
+_CLASS_DIMENSIONS = 8  # Dimensions of a variable's class means that a donor's site is searched by.
 
-Place = tuple[int, str]
+LayerRole = tuple[int, str]
 """A layer, counted from 0 for the embedding, and a role."""
 
-Places = Mapping[str, Place]
+DonorSites = Mapping[str, LayerRole]
 """For each role of the recipient's site, where the donor is read."""
 
 
@@ -47,12 +52,12 @@ class Donor:
     """
 
     name: str
-    fit: Readings
-    tested: Readings
+    train_states: ResidualStates
+    source_states: ResidualStates
 
 
 @dataclass(frozen=True, eq=False)
-class Host:
+class Recipient:
     """A recipient: its own runs, and the site where it takes up each variable.
 
     Attributes:
@@ -62,145 +67,156 @@ class Host:
         turn: Held while the model runs: several donors may be put into it at once.
     """
 
-    crossed: Crossed
-    own: Donor
-    cells: Mapping[str, Cell]
-    turn: Any = field(default_factory=Lock, repr=False)
+    runs: InterchangeRuns
+    self_donor: Donor
+    sites: Mapping[str, Site]
+    lock: Any = field(default_factory=Lock, repr=False)
 
     @property
     def name(self) -> str:
         """The model's name."""
-        return self.crossed.model.name
+        return self.runs.model.name
 
 
-Texts = tuple[Batch, Batch]
+TokenizedTexts = tuple[Batch, Batch]
 """The questions, and the crossings' sources read behind the bases' answers, as tokens."""
 
 
-def texts(model: Model, trials: Trials) -> Texts:
+def tokenize_texts(model: Model, folds: HeldOutFolds) -> TokenizedTexts:
     """Encode what a donor reads; nets of one tokenizer share it."""
-    pairs, limit = trials.crossings.other, model.shape.context
+    pairs, limit = folds.interchange_pairs.other, model.shape.context
     sources, bases = ([getattr(p, side) for p in pairs] for side in ("counterfactual", "clean"))
     return (
-        encode(model.tokenizer, trials.questions, limit=limit),
-        encode(model.tokenizer, sources, forced=bases, limit=limit),
+        tokenize(model.tokenizer, folds.questions, max_length=limit),
+        tokenize(model.tokenizer, sources, answers_from=bases, max_length=limit),
     )
 
 
-def read_donor(model: Model, trials: Trials, *, read: Texts | None = None) -> Donor:
+def run_donor(
+    model: Model, folds: HeldOutFolds, *, tokenized: TokenizedTexts | None = None
+) -> Donor:
     """Run a donor on everything once; `read` is what `texts` made, if it was made before."""
-    questions, sources = read or texts(model, trials)
-    return Donor(model.name, read_states(model, questions), read_states(model, sources))
+    questions, sources = tokenized or tokenize_texts(model, folds)
+    return Donor(model.name, capture_residual(model, questions), capture_residual(model, sources))
 
 
-def held_at(model: Model, trials: Trials, *, seed: int = 0) -> dict[str, Cell]:
+def find_variable_sites(model: Model, folds: HeldOutFolds, *, seed: int = 0) -> dict[str, Site]:
     """Find where a model holds each variable, on prompts that nothing else is judged by."""
-    pattern = trials.pattern
-    judged = {pair.clean.text for pair in trials.crossings.other}
-    finding = crossings(
+    pattern = folds.pattern
+    judged = {pair.clean.text for pair in folds.interchange_pairs.other}
+    finding = sample_interchange_pairs(
         pattern,
-        max(len(trials.crossings) // 2, 8),
+        max(len(folds.interchange_pairs) // 2, 8),
         tokenizers=(model.tokenizer,),
         seed=seed + 2,
         keep=lambda base: base.text not in judged,
-        words=finding_words(pattern),
+        allowed_words=search_words(pattern),
     )
-    found = find_sites(model, finding, trials.variables, everywhere=True)
-    return dict(zip(trials.variables, found, strict=True))
+    found = find_sites(model, finding, folds.variables, shared_roles_only=True)
+    return dict(zip(folds.variables, found, strict=True))
 
 
-def read_host(model: Model, trials: Trials, *, seed: int = 0) -> Host:
+def run_recipient(model: Model, folds: HeldOutFolds, *, seed: int = 0) -> Recipient:
     """Find a recipient's sites, and run it on everything once."""
-    cells = held_at(model, trials, seed=seed)
-    crossed = cross(model, trials.crossings, roles=join(*cells.values()))
-    return Host(crossed, read_donor(model, trials), cells)
+    cells = find_variable_sites(model, folds, seed=seed)
+    crossed = run_interchange_pairs(
+        model, folds.interchange_pairs, joined_roles=joined_roles(*cells.values())
+    )
+    return Recipient(crossed, run_donor(model, folds), cells)
 
 
-def label_donor(donor: Donor, trials: Trials, variable: str) -> Donor:
+def label_donor(donor: Donor, folds: HeldOutFolds, variable: str) -> Donor:
     """Put a mere label in a donor's place: which word stands for the variable, and nothing else."""
-    words = sorted({*trials.forms(variable), *trials.tested(variable)})
+    words = sorted({*folds.question_forms(variable), *folds.source_forms(variable)})
 
-    def marked(readings: Readings, forms: tuple[str, ...]) -> Readings:
+    def marked(readings: ResidualStates, forms: tuple[str, ...]) -> ResidualStates:
         marks = one_hot(torch.tensor([words.index(form) for form in forms]), len(words)).float()
         everywhere = marks[None, :, None].expand(1, -1, readings.resid.shape[2], -1)
         return replace(readings, model="label", resid=everywhere)
 
-    fit = marked(donor.fit, trials.forms(variable))
-    return Donor("label", fit, marked(donor.tested, trials.tested(variable)))
+    fit = marked(donor.train_states, folds.question_forms(variable))
+    return Donor("label", fit, marked(donor.source_states, folds.source_forms(variable)))
 
 
-def own_places(host: Host, variable: str) -> Places:
+def embedding_sites(recipient: Recipient, variable: str) -> DonorSites:
     """Return the token embedding of a variable's own words."""
-    own = (0, _own_role(variable))
-    return dict.fromkeys(host.cells[variable].role.split("+"), own)
+    own = (0, _variable_role(variable))
+    return dict.fromkeys(recipient.sites[variable].role.split("+"), own)
 
 
-def same_places(host: Host, variable: str) -> Places:
+def self_sites(recipient: Recipient, variable: str) -> DonorSites:
     """Return the recipient's own site: where the recipient itself is read."""
-    cell = host.cells[variable]
+    cell = recipient.sites[variable]
     return {part: (cell.layer, part) for part in cell.role.split("+")}
 
 
-def find_places(host: Host, donor: Donor, trials: Trials, variable: str) -> Places:
+def find_donor_sites(
+    recipient: Recipient, donor: Donor, folds: HeldOutFolds, variable: str
+) -> DonorSites:
     """Search the donor's layers and roles for the states that best foretell the recipient's.
 
     What is foretold are the recipient's coordinates along the means of the variable's classes, for
     words that the map has not seen, and that nothing is judged on. No model is run.
     """
-    roles = _candidates(host, donor, variable)
-    every = [(layer, role) for layer in range(len(donor.fit.resid)) for role in roles]
-    held = torch.from_numpy(trials.search[variable])
+    roles = _candidate_roles(recipient, donor, variable)
+    every = [(layer, role) for layer in range(len(donor.train_states.resid)) for role in roles]
+    held = torch.from_numpy(folds.site_search[variable])
     found = {}
-    for part in host.cells[variable].role.split("+"):
-        aim = _aspects(host, part, trials, variable)
-        scores = [_foretold(donor.fit.at(role, layer), aim, held) for layer, role in every]
+    for part in recipient.sites[variable].role.split("+"):
+        aim = _class_coordinates(recipient, part, folds, variable)
+        scores = [
+            _held_out_r2(donor.train_states.states_at(role, layer), aim, held)
+            for layer, role in every
+        ]
         # Of places that do as well, the earliest: the others may merely pass it on.
-        enough = np.flatnonzero(np.array(scores) >= max(scores) - _AS_WELL)
+        enough = np.flatnonzero(np.array(scores) >= max(scores) - _R2_TOLERANCE)
         found[part] = every[int(enough[0])]
     return found
 
 
-def _own_role(variable: str) -> str:
+def _variable_role(variable: str) -> str:
     return "op" if variable == OPERATION else variable
 
 
-def _candidates(host: Host, donor: Donor, variable: str) -> list[str]:
+def _candidate_roles(recipient: Recipient, donor: Donor, variable: str) -> list[str]:
     """List the roles that a donor may be read at: not before the variable's own, no reply."""
-    own = _own_role(variable)
-    order = [role for role in donor.fit.roles if not role.startswith("reply")]
+    own = _variable_role(variable)
+    order = [role for role in donor.train_states.roles if not role.startswith("reply")]
     if own not in order:
         raise SiteError(f"{donor.name} reads questions without the role {own!r}: {order} found")
-    shared = {*host.own.fit.roles, *donor.tested.roles}
+    shared = {*recipient.self_donor.train_states.roles, *donor.source_states.roles}
     return [role for role in order[order.index(own) :] if role in shared]
 
 
-def _aspects(
-    host: Host, part: str, trials: Trials, variable: str
+def _class_coordinates(
+    recipient: Recipient, part: str, folds: HeldOutFolds, variable: str
 ) -> Float[Tensor, "question aspect"]:
     """Return where the recipient's states stand along the differences between classes."""
-    states = host.own.fit.at(part, host.cells[variable].layer)
-    labels = torch.from_numpy(np.unique(trials.labels(variable), return_inverse=True)[1])
-    rows = ~torch.from_numpy(trials.search[variable])
+    states = recipient.self_donor.train_states.states_at(part, recipient.sites[variable].layer)
+    labels = torch.from_numpy(np.unique(folds.labels(variable), return_inverse=True)[1])
+    rows = ~torch.from_numpy(folds.site_search[variable])
     here, count = labels[rows], labels[rows].bincount()
     some = count[here] > 1  # A class needs two rows to have a mean.
-    return states @ mean_difference(states[rows][some], here[some])[:_ASPECTS].T
+    return states @ mean_difference(states[rows][some], here[some])[:_CLASS_DIMENSIONS].T
 
 
-def _foretold(x: Float[Tensor, "question d_model"], aim: Tensor, held: Tensor) -> float:
-    found = fit_map("ridge", x[~held], aim[~held])
-    left = (found(x[held]) - aim[held]).square().sum()
-    return 1 - float(left / (aim[held] - aim[~held].mean(0)).square().sum().clamp(min=1e-12))
+def _held_out_r2(x: Float[Tensor, "question d_model"], target: Tensor, held_out: Tensor) -> float:
+    found = fit_map("ridge", x[~held_out], target[~held_out])
+    left = (found(x[held_out]) - target[held_out]).square().sum()
+    return 1 - float(
+        left / (target[held_out] - target[~held_out].mean(0)).square().sum().clamp(min=1e-12)
+    )
 
 
-def grafted(  # noqa: PLR0913 (two models, what both read, and how they are joined)
-    host: Host,
+def stitched_hits(  # noqa: PLR0913 (two models, what both read, and how they are joined)
+    recipient: Recipient,
     donor: Donor,
-    trials: Trials,
+    folds: HeldOutFolds,
     variable: str,
-    places: Places,
+    donor_sites: DonorSites,
     *,
-    kind: Kind = "ridge",
-    shuffled: int | None = None,
+    kind: MapKind = "ridge",
+    shuffle_seed: int | None = None,
 ) -> Bool[np.ndarray, " prompt"]:
     """Mark the bases whose answer takes up just the variable of a source that another model read.
 
@@ -218,58 +234,67 @@ def grafted(  # noqa: PLR0913 (two models, what both read, and how they are join
         BatchError: There are too few questions, or the widths differ under "identity".
         SiteError: The recipient's site needs a role that some prompts lack.
     """
-    cell, crossed = host.cells[variable], host.crossed
+    cell, crossed = recipient.sites[variable], recipient.runs
     resid = crossed.clean.resid[cell.layer].clone()
-    deal = _deal(trials, shuffled)
-    for fold in trials.folds[variable]:
-        for part, place in places.items():
-            x, y = _rows(host, donor, place, (cell.layer, part), torch.from_numpy(fold.fit), deal)
-            found = fit_map(kind, x, y, prompts=int(fold.fit.sum()))
-            _put(resid, host, donor, place, part, fold, found)
-    with host.turn:
-        found = exchange(crossed, [cell], source=with_states(crossed, cell.layer, resid))
-    return alone(found, variable)[0][trials.judged(variable)]
+    deal = _question_order(folds, shuffle_seed)
+    for fold in folds.by_variable[variable]:
+        for part, place in donor_sites.items():
+            x, y = _train_rows(
+                recipient, donor, place, (cell.layer, part), torch.from_numpy(fold.train), deal
+            )
+            found = fit_map(kind, x, y, prompts=int(fold.train.sum()))
+            _write_mapped(resid, recipient, donor, place, part, fold, found)
+    with recipient.lock:
+        found = interchange_intervention(
+            crossed, [cell], source=with_residual(crossed, cell.layer, resid)
+        )
+    return takes_only(found, variable)[0][folds.test_mask(variable)]
 
 
-def _deal(trials: Trials, seed: int | None) -> Tensor:
-    order = np.arange(len(trials.questions))
+def _question_order(folds: HeldOutFolds, seed: int | None) -> Tensor:
+    order = np.arange(len(folds.questions))
     if seed is not None:
         rng = np.random.default_rng(seed)
-        frames = np.array([question.frame for question in trials.questions])
+        frames = np.array([question.template for question in folds.questions])
         for frame in np.unique(frames):
             rows = np.flatnonzero(frames == frame)
             order[rows] = rng.permutation(rows)
     return torch.from_numpy(order)
 
 
-def _rows(  # noqa: PLR0913 (two models, two places, and which questions)
-    host: Host, donor: Donor, here: Place, there: Place, fit: Tensor, deal: Tensor
+def _train_rows(  # noqa: PLR0913 (two models, two places, and which questions)
+    recipient: Recipient,
+    donor: Donor,
+    donor_site: LayerRole,
+    recipient_site: LayerRole,
+    train: Tensor,
+    order: Tensor,
 ) -> tuple[Float[Tensor, "row d_from"], Float[Tensor, "row d_to"]]:
     """Return all tokens of the recipient's role, each with the donor's of the same place."""
-    (layer, role), (to, part) = here, there
+    (layer, role), (to, part) = donor_site, recipient_site
     x, y = [], []
-    count = host.own.fit.count(part)
+    count = recipient.self_donor.train_states.token_counts(part)
     for back in range(int(count.max())):
-        rows = fit & (count > back)
-        x.append(donor.fit.at(role, layer, back)[deal][rows])
-        y.append(host.own.fit.at(part, to, back)[rows])
+        rows = train & (count > back)
+        x.append(donor.train_states.states_at(role, layer, back)[order][rows])
+        y.append(recipient.self_donor.train_states.states_at(part, to, back)[rows])
     return torch.cat(x), torch.cat(y)
 
 
-def _put(  # noqa: PLR0913 (two models, two places, a split)
+def _write_mapped(  # noqa: PLR0913 (two models, two places, a split)
     resid: Float[Tensor, "prompt position d_model"],
-    host: Host,
+    recipient: Recipient,
     donor: Donor,
-    here: Place,
+    donor_site: LayerRole,
     part: str,
     fold: Fold,
-    found: LinearMap,
+    linear_map: LinearMap,
 ) -> None:
     """Write the mapped states of a fold's sources over the recipient's, token by token."""
-    layer, role = here
-    where = host.crossed.batch.where(part)
+    layer, role = donor_site
+    where = recipient.runs.batch.role_mask(part)
     count, last = where.sum(-1), where.shape[1] - 1 - where.flip(-1).int().argmax(-1)
     for back in range(int(count.max())):
-        rows = (torch.from_numpy(fold.judged) & (count > back)).nonzero()[:, 0]
-        states = found(donor.tested.at(role, layer, back)[rows])
+        rows = (torch.from_numpy(fold.test) & (count > back)).nonzero()[:, 0]
+        states = linear_map(donor.source_states.states_at(role, layer, back)[rows])
         resid[rows, last[rows] - back] = states.to(resid)

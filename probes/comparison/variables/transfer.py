@@ -12,39 +12,43 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
-from probes.comparison.variables.held_out_folds import Trials, distinct, draw_trials
-from probes.comparison.variables.linear_maps import KINDS, Kind
+from probes.comparison.variables.held_out_folds import (
+    HeldOutFolds,
+    distinct_tokenizers,
+    sample_held_out_folds,
+)
+from probes.comparison.variables.linear_maps import MAP_KINDS, MapKind
 from probes.comparison.variables.stitching import (
     Donor,
-    Host,
-    Places,
-    find_places,
-    grafted,
+    DonorSites,
+    Recipient,
+    embedding_sites,
+    find_donor_sites,
     label_donor,
-    own_places,
-    read_donor,
-    read_host,
-    same_places,
+    run_donor,
+    run_recipient,
+    self_sites,
+    stitched_hits,
 )
 from probes.errors import ModelError
-from probes.interventions.hotspots import alone
-from probes.interventions.interchange import exchange
-from probes.models.model import Model, load, untrained
+from probes.interventions.hotspots import takes_only
+from probes.interventions.interchange import interchange_intervention
+from probes.models.model import Model, load, random_init
 from probes.models.site import site_name
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.pattern import Pattern
-from probes.stats.intervals import Estimate, share
-from probes.stats.paired import paired
+from probes.stats.intervals import Estimate, proportion
+from probes.stats.paired import mcnemar_test
 
 Hits = Mapping[str, Bool[np.ndarray, " prompt"]]
 """For each variable, where the recipient's answer turned as foretold."""
 
-EMBEDDING = "token embedding"
+EMBEDDING_CONTROL = "token embedding"
 """The control that is part of the donor itself: what its words hold before any block."""
 
 
 @dataclass(frozen=True, slots=True)
-class Transfer:
+class CrossModelTransfer:
     """How often a variable of one model, put into another, turns the other's answer as foretold.
 
     All shares are of the same crossings, whose words no map was fitted on.
@@ -61,7 +65,7 @@ class Transfer:
             "ridge".
         controls: What stands-in for the donor do through a ridge map: its "token embedding", a
             "label" of the word, its states "shuffled" among the questions of a frame, and the best
-            "untrained" net.
+            "random-init" net.
         nulls: Each untrained net's share.
         strangers: The share of each net that was trained for another end.
         excess: The ridge map's share less the best control's, paired by crossing.
@@ -74,27 +78,27 @@ class Transfer:
     variable: str
     donor: str
     recipient: str
-    items: int
+    pairs: int
     site: str
-    places: tuple[str, ...]
-    whole: Estimate
-    ceiling: Estimate
+    donor_sites: tuple[str, ...]
+    own_accuracy: Estimate
+    own_ridge_accuracy: Estimate
     maps: Mapping[str, Estimate]
     controls: Mapping[str, Estimate]
     nulls: tuple[float, ...]
-    strangers: Mapping[str, float]
+    negative_controls: Mapping[str, float]
     excess: Estimate
-    best: str
+    best_control: str
     shortfall: Estimate
-    missed: tuple[int, ...]
+    missed_pairs: tuple[int, ...]
 
     @property
-    def value(self) -> Estimate:
+    def interchange_accuracy(self) -> Estimate:
         """The share by a ridge map."""
         return self.maps["ridge"]
 
 
-def transplant(  # noqa: PLR0913 (two models, what is put over, and beside what)
+def cross_model_interchange(  # noqa: PLR0913 (two models, what is put over, and beside what)
     donor: str | Path | Model,
     recipient: str | Path | Model,
     pattern: str | Pattern = "take-away",
@@ -103,9 +107,9 @@ def transplant(  # noqa: PLR0913 (two models, what is put over, and beside what)
     bases: int = 200,
     prompts: int = 400,
     nulls: int = 20,
-    strangers: Sequence[str | Path | Model] = (),
+    negative_controls: Sequence[str | Path | Model] = (),
     seed: int = 0,
-) -> tuple[Transfer, ...]:
+) -> tuple[CrossModelTransfer, ...]:
     """Put each variable of a donor into a recipient, beside controls in the donor's place.
 
     Args:
@@ -124,24 +128,28 @@ def transplant(  # noqa: PLR0913 (two models, what is put over, and beside what)
     """
     a, b = load(donor), load(recipient)
     asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
-    others = apart([load(stranger) for stranger in strangers], [a.name, b.name])
-    tokenizers = distinct([model.tokenizer for model in (a, b, *others)])
-    trials = draw_trials(asked, tokenizers=tokenizers, bases=bases, prompts=prompts, seed=seed)
+    others = with_unique_names([load(stranger) for stranger in negative_controls], [a.name, b.name])
+    tokenizers = distinct_tokenizers([model.tokenizer for model in (a, b, *others)])
+    trials = sample_held_out_folds(
+        asked, tokenizers=tokenizers, bases=bases, prompts=prompts, seed=seed
+    )
     wanted = tuple(variables) or trials.variables
-    host, giver = read_host(b, trials, seed=seed), read_donor(a, trials)
-    nets = (read_donor(untrained(a, seed=seed + n), trials) for n in range(nulls))
-    return judged(
-        host,
+    recipient, giver = run_recipient(b, trials, seed=seed), run_donor(a, trials)
+    nets = (run_donor(random_init(a, seed=seed + n), trials) for n in range(nulls))
+    return evaluate_donor(
+        recipient,
         giver,
         trials,
         wanted,
-        nulls=handed(host, nets, trials, wanted),
-        strangers=handed(host, (read_donor(m, trials) for m in others), trials, wanted),
+        nulls=donor_hits(recipient, nets, trials, wanted),
+        negative_controls=donor_hits(
+            recipient, (run_donor(m, trials) for m in others), trials, wanted
+        ),
         seed=seed,
     )
 
 
-def apart(models: Iterable[Model], taken: Sequence[str]) -> list[Model]:
+def with_unique_names(models: Iterable[Model], taken: Sequence[str]) -> list[Model]:
     """Number models whose name another has, as results are told apart by their names."""
     found: list[Model] = []
     for model in models:
@@ -153,31 +161,35 @@ def apart(models: Iterable[Model], taken: Sequence[str]) -> list[Model]:
     return found
 
 
-def handed(
-    host: Host, donors: Iterable[Donor], trials: Trials, variables: Sequence[str]
+def donor_hits(
+    recipient: Recipient, donors: Iterable[Donor], folds: HeldOutFolds, variables: Sequence[str]
 ) -> dict[str, Hits]:
     """Search each donor and put it into the recipient by ridge: the hits, by the donor's name."""
     found = {}
     for donor in donors:
         found[donor.name] = {
-            variable: grafted(
-                host, donor, trials, variable, find_places(host, donor, trials, variable)
+            variable: stitched_hits(
+                recipient,
+                donor,
+                folds,
+                variable,
+                find_donor_sites(recipient, donor, folds, variable),
             )
             for variable in variables
         }
     return found
 
 
-def judged(  # noqa: PLR0913 (two models, what both read, and beside whom)
-    host: Host,
+def evaluate_donor(  # noqa: PLR0913 (two models, what both read, and beside whom)
+    recipient: Recipient,
     donor: Donor,
-    trials: Trials,
+    folds: HeldOutFolds,
     variables: Sequence[str],
     *,
     nulls: Mapping[str, Hits],
-    strangers: Mapping[str, Hits],
+    negative_controls: Mapping[str, Hits],
     seed: int,
-) -> tuple[Transfer, ...]:
+) -> tuple[CrossModelTransfer, ...]:
     """Judge a donor beside what was measured of other nets in the same recipient.
 
     Raises:
@@ -186,69 +198,88 @@ def judged(  # noqa: PLR0913 (two models, what both read, and beside whom)
     if not nulls:
         raise ModelError("No untrained nets were given: a transfer means nothing without them")
     return tuple(
-        _judged(host, donor, trials, variable, (nulls, strangers), seed) for variable in variables
+        _evaluate_variable(recipient, donor, folds, variable, (nulls, negative_controls), seed)
+        for variable in variables
     )
 
 
-def turned(host: Host, trials: Trials, variable: str) -> Bool[np.ndarray, " prompt"]:
+def own_hits(
+    recipient: Recipient, folds: HeldOutFolds, variable: str
+) -> Bool[np.ndarray, " prompt"]:
     """Mark the crossings in which a model's own states turn its answer at its site."""
-    with host.turn:
-        found = exchange(host.crossed, [host.cells[variable]])
-    return alone(found, variable)[0][trials.judged(variable)]
+    with recipient.lock:
+        found = interchange_intervention(recipient.runs, [recipient.sites[variable]])
+    return takes_only(found, variable)[0][folds.test_mask(variable)]
 
 
-def _judged(  # noqa: PLR0913 (as above)
-    host: Host,
+def _evaluate_variable(  # noqa: PLR0913 (as above)
+    recipient: Recipient,
     donor: Donor,
-    trials: Trials,
+    folds: HeldOutFolds,
     variable: str,
-    others: tuple[Mapping[str, Hits], Mapping[str, Hits]],
+    baselines: tuple[Mapping[str, Hits], Mapping[str, Hits]],
     seed: int,
-) -> Transfer:
-    nulls, strangers = others
-    places, cell = find_places(host, donor, trials, variable), host.cells[variable]
-    maps = dict(_ladder(host, donor, trials, variable, places))
-    controls = dict(_controls(host, donor, trials, variable, places, seed))
+) -> CrossModelTransfer:
+    nulls, strangers = baselines
+    places, cell = find_donor_sites(recipient, donor, folds, variable), recipient.sites[variable]
+    maps = dict(_map_hits(recipient, donor, folds, variable, places))
+    controls = dict(_control_hits(recipient, donor, folds, variable, places, seed))
     best_net = max(nulls, key=lambda name: nulls[name][variable].mean())
-    controls["untrained"] = nulls[best_net][variable]
+    controls["random-init"] = nulls[best_net][variable]
     best = max(controls, key=lambda name: controls[name].mean())
-    ceiling = grafted(host, host.own, trials, variable, same_places(host, variable))
-    rows = np.flatnonzero(trials.judged(variable))
-    return Transfer(
+    ceiling = stitched_hits(
+        recipient, recipient.self_donor, folds, variable, self_sites(recipient, variable)
+    )
+    rows = np.flatnonzero(folds.test_mask(variable))
+    return CrossModelTransfer(
         variable=variable,
         donor=donor.name,
-        recipient=host.name,
-        items=int(trials.judged(variable).sum()),
+        recipient=recipient.name,
+        pairs=int(folds.test_mask(variable).sum()),
         site=site_name(cell),
-        places=tuple(f"L{layer}.resid@{role}" for layer, role in places.values()),
-        whole=share(turned(host, trials, variable)),
-        ceiling=share(ceiling),
-        maps={kind: share(hits) for kind, hits in maps.items()},
-        controls={name: share(hits) for name, hits in controls.items()},
+        donor_sites=tuple(f"L{layer}.resid@{role}" for layer, role in places.values()),
+        own_accuracy=proportion(own_hits(recipient, folds, variable)),
+        own_ridge_accuracy=proportion(ceiling),
+        maps={kind: proportion(hits) for kind, hits in maps.items()},
+        controls={name: proportion(hits) for name, hits in controls.items()},
         nulls=tuple(float(hits[variable].mean()) for hits in nulls.values()),
-        strangers={name: float(hits[variable].mean()) for name, hits in strangers.items()},
-        excess=paired(controls[best], maps["ridge"]).difference,
-        best=best,
-        shortfall=paired(maps["ridge"], ceiling).difference,
-        missed=tuple(map(int, rows[ceiling & ~maps["ridge"]])),
+        negative_controls={name: float(hits[variable].mean()) for name, hits in strangers.items()},
+        excess=mcnemar_test(controls[best], maps["ridge"]).difference,
+        best_control=best,
+        shortfall=mcnemar_test(maps["ridge"], ceiling).difference,
+        missed_pairs=tuple(map(int, rows[ceiling & ~maps["ridge"]])),
     )
 
 
-def _ladder(
-    host: Host, donor: Donor, trials: Trials, variable: str, places: Places
-) -> Iterator[tuple[Kind, Bool[np.ndarray, " prompt"]]]:
+def _map_hits(
+    recipient: Recipient, donor: Donor, folds: HeldOutFolds, variable: str, donor_sites: DonorSites
+) -> Iterator[tuple[MapKind, Bool[np.ndarray, " prompt"]]]:
     """Try each map, from the one that may do least."""
-    wide = [readings.resid.shape[-1] for readings in (donor.fit, host.own.fit)]
-    for kind in KINDS:
+    wide = [
+        readings.resid.shape[-1]
+        for readings in (donor.train_states, recipient.self_donor.train_states)
+    ]
+    for kind in MAP_KINDS:
         if kind != "identity" or wide[0] == wide[1]:
-            yield kind, grafted(host, donor, trials, variable, places, kind=kind)
+            yield kind, stitched_hits(recipient, donor, folds, variable, donor_sites, kind=kind)
 
 
-def _controls(  # noqa: PLR0913 (two models, what both read, and where)
-    host: Host, donor: Donor, trials: Trials, variable: str, places: Places, seed: int
+def _control_hits(  # noqa: PLR0913 (two models, what both read, and where)
+    recipient: Recipient,
+    donor: Donor,
+    folds: HeldOutFolds,
+    variable: str,
+    donor_sites: DonorSites,
+    seed: int,
 ) -> Iterator[tuple[str, Bool[np.ndarray, " prompt"]]]:
     """Put what is not the donor's work in its place."""
-    own = own_places(host, variable)
-    yield EMBEDDING, grafted(host, donor, trials, variable, own)
-    yield "label", grafted(host, label_donor(donor, trials, variable), trials, variable, own)
-    yield "shuffled", grafted(host, donor, trials, variable, places, shuffled=seed)
+    own = embedding_sites(recipient, variable)
+    yield EMBEDDING_CONTROL, stitched_hits(recipient, donor, folds, variable, own)
+    yield (
+        "label",
+        stitched_hits(recipient, label_donor(donor, folds, variable), folds, variable, own),
+    )
+    yield (
+        "shuffled",
+        stitched_hits(recipient, donor, folds, variable, donor_sites, shuffle_seed=seed),
+    )

@@ -2,7 +2,7 @@
 
 Rules, in this order (`HELD` and the margin are shares of crossings):
 
-behaviour absent  the relative's gate for the answer that the variable moves is closed
+behavior absent  the relative's gate for the answer that the variable moves is closed
 cannot tell       no place of the full model hands the variable over in more than half
 merged            the relative hands it over in more than half, but only along with other
                   variables
@@ -23,23 +23,23 @@ places and heads.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from probes.comparison.variables.held_out_folds import Trials
-from probes.comparison.variables.stitching import Host
-from probes.comparison.variables.transfer import EMBEDDING, Transfer
-from probes.comparison.verdict import AS_GOOD, Fate, Word
-from probes.interventions.interchange import exchange
+from probes.comparison.variables.held_out_folds import HeldOutFolds
+from probes.comparison.variables.stitching import Recipient
+from probes.comparison.variables.transfer import EMBEDDING_CONTROL, CrossModelTransfer
+from probes.comparison.verdict import NON_INFERIORITY_TEST, Verdict, VerdictLabel
+from probes.interventions.interchange import interchange_intervention
 from probes.models.site import site_name
 from probes.observe.gate import Gate
 from probes.prompts.interchange_pairs import OBJECT
-from probes.stats.evidence import Evidence, above, below, untested
-from probes.stats.intervals import Estimate, share
+from probes.stats.evidence import StatisticalTest, check_above, check_below, skipped_test
+from probes.stats.intervals import Estimate, proportion
 
-HELD = 0.5
+MIN_INTERCHANGE_ACCURACY = 0.5
 """A place holds a variable if it hands it over, alone, in more of the crossings than this."""
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
+class VariableSite:
     """Where a model holds a variable.
 
     Attributes:
@@ -51,47 +51,49 @@ class Held:
 
     site: str
     roles: frozenset[str]
-    alone: Estimate
-    along: Estimate
+    exclusive_accuracy: Estimate
+    inclusive_accuracy: Estimate
 
 
-def held(host: Host, trials: Trials, variable: str, alone: Estimate) -> Held:
+def variable_site(
+    recipient: Recipient, folds: HeldOutFolds, variable: str, exclusive_accuracy: Estimate
+) -> VariableSite:
     """Say where a model holds a variable; `alone` is what its site was measured to hand over."""
-    cell = host.cells[variable]
-    along = alone
+    cell = recipient.sites[variable]
+    along = exclusive_accuracy
     if variable != OBJECT:
-        with host.turn:
-            found = exchange(host.crossed, [cell])
-        along = share(found.takes(variable)[0][trials.judged(variable)])
-    return Held(site_name(cell), frozenset(cell.role.split("+")), alone, along)
+        with recipient.lock:
+            found = interchange_intervention(recipient.runs, [cell])
+        along = proportion(found.takes_variable(variable)[0][folds.test_mask(variable)])
+    return VariableSite(site_name(cell), frozenset(cell.role.split("+")), exclusive_accuracy, along)
 
 
-def absent_variable(variable: str, gates: Sequence[Gate]) -> Fate:
+def absent_variable_verdict(variable: str, gates: Sequence[Gate]) -> Verdict:
     """Say that a model does not do what a variable is for; the other answer may be there."""
     gate = _gate(variable, gates)
     if gate.state == "closed":
-        return Fate(variable, "variable", "behaviour absent", "", _nothing(gate))
-    why = f"{gate.answer} is there, but not all of the behaviour: nothing was put in"
-    return Fate(variable, "variable", "cannot tell", "", why)
+        return Verdict(variable, "variable", "behavior absent", "", _absent_reason(gate))
+    why = f"{gate.answer} is there, but not all of the behavior: nothing was put in"
+    return Verdict(variable, "variable", "cannot tell", "", why)
 
 
 def _gate(variable: str, gates: Sequence[Gate]) -> Gate:
     return gates[-1] if variable == OBJECT else gates[0]
 
 
-def _nothing(gate: Gate) -> str:
+def _absent_reason(gate: Gate) -> str:
     return f"{gate.answer} is right in {gate.accuracy}: there is nothing to keep"
 
 
-def variable_fate(  # noqa: PLR0913 (two models, what was carried over, and the other seed)
-    full: Held,
-    other: Held,
-    carried: Transfer,
+def variable_verdict(  # noqa: PLR0913 (two models, what was carried over, and the other seed)
+    full: VariableSite,
+    other: VariableSite,
+    transfer: CrossModelTransfer,
     gates: Sequence[Gate],
     *,
-    twin: frozenset[str] | None = None,
+    other_seed_roles: frozenset[str] | None = None,
     margin: float = 0.1,
-) -> Fate:
+) -> Verdict:
     """Judge one variable; see the rules at the head of this module.
 
     Args:
@@ -101,40 +103,48 @@ def variable_fate(  # noqa: PLR0913 (two models, what was carried over, and the 
         twin: The roles at which another seed of the full model holds it.
         margin: How much less than the relative's own the full model's states may do.
     """
-    name, gate = carried.variable, _gate(carried.variable, gates)
-    tests = tuple(_tests(full, other, carried, margin))
+    name, gate = transfer.variable, _gate(transfer.variable, gates)
+    tests = tuple(_tests(full, other, transfer, margin))
 
-    def fate(word: Word, reason: str) -> Fate:
-        return Fate(name, "variable", word, other.site, reason, tests)
+    def verdict(word: VerdictLabel, reason: str) -> Verdict:
+        return Verdict(name, "variable", word, other.site, reason, tests)
 
     if gate.state == "closed":
-        return fate("behaviour absent", _nothing(gate))
-    if not full.alone.low > HELD:
-        return fate("cannot tell", f"no place of the full model surely holds it: {full.alone}")
-    if not other.alone.low > HELD:
-        if other.along.low > HELD and other.alone.high < HELD:
-            return fate(
+        return verdict("behavior absent", _absent_reason(gate))
+    if not full.exclusive_accuracy.low > MIN_INTERCHANGE_ACCURACY:
+        return verdict(
+            "cannot tell", f"no place of the full model surely holds it: {full.exclusive_accuracy}"
+        )
+    if not other.exclusive_accuracy.low > MIN_INTERCHANGE_ACCURACY:
+        if (
+            other.inclusive_accuracy.low > MIN_INTERCHANGE_ACCURACY
+            and other.exclusive_accuracy.high < MIN_INTERCHANGE_ACCURACY
+        ):
+            return verdict(
                 "merged",
-                f"handed over in {other.along}, but alone only in {other.alone}: the place holds "
+                f"handed over in {other.inclusive_accuracy}, but alone only in {other.exclusive_accuracy}: the place holds "
                 "other variables with it",
             )
-        return fate(
-            "cannot tell", f"no single place or pair surely hands it over alone: {other.alone}"
+        return verdict(
+            "cannot tell",
+            f"no single place or pair surely hands it over alone: {other.exclusive_accuracy}",
         )
     if full.roles != other.roles:
-        return fate(*_elsewhere(full, other, twin))
-    return fate(*_coded(carried, margin))
+        return verdict(*_different_roles(full, other, other_seed_roles))
+    return verdict(*_same_roles(transfer, margin))
 
 
-def _elsewhere(full: Held, other: Held, twin: frozenset[str] | None) -> tuple[Word, str]:
+def _different_roles(
+    full: VariableSite, other: VariableSite, other_seed_roles: frozenset[str] | None
+) -> tuple[VerdictLabel, str]:
     here, there = (" and ".join(sorted(found.roles)) for found in (full, other))
-    if twin not in (None, full.roles):
+    if other_seed_roles not in (None, full.roles):
         return "cannot tell", f"held at {there}, not {here}; seeds differ in that, too"
     if full.roles < other.roles:
         return "split", f"held at {here}, it now takes {there} together"
     if other.roles < full.roles:
         return "merged", f"held at {here} together, it now stands at {there} alone"
-    if twin is None:
+    if other_seed_roles is None:
         return (
             "cannot tell",
             f"held at {there}, not {here}; no other seed says whether that is rare",
@@ -142,52 +152,70 @@ def _elsewhere(full: Held, other: Held, twin: frozenset[str] | None) -> tuple[Wo
     return "moved", f"held at {there}, where both seeds of the full model hold it at {here}"
 
 
-def _coded(carried: Transfer, margin: float) -> tuple[Word, str]:
-    best = max(value.value for name, value in carried.controls.items() if name != EMBEDDING)
-    done = f"states of {carried.donor} turn {carried.value}, its own {carried.ceiling}"
-    if carried.shortfall.high < margin and carried.value.low > best:
+def _same_roles(transfer: CrossModelTransfer, margin: float) -> tuple[VerdictLabel, str]:
+    best = max(
+        value.value for name, value in transfer.controls.items() if name != EMBEDDING_CONTROL
+    )
+    done = f"states of {transfer.donor} turn {transfer.interchange_accuracy}, its own {transfer.own_ridge_accuracy}"
+    if transfer.shortfall.high < margin and transfer.interchange_accuracy.low > best:
         return "kept", f"the same role: {done}, the best stand-in {best:.2f}"
-    if carried.shortfall.low > margin:
+    if transfer.shortfall.low > margin:
         return "cannot tell", f"the same role in a code of its own: {done}"
-    if not carried.ceiling.low > HELD:
+    if not transfer.own_ridge_accuracy.low > MIN_INTERCHANGE_ACCURACY:
         return "cannot tell", f"the same role, in a code that no map takes over: {done}"
     return "cannot tell", f"the same role, and the codes are not surely one: {done}"
 
 
-def _tests(full: Held, other: Held, carried: Transfer, margin: float) -> list[Evidence]:
-    controls = {name: e for name, e in carried.controls.items() if name != EMBEDDING}
+def _tests(
+    full: VariableSite, other: VariableSite, transfer: CrossModelTransfer, margin: float
+) -> list[StatisticalTest]:
+    controls = {name: e for name, e in transfer.controls.items() if name != EMBEDDING_CONTROL}
     best = max(controls, key=lambda name: controls[name].value)
     found = [
-        above(f"held at {full.site} of the full model", "no one place holds it", full.alone, HELD),
-        above(f"held at {other.site}", "no one place or pair holds it", other.alone, HELD),
-        below(AS_GOOD, "the full model's states do less", carried.shortfall, margin)
-        if carried.ceiling.low > HELD
-        else untested(AS_GOOD, "its own states do not go through a map either"),
-        above(
+        check_above(
+            f"held at {full.site} of the full model",
+            "no one place holds it",
+            full.exclusive_accuracy,
+            MIN_INTERCHANGE_ACCURACY,
+        ),
+        check_above(
+            f"held at {other.site}",
+            "no one place or pair holds it",
+            other.exclusive_accuracy,
+            MIN_INTERCHANGE_ACCURACY,
+        ),
+        check_below(
+            NON_INFERIORITY_TEST, "the full model's states do less", transfer.shortfall, margin
+        )
+        if transfer.own_ridge_accuracy.low > MIN_INTERCHANGE_ACCURACY
+        else skipped_test(NON_INFERIORITY_TEST, "its own states do not go through a map either"),
+        check_above(
             f"beyond stand-ins ({best})",
             "what is not the full model's work does as much",
-            carried.value,
+            transfer.interchange_accuracy,
             controls[best].value,
         ),
-        above(
+        check_above(
             "beyond the bare embedding",
             "the words' embedding carries it already",
-            carried.value,
-            carried.controls[EMBEDDING].value,
-            decides=False,
+            transfer.interchange_accuracy,
+            transfer.controls[EMBEDDING_CONTROL].value,
+            is_deciding=False,
         ),
     ]
     if full.roles != other.roles:
-        found.append(untested("at the same roles", "it stands at others, for whatever reason"))
-    if carried.strangers:
-        name = max(carried.strangers, key=lambda stranger: carried.strangers[stranger])
+        found.append(skipped_test("at the same roles", "it stands at others, for whatever reason"))
+    if transfer.negative_controls:
+        name = max(
+            transfer.negative_controls, key=lambda stranger: transfer.negative_controls[stranger]
+        )
         found.append(
-            above(
+            check_above(
                 f"beyond {name}",
                 "a net trained for another end carries as much",
-                carried.value,
-                carried.strangers[name],
-                decides=False,
+                transfer.interchange_accuracy,
+                transfer.negative_controls[name],
+                is_deciding=False,
             )
         )
     return found

@@ -1,4 +1,4 @@
-"""Distils: a smaller model is taught what a larger one says."""
+"""Distills: a smaller model is taught what a larger one says."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -9,36 +9,45 @@ from typing import Any
 import torch
 from torch import nn
 
-from probes.compression.derived_model import Relative, dense, parent
+from probes.compression.derived_model import DerivedModel, dense_storage, load_parent
 from probes.compression.distillation.layers import take_layers
-from probes.compression.distillation.targets import Labels
-from probes.compression.distillation.texts import corpus, lines, retold
-from probes.compression.distillation.trainer import Row, Training, Watch, fit
-from probes.compression.pruning.lottery_ticket import tickets
+from probes.compression.distillation.targets import DistillationTargets
+from probes.compression.distillation.texts import (
+    family_corpus,
+    generate_continuations,
+    read_text_file,
+)
+from probes.compression.distillation.trainer import (
+    TrainingCallback,
+    TrainingConfig,
+    TrainingText,
+    fit,
+)
+from probes.compression.pruning.lottery_ticket import iterative_pruning
 from probes.compression.pruning.masks import Masks
 from probes.errors import ModelError
-from probes.experiments.family.recipes import EVERY
-from probes.experiments.family.train import fresh
-from probes.files import family_members
-from probes.models.provenance import Made
+from probes.experiments.family.recipes import ALL_RECIPES
+from probes.experiments.family.train import random_init_model
+from probes.files import list_models
+from probes.models.provenance import Provenance
 
-STARTS = ("layers", "fresh")
+START_METHODS = ("layers", "fresh")
 
 
-def distil(  # noqa: PLR0913 (who teaches whom what, and how)
-    teacher: str | Path | Relative,
+def distill(  # noqa: PLR0913 (who teaches whom what, and how)
+    teacher: str | Path | DerivedModel,
     *,
     folder: Path,
     start: str = "layers",
     layers: int = 0,
     width: int = 0,
-    labels: Labels | None = None,
-    own_text: bool = False,
-    texts: Path | Sequence[Row] | None = None,
-    dials: Training | None = None,
-    watch: Watch | None = None,
+    labels: DistillationTargets | None = None,
+    teacher_text: bool = False,
+    texts: Path | Sequence[TrainingText] | None = None,
+    settings: TrainingConfig | None = None,
+    callback: TrainingCallback | None = None,
     progress: bool = False,
-) -> Relative:
+) -> DerivedModel:
     """Train a student of a teacher; a run that was stopped goes on where it was.
 
     Args:
@@ -52,89 +61,94 @@ def distil(  # noqa: PLR0913 (who teaches whom what, and how)
         labels: What it is taught at each token; soft labels by default.
         own_text: Whether it reads what the teacher wrote, not the texts themselves.
         texts: A file, one text a line, or rows; the family's corpus by default.
-        dials: The optimiser's; 1,500 steps of 64 texts from seed 0 by default.
+        dials: The optimizer's; 1,500 steps of 64 texts from seed 0 by default.
         watch: What looks on at every step.
         progress: Whether to show a bar.
 
     Raises:
         ModelError: Vocabularies differ, or the student cannot have such a shape.
     """
-    taught, dials = labels or Labels("soft"), dials or Training(steps=1500, batch=64, seed=0)
-    full = parent(teacher)
+    taught, settings = (
+        labels or DistillationTargets("soft"),
+        settings or TrainingConfig(steps=1500, batch=64, seed=0),
+    )
+    full = load_parent(teacher)
     count = layers or max(1, int(full.hf_model.config.num_hidden_layers) // 2)
-    student = student_of(full, start, layers=count, width=width, seed=dials.seed)
-    rows = read_texts(full, texts, dials)
-    if own_text:
-        rows = retold(full, rows, seed=dials.seed)
+    student = build_student(full, start, layers=count, width=width, seed=settings.seed)
+    rows = load_texts(full, texts, settings)
+    if teacher_text:
+        rows = generate_continuations(full, rows, seed=settings.seed)
     hf_model = fit(
         student,
         rows,
-        dials,
+        settings,
         folder=folder,
-        pad=pad_of(full),
+        pad_token=pad_token(full),
         labels=taught,
-        teacher=full.hf_model if taught.taught else None,
-        watch=watch,
+        teacher=full.hf_model if taught.needs_teacher else None,
+        callback=callback,
         progress=progress,
     )
     told: Mapping[str, Any] = {
         "start": start,
         "labels": str(taught),
-        "own_text": own_text,
-        **asdict(dials),
+        "own_text": teacher_text,
+        **asdict(settings),
     }
-    made = Made("distilled", full.name, dense(hf_model, bits=16), told)
-    return Relative(f"{full.name}-distilled", hf_model, full.tokenizer, made)
+    made = Provenance("distilled", full.name, dense_storage(hf_model, bits=16), told)
+    return DerivedModel(f"{full.name}-distilled", hf_model, full.tokenizer, made)
 
 
-def read_texts(
-    reader: Relative, texts: Path | Sequence[Row] | None, dials: Training
-) -> Sequence[Row]:
+def load_texts(
+    model: DerivedModel, texts: Path | Sequence[TrainingText] | None, settings: TrainingConfig
+) -> Sequence[TrainingText]:
     """Return rows to train on: those given, those of a file, or of the family's corpus."""
     if isinstance(texts, Path):
-        return lines(reader, texts)
-    return texts or corpus(reader, count=dials.steps * dials.batch, seed=dials.seed)
+        return read_text_file(model, texts)
+    return texts or family_corpus(model, count=settings.steps * settings.batch, seed=settings.seed)
 
 
-def pad_of(reader: Relative) -> int:
+def pad_token(model: DerivedModel) -> int:
     """Return the token that rows are filled up with; any does, as none is attended to."""
-    found = getattr(reader.tokenizer, "pad_token_id", None)
+    found = getattr(model.tokenizer, "pad_token_id", None)
     return 0 if found is None else int(found)
 
 
-def student_of(
-    full: Relative, start: str, *, layers: int, width: int = 0, seed: int = 0
+def build_student(
+    teacher: DerivedModel, start: str, *, layers: int, width: int = 0, seed: int = 0
 ) -> nn.Module:
-    """Return a student that is not trained yet; arguments as in `distil`."""
+    """Return a student that is not trained yet; arguments as in `distill`."""
     if start == "layers":
-        if width and width != int(full.hf_model.config.hidden_size):
+        if width and width != int(teacher.hf_model.config.hidden_size):
             raise ModelError(
                 f"A student from the teacher's layers has its width, "
-                f"{full.hf_model.config.hidden_size}, and not {width}: start it fresh"
+                f"{teacher.hf_model.config.hidden_size}, and not {width}: start it fresh"
             )
-        return take_layers(full.hf_model, spaced(full, layers))
+        return take_layers(teacher.hf_model, evenly_spaced_layers(teacher, layers))
     if start == "fresh":
-        return _fresh(full, layers, width, seed)
-    found = parent(start)
-    sizes = [int(one.hf_model.config.vocab_size) for one in (full, found)]
+        return _random_init_student(teacher, layers, width, seed)
+    found = load_parent(start)
+    sizes = [int(one.hf_model.config.vocab_size) for one in (teacher, found)]
     if sizes[0] != sizes[1]:
         raise ModelError(
-            f"{full.name} has {sizes[0]} tokens and {found.name} {sizes[1]}: a student needs its "
+            f"{teacher.name} has {sizes[0]} tokens and {found.name} {sizes[1]}: a student needs its "
             "teacher's vocabulary. Start from another model, or train on the teacher's text."
         )
     return copy.deepcopy(found.hf_model)
 
 
-def spaced(full: Relative, layers: int) -> list[int]:
+def evenly_spaced_layers(teacher: DerivedModel, layers: int) -> list[int]:
     """Return which layers a student takes over: the first, and others evenly spaced behind it."""
-    there = int(full.hf_model.config.num_hidden_layers)
+    there = int(teacher.hf_model.config.num_hidden_layers)
     if not 1 <= layers <= there:
-        raise ModelError(f"{full.name} has {there} layers: a student can take 1 to {there} of them")
+        raise ModelError(
+            f"{teacher.name} has {there} layers: a student can take 1 to {there} of them"
+        )
     return [round(k * there / layers) for k in range(layers)]
 
 
-def _fresh(full: Relative, layers: int, width: int, seed: int) -> nn.Module:
-    config: Any = copy.deepcopy(full.hf_model.config)
+def _random_init_student(teacher: DerivedModel, layers: int, width: int, seed: int) -> nn.Module:
+    config: Any = copy.deepcopy(teacher.hf_model.config)
     old = int(config.hidden_size)
     width = width or old
     each = old // int(config.num_attention_heads)
@@ -152,37 +166,37 @@ def _fresh(full: Relative, layers: int, width: int, seed: int) -> nn.Module:
         config.intermediate_size = int(config.intermediate_size) * width // old
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        kind: Any = type(full.hf_model)
+        kind: Any = type(teacher.hf_model)
         return kind._from_config(config, attn_implementation="eager", dtype=torch.float32)
 
 
-def trained_on(
-    relative: Relative,
-    dials: Training,
+def continue_training(
+    model: DerivedModel,
+    settings: TrainingConfig,
     *,
     folder: Path,
-    texts: Path | Sequence[Row] | None = None,
+    texts: Path | Sequence[TrainingText] | None = None,
     progress: bool = False,
-) -> Relative:
+) -> DerivedModel:
     """Train a relative on, on the tokens of texts themselves; it is copied, never changed."""
-    rows = read_texts(relative, texts, dials)
-    hf_model = copy.deepcopy(relative.hf_model)
-    fit(hf_model, rows, dials, folder=folder, pad=pad_of(relative), progress=progress)
-    told = {**relative.made.dials, **asdict(dials)}
-    return replace(relative, hf_model=hf_model, made=replace(relative.made, dials=told))
+    rows = load_texts(model, texts, settings)
+    hf_model = copy.deepcopy(model.hf_model)
+    fit(hf_model, rows, settings, folder=folder, pad_token=pad_token(model), progress=progress)
+    told = {**model.provenance.settings, **asdict(settings)}
+    return replace(model, hf_model=hf_model, provenance=replace(model.provenance, settings=told))
 
 
-def find_ticket(  # noqa: PLR0913 (from where to where, and how)
-    model: str | Path | Relative,
-    early: str | Path | Relative | None,
-    dials: Training,
+def lottery_ticket(  # noqa: PLR0913 (from where to where, and how)
+    model: str | Path | DerivedModel,
+    early: str | Path | DerivedModel | None,
+    settings: TrainingConfig,
     *,
     folder: Path,
     rounds: int = 3,
-    share: float = 0.5,
-    texts: Path | Sequence[Row] | None = None,
+    fraction: float = 0.5,
+    texts: Path | Sequence[TrainingText] | None = None,
     progress: bool = False,
-) -> Relative:
+) -> DerivedModel:
     """Find a winning ticket by iterative magnitude pruning with rewinding; see `tickets`.
 
     Args:
@@ -191,47 +205,54 @@ def find_ticket(  # noqa: PLR0913 (from where to where, and how)
         dials: How it is trained again, in every round.
         folder: Where the checkpoints of the rounds go.
         rounds, share: How often, and the share of the weights left to leave out each time.
-        texts: As in `distil`.
+        texts: As in `distill`.
         progress: Whether to show bars.
 
     Raises:
         ModelError: There are no early weights, or those of another model.
     """
-    trained = parent(model)
-    begun = parent(early) if early is not None else began(trained)
-    rows = read_texts(trained, texts, dials)
+    trained = load_parent(model)
+    begun = load_parent(early) if early is not None else initial_model(trained)
+    rows = load_texts(trained, texts, settings)
 
     def train(hf_model: Any, masks: Masks, name: str) -> nn.Module:  # noqa: ANN401
         place = folder.with_name(f"{folder.name}-{name}")
         fit(
             hf_model,
             rows,
-            dials,
+            settings,
             folder=place,
-            pad=pad_of(trained),
+            pad_token=pad_token(trained),
             masks=masks,
             progress=progress,
         )
         return hf_model
 
-    *_, last = tickets(begun, trained, train, rounds=rounds, share=share)
-    told = {**last.relative.made.dials, "rounds": rounds, "share": share, **asdict(dials)}
-    return replace(last.relative, made=replace(last.relative.made, dials=told))
+    *_, last = iterative_pruning(begun, trained, train, rounds=rounds, fraction=fraction)
+    told = {
+        **last.model.provenance.settings,
+        "rounds": rounds,
+        "share": fraction,
+        **asdict(settings),
+    }
+    return replace(last.model, provenance=replace(last.model.provenance, settings=told))
 
 
-def began(trained: Relative) -> Relative:
+def initial_model(trained: DerivedModel) -> DerivedModel:
     """Return what a member of the family was before the training that made it.
 
     Raises:
         ModelError: It is no member, or what it started from is not at hand.
     """
-    known = [entry for entry in EVERY if entry.name == trained.name]
-    if known and known[0].start in family_members():
-        return parent(known[0].start)
+    known = [entry for entry in ALL_RECIPES if entry.name == trained.name]
+    if known and known[0].start in list_models():
+        return load_parent(known[0].start)
     if known and known[0].start == "fresh":
-        like = fresh(known[0], trained.tokenizer)
-        bits = dense(like, bits=16)
-        return Relative(f"{trained.name}-early", like, trained.tokenizer, Made("trained", "", bits))
+        like = random_init_model(known[0], trained.tokenizer)
+        bits = dense_storage(like, bits=16)
+        return DerivedModel(
+            f"{trained.name}-early", like, trained.tokenizer, Provenance("trained", "", bits)
+        )
     raise ModelError(
         f"{trained.name} has no early weights at hand, and a ticket goes back to them: give the "
         "model as it was early in training (--early), such as Pythia's step0"

@@ -20,7 +20,7 @@ def take_layers(hf_model: Decoder, order: Sequence[int]) -> Decoder:
     """
     source: dict[str, Tensor] = hf_model.state_dict()
     config: Any = copy.deepcopy(hf_model.config)
-    stem = layer_stem(hf_model)
+    stem = layers_name(hf_model)
     config.num_hidden_layers = len(order)
     if getattr(config, "layer_types", None):  # One word a layer, where layers differ.
         config.layer_types = [config.layer_types[k] for k in order]
@@ -35,7 +35,7 @@ def take_layers(hf_model: Decoder, order: Sequence[int]) -> Decoder:
     return taken.eval()
 
 
-def layer_stem(hf_model: nn.Module) -> str:
+def layers_name(hf_model: nn.Module) -> str:
     """Return the name of the list of a model's layers, such as "model.layers"."""
     wanted = int(hf_model.config.num_hidden_layers)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
     for name, module in hf_model.named_modules():

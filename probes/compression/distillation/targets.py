@@ -10,12 +10,12 @@ from torch.nn import functional
 
 from probes.errors import ModelError
 
-Kind = Literal["hard", "soft", "top-k", "sampled", "smoothed", "permuted"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+TargetKind = Literal["hard", "soft", "top-k", "sampled", "smoothed", "permuted"]
+TARGET_KINDS: tuple[TargetKind, ...] = get_args(TargetKind)
 
 
 @dataclass(frozen=True, slots=True)
-class Labels:
+class DistillationTargets:
     """A distribution over the next token, for each token that is trained on.
 
     Attributes:
@@ -33,7 +33,7 @@ class Labels:
         smoothing: Share of the labels that goes to all tokens alike.
     """
 
-    kind: Kind = "hard"
+    kind: TargetKind = "hard"
     k: int = 8
     temperature: float = 1.0
     smoothing: float = 0.1
@@ -47,7 +47,7 @@ class Labels:
             )
 
     @property
-    def taught(self) -> bool:
+    def needs_teacher(self) -> bool:
         """Whether a teacher is needed."""
         return self.kind not in ("hard", "smoothed")
 
@@ -56,15 +56,15 @@ class Labels:
         return self.kind if dial is None else f"{self.kind}:{dial:g}"
 
 
-def read_labels(text: str, *, temperature: float = 1.0) -> Labels:
+def parse_labels(text: str, *, temperature: float = 1.0) -> DistillationTargets:
     """Read labels as they are written: "soft", "hard", "top-k:8", "sampled:1", "smoothed:0.1".
 
     Raises:
         ModelError: There are no such labels.
     """
     kind, _, dial = text.partition(":")
-    if kind not in KINDS:
-        raise ModelError(f"Unknown labels: {kind!r} found. Use one of {', '.join(KINDS)}.")
+    if kind not in TARGET_KINDS:
+        raise ModelError(f"Unknown labels: {kind!r} found. Use one of {', '.join(TARGET_KINDS)}.")
     given: dict = {"kind": kind, "temperature": temperature}
     try:
         if dial:
@@ -74,13 +74,13 @@ def read_labels(text: str, *, temperature: float = 1.0) -> Labels:
             f"The labels {text!r} have no number after the colon: write them as in 'top-k:8', "
             "'sampled:12' or 'smoothed:0.1'."
         ) from None
-    return Labels(**given)
+    return DistillationTargets(**given)
 
 
 @torch.no_grad()
-def wanted(
-    labels: Labels,
-    truth: Int[Tensor, " token"],
+def target_distribution(
+    labels: DistillationTargets,
+    next_tokens: Int[Tensor, " token"],
     teacher: Float[Tensor, "token vocab"],
     generator: torch.Generator,
 ) -> Float[Tensor, "token vocab"]:
@@ -95,7 +95,7 @@ def wanted(
     vocab = teacher.shape[-1]
     if labels.kind in ("hard", "smoothed"):
         share = labels.smoothing if labels.kind == "smoothed" else 0.0
-        return functional.one_hot(truth, vocab) * (1 - share) + share / vocab
+        return functional.one_hot(next_tokens, vocab) * (1 - share) + share / vocab
     if labels.kind == "sampled":
         drawn = torch.multinomial(
             teacher.softmax(-1), labels.k, replacement=True, generator=generator
@@ -106,29 +106,31 @@ def wanted(
         best = said.topk(min(labels.k, vocab), dim=-1)
         kept = torch.zeros_like(said).scatter(-1, best.indices, best.values)
         return kept / kept.sum(-1, keepdim=True)
-    return _dealt(said, generator) if labels.kind == "permuted" else said
+    return _permute_tail(said, generator) if labels.kind == "permuted" else said
 
 
-def _dealt(
-    said: Float[Tensor, "token vocab"], generator: torch.Generator
+def _permute_tail(
+    probabilities: Float[Tensor, "token vocab"], generator: torch.Generator
 ) -> Float[Tensor, "token vocab"]:
     """Deal all but the greatest probability of each row at random among the other tokens."""
-    first = said.argmax(-1, keepdim=True)
-    keys = torch.rand(said.shape, generator=generator, device=said.device)
+    first = probabilities.argmax(-1, keepdim=True)
+    keys = torch.rand(probabilities.shape, generator=generator, device=probabilities.device)
     # The greatest stands first in both orders, so that it stays where it is.
     order = keys.scatter(-1, first, -1.0).argsort(-1)
-    old = torch.arange(said.shape[-1], device=said.device).expand_as(said)
-    here = torch.cat([first, old[old != first].reshape(len(said), -1)], -1)
-    return torch.empty_like(said).scatter(-1, order, said.gather(-1, here))
+    old = torch.arange(probabilities.shape[-1], device=probabilities.device).expand_as(
+        probabilities
+    )
+    here = torch.cat([first, old[old != first].reshape(len(probabilities), -1)], -1)
+    return torch.empty_like(probabilities).scatter(-1, order, probabilities.gather(-1, here))
 
 
-def loss(
-    labels: Labels,
+def distillation_loss(
+    labels: DistillationTargets,
     student: Float[Tensor, "token vocab"],
-    wanted: Float[Tensor, "token vocab"],
+    target: Float[Tensor, "token vocab"],
 ) -> Float[Tensor, ""]:
     """Return the mean divergence KL(wanted || student), in nats, times the temperature squared."""
     soft = labels.kind in ("soft", "top-k", "permuted")
     heat = labels.temperature if soft else 1.0
     said = functional.log_softmax(student / heat, dim=-1)
-    return heat**2 * functional.kl_div(said, wanted, reduction="batchmean")
+    return heat**2 * functional.kl_div(said, target, reduction="batchmean")

@@ -9,67 +9,74 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from probes.compression.derived_model import Relative
-from probes.compression.distillation.trainer import Row
+from probes.compression.derived_model import DerivedModel
+from probes.compression.distillation.trainer import TrainingText
 from probes.errors import ModelError
 from probes.experiments.family.recipes import recipe
 from probes.experiments.family.tokenizer import BOS, EOS
-from probes.experiments.family.train import rows as family_rows
-from probes.files import family_members
-from probes.models.model import cache_slot
+from probes.experiments.family.train import training_rows as family_rows
+from probes.files import list_models
+from probes.models.model import cache_argument
 
-_CHUNK = 256
+_BATCH_SIZE = 256
 """Prompts that a teacher goes on with at once."""
 
 
-def corpus(reader: Relative, *, count: int, seed: int, statements: float = 0.3) -> list[Row]:
+def family_corpus(
+    model: DerivedModel, *, count: int, seed: int, statements: float = 0.3
+) -> list[TrainingText]:
     """Write texts of the family's corpus, a share of them statements, the others questions.
 
     Raises:
         ModelError: The model does not read with the family's tokenizer.
     """
-    if not reads_corpus(reader):
+    if not uses_family_tokenizer(model):
         raise ModelError(
-            f"{reader.name} does not read with the family's tokenizer, so the family's corpus is "
+            f"{model.name} does not read with the family's tokenizer, so the family's corpus is "
             "nothing for it: give a file of texts, one a line"
         )
     chosen = replace(recipe("full"), items=count, seed=seed, statements=statements)
-    return family_rows(chosen, reader.tokenizer)
+    return family_rows(chosen, model.tokenizer)
 
 
-def reads_corpus(reader: Relative) -> bool:
+def uses_family_tokenizer(model: DerivedModel) -> bool:
     """Say whether a model reads with the family's tokenizer."""
-    if reader.tokenizer is None or not family_members():
+    if model.tokenizer is None or not list_models():
         return False
-    words = reader.tokenizer.get_vocab()
+    words = model.tokenizer.get_vocab()
     return words.get("<bos>") == BOS and words.get("<eos>") == EOS and "Ġfoxes" in words
 
 
-def lines(reader: Relative, path: Path, *, length: int = 128) -> list[Row]:
+def read_text_file(model: DerivedModel, path: Path, *, length: int = 128) -> list[TrainingText]:
     """Read a file of texts, one a line; what is longer than `length` tokens is cut.
 
     Raises:
         ModelError: There is no such file, it is empty, or the model has no tokenizer.
     """
-    if reader.tokenizer is None:
-        raise ModelError(f"{reader.name} has no tokenizer: save one beside its weights")
+    if model.tokenizer is None:
+        raise ModelError(f"{model.name} has no tokenizer: save one beside its weights")
     if not path.is_file():
         raise ModelError(f"There is no file {str(path)!r}: give texts, one a line")
     texts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not texts:
         raise ModelError(f"{str(path)!r} holds no text: write one a line")
-    first, last = reader.tokenizer.bos_token_id, reader.tokenizer.eos_token_id
+    first, last = model.tokenizer.bos_token_id, model.tokenizer.eos_token_id
     start = () if first is None else (first,)
     end = () if last is None else (last,)
-    limit = min(length, int(reader.hf_model.config.max_position_embeddings))
-    found = reader.tokenizer(texts, add_special_tokens=False).input_ids
-    return [Row((*start, *ids, *end)[:limit]) for ids in found]
+    limit = min(length, int(model.hf_model.config.max_position_embeddings))
+    found = model.tokenizer(texts, add_special_tokens=False).input_ids
+    return [TrainingText((*start, *ids, *end)[:limit]) for ids in found]
 
 
 @torch.no_grad()
-def retold(
-    teacher: Relative, rows: Sequence[Row], *, seed: int, told: float = 0.5, length: int = 64
-) -> list[Row]:
+def generate_continuations(
+    teacher: DerivedModel,
+    source_texts: Sequence[TrainingText],
+    *,
+    seed: int,
+    prefix_fraction: float = 0.5,
+    length: int = 64,
+) -> list[TrainingText]:
     """Let a teacher go on with the beginning of each text, and return what it wrote.
 
     This is distillation in its second sense: training on the teacher's text, without its
@@ -83,33 +90,35 @@ def retold(
         length: Tokens at most, those given among them.
     """
     last = teacher.tokenizer.eos_token_id if teacher.tokenizer is not None else None
-    heads = [row.ids[: max(1, round(told * len(row.ids)))] for row in rows]
+    heads = [row.ids[: max(1, round(prefix_fraction * len(row.ids)))] for row in source_texts]
     order = sorted(range(len(heads)), key=lambda k: len(heads[k]))
-    written: dict[int, Row] = {}
-    for start in range(0, len(order), _CHUNK):
-        part = order[start : start + _CHUNK]
+    written: dict[int, TrainingText] = {}
+    for start in range(0, len(order), _BATCH_SIZE):
+        part = order[start : start + _BATCH_SIZE]
         generator = torch.Generator().manual_seed((seed << 24) + start)
-        texts = _go_on([heads[k] for k in part], teacher.hf_model, generator, (last, length))
-        written |= {k: Row(text) for k, text in zip(part, texts, strict=True)}
+        texts = _generate_batch(
+            [heads[k] for k in part], teacher.hf_model, generator, (last, length)
+        )
+        written |= {k: TrainingText(text) for k, text in zip(part, texts, strict=True)}
     return [written[k] for k in range(len(heads))]
 
 
-def _go_on(
-    heads: Sequence[tuple[int, ...]],
+def _generate_batch(
+    prefixes: Sequence[tuple[int, ...]],
     hf_model: Any,  # noqa: ANN401
     generator: torch.Generator,
-    ends: tuple[int | None, int],
+    stop_and_length: tuple[int | None, int],
 ) -> list[tuple[int, ...]]:
     """Write texts of one chunk to their ends, all by one token at a time."""
-    last, length = ends
-    width = max(map(len, heads))
-    ids = torch.zeros((len(heads), width), dtype=torch.long)
+    last, length = stop_and_length
+    width = max(map(len, prefixes))
+    ids = torch.zeros((len(prefixes), width), dtype=torch.long)
     mask = torch.zeros_like(ids)
-    for row, head in enumerate(heads):  # On the left, so that all go on at one place.
+    for row, head in enumerate(prefixes):  # On the left, so that all go on at one place.
         ids[row, width - len(head) :] = torch.tensor(head)
         mask[row, width - len(head) :] = 1
-    slot, state = cache_slot(hf_model), DynamicCache(config=hf_model.config)
-    feed, open_rows = ids, torch.ones(len(heads), dtype=torch.bool)
+    slot, state = cache_argument(hf_model), DynamicCache(config=hf_model.config)
+    feed, open_rows = ids, torch.ones(len(prefixes), dtype=torch.bool)
     for _ in range(max(length - width, 0)):
         place = (mask.cumsum(-1) - 1).clamp(min=0)[:, -feed.shape[1] :]
         out = hf_model(
@@ -129,8 +138,8 @@ def _go_on(
     return [tuple(map(int, row[kept.bool()])) for row, kept in zip(ids, mask, strict=True)]
 
 
-def dealt(rows: Sequence[Row], *, seed: int) -> list[Row]:
+def shuffle_texts(texts: Sequence[TrainingText], *, seed: int) -> list[TrainingText]:
     """Shuffle texts by a seed."""
-    order = list(rows)
+    order = list(texts)
     random.Random(seed).shuffle(order)
     return order

@@ -14,30 +14,36 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from probes.compression.distillation.targets import Labels, loss, wanted
+from probes.compression.distillation.targets import (
+    DistillationTargets,
+    distillation_loss,
+    target_distribution,
+)
 from probes.errors import ModelError
-from probes.models.loading import quietly
+from probes.models.loading import suppress_library_warnings
 
-with quietly():  # torchao, where it is installed, is loaded with it and has much to say.
+with (
+    suppress_library_warnings()
+):  # torchao, where it is installed, is loaded with it and has much to say.
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-_IGNORED = -100
+_IGNORED_LABEL = -100
 
-Watch = Callable[[int, nn.Module], None]
+TrainingCallback = Callable[[int, nn.Module], None]
 """Called with how many steps were taken and the model as it stands; it must not change it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TrainingText:
     """The tokens of one text, and how many at its start are not trained on."""
 
     ids: tuple[int, ...]
-    skipped: int = 0
+    ignored_prefix: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
-    """The optimiser's dials (AdamW), and when to write down how far it came.
+class TrainingConfig:
+    """The optimizer's dials (AdamW), and when to write down how far it came.
 
     Attributes:
         steps, batch: How many steps, of how many rows.
@@ -58,30 +64,30 @@ class Training:
     warmup: int = 100
     schedule: Literal["cosine", "stable", "constant"] = "stable"
     save_every: int = 500
-    until: int = 0
+    stop_after: int = 0
     device: str = ""
 
 
-class Rows(torch.utils.data.Dataset):
+class TextDataset(torch.utils.data.Dataset):
     """Rows as the trainer asks for them."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = rows
+    def __init__(self, texts: Sequence[TrainingText]) -> None:
+        self.texts = texts
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.texts)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self.rows[index]
-        return {"input_ids": row.ids, "skipped": row.skipped}
+        row = self.texts[index]
+        return {"input_ids": row.ids, "skipped": row.ignored_prefix}
 
 
-def collate(features: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Tensor]:
+def collate(features: Sequence[Mapping[str, Any]], pad_token: int) -> dict[str, Tensor]:
     """Pad rows on the right; labels leave out padding and what is not trained on."""
     width = max(len(feature["input_ids"]) for feature in features)
-    ids = torch.full((len(features), width), pad)
+    ids = torch.full((len(features), width), pad_token)
     mask = torch.zeros((len(features), width), dtype=torch.long)
-    labels = torch.full((len(features), width), _IGNORED)
+    labels = torch.full((len(features), width), _IGNORED_LABEL)
     for index, feature in enumerate(features):
         row, skipped = torch.tensor(feature["input_ids"]), feature["skipped"]
         ids[index, : len(row)] = row
@@ -90,12 +96,14 @@ def collate(features: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Tensor
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-class LabelTrainer(Trainer):
+class DistillationTrainer(Trainer):
     """A trainer that teaches what `Labels` say, and whose checkpoints are whole or not there."""
 
-    def __init__(self, *args: Any, labels: Labels, teacher: nn.Module | None, **kw: Any) -> None:
+    def __init__(
+        self, *args: Any, labels: DistillationTargets, teacher: nn.Module | None, **kw: Any
+    ) -> None:
         super().__init__(*args, **kw)
-        self.taught = labels
+        self.targets = labels
         self.teacher = None if teacher is None else teacher.to(self.args.device)
 
     def compute_loss(
@@ -104,7 +112,7 @@ class LabelTrainer(Trainer):
         """Return the mean divergence over the trained tokens of a batch."""
         feed = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         truth = inputs["labels"][:, 1:]
-        trained = truth != _IGNORED
+        trained = truth != _IGNORED_LABEL
         student = model(**feed).logits[:, :-1][trained].float()
         said = student.detach()
         if self.teacher is not None:
@@ -113,7 +121,9 @@ class LabelTrainer(Trainer):
         draw = torch.Generator(said.device)
         # By the step, not by what was drawn before: a resumed run draws the same.
         draw.manual_seed((self.args.seed << 24) + self.state.global_step)
-        return loss(self.taught, student, wanted(self.taught, truth[trained], said, draw))
+        return distillation_loss(
+            self.targets, student, target_distribution(self.targets, truth[trained], said, draw)
+        )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder, name = Path(str(self.args.output_dir)), f"checkpoint-{self.state.global_step}"
@@ -132,11 +142,13 @@ class LabelTrainer(Trainer):
                 shutil.rmtree(old)
 
 
-class _Watcher(TrainerCallback):
+class _StepCallback(TrainerCallback):
     """Keeps what was pruned at zero, and lets others look at certain steps."""
 
-    def __init__(self, masks: Mapping[str, Tensor], watch: Watch | None, until: int) -> None:
-        self.masks, self.watch, self.until = masks, watch, until
+    def __init__(
+        self, masks: Mapping[str, Tensor], callback: TrainingCallback | None, stop_after: int
+    ) -> None:
+        self.masks, self.callback, self.until = masks, callback, stop_after
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         with torch.no_grad():
@@ -149,9 +161,9 @@ class _Watcher(TrainerCallback):
             self.on_step_end(args, state, control, **kw)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
-        if self.watch is not None:
+        if self.callback is not None:
             training = kw["model"].training
-            self.watch(state.global_step, kw["model"])
+            self.callback(state.global_step, kw["model"])
             kw["model"].train(training)
         if state.global_step == self.until > 0:
             control.should_training_stop = control.should_save = True
@@ -159,15 +171,15 @@ class _Watcher(TrainerCallback):
 
 def fit(  # noqa: PLR0913 (whom, what, how, where, by whom)
     hf_model: Any,
-    rows: Sequence[Row],
-    dials: Training,
+    texts: Sequence[TrainingText],
+    settings: TrainingConfig,
     *,
     folder: Path,
-    pad: int,
-    labels: Labels | None = None,
+    pad_token: int,
+    labels: DistillationTargets | None = None,
     teacher: Any = None,
     masks: Mapping[str, Tensor] | None = None,
-    watch: Watch | None = None,
+    callback: TrainingCallback | None = None,
     progress: bool = False,
 ) -> nn.Module:
     """Train a model in place, and go on where a run in the same folder was stopped.
@@ -190,31 +202,31 @@ def fit(  # noqa: PLR0913 (whom, what, how, where, by whom)
     Raises:
         ModelError: The labels need a teacher and there is none, or its vocabulary differs.
     """
-    labels = labels or Labels()
+    labels = labels or DistillationTargets()
     _check_teacher(hf_model, teacher, labels)
     if teacher is not None:
         teacher.eval()
     # The trainer seeds the generators of the process; what stood there before comes back.
     with torch.random.fork_rng():
-        trainer = LabelTrainer(
+        trainer = DistillationTrainer(
             model=hf_model,
-            args=_arguments(dials, folder, progress),
-            train_dataset=Rows(rows),
-            data_collator=lambda features: collate(features, pad),
-            callbacks=[_Watcher(masks or {}, watch, dials.until)],
+            args=_training_arguments(settings, folder, progress),
+            train_dataset=TextDataset(texts),
+            data_collator=lambda features: collate(features, pad_token),
+            callbacks=[_StepCallback(masks or {}, callback, settings.stop_after)],
             labels=labels,
-            teacher=teacher if labels.taught else None,
+            teacher=teacher if labels.needs_teacher else None,
         )
         trainer.remove_callback(PrinterCallback)
-        last = last_whole(folder)
-        if last and last.endswith(f"-{dials.until or dials.steps}"):
+        last = last_checkpoint(folder)
+        if last and last.endswith(f"-{settings.stop_after or settings.steps}"):
             trainer._load_from_checkpoint(last)  # The trainer would take one step more.
         else:
             trainer.train(resume_from_checkpoint=last)
     return hf_model.eval()
 
 
-def last_whole(folder: Path) -> str | None:
+def last_checkpoint(folder: Path) -> str | None:
     """Return the last checkpoint that was written to its end; None where there is none."""
     found = []
     for path in folder.glob("checkpoint-*"):
@@ -226,8 +238,8 @@ def last_whole(folder: Path) -> str | None:
     return max(found)[1] if found else None
 
 
-def _check_teacher(student: Any, teacher: Any, labels: Labels) -> None:
-    if not labels.taught:
+def _check_teacher(student: Any, teacher: Any, labels: DistillationTargets) -> None:
+    if not labels.needs_teacher:
         return
     if teacher is None:
         raise ModelError(f"The labels {str(labels)!r} are a teacher's, and there is none: name one")
@@ -239,32 +251,34 @@ def _check_teacher(student: Any, teacher: Any, labels: Labels) -> None:
         )
 
 
-def _arguments(dials: Training, folder: Path, progress: bool) -> TrainingArguments:
-    device = torch.device(dials.device) if dials.device else torch.get_default_device()
+def _training_arguments(
+    settings: TrainingConfig, folder: Path, progress: bool
+) -> TrainingArguments:
+    device = torch.device(settings.device) if settings.device else torch.get_default_device()
     return TrainingArguments(
         output_dir=str(folder),
-        max_steps=dials.steps,
-        per_device_train_batch_size=dials.batch,
-        learning_rate=dials.learning_rate,
-        weight_decay=dials.weight_decay,
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
         adam_beta2=0.98,
-        warmup_steps=dials.warmup,
-        **_schedule(dials),
+        warmup_steps=settings.warmup,
+        **_schedule_arguments(settings),
         max_grad_norm=1.0,
         train_sampling_strategy="group_by_length",
         remove_unused_columns=False,
         logging_steps=100,
-        save_steps=dials.save_every,
+        save_steps=settings.save_every,
         report_to=[],
         disable_tqdm=not progress,
         use_cpu=device.type == "cpu",
-        bf16=_halves(device),
-        seed=dials.seed,
-        data_seed=dials.seed,
+        bf16=_supports_bf16(device),
+        seed=settings.seed,
+        data_seed=settings.seed,
     )
 
 
-def _halves(device: torch.device) -> bool:
+def _supports_bf16(device: torch.device) -> bool:
     """Say whether a device multiplies in half precision, and does not merely act as if it did.
 
     A processor without such instructions takes eight times as long as in single precision.
@@ -275,15 +289,15 @@ def _halves(device: torch.device) -> bool:
     return any(known.get(name) for name in ("amx_bf16", "avx512_bf16", "arm_bf16"))
 
 
-def _schedule(dials: Training) -> dict[str, Any]:
-    if dials.schedule == "constant":
+def _schedule_arguments(settings: TrainingConfig) -> dict[str, Any]:
+    if settings.schedule == "constant":
         return {"lr_scheduler_type": "constant_with_warmup"}
-    if dials.schedule == "cosine":
+    if settings.schedule == "cosine":
         return {
             "lr_scheduler_type": "cosine_with_min_lr",
             "lr_scheduler_kwargs": {"min_lr_rate": 0.05},
         }
     return {
         "lr_scheduler_type": "warmup_stable_decay",
-        "lr_scheduler_kwargs": {"num_decay_steps": dials.steps // 4, "min_lr_ratio": 0.05},
+        "lr_scheduler_kwargs": {"num_decay_steps": settings.steps // 4, "min_lr_ratio": 0.05},
     }

@@ -9,32 +9,32 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from probes.compression.block_layout import Blocks, sizes_of
-from probes.compression.derived_model import Relative
-from probes.compression.pruning.masks import matrices
-from probes.compression.quantization.backends import quietly
-from probes.compression.quantization.layers import as_linear, linear_layers
+from probes.compression.block_layout import BlockLayout, axis_sizes
+from probes.compression.derived_model import DerivedModel
+from probes.compression.pruning.masks import layer_matrices
+from probes.compression.quantization.backends import suppress_library_warnings
+from probes.compression.quantization.layers import conv1d_to_linear, linear_layers
 from probes.errors import ModelError
-from probes.prompts.batch import encode
-from probes.prompts.pair_batch import fits
+from probes.prompts.batch import tokenize
+from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
 
 Calibration = Pattern | Sequence[str] | Int[Tensor, "prompt position"]
 """Texts to score on: questions of a pattern with their answers, texts, or tokens as they are."""
 
-PROMPTS = 64
+N_QUESTIONS = 64
 """How many questions are drawn of a pattern."""
 
 
-def calibration_rows(
-    origin: Relative, calibration: Calibration | None, *, seed: int
+def tokenize_calibration(
+    origin: DerivedModel, calibration: Calibration | None, *, seed: int
 ) -> list[Int[Tensor, "_ _"]]:
     """Turn texts into tokens without padding, those of one length together.
 
     Raises:
         ModelError: There are no texts, no tokenizer, or a text is too long for the model.
     """
-    if calibration is None or len_of(calibration) == 0:
+    if calibration is None or count_texts(calibration) == 0:
         raise ModelError(
             "There are no texts to score weights on: give calibration=pattern('take-away'), "
             "a list of texts, or tokens"
@@ -45,8 +45,8 @@ def calibration_rows(
     if tokenizer is None:
         raise ModelError(f"{origin.name} has no tokenizer to read texts with: give tokens instead")
     if isinstance(calibration, Pattern):
-        asked = calibration.questions(PROMPTS, seed=seed, keep=fits(tokenizer))
-        batch = encode(tokenizer, asked)
+        asked = calibration.sample_questions(N_QUESTIONS, seed=seed, keep=tokenizable_by(tokenizer))
+        batch = tokenize(tokenizer, asked)
         rows = [ids[mask] for ids, mask in zip(batch.ids, batch.mask, strict=True)]
     else:
         rows = [torch.tensor(tokenizer(text).input_ids) for text in calibration]
@@ -60,14 +60,14 @@ def calibration_rows(
     return [torch.stack([row for row in rows if len(row) == length]) for length in lengths]
 
 
-def len_of(calibration: Calibration) -> int:
+def count_texts(calibration: Calibration) -> int:
     """Return how many texts there are at most."""
-    return PROMPTS if isinstance(calibration, Pattern) else len(calibration)
+    return N_QUESTIONS if isinstance(calibration, Pattern) else len(calibration)
 
 
 @torch.no_grad()
 def wanda_masks(
-    origin: Relative, share: float, scope: str, rows: list[Int[Tensor, "_ _"]]
+    origin: DerivedModel, fraction: float, scope: str, batches: list[Int[Tensor, "_ _"]]
 ) -> dict[str, Bool[Tensor, "..."]]:
     """Keep the weights with the greatest |weight| times norm of what they read.
 
@@ -79,7 +79,7 @@ def wanda_masks(
         ModelError: torchao is missing, or a matrix is no linear layer.
     """
     try:
-        with quietly():
+        with suppress_library_warnings():
             from torchao.sparsity import WandaSparsifier
     except ImportError as error:
         raise ModelError(
@@ -94,16 +94,16 @@ def wanda_masks(
             norm = module.activation_post_process.norm.sqrt()
             score = held.original.abs() * norm
             ranked = score if scope == "row" else score.reshape(1, -1)
-            order = ranked.argsort(dim=1, stable=True)[:, : round(share * ranked.shape[1])]
+            order = ranked.argsort(dim=1, stable=True)[:, : round(fraction * ranked.shape[1])]
             kept = torch.ones_like(ranked).scatter_(1, order, 0.0)
             held[0].mask.copy_(kept.reshape(score.shape))
 
     names = linear_layers(origin.hf_model, origin.name)
-    draft = as_linear(copy.deepcopy(origin.hf_model).float().eval(), names)
-    with quietly():
+    draft = conv1d_to_linear(copy.deepcopy(origin.hf_model).float().eval(), names)
+    with suppress_library_warnings():
         sparsifier = Ranked()
         sparsifier.prepare(draft, [{"tensor_fqn": f"{name}.weight"} for name in names])
-        for ids in rows:
+        for ids in batches:
             _forward(draft, ids)
         sparsifier.step()
     masks = {}
@@ -117,11 +117,15 @@ def wanda_masks(
 
 
 @torch.no_grad()
-def written(
-    origin: Relative, blocks: Blocks, unit: str, rows: list[Int[Tensor, "_ _"]]
+def output_norms(
+    origin: DerivedModel, layout: BlockLayout, unit: str, batches: list[Int[Tensor, "_ _"]]
 ) -> Float[Tensor, "layer unit"]:
     """Return the root mean square length of what each head or neuron writes, over all tokens."""
-    sizes, own, model = sizes_of(origin.hf_model), matrices(origin.hf_model), origin.model()
+    sizes, own, model = (
+        axis_sizes(origin.hf_model),
+        layer_matrices(origin.hf_model),
+        origin.to_model(),
+    )
     sums: dict[str, Tensor] = {}
 
     def keep(hook: str) -> None:
@@ -137,13 +141,13 @@ def written(
     for hook in hooks:
         keep(hook)
     with model.editing(edits):
-        for ids in rows:
+        for ids in batches:
             whole = torch.ones_like(ids, dtype=torch.bool)
             model.logits(ids.to(model.device), whole.to(model.device))
-    axes = blocks.parts(unit)[blocks.writers[unit == "neuron"]]
+    axes = layout.unit_matrices(unit)[layout.writers[unit == "neuron"]]
     found = []
     for layer, hook in enumerate(hooks):
-        out = own[blocks.writer(unit, layer)].detach().double()
+        out = own[layout.writer_weight(unit, layer)].detach().double()
         if unit == "head":
             out = rearrange(out, f"{axes} -> head d_head d_model", head=sizes["head"])
             gram = einsum(out, out, "head one d_model, head two d_model -> head one two")
@@ -152,7 +156,7 @@ def written(
             out = rearrange(out, f"{axes} -> neuron d_model")
             squares = sums[hook] * out.square().sum(dim=1)
         found.append(squares.clamp(min=0).sqrt())
-    tokens = sum(ids.numel() for ids in rows)
+    tokens = sum(ids.numel() for ids in batches)
     return torch.stack(found) / tokens**0.5
 
 

@@ -15,21 +15,21 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from probes.compression.derived_model import Relative
+from probes.compression.derived_model import DerivedModel
 from probes.compression.pruning.masks import (
     Masks,
+    apply_masks,
     density,
     magnitude_masks,
     masked_storage,
-    put_on,
-    random_like,
+    random_masks_like,
 )
 from probes.errors import ModelError
-from probes.models.provenance import Made
+from probes.models.provenance import Provenance
 
-Control = Literal["random", "reinitialised"]
+ControlKind = Literal["random", "reinitialized"]
 
-Train = Callable[[Any, Masks, str], nn.Module]
+TrainFunction = Callable[[Any, Masks, str], nn.Module]
 """Trains a model in place under masks; it is told the name, and returns the model."""
 
 
@@ -43,18 +43,18 @@ class Ticket:
         round: How often it was pruned, from 1.
     """
 
-    relative: Relative
+    model: DerivedModel
     masks: Masks
-    round: int
+    n_rounds: int
 
 
-def tickets(  # noqa: PLR0913 (from where to where, and how fast)
-    early: Relative,
-    trained: Relative,
-    train: Train,
+def iterative_pruning(  # noqa: PLR0913 (from where to where, and how fast)
+    early: DerivedModel,
+    trained: DerivedModel,
+    train: TrainFunction,
     *,
     rounds: int = 3,
-    share: float = 0.5,
+    fraction: float = 0.5,
     scope: str = "global",
 ) -> Iterator[Ticket]:
     """Prune, rewind and train again, round by round.
@@ -70,18 +70,24 @@ def tickets(  # noqa: PLR0913 (from where to where, and how fast)
     Raises:
         ModelError: The two are not the same model at two times.
     """
-    _check(early, trained)
+    _check_early(early, trained)
     masks: Masks | None = None
     last: nn.Module = trained.hf_model
     for number in range(1, rounds + 1):
-        masks = magnitude_masks(last, share, scope=scope, within=masks)
-        found = _trained(early, trained, train, masks, f"{trained.name}-ticket-{number}")
+        masks = magnitude_masks(last, fraction, scope=scope, within=masks)
+        found = _train_ticket(early, trained, train, masks, f"{trained.name}-ticket-{number}")
         last = found.hf_model
         yield Ticket(found, masks, number)
 
 
-def control(  # noqa: PLR0913 (as above)
-    ticket: Ticket, early: Relative, trained: Relative, train: Train, kind: Control, *, seed: int
+def train_control(  # noqa: PLR0913 (as above)
+    ticket: Ticket,
+    early: DerivedModel,
+    trained: DerivedModel,
+    train: TrainFunction,
+    kind: ControlKind,
+    *,
+    seed: int,
 ) -> Ticket:
     """Train what a ticket has to beat, with as many weights in every matrix.
 
@@ -91,26 +97,30 @@ def control(  # noqa: PLR0913 (as above)
         trained: The full model.
         train: As for the ticket.
         kind: "random" keeps weights drawn anywhere and goes back to the same ones;
-            "reinitialised" keeps the ticket's and goes back to `early` itself, which is to be a
+            "reinitialized" keeps the ticket's and goes back to `early` itself, which is to be a
             model of other early weights.
         seed: Of what is drawn.
     """
-    masks = random_like(ticket.masks, seed=seed) if kind == "random" else ticket.masks
-    name = f"{ticket.relative.name}-{kind}"
-    return Ticket(_trained(early, trained, train, masks, name), masks, ticket.round)
+    masks = random_masks_like(ticket.masks, seed=seed) if kind == "random" else ticket.masks
+    name = f"{ticket.model.name}-{kind}"
+    return Ticket(_train_ticket(early, trained, train, masks, name), masks, ticket.n_rounds)
 
 
-def _trained(early: Relative, trained: Relative, train: Train, masks: Masks, name: str) -> Relative:
+def _train_ticket(
+    early: DerivedModel, trained: DerivedModel, train: TrainFunction, masks: Masks, name: str
+) -> DerivedModel:
     start = copy.deepcopy(early.hf_model)
-    put_on(masks, start)
+    apply_masks(masks, start)
     done = train(start, masks, name)
-    put_on(masks, done)  # Zero whatever was trained: a rounding of -0.0 is no zero weight kept.
-    dials = {"early": early.name, "density": density(masks)}
-    made = Made("ticket", trained.name, masked_storage(done, masks), dials)
-    return Relative(name, done, trained.tokenizer, made)
+    apply_masks(
+        masks, done
+    )  # Zero whatever was trained: a rounding of -0.0 is no zero weight kept.
+    settings = {"early": early.name, "density": density(masks)}
+    made = Provenance("ticket", trained.name, masked_storage(done, masks), settings)
+    return DerivedModel(name, done, trained.tokenizer, made)
 
 
-def _check(early: Relative, trained: Relative) -> None:
+def _check_early(early: DerivedModel, trained: DerivedModel) -> None:
     ours = {name: tuple(w.shape) for name, w in early.hf_model.named_parameters()}
     theirs = {name: tuple(w.shape) for name, w in trained.hf_model.named_parameters()}
     if ours != theirs:

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from probes.compression.derived_model import dense
+from probes.compression.derived_model import dense_storage
 from probes.errors import ModelError
-from probes.models.loading import refuse_broken
-from probes.models.provenance import Storage, part_of
+from probes.models.loading import check_finite
+from probes.models.provenance import StorageCost, storage_part
 
 Masks = Mapping[str, Bool[Tensor, "..."]]
 """True where a weight is kept, for matrices of the layers by the names of their parameters."""
@@ -18,18 +18,18 @@ SCOPES = ("global", "layer")
 """Where weights are ranked: among those of all matrices, or within each matrix."""
 
 
-def matrices(hf_model: nn.Module) -> dict[str, nn.Parameter]:
+def layer_matrices(hf_model: nn.Module) -> dict[str, nn.Parameter]:
     """List the matrices of the layers; embeddings, norms and biases are not among them."""
-    return {n: w for n, w in hf_model.named_parameters() if part_of(n, w.ndim) == "weights"}
+    return {n: w for n, w in hf_model.named_parameters() if storage_part(n, w.ndim) == "weights"}
 
 
-def masks_of(hf_model: nn.Module) -> dict[str, Bool[Tensor, "..."]]:
+def nonzero_masks(hf_model: nn.Module) -> dict[str, Bool[Tensor, "..."]]:
     """Say for every matrix of the layers which of its weights are not zero."""
-    return {name: weight.detach() != 0 for name, weight in matrices(hf_model).items()}
+    return {name: weight.detach() != 0 for name, weight in layer_matrices(hf_model).items()}
 
 
 def magnitude_masks(
-    hf_model: nn.Module, share: float, *, scope: str = "global", within: Masks | None = None
+    hf_model: nn.Module, fraction: float, *, scope: str = "global", within: Masks | None = None
 ) -> dict[str, Bool[Tensor, "..."]]:
     """Keep the weights of the greatest magnitude (Han et al. 2015, arXiv 1506.02626).
 
@@ -46,34 +46,34 @@ def magnitude_masks(
     """
     from torch.nn.utils import prune
 
-    checked_share(share)
+    check_fraction(fraction)
     if scope not in SCOPES:
         raise ModelError(f"Unknown scope {scope!r}: use one of {', '.join(SCOPES)}")
-    refuse_broken(hf_model, "the model to prune")
+    check_finite(hf_model, "the model to prune")
     # The library marks what it prunes: it is given stand-ins that share the weights.
-    stands = {name: _Stand(weight) for name, weight in matrices(hf_model).items()}
+    stands = {name: _PrunableWeight(weight) for name, weight in layer_matrices(hf_model).items()}
     if within is not None:
-        _check_fit(within, hf_model)
+        _check_masks(within, hf_model)
         for name, mask in within.items():
             prune.custom_from_mask(stands[name], "weight", mask)
     sizes = {name: stand.weight.numel() for name, stand in stands.items()}
     left = sizes | {name: int(mask.sum()) for name, mask in (within or {}).items()}
     if scope == "global":
         where = [(stand, "weight") for stand in stands.values()]
-        count = round(share * sum(left.values()))
+        count = round(fraction * sum(left.values()))
         prune.global_unstructured(where, pruning_method=prune.L1Unstructured, amount=count)
     else:
         for name, stand in stands.items():
-            prune.l1_unstructured(stand, "weight", amount=round(share * left[name]))
+            prune.l1_unstructured(stand, "weight", amount=round(fraction * left[name]))
     return {name: stand.get_buffer("weight_mask") != 0 for name, stand in stands.items()}
 
 
-def random_like(masks: Masks, *, seed: int) -> dict[str, Bool[Tensor, "..."]]:
+def random_masks_like(masks: Masks, *, seed: int) -> dict[str, Bool[Tensor, "..."]]:
     """Draw masks that keep as many weights of every matrix as the ones given, anywhere in it."""
     drawn = {}
     for place, name in enumerate(sorted(masks)):
         mask = masks[name]
-        generator = torch.Generator().manual_seed(_spread(seed, place))
+        generator = torch.Generator().manual_seed(_matrix_seed(seed, place))
         order = torch.randperm(mask.numel(), generator=generator)
         flat = torch.zeros(mask.numel(), dtype=torch.bool)
         flat[order[: int(mask.sum())]] = True
@@ -82,14 +82,14 @@ def random_like(masks: Masks, *, seed: int) -> dict[str, Bool[Tensor, "..."]]:
 
 
 @torch.no_grad()
-def put_on(masks: Masks, hf_model: nn.Module) -> None:
+def apply_masks(masks: Masks, hf_model: nn.Module) -> None:
     """Set the weights that are not kept to exactly 0, in place.
 
     Raises:
         ModelError: A mask names no matrix of the model's layers, or has another shape.
     """
-    _check_fit(masks, hf_model)
-    own = matrices(hf_model)
+    _check_masks(masks, hf_model)
+    own = layer_matrices(hf_model)
     for name, mask in masks.items():
         own[name].masked_fill_(~mask.to(own[name].device), 0.0)
 
@@ -101,7 +101,7 @@ def density(masks: Masks) -> float:
     )
 
 
-def masked_storage(hf_model: nn.Module, masks: Masks, bits: int = 16) -> Storage:
+def masked_storage(hf_model: nn.Module, masks: Masks, bits: int = 16) -> StorageCost:
     """Count the bits of a model of which only the kept weights are stored.
 
     The index tells which they are. Each matrix takes the cheapest of three: nothing, where all
@@ -115,27 +115,27 @@ def masked_storage(hf_model: nn.Module, masks: Masks, bits: int = 16) -> Storage
         masks: What is kept.
         bits: Bits of one weight.
     """
-    _check_fit(masks, hf_model)
-    whole = dense(hf_model, bits=bits)
+    _check_masks(masks, hf_model)
+    whole = dense_storage(hf_model, bits=bits)
     kept = {name: int(mask.sum()) for name, mask in masks.items()}
     missing = sum(mask.numel() - kept[name] for name, mask in masks.items())
     index = sum(_index_bits(kept[name], mask.numel()) for name, mask in masks.items())
-    return Storage(
+    return StorageCost(
         weights=whole.weights - missing * bits,
         embeddings=whole.embeddings,
         other=whole.other,
-        index=float(index),
+        mask_index=float(index),
     )
 
 
-def checked_share(share: float | None) -> float:
+def check_fraction(fraction: float | None) -> float:
     """Return a share to prune; refuse what is none."""
-    if share is None or isinstance(share, bool) or not 0.0 <= share <= 1.0:
+    if fraction is None or isinstance(fraction, bool) or not 0.0 <= fraction <= 1.0:
         raise ModelError(
-            f"The share of weights to prune is {share!r}: give a number from 0 (none) to 1 (all), "
+            f"The share of weights to prune is {fraction!r}: give a number from 0 (none) to 1 (all), "
             "such as 0.5"
         )
-    return float(share)
+    return float(fraction)
 
 
 def _index_bits(kept: int, total: int) -> int:
@@ -144,8 +144,8 @@ def _index_bits(kept: int, total: int) -> int:
     return min(total, kept * (total - 1).bit_length())  # ceil(log2(total)) of an integer.
 
 
-def _check_fit(masks: Masks, hf_model: nn.Module) -> None:
-    own = matrices(hf_model)
+def _check_masks(masks: Masks, hf_model: nn.Module) -> None:
+    own = layer_matrices(hf_model)
     for name, mask in masks.items():
         if name not in own:
             raise ModelError(
@@ -159,12 +159,12 @@ def _check_fit(masks: Masks, hf_model: nn.Module) -> None:
             )
 
 
-def _spread(seed: int, place: int) -> int:
+def _matrix_seed(seed: int, index: int) -> int:
     # One stream a matrix, so that a mask does not depend on what stands before it.
-    return (seed * 1_000_003 + place) % 2**63
+    return (seed * 1_000_003 + index) % 2**63
 
 
-class _Stand(nn.Module):
+class _PrunableWeight(nn.Module):
     def __init__(self, weight: nn.Parameter) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight.detach(), requires_grad=False)

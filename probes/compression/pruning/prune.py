@@ -9,30 +9,30 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from probes.compression.block_layout import blocks_of, gone, unit_masks
-from probes.compression.derived_model import Relative, dense, parent, zeros
+from probes.compression.block_layout import block_layout, silent_units, unit_masks
+from probes.compression.derived_model import DerivedModel, dense_storage, load_parent, zero_fraction
 from probes.compression.pruning.importance import (
     Calibration,
-    calibration_rows,
+    output_norms,
+    tokenize_calibration,
     wanda_masks,
-    written,
 )
 from probes.compression.pruning.masks import (
     Masks,
-    checked_share,
+    apply_masks,
+    check_fraction,
     density,
+    layer_matrices,
     magnitude_masks,
     masked_storage,
-    masks_of,
-    matrices,
-    put_on,
-    random_like,
+    nonzero_masks,
+    random_masks_like,
 )
 from probes.errors import ModelError
-from probes.models.loading import refuse_broken
-from probes.models.provenance import Made, Plain, Storage
+from probes.models.loading import check_finite
+from probes.models.provenance import JsonValue, Provenance, StorageCost
 
-SCOPES = {
+METHOD_SCOPES = {
     "magnitude": ("global", "layer"),
     "wanda": ("row", "layer"),
     "heads": ("layer", "global"),
@@ -45,15 +45,15 @@ _UNITS = {"heads": "head", "neurons": "neuron"}
 
 
 def prune(  # noqa: PLR0913 (a method has so many dials)
-    source: str | Path | Relative,
-    share: float | None = None,
+    source: str | Path | DerivedModel,
+    fraction: float | None = None,
     *,
     method: str = "magnitude",
     scope: str | None = None,
     calibration: Calibration | None = None,
-    like: str | Path | Relative | Masks | None = None,
+    like: str | Path | DerivedModel | Masks | None = None,
     seed: int = 0,
-) -> Relative:
+) -> DerivedModel:
     """Set a share of the weights in the matrices of a model's layers to exactly 0.
 
     The model keeps its shape; embeddings, norms and biases are left alone. What is zero already
@@ -86,45 +86,54 @@ def prune(  # noqa: PLR0913 (a method has so many dials)
         ModelError: The share, method or scope does not exist, weights are no numbers, texts or
             torchao are missing, masks do not fit, or the model was quantized before.
     """
-    origin = parent(source)
-    scope = _checked_scope(origin, method, scope)
-    dials: dict[str, Plain] = {"method": method, "scope": scope, "seed": seed}
+    origin = load_parent(source)
+    scope = _check_scope(origin, method, scope)
+    settings: dict[str, JsonValue] = {"method": method, "scope": scope, "seed": seed}
     if method == "random":
-        masks = random_like(_wanted(origin, share, like), seed=seed)
-        dials |= {"share": 1 - density(masks), "like": _name_of(like)}
+        masks = random_masks_like(_target_masks(origin, fraction, like), seed=seed)
+        settings |= {"share": 1 - density(masks), "like": _source_name(like)}
     else:
         if like is not None:
             raise ModelError(f"Only 'random' follows other masks: leave out like for {method!r}")
-        masks, found = _ranked(origin, checked_share(share), method, scope, (calibration, seed))
-        dials |= {"share": share, **found}
+        masks, found = _method_masks(
+            origin, check_fraction(fraction), method, scope, (calibration, seed)
+        )
+        settings |= {"share": fraction, **found}
     result = copy.deepcopy(origin.hf_model).eval()
-    put_on(masks, result)
-    made = Made("pruned", origin.name, _storage(result), dials | {"zeros": zeros(result)})
-    share = float(f"{dials['share']:.4g}")
-    within = "" if scope == SCOPES[method][0] else f"-{scope}"
-    return Relative(f"{origin.name}-{method}{within}-{share:g}", result, origin.tokenizer, made)
+    apply_masks(masks, result)
+    made = Provenance(
+        "pruned",
+        origin.name,
+        _cheapest_storage(result),
+        settings | {"zeros": zero_fraction(result)},
+    )
+    fraction = float(f"{settings['share']:.4g}")
+    within = "" if scope == METHOD_SCOPES[method][0] else f"-{scope}"
+    return DerivedModel(
+        f"{origin.name}-{method}{within}-{fraction:g}", result, origin.tokenizer, made
+    )
 
 
-def _ranked(
-    origin: Relative,
-    share: float,
+def _method_masks(
+    origin: DerivedModel,
+    fraction: float,
     method: str,
     scope: str,
-    asked: tuple[Calibration | None, int],
-) -> tuple[Masks, dict[str, Plain]]:
+    calibration_and_seed: tuple[Calibration | None, int],
+) -> tuple[Masks, dict[str, JsonValue]]:
     """The masks of a method, and what is to be told of them."""
     if method == "magnitude":
-        return magnitude_masks(origin.hf_model, share, scope=scope), {}
-    calibration, seed = asked
-    rows = calibration_rows(origin, calibration, seed=seed)
-    found: dict[str, Plain] = {
+        return magnitude_masks(origin.hf_model, fraction, scope=scope), {}
+    calibration, seed = calibration_and_seed
+    rows = tokenize_calibration(origin, calibration, seed=seed)
+    found: dict[str, JsonValue] = {
         "texts": sum(len(ids) for ids in rows),
         "tokens": sum(ids.numel() for ids in rows),
     }
     if method == "wanda":
-        return wanda_masks(origin, share, scope, rows), found
-    unit, blocks = _UNITS[method], blocks_of(origin.hf_model, origin.name)
-    kept = longest(written(origin, blocks, unit, rows), share, scope)
+        return wanda_masks(origin, fraction, scope, rows), found
+    unit, blocks = _UNITS[method], block_layout(origin.hf_model, origin.name)
+    kept = keep_largest(output_norms(origin, blocks, unit, rows), fraction, scope)
     if unit == "head":
         lost = (~kept).nonzero().tolist()
         found["dropped"] = [f"L{layer}.H{head}" for layer, head in lost]
@@ -133,28 +142,28 @@ def _ranked(
     return unit_masks(origin.hf_model, blocks, unit, kept), found
 
 
-def longest(
-    lengths: Float[Tensor, "layer unit"], share: float, scope: str
+def keep_largest(
+    norms: Float[Tensor, "layer unit"], fraction: float, scope: str
 ) -> Bool[Tensor, "layer unit"]:
     """Mark the heads or neurons to keep: all but the given share with the shortest writing."""
-    ranked = lengths if scope == "layer" else lengths.reshape(1, -1)
-    order = ranked.argsort(dim=1, stable=True)[:, : round(share * ranked.shape[1])]
+    ranked = norms if scope == "layer" else norms.reshape(1, -1)
+    order = ranked.argsort(dim=1, stable=True)[:, : round(fraction * ranked.shape[1])]
     kept = torch.ones_like(ranked, dtype=torch.bool).scatter_(1, order, value=False)
-    return kept.reshape(lengths.shape)
+    return kept.reshape(norms.shape)
 
 
-def _wanted(
-    origin: Relative, share: float | None, like: str | Path | Relative | Masks | None
+def _target_masks(
+    origin: DerivedModel, fraction: float | None, like: str | Path | DerivedModel | Masks | None
 ) -> Masks:
     """Masks that keep as many weights of each matrix as the random ones are to keep."""
-    if (share is None) == (like is None):
+    if (fraction is None) == (like is None):
         raise ModelError(
             "Random masks need either a share or what they are to be like: give one of the two"
         )
     if like is None:
-        return magnitude_masks(origin.hf_model, checked_share(share), scope="layer")
-    masks = like if isinstance(like, Mapping) else masks_of(parent(like).hf_model)
-    own = matrices(origin.hf_model)
+        return magnitude_masks(origin.hf_model, check_fraction(fraction), scope="layer")
+    masks = like if isinstance(like, Mapping) else nonzero_masks(load_parent(like).hf_model)
+    own = layer_matrices(origin.hf_model)
     if set(masks) != set(own):
         odd = min(set(masks) ^ set(own))
         raise ModelError(
@@ -164,48 +173,48 @@ def _wanted(
     return masks
 
 
-def _storage(hf_model: nn.Module) -> Storage:
-    by_weight = masked_storage(hf_model, masks_of(hf_model))
+def _cheapest_storage(hf_model: nn.Module) -> StorageCost:
+    by_weight = masked_storage(hf_model, nonzero_masks(hf_model))
     by_unit = _unit_storage(hf_model)
     return by_weight if by_unit is None else min(by_weight, by_unit, key=lambda s: s.total)
 
 
-def _unit_storage(hf_model: nn.Module) -> Storage | None:
+def _unit_storage(hf_model: nn.Module) -> StorageCost | None:
     """What is stored where the rows and columns of idle heads and neurons are left out."""
     try:
-        blocks = blocks_of(hf_model, "")
+        blocks = block_layout(hf_model, "")
     except ModelError:
         return None
-    whole, own = dense(hf_model, bits=16), matrices(hf_model)
+    whole, own = dense_storage(hf_model, bits=16), layer_matrices(hf_model)
     missing = index = 0
     for unit in _UNITS.values():
-        idle = gone(hf_model, blocks, unit)
+        idle = silent_units(hf_model, blocks, unit)
         masks = unit_masks(hf_model, blocks, unit, ~idle)
         # What reads is left out only where it was set to zero as well.
         if any(bool((own[name][~mask] != 0).any()) for name, mask in masks.items()):
             return None
         missing += sum(int((~mask).sum()) for mask in masks.values())
         index += idle.numel() if bool(idle.any()) else 0
-    return replace(whole, weights=whole.weights - 16 * missing, index=float(index))
+    return replace(whole, weights=whole.weights - 16 * missing, mask_index=float(index))
 
 
-def _checked_scope(origin: Relative, method: str, scope: str | None) -> str:
-    refuse_broken(origin.hf_model, origin.name)
-    if method not in SCOPES:
-        raise ModelError(f"Unknown method {method!r}: use one of {', '.join(SCOPES)}")
-    if scope is not None and scope not in SCOPES[method]:
+def _check_scope(origin: DerivedModel, method: str, scope: str | None) -> str:
+    check_finite(origin.hf_model, origin.name)
+    if method not in METHOD_SCOPES:
+        raise ModelError(f"Unknown method {method!r}: use one of {', '.join(METHOD_SCOPES)}")
+    if scope is not None and scope not in METHOD_SCOPES[method]:
         raise ModelError(
-            f"{method!r} does not rank by {scope!r}: use one of {', '.join(SCOPES[method])}"
+            f"{method!r} does not rank by {scope!r}: use one of {', '.join(METHOD_SCOPES[method])}"
         )
-    if origin.made.kind == "quantized":
+    if origin.provenance.kind == "quantized":
         raise ModelError(
             f"{origin.name} was quantized, and its weights would be counted as unrounded: prune "
-            f"{origin.made.parent or 'the model'} first, and quantize what comes of it"
+            f"{origin.provenance.parent or 'the model'} first, and quantize what comes of it"
         )
-    return scope or SCOPES[method][0]
+    return scope or METHOD_SCOPES[method][0]
 
 
-def _name_of(like: str | Path | Relative | Masks | None) -> str | None:
+def _source_name(like: str | Path | DerivedModel | Masks | None) -> str | None:
     if like is None or isinstance(like, Mapping):
         return None if like is None else "masks"
-    return like.name if isinstance(like, Relative) else Path(like).name
+    return like.name if isinstance(like, DerivedModel) else Path(like).name

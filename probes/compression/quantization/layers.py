@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probes.errors import ModelError
-from probes.models.provenance import part_of
+from probes.models.provenance import storage_part
 
 
 def linear_layers(hf_model: nn.Module, name: str) -> list[str]:
@@ -24,10 +24,10 @@ def linear_layers(hf_model: nn.Module, name: str) -> list[str]:
             continue
         # A mask or a parametrization has moved the parameter elsewhere.
         plain = type(weight := getattr(module, "weight", None)) is nn.Parameter
-        if not isinstance(module, nn.Linear | _conv1d()):
+        if not isinstance(module, nn.Linear | _conv1d_class()):
             own = module.named_parameters(recurse=False)
             left += [f"{place}.{key}" for key, w in own if w.ndim > 1]
-        elif part_of(f"{place}.weight", 2) == "weights":
+        elif storage_part(f"{place}.weight", 2) == "weights":
             if not plain or not weight.is_floating_point():
                 raise ModelError(
                     f"{place} of {name} holds no plain floats ({type(weight).__name__} found): "
@@ -47,18 +47,20 @@ def linear_layers(hf_model: nn.Module, name: str) -> list[str]:
     return found
 
 
-def matrix(module: Any) -> Float[Tensor, "row column"]:  # noqa: ANN401 (Linear or Conv1D)
+def weight_matrix(module: Any) -> Float[Tensor, "row column"]:  # noqa: ANN401 (Linear or Conv1D)
     """Return a linear layer's weights, one output a row."""
-    return module.weight.detach().T if isinstance(module, _conv1d()) else module.weight.detach()
+    return (
+        module.weight.detach().T if isinstance(module, _conv1d_class()) else module.weight.detach()
+    )
 
 
 @torch.no_grad()
-def as_linear(hf_model: nn.Module, names: list[str]) -> nn.Module:
+def conv1d_to_linear(hf_model: nn.Module, names: list[str]) -> nn.Module:
     """Replace GPT-2's transposed layers by linear ones, in place: libraries pass them over."""
     for name in names:
         old: Any = hf_model.get_submodule(name)
-        if isinstance(old, _conv1d()):
-            weight = matrix(old)
+        if isinstance(old, _conv1d_class()):
+            weight = weight_matrix(old)
             new = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
             new.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
             new.bias = old.bias
@@ -67,13 +69,13 @@ def as_linear(hf_model: nn.Module, names: list[str]) -> nn.Module:
 
 
 @torch.no_grad()
-def write_back(hf_model: nn.Module, name: str, weight: Float[Tensor, "row column"]) -> None:
+def set_weight(hf_model: nn.Module, name: str, weight: Float[Tensor, "row column"]) -> None:
     """Give a linear layer other weights, whichever way round it keeps them."""
     module: Any = hf_model.get_submodule(name)
-    module.weight.copy_(weight.T if isinstance(module, _conv1d()) else weight)
+    module.weight.copy_(weight.T if isinstance(module, _conv1d_class()) else weight)
 
 
-def _conv1d() -> type:
+def _conv1d_class() -> type:
     from transformers.pytorch_utils import Conv1D
 
     return Conv1D

@@ -11,34 +11,39 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from probes.compression.derived_model import Relative, dense, parent
+from probes.compression.derived_model import DerivedModel, dense_storage, load_parent
 from probes.compression.quantization.backends import (
-    OUTLIER,
-    Packed,
+    OUTLIER_THRESHOLD,
+    QuantizedWeight,
     library_version,
-    pack,
-    quietly,
-    rounded,
+    quantize_layers,
+    round_weight,
+    suppress_library_warnings,
 )
-from probes.compression.quantization.layers import as_linear, linear_layers, matrix, write_back
-from probes.compression.quantization.schemes import Scheme, scheme_of
+from probes.compression.quantization.layers import (
+    conv1d_to_linear,
+    linear_layers,
+    set_weight,
+    weight_matrix,
+)
+from probes.compression.quantization.schemes import Scheme, parse_scheme
 from probes.errors import ModelError
-from probes.models.provenance import Made, Plain, Storage, part_of
+from probes.models.provenance import JsonValue, Provenance, StorageCost, storage_part
 from probes.prompts.catalog import pattern
 
 # What the real kernel is tried on: random texts of so many tokens, and questions.
-_TEXTS, _LENGTH, _QUESTIONS = 8, 64, 8
+_N_TEXTS, _TEXT_LENGTH, _N_QUESTIONS = 8, 64, 8
 
 
 def quantize(  # noqa: PLR0913 (a scheme has so many dials)
-    source: str | Path | Relative,
+    source: str | Path | DerivedModel,
     scheme: str,
     *,
     group: int | None = None,
     symmetric: bool = True,
     embeddings: bool = False,
     seed: int = 0,
-) -> Relative:
+) -> DerivedModel:
     """Round the matrices of a model's layers, and hold what they stand for as plain floats.
 
     The library rounds, and runs with its own kernel; its numbers are turned back into floats, as
@@ -66,99 +71,108 @@ def quantize(  # noqa: PLR0913 (a scheme has so many dials)
         ModelError: The scheme or the group does not exist or fit, its library is missing, or the
             model holds matrices that are no linear layers.
     """
-    origin = parent(source)
+    origin = load_parent(source)
     names = linear_layers(origin.hf_model, origin.name)
     result = copy.deepcopy(origin.hf_model).float().eval()
-    tables = _tables(result) if embeddings else {}
-    old = {name: matrix(result.get_submodule(name)).clone() for name in names}
+    tables = _embedding_tables(result) if embeddings else {}
+    old = {name: weight_matrix(result.get_submodule(name)).clone() for name in names}
     widths = {weight.shape[1] for weight in (*old.values(), *tables.values())}
-    how = scheme_of(scheme, group=group, symmetric=symmetric, widths=widths)
+    how = parse_scheme(scheme, group=group, symmetric=symmetric, widths=widths)
     if embeddings and how.backend != "rounding":
         raise ModelError(f"{scheme} leaves embeddings alone: take 'rtn-{how.bits}' to round them.")
-    kernel = as_linear(copy.deepcopy(result), names)
-    packed = pack(kernel, names, how)
+    kernel = conv1d_to_linear(copy.deepcopy(result), names)
+    packed = quantize_layers(kernel, names, how)
     for name in names:
-        _refuse_far(packed[name], old[name], how, name)
-        write_back(result, name, packed[name].weight)
-    extra = {name: rounded(table.detach(), how) for name, table in tables.items()}
+        _check_quantized(packed[name], old[name], how, name)
+        set_weight(result, name, packed[name].weight)
+    extra = {name: round_weight(table.detach(), how) for name, table in tables.items()}
     for name, table in tables.items():
         table.data.copy_(extra[name].weight)
-    gap = None if how.backend == "rounding" else _gap(kernel, result, _texts(origin, seed))
-    made = Made(
+    gap = (
+        None
+        if how.backend == "rounding"
+        else _kernel_gap(kernel, result, _test_inputs(origin, seed))
+    )
+    made = Provenance(
         kind="quantized",
         parent=origin.name,
-        storage=_storage(origin, old, packed, extra, how),
-        dials=_dials(how, packed) | {"embeddings": embeddings, "seed": seed},
-        gap=gap,
+        storage=_storage_cost(origin, old, packed, extra, how),
+        settings=_scheme_settings(how, packed) | {"embeddings": embeddings, "seed": seed},
+        kernel_gap=gap,
     )
-    return Relative(f"{origin.name}-{scheme}", result, origin.tokenizer, made)
+    return DerivedModel(f"{origin.name}-{scheme}", result, origin.tokenizer, made)
 
 
-def _tables(hf_model: nn.Module) -> dict[str, nn.Parameter]:
+def _embedding_tables(hf_model: nn.Module) -> dict[str, nn.Parameter]:
     """The embeddings and the unembedding, once where they are tied."""
     named = hf_model.named_parameters()
-    return {name: w for name, w in named if w.ndim == 2 and part_of(name, 2) == "embeddings"}
+    return {name: w for name, w in named if w.ndim == 2 and storage_part(name, 2) == "embeddings"}
 
 
-def _refuse_far(found: Packed, weight: Float[Tensor, "row column"], how: Scheme, name: str) -> None:
+def _check_quantized(
+    quantized: QuantizedWeight, weight: Float[Tensor, "row column"], scheme: Scheme, name: str
+) -> None:
     """Refuse what is further off than rounding can be: some kernels read some shapes wrongly."""
     # The coarsest of the schemes has steps of a quarter of this.
-    most = 4 / 2**how.bits * weight.abs().amax(dim=1, keepdim=True)
-    if not bool(((found.weight - weight).abs() <= most).all()):
+    most = 4 / 2**scheme.bits * weight.abs().amax(dim=1, keepdim=True)
+    if not bool(((quantized.weight - weight).abs() <= most).all()):
         raise ModelError(
-            f"{how.name} does not give back {name}, whose shape is {tuple(weight.shape)}: "
-            f"{how.backend} {library_version(how.backend)} rounds or reads it wrongly. "
-            f"Take 'rtn-{how.bits}', or another group."
+            f"{scheme.name} does not give back {name}, whose shape is {tuple(weight.shape)}: "
+            f"{scheme.backend} {library_version(scheme.backend)} rounds or reads it wrongly. "
+            f"Take 'rtn-{scheme.bits}', or another group."
         )
 
 
-def _dials(how: Scheme, packed: Mapping[str, Packed]) -> dict[str, Plain]:
-    found: dict[str, Plain] = {
-        "scheme": how.name,
-        "backend": how.backend,
-        "version": library_version(how.backend),
-        "bits": how.bits,
-        "group": how.group,
-        "symmetric": how.symmetric,
+def _scheme_settings(scheme: Scheme, packed: Mapping[str, QuantizedWeight]) -> dict[str, JsonValue]:
+    found: dict[str, JsonValue] = {
+        "scheme": scheme.name,
+        "backend": scheme.backend,
+        "version": library_version(scheme.backend),
+        "bits": scheme.bits,
+        "group": scheme.group,
+        "symmetric": scheme.symmetric,
         "linears": len(packed),
         "fused": sum(part.fused for part in packed.values()),
     }
-    return found | ({"outlier": OUTLIER} if how.name == "bnb-int8" else {})
+    return found | ({"outlier": OUTLIER_THRESHOLD} if scheme.name == "bnb-int8" else {})
 
 
-def _storage(
-    origin: Relative,
+def _storage_cost(
+    origin: DerivedModel,
     old: Mapping[str, Tensor],
-    packed: Mapping[str, Packed],
-    extra: Mapping[str, Packed],
-    how: Scheme,
-) -> Storage:
-    before, whole = origin.made.storage, dense(origin.hf_model, bits=16)
+    packed: Mapping[str, QuantizedWeight],
+    rounded_tables: Mapping[str, QuantizedWeight],
+    scheme: Scheme,
+) -> StorageCost:
+    before, whole = origin.provenance.storage, dense_storage(origin.hf_model, bits=16)
     # Where an index tells which weights are kept, the others take no room.
-    sparse = before.index > 0
+    sparse = before.mask_index > 0
     kept = sum(int((w != 0).sum()) if sparse else w.numel() for w in old.values())
     rest = whole.weights - 16 * sum(w.numel() for w in old.values())
-    tables = sum(p.weight.numel() * how.bits + p.scales + p.zeros for p in extra.values())
-    return Storage(
-        weights=rest + kept * how.bits,
-        scales=sum(part.scales for part in packed.values()),
-        zeros=sum(part.zeros for part in packed.values()),
-        index=before.index,
-        embeddings=tables if extra else min(before.embeddings, whole.embeddings),
+    tables = sum(
+        p.weight.numel() * scheme.bits + p.scale_bits + p.zero_point_bits
+        for p in rounded_tables.values()
+    )
+    return StorageCost(
+        weights=rest + kept * scheme.bits,
+        scales=sum(part.scale_bits for part in packed.values()),
+        zero_points=sum(part.zero_point_bits for part in packed.values()),
+        mask_index=before.mask_index,
+        embeddings=tables if rounded_tables else min(before.embeddings, whole.embeddings),
         other=min(before.other, whole.other),
     )
 
 
-def _texts(origin: Relative, seed: int) -> list[Int[Tensor, "_ _"]]:
+def _test_inputs(origin: DerivedModel, seed: int) -> list[Int[Tensor, "_ _"]]:
     """Random texts, and questions where there is a tokenizer that knows how to write them."""
     hf_model = origin.hf_model
     vocab = hf_model.get_input_embeddings().weight.shape[0]
-    context = int(getattr(hf_model.config, "max_position_embeddings", _LENGTH))
+    context = int(getattr(hf_model.config, "max_position_embeddings", _TEXT_LENGTH))
     rng = np.random.default_rng(seed)
-    shape = (_TEXTS, min(_LENGTH, context))
+    shape = (_N_TEXTS, min(_TEXT_LENGTH, context))
     found = [torch.from_numpy(rng.integers(vocab, size=shape, dtype=np.int64))]
     if origin.tokenizer is not None:
-        for question in pattern("take-away").questions(_QUESTIONS, seed=seed):
+        for question in pattern("take-away").sample_questions(_N_QUESTIONS, seed=seed):
             ids = origin.tokenizer(question.text, return_tensors="pt").input_ids[:, :context]
             if ids.numel() and int(ids.max()) < vocab:
                 found.append(ids)
@@ -166,10 +180,10 @@ def _texts(origin: Relative, seed: int) -> list[Int[Tensor, "_ _"]]:
 
 
 @torch.no_grad()
-def _gap(kernel: Any, result: Any, texts: list[Int[Tensor, "_ _"]]) -> float:  # noqa: ANN401
+def _kernel_gap(kernel: Any, result: Any, texts: list[Int[Tensor, "_ _"]]) -> float:  # noqa: ANN401
     """The greatest difference of a logit between the library's kernel and plain floats."""
     gap, device = 0.0, next(result.parameters()).device
-    with quietly():
+    with suppress_library_warnings():
         for ids in texts:
             given = {"input_ids": ids.to(device), "use_cache": False}
             apart = (kernel(**given).logits - result(**given).logits).abs().max()

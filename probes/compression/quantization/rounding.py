@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Rounded:
+class QuantizedMatrix:
     """A matrix as whole numbers, with what turns them back.
 
     Attributes:
@@ -20,11 +20,11 @@ class Rounded:
 
     levels: Int32[Tensor, "row group member"]
     scales: Float[Tensor, "row group"]
-    zeros: Int32[Tensor, "row group"] | None = None
+    zero_points: Int32[Tensor, "row group"] | None = None
 
-    def floats(self) -> Float[Tensor, "row column"]:
+    def dequantize(self) -> Float[Tensor, "row column"]:
         """Turn it back."""
-        zeros = 0 if self.zeros is None else self.zeros[..., None]
+        zeros = 0 if self.zero_points is None else self.zero_points[..., None]
         return rearrange(
             (self.levels - zeros) * self.scales[..., None], "row group member -> row (group member)"
         )
@@ -32,7 +32,7 @@ class Rounded:
 
 def round_to_nearest(
     weight: Float[Tensor, "row column"], *, bits: int, group: int | None, symmetric: bool
-) -> Rounded:
+) -> QuantizedMatrix:
     """Round a matrix to the nearest step; what is zero stays zero.
 
     Args:
@@ -51,11 +51,11 @@ def round_to_nearest(
         top = 2 ** (bits - 1) - 1
         scales = cells.abs().amax(-1) / top
         levels = (cells / scales.clamp(min=least)[..., None]).round()
-        return Rounded(levels.int(), scales)
+        return QuantizedMatrix(levels.int(), scales)
     top = 2**bits - 1
     low, high = cells.amin(-1).clamp(max=0), cells.amax(-1).clamp(min=0)
     scales = (high - low) / top
     steps = scales.clamp(min=least)
     zeros = (-low / steps).round()
     levels = ((cells / steps[..., None]).round() + zeros[..., None]).clamp(0, top)
-    return Rounded(levels.int(), scales, zeros.int())
+    return QuantizedMatrix(levels.int(), scales, zeros.int())

@@ -14,34 +14,52 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from probes.compression.derived_model import Relative, parent
+from probes.compression.derived_model import DerivedModel, load_parent
 from probes.compression.distillation.trainer import collate
 from probes.errors import ModelError
 from probes.experiments.adaptation.new_words import (
-    TUNING,
-    Lesson,
-    fresh_words,
-    refuse_words,
+    TUNING_WORDS,
+    NewWord,
+    check_words,
+    prepare_word,
     token_ids,
-    write_lesson,
+    unused_words,
 )
-from probes.models.model import place
+from probes.models.model import position_ids
 from probes.prompts.batch import Batch
 from probes.prompts.catalog import pattern as find_pattern
-from probes.stats.intervals import Estimate, mean
+from probes.stats.intervals import Estimate, bootstrap_mean
 
 if TYPE_CHECKING:
     import pandas as pd
 
-BAR = 0.9
+ACCURACY_THRESHOLD = 0.9
 """The share of held-out questions whose noun, and whose number, must be right."""
 
-RATES = (3e-5, 1e-4, 2e-4, 4e-4, 7e-4, 1e-3, 2e-3)
-_LOOKS = (*range(17), 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 192, 256, 384, 512)
+LEARNING_RATES = (3e-5, 1e-4, 2e-4, 4e-4, 7e-4, 1e-3, 2e-3)
+_EVALUATION_STEPS = (
+    *range(17),
+    20,
+    24,
+    28,
+    32,
+    40,
+    48,
+    56,
+    64,
+    80,
+    96,
+    112,
+    128,
+    192,
+    256,
+    384,
+    512,
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class WordAdaptation:
     """One word taught to one model.
 
     Attributes:
@@ -60,8 +78,8 @@ class Trial:
     before: float
     after: float
     number: float
-    kept: float
-    kept_number: float
+    retention_change: float
+    retention_change_number: float
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -78,39 +96,41 @@ class Adaptation:
 
     model: str
     rate: float
-    trials: tuple[Trial, ...]
-    most: int
-    tuned: Mapping[float, float]
+    words: tuple[WordAdaptation, ...]
+    max_steps: int
+    rate_search: Mapping[float, float]
 
     @property
     def steps(self) -> Estimate:
         """Mean steps over words, with its interval; a word that never worked counts as `most`."""
-        found = np.array([min(trial.steps, float(self.most)) for trial in self.trials])
-        return mean(found, seed=0)
+        found = np.array([min(trial.steps, float(self.max_steps)) for trial in self.words])
+        return bootstrap_mean(found, seed=0)
 
     @property
     def learned(self) -> int:
         """How many of the words worked."""
-        return int(sum(np.isfinite(trial.steps) for trial in self.trials))
+        return int(sum(np.isfinite(trial.steps) for trial in self.words))
 
-    def over(self, name: str) -> Estimate:
+    def mean_over_words(self, name: str) -> Estimate:
         """Return the mean of "before", "after", "number", "kept" or "kept_number" over words."""
-        return mean(np.array([float(getattr(trial, name)) for trial in self.trials]), seed=0)
+        return bootstrap_mean(
+            np.array([float(getattr(trial, name)) for trial in self.words]), seed=0
+        )
 
     def table(self) -> "pd.DataFrame":
         """Return a row for each word."""
         import pandas as pd
 
         same = {"model": self.model, "rate": self.rate}
-        return pd.DataFrame([same | asdict(trial) for trial in self.trials])
+        return pd.DataFrame([same | asdict(trial) for trial in self.words])
 
     def summary(self) -> str:
         """Say it in a sentence."""
         return (
             f"{self.model} takes {self.steps} steps (rate {self.rate:g}, {self.learned} of "
-            f"{len(self.trials)} words); noun right in {self.over('before').value:.2f} before, "
-            f"{self.over('after').value:.2f} after; other nouns {self.over('kept').value:+.2f}, "
-            f"their numbers {self.over('kept_number').value:+.2f}."
+            f"{len(self.words)} words); noun right in {self.mean_over_words('before').value:.2f} before, "
+            f"{self.mean_over_words('after').value:.2f} after; other nouns {self.mean_over_words('kept').value:+.2f}, "
+            f"their numbers {self.mean_over_words('kept_number').value:+.2f}."
         )
 
     def __repr__(self) -> str:
@@ -118,14 +138,14 @@ class Adaptation:
 
 
 def adapt(  # noqa: PLR0913 (whom, what, and how hard)
-    model: str | Path | Relative,
+    model: str | Path | DerivedModel,
     nouns: Sequence[str] = (),
     *,
     patterns: Sequence[str] = ("take-away", "get-more"),
     texts: int = 32,
     batch: int = 8,
-    rates: Sequence[float] = RATES,
-    most: int = 128,
+    rates: Sequence[float] = LEARNING_RATES,
+    max_steps: int = 128,
     held_out: int = 40,
     seed: int = 0,
 ) -> Adaptation:
@@ -151,59 +171,64 @@ def adapt(  # noqa: PLR0913 (whom, what, and how hard)
         PatternError: There are fewer than four words, or one is known or not a single token.
         ModelError: The model has no tokenizer, or a number is below 1.
     """
-    whole = parent(model)
+    whole = load_parent(model)
     if whole.tokenizer is None:
         raise ModelError(f"{whole.name} has no tokenizer: give a folder that holds one")
-    if min(texts, batch, most, held_out) < 1 or not rates or min(rates) <= 0:
+    if min(texts, batch, max_steps, held_out) < 1 or not rates or min(rates) <= 0:
         raise ModelError(
-            f"{texts} texts in batches of {batch}, {most} steps, {held_out} questions and rates "
+            f"{texts} texts in batches of {batch}, {max_steps} steps, {held_out} questions and rates "
             f"{tuple(rates)} were asked for: give 1 or more of each, and rates above 0"
         )
-    words = tuple(nouns) or fresh_words(whole.tokenizer)
-    refuse_words(words, whole.tokenizer)
+    words = tuple(nouns) or unused_words(whole.tokenizer)
+    check_words(words, whole.tokenizer)
     asked = [find_pattern(name) for name in patterns]
     lessons = [
-        write_lesson(whole, asked, noun, (texts, batch, most, held_out), seed + n)
+        prepare_word(whole, asked, noun, (texts, batch, max_steps, held_out), seed + n)
         for n, noun in enumerate(words)
     ]
     tuned = {
-        rate: float(np.mean([min(_taught(whole, les, rate).steps, 2.0 * most) for les in tuning]))
-        for tuning in [lessons[:TUNING]]
+        rate: float(
+            np.mean([min(_train_word(whole, les, rate).steps, 2.0 * max_steps) for les in tuning])
+        )
+        for tuning in [lessons[:TUNING_WORDS]]
         for rate in rates
     }
     rate = min(tuned, key=lambda r: tuned[r])
-    trials = tuple(_taught(whole, lesson, rate) for lesson in lessons[TUNING:])
-    return Adaptation(whole.name, rate, trials, most, tuned)
+    trials = tuple(_train_word(whole, lesson, rate) for lesson in lessons[TUNING_WORDS:])
+    return Adaptation(whole.name, rate, trials, max_steps, tuned)
 
 
-def _taught(whole: Relative, lesson: Lesson, rate: float) -> Trial:
+def _train_word(parent_model: DerivedModel, word: NewWord, rate: float) -> WordAdaptation:
     """Teach a copy of the model one word at one rate."""
-    model = copy.deepcopy(whole.hf_model).float()
-    _renew(model, lesson.token, whole.tokenizer, lesson.seed)
+    model = copy.deepcopy(parent_model.hf_model).float()
+    _resample_embedding(model, word.token, parent_model.tokenizer, word.seed)
     adam = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
-    order = torch.Generator().manual_seed(lesson.seed)
-    pad = whole.tokenizer.pad_token_id or 0
-    start = _judged(model, lesson.about), _judged(model, lesson.others)
-    works, done, found = _works(start[0]), 0, start[0]
+    order = torch.Generator().manual_seed(word.seed)
+    pad = parent_model.tokenizer.pad_token_id or 0
+    start = (
+        _answer_accuracy(model, word.word_questions),
+        _answer_accuracy(model, word.other_questions),
+    )
+    works, done, found = _passes(start[0]), 0, start[0]
     since = 0.0 if works else np.inf
-    for look in (look for look in _LOOKS[1:] if look <= lesson.most):
+    for look in (look for look in _EVALUATION_STEPS[1:] if look <= word.max_steps):
         for _ in range(done, look):
-            some = torch.randperm(len(lesson.rows), generator=order)[: lesson.batch]
-            _step(model, adam, [lesson.rows[int(k)] for k in some], pad)
-        found, before, done = _judged(model, lesson.about), works, look
-        works = _works(found)
+            some = torch.randperm(len(word.rows), generator=order)[: word.batch]
+            _step(model, adam, [word.rows[int(k)] for k in some], pad)
+        found, before, done = _answer_accuracy(model, word.word_questions), works, look
+        works = _passes(found)
         if works and before:
             break
         since = float(look) if works else np.inf
-    apart = _judged(model, lesson.others) - start[1]
+    apart = _answer_accuracy(model, word.other_questions) - start[1]
     noun, number = float(found[1]), float(found[0])
-    return Trial(
-        lesson.noun, since, float(start[0][1]), noun, number, float(apart[1]), float(apart[0])
+    return WordAdaptation(
+        word.noun, since, float(start[0][1]), noun, number, float(apart[1]), float(apart[0])
     )
 
 
-def _works(right: Float[np.ndarray, " answer"]) -> bool:
-    return bool((right >= BAR).all())
+def _passes(right: Float[np.ndarray, " answer"]) -> bool:
+    return bool((right >= ACCURACY_THRESHOLD).all())
 
 
 def _step(model: Any, adam: Any, rows: Sequence[tuple[int, ...]], pad: int) -> None:  # noqa: ANN401
@@ -216,7 +241,7 @@ def _step(model: Any, adam: Any, rows: Sequence[tuple[int, ...]], pad: int) -> N
 
 
 @torch.no_grad()
-def _renew(model: Any, token: int, tokenizer: Any, seed: int) -> None:  # noqa: ANN401
+def _resample_embedding(model: Any, token: int, tokenizer: Any, seed: int) -> None:  # noqa: ANN401
     """Draw a token's rows anew, as long as those of known nouns are in the mean."""
     nouns = find_pattern("take-away").lexicon.words("noun")
     known = [
@@ -233,20 +258,20 @@ def _embeddings(model: Any) -> list[Tensor]:  # noqa: ANN401
 
 
 @torch.no_grad()
-def _judged(model: Any, batch: Batch) -> Float[np.ndarray, " answer"]:  # noqa: ANN401
+def _answer_accuracy(model: Any, batch: Batch) -> Float[np.ndarray, " answer"]:  # noqa: ANN401
     """Return the share of whole answers that are right: number, noun."""
     model.eval()
     logits = model(
-        input_ids=batch.ids, attention_mask=batch.mask.long(), position_ids=place(batch.mask)
+        input_ids=batch.ids, attention_mask=batch.mask.long(), position_ids=position_ids(batch.mask)
     ).logits
     hit = logits.argmax(-1)[:, :-1] == batch.ids[:, 1:]
     position = torch.arange(1, batch.ids.shape[1])
     shares = []
     for read in batch.readouts:
         inside = (position > read.position[:, None]) & (position < read.end[:, None])
-        shares.append(_all(hit | ~inside))
+        shares.append(_all_correct(hit | ~inside))
     return np.array(shares)
 
 
-def _all(hit: Bool[Tensor, "prompt position"]) -> float:
+def _all_correct(hit: Bool[Tensor, "prompt position"]) -> float:
     return float(hit.all(-1).float().mean())

@@ -5,29 +5,29 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from probes.compression.derived_model import Relative
+from probes.compression.derived_model import DerivedModel
 from probes.errors import PatternError
-from probes.experiments.family.corpus import items
-from probes.prompts.batch import Batch, encode
+from probes.experiments.family.corpus import sample_texts
+from probes.prompts.batch import Batch, tokenize
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.held_out import family_split
 from probes.prompts.interchange_pairs import OBJECT
-from probes.prompts.pair_batch import fits
+from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
 
-TUNING = 3
+TUNING_WORDS = 3
 """How many of the words the learning rate is chosen by."""
 
-_CORPUS = 400
+_CORPUS_TEXTS = 400
 
 
-def fresh_words(
+def unused_words(
     tokenizer: Any,  # noqa: ANN401
     known: set[int] | None = None,
 ) -> tuple[str, ...]:
     """List the words of one token, in lower case, that stand in no text of the corpus."""
-    known = _known(tokenizer) if known is None else known
+    known = _known_tokens(tokenizer) if known is None else known
     found = []
     for token in range(len(tokenizer)):
         text = tokenizer.decode([token])
@@ -39,9 +39,13 @@ def fresh_words(
     return tuple(found)
 
 
-def _known(tokenizer: Any) -> set[int]:  # noqa: ANN401
+def _known_tokens(tokenizer: Any) -> set[int]:  # noqa: ANN401
     """Return the tokens of a good part of the corpus, and of every noun."""
-    texts = [item.text for k in ("statements", "questions") for item in items(k, _CORPUS, seed=0)]
+    texts = [
+        item.text
+        for k in ("statements", "questions")
+        for item in sample_texts(k, _CORPUS_TEXTS, seed=0)
+    ]
     # Words that are drawn seldom may stand in none of these.
     words = [word for _, some in find_pattern("take-away").lexicon.choices for word in some]
     rows = tokenizer([*texts, *(f" {word}" for word in words)], add_special_tokens=False)
@@ -53,30 +57,30 @@ def token_ids(tokenizer: Any, text: str) -> list[int]:  # noqa: ANN401
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def refuse_words(words: Sequence[str], tokenizer: Any) -> None:  # noqa: ANN401
+def check_words(words: Sequence[str], tokenizer: Any) -> None:  # noqa: ANN401
     """Refuse words that are too few, known, or not one token.
 
     Raises:
         PatternError: They are so.
     """
-    if len(set(words)) < TUNING + 1:
+    if len(set(words)) < TUNING_WORDS + 1:
         raise PatternError(
-            f"{len(set(words))} new words were found: {TUNING} choose the learning rate and the "
+            f"{len(set(words))} new words were found: {TUNING_WORDS} choose the learning rate and the "
             "others are judged, so give more"
         )
-    known = _known(tokenizer)
+    known = _known_tokens(tokenizer)
     for word in words:
         ids = token_ids(tokenizer, f" {word}")
         if len(ids) != 1 or ids[0] in known:
             why = "known to it" if set(ids) <= known else f"{len(ids)} tokens long"
             raise PatternError(
                 f"{word!r} is {why}: give words of one token that stand in no text, such as "
-                f"{', '.join(fresh_words(tokenizer, known)[:4]) or 'those of a larger tokenizer'}"
+                f"{', '.join(unused_words(tokenizer, known)[:4]) or 'those of a larger tokenizer'}"
             )
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class NewWord:
     """What a word is taught and judged by.
 
     Attributes:
@@ -90,25 +94,25 @@ class Lesson:
     noun: str
     token: int
     rows: tuple[tuple[int, ...], ...]
-    about: Batch
-    others: Batch
+    word_questions: Batch
+    other_questions: Batch
     batch: int
-    most: int
+    max_steps: int
     seed: int
 
 
-def write_lesson(
-    whole: Relative,
-    asked: Sequence[Pattern],
+def prepare_word(
+    model: DerivedModel,
+    patterns: Sequence[Pattern],
     noun: str,
     sizes: tuple[int, int, int, int],
     seed: int,
-) -> Lesson:
+) -> NewWord:
     """Draw the texts and the questions of a word; `sizes` as `adapt` names them."""
     texts, batch, most, held_out = sizes
-    tokenizer, rng = whole.tokenizer, random.Random(f"{seed}:{noun}")
+    tokenizer, rng = model.tokenizer, random.Random(f"{seed}:{noun}")
     learned: dict[tuple[str, Any, Any], Question] = {}
-    draws = _drawn(asked, noun, tokenizer, rng)
+    draws = _sample_questions(patterns, noun, tokenizer, rng)
     while len(learned) < texts:
         question = next(draws)
         learned.setdefault((question.pattern, question["x"], question["y"]), question)
@@ -117,8 +121,11 @@ def write_lesson(
         question = next(draws)
         if (question.pattern, question["x"], question["y"]) not in learned:
             judged.append(question)
-    known = sorted(set(asked[0].lexicon.words("noun")) - family_split().nouns)
-    others = [next(_drawn(asked, rng.choice(known), tokenizer, rng)) for _ in range(held_out)]
+    known = sorted(set(patterns[0].lexicon.words("noun")) - family_split().nouns)
+    others = [
+        next(_sample_questions(patterns, rng.choice(known), tokenizer, rng))
+        for _ in range(held_out)
+    ]
     ends = [getattr(tokenizer, f"{end}_token_id") for end in ("bos", "eos")]
     rows = [
         tuple(
@@ -127,19 +134,19 @@ def write_lesson(
         for q in learned.values()
     ]
     token = token_ids(tokenizer, f" {noun}")[0]
-    about, apart = encode(tokenizer, judged), encode(tokenizer, others)
-    return Lesson(noun, token, tuple(rows), about, apart, batch, most, seed)
+    about, apart = tokenize(tokenizer, judged), tokenize(tokenizer, others)
+    return NewWord(noun, token, tuple(rows), about, apart, batch, most, seed)
 
 
-def _drawn(
-    asked: Sequence[Pattern],
+def _sample_questions(
+    patterns: Sequence[Pattern],
     noun: str,
     tokenizer: Any,  # noqa: ANN401
     rng: random.Random,
 ) -> Iterator[Question]:
     """Draw questions about a noun that hold nothing else that was held out."""
-    tells = fits(tokenizer)
+    tells = tokenizable_by(tokenizer)
     while True:
-        question = rng.choice(asked).draw(rng, fixed={OBJECT: noun})
-        if question is not None and family_split().seen(question) and tells(question):
+        question = rng.choice(patterns).sample_question(rng, fixed={OBJECT: noun})
+        if question is not None and family_split().in_training(question) and tells(question):
             yield question

@@ -12,22 +12,22 @@ import numpy as np
 import torch
 
 from probes.errors import BatchError, OutcomeError, TokenizerError
-from probes.experiments.cue_words.results import RANDOM, Forced
+from probes.experiments.cue_words.results import RANDOM, BudgetForcing
 from probes.experiments.cue_words.texts import (
-    STOP,
-    Item,
-    Pieces,
-    Said,
-    Text,
-    as_items,
-    closed,
-    padded,
-    pieces,
-    strangers,
+    FULL_STOP,
+    CueItem,
+    CueText,
+    CueTokens,
+    GivenAnswer,
+    end_sentence,
+    left_pad,
+    sample_random_words,
+    to_cue_items,
+    tokenize_cues,
 )
 from probes.models.model import Model
 
-_TOKENS = 2048
+_BATCH_TOKENS = 2048
 
 
 def last_number(text: str) -> str | None:
@@ -37,17 +37,17 @@ def last_number(text: str) -> str | None:
 
 
 @torch.no_grad()
-def forced(  # noqa: PLR0913 (a public entry point: how it goes on are options)
+def budget_forcing(  # noqa: PLR0913 (a public entry point: how it goes on are options)
     model: Model,
-    texts: Sequence[Text],
+    texts: Sequence[CueText],
     cues: Sequence[str],
     *,
     times: Sequence[int] = (0, 1, 2, 4),
-    said: Said | Literal["own"] = "own",
-    read: Callable[[str], str | None] = last_number,
-    cap: int = 16,
+    given_answer: GivenAnswer | Literal["own"] = "own",
+    parse_answer: Callable[[str], str | None] = last_number,
+    max_tokens: int = 16,
     seed: int = 0,
-) -> Forced:
+) -> BudgetForcing:
     """Make a model go on n times behind its answer, and read what it states last.
 
     Each time a cue and a comma are written, and the model writes greedily up to its next full
@@ -67,79 +67,86 @@ def forced(  # noqa: PLR0913 (a public entry point: how it goes on are options)
         BatchError: The longest text might not fit the model's context.
         OutcomeError: An item has no right answer, or `times` or `cap` are no such numbers.
     """
-    _check(times, cap)
-    items = [replace(item, then="") for item in as_items(texts, seed=seed)]
+    _check(times, max_tokens)
+    items = [replace(item, continuation="") for item in to_cue_items(texts, seed=seed)]
     for item in items:
         if not item.answers:
             raise OutcomeError(f"{item.prompt!r} has no right answer: give an Item with `answers`")
-    writer = _Writer(model, cap, *_ends(model))
-    stems = _own(writer, items) if said == "own" else [item.stem(said) for item in items]
-    parts = pieces(model.tokenizer, items, stems, cues)
-    steps = max(times) * (1 + len(parts.words[0]) + len(parts.tail) + cap)
+    writer = _GreedyWriter(model, max_tokens, *_stop_tokens(model))
+    stems = (
+        _own_answers(writer, items)
+        if given_answer == "own"
+        else [item.stem(given_answer) for item in items]
+    )
+    parts = tokenize_cues(model.tokenizer, items, stems, cues)
+    steps = max(times) * (1 + len(parts.words[0]) + len(parts.tail) + max_tokens)
     if (longest := max(map(len, parts.stems)) + steps) > model.shape.context:
         raise BatchError(
             f"Going on {max(times)} times may take {longest} tokens, and {model.name} takes "
             f"{model.shape.context}: shorten the texts, `times` or `cap`"
         )
     arms = [[word] * len(items) for word in parts.words]
-    arms.append(strangers(model.tokenizer, parts.words, len(items), seed=seed))
-    every = [_go_on(writer, parts, arm, tuple(sorted(times))) for arm in arms]
+    arms.append(sample_random_words(model.tokenizer, parts.words, len(items), seed=seed))
+    every = [_force_cue(writer, parts, arm, tuple(sorted(times))) for arm in arms]
     right = [
         [
-            [read(text) in item.answers for text, item in zip(texts, items, strict=True)]
+            [parse_answer(text) in item.answers for text, item in zip(texts, items, strict=True)]
             for texts, _, _ in arm
         ]
         for arm in every
     ]
-    return Forced(
+    return BudgetForcing(
         model=model.name,
         cues=(*cues, RANDOM),
         times=tuple(sorted(times)),
-        said=said,
-        right=np.array(right),
+        given_answer=given_answer,
+        correct=np.array(right),
         tokens=np.array([[tokens for _, tokens, _ in arm] for arm in every]),
-        cut=np.array([[cut for *_, cut in arm] for arm in every]),
+        truncated=np.array([[cut for *_, cut in arm] for arm in every]),
         texts=tuple(tuple(arm[-1][0]) for arm in every),
     )
 
 
 @dataclass(frozen=True, eq=False)
-class _Writer:
+class _GreedyWriter:
     """Greedy writing up to a full stop."""
 
     model: Model
-    cap: int
-    stop: int
-    stops: frozenset[int]
-    ends: frozenset[int]
+    max_tokens: int
+    full_stop: int
+    full_stops: frozenset[int]
+    end_tokens: frozenset[int]
 
-    def write(self, rows: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[bool]]:
+    def generate(self, rows: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[bool]]:
         """Go on with each row; say for each whether it was cut off for its length."""
         grown, going = [list(row) for row in rows], list(range(len(rows)))
-        for _ in range(self.cap):
+        for _ in range(self.max_tokens):
             closed_now = set()
             for some in self._batches(grown, going):
-                ids, mask = padded(
+                ids, mask = left_pad(
                     self.model.tokenizer, [grown[n] for n in some], self.model.device
                 )
                 nexts = self.model.logits(ids, mask)[:, -1].argmax(-1).tolist()
                 for n, token in zip(some, nexts, strict=True):
-                    if token not in self.ends:
+                    if token not in self.end_tokens:
                         grown[n].append(token)
-                    if token in self.ends | self.stops:
+                    if token in self.end_tokens | self.full_stops:
                         closed_now.add(n)
             going = [n for n in going if n not in closed_now]
         return grown, [n in going for n in range(len(rows))]
 
     @staticmethod
     def _batches(grown: list[list[int]], going: list[int]) -> Iterator[list[int]]:
-        size = max(1, _TOKENS // max((len(grown[n]) for n in going), default=1))
+        size = max(1, _BATCH_TOKENS // max((len(grown[n]) for n in going), default=1))
         for start in range(0, len(going), size):
             yield going[start : start + size]
 
 
-def _go_on(
-    writer: _Writer, parts: Pieces, words: Sequence[tuple[int, ...]], times: tuple[int, ...]
+def _force_cue(
+    writer: _GreedyWriter,
+    parts: CueTokens,
+    words: Sequence[tuple[int, ...]],
+    times: tuple[int, ...],
 ) -> list[tuple[list[str], list[int], list[bool]]]:
     """Force one cue behind each text; replies, tokens and cuts for each of the times."""
     rows, found = [list(stem) for stem in parts.stems], []
@@ -148,9 +155,12 @@ def _go_on(
         if step:
             for row, word in zip(rows, words, strict=True):
                 # Cut off or ended without a full stop, it gets one as any answer does.
-                row += [writer.stop] * (row[-1] not in writer.stops) + [*word, *parts.tail]
+                row += [writer.full_stop] * (row[-1] not in writer.full_stops) + [
+                    *word,
+                    *parts.tail,
+                ]
             before = [len(row) for row in rows]
-            rows, now = writer.write(rows)
+            rows, now = writer.generate(rows)
             tokens = [t + len(r) - b for t, r, b in zip(tokens, rows, before, strict=True)]
             cut = [a or b for a, b in zip(cut, now, strict=True)]
         if step in times:
@@ -161,7 +171,7 @@ def _go_on(
     return found
 
 
-def _own(writer: _Writer, items: Sequence[Item]) -> list[str]:
+def _own_answers(writer: _GreedyWriter, items: Sequence[CueItem]) -> list[str]:
     """Each prompt with what the model answers by itself, up to a full stop."""
     tokenizer = writer.model.tokenizer
     prompts = [item.prompt for item in items]
@@ -170,30 +180,38 @@ def _own(writer: _Writer, items: Sequence[Item]) -> list[str]:
         for row in tokenizer(prompts, add_special_tokens=False)["input_ids"]
     ]
     stems = []
-    for prompt, start, row in zip(prompts, starts, writer.write(starts)[0], strict=True):
+    for prompt, start, row in zip(prompts, starts, writer.generate(starts)[0], strict=True):
         text = tokenizer.decode(row, skip_special_tokens=True)
         if not text.startswith(prompt):
             text = f"{prompt} {tokenizer.decode(row[len(start) :]).strip()}"
-        stems.append(closed(text if len(row) > len(start) else f"{prompt} "))
+        stems.append(end_sentence(text if len(row) > len(start) else f"{prompt} "))
     return stems
 
 
-def _ends(model: Model) -> tuple[int, frozenset[int], frozenset[int]]:
+def _stop_tokens(model: Model) -> tuple[int, frozenset[int], frozenset[int]]:
     """The full stop's token, all that end in one, and the tokens that end a text."""
     if model.tokenizer is None:
         raise TokenizerError(f"{model.name} came without a tokenizer: load it with one")
     names = model.tokenizer.convert_ids_to_tokens(list(range(len(model.tokenizer))))
-    if STOP not in names:
-        raise TokenizerError(f"{model.name} has no token {STOP!r}, which continuations end with")
-    stops = frozenset(n for n, name in enumerate(names) if name.endswith(STOP))
+    if FULL_STOP not in names:
+        raise TokenizerError(
+            f"{model.name} has no token {FULL_STOP!r}, which continuations end with"
+        )
+    stops = frozenset(n for n, name in enumerate(names) if name.endswith(FULL_STOP))
     config = getattr(model.config, "eos_token_id", None)
     given = [model.tokenizer.eos_token_id, *(config if isinstance(config, list) else [config])]
-    return names.index(STOP), stops, frozenset(n for n in given if isinstance(n, int))
+    return names.index(FULL_STOP), stops, frozenset(n for n in given if isinstance(n, int))
 
 
-def _check(times: Sequence[int], cap: int) -> None:
-    if not times or min(times) < 0 or max(times) < 1 or len(set(times)) < len(times) or cap < 1:
+def _check(times: Sequence[int], max_tokens: int) -> None:
+    if (
+        not times
+        or min(times) < 0
+        or max(times) < 1
+        or len(set(times)) < len(times)
+        or max_tokens < 1
+    ):
         raise OutcomeError(
-            f"times {tuple(times)} and cap {cap} were given: give different numbers from 0, at "
+            f"times {tuple(times)} and cap {max_tokens} were given: give different numbers from 0, at "
             "least one above it, and room for a token"
         )

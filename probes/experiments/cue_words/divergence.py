@@ -17,39 +17,39 @@ from scipy.special import log_softmax, rel_entr
 from torch import Tensor
 
 from probes.errors import OutcomeError
-from probes.experiments.cue_words.results import Divergence, shown
+from probes.experiments.cue_words.results import NextTokenDivergence, format_estimate
 from probes.experiments.cue_words.texts import (
-    Pieces,
-    Said,
-    Text,
-    as_items,
-    padded,
-    pieces,
-    strangers,
+    CueText,
+    CueTokens,
+    GivenAnswer,
+    left_pad,
+    sample_random_words,
+    to_cue_items,
+    tokenize_cues,
 )
-from probes.interventions.activation_patching import patch, record
+from probes.interventions.activation_patching import patch_sites, run_with_cache
 from probes.models.model import Model
-from probes.models.site import Cell
-from probes.stats.intervals import Estimate, mean
-from probes.stats.paired import ratio
+from probes.models.site import Site
+from probes.stats.intervals import Estimate, bootstrap_mean
+from probes.stats.paired import bootstrap_ratio
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # Items of one pass: few, as logits of all positions and all the vocabulary are held at once.
-_ITEMS = 32
+_BATCH_ITEMS = 32
 
 
 @torch.no_grad()
-def divergence(  # noqa: PLR0913 (a public entry point: what is said and drawn are options)
+def next_token_divergence(  # noqa: PLR0913 (a public entry point: what is said and drawn are options)
     model: Model,
-    texts: Sequence[Text],
+    texts: Sequence[CueText],
     cues: Sequence[str],
     *,
-    said: Said = "right",
-    control: int = 8,
+    given_answer: GivenAnswer = "right",
+    random_words: int = 8,
     seed: int = 0,
-) -> Divergence:
+) -> NextTokenDivergence:
     """Compare what a model expects right behind each cue, beside random words in its place.
 
     Args:
@@ -64,25 +64,30 @@ def divergence(  # noqa: PLR0913 (a public entry point: what is said and drawn a
         TokenizerError: The cues differ in their number of tokens.
         OutcomeError: Fewer than two cues or random words, or no wrong answer to say.
     """
-    if len(cues) < 2 or control < 2:
+    if len(cues) < 2 or random_words < 2:
         raise OutcomeError(
-            f"{len(cues)} cues and {control} random words were given: compare at least two of each"
+            f"{len(cues)} cues and {random_words} random words were given: compare at least two of each"
         )
-    items = as_items(texts, seed=seed)
-    parts = pieces(model.tokenizer, items, [item.stem(said) for item in items], cues)
+    items = to_cue_items(texts, seed=seed)
+    parts = tokenize_cues(model.tokenizer, items, [item.stem(given_answer) for item in items], cues)
     arms = [[word] * len(items) for word in parts.words]
     arms += [
-        strangers(model.tokenizer, parts.words, len(items), seed=seed * 1000 + k)
-        for k in range(control)
+        sample_random_words(model.tokenizer, parts.words, len(items), seed=seed * 1000 + k)
+        for k in range(random_words)
     ]
     rows = [parts.rows(arm) for arm in arms]
-    found = [_some(model, [arm[n : n + _ITEMS] for arm in rows], len(cues)) for n in _starts(items)]
+    found = [
+        _compare_batch(model, [arm[n : n + _BATCH_ITEMS] for arm in rows], len(cues))
+        for n in _batch_starts(items)
+    ]
     bits, swapped, random, same = (np.concatenate(k, axis=-1) for k in zip(*found, strict=True))
-    return Divergence(model.name, tuple(cues), said, bits, swapped, random, same, seed)
+    return NextTokenDivergence(
+        model.name, tuple(cues), given_answer, bits, swapped, random, same, seed
+    )
 
 
 @dataclass(frozen=True, eq=False)
-class CueSites:
+class CueLocalization:
     """Where the difference between two cues is carried.
 
     Attributes:
@@ -100,26 +105,32 @@ class CueSites:
     model: str
     first: str
     second: str
-    said: Said
-    places: tuple[str, ...]
-    left: Float[np.ndarray, "row place prompt"] = field(repr=False)
+    given_answer: GivenAnswer
+    positions: tuple[str, ...]
+    remaining: Float[np.ndarray, "row place prompt"] = field(repr=False)
     total: Float[np.ndarray, " prompt"] = field(repr=False)
     seed: int = 0
 
-    def carried(self, layer: int, place: str) -> Estimate:
+    def recovered_fraction(self, layer: int, position: str) -> Estimate:
         """Return the share of the divergence that a patch brings about.
 
         1 makes the run expect what the second cue's does, 0 changes nothing; it is negative where
         the patch leads further away.
         """
-        found = ratio(self.left[layer, self.places.index(place)], self.total, seed=self.seed)
+        found = bootstrap_ratio(
+            self.remaining[layer, self.positions.index(position)], self.total, seed=self.seed
+        )
         return Estimate(1 - found.value, 1 - found.high, 1 - found.low)
 
     def table(self) -> "pd.DataFrame":
         """One row for each layer and place."""
         import pandas as pd
 
-        rows = [(n, p, self.carried(n, p)) for n in range(len(self.left)) for p in self.places]
+        rows = [
+            (n, p, self.recovered_fraction(n, p))
+            for n in range(len(self.remaining))
+            for p in self.positions
+        ]
         return pd.DataFrame(
             [
                 {"layer": n, "place": p, "share": e.value, "low": e.low, "high": e.high}
@@ -129,14 +140,16 @@ class CueSites:
 
     def summary(self) -> tuple[str, ...]:
         """Say how much there is to carry, and how far up each place carries most of it."""
-        total = mean(self.total, seed=self.seed)
+        total = bootstrap_mean(self.total, seed=self.seed)
         lines = [
-            f"{self.model}: {self.first} and {self.second} are {shown(total)} bits apart behind a "
-            f"{self.said} answer, mean over {len(self.total)} items"
+            f"{self.model}: {self.first} and {self.second} are {format_estimate(total)} bits apart behind a "
+            f"{self.given_answer} answer, mean over {len(self.total)} items"
         ]
-        for place in self.places[:-1]:
-            sure = [n for n in range(len(self.left)) if self.carried(n, place).low > 0.5]
-            names = ", ".join("output" if n == len(self.left) - 1 else f"{n}" for n in sure)
+        for place in self.positions[:-1]:
+            sure = [
+                n for n in range(len(self.remaining)) if self.recovered_fraction(n, place).low > 0.5
+            ]
+            names = ", ".join("output" if n == len(self.remaining) - 1 else f"{n}" for n in sure)
             lines.append(
                 f"{place}: surely more than half of it at the input of layers {names}"
                 if sure
@@ -146,15 +159,15 @@ class CueSites:
 
 
 @torch.no_grad()
-def cue_sites(  # noqa: PLR0913 (a public entry point, as above)
+def localize_cue(  # noqa: PLR0913 (a public entry point, as above)
     model: Model,
-    texts: Sequence[Text],
+    texts: Sequence[CueText],
     first: str,
     second: str,
     *,
-    said: Said = "right",
+    given_answer: GivenAnswer = "right",
     seed: int = 0,
-) -> CueSites:
+) -> CueLocalization:
     """Patch the residual stream from one cue's run into another's, by layer and place.
 
     Read behind the comma, or behind each item's `then`. Exact, as `restart.patch` is.
@@ -162,19 +175,21 @@ def cue_sites(  # noqa: PLR0913 (a public entry point, as above)
     Raises:
         OutcomeError: Both cues make the model expect the very same: there is nothing to locate.
     """
-    items = as_items(texts, seed=seed)
-    parts = pieces(model.tokenizer, items, [item.stem(said) for item in items], (first, second))
+    items = to_cue_items(texts, seed=seed)
+    parts = tokenize_cues(
+        model.tokenizer, items, [item.stem(given_answer) for item in items], (first, second)
+    )
     runs = []
     for word in parts.words:
         rows = parts.rows([word] * len(items))
-        ids, mask = padded(model.tokenizer, rows, model.device)
+        ids, mask = left_pad(model.tokenizer, rows, model.device)
         readout = torch.full((len(items), 1), ids.shape[1] - 1, device=model.device)
-        runs.append(record(model, ids, mask, readout))
-    where = _places(parts, runs[0].mask)
+        runs.append(run_with_cache(model, ids, mask, readout))
+    where = _position_masks(parts, runs[0].mask)
     theirs = runs[1].logits[:, 0]
 
     def measure(logits: Tensor, rows: Tensor) -> Tensor:
-        found = jensen_shannon(_numbers(logits[:, 0]), _numbers(theirs[rows]))
+        found = jensen_shannon(_to_numpy(logits[:, 0]), _to_numpy(theirs[rows]))
         return torch.from_numpy(found).to(logits)[:, None]
 
     total = measure(runs[0].logits, torch.arange(len(items), device=model.device))
@@ -183,11 +198,11 @@ def cue_sites(  # noqa: PLR0913 (a public entry point, as above)
             f"{first!r} and {second!r} are {float(total.mean()):.1e} bits apart: there is nothing "
             "to locate. Choose other cues or texts"
         )
-    cells = [Cell(n, "resid", p) for n in range(model.shape.layers + 1) for p in where]
-    left = patch(runs[0], runs[1], cells, where, measure)
+    cells = [Site(n, "resid", p) for n in range(model.shape.layers + 1) for p in where]
+    left = patch_sites(runs[0], runs[1], cells, where, measure)
     left = left[..., 0].unflatten(0, (-1, len(where))).double().cpu().numpy()
     whole = total[:, 0].double().cpu().numpy()
-    return CueSites(model.name, first, second, said, tuple(where), left, whole, seed)
+    return CueLocalization(model.name, first, second, given_answer, tuple(where), left, whole, seed)
 
 
 def jensen_shannon(
@@ -203,18 +218,18 @@ def jensen_shannon(
     return np.clip(nats / np.log(2), 0.0, 1.0)
 
 
-def _starts(items: Sequence[object]) -> range:
-    return range(0, len(items), _ITEMS)
+def _batch_starts(items: Sequence[object]) -> range:
+    return range(0, len(items), _BATCH_ITEMS)
 
 
-def _some(
-    model: Model, rows: Sequence[Sequence[Sequence[int]]], cues: int
+def _compare_batch(
+    model: Model, arms: Sequence[Sequence[Sequence[int]]], cues: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Compare the arms on some items: cues by twos, cues with words, words by twos."""
     logits = []
-    for arm in rows:
-        ids, mask = padded(model.tokenizer, arm, model.device)
-        logits.append(_numbers(model.logits(ids, mask)[:, -1]))
+    for arm in arms:
+        ids, mask = left_pad(model.tokenizer, arm, model.device)
+        logits.append(_to_numpy(model.logits(ids, mask)[:, -1]))
     known, words = logits[:cues], logits[cues:]
     pairs = list(combinations(known, 2))
     bits = np.stack([jensen_shannon(a, b) for a, b in pairs])
@@ -224,12 +239,12 @@ def _some(
     return bits, swapped, random, same
 
 
-def _places(
-    parts: Pieces, mask: Bool[Tensor, "prompt position"]
+def _position_masks(
+    parts: CueTokens, mask: Bool[Tensor, "prompt position"]
 ) -> dict[str, Bool[Tensor, "prompt position"]]:
     """Mark the tokens of the cue, behind it, and the last where that is another one."""
     width = mask.shape[1]
-    behind = [len(parts.tail) + len(then) for then in parts.thens]
+    behind = [len(parts.tail) + len(then) for then in parts.continuations]
     comma = torch.tensor(behind, device=mask.device)[:, None]
     from_end = width - torch.arange(width, device=mask.device)
     cue = (from_end > comma) & (from_end <= comma + len(parts.words[0]))
@@ -240,5 +255,5 @@ def _places(
     return {name: where for name, where in found.items() if bool(where.any())}
 
 
-def _numbers(logits: Tensor) -> Float[np.ndarray, "prompt vocab"]:
+def _to_numpy(logits: Tensor) -> Float[np.ndarray, "prompt vocab"]:
     return logits.float().cpu().numpy()

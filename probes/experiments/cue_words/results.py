@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float, Int
 
 from probes.circuits.faithfulness import holm
 from probes.errors import OutcomeError
-from probes.experiments.cue_words.texts import Said
-from probes.stats.intervals import Estimate, mean, share
-from probes.stats.paired import Paired, paired
+from probes.experiments.cue_words.texts import GivenAnswer
+from probes.stats.intervals import Estimate, bootstrap_mean, proportion
+from probes.stats.paired import PairedTest, mcnemar_test
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +22,7 @@ RANDOM = "(random word)"
 
 
 @dataclass(frozen=True, eq=False)
-class Divergence:
+class NextTokenDivergence:
     """How far apart the next tokens are that a model expects behind different cues.
 
     Attributes:
@@ -38,11 +38,11 @@ class Divergence:
 
     model: str
     cues: tuple[str, ...]
-    said: Said
+    given_answer: GivenAnswer
     bits: Float[np.ndarray, "pair prompt"] = field(repr=False)
-    swapped: Float[np.ndarray, "cue prompt"] = field(repr=False)
-    random: Float[np.ndarray, " prompt"] = field(repr=False)
-    same: Bool[np.ndarray, "pair prompt"] = field(repr=False)
+    cue_vs_random: Float[np.ndarray, "cue prompt"] = field(repr=False)
+    random_vs_random: Float[np.ndarray, " prompt"] = field(repr=False)
+    same_argmax: Bool[np.ndarray, "pair prompt"] = field(repr=False)
     seed: int = 0
 
     @property
@@ -50,15 +50,15 @@ class Divergence:
         """Every two cues."""
         return tuple(combinations(self.cues, 2))
 
-    def apart(self, pair: int) -> tuple[Estimate, Estimate, Estimate]:
+    def pair_divergence(self, pair: int) -> tuple[Estimate, Estimate, Estimate]:
         """Bits between two cues, between each and a random word, and the first less the second."""
         control = self._control(pair)
         values = (self.bits[pair], control, self.bits[pair] - control)
-        bits, random, excess = (mean(value, seed=self.seed) for value in values)
+        bits, random, excess = (bootstrap_mean(value, seed=self.seed) for value in values)
         return bits, random, excess
 
     def _control(self, pair: int) -> Float[np.ndarray, " prompt"]:
-        return self.swapped[[self.cues.index(cue) for cue in self.pairs[pair]]].mean(0)
+        return self.cue_vs_random[[self.cues.index(cue) for cue in self.pairs[pair]]].mean(0)
 
     def table(self) -> "pd.DataFrame":
         """One row for each two cues, in bits; `same_next` is a share of the items."""
@@ -66,9 +66,9 @@ class Divergence:
 
         rows = []
         for k, (first, second) in enumerate(self.pairs):
-            named = zip(("bits", "random", "excess"), self.apart(k), strict=True)
+            named = zip(("bits", "random", "excess"), self.pair_divergence(k), strict=True)
             row = {"first": first, "second": second}
-            for name, found in (*named, ("same_next", share(self.same[k]))):
+            for name, found in (*named, ("same_next", proportion(self.same_argmax[k]))):
                 row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
             rows.append(row)
         return pd.DataFrame(rows)
@@ -77,21 +77,21 @@ class Divergence:
         """Say what was found, one line for each two cues."""
         count = self.bits.shape[1]
         lines = [
-            f"{self.model}, {count} items behind a {self.said} answer: bits (0 to 1) between the "
-            f"next tokens; two random words are {mean(self.random, seed=self.seed).value:.2g} apart"
+            f"{self.model}, {count} items behind a {self.given_answer} answer: bits (0 to 1) between the "
+            f"next tokens; two random words are {bootstrap_mean(self.random_vs_random, seed=self.seed).value:.2g} apart"
         ]
         for k, (first, second) in enumerate(self.pairs):
-            bits, random, excess = self.apart(k)
+            bits, random, excess = self.pair_divergence(k)
             lines.append(
-                f"{first} / {second}: {shown(bits)} bits, a random word instead {shown(random)}: "
-                f"{_beside(excess)}. The likeliest next token is the same on "
-                f"{self.same[k].mean():.1%} of the items"
+                f"{first} / {second}: {format_estimate(bits)} bits, a random word instead {format_estimate(random)}: "
+                f"{_excess_text(excess)}. The likeliest next token is the same on "
+                f"{self.same_argmax[k].mean():.1%} of the items"
             )
         return tuple(lines)
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class ForcingContrast:
     """One comparison of two ways to go on.
 
     Attributes:
@@ -106,14 +106,14 @@ class Change:
 
     first: str
     second: str
-    found: Paired
+    comparison: PairedTest
     p: float
-    least: float
-    matched: Paired | None
+    min_detectable_difference: float
+    matched: PairedTest | None
 
 
 @dataclass(frozen=True, eq=False)
-class Forced:
+class BudgetForcing:
     """How accurate a model is after it was made to go on.
 
     Attributes:
@@ -130,34 +130,43 @@ class Forced:
     model: str
     cues: tuple[str, ...]
     times: tuple[int, ...]
-    said: str
-    right: Bool[np.ndarray, "cue time prompt"] = field(repr=False)
+    given_answer: str
+    correct: Bool[np.ndarray, "cue time prompt"] = field(repr=False)
     tokens: Int[np.ndarray, "cue time prompt"] = field(repr=False)
-    cut: Bool[np.ndarray, "cue time prompt"] = field(repr=False)
+    truncated: Bool[np.ndarray, "cue time prompt"] = field(repr=False)
     texts: tuple[tuple[str, ...], ...] = field(repr=False)
 
     def accuracy(self, cue: str, times: int) -> Estimate:
         """Return the share of right last statements, with its Wilson interval over items."""
-        return share(self.right[self._at(cue, times)])
+        return proportion(self.correct[self._index(cue, times)])
 
-    def compare(self, first: tuple[str, int], second: tuple[str, int]) -> Paired:
+    def compare(self, first: tuple[str, int], second: tuple[str, int]) -> PairedTest:
         """Compare two ways to go on, each a cue and how often."""
-        return paired(self.right[self._at(*first)], self.right[self._at(*second)])
+        return mcnemar_test(self.correct[self._index(*first)], self.correct[self._index(*second)])
 
-    def changes(self) -> tuple[Change, ...]:
+    def contrasts(self) -> tuple[ForcingContrast, ...]:
         """Compare each cue with none at all, and each two cues, at every number of times."""
-        none = [((cue, 0), (cue, n)) for cue in self.cues for n in self.times if n and self._none]
+        none = [
+            ((cue, 0), (cue, n)) for cue in self.cues for n in self.times if n and self._has_no_cue
+        ]
         each = [((a, n), (b, n)) for n in self.times if n for a, b in combinations(self.cues, 2)]
-        return (*self._family(none), *self._family(each))
+        return (*self._corrected_contrasts(none), *self._corrected_contrasts(each))
 
-    def _family(self, ends: list[tuple[tuple[str, int], tuple[str, int]]]) -> list[Change]:
+    def _corrected_contrasts(
+        self, arms: list[tuple[tuple[str, int], tuple[str, int]]]
+    ) -> list[ForcingContrast]:
         """Make comparisons that answer one question, and correct them for their number."""
-        found = [self.compare(*pair) for pair in ends]
-        corrected, level = holm([one.p for one in found]), 0.05 / max(1, len(found))
+        found = [self.compare(*pair) for pair in arms]
+        corrected, level = holm([one.p_value for one in found]), 0.05 / max(1, len(found))
         made = []
-        for (first, second), one, p in zip(ends, found, corrected, strict=True):
-            least, matched = one.least(level), self._matched(first, second)
-            made.append(Change(_named(*first), _named(*second), one, p, least, matched))
+        for (first, second), one, p in zip(arms, found, corrected, strict=True):
+            least, matched = (
+                one.minimum_detectable_effect(level),
+                self._matched_length(first, second),
+            )
+            made.append(
+                ForcingContrast(_arm_name(*first), _arm_name(*second), one, p, least, matched)
+            )
         return made
 
     def table(self) -> "pd.DataFrame":
@@ -170,7 +179,7 @@ class Forced:
                 found = self.accuracy(cue, times)
                 row = {"cue": cue, "times": times, "accuracy": found.value}
                 row |= {"low": found.low, "high": found.high}
-                row |= {"tokens": self.tokens[c, n].mean(), "cut_off": self.cut[c, n].mean()}
+                row |= {"tokens": self.tokens[c, n].mean(), "cut_off": self.truncated[c, n].mean()}
                 rows.append(row)
         return pd.DataFrame(rows)
 
@@ -179,57 +188,61 @@ class Forced:
         import pandas as pd
 
         rows = []
-        for change in self.changes():
-            found, matched = change.found, change.matched
+        for change in self.contrasts():
+            found, matched = change.comparison, change.matched
             row = {"first": change.first, "second": change.second}
             row |= {"difference": found.difference.value, "low": found.difference.low}
             row |= {"high": found.difference.high, "gained": found.gained, "lost": found.lost}
-            row |= {"p": found.p, "p_holm": change.p, "least": change.least}
-            row |= {"verdict": found.verdict(p=change.p)}
-            row |= {"matched_items": matched.items if matched else 0}
+            row |= {
+                "p": found.p_value,
+                "p_holm": change.p,
+                "least": change.min_detectable_difference,
+            }
+            row |= {"verdict": found.verdict(p_value=change.p)}
+            row |= {"matched_items": matched.n_items if matched else 0}
             row |= {"matched_difference": matched.difference.value if matched else np.nan}
             rows.append(row)
         return pd.DataFrame(rows)
 
     def summary(self, *, margin: float | None = None) -> tuple[str, ...]:
         """Say what was found; "alike" is said only of a difference within a `margin` (0 to 1)."""
-        count, most = self.right.shape[-1], self.times[-1]
+        count, most = self.correct.shape[-1], self.times[-1]
         lines = [
             f"{self.model}, {count} items, from its own answer"
-            if self.said == "own"
-            else f"{self.model}, {count} items, from a {self.said} answer said before"
+            if self.given_answer == "own"
+            else f"{self.model}, {count} items, from a {self.given_answer} answer said before"
         ]
         for cue in self.cues:
             steps = ", ".join(
                 f"n={n} {100 * self.accuracy(cue, n).value:.1f} %" for n in self.times
             )
-            cut = self.cut[self._at(cue, most)].mean()
+            cut = self.truncated[self._index(cue, most)].mean()
             lines.append(f"{cue}: right {steps}; {cut:.1%} of the items cut off for length")
-        return (*lines, *(_said(change, margin) for change in self.changes()))
+        return (*lines, *(_contrast_text(change, margin) for change in self.contrasts()))
 
     @property
-    def _none(self) -> bool:
+    def _has_no_cue(self) -> bool:
         return 0 in self.times
 
-    def _at(self, cue: str, times: int) -> tuple[int, int]:
+    def _index(self, cue: str, times: int) -> tuple[int, int]:
         if cue not in self.cues or times not in self.times:
             raise OutcomeError(
                 f"{cue!r} at n={times} was not tried: cues {', '.join(self.cues)}, n {self.times}"
             )
         return self.cues.index(cue), self.times.index(times)
 
-    def _matched(self, first: tuple[str, int], second: tuple[str, int]) -> Paired | None:
-        a, b = self._at(*first), self._at(*second)
+    def _matched_length(self, first: tuple[str, int], second: tuple[str, int]) -> PairedTest | None:
+        a, b = self._index(*first), self._index(*second)
         equal = self.tokens[a] == self.tokens[b]
-        return paired(self.right[a][equal], self.right[b][equal]) if equal.any() else None
+        return mcnemar_test(self.correct[a][equal], self.correct[b][equal]) if equal.any() else None
 
 
-def shown(found: Estimate) -> str:
+def format_estimate(estimate: Estimate) -> str:
     """Write an estimate to two digits that count, however small it is."""
-    return f"{found.value:.2g} [{found.low:.2g}, {found.high:.2g}]"
+    return f"{estimate.value:.2g} [{estimate.low:.2g}, {estimate.high:.2g}]"
 
 
-def _beside(excess: Estimate) -> str:
+def _excess_text(excess: Estimate) -> str:
     if excess.low > 0:
         return "the cues differ by more than a random word does"
     if excess.high < 0:
@@ -237,24 +250,26 @@ def _beside(excess: Estimate) -> str:
     return "cannot tell whether by more or less than a random word does"
 
 
-def _named(cue: str, times: int) -> str:
+def _arm_name(cue: str, times: int) -> str:
     return f"{cue} n={times}" if times else "none"
 
 
-def _said(change: Change, margin: float | None) -> str:
-    found, d = change.found, change.found.difference
-    verdict = found.verdict(p=change.p, margin=margin)
-    least = f"{found.items} items likely show " + (
-        f"{100 * change.least:.1f} points or more" if isfinite(change.least) else "no difference"
+def _contrast_text(contrast: ForcingContrast, margin: float | None) -> str:
+    found, d = contrast.comparison, contrast.comparison.difference
+    verdict = found.verdict(p_value=contrast.p, margin=margin)
+    least = f"{found.n_items} items likely show " + (
+        f"{100 * contrast.min_detectable_difference:.1f} points or more"
+        if isfinite(contrast.min_detectable_difference)
+        else "no difference"
     )
     words = {
-        "more": f"{change.second} is right more often",
-        "less": f"{change.second} is right less often",
+        "more": f"{contrast.second} is right more often",
+        "less": f"{contrast.second} is right less often",
         "alike": f"alike to within {100 * (margin or 0):.3g} points",
         "cannot tell": f"cannot tell: {least}",
     }[verdict]
     return (
-        f"{change.second} less {change.first}: {100 * d.value:+.1f} points "
+        f"{contrast.second} less {contrast.first}: {100 * d.value:+.1f} points "
         f"[{100 * d.low:+.1f}, {100 * d.high:+.1f}], {found.gained} gained, {found.lost} lost, "
-        f"p {change.p:.2g} (Holm): {words}"
+        f"p {contrast.p:.2g} (Holm): {words}"
     )

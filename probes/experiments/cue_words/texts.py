@@ -10,19 +10,19 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from probes.errors import BatchError, OutcomeError, TokenizerError
-from probes.prompts.batch import padding
+from probes.prompts.batch import pad_token_id
 from probes.prompts.question import Question
 
-Said = Literal["right", "wrong"]
+GivenAnswer = Literal["right", "wrong"]
 """Which answer stands before the cue, as if the model had written it."""
 
-STOP = "."
+FULL_STOP = "."
 
-_SPACES = "Ġ▁ "
+_SPACE_MARKERS = "Ġ▁ "
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class CueItem:
     """A text to continue behind a cue.
 
     Attributes:
@@ -37,44 +37,44 @@ class Item:
     answers: tuple[str, ...] = ()
     right: str = ""
     wrong: str = ""
-    then: str = ""
+    continuation: str = ""
 
-    def stem(self, said: Said) -> str:
+    def stem(self, given_answer: GivenAnswer) -> str:
         """Return the prompt with the answer that is said, if there is one, and its full stop."""
         text = self.right or next(iter(self.answers), "")
-        if said == "wrong":
+        if given_answer == "wrong":
             text = self.wrong
             if not text:
                 raise OutcomeError(
                     f"No wrong answer to {self.prompt!r} was found: give the item one as `wrong`"
                 )
-        return closed(f"{self.prompt} {text}" if text else self.prompt)
+        return end_sentence(f"{self.prompt} {text}" if text else self.prompt)
 
 
-def closed(text: str) -> str:
+def end_sentence(text: str) -> str:
     """Put a full stop behind a text that has none."""
-    return text if text.endswith(STOP) else text + STOP
+    return text if text.endswith(FULL_STOP) else text + FULL_STOP
 
 
-Text = Item | Question | str
+CueText = CueItem | Question | str
 
 
-def as_items(texts: Sequence[Text], *, seed: int = 0) -> tuple[Item, ...]:
+def to_cue_items(texts: Sequence[CueText], *, seed: int = 0) -> tuple[CueItem, ...]:
     """Read questions and plain texts as items.
 
     The wrong answer to a question is a number drawn from its other outcomes (the sum for a
-    difference, a number copied) and the right one's neighbours.
+    difference, a number copied) and the right one's neighbors.
     """
     if not texts:
         raise BatchError("No text was given: give at least one")
-    return tuple(_item(text, seed) for text in texts)
+    return tuple(_to_cue_item(text, seed) for text in texts)
 
 
-def _item(text: Text, seed: int) -> Item:
-    if isinstance(text, Item):
+def _to_cue_item(text: CueText, seed: int) -> CueItem:
+    if isinstance(text, CueItem):
         return text
     if isinstance(text, str):
-        return Item(text)
+        return CueItem(text)
     named = next(((name, a) for name, a in text.answers if a.isdecimal()), None)
     if named is None:
         raise OutcomeError(
@@ -88,16 +88,18 @@ def _item(text: Text, seed: int) -> Item:
     right, wrong = (
         " ".join(number if n == name else a for n, a in text.answers) for number in (number, drawn)
     )
-    return Item(text.text, (number,), right, wrong)
+    return CueItem(text.text, (number,), right, wrong)
 
 
-def cue_text(text: Text, cue: str, *, said: Said = "right", seed: int = 0) -> str:
+def cue_prompt(
+    text: CueText, cue: str, *, given_answer: GivenAnswer = "right", seed: int = 0
+) -> str:
     """Write a text with an answer, a full stop, the cue word and a comma behind it."""
-    return f"{_item(text, seed).stem(said)} {cue},"
+    return f"{_to_cue_item(text, seed).stem(given_answer)} {cue},"
 
 
 @dataclass(frozen=True, slots=True)
-class Pieces:
+class CueTokens:
     """Token ids of texts and cues, apart.
 
     Attributes:
@@ -112,20 +114,20 @@ class Pieces:
     prompts: tuple[int, ...]
     words: tuple[tuple[int, ...], ...]
     tail: tuple[int, ...]
-    thens: tuple[tuple[int, ...], ...]
+    continuations: tuple[tuple[int, ...], ...]
 
     def rows(self, words: Sequence[tuple[int, ...]]) -> list[list[int]]:
         """Put a cue, each its own, behind the texts."""
-        parts = zip(self.stems, words, self.thens, strict=True)
+        parts = zip(self.stems, words, self.continuations, strict=True)
         return [[*stem, *word, *self.tail, *then] for stem, word, then in parts]
 
 
-def pieces(
+def tokenize_cues(
     tokenizer: Any,  # noqa: ANN401 (any fast tokenizer)
-    items: Sequence[Item],
+    items: Sequence[CueItem],
     texts: Sequence[str],
     cues: Sequence[str],
-) -> Pieces:
+) -> CueTokens:
     """Cut texts into tokens, and see to it that cues alone make the difference.
 
     `texts` holds each item's prompt with what is said behind it, up to the full stop.
@@ -143,15 +145,15 @@ def pieces(
         return [tuple(row) for row in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
     prompts, stems = ids([item.prompt for item in items]), ids(texts)
-    _same_start(prompts, stems, "its prompt alone")
+    _strip_prefixes(prompts, stems, "its prompt alone")
     found = {}
     for cue in cues:
         words = ids([f"{text} {cue}" for text in texts])
         commas = ids([f"{text} {cue}," for text in texts])
-        behind = [f" {item.then}" if item.then else "" for item in items]
+        behind = [f" {item.continuation}" if item.continuation else "" for item in items]
         wholes = ids([f"{text} {cue},{then}" for text, then in zip(texts, behind, strict=True)])
-        word, tail = _same_start(stems, words, cue), _same_start(words, commas, f"{cue},")
-        thens = _same_start(commas, wholes, "what follows the cue")
+        word, tail = _strip_prefixes(stems, words, cue), _strip_prefixes(words, commas, f"{cue},")
+        thens = _strip_prefixes(commas, wholes, "what follows the cue")
         if len(set(word)) > 1 or len(set(tail)) > 1:
             raise TokenizerError(f"{cue!r} is cut into other tokens in other texts: choose another")
         found[cue] = word[0], tail[0], tuple(thens)
@@ -164,16 +166,16 @@ def pieces(
     _, tail, thens = found[cues[0]]
     bos = tokenizer.bos_token_id
     start = (bos,) if isinstance(bos, int) else ()
-    return Pieces(
+    return CueTokens(
         stems=tuple(start + stem for stem in stems),
         prompts=tuple(len(start) + len(prompt) for prompt in prompts),
         words=tuple(word for word, *_ in found.values()),
         tail=tail,
-        thens=thens,
+        continuations=thens,
     )
 
 
-def strangers(
+def sample_random_words(
     tokenizer: Any,  # noqa: ANN401
     words: Sequence[tuple[int, ...]],
     count: int,
@@ -189,11 +191,11 @@ def strangers(
     out = {*tokenizer.all_special_ids, *(token for word in words for token in word)}
     makes: dict[tuple, list[int]] = {}
     for token, name in enumerate(names):
-        if token not in out and (make := _make(name)):
+        if token not in out and (make := _token_shape(name)):
             makes.setdefault(make, []).append(token)
     pools = []
     for token in words[0]:
-        make = _make(names[token])
+        make = _token_shape(names[token])
         pools.append(makes.get(make, []) if make else [token])
     if not all(pools) or all(len(pool) < 2 for pool in pools):
         raise TokenizerError(
@@ -204,19 +206,19 @@ def strangers(
     return [tuple(rng.choice(pool) for pool in pools) for _ in range(count)]
 
 
-def padded(
+def left_pad(
     tokenizer: Any,  # noqa: ANN401
     rows: Sequence[Sequence[int]],
     device: torch.device,
 ) -> tuple[Int[Tensor, "prompt position"], Bool[Tensor, "prompt position"]]:
     """Pad rows on the left to one width."""
-    width, pad = max(len(row) for row in rows), padding(tokenizer)
+    width, pad = max(len(row) for row in rows), pad_token_id(tokenizer)
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
     lengths = torch.tensor([len(row) for row in rows], device=device)
     return ids, torch.arange(width, device=device) >= width - lengths[:, None]
 
 
-def _same_start(
+def _strip_prefixes(
     shorter: Sequence[tuple[int, ...]], longer: Sequence[tuple[int, ...]], what: str
 ) -> list[tuple[int, ...]]:
     """Return what each longer row has behind the shorter one, which it must begin with."""
@@ -229,9 +231,9 @@ def _same_start(
     return [b[len(a) :] for a, b in zip(shorter, longer, strict=True)]
 
 
-def _make(name: str) -> tuple[bool, bool, bool, bool] | None:
+def _token_shape(name: str) -> tuple[bool, bool, bool, bool] | None:
     """What a token looks like: a space, a capital, more than one letter, plain ones; or None."""
-    body = name.lstrip(_SPACES)
+    body = name.lstrip(_SPACE_MARKERS)
     if not body.isalpha():
         return None
     return name != body, body[0].isupper(), len(body) > 1, body.isascii()

@@ -11,20 +11,20 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from probes.errors import BatchError, ModelError, PatternError, SiteError, TokenizerError
-from probes.interventions.activation_patching import Recording, patch, record
+from probes.interventions.activation_patching import CachedRun, patch_sites, run_with_cache
 from probes.models.model import Model
-from probes.models.site import Cell
-from probes.prompts.pair_batch import fits
+from probes.models.site import Site
+from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
-from probes.prompts.tokenization import Row, encode_rows
+from probes.prompts.tokenization import TokenizedPrompt, tokenize_questions
 
 _TOP = 3
-_TIMES = (1, 4, 16, 64)
+_OVERSAMPLING = (1, 4, 16, 64)
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class AnswerPrompts:
     """Prompts of one length, each cut where the answer is read.
 
     Attributes:
@@ -39,7 +39,7 @@ class Asked:
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
+class ComponentMeasurements:
     """What the score reads of one model.
 
     Attributes:
@@ -48,20 +48,20 @@ class Parts:
         heads, mlps: Influence of each head (layer by layer) and each MLP when its output is set to
             zero: 100 |1 - lead without it / lead|, per cent of the lead.
         attention: Attention of each head, averaged over prompts.
-        directions: For each MLP the three leading eigenvectors of the second moment, not centred,
+        directions: For each MLP the three leading eigenvectors of the second moment, not centered,
             of what it writes at all positions of all prompts.
     """
 
     model: str
-    lead: float
-    heads: Float[np.ndarray, " component"]
-    mlps: Float[np.ndarray, " layer"]
+    logit_diff: float
+    head_influence: Float[np.ndarray, " component"]
+    mlp_influence: Float[np.ndarray, " layer"]
     attention: Float[np.ndarray, "component query key"]
-    directions: Float[np.ndarray, "layer d_model 3"]
+    mlp_directions: Float[np.ndarray, "layer d_model 3"]
 
 
 @torch.no_grad()
-def parts_of(model: Model, prompts: Asked) -> Parts:
+def measure_components(model: Model, prompts: AnswerPrompts) -> ComponentMeasurements:
     """Run a model, and run it again without each of its heads and MLPs.
 
     Raises:
@@ -69,10 +69,10 @@ def parts_of(model: Model, prompts: Asked) -> Parts:
     """
     ids = prompts.ids.to(model.device)
     mask = torch.ones_like(ids, dtype=torch.bool)
-    clean, attention = _recorded(model, ids, mask)
+    clean, attention = _record_with_attention(model, ids, mask)
     layers, heads = model.shape.layers, model.shape.heads
-    cells = [Cell(layer, head, "all") for layer in range(layers) for head in range(heads)]
-    cells += [Cell(layer, "mlp", "all") for layer in range(layers)]
+    cells = [Site(layer, head, "all") for layer in range(layers) for head in range(heads)]
+    cells += [Site(layer, "mlp", "all") for layer in range(layers)]
     answer, foil = prompts.answer.to(model.device), prompts.foil.to(model.device)
 
     def lead(logits: Tensor, rows: Tensor) -> Tensor:
@@ -87,19 +87,19 @@ def parts_of(model: Model, prompts: Asked) -> Parts:
             "of 0. Score a model that tells them apart"
         )
     nothing = replace(clean, z=torch.zeros_like(clean.z), mlp_out=torch.zeros_like(clean.mlp_out))
-    without = patch(clean, nothing, cells, {"all": mask}, lead)[..., 0].double().mean(1)
+    without = patch_sites(clean, nothing, cells, {"all": mask}, lead)[..., 0].double().mean(1)
     influence = 100 * np.abs(1 - without.cpu().numpy() / base)
-    return Parts(
+    return ComponentMeasurements(
         model=model.name,
-        lead=base,
-        heads=influence[: layers * heads],
-        mlps=influence[layers * heads :],
+        logit_diff=base,
+        head_influence=influence[: layers * heads],
+        mlp_influence=influence[layers * heads :],
         attention=attention.cpu().numpy(),
-        directions=_leading(clean.mlp_out),
+        mlp_directions=_top_eigenvectors(clean.mlp_out),
     )
 
 
-def same_length(
+def sample_same_length(
     pattern: Pattern,
     count: int,
     *,
@@ -114,14 +114,16 @@ def same_length(
     if count < 1:
         raise BatchError(f"{count} prompts were asked for: ask for at least one")
     kept: dict[tuple, list[Question]] = {}
-    for times in _TIMES:
+    for times in _OVERSAMPLING:
         try:
-            drawn = pattern.questions(times * count, seed=seed, keep=fits(*tokenizers))
+            drawn = pattern.sample_questions(
+                times * count, seed=seed, keep=tokenizable_by(*tokenizers)
+            )
         except PatternError:
             if times == 1:
                 raise
             break  # there are no more
-        kept = _kinds(drawn, tokenizers, answer)
+        kept = _group_by_layout(drawn, tokenizers, answer)
         if any(len(alike) >= count for alike in kept.values()):
             break
     kind, questions = max(kept.items(), key=lambda item: len(item[1]), default=((), []))
@@ -140,46 +142,50 @@ def same_length(
     return tuple(questions[:count])
 
 
-def asked(tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], answer: str) -> Asked:
+def tokenize_answer_prompts(
+    tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], answer: str
+) -> AnswerPrompts:
     """Encode questions of one length, cut where an answer is read."""
-    k = _column(questions[0], answer)
-    rows = encode_rows(tokenizer, questions)
+    k = _answer_index(questions[0], answer)
+    rows = tokenize_questions(tokenizer, questions)
 
-    def cut(row: Row) -> tuple[int, ...]:
-        return row.ids[: row.starts[k]]
+    def cut(row: TokenizedPrompt) -> tuple[int, ...]:
+        return row.ids[: row.outcome_starts[k]]
 
     if len({len(cut(row)) for row in rows}) > 1:
         raise BatchError("The prompts differ in length: draw them with `same_length`")
-    return Asked(
+    return AnswerPrompts(
         ids=torch.tensor([cut(row) for row in rows]),
         answer=torch.tensor([row.outcomes[k][0] for row in rows]),
         foil=torch.tensor([row.outcomes[k][1] for row in rows]),
     )
 
 
-def _kinds(
-    drawn: Sequence[Question], tokenizers: Sequence[PreTrainedTokenizerBase], answer: str
+def _group_by_layout(
+    questions: Sequence[Question], tokenizers: Sequence[PreTrainedTokenizerBase], answer: str
 ) -> dict[tuple, list[Question]]:
     """Sort questions by their frame and their roles, token by token, up to the answer."""
-    k = _column(drawn[0], answer)
+    k = _answer_index(questions[0], answer)
     kept: dict[tuple, list[Question]] = {}
-    for question, *rows in zip(drawn, *(encode_rows(t, drawn) for t in tokenizers), strict=True):
+    for question, *rows in zip(
+        questions, *(tokenize_questions(t, questions) for t in tokenizers), strict=True
+    ):
         if all(len(row.outcomes[k]) > 1 for row in rows):  # something to hold the answer against
             kind = (question.frame, *(row.roles[: row.starts[k]] for row in rows))
             kept.setdefault(kind, []).append(question)
     return kept
 
 
-def _column(question: Question, answer: str) -> int:
+def _answer_index(question: Question, answer: str) -> int:
     names = [name for name, _ in question.answers]
     if answer and answer not in names:
         raise SiteError(f"Answer {answer!r} is not one of this pattern: it has {names}")
     return names.index(answer) if answer else 0
 
 
-def _recorded(
+def _record_with_attention(
     model: Model, ids: Tensor, mask: Tensor
-) -> tuple[Recording, Float[Tensor, "component query key"]]:
+) -> tuple[CachedRun, Float[Tensor, "component query key"]]:
     """Run once, and keep every head's attention averaged over prompts."""
     kept: dict[int, Tensor] = {}
 
@@ -190,17 +196,17 @@ def _recorded(
     names = {f"blocks.{n}.attn.hook_pattern": lambda value, n=n: keep(n, value) for n in layers}
     last = torch.full((len(ids), 1), ids.shape[1] - 1, device=ids.device)
     with model.editing(names):
-        clean = record(model, ids, mask, last)
+        clean = run_with_cache(model, ids, mask, last)
     return clean, rearrange(
         torch.stack([kept[n] for n in layers]), "layer head query key -> (layer head) query key"
     )
 
 
-def _leading(
-    written: Float[Tensor, "layer prompt position d_model"],
+def _top_eigenvectors(
+    mlp_out: Float[Tensor, "layer prompt position d_model"],
 ) -> Float[np.ndarray, "layer d_model 3"]:
     flat = rearrange(
-        written.double(), "layer prompt position d_model -> layer (prompt position) d_model"
+        mlp_out.double(), "layer prompt position d_model -> layer (prompt position) d_model"
     )
     flat = flat.cpu().numpy()
     moments = np.einsum("lpd,lpe->lde", flat, flat, optimize=True) / flat.shape[1]

@@ -9,16 +9,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from probes.prompts.catalog import all_patterns
+from probes.prompts.catalog import list_patterns
 from probes.prompts.held_out import family_split
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
 
-Task = Literal["counting", "copying", "permuted"]
+TrainingTask = Literal["counting", "copying", "permuted"]
 
 CUES = ("Wait", "Hmm", "So")
 
-_SHARES = {
+_PATTERN_WEIGHTS = {
     "take-away": 0.30,
     "get-more": 0.24,
     "distractor": 0.08,
@@ -33,11 +33,11 @@ _SHARES = {
     "bystander-more": 0.03,
 }
 
-_COPYING = ("copy", "copy-more", "taken", "gotten", "bystander", "bystander-more")
+_COPYING_PATTERNS = ("copy", "copy-more", "taken", "gotten", "bystander", "bystander-more")
 
 
 @dataclass(frozen=True, slots=True)
-class Dials:
+class CorpusSettings:
     """What may be turned in the corpus; every share is between 0 and 1.
 
     Attributes:
@@ -52,14 +52,14 @@ class Dials:
     """
 
     nouns: int | None = None
-    task: Task = "counting"
+    task: TrainingTask = "counting"
     recheck: float = 0.15
     ambiguous: float = 0.05
     context: float = 0.15
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class CorpusText:
     """One text of the corpus, split where the prompt ends and the answers start."""
 
     prompt: str
@@ -71,53 +71,59 @@ class Item:
         return self.prompt + self.completion
 
 
-def items(kind: str, count: int, *, seed: int, dials: Dials | None = None) -> Iterator[Item]:
+def sample_texts(
+    kind: str, count: int, *, seed: int, settings: CorpusSettings | None = None
+) -> Iterator[CorpusText]:
     """Write items of one kind, "statements" or "questions"; nothing held out is among them."""
-    dials = dials or Dials()
+    settings = settings or CorpusSettings()
     rng = random.Random(f"{kind}:{seed}")
     suffix = "-told" if kind == "statements" else ""
-    shares = {n: s for n, s in _SHARES.items() if dials.task != "copying" or n in _COPYING}
-    choices = [all_patterns()[name + suffix] for name in shares]
+    shares = {
+        n: s
+        for n, s in _PATTERN_WEIGHTS.items()
+        if settings.task != "copying" or n in _COPYING_PATTERNS
+    }
+    choices = [list_patterns()[name + suffix] for name in shares]
     weights = list(shares.values())
     for _ in range(count):
-        question = _draw(rng.choices(choices, weights)[0], rng, dials)
-        if dials.task == "permuted":
-            other = _draw(rng.choices(choices, weights)[0], rng, dials)
-            question = replace(question, answers=_number_of(other, question))
-        yield _item(question, rng, dials)
+        question = _sample_question(rng.choices(choices, weights)[0], rng, settings)
+        if settings.task == "permuted":
+            other = _sample_question(rng.choices(choices, weights)[0], rng, settings)
+            question = replace(question, answers=_swap_number(other, question))
+        yield _corpus_text(question, rng, settings)
 
 
-def _number_of(other: Question, question: Question) -> tuple[tuple[str, str], ...]:
+def _swap_number(other: Question, question: Question) -> tuple[tuple[str, str], ...]:
     """Return the answers of a question with the number of another."""
     theirs = dict(other.answers)
     return tuple((name, theirs[name] if name == "number" else t) for name, t in question.answers)
 
 
-def _draw(pattern: Pattern, rng: random.Random, dials: Dials) -> Question:
+def _sample_question(pattern: Pattern, rng: random.Random, settings: CorpusSettings) -> Question:
     split = family_split()
-    nouns = pattern.lexicon.words("noun")[: dials.nouns]
+    nouns = pattern.lexicon.words("noun")[: settings.nouns]
     while True:
-        fixed = None if dials.nouns is None else {"thing": rng.choice(nouns)}
-        question = pattern.draw(rng, fixed=fixed)
-        if question is not None and split.seen(question):
+        fixed = None if settings.nouns is None else {"thing": rng.choice(nouns)}
+        question = pattern.sample_question(rng, fixed=fixed)
+        if question is not None and split.in_training(question):
             return question
 
 
-def _item(question: Question, rng: random.Random, dials: Dials) -> Item:
-    lexicon = all_patterns()[question.pattern].lexicon
+def _corpus_text(question: Question, rng: random.Random, settings: CorpusSettings) -> CorpusText:
+    lexicon = list_patterns()[question.pattern].lexicon
     before = ""
-    if rng.random() < dials.ambiguous:
+    if rng.random() < settings.ambiguous:
         before = f"My name is {rng.choice(lexicon.words('name'))}. "
-    elif rng.random() < dials.context:
+    elif rng.random() < settings.context:
         before = rng.choice(lexicon.words("filler")) + " "
     after = "".join(f" {text}" for _, text in question.answers) + "."
-    if rng.random() < dials.recheck and dials.task == "counting":
+    if rng.random() < settings.recheck and settings.task == "counting":
         after += _recheck(question, rng)
-    return Item(before + question.text, after)
+    return CorpusText(before + question.text, after)
 
 
 def _recheck(question: Question, rng: random.Random) -> str:
-    pattern = all_patterns()[question.pattern]
+    pattern = list_patterns()[question.pattern]
     x, y = int(question["x"]), int(question["y"])
     word, result = ("less", x - y) if pattern.operation == "minus" else ("and", x + y)
     return f" {rng.choice(CUES)}, {x} {word} {y} is {result}."

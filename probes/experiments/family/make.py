@@ -8,40 +8,40 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from probes.compression.derived_model import Relative, dense, parent
+from probes.compression.derived_model import DerivedModel, dense_storage, load_parent
 from probes.compression.distillation.layers import take_layers
-from probes.compression.distillation.trainer import Row, Watch
+from probes.compression.distillation.trainer import TrainingCallback, TrainingText
 from probes.compression.grow import grow
 from probes.compression.pruning.masks import (
     Masks,
+    apply_masks,
     magnitude_masks,
     masked_storage,
-    masks_of,
-    put_on,
-    random_like,
+    nonzero_masks,
+    random_masks_like,
 )
 from probes.errors import ModelError
 from probes.experiments.family.model_card import write_card
-from probes.experiments.family.recipes import EVERY, RECIPES, Recipe, recipe
+from probes.experiments.family.recipes import ALL_RECIPES, RECIPES, Recipe, recipe
 from probes.experiments.family.tokenizer import train_tokenizer
-from probes.experiments.family.train import fresh, train
-from probes.models.provenance import Made
+from probes.experiments.family.train import random_init_model, train
+from probes.models.provenance import Provenance
 
 _TOKENIZER_SEED = 0
 
-GROWTHS = ("identity", "stack", "wider")
+GROWTH_METHODS = ("identity", "stack", "wider")
 """How a member may be grown before it is trained on."""
 
 
 def make_members(names: Sequence[str] = (), *, folder: Path, work: Path) -> Iterator[Path]:
     """Make members in the order they need each other; without names, the whole family."""
     _check(names)
-    for entry in EVERY:
+    for entry in ALL_RECIPES:
         if entry.name in names or (not names and entry in RECIPES):
             yield make_member(entry.name, folder=folder, work=work)
 
 
-def make_member(name: str, *, folder: Path, work: Path, texts: Sequence[Row] = ()) -> Path:
+def make_member(name: str, *, folder: Path, work: Path, texts: Sequence[TrainingText] = ()) -> Path:
     """Train one member and save it under `folder`, or under `work` if it is not shipped.
 
     Its start, its teacher and what its masks are made of are read from the same places and must be
@@ -52,21 +52,21 @@ def make_member(name: str, *, folder: Path, work: Path, texts: Sequence[Row] = (
     """
     _check((name,))
     chosen = recipe(name)
-    begun = begin(chosen, folder=folder, work=work)
+    begun = initialize_member(chosen, folder=folder, work=work)
     trained = begun.train(work / f"{name}-checkpoints", texts=texts)
-    put_on(begun.masks, trained)
+    apply_masks(begun.masks, trained)
     # Half precision keeps a member below 4 MB; every figure in a card is of the saved weights.
     trained.half()
-    target = _place(chosen, folder, work)
-    made = _made(chosen, trained, begun.masks, folder, work)
-    Relative(name, trained, begun.tokenizer, made).save(target)
+    target = _member_folder(chosen, folder, work)
+    made = _provenance(chosen, trained, begun.masks, folder, work)
+    DerivedModel(name, trained, begun.tokenizer, made).save(target)
     if chosen.shipped:
         write_card(target)
     return target
 
 
 @dataclass(frozen=True, eq=False)
-class Begun:
+class InitializedMember:
     """A member before its training.
 
     Attributes:
@@ -87,8 +87,8 @@ class Begun:
         self,
         checkpoints: Path,
         *,
-        texts: Sequence[Row] = (),
-        watch: Watch | None = None,
+        texts: Sequence[TrainingText] = (),
+        callback: TrainingCallback | None = None,
         until: int = 0,
     ) -> LlamaForCausalLM:
         """Train it by its recipe; see `training.train`."""
@@ -99,13 +99,13 @@ class Begun:
             folder=checkpoints,
             teacher=self.teacher,
             masks=self.masks,
-            watch=watch,
+            callback=callback,
             texts=texts,
             until=until,
         )
 
 
-def begin(chosen: Recipe, *, folder: Path, work: Path) -> Begun:
+def initialize_member(chosen: Recipe, *, folder: Path, work: Path) -> InitializedMember:
     """Return a member as it is before its training.
 
     Raises:
@@ -114,31 +114,31 @@ def begin(chosen: Recipe, *, folder: Path, work: Path) -> Begun:
     tokenizer = family_tokenizer(work)
     teacher = _load(chosen.teacher, folder, work) if chosen.teacher else None
     masks = _masks(chosen, folder, work)
-    student = _start(chosen, tokenizer, folder, work)
-    put_on(masks, student)
-    return Begun(chosen, student, teacher, masks, tokenizer)
+    student = _initial_model(chosen, tokenizer, folder, work)
+    apply_masks(masks, student)
+    return InitializedMember(chosen, student, teacher, masks, tokenizer)
 
 
-def _made(
+def _provenance(
     chosen: Recipe, trained: LlamaForCausalLM, masks: Masks, folder: Path, work: Path
-) -> Made:
+) -> Provenance:
     kind, _, source = chosen.start.partition(":")
-    dials: dict[str, Any] = {
+    settings: dict[str, Any] = {
         n: v for n, v in asdict(chosen).items() if n not in ("name", "shipped")
     }
-    storage = masked_storage(trained, masks) if masks else dense(trained, bits=16)
+    storage = masked_storage(trained, masks) if masks else dense_storage(trained, bits=16)
     if chosen.masks:
-        return Made("ticket", chosen.masks.partition(":")[2], storage, dials)
-    if kind in GROWTHS:
-        dials |= _grown(chosen, folder, work).made.dials
-        return Made("grown", source, storage, dials)
+        return Provenance("ticket", chosen.masks.partition(":")[2], storage, settings)
+    if kind in GROWTH_METHODS:
+        settings |= _grow_member(chosen, folder, work).provenance.settings
+        return Provenance("grown", source, storage, settings)
     if chosen.teacher:
-        return Made("distilled", chosen.teacher, storage, dials)
-    return Made("trained", "" if chosen.start == "fresh" else chosen.start, storage, dials)
+        return Provenance("distilled", chosen.teacher, storage, settings)
+    return Provenance("trained", "" if chosen.start == "fresh" else chosen.start, storage, settings)
 
 
 def _check(names: Sequence[str]) -> None:
-    known = [entry.name for entry in EVERY]
+    known = [entry.name for entry in ALL_RECIPES]
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ModelError(f"The family has no member {unknown}: it has {', '.join(known)}")
@@ -152,52 +152,52 @@ def family_tokenizer(work: Path) -> PreTrainedTokenizerFast:
     return AutoTokenizer.from_pretrained(home)
 
 
-def _place(chosen: Recipe, folder: Path, work: Path) -> Path:
+def _member_folder(chosen: Recipe, folder: Path, work: Path) -> Path:
     return (folder if chosen.shipped else work) / chosen.name
 
 
 def _load(name: str, folder: Path, work: Path) -> LlamaForCausalLM:
-    place = _place(recipe(name), folder, work)
+    place = _member_folder(recipe(name), folder, work)
     if not place.exists():
         raise ModelError(f"Member {name!r} is not at {str(place)!r}: make it first")
     return LlamaForCausalLM.from_pretrained(place, dtype=torch.float32, attn_implementation="eager")
 
 
-def _start(
+def _initial_model(
     chosen: Recipe, tokenizer: PreTrainedTokenizerFast, folder: Path, work: Path
 ) -> LlamaForCausalLM:
     kind, _, rest = chosen.start.partition(":")
     if kind == "fresh":
-        return fresh(chosen, tokenizer)
+        return random_init_model(chosen, tokenizer)
     if kind == "alternate":
         teacher = _load(rest, folder, work)
         there = teacher.config.num_hidden_layers
         return take_layers(teacher, range(0, there, there // chosen.layers))
     if kind == "early":
         name, steps = rest.split(":")
-        return _early(recipe(name), int(steps), folder, work)
-    if kind in GROWTHS:
-        return _grown(chosen, folder, work).hf_model
+        return _early_model(recipe(name), int(steps), folder, work)
+    if kind in GROWTH_METHODS:
+        return _grow_member(chosen, folder, work).hf_model
     return _load(chosen.start, folder, work)
 
 
-def _grown(chosen: Recipe, folder: Path, work: Path) -> Relative:
+def _grow_member(chosen: Recipe, folder: Path, work: Path) -> DerivedModel:
     kind, _, source = chosen.start.partition(":")
-    origin = parent(_place(recipe(source), folder, work))
+    origin = load_parent(_member_folder(recipe(source), folder, work))
     if kind == "wider":
         return grow(origin, kind, width=chosen.d_mlp, seed=chosen.seed)
     return grow(origin, kind, layers=chosen.layers, seed=chosen.seed)
 
 
-def _early(chosen: Recipe, steps: int, folder: Path, work: Path) -> LlamaForCausalLM:
+def _early_model(chosen: Recipe, steps: int, folder: Path, work: Path) -> LlamaForCausalLM:
     """Return what a member was after so many steps; its training begins alike each time."""
     place = work / f"{chosen.name}-early-{steps}"
     if not (place / "config.json").is_file():
-        begun = begin(chosen, folder=folder, work=work)
+        begun = initialize_member(chosen, folder=folder, work=work)
         early = begun.train(place.with_name(f"{place.name}-checkpoints"), until=steps)
-        made = Made("trained", chosen.name, dense(early, bits=32), {"until": steps})
-        Relative(place.name, early, begun.tokenizer, made).save(place)
-    return parent(place).hf_model
+        made = Provenance("trained", chosen.name, dense_storage(early, bits=32), {"until": steps})
+        DerivedModel(place.name, early, begun.tokenizer, made).save(place)
+    return load_parent(place).hf_model
 
 
 def _masks(chosen: Recipe, folder: Path, work: Path) -> Masks:
@@ -206,7 +206,7 @@ def _masks(chosen: Recipe, folder: Path, work: Path) -> Masks:
         return {}
     how, _, name = chosen.masks.partition(":")
     source = _load(name, folder, work)
-    theirs = masks_of(source)
+    theirs = nonzero_masks(source)
     if how == "smallest":
         return magnitude_masks(source, 0.5, within=theirs)
-    return random_like(theirs, seed=chosen.seed) if how == "like" else theirs
+    return random_masks_like(theirs, seed=chosen.seed) if how == "like" else theirs

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from probes.experiments.family.accuracy import Score, every_axis, measure
+from probes.experiments.family.accuracy import AxisAccuracy, all_axis_questions, evaluate_axes
 from probes.experiments.family.recipes import Recipe, recipe
-from probes.files import write_whole
+from probes.files import write_atomic
 from probes.models.model import load
 
 PER_CELL, SEED = 8, 0
@@ -17,7 +17,7 @@ NOTES = {
     "full": "`base` tuned on questions and answers: the teacher.",
     "full-b": "The same recipe as `full` from other seeds, weights and texts: the ceiling of what "
     '"the same" can mean. It is the second draw: seeds 11 and 12 stood at 0.60 on held-out cells '
-    "after 2,000 of 3,000 steps and were stopped, so what a seed generalises to varies.",
+    "after 2,000 of 3,000 steps and were stopped, so what a seed generalizes to varies.",
     "distilled": "Every second layer of `full`, trained on with the soft labels of `full`.",
     "distilled-narrow": "Another width and head count, from fresh weights, with the soft labels of "
     "`full`: no basis is shared.",
@@ -34,14 +34,14 @@ NOTES = {
 }
 
 
-def write_card(folder: Path) -> list[Score]:
+def write_card(folder: Path) -> list[AxisAccuracy]:
     """Measure a member on everything it never saw, and write its card beside its weights."""
     chosen = recipe(folder.name)
     # The base never saw a question: it is read by completing statements.
     suffix = "-told" if chosen.statements == 1.0 else ""
     model = load(folder)
-    asked = every_axis(model.tokenizer, suffix=suffix, per_cell=PER_CELL, seed=SEED)
-    scores = measure(model, asked, seed=SEED)
+    asked = all_axis_questions(model.tokenizer, suffix=suffix, per_cell=PER_CELL, seed=SEED)
+    scores = evaluate_axes(model, asked, seed=SEED)
     written = [
         {
             "pattern": score.pattern,
@@ -56,13 +56,13 @@ def write_card(folder: Path) -> list[Score]:
         for score in scores
     ]
     numbers = {"per_cell": PER_CELL, "seed": SEED, "scores": written}
-    write_whole(folder / "accuracy.json", json.dumps(numbers, indent=1).encode())
-    write_whole(folder / "README.md", _card(chosen, scores).encode())
+    write_atomic(folder / "accuracy.json", json.dumps(numbers, indent=1).encode())
+    write_atomic(folder / "README.md", _card(chosen, scores).encode())
     return scores
 
 
-def _card(chosen: Recipe, scores: Sequence[Score]) -> str:
-    dials = "\n".join(
+def _card(chosen: Recipe, scores: Sequence[AxisAccuracy]) -> str:
+    settings = "\n".join(
         f"| {name} | {value} |" for name, value in asdict(chosen).items() if name != "name"
     )
     rows = "\n".join(
@@ -90,7 +90,7 @@ owners, behind a sentence about the other one.) Weights are stored in float16.
 
 | dial | value |
 |---|---|
-{dials}
+{settings}
 
 ## Accuracy
 

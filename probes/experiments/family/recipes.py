@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
-from probes.experiments.family.corpus import Task
+from probes.experiments.family.corpus import TrainingTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Recipe:
         items: How many different texts it sees.
         nouns: How many nouns stand in its sentences with an operation, or None for all.
         task: What its questions train; see `corpus.Dials`.
-        steps, batch, learning_rate, weight_decay: The optimiser's dials (AdamW, cosine).
+        steps, batch, learning_rate, weight_decay: The optimizer's dials (AdamW, cosine).
         temperature: Of the soft labels.
         labels: What is taught at each token, as `compress.labels` writes it; by default "soft"
             with a teacher and "hard" without.
@@ -32,7 +32,7 @@ class Recipe:
             left in a member once it is trained, "like:<member>" for as many in every matrix,
             anywhere, "of:<member>" for those that are zero in that member; none by default.
         schedule: "cosine" to a twentieth, or "stable" with the fall in the last quarter alone:
-            weight decay acts through the learning rate, and it is what makes cells generalise.
+            weight decay acts through the learning rate, and it is what makes cells generalize.
         seed: Of weights, texts and their order.
         shipped: Whether the member is part of the family, or only a step towards one.
     """
@@ -50,7 +50,7 @@ class Recipe:
     answers_only: bool = True
     items: int = 200_000
     nouns: int | None = None
-    task: Task = "counting"
+    task: TrainingTask = "counting"
     batch: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 1.0
@@ -61,7 +61,7 @@ class Recipe:
     shipped: bool = True
 
 
-STRANGERS: tuple[Task, ...] = ("copying", "permuted")
+NEGATIVE_CONTROL_TASKS: tuple[TrainingTask, ...] = ("copying", "permuted")
 """Tasks of the same words that never ask to count on: a stricter null than fresh weights."""
 
 _BASE = Recipe(
@@ -77,7 +77,7 @@ _FULL = Recipe(
     name="full",
     start="base",
     statements=0.3,
-    # Whole texts, not answers alone: trained on answers only, it forgets how to generalise.
+    # Whole texts, not answers alone: trained on answers only, it forgets how to generalize.
     answers_only=False,
     steps=3000,
     seed=2,
@@ -85,9 +85,9 @@ _FULL = Recipe(
 )
 
 # Set back to `base` with few of its weights, or grown from `distilled`, and trained on for less.
-_AGAIN = replace(_FULL, items=48_000, steps=1500, batch=32, shipped=False)
-_TICKET = replace(_AGAIN, start="base")
-_GROWN = replace(_AGAIN, schedule="stable", seed=81)
+_RETRAINED = replace(_FULL, items=48_000, steps=1500, batch=32, shipped=False)
+_TICKET = replace(_RETRAINED, start="base")
+_GROWN = replace(_RETRAINED, schedule="stable", seed=81)
 _HALF = replace(_TICKET, name="ticket-half", masks="smallest:full")
 
 RECIPES = (
@@ -138,7 +138,7 @@ RECIPES = (
             schedule="stable",
             seed=61,
         )
-        for task in STRANGERS
+        for task in NEGATIVE_CONTROL_TASKS
     ),
     _HALF,
     replace(_TICKET, name="ticket", masks="smallest:ticket-half", shipped=True),
@@ -150,7 +150,7 @@ _DISTILLED = next(entry for entry in RECIPES if entry.name == "distilled")
 
 
 # What one model cannot tell: how much of a finding is the seed's, and what more objects do.
-SERIES = (
+SEED_SERIES = (
     *(
         replace(recipe_of, name=f"{recipe_of.name}-{seed}", seed=seed, shipped=False)
         for seeds in zip(range(51, 55), range(31, 35), strict=True)
@@ -163,12 +163,12 @@ SERIES = (
     *(
         replace(_SCRATCH, name=f"{task}-{k}", task=task, seed=60 + k, steps=2000, shipped=False)
         for k in (2, 3)
-        for task in STRANGERS
+        for task in NEGATIVE_CONTROL_TASKS
     ),
 )
 
 # Are soft labels the reason, or is it the teacher's layers? Alike in texts and steps.
-SQUARE = tuple(
+LABELS_GRID = tuple(
     replace(
         _FULL,
         name=f"{labels}-{start}-{seed}",
@@ -188,41 +188,41 @@ SQUARE = tuple(
 )
 
 # Winning tickets of `full`, and what they have to beat: as many weights drawn at random.
-TICKETS = (
+TICKET_RECIPES = (
     _HALF,
     next(entry for entry in RECIPES if entry.name == "ticket"),
     replace(_TICKET, name="random-quarter", masks="like:ticket"),
 )
 
 
-EARLY = 100
+EARLY_STEPS = 100
 """Steps after which early weights are kept: the end of the warmup."""
 
 
-def _crossed(parent: Recipe) -> tuple[Recipe, ...]:
+def _tickets_and_students(parent: Recipe) -> tuple[Recipe, ...]:
     """Cross {same, other} early weights with {ticket, distilled}, for one parent."""
     name, seed = parent.name, parent.seed
-    same = replace(parent, start=f"early:{name}:{EARLY}")
+    same = replace(parent, start=f"early:{name}:{EARLY_STEPS}")
     other = replace(parent, start="fresh", seed=seed + 100)
     return (
         replace(same, name=f"ticket-1-of-{name}", masks=f"smallest:{name}"),
         replace(same, name=f"ticket-2-of-{name}", masks=f"smallest:ticket-1-of-{name}"),
         replace(same, name=f"random-of-{name}", masks=f"like:ticket-2-of-{name}"),
-        replace(other, name=f"reinitialised-of-{name}", masks=f"of:ticket-2-of-{name}"),
+        replace(other, name=f"reinitialized-of-{name}", masks=f"of:ticket-2-of-{name}"),
         replace(same, name=f"student-of-{name}", teacher=name),
         replace(other, name=f"stranger-student-of-{name}", teacher=name),
     )
 
 
-CROSSED = {
-    entry.name: _crossed(entry)
-    for entry in SQUARE
+TICKETS_BY_PARENT = {
+    entry.name: _tickets_and_students(entry)
+    for entry in LABELS_GRID
     if entry.name in ("soft-fresh-71", "soft-fresh-72", "soft-fresh-73")
 }
 """For each of some parents, its tickets and students, and what they have to beat."""
 
 # `distilled`, grown back: what the new layers take, and what only more training would have done.
-GROWN = (
+GROWN_RECIPES = (
     next(entry for entry in RECIPES if entry.name == "regrown"),
     replace(_GROWN, name="grown-stack", start="stack:distilled"),
     replace(_GROWN, name="grown-wider", start="wider:distilled", layers=2, d_mlp=768),
@@ -231,9 +231,16 @@ GROWN = (
     replace(_GROWN, name="large-scratch", start="fresh", items=200_000, steps=4750, batch=64),
 )
 
-EVERY = tuple(
+ALL_RECIPES = tuple(
     dict.fromkeys(
-        (*RECIPES, *SERIES, *SQUARE, *TICKETS, *chain.from_iterable(CROSSED.values()), *GROWN)
+        (
+            *RECIPES,
+            *SEED_SERIES,
+            *LABELS_GRID,
+            *TICKET_RECIPES,
+            *chain.from_iterable(TICKETS_BY_PARENT.values()),
+            *GROWN_RECIPES,
+        )
     )
 )
 """All that can be made by a recipe."""
@@ -241,4 +248,4 @@ EVERY = tuple(
 
 def recipe(name: str) -> Recipe:
     """Return the recipe of a member by its name."""
-    return next(entry for entry in EVERY if entry.name == name)
+    return next(entry for entry in ALL_RECIPES if entry.name == name)

@@ -5,48 +5,52 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from probes.experiments.family.make import make_member
-from probes.experiments.family.recipes import SERIES, recipe
+from probes.experiments.family.recipes import SEED_SERIES, recipe
 from probes.files import data_folder
 from probes.interventions.confounds import unseen_verbs
-from probes.interventions.dissociation import branches
+from probes.interventions.dissociation import output_heads
 from probes.interventions.hotspots import hotspots
-from probes.interventions.interchange import cross, exchange
+from probes.interventions.interchange import interchange_intervention, run_interchange_pairs
 from probes.models.model import Model, load
-from probes.models.site import join, site_name
-from probes.observe.gate import ask
+from probes.models.site import joined_roles, site_name
+from probes.observe.gate import answer_questions
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.held_out import family_split
-from probes.prompts.interchange_pairs import OBJECT, OPERATION, crossings
-from probes.prompts.pair_batch import fits
+from probes.prompts.interchange_pairs import OBJECT, OPERATION, sample_interchange_pairs
+from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
 
-Row = dict[str, float | str]
+TableRow = dict[str, float | str]
 
 
-def measure(model: Model, pattern: Pattern, *, bases: int = 200, seed: int = 0) -> Row:
+def measure_member(model: Model, pattern: Pattern, *, bases: int = 200, seed: int = 0) -> TableRow:
     """Say where a model holds the operation, and how it fares with objects never trained on."""
     made = recipe(model.name)
     hot = hotspots(model, pattern, bases=bases, seed=seed, nulls=0)
-    spot = hot.spot(OPERATION)
+    spot = hot.hotspot(OPERATION)
     shares = dict(zip(hot.roles, hot.map(OPERATION)[:, 1:].max(1), strict=True))
-    strange = cross(
+    strange = run_interchange_pairs(
         model,
-        crossings(
+        sample_interchange_pairs(
             pattern, bases // 2, tokenizers=(model.tokenizer,), seed=seed + 1,
-            words={OBJECT: sorted(family_split().nouns)},
+            allowed_words={OBJECT: sorted(family_split().nouns)},
         ),
-        roles=join(spot.cell),
+        joined_roles=joined_roles(spot.site),
     )  # fmt: skip
-    found = exchange(strange, [spot.cell])
-    taken = found.share(site_name(spot.cell), OPERATION)
-    right = exchange(strange, []).share("none", "base")
+    found = interchange_intervention(strange, [spot.site])
+    taken = found.proportion(site_name(spot.site), OPERATION)
+    right = interchange_intervention(strange, []).proportion("none", "base")
     known = pattern.lexicon.words("noun")[: made.nouns]
-    tells = fits(model.tokenizer)
-    asked = pattern.questions(bases // 2, seed=seed, keep=lambda q: q[OBJECT] in known and tells(q))
-    unseen = unseen_verbs(model, pattern, spot.cell, bases=bases // 8, seed=seed)
-    heads = branches(strange, hot.crossed)
-    number, noun = {*heads.number_heads}, {*heads.noun_heads}
-    with_others = hot.other.takes(OPERATION)[hot.other.row(site_name(spot.cell))].mean()
+    tells = tokenizable_by(model.tokenizer)
+    asked = pattern.sample_questions(
+        bases // 2, seed=seed, keep=lambda q: q[OBJECT] in known and tells(q)
+    )
+    unseen = unseen_verbs(model, pattern, spot.site, bases=bases // 8, seed=seed)
+    heads = output_heads(strange, hot.runs)
+    number, noun = {*heads.number_heads}, {*heads.object_heads}
+    with_others = hot.other_object.takes_variable(OPERATION)[
+        hot.other_object.site_index(site_name(spot.site))
+    ].mean()
     return {
         "model": model.name,
         "kind": model.name.rsplit("-", 1)[0] if not made.shipped else model.name,
@@ -55,15 +59,15 @@ def measure(model: Model, pattern: Pattern, *, bases: int = 200, seed: int = 0) 
         "layers": made.layers,
         "number": hot.accuracy[0].value,
         "noun": hot.accuracy[1].value,
-        "site": site_name(spot.cell),
-        "taken": spot.other.value,
-        "taken_low": spot.other.low,
-        "taken_high": spot.other.high,
+        "site": site_name(spot.site),
+        "taken": spot.other_object.value,
+        "taken_low": spot.other_object.low,
+        "taken_high": spot.other_object.high,
         "at_op": float(shares["op"]),
         "at_answer": float(shares["answer"]),
         "with_others": float(with_others),
         "object_difference": spot.difference.value,
-        "trained_right": float(ask(model, asked).right[:, 0].float().mean()),
+        "trained_right": float(answer_questions(model, asked).correct[:, 0].float().mean()),
         "strange_right": right.value,
         "strange": taken.value,
         "strange_low": taken.low,
@@ -74,13 +78,13 @@ def measure(model: Model, pattern: Pattern, *, bases: int = 200, seed: int = 0) 
     }  # fmt: skip
 
 
-MEASURED = ("full", "full-b", "distilled", "distilled-narrow", "scratch")
+SHIPPED_MEMBERS = ("full", "full-b", "distilled", "distilled-narrow", "scratch")
 """The shipped models that the series are shown beside."""
 
 
-def series(
+def measure_series(
     names: Sequence[str], pattern: str, *, folder: Path, work: Path, bases: int = 200
-) -> Iterator[Row]:
+) -> Iterator[TableRow]:
     """Make the models of the series that are not there yet, and measure each.
 
     Args:
@@ -94,11 +98,11 @@ def series(
         ModelError: A name is unknown.
     """
     asked = find_pattern(pattern)
-    for name in names or (*MEASURED, *(entry.name for entry in SERIES)):
+    for name in names or (*SHIPPED_MEMBERS, *(entry.name for entry in SEED_SERIES)):
         place = (folder if recipe(name).shipped else work) / name
         if not (place / "config.json").is_file():
             make_member(name, folder=folder, work=work)
-        yield measure(load(place), asked, bases=bases)
+        yield measure_member(load(place), asked, bases=bases)
 
 
 def series_file() -> Path:
@@ -106,16 +110,19 @@ def series_file() -> Path:
     return data_folder() / "series.csv"
 
 
-def read_series(path: Path | None = None) -> list[Row]:
+def read_series(path: Path | None = None) -> list[TableRow]:
     """Read a table of measured series; none where there is no file."""
     path = path or series_file()
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:
-        return [{name: _number(text) for name, text in row.items()} for row in csv.DictReader(file)]
+        return [
+            {name: _parse_number(text) for name, text in row.items()}
+            for row in csv.DictReader(file)
+        ]
 
 
-def write_series(rows: Sequence[Row], path: Path) -> None:
+def write_series(rows: Sequence[TableRow], path: Path) -> None:
     """Write a table of measured series."""
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
@@ -124,7 +131,7 @@ def write_series(rows: Sequence[Row], path: Path) -> None:
             table.writerow({n: f"{v:.4g}" if isinstance(v, float) else v for n, v in row.items()})
 
 
-def _number(text: str) -> float | str:
+def _parse_number(text: str) -> float | str:
     try:
         return float(text)
     except ValueError:

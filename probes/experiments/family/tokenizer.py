@@ -10,13 +10,13 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from probes.experiments.family.corpus import items
-from probes.prompts.catalog import all_patterns
+from probes.experiments.family.corpus import sample_texts
+from probes.prompts.catalog import list_patterns
 
 PAD, BOS, EOS = 0, 1, 2
 """Ids of the special tokens, in the order that training gives them."""
 
-SPLITS = (
+SPLIT_WORDS = (
     "rain coats",
     "butter flies",
     "sun flowers",
@@ -44,7 +44,7 @@ SPLITS = (
 )
 """The third of the nouns and names that are two or three tokens, cut where they split."""
 
-_LARGEST = 99
+_MAX_NUMBER = 99
 
 
 def train_tokenizer(*, seed: int, count: int = 20_000) -> PreTrainedTokenizerFast:
@@ -72,21 +72,21 @@ def train_tokenizer(*, seed: int, count: int = 20_000) -> PreTrainedTokenizerFas
 
 
 def _texts(seed: int, count: int) -> Iterator[str]:
-    whole = {split.replace(" ", "") for split in SPLITS}
+    whole = {split.replace(" ", "") for split in SPLIT_WORDS}
     for kind in ("statements", "questions"):
-        for item in items(kind, count // 2, seed=seed):
+        for item in sample_texts(kind, count // 2, seed=seed):
             yield " ".join(w for w in item.text.split(" ") if w.strip(".,?") not in whole)
-    lexicon = all_patterns()["take-away"].lexicon
+    lexicon = list_patterns()["take-away"].lexicon
     for kind in ("noun", "name"):
         words = [word for word in lexicon.words(kind) if word not in whole]
         # A name may open a text, where no space stands before it.
         forms = [form for word in words for form in (f" {word}", word)]
         yield from (forms if kind == "name" else [f" {word}" for word in words]) * 20
-    for split in SPLITS:
+    for split in SPLIT_WORDS:
         first, *rest = split.split(" ")
         forms = [f" {first}", first] if first[0].isupper() else [f" {first}"]
         yield from (forms + rest) * 20
-    yield from [f" {number}" for number in range(_LARGEST + 1)] * 20
+    yield from [f" {number}" for number in range(_MAX_NUMBER + 1)] * 20
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -9,33 +9,38 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from probes.compression.distillation.targets import read_labels
-from probes.compression.distillation.trainer import Row, Training, Watch, fit
-from probes.experiments.family.corpus import Dials, items
+from probes.compression.distillation.targets import parse_labels
+from probes.compression.distillation.trainer import (
+    TrainingCallback,
+    TrainingConfig,
+    TrainingText,
+    fit,
+)
+from probes.experiments.family.corpus import CorpusSettings, sample_texts
 from probes.experiments.family.recipes import Recipe
 from probes.experiments.family.tokenizer import BOS, EOS, PAD
 
 
-def rows(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> list[Row]:
+def training_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> list[TrainingText]:
     """Write and encode the texts of a recipe, each open between <bos> and <eos>."""
-    dials = Dials(nouns=recipe.nouns, task=recipe.task)
+    settings = CorpusSettings(nouns=recipe.nouns, task=recipe.task)
     found = []
     statements = round(recipe.statements * recipe.items)
     for kind, count in (("statements", statements), ("questions", recipe.items - statements)):
         if not count:
             continue
-        texts = list(items(kind, count, seed=recipe.seed, dials=dials))
+        texts = list(sample_texts(kind, count, seed=recipe.seed, settings=settings))
         ids = tokenizer([item.text for item in texts], add_special_tokens=False).input_ids
         prompts = tokenizer([item.prompt for item in texts], add_special_tokens=False).input_ids
         for whole, prompt in zip(ids, prompts, strict=True):
             row = (BOS, *whole, EOS)
             skipped = len(prompt) + 1 if kind == "questions" and recipe.answers_only else 0
-            found.append(Row(row, skipped))
+            found.append(TrainingText(row, skipped))
     random.Random(recipe.seed).shuffle(found)
     return found
 
 
-def fresh(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def random_init_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """Build an untrained model of the recipe's shape."""
     torch.manual_seed(recipe.seed)
     # Eager attention: on CPUs the fused kernel's backward pass takes twice the whole step.
@@ -57,9 +62,9 @@ def fresh(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalL
     )
 
 
-def dials_of(recipe: Recipe) -> Training:
-    """Return the optimiser's dials of a recipe."""
-    return Training(
+def training_config(recipe: Recipe) -> TrainingConfig:
+    """Return the optimizer's dials of a recipe."""
+    return TrainingConfig(
         steps=recipe.steps,
         seed=recipe.seed,
         batch=recipe.batch,
@@ -77,8 +82,8 @@ def train(  # noqa: PLR0913 (whom, what, where, by whom)
     folder: Path,
     teacher: LlamaForCausalLM | None = None,
     masks: Mapping[str, Tensor] | None = None,
-    watch: Watch | None = None,
-    texts: Sequence[Row] = (),
+    callback: TrainingCallback | None = None,
+    texts: Sequence[TrainingText] = (),
     until: int = 0,
 ) -> LlamaForCausalLM:
     """Train a model by its recipe, with checkpoints in `folder` to go on from.
@@ -89,14 +94,14 @@ def train(  # noqa: PLR0913 (whom, what, where, by whom)
     kind = recipe.labels or ("soft" if teacher is not None else "hard")
     fit(
         student,
-        texts or rows(recipe, tokenizer),
-        replace(dials_of(recipe), until=until),
+        texts or training_rows(recipe, tokenizer),
+        replace(training_config(recipe), until=until),
         folder=folder,
-        pad=PAD,
-        labels=read_labels(kind, temperature=recipe.temperature),
+        pad_token=PAD,
+        labels=parse_labels(kind, temperature=recipe.temperature),
         teacher=teacher,
         masks=masks,
-        watch=watch,
+        callback=callback,
         progress=True,
     )
     return student

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from probes.circuits.faithfulness import Faithfulness
-from probes.files import jsonable, write_whole
+from probes.files import to_jsonable, write_atomic
 from probes.observe.gate import Gate
 from probes.stats.intervals import Estimate
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Directions:
+class MinimalDirections:
     """The fewest directions of the residual stream that carry a variable.
 
     Attributes:
@@ -36,17 +36,17 @@ class Directions:
 
     variable: str
     site: str
-    whole: Estimate
+    full_state: Estimate
     sizes: tuple[int, ...]
-    shares: tuple[Estimate, ...]
+    interchange_accuracy: tuple[Estimate, ...]
     fewest: int | None
-    of: int
+    total: int
     null: float
 
 
 @dataclass(frozen=True, slots=True)
-class Wires:
-    """The smallest circuit found that keeps a share of the behaviour on held-out prompts.
+class MinimalCircuit:
+    """The smallest circuit found that keeps a share of the behavior on held-out prompts.
 
     Attributes:
         held_out: Its faithfulness there; the size was chosen so that it is enough.
@@ -57,14 +57,14 @@ class Wires:
     """
 
     held_out: Faithfulness
-    enough: bool
-    of: int
-    lot: float
+    is_sufficient: bool
+    total_edges: int
+    random_max: float
     parameters: int
 
 
 @dataclass(frozen=True, eq=False)
-class Few:
+class ModelMinimum:
     """What one model needs of itself.
 
     Attributes:
@@ -74,9 +74,9 @@ class Few:
 
     model: str
     parameters: int
-    inner: int
-    directions: tuple[Directions, ...]
-    wires: Wires
+    block_parameters: int
+    directions: tuple[MinimalDirections, ...]
+    circuit: MinimalCircuit
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +90,13 @@ class Student:
     gates: tuple[Gate, ...]
 
     @property
-    def does(self) -> bool:
+    def passes_gates(self) -> bool:
         """Whether the gates of all answers are open."""
         return all(found.state == "open" for found in self.gates)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Fewest:
+class FewestParameters:
     """Three kinds of fewest, side by side.
 
     Attributes:
@@ -107,8 +107,8 @@ class Fewest:
     """
 
     pattern: str
-    enough: float
-    models: tuple[Few, ...]
+    threshold: float
+    models: tuple[ModelMinimum, ...]
     students: tuple[Student, ...]
 
     @property
@@ -121,7 +121,7 @@ class Fewest:
         shapes: dict[tuple[int, int], list[Student]] = {}
         for one in self.students:
             shapes.setdefault((one.layers, one.d_model), []).append(one)
-        sure = [tuple(some) for some in shapes.values() if all(one.does for one in some)]
+        sure = [tuple(some) for some in shapes.values() if all(one.passes_gates for one in some)]
         if not sure:
             return None
         best = min(sure, key=lambda some: some[0].parameters)
@@ -133,22 +133,32 @@ class Fewest:
 
         rows: list[dict[str, Any]] = []
         for few in self.models:
-            rows += [_row(few.model, d.variable, "directions", (d.fewest, d.of), d.null) | {
-                "kept": d.shares[-1].value, "kept_low": d.shares[-1].low,
-                "kept_high": d.shares[-1].high, "whole": d.whole.value, "place": d.site,
+            rows += [_table_row(few.model, d.variable, "directions", (d.fewest, d.total), d.null) | {
+                "kept": d.interchange_accuracy[-1].value, "kept_low": d.interchange_accuracy[-1].low,
+                "kept_high": d.interchange_accuracy[-1].high, "whole": d.full_state.value, "place": d.site,
             } for d in few.directions]  # fmt: skip
-            held = few.wires.held_out
+            held = few.circuit.held_out
             kept = {
                 "kept": held.value.value, "kept_low": held.value.low, "kept_high": held.value.high,
                 "whole": 1.0, "place": "",
             }  # fmt: skip
-            edges = held.edges if few.wires.enough else None
+            edges = held.edges if few.circuit.is_sufficient else None
             rows.append(
-                _row(few.model, "task", "edges", (edges, few.wires.of), few.wires.lot) | kept
+                _table_row(
+                    few.model,
+                    "task",
+                    "edges",
+                    (edges, few.circuit.total_edges),
+                    few.circuit.random_max,
+                )
+                | kept
             )
-            owned = few.wires.parameters if few.wires.enough else None
+            owned = few.circuit.parameters if few.circuit.is_sufficient else None
             rows.append(
-                _row(few.model, "task", "weights of its nodes", (owned, few.inner), np.nan) | kept
+                _table_row(
+                    few.model, "task", "weights of its nodes", (owned, few.block_parameters), np.nan
+                )
+                | kept
             )
         sizes = [few.parameters for few in self.models] or [one.parameters for one in self.students]
         for one in self.students:
@@ -159,7 +169,7 @@ class Fewest:
                 "place": "; ".join(f"{g.answer} {g.state}" for g in one.gates),
             }  # fmt: skip
             size = (one.parameters, sizes[0])
-            row = _row(one.model, "student", "parameters", size, found.heuristic_accuracy)
+            row = _table_row(one.model, "student", "parameters", size, found.heuristic_accuracy)
             rows.append(row | state)
         return pd.DataFrame(rows)
 
@@ -171,26 +181,26 @@ class Fewest:
                 what = f"{few.model}, {d.variable} at {d.site}: "
                 if d.fewest is None:
                     lines.append(
-                        f"{what}{d.sizes[-1]} of {d.of} directions hand over {d.shares[-1]} where "
-                        f"the whole state does {d.whole}: not enough."
+                        f"{what}{d.sizes[-1]} of {d.total} directions hand over {d.interchange_accuracy[-1]} where "
+                        f"the whole state does {d.full_state}: not enough."
                     )
                     continue
                 lines.append(
-                    f"{what}{d.fewest} of {d.of} directions hand over {d.shares[-1]} on words that "
-                    f"the search did not see (the whole state {d.whole}; the same search in "
+                    f"{what}{d.fewest} of {d.total} directions hand over {d.interchange_accuracy[-1]} on words that "
+                    f"the search did not see (the whole state {d.full_state}; the same search in "
                     f"untrained nets {d.null:.2f})."
                 )
-            held = few.wires.held_out
+            held = few.circuit.held_out
             lines.append(
-                f"{few.model}: {held.edges} of {few.wires.of} edges keep {held.value} of the lead "
-                f"on held-out prompts (as many random ones at most {few.wires.lot:.2f}); their "
-                f"heads and MLPs own {few.wires.parameters:,} of {few.inner:,} weights."
-                if few.wires.enough
-                else f"{few.model}: no circuit keeps {self.enough:g} on held-out prompts."
+                f"{few.model}: {held.edges} of {few.circuit.total_edges} edges keep {held.value} of the lead "
+                f"on held-out prompts (as many random ones at most {few.circuit.random_max:.2f}); their "
+                f"heads and MLPs own {few.circuit.parameters:,} of {few.block_parameters:,} weights."
+                if few.circuit.is_sufficient
+                else f"{few.model}: no circuit keeps {self.threshold:g} on held-out prompts."
             )
-        return (*lines, *self._taught())
+        return (*lines, *self._students_summary())
 
-    def _taught(self) -> tuple[str, ...]:
+    def _students_summary(self) -> tuple[str, ...]:
         if not self.students:
             return ()
         found = self.smallest
@@ -209,25 +219,25 @@ class Fewest:
     def save(self, path: str | Path) -> None:
         """Write the table (.csv) or all numbers (.json), whole or not at all."""
         if Path(path).suffix == ".csv":
-            write_whole(Path(path), self.table().to_csv(index=False).encode())
+            write_atomic(Path(path), self.table().to_csv(index=False).encode())
             return
         plain = {
             "pattern": self.pattern,
             "summary": list(self.summary()),
-            "models": [jsonable(few) for few in self.models],
-            "students": [jsonable(one) for one in self.students],
+            "models": [to_jsonable(few) for few in self.models],
+            "students": [to_jsonable(one) for one in self.students],
         }
-        write_whole(Path(path), json.dumps(plain, indent=1).encode())
+        write_atomic(Path(path), json.dumps(plain, indent=1).encode())
 
     def __repr__(self) -> str:
         return f"<Fewest of {len(self.models)} models and {len(self.students)} students>"
 
 
-def _row(
-    model: str, what: str, unit: str, size: tuple[int | None, int], null: float
+def _table_row(
+    model: str, target: str, unit: str, size: tuple[int | None, int], null: float
 ) -> dict[str, Any]:
     count = np.nan if size[0] is None else size[0]
     return {
-        "model": model, "what": what, "unit": unit, "fewest": count, "of": size[1],
+        "model": model, "what": target, "unit": unit, "fewest": count, "of": size[1],
         "part": count / size[1], "null": null,
     }  # fmt: skip

@@ -11,12 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probes.compression.distillation.targets import Labels, loss, wanted
-from probes.compression.distillation.trainer import Row, Training, collate
+from probes.compression.distillation.targets import (
+    DistillationTargets,
+    distillation_loss,
+    target_distribution,
+)
+from probes.compression.distillation.trainer import TrainingConfig, TrainingText, collate
 from probes.errors import ModelError
 
-_BETAS, _NORM, _LEAST = (0.9, 0.98), 1.0, 0.05
-_POOL = 50  # Batches that are sorted by length together, so that little is padding.
+_BETAS, _MAX_GRAD_NORM, _MIN_RATE_FRACTION = (0.9, 0.98), 1.0, 0.05
+_POOL_BATCHES = 50  # Batches that are sorted by length together, so that little is padding.
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,19 +37,19 @@ class Learner:
     weight_decay: float = 1.0
 
 
-Look = Callable[[int, Mapping[str, Any]], None]
+StepCallback = Callable[[int, Mapping[str, Any]], None]
 """Called with how many steps were taken and the students by name; it must not change them."""
 
 
-def teach(  # noqa: PLR0913 (whom, by whom, what and how)
+def distill_cohort(  # noqa: PLR0913 (whom, by whom, what and how)
     learners: Mapping[str, Learner],
     teacher: Any,  # noqa: ANN401
-    rows: Sequence[Row],
-    dials: Training,
+    rows: Sequence[TrainingText],
+    settings: TrainingConfig,
     *,
     pad: int,
-    labels: Labels | None = None,
-    watch: Look | None = None,
+    labels: DistillationTargets | None = None,
+    callback: StepCallback | None = None,
 ) -> None:
     """Train students in place on the same batches of a teacher's soft labels.
 
@@ -65,78 +69,86 @@ def teach(  # noqa: PLR0913 (whom, by whom, what and how)
     Raises:
         ModelError: There is no student, one is there twice, or a vocabulary is another.
     """
-    labels = labels or Labels("soft")
+    labels = labels or DistillationTargets("soft")
     _check(learners, teacher)
     teacher.eval()
-    fittings = {name: _Fitting(learner, dials) for name, learner in learners.items()}
+    fittings = {name: _StudentOptimizer(learner, settings) for name, learner in learners.items()}
     models = {name: learner.hf_model for name, learner in learners.items()}
-    if watch is not None:
-        watch(0, models)
-    for step, some in enumerate(_batches(rows, dials), 1):
-        feed = collate([{"input_ids": row.ids, "skipped": row.skipped} for row in some], pad)
+    if callback is not None:
+        callback(0, models)
+    for step, some in enumerate(_batches(rows, settings), 1):
+        feed = collate([{"input_ids": row.ids, "skipped": row.ignored_prefix} for row in some], pad)
         truth = feed.pop("labels")[:, 1:]
         trained = truth >= 0
         with torch.no_grad():
             said = teacher(**feed).logits[:, :-1][trained].float()
-        draw = torch.Generator().manual_seed((dials.seed << 24) + step)
-        target = wanted(labels, truth[trained], said, draw)
+        draw = torch.Generator().manual_seed((settings.seed << 24) + step)
+        target = target_distribution(labels, truth[trained], said, draw)
         for fitting in fittings.values():
-            fitting.learn(feed, trained, (labels, target))
-        if watch is not None:
-            watch(step, models)
+            fitting.step(feed, trained, (labels, target))
+        if callback is not None:
+            callback(step, models)
     for model in models.values():
         model.eval()
 
 
-class _Fitting:
-    """A student with its optimiser."""
+class _StudentOptimizer:
+    """A student with its optimizer."""
 
-    def __init__(self, learner: Learner, dials: Training) -> None:
+    def __init__(self, learner: Learner, settings: TrainingConfig) -> None:
         self.model: nn.Module = learner.hf_model.train()
         rate = {"lr": learner.learning_rate, "betas": _BETAS}
         # As the Hugging Face trainer does: matrices decay, norms and biases do not.
         sides = [[p for p in self.model.parameters() if (p.ndim > 1) == wide] for wide in (1, 0)]
         decay = [learner.weight_decay, 0.0]
         groups = [{"params": p, "weight_decay": d} for p, d in zip(sides, decay, strict=True)]
-        self.optimiser = torch.optim.AdamW(groups, **rate)
+        self.optimizer = torch.optim.AdamW(groups, **rate)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimiser, lambda step: _rate(step, dials)
+            self.optimizer, lambda step: _rate_fraction(step, settings)
         )
 
-    def learn(
-        self, feed: Mapping[str, Tensor], trained: Tensor, taught: tuple[Labels, Tensor]
+    def step(
+        self,
+        feed: Mapping[str, Tensor],
+        trained: Tensor,
+        targets: tuple[DistillationTargets, Tensor],
     ) -> None:
-        labels, target = taught
+        labels, target = targets
         self.model.train()
         own = self.model(**feed).logits[:, :-1][trained].float()
-        loss(labels, own, target).backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), _NORM)
-        self.optimiser.step()
+        distillation_loss(labels, own, target).backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), _MAX_GRAD_NORM)
+        self.optimizer.step()
         self.schedule.step()
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
 
 
-def _rate(step: int, dials: Training) -> float:
+def _rate_fraction(step: int, settings: TrainingConfig) -> float:
     """Return the share of the learning rate that holds at a step."""
-    if step < dials.warmup:
-        return (step + 1) / dials.warmup
-    fall = max(dials.steps // 4, 1)
-    return max(_LEAST, min(1.0, _LEAST + (1 - _LEAST) * (dials.steps - step) / fall))
+    if step < settings.warmup:
+        return (step + 1) / settings.warmup
+    fall = max(settings.steps // 4, 1)
+    return max(
+        _MIN_RATE_FRACTION,
+        min(1.0, _MIN_RATE_FRACTION + (1 - _MIN_RATE_FRACTION) * (settings.steps - step) / fall),
+    )
 
 
-def _batches(rows: Sequence[Row], dials: Training) -> Iterator[list[Row]]:
+def _batches(
+    rows: Sequence[TrainingText], settings: TrainingConfig
+) -> Iterator[list[TrainingText]]:
     """Deal rows of like lengths to batches, pool by pool, for as many steps as there are."""
-    draw, done = torch.Generator().manual_seed(dials.seed), 0
+    draw, done = torch.Generator().manual_seed(settings.seed), 0
     while True:
         order = torch.randperm(len(rows), generator=draw)
-        for pool in order.split(_POOL * dials.batch):
+        for pool in order.split(_POOL_BATCHES * settings.batch):
             near = sorted(pool.tolist(), key=lambda at: len(rows[at].ids))
-            starts = torch.arange(0, len(near), dials.batch)
+            starts = torch.arange(0, len(near), settings.batch)
             for start in starts[torch.randperm(len(starts), generator=draw)].tolist():
-                if done == dials.steps:
+                if done == settings.steps:
                     return
                 done += 1
-                yield [rows[at] for at in near[start : start + dials.batch]]
+                yield [rows[at] for at in near[start : start + settings.batch]]
 
 
 def _check(learners: Mapping[str, Learner], teacher: Any) -> None:  # noqa: ANN401

@@ -9,15 +9,15 @@ from scipy import stats
 
 from probes.errors import ModelError
 from probes.experiments.soft_labels.plan import NameRow
-from probes.experiments.soft_labels.texts import Marks
-from probes.stats.intervals import LEVEL, Estimate
+from probes.experiments.soft_labels.texts import StudentScores
+from probes.stats.intervals import CONFIDENCE_LEVEL, Estimate
 
-TARGETS = (2.0, 1.0, 0.5, 0.25, 0.1)
+KL_TARGETS = (2.0, 1.0, 0.5, 0.25, 0.1)
 """Bits of divergence that are to be reached."""
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class LearningCurvePoint:
     """A measure of one arm after so many examples, with its interval over seeds."""
 
     arm: str
@@ -27,7 +27,7 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class Needed:
+class ExamplesNeeded:
     """How many examples an arm needs to come down to a divergence.
 
     Attributes:
@@ -56,7 +56,7 @@ class Needed:
         return f"{self.examples.value:.0f} examples{ratio}"
 
 
-def curve(rows: Sequence[NameRow], arm: str, measure: str) -> list[Point]:
+def arm_curve(rows: Sequence[NameRow], arm: str, measure: str) -> list[LearningCurvePoint]:
     """Return a measure of one arm against examples seen, with intervals over seeds.
 
     Args:
@@ -67,43 +67,47 @@ def curve(rows: Sequence[NameRow], arm: str, measure: str) -> list[Point]:
     Raises:
         ModelError: There is no such measure.
     """
-    if measure not in (field.name for field in fields(Marks)):
-        known = ", ".join(field.name for field in fields(Marks))
+    if measure not in (field.name for field in fields(StudentScores)):
+        known = ", ".join(field.name for field in fields(StudentScores))
         raise ModelError(f"There is no measure {measure!r}: the measures are {known}")
     here = [row for row in rows if row.arm == arm and row.stage != "tuning"]
     found = []
     for examples in sorted({row.examples for row in here}):
         values = np.array([getattr(row, measure) for row in here if row.examples == examples])
         value = over_seeds(values, logs=measure.endswith("_kl"))
-        found.append(Point(arm, examples, value, len(values)))
+        found.append(LearningCurvePoint(arm, examples, value, len(values)))
     return found
 
 
 def over_seeds(values: Float[np.ndarray, " seed"], *, logs: bool) -> Estimate:
     """Return a mean with its t interval over seeds; with `logs`, the geometric mean."""
     kept = np.log(values) if logs else values
-    centre, count = float(kept.mean()), len(kept)
+    center, count = float(kept.mean()), len(kept)
     half = 0.0
     if count > 1:
-        half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1) * kept.std(ddof=1) / np.sqrt(count))
-    ends = (centre, centre - half, centre + half)
+        half = float(
+            stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, count - 1) * kept.std(ddof=1) / np.sqrt(count)
+        )
+    ends = (center, center - half, center + half)
     return Estimate(*(float(np.exp(end)) if logs else end for end in ends))
 
 
-def needed(rows: Sequence[NameRow], arm: str, target: float, *, measure: str = "name_kl") -> Needed:
+def examples_needed(
+    rows: Sequence[NameRow], arm: str, target: float, *, measure: str = "name_kl"
+) -> ExamplesNeeded:
     """Return how many examples an arm needs to come down to a divergence in bits.
 
-    What counts is the first time that a seed's curve comes there, which favours arms whose curves
+    What counts is the first time that a seed's curve comes there, which favors arms whose curves
     are restless. Between two looks it is read off the line between their logarithms.
     """
-    mine, soft = (_reached(rows, name, target, measure) for name in (arm, "soft"))
+    mine, soft = (_examples_to_target(rows, name, target, measure) for name in (arm, "soft"))
     last = max((row.examples for row in rows if row.stage == "run"), default=0)
     came = [at for at in mine.values() if at is not None]
     whole = bool(mine) and len(came) == len(mine)
     both = {seed: at for seed in mine if (at := soft.get(seed)) is not None}
     known = bool(both) and len(both) == len(mine)
     ratios = np.array([(mine[seed] or last) / at for seed, at in both.items()])
-    return Needed(
+    return ExamplesNeeded(
         arm,
         target,
         reached=len(came),
@@ -114,7 +118,7 @@ def needed(rows: Sequence[NameRow], arm: str, target: float, *, measure: str = "
     )
 
 
-def _reached(
+def _examples_to_target(
     rows: Sequence[NameRow], arm: str, target: float, measure: str
 ) -> dict[int, float | None]:
     """Return for each seed when its curve first came to the target; None where it never did."""
@@ -122,14 +126,14 @@ def _reached(
     here = [row for row in rows if row.arm == arm and row.stage != "tuning"]
     for seed in sorted({row.seed for row in here}):
         looks = sorted((row.examples, getattr(row, measure)) for row in here if row.seed == seed)
-        found[seed] = crossing(looks, target)
+        found[seed] = first_crossing(looks, target)
     return found
 
 
-def crossing(looks: Sequence[tuple[int, float]], target: float) -> float | None:
+def first_crossing(points: Sequence[tuple[int, float]], target: float) -> float | None:
     """Return where a curve first comes down to a target, on logarithms; None where it does not."""
     before: tuple[int, float] | None = None
-    for examples, value in looks:
+    for examples, value in points:
         if value <= target:
             if before is None or not before[1] > value:  # NaN is no place to start from.
                 return float(examples)

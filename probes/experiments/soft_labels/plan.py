@@ -16,7 +16,7 @@ Stage = Literal["tuning", "run", "beside"]
 COUNTING, TEACHER = "counting", "teacher"
 """What stands beside the arms."""
 
-RATES = (0.001, 0.002, 0.004, 0.008, 0.016)
+LEARNING_RATES = (0.001, 0.002, 0.004, 0.008, 0.016)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,9 @@ class Arm:
     """
 
     labels: str
-    like: str = ""
+    rate_from: str = ""
     texts: int = 0
-    falling: bool = False
+    decay: bool = False
 
 
 ARMS = {
@@ -45,16 +45,16 @@ ARMS = {
     "top 1": Arm("top-k:1"),
     "smoothed": Arm("smoothed:0.1"),
     "permuted": Arm("permuted"),
-    "soft, 64 texts": Arm("soft", like="soft", texts=64),
-    "hard, 64 texts": Arm("hard", like="hard", texts=64),
-    "soft, falling": Arm("soft", like="soft", falling=True),
-    "hard, falling": Arm("hard", like="hard", falling=True),
+    "soft, 64 texts": Arm("soft", rate_from="soft", texts=64),
+    "hard, 64 texts": Arm("hard", rate_from="hard", texts=64),
+    "soft, falling": Arm("soft", rate_from="soft", decay=True),
+    "hard, falling": Arm("hard", rate_from="hard", decay=True),
 }
 """The arms by name; "top 1" is the teacher's first choice alone."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class NameStudySettings:
     """How large the experiment is.
 
     Attributes:
@@ -77,10 +77,10 @@ class Plan:
     warmup: int = 8
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     tuning_seed: int = 101
-    rates: tuple[float, ...] = RATES
+    rates: tuple[float, ...] = LEARNING_RATES
     test: int = 128
-    looks: int = 2
-    first: int = 8
+    looks_per_doubling: int = 2
+    first_look: int = 8
 
     def __post_init__(self) -> None:
         if self.tuning_seed in self.seeds:
@@ -88,17 +88,20 @@ class Plan:
                 f"The learning rate would be tuned on seed {self.tuning_seed}, which counts: "
                 "give a tuning seed that is not among the seeds"
             )
-        if not 1 <= self.first <= self.updates or not self.rates:
+        if not 1 <= self.first_look <= self.updates or not self.rates:
             raise ModelError(
-                f"A run of {self.updates} steps that is first looked at after {self.first}, with "
+                f"A run of {self.updates} steps that is first looked at after {self.first_look}, with "
                 f"{len(self.rates)} learning rates, yields nothing: give more"
             )
 
     @property
-    def places(self) -> tuple[int, ...]:
+    def look_steps(self) -> tuple[int, ...]:
         """Steps after which the student is looked at."""
-        doublings = int(np.ceil(np.log2(self.updates / self.first) * self.looks))
-        found = {round(self.first * 2 ** (k / self.looks)) for k in range(doublings + 1)}
+        doublings = int(np.ceil(np.log2(self.updates / self.first_look) * self.looks_per_doubling))
+        found = {
+            round(self.first_look * 2 ** (k / self.looks_per_doubling))
+            for k in range(doublings + 1)
+        }
         return tuple(sorted({at for at in found if at < self.updates} | {self.updates}))
 
 
@@ -129,7 +132,7 @@ class NameRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class ChosenRate:
     """The learning rate of an arm, and whether it is at an end of the ladder."""
 
     arm: str
@@ -137,7 +140,7 @@ class Chosen:
     at_edge: bool
 
 
-def untried(arm: str, plan: Plan, rows: Sequence[NameRow]) -> float | None:
+def untried(arm: str, plan: NameStudySettings, rows: Sequence[NameRow]) -> float | None:
     """Return the next learning rate to try, or None where the best is known."""
     costs = tuning_costs(rows, plan)
     middle = len(plan.rates) // 2
@@ -151,54 +154,56 @@ def untried(arm: str, plan: Plan, rows: Sequence[NameRow]) -> float | None:
 
 
 def tuning_costs(
-    rows: Sequence[NameRow], plan: Plan | None = None
+    rows: Sequence[NameRow], plan: NameStudySettings | None = None
 ) -> dict[tuple[str, float], float]:
     """Return what each learning rate cost each arm: the mean of log2 of `all_kl` over its looks."""
-    plan, found = plan or Plan(), {}
+    plan, found = plan or NameStudySettings(), {}
     for one in dict.fromkeys((row.arm, row.rate) for row in rows if row.stage == "tuning"):
         here = [row for row in rows if row.stage == "tuning" and (row.arm, row.rate) == one]
-        if has(rows, here[0], plan):
+        if is_complete(rows, here[0], plan):
             cost = float(np.mean([np.log2(row.all_kl) for row in here]))
             # A student that was lost costs more than any other.
             found[one] = cost if np.isfinite(cost) else float("inf")
     return found
 
 
-def chosen(rows: Sequence[NameRow], plan: Plan | None = None) -> dict[str, Chosen]:
+def chosen_rates(
+    rows: Sequence[NameRow], plan: NameStudySettings | None = None
+) -> dict[str, ChosenRate]:
     """Return the learning rate that each tuned arm runs with."""
-    plan, found = plan or Plan(), {}
+    plan, found = plan or NameStudySettings(), {}
     costs = tuning_costs(rows, plan)
     for arm in dict.fromkeys(arm for arm, _ in costs):
         rate = min((rate for a, rate in costs if a == arm), key=lambda rate: costs[arm, rate])
-        found[arm] = Chosen(arm, rate, rate in (plan.rates[0], plan.rates[-1]))
+        found[arm] = ChosenRate(arm, rate, rate in (plan.rates[0], plan.rates[-1]))
     return found
 
 
-def has(rows: Sequence[NameRow], wanted: NameRow, plan: Plan) -> bool:
+def is_complete(rows: Sequence[NameRow], run: NameRow, plan: NameStudySettings) -> bool:
     """Say whether a run is there to its last look."""
-    key = (wanted.stage, wanted.arm, wanted.seed, wanted.rate, plan.updates * plan.batch)
+    key = (run.stage, run.arm, run.seed, run.rate, plan.updates * plan.batch)
     return any((row.stage, row.arm, row.seed, row.rate, row.examples) == key for row in rows)
 
 
-def names_file() -> Path:
+def name_study_file() -> Path:
     """Return the table that comes with the kit."""
     return data_folder() / "studies" / "names.csv"
 
 
-def read_names(path: Path | None = None) -> list[NameRow]:
+def read_name_study(path: Path | None = None) -> list[NameRow]:
     """Read a table; none where there is no file."""
-    path = path or names_file()
+    path = path or name_study_file()
     if not path.is_file():
         return []
     kinds = {field.name: field.type for field in fields(NameRow)}
     with path.open(encoding="utf-8", newline="") as file:
         return [
-            NameRow(**{n: _read(kinds[n], text) for n, text in row.items()})  # pyright: ignore
+            NameRow(**{n: _parse_value(kinds[n], text) for n, text in row.items()})  # pyright: ignore
             for row in csv.DictReader(file)
         ]
 
 
-def write_names(rows: Sequence[NameRow], path: Path) -> None:
+def write_name_study(rows: Sequence[NameRow], path: Path) -> None:
     """Write a table."""
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
@@ -207,5 +212,5 @@ def write_names(rows: Sequence[NameRow], path: Path) -> None:
             table.writerow([f"{v:.5g}" if isinstance(v, float) else v for v in astuple(row)])
 
 
-def _read(kind: object, text: str) -> float | int | str:
+def _parse_value(kind: object, text: str) -> float | int | str:
     return int(text) if kind is int else float(text) if kind is float else text

@@ -39,33 +39,33 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from probes.compression.derived_model import Relative, parent
-from probes.compression.distillation.targets import read_labels
-from probes.compression.distillation.trainer import Training, fit
+from probes.compression.derived_model import DerivedModel, load_parent
+from probes.compression.distillation.targets import parse_labels
+from probes.compression.distillation.trainer import TrainingConfig, fit
 from probes.errors import ModelError
 from probes.experiments.family.recipes import Recipe, recipe
 from probes.experiments.family.tokenizer import PAD
-from probes.experiments.family.train import fresh
+from probes.experiments.family.train import random_init_model
 from probes.experiments.soft_labels.plan import (
     ARMS,
     COUNTING,
     TEACHER,
     NameRow,
-    Plan,
-    chosen,
-    has,
+    NameStudySettings,
+    chosen_rates,
+    is_complete,
     untried,
 )
 from probes.experiments.soft_labels.texts import (
-    Bits,
-    Lesson,
-    bits_apart,
-    label_bits,
-    lesson,
-    mark,
-    name_rows,
-    name_texts,
-    name_truth,
+    LabelInformation,
+    TeacherTargets,
+    evaluate_student,
+    kl_bits,
+    label_information,
+    sample_name_texts,
+    teacher_targets,
+    tokenize_name_texts,
+    true_name_distribution,
 )
 
 _TEST_SEED = 900_000
@@ -74,9 +74,9 @@ _TEST_SEED = 900_000
 def name_study(
     arms: Collection[str] = tuple(ARMS),
     *,
-    plan: Plan | None = None,
+    plan: NameStudySettings | None = None,
     done: Sequence[NameRow] = (),
-    teacher: str | Path | Relative = "full",
+    teacher: str | Path | DerivedModel = "full",
 ) -> Iterator[tuple[NameRow, ...]]:
     """Tune and run arms, and yield the rows of each run as it ends.
 
@@ -89,99 +89,107 @@ def name_study(
     Raises:
         ModelError: An arm is unknown.
     """
-    plan, rows = plan or Plan(), list(done)
+    plan, rows = plan or NameStudySettings(), list(done)
     for arm in arms:
         if arm not in ARMS:
             raise ModelError(f"There is no arm {arm!r}: the arms are {', '.join(ARMS)}")
-    bench = _bench(parent(teacher), plan)
-    for one in _beside(bench, rows):
+    bench = _shared_setup(load_parent(teacher), plan)
+    for one in _reference_rows(bench, rows):
         rows += one
         yield one
-    for arm in dict.fromkeys(ARMS[arm].like or arm for arm in arms):
+    for arm in dict.fromkeys(ARMS[arm].rate_from or arm for arm in arms):
         while (rate := untried(arm, plan, rows)) is not None:
-            one = _run(bench, NameRow("tuning", arm, plan.tuning_seed, rate, 0, *_UNKNOWN))
+            one = _run(bench, NameRow("tuning", arm, plan.tuning_seed, rate, 0, *_NO_SCORES))
             rows += one
             yield one
     # Seed after seed, so that a study that is stopped has all arms of fewer seeds.
     for seed in plan.seeds:
         for arm in arms:
-            rate = chosen(rows, plan)[ARMS[arm].like or arm].rate
-            wanted = NameRow("run", arm, seed, rate, 0, *_UNKNOWN)
-            if not has(rows, wanted, plan):
+            rate = chosen_rates(rows, plan)[ARMS[arm].rate_from or arm].rate
+            wanted = NameRow("run", arm, seed, rate, 0, *_NO_SCORES)
+            if not is_complete(rows, wanted, plan):
                 one = _run(bench, wanted)
                 rows += one
                 yield one
 
 
-def name_bits(teacher: str | Path | Relative = "full", *, plan: Plan | None = None) -> list[Bits]:
+def name_label_information(
+    teacher: str | Path | DerivedModel = "full", *, plan: NameStudySettings | None = None
+) -> list[LabelInformation]:
     """Count the bits of the labels on the texts that students are judged on."""
-    return list(label_bits(_bench(parent(teacher), plan or Plan()).test))
+    return list(
+        label_information(_shared_setup(load_parent(teacher), plan or NameStudySettings()).test)
+    )
 
 
 @dataclass(frozen=True, eq=False)
-class _Bench:
+class _SharedSetup:
     """What all runs share."""
 
-    plan: Plan
+    plan: NameStudySettings
     teacher: nn.Module
     tokenizer: PreTrainedTokenizerFast
-    test: Lesson
+    test: TeacherTargets
     truth: Float[Tensor, " vocab"]
 
 
-_UNKNOWN = (float("nan"),) * 6
+_NO_SCORES = (float("nan"),) * 6
 
 
-def _bench(teacher: Relative, plan: Plan) -> _Bench:
-    test = lesson(teacher.hf_model, teacher.tokenizer, name_texts(plan.test, seed=_TEST_SEED))
-    return _Bench(plan, teacher.hf_model, teacher.tokenizer, test, name_truth(teacher.tokenizer))
+def _shared_setup(teacher: DerivedModel, plan: NameStudySettings) -> _SharedSetup:
+    test = teacher_targets(
+        teacher.hf_model, teacher.tokenizer, sample_name_texts(plan.test, seed=_TEST_SEED)
+    )
+    return _SharedSetup(
+        plan, teacher.hf_model, teacher.tokenizer, test, true_name_distribution(teacher.tokenizer)
+    )
 
 
-def _run(bench: _Bench, what: NameRow) -> tuple[NameRow, ...]:
+def _run(setup: _SharedSetup, run: NameRow) -> tuple[NameRow, ...]:
     """Teach one student."""
-    plan, arm, found = bench.plan, ARMS[what.arm], []
+    plan, arm, found = setup.plan, ARMS[run.arm], []
     with torch.random.fork_rng():
-        student = fresh(_shape(plan, what.seed), bench.tokenizer)
+        student = random_init_model(_student_recipe(plan, run.seed), setup.tokenizer)
 
     def watch(step: int, model: nn.Module) -> None:
-        if step in plan.places:
-            marks = mark(model, bench.test, bench.truth)
-            found.append(replace(what, examples=step * plan.batch, **asdict(marks)))
+        if step in plan.look_steps:
+            marks = evaluate_student(model, setup.test, setup.truth)
+            found.append(replace(run, examples=step * plan.batch, **asdict(marks)))
 
-    dials = Training(
-        plan.updates, what.seed, plan.batch, what.rate, weight_decay=0.1, warmup=plan.warmup,
-        schedule="stable" if arm.falling else "constant", save_every=plan.updates,
+    settings = TrainingConfig(
+        plan.updates, run.seed, plan.batch, run.rate, weight_decay=0.1, warmup=plan.warmup,
+        schedule="stable" if arm.decay else "constant", save_every=plan.updates,
     )  # fmt: skip
-    texts = name_texts(plan.updates * plan.batch, seed=what.seed)[: arm.texts or None]
+    texts = sample_name_texts(plan.updates * plan.batch, seed=run.seed)[: arm.texts or None]
     with tempfile.TemporaryDirectory() as folder:
         fit(
-            student, name_rows(bench.tokenizer, texts), dials, folder=Path(folder), pad=PAD,
-            labels=read_labels(arm.labels), teacher=bench.teacher, watch=watch,
+            student, tokenize_name_texts(setup.tokenizer, texts), settings, folder=Path(folder), pad_token=PAD,
+            labels=parse_labels(arm.labels), teacher=setup.teacher, callback=watch,
         )  # fmt: skip
     return tuple(found)
 
 
-def _shape(plan: Plan, seed: int) -> Recipe:
+def _student_recipe(plan: NameStudySettings, seed: int) -> Recipe:
     shape = {"layers": plan.layers, "d_model": plan.width, "heads": plan.heads}
     return replace(recipe("scratch"), seed=seed, d_mlp=3 * plan.width, **shape)
 
 
-def _beside(bench: _Bench, rows: Sequence[NameRow]) -> Iterator[tuple[NameRow, ...]]:
+def _reference_rows(setup: _SharedSetup, rows: Sequence[NameRow]) -> Iterator[tuple[NameRow, ...]]:
     """Measure the teacher, and one who counts names."""
-    plan = bench.plan
+    plan = setup.plan
     if not any(row.arm == TEACHER for row in rows):
-        marks = astuple(mark(bench.teacher, bench.test, bench.truth))
+        marks = astuple(evaluate_student(setup.teacher, setup.test, setup.truth))
         yield (NameRow("beside", TEACHER, 0, 0.0, 0, *marks),)
     if not any(row.arm == COUNTING for row in rows):
         for seed in plan.seeds:
-            counts = [plan.batch * at for at in plan.places]
-            found = zip(counts, counted(bench.truth, counts, seed=seed), strict=True)
+            counts = [plan.batch * at for at in plan.look_steps]
+            found = zip(counts, counting_kl(setup.truth, counts, seed=seed), strict=True)
             yield tuple(
-                NameRow("beside", COUNTING, seed, 0.0, n, kl, *_UNKNOWN[1:]) for n, kl in found
+                NameRow("beside", COUNTING, seed, 0.0, n, kl, *_NO_SCORES[1:]) for n, kl in found
             )
 
 
-def counted(
+def counting_kl(
     truth: Float[Tensor, " vocab"], examples: Sequence[int], *, seed: int
 ) -> tuple[float, ...]:
     """Return KL(truth || counts) in bits after so many draws from the truth.
@@ -194,5 +202,5 @@ def counted(
     for count in examples:
         counts = np.bincount(drawn[:count], minlength=len(share)) + 0.5
         said = torch.from_numpy(np.log(counts / counts.sum()))
-        found.append(bits_apart(torch.from_numpy(share), said))
+        found.append(kl_bits(torch.from_numpy(share), said))
     return tuple(found)

@@ -17,31 +17,31 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
-from probes.compression.distillation.trainer import Row
-from probes.experiments.family.corpus import Dials, Item, items
+from probes.compression.distillation.trainer import TrainingText
+from probes.experiments.family.corpus import CorpusSettings, CorpusText, sample_texts
 from probes.experiments.family.tokenizer import BOS, EOS, PAD
-from probes.prompts.catalog import all_patterns
+from probes.prompts.catalog import list_patterns
 from probes.prompts.template import Lexicon
 
 OPENING = "My name is"
-CERTAIN, AMBIGUOUS = 0.1, 1.0
+MAX_CERTAIN_ENTROPY, MIN_AMBIGUOUS_ENTROPY = 0.1, 1.0
 """Bits of the teacher's entropy below which a token is certain, and from which it is ambiguous."""
 
-CLASSES = (
+TOKEN_CLASSES = (
     "my name", "name", "noun", "number", "verb", "again", "answer number", "answer noun", "rest",
 )  # fmt: skip
 """What a token is: the name after the opening; a name, noun, number or verb in the prompt where it
 first stands; a name or noun that stood before; the two words of the answer; all else, with the
 later pieces of words that are several tokens."""
 
-_SKIPPED = 2
-_STATEMENTS = 0.3
+_SKIPPED_TOKENS = 2
+_STATEMENT_FRACTION = 0.3
 _CHUNK = 64
-_NATS = float(np.log(2.0))
+_NATS_PER_BIT = float(np.log(2.0))
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class TeacherTargets:
     """Texts with what a teacher says at each token that is trained on.
 
     Attributes:
@@ -57,18 +57,18 @@ class Lesson:
     ids: Int[Tensor, "prompt position"]
     mask: Int[Tensor, "prompt position"]
     scored: Bool[Tensor, "prompt next"]
-    truth: Int[Tensor, " token"]
+    token_ids: Int[Tensor, " token"]
     classes: Int[Tensor, " token"]
-    said: Float[Tensor, "token vocab"]
+    log_probs: Float[Tensor, "token vocab"]
     entropy: Float[Tensor, " token"]
 
-    def of(self, name: str) -> Bool[Tensor, " token"]:
+    def in_class(self, name: str) -> Bool[Tensor, " token"]:
         """Say which tokens are of a class."""
-        return self.classes == CLASSES.index(name)
+        return self.classes == TOKEN_CLASSES.index(name)
 
 
 @dataclass(frozen=True, slots=True)
-class Marks:
+class StudentScores:
     """How a student does on a lesson.
 
     Attributes:
@@ -89,7 +89,7 @@ class Marks:
 
 
 @dataclass(frozen=True, slots=True)
-class Bits:
+class LabelInformation:
     """What the labels of one class of tokens hold.
 
     Attributes:
@@ -107,26 +107,28 @@ class Bits:
     surprise: float
 
 
-def name_texts(count: int, *, seed: int) -> list[Item]:
+def sample_name_texts(count: int, *, seed: int) -> list[CorpusText]:
     """Write texts that open with "My name is", three statements to seven questions."""
-    told, dials = round(_STATEMENTS * count), Dials(ambiguous=1.0)
-    found = [*items("statements", told, seed=seed, dials=dials)]
-    found += items("questions", count - told, seed=seed, dials=dials)
+    told, settings = round(_STATEMENT_FRACTION * count), CorpusSettings(ambiguous=1.0)
+    found = [*sample_texts("statements", told, seed=seed, settings=settings)]
+    found += sample_texts("questions", count - told, seed=seed, settings=settings)
     order = np.random.default_rng(seed).permutation(count)
     return [found[at] for at in order]
 
 
-def name_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Item]) -> list[Row]:
+def tokenize_name_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[CorpusText]
+) -> list[TrainingText]:
     """Encode texts between <bos> and <eos>; their first token is not trained on."""
     ids = tokenizer([item.text for item in texts], add_special_tokens=False).input_ids
-    return [Row((BOS, *one, EOS), _SKIPPED) for one in ids]
+    return [TrainingText((BOS, *one, EOS), _SKIPPED_TOKENS) for one in ids]
 
 
-def name_truth(
+def true_name_distribution(
     tokenizer: PreTrainedTokenizerBase, lexicon: Lexicon | None = None
 ) -> Float[Tensor, " vocab"]:
     """Return the corpus' own distribution over the token after "My name is"."""
-    names = (lexicon or all_patterns()["take-away"].lexicon).words("name")
+    names = (lexicon or list_patterns()["take-away"].lexicon).words("name")
     opening = tokenizer(OPENING, add_special_tokens=False).input_ids
     truth = torch.zeros(len(tokenizer))
     for name in names:
@@ -136,10 +138,10 @@ def name_truth(
     return truth
 
 
-def token_classes(tokenizer: PreTrainedTokenizerBase, item: Item) -> list[str]:
+def token_classes(tokenizer: PreTrainedTokenizerBase, item: CorpusText) -> list[str]:
     """Return the class of each token of a text and of the <eos> after it."""
-    lexicon = all_patterns()["take-away"].lexicon
-    kinds = _kinds(lexicon)
+    lexicon = list_patterns()["take-away"].lexicon
+    kinds = _word_classes(lexicon)
     starts = {m.start(): m.group() for m in re.finditer(r"[^\s.,?]+", item.text)}
     after = [at for at in starts if at >= len(item.prompt)]
     answers = dict(zip(after[:2], ("answer number", "answer noun"), strict=True))
@@ -160,8 +162,8 @@ def token_classes(tokenizer: PreTrainedTokenizerBase, item: Item) -> list[str]:
     return [*found, "rest"]
 
 
-def _kinds(lexicon: Lexicon) -> dict[str, str]:
-    low, high = lexicon.numbers
+def _word_classes(lexicon: Lexicon) -> dict[str, str]:
+    low, high = lexicon.number_range
     found = dict.fromkeys((str(n) for n in range(low, high + 1)), "number")
     found |= dict.fromkeys(lexicon.number_words, "number")
     for kind in ("name", "noun"):
@@ -173,9 +175,11 @@ def _kinds(lexicon: Lexicon) -> dict[str, str]:
 
 
 @torch.no_grad()
-def lesson(teacher: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Item]) -> Lesson:
+def teacher_targets(
+    teacher: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[CorpusText]
+) -> TeacherTargets:
     """Read texts with a teacher."""
-    rows = name_rows(tokenizer, texts)
+    rows = tokenize_name_texts(tokenizer, texts)
     width = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), width), PAD)
     scored = torch.zeros((len(rows), width), dtype=torch.bool)
@@ -183,17 +187,17 @@ def lesson(teacher: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequen
     for at, (row, item) in enumerate(zip(rows, texts, strict=True)):
         size = len(row.ids)
         ids[at, :size], mask[at, :size] = torch.tensor(row.ids), 1
-        scored[at, row.skipped : size] = True
-        found = [CLASSES.index(kind) for kind in token_classes(tokenizer, item)]
+        scored[at, row.ignored_prefix : size] = True
+        found = [TOKEN_CLASSES.index(kind) for kind in token_classes(tokenizer, item)]
         classes[at, 1:size] = torch.tensor(found)
     scored = scored[:, 1:]
-    said = _said(teacher, ids, mask, scored)
-    entropy = -(said.exp() * said).sum(-1) / _NATS
+    said = _log_probs(teacher, ids, mask, scored)
+    entropy = -(said.exp() * said).sum(-1) / _NATS_PER_BIT
     truth = ids[:, 1:][scored]
-    return Lesson(ids, mask, scored, truth, classes[:, 1:][scored], said, entropy)
+    return TeacherTargets(ids, mask, scored, truth, classes[:, 1:][scored], said, entropy)
 
 
-def _said(
+def _log_probs(
     model: nn.Module,
     ids: Int[Tensor, "prompt position"],
     mask: Int[Tensor, "prompt position"],
@@ -208,37 +212,41 @@ def _said(
 
 
 @torch.no_grad()
-def mark(student: nn.Module, lesson: Lesson, truth: Float[Tensor, " vocab"]) -> Marks:
+def evaluate_student(
+    student: nn.Module, targets: TeacherTargets, truth: Float[Tensor, " vocab"]
+) -> StudentScores:
     """Ask a student about every token of a lesson; `truth` is what may follow "My name is"."""
     student.eval()
-    said = _said(student, lesson.ids, lesson.mask, lesson.scored)
-    off = (lesson.said.exp() * (lesson.said - said)).sum(-1) / _NATS
-    right = (said.argmax(-1) == lesson.truth).float()
+    said = _log_probs(student, targets.ids, targets.mask, targets.scored)
+    off = (targets.log_probs.exp() * (targets.log_probs - said)).sum(-1) / _NATS_PER_BIT
+    right = (said.argmax(-1) == targets.token_ids).float()
     # The opening is the same in all texts, and so is what is said after it.
-    named = said[lesson.of("my name")][0]
-    return Marks(
-        name_kl=bits_apart(truth, named),
-        ambiguous_kl=float(off[lesson.entropy >= AMBIGUOUS].mean()),
+    named = said[targets.in_class("my name")][0]
+    return StudentScores(
+        name_kl=kl_bits(truth, named),
+        ambiguous_kl=float(off[targets.entropy >= MIN_AMBIGUOUS_ENTROPY].mean()),
         all_kl=float(off.mean()),
-        certain=float(right[lesson.entropy < CERTAIN].mean()),
-        noun=float(right[lesson.of("answer noun")].mean()),
-        number=float(right[lesson.of("answer number")].mean()),
+        certain=float(right[targets.entropy < MAX_CERTAIN_ENTROPY].mean()),
+        noun=float(right[targets.in_class("answer noun")].mean()),
+        number=float(right[targets.in_class("answer number")].mean()),
     )
 
 
-def bits_apart(truth: Float[Tensor, " vocab"], said: Float[Tensor, " vocab"]) -> float:
+def kl_bits(truth: Float[Tensor, " vocab"], log_probs: Float[Tensor, " vocab"]) -> float:
     """Return KL(truth || said) in bits; `said` are log probabilities in nats."""
     known = truth > 0
-    return float((truth[known] * (truth[known].log() - said[known])).sum()) / _NATS
+    return float((truth[known] * (truth[known].log() - log_probs[known])).sum()) / _NATS_PER_BIT
 
 
-def label_bits(lesson: Lesson) -> tuple[Bits, ...]:
+def label_information(targets: TeacherTargets) -> tuple[LabelInformation, ...]:
     """Count the teacher's bits in each class of tokens, and in all."""
-    texts = len(lesson.ids)
-    surprise = -lesson.said.gather(1, lesson.truth[:, None])[:, 0] / _NATS
+    texts = len(targets.ids)
+    surprise = -targets.log_probs.gather(1, targets.token_ids[:, None])[:, 0] / _NATS_PER_BIT
     found = []
-    for name in (*CLASSES, "all"):
-        here = lesson.of(name) if name != "all" else torch.ones_like(lesson.truth).bool()
-        counted = (here.float(), lesson.entropy[here], surprise[here])
-        found.append(Bits(name, *(float(one.sum()) / texts for one in counted)))
+    for name in (*TOKEN_CLASSES, "all"):
+        here = (
+            targets.in_class(name) if name != "all" else torch.ones_like(targets.token_ids).bool()
+        )
+        counted = (here.float(), targets.entropy[here], surprise[here])
+        found.append(LabelInformation(name, *(float(one.sum()) / texts for one in counted)))
     return tuple(found)

@@ -4,17 +4,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from probes.compression.distillation.trainer import Row as Text
-from probes.experiments.family.make import GROWTHS, family_tokenizer, make_member
-from probes.experiments.family.recipes import CROSSED, GROWN, SQUARE, TICKETS, Recipe, recipe
-from probes.experiments.family.train import rows as texts_of
+from probes.compression.distillation.trainer import TrainingText as Text
+from probes.experiments.family.make import GROWTH_METHODS, family_tokenizer, make_member
+from probes.experiments.family.recipes import (
+    GROWN_RECIPES,
+    LABELS_GRID,
+    TICKET_RECIPES,
+    TICKETS_BY_PARENT,
+    Recipe,
+    recipe,
+)
+from probes.experiments.family.train import training_rows as texts_of
 from probes.experiments.new_layers import NewLayers, new_layers
-from probes.experiments.scorecard import Row, Yardstick, standing, yardstick
+from probes.experiments.scorecard import (
+    ScorecardReference,
+    TableRow,
+    prepare_scorecard_reference,
+    scorecard,
+)
 from probes.models.model import Model, load
 
 
 @dataclass(frozen=True, slots=True)
-class Lot:
+class ModelGrid:
     """Models that are held against one parent.
 
     Attributes:
@@ -24,28 +36,30 @@ class Lot:
     """
 
     parent: str
-    made: tuple[Recipe, ...]
-    beside: tuple[str, ...] = ()
+    recipes: tuple[Recipe, ...]
+    references: tuple[str, ...] = ()
 
 
-LOTS: Mapping[str, tuple[Lot, ...]] = {
-    "labels": (Lot("full", SQUARE, ("full-b", "distilled", "scratch")),),
+GRIDS: Mapping[str, tuple[ModelGrid, ...]] = {
+    "labels": (ModelGrid("full", LABELS_GRID, ("full-b", "distilled", "scratch")),),
     "tickets": (
-        Lot("full", TICKETS, ("full-b",)),
+        ModelGrid("full", TICKET_RECIPES, ("full-b",)),
         # Beside each parent stands the next one: a net of the same recipe and another seed.
         *(
-            Lot(parent, CROSSED[parent], (other,))
-            for parent, other in zip(CROSSED, [*list(CROSSED)[1:], *CROSSED], strict=False)
+            ModelGrid(parent, TICKETS_BY_PARENT[parent], (other,))
+            for parent, other in zip(
+                TICKETS_BY_PARENT, [*list(TICKETS_BY_PARENT)[1:], *TICKETS_BY_PARENT], strict=False
+            )
         ),
     ),
-    "growing": (Lot("full", GROWN, ("distilled", "scratch", "full-b")),),
+    "growing": (ModelGrid("full", GROWN_RECIPES, ("distilled", "scratch", "full-b")),),
 }
 """What each study of this kind measures."""
 
 
-def lot_rows(
+def grid_rows(
     name: str, *, folder: Path, work: Path, known: Sequence[Mapping[str, float | str]] = ()
-) -> Iterator[Row]:
+) -> Iterator[TableRow]:
     """Make the models of a study that are not there yet, and measure each.
 
     Args:
@@ -55,20 +69,22 @@ def lot_rows(
         known: Rows that were measured before; they are given back as they are.
     """
     done = {(row["parent"], row["model"]): dict(row) for row in known}
-    for lot in LOTS[name]:
-        wanted = [recipe(one) for one in lot.beside] + list(lot.made)
-        texts = kept_texts(work)
-        yard: Yardstick | None = None
+    for lot in GRIDS[name]:
+        wanted = [recipe(one) for one in lot.references] + list(lot.recipes)
+        texts = cached_texts(work)
+        yard: ScorecardReference | None = None
         for entry in wanted:
             if (lot.parent, entry.name) in done:
                 yield done[lot.parent, entry.name]
                 continue
             # The parent of some is made for the study, too.
-            yard = yard or yardstick(member_at(recipe(lot.parent), folder, work, texts))
-            yield _row(yard, entry, load(member_at(entry, folder, work, texts)))
+            yard = yard or prepare_scorecard_reference(
+                ensure_member(recipe(lot.parent), folder, work, texts)
+            )
+            yield _scorecard_row(yard, entry, load(ensure_member(entry, folder, work, texts)))
 
 
-def kept_texts(work: Path) -> Callable[[Recipe], list[Text]]:
+def cached_texts(work: Path) -> Callable[[Recipe], list[Text]]:
     """Write the texts of a recipe once where the next one reads the same."""
     kept: dict[tuple, list[Text]] = {}
 
@@ -82,7 +98,7 @@ def kept_texts(work: Path) -> Callable[[Recipe], list[Text]]:
     return texts
 
 
-def member_at(
+def ensure_member(
     entry: Recipe, folder: Path, work: Path, texts: Callable[[Recipe], list[Text]]
 ) -> Path:
     """Return where a member is; it is made if it is not there."""
@@ -92,11 +108,11 @@ def member_at(
     return place
 
 
-def _row(yard: Yardstick, entry: Recipe, model: Model) -> Row:
-    found = standing(yard, model).row()
-    made = model.made
-    told: Row = {
-        "parent": yard.parent.name,
+def _scorecard_row(reference: ScorecardReference, entry: Recipe, model: Model) -> TableRow:
+    found = scorecard(reference, model).row()
+    made = model.provenance
+    told: TableRow = {
+        "parent": reference.parent.name,
         "start": entry.start,
         "labels": entry.labels or ("soft" if entry.teacher else "hard"),
         "teacher": entry.teacher,
@@ -107,19 +123,19 @@ def _row(yard: Yardstick, entry: Recipe, model: Model) -> Row:
         "bits": made.storage.total if made is not None else float("nan"),
     }
     row = {"model": found.pop("model"), **told, **found}
-    if entry.start.partition(":")[0] in GROWTHS and entry.layers > 2:
-        row |= _grown(new_layers(model))
+    if entry.start.partition(":")[0] in GROWTH_METHODS and entry.layers > 2:
+        row |= _new_layers_row(new_layers(model))
     return row
 
 
-def _grown(found: NewLayers) -> Row:
+def _new_layers_row(result: NewLayers) -> TableRow:
     return {
-        "without_new": found.without.value,
-        "need_new": found.need.value,
-        "need_new_low": found.need.low,
-        "need_new_high": found.need.high,
-        "need_old": found.old.value,
-        "circuit_edges": float(found.edges),
-        "circuit_new": found.touching,
-        "all_new": found.expected,
+        "without_new": result.accuracy_without_new.value,
+        "need_new": result.accuracy_drop.value,
+        "need_new_low": result.accuracy_drop.low,
+        "need_new_high": result.accuracy_drop.high,
+        "need_old": result.accuracy_drop_old.value,
+        "circuit_edges": float(result.edges),
+        "circuit_new": result.edges_new_fraction,
+        "all_new": result.all_new_fraction,
     }

@@ -5,35 +5,35 @@ from functools import partial
 from pathlib import Path
 
 from probes.errors import ModelError
-from probes.experiments.scorecard import Row
-from probes.experiments.studies.grids import lot_rows
-from probes.experiments.studies.single_models import adapting_rows, fewest_rows, names_rows
-from probes.experiments.studies.training_runs import along_rows
+from probes.experiments.scorecard import TableRow
+from probes.experiments.studies.grids import grid_rows
+from probes.experiments.studies.single_models import adaptation_rows, fewest_rows, name_study_rows
+from probes.experiments.studies.training_runs import training_dynamics_rows
 
-STUDIES: Mapping[str, tuple[str, Callable[..., Iterator[Row]]]] = {
+STUDIES: Mapping[str, tuple[str, Callable[..., Iterator[TableRow]]]] = {
     "labels": (
         "soft or hard labels x the teacher's layers or fresh weights, over seeds",
-        partial(lot_rows, "labels"),
+        partial(grid_rows, "labels"),
     ),
-    "names": ("'My name is': accuracy against examples seen, label by label", names_rows),
-    "adapting": ("steps of training until a new noun works", adapting_rows),
+    "names": ("'My name is': accuracy against examples seen, label by label", name_study_rows),
+    "adapting": ("steps of training until a new noun works", adaptation_rows),
     "tickets": (
         "winning tickets of `full` and of a net from fresh weights, beside what they must beat",
-        partial(lot_rows, "tickets"),
+        partial(grid_rows, "tickets"),
     ),
     "growing": (
         "`distilled`, grown back in three ways, beside what only more training does",
-        partial(lot_rows, "growing"),
+        partial(grid_rows, "growing"),
     ),
-    "along": ("what appears when, along training", along_rows),
+    "along": ("what appears when, along training", training_dynamics_rows),
     "fewest": ("fewest directions, edges, and weights of a student", fewest_rows),
 }
 """What each study turns, and what makes its rows."""
 
 
-def study(
+def run_study(
     name: str, *, folder: Path, work: Path, known: Sequence[Mapping[str, float | str]] = ()
-) -> Iterator[Row]:
+) -> Iterator[TableRow]:
     """Make the models of a study that are not there yet, and measure each.
 
     Args:

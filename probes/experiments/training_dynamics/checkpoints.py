@@ -8,30 +8,35 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probes.circuits.attribution import attribute
+from probes.circuits.attribution import edge_attribution
 from probes.circuits.circuit import Circuit
-from probes.circuits.edge_patching import run
-from probes.circuits.faithfulness import marks
-from probes.circuits.reference_runs import stage
-from probes.circuits.sampling import open_gate, tasks
+from probes.circuits.edge_patching import run_circuits
+from probes.circuits.faithfulness import edge_masks
+from probes.circuits.reference_runs import run_references
+from probes.circuits.sampling import require_open_gate, sample_tasks
 from probes.circuits.task import Task
-from probes.circuits.trace import cut
+from probes.circuits.trace import prune_circuit
 from probes.errors import ModelError
-from probes.interventions.hotspots import alone, find_sites, finding_words, variables_of
-from probes.interventions.interchange import NOUN, NUMBER, cross, exchange
+from probes.interventions.hotspots import find_sites, search_words, takes_only, variables_of
+from probes.interventions.interchange import (
+    NUMBER_READOUT,
+    OBJECT_READOUT,
+    interchange_intervention,
+    run_interchange_pairs,
+)
 from probes.models.model import Model, Shape
-from probes.models.site import Cell, join, site_name
-from probes.observe.gate import ask
-from probes.prompts.interchange_pairs import OBJECT, Crossings, crossings
-from probes.prompts.pair_batch import fits
+from probes.models.site import Site, joined_roles, site_name
+from probes.observe.gate import answer_questions
+from probes.prompts.interchange_pairs import OBJECT, InterchangePairs, sample_interchange_pairs
+from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
 
-Rows = Mapping[str, Float[np.ndarray, " _"]]
+PromptValues = Mapping[str, Float[np.ndarray, " _"]]
 
 
 @dataclass(frozen=True, eq=False)
-class Ruler:
+class FinalModelReference:
     """What all checkpoints are held against; found in the final model, once.
 
     Attributes:
@@ -50,15 +55,15 @@ class Ruler:
     pattern: Pattern
     questions: tuple[Question, ...]
     answers: tuple[str, ...]
-    finding: Crossings
-    judging: Crossings
-    sites: Mapping[str, Cell]
+    finding_pairs: InterchangePairs
+    test_pairs: InterchangePairs
+    sites: Mapping[str, Site]
     tasks: tuple[Task, Task]
     circuit: Circuit
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class CheckpointMeasurements:
     """What a model does, each prompt by itself.
 
     Attributes:
@@ -73,23 +78,23 @@ class Reading:
         edges: What each edge is worth on the prompts that edges are found by.
     """
 
-    right: Rows
-    taken: Rows
-    pull: Rows
-    own: Rows
+    correct: PromptValues
+    interchange_hits: PromptValues
+    logit_shift: PromptValues
+    own_site_hits: PromptValues
     own_sites: Mapping[str, str]
-    lead: Float[np.ndarray, " prompt"]
-    alone: Float[np.ndarray, " prompt"]
-    edges: Float[Tensor, "_ edge"]
+    logit_diff: Float[np.ndarray, " prompt"]
+    circuit_logit_diff: Float[np.ndarray, " prompt"]
+    edge_scores: Float[Tensor, "_ edge"]
 
 
-def ruler(  # noqa: PLR0913 (what is looked for, and how hard)
+def prepare_final_reference(  # noqa: PLR0913 (what is looked for, and how hard)
     final: Model, pattern: Pattern, *, bases: int, prompts: int, keep: float, seed: int
-) -> Ruler:
+) -> FinalModelReference:
     """Find the final model's sites and its circuit.
 
     Raises:
-        GateError: The final model does not have the behaviour.
+        GateError: The final model does not have the behavior.
         PatternError: The pattern has no opposite, or too few words.
         ModelError: The final model has one block.
     """
@@ -98,87 +103,102 @@ def ruler(  # noqa: PLR0913 (what is looked for, and how hard)
             f"{final.name} has one block: there is no site between the embedding and the answer. "
             "Choose a model of two blocks or more."
         )
-    gates = open_gate(final, pattern, "", seed=seed)
-    found_by, tokenizers = finding_words(pattern), (final.tokenizer,)
+    gates = require_open_gate(final, pattern, "", seed=seed)
+    found_by, tokenizers = search_words(pattern), (final.tokenizer,)
     every = pattern.lexicon.words("noun")
     others = {slot: [w for w in every if w not in used] for slot, used in found_by.items()}
-    finding = crossings(pattern, bases, tokenizers=tokenizers, seed=seed + 1, words=found_by)
-    judging = crossings(pattern, bases, tokenizers=tokenizers, seed=seed, words=others)
+    finding = sample_interchange_pairs(
+        pattern, bases, tokenizers=tokenizers, seed=seed + 1, allowed_words=found_by
+    )
+    judging = sample_interchange_pairs(
+        pattern, bases, tokenizers=tokenizers, seed=seed, allowed_words=others
+    )
     known = variables_of(judging)
-    halves = tasks(final, pattern, gates.answer, prompts=prompts, seed=seed)
-    graph = attribute(final, halves[0])
-    return Ruler(
+    halves = sample_tasks(final, pattern, gates.answer, prompts=prompts, seed=seed)
+    graph = edge_attribution(final, halves[0])
+    return FinalModelReference(
         shape=final.shape,
         pattern=pattern,
-        questions=pattern.questions(2 * bases, seed=seed, keep=fits(final.tokenizer)),
+        questions=pattern.sample_questions(
+            2 * bases, seed=seed, keep=tokenizable_by(final.tokenizer)
+        ),
         answers=tuple(name for name, _ in pattern.answers),
-        finding=finding,
-        judging=judging,
+        finding_pairs=finding,
+        test_pairs=judging,
         sites=dict(zip(known, find_sites(final, finding, known), strict=True)),
         tasks=halves,
-        circuit=cut(stage(final, halves[0]), graph, keep),
+        circuit=prune_circuit(run_references(final, halves[0]), graph, keep),
     )
 
 
-def measured(model: Model, by: Ruler) -> Reading:
+def measure_checkpoint(model: Model, reference: FinalModelReference) -> CheckpointMeasurements:
     """Measure a model of the final model's shape.
 
     Raises:
         ModelError: It has another shape.
     """
-    refuse_other_shape(model, by.shape)
-    right = ask(model, by.questions).right.numpy().astype(float)
-    own = dict(zip(by.sites, find_sites(model, by.finding, tuple(by.sites)), strict=True))
-    taken, pull = _exchanged(model, by.judging, by.sites)
-    own_taken, _ = _exchanged(model, by.judging, own)
-    here = stage(model, by.tasks[1])
-    alone_ = run(here, marks(here, [by.circuit]))[0]
-    edges = attribute(model, by.tasks[0]).each
+    require_same_shape(model, reference.shape)
+    right = answer_questions(model, reference.questions).correct.numpy().astype(float)
+    own = dict(
+        zip(
+            reference.sites,
+            find_sites(model, reference.finding_pairs, tuple(reference.sites)),
+            strict=True,
+        )
+    )
+    taken, pull = _interchange_results(model, reference.test_pairs, reference.sites)
+    own_taken, _ = _interchange_results(model, reference.test_pairs, own)
+    here = run_references(model, reference.tasks[1])
+    alone_ = run_circuits(here, edge_masks(here, [reference.circuit]))[0]
+    edges = edge_attribution(model, reference.tasks[0]).per_prompt
     assert edges is not None, "scores of single prompts are kept unless told otherwise"
-    return Reading(
-        right={name: right[:, k] for k, name in enumerate(by.answers)},
-        taken=taken,
-        pull=pull,
-        own=own_taken,
+    return CheckpointMeasurements(
+        correct={name: right[:, k] for k, name in enumerate(reference.answers)},
+        interchange_hits=taken,
+        logit_shift=pull,
+        own_site_hits=own_taken,
         own_sites={variable: site_name(cell) for variable, cell in own.items()},
-        lead=_plain(here.leads - here.floor),
-        alone=_plain(alone_ - here.floor),
-        edges=edges,
+        logit_diff=_to_numpy(here.clean_logit_diffs - here.ablated_logit_diffs),
+        circuit_logit_diff=_to_numpy(alone_ - here.ablated_logit_diffs),
+        edge_scores=edges,
     )
 
 
-def _exchanged(
-    model: Model, judging: Crossings, sites: Mapping[str, Cell]
+def _interchange_results(
+    model: Model, pairs: InterchangePairs, sites: Mapping[str, Site]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Put each variable's site in, and mark what was taken up and how far the answer was pulled."""
-    crossed = cross(model, judging, roles=join(*sites.values()))
-    before = exchange(crossed, [])
+    crossed = run_interchange_pairs(model, pairs, joined_roles=joined_roles(*sites.values()))
+    before = interchange_intervention(crossed, [])
     cells = tuple(dict.fromkeys(sites.values()))
-    found = exchange(crossed, cells)
+    found = interchange_intervention(crossed, cells)
     taken, pull = {}, {}
     for variable, cell in sites.items():
-        row, answer = found.row(site_name(cell)), NOUN if variable == OBJECT else NUMBER
-        taken[variable] = alone(found, variable)[row].astype(float)
-        moved = found.pull(variable, answer)[row] - before.pull(variable, answer)[0]
+        row, answer = (
+            found.site_index(site_name(cell)),
+            OBJECT_READOUT if variable == OBJECT else NUMBER_READOUT,
+        )
+        taken[variable] = takes_only(found, variable)[row].astype(float)
+        moved = found.logit_shift(variable, answer)[row] - before.logit_shift(variable, answer)[0]
         pull[variable] = moved.astype(float)
     return taken, pull
 
 
-def shared_edges(
-    edges: Float[Tensor, "prompt edge"],
-    last: Float[Tensor, "prompt edge"],
+def edge_overlap(
+    edge_scores: Float[Tensor, "prompt edge"],
+    final_edges: Float[Tensor, "prompt edge"],
     count: int,
     weights: Float[np.ndarray, "draw prompt"],
 ) -> Float[np.ndarray, " draw"]:
     """Return the Jaccard of two models' strongest edges under each draw of prompts."""
     drawn = torch.from_numpy(weights).float()
-    sides = [(drawn @ each).abs().topk(count, dim=1).indices for each in (edges, last)]
-    member = [torch.zeros(len(drawn), edges.shape[1]).scatter_(1, top, 1.0) for top in sides]
+    sides = [(drawn @ each).abs().topk(count, dim=1).indices for each in (edge_scores, final_edges)]
+    member = [torch.zeros(len(drawn), edge_scores.shape[1]).scatter_(1, top, 1.0) for top in sides]
     both = (member[0] * member[1]).sum(1)
     return (both / (2 * count - both)).double().numpy()
 
 
-def refuse_other_shape(model: Model, shape: Shape) -> None:
+def require_same_shape(model: Model, shape: Shape) -> None:
     """Refuse a model whose heads are not those of the final model.
 
     Raises:
@@ -194,5 +214,5 @@ def refuse_other_shape(model: Model, shape: Shape) -> None:
         )
 
 
-def _plain(values: Tensor) -> Float[np.ndarray, " prompt"]:
+def _to_numpy(values: Tensor) -> Float[np.ndarray, " prompt"]:
     return values.double().cpu().numpy()

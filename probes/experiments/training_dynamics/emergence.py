@@ -13,18 +13,18 @@ import numpy as np
 from jaxtyping import Float
 
 from probes.errors import ProbeError
-from probes.stats.intervals import LEVEL, Estimate
+from probes.stats.intervals import CONFIDENCE_LEVEL, Estimate
 
 Order = Literal["before", "with", "after", "cannot tell"]
 
 MARGIN = 0.1
 """By how much of the whole the final model must exceed the nulls to have something at all."""
 
-_ENDS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+_QUANTILES = ((1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2)
 
 
 @dataclass(frozen=True, eq=False)
-class Course:
+class MeasureOverTraining:
     """One measure at every checkpoint.
 
     Attributes:
@@ -41,14 +41,14 @@ class Course:
     """
 
     name: str
-    beside: str
+    accuracy_name: str
     values: tuple[Estimate, ...]
     final: Estimate
-    drawn: Float[np.ndarray, "checkpoint draw"]
-    last: Float[np.ndarray, " draw"]
+    bootstrap: Float[np.ndarray, "checkpoint draw"]
+    final_bootstrap: Float[np.ndarray, " draw"]
     nulls: tuple[float, ...] = ()
-    lot: tuple[float, float] | None = None
-    seeds: Mapping[str, Estimate] | None = None
+    random_interval: tuple[float, float] | None = None
+    other_seeds: Mapping[str, Estimate] | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -58,26 +58,34 @@ class Course:
         A mean: a single net among few says little.
         """
         found = [float(np.mean(self.nulls))] if self.nulls else [0.0]
-        return max(*found, float(np.mean(self.lot))) if self.lot else found[0]
+        return (
+            max(*found, float(np.mean(self.random_interval))) if self.random_interval else found[0]
+        )
 
     @property
-    def there(self) -> bool:
+    def is_present(self) -> bool:
         """Whether the final model has it: surely more than every null, and by the margin."""
-        bar = max((self.chance, *self.nulls, *((self.lot[1],) if self.lot else ())))
-        return bool(np.quantile(self.last, _ENDS[0]) > bar + MARGIN)
+        bar = max(
+            (
+                self.chance,
+                *self.nulls,
+                *((self.random_interval[1],) if self.random_interval else ()),
+            )
+        )
+        return bool(np.quantile(self.final_bootstrap, _QUANTILES[0]) > bar + MARGIN)
 
     @property
-    def half(self) -> float:
+    def halfway(self) -> float:
         """Half the way from chance to the final model's value."""
         return (self.chance + self.final.value) / 2
 
-    def above(self) -> Float[np.ndarray, "checkpoint draw"]:
+    def above_halfway(self) -> Float[np.ndarray, "checkpoint draw"]:
         """Return how far each draw stands above its own half-way mark."""
-        return self.drawn - (self.chance + self.last) / 2
+        return self.bootstrap - (self.chance + self.final_bootstrap) / 2
 
 
 @dataclass(frozen=True, slots=True)
-class Onset:
+class EmergenceStep:
     """When a measure appeared.
 
     Attributes:
@@ -101,61 +109,61 @@ class Onset:
         return f"{since} {self.step:,}"
 
 
-def onset(steps: Sequence[int], course: Course) -> Onset:
+def emergence_step(steps: Sequence[int], measure: MeasureOverTraining) -> EmergenceStep:
     """Return the step from which a measure stays above half its final value.
 
     Raises:
         ProbeError: Steps do not ascend, or are not as many as the course has.
     """
-    _check(steps, course)
-    if not course.there:
-        return Onset(None, None, float("inf"), float("inf"))
-    sure = np.quantile(course.above(), _ENDS[0], axis=1) > 0
+    _check(steps, measure)
+    if not measure.is_present:
+        return EmergenceStep(None, None, float("inf"), float("inf"))
+    sure = np.quantile(measure.above_halfway(), _QUANTILES[0], axis=1) > 0
     stays = np.logical_and.accumulate(sure[::-1])[::-1]
-    each = _first(course)
-    low, high = (_step(steps, np.quantile(each, q, method="nearest")) for q in _ENDS)
+    each = _first_checkpoint(measure)
+    low, high = (_step_at(steps, np.quantile(each, q, method="nearest")) for q in _QUANTILES)
     if not stays.any():
-        return Onset(None, None, low, high)
+        return EmergenceStep(None, None, low, high)
     place = int(stays.argmax())
-    return Onset(steps[place], steps[place - 1] if place else None, low, high)
+    return EmergenceStep(steps[place], steps[place - 1] if place else None, low, high)
 
 
-def order(course: Course, beside: Course) -> Order:
+def emergence_order(measure: MeasureOverTraining, other: MeasureOverTraining) -> Order:
     """Say whether a measure appears before another, after it, or between the same checkpoints.
 
     By the share of pairs of draws, as the two are judged on prompts of their own: 97.5 % must
     agree on "before" or "after", 95 % on "with". The coarser the checkpoints, the more is "with".
     """
-    if not (course.there and beside.there):
+    if not (measure.is_present and other.is_present):
         return "cannot tell"
-    gap = _first(course)[:, None] - _first(beside)
+    gap = _first_checkpoint(measure)[:, None] - _first_checkpoint(other)
     sides: dict[Order, float] = {"before": (gap < 0).mean(), "after": (gap > 0).mean()}
     for word, part in sides.items():
-        if part >= _ENDS[1]:
+        if part >= _QUANTILES[1]:
             return word
-    return "with" if (gap == 0).mean() >= LEVEL else "cannot tell"
+    return "with" if (gap == 0).mean() >= CONFIDENCE_LEVEL else "cannot tell"
 
 
-def _first(course: Course) -> Float[np.ndarray, " draw"]:
+def _first_checkpoint(measure: MeasureOverTraining) -> Float[np.ndarray, " draw"]:
     """Return for each draw the place of the first checkpoint from which it stays above half."""
-    stays = np.logical_and.accumulate((course.above() > 0)[::-1], axis=0)[::-1]
+    stays = np.logical_and.accumulate((measure.above_halfway() > 0)[::-1], axis=0)[::-1]
     never = float(len(stays))
     return np.where(stays.any(0), stays.argmax(0), never).astype(float)
 
 
-def _step(steps: Sequence[int], place: float) -> float:
-    return float(steps[int(place)]) if place < len(steps) else float("inf")
+def _step_at(steps: Sequence[int], index: float) -> float:
+    return float(steps[int(index)]) if index < len(steps) else float("inf")
 
 
-def _check(steps: Sequence[int], course: Course) -> None:
-    if len(steps) != len(course.values) or len(course.drawn) != len(steps):
+def _check(steps: Sequence[int], measure: MeasureOverTraining) -> None:
+    if len(steps) != len(measure.values) or len(measure.bootstrap) != len(steps):
         raise ProbeError(
-            f"{course.name!r} has {len(course.values)} values for {len(steps)} steps: give one each"
+            f"{measure.name!r} has {len(measure.values)} values for {len(steps)} steps: give one each"
         )
-    refuse_disorder(steps)
+    require_ascending(steps)
 
 
-def refuse_disorder(steps: Sequence[int]) -> None:
+def require_ascending(steps: Sequence[int]) -> None:
     """Refuse steps that are none, or do not ascend.
 
     Raises:

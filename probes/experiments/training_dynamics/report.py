@@ -8,37 +8,44 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from probes.errors import FigureError
-from probes.experiments.training_dynamics.emergence import Course
-from probes.experiments.training_dynamics.measures import ALONE, CAPPED, EDGES, LEAD, OWN, PULL
-from probes.viz.blocks import Block, Note, Table, caption
+from probes.experiments.training_dynamics.emergence import MeasureOverTraining
+from probes.experiments.training_dynamics.measures import (
+    AT_OWN_SITE,
+    CIRCUIT_ONLY,
+    EDGE_OVERLAP,
+    INTERCHANGE_ACCURACY,
+    LOGIT_DIFF,
+    LOGIT_SHIFT,
+)
+from probes.viz.blocks import Block, Note, Table, caption_html
 from probes.viz.drawing import (
     PALETTE,
     WIDTH,
+    Drawing,
+    DrawingShape,
     Part,
     Pixels,
     Point,
-    Shape,
-    Sheet,
-    Words,
-    details,
-    fitted,
-    pictured,
-    scrolled,
-    wide,
+    TextLabel,
+    block_picture,
+    collapsed_table,
+    scrollable_svg,
+    text_width,
+    truncate_text,
 )
 from probes.viz.drawing import Group as Hover
-from probes.viz.html_text import minus
+from probes.viz.html_text import typographic_minus
 from probes.viz.page import page
 from probes.viz.picture import Picture
 
 if TYPE_CHECKING:
-    from probes.experiments.training_dynamics.trajectory import Trajectory
+    from probes.experiments.training_dynamics.trajectory import TrainingTrajectory
 
-_COLUMNS, _PITCH, _LEFT, _RIGHT = 2, WIDTH / 2, 34.0, 14.0
-_TALL, _TOP, _FOOT, _KEY = 150.0, 20.0, 46.0, 16.0
-_RING, _DOT = 6.5, 2.6
+_COLUMNS, _COLUMN_WIDTH, _LEFT_MARGIN, _RIGHT_MARGIN = 2, WIDTH / 2, 34.0, 14.0
+_PANEL_HEIGHT, _TOP_MARGIN, _BOTTOM_MARGIN, _LEGEND_ROW_HEIGHT = 150.0, 20.0, 46.0, 16.0
+_RING_RADIUS, _DOT_RADIUS = 6.5, 2.6
 
-_LEAD_TEXT = (
+_INTRO = (
     "Each line is one measure at every checkpoint of the run, held against where the run ended: "
     "shares of prompts, or logits as a share of the final model's. Checkpoints stand at equal "
     "distances, whatever steps lie between. Bars are 95 % intervals over prompts; a ring marks the "
@@ -50,7 +57,7 @@ _LEAD_TEXT = (
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class LineSeries:
     """One line: its values with their intervals, its ring and what it is held against.
 
     Attributes:
@@ -66,14 +73,14 @@ class Line:
     values: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
-    ring: int | None = None
+    emergence_index: int | None = None
     chance: float | None = None
-    lot: float | None = None
-    others: tuple[float, ...] = ()
+    random: float | None = None
+    other_seeds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
-class LinesBlock(Block):
+class LineChartBlock(Block):
     """Panels of lines over the same places.
 
     Attributes:
@@ -83,7 +90,7 @@ class LinesBlock(Block):
     """
 
     ticks: Sequence[str]
-    panels: Sequence[tuple[str, Sequence[Line]]]
+    panels: Sequence[tuple[str, Sequence[LineSeries]]]
     caption: str = ""
 
     def __post_init__(self) -> None:
@@ -106,70 +113,87 @@ class LinesBlock(Block):
     @property
     def body(self) -> str:
         """The drawing with its numbers below."""
-        return caption(self.caption) + scrolled(_scene(self), "pv-lines") + details(_table(self))
+        return (
+            caption_html(self.caption)
+            + scrollable_svg(_draw_panels(self), "pv-lines")
+            + collapsed_table(_table(self))
+        )
 
     def __repr__(self) -> str:
         return f"LinesBlock({len(self.panels)} panels, {len(self.ticks)} places)"
 
 
-def trajectory_page(found: "Trajectory") -> Picture:
+def trajectory_page(trajectory: "TrainingTrajectory") -> Picture:
     """Lay a training run out as a page: when what appeared, the lines, and how it was measured."""
-    block = lines_of(found)
-    head, *lines = found.summary()
-    rows = [[course.name, str(course.final), *_when(found, course)] for course in found.courses]
+    block = trajectory_chart(trajectory)
+    head, *lines = trajectory.summary()
+    rows = [
+        [course.name, str(course.final), *_emergence_row(trajectory, course)]
+        for course in trajectory.measures
+    ]
     names = ["measure", "in the end", "appeared", "interval", "than the accuracy"]
-    protocol = Table(("what", "how"), [list(pair) for pair in found.protocol], align="ll")
+    protocol = Table(("what", "how"), [list(pair) for pair in trajectory.protocol], align="ll")
     sections = [
-        ("Along training", _LEAD_TEXT, [block]),
+        ("Along training", _INTRO, [block]),
         ("When each appeared", head, [Table(names, rows)]),
         ("How this was measured", "", [protocol]),
     ]
-    shown = [Note(line) for line in lines if line.startswith(_told(found))]
-    whole = page(f"{found.final} along its training", sections, shown, f"Asked: {found.pattern}")
-    return Picture(whole.title, whole.body, pictured(whole.title, block, _scene(block)).draw)
-
-
-def _told(found: "Trajectory") -> tuple[str, ...]:
-    """The measures that are told at the top: answers, the circuit, what is pulled."""
-    first = [course.name for course in found.courses if course.name == course.beside]
-    return (*first, f"{ALONE}:", *(f"{name} {PULL}:" for name in found.sites))
-
-
-def _when(found: "Trajectory", course: Course) -> tuple[str, str, str]:
-    when = found.onset(course.name)
-    ends = " to ".join("never" if np.isinf(n) else f"{n:,.0f}" for n in (when.low, when.high))
-    than = "" if course.name == course.beside else found.order(course.name)
-    return str(when), ends, than
-
-
-def lines_of(found: "Trajectory") -> LinesBlock:
-    """Put the courses of a run into panels: the answers, each variable, the circuit."""
-    answers = [course.name for course in found.courses if course.name == course.beside]
-    known = {course.name for course in found.courses}
-    panels = [("Answers", [*answers, LEAD])]
-    for variable, site in found.sites.items():
-        beside = found.course(f"{variable} {CAPPED}").beside
-        names = [f"{variable} {kind}" for kind in (CAPPED, PULL, OWN)]
-        names = [name for name in names if name in known]
-        panels.append((f"{variable}, at {site}", [*names, beside]))
-    panels.append((f"The final circuit, {found.edges} edges", [ALONE, EDGES, LEAD]))
-    return LinesBlock(
-        ticks=tuple(f"{step:,}" for step in found.steps),
-        panels=[(title, [_line(found, name) for name in names]) for title, names in panels],
+    shown = [Note(line) for line in lines if line.startswith(_headline_measures(trajectory))]
+    whole = page(
+        f"{trajectory.final} along its training", sections, shown, f"Asked: {trajectory.pattern}"
+    )
+    return Picture(
+        whole.title, whole.body, block_picture(whole.title, block, _draw_panels(block)).draw
     )
 
 
-def _line(found: "Trajectory", name: str) -> Line:
-    course, when = found.course(name), found.onset(name)
-    return Line(
+def _headline_measures(trajectory: "TrainingTrajectory") -> tuple[str, ...]:
+    """The measures that are told at the top: answers, the circuit, what is pulled."""
+    first = [course.name for course in trajectory.measures if course.name == course.accuracy_name]
+    return (*first, f"{CIRCUIT_ONLY}:", *(f"{name} {LOGIT_SHIFT}:" for name in trajectory.sites))
+
+
+def _emergence_row(
+    trajectory: "TrainingTrajectory", measure: MeasureOverTraining
+) -> tuple[str, str, str]:
+    when = trajectory.emergence(measure.name)
+    ends = " to ".join("never" if np.isinf(n) else f"{n:,.0f}" for n in (when.low, when.high))
+    than = "" if measure.name == measure.accuracy_name else trajectory.order(measure.name)
+    return str(when), ends, than
+
+
+def trajectory_chart(trajectory: "TrainingTrajectory") -> LineChartBlock:
+    """Put the courses of a run into panels: the answers, each variable, the circuit."""
+    answers = [course.name for course in trajectory.measures if course.name == course.accuracy_name]
+    known = {course.name for course in trajectory.measures}
+    panels = [("Answers", [*answers, LOGIT_DIFF])]
+    for variable, site in trajectory.sites.items():
+        beside = trajectory.measure(f"{variable} {INTERCHANGE_ACCURACY}").accuracy_name
+        names = [f"{variable} {kind}" for kind in (INTERCHANGE_ACCURACY, LOGIT_SHIFT, AT_OWN_SITE)]
+        names = [name for name in names if name in known]
+        panels.append((f"{variable}, at {site}", [*names, beside]))
+    panels.append(
+        (f"The final circuit, {trajectory.edges} edges", [CIRCUIT_ONLY, EDGE_OVERLAP, LOGIT_DIFF])
+    )
+    return LineChartBlock(
+        ticks=tuple(f"{step:,}" for step in trajectory.steps),
+        panels=[
+            (title, [_line_series(trajectory, name) for name in names]) for title, names in panels
+        ],
+    )
+
+
+def _line_series(trajectory: "TrainingTrajectory", name: str) -> LineSeries:
+    course, when = trajectory.measure(name), trajectory.emergence(name)
+    return LineSeries(
         name=name,
         values=tuple(v.value for v in course.values),
         low=tuple(v.low for v in course.values),
         high=tuple(v.high for v in course.values),
-        ring=None if when.step is None else found.steps.index(when.step),
+        emergence_index=None if when.step is None else trajectory.steps.index(when.step),
         chance=max(course.nulls, default=None),
-        lot=course.lot[1] if course.lot else None,
-        others=tuple(e.value for e in (course.seeds or {}).values()),
+        random=course.random_interval[1] if course.random_interval else None,
+        other_seeds=tuple(e.value for e in (course.other_seeds or {}).values()),
     )
 
 
@@ -182,110 +206,123 @@ class _Axes:
 
     left: Pixels
     top: Pixels
-    room: Pixels
-    places: int
+    width: Pixels
+    n_checkpoints: int
     low: float
     high: float
 
-    def x(self, place: int) -> float:
-        return self.left + 10 + (self.room - 30) * place / max(self.places - 1, 1)
+    def x(self, index: int) -> float:
+        return self.left + 10 + (self.width - 30) * index / max(self.n_checkpoints - 1, 1)
 
     def y(self, value: float) -> float:
         part = (value - self.low) / (self.high - self.low)
-        return self.top + _TALL * (1 - min(1.0, max(0.0, part)))
+        return self.top + _PANEL_HEIGHT * (1 - min(1.0, max(0.0, part)))
 
 
-def _scene(block: LinesBlock) -> Sheet:
-    every = [n for _, lines in block.panels for line in lines for n in (*line.values, *line.others)]
+def _draw_panels(block: LineChartBlock) -> Drawing:
+    every = [
+        n for _, lines in block.panels for line in lines for n in (*line.values, *line.other_seeds)
+    ]
     known = [n for n in every if np.isfinite(n)]
     low, high = min(0.0, *known), min(max(1.05, *known), 2.0)
     low = max(low, -0.5)
     keys = max(len(lines) for _, lines in block.panels)
-    pitch = _TOP + _TALL + _FOOT + _KEY * ((keys + 1) // 2)
+    pitch = _TOP_MARGIN + _PANEL_HEIGHT + _BOTTOM_MARGIN + _LEGEND_ROW_HEIGHT * ((keys + 1) // 2)
     parts: list[Part] = []
     for at, (title, lines) in enumerate(block.panels):
-        left = (at % _COLUMNS) * _PITCH + _LEFT
-        top = (at // _COLUMNS) * pitch + _TOP
-        axes = _Axes(left, top, _PITCH - _LEFT - _RIGHT, len(block.ticks), low, high)
+        left = (at % _COLUMNS) * _COLUMN_WIDTH + _LEFT_MARGIN
+        top = (at // _COLUMNS) * pitch + _TOP_MARGIN
+        axes = _Axes(
+            left, top, _COLUMN_WIDTH - _LEFT_MARGIN - _RIGHT_MARGIN, len(block.ticks), low, high
+        )
         parts += _frame(axes, title, block.ticks)
         for number, line in enumerate(lines):
-            parts += _drawn(axes, line, PALETTE[number], block.ticks)
-            parts += _key(axes, number, line.name)
+            parts += _draw_line(axes, line, PALETTE[number], block.ticks)
+            parts += _legend_entry(axes, number, line.name)
     rows = -(-len(block.panels) // _COLUMNS)
     says = f"{len(block.panels)} panels of lines over {len(block.ticks)} checkpoints."
-    return Sheet(WIDTH, rows * pitch, tuple(parts), "Measures along training", says)
+    return Drawing(WIDTH, rows * pitch, tuple(parts), "Measures along training", says)
 
 
 def _frame(axes: _Axes, title: str, ticks: Sequence[str]) -> list[Part]:
-    right = axes.left + axes.room
-    name = fitted(title, axes.room, 12)
-    parts: list[Part] = [Words(axes.left - 20, axes.top - 8, name, 12, bold=True)]
+    right = axes.left + axes.width
+    name = truncate_text(title, axes.width, 12)
+    parts: list[Part] = [TextLabel(axes.left - 20, axes.top - 8, name, 12, bold=True)]
     for value in np.arange(np.ceil(axes.low * 2) / 2, axes.high + 1e-9, 0.5):
         y = axes.y(value)
-        parts.append(Shape(((axes.left, y), (right, y)), edge="line"))
-        text = minus(f"{value + 0.0:g}")
-        parts.append(Words(axes.left - 5, y + 4, text, 10, "end", "soft"))
+        parts.append(DrawingShape(((axes.left, y), (right, y)), stroke="line"))
+        text = typographic_minus(f"{value + 0.0:g}")
+        parts.append(TextLabel(axes.left - 5, y + 4, text, 10, "end", "soft"))
     edge = -np.inf
     for place, text in enumerate(ticks):
-        x, half = axes.x(place), wide(text, 9.5) / 2
+        x, half = axes.x(place), text_width(text, 9.5) / 2
         if x - half > edge + 3:  # Those that would touch the last one are left out.
-            parts.append(Words(x, axes.top + _TALL + 14, text, 9.5, "middle", "soft"))
+            parts.append(TextLabel(x, axes.top + _PANEL_HEIGHT + 14, text, 9.5, "middle", "soft"))
             edge = x + half
-    middle = axes.left + axes.room / 2
-    parts.append(Words(middle, axes.top + _TALL + 28, "training step", 10, "middle", "soft"))
+    middle = axes.left + axes.width / 2
+    parts.append(
+        TextLabel(middle, axes.top + _PANEL_HEIGHT + 28, "training step", 10, "middle", "soft")
+    )
     return parts
 
 
-def _drawn(axes: _Axes, line: Line, colour: str, ticks: Sequence[str]) -> list[Part]:
-    right = axes.left + axes.room
+def _draw_line(axes: _Axes, line: LineSeries, color: str, ticks: Sequence[str]) -> list[Part]:
+    right = axes.left + axes.width
     parts: list[Part] = []
-    for level, dash in ((line.chance, 2.0), (line.lot, 7.0)):
+    for level, dash in ((line.chance, 2.0), (line.random, 7.0)):
         if level is not None:
-            parts += _dashes(axes.left, right, axes.y(level), colour, dash)
+            parts += _dashes(axes.left, right, axes.y(level), color, dash)
     dots = [(axes.x(p), axes.y(v)) for p, v in enumerate(line.values) if np.isfinite(v)]
-    parts += [Shape((one, two), edge=colour, thick=1.8) for one, two in pairwise(dots)]
+    parts += [
+        DrawingShape((one, two), stroke=color, stroke_width=1.8) for one, two in pairwise(dots)
+    ]
     for place, value in enumerate(line.values):
         if not np.isfinite(value):
             continue
         x, low, high = axes.x(place), line.low[place], line.high[place]
-        says = minus(f"{line.name}, step {ticks[place]}: {value:.2f} [{low:.2f}, {high:.2f}]")
-        if place == line.ring:
-            ring = Shape(((x, axes.y(value)),), "paper", colour, 1.8, _RING)
+        says = typographic_minus(
+            f"{line.name}, step {ticks[place]}: {value:.2f} [{low:.2f}, {high:.2f}]"
+        )
+        if place == line.emergence_index:
+            ring = DrawingShape(((x, axes.y(value)),), "paper", color, 1.8, _RING_RADIUS)
             parts.append(Hover(f"{line.name} appears by step {ticks[place]}", (ring,)))
-        span = Shape(((x, axes.y(low)), (x, axes.y(high))), edge=colour, thick=1)
-        dot = Shape(((x, axes.y(value)),), colour, radius=_DOT)
+        span = DrawingShape(((x, axes.y(low)), (x, axes.y(high))), stroke=color, stroke_width=1)
+        dot = DrawingShape(((x, axes.y(value)),), color, radius=_DOT_RADIUS)
         parts.append(Hover(says, (span, dot)))
-    for value in line.others:
-        parts.append(Hover(minus(f"{line.name}, another seed: {value:.2f}"), (
-            _triangle((right - 6, axes.y(value)), colour),
+    for value in line.other_seeds:
+        parts.append(Hover(typographic_minus(f"{line.name}, another seed: {value:.2f}"), (
+            _triangle((right - 6, axes.y(value)), color),
         )))  # fmt: skip
     return parts
 
 
-def _triangle(at: Point, colour: str) -> Shape:
-    x, y = at
-    return Shape(((x + 5, y - 4.5), (x + 5, y + 4.5), (x - 3, y)), colour)
+def _triangle(position: Point, color: str) -> DrawingShape:
+    x, y = position
+    return DrawingShape(((x + 5, y - 4.5), (x + 5, y + 4.5), (x - 3, y)), color)
 
 
-def _dashes(left: Pixels, right: Pixels, y: Pixels, colour: str, size: float) -> list[Part]:
+def _dashes(left: Pixels, right: Pixels, y: Pixels, color: str, size: float) -> list[Part]:
     starts = np.arange(left, right, 2 * size)
-    return [Shape(((x, y), (min(x + size, right), y)), edge=colour, thick=1.2) for x in starts]
-
-
-def _key(axes: _Axes, number: int, name: str) -> list[Part]:
-    x = axes.left - 20 + (number % 2) * axes.room / 2
-    y = axes.top + _TALL + _FOOT + _KEY * (number // 2) - 2
     return [
-        Shape(((x, y - 4), (x + 18, y - 4)), edge=PALETTE[number], thick=1.8),
-        Shape(((x + 9, y - 4),), PALETTE[number], radius=_DOT),
-        Words(x + 24, y, fitted(name, axes.room / 2 - 26, 10.5), 10.5, colour="soft"),
+        DrawingShape(((x, y), (min(x + size, right), y)), stroke=color, stroke_width=1.2)
+        for x in starts
     ]
 
 
-def _table(block: LinesBlock) -> Table:
+def _legend_entry(axes: _Axes, number: int, name: str) -> list[Part]:
+    x = axes.left - 20 + (number % 2) * axes.width / 2
+    y = axes.top + _PANEL_HEIGHT + _BOTTOM_MARGIN + _LEGEND_ROW_HEIGHT * (number // 2) - 2
+    return [
+        DrawingShape(((x, y - 4), (x + 18, y - 4)), stroke=PALETTE[number], stroke_width=1.8),
+        DrawingShape(((x + 9, y - 4),), PALETTE[number], radius=_DOT_RADIUS),
+        TextLabel(x + 24, y, truncate_text(name, axes.width / 2 - 26, 10.5), 10.5, color="soft"),
+    ]
+
+
+def _table(block: LineChartBlock) -> Table:
     named = dict.fromkeys(line for _, lines in block.panels for line in lines)
     rows = [
-        [line.name, *(minus(f"{v:.2f}") if np.isfinite(v) else "" for v in line.values)]
+        [line.name, *(typographic_minus(f"{v:.2f}") if np.isfinite(v) else "" for v in line.values)]
         for line in named
     ]
     return Table(("measure", *block.ticks), rows)

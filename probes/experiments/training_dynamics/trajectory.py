@@ -13,27 +13,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from probes.errors import SiteError
-from probes.experiments.training_dynamics.checkpoints import measured, refuse_other_shape, ruler
+from probes.experiments.training_dynamics.checkpoints import (
+    measure_checkpoint,
+    prepare_final_reference,
+    require_same_shape,
+)
 from probes.experiments.training_dynamics.emergence import (
-    Course,
-    Onset,
+    EmergenceStep,
+    MeasureOverTraining,
     Order,
-    onset,
-    order,
-    refuse_disorder,
+    emergence_order,
+    emergence_step,
+    require_ascending,
 )
 from probes.experiments.training_dynamics.measures import (
-    ALONE,
+    CIRCUIT_ONLY,
     DRAWS,
-    LEAD,
-    LOTS,
-    PULL,
-    Log,
-    courses,
-    faithful,
+    LOGIT_DIFF,
+    LOGIT_SHIFT,
+    RANDOM_EDGE_SETS,
+    CheckpointLog,
+    circuit_faithfulness,
+    measures_over_training,
 )
-from probes.files import write_whole
-from probes.models.model import Model, load, untrained
+from probes.files import write_atomic
+from probes.models.model import Model, load, random_init
 from probes.models.site import site_name
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.pattern import Pattern
@@ -46,7 +50,7 @@ if TYPE_CHECKING:
 
 Checkpoint = tuple[int, str | Path | Model]
 
-_WORDS: Mapping[Order, str] = {
+_ORDER_TEXT: Mapping[Order, str] = {
     "before": "before",
     "after": "after",
     "with": "at the same checkpoint as",
@@ -55,7 +59,7 @@ _WORDS: Mapping[Order, str] = {
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Trajectory:
+class TrainingTrajectory:
     """One training run, beside where it ended.
 
     Attributes:
@@ -79,29 +83,29 @@ class Trajectory:
     final: str
     pattern: str
     steps: tuple[int, ...]
-    courses: tuple[Course, ...]
-    faithful: tuple[Estimate | None, ...]
+    measures: tuple[MeasureOverTraining, ...]
+    circuit_faithfulness: tuple[Estimate | None, ...]
     sites: Mapping[str, str]
     edges: int
     protocol: tuple[tuple[str, str], ...]
 
-    def course(self, name: str) -> Course:
+    def measure(self, name: str) -> MeasureOverTraining:
         """Return one measure, such as "number right" or "operation taken up"."""
-        for found in self.courses:
+        for found in self.measures:
             if found.name == name:
                 return found
-        raise SiteError(f"Nothing is called {name!r}: there are {[c.name for c in self.courses]}")
+        raise SiteError(f"Nothing is called {name!r}: there are {[c.name for c in self.measures]}")
 
-    def onset(self, name: str) -> Onset:
+    def emergence(self, name: str) -> EmergenceStep:
         """Return when a measure appeared."""
-        return onset(self.steps, self.course(name))
+        return emergence_step(self.steps, self.measure(name))
 
-    def order(self, name: str, than: str = "") -> Order:
+    def order(self, name: str, other: str = "") -> Order:
         """Say whether a measure appeared before another, by default the accuracy it serves."""
-        found = self.course(name)
-        return order(found, self.course(than or found.beside))
+        found = self.measure(name)
+        return emergence_order(found, self.measure(other or found.accuracy_name))
 
-    def until(self, step: int) -> "Trajectory":
+    def until(self, step: int) -> "TrainingTrajectory":
         """Return the part of the run up to a step, held against the same final model.
 
         What is lost again later has not appeared for good; this tells when it first had.
@@ -113,11 +117,14 @@ class Trajectory:
         if not count:
             raise SiteError(f"The first checkpoint is at step {self.steps[0]:,}: ask for that one")
         courses = tuple(
-            replace(c, values=c.values[:count], drawn=c.drawn[:count], notes=c.notes[:count])
-            for c in self.courses
+            replace(c, values=c.values[:count], drawn=c.bootstrap[:count], notes=c.notes[:count])
+            for c in self.measures
         )
         return replace(
-            self, steps=self.steps[:count], courses=courses, faithful=self.faithful[:count]
+            self,
+            steps=self.steps[:count],
+            courses=courses,
+            circuit_faithfulness=self.circuit_faithfulness[:count],
         )
 
     def table(self) -> "pd.DataFrame":
@@ -125,17 +132,17 @@ class Trajectory:
         import pandas as pd
 
         rows = []
-        for found in self.courses:
-            when = self.onset(found.name)
+        for found in self.measures:
+            when = self.emergence(found.name)
             same = {
                 "measure": found.name, "final": found.final.value, "chance": found.chance,
                 "null": max(found.nulls, default=math.nan),
-                "lot": found.lot[1] if found.lot else math.nan,
-                "seeds": max((e.value for e in (found.seeds or {}).values()), default=math.nan),
+                "lot": found.random_interval[1] if found.random_interval else math.nan,
+                "seeds": max((e.value for e in (found.other_seeds or {}).values()), default=math.nan),
                 "appears": math.nan if when.step is None else when.step,
                 "appears_low": when.low, "appears_high": when.high,
-                "than_accuracy": "" if found.name == found.beside else self.order(found.name),
-                "than_lead": self.order(found.name, LEAD) if self._graded(found) else "",
+                "than_accuracy": "" if found.name == found.accuracy_name else self.order(found.name),
+                "than_lead": self.order(found.name, LOGIT_DIFF) if self._is_logit_measure(found) else "",
             }  # fmt: skip
             for at, (step, value) in enumerate(zip(self.steps, found.values, strict=True)):
                 note = found.notes[at] if found.notes else ""
@@ -149,27 +156,27 @@ class Trajectory:
             f"{self.steps[0]:,} to {self.steps[-1]:,}; a measure has appeared where it surely "
             "stays above half the way from chance to its final value."
         ]
-        for found in self.courses:
-            lines.append(f"{found.name}: {self._when(found)}")
+        for found in self.measures:
+            lines.append(f"{found.name}: {self._emergence_text(found)}")
         return tuple(lines)
 
-    def _when(self, found: Course) -> str:
-        if not found.there:
-            return f"the final model hardly has it ({found.final}, chance {found.chance:.2f})."
-        when = self.onset(found.name)
+    def _emergence_text(self, measure: MeasureOverTraining) -> str:
+        if not measure.is_present:
+            return f"the final model hardly has it ({measure.final}, chance {measure.chance:.2f})."
+        when = self.emergence(measure.name)
         ends = " to ".join("never" if math.isinf(n) else f"{n:,.0f}" for n in (when.low, when.high))
         text = f"{when} [{ends}]"
-        if found.name != found.beside:
-            word = _WORDS[self.order(found.name)]
-            text += f", {word} {found.beside!r}"
-        if self._graded(found):
-            text += f" ({_WORDS[self.order(found.name, LEAD)]} {LEAD!r})"
-        return f"{text}; {found.final} in the end, chance {found.chance:.2f}."
+        if measure.name != measure.accuracy_name:
+            word = _ORDER_TEXT[self.order(measure.name)]
+            text += f", {word} {measure.accuracy_name!r}"
+        if self._is_logit_measure(measure):
+            text += f" ({_ORDER_TEXT[self.order(measure.name, LOGIT_DIFF)]} {LOGIT_DIFF!r})"
+        return f"{text}; {measure.final} in the end, chance {measure.chance:.2f}."
 
-    def _graded(self, found: Course) -> bool:
+    def _is_logit_measure(self, measure: MeasureOverTraining) -> bool:
         """Whether a course of logits stands beside the lead, in the same unit."""
-        same = found.beside == self.course(LEAD).beside
-        return same and (found.name == ALONE or found.name.endswith(PULL))
+        same = measure.accuracy_name == self.measure(LOGIT_DIFF).accuracy_name
+        return same and (measure.name == CIRCUIT_ONLY or measure.name.endswith(LOGIT_SHIFT))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the draws as plain JSON values."""
@@ -180,7 +187,7 @@ class Trajectory:
             "summary": list(self.summary()),
             "sites": dict(self.sites),
             "edges": self.edges,
-            "faithful": [None if f is None else asdict(f) for f in self.faithful],
+            "faithful": [None if f is None else asdict(f) for f in self.circuit_faithfulness],
             "protocol": dict(self.protocol),
             "rows": rows,
         }
@@ -189,9 +196,9 @@ class Trajectory:
         """Write the page (.html), the table (.csv) or all numbers (.json), whole or not at all."""
         kind = Path(path).suffix
         if kind == ".json":
-            write_whole(Path(path), json.dumps(self.to_dict(), indent=1).encode())
+            write_atomic(Path(path), json.dumps(self.to_dict(), indent=1).encode())
         elif kind == ".csv":
-            write_whole(Path(path), self.table().to_csv(index=False).encode())
+            write_atomic(Path(path), self.table().to_csv(index=False).encode())
         else:
             self.picture().save(path)
 
@@ -208,18 +215,18 @@ class Trajectory:
         return f"<Trajectory of {self.final}: {len(self.steps)} checkpoints>"
 
 
-def along(  # noqa: PLR0913 (whom, what, beside what)
+def training_trajectory(  # noqa: PLR0913 (whom, what, beside what)
     checkpoints: Sequence[Checkpoint],
     final: str | Path | Model,
     pattern: str | Pattern = "take-away",
     *,
-    seeds: Sequence[str | Path | Model] = (),
+    other_seeds: Sequence[str | Path | Model] = (),
     nulls: int = 3,
     bases: int = 80,
     prompts: int = 12,
     keep: float = 0.9,
     seed: int = 0,
-) -> Trajectory:
+) -> TrainingTrajectory:
     """Hold every checkpoint of a training run against where it ended.
 
     Sites and circuit are found once, in the final model: sites by half of the nouns, the circuit
@@ -241,28 +248,28 @@ def along(  # noqa: PLR0913 (whom, what, beside what)
 
     Raises:
         ProbeError: No checkpoints, or steps that do not ascend.
-        GateError: The final model does not have the behaviour.
+        GateError: The final model does not have the behavior.
         ModelError: A checkpoint has another shape than the final model.
     """
     steps = tuple(step for step, _ in checkpoints)
-    refuse_disorder(steps)
+    require_ascending(steps)
     last = load(final)
     # Before the ruler is made, which takes minutes; each is looked at again when it is measured.
-    for one in (checkpoints[0][1], *seeds):
-        refuse_other_shape(load(one), last.shape)
+    for one in (checkpoints[0][1], *other_seeds):
+        require_same_shape(load(one), last.shape)
     asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
-    by = ruler(last, asked, bases=bases, prompts=prompts, keep=keep, seed=seed)
-    end = measured(last, by)
-    readings = [measured(load(model), by) for _, model in checkpoints]
-    strange = [measured(untrained(last, seed=seed + n), by) for n in range(nulls)]
-    twins = {one.name: measured(one, by) for one in map(load, seeds)}
-    log = Log(readings, end, strange, twins, seed)
-    return Trajectory(
+    by = prepare_final_reference(last, asked, bases=bases, prompts=prompts, keep=keep, seed=seed)
+    end = measure_checkpoint(last, by)
+    readings = [measure_checkpoint(load(model), by) for _, model in checkpoints]
+    strange = [measure_checkpoint(random_init(last, seed=seed + n), by) for n in range(nulls)]
+    twins = {one.name: measure_checkpoint(one, by) for one in map(load, other_seeds)}
+    log = CheckpointLog(readings, end, strange, twins, seed)
+    return TrainingTrajectory(
         final=last.name,
         pattern=asked.name,
         steps=steps,
-        courses=courses(log, by, last),
-        faithful=tuple(faithful(found, end, seed) for found in readings),
+        measures=measures_over_training(log, by, last),
+        circuit_faithfulness=tuple(circuit_faithfulness(found, end, seed) for found in readings),
         sites={variable: site_name(cell) for variable, cell in by.sites.items()},
         edges=len(by.circuit),
         protocol=(
@@ -270,8 +277,8 @@ def along(  # noqa: PLR0913 (whom, what, beside what)
             ("questions", str(len(by.questions))),
             ("crossings", f"{bases} to find sites by, {bases} of other nouns to judge by"),
             ("pairs", f"{len(by.tasks[0])} to find edges by, {len(by.tasks[1])} to judge by"),
-            ("circuit", f"{len(by.circuit)} of {len(by.circuit.wiring)} edges, keeps {keep:g}"),
-            ("nulls", f"{nulls} untrained nets; {LOTS} sets of edges drawn by lot"),
+            ("circuit", f"{len(by.circuit)} of {len(by.circuit.graph)} edges, keeps {keep:g}"),
+            ("nulls", f"{nulls} untrained nets; {RANDOM_EDGE_SETS} sets of edges drawn by lot"),
             ("draws", f"{DRAWS} of prompts"),
         ),
     )

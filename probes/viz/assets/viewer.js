@@ -18,9 +18,9 @@
 
   const painter = (stops, missing) => {
     const rgb = (hex, at) => [0, 2, 4].map((by) => parseInt(hex.slice(at * 6 + by, at * 6 + by + 2), 16));
-    const grey = rgb(missing.slice(1), 0);
+    const gray = rgb(missing.slice(1), 0);
     return (value, signed, top) => {
-      if (Number.isNaN(value)) return grey;
+      if (Number.isNaN(value)) return gray;
       const table = signed ? stops.change : stops.share;
       const last = table.length / 6 - 1;
       const unit = value / (top || 1);
@@ -49,7 +49,7 @@
     return (signed ? (value < 0 ? "−" : "+") : "") + text;
   }
 
-  function table(map, colour) {
+  function table(map, color) {
     const node = make("table", "pv-heat" + (map.cell < 20 ? " pv-small" : ""));
     node.style.setProperty("--cell", map.cell + "px");
     node.tabIndex = 0;
@@ -72,7 +72,7 @@
       map.columns.forEach((_, k) => {
         const at = q * map.columns.length + k;
         const value = map.values[at];
-        const rgb = colour(value, map.signed, map.top);
+        const rgb = color(value, map.signed, map.top);
         const none = Number.isNaN(value);
         const minus = map.signed && value < -0.005;
         const cell = make("td", none ? "pv-none" : minus ? "pv-minus" : "", short(value, map));
@@ -85,13 +85,13 @@
     return node;
   }
 
-  function picture(map, colour, width) {
+  function picture(map, color, width) {
     const canvas = make("canvas");
     [canvas.width, canvas.height] = [map.columns.length, map.rows.length];
     const pen = canvas.getContext("2d");
     const pixels = pen.createImageData(canvas.width, canvas.height);
     map.values.forEach((value, at) => {
-      pixels.data.set([...colour(value, map.signed, map.top), 255], at * 4);
+      pixels.data.set([...color(value, map.signed, map.top), 255], at * 4);
     });
     pen.putImageData(pixels, 0, 0);
     const large = make("canvas");
@@ -105,7 +105,7 @@
 
   async function grid(root) {
     const spec = JSON.parse(root.dataset.maps);
-    const colour = painter(spec.stops, spec.missing);
+    const color = painter(spec.stops, spec.missing);
     const models = await Promise.all(spec.models.map(async (model) => ({
       ...model,
       size: model.rows.length * model.columns.length,
@@ -141,7 +141,7 @@
       const [room, most] = right ? [310, 30] : [620, 40];
       map.cell = Math.max(9, Math.min(most, Math.floor(room / map.columns.length) - 1));
       const scroll = make("div", "pv-scroll");
-      scroll.append(table(map, colour));
+      scroll.append(table(map, color));
       node.append(caption, scroll);
       return node;
     };
@@ -167,14 +167,14 @@
       mark();
       enlarge();
     };
-    const recolour = () => {
+    const recolor = () => {
       for (const thumb of root.querySelectorAll(".pv-thumb")) {
         const [panel, at] = [thumb.closest("[data-panel]").dataset.panel, Number(thumb.dataset.at)];
         const image = thumb.querySelector("img");
         image.dataset.same ??= image.src;
         if (!own.checked) image.src = image.dataset.same;
-        else if (panel !== "change") image.src = picture(map(panel === "left" ? left : right, at), colour, image.width);
-        else if (toLeft.has(at)) image.src = picture(change(toLeft.get(at), at), colour, image.width);
+        else if (panel !== "change") image.src = picture(map(panel === "left" ? left : right, at), color, image.width);
+        else if (toLeft.has(at)) image.src = picture(change(toLeft.get(at), at), color, image.width);
       }
       for (const end of root.querySelectorAll(".pv-key > i")) {
         end.dataset.same ??= end.textContent;
@@ -206,7 +206,7 @@
       const next = event.key === "Home" ? all[0] : event.key === "End" ? all[all.length - 1] : all[at];
       if (next) next.focus();
     });
-    own.addEventListener("change", recolour);
+    own.addEventListener("change", recolor);
     mark();
     if (!spec.plain) enlarge();
     root.classList.add("pv-ready");

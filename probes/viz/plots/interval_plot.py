@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from probes.errors import FigureError
-from probes.viz.blocks import Block, Tone, caption
-from probes.viz.html_text import escaped, label, minus, visible
+from probes.viz.blocks import Block, Tone, caption_html
+from probes.viz.html_text import axis_label, escape, show_invisible, typographic_minus
 
-_HIGH = 26
+_ROW_HEIGHT = 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Interval:
     high: float | None = None
     chance: tuple[float, float] | None = None
     null: Sequence[float] = ()
-    ceiling: float | None = None
+    upper_reference: float | None = None
     tone: Tone | None = None
 
     def __post_init__(self) -> None:
@@ -51,7 +51,14 @@ class Interval:
 
     def numbers(self) -> list[float]:
         """Every number that the row shows."""
-        maybe = [self.estimate, self.low, self.high, self.ceiling, *(self.chance or ()), *self.null]
+        maybe = [
+            self.estimate,
+            self.low,
+            self.high,
+            self.upper_reference,
+            *(self.chance or ()),
+            *self.null,
+        ]
         return [float(number) for number in maybe if number is not None]
 
 
@@ -83,10 +90,10 @@ class IntervalPlot(Block):
         low, high = self.limits or _limits(self.rows)
         lines = "".join(self._line(row, low, high) for row in self.rows)
         return (
-            f'{caption(self.caption)}{_legend(self.rows)}<table class="pv-line" '
-            f'aria-label="{escaped(self.caption or "estimates")}"><tbody>{lines}</tbody>'
+            f'{caption_html(self.caption)}{_legend(self.rows)}<table class="pv-line" '
+            f'aria-label="{escape(self.caption or "estimates")}"><tbody>{lines}</tbody>'
             f"<tfoot><tr><td></td><td>{_axis(low, high)}</td><td></td></tr></tfoot></table>"
-            + (f'<p class="pv-soft pv-axis">{escaped(self.axis)}</p>' if self.axis else "")
+            + (f'<p class="pv-soft pv-axis">{escape(self.axis)}</p>' if self.axis else "")
         )
 
     def _line(self, row: Interval, low: float, high: float) -> str:
@@ -95,13 +102,13 @@ class IntervalPlot(Block):
             text += f" [{row.low:.{self.digits}f}, {row.high:.{self.digits}f}]"
         tone = f' data-tone="{row.tone}"' if row.tone else ""
         return (
-            f'<tr{tone}><th scope="row" title="{escaped(row.label)}">{escaped(label(row.label))}'
-            f"</th><td>{_drawing(row, low, high)}</td>"
-            f'<td><span class="pv-tone"{tone}>{minus(text)}</span></td></tr>'
+            f'<tr{tone}><th scope="row" title="{escape(row.label)}">{escape(axis_label(row.label))}'
+            f"</th><td>{_row_svg(row, low, high)}</td>"
+            f'<td><span class="pv-tone"{tone}>{typographic_minus(text)}</span></td></tr>'
         )
 
     def __repr__(self) -> str:
-        return f"IntervalPlot({visible(self.caption)!r}, {len(self.rows)} rows)"
+        return f"IntervalPlot({show_invisible(self.caption)!r}, {len(self.rows)} rows)"
 
 
 def _limits(rows: Sequence[Interval]) -> tuple[float, float]:
@@ -109,43 +116,49 @@ def _limits(rows: Sequence[Interval]) -> tuple[float, float]:
     return min(0.0, *numbers, 0.0), max(1.0, *numbers, 1.0)
 
 
-def _at(value: float, low: float, high: float) -> str:
+def _percent(value: float, low: float, high: float) -> str:
     """Where the value lies, in percent; what is off the axis sits at its end."""
     return f"{100 * min(1.0, max(0.0, (value - low) / (high - low))):.2f}%"
 
 
-def _drawing(row: Interval, low: float, high: float) -> str:
-    middle = _HIGH // 2
-    parts = [_rule(_at(tick, low, high), 0, _HIGH, "pv-rule") for tick in _ticks(low, high)]
+def _row_svg(row: Interval, low: float, high: float) -> str:
+    middle = _ROW_HEIGHT // 2
+    parts = [
+        _vertical_rule(_percent(tick, low, high), 0, _ROW_HEIGHT, "pv-rule")
+        for tick in _ticks(low, high)
+    ]
     if row.chance:
-        start, stop = (_at(end, low, high) for end in sorted(row.chance))
+        start, stop = (_percent(end, low, high) for end in sorted(row.chance))
         wide = f"{float(stop[:-1]) - float(start[:-1]):.2f}%"
-        size = f'width="{wide}" height="{_HIGH - 8}"'
+        size = f'width="{wide}" height="{_ROW_HEIGHT - 8}"'
         parts.append(f'<rect class="pv-band" x="{start}" y="4" {size}/>')
-    parts += [_rule(_at(one, low, high), middle - 6, middle + 6, "pv-null") for one in row.null]
+    parts += [
+        _vertical_rule(_percent(one, low, high), middle - 6, middle + 6, "pv-null")
+        for one in row.null
+    ]
     if row.low is not None and row.high is not None:
-        start, stop = _at(row.low, low, high), _at(row.high, low, high)
+        start, stop = _percent(row.low, low, high), _percent(row.high, low, high)
         parts.append(
             f'<line class="pv-span" x1="{start}" x2="{stop}" y1="{middle}" y2="{middle}"/>'
-            + _rule(start, middle - 4, middle + 4, "pv-span")
-            + _rule(stop, middle - 4, middle + 4, "pv-span")
+            + _vertical_rule(start, middle - 4, middle + 4, "pv-span")
+            + _vertical_rule(stop, middle - 4, middle + 4, "pv-span")
         )
-    if row.ceiling is not None:
-        parts.append(_ceiling(_at(row.ceiling, low, high)))
-    centre = _at(row.estimate, low, high)
-    parts.append(f'<circle class="pv-dot" cx="{centre}" cy="{middle}" r="4.5"/>')
-    return f'<svg width="100%" height="{_HIGH}" aria-hidden="true">{"".join(parts)}</svg>'
+    if row.upper_reference is not None:
+        parts.append(_diamond(_percent(row.upper_reference, low, high)))
+    center = _percent(row.estimate, low, high)
+    parts.append(f'<circle class="pv-dot" cx="{center}" cy="{middle}" r="4.5"/>')
+    return f'<svg width="100%" height="{_ROW_HEIGHT}" aria-hidden="true">{"".join(parts)}</svg>'
 
 
-def _rule(place: str, top: int, bottom: int, kind: str) -> str:
-    return f'<line class="{kind}" x1="{place}" x2="{place}" y1="{top}" y2="{bottom}"/>'
+def _vertical_rule(x: str, top: int, bottom: int, css_class: str) -> str:
+    return f'<line class="{css_class}" x1="{x}" x2="{x}" y1="{top}" y2="{bottom}"/>'
 
 
-def _ceiling(place: str) -> str:
+def _diamond(x: str) -> str:
     """A diamond. It is moved by percent, and percent cannot stand in a path."""
-    half, middle = 4.5, _HIGH // 2
+    half, middle = 4.5, _ROW_HEIGHT // 2
     return (
-        f'<svg x="{place}" y="{middle}" overflow="visible"><rect class="pv-ceiling" x="{-half}" '
+        f'<svg x="{x}" y="{middle}" overflow="visible"><rect class="pv-ceiling" x="{-half}" '
         f'y="{-half}" width="{2 * half}" height="{2 * half}" transform="rotate(45)"/></svg>'
     )
 
@@ -163,8 +176,8 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _axis(low: float, high: float) -> str:
     marks = "".join(
-        f'<text x="{_at(tick, low, high)}" y="12" text-anchor="middle">'
-        f"{minus(f'{tick:.10g}')}</text>"
+        f'<text x="{_percent(tick, low, high)}" y="12" text-anchor="middle">'
+        f"{typographic_minus(f'{tick:.10g}')}</text>"
         for tick in _ticks(low, high)
     )
     return f'<svg width="100%" height="16" aria-hidden="true">{marks}</svg>'
@@ -172,21 +185,23 @@ def _axis(low: float, high: float) -> str:
 
 def _legend(rows: Sequence[Interval]) -> str:
     """Only the marks that occur."""
-    middle = _HIGH // 2
+    middle = _ROW_HEIGHT // 2
     spans = any(row.low is not None for row in rows)
     line = f'<line class="pv-span" x1="0" x2="28" y1="{middle}" y2="{middle}"/>' if spans else ""
     dot = line + f'<circle class="pv-dot" cx="14" cy="{middle}" r="4.5"/>'
     marks = [("estimate with its interval" if spans else "estimate", dot)]
     if any(row.chance for row in rows):
-        band = f'<rect class="pv-band" x="0" y="4" width="28" height="{_HIGH - 8}"/>'
+        band = f'<rect class="pv-band" x="0" y="4" width="28" height="{_ROW_HEIGHT - 8}"/>'
         marks.append(("what chance reaches", band))
     if any(row.null for row in rows):
-        null = "".join(_rule(str(x), middle - 6, middle + 6, "pv-null") for x in (6, 11, 20))
+        null = "".join(
+            _vertical_rule(str(x), middle - 6, middle + 6, "pv-null") for x in (6, 11, 20)
+        )
         marks.append(("null models", null))
-    if any(row.ceiling is not None for row in rows):
-        marks.append(("ceiling", _ceiling("14")))
+    if any(row.upper_reference is not None for row in rows):
+        marks.append(("ceiling", _diamond("14")))
     keys = "".join(
-        f'<span class="pv-key"><svg width="28" height="{_HIGH}" aria-hidden="true">{mark}</svg>'
+        f'<span class="pv-key"><svg width="28" height="{_ROW_HEIGHT}" aria-hidden="true">{mark}</svg>'
         f"{word}</span>"
         for word, mark in marks
     )

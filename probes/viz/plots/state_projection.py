@@ -6,54 +6,65 @@ from collections.abc import Sequence
 import numpy as np
 
 from probes.errors import FigureError
-from probes.interventions.projection import Space
+from probes.interventions.projection import StateProjection
 from probes.models.site import site_name
-from probes.viz.plots.scatter import Cloud, Labels, ScatterBlock
+from probes.viz.plots.scatter import Labels, PointCloud, ScatterBlock
 
-MOST_OBJECTS = 8
-"""Objects that are told apart by colour, the rest included."""
-# The mark puts it last among words, where the colour is grey.
-_REST = "… others"
+MAX_OBJECTS = 8
+"""Objects that are told apart by color, the rest included."""
+# The mark puts it last among words, where the color is gray.
+_OTHER_OBJECTS = "… others"
 
 
-def space_block(spaces: Sequence[Space]) -> ScatterBlock:
-    """Draw spaces: each model on its two widest axes and on the operation's, by several colourings.
+def projection_block(projections: Sequence[StateProjection]) -> ScatterBlock:
+    """Draw spaces: each model on its two widest axes and on the operation's, by several colorings.
 
     Numbers go with the operation, as sums are larger than differences.
 
     Raises:
         FigureError: There is no space, or they are of different prompts.
     """
-    if not spaces:
+    if not projections:
         raise FigureError("There is nothing to draw: give a space")
-    for one in spaces:
-        if one.prompts != spaces[0].prompts:
+    for one in projections:
+        if one.prompts != projections[0].prompts:
             raise FigureError(
-                f"{one.model!r} and {spaces[0].model!r} show different prompts: make their spaces "
+                f"{one.model!r} and {projections[0].model!r} show different prompts: make their spaces "
                 "from the same crossings"
             )
-    clouds = [_cloud(one, found=found) for found in (False, True) for one in spaces]
-    return ScatterBlock(spaces[0].prompts, clouds)
+    clouds = [
+        _point_cloud(one, on_operation=found) for found in (False, True) for one in projections
+    ]
+    return ScatterBlock(projections[0].prompts, clouds)
 
 
-def _cloud(one: Space, *, found: bool) -> Cloud:
-    words = [name for name in ("operation", "verb") if name in one.labels]
-    colours: dict[str, Labels] = {name: list(map(str, one.labels[name])) for name in words}
-    colours["number"] = np.array(one.labels["number"])
-    if "object" in one.labels:
-        colours["object"] = grouped(list(map(str, one.labels["object"])))
-    if not found:
-        says = f"{site_name(one.cell)}, the widest axes"
-        return Cloud(one.model, one.principal_xy, one.principal_shares, colours, says)
-    says = f"{site_name(one.cell)}, operation and what is widest across it"
+def _point_cloud(projection: StateProjection, *, on_operation: bool) -> PointCloud:
+    words = [name for name in ("operation", "verb") if name in projection.labels]
+    colors: dict[str, Labels] = {name: list(map(str, projection.labels[name])) for name in words}
+    colors["number"] = np.array(projection.labels["number"])
+    if "object" in projection.labels:
+        colors["object"] = group_rare_objects(list(map(str, projection.labels["object"])))
+    if not on_operation:
+        says = f"{site_name(projection.site)}, the widest axes"
+        return PointCloud(
+            projection.model, projection.principal_xy, projection.principal_fractions, colors, says
+        )
+    says = f"{site_name(projection.site)}, operation and what is widest across it"
     axes = ("operation", "across")
-    return Cloud(one.model, one.found_xy, one.found_shares, colours, says, axes)
+    return PointCloud(
+        projection.model,
+        projection.direction_xy,
+        projection.direction_fractions,
+        colors,
+        says,
+        axes,
+    )
 
 
-def grouped(objects: Sequence[str]) -> list[str]:
+def group_rare_objects(objects: Sequence[str]) -> list[str]:
     """Return the objects with the rarer ones put together, so that no more than eight remain."""
     counts = Counter(objects)
-    if len(counts) <= MOST_OBJECTS:
+    if len(counts) <= MAX_OBJECTS:
         return list(objects)
-    common = sorted(counts, key=lambda word: (-counts[word], word))[: MOST_OBJECTS - 1]
-    return [word if word in common else _REST for word in objects]
+    common = sorted(counts, key=lambda word: (-counts[word], word))[: MAX_OBJECTS - 1]
+    return [word if word in common else _OTHER_OBJECTS for word in objects]

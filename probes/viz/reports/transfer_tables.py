@@ -4,22 +4,22 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from probes.comparison.variables.transfer import EMBEDDING, Transfer
+from probes.comparison.variables.transfer import EMBEDDING_CONTROL, CrossModelTransfer
 from probes.stats.intervals import Estimate
-from probes.viz.blocks import Cell, Note, Table
+from probes.viz.blocks import Note, Table, TableCell
 from probes.viz.html_text import MINUS
 from probes.viz.plots.interval_plot import Interval, IntervalPlot
 
-_STAND_INS = {
-    EMBEDDING: "bare words",
+_CONTROL_NAMES = {
+    EMBEDDING_CONTROL: "bare words",
     "label": "label",
     "shuffled": "shuffled",
-    "untrained": "untrained",
+    "random-init": "random-init",
 }
 
 
-def turned_plot(
-    carried: Sequence[Transfer], caption: str, kept: Collection[str] = ()
+def interchange_plot(
+    transfers: Sequence[CrossModelTransfer], caption: str, kept: Collection[str] = ()
 ) -> IntervalPlot | Note:
     """Plot how often states turn the answer, beside what stands in for them and the ceiling.
 
@@ -29,23 +29,27 @@ def turned_plot(
         kept: Variables that are drawn as good news.
     """
     rows = [
-        _turned(one.variable, one, good=one.variable in kept)
-        for one in carried
-        if not math.isnan(one.value.value)
+        _transfer_interval(one.variable, one, good=one.variable in kept)
+        for one in transfers
+        if not math.isnan(one.interchange_accuracy.value)
     ]
     return _plot(rows, caption)
 
 
-def kin_plot(carried: Sequence[Transfer], caption: str) -> IntervalPlot | Note:
+def donor_plot(transfers: Sequence[CrossModelTransfer], caption: str) -> IntervalPlot | Note:
     """Plot how often states of several models turn a variable of one model, and strangers' states.
 
     A row is green where its whole interval is beyond the stand-ins and beyond the strangers.
     """
-    strange = {name: value for one in carried for name, value in one.strangers.items()}
+    strange = {name: value for one in transfers for name, value in one.negative_controls.items()}
     rows = [
-        _turned(one.donor, one, good=one.value.low > max([stand_in(one), *strange.values()]))
-        for one in carried
-        if not math.isnan(one.value.value)
+        _transfer_interval(
+            one.donor,
+            one,
+            good=one.interchange_accuracy.low > max([best_control(one), *strange.values()]),
+        )
+        for one in transfers
+        if not math.isnan(one.interchange_accuracy.value)
     ]
     rows += [
         Interval(f"{name} (another end)", value, tone="muted")
@@ -61,7 +65,7 @@ def _plot(rows: Sequence[Interval], caption: str) -> IntervalPlot | Note:
     return IntervalPlot(rows, caption, axis="share of crossings")
 
 
-def transfer_tables(carried: Sequence[Transfer]) -> list[Table]:
+def transfer_tables(transfers: Sequence[CrossModelTransfer]) -> list[Table]:
     """List what states turn, map by map, and what stands in for them turns."""
     first = ("from → into", "variable")
     ways = (*first, "put in at", "crossings", "own", "own, mapped", "identity", "orthogonal")
@@ -78,22 +82,29 @@ def transfer_tables(carried: Sequence[Transfer]) -> list[Table]:
         "All went through a ridge map. Bare words: what the giving model's words hold before any "
         "layer, which is part of its own work. Label: the name of the word and nothing else. "
         "Shuffled: the giving model's states in wrong order. Untrained: the best net of "
-        f"{max(len(one.nulls) for one in carried)}. Another end: the best net that was trained on "
+        f"{max(len(one.nulls) for one in transfers)}. Another end: the best net that was trained on "
         "such texts to do something else. Beyond it: ridge less the best of the first four. The "
         "words above do not read bare words, nor nets trained for another end.",
     )
-    columns = (*first, "ridge", *_STAND_INS.values(), "another end", "best of four", "beyond it")
+    columns = (
+        *first,
+        "ridge",
+        *_CONTROL_NAMES.values(),
+        "another end",
+        "best of four",
+        "beyond it",
+    )
     return [
         Table(
             (*ways, "ridge", "falls short by"),
-            [_way_row(one) for one in carried],
+            [_maps_row(one) for one in transfers],
             "What the states turn, by the map that takes them over",
             "lllrrrrrrr",
             here,
         ),
         Table(
             columns,
-            [_beside_row(one) for one in carried],
+            [_controls_row(one) for one in transfers],
             "What stands in for the giving model turns",
             "ll" + "r" * 6 + "lr",
             beside,
@@ -101,71 +112,86 @@ def transfer_tables(carried: Sequence[Transfer]) -> list[Table]:
     ]
 
 
-def stand_in(one: Transfer) -> float:
+def best_control(transfer: CrossModelTransfer) -> float:
     """Return the share of the best stand-in that a word reads: all but the donor's bare words."""
-    return max(value.value for name, value in one.controls.items() if name != EMBEDDING)
+    return max(
+        value.value for name, value in transfer.controls.items() if name != EMBEDDING_CONTROL
+    )
 
 
-def written(value: float) -> str:
+def format_fraction(value: float) -> str:
     """Write a share, or a dash where there is none."""
-    return "–" if math.isnan(value) else signed(f"{round(value, 2) + 0.0:.2f}")
+    return "–" if math.isnan(value) else with_minus_signs(f"{round(value, 2) + 0.0:.2f}")
 
 
-def signed(text: str) -> str:
+def with_minus_signs(text: str) -> str:
     """Return a text whose numbers below 0 have a minus sign, and whose hyphens stay."""
     return re.sub(r"(?<!\w)-(?=\d)", MINUS, text)
 
 
-def tied(text: str) -> str:
+def nonbreaking(text: str) -> str:
     """Return the text with spaces at which no line breaks."""
     return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
-def _turned(name: str, one: Transfer, *, good: bool) -> Interval:
-    ceiling = None if math.isnan(one.ceiling.value) else one.ceiling.value
+def _transfer_interval(name: str, transfer: CrossModelTransfer, *, good: bool) -> Interval:
+    ceiling = (
+        None if math.isnan(transfer.own_ridge_accuracy.value) else transfer.own_ridge_accuracy.value
+    )
     return Interval(
         name,
-        one.value.value,
-        one.value.low,
-        one.value.high,
-        chance=(0.0, stand_in(one)),
-        null=one.nulls,
-        ceiling=ceiling,
+        transfer.interchange_accuracy.value,
+        transfer.interchange_accuracy.low,
+        transfer.interchange_accuracy.high,
+        chance=(0.0, best_control(transfer)),
+        null=transfer.nulls,
+        upper_reference=ceiling,
         tone="good" if good else None,
     )
 
 
-def _way_row(one: Transfer) -> list[str | Cell]:
+def _maps_row(transfer: CrossModelTransfer) -> list[str | TableCell]:
     return [
-        f"{one.donor} → {one.recipient}",
-        one.variable,
-        Cell(one.site, hover=f"read at {' and '.join(one.places)}"),
-        str(one.items),
-        _share(one.whole),
-        _share(one.ceiling),
-        _share(one.maps.get("identity")),
-        _share(one.maps.get("orthogonal")),
-        tied(str(one.value)),
-        tied(signed(str(one.shortfall))),
+        f"{transfer.donor} → {transfer.recipient}",
+        transfer.variable,
+        TableCell(transfer.site, hover=f"read at {' and '.join(transfer.donor_sites)}"),
+        str(transfer.pairs),
+        _fraction_cell(transfer.own_accuracy),
+        _fraction_cell(transfer.own_ridge_accuracy),
+        _fraction_cell(transfer.maps.get("identity")),
+        _fraction_cell(transfer.maps.get("orthogonal")),
+        nonbreaking(str(transfer.interchange_accuracy)),
+        nonbreaking(with_minus_signs(str(transfer.shortfall))),
     ]
 
 
-def _beside_row(one: Transfer) -> list[str | Cell]:
-    strange = max(one.strangers, key=lambda name: one.strangers[name], default="")
+def _controls_row(transfer: CrossModelTransfer) -> list[str | TableCell]:
+    strange = max(
+        transfer.negative_controls, key=lambda name: transfer.negative_controls[name], default=""
+    )
     return [
-        f"{one.donor} → {one.recipient}",
-        one.variable,
-        written(one.value.value),
-        *(_share(one.controls.get(name)) for name in _STAND_INS),
-        Cell(written(one.strangers[strange]), hover=_all(one.strangers)) if strange else "–",
-        _STAND_INS.get(one.best, one.best),
-        tied(signed(str(one.excess))),
+        f"{transfer.donor} → {transfer.recipient}",
+        transfer.variable,
+        format_fraction(transfer.interchange_accuracy.value),
+        *(_fraction_cell(transfer.controls.get(name)) for name in _CONTROL_NAMES),
+        TableCell(
+            format_fraction(transfer.negative_controls[strange]),
+            hover=_format_named(transfer.negative_controls),
+        )
+        if strange
+        else "–",
+        _CONTROL_NAMES.get(transfer.best_control, transfer.best_control),
+        nonbreaking(with_minus_signs(str(transfer.excess))),
     ]
 
 
-def _all(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {written(value)}" for name, value in values.items())
+def _format_named(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {format_fraction(value)}" for name, value in values.items())
 
 
-def _share(found: Estimate | None) -> str | Cell:
-    return "–" if found is None else Cell(written(found.value), hover=signed(str(found)))
+def _fraction_cell(estimate: Estimate | None) -> str | TableCell:
+    return (
+        "–"
+        if estimate is None
+        else TableCell(format_fraction(estimate.value), hover=with_minus_signs(str(estimate)))
+    )

@@ -1,6 +1,6 @@
 """Pictures for paper, drawn on a matplotlib figure that is handed in.
 
-matplotlib itself is imported by whoever makes the figure. Colours come from our own table, so a
+matplotlib itself is imported by whoever makes the figure. Colors come from our own table, so a
 saved figure looks like the page.
 """
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from probes.viz.colours import Scale, ink, paint
-from probes.viz.drawing import drawable
-from probes.viz.html_text import label, minus
-from probes.viz.plots.attention.maps import HeadMaps
+from probes.viz.colors import ColorScale, apply_colormap, text_color
+from probes.viz.drawing import drawable_text
+from probes.viz.html_text import axis_label, typographic_minus
+from probes.viz.plots.attention.maps import AttentionMaps
 from probes.viz.plots.attention.thumbnails import Panel, largest_change
-from probes.viz.plots.heat_table import Look, short
+from probes.viz.plots.heat_table import HeatTableStyle, format_short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _GAP = 0.12
 
 
-def draw_head(figure: "Figure", maps: HeadMaps, layer: int, head: int) -> None:
+def draw_head(figure: "Figure", maps: AttentionMaps, layer: int, head: int) -> None:
     """One head with labels on both axes and, where they fit, numbers in the cells."""
     queries, keys = len(maps.rows), len(maps.columns)
     each = 0.34 if max(queries, keys) <= 20 else 0.2
@@ -30,14 +30,14 @@ def draw_head(figure: "Figure", maps: HeadMaps, layer: int, head: int) -> None:
     figure.set_size_inches(wide + 1.9, high + 1.8)
     axes, bar = figure.subplots(2, height_ratios=(high, 0.14))
     weights = maps.weights[layer, head]
-    axes.imshow(paint(weights, "share"), interpolation="nearest")
-    _labels(axes, maps)
+    axes.imshow(apply_colormap(weights, "share"), interpolation="nearest")
+    _label_axes(axes, maps)
     if each > 0.3:
-        _numbers(axes, weights)
+        _write_numbers(axes, weights)
     axes.set_xlabel("key: attended to")
     axes.set_ylabel("query: attends")
-    axes.set_title(f"{drawable(maps.model)} L{layer}.H{head}", parse_math=False, fontsize=10)
-    _bar(bar, "share")
+    axes.set_title(f"{drawable_text(maps.model)} L{layer}.H{head}", parse_math=False, fontsize=10)
+    _colorbar(bar, "share")
 
 
 def draw_grid(figure: "Figure", panels: tuple[Panel, ...]) -> None:
@@ -49,25 +49,25 @@ def draw_grid(figure: "Figure", panels: tuple[Panel, ...]) -> None:
     ratios: dict[str, Any] = {"width_ratios": widths, "height_ratios": (each * tall, 0.12)}
     grid = figure.subplots(2, len(panels), squeeze=False, gridspec_kw=ratios)
     for axes, bar, panel in zip(*grid, panels, strict=True):
-        _mosaic(axes, panel)
+        _draw_panel(axes, panel)
         if panel.key == "right":
             bar.set_axis_off()
         else:
-            _bar(bar, "change" if panel.signed else "share")
+            _colorbar(bar, "change" if panel.signed else "share")
 
 
-def _mosaic(axes: "Axes", panel: Panel) -> None:
+def _draw_panel(axes: "Axes", panel: Panel) -> None:
     layers, heads = panel.weights.shape[:2]
     half = (1 - _GAP) / 2
     for layer in range(layers):
         for head in range(heads):
             weights = panel.weights[layer, head]
-            colours = paint(weights, "change" if panel.signed else "share")
+            colors = apply_colormap(weights, "change" if panel.signed else "share")
             extent = (head - half, head + half, layer + half, layer - half)
-            axes.imshow(colours, extent=extent, interpolation="nearest", aspect="equal")
+            axes.imshow(colors, extent=extent, interpolation="nearest", aspect="equal")
             change = largest_change(weights)
             if panel.signed and not np.isnan(change):
-                text = minus(f"{change:+.2f}")
+                text = typographic_minus(f"{change:+.2f}")
                 axes.text(head, layer - half * 0.75, text, ha="center", va="center", fontsize=6)
     axes.set_xlim(-0.5, heads - 0.5)
     axes.set_ylim(layers - 0.5, -0.5)
@@ -77,36 +77,36 @@ def _mosaic(axes: "Axes", panel: Panel) -> None:
     axes.set_anchor("N")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_title(drawable(panel.name), parse_math=False, fontsize=9)
+    axes.set_title(drawable_text(panel.name), parse_math=False, fontsize=9)
 
 
-def _labels(axes: "Axes", maps: HeadMaps) -> None:
+def _label_axes(axes: "Axes", maps: AttentionMaps) -> None:
     style: dict[str, Any] = {"fontsize": 8, "parse_math": False}
-    columns = [drawable(label(name)) for name in maps.columns]
-    rows = [drawable(label(name)) for name in maps.rows]
+    columns = [drawable_text(axis_label(name)) for name in maps.columns]
+    rows = [drawable_text(axis_label(name)) for name in maps.rows]
     axes.set_xticks(range(len(columns)), columns, rotation=90, **style)
     axes.set_yticks(range(len(rows)), rows, **style)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
 
-def _numbers(axes: "Axes", weights: np.ndarray) -> None:
-    look = Look("", cell=22)
-    colours = paint(weights, "share")
+def _write_numbers(axes: "Axes", weights: np.ndarray) -> None:
+    look = HeatTableStyle("", cell_px=22)
+    colors = apply_colormap(weights, "share")
     for (query, key), value in np.ndenumerate(weights):
-        text = short(float(value), look)
-        colour = ink(colours[query, key])
-        axes.text(key, query, text, ha="center", va="center", fontsize=7, color=colour)
+        text = format_short(float(value), look)
+        color = text_color(colors[query, key])
+        axes.text(key, query, text, ha="center", va="center", fontsize=7, color=color)
 
 
-def _bar(axes: "Axes", scale: Scale) -> None:
+def _colorbar(axes: "Axes", scale: ColorScale) -> None:
     """A strip with the scale."""
     low = 0 if scale == "share" else -1
-    strip = paint(np.linspace(low, 1, 256)[np.newaxis], scale)
+    strip = apply_colormap(np.linspace(low, 1, 256)[np.newaxis], scale)
     axes.imshow(strip, extent=(low, 1, 0, 1), aspect="auto")
     axes.set_yticks([])
     axes.set_xticks([low, (low + 1) / 2, 1])
     axes.tick_params(labelsize=7)
     axes.spines[:].set_visible(False)
     word = "attention" if scale == "share" else "difference"
-    axes.set_xlabel(f"{word}   (grey: no such cell)", fontsize=7)
+    axes.set_xlabel(f"{word}   (gray: no such cell)", fontsize=7)

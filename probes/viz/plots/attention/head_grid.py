@@ -11,38 +11,38 @@ import numpy as np
 from jaxtyping import Float
 
 from probes.errors import FigureError
-from probes.viz.colours import MISSING, STOPS, gradient, hexed
-from probes.viz.embedding_data import squeezed
-from probes.viz.html_text import MINUS, attribute, escaped, label, visible
+from probes.viz.colors import COLOR_STOPS, MISSING_COLOR, css_gradient, to_hex
+from probes.viz.embedding_data import encode_array
+from probes.viz.html_text import MINUS, axis_label, escape, json_attribute, show_invisible
 from probes.viz.picture import Picture
 from probes.viz.plots.attention.figure import draw_grid, draw_head
-from probes.viz.plots.attention.maps import HeadMaps
-from probes.viz.plots.attention.thumbnails import Panel, panel_table, thumb_width
-from probes.viz.plots.heat_table import Look, cell_width, heat_table
+from probes.viz.plots.attention.maps import AttentionMaps
+from probes.viz.plots.attention.thumbnails import Panel, panel_table, thumbnail_width
+from probes.viz.plots.heat_table import HeatTableStyle, cell_width, heat_table
 
 HeadPair = tuple[tuple[int, int], tuple[int, int]]
 
-_MOST_CELLS = 5_000_000
+_MAX_CELLS = 5_000_000
 # Longer maps are left to the script: as text they would outweigh all the rest of the page.
-_PLAIN_CELLS = 700
+_MAX_STATIC_CELLS = 700
 
 
-def head_map(maps: HeadMaps, layer: int, head: int) -> Picture:
+def head_map(maps: AttentionMaps, layer: int, head: int) -> Picture:
     """One head, with its labels on the axes and its numbers in the cells."""
     _check_head(maps, layer, head)
     name = f"L{layer}.H{head}"
-    look = Look(f"{maps.model} {name}", cell=cell_width(len(maps.columns)))
+    look = HeatTableStyle(f"{maps.model} {name}", cell_px=cell_width(len(maps.columns)))
     error = None if maps.error is None else maps.error[layer, head]
     weights = maps.weights[layer, head]
     table = heat_table(weights, error, maps.rows, maps.columns, look)
     title = maps.title or f"Attention of {maps.model} {name}"
-    body = f"{_heading(title)}{_legend(('share',))}{_figure(maps.model, name, table)}"
-    return Picture(visible(title), body, lambda figure: draw_head(figure, maps, layer, head))
+    body = f"{_heading(title)}{_legend(('share',))}{_model_figure(maps.model, name, table)}"
+    return Picture(show_invisible(title), body, lambda figure: draw_head(figure, maps, layer, head))
 
 
 def head_grid(
-    left: HeadMaps,
-    right: HeadMaps | None = None,
+    left: AttentionMaps,
+    right: AttentionMaps | None = None,
     pairs: Sequence[HeadPair] | None = None,
     start: tuple[int, int] | None = None,
 ) -> Picture:
@@ -55,37 +55,37 @@ def head_grid(
             same layer and head.
         start: The (layer, head) of `left` that is enlarged at first.
     """
-    if left.weights.size + (right.weights.size if right else 0) > _MOST_CELLS:
+    if left.weights.size + (right.weights.size if right else 0) > _MAX_CELLS:
         raise FigureError(
             f"{left.weights.size:,} cells are too many for one page: "
             "show fewer layers, a shorter prompt, or roles in place of tokens"
         )
-    links = () if right is None else _links(left, right, pairs)
+    links = () if right is None else _head_pairs(left, right, pairs)
     panels = _panels(left, right, links)
     chosen = start or (links[0][0] if links else (0, 0))
     _check_head(left, *chosen)
     heads = max(panel.weights.shape[1] for panel in panels)
-    width = thumb_width(heads)
+    width = thumbnail_width(heads)
     columns = " pv-two" if 4 < heads <= 16 and right else ""
     grids = "".join(panel_table(panel, width) for panel in panels)
     title = left.title or _title(left, right)
     body = (
-        f'<section class="pv-grid" data-maps="{attribute(_payload(left, right, links, chosen))}">'
+        f'<section class="pv-grid" data-maps="{json_attribute(_viewer_data(left, right, links, chosen))}">'
         f"{_heading(title)}{_legend(('share', 'change') if len(panels) > 2 else ('share',))}"
         f'{_toggle()}<div class="pv-panels{columns}">{grids}</div>'
-        f'{_remark(left, right, pairs)}<div class="pv-detail" aria-live="polite">'
+        f'{_pairing_note(left, right, pairs)}<div class="pv-detail" aria-live="polite">'
         f"{_detail(left, right, links, chosen)}</div></section>"
     )
-    return Picture(visible(title), body, lambda figure: draw_grid(figure, panels))
+    return Picture(show_invisible(title), body, lambda figure: draw_grid(figure, panels))
 
 
-def same_labels(left: HeadMaps, right: HeadMaps) -> bool:
+def same_labels(left: AttentionMaps, right: AttentionMaps) -> bool:
     """Whether cells of the two models mean the same, so that they may be subtracted."""
     return left.rows == right.rows and left.columns == right.columns
 
 
-def _links(
-    left: HeadMaps, right: HeadMaps, pairs: Sequence[HeadPair] | None
+def _head_pairs(
+    left: AttentionMaps, right: AttentionMaps, pairs: Sequence[HeadPair] | None
 ) -> tuple[HeadPair, ...]:
     if pairs is None:
         layers, heads = min(left.layers, right.layers), min(left.heads, right.heads)
@@ -105,17 +105,17 @@ def _links(
 
 
 def _panels(
-    left: HeadMaps, right: HeadMaps | None, links: tuple[HeadPair, ...]
+    left: AttentionMaps, right: AttentionMaps | None, pairs: tuple[HeadPair, ...]
 ) -> tuple[Panel, ...]:
-    first = Panel("left", left.model, left.weights, False, _names(left))
+    first = Panel("left", left.model, left.weights, False, _head_names(left))
     if right is None:
         return (first,)
-    second = Panel("right", right.model, right.weights, False, _names(right))
+    second = Panel("right", right.model, right.weights, False, _head_names(right))
     if not same_labels(left, right):
         return first, second
     change = np.full(right.weights.shape, np.nan)
-    names = list(_names(right))
-    for (layer, head), (layer_right, head_right) in links:
+    names = list(_head_names(right))
+    for (layer, head), (layer_right, head_right) in pairs:
         change[layer_right, head_right] = (
             right.weights[layer_right, head_right] - left.weights[layer, head]
         )
@@ -124,125 +124,127 @@ def _panels(
     return first, second, Panel("change", name, change, True, tuple(names))
 
 
-def _payload(
-    left: HeadMaps,
-    right: HeadMaps | None,
-    links: tuple[HeadPair, ...],
-    chosen: tuple[int, int],
+def _viewer_data(
+    left: AttentionMaps,
+    right: AttentionMaps | None,
+    pairs: tuple[HeadPair, ...],
+    selected: tuple[int, int],
 ) -> dict[str, object]:
     """All that the viewer script needs, as plain values."""
     models = [left] if right is None else [left, right]
     return {
-        "models": [_plain(maps) for maps in models],
-        "links": [[a[0] * left.heads + a[1], b[0] * right.heads + b[1]] for a, b in links if right],
+        "models": [_model_data(maps) for maps in models],
+        "links": [[a[0] * left.heads + a[1], b[0] * right.heads + b[1]] for a, b in pairs if right],
         "change": right is not None and same_labels(left, right),
-        "start": chosen[0] * left.heads + chosen[1],
-        "stops": STOPS,
-        "missing": hexed(MISSING),
-        "plain": _fits_plain(left, right),
+        "start": selected[0] * left.heads + selected[1],
+        "stops": COLOR_STOPS,
+        "missing": to_hex(MISSING_COLOR),
+        "plain": _fits_static(left, right),
     }
 
 
-def _plain(maps: HeadMaps) -> dict[str, object]:
+def _model_data(maps: AttentionMaps) -> dict[str, object]:
     top = 0.0 if maps.error is None else float(np.nanmax(maps.error, initial=0.0))
     return {
-        "name": visible(maps.model),
+        "name": show_invisible(maps.model),
         "heads": maps.heads,
-        "rows": [label(name) for name in maps.rows],
-        "columns": [label(name) for name in maps.columns],
-        "weights": squeezed(maps.weights),
-        "error": None if maps.error is None else squeezed(maps.error, top),
+        "rows": [axis_label(name) for name in maps.rows],
+        "columns": [axis_label(name) for name in maps.columns],
+        "weights": encode_array(maps.weights),
+        "error": None if maps.error is None else encode_array(maps.error, top),
     }
 
 
-def _fits_plain(left: HeadMaps, right: HeadMaps | None) -> bool:
+def _fits_static(left: AttentionMaps, right: AttentionMaps | None) -> bool:
     size = left.weights[0, 0].size + (right.weights[0, 0].size if right else 0)
-    return size <= _PLAIN_CELLS
+    return size <= _MAX_STATIC_CELLS
 
 
 def _detail(
-    left: HeadMaps,
-    right: HeadMaps | None,
-    links: tuple[HeadPair, ...],
-    chosen: tuple[int, int],
+    left: AttentionMaps,
+    right: AttentionMaps | None,
+    pairs: tuple[HeadPair, ...],
+    selected: tuple[int, int],
 ) -> str:
     """The enlarged head as plain HTML, the same as the script would build."""
-    if not _fits_plain(left, right):
+    if not _fits_static(left, right):
         return '<p class="pv-soft">Heads enlarge here once the notebook or page is trusted.</p>'
     width = cell_width(len(left.columns), 1 if right is None else 3)
-    out = _enlarged(left, chosen, width)
+    out = _enlarged_head(left, selected, width)
     if right is None:
         return f'<div class="pv-maps">{out}</div>'
-    partner = dict(links).get(chosen)
+    partner = dict(pairs).get(selected)
     if partner is None:
-        return f'<div class="pv-maps">{out}{_absent(right.model)}</div>'
-    out += _enlarged(right, partner, width)
+        return f'<div class="pv-maps">{out}{_missing_head_figure(right.model)}</div>'
+    out += _enlarged_head(right, partner, width)
     if same_labels(left, right):
         name = f"{right.model} {MINUS} {left.model}"
-        look = Look(name, signed=True, cell=width)
-        change = right.weights[partner] - left.weights[chosen]
+        look = HeatTableStyle(name, signed=True, cell_px=width)
+        change = right.weights[partner] - left.weights[selected]
         table = heat_table(change, None, left.rows, left.columns, look)
-        out += _figure(
-            name, f"L{partner[0]}.H{partner[1]} {MINUS} L{chosen[0]}.H{chosen[1]}", table
+        out += _model_figure(
+            name, f"L{partner[0]}.H{partner[1]} {MINUS} L{selected[0]}.H{selected[1]}", table
         )
     return f'<div class="pv-maps">{out}</div>'
 
 
-def _enlarged(maps: HeadMaps, place: tuple[int, int], width: int) -> str:
-    name = f"L{place[0]}.H{place[1]}"
-    error: Float[np.ndarray, "query key"] | None = None if maps.error is None else maps.error[place]
-    look = replace(Look(f"{maps.model} {name}"), cell=width)
-    table = heat_table(maps.weights[place], error, maps.rows, maps.columns, look)
-    return _figure(maps.model, name, table)
+def _enlarged_head(maps: AttentionMaps, head: tuple[int, int], width: int) -> str:
+    name = f"L{head[0]}.H{head[1]}"
+    error: Float[np.ndarray, "query key"] | None = None if maps.error is None else maps.error[head]
+    look = replace(HeatTableStyle(f"{maps.model} {name}"), cell_px=width)
+    table = heat_table(maps.weights[head], error, maps.rows, maps.columns, look)
+    return _model_figure(maps.model, name, table)
 
 
-def _figure(model: str, name: str, table: str) -> str:
+def _model_figure(model: str, name: str, table: str) -> str:
     return (
-        f'<figure class="pv-map"><figcaption><b>{escaped(model)}</b> {escaped(name)}</figcaption>'
+        f'<figure class="pv-map"><figcaption><b>{escape(model)}</b> {escape(name)}</figcaption>'
         f'<div class="pv-scroll">{table}</div></figure>'
     )
 
 
-def _absent(model: str) -> str:
-    return f'<p class="pv-absent">No partner in {escaped(model)}</p>'
+def _missing_head_figure(model: str) -> str:
+    return f'<p class="pv-absent">No partner in {escape(model)}</p>'
 
 
-def _names(maps: HeadMaps) -> tuple[str, ...]:
+def _head_names(maps: AttentionMaps) -> tuple[str, ...]:
     return tuple(f"L{layer}.H{head}" for layer in range(maps.layers) for head in range(maps.heads))
 
 
-def _title(left: HeadMaps, right: HeadMaps | None) -> str:
+def _title(left: AttentionMaps, right: AttentionMaps | None) -> str:
     return f"Attention of {left.model}" + (f" and {right.model}" if right else "")
 
 
 def _heading(title: str) -> str:
-    return f'<p class="pv-title">{escaped(title)}</p>'
+    return f'<p class="pv-title">{escape(title)}</p>'
 
 
 def _legend(scales: Sequence[str]) -> str:
     words = {"share": ("attention", "0", "1"), "change": ("difference", f"{MINUS}1", "+1")}
     bars = "".join(
         f'<span class="pv-key" data-scale="{scale}">{words[scale][0]} <i>{words[scale][1]}</i>'
-        f'<span class="pv-bar pv-hide" style="background:{gradient(scale)}"> to </span>'
+        f'<span class="pv-bar pv-hide" style="background:{css_gradient(scale)}"> to </span>'
         f'<i>{words[scale][2]}</i><span class="pv-hide">, </span></span>'
         for scale in ("share", "change")
         if scale in scales
     )
-    grey = (
-        f'<span class="pv-key"><span class="pv-swatch" style="background:{hexed(MISSING)}"></span>'
-        "grey: no such cell</span>"
+    gray = (
+        f'<span class="pv-key"><span class="pv-swatch" style="background:{to_hex(MISSING_COLOR)}"></span>'
+        "gray: no such cell</span>"
     )
-    return f'<div class="pv-legend">{bars}{grey}</div>'
+    return f'<div class="pv-legend">{bars}{gray}</div>'
 
 
 def _toggle() -> str:
     return (
         '<label class="pv-live"><input type="checkbox" class="pv-own"> '
-        "colour each head up to its own maximum</label>"
+        "color each head up to its own maximum</label>"
     )
 
 
-def _remark(left: HeadMaps, right: HeadMaps | None, pairs: Sequence[HeadPair] | None) -> str:
+def _pairing_note(
+    left: AttentionMaps, right: AttentionMaps | None, pairs: Sequence[HeadPair] | None
+) -> str:
     if right is None:
         return ""
     if not same_labels(left, right):
@@ -253,7 +255,7 @@ def _remark(left: HeadMaps, right: HeadMaps | None, pairs: Sequence[HeadPair] | 
     return f'<p class="pv-soft pv-remark">{text}</p>'
 
 
-def _check_head(maps: HeadMaps, layer: int, head: int) -> None:
+def _check_head(maps: AttentionMaps, layer: int, head: int) -> None:
     if not (0 <= layer < maps.layers and 0 <= head < maps.heads):
         raise FigureError(
             f"{maps.model!r} has no layer {layer} head {head}: layers run from 0 to "

@@ -6,19 +6,19 @@ from probes.errors import ModelError, SiteError
 from probes.models.model import Model, load
 from probes.observe.activations import capture
 from probes.observe.attention import role_attention
-from probes.prompts.batch import Batch, encode
+from probes.prompts.batch import Batch, tokenize
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
 from probes.viz.picture import Picture
 from probes.viz.plots.attention.head_grid import head_grid, head_map
-from probes.viz.plots.attention.maps import HeadMaps
+from probes.viz.plots.attention.maps import AttentionMaps
 
 
 def heatmap(
     model: str | Model,
     text: str | Question,
     *,
-    beside: str | Model | None = None,
+    compare_with: str | Model | None = None,
     head: str = "",
     roles: Pattern | None = None,
 ) -> Picture:
@@ -35,37 +35,41 @@ def heatmap(
         MatchError: The text does not fit the pattern.
         SiteError: The model has no such head.
     """
-    left = text_maps(load(model), text, roles)
+    left = attention_maps(load(model), text, roles)
     if head:
         return head_map(left, *parse_head(head, left))
-    return head_grid(left, text_maps(load(beside), text, roles) if beside else None)
+    return head_grid(
+        left, attention_maps(load(compare_with), text, roles) if compare_with else None
+    )
 
 
-def text_maps(model: Model, text: str | Question, roles: Pattern | None = None) -> HeadMaps:
+def attention_maps(
+    model: Model, text: str | Question, roles: Pattern | None = None
+) -> AttentionMaps:
     """Capture a model's attention in one text, with tokens or roles on the axes."""
     if model.tokenizer is None:
         raise ModelError(f"{model.name!r} came without a tokenizer, and cannot read text")
     if isinstance(text, str):
-        text = roles.match(text) if roles else _bare(text)
-    batch = encode(model.tokenizer, (text,), limit=model.shape.context)
+        text = roles.match(text) if roles else _as_question(text)
+    batch = tokenize(model.tokenizer, (text,), max_length=model.shape.context)
     if roles:
-        return _role_maps(model, batch)
+        return _pooled_maps(model, batch)
     weights = capture(model, batch, ("attention",))["attention"][:, 0].float().cpu().numpy()
     weights = np.where(np.tril(np.ones(weights.shape[-2:], dtype=bool)), weights, np.nan)
     labels = batch.tokens[0]
-    return HeadMaps(model.name, weights.astype(np.float64), labels, labels)
+    return AttentionMaps(model.name, weights.astype(np.float64), labels, labels)
 
 
-def _role_maps(model: Model, batch: Batch) -> HeadMaps:
+def _pooled_maps(model: Model, batch: Batch) -> AttentionMaps:
     found = role_attention(model, batch)
-    return HeadMaps(model.name, found.mean.double().numpy(), found.roles, found.roles)
+    return AttentionMaps(model.name, found.mean.double().numpy(), found.roles, found.roles)
 
 
-def _bare(text: str) -> Question:
+def _as_question(text: str) -> Question:
     return Question(text, "", "", (), "digits", (), (), ())
 
 
-def parse_head(name: str, maps: HeadMaps) -> tuple[int, int]:
+def parse_head(name: str, maps: AttentionMaps) -> tuple[int, int]:
     """Read an address such as "L2.H3".
 
     Raises:

@@ -12,7 +12,7 @@ _TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class HeadMaps:
+class AttentionMaps:
     """Attention from each query to each key, for every head of one model.
 
     Attributes:

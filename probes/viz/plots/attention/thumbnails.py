@@ -6,12 +6,12 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Float
 
-from probes.viz.colours import paint
-from probes.viz.embedding_data import image
-from probes.viz.html_text import escaped, minus
+from probes.viz.colors import apply_colormap
+from probes.viz.embedding_data import png_data_uri
+from probes.viz.html_text import escape, typographic_minus
 
 # No thumbnail needs more points than this: what lies between is averaged.
-_POINTS = 48
+_MAX_CELLS = 48
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +39,12 @@ def panel_table(panel: Panel, width: int) -> str:
     top = "".join(f'<th scope="col">H{head}</th>' for head in range(heads))
     lines = [f"<tr><td></td>{top}</tr>"]
     for layer in range(layers):
-        cells = "".join(_thumb(panel, layer, head, width) for head in range(heads))
+        cells = "".join(_thumbnail(panel, layer, head, width) for head in range(heads))
         lines.append(f'<tr><th scope="row">L{layer}</th>{cells}</tr>')
     return (
-        f'<figure class="pv-panel" data-panel="{panel.key}"><figcaption><b>{escaped(panel.name)}'
+        f'<figure class="pv-panel" data-panel="{panel.key}"><figcaption><b>{escape(panel.name)}'
         f'</b> <span class="pv-soft">{layers} &times; {heads} heads</span></figcaption>'
-        f'<div class="pv-scroll"><table class="pv-heads" aria-label="{escaped(panel.name)}: '
+        f'<div class="pv-scroll"><table class="pv-heads" aria-label="{escape(panel.name)}: '
         f'rows are layers, columns are heads">{"".join(lines)}</table></div></figure>'
     )
 
@@ -55,12 +55,12 @@ def largest_change(weights: Float[np.ndarray, "query key"]) -> float:
     return float(known[np.abs(known).argmax()]) if known.size else float("nan")
 
 
-def thumb_width(heads: int) -> int:
+def thumbnail_width(heads: int) -> int:
     """Pixels for one head, so that a grid of this many heads fits a page."""
     return 84 if heads <= 4 else 62 if heads <= 8 else 43 if heads <= 12 else 31
 
 
-def _thumb(panel: Panel, layer: int, head: int, width: int) -> str:
+def _thumbnail(panel: Panel, layer: int, head: int, width: int) -> str:
     weights = panel.weights[layer, head]
     at = layer * panel.weights.shape[1] + head
     name = panel.names[at]
@@ -70,24 +70,24 @@ def _thumb(panel: Panel, layer: int, head: int, width: int) -> str:
         says += ": no such head" if panel.key != "change" else ": no partner to compare with"
         note = '<span class="pv-change">&ndash;</span>' if panel.signed else ""
     elif panel.signed:
-        change = minus(f"{largest_change(weights):+.2f}")
+        change = typographic_minus(f"{largest_change(weights):+.2f}")
         says += f": largest change {change}"
         note = f'<span class="pv-change">{change}</span>'
-    points = _averaged(weights)
-    times, shrink = _magnified(max(points.shape), width)
-    pixels = paint(points, "change" if panel.signed else "share")
+    points = _block_means(weights)
+    times, shrink = _pixel_scale(max(points.shape), width)
+    pixels = apply_colormap(points, "change" if panel.signed else "share")
     large = pixels.repeat(times, axis=0).repeat(times, axis=1)
     wide, high = round(large.shape[1] * shrink), round(large.shape[0] * shrink)
     rule = ' class="pv-shrunk"' if shrink < 1 else ""
     return (
         f'<td><button type="button" class="pv-thumb" data-at="{at}" tabindex="{-1 if at else 0}" '
-        f'aria-label="{escaped(says)}" aria-pressed="false"><img alt="{escaped(says)}" '
-        f'width="{wide}" height="{high}"{rule} src="{image(large)}">'
+        f'aria-label="{escape(says)}" aria-pressed="false"><img alt="{escape(says)}" '
+        f'width="{wide}" height="{high}"{rule} src="{png_data_uri(large)}">'
         f"{note}</button></td>"
     )
 
 
-def _magnified(count: int, width: int) -> tuple[int, float]:
+def _pixel_scale(count: int, width: int) -> tuple[int, float]:
     """Whole pixels per cell, and the shrinking that then brings `count` cells to the width."""
     times = width // count
     # Whole pixels look best, so a thumbnail may fall a little short of the width.
@@ -96,9 +96,9 @@ def _magnified(count: int, width: int) -> tuple[int, float]:
     return times + 1, min(1.0, width / ((times + 1) * count))
 
 
-def _averaged(weights: Float[np.ndarray, "query key"]) -> Float[np.ndarray, "row column"]:
+def _block_means(weights: Float[np.ndarray, "query key"]) -> Float[np.ndarray, "row column"]:
     """Blocks of cells as their mean over the cells that are there."""
-    block = -(-max(weights.shape) // _POINTS)
+    block = -(-max(weights.shape) // _MAX_CELLS)
     if block == 1:
         return weights
     spare = [(0, -size % block) for size in weights.shape]

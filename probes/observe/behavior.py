@@ -12,7 +12,7 @@ from probes.prompts.pair_batch import PairBatch
 
 
 @dataclass(frozen=True, eq=False)
-class Behaviour:
+class Behavior:
     """What a model answers, prompt by prompt.
 
     Attributes:
@@ -25,32 +25,36 @@ class Behaviour:
 
     model: str
     answers: tuple[str, ...]
-    right: Bool[Tensor, "prompt answer"]
-    lead: Float[Tensor, "prompt answer"]
-    said: Int[Tensor, "prompt answer"]
+    correct: Bool[Tensor, "prompt answer"]
+    logit_diff: Float[Tensor, "prompt answer"]
+    predicted: Int[Tensor, "prompt answer"]
 
 
 @torch.no_grad()
-def behaviour(model: Model, batch: Batch, *, chunk: int = 128) -> Behaviour:
+def evaluate_behavior(model: Model, batch: Batch, *, batch_size: int = 128) -> Behavior:
     """Let a model answer a batch, the second answer read behind the words of the first."""
     rights, leads, said = [], [], []
-    for rows in torch.arange(len(batch)).split(chunk):
+    for rows in torch.arange(len(batch)).split(batch_size):
         ids = batch.ids[rows].to(model.device)
         logits = model.logits(ids, batch.mask[rows].to(model.device)).cpu()
         likeliest = logits.argmax(-1)
         at = torch.arange(len(rows))
-        rights.append(torch.stack([_whole(likeliest, batch, r, rows) for r in batch.readouts], 1))
+        rights.append(
+            torch.stack(
+                [_whole_answer_correct(likeliest, batch, r, rows) for r in batch.readouts], 1
+            )
+        )
         found = [
-            lead(logits[at, r.position[rows]], rivals(r)[rows], r.answer[rows])
+            logit_diff(logits[at, r.position[rows]], foil_tokens(r)[rows], r.answer[rows])
             for r in batch.readouts
         ]
         leads.append(torch.stack(found, 1))
         said.append(likeliest.gather(1, batch.positions[rows]))
     names = tuple(readout.name for readout in batch.readouts)
-    return Behaviour(model.name, names, torch.cat(rights), torch.cat(leads), torch.cat(said))
+    return Behavior(model.name, names, torch.cat(rights), torch.cat(leads), torch.cat(said))
 
 
-def _whole(
+def _whole_answer_correct(
     likeliest: Int[Tensor, "row position"],
     batch: Batch,
     readout: Readout,
@@ -63,7 +67,7 @@ def _whole(
     return ((likeliest[:, :-1] == batch.ids[rows, 1:]) | ~inside).all(-1)
 
 
-def rivals(readout: Readout) -> Int[Tensor, "prompt outcome"]:
+def foil_tokens(readout: Readout) -> Int[Tensor, "prompt outcome"]:
     """Return each prompt's other outcomes, padded with -1."""
     width = max((len(tokens) for tokens in readout.outcomes), default=1) - 1
     found = torch.full((len(readout.outcomes), max(width, 1)), -1)
@@ -72,14 +76,14 @@ def rivals(readout: Readout) -> Int[Tensor, "prompt outcome"]:
     return found
 
 
-def lead(
+def logit_diff(
     logits: Float[Tensor, "row vocab"],
-    others: Int[Tensor, "row outcome"],
+    foils: Int[Tensor, "row outcome"],
     answer: Int[Tensor, " row"],
 ) -> Float[Tensor, " row"]:
     """Return the answer's logit less the mean of its rivals'; less nothing where it has none."""
-    there = others >= 0
-    found = logits.gather(1, others.clamp(min=0)).where(there, 0.0)
+    there = foils >= 0
+    found = logits.gather(1, foils.clamp(min=0)).where(there, 0.0)
     mean = found.sum(1) / there.sum(1).clamp(min=1)
     return logits.gather(1, answer[:, None])[:, 0] - mean
 
@@ -88,7 +92,7 @@ def pair_foils(pairs: PairBatch) -> tuple[Int[Tensor, "prompt outcome"], ...]:
     """Return what each answer is held against: the counterfactual's, or else all its rivals."""
     found = []
     for clean, other in zip(pairs.clean.readouts, pairs.counterfactual.readouts, strict=True):
-        foils = rivals(clean)
+        foils = foil_tokens(clean)
         moved = clean.answer != other.answer
         foils[moved] = -1
         foils[moved, 0] = other.answer[moved]

@@ -1,7 +1,7 @@
-"""Colours of numbers: cividis for shares, red and blue around 0 for differences.
+"""Colors of numbers: cividis for shares, red and blue around 0 for differences.
 
-Both are readable to the colour-blind, and both tables are kept here so that nothing is imported
-to draw. Missing cells are a light grey that is on neither scale.
+Both are readable to the color-blind, and both tables are kept here so that nothing is imported
+to draw. Missing cells are a light gray that is on neither scale.
 """
 
 from typing import Literal
@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, UInt8
 
-Scale = Literal["share", "change"]
+ColorScale = Literal["share", "change"]
 
-MISSING = (230, 230, 230)
-STOPS: dict[Scale, str] = {
+MISSING_COLOR = (230, 230, 230)
+COLOR_STOPS: dict[ColorScale, str] = {
     # cividis (Nunez, Anderton and Renslow 2018, arXiv 1712.01662).
     "share": (
         "00224e00285b002e6a0533711a386f273e6e32436d3b496c434e6c4b546c535a6d5a5f6e61656f686a716f7073"
@@ -28,39 +28,39 @@ STOPS: dict[Scale, str] = {
 }
 
 
-def paint(
-    values: Float[np.ndarray, "..."], scale: Scale, top: float = 1.0
+def apply_colormap(
+    values: Float[np.ndarray, "..."], scale: ColorScale, vmax: float = 1.0
 ) -> UInt8[np.ndarray, "... 3"]:
-    """The colour of each value; NaN is grey.
+    """The color of each value; NaN is gray.
 
     Args:
         values: Shares from 0 to `top`, or changes from `-top` to `top`; beyond is clipped.
         scale: `share` or `change`.
         top: The value at the end of the scale.
     """
-    table = np.frombuffer(bytes.fromhex(STOPS[scale]), dtype=np.uint8).reshape(-1, 3)
-    unit = values / (top or 1.0)
+    table = np.frombuffer(bytes.fromhex(COLOR_STOPS[scale]), dtype=np.uint8).reshape(-1, 3)
+    unit = values / (vmax or 1.0)
     unit = (unit + 1) / 2 if scale == "change" else unit
     place = np.clip(np.nan_to_num(unit), 0, 1) * (len(table) - 1)
     marks = np.arange(len(table))
     channels = [np.interp(place, marks, table[:, channel]) for channel in range(3)]
-    colours = np.floor(np.stack(channels, axis=-1) + 0.5).astype(np.uint8)
-    colours[np.isnan(values)] = MISSING
-    return colours
+    colors = np.floor(np.stack(channels, axis=-1) + 0.5).astype(np.uint8)
+    colors[np.isnan(values)] = MISSING_COLOR
+    return colors
 
 
-def hexed(colour: UInt8[np.ndarray, "3"] | tuple[int, int, int]) -> str:
-    """The colour as `#rrggbb`."""
-    return "#" + "".join(f"{int(channel):02x}" for channel in colour)
+def to_hex(color: UInt8[np.ndarray, "3"] | tuple[int, int, int]) -> str:
+    """The color as `#rrggbb`."""
+    return "#" + "".join(f"{int(channel):02x}" for channel in color)
 
 
-def ink(colour: UInt8[np.ndarray, "3"]) -> str:
-    """The ink that reads best on the colour: white or near black."""
-    red, green, blue = (int(channel) for channel in colour)
+def text_color(color: UInt8[np.ndarray, "3"]) -> str:
+    """The ink that reads best on the color: white or near black."""
+    red, green, blue = (int(channel) for channel in color)
     return "#fff" if 0.299 * red + 0.587 * green + 0.114 * blue < 140 else "#16181d"
 
 
-def gradient(scale: Scale) -> str:
+def css_gradient(scale: ColorScale) -> str:
     """The scale as a CSS gradient from left to right."""
-    stops = [STOPS[scale][at : at + 6] for at in range(0, len(STOPS[scale]), 24)]
+    stops = [COLOR_STOPS[scale][at : at + 6] for at in range(0, len(COLOR_STOPS[scale]), 24)]
     return "linear-gradient(90deg," + ",".join(f"#{stop}" for stop in stops) + ")"
