@@ -81,7 +81,7 @@ class Circuit:
             "edges": tuple(self.edges[place] for place in places),
             "scores": tuple(float(self.scores[place]) for place in places),
             "errors": tuple(errors[place] for place in places),
-            "numbers": numbers,
+            "edge_indices": numbers,
         }
         for name, value in found.items():
             object.__setattr__(self, name, value)

@@ -99,7 +99,7 @@ def test_a_word_that_never_worked_counts_as_the_most_steps():
     )
     found = Adaptation("m", 1e-3, trials, 10, {1e-3: 5.0})
     assert (found.steps.value, found.learned) == (6.0, 1)
-    assert found.mean_over_words("kept").value == -0.25
+    assert found.mean_over_words("retention_change").value == -0.25
 
 
 def test_words_that_are_known_or_long_or_few_are_refused():

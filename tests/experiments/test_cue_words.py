@@ -493,4 +493,4 @@ def test_the_page_holds_a_section_for_each_result_and_escapes_what_it_shows(scri
 
 
 def _rest(found):
-    return found.said, found.right, found.tokens, found.cut, found.texts
+    return found.given_answer, found.correct, found.tokens, found.truncated, found.texts

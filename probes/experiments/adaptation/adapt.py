@@ -112,7 +112,7 @@ class Adaptation:
         return int(sum(np.isfinite(trial.steps) for trial in self.words))
 
     def mean_over_words(self, name: str) -> Estimate:
-        """Return the mean of "before", "after", "number", "kept" or "kept_number" over words."""
+        """Return the mean of "before", "after", "number", "retention_change" or "retention_change_number" over words."""
         return bootstrap_mean(
             np.array([float(getattr(trial, name)) for trial in self.words]), seed=0
         )
