@@ -24,13 +24,13 @@ def serialize_circuit(
     protocol: tuple[tuple[str, str], ...],
 ) -> str:
     """Put a circuit into JSON; an unknown error is null."""
-    names = (*_SIZES, "parallel", "roles", "passages", "readouts")
+    names = (*_SIZES, "parallel", "roles", "role_pairs", "readouts")
     head = {
         "kind": "circuit",
         "schema": SCHEMA,
         "model": model,
         "protocol": protocol,
-        "wiring": {name: getattr(graph, name) for name in names},
+        "graph": {name: getattr(graph, name) for name in names},
     }
     lines = [
         json.dumps(
@@ -47,7 +47,7 @@ def serialize_circuit(
 def parse_circuit(
     text: str,
 ) -> tuple[str, ComputationGraph, list[EdgeRow], tuple[tuple[str, str], ...]]:
-    """Take a circuit out of JSON: model, wiring, rows and protocol, as they went in.
+    """Take a circuit out of JSON: model, graph, rows and protocol, as they went in.
 
     Raises:
         CircuitError: It is no circuit, or one of another schema, or broken.
@@ -66,7 +66,7 @@ def parse_circuit(
         )
     return (
         _require_text(_require_key(plain, "model"), "model"),
-        _parse_graph(_require_key(plain, "wiring")),
+        _parse_graph(_require_key(plain, "graph")),
         [_parse_edge(row) for row in _require_list(_require_key(plain, "edges"), "edges")],
         _parse_pairs(_require_key(plain, "protocol"), "protocol"),
     )
@@ -124,16 +124,16 @@ def _parse_graph(plain: object) -> ComputationGraph:
     if not isinstance(parallel, bool):
         raise _invalid_value("parallel", parallel, "true or false")
     roles = _parse_names(_require_key(plain, "roles"), "roles")
-    passages = _parse_pairs(_require_key(plain, "passages"), "passages")
+    role_pairs = _parse_pairs(_require_key(plain, "role_pairs"), "role_pairs")
     readouts = _parse_names(_require_key(plain, "readouts"), "readouts")
-    unknown = {*(role for pair in passages for role in pair), *readouts} - set(roles)
+    unknown = {*(role for pair in role_pairs for role in pair), *readouts} - set(roles)
     if unknown:
         raise CircuitError(
-            f"The circuit names roles that its wiring lacks: {', '.join(sorted(unknown))}"
+            f"The circuit names roles that its graph lacks: {', '.join(sorted(unknown))}"
         )
-    if any(one == other for one, other in pairwise(sorted(passages))):
-        raise _invalid_value("passages", passages, "a list of different pairs")
-    return ComputationGraph(layers, heads, kv_heads, parallel, roles, passages, readouts)
+    if any(one == other for one, other in pairwise(sorted(role_pairs))):
+        raise _invalid_value("role_pairs", role_pairs, "a list of different pairs")
+    return ComputationGraph(layers, heads, kv_heads, parallel, roles, role_pairs, readouts)
 
 
 def _parse_edge(row: object) -> EdgeRow:

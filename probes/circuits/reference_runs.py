@@ -186,7 +186,10 @@ def _run_with_constants(
 ) -> Run:
     """Return the run in which every edge carries a constant; its parts read the sums of them."""
     embed, z, mlp_out = constants
-    run, found = clean.activations, {n: [] for n in ("resid_pre", "resid_mid", "q", "k", "v", "z", "mlp_out")}
+    run, found = (
+        clean.activations,
+        {n: [] for n in ("resid_pre", "resid_mid", "q", "k", "v", "z", "mlp_out")},
+    )
     shift = embed - run.embed
     for number, layer in enumerate(weights.layers):
         pre = run.resid_pre[number] + shift

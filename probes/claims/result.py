@@ -93,21 +93,21 @@ class ClaimsReport:
     def to_dict(self) -> dict[str, Any]:
         """Return verdicts and numbers as plain JSON values; runs and weights are left out."""
         own = {item.name: getattr(self, item.name) for item in fields(self)}
-        hot = own.pop("hot")
-        own.pop("points")
+        hot = own.pop("hotspots")
+        own.pop("projection")
         spots = [
-            {**to_jsonable(_fields_without(spot, "cell")), "site": site_name(spot.cell)}
-            for spot in hot.spots
+            {**to_jsonable(_fields_without(spot, "site")), "site": site_name(spot.site)}
+            for spot in hot.hotspots
         ]
-        maps = {spot.variable: hot.map(spot.variable).tolist() for spot in hot.spots}
-        own["searched"] = _fields_without(self.subspace_search, "space")
+        maps = {spot.variable: hot.map(spot.variable).tolist() for spot in hot.hotspots}
+        own["subspace_search"] = _fields_without(self.subspace_search, "subspace")
         return {
             "summary": list(self.summary()),
             **to_jsonable(own),
             "hotspots": spots,
             "roles": list(hot.roles),
             "maps": to_jsonable(maps),
-            "bars": dict(hot.bars),
+            "thresholds": dict(hot.thresholds),
         }
 
     def save(self, path: str | Path) -> None:

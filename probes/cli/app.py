@@ -146,7 +146,7 @@ def claims(
     bases: Annotated[int, typer.Option(help="Prompts to judge by.", min=80)] = 200,
     nulls: Annotated[int, typer.Option(help="Untrained nets for the chance level.", min=1)] = 20,
     seed: Annotated[int, typer.Option(help="Of prompts, nets and searches.", min=0)] = 0,
-    out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("proof.html"),
+    out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("claims.html"),
     json: Annotated[Path | None, typer.Option(help="Where the numbers go.")] = None,
 ) -> None:
     """Put the fox claim to the test: one state whatever the object, and a branch for the noun."""
@@ -222,22 +222,22 @@ def list_all() -> None:
 
 
 def _match_table(comparison: Any) -> Table:  # noqa: ANN401
-    table = Table("head", "partner", "score", "bar", "other seed", "word")
+    table = Table("head", "partner", "score", "threshold", "other seed", "verdict")
     for row in comparison.table().to_dict("records"):
-        numbers = [row["score"], row["bar"], row["ceiling"]]
+        numbers = [row["score"], row["threshold"], row["other_seed"]]
         written = ["–" if number != number else f"{number:.2f}" for number in numbers]
-        table.add_row(row["head"], row["partner"] or "–", *written, row["word"])
+        table.add_row(row["head"], row["partner"] or "–", *written, row["verdict"])
     return table
 
 
 def _verdict_table(comparison: Any) -> Table:  # noqa: ANN401
-    table = _folding_table("variable or head", "word", "where", "why")
+    table = _folding_table("variable or head", "verdict", "where", "why")
     for verdict in comparison.verdicts:
-        if verdict.word != "no reliable effect":
+        if verdict.label != "no reliable effect":
             told = (
                 verdict.subject or "(its own)",
-                verdict.word,
-                verdict.there or "–",
+                verdict.label,
+                verdict.counterpart or "–",
                 verdict.reason,
             )
             table.add_row(*map(Text, told))

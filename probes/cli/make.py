@@ -250,15 +250,15 @@ def _save_and_print(derived: Any, name: str, source: str) -> None:  # noqa: ANN4
     place = derived.save(derived_folder() / name)
     console = Console(soft_wrap=True)
     table = Table("", Path(source).name, name)
-    sides = (load_parent(source).provenance.storage, derived.made.storage)
-    for part in ("weights", "scales", "zeros", "index", "embeddings", "other", "total"):
+    sides = (load_parent(source).provenance.storage, derived.provenance.storage)
+    for part in ("weights", "scales", "zero_points", "mask_index", "embeddings", "other", "total"):
         numbers = [getattr(side, part) for side in sides]
         if any(numbers):
             table.add_row(f"{part}, kB", *(f"{number / 8e3:.1f}" for number in numbers))
     console.print(table)
-    if derived.made.gap is not None:
+    if derived.provenance.kernel_gap is not None:
         console.print(
-            f"Greatest difference of a logit from the real kernel: {derived.made.gap:.2g}",
+            f"Greatest difference of a logit from the real kernel: {derived.provenance.kernel_gap:.2g}",
             highlight=False,
         )
     console.print(f"Made {place}: load it as {name!r}", markup=False, highlight=False)

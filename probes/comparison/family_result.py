@@ -153,7 +153,7 @@ class FamilyComparison:
 
 
 def _verdict_text(verdict: Any) -> str:  # noqa: ANN401
-    return f"{verdict.word} ({verdict.there})" if verdict.there else verdict.word
+    return f"{verdict.label} ({verdict.counterpart})" if verdict.counterpart else verdict.label
 
 
 def _summary_line(comparison: Comparison) -> str:

@@ -204,7 +204,7 @@ def measure_model(model: Model, prompts: ComparisonPrompts) -> ModelMeasurements
     gates = gate_behavior(said, prompts.questions, seed=prompts.seed)
     recipient, turn = None, Lock()
     if prompts.folds and all(gate.state != "closed" for gate in gates):
-        recipient = replace(run_recipient(model, prompts.folds, seed=prompts.seed), turn=turn)
+        recipient = replace(run_recipient(model, prompts.folds, seed=prompts.seed), lock=turn)
     donor = (
         recipient.self_donor
         if recipient

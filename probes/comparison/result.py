@@ -271,10 +271,10 @@ class Comparison:
                     "low": match.score.low,
                     "high": match.score.high,
                     "chance": match.chance,
-                    "bar": match.threshold,
-                    "ceiling": match.other_seed_score,
+                    "threshold": match.threshold,
+                    "other_seed": match.other_seed_score,
                     "reliability": match.reliability,
-                    "word": "behavior absent" if self.behavior_absent else match.label,
+                    "verdict": "behavior absent" if self.behavior_absent else match.label,
                 }
             )
         return pd.DataFrame(rows)

@@ -60,6 +60,8 @@ from probes.stats.intervals import (
 )
 
 _DRAWS = 2000
+# The slot of the object is called "thing" in patterns.
+_FIELDS = {"thing": "object"}
 TableRow = dict[str, float | str]
 
 
@@ -205,7 +207,7 @@ def scorecard(reference: ScorecardReference, relative: str | Path | Model) -> Sc
         model=model.name,
         divergence=_divergence(reference, model),
         **accuracy,
-        **{name: proportion(hits) for name, hits in kin.items()},
+        **{_FIELDS.get(name, name): proportion(hits) for name, hits in kin.items()},
         mean_interchange_accuracy=_mean_interchange_accuracy(kin, seed=reference.seed),
         site=site,
         own_interchange_accuracy=held,

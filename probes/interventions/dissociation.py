@@ -251,7 +251,7 @@ def _with_readout_roles(runs: InterchangeRuns) -> InterchangeRuns:
     position = torch.arange(runs.clean.ids.shape[1], device=runs.clean.ids.device)
     places = runs.clean.readout
     masks = {f"read {k}": position == places[:, k, None] for k in (NUMBER_READOUT, OBJECT_READOUT)}
-    return replace(runs, where={**runs.role_masks, **masks})
+    return replace(runs, role_masks={**runs.role_masks, **masks})
 
 
 @torch.no_grad()
@@ -327,7 +327,7 @@ def swap_bindings(runs: InterchangeRuns, *, seed: int = 0) -> tuple[BindingSwap,
     encoded = runs.model.tokenizer(texts, add_special_tokens=False).input_ids
     token: Int[Tensor, " prompt"] = torch.tensor([ids[-1] for ids in encoded])
     here = [runs.role_masks[role] for role in roles]
-    both = replace(runs, where={**runs.role_masks, "both": here[0] | here[1]})
+    both = replace(runs, role_masks={**runs.role_masks, "both": here[0] | here[1]})
     draw = torch.Generator().manual_seed(seed)
     found = []
     for layer in range(runs.model.shape.layers):

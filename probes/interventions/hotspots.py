@@ -237,10 +237,10 @@ def unseen_sampling(pattern: Pattern) -> dict[str, SamplingOptions]:
     nouns = pattern.lexicon.words("noun")
     found_by = search_words(pattern)[OBJECT]
     groups: dict[str, SamplingOptions] = {
-        "new objects": {"words": {OBJECT: [noun for noun in nouns if noun not in found_by]}}
+        "new objects": {"allowed_words": {OBJECT: [noun for noun in nouns if noun not in found_by]}}
     }
     if len(held := [noun for noun in nouns if noun in split.nouns]) > 1:
-        groups["untrained objects"] = {"words": {OBJECT: held}}
+        groups["untrained objects"] = {"allowed_words": {OBJECT: held}}
     if all({"x", "y"} <= set(frame.slots) for frame in pattern.templates):
         groups["untrained cells"] = {
             "keep": lambda base: (turned, base["x"], base["y"]) in split.number_pairs

@@ -39,7 +39,7 @@ def short(kind):
     return tiny(kind, num_hidden_layers=2)
 
 
-def pairs(count=2, width=5, at=1, seed=0):
+def pairs(count=2, width=5, gradient_at=1, seed=0):
     """Pairs that differ at one position."""
     draw = torch.Generator().manual_seed(seed)
     clean = torch.randint(3, 90, (count, width), generator=draw)
@@ -55,7 +55,7 @@ def close(found, expected, atol=1e-6):
 
 def summed(found, graph):
     """Sum a graph's scores of the edges that another wiring does not tell apart."""
-    same = [grouped(Edge(edge.source, edge.target), found) for edge in graph.wiring.edges()]
+    same = [grouped(Edge(edge.source, edge.target), found) for edge in graph.graph.edges()]
     index = torch.from_numpy(found.numbers(same))
     return torch.zeros(graph.prompts, len(found)).index_add(1, index, graph.each)
 
@@ -84,7 +84,7 @@ def named(pair, *, roles=False):
 
 
 def metric(task, row):
-    return lambda logits: task[row : row + 1].lead(logits[:, -1])[0]
+    return lambda logits: task[row : row + 1].logit_diff(logits[:, -1])[0]
 
 
 @cache
@@ -134,7 +134,7 @@ def test_by_role_it_gives_what_transformer_lens_finds_position_by_position(kind)
 def test_grouped_keys_and_values_score_the_sum_of_their_twins():
     model, task = model_of("llama-gqa"), pairs()
     twin = ungroup_heads(model)
-    for how in ({"method": "eap", "at": 0.0}, {"method": "eap"}, {"steps": 3}):
+    for how in ({"method": "eap", "gradient_at": 0.0}, {"method": "eap"}, {"steps": 3}):
         mine, other = edge_attribution(model, task, **how), edge_attribution(twin, task, **how)
         close(summed(mine.graph, other), mine.per_prompt)
         assert mine.per_prompt.abs().max() > 0.05
@@ -162,9 +162,9 @@ def node_scores(model, task):
         edits = {name: lambda v, n=name: kept.setdefault(n, v.view_as(v)) for name in names}
         edits["hook_embed"] = lambda v: v.detach().requires_grad_()
         with model.editing(edits):
-            logits = model.run(ids, task.mask)
+            logits = model.forward(ids, task.mask)
         at = torch.arange(len(task))
-        return kept, task.lead(logits[at, task.readout])
+        return kept, task.logit_diff(logits[at, task.readout])
 
     (clean, lead), (other, _) = written(task.clean), written(task.counterfactual)
     grads = torch.autograd.grad(lead.sum(), [clean[name] for name in names])
@@ -501,9 +501,9 @@ def unchecked():
         {"method": "grad"},
         {"steps": 0},
         {"steps": -3},
-        {"method": "eap", "at": 1.5},
-        {"method": "eap", "at": -0.1},
-        {"method": "eap", "at": float("nan")},
+        {"method": "eap", "gradient_at": 1.5},
+        {"method": "eap", "gradient_at": -0.1},
+        {"method": "eap", "gradient_at": float("nan")},
     ],
 )
 def test_methods_and_numbers_that_make_no_sense_are_refused(how, unchecked):

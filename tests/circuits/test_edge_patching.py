@@ -88,7 +88,7 @@ def theirs(model, task, kept, wiring, **how):
         one = task[row : row + 1]
 
         def lead(logits, one=one):
-            return one.lead(logits[:, -1])[0]
+            return one.logit_diff(logits[:, -1])[0]
 
         result = faithfulness(
             model.bridge, one.clean, one.counterfactual, lead, list(circuit), **how
@@ -233,7 +233,7 @@ def test_results_do_not_depend_on_how_prompts_and_circuits_are_split(kind, roles
     kept = some(len(here.graph))
     whole = run_circuits(here, kept)
     for budget, small in ((1, 1), (1, 1 << 18), (1 << 25, 2000)):
-        monkeypatch.setattr(splice, "_BUDGET", budget)
+        monkeypatch.setattr(splice, "_MAX_FLOATS", budget)
         monkeypatch.setattr(splice, "_SMALL", small)
         close(run_circuits(here, kept), whole)
 
@@ -280,7 +280,7 @@ def test_padding_changes_nothing(kind, ablation):
     model, task = model_of(kind), pairs()
     whole = padded(task, 3)
     for roles in (False, True):
-        how = {"roles": roles, "ablation": ablation, "reference": task}
+        how = {"roles": roles, "ablation": ablation, "mean_task": task}
         if ablation == "mean":
             how["reference"] = whole
         here, there = run_references(model, task, **how), run_references(model, whole, **how)

@@ -11,7 +11,13 @@ from probes.errors import CircuitError
 ROLES = {
     "roles": ("bos", "x", "answer"),
     # No prompt has an "x" before its "answer" here, so that pair of roles is no passage.
-    "passages": (("bos", "bos"), ("bos", "x"), ("bos", "answer"), ("x", "x"), ("answer", "answer")),
+    "role_pairs": (
+        ("bos", "bos"),
+        ("bos", "x"),
+        ("bos", "answer"),
+        ("x", "x"),
+        ("answer", "answer"),
+    ),
     "readouts": ("answer",),
 }
 WIRINGS = {

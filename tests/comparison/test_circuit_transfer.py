@@ -8,7 +8,7 @@ from probes.errors import CircuitError, GateError
 from probes.models.model import load, random_init
 from probes.testing.equivalent_models import permute_heads
 
-FEW = {"prompts": 4, "draws": 20}
+FEW = {"prompts": 4, "random_sets": 20}
 
 
 @pytest.fixture(scope="module")

@@ -438,21 +438,21 @@ def test_kinship_is_nan_where_nothing_was_put_into_the_full_model():
 @pytest.mark.slow
 def test_a_turned_twin_keeps_what_maps_can_tell_and_strangers_keep_the_numbers(family):
     same, lexical, net = family.comparisons
-    assert [same.verdict(v).word for v in ("operation", "x", "y")] == ["kept"] * 3
-    assert [lexical.verdict(v).word for v in ("x", "y")] == ["kept"] * 2
-    assert lexical.verdict("operation").word == "cannot tell"
-    assert {verdict.word for verdict in net.verdicts} == {"behavior absent"}
+    assert [same.verdict(v).label for v in ("operation", "x", "y")] == ["kept"] * 3
+    assert [lexical.verdict(v).label for v in ("x", "y")] == ["kept"] * 2
+    assert lexical.verdict("operation").label == "cannot tell"
+    assert {verdict.label for verdict in net.verdicts} == {"behavior absent"}
     assert net.transfers_to_other == ()
     assert len(net.transfers_to_full) == 4
     # The table has heads that carry the same words: a match with them proves nothing.
     found = [
         verdict
         for verdict in same.verdicts
-        if verdict.kind == "head" and verdict.word != "no reliable effect"
+        if verdict.kind == "head" and verdict.label != "no reliable effect"
     ]
     assert found
     assert all(verdict.there == verdict.subject for verdict in found)
-    assert all(verdict.word == "kept" or "another end" in verdict.reason for verdict in found)
+    assert all(verdict.label == "kept" or "another end" in verdict.reason for verdict in found)
     assert (
         same.mean_interchange_accuracy
         > lexical.mean_interchange_accuracy
@@ -549,9 +549,9 @@ def test_pairs_of_a_file_say_why_nothing_was_put_in_and_name_no_variable(from_fi
         assert one.transfer_skip_reason
         assert one.transfers_to_other == one.transfers_to_full == ()
         assert {verdict.kind for verdict in one.verdicts} == {"head"}
-        assert {verdict.word for verdict in one.verdicts} == {"behavior absent"}
+        assert {verdict.label for verdict in one.verdicts} == {"behavior absent"}
         assert np.isnan(one.mean_interchange_accuracy)
-        assert one.why("L0.H0").verdict.word == "behavior absent"
+        assert one.why("L0.H0").verdict.label == "behavior absent"
         with pytest.raises(SiteError):
             one.why("operation")
     assert "random-init" in from_file.names[1]
@@ -625,7 +625,7 @@ def wired(monkeypatch):
 
     plan = object.__new__(ComparisonPrompts)
     object.__setattr__(plan, "trials", None)
-    monkeypatch.setattr(relatives, "draw_plan", lambda *_: plan)
+    monkeypatch.setattr(relatives, "sample_comparison_prompts", lambda *_: plan)
     monkeypatch.setattr(relatives, "measured", measured)
     monkeypatch.setattr(
         relatives, "nulls_like", lambda like, *_, **__: NullGroup(like, (), None, None, None)

@@ -85,7 +85,7 @@ def tell(own, monkeypatch):
 
 
 def words(verdicts):
-    return {(verdict.subject, verdict.word, verdict.there) for verdict in verdicts}
+    return {(verdict.subject, verdict.label, verdict.there) for verdict in verdicts}
 
 
 def test_a_model_keeps_all_its_heads_wherever_they_stand_and_each_is_equivalent(tell):
@@ -103,14 +103,14 @@ def test_logits_of_another_scale_change_no_word(tell):
     full = [head(1), head(2)]
     louder = [part(one, 3.0) for one in full]
     found = tell(profiles(full), profiles(louder, total=(60.0, 30.0)))
-    assert [verdict.word for verdict in found] == ["kept", "kept"]
+    assert [verdict.label for verdict in found] == ["kept", "kept"]
     assert all(verdict.equivalent for verdict in found)
 
 
 def test_a_head_of_a_third_of_the_strength_is_not_kept_however_alike(tell):
     full = [head(1), head(2)]
     found = tell(profiles(full), profiles([part(full[0], 0.33), full[1]]))
-    assert [(verdict.word, verdict.there) for verdict in found] == [
+    assert [(verdict.label, verdict.there) for verdict in found] == [
         ("cannot tell", "L0.H0"),
         ("kept", "L0.H1"),
     ]
@@ -142,15 +142,15 @@ def test_a_set_that_a_joint_patch_denies_is_no_split(tell, monkeypatch):
             c: halves.effects[c][1::2, :1].repeat(len(sets), 1) for c in given
         },
     )
-    assert "split" not in [verdict.word for verdict in tell(profiles([whole]), halves)]
+    assert "split" not in [verdict.label for verdict in tell(profiles([whole]), halves)]
 
 
 def test_a_sum_of_heads_that_other_heads_are_is_no_split(tell):
     one, two = head(1), head(2)
     both = {"effects": one["effects"] + two["effects"], "gaze": one["gaze"] + two["gaze"]}
     found = tell(profiles([one, two, both]), profiles([one, two]))
-    assert [verdict.word for verdict in found[:2]] == ["kept", "kept"]
-    assert found[2].word != "split"
+    assert [verdict.label for verdict in found[:2]] == ["kept", "kept"]
+    assert found[2].label != "split"
 
 
 def test_a_head_without_a_like_is_lost_and_turned_round_new(tell):
@@ -168,7 +168,7 @@ def test_a_head_without_a_like_is_lost_and_turned_round_new(tell):
 def test_nothing_is_lost_while_the_gate_is_half_open(tell):
     full = [head(1), head(3)]
     found = tell(profiles(full), profiles(full[:1]), gate="partial")
-    assert [verdict.word for verdict in found] == ["kept", "cannot tell"]
+    assert [verdict.label for verdict in found] == ["kept", "cannot tell"]
 
 
 def test_behind_a_closed_gate_there_is_no_word(tell):
@@ -190,7 +190,7 @@ def test_a_head_that_nets_trained_for_another_end_have_too_is_not_called_kept(te
     full = profiles([head(1), head(2)])
     strangers = (profiles([head(1), head(9)]),)
     found = tell(full, full, chance=NullModels(nets(), negative_controls=strangers))
-    assert [verdict.word for verdict in found] == ["cannot tell", "kept"]
+    assert [verdict.label for verdict in found] == ["cannot tell", "kept"]
 
 
 def test_a_split_is_shown_beside_what_nets_without_the_full_model_do(tell):
@@ -218,7 +218,7 @@ def test_a_head_has_moved_only_where_another_seed_has_it_in_place(twin, word, te
     sharp["effects"] = sharp["effects"] * np.repeat([0.1, 1.0, 0.1, 0.1], 2)
     full, other = profiles([sharp]), profiles([shifted(sharp)])
     found = tell(full, other, chance=NullModels(nets(), other_seed=full if twin else None))
-    assert (found[0].word, found[0].there) == (word, "L0.H0")
+    assert (found[0].label, found[0].there) == (word, "L0.H0")
     assert "at y, not at op" in found[0].reason
 
 

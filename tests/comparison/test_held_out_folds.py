@@ -96,7 +96,8 @@ def test_the_words_that_choose_a_site_are_never_judged(trials, variable):
     assert not choosing & (judged | tested)
     # Nothing else is left out: what is not judged is of the words that choose.
     left = {
-        spoken(sources(trials)[row], variable) for row in np.flatnonzero(~trials.test_mask(variable))
+        spoken(sources(trials)[row], variable)
+        for row in np.flatnonzero(~trials.test_mask(variable))
     }
     known = {spoken(question, variable) for question in trials.questions}
     assert left & known <= choosing

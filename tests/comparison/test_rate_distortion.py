@@ -69,7 +69,7 @@ def mechanism_test(full):
 
 @pytest.fixture(scope="module")
 def sites(full, mechanism_test):
-    return mechanism_test.find(full)
+    return mechanism_test.find_sites(full)
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +329,9 @@ def test_noise_is_matched_to_a_distance_and_what_was_tried_is_kept(full, sitting
 
     def far(model):
         runs.append(model)
-        return float(kl_divergence(sitting.log_probs, readout_log_probs(model, sitting.batch)).mean())
+        return float(
+            kl_divergence(sitting.log_probs, readout_log_probs(model, sitting.batch)).mean()
+        )
 
     done = match_noise(noisy, 0.05, 0, far)
     assert done.value == pytest.approx(0.05, rel=0.03)

@@ -110,12 +110,14 @@ def test_more_roles_than_in_the_full_model_are_a_split_and_fewer_a_merge():
 
 def test_another_role_is_a_move_only_if_the_other_seed_holds_it_where_the_full_model_does():
     full, other = place("op"), place("y")
-    assert word(full, other, twin=frozenset({"op"})) == "moved"
-    assert word(full, other, twin=frozenset({"y"})) == "cannot tell"
-    assert word(full, other, twin=frozenset({"answer"})) == "cannot tell"
-    assert word(full, other, twin=None) == "cannot tell"
+    assert word(full, other, other_seed_roles=frozenset({"op"})) == "moved"
+    assert word(full, other, other_seed_roles=frozenset({"y"})) == "cannot tell"
+    assert word(full, other, other_seed_roles=frozenset({"answer"})) == "cannot tell"
+    assert word(full, other, other_seed_roles=None) == "cannot tell"
     # Roles that overlap, but of which neither has the other's, are other roles too.
-    assert word(place("op", "x"), place("op", "y"), twin=frozenset({"op", "x"})) == "moved"
+    assert (
+        word(place("op", "x"), place("op", "y"), other_seed_roles=frozenset({"op", "x"})) == "moved"
+    )
 
 
 @pytest.mark.parametrize(
@@ -129,11 +131,11 @@ def test_another_role_is_a_move_only_if_the_other_seed_holds_it_where_the_full_m
     ],
 )
 def test_where_seeds_differ_in_roles_neither_split_nor_merged_is_told(full, other, twin, wanted):
-    assert word(place(*full), place(*other), twin=frozenset(twin)) == wanted
+    assert word(place(*full), place(*other), other_seed_roles=frozenset(twin)) == wanted
 
 
 def test_the_same_role_is_kept_wherever_another_seed_holds_it():
-    assert word(place("op"), place("op"), twin=frozenset({"y"})) == "kept"
+    assert word(place("op"), place("op"), other_seed_roles=frozenset({"y"})) == "kept"
 
 
 def test_the_reason_says_whether_seeds_differ_or_none_is_known():
@@ -210,18 +212,18 @@ def test_rules_are_read_from_top_to_bottom():
     far = transfer(shortfall=Estimate(0.3, 0.2, 0.4))
     twin = frozenset({"op"})
     # A closed gate before all else.
-    assert word(lost, only_along, far, closed, twin=twin) == "behavior absent"
+    assert word(lost, only_along, far, closed, other_seed_roles=twin) == "behavior absent"
     # What the full model does not hold, before what the relative does.
-    assert word(lost, only_along, far, twin=twin) == "cannot tell"
+    assert word(lost, only_along, far, other_seed_roles=twin) == "cannot tell"
     assert word(lost, place("op", "y"), far) == "cannot tell"
     # That it stands with other variables, before that it stands elsewhere or beside another role.
-    assert word(place("op"), only_along, far, twin=twin) == "merged"
+    assert word(place("op"), only_along, far, other_seed_roles=twin) == "merged"
     # That the relative does not hold it, before where and in what code.
     assert word(place("op"), place("op", "y", alone=HALF)) == "cannot tell"
-    assert word(place("op"), place("y", alone=HALF), twin=twin) == "cannot tell"
+    assert word(place("op"), place("y", alone=HALF), other_seed_roles=twin) == "cannot tell"
     # Further roles, before the code; another role, before the code.
     assert word(place("op"), place("op", "y"), far) == "split"
-    assert word(place("op"), place("y"), far, twin=twin) == "moved"
+    assert word(place("op"), place("y"), far, other_seed_roles=twin) == "moved"
 
 
 def test_every_word_comes_with_the_tests_that_it_was_read_from():

@@ -189,8 +189,8 @@ def test_each_round_keeps_half_of_what_was_left_and_nothing_outside(found):
         assert not (mask & ~first.masks[name]).any()
     for ticket in (first, second):
         for name, mask in ticket.masks.items():
-            assert (ticket.relative.hf_model.get_parameter(name)[~mask] == 0).all()
-        assert zero_fraction(ticket.relative.hf_model) >= 1 - density(ticket.masks) - 1e-6
+            assert (ticket.model.hf_model.get_parameter(name)[~mask] == 0).all()
+        assert zero_fraction(ticket.model.hf_model) >= 1 - density(ticket.masks) - 1e-6
 
 
 def test_a_ticket_goes_back_to_early_weights_before_it_is_trained(found):

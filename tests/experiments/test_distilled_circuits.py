@@ -143,7 +143,7 @@ def test_the_score_cannot_leave_what_its_similarities_allow(seed):
     rng = np.random.default_rng(seed)
     one = drawn(seed)
     other = match_components(
-        replace(one, heads=rng.permutation(one.head_influence)), drawn(seed + 100)
+        replace(one, head_influence=rng.permutation(one.head_influence)), drawn(seed + 100)
     )
     assert other.similarity == found.similarity
     assert found.lower_bound <= other.value <= found.similarity

@@ -36,17 +36,17 @@ def test_a_planted_direction_takes_one(found):
     (few,) = found.models
     (here,) = few.directions
     assert (here.site, here.fewest, here.sizes) == ("L1.resid@op", 1, (1,))
-    assert here.shares[0].value >= 0.9 * here.whole.value
+    assert here.interchange_accuracy[0].value >= 0.9 * here.whole.value
     assert here.null < 0.5
 
 
 def test_a_circuit_is_smaller_than_the_model_and_beats_the_lot(found):
     wires = found.models[0].circuit
-    assert wires.enough
+    assert wires.is_sufficient
     assert wires.held_out.value.value >= 0.9
     assert 0 < wires.held_out.edges < wires.of / 4
     assert wires.lot < 0.5
-    assert 0 < wires.parameters < found.models[0].inner
+    assert 0 < wires.parameters < found.models[0].block_parameters
 
 
 def test_weights_are_counted_once(fox, found):
@@ -54,7 +54,7 @@ def test_weights_are_counted_once(fox, found):
     inner = config.num_hidden_layers * (
         4 * config.hidden_size**2 + 3 * config.hidden_size * config.intermediate_size
     )
-    assert found.models[0].inner == inner
+    assert found.models[0].block_parameters == inner
     assert found.models[0].parameters == count_parameters(fox.model) > inner
 
 
@@ -100,7 +100,8 @@ def test_it_is_tabled_and_saved(found, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"enough": 0.0}, {"enough": 1.5}, {"sizes": ()}, {"sizes": (2, 1)}, {"sizes": (0, 1)}]
+    "wrong",
+    [{"threshold": 0.0}, {"threshold": 1.5}, {"sizes": ()}, {"sizes": (2, 1)}, {"sizes": (0, 1)}],
 )
 def test_numbers_that_ask_for_nothing_are_refused(fox, wrong):
     with pytest.raises(ProbeError):

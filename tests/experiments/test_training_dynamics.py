@@ -128,7 +128,7 @@ def test_everything_appears_where_the_final_model_was_put(run):
     names = ["number right", "noun right", LOGIT_DIFF, CIRCUIT_ONLY, EDGE_OVERLAP]
     names += [f"{v} {how}" for v in ("operation", "x", "y") for how in ("taken up", "pull")]
     for name in names:
-        assert (run.onset(name).step, run.onset(name).since) == (20, 10), name
+        assert (run.emergence(name).step, run.emergence(name).since) == (20, 10), name
 
 
 def test_what_comes_together_is_said_to_come_together(run):
@@ -149,14 +149,14 @@ def test_the_final_checkpoint_is_the_final_model(run):
 
 def test_untrained_nets_and_edges_by_lot_are_the_chance_level(run):
     assert max(run.measure("operation taken up").nulls) < 0.2
-    low, high = run.measure(EDGE_OVERLAP).lot
+    low, high = run.measure(EDGE_OVERLAP).random_interval
     assert 0 <= low <= high < 1
 
 
 def test_another_seed_holds_the_state_elsewhere_only_if_it_does(run):
     """The planted twin has the same states at the same roles, by other heads."""
-    assert run.measure("operation taken up").seeds[TWIN].value == 1
-    assert run.measure(EDGE_OVERLAP).seeds[TWIN].value < 1
+    assert run.measure("operation taken up").other_seeds[TWIN].value == 1
+    assert run.measure(EDGE_OVERLAP).other_seeds[TWIN].value < 1
 
 
 def test_the_operation_is_found_at_the_verb(run):
@@ -167,7 +167,7 @@ def test_the_operation_is_found_at_the_verb(run):
 def test_it_is_told_tabled_and_saved(run, tmp_path):
     assert any(line.startswith("operation pull: after 10, by 20") for line in run.summary())
     table = run.table()
-    assert len(table) == len(run.courses) * len(STEPS)
+    assert len(table) == len(run.measures) * len(STEPS)
     assert set(table[table.measure == "number right"].appears) == {20}
     run.save(tmp_path / "run.json")
     assert json.loads((tmp_path / "run.json").read_text())["edges"] == run.edges
@@ -190,15 +190,15 @@ def test_it_is_drawn_with_its_rings_and_chance(run, tmp_path):
 def test_a_part_of_a_run_is_a_run(run):
     part = run.until(20)
     assert part.steps == STEPS[:3]
-    assert part.onset("number right") == run.onset("number right")
-    assert run.until(10).onset("number right").step is None
+    assert part.emergence("number right") == run.emergence("number right")
+    assert run.until(10).emergence("number right").step is None
     with pytest.raises(SiteError, match="first checkpoint"):
         run.until(-1)
 
 
 def test_unknown_measures_are_refused(run):
     with pytest.raises(SiteError, match="number right"):
-        run.onset("luck")
+        run.emergence("luck")
 
 
 # Bad input.

@@ -44,7 +44,7 @@ def by_hand(net, pairs, heads, role):
 
     def edit(name, mine):
         def put(value):
-            new, where = value.clone(), pairs.where(role)
+            new, where = value.clone(), pairs.role_mask(role)
             theirs = kept[name].take_along_dim(source, dim=1)
             for head in mine:
                 new[:, :, head][where] = theirs[:, :, head][where]

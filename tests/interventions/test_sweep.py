@@ -65,7 +65,7 @@ def effect_by_hand(model, pairs, component, role):
 
     def put(value):
         new = value.clone()
-        for row, here in (clean.where(role) & pairs.has_counterpart).nonzero().tolist():
+        for row, here in (clean.role_mask(role) & pairs.has_counterpart).nonzero().tolist():
             there = pairs.source[row, here]
             part = (row, here) if head is None else (row, here, head)
             new[part] = theirs[row, there] if head is None else theirs[row, there, head]

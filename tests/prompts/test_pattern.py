@@ -28,7 +28,7 @@ def frames_of(names):
 def draw(found, frame, count):
     """Draw questions of one frame."""
     rng = random.Random(0)
-    drawn = (found.draw(rng, (frame,)) for _ in range(100))
+    drawn = (found.sample_question(rng, (frame,)) for _ in range(100))
     return list(islice((question for question in drawn if question), count))
 
 

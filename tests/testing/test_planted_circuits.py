@@ -22,7 +22,7 @@ def exact_by_split_inputs(model, task):
     """How far the lead falls if one edge alone carries the counterfactual, for every edge."""
     with split(model):
         there, before = counterfactual(model, task), run(model, task, task.clean)
-        edges = task.wiring(model).edges()
+        edges = task.computation_graph(model).edges()
         return torch.stack([(before - patched(model, task, there, [e])).mean() for e in edges])
 
 
@@ -62,7 +62,7 @@ def patched(model, task, there, edges):
         return new
 
     edits = keep(model, here)
-    for point, names in points(task.wiring(model)).items():
+    for point, names in points(task.computation_graph(model)).items():
         if not wanted.keys().isdisjoint(names):
             edits[point] = lambda value, names=names: read(names, value)
     return run(model, task, task.clean, edits)
@@ -143,7 +143,7 @@ def lead(planted, *edges):
 
 
 def edges_of(planted, keep):
-    return [edge for edge in planted.wiring.edges() if keep(edge)]
+    return [edge for edge in planted.computation_graph.edges() if keep(edge)]
 
 
 def writer_of(reader):
@@ -173,8 +173,8 @@ def test_the_model_answers_right_on_all_prompts(name):
 @pytest.mark.parametrize("name", ["induction", "and", "decoy", "compiled"])
 def test_every_edge_on_the_planted_path_carries_the_answer_and_no_other_does(name):
     found, effect = build(name), effects(name).abs()
-    true = torch.zeros(len(found.wiring), dtype=torch.bool)
-    true[found.wiring.numbers(found.truth)] = True
+    true = torch.zeros(len(found.computation_graph), dtype=torch.bool)
+    true[found.computation_graph.numbers(found.truth)] = True
     assert int(true.sum()) == (3 if name in ("decoy", "compiled") else 5)
     assert effect[true].min() > max(0.1, 0.1 * float(effect.max()))
     # The compiled scores of attention are hundreds, so that their rounding shows.
@@ -209,7 +209,7 @@ def test_dead_writers_write_nothing_and_their_edges_have_no_effect_at_all(name):
         assert all(not written(found.model, ids)[writer].any() for writer in found.dead)
     theirs = edges_of(found, lambda e: {e.source, writer_of(e.target)} & found.dead)
     assert len(theirs) > 20
-    assert (effects(name)[found.wiring.numbers(theirs)] == 0).all()
+    assert (effects(name)[found.computation_graph.numbers(theirs)] == 0).all()
 
 
 def test_every_head_and_mlp_is_on_the_path_or_named_otherwise(clear):
@@ -307,7 +307,9 @@ def test_noise_leaves_the_path_standing_and_nothing_silent():
 def test_the_true_edges_of_a_noisy_model_are_those_that_the_oracle_finds():
     found, effect = build("noisy"), effects("noisy").abs()
     true = effect >= MIN_EFFECT_FRACTION * total(found.model, found.task).abs()
-    assert set(found.wiring.numbers(found.truth).tolist()) == set(true.nonzero()[:, 0].tolist())
+    assert set(found.computation_graph.numbers(found.truth).tolist()) == set(
+        true.nonzero()[:, 0].tolist()
+    )
     engine = edge_attribution(found.model, found.task, method="exact").mean.abs()
     torch.testing.assert_close(engine, effect, atol=1e-5, rtol=0)
 

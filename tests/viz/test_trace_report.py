@@ -256,7 +256,11 @@ def test_a_trace_read_back_from_values_is_drawn_and_nothing_is_run(monkeypatch):
     from probes.circuits import faithfulness as evaluation
     from probes.circuits import trace as tracing
 
-    for module, name in ((splice, "run"), (evaluation, "run"), (tracing, "stage")):
+    for module, name in (
+        (splice, "run_circuits"),
+        (evaluation, "run_circuits"),
+        (tracing, "stage"),
+    ):
         monkeypatch.setattr(module, name, None)
     found = made()
     again = replace(found, circuit=Circuit.from_json(found.circuit.to_json()))

@@ -239,7 +239,9 @@ def rescale_null(
         effect_fractions(null.effects, plain, contrast_answers, every)[0], axis=1
     ).max()
     factor = there / wanted if there > 0 else 1.0
-    return replace(null, total_effects={contrast: factor * ones for contrast, ones in plain.items()})
+    return replace(
+        null, total_effects={contrast: factor * ones for contrast, ones in plain.items()}
+    )
 
 
 def _odd_prompt_weights(

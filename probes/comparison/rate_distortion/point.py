@@ -195,8 +195,8 @@ def _circuit_size(model: Model, reference: ParentReference, *, same: bool) -> di
         with suppress(CircuitError):
             circuit = _find_circuit(model, reference.discovery_task)
     if circuit is None:
-        return {"circuit_edges": 0, "circuit_share": float("nan")}
-    return {"circuit_edges": len(circuit), "circuit_share": len(circuit) / len(circuit.graph)}
+        return {"circuit_edges": 0, "circuit_fraction": float("nan")}
+    return {"circuit_edges": len(circuit), "circuit_fraction": len(circuit) / len(circuit.graph)}
 
 
 def _compare_with_copies(

@@ -271,7 +271,7 @@ def _recenter_site(own: SiteMoments, shift: np.ndarray) -> SiteMoments:
         shift=shift,
         total=own.total + own.count * gap,
         triangle=moved.product[np.triu_indices(len(gap))],
-        square=_recenter_square(own, gap),
+        squared_norm=_recenter_square(own, gap),
         norm_weighted=moved.x_norm_weighted,
         fourth=moved.fourth,
     )

@@ -95,7 +95,7 @@ def train(  # noqa: PLR0913 (whom, what, where, by whom)
     fit(
         student,
         texts or training_rows(recipe, tokenizer),
-        replace(training_config(recipe), until=until),
+        replace(training_config(recipe), stop_after=until),
         folder=folder,
         pad_token=PAD,
         labels=parse_labels(kind, temperature=recipe.temperature),

@@ -117,13 +117,15 @@ class TrainingTrajectory:
         if not count:
             raise SiteError(f"The first checkpoint is at step {self.steps[0]:,}: ask for that one")
         courses = tuple(
-            replace(c, values=c.values[:count], drawn=c.bootstrap[:count], notes=c.notes[:count])
+            replace(
+                c, values=c.values[:count], bootstrap=c.bootstrap[:count], notes=c.notes[:count]
+            )
             for c in self.measures
         )
         return replace(
             self,
             steps=self.steps[:count],
-            courses=courses,
+            measures=courses,
             circuit_faithfulness=self.circuit_faithfulness[:count],
         )
 

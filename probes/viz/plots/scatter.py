@@ -275,7 +275,7 @@ def _frame(cloud: PointCloud, panel: Rectangle) -> list[Part]:
         name + ("" if np.isnan(share) else f": {100 * share:.0f} % of variance")
         for name, share in zip(cloud.axes, cloud.variance_fractions, strict=True)
     )
-    style = {"size": 10.5, "side": "middle", "color": "soft"}
+    style = {"size": 10.5, "anchor": "middle", "color": "soft"}
     return [
         rectangle(left, top, side, tall, "none", "line"),
         TextLabel(left + side / 2, top + tall + 14, first, **style),
