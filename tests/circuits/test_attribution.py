@@ -39,7 +39,7 @@ def short(kind):
     return tiny(kind, num_hidden_layers=2)
 
 
-def pairs(count=2, width=5, gradient_at=1, seed=0):
+def pairs(count=2, width=5, at=1, seed=0):
     """Pairs that differ at one position."""
     draw = torch.Generator().manual_seed(seed)
     clean = torch.randint(3, 90, (count, width), generator=draw)
@@ -56,8 +56,8 @@ def close(found, expected, atol=1e-6):
 def summed(found, graph):
     """Sum a graph's scores of the edges that another wiring does not tell apart."""
     same = [grouped(Edge(edge.source, edge.target), found) for edge in graph.graph.edges()]
-    index = torch.from_numpy(found.numbers(same))
-    return torch.zeros(graph.prompts, len(found)).index_add(1, index, graph.each)
+    index = torch.from_numpy(found.indices_of(same))
+    return torch.zeros(graph.prompts, len(found)).index_add(1, index, graph.per_prompt)
 
 
 def grouped(edge, wiring):
@@ -104,7 +104,7 @@ def theirs(kind):
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "neox"])
 def test_one_gradient_gives_what_transformer_lens_finds_summed_over_positions(kind):
-    graph = edge_attribution(model_of(kind), pairs(), method="eap", gradient_at=0.0)
+    graph = edge_attribution(model_of(kind), pairs(), method="eap", at=0.0)
     expected = torch.zeros_like(graph.per_prompt)
     for row, scores in enumerate(theirs(kind)):
         numbers = torch.from_numpy(graph.graph.indices_of(map(named, scores)))
@@ -116,7 +116,7 @@ def test_one_gradient_gives_what_transformer_lens_finds_summed_over_positions(ki
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "neox"])
 def test_by_role_it_gives_what_transformer_lens_finds_position_by_position(kind):
-    graph = edge_attribution(model_of(kind), pairs(), method="eap", gradient_at=0.0, roles=True)
+    graph = edge_attribution(model_of(kind), pairs(), method="eap", at=0.0, roles=True)
     mine = [replace(edge, target_role=edge.source_role) for edge in graph.graph.edges()]
     known = {edge: number for number, edge in enumerate(dict.fromkeys(mine))}
     index = torch.tensor([known[edge] for edge in mine])
@@ -288,7 +288,7 @@ def test_prompts_scored_in_parts_score_the_same(kind, roles, monkeypatch):
 
     model, task = model_of(kind), pairs(3)
     whole = edge_attribution(model, task, roles=roles, steps=2)
-    for name in ("_PASS", "_BLOCK"):
+    for name in ("_MAX_GRADIENT_FLOATS", "_MAX_BLOCK_FLOATS"):
         monkeypatch.setattr(attribution, name, 1)
         parts = edge_attribution(model, task, roles=roles, steps=2)
         close(parts.per_prompt, whole.per_prompt)

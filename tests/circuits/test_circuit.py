@@ -35,7 +35,7 @@ def names(circuit):
 
 def kept(wiring, edges, how=connected_edges):
     """The names of what is left of named edges."""
-    numbers = wiring.numbers(Edge.parse(edge) for edge in edges)
+    numbers = wiring.indices_of(Edge.parse(edge) for edge in edges)
     return [str(wiring.edge(int(number))) for number in how(wiring, numbers)]
 
 
@@ -422,16 +422,16 @@ def changed(path, value):
         (changed(["schema"], 99), "schema 99"),
         (changed(["model"], None), "lacks 'model'"),
         (changed(["model"], 3), "'model' of the circuit is 3"),
-        (changed(["wiring"], 3), "lacks 'layers'"),
-        (changed(["wiring", "heads"], None), "lacks 'heads'"),
-        (changed(["wiring", "heads"], 0), "'heads' of the circuit is 0"),
-        (changed(["wiring", "layers"], True), "'layers' of the circuit is true"),
-        (changed(["wiring", "kv_heads"], 2), "a divisor of 1"),
-        (changed(["wiring", "parallel"], "no"), "true or false"),
-        (changed(["wiring", "roles"], ["a", "a"]), "different names"),
-        (changed(["wiring", "readouts"], ["z"]), "roles that its wiring lacks: z"),
-        (changed(["wiring", "passages"], [["a"]]), "a list of two"),
-        (changed(["wiring", "passages"], [["a", "b"]] * 2), "different pairs"),
+        (changed(["graph"], 3), "lacks 'layers'"),
+        (changed(["graph", "heads"], None), "lacks 'heads'"),
+        (changed(["graph", "heads"], 0), "'heads' of the circuit is 0"),
+        (changed(["graph", "layers"], True), "'layers' of the circuit is true"),
+        (changed(["graph", "kv_heads"], 2), "a divisor of 1"),
+        (changed(["graph", "parallel"], "no"), "true or false"),
+        (changed(["graph", "roles"], ["a", "a"]), "different names"),
+        (changed(["graph", "readouts"], ["z"]), "roles that its wiring lacks: z"),
+        (changed(["graph", "role_pairs"], [["a"]]), "a list of two"),
+        (changed(["graph", "role_pairs"], [["a", "b"]] * 2), "different pairs"),
         (changed(["protocol"], {"a": "b"}), "'protocol' of the circuit is"),
         (changed(["edges"], None), "lacks 'edges'"),
         (changed(["edges", 0], ["embed"]), "a score, and an error or null"),

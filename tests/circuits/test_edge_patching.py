@@ -234,7 +234,7 @@ def test_results_do_not_depend_on_how_prompts_and_circuits_are_split(kind, roles
     whole = run_circuits(here, kept)
     for budget, small in ((1, 1), (1, 1 << 18), (1 << 25, 2000)):
         monkeypatch.setattr(splice, "_MAX_FLOATS", budget)
-        monkeypatch.setattr(splice, "_SMALL", small)
+        monkeypatch.setattr(splice, "_MAX_SHARED_FLOATS", small)
         close(run_circuits(here, kept), whole)
 
 
@@ -282,7 +282,7 @@ def test_padding_changes_nothing(kind, ablation):
     for roles in (False, True):
         how = {"roles": roles, "ablation": ablation, "mean_task": task}
         if ablation == "mean":
-            how["reference"] = whole
+            how["mean_task"] = whole
         here, there = run_references(model, task, **how), run_references(model, whole, **how)
         own = list(here.graph.edges())
         kept = some(len(there.graph), (0.3, 0.8))

@@ -135,12 +135,14 @@ def leads_of(seed, count=400):
     floor = torch.randn(count, generator=draw)
     whole = floor + 4 + torch.randn(count, generator=draw)
     inside = floor + 0.7 * (whole - floor) + torch.randn(count, generator=draw)
-    return replace(staged("induction"), logit_diffs=whole, floor=floor), inside
+    return replace(staged("induction"), clean_logit_diffs=whole, ablated_logit_diffs=floor), inside
 
 
 def test_f_is_the_ratio_of_means_and_not_the_mean_of_ratios():
     where = replace(
-        staged("induction"), logit_diffs=torch.tensor([2.0, 11.0]), floor=torch.tensor([1.0, 1.0])
+        staged("induction"),
+        clean_logit_diffs=torch.tensor([2.0, 11.0]),
+        ablated_logit_diffs=torch.tensor([1.0, 1.0]),
     )
     found = faithfulness_estimate(where, torch.tensor([0.0, 9.0]), seed=0)
     assert found.value == pytest.approx((-1 + 8) / (1 + 10))

@@ -57,7 +57,7 @@ def by_hand(wiring):
 def test_numbers_and_names_are_inverse(wiring):
     edges = list(wiring.edges())
     assert len(edges) == len(set(edges)) == len(wiring)
-    assert wiring.numbers(edges).tolist() == list(range(len(wiring)))
+    assert wiring.indices_of(edges).tolist() == list(range(len(wiring)))
     assert [wiring.edge(number) for number in range(len(wiring))] == edges
 
 
@@ -76,10 +76,10 @@ def test_an_edge_reads_as_it_is_written(wiring):
 @EACH
 def test_the_table_says_in_numbers_what_the_names_say(wiring):
     for edge, (source, target, here, there) in zip(
-        wiring.edges(), wiring.table.T.tolist(), strict=True
+        wiring.edges(), wiring.edge_table.T.tolist(), strict=True
     ):
         assert (wiring.writers[source], wiring.readers[target]) == (edge.source, edge.target)
-        assert source < wiring.seen(target)
+        assert source < wiring.upstream_count(target)
         if wiring.roles:
             assert (wiring.roles[here], wiring.roles[there]) == (edge.source_role, edge.target_role)
         else:
@@ -89,9 +89,9 @@ def test_the_table_says_in_numbers_what_the_names_say(wiring):
 @EACH
 def test_the_edges_of_a_reader_stand_together(wiring):
     for reader in range(len(wiring.readers)):
-        block = wiring.table[1, wiring.starts[reader] : wiring.starts[reader + 1]]
+        block = wiring.edge_table[1, wiring.edge_offsets[reader] : wiring.edge_offsets[reader + 1]]
         assert (block == reader).all()
-        assert len(block) == wiring.seen(reader) * len(wiring.pairs(reader))
+        assert len(block) == wiring.upstream_count(reader) * len(wiring.role_index_pairs(reader))
 
 
 @EACH
@@ -154,7 +154,7 @@ def test_keys_and_values_pass_between_roles_and_all_else_stays():
 
 @EACH
 def test_within_finds_an_edge_by_its_name_in_the_wiring_of_other_prompts(wiring):
-    assert wiring.within(wiring).tolist() == list(range(len(wiring)))
+    assert wiring.indices_in(wiring).tolist() == list(range(len(wiring)))
     if not wiring.roles:
         return
     other = replace(
@@ -163,7 +163,7 @@ def test_within_finds_an_edge_by_its_name_in_the_wiring_of_other_prompts(wiring)
         role_pairs=(("bos", "bos"), ("bos", "answer"), ("y", "answer"), ("answer", "bos")),
         readouts=("y",),
     )
-    found = wiring.within(other).tolist()
+    found = wiring.indices_in(other).tolist()
     names = list(other.edges())
     for edge, number in zip(wiring.edges(), found, strict=True):
         assert edge not in names if number < 0 else names[number] == edge

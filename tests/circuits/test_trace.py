@@ -246,7 +246,7 @@ def untrained():
 
 
 def test_a_closed_gate_says_what_was_asked_how_it_went_and_what_to_do(monkeypatch):
-    monkeypatch.setattr(tracing, "attribute", None)  # no more is done
+    monkeypatch.setattr(tracing, "edge_attribution", None)  # no more is done
     with pytest.raises(GateError) as caught:
         trace(untrained())
     said = str(caught.value)

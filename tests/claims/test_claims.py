@@ -146,11 +146,16 @@ GROUPS = ("new objects", "untrained objects", "untrained cells")
 def spots(**values):
     """Spots of operation, x, y and thing, all of which hold unless told otherwise."""
     groups: dict[str, Estimate] = dict.fromkeys(GROUPS, SURE)
-    found = {"other": SURE, "same": SURE, "difference": NONE, "groups": groups} | values
+    found = {
+        "other_object": SURE,
+        "same_object": SURE,
+        "difference": NONE,
+        "unseen_groups": groups,
+    } | values
     cell = Site(1, "resid", "op")
     first = Hotspot("operation", cell, **found)
     rest = [Hotspot(v, cell, SURE, SURE, NONE, groups) for v in ("x", "y", "thing")]
-    return bare(Hotspots, spots=(first, *rest), thresholds=dict.fromkeys("xy", 0.1) | BARS)
+    return bare(Hotspots, hotspots=(first, *rest), thresholds=dict.fromkeys("xy", 0.1) | BARS)
 
 
 BARS = {"operation": 0.1, "thing": 0.1}
@@ -179,10 +184,10 @@ def test_one_state_whatever_the_object_holds_where_all_speaks_for_it():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"hot": spots(other=NO, difference=YES)}, "same and other objects alike"),
+        ({"hot": spots(other_object=NO, difference=YES)}, "same and other objects alike"),
         ({"hot": spots(groups={"untrained cells": NO})}, "untrained cells: "),
         ({"hot": spots(groups={"new objects": NO})}, "new objects: "),
-        ({"hot": spots(other=NO, same=NO)}, "no site hands over operation"),
+        ({"hot": spots(other_object=NO, same=NO)}, "no site hands over operation"),
         ({"unseen": UnseenVerbs(NO, NO, NONE, ())}, "verbs not fitted on: "),
         (
             {"unseen": UnseenVerbs(SURE, SURE, Estimate(0.0, -0.1, 0.0), ())},

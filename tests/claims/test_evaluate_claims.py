@@ -42,7 +42,7 @@ def test_a_model_without_the_behavior_is_refused_with_what_to_do():
 def test_outcomes_that_collide_are_refused_before_anything_is_proved():
     """From 2 to 6 there are no two sums of which all mixtures differ."""
     pattern = fox().pattern
-    narrow = replace(pattern, lexicon=replace(pattern.lexicon, numbers=(0, 6)))
+    narrow = replace(pattern, lexicon=replace(pattern.lexicon, number_range=(0, 6)))
     with pytest.raises(PatternError):
         evaluate_claims(fox().model, narrow, bases=8, nulls=0)
 

@@ -169,7 +169,7 @@ def test_an_equivalence_error_is_a_mistake_that_can_be_mended_and_a_failed_test(
 
 @pytest.mark.parametrize(("low", "equal"), [(-0.09, True), (-0.1, False), (-0.4, False)])
 def test_an_answer_that_may_be_right_less_often_by_the_margin_is_not_equal(low, equal):
-    found = made(changes=(NONE, Estimate(-0.02, low, 0.1)))
+    found = made(accuracy_changes=(NONE, Estimate(-0.02, low, 0.1)))
     if equal:
         found.assert_equivalent()
         return
@@ -179,7 +179,7 @@ def test_an_answer_that_may_be_right_less_often_by_the_margin_is_not_equal(low, 
 
 
 def test_getting_better_is_no_failure():
-    made(changes=(Estimate(0.5, 0.4, 0.6), NONE)).assert_equivalent()
+    made(accuracy_changes=(Estimate(0.5, 0.4, 0.6), NONE)).assert_equivalent()
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,9 @@ def test_heads_count_only_where_they_are_asked_for_and_idle_ones_never():
 
 def test_what_no_gate_lets_through_is_not_equal():
     with pytest.raises(EquivalenceError, match="gate is closed"):
-        made(verdicts=made().verdicts[2:], transfers_to_other=(), back=()).assert_equivalent()
+        made(
+            verdicts=made().verdicts[2:], transfers_to_other=(), transfers_to_full=()
+        ).assert_equivalent()
 
 
 def test_where_nothing_could_be_put_in_behavior_decides():
@@ -276,7 +278,8 @@ def test_where_nothing_could_be_put_in_behavior_decides():
 
 def test_one_of_several_relatives_is_named():
     bad = made(
-        other=ModelFacts("worse", "made", 1, 2, 8, 1), changes=(Estimate(-0.5, -0.6, -0.4), NONE)
+        other=ModelFacts("worse", "made", 1, 2, 8, 1),
+        accuracy_changes=(Estimate(-0.5, -0.6, -0.4), NONE),
     )
     with pytest.raises(EquivalenceError, match="worse is not surely equal to full") as told:
         FamilyComparison((made(), bad)).assert_equivalent()
@@ -302,7 +305,11 @@ def test_two_models_that_cannot_do_it_are_not_equal():
     gates = tuple(replace(one, state="closed") for one in made().gates)
     with pytest.raises(EquivalenceError, match=r"noun is right in .* of full itself"):
         made(
-            gates=gates, verdicts=(), transfers_to_other=(), back=(), transfer_skip_reason="pairs"
+            gates=gates,
+            verdicts=(),
+            transfers_to_other=(),
+            transfers_to_full=(),
+            transfer_skip_reason="pairs",
         ).assert_equivalent()
 
 
@@ -403,7 +410,7 @@ def test_the_words_stand_in_one_table_and_the_numbers_in_another():
     gone = made(
         other=ModelFacts("worse", "made", 1, 2, 8, 1),
         verdicts=(Verdict("op", "variable", "cannot tell", "", "?"), head("", "new", "L0.H1")),
-        back=(
+        transfers_to_full=(
             carried("op", "worse", "full", maps={"ridge": NONE}, nulls=(0.3, 0.0)),
             carried("x", "worse", "full", nulls=(0.0, 0.2)),
         ),
@@ -411,7 +418,7 @@ def test_the_words_stand_in_one_table_and_the_numbers_in_another():
     both = FamilyComparison((made(), gone))
     assert both.names == ("other", "worse")
     assert both["worse"] is gone
-    table = both.table()
+    table = both.edge_table()
     assert table.loc["op"].tolist() == ["kept (L1.resid@op)", "cannot tell"]
     assert table.loc["x"].tolist() == ["kept (L1.resid@x)", ""]
     assert table.loc["heads of its own"].tolist() == ["–", "L0.H1"]
@@ -428,8 +435,8 @@ def test_the_words_stand_in_one_table_and_the_numbers_in_another():
 
 
 def test_kinship_is_nan_where_nothing_was_put_into_the_full_model():
-    assert np.isnan(made(back=()).mean_interchange_accuracy)
-    assert made(back=(), transfers_to_other=()).transfer_table().empty
+    assert np.isnan(made(transfers_to_full=()).mean_interchange_accuracy)
+    assert made(transfers_to_full=(), transfers_to_other=()).transfer_table().empty
 
 
 # The whole job on planted models.
@@ -475,10 +482,10 @@ def test_kinship_is_the_mean_of_what_the_relative_turns_in_full(family):
 def test_why_works_for_every_subject_of_every_relative(family, tmp_path):
     for one in family.comparisons:
         for verdict in one.verdicts:
-            why = one.why(verdict.subject or verdict.there)
+            why = one.explain(verdict.subject or verdict.there)
             assert why.lines()
             assert repr(why)
-    numbers = family.numbers()
+    numbers = family.indices_of()
     assert set(numbers.columns) == {*family.names, "best untrained", "planted lookup"}
     family.save(tmp_path / "family.json")
     assert set(json.loads((tmp_path / "family.json").read_text("utf-8"))) == set(family.names)
@@ -551,16 +558,16 @@ def test_pairs_of_a_file_say_why_nothing_was_put_in_and_name_no_variable(from_fi
         assert {verdict.kind for verdict in one.verdicts} == {"head"}
         assert {verdict.label for verdict in one.verdicts} == {"behavior absent"}
         assert np.isnan(one.mean_interchange_accuracy)
-        assert one.why("L0.H0").verdict.label == "behavior absent"
+        assert one.explain("L0.H0").verdict.label == "behavior absent"
         with pytest.raises(SiteError):
-            one.why("operation")
+            one.explain("operation")
     assert "random-init" in from_file.names[1]
-    assert from_file.numbers().loc["kinship"].isna().all()
+    assert from_file.indices_of().loc["kinship"].isna().all()
     assert json.dumps(from_file.to_dict())
 
 
 def test_closed_gates_leave_no_head_a_word_and_every_number_its_place(from_file):
-    table = from_file.table()
+    table = from_file.edge_table()
     assert (table.drop("heads of its own") == "behavior absent").all(axis=None)
     assert np.isfinite(from_file.comparisons[0].mean_pair_score.chance)
 
@@ -624,15 +631,15 @@ def wired(monkeypatch):
         return one
 
     plan = object.__new__(ComparisonPrompts)
-    object.__setattr__(plan, "trials", None)
+    object.__setattr__(plan, "folds", None)
     monkeypatch.setattr(relatives, "sample_comparison_prompts", lambda *_: plan)
-    monkeypatch.setattr(relatives, "measured", measured)
+    monkeypatch.setattr(relatives, "measure_model", measured)
     monkeypatch.setattr(
-        relatives, "nulls_like", lambda like, *_, **__: NullGroup(like, (), None, None, None)
+        relatives, "prepare_nulls", lambda like, *_, **__: NullGroup(like, (), None, None, None)
     )
-    monkeypatch.setattr(relatives, "net", lambda *_, **__: RandomInitNull(None, None, {}))
-    monkeypatch.setattr(relatives, "aside", beside)
-    monkeypatch.setattr(relatives, "compared", spy)
+    monkeypatch.setattr(relatives, "measure_null", lambda *_, **__: RandomInitNull(None, None, {}))
+    monkeypatch.setattr(relatives, "measure_reference", beside)
+    monkeypatch.setattr(relatives, "assemble_comparison", spy)
     return calls
 
 
@@ -646,7 +653,9 @@ def test_a_control_stands_beside_the_relative_whose_shape_it_has(wired):
 
 def test_a_control_that_is_compared_itself_is_measured_once(wired, monkeypatch):
     asked = []
-    monkeypatch.setattr(relatives, "aside", lambda model, *_, **__: asked.append(model.name))
+    monkeypatch.setattr(
+        relatives, "measure_reference", lambda model, *_, **__: asked.append(model.name)
+    )
     compare_family(
         load("full"),
         [load("distilled"), load("scratch"), load("full-b")],

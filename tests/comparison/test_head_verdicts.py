@@ -85,7 +85,7 @@ def tell(own, monkeypatch):
 
 
 def words(verdicts):
-    return {(verdict.subject, verdict.label, verdict.there) for verdict in verdicts}
+    return {(verdict.subject, verdict.label, verdict.counterpart) for verdict in verdicts}
 
 
 def test_a_model_keeps_all_its_heads_wherever_they_stand_and_each_is_equivalent(tell):
@@ -110,7 +110,7 @@ def test_logits_of_another_scale_change_no_word(tell):
 def test_a_head_of_a_third_of_the_strength_is_not_kept_however_alike(tell):
     full = [head(1), head(2)]
     found = tell(profiles(full), profiles([part(full[0], 0.33), full[1]]))
-    assert [(verdict.label, verdict.there) for verdict in found] == [
+    assert [(verdict.label, verdict.counterpart) for verdict in found] == [
         ("cannot tell", "L0.H0"),
         ("kept", "L0.H1"),
     ]
@@ -218,7 +218,7 @@ def test_a_head_has_moved_only_where_another_seed_has_it_in_place(twin, word, te
     sharp["effects"] = sharp["effects"] * np.repeat([0.1, 1.0, 0.1, 0.1], 2)
     full, other = profiles([sharp]), profiles([shifted(sharp)])
     found = tell(full, other, chance=NullModels(nets(), other_seed=full if twin else None))
-    assert (found[0].label, found[0].there) == (word, "L0.H0")
+    assert (found[0].label, found[0].counterpart) == (word, "L0.H0")
     assert "at y, not at op" in found[0].reason
 
 

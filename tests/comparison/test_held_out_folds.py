@@ -105,7 +105,7 @@ def test_the_words_that_choose_a_site_are_never_judged(trials, variable):
 
 def test_the_object_is_judged_in_all_crossings_by_a_map_that_is_fitted_on_all_questions(trials):
     (fold,) = trials.by_variable[OBJECT]
-    assert fold.fit.all()
+    assert fold.train.all()
     assert fold.test_mask.all()
     assert 0 < trials.site_search[OBJECT].sum() < PROMPTS
 
@@ -228,6 +228,6 @@ def test_a_pattern_without_an_opposite_is_refused():
 
 
 def test_more_crossings_than_there_are_words_for_are_refused():
-    narrow = fewer(numbers=(0, 12), verbs=fox_pattern().lexicon.verbs[:3])
+    narrow = fewer(number_range=(0, 12), verbs=fox_pattern().lexicon.verbs[:3])
     with pytest.raises(PatternError):
         sample_held_out_folds(narrow, tokenizers=(words(),), bases=100_000, prompts=20)

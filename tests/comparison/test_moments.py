@@ -82,9 +82,17 @@ def test_sums_about_unlike_shifts_add_up_exactly():
     for found in (moved, pieces):
         for side in ("x", "y"):
             mine, theirs = getattr(found, side), getattr(wanted, side)
-            for name in ("count", "shift", "total", "triangle", "square", "tilt", "fourth"):
+            for name in (
+                "count",
+                "shift",
+                "total",
+                "triangle",
+                "squared_norm",
+                "norm_weighted",
+                "fourth",
+            ):
                 np.testing.assert_allclose(getattr(mine, name), getattr(theirs, name), rtol=1e-9)
-        for name in ("product", "x_tilt", "y_tilt", "fourth"):
+        for name in ("product", "x_norm_weighted", "y_norm_weighted", "fourth"):
             mine, theirs = getattr(found.cross, name), getattr(wanted.cross, name)
             np.testing.assert_allclose(mine, theirs, rtol=1e-9, atol=1e-7)
 

@@ -178,28 +178,28 @@ def test_variables_turn_answers_as_interchange_says_they_do(full):
     for name, cell in sites.items():
         wanted = takes_only(theirs, name)[theirs.site_index(site_name(cell))]
         assert (mine.hits[name] == wanted).all()
-    assert (mine.right == (plain.is_outcome("base") & plain.is_outcome("base", 1))[0]).all()
+    assert (mine.all_correct == (plain.is_outcome("base") & plain.is_outcome("base", 1))[0]).all()
 
 
 def test_an_item_is_solved_where_base_and_source_are_both_right(full, mechanism_test, sites):
-    runs = record_runs(full, mechanism_test.judging)
+    runs = record_runs(full, mechanism_test.evaluation)
     found = interchange_outcome(runs, sites)
-    assert found.solved.all() and found.right.all()
+    assert found.solved.all() and found.all_correct.all()
     runs.source.logits[3] = -runs.source.logits[3]
     spoilt = interchange_outcome(runs, {name: Site(1, "resid", "op") for name in found.hits})
-    assert not spoilt.solved[3] and spoilt.right[3] and spoilt.solved.sum() == BASES - 1
+    assert not spoilt.solved[3] and spoilt.all_correct[3] and spoilt.solved.sum() == BASES - 1
 
 
 def test_states_of_the_model_itself_turn_what_its_own_do(full, mechanism_test, sites):
-    runs = record_runs(full, mechanism_test.judging)
-    twin = record_runs(round_weights(full, 16), mechanism_test.judging)
+    runs = record_runs(full, mechanism_test.evaluation)
+    twin = record_runs(round_weights(full, 16), mechanism_test.evaluation)
     own, given = (
         interchange_outcome(runs, sites),
         interchange_outcome(runs, sites, source=twin.source),
     )
     assert all((own.hits[name] == given.hits[name]).all() for name in own.hits)
     other = interchange_outcome(
-        runs, sites, source=record_runs(random_init(full, seed=0), mechanism_test.judging).source
+        runs, sites, source=record_runs(random_init(full, seed=0), mechanism_test.evaluation).source
     )
     assert other.mean_hits.mean() < 0.1 < own.mean_hits.mean()
 
@@ -295,7 +295,11 @@ def test_noise_is_met_on_items_that_all_three_solve():
     copies = [NoisyCopy(0.1, 0.5, made_up([1] * 200, right=solved)) for _ in range(3)]
     found = compare_with_noise(parent, relative, copies, seed=0)
     assert found.difference.value == pytest.approx(-40 / 120) and found.label == "worse than noise"
-    assert found.accuracy_difference.value == pytest.approx(0.4) and found.right == (0.6, 0.6, 0.6)
+    assert found.accuracy_difference.value == pytest.approx(0.4) and found.all_correct == (
+        0.6,
+        0.6,
+        0.6,
+    )
     same = [NoisyCopy(0.1, 0.5, relative)] * 3
     assert compare_with_noise(parent, relative, same, seed=0).label == "like noise"
     assert compare_with_noise(parent, relative, [], seed=0) is None
@@ -355,29 +359,29 @@ def test_every_relative_has_a_point_and_the_parent_loses_nothing(found):
         "full rounded to 3 bits", "distilled", "full untrained 5",
     ]  # fmt: skip
     own = found.parent
-    assert own.behaved.kl.value == 0 and own.mechanism.order.lead.value == 0
-    assert own.mechanism.circuit.value > 0.7 and own.noise is None
-    assert found.random_init[1] < 0.2 < own.mechanism.kept.value
+    assert own.behavior.readout_kl.value == 0 and own.mechanism.loss_order.lead.value == 0
+    assert own.mechanism.circuit_kept.value > 0.7 and own.noise is None
+    assert found.random_init[1] < 0.2 < own.mechanism.interchange_accuracy.value
 
 
 def test_a_relative_of_the_same_graph_is_tried_at_the_parents_sites(found):
     near = found["full rounded to 3 bits"]
     assert near.same_graph and near.mechanism.sites == found.parent.mechanism.sites
-    assert near.mechanism.carried and near.mechanism.circuit.value > 0.5
-    assert near.noise.kl[0] == pytest.approx(near.behaved.kl.value, rel=0.03)
+    assert near.mechanism.parent_states and near.mechanism.circuit_kept.value > 0.5
+    assert near.noise.readout_kl[0] == pytest.approx(near.behavior.readout_kl.value, rel=0.03)
 
 
 def test_a_relative_of_another_graph_is_tried_at_its_own_and_beside_no_noise(found):
     far = found["distilled"]
     assert not far.same_graph and far.mechanism.sites == far.mechanism.own_sites
-    assert not far.mechanism.carried and math.isnan(far.mechanism.circuit.value)
+    assert not far.mechanism.parent_states and math.isnan(far.mechanism.circuit_kept.value)
     assert far.mechanism.circuit_edges > 0 and far.noise is None
 
 
 def test_a_closed_gate_keeps_behavior_and_says_nothing_of_the_mechanism(found):
     net = found["full untrained 5"]
-    assert net.mechanism is None and net.word == "behavior absent" and net.kind == "random-init"
-    assert net.behaved.kl.value > 1
+    assert net.mechanism is None and net.label == "behavior absent" and net.kind == "random-init"
+    assert net.behavior.readout_kl.value > 1
     row = found.table().set_index("name").loc["full untrained 5"]
     assert row["kl"] > 1 and math.isnan(row["mechanism"]) and row["gate"] == "closed"
 
@@ -386,7 +390,7 @@ def test_the_table_has_a_row_for_each_and_says_what_the_points_do(found):
     table = found.table().set_index("name")
     assert table.index[0] == "full" and len(table) == 4
     for point in found.points:
-        assert table.loc[point.name, "kl"] == point.behaved.kl.value
+        assert table.loc[point.name, "kl"] == point.behavior.readout_kl.value
         assert table.loc[point.name, "kB"] == point.rate.bits / 8000
     assert {"mechanism low", "x, all", "x, parent's states", "noise kl"} <= set(table.columns)
 
@@ -394,7 +398,7 @@ def test_the_table_has_a_row_for_each_and_says_what_the_points_do(found):
 def test_sentences_are_worked_out_from_the_numbers(found):
     said = "\n".join(found.summary())
     assert "behavior absent" in said and "full rounded to 3 bits (" in said
-    kinds = {point.word for point in found.points}
+    kinds = {point.label for point in found.points}
     assert ("mechanism breaks before" in said) == ("mechanism first" in kinds)
 
 

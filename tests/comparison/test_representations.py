@@ -162,7 +162,7 @@ def found(models, pattern):
 
 
 def test_each_number_is_that_of_the_states_at_the_role(models, pattern, found):
-    questions = pattern.questions(PROMPTS, seed=0)
+    questions = pattern.sample_questions(PROMPTS, seed=0)
     a, b = (capture_role_states(models[name], questions) for name in ("full", "distilled"))
     x, y = (s.states[s.roles.index("op"), layer] for s, layer in ((a, 3), (b, 1)))
     at = found["cka"].roles.index("op")
@@ -172,7 +172,7 @@ def test_each_number_is_that_of_the_states_at_the_role(models, pattern, found):
 
 
 def test_procrustes_is_that_of_all_roles_together_less_their_means(models, pattern, found):
-    questions = pattern.questions(PROMPTS, seed=0)
+    questions = pattern.sample_questions(PROMPTS, seed=0)
     rows = []
     for name, layer in (("full", 4), ("distilled", 2)):
         seen, sites = capture_role_states(models[name], questions), []
@@ -208,11 +208,11 @@ def test_measures_have_their_layers_chance_and_floor(found):
     at = found["cka"].roles.index("op")
     for likeness in found.measures.values():
         assert likeness.value.shape == (len(likeness.roles), 5, 3)
-        assert likeness.floor.shape == (len(likeness.roles), 5)
+        assert likeness.other_seed.shape == (len(likeness.roles), 5)
         assert likeness.roles[-1] == ALL
         top = likeness.value[-1, 4, 2]
         assert top > likeness.chance_high[-1, 4, 2] + 0.2
-        assert np.isfinite(likeness.floor[-1, 4])
+        assert np.isfinite(likeness.other_seed[-1, 4])
     cka_found = found["cka"]
     assert abs(cka_found.chance[at, 4, 2]) < 0.1
     assert cka_found.low[at, 4, 2] < cka_found.value[at, 4, 2] < cka_found.high[at, 4, 2]
@@ -224,7 +224,7 @@ def test_roles_stand_in_the_order_of_the_text_without_those_that_say_nothing(fou
     assert not {"bos", "rest", "reply_noun"} & set(roles)
     assert roles.index("answer") < roles.index("reply_number") < roles.index(ALL)
     assert found.counts["op"] == PROMPTS
-    assert all(found.known[role] <= count for role, count in found.counts.items())
+    assert all(found.token_counts[role] <= count for role, count in found.counts.items())
 
 
 def test_a_token_that_is_always_the_same_has_no_likeness_before_the_first_block(found):
@@ -256,7 +256,7 @@ def test_the_table_holds_every_number(found):
     at = found["rsa"].roles.index("y")
     assert row["value"] == found["rsa"].value[at, 2, 1]
     assert row["chance_high"] == found["rsa"].chance_high[at, 2, 1]
-    assert row["floor"] == found["rsa"].floor[at, 2]
+    assert row["floor"] == found["rsa"].other_seed[at, 2]
 
 
 def test_another_width_and_vocabulary_are_compared_by_roles(models, pattern, letters):

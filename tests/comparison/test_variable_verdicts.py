@@ -195,7 +195,7 @@ def test_the_bare_embedding_may_do_as_much():
 
 
 def test_nets_trained_for_another_end_are_shown_beside():
-    carried = transfer(strangers={"copying": 0.2, "permuted": 0.95})
+    carried = transfer(negative_controls={"copying": 0.2, "permuted": 0.95})
     found = variable_verdict(place("op"), place("op"), carried, GATES)
     assert found.label == "kept"
     assert [test.name for test in found.tests if not test.is_deciding][-1] == "beyond permuted"

@@ -40,4 +40,4 @@ def test_a_fate_is_a_value_that_can_be_compared_and_written():
     one = verdict(SURE, SURE)
     assert one == verdict(SURE, SURE)
     assert len({one, verdict(SURE, SURE)}) == 1
-    assert json.loads(json.dumps(asdict(one)))["word"] == "kept"
+    assert json.loads(json.dumps(asdict(one)))["label"] == "kept"

@@ -36,7 +36,7 @@ def test_a_planted_direction_takes_one(found):
     (few,) = found.models
     (here,) = few.directions
     assert (here.site, here.fewest, here.sizes) == ("L1.resid@op", 1, (1,))
-    assert here.interchange_accuracy[0].value >= 0.9 * here.whole.value
+    assert here.interchange_accuracy[0].value >= 0.9 * here.full_state.value
     assert here.null < 0.5
 
 
@@ -44,8 +44,8 @@ def test_a_circuit_is_smaller_than_the_model_and_beats_the_lot(found):
     wires = found.models[0].circuit
     assert wires.is_sufficient
     assert wires.held_out.value.value >= 0.9
-    assert 0 < wires.held_out.edges < wires.of / 4
-    assert wires.lot < 0.5
+    assert 0 < wires.held_out.edges < wires.total_edges / 4
+    assert wires.random_max < 0.5
     assert 0 < wires.parameters < found.models[0].block_parameters
 
 

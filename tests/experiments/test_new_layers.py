@@ -17,9 +17,9 @@ def silent():
 
 def test_no_answer_needs_a_layer_that_writes_nothing(silent):
     assert silent.layers == (1,)
-    assert silent.accuracy == silent.without
+    assert silent.accuracy == silent.accuracy_without_new
     assert silent.accuracy_drop.value == 0
-    assert silent.edges_new_fraction == 0 < silent.expected < 1
+    assert silent.edges_new_fraction == 0 < silent.all_new_fraction < 1
     assert silent.edges > 0
 
 

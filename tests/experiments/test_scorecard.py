@@ -44,8 +44,15 @@ def test_accuracy_of_a_row_is_the_accuracy_that_a_card_would_tell(own_row):
 
 def test_a_circuit_is_held_only_against_models_of_its_shape(yard, own_row):
     other = scorecard(yard, "distilled-narrow").row()
-    assert own_row.circuit.value > 0.5
-    assert all(isnan(other[part]) for part in ("circuit", "circuit_low", "circuit_high"))
+    assert own_row.circuit_faithfulness.value > 0.5
+    assert all(
+        isnan(other[part])
+        for part in (
+            "circuit_faithfulness",
+            "circuit_faithfulness_low",
+            "circuit_faithfulness_high",
+        )
+    )
     assert other["divergence_low"] > 0
 
 

@@ -217,7 +217,7 @@ def test_a_final_model_that_cannot_do_it_is_refused(fox):
 
 
 def test_a_checkpoint_of_another_shape_is_refused_before_anything_is_measured(fox, monkeypatch):
-    monkeypatch.setattr(trajectory, "ruler", None)
+    monkeypatch.setattr(trajectory, "prepare_final_reference", None)
     words = fox.model.tokenizer
     other = wrap(tiny_hf("llama", 0, vocab_size=len(words)), name="tiny", tokenizer=words)
     with pytest.raises(ModelError, match="shape of the final model"):

@@ -63,17 +63,17 @@ def strangers(name, count=12, **how):
 
 def test_each_variable_is_found_at_its_own_token_where_it_was_planted(template):
     found, _ = template
-    assert tuple(spot.variable for spot in found.spots) == VARIABLES
-    assert found.hotspot("operation").cell == OP
+    assert tuple(spot.variable for spot in found.hotspots) == VARIABLES
+    assert found.hotspot("operation").site == OP
     for variable in VARIABLES:
         spot = found.hotspot(variable)
-        assert spot.cell.layer == 1
-        assert (spot.other.value, spot.same.value) == (1, 1)
+        assert spot.site.layer == 1
+        assert (spot.other_object.value, spot.same_object.value) == (1, 1)
         assert (spot.difference.value, spot.difference.low <= 0 <= spot.difference.high) == (
             0,
             True,
         )
-        assert spot.cell.role == {"operation": "op"}.get(variable, variable)
+        assert spot.site.role == {"operation": "op"}.get(variable, variable)
     assert [accuracy.value for accuracy in found.accuracy] == [1, 1]
 
 
@@ -107,8 +107,8 @@ def test_the_untrained_cells_are_a_group_of_their_own():
 
 
 def test_untrained_nets_hand_over_next_to_nothing(template):
-    assert tuple(template[0].bars) == VARIABLES
-    assert all(0 <= bar <= 1 / 8 for bar in template[0].bars.values())
+    assert tuple(template[0].thresholds) == VARIABLES
+    assert all(0 <= bar <= 1 / 8 for bar in template[0].thresholds.values())
 
 
 def test_nothing_is_left_hooked_and_no_weight_is_changed(template):
@@ -122,8 +122,10 @@ def test_a_map_holds_the_share_of_every_site(template):
     for variable in VARIABLES:
         drawn = found.map(variable)
         assert drawn.shape == (len(found.roles), 3)
-        for cell in found.cells:
-            wanted = takes_only(found.other, variable)[found.other.row(site_name(cell))].mean()
+        for cell in found.site_names:
+            wanted = takes_only(found.other_object, variable)[
+                found.other_object.site_index(site_name(cell))
+            ].mean()
             assert drawn[found.roles.index(cell.role), cell.layer] == wanted
     at = found.roles.index("op")
     # In the embedding, the verb's word stands for the operation, too; at the end none is read.
@@ -133,24 +135,28 @@ def test_a_map_holds_the_share_of_every_site(template):
 
 def test_a_spot_repeats_what_the_exchanges_say(template):
     found, _ = template
-    for spot in found.spots:
-        row = found.other.row(site_name(spot.cell))
-        assert spot.other.value == takes_only(found.other, spot.variable)[row].mean()
-    assert found.other.sites == found.same.sites == tuple(map(site_name, found.cells))
-    assert (found.other.objects, found.same.objects) == ("other", "same")
-    assert set(found.roles) == set(found.crossed.roles)
+    for spot in found.hotspots:
+        row = found.other_object.site_index(site_name(spot.site))
+        assert spot.other_object.value == takes_only(found.other_object, spot.variable)[row].mean()
+    assert (
+        found.other_object.site_names
+        == found.same_object.site_names
+        == tuple(map(site_name, found.site_names))
+    )
+    assert (found.other_object.source_object, found.same_object.source_object) == ("other", "same")
+    assert set(found.roles) == set(found.runs.roles)
 
 
 def test_all_cells_are_the_embedding_and_what_each_block_writes(template):
-    cells = all_sites(template[0].crossed)
-    assert inner_sites(template[0].crossed) == [cell for cell in cells if cell.layer == 1]
+    cells = all_sites(template[0].runs)
+    assert inner_sites(template[0].runs) == [cell for cell in cells if cell.layer == 1]
     assert {cell.layer for cell in cells} == {0, 1, 2}
     assert {cell.component for cell in cells} == {"resid"}
-    assert len(cells) == len(set(cells)) == 3 * len(template[0].crossed.roles)
+    assert len(cells) == len(set(cells)) == 3 * len(template[0].runs.roles)
 
 
 def test_variables_are_single_and_the_object_comes_last(template):
-    assert variables_of(template[0].crossed.crossings) == VARIABLES
+    assert variables_of(template[0].runs.interchange_pairs) == VARIABLES
 
 
 def test_a_variable_that_was_not_looked_for_has_no_spot(template):
@@ -172,7 +178,7 @@ def test_groups_hold_what_was_not_met_before():
     words, split = search_words(FOX), family_split()
     assert words == {"thing": list(FOX.lexicon.words("noun")[::2])}
     for name in unseen_sampling(FOX):
-        for pair in strangers(name).other:
+        for pair in strangers(name).other_object:
             here, there = (dict(q.slots) for q in (pair.clean, pair.counterfactual))
             nouns = {here["thing"], there["thing"]}
             known = {
@@ -187,7 +193,7 @@ def test_sites_are_found_without_the_new_objects():
     tokenizers = (fox("template").tokenizer,)
     words = search_words(FOX)
     found = sample_interchange_pairs(FOX, 24, tokenizers=tokenizers, seed=1, allowed_words=words)
-    spoken = {q["thing"] for p in found.other for q in (p.clean, p.counterfactual)}
+    spoken = {q["thing"] for p in found.other_object for q in (p.clean, p.counterfactual)}
     assert spoken <= set(words["thing"])
 
 
@@ -204,9 +210,9 @@ def test_sites_are_found_on_other_prompts_than_they_are_judged_on(monkeypatch):
         drawn.append(sample_interchange_pairs(*args, **how))
         return drawn[-1]
 
-    monkeypatch.setattr(hotspot, "crossings", kept)
+    monkeypatch.setattr(hotspot, "interchange_pairs", kept)
     hotspots(fox("template"), pattern, variables=["operation"], bases=40, nulls=0)
-    finding, judging = ({pair.clean.text for pair in half.same} for half in drawn[:2])
+    finding, judging = ({pair.clean.text for pair in half.same_object} for half in drawn[:2])
     assert not finding & judging
 
 
@@ -214,7 +220,7 @@ def test_new_objects_stand_in_no_prompt_that_sites_are_found_by(own):
     pattern = list_patterns()["distractor"]
     words = search_words(pattern)
     found = sample_interchange_pairs(pattern, 12, tokenizers=(own,), seed=1, allowed_words=words)
-    spoken = {q[s] for p in found.same for q in (p.clean,) for s in ("thing", "other_thing")}
+    spoken = {q[s] for p in found.same_object for q in (p.clean,) for s in ("thing", "other_thing")}
     assert spoken <= set(words["thing"])
 
 
@@ -261,7 +267,7 @@ def test_a_known_part_of_the_variance_is_found_whatever_the_basis():
     rng = np.random.default_rng(1)
     levels = np.repeat(np.arange(2), 2000)
     states = rng.normal(size=(4000, 6))
-    states[:, 0] += np.where(levels, 2.0, -2.0)  # 4 of 10.
+    states[:, 0] += np.role_masks(levels, 2.0, -2.0)  # 4 of 10.
     turned = np.linalg.qr(rng.normal(size=(6, 6)))[0]
     one, other = (torch.from_numpy(s) for s in (states, 3 * states @ turned + 7))
     assert omega_squared(one, levels) == pytest.approx(0.4, abs=0.02)
@@ -274,7 +280,7 @@ def test_a_factor_of_one_level_or_one_for_each_row_has_no_share(levels):
 
 
 def test_words_explain_their_own_tokens_and_the_operation_its_planted_state(template):
-    runs = template[0].crossed
+    runs = template[0].runs
     cells = [Site(0, "resid", "thing"), Site(0, "resid", "op"), OP, Site(0, "resid", "ask")]
     found = variance_fractions(runs, cells)
     assert tuple(found) == FACTORS

@@ -100,8 +100,10 @@ def agrees(found, row, logits, kind, atol=1e-5):
     for answer in (NUMBER_READOUT, OBJECT_READOUT):
         here, there = (logits[:, at].gather(1, tokens[answer]) for at in (answer, 1 - answer))
         torch.testing.assert_close(found.logits[answer][row], here, atol=atol, rtol=1e-5)
-        torch.testing.assert_close(found.elsewhere[answer][row], there, atol=atol, rtol=1e-5)
-        assert torch.equal(found.tokens[answer][row], logits[:, answer].argmax(-1))
+        torch.testing.assert_close(
+            found.other_readout_logits[answer][row], there, atol=atol, rtol=1e-5
+        )
+        assert torch.equal(found.predicted_tokens[answer][row], logits[:, answer].argmax(-1))
 
 
 # What an exchange is.
@@ -250,13 +252,13 @@ def test_shares_and_table_count_what_is_said(kind):
             *drawn().object_labels,
             "other",
         ]
-        assert table.groupby("answer").share.sum().to_dict() == pytest.approx(
+        assert table.groupby("answer").fraction.sum().to_dict() == pytest.approx(
             {"number": 1, "noun": 1}
         )
         for answer, name in ((NUMBER_READOUT, "number"), (OBJECT_READOUT, "noun")):
             for _, line in table[table.answer == name].iterrows():
-                assert line.share == found.is_outcome(line.outcome, answer)[row].mean()
-                assert 0 <= line.low <= line.share <= line.high <= 1
+                assert line.fraction == found.is_outcome(line.outcome, answer)[row].mean()
+                assert 0 <= line.low <= line.fraction <= line.high <= 1
     assert found.site_index("L0.resid@all") == 1
 
 

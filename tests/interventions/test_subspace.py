@@ -66,7 +66,7 @@ def asked(model, *, count=64, seed=1):
     mask, readout = torch.ones_like(ids, dtype=torch.bool), torch.full((count, 1), 3)
     where = torch.zeros_like(mask)
     where[:, 3] = True
-    target = torch.where(other[:, 3] % 2 == 0, PLUS, MINUS)
+    target = torch.role_mask(other[:, 3] % 2 == 0, PLUS, MINUS)
     return (
         run_with_cache(model, ids, mask, readout),
         run_with_cache(model, other, mask, readout),
@@ -78,11 +78,11 @@ def asked(model, *, count=64, seed=1):
 def searched(runs, target=None, **more):
     clean, source, where, said = runs
     target = said if target is None else target
-    how = {"layer": 1, "role": "end", "dims": 1, "read": 0, "seed": 0, **more}
+    how = {"layer": 1, "role": "end", "dims": 1, "readout": 0, "seed": 0, **more}
     return das(clean, source, where, target=target, **how)
 
 
-def swapped(found, clean, source, where, read=0):
+def swapped(found, clean, source, where, readout=0):
     """The logits when `patch` takes the subspace's part of the residual from the source."""
     resid = source.resid.clone()
     resid[found.layer] = found.replace_projection(
@@ -90,7 +90,9 @@ def swapped(found, clean, source, where, read=0):
     )
     cell = Site(found.layer, "resid", found.role)
     mixed = replace(source, resid=resid)
-    return patch_sites(clean, mixed, [cell], {found.role: where}, lambda seen, _: seen[:, read])[0]
+    return patch_sites(clean, mixed, [cell], {found.role: where}, lambda seen, _: seen[:, readout])[
+        0
+    ]
 
 
 def flipped(found, runs):
@@ -274,7 +276,7 @@ def test_what_is_searched_is_what_patching_judges(kind):
     for layer in range(3):
         found = Subspace(layer, "slot", "random", random_subspace(4, WIDTH, seed=0))
         passed = subspace._run_patched(found, clean, source, where, rows)
-        wanted = swapped(found, clean, source, where, read=1)[rows]
+        wanted = swapped(found, clean, source, where, readout=1)[rows]
         assert torch.allclose(passed[:, 8], wanted, atol=1e-5)
         assert (wanted - clean.logits[rows, 1]).abs().max() > 1e-3
 
@@ -307,13 +309,14 @@ def test_a_search_moves_only_prompts_that_differ_at_the_tokens():
     half = where.clone()
     half[32:] = False
     # What the other prompts are told to say is never asked.
-    other = torch.where(torch.arange(64) < 32, target, 0)
+    other = torch.role_mask(torch.arange(64) < 32, target, 0)
     told = [searched((clean, source, half, given), steps=4).basis for given in (target, other)]
     assert torch.equal(*told)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"layer": 3}, {"layer": -1}, {"read": 1}, {"read": -1}, {"dims": 0}, {"dims": 33}]
+    "wrong",
+    [{"layer": 3}, {"layer": -1}, {"readout": 1}, {"readout": -1}, {"dims": 0}, {"dims": 33}],
 )
 def test_what_the_model_or_its_readouts_lack_cannot_be_searched(wrong):
     with pytest.raises(SiteError, match=str(next(iter(wrong.values())))):

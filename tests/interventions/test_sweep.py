@@ -66,7 +66,7 @@ def effect_by_hand(model, pairs, component, role):
     def put(value):
         new = value.clone()
         for row, here in (clean.role_mask(role) & pairs.has_counterpart).nonzero().tolist():
-            there = pairs.source[row, here]
+            there = pairs.source_positions[row, here]
             part = (row, here) if head is None else (row, here, head)
             new[part] = theirs[row, there] if head is None else theirs[row, there, head]
         return new
@@ -277,7 +277,7 @@ def test_the_order_and_the_number_of_edges_make_no_difference(monkeypatch):
     edges = list(run_references(model, task).graph.edges())
     assert whole.shape == (len(edges), 2)
     some = [edges[n] for n in (100, 3, 47, 3)]
-    monkeypatch.setattr(patching, "_EDGES_PER_PASS", 2)
+    monkeypatch.setattr("probes.circuits.path_patching._EDGES_PER_PASS", 2)
     found = edge_patching(model, task, edges=some)
     torch.testing.assert_close(found, whole[[100, 3, 47, 3]], atol=1e-6, rtol=0)
 
@@ -290,12 +290,12 @@ def test_edges_from_where_nothing_differs_carry_exactly_nothing(kind):
     found = edge_patching(model, task, roles=True)
     still = [edge.source_role in ("p0", "p1") for edge in edges]
     still = [
-        s or (e.source == "embed" and e.source_role != "p2")
+        s or (e.source_positions == "embed" and e.source_role != "p2")
         for s, e in zip(still, edges, strict=True)
     ]
     assert (found[torch.tensor(still)] == 0).all()
     moved = torch.tensor(
-        [edge.source == "embed" and not s for s, edge in zip(still, edges, strict=True)]
+        [edge.source_positions == "embed" and not s for s, edge in zip(still, edges, strict=True)]
     )
     assert (found[moved] != 0).float().mean() > 0.4
 

@@ -92,7 +92,7 @@ def test_every_part_is_what_the_model_computes_there(kind):
         for layer in range(3)
     }
     edits["hook_embed"] = lambda value: kept.update({"embed": value})
-    edits["blocks.2.hook_resid_post"] = lambda value: kept.update({"last": value})
+    edits["blocks.2.hook_resid_post"] = lambda value: kept.update({"resid_final": value})
     with model.editing(edits):
         model.logits(ids, mask)
     entry, run = seen(model, "left")
@@ -117,7 +117,7 @@ def test_the_parts_share_the_models_weights():
         for weight in model.bridge.parameters():
             weight.mul_(0.5)
     assert not torch.allclose(seen(model)[0].logits, seen(tiny("llama"))[0].logits)
-    seen(model, weights=anatomy)
+    seen(model, anatomy=anatomy)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -227,12 +227,12 @@ def test_a_model_whose_parts_give_other_logits_is_refused(kind):
     for change in changes:
         other = replace(anatomy, layers=(replace(first, **change), *rest))
         with pytest.raises(ModelError, match=r"not the plain sum of heads and MLP.* differ by"):
-            seen(model, weights=other)
+            seen(model, anatomy=other)
     if anatomy.parallel:
         return
     other = replace(anatomy, parallel=True)
     with pytest.raises(ModelError, match="Use a decoder such as Llama, GPT-2 or GPT-NeoX"):
-        seen(model, weights=other)
+        seen(model, anatomy=other)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -252,7 +252,7 @@ def test_parts_that_give_nan_where_the_model_does_not_are_refused():
     first, *rest = anatomy.layers
     other = replace(anatomy, layers=(replace(first, scale=float("nan")), *rest))
     with pytest.raises(ModelError, match="not the plain sum"):
-        seen(model, weights=other)
+        seen(model, anatomy=other)
 
 
 def test_parts_that_fit_short_prompts_alone_are_refused_where_any_is_long():

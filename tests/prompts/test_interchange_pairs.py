@@ -86,18 +86,18 @@ def worked_out(label, here, there, less):
 def test_the_numbers_are_named_by_every_mix_and_by_what_is_copied(case):
     _, pattern, found = case
     bystander = ("copies d",) if "two-owners" in pattern.name else ()
-    assert found.number == (*MIXES, *COPIES, *bystander)
-    assert found.noun == ("base", "thing", *(("other_thing",) if bystander else ()))
+    assert found.number_labels == (*MIXES, *COPIES, *bystander)
+    assert found.object_labels == ("base", "thing", *(("other_thing",) if bystander else ()))
     assert found.pattern == pattern.name
-    assert found.whole == "operation + x + y"
+    assert found.source_label == "operation + x + y"
 
 
 def test_every_label_holds_the_number_that_its_mix_works_out_to(case):
     _, pattern, found = case
     for index, (here, _, there) in enumerate(sides(found)):
-        for label in found.number:
+        for label in found.number_labels:
             wanted = worked_out(label, here, there, pattern.operation == "minus")
-            assert found.target(index, label) == str(wanted)
+            assert found.target_number(index, label) == str(wanted)
 
 
 def test_nouns_are_the_bases_the_sources_and_the_bystanders(case):
@@ -107,21 +107,24 @@ def test_nouns_are_the_bases_the_sources_and_the_bystanders(case):
         if "other_thing" in here:
             wanted["other_thing"] = here["other_thing"]
         nouns = dict(pair.clean.outcomes)["noun"]
-        assert dict(zip(found.noun, nouns, strict=True)) == wanted
+        assert dict(zip(found.object_labels, nouns, strict=True)) == wanted
 
 
 def test_all_outcomes_of_a_crossing_are_different_tokens(case):
     tokenizer, _, found = case
     bases = tokenize_questions(tokenizer, [pair.clean for pair in found.same])
     for row in bases:
-        assert [len(tokens) for tokens in row.outcomes] == [len(found.number), len(found.noun)]
+        assert [len(tokens) for tokens in row.outcomes] == [
+            len(found.number_labels),
+            len(found.object_labels),
+        ]
         assert all(len(set(tokens)) == len(tokens) for tokens in row.outcomes)
 
 
 def test_no_number_is_one_or_out_of_range_and_no_operand_is_nought(drawn):
     low, high = FOX.lexicon.number_range
     for index in range(len(drawn)):
-        numbers = {label: int(drawn.target(index, label)) for label in drawn.number}
+        numbers = {label: int(drawn.target_number(index, label)) for label in drawn.number_labels}
         assert all(low <= number <= high and number != 1 for number in numbers.values())
         assert all(numbers[label] > 0 for label in COPIES)
 
@@ -140,9 +143,11 @@ def test_the_first_outcome_is_the_own_answer_on_either_side(case):
 def test_taking_up_everything_gives_the_answer_of_the_source(case):
     _, _, found = case
     for index, (same, other) in enumerate(zip(found.same, found.other, strict=True)):
-        assert found.target(index, "base") == same.clean.answer("number")
+        assert found.target_number(index, "base") == same.clean.answer("number")
         for pair in (same, other):
-            assert found.target(index, found.whole) == pair.counterfactual.answer("number")
+            assert found.target_number(index, found.source_label) == pair.counterfactual.answer(
+                "number"
+            )
 
 
 # What differs and what stays.
@@ -150,15 +155,15 @@ def test_taking_up_everything_gives_the_answer_of_the_source(case):
 
 def test_sources_differ_in_numbers_verb_and_object_and_keep_frame_and_numerals(case):
     _, pattern, found = case
-    own, turned = (set(p.lexicon.side(p.operation)) for p in (pattern, pattern.turned()))
+    own, turned = (set(p.lexicon.side(p.operation)) for p in (pattern, pattern.flipped()))
     for pair, (here, same, there) in zip(found.other, sides(found), strict=True):
         assert all(here[slot] != there[slot] for slot in ("x", "y", "op", "thing"))
         assert (here["op"] in own, there["op"] in turned) == (True, True)
         assert same == {**there, "thing": here["thing"]}
         assert all(here[slot] == there[slot] for slot in ("d", "other_thing") if slot in here)
         base, source = pair.clean, pair.counterfactual
-        assert (base.frame, base.numerals) == (source.frame, source.numerals)
-        assert (base.pattern, source.pattern) == (pattern.name, pattern.turned().name)
+        assert (base.template, base.numerals) == (source.template, source.numerals)
+        assert (base.pattern, source.pattern) == (pattern.name, pattern.flipped().name)
 
 
 def test_a_source_is_a_question_that_its_own_pattern_reads_the_same_way(drawn):
@@ -198,7 +203,7 @@ def test_a_source_is_about_another_person(shared_tokenizer):
 
 
 def test_bases_are_different_texts_that_pass_the_filter():
-    found = draw(20, keep=lambda question: int(question["x"]) > 9 and question.frame == "now")
+    found = draw(20, keep=lambda question: int(question["x"]) > 9 and question.template == "now")
     texts = {pair.clean.text for pair in found.same}
     assert len(texts) == len(found) == 20
     assert all(int(here["x"]) > 9 for here, _, _ in sides(found))
@@ -207,7 +212,7 @@ def test_bases_are_different_texts_that_pass_the_filter():
 
 def test_words_hold_for_bases_and_for_sources():
     few = {"thing": ["foxes", "kites", "eggs"], "op": ["lose", "drop", "buy"]}
-    for here, same, there in sides(draw(20, words=few)):
+    for here, same, there in sides(draw(20, allowed_words=few)):
         assert {here["thing"], same["thing"], there["thing"]} <= set(few["thing"])
         assert here["op"] in ("lose", "drop")
         assert same["op"] == there["op"] == "buy"
@@ -219,25 +224,29 @@ def test_without_limits_all_verbs_nouns_frames_and_numerals_occur(drawn):
     assert {there["op"] for _, there in slots} == set(PLUS)
     nouns = {noun for here, there in slots for noun in (here["thing"], there["thing"])}
     assert nouns == set(FOX.lexicon.words("noun"))
-    kinds = {(pair.clean.frame, pair.clean.numerals) for pair in drawn.same}
+    kinds = {(pair.clean.template, pair.clean.numerals) for pair in drawn.same}
     assert kinds == {(f, n) for f in ("now", "own") for n in ("digits", "words")}
 
 
 def test_a_seed_fixes_the_draw_and_a_longer_draw_begins_with_the_shorter(drawn):
     one = draw(20)
     assert one == draw(20)
-    assert one == drawn.take(range(20))
+    assert one == drawn.select(range(20))
     texts = {pair.clean.text for pair in one.same}
     assert not texts & {pair.clean.text for pair in draw(20, seed=1).same}
 
 
 def test_taking_some_keeps_the_labels_and_both_sources_in_the_order_asked_for(drawn):
-    some = drawn.take([5, 2])
+    some = drawn.select([5, 2])
     assert len(some) == 2
-    assert (some.number, some.noun, some.pattern) == (drawn.number, drawn.noun, drawn.pattern)
+    assert (some.number_labels, some.object_labels, some.pattern) == (
+        drawn.number_labels,
+        drawn.object_labels,
+        drawn.pattern,
+    )
     assert some.same == (drawn.same[5], drawn.same[2])
     assert some.other == (drawn.other[5], drawn.other[2])
-    assert some.target(1, "operation") == drawn.target(2, "operation")
+    assert some.target_number(1, "operation") == drawn.target_number(2, "operation")
 
 
 # What is refused.
@@ -263,11 +272,14 @@ def test_a_pattern_whose_answer_is_a_copy_is_refused(name):
     ("pattern", "reason"),
     [
         (replace(FOX, opposite=None), "no operation that turns around"),
-        (replace(FOX, given=draw(1).same), "no operation that turns around"),
+        (replace(FOX, user_pairs=draw(1).same), "no operation that turns around"),
         (replace(FOX, answers=(("noun", "thing"),)), "crossings need a number"),
         (replace(FOX, answers=(("number", "x - y"),)), "a noun that is a slot"),
         (answered("x - y", "x + y", noun="op"), "a noun that is a slot"),
-        (replace(FOX, lexicon=replace(FOX.lexicon, numbers=(0, 9))), r"no numbers from \(0, 9\)"),
+        (
+            replace(FOX, lexicon=replace(FOX.lexicon, number_range=(0, 9))),
+            r"no numbers from \(0, 9\)",
+        ),
     ],
 )
 def test_a_pattern_that_cannot_be_crossed_is_refused_with_the_reason(pattern, reason):
@@ -299,21 +311,21 @@ def test_a_single_noun_is_refused_in_the_end(monkeypatch):
             raise RuntimeError("it never ends")
         return fill(*args)
 
-    monkeypatch.setattr(factorial._PairSampler, "_fill", counted)
+    monkeypatch.setattr(factorial._PairSampler, "_fill_slots", counted)
     with pytest.raises(PatternError):
-        draw(2, words={"thing": ["foxes"]})
+        draw(2, allowed_words={"thing": ["foxes"]})
 
 
 @pytest.mark.parametrize("words", [{"thing": ["zebras"]}, {"op": ["find"]}])
 def test_words_that_leave_a_slot_empty_are_refused(words):
     with pytest.raises(PatternError):
-        draw(2, words=words)
+        draw(2, allowed_words=words)
 
 
 @pytest.mark.parametrize("words", [{"verb": ["lose"]}, {"x": ["7"]}])
 def test_words_for_a_slot_that_takes_none_are_refused(words):
     with pytest.raises(PatternError):
-        draw(2, words=words)
+        draw(2, allowed_words=words)
 
 
 def longer_verbs():
@@ -330,7 +342,7 @@ def longer_verbs():
 )
 def test_a_source_never_says_a_verb_of_the_other_operation(pattern, words):
     try:
-        found = draw(4, pattern=pattern, words=words)
+        found = draw(4, pattern=pattern, allowed_words=words)
     except PatternError:
         return  # To refuse is right as well.
     for here, _, there in sides(found):
@@ -368,4 +380,4 @@ def test_answers_in_another_form_are_refused_or_drawn(pattern):
 
 def test_a_label_that_is_not_there_is_refused_with_those_that_are(drawn):
     with pytest.raises(PatternError, match="operation"):
-        drawn.target(0, "nothing")
+        drawn.target_number(0, "nothing")

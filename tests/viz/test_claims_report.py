@@ -146,7 +146,7 @@ def proven(hot, *, two=WIDE, line=None, bound=True, **changes):
 
 
 def renamed(proof, name):
-    return replace(proof, model=name, hot=replace(proof.hotspots, model=name))
+    return replace(proof, model=name, hotspots=replace(proof.hotspots, model=name))
 
 
 class Read(HTMLParser):
@@ -154,7 +154,7 @@ class Read(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.tables, self.notes, self.cell, self.note = [], [], [], None, None
+        self.tags, self.tables, self.notes, self.site, self.note = [], [], [], None, None
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -165,20 +165,20 @@ class Read(HTMLParser):
         elif tag == "tr" and self.tables:
             self.tables[-1].append([])
         elif tag in ("td", "th") and self.tables:
-            self.cell = []
+            self.site = []
         elif "pv-note" in (held.get("class") or ""):
             self.note = []
             self.notes.append((held.get("data-tone"), self.note))
 
     def handle_endtag(self, tag):
-        if tag in ("td", "th") and self.cell is not None:
-            self.tables[-1][-1].append("".join(self.cell).replace("\xa0", " "))
-            self.cell = None
+        if tag in ("td", "th") and self.site is not None:
+            self.tables[-1][-1].append("".join(self.site).replace("\xa0", " "))
+            self.site = None
         elif tag == "div":
             self.note = None
 
     def handle_data(self, data):
-        for held in (self.cell, self.note):
+        for held in (self.site, self.note):
             if held is not None:
                 held.append(data)
 
@@ -201,8 +201,8 @@ def test_each_section_stands_on_the_page_in_order(proof):
 
 def test_spaces_add_a_section_of_their_own(proof):
     crossed, basis = (
-        proof.hotspots.crossed,
-        torch.eye(proof.hotspots.crossed.clean.resid.shape[-1])[-1:],
+        proof.hotspots.runs,
+        torch.eye(proof.hotspots.runs.clean.resid.shape[-1])[-1:],
     )
     cell = Site(1, "resid", "op")
     states = crossed.states(cell)
@@ -215,11 +215,11 @@ def test_spaces_add_a_section_of_their_own(proof):
 
 
 def test_the_words_on_top_have_the_tones_of_the_verdicts(proof):
-    found = Read(claims_page((proof,)).body).said()
+    found = Read(claims_page((proof,)).body).outcome_index()
     tones = {"holds": "good", "fails": "bad", "cannot tell": "muted"}
-    assert [tone for tone, _ in found] == [tones[one.word] for one in proof.verdicts]
+    assert [tone for tone, _ in found] == [tones[one.label] for one in proof.verdicts]
     for verdict, (_, text) in zip(proof.verdicts, found, strict=True):
-        assert text.startswith(f"{verdict.claim}: {verdict.title}. {verdict.word.capitalize()}: ")
+        assert text.startswith(f"{verdict.claim}: {verdict.title}. {verdict.label.capitalize()}: ")
 
 
 def test_models_stand_in_the_columns_of_one_table_of_words(proof, hot):
@@ -230,7 +230,7 @@ def test_models_stand_in_the_columns_of_one_table_of_words(proof, hot):
     words = [[one.verdict(f"H{k}").label for one in (proof, other)] for k in range(1, 6)]
     assert [row[1:] for row in rows] == words
     assert words[1] == ["cannot tell", "fails"]
-    assert [tone for tone, text in page.said() if text.startswith("other – ")] == ["bad"]
+    assert [tone for tone, text in page.outcome_index() if text.startswith("other – ")] == ["bad"]
 
 
 def test_a_verdict_says_what_was_measured_and_what_it_had_to_be(proof, hot):
@@ -275,7 +275,9 @@ def test_a_claim_without_tests_says_why_there_are_none(proof):
     assert list(claim_tests_table(verdict).notes) == ["Nothing was tested: it answers at random."]
     kept = [verdict if one.claim == "H3" else one for one in proof.verdicts]
     body = claims_page((replace(proof, verdicts=tuple(kept)),)).body
-    assert ("muted", "H3: directions. Behavior absent: it answers at random.") in Read(body).said()
+    assert ("muted", "H3: directions. Behavior absent: it answers at random.") in Read(
+        body
+    ).outcome_index()
 
 
 def test_the_chosen_places_are_ringed_and_drawn_with_their_outcomes(proof):
@@ -283,7 +285,7 @@ def test_the_chosen_places_are_ringed_and_drawn_with_their_outcomes(proof):
     rows = Read(body).table("variable", "chosen place")[1:]
     assert rows[0][:2] == ["operation", "L1.resid@op"]
     names = ["operation", "x", "y", "object"]
-    places = [site_name(spot.cell) for spot in proof.hotspots.spots]
+    places = [site_name(spot.site) for spot in proof.hotspots.hotspots]
     assert [row[:2] for row in rows] == [[*both] for both in zip(names, places, strict=True)]
     assert "operation: L1.resid@op: operation 100.0 %" in body
     assert f"object: {places[-1]}: base 100.0 %" in body
@@ -293,7 +295,7 @@ def test_the_chosen_places_are_ringed_and_drawn_with_their_outcomes(proof):
 
 
 def test_the_example_says_each_mix_and_its_answer(proof):
-    pair = proof.hotspots.crossed.crossings.other[0]
+    pair = proof.hotspots.runs.interchange_pairs.other_object[0]
     rows = {row[0]: row[1:] for row in Read(claims_page((proof,)).body).table("in this base")[1:]}
     assert rows["op"] == [pair.clean["op"], pair.counterfactual["op"]]
     assert rows["thing"] == [pair.clean["thing"], pair.counterfactual["thing"]]
@@ -303,11 +305,11 @@ def test_the_example_says_each_mix_and_its_answer(proof):
 
 
 def test_roles_that_one_model_lacks_are_empty_there(proof, hot):
-    lacking = tuple(cell for cell in hot.cells if cell.role != "ask")
-    kept = [k for k, cell in enumerate(hot.cells) if cell.role != "ask"]
-    one, named = hot.other, ("said", "logits", "elsewhere", "tokens")
+    lacking = tuple(cell for cell in hot.site_names if cell.role != "ask")
+    kept = [k for k, cell in enumerate(hot.site_names) if cell.role != "ask"]
+    one, named = hot.other_object, ("said", "logits", "elsewhere", "tokens")
     parts = {name: tuple(tensor[kept] for tensor in getattr(one, name)) for name in named}
-    other = replace(one, sites=tuple(one.sites[k] for k in kept), **parts)
+    other = replace(one, sites=tuple(one.site_names[k] for k in kept), **parts)
     less = replace(hot, cells=lacking, other=other)
     pair = (renamed(replace(proof, hot=less), "less"), proof)
     rows = Read(claims_page(pair).body).table("variable", "role", "less")[1:]

@@ -131,8 +131,8 @@ def found(absent):
         gates=tuple(replace(gate, state="open") for gate in absent.gates),
         verdicts=(OPERATION, X, *HEADS),
         transfers_to_other=transfers_to_other,
-        back=back,
-        items={"x": (FailingPrompt("I have two cats.", "I had six dogs.", "", ""),)},
+        transfers_to_full=back,
+        failing_prompts={"x": (FailingPrompt("I have two cats.", "I had six dogs.", "", ""),)},
     )
 
 
@@ -148,7 +148,7 @@ def family(found, absent):
             for verdict in found.verdicts
             if verdict.subject
         ),
-        back=tuple(
+        transfers_to_full=tuple(
             replace(one, donor="gone", maps={"ridge": Estimate(0.01, 0.0, 0.04)})
             for one in found.transfers_to_full
         ),
@@ -259,7 +259,7 @@ def test_a_share_of_no_crossings_is_left_out_of_the_plot(found):
 
 def test_kin_are_green_only_beyond_strangers_too(found):
     one = found.transfers_to_full[0]
-    near = replace(one, donor="near", strangers={"copying": 0.95, "permuted": 0.1})
+    near = replace(one, donor="near", negative_controls={"copying": 0.95, "permuted": 0.1})
     assert [row.tone for row in donor_plot([one], "c").rows] == ["good", "muted", "muted"]
     block = donor_plot([near], "c")
     assert [row.tone for row in block.rows] == [None, "muted", "muted"]
@@ -284,7 +284,7 @@ def test_transfers_stand_beside_what_stands_in_for_them(found):
 
 
 def test_without_strangers_their_column_is_a_dash(found):
-    bare = [replace(one, strangers={}) for one in found.transfers_to_other]
+    bare = [replace(one, negative_controls={}) for one in found.transfers_to_other]
     assert {row[7] for row in read(transfer_tables(bare)).text("bare words")} == {"–"}
 
 
@@ -366,7 +366,9 @@ def test_kinship_within_the_reach_of_nulls_is_drawn_pale(family):
         (' data-tone="muted"', name)
         for name in ("small", "gone", "copying (another end)", "permuted (another end)")
     ]
-    near = replace(family.comparisons[0], back=family.comparisons[0].transfers_to_full[:1])
+    near = replace(
+        family.comparisons[0], transfers_to_full=family.comparisons[0].transfers_to_full[:1]
+    )
     assert (
         '<tr><th scope="row" title="small"'
         in family_comparison_page(FamilyComparison((near,))).body
@@ -386,7 +388,7 @@ def test_text_of_strangers_is_escaped_and_nothing_is_fetched(family, tmp_path):
         other=replace(one.other, name=NASTY),
         title=NASTY,
         verdicts=(replace(OPERATION, reason=NASTY, there=NASTY), *one.verdicts[1:]),
-        items={"x": (FailingPrompt(NASTY, NASTY, NASTY, NASTY),)},
+        failing_prompts={"x": (FailingPrompt(NASTY, NASTY, NASTY, NASTY),)},
     )
     assert Read(family_comparison_page(FamilyComparison((nasty,))).body).tags.count("script") == 0
     path = tmp_path / "page.html"
@@ -491,7 +493,7 @@ def test_an_equal_relative_ends_well(asked, tmp_path, monkeypatch, found):
         found,
         verdicts=(OPERATION, *HEADS),
         transfers_to_other=found.transfers_to_other[:1],
-        changes=(SHORT,),
+        accuracy_changes=(SHORT,),
     )
     monkeypatch.setattr(
         "probes.comparison.compare.compare_family", lambda *_, **__: FamilyComparison((equal,))

@@ -259,7 +259,7 @@ def test_a_trace_read_back_from_values_is_drawn_and_nothing_is_run(monkeypatch):
     for module, name in (
         (splice, "run_circuits"),
         (evaluation, "run_circuits"),
-        (tracing, "stage"),
+        (tracing, "run_references"),
     ):
         monkeypatch.setattr(module, name, None)
     found = made()

@@ -129,8 +129,8 @@ class Adaptation:
         return (
             f"{self.model} takes {self.steps} steps (rate {self.rate:g}, {self.learned} of "
             f"{len(self.words)} words); noun right in {self.mean_over_words('before').value:.2f} before, "
-            f"{self.mean_over_words('after').value:.2f} after; other nouns {self.mean_over_words('kept').value:+.2f}, "
-            f"their numbers {self.mean_over_words('kept_number').value:+.2f}."
+            f"{self.mean_over_words('after').value:.2f} after; other nouns {self.mean_over_words('retention_change').value:+.2f}, "
+            f"their numbers {self.mean_over_words('retention_change_number').value:+.2f}."
         )
 
     def __repr__(self) -> str:

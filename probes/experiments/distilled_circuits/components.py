@@ -171,7 +171,7 @@ def _group_by_layout(
         questions, *(tokenize_questions(t, questions) for t in tokenizers), strict=True
     ):
         if all(len(row.outcomes[k]) > 1 for row in rows):  # something to hold the answer against
-            kind = (question.template, *(row.roles[: row.starts[k]] for row in rows))
+            kind = (question.template, *(row.roles[: row.outcome_starts[k]] for row in rows))
             kept.setdefault(kind, []).append(question)
     return kept
 
