@@ -23,11 +23,17 @@ from probes.circuits.selection import random_paths
 from probes.circuits.task import Task
 from probes.errors import CircuitError
 from probes.models.model import Model
-from probes.stats.intervals import Estimate, bootstrap_weights, percentile_interval, proportion
+from probes.stats.intervals import (
+    BOOTSTRAP_DRAWS,
+    Estimate,
+    bootstrap_weights,
+    percentile_interval,
+    proportion,
+)
+from probes.stats.multiple_testing import holm
 
 # The sizes of the MIB benchmark (Mueller et al. 2025, 2504.13151), as shares of all edges.
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-_DRAWS = 2000
 _SPECIFICITY_CIRCUITS = 20
 # What rounding may do to a lead, as a share of the gap between the two runs.
 _ROUNDING_TOLERANCE = 1e-4
@@ -188,7 +194,7 @@ def faithfulness_estimate(
     runs: ReferenceRuns, logit_diffs: Float[Tensor, " prompt"], *, seed: int
 ) -> Estimate:
     """Return f with its bootstrap interval: the ratio of means, over prompts drawn anew."""
-    weights = bootstrap_weights(len(logit_diffs), _DRAWS, seed=seed)
+    weights = bootstrap_weights(len(logit_diffs), BOOTSTRAP_DRAWS, seed=seed)
     inside, whole, none = (
         t.double().cpu().numpy()
         for t in (logit_diffs, runs.clean_logit_diffs, runs.ablated_logit_diffs)
@@ -321,15 +327,6 @@ def _p_value_above_zero(excess: Float[np.ndarray, " prompt"]) -> float:
         return float(excess[0] < 0)
     found: Any = ttest_1samp(excess, 0, alternative="greater")  # its type says too little
     return float(found.pvalue)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for their number, step by step (Holm 1979)."""
-    order = np.argsort(p_values)
-    stepped = np.array(p_values)[order] * np.arange(len(p_values), 0, -1)
-    corrected = np.empty(len(p_values))
-    corrected[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
-    return corrected.tolist()
 
 
 def _drop_per_edge(

@@ -1,9 +1,6 @@
 """Pairs of a pattern in two halves: some to find a circuit by, others to judge it by."""
 
-from collections import Counter
 from collections.abc import Sequence
-
-import networkx
 
 from probes.circuits.task import Task, task_from_pairs
 from probes.errors import CircuitError, GateError, PatternError
@@ -12,6 +9,7 @@ from probes.observe.gate import Gate, gate
 from probes.prompts.pair_batch import sample_pairs, tokenize_pairs
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Pair
+from probes.prompts.splits import TextDisjointHalves
 
 
 def require_open_gate(model: Model, pattern: Pattern, answer: str, *, seed: int) -> Gate:
@@ -67,7 +65,7 @@ def sample_tasks(  # noqa: PLR0913 (so has the drawing)
             raise CircuitError(f"{pattern.name!r} has no answer {answer!r}: it has {names}")
         if contrasts or not any(_same_answer(pair, answer) for pair in pairs):
             halves.add(pairs)
-    finding, judging = halves.lists
+    finding, judging = halves.halves
     if not finding:
         raise CircuitError(
             f"No contrast of {pattern.name!r} changes {answer!r}: found {', '.join(kinds)}. Name "
@@ -93,39 +91,6 @@ def sample_tasks_if_gate_open(
     except GateError:
         return None
     return pattern.name, *sample_tasks(model, pattern, found.answer, prompts=prompts, seed=seed)
-
-
-class TextDisjointHalves:
-    """Pairs to find by and pairs to judge by; no text is in both."""
-
-    def __init__(self, max_pairs: int) -> None:
-        self.max_pairs, self.half_of = max_pairs, dict[str, int]()
-        self.lists: tuple[list[Pair], list[Pair]] = ([], [])
-
-    def add(self, pairs: Sequence[Pair]) -> None:
-        """Divide the pairs of one contrast; pairs that share a text stay on one side."""
-        joined = networkx.Graph([(p.clean.text, p.counterfactual.text) for p in pairs])
-        group = {
-            text: n
-            for n, texts in enumerate(networkx.connected_components(joined))
-            for text in texts
-        }
-        sizes = Counter(group[pair.clean.text] for pair in pairs)
-        enough, planned, counts = min(self.max_pairs, (len(pairs) + 1) // 2), [0, 0], [0, 0]
-        chosen: dict[int, int] = {}
-        for pair in pairs:
-            texts, own = (pair.clean.text, pair.counterfactual.text), group[pair.clean.text]
-            if own not in chosen:
-                chosen[own] = int(planned[0] >= enough)
-                planned[chosen[own]] += sizes[own]
-            # A text may have been given to a side with another contrast.
-            sides = {self.half_of[text] for text in texts if text in self.half_of}
-            side = min(sides, default=chosen[own])
-            if len(sides | {side}) > 1 or counts[side] >= self.max_pairs:
-                continue
-            counts[side] += 1
-            self.half_of |= dict.fromkeys(texts, side)
-            self.lists[side].append(pair)
 
 
 def _same_answer(pair: Pair, answer: str) -> bool:

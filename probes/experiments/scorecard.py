@@ -52,6 +52,7 @@ from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
 from probes.stats.intervals import (
+    BOOTSTRAP_DRAWS,
     Estimate,
     bootstrap_mean,
     bootstrap_weights,
@@ -59,7 +60,6 @@ from probes.stats.intervals import (
     proportion,
 )
 
-_DRAWS = 2000
 # The slot of the object is called "thing" in patterns.
 _FIELDS = {"thing": "object"}
 TableRow = dict[str, float | str]
@@ -251,7 +251,7 @@ def _interchange_hits(reference: ScorecardReference, model: Model) -> Mapping[st
 
 def _mean_interchange_accuracy(hits: Mapping[str, np.ndarray], *, seed: int) -> Estimate:
     drawn = [
-        bootstrap_weights(len(one), _DRAWS, seed=seed + k) @ one.astype(float) / len(one)
+        bootstrap_weights(len(one), BOOTSTRAP_DRAWS, seed=seed + k) @ one.astype(float) / len(one)
         for k, one in enumerate(hits.values())
     ]
     value = float(np.mean([one.mean() for one in hits.values()]))

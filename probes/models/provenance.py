@@ -1,7 +1,7 @@
-"""How a relative was made and what it takes to store: the slip that goes with its files."""
+"""Provenance of a model: how it was made, what it takes to store, what to compare it with."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -9,21 +9,23 @@ from probes.errors import ModelError
 from probes.files import write_atomic
 
 PROVENANCE_FILE = "relative.json"
-"""The file beside the weights that says how they came about."""
+"""Name of the provenance file in a model's folder."""
+
+ModelNames = str | Sequence[str]
 
 JsonValue = str | int | float | bool | None | list["JsonValue"] | dict[str, "JsonValue"]
 
 
 @dataclass(frozen=True, slots=True)
 class StorageCost:
-    """What a model takes to store, in bits; every part counts.
+    """Bits that a model takes to store.
 
     Attributes:
-        weights: Of the matrices of the layers, those that are kept.
-        scales, zeros: Of what turns rounded weights back, the zero points among it.
-        index: Of what tells which weights were kept.
-        embeddings: Of the embedding and the unembedding, once where they are tied.
-        other: Of norms, biases and the rest.
+        weights: Kept entries of the matrices of the layers.
+        embeddings: Embedding and unembedding, once where they are tied.
+        other: Norms, biases and the rest.
+        scales, zero_points: Quantization parameters.
+        mask_index: Index of the kept weights of a pruned model.
     """
 
     weights: float
@@ -35,22 +37,24 @@ class StorageCost:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """Sum of the parts."""
         return sum(getattr(self, part.name) for part in fields(self))
 
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """How a relative was made.
+    """How a model was made, what it takes to store, and which models to compare it with.
 
     Attributes:
         kind: "quantized", "distilled", "pruned", "ticket", "grown", or "trained" where no more
             is known.
         parent: The model that it was made from.
-        dials: Everything that was turned to make it, and what was measured meanwhile.
-        storage: What it takes to store.
-        gap: Greatest absolute difference of a logit between the real kernel and what is analyzed;
-            None where there is no other kernel.
+        storage: Bits that it takes to store.
+        settings: Settings of the method, and what was measured during it.
+        kernel_gap: Greatest absolute difference of a logit between the real kernel and the
+            analyzed weights; None where there is no other kernel.
+        other_seed, control, negative_control: Name or names of its other-seed models, same-shape
+            controls and negative controls.
     """
 
     kind: str
@@ -58,36 +62,64 @@ class Provenance:
     storage: StorageCost
     settings: Mapping[str, JsonValue] = field(default_factory=dict)
     kernel_gap: float | None = None
+    other_seed: ModelNames = ()
+    control: ModelNames = ()
+    negative_control: ModelNames = ()
+
+    @property
+    def other_seeds(self) -> tuple[str, ...]:
+        """Names of the same model trained from other seeds."""
+        return _names(self.other_seed)
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """Names of the same-shape controls."""
+        return _names(self.control)
+
+    @property
+    def negative_controls(self) -> tuple[str, ...]:
+        """Names of the models trained on another task."""
+        return _names(self.negative_control)
 
 
 def write_provenance(provenance: Provenance, folder: Path) -> None:
-    """Write the slip into a model's folder."""
-    write_atomic(
-        folder / PROVENANCE_FILE, (json.dumps(asdict(provenance), indent=1) + "\n").encode()
-    )
+    """Write the provenance file; names of comparison models are left out where there are none."""
+    content = asdict(provenance)
+    for name in ("other_seed", "control", "negative_control"):
+        if not content[name]:
+            del content[name]
+    write_atomic(folder / PROVENANCE_FILE, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def read_provenance(folder: Path) -> Provenance | None:
-    """Read the slip of a model's folder; None where there is none.
+    """Read the provenance file of a model's folder; None where there is none.
 
     Raises:
-        ModelError: The slip is broken.
+        ModelError: The file is malformed.
     """
     path = folder / PROVENANCE_FILE
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return Provenance(**found | {"storage": StorageCost(**found["storage"])})
+        content = json.loads(path.read_text(encoding="utf-8"))
+        result = Provenance(**content | {"storage": StorageCost(**content["storage"])})
+        for names in (result.other_seed, result.control, result.negative_control):
+            if not all(isinstance(name, str) for name in _names(names)):
+                raise TypeError(f"{names!r} is not a model name or a list of them")
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(
-            f"{str(path)!r} does not say how the model was made ({error}): make it again, or "
-            "delete the file to load the weights as they are"
+            f"{str(path)!r} is not a provenance file ({error}): make the model again, or delete "
+            "the file to load the weights without it"
         ) from error
+    return result
+
+
+def _names(names: ModelNames) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def folder_storage(folder: Path) -> StorageCost:
-    """Count the bits of the weights in a folder as their files hold them, tied ones once."""
+    """Bits of the weights in a folder's safetensors files, tied weights once."""
     from safetensors import safe_open
 
     bits = {"weights": 0.0, "embeddings": 0.0, "other": 0.0}
@@ -112,7 +144,7 @@ _EMBEDDING_NAMES = (
 
 
 def storage_part(name: str, dimensions: int) -> str:
-    """Say which part of the storage a weight belongs to, by its name and how many axes it has."""
+    """Field of `StorageCost` that a weight counts in, by its name and number of axes."""
     if any(word in name.split(".") for word in _EMBEDDING_NAMES):
         return "embeddings"
     return "weights" if dimensions == 2 else "other"

@@ -1,4 +1,4 @@
-"""Numbers with their intervals."""
+"""Estimates with their 95 % intervals: Wilson for proportions, percentile bootstrap for the rest."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ from jaxtyping import Bool, Float
 from scipy.stats import binomtest
 
 CONFIDENCE_LEVEL = 0.95
-_DRAWS = 2000
+BOOTSTRAP_DRAWS = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number and its 95 % interval."""
+    """A number with its 95 % interval."""
 
     value: float
     low: float
@@ -25,29 +25,39 @@ class Estimate:
 
 
 def proportion(hits: Bool[np.ndarray, " prompt"]) -> Estimate:
-    """Return a share with its Wilson interval, which is honest at 0 and at 1 (Wilson 1927).
-
-    Of no prompts the share is NaN, and may be anything from 0 to 1.
-    """
+    """Fraction of hits with its Wilson interval (1927, JASA 22:209); NaN in [0, 1] of no prompts."""
     if not len(hits):
         return Estimate(float("nan"), 0.0, 1.0)
-    found = binomtest(int(hits.sum()), len(hits)).proportion_ci(CONFIDENCE_LEVEL, method="wilson")
-    return Estimate(float(hits.mean()), float(found.low), float(found.high))
+    interval = binomtest(int(hits.sum()), len(hits)).proportion_ci(
+        CONFIDENCE_LEVEL, method="wilson"
+    )
+    return Estimate(float(hits.mean()), float(interval.low), float(interval.high))
 
 
 def bootstrap_mean(values: Float[np.ndarray, " prompt"], *, seed: int) -> Estimate:
-    """Return a mean with its bootstrap interval over prompts (percentile, 2,000 draws)."""
-    weights = bootstrap_weights(len(values), _DRAWS, seed=seed) / len(values)
+    """Mean with its bootstrap interval over prompts."""
+    weights = bootstrap_weights(len(values), BOOTSTRAP_DRAWS, seed=seed) / len(values)
     return percentile_interval(float(values.mean()), weights @ values)
 
 
+def bootstrap_ratio(
+    numerator: Float[np.ndarray, " prompt"], denominator: Float[np.ndarray, " prompt"], *, seed: int
+) -> Estimate:
+    """Ratio of two means over the same prompts, with its bootstrap interval."""
+    weights = bootstrap_weights(len(numerator), BOOTSTRAP_DRAWS, seed=seed)
+    return percentile_interval(
+        float(numerator.mean() / denominator.mean()),
+        (weights @ numerator) / (weights @ denominator),
+    )
+
+
 def percentile_interval(value: float, samples: Float[np.ndarray, " draw"]) -> Estimate:
-    """Return a number with the middle 95 % of its bootstrap draws."""
+    """A number with the middle 95 % of its bootstrap draws."""
     low, high = np.quantile(samples, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
     return Estimate(float(value), float(low), float(high))
 
 
 def bootstrap_weights(count: int, n_draws: int, *, seed: int) -> Float[np.ndarray, "draw prompt"]:
-    """Say how often each prompt is drawn in each bootstrap sample."""
+    """Number of times that each prompt occurs in each bootstrap sample."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(count, np.full(count, 1 / count), size=n_draws).astype(np.float64)

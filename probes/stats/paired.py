@@ -1,36 +1,27 @@
-"""Right and wrong answers to the same items twice over: their difference, and what would show.
-
-One item is one unit throughout, however many texts were made of it.
-"""
+"""Paired comparison of two accuracies on the same items; the unit is the item."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import sqrt
 
 import numpy as np
-from jaxtyping import Bool, Float
-from scipy.stats import binom, binomtest
+from jaxtyping import Bool
+from scipy.stats import binomtest
 
 from probes.errors import OutcomeError
-from probes.stats.intervals import (
-    CONFIDENCE_LEVEL,
-    Estimate,
-    bootstrap_weights,
-    percentile_interval,
-)
-
-_DRAWS = 2000
-_MAX_ITEMS = 10_000_000
+from probes.stats.intervals import CONFIDENCE_LEVEL, Estimate
+from probes.stats.power import minimum_detectable_effect
 
 
 @dataclass(frozen=True, slots=True)
 class PairedTest:
-    """The same items answered twice.
+    """McNemar's exact test of two accuracies on the same items.
 
     Attributes:
-        both, gained, lost, neither: Items right both times, only the second, only the first, never.
-        difference: Second accuracy less the first, -1 to 1, with Newcombe's 95 % interval.
-        p: Two-sided exact McNemar test: of the items that changed, as many went either way.
+        both_correct, neither_correct: Number of items correct both times, or never.
+        gained, lost: Number of items correct only the second time, or only the first.
+        difference: Second accuracy minus the first, -1 to 1, with Newcombe's 95 % interval.
+        p_value: Two-sided.
     """
 
     both_correct: int
@@ -42,25 +33,27 @@ class PairedTest:
 
     @property
     def n_items(self) -> int:
-        """How many items there are."""
+        """Number of items."""
         return self.both_correct + self.gained + self.lost + self.neither_correct
 
     @property
     def discordance(self) -> float:
-        """Share of items answered rightly only once, 0 to 1."""
+        """Fraction of items correct exactly once, 0 to 1."""
         return (self.gained + self.lost) / self.n_items
 
     def minimum_detectable_effect(self, level: float = 0.05) -> float:
-        """Return the smallest difference so many items likely show, if as many answers change."""
+        """Smallest difference that this number of items detects, at the same discordance."""
         rate = (self.both_correct + self.lost) / self.n_items
         return minimum_detectable_effect(
             self.n_items, rate, discordance=self.discordance, level=level
         )
 
     def verdict(self, *, p_value: float | None = None, margin: float | None = None) -> str:
-        """Say "more", "less", "alike" (the interval lies within ±`margin`) or "cannot tell".
+        """Label "more", "less", "alike" (the interval lies within ±`margin`) or "cannot tell".
 
-        `p` stands for the own one where several comparisons were made and it was corrected.
+        Args:
+            p_value: The p-value corrected for multiple tests, in place of the test's own.
+            margin: Equivalence margin of the difference, 0 to 1.
         """
         if (self.p_value if p_value is None else p_value) < 1 - CONFIDENCE_LEVEL:
             return "more" if self.difference.value > 0 else "less"
@@ -71,10 +64,10 @@ class PairedTest:
 def mcnemar_test(
     first: Bool[np.ndarray, " prompt"], second: Bool[np.ndarray, " prompt"]
 ) -> PairedTest:
-    """Compare two sets of answers to the same items, item by item.
+    """McNemar's exact test of two sets of answers to the same items.
 
     Raises:
-        OutcomeError: There is no item, or the two are not equally many.
+        OutcomeError: There is no item, or the numbers of answers differ.
     """
     if len(first) != len(second) or not len(first):
         raise OutcomeError(
@@ -86,13 +79,17 @@ def mcnemar_test(
 
 
 def possible_tables(first: int, second: int, n_items: int) -> Iterator[PairedTest]:
-    """Yield every pairing that two published counts of right answers leave open.
+    """Yield every paired table with the given margins.
 
-    Papers often give "15 of 30" and "16 of 30", but not how many items changed.
+    Papers often report "15 of 30" and "16 of 30", but not how many items changed.
+
+    Args:
+        first, second: Number of correct answers, 0 to `n_items`.
+        n_items: Number of items.
     """
     if not (0 <= first <= n_items and 0 <= second <= n_items and n_items > 0):
         raise OutcomeError(
-            f"{first} and {second} right of {n_items}: counts run from 0 to the items"
+            f"{first} and {second} of {n_items} are correct: give counts from 0 to the number of items"
         )
     for both in range(max(0, first + second - n_items), min(first, second) + 1):
         gained, lost = second - both, first - both
@@ -115,7 +112,7 @@ def _from_counts(both_correct: int, gained: int, lost: int, neither_correct: int
 def _newcombe(both_correct: int, gained: int, lost: int, neither_correct: int) -> Estimate:
     """Newcombe's interval of a paired difference (1998, Stat Med 17:2635, method 10).
 
-    A bootstrap would shrink to a point where no item changed, as if all were known then.
+    A bootstrap interval has no width where no item changed.
     """
     items = both_correct + gained + lost + neither_correct
     ends = []
@@ -136,136 +133,3 @@ def _newcombe(both_correct: int, gained: int, lost: int, neither_correct: int) -
     low = value - sqrt(max(0.0, down2**2 - 2 * phi * down2 * up1 + up1**2))
     high = value + sqrt(max(0.0, up2**2 - 2 * phi * up2 * down1 + down1**2))
     return Estimate(value, max(low, -1.0), min(high, 1.0))
-
-
-def minimum_detectable_effect(
-    n_items: int,
-    accuracy: float,
-    *,
-    discordance: float | None = None,
-    power: float = 0.8,
-    level: float = 0.05,
-) -> float:
-    """Return the smallest difference of accuracy that a paired comparison would likely show.
-
-    Exact for McNemar's exact two-sided test; the difference lies between 0 and 1, and leads away
-    from the nearer end of the scale, where there is room. Infinite where even the largest
-    difference would be missed.
-
-    Args:
-        items: How many items are answered twice.
-        rate: Accuracy without the change, 0 to 1.
-        discordance: Share of items whose answer changes, whichever way (a difference needs at
-            least itself). None: the two answers to an item know nothing of one another, which
-            asks more of the items than answers that mostly agree.
-        power: How likely the test shall be significant.
-        level: Of the test.
-    """
-    _check_arguments(n_items, accuracy, discordance)
-
-    def enough(difference: float) -> bool:
-        gain, loss = _change_rates(accuracy, difference, discordance)
-        return mcnemar_power(n_items, gain, loss, level=level) >= power
-
-    low, high = 0.0, max(accuracy, 1 - accuracy)
-    if not enough(high):
-        return inf
-    while high - low > 1e-5:
-        middle = (low + high) / 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
-
-
-def items_needed(
-    difference: float,
-    accuracy: float,
-    *,
-    discordance: float | None = None,
-    power: float = 0.8,
-    level: float = 0.05,
-) -> int:
-    """Return how many items a difference of accuracy needs; arguments as in `minimum_effect`.
-
-    Exact tests lose a little power at some larger numbers, as their counts are whole.
-
-    Raises:
-        OutcomeError: There is no room for such a difference, or ten million do not do.
-    """
-    _check_arguments(1, accuracy, discordance)
-    if not 0 < difference <= max(accuracy, 1 - accuracy):
-        raise OutcomeError(
-            f"A difference of {difference} does not fit an accuracy of {accuracy}: give one above 0 "
-            f"and at most {max(accuracy, 1 - accuracy):g}"
-        )
-    gain, loss = _change_rates(accuracy, difference, discordance)
-
-    def seen(items: int) -> bool:
-        return mcnemar_power(items, gain, loss, level=level) >= power
-
-    low, high = 0, 1
-    while not seen(high):
-        low, high = high, 2 * high
-        if high > _MAX_ITEMS:
-            raise OutcomeError(
-                f"{_MAX_ITEMS} items do not show {difference}: look for a larger one"
-            )
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if seen(middle) else (middle, high)
-    return high
-
-
-def mcnemar_power(n_items: int, gain: float, loss: float, *, level: float = 0.05) -> float:
-    """Return how likely McNemar's exact test finds more gained than lost.
-
-    `gain` and `loss` are the shares of items that change in each direction.
-    """
-    changing = min(1.0, gain + loss)
-    if changing <= 0:
-        return 0.0
-    # How many items change lies within a few standard deviations; the rest weighs nothing.
-    spread = 10 * sqrt(n_items * changing * (1 - changing)) + 10
-    low, high = (int(np.clip(n_items * changing + k * spread, 0, n_items)) for k in (-1, 1))
-    changed = np.arange(low, high + 1)
-    # The fewest gains whose tail is at most half the level.
-    fewest = binom.isf(level / 2, changed, 0.5) + 1
-    seen = binom.sf(fewest - 1, changed, min(1.0, gain / (gain + loss)))
-    return float((binom.pmf(changed, n_items, changing) * seen).sum())
-
-
-def accuracy_step(n_items: int) -> float:
-    """Return what one item more or less is, in points of accuracy (0 to 100)."""
-    if n_items < 1:
-        raise OutcomeError(f"{n_items} items found: give at least one")
-    return 100 / n_items
-
-
-def bootstrap_ratio(
-    numerator: Float[np.ndarray, " prompt"], denominator: Float[np.ndarray, " prompt"], *, seed: int
-) -> Estimate:
-    """Return the ratio of two means over the same prompts, with its bootstrap interval."""
-    weights = bootstrap_weights(len(numerator), _DRAWS, seed=seed)
-    return percentile_interval(
-        float(numerator.mean() / denominator.mean()),
-        (weights @ numerator) / (weights @ denominator),
-    )
-
-
-def _change_rates(
-    accuracy: float, difference: float, discordance: float | None
-) -> tuple[float, float]:
-    """Shares of items that go from wrong to right and back, for a rise from the nearer end."""
-    low = min(accuracy, 1 - accuracy)
-    if discordance is None:
-        return (1 - low) * (low + difference), low * (1 - low - difference)
-    room = min(2 * low + difference, 2 * (1 - low) - difference)
-    changing = max(difference, min(discordance, room))
-    return (changing + difference) / 2, (changing - difference) / 2
-
-
-def _check_arguments(n_items: int, accuracy: float, discordance: float | None) -> None:
-    if n_items < 1 or not 0 <= accuracy <= 1 or not 0 <= (discordance or 0) <= 1:
-        raise OutcomeError(
-            f"{n_items} items, accuracy {accuracy}, discordance {discordance}: give at least one item, "
-            "and shares between 0 and 1"
-        )

@@ -19,7 +19,6 @@ from probes.circuits.faithfulness import (
     faithfulness_curve,
     faithfulness_estimate,
     faithfulness_values,
-    holm,
     minimality,
     random_baseline,
     sample_random_circuits,
@@ -31,6 +30,7 @@ from probes.circuits.selection import connected_edges, greedy_edges, random_path
 from probes.circuits.task import task_from_tokens
 from probes.errors import CircuitError
 from probes.stats.intervals import proportion
+from probes.stats.multiple_testing import holm
 from probes.testing.planted_circuits import induction
 from probes.testing.planted_gates import or_gate
 from probes.testing.tiny_models import tiny

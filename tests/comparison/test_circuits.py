@@ -22,12 +22,11 @@ from probes.comparison.circuits.edge_tests import (
 from probes.comparison.circuits.overlap import (
     edge_overlaps,
     node_overlap,
-    split_groups,
     sum_by_group,
-    text_groups,
 )
 from probes.errors import CircuitError, GateError
 from probes.models.model import load
+from probes.prompts.splits import split_groups, text_groups
 from probes.testing.equivalent_models import round_weights
 from probes.testing.planted_circuits import D_HEAD, induction
 from probes.testing.planted_gates import NO, OFF, ON, YES, or_gate

@@ -16,7 +16,6 @@ from probes.comparison.rate_distortion.mechanism import (
     interchange_outcome,
     record_runs,
     sample_mechanism_test,
-    split_by_text,
     task_from_interchange_pairs,
 )
 from probes.comparison.rate_distortion.order import (
@@ -46,6 +45,7 @@ from probes.prompts.catalog import pattern
 from probes.prompts.interchange_pairs import sample_interchange_pairs
 from probes.prompts.pair_batch import tokenize_pairs
 from probes.prompts.pattern import Pattern
+from probes.prompts.splits import split_by_text
 from probes.testing.equivalent_models import round_weights
 from probes.testing.tiny_models import KINDS, tiny, tiny_hf
 

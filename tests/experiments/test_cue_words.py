@@ -33,14 +33,13 @@ from probes.experiments.cue_words.texts import (
     tokenize_cues,
 )
 from probes.models.model import Model, wrap
-from probes.stats.paired import (
+from probes.stats.intervals import bootstrap_ratio
+from probes.stats.paired import mcnemar_test, possible_tables
+from probes.stats.power import (
     accuracy_step,
-    bootstrap_ratio,
     items_needed,
     mcnemar_power,
-    mcnemar_test,
     minimum_detectable_effect,
-    possible_tables,
 )
 from probes.testing.tiny_models import tiny, tiny_hf
 

@@ -12,7 +12,6 @@ from probes.circuits.path_patching import edge_patching, path_patching
 from probes.circuits.reference_runs import run_references
 from probes.circuits.task import task_from_tokens
 from probes.errors import CircuitError, SiteError
-from probes.interventions import sweep as patching
 from probes.interventions.sweep import PatchingEffects, activation_patching
 from probes.models.decoder import decompose
 from probes.models.site import component_sites

@@ -25,9 +25,7 @@ from probes.comparison.circuits.overlap import (
     Overlap,
     edge_overlaps,
     node_overlap,
-    split_groups,
     sum_by_group,
-    text_groups,
 )
 from probes.comparison.circuits.result import CircuitComparison, SizeComparison
 from probes.comparison.circuits.transfer import evaluate_transfer, stage_task
@@ -35,6 +33,7 @@ from probes.errors import CircuitError
 from probes.models.model import Model, load
 from probes.prompts.catalog import pattern
 from probes.prompts.pattern import Pattern
+from probes.prompts.splits import split_groups, text_groups
 from probes.stats.intervals import Estimate, bootstrap_mean
 
 SIZES = (0.01, 0.02, 0.05, 0.1, 0.2)

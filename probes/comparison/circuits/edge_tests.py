@@ -11,7 +11,7 @@ from jaxtyping import Float
 from scipy.stats import false_discovery_control
 
 from probes.circuits.graph import ComputationGraph
-from probes.stats.intervals import Estimate, bootstrap_weights, percentile_interval
+from probes.stats.intervals import BOOTSTRAP_DRAWS, Estimate, bootstrap_weights, percentile_interval
 
 FDR_LEVEL = 0.05
 """Share of false discoveries among the edges that are said to have changed."""
@@ -20,7 +20,6 @@ MAX_SIGN_FLIPS = 4096
 """Patterns of signs that a difference is held against; all there are, for up to 12 prompts."""
 
 _BLOCK = 4_000_000  # Floats of flipped sums held at once.
-_DRAWS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,7 @@ def edge_changes(
     apart = np.where(np.abs((a - b).mean(0)) <= min_difference, 0.0, a - b)
     p = sign_flip_test(apart, seed=seed)
     q = false_discovery_control(p)
-    weights = bootstrap_weights(len(a), _DRAWS, seed=seed) / len(a)
+    weights = bootstrap_weights(len(a), BOOTSTRAP_DRAWS, seed=seed) / len(a)
     means = (a.mean(0), b.mean(0))
     found = np.flatnonzero(q < FDR_LEVEL)
     found = found[np.argsort(-np.abs(apart[:, found].mean(0)), kind="stable")]

@@ -179,17 +179,6 @@ def node_overlap(
     return float((one & two).sum() / (one | two).sum()), float(chance.mean())
 
 
-def text_groups(texts: Sequence[tuple[object, object]]) -> Int[np.ndarray, " prompt"]:
-    """Number pairs so that those that share a text, by whatever way, share a number."""
-    import networkx
-
-    joined = networkx.Graph(texts)
-    number = {
-        text: n for n, some in enumerate(networkx.connected_components(joined)) for text in some
-    }
-    return np.array([number[one] for one, _ in texts])
-
-
 def sum_by_group(
     scores: Float[Tensor, "prompt edge"], group: Int[np.ndarray, " prompt"]
 ) -> Float[Tensor, "group edge"]:
@@ -197,15 +186,3 @@ def sum_by_group(
     found, place = np.unique(group, return_inverse=True)
     total = torch.zeros(len(found), scores.shape[1], dtype=scores.dtype)
     return total.index_add(0, torch.from_numpy(place), scores)
-
-
-def split_groups(
-    group: Int[np.ndarray, " prompt"], *, seed: int
-) -> tuple[Int[Tensor, " _"], Int[Tensor, " _"]]:
-    """Return two halves of the pairs, as even as groups that stay together allow."""
-    sides: tuple[list[int], list[int]] = ([], [])
-    for number in np.random.default_rng(seed).permutation(np.unique(group)):
-        smaller = min(sides, key=len)
-        smaller += np.flatnonzero(group == number).tolist()
-    one, two = (torch.tensor(sorted(side), dtype=torch.int64) for side in sides)
-    return one, two

@@ -21,7 +21,7 @@ from probes.circuits.reference_runs import ReferenceRuns, run_references
 from probes.circuits.task import Task
 from probes.errors import GateError
 from probes.models.model import Model
-from probes.stats.intervals import Estimate, bootstrap_weights, percentile_interval
+from probes.stats.intervals import BOOTSTRAP_DRAWS, Estimate, bootstrap_weights, percentile_interval
 
 TransferLabel = Literal["works", "falls short", "cannot tell", "no circuit"]
 
@@ -30,8 +30,6 @@ MARGIN = 0.1
 
 MIN_OWN_FRACTION = 0.5
 """Share of the lead that a model's own circuit must surely keep: less is hardly a circuit."""
-
-_DRAWS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +126,7 @@ def _bootstrap_gaps(
     stage: ReferenceRuns, logit_diffs: Float[Tensor, "circuit prompt"], seed: int
 ) -> Float[np.ndarray, " draw"]:
     """Draw the prompts anew: the given circuit's share less the own one's, both at most 1."""
-    weights = bootstrap_weights(logit_diffs.shape[1], _DRAWS, seed=seed)
+    weights = bootstrap_weights(logit_diffs.shape[1], BOOTSTRAP_DRAWS, seed=seed)
     both, whole, none = (
         t.double().cpu().numpy()
         for t in (logit_diffs, stage.clean_logit_diffs, stage.ablated_logit_diffs)

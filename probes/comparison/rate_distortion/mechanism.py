@@ -6,9 +6,7 @@ item, beside whether the model answers base and source rightly when nothing is p
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
-import networkx
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -28,6 +26,7 @@ from probes.prompts.interchange_pairs import (
 from probes.prompts.pair_batch import PairBatch, sample_pairs, tokenize_pairs
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Pair
+from probes.prompts.splits import split_by_text
 
 VariableSites = Mapping[str, Site]
 """For each variable the site where it is put in."""
@@ -188,23 +187,6 @@ def _test_from_pairs(parent: Model, pattern: Pattern, bases: int, seed: int) -> 
         for some in (finding, judging)
     )
     return MechanismTest(there, lambda model: best_sites(record_runs(model, here)))
-
-
-def split_by_text(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
-    """Part pairs so that no text is on both sides; each contrast is parted by itself."""
-    joined = networkx.Graph([(pair.clean.text, pair.counterfactual.text) for pair in pairs])
-    group = {
-        text: n for n, texts in enumerate(networkx.connected_components(joined)) for text in texts
-    }
-    sides: tuple[list[Pair], list[Pair]] = ([], [])
-    chosen: dict[int, int] = {}
-    for _, some in groupby(pairs, key=lambda pair: pair.contrast):
-        counts = [0, 0]
-        for pair in some:
-            side = chosen.setdefault(group[pair.clean.text], int(counts[1] < counts[0]))
-            counts[side] += 1
-            sides[side].append(pair)
-    return sides
 
 
 def _task_from_contrasts(pairs: PairBatch) -> InterchangeTask:

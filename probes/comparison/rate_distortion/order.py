@@ -8,7 +8,13 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from probes.comparison.rate_distortion.mechanism import InterchangeOutcome
-from probes.stats.intervals import Estimate, bootstrap_weights, percentile_interval, proportion
+from probes.stats.intervals import (
+    BOOTSTRAP_DRAWS,
+    Estimate,
+    bootstrap_weights,
+    percentile_interval,
+    proportion,
+)
 from probes.stats.paired import mcnemar_test
 
 LossOrderLabel = Literal["mechanism first", "accuracy first", "together", "neither", "cannot tell"]
@@ -19,8 +25,6 @@ MARGIN = 0.05
 
 MIN_PAIRS = 20
 """So many items must be solved by both models, or nothing is said of their mechanism."""
-
-_DRAWS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,7 @@ def loss_order(
     both = parent.solved & relative.solved
     if both.sum() < MIN_PAIRS:
         return None
-    weights = bootstrap_weights(len(both), _DRAWS, seed=seed)
+    weights = bootstrap_weights(len(both), BOOTSTRAP_DRAWS, seed=seed)
     lost = _bootstrap_mean(parent.mean_hits - relative.mean_hits, both, weights)
     missed = parent.right.astype(float) - relative.right
     wrong = _bootstrap_mean(missed, np.ones_like(both), weights)
@@ -120,7 +124,7 @@ def compare_with_noise(
     """Compare a relative with copies of its parent that are as far away; None without any."""
     if not copies:
         return None
-    weights = bootstrap_weights(len(parent.right), _DRAWS, seed=seed)
+    weights = bootstrap_weights(len(parent.right), BOOTSTRAP_DRAWS, seed=seed)
     shared = [parent.solved & relative.solved & one.outcome.solved for one in copies]
     enough = [n for n, items in enumerate(shared) if items.sum() >= MIN_PAIRS]
     gaps = [
@@ -153,7 +157,9 @@ def shared_interchange_accuracy(
     if both.sum() < MIN_PAIRS:
         return UNKNOWN
     return _to_estimate(
-        _bootstrap_mean(relative.mean_hits, both, bootstrap_weights(len(both), _DRAWS, seed=seed))
+        _bootstrap_mean(
+            relative.mean_hits, both, bootstrap_weights(len(both), BOOTSTRAP_DRAWS, seed=seed)
+        )
     )
 
 

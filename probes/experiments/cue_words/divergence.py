@@ -30,8 +30,7 @@ from probes.experiments.cue_words.texts import (
 from probes.interventions.activation_patching import patch_sites, run_with_cache
 from probes.models.model import Model
 from probes.models.site import Site
-from probes.stats.intervals import Estimate, bootstrap_mean
-from probes.stats.paired import bootstrap_ratio
+from probes.stats.intervals import Estimate, bootstrap_mean, bootstrap_ratio
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from probes.circuits.faithfulness import holm
 from probes.errors import OutcomeError
 from probes.experiments.cue_words.texts import GivenAnswer
 from probes.stats.intervals import Estimate, bootstrap_mean, proportion
+from probes.stats.multiple_testing import holm
 from probes.stats.paired import PairedTest, mcnemar_test
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from probes.prompts.catalog import pattern
 from probes.prompts.held_out import family_split, valid_number_pairs
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
-from probes.stats.intervals import Estimate, bootstrap_weights, percentile_interval
+from probes.stats.intervals import BOOTSTRAP_DRAWS, Estimate, bootstrap_weights, percentile_interval
 
 AXES = ("seen", "cells", "nouns", "combinations", "jointly")
 """What is held out of the questions: nothing, one thing, or all that can be at once."""
@@ -24,7 +24,6 @@ BOTH_PATTERNS = "both"
 """What the cells of both patterns together are called."""
 
 NumberCells = list[tuple[str, int, int]]
-_DRAWS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,5 +145,5 @@ def bootstrap_over_cells(correct: np.ndarray, cells: NumberCells, *, seed: int) 
     order = {cell: k for k, cell in enumerate(sorted(set(cells)))}
     index = np.array([order[cell] for cell in cells])
     each = np.bincount(index, correct) / np.bincount(index)
-    drawn = bootstrap_weights(len(each), _DRAWS, seed=seed) @ each / len(each)
+    drawn = bootstrap_weights(len(each), BOOTSTRAP_DRAWS, seed=seed) @ each / len(each)
     return percentile_interval(float(each.mean()), drawn)
