@@ -57,7 +57,7 @@ class FamilyComparison:
                 )
                 for one in self.comparisons
             }
-        rows["heads of its own"] = {
+        rows["new heads"] = {
             one.other.name: ", ".join(f.counterpart for f in one.verdicts if f.label == "new")
             or "–"
             for one in self.comparisons
@@ -75,11 +75,11 @@ class FamilyComparison:
             gates = one.gates[len(one.answers) :]
             rows[one.other.name] = {
                 **{f"{gate.answer} right": gate.accuracy.value for gate in gates},
-                "heads alike": one.mean_pair_score.score.value,
-                "heads alike, untrained": one.mean_pair_score.chance_high,
-                "kinship": one.mean_interchange_accuracy,
+                "head similarity": one.mean_pair_score.score.value,
+                "head similarity, random-init (95th percentile)": one.mean_pair_score.chance_high,
+                "mean interchange accuracy": one.mean_interchange_accuracy,
                 **{
-                    f"{b.variable} turned": b.interchange_accuracy.value
+                    f"{b.variable} interchange accuracy": b.interchange_accuracy.value
                     for b in one.transfers_to_full
                 },
             }
@@ -87,20 +87,20 @@ class FamilyComparison:
             nets = [
                 np.array([back.nulls for back in one.transfers_to_full]) for one in self.comparisons
             ]
-            rows["best untrained"] = {
-                "kinship": float(max(net.mean(0).max() for net in nets)),
+            rows["best random-init"] = {
+                "mean interchange accuracy": float(max(net.mean(0).max() for net in nets)),
                 **{
-                    f"{one.variable} turned": float(max(net[k].max() for net in nets))
+                    f"{one.variable} interchange accuracy": float(max(net[k].max() for net in nets))
                     for k, one in enumerate(first.transfers_to_full)
                 },
             }
             for name in first.transfers_to_full[0].negative_controls:
                 rows[name] = {
-                    "kinship": float(
+                    "mean interchange accuracy": float(
                         np.mean([one.negative_controls[name] for one in first.transfers_to_full])
                     ),
                     **{
-                        f"{one.variable} turned": one.negative_controls[name]
+                        f"{one.variable} interchange accuracy": one.negative_controls[name]
                         for one in first.transfers_to_full
                     },
                 }

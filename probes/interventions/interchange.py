@@ -199,7 +199,7 @@ class InterchangeOutcomes:
             for label in (*self.labels[answer], OTHER):
                 found = self.proportion(site, label, answer)
                 rows.append((name, label, found.value, found.low, found.high))
-        return pd.DataFrame(rows, columns=["answer", "outcome", "share", "low", "high"])
+        return pd.DataFrame(rows, columns=["answer", "outcome", "fraction", "low", "high"])
 
     def logit_shift(
         self, label: str, answer: int = NUMBER_READOUT, *, at_other_readout: bool = False

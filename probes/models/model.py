@@ -210,7 +210,7 @@ def random_init(model: Model, *, seed: int) -> Model:
         torch.default_generator.manual_seed(seed)
         config = copy.deepcopy(model.config)
         hf_model = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
-    names = (f"{model.name} untrained {seed}", f"untrained like {model.name}, seed {seed}")
+    names = (f"{model.name} random-init {seed}", f"random-init like {model.name}, seed {seed}")
     return _build_model(hf_model.to(model.device), names, model.tokenizer)
 
 

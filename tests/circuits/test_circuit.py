@@ -43,7 +43,7 @@ def scored(wiring, scores):
     """Scores for all edges of a wiring: those named, and NaN."""
     found = np.full(len(wiring), np.nan)
     for name, score in scores.items():
-        found[wiring.number(Edge.parse(name))] = score
+        found[wiring.index_of(Edge.parse(name))] = score
     return found
 
 

@@ -250,7 +250,7 @@ def test_a_closed_gate_says_what_was_asked_how_it_went_and_what_to_do(monkeypatc
     with pytest.raises(GateError) as caught:
         trace(untrained())
     said = str(caught.value)
-    assert said.startswith("full untrained 0 does not have the behavior: number of 'take-away'")
+    assert said.startswith("full random-init 0 does not have the behavior: number of 'take-away'")
     assert "right in 0.00 [0.00, 0.02]" in said
     assert "'copy x' in 0.12" in said
     assert said.endswith("choose a model or a pattern whose gate is open.")

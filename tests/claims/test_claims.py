@@ -185,9 +185,9 @@ def test_one_state_whatever_the_object_holds_where_all_speaks_for_it():
     ("changes", "reason"),
     [
         ({"hot": spots(other_object=NO, difference=YES)}, "same and other objects alike"),
-        ({"hot": spots(groups={"untrained cells": NO})}, "untrained cells: "),
-        ({"hot": spots(groups={"new objects": NO})}, "new objects: "),
-        ({"hot": spots(other_object=NO, same=NO)}, "no site hands over operation"),
+        ({"hot": spots(unseen_groups={"untrained cells": NO})}, "untrained cells: "),
+        ({"hot": spots(unseen_groups={"new objects": NO})}, "new objects: "),
+        ({"hot": spots(other_object=NO, same_object=NO)}, "no site hands over operation"),
         ({"unseen": UnseenVerbs(NO, NO, NONE, ())}, "verbs not fitted on: "),
         (
             {"unseen": UnseenVerbs(SURE, SURE, Estimate(0.0, -0.1, 0.0), ())},

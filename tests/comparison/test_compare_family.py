@@ -418,7 +418,7 @@ def test_the_words_stand_in_one_table_and_the_numbers_in_another():
     both = FamilyComparison((made(), gone))
     assert both.names == ("other", "worse")
     assert both["worse"] is gone
-    table = both.edge_table()
+    table = both.table()
     assert table.loc["op"].tolist() == ["kept (L1.resid@op)", "cannot tell"]
     assert table.loc["x"].tolist() == ["kept (L1.resid@x)", ""]
     assert table.loc["heads of its own"].tolist() == ["–", "L0.H1"]
@@ -562,12 +562,12 @@ def test_pairs_of_a_file_say_why_nothing_was_put_in_and_name_no_variable(from_fi
         with pytest.raises(SiteError):
             one.explain("operation")
     assert "random-init" in from_file.names[1]
-    assert from_file.indices_of().loc["kinship"].isna().all()
+    assert from_file.metrics().loc["mean interchange accuracy"].isna().all()
     assert json.dumps(from_file.to_dict())
 
 
 def test_closed_gates_leave_no_head_a_word_and_every_number_its_place(from_file):
-    table = from_file.edge_table()
+    table = from_file.table()
     assert (table.drop("heads of its own") == "behavior absent").all(axis=None)
     assert np.isfinite(from_file.comparisons[0].mean_pair_score.chance)
 
@@ -594,7 +594,7 @@ def test_names_with_brackets_are_told_apart_and_others_left_alone():
 
 def test_an_untrained_relative_is_none_of_the_nets_that_stand_for_chance():
     _, (net,) = relatives._load_models(fox("template"), ["random-init"], 0)
-    assert net.name == "planted template untrained 10000"
+    assert net.name == "planted template random-init 10000"
     assert net.tokenizer is fox("template").tokenizer
 
 
@@ -625,7 +625,12 @@ def wired(monkeypatch):
 
     def measured(model, plan):
         one = object.__new__(ModelMeasurements)  # With nothing in it but what is asked for here.
-        known = {"model": model, "host": None, "donor": None, "heads": ModelHeads(model, {}, empty)}
+        known = {
+            "model": model,
+            "recipient": None,
+            "donor": None,
+            "heads": ModelHeads(model, {}, empty),
+        }
         for name, value in known.items():
             object.__setattr__(one, name, value)
         return one
@@ -648,7 +653,9 @@ def test_a_control_stands_beside_the_relative_whose_shape_it_has(wired):
     compare_family(models[0], models[1:], nulls=1, negative_controls=[])
     assert [name for name, _ in wired] == ["distilled", "distilled-narrow"]
     for _, around in wired:
-        assert {name: one.name for name, one in around.controls.items()} == {"distilled": "scratch"}
+        assert {name: one.name for name, one in around.same_shape.items()} == {
+            "distilled": "scratch"
+        }
 
 
 def test_a_control_that_is_compared_itself_is_measured_once(wired, monkeypatch):
@@ -664,15 +671,15 @@ def test_a_control_that_is_compared_itself_is_measured_once(wired, monkeypatch):
     )
     assert asked == []
     (_, around), *_ = wired
-    assert (around.other_seed.name, around.controls["distilled"].name) == ("full-b", "scratch")
+    assert (around.other_seed.name, around.same_shape["distilled"].name) == ("full-b", "scratch")
 
 
 def test_strangers_that_were_named_are_all_held_against(wired):
     strange = [fox("lexical", 1), fox("lexical", 2)]
     compare_family(fox("template"), [fox("lexical")], FOX, nulls=1, negative_controls=strange)
     ((_, around),) = wired
-    assert [one.model.bridge for one in around.strangers] == [one.bridge for one in strange]
-    names = [one.name for one in around.strangers]
+    assert [one.model.bridge for one in around.negative_controls] == [one.bridge for one in strange]
+    names = [one.name for one in around.negative_controls]
     assert len({*names, "planted template", "planted lexical"}) == 4
 
 
@@ -694,7 +701,7 @@ def test_a_stranger_of_the_other_seeds_name_is_another_model(wired):
     )  # fmt: skip
     ((_, around),) = wired
     assert around.other_seed.model.bridge is fox("lookup", 1).bridge
-    assert [one.model.bridge for one in around.strangers] == [fox("lookup").bridge]
+    assert [one.model.bridge for one in around.negative_controls] == [fox("lookup").bridge]
 
 
 def test_a_relative_that_is_named_as_a_stranger_keeps_its_name(wired):
@@ -707,21 +714,25 @@ def test_a_relative_that_is_named_as_a_stranger_keeps_its_name(wired):
         negative_controls=[fox("lexical"), fox("lookup")],
     )
     ((name, around),) = wired
-    assert [one.name for one in around.strangers] == [name, "planted lookup"]
+    assert [one.name for one in around.negative_controls] == [name, "planted lookup"]
 
 
 def test_members_of_the_family_bring_their_other_seed_and_their_strangers(wired):
     compare_family(load("full"), [load("distilled"), load("copying")], nulls=1)
     ((_, around), _) = wired
     assert around.other_seed.name == "full-b"
-    assert {name: one.name for name, one in around.controls.items()} == {"distilled": "scratch"}
-    assert [one.name for one in around.strangers] == ["permuted"]
+    assert {name: one.name for name, one in around.same_shape.items()} == {"distilled": "scratch"}
+    assert [one.name for one in around.negative_controls] == ["permuted"]
 
 
 def test_models_of_ones_own_bring_none(wired):
     compare_family(fox("template"), [fox("lexical")], FOX, nulls=1)
     ((_, around),) = wired
-    assert (around.other_seed, dict(around.controls), list(around.strangers)) == (None, {}, [])
+    assert (around.other_seed, dict(around.same_shape), list(around.negative_controls)) == (
+        None,
+        {},
+        [],
+    )
 
 
 def test_no_untrained_nets_are_refused_before_anything_is_measured(wired):

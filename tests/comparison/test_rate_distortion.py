@@ -178,13 +178,13 @@ def test_variables_turn_answers_as_interchange_says_they_do(full):
     for name, cell in sites.items():
         wanted = takes_only(theirs, name)[theirs.site_index(site_name(cell))]
         assert (mine.hits[name] == wanted).all()
-    assert (mine.all_correct == (plain.is_outcome("base") & plain.is_outcome("base", 1))[0]).all()
+    assert (mine.right == (plain.is_outcome("base") & plain.is_outcome("base", 1))[0]).all()
 
 
 def test_an_item_is_solved_where_base_and_source_are_both_right(full, mechanism_test, sites):
     runs = record_runs(full, mechanism_test.evaluation)
     found = interchange_outcome(runs, sites)
-    assert found.solved.all() and found.all_correct.all()
+    assert found.solved.all() and found.right.all()
     runs.source.logits[3] = -runs.source.logits[3]
     spoilt = interchange_outcome(runs, {name: Site(1, "resid", "op") for name in found.hits})
     assert not spoilt.solved[3] and spoilt.all_correct[3] and spoilt.solved.sum() == BASES - 1
@@ -295,7 +295,7 @@ def test_noise_is_met_on_items_that_all_three_solve():
     copies = [NoisyCopy(0.1, 0.5, made_up([1] * 200, right=solved)) for _ in range(3)]
     found = compare_with_noise(parent, relative, copies, seed=0)
     assert found.difference.value == pytest.approx(-40 / 120) and found.label == "worse than noise"
-    assert found.accuracy_difference.value == pytest.approx(0.4) and found.all_correct == (
+    assert found.accuracy_difference.value == pytest.approx(0.4) and found.right == (
         0.6,
         0.6,
         0.6,
@@ -356,33 +356,39 @@ def test_a_distance_that_no_noise_reaches_is_not_matched():
 
 def test_every_relative_has_a_point_and_the_parent_loses_nothing(found):
     assert [point.name for point in found.points] == [
-        "full rounded to 3 bits", "distilled", "full untrained 5",
+        "full rounded to 3 bits", "distilled", "full random-init 5",
     ]  # fmt: skip
     own = found.parent
-    assert own.behavior.readout_kl.value == 0 and own.mechanism.loss_order.lead.value == 0
-    assert own.mechanism.circuit_kept.value > 0.7 and own.noise is None
-    assert found.random_init[1] < 0.2 < own.mechanism.interchange_accuracy.value
+    assert (
+        own.behavior.readout_kl.value == 0 and own.mechanism_loss.loss_order.difference.value == 0
+    )
+    assert own.mechanism_loss.circuit_kept.value > 0.7 and own.noise is None
+    assert found.random_init[1] < 0.2 < own.mechanism_loss.interchange_accuracy.value
 
 
 def test_a_relative_of_the_same_graph_is_tried_at_the_parents_sites(found):
     near = found["full rounded to 3 bits"]
-    assert near.same_graph and near.mechanism.sites == found.parent.mechanism.sites
-    assert near.mechanism.parent_states and near.mechanism.circuit_kept.value > 0.5
-    assert near.noise.readout_kl[0] == pytest.approx(near.behavior.readout_kl.value, rel=0.03)
+    assert near.same_graph and near.mechanism_loss.sites == found.parent.mechanism_loss.sites
+    assert near.mechanism_loss.parent_states and near.mechanism_loss.circuit_kept.value > 0.5
+    assert near.noise.kl[0] == pytest.approx(near.behavior.readout_kl.value, rel=0.03)
 
 
 def test_a_relative_of_another_graph_is_tried_at_its_own_and_beside_no_noise(found):
     far = found["distilled"]
-    assert not far.same_graph and far.mechanism.sites == far.mechanism.own_sites
-    assert not far.mechanism.parent_states and math.isnan(far.mechanism.circuit_kept.value)
-    assert far.mechanism.circuit_edges > 0 and far.noise is None
+    assert not far.same_graph and far.mechanism_loss.sites == far.mechanism_loss.own_sites
+    assert not far.mechanism_loss.parent_states and math.isnan(
+        far.mechanism_loss.circuit_kept.value
+    )
+    assert far.mechanism_loss.circuit_edges > 0 and far.noise is None
 
 
 def test_a_closed_gate_keeps_behavior_and_says_nothing_of_the_mechanism(found):
-    net = found["full untrained 5"]
-    assert net.mechanism is None and net.label == "behavior absent" and net.kind == "random-init"
+    net = found["full random-init 5"]
+    assert (
+        net.mechanism_loss is None and net.label == "behavior absent" and net.kind == "random-init"
+    )
     assert net.behavior.readout_kl.value > 1
-    row = found.table().set_index("name").loc["full untrained 5"]
+    row = found.table().set_index("name").loc["full random-init 5"]
     assert row["kl"] > 1 and math.isnan(row["mechanism"]) and row["gate"] == "closed"
 
 
@@ -423,7 +429,7 @@ def test_pairs_give_a_curve_and_relatives_may_be_plain_models(full, tmp_path):
         full, [relative, full], given, bases=54, prompts=4, noise_copies=0, nulls=0
     )
     assert [point.name for point in found.points] == ["random", "full (2)"]
-    assert found["random"].kind == "pruned" and found["random"].mechanism is None
+    assert found["random"].kind == "pruned" and found["random"].mechanism_loss is None
     assert found["full (2)"].behavior.readout_kl.value == 0
 
 

@@ -113,7 +113,12 @@ def test_words_that_are_known_or_long_or_few_are_refused():
 
 
 def test_numbers_that_ask_for_nothing_and_models_without_tokenizer_are_refused():
-    asked: list[dict[str, Any]] = [{"texts": 0}, {"most": 0}, {"rates": ()}, {"rates": (-1e-3,)}]
+    asked: list[dict[str, Any]] = [
+        {"texts": 0},
+        {"max_steps": 0},
+        {"rates": ()},
+        {"rates": (-1e-3,)},
+    ]
     for wrong in asked:
         with pytest.raises(ModelError, match="1 or more"):
             adapt(scratch(), words()[:5], **wrong)

@@ -223,9 +223,11 @@ def test_a_lead_below_nought_is_scored_as_coded_and_flagged():
     found = measure_components(model(), turned)
     assert found.logit_diff == -parts().logit_diff
     assert found.head_influence == pytest.approx(parts().head_influence)
-    negative = replace(scored(), leads=(2.0, -0.5))
+    negative = replace(scored(), logit_diffs=(2.0, -0.5))
     assert "tiny llama 1 32 does not lead with the answer (-0.50)" in negative.summary()[-1]
-    assert not any("lead with" in line for line in replace(scored(), leads=(2.0, 1.0)).summary())
+    assert not any(
+        "lead with" in line for line in replace(scored(), logit_diffs=(2.0, 1.0)).summary()
+    )
 
 
 def test_a_lead_of_nought_is_refused():

@@ -48,8 +48,8 @@ def hot(operation=HERE, thing=THERE):
     made = object.__new__(Hotspots)
     sites = {"operation": operation, "thing": thing}
     spots = tuple(Hotspot(name, cell, NONE, NONE, NONE, {}) for name, cell in sites.items())
-    object.__setattr__(made, "crossed", runs())
-    object.__setattr__(made, "spots", spots)
+    object.__setattr__(made, "runs", runs())
+    object.__setattr__(made, "hotspots", spots)
     return made
 
 

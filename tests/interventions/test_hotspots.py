@@ -122,7 +122,7 @@ def test_a_map_holds_the_share_of_every_site(template):
     for variable in VARIABLES:
         drawn = found.map(variable)
         assert drawn.shape == (len(found.roles), 3)
-        for cell in found.site_names:
+        for cell in found.sites:
             wanted = takes_only(found.other_object, variable)[
                 found.other_object.site_index(site_name(cell))
             ].mean()
@@ -141,7 +141,7 @@ def test_a_spot_repeats_what_the_exchanges_say(template):
     assert (
         found.other_object.site_names
         == found.same_object.site_names
-        == tuple(map(site_name, found.site_names))
+        == tuple(map(site_name, found.sites))
     )
     assert (found.other_object.source_object, found.same_object.source_object) == ("other", "same")
     assert set(found.roles) == set(found.runs.roles)
@@ -178,7 +178,7 @@ def test_groups_hold_what_was_not_met_before():
     words, split = search_words(FOX), family_split()
     assert words == {"thing": list(FOX.lexicon.words("noun")[::2])}
     for name in unseen_sampling(FOX):
-        for pair in strangers(name).other_object:
+        for pair in strangers(name).other:
             here, there = (dict(q.slots) for q in (pair.clean, pair.counterfactual))
             nouns = {here["thing"], there["thing"]}
             known = {
@@ -193,7 +193,7 @@ def test_sites_are_found_without_the_new_objects():
     tokenizers = (fox("template").tokenizer,)
     words = search_words(FOX)
     found = sample_interchange_pairs(FOX, 24, tokenizers=tokenizers, seed=1, allowed_words=words)
-    spoken = {q["thing"] for p in found.other_object for q in (p.clean, p.counterfactual)}
+    spoken = {q["thing"] for p in found.other for q in (p.clean, p.counterfactual)}
     assert spoken <= set(words["thing"])
 
 
@@ -220,7 +220,7 @@ def test_new_objects_stand_in_no_prompt_that_sites_are_found_by(own):
     pattern = list_patterns()["distractor"]
     words = search_words(pattern)
     found = sample_interchange_pairs(pattern, 12, tokenizers=(own,), seed=1, allowed_words=words)
-    spoken = {q[s] for p in found.same_object for q in (p.clean,) for s in ("thing", "other_thing")}
+    spoken = {q[s] for p in found.same for q in (p.clean,) for s in ("thing", "other_thing")}
     assert spoken <= set(words["thing"])
 
 
@@ -267,7 +267,7 @@ def test_a_known_part_of_the_variance_is_found_whatever_the_basis():
     rng = np.random.default_rng(1)
     levels = np.repeat(np.arange(2), 2000)
     states = rng.normal(size=(4000, 6))
-    states[:, 0] += np.role_masks(levels, 2.0, -2.0)  # 4 of 10.
+    states[:, 0] += np.where(levels, 2.0, -2.0)  # 4 of 10.
     turned = np.linalg.qr(rng.normal(size=(6, 6)))[0]
     one, other = (torch.from_numpy(s) for s in (states, 3 * states @ turned + 7))
     assert omega_squared(one, levels) == pytest.approx(0.4, abs=0.02)

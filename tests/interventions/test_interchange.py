@@ -461,7 +461,7 @@ def test_a_joined_role_with_an_unknown_part_is_refused():
         )
 
 
-@pytest.mark.parametrize("ask", ["says", "pull"])
+@pytest.mark.parametrize("ask", ["is_outcome", "logit_shift"])
 def test_a_label_that_is_not_there_is_refused_by_name(ask):
     with pytest.raises(ProbeError, match="nothing"):
         getattr(interchange_intervention(crossed("template"), [OP]), ask)("nothing")

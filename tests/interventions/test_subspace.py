@@ -66,7 +66,7 @@ def asked(model, *, count=64, seed=1):
     mask, readout = torch.ones_like(ids, dtype=torch.bool), torch.full((count, 1), 3)
     where = torch.zeros_like(mask)
     where[:, 3] = True
-    target = torch.role_mask(other[:, 3] % 2 == 0, PLUS, MINUS)
+    target = torch.where(other[:, 3] % 2 == 0, PLUS, MINUS)
     return (
         run_with_cache(model, ids, mask, readout),
         run_with_cache(model, other, mask, readout),
@@ -309,7 +309,7 @@ def test_a_search_moves_only_prompts_that_differ_at_the_tokens():
     half = where.clone()
     half[32:] = False
     # What the other prompts are told to say is never asked.
-    other = torch.role_mask(torch.arange(64) < 32, target, 0)
+    other = torch.where(torch.arange(64) < 32, target, 0)
     told = [searched((clean, source, half, given), steps=4).basis for given in (target, other)]
     assert torch.equal(*told)
 

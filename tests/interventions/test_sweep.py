@@ -289,12 +289,12 @@ def test_edges_from_where_nothing_differs_carry_exactly_nothing(kind):
     found = edge_patching(model, task, roles=True)
     still = [edge.source_role in ("p0", "p1") for edge in edges]
     still = [
-        s or (e.source_positions == "embed" and e.source_role != "p2")
+        s or (e.source == "embed" and e.source_role != "p2")
         for s, e in zip(still, edges, strict=True)
     ]
     assert (found[torch.tensor(still)] == 0).all()
     moved = torch.tensor(
-        [edge.source_positions == "embed" and not s for s, edge in zip(still, edges, strict=True)]
+        [edge.source == "embed" and not s for s, edge in zip(still, edges, strict=True)]
     )
     assert (found[moved] != 0).float().mean() > 0.4
 

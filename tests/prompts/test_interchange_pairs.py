@@ -155,7 +155,7 @@ def test_taking_up_everything_gives_the_answer_of_the_source(case):
 
 def test_sources_differ_in_numbers_verb_and_object_and_keep_frame_and_numerals(case):
     _, pattern, found = case
-    own, turned = (set(p.lexicon.side(p.operation)) for p in (pattern, pattern.flipped()))
+    own, turned = (set(p.lexicon.verbs_of(p.operation)) for p in (pattern, pattern.flipped()))
     for pair, (here, same, there) in zip(found.other, sides(found), strict=True):
         assert all(here[slot] != there[slot] for slot in ("x", "y", "op", "thing"))
         assert (here["op"] in own, there["op"] in turned) == (True, True)

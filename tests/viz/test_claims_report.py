@@ -215,7 +215,7 @@ def test_spaces_add_a_section_of_their_own(proof):
 
 
 def test_the_words_on_top_have_the_tones_of_the_verdicts(proof):
-    found = Read(claims_page((proof,)).body).outcome_index()
+    found = Read(claims_page((proof,)).body).said()
     tones = {"holds": "good", "fails": "bad", "cannot tell": "muted"}
     assert [tone for tone, _ in found] == [tones[one.label] for one in proof.verdicts]
     for verdict, (_, text) in zip(proof.verdicts, found, strict=True):
@@ -230,7 +230,7 @@ def test_models_stand_in_the_columns_of_one_table_of_words(proof, hot):
     words = [[one.verdict(f"H{k}").label for one in (proof, other)] for k in range(1, 6)]
     assert [row[1:] for row in rows] == words
     assert words[1] == ["cannot tell", "fails"]
-    assert [tone for tone, text in page.outcome_index() if text.startswith("other – ")] == ["bad"]
+    assert [tone for tone, text in page.said() if text.startswith("other – ")] == ["bad"]
 
 
 def test_a_verdict_says_what_was_measured_and_what_it_had_to_be(proof, hot):
@@ -275,9 +275,7 @@ def test_a_claim_without_tests_says_why_there_are_none(proof):
     assert list(claim_tests_table(verdict).notes) == ["Nothing was tested: it answers at random."]
     kept = [verdict if one.claim == "H3" else one for one in proof.verdicts]
     body = claims_page((replace(proof, verdicts=tuple(kept)),)).body
-    assert ("muted", "H3: directions. Behavior absent: it answers at random.") in Read(
-        body
-    ).outcome_index()
+    assert ("muted", "H3: directions. Behavior absent: it answers at random.") in Read(body).said()
 
 
 def test_the_chosen_places_are_ringed_and_drawn_with_their_outcomes(proof):
@@ -295,7 +293,7 @@ def test_the_chosen_places_are_ringed_and_drawn_with_their_outcomes(proof):
 
 
 def test_the_example_says_each_mix_and_its_answer(proof):
-    pair = proof.hotspots.runs.interchange_pairs.other_object[0]
+    pair = proof.hotspots.runs.interchange_pairs.other[0]
     rows = {row[0]: row[1:] for row in Read(claims_page((proof,)).body).table("in this base")[1:]}
     assert rows["op"] == [pair.clean["op"], pair.counterfactual["op"]]
     assert rows["thing"] == [pair.clean["thing"], pair.counterfactual["thing"]]
@@ -305,11 +303,11 @@ def test_the_example_says_each_mix_and_its_answer(proof):
 
 
 def test_roles_that_one_model_lacks_are_empty_there(proof, hot):
-    lacking = tuple(cell for cell in hot.site_names if cell.role != "ask")
-    kept = [k for k, cell in enumerate(hot.site_names) if cell.role != "ask"]
+    lacking = tuple(cell for cell in hot.sites if cell.role != "ask")
+    kept = [k for k, cell in enumerate(hot.sites) if cell.role != "ask"]
     one, named = hot.other_object, ("said", "logits", "elsewhere", "tokens")
     parts = {name: tuple(tensor[kept] for tensor in getattr(one, name)) for name in named}
-    other = replace(one, sites=tuple(one.site_names[k] for k in kept), **parts)
+    other = replace(one, sites=tuple(one.sites[k] for k in kept), **parts)
     less = replace(hot, cells=lacking, other=other)
     pair = (renamed(replace(proof, hot=less), "less"), proof)
     rows = Read(claims_page(pair).body).table("variable", "role", "less")[1:]
@@ -325,7 +323,7 @@ def test_what_was_searched_is_plotted_and_what_is_missing_left_out(proof):
     for text in ("2 directions searched", "… where least is told", "0.24 [0.10, 0.40]"):
         assert text in found
     less = claims_page(
-        (replace(proof, subspace_search=searched(elsewhere=None, min_dimensions=None)),)
+        (replace(proof, subspace_search=searched(control_site=None, min_dimensions=None)),)
     ).body
     assert "… where least is told" not in less
     assert "none tried" in less

@@ -387,7 +387,7 @@ def test_text_of_strangers_is_escaped_and_nothing_is_fetched(family, tmp_path):
         one,
         other=replace(one.other, name=NASTY),
         title=NASTY,
-        verdicts=(replace(OPERATION, reason=NASTY, there=NASTY), *one.verdicts[1:]),
+        verdicts=(replace(OPERATION, reason=NASTY, counterpart=NASTY), *one.verdicts[1:]),
         failing_prompts={"x": (FailingPrompt(NASTY, NASTY, NASTY, NASTY),)},
     )
     assert Read(family_comparison_page(FamilyComparison((nasty,))).body).tags.count("script") == 0
@@ -452,7 +452,7 @@ def test_several_relatives_are_written_as_one_page_with_a_table_of_words(asked, 
 
 def test_no_name_loses_its_end_in_a_narrow_terminal(asked, tmp_path, found, monkeypatch):
     long = "L1.resid@a_role_with_a_name_that_no_column_of_eighty_letters_could_hold"
-    one = replace(found, verdicts=(replace(OPERATION, there=long), *HEADS))
+    one = replace(found, verdicts=(replace(OPERATION, counterpart=long), *HEADS))
     monkeypatch.setattr(
         "probes.comparison.compare.compare_family", lambda *_, **__: FamilyComparison((one, one))
     )

@@ -220,11 +220,17 @@ def test_all_of_it_goes_into_json_and_comes_back_as_it_was(tmp_path):
     assert plain["schema"] == 1
     assert plain["summary"] == list(found.summary())
     assert plain["held_out"]["value"] == {"value": 0.88, "low": 0.84, "high": 0.91}
-    assert plain["held_out"]["each"] == [0.88, None, 1.0]
+    assert plain["held_out"]["per_prompt"] == [0.88, None, 1.0]
     assert plain["curve"]["edges"] == [3, 34]
-    assert plain["chances"][1]["values"] == [0.0, 0.03, 0.07]
-    assert plain["needs"][3] == {"edge": "L1.H0->logits", "fall": 0.99, "p": 2e-9}
-    assert plain["damages"][0]["cut"] == plain["damages"][0]["task"] == "take-away"
+    assert plain["random_baselines"][1]["values"] == [0.0, 0.03, 0.07]
+    assert plain["edge_necessities"][3] == {
+        "edge": "L1.H0->logits",
+        "faithfulness_drop": 0.99,
+        "p_value": 2e-9,
+    }
+    assert (
+        plain["specificities"][0]["cut_circuit"] == plain["specificities"][0]["task"] == "take-away"
+    )
     assert (plain["gate"]["state"], plain["keep"], plain["stability"]) == ("open", 0.9, 0.86)
 
 
@@ -239,8 +245,8 @@ def test_an_unknown_stability_is_null():
 
 def test_a_prompt_without_any_gap_does_not_break_the_json():
     """Its own f is a change divided by nothing."""
-    found = made(found=replace(held(0.93), each=(math.inf, -math.inf)))
-    assert strict(json.dumps(found.to_dict()))["found"]["each"] == [None, None]
+    found = made(discovery=replace(held(0.93), per_prompt=(math.inf, -math.inf)))
+    assert strict(json.dumps(found.to_dict()))["discovery"]["per_prompt"] == [None, None]
 
 
 def test_it_says_itself_in_one_line():
@@ -333,7 +339,7 @@ def test_the_parts_hold_the_numbers_of_the_fields():
 
 
 def test_the_tables_are_written_as_the_sentences_are():
-    thin = replace(made().curve, shares=(0.01, 1.0), edges=(1, 34))
+    thin = replace(made().curve, fractions=(0.01, 1.0), edges=(1, 34))
     body = trace_page(made(specificities=damages(stranger=-0.001), curve=thin)).body
     words = Tags(body).words()
     assert "-0.00" not in words

@@ -245,7 +245,7 @@ def _outcome_block(hotspots: Hotspots) -> OutcomeBlock:
     for site in names:
         table: DataFrame = hotspots.other_object.table(site)
         tables.append(table[table["answer"] == "number"])
-    shares = np.array([table["share"].to_numpy(dtype=float) for table in tables])
+    shares = np.array([table["fraction"].to_numpy(dtype=float) for table in tables])
     kept = [at for at, column in enumerate(shares.T) if column.any()]
     outcomes = [str(tables[0]["outcome"].iloc[at]) for at in kept]
     caption = "What the number becomes: at the chosen places, then late where it is read"
