@@ -166,28 +166,28 @@ SEARCH = bare(DASResult, random_init=NO)
 
 def h1(**changes):
     given = {
-        "hot": spots(),
-        "object_there": READ,
-        "unseen": UNSEEN,
-        "search": SEARCH,
-        "asked_back": SURE,
-        "loud_filler": SURE,
+        "hotspots": spots(),
+        "object_decoding": READ,
+        "unseen_verbs": UNSEEN,
+        "subspace_search": SEARCH,
+        "operation_free_accuracy": SURE,
+        "distractor_accuracy": SURE,
     } | changes
     return claims.shared_state_claim(**given)
 
 
 def test_one_state_whatever_the_object_holds_where_all_speaks_for_it():
     assert h1().label == "holds"
-    assert h1(asked_back=None, loud_filler=None).label == "holds"
+    assert h1(operation_free_accuracy=None, distractor_accuracy=None).label == "holds"
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"hot": spots(other_object=NO, difference=YES)}, "same and other objects alike"),
-        ({"hot": spots(unseen_groups={"untrained cells": NO})}, "untrained cells: "),
-        ({"hot": spots(unseen_groups={"new objects": NO})}, "new objects: "),
-        ({"hot": spots(other_object=NO, same_object=NO)}, "no site hands over operation"),
+        ({"hotspots": spots(other_object=NO, difference=YES)}, "same and other objects alike"),
+        ({"hotspots": spots(unseen_groups={"untrained cells": NO})}, "untrained cells: "),
+        ({"hotspots": spots(unseen_groups={"new objects": NO})}, "new objects: "),
+        ({"hotspots": spots(other_object=NO, same_object=NO)}, "no site hands over operation"),
         ({"unseen": UnseenVerbs(NO, NO, NONE, ())}, "verbs not fitted on: "),
         (
             {"unseen": UnseenVerbs(SURE, SURE, Estimate(0.0, -0.1, 0.0), ())},
@@ -281,8 +281,8 @@ def line(**changes):
     given = {
         "before": "a",
         "after": "b",
-        "own": SURE,
-        "theirs": SURE,
+        "own_direction": SURE,
+        "base_direction": SURE,
         "difference": NONE,
         "state": SURE,
         "stranger": NO,

@@ -214,7 +214,7 @@ def test_a_seed_below_nought_ends_with_one_line(folder):
 
 def test_a_proof_of_a_model_without_the_behavior_says_so_and_fails(tmp_path):
     found = run(
-        "prove", "random-init:distilled:0", "--bases", "80", "--out", str(tmp_path / "p.html")
+        "claims", "random-init:distilled:0", "--bases", "80", "--out", str(tmp_path / "p.html")
     )
     assert found.exit_code == 1
     assert "behavior absent" in found.output
@@ -223,7 +223,7 @@ def test_a_proof_of_a_model_without_the_behavior_says_so_and_fails(tmp_path):
 
 
 def test_a_proof_on_too_few_prompts_is_refused_at_once():
-    assert run("prove", "full", "--bases", "20").exit_code == 2
+    assert run("claims", "full", "--bases", "20").exit_code == 2
 
 
 def test_series_lists_its_options():

@@ -33,14 +33,14 @@ def write_texts(folder):
     [
         (("quantized", "scratch", "--scheme", "rtn-3"), "scratch-rtn-3", "quantized"),
         (("quantized", "scratch", "--scheme", "int8"), "scratch-int8", "quantized"),
-        (("pruned", "scratch", "--share", 0.4), "scratch-magnitude-0.4", "pruned"),
+        (("pruned", "scratch", "--fraction", 0.4), "scratch-magnitude-0.4", "pruned"),
         (("pruned", "scratch", "--method", "wanda"), "scratch-wanda-0.5", "pruned"),
         (("pruned", "scratch", "--method", "heads"), "scratch-heads-0.5", "pruned"),
         (("grown", "scratch", "--layers", 3), "scratch-identity-3", "grown"),
         (("grown", "scratch", "--layers", 3, *QUICK, *TEXTS), "scratch-identity-3", "grown"),
         (("distilled", "scratch", *QUICK, *TEXTS), "scratch-distilled-0", "distilled"),
         (
-            ("distilled", "scratch", "--own-text", "--labels", "hard", *QUICK, *TEXTS),
+            ("distilled", "scratch", "--teacher-text", "--labels", "hard", *QUICK, *TEXTS),
             "scratch-distilled-0",
             "distilled",
         ),

@@ -421,15 +421,15 @@ def test_the_words_stand_in_one_table_and_the_numbers_in_another():
     table = both.table()
     assert table.loc["op"].tolist() == ["kept (L1.resid@op)", "cannot tell"]
     assert table.loc["x"].tolist() == ["kept (L1.resid@x)", ""]
-    assert table.loc["heads of its own"].tolist() == ["–", "L0.H1"]
+    assert table.loc["new heads"].tolist() == ["–", "L0.H1"]
     numbers = both.metrics()
-    assert numbers.loc["kinship", "other"] == pytest.approx(0.9)
-    assert numbers.loc["kinship", "worse"] == pytest.approx(0.45)
-    assert numbers.loc["op turned", "best untrained"] == 0.3
-    assert numbers.loc["x turned", "best untrained"] == 0.2
+    assert numbers.loc["mean interchange accuracy", "other"] == pytest.approx(0.9)
+    assert numbers.loc["mean interchange accuracy", "worse"] == pytest.approx(0.45)
+    assert numbers.loc["op interchange accuracy", "best random-init"] == 0.3
+    assert numbers.loc["x interchange accuracy", "best random-init"] == 0.2
     # One net is not the best at everything: the mean is of each net, and then the best.
-    assert numbers.loc["kinship", "best untrained"] == pytest.approx(0.15)
-    assert numbers.loc["kinship", "copying"] == pytest.approx(0.2)
+    assert numbers.loc["mean interchange accuracy", "best random-init"] == pytest.approx(0.15)
+    assert numbers.loc["mean interchange accuracy", "copying"] == pytest.approx(0.2)
     assert json.dumps(both.to_dict())
     assert "worse" in repr(both)
 
@@ -486,7 +486,7 @@ def test_why_works_for_every_subject_of_every_relative(family, tmp_path):
             assert why.lines()
             assert repr(why)
     numbers = family.indices_of()
-    assert set(numbers.columns) == {*family.names, "best untrained", "planted lookup"}
+    assert set(numbers.columns) == {*family.names, "best random-init", "planted lookup"}
     family.save(tmp_path / "family.json")
     assert set(json.loads((tmp_path / "family.json").read_text("utf-8"))) == set(family.names)
 
@@ -568,7 +568,7 @@ def test_pairs_of_a_file_say_why_nothing_was_put_in_and_name_no_variable(from_fi
 
 def test_closed_gates_leave_no_head_a_word_and_every_number_its_place(from_file):
     table = from_file.table()
-    assert (table.drop("heads of its own") == "behavior absent").all(axis=None)
+    assert (table.drop("new heads") == "behavior absent").all(axis=None)
     assert np.isfinite(from_file.comparisons[0].mean_pair_score.chance)
 
 

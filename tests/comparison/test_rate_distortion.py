@@ -150,7 +150,7 @@ def test_an_untrained_net_lacks_the_behavior(sitting, full):
     found = behavioral_distance(
         sitting, answer_as_relative(sitting, random_init(full, seed=1)), seed=0
     )
-    assert found.behavior_absent and found.readout_kl.value > 1 and found.all_correct.value == 0
+    assert found.behavior_absent and found.readout_kl.value > 1 and found.right.value == 0
     assert 0 < best_heuristic_accuracy(sitting) < 0.5
 
 
@@ -258,7 +258,7 @@ def test_only_what_both_solve_is_judged():
     half = [True] * 100 + [False] * 100
     parent, relative = made_up([1] * 200), made_up([1] * 100 + [0] * 100, right=half)
     order = loss_order(parent, relative, seed=0)
-    assert order.pairs == 100 and order.mechanism_loss.value == 0
+    assert order.pairs == 100 and order.mechanism.value == 0
     assert order.accuracy_loss.value == 0.5 and order.difference.value == -0.5
     assert order.label == "accuracy first"
     assert shared_interchange_accuracy(parent, relative, seed=0).value == 1
@@ -359,34 +359,28 @@ def test_every_relative_has_a_point_and_the_parent_loses_nothing(found):
         "full rounded to 3 bits", "distilled", "full random-init 5",
     ]  # fmt: skip
     own = found.parent
-    assert (
-        own.behavior.readout_kl.value == 0 and own.mechanism_loss.loss_order.difference.value == 0
-    )
-    assert own.mechanism_loss.circuit_kept.value > 0.7 and own.noise is None
-    assert found.random_init[1] < 0.2 < own.mechanism_loss.interchange_accuracy.value
+    assert own.behavior.readout_kl.value == 0 and own.mechanism.loss_order.difference.value == 0
+    assert own.mechanism.circuit_kept.value > 0.7 and own.noise is None
+    assert found.random_init[1] < 0.2 < own.mechanism.interchange_accuracy.value
 
 
 def test_a_relative_of_the_same_graph_is_tried_at_the_parents_sites(found):
     near = found["full rounded to 3 bits"]
-    assert near.same_graph and near.mechanism_loss.sites == found.parent.mechanism_loss.sites
-    assert near.mechanism_loss.parent_states and near.mechanism_loss.circuit_kept.value > 0.5
+    assert near.same_graph and near.mechanism.sites == found.parent.mechanism.sites
+    assert near.mechanism.parent_states and near.mechanism.circuit_kept.value > 0.5
     assert near.noise.kl[0] == pytest.approx(near.behavior.readout_kl.value, rel=0.03)
 
 
 def test_a_relative_of_another_graph_is_tried_at_its_own_and_beside_no_noise(found):
     far = found["distilled"]
-    assert not far.same_graph and far.mechanism_loss.sites == far.mechanism_loss.own_sites
-    assert not far.mechanism_loss.parent_states and math.isnan(
-        far.mechanism_loss.circuit_kept.value
-    )
-    assert far.mechanism_loss.circuit_edges > 0 and far.noise is None
+    assert not far.same_graph and far.mechanism.sites == far.mechanism.own_sites
+    assert not far.mechanism.parent_states and math.isnan(far.mechanism.circuit_kept.value)
+    assert far.mechanism.circuit_edges > 0 and far.noise is None
 
 
 def test_a_closed_gate_keeps_behavior_and_says_nothing_of_the_mechanism(found):
     net = found["full random-init 5"]
-    assert (
-        net.mechanism_loss is None and net.label == "behavior absent" and net.kind == "random-init"
-    )
+    assert net.mechanism is None and net.label == "behavior absent" and net.kind == "random-init"
     assert net.behavior.readout_kl.value > 1
     row = found.table().set_index("name").loc["full random-init 5"]
     assert row["kl"] > 1 and math.isnan(row["mechanism"]) and row["gate"] == "closed"
@@ -429,7 +423,7 @@ def test_pairs_give_a_curve_and_relatives_may_be_plain_models(full, tmp_path):
         full, [relative, full], given, bases=54, prompts=4, noise_copies=0, nulls=0
     )
     assert [point.name for point in found.points] == ["random", "full (2)"]
-    assert found["random"].kind == "pruned" and found["random"].mechanism_loss is None
+    assert found["random"].kind == "pruned" and found["random"].mechanism is None
     assert found["full (2)"].behavior.readout_kl.value == 0
 
 

@@ -382,7 +382,7 @@ def test_scoring_without_texts_or_a_tokenizer_is_refused():
 
 def test_random_masks_need_one_of_share_and_like():
     origin = bare("llama")
-    for more in ({}, {"share": 0.5, "like": origin}):
+    for more in ({}, {"fraction": 0.5, "like": origin}):
         with pytest.raises(ModelError, match="either a share or"):
             prune(origin, method="random", **more)
     with pytest.raises(ModelError, match="leave out like"):

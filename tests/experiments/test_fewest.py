@@ -87,7 +87,7 @@ def test_directions_that_are_not_enough_are_no_number(fox):
 
 def test_it_is_tabled_and_saved(found, tmp_path):
     table = found.table()
-    assert set(table.normalized) == {"directions", "edges", "weights of its nodes", "parameters"}
+    assert set(table.unit) == {"directions", "edges", "weights of its nodes", "parameters"}
     assert (table.prompts.dropna() <= 1).all()
     lacking = replace(found.models[0], circuit=replace(found.models[0].circuit, lot=float("nan")))
     replace(found, models=(lacking,)).save(tmp_path / "few.json")

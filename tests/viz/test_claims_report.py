@@ -305,11 +305,14 @@ def test_the_example_says_each_mix_and_its_answer(proof):
 def test_roles_that_one_model_lacks_are_empty_there(proof, hot):
     lacking = tuple(cell for cell in hot.sites if cell.role != "ask")
     kept = [k for k, cell in enumerate(hot.sites) if cell.role != "ask"]
-    one, named = hot.other_object, ("said", "logits", "elsewhere", "tokens")
+    one, named = (
+        hot.other_object,
+        ("outcome_index", "logits", "other_readout_logits", "predicted_tokens"),
+    )
     parts = {name: tuple(tensor[kept] for tensor in getattr(one, name)) for name in named}
-    other = replace(one, sites=tuple(one.sites[k] for k in kept), **parts)
-    less = replace(hot, cells=lacking, other=other)
-    pair = (renamed(replace(proof, hot=less), "less"), proof)
+    other = replace(one, site_names=tuple(one.site_names[k] for k in kept), **parts)
+    less = replace(hot, sites=lacking, other_object=other)
+    pair = (renamed(replace(proof, hotspots=less), "less"), proof)
     rows = Read(claims_page(pair).body).table("variable", "role", "less")[1:]
     order = [row[1] for row in rows if row[0] == "operation"]
     assert order == list(hot.roles)

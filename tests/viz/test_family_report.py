@@ -354,7 +354,7 @@ def test_the_page_has_the_numbers_and_a_part_for_each_relative(family):
     ]
     rows = {row[0]: row[1:] for row in Read(page.body).text("what", "permuted")}
     # small, gone, untrained nets, copying, permuted
-    assert rows["kinship"] == ["0.55", "0.01", "0.33", "0.45", "0.56"]
+    assert rows["mean interchange accuracy"] == ["0.55", "0.01", "0.33", "0.45", "0.56"]
     assert rows["answer right"][2:] == ["–", "–", "–"]
 
 

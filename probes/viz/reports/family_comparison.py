@@ -104,7 +104,7 @@ def _verdicts_table(family: FamilyComparison) -> Table:
         for subject in subjects
         if subject not in idle
     ]
-    rows.append(["heads of its own", *map(_new_heads_cell, family.comparisons)])
+    rows.append(["new heads", *map(_new_heads_cell, family.comparisons)])
     columns = ("variable or head", *family.names)
     full = family.comparisons[0].full.name
     notes = [f"Idle in {full}, and so left out: {', '.join(idle)}."] if idle else []
