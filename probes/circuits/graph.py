@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from probes.errors import CircuitError
+from probes.models.site import head_name
 
 Port = Literal["q", "k", "v", "mlp", "logits"]
 
@@ -80,7 +81,7 @@ class ComputationGraph:
         """Names of what writes, in the order of the residual stream."""
         names = [EMBED]
         for layer in range(self.layers):
-            names += [f"L{layer}.H{head}" for head in range(self.heads)] + [f"L{layer}.MLP"]
+            names += [head_name(layer, head) for head in range(self.heads)] + [f"L{layer}.MLP"]
         return tuple(names)
 
     @cached_property

@@ -8,7 +8,7 @@ from probes.interventions.dissociation import OutputHeads, output_heads
 from probes.interventions.hotspots import search_words
 from probes.interventions.interchange import run_interchange_pairs
 from probes.models.model import Model, random_init
-from probes.models.site import Site, joined_roles, site_name
+from probes.models.site import Site, joined_roles
 from probes.prompts.interchange_pairs import sample_interchange_pairs
 from probes.prompts.pattern import Pattern
 from probes.prompts.tokenization import REST
@@ -83,7 +83,7 @@ def compare_with_base(  # noqa: PLR0913 (two models, two patterns, a site)
     roles = {part.role for frame in statement_pattern.templates for part in frame.parts}
     if lacking := parts - roles - {REST}:
         raise SiteError(
-            f"The hotspot {site_name(site)} has no counterpart in {statement_pattern.name!r}, which lacks the "
+            f"The hotspot {site!s} has no counterpart in {statement_pattern.name!r}, which lacks the "
             f"role {', '.join(sorted(lacking))}. Compare at a site that both have."
         )
     joined = joined_roles(site)

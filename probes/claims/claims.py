@@ -10,7 +10,6 @@ from probes.interventions.dissociation import Dissociation, Necessity, OutputHea
 from probes.interventions.geometry import DecodingResult
 from probes.interventions.hotspots import EQUIVALENCE_MARGIN, Hotspot, Hotspots
 from probes.interventions.interchange import NUMBER_READOUT, OBJECT_READOUT
-from probes.models.site import site_name
 from probes.prompts.interchange_pairs import OBJECT, OPERATION
 from probes.stats.evidence import (
     ClaimVerdict,
@@ -113,7 +112,7 @@ def _unseen_verb_tests(unseen_verbs: UnseenVerbs | None) -> list[StatisticalTest
 def _site_test(hotspots: Hotspots, hotspot: Hotspot) -> StatisticalTest:
     bar = max(MAJORITY, hotspots.thresholds[hotspot.variable])
     return check_above(
-        f"{hotspot.variable} at {site_name(hotspot.site)}",
+        f"{hotspot.variable} at {hotspot.site!s}",
         f"no site hands over {hotspot.variable} and nothing else",
         hotspot.same_object,
         bar,
@@ -124,7 +123,7 @@ def _same_object_test(hotspot: Hotspot, object_decoding: DecodingResult) -> Stat
     if not object_decoding.accuracy > object_decoding.threshold + EQUIVALENCE_MARGIN:
         return skipped_test(
             "same and other objects alike",
-            f"no object can be read at {site_name(hotspot.site)} ({object_decoding.accuracy:.2f}, chance up to "
+            f"no object can be read at {hotspot.site!s} ({object_decoding.accuracy:.2f}, chance up to "
             f"{object_decoding.threshold:.2f}): that it does not matter there says nothing",
         )
     return check_within(

@@ -21,7 +21,6 @@ from probes.interventions.dissociation import (
 from probes.interventions.geometry import DecodingResult
 from probes.interventions.hotspots import Hotspots
 from probes.interventions.projection import StateProjection
-from probes.models.site import site_name
 from probes.observe.gate import Gate
 from probes.stats.evidence import ClaimVerdict
 
@@ -96,7 +95,7 @@ class ClaimsReport:
         hot = own.pop("hotspots")
         own.pop("projection")
         spots = [
-            {**to_jsonable(_fields_without(spot, "site")), "site": site_name(spot.site)}
+            {**to_jsonable(_fields_without(spot, "site")), "site": str(spot.site)}
             for spot in hot.hotspots
         ]
         maps = {spot.variable: hot.map(spot.variable).tolist() for spot in hot.hotspots}

@@ -17,6 +17,7 @@ from torch import Tensor
 from probes.errors import BatchError, ModelError
 from probes.models.decoder import DecoderWeights, Norm, decompose
 from probes.models.model import Model
+from probes.models.site import head_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +209,7 @@ def _fold_norm(
 
 def _head_names(model: Model) -> tuple[str, ...]:
     shape = model.shape
-    return tuple(f"L{n}.H{head}" for n in range(shape.layers) for head in range(shape.heads))
+    return head_names(shape.layers, shape.heads)
 
 
 def _refuse_unreadable(model: Model, weights: DecoderWeights) -> None:

@@ -18,7 +18,7 @@ from probes.interventions.activation_patching import TOKENS_PER_BATCH
 from probes.interventions.interchange import InterchangeRuns
 from probes.interventions.projection import operation_name
 from probes.models.model import Model
-from probes.models.site import RESID, RESID_OUT, Site, site_name
+from probes.models.site import RESID, RESID_OUT, Site
 from probes.prompts.batch import pad_token_id
 from probes.prompts.catalog import list_patterns
 from probes.prompts.interchange_pairs import OBJECT
@@ -195,7 +195,7 @@ def neighbor_agreement(  # noqa: PLR0913 (what is near to what, and of how many)
         BatchError: A question is left with `count` lines or fewer.
     """
     if site.component != "resid":
-        raise SiteError(f"Lines are near a residual: {site_name(site)} found. Give a 'resid' cell.")
+        raise SiteError(f"Lines are near a residual: {site!s} found. Give a 'resid' cell.")
     texts = tuple({line.text: line for line in texts}.values())
     pairs = runs.interchange_pairs.other
     asked = [_parsed_text(p.clean) for p in pairs] + [_parsed_text(p.counterfactual) for p in pairs]

@@ -44,7 +44,7 @@ from probes.experiments.family.accuracy import (
 from probes.interventions.hotspots import takes_only
 from probes.interventions.interchange import interchange_intervention, run_interchange_pairs
 from probes.models.model import Model, load
-from probes.models.site import joined_roles, site_name
+from probes.models.site import joined_roles
 from probes.prompts.batch import tokenize
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.interchange_pairs import OPERATION
@@ -264,7 +264,7 @@ def _own_interchange(reference: ScorecardReference, model: Model) -> tuple[str, 
         model, reference.folds.interchange_pairs, joined_roles=joined_roles(cell)
     )
     found = takes_only(interchange_intervention(crossed, [cell]), OPERATION)[0]
-    return site_name(cell), proportion(found)
+    return str(cell), proportion(found)
 
 
 def _circuit_faithfulness(reference: ScorecardReference, model: Model) -> Estimate:

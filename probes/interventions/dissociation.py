@@ -20,7 +20,7 @@ from probes.interventions.interchange import (
 )
 from probes.interventions.subspace import Subspace, random_subspace
 from probes.models.model import Edit
-from probes.models.site import Site
+from probes.models.site import Site, head_name, parse_head
 from probes.prompts.interchange_pairs import BASE, OBJECT, OPERATION
 from probes.stats.intervals import Estimate, bootstrap_mean, proportion
 
@@ -231,7 +231,7 @@ def output_heads(search_runs: InterchangeRuns, evaluation_runs: InterchangeRuns)
         before = plain.logit_shift(label, answer)
         gain = interchange_intervention(read, cells).logit_shift(label, answer) - before
         shares.append(gain.mean(1) / (2 * np.abs(before).mean()))
-    names = [f"L{layer}.H{head}" for layer, head in heads]
+    names = [head_name(layer, head) for layer, head in heads]
     chosen = [
         tuple(name for name, share in zip(names, found, strict=True) if share >= MIN_HEAD_FRACTION)
         for found in shares
@@ -266,8 +266,8 @@ def ablate_heads(
     model, theirs = runs.model, runs.sources["other"].z
     named: dict[int, list[int]] = {}
     for name in heads:
-        layer, head = name.removeprefix("L").split(".H")
-        named.setdefault(int(layer), []).append(int(head))
+        layer, head = parse_head(name)
+        named.setdefault(layer, []).append(head)
     where = torch.ones_like(runs.clean.mask)
     if not all_positions:
         masks = _with_readout_roles(runs).role_masks

@@ -23,7 +23,7 @@ from probes.interventions.interchange import (
     run_interchange_pairs,
 )
 from probes.models.model import Model, random_init
-from probes.models.site import Site, joined_roles, site_name
+from probes.models.site import Site, joined_roles
 from probes.prompts.held_out import family_split
 from probes.prompts.interchange_pairs import (
     OBJECT,
@@ -339,7 +339,7 @@ def _measure_hotspot(
     variable: str, site: Site, outcomes: tuple[InterchangeOutcomes, InterchangeOutcomes],
     unseen: Mapping[str, InterchangeRuns], seed: int,
 ) -> Hotspot:  # fmt: skip
-    row = outcomes[0].site_index(site_name(site))
+    row = outcomes[0].site_index(str(site))
     kind: SourceObject = "other" if variable == OBJECT else "same"
     other, same = (takes_only(one, variable)[row] for one in outcomes)
     if variable == OBJECT:  # From a source about the same object there is none to take up.

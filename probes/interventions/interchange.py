@@ -13,7 +13,7 @@ from torch import Tensor
 from probes.errors import BatchError, SiteError
 from probes.interventions.activation_patching import CachedRun, patch_sites, run_with_cache
 from probes.models.model import Model
-from probes.models.site import Site, site_name
+from probes.models.site import Site
 from probes.prompts.batch import Batch
 from probes.prompts.interchange_pairs import BASE, OTHER, InterchangePairs
 from probes.prompts.pair_batch import tokenize_pairs
@@ -255,7 +255,7 @@ def interchange_intervention(
     return InterchangeOutcomes(
         model=runs.model.name,
         source_object=source_object,
-        site_names=tuple(map(site_name, sites)) or ("none",),
+        site_names=tuple(map(str, sites)) or ("none",),
         labels=(runs.interchange_pairs.number_labels, runs.interchange_pairs.object_labels),
         outcome_index=tuple(part[..., 0].round().long() for part in parts[0::3]),
         logits=tuple(parts[1::3]),

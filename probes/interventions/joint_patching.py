@@ -12,6 +12,7 @@ from torch import Tensor
 from probes.errors import SiteError
 from probes.interventions.activation_patching import TOKENS_PER_BATCH, CachedRun, run_with_cache
 from probes.models.model import Model
+from probes.models.site import head_names, parse_head
 from probes.observe.behavior import logit_diff, pair_foils
 from probes.prompts.batch import Batch
 from probes.prompts.pair_batch import PairBatch
@@ -92,7 +93,7 @@ def explained_fraction(
 
 def _set_masks(model: Model, sets: Sequence[Sequence[str]]) -> Bool[Tensor, "set layer head"]:
     shape = model.shape
-    names = {f"L{n}.H{h}": (n, h) for n in range(shape.layers) for h in range(shape.heads)}
+    names = head_names(shape.layers, shape.heads)
     wanted = torch.zeros(len(sets), shape.layers, shape.heads, dtype=torch.bool)
     for number, heads in enumerate(sets):
         unknown = [head for head in heads if head not in names]
@@ -102,7 +103,7 @@ def _set_masks(model: Model, sets: Sequence[Sequence[str]]) -> Bool[Tensor, "set
                 f"L{shape.layers - 1}.H{shape.heads - 1}. Name one of them or more"
             )
         for head in heads:
-            wanted[number, *names[head]] = True
+            wanted[number, *parse_head(head)] = True
     return wanted
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from probes.errors import SiteError
 from probes.interventions.interchange import InterchangeRuns
 from probes.interventions.subspace import Subspace, principal_directions
-from probes.models.site import Site, site_name
+from probes.models.site import Site
 from probes.prompts.catalog import list_patterns
 from probes.prompts.interchange_pairs import OBJECT
 from probes.prompts.question import Question
@@ -127,14 +127,14 @@ def _project(
 
 def _check_direction(site: Site, direction: Subspace) -> None:
     if site.component != "resid":
-        raise SiteError(f"A space is of a residual: {site_name(site)} found. Give a 'resid' cell.")
+        raise SiteError(f"A space is of a residual: {site!s} found. Give a 'resid' cell.")
     if (direction.layer, direction.role) != (site.layer, site.role):
         raise SiteError(
             f"The direction is of L{direction.layer} {direction.role!r}, the space of "
-            f"{site_name(site)}: fit it there."
+            f"{site!s}: fit it there."
         )
     if len(direction.basis) != 1:
         raise SiteError(
-            f"The direction at {site_name(site)} has {len(direction.basis)} rows: give the one "
+            f"The direction at {site!s} has {len(direction.basis)} rows: give the one "
             "that is to be the first axis."
         )

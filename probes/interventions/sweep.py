@@ -78,8 +78,8 @@ def activation_patching(
         ]
         return torch.stack(found, 1)
 
-    named = [component_sites(model, kinds, role) for role in roles]
-    cells = [cell for group in named for _, cell in group]
+    named = [component_sites(model.shape.layers, model.shape.heads, kinds, role) for role in roles]
+    cells = [site for group in named for site in group]
     where = {role: pairs.role_mask(role).to(model.device) for role in roles}
     every = torch.arange(len(pairs), device=model.device)
     before, after = leads(clean.logits, every), leads(source.logits, every)
@@ -92,7 +92,7 @@ def activation_patching(
     return PatchingEffects(
         model=model.name,
         contrast=pairs.contrast,
-        components=tuple(name for name, _ in named[0]),
+        components=tuple(site.component_name for site in named[0]),
         roles=roles,
         answers=tuple(readout.name for readout in pairs.clean.readouts),
         per_prompt=each.masked_fill(lacks[:, None, :, None], torch.nan),

@@ -19,6 +19,9 @@ from probes.files import data_folder, derived_folder, list_derived_models, list_
 # for logits up to 4; only GPT-2 differs at all, as the bridge redoes its fused attention.
 LOGIT_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 5e-3}
 
+BARE_HUB_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "openai-gpt")
+"""Decoders whose hub id has no owner."""
+
 
 def parse_dtype(name: str) -> torch.dtype:
     """Return a number format by its name."""
@@ -45,7 +48,8 @@ def find_model(name: str | Path) -> tuple[str, str]:
                 "found. Load it once with transformers and write it with save_pretrained(folder)."
             )
         return str(folder), f"folder {folder.resolve()}"
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", text) and not folder.exists():
+    is_hub_id = re.fullmatch(r"\w[\w.-]*/[\w.-]+", text) or text in BARE_HUB_IDS
+    if is_hub_id and not folder.exists():
         return text, f"hub {text}"
     if (made := derived_folder() / text).is_dir() and (made / "config.json").is_file():
         return str(made), f"made in {derived_folder()}"
@@ -53,7 +57,7 @@ def find_model(name: str | Path) -> tuple[str, str]:
     near = difflib.get_close_matches(text, known, n=1)
     raise ModelError(
         f"No model {text!r}: not a family name ({', '.join(known) or 'none here'}), a folder "
-        "with config.json, a hub id such as owner/name or an untrained net as untrained:full:3. "
+        "with config.json, a hub id such as owner/name, or a random-init model such as random-init:full:3. "
         f"{f'Did you mean {near[0]!r}?' if near else 'Check the name.'}"
     )
 

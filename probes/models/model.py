@@ -19,6 +19,8 @@ from probes.errors import ModelError, SiteError
 from probes.models.loading import LOGIT_TOLERANCE as LOGIT_TOLERANCE
 from probes.models.loading import check_finite, find_model, load_hf_model, parse_dtype
 from probes.models.provenance import Provenance, folder_storage, read_provenance
+from probes.models.site import RESID_OUT, Site
+from probes.prompts.batch import tokenize
 
 # What models and blocks call the argument that takes a key/value cache, release by release.
 CACHE_ARGUMENTS = ("cache", "past_key_values", "layer_past")
@@ -93,21 +95,58 @@ class Model:
 
     @contextmanager
     def editing(self, edits: Mapping[str, Edit]) -> Iterator[None]:
-        """Give each named activation to its edit in every pass inside the `with`.
+        """Edit activations in every forward pass inside the `with`.
 
-        An edit returns the activation's replacement, or None to leave it as it is.
+        Args:
+            edits: Functions by site ("L1.H0", "L1.MLP", "L2.resid") or hook name
+                ("blocks.1.attn.hook_z"). A function maps the activation to its replacement of
+                equal shape and dtype, or to None to keep it. A head's activation is its `z`,
+                "prompt position d_head".
+
+        Raises:
+            SiteError: The model has no such activation, or the replacement has another shape.
         """
         points = self.bridge.hook_dict
-        for name in edits:
+        pairs = [
+            _site_hook(self, name, edit) if Site.matches(name) else (name, edit)
+            for name, edit in edits.items()
+        ]
+        for name, _ in pairs:
             if name not in points or self.bridge._gated_hook_reason(name) is not None:
                 near = difflib.get_close_matches(name, points, n=3, cutoff=0.4)
                 raise SiteError(
                     f"{self.name} has no activation {name!r}, or computes it only on request; "
                     f"names close to it: {', '.join(near) or 'none'}. Use a name of this model."
                 )
-        pairs = [(name, partial(_apply_edit, name, edit)) for name, edit in edits.items()]
-        with self.locked(), self.bridge.hooks(fwd_hooks=pairs):
+        hooks = [(name, partial(_apply_edit, name, edit)) for name, edit in pairs]
+        with self.locked(), self.bridge.hooks(fwd_hooks=hooks):
             yield
+
+    @torch.no_grad()
+    def generate(
+        self, text: str, *, max_new_tokens: int = 20, temperature: float = 0.0, seed: int = 0
+    ) -> str:
+        """Text with its continuation, also inside `editing`; whole passes, without a cache.
+
+        Args:
+            text: Prompt.
+            max_new_tokens: Most tokens to add; fewer at the end of text or of the context.
+            temperature: Of the sampled distribution; 0 takes the most likely token.
+            seed: Of the samples.
+        """
+        ids = tokenize(self, text).ids.to(self.device)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        for _ in range(min(max_new_tokens, self.shape.context - ids.shape[1])):
+            scores = self.logits(ids, torch.ones_like(ids, dtype=torch.bool))[0, -1]
+            if temperature > 0:
+                weights = (scores.float() / temperature).softmax(-1)
+                token = torch.multinomial(weights, 1, generator=generator)
+            else:
+                token = scores.argmax(-1, keepdim=True)
+            if int(token) == self.tokenizer.eos_token_id:
+                break
+            ids = torch.cat([ids, token[None]], 1)
+        return self.tokenizer.decode(ids[0].tolist(), skip_special_tokens=True)
 
     @contextmanager
     def recording_kv(self, caches: Sequence[object]) -> Iterator[list[dict]]:
@@ -237,6 +276,31 @@ def cache_argument(module: nn.Module) -> str:
             "Llama, GPT-2 or GPT-NeoX, or another release of transformers."
         )
     return found
+
+
+def _site_hook(model: Model, name: str, edit: Edit) -> tuple[str, Edit]:
+    """Hook name and edit of a site."""
+    site, shape = Site.parse(name), model.shape
+    is_output = site.component == "resid" and site.layer == shape.layers
+    if site.role:
+        raise SiteError(f"{name!r} has a role: an edit takes all positions, so leave it out")
+    if site.layer >= shape.layers and not is_output:
+        raise SiteError(f"{model.name} has no {name!r}: it has layers 0 to {shape.layers - 1}")
+    if not isinstance(head := site.component, int):
+        last = f"blocks.{shape.layers - 1}.{RESID_OUT}"
+        return (last if is_output else site.hook_name), edit
+    if head >= shape.heads:
+        raise SiteError(f"{model.name} has no {name!r}: it has heads 0 to {shape.heads - 1}")
+
+    def edit_head(value: Tensor) -> Tensor | None:
+        new = _apply_edit(name, edit, value[:, :, head], None)
+        if new is None:
+            return None
+        value = value.clone()
+        value[:, :, head] = new
+        return value
+
+    return site.hook_name, edit_head
 
 
 def _apply_edit(name: str, edit: Edit, value: Tensor, hook: object) -> Tensor | None:

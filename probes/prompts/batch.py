@@ -1,7 +1,8 @@
-"""What a model sees: token ids, and for every token the one role that it plays."""
+"""Batch of tokenized prompts, padded on the left, with one role for every token."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
@@ -17,15 +18,15 @@ _PADDING = -1
 
 @dataclass(frozen=True, eq=False)
 class Readout:
-    """Where one answer is read, and by which tokens its outcomes are told apart.
+    """Position at which one answer is read, and the tokens of its outcomes.
 
     Attributes:
-        name: The answer it reads, such as "number" or "noun".
-        position: The token whose logits are read: the one before the outcomes first differ.
-        answer: The answer's token there.
-        outcomes: The tokens of all outcomes there, the answer's first, one tuple a prompt.
-        end: The position after the answer's last token; the whole answer is right when every
-            token from `position` + 1 up to here is the likeliest.
+        name: Answer, such as "number" or "noun".
+        position: Position before the token at which the outcomes first differ.
+        answer: Token of the answer there.
+        outcomes: Tokens of all outcomes there, the answer's first, one tuple a prompt.
+        end: Position after the answer's last token. The answer is correct as a whole when every
+            token from `position` + 1 to `end` is the most likely one.
     """
 
     name: str
@@ -37,15 +38,15 @@ class Readout:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Prompts with their answers, padded on the left, and the role of every token.
+    """Prompts followed by their answers, padded on the left.
 
     Attributes:
-        questions: What was encoded.
-        ids: Token ids; padding is masked, so its id means nothing.
-        mask: True where there is a token.
-        roles: The roles that occur, "bos" and "rest" first, then in the order of the texts.
+        questions: The tokenized questions.
+        ids: Token ids; those of padding are arbitrary.
+        mask: True for tokens, False for padding.
+        roles: Roles that occur, "bos" and "rest" first, then in the order of the texts.
         role_of: Index into `roles` of every token, -1 for padding.
-        tokens: The text of every token, without padding.
+        tokens: Text of every token, without padding.
         readouts: One for each answer, in the order of the answers.
     """
 
@@ -60,8 +61,16 @@ class Batch:
     def __len__(self) -> int:
         return len(self.questions)
 
+    def __repr__(self) -> str:
+        answers = ", ".join(readout.name for readout in self.readouts) or "none"
+        return (
+            f"Batch({len(self)} prompts of {self.ids.shape[1]} positions, first "
+            f"{self.questions[0].text[:80]!r}; roles {', '.join(self.roles)[:400]}; "
+            f"answers {answers})"
+        )
+
     def role_mask(self, role: str) -> Bool[Tensor, "prompt position"]:
-        """Mark the tokens that play a role.
+        """Mask of the tokens of a role.
 
         Raises:
             SiteError: No prompt of the batch has the role.
@@ -71,7 +80,7 @@ class Batch:
         return self.role_of == self.roles.index(role)
 
     def readout(self, name: str) -> Readout:
-        """Return the read-out of one answer."""
+        """Readout of one answer."""
         for readout in self.readouts:
             if readout.name == name:
                 return readout
@@ -80,39 +89,54 @@ class Batch:
 
     @property
     def positions(self) -> Int[Tensor, "prompt answer"]:
-        """Where each answer is read."""
+        """Positions at which answers are read."""
+        if not self.readouts:
+            return torch.empty((len(self), 0), dtype=torch.int64)
         return torch.stack([readout.position for readout in self.readouts], dim=1)
 
 
+@runtime_checkable
+class TextModel(Protocol):
+    """Model with a tokenizer and a context length."""
+
+    tokenizer: Any
+    shape: Any
+
+
 def tokenize(
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
+    source: PreTrainedTokenizerBase | TextModel,
+    questions: str | Question | Sequence[str | Question],
     *,
     answers_from: Sequence[Question] | None = None,
     max_length: int | None = None,
 ) -> Batch:
-    """Turn questions into a batch, each with its answers written after it.
+    """Tokenize questions, each followed by its answers, into one batch.
 
     Args:
-        tokenizer: Any fast tokenizer; its <bos> is put before each text if it has one.
-        questions: What to ask.
-        forced: Questions whose answers are written in place of the own ones, so that a
-            counterfactual is read behind the words of its clean twin.
-        limit: The most tokens that the model can take.
+        source: A model, or any fast tokenizer; each text begins with its <bos> if it has one.
+        questions: Questions, or plain texts without roles and answers.
+        answers_from: Questions whose answers follow in place of the prompts' own, so that a
+            counterfactual is read after the answer of its clean prompt.
+        max_length: Most tokens of a prompt; a model's context length by default.
 
     Raises:
-        BatchError: There is no question, or a text is longer than `limit`.
-        TokenizerError: The tokenizer keeps no offsets.
-        OutcomeError: Two outcomes of one answer cannot be told apart.
+        BatchError: There is no question, or a text is longer than `max_length`.
+        TokenizerError: The tokenizer has no character offsets, or the model has no tokenizer.
+        OutcomeError: Two outcomes of one answer begin with the same token.
     """
-    rows = tokenize_questions(tokenizer, questions, answers_from=answers_from)
-    return pad_prompts(
-        tuple(questions), rows, longest_length(rows, max_length), pad_token_id(tokenizer)
-    )
+    if isinstance(source, PreTrainedTokenizerBase):
+        tokenizer = source
+    else:
+        tokenizer, max_length = source.tokenizer, max_length or source.shape.context
+    if isinstance(questions, str | Question):
+        questions = (questions,)
+    asked = tuple(Question.from_text(q) if isinstance(q, str) else q for q in questions)
+    prompts = tokenize_questions(tokenizer, asked, answers_from=answers_from)
+    return pad_prompts(asked, prompts, longest_length(prompts, max_length), pad_token_id(tokenizer))
 
 
 def longest_length(prompts: Sequence[TokenizedPrompt], max_length: int | None) -> int:
-    """Return the length of the longest row, which must not exceed the model's limit."""
+    """Length of the longest prompt, at most `max_length`."""
     longest = max(prompts, key=lambda row: len(row.ids))
     if max_length is not None and len(longest.ids) > max_length:
         raise BatchError(
@@ -123,7 +147,7 @@ def longest_length(prompts: Sequence[TokenizedPrompt], max_length: int | None) -
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return a token to pad with; it is masked, so any will do where there is none."""
+    """Token to pad with; any token where the tokenizer has none, since padding is masked."""
     choices = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, 0)
     return next(token for token in choices if isinstance(token, int))
 
@@ -131,7 +155,7 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 def pad_prompts(
     questions: tuple[Question, ...], prompts: Sequence[TokenizedPrompt], width: int, pad_id: int
 ) -> Batch:
-    """Pad encoded rows on the left to one width."""
+    """Pad tokenized prompts on the left to one width."""
     order = dict.fromkeys((BOS, REST))
     for row in prompts:
         order |= dict.fromkeys(row.roles)

@@ -23,14 +23,14 @@ class PairBatch:
     """Clean prompts and their counterfactuals, aligned role by role.
 
     Attributes:
-        contrast: What the pairs differ in; several joined by " + ".
-        pairs: The pairs themselves.
-        clean, counterfactual: Both sides, padded to one width. The counterfactual is read behind
-            the clean answers, so that the second answer is read on equal terms.
-        source: For every clean position the counterfactual position that stands for it.
-        exchanged: True where there is one. Where a pair has unequal token counts in some role,
-            only the last token of each shared role is exchanged.
-        exact: For every pair, whether all its tokens have a counterpart.
+        contrast: Contrast of the pairs; several are joined by " + ".
+        pairs: The tokenized pairs.
+        clean, counterfactual: Both prompts of each pair, padded to one width. The counterfactual
+            is followed by the clean answers, so that a second answer has the same context.
+        source_positions: Counterfactual position of every clean position.
+        has_counterpart: True where there is one. Where the token counts of a role differ, only
+            the last tokens of shared roles correspond.
+        fully_aligned: True for pairs whose tokens all have a counterpart.
     """
 
     contrast: str
@@ -44,8 +44,15 @@ class PairBatch:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def __repr__(self) -> str:
+        aligned = int(self.fully_aligned.sum())
+        return (
+            f"PairBatch({len(self)} pairs of {self.contrast[:200]!r}, {aligned} fully aligned; "
+            f"clean {self.clean!r})"
+        )
+
     def role_mask(self, role: str) -> Bool[Tensor, "prompt position"]:
-        """Mark the clean tokens of a role that can be exchanged."""
+        """Mask of the clean tokens of a role that have a counterpart."""
         return self.clean.role_mask(role) & self.has_counterpart
 
 

@@ -42,6 +42,11 @@ class Question:
     outcomes: tuple[tuple[str, tuple[str, ...]], ...]
     roles: tuple[Span, ...]
 
+    @classmethod
+    def from_text(cls, text: str) -> "Question":
+        """Plain text without slots, roles and answers."""
+        return cls(text, "", "", (), "digits", (), (), ())
+
     def __getitem__(self, slot: str) -> int | str:
         for name, value in self.slots:
             if name == slot:

@@ -39,8 +39,8 @@ def tokenize_questions(
         raise BatchError("A batch needs at least one question: none was given")
     if not getattr(tokenizer, "is_fast", False):
         raise TokenizerError(
-            f"{type(tokenizer).__name__} keeps no character offsets, which roles are found by: "
-            "load a fast tokenizer (a folder with tokenizer.json)"
+            f"{type(tokenizer).__name__} has no character offsets, which roles need: load a fast "
+            "tokenizer (a folder with tokenizer.json)"
         )
     names = [name for name, _ in questions[0].answers]
     for index, question in enumerate(questions):

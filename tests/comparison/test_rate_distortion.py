@@ -32,7 +32,7 @@ from probes.interventions.hotspots import takes_only
 from probes.interventions.interchange import interchange_intervention, run_interchange_pairs
 from probes.models.model import random_init, wrap
 from probes.models.provenance import Provenance, StorageCost
-from probes.models.site import Site, joined_roles, site_name
+from probes.models.site import Site, joined_roles
 from probes.observe.divergence import (
     answer_as_reference,
     answer_as_relative,
@@ -176,7 +176,7 @@ def test_variables_turn_answers_as_interchange_says_they_do(full):
         interchange_intervention(crossed, []),
     )
     for name, cell in sites.items():
-        wanted = takes_only(theirs, name)[theirs.site_index(site_name(cell))]
+        wanted = takes_only(theirs, name)[theirs.site_index(str(cell))]
         assert (mine.hits[name] == wanted).all()
     assert (mine.right == (plain.is_outcome("base") & plain.is_outcome("base", 1))[0]).all()
 

@@ -21,7 +21,7 @@ from probes.interventions.hotspots import (
 from probes.interventions.interchange import interchange_intervention, run_interchange_pairs
 from probes.interventions.variance import FACTORS, omega_squared, variance_fractions
 from probes.models.model import wrap
-from probes.models.site import Site, site_name
+from probes.models.site import Site
 from probes.prompts.catalog import list_patterns
 from probes.prompts.held_out import family_split
 from probes.prompts.interchange_pairs import sample_interchange_pairs
@@ -124,7 +124,7 @@ def test_a_map_holds_the_share_of_every_site(template):
         assert drawn.shape == (len(found.roles), 3)
         for cell in found.sites:
             wanted = takes_only(found.other_object, variable)[
-                found.other_object.site_index(site_name(cell))
+                found.other_object.site_index(str(cell))
             ].mean()
             assert drawn[found.roles.index(cell.role), cell.layer] == wanted
     at = found.roles.index("op")
@@ -136,12 +136,12 @@ def test_a_map_holds_the_share_of_every_site(template):
 def test_a_spot_repeats_what_the_exchanges_say(template):
     found, _ = template
     for spot in found.hotspots:
-        row = found.other_object.site_index(site_name(spot.site))
+        row = found.other_object.site_index(str(spot.site))
         assert spot.other_object.value == takes_only(found.other_object, spot.variable)[row].mean()
     assert (
         found.other_object.site_names
         == found.same_object.site_names
-        == tuple(map(site_name, found.sites))
+        == tuple(map(str, found.sites))
     )
     assert (found.other_object.source_object, found.same_object.source_object) == ("other", "same")
     assert set(found.roles) == set(found.runs.roles)

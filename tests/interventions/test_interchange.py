@@ -16,7 +16,7 @@ from probes.interventions.interchange import (
     with_residual,
 )
 from probes.models.model import wrap
-from probes.models.site import Site, site_name
+from probes.models.site import Site
 from probes.prompts.batch import tokenize
 from probes.prompts.catalog import list_patterns
 from probes.prompts.interchange_pairs import sample_interchange_pairs
@@ -367,7 +367,7 @@ def test_nothing_is_left_hooked_and_no_weight_is_changed():
 
 def test_names_of_sites_say_layer_component_and_role():
     cells = [Site(2, "resid", "op+y"), Site(0, "mlp", "x"), Site(1, 0, "answer")]
-    assert [site_name(cell) for cell in cells] == ["L2.resid@op+y", "L0.MLP@x", "L1.H0@answer"]
+    assert [str(cell) for cell in cells] == ["L2.resid@op+y", "L0.MLP@x", "L1.H0@answer"]
 
 
 # Words of many tokens.

@@ -198,7 +198,7 @@ def test_no_hook_is_left_behind_by_a_sweep(model, own):
 
 def test_unknown_components_and_roles_are_refused(model, own):
     with pytest.raises(SiteError, match=r"\['neurons'\] are unknown: choose from heads, mlps, re"):
-        component_sites(model, ("neurons",), "op")
+        component_sites(2, 4, ("neurons",), "op")
     with pytest.raises(SiteError, match="'verb' is not in this batch: it has bos, rest"):
         activation_patching(model, pairs_of(own, "x", 2), roles=("verb",))
 

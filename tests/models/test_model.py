@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 
+import probes
 from probes import files as resources
 from probes.errors import ModelError, SiteError
 from probes.models import loading as sources
@@ -214,3 +215,40 @@ def test_a_hub_that_cannot_be_reached_is_reported_in_one_line(monkeypatch, tmp_p
 def test_an_unknown_dtype_is_refused():
     with pytest.raises(ModelError, match="float32"):
         load("anything/here", dtype="int4")
+
+
+# The kit's own sites, and text in and out.
+
+
+def test_a_site_edits_one_head_and_no_other():
+    model, seen = tiny("llama"), []
+    ids = torch.randint(3, 97, (2, 6), generator=torch.Generator().manual_seed(5))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    whole = {"blocks.1.attn.hook_z": lambda value: seen.append(value.clone())}
+    with model.editing({"L1.H0": torch.zeros_like} | whole):
+        model.logits(ids, mask)
+    assert (seen[0][:, :, 0] == 0).all()
+    assert (seen[0][:, :, 1:] != 0).all()
+
+
+@pytest.mark.parametrize("name", ["L9.H0", "L0.H9", "L9.resid", "L0.resid@op"])
+def test_a_site_that_the_model_lacks_is_refused(name):
+    with pytest.raises(SiteError, match=name), tiny("llama").editing({name: torch.zeros_like}):
+        pass
+
+
+def test_a_model_continues_a_text_also_inside_an_edit():
+    model = load("full")
+    text = probes.pattern("take-away").sample_questions(1, seed=0)[0].text
+    plain = model.generate(text, max_new_tokens=3)
+    assert plain.startswith(text.strip())
+    with model.editing({"L0.MLP": torch.zeros_like}):
+        assert model.generate(text, max_new_tokens=3) != plain
+    assert model.generate(text, max_new_tokens=3) == plain
+
+
+def test_plain_texts_become_a_batch_with_a_short_repr():
+    batch = probes.tokenize(load("full"), ["The fox has 3 apples", "a b"])
+    assert (len(batch), batch.roles, batch.readouts) == (2, ("bos", "rest"), ())
+    assert len(repr(batch)) < 2000
+    assert len(repr(load("full"))) < 2000

@@ -25,7 +25,7 @@ from probes.interventions.geometry import DecodingResult, IntrinsicDimension
 from probes.interventions.hotspots import hotspots
 from probes.interventions.projection import StateProjection, project_states
 from probes.interventions.subspace import Subspace
-from probes.models.site import Site, site_name
+from probes.models.site import Site
 from probes.observe.gate import Gate
 from probes.stats.evidence import behavior_absent
 from probes.stats.intervals import Estimate
@@ -283,7 +283,7 @@ def test_the_chosen_places_are_ringed_and_drawn_with_their_outcomes(proof):
     rows = Read(body).table("variable", "chosen place")[1:]
     assert rows[0][:2] == ["operation", "L1.resid@op"]
     names = ["operation", "x", "y", "object"]
-    places = [site_name(spot.site) for spot in proof.hotspots.hotspots]
+    places = [str(spot.site) for spot in proof.hotspots.hotspots]
     assert [row[:2] for row in rows] == [[*both] for both in zip(names, places, strict=True)]
     assert "operation: L1.resid@op: operation 100.0 %" in body
     assert f"object: {places[-1]}: base 100.0 %" in body

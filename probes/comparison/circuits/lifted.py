@@ -17,6 +17,7 @@ from probes.circuits.reference_runs import ReferenceRuns, run_references
 from probes.circuits.sampling import require_open_gate, sample_tasks
 from probes.errors import CircuitError
 from probes.models.model import Model
+from probes.models.site import head_names
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.pattern import Pattern
 from probes.stats.intervals import Estimate
@@ -111,7 +112,7 @@ def transfer_circuit(  # noqa: PLR0913 (a circuit, where it goes, and what it is
 
 def _heads_of(model: Model) -> list[str]:
     shape = model.shape
-    return [f"L{layer}.H{head}" for layer in range(shape.layers) for head in range(shape.heads)]
+    return list(head_names(shape.layers, shape.heads))
 
 
 def _heads(graph: ComputationGraph) -> list[str]:

@@ -37,7 +37,6 @@ from probes.comparison.rate_distortion.weight_noise import NoisyModel, match_noi
 from probes.compression.storage import measure_rate
 from probes.errors import CircuitError, PatternError
 from probes.models.model import Model
-from probes.models.site import site_name
 from probes.observe.divergence import (
     BehavioralDistance,
     ReferenceAnswers,
@@ -158,8 +157,8 @@ def _measure_mechanism(
     if same:
         carried = interchange_outcome(runs, cells, source=reference.runs.source).hits
     found = Mechanism(
-        sites={name: site_name(cell) for name, cell in cells.items()},
-        own_sites={name: site_name(cell) for name, cell in own.items()},
+        sites={name: str(cell) for name, cell in cells.items()},
+        own_sites={name: str(cell) for name, cell in own.items()},
         all_pairs={name: _hit_fraction(hits) for name, hits in here.hits.items()},
         solved_pairs={name: _hit_fraction(hits[both]) for name, hits in here.hits.items()},
         interchange_accuracy=shared_interchange_accuracy(reference.outcome, here, seed=seed),

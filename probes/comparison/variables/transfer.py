@@ -34,7 +34,6 @@ from probes.errors import ModelError
 from probes.interventions.hotspots import takes_only
 from probes.interventions.interchange import interchange_intervention
 from probes.models.model import Model, load, random_init
-from probes.models.site import site_name
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.pattern import Pattern
 from probes.stats.intervals import Estimate, proportion
@@ -236,7 +235,7 @@ def _evaluate_variable(  # noqa: PLR0913 (as above)
         donor=donor.name,
         recipient=recipient.name,
         pairs=int(folds.test_mask(variable).sum()),
-        site=site_name(cell),
+        site=str(cell),
         donor_sites=tuple(f"L{layer}.resid@{role}" for layer, role in places.values()),
         own_accuracy=proportion(own_hits(recipient, folds, variable)),
         own_ridge_accuracy=proportion(ceiling),

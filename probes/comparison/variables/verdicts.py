@@ -28,7 +28,6 @@ from probes.comparison.variables.stitching import Recipient
 from probes.comparison.variables.transfer import EMBEDDING_CONTROL, CrossModelTransfer
 from probes.comparison.verdict import NON_INFERIORITY_TEST, Verdict, VerdictLabel
 from probes.interventions.interchange import interchange_intervention
-from probes.models.site import site_name
 from probes.observe.gate import Gate
 from probes.prompts.interchange_pairs import OBJECT
 from probes.stats.evidence import StatisticalTest, check_above, check_below, skipped_test
@@ -65,7 +64,7 @@ def variable_site(
         with recipient.lock:
             found = interchange_intervention(recipient.runs, [cell])
         along = proportion(found.takes_variable(variable)[0][folds.test_mask(variable)])
-    return VariableSite(site_name(cell), frozenset(cell.role.split("+")), exclusive_accuracy, along)
+    return VariableSite(str(cell), frozenset(cell.role.split("+")), exclusive_accuracy, along)
 
 
 def absent_variable_verdict(variable: str, gates: Sequence[Gate]) -> Verdict:

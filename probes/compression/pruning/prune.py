@@ -31,6 +31,7 @@ from probes.compression.pruning.masks import (
 from probes.errors import ModelError
 from probes.models.loading import check_finite
 from probes.models.provenance import JsonValue, Provenance, StorageCost
+from probes.models.site import head_name
 
 METHOD_SCOPES = {
     "magnitude": ("global", "layer"),
@@ -136,7 +137,7 @@ def _method_masks(
     kept = keep_largest(output_norms(origin, blocks, unit, rows), fraction, scope)
     if unit == "head":
         lost = (~kept).nonzero().tolist()
-        found["dropped"] = [f"L{layer}.H{head}" for layer, head in lost]
+        found["dropped"] = [head_name(layer, head) for layer, head in lost]
     else:
         found["dropped"] = [int((~row).sum()) for row in kept]
     return unit_masks(origin.hf_model, blocks, unit, kept), found

@@ -12,7 +12,7 @@ from probes.interventions.dissociation import output_heads
 from probes.interventions.hotspots import hotspots
 from probes.interventions.interchange import interchange_intervention, run_interchange_pairs
 from probes.models.model import Model, load
-from probes.models.site import joined_roles, site_name
+from probes.models.site import joined_roles
 from probes.observe.gate import answer_questions
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.held_out import family_split
@@ -38,7 +38,7 @@ def measure_member(model: Model, pattern: Pattern, *, bases: int = 200, seed: in
         joined_roles=joined_roles(spot.site),
     )  # fmt: skip
     found = interchange_intervention(strange, [spot.site])
-    taken = found.proportion(site_name(spot.site), OPERATION)
+    taken = found.proportion(str(spot.site), OPERATION)
     right = interchange_intervention(strange, []).proportion("none", "base")
     known = pattern.lexicon.words("noun")[: made.nouns]
     tells = tokenizable_by(model.tokenizer)
@@ -49,7 +49,7 @@ def measure_member(model: Model, pattern: Pattern, *, bases: int = 200, seed: in
     heads = output_heads(strange, hot.runs)
     number, noun = {*heads.number_heads}, {*heads.object_heads}
     with_others = hot.other_object.takes_variable(OPERATION)[
-        hot.other_object.site_index(site_name(spot.site))
+        hot.other_object.site_index(str(spot.site))
     ].mean()
     return {
         "model": model.name,
@@ -59,7 +59,7 @@ def measure_member(model: Model, pattern: Pattern, *, bases: int = 200, seed: in
         "layers": made.layers,
         "number": hot.accuracy[0].value,
         "noun": hot.accuracy[1].value,
-        "site": site_name(spot.site),
+        "site": str(spot.site),
         "taken": spot.other_object.value,
         "taken_low": spot.other_object.low,
         "taken_high": spot.other_object.high,

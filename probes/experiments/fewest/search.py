@@ -44,7 +44,7 @@ from probes.interventions.interchange import (
 )
 from probes.interventions.subspace import Subspace, das
 from probes.models.model import Model, load, random_init
-from probes.models.site import Site, joined_roles, site_name
+from probes.models.site import Site, joined_roles
 from probes.observe.gate import gate
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.interchange_pairs import OBJECT, InterchangePairs, sample_interchange_pairs
@@ -205,7 +205,7 @@ def _fewest_directions(
         strange.append(_subspace_hits(here, there, variable, (cell, tried[-1], seed)).mean())
     return MinimalDirections(
         variable=variable,
-        site=site_name(cell),
+        site=str(cell),
         full_state=whole,
         sizes=tuple(tried),
         interchange_accuracy=tuple(shares),

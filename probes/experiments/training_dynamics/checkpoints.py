@@ -25,7 +25,7 @@ from probes.interventions.interchange import (
     run_interchange_pairs,
 )
 from probes.models.model import Model, Shape
-from probes.models.site import Site, joined_roles, site_name
+from probes.models.site import Site, joined_roles
 from probes.observe.gate import answer_questions
 from probes.prompts.interchange_pairs import OBJECT, InterchangePairs, sample_interchange_pairs
 from probes.prompts.pair_batch import tokenizable_by
@@ -157,7 +157,7 @@ def measure_checkpoint(model: Model, reference: FinalModelReference) -> Checkpoi
         interchange_hits=taken,
         logit_shift=pull,
         own_site_hits=own_taken,
-        own_sites={variable: site_name(cell) for variable, cell in own.items()},
+        own_sites={variable: str(cell) for variable, cell in own.items()},
         logit_diff=_to_numpy(here.clean_logit_diffs - here.ablated_logit_diffs),
         circuit_logit_diff=_to_numpy(alone_ - here.ablated_logit_diffs),
         edge_scores=edges,
@@ -175,7 +175,7 @@ def _interchange_results(
     taken, pull = {}, {}
     for variable, cell in sites.items():
         row, answer = (
-            found.site_index(site_name(cell)),
+            found.site_index(str(cell)),
             OBJECT_READOUT if variable == OBJECT else NUMBER_READOUT,
         )
         taken[variable] = takes_only(found, variable)[row].astype(float)

@@ -38,7 +38,6 @@ from probes.experiments.training_dynamics.measures import (
 )
 from probes.files import write_atomic
 from probes.models.model import Model, load, random_init
-from probes.models.site import site_name
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.pattern import Pattern
 from probes.stats.intervals import Estimate
@@ -272,7 +271,7 @@ def training_trajectory(  # noqa: PLR0913 (whom, what, beside what)
         steps=steps,
         measures=measures_over_training(log, by, last),
         circuit_faithfulness=tuple(circuit_faithfulness(found, end, seed) for found in readings),
-        sites={variable: site_name(cell) for variable, cell in by.sites.items()},
+        sites={variable: str(cell) for variable, cell in by.sites.items()},
         edges=len(by.circuit),
         protocol=(
             ("final", last.origin),

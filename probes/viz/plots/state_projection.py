@@ -7,7 +7,6 @@ import numpy as np
 
 from probes.errors import FigureError
 from probes.interventions.projection import StateProjection
-from probes.models.site import site_name
 from probes.viz.plots.scatter import Labels, PointCloud, ScatterBlock
 
 MAX_OBJECTS = 8
@@ -45,11 +44,11 @@ def _point_cloud(projection: StateProjection, *, on_operation: bool) -> PointClo
     if "object" in projection.labels:
         colors["object"] = group_rare_objects(list(map(str, projection.labels["object"])))
     if not on_operation:
-        says = f"{site_name(projection.site)}, the widest axes"
+        says = f"{projection.site!s}, the widest axes"
         return PointCloud(
             projection.model, projection.principal_xy, projection.principal_fractions, colors, says
         )
-    says = f"{site_name(projection.site)}, operation and what is widest across it"
+    says = f"{projection.site!s}, operation and what is widest across it"
     axes = ("operation", "across")
     return PointCloud(
         projection.model,

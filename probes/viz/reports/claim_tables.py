@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from probes.claims.result import ClaimsReport
 from probes.interventions.dissociation import Dissociation, OutputHeads
 from probes.interventions.interchange import NUMBER_READOUT, OBJECT_READOUT
-from probes.models.site import site_name
 from probes.prompts.interchange_pairs import OBJECT
 from probes.stats.evidence import ClaimVerdict, StatisticalTest
 from probes.stats.intervals import Estimate
@@ -123,7 +122,7 @@ def _nonbreaking(text: str) -> str:
 def state_blocks(report: ClaimsReport) -> list[Block]:
     """Show the tests of H1, the search, what the states vary with, and how many dimensions."""
     found, there = report.subspace_search, report.object_decoding
-    place = site_name(report.hotspots.hotspot("operation").site)
+    place = str(report.hotspots.hotspot("operation").site)
     sizes = [
         (f"{size} direction{'s' * (size > 1)} searched", share)
         for size, share in zip(found.dimensions_tried, found.accuracies, strict=True)

@@ -10,7 +10,6 @@ from probes.claims.run import dose_response_rows
 from probes.interventions.hotspots import Hotspots
 from probes.interventions.interchange import NUMBER_READOUT
 from probes.interventions.projection import StateProjection
-from probes.models.site import site_name
 from probes.prompts.question import Question
 from probes.stats.evidence import ClaimVerdict
 from probes.viz.blocks import Block, Note, Table, TableCell, Tone
@@ -211,7 +210,7 @@ def _hotspots_table(hotspots: Hotspots) -> Table:
     rows = [
         [
             display_variable(spot.variable),
-            site_name(spot.site),
+            str(spot.site),
             str(spot.other_object),
             str(spot.same_object),
             typographic_minus(str(spot.difference)),
@@ -233,12 +232,9 @@ def _hotspots_table(hotspots: Hotspots) -> Table:
 
 def _outcome_block(hotspots: Hotspots) -> OutcomeBlock:
     """Draw what the number becomes at the chosen places, and late where it is read."""
-    sites = {
-        site_name(s.site): f"{display_variable(s.variable)}: {site_name(s.site)}"
-        for s in hotspots.hotspots
-    }
+    sites = {str(s.site): f"{display_variable(s.variable)}: {s.site!s}" for s in hotspots.hotspots}
     role = _readout_role(hotspots)
-    late = [site_name(cell) for cell in hotspots.sites if cell.role == role]
+    late = [str(cell) for cell in hotspots.sites if cell.role == role]
     room = max(0, _MAX_BARS - len(sites))
     sites |= {site: site for site in late[len(late) - min(room, 4) :] if site not in sites}
     names, tables = list(sites)[:_MAX_BARS], []

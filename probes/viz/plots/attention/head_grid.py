@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from probes.errors import FigureError
+from probes.models.site import head_name, head_names
 from probes.viz.colors import COLOR_STOPS, MISSING_COLOR, css_gradient, to_hex
 from probes.viz.embedding_data import encode_array
 from probes.viz.html_text import MINUS, axis_label, escape, json_attribute, show_invisible
@@ -30,7 +31,7 @@ _MAX_STATIC_CELLS = 700
 def head_map(maps: AttentionMaps, layer: int, head: int) -> Picture:
     """One head, with its labels on the axes and its numbers in the cells."""
     _check_head(maps, layer, head)
-    name = f"L{layer}.H{head}"
+    name = head_name(layer, head)
     look = HeatTableStyle(f"{maps.model} {name}", cell_px=cell_width(len(maps.columns)))
     error = None if maps.error is None else maps.error[layer, head]
     weights = maps.weights[layer, head]
@@ -189,7 +190,7 @@ def _detail(
 
 
 def _enlarged_head(maps: AttentionMaps, head: tuple[int, int], width: int) -> str:
-    name = f"L{head[0]}.H{head[1]}"
+    name = head_name(*head)
     error: Float[np.ndarray, "query key"] | None = None if maps.error is None else maps.error[head]
     look = replace(HeatTableStyle(f"{maps.model} {name}"), cell_px=width)
     table = heat_table(maps.weights[head], error, maps.rows, maps.columns, look)
@@ -208,7 +209,7 @@ def _missing_head_figure(model: str) -> str:
 
 
 def _head_names(maps: AttentionMaps) -> tuple[str, ...]:
-    return tuple(f"L{layer}.H{head}" for layer in range(maps.layers) for head in range(maps.heads))
+    return head_names(maps.layers, maps.heads)
 
 
 def _title(left: AttentionMaps, right: AttentionMaps | None) -> str:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from probes.errors import ModelError, SiteError
+from probes.models import site
 from probes.models.model import Model, load
 from probes.observe.activations import capture
 from probes.observe.attention import role_attention
@@ -50,7 +51,7 @@ def attention_maps(
     if model.tokenizer is None:
         raise ModelError(f"{model.name!r} came without a tokenizer, and cannot read text")
     if isinstance(text, str):
-        text = roles.match(text) if roles else _as_question(text)
+        text = roles.match(text) if roles else Question.from_text(text)
     batch = tokenize(model.tokenizer, (text,), max_length=model.shape.context)
     if roles:
         return _pooled_maps(model, batch)
@@ -65,20 +66,13 @@ def _pooled_maps(model: Model, batch: Batch) -> AttentionMaps:
     return AttentionMaps(model.name, found.mean.double().numpy(), found.roles, found.roles)
 
 
-def _as_question(text: str) -> Question:
-    return Question(text, "", "", (), "digits", (), (), ())
-
-
 def parse_head(name: str, maps: AttentionMaps) -> tuple[int, int]:
     """Read an address such as "L2.H3".
 
     Raises:
         SiteError: It is not an address, or the model has no such head.
     """
-    layer, _, head = name.partition(".")
-    if not (layer[:1] == "L" and head[:1] == "H" and (layer[1:] + head[1:]).isdecimal()):
-        raise SiteError(f"{name!r} is no head: write it as in 'L2.H3'")
-    place = int(layer[1:]), int(head[1:])
+    place = site.parse_head(name)
     if place[0] >= maps.layers or place[1] >= maps.heads:
         raise SiteError(
             f"{maps.model!r} has no head {name!r}: it has layers 0 to {maps.layers - 1} with "

@@ -1,0 +1,23 @@
+"""Sites and their addresses."""
+
+import pytest
+
+from probes.errors import SiteError
+from probes.models.site import Site, head_names, parse_head
+
+
+@pytest.mark.parametrize("text", ["L0.H1", "L1.MLP", "L2.resid@op", "L10.H12@x+rest"])
+def test_an_address_is_parsed_and_written(text):
+    assert str(Site.parse(text)) == text
+
+
+@pytest.mark.parametrize("text", ["L0", "H1", "L0.h1", "L-1.H0", "L0.H1@", "blocks.0.hook_mlp_out"])
+def test_other_texts_are_refused(text):
+    with pytest.raises(SiteError, match="is not a site"):
+        Site.parse(text)
+
+
+def test_heads_are_listed_layer_by_layer():
+    assert [parse_head(name) for name in head_names(2, 2)] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    with pytest.raises(SiteError, match="is not a head"):
+        parse_head("L0.MLP")
