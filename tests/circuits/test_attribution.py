@@ -104,7 +104,7 @@ def theirs(kind):
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "neox"])
 def test_one_gradient_gives_what_transformer_lens_finds_summed_over_positions(kind):
-    graph = edge_attribution(model_of(kind), pairs(), method="eap", at=0.0)
+    graph = edge_attribution(model_of(kind), pairs(), method="eap", gradient_at=0.0)
     expected = torch.zeros_like(graph.per_prompt)
     for row, scores in enumerate(theirs(kind)):
         numbers = torch.from_numpy(graph.graph.indices_of(map(named, scores)))
@@ -116,7 +116,7 @@ def test_one_gradient_gives_what_transformer_lens_finds_summed_over_positions(ki
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "neox"])
 def test_by_role_it_gives_what_transformer_lens_finds_position_by_position(kind):
-    graph = edge_attribution(model_of(kind), pairs(), method="eap", at=0.0, roles=True)
+    graph = edge_attribution(model_of(kind), pairs(), method="eap", gradient_at=0.0, roles=True)
     mine = [replace(edge, target_role=edge.source_role) for edge in graph.graph.edges()]
     known = {edge: number for number, edge in enumerate(dict.fromkeys(mine))}
     index = torch.tensor([known[edge] for edge in mine])

@@ -188,14 +188,14 @@ def test_one_state_whatever_the_object_holds_where_all_speaks_for_it():
         ({"hotspots": spots(unseen_groups={"untrained cells": NO})}, "untrained cells: "),
         ({"hotspots": spots(unseen_groups={"new objects": NO})}, "new objects: "),
         ({"hotspots": spots(other_object=NO, same_object=NO)}, "no site hands over operation"),
-        ({"unseen": UnseenVerbs(NO, NO, NONE, ())}, "verbs not fitted on: "),
+        ({"unseen_verbs": UnseenVerbs(NO, NO, NONE, ())}, "verbs not fitted on: "),
         (
-            {"unseen": UnseenVerbs(SURE, SURE, Estimate(0.0, -0.1, 0.0), ())},
+            {"unseen_verbs": UnseenVerbs(SURE, SURE, Estimate(0.0, -0.1, 0.0), ())},
             "gain over the token embedd",
         ),
-        ({"search": bare(DASResult, random_init=YES)}, "search in an untrained model"),
-        ({"asked_back": NO}, "asked for y"),
-        ({"loud_filler": NO}, "a verb in vain"),
+        ({"subspace_search": bare(DASResult, random_init=YES)}, "search in an untrained model"),
+        ({"operation_free_accuracy": NO}, "asked for y"),
+        ({"distractor_accuracy": NO}, "a verb in vain"),
     ],
 )
 def test_each_counterevidence_alone_fails_it_and_is_named(changes, reason):
@@ -204,7 +204,7 @@ def test_each_counterevidence_alone_fails_it_and_is_named(changes, reason):
     assert reason in found.reason
 
 
-@pytest.mark.parametrize("changes", [{"unseen": None}, {"object_there": UNREAD}])
+@pytest.mark.parametrize("changes", [{"unseen_verbs": None}, {"object_decoding": UNREAD}])
 def test_it_cannot_be_told_where_verbs_are_few_or_no_object_stands_there(changes):
     assert h1(**changes).label == "cannot tell"
 
@@ -279,15 +279,15 @@ def test_one_direction_for_all_objects_holds_or_only_up_to_a_rotation():
 
 def line(**changes):
     given = {
-        "before": "a",
-        "after": "b",
+        "base": "a",
+        "tuned": "b",
         "own_direction": SURE,
         "base_direction": SURE,
         "difference": NONE,
-        "state": SURE,
-        "stranger": NO,
-        "heads_before": ("L0.H0",),
-        "heads_after": ("L1.H0",),
+        "base_state": SURE,
+        "random_init_direction": NO,
+        "base_heads": ("L0.H0",),
+        "tuned_heads": ("L1.H0",),
     } | changes
     return BaseModelComparison(**given)
 

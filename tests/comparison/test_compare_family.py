@@ -240,7 +240,7 @@ def test_the_message_says_how_far_states_fall_short():
 
 def test_where_the_own_states_turn_no_more_than_the_margin_nothing_falls_short_of_them():
     """To fall short of nothing by nothing is no equality."""
-    little = (carried("op", ceiling=Estimate(0.12, 0.08, 0.2)), carried("x"))
+    little = (carried("op", own_ridge_accuracy=Estimate(0.12, 0.08, 0.2)), carried("x"))
     made(transfers_to_other=little).assert_equivalent(margin=0.05)
     with pytest.raises(EquivalenceError, match="op: kept"):
         made(transfers_to_other=little).assert_equivalent()

@@ -331,7 +331,7 @@ def test_what_was_missed_is_what_the_own_states_turned_and_the_donors_did_not():
 
 
 def test_without_untrained_nets_nothing_is_judged():
-    with pytest.raises(ModelError, match="random-init"):
+    with pytest.raises(ModelError, match="untrained"):
         evaluate_donor(
             recipient(), donor("rotated"), trials(), NUMBERS, nulls={}, negative_controls={}, seed=0
         )

@@ -106,7 +106,7 @@ def test_the_words_that_choose_a_site_are_never_judged(trials, variable):
 def test_the_object_is_judged_in_all_crossings_by_a_map_that_is_fitted_on_all_questions(trials):
     (fold,) = trials.by_variable[OBJECT]
     assert fold.train.all()
-    assert fold.test_mask.all()
+    assert fold.test.all()
     assert 0 < trials.site_search[OBJECT].sum() < PROMPTS
 
 

@@ -150,7 +150,7 @@ def test_an_untrained_net_lacks_the_behavior(sitting, full):
     found = behavioral_distance(
         sitting, answer_as_relative(sitting, random_init(full, seed=1)), seed=0
     )
-    assert found.behavior_absent and found.readout_kl.value > 1 and found.right.value == 0
+    assert found.behavior_absent and found.readout_kl.value > 1 and found.all_correct.value == 0
     assert 0 < best_heuristic_accuracy(sitting) < 0.5
 
 
@@ -187,7 +187,7 @@ def test_an_item_is_solved_where_base_and_source_are_both_right(full, mechanism_
     assert found.solved.all() and found.right.all()
     runs.source.logits[3] = -runs.source.logits[3]
     spoilt = interchange_outcome(runs, {name: Site(1, "resid", "op") for name in found.hits})
-    assert not spoilt.solved[3] and spoilt.all_correct[3] and spoilt.solved.sum() == BASES - 1
+    assert not spoilt.solved[3] and spoilt.right[3] and spoilt.solved.sum() == BASES - 1
 
 
 def test_states_of_the_model_itself_turn_what_its_own_do(full, mechanism_test, sites):
@@ -258,7 +258,7 @@ def test_only_what_both_solve_is_judged():
     half = [True] * 100 + [False] * 100
     parent, relative = made_up([1] * 200), made_up([1] * 100 + [0] * 100, right=half)
     order = loss_order(parent, relative, seed=0)
-    assert order.pairs == 100 and order.mechanism.value == 0
+    assert order.pairs == 100 and order.mechanism_loss.value == 0
     assert order.accuracy_loss.value == 0.5 and order.difference.value == -0.5
     assert order.label == "accuracy first"
     assert shared_interchange_accuracy(parent, relative, seed=0).value == 1

@@ -250,7 +250,7 @@ def test_a_variable_is_equivalent_where_the_full_models_states_do_as_much():
     ("ceiling", "passed"), [(SURE, True), (NEARLY, None), (HALF, None), (NEVER, None)]
 )
 def test_as_good_as_its_own_is_tested_only_where_its_own_surely_do_something(ceiling, passed):
-    found = variable_verdict(place("op"), place("op"), transfer(ceiling=ceiling), GATES)
+    found = variable_verdict(place("op"), place("op"), transfer(own_ridge_accuracy=ceiling), GATES)
     (test,) = [test for test in found.tests if test.name == NON_INFERIORITY_TEST]
     assert test.passed is passed
     assert (test.value is None) == (passed is None)
@@ -259,7 +259,7 @@ def test_as_good_as_its_own_is_tested_only_where_its_own_surely_do_something(cei
 
 def test_states_that_turn_nothing_where_the_own_ones_turn_nothing_are_not_equivalent():
     """As of words with a dimension to each: a map of other words says nothing of them."""
-    idle = transfer(ceiling=NEVER, maps={"ridge": NEVER})
+    idle = transfer(own_ridge_accuracy=NEVER, maps={"ridge": NEVER})
     assert variable_verdict(place("op"), place("op"), idle, GATES).equivalent is not True
 
 

@@ -200,7 +200,7 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize(("how", "dials"), WAYS)
+@pytest.mark.parametrize(("how", "settings"), WAYS)
 def test_one_seed_gives_one_model(how, settings):
     one, again, other = (grow(bare("llama"), how, **settings, seed=seed) for seed in (1, 1, 2))
     assert same(one.hf_model, again.hf_model)
@@ -216,7 +216,7 @@ def test_growing_draws_from_no_shared_stream():
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize(("how", "dials"), WAYS)
+@pytest.mark.parametrize(("how", "settings"), WAYS)
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "neox"])
 def test_what_grew_is_counted_saved_and_loaded(tmp_path, kind, how, settings):
     origin = bare(kind)
@@ -254,7 +254,7 @@ def test_growth_can_be_repeated():
 
 
 @pytest.mark.parametrize(
-    ("how", "dials", "message"),
+    ("how", "settings", "message"),
     [
         ("deeper", {}, r"'deeper'.*identity, fresh, stack, wider"),
         ("identity", {}, r"needs at or layers, and nothing was given"),

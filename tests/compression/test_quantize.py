@@ -372,7 +372,7 @@ def test_an_unknown_scheme_is_refused_with_what_to_take(scheme, advice):
 
 
 @pytest.mark.parametrize(
-    ("scheme", "dials", "reason"),
+    ("scheme", "settings", "reason"),
     [
         ("rtn-4", {"group": 7}, "group of 7 does not divide .* 32, 64 wide"),
         ("int8", {"group": 64}, "group of 64 does not divide"),

@@ -88,12 +88,14 @@ def test_directions_that_are_not_enough_are_no_number(fox):
 def test_it_is_tabled_and_saved(found, tmp_path):
     table = found.table()
     assert set(table.unit) == {"directions", "edges", "weights of its nodes", "parameters"}
-    assert (table.prompts.dropna() <= 1).all()
-    lacking = replace(found.models[0], circuit=replace(found.models[0].circuit, lot=float("nan")))
+    assert (table.part.dropna() <= 1).all()
+    lacking = replace(
+        found.models[0], circuit=replace(found.models[0].circuit, random_max=float("nan"))
+    )
     replace(found, models=(lacking,)).save(tmp_path / "few.json")
     # NaN is no JSON: strict readers refuse it.
     told = json.loads((tmp_path / "few.json").read_text(), parse_constant=pytest.fail)
-    assert told["models"][0]["inner"] > 0
+    assert told["models"][0]["block_parameters"] > 0
     assert told["models"][0]["wires"]["lot"] is None
     found.save(tmp_path / "few.csv")
     assert (tmp_path / "few.csv").read_text().startswith("model,what,unit,fewest,of")

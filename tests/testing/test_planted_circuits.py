@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from probes.circuits.attribution import edge_attribution
-from probes.circuits.edge_scores import EMBED, LOGITS, Edge
+from probes.circuits.graph import EMBED, LOGITS, Edge
 from probes.circuits.task import task_from_tokens
 from probes.testing.planted_circuits import MIN_EFFECT_FRACTION, induction, noisy_induction
 from probes.testing.planted_gates import NO, OFF, ON, YES, and_gate, decoy, or_gate

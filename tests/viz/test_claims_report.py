@@ -350,7 +350,7 @@ def test_bindings_and_the_model_before_are_shown_where_there_are_any(proof, hot)
     full = Read(claims_page((proven(hot, line=line),)).body)
     assert full.table("before layer")[1][:2] == ["1", str(YES)]
     assert full.table("model", "heads")[1:] == [["old", "L1.H0"], ["new", "L3.H0, L3.H1"]]
-    bare = Read(claims_page((proven(hot, binding=False),)).body)
+    bare = Read(claims_page((proven(hot, bound=False),)).body)
     assert not [rows for rows in bare.tables if rows and "before layer" in rows[0]]
     assert not [rows for rows in bare.tables if rows and rows[0] == ["model", "heads"]]
 
