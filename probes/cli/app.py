@@ -18,12 +18,31 @@ from probes.errors import EquivalenceError, GateError
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Trace the circuits a query pattern drives, and compare them across relatives of a model.",
 )
 app.add_typer(make_app, name="make")
 app.add_typer(study_app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from probes import __version__
+
+        Console().print(__version__, highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Trace the circuits a query pattern drives, and compare them across relatives of a model."""
 
 
 class EdgeScoring(StrEnum):
