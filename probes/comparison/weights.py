@@ -15,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probes.errors import BatchError, ModelError
-from probes.models.decoder import DecoderWeights, Norm, decompose
+from probes.models.decoder import DecoderWeights, decompose
 from probes.models.model import Model
+from probes.models.norm import Norm
 from probes.models.site import head_names
 
 

@@ -1,8 +1,8 @@
-"""A decoder taken apart: the sums and products of its blocks, written out, head by head.
+"""Weights and activations of a decoder, head by head.
 
-Circuits are judged by giving every head, and every reader within it, an input of its own. The
-model's modules cannot do that, so the parts are taken from them and put together anew; whatever
-is rebuilt here is held against the model's own logits, and refused where it differs.
+Edge patching gives every head, and each of its q, k and v, its own input. The model's modules do
+not allow that, so blocks are rebuilt from their weights. Rebuilt logits are checked against the
+model's own.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,64 +13,28 @@ from typing import Any
 import torch
 from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
-from torch.nn.functional import layer_norm, rms_norm, scaled_dot_product_attention
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from probes.errors import ModelError
 from probes.models.model import Model
+from probes.models.norm import Norm, read_norm
 
-# Greatest difference of a rebuilt logit, as a share of the greatest logit, by number format.
+# Greatest difference of a rebuilt logit, as a fraction of the greatest logit, by number format.
 _LOGIT_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
 
 
 @dataclass(frozen=True, eq=False)
-class Norm:
-    """A layer norm, an RMS norm (which takes no mean off), or none at all."""
-
-    weight: Tensor | None
-    bias: Tensor | None
-    eps: float
-    centered: bool
-
-    def __call__(self, x: Float[Tensor, "*_ d_model"]) -> Float[Tensor, "*_ d_model"]:
-        """Normalize the last axis."""
-        if self.weight is None:
-            return x
-        if self.centered:
-            return layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
-        return rms_norm(x, x.shape[-1:], self.weight, self.eps)
-
-    def backward(
-        self, grad: Float[Tensor, "*_ d_model"], x: Float[Tensor, "*_ d_model"]
-    ) -> Float[Tensor, "*_ d_model"]:
-        """Carry gradients at the output back to the input x, which may broadcast.
-
-        With y = w x̂ + b and x̂ = (x - mean) / s: (1/s) (g - mean(g) - x̂ mean(x̂ g)), g = w grad;
-        an RMS norm lacks the middle term. `grad` is overwritten.
-        """
-        if self.weight is None:
-            return grad
-        center = x - x.mean(-1, keepdim=True) if self.centered else x
-        scale = (center.square().mean(-1, keepdim=True) + self.eps).rsqrt()
-        unit = center * scale
-        grad.mul_(self.weight)
-        along = (grad * unit).mean(-1, keepdim=True)
-        if self.centered:
-            grad.sub_(grad.mean(-1, keepdim=True))
-        return grad.addcmul_(unit, along, value=-1).mul_(scale)
-
-
-@dataclass(frozen=True, eq=False)
 class DecoderLayer:
-    """One block's parts.
+    """Weights of one block.
 
     Attributes:
-        attn_norm, mlp_norm: What stands before attention and before the MLP.
-        q, k, v: Matrices from the residual into each head.
+        attn_norm, mlp_norm: Norms before attention and before the MLP.
+        q, k, v: Matrices from the residual stream into each head.
         o: Matrix out of each head. Its bias belongs to no head.
         q_bias, k_bias, v_bias, o_bias: Zero where the model has none.
-        mlp: From its normalized input to what it writes.
-        scale: What scores are multiplied by.
+        mlp: Maps the normalized input to the output of the MLP.
+        scale: Factor of attention scores.
     """
 
     attn_norm: Norm
@@ -87,7 +51,7 @@ class DecoderLayer:
     scale: float
 
     def project(self, port: str, x: Tensor, heads: Sequence[int] = ()) -> Tensor:
-        """Map normalized residuals "... d_model" to q, k or v of some heads, or of all."""
+        """Project normalized residuals "... d_model" to q, k or v of some heads, or of all."""
         weight, bias = getattr(self, port), getattr(self, f"{port}_bias")
         if heads and list(heads) != list(range(len(weight))):
             weight, bias = weight[list(heads)], bias[list(heads)]
@@ -98,7 +62,7 @@ class DecoderLayer:
 
 @dataclass(frozen=True, eq=False)
 class DecoderWeights:
-    """A whole decoder's parts."""
+    """Weights of a decoder."""
 
     layers: tuple[DecoderLayer, ...]
     final_norm: Norm
@@ -108,14 +72,16 @@ class DecoderWeights:
 
 @dataclass(frozen=True, eq=False)
 class DecoderActivations:
-    """What one run computes, part by part.
+    """Activations of one run; tuples have one entry a layer.
 
     Attributes:
-        embed: What the token embedding writes.
-        pre, mid: The residual before attention, and before the MLP.
-        last: The residual behind the last block.
-        q, k: Queries and keys, rotated. v: values. z: what each head reads.
-        mlp_out: What each MLP writes.
+        embed: Output of the token embedding.
+        resid_pre, resid_mid: Residual stream before attention, and before the MLP.
+        resid_final: Residual stream after the last block.
+        q, k: Queries and keys after rotary embedding.
+        v: Values.
+        z: Attention-weighted values of each head.
+        mlp_out: Output of each MLP.
     """
 
     embed: Float[Tensor, "prompt position d_model"]
@@ -131,14 +97,14 @@ class DecoderActivations:
 
 @dataclass(frozen=True, eq=False)
 class DecoderInputs:
-    """What a run begins with.
+    """Inputs of the first block, and what all blocks share.
 
     Attributes:
-        embed: What the token embedding writes.
-        rest: What else the first block reads: positions, where they are learned.
-        angles: Cosines and sines of the rotation, or none.
-        allowed: Which keys each query may attend to; padding attends to itself.
-        logits: The model's own, at the read-out.
+        embed: Output of the token embedding.
+        position_embed: Learned position embedding; zero with rotary embedding.
+        rotary: Cosines and sines of the rotary embedding, or None.
+        attention_mask: True for keys that a query may attend to; padding attends to itself.
+        logits: The model's logits at the readout.
     """
 
     embed: Float[Tensor, "prompt position d_model"]
@@ -149,17 +115,17 @@ class DecoderInputs:
 
 
 def decompose(model: Model) -> DecoderWeights:
-    """Take a model's parts out; they share its weights.
+    """Weights of a model's blocks, which share memory with the model.
 
     Raises:
-        ModelError: A part is not of a kind that can be rebuilt.
+        ModelError: The architecture is not supported.
     """
     try:
         return _decompose(model)
     except (AttributeError, RuntimeError) as error:
         raise ModelError(
-            f"The blocks of {model.name} ({model.shape.architecture}) have no parts that circuits "
-            f"can be cut from: {error}. Use a decoder such as Llama, GPT-2 or GPT-NeoX."
+            f"The blocks of {model.name} ({model.shape.architecture}) cannot be "
+            f"decomposed: {error}. Use a decoder such as Llama, GPT-2 or GPT-NeoX."
         ) from error
 
 
@@ -171,8 +137,8 @@ def _decompose(model: Model) -> DecoderWeights:
         q, k, v, o = (getattr(attn, name).detach() for name in ("W_Q", "W_K", "W_V", "W_O"))
         layers.append(
             DecoderLayer(
-                attn_norm=_read_norm(block.ln1),
-                mlp_norm=_read_norm(block.ln2),
+                attn_norm=read_norm(block.ln1),
+                mlp_norm=read_norm(block.ln2),
                 q=q,
                 k=k,
                 v=v,
@@ -186,7 +152,7 @@ def _decompose(model: Model) -> DecoderWeights:
             )
         )
     return DecoderWeights(
-        tuple(layers), _read_norm(bridge.ln_final), bridge.unembed, model.shape.parallel
+        tuple(layers), read_norm(bridge.ln_final), bridge.unembed, model.shape.parallel
     )
 
 
@@ -198,10 +164,10 @@ def capture_decoder(
     mask: Bool[Tensor, "prompt position"],
     readout: Int[Tensor, " prompt"],
 ) -> tuple[DecoderInputs, DecoderActivations]:
-    """Run the model once and keep what its parts make; they are tried on the longest prompt.
+    """Inputs and activations of one run; the weights are checked on the longest prompt.
 
     Raises:
-        ModelError: The parts do not give the model's logits, or those are not finite.
+        ModelError: Rebuilt logits differ from the model's, or those are not finite.
     """
     kept: dict[str, Tensor] = {}
     layers = range(model.shape.layers)
@@ -240,7 +206,7 @@ def _causal_mask(mask: Bool[Tensor, "prompt position"]) -> Bool[Tensor, "prompt 
 def rebuild_residual(
     weights: DecoderWeights, inputs: DecoderInputs
 ) -> Float[Tensor, "prompt position d_model"]:
-    """Run the parts as the model runs its modules: the residual behind the last block."""
+    """Residual stream after the last block, rebuilt from the weights."""
     x = inputs.embed + inputs.position_embed
     for layer in weights.layers:
         y = layer.attn_norm(x)
@@ -254,11 +220,11 @@ def rebuild_residual(
 def _check_rebuilt_logits(
     model: Model, weights: DecoderWeights, inputs: DecoderInputs, readout: Tensor
 ) -> None:
-    """Refuse a model whose logits the parts do not give, as far as the longest prompt shows."""
+    """Check rebuilt logits of the longest prompt against the model's."""
     if not bool(inputs.logits.isfinite().all()):
         raise ModelError(
-            f"{model.name} gives NaN or infinite logits on these prompts: a run that is broken "
-            "holds no circuit. Load it with a wider dtype, or check the weights."
+            f"{model.name} gives NaN or infinite logits on these prompts. Load it "
+            " with a wider dtype, or check the weights."
         )
     longest = int(inputs.attention_mask.sum((1, 2)).argmax())
     some, angles = slice(longest, longest + 1), inputs.rotary
@@ -274,7 +240,7 @@ def _check_rebuilt_logits(
             weights.final_norm(rebuild_residual(weights, one)[:, readout[longest]])
         )
         gap = float((logits - one.logits).abs().max() / one.logits.abs().max().clamp(min=1e-2))
-    except RuntimeError:  # the parts do not even fit together
+    except RuntimeError:  # The shapes do not fit.
         gap = float("inf")
     if not gap <= _LOGIT_TOLERANCE[model.dtype]:
         raise ModelError(
@@ -291,7 +257,7 @@ def attend(
     attention_mask: Bool[Tensor, "prompt query key"],
     scale: float,
 ) -> Float[Tensor, "*b query head d_head"]:
-    """Attend: softmax of the scaled scores, over the keys that are allowed."""
+    """Softmax attention over the allowed keys."""
     q, k, v = (t.transpose(-2, -3) for t in (q, k, v))
     grouped = q.shape[-3] != k.shape[-3]
     z = scaled_dot_product_attention(
@@ -305,10 +271,10 @@ def apply_rotary(x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
     if rotary is None:
         return x
     cos, sin = (angle.unsqueeze(-2) for angle in rotary)
-    turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-    half = turned.shape[-1] // 2
-    swapped = torch.cat([-turned[..., half:], turned[..., :half]], -1)
-    return torch.cat([turned * cos + swapped * sin, rest], -1)
+    rotated, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    half = rotated.shape[-1] // 2
+    swapped = torch.cat([-rotated[..., half:], rotated[..., :half]], -1)
+    return torch.cat([rotated * cos + swapped * sin, rest], -1)
 
 
 def _has_hook(model: Model, name: str) -> bool:
@@ -319,18 +285,3 @@ def _read_bias(attn: Any, name: str, weight: Tensor) -> Tensor:  # noqa: ANN401
     found = getattr(attn, f"b_{name}", None)
     shape = weight.shape[-1:] if name == "O" else (weight.shape[0], weight.shape[2])
     return weight.new_zeros(shape) if found is None else found.detach().reshape(shape)
-
-
-def _read_norm(module: Any) -> Norm:  # noqa: ANN401
-    inner = module.original_component
-    if isinstance(inner, nn.Identity):
-        return Norm(None, None, 0.0, centered=False)
-    kind = type(inner).__name__
-    eps = getattr(inner, "eps", getattr(inner, "variance_epsilon", None))
-    if eps is None or not ("LayerNorm" in kind or "RMSNorm" in kind):
-        raise ModelError(
-            f"The norm {kind} is not known to the kit: circuits need a layer norm or an RMS norm"
-        )
-    bias = getattr(inner, "bias", None)
-    weight = inner.weight.detach()
-    return Norm(weight, None if bias is None else bias.detach(), float(eps), "RMSNorm" not in kind)

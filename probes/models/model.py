@@ -1,10 +1,10 @@
-"""A language model as the kit sees it: its shape, its tokenizer, and one way to edit a pass."""
+"""Model: a decoder with its shape and tokenizer, whose activations can be read and edited."""
 
 import copy
 import difflib
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,21 +16,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from probes.errors import ModelError, SiteError
+from probes.models.edits import Edit as Edit
+from probes.models.edits import apply_edit, site_edit
+from probes.models.kv_cache import block_cache_argument, replaced_caches
 from probes.models.loading import LOGIT_TOLERANCE as LOGIT_TOLERANCE
 from probes.models.loading import check_finite, find_model, load_hf_model, parse_dtype
 from probes.models.provenance import Provenance, folder_storage, read_provenance
-from probes.models.site import RESID_OUT, Site
+from probes.models.site import Site
 from probes.prompts.batch import tokenize
-
-# What models and blocks call the argument that takes a key/value cache, release by release.
-CACHE_ARGUMENTS = ("cache", "past_key_values", "layer_past")
-
-Edit = Callable[[Tensor], Tensor | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The plain numbers that say how a model is built."""
+    """Architecture and sizes of a model."""
 
     architecture: str
     layers: int
@@ -46,7 +44,7 @@ class Shape:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A causal language model whose every activation can be read and edited by name."""
+    """Causal language model whose activations can be read and edited by name."""
 
     name: str
     origin: str
@@ -54,34 +52,35 @@ class Model:
     tokenizer: Any = field(repr=False)
     """A fast Hugging Face tokenizer, or None where the model came without one."""
     bridge: Any = field(repr=False)
+    """TransformerLens bridge."""
     config: Any = field(repr=False)
     provenance: Provenance | None = field(default=None, repr=False)
-    """How it was made and what it takes to store, where that is known."""
+    """How it was made and what it takes to store, where known."""
     lock: Any = field(default_factory=threading.RLock, repr=False)
     passed_checks: set[str] = field(default_factory=set, repr=False)
-    """What was checked of it once and need not be again, such as its gradients."""
+    """Checks that need not run again, such as that of gradients."""
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.bridge.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The number format of the weights."""
+        """Number format of the weights."""
         return next(self.bridge.parameters()).dtype
 
     @torch.no_grad()
     def logits(
         self, ids: Int[Tensor, "prompt position"], mask: Bool[Tensor, "prompt position"]
     ) -> Float[Tensor, "prompt position vocab"]:
-        """Scores of every next token; True in `mask` marks text, False padding on either side."""
+        """Logits of the next tokens; `mask` is True for text, False for padding on either side."""
         return self.forward(ids, mask)
 
     def forward(
         self, ids: Int[Tensor, "prompt position"], mask: Bool[Tensor, "prompt position"]
     ) -> Float[Tensor, "prompt position vocab"]:
-        """Return what `logits` does, open to gradients of activations."""
+        """Logits with gradients of activations enabled."""
         if ids.shape[1] > self.shape.context:
             raise ModelError(
                 f"The prompts are too long for {self.name}: {ids.shape[1]} tokens found, "
@@ -108,17 +107,19 @@ class Model:
         """
         points = self.bridge.hook_dict
         pairs = [
-            _site_hook(self, name, edit) if Site.matches(name) else (name, edit)
+            site_edit(self.name, (self.shape.layers, self.shape.heads), name, edit)
+            if Site.matches(name)
+            else (name, edit)
             for name, edit in edits.items()
         ]
         for name, _ in pairs:
             if name not in points or self.bridge._gated_hook_reason(name) is not None:
                 near = difflib.get_close_matches(name, points, n=3, cutoff=0.4)
                 raise SiteError(
-                    f"{self.name} has no activation {name!r}, or computes it only on request; "
+                    f"{self.name} has no activation {name!r}, or does not compute it by default; "
                     f"names close to it: {', '.join(near) or 'none'}. Use a name of this model."
                 )
-        hooks = [(name, partial(_apply_edit, name, edit)) for name, edit in pairs]
+        hooks = [(name, partial(apply_edit, name, edit)) for name, edit in pairs]
         with self.locked(), self.bridge.hooks(fwd_hooks=hooks):
             yield
 
@@ -150,43 +151,27 @@ class Model:
 
     @contextmanager
     def recording_kv(self, caches: Sequence[object]) -> Iterator[list[dict]]:
-        """Give each block a store in place of its key/value cache; list what it was called with.
+        """Replace each block's key/value cache; yields the arguments of each block's call.
 
-        A store's `update(keys, values, layer)` returns the keys and values to attend to.
+        `update(keys, values, layer)` of a cache returns the keys and values to attend to.
         """
-        calls: list[dict] = []
-
-        def before(block: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:  # noqa: ANN401
-            given = dict(zip(_block_arguments(block), args, strict=False)) | kwargs
-            hidden = given.pop("hidden_states")
-            given.pop(slot := _block_cache_argument(block), None)
-            calls.append(given)
-            return (hidden,), given | {slot: caches[len(calls) - 1]}
-
-        with self.locked():
-            blocks = self.bridge.blocks[: len(caches)]
-            handles = [b.register_forward_pre_hook(before, with_kwargs=True) for b in blocks]
-            try:
-                yield calls
-            finally:
-                for handle in handles:
-                    handle.remove()
+        with self.locked(), replaced_caches(self.bridge.blocks, caches) as calls:
+            yield calls
 
     def run_block(
         self, layer: int, resid: Tensor, arguments: Mapping[str, Any], cache: object
     ) -> Tensor:
-        """Run one block by itself, with arguments that `storing` listed, cut to what is wanted."""
+        """Output of one block alone, with arguments from `recording_kv`."""
         block = self.bridge.blocks[layer]
-        out = block(hidden_states=resid, **arguments, **{_block_cache_argument(block): cache})
+        out = block(hidden_states=resid, **arguments, **{block_cache_argument(block): cache})
         return out[0] if isinstance(out, tuple) else out
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other threads out: an edit made by one would show in the pass of another."""
+        """Exclude other threads: their passes would show the edits of this one."""
         if not self.lock.acquire(blocking=False):
             raise ModelError(
-                f"{self.name} is in use by another thread, found during a pass or an edit. "
-                "Give each thread a model of its own."
+                f"{self.name} is in use by another thread: load one model for each thread"
             )
         try:
             yield
@@ -195,14 +180,24 @@ class Model:
 
 
 def position_ids(mask: Bool[Tensor, "prompt position"]) -> Int[Tensor, "prompt position"]:
-    """Number the tokens of each text from 0, whatever padding stands before them."""
+    """Positions of the tokens of each text from 0, without padding."""
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 def load(
     name: str | Path | Model, *, dtype: str = "float32", device: str | torch.device | None = None
 ) -> Model:
-    """Load a family member, a folder, a hub id, or "random-init:NAME:SEED"; a Model is given back."""
+    """Load a model.
+
+    Args:
+        name: Family member, folder, hub id ("gpt2", "owner/name") or "random-init:NAME:SEED". A
+            `Model` is returned unchanged.
+        dtype: "float32", "bfloat16" or "float16".
+        device: Device of the weights, PyTorch's default by default.
+
+    Raises:
+        ModelError: There is no such model, or it cannot be loaded.
+    """
     if isinstance(name, Model):
         return name
     kind, _, rest = str(name).partition(":")
@@ -236,12 +231,12 @@ def wrap(
     origin: str = "in memory",
     provenance: Provenance | None = None,
 ) -> Model:
-    """Take a Hugging Face causal model as it stands; the one given is copied, never changed."""
+    """Model from a copy of a Hugging Face causal model."""
     return _build_model(copy.deepcopy(hf_model), (name, origin), tokenizer, provenance)
 
 
 def random_init(model: Model, *, seed: int) -> Model:
-    """Build the same architecture with fresh weights, drawn from `seed` alone."""
+    """Random-init model of the same architecture; the weights depend on `seed` alone."""
     from transformers import AutoModelForCausalLM
 
     with torch.random.fork_rng(devices=[]):
@@ -251,66 +246,6 @@ def random_init(model: Model, *, seed: int) -> Model:
         hf_model = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     names = (f"{model.name} random-init {seed}", f"random-init like {model.name}, seed {seed}")
     return _build_model(hf_model.to(model.device), names, model.tokenizer)
-
-
-def _block_arguments(block: Any) -> list[str]:  # noqa: ANN401
-    return list(inspect.signature(block.original_component.forward).parameters)
-
-
-def _block_cache_argument(block: Any) -> str:  # noqa: ANN401
-    return cache_argument(block.original_component)
-
-
-def cache_argument(module: nn.Module) -> str:
-    """Return what a Hugging Face model or block calls the argument for its key/value cache.
-
-    Raises:
-        ModelError: It takes none.
-    """
-    known = inspect.signature(module.forward).parameters
-    found = next((slot for slot in CACHE_ARGUMENTS if slot in known), None)
-    if found is None:
-        raise ModelError(
-            f"{type(module).__name__} takes no key/value cache under a known name: "
-            f"{', '.join(known)} found, one of {', '.join(CACHE_ARGUMENTS)} wanted. Use a decoder such as "
-            "Llama, GPT-2 or GPT-NeoX, or another release of transformers."
-        )
-    return found
-
-
-def _site_hook(model: Model, name: str, edit: Edit) -> tuple[str, Edit]:
-    """Hook name and edit of a site."""
-    site, shape = Site.parse(name), model.shape
-    is_output = site.component == "resid" and site.layer == shape.layers
-    if site.role:
-        raise SiteError(f"{name!r} has a role: an edit takes all positions, so leave it out")
-    if site.layer >= shape.layers and not is_output:
-        raise SiteError(f"{model.name} has no {name!r}: it has layers 0 to {shape.layers - 1}")
-    if not isinstance(head := site.component, int):
-        last = f"blocks.{shape.layers - 1}.{RESID_OUT}"
-        return (last if is_output else site.hook_name), edit
-    if head >= shape.heads:
-        raise SiteError(f"{model.name} has no {name!r}: it has heads 0 to {shape.heads - 1}")
-
-    def edit_head(value: Tensor) -> Tensor | None:
-        new = _apply_edit(name, edit, value[:, :, head], None)
-        if new is None:
-            return None
-        value = value.clone()
-        value[:, :, head] = new
-        return value
-
-    return site.hook_name, edit_head
-
-
-def _apply_edit(name: str, edit: Edit, value: Tensor, hook: object) -> Tensor | None:
-    new = edit(value)
-    if new is not None and (new.shape != value.shape or new.dtype != value.dtype):
-        raise SiteError(
-            f"An edit of {name!r} must keep shape and dtype: {tuple(new.shape)} {new.dtype} "
-            f"found, {tuple(value.shape)} {value.dtype} wanted. Return that, or None."
-        )
-    return new
 
 
 def _build_model(
@@ -350,9 +285,8 @@ def _build_model(
 
 
 def require_eval(model: Model) -> None:
-    """Refuse a model with dropout on: two runs of it cannot be compared."""
+    """Raise ModelError for a model in training mode, whose runs differ by dropout."""
     if any(module.training for module in model.bridge.modules()):
         raise ModelError(
-            f"{model.name} is in training mode, found by its modules: its runs are drawn by lot. "
-            "Call eval() on it."
+            f"{model.name} is in training mode, so that its runs are random: call eval() on it"
         )

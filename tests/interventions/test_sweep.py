@@ -80,7 +80,7 @@ def test_blocks_that_pass_their_store_by_are_patched_by_whole_passes(model, own,
     """As where a release of transformers gives the argument another name."""
     pairs = pairs_of(own, "operation")
     expected = activation_patching(model, pairs, kinds=KINDS).per_prompt
-    monkeypatch.setattr("probes.models.model.cache_argument", lambda _: "under_another_name")
+    monkeypatch.setattr("probes.models.kv_cache.cache_argument", lambda _: "under_another_name")
     found = activation_patching(model, pairs, kinds=KINDS).per_prompt
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0, equal_nan=True)
 

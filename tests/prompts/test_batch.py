@@ -311,7 +311,7 @@ def test_a_text_that_is_too_long_is_refused_with_both_lengths(own):
 
 
 def test_a_tokenizer_that_keeps_no_offsets_is_refused():
-    with pytest.raises(TokenizerError, match="ByT5Tokenizer keeps no character offsets"):
+    with pytest.raises(TokenizerError, match="ByT5Tokenizer has no character offsets"):
         tokenize(ByT5Tokenizer(), (fox(),))
 
 

@@ -16,7 +16,7 @@ from probes.experiments.family.recipes import recipe
 from probes.experiments.family.tokenizer import BOS, EOS
 from probes.experiments.family.train import training_rows as family_rows
 from probes.files import list_models
-from probes.models.model import cache_argument
+from probes.models.kv_cache import cache_argument
 
 _BATCH_SIZE = 256
 """Prompts that a teacher goes on with at once."""

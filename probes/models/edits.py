@@ -1,0 +1,45 @@
+"""Edits of activations by hook name or by site."""
+
+from collections.abc import Callable
+from torch import Tensor
+
+from probes.errors import SiteError
+from probes.models.site import RESID_OUT, Site
+
+Edit = Callable[[Tensor], Tensor | None]
+
+
+def site_edit(model: str, size: tuple[int, int], name: str, edit: Edit) -> tuple[str, Edit]:
+    """Hook name and full-tensor edit of a site such as "L1.H0"; size is (layers, heads)."""
+    site, (layers, heads) = Site.parse(name), size
+    is_output = site.component == "resid" and site.layer == layers
+    if site.role:
+        raise SiteError(f"{name!r} has a role: an edit takes all positions, so leave it out")
+    if site.layer >= layers and not is_output:
+        raise SiteError(f"{model} has no {name!r}: it has layers 0 to {layers - 1}")
+    if not isinstance(head := site.component, int):
+        last = f"blocks.{layers - 1}.{RESID_OUT}"
+        return (last if is_output else site.hook_name), edit
+    if head >= heads:
+        raise SiteError(f"{model} has no {name!r}: it has heads 0 to {heads - 1}")
+
+    def edit_head(value: Tensor) -> Tensor | None:
+        new = apply_edit(name, edit, value[:, :, head], None)
+        if new is None:
+            return None
+        value = value.clone()
+        value[:, :, head] = new
+        return value
+
+    return site.hook_name, edit_head
+
+
+def apply_edit(name: str, edit: Edit, value: Tensor, hook: object) -> Tensor | None:
+    """Replacement of an activation, checked for shape and dtype."""
+    new = edit(value)
+    if new is not None and (new.shape != value.shape or new.dtype != value.dtype):
+        raise SiteError(
+            f"An edit of {name!r} must keep shape and dtype: {tuple(new.shape)} {new.dtype} "
+            f"found, {tuple(value.shape)} {value.dtype} wanted. Return that, or None."
+        )
+    return new

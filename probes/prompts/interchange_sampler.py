@@ -1,0 +1,241 @@
+"""Sampler behind `sample_interchange_pairs`: numbers, words and outcomes of base and sources."""
+
+import ast
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from transformers import PreTrainedTokenizerBase
+
+from probes.errors import PatternError
+from probes.prompts.pattern import Pattern
+from probes.prompts.question import Pair, Question, evaluate_expression
+from probes.prompts.template import Template
+
+BASE, OPERATION, OBJECT, OTHER = "base", "operation", "thing", "other"
+"""Labels of outcomes: the base's value, the operation's, the object's, and any other answer."""
+
+NUMBER_ANSWER, OBJECT_ANSWER = "number", "noun"
+_DRAWS = 100_000
+
+
+@dataclass(frozen=True)
+class PairSampler:
+    """Sampler of a pattern's interchange pairs."""
+
+    pattern: Pattern
+
+    def __post_init__(self) -> None:
+        name, answers = self.pattern.name, dict(self.pattern.answers)
+        if self.pattern.user_pairs or self.pattern.opposite is None:
+            raise PatternError(
+                f"{name!r} has no opposite operation: interchange pairs need a pattern with "
+                "templates and an opposite"
+            )
+        if tuple(answers) != (NUMBER_ANSWER, OBJECT_ANSWER) or answers[
+            OBJECT_ANSWER
+        ] not in self._slots_of_kind("noun"):
+            raise PatternError(
+                f"{name!r} answers {answers}: interchange pairs need a number, then a noun slot"
+            )
+        if not self.operands:
+            raise PatternError(
+                f"{name!r} computes its number from no slot: interchange pairs need operands"
+            )
+        if not len(self.valid_numbers):
+            raise PatternError(
+                f"The outcomes of {name!r} collide: no numbers from {self.pattern.lexicon.number_range} "
+                f"make {answers[NUMBER_ANSWER]!r} and {dict(self.flipped.answers)[NUMBER_ANSWER]!r} differ for "
+                "base and source, each operand and each number copied"
+            )
+
+    def _slots_of_kind(self, kind: str) -> set[str]:
+        frames, lexicon = self.pattern.templates, self.pattern.lexicon
+        return {s for frame in frames for s in frame.slots if lexicon.kind_of(s) == kind}
+
+    @cached_property
+    def flipped(self) -> Pattern:
+        """Pattern of the sources."""
+        return self.pattern.flipped()
+
+    @cached_property
+    def operands(self) -> tuple[str, ...]:
+        """Number slots that the answers are computed from."""
+        names = dict.fromkeys(
+            node.id
+            for side in (self.pattern, self.flipped)
+            for node in ast.walk(ast.parse(dict(side.answers)[NUMBER_ANSWER], mode="eval"))
+            if isinstance(node, ast.Name)
+        )
+        return tuple(names)
+
+    @cached_property
+    def object_slot(self) -> str:
+        """Slot of the object in the answer."""
+        return dict(self.pattern.answers)[OBJECT_ANSWER]
+
+    def _number_answer(self, slots: Mapping[str, int | str], operation: bool) -> int:
+        side = self.flipped if operation else self.pattern
+        return int(evaluate_expression(dict(side.answers)[NUMBER_ANSWER], slots))
+
+    @cached_property
+    def valid_numbers(self) -> Int[np.ndarray, "cell side operand"]:
+        """Numbers of base and source with which all outcomes differ."""
+        rules = tuple(dict(side.answers)[NUMBER_ANSWER] for side in (self.pattern, self.flipped))
+        return _valid_numbers(self.operands, rules, self.pattern.lexicon.number_range)
+
+    def sample(
+        self,
+        rng: random.Random,
+        tokenizers: Sequence[PreTrainedTokenizerBase],
+        allowed_words: Mapping[str, Sequence[str]],
+    ) -> Iterator[tuple[Question, tuple[Question, Question]] | None]:
+        """Yield bases with their two sources, or None for a rejected draw."""
+        takes = {s for frame in self.pattern.templates for s in frame.slots} - self._slots_of_kind(
+            "number"
+        )
+        if unknown := set(allowed_words) - takes:
+            raise PatternError(
+                f"{sorted(unknown)} take no words in {self.pattern.name!r}: its slots for words "
+                f"are {sorted(takes)}"
+            )
+        sizes = _TokenCounts(tokenizers)
+        while True:
+            frame, numerals = rng.choice(self.pattern.templates), rng.choice(("digits", "words"))
+            numbers = self.valid_numbers[rng.randrange(len(self.valid_numbers))].tolist()
+            base, there = (dict(zip(self.operands, side, strict=True)) for side in numbers)
+            filled = self._fill_slots(frame, base, there, rng, (allowed_words, sizes))
+            if (
+                not filled
+                or self.object_slot not in base
+                or base[self.object_slot] == there[self.object_slot]
+            ):
+                yield None
+                continue
+            base = {s: base[s] for s in frame.slots}
+            asked = self.pattern.make_question(frame, base, numerals)
+            sources = [
+                self.flipped.make_question(frame, {**there, self.object_slot: noun}, numerals)
+                for noun in (base[self.object_slot], there[self.object_slot])
+            ]
+            one, two = sources
+            yield None if None in (asked, one, two) else (asked, (one, two))  # type: ignore[misc]
+
+    def _fill_slots(
+        self, template: Template, base: dict[str, Any], source: dict[str, Any], rng: random.Random,
+        allowed: tuple[Mapping[str, Sequence[str]], "_TokenCounts"],
+    ) -> bool:  # fmt: skip
+        """Fill the other slots; the source's words have the token counts of the base's.
+
+        Returns:
+            Whether there is another word of that length wherever the two must differ.
+        """
+        lexicon, (words, sizes) = self.pattern.lexicon, allowed
+        for slot in template.slots:
+            kind = lexicon.kind_of(slot)
+            if slot in base:
+                continue
+            if kind == "number":  # Not an operand: equal in both, so that it is one outcome.
+                low, high = lexicon.number_range
+                base[slot] = source[slot] = rng.randint(max(low, 2), high)  # One has no plural.
+                continue
+            if kind == "verb":
+                every = [lexicon.verbs_of(side.operation) for side in (self.pattern, self.flipped)]
+            else:
+                every = [lexicon.words(kind)] * 2
+            kept = [[w for w in side if w in words.get(slot, side)] for side in every]
+            if not all(kept):
+                raise PatternError(
+                    f"No words are left for {slot!r} of {self.pattern.name!r}: "
+                    f"{list(words.get(slot, ()))} are allowed, and {every} exist"
+                )
+            used = {*base.values(), *source.values()}
+            base[slot] = rng.choice([w for w in kept[0] if w not in used] or kept[0])
+            stays = kind == "noun" and slot != self.object_slot
+            fit = [w for w in kept[1] if sizes(w) == sizes(base[slot])]
+            fit = [w for w in fit if w not in used and w != base[slot]]
+            if kind == "filler":  # It may be equal in both.
+                fit = fit or [base[slot]]
+            if not stays and not fit:
+                return False
+            source[slot] = base[slot] if stays else rng.choice(fit)
+        return True
+
+    def build_pairs(
+        self, base: Question, sources: tuple[Question, Question]
+    ) -> tuple[tuple[str, ...], tuple[str, ...], Pair, Pair]:
+        """Labels of number and object outcomes, and the two pairs with these outcomes."""
+        here, there = dict(base.slots), dict(sources[1].slots)
+        number: dict[str, str] = {}
+        for mix in _variable_subsets(self.operands):
+            slots = {s: (there if s in mix else here)[s] for s in self.operands}
+            label = " + ".join(mix) or BASE
+            number[label] = str(self._number_answer(slots, OPERATION in mix))
+        number |= {f"copies {s}": str(here[s]) for s in self.operands}
+        number |= {f"copies source {s}": str(there[s]) for s in self.operands}
+        noun = {BASE: str(here[self.object_slot]), OBJECT: str(there[self.object_slot])}
+        for slot, value in base.slots:
+            if slot not in self.operands and isinstance(value, int):
+                number[f"copies {slot}"] = str(value)
+            elif slot != self.object_slot and self.pattern.lexicon.kind_of(slot) == "noun":
+                noun[slot] = str(value)
+        outcomes = (
+            (NUMBER_ANSWER, tuple(number.values())),
+            (OBJECT_ANSWER, tuple(noun.values())),
+        )
+        clean = replace(base, outcomes=outcomes)
+        pairs = [Pair("crossing", clean, _own_answer_first(s, dict(outcomes))) for s in sources]
+        return tuple(number), tuple(noun), pairs[0], pairs[1]
+
+
+def _variable_subsets(operands: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """All sets of variables, from none to all."""
+    varied = (OPERATION, *operands)
+    return tuple(m for n in range(len(varied) + 1) for m in combinations(varied, n))
+
+
+@cache
+def _valid_numbers(
+    operands: tuple[str, ...], rules: tuple[str, ...], numbers: tuple[int, int]
+) -> Int[np.ndarray, "cell side operand"]:
+    (low, high), mixes = numbers, _variable_subsets(operands)
+    span = high - low + 1
+    table = np.full((len(rules), *[span] * len(operands)), -1)
+    for values in product(range(span), repeat=len(operands)):
+        slots = {s: v + low for s, v in zip(operands, values, strict=True)}
+        for op, rule in enumerate(rules):
+            table[(op, *values)] = int(evaluate_expression(rule, slots))
+    rng = np.random.default_rng(0)
+    drawn = np.unique(rng.integers(low, high + 1, (_DRAWS, 2, len(operands))), axis=0)
+    found = []
+    for mix in mixes:
+        mixed = [drawn[:, int(s in mix), k] - low for k, s in enumerate(operands)]
+        found.append(table[(int(OPERATION in mix), *mixed)])
+    outcomes = np.stack([*found, *drawn.reshape(len(drawn), -1).T], 1)
+    inside = ((outcomes >= max(low, 0)) & (outcomes <= high)).all(1)
+    # 0 leaves a number as it is, and 1 has no plural.
+    plain = (outcomes[:, len(mixes) :] > 0).all(1) & (outcomes != 1).all(1)
+    apart = (np.diff(np.sort(outcomes, 1), axis=1) > 0).all(1)
+    return rng.permutation(drawn[inside & plain & apart])
+
+
+def _own_answer_first(source: Question, outcomes: Mapping[str, tuple[str, ...]]) -> Question:
+    mine = {name: (text, *outcomes.get(name, ())) for name, text in source.answers}
+    return replace(source, outcomes=tuple((n, tuple(dict.fromkeys(t))) for n, t in mine.items()))
+
+
+class _TokenCounts:
+    """Token counts of a word, one for each tokenizer."""
+
+    def __init__(self, tokenizers: Sequence[PreTrainedTokenizerBase]) -> None:
+        self.tokenizers, self.cache = tokenizers, dict[str, tuple[int, ...]]()
+
+    def __call__(self, word: str) -> tuple[int, ...]:
+        if word not in self.cache:
+            self.cache[word] = tuple(len(t.tokenize(f" {word}")) for t in self.tokenizers)
+        return self.cache[word]
