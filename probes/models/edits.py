@@ -1,6 +1,7 @@
 """Edits of activations by hook name or by site."""
 
 from collections.abc import Callable
+
 from torch import Tensor
 
 from probes.errors import SiteError

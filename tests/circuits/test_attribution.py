@@ -482,7 +482,7 @@ def test_an_answer_whose_logit_is_not_a_number_is_refused(method):
 def test_a_model_in_training_mode_is_refused(method):
     model = tiny("gpt2")
     model.bridge.blocks[2].attn.train()
-    with pytest.raises(ModelError, match=r"in training mode.* Call eval\(\) on it"):
+    with pytest.raises(ModelError, match=r"in training mode.* call eval\(\) on it"):
         edge_attribution(model, pairs(), method=method)
 
 

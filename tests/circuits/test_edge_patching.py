@@ -387,7 +387,7 @@ def test_marks_for_another_wiring_are_refused():
 def test_a_model_in_training_mode_is_refused():
     model = tiny("gpt2")
     model.bridge.blocks[1].mlp.train()
-    with pytest.raises(ModelError, match=r"in training mode.* Call eval\(\) on it"):
+    with pytest.raises(ModelError, match=r"in training mode.* call eval\(\) on it"):
         run_references(model, pairs())
 
 

@@ -274,7 +274,7 @@ def test_a_norm_that_is_not_known_is_refused():
     class Strange(nn.Module):
         original_component = nn.GroupNorm(1, 32)
 
-    with pytest.raises(ModelError, match="The norm GroupNorm is not known to the kit"):
+    with pytest.raises(ModelError, match="The norm GroupNorm is not supported"):
         parts._read_norm(Strange())
 
 

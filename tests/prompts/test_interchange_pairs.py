@@ -271,9 +271,9 @@ def test_a_pattern_whose_answer_is_a_copy_is_refused(name):
 @pytest.mark.parametrize(
     ("pattern", "reason"),
     [
-        (replace(FOX, opposite=None), "no operation that turns around"),
-        (replace(FOX, user_pairs=draw(1).same), "no operation that turns around"),
-        (replace(FOX, answers=(("noun", "thing"),)), "crossings need a number"),
+        (replace(FOX, opposite=None), "has no opposite operation"),
+        (replace(FOX, user_pairs=draw(1).same), "has no opposite operation"),
+        (replace(FOX, answers=(("noun", "thing"),)), "interchange pairs need a number"),
         (replace(FOX, answers=(("number", "x - y"),)), "a noun that is a slot"),
         (answered("x - y", "x + y", noun="op"), "a noun that is a slot"),
         (
