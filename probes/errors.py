@@ -1,8 +1,8 @@
-"""Errors that a user can mend: each says what, what was found, and what to do."""
+"""Errors of the user's input: each names the problem, the value found, and the fix."""
 
 
 class ProbeError(Exception):
-    """A mistake in what the user gave, not in the package."""
+    """An error in the user's input."""
 
 
 class PatternError(ProbeError):
@@ -14,11 +14,11 @@ class MatchError(ProbeError):
 
 
 class TokenizerError(ProbeError):
-    """A tokenizer that cannot do what the kit needs."""
+    """A tokenizer without character offsets, or none at all."""
 
 
 class OutcomeError(ProbeError):
-    """Answers that cannot be told apart at the read-out."""
+    """Answers that begin with the same token at the readout."""
 
 
 class BatchError(ProbeError):
@@ -34,7 +34,7 @@ class SiteError(ProbeError):
 
 
 class FigureError(ProbeError):
-    """A picture that cannot be drawn or saved as asked."""
+    """A picture or file that cannot be drawn or saved."""
 
 
 class CircuitError(ProbeError):
@@ -42,8 +42,8 @@ class CircuitError(ProbeError):
 
 
 class GateError(ProbeError):
-    """A circuit was asked for of a behavior that the model does not have."""
+    """A circuit of a behavior that the model does not have."""
 
 
 class EquivalenceError(ProbeError, AssertionError):
-    """Two models are not surely equal: a failed test, not a mistake of the user's."""
+    """Two models are not shown to be equivalent: a failed test."""

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and numbers as any JSON reader takes them."""
+"""Files: atomic writes, plain JSON values, and the folders of shipped and derived models."""
 
 import math
 import secrets
@@ -11,7 +11,7 @@ from probes.errors import FigureError, ProbeError
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write all of it or nothing: readers never meet half a file."""
+    """Write a file atomically."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with draft.open("xb") as stream:
@@ -26,7 +26,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def to_jsonable(value: object) -> Any:  # noqa: ANN401
-    """Return dataclasses, mappings and sequences as plain JSON values; NaN and infinity as null."""
+    """Dataclasses, mappings and sequences as plain JSON values; NaN and infinity become null."""
     if is_dataclass(value) and not isinstance(value, type):
         return to_jsonable({item.name: getattr(value, item.name) for item in fields(value)})
     if isinstance(value, Mapping):
@@ -37,7 +37,7 @@ def to_jsonable(value: object) -> Any:  # noqa: ANN401
 
 
 def data_folder() -> Path:
-    """Return the folder of shipped data, in a wheel or in a checkout."""
+    """Folder of shipped data, in a wheel or in a checkout."""
     here = Path(__file__).resolve().parent
     # A wheel carries the folder as `_data`; an editable install ignores forced includes.
     for folder in (here / "_data", here.parent / "data"):
@@ -50,23 +50,23 @@ def data_folder() -> Path:
 
 
 def list_models() -> tuple[str, ...]:
-    """Return the names of the models that come with the kit."""
+    """Names of the shipped models."""
     found = (data_folder() / "models").glob("*/config.json")
     return tuple(sorted(path.parent.name for path in found))
 
 
 def derived_folder() -> Path:
-    """Return the folder where `probes make` puts relatives, in the folder that one works in."""
+    """Folder of `probes make`, under the working directory."""
     return Path("runs") / "relatives"
 
 
 def list_derived_models() -> tuple[str, ...]:
-    """Return the names of the relatives that were made here."""
+    """Names of the derived models in `derived_folder`."""
     return tuple(sorted(path.parent.name for path in derived_folder().glob("*/config.json")))
 
 
 def model_note(name: str) -> str:
-    """Return the one sentence that a member's card opens with."""
+    """First sentence of a shipped model's card."""
     card = data_folder() / "models" / name / "README.md"
     if not card.is_file():
         return "(no card)"

@@ -1,4 +1,4 @@
-"""Where models come from: the family, a folder, what was made here, or the hub."""
+"""Loading of models and tokenizers: from the family, a folder, derived models or the hub."""
 
 import difflib
 import logging
@@ -24,7 +24,7 @@ BARE_HUB_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "o
 
 
 def parse_dtype(name: str) -> torch.dtype:
-    """Return a number format by its name."""
+    """Number format by its name."""
     known = {str(d).removeprefix("torch."): d for d in LOGIT_TOLERANCE}
     if name not in known:
         raise ModelError(f"Unknown dtype: {name!r} found. Use one of {', '.join(sorted(known))}.")
@@ -32,7 +32,7 @@ def parse_dtype(name: str) -> torch.dtype:
 
 
 def find_model(name: str | Path) -> tuple[str, str]:
-    """Return the folder or hub id that a name stands for, and that in words.
+    """Folder or hub id of a name, and a description of it.
 
     Raises:
         ModelError: There is no such model.
@@ -63,16 +63,14 @@ def find_model(name: str | Path) -> tuple[str, str]:
 
 
 def load_hf_model(source: str, dtype: torch.dtype) -> tuple[nn.Module, object]:
-    """Read a plain Hugging Face model and its tokenizer, None where it has none.
+    """Hugging Face model and its tokenizer, or None where it has none.
 
     Raises:
-        ModelError: It cannot be read, or weights are missing.
+        ModelError: It cannot be loaded, or weights are missing.
     """
     from safetensors import SafetensorError
 
-    with (
-        suppress_library_warnings()
-    ):  # torchao, where it is installed, is loaded with it and has much to say.
+    with suppress_library_warnings():  # transformers imports torchao, which warns.
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
     how = {"dtype": dtype, "attn_implementation": "eager", "use_safetensors": True}
@@ -97,7 +95,7 @@ def load_hf_model(source: str, dtype: torch.dtype) -> tuple[nn.Module, object]:
 
 
 def check_finite(hf_model: nn.Module, name: str) -> None:
-    """Refuse weights that are no numbers."""
+    """Raise ModelError for weights that are NaN or infinite."""
     for key, tensor in hf_model.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ModelError(
@@ -108,7 +106,7 @@ def check_finite(hf_model: nn.Module, name: str) -> None:
 
 @contextmanager
 def suppress_library_warnings() -> Iterator[None]:
-    """Keep what the libraries say of kernels that this machine lacks away from the reader."""
+    """Silence the libraries' warnings about missing kernels."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Query patterns by name, as `data/patterns.toml` states them."""
+"""Catalog of query patterns, from `data/patterns.toml`."""
 
 import copy
 import tomllib
@@ -19,7 +19,7 @@ def _read_toml(path: Path) -> dict:
 
 @cache
 def load_lexicon(path: Path) -> Lexicon:
-    """Read the words of a pattern file."""
+    """Words of a pattern file."""
     table = _read_toml(path)
     numbers = table["numbers"]
     return Lexicon(
@@ -36,7 +36,7 @@ def load_lexicon(path: Path) -> Lexicon:
 
 @cache
 def list_patterns(path: Path | None = None) -> dict[str, Pattern]:
-    """Return all patterns of a file (the shipped one by default) by name.
+    """All patterns of a file (the shipped one by default) by name.
 
     Raises:
         PatternError: The file is missing or malformed.
@@ -74,7 +74,7 @@ def list_patterns(path: Path | None = None) -> dict[str, Pattern]:
 
 
 def _operation_fields(table: dict, name: str, entry: dict, suffix: str) -> dict[str, Any]:
-    """Read what a pattern does not share with its opposite."""
+    """Fields in which a pattern and its opposite differ."""
     return {
         "name": name + suffix,
         "title": entry["title"] + (", told as statements" if suffix else ""),
@@ -85,10 +85,10 @@ def _operation_fields(table: dict, name: str, entry: dict, suffix: str) -> dict[
 
 
 def pattern(name: str) -> Pattern:
-    """Return a pattern by its name, or read the user's pairs from a `.jsonl` file.
+    """Pattern by its name, or of the user's pairs in a `.jsonl` file.
 
     Raises:
-        PatternError: The name is unknown; says which are known.
+        PatternError: The name is unknown.
     """
     if str(name).endswith(".jsonl"):
         return Pattern.from_pairs(name)
@@ -102,5 +102,5 @@ def pattern(name: str) -> Pattern:
 
 
 def held_out_table() -> dict[str, Any]:
-    """Return the raw table of what the embedded family never saw."""
+    """Table of the family's held-out split."""
     return copy.deepcopy(_read_toml(data_folder() / "patterns.toml")["held_out"])

@@ -1,4 +1,4 @@
-"""What the embedded family never sees in training, so that generalizing can be measured."""
+"""Held-out split of the shipped family, to measure generalization."""
 
 import random
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ HELD_OUT_AXES = ("cell", "noun", "combination")
 
 @dataclass(frozen=True, slots=True)
 class HeldOutSplit:
-    """What is held out.
+    """What training leaves out.
 
     Attributes:
-        cells: (operation, x, y), a share of the valid number pairs of each operation.
-        nouns: Nouns that never stand in a sentence that takes away.
-        combinations: (operation, verb, frame): both are seen, never together.
+        number_pairs: (operation, x, y), a fraction of the valid number pairs of each operation.
+        nouns: Objects that never occur in a subtraction.
+        combinations: (operation, verb, template), each seen, but not together.
     """
 
     number_pairs: frozenset[tuple[str, int, int]]
@@ -25,7 +25,7 @@ class HeldOutSplit:
     combinations: frozenset[tuple[str, str, str]]
 
     def held_out_axes(self, question: Question) -> frozenset[str]:
-        """Return in which ways a question is held out: none, some or all of AXES."""
+        """Axes on which a question is held out, of `HELD_OUT_AXES`."""
         operation = list_patterns()[question.pattern].operation
         slots = dict(question.slots)
         found = set()
@@ -39,12 +39,12 @@ class HeldOutSplit:
         return frozenset(found)
 
     def in_training(self, question: Question) -> bool:
-        """Say whether training may show a question."""
+        """Whether the question may occur in training."""
         return not self.held_out_axes(question)
 
 
 def valid_number_pairs(operation: str, low: int, high: int) -> list[tuple[int, int]]:
-    """List the (x, y) of an operation whose result is in range."""
+    """Number pairs (x, y) of an operation whose result is in range."""
     numbers = range(low, high + 1)
     sign = 1 if operation == "plus" else -1
     return [(x, y) for x in numbers for y in numbers if low <= x + sign * y <= high]
@@ -52,7 +52,7 @@ def valid_number_pairs(operation: str, low: int, high: int) -> list[tuple[int, i
 
 @cache
 def family_split() -> HeldOutSplit:
-    """Return the split of the embedded family, as `data/patterns.toml` states it."""
+    """Split of the shipped family, from `data/patterns.toml`."""
     table = held_out_table()
     low, high = next(iter(list_patterns().values())).lexicon.number_range
     cells = set()

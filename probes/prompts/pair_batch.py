@@ -1,4 +1,4 @@
-"""Pairs as a model sees them: which token of the counterfactual stands for which clean one."""
+"""Tokenized pairs: clean and counterfactual prompts with aligned tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ class PairBatch:
 
 
 def tokenizable_by(*tokenizers: PreTrainedTokenizerBase) -> QuestionFilter:
-    """Return a test that keeps the questions whose outcomes all tokenizers can tell apart."""
+    """Filter of questions whose outcomes differ in all tokenizers."""
 
     def keep(question: Question) -> bool:
         try:
@@ -96,8 +96,8 @@ def sample_pairs(
             found.append(best)
     if len(found) < count:
         raise BatchError(
-            f"Only {len(found)} of {count} {contrast!r} pairs of {pattern.name!r} can be told "
-            "apart by the tokenizer: ask for fewer, or choose other words"
+            f"Only {len(found)} of {count} {contrast!r} pairs of {pattern.name!r} have "
+            "distinct tokens: request fewer, or choose other words"
         )
     return tuple(found)
 
@@ -105,7 +105,7 @@ def sample_pairs(
 def _best_counterfactual(
     pattern: Pattern, pair: Pair, tokenizers: Sequence[PreTrainedTokenizerBase], seed: int
 ) -> Pair | None:
-    """Return the first counterfactual with equal token counts, or else the first readable one."""
+    """First counterfactual with equal token counts, or else the first with distinct outcomes."""
     second = None
     others = pattern.counterfactuals(pair.clean, pair.contrast, seed=seed)
     for other in islice(others, _MAX_CANDIDATES):
@@ -133,7 +133,7 @@ def _tokenize_both(
 def tokenize_pairs(
     tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, max_length: int | None = None
 ) -> PairBatch:
-    """Encode pairs and align their tokens; errors as in `encode`."""
+    """Tokenize pairs and align their tokens; errors as in `tokenize`."""
     if not pairs:
         raise BatchError("A batch needs at least one pair: none was given")
     clean_rows, other_rows = _tokenize_both(tokenizer, pairs)

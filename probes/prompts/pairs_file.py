@@ -1,4 +1,4 @@
-"""A user's own contrast pairs, read from JSON lines."""
+"""Contrast pairs of the user, from JSON lines."""
 
 import json
 from collections.abc import Mapping
@@ -9,10 +9,10 @@ from probes.prompts.question import Pair, Question, Span
 
 
 def read_pairs(path: Path) -> tuple[Pair, ...]:
-    """Read every pair of a file; blank lines are passed over.
+    """All pairs of a file; blank lines are skipped.
 
     Raises:
-        PatternError: The file cannot be read, holds no pair, or a line is malformed.
+        PatternError: The file cannot be read, has no pair, or a line is malformed.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -24,7 +24,7 @@ def read_pairs(path: Path) -> tuple[Pair, ...]:
         if line.strip()
     ]
     if not pairs:
-        raise PatternError(f"Pair file {str(path)!r} holds no pair: write one JSON object a line")
+        raise PatternError(f"Pair file {str(path)!r} has no pair: write one JSON object a line")
     return tuple(pairs)
 
 
@@ -74,7 +74,7 @@ def _make_question(text: str, outcomes: list[str], roles: tuple[Span, ...], name
 
 
 def _find_spans(text: str, roles: object, location: str) -> tuple[Span, ...]:
-    """Find the words of each role, reading on from the end of the role before."""
+    """Character spans of the roles, each after the one before."""
     if not isinstance(roles, Mapping):
         raise PatternError(f"{location}: roles must map a role to its words, found {roles!r}")
     spans, at = [], 0
@@ -82,7 +82,7 @@ def _find_spans(text: str, roles: object, location: str) -> tuple[Span, ...]:
         start = text.find(str(words), at)
         if start < 0:
             raise PatternError(
-                f"{location}: the words {words!r} of role {role!r} do not stand in {text[at:]!r}; "
+                f"{location}: the words {words!r} of role {role!r} are not in {text[at:]!r}; "
                 "give roles in the order of the text"
             )
         at = start + len(str(words))

@@ -1,4 +1,4 @@
-"""The query pattern: draws questions and counterfactuals, and reads free text back."""
+"""Query patterns: sample questions and counterfactuals, and match free text."""
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 
 from probes.errors import MatchError, PatternError
+from probes.prompts.outcomes import has_distinct_outcomes, possible_outcomes, share_outcomes
 from probes.prompts.pairs_file import read_pairs
 from probes.prompts.question import CONTRASTS, Pair, Question, evaluate_expression
 from probes.prompts.template import Lexicon, Template, best_match
@@ -18,7 +19,7 @@ _MAX_TRIES = 400
 
 @dataclass(frozen=True, slots=True)
 class OppositePattern:
-    """What the operation contrast turns a pattern into; the frames stay."""
+    """Fields of the pattern with the opposite operation; templates are shared."""
 
     name: str
     title: str
@@ -29,18 +30,18 @@ class OppositePattern:
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """A family of questions: frames with typed slots, and answers worked out from the slots.
+    """Family of questions: templates with typed slots, and answers computed from the slots.
 
     Attributes:
-        name: What it is called by.
-        title: What it says, in a few words.
-        operation: The side of each verb pair it uses, "minus" or "plus".
-        opposite: What the operation contrast turns it into, or None.
-        frames: Its sentence templates.
-        answers: Each read-out's name with its expression over the slots.
-        result: What is left after the operation; it must be a number in range.
-        lexicon: The words that fill its slots.
-        given: Pairs of the user's own, for a pattern read from a file; else empty.
+        name: Name in the catalog.
+        title: Description in a few words.
+        operation: "minus" or "plus", the side of each verb pair.
+        opposite: Pattern of the operation contrast, or None.
+        templates: Sentence templates.
+        answers: Name of each answer with its expression over the slots.
+        remainder: Expression of the result of the operation; it must be in the number range.
+        lexicon: Words of the slots.
+        user_pairs: Pairs from a file, for a pattern of the user's; else empty.
     """
 
     name: str
@@ -57,13 +58,12 @@ class Pattern:
     def from_pairs(cls, path: str | Path) -> "Pattern":
         """Read contrast pairs from JSON lines, one pair to a line.
 
-        A line holds `clean` and `counterfactual` (texts), `answer` and `counterfactual_answer`,
-        and, if wanted, `contrast` (a name, "given" by default), `outcomes` (other possible
-        answers) and `roles` (role to the words that play it in `clean`, and the same under
-        `counterfactual_roles` where they differ). Text without a role is `rest`.
+        Keys: `clean`, `counterfactual`, `answer` and `counterfactual_answer`; optional are
+        `contrast` ("given" by default), `outcomes` (other possible answers), `roles` (role to its
+        words in `clean`) and `counterfactual_roles`. Text without a role is `rest`.
 
         Raises:
-            PatternError: The file is missing or empty, or a line does not hold this.
+            PatternError: The file is missing or empty, or a line is malformed.
         """
         pairs = read_pairs(Path(path))
         return cls(
@@ -80,7 +80,7 @@ class Pattern:
 
     @property
     def contrasts(self) -> tuple[str, ...]:
-        """The contrasts that this pattern can form."""
+        """Contrasts that the pattern can form."""
         if self.user_pairs:
             return tuple(dict.fromkeys(pair.contrast for pair in self.user_pairs))
         return tuple(name for name in CONTRASTS if self._templates_for(name))
@@ -88,13 +88,13 @@ class Pattern:
     def sample_questions(
         self, count: int, *, seed: int, keep: QuestionFilter | None = None
     ) -> tuple[Question, ...]:
-        """Draw questions, each at most once; of given pairs both sides, and all there are at most.
+        """Sample different questions; of user pairs both prompts, at most all of them.
 
         Raises:
             PatternError: Fewer than `count` different questions pass `keep`.
         """
         if self.user_pairs:
-            # Both sides: where all clean prompts have one answer, saying it always would do.
+            # Both prompts: a constant answer may be right for all clean ones.
             sides = [side for pair in self.user_pairs for side in (pair.clean, pair.counterfactual)]
             return tuple(q for q in dict.fromkeys(sides) if keep is None or keep(q))[:count]
         rng, found = random.Random(f"{seed}:{self.name}"), {}
@@ -106,15 +106,15 @@ class Pattern:
                 found[question] = None
         if len(found) < count:
             raise PatternError(
-                f"{self.name!r} yielded {len(found)} of {count} questions: ask for fewer, or "
-                "loosen what is kept"
+                f"{self.name!r} yielded {len(found)} of {count} questions: request fewer, or "
+                "filter less"
             )
         return tuple(found)
 
     def sample_pairs(
         self, contrast: str, count: int, *, seed: int, keep: QuestionFilter | None = None
     ) -> tuple[Pair, ...]:
-        """Draw pairs that differ in one contrast alone, all of whose answers are told apart."""
+        """Sample pairs that differ in one contrast, with distinct outcomes."""
         self._check_contrast(contrast)
         if self.user_pairs:
             pairs = [pair for pair in self.user_pairs if pair.contrast == contrast]
@@ -130,7 +130,7 @@ class Pattern:
             if len(found) == count:
                 break
             question = self.sample_question(rng, frames)
-            if question is None or question in found or not _has_distinct_outcomes(question):
+            if question is None or question in found or not has_distinct_outcomes(question):
                 continue
             if keep is not None and not keep(question):
                 continue
@@ -147,7 +147,7 @@ class Pattern:
     def counterfactuals(
         self, question: Question, contrast: str, *, seed: int
     ) -> Iterator[Question]:
-        """Yield, in a seeded order, questions that differ from one in a contrast alone."""
+        """Yield questions that differ from one in a contrast alone, in a seeded order."""
         self._check_contrast(contrast)
         rng = random.Random(seed)
         frame = self._find_template(question.template)
@@ -155,7 +155,7 @@ class Pattern:
         for target, frame_to, changed in self._contrast_changes(frame, slots, contrast, rng):
             other = target.make_question(frame_to, {**slots, **changed}, question.numerals)
             if other is None or (
-                contrast in ("operation", "x", "y") and not _has_distinct_outcomes(other)
+                contrast in ("operation", "x", "y") and not has_distinct_outcomes(other)
             ):
                 continue
             if other.text != question.text:
@@ -163,8 +163,8 @@ class Pattern:
 
     @staticmethod
     def make_pair(contrast: str, question: Question, other: Question) -> Pair:
-        """Pair a question with its counterfactual; each is read among the outcomes of both."""
-        clean, changed = _share_outcomes(question, other), _share_outcomes(other, question)
+        """Pair of a question and its counterfactual; both have the outcomes of both."""
+        clean, changed = share_outcomes(question, other), share_outcomes(other, question)
         return Pair(contrast, clean, changed)
 
     def sample_question(
@@ -173,7 +173,7 @@ class Pattern:
         templates: tuple[Template, ...] = (),
         fixed: Mapping[str, int | str] | None = None,
     ) -> Question | None:
-        """Draw one question, or None when the drawn slots have no answer to ask for."""
+        """Sample one question, or None where its answer is out of range."""
         frame = rng.choice(templates or self.templates)
         low, high = self.lexicon.number_range
         slots: dict[str, int | str] = dict(fixed or {})
@@ -193,7 +193,7 @@ class Pattern:
     def make_question(
         self, template: Template, slots: Mapping[str, int | str], numerals: str
     ) -> Question | None:
-        """Write the question for these slots, or return None when its answer is out of range."""
+        """Question with these slots, or None where its answer is out of range."""
         low, high = self.lexicon.number_range
         answers = tuple((name, evaluate_expression(text, slots)) for name, text in self.answers)
         numbers = [evaluate_expression(self.remainder, slots), *(value for _, value in answers)]
@@ -202,13 +202,13 @@ class Pattern:
         return self._build_question(template, slots, numerals, answers)
 
     def match(self, text: str) -> Question:
-        """Read a text as a question of this pattern: its slots, roles and answers.
+        """Match a text with this pattern.
 
         Raises:
-            MatchError: The text fits no frame, or its answer would be below nought.
+            MatchError: The text matches no template, or its answer is below 0.
         """
         if self.user_pairs:
-            raise MatchError(f"{self.name!r} holds pairs, not frames: it matches no text")
+            raise MatchError(f"{self.name!r} has pairs, not templates: it matches no text")
         frame, found = best_match(self.templates, text, self.lexicon, self.operation)
         answers = tuple(
             (name, evaluate_expression(rule, found.slots)) for name, rule in self.answers
@@ -237,30 +237,16 @@ class Pattern:
             numerals=numerals,
             answers=tuple((name, str(value)) for name, value in answers),
             outcomes=tuple(
-                (name, self._possible_outcomes(template, slots, value)) for name, value in answers
+                (name, possible_outcomes(self.lexicon, template, slots, value))
+                for name, value in answers
             ),
             roles=roles,
         )
 
-    def _possible_outcomes(
-        self, template: Template, slots: Mapping[str, int | str], answer: int | str
-    ) -> tuple[str, ...]:
-        """List what a reader might give: the answer, the other operation, the words copied."""
-        if isinstance(answer, int):
-            x, y = int(slots["x"]), int(slots["y"])
-            copied = [int(slots[slot]) for slot in template.slots if isinstance(slots[slot], int)]
-            found = [answer, x - y, x + y, *copied]
-            return tuple(dict.fromkeys(str(value) for value in found if int(value) >= 0))
-        nouns = [str(slots[s]) for s in template.slots if self.lexicon.kind_of(s) == "noun"]
-        others = [word for word in self.lexicon.words("noun") if word not in nouns]
-        # Any noun serves as the one that was not spoken of; which one hangs on the slots alone.
-        spare = random.Random(str(sorted(slots.items()))).choice(others)
-        return tuple(dict.fromkeys([str(answer), *nouns, spare]))
-
     def _contrast_changes(
         self, template: Template, slots: dict[str, int | str], contrast: str, rng: random.Random
     ) -> Iterator[tuple["Pattern", Template, Mapping[str, int | str]]]:
-        """Yield (pattern, frame, changed slots) for each way to form a contrast."""
+        """Yield (pattern, template, changed slots) for each way to form a contrast."""
         match contrast:
             case "operation":
                 yield self.flipped(), template, {"op": self.lexicon.opposite_verb(str(slots["op"]))}
@@ -279,13 +265,13 @@ class Pattern:
                         yield self, template, {contrast: value}
 
     def _slot_values(self, slot: str) -> Sequence[int | str]:
-        """List what may fill a slot."""
+        """Possible values of a slot."""
         kind = self.lexicon.kind_of(slot)
         low, high = self.lexicon.number_range
         return range(low, high + 1) if kind == "number" else self.lexicon.words(kind)
 
     def flipped(self) -> "Pattern":
-        """Return the pattern with the opposite operation."""
+        """Pattern with the opposite operation."""
         if self.opposite is None:
             raise PatternError(f"Pattern {self.name!r} has no opposite: it forms no such contrast")
         own = OppositePattern(self.name, self.title, self.operation, self.answers, self.remainder)
@@ -301,7 +287,7 @@ class Pattern:
         )
 
     def _templates_for(self, contrast: str) -> tuple[Template, ...]:
-        """Return the frames in which a contrast can be formed."""
+        """Templates in which a contrast can be formed."""
         if contrast == "operation":
             return self.templates if self.opposite else ()
         if contrast == "order":
@@ -316,7 +302,7 @@ class Pattern:
             if frame.name == name:
                 return frame
         raise PatternError(
-            f"Pattern {self.name!r} has no frame {name!r}: "
+            f"Pattern {self.name!r} has no template {name!r}: "
             f"it has {[frame.name for frame in self.templates]}"
         )
 
@@ -325,20 +311,3 @@ class Pattern:
             raise PatternError(
                 f"Pattern {self.name!r} has no contrast {contrast!r}: it has {self.contrasts}"
             )
-
-
-def _has_distinct_outcomes(question: Question) -> bool:
-    """Say whether a question tells its outcomes apart: something moves, and not to 1."""
-    answers = dict(question.answers)
-    numbers = dict(question.outcomes).get("number", ())
-    slots = dict(question.slots)
-    return answers.get("number") != "1" and slots.get("y") != 0 and len(numbers) >= 3
-
-
-def _share_outcomes(other: Question, question: Question) -> Question:
-    """Let a counterfactual share the outcomes of its question, its own answer first."""
-    shared = {
-        name: tuple(dict.fromkeys((*texts, *dict(question.outcomes)[name])))
-        for name, texts in other.outcomes
-    }
-    return replace(other, outcomes=tuple(shared.items()))

@@ -1,6 +1,6 @@
-"""What a pattern yields: a question with its slots, roles and answers, and pairs of them.
+"""Questions with slots, roles and answers, and pairs of them.
 
-A question's text is the prompt; its answers follow it in their order, a space before each
+The text of a question is the prompt. Its answers follow in order, each after a space
 ("… Answer:" + " 4" + " foxes"). Roles are character spans of the prompt.
 """
 
@@ -19,17 +19,17 @@ Span = tuple[str, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One prompt, what fills its slots, which text plays which role, and what answers it.
+    """One prompt with its slots, roles and answers.
 
     Attributes:
-        text: The prompt, up to where the first answer starts.
-        pattern: Name of the pattern it was made from.
-        frame: Name of the frame within the pattern.
-        slots: What each slot holds: an int for numbers, the written words for all else.
-        numerals: "digits" or "words": how the question writes its numbers.
-        answers: Each read-out's name with the text expected there.
-        outcomes: Each read-out's name with every text that a reader might give there, the
-            answer first: the other operation, the copied numbers, the other nouns.
+        text: Prompt, up to the start of the first answer.
+        pattern: Name of its pattern.
+        template: Name of its template within the pattern.
+        slots: Value of each slot: an int for numbers, text for all else.
+        numerals: "digits" or "words", the form of its numbers.
+        answers: Name and correct text of each answer.
+        outcomes: Name of each answer with its possible texts, the correct one first: the other
+            operation, copied numbers, other objects.
         roles: Character spans, in the order of the text, without overlap.
     """
 
@@ -56,11 +56,11 @@ class Question:
         )
 
     def answer(self, name: str) -> str:
-        """Return the text expected at one read-out."""
+        """Correct text of one answer."""
         return dict(self.answers)[name]
 
     def role_text(self, role: str) -> str:
-        """Return the words that play a role."""
+        """Words of a role."""
         for name, start, end in self.roles:
             if name == role:
                 return self.text[start:end]
@@ -68,20 +68,20 @@ class Question:
 
     @property
     def full_text(self) -> str:
-        """The prompt with all its answers written after it."""
+        """Prompt followed by all its answers."""
         return self.text + "".join(f" {text}" for _, text in self.answers)
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A question and the counterfactual that differs from it in one contrast alone."""
+    """Question and counterfactual that differ in one contrast."""
 
     contrast: str
     clean: Question
     counterfactual: Question
 
     def changes_answer(self, answer: str) -> bool:
-        """Say whether the contrast is expected to change the text at a read-out."""
+        """Whether the two have different correct texts."""
         return self.clean.answer(answer) != self.counterfactual.answer(answer)
 
 
@@ -93,10 +93,10 @@ _OPERATORS = {
 
 
 def evaluate_expression(expression: str, slots: Mapping[str, int | str]) -> int | str:
-    """Work out an answer: sums, differences and products of slots and whole numbers.
+    """Value of an expression: sums, differences and products of slots and integers.
 
     Raises:
-        PatternError: The expression holds anything else, or names a slot that is not there.
+        PatternError: The expression has another operation, or an unknown slot.
     """
     try:
         tree = _parse_expression(expression)
@@ -118,7 +118,7 @@ def _evaluate_node(node: ast.expr, expression: str, slots: Mapping[str, int | st
             return slots[name]
         case ast.Name(id=name):
             raise PatternError(
-                f"Answer {expression!r} names slot {name!r}: the frame has {sorted(slots)}"
+                f"Answer {expression!r} names slot {name!r}: the template has {sorted(slots)}"
             )
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             a, b = _evaluate_node(left, expression, slots), _evaluate_node(right, expression, slots)

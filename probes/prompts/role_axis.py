@@ -1,4 +1,4 @@
-"""prompts.role_axis."""
+"""Role axis: effects aligned over the roles of all contrasts."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ def expand_to_roles(
     present_roles: Sequence[str],
     roles: Sequence[str],
 ) -> Float[np.ndarray, "prompt head feature"]:
-    """Lay effects out over all roles, NaN for the roles that this contrast lacks."""
+    """Effects over all roles, NaN for the roles that the prompts lack."""
     prompts, heads, _, answers = each.shape
     full = np.full((prompts, heads, len(roles), answers), np.nan, dtype=np.float64)
     full[:, :, [roles.index(role) for role in present_roles]] = each

@@ -1,6 +1,6 @@
-"""Frames: sentence templates that are filled from slots, and that find slots in a text.
+"""Sentence templates: filled from slots, and matched to texts.
 
-The template language stands at the head of `data/patterns.toml`.
+`data/patterns.toml` describes the template language.
 """
 
 import re
@@ -18,7 +18,7 @@ _SLOT_REGEX = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class TemplatePart:
-    """A stretch of a template: fixed text (slot is "") or a slot in one of its forms."""
+    """Part of a template: fixed text (slot is "") or a slot in one form."""
 
     text: str
     role: str
@@ -28,14 +28,14 @@ class TemplatePart:
 
 @dataclass(frozen=True, slots=True)
 class Lexicon:
-    """The words a pattern may use, and the kind of each slot.
+    """Words of a pattern, and the kind of each slot.
 
     Attributes:
-        kinds: Kind of each slot: number, noun, name, verb or filler.
+        slot_kinds: Kind of each slot: number, noun, name, verb or filler.
         verbs: Pairs of opposites; each side maps a form to its words.
-        choices: For the kinds noun, name and filler, the words to choose from.
-        numbers: The smallest and the largest number that may be asked about or answered.
-        number_words: The numbers from nought up, in words.
+        choices: Words of the kinds noun, name and filler.
+        number_range: Smallest and largest number in questions and answers.
+        number_words: Numbers from 0 in words.
     """
 
     slot_kinds: tuple[tuple[str, str], ...]
@@ -45,19 +45,19 @@ class Lexicon:
     number_words: tuple[str, ...]
 
     def kind_of(self, slot: str) -> str:
-        """Return the kind of a slot."""
+        """Kind of a slot."""
         for name, kind in self.slot_kinds:
             if name == slot:
                 return kind
         known = [name for name, _ in self.slot_kinds]
-        raise PatternError(f"Slot {slot!r} is unknown: declare it under [slots], beside {known}")
+        raise PatternError(f"Slot {slot!r} is unknown: declare it under [slots], next to {known}")
 
     def words(self, kind: str) -> tuple[str, ...]:
-        """Return the words to choose from for a kind of slot."""
+        """Words of a kind of slot."""
         return dict(self.choices)[kind]
 
     def verb_forms(self, base: str) -> tuple[str, dict[str, str]]:
-        """Return the side a verb stands on and its forms, given the base form."""
+        """Operation and forms of a verb, by its base form."""
         for pair in self.verbs:
             for side, forms in pair:
                 if dict(forms)["base"] == base:
@@ -65,7 +65,7 @@ class Lexicon:
         raise PatternError(f"Verb {base!r} is unknown: known are {self.all_verbs()}")
 
     def opposite_verb(self, base: str) -> str:
-        """Return the base form of the verb's opposite."""
+        """Base form of the opposite verb."""
         for pair in self.verbs:
             bases = [dict(forms)["base"] for _, forms in pair]
             if base in bases:
@@ -73,15 +73,15 @@ class Lexicon:
         raise PatternError(f"Verb {base!r} is unknown: known are {self.all_verbs()}")
 
     def verbs_of(self, operation: str) -> tuple[str, ...]:
-        """Return the base forms of all verbs on one side."""
+        """Base forms of the verbs of an operation."""
         return tuple(dict(dict(pair)[operation])["base"] for pair in self.verbs)
 
     def all_verbs(self) -> tuple[str, ...]:
-        """Return the base forms of all verbs, both sides."""
+        """Base forms of all verbs."""
         return tuple(dict(forms)["base"] for pair in self.verbs for _, forms in pair)
 
     def render(self, slot: str, value: int | str, form: str, numerals: str) -> str:
-        """Write what a slot holds as the text shows it."""
+        """Text of a slot's value."""
         kind = self.kind_of(slot)
         if kind == "verb":
             forms = self.verb_forms(str(value))[1]
@@ -96,7 +96,7 @@ class Lexicon:
 
 @dataclass(frozen=True)
 class Template:
-    """A sentence template cut into parts; `order` names its twin with swapped clauses, or ""."""
+    """Sentence template in parts; `swapped_template` names the one with swapped clauses, or ""."""
 
     name: str
     parts: tuple[TemplatePart, ...]
@@ -104,13 +104,13 @@ class Template:
 
     @cached_property
     def slots(self) -> tuple[str, ...]:
-        """The slots of the frame, each once, in the order of the text."""
+        """Slots, each once, in the order of the text."""
         return tuple(dict.fromkeys(part.slot for part in self.parts if part.slot))
 
     def fill(
         self, slots: Mapping[str, int | str], lexicon: Lexicon, numerals: str
     ) -> tuple[str, tuple[Span, ...]]:
-        """Write the text and return it with the character span of every role."""
+        """Filled text with the character span of every role."""
         text, spans = "", []
         for part in self.parts:
             words = part.text
@@ -123,10 +123,10 @@ class Template:
 
 
 def parse_template(name: str, template: str, swapped_template: str = "") -> Template:
-    """Cut a template into parts.
+    """Parse a template.
 
     Raises:
-        PatternError: A bracket is left open, or one role is given twice.
+        PatternError: A bracket does not close, or a role occurs twice.
     """
     parts, at = [], 0
     for token in _SLOT_REGEX.finditer(template):
@@ -141,12 +141,12 @@ def parse_template(name: str, template: str, swapped_template: str = "") -> Temp
     parts = [part for part in parts if part.text or part.slot]
     loose = "".join(part.text for part in parts if not part.role)
     if any(mark in loose for mark in "{}[]"):
-        raise PatternError(f"Frame {name!r} has a bracket that does not close: {template!r}")
+        raise PatternError(f"Template {name!r} has a bracket that does not close: {template!r}")
     roles = [part.role for part in parts if part.role]
     twice = {role for role in roles if roles.count(role) > 1}
     if twice:
         raise PatternError(
-            f"Frame {name!r} uses role {sorted(twice)} twice: name each occurrence, "
+            f"Template {name!r} uses role {sorted(twice)} twice: name each occurrence, "
             "as in {thing_asked=thing}"
         )
     return Template(name, tuple(parts), swapped_template)
@@ -154,7 +154,7 @@ def parse_template(name: str, template: str, swapped_template: str = "") -> Temp
 
 @dataclass(frozen=True, slots=True)
 class TemplateMatch:
-    """How far a frame read a text: its slots if it read all, else where it stopped and why."""
+    """Match of a template with a text; `expected` is "" for a full match, else what is missing."""
 
     slots: dict[str, int | str]
     numerals: str
@@ -165,10 +165,10 @@ class TemplateMatch:
 def match_template(
     template: Template, text: str, lexicon: Lexicon, operation: str
 ) -> TemplateMatch:
-    """Read a text part by part; `wanted` is "" when the whole frame was found."""
+    """Match a text part by part."""
     slots: dict[str, int | str] = {}
     numerals, at = "digits", 0
-    # The tail that hands over to the answer ("Answer:") may be left away by a person.
+    # A user may omit the last part ("Answer:").
     optional_tail = template.parts[-1].role == "answer" and not template.parts[-1].slot
     for index, part in enumerate(template.parts):
         if (
@@ -197,7 +197,7 @@ def _has_required_part(parts: tuple[TemplatePart, ...]) -> bool:
 def _part_regex(
     part: TemplatePart, slots: Mapping[str, int | str], lexicon: Lexicon, operation: str
 ) -> tuple[str, str]:
-    """Return the expression that reads one part, and what to call it in an error."""
+    """Regular expression of one part, and its description in errors."""
     if not part.slot:
         return r"\s*".join(re.escape(word) for word in re.split(r"\s+", part.text)), repr(part.text)
     kind = lexicon.kind_of(part.slot)
@@ -218,7 +218,7 @@ def _part_regex(
 
 
 def _slot_value(part: TemplatePart, words: str, lexicon: Lexicon) -> tuple[int | str, str]:
-    """Return what a slot holds, and "digits" or "words" if it is a number."""
+    """Value of a slot, and "digits" or "words" for a number."""
     kind = lexicon.kind_of(part.slot)
     if kind == "number":
         if words.isdigit():
@@ -234,10 +234,10 @@ def _slot_value(part: TemplatePart, words: str, lexicon: Lexicon) -> tuple[int |
 def best_match(
     templates: tuple[Template, ...], text: str, lexicon: Lexicon, operation: str
 ) -> tuple[Template, TemplateMatch]:
-    """Return the first frame that reads the whole text.
+    """First template that matches the whole text.
 
     Raises:
-        MatchError: None does; says how far the best one came and what it wanted there.
+        MatchError: None matches; the message names the longest match.
     """
     readings = [(frame, match_template(frame, text, lexicon, operation)) for frame in templates]
     for frame, found in readings:
@@ -245,13 +245,13 @@ def best_match(
             return frame, found
     frame, found = max(readings, key=lambda reading: reading[1].end)
     raise MatchError(
-        f"{text!r} fits no frame. Nearest is {frame.name!r}: after {text[: found.end]!r} it "
-        f"wants {found.expected}, and finds {text[found.end : found.end + 30]!r}"
+        f"{text!r} matches no template. Nearest is {frame.name!r}: after {text[: found.end]!r} it "
+        f"expects {found.expected}, and finds {text[found.end : found.end + 30]!r}"
     )
 
 
 def parse_templates(table: Mapping[str, object]) -> Iterator[Template]:
-    """Read the frames of one set from TOML."""
+    """Templates of one TOML table."""
     for name, entry in table.items():
         match entry:
             case str(text):
@@ -259,4 +259,4 @@ def parse_templates(table: Mapping[str, object]) -> Iterator[Template]:
             case {"text": str(text), "order": str(order)}:
                 yield parse_template(name, text, order)
             case _:
-                raise PatternError(f"Frame {name!r} must be text, or a table of text and order")
+                raise PatternError(f"Template {name!r} must be text, or a table of text and order")

@@ -1,8 +1,7 @@
-"""One text as tokens, each with the one role that it plays, before texts are put in a batch.
+"""Tokenized prompts: ids with one role for each token, before padding.
 
-Works with any fast tokenizer: roles are assigned by the overlap of character offsets after white
-space is stripped (offsets include the leading space, trim it, or put it in a token of its own,
-which then joins the role that follows).
+Roles are assigned by the overlap of character offsets without white space, so that any fast
+tokenizer works. A token of white space alone has the role of the next token.
 """
 
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ REST, BOS = "rest", "bos"
 
 @dataclass(frozen=True, slots=True)
 class TokenizedPrompt:
-    """One encoded text before padding: ids, the role of each, its read-outs as numbers."""
+    """One tokenized text before padding: ids, roles, tokens, and positions of its answers."""
 
     ids: tuple[int, ...]
     roles: tuple[str, ...]
@@ -34,7 +33,7 @@ def tokenize_questions(
     *,
     answers_from: Sequence[Question] | None = None,
 ) -> tuple[TokenizedPrompt, ...]:
-    """Encode questions one by one, before padding; see `encode`."""
+    """Tokenize questions before padding; arguments and errors as in `tokenize`."""
     if not questions:
         raise BatchError("A batch needs at least one question: none was given")
     if not getattr(tokenizer, "is_fast", False):
@@ -45,7 +44,7 @@ def tokenize_questions(
     names = [name for name, _ in questions[0].answers]
     for index, question in enumerate(questions):
         if not question.text.strip():
-            raise BatchError(f"Prompt {index} holds no text: write something for the model to read")
+            raise BatchError(f"Prompt {index} has no text: give a text that is not empty")
         if [name for name, _ in question.answers] != names:
             raise BatchError(
                 f"{question.text!r} answers {[n for n, _ in question.answers]}, the first prompt "
@@ -69,8 +68,8 @@ def tokenize_questions(
             written = found.get(writer.answers[k][1], next(iter(found.values()))[:start])
             if tuple(ids[: len(written)]) != written:
                 raise OutcomeError(
-                    f"{texts[index]!r} is cut into other tokens when what follows {name} is left "
-                    "away: choose words that this tokenizer keeps apart"
+                    f"{texts[index]!r} has other tokens without the text after {name}: choose words "
+                    "whose tokens do not depend on what follows"
                 )
             starts.append(start)
             ends.append(len(found[asked.answer(name)]))
@@ -121,7 +120,7 @@ def _tokenize_outcomes(
     questions: Sequence[Question],
     answers_from: Sequence[Question],
 ) -> dict[tuple[int, int], dict[str, tuple[int, ...]]]:
-    """Encode every prompt with every outcome of every answer in one call."""
+    """Token ids of every prompt with every outcome of every answer."""
     keys, texts = [], []
     for index, (asked, writer) in enumerate(zip(questions, answers_from, strict=True)):
         before = asked.text
@@ -133,7 +132,7 @@ def _tokenize_outcomes(
                 texts.append(f"{before} {outcome}")
             before += f" {written}"
     found: dict[tuple[int, int], dict[str, tuple[int, ...]]] = {}
-    if not texts:  # a text that asks nothing has nothing to tell apart
+    if not texts:  # Plain texts have no answers.
         return found
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
     for (index, k, outcome), ids in zip(keys, encoded, strict=True):
@@ -147,11 +146,11 @@ def _first_difference(
     name: str,
     outcome_ids: dict[str, tuple[int, ...]],
 ) -> tuple[int, tuple[int, ...]]:
-    """Return where the outcomes first differ, and each one's token there, the answer's first."""
+    """Position at which the outcomes first differ, and their tokens, the answer's first."""
     encoded = list(outcome_ids.values())
     shortest = min(len(ids) for ids in encoded)
     if len(encoded) == 1:
-        # Nothing to be told apart from: read at the first token behind the prompt.
+        # A single outcome is read at the first token after the prompt.
         start = len(tokenizer(question.text, add_special_tokens=False)["input_ids"])
         start = min(start, shortest - 1)
     else:
@@ -160,7 +159,7 @@ def _first_difference(
         )
     tokens: dict[int, str] = {}
     for outcome, ids in outcome_ids.items():
-        # An outcome that ends here is the beginning of all others.
+        # An outcome that ends here is a prefix of all others.
         ends = next(text for text in (*outcome_ids, "") if text != outcome)
         clash = tokens.get(ids[start]) if start < len(ids) else ends
         if clash is not None:
@@ -169,7 +168,7 @@ def _first_difference(
                 f"{question.text!r}: the {name} outcomes {outcome!r} "
                 f"({tokenizer.convert_ids_to_tokens(list(ids[start - 1 :]))}) and {clash!r} "
                 f"({tokenizer.convert_ids_to_tokens(list(other[start - 1 :]))}) start with the "
-                "same token where they are read: choose words that this tokenizer tells apart"
+                "same token at the readout: choose words that differ in this tokenizer"
             )
         tokens[ids[start]] = outcome
     return start, tuple(tokens)
@@ -178,7 +177,7 @@ def _first_difference(
 def assign_roles(
     text: str, offsets: Sequence[tuple[int, int]], spans: Sequence[Span]
 ) -> tuple[str, ...]:
-    """Give every token the role it overlaps most; a token of white space joins the next one's."""
+    """Role with the greatest overlap for every token; white space has the next token's role."""
     found: list[str | None] = []
     for start, end in offsets:
         while start < end and text[start].isspace():

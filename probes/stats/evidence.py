@@ -1,4 +1,4 @@
-"""Verdicts in plain words, and the tests that each of them reads."""
+"""Verdicts on claims, and the tests that decide them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ ClaimLabel = Literal["holds", "fails", "cannot tell", "behavior absent"]
 
 @dataclass(frozen=True, slots=True)
 class StatisticalTest:
-    """One test of a claim.
+    """Test of an estimate against a threshold.
 
     Attributes:
-        name: What was tested, in a few words.
-        says: What it would mean if the test went against the claim.
-        value: What was measured; None where it could not be.
-        bar: What it was held against, in words and numbers.
-        passed: True where the whole interval speaks for the claim, False where it speaks against
-            it, None where it includes the bar or nothing could be measured.
-        decides: Whether the verdict reads it; else it is shown beside.
+        name: Subject of the test, in a few words.
+        meaning_if_failed: Meaning of a failed test.
+        value: Estimate; None where it was not measured.
+        threshold: Threshold, in words and numbers.
+        passed: True where the whole interval is on the claim's side of the threshold, False where
+            it is on the other side, None where it includes the threshold or there is no value.
+        is_deciding: Whether the verdict depends on it.
     """
 
     name: str
@@ -33,15 +33,15 @@ class StatisticalTest:
 
 @dataclass(frozen=True, slots=True)
 class ClaimVerdict:
-    """What became of one claim about one model.
+    """Verdict on one claim about one model.
 
     Attributes:
         claim: "H1" to "H5".
         title: The claim in a few words.
-        word: "holds" where every deciding test passed, "fails" where one speaks against it,
-            "cannot tell" otherwise; "behavior absent" where the model does not do the task.
-        reason: Why, in one sentence.
-        evidence: The tests.
+        label: "holds" where every deciding test passed, "fails" where one failed, "cannot tell"
+            otherwise; "behavior absent" where the model does not do the task.
+        reason: One sentence.
+        tests: All tests, deciding or not.
     """
 
     claim: str
@@ -59,7 +59,7 @@ def check_above(
     *,
     is_deciding: bool = True,
 ) -> StatisticalTest:
-    """Test whether a number is surely above a bar."""
+    """Test whether the 95 % interval lies above a threshold."""
     passed = True if value.low > threshold else False if value.high <= threshold else None
     return StatisticalTest(
         name, meaning_if_failed, value, f"above {threshold:.2f}", passed, is_deciding
@@ -74,7 +74,7 @@ def check_below(
     *,
     is_deciding: bool = True,
 ) -> StatisticalTest:
-    """Test whether a number is surely below a bar."""
+    """Test whether the 95 % interval lies below a threshold."""
     passed = True if value.high < threshold else False if value.low >= threshold else None
     return StatisticalTest(
         name, meaning_if_failed, value, f"below {threshold:.2f}", passed, is_deciding
@@ -84,7 +84,7 @@ def check_below(
 def check_within(
     name: str, meaning_if_failed: str, value: Estimate, margin: float, *, is_deciding: bool = True
 ) -> StatisticalTest:
-    """Test whether a difference is surely within a margin: no effect, and not just none seen."""
+    """Equivalence test: whether the 95 % interval lies within ±margin."""
     inside = value.low >= -margin and value.high <= margin
     outside = value.low > margin or value.high < -margin
     passed = True if inside else False if outside else None
@@ -94,12 +94,12 @@ def check_within(
 
 
 def skipped_test(name: str, reason: str, *, is_deciding: bool = True) -> StatisticalTest:
-    """Put down a test that could not be made, and why."""
+    """Test without a value, with the reason in place of a meaning."""
     return StatisticalTest(name, reason, None, "–", None, is_deciding)
 
 
 def claim_verdict(claim: str, title: str, tests: Sequence[StatisticalTest]) -> ClaimVerdict:
-    """Read the deciding tests of a claim."""
+    """Verdict on a claim by its deciding tests."""
     deciding = [test for test in tests if test.is_deciding]
     against = [test for test in deciding if test.passed is False]
     open_ = [test for test in deciding if test.passed is None]
@@ -114,5 +114,5 @@ def claim_verdict(claim: str, title: str, tests: Sequence[StatisticalTest]) -> C
 
 
 def behavior_absent(claim: str, title: str, reason: str) -> ClaimVerdict:
-    """Say that a model does not do what the claim is about."""
+    """Verdict for a model that does not have the behavior."""
     return ClaimVerdict(claim, title, "behavior absent", reason, ())

@@ -80,7 +80,7 @@ MISTAKES = {
     ),
     "text that does not fit": (
         ("heatmap", "{model}", "Hello there.", "--pattern", "take-away"),
-        "fits no frame",
+        "matches no template",
     ),
     "no such head": (("heatmap", "{model}", "Hello.", "--head", "L9.H0"), "no head"),
     "no head at all": (("heatmap", "{model}", "Hello.", "--head", "nine"), "is no head"),

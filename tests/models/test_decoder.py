@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM, MistralConfig
 
 from probes.errors import ModelError
 from probes.interventions.activation_patching import MLP, Z
-from probes.models import decoder as parts
 from probes.models.decoder import (
     Norm,
     apply_rotary,
@@ -19,6 +18,7 @@ from probes.models.decoder import (
     rebuild_residual,
 )
 from probes.models.model import wrap
+from probes.models.norm import read_norm
 from probes.testing.tiny_models import KINDS, hook_count, tiny, tiny_hf
 
 PROMPTS, LENGTH = 4, 9
@@ -275,7 +275,7 @@ def test_a_norm_that_is_not_known_is_refused():
         original_component = nn.GroupNorm(1, 32)
 
     with pytest.raises(ModelError, match="The norm GroupNorm is not supported"):
-        parts._read_norm(Strange())
+        read_norm(Strange())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -248,7 +248,7 @@ def test_outcomes_that_start_alike_are_refused_by_word_and_piece(letters):
     assert "'1', '7'])" in said
     assert "'12' ([" in said
     assert "'1', '2'])" in said
-    assert "choose words that this tokenizer tells apart" in said
+    assert "choose words that differ in this tokenizer" in said
 
 
 @pytest.mark.parametrize("outcomes", [("1", "12"), ("12", "1")])
@@ -273,7 +273,7 @@ def test_answers_that_melt_into_the_next_word_are_refused():
     tokenizer = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0))
     melting = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
     assert len(melting("2= 4 foxes")["input_ids"]) == 3
-    with pytest.raises(OutcomeError, match="is cut into other tokens when what follows a0 is left"):
+    with pytest.raises(OutcomeError, match="has other tokens without the text after a0"):
         tokenize(melting, (asked("2=", ("4", "5"), ("foxes", "=")),))
 
 
@@ -299,7 +299,7 @@ def test_an_empty_batch_is_refused(own):
 
 
 def test_a_prompt_without_text_is_refused_by_its_place(own):
-    with pytest.raises(BatchError, match="Prompt 1 holds no text"):
+    with pytest.raises(BatchError, match="Prompt 1 has no text"):
         tokenize(own, (asked("I have", ("1", "2")), asked("  ", ("1", "2"))))
 
 

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from probes.errors import PatternError
-from probes.prompts import interchange_pairs as factorial
+from probes.prompts import interchange_sampler as factorial
 from probes.prompts.catalog import list_patterns
 from probes.prompts.interchange_pairs import sample_interchange_pairs
 from probes.prompts.pair_batch import tokenize_pairs
@@ -274,8 +274,8 @@ def test_a_pattern_whose_answer_is_a_copy_is_refused(name):
         (replace(FOX, opposite=None), "has no opposite operation"),
         (replace(FOX, user_pairs=draw(1).same), "has no opposite operation"),
         (replace(FOX, answers=(("noun", "thing"),)), "interchange pairs need a number"),
-        (replace(FOX, answers=(("number", "x - y"),)), "a noun that is a slot"),
-        (answered("x - y", "x + y", noun="op"), "a noun that is a slot"),
+        (replace(FOX, answers=(("number", "x - y"),)), "then a noun slot"),
+        (answered("x - y", "x + y", noun="op"), "then a noun slot"),
         (
             replace(FOX, lexicon=replace(FOX.lexicon, number_range=(0, 9))),
             r"no numbers from \(0, 9\)",
@@ -303,7 +303,7 @@ def test_a_tokenizer_that_cannot_tell_numbers_apart_finds_none():
 
 
 def test_a_single_noun_is_refused_in_the_end(monkeypatch):
-    fill, calls = factorial._PairSampler._fill_slots, []
+    fill, calls = factorial.PairSampler._fill_slots, []
 
     def counted(*args):
         calls.append(None)
@@ -311,7 +311,7 @@ def test_a_single_noun_is_refused_in_the_end(monkeypatch):
             raise RuntimeError("it never ends")
         return fill(*args)
 
-    monkeypatch.setattr(factorial._PairSampler, "_fill_slots", counted)
+    monkeypatch.setattr(factorial.PairSampler, "_fill_slots", counted)
     with pytest.raises(PatternError):
         draw(2, allowed_words={"thing": ["foxes"]})
 

@@ -309,7 +309,7 @@ def test_an_answer_holds_nothing_but_sums_and_products(text):
 
 
 def test_an_answer_that_names_a_slot_which_is_not_there_is_refused_with_those_there_are():
-    with pytest.raises(PatternError, match=r"names slot 'z': the frame has \['x', 'y'\]"):
+    with pytest.raises(PatternError, match=r"names slot 'z': the template has \['x', 'y'\]"):
         evaluate_expression("x - z", {"x": 5, "y": 2})
 
 
@@ -342,11 +342,11 @@ def test_a_text_that_fits_nothing_is_told_how_far_it_came_and_what_was_wanted():
     [
         (FOX.replace("two", "many"), "a number for x"),
         (FOX.replace("foxes do", "coins do"), "'foxes' again, for thing_asked"),
-        (FOX + " Tell me.", "wants 'Answer:', and finds 'Tell me.'"),
+        (FOX + " Tell me.", "expects 'Answer:', and finds 'Tell me.'"),
         (FOX + " Answer: 1", "the end of the text"),
         (FOX.replace("take away", "pick up"), "for op"),
         (FOX.replace("foxes and", "2 and"), "a noun for thing"),
-        ("", "wants 'If I '"),
+        ("", "expects 'If I '"),
     ],
 )
 def test_the_first_thing_that_does_not_fit_is_named(text, wanted):
@@ -517,7 +517,7 @@ def test_words_of_a_role_are_sought_behind_the_role_before(tmp_path):
         (GOOD | {"answer": " "}, "none of them empty"),
         (GOOD | {"answer": 3}, "line 2: needs the texts"),
         (GOOD | {"roles": ["girl"]}, "roles must map a role to its words"),
-        (GOOD | {"roles": {"who": "cat"}}, "'cat' of role 'who' do not stand in 'The girl is"),
+        (GOOD | {"roles": {"who": "cat"}}, "'cat' of role 'who' are not in 'The girl is"),
         (GOOD | {"roles": {"mood": "glad", "who": "girl"}}, "roles in the order of the text"),
         (GOOD | {"outcomes": [3]}, "outcomes must be a list of texts"),
         (GOOD | {"outcomes": "It"}, "outcomes must be a list of texts"),
@@ -532,7 +532,7 @@ def test_a_malformed_line_of_pairs_is_refused_with_its_number(tmp_path, line, sa
 
 @pytest.mark.parametrize("lines", [(), ("", "  ")])
 def test_an_empty_file_of_pairs_is_refused(tmp_path, lines):
-    with pytest.raises(PatternError, match="holds no pair: write one JSON object a line"):
+    with pytest.raises(PatternError, match="has no pair: write one JSON object a line"):
         Pattern.from_pairs(written(tmp_path, *lines))
 
 
@@ -551,5 +551,5 @@ def test_pairs_of_ones_own_cannot_be_drawn_beyond_their_number_or_matched(tmp_pa
     found = Pattern.from_pairs(written(tmp_path, GOOD))
     with pytest.raises(PatternError, match="1 pairs of contrast 'gender': 2 were asked"):
         found.sample_pairs("gender", 2, seed=0)
-    with pytest.raises(MatchError, match="holds pairs, not frames"):
+    with pytest.raises(MatchError, match="has pairs, not templates"):
         found.match(FOX)
