@@ -44,7 +44,7 @@ def data_folder() -> Path:
         if (folder / "patterns.toml").is_file():
             return folder
     raise ProbeError(
-        f"The shipped data folder was not found beside {here}: reinstall the package, "
+        f"The shipped data folder was not found next to {here}: reinstall the package, "
         "or run from a full checkout"
     )
 

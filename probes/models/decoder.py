@@ -175,18 +175,20 @@ def capture_decoder(
     points |= {"resid_pre": "hook_resid_pre", "mlp_out": "hook_mlp_out"}
     points["resid_mid"] = "hook_resid_pre" if weights.parallel else "hook_resid_mid"
     names = {key: [f"blocks.{n}.{point}" for n in layers] for key, point in points.items()}
-    turns = [n for n in ("blocks.0.attn.hook_cos", "blocks.0.attn.hook_sin") if _has_hook(model, n)]
+    rotary_hooks = [
+        n for n in ("blocks.0.attn.hook_cos", "blocks.0.attn.hook_sin") if _has_hook(model, n)
+    ]
     last = f"blocks.{layers[-1]}.hook_resid_post"
 
     def keep(name: str) -> Callable[[Tensor], None]:
         return lambda value: kept.update({name: value.detach()})
 
-    wanted = {*chain(*names.values()), *turns, last, "hook_embed"}
+    wanted = {*chain(*names.values()), *rotary_hooks, last, "hook_embed"}
     with model.editing({name: keep(name) for name in wanted}):
         logits = model.logits(ids, mask)
     seen = logits[torch.arange(len(ids), device=logits.device), readout]
-    turned = [kept[name].expand(len(ids), -1, -1) for name in turns]
-    angles = (turned[0], turned[1]) if turned else None
+    rotary_parts = [kept[name].expand(len(ids), -1, -1) for name in rotary_hooks]
+    angles = (rotary_parts[0], rotary_parts[1]) if rotary_parts else None
     found = {key: tuple(kept[name] for name in group) for key, group in names.items()}
     found |= {port: tuple(apply_rotary(value, angles) for value in found[port]) for port in "qk"}
     embed = kept["hook_embed"]

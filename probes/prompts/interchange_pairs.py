@@ -1,4 +1,4 @@
-"""Interchange pairs: base and source questions whose variables can be told apart by the answer.
+"""Interchange pairs: base and source questions whose variables the answer identifies.
 
 The answer is computed for every set of variables that may take the source's value. All these
 numbers differ, so the answer of a patched run identifies the variables that took it.

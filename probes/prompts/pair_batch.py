@@ -82,7 +82,7 @@ def sample_pairs(
 
     Raises:
         PatternError: The pattern cannot form the contrast, or not so often.
-        BatchError: Too few pairs can be told apart by this tokenizer.
+        BatchError: Too few pairs have distinct tokens in this tokenizer.
     """
     if pattern.user_pairs:
         return pattern.sample_pairs(contrast, count, seed=seed)

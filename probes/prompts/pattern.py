@@ -121,15 +121,15 @@ class Pattern:
             if len(pairs) < count:
                 raise PatternError(
                     f"{self.name!r} has {len(pairs)} pairs of contrast {contrast!r}: "
-                    f"{count} were asked"
+                    f"request at most as many as there are, not {count}"
                 )
             return tuple(pairs[:count])
         rng, found = random.Random(f"{seed}:{self.name}:{contrast}"), {}
-        frames = self._templates_for(contrast)
+        templates = self._templates_for(contrast)
         for _ in range(max(count, 1) * _MAX_TRIES):
             if len(found) == count:
                 break
-            question = self.sample_question(rng, frames)
+            question = self.sample_question(rng, templates)
             if question is None or question in found or not has_distinct_outcomes(question):
                 continue
             if keep is not None and not keep(question):
@@ -150,10 +150,12 @@ class Pattern:
         """Yield questions that differ from one in a contrast alone, in a seeded order."""
         self._check_contrast(contrast)
         rng = random.Random(seed)
-        frame = self._find_template(question.template)
+        template = self._find_template(question.template)
         slots = dict(question.slots)
-        for target, frame_to, changed in self._contrast_changes(frame, slots, contrast, rng):
-            other = target.make_question(frame_to, {**slots, **changed}, question.numerals)
+        for target, target_template, changed in self._contrast_changes(
+            template, slots, contrast, rng
+        ):
+            other = target.make_question(target_template, {**slots, **changed}, question.numerals)
             if other is None or (
                 contrast in ("operation", "x", "y") and not has_distinct_outcomes(other)
             ):
@@ -174,10 +176,10 @@ class Pattern:
         fixed: Mapping[str, int | str] | None = None,
     ) -> Question | None:
         """Sample one question, or None where its answer is out of range."""
-        frame = rng.choice(templates or self.templates)
+        template = rng.choice(templates or self.templates)
         low, high = self.lexicon.number_range
         slots: dict[str, int | str] = dict(fixed or {})
-        for slot in frame.slots:
+        for slot in template.slots:
             if slot in slots:
                 continue
             kind = self.lexicon.kind_of(slot)
@@ -188,7 +190,7 @@ class Pattern:
             else:
                 free = [word for word in self.lexicon.words(kind) if word not in slots.values()]
                 slots[slot] = rng.choice(free)
-        return self.make_question(frame, slots, rng.choice(("digits", "words")))
+        return self.make_question(template, slots, rng.choice(("digits", "words")))
 
     def make_question(
         self, template: Template, slots: Mapping[str, int | str], numerals: str
@@ -209,7 +211,7 @@ class Pattern:
         """
         if self.user_pairs:
             raise MatchError(f"{self.name!r} has pairs, not templates: it matches no text")
-        frame, found = best_match(self.templates, text, self.lexicon, self.operation)
+        template, found = best_match(self.templates, text, self.lexicon, self.operation)
         answers = tuple(
             (name, evaluate_expression(rule, found.slots)) for name, rule in self.answers
         )
@@ -219,7 +221,7 @@ class Pattern:
                     f"{text!r} has no {name}: {dict(self.answers)[name]} is {value}. "
                     "Take away no more than there is"
                 )
-        return self._build_question(frame, found.slots, found.numerals, answers)
+        return self._build_question(template, found.slots, found.numerals, answers)
 
     def _build_question(
         self,
@@ -291,19 +293,19 @@ class Pattern:
         if contrast == "operation":
             return self.templates if self.opposite else ()
         if contrast == "order":
-            return tuple(frame for frame in self.templates if frame.swapped_template)
+            return tuple(template for template in self.templates if template.swapped_template)
         if contrast == "paraphrase":
-            kinds = [frame.slots for frame in self.templates]
-            return tuple(frame for frame in self.templates if kinds.count(frame.slots) > 1)
-        return tuple(frame for frame in self.templates if contrast in frame.slots)
+            kinds = [template.slots for template in self.templates]
+            return tuple(template for template in self.templates if kinds.count(template.slots) > 1)
+        return tuple(template for template in self.templates if contrast in template.slots)
 
     def _find_template(self, name: str) -> Template:
-        for frame in self.templates:
-            if frame.name == name:
-                return frame
+        for template in self.templates:
+            if template.name == name:
+                return template
         raise PatternError(
             f"Pattern {self.name!r} has no template {name!r}: "
-            f"it has {[frame.name for frame in self.templates]}"
+            f"it has {[template.name for template in self.templates]}"
         )
 
     def _check_contrast(self, contrast: str) -> None:

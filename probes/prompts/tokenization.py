@@ -52,27 +52,29 @@ def tokenize_questions(
             )
     answers_from = answers_from or questions
     texts = [
-        asked.text + _answer_text(writer)
-        for asked, writer in zip(questions, answers_from, strict=True)
+        question.text + _answer_text(answered_by)
+        for question, answered_by in zip(questions, answers_from, strict=True)
     ]
     whole = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     endings = _tokenize_outcomes(tokenizer, questions, answers_from)
     rows = []
-    for index, (asked, writer) in enumerate(zip(questions, answers_from, strict=True)):
+    for index, (question, answered_by) in enumerate(zip(questions, answers_from, strict=True)):
         ids, offsets = whole["input_ids"][index], whole["offset_mapping"][index]
-        roles = assign_roles(texts[index], offsets, (*asked.roles, *_answer_spans(asked, writer)))
+        roles = assign_roles(
+            texts[index], offsets, (*question.roles, *_answer_spans(question, answered_by))
+        )
         starts, ends, outcomes = [], [], []
-        for k, (name, _) in enumerate(asked.answers):
+        for k, (name, _) in enumerate(question.answers):
             found = endings[index, k]
-            start, tokens = _first_difference(tokenizer, asked, name, found)
-            written = found.get(writer.answers[k][1], next(iter(found.values()))[:start])
+            start, tokens = _first_difference(tokenizer, question, name, found)
+            written = found.get(answered_by.answers[k][1], next(iter(found.values()))[:start])
             if tuple(ids[: len(written)]) != written:
                 raise OutcomeError(
                     f"{texts[index]!r} has other tokens without the text after {name}: choose words "
                     "whose tokens do not depend on what follows"
                 )
             starts.append(start)
-            ends.append(len(found[asked.answer(name)]))
+            ends.append(len(found[question.answer(name)]))
             outcomes.append(tokens)
         rows.append(
             _add_bos(
@@ -122,10 +124,10 @@ def _tokenize_outcomes(
 ) -> dict[tuple[int, int], dict[str, tuple[int, ...]]]:
     """Token ids of every prompt with every outcome of every answer."""
     keys, texts = [], []
-    for index, (asked, writer) in enumerate(zip(questions, answers_from, strict=True)):
-        before = asked.text
+    for index, (question, answered_by) in enumerate(zip(questions, answers_from, strict=True)):
+        before = question.text
         for k, ((_, outcomes), (_, written)) in enumerate(
-            zip(asked.outcomes, writer.answers, strict=True)
+            zip(question.outcomes, answered_by.answers, strict=True)
         ):
             for outcome in outcomes:
                 keys.append((index, k, outcome))
