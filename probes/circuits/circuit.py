@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,12 +17,11 @@ from probes.circuits.graph import LOGITS, ComputationGraph, Edge
 from probes.circuits.selection import connected_edges, edges_above, greedy_edges, top_edges
 from probes.errors import CircuitError
 from probes.files import write_atomic
+from probes.result import figure_of, page_of
 
 if TYPE_CHECKING:
     import networkx
     import pandas as pd
-
-    from probes.viz.picture import Picture
 
 _ARROW = re.compile(r"\s*(?:->|→)\s*")
 _SHAPE_FIELDS = ("layers", "heads", "kv_heads", "parallel")
@@ -235,16 +234,12 @@ class Circuit:
         except CircuitError as error:
             raise CircuitError(f"{str(path)!r}: {error}") from error
 
-    def picture(self, *, title: str = "") -> "Picture":
+    def picture(self, *, title: str = "") -> Any:  # noqa: ANN401
         """Draw it: layers from the bottom up, lines as thick as their scores."""
-        from probes.viz.plots.circuit_diagram import circuit_diagram
-
-        return circuit_diagram(self, title=title)
+        return figure_of(self, title=title)
 
     def _repr_html_(self) -> str:
-        from probes.viz.plots.circuit_diagram import circuit_summary
-
-        return circuit_summary(self)._repr_html_()
+        return page_of(self)._repr_html_()
 
     def __str__(self) -> str:
         found = f", {', '.join(value for _, value in self.protocol)}" if self.protocol else ""

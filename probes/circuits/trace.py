@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,14 +34,12 @@ from probes.circuits.reference_runs import Ablation, ReferenceRuns, run_referenc
 from probes.circuits.sampling import require_open_gate, sample_tasks, sample_tasks_if_gate_open
 from probes.circuits.task import Task
 from probes.errors import CircuitError
-from probes.files import to_jsonable, write_atomic
+from probes.files import to_jsonable
 from probes.models.model import Model, load
 from probes.observe.gate import Gate
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.pattern import Pattern
-
-if TYPE_CHECKING:
-    from probes.viz.picture import Picture
+from probes.result import Result
 
 SCHEMA = 1
 STABILITY_THRESHOLD = 0.8
@@ -51,7 +49,7 @@ _RANDOM_CIRCUITS = 100
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Trace:
+class Trace(Result):
     """A circuit, and what speaks for and against it.
 
     Attributes:
@@ -131,28 +129,12 @@ class Trace:
         own["circuit"] = json.loads(self.circuit.to_json())
         return {"schema": SCHEMA, "summary": list(self.summary())} | to_jsonable(own)
 
-    def save(self, path: str | Path) -> None:
-        """Write the page (.html) or the numbers (.json), whole or not at all."""
-        if Path(path).suffix == ".json":
-            write_atomic(Path(path), json.dumps(self.to_dict(), indent=1).encode())
-        else:
-            self.picture().save(path)
-
-    def picture(self) -> "Picture":
-        """Lay it out as a page."""
-        from probes.viz.reports.trace import trace_page
-
-        return trace_page(self)
-
-    def _repr_html_(self) -> str:
-        return self.picture()._repr_html_()
-
     def __repr__(self) -> str:
         held = self.held_out
         return f"<Trace of {self.circuit.model}: {held.edges} edges hold {held.value}>"
 
 
-def trace(  # noqa: PLR0913 (the job has its dials)
+def trace(  # noqa: PLR0913 (the job has its settings)
     model: str | Path | Model,
     pattern: str | Pattern = "take-away",
     *,

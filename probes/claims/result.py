@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from probes.claims.base_model import BaseModelComparison
 from probes.errors import ProbeError
@@ -22,10 +22,8 @@ from probes.interventions.geometry import DecodingResult
 from probes.interventions.hotspots import Hotspots
 from probes.interventions.projection import StateProjection
 from probes.observe.gate import Gate
+from probes.result import Result, page_of
 from probes.stats.evidence import ClaimVerdict
-
-if TYPE_CHECKING:
-    from probes.viz.picture import Picture
 
 SCHEMA = 1
 DECLARATIVE_SUFFIX = "-told"
@@ -33,7 +31,7 @@ _FEW_OBJECTS = 8  # Few enough that each stands in many prompts.
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ClaimsReport:
+class ClaimsReport(Result):
     """What became of the claims in one model, and all that was measured for it.
 
     Attributes:
@@ -109,21 +107,6 @@ class ClaimsReport:
             "thresholds": dict(hot.thresholds),
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write the page (.html) or the numbers (.json), whole or not at all."""
-        save_reports((self,), path)
-
-    def picture(self) -> "Picture":
-        """Lay it out as a page."""
-        from probes.viz.reports.claims import claims_page
-
-        return claims_page(
-            (self,), projections=() if self.projection is None else (self.projection,)
-        )
-
-    def _repr_html_(self) -> str:
-        return self.picture()._repr_html_()
-
     def __repr__(self) -> str:
         words = ", ".join(f"{found.claim} {found.label}" for found in self.verdicts)
         return f"<Proof of {self.model}: {words}>"
@@ -131,14 +114,11 @@ class ClaimsReport:
 
 def save_reports(reports: Sequence[ClaimsReport], path: str | Path) -> None:
     """Write one page (.html) about several models, or all their numbers (.json)."""
-    from probes.viz.reports.claims import claims_page
-
     if Path(path).suffix == ".json":
         found = {"schema": SCHEMA, "proofs": [proof.to_dict() for proof in reports]}
         write_atomic(Path(path), json.dumps(found, indent=1).encode())
     else:
-        points = [proof.projection for proof in reports if proof.projection is not None]
-        claims_page(tuple(reports), projections=points).save(path)
+        page_of(tuple(reports)).save(path)
 
 
 def _fields_without(value: Any, name: str) -> dict[str, Any]:  # noqa: ANN401

@@ -1,8 +1,6 @@
 """One model beside several relatives: what became of each head and variable, in one table."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +9,11 @@ import pandas as pd
 from probes.comparison.explanation import Explanation
 from probes.comparison.result import Comparison
 from probes.errors import EquivalenceError, SiteError
-from probes.files import write_atomic
+from probes.result import Result
 
 
 @dataclass(frozen=True, eq=False)
-class FamilyComparison:
+class FamilyComparison(Result):
     """A model compared with its relatives, on the same prompts and against the same nets.
 
     Attributes:
@@ -132,20 +130,6 @@ class FamilyComparison:
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values, by relative."""
         return {one.other.name: one.to_dict() for one in self.comparisons}
-
-    def save(self, path: str | Path) -> None:
-        """Write the page (.html) or the numbers (.json), whole or not at all."""
-        from probes.viz.reports.family_comparison import family_comparison_page
-
-        if Path(path).suffix == ".json":
-            write_atomic(Path(path), json.dumps(self.to_dict(), indent=1).encode())
-        else:
-            family_comparison_page(self).save(path)
-
-    def _repr_html_(self) -> str:
-        from probes.viz.reports.family_comparison import family_comparison_page
-
-        return family_comparison_page(self)._repr_html_()
 
     def __repr__(self) -> str:
         first = self.comparisons[0]

@@ -1,9 +1,7 @@
 """What a comparison found: plain numbers, each beside its chance level and its ceiling."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +13,8 @@ from probes.comparison.model_facts import ModelFacts, PlotData
 from probes.comparison.variables.transfer import CrossModelTransfer
 from probes.comparison.verdict import NON_INFERIORITY_TEST, Verdict
 from probes.errors import EquivalenceError, SiteError
-from probes.files import write_atomic
 from probes.observe.gate import Gate
+from probes.result import Result
 from probes.stats.intervals import Estimate
 
 SCHEMA = 1
@@ -53,7 +51,7 @@ class SolvedLogitDiff:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class Comparison(Result):
     """Two relatives on one pattern: can they do it, and which heads do the same.
 
     Attributes:
@@ -322,20 +320,6 @@ class Comparison:
         """Return everything as plain JSON values; NaN becomes null."""
         plain = asdict(self) | {"schema": SCHEMA, "summary": list(self.summary())}
         return _plain(plain)
-
-    def save(self, path: str | Path) -> None:
-        """Write the page (.html) or the numbers (.json), whole or not at all."""
-        from probes.viz.reports.comparison import comparison_page
-
-        if Path(path).suffix == ".json":
-            write_atomic(Path(path), json.dumps(self.to_dict(), indent=1).encode())
-        else:
-            comparison_page(self).save(path)
-
-    def _repr_html_(self) -> str:
-        from probes.viz.reports.comparison import comparison_page
-
-        return comparison_page(self)._repr_html_()
 
     def __repr__(self) -> str:
         return (

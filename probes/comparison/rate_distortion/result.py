@@ -1,10 +1,8 @@
 """Rate and distortion of a model's relatives: behavior and mechanism against what they store."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,12 +10,10 @@ import pandas as pd
 from probes.comparison.rate_distortion.order import UNKNOWN, LossOrder, NoiseComparison
 from probes.compression.storage import Rate
 from probes.errors import SiteError
-from probes.files import to_jsonable, write_atomic
+from probes.files import to_jsonable
 from probes.observe.divergence import BehavioralDistance
+from probes.result import Result, figure_of
 from probes.stats.intervals import Estimate
-
-if TYPE_CHECKING:
-    from probes.viz.picture import Picture
 
 SCHEMA = 1
 
@@ -90,7 +86,7 @@ class CurvePoint:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RateDistortionCurve:
+class RateDistortionCurve(Result):
     """A model and its relatives: what they store against what is left.
 
     Attributes:
@@ -152,36 +148,14 @@ class RateDistortionCurve:
             f"{line}; put in, variables turn its answers in {own.interchange_accuracy} ({sites})."
         )
 
-    def picture(self) -> "Picture":
+    def picture(self) -> Any:  # noqa: ANN401
         """Draw rate against distortion."""
-        from probes.viz.plots.rate_distortion_plot import rate_distortion_plot
-
-        return rate_distortion_plot(self)
+        return figure_of(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain JSON values; what is not finite becomes null."""
         own = {item.name: getattr(self, item.name) for item in fields(self)}
         return {"schema": SCHEMA, "summary": list(self.summary())} | to_jsonable(own)
-
-    def save(self, path: str | Path) -> None:
-        """Write the page (.html), the picture (.svg, .png, .pdf) or the numbers (.json, .csv)."""
-        from probes.viz.reports.rate_distortion import rate_distortion_page
-
-        path = Path(path)
-        match path.suffix.lower():
-            case ".json":
-                write_atomic(path, json.dumps(self.to_dict(), indent=1).encode())
-            case ".csv":
-                write_atomic(path, self.table().to_csv(index=False, lineterminator="\n").encode())
-            case ".html":
-                rate_distortion_page(self).save(path)
-            case _:
-                self.picture().save(path)
-
-    def _repr_html_(self) -> str:
-        from probes.viz.reports.rate_distortion import rate_distortion_page
-
-        return rate_distortion_page(self)._repr_html_()
 
     def __repr__(self) -> str:
         words = ", ".join(f"{point.name} {point.label}" for point in self.points)

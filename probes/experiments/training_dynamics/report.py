@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from probes.experiments.training_dynamics.measures import (
     LOGIT_DIFF,
     LOGIT_SHIFT,
 )
+from probes.experiments.training_dynamics.trajectory import TrainingTrajectory
 from probes.viz.blocks import Block, Note, Table, caption_html
 from probes.viz.drawing import (
     PALETTE,
@@ -37,9 +37,7 @@ from probes.viz.drawing import Group as Hover
 from probes.viz.html_text import typographic_minus
 from probes.viz.page import page
 from probes.viz.picture import Picture
-
-if TYPE_CHECKING:
-    from probes.experiments.training_dynamics.trajectory import TrainingTrajectory
+from probes.viz.registry import report
 
 _COLUMNS, _COLUMN_WIDTH, _LEFT_MARGIN, _RIGHT_MARGIN = 2, WIDTH / 2, 34.0, 14.0
 _PANEL_HEIGHT, _TOP_MARGIN, _BOTTOM_MARGIN, _LEGEND_ROW_HEIGHT = 150.0, 20.0, 46.0, 16.0
@@ -123,7 +121,8 @@ class LineChartBlock(Block):
         return f"LinesBlock({len(self.panels)} panels, {len(self.ticks)} places)"
 
 
-def trajectory_page(trajectory: "TrainingTrajectory") -> Picture:
+@report.register
+def trajectory_page(trajectory: TrainingTrajectory) -> Picture:
     """Lay a training run out as a page: when what appeared, the lines, and how it was measured."""
     block = trajectory_chart(trajectory)
     head, *lines = trajectory.summary()
@@ -147,14 +146,14 @@ def trajectory_page(trajectory: "TrainingTrajectory") -> Picture:
     )
 
 
-def _headline_measures(trajectory: "TrainingTrajectory") -> tuple[str, ...]:
+def _headline_measures(trajectory: TrainingTrajectory) -> tuple[str, ...]:
     """The measures that are told at the top: answers, the circuit, what is pulled."""
     first = [course.name for course in trajectory.measures if course.name == course.accuracy_name]
     return (*first, f"{CIRCUIT_ONLY}:", *(f"{name} {LOGIT_SHIFT}:" for name in trajectory.sites))
 
 
 def _emergence_row(
-    trajectory: "TrainingTrajectory", measure: MeasureOverTraining
+    trajectory: TrainingTrajectory, measure: MeasureOverTraining
 ) -> tuple[str, str, str]:
     when = trajectory.emergence(measure.name)
     ends = " to ".join("never" if np.isinf(n) else f"{n:,.0f}" for n in (when.low, when.high))
@@ -162,7 +161,7 @@ def _emergence_row(
     return str(when), ends, than
 
 
-def trajectory_chart(trajectory: "TrainingTrajectory") -> LineChartBlock:
+def trajectory_chart(trajectory: TrainingTrajectory) -> LineChartBlock:
     """Put the courses of a run into panels: the answers, each variable, the circuit."""
     answers = [course.name for course in trajectory.measures if course.name == course.accuracy_name]
     known = {course.name for course in trajectory.measures}
@@ -183,7 +182,7 @@ def trajectory_chart(trajectory: "TrainingTrajectory") -> LineChartBlock:
     )
 
 
-def _line_series(trajectory: "TrainingTrajectory", name: str) -> LineSeries:
+def _line_series(trajectory: TrainingTrajectory, name: str) -> LineSeries:
     course, when = trajectory.measure(name), trajectory.emergence(name)
     return LineSeries(
         name=name,

@@ -3,7 +3,6 @@
 checkpoints → the final model's sites put in, its circuit run alone → courses → first steps
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -36,16 +35,15 @@ from probes.experiments.training_dynamics.measures import (
     circuit_faithfulness,
     measures_over_training,
 )
-from probes.files import write_atomic
 from probes.models.model import Model, load, random_init
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.pattern import Pattern
+from probes.result import Result
 from probes.stats.intervals import Estimate
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from probes.viz.picture import Picture
 
 Checkpoint = tuple[int, str | Path | Model]
 
@@ -58,7 +56,7 @@ _ORDER_TEXT: Mapping[Order, str] = {
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TrainingTrajectory:
+class TrainingTrajectory(Result):
     """One training run, beside where it ended.
 
     Attributes:
@@ -192,25 +190,6 @@ class TrainingTrajectory:
             "protocol": dict(self.protocol),
             "rows": rows,
         }
-
-    def save(self, path: str | Path) -> None:
-        """Write the page (.html), the table (.csv) or all numbers (.json), whole or not at all."""
-        kind = Path(path).suffix
-        if kind == ".json":
-            write_atomic(Path(path), json.dumps(self.to_dict(), indent=1).encode())
-        elif kind == ".csv":
-            write_atomic(Path(path), self.table().to_csv(index=False).encode())
-        else:
-            self.picture().save(path)
-
-    def picture(self) -> "Picture":
-        """Lay it out as a page."""
-        from probes.experiments.training_dynamics.report import trajectory_page
-
-        return trajectory_page(self)
-
-    def _repr_html_(self) -> str:
-        return self.picture()._repr_html_()
 
     def __repr__(self) -> str:
         return f"<Trajectory of {self.final}: {len(self.steps)} checkpoints>"

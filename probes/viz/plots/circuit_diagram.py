@@ -25,6 +25,7 @@ from probes.viz.plots.circuit_layout import (
     layout_circuit,
 )
 from probes.viz.plots.heat_table import format_exact
+from probes.viz.registry import figure, report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,6 +66,7 @@ _STYLE = f"""
 """
 
 
+@figure.register
 def circuit_diagram(circuit: Circuit, *, title: str = "") -> Picture:
     """Draw a circuit: the embedding at the bottom, the logits at the top.
 
@@ -91,6 +93,7 @@ def circuit_diagram(circuit: Circuit, *, title: str = "") -> Picture:
     )
 
 
+@report.register
 def circuit_summary(circuit: Circuit) -> Picture:
     """Sum a circuit up: its size, how it was found, and its ten strongest edges."""
     found = "; ".join(f"{name}: {value}" for name, value in circuit.protocol)

@@ -28,6 +28,7 @@ from probes.viz.drawing import (
 from probes.viz.html_text import show_invisible, typographic_minus
 from probes.viz.label_placement import Box, place_labels
 from probes.viz.picture import Picture
+from probes.viz.registry import figure
 
 _LEFT_MARGIN, _PLOT_WIDTH, _PANEL_HEIGHT, _GAP = 46.0, WIDTH - 60.0, 210.0, 64.0
 _FONT_SIZE = 10.5
@@ -45,6 +46,7 @@ _MARKERS: dict[str, tuple[int, tuple[tuple[int, int], ...]]] = {
 }  # fmt: skip
 
 
+@figure.register
 def rate_distortion_plot(curve: RateDistortionCurve) -> Picture:
     """Draw the curve: bits from left to right, accuracy, mechanism and KL below each other."""
     title = f"What relatives of {curve.parent.name} store, and what is left ({curve.pattern})"

@@ -19,6 +19,7 @@ from probes.viz.picture import Picture
 from probes.viz.plots.hotspot_map import display_variable, hotspot_block, merged_roles
 from probes.viz.plots.stacked_bars import OutcomeBlock
 from probes.viz.plots.state_projection import projection_block
+from probes.viz.registry import report
 from probes.viz.reports.claim_tables import (
     BASE_MODEL_INTRO,
     DIRECTION_INTRO,
@@ -65,6 +66,19 @@ _PROJECTION_INTRO = (
     "directions of most variance; then, across, the operation's direction, fitted on other "
     "prompts, and up, the widest direction beside it."
 )
+
+
+@report.register
+def claims_report_page(claims: ClaimsReport) -> Picture:
+    """Lay the claims of one model out as a page."""
+    return claims_reports_page((claims,))
+
+
+@report.register(tuple)
+def claims_reports_page(reports: tuple[ClaimsReport, ...]) -> Picture:
+    """Lay the claims of several models out as one page, with the states that were projected."""
+    projections = [one.projection for one in reports if one.projection is not None]
+    return claims_page(reports, projections=projections)
 
 
 def claims_page(

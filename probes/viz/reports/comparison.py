@@ -14,6 +14,7 @@ from probes.viz.picture import Picture
 from probes.viz.plots.attention.head_grid import head_grid
 from probes.viz.plots.attention.maps import AttentionMaps
 from probes.viz.plots.interval_plot import Interval, IntervalPlot
+from probes.viz.registry import report
 from probes.viz.reports.verdict_tables import (
     HEAD_INTRO,
     VARIABLE_INTRO,
@@ -27,6 +28,7 @@ _MAX_COMPONENTS = 3
 """How many heads' effects are printed in full."""
 
 
+@report.register
 def comparison_page(comparison: Comparison) -> Picture:
     """Lay a comparison out as one page that needs no network."""
     sections: list[Section] = [

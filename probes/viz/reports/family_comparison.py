@@ -12,6 +12,7 @@ from probes.viz.blocks import Block, Note, Table, TableCell, Tone
 from probes.viz.page import Section, page
 from probes.viz.picture import Picture
 from probes.viz.plots.interval_plot import Interval, IntervalPlot
+from probes.viz.registry import report
 from probes.viz.reports.transfer_tables import donor_plot, format_fraction
 from probes.viz.reports.verdict_tables import (
     VARIABLE_INTRO,
@@ -44,6 +45,7 @@ _INTERCHANGE_INTRO = (
 )
 
 
+@report.register
 def family_comparison_page(family: FamilyComparison) -> Picture:
     """Lay a model and its relatives out as one page that needs no network."""
     first = family.comparisons[0]

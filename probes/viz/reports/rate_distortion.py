@@ -11,6 +11,7 @@ from probes.viz.page import Section, page
 from probes.viz.picture import Picture
 from probes.viz.plots.interval_plot import Interval, IntervalPlot
 from probes.viz.plots.rate_distortion_plot import RateDistortionBlock
+from probes.viz.registry import report
 from probes.viz.reports.transfer_tables import format_fraction
 
 _INTRO = (
@@ -36,6 +37,7 @@ _TONES: dict[str, Tone] = {
 }  # fmt: skip
 
 
+@report.register
 def rate_distortion_page(curve: RateDistortionCurve) -> Picture:
     """Lay the curve out as one page that needs no network."""
     parent = curve.parent.name

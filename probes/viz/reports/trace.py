@@ -11,6 +11,7 @@ from probes.viz.page import Section, page
 from probes.viz.picture import Picture
 from probes.viz.plots.circuit_diagram import circuit_diagram
 from probes.viz.plots.interval_plot import Interval, IntervalPlot
+from probes.viz.registry import report
 
 _CIRCUIT_INTRO = (
     "Each line is an edge: what its lower end writes, as its upper end reads it. Its score is the "
@@ -34,6 +35,7 @@ _SPECIFICITY_INTRO = (
 )
 
 
+@report.register
 def trace_page(trace: Trace) -> Picture:
     """Lay a trace out as one page that needs no network."""
     sections: list[Section] = [
