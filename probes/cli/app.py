@@ -25,12 +25,13 @@ app.add_typer(make_app, name="make")
 app.add_typer(study_app)
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> bool:
     if wanted:
         from probes import __version__
 
         Console().print(__version__, highlight=False)
         raise typer.Exit
+    return wanted  # What a callback returns is the option's value.
 
 
 @app.callback()
