@@ -249,10 +249,12 @@ def _check_sizes(
         raise ModelError(f"Unknown way to grow {method!r}: use one of {', '.join(GROW_METHODS)}")
     given = {
         n
-        for n, v in {"layers": layers, "at": insert_after, "width": width}.items()
+        for n, v in {"layers": layers, "insert_after": insert_after, "width": width}.items()
         if v is not None
     }
-    either = {"stack": [{"layers"}], "wider": [{"width"}]}.get(method, [{"layers"}, {"at"}])
+    either = {"stack": [{"layers"}], "wider": [{"width"}]}.get(
+        method, [{"layers"}, {"insert_after"}]
+    )
     if given not in either:
         wanted = " or ".join(sorted(min(names) for names in either))
         raise ModelError(

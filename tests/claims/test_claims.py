@@ -296,8 +296,8 @@ def test_a_takeover_has_the_state_and_direction_of_before_and_a_new_reader():
     assert claims.reuse_claim(line()).label == "holds"
     assert claims.reuse_claim(line(tuned_heads=("L0.H0",))).label == "fails"
     assert claims.reuse_claim(line(difference=YES)).label == "fails"
-    assert claims.reuse_claim(line(state=NO)).label == "fails"
-    assert claims.reuse_claim(line(stranger=YES)).label == "fails"
+    assert claims.reuse_claim(line(base_state=NO)).label == "fails"
+    assert claims.reuse_claim(line(random_init_direction=YES)).label == "fails"
     found = claims.reuse_claim(None, "none was named")
     assert found.label == "cannot tell"
     assert found.tests[0].meaning_if_failed == "none was named"

@@ -83,7 +83,7 @@ MISTAKES = {
         "matches no template",
     ),
     "no such head": (("heatmap", "{model}", "Hello.", "--head", "L9.H0"), "no head"),
-    "no head at all": (("heatmap", "{model}", "Hello.", "--head", "nine"), "is no head"),
+    "no head at all": (("heatmap", "{model}", "Hello.", "--head", "nine"), "is not a head"),
     "unknown suffix": (("heatmap", "{model}", "Hello.", "--out", "h.bmp"), ".html"),
     "empty text": (("heatmap", "{model}", ""), "no text"),
     "too long": (("heatmap", "{model}", "fox " * 300), "takes 128"),

@@ -175,7 +175,7 @@ def compared(own):
 
 def test_untrained_relatives_get_no_word(compared):
     assert compared.behavior_absent
-    assert set(compared.table()["word"]) == {"behavior absent"}
+    assert set(compared.table()["verdict"]) == {"behavior absent"}
     assert any("absent" in line for line in compared.summary())
 
 

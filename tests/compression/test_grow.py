@@ -257,18 +257,26 @@ def test_growth_can_be_repeated():
     ("how", "settings", "message"),
     [
         ("deeper", {}, r"'deeper'.*identity, fresh, stack, wider"),
-        ("identity", {}, r"needs at or layers, and nothing was given"),
-        ("identity", {"layers": 5, "at": [0]}, r"at, layers was given: give at or layers alone"),
-        ("identity", {"width": 99}, r"needs at or layers, and width was given"),
-        ("stack", {"at": [0]}, r"needs layers, and at was given"),
+        ("identity", {}, r"needs insert_after or layers, and nothing was given"),
+        (
+            "identity",
+            {"layers": 5, "insert_after": [0]},
+            r"insert_after, layers was given: give insert_after or layers alone",
+        ),
+        ("identity", {"width": 99}, r"needs insert_after or layers, and width was given"),
+        ("stack", {"insert_after": [0]}, r"needs layers, and insert_after was given"),
         ("wider", {"layers": 5}, r"needs width, and layers was given"),
         ("identity", {"layers": 3}, r"has 3 layers and is to grow to 3: give more than 3"),
         ("stack", {"layers": 2}, r"has 3 layers and is to grow to 2"),
         ("stack", {"layers": 7}, r"at most 6, and 7 were asked for: stack what comes of it"),
         ("wider", {"width": 64}, r"has 64 neurons a layer and is to grow to 64"),
-        ("identity", {"at": [0, 3]}, r"behind \[3\]: give numbers of the old layers, 0 to 2"),
-        ("fresh", {"at": [-1]}, r"behind \[-1\]"),
-        ("fresh", {"at": []}, r"behind no layer"),
+        (
+            "identity",
+            {"insert_after": [0, 3]},
+            r"behind \[3\]: give numbers of the old layers, 0 to 2",
+        ),
+        ("fresh", {"insert_after": [-1]}, r"behind \[-1\]"),
+        ("fresh", {"insert_after": []}, r"behind no layer"),
     ],
 )
 def test_dials_that_do_not_fit_are_refused(how, settings, message):

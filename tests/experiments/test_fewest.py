@@ -96,7 +96,7 @@ def test_it_is_tabled_and_saved(found, tmp_path):
     # NaN is no JSON: strict readers refuse it.
     told = json.loads((tmp_path / "few.json").read_text(), parse_constant=pytest.fail)
     assert told["models"][0]["block_parameters"] > 0
-    assert told["models"][0]["wires"]["lot"] is None
+    assert told["models"][0]["circuit"]["random_max"] is None
     found.save(tmp_path / "few.csv")
     assert (tmp_path / "few.csv").read_text().startswith("model,what,unit,fewest,of")
 

@@ -22,7 +22,7 @@ def exact_by_split_inputs(model, task):
     """How far the lead falls if one edge alone carries the counterfactual, for every edge."""
     with split(model):
         there, before = counterfactual(model, task), run(model, task, task.clean)
-        edges = task.edge_scores(model).edges()
+        edges = task.computation_graph(model).edges()
         return torch.stack([(before - patched(model, task, there, [e])).mean() for e in edges])
 
 
@@ -62,7 +62,7 @@ def patched(model, task, there, edges):
         return new
 
     edits = keep(model, here)
-    for point, names in points(task.edge_scores(model)).items():
+    for point, names in points(task.computation_graph(model)).items():
         if not wanted.keys().isdisjoint(names):
             edits[point] = lambda value, names=names: read(names, value)
     return run(model, task, task.clean, edits)
@@ -143,7 +143,7 @@ def lead(planted, *edges):
 
 
 def edges_of(planted, keep):
-    return [edge for edge in planted.edge_scores.edges() if keep(edge)]
+    return [edge for edge in planted.graph.edges() if keep(edge)]
 
 
 def writer_of(reader):
@@ -173,8 +173,8 @@ def test_the_model_answers_right_on_all_prompts(name):
 @pytest.mark.parametrize("name", ["induction", "and", "decoy", "compiled"])
 def test_every_edge_on_the_planted_path_carries_the_answer_and_no_other_does(name):
     found, effect = build(name), effects(name).abs()
-    true = torch.zeros(len(found.edge_scores), dtype=torch.bool)
-    true[found.edge_scores.indices_of(found.truth)] = True
+    true = torch.zeros(len(found.graph), dtype=torch.bool)
+    true[found.graph.indices_of(found.truth)] = True
     assert int(true.sum()) == (3 if name in ("decoy", "compiled") else 5)
     assert effect[true].min() > max(0.1, 0.1 * float(effect.max()))
     # The compiled scores of attention are hundreds, so that their rounding shows.
@@ -209,13 +209,13 @@ def test_dead_writers_write_nothing_and_their_edges_have_no_effect_at_all(name):
         assert all(not written(found.model, ids)[writer].any() for writer in found.dead)
     theirs = edges_of(found, lambda e: {e.source, writer_of(e.target)} & found.dead)
     assert len(theirs) > 20
-    assert (effects(name)[found.edge_scores.indices_of(theirs)] == 0).all()
+    assert (effects(name)[found.graph.indices_of(theirs)] == 0).all()
 
 
 def test_every_head_and_mlp_is_on_the_path_or_named_otherwise(clear):
     found = clear
     path = {edge.source for edge in found.truth}
-    assert set(found.edge_scores.writers) == path | found.dead | found.distractors
+    assert set(found.graph.writers) == path | found.dead | found.distractors
     assert not path & found.dead
     assert not (path | found.dead) & found.distractors
 
@@ -307,9 +307,7 @@ def test_noise_leaves_the_path_standing_and_nothing_silent():
 def test_the_true_edges_of_a_noisy_model_are_those_that_the_oracle_finds():
     found, effect = build("noisy"), effects("noisy").abs()
     true = effect >= MIN_EFFECT_FRACTION * total(found.model, found.task).abs()
-    assert set(found.edge_scores.indices_of(found.truth).tolist()) == set(
-        true.nonzero()[:, 0].tolist()
-    )
+    assert set(found.graph.indices_of(found.truth).tolist()) == set(true.nonzero()[:, 0].tolist())
     engine = edge_attribution(found.model, found.task, method="exact").mean.abs()
     torch.testing.assert_close(engine, effect, atol=1e-5, rtol=0)
 
@@ -331,7 +329,7 @@ def test_a_seed_fixes_the_model_and_leaves_the_rest_of_the_program_alone():
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_edges_patched_together_give_the_other_run(kind):
     model, task = random_task(kind)
-    every = lead_with(model, task, task.edge_scores(model).edges())
+    every = lead_with(model, task, task.computation_graph(model).edges())
     theirs = model.logits(task.counterfactual, task.mask)[:, -1]
     torch.testing.assert_close(every, task.logit_diff(theirs), atol=1e-5, rtol=0)
     mine = task.logit_diff(model.logits(task.clean, task.mask)[:, -1])

@@ -328,11 +328,11 @@ def test_the_page_has_one_table_of_all_words(family):
     seen = Read(family_comparison_page(family).body)
     rows = seen.table("variable or head", "small", "gone")
     assert [row[0][0] for row in rows] == [
-        "operation", "x", "L0.H0", "L1.H0", "heads of its own"
+        "operation", "x", "L0.H0", "L1.H0", "new heads"
     ]  # fmt: skip
     assert rows[0][1] == ["kept (L1.resid@op)", "good", "the same role: best stand-in −0.02"]
     assert rows[0][2][:2] == ["behavior absent", "muted"]
-    assert [cell[0] for cell in rows[-1]] == ["heads of its own", "L0.H0", "–"]
+    assert [cell[0] for cell in rows[-1]] == ["new heads", "L0.H0", "–"]
     assert "left out: L0.H1." in family_comparison_page(family).body
 
 
@@ -378,7 +378,7 @@ def test_kinship_within_the_reach_of_nulls_is_drawn_pale(family):
 def test_relatives_that_nothing_was_put_into_have_a_page(absent):
     page = family_comparison_page(FamilyComparison((absent,)))
     assert "No state was carried over" in page.body
-    assert Read(page.body).text("variable or head", "small") == [["heads of its own", "–"]]
+    assert Read(page.body).text("variable or head", "small") == [["new heads", "–"]]
 
 
 def test_text_of_strangers_is_escaped_and_nothing_is_fetched(family, tmp_path):
@@ -445,7 +445,7 @@ def test_several_relatives_are_written_as_one_page_with_a_table_of_words(asked, 
     assert "Are they kin, beyond chance?" in page.read_text(encoding="utf-8")
     assert set(json.loads(numbers.read_text(encoding="utf-8"))) == {"small", "gone"}
     assert [f"- {line}" for line in family.summary()] == result.stdout.splitlines()[:2]
-    assert "heads of its own" in result.stdout
+    assert "new heads" in result.stdout
     assert re.findall(r"(?m)^│ (L\d\.H\d)", result.stdout) == ["L0.H0", "L1.H0"]
     assert "partner" not in result.stdout
 
