@@ -190,9 +190,9 @@ def ours(bench: Bench, job: str) -> Run:
         return partial(
             edge_attribution, model, task, method=method, per_prompt=extra == "each", **more
         )
-    kept = bench.all_pairs if kind == "circuit_all" else bench.few
+    kept = bench.every if kind == "circuit_all" else bench.few
     if extra == "shared":
-        return partial(run_circuits, bench.stage_task, kept)
+        return partial(run_circuits, bench.staged, kept)
     return lambda: run_circuits(run_references(model, task), kept)
 
 

@@ -55,8 +55,8 @@ def main() -> None:
     published = distilled_circuits_score(full, pb.load("distilled"), pattern, nulls=args.nulls)
     print("\nPublished score:", *published.summary(), sep="\n- ")
     report(rows, trials.variables)
-    if args.output_scale:
-        with args.output_scale.open("w", newline="", encoding="utf-8") as file:
+    if args.out:
+        with args.out.open("w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             table.writeheader()
             table.writerows(

@@ -93,7 +93,7 @@ def chance(found: Ground, model: Model, nulls: int) -> NullModels:
 
 def surgeries(found: Ground, seed: int) -> Iterator[tuple[str, Callable[[], EquivalentModel]]]:
     """Name the surgeries on a model; one busy head after the other is split, or a weak one dies."""
-    model, head = found.view.model, found.active_heads[seed % len(found.active_heads)]
+    model, head = found.view.model, found.busy[seed % len(found.busy)]
     # Without a strong head the behavior is gone, and there is no word for anything.
     dead = found.weakest[seed % len(found.weakest)]
     yield "permuted heads", lambda: permute_heads(model, seed)
@@ -177,7 +177,7 @@ def main() -> None:
 
 def _split(found: Ground, seed: int) -> Model:
     """Make the split model again: a twin turned round names the model that it was made of."""
-    head = found.active_heads[seed % len(found.active_heads)]
+    head = found.busy[seed % len(found.busy)]
     return split_heads(found.view.model, [head], seed).model
 
 

@@ -45,12 +45,10 @@ def prepare(shape: Shape, job: str) -> Run:
         return -leads(*given).sum()
 
     def eap() -> Tensor:
-        return attribute.get_scores_eap(model, graph, batches, loss, silence_libraries=True)
+        return attribute.get_scores_eap(model, graph, batches, loss, quiet=True)
 
     def eap_ig() -> Tensor:
-        return attribute.get_scores_eap_ig(
-            model, graph, batches, loss, steps=STEPS, silence_libraries=True
-        )
+        return attribute.get_scores_eap_ig(model, graph, batches, loss, steps=STEPS, quiet=True)
 
     if job in ("eap", "eap_ig"):
         return eap if job == "eap" else eap_ig
@@ -59,7 +57,7 @@ def prepare(shape: Shape, job: str) -> Run:
     else:
         graph.scores[:] = eap()
         graph.apply_topn(shape.edges // 100)
-    return lambda: evaluate.evaluate_graph(model, graph, batches, leads, silence_libraries=True)
+    return lambda: evaluate.evaluate_graph(model, graph, batches, leads, quiet=True)
 
 
 if __name__ == "__main__":

@@ -342,9 +342,9 @@ def swap_bindings(runs: InterchangeRuns, *, seed: int = 0) -> tuple[BindingSwap,
             outcomes.append(
                 interchange_intervention(both, [Site(layer, "resid", "both")], source=source)
             )
-        swapped, chance = (one.tokens[NUMBER_READOUT][0] == token for one in outcomes)
+        swapped, chance = (one.predicted_tokens[NUMBER_READOUT][0] == token for one in outcomes)
         stayed: Bool[np.ndarray, " prompt"] = (
-            outcomes[0].says(BASE)[0] & outcomes[0].says(BASE, OBJECT_READOUT)[0]
+            outcomes[0].is_outcome(BASE)[0] & outcomes[0].is_outcome(BASE, OBJECT_READOUT)[0]
         )
         found.append(
             BindingSwap(

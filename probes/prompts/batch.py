@@ -99,8 +99,13 @@ class Batch:
 class TextModel(Protocol):
     """Model with a tokenizer and a context length."""
 
-    tokenizer: Any
-    shape: Any
+    @property
+    def tokenizer(self) -> Any:  # noqa: ANN401
+        """Its tokenizer."""
+
+    @property
+    def shape(self) -> Any:  # noqa: ANN401
+        """Its sizes, `context` among them."""
 
 
 def tokenize(

@@ -133,16 +133,16 @@ def cross_model_interchange(  # noqa: PLR0913 (two models, what is put over, and
         asked, tokenizers=tokenizers, bases=bases, prompts=prompts, seed=seed
     )
     wanted = tuple(variables) or trials.variables
-    recipient, giver = run_recipient(b, trials, seed=seed), run_donor(a, trials)
+    receiver, giver = run_recipient(b, trials, seed=seed), run_donor(a, trials)
     nets = (run_donor(random_init(a, seed=seed + n), trials) for n in range(nulls))
     return evaluate_donor(
-        recipient,
+        receiver,
         giver,
         trials,
         wanted,
-        nulls=donor_hits(recipient, nets, trials, wanted),
+        nulls=donor_hits(receiver, nets, trials, wanted),
         negative_controls=donor_hits(
-            recipient, (run_donor(m, trials) for m in others), trials, wanted
+            receiver, (run_donor(m, trials) for m in others), trials, wanted
         ),
         seed=seed,
     )

@@ -63,9 +63,9 @@ def name_study_rows(
         {n: int(value) if n in whole else value for n, value in row.items()} for row in known
     ]
     done = [NameRow(**row) for row in cast]
-    yield from map(asdict, done)
+    yield from (asdict(row) for row in done)
     for rows in name_study(done=done, teacher=folder / "full"):
-        yield from map(asdict, rows)
+        yield from (asdict(row) for row in rows)
 
 
 def fewest_rows(
