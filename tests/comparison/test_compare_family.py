@@ -59,8 +59,8 @@ def twin():
 def small_plan():
     """Few crossings and few questions: planted models are always right."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(measuring, "_BASES", 120)
-        patched.setattr(measuring, "_FITTED", 200)
+        patched.setattr(measuring, "_TRANSFER_BASES", 120)
+        patched.setattr(measuring, "_TRANSFER_QUESTIONS", 200)
         yield
 
 

@@ -115,13 +115,13 @@ def test_a_killed_process_leaves_a_checkpoint_to_go_on_from(whole, tmp_path):
     script = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "sys.path.insert(0, 'tests')\n"
+        "sys.path.insert(0, 'tests/compression')\n"
         "import torch; torch.set_num_threads(1)\n"
-        "from test_training import taught\n"
+        "from test_trainer import taught\n"
         "def watch(step, _):\n"
         "    if step == 5:\n"
         "        print('here', flush=True); time.sleep(60)\n"
-        f"taught(Path({str(tmp_path)!r}), watch=watch)\n"
+        f"taught(Path({str(tmp_path)!r}), callback=watch)\n"
     )
     root = Path(__file__).resolve().parents[2]
     run = subprocess.Popen([sys.executable, "-c", script], cwd=root, stdout=subprocess.PIPE)

@@ -210,9 +210,9 @@ def test_sites_are_found_on_other_prompts_than_they_are_judged_on(monkeypatch):
         drawn.append(sample_interchange_pairs(*args, **how))
         return drawn[-1]
 
-    monkeypatch.setattr(hotspot, "interchange_pairs", kept)
+    monkeypatch.setattr(hotspot, "sample_interchange_pairs", kept)
     hotspots(fox("template"), pattern, variables=["operation"], bases=40, nulls=0)
-    finding, judging = ({pair.clean.text for pair in half.same_object} for half in drawn[:2])
+    finding, judging = ({pair.clean.text for pair in half.same} for half in drawn[:2])
     assert not finding & judging
 
 
