@@ -458,7 +458,7 @@ def test_a_turned_twin_keeps_what_maps_can_tell_and_strangers_keep_the_numbers(f
         if verdict.kind == "head" and verdict.label != "no reliable effect"
     ]
     assert found
-    assert all(verdict.there == verdict.subject for verdict in found)
+    assert all(verdict.counterpart == verdict.subject for verdict in found)
     assert all(verdict.label == "kept" or "another end" in verdict.reason for verdict in found)
     assert (
         same.mean_interchange_accuracy
@@ -471,7 +471,7 @@ def test_a_turned_twin_keeps_what_maps_can_tell_and_strangers_keep_the_numbers(f
 def test_kinship_is_the_mean_of_what_the_relative_turns_in_full(family):
     for one in family.comparisons:
         assert one.mean_interchange_accuracy == pytest.approx(
-            np.mean([b.value.value for b in one.transfers_to_full])
+            np.mean([b.interchange_accuracy.value for b in one.transfers_to_full])
         )
         assert {b.recipient for b in one.transfers_to_full} == {family.comparisons[0].full.name}
         assert {b.donor for b in one.transfers_to_full} == {one.other.name}
@@ -482,10 +482,10 @@ def test_kinship_is_the_mean_of_what_the_relative_turns_in_full(family):
 def test_why_works_for_every_subject_of_every_relative(family, tmp_path):
     for one in family.comparisons:
         for verdict in one.verdicts:
-            why = one.explain(verdict.subject or verdict.there)
+            why = one.explain(verdict.subject or verdict.counterpart)
             assert why.lines()
             assert repr(why)
-    numbers = family.indices_of()
+    numbers = family.metrics()
     assert set(numbers.columns) == {*family.names, "best random-init", "planted lookup"}
     family.save(tmp_path / "family.json")
     assert set(json.loads((tmp_path / "family.json").read_text("utf-8"))) == set(family.names)
