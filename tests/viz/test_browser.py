@@ -176,7 +176,7 @@ def test_a_whole_report_is_drawn_and_fits_the_window(visit, width, scheme, tmp_p
         grid(),
     ]
     tab = visit(page("Report", [("One", "Lead.", blocks)]), width, color_scheme=scheme)
-    assert tab.evaluate_expression("document.documentElement.scrollWidth") <= width
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
     shot = tab.screenshot(full_page=True, path=tmp_path / "shot.png")
     image = pytest.importorskip("matplotlib.image").imread(tmp_path / "shot.png")
     assert len(shot) > 20_000 and len(np.unique(image[..., :3].reshape(-1, 3), axis=0)) > 100
@@ -216,15 +216,15 @@ def fades(tab):
 @pytest.mark.parametrize("scripts", [True, False])
 def test_a_line_under_the_mouse_stands_out_from_all_others(visit, scripts):
     tab = visit(circuit().picture(), java_script_enabled=scripts)
-    tab.mouse.copy_dimensions(1, 1)
+    tab.mouse.move(1, 1)
     before = fades(tab)
     assert set(before) == set(WIRES)
     assert {clear for clear, _, _ in before.values()} == {1}
     for name, (_, x, y) in before.items():
-        tab.mouse.copy_dimensions(x, y)
+        tab.mouse.move(x, y)
         assert {wire for wire, (clear, _, _) in fades(tab).items() if clear == 1} == {name}
         assert sorted({clear for clear, _, _ in fades(tab).values()}) == [0.18, 1]
-    tab.mouse.copy_dimensions(1, 1)
+    tab.mouse.move(1, 1)
     assert {clear for clear, _, _ in fades(tab).values()} == {1}
 
 
@@ -234,7 +234,7 @@ def test_a_line_is_caught_a_little_beside_it_too(visit):
     _, x, y = fades(tab)["embed->L1.H1.q"]
     caught = []
     for beside in (-3, 3):
-        tab.mouse.copy_dimensions(x + beside, y)
+        tab.mouse.move(x + beside, y)
         caught.append(fades(tab)["embed->L1.H1.q"][0] == 1 != fades(tab)["L1.MLP->logits"][0])
     assert any(caught)
 
@@ -251,7 +251,7 @@ def test_two_circuits_on_a_page_fade_each_by_itself(visit):
     both = page("Two", [("One", "", [circuit().picture()]), ("Two", "", [circuit("b").picture()])])
     tab = visit(both)
     _, x, y = fades(tab)["L1.MLP->logits"]  # of the second: the later one is kept
-    tab.mouse.copy_dimensions(x, y)
+    tab.mouse.move(x, y)
     clear = tab.locator(".pv-scroll .pv-wire").evaluate_all(
         "all => all.map(wire => +getComputedStyle(wire).opacity)"
     )
