@@ -14,7 +14,7 @@ FOX = "If I have two foxes and I take away one, how many foxes do I have?"
 def main() -> None:
     """Draw the attention of `full` in the fox question, and its circuit by role."""
     pb.heatmap("full", FOX, head="L1.H0").save(FOLDER / "heatmap.svg")
-    result = pb.trace("full", "take-away", roles=True, prompts=12, against="", seed=0)
+    result = pb.trace("full", "take-away", roles=True, prompts=12, other_pattern="", seed=0)
     result.circuit.picture(title="The take-away circuit of `full`, by role").save(
         FOLDER / "picture.svg"
     )
