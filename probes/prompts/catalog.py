@@ -45,12 +45,12 @@ def list_patterns(path: Path | None = None) -> dict[str, Pattern]:
     try:
         table, lexicon = _read_toml(path), load_lexicon(path)
         frames = {name: tuple(parse_templates(entry)) for name, entry in table["frames"].items()}
-        found = {}
+        patterns = {}
         for name, entry in table["pattern"].items():
             for suffix in ("", "-told"):
                 if entry["frames"] + suffix in frames:
                     opposite = table["pattern"][entry["opposite"]] if "opposite" in entry else None
-                    found[name + suffix] = Pattern(
+                    patterns[name + suffix] = Pattern(
                         **_operation_fields(table, name, entry, suffix),
                         opposite=OppositePattern(
                             **_operation_fields(table, entry["opposite"], opposite, suffix)
@@ -60,7 +60,7 @@ def list_patterns(path: Path | None = None) -> dict[str, Pattern]:
                         templates=frames[entry["frames"] + suffix],
                         lexicon=lexicon,
                     )
-        return found
+        return patterns
     except OSError as error:
         raise PatternError(f"Pattern file {str(path)!r} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

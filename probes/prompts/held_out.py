@@ -28,15 +28,15 @@ class HeldOutSplit:
         """Axes on which a question is held out, of `HELD_OUT_AXES`."""
         operation = list_patterns()[question.pattern].operation
         slots = dict(question.slots)
-        found = set()
+        axes = set()
         if (operation, slots["x"], slots["y"]) in self.number_pairs:
-            found.add("cell")
+            axes.add("cell")
         nouns = {slots.get("thing"), slots.get("other_thing")} & self.nouns
         if operation == "minus" and nouns:
-            found.add("noun")
+            axes.add("noun")
         if (operation, slots["op"], question.template) in self.combinations:
-            found.add("combination")
-        return frozenset(found)
+            axes.add("combination")
+        return frozenset(axes)
 
     def in_training(self, question: Question) -> bool:
         """Whether the question may occur in training."""
@@ -57,9 +57,9 @@ def family_split() -> HeldOutSplit:
     low, high = next(iter(list_patterns().values())).lexicon.number_range
     cells = set()
     for operation in ("minus", "plus"):
-        every = valid_number_pairs(operation, low, high)
+        number_pairs = valid_number_pairs(operation, low, high)
         rng = random.Random(f"{table['cells']['seed']}:{operation}")
-        for x, y in rng.sample(every, round(table["cells"]["share"] * len(every))):
+        for x, y in rng.sample(number_pairs, round(table["cells"]["share"] * len(number_pairs))):
             cells.add((operation, x, y))
     combinations = {(side, *pair) for side, pair in table["combinations"].items()}
     return HeldOutSplit(frozenset(cells), frozenset(table["nouns"]), frozenset(combinations))

@@ -64,8 +64,8 @@ class InterchangePairs:
 
     def select(self, indices: Sequence[int]) -> "InterchangePairs":
         """Interchange pairs at some indices."""
-        same, other = ([pairs[row] for row in indices] for pairs in (self.same, self.other))
-        return replace(self, same=tuple(same), other=tuple(other))
+        same, other = (tuple(pairs[k] for k in indices) for pairs in (self.same, self.other))
+        return replace(self, same=same, other=other)
 
 
 def sample_interchange_pairs(  # noqa: PLR0913 (what is drawn, how often, and for whom)
@@ -82,8 +82,8 @@ def sample_interchange_pairs(  # noqa: PLR0913 (what is drawn, how often, and fo
     Args:
         pattern: Pattern with an opposite, whose number is computed from number slots.
         count: Number of bases.
-        tokenizers: Tokenizers that distinguish the outcomes.
-        seed: Of the sample.
+        tokenizers: Tokenizers in which all outcomes must differ.
+        seed: Seed of the sample.
         keep: Filter of base questions; all by default.
         allowed_words: Words of a slot, such as {"thing": …} or {"op": …} (both sides);
             all by default.
@@ -92,32 +92,36 @@ def sample_interchange_pairs(  # noqa: PLR0913 (what is drawn, how often, and fo
         PatternError: The pattern has no opposite or no such answers, two of its outcomes
             always coincide, or fewer than `count` bases are found.
     """
-    plan = PairSampler(pattern)
-    rng, found = random.Random(f"{seed}:{pattern.name}:crossings"), {}
+    sampler = PairSampler(pattern)
+    rng, pairs_of_base = random.Random(f"{seed}:{pattern.name}:crossings"), {}
     labels = None
-    for draw in islice(plan.sample(rng, tokenizers, allowed_words or {}), count * _MAX_TRIES):
-        if len(found) == count:
+    for draw in islice(sampler.sample(rng, tokenizers, allowed_words or {}), count * _MAX_TRIES):
+        if len(pairs_of_base) == count:
             break
-        if draw is None or draw[0].text in found or (keep is not None and not keep(draw[0])):
+        if (
+            draw is None
+            or draw[0].text in pairs_of_base
+            or (keep is not None and not keep(draw[0]))
+        ):
             continue
         base, sources = draw
-        made = plan.build_pairs(base, sources)
-        if any(len(set(texts)) < len(texts) for _, texts in made[2].clean.outcomes):
+        *base_labels, same, other = sampler.build_pairs(base, sources)
+        if any(len(set(texts)) < len(texts) for _, texts in same.clean.outcomes):
             continue
         try:
-            exact = all(_same_role_lengths(tokenizer, made[2:]) for tokenizer in tokenizers)
+            aligned = all(_same_role_lengths(tokenizer, (same, other)) for tokenizer in tokenizers)
         except OutcomeError:
             continue
-        if exact and labels in (None, made[:2]):
-            labels = made[:2]
-            found[base.text] = made[2:]
-    if len(found) < count or labels is None:
+        if aligned and labels in (None, base_labels):
+            labels = base_labels
+            pairs_of_base[base.text] = same, other
+    if len(pairs_of_base) < count or labels is None:
         raise PatternError(
-            f"Only {len(found)} of {count} bases of {pattern.name!r} have outcomes that are all "
+            f"Only {len(pairs_of_base)} of {count} bases of {pattern.name!r} have outcomes that are all "
             "different tokens and pass `keep`: request fewer, allow more words, keep more, or "
             "take a wider range of numbers"
         )
-    same, other = zip(*found.values(), strict=True)
+    same, other = zip(*pairs_of_base.values(), strict=True)
     return InterchangePairs(pattern.name, *labels, same, other)
 
 
@@ -129,6 +133,6 @@ def _same_role_lengths(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]
         replace(source, outcomes=tuple((name, (text,)) for name, text in source.answers))
         for source in (pair.counterfactual for pair in pairs)
     ]
-    (here,) = tokenize_questions(tokenizer, (base,))
-    there = tokenize_questions(tokenizer, sources, answers_from=[base] * len(sources))
-    return all(row.roles == here.roles for row in there)
+    (base_prompt,) = tokenize_questions(tokenizer, (base,))
+    prompts = tokenize_questions(tokenizer, sources, answers_from=[base] * len(sources))
+    return all(prompt.roles == base_prompt.roles for prompt in prompts)

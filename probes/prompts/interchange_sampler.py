@@ -96,35 +96,33 @@ class PairSampler:
         allowed_words: Mapping[str, Sequence[str]],
     ) -> Iterator[tuple[Question, tuple[Question, Question]] | None]:
         """Yield bases with their two sources, or None for a rejected draw."""
-        takes = {s for frame in self.pattern.templates for s in frame.slots} - self._slots_of_kind(
-            "number"
-        )
-        if unknown := set(allowed_words) - takes:
+        slots = {s for frame in self.pattern.templates for s in frame.slots}
+        word_slots = slots - self._slots_of_kind("number")
+        if unknown := set(allowed_words) - word_slots:
             raise PatternError(
                 f"{sorted(unknown)} take no words in {self.pattern.name!r}: its slots for words "
-                f"are {sorted(takes)}"
+                f"are {sorted(word_slots)}"
             )
-        sizes = _TokenCounts(tokenizers)
+        token_counts = _TokenCounts(tokenizers)
         while True:
             frame, numerals = rng.choice(self.pattern.templates), rng.choice(("digits", "words"))
             numbers = self.valid_numbers[rng.randrange(len(self.valid_numbers))].tolist()
-            base, there = (dict(zip(self.operands, side, strict=True)) for side in numbers)
-            filled = self._fill_slots(frame, base, there, rng, (allowed_words, sizes))
+            base, source = (dict(zip(self.operands, side, strict=True)) for side in numbers)
+            filled = self._fill_slots(frame, base, source, rng, (allowed_words, token_counts))
             if (
                 not filled
                 or self.object_slot not in base
-                or base[self.object_slot] == there[self.object_slot]
+                or base[self.object_slot] == source[self.object_slot]
             ):
                 yield None
                 continue
             base = {s: base[s] for s in frame.slots}
-            asked = self.pattern.make_question(frame, base, numerals)
-            sources = [
-                self.flipped.make_question(frame, {**there, self.object_slot: noun}, numerals)
-                for noun in (base[self.object_slot], there[self.object_slot])
-            ]
-            one, two = sources
-            yield None if None in (asked, one, two) else (asked, (one, two))  # type: ignore[misc]
+            question = self.pattern.make_question(frame, base, numerals)
+            same, other = (
+                self.flipped.make_question(frame, {**source, self.object_slot: noun}, numerals)
+                for noun in (base[self.object_slot], source[self.object_slot])
+            )
+            yield (question, (same, other)) if question and same and other else None
 
     def _fill_slots(
         self, template: Template, base: dict[str, Any], source: dict[str, Any], rng: random.Random,
@@ -135,7 +133,7 @@ class PairSampler:
         Returns:
             Whether there is another word of that length wherever the two must differ.
         """
-        lexicon, (words, sizes) = self.pattern.lexicon, allowed
+        lexicon, (words, token_counts) = self.pattern.lexicon, allowed
         for slot in template.slots:
             kind = lexicon.kind_of(slot)
             if slot in base:
@@ -145,40 +143,42 @@ class PairSampler:
                 base[slot] = source[slot] = rng.randint(max(low, 2), high)  # One has no plural.
                 continue
             if kind == "verb":
-                every = [lexicon.verbs_of(side.operation) for side in (self.pattern, self.flipped)]
+                known = [lexicon.verbs_of(side.operation) for side in (self.pattern, self.flipped)]
             else:
-                every = [lexicon.words(kind)] * 2
-            kept = [[w for w in side if w in words.get(slot, side)] for side in every]
+                known = [lexicon.words(kind)] * 2
+            kept = [[w for w in side if w in words.get(slot, side)] for side in known]
             if not all(kept):
                 raise PatternError(
                     f"No words are left for {slot!r} of {self.pattern.name!r}: "
-                    f"{list(words.get(slot, ()))} are allowed, and {every} exist"
+                    f"{list(words.get(slot, ()))} are allowed, and {known} exist"
                 )
             used = {*base.values(), *source.values()}
             base[slot] = rng.choice([w for w in kept[0] if w not in used] or kept[0])
-            stays = kind == "noun" and slot != self.object_slot
-            fit = [w for w in kept[1] if sizes(w) == sizes(base[slot])]
-            fit = [w for w in fit if w not in used and w != base[slot]]
+            same_word = kind == "noun" and slot != self.object_slot
+            fitting = [w for w in kept[1] if token_counts(w) == token_counts(base[slot])]
+            fitting = [w for w in fitting if w not in used and w != base[slot]]
             if kind == "filler":  # It may be equal in both.
-                fit = fit or [base[slot]]
-            if not stays and not fit:
+                fitting = fitting or [base[slot]]
+            if not same_word and not fitting:
                 return False
-            source[slot] = base[slot] if stays else rng.choice(fit)
+            source[slot] = base[slot] if same_word else rng.choice(fitting)
         return True
 
     def build_pairs(
         self, base: Question, sources: tuple[Question, Question]
     ) -> tuple[tuple[str, ...], tuple[str, ...], Pair, Pair]:
         """Labels of number and object outcomes, and the two pairs with these outcomes."""
-        here, there = dict(base.slots), dict(sources[1].slots)
+        base_slots, source_slots = dict(base.slots), dict(sources[1].slots)
         number: dict[str, str] = {}
-        for mix in _variable_subsets(self.operands):
-            slots = {s: (there if s in mix else here)[s] for s in self.operands}
-            label = " + ".join(mix) or BASE
-            number[label] = str(self._number_answer(slots, OPERATION in mix))
-        number |= {f"copies {s}": str(here[s]) for s in self.operands}
-        number |= {f"copies source {s}": str(there[s]) for s in self.operands}
-        noun = {BASE: str(here[self.object_slot]), OBJECT: str(there[self.object_slot])}
+        for subset in _variable_subsets(self.operands):
+            slots = {s: (source_slots if s in subset else base_slots)[s] for s in self.operands}
+            label = " + ".join(subset) or BASE
+            number[label] = str(self._number_answer(slots, OPERATION in subset))
+        number |= {f"copies {s}": str(base_slots[s]) for s in self.operands}
+        number |= {f"copies source {s}": str(source_slots[s]) for s in self.operands}
+        noun = {
+            s: str(d[self.object_slot]) for s, d in ((BASE, base_slots), (OBJECT, source_slots))
+        }
         for slot, value in base.slots:
             if slot not in self.operands and isinstance(value, int):
                 number[f"copies {slot}"] = str(value)
@@ -195,15 +195,16 @@ class PairSampler:
 
 def _variable_subsets(operands: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     """All sets of variables, from none to all."""
-    varied = (OPERATION, *operands)
-    return tuple(m for n in range(len(varied) + 1) for m in combinations(varied, n))
+    variables = (OPERATION, *operands)
+    return tuple(s for n in range(len(variables) + 1) for s in combinations(variables, n))
 
 
 @cache
 def _valid_numbers(
     operands: tuple[str, ...], rules: tuple[str, ...], numbers: tuple[int, int]
 ) -> Int[np.ndarray, "cell side operand"]:
-    (low, high), mixes = numbers, _variable_subsets(operands)
+    """Random (base, source) number pairs, kept where all outcomes are in range and differ."""
+    (low, high), subsets = numbers, _variable_subsets(operands)
     span = high - low + 1
     table = np.full((len(rules), *[span] * len(operands)), -1)
     for values in product(range(span), repeat=len(operands)):
@@ -212,21 +213,21 @@ def _valid_numbers(
             table[(op, *values)] = int(evaluate_expression(rule, slots))
     rng = np.random.default_rng(0)
     drawn = np.unique(rng.integers(low, high + 1, (_DRAWS, 2, len(operands))), axis=0)
-    found = []
-    for mix in mixes:
-        mixed = [drawn[:, int(s in mix), k] - low for k, s in enumerate(operands)]
-        found.append(table[(int(OPERATION in mix), *mixed)])
-    outcomes = np.stack([*found, *drawn.reshape(len(drawn), -1).T], 1)
+    results = []
+    for subset in subsets:
+        mixed = [drawn[:, int(s in subset), k] - low for k, s in enumerate(operands)]
+        results.append(table[(int(OPERATION in subset), *mixed)])
+    outcomes = np.stack([*results, *drawn.reshape(len(drawn), -1).T], 1)
     inside = ((outcomes >= max(low, 0)) & (outcomes <= high)).all(1)
     # 0 leaves a number as it is, and 1 has no plural.
-    plain = (outcomes[:, len(mixes) :] > 0).all(1) & (outcomes != 1).all(1)
-    apart = (np.diff(np.sort(outcomes, 1), axis=1) > 0).all(1)
-    return rng.permutation(drawn[inside & plain & apart])
+    countable = (outcomes[:, len(subsets) :] > 0).all(1) & (outcomes != 1).all(1)
+    distinct = (np.diff(np.sort(outcomes, 1), axis=1) > 0).all(1)
+    return rng.permutation(drawn[inside & countable & distinct])
 
 
 def _own_answer_first(source: Question, outcomes: Mapping[str, tuple[str, ...]]) -> Question:
-    mine = {name: (text, *outcomes.get(name, ())) for name, text in source.answers}
-    return replace(source, outcomes=tuple((n, tuple(dict.fromkeys(t))) for n, t in mine.items()))
+    ordered = {name: (text, *outcomes.get(name, ())) for name, text in source.answers}
+    return replace(source, outcomes=tuple((n, tuple(dict.fromkeys(t))) for n, t in ordered.items()))
 
 
 class _TokenCounts:

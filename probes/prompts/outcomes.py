@@ -15,8 +15,8 @@ def possible_outcomes(
     if isinstance(answer, int):
         x, y = int(slots["x"]), int(slots["y"])
         copied = [int(slots[slot]) for slot in template.slots if isinstance(slots[slot], int)]
-        found = [answer, x - y, x + y, *copied]
-        return tuple(dict.fromkeys(str(value) for value in found if int(value) >= 0))
+        numbers = [answer, x - y, x + y, *copied]
+        return tuple(dict.fromkeys(str(number) for number in numbers if number >= 0))
     nouns = [str(slots[s]) for s in template.slots if lexicon.kind_of(s) == "noun"]
     others = [word for word in lexicon.words("noun") if word not in nouns]
     # A noun that does not occur in the question, chosen by its slots.
@@ -34,8 +34,6 @@ def has_distinct_outcomes(question: Question) -> bool:
 
 def share_outcomes(other: Question, question: Question) -> Question:
     """A question with the outcomes of another added, its own answer first."""
-    shared = {
-        name: tuple(dict.fromkeys((*texts, *dict(question.outcomes)[name])))
-        for name, texts in other.outcomes
-    }
-    return replace(other, outcomes=tuple(shared.items()))
+    added = dict(question.outcomes)
+    outcomes = [(name, tuple(dict.fromkeys(texts + added[name]))) for name, texts in other.outcomes]
+    return replace(other, outcomes=tuple(outcomes))

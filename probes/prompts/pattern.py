@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 
@@ -95,21 +95,21 @@ class Pattern:
         """
         if self.user_pairs:
             # Both prompts: a constant answer may be right for all clean ones.
-            sides = [side for pair in self.user_pairs for side in (pair.clean, pair.counterfactual)]
-            return tuple(q for q in dict.fromkeys(sides) if keep is None or keep(q))[:count]
-        rng, found = random.Random(f"{seed}:{self.name}"), {}
+            own = [side for pair in self.user_pairs for side in (pair.clean, pair.counterfactual)]
+            return tuple(q for q in dict.fromkeys(own) if keep is None or keep(q))[:count]
+        rng, questions = random.Random(f"{seed}:{self.name}"), {}
         for _ in range(max(count, 1) * _MAX_TRIES):
-            if len(found) == count:
+            if len(questions) == count:
                 break
             question = self.sample_question(rng)
             if question is not None and (keep is None or keep(question)):
-                found[question] = None
-        if len(found) < count:
+                questions[question] = None
+        if len(questions) < count:
             raise PatternError(
-                f"{self.name!r} yielded {len(found)} of {count} questions: request fewer, or "
+                f"{self.name!r} yielded {len(questions)} of {count} questions: request fewer, or "
                 "filter less"
             )
-        return tuple(found)
+        return tuple(questions)
 
     def sample_pairs(
         self, contrast: str, count: int, *, seed: int, keep: QuestionFilter | None = None
@@ -117,32 +117,32 @@ class Pattern:
         """Sample pairs that differ in one contrast, with distinct outcomes."""
         self._check_contrast(contrast)
         if self.user_pairs:
-            pairs = [pair for pair in self.user_pairs if pair.contrast == contrast]
-            if len(pairs) < count:
+            own_pairs = [pair for pair in self.user_pairs if pair.contrast == contrast]
+            if len(own_pairs) < count:
                 raise PatternError(
-                    f"{self.name!r} has {len(pairs)} pairs of contrast {contrast!r}: "
+                    f"{self.name!r} has {len(own_pairs)} pairs of contrast {contrast!r}: "
                     f"request at most as many as there are, not {count}"
                 )
-            return tuple(pairs[:count])
-        rng, found = random.Random(f"{seed}:{self.name}:{contrast}"), {}
+            return tuple(own_pairs[:count])
+        rng, pairs = random.Random(f"{seed}:{self.name}:{contrast}"), {}
         templates = self._templates_for(contrast)
         for _ in range(max(count, 1) * _MAX_TRIES):
-            if len(found) == count:
+            if len(pairs) == count:
                 break
             question = self.sample_question(rng, templates)
-            if question is None or question in found or not has_distinct_outcomes(question):
+            if question is None or question in pairs or not has_distinct_outcomes(question):
                 continue
             if keep is not None and not keep(question):
                 continue
             other = next(self.counterfactuals(question, contrast, seed=rng.randrange(2**31)), None)
             if other is not None:
-                found[question] = self.make_pair(contrast, question, other)
-        if len(found) < count:
+                pairs[question] = self.make_pair(contrast, question, other)
+        if len(pairs) < count:
             raise PatternError(
-                f"{self.name!r} yielded {len(found)} of {count} pairs for {contrast!r}: "
-                "ask for fewer"
+                f"{self.name!r} yielded {len(pairs)} of {count} pairs for {contrast!r}: "
+                "request fewer"
             )
-        return tuple(found.values())
+        return tuple(pairs.values())
 
     def counterfactuals(
         self, question: Question, contrast: str, *, seed: int
@@ -197,7 +197,7 @@ class Pattern:
     ) -> Question | None:
         """Question with these slots, or None where its answer is out of range."""
         low, high = self.lexicon.number_range
-        answers = tuple((name, evaluate_expression(text, slots)) for name, text in self.answers)
+        answers = self._evaluate_answers(slots)
         numbers = [evaluate_expression(self.remainder, slots), *(value for _, value in answers)]
         if not all(low <= value <= high for value in numbers if isinstance(value, int)):
             return None
@@ -211,17 +211,20 @@ class Pattern:
         """
         if self.user_pairs:
             raise MatchError(f"{self.name!r} has pairs, not templates: it matches no text")
-        template, found = best_match(self.templates, text, self.lexicon, self.operation)
-        answers = tuple(
-            (name, evaluate_expression(rule, found.slots)) for name, rule in self.answers
-        )
+        template, match = best_match(self.templates, text, self.lexicon, self.operation)
+        answers = self._evaluate_answers(match.slots)
         for name, value in answers:
             if isinstance(value, int) and value < 0:
                 raise MatchError(
                     f"{text!r} has no {name}: {dict(self.answers)[name]} is {value}. "
                     "Take away no more than there is"
                 )
-        return self._build_question(template, found.slots, found.numerals, answers)
+        return self._build_question(template, match.slots, match.numerals, answers)
+
+    def _evaluate_answers(
+        self, slots: Mapping[str, int | str]
+    ) -> tuple[tuple[str, int | str], ...]:
+        return tuple((name, evaluate_expression(rule, slots)) for name, rule in self.answers)
 
     def _build_question(
         self,
@@ -255,9 +258,9 @@ class Pattern:
             case "order":
                 yield self, self._find_template(template.swapped_template), {}
             case "paraphrase":
-                others = [f for f in self.templates if f.slots == template.slots and f != template]
-                ways = list(product(others, self.lexicon.verbs_of(self.operation)))
-                for other, verb in rng.sample(ways, len(ways)):
+                others = [t for t in self.templates if t.slots == template.slots and t != template]
+                choices = list(product(others, self.lexicon.verbs_of(self.operation)))
+                for other, verb in rng.sample(choices, len(choices)):
                     if verb != slots["op"]:
                         yield self, other, {"op": verb}
             case _:
@@ -276,28 +279,21 @@ class Pattern:
         """Pattern with the opposite operation."""
         if self.opposite is None:
             raise PatternError(f"Pattern {self.name!r} has no opposite: it forms no such contrast")
-        own = OppositePattern(self.name, self.title, self.operation, self.answers, self.remainder)
-        there = self.opposite
-        return replace(
-            self,
-            name=there.name,
-            title=there.title,
-            operation=there.operation,
-            answers=there.answers,
-            remainder=there.remainder,
-            opposite=own,
-        )
+        names = [field.name for field in fields(OppositePattern)]
+        own = OppositePattern(**{name: getattr(self, name) for name in names})
+        other = {name: getattr(self.opposite, name) for name in names}
+        return replace(self, **other, opposite=own)
 
     def _templates_for(self, contrast: str) -> tuple[Template, ...]:
         """Templates in which a contrast can be formed."""
         if contrast == "operation":
             return self.templates if self.opposite else ()
         if contrast == "order":
-            return tuple(template for template in self.templates if template.swapped_template)
+            return tuple(t for t in self.templates if t.swapped_template)
         if contrast == "paraphrase":
-            kinds = [template.slots for template in self.templates]
-            return tuple(template for template in self.templates if kinds.count(template.slots) > 1)
-        return tuple(template for template in self.templates if contrast in template.slots)
+            slots = [template.slots for template in self.templates]
+            return tuple(t for t in self.templates if slots.count(t.slots) > 1)
+        return tuple(t for t in self.templates if contrast in t.slots)
 
     def _find_template(self, name: str) -> Template:
         for template in self.templates:

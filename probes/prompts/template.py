@@ -177,14 +177,14 @@ def match_template(
             and not _has_required_part(template.parts[index:])
         ):
             return TemplateMatch(slots, numerals, at, "")
-        pattern, wanted = _part_regex(part, slots, lexicon, operation)
+        pattern, expected = _part_regex(part, slots, lexicon, operation)
         hit = re.compile(pattern, re.IGNORECASE if not part.slot else 0).match(text, at)
         if hit is None:
-            return TemplateMatch(slots, numerals, at, wanted)
+            return TemplateMatch(slots, numerals, at, expected)
         if part.slot and part.slot not in slots:
-            value, written = _slot_value(part, hit[0], lexicon)
+            value, number_form = _slot_value(part, hit[0], lexicon)
             slots[part.slot] = value
-            numerals = written or numerals
+            numerals = number_form or numerals
         at = hit.end()
     rest = text[at:].strip()
     return TemplateMatch(slots, numerals, at, "the end of the text" if rest else "")
@@ -239,14 +239,14 @@ def best_match(
     Raises:
         MatchError: None matches; the message names the longest match.
     """
-    readings = [(frame, match_template(frame, text, lexicon, operation)) for frame in templates]
-    for frame, found in readings:
-        if not found.expected:
-            return frame, found
-    frame, found = max(readings, key=lambda reading: reading[1].end)
+    matches = [(frame, match_template(frame, text, lexicon, operation)) for frame in templates]
+    for frame, match in matches:
+        if not match.expected:
+            return frame, match
+    frame, longest = max(matches, key=lambda candidate: candidate[1].end)
     raise MatchError(
-        f"{text!r} matches no template. Nearest is {frame.name!r}: after {text[: found.end]!r} it "
-        f"expects {found.expected}, and finds {text[found.end : found.end + 30]!r}"
+        f"{text!r} matches no template. Nearest is {frame.name!r}: after {text[: longest.end]!r} it "
+        f"expects {longest.expected}, and finds {text[longest.end : longest.end + 30]!r}"
     )
 
 

@@ -117,8 +117,8 @@ def _newcombe(both_correct: int, gained: int, lost: int, neither_correct: int) -
     items = both_correct + gained + lost + neither_correct
     ends = []
     for count in (both_correct + lost, both_correct + gained):
-        found = binomtest(count, items).proportion_ci(CONFIDENCE_LEVEL, method="wilson")
-        ends.append((count / items - float(found.low), float(found.high) - count / items))
+        wilson = binomtest(count, items).proportion_ci(CONFIDENCE_LEVEL, method="wilson")
+        ends.append((count / items - float(wilson.low), float(wilson.high) - count / items))
     (down1, up1), (down2, up2) = ends
     sides = (
         (both_correct + gained)

@@ -99,8 +99,8 @@ def mcnemar_power(n_items: int, gain: float, loss: float, *, level: float = 0.05
     changed = np.arange(low, high + 1)
     # The fewest gains whose tail is at most half the level.
     fewest = binom.isf(level / 2, changed, 0.5) + 1
-    seen = binom.sf(fewest - 1, changed, min(1.0, gain / (gain + loss)))
-    return float((binom.pmf(changed, n_items, changing) * seen).sum())
+    significant = binom.sf(fewest - 1, changed, min(1.0, gain / (gain + loss)))
+    return float((binom.pmf(changed, n_items, changing) * significant).sum())
 
 
 def accuracy_step(n_items: int) -> float:

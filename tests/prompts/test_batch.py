@@ -1,4 +1,4 @@
-"""A batch holds the right tokens in the right roles, whatever the tokenizer cuts."""
+"""Batches hold the right tokens in the right roles, for every kind of tokenizer."""
 
 from dataclasses import replace
 
@@ -21,8 +21,8 @@ def fox():
     return pattern("take-away").match(FOX)
 
 
-def asked(text, *answers, roles=()):
-    """A question of our own; of each answer's outcomes the first is right."""
+def make_question(text, *answers, roles=()):
+    """Question from a text and outcomes; the first outcome of each answer is correct."""
     named = [(f"a{k}", outcomes) for k, outcomes in enumerate(answers)]
     return Question(
         text=text,
@@ -36,7 +36,7 @@ def asked(text, *answers, roles=()):
     )
 
 
-def drawn(tokenizer, name="take-away", count=8):
+def sample(tokenizer, name="take-away", count=8):
     return pattern(name).sample_questions(count, seed=3, keep=tokenizable_by(tokenizer))
 
 
@@ -45,7 +45,7 @@ def read(tokenizer, ids):
 
 
 def text_of(tokenizer, batch, row, role):
-    """What the tokens of a role say; a tokenizer of letters puts spaces between them."""
+    """Text of the tokens of a role, without spaces."""
     return "".join(read(tokenizer, batch.ids[row][batch.role_mask(role)[row]]).split())
 
 
@@ -53,8 +53,8 @@ def text_of(tokenizer, batch, row, role):
 
 
 @pytest.mark.parametrize("name", ["take-away", "taken-told", "two-owners", "distractor"])
-def test_the_tokens_of_a_role_say_its_words_and_no_more(tokenizer, name):
-    questions = drawn(tokenizer, name)
+def test_tokens_of_a_role_spell_exactly_its_words(tokenizer, name):
+    questions = sample(tokenizer, name)
     batch = tokenize(tokenizer, questions)
     for row, question in enumerate(questions):
         words = {role: question.role_text(role) for role, _, _ in question.roles}
@@ -68,14 +68,14 @@ def test_the_tokens_of_a_role_say_its_words_and_no_more(tokenizer, name):
 
 
 def test_every_token_has_exactly_one_role(tokenizer):
-    batch = tokenize(tokenizer, drawn(tokenizer))
+    batch = tokenize(tokenizer, sample(tokenizer))
     claims = torch.stack([batch.role_mask(role) for role in batch.roles]).sum(0)
     assert torch.equal(claims, batch.mask.long())
     assert torch.equal(batch.role_of == -1, ~batch.mask)
 
 
-def test_all_tokens_together_say_the_text_with_its_answers(tokenizer):
-    questions = drawn(tokenizer)
+def test_all_tokens_together_spell_the_text_with_its_answers(tokenizer):
+    questions = sample(tokenizer)
     batch = tokenize(tokenizer, questions)
     for row, question in enumerate(questions):
         ids = batch.ids[row][batch.mask[row]][int(BOS in batch.roles) :]
@@ -83,8 +83,8 @@ def test_all_tokens_together_say_the_text_with_its_answers(tokenizer):
         assert len(batch.tokens[row]) == int(batch.mask[row].sum())
 
 
-def test_there_is_a_start_token_where_the_tokenizer_has_one_and_only_there(tokenizer):
-    batch = tokenize(tokenizer, drawn(tokenizer))
+def test_a_prompt_has_a_start_token_exactly_where_the_tokenizer_has_one(tokenizer):
+    batch = tokenize(tokenizer, sample(tokenizer))
     assert (BOS in batch.roles) == (tokenizer.bos_token_id is not None)
     if BOS in batch.roles:
         first = batch.mask.int().argmax(1)
@@ -93,7 +93,7 @@ def test_there_is_a_start_token_where_the_tokenizer_has_one_and_only_there(token
         assert (batch.ids[batch.role_mask(BOS)] == tokenizer.bos_token_id).all()
 
 
-def test_the_roles_of_the_fox_sentence_stand_in_its_order(own):
+def test_roles_of_the_fox_sentence_are_in_text_order(own):
     batch = tokenize(own, (fox(),))
     assert batch.roles == (
         *("bos", "rest", "have", "x", "thing", "op", "y", "ask", "thing_asked", "answer"),
@@ -105,7 +105,7 @@ def test_the_roles_of_the_fox_sentence_stand_in_its_order(own):
     assert batch.roles[batch.role_of[0, 5]] == "thing"
 
 
-def test_a_word_of_many_tokens_plays_its_role_with_all_of_them(own):
+def test_all_tokens_of_a_long_word_have_its_role(own):
     question = pattern("take-away").match(FOX.replace("foxes", "watermelons"))
     batch = tokenize(own, (question,))
     for role in ("thing", "thing_asked", "reply_noun"):
@@ -115,27 +115,27 @@ def test_a_word_of_many_tokens_plays_its_role_with_all_of_them(own):
         assert tokens == [" water", "mel", "ons"]
 
 
-def test_a_token_of_white_space_joins_the_role_behind_it():
+def test_a_white_space_token_has_the_role_of_the_next_token():
     spans = (("who", 0, 2), ("what", 3, 5))
     assert assign_roles("ab cd .", [(0, 2), (2, 3), (3, 5), (5, 6), (6, 7)], spans) == (
         *("who", "what", "what", "rest", "rest"),
     )
 
 
-def test_a_token_that_spans_two_roles_plays_the_one_it_overlaps_more():
+def test_a_token_across_two_roles_has_the_one_it_overlaps_more():
     assert assign_roles("abcdef", [(0, 6)], (("few", 0, 2), ("many", 2, 6))) == ("many",)
     assert assign_roles(" ab", [(0, 3)], (("word", 1, 3),)) == ("word",)
     assert assign_roles("ab", [(0, 0), (0, 2)], ()) == ("rest", "rest")
 
 
-def test_white_space_around_a_word_does_not_count_towards_its_role():
+def test_white_space_does_not_count_towards_the_overlap_with_a_role():
     spans = (("first", 0, 4), ("last", 4, 5))
     assert assign_roles("x   y", [(0, 1), (1, 5)], spans) == ("first", "last")
     spans = (("first", 0, 1), ("last", 1, 5))
     assert assign_roles("x   y", [(0, 4), (4, 5)], spans) == ("first", "last")
 
 
-def test_a_role_or_an_answer_that_the_batch_lacks_is_refused(own):
+def test_unknown_roles_and_answers_are_refused(own):
     batch = tokenize(own, (fox(),))
     with pytest.raises(SiteError, match="'name' is not in this batch: it has bos, rest, have"):
         batch.role_mask("name")
@@ -146,8 +146,8 @@ def test_a_role_or_an_answer_that_the_batch_lacks_is_refused(own):
 # Padding.
 
 
-def test_padding_stands_on_the_left_and_changes_nothing_else(tokenizer):
-    questions = drawn(tokenizer, count=12)
+def test_padding_is_on_the_left_and_changes_nothing_else(tokenizer):
+    questions = sample(tokenizer, count=12)
     batch = tokenize(tokenizer, questions)
     lengths = batch.mask.sum(1)
     assert len(set(lengths.tolist())) > 1
@@ -166,18 +166,20 @@ def test_padding_stands_on_the_left_and_changes_nothing_else(tokenizer):
             assert here.outcomes[row] == there.outcomes[0]
 
 
-def test_a_tokenizer_with_no_token_to_pad_with_pads_all_the_same(letters):
+def test_a_tokenizer_without_a_pad_token_can_pad(letters):
     assert letters.pad_token_id is None
-    batch = tokenize(letters, (asked("Hello, ab", ("c", "d")), asked("ab", ("c", "d"))))
+    batch = tokenize(
+        letters, (make_question("Hello, ab", ("c", "d")), make_question("ab", ("c", "d")))
+    )
     assert batch.mask.sum(1).tolist() == [11, 4]
     assert batch.mask[1].tolist() == [False] * 7 + [True] * 4
 
 
-# Read-outs.
+# Readouts.
 
 
-def test_each_answer_is_read_by_the_token_before_its_outcomes_differ(tokenizer):
-    questions = drawn(tokenizer)
+def test_each_answer_is_read_at_the_token_before_its_outcomes_differ(tokenizer):
+    questions = sample(tokenizer)
     batch = tokenize(tokenizer, questions)
     for row, question in enumerate(questions):
         for name, outcomes in question.outcomes:
@@ -187,7 +189,7 @@ def test_each_answer_is_read_by_the_token_before_its_outcomes_differ(tokenizer):
             before = before[: len(before) - (batch.ids.shape[1] - start)]
             assert len(readout.outcomes[row]) == len(set(readout.outcomes[row])) == len(outcomes)
             assert readout.answer[row] == readout.outcomes[row][0] == batch.ids[row, start]
-            # Each outcome begins with what stands before the read-out and its own token.
+            # Each outcome has the tokens before the readout, then its own token.
             behind = question.text + ("" if name == "number" else f" {question.answer('number')}")
             for outcome, token in zip(outcomes, readout.outcomes[row], strict=True):
                 ids = tokenizer(f"{behind} {outcome}", add_special_tokens=False)["input_ids"]
@@ -197,15 +199,15 @@ def test_each_answer_is_read_by_the_token_before_its_outcomes_differ(tokenizer):
             assert written.endswith((f"{behind} {question.answer(name)}").replace(" ", ""))
 
 
-def test_a_space_that_all_outcomes_share_is_read_past(letters):
-    batch = tokenize(letters, (asked("2+2=", ("4", "5")),))
+def test_the_readout_is_after_a_space_that_all_outcomes_share(letters):
+    batch = tokenize(letters, (make_question("2+2=", ("4", "5")),))
     (readout,) = batch.readouts
     assert batch.tokens[0] == ("2", "+", "2", "=", " ", "4")
     assert (int(readout.position[0]), int(readout.end[0])) == (4, 6)
     assert letters.convert_ids_to_tokens(list(readout.outcomes[0])) == ["4", "5"]
 
 
-def test_a_space_token_of_a_real_tokenizer_is_read_past(shared_tokenizer):
+def test_the_readout_is_after_the_space_token_of_a_real_tokenizer(shared_tokenizer):
     batch = tokenize(shared_tokenizer("stories"), (fox(),))
     readout = batch.readout("number")
     at = int(readout.position[0])
@@ -213,14 +215,14 @@ def test_a_space_token_of_a_real_tokenizer_is_read_past(shared_tokenizer):
     assert batch.tokens[0][at - 1] == ":"
 
 
-def test_a_space_inside_the_number_token_leaves_the_readout_on_the_colon(own):
+def test_the_readout_is_at_the_colon_where_the_number_token_includes_the_space(own):
     batch = tokenize(own, (fox(),))
     at = int(batch.readout("number").position[0])
     assert batch.tokens[0][at : at + 2] == (":", " 1")
 
 
-def test_an_answer_of_many_tokens_is_read_where_its_outcomes_first_differ(letters):
-    batch = tokenize(letters, (asked("Say", ("foxes", "fobs", "fog"), ("now", "not")),))
+def test_a_long_answer_is_read_where_its_outcomes_first_differ(letters):
+    batch = tokenize(letters, (make_question("Say", ("foxes", "fobs", "fog"), ("now", "not")),))
     first, second = batch.readouts
     assert "".join(batch.tokens[0]) == "Say foxes now"
     assert int(first.position[0]) == 5  # the o of foxes
@@ -231,18 +233,18 @@ def test_an_answer_of_many_tokens_is_read_where_its_outcomes_first_differ(letter
     assert int(second.end[0]) == 13
 
 
-def test_an_answer_without_a_rival_is_read_at_its_first_token(letters, own):
-    (readout,) = tokenize(letters, (asked("Say", ("foxes",)),)).readouts
+def test_an_answer_without_foils_is_read_at_its_first_token(letters, own):
+    (readout,) = tokenize(letters, (make_question("Say", ("foxes",)),)).readouts
     assert int(readout.position[0]) == 2
     assert letters.convert_ids_to_tokens(list(readout.outcomes[0])) == [" "]
-    (readout,) = tokenize(own, (asked("I have", ("watermelons",)),)).readouts
+    (readout,) = tokenize(own, (make_question("I have", ("watermelons",)),)).readouts
     assert int(readout.position[0]) == 2
     assert own.convert_ids_to_tokens(list(readout.outcomes[0])) == ["Ġwater"]
 
 
-def test_outcomes_that_start_alike_are_refused_by_word_and_piece(letters):
+def test_outcomes_with_the_same_readout_token_are_refused_with_their_tokens(letters):
     with pytest.raises(OutcomeError) as error:
-        tokenize(letters, (asked("2+2=", ("4", "12", "17")),))
+        tokenize(letters, (make_question("2+2=", ("4", "12", "17")),))
     said = str(error.value)
     assert "'2+2=': the a0 outcomes '17' ([" in said
     assert "'1', '7'])" in said
@@ -252,37 +254,37 @@ def test_outcomes_that_start_alike_are_refused_by_word_and_piece(letters):
 
 
 @pytest.mark.parametrize("outcomes", [("1", "12"), ("12", "1")])
-def test_an_outcome_that_begins_another_is_refused_by_word_and_piece(letters, outcomes):
+def test_an_outcome_that_is_a_prefix_of_another_is_refused_with_its_tokens(letters, outcomes):
     with pytest.raises(OutcomeError) as error:
-        tokenize(letters, (asked("2+2=", outcomes),))
+        tokenize(letters, (make_question("2+2=", outcomes),))
     said = str(error.value)
     assert "'1' ([" in said
     assert "'12' ([" in said
     assert "'1', '2'])" in said
 
 
-def test_a_real_tokenizer_that_spells_numbers_cannot_tell_12_from_17(shared_tokenizer):
+def test_a_digit_tokenizer_cannot_distinguish_12_from_17(shared_tokenizer):
     text = "If I have 12 foxes and I take away 5, how many foxes do I have?"
     with pytest.raises(OutcomeError, match=r"'12' .*'▁', '1', '2'.* and '17' .*'▁', '1', '7'"):
         tokenize(shared_tokenizer("stories"), (pattern("take-away").match(text),))
 
 
-def test_answers_that_melt_into_the_next_word_are_refused():
-    """A tokenizer with one token for "4 foxes" would read another token than is written."""
+def test_answers_that_merge_with_the_next_word_are_refused():
+    """With one token for "4 foxes", the token of "4" is not in the text."""
     pieces = ["2", "=", " ", "4", "5", "foxes", " 4", " 5", "4 foxes", " 4 foxes", " foxes"]
     tokenizer = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0))
-    melting = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-    assert len(melting("2= 4 foxes")["input_ids"]) == 3
+    merging = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    assert len(merging("2= 4 foxes")["input_ids"]) == 3
     with pytest.raises(OutcomeError, match="has other tokens without the text after a0"):
-        tokenize(melting, (asked("2=", ("4", "5"), ("foxes", "=")),))
+        tokenize(merging, (make_question("2=", ("4", "5"), ("foxes", "=")),))
 
 
-# Counterfactuals are read behind the words of their clean twin.
+# Counterfactuals are followed by the clean answers.
 
 
-def test_forced_answers_are_written_in_place_of_the_own_ones(own):
-    clean = asked("I have 5. Now I have", ("3", "7"), ("foxes", "coins"))
-    other = asked("I have 9. Now I have", ("7", "3"), ("coins", "foxes"))
+def test_answers_from_other_questions_replace_the_own_answers(own):
+    clean = make_question("I have 5. Now I have", ("3", "7"), ("foxes", "coins"))
+    other = make_question("I have 9. Now I have", ("7", "3"), ("coins", "foxes"))
     batch = tokenize(own, (other,), answers_from=(clean,))
     assert "".join(batch.tokens[0]) == "<bos>I have 9. Now I have 3 foxes"
     assert own.convert_ids_to_tokens(batch.readout("a0").answer.tolist()) == ["Ġ7"]
@@ -290,7 +292,7 @@ def test_forced_answers_are_written_in_place_of_the_own_ones(own):
     assert [batch.tokens[0][p] for p in batch.positions[0]] == [" have", " 3"]
 
 
-# What no batch can be made of.
+# Errors.
 
 
 def test_an_empty_batch_is_refused(own):
@@ -298,31 +300,31 @@ def test_an_empty_batch_is_refused(own):
         tokenize(own, ())
 
 
-def test_a_prompt_without_text_is_refused_by_its_place(own):
+def test_an_empty_prompt_is_refused_with_its_index(own):
     with pytest.raises(BatchError, match="Prompt 1 has no text"):
-        tokenize(own, (asked("I have", ("1", "2")), asked("  ", ("1", "2"))))
+        tokenize(own, (make_question("I have", ("1", "2")), make_question("  ", ("1", "2"))))
 
 
-def test_a_text_that_is_too_long_is_refused_with_both_lengths(own):
+def test_a_text_above_the_context_length_is_refused_with_both_lengths(own):
     length = tokenize(own, (fox(),)).ids.shape[1]
     assert tokenize(own, (fox(),), max_length=length).ids.shape[1] == length
     with pytest.raises(BatchError, match=f"has {length} tokens .* the model takes {length - 1}"):
         tokenize(own, (fox(),), max_length=length - 1)
 
 
-def test_a_tokenizer_that_keeps_no_offsets_is_refused():
+def test_a_tokenizer_without_offsets_is_refused():
     with pytest.raises(TokenizerError, match="ByT5Tokenizer has no character offsets"):
         tokenize(ByT5Tokenizer(), (fox(),))
 
 
-def test_questions_with_different_answers_do_not_share_a_batch(own):
+def test_questions_with_different_answer_names_cannot_share_a_batch(own):
     with pytest.raises(
         BatchError, match=r"answers \['a0'\], the first prompt \['number', 'noun'\]"
     ):
-        tokenize(own, (fox(), asked("I have", ("1", "2"))))
+        tokenize(own, (fox(), make_question("I have", ("1", "2"))))
 
 
-def test_questions_of_different_patterns_share_a_batch(own):
+def test_questions_of_different_patterns_can_share_a_batch(own):
     questions = (fox(), pattern("copy").sample_questions(1, seed=0)[0])
     batch = tokenize(own, questions)
     assert len(batch) == 2
@@ -332,7 +334,7 @@ def test_questions_of_different_patterns_share_a_batch(own):
     ]
 
 
-def test_questions_without_answers_of_the_same_name_may_have_other_outcomes(own):
+def test_questions_of_one_batch_can_have_different_outcomes(own):
     more = replace(fox(), outcomes=(("number", ("1", "9", "8", "7")), ("noun", ("foxes",))))
     batch = tokenize(own, (fox(), more))
     assert [len(tokens) for tokens in batch.readout("number").outcomes] == [3, 4]

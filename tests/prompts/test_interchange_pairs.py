@@ -1,4 +1,4 @@
-"""Crossings: what each mix of base and source answers, worked out again by hand from the slots."""
+"""Interchange pairs: the answer of each mix of base and source, recomputed from the slots."""
 
 from dataclasses import replace
 from functools import cache
@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from probes.errors import PatternError
-from probes.prompts import interchange_sampler as factorial
+from probes.prompts import interchange_sampler as interchange_sampler
 from probes.prompts.catalog import list_patterns
 from probes.prompts.interchange_pairs import sample_interchange_pairs
 from probes.prompts.pair_batch import tokenize_pairs
@@ -23,7 +23,7 @@ FOX = fox_pattern()
 assert FOX.opposite is not None
 OPPOSITE = FOX.opposite
 
-# A tokenizer with a pattern that it reads: in the last, somebody else has things, too.
+# A tokenizer and a pattern; in the last pattern a second person owns objects, too.
 CASES = [
     ("fox", "fox"),
     ("own", "get-more"),
@@ -48,7 +48,7 @@ def drawn():
 
 @pytest.fixture(scope="module", params=CASES, ids=" ".join)
 def case(request, own, shared_tokenizer):
-    """A tokenizer, the pattern of the bases, and what was drawn for them."""
+    """A tokenizer, the pattern of the bases, and their interchange pairs."""
     name, asked = request.param
     if name in ("fox", "own"):
         tokenizer = fox_tokenizer() if name == "fox" else own
@@ -69,8 +69,8 @@ def sides(found):
         yield tuple(dict(q.slots) for q in (same.clean, same.counterfactual, other.counterfactual))
 
 
-def worked_out(label, here, there, less):
-    """Say what a label means, read as a sentence; `less` tells whether bases take away."""
+def expected_number(label, here, there, less):
+    """Number of a label, computed from its words; `less` is True where the base subtracts."""
     if label.startswith("copies source "):
         return there[label.split()[-1]]
     if label.startswith("copies "):
@@ -80,10 +80,10 @@ def worked_out(label, here, there, less):
     return x - y if less != ("operation" in taken) else x + y
 
 
-# What the outcomes are.
+# Outcomes.
 
 
-def test_the_numbers_are_named_by_every_mix_and_by_what_is_copied(case):
+def test_number_labels_are_all_mixes_and_all_copies(case):
     _, pattern, found = case
     bystander = ("copies d",) if "two-owners" in pattern.name else ()
     assert found.number_labels == (*MIXES, *COPIES, *bystander)
@@ -92,15 +92,15 @@ def test_the_numbers_are_named_by_every_mix_and_by_what_is_copied(case):
     assert found.source_label == "operation + x + y"
 
 
-def test_every_label_holds_the_number_that_its_mix_works_out_to(case):
+def test_each_label_has_the_number_of_its_mix(case):
     _, pattern, found = case
     for index, (here, _, there) in enumerate(sides(found)):
         for label in found.number_labels:
-            wanted = worked_out(label, here, there, pattern.operation == "minus")
+            wanted = expected_number(label, here, there, pattern.operation == "minus")
             assert found.target_number(index, label) == str(wanted)
 
 
-def test_nouns_are_the_bases_the_sources_and_the_bystanders(case):
+def test_object_outcomes_are_those_of_base_source_and_bystander(case):
     _, _, found = case
     for pair, (here, _, there) in zip(found.other, sides(found), strict=True):
         wanted = {"base": here["thing"], "thing": there["thing"]}
@@ -110,7 +110,7 @@ def test_nouns_are_the_bases_the_sources_and_the_bystanders(case):
         assert dict(zip(found.object_labels, nouns, strict=True)) == wanted
 
 
-def test_all_outcomes_of_a_crossing_are_different_tokens(case):
+def test_all_outcomes_of_a_pair_are_different_tokens(case):
     tokenizer, _, found = case
     bases = tokenize_questions(tokenizer, [pair.clean for pair in found.same])
     for row in bases:
@@ -121,7 +121,7 @@ def test_all_outcomes_of_a_crossing_are_different_tokens(case):
         assert all(len(set(tokens)) == len(tokens) for tokens in row.outcomes)
 
 
-def test_no_number_is_one_or_out_of_range_and_no_operand_is_nought(drawn):
+def test_no_number_is_one_or_out_of_range_and_no_operand_is_zero(drawn):
     low, high = FOX.lexicon.number_range
     for index in range(len(drawn)):
         numbers = {label: int(drawn.target_number(index, label)) for label in drawn.number_labels}
@@ -129,7 +129,7 @@ def test_no_number_is_one_or_out_of_range_and_no_operand_is_nought(drawn):
         assert all(numbers[label] > 0 for label in COPIES)
 
 
-def test_the_first_outcome_is_the_own_answer_on_either_side(case):
+def test_the_first_outcome_is_the_own_answer_on_both_sides(case):
     _, _, found = case
     for pair in (*found.same, *found.other):
         for question in (pair.clean, pair.counterfactual):
@@ -140,7 +140,7 @@ def test_the_first_outcome_is_the_own_answer_on_either_side(case):
             assert set(here) == set(there)
 
 
-def test_taking_up_everything_gives_the_answer_of_the_source(case):
+def test_all_variables_of_the_source_give_its_answer(case):
     _, _, found = case
     for index, (same, other) in enumerate(zip(found.same, found.other, strict=True)):
         assert found.target_number(index, "base") == same.clean.answer("number")
@@ -150,10 +150,10 @@ def test_taking_up_everything_gives_the_answer_of_the_source(case):
             )
 
 
-# What differs and what stays.
+# Differences between base and source.
 
 
-def test_sources_differ_in_numbers_verb_and_object_and_keep_frame_and_numerals(case):
+def test_sources_differ_in_numbers_verb_and_object_and_share_template_and_numerals(case):
     _, pattern, found = case
     own, turned = (set(p.lexicon.verbs_of(p.operation)) for p in (pattern, pattern.flipped()))
     for pair, (here, same, there) in zip(found.other, sides(found), strict=True):
@@ -166,7 +166,7 @@ def test_sources_differ_in_numbers_verb_and_object_and_keep_frame_and_numerals(c
         assert (base.pattern, source.pattern) == (pattern.name, pattern.flipped().name)
 
 
-def test_a_source_is_a_question_that_its_own_pattern_reads_the_same_way(drawn):
+def test_the_flipped_pattern_matches_each_source(drawn):
     for pair in (*drawn.same, *drawn.other):
         read = FOX.flipped().match(pair.counterfactual.text)
         assert (read.slots, read.answers) == (
@@ -176,7 +176,7 @@ def test_a_source_is_a_question_that_its_own_pattern_reads_the_same_way(drawn):
         assert FOX.match(pair.clean.text).answers == pair.clean.answers
 
 
-def test_every_role_has_as_many_tokens_in_the_source_as_in_the_base(case):
+def test_every_role_has_equal_token_counts_in_base_and_source(case):
     tokenizer, _, found = case
     for pairs in (found.same, found.other):
         batch = tokenize_pairs(tokenizer, pairs)
@@ -184,7 +184,7 @@ def test_every_role_has_as_many_tokens_in_the_source_as_in_the_base(case):
         assert batch.clean.role_of.equal(batch.counterfactual.role_of)
 
 
-def test_all_tokenizers_that_are_given_read_the_crossings(own):
+def test_pairs_are_aligned_in_all_given_tokenizers(own):
     both = (fox_tokenizer(), own)
     found = sample_interchange_pairs(FOX, 10, tokenizers=both, seed=0)
     assert all(tokenize_pairs(tokenizer, found.other).fully_aligned.all() for tokenizer in both)
@@ -199,7 +199,7 @@ def test_a_source_is_about_another_person(shared_tokenizer):
         assert (here["name"] != there["name"], here["other"] != there["other"]) == (True, True)
 
 
-# What may be drawn.
+# Filters.
 
 
 def test_bases_are_different_texts_that_pass_the_filter():
@@ -210,7 +210,7 @@ def test_bases_are_different_texts_that_pass_the_filter():
     assert {pair.clean.template for pair in found.same} == {"now"}
 
 
-def test_words_hold_for_bases_and_for_sources():
+def test_allowed_words_apply_to_bases_and_sources():
     few = {"thing": ["foxes", "kites", "eggs"], "op": ["lose", "drop", "buy"]}
     for here, same, there in sides(draw(20, allowed_words=few)):
         assert {here["thing"], same["thing"], there["thing"]} <= set(few["thing"])
@@ -218,7 +218,7 @@ def test_words_hold_for_bases_and_for_sources():
         assert same["op"] == there["op"] == "buy"
 
 
-def test_without_limits_all_verbs_nouns_frames_and_numerals_occur(drawn):
+def test_all_verbs_nouns_templates_and_numerals_occur_without_filters(drawn):
     slots = [(here, there) for here, _, there in sides(drawn)]
     assert {here["op"] for here, _ in slots} == set(MINUS)
     assert {there["op"] for _, there in slots} == set(PLUS)
@@ -228,7 +228,7 @@ def test_without_limits_all_verbs_nouns_frames_and_numerals_occur(drawn):
     assert kinds == {(f, n) for f in ("now", "own") for n in ("digits", "words")}
 
 
-def test_a_seed_fixes_the_draw_and_a_longer_draw_begins_with_the_shorter(drawn):
+def test_a_seed_fixes_the_sample_and_a_longer_sample_starts_with_the_shorter(drawn):
     one = draw(20)
     assert one == draw(20)
     assert one == drawn.select(range(20))
@@ -236,7 +236,7 @@ def test_a_seed_fixes_the_draw_and_a_longer_draw_begins_with_the_shorter(drawn):
     assert not texts & {pair.clean.text for pair in draw(20, seed=1).same}
 
 
-def test_taking_some_keeps_the_labels_and_both_sources_in_the_order_asked_for(drawn):
+def test_select_keeps_labels_and_sources_in_the_given_order(drawn):
     some = drawn.select([5, 2])
     assert len(some) == 2
     assert (some.number_labels, some.object_labels, some.pattern) == (
@@ -249,11 +249,11 @@ def test_taking_some_keeps_the_labels_and_both_sources_in_the_order_asked_for(dr
     assert some.target_number(1, "operation") == drawn.target_number(2, "operation")
 
 
-# What is refused.
+# Errors.
 
 
 def answered(number, opposite=None, noun="thing"):
-    """The foxes' pattern with other answers."""
+    """The fox pattern with other answers."""
     turned = (("number", opposite or number), ("noun", noun))
     return replace(
         FOX,
@@ -282,19 +282,19 @@ def test_a_pattern_whose_answer_is_a_copy_is_refused(name):
         ),
     ],
 )
-def test_a_pattern_that_cannot_be_crossed_is_refused_with_the_reason(pattern, reason):
+def test_a_pattern_without_interchange_pairs_is_refused_with_the_reason(pattern, reason):
     with pytest.raises(PatternError, match=reason):
         draw(pattern=pattern)
 
 
-def test_too_few_different_bases_are_refused_by_number(drawn):
+def test_too_few_different_bases_are_refused_with_their_number(drawn):
     only = drawn.same[0].clean
     with pytest.raises(PatternError, match="Only 1 of 2 bases of 'take-away'"):
         draw(2, keep=lambda question: question == replace(only, outcomes=question.outcomes))
 
 
 @pytest.mark.slow
-def test_a_tokenizer_that_cannot_tell_numbers_apart_finds_none():
+def test_a_tokenizer_without_distinct_numbers_has_no_pairs():
     words = Tokenizer(models.WordLevel({"<unk>": 0, "foxes": 1, "eggs": 2}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     blind = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
@@ -302,8 +302,8 @@ def test_a_tokenizer_that_cannot_tell_numbers_apart_finds_none():
         sample_interchange_pairs(FOX, 2, tokenizers=(blind,), seed=0)
 
 
-def test_a_single_noun_is_refused_in_the_end(monkeypatch):
-    fill, calls = factorial.PairSampler._fill_slots, []
+def test_a_single_noun_is_refused(monkeypatch):
+    fill, calls = interchange_sampler.PairSampler._fill_slots, []
 
     def counted(*args):
         calls.append(None)
@@ -311,19 +311,19 @@ def test_a_single_noun_is_refused_in_the_end(monkeypatch):
             raise RuntimeError("it never ends")
         return fill(*args)
 
-    monkeypatch.setattr(factorial.PairSampler, "_fill_slots", counted)
+    monkeypatch.setattr(interchange_sampler.PairSampler, "_fill_slots", counted)
     with pytest.raises(PatternError):
         draw(2, allowed_words={"thing": ["foxes"]})
 
 
 @pytest.mark.parametrize("words", [{"thing": ["zebras"]}, {"op": ["find"]}])
-def test_words_that_leave_a_slot_empty_are_refused(words):
+def test_allowed_words_that_leave_a_slot_empty_are_refused(words):
     with pytest.raises(PatternError):
         draw(2, allowed_words=words)
 
 
 @pytest.mark.parametrize("words", [{"verb": ["lose"]}, {"x": ["7"]}])
-def test_words_for_a_slot_that_takes_none_are_refused(words):
+def test_allowed_words_for_an_unknown_or_number_slot_are_refused(words):
     with pytest.raises(PatternError):
         draw(2, allowed_words=words)
 
@@ -340,16 +340,16 @@ def longer_verbs():
 @pytest.mark.parametrize(
     ("pattern", "words"), [(FOX, {"op": ["lose"]}), (longer_verbs(), {})], ids=["words", "lengths"]
 )
-def test_a_source_never_says_a_verb_of_the_other_operation(pattern, words):
+def test_a_source_never_has_the_verb_of_its_base(pattern, words):
     try:
         found = draw(4, pattern=pattern, allowed_words=words)
     except PatternError:
-        return  # To refuse is right as well.
+        return  # A refusal is correct, too.
     for here, _, there in sides(found):
         assert here["op"] != there["op"]
 
 
-def test_a_filter_that_keeps_nothing_is_named_as_the_reason():
+def test_a_filter_that_keeps_nothing_is_named_in_the_error():
     with pytest.raises(PatternError, match="keep"):
         draw(2, keep=lambda question: False)
 
@@ -371,13 +371,13 @@ def test_a_filter_that_keeps_nothing_is_named_as_the_reason():
     ],
     ids=["noun first", "a third answer", "no number slot"],
 )
-def test_answers_in_another_form_are_refused_or_drawn(pattern):
+def test_answers_of_another_form_are_refused_or_sampled(pattern):
     try:
         assert len(draw(2, pattern=pattern)) == 2
     except PatternError as refused:
         assert str(refused)
 
 
-def test_a_label_that_is_not_there_is_refused_with_those_that_are(drawn):
+def test_an_unknown_label_is_refused_with_the_known_ones(drawn):
     with pytest.raises(PatternError, match="operation"):
         drawn.target_number(0, "nothing")

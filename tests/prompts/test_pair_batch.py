@@ -1,4 +1,4 @@
-"""Pairs align token for token where they can, and role by role where they cannot."""
+"""Pairs are aligned token by token where token counts are equal, else role by role."""
 
 import json
 from dataclasses import replace
@@ -13,7 +13,7 @@ from probes.prompts.pair_batch import sample_pairs, tokenizable_by, tokenize_pai
 from probes.prompts.question import Pair
 
 
-def drawn(own, contrast, count=4, name="take-away"):
+def sample(own, contrast, count=4, name="take-away"):
     return sample_pairs(pattern(name), contrast, count, tokenizers=(own,), seed=2)
 
 
@@ -22,8 +22,8 @@ def roles_of(batch, row):
 
 
 @pytest.mark.parametrize("contrast", ["operation", "x", "y", "thing", "name", "filler"])
-def test_pairs_of_one_frame_are_drawn_with_equal_tokens_in_every_role(own, contrast):
-    pairs = tokenize_pairs(own, drawn(own, contrast))
+def test_pairs_of_one_template_have_equal_token_counts_in_every_role(own, contrast):
+    pairs = tokenize_pairs(own, sample(own, contrast))
     assert len(pairs) == 4
     assert pairs.fully_aligned.all()
     for row in range(len(pairs)):
@@ -36,9 +36,9 @@ def test_pairs_of_one_frame_are_drawn_with_equal_tokens_in_every_role(own, contr
 
 
 @pytest.mark.parametrize("contrast", ["operation", "x", "thing"])
-def test_exact_pairs_differ_in_the_tokens_of_the_changed_role_alone(own, contrast):
+def test_aligned_pairs_differ_only_in_the_tokens_of_the_changed_role(own, contrast):
     role = {"operation": "op"}.get(contrast, contrast)
-    pairs = tokenize_pairs(own, drawn(own, contrast))
+    pairs = tokenize_pairs(own, sample(own, contrast))
     for row in range(len(pairs)):
         differs = pairs.clean.ids[row] != pairs.counterfactual.ids[row]
         moved = {pairs.clean.roles[found] for found in pairs.clean.role_of[row][differs]}
@@ -46,8 +46,8 @@ def test_exact_pairs_differ_in_the_tokens_of_the_changed_role_alone(own, contras
 
 
 @pytest.mark.parametrize("contrast", ["paraphrase", "order"])
-def test_pairs_of_two_frames_exchange_the_last_token_of_each_shared_role(own, contrast):
-    pairs = tokenize_pairs(own, drawn(own, contrast))
+def test_pairs_of_two_templates_align_the_last_token_of_each_shared_role(own, contrast):
+    pairs = tokenize_pairs(own, sample(own, contrast))
     assert not pairs.fully_aligned.any()
     for row in range(len(pairs)):
         clean, other = roles_of(pairs.clean, row), roles_of(pairs.counterfactual, row)
@@ -63,8 +63,8 @@ def test_pairs_of_two_frames_exchange_the_last_token_of_each_shared_role(own, co
 
 
 @pytest.mark.parametrize("contrast", ["x", "thing", "paraphrase", "order"])
-def test_every_exchanged_token_stands_for_one_of_the_same_role(own, contrast):
-    pairs = tokenize_pairs(own, drawn(own, contrast))
+def test_every_aligned_token_has_the_role_of_its_counterpart(own, contrast):
+    pairs = tokenize_pairs(own, sample(own, contrast))
     seen = 0
     for row, here in pairs.has_counterpart.nonzero().tolist():
         there = pairs.source_positions[row, here]
@@ -75,15 +75,15 @@ def test_every_exchanged_token_stands_for_one_of_the_same_role(own, contrast):
     assert seen >= 8 * len(pairs)
 
 
-def test_a_pair_that_fits_and_one_that_does_not_share_a_batch(own):
-    inexact = replace(drawn(own, "paraphrase", 1)[0], contrast="x")
-    pairs = tokenize_pairs(own, (*drawn(own, "x", 1), inexact))
+def test_aligned_and_unaligned_pairs_can_share_a_batch(own):
+    inexact = replace(sample(own, "paraphrase", 1)[0], contrast="x")
+    pairs = tokenize_pairs(own, (*sample(own, "x", 1), inexact))
     assert pairs.fully_aligned.tolist() == [True, False]
     assert pairs.clean.ids.shape == pairs.counterfactual.ids.shape
     assert torch.equal(pairs.has_counterpart[0], pairs.clean.mask[0])
 
 
-def test_nouns_of_unequal_length_are_exchanged_at_their_last_token(own):
+def test_nouns_of_unequal_length_are_aligned_at_their_last_token(own):
     text = "I have 5 {0}. I lose 2. How many {0} do I have now? Answer:"
     clean, other = (pattern("take-away").match(text.format(w)) for w in ("watermelons", "coins"))
     pairs = tokenize_pairs(own, (Pattern.make_pair("thing", clean, other),))
@@ -95,8 +95,8 @@ def test_nouns_of_unequal_length_are_exchanged_at_their_last_token(own):
     assert pairs.counterfactual.tokens[0][there - start] == " coins"
 
 
-def test_the_counterfactual_is_read_behind_the_words_of_its_clean_twin(own):
-    pairs = drawn(own, "operation")
+def test_the_counterfactual_is_followed_by_the_clean_answers(own):
+    pairs = sample(own, "operation")
     batch = tokenize_pairs(own, pairs)
     assert all(pair.changes_answer("number") for pair in pairs)
     for row, pair in enumerate(pairs):
@@ -107,14 +107,14 @@ def test_the_counterfactual_is_read_behind_the_words_of_its_clean_twin(own):
     assert torch.equal(batch.clean.ids, tokenize(own, [pair.clean for pair in pairs]).ids)
 
 
-def test_a_pair_of_equals_exchanges_every_token_for_itself(own):
+def test_a_pair_of_equal_questions_aligns_every_token_with_itself(own):
     question = pattern("take-away").sample_questions(1, seed=0)[0]
     pairs = tokenize_pairs(own, (Pair("none", question, question),))
     assert pairs.fully_aligned.all()
     assert torch.equal(pairs.clean.ids, pairs.counterfactual.ids)
 
 
-def test_only_questions_that_every_tokenizer_can_tell_apart_are_kept(own, letters):
+def test_only_questions_with_distinct_outcomes_in_every_tokenizer_are_kept(own, letters):
     questions = pattern("take-away").sample_questions(40, seed=0)
     kept = [question for question in questions if tokenizable_by(own, letters)(question)]
     assert all(tokenizable_by(own)(question) for question in questions)
@@ -124,19 +124,19 @@ def test_only_questions_that_every_tokenizer_can_tell_apart_are_kept(own, letter
         assert len({number[0] for number in numbers}) == len(numbers)
 
 
-def test_pairs_for_two_tokenizers_can_be_read_by_both(own, letters):
+def test_pairs_for_two_tokenizers_are_aligned_in_both(own, letters):
     found = sample_pairs(pattern("take-away"), "thing", 3, tokenizers=(own, letters), seed=0)
     for tokenizer in (own, letters):
         assert tokenize_pairs(tokenizer, found).fully_aligned.all()
 
 
-def test_pairs_hang_on_their_seed_alone(own):
-    assert drawn(own, "x") == drawn(own, "x")
+def test_the_seed_alone_decides_the_pairs(own):
+    assert sample(own, "x") == sample(own, "x")
     again = sample_pairs(pattern("take-away"), "x", 4, tokenizers=(own,), seed=3)
-    assert drawn(own, "x") != again
+    assert sample(own, "x") != again
 
 
-def test_pairs_of_ones_own_are_taken_as_they_are(own, tmp_path):
+def test_user_pairs_are_used_unchanged(own, tmp_path):
     line = {
         "clean": "I have 5 foxes. Now I",
         "counterfactual": "I have 5 coins. Now I",
@@ -145,7 +145,7 @@ def test_pairs_of_ones_own_are_taken_as_they_are(own, tmp_path):
         "roles": {"thing": "foxes"},
         "counterfactual_roles": {"thing": "coins"},
     }
-    path = tmp_path / "mine.jsonl"
+    path = tmp_path / "own.jsonl"
     path.write_text(json.dumps(line), encoding="utf-8")
     found = pattern(str(path))
     pairs = tokenize_pairs(own, sample_pairs(found, "given", 1, tokenizers=(own,), seed=0))
@@ -153,11 +153,11 @@ def test_pairs_of_ones_own_are_taken_as_they_are(own, tmp_path):
     assert pairs.fully_aligned.all()
 
 
-def test_no_pairs_make_no_batch(own):
+def test_an_empty_list_of_pairs_is_refused(own):
     with pytest.raises(BatchError, match="at least one pair"):
         tokenize_pairs(own, ())
 
 
 def test_a_pair_that_is_too_long_is_refused(own):
     with pytest.raises(BatchError, match="the model takes 10"):
-        tokenize_pairs(own, drawn(own, "x", 1), max_length=10)
+        tokenize_pairs(own, sample(own, "x", 1), max_length=10)

@@ -1,4 +1,4 @@
-"""Patterns draw questions, know their answers, and read the same questions back."""
+"""Patterns sample questions with their answers, and match the same texts."""
 
 import json
 import random
@@ -39,7 +39,7 @@ def texts(question):
 # The fox sentence.
 
 
-def test_the_fox_sentence_is_read_with_its_answers():
+def test_the_fox_sentence_matches_with_its_answers():
     question = pattern("take-away").match(FOX)
     assert dict(question.answers) == {"number": "1", "noun": "foxes"}
     assert dict(question.slots) == {"x": 2, "thing": "foxes", "op": "take away", "y": 1}
@@ -48,7 +48,7 @@ def test_the_fox_sentence_is_read_with_its_answers():
     assert question.full_text == FOX + " Answer: 1 foxes"
 
 
-def test_the_roles_of_the_fox_sentence_are_the_right_words_at_the_right_characters():
+def test_roles_of_the_fox_sentence_have_the_right_character_spans():
     assert pattern("take-away").match(FOX).roles == (
         ("have", 5, 9),
         ("x", 10, 13),
@@ -62,23 +62,23 @@ def test_the_roles_of_the_fox_sentence_are_the_right_words_at_the_right_characte
     assert (FOX[10:13], FOX[14:19], FOX[26:35], FOX[36:39]) == ("two", "foxes", "take away", "one")
 
 
-def test_the_outcomes_of_the_fox_sentence_are_the_answer_the_sum_and_the_copies():
+def test_outcomes_of_the_fox_sentence_are_answer_sum_and_copies():
     outcomes = dict(pattern("take-away").match(FOX).outcomes)
     assert outcomes["number"] == ("1", "3", "2")
     assert outcomes["noun"][0] == "foxes"
     assert len(set(outcomes["noun"])) == 2
 
 
-def test_a_noun_that_no_list_holds_is_read_too():
+def test_a_noun_outside_the_lexicon_matches():
     question = pattern("take-away").match(FOX.replace("foxes", "gryphons").replace("two", "12"))
     assert dict(question.answers) == {"number": "11", "noun": "gryphons"}
 
 
-# Drawing and reading back.
+# Sampling and matching.
 
 
 @pytest.mark.parametrize("name,frame", frames_of(NAMES), ids=lambda v: getattr(v, "name", v))
-def test_what_a_frame_writes_is_read_back_the_same(name, frame):
+def test_a_sampled_text_matches_as_the_same_question(name, frame):
     drawn = draw(pattern(name), frame, 4)
     assert len(drawn) == 4
     for question in drawn:
@@ -105,7 +105,7 @@ def test_each_role_is_the_text_of_its_slot(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_questions_are_asked_with_answers_worked_out_from_their_slots(name):
+def test_answers_are_computed_from_the_slots(name):
     plus = pattern(name).operation == "plus"
     stem = name.removesuffix("-told").removesuffix("-more")
     for question in pattern(name).sample_questions(15, seed=2):
@@ -123,7 +123,7 @@ def test_questions_are_asked_with_answers_worked_out_from_their_slots(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_numbers_and_what_is_left_of_them_stay_in_range(name):
+def test_numbers_and_results_are_in_range(name):
     sign = 1 if pattern(name).operation == "plus" else -1
     for question in pattern(name).sample_questions(30, seed=3):
         numbers = [value for _, value in question.slots if isinstance(value, int)]
@@ -131,7 +131,7 @@ def test_numbers_and_what_is_left_of_them_stay_in_range(name):
         assert all(0 <= number <= 20 for number in [*numbers, left])
 
 
-def test_the_same_seed_draws_the_same_questions_and_another_seed_others():
+def test_the_seed_decides_the_questions():
     take = pattern("take-away")
     assert take.sample_questions(20, seed=5) == take.sample_questions(20, seed=5)
     assert not set(take.sample_questions(20, seed=5)) & set(take.sample_questions(20, seed=6))
@@ -139,12 +139,12 @@ def test_the_same_seed_draws_the_same_questions_and_another_seed_others():
     assert take.sample_pairs("x", 20, seed=5) != take.sample_pairs("x", 20, seed=6)
 
 
-def test_a_smaller_draw_is_the_beginning_of_a_larger_one():
+def test_a_smaller_sample_is_the_start_of_a_larger_one():
     take = pattern("take-away")
     assert take.sample_questions(5, seed=5) == take.sample_questions(20, seed=5)[:5]
 
 
-def test_no_question_is_drawn_twice():
+def test_no_question_is_sampled_twice():
     drawn = pattern("take-away").sample_questions(150, seed=0)
     assert len({question.text for question in drawn}) == 150
 
@@ -164,12 +164,12 @@ def test_two_nouns_or_two_names_of_one_question_differ():
         assert question["name"] != question["other"]
 
 
-def test_too_many_questions_are_refused_with_the_number_there_are():
+def test_too_many_questions_are_refused_with_the_number_found():
     with pytest.raises(PatternError, match="yielded 0 of 1 questions"):
         pattern("take-away").sample_questions(1, seed=0, keep=lambda question: False)
 
 
-# Contrasts: a pair differs in one thing alone.
+# Contrasts.
 
 
 @cache
@@ -187,7 +187,7 @@ def changed(pair):
 
 
 @pytest.mark.parametrize("name,contrast", CONTRASTS_OF)
-def test_a_contrast_changes_its_own_slot_alone(name, contrast):
+def test_a_contrast_changes_only_its_own_slot(name, contrast):
     slot = {"operation": {"op"}, "paraphrase": {"op"}, "order": set()}.get(contrast, {contrast})
     for pair in pairs_of(name, contrast):
         assert pair.contrast == contrast
@@ -200,7 +200,7 @@ def test_a_contrast_changes_its_own_slot_alone(name, contrast):
 
 
 @pytest.mark.parametrize("name,contrast", SAME_FRAME)
-def test_the_words_of_all_roles_but_the_changed_ones_stay(name, contrast):
+def test_only_the_words_of_the_changed_roles_differ(name, contrast):
     slot = "op" if contrast == "operation" else contrast
     for pair in pairs_of(name, contrast):
         frame = pattern(name)._find_template(pair.clean.template)
@@ -212,7 +212,7 @@ def test_the_words_of_all_roles_but_the_changed_ones_stay(name, contrast):
 
 
 @pytest.mark.parametrize("name,contrast", CONTRASTS_OF)
-def test_a_contrast_changes_only_the_answer_that_hangs_on_it(name, contrast):
+def test_a_contrast_changes_only_the_answer_that_depends_on_it(name, contrast):
     rules = dict(pattern(name).answers)
     number_moves = contrast in rules["number"].split() or (
         contrast == "operation" and rules["number"] in ("x - y", "x + y")
@@ -222,7 +222,7 @@ def test_a_contrast_changes_only_the_answer_that_hangs_on_it(name, contrast):
         assert pair.changes_answer("noun") == (contrast == rules["noun"])
 
 
-def test_the_operation_turns_a_difference_into_a_sum():
+def test_the_operation_contrast_changes_a_difference_to_a_sum():
     for pair in pairs_of("take-away", "operation"):
         x, y = pair.clean["x"], pair.clean["y"]
         assert pair.clean.answer("number") == str(x - y)
@@ -230,7 +230,7 @@ def test_the_operation_turns_a_difference_into_a_sum():
         assert pair.counterfactual.pattern == "get-more"
 
 
-def test_the_operation_does_not_move_what_was_there_at_first():
+def test_the_operation_contrast_keeps_the_initial_number():
     assert "operation" in pattern("copy").contrasts
     for pair in pairs_of("copy", "operation"):
         assert pair.clean.answers == pair.counterfactual.answers
@@ -244,7 +244,7 @@ def test_the_order_contrast_swaps_the_clauses():
 
 
 @pytest.mark.parametrize("name,contrast", CONTRASTS_OF)
-def test_both_sides_of_a_pair_share_their_outcomes_each_with_its_answer_first(name, contrast):
+def test_both_sides_of_a_pair_have_the_same_outcomes_own_answer_first(name, contrast):
     for pair in pairs_of(name, contrast):
         for answer, outcomes in pair.clean.outcomes:
             others = dict(pair.counterfactual.outcomes)[answer]
@@ -255,32 +255,32 @@ def test_both_sides_of_a_pair_share_their_outcomes_each_with_its_answer_first(na
 
 
 @pytest.mark.parametrize("name,contrast", CONTRASTS_OF)
-def test_no_pair_asks_for_one_thing_in_the_plural(name, contrast):
+def test_no_pair_has_the_answer_one_or_takes_zero(name, contrast):
     for pair in pairs_of(name, contrast):
         assert pair.clean.answer("number") != "1"
         assert pair.counterfactual.answer("number") != "1"
         assert pair.clean["y"] != 0
 
 
-def test_the_answer_one_is_asked_for_outside_of_pairs():
+def test_questions_outside_pairs_can_have_the_answer_one():
     drawn = pattern("take-away").sample_questions(60, seed=0)
     assert any(question.answer("number") == "1" for question in drawn)
 
 
 @pytest.mark.parametrize("contrast", ["d", "color", ""])
-def test_an_unknown_contrast_is_refused_with_those_there_are(contrast):
+def test_an_unknown_contrast_is_refused_with_the_known_ones(contrast):
     with pytest.raises(PatternError, match=r"no contrast .*'operation', 'x', 'y'"):
         pattern("take-away").sample_pairs(contrast, 1, seed=0)
 
 
-# Answers are sums, differences and products.
+# Answer expressions.
 
 
 @pytest.mark.parametrize(
     "text,value",
     [("x - y", 3), ("x + y", 7), ("x * y", 10), ("2 * (x + 1) - y", 10), ("thing", "foxes")],
 )
-def test_an_answer_is_worked_out_from_slots(text, value):
+def test_an_expression_is_evaluated_over_slots(text, value):
     assert evaluate_expression(text, {"x": 5, "y": 2, "thing": "foxes"}) == value
 
 
@@ -303,31 +303,31 @@ def test_an_answer_is_worked_out_from_slots(text, value):
         "__import__('os')",
     ],
 )
-def test_an_answer_holds_nothing_but_sums_and_products(text):
+def test_an_expression_with_anything_but_sums_and_products_is_refused(text):
     with pytest.raises(PatternError, match="may hold slots, whole numbers"):
         evaluate_expression(text, {"x": 5, "y": 2})
 
 
-def test_an_answer_that_names_a_slot_which_is_not_there_is_refused_with_those_there_are():
+def test_an_expression_with_an_unknown_slot_is_refused_with_the_known_ones():
     with pytest.raises(PatternError, match=r"names slot 'z': the template has \['x', 'y'\]"):
         evaluate_expression("x - z", {"x": 5, "y": 2})
 
 
-def test_words_are_not_added():
+def test_adding_words_is_refused():
     with pytest.raises(PatternError, match="only numbers add"):
         evaluate_expression("x + thing", {"x": 5, "thing": "foxes"})
 
 
 @pytest.mark.parametrize("text", ["x -", "", "x; y"])
-def test_an_answer_that_is_no_expression_is_refused(text):
+def test_an_expression_with_a_syntax_error_is_refused(text):
     with pytest.raises(PatternError, match="is not an expression"):
         evaluate_expression(text, {"x": 5})
 
 
-# Reading free text.
+# Matching free text.
 
 
-def test_a_text_that_fits_nothing_is_told_how_far_it_came_and_what_was_wanted():
+def test_a_text_without_a_match_is_refused_with_the_longest_match():
     with pytest.raises(MatchError) as error:
         pattern("take-away").match("If I have two foxes and I juggle one, how many are left?")
     said = str(error.value)
@@ -338,7 +338,7 @@ def test_a_text_that_fits_nothing_is_told_how_far_it_came_and_what_was_wanted():
 
 
 @pytest.mark.parametrize(
-    "text,wanted",
+    "text,expected",
     [
         (FOX.replace("two", "many"), "a number for x"),
         (FOX.replace("foxes do", "coins do"), "'foxes' again, for thing_asked"),
@@ -349,23 +349,23 @@ def test_a_text_that_fits_nothing_is_told_how_far_it_came_and_what_was_wanted():
         ("", "expects 'If I '"),
     ],
 )
-def test_the_first_thing_that_does_not_fit_is_named(text, wanted):
+def test_the_first_mismatch_is_named(text, expected):
     with pytest.raises(MatchError) as error:
         pattern("take-away").match(text)
-    assert wanted in str(error.value)
+    assert expected in str(error.value)
 
 
-def test_more_cannot_be_taken_away_than_there_is():
+def test_a_negative_answer_is_refused():
     with pytest.raises(MatchError, match=r"has no number: x - y is -2\. Take away no more"):
         pattern("take-away").match(FOX.replace("one", "four"))
 
 
-def test_the_other_operation_is_read_by_the_other_pattern():
+def test_the_opposite_pattern_matches_the_other_operation():
     text = FOX.replace("take away", "pick up")
     assert pattern("get-more").match(text).answer("number") == "3"
 
 
-def test_a_slot_or_role_that_a_question_lacks_is_refused():
+def test_unknown_slots_and_roles_of_a_question_are_refused():
     question = pattern("take-away").match(FOX)
     with pytest.raises(PatternError, match=r"Slot 'd' is not in .*it has \['x', 'thing'"):
         question["d"]
@@ -376,7 +376,7 @@ def test_a_slot_or_role_that_a_question_lacks_is_refused():
 # The pattern file.
 
 
-def test_an_unknown_pattern_is_refused_with_those_there_are():
+def test_an_unknown_pattern_is_refused_with_the_known_ones():
     with pytest.raises(PatternError, match=r"'take-awya' is unknown: known are take-away, .*jsonl"):
         pattern("take-awya")
 
@@ -384,12 +384,12 @@ def test_an_unknown_pattern_is_refused_with_those_there_are():
 @pytest.mark.parametrize(
     "template", ["I have {x {thing}.", "I [have|have {x}.", "I have x} foxes.", "I [have] {x}."]
 )
-def test_a_bracket_that_does_not_close_is_refused(template):
+def test_an_unclosed_bracket_is_refused(template):
     with pytest.raises(PatternError, match="'now' has a bracket that does not close"):
         parse_template("now", template)
 
 
-def test_a_role_that_is_given_twice_is_refused():
+def test_a_template_with_a_duplicate_role_is_refused():
     with pytest.raises(PatternError, match=r"uses role \['thing'\] twice: name each occurrence"):
         parse_template("now", "I have {x} {thing}. How many {thing} are there?")
 
@@ -402,7 +402,7 @@ def file_with(tmp_path, old, new):
     return path
 
 
-def test_a_pattern_file_of_ones_own_is_read(tmp_path):
+def test_a_user_pattern_file_is_read(tmp_path):
     path = file_with(tmp_path, '"foxes", "coins"', '"gryphons", "coins"')
     words = {q["thing"] for q in list_patterns(path)["take-away"].sample_questions(120, seed=0)}
     assert "gryphons" in words
@@ -424,18 +424,18 @@ def test_a_malformed_pattern_file_is_refused(tmp_path, old, new, said):
         list_patterns(file_with(tmp_path, old, new))
 
 
-def test_a_pattern_file_that_is_not_there_is_refused(tmp_path):
+def test_a_missing_pattern_file_is_refused(tmp_path):
     with pytest.raises(PatternError, match=r"none\.toml' cannot be read: No such file"):
         list_patterns(tmp_path / "none.toml")
 
 
-def test_a_pattern_file_that_is_not_text_is_refused(tmp_path):
+def test_a_binary_pattern_file_is_refused(tmp_path):
     (tmp_path / "patterns.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(PatternError, match="cannot be read"):
         list_patterns(tmp_path / "patterns.toml")
 
 
-def test_a_frame_with_a_slot_that_is_not_declared_is_refused(tmp_path):
+def test_an_undeclared_slot_is_refused(tmp_path):
     path = file_with(
         tmp_path, 'if = "If I [have|have] {x} {thing}', 'if = "If I {size} {x} {thing}'
     )
@@ -443,7 +443,7 @@ def test_a_frame_with_a_slot_that_is_not_declared_is_refused(tmp_path):
         list_patterns(path)["take-away"].sample_questions(20, seed=0)
 
 
-def test_a_verb_form_that_is_not_declared_is_refused(tmp_path):
+def test_an_undeclared_verb_form_is_refused(tmp_path):
     path = file_with(
         tmp_path,
         'if-named = "If {name} [have|has] {x} {thing} and {op:s}',
@@ -453,7 +453,7 @@ def test_a_verb_form_that_is_not_declared_is_refused(tmp_path):
         list_patterns(path)["take-away"].sample_questions(20, seed=0)
 
 
-# Pairs of the user's own.
+# Pairs files.
 
 GOOD = {
     "clean": "The girl is glad.",
@@ -474,7 +474,7 @@ def written(tmp_path, *lines):
     return path
 
 
-def test_pairs_of_ones_own_are_read(tmp_path):
+def test_a_pairs_file_is_read(tmp_path):
     other = {key: GOOD[key] for key in ("clean", "counterfactual", "answer")}
     path = written(tmp_path, GOOD, "", other | {"counterfactual_answer": " She "})
     found = Pattern.from_pairs(path)
@@ -491,13 +491,13 @@ def test_pairs_of_ones_own_are_read(tmp_path):
     assert not bare.changes_answer("answer")
 
 
-def test_a_path_of_pairs_is_a_pattern_too(tmp_path):
+def test_the_path_of_a_pairs_file_is_a_pattern(tmp_path):
     path = written(tmp_path, GOOD)
     assert pattern(str(path)) == Pattern.from_pairs(path)
     assert pattern(str(path)).sample_questions(1, seed=0)[0].text == "The girl is glad."
 
 
-def test_words_of_a_role_are_sought_behind_the_role_before(tmp_path):
+def test_words_of_a_role_are_found_after_the_previous_role(tmp_path):
     line = GOOD | {
         "clean": "A dog sees a dog.",
         "counterfactual": "A dog sees a dog!",
@@ -523,7 +523,7 @@ def test_words_of_a_role_are_sought_behind_the_role_before(tmp_path):
         (GOOD | {"outcomes": "It"}, "outcomes must be a list of texts"),
     ],
 )
-def test_a_malformed_line_of_pairs_is_refused_with_its_number(tmp_path, line, said):
+def test_a_malformed_line_is_refused_with_its_number(tmp_path, line, said):
     with pytest.raises(PatternError) as error:
         Pattern.from_pairs(written(tmp_path, GOOD, line))
     assert said in str(error.value)
@@ -531,23 +531,23 @@ def test_a_malformed_line_of_pairs_is_refused_with_its_number(tmp_path, line, sa
 
 
 @pytest.mark.parametrize("lines", [(), ("", "  ")])
-def test_an_empty_file_of_pairs_is_refused(tmp_path, lines):
+def test_an_empty_pairs_file_is_refused(tmp_path, lines):
     with pytest.raises(PatternError, match="has no pair: write one JSON object a line"):
         Pattern.from_pairs(written(tmp_path, *lines))
 
 
-def test_a_missing_file_of_pairs_is_refused(tmp_path):
+def test_a_missing_pairs_file_is_refused(tmp_path):
     with pytest.raises(PatternError, match="cannot be read"):
         pattern(str(tmp_path / "none.jsonl"))
 
 
-def test_both_sides_of_ones_own_pairs_are_asked_and_no_more_than_there_are(tmp_path):
+def test_questions_of_a_pairs_file_are_both_sides_of_each_pair(tmp_path):
     (pair,) = (found := Pattern.from_pairs(written(tmp_path, GOOD))).user_pairs
     assert found.sample_questions(9, seed=0) == (pair.clean, pair.counterfactual)
     assert found.sample_questions(1, seed=0) == (pair.clean,)
 
 
-def test_pairs_of_ones_own_cannot_be_drawn_beyond_their_number_or_matched(tmp_path):
+def test_a_pairs_file_has_no_more_pairs_than_lines_and_matches_no_text(tmp_path):
     found = Pattern.from_pairs(written(tmp_path, GOOD))
     with pytest.raises(PatternError, match="1 pairs of contrast 'gender': request at most"):
         found.sample_pairs("gender", 2, seed=0)
