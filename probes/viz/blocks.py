@@ -1,5 +1,6 @@
-"""The parts of a report: tables, remarks and matrices. Each shows itself in a notebook too."""
+"""Parts of a page: tables, notes and matrices. Each also shows itself in a notebook."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,15 @@ import numpy as np
 from jaxtyping import Float
 
 from probes.errors import FigureError
-from probes.viz.html_text import escape, escape_lines, show_invisible
+from probes.stats.intervals import Estimate
+from probes.viz.html_text import (
+    escape,
+    escape_lines,
+    format_number,
+    nonbreaking,
+    show_invisible,
+    typographic_minus,
+)
 from probes.viz.picture import html_fragment
 from probes.viz.plots.heat_table import HeatTableStyle, heat_table
 
@@ -17,12 +26,12 @@ Tone = Literal["good", "bad", "muted"]
 
 
 class Block(ABC):
-    """Something that a page can hold."""
+    """Part of a page."""
 
     @property
     @abstractmethod
     def body(self) -> str:
-        """HTML in which all text is escaped already."""
+        """HTML with all text escaped."""
 
     def _repr_html_(self) -> str:
         return html_fragment(self.body)
@@ -30,27 +39,31 @@ class Block(ABC):
 
 @dataclass(frozen=True, slots=True)
 class TableCell:
-    """A cell of a table. `tone` is said by a mark as well as a color; `hover` explains it."""
+    """Table cell with a tone, shown as a color and a mark, and a tooltip."""
 
     text: str
     tone: Tone | None = None
     hover: str = ""
 
 
+CellValue = str | int | float | Estimate | TableCell | None
+"""None and NaN show as a dash, floats with two decimals, estimates with their interval."""
+
+
 @dataclass(frozen=True)
 class Table(Block):
-    """Rows of text.
+    """Table of text and numbers.
 
     Attributes:
-        columns: The headings.
-        rows: The cells, row after row.
-        caption: A line above the table.
-        align: `l` or `r` for each column; by default only the first is on the left.
+        columns: Column heads.
+        rows: Cell values.
+        caption: Line above the table.
+        align: `l` or `r` for each column; by default only the first is left-aligned.
         notes: Lines below the table.
     """
 
     columns: Sequence[str]
-    rows: Sequence[Sequence[str | TableCell]]
+    rows: Sequence[Sequence[CellValue]]
     caption: str = ""
     align: str = ""
     notes: Sequence[str] = ()
@@ -70,7 +83,7 @@ class Table(Block):
 
     @property
     def body(self) -> str:
-        """The table with its caption and notes."""
+        """Table with its caption and notes."""
         align = self.align or "l" + "r" * (len(self.columns) - 1)
         heads = "".join(
             f'<th scope="col" data-align="{side}">{escape(name)}</th>'
@@ -89,31 +102,31 @@ class Table(Block):
 
 @dataclass(frozen=True)
 class Note(Block):
-    """A remark in plain words; its tone shows as a mark and a color."""
+    """Sentence in a box; its tone shows as a color and a mark."""
 
     text: str
     tone: Tone | None = None
 
     @property
     def body(self) -> str:
-        """The remark in a box."""
-        return f'<div class="pv-note"{_tone_class(self.tone)}>{escape_lines(self.text)}</div>'
+        """Box with the sentence."""
+        text = escape_lines(typographic_minus(self.text))
+        return f'<div class="pv-note"{_tone_attribute(self.tone)}>{text}</div>'
 
 
 @dataclass(frozen=True, eq=False)
 class Matrix(Block):
-    """A table of numbers with colors behind them.
+    """Table of numbers on a color scale.
 
     Attributes:
-        values: The numbers; NaN is no such cell.
-        rows: What each row is called.
-        columns: What each column is called.
-        error: Standard error of each number, or None if unknown.
-        signed: Whether they are changes around 0 rather than shares from 0.
-        caption: A line above the matrix.
-        top: The number at the end of the color scale; by default 1, or the largest
-            number if that is more.
-        corner: What the rows and the columns are.
+        values: Numbers; NaN is a missing cell.
+        rows: Row labels.
+        columns: Column labels.
+        error: Standard error of each number, or None.
+        signed: Whether the scale is signed around 0, else it starts at 0.
+        caption: Line above the matrix.
+        vmax: End of the color scale; by default the largest absolute number, and at least 1.
+        corner: Names of the row axis and the column axis.
     """
 
     values: Float[np.ndarray, "row column"]
@@ -126,25 +139,24 @@ class Matrix(Block):
     corner: tuple[str, str] = ("", "")
 
     def __post_init__(self) -> None:
-        wanted = (len(self.rows), len(self.columns))
-        for name, found in (("values", self.values), ("error", self.error)):
-            if found is not None and np.shape(found) != wanted:
+        shape = (len(self.rows), len(self.columns))
+        for name, array in (("values", self.values), ("error", self.error)):
+            if array is not None and np.shape(array) != shape:
                 raise FigureError(
-                    f"{name} has shape {np.shape(found)} but there are {wanted[0]} row and "
-                    f"{wanted[1]} column labels: name each row and column"
+                    f"{name} has shape {np.shape(array)} but there are {shape[0]} row and "
+                    f"{shape[1]} column labels: name each row and column"
                 )
         if np.isinf(self.values).any():
             raise FigureError("values hold an infinite number: give finite numbers, NaN if missing")
 
     @property
     def body(self) -> str:
-        """The table with its caption."""
+        """Table with its caption."""
         known = np.abs(self.values[~np.isnan(self.values)])
-        top = self.vmax or max(1.0, float(known.max(initial=0.0)))
-        look = HeatTableStyle(
-            self.caption or "matrix", self.signed, top, 40, self.corner, show_error=True
-        )
-        table = heat_table(self.values, self.error, tuple(self.rows), tuple(self.columns), look)
+        vmax = self.vmax or max(1.0, float(known.max(initial=0.0)))
+        name = self.caption or "matrix"
+        style = HeatTableStyle(name, self.signed, vmax, 40, self.corner, show_error=True)
+        table = heat_table(self.values, self.error, tuple(self.rows), tuple(self.columns), style)
         return f'{caption_html(self.caption)}<div class="pv-scroll pv-wide">{table}</div>'
 
     def __repr__(self) -> str:
@@ -152,16 +164,27 @@ class Matrix(Block):
 
 
 def caption_html(text: str) -> str:
-    """A line above a block, or nothing."""
+    """Caption line of a block; empty for an empty text."""
     return f'<p class="pv-caption">{escape_lines(text)}</p>' if text else ""
 
 
-def _td(cell: str | TableCell, alignment: str) -> str:
-    cell = TableCell(cell) if isinstance(cell, str) else cell
-    hover = f' title="{escape(cell.hover)}"' if cell.hover else ""
-    text = f'<span class="pv-tone"{_tone_class(cell.tone)}{hover}>{escape(cell.text)}</span>'
-    return f'<td data-align="{alignment}">{text}</td>'
+def _td(value: CellValue, alignment: str) -> str:
+    cell = value if isinstance(value, TableCell) else TableCell(_cell_text(value))
+    text, hover = (escape(typographic_minus(part)) for part in (cell.text, cell.hover))
+    title = f' title="{hover}"' if hover else ""
+    return (
+        f'<td data-align="{alignment}"><span class="pv-tone"{_tone_attribute(cell.tone)}{title}>'
+        f"{text}</span></td>"
+    )
 
 
-def _tone_class(tone: Tone | None) -> str:
+def _cell_text(value: str | int | float | Estimate | None) -> str:
+    if value is None or (isinstance(value, Estimate) and math.isnan(value.value)):
+        return "–"
+    if isinstance(value, Estimate):
+        return nonbreaking(str(value))
+    return format_number(value) if isinstance(value, float) else str(value)
+
+
+def _tone_attribute(tone: Tone | None) -> str:
     return f' data-tone="{tone}"' if tone else ""

@@ -1,4 +1,4 @@
-"""Arrays as text for a page: PNG pictures, and numbers squeezed for the viewer."""
+"""Arrays inside a page: PNG images as data URIs, and deflated numbers for the viewer script."""
 
 import base64
 import struct
@@ -7,17 +7,17 @@ import zlib
 import numpy as np
 from jaxtyping import Float, UInt8
 
-# Above this many cells a byte each has to do: nobody reads thousandths off such a picture.
+# Larger arrays take one byte a value: thousandths cannot be read off such a picture.
 _MAX_16_BIT_VALUES = 300_000
 
 
 def encode_png(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
-    """The pixels as a PNG file."""
+    """PNG file of RGB pixels."""
     height, width, _ = pixels.shape
     rows = pixels.reshape(height, -1)
-    # Each line is stored as its difference from the line above: repeated lines cost nothing.
-    ups = rows - np.vstack([np.zeros_like(rows[:1]), rows[:-1]])
-    lines = np.hstack([np.full((height, 1), 2, dtype=np.uint8), ups])
+    # Filter 2 stores each line as the difference from the line above: repeated lines cost nothing.
+    differences = rows - np.vstack([np.zeros_like(rows[:1]), rows[:-1]])
+    lines = np.hstack([np.full((height, 1), 2, dtype=np.uint8), differences])
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
@@ -28,12 +28,12 @@ def encode_png(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
 
 
 def png_data_uri(pixels: UInt8[np.ndarray, "height width 3"]) -> str:
-    """The pixels as an address that an `<img>` shows without a network."""
+    """Data URI for `<img src>`."""
     return "data:image/png;base64," + base64.b64encode(encode_png(pixels)).decode()
 
 
 def encode_array(values: Float[np.ndarray, "..."], vmax: float = 1.0) -> dict[str, object]:
-    """The values as levels from 0 to `top`, deflated, in base64; the level after is NaN."""
+    """Quantize values in [0, vmax] to integer levels, deflated, in base64; NaN is `levels` + 1."""
     levels = 65534 if values.size <= _MAX_16_BIT_VALUES else 254
     unit = np.clip(np.nan_to_num(values) / (vmax or 1.0), 0, 1)
     ints = np.where(np.isnan(values), levels + 1, np.rint(unit * levels))

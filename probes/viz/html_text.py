@@ -1,11 +1,13 @@
-"""Strangers' text made harmless and visible: tokens, prompts and model names.
+"""Text for HTML: invisible characters written out, everything escaped, numbers formatted.
 
-A token may be `</script>`, a newline, a right-to-left mark or half a character. Nothing of the
-kind reaches a page: what would be invisible is written out, and the rest is escaped.
+A token may be `</script>`, a newline, a right-to-left mark or a lone surrogate. All text of a page
+passes through here.
 """
 
 import html
 import json
+import math
+import re
 import unicodedata
 
 MINUS = "\N{MINUS SIGN}"
@@ -16,12 +18,12 @@ _CONTROL_SYMBOLS = {"\n": "⏎", "\r": "␍", "\t": "⇥", "\x7f": "␡"}
 
 
 def show_invisible(text: str) -> str:
-    """The text with every invisible character written out, such as `⏎` or `<U+202E>`."""
-    return "".join(_show_char(char) for char in text)
+    """Write out each invisible character, such as `⏎` or `<U+202E>`."""
+    return "".join(map(_show_char, text))
 
 
 def axis_label(text: str) -> str:
-    """The text as an axis label: spaces at its ends show, and the empty text does too."""
+    """Axis label with visible spaces at both ends; `∅` for the empty text."""
     shown = show_invisible(text)
     body = shown.strip(" ")
     if not body:
@@ -32,22 +34,34 @@ def axis_label(text: str) -> str:
 
 
 def typographic_minus(text: str) -> str:
-    """A formatted number with a minus sign in place of its hyphen."""
-    return text.replace("-", MINUS)
+    """Replace the hyphen of negative numbers by a minus sign; other hyphens stay."""
+    return re.sub(r"(?<!\w)-(?=\d)", MINUS, text)
+
+
+def nonbreaking(text: str) -> str:
+    """Replace spaces by no-break spaces."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def format_number(value: float, digits: int = 2) -> str:
+    """Fixed-point number with a minus sign, without -0; a dash for NaN."""
+    return (
+        "–" if math.isnan(value) else typographic_minus(f"{round(value, digits) + 0.0:.{digits}f}")
+    )
 
 
 def escape(text: str) -> str:
-    """The visible text, safe inside an element and inside a quoted attribute."""
+    """Visible text that is safe inside an element and a quoted attribute."""
     return html.escape(show_invisible(text), quote=True)
 
 
 def escape_lines(text: str) -> str:
-    """Like `escaped`, but a line break of the writer stays a line break."""
-    return "<br>".join(escape(line) for line in text.split("\n"))
+    """Like `escape`, with `<br>` for each line break."""
+    return "<br>".join(map(escape, text.split("\n")))
 
 
 def json_attribute(value: object) -> str:
-    """The value as JSON that is safe in an attribute, and would be safe in a script too."""
+    """JSON that is safe in a quoted attribute and in a script."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     for char in "<>&\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")
@@ -59,6 +73,4 @@ def _show_char(char: str) -> str:
         return _CONTROL_SYMBOLS[char]
     if unicodedata.category(char) not in _INVISIBLE_CATEGORIES:
         return char
-    if ord(char) < 0x20:
-        return chr(0x2400 + ord(char))
-    return f"<U+{ord(char):04X}>"
+    return chr(0x2400 + ord(char)) if ord(char) < 0x20 else f"<U+{ord(char):04X}>"

@@ -28,11 +28,11 @@ from probes.viz.reports.trace import trace_page
 NASTY = "<script>alert('1')</script>&\"\u202e"
 EDGES = ("embed->L0.H1.v", "L0.H1->L1.H0.k", "embed->L1.H0.v", "L1.H0->logits")
 PARTS = (
-    "The circuit",
-    "How much it holds",
-    "Beside chance",
-    "Is it this task's alone?",
-    "How this was measured",
+    "Circuit",
+    "Faithfulness",
+    "Random baselines",
+    "Specificity",
+    "Method",
 )
 
 
@@ -323,7 +323,7 @@ def test_the_parts_hold_the_numbers_of_the_fields():
     for text in (
         "0.88 [0.84, 0.91]", "0.93 [0.89, 0.96]", "0.11 [0.07, 0.16]",
         "10.0%: 3 edges", "100.0%: 34 edges", "0.40 [0.35, 0.45]",
-        "CPR 0.631, CMD 0.272", "0.703 and 0.304", "share 0.86",
+        "CPR 0.631, CMD 0.272", "0.703 and 0.304", "Stability 0.86",
     ):  # fmt: skip
         assert text in words, text
     tables = rows(body)
@@ -333,9 +333,9 @@ def test_the_parts_hold_the_numbers_of_the_fields():
     assert ["random paths", "4", "take-away", "0.53"] in tables[4]
     how = dict(map(tuple, tables[5][1:]))
     assert how["method"] == "eap-ig, 5 midpoints"
-    assert how["gate"] == "open: 0.97 [0.94, 0.99] right on 200 questions"
+    assert how["gate"] == "open: accuracy 0.97 [0.94, 0.99] on 200 questions"
     assert how["best heuristic"] == "copy x: 0.12"
-    assert how["edges that exist"] == str(len(ComputationGraph(2, 2, 2)))
+    assert how["edges of the model"] == str(len(ComputationGraph(2, 2, 2)))
 
 
 def test_the_tables_are_written_as_the_sentences_are():

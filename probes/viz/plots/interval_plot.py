@@ -1,4 +1,4 @@
-"""Estimates with their intervals, beside what chance does and what is best possible."""
+"""Estimates with their intervals on one axis, with their null and an upper reference."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,25 +6,27 @@ from dataclasses import dataclass
 import numpy as np
 
 from probes.errors import FigureError
+from probes.stats.intervals import Estimate
 from probes.viz.blocks import Block, Tone, caption_html
 from probes.viz.html_text import axis_label, escape, show_invisible, typographic_minus
 
 _ROW_HEIGHT = 26
+_MIDDLE = _ROW_HEIGHT // 2
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """One estimate.
+    """One row of an interval plot.
 
     Attributes:
-        label: What is estimated.
-        estimate: The number.
-        low: Lower end of its interval, or None if unknown.
-        high: Upper end of its interval, or None if unknown.
-        chance: The band that chance reaches, or None.
-        null: What null models reached, one number each.
-        ceiling: The best that could be reached, or None.
-        tone: Whether it is good news; the numbers say so too.
+        label: Row label.
+        estimate: Point estimate.
+        low: Lower end of its interval, or None.
+        high: Upper end of its interval, or None.
+        chance: Range of the null, drawn as a band, or None.
+        null: Value of each null model, drawn as ticks.
+        upper_reference: Best value to expect, drawn as a diamond, or None.
+        tone: Color of the row.
     """
 
     label: str
@@ -35,6 +37,12 @@ class Interval:
     null: Sequence[float] = ()
     upper_reference: float | None = None
     tone: Tone | None = None
+
+    @classmethod
+    def of(cls, label: str, estimate: Estimate, **marks: object) -> "Interval":
+        """Row of an estimate; `marks` are the other fields, and those that are NaN are left out."""
+        known: dict = {name: mark for name, mark in marks.items() if mark == mark}
+        return cls(label, estimate.value, estimate.low, estimate.high, **known)
 
     def __post_init__(self) -> None:
         numbers = self.numbers()
@@ -50,28 +58,24 @@ class Interval:
             )
 
     def numbers(self) -> list[float]:
-        """Every number that the row shows."""
-        maybe = [
-            self.estimate,
-            self.low,
-            self.high,
-            self.upper_reference,
-            *(self.chance or ()),
-            *self.null,
-        ]
-        return [float(number) for number in maybe if number is not None]
+        """All numbers of the row."""
+        single = (self.estimate, self.low, self.high, self.upper_reference)
+        numbers = (*single, *(self.chance or ()), *self.null)
+        return [float(number) for number in numbers if number is not None]
 
 
 @dataclass(frozen=True)
 class IntervalPlot(Block):
-    """Estimates under one another on one axis.
+    """Estimates below one another on a common axis.
 
     Attributes:
-        rows: The estimates.
-        caption: A line above the plot.
-        limits: The ends of the axis; by default 0 and 1, or wider if a number lies outside.
-        axis: What the axis measures, with its unit.
+        rows: Estimates.
+        caption: Line above the plot.
+        limits: Ends of the axis; by default 0 and 1, or wider if a number lies outside.
+        axis: Axis label with its unit.
         digits: Decimals of the printed numbers.
+        chance_label: Legend entry of the band.
+        reference_label: Legend entry of the diamond.
     """
 
     rows: Sequence[Interval]
@@ -79,6 +83,8 @@ class IntervalPlot(Block):
     limits: tuple[float, float] | None = None
     axis: str = ""
     digits: int = 2
+    chance_label: str = "range of the null"
+    reference_label: str = "upper reference"
 
     def __post_init__(self) -> None:
         if self.limits and not self.limits[0] < self.limits[1]:
@@ -86,11 +92,12 @@ class IntervalPlot(Block):
 
     @property
     def body(self) -> str:
-        """A table with a small drawing in each row."""
-        low, high = self.limits or _limits(self.rows)
+        """Table with one small drawing in each row."""
+        numbers = [number for row in self.rows for number in row.numbers()]
+        low, high = self.limits or (min(0.0, *numbers, 0.0), max(1.0, *numbers, 1.0))
         lines = "".join(self._line(row, low, high) for row in self.rows)
         return (
-            f'{caption_html(self.caption)}{_legend(self.rows)}<table class="pv-line" '
+            f'{caption_html(self.caption)}{self._legend()}<table class="pv-line" '
             f'aria-label="{escape(self.caption or "estimates")}"><tbody>{lines}</tbody>'
             f"<tfoot><tr><td></td><td>{_axis(low, high)}</td><td></td></tr></tfoot></table>"
             + (f'<p class="pv-soft pv-axis">{escape(self.axis)}</p>' if self.axis else "")
@@ -107,67 +114,82 @@ class IntervalPlot(Block):
             f'<td><span class="pv-tone"{tone}>{typographic_minus(text)}</span></td></tr>'
         )
 
+    def _legend(self) -> str:
+        """Legend of the marks that occur."""
+        has_interval = any(row.low is not None for row in self.rows)
+        line = f'<line class="pv-span" x1="0" x2="28" y1="{_MIDDLE}" y2="{_MIDDLE}"/>'
+        name = "estimate with 95 % interval" if has_interval else "estimate"
+        marks = [(name, line * has_interval + _dot("14"))]
+        if any(row.chance for row in self.rows):
+            marks.append((self.chance_label, _band("0", "28")))
+        if any(row.null for row in self.rows):
+            marks.append(("null models", "".join(_tick(str(x), 6, "pv-null") for x in (6, 11, 20))))
+        if any(row.upper_reference is not None for row in self.rows):
+            marks.append((self.reference_label, _diamond("14")))
+        entries = "".join(
+            f'<span class="pv-key"><svg width="28" height="{_ROW_HEIGHT}" aria-hidden="true">'
+            f"{mark}</svg>{escape(name)}</span>"
+            for name, mark in marks
+        )
+        return f'<div class="pv-legend">{entries}</div>'
+
     def __repr__(self) -> str:
         return f"IntervalPlot({show_invisible(self.caption)!r}, {len(self.rows)} rows)"
 
 
-def _limits(rows: Sequence[Interval]) -> tuple[float, float]:
-    numbers = [number for row in rows for number in row.numbers()]
-    return min(0.0, *numbers, 0.0), max(1.0, *numbers, 1.0)
-
-
 def _percent(value: float, low: float, high: float) -> str:
-    """Where the value lies, in percent; what is off the axis sits at its end."""
+    """Position on the axis in percent, clipped to its ends."""
     return f"{100 * min(1.0, max(0.0, (value - low) / (high - low))):.2f}%"
 
 
 def _row_svg(row: Interval, low: float, high: float) -> str:
-    middle = _ROW_HEIGHT // 2
-    parts = [
-        _vertical_rule(_percent(tick, low, high), 0, _ROW_HEIGHT, "pv-rule")
-        for tick in _ticks(low, high)
-    ]
+    def at(value: float) -> str:
+        return _percent(value, low, high)
+
+    parts = [_tick(at(tick), _MIDDLE, "pv-rule") for tick in _axis_ticks(low, high)]
     if row.chance:
-        start, stop = (_percent(end, low, high) for end in sorted(row.chance))
-        wide = f"{float(stop[:-1]) - float(start[:-1]):.2f}%"
-        size = f'width="{wide}" height="{_ROW_HEIGHT - 8}"'
-        parts.append(f'<rect class="pv-band" x="{start}" y="4" {size}/>')
-    parts += [
-        _vertical_rule(_percent(one, low, high), middle - 6, middle + 6, "pv-null")
-        for one in row.null
-    ]
+        start, end = map(at, sorted(row.chance))
+        parts.append(_band(start, f"{float(end[:-1]) - float(start[:-1]):.2f}%"))
+    parts += [_tick(at(value), 6, "pv-null") for value in row.null]
     if row.low is not None and row.high is not None:
-        start, stop = _percent(row.low, low, high), _percent(row.high, low, high)
+        start, end = at(row.low), at(row.high)
         parts.append(
-            f'<line class="pv-span" x1="{start}" x2="{stop}" y1="{middle}" y2="{middle}"/>'
-            + _vertical_rule(start, middle - 4, middle + 4, "pv-span")
-            + _vertical_rule(stop, middle - 4, middle + 4, "pv-span")
+            f'<line class="pv-span" x1="{start}" x2="{end}" y1="{_MIDDLE}" y2="{_MIDDLE}"/>'
+            + _tick(start, 4, "pv-span")
+            + _tick(end, 4, "pv-span")
         )
     if row.upper_reference is not None:
-        parts.append(_diamond(_percent(row.upper_reference, low, high)))
-    center = _percent(row.estimate, low, high)
-    parts.append(f'<circle class="pv-dot" cx="{center}" cy="{middle}" r="4.5"/>')
+        parts.append(_diamond(at(row.upper_reference)))
+    parts.append(_dot(at(row.estimate)))
     return f'<svg width="100%" height="{_ROW_HEIGHT}" aria-hidden="true">{"".join(parts)}</svg>'
 
 
-def _vertical_rule(x: str, top: int, bottom: int, css_class: str) -> str:
-    return f'<line class="{css_class}" x1="{x}" x2="{x}" y1="{top}" y2="{bottom}"/>'
+def _tick(x: str, half_height: int, css_class: str) -> str:
+    ends = f'y1="{_MIDDLE - half_height}" y2="{_MIDDLE + half_height}"'
+    return f'<line class="{css_class}" x1="{x}" x2="{x}" {ends}/>'
+
+
+def _band(x: str, width: str) -> str:
+    return f'<rect class="pv-band" x="{x}" y="4" width="{width}" height="{_ROW_HEIGHT - 8}"/>'
+
+
+def _dot(x: str) -> str:
+    return f'<circle class="pv-dot" cx="{x}" cy="{_MIDDLE}" r="4.5"/>'
 
 
 def _diamond(x: str) -> str:
-    """A diamond. It is moved by percent, and percent cannot stand in a path."""
-    half, middle = 4.5, _ROW_HEIGHT // 2
+    # Its position is in percent, which a path cannot hold: hence a nested svg.
     return (
-        f'<svg x="{x}" y="{middle}" overflow="visible"><rect class="pv-ceiling" x="{-half}" '
-        f'y="{-half}" width="{2 * half}" height="{2 * half}" transform="rotate(45)"/></svg>'
+        f'<svg x="{x}" y="{_MIDDLE}" overflow="visible"><rect class="pv-ceiling" x="-4.5" '
+        f'y="-4.5" width="9.0" height="9.0" transform="rotate(45)"/></svg>'
     )
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def _axis_ticks(low: float, high: float) -> list[float]:
     """Round numbers along the axis."""
     rough = (high - low) / 5
     power = 10.0 ** np.floor(np.log10(rough))
-    # Of the round steps the first that is wide enough; rounding must not skip one.
+    # The first round step that is wide enough; rounding must not skip one.
     step = float(next(by * power for by in (1, 2, 2.5, 5, 10) if by * power >= rough * 0.999))
     first = int(np.ceil(low / step - 1e-9))
     last = int(np.floor(high / step + 1e-9))
@@ -175,34 +197,9 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _axis(low: float, high: float) -> str:
-    marks = "".join(
+    labels = "".join(
         f'<text x="{_percent(tick, low, high)}" y="12" text-anchor="middle">'
         f"{typographic_minus(f'{tick:.10g}')}</text>"
-        for tick in _ticks(low, high)
+        for tick in _axis_ticks(low, high)
     )
-    return f'<svg width="100%" height="16" aria-hidden="true">{marks}</svg>'
-
-
-def _legend(rows: Sequence[Interval]) -> str:
-    """Only the marks that occur."""
-    middle = _ROW_HEIGHT // 2
-    spans = any(row.low is not None for row in rows)
-    line = f'<line class="pv-span" x1="0" x2="28" y1="{middle}" y2="{middle}"/>' if spans else ""
-    dot = line + f'<circle class="pv-dot" cx="14" cy="{middle}" r="4.5"/>'
-    marks = [("estimate with its interval" if spans else "estimate", dot)]
-    if any(row.chance for row in rows):
-        band = f'<rect class="pv-band" x="0" y="4" width="28" height="{_ROW_HEIGHT - 8}"/>'
-        marks.append(("what chance reaches", band))
-    if any(row.null for row in rows):
-        null = "".join(
-            _vertical_rule(str(x), middle - 6, middle + 6, "pv-null") for x in (6, 11, 20)
-        )
-        marks.append(("null models", null))
-    if any(row.upper_reference is not None for row in rows):
-        marks.append(("ceiling", _diamond("14")))
-    keys = "".join(
-        f'<span class="pv-key"><svg width="28" height="{_ROW_HEIGHT}" aria-hidden="true">{mark}</svg>'
-        f"{word}</span>"
-        for word, mark in marks
-    )
-    return f'<div class="pv-legend">{keys}</div>'
+    return f'<svg width="100%" height="16" aria-hidden="true">{labels}</svg>'
