@@ -105,15 +105,15 @@ def sample_interchange_pairs(  # noqa: PLR0913 (what is drawn, how often, and fo
         ):
             continue
         base, sources = draw
-        *base_labels, same, other = sampler.build_pairs(base, sources)
+        number_labels, object_labels, same, other = sampler.build_pairs(base, sources)
         if any(len(set(texts)) < len(texts) for _, texts in same.clean.outcomes):
             continue
         try:
             aligned = all(_same_role_lengths(tokenizer, (same, other)) for tokenizer in tokenizers)
         except OutcomeError:
             continue
-        if aligned and labels in (None, base_labels):
-            labels = base_labels
+        if aligned and labels in (None, (number_labels, object_labels)):
+            labels = number_labels, object_labels
             pairs_of_base[base.text] = same, other
     if len(pairs_of_base) < count or labels is None:
         raise PatternError(
