@@ -37,7 +37,7 @@ from probes.circuits.attribution import edge_attribution
 from probes.circuits.edge_patching import run_circuits
 from probes.circuits.graph import Edge
 from probes.circuits.reference_runs import ReferenceRuns, run_references
-from probes.circuits.task import Task, task_from_tokens
+from probes.circuits.task import Task
 from probes.models.model import Model, wrap
 
 HERE = Path(__file__).parent
@@ -153,7 +153,7 @@ def build(shape: Shape) -> Bench:
     plain = GPT2LMHeadModel(config).eval()
     plain.set_attn_implementation("eager")
     drawn = tokens(shape)
-    task = task_from_tokens(drawn.clean, drawn.corrupt, drawn.answer, drawn.foil[:, None])
+    task = Task.from_tokens(drawn.clean, drawn.corrupt, drawn.answer, drawn.foil[:, None])
     return Bench(plain, wrap(plain, name="random GPT-2"), task)
 
 

@@ -29,7 +29,7 @@ from scipy.stats import mannwhitneyu
 from torch import set_num_threads
 
 from probes.circuits.attribution import edge_attribution
-from probes.circuits.trace import sample_tasks
+from probes.circuits.task import TaskSettings, sample_tasks
 from probes.errors import ModelError
 from probes.models.model import Model, load
 from probes.prompts.catalog import pattern
@@ -101,7 +101,8 @@ def member_of(name: str) -> Model:
 def of_family(name: str, seed: int) -> PlantedModel:
     """Label the edges of a trained model by exact patching; the seed draws prompts."""
     model, none = member_of(name), frozenset()
-    task = sample_tasks(model, pattern("take-away"), "number", prompts=8, seed=seed)[0]
+    settings = TaskSettings(answer="number", prompts=8, seed=seed)
+    task = sample_tasks(model, pattern("take-away"), settings)[0]
     truth = find_true_edges(model, task)
     return PlantedModel(model, task, task.computation_graph(model), truth, none, none, "Trained.")
 

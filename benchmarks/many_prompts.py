@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.peers.measure import Run, alone, one
 from probes.circuits.attribution import edge_attribution
-from probes.circuits.task import task_from_tokens
+from probes.circuits.task import Task
 from probes.models.model import wrap
 
 COUNTS = ("100", "1000", "10000")
@@ -34,7 +34,7 @@ def prepare(_: object, count: str) -> Run:
     model = wrap(LlamaForCausalLM(config), name="random Llama")
     clean, other = torch.randint(4, VOCAB, (2, int(count), LENGTH))
     answer, foil = torch.randint(4, VOCAB, (2, int(count)))
-    task = task_from_tokens(clean, other, answer, foil[:, None])
+    task = Task.from_tokens(clean, other, answer, foil[:, None])
     edge_attribution(model, task[:100], method="eap", per_prompt=False)
     return lambda: edge_attribution(model, task, method="eap", per_prompt=False)
 

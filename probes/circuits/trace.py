@@ -5,6 +5,7 @@ gate → pairs, half to find by, half to judge by → scores → cut → judge b
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,8 @@ from probes.circuits.faithfulness import (
     specificity,
 )
 from probes.circuits.reference_runs import Ablation, ReferenceRuns, run_references
-from probes.circuits.sampling import require_open_gate, sample_tasks, sample_tasks_if_gate_open
-from probes.circuits.task import Task
-from probes.errors import CircuitError
+from probes.circuits.task import Task, TaskSettings, require_open_gate, sample_tasks
+from probes.errors import CircuitError, GateError
 from probes.files import to_jsonable
 from probes.models.model import Model, load
 from probes.observe.gate import Gate
@@ -178,9 +178,10 @@ def trace(  # noqa: PLR0913 (the job has its settings)
     )
     model = load(model)
     opened = require_open_gate(model, asked, answer, seed=seed)
-    finding, judging = sample_tasks(
-        model, asked, opened.answer, contrasts, prompts=prompts, seed=seed
+    settings = TaskSettings(
+        answer=opened.answer, contrasts=tuple(contrasts), prompts=prompts, seed=seed
     )
+    finding, judging = sample_tasks(model, asked, settings)
     graph = edge_attribution(model, finding, method=method, roles=roles)
     here, there = (
         run_references(model, t, roles=roles, ablation=ablation) for t in (finding, judging)
@@ -190,12 +191,12 @@ def trace(  # noqa: PLR0913 (the job has its settings)
     judged = evaluate_masks(there, edge_masks(there, [circuit]), seed=seed)[0]
     damages = ()
     if isinstance(rival, Pattern) and rival.name != asked.name and not asked.user_pairs:
-        other = sample_tasks_if_gate_open(model, rival, prompts=prompts, seed=seed)
-        damages = (
-            ()
-            if other is None
-            else _cross_specificity((asked, circuit, there), other, method, seed)
-        )
+        with suppress(GateError):
+            rival_answer = require_open_gate(model, rival, seed=seed).answer
+            other = TaskSettings(answer=rival_answer, prompts=prompts, seed=seed)
+            damages = _cross_specificity(
+                (asked, circuit, there), rival.name, sample_tasks(model, rival, other), method, seed
+            )
     return Trace(
         circuit=circuit,
         gate=opened,
@@ -284,13 +285,14 @@ def _prune_edges(kept: torch.Tensor, is_faithful: Callable[[torch.Tensor], bool]
 
 def _cross_specificity(
     own_circuit: tuple[Pattern, Circuit, ReferenceRuns],
-    other: tuple[str, Task, Task],
+    name: str,
+    tasks: tuple[Task, Task],
     method: AttributionMethod,
     seed: int,
 ) -> tuple[Specificity, ...]:
     """Cut circuits of as many edges out of two patterns, each out of both."""
     asked, circuit, there = own_circuit
-    name, finding, judging = other
+    finding, judging = tasks
     roles = bool(circuit.graph.roles)
     theirs = edge_attribution(there.model, finding, method=method, roles=roles).top(len(circuit))
     where = run_references(there.model, judging, roles=roles, ablation=there.ablation)

@@ -10,7 +10,8 @@ from torch import Tensor
 from probes.circuits.attribution import edge_attribution
 from probes.circuits.graph import Edge
 from probes.circuits.reference_runs import run_references
-from probes.circuits.trace import prune_circuit, sample_tasks
+from probes.circuits.task import TaskSettings, sample_tasks
+from probes.circuits.trace import prune_circuit
 from probes.errors import ModelError
 from probes.models.model import Model
 from probes.observe.gate import answer_questions
@@ -76,7 +77,7 @@ def new_layers(  # noqa: PLR0913 (of what, and by how much)
     questions = asked.sample_questions(prompts, seed=seed, keep=tokenizable_by(model.tokenizer))
     right = answer_questions(model, questions).correct[:, 0].numpy()
     without, instead = (_accuracy_without(model, some, questions) for some in (new, old))
-    finding, _ = sample_tasks(model, asked, asked.answers[0][0], (), prompts=pairs, seed=seed)
+    finding, _ = sample_tasks(model, asked, TaskSettings(prompts=pairs, seed=seed))
     graph = edge_attribution(model, finding, method="eap-ig")
     circuit = prune_circuit(run_references(model, finding), graph, 0.9)
     return NewLayers(

@@ -20,8 +20,8 @@ from probes.circuits.attribution import edge_attribution
 from probes.circuits.circuit import Circuit
 from probes.circuits.faithfulness import faithfulness
 from probes.circuits.reference_runs import run_references
-from probes.circuits.task import Task
-from probes.circuits.trace import prune_circuit, sample_tasks
+from probes.circuits.task import Task, TaskSettings, sample_tasks
+from probes.circuits.trace import prune_circuit
 from probes.comparison.variables.held_out_folds import (
     HeldOutFolds,
     distinct_tokenizers,
@@ -123,7 +123,7 @@ def prepare_scorecard_reference(  # noqa: PLR0913 (how much of each thing is dra
         prompts=prompts,
         seed=seed,
     )
-    finding, judging = sample_tasks(model, asked, "number", (), prompts=32, seed=seed)
+    finding, judging = sample_tasks(model, asked, TaskSettings(answer="number", seed=seed))
     graph = edge_attribution(model, finding, method="eap-ig")
     circuit = prune_circuit(run_references(model, finding), graph, 0.9)
     questions = tuple(

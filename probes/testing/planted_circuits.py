@@ -16,7 +16,7 @@ from torch import Tensor
 
 from probes.circuits.attribution import edge_attribution
 from probes.circuits.graph import EMBED, LOGITS, ComputationGraph, Edge
-from probes.circuits.task import Task, task_from_tokens
+from probes.circuits.task import Task
 from probes.models.model import Model, wrap
 
 CONSTANT = 1000.0  # Its square is 100,000 times that of all else together.
@@ -265,7 +265,7 @@ def _induction_task(draw: torch.Generator, count: int) -> Task:
         torch.tensor([_induction_prompt(*row[side]) for row in rows]) for side in (0, 1)
     )
     answer, foil = (torch.tensor([VALUES[row[side]] for row in rows]) for side in (2, 3))
-    return task_from_tokens(clean, other, answer, foil[:, None])
+    return Task.from_tokens(clean, other, answer, foil[:, None])
 
 
 def _induction_prompt(keys: Sequence[int], values: Sequence[int], query: int) -> list[int]:

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from probes.circuits.graph import EMBED, LOGITS, Edge
-from probes.circuits.task import Task, task_from_tokens
+from probes.circuits.task import Task
 from probes.testing.planted_circuits import ANSWER_LOGIT, BOS, D_HEAD, LlamaBuilder, PlantedModel
 
 QUERY, ON, OFF, YES, NO = 1, range(2, 5), range(5, 8), 8, 9
@@ -95,4 +95,4 @@ def _gate_task(draw: torch.Generator, count: int) -> Task:
         return torch.cat([ends[0][:, None], chosen, ends[1][:, None]], dim=1)
 
     answer, foil = torch.full((count,), YES), torch.full((count, 1), NO)
-    return task_from_tokens(prompts(ON), prompts(OFF), answer, foil)
+    return Task.from_tokens(prompts(ON), prompts(OFF), answer, foil)

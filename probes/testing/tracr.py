@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probes.circuits.graph import EMBED, LOGITS, Edge
-from probes.circuits.task import task_from_tokens
+from probes.circuits.task import Task
 from probes.files import data_folder
 from probes.models.model import wrap
 from probes.testing.planted_circuits import CONSTANT, PlantedModel
@@ -36,7 +36,7 @@ def frac_prevs(seed: int = 0, *, count: int = 24) -> PlantedModel:
     draw = torch.Generator().manual_seed(seed)
     clean, other = _sample_unequal_pairs(draw, count)
     answer, foil = torch.full((count,), FRACTION), torch.full((count, 1), NOTHING)
-    task = task_from_tokens(clean, other, answer, foil)
+    task = Task.from_tokens(clean, other, answer, foil)
     model = wrap(_build_gpt2(), name="frac-prevs", origin="compiled by Tracr")
     wiring = task.computation_graph(model)
     truth = {Edge(EMBED, "L0.MLP"), Edge("L0.MLP", "L1.H0.v"), Edge("L1.H0", LOGITS)}

@@ -16,7 +16,7 @@ from probes.circuits.attribution import edge_attribution
 from probes.circuits.edge_patching import run_circuits
 from probes.circuits.graph import Edge
 from probes.circuits.reference_runs import run_references
-from probes.circuits.task import Task, task_from_tokens
+from probes.circuits.task import Task
 from probes.errors import CircuitError, ModelError
 from probes.interventions.activation_patching import MLP, Z
 from probes.models.model import wrap
@@ -46,7 +46,7 @@ def pairs(count=2, width=5, at=1, seed=0):
     other = clean.clone()
     other[:, at] = (clean[:, at] + torch.randint(1, 80, (count,), generator=draw) - 3) % 87 + 3
     answer, foil = torch.randint(3, 90, (2, count), generator=draw)
-    return task_from_tokens(clean, other, answer, foil[:, None])
+    return Task.from_tokens(clean, other, answer, foil[:, None])
 
 
 def close(found, expected, atol=1e-6):

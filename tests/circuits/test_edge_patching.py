@@ -17,7 +17,7 @@ from probes.circuits.edge_patching import run_circuits
 from probes.circuits.graph import Edge
 from probes.circuits.reference_runs import run_references
 from probes.circuits.selection import connected_edges
-from probes.circuits.task import Task, task_from_tokens
+from probes.circuits.task import Task
 from probes.errors import BatchError, CircuitError, ModelError
 from probes.models.model import wrap
 from probes.testing.tiny_models import KINDS, hook_count, tiny, tiny_hf, ungroup_heads
@@ -46,7 +46,7 @@ def pairs(count=2, width=5, at=1, seed=0):
     other = clean.clone()
     other[:, at] = (clean[:, at] + torch.randint(1, 80, (count,), generator=draw) - 3) % 87 + 3
     answer, foil = torch.randint(3, 90, (2, count), generator=draw)
-    return task_from_tokens(clean, other, answer, foil[:, None])
+    return Task.from_tokens(clean, other, answer, foil[:, None])
 
 
 def some(size, shares=SHARES, seed=0):
@@ -299,7 +299,7 @@ def test_tokens_behind_the_readout_change_nothing():
     more = [
         torch.randint(3, 90, (2, 2), generator=torch.Generator().manual_seed(n)) for n in (1, 2)
     ]
-    wide = task_from_tokens(
+    wide = Task.from_tokens(
         torch.cat([task.clean, more[0]], 1),
         torch.cat([task.counterfactual, more[1]], 1),
         task.answer,
@@ -323,7 +323,7 @@ def test_means_are_taken_over_the_references_tokens_of_the_same_role():
     here = run_references(model, task, ablation="mean", mean_task=reference)
     embed = model.bridge.embed.original_component.weight[reference.counterfactual].mean(0)
     close(here.ablated.embed, embed.expand(2, -1, -1))
-    one = task_from_tokens(
+    one = Task.from_tokens(
         task.clean, task.counterfactual, task.answer, task.foils, roles=task.roles[::-1]
     )
     back = run_references(model, one, ablation="mean", mean_task=reference)

@@ -27,7 +27,7 @@ from probes.circuits.faithfulness import (
 from probes.circuits.graph import ComputationGraph, Edge
 from probes.circuits.reference_runs import run_references
 from probes.circuits.selection import connected_edges, greedy_edges, random_paths
-from probes.circuits.task import task_from_tokens
+from probes.circuits.task import Task
 from probes.errors import CircuitError
 from probes.stats.intervals import proportion
 from probes.stats.multiple_testing import holm
@@ -214,7 +214,7 @@ def prompts(roles, seed=0):
     draw = torch.Generator().manual_seed(seed)
     clean, other = torch.randint(3, 90, (2, 4, len(roles)), generator=draw)
     answer, foil = torch.randint(3, 90, (2, 4), generator=draw)
-    return task_from_tokens(clean, other, answer, foil[:, None], roles=roles)
+    return Task.from_tokens(clean, other, answer, foil[:, None], roles=roles)
 
 
 HERE, THERE = ("bos", "x", "y", "answer"), ("bos", "thing", "x", "answer")

@@ -4,7 +4,7 @@ import jaxtyping
 import pytest
 import torch
 
-from probes.circuits.task import Task, task_from_pairs, task_from_tokens
+from probes.circuits.task import Task
 from probes.errors import BatchError, SiteError
 from probes.prompts.catalog import pattern
 from probes.prompts.pair_batch import sample_pairs, tokenize_pairs
@@ -20,7 +20,7 @@ def pairs_of(own, *contrasts, count=4):
 def small(roles=()):
     clean = torch.tensor([[1, 5, 6, 7], [1, 8, 9, 10]])
     other = torch.tensor([[1, 5, 16, 7], [1, 8, 19, 10]])
-    return task_from_tokens(
+    return Task.from_tokens(
         clean, other, torch.tensor([3, 4]), torch.tensor([[11, 12], [13, -1]]), roles=roles
     )
 
@@ -28,7 +28,7 @@ def small(roles=()):
 @pytest.mark.parametrize("contrast", ["operation", "x", "thing"])
 def test_pairs_of_equal_length_are_taken_as_they_were_encoded(own, contrast):
     pairs = pairs_of(own, contrast)
-    found = task_from_pairs(pairs)
+    found = Task.from_pairs(pairs)
     assert torch.equal(found.clean, pairs.clean.ids)
     assert torch.equal(found.counterfactual, pairs.counterfactual.ids)
     assert torch.equal(found.mask, pairs.clean.mask)
@@ -43,18 +43,18 @@ def test_pairs_of_equal_length_are_taken_as_they_were_encoded(own, contrast):
 def test_any_answer_of_the_pattern_may_be_the_one_that_is_scored(own):
     pairs = pairs_of(own, "operation")
     for readout in pairs.clean.readouts:
-        found = task_from_pairs(pairs, readout.name)
+        found = Task.from_pairs(pairs, readout.name)
         assert torch.equal(found.readout, readout.position)
         assert torch.equal(found.answer, readout.answer)
         assert found.name.endswith(readout.name)
-    assert torch.equal(task_from_pairs(pairs).readout, pairs.clean.readouts[0].position)
+    assert torch.equal(Task.from_pairs(pairs).readout, pairs.clean.readouts[0].position)
 
 
 def test_an_answer_is_held_against_the_counterfactuals_where_that_is_another(own):
     pairs = pairs_of(own, "operation")
     mine, theirs = pairs.clean.readout("number"), pairs.counterfactual.readout("number")
     assert (mine.answer != theirs.answer).all()
-    found = task_from_pairs(pairs, "number")
+    found = Task.from_pairs(pairs, "number")
     assert torch.equal(found.foils[:, 0], theirs.answer)
     assert (found.foils[:, 1:] == -1).all()
 
@@ -62,22 +62,22 @@ def test_an_answer_is_held_against_the_counterfactuals_where_that_is_another(own
 @pytest.mark.parametrize("contrast", ["paraphrase", "order"])
 def test_pairs_of_unequal_length_are_refused(own, contrast):
     pairs = pairs_of(own, contrast)
-    with pytest.raises(BatchError, match=r"4 of 4 contrasts are unequal: .* equal token counts"):
-        task_from_pairs(pairs)
-    with pytest.raises(BatchError, match="4 of 4 contrasts are unequal"):
-        task_from_pairs(pairs, skip_unequal=True)
+    with pytest.raises(BatchError, match=r"4 of 4 pairs are unequal: .* equal token counts"):
+        Task.from_pairs(pairs)
+    with pytest.raises(BatchError, match="4 of 4 pairs are unequal"):
+        Task.from_pairs(pairs, skip_unequal=True)
 
 
 def test_exact_leaves_unequal_pairs_out(own):
     pairs = pairs_of(own, "paraphrase", "operation")
     assert pairs.fully_aligned.tolist() == [False] * 4 + [True] * 4
-    with pytest.raises(BatchError, match="4 of 8 contrasts are unequal"):
-        task_from_pairs(pairs)
-    found = task_from_pairs(pairs, skip_unequal=True)
+    with pytest.raises(BatchError, match="4 of 8 pairs are unequal"):
+        Task.from_pairs(pairs)
+    found = Task.from_pairs(pairs, skip_unequal=True)
     assert torch.equal(found.clean, pairs.clean.ids[4:])
     assert torch.equal(found.counterfactual, pairs.counterfactual.ids[4:])
     assert torch.equal(found.answer, pairs.clean.readouts[0].answer[4:])
-    alone = task_from_pairs(pairs_of(own, "operation"))
+    alone = Task.from_pairs(pairs_of(own, "operation"))
     width = alone.clean.shape[1]
     assert torch.equal(found.clean[:, -width:], alone.clean)
     assert not found.mask[:, :-width].any()
@@ -85,7 +85,7 @@ def test_exact_leaves_unequal_pairs_out(own):
 
 def test_an_unknown_answer_is_refused(own):
     with pytest.raises(SiteError, match="Answer 'verb' is not read in this batch"):
-        task_from_pairs(pairs_of(own, "operation"), "verb")
+        Task.from_pairs(pairs_of(own, "operation"), "verb")
 
 
 def test_the_first_difference_is_that_of_any_pair_and_padding_does_not_count(own):
@@ -99,13 +99,13 @@ def test_the_first_difference_is_that_of_any_pair_and_padding_does_not_count(own
     mask[1, :2] = False
     assert Task(clean, earlier, mask, *args).first_difference == 2
     assert Task(clean, clean, mask, *args).first_difference == 3
-    pairs = task_from_pairs(pairs_of(own, "operation"))
+    pairs = Task.from_pairs(pairs_of(own, "operation"))
     differs = (pairs.clean != pairs.counterfactual).any(0).nonzero()[:, 0]
     assert pairs.first_difference == int(differs.min())
 
 
 def test_a_slice_is_a_task_of_some_of_the_pairs(own):
-    whole = task_from_pairs(pairs_of(own, "operation"))
+    whole = Task.from_pairs(pairs_of(own, "operation"))
     for rows in (slice(1, 3), torch.tensor([3, 0])):
         part = whole[rows]
         assert len(part) == 2
@@ -138,13 +138,13 @@ def unchecked():
 def test_prompts_of_unequal_shape_are_refused(rows, unchecked):
     found = small()
     with pytest.raises(BatchError, match=r"unequal: clean prompts are \(2, 4\).* equal length"):
-        task_from_tokens(found.clean, found.counterfactual[rows], found.answer, found.foils)
+        Task.from_tokens(found.clean, found.counterfactual[rows], found.answer, found.foils)
 
 
 def test_no_prompts_are_refused():
     none = torch.zeros(0, 4, dtype=torch.long)
     with pytest.raises(BatchError, match="at least one pair of prompts"):
-        task_from_tokens(none, none, none[:, 0], none[:, :1])
+        Task.from_tokens(none, none, none[:, 0], none[:, :1])
 
 
 def test_the_lead_is_the_answer_less_the_mean_of_its_foils():
@@ -178,7 +178,7 @@ def test_by_hand_every_position_may_read_every_earlier_one(model):
 
 
 def test_passages_are_the_pairs_of_roles_that_stand_in_this_order_in_some_prompt(own, model):
-    found = task_from_pairs(pairs_of(own, "x", count=8))
+    found = Task.from_pairs(pairs_of(own, "x", count=8))
     passages = set()
     for row in found.role_of.tolist():
         for there, reader in enumerate(row):

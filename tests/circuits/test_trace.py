@@ -11,8 +11,8 @@ from probes.circuits import trace as tracing
 from probes.circuits.attribution import edge_attribution
 from probes.circuits.faithfulness import edge_masks, faithfulness_values
 from probes.circuits.reference_runs import run_references
-from probes.circuits.task import task_from_tokens
-from probes.circuits.trace import prune_circuit, require_open_gate, sample_tasks, trace
+from probes.circuits.task import Task, TaskSettings, require_open_gate, sample_tasks
+from probes.circuits.trace import prune_circuit, trace
 from probes.errors import CircuitError, GateError, PatternError
 from probes.models.model import load
 from probes.prompts.catalog import pattern
@@ -119,7 +119,7 @@ def prompts(seed):
     draw = torch.Generator().manual_seed(seed)
     clean, other = torch.randint(3, 90, (2, 4, 4), generator=draw)
     answer, foil = torch.randint(3, 90, (2, 4), generator=draw)
-    return task_from_tokens(clean, other, answer, foil[:, None])
+    return Task.from_tokens(clean, other, answer, foil[:, None])
 
 
 @pytest.mark.parametrize("ablation", ["mean", "zero"])
@@ -159,9 +159,8 @@ def rows(found):
 
 @pytest.mark.parametrize("name", ["take-away", "two-owners"])
 def test_no_prompt_that_the_circuit_is_judged_by_is_one_that_it_was_found_by(name):
-    finding, judging = sample_tasks(
-        full(), pattern(name), "number", ("operation", "x", "y"), prompts=8
-    )
+    settings = TaskSettings(answer="number", contrasts=("operation", "x", "y"), prompts=8)
+    finding, judging = sample_tasks(full(), pattern(name), settings)
     assert len(rows(finding)) == len(finding) <= 24
     assert len(rows(judging)) == len(judging) <= 24
     assert min(len(finding), len(judging)) > 12
@@ -170,7 +169,11 @@ def test_no_prompt_that_the_circuit_is_judged_by_is_one_that_it_was_found_by(nam
 
 def test_the_seed_decides_which_prompts_are_drawn():
     one, same, other = (
-        rows(sample_tasks(full(), pattern("take-away"), "number", ("y",), prompts=4, seed=seed)[0])
+        rows(
+            sample_tasks(
+                full(), pattern("take-away"), TaskSettings(contrasts=("y",), prompts=4, seed=seed)
+            )[0]
+        )
         for seed in (0, 0, 1)
     )
     assert one == same != other
@@ -186,7 +189,7 @@ KINDS = {
 
 @pytest.mark.parametrize(("name", "answer"), KINDS)
 def test_only_contrasts_that_change_the_answer_are_drawn(name, answer):
-    for found in sample_tasks(full(), pattern(name), answer, prompts=2):
+    for found in sample_tasks(full(), pattern(name), TaskSettings(answer=answer, prompts=2)):
         assert found.name == f"{name}: {KINDS[name, answer]}, {answer}"
         # The foil is the counterfactual's answer, which is another.
         assert (found.foils[:, 0] >= 0).all()
@@ -195,11 +198,12 @@ def test_only_contrasts_that_change_the_answer_are_drawn(name, answer):
 
 
 def test_contrasts_that_are_named_are_taken_as_they_are():
-    both = sample_tasks(full(), pattern("take-away"), "number", ("filler", "y"), prompts=5)
+    settings = TaskSettings(contrasts=("filler", "y"), prompts=5)
+    both = sample_tasks(full(), pattern("take-away"), settings)
     assert [found.name for found in both] == ["take-away: filler + y, number"] * 2
     assert all(0 < len(found) <= 10 for found in both)
     with pytest.raises(PatternError, match="has no contrast 'color'"):
-        sample_tasks(full(), pattern("take-away"), "number", ("color",), prompts=5)
+        sample_tasks(full(), pattern("take-away"), replace(settings, contrasts=("color",)))
 
 
 def pairs_file(folder, count, clean="fox {} 0", answer="{}", other="{}"):
@@ -220,20 +224,20 @@ def pairs_file(folder, count, clean="fox {} 0", answer="{}", other="{}"):
 def test_a_pattern_in_which_nothing_changes_the_answer_is_refused(tmp_path):
     same = pairs_file(tmp_path, 8, answer="1", other="1")
     with pytest.raises(CircuitError, match=r"No contrast of 'own' changes 'answer': found given\."):
-        sample_tasks(full(), same, "answer", prompts=4)
+        sample_tasks(full(), same, TaskSettings(prompts=4))
 
 
 def test_pairs_of_a_file_that_share_a_prompt_stay_on_one_side(tmp_path):
     """Each of eight prompts has two counterfactuals, one in either half of the file."""
     given = pairs_file(tmp_path, 16)
-    finding, judging = sample_tasks(full(), given, "answer", prompts=8)
+    finding, judging = sample_tasks(full(), given, TaskSettings(prompts=8))
     assert not rows(finding) & rows(judging)
 
 
 def test_a_file_of_too_few_pairs_is_refused_with_the_number_that_was_asked_for(tmp_path):
     given = pairs_file(tmp_path, 16)
     with pytest.raises(PatternError) as caught:
-        sample_tasks(full(), given, "answer", prompts=32)
+        sample_tasks(full(), given, TaskSettings(prompts=32))
     assert "32" in str(caught.value)
 
 
@@ -251,8 +255,8 @@ def test_a_closed_gate_says_what_was_asked_how_it_went_and_what_to_do(monkeypatc
         trace(untrained())
     said = str(caught.value)
     assert said.startswith("full random-init 0 does not have the behavior: number of 'take-away'")
-    assert "right in 0.00 [0.00, 0.02]" in said
-    assert "'copy x' in 0.12" in said
+    assert "has accuracy 0.00 [0.00, 0.02]" in said
+    assert "the heuristic 'copy x' 0.12" in said
     assert said.endswith("choose a model or a pattern whose gate is open.")
 
 

@@ -11,7 +11,7 @@ import torch
 from probes.circuits.attribution import edge_attribution
 from probes.circuits.faithfulness import faithfulness
 from probes.circuits.graph import ComputationGraph
-from probes.circuits.task import task_from_tokens
+from probes.circuits.task import Task
 from probes.comparison.circuits.compare import compare_circuits
 from probes.comparison.circuits.edge_tests import (
     MAX_SIGN_FLIPS,
@@ -65,7 +65,7 @@ def lookups():
     """Pairs of four planted models, which all read the same tokens: enough for small p-values."""
     tasks = [induction(seed, distractors=2).task for seed in range(4)]
     names = ("clean", "counterfactual", "answer", "foils")
-    return task_from_tokens(*(torch.cat([getattr(task, name) for task in tasks]) for name in names))
+    return Task.from_tokens(*(torch.cat([getattr(task, name) for task in tasks]) for name in names))
 
 
 @cache
@@ -139,7 +139,7 @@ def switches():
         torch.tensor([[0, f, kind[a], kind[b], 1] for _, f, a, b in rows]) for kind in (ON, OFF)
     )
     answer, foil = torch.full((len(rows),), YES), torch.full((len(rows), 1), NO)
-    return task_from_tokens(clean, other, answer, foil)
+    return Task.from_tokens(clean, other, answer, foil)
 
 
 def louder(head):
@@ -282,7 +282,7 @@ def small():
     with torch.no_grad():
         logits = model.logits(clean, torch.ones_like(clean, dtype=torch.bool))[:, -1]
     # Whatever it says is the answer: an untrained net knows no other.
-    return model, task_from_tokens(clean, other, logits.argmax(-1), logits.argmin(-1)[:, None])
+    return model, Task.from_tokens(clean, other, logits.argmax(-1), logits.argmin(-1)[:, None])
 
 
 def test_a_model_beside_itself_shares_all_and_no_edge_changes():

@@ -10,7 +10,7 @@ from probes.circuits.edge_patching import run_circuits
 from probes.circuits.graph import Edge
 from probes.circuits.path_patching import edge_patching, path_patching
 from probes.circuits.reference_runs import run_references
-from probes.circuits.task import task_from_tokens
+from probes.circuits.task import Task
 from probes.errors import CircuitError, SiteError
 from probes.interventions.sweep import PatchingEffects, activation_patching
 from probes.models.decoder import decompose
@@ -242,7 +242,7 @@ def by_position(count=2, width=5, at=1):
     other = clean.clone()
     other[:, at] = (clean[:, at] + 20) % 87 + 3
     answer, foil = torch.randint(3, 90, (2, count), generator=draw)
-    return task_from_tokens(clean, other, answer, foil[:, None])
+    return Task.from_tokens(clean, other, answer, foil[:, None])
 
 
 def kept_values(model, task, ids, *points):

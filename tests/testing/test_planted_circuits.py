@@ -8,7 +8,7 @@ import torch
 
 from probes.circuits.attribution import edge_attribution
 from probes.circuits.graph import EMBED, LOGITS, Edge
-from probes.circuits.task import task_from_tokens
+from probes.circuits.task import Task
 from probes.testing.planted_circuits import MIN_EFFECT_FRACTION, induction, noisy_induction
 from probes.testing.planted_gates import NO, OFF, ON, YES, and_gate, decoy, or_gate
 from probes.testing.tiny_models import KINDS, hook_count, tiny
@@ -373,4 +373,4 @@ def random_task(kind):
     draw = torch.Generator().manual_seed(0)
     clean, other = (torch.randint(3, 97, (4, 7), generator=draw) for _ in range(2))
     answer, foil = (torch.randint(3, 97, (4,), generator=draw) for _ in range(2))
-    return tiny(kind), task_from_tokens(clean, other, answer, foil[:, None])
+    return tiny(kind), Task.from_tokens(clean, other, answer, foil[:, None])

@@ -18,8 +18,7 @@ from probes.circuits.attribution import AttributionMethod, edge_attribution
 from probes.circuits.edge_scores import EdgeScores
 from probes.circuits.faithfulness import edge_masks
 from probes.circuits.reference_runs import ReferenceRuns
-from probes.circuits.sampling import sample_tasks
-from probes.circuits.task import Task
+from probes.circuits.task import Task, TaskSettings, sample_tasks
 from probes.comparison.circuits.edge_tests import edge_changes, min_detectable_edges
 from probes.comparison.circuits.overlap import (
     Overlap,
@@ -90,8 +89,10 @@ def compare_circuits(  # noqa: PLR0913 (the job has its dials)
         group = _require_groups(asked, 2 * _MIN_PAIRS, "choose circuits by and to judge them")
         finding, judging = (asked[rows] for rows in split_groups(group, seed=seed))
     else:
-        named = answer or asked.answers[0][0]
-        finding, judging = sample_tasks(one, asked, named, contrasts, prompts=prompts, seed=seed)
+        settings = TaskSettings(
+            answer=answer, contrasts=tuple(contrasts), prompts=prompts, seed=seed
+        )
+        finding, judging = sample_tasks(one, asked, settings)
     group = _require_groups(finding, _MIN_PAIRS, "choose circuits by")
     _require_groups(judging, _MIN_PAIRS, "judge circuits by")
     stages = (stage_task(one, judging), stage_task(two, judging))

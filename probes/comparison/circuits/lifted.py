@@ -14,7 +14,7 @@ from probes.circuits.circuit import Circuit
 from probes.circuits.faithfulness import evaluate_masks, faithfulness_values
 from probes.circuits.graph import ComputationGraph
 from probes.circuits.reference_runs import ReferenceRuns, run_references
-from probes.circuits.sampling import require_open_gate, sample_tasks
+from probes.circuits.task import TaskSettings, require_open_gate, sample_tasks
 from probes.errors import CircuitError
 from probes.models.model import Model
 from probes.models.site import head_names
@@ -94,7 +94,9 @@ def transfer_circuit(  # noqa: PLR0913 (a circuit, where it goes, and what it is
         )
     asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
     opened = require_open_gate(other, asked, answer, seed=seed)
-    _, judging = sample_tasks(other, asked, opened.answer, prompts=prompts, seed=seed)
+    _, judging = sample_tasks(
+        other, asked, TaskSettings(answer=opened.answer, prompts=prompts, seed=seed)
+    )
     there = run_references(other, judging)
     found = evaluate_masks(there, _edges_of_heads(there.graph, [kept]), seed=seed)[0]
     left = evaluate_masks(there, ~_edges_touching(there.graph, kept), seed=seed)[0]

@@ -12,8 +12,7 @@ from probes.circuits.circuit import Circuit
 from probes.circuits.edge_patching import run_circuits
 from probes.circuits.faithfulness import edge_masks, faithfulness_estimate
 from probes.circuits.reference_runs import run_references
-from probes.circuits.sampling import sample_tasks
-from probes.circuits.task import Task
+from probes.circuits.task import Task, TaskSettings, sample_tasks
 from probes.circuits.trace import prune_circuit
 from probes.comparison.rate_distortion.mechanism import (
     InterchangeOutcome,
@@ -88,7 +87,7 @@ def prepare_reference(
         if pattern.user_pairs:
             prompts = min(prompts, *(Counter(p.contrast for p in pattern.user_pairs).values())) // 2
         finding, judging = sample_tasks(
-            model, pattern, pattern.answers[0][0], prompts=max(prompts, 1), seed=seed
+            model, pattern, TaskSettings(prompts=max(prompts, 1), seed=seed)
         )
         circuit = _find_circuit(model, finding)
     return ParentReference(

@@ -16,7 +16,7 @@ from probes.circuits.faithfulness import (
     sample_random_circuits,
 )
 from probes.circuits.reference_runs import ReferenceRuns, run_references
-from probes.circuits.sampling import require_open_gate, sample_tasks
+from probes.circuits.task import TaskSettings, require_open_gate, sample_tasks
 from probes.circuits.trace import prune_circuit
 from probes.errors import ProbeError
 from probes.experiments.fewest.result import (
@@ -263,7 +263,9 @@ def _smallest_circuit(
 ) -> MinimalCircuit:
     """Cut circuits out, each keeping more where it is found, until one keeps enough elsewhere."""
     enough, prompts, seed = settings
-    finding, judging = sample_tasks(model, pattern, answer, prompts=prompts, seed=seed)
+    finding, judging = sample_tasks(
+        model, pattern, TaskSettings(answer=answer, prompts=prompts, seed=seed)
+    )
     graph, here, there = (
         edge_attribution(model, finding),
         run_references(model, finding),

@@ -13,8 +13,7 @@ from probes.circuits.circuit import Circuit
 from probes.circuits.edge_patching import run_circuits
 from probes.circuits.faithfulness import edge_masks
 from probes.circuits.reference_runs import run_references
-from probes.circuits.sampling import require_open_gate, sample_tasks
-from probes.circuits.task import Task
+from probes.circuits.task import Task, TaskSettings, require_open_gate, sample_tasks
 from probes.circuits.trace import prune_circuit
 from probes.errors import ModelError
 from probes.interventions.hotspots import find_sites, search_words, takes_only, variables_of
@@ -114,7 +113,9 @@ def prepare_final_reference(  # noqa: PLR0913 (what is looked for, and how hard)
         pattern, bases, tokenizers=tokenizers, seed=seed, allowed_words=others
     )
     known = variables_of(judging)
-    halves = sample_tasks(final, pattern, gates.answer, prompts=prompts, seed=seed)
+    halves = sample_tasks(
+        final, pattern, TaskSettings(answer=gates.answer, prompts=prompts, seed=seed)
+    )
     graph = edge_attribution(final, halves[0])
     return FinalModelReference(
         shape=final.shape,
