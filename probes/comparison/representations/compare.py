@@ -1,254 +1,283 @@
-"""Layer by layer, how alike the states of two models are at the roles of a pattern.
+"""Representational similarity of two models at the roles of a pattern, for all pairs of layers.
 
-questions → one state a prompt and role, at every layer → CKA, RSA, Procrustes, predictivity
-
-No two rows of one matrix come of one prompt: tokens of a prompt hang together, and would make
-any two models look alike. Likeness of states is no likeness of computation: it says where to
-look, and interchanges say what is so.
+A matrix has one row per prompt, because tokens of one prompt depend on each other. Similar states
+do not imply the same computation; interchange interventions test that.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
-from probes.comparison.representations.kernels import RoleKernels
-from probes.comparison.representations.role_pooling import pooled_measures
+from probes.comparison.representations.kernels import RoleKernels, permute_within_classes
+from probes.comparison.representations.measures import predictivity, procrustes
+from probes.comparison.representations.moments import MomentsGrid, grid_moments
+from probes.comparison.representations.result import (
+    ALL,
+    RepresentationSimilarity,
+    SimilarityMeasure,
+)
 from probes.errors import BatchError, ModelError, SiteError
 from probes.models.model import Model
 from probes.observe.role_states import RoleStates, capture_role_states
 from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
+from probes.prompts.question import Question
 from probes.prompts.tokenization import BOS, REST
 
-ALL = "all"
-"""Stands for all roles together, in the place of a role."""
-
 _MIN_PROMPTS = 8
-_KERNEL_MEASURES = ("cka", "cka given token", "rsa")
+_CKA_GIVEN_TOKEN = "cka given token"
+_KERNEL_MEASURES = ("cka", _CKA_GIVEN_TOKEN, "rsa")
+_A_TO_B, _B_TO_A = "predictivity a → b", "predictivity b → a"
+_POOLED_MEASURES = ("procrustes", _A_TO_B, _B_TO_A)
 
 
-@dataclass(frozen=True, eq=False)
-class SimilarityMeasure:
-    """One measure at every pair of layers; NaN where a site never varies.
-
-    Attributes:
-        measure: "cka" (debiased), "cka given token" (of what the token at the role does not
-            tell), "rsa", "procrustes", or "predictivity" ("a → b" and "b → a").
-        roles: The roles, then "all"; "all" alone for measures of all roles together.
-        value: The estimate.
-        low, high: Its 95 % interval over prompts (jackknife over 20 blocks); NaN without one.
-        chance, chance_high: Mean and 95th percentile where the prompts of b are permuted.
-        floor: What each layer of a and the same layer of its other seed score; NaN without one.
-    """
-
-    measure: str
-    roles: tuple[str, ...]
-    value: Float[np.ndarray, "role layer_a layer_b"]
-    low: Float[np.ndarray, "role layer_a layer_b"]
-    high: Float[np.ndarray, "role layer_a layer_b"]
-    chance: Float[np.ndarray, "role layer_a layer_b"]
-    chance_high: Float[np.ndarray, "role layer_a layer_b"]
-    other_seed: Float[np.ndarray, "role layer_a"]
-
-
-@dataclass(frozen=True, eq=False)
-class RepresentationSimilarity:
-    """How alike the states of two models are, with a chance level behind every number.
-
-    Layer n is what block n reads; the last is what the last block writes.
+@dataclass(frozen=True)
+class SimilaritySettings:
+    """Settings of `representation_similarity`.
 
     Attributes:
-        a, b, another: Names of the models; `another` is "" where no other seed was given.
-        pattern: What was asked.
-        prompts: How many questions.
-        counts: How many prompts have each role.
-        known: How many of them share their token with another, and so count given the token.
-        measures: The measures by name.
+        prompts: Number of questions; a pattern with its own pairs may have fewer.
+        permutations: Number of permutations of the prompts for the null.
+        roles: Roles to compare. By default all shared roles except <bos>, the rest and the last
+            answer.
+        seed: Seed of the questions and permutations.
     """
 
-    a: str
-    b: str
-    other_seed: str
-    pattern: str
-    prompts: int
-    counts: Mapping[str, int]
-    token_counts: Mapping[str, int]
-    measures: Mapping[str, SimilarityMeasure]
-
-    def __getitem__(self, measure: str) -> SimilarityMeasure:
-        if measure not in self.measures:
-            raise SiteError(f"There is no measure {measure!r}: there are {list(self.measures)}")
-        return self.measures[measure]
-
-    def table(self) -> pd.DataFrame:
-        """Return one row for each measure, role and pair of layers."""
-        names = ("value", "low", "high", "chance", "chance_high")
-        rows = [
-            (
-                *(found.measure, role, one, other),
-                *(float(getattr(found, name)[r, one, other]) for name in names),
-                float(found.other_seed[r, one]),
-            )
-            for found in self.measures.values()
-            for r, role in enumerate(found.roles)
-            for one, other in np.ndindex(*found.value.shape[1:])
-        ]
-        columns = ["measure", "role", "layer_a", "layer_b", *names, "floor"]
-        return pd.DataFrame(rows, columns=pd.Index(columns))
+    prompts: int = 200
+    permutations: int = 20
+    roles: Sequence[str] | None = None
+    seed: int = 0
 
 
-def representation_similarity(  # noqa: PLR0913 (what is compared on what, and what it is held against)
+def representation_similarity(
     a: Model,
     b: Model,
     pattern: Pattern,
     *,
-    prompts: int = 200,
-    seed: int = 0,
     other_seed: Model | None = None,
-    permutations: int = 20,
-    roles: Sequence[str] | None = None,
+    settings: SimilaritySettings = SimilaritySettings(),
 ) -> RepresentationSimilarity:
-    """Compare the residuals of two models at the last tokens of roles, on the same questions.
+    """Compare the residual streams of two models at the last token of each role.
 
-    CKA is debiased (Kornblith et al. 2019, 1905.00414; Song et al. 2012), one row a prompt, and
-    "all" is its mean over roles. "cka given token" compares prompts within classes of one token at
-    the role, in either model, where prompts are permuted within classes, too. RSA is Spearman's
-    correlation of the distances between prompts. Procrustes and predictivity take all roles at
-    once, role means off, as one rotation or map must do for all; roles whose states are longer
-    weigh more. The map is fitted on the first half of the prompts and judged on the second.
+    CKA is debiased (Kornblith et al. 2019, arXiv:1905.00414; Song et al. 2012); its "all" is the
+    mean over roles. "cka given token" compares and permutes prompts within classes that have the
+    same token at the role in both models. RSA is Spearman's correlation of the distances between
+    prompts. Procrustes and predictivity fit one rotation or linear map for all roles, after
+    subtracting the mean of each role; roles with longer states weigh more. Predictivity fits on the
+    first half of the prompts and evaluates on the second.
 
     Args:
         a, b: The models; their vocabularies may differ.
-        pattern: What to ask.
-        prompts: How many questions; of a pattern with pairs of its own, as many as there are.
-        seed: Of the questions and permutations.
-        another: A model that differs from `a` in its seed alone, for the floor.
-        permutations: How often prompts are permuted for the chance level.
-        roles: The roles, or all that the models share but <bos>, the rest, and the last answer.
+        pattern: Pattern of the questions.
+        other_seed: Model that differs from `a` only in its seed.
+        settings: Numbers of prompts and permutations, roles and seed.
 
     Raises:
-        SiteError: A role that a model does not have, or that too few prompts have.
+        SiteError: A model lacks a role, or too few prompts have it.
         BatchError: Too few prompts or permutations.
-        ProbeError: Questions that cannot be drawn or read; see `gate`.
+        ModelError: A model has no tokenizer.
+        ProbeError: The questions cannot be sampled or tokenized; see `gate`.
     """
-    if permutations < 1:
-        raise BatchError(f"{permutations} permutations were asked for: take at least 1")
+    if settings.permutations < 1:
+        raise BatchError(f"{settings.permutations} permutations are too few: give at least 1")
     models = [model for model in (a, b, other_seed) if model is not None]
-    for model in models:
-        if model.tokenizer is None:
-            raise ModelError(f"{model.name!r} came without a tokenizer: load it with one")
-    tokenizers = list({id(model.tokenizer): model.tokenizer for model in models}.values())
-    questions = pattern.sample_questions(prompts, seed=seed, keep=tokenizable_by(*tokenizers))
-    if len(questions) < _MIN_PROMPTS:
-        raise BatchError(f"{len(questions)} prompts are too few: give at least {_MIN_PROMPTS}")
-    seen = [capture_role_states(model, questions) for model in models]
-    last = f"reply_{questions[0].answers[-1][0]}" if questions[0].answers else ""
-    chosen, there = _shared_roles(seen, roles, last)
-    sites = [_SelectedStates.of(states, chosen, there) for states in seen]
-    keys = np.random.default_rng(seed).random((permutations, len(questions)))
-    measures = {kind: _kernel_measure(kind, sites, there, keys) for kind in _KERNEL_MEASURES}
-    for name, found in pooled_measures([site.states for site in sites], there, keys).items():
-        none = np.full_like(found.value, np.nan)
-        measures[name] = SimilarityMeasure(
-            name, (ALL,), found.value, none, none, found.chance, found.chance_high, found.other_seed
-        )
-    known = [_token_classes(sites[:2], r, there[r], by_token=True) for r in range(len(chosen))]
+    questions = _sample_questions(models, pattern, settings)
+    by_model = [capture_role_states(model, questions) for model in models]
+    last_answer = f"reply_{questions[0].answers[-1][0]}" if questions[0].answers else ""
+    roles, present = _shared_roles(by_model, settings.roles, last_answer)
+    sites = [_SelectedStates.of(states, roles) for states in by_model]
+    keys = np.random.default_rng(settings.seed).random((settings.permutations, len(questions)))
+    measures = {kind: _kernel_measure(kind, sites, present, keys) for kind in _KERNEL_MEASURES}
+    measures |= _pooled_measures([site.states for site in sites], present, keys)
+    classes = [_token_classes(sites[:2], r, present[r]) for r in range(len(roles))]
     return RepresentationSimilarity(
         a=a.name,
         b=b.name,
         other_seed=other_seed.name if other_seed else "",
         pattern=pattern.name,
         prompts=len(questions),
-        counts=dict(zip(chosen, there.sum(1).tolist(), strict=True)),
+        counts=dict(zip(roles, present.sum(1).tolist(), strict=True)),
         token_counts={
-            role: int((np.bincount(classes)[classes] > 1).sum())
-            for role, classes in zip(chosen, known, strict=True)
+            role: int((np.bincount(of_role)[of_role] > 1).sum())
+            for role, of_role in zip(roles, classes, strict=True)
         },
         measures=measures,
     )
 
 
+def _sample_questions(
+    models: Sequence[Model], pattern: Pattern, settings: SimilaritySettings
+) -> tuple[Question, ...]:
+    for model in models:
+        if model.tokenizer is None:
+            raise ModelError(f"{model.name!r} has no tokenizer: load it with one")
+    tokenizers = list({id(model.tokenizer): model.tokenizer for model in models}.values())
+    questions = pattern.sample_questions(
+        settings.prompts, seed=settings.seed, keep=tokenizable_by(*tokenizers)
+    )
+    if len(questions) < _MIN_PROMPTS:
+        raise BatchError(f"{len(questions)} prompts are too few: give at least {_MIN_PROMPTS}")
+    return questions
+
+
 @dataclass(frozen=True, eq=False)
 class _SelectedStates:
-    """One model's states and tokens at the chosen roles."""
+    """States and tokens of one model at the selected roles."""
 
     roles: tuple[str, ...]
     states: Float[np.ndarray, "role layer prompt d_model"]
     tokens: np.ndarray
 
     @classmethod
-    def of(
-        cls, role_states: RoleStates, roles: tuple[str, ...], present: np.ndarray
-    ) -> "_SelectedStates":
-        at = [role_states.roles.index(role) for role in roles]
-        return cls(roles, role_states.states[at], role_states.tokens[at])
+    def of(cls, role_states: RoleStates, roles: tuple[str, ...]) -> "_SelectedStates":
+        index = [role_states.roles.index(role) for role in roles]
+        return cls(roles, role_states.states[index], role_states.tokens[index])
 
 
 def _shared_roles(
     by_model: Sequence[RoleStates], roles: Sequence[str] | None, excluded: str
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return the roles in the order of the texts, and which prompts have them in all models."""
+    """Roles in the order of the text, and which prompts have them in all models."""
     shared = [r for r in by_model[0].roles if all(r in states.roles for states in by_model)]
-    there = {r: np.all([s.present[s.roles.index(r)] for s in by_model], axis=0) for r in shared}
+    present = {r: np.all([s.present[s.roles.index(r)] for s in by_model], axis=0) for r in shared}
     if roles is None:
-        usual = [
-            r for r in shared if r not in (BOS, REST, excluded) and there[r].sum() >= _MIN_PROMPTS
-        ]
-        place = dict(zip(by_model[0].roles, by_model[0].mean_position, strict=True))
-        roles = sorted(usual, key=lambda role: -place[role])
+        skipped = (BOS, REST, excluded)
+        roles = [r for r in shared if r not in skipped and present[r].sum() >= _MIN_PROMPTS]
+        from_right = dict(zip(by_model[0].roles, by_model[0].mean_position, strict=True))
+        roles.sort(key=lambda role: -from_right[role])
     for role in roles:
-        count = int(there[role].sum()) if role in there else 0
+        count = int(present[role].sum()) if role in present else 0
         if count < _MIN_PROMPTS:
             raise SiteError(
-                f"Role {role!r} is in {count} prompts that all models read: take one that at "
-                f"least {_MIN_PROMPTS} have, of {', '.join(shared)}, or more prompts"
+                f"Role {role!r} is in {count} prompts that all models read: choose one of "
+                f"{', '.join(shared)} that at least {_MIN_PROMPTS} prompts have, or more prompts"
             )
     if not roles:
         raise SiteError("No role is shared by enough prompts: give more prompts, or name roles")
-    return tuple(roles), np.stack([there[role] for role in roles])
+    return tuple(roles), np.stack([present[role] for role in roles])
 
 
 def _token_classes(
-    sites: Sequence[_SelectedStates], role: int, present: np.ndarray, *, by_token: bool
+    sites: Sequence[_SelectedStates], role: int, present: Bool[np.ndarray, " prompt"]
 ) -> np.ndarray:
-    """Number the tokens at a role, told apart where either model does; all one if not `given`."""
-    if not by_token:
-        return np.zeros(int(present.sum()), dtype=np.int64)
+    """Class of each prompt; two prompts share a class if all models read the same token."""
     tokens = np.stack([site.tokens[role, present] for site in sites])
     return np.unique(tokens, axis=1, return_inverse=True)[1].reshape(-1)
 
 
 def _kernel_measure(
-    kind: str, sites: Sequence[_SelectedStates], present: np.ndarray, keys: np.ndarray
+    kind: str,
+    sites: Sequence[_SelectedStates],
+    present: Bool[np.ndarray, "role prompt"],
+    keys: Float[np.ndarray, "order prompt"],
 ) -> SimilarityMeasure:
-    """Measure one kind for a and b, and its floor for a and its other seed."""
+    """CKA or RSA of a and b, and of a and its other-seed model."""
+    a = sites[0]
 
-    def paired(other: _SelectedStates) -> RoleKernels:
-        given = kind == "cka given token"
+    def kernels(other: _SelectedStates) -> RoleKernels:
         classes = [
-            _token_classes((a, other), r, own, by_token=given) for r, own in enumerate(present)
+            _token_classes((a, other), r, has_role)
+            if kind == _CKA_GIVEN_TOKEN
+            else np.zeros(int(has_role.sum()), dtype=np.int64)
+            for r, has_role in enumerate(present)
         ]
         return RoleKernels.of(kind, (a.states, other.states), classes, present)
 
-    a = sites[0]
-    pair = paired(sites[1])
-    drawn = pair.similarities(keys)
-    value, chances = drawn[:, 0], drawn[:, 1:]
+    pair = kernels(sites[1])
+    values = pair.similarities(keys)
+    value, null = values[:, 0], values[:, 1:]
     low, high = pair.jackknife(value)
-    floor = np.full(value.shape[:2], np.nan)
+    other_seed = np.full(value.shape[:2], np.nan)
     if len(sites) > 2:
-        twin = paired(sites[2]).similarities(keys[:0])[:, 0]
-        floor = np.diagonal(twin, axis1=1, axis2=2).copy()
+        same_recipe = kernels(sites[2]).similarities(keys[:0])[:, 0]
+        other_seed = np.diagonal(same_recipe, axis1=1, axis2=2).copy()
     return SimilarityMeasure(
         measure=kind,
         roles=(*a.roles, ALL),
         value=value,
         low=low,
         high=high,
-        chance=chances.mean(1),
-        chance_high=np.quantile(chances, 0.95, axis=1),
-        other_seed=floor,
+        chance=null.mean(1),
+        chance_high=np.quantile(null, 0.95, axis=1),
+        other_seed=other_seed,
     )
+
+
+def _pooled_measures(
+    states: Sequence[Float[np.ndarray, "role _ prompt _"]],
+    present: Bool[np.ndarray, "role prompt"],
+    keys: Float[np.ndarray, "order prompt"],
+) -> dict[str, SimilarityMeasure]:
+    """Procrustes and predictivity with all roles pooled; `states` are those of a, b, other seed."""
+    second = np.arange(present.shape[1]) * 2 >= present.shape[1]
+    shape = (states[0].shape[1], states[1].shape[1])
+    draws = [_pooled_values(_halves(states[:2], present, second, k)) for k in (None, *keys)]
+    other_seed = dict.fromkeys(_POOLED_MEASURES, np.full(shape[0], np.nan))
+    if len(states) > 2:
+        halves = _halves((states[0], states[2]), present, second, None)
+        same_recipe = _pooled_values(halves, diagonal=True)
+        other_seed = {name: np.diagonal(v).copy() for name, v in same_recipe.items()}
+    measures = {}
+    for name in _POOLED_MEASURES:
+        values = np.stack([draw[name] for draw in draws])
+        unknown = np.full_like(values[:1], np.nan)
+        measures[name] = SimilarityMeasure(
+            measure=name,
+            roles=(ALL,),
+            value=values[:1],
+            low=unknown,
+            high=unknown,
+            chance=values[1:].mean(0)[None],
+            chance_high=np.quantile(values[1:], 0.95, axis=0)[None],
+            other_seed=other_seed[name][None],
+        )
+    return measures
+
+
+def _pooled_values(
+    halves: tuple[MomentsGrid, MomentsGrid], *, diagonal: bool = False
+) -> dict[str, Float[np.ndarray, "layer_a layer_b"]]:
+    train, test = halves
+    shape = (len(train.x), len(train.y))
+    values = {name: np.full(shape, np.nan) for name in _POOLED_MEASURES}
+    for pair in np.ndindex(*shape):
+        if diagonal and pair[0] != pair[1]:
+            continue
+        values["procrustes"][pair] = procrustes(train[pair] + test[pair])
+        values[_A_TO_B][pair] = predictivity(train[pair], test[pair])
+        values[_B_TO_A][pair] = predictivity(train[pair].swapped, test[pair].swapped)
+    return values
+
+
+def _halves(
+    states: Sequence[np.ndarray], present: np.ndarray, second: np.ndarray, key: np.ndarray | None
+) -> tuple[MomentsGrid, MomentsGrid]:
+    """Moments of both halves of the prompts, minus the role means of the first half.
+
+    Args:
+        states: Those of two models; `key` permutes the prompts of the second within halves.
+        second: Which prompts are in the second half.
+    """
+    rows = [
+        [np.concatenate(half, 1) for half in zip(*_role_halves(s, present, second, k), strict=True)]
+        for s, k in zip(states, (None, key), strict=True)
+    ]
+    train, test = (grid_moments(list(rows[0][n]), list(rows[1][n])) for n in range(2))
+    return train, test
+
+
+def _role_halves(
+    states: np.ndarray, present: np.ndarray, second: np.ndarray, key: np.ndarray | None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the rows of each role, "layer prompt d_model", of both halves."""
+    for role, has_role in enumerate(present):
+        half = second[has_role].astype(np.int64)
+        if not 0 < half.sum() < len(half):
+            continue
+        rows = states[role][:, has_role].astype(np.float64)
+        if key is not None:
+            rows = rows[:, permute_within_classes(half, key[has_role])]
+        mean = rows[:, half == 0].mean(1, keepdims=True)
+        yield rows[:, half == 0] - mean, rows[:, half == 1] - mean
