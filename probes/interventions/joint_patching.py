@@ -1,4 +1,4 @@
-"""Several heads patched together, and the sets of heads whose sum may stand for one head."""
+"""Joint activation patching of several heads, and sets of heads that add up to one head."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
@@ -10,16 +10,20 @@ from scipy.optimize import lsq_linear
 from torch import Tensor
 
 from probes.errors import SiteError
-from probes.interventions.activation_patching import TOKENS_PER_BATCH, CachedRun, run_with_cache
+from probes.interventions.activation_patching import (
+    TOKENS_PER_BATCH,
+    CachedRun,
+    Z,
+    run_batch_with_cache,
+)
+from probes.interventions.sweep import mask_lacking_roles, pair_logit_diffs
 from probes.models.model import Model
 from probes.models.site import head_names, parse_head
-from probes.observe.behavior import logit_diff, pair_foils
-from probes.prompts.batch import Batch
 from probes.prompts.pair_batch import PairBatch
 from probes.prompts.role_axis import expand_to_roles
 
 MAX_SET_SIZE = 3
-"""How many heads a set may have: with more, some set explains anything."""
+"""Most heads of a set; some larger set would match any profile."""
 
 _MAX_SUPPORT = 6
 _MIN_WEIGHT = 0.05
@@ -32,49 +36,49 @@ def joint_effects(
     sets: Sequence[Sequence[str]],
     roles: Sequence[str],
 ) -> dict[str, Float[np.ndarray, "_ set effect"]]:
-    """Patch all heads of a set at once, at one role after the other: exact, by whole passes.
-
-    What comes back is laid out as `Profiles.effects` is, with sets in the place of heads: the fall
-    of each answer's lead (logits). A set of one head has that head's profile.
+    """Patch all heads of a set at once, one role at a time, in whole forward passes.
 
     Args:
-        model: The model that is patched.
-        batches: Pairs for each contrast.
+        model: Model to patch.
+        batches: Pairs of each contrast.
         sets: Names of heads, such as ("L0.H3", "L1.H2").
-        roles: Where to patch; a set is patched at one role at a time.
+        roles: Roles to patch.
+
+    Returns:
+        Effects of each contrast, in the layout of `Profiles.effects` with sets in place of heads.
 
     Raises:
-        SiteError: A set is empty, or names a head that the model does not have.
+        SiteError: A set is empty, or names a head that the model lacks.
     """
-    wanted = _set_masks(model, sets)
-    found = {}
+    set_masks = _set_masks(model, sets)
+    effects = {}
     for contrast, pairs in batches.items():
-        here = [role for role in roles if role in pairs.clean.roles]
-        found[contrast] = expand_to_roles(
-            _patch_sets(model, pairs, wanted, here).numpy(), here, roles
-        )
-    return found
+        present = [role for role in roles if role in pairs.clean.roles]
+        patched = _patch_sets(model, pairs, set_masks, present).numpy()
+        effects[contrast] = expand_to_roles(patched, present, roles)
+    return effects
 
 
 def candidate_sets(
     target: Float[np.ndarray, " effect"], parts: Float[np.ndarray, "head effect"]
 ) -> list[tuple[int, ...]]:
-    """Name the pair and the triple of heads whose summed profiles come nearest to a target.
+    """Find the pair and the triple of heads whose summed profiles are closest to a target profile.
 
-    Least squares with coefficients from 0 to 1 (Stark & Parker 1995) says which heads take part
-    at all; of these, each set is tried with every head in full, as a joint patch will have it.
-    Sums stand for joint patches here: what is found must be measured.
+    Bounded least squares with weights from 0 to 1 (Stark & Parker 1995) selects the heads; all
+    pairs and triples of these are compared with weights of 1. A sum only approximates a joint
+    patch: measure the candidates with `joint_effects`.
     """
     if not np.any(parts) or not np.any(target):
         return []
     weights = lsq_linear(parts.T, target, bounds=(0, 1)).x
-    part = weights * np.linalg.norm(parts, axis=1) / np.linalg.norm(target)
-    support = [int(k) for k in np.argsort(-part)[:_MAX_SUPPORT] if part[k] > _MIN_WEIGHT]
+    size_ratio = weights * np.linalg.norm(parts, axis=1) / np.linalg.norm(target)
+    largest = np.argsort(-size_ratio)[:_MAX_SUPPORT]
+    support = sorted(int(k) for k in largest if size_ratio[k] > _MIN_WEIGHT)
     best = []
     for size in range(2, MAX_SET_SIZE + 1):
-        sets = list(combinations(sorted(support), size))
+        sets = list(combinations(support, size))
         if sets:
-            sums = np.stack([parts[list(chosen)].sum(0) for chosen in sets])
+            sums = np.stack([parts[list(members)].sum(0) for members in sets])
             best.append(sets[int(explained_fraction(target, sums).argmax())])
     return best
 
@@ -82,9 +86,9 @@ def candidate_sets(
 def explained_fraction(
     target: Float[np.ndarray, "*draw effect"], parts: Float[np.ndarray, "*draw head effect"]
 ) -> Float[np.ndarray, "*draw head"]:
-    """Return the share of a profile's square that each other profile explains as it stands.
+    """Fraction of a profile's squared norm that each other profile explains without rescaling.
 
-    1 is all. Below 0 is worse than a head without effects: nothing is rescaled, so strength counts.
+    1 for an equal profile, 0 for no effects, below 0 for worse than none.
     """
     rest = np.square(target[..., None, :] - parts).sum(-1)
     whole = np.square(target).sum(-1)[..., None]
@@ -94,17 +98,16 @@ def explained_fraction(
 def _set_masks(model: Model, sets: Sequence[Sequence[str]]) -> Bool[Tensor, "set layer head"]:
     shape = model.shape
     names = head_names(shape.layers, shape.heads)
-    wanted = torch.zeros(len(sets), shape.layers, shape.heads, dtype=torch.bool)
+    masks = torch.zeros(len(sets), shape.layers, shape.heads, dtype=torch.bool)
     for number, heads in enumerate(sets):
-        unknown = [head for head in heads if head not in names]
-        if unknown or not heads:
+        if not heads or any(head not in names for head in heads):
             raise SiteError(
-                f"{model.name} cannot patch {tuple(heads)} together: it has heads L0.H0 to "
-                f"L{shape.layers - 1}.H{shape.heads - 1}. Name one of them or more"
+                f"{model.name} cannot patch the set {tuple(heads)}: name one or more of its heads "
+                f"L0.H0 to L{shape.layers - 1}.H{shape.heads - 1}"
             )
         for head in heads:
-            wanted[number, *parse_head(head)] = True
-    return wanted
+            masks[number, *parse_head(head)] = True
+    return masks
 
 
 def _patch_sets(
@@ -113,27 +116,27 @@ def _patch_sets(
     set_masks: Bool[Tensor, "set layer head"],
     roles: Sequence[str],
 ) -> Float[Tensor, "prompt set role answer"]:
-    clean, theirs = _run_batch(model, pairs.clean), _run_batch(model, pairs.counterfactual)
-    theirs = theirs.realigned(pairs.source_positions.to(model.device))
-    leads = _logit_diff_function(pairs, model.device)
-    before = leads(clean.logits, torch.arange(len(pairs), device=model.device))
-    where = torch.stack([pairs.role_mask(role) for role in roles]).to(model.device)
+    clean = run_batch_with_cache(model, pairs.clean)
+    source = run_batch_with_cache(model, pairs.counterfactual)
+    source = source.realigned(pairs.source_positions.to(model.device))
+    measure = pair_logit_diffs(pairs, model.device)
+    before = measure(clean.logits, torch.arange(len(pairs), device=model.device))
+    role_masks = torch.stack([pairs.role_mask(role) for role in roles]).to(model.device)
     set_masks = set_masks.to(model.device)
-    fall = torch.zeros(len(set_masks), len(roles), *before.shape, device=model.device)
-    for chosen, role, prompt in _patch_batches(clean, theirs, set_masks, where):
-        swap = where[role, prompt][None, :, :, None] & set_masks[chosen].transpose(0, 1)[:, :, None]
+    effects = torch.zeros(len(set_masks), len(roles), *before.shape, device=model.device)
+    for members, role, prompt in _patch_batches(clean, source, set_masks, role_masks):
+        positions = role_masks[role, prompt][None, :, :, None]
+        swap = positions & set_masks[members].transpose(0, 1)[:, :, None]
         edits = {
-            f"blocks.{n}.attn.hook_z": _replace_heads(swap[n], theirs.z[n, prompt])
+            f"blocks.{n}.{Z}": _replace_heads(swap[n], source.z[n, prompt])
             for n in range(len(swap))
             if bool(swap[n].any())
         }
         with model.editing(edits):
             logits = model.logits(clean.ids[prompt], clean.mask[prompt])
-        seen = logits.take_along_dim(clean.readout[prompt][..., None], dim=1)
-        fall[chosen, role, prompt] = before[prompt] - leads(seen, prompt)
-    lacks = torch.stack([~pairs.clean.role_mask(role).any(-1) for role in roles], 1)
-    each = fall.permute(2, 0, 1, 3).cpu()
-    return each.masked_fill(lacks[:, None, :, None], torch.nan)
+        readout_logits = logits.take_along_dim(clean.readout[prompt][..., None], dim=1)
+        effects[members, role, prompt] = before[prompt] - measure(readout_logits, prompt)
+    return mask_lacking_roles(effects.permute(2, 0, 1, 3).cpu(), pairs, roles)
 
 
 def _patch_batches(
@@ -142,7 +145,7 @@ def _patch_batches(
     set_masks: Bool[Tensor, "set layer head"],
     role_masks: Bool[Tensor, "role prompt position"],
 ) -> Iterator[Int[Tensor, "axis row"]]:
-    """List the sets, roles and prompts where a patch replaces anything, a few at a time."""
+    """Batches of (set, role, prompt) whose patch changes any z."""
     differs = (clean.z != source.z).any(-1)  # layer prompt position head
     rows = torch.einsum("lpth,rpt,slh->srp", differs.float(), role_masks.float(), set_masks.float())
     yield from (rows > 0).nonzero().T.split(max(1, TOKENS_PER_BATCH // clean.ids.shape[1]), dim=1)
@@ -152,25 +155,3 @@ def _replace_heads(
     swap: Bool[Tensor, "row position head"], source: Float[Tensor, "row position head d_head"]
 ) -> Callable[[Tensor], Tensor]:
     return lambda value: torch.where(swap[..., None], source, value)
-
-
-def _logit_diff_function(
-    pairs: PairBatch, device: torch.device
-) -> Callable[[Tensor, Tensor], Tensor]:
-    answer = torch.stack([readout.answer for readout in pairs.clean.readouts], 1).to(device)
-    foils = [found.to(device) for found in pair_foils(pairs)]
-
-    def leads(
-        logits: Float[Tensor, "row answer vocab"], prompt: Int[Tensor, " row"]
-    ) -> Float[Tensor, "row answer"]:
-        found = [
-            logit_diff(logits[:, k], foils[k][prompt], answer[prompt, k]) for k in range(len(foils))
-        ]
-        return torch.stack(found, 1)
-
-    return leads
-
-
-def _run_batch(model: Model, batch: Batch) -> CachedRun:
-    ids, mask = batch.ids.to(model.device), batch.mask.to(model.device)
-    return run_with_cache(model, ids, mask, batch.positions.to(model.device))

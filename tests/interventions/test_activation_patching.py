@@ -6,6 +6,7 @@ import torch
 from probes.errors import BatchError, ModelError, SiteError
 from probes.interventions import activation_patching as restart
 from probes.interventions.activation_patching import patch_sites, run_with_cache
+from probes.interventions.block_cache import BlockCache
 from probes.models.site import Site
 from probes.testing.tiny_models import KINDS, hook_count, tiny
 
@@ -104,7 +105,7 @@ def test_recomputing_the_clean_values_over_the_whole_width_changes_nothing(kind)
     rows = restart._PatchBatch(0, 0, LENGTH, each, each, residual, torch.ones_like(clean.mask))
     assert torch.allclose(restart._run_restarted(clean, clean, rows), clean.logits, atol=2e-6)
     given, _ = clean._block_caches[1]
-    again = clean.model.run_block(1, clean.resid[1], given, restart._CacheStub())
+    again = clean.model.run_block(1, clean.resid[1], given, BlockCache())
     assert torch.equal(again, clean.resid[2])
 
 
