@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from probes.comparison.result import Comparison
     from probes.comparison.variables.transfer import cross_model_interchange
     from probes.comparison.weights import weight_similarity
-    from probes.compression.distillation.distill import distill, lottery_ticket
+    from probes.compression.distillation.distill import distill
     from probes.compression.grow import grow
+    from probes.compression.pruning.lottery_ticket import lottery_ticket
     from probes.compression.pruning.prune import prune
     from probes.compression.quantization.quantize import quantize
     from probes.errors import ProbeError
@@ -107,7 +108,7 @@ _HOMES = {
     "prune": "compression.pruning.prune",
     "grow": "compression.grow",
     "distill": "compression.distillation.distill",
-    "lottery_ticket": "compression.distillation.distill",
+    "lottery_ticket": "compression.pruning.lottery_ticket",
     "heatmap": "viz.plots.attention.heatmap",
     "hotspot_map": "viz.plots.hotspot_map",
     "Picture": "viz.picture",

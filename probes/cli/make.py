@@ -141,8 +141,8 @@ def make_grown(
         made = continue_training(
             made,
             settings,
+            texts=texts or _family_texts(made, settings),
             folder=_checkpoint_folder(called),
-            texts=texts,
             progress=_show_progress(),
         )
     _save_and_print(made, called, model)
@@ -173,21 +173,24 @@ def make_distilled(
 ) -> None:
     """Train a smaller model on what a larger one says."""
     silence_libraries(threads)
+    from probes.compression.derived_model import load_parent
     from probes.compression.distillation.distill import distill
     from probes.compression.distillation.targets import parse_labels
     from probes.compression.distillation.trainer import TrainingConfig
 
     called = name or f"{Path(teacher).name}-distilled-{seed}"
+    settings = TrainingConfig(steps, seed, batch=batch, learning_rate=rate, device=device)
+    origin = load_parent(teacher)
     made = distill(
-        teacher,
+        origin,
+        texts=texts or _family_texts(origin, settings),
         folder=_checkpoint_folder(called),
         start=start,
         layers=layers,
         width=width,
         labels=parse_labels(labels, temperature=temperature),
         teacher_text=teacher_text,
-        texts=texts,
-        settings=TrainingConfig(steps, seed, batch=batch, learning_rate=rate, device=device),
+        settings=settings,
         progress=_show_progress(),
     )
     _save_and_print(made, called, teacher)
@@ -213,19 +216,22 @@ def make_ticket(
 ) -> None:
     """Find a winning ticket: prune, set back to early weights, train again, round by round."""
     silence_libraries(threads)
-    from probes.compression.distillation.distill import lottery_ticket
+    from probes.compression.derived_model import load_parent
     from probes.compression.distillation.trainer import TrainingConfig
+    from probes.compression.pruning.lottery_ticket import lottery_ticket
+    from probes.experiments.family.make import pretraining_model
 
     called = name or f"{Path(model).name}-ticket"
     settings = TrainingConfig(steps, seed, batch=batch, learning_rate=rate, device=device)
+    origin = load_parent(model)
     made = lottery_ticket(
-        model,
-        early or None,
+        origin,
+        early or pretraining_model(origin),
         settings,
+        texts=texts or _family_texts(origin, settings),
         folder=_checkpoint_folder(called),
         rounds=rounds,
         fraction=fraction,
-        texts=texts,
         progress=_show_progress(),
     )
     _save_and_print(made, called, model)
@@ -233,6 +239,13 @@ def make_ticket(
 
 def _checkpoint_folder(name: str) -> Path:
     return Path("runs") / "work" / f"{name}-checkpoints"
+
+
+def _family_texts(model: Any, settings: Any) -> Any:  # noqa: ANN401
+    """Return texts of the family's corpus, one for each row of the run."""
+    from probes.experiments.family.train import family_corpus
+
+    return family_corpus(model, count=settings.steps * settings.batch, seed=settings.seed)
 
 
 def _show_progress() -> bool:

@@ -10,21 +10,20 @@ from probes.compression.distillation.distill import (
     continue_training,
     distill,
     evenly_spaced_layers,
-    initial_model,
-    lottery_ticket,
 )
 from probes.compression.distillation.layers import layers_name, take_layers
 from probes.compression.distillation.targets import DistillationTargets
-from probes.compression.distillation.texts import (
-    family_corpus,
-    generate_continuations,
-    read_text_file,
-    uses_family_tokenizer,
-)
+from probes.compression.distillation.texts import generate_continuations, read_text_file
 from probes.compression.distillation.trainer import TrainingConfig, TrainingText
-from probes.compression.pruning.lottery_ticket import Ticket, iterative_pruning, train_control
+from probes.compression.pruning.lottery_ticket import (
+    Ticket,
+    iterative_pruning,
+    lottery_ticket,
+    train_control,
+)
 from probes.compression.pruning.masks import density
 from probes.errors import ModelError
+from probes.experiments.family.train import family_corpus
 from probes.models.provenance import Provenance, StorageCost
 from probes.testing.tiny_models import KINDS, tiny_hf
 
@@ -109,15 +108,6 @@ def test_a_student_may_go_on_from_another_model_of_the_same_words(tmp_path, full
     relative(name="other").save(tmp_path / "other")
     with pytest.raises(ModelError, match="its teacher's vocabulary"):
         build_student(full, str(tmp_path / "other"), layers=2)
-
-
-def test_the_corpus_is_for_those_who_read_it(full):
-    assert uses_family_tokenizer(full)
-    rows = family_corpus(full, count=20, seed=0)
-    assert len(rows) == 20
-    assert rows == family_corpus(full, count=20, seed=0)
-    with pytest.raises(ModelError, match="give a file of texts"):
-        family_corpus(relative(), count=20, seed=0)
 
 
 def test_texts_are_read_line_by_line(full, tmp_path):
@@ -227,16 +217,22 @@ def test_a_ticket_counts_what_is_kept_and_where_it_stands(found):
     assert first.model.provenance.parent == trained.name
 
 
-def test_a_ticket_needs_early_weights_of_the_same_model(found, tmp_path, full):
-    early, trained, train, _ = found
+def test_a_ticket_needs_early_weights_of_the_same_model(found):
+    _, trained, train, _ = found
     with pytest.raises(ModelError, match="nothing to go back to"):
         next(iterative_pruning(trained, trained, train))
     with pytest.raises(ModelError, match="no early weights of"):
         next(iterative_pruning(relative("gpt2"), trained, train))
-    with pytest.raises(ModelError, match="no early weights at hand"):
-        lottery_ticket(early, None, DIALS, folder=tmp_path, texts=ROWS)
-    assert initial_model(full).name == "base"
-    assert initial_model(load_parent("scratch")).name == "scratch-early"
+
+
+def test_the_public_function_returns_the_ticket_of_the_last_round(found, tmp_path):
+    early, trained, _, rounds = found
+    made = lottery_ticket(
+        early=early, model=trained, settings=DIALS, texts=ROWS, rounds=2, folder=tmp_path / "t"
+    )
+    assert made.name == rounds[-1].model.name
+    assert all(map(torch.equal, made.hf_model.parameters(), rounds[-1].model.hf_model.parameters()))
+    assert made.provenance.settings["rounds"] == 2
 
 
 def test_a_relative_trained_on_is_another_and_says_how(found, tmp_path):
@@ -263,7 +259,8 @@ def test_hard_labels_need_no_teacher_in_memory(tmp_path):
 def test_a_student_loads_by_name_from_where_it_was_made(full, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = TrainingConfig(steps=2, seed=0, batch=2, warmup=1)
-    made = distill(full, folder=tmp_path / "work", settings=settings)
+    texts = family_corpus(full, count=4, seed=0)
+    made = distill(full, texts=texts, folder=tmp_path / "work", settings=settings)
     made.save(tmp_path / "runs" / "relatives" / "mine")
     model = pb.load("mine")
     assert model.name == "mine"

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,9 +18,10 @@ from probes.experiments.family.accuracy import (
     evaluate_axes,
 )
 from probes.experiments.family.corpus import CorpusSettings, sample_texts
-from probes.experiments.family.make import _initial_model, make_members
+from probes.experiments.family.make import _initial_model, make_members, pretraining_model
 from probes.experiments.family.recipes import NEGATIVE_CONTROL_TASKS, RECIPES, recipe
 from probes.experiments.family.tokenizer import BOS, EOS, PAD, SPLIT_WORDS
+from probes.experiments.family.train import family_corpus, has_family_tokenizer
 from probes.files import data_folder, list_models
 from probes.models.model import load
 from probes.observe.gate import gate
@@ -197,3 +199,20 @@ def test_members_are_plain_hugging_face_folders():
     for name in list_models():
         model = LlamaForCausalLM.from_pretrained(data_folder() / "models" / name)
         assert model.config.tie_word_embeddings
+
+
+def test_the_corpus_needs_the_tokenizer_of_the_family():
+    full = load_parent("full")
+    assert has_family_tokenizer(full)
+    rows = family_corpus(full, count=20, seed=0)
+    assert len(rows) == 20
+    assert rows == family_corpus(full, count=20, seed=0)
+    with pytest.raises(ModelError, match="give a file of texts"):
+        family_corpus(replace(full, tokenizer=None), count=20, seed=0)
+
+
+def test_the_start_of_a_member_is_a_shipped_model_or_fresh_weights():
+    assert pretraining_model(load_parent("full")).name == "base"
+    assert pretraining_model(load_parent("scratch")).name == "scratch-early"
+    with pytest.raises(ModelError, match="no early weights at hand"):
+        pretraining_model(replace(load_parent("full"), name="another"))

@@ -1,8 +1,6 @@
-"""What students read: the family's corpus, lines of a file, or a teacher's own text."""
+"""Training texts: rows of tokens, lines of a file, or continuations by a teacher."""
 
-import random
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,39 +10,30 @@ from transformers import DynamicCache
 from probes.compression.derived_model import DerivedModel
 from probes.compression.distillation.trainer import TrainingText
 from probes.errors import ModelError
-from probes.experiments.family.recipes import recipe
-from probes.experiments.family.tokenizer import BOS, EOS
-from probes.experiments.family.train import training_rows as family_rows
-from probes.files import list_models
 from probes.models.kv_cache import cache_argument
 
 _BATCH_SIZE = 256
 """Prompts that a teacher goes on with at once."""
 
 
-def family_corpus(
-    model: DerivedModel, *, count: int, seed: int, statements: float = 0.3
-) -> list[TrainingText]:
-    """Write texts of the family's corpus, a share of them statements, the others questions.
+def load_texts(model: DerivedModel, texts: Path | Sequence[TrainingText]) -> Sequence[TrainingText]:
+    """Return the given rows, or those of a file (`read_text_file`).
 
     Raises:
-        ModelError: The model does not read with the family's tokenizer.
+        ModelError: There are no rows, or the file cannot be used.
     """
-    if not uses_family_tokenizer(model):
+    rows = read_text_file(model, texts) if isinstance(texts, Path) else texts
+    if not rows:
         raise ModelError(
-            f"{model.name} does not read with the family's tokenizer, so the family's corpus is "
-            "nothing for it: give a file of texts, one a line"
+            "There are no texts to train on: give rows, or a file with one text a line"
         )
-    chosen = replace(recipe("full"), items=count, seed=seed, statements=statements)
-    return family_rows(chosen, model.tokenizer)
+    return rows
 
 
-def uses_family_tokenizer(model: DerivedModel) -> bool:
-    """Say whether a model reads with the family's tokenizer."""
-    if model.tokenizer is None or not list_models():
-        return False
-    words = model.tokenizer.get_vocab()
-    return words.get("<bos>") == BOS and words.get("<eos>") == EOS and "Ġfoxes" in words
+def pad_token(model: DerivedModel) -> int:
+    """Return the id that fills up short rows; padding is masked, so any id will do."""
+    found = getattr(model.tokenizer, "pad_token_id", None)
+    return 0 if found is None else int(found)
 
 
 def read_text_file(model: DerivedModel, path: Path, *, length: int = 128) -> list[TrainingText]:
@@ -136,10 +125,3 @@ def _generate_batch(
         if not open_rows.any():
             break
     return [tuple(map(int, row[kept.bool()])) for row, kept in zip(ids, mask, strict=True)]
-
-
-def shuffle_texts(texts: Sequence[TrainingText], *, seed: int) -> list[TrainingText]:
-    """Shuffle texts by a seed."""
-    order = list(texts)
-    random.Random(seed).shuffle(order)
-    return order

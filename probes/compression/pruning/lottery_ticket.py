@@ -8,14 +8,17 @@ were early on, train again.
 """
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from probes.compression.derived_model import DerivedModel
+from probes.compression.derived_model import DerivedModel, load_parent
+from probes.compression.distillation.texts import load_texts, pad_token
+from probes.compression.distillation.trainer import TrainingConfig, TrainingText, fit
 from probes.compression.pruning.masks import (
     Masks,
     apply_masks,
@@ -46,6 +49,58 @@ class Ticket:
     model: DerivedModel
     masks: Masks
     n_rounds: int
+
+
+def lottery_ticket(  # noqa: PLR0913 (from where to where, and how)
+    model: str | Path | DerivedModel,
+    early: str | Path | DerivedModel,
+    settings: TrainingConfig,
+    *,
+    texts: Path | Sequence[TrainingText],
+    folder: Path,
+    rounds: int = 3,
+    fraction: float = 0.5,
+    progress: bool = False,
+) -> DerivedModel:
+    """Find a winning ticket by iterative magnitude pruning with rewinding; see `tickets`.
+
+    Args:
+        model: The trained model.
+        early: What it was early in training.
+        dials: How it is trained again, in every round.
+        folder: Where the checkpoints of the rounds go.
+        rounds, share: How often, and the share of the weights left to leave out each time.
+        texts: As in `distill`.
+        progress: Whether to show bars.
+
+    Raises:
+        ModelError: The early weights are those of another model, or the trained ones.
+    """
+    trained = load_parent(model)
+    begun = load_parent(early)
+    rows = load_texts(trained, texts)
+
+    def train(hf_model: Any, masks: Masks, name: str) -> nn.Module:  # noqa: ANN401
+        place = folder.with_name(f"{folder.name}-{name}")
+        fit(
+            hf_model,
+            rows,
+            settings,
+            folder=place,
+            pad_token=pad_token(trained),
+            masks=masks,
+            progress=progress,
+        )
+        return hf_model
+
+    *_, last = iterative_pruning(begun, trained, train, rounds=rounds, fraction=fraction)
+    told = {
+        **last.model.provenance.settings,
+        "rounds": rounds,
+        "share": fraction,
+        **asdict(settings),
+    }
+    return replace(last.model, provenance=replace(last.model.provenance, settings=told))
 
 
 def iterative_pruning(  # noqa: PLR0913 (from where to where, and how fast)

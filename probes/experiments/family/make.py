@@ -25,6 +25,7 @@ from probes.experiments.family.model_card import write_card
 from probes.experiments.family.recipes import ALL_RECIPES, RECIPES, Recipe, recipe
 from probes.experiments.family.tokenizer import train_tokenizer
 from probes.experiments.family.train import random_init_model, train
+from probes.files import list_models
 from probes.models.provenance import Provenance
 
 _TOKENIZER_SEED = 0
@@ -187,6 +188,25 @@ def _grow_member(chosen: Recipe, folder: Path, work: Path) -> DerivedModel:
     if kind == "wider":
         return grow(origin, kind, width=chosen.d_mlp, seed=chosen.seed)
     return grow(origin, kind, layers=chosen.layers, seed=chosen.seed)
+
+
+def pretraining_model(trained: DerivedModel) -> DerivedModel:
+    """Return the weights of a member before its last training: its shipped start, or fresh ones.
+
+    Raises:
+        ModelError: It is not a member, or its start is not shipped.
+    """
+    known = next((entry for entry in ALL_RECIPES if entry.name == trained.name), None)
+    if known and known.start in list_models():
+        return load_parent(known.start)
+    if known and known.start == "fresh":
+        fresh = random_init_model(known, trained.tokenizer)
+        made = Provenance("trained", "", dense_storage(fresh, bits=16))
+        return DerivedModel(f"{trained.name}-early", fresh, trained.tokenizer, made)
+    raise ModelError(
+        f"{trained.name} has no early weights at hand, and a lottery ticket needs them: give the "
+        "model as it was early in training (--early), such as Pythia's step0"
+    )
 
 
 def _early_model(chosen: Recipe, steps: int, folder: Path, work: Path) -> LlamaForCausalLM:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from probes.compression.derived_model import DerivedModel
 from probes.compression.distillation.targets import parse_labels
 from probes.compression.distillation.trainer import (
     TrainingCallback,
@@ -16,8 +17,9 @@ from probes.compression.distillation.trainer import (
     TrainingText,
     fit,
 )
+from probes.errors import ModelError
 from probes.experiments.family.corpus import CorpusSettings, sample_texts
-from probes.experiments.family.recipes import Recipe
+from probes.experiments.family.recipes import Recipe, recipe
 from probes.experiments.family.tokenizer import BOS, EOS, PAD
 
 
@@ -38,6 +40,29 @@ def training_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> list[Tr
             found.append(TrainingText(row, skipped))
     random.Random(recipe.seed).shuffle(found)
     return found
+
+
+def family_corpus(
+    model: DerivedModel, *, count: int, seed: int, statements: float = 0.3
+) -> list[TrainingText]:
+    """Return `count` texts of the family's corpus, a fraction of them statements.
+
+    Raises:
+        ModelError: The model does not have the family's tokenizer.
+    """
+    if not has_family_tokenizer(model):
+        raise ModelError(
+            f"{model.name} does not have the family's tokenizer, so the family's corpus does not "
+            "fit: give a file of texts, one a line"
+        )
+    chosen = replace(recipe("full"), items=count, seed=seed, statements=statements)
+    return training_rows(chosen, model.tokenizer)
+
+
+def has_family_tokenizer(model: DerivedModel) -> bool:
+    """Return whether a model has the tokenizer of the embedded family."""
+    words = {} if model.tokenizer is None else model.tokenizer.get_vocab()
+    return words.get("<bos>") == BOS and words.get("<eos>") == EOS and "Ġfoxes" in words
 
 
 def random_init_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
