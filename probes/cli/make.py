@@ -179,6 +179,7 @@ def make_distilled(
     from probes.compression.distillation.trainer import TrainingConfig
 
     called = name or f"{Path(teacher).name}-distilled-{seed}"
+    targets = parse_labels(labels, temperature=temperature)
     settings = TrainingConfig(steps, seed, batch=batch, learning_rate=rate, device=device)
     origin = load_parent(teacher)
     made = distill(
@@ -188,7 +189,7 @@ def make_distilled(
         start=start,
         layers=layers,
         width=width,
-        labels=parse_labels(labels, temperature=temperature),
+        labels=targets,
         teacher_text=teacher_text,
         settings=settings,
         progress=_show_progress(),
