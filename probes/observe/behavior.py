@@ -62,7 +62,7 @@ def _whole_answer_correct(
 ) -> Bool[Tensor, " row"]:
     """Say whether each token from the read-out to the answer's end was foretold."""
     position = torch.arange(1, batch.ids.shape[1])
-    start, end = readout.position[rows, None], readout.end[rows, None]
+    start, end = readout.start[rows, None], readout.end[rows, None]
     inside = (position > start) & (position < end)
     return ((likeliest[:, :-1] == batch.ids[rows, 1:]) | ~inside).all(-1)
 

@@ -22,14 +22,17 @@ class Readout:
 
     Attributes:
         name: Answer, such as "number" or "noun".
+        start: Position before the answer's first token.
         position: Position before the token at which the outcomes first differ.
         answer: Token of the answer there.
         outcomes: Tokens of all outcomes there, the answer's first, one tuple a prompt.
         end: Position after the answer's last token. The answer is correct as a whole when every
-            token from `position` + 1 to `end` is the most likely one.
+            token after `start` and before `end` is the most likely one, also those that the
+            outcomes share.
     """
 
     name: str
+    start: Int[Tensor, " prompt"]
     position: Int[Tensor, " prompt"]
     answer: Int[Tensor, " prompt"]
     outcomes: tuple[tuple[int, ...], ...]
@@ -178,6 +181,7 @@ def pad_prompts(
         readouts.append(
             Readout(
                 name=name,
+                start=torch.tensor([row.answer_starts[k] - 1 for row in prompts]) + shift,
                 position=torch.tensor([row.outcome_starts[k] - 1 for row in prompts]) + shift,
                 answer=torch.tensor([row.outcomes[k][0] for row in prompts]),
                 outcomes=tuple(row.outcomes[k] for row in prompts),

@@ -1,11 +1,12 @@
 """Questions with slots, roles and answers, and pairs of them.
 
-The text of a question is the prompt. Its answers follow in order, each after a space
-("… Answer:" + " 4" + " foxes"). Roles are character spans of the prompt.
+The text of a question is the prompt. Its answers follow in order, each after a delimiter
+("… Answer:" + " 4" + " foxes"). Prompt and answers are used exactly as given. Roles are character
+spans of the prompt.
 """
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -31,6 +32,8 @@ class Question:
         outcomes: Name of each answer with its possible texts, the correct one first: the other
             operation, copied numbers, other objects.
         roles: Character spans, in the order of the text, without overlap.
+        delimiter: Text between prompt and answer where neither has white space there: a space, or
+            "" for languages without spaces.
     """
 
     text: str
@@ -41,6 +44,7 @@ class Question:
     answers: tuple[tuple[str, str], ...]
     outcomes: tuple[tuple[str, tuple[str, ...]], ...]
     roles: tuple[Span, ...]
+    delimiter: str = " "
 
     @classmethod
     def from_text(cls, text: str) -> "Question":
@@ -69,7 +73,19 @@ class Question:
     @property
     def full_text(self) -> str:
         """Prompt followed by all its answers."""
-        return self.text + "".join(f" {text}" for _, text in self.answers)
+        return self.answer_contexts([text for _, text in self.answers])[-1]
+
+    def append(self, before: str, answer: str) -> str:
+        """Text followed by an answer; white space on either side replaces the delimiter."""
+        has_space = before[-1:].isspace() or answer[:1].isspace()
+        return before + ("" if has_space else self.delimiter) + answer
+
+    def answer_contexts(self, answers: Sequence[str]) -> list[str]:
+        """Prompt, then the prompt followed by the first answer, the first two answers, and so on."""
+        contexts = [self.text]
+        for answer in answers:
+            contexts.append(self.append(contexts[-1], answer))
+        return contexts
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Tokenized prompts: ids with one role for each token, before padding.
 
-Roles are assigned by the overlap of character offsets without white space, so that any fast
-tokenizer works. A token of white space alone has the role of the next token.
+A prompt and its answers are tokenized as one text, exactly as given. Roles are assigned by the
+overlap of character offsets without white space, so that any fast tokenizer works. A token of
+white space alone has the role of the next token.
 """
 
 from collections.abc import Sequence
@@ -14,14 +15,26 @@ from probes.prompts.question import Question, Span
 
 REST, BOS = "rest", "bos"
 
+MAX_CHARACTERS = 500_000
+"""Most characters of a prompt with its answers; longer texts are refused before tokenization."""
+
 
 @dataclass(frozen=True, slots=True)
 class TokenizedPrompt:
-    """One tokenized text before padding: ids, roles, tokens, and positions of its answers."""
+    """One tokenized text before padding.
+
+    Attributes:
+        ids, roles, tokens: Id, role and text of every token.
+        answer_starts: Index of the first token of each answer.
+        outcome_starts: Index at which the outcomes of each answer first differ.
+        answer_ends: Index after the last token of each correct answer.
+        outcomes: Tokens of the outcomes at that index, the correct one first.
+    """
 
     ids: tuple[int, ...]
     roles: tuple[str, ...]
     tokens: tuple[str, ...]
+    answer_starts: tuple[int, ...]
     outcome_starts: tuple[int, ...]
     answer_ends: tuple[int, ...]
     outcomes: tuple[tuple[int, ...], ...]
@@ -34,6 +47,58 @@ def tokenize_questions(
     answers_from: Sequence[Question] | None = None,
 ) -> tuple[TokenizedPrompt, ...]:
     """Tokenize questions before padding; arguments and errors as in `tokenize`."""
+    answers_from = answers_from or questions
+    contexts = [
+        question.answer_contexts([text for _, text in source.answers])
+        for question, source in zip(questions, answers_from, strict=True)
+    ]
+    _check_questions(tokenizer, questions, [texts[-1] for texts in contexts])
+    encoded = tokenizer(
+        [texts[-1] for texts in contexts], add_special_tokens=False, return_offsets_mapping=True
+    )
+    outcome_ids = _tokenize_outcomes(tokenizer, questions, contexts)
+    prompts = []
+    for index, (question, source) in enumerate(zip(questions, answers_from, strict=True)):
+        ids, offsets = encoded["input_ids"][index], encoded["offset_mapping"][index]
+        *befores, text = contexts[index]
+        spans = [
+            (f"reply_{name}", len(before), len(after))
+            for (name, _), before, after in zip(
+                question.answers, befores, contexts[index][1:], strict=True
+            )
+        ]
+        starts, outcome_starts, ends, outcomes = [], [], [], []
+        for k, (name, answer) in enumerate(question.answers):
+            ids_of, character = outcome_ids[index, k], len(befores[k])
+            first = next((n for n, (_, b) in enumerate(offsets) if b > character), len(ids) - 1)
+            start, tokens = _first_difference(tokenizer, question, name, ids_of, first)
+            written = ids_of.get(source.answers[k][1], next(iter(ids_of.values()))[:start])
+            if tuple(ids[: len(written)]) != written:
+                raise OutcomeError(
+                    f"{text!r} has other tokens without the text after {name}: choose words "
+                    "whose tokens do not depend on what follows"
+                )
+            _check_boundary(text, offsets[first], character)
+            starts.append(min(first, start))
+            outcome_starts.append(start)
+            ends.append(len(ids_of[answer]))
+            outcomes.append(tokens)
+        prompt = TokenizedPrompt(
+            tuple(ids),
+            assign_roles(text, offsets, (*question.roles, *spans)),
+            tuple(text[a:b] for a, b in offsets),
+            tuple(starts),
+            tuple(outcome_starts),
+            tuple(ends),
+            tuple(outcomes),
+        )
+        prompts.append(_add_bos(tokenizer, prompt))
+    return tuple(prompts)
+
+
+def _check_questions(
+    tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], texts: Sequence[str]
+) -> None:
     if not questions:
         raise BatchError("A batch needs at least one question: none was given")
     if not getattr(tokenizer, "is_fast", False):
@@ -42,54 +107,43 @@ def tokenize_questions(
             "tokenizer (a folder with tokenizer.json)"
         )
     names = [name for name, _ in questions[0].answers]
-    for index, question in enumerate(questions):
+    for index, (question, text) in enumerate(zip(questions, texts, strict=True)):
         if not question.text.strip():
             raise BatchError(f"Prompt {index} has no text: give a text that is not empty")
+        if len(text) > MAX_CHARACTERS:
+            raise BatchError(
+                f"Prompt {index}, {text[:60]!r}…, has {len(text)} characters: at most "
+                f"{MAX_CHARACTERS} are tokenized. Shorten it"
+            )
+        if (surrogate := find_surrogate(text)) is not None:
+            raise BatchError(
+                f"Prompt {index} has a lone surrogate ({surrogate}), which no tokenizer can read: "
+                "decode the text as UTF-8, or remove the character"
+            )
         if [name for name, _ in question.answers] != names:
             raise BatchError(
                 f"{question.text!r} answers {[n for n, _ in question.answers]}, the first prompt "
                 f"{names}: put questions with the same answers in one batch"
             )
-    answers_from = answers_from or questions
-    texts = [
-        question.text + _answer_text(answered_by)
-        for question, answered_by in zip(questions, answers_from, strict=True)
-    ]
-    whole = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-    endings = _tokenize_outcomes(tokenizer, questions, answers_from)
-    rows = []
-    for index, (question, answered_by) in enumerate(zip(questions, answers_from, strict=True)):
-        ids, offsets = whole["input_ids"][index], whole["offset_mapping"][index]
-        roles = assign_roles(
-            texts[index], offsets, (*question.roles, *_answer_spans(question, answered_by))
+
+
+def find_surrogate(text: str) -> str | None:
+    """First lone surrogate of a text, such as "U+D800"; None where the text is valid Unicode."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"U+{ord(text[error.start]):04X}"
+    return None
+
+
+def _check_boundary(text: str, token: tuple[int, int], character: int) -> None:
+    """Refuse a token that holds the end of the prompt and the start of an answer."""
+    first, last = token
+    if first < character and text[first:character].strip():
+        raise OutcomeError(
+            f"{text[:character]!r} and its answer share the token {text[first:last]!r} in this "
+            "tokenizer: end the prompt at the end of a word, or set the delimiter to a space"
         )
-        starts, ends, outcomes = [], [], []
-        for k, (name, _) in enumerate(question.answers):
-            found = endings[index, k]
-            start, tokens = _first_difference(tokenizer, question, name, found)
-            written = found.get(answered_by.answers[k][1], next(iter(found.values()))[:start])
-            if tuple(ids[: len(written)]) != written:
-                raise OutcomeError(
-                    f"{texts[index]!r} has other tokens without the text after {name}: choose words "
-                    "whose tokens do not depend on what follows"
-                )
-            starts.append(start)
-            ends.append(len(found[question.answer(name)]))
-            outcomes.append(tokens)
-        rows.append(
-            _add_bos(
-                tokenizer,
-                TokenizedPrompt(
-                    tuple(ids),
-                    roles,
-                    tuple(texts[index][a:b] for a, b in offsets),
-                    tuple(starts),
-                    tuple(ends),
-                    tuple(outcomes),
-                ),
-            )
-        )
-    return tuple(rows)
 
 
 def _add_bos(tokenizer: PreTrainedTokenizerBase, prompt: TokenizedPrompt) -> TokenizedPrompt:
@@ -99,47 +153,31 @@ def _add_bos(tokenizer: PreTrainedTokenizerBase, prompt: TokenizedPrompt) -> Tok
         (tokenizer.bos_token_id, *prompt.ids),
         (BOS, *prompt.roles),
         (str(tokenizer.bos_token), *prompt.tokens),
+        tuple(start + 1 for start in prompt.answer_starts),
         tuple(start + 1 for start in prompt.outcome_starts),
         tuple(end + 1 for end in prompt.answer_ends),
         prompt.outcomes,
     )
 
 
-def _answer_text(answered_by: Question) -> str:
-    return "".join(f" {text}" for _, text in answered_by.answers)
-
-
-def _answer_spans(question: Question, answered_by: Question) -> tuple[Span, ...]:
-    spans, at = [], len(question.text)
-    for name, text in answered_by.answers:
-        spans.append((f"reply_{name}", at, at + 1 + len(text)))
-        at += 1 + len(text)
-    return tuple(spans)
-
-
 def _tokenize_outcomes(
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
-    answers_from: Sequence[Question],
+    contexts: Sequence[Sequence[str]],
 ) -> dict[tuple[int, int], dict[str, tuple[int, ...]]]:
-    """Token ids of every prompt with every outcome of every answer."""
+    """Token ids of every prompt with every outcome of every answer, by (prompt, answer)."""
     keys, texts = [], []
-    for index, (question, answered_by) in enumerate(zip(questions, answers_from, strict=True)):
-        before = question.text
-        for k, ((_, outcomes), (_, written)) in enumerate(
-            zip(question.outcomes, answered_by.answers, strict=True)
-        ):
-            for outcome in outcomes:
-                keys.append((index, k, outcome))
-                texts.append(f"{before} {outcome}")
-            before += f" {written}"
-    found: dict[tuple[int, int], dict[str, tuple[int, ...]]] = {}
+    for index, (question, befores) in enumerate(zip(questions, contexts, strict=True)):
+        for k, (_, outcomes) in enumerate(question.outcomes):
+            keys += [(index, k, outcome) for outcome in outcomes]
+            texts += [question.append(befores[k], outcome) for outcome in outcomes]
+    ids_of: dict[tuple[int, int], dict[str, tuple[int, ...]]] = {}
     if not texts:  # Plain texts have no answers.
-        return found
+        return ids_of
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
     for (index, k, outcome), ids in zip(keys, encoded, strict=True):
-        found.setdefault((index, k), {})[outcome] = tuple(ids)
-    return found
+        ids_of.setdefault((index, k), {})[outcome] = tuple(ids)
+    return ids_of
 
 
 def _first_difference(
@@ -147,14 +185,16 @@ def _first_difference(
     question: Question,
     name: str,
     outcome_ids: dict[str, tuple[int, ...]],
+    answer_start: int,
 ) -> tuple[int, tuple[int, ...]]:
-    """Position at which the outcomes first differ, and their tokens, the answer's first."""
+    """Index at which the outcomes first differ, and their tokens there, the answer's first.
+
+    A single outcome is read at its first token.
+    """
     encoded = list(outcome_ids.values())
     shortest = min(len(ids) for ids in encoded)
     if len(encoded) == 1:
-        # A single outcome is read at the first token after the prompt.
-        start = len(tokenizer(question.text, add_special_tokens=False)["input_ids"])
-        start = min(start, shortest - 1)
+        start = min(answer_start, shortest - 1)
     else:
         start = next(
             (at for at in range(shortest) if len({ids[at] for ids in encoded}) > 1), shortest
@@ -162,8 +202,8 @@ def _first_difference(
     tokens: dict[int, str] = {}
     for outcome, ids in outcome_ids.items():
         # An outcome that ends here is a prefix of all others.
-        ends = next(text for text in (*outcome_ids, "") if text != outcome)
-        clash = tokens.get(ids[start]) if start < len(ids) else ends
+        prefix_of = next(text for text in (*outcome_ids, "") if text != outcome)
+        clash = tokens.get(ids[start]) if start < len(ids) else prefix_of
         if clash is not None:
             other = outcome_ids[clash]
             raise OutcomeError(
@@ -180,24 +220,24 @@ def assign_roles(
     text: str, offsets: Sequence[tuple[int, int]], spans: Sequence[Span]
 ) -> tuple[str, ...]:
     """Role with the greatest overlap for every token; white space has the next token's role."""
-    found: list[str | None] = []
+    overlapping: list[str | None] = []
     for start, end in offsets:
         while start < end and text[start].isspace():
             start += 1
         while start < end and text[end - 1].isspace():
             end -= 1
         if start == end:
-            found.append(None)
+            overlapping.append(None)
             continue
         overlap, role = max(
             ((min(end, b) - max(start, a), role) for role, a, b in spans),
-            key=lambda pair: pair[0],
+            key=lambda candidate: candidate[0],
             default=(0, REST),
         )
-        found.append(role if overlap > 0 else REST)
+        overlapping.append(role if overlap > 0 else REST)
     roles: list[str] = []
     following = REST
-    for role in reversed(found):
+    for role in reversed(overlapping):
         following = role or following
         roles.append(following)
     return tuple(reversed(roles))

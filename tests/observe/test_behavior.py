@@ -1,4 +1,6 @@
-"""Whole answers and leads, on logits that are written by hand."""
+"""Whole answers and logit differences, on logits that are written by hand."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -48,6 +50,7 @@ def test_the_lead_is_the_answer_less_the_mean_of_its_rivals():
 def test_rivals_are_the_outcomes_behind_the_answer():
     readout = Readout(
         name="number",
+        start=torch.tensor([0, 0, 0]),
         position=torch.tensor([0, 0, 0]),
         answer=torch.tensor([4, 7, 9]),
         outcomes=((4, 5, 6), (7, 8), (9,)),
@@ -94,8 +97,8 @@ def test_one_wrong_token_spoils_the_answer_that_it_stands_in_and_no_other(letter
     assert "".join(batch.tokens[0]) == "Say foxes now"
     wrong = (0, slip - 1, letters.convert_tokens_to_ids("!"), 9.0)
     found = evaluate_behavior(scripted(101, wrong), batch)
-    # The spaces at 3 and 9 are shared by all outcomes, so no answer is spoilt there.
-    assert found.correct.tolist() == [[slip not in range(4, 9), slip not in range(10, 13)]]
+    # The spaces at 3 and 9, which all outcomes share, are part of the answers.
+    assert found.correct.tolist() == [[slip not in range(3, 9), slip not in range(9, 13)]]
 
 
 def test_a_lead_does_not_make_an_answer_right(letters):
@@ -133,3 +136,20 @@ def test_the_size_of_a_chunk_changes_nothing(own):
     whole, parts = evaluate_behavior(model, batch), evaluate_behavior(model, batch, batch_size=3)
     torch.testing.assert_close(whole.logit_diff, parts.logit_diff, atol=1e-5, rtol=0)
     assert torch.equal(whole.predicted, parts.predicted)
+
+
+@pytest.mark.parametrize(
+    ("text", "outcomes", "shared"),
+    [("Rome", ("New York", "New Zealand"), range(4, 9)), ("5+7=", ("12", "17"), range(4, 6))],
+)
+def test_tokens_that_the_outcomes_share_count_for_accuracy(letters, text, outcomes, shared):
+    batch = tokenize(letters, (replace(asked(outcomes), text=text),))
+    (readout,) = batch.readouts
+    assert int(readout.position[0]) + 1 == shared.stop
+    assert evaluate_behavior(scripted(len(letters)), batch).correct.all()
+    for at in shared:
+        wrong = (0, at - 1, letters.convert_tokens_to_ids("!"), 9.0)
+        found = evaluate_behavior(scripted(len(letters), wrong), batch)
+        assert not found.correct.any()
+        # The logit difference is read at the first differing token.
+        assert found.logit_diff.tolist() == [[2.0]]

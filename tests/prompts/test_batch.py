@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from probes.errors import BatchError, OutcomeError, SiteError, TokenizerError
@@ -277,6 +277,68 @@ def test_answers_that_merge_with_the_next_word_are_refused():
     assert len(merging("2= 4 foxes")["input_ids"]) == 3
     with pytest.raises(OutcomeError, match="has other tokens without the text after a0"):
         tokenize(merging, (make_question("2=", ("4", "5"), ("foxes", "=")),))
+
+
+# Text is used exactly as given.
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "delimiter", "whole"),
+    [
+        ("I have", "2", " ", "I have 2"),
+        ("I have ", "2", " ", "I have 2"),
+        ("She:\n", "Yes", " ", "She:\nYes"),
+        ("The girl is glad.", "\nshe", " ", "The girl is glad.\nshe"),
+        ("I have  ", " 2 ", " ", "I have   2 "),
+        ("首都是", "巴黎", "", "首都是巴黎"),
+    ],
+)
+def test_prompt_and_answer_are_concatenated_exactly_as_given(text, answer, delimiter, whole):
+    question = replace(make_question(text, (answer, "no")), delimiter=delimiter)
+    assert question.full_text == whole
+    tokens = Tokenizer(models.WordLevel({c: k for k, c in enumerate(sorted({*whole, *"no "}))}))
+    tokens.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    batch = tokenize(PreTrainedTokenizerFast(tokenizer_object=tokens), (question,))
+    assert "".join(batch.tokens[0]) == whole
+    (readout,) = batch.readouts
+    assert int(readout.start[0]) == len(text) - 1
+    assert int(readout.end[0]) == len(whole)
+
+
+def test_the_reply_includes_its_delimiter_and_the_prompt_keeps_its_white_space(letters):
+    with_space, without = make_question("I have", ("2", "3")), make_question("I have ", ("2", "3"))
+    a, b = tokenize(letters, (with_space,)), tokenize(letters, (without,))
+    assert torch.equal(a.ids, b.ids)
+    assert a.role_mask("reply_a0")[0].tolist() == [False] * 6 + [True] * 2
+    # A token of white space alone has the role of the next token in both.
+    assert torch.equal(a.role_of, b.role_of)
+    assert (int(a.readouts[0].start[0]), int(b.readouts[0].start[0])) == (5, 6)
+
+
+def test_an_answer_starts_at_its_first_token_and_not_where_outcomes_differ(letters):
+    batch = tokenize(letters, (make_question("Rome", ("New York", "New Zealand")),))
+    (readout,) = batch.readouts
+    assert (int(readout.start[0]), int(readout.position[0])) == (3, 8)
+
+
+def test_a_token_across_prompt_and_answer_is_refused():
+    pieces = ["un", "happy", "lucky", "unhappy", "is", " "]
+    tokenizer = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0))
+    merging = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    question = replace(make_question("un", ("happy", "lucky")), delimiter="")
+    with pytest.raises(OutcomeError, match="'un' and its answer share the token 'unhappy'"):
+        tokenize(merging, (question,))
+
+
+def test_a_prompt_of_a_megabyte_is_refused_before_tokenization(own, monkeypatch):
+    monkeypatch.setattr(type(own), "__call__", None)
+    with pytest.raises(BatchError, match=r"Prompt 0, 'aaaa.* has 1000000 characters: at most"):
+        tokenize(own, "a" * 1_000_000)
+
+
+def test_a_lone_surrogate_is_refused_with_its_code(own):
+    with pytest.raises(BatchError, match=r"Prompt 1 has a lone surrogate \(U\+D83E\)"):
+        tokenize(own, ("fine", "a \ud83e fox"))
 
 
 # Counterfactuals are followed by the clean answers.

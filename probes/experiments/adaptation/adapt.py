@@ -268,7 +268,7 @@ def _answer_accuracy(model: Any, batch: Batch) -> Float[np.ndarray, " answer"]: 
     position = torch.arange(1, batch.ids.shape[1])
     shares = []
     for read in batch.readouts:
-        inside = (position > read.position[:, None]) & (position < read.end[:, None])
+        inside = (position > read.start[:, None]) & (position < read.end[:, None])
         shares.append(_all_correct(hit | ~inside))
     return np.array(shares)
 
