@@ -4,7 +4,7 @@ import copy
 import difflib
 import inspect
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -122,6 +122,25 @@ class Model:
         hooks = [(name, partial(apply_edit, name, edit)) for name, edit in pairs]
         with self.locked(), self.bridge.hooks(fwd_hooks=hooks):
             yield
+
+    @contextmanager
+    def recording(
+        self, names: Iterable[str], select: Callable[[Tensor], Tensor] | None = None
+    ) -> Iterator[dict[str, Tensor]]:
+        """Record activations of the forward pass inside the `with`, by hook name or site.
+
+        Args:
+            names: Hook names or sites.
+            select: Maps an activation to what is kept of it; by default the tensor itself, which
+                in-place operations of the model may still change.
+        """
+        kept: dict[str, Tensor] = {}
+
+        def keep(name: str, value: Tensor) -> None:
+            kept[name] = value if select is None else select(value)
+
+        with self.editing({name: partial(keep, name) for name in names}):
+            yield kept
 
     @torch.no_grad()
     def generate(

@@ -1,31 +1,36 @@
-"""Capture: run a batch once and keep the activations that were asked for, and no others."""
+"""Capture: run prompts once and keep the named activations."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from probes.errors import SiteError
 from probes.models.model import Model
-from probes.prompts.batch import Batch
+from probes.models.site import RESID, RESID_OUT
+from probes.prompts.batch import Batch, tokenize
+from probes.prompts.question import Question
 
 HOOK_POINTS = {
-    "resid": "hook_resid_pre",
+    "resid": RESID,
     "attention": "attn.hook_pattern",
     "z": "attn.hook_z",
     "mlp_out": "hook_mlp_out",
 }
-"""What can be captured, and the hook it is read from in every block."""
+"""Hook of each kind of activation, in every block."""
+
+_PROMPTS_PER_RUN = 100
 
 
 @dataclass(frozen=True, eq=False)
 class Activations:
-    """Captured tensors by name, stacked over layers.
+    """Captured activations by name, stacked over layers.
 
-    "resid" is "layer prompt position d_model" with one layer more than the model has: the input
-    of every block, then the output of the last. "attention" is "layer prompt head query key",
-    "z" "layer prompt position head d_head" (what a head read, before its output matrix), and
+    "resid" is "layer prompt position d_model": the input of every block, then the output of the
+    last, so one layer more than the model has. "attention" is "layer prompt head query key", "z"
+    "layer prompt position head d_head" (attention-weighted values, before the output matrix),
     "mlp_out" "layer prompt position d_model".
     """
 
@@ -40,10 +45,59 @@ class Activations:
             )
         return self.tensors[name]
 
+    def __len__(self) -> int:
+        return len(self.batch)
 
-@torch.no_grad()
-def capture(model: Model, batch: Batch, names: Sequence[str] = ("attention",)) -> Activations:
-    """Run a batch and keep the named activations; see `POINTS` for the names.
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name} {[*tensor.shape]}" for name, tensor in self.tensors.items())
+        return f"Activations({self.model!r}: {sizes}; {self.batch!r})"
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Roles that every prompt has, in the order of the texts."""
+        ends = {role: last_positions(self.batch, role) for role in self.batch.roles}
+        shared = [role for role, end in ends.items() if bool((end >= 0).all())]
+        return tuple(sorted(shared, key=lambda role: float(ends[role].float().mean())))
+
+    def token_counts(self, role: str) -> Int[Tensor, " prompt"]:
+        """Number of tokens of a role in each prompt."""
+        return self.batch.role_mask(role).sum(-1)
+
+    def states_at(
+        self, role: str, layer: int, offset_from_end: int = 0
+    ) -> Float[Tensor, "prompt d_model"]:
+        """Residual stream at a token of a role, counted back from its last, at most to its first.
+
+        Counting from the end pairs the tokens of two tokenizers: the last has read the whole word.
+
+        Raises:
+            SiteError: A prompt lacks the role.
+        """
+        end = last_positions(self.batch, role)
+        if bool((end < 0).any()):
+            raise SiteError(f"Some prompts have no role {role!r}: choose one that all have")
+        first = self.batch.role_mask(role).int().argmax(-1)
+        position = (end - offset_from_end).clamp(min=first)
+        return self["resid"][layer][torch.arange(len(self)), position].float().cpu()
+
+
+def last_positions(batch: Batch, role: str) -> Int[Tensor, " prompt"]:
+    """Position of the last token of a role, -1 where a prompt lacks it."""
+    position = torch.arange(batch.ids.shape[1])
+    return torch.where(batch.role_mask(role), position, -1).amax(-1)
+
+
+def capture(
+    model: Model,
+    prompts: Batch | str | Question | Sequence[str | Question],
+    names: Sequence[str] = ("attention",),
+) -> Activations:
+    """Run prompts once and keep the named activations.
+
+    Args:
+        model: Any decoder.
+        prompts: A batch, or texts or questions to tokenize into one.
+        names: Of `HOOK_POINTS`: "resid", "attention", "z", "mlp_out".
 
     Raises:
         SiteError: A name is unknown.
@@ -51,23 +105,40 @@ def capture(model: Model, batch: Batch, names: Sequence[str] = ("attention",)) -
     unknown = [name for name in names if name not in HOOK_POINTS]
     if unknown:
         raise SiteError(f"Cannot capture {unknown}: known are {', '.join(HOOK_POINTS)}")
+    batch = prompts if isinstance(prompts, Batch) else tokenize(model, prompts)
+    return Activations(model.name, batch, record(model, batch, names))
+
+
+@torch.no_grad()
+def record(
+    model: Model,
+    batch: Batch,
+    names: Sequence[str],
+    select: Callable[[Tensor, Int[Tensor, " row"]], Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Activations by name, stacked over layers, run in chunks of prompts.
+
+    Args:
+        model: Any decoder.
+        batch: Its prompts.
+        names: Of `HOOK_POINTS`.
+        select: Maps an activation of some prompts and their numbers in the batch to the part to
+            keep; all of it by default.
+    """
     layers = range(model.shape.layers)
-    kept: dict[str, Tensor] = {}
+    hooks = {name: [f"blocks.{k}.{HOOK_POINTS[name]}" for k in layers] for name in names}
+    if "resid" in hooks:
+        hooks["resid"].append(f"blocks.{layers[-1]}.{RESID_OUT}")
+    chunks: list[dict[str, Tensor]] = []
+    for rows in torch.arange(len(batch)).split(_PROMPTS_PER_RUN):
 
-    def keep(hook: str) -> None:
-        edits[hook] = lambda value: kept.update({hook: value.detach().clone()})
+        def part(value: Tensor, rows: Tensor = rows) -> Tensor:
+            return value.clone() if select is None else select(value, rows)
 
-    edits: dict = {}
-    for name in names:
-        for layer in layers:
-            keep(f"blocks.{layer}.{HOOK_POINTS[name]}")
-    last = f"blocks.{layers[-1]}.hook_resid_post"
-    if "resid" in names:
-        keep(last)
-    with model.editing(edits):
-        model.logits(batch.ids.to(model.device), batch.mask.to(model.device))
-    tensors = {}
-    for name in names:
-        found = [kept[f"blocks.{layer}.{HOOK_POINTS[name]}"] for layer in layers]
-        tensors[name] = torch.stack([*found, kept[last]] if name == "resid" else found)
-    return Activations(model.name, batch, tensors)
+        with model.recording([hook for group in hooks.values() for hook in group], part) as kept:
+            model.forward(batch.ids[rows].to(model.device), batch.mask[rows].to(model.device))
+        chunks.append(kept)
+    return {
+        name: torch.stack([torch.cat([kept[hook] for kept in chunks]) for hook in group])
+        for name, group in hooks.items()
+    }

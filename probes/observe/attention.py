@@ -1,4 +1,4 @@
-"""Attention pooled from role to role, so that prompts and models of any size can be compared."""
+"""Attention pooled by role, comparable across prompts and models of any size."""
 
 from dataclasses import dataclass
 
@@ -14,13 +14,12 @@ from probes.prompts.batch import Batch
 
 @dataclass(frozen=True, eq=False)
 class RoleAttention:
-    """How much a token of one role attends to all tokens of another, averaged over prompts.
+    """Attention from each role to each role: summed over keys, averaged over queries.
 
     Attributes:
         model: Name of the model.
-        roles: The roles on both axes.
-        each: One value a prompt, NaN where the prompt lacks the attending role. Each row over
-            `role_key` sums to 1.
+        roles: Roles of both axes.
+        per_prompt: Each row over `role_key` sums to 1; NaN where the prompt lacks the query role.
     """
 
     model: str
@@ -29,45 +28,43 @@ class RoleAttention:
 
     @property
     def mean(self) -> Float[Tensor, "layer head role role_key"]:
-        """Mean over the prompts that have the attending role."""
+        """Mean over the prompts that have the query role."""
         return self.per_prompt.nanmean(0)
 
     @property
     def standard_error(self) -> Float[Tensor, "layer head role role_key"]:
-        """Standard error of the mean over prompts; NaN where fewer than two prompts count."""
-        there = ~self.per_prompt.isnan()
-        count = there.sum(0)
-        spread = (self.per_prompt - self.mean).square().nansum(0)
+        """Standard error of the mean over prompts; NaN for fewer than two prompts."""
+        count = (~self.per_prompt.isnan()).sum(0)
+        squares = (self.per_prompt - self.mean).square().nansum(0)
         return torch.where(
-            count > 1, (spread / (count * (count - 1)).clamp(min=1)).sqrt(), torch.nan
+            count > 1, (squares / (count * (count - 1)).clamp(min=1)).sqrt(), torch.nan
         )
 
 
 def pool_by_role(
     attention: Float[Tensor, "layer prompt head query key"], batch: Batch
 ) -> Float[Tensor, "prompt layer head role role_key"]:
-    """Sum attention over the keys of a role, then average over the queries of a role."""
+    """Sum attention over the keys of a role, then average it over the queries of a role."""
     member = _role_membership(batch).to(attention.device, attention.dtype)
     to_role = einsum(
         attention,
         member,
         "layer prompt head query key, prompt role_key key -> layer prompt head query role_key",
     )
-    share = member / member.sum(-1, keepdim=True)  # 0/0 = NaN where a prompt lacks the role
-    there = share.nan_to_num()
+    weight = member / member.sum(-1, keepdim=True)  # 0/0 = NaN where a prompt lacks the role
     pooled = einsum(
         to_role,
-        there,
+        weight.nan_to_num(),
         "layer prompt head query role_key, prompt role query -> prompt layer head role role_key",
     )
-    lacks = rearrange(member.sum(-1) == 0, "prompt role -> prompt 1 1 role 1")
-    return pooled.masked_fill(lacks, torch.nan)
+    missing = rearrange(member.sum(-1) == 0, "prompt role -> prompt 1 1 role 1")
+    return pooled.masked_fill(missing, torch.nan)
 
 
 def role_attention(
     model: Model, batch: Batch, *, activations: Activations | None = None
 ) -> RoleAttention:
-    """Run a batch (or take what was captured from it) and pool its attention by roles."""
+    """Attention of a batch pooled by role; `activations` of the same batch save the run."""
     activations = activations or capture(model, batch, ("attention",))
     return RoleAttention(
         model.name, batch.roles, pool_by_role(activations["attention"], batch).cpu()
@@ -75,15 +72,16 @@ def role_attention(
 
 
 def uniform_attention(batch: Batch) -> Float[Tensor, "prompt role role_key"]:
-    """Pool what a head would do that attends to all tokens up to its own alike.
+    """Role attention of a head that attends equally to all tokens up to its own.
 
-    Any causal head resembles any other by this much; subtract it before comparing heads.
+    Any two causal heads are similar by this much: subtract it before a comparison.
     """
     mask = batch.mask
     causal = torch.ones(mask.shape[1], mask.shape[1], dtype=torch.bool).tril()
-    reach = causal & rearrange(mask, "prompt key -> prompt 1 key")
-    even = reach.float() / reach.sum(-1, keepdim=True).clamp(min=1)
-    return pool_by_role(rearrange(even, "prompt query key -> 1 prompt 1 query key"), batch)[:, 0, 0]
+    allowed = causal & rearrange(mask, "prompt key -> prompt 1 key")
+    uniform = allowed.float() / allowed.sum(-1, keepdim=True).clamp(min=1)
+    pooled = pool_by_role(rearrange(uniform, "prompt query key -> 1 prompt 1 query key"), batch)
+    return pooled[:, 0, 0]
 
 
 def _role_membership(batch: Batch) -> Bool[Tensor, "prompt role position"]:

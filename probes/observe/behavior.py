@@ -1,4 +1,4 @@
-"""What a run is scored by: whole answers, and how far an answer leads its rivals."""
+"""Behavior: whole-answer accuracy and logit differences."""
 
 from dataclasses import dataclass
 
@@ -13,14 +13,14 @@ from probes.prompts.pair_batch import PairBatch
 
 @dataclass(frozen=True, eq=False)
 class Behavior:
-    """What a model answers, prompt by prompt.
+    """Answers of a model to each prompt.
 
     Attributes:
         model: Name of the model.
-        answers: The read-outs, in the order of the last axis.
-        right: Whether every token of the whole answer is the likeliest of the vocabulary.
-        lead: The answer's logit less the mean of the other outcomes', at the read-out.
-        said: The likeliest token at the read-out.
+        answers: Names of the answers, in the order of the last axis.
+        correct: Whether every token of the whole answer is the most likely of the vocabulary.
+        logit_diff: The answer's logit minus the mean logit of its foils, at the readout.
+        predicted: Most likely token at the readout.
     """
 
     model: str
@@ -32,48 +32,50 @@ class Behavior:
 
 @torch.no_grad()
 def evaluate_behavior(model: Model, batch: Batch, *, batch_size: int = 128) -> Behavior:
-    """Let a model answer a batch, the second answer read behind the words of the first."""
-    rights, leads, said = [], [], []
+    """Score the answers of a batch; a second answer is read after the words of the first."""
+    correct, logit_diffs, predicted = [], [], []
     for rows in torch.arange(len(batch)).split(batch_size):
         ids = batch.ids[rows].to(model.device)
         logits = model.logits(ids, batch.mask[rows].to(model.device)).cpu()
-        likeliest = logits.argmax(-1)
-        at = torch.arange(len(rows))
-        rights.append(
+        most_likely = logits.argmax(-1)
+        row = torch.arange(len(rows))
+        correct.append(
             torch.stack(
-                [_whole_answer_correct(likeliest, batch, r, rows) for r in batch.readouts], 1
+                [_whole_answer_correct(most_likely, batch, r, rows) for r in batch.readouts], 1
             )
         )
-        found = [
-            logit_diff(logits[at, r.position[rows]], foil_tokens(r)[rows], r.answer[rows])
+        differences = [
+            logit_diff(logits[row, r.position[rows]], foil_tokens(r)[rows], r.answer[rows])
             for r in batch.readouts
         ]
-        leads.append(torch.stack(found, 1))
-        said.append(likeliest.gather(1, batch.positions[rows]))
+        logit_diffs.append(torch.stack(differences, 1))
+        predicted.append(most_likely.gather(1, batch.positions[rows]))
     names = tuple(readout.name for readout in batch.readouts)
-    return Behavior(model.name, names, torch.cat(rights), torch.cat(leads), torch.cat(said))
+    return Behavior(
+        model.name, names, torch.cat(correct), torch.cat(logit_diffs), torch.cat(predicted)
+    )
 
 
 def _whole_answer_correct(
-    likeliest: Int[Tensor, "row position"],
+    most_likely: Int[Tensor, "row position"],
     batch: Batch,
     readout: Readout,
     rows: Int[Tensor, " row"],
 ) -> Bool[Tensor, " row"]:
-    """Say whether each token from the read-out to the answer's end was foretold."""
+    """Whether each token of the answer, those that all outcomes share included, is predicted."""
     position = torch.arange(1, batch.ids.shape[1])
     start, end = readout.start[rows, None], readout.end[rows, None]
-    inside = (position > start) & (position < end)
-    return ((likeliest[:, :-1] == batch.ids[rows, 1:]) | ~inside).all(-1)
+    in_answer = (position > start) & (position < end)
+    return ((most_likely[:, :-1] == batch.ids[rows, 1:]) | ~in_answer).all(-1)
 
 
 def foil_tokens(readout: Readout) -> Int[Tensor, "prompt outcome"]:
-    """Return each prompt's other outcomes, padded with -1."""
+    """Tokens of the other outcomes of each prompt, padded with -1."""
     width = max((len(tokens) for tokens in readout.outcomes), default=1) - 1
-    found = torch.full((len(readout.outcomes), max(width, 1)), -1)
+    foils = torch.full((len(readout.outcomes), max(width, 1)), -1)
     for index, tokens in enumerate(readout.outcomes):
-        found[index, : len(tokens) - 1] = torch.tensor(tokens[1:])
-    return found
+        foils[index, : len(tokens) - 1] = torch.tensor(tokens[1:])
+    return foils
 
 
 def logit_diff(
@@ -81,20 +83,20 @@ def logit_diff(
     foils: Int[Tensor, "row outcome"],
     answer: Int[Tensor, " row"],
 ) -> Float[Tensor, " row"]:
-    """Return the answer's logit less the mean of its rivals'; less nothing where it has none."""
-    there = foils >= 0
-    found = logits.gather(1, foils.clamp(min=0)).where(there, 0.0)
-    mean = found.sum(1) / there.sum(1).clamp(min=1)
+    """The answer's logit minus the mean logit of its foils; the logit itself without foils."""
+    present = foils >= 0
+    foil_logits = logits.gather(1, foils.clamp(min=0)).where(present, 0.0)
+    mean = foil_logits.sum(1) / present.sum(1).clamp(min=1)
     return logits.gather(1, answer[:, None])[:, 0] - mean
 
 
 def pair_foils(pairs: PairBatch) -> tuple[Int[Tensor, "prompt outcome"], ...]:
-    """Return what each answer is held against: the counterfactual's, or else all its rivals."""
-    found = []
+    """Foils of each answer: the counterfactual's answer where it differs, else all outcomes."""
+    result = []
     for clean, other in zip(pairs.clean.readouts, pairs.counterfactual.readouts, strict=True):
         foils = foil_tokens(clean)
-        moved = clean.answer != other.answer
-        foils[moved] = -1
-        foils[moved, 0] = other.answer[moved]
-        found.append(foils)
-    return tuple(found)
+        differs = clean.answer != other.answer
+        foils[differs] = -1
+        foils[differs, 0] = other.answer[differs]
+        result.append(foils)
+    return tuple(result)

@@ -1,4 +1,4 @@
-"""What a model takes to store, and how far its answers are from another model's."""
+"""Behavioral distance: KL divergence, agreement and accuracy against a reference model."""
 
 import math
 from dataclasses import dataclass
@@ -16,17 +16,18 @@ from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
 from probes.stats.intervals import Estimate, bootstrap_mean, proportion
 
-_CHUNK = 100
+_PROMPTS_PER_RUN = 100
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceAnswers:
-    """Questions that a model and its relatives answer, and what the model says to them.
+    """Questions with the answers of the reference model (the parent).
 
     Attributes:
-        batch: The questions, with their answers written after them.
-        found: What the parent answers.
-        logs: The parent's log probabilities of every token where an answer is read (base 2).
+        parent: The reference model.
+        batch: The questions, followed by their answers.
+        behavior: Behavior of the parent.
+        log_probs: Its log probabilities at the readouts (base 2).
     """
 
     parent: Model
@@ -37,12 +38,12 @@ class ReferenceAnswers:
 
 @dataclass(frozen=True, eq=False)
 class RelativeAnswers:
-    """What a relative answers to the questions of a sitting.
+    """Answers of a relative to the questions of a reference.
 
     Attributes:
-        found: Its answers.
-        apart: KL(parent || relative) where an answer is read (bits).
-        texts: The same of every token of the text with its answers, as a mean (bits).
+        behavior: Behavior of the relative.
+        readout_kl: KL(parent || relative) at the readouts (bits).
+        text_kl: The same at every token of a text with its answers, as a mean (bits).
     """
 
     behavior: Behavior
@@ -52,15 +53,15 @@ class RelativeAnswers:
 
 @dataclass(frozen=True, slots=True)
 class BehavioralDistance:
-    """How far a relative's behavior is from its parent's.
+    """Distance of a relative's behavior from its parent's.
 
     Attributes:
-        kl: KL(parent || relative) in bits per read-out; 0 is no difference, and there is no end.
+        readout_kl: KL(parent || relative) in bits per readout; at least 0.
         text_kl: The same in bits per token of the texts with their answers.
-        accuracy: For each answer the share of questions that it is right on.
-        right: The share of questions with all answers right.
-        agreement: The share of questions at whose read-outs the likeliest tokens are the parent's.
-        gates: Whether it has the behavior at all, answer by answer.
+        accuracy: Fraction of correct questions, by answer.
+        all_correct: Fraction of questions with all answers correct.
+        agreement: Fraction of questions whose most likely readout tokens are the parent's.
+        gates: Gate of each answer.
     """
 
     readout_kl: Estimate
@@ -79,10 +80,10 @@ class BehavioralDistance:
 def answer_as_reference(
     parent: Model, pattern: Pattern, *, count: int, seed: int
 ) -> ReferenceAnswers:
-    """Draw questions, and put them to the parent.
+    """Sample questions and evaluate the parent on them.
 
     Raises:
-        PatternError: The pattern does not hold so many questions that the tokenizer can read.
+        PatternError: The pattern has fewer questions that the tokenizer supports.
     """
     questions = pattern.sample_questions(count, seed=seed, keep=tokenizable_by(parent.tokenizer))
     batch = tokenize(parent.tokenizer, questions, max_length=parent.shape.context)
@@ -93,28 +94,28 @@ def answer_as_reference(
 
 @torch.no_grad()
 def readout_log_probs(model: Model, batch: Batch) -> Float[Tensor, "prompt answer vocab"]:
-    """Return the log probabilities of all tokens where answers are read (base 2)."""
-    found = []
-    for rows in torch.arange(len(batch)).split(_CHUNK):
-        logs = _log_probs(model, batch, rows)
-        at = batch.positions[rows].to(logs.device)
-        found.append(logs.take_along_dim(at[..., None], dim=1).cpu())
-    return torch.cat(found)
+    """Log probabilities of all tokens at the readouts (base 2)."""
+    chunks = []
+    for rows in torch.arange(len(batch)).split(_PROMPTS_PER_RUN):
+        log_probs = _log_probs(model, batch, rows)
+        positions = batch.positions[rows].to(log_probs.device)
+        chunks.append(log_probs.take_along_dim(positions[..., None], dim=1).cpu())
+    return torch.cat(chunks)
 
 
 def kl_divergence(
     first: Float[Tensor, "*_ vocab"], second: Float[Tensor, "*_ vocab"]
 ) -> Float[Tensor, "*_"]:
-    """Return KL(first || second) of log probabilities to the base 2 (bits)."""
-    return (first.exp2() * (first - second)).sum(-1).clamp(min=0)  # Rounding may go below.
+    """KL(first || second) in bits, from log probabilities to base 2."""
+    return (first.exp2() * (first - second)).sum(-1).clamp(min=0)  # Rounding can give less than 0.
 
 
 def answer_as_relative(reference: ReferenceAnswers, model: Model) -> RelativeAnswers:
-    """Put the questions of a sitting to a relative."""
-    apart = kl_divergence(reference.log_probs, readout_log_probs(model, reference.batch))
+    """Evaluate a relative on the questions of a reference."""
+    kl = kl_divergence(reference.log_probs, readout_log_probs(model, reference.batch))
     return RelativeAnswers(
         behavior=evaluate_behavior(model, reference.batch),
-        readout_kl=apart.double().numpy(),
+        readout_kl=kl.double().numpy(),
         text_kl=_text_kl(reference, model),
     )
 
@@ -122,42 +123,42 @@ def answer_as_relative(reference: ReferenceAnswers, model: Model) -> RelativeAns
 def behavioral_distance(
     reference: ReferenceAnswers, answers: RelativeAnswers, *, seed: int
 ) -> BehavioralDistance:
-    """Judge a relative's answers beside its parent's."""
-    right = answers.behavior.correct.numpy()
-    same = (answers.behavior.predicted == reference.behavior.predicted).numpy()
-    gates = gate_behavior(answers.behavior, reference.batch.questions, seed=seed)
+    """Distance of a relative's answers from the reference's, with 95 % intervals."""
+    correct = answers.behavior.correct.numpy()
+    agrees = (answers.behavior.predicted == reference.behavior.predicted).numpy()
+    names = answers.behavior.answers
     return BehavioralDistance(
         readout_kl=bootstrap_mean(answers.readout_kl.mean(-1), seed=seed),
         text_kl=bootstrap_mean(answers.text_kl, seed=seed),
-        accuracy={name: proportion(right[:, k]) for k, name in enumerate(answers.behavior.answers)},
-        all_correct=proportion(right.min(-1)),
-        agreement=proportion(same.min(-1)),
-        gates=gates,
+        accuracy={name: proportion(correct[:, k]) for k, name in enumerate(names)},
+        all_correct=proportion(correct.min(-1)),
+        agreement=proportion(agrees.min(-1)),
+        gates=gate_behavior(answers.behavior, reference.batch.questions, seed=seed),
     )
 
 
 def best_heuristic_accuracy(reference: ReferenceAnswers) -> float:
-    """Return what no simple heuristic exceeds in having all answers right, 0 to 1."""
+    """Upper bound of a simple heuristic's accuracy on all answers together, 0 to 1."""
     questions = reference.batch.questions
-    each = [heuristic_hits(questions, answer) for answer in reference.behavior.answers]
-    return min(max(float(hits.mean()) for hits in found.values()) for found in each)
+    hits = [heuristic_hits(questions, answer) for answer in reference.behavior.answers]
+    return min(max(float(each.mean()) for each in by_name.values()) for by_name in hits)
 
 
 @torch.no_grad()
 def _text_kl(reference: ReferenceAnswers, model: Model) -> Float[np.ndarray, " prompt"]:
-    found, batch = [], reference.batch
-    # The parent runs again: all it says of all tokens would fill the memory of a real vocabulary.
-    for rows in torch.arange(len(batch)).split(_CHUNK):
-        apart = kl_divergence(
+    chunks, batch = [], reference.batch
+    # The parent runs again: its log probabilities at all tokens would not fit in memory.
+    for rows in torch.arange(len(batch)).split(_PROMPTS_PER_RUN):
+        kl = kl_divergence(
             _log_probs(reference.parent, batch, rows).cpu(), _log_probs(model, batch, rows).cpu()
         )
-        followed = _has_next_token(batch.mask[rows])
-        found.append((apart * followed).sum(1) / followed.sum(1))
-    return torch.cat(found).double().numpy()
+        has_next = _has_next_token(batch.mask[rows])
+        chunks.append((kl * has_next).sum(1) / has_next.sum(1))
+    return torch.cat(chunks).double().numpy()
 
 
 def _has_next_token(mask: Bool[Tensor, "row position"]) -> Bool[Tensor, "row position"]:
-    """Mark the tokens that another follows; padding stands on the left."""
+    """Tokens that another follows; padding is on the left."""
     return mask & (torch.arange(mask.shape[1]) < mask.shape[1] - 1)
 
 

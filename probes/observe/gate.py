@@ -1,4 +1,4 @@
-"""The gate: no circuit of a behavior that a model does not have."""
+"""Gate: does a model have the behavior whose circuit is asked for?"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -19,23 +19,25 @@ from probes.stats.intervals import Estimate, bootstrap_mean, proportion
 GateState = Literal["open", "partial", "closed"]
 
 OPEN_ACCURACY = 0.8
-"""The gate is open where accuracy surely exceeds this, and the best heuristic."""
+"""The gate is open where the 95 % interval of the accuracy is above this value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Whether a model has a behavior, against the best simple heuristic on the same items.
+    """Accuracy of one answer, against the best simple heuristic on the same questions.
 
     Attributes:
-        model, pattern, answer: What was asked of whom, and which answer was read.
-        items: How many questions were asked.
-        accuracy: Share of whole answers that are right.
-        heuristic: The best of: copy a slot, always say the commonest answer.
-        heuristic_accuracy: Its share of right answers.
-        margin: Accuracy less the heuristic's, paired by item.
-        lead: The answer's logit less the mean of the other outcomes'.
-        state: "closed" where the margin's interval reaches 0; else "open" where the interval of
-            the accuracy is above 0.8, and "partial" where it is not.
+        model: Name of the model.
+        pattern: Name of the pattern.
+        answer: Name of the answer.
+        n_questions: Number of questions.
+        accuracy: Fraction of whole answers that are correct.
+        heuristic: Best heuristic: copy one slot, or always give the most common answer.
+        heuristic_accuracy: Its accuracy.
+        margin: Accuracy minus the heuristic's, paired by question.
+        logit_diff: The answer's logit minus the mean logit of its foils.
+        state: "closed" where the interval of the margin reaches 0; else "open" where the interval
+            of the accuracy is above `OPEN_ACCURACY`, and "partial" where it is not.
     """
 
     model: str
@@ -51,16 +53,16 @@ class Gate:
 
 
 def answer_questions(model: Model, questions: Sequence[Question]) -> Behavior:
-    """Put questions to a model."""
+    """Behavior of a model on questions."""
     batch = tokenize(model.tokenizer, questions, max_length=model.shape.context)
     return evaluate_behavior(model, batch)
 
 
 def gate(model: Model, pattern: Pattern, *, prompts: int = 200, seed: int = 0) -> tuple[Gate, ...]:
-    """Ask a model questions of a pattern and judge each of its answers.
+    """Gate of each answer of a pattern, on sampled questions.
 
     Raises:
-        PatternError: The pattern does not hold so many questions that the tokenizer can read.
+        PatternError: The pattern has fewer questions that the tokenizer supports.
     """
     questions = pattern.sample_questions(prompts, seed=seed, keep=tokenizable_by(model.tokenizer))
     return gate_behavior(answer_questions(model, questions), questions, seed=seed)
@@ -69,7 +71,7 @@ def gate(model: Model, pattern: Pattern, *, prompts: int = 200, seed: int = 0) -
 def gate_behavior(
     behavior: Behavior, questions: Sequence[Question], *, seed: int
 ) -> tuple[Gate, ...]:
-    """Judge what a model answered, one gate for each answer."""
+    """Gate of each answer of an evaluated behavior."""
     return tuple(
         _gate_answer(behavior, k, name, questions, seed) for k, name in enumerate(behavior.answers)
     )
@@ -78,11 +80,11 @@ def gate_behavior(
 def _gate_answer(
     behavior: Behavior, k: int, answer: str, questions: Sequence[Question], seed: int
 ) -> Gate:
-    right = behavior.correct[:, k].numpy()
-    guesses = heuristic_hits(questions, answer)
-    best = max(guesses, key=lambda name: guesses[name].mean())
-    accuracy = proportion(right)
-    margin = bootstrap_mean(right.astype(float) - guesses[best].astype(float), seed=seed)
+    correct = behavior.correct[:, k].numpy()
+    hits = heuristic_hits(questions, answer)
+    best = max(hits, key=lambda name: hits[name].mean())
+    accuracy = proportion(correct)
+    margin = bootstrap_mean(correct.astype(float) - hits[best].astype(float), seed=seed)
     state: GateState = "closed"
     if margin.low > 0:
         state = "open" if accuracy.low > OPEN_ACCURACY else "partial"
@@ -93,7 +95,7 @@ def _gate_answer(
         n_questions=len(questions),
         accuracy=accuracy,
         heuristic=best,
-        heuristic_accuracy=float(guesses[best].mean()),
+        heuristic_accuracy=float(hits[best].mean()),
         margin=margin,
         logit_diff=bootstrap_mean(behavior.logit_diff[:, k].double().numpy(), seed=seed),
         state=state,
@@ -103,19 +105,16 @@ def _gate_answer(
 def heuristic_hits(
     questions: Sequence[Question], answer: str
 ) -> dict[str, Bool[np.ndarray, " prompt"]]:
-    """Return where each simple heuristic is right.
+    """Where each simple heuristic is correct, by its name.
 
-    A noun is copied only from slots that the answer is not itself defined by: copying the noun
-    that is asked for is the behavior, not a heuristic.
+    A slot that always equals the answer is not copied: that copy is the behavior itself.
     """
-    wanted = [question.answer(answer) for question in questions]
-    commonest = Counter(wanted).most_common(1)[0][0]
-    found = {f"always {commonest}": np.array([text == commonest for text in wanted])}
-    copied = dict.fromkeys(slot for question in questions for slot, _ in question.slots)
-    for slot in copied:
+    expected = [question.answer(answer) for question in questions]
+    common = Counter(expected).most_common(1)[0][0]
+    hits = {f"always {common}": np.array([text == common for text in expected])}
+    for slot in dict.fromkeys(slot for question in questions for slot, _ in question.slots):
         values = [dict(question.slots).get(slot) for question in questions]
-        always = all(str(value) == text for value, text in zip(values, wanted, strict=True))
-        if not always:
-            hits = [str(value) == text for value, text in zip(values, wanted, strict=True)]
-            found[f"copy {slot}"] = np.array(hits)
-    return found
+        equal = [str(value) == text for value, text in zip(values, expected, strict=True)]
+        if not all(equal):
+            hits[f"copy {slot}"] = np.array(equal)
+    return hits

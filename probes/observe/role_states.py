@@ -1,4 +1,4 @@
-"""One state a prompt and role, at every layer: what two models of any shape and tokenizer share."""
+"""Residual stream at the last token of each role: comparable across shapes and tokenizers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from torch import Tensor
 
 from probes.errors import ModelError
 from probes.models.model import Model
-from probes.observe.residual_states import capture_selected_residual
+from probes.observe.activations import last_positions, record
 from probes.prompts.batch import tokenize
 from probes.prompts.question import Question
 
 
 @dataclass(frozen=True, eq=False)
 class RoleStates:
-    """The residual at the last token of every role.
+    """Residual stream at the last token of each role.
 
     Attributes:
         model: Name of the model.
-        roles: The roles that occur, in no order that means anything.
-        there: Which prompts have the role.
-        tokens: The id of that token; meaningless where the prompt lacks the role.
-        states: What each block reads there, then what the last one writes; 0 where it lacks it.
-        place: The mean position of that token, counted from the right, for sorting.
+        roles: Roles that occur, in the order of the batch.
+        present: Whether a prompt has the role.
+        tokens: Id of that token; arbitrary where the prompt lacks the role.
+        states: Input of each block there, then output of the last; 0 where the role is missing.
+        mean_position: Mean position of that token, counted from the right from 1.
     """
 
     model: str
@@ -38,34 +38,37 @@ class RoleStates:
 
 
 def capture_role_states(model: Model, questions: Sequence[Question]) -> RoleStates:
-    """Run a model on questions, and keep what stands at the last token of each role.
+    """Run questions and keep the residual stream at the last token of each role.
 
     Raises:
         ModelError: The model has no tokenizer, or its states are not finite.
-        ProbeError: A question that the tokenizer cannot read; see `encode`.
+        ProbeError: A question cannot be tokenized; see `tokenize`.
     """
     if model.tokenizer is None:
         raise ModelError(f"{model.name!r} came without a tokenizer: add its files and load again")
     batch = tokenize(model.tokenizer, questions, max_length=model.shape.context)
     width = batch.ids.shape[1]
-    member = torch.stack([batch.role_mask(role) for role in batch.roles])
-    last = (member * torch.arange(width)).amax(-1)
-    there = member.any(-1)
+    ends = torch.stack([last_positions(batch, role) for role in batch.roles])
+    present = ends >= 0
+    last = ends.clamp(min=0)
 
-    def ends(value: Tensor, rows: Tensor) -> Tensor:
-        return value[torch.arange(len(rows))[:, None], last[:, rows].T]
+    def at_ends(value: Tensor, rows: Tensor) -> Tensor:
+        return value[torch.arange(len(rows))[:, None], last[:, rows].T].float().cpu()
 
-    found = capture_selected_residual(model, batch, ends)
-    states = rearrange(found, "layer prompt role d_model -> role layer prompt d_model")
-    states = states * there[:, None, :, None]
+    resid = record(model, batch, ("resid",), at_ends)["resid"]
+    states = rearrange(resid, "layer prompt role d_model -> role layer prompt d_model")
+    states = states * present[:, None, :, None]
     if not bool(states.isfinite().all()):
         raise ModelError(
             f"The states of {model.name} are not finite on these prompts: load it with a wider "
             "dtype, or check the weights"
         )
-    position = (width - last).double()
-    place = torch.where(there, position, torch.nan).nanmean(-1)
-    tokens = batch.ids[torch.arange(len(batch))[None], last]
+    from_right = torch.where(present, (width - last).double(), torch.nan)
     return RoleStates(
-        model.name, batch.roles, there.numpy(), tokens.numpy(), states.numpy(), place.numpy()
+        model=model.name,
+        roles=batch.roles,
+        present=present.numpy(),
+        tokens=batch.ids[torch.arange(len(batch))[None], last].numpy(),
+        states=states.numpy(),
+        mean_position=from_right.nanmean(-1).numpy(),
     )

@@ -1,23 +1,22 @@
-"""Attention pooled by roles: sums that can be done by hand."""
+"""Attention pooled by role, against sums by hand."""
 
 import math
 
 import pytest
 import torch
 
-from probes.errors import SiteError
 from probes.observe.activations import capture
 from probes.observe.attention import RoleAttention, pool_by_role, role_attention, uniform_attention
 from probes.prompts.batch import Batch, tokenize
 from probes.prompts.catalog import pattern
 from probes.prompts.question import Question
-from probes.testing.tiny_models import hook_count, tiny
+from probes.testing.tiny_models import tiny
 
 NO_QUESTION = Question("", "", "", (), "digits", (), (), ())
 
 
-def by_hand(*rows, roles=("bos", "word", "end")):
-    """A batch of which nothing but the roles is known; -1 is padding."""
+def batch_of_roles(*rows, roles=("bos", "word", "end")):
+    """Batch that has roles only; -1 is padding."""
     role_of = torch.tensor(rows)
     return Batch(
         questions=(NO_QUESTION,) * len(rows),
@@ -31,21 +30,21 @@ def by_hand(*rows, roles=("bos", "word", "end")):
 
 
 @pytest.fixture
-def asked(own):
-    """Questions of several frames and lengths, and a tiny model to read them."""
+def grouped(own):
+    """Questions of several templates and lengths, and a tiny model with grouped heads."""
     questions = pattern("take-away").sample_questions(8, seed=0)
     return tiny("llama-gqa", vocab_size=len(own)), tokenize(own, questions)
 
 
 def test_attention_is_summed_over_keys_and_averaged_over_queries():
-    batch = by_hand([0, 1, 1], roles=("bos", "word"))
+    batch = batch_of_roles([0, 1, 1], roles=("bos", "word"))
     attention = torch.tensor([[1.0, 0.0, 0.0], [0.75, 0.25, 0.0], [0.5, 0.125, 0.375]])
     (found,) = pool_by_role(attention[None, None, None], batch)
     assert found[0, 0].tolist() == [[1.0, 0.0], [(0.75 + 0.5) / 2, (0.25 + 0.5) / 2]]
 
 
 def test_layers_and_heads_are_not_mixed():
-    batch = by_hand([0, 1], [-1, 1], roles=("bos", "word"))
+    batch = batch_of_roles([0, 1], [-1, 1], roles=("bos", "word"))
     attention = torch.rand(3, 2, 4, 2, 2, generator=torch.Generator().manual_seed(0)).tril()
     found = pool_by_role(attention, batch)
     assert found.shape == (2, 3, 4, 2, 2)
@@ -56,63 +55,65 @@ def test_layers_and_heads_are_not_mixed():
 
 
 def test_a_role_that_a_prompt_lacks_has_no_row_and_is_not_attended_to():
-    batch = by_hand([0, 1, 2], [-1, 0, 2])
-    even = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0], [0.25, 0.25, 0.5]])
+    batch = batch_of_roles([0, 1, 2], [-1, 0, 2])
+    uniform = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0], [0.25, 0.25, 0.5]])
     padded = torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0, 0.5, 0.5]])
-    found = pool_by_role(torch.stack([even, padded])[None, :, None], batch)[:, 0, 0]
-    assert found[0].tolist() == even.tolist()
+    found = pool_by_role(torch.stack([uniform, padded])[None, :, None], batch)[:, 0, 0]
+    assert found[0].tolist() == uniform.tolist()
     assert found[1].isnan().tolist() == [[False] * 3, [True] * 3, [False] * 3]
     assert found[1, 2].tolist() == [0.5, 0.0, 0.5]
 
 
-def test_rows_sum_to_one_where_the_role_is_there_and_only_there(asked):
-    model, batch = asked
+def test_rows_sum_to_one_where_the_prompt_has_the_role(grouped):
+    model, batch = grouped
     found = role_attention(model, batch)
     assert found.roles == batch.roles
-    lacks = torch.stack([~batch.role_mask(role).any(1) for role in batch.roles], 1)
-    assert 0 < int(lacks.sum()) < lacks.numel()
+    missing = torch.stack([~batch.role_mask(role).any(1) for role in batch.roles], 1)
+    assert 0 < int(missing.sum()) < missing.numel()
     total = found.per_prompt.sum(-1)
-    assert torch.equal(total.isnan(), lacks[:, None, None].expand_as(total))
+    assert torch.equal(total.isnan(), missing[:, None, None].expand_as(total))
     torch.testing.assert_close(
         total[~total.isnan()], torch.ones(int((~total.isnan()).sum())), atol=1e-5, rtol=0
     )
 
 
-def test_padding_changes_no_prompts_attention(asked, own):
-    model, batch = asked
+def test_padding_does_not_change_attention(grouped, own):
+    model, batch = grouped
     assert not batch.mask.all()
     together = role_attention(model, batch)
     for row, question in enumerate(batch.questions):
         alone = role_attention(model, tokenize(own, (question,)))
         index = [batch.roles.index(role) for role in alone.roles]
-        mine = together.per_prompt[row][:, :, index][..., index]
-        torch.testing.assert_close(mine, alone.per_prompt[0], atol=1e-5, rtol=0)
+        own_roles = together.per_prompt[row][:, :, index][..., index]
+        torch.testing.assert_close(own_roles, alone.per_prompt[0], atol=1e-5, rtol=0)
 
 
-def test_what_was_captured_before_gives_the_same(asked):
-    model, batch = asked
-    seen = capture(model, batch, ("attention", "z"))
-    before = role_attention(model, batch, activations=seen)
+def test_captured_activations_save_the_run_and_give_the_same(grouped):
+    model, batch = grouped
+    captured = capture(model, batch, ("attention", "z"))
+    reused = role_attention(model, batch, activations=captured)
     torch.testing.assert_close(
-        before.per_prompt, role_attention(model, batch).per_prompt, equal_nan=True, atol=0, rtol=0
+        reused.per_prompt, role_attention(model, batch).per_prompt, equal_nan=True, atol=0, rtol=0
     )
 
 
-def test_a_head_that_attends_evenly_is_what_uniform_attention_says(asked):
-    _, batch = asked
+def test_uniform_attention_is_that_of_a_head_that_attends_equally(grouped):
+    _, batch = grouped
     length = batch.ids.shape[1]
-    even = torch.zeros(len(batch), length, length)
+    uniform = torch.zeros(len(batch), length, length)
     for row in range(len(batch)):
         first = int(batch.mask[row].int().argmax())
         for query in range(first, length):
-            even[row, query, first : query + 1] = 1 / (query + 1 - first)
+            uniform[row, query, first : query + 1] = 1 / (query + 1 - first)
     torch.testing.assert_close(
-        uniform_attention(batch), pool_by_role(even[None, :, None], batch)[:, 0, 0], equal_nan=True
+        uniform_attention(batch),
+        pool_by_role(uniform[None, :, None], batch)[:, 0, 0],
+        equal_nan=True,
     )
 
 
 def test_uniform_attention_by_hand():
-    found = uniform_attention(by_hand([-1, 0, 1, 1], roles=("bos", "word")))
+    found = uniform_attention(batch_of_roles([-1, 0, 1, 1], roles=("bos", "word")))
     expected = torch.tensor([[[1.0, 0.0], [(1 / 2 + 1 / 3) / 2, (1 / 2 + 2 / 3) / 2]]])
     torch.testing.assert_close(found, expected)
 
@@ -132,36 +133,3 @@ def test_one_prompt_has_no_error():
     )
     assert math.isclose(found.mean.item(), 0.2, abs_tol=1e-6)
     assert found.standard_error.isnan().all()
-
-
-# Capture, which attention is pooled from.
-
-
-def test_what_is_captured_is_what_the_model_computes(asked):
-    model, batch = asked
-    seen = capture(model, batch, ("resid", "attention", "z", "mlp_out"))
-    layers, heads, width = model.shape.layers, model.shape.heads, batch.ids.shape[1]
-    assert seen["attention"].shape == (layers, len(batch), heads, width, width)
-    assert seen["resid"].shape == (layers + 1, len(batch), width, model.shape.d_model)
-    logits = model.bridge.unembed(model.bridge.ln_final(seen["resid"][-1]))
-    torch.testing.assert_close(logits, model.logits(batch.ids, batch.mask), atol=1e-6, rtol=0)
-    for layer in range(layers):
-        written = model.bridge.blocks[layer].attn.o(seen["z"][layer].flatten(2))
-        after = seen["resid"][layer] + written + seen["mlp_out"][layer]
-        torch.testing.assert_close(after, seen["resid"][layer + 1], atol=1e-5, rtol=0)
-
-
-def test_capturing_leaves_no_hook_behind(asked):
-    model, batch = asked
-    model.logits(batch.ids, batch.mask)
-    before = hook_count(model)
-    capture(model, batch, ("resid", "attention"))
-    assert hook_count(model) == before
-
-
-def test_what_is_unknown_or_was_not_captured_is_refused(asked):
-    model, batch = asked
-    with pytest.raises(SiteError, match=r"Cannot capture \['keys'\]: known are resid, attention"):
-        capture(model, batch, ("keys",))
-    with pytest.raises(SiteError, match=r"'z' was not captured from .* it has \['attention'\]"):
-        capture(model, batch)["z"]

@@ -1,4 +1,4 @@
-"""Whole answers and logit differences, on logits that are written by hand."""
+"""Whole-answer accuracy and logit differences, on logits written by hand."""
 
 from dataclasses import replace
 
@@ -17,37 +17,37 @@ SHAPE = Shape("none", 1, 1, 1, 1, 1, 101, 99, False)
 
 
 class Scripted(Model):
-    """A model that foretells every token as written, but for those it is told to get wrong."""
+    """A model that predicts every token of the text, except at scripted positions."""
 
     device = torch.device("cpu")
 
     def logits(self, ids, mask):
-        found = torch.zeros(*ids.shape, self.config["vocab"])
-        found[:, :-1].scatter_(2, ids[:, 1:, None], 2.0)
-        for row, position, token, value in self.config["says"]:
-            found[row, position, token] = value
-        return found
+        logits = torch.zeros(*ids.shape, self.config["vocab"])
+        logits[:, :-1].scatter_(2, ids[:, 1:, None], 2.0)
+        for row, position, token, value in self.config["script"]:
+            logits[row, position, token] = value
+        return logits
 
 
-def scripted(vocab, *says):
-    """Build one; each of `says` is a row, a position, a token and its logit there."""
-    return Scripted("scripted", "test", SHAPE, None, None, {"vocab": vocab, "says": says})
+def scripted(vocab, *script):
+    """Scripted model; each entry of `script` is a row, a position, a token and its logit there."""
+    return Scripted("scripted", "test", SHAPE, None, None, {"vocab": vocab, "script": script})
 
 
-def asked(*answers):
-    named = [(f"a{k}", outcomes) for k, outcomes in enumerate(answers)]
-    right = tuple((name, outcomes[0]) for name, outcomes in named)
-    return Question("Say", "ours", "ours", (), "digits", right, tuple(named), ())
+def question(*outcomes):
+    named = tuple((f"a{k}", words) for k, words in enumerate(outcomes))
+    answers = tuple((name, words[0]) for name, words in named)
+    return Question("Say", "ours", "ours", (), "digits", answers, named, ())
 
 
-def test_the_lead_is_the_answer_less_the_mean_of_its_rivals():
+def test_the_logit_difference_is_the_answer_minus_the_mean_of_its_foils():
     logits = torch.tensor([[1.0, 5.0, 2.0, 8.0], [4.0, 0.5, 9.0, 3.0], [7.0, 1.0, 1.0, 1.0]])
-    others = torch.tensor([[0, 2], [3, -1], [-1, -1]])
-    found = logit_diff(logits, others, torch.tensor([1, 0, 0]))
-    assert found.tolist() == [5 - 1.5, 4 - 3, 7]
+    foils = torch.tensor([[0, 2], [3, -1], [-1, -1]])
+    result = logit_diff(logits, foils, torch.tensor([1, 0, 0]))
+    assert result.tolist() == [5 - 1.5, 4 - 3, 7]
 
 
-def test_rivals_are_the_outcomes_behind_the_answer():
+def test_foils_are_the_outcomes_after_the_answer():
     readout = Readout(
         name="number",
         start=torch.tensor([0, 0, 0]),
@@ -59,15 +59,15 @@ def test_rivals_are_the_outcomes_behind_the_answer():
     assert foil_tokens(readout).tolist() == [[5, 6], [8, -1], [-1, -1]]
 
 
-def test_an_answer_that_no_prompt_gives_a_rival_leads_by_its_logit(own):
-    batch = tokenize(own, (asked(("foxes",)),))
+def test_without_a_foil_the_logit_difference_is_the_logit(own):
+    batch = tokenize(own, (question(("foxes",)),))
     assert foil_tokens(batch.readouts[0]).tolist() == [[-1]]
-    at, token = int(batch.positions[0, 0]), int(batch.readouts[0].answer[0])
-    found = evaluate_behavior(scripted(len(own), (0, at, token, 3.5)), batch)
-    assert found.logit_diff.tolist() == [[3.5]]
+    position, token = int(batch.positions[0, 0]), int(batch.readouts[0].answer[0])
+    behavior = evaluate_behavior(scripted(len(own), (0, position, token, 3.5)), batch)
+    assert behavior.logit_diff.tolist() == [[3.5]]
 
 
-def test_what_a_pair_is_held_against_is_the_other_answer_where_it_moves(own):
+def test_the_foil_of_a_pair_is_the_counterfactual_answer_where_it_differs(own):
     text = "I have 9 foxes. I {} 4. How many foxes do I have now? Answer:"
     clean = pattern("take-away").match(text.format("lose"))
     other = pattern("get-more").match(text.format("find"))
@@ -75,62 +75,62 @@ def test_what_a_pair_is_held_against_is_the_other_answer_where_it_moves(own):
     number, noun = pair_foils(pairs)
     words = [own.decode([token]).strip() for token in number[0].tolist() if token >= 0]
     assert words == ["13"]
-    spare = [t for t in dict(pairs.pairs[0].clean.outcomes)["noun"] if t != "foxes"]
-    held = [int(token) for token in noun[0] if token >= 0]
-    # Both spare nouns, by the first of their tokens.
-    assert held == [own(f" {word}", add_special_tokens=False)["input_ids"][0] for word in spare]
+    others = [t for t in dict(pairs.pairs[0].clean.outcomes)["noun"] if t != "foxes"]
+    tokens = [int(token) for token in noun[0] if token >= 0]
+    # Both other nouns, by the first of their tokens.
+    assert tokens == [own(f" {word}", add_special_tokens=False)["input_ids"][0] for word in others]
 
 
-def test_a_right_answer_is_right_in_every_token(letters):
-    batch = tokenize(letters, (asked(("foxes", "coins"), ("now", "yet")),))
-    found = evaluate_behavior(scripted(101), batch)
-    assert found.answers == ("a0", "a1")
-    assert found.correct.tolist() == [[True, True]]
-    assert found.logit_diff.tolist() == [[2.0, 2.0]]
-    assert letters.convert_ids_to_tokens(found.predicted[0].tolist()) == ["f", "n"]
+def test_a_correct_answer_is_correct_in_every_token(letters):
+    batch = tokenize(letters, (question(("foxes", "coins"), ("now", "yet")),))
+    behavior = evaluate_behavior(scripted(101), batch)
+    assert behavior.answers == ("a0", "a1")
+    assert behavior.correct.tolist() == [[True, True]]
+    assert behavior.logit_diff.tolist() == [[2.0, 2.0]]
+    assert letters.convert_ids_to_tokens(behavior.predicted[0].tolist()) == ["f", "n"]
 
 
-@pytest.mark.parametrize("slip", range(3, 13))
-def test_one_wrong_token_spoils_the_answer_that_it_stands_in_and_no_other(letters, slip):
-    """The text is "Say foxes now"; position p foretells token p + 1."""
-    batch = tokenize(letters, (asked(("foxes", "coins"), ("now", "yet")),))
+@pytest.mark.parametrize("error", range(3, 13))
+def test_one_wrong_token_makes_only_its_own_answer_wrong(letters, error):
+    """The text is "Say foxes now"; position p predicts token p + 1."""
+    batch = tokenize(letters, (question(("foxes", "coins"), ("now", "yet")),))
     assert "".join(batch.tokens[0]) == "Say foxes now"
-    wrong = (0, slip - 1, letters.convert_tokens_to_ids("!"), 9.0)
-    found = evaluate_behavior(scripted(101, wrong), batch)
+    wrong = (0, error - 1, letters.convert_tokens_to_ids("!"), 9.0)
+    behavior = evaluate_behavior(scripted(101, wrong), batch)
     # The spaces at 3 and 9, which all outcomes share, are part of the answers.
-    assert found.correct.tolist() == [[slip not in range(3, 9), slip not in range(9, 13)]]
+    assert behavior.correct.tolist() == [[error not in range(3, 9), error not in range(9, 13)]]
 
 
-def test_a_lead_does_not_make_an_answer_right(letters):
-    batch = tokenize(letters, (asked(("foxes", "coins")),))
+def test_a_positive_logit_difference_does_not_make_an_answer_correct(letters):
+    batch = tokenize(letters, (question(("foxes", "coins")),))
     at = int(batch.positions[0, 0])
     f, c, other = letters.convert_tokens_to_ids(["f", "c", "!"])
-    found = evaluate_behavior(
+    behavior = evaluate_behavior(
         scripted(101, (0, at, other, 9.0), (0, at, c, -1.0), (0, at, f, 4.0)), batch
     )
-    assert found.logit_diff.tolist() == [[5.0]]
-    assert found.correct.tolist() == [[False]]
-    assert found.predicted.tolist() == [[other]]
+    assert behavior.logit_diff.tolist() == [[5.0]]
+    assert behavior.correct.tolist() == [[False]]
+    assert behavior.predicted.tolist() == [[other]]
 
 
-def test_a_padded_batch_is_answered_as_each_prompt_alone(own):
+def test_padding_does_not_change_the_behavior(own):
     questions = pattern("take-away").sample_questions(12, seed=4)
     model = tiny("llama", vocab_size=len(own))
     batch = tokenize(own, questions)
     assert not batch.mask.all()
     together = evaluate_behavior(model, batch)
-    for row, question in enumerate(questions):
-        alone = evaluate_behavior(model, tokenize(own, (question,)))
+    for row, one in enumerate(questions):
+        alone = evaluate_behavior(model, tokenize(own, (one,)))
         torch.testing.assert_close(together.logit_diff[row], alone.logit_diff[0], atol=1e-5, rtol=0)
         assert torch.equal(together.predicted[row], alone.predicted[0])
         assert torch.equal(together.correct[row], alone.correct[0])
 
 
-def test_the_size_of_a_chunk_changes_nothing(own):
+def test_the_batch_size_changes_nothing(own):
     questions = pattern("take-away").sample_questions(7, seed=4)
     batch = tokenize(own, questions)
-    slips = [(row, int(batch.readouts[0].position[row]), 0, 9.0) for row in (0, 5)]
-    whole = evaluate_behavior(scripted(len(own), *slips), batch)
+    errors = [(row, int(batch.readouts[0].position[row]), 0, 9.0) for row in (0, 5)]
+    whole = evaluate_behavior(scripted(len(own), *errors), batch)
     assert whole.correct[:, 0].tolist() == [False, True, True, True, True, False, True]
     model = tiny("llama", vocab_size=len(own))
     whole, parts = evaluate_behavior(model, batch), evaluate_behavior(model, batch, batch_size=3)
@@ -143,13 +143,13 @@ def test_the_size_of_a_chunk_changes_nothing(own):
     [("Rome", ("New York", "New Zealand"), range(4, 9)), ("5+7=", ("12", "17"), range(4, 6))],
 )
 def test_tokens_that_the_outcomes_share_count_for_accuracy(letters, text, outcomes, shared):
-    batch = tokenize(letters, (replace(asked(outcomes), text=text),))
+    batch = tokenize(letters, (replace(question(outcomes), text=text),))
     (readout,) = batch.readouts
     assert int(readout.position[0]) + 1 == shared.stop
     assert evaluate_behavior(scripted(len(letters)), batch).correct.all()
-    for at in shared:
-        wrong = (0, at - 1, letters.convert_tokens_to_ids("!"), 9.0)
-        found = evaluate_behavior(scripted(len(letters), wrong), batch)
-        assert not found.correct.any()
+    for position in shared:
+        wrong = (0, position - 1, letters.convert_tokens_to_ids("!"), 9.0)
+        behavior = evaluate_behavior(scripted(len(letters), wrong), batch)
+        assert not behavior.correct.any()
         # The logit difference is read at the first differing token.
-        assert found.logit_diff.tolist() == [[2.0]]
+        assert behavior.logit_diff.tolist() == [[2.0]]

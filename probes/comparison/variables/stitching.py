@@ -27,7 +27,7 @@ from probes.interventions.interchange import (
 from probes.interventions.subspace import mean_difference
 from probes.models.model import Model
 from probes.models.site import Site, joined_roles
-from probes.observe.residual_states import ResidualStates, capture_residual
+from probes.observe.activations import Activations, capture
 from probes.prompts.batch import Batch, tokenize
 from probes.prompts.interchange_pairs import OPERATION, sample_interchange_pairs
 
@@ -52,8 +52,8 @@ class Donor:
     """
 
     name: str
-    train_states: ResidualStates
-    source_states: ResidualStates
+    train_states: Activations
+    source_states: Activations
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,8 @@ def run_donor(
 ) -> Donor:
     """Run a donor on everything once; `read` is what `texts` made, if it was made before."""
     questions, sources = tokenized or tokenize_texts(model, folds)
-    return Donor(model.name, capture_residual(model, questions), capture_residual(model, sources))
+    states = [capture(model, texts, ("resid",)) for texts in (questions, sources)]
+    return Donor(model.name, *states)
 
 
 def find_variable_sites(model: Model, folds: HeldOutFolds, *, seed: int = 0) -> dict[str, Site]:
@@ -129,10 +130,10 @@ def label_donor(donor: Donor, folds: HeldOutFolds, variable: str) -> Donor:
     """Put a mere label in a donor's place: which word stands for the variable, and nothing else."""
     words = sorted({*folds.question_forms(variable), *folds.source_forms(variable)})
 
-    def marked(readings: ResidualStates, forms: tuple[str, ...]) -> ResidualStates:
+    def marked(readings: Activations, forms: tuple[str, ...]) -> Activations:
         marks = one_hot(torch.tensor([words.index(form) for form in forms]), len(words)).float()
-        everywhere = marks[None, :, None].expand(1, -1, readings.resid.shape[2], -1)
-        return replace(readings, model="label", resid=everywhere)
+        everywhere = marks[None, :, None].expand(1, -1, readings["resid"].shape[2], -1)
+        return replace(readings, model="label", tensors={"resid": everywhere})
 
     fit = marked(donor.train_states, folds.question_forms(variable))
     return Donor("label", fit, marked(donor.source_states, folds.source_forms(variable)))
@@ -159,7 +160,7 @@ def find_donor_sites(
     words that the map has not seen, and that nothing is judged on. No model is run.
     """
     roles = _candidate_roles(recipient, donor, variable)
-    every = [(layer, role) for layer in range(len(donor.train_states.resid)) for role in roles]
+    every = [(layer, role) for layer in range(len(donor.train_states["resid"])) for role in roles]
     held = torch.from_numpy(folds.site_search[variable])
     found = {}
     for part in recipient.sites[variable].role.split("+"):

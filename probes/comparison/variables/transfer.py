@@ -255,7 +255,7 @@ def _map_hits(
 ) -> Iterator[tuple[MapKind, Bool[np.ndarray, " prompt"]]]:
     """Try each map, from the one that may do least."""
     wide = [
-        readings.resid.shape[-1]
+        readings["resid"].shape[-1]
         for readings in (donor.train_states, recipient.self_donor.train_states)
     ]
     for kind in MAP_KINDS:
