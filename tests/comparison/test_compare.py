@@ -232,7 +232,7 @@ def test_the_page_says_what_the_summary_says_and_stays_small(compared, tmp_path)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert len(text.encode()) < 1_000_000
     assert "default-src" in text
-    for heading in ("Can they do it?", "Which heads do the same", "What each component carries"):
+    for heading in ("Capability", "Head pairing", "Patching effects"):
         assert heading in text
     assert "http://" not in text.replace("http://www.w3.org", "")
 

@@ -1,4 +1,4 @@
-"""A proof as a page: drawn from a planted model's hotspots, with evidence of known numbers."""
+"""Page of the claims: real hotspots of a planted model, all other numbers set by hand."""
 
 import re
 from dataclasses import replace
@@ -35,14 +35,14 @@ from probes.viz.reports.claims import claims_page
 
 NASTY = "<script>alert('1')</script>&\"\u202e"
 PARTS = [
-    "The verdicts",
-    "Where each variable is",
-    "One state whatever the object?",
-    "A path of its own for the noun?",
-    "The same direction?",
-    "Was it there before?",
-    "Learned from many?",
-    "How this was measured",
+    "Verdicts",
+    "Sites of the variables",
+    "H1: one state for all objects",
+    "H2: a separate path for the object",
+    "H3: one direction for all objects",
+    "H4: reuse of the base model",
+    "H5: training on many objects",
+    "Method",
 ]
 YES, NO = Estimate(0.97, 0.91, 0.99), Estimate(0.02, 0.01, 0.06)
 NONE, WIDE = Estimate(0.0, -0.02, 0.03), Estimate(0.12, 0.04, 0.31)
@@ -59,8 +59,8 @@ def hot():
 
 
 @pytest.fixture(scope="module")
-def proof(hot):
-    return proven(hot)
+def report(hot):
+    return make_report(hot)
 
 
 def gate(answer):
@@ -95,8 +95,8 @@ def searched(**changes):
     return replace(found, **changes)
 
 
-def proven(hot, *, two=WIDE, line=None, bound=True, **changes):
-    """A proof of real hotspots, whose other numbers are set; one test of H2 is not decided."""
+def make_report(hot, *, two=WIDE, line=None, bound=True, **changes):
+    """Report with real hotspots and set numbers; one test of H2 is undecided."""
     there, unseen = (
         DecodingResult(0.62, 0.2, 8),
         UnseenVerbs(YES, NO, Estimate(0.95, 0.9, 0.98), (("lose",),)),
@@ -145,8 +145,8 @@ def proven(hot, *, two=WIDE, line=None, bound=True, **changes):
     return replace(found, **changes)
 
 
-def renamed(proof, name):
-    return replace(proof, model=name, hotspots=replace(proof.hotspots, model=name))
+def rename(report, name):
+    return replace(report, model=name, hotspots=replace(report.hotspots, model=name))
 
 
 class Read(HTMLParser):
@@ -195,14 +195,14 @@ def headings(body):
     return re.findall(r"<h2>\d+\. (.*?)</h2>", body)
 
 
-def test_each_section_stands_on_the_page_in_order(proof):
-    assert headings(claims_page((proof,)).body) == PARTS
+def test_the_page_has_its_sections_in_order(report):
+    assert headings(claims_page((report,)).body) == PARTS
 
 
-def test_spaces_add_a_section_of_their_own(proof):
+def test_projections_add_a_section(report):
     crossed, basis = (
-        proof.hotspots.runs,
-        torch.eye(proof.hotspots.runs.clean.resid.shape[-1])[-1:],
+        report.hotspots.runs,
+        torch.eye(report.hotspots.runs.clean.resid.shape[-1])[-1:],
     )
     cell = Site(1, "resid", "op")
     states = crossed.states(cell)
@@ -210,47 +210,47 @@ def test_spaces_add_a_section_of_their_own(proof):
     seen: StateProjection = project_states(
         crossed, cell, Subspace(1, "op", "means", basis / basis.norm())
     )
-    added = headings(claims_page((proof,), projections=(seen,)).body)
-    assert added == [*PARTS[:3], "The states as points", *PARTS[3:]]
+    added = headings(claims_page((report,), projections=(seen,)).body)
+    assert added == [*PARTS[:3], "States as points", *PARTS[3:]]
 
 
-def test_the_words_on_top_have_the_tones_of_the_verdicts(proof):
-    found = Read(claims_page((proof,)).body).said()
+def test_the_notes_on_top_have_the_tones_of_the_verdicts(report):
+    found = Read(claims_page((report,)).body).said()
     tones = {"holds": "good", "fails": "bad", "cannot tell": "muted"}
-    assert [tone for tone, _ in found] == [tones[one.label] for one in proof.verdicts]
-    for verdict, (_, text) in zip(proof.verdicts, found, strict=True):
+    assert [tone for tone, _ in found] == [tones[one.label] for one in report.verdicts]
+    for verdict, (_, text) in zip(report.verdicts, found, strict=True):
         assert text.startswith(f"{verdict.claim}: {verdict.title}. {verdict.label.capitalize()}: ")
 
 
-def test_models_stand_in_the_columns_of_one_table_of_words(proof, hot):
-    other = renamed(proven(hot, two=YES), "other")
-    page = Read(claims_page((proof, other)).body)
+def test_models_are_columns_of_one_table_of_verdicts(report, hot):
+    other = rename(make_report(hot, two=YES), "other")
+    page = Read(claims_page((report, other)).body)
     head, *rows = page.table("claim")
-    assert head == ["claim", proof.model, "other"]
-    words = [[one.verdict(f"H{k}").label for one in (proof, other)] for k in range(1, 6)]
+    assert head == ["claim", report.model, "other"]
+    words = [[one.verdict(f"H{k}").label for one in (report, other)] for k in range(1, 6)]
     assert [row[1:] for row in rows] == words
     assert words[1] == ["cannot tell", "fails"]
     assert [tone for tone, text in page.said() if text.startswith("other – ")] == ["bad"]
 
 
-def test_a_verdict_says_what_was_measured_and_what_it_had_to_be(proof, hot):
+def test_the_reason_of_a_verdict_has_estimate_and_threshold(report, hot):
     undecided, failed = (
-        verdict_reason(proof.verdict("H2")),
-        verdict_reason(proven(hot, two=YES).verdict("H2")),
+        verdict_reason(report.verdict("H2")),
+        verdict_reason(make_report(hot, two=YES).verdict("H2")),
     )
     assert undecided == (
-        "“two things: it leaves the number” is 0.12 [0.04, 0.31] and had to be below 0.10"
+        "“two things: it leaves the number”: 0.12 [0.04, 0.31], required below 0.10"
     )
-    assert failed.startswith("“two things: it leaves the number” is 0.97 [0.91, 0.99] and had")
-    assert failed.endswith("the object's site moves the number")
-    assert (
-        verdict_reason(proof.verdict("H4")) == "the model before is not tested, as it began afresh"
+    assert failed.startswith("“two things: it leaves the number”: 0.97 [0.91, 0.99], required")
+    assert failed.endswith("the object's site moves the number)")
+    assert verdict_reason(report.verdict("H4")) == (
+        "“the model before”: not tested, it began afresh"
     )
-    assert verdict_reason(proof.verdict("H3")) == "all 2 tests passed"
+    assert verdict_reason(report.verdict("H3")) == "all 2 tests passed"
 
 
-def test_each_test_is_a_row_with_what_came_of_it(proof):
-    verdict = proof.verdict("H2")
+def test_each_statistical_test_is_a_row_with_its_result(report):
+    verdict = report.verdict("H2")
     rows = Read(claim_tests_table(verdict).body).tables[0][1:]
     passed = {True: "yes", False: "no", None: "undecided"}
     assert [row[3] for row in rows] == [passed[test.passed] for test in verdict.tests]
@@ -258,8 +258,8 @@ def test_each_test_is_a_row_with_what_came_of_it(proof):
     assert [row[2] for row in rows] == [test.threshold for test in verdict.tests]
 
 
-def test_tests_that_do_not_decide_stand_in_brackets_and_untested_ones_say_so(proof):
-    verdict = proof.verdict("H1")
+def test_tests_that_do_not_decide_are_in_brackets_and_untested_ones_are_marked(report):
+    verdict = report.verdict("H1")
     rows, notes = Read(claim_tests_table(verdict).body).tables[0], claim_tests_table(verdict).notes
     beside = [test for test in verdict.tests if not test.is_deciding]
     assert beside
@@ -267,23 +267,23 @@ def test_tests_that_do_not_decide_stand_in_brackets_and_untested_ones_say_so(pro
         (row,) = [row for row in rows if row[0] == f"({test.name})"]
         assert test.value is not None or row[3] == "untested"
     assert any("brackets" in note for note in notes)
-    assert not claim_tests_table(proof.verdict("H3")).notes
+    assert not claim_tests_table(report.verdict("H3")).notes
 
 
-def test_a_claim_without_tests_says_why_there_are_none(proof):
+def test_a_claim_without_tests_has_a_reason(report):
     verdict = behavior_absent("H3", "directions", "it answers at random")
-    assert list(claim_tests_table(verdict).notes) == ["Nothing was tested: it answers at random."]
-    kept = [verdict if one.claim == "H3" else one for one in proof.verdicts]
-    body = claims_page((replace(proof, verdicts=tuple(kept)),)).body
+    assert list(claim_tests_table(verdict).notes) == ["No tests: it answers at random."]
+    kept = [verdict if one.claim == "H3" else one for one in report.verdicts]
+    body = claims_page((replace(report, verdicts=tuple(kept)),)).body
     assert ("muted", "H3: directions. Behavior absent: it answers at random.") in Read(body).said()
 
 
-def test_the_chosen_places_are_ringed_and_drawn_with_their_outcomes(proof):
-    body = claims_page((proof,)).body
-    rows = Read(body).table("variable", "chosen place")[1:]
+def test_hotspots_are_listed_and_drawn_with_their_outcomes(report):
+    body = claims_page((report,)).body
+    rows = Read(body).table("variable", "hotspot")[1:]
     assert rows[0][:2] == ["operation", "L1.resid@op"]
     names = ["operation", "x", "y", "object"]
-    places = [str(spot.site) for spot in proof.hotspots.hotspots]
+    places = [str(spot.site) for spot in report.hotspots.hotspots]
     assert [row[:2] for row in rows] == [[*both] for both in zip(names, places, strict=True)]
     assert "operation: L1.resid@op: operation 100.0 %" in body
     assert f"object: {places[-1]}: base 100.0 %" in body
@@ -292,17 +292,17 @@ def test_the_chosen_places_are_ringed_and_drawn_with_their_outcomes(proof):
     assert bars[-1][0] == "L2.resid@answer"
 
 
-def test_the_example_says_each_mix_and_its_answer(proof):
-    pair = proof.hotspots.runs.interchange_pairs.other[0]
-    rows = {row[0]: row[1:] for row in Read(claims_page((proof,)).body).table("in this base")[1:]}
+def test_the_example_shows_each_outcome_and_its_answer(report):
+    pair = report.hotspots.runs.interchange_pairs.other[0]
+    rows = {row[0]: row[1:] for row in Read(claims_page((report,)).body).table("base text")[1:]}
     assert rows["op"] == [pair.clean["op"], pair.counterfactual["op"]]
     assert rows["thing"] == [pair.clean["thing"], pair.counterfactual["thing"]]
-    assert rows["reply_number"] == ["(the number that is answered)"] * 2
-    body = claims_page((proof,)).body
+    assert rows["reply_number"] == ["(answer: number)"] * 2
+    body = claims_page((report,)).body
     assert f"base → {pair.clean.answer('number')}; operation → " in body
 
 
-def test_roles_that_one_model_lacks_are_empty_there(proof, hot):
+def test_roles_that_one_model_lacks_are_empty_there(report, hot):
     lacking = tuple(cell for cell in hot.sites if cell.role != "ask")
     kept = [k for k, cell in enumerate(hot.sites) if cell.role != "ask"]
     one, named = (
@@ -312,7 +312,7 @@ def test_roles_that_one_model_lacks_are_empty_there(proof, hot):
     parts = {name: tuple(tensor[kept] for tensor in getattr(one, name)) for name in named}
     other = replace(one, site_names=tuple(one.site_names[k] for k in kept), **parts)
     less = replace(hot, sites=lacking, other_object=other)
-    pair = (renamed(replace(proof, hotspots=less), "less"), proof)
+    pair = (rename(replace(report, hotspots=less), "less"), report)
     rows = Read(claims_page(pair).body).table("variable", "role", "less")[1:]
     order = [row[1] for row in rows if row[0] == "operation"]
     assert order == list(hot.roles)
@@ -321,66 +321,66 @@ def test_roles_that_one_model_lacks_are_empty_there(proof, hot):
     assert row[3] != "–"
 
 
-def test_what_was_searched_is_plotted_and_what_is_missing_left_out(proof):
-    found = claims_page((proof,)).body
-    for text in ("2 directions searched", "… where least is told", "0.24 [0.10, 0.40]"):
+def test_searches_are_plotted_and_missing_ones_left_out(report):
+    found = claims_page((report,)).body
+    for text in ("DAS, 2 dimensions", "DAS, control site", "0.24 [0.10, 0.40]"):
         assert text in found
     less = claims_page(
-        (replace(proof, subspace_search=searched(control_site=None, min_dimensions=None)),)
+        (replace(report, subspace_search=searched(control_site=None, min_dimensions=None)),)
     ).body
-    assert "… where least is told" not in less
-    assert "none tried" in less
+    assert "DAS, control site" not in less
+    assert ">none</span>" in less
     (varies,) = [t for t in Read(found).tables if t and t[0][:1] == ["operation"] and t[1]]
     assert [row[0] for row in varies[:2]] == ["operation", "object"]
     assert "name" not in [row[0] for row in varies]
 
 
-def test_heads_that_carry_an_answer_are_marked_and_idle_ones_left_out(proof):
-    body = claims_page((proof,)).body
+def test_output_heads_are_marked_and_heads_without_effect_left_out(report):
+    body = claims_page((report,)).body
     rows = Read(body).table("head")[1:]
     assert rows == [["L1.H1", "0.84", "0.00"], ["L1.H2", "0.00", "0.93"]]
     marked = re.findall(r'data-tone="good">(0\.\d\d)<', body)
     assert marked == ["0.84", "0.93"]
 
 
-def test_bindings_and_the_model_before_are_shown_where_there_are_any(proof, hot):
+def test_bindings_and_the_base_model_are_shown_if_measured(report, hot):
     line = BaseModelComparison(
         "old", "new", YES, YES, NONE, YES, NO, ("L1.H0",), ("L3.H0", "L3.H1")
     )
-    full = Read(claims_page((proven(hot, line=line),)).body)
+    full = Read(claims_page((make_report(hot, line=line),)).body)
     assert full.table("before layer")[1][:2] == ["1", str(YES)]
     assert full.table("model", "heads")[1:] == [["old", "L1.H0"], ["new", "L3.H0, L3.H1"]]
-    bare = Read(claims_page((proven(hot, bound=False),)).body)
+    bare = Read(claims_page((make_report(hot, bound=False),)).body)
     assert not [rows for rows in bare.tables if rows and "before layer" in rows[0]]
     assert not [rows for rows in bare.tables if rows and rows[0] == ["model", "heads"]]
 
 
-def test_doses_are_plotted_from_few_objects_to_many():
+def test_dose_responses_are_sorted_by_number_of_objects():
     (plot,) = dose_response_blocks(DOSES[::-1])
     rows = [[row[0], row[2]] for row in Read(plot.body).tables[0][:2]]
     assert rows == [["4 objects", "0.21 [0.13, 0.30]"], ["64 objects", "0.94 [0.87, 0.97]"]]
     assert dose_response_blocks([]) == []
 
 
-def test_text_of_strangers_is_escaped(proof):
-    nasty = replace(renamed(proof, NASTY), pattern=NASTY, protocol=((NASTY, NASTY),))
-    plain, hurt = (Read(claims_page((one,)).body) for one in (proof, nasty))
+def test_untrusted_text_is_escaped(report):
+    nasty = replace(rename(report, NASTY), pattern=NASTY, protocol=((NASTY, NASTY),))
+    plain, hurt = (Read(claims_page((one,)).body) for one in (report, nasty))
     assert hurt.tags.count("script") == plain.tags.count("script") == 0
     assert "\u202e" not in claims_page((nasty,)).body
 
 
-def test_the_page_is_one_file_that_stays_small(proof, tmp_path):
-    path = tmp_path / "proof.html"
-    claims_page((proof, renamed(proof, "other"))).save(path)
+def test_the_page_is_one_file_that_stays_small(report, tmp_path):
+    path = tmp_path / "claims.html"
+    claims_page((report, rename(report, "other"))).save(path)
     text = path.read_text(encoding="utf-8")
     assert len(text) < 1_000_000
     assert not re.findall(r'(?:src|href)="(?!#|data:)', text)
 
 
 @pytest.mark.slow
-def test_a_proof_that_is_made_shows_itself():
+def test_a_computed_report_has_its_page():
     fox = planted_fox("template")
     found = evaluate_claims(fox.model, fox.pattern, bases=24, nulls=1)
     shown = headings(found.picture().body)
-    assert [part for part in shown if part != "The states as points"] == PARTS
+    assert [part for part in shown if part != "States as points"] == PARTS
     assert len(shown) == len(PARTS) + 1

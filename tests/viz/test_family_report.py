@@ -1,4 +1,4 @@
-"""What became of heads and variables as pages, and the command that makes them."""
+"""Pages of comparisons, and the command that writes them."""
 
 import json
 import re
@@ -20,14 +20,10 @@ from probes.models.model import wrap
 from probes.stats.evidence import check_above, check_within
 from probes.stats.intervals import Estimate
 from probes.testing.tiny_models import tiny_hf
+from probes.viz.html_text import typographic_minus
 from probes.viz.reports.comparison import comparison_page
 from probes.viz.reports.family_comparison import family_comparison_page
-from probes.viz.reports.transfer_tables import (
-    donor_plot,
-    interchange_plot,
-    transfer_tables,
-    with_minus_signs,
-)
+from probes.viz.reports.transfer_tables import donor_plot, interchange_plot, transfer_tables
 from probes.viz.reports.verdict_tables import (
     TONES,
     glossary,
@@ -42,7 +38,7 @@ SHORT, FAR = Estimate(-0.01, -0.03, 0.02), Estimate(0.61, 0.49, 0.70)
 NAN = float("nan")
 
 
-def carried(variable, donor, recipient, **changes):
+def transfer(variable, donor, recipient, **changes):
     found = CrossModelTransfer(
         variable=variable,
         donor=donor,
@@ -102,7 +98,7 @@ def hats(clean, other):
 
 @pytest.fixture(scope="module")
 def absent(own, tmp_path_factory):
-    """A real comparison of two nets that cannot do the task, on a few texts."""
+    """Real comparison of two models without the behavior, on a few texts."""
     models = [
         wrap(
             tiny_hf("llama", seed, vocab_size=len(own), num_hidden_layers=2 - seed),
@@ -120,10 +116,10 @@ def absent(own, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(absent):
-    """The same with open gates, and fates and transfers of known numbers."""
+    """The same with open gates, and with known verdicts and transfers."""
     transfers_to_other = (
-        carried("operation", "big", "small"),
-        carried("x", "big", "small", maps={"ridge": LOW}, shortfall=FAR),
+        transfer("operation", "big", "small"),
+        transfer("x", "big", "small", maps={"ridge": LOW}, shortfall=FAR),
     )
     back = tuple(replace(one, donor="small", recipient="big") for one in transfers_to_other)
     return replace(
@@ -208,89 +204,89 @@ def read(blocks):
 # --- blocks -----------------------------------------------------------------------------------
 
 
-def test_a_word_shows_its_tone_where_it_is_and_why():
+def test_a_verdict_cell_has_a_tone_a_counterpart_and_a_reason():
     cell = verdict_cell(OPERATION, with_counterpart=True)
     assert cell.text.replace("\xa0", " ") == "kept (L1.resid@op)"
     assert cell.tone == "good"
-    assert cell.hover == "the same role: best stand-in −0.02"
+    assert cell.hover == "the same role: best stand-in -0.02"
 
 
-def test_only_numbers_below_nought_get_a_minus_sign():
-    assert with_minus_signs("one-to-one, a stand-in: 0.1 [-0.02, 0.3], 1-2") == (
+def test_only_negative_numbers_get_a_minus_sign():
+    assert typographic_minus("one-to-one, a stand-in: 0.1 [-0.02, 0.3], 1-2") == (
         "one-to-one, a stand-in: 0.1 [−0.02, 0.3], 1-2"
     )
 
 
-def test_every_word_that_can_be_said_is_explained():
-    rows = Read(glossary("variable", "head").body).text("word")
+def test_the_glossary_explains_every_verdict():
+    rows = Read(glossary("variable", "head").body).text("verdict")
     assert [row[0] for row in rows] == list(TONES)
-    never = [row[0] for row in rows if row[1] == "(never said)"]
+    never = [row[0] for row in rows if row[1] == "(does not occur)"]
     assert never == ["lost", "new", "no reliable effect"]
-    assert all(row[2] != "(never said)" for row in rows)
+    assert all(row[2] != "(does not occur)" for row in rows)
     assert "never lost" not in glossary("head").body
 
 
-def test_variables_are_listed_with_their_words_tests_and_failing_prompts(found):
+def test_variables_are_listed_with_verdicts_tests_and_failing_prompts(found):
     seen = read(variable_blocks(found))
-    rows = seen.table("variable", "word", "where in small")
+    rows = seen.table("variable", "verdict", "site in small")
     assert [row[0][0] for row in rows] == ["operation", "x"]
     assert rows[0][1][:2] == ["kept", "good"]
-    assert "held there: 0.97 [0.91, 0.99], wanted above 0.50 (yes)" in rows[0][1][2]
+    assert "“held there”: 0.97 [0.91, 0.99], required above 0.50 (yes)" in rows[0][1][2]
     assert rows[1][1][:2] == ["split", None]
     tests = seen.text("variable", "test", "passed?")
     assert [row[1] for row in tests] == ["held there", "(b)"]
-    (prompt,) = seen.text("what is asked")
+    (prompt,) = seen.text("base question")
     assert prompt == ["x", "I have two cats.", "I had six dogs."]
     assert len(read(variable_blocks(found, tests=False)).tables) == len(seen.tables) - 2
 
 
-def test_only_what_is_kept_is_plotted_as_good_news(found):
+def test_only_kept_variables_are_green(found):
     block = interchange_plot(found.transfers_to_other, "turned", ["operation"])
     assert [row.tone for row in block.rows] == ["good", None]
     assert [row.chance for row in block.rows] == [(0.0, 0.33)] * 2
     assert block.rows[0].upper_reference == 0.98
 
 
-def test_a_share_of_no_crossings_is_left_out_of_the_plot(found):
+def test_an_accuracy_without_pairs_is_left_out_of_the_plot(found):
     none = replace(found.transfers_to_other[0], maps={"ridge": Estimate(NAN, 0.0, 1.0)})
     assert len(interchange_plot([none, found.transfers_to_other[1]], "turned").rows) == 1
-    assert "no crossings" in interchange_plot([none], "turned").body
+    assert "no interchange pairs" in interchange_plot([none], "turned").body
 
 
-def test_kin_are_green_only_beyond_strangers_too(found):
+def test_donors_are_green_only_above_negative_controls_too(found):
     one = found.transfers_to_full[0]
     near = replace(one, donor="near", negative_controls={"copying": 0.95, "permuted": 0.1})
     assert [row.tone for row in donor_plot([one], "c").rows] == ["good", "muted", "muted"]
     block = donor_plot([near], "c")
     assert [row.tone for row in block.rows] == [None, "muted", "muted"]
     assert [row.label for row in block.rows][1:] == [
-        "copying (another end)", "permuted (another end)"
+        "copying (negative control)", "permuted (negative control)"
     ]  # fmt: skip
 
 
-def test_transfers_stand_beside_what_stands_in_for_them(found):
+def test_transfers_are_listed_with_their_controls(found):
     seen = read(transfer_tables(found.transfers_to_other))
-    ways, beside = seen.table("identity"), seen.table("bare words")
-    assert [cell[0] for cell in ways[0]] == [
+    maps, controls = seen.table("identity"), seen.table("token embedding")
+    assert [cell[0] for cell in maps[0]] == [
         "big → small", "operation", "L1.resid@op", "124", "0.99", "0.98", "–", "0.41",
         "0.97 [0.91, 0.99]", "−0.01 [−0.03, 0.02]",
     ]  # fmt: skip
-    assert ways[0][2][2] == "read at L2.resid@op"
-    assert [cell[0] for cell in beside[0]] == [
-        "big → small", "operation", "0.97", "0.65", "0.22", "0.03", "0.33", "0.56", "bare words",
+    assert maps[0][2][2] == "donor read at L2.resid@op"
+    assert [cell[0] for cell in controls[0]] == [
+        "big → small", "operation", "0.97", "0.65", "0.22", "0.03", "0.33", "0.56", "token embedding",
         "0.32 [0.24, 0.40]",
     ]  # fmt: skip
-    assert beside[0][7][2] == "copying 0.45, permuted 0.56"
+    assert controls[0][7][2] == "copying 0.45, permuted 0.56"
 
 
-def test_without_strangers_their_column_is_a_dash(found):
+def test_without_negative_controls_their_column_is_a_dash(found):
     bare = [replace(one, negative_controls={}) for one in found.transfers_to_other]
-    assert {row[7] for row in read(transfer_tables(bare)).text("bare words")} == {"–"}
+    assert {row[7] for row in read(transfer_tables(bare)).text("token embedding")} == {"–"}
 
 
-def test_heads_say_where_they_went_and_whether_they_are_equal(found):
-    (rows,) = [read(head_blocks(found)).table("head", "equal within margins")]
-    assert [row[0][0] for row in rows] == ["L0.H0", "L0.H1", "L1.H0", "(its own)"]
+def test_heads_are_listed_with_counterpart_and_equivalence(found):
+    (rows,) = [read(head_blocks(found)).table("head", "equivalent within margins")]
+    assert [row[0][0] for row in rows] == ["L0.H0", "L0.H1", "L1.H0", "(relative only)"]
     assert [row[1][:2] for row in rows] == [
         ["kept", "good"], ["no reliable effect", "muted"], ["lost", "bad"], ["new", None]
     ]  # fmt: skip
@@ -298,33 +294,33 @@ def test_heads_say_where_they_went_and_whether_they_are_equal(found):
     assert SIMILARITY_TEST in rows[0][1][2]
 
 
-def test_what_was_not_tried_says_why_instead(found, absent):
+def test_a_skipped_interchange_has_a_reason(found, absent):
     why = "The pattern has no opposite"
     (note,) = variable_blocks(replace(found, transfer_skip_reason=why))
     assert why in note.text
     body = "".join(block.body for block in variable_blocks(absent))
     assert "big does not do the whole task" in body
-    assert "Nothing was put into small" in body
-    assert "Nothing was said" in head_blocks(replace(absent, verdicts=()))[0].body
+    assert "No interchange into small" in body
+    assert "no verdict on any head" in head_blocks(replace(absent, verdicts=()))[0].body
 
 
 # --- pages ------------------------------------------------------------------------------------
 
 
-def test_the_report_has_a_section_for_variables_and_one_for_heads(found, absent):
+def test_the_page_has_a_section_on_variables_and_one_on_heads(found, absent):
     parts = headings(comparison_page(found))
-    at = parts.index("Which heads do the same")
-    assert parts[at + 1 : at + 3] == ["What became of each variable", "What became of each head"]
+    at = parts.index("Head pairing")
+    assert parts[at + 1 : at + 3] == ["Verdicts on variables", "Verdicts on heads"]
     assert headings(comparison_page(absent)) == parts
 
 
-def test_a_head_that_no_untrained_net_pairs_is_plotted_without_its_chance(found):
+def test_a_head_that_no_random_init_model_pairs_is_plotted_without_chance(found):
     matches = tuple(replace(match, chance=NAN) for match in found.matches)
-    lonely = replace(found, matches=matches)
-    assert "<section" in comparison_page(lonely).body
+    unpaired = replace(found, matches=matches)
+    assert "<section" in comparison_page(unpaired).body
 
 
-def test_the_page_has_one_table_of_all_words(family):
+def test_the_family_page_has_one_table_of_all_verdicts(family):
     seen = Read(family_comparison_page(family).body)
     rows = seen.table("variable or head", "small", "gone")
     assert [row[0][0] for row in rows] == [
@@ -333,38 +329,38 @@ def test_the_page_has_one_table_of_all_words(family):
     assert rows[0][1] == ["kept (L1.resid@op)", "good", "the same role: best stand-in −0.02"]
     assert rows[0][2][:2] == ["behavior absent", "muted"]
     assert [cell[0] for cell in rows[-1]] == ["new heads", "L0.H0", "–"]
-    assert "left out: L0.H1." in family_comparison_page(family).body
+    assert "are left out: L0.H1." in family_comparison_page(family).body
 
 
-def test_the_page_says_what_the_summary_says_and_marks_who_cannot_do_it(family):
+def test_the_family_page_leads_with_the_summary_and_marks_absent_behavior(family):
     notes = Read(family_comparison_page(family).body).notes[:2]
     assert [note[0] for note in notes] == list(family.summary())
     assert [note[1] for note in notes] == [None, "bad"]
 
 
-def test_the_page_has_the_numbers_and_a_part_for_each_relative(family):
+def test_the_family_page_has_the_metrics_and_a_section_for_each_relative(family):
     page = family_comparison_page(family)
     assert headings(page) == [
-        "What became of each variable and head",
-        "How alike they are",
-        "Are they kin, beyond chance?",
-        "small: what became of each variable",
-        "gone: what became of each variable",
-        "How this was measured",
+        "Verdicts on variables and heads",
+        "Similarity",
+        "Cross-model interchange",
+        "small: verdicts on variables",
+        "gone: verdicts on variables",
+        "Method",
     ]
-    rows = {row[0]: row[1:] for row in Read(page.body).text("what", "permuted")}
-    # small, gone, untrained nets, copying, permuted
+    rows = {row[0]: row[1:] for row in Read(page.body).text("metric", "permuted")}
+    # small, gone, random-init models, copying, permuted
     assert rows["mean interchange accuracy"] == ["0.55", "0.01", "0.33", "0.45", "0.56"]
     assert rows["answer right"][2:] == ["–", "–", "–"]
 
 
-def test_kinship_within_the_reach_of_nulls_is_drawn_pale(family):
+def test_interchange_accuracy_below_a_control_is_muted(family):
     lines = re.findall(r'<tr( data-tone="muted")?><th scope="row" title="([^"]*)"',
                        family_comparison_page(family).body)  # fmt: skip
-    # Kinship of small is 0.55, and a stranger's 0.56.
+    # The mean of small is 0.55, and that of a negative control 0.56.
     assert lines[:4] == [
         (' data-tone="muted"', name)
-        for name in ("small", "gone", "copying (another end)", "permuted (another end)")
+        for name in ("small", "gone", "copying (negative control)", "permuted (negative control)")
     ]
     near = replace(
         family.comparisons[0], transfers_to_full=family.comparisons[0].transfers_to_full[:1]
@@ -375,9 +371,9 @@ def test_kinship_within_the_reach_of_nulls_is_drawn_pale(family):
     )
 
 
-def test_relatives_that_nothing_was_put_into_have_a_page(absent):
+def test_a_family_without_interchange_has_a_page(absent):
     page = family_comparison_page(FamilyComparison((absent,)))
-    assert "No state was carried over" in page.body
+    assert "No cross-model interchange was run" in page.body
     assert Read(page.body).text("variable or head", "small") == [["new heads", "–"]]
 
 
@@ -405,44 +401,46 @@ RUNNER = CliRunner()
 
 
 @pytest.fixture
-def asked(monkeypatch, family):
-    """Note what is asked of `compare_family`, and measure nothing."""
-    asked = []
+def calls(monkeypatch, family):
+    """Record the calls of `compare_family` in place of measuring."""
+    calls = []
 
-    def note(full, others, pattern, **options):
-        asked.append((full, list(others), pattern, options))
+    def record(full, others, pattern, **options):
+        calls.append((full, list(others), pattern, options))
         return FamilyComparison(family.comparisons[: len(others)])
 
-    monkeypatch.setattr("probes.comparison.compare.compare_family", note)
-    return asked
+    monkeypatch.setattr("probes.comparison.compare.compare_family", record)
+    return calls
 
 
 def run(*words):
     return RUNNER.invoke(app, ["compare", *(str(word) for word in words)])
 
 
-def test_one_relative_is_written_as_a_report_with_matches_and_fates(asked, tmp_path):
+def test_one_relative_is_written_as_a_page_with_matches_and_verdicts(calls, tmp_path):
     page, numbers = tmp_path / "r.html", tmp_path / "r.json"
     result = run("big", "small", "--seed", 3, "--workers", 1, "--out", page, "--json", numbers)
     assert result.exit_code == 0, result.output
-    ((full, others, pattern, options),) = asked
+    ((full, others, pattern, options),) = calls
     assert (full, others, pattern) == ("big", ["small"], "take-away")
     assert options == {"prompts": 32, "seed": 3, "nulls": 20, "workers": 1, "progress": False}
-    assert "Which heads do the same" in page.read_text(encoding="utf-8")
+    assert "Head pairing" in page.read_text(encoding="utf-8")
     assert "matches" in json.loads(numbers.read_text(encoding="utf-8"))
     for word in ("partner", "operation", "split", "(its own)", "lost"):
         assert word in result.stdout
     verdicts = result.stdout[result.stdout.index("variable or head") :]
     assert "L0.H0" in verdicts
-    assert "do not repeat" not in verdicts  # An idle head's reason.
+    assert "do not repeat" not in verdicts  # The reason of an unreliable head.
 
 
-def test_several_relatives_are_written_as_one_page_with_a_table_of_words(asked, tmp_path, family):
+def test_several_relatives_are_written_as_one_page_with_a_table_of_verdicts(
+    calls, tmp_path, family
+):
     page, numbers = tmp_path / "r.html", tmp_path / "r.json"
     result = run("big", "small", "gone", "--out", page, "--json", numbers)
     assert result.exit_code == 0, result.output
-    assert asked[0][1] == ["small", "gone"]
-    assert "Are they kin, beyond chance?" in page.read_text(encoding="utf-8")
+    assert calls[0][1] == ["small", "gone"]
+    assert "Cross-model interchange" in page.read_text(encoding="utf-8")
     assert set(json.loads(numbers.read_text(encoding="utf-8"))) == {"small", "gone"}
     assert [f"- {line}" for line in family.summary()] == result.stdout.splitlines()[:2]
     assert "new heads" in result.stdout
@@ -450,7 +448,7 @@ def test_several_relatives_are_written_as_one_page_with_a_table_of_words(asked, 
     assert "partner" not in result.stdout
 
 
-def test_no_name_loses_its_end_in_a_narrow_terminal(asked, tmp_path, found, monkeypatch):
+def test_no_name_loses_its_end_in_a_narrow_terminal(calls, tmp_path, found, monkeypatch):
     long = "L1.resid@a_role_with_a_name_that_no_column_of_eighty_letters_could_hold"
     one = replace(found, verdicts=(replace(OPERATION, counterpart=long), *HEADS))
     monkeypatch.setattr(
@@ -461,7 +459,7 @@ def test_no_name_loses_its_end_in_a_narrow_terminal(asked, tmp_path, found, monk
     assert "…" not in result.stdout
 
 
-def test_names_in_brackets_are_printed_as_they_are(asked, tmp_path, family, monkeypatch):
+def test_names_in_brackets_are_printed_as_they_are(calls, tmp_path, family, monkeypatch):
     one = family.comparisons[0]
     odd = replace(one, other=replace(one.other, name="[red]s"))
     monkeypatch.setattr(
@@ -474,8 +472,8 @@ def test_names_in_brackets_are_printed_as_they_are(asked, tmp_path, family, monk
 
 
 @pytest.mark.parametrize("others", [("small",), ("small", "gone")])
-def test_what_is_not_surely_equal_ends_with_code_three_after_all_is_written(
-    others, asked, tmp_path
+def test_a_relative_that_is_not_equivalent_ends_with_code_three_after_writing(
+    others, calls, tmp_path
 ):
     page = tmp_path / "r.html"
     result = run("big", *others, "--out", page, "--assert-equivalent", 0.1)
@@ -488,7 +486,7 @@ def test_what_is_not_surely_equal_ends_with_code_three_after_all_is_written(
     assert f"Report: {page}" in result.stdout
 
 
-def test_an_equal_relative_ends_well(asked, tmp_path, monkeypatch, found):
+def test_an_equivalent_relative_ends_with_code_zero(calls, tmp_path, monkeypatch, found):
     equal = replace(
         found,
         verdicts=(OPERATION, *HEADS),
@@ -506,18 +504,18 @@ def test_an_equal_relative_ends_well(asked, tmp_path, monkeypatch, found):
 
 
 @pytest.mark.parametrize("margin", [-0.1, 1.5, "much"])
-def test_a_margin_that_is_no_share_is_refused_before_any_work(margin, asked, tmp_path):
+def test_a_margin_outside_0_to_1_is_refused_before_any_work(margin, calls, tmp_path):
     result = run("big", "small", "--out", tmp_path / "r.html", "--assert-equivalent", margin)
     assert result.exit_code == 2
-    assert asked == []
+    assert calls == []
 
 
-def test_a_comparison_with_nothing_is_refused(asked):
+def test_a_comparison_without_relatives_is_refused(calls):
     assert run("big").exit_code == 2
-    assert asked == []
+    assert calls == []
 
 
-def test_help_tells_of_the_exit_code():
-    said = " ".join(re.sub(r"[│╭╮╰╯─]", " ", run("--help").output).split())
-    assert "--assert-equivalent" in said
-    assert "Exit with 3" in said
+def test_help_documents_the_exit_code():
+    text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", run("--help").output).split())
+    assert "--assert-equivalent" in text
+    assert "Exit with 3" in text

@@ -173,6 +173,6 @@ def test_it_is_saved_as_a_figure(suffix, tmp_path):
 
 def test_the_page_holds_drawing_tables_and_what_was_found():
     body = rate_distortion_page(curve(point("rtn-4", 700))).body
-    for text in ("Rate and distortion", "What breaks first?", "rtn-4 (700 kB)", "worse than noise",
-                 "L1.resid@x", "What is stored"):  # fmt: skip
+    for text in ("Rate and distortion", "Mechanism or accuracy first", "rtn-4 (700 kB)", "worse than noise",
+                 "L1.resid@x", "Storage"):  # fmt: skip
         assert text in body

@@ -1,4 +1,4 @@
-"""What was measured for each claim, as tables and plots: its tests, then what is beside them."""
+"""Blocks of each claim H1–H5: its tests, then plots and tables of what was measured."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,315 +6,242 @@ from collections.abc import Mapping, Sequence
 from probes.claims.result import ClaimsReport
 from probes.interventions.dissociation import Dissociation, OutputHeads
 from probes.interventions.interchange import NUMBER_READOUT, OBJECT_READOUT
-from probes.prompts.interchange_pairs import OBJECT
-from probes.stats.evidence import ClaimVerdict, StatisticalTest
+from probes.stats.evidence import ClaimVerdict
 from probes.stats.intervals import Estimate
-from probes.viz.blocks import Block, Table, TableCell, Tone
-from probes.viz.html_text import typographic_minus
+from probes.viz.blocks import Block, CellValue, Table, TableCell
+from probes.viz.html_text import format_number
+from probes.viz.plots.hotspot_map import display_variable
 from probes.viz.plots.interval_plot import Interval, IntervalPlot
+from probes.viz.reports.evidence_tables import (
+    BRACKETS_NOTE,
+    EVIDENCE_COLUMNS,
+    evidence_row,
+    evidence_text,
+)
 
-_MAX_THRESHOLD_LENGTH = 20  # Longer bars may be broken in two lines.
-_MAX_HEADS = 8  # More heads than this are not read; the rest carry less.
-_PASSED_TEXT: dict[bool | None, tuple[str, Tone]] = {
-    True: ("yes", "good"),
-    False: ("no", "bad"),
-    None: ("undecided", "muted"),
-}
+_MAX_HEADS = 8
+_MIN_HEAD_FRACTION = 0.005
+_ACCURACY = "interchange accuracy"
 
 STATE_INTRO = (
-    "Is there one state that says whether to add or to take away, and is it the same whatever "
-    "things are counted? It must turn the operation for new things, new numbers and new verbs, and "
-    "do more than the words alone. A search for the few directions that carry it is held against "
-    "searches that should find nothing."
+    "One state encodes whether to add or to subtract, whatever object is counted. Its interchange "
+    "must change the operation with unseen objects, numbers and verbs, and more often than the "
+    "interchange of the words alone. A search for the few directions that carry it (DAS) is "
+    "compared with control searches."
 )
 OBJECT_INTRO = (
-    "If the noun has a path of its own, the object's place moves the noun and not the number, the "
-    "operation's place does the opposite, and either can be broken alone. Crossover: how much more "
-    "each place pulls its own answer than the other's, in shares of the right answer's lead; 0 is "
-    "no difference. Log-odds: how sure the model is of the right answer, as a logarithm; 1 less is "
-    "2.7 times less sure. A head is one of the parts by which a layer looks back at earlier words."
+    "If the object has a path of its own, interchange at its site changes the object of the answer "
+    "and not the number, interchange at the operation's site does the opposite, and either answer "
+    "can be broken alone. Crossover: how much more each site changes its own answer than the other "
+    "one, in fractions of the correct answer's logit difference; 0 is no difference. Log-odds are "
+    "those of the correct answer."
 )
 DIRECTION_INTRO = (
-    "For each of two objects the direction from adding to taking away is fitted anew. If one code "
-    "serves all objects, another object's direction turns the operation as well as the own one. If "
-    "it does only after a rotation, each object has a code of its own, of the same shape."
+    "The direction from adding to subtracting is fitted for two objects separately. If one code "
+    "serves all objects, the direction of another object changes the operation as often as the "
+    "object's own. If it does so only after a rotation, each object has a code of its own, of the "
+    "same shape."
 )
 BASE_MODEL_INTRO = (
-    "A model that was trained to answer is held against the one it was tuned from. If tuning took "
-    "over what was there, the former direction and the former state still work, and what is new "
-    "is who reads them."
+    "A model tuned to answer is compared with its base model. If tuning reused what was there, the "
+    "base model's direction and state still work, and only the heads that read them are new."
 )
 DOSE_RESPONSE_INTRO = (
-    "Models trained alike, but on sentences about few or many objects, are tried on objects that "
-    "none of them was trained on. If the operation is general because it was learned from many "
-    "objects, it is taken up more often there. This is about the series, not about one model."
+    "Models of one series were trained alike, but on sentences about few or many objects. They are "
+    "tested on objects that none of them was trained on. If training on many objects makes the "
+    "operation general, its interchange works more often there. This concerns the series, not one "
+    "model."
 )
 
 
 def claim_tests_table(verdict: ClaimVerdict) -> Table:
-    """List the tests of a claim: what was measured, what it had to be, and what came of it."""
-    rows = [_test_row(test) for test in verdict.tests]
-    columns = (
-        "test",
-        "measured",
-        _nonbreaking("had to be"),
-        "passed?",
-        "what it would mean if not",
-    )
+    """Tests of a claim."""
     notes = []
     if any(not test.is_deciding for test in verdict.tests):
-        notes.append("Tests in brackets are shown beside: the verdict does not read them.")
+        notes.append(BRACKETS_NOTE)
     if not verdict.tests:
-        notes.append(f"Nothing was tested: {verdict.reason}.")
+        notes.append(f"No tests: {verdict.reason}.")
     caption = f"{verdict.claim}, {verdict.title}: {verdict.label}"
-    return Table(columns, rows, caption, "lrlll", notes)
-
-
-def _test_row(test: StatisticalTest) -> list[str | TableCell]:
-    word, tone = _PASSED_TEXT[test.passed]
-    name = test.name if test.is_deciding else f"({test.name})"
-    if test.value is None:
-        return [
-            name,
-            "–",
-            "–",
-            TableCell("untested", "muted"),
-            f"not tested: {typographic_minus(test.meaning_if_failed)}",
-        ]
-    bar = (
-        _nonbreaking(typographic_minus(test.threshold))
-        if len(test.threshold) < _MAX_THRESHOLD_LENGTH
-        else typographic_minus(test.threshold)
-    )
-    return [
-        name,
-        _nonbreaking(_format_estimate(test.value)),
-        bar,
-        TableCell(word, tone),
-        typographic_minus(test.meaning_if_failed),
-    ]
+    return Table(EVIDENCE_COLUMNS, list(map(evidence_row, verdict.tests)), caption, "lrlll", notes)
 
 
 def verdict_reason(verdict: ClaimVerdict) -> str:
-    """Say why a claim has its verdict, with the numbers that it rests on."""
+    """Reason of a verdict, with the numbers that it depends on."""
+    deciding = [test for test in verdict.tests if test.is_deciding]
     if verdict.label == "fails":
-        against = [test for test in verdict.tests if test.is_deciding and test.passed is False]
-        return "; ".join(
-            f"{_test_text(test)}: {typographic_minus(test.meaning_if_failed)}" for test in against
-        )
-    if verdict.label == "cannot tell":
-        unsure = [test for test in verdict.tests if test.is_deciding and test.passed is None]
-        return "; ".join(map(_test_text, unsure)) or typographic_minus(verdict.reason)
-    return typographic_minus(verdict.reason)
-
-
-def _test_text(test: StatisticalTest) -> str:
-    if test.value is None:
-        return f"{test.name} is not tested, as {typographic_minus(test.meaning_if_failed)}"
-    return f"“{test.name}” is {_format_estimate(test.value)} and had to be {typographic_minus(test.threshold)}"
-
-
-def _nonbreaking(text: str) -> str:
-    """Keep a line whole."""
-    return text.replace(" ", "\N{NO-BREAK SPACE}")
+        failed = [test for test in deciding if test.passed is False]
+        return "; ".join(f"{evidence_text(test)} ({test.meaning_if_failed})" for test in failed)
+    undecided = [evidence_text(test) for test in deciding if test.passed is None]
+    return ("; ".join(undecided) if verdict.label == "cannot tell" else "") or verdict.reason
 
 
 def state_blocks(report: ClaimsReport) -> list[Block]:
-    """Show the tests of H1, the search, what the states vary with, and how many dimensions."""
-    found, there = report.subspace_search, report.object_decoding
-    place = str(report.hotspots.hotspot("operation").site)
-    sizes = [
-        (f"{size} direction{'s' * (size > 1)} searched", share)
-        for size, share in zip(found.dimensions_tried, found.accuracies, strict=True)
-    ]
+    """H1: tests, subspace search, variance of the states, and their dimensions."""
+    search, decoding = report.subspace_search, report.object_decoding
+    site = str(report.hotspots.hotspot("operation").site)
     rows = [
-        ("the whole state", found.full_state),
-        ("difference of means, no search", found.mean_difference),
-        *sizes,
-        ("… with mixed-up answers", found.permuted_labels),
-        ("… where least is told", found.control_site),
-        ("… in an untrained model", found.random_init),
+        ("full state", search.full_state),
+        ("mean difference, no search", search.mean_difference),
+        *(
+            (f"DAS, {size} dimension{'s' * (size > 1)}", accuracy)
+            for size, accuracy in zip(search.dimensions_tried, search.accuracies, strict=True)
+        ),
+        ("DAS, permuted labels", search.permuted_labels),
+        ("DAS, control site", search.control_site),
+        ("DAS, random-init model", search.random_init),
     ]
-    varies = [
-        Interval("object" if name == OBJECT else name, value)
+    fractions = [
+        Interval(display_variable(name), value)
         for name, value in report.variance_fractions.items()
         if math.isfinite(value)
     ]
-    enough = "none tried" if found.min_dimensions is None else str(found.min_dimensions)
-    size = found.state_dimension
-    facts = [
-        ["directions that do 0.9 of what the whole state does", enough],
+    size = search.state_dimension
+    facts: list[list[CellValue]] = [
         [
-            "distance of states so made from natural ones (natural: 1)",
-            f"{found.off_manifold_distance:.2f}",
+            "fewest dimensions with 0.9 of the full state's accuracy",
+            search.min_dimensions or "none",
         ],
-        ["dimensions that the states fill, linear", f"{size.participation_ratio:.1f}"],
-        ["dimensions that they fill if the sheet is curved", f"{size.two_nn:.1f}"],
+        ["distance of edited states from natural ones (natural: 1)", search.off_manifold_distance],
+        ["intrinsic dimension, participation ratio (linear)", f"{size.participation_ratio:.1f}"],
+        ["intrinsic dimension, TwoNN (nonlinear)", f"{size.two_nn:.1f}"],
         [
-            f"the object can be read there (one of {there.n_classes})",
-            f"{there.accuracy:.2f}, by chance up to {there.threshold:.2f}",
+            f"accuracy of decoding the object, {decoding.n_classes} classes",
+            f"{decoding.accuracy:.2f}, threshold {decoding.threshold:.2f}",
         ],
     ]
+    factors = f"Variance of the states at {site} by factor (factors overlap; the sum need not be 1)"
     return [
         claim_tests_table(report.verdict("H1")),
-        *_plot(rows, f"How often the operation is taken up from {place}", "share of prompts"),
-        IntervalPlot(
-            varies,
-            f"What the states at {place} vary with (factors overlap, so they need not add to 1)",
-            axis="share of variance (omega squared)",
-        ),
-        Table(("at the operation's place", "found"), facts),
+        *_plot(rows, f"Interchange accuracy of the operation at {site}"),
+        IntervalPlot(fractions, factors, axis="fraction of variance (omega squared)"),
+        Table(("states at the operation's site", "value"), facts),
     ]
 
 
 def object_blocks(report: ClaimsReport) -> list[Block]:
-    """Show the tests of H2, the swaps, the heads, and what binds things to numbers."""
-    swaps = _swap_rows("one thing", report.dissociation)
+    """H2: tests, interchange at both sites, output heads, and binding."""
+    swaps = _swap_rows("one object", report.dissociation)
     if report.two_object_dissociation is not None:
-        swaps += _swap_rows("two things", report.two_object_dissociation)
-    needed = report.necessity
+        swaps += _swap_rows("two objects", report.two_object_dissociation)
+    necessity, heads = report.necessity, report.output_heads
     note = (
-        f"Resampling the operation's directions lowers the log-odds of the right number by "
-        f"{_format_estimate(needed.number)}, of the noun by {_format_estimate(needed.object)}. The gap is wider than "
-        f"for {needed.null_percentile:.0%} of random directions of as much variance."
+        f"Resampling the operation's directions lowers the log-odds of the number by "
+        f"{necessity.number}, and those of the object by {necessity.object}. The gap exceeds that "
+        f"of {necessity.null_percentile:.0%} of random directions with the same variance."
     )
-    columns = ("text speaks of", "put in", "number changes", "noun changes")
+    columns = ("text with", "interchange at", "number changes", "object changes")
     blocks: list[Block] = [
         claim_tests_table(report.verdict("H2")),
-        Table(columns, swaps, "What moves with each place", "llrr", (note,)),
-        _heads_table(report.output_heads),
-        _ablation_table(report.output_heads),
+        Table(columns, swaps, "Effect of interchange at each site", "llrr", (note,)),
+        _heads_table(heads),
+        _ablation_table(heads),
     ]
     if report.binding:
-        rows = [
-            [str(one.layer), *map(str, (one.swapped, one.unchanged, one.random_swapped))]
-            for one in report.binding
-        ]
-        columns = (
-            "before layer",
-            "number is the other thing's",
-            "nothing changes",
-            "random vector",
-        )
-        caption = "Two things in the text: exchanging what binds each to its number"
+        rows = [[str(b.layer), b.swapped, b.unchanged, b.random_swapped] for b in report.binding]
+        columns = ("before layer", "number of the other object", "no change", "random vector")
+        caption = "Two objects in the text: interchange of what binds each of them to its number"
         blocks.append(Table(columns, rows, caption))
     return blocks
 
 
-def _swap_rows(mentioned: str, dissociation: Dissociation) -> list[list[str]]:
-    named = (("operation", dissociation.operation), ("object", dissociation.object))
-    return [[mentioned, f"the {name}'s place", str(s.number), str(s.object)] for name, s in named]
+def _swap_rows(text: str, dissociation: Dissociation) -> list[list[CellValue]]:
+    sites = (("operation", dissociation.operation), ("object", dissociation.object))
+    return [[text, f"site of the {name}", effect.number, effect.object] for name, effect in sites]
 
 
-def _heads_table(output_heads: OutputHeads) -> Table:
-    """List the heads that bring most of either answer."""
-    most = sorted(
-        output_heads.head_fractions, key=lambda name: -max(output_heads.head_fractions[name])
-    )[:_MAX_HEADS]
+def _heads_table(heads: OutputHeads) -> Table:
+    """Heads with the largest fractions of either answer."""
+    fractions = heads.head_fractions
+    largest = sorted(fractions, key=lambda name: -max(fractions[name]))[:_MAX_HEADS]
     rows = [
         [
             name,
-            _fraction_cell(
-                output_heads.head_fractions[name][NUMBER_READOUT], name in output_heads.number_heads
-            ),
-            _fraction_cell(
-                output_heads.head_fractions[name][OBJECT_READOUT], name in output_heads.object_heads
-            ),
+            _fraction_cell(fractions[name][NUMBER_READOUT], name in heads.number_heads),
+            _fraction_cell(fractions[name][OBJECT_READOUT], name in heads.object_heads),
         ]
-        for name in sorted(most)
-        if max(output_heads.head_fractions[name]) > 0.005
+        for name in sorted(largest)
+        if max(fractions[name]) > _MIN_HEAD_FRACTION
     ]
-    note = "L1.H3 is head 3 of layer 1, from 0. ✓: it counts as one of the answer's heads."
-    columns = ("head", "of the way to the number", "of the way to the noun")
-    return Table(
-        columns, rows, "Heads that bring the answers to where they are read", notes=(note,)
-    )
+    note = "L1.H3 is head 3 of layer 1, from 0. ✓: output head of this answer."
+    caption = "Output heads: fraction of the drop of the logit difference"
+    return Table(("head", "of the number", "of the object"), rows, caption, notes=(note,))
 
 
 def _fraction_cell(fraction: float, is_output_head: bool) -> TableCell:
-    return TableCell(
-        typographic_minus(f"{round(fraction, 2) + 0.0:.2f}"), "good" if is_output_head else None
-    )
+    return TableCell(format_number(fraction), "good" if is_output_head else None)
 
 
-def _ablation_table(output_heads: OutputHeads) -> Table:
-    number, noun = (
-        ", ".join(heads) or "none"
-        for heads in (output_heads.number_heads, output_heads.object_heads)
-    )
+def _ablation_table(heads: OutputHeads) -> Table:
+    number, noun = (", ".join(h) or "none" for h in (heads.number_heads, heads.object_heads))
     rows = [
-        [f"the number's heads ({number})", *map(str, output_heads.without_number)],
-        [f"the noun's heads ({noun})", *map(str, output_heads.without_object)],
-        ["the noun's heads, at every word", *map(str, output_heads.without_object_everywhere)],
+        [f"output heads of the number ({number})", *heads.without_number],
+        [f"output heads of the object ({noun})", *heads.without_object],
+        ["output heads of the object, at all positions", *heads.without_object_everywhere],
     ]
-    columns = ("knocked out", "number still right", "noun still right")
-    return Table(columns, rows, "What breaks without them")
+    columns = ("ablated", "number right", "object right")
+    return Table(columns, rows, "Accuracy without output heads")
 
 
 def direction_blocks(report: ClaimsReport) -> list[Block]:
-    """Show the tests of H3, how directions serve, and the angles between them."""
-    found = report.direction_comparison
+    """H3: tests, accuracy of each direction, and angles between objects."""
+    comparison = report.direction_comparison
     rows = [
-        ("the object's own direction", found.own_direction),
-        ("another object's direction", found.other_direction),
-        ("another object's, rotated", found.rotated_direction),
+        ("direction of the same object", comparison.own_direction),
+        ("direction of another object", comparison.other_direction),
+        ("direction of another object, rotated", comparison.rotated_direction),
     ]
     angles = [
         [f"{a} / {b}", f"{angle:.0f}°"]
-        for (a, b), angle in zip(found.object_pairs, found.angles, strict=True)
+        for (a, b), angle in zip(comparison.object_pairs, comparison.angles, strict=True)
     ]
-    note = "0°: the same direction; 90°: they have nothing in common."
+    caption, note = "Angle between the directions of two objects", "0°: same; 90°: orthogonal."
     return [
         claim_tests_table(report.verdict("H3")),
-        *_plot(rows, "How often a direction turns the operation", "share of prompts"),
-        Table(("objects", "angle"), angles, "Between the directions of two objects", notes=(note,)),
+        *_plot(rows, "Interchange accuracy of the operation, by direction"),
+        Table(("objects", "angle"), angles, caption, notes=(note,)),
     ]
 
 
 def base_model_blocks(report: ClaimsReport) -> list[Block]:
-    """Show the tests of H4, and what the model before still does in this one."""
-    found, verdict = report.base_comparison, report.verdict("H4")
-    if found is None:
-        return [claim_tests_table(verdict)]
+    """H4: tests, and what directions and states of the base model do in the tuned one."""
+    comparison, tests = report.base_comparison, claim_tests_table(report.verdict("H4"))
+    if comparison is None:
+        return [tests]
+    base, tuned = comparison.base, comparison.tuned
     rows = [
-        ("its own direction", found.own_direction),
-        (f"the direction of {found.base}", found.base_direction),
-        (f"the whole state of {found.base}", found.base_state),
-        ("an untrained model's direction", found.random_init_direction),
+        (f"direction of {tuned}", comparison.own_direction),
+        (f"direction of {base}", comparison.base_direction),
+        (f"full state of {base}", comparison.base_state),
+        ("direction of a random-init model", comparison.random_init_direction),
     ]
     heads = [
-        [found.base, ", ".join(found.base_heads) or "none"],
-        [found.tuned, ", ".join(found.tuned_heads) or "none"],
+        [base, ", ".join(comparison.base_heads) or "none"],
+        [tuned, ", ".join(comparison.tuned_heads) or "none"],
     ]
-    caption = f"How often it turns the operation in {found.tuned}"
     return [
-        claim_tests_table(verdict),
-        *_plot(rows, caption, "share of prompts"),
-        Table(("model", "heads"), heads, "Heads that bring the number to where it is read", "ll"),
+        tests,
+        *_plot(rows, f"Interchange accuracy of the operation in {tuned}"),
+        Table(("model", "heads"), heads, "Output heads of the number", "ll"),
     ]
 
 
 def dose_response_blocks(rows: Sequence[Mapping[str, float | str]]) -> list[Block]:
-    """Show how often the operation is taken up, by how many objects the model was trained on."""
-    named = [
+    """H5: interchange accuracy by the number of objects in training."""
+    estimates = [
         (
             f"{float(row['nouns']):.0f} objects",
             Estimate(*(float(row[f"strange{end}"]) for end in ("", "_low", "_high"))),
         )
         for row in sorted(rows, key=lambda row: float(row["nouns"]))
     ]
-    return _plot(named, "Taken up with objects never trained on", "share of prompts")
+    return _plot(estimates, "Interchange accuracy of the operation with untrained objects")
 
 
-def _plot(estimates: Sequence[tuple[str, Estimate | None]], caption: str, axis: str) -> list[Block]:
-    """Plot estimates; those that are missing or not numbers are left out."""
+def _plot(estimates: Sequence[tuple[str, Estimate | None]], caption: str) -> list[Block]:
+    """Interval plot without missing and non-finite estimates; empty if none is left."""
     rows = [
-        Interval(name, e.value, e.low, e.high)
+        Interval.of(name, e)
         for name, e in estimates
         if e is not None and all(map(math.isfinite, (e.value, e.low, e.high)))
     ]
-    return [IntervalPlot(rows, caption, axis=axis)] if rows else []
-
-
-def _format_estimate(estimate: Estimate) -> str:
-    return typographic_minus(str(estimate))
+    return [IntervalPlot(rows, caption, axis=_ACCURACY)] if rows else []

@@ -1,23 +1,15 @@
-"""Proofs as a page: the verdicts, where each variable sits, and every test that was read."""
+"""Page of the claims H1–H5 about one or several models."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from probes.claims.result import ClaimsReport
 from probes.claims.run import dose_response_rows
-from probes.interventions.hotspots import Hotspots
-from probes.interventions.interchange import NUMBER_READOUT
 from probes.interventions.projection import StateProjection
-from probes.prompts.question import Question
 from probes.stats.evidence import ClaimVerdict
 from probes.viz.blocks import Block, Note, Table, TableCell, Tone
-from probes.viz.html_text import typographic_minus
 from probes.viz.page import Section, page
 from probes.viz.picture import Picture
-from probes.viz.plots.hotspot_map import display_variable, hotspot_block, merged_roles
-from probes.viz.plots.stacked_bars import OutcomeBlock
+from probes.viz.plots.hotspot_map import hotspot_block
 from probes.viz.plots.state_projection import projection_block
 from probes.viz.registry import report
 from probes.viz.reports.claim_tables import (
@@ -34,49 +26,30 @@ from probes.viz.reports.claim_tables import (
     state_blocks,
     verdict_reason,
 )
+from probes.viz.reports.hotspot_tables import HOTSPOTS_INTRO, example_table, hotspot_blocks
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
-_MAX_BARS = 8  # More bars than this are not read.
 _TONES: dict[str, Tone] = {"holds": "good", "fails": "bad"}
-_ROLE_DESCRIPTIONS = {"bos": "(mark that starts the text)", "rest": "(all other words)"}
-
 _VERDICT_INTRO = (
-    "A claim holds where every test that decides it passed, and fails where one speaks against it. "
-    "It cannot be told where the 95 % interval of a test includes its bar, or a test could not be "
-    "made: then nothing is said, neither for nor against. The tests follow claim by claim."
+    "A claim holds if all its deciding tests passed, and fails if one of them failed. It is “cannot "
+    "tell” if the 95 % interval of a deciding test includes its threshold, or if a test could not "
+    "be run. The tests of each claim follow."
 )
-_HOTSPOTS_INTRO = (
-    "A model reads the text token by token and keeps a list of numbers, a state, for each token, "
-    "which each layer adds to. Here the state at one place is taken from its run on another text, "
-    "the source, and put into its run on the base. All else stays. Base and source differ in "
-    "everything, and each mix of the two has an answer of its own: so the number that the model "
-    "then says tells what that state held. L1.resid@op is the state before layer 1 at the word in "
-    "the role op; two roles joined by + are put in together. A cell is the share of prompts that "
-    "took up this one variable and nothing else; the null is what the best place of untrained "
-    "models reaches, or half a prompt if that is more. Column 0 is the bare words: to put them in "
-    "is to change the text, so 1.00 there says nothing. Rings mark the places that were chosen, "
-    "by other prompts than these."
-)
-
-
 _PROJECTION_INTRO = (
-    "Each point is the state at the operation's place in one prompt. Axis 1 and 2 are the "
-    "directions of most variance; then, across, the operation's direction, fitted on other "
-    "prompts, and up, the widest direction beside it."
+    "Each point is the state at the operation's site in one prompt. First, axis 1 and 2 are the "
+    "principal components. Then the horizontal axis is the operation's direction, fitted on other "
+    "prompts, and the vertical one the direction of most variance orthogonal to it."
 )
 
 
 @report.register
 def claims_report_page(claims: ClaimsReport) -> Picture:
-    """Lay the claims of one model out as a page."""
+    """Page of the claims about one model."""
     return claims_reports_page((claims,))
 
 
 @report.register(tuple)
 def claims_reports_page(reports: tuple[ClaimsReport, ...]) -> Picture:
-    """Lay the claims of several models out as one page, with the states that were projected."""
+    """Page of the claims about several models, with the projections that the reports hold."""
     projections = [one.projection for one in reports if one.projection is not None]
     return claims_page(reports, projections=projections)
 
@@ -84,84 +57,78 @@ def claims_reports_page(reports: tuple[ClaimsReport, ...]) -> Picture:
 def claims_page(
     reports: Sequence[ClaimsReport], *, projections: Sequence[StateProjection] = ()
 ) -> Picture:
-    """Lay proofs out as one page that needs no network, models side by side.
+    """Page of the claims, models side by side.
 
     Args:
-        proofs: One for each model.
-        spaces: States of the operation's site as points, to be shown as well.
+        reports: One for each model.
+        projections: States of the operation's site as points, to be drawn as well.
     """
     several = len(reports) > 1
+    reasons = _reason_notes(reports)
+    verdicts = [_verdicts_table(reports), *(reasons if several else ())]
     sections: list[Section] = [
+        ("Verdicts", _VERDICT_INTRO, verdicts),
+        ("Sites of the variables", HOTSPOTS_INTRO, _hotspots_section(reports)),
+        ("H1: one state for all objects", STATE_INTRO, _by_model(reports, state_blocks)),
+        ("H2: a separate path for the object", OBJECT_INTRO, _by_model(reports, object_blocks)),
         (
-            "The verdicts",
-            _VERDICT_INTRO,
-            [_verdicts_table(reports), *(_reasons(reports) if several else ())],
+            "H3: one direction for all objects",
+            DIRECTION_INTRO,
+            _by_model(reports, direction_blocks),
         ),
-        ("Where each variable is", _HOTSPOTS_INTRO, _hotspot_blocks(reports)),
-        ("One state whatever the object?", STATE_INTRO, _blocks_per_model(reports, state_blocks)),
+        ("H4: reuse of the base model", BASE_MODEL_INTRO, _by_model(reports, base_model_blocks)),
+        ("H5: training on many objects", DOSE_RESPONSE_INTRO, _series_blocks(reports)),
+        ("Method", "", [_method_table(reports)]),
     ]
     if projections:
-        # One drawing for each list of prompts: models that complete statements read others.
-        alike = {
-            one.prompts: [o for o in projections if o.prompts == one.prompts] for one in projections
-        }
-        blocks = [projection_block(group) for group in alike.values()]
-        sections.append(("The states as points", _PROJECTION_INTRO, blocks))
-    sections += [
-        (
-            "A path of its own for the noun?",
-            OBJECT_INTRO,
-            _blocks_per_model(reports, object_blocks),
-        ),
-        ("The same direction?", DIRECTION_INTRO, _blocks_per_model(reports, direction_blocks)),
-        ("Was it there before?", BASE_MODEL_INTRO, _blocks_per_model(reports, base_model_blocks)),
-        ("Learned from many?", DOSE_RESPONSE_INTRO, _series_blocks(reports)),
-        ("How this was measured", "", [_protocol_table(reports)]),
-    ]
-    names = ", ".join(proof.model for proof in reports)
-    patterns = ", ".join(dict.fromkeys(proof.pattern for proof in reports))
-    notes = [_summary_note(proof) for proof in reports] if several else _reasons(reports)
-    return page(f"The fox claim in {names}", sections, notes, f"Asked: {patterns}")
+        # One drawing for each list of prompts: models that complete statements read other texts.
+        groups: dict[object, list[StateProjection]] = {}
+        for one in projections:
+            groups.setdefault(one.prompts, []).append(one)
+        blocks = [projection_block(group) for group in groups.values()]
+        sections.insert(3, ("States as points", _PROJECTION_INTRO, blocks))
+    patterns = ", ".join(dict.fromkeys(one.pattern for one in reports))
+    notes = list(map(_summary_note, reports)) if several else reasons
+    names = ", ".join(one.model for one in reports)
+    return page(f"Claims H1–H5 about {names}", sections, notes, f"Pattern: {patterns}")
 
 
 def _tone(verdict: ClaimVerdict) -> Tone:
     return _TONES.get(verdict.label, "muted")
 
 
-def _summary_note(report: ClaimsReport) -> Note:
-    """Say the five words of one model in a line."""
-    words = dict.fromkeys(found.label for found in report.verdicts)
-    named = [
-        f"{', '.join(v.claim for v in report.verdicts if v.label == word)}: {word}"
-        for word in words
-    ]
-    tones = {_tone(found) for found in report.verdicts}
+def _summary_note(claims: ClaimsReport) -> Note:
+    """All verdicts of one model in a line."""
+    by_label: dict[str, list[str]] = {}
+    for verdict in claims.verdicts:
+        by_label.setdefault(verdict.label, []).append(verdict.claim)
+    text = "; ".join(f"{', '.join(names)}: {label}" for label, names in by_label.items())
+    tones = {_tone(verdict) for verdict in claims.verdicts}
     tone: Tone = "bad" if "bad" in tones else "muted" if "muted" in tones else "good"
-    return Note(f"{report.model} – {'; '.join(named)}", tone)
+    return Note(f"{claims.model} – {text}", tone)
 
 
-def _reasons(reports: Sequence[ClaimsReport]) -> list[Note]:
-    several = len(reports) > 1
+def _reason_notes(reports: Sequence[ClaimsReport]) -> list[Note]:
     return [
         Note(
-            f"{f'{proof.model}, ' if several else ''}{found.claim}: {found.title}. "
-            f"{found.label.capitalize()}: {verdict_reason(found)}.",
-            _tone(found),
+            f"{f'{one.model}, ' if len(reports) > 1 else ''}{verdict.claim}: {verdict.title}. "
+            f"{verdict.label.capitalize()}: {verdict_reason(verdict)}.",
+            _tone(verdict),
         )
-        for proof in reports
-        for found in proof.verdicts
+        for one in reports
+        for verdict in one.verdicts
     ]
 
 
 def _verdicts_table(reports: Sequence[ClaimsReport]) -> Table:
     rows = [
         [
-            f"{one.claim}: {one.title}",
-            *(_verdict_cell(proof.verdict(one.claim)) for proof in reports),
+            f"{verdict.claim}: {verdict.title}",
+            *(_verdict_cell(one.verdict(verdict.claim)) for one in reports),
         ]
-        for one in reports[0].verdicts
+        for verdict in reports[0].verdicts
     ]
-    columns = ("claim", *(proof.model for proof in reports))
+    columns = ("claim", *(one.model for one in reports))
     return Table(columns, rows, align="l" * len(columns))
 
 
@@ -169,134 +136,47 @@ def _verdict_cell(verdict: ClaimVerdict) -> TableCell:
     return TableCell(verdict.label, _tone(verdict), verdict_reason(verdict))
 
 
-def _blocks_per_model(
-    reports: Sequence[ClaimsReport], blocks: Callable[[ClaimsReport], list[Block]]
+def _by_model(
+    reports: Sequence[ClaimsReport], make_blocks: Callable[[ClaimsReport], list[Block]]
 ) -> list[Block]:
-    """Lay out each model's blocks, under its name where there are several."""
-    found: list[Block] = []
-    for proof in reports:
-        found += [Note(proof.model)] if len(reports) > 1 else []
-        found += blocks(proof)
-    return found
+    """Blocks of each model, below its name if there are several."""
+    blocks: list[Block] = []
+    for one in reports:
+        blocks += [Note(one.model)] if len(reports) > 1 else []
+        blocks += make_blocks(one)
+    return blocks
 
 
-def _hotspot_blocks(reports: Sequence[ClaimsReport]) -> list[Block]:
-    asked = {proof.pattern: proof.hotspots for proof in reports}
-    found: list[Block] = [_example_table(hot) for hot in asked.values()]
-    found.append(hotspot_block([proof.hotspots for proof in reports]))
-    return found + _blocks_per_model(
-        reports, lambda proof: [_hotspots_table(proof.hotspots), _outcome_block(proof.hotspots)]
-    )
-
-
-def _example_table(hotspots: Hotspots) -> Table:
-    """Show one base and one source, word by word, and what each mix would answer."""
-    drawn = hotspots.runs.interchange_pairs
-    pair = drawn.other[0]
-    rows = [
-        [role, _role_text(pair.clean, role), _role_text(pair.counterfactual, role)]
-        for role in merged_roles([hotspots])
-        if "+" not in role
+def _hotspots_section(reports: Sequence[ClaimsReport]) -> list[Block]:
+    by_pattern = {one.pattern: one.hotspots for one in reports}
+    return [
+        *map(example_table, by_pattern.values()),
+        hotspot_block([one.hotspots for one in reports]),
+        *_by_model(reports, lambda one: hotspot_blocks(one.hotspots)),
     ]
-    texts = dict(pair.clean.outcomes)["number"]
-    named = zip(drawn.number_labels, texts, strict=True)
-    mixes = "; ".join(f"{label} → {text}" for label, text in named if not label.startswith("copi"))
-    notes = (
-        f"Base: {pair.clean.text}",
-        f"Source: {pair.counterfactual.text}",
-        f"What the base answers if it takes this from the source (base: nothing): {mixes}. "
-        "Copies: it says a number of the text as it stands.",
-    )
-    columns = ("role", "in this base", "in its source")
-    return Table(
-        columns, rows, f"One of {len(drawn)} prompts of {hotspots.pattern!r}", "lll", notes
-    )
-
-
-def _role_text(question: Question, role: str) -> str:
-    words = [question.text[start:end] for name, start, end in question.roles if name == role]
-    if not words and role.startswith("reply_"):
-        return f"(the {role.removeprefix('reply_')} that is answered)"
-    return " … ".join(words) or _ROLE_DESCRIPTIONS.get(role, "(not in this text)")
-
-
-def _hotspots_table(hotspots: Hotspots) -> Table:
-    rows = [
-        [
-            display_variable(spot.variable),
-            str(spot.site),
-            str(spot.other_object),
-            str(spot.same_object),
-            typographic_minus(str(spot.difference)),
-            f"{hotspots.thresholds[spot.variable]:.2f}",
-        ]
-        for spot in hotspots.hotspots
-    ]
-    columns = (
-        "variable", "chosen place", "from another object", "from the same object",
-        "difference", "null",
-    )  # fmt: skip
-    caption = "The chosen places: how often each hands over its variable alone"
-    note = (
-        "The source is about another object than the base, or about the same. Of the object: how "
-        "often the noun becomes the source's; with the same object, how often nothing changes."
-    )
-    return Table(columns, rows, caption, "llrrrr", (note,))
-
-
-def _outcome_block(hotspots: Hotspots) -> OutcomeBlock:
-    """Draw what the number becomes at the chosen places, and late where it is read."""
-    sites = {str(s.site): f"{display_variable(s.variable)}: {s.site!s}" for s in hotspots.hotspots}
-    role = _readout_role(hotspots)
-    late = [str(cell) for cell in hotspots.sites if cell.role == role]
-    room = max(0, _MAX_BARS - len(sites))
-    sites |= {site: site for site in late[len(late) - min(room, 4) :] if site not in sites}
-    names, tables = list(sites)[:_MAX_BARS], []
-    for site in names:
-        table: DataFrame = hotspots.other_object.table(site)
-        tables.append(table[table["answer"] == "number"])
-    shares = np.array([table["fraction"].to_numpy(dtype=float) for table in tables])
-    kept = [at for at, column in enumerate(shares.T) if column.any()]
-    outcomes = [str(tables[0]["outcome"].iloc[at]) for at in kept]
-    caption = "What the number becomes: at the chosen places, then late where it is read"
-    counts = [len(hotspots.runs)] * len(names)
-    return OutcomeBlock([sites[n] for n in names], outcomes, shares[:, kept], counts, caption)
-
-
-def _readout_role(hotspots: Hotspots) -> str:
-    """Return the role of the token where the number is read."""
-    place = int(hotspots.runs.clean.readout[0, NUMBER_READOUT])
-    return next(
-        (r for r in hotspots.roles if bool(hotspots.runs.role_masks[r][0, place])),
-        hotspots.roles[-1],
-    )
 
 
 def _series_blocks(reports: Sequence[ClaimsReport]) -> list[Block]:
-    """Show the last claim once where all models have the same: it is about a series."""
-    verdicts = dict.fromkeys(proof.verdict("H5") for proof in reports)
-    return [
-        *(claim_tests_table(verdict) for verdict in verdicts),
-        *dose_response_blocks(dose_response_rows()),
-    ]
+    """H5 concerns a series, so equal verdicts of several models are shown once."""
+    verdicts = dict.fromkeys(one.verdict("H5") for one in reports)
+    return [*map(claim_tests_table, verdicts), *dose_response_blocks(dose_response_rows())]
 
 
-def _protocol_table(reports: Sequence[ClaimsReport]) -> Table:
-    """Say how each model was measured, and how well it does the task at all."""
-    told = [dict(proof.protocol) | _gate_rows(proof) for proof in reports]
-    names = dict.fromkeys(name for one in told for name in one)
-    rows = [[name, *(one.get(name, "–") for one in told)] for name in names]
-    always = "95 %, over prompts: bootstrap, Wilson for shares of prompts"
-    rows.append(["intervals", *[always] * len(reports)])
-    columns = ("what", *(proof.model for proof in reports))
+def _method_table(reports: Sequence[ClaimsReport]) -> Table:
+    settings = [dict(one.protocol) | _gate_rows(one) for one in reports]
+    names = dict.fromkeys(name for one in settings for name in one)
+    rows = [[name, *(one.get(name, "–") for one in settings)] for name in names]
+    intervals = "95 %, over prompts: bootstrap; Wilson for fractions of prompts"
+    rows.append(["intervals", *[intervals] * len(reports)])
+    columns = ("setting", *(one.model for one in reports))
     return Table(columns, rows, align="l" * len(columns))
 
 
-def _gate_rows(report: ClaimsReport) -> dict[str, str]:
-    return {"pattern": report.pattern} | {
-        f"can it do the task: {gate.answer}": (
-            f"{gate.state}: {gate.accuracy} right of {gate.n_questions} questions; best simple rule "
-            f"({gate.heuristic}): {gate.heuristic_accuracy:.2f}"
+def _gate_rows(claims: ClaimsReport) -> dict[str, str]:
+    return {"pattern": claims.pattern} | {
+        f"gate of {gate.answer}": (
+            f"{gate.state}: accuracy {gate.accuracy} on {gate.n_questions} questions; best "
+            f"heuristic ({gate.heuristic}): {gate.heuristic_accuracy:.2f}"
         )
-        for gate in report.gates
+        for gate in claims.gates
     }

@@ -1,14 +1,14 @@
-"""The comparison as a page: what was found in plain words, then what it rests on."""
+"""Page of a comparison of two models: capability, attention, heads, variables and effects."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from probes.comparison.heads.matching import MIN_RELIABILITY, HeadMatch
 from probes.comparison.result import Comparison, PlotData
+from probes.models.site import parse_head
 from probes.observe.gate import Gate
-from probes.viz.blocks import Block, Matrix, Note, Table, TableCell, Tone
+from probes.viz.blocks import Block, CellValue, Matrix, Note, Table, TableCell, Tone
 from probes.viz.page import Section, page
 from probes.viz.picture import Picture
 from probes.viz.plots.attention.head_grid import head_grid
@@ -24,254 +24,219 @@ from probes.viz.reports.verdict_tables import (
     variable_blocks,
 )
 
-_MAX_COMPONENTS = 3
-"""How many heads' effects are printed in full."""
+_MAX_COMPONENTS = 6
+_MIN_EFFECT = 0.1  # logits
+_STATE_TONES: dict[str, Tone | None] = {"open": "good", "partial": None, "closed": "bad"}
+_MATCH_TONES: dict[str, Tone | None] = {
+    "matched": "good", "unmatched": "bad", "no reliable effect": "muted",
+}  # fmt: skip
+
+_GATE_INTRO = (
+    "Circuits are compared only for behavior that a model has. The gate is open if accuracy is "
+    "above 80 % and above the best simple heuristic on the same questions, partial if it is only "
+    "above the heuristic, and closed otherwise (95 % intervals)."
+)
+_ATTENTION_INTRO = (
+    "Attention pooled from role to role, averaged over the clean prompts. Attention alone is weak "
+    "evidence: random-init models look alike too. Click a head, or use the arrow keys. The "
+    "difference is shown between paired heads."
+)
+_MATCH_INTRO = (
+    "Heads are paired one-to-one by their patching effects, for each contrast and role, and their "
+    "attention. Pairing always returns pairs, so it is repeated with random-init models: a match "
+    "must exceed the 95th percentile of their best scores. Heads whose effects have a split-half "
+    f"reliability below {MIN_RELIABILITY} count as unreliable."
+)
+_EFFECT_INTRO = (
+    "Drop of the logit difference, in logits, when the output of a component at a role is replaced "
+    "by its counterfactual value; ± is the standard error over prompts. A positive effect means "
+    "that the component carries what was changed. The components with the largest effects are "
+    "shown for each contrast."
+)
+_METHOD_NOTE = (
+    "Head similarity: mean of the cosine of patching effects and the cosine of attention, after "
+    "subtracting uniform attention. Intervals: 95 %, over prompts. Random-init models are a weak "
+    "null: a match alone does not show the same circuit."
+)
 
 
 @report.register
 def comparison_page(comparison: Comparison) -> Picture:
-    """Lay a comparison out as one page that needs no network."""
+    """Page of one comparison."""
+    full, other = comparison.full.name, comparison.other.name
+    variable_intro = VARIABLE_INTRO.format(full=full, other=other)
+    variables = [*variable_blocks(comparison), glossary("variable")]
     sections: list[Section] = [
-        ("Can they do it?", _GATE_INTRO, _gate_blocks(comparison)),
-        ("What attention does", _ATTENTION_INTRO, [attention_grid(comparison)]),
-        (
-            "Which heads do the same",
-            _MATCH_INTRO.format(bar=MIN_RELIABILITY),
-            _match_blocks(comparison),
-        ),
-        (
-            "What became of each variable",
-            VARIABLE_INTRO.format(full=comparison.full.name, other=comparison.other.name),
-            [*variable_blocks(comparison), glossary("variable")],
-        ),
-        ("What became of each head", HEAD_INTRO, [*head_blocks(comparison), glossary("head")]),
-        ("What each component carries", _EFFECT_INTRO, _effect_blocks(comparison)),
-        ("How this was measured", "", [_protocol_table(comparison)]),
+        ("Capability", _GATE_INTRO, _gate_blocks(comparison)),
+        ("Attention", _ATTENTION_INTRO, [attention_grid(comparison)]),
+        ("Head pairing", _MATCH_INTRO, _match_blocks(comparison)),
+        ("Verdicts on variables", variable_intro, variables),
+        ("Verdicts on heads", HEAD_INTRO, [*head_blocks(comparison), glossary("head")]),
+        ("Patching effects", _EFFECT_INTRO, _effect_blocks(comparison)),
+        ("Method", "", [_method_table(comparison)]),
     ]
-    verdicts = [Note(line, tone) for line, tone in _verdicts(comparison)]
+    tones: dict[int, Tone | None] = {
+        k: _STATE_TONES[gate.state] for k, gate in enumerate(comparison.gates)
+    }
+    notes = [Note(line, tones.get(k)) for k, line in enumerate(comparison.summary())]
     subtitle = (
-        f"Pattern “{comparison.pattern}” ({comparison.title}).\nFor example: {comparison.example}"
+        f"Pattern “{comparison.pattern}” ({comparison.title}).\nExample: {comparison.example}"
     )
-    return page(f"{comparison.full.name} | {comparison.other.name}", sections, verdicts, subtitle)
-
-
-_GATE_INTRO = (
-    "No circuit of a behavior that a model does not have. The gate is open where accuracy is "
-    "surely above 80 % and above the best simple heuristic on the same questions, partial where "
-    "it only beats the heuristic, closed where it does not even do that."
-)
-_ATTENTION_INTRO = (
-    "Attention pooled from role to role, averaged over the clean prompts. Attention suggests; it "
-    "does not decide: two untrained nets look alike too. Click a head, or use the arrow keys. The "
-    "difference is drawn between paired heads."
-)
-_MATCH_INTRO = (
-    "Heads are paired one-to-one by what they do: how patching them at each role, for each "
-    "contrast, moves the answers, and how they attend. Pairing always finds pairs, so it is rerun "
-    "with untrained nets; a match must beat the 95th percentile of their best. A head whose "
-    "effects do not repeat between halves of the prompts (reliability below {bar}) is idle."
-)
-_EFFECT_INTRO = (
-    "The fall of the answer's lead, in logits, when a component's output at a role is replaced by "
-    "what it is in the counterfactual run (± standard error over prompts). Positive: it carries "
-    "what was changed. Shown are the components that carry most of each contrast."
-)
+    return page(f"{full} | {other}", sections, notes, subtitle)
 
 
 def attention_grid(comparison: Comparison) -> Picture:
-    """Draw all heads of both models by role, and the difference between paired heads."""
+    """All heads of both models by role, and the difference of paired heads."""
+    roles = comparison.roles
     maps = [
-        AttentionMaps(
-            name, view.attention, comparison.roles, comparison.roles, view.attention_error
-        )
-        for name, view in comparison.plot_data.items()
+        AttentionMaps(name, data.attention, roles, roles, data.attention_error)
+        for name, data in comparison.plot_data.items()
     ]
-    pairs = [(_parse_head(m.head), _parse_head(m.partner)) for m in comparison.matches if m.partner]
-    busiest = max(comparison.matches, key=lambda m: (m.label == "matched", m.reliability))
-    return head_grid(maps[0], maps[-1], pairs, start=_parse_head(busiest.head))
-
-
-def _verdicts(comparison: Comparison) -> list[tuple[str, Tone | None]]:
-    tones: dict[str, Tone | None] = {"open": "good", "partial": None, "closed": "bad"}
-    states = [gate.state for gate in comparison.gates]
-    lines = comparison.summary()
-    return [(line, tones[states[k]] if k < len(states) else None) for k, line in enumerate(lines)]
+    pairs = [(parse_head(m.head), parse_head(m.partner)) for m in comparison.matches if m.partner]
+    start = max(comparison.matches, key=lambda m: (m.label == "matched", m.reliability))
+    return head_grid(maps[0], maps[-1], pairs, start=parse_head(start.head))
 
 
 def _gate_blocks(comparison: Comparison) -> list[Block]:
-    rows = [_gate_interval(gate) for gate in comparison.gates]
-    for answer, accuracy in zip(comparison.answers, comparison.random_init_accuracy, strict=True):
-        rows.append(Interval(f"{comparison.nulls} untrained nets, {answer} (mean)", accuracy))
-    columns = ("model", "answer", "items", "accuracy", "best heuristic", "margin", "lead", "gate")
-    table = Table(columns, [_gate_row(gate) for gate in comparison.gates], align="llrrlrrl")
-    solved = [
-        [s.model, s.answer, str(s.items), str(s.logit_diff) if s.logit_diff else "too few items"]
-        for s in comparison.solved_logit_diffs
+    rows = [
+        Interval.of(
+            f"{gate.model}, {gate.answer}",
+            gate.accuracy,
+            chance=(0.0, gate.heuristic_accuracy),
+            tone="good" if gate.state == "open" else "bad",
+        )
+        for gate in comparison.gates
     ]
-    both = Table(
-        ("model", "answer", "items", "lead (logits)"),
-        solved,
-        "On the items that both models solve",
-        align="llrr",
-        notes=("Lead: the answer's logit less the mean of the other possible outcomes'.",),
-    )
-    plot = IntervalPlot(rows, "Share of whole answers that are right", (0.0, 1.0), "accuracy")
-    return [plot, table, both]
+    for answer, accuracy in zip(comparison.answers, comparison.random_init_accuracy, strict=True):
+        rows.append(Interval(f"{comparison.nulls} random-init models, {answer} (mean)", accuracy))
+    caption = "Accuracy of whole answers"
+    columns = ("model", "answer", "questions", "accuracy", "best heuristic", "margin",
+               "logit difference", "gate")  # fmt: skip
+    solved = [
+        [one.model, one.answer, one.items, one.logit_diff or "too few questions"]
+        for one in comparison.solved_logit_diffs
+    ]
+    note = "Logit difference: logit of the answer minus the mean logit of its foils."
+    return [
+        IntervalPlot(rows, caption, (0.0, 1.0), "accuracy", chance_label="best heuristic"),
+        Table(columns, list(map(_gate_row, comparison.gates)), align="llrrlrrl"),
+        Table(
+            ("model", "answer", "questions", "logit difference"),
+            solved,
+            "On the questions that both models solve",
+            align="llrr",
+            notes=(note,),
+        ),
+    ]
 
 
-def _gate_interval(gate: Gate) -> Interval:
-    tone: Tone = "good" if gate.state == "open" else "bad"
-    return Interval(
-        f"{gate.model}, {gate.answer}",
-        gate.accuracy.value,
-        gate.accuracy.low,
-        gate.accuracy.high,
-        chance=(0.0, gate.heuristic_accuracy),
-        tone=tone,
-    )
-
-
-def _gate_row(gate: Gate) -> list[str | TableCell]:
-    tones: dict[str, Tone | None] = {"open": "good", "partial": "muted", "closed": "bad"}
+def _gate_row(gate: Gate) -> list[CellValue]:
     return [
         gate.model,
         gate.answer,
-        str(gate.n_questions),
-        str(gate.accuracy),
+        gate.n_questions,
+        gate.accuracy,
         f"{gate.heuristic}: {gate.heuristic_accuracy:.2f}",
-        str(gate.margin),
-        str(gate.logit_diff),
-        TableCell(gate.state, tones[gate.state]),
+        gate.margin,
+        gate.logit_diff,
+        TableCell(gate.state, _STATE_TONES[gate.state] or "muted"),
     ]
 
 
 def _match_blocks(comparison: Comparison) -> list[Block]:
+    mean = comparison.mean_pair_score
     paired = [match for match in comparison.matches if match.partner]
     ranked = sorted(paired, key=lambda m: (m.label == "no reliable effect", -m.score.value))
-    mean_pair_score = comparison.mean_pair_score
     rows = [
-        Interval(
+        Interval.of(
             "mean of all pairs",
-            mean_pair_score.score.value,
-            mean_pair_score.score.low,
-            mean_pair_score.score.high,
-            chance=(
-                min(mean_pair_score.chance, mean_pair_score.chance_high),
-                mean_pair_score.chance_high,
-            ),
-            upper_reference=_finite_or_none(mean_pair_score.other_seed),
+            mean.score,
+            chance=(min(mean.chance, mean.chance_high), mean.chance_high),
+            upper_reference=mean.other_seed,
         ),
-        *(_match_interval(match) for match in ranked),
+        *map(_match_interval, ranked),
     ]
-    columns = ("head", "partner", "score", "chance", "bar", "other seed", "reliability", "word")
+    columns = ("head", "partner", "score", "chance", "threshold", "other seed", "reliability",
+               "match")  # fmt: skip
     cells = [_match_row(match, comparison.behavior_absent) for match in comparison.matches]
-    ceiling = comparison.other_seed or "none known"
-    table = Table(
-        columns,
-        cells,
-        align="llrrrrrl",
-        notes=(
-            "Chance: mean score of this head in untrained nets. Bar: 95th percentile of their best "
-            f"match, one for all heads. Other seed: {ceiling}, n = 1.",
-            f"Reliable heads of {comparison.other.name} without a match: "
-            f"{', '.join(comparison.unmatched) or 'none'}.",
-        ),
+    notes = (
+        "Chance: mean score of this head in random-init models. Threshold: 95th percentile of "
+        "their best scores, one for all heads. Other seed: "
+        f"{comparison.other_seed or 'none known'}, n = 1.",
+        f"Reliable heads of {comparison.other.name} without a match: "
+        f"{', '.join(comparison.unmatched) or 'none'}.",
     )
-    caption = "Score of each pair, beside chance and the other seed"
-    return [IntervalPlot(rows, caption, axis="similarity of profiles"), table]
+    plot = IntervalPlot(
+        rows,
+        "Score of each pair, with the null and the other-seed model",
+        axis="head similarity",
+        chance_label="random-init: mean to 95th percentile",
+        reference_label="other-seed model",
+    )
+    return [plot, Table(columns, cells, align="llrrrrrl", notes=notes)]
 
 
 def _match_interval(match: HeadMatch) -> Interval:
-    # A percentile interval need not hold its estimate: resampling adds noise, noise lowers cosines.
-    return Interval(
+    return Interval.of(
         f"{match.head} – {match.partner}",
-        match.score.value,
-        match.score.low,
-        match.score.high,
-        # With few untrained nets a head may be left over in all of them: its chance is NaN.
+        match.score,
+        # A head that no random-init model pairs has a chance of NaN.
         chance=(float(np.fmin(match.chance, match.threshold)), match.threshold),
-        upper_reference=_finite_or_none(match.other_seed_score),
+        upper_reference=match.other_seed_score,
         tone="good" if match.label == "matched" else None,
     )
 
 
-def _match_row(match: HeadMatch, behavior_absent: bool) -> list[str | TableCell]:
-    tones: dict[str, Tone | None] = {
-        "matched": "good",
-        "unmatched": "bad",
-        "no reliable effect": "muted",
-    }
-    word = (
-        TableCell("behavior absent", "muted")
-        if behavior_absent
-        else TableCell(match.label, tones[match.label])
-    )
+def _match_row(match: HeadMatch, behavior_absent: bool) -> list[CellValue]:
+    label = TableCell(match.label, _MATCH_TONES[match.label])
     return [
         match.head,
-        match.partner or "–",
-        str(match.score) if match.partner else "–",
-        _format_score(match.chance),
-        _format_score(match.threshold),
-        _format_score(match.other_seed_score),
-        _format_score(match.reliability),
-        word,
+        match.partner or None,
+        match.score if match.partner else None,
+        match.chance,
+        match.threshold,
+        match.other_seed_score,
+        match.reliability,
+        TableCell("behavior absent", "muted") if behavior_absent else label,
     ]
 
 
 def _effect_blocks(comparison: Comparison) -> list[Block]:
     blocks: list[Block] = []
     for contrast, exact in comparison.contrasts.items():
-        how = "" if exact == 1 else f" ({exact:.0%} of pairs token by token, else last tokens)"
+        how = f" ({exact:.0%} of pairs patched token by token, the others at last tokens)"
         for k, answer in enumerate(comparison.answers):
-            for name, view in comparison.plot_data.items():
-                block = _effect_matrix(view, contrast, k, comparison.roles)
-                if block is not None:
-                    caption = f"{contrast} → {answer}, {name}{how}"
-                    blocks.append(Matrix(*block[:3], error=block[3], caption=caption))
-    if not blocks:
-        blocks.append(Note("No component moves any answer by more than twice its standard error."))
-    return blocks
+            for name, data in comparison.plot_data.items():
+                caption = f"{contrast} → {answer}, {name}{how * (exact != 1)}"
+                matrix = _effect_matrix(data, contrast, k, comparison.roles, caption)
+                blocks += [matrix] if matrix else []
+    none = Note("No component changes any answer by more than twice its standard error.")
+    return blocks or [none]
 
 
 def _effect_matrix(
-    plot_data: PlotData, contrast: str, k: int, roles: Sequence[str]
-) -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...], np.ndarray] | None:
-    """Return the strongest components over the roles where any of them acts, if one does."""
-    values, errors = plot_data.effects[contrast][..., k], plot_data.effect_errors[contrast][..., k]
-    sure = np.abs(np.nan_to_num(values)) > np.maximum(2 * np.nan_to_num(errors), 0.1)
-    if not sure.any():
+    data: PlotData, contrast: str, answer: int, roles: Sequence[str], caption: str
+) -> Matrix | None:
+    """Strongest components at the roles where they have effects; None without clear effects."""
+    values, errors = data.effects[contrast][..., answer], data.effect_errors[contrast][..., answer]
+    absolute = np.abs(np.nan_to_num(values))
+    is_clear = absolute > np.maximum(2 * np.nan_to_num(errors), _MIN_EFFECT)
+    if not is_clear.any():
         return None
-    strength = np.where(sure, np.abs(np.nan_to_num(values)), 0).max(1)
-    top = np.sort(np.argsort(-strength)[: 2 * _MAX_COMPONENTS])
-    top = top[strength[top] > 0]
-    live = np.flatnonzero(~np.isnan(values[top]).all(0))
-    names = tuple(plot_data.components[int(index)] for index in top)
-    where = tuple(roles[int(index)] for index in live)
-    return values[np.ix_(top, live)], names, where, errors[np.ix_(top, live)]
+    strength = np.where(is_clear, absolute, 0).max(1)
+    strongest = np.argsort(-strength)[:_MAX_COMPONENTS].tolist()
+    top = sorted(at for at in strongest if strength[at] > 0)
+    present = np.flatnonzero(~np.isnan(values[top]).all(0)).tolist()
+    cells = np.ix_(top, present)
+    rows = [data.components[at] for at in top]
+    columns = [roles[at] for at in present]
+    return Matrix(values[cells], rows, columns, error=errors[cells], caption=caption)
 
 
-def _protocol_table(comparison: Comparison) -> Table:
-    return models_table(
-        (comparison.full, comparison.other),
-        (
-            f"{comparison.prompts} pairs for each of the contrasts {', '.join(comparison.contrasts)}; "
-            f"{comparison.nulls} untrained nets of {comparison.other.name}'s shape; seed {comparison.seed}.",
-            "Similarity of two heads: the mean of the cosine of their effects and the cosine of "
-            "their attention, the attention of an even head taken off. Intervals: 95 %, over "
-            "prompts. Chance comes from untrained nets, a lenient null: a match is not yet proof "
-            "of the same circuit.",
-        ),
+def _method_table(comparison: Comparison) -> Table:
+    sizes = (
+        f"{comparison.prompts} pairs for each of the contrasts {', '.join(comparison.contrasts)}; "
+        f"{comparison.nulls} random-init models of {comparison.other.name}'s shape; seed "
+        f"{comparison.seed}."
     )
-
-
-def _parse_head(head: str) -> tuple[int, int]:
-    layer, number = head.split(".")
-    return int(layer[1:]), int(number[1:])
-
-
-def _finite_or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
-def _format_score(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.2f}"
+    return models_table((comparison.full, comparison.other), (sizes, _METHOD_NOTE))

@@ -1,196 +1,182 @@
-"""A model beside several relatives as one page: the table of words, then what it rests on."""
+"""Page of one model and several relatives: verdicts, similarity and cross-model interchange."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
 from probes.comparison.family_result import FamilyComparison
 from probes.comparison.result import Comparison
 from probes.comparison.verdict import Verdict
-from probes.viz.blocks import Block, Note, Table, TableCell, Tone
+from probes.viz.blocks import Block, CellValue, Note, Table, TableCell
 from probes.viz.page import Section, page
 from probes.viz.picture import Picture
+from probes.viz.plots.hotspot_map import display_variable
 from probes.viz.plots.interval_plot import Interval, IntervalPlot
 from probes.viz.registry import report
-from probes.viz.reports.transfer_tables import donor_plot, format_fraction
+from probes.viz.reports.transfer_tables import donor_plot, negative_control_rows
 from probes.viz.reports.verdict_tables import (
+    VARIABLE_DEFINITION,
     VARIABLE_INTRO,
     glossary,
+    interchange_skipped,
     models_table,
     variable_blocks,
     verdict_cell,
 )
 
 _VERDICTS_INTRO = (
-    "What became of each variable and each head of {full}, relative by relative, and in brackets "
-    "where it is there. Point at a word to see why. A variable is something that the question says "
-    "and the answer hangs on: the operation (add or take away), a number such as x, the thing that "
-    "is asked about. L1.H3 is head 3 of layer 1, and L1.resid@op the state before layer 1 at the "
-    "word in the role op, counted from 0; joined by +, two places act together. That a head is "
-    "lost does not say that what it computed is lost."
+    "Verdict on each variable and head of {full} in each relative, with its counterpart in "
+    "brackets. Hover over a verdict to see the reason. " + VARIABLE_DEFINITION + " L1.H3 is head 3 "
+    "of layer 1, and L1.resid@op the residual stream before layer 1 at the role op, counted from "
+    "0; sites joined by + act together. A lost head does not imply that its computation is lost."
 )
 _NUMBERS_INTRO = (
-    "The numbers beside the words. What chance reaches, and what nets reach that were trained on "
-    "such texts for another end, stand in columns of their own."
+    "Numbers behind the verdicts. Random-init models and negative controls have columns of their "
+    "own."
 )
 _INTERCHANGE_INTRO = (
-    "Kinship: how often states of a relative, put into {full} through a linear map, turn its "
-    "answers; the mean over the variables. It does not ask whether the relative can do the task. "
-    "No tested word was fitted on. Untrained nets were given the same map and the same search, so "
-    "what they reach is chance; nets that were trained on such texts for another end say what "
-    "knowing the words alone is worth. What a relative's words hold before any layer counts as its "
-    "own work. Then the same variable by variable: green is surely beyond all of these. That is "
-    "not proof of descent: a net that learned the same task by itself may come to the same code."
+    "Mean interchange accuracy: states of a relative are mapped linearly into {full}; the accuracy "
+    "is the fraction of interchange pairs in which the answer changes in the intended variable "
+    "alone, averaged over the variables. It does not require that the relative does the task. Maps "
+    "are not fitted on any tested word. Random-init models get the same map and the same search: "
+    "they give the null. Negative controls, trained on the same texts for another task, show what "
+    "knowledge of the words alone is worth. The token embeddings of a relative count as its own. "
+    "One plot for each variable follows; green lies above all controls. That does not show "
+    "descent: a model that learned the task independently can arrive at the same code."
+)
+_METHOD_NOTE = (
+    "Intervals: 95 %, over prompts; Wilson for interchange accuracies. The mean interchange "
+    "accuracy has none, because its variables are tested on overlapping prompts."
 )
 
 
 @report.register
 def family_comparison_page(family: FamilyComparison) -> Picture:
-    """Lay a model and its relatives out as one page that needs no network."""
+    """Page of a model and its relatives."""
     first = family.comparisons[0]
     full = first.full.name
+    verdicts = [_verdicts_table(family), glossary("variable", "head")]
+    interchange_intro = _INTERCHANGE_INTRO.format(full=full)
     sections: list[Section] = [
-        (
-            "What became of each variable and head",
-            _VERDICTS_INTRO.format(full=full),
-            [_verdicts_table(family), glossary("variable", "head")],
-        ),
-        ("How alike they are", _NUMBERS_INTRO, [_numbers_table(family)]),
-        (
-            "Are they kin, beyond chance?",
-            _INTERCHANGE_INTRO.format(full=full),
-            _interchange_blocks(family),
-        ),
-        *(
-            (
-                f"{one.other.name}: what became of each variable",
-                VARIABLE_INTRO.format(full=full, other=one.other.name)
-                if one.transfers_to_other
-                else "",
-                variable_blocks(one, tests=False),
-            )
-            for one in family.comparisons
-        ),
-        ("How this was measured", "", [_protocol_table(family)]),
+        ("Verdicts on variables and heads", _VERDICTS_INTRO.format(full=full), verdicts),
+        ("Similarity", _NUMBERS_INTRO, [_metrics_table(family)]),
+        ("Cross-model interchange", interchange_intro, _interchange_blocks(family)),
     ]
+    for one in family.comparisons:
+        intro = VARIABLE_INTRO.format(full=full, other=one.other.name)
+        intro = intro if one.transfers_to_other else ""
+        blocks = variable_blocks(one, tests=False)
+        sections.append((f"{one.other.name}: verdicts on variables", intro, blocks))
+    sections.append(("Method", "", [_method_table(family)]))
     notes = [
         Note(line, "bad" if _lacks_behavior(one) else None)
         for line, one in zip(family.summary(), family.comparisons, strict=True)
     ]
-    subtitle = f"Pattern “{first.pattern}” ({first.title}).\nFor example: {first.example}"
+    subtitle = f"Pattern “{first.pattern}” ({first.title}).\nExample: {first.example}"
     return page(f"{full} and its relatives {', '.join(family.names)}", sections, notes, subtitle)
 
 
 def _lacks_behavior(comparison: Comparison) -> bool:
-    """Say whether the relative cannot do it; the gates of the full model stand first."""
+    """Whether a gate of the relative is closed; the gates of the full model come first."""
     return any(gate.state == "closed" for gate in comparison.gates[len(comparison.answers) :])
 
 
 def _verdicts_table(family: FamilyComparison) -> Table:
-    """Lay out the words: a variable or head to a row, a relative to a column."""
-    told = [
-        {verdict.subject: verdict for verdict in one.verdicts if verdict.subject}
-        for one in family.comparisons
-    ]
-    subjects = dict.fromkeys(subject for verdicts in told for subject in verdicts)
-    idle = [name for name in subjects if _has_no_effect([f[name] for f in told if name in f])]
-    rows: list[list[str | TableCell]] = [
+    """Verdicts with one row for each variable or head and one column for each relative."""
+    by_subject: dict[str, list[Verdict | None]] = {}
+    for at, one in enumerate(family.comparisons):
+        for verdict in one.verdicts:
+            if verdict.subject:
+                row = by_subject.setdefault(verdict.subject, [None] * len(family.comparisons))
+                row[at] = verdict
+    inactive = [subject for subject, row in by_subject.items() if _has_no_effect(row)]
+    rows: list[list[CellValue]] = [
         [
-            subject,
-            *(
-                verdict_cell(f[subject], with_counterpart=True) if subject in f else ""
-                for f in told
-            ),
+            display_variable(subject),
+            *("" if v is None else verdict_cell(v, with_counterpart=True) for v in row),
         ]
-        for subject in subjects
-        if subject not in idle
+        for subject, row in by_subject.items()
+        if subject not in inactive
     ]
     rows.append(["new heads", *map(_new_heads_cell, family.comparisons)])
     columns = ("variable or head", *family.names)
     full = family.comparisons[0].full.name
-    notes = [f"Idle in {full}, and so left out: {', '.join(idle)}."] if idle else []
-    return Table(columns, rows, align="l" * len(columns), notes=notes)
+    note = f"Heads without a reliable effect in {full} are left out: {', '.join(inactive)}."
+    return Table(columns, rows, align="l" * len(columns), notes=[note] if inactive else [])
 
 
-def _has_no_effect(verdicts: Sequence[Verdict]) -> bool:
-    """Say whether a head is idle in the full model: where the behavior is absent none is."""
-    words = {verdict.label for verdict in verdicts}
-    return "no reliable effect" in words and words <= {"no reliable effect", "behavior absent"}
+def _has_no_effect(verdicts: list[Verdict | None]) -> bool:
+    """Whether a head of the full model has no reliable effect, in any comparison with a gate."""
+    labels = {verdict.label for verdict in verdicts if verdict}
+    return "no reliable effect" in labels and labels <= {"no reliable effect", "behavior absent"}
 
 
 def _new_heads_cell(comparison: Comparison) -> TableCell:
-    own = [verdict for verdict in comparison.verdicts if verdict.label == "new"]
-    why = " · ".join(f"{verdict.counterpart}: {verdict.reason}" for verdict in own)
-    return TableCell(", ".join(verdict.counterpart for verdict in own) or "–", hover=why)
+    new = [verdict for verdict in comparison.verdicts if verdict.label == "new"]
+    reasons = " · ".join(f"{verdict.counterpart}: {verdict.reason}" for verdict in new)
+    return TableCell(", ".join(verdict.counterpart for verdict in new) or "–", hover=reasons)
 
 
-def _numbers_table(family: FamilyComparison) -> Table:
-    numbers, first = family.metrics(), family.comparisons[0]
+def _metrics_table(family: FamilyComparison) -> Table:
+    metrics, first = family.metrics(), family.comparisons[0]
     rows = [
-        [str(name), *(format_fraction(float(value)) for value in row)]
-        for name, row in zip(numbers.index, numbers.to_numpy(dtype=float), strict=True)
+        [str(name), *map(float, row)]
+        for name, row in zip(metrics.index, metrics.to_numpy(dtype=float), strict=True)
     ]
-    notes = (
-        "Right: share of whole answers. Heads alike: the mean score of all pairs of heads, 0 to 1; "
-        "random-init: what 95 % of untrained nets stay below. Turned: how often states of this "
-        f"model, put into {first.full.name}, turn its answer in this variable. "
-        f"The {first.nulls} untrained nets have the shape of "
-        f"{first.other.name}: the best one, number by number.",
+    note = (
+        "Right: accuracy of whole answers. Head similarity: mean score of all pairs of heads, 0 to "
+        "1, and the 95th percentile of random-init models. Interchange accuracy: fraction of pairs "
+        f"in which states of this model, mapped into {first.full.name}, change the answer in this "
+        f"variable alone. Best random-init: highest of {first.nulls} models of "
+        f"{first.other.name}'s shape, metric by metric."
     )
-    return Table(("what", *map(str, numbers.columns)), rows, notes=notes)
+    return Table(("metric", *map(str, metrics.columns)), rows, notes=(note,))
 
 
 def _interchange_blocks(family: FamilyComparison) -> list[Block]:
-    """Plot how much each relative's states turn, beside untrained nets and strangers."""
-    kin = [one for one in family.comparisons if not math.isnan(one.mean_interchange_accuracy)]
-    first = family.comparisons[0]
-    if not kin:
-        why = first.transfer_skip_reason or f"{first.full.name} does not do the whole task"
-        return [Note(f"No state was carried over. {why}", "muted")]
-    rows = [_interchange_interval(one) for one in kin]
-    strange = {name: [] for name in kin[0].transfers_to_full[0].negative_controls}
-    for name in strange:
-        values = [one.negative_controls[name] for one in kin[0].transfers_to_full]
-        label = f"{name} (another end)"
-        rows.append(Interval(label, float(np.mean(values)), tone="muted"))
-    caption = f"Kinship to {first.full.name}: mean over {len(kin[0].transfers_to_full)} variables"
-    blocks: list[Block] = [IntervalPlot(rows, caption, axis="share of crossings")]
-    for at, one in enumerate(kin[0].transfers_to_full):
-        same = [relative.transfers_to_full[at] for relative in kin]
-        caption = f"{one.variable}: how often it turns the answer of {first.full.name}"
-        blocks.append(donor_plot(same, caption))
+    """Mean interchange accuracy of each relative, then one plot for each variable."""
+    measured = [o for o in family.comparisons if not math.isnan(o.mean_interchange_accuracy)]
+    first, full = family.comparisons[0], family.comparisons[0].full.name
+    if not measured:
+        reason = first.transfer_skip_reason or f"{full} does not do the whole task."
+        return [interchange_skipped(reason)]
+    variables = measured[0].transfers_to_full
+    rows = [
+        *map(_interchange_interval, measured),
+        *negative_control_rows(
+            {
+                name: float(np.mean([one.negative_controls[name] for one in variables]))
+                for name in variables[0].negative_controls
+            }
+        ),
+    ]
+    caption = f"Mean interchange accuracy in {full} over {len(variables)} variables"
+    blocks: list[Block] = [IntervalPlot(rows, caption, axis="interchange accuracy")]
+    for at, one in enumerate(variables):
+        transfers = [relative.transfers_to_full[at] for relative in measured]
+        caption = f"{display_variable(one.variable)}: interchange accuracy in {full}"
+        blocks.append(donor_plot(transfers, caption))
     return blocks
 
 
 def _interchange_interval(comparison: Comparison) -> Interval:
-    nets = np.mean([carried.nulls for carried in comparison.transfers_to_full], axis=0)
-    beyond = max(
-        float(nets.max()),
-        *np.mean([[*b.negative_controls.values()] for b in comparison.transfers_to_full], axis=0),
-    )
-    tone: Tone | None = None if comparison.mean_interchange_accuracy > beyond else "muted"
+    transfers, accuracy = comparison.transfers_to_full, comparison.mean_interchange_accuracy
+    nulls = np.mean([one.nulls for one in transfers], axis=0)
+    negative = np.mean([[*one.negative_controls.values()] for one in transfers], axis=0)
+    tone = None if accuracy > max([*nulls, *negative], default=0.0) else "muted"
     return Interval(
-        comparison.other.name,
-        comparison.mean_interchange_accuracy,
-        null=[float(net) for net in nets],
-        tone=tone,
+        comparison.other.name, accuracy, null=[float(null) for null in nulls], tone=tone
     )
 
 
-def _protocol_table(family: FamilyComparison) -> Table:
+def _method_table(family: FamilyComparison) -> Table:
     first = family.comparisons[0]
-    strangers: Sequence[str] = (
-        tuple(first.transfers_to_full[0].negative_controls) if first.transfers_to_full else ()
+    controls = first.transfers_to_full[0].negative_controls if first.transfers_to_full else ()
+    sizes = (
+        f"{first.prompts} pairs for each of the contrasts {', '.join(first.contrasts)}; "
+        f"{first.nulls} random-init models of each shape; seed {first.seed}; other-seed model of "
+        f"the full model: {first.other_seed or 'none known'}; negative controls: "
+        f"{', '.join(controls) or 'none known'}."
     )
-    return models_table(
-        (first.full, *(one.other for one in family.comparisons)),
-        (
-            f"{first.prompts} pairs for each of the contrasts {', '.join(first.contrasts)}; "
-            f"{first.nulls} untrained nets of each shape; seed {first.seed}; another seed of the "
-            f"full model: {first.other_seed or 'none known'}; trained for another end: "
-            f"{', '.join(strangers) or 'none known'}.",
-            "Intervals: 95 %, over prompts; Wilson for shares of crossings. Kinship is drawn "
-            "without one: its variables are tried on overlapping prompts.",
-        ),
-    )
+    models = (first.full, *(one.other for one in family.comparisons))
+    return models_table(models, (sizes, _METHOD_NOTE))

@@ -1,35 +1,39 @@
-"""The curve as a page: the drawing, and in tables and intervals what it rests on."""
+"""Page of a rate–distortion curve: plot, numbers, order of losses, weight noise and storage."""
 
 import math
 from collections.abc import Sequence
 
-from probes.comparison.rate_distortion.result import RateDistortionCurve
-from probes.stats.intervals import Estimate
-from probes.viz.blocks import Block, Note, Table, TableCell, Tone
-from probes.viz.html_text import typographic_minus
+from probes.comparison.rate_distortion.result import CurvePoint, RateDistortionCurve
+from probes.viz.blocks import Block, CellValue, Note, Table, TableCell, Tone
 from probes.viz.page import Section, page
 from probes.viz.picture import Picture
+from probes.viz.plots.hotspot_map import display_variable
 from probes.viz.plots.interval_plot import Interval, IntervalPlot
 from probes.viz.plots.rate_distortion_plot import RateDistortionBlock
 from probes.viz.registry import report
-from probes.viz.reports.transfer_tables import format_fraction
 
 _INTRO = (
-    "Each mark is a model: how much it takes to store, and what is left. Top: on how many "
-    "questions all answers are right. Middle: the mechanism. A variable of one text is put into "
-    "another, and the answer must turn as foretold; judged on the texts that both the model and "
-    "{parent} answer rightly by themselves, as the mean over the variables. Bottom: how far what "
-    "it says is from what {parent} says. Lines are 95 % intervals. Hollow marks are {parent} with "
-    "plain noise on its weights, as far from it as the model at the same place."
+    "Each mark is a model. Top: fraction of questions on which all answers are right. Middle: "
+    "interchange accuracy, the mean over the variables, on texts that both the model and {parent} "
+    "answer correctly; it measures the mechanism. Bottom: KL divergence of the answers from those "
+    "of {parent}. Lines are 95 % intervals. Hollow marks are {parent} with Gaussian weight noise "
+    "that gives the same KL as the model at the same position."
 )
 _ORDER_INTRO = (
-    "Loss of mechanism on the texts that both solve, less loss of accuracy on all: right of 0 the "
-    "mechanism breaks first, left of 0 the accuracy. Of a model with another graph the loss says "
-    "that it holds the variables less at one place each than {parent} does, not that it lost them."
+    "Loss of interchange accuracy on the texts that both models solve, minus loss of accuracy on "
+    "all texts. Above 0 the mechanism breaks first, below 0 the accuracy. For a model with another "
+    "computation graph the loss means that single sites encode the variables less than in "
+    "{parent}, not that the variables are lost."
 )
 _NOISE_INTRO = (
-    "The mechanism of a relative less that of {parent} with plain noise as far away, on texts that "
-    "all solve: left of 0 the relative lost more than so much noise would."
+    "Interchange accuracy of a relative minus that of {parent} with weight noise at the same KL, on "
+    "texts that all of them solve. Below 0 the relative lost more than such noise would cost."
+)
+_NUMBERS_NOTE = (
+    "Density: fraction of nonzero weights in the layers' matrices. KL: bits per answer. Accuracy: "
+    "all answers right. Agreement: with the parent's most likely tokens. Texts: solved by both. "
+    "Circuit: faithfulness of the parent's circuit in this model; 1 equals the whole model. Edges: "
+    "of that circuit or, in another graph, of the model's own circuit that is as faithful."
 )
 _TONES: dict[str, Tone] = {
     "mechanism first": "bad", "worse than noise": "bad", "behavior absent": "bad",
@@ -39,81 +43,74 @@ _TONES: dict[str, Tone] = {
 
 @report.register
 def rate_distortion_page(curve: RateDistortionCurve) -> Picture:
-    """Lay the curve out as one page that needs no network."""
-    parent = curve.parent.name
+    """Page of one curve."""
+    parent, (parent_line, *lines) = curve.parent.name, curve.summary()
+    by_model = [
+        Note(line, _TONES.get(point.label))
+        for line, point in zip(lines, curve.points, strict=False)
+    ]
     sections: list[Section] = [
         ("Rate and distortion", _INTRO.format(parent=parent), [RateDistortionBlock(curve)]),
-        ("The numbers", "", [_numbers_table(curve)]),
-        ("What breaks first?", _ORDER_INTRO.format(parent=parent), [_order_plot(curve)]),
-        ("Is it more than noise?", _NOISE_INTRO.format(parent=parent), [_noise_plot(curve)]),
-        ("Variable by variable", "", [_variables(curve)]),
-        ("What is stored", "", [_storage(curve)]),
-        ("How this was measured", "", [_protocol_table(curve)]),
+        ("Summary by model", parent_line, by_model),
+        ("Numbers", "", [_numbers_table(curve)]),
+        ("Mechanism or accuracy first", _ORDER_INTRO.format(parent=parent), [_order_plot(curve)]),
+        ("Weight noise", _NOISE_INTRO.format(parent=parent), [_noise_plot(curve)]),
+        ("Variables", "", [_variables_table(curve)]),
+        ("Storage", "", [_storage_table(curve)]),
+        ("Method", "", [Table(("setting", "value"), [*map(list, curve.protocol)], align="ll")]),
     ]
-    notes = [
-        Note(line, _TONES.get(point.label))
-        for line, point in zip(curve.summary()[1:], curve.points, strict=False)
-    ]
-    top = [Note(line) for line in curve.summary()[1 + len(curve.points) :]]
-    sections.insert(1, ("Relative by relative", curve.summary()[0], notes))
-    return page(f"What relatives of {parent} store, and what is left", sections, top)
+    notes = [Note(line) for line in lines[len(curve.points) :]]
+    return page(f"Rate and distortion of relatives of {parent}", sections, notes)
 
 
 def _numbers_table(curve: RateDistortionCurve) -> Table:
-    rows: list[list[str | TableCell]] = []
-    for point in (curve.parent, *curve.points):
-        own, order = point.mechanism, point.mechanism.loss_order if point.mechanism else None
-        rows.append(
-            [
-                point.name, point.kind, f"{point.rate.bits / 8000:,.0f}",
-                format_fraction(point.rate.density), f"{point.behavior.readout_kl.value:.2g}",
-                *map(str, (point.behavior.all_correct, point.behavior.agreement)),
-                "–" if order is None else str(order.pairs), _estimate_text(own.interchange_accuracy if own else None),
-                _estimate_text(own.circuit_kept if own else None),
-                f"{own.circuit_edges} ({own.circuit_fraction:.1%})" if own and own.circuit_edges
-                else "–",
-                "" if point is curve.parent else TableCell(point.label, _TONES.get(point.label)),
-            ]
-        )  # fmt: skip
-    notes = (
-        "Density: share of the layers' matrices that is not 0. KL: bits per answer. Right: all "
-        "answers. Agreement: with the likeliest tokens of the parent. Items: texts that both "
-        "solve. Circuit: what the parent's circuit keeps of the lead when it is run alone; 1 is "
-        "the whole. Edges: of that circuit, or in another graph of its own that keeps as much.",
-    )
-    columns = ("model", "kind", "kB", "density", "KL", "right", "agreement", "items", "mechanism",
-               "circuit", "edges", "what breaks first")  # fmt: skip
-    return Table(columns, rows, notes=notes, align="ll" + "r" * 9 + "l")
+    columns = ("model", "kind", "kB", "density", "KL", "accuracy", "agreement", "texts",
+               "interchange accuracy", "circuit", "edges", "breaks first")  # fmt: skip
+    rows = [_numbers_row(point) for point in (curve.parent, *curve.points)]
+    rows[0][-1] = ""
+    return Table(columns, rows, notes=(_NUMBERS_NOTE,), align="ll" + "r" * 9 + "l")
 
 
-def _estimate_text(value: Estimate | None) -> str:
-    return "–" if value is None or math.isnan(value.value) else typographic_minus(str(value))
+def _numbers_row(point: CurvePoint) -> list[CellValue]:
+    mechanism = point.mechanism
+    order = mechanism and mechanism.loss_order
+    edges = None
+    if mechanism and mechanism.circuit_edges:
+        edges = f"{mechanism.circuit_edges} ({mechanism.circuit_fraction:.1%})"
+    return [
+        point.name,
+        point.kind,
+        f"{point.rate.bits / 8000:,.0f}",
+        point.rate.density,
+        f"{point.behavior.readout_kl.value:.2g}",
+        point.behavior.all_correct,
+        point.behavior.agreement,
+        order and order.pairs,
+        mechanism and mechanism.interchange_accuracy,
+        mechanism and mechanism.circuit_kept,
+        edges,
+        TableCell(point.label, _TONES.get(point.label)),
+    ]
 
 
 def _order_plot(curve: RateDistortionCurve) -> Block:
     rows = [
-        Interval(
-            p.name,
-            o.difference.value,
-            o.difference.low,
-            o.difference.high,
-            tone=_TONES.get(o.label),
-        )
-        for p in curve.points
-        if p.mechanism and (o := p.mechanism.loss_order)
+        Interval.of(point.name, order.difference, tone=_TONES.get(order.label))
+        for point in curve.points
+        if point.mechanism and (order := point.mechanism.loss_order)
     ]
-    axis = "loss of mechanism less loss of accuracy"
-    return _plot(rows, axis, "No relative solves enough items to judge its mechanism.")
+    axis = "loss of interchange accuracy minus loss of accuracy"
+    return _plot(rows, axis, "No relative solves enough texts to measure its mechanism.")
 
 
 def _noise_plot(curve: RateDistortionCurve) -> Block:
     rows = [
-        Interval(p.name, n.difference.value, n.difference.low, n.difference.high,
-                 tone=_TONES.get(n.label))
-        for p in curve.points
-        if (n := p.noise) and not math.isnan(n.difference.value)
-    ]  # fmt: skip
-    return _plot(rows, "mechanism beyond noise", "No relative was compared with noise.")
+        Interval.of(point.name, noise.difference, tone=_TONES.get(noise.label))
+        for point in curve.points
+        if (noise := point.noise) and not math.isnan(noise.difference.value)
+    ]
+    axis = "interchange accuracy minus that of weight noise"
+    return _plot(rows, axis, "No relative was compared with weight noise.")
 
 
 def _plot(rows: Sequence[Interval], axis: str, empty_text: str) -> Block:
@@ -123,44 +120,44 @@ def _plot(rows: Sequence[Interval], axis: str, empty_text: str) -> Block:
     return IntervalPlot(rows, limits=(-widest, widest), axis=axis)
 
 
-def _variables(curve: RateDistortionCurve) -> Block:
-    some = [p for p in (curve.parent, *curve.points) if p.mechanism]
-    if not some:
+def _variables_table(curve: RateDistortionCurve) -> Block:
+    rows: list[list[CellValue]] = [
+        [
+            point.name,
+            display_variable(name),
+            site,
+            mechanism.own_sites[name],
+            mechanism.all_pairs[name],
+            mechanism.solved_pairs[name],
+            mechanism.parent_states.get(name),
+        ]
+        for point in (curve.parent, *curve.points)
+        if (mechanism := point.mechanism)
+        for name, site in mechanism.sites.items()
+    ]
+    if not rows:
         return Note("No model has the behavior.", "muted")
-    rows = []
-    for point in some:
-        own = point.mechanism
-        assert own is not None
-        for name, site in own.sites.items():
-            carried = own.parent_states.get(name)
-            rows.append([point.name, name, site, own.own_sites[name], _estimate_text(own.all_pairs[name]),
-                         _estimate_text(own.solved_pairs[name]), _estimate_text(carried)])  # fmt: skip
-    columns = ("model", "variable", "site", "its own site", "all crossings", "where both solve",
-               "the parent's states")  # fmt: skip
-    return Table(columns, rows, align="llll" + "r" * 3)
+    columns = ("model", "variable", "site", "own site", "all pairs", "pairs that both solve",
+               "states of the parent")  # fmt: skip
+    notes = (
+        "Interchange accuracy at the site: that of the parent, or in another graph the model's own.",
+        "Last column: the interchanged states are the parent's.",
+    )
+    return Table(columns, rows, align="llll" + "r" * 3, notes=notes)
 
 
-def _storage(curve: RateDistortionCurve) -> Table:
-    rows, stated = [], True
-    for point in (curve.parent, *curve.points):
-        kept, stated = point.rate.storage, stated and point.rate.is_recorded
-        parts = (
-            kept.weights,
-            kept.scales,
-            kept.zero_points,
-            kept.mask_index,
-            kept.embeddings,
-            kept.other,
-        )
-        rows.append([
-            point.name + ("" if point.rate.is_recorded else " *"), f"{point.rate.parameters:,}",
-            *(f"{bits / 8000:,.1f}" for bits in (*parts, kept.total)),
-        ])  # fmt: skip
-    columns = ("model", "parameters", "weights", "scales", "zeros", "index", "embeddings", "other",
-               "kB in all")  # fmt: skip
-    notes = () if stated else ("* It does not say how it is stored: 16 bits for each weight.",)
-    return Table(columns, rows, notes=notes)
+def _storage_table(curve: RateDistortionCurve) -> Table:
+    points = (curve.parent, *curve.points)
+    columns = ("model", "parameters", "weights", "scales", "zero points", "mask index",
+               "embeddings", "other", "total kB")  # fmt: skip
+    note = "* Unknown storage format: 16 bits for each weight."
+    notes = () if all(point.rate.is_recorded for point in points) else (note,)
+    return Table(columns, list(map(_storage_row, points)), notes=notes)
 
 
-def _protocol_table(curve: RateDistortionCurve) -> Table:
-    return Table(("what", "how"), [list(line) for line in curve.protocol], align="ll")
+def _storage_row(point: CurvePoint) -> list[CellValue]:
+    cost = point.rate.storage
+    bits = (cost.weights, cost.scales, cost.zero_points, cost.mask_index, cost.embeddings,
+            cost.other, cost.total)  # fmt: skip
+    name = point.name + ("" if point.rate.is_recorded else " *")
+    return [name, f"{point.rate.parameters:,}", *(f"{part / 8000:,.1f}" for part in bits)]

@@ -1,197 +1,162 @@
-"""What states of one model turn in another: beside what stands in for them, and the ceiling."""
+"""Plots and tables of cross-model interchange, with its controls and its upper reference."""
 
 import math
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 from probes.comparison.variables.transfer import EMBEDDING_CONTROL, CrossModelTransfer
 from probes.stats.intervals import Estimate
-from probes.viz.blocks import Note, Table, TableCell
-from probes.viz.html_text import MINUS
+from probes.viz.blocks import CellValue, Note, Table, TableCell
+from probes.viz.html_text import format_number
+from probes.viz.plots.hotspot_map import display_variable
 from probes.viz.plots.interval_plot import Interval, IntervalPlot
 
-_CONTROL_NAMES = {
-    EMBEDDING_CONTROL: "bare words",
-    "label": "label",
-    "shuffled": "shuffled",
-    "random-init": "random-init",
-}
+_CONTROLS = (EMBEDDING_CONTROL, "label", "shuffled", "random-init")
+_MAPS_NOTES = (
+    "Pairs: interchange pairs of a base and a source question; the state at the site comes from "
+    "the source. The numbers are interchange accuracies: the fraction of pairs in which the answer "
+    "changes in this variable alone. Hover over a site to see where the donor was read, and over a "
+    "number to see its 95 % interval.",
+    "Own: the recipient's own states, without a map. Own, ridge: the same through a ridge map, "
+    "which is the upper reference. Maps of the donor's states: identity, which needs equal widths; "
+    "orthogonal; and ridge, which is any linear map. Shortfall: own, ridge minus ridge, paired.",
+)
+_CONTROLS_NOTE = (
+    "All states pass through a ridge map. Token embedding: the donor's states before any layer, "
+    "which are part of the donor. Label: only the identity of the word. Shuffled: the donor's "
+    "states in permuted order. Random-init: the best of {n} random-init models. Negative control: "
+    "the best model trained on the same texts for another task. Excess: ridge minus the best of "
+    "the first four controls. Verdicts do not depend on token embeddings or negative controls."
+)
 
 
 def interchange_plot(
     transfers: Sequence[CrossModelTransfer], caption: str, kept: Collection[str] = ()
 ) -> IntervalPlot | Note:
-    """Plot how often states turn the answer, beside what stands in for them and the ceiling.
+    """Interchange accuracy of each variable, with its controls and upper reference.
 
     Args:
-        carried: What was put over; the band is what the stand-ins reach that a word reads.
-        caption: A line above the plot.
-        kept: Variables that are drawn as good news.
+        transfers: Transfers of one donor into one recipient, one for each variable.
+        caption: Line above the plot.
+        kept: Variables with the verdict "kept", which are green.
     """
     rows = [
-        _transfer_interval(one.variable, one, good=one.variable in kept)
-        for one in transfers
-        if not math.isnan(one.interchange_accuracy.value)
+        _transfer_interval(display_variable(one.variable), one, is_good=one.variable in kept)
+        for one in _measured(transfers)
     ]
     return _plot(rows, caption)
 
 
 def donor_plot(transfers: Sequence[CrossModelTransfer], caption: str) -> IntervalPlot | Note:
-    """Plot how often states of several models turn a variable of one model, and strangers' states.
+    """Interchange accuracy of one variable from each donor, and of the negative controls.
 
-    A row is green where its whole interval is beyond the stand-ins and beyond the strangers.
+    A donor is green if its interval lies above all controls and negative controls.
     """
-    strange = {name: value for one in transfers for name, value in one.negative_controls.items()}
-    rows = [
-        _transfer_interval(
-            one.donor,
-            one,
-            good=one.interchange_accuracy.low > max([best_control(one), *strange.values()]),
-        )
-        for one in transfers
-        if not math.isnan(one.interchange_accuracy.value)
-    ]
-    rows += [
-        Interval(f"{name} (another end)", value, tone="muted")
-        for name, value in strange.items()
-        if not math.isnan(value)
-    ]
+    negative = {name: value for one in transfers for name, value in one.negative_controls.items()}
+    rows = []
+    for one in _measured(transfers):
+        highest = max([best_control(one), *negative.values()])
+        is_good = one.interchange_accuracy.low > highest
+        rows.append(_transfer_interval(one.donor, one, is_good=is_good))
+    rows += negative_control_rows(negative)
     return _plot(rows, caption)
 
 
-def _plot(rows: Sequence[Interval], caption: str) -> IntervalPlot | Note:
-    if not rows:
-        return Note("There were no crossings to judge by.", "muted")
-    return IntervalPlot(rows, caption, axis="share of crossings")
+def negative_control_rows(values: dict[str, float]) -> list[Interval]:
+    """Muted rows of negative controls; NaN is left out."""
+    return [
+        Interval(f"{name} (negative control)", value, tone="muted")
+        for name, value in values.items()
+        if not math.isnan(value)
+    ]
 
 
 def transfer_tables(transfers: Sequence[CrossModelTransfer]) -> list[Table]:
-    """List what states turn, map by map, and what stands in for them turns."""
-    first = ("from → into", "variable")
-    ways = (*first, "put in at", "crossings", "own", "own, mapped", "identity", "orthogonal")
-    here = (
-        "Crossing: the state that another question left at this place is put in. Counted are those "
-        "in which the answer turned in this variable alone. Point at a place to see where the "
-        "giving model was read, and at a share to see its 95 % interval.",
-        "Own: the receiving model's own states, as they are; mapped: through a ridge map, which is "
-        "the ceiling. Maps from the giving model: identity changes nothing and needs equal widths, "
-        "orthogonal turns the space as a whole, ridge is any linear map. Falls short: the ceiling "
-        "less ridge, paired by crossing.",
-    )
-    beside = (
-        "All went through a ridge map. Bare words: what the giving model's words hold before any "
-        "layer, which is part of its own work. Label: the name of the word and nothing else. "
-        "Shuffled: the giving model's states in wrong order. Untrained: the best net of "
-        f"{max(len(one.nulls) for one in transfers)}. Another end: the best net that was trained on "
-        "such texts to do something else. Beyond it: ridge less the best of the first four. The "
-        "words above do not read bare words, nor nets trained for another end.",
-    )
-    columns = (
-        *first,
-        "ridge",
-        *_CONTROL_NAMES.values(),
-        "another end",
-        "best of four",
-        "beyond it",
-    )
+    """Interchange accuracies by kind of map, and those of the controls."""
+    first = ("donor → recipient", "variable")
+    maps = (*first, "site", "pairs", "own", "own, ridge", "identity", "orthogonal", "ridge",
+            "shortfall")  # fmt: skip
+    controls = (*first, "ridge", *_CONTROLS, "negative control", "best control", "excess")
+    note = _CONTROLS_NOTE.format(n=max(len(one.nulls) for one in transfers))
     return [
         Table(
-            (*ways, "ridge", "falls short by"),
+            maps,
             [_maps_row(one) for one in transfers],
-            "What the states turn, by the map that takes them over",
+            "Interchange accuracy by kind of map",
             "lllrrrrrrr",
-            here,
+            _MAPS_NOTES,
         ),
         Table(
-            columns,
+            controls,
             [_controls_row(one) for one in transfers],
-            "What stands in for the giving model turns",
+            "Interchange accuracy of the controls",
             "ll" + "r" * 6 + "lr",
-            beside,
+            (note,),
         ),
     ]
 
 
 def best_control(transfer: CrossModelTransfer) -> float:
-    """Return the share of the best stand-in that a word reads: all but the donor's bare words."""
-    return max(
-        value.value for name, value in transfer.controls.items() if name != EMBEDDING_CONTROL
+    """Highest accuracy of the controls that a verdict depends on."""
+    controls = transfer.controls.items()
+    return max(value.value for name, value in controls if name != EMBEDDING_CONTROL)
+
+
+def _measured(transfers: Sequence[CrossModelTransfer]) -> list[CrossModelTransfer]:
+    return [one for one in transfers if not math.isnan(one.interchange_accuracy.value)]
+
+
+def _plot(rows: Sequence[Interval], caption: str) -> IntervalPlot | Note:
+    if not rows:
+        return Note("There are no interchange pairs to evaluate.", "muted")
+    return IntervalPlot(
+        rows,
+        caption,
+        axis="interchange accuracy",
+        chance_label="best control",
+        reference_label="own states through a ridge map",
     )
 
 
-def format_fraction(value: float) -> str:
-    """Write a share, or a dash where there is none."""
-    return "–" if math.isnan(value) else with_minus_signs(f"{round(value, 2) + 0.0:.2f}")
-
-
-def with_minus_signs(text: str) -> str:
-    """Return a text whose numbers below 0 have a minus sign, and whose hyphens stay."""
-    return re.sub(r"(?<!\w)-(?=\d)", MINUS, text)
-
-
-def nonbreaking(text: str) -> str:
-    """Return the text with spaces at which no line breaks."""
-    return text.replace(" ", "\N{NO-BREAK SPACE}")
-
-
-def _transfer_interval(name: str, transfer: CrossModelTransfer, *, good: bool) -> Interval:
-    ceiling = (
-        None if math.isnan(transfer.own_ridge_accuracy.value) else transfer.own_ridge_accuracy.value
-    )
-    return Interval(
+def _transfer_interval(name: str, transfer: CrossModelTransfer, *, is_good: bool) -> Interval:
+    return Interval.of(
         name,
-        transfer.interchange_accuracy.value,
-        transfer.interchange_accuracy.low,
-        transfer.interchange_accuracy.high,
+        transfer.interchange_accuracy,
         chance=(0.0, best_control(transfer)),
         null=transfer.nulls,
-        upper_reference=ceiling,
-        tone="good" if good else None,
+        upper_reference=transfer.own_ridge_accuracy.value,
+        tone="good" if is_good else None,
     )
 
 
-def _maps_row(transfer: CrossModelTransfer) -> list[str | TableCell]:
+def _maps_row(transfer: CrossModelTransfer) -> list[CellValue]:
     return [
         f"{transfer.donor} → {transfer.recipient}",
-        transfer.variable,
-        TableCell(transfer.site, hover=f"read at {' and '.join(transfer.donor_sites)}"),
-        str(transfer.pairs),
-        _fraction_cell(transfer.own_accuracy),
-        _fraction_cell(transfer.own_ridge_accuracy),
-        _fraction_cell(transfer.maps.get("identity")),
-        _fraction_cell(transfer.maps.get("orthogonal")),
-        nonbreaking(str(transfer.interchange_accuracy)),
-        nonbreaking(with_minus_signs(str(transfer.shortfall))),
+        display_variable(transfer.variable),
+        TableCell(transfer.site, hover=f"donor read at {' and '.join(transfer.donor_sites)}"),
+        transfer.pairs,
+        _value_cell(transfer.own_accuracy),
+        _value_cell(transfer.own_ridge_accuracy),
+        _value_cell(transfer.maps.get("identity")),
+        _value_cell(transfer.maps.get("orthogonal")),
+        transfer.interchange_accuracy,
+        transfer.shortfall,
     ]
 
 
-def _controls_row(transfer: CrossModelTransfer) -> list[str | TableCell]:
-    strange = max(
-        transfer.negative_controls, key=lambda name: transfer.negative_controls[name], default=""
-    )
+def _controls_row(transfer: CrossModelTransfer) -> list[CellValue]:
+    negative = {name: format_number(value) for name, value in transfer.negative_controls.items()}
+    best = max(transfer.negative_controls, key=transfer.negative_controls.__getitem__, default="")
+    hover = ", ".join(f"{name} {value}" for name, value in negative.items())
     return [
         f"{transfer.donor} → {transfer.recipient}",
-        transfer.variable,
-        format_fraction(transfer.interchange_accuracy.value),
-        *(_fraction_cell(transfer.controls.get(name)) for name in _CONTROL_NAMES),
-        TableCell(
-            format_fraction(transfer.negative_controls[strange]),
-            hover=_format_named(transfer.negative_controls),
-        )
-        if strange
-        else "–",
-        _CONTROL_NAMES.get(transfer.best_control, transfer.best_control),
-        nonbreaking(with_minus_signs(str(transfer.excess))),
+        display_variable(transfer.variable),
+        transfer.interchange_accuracy.value,
+        *(_value_cell(transfer.controls.get(name)) for name in _CONTROLS),
+        TableCell(negative[best], hover=hover) if best else None,
+        transfer.best_control,
+        transfer.excess,
     ]
 
 
-def _format_named(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {format_fraction(value)}" for name, value in values.items())
-
-
-def _fraction_cell(estimate: Estimate | None) -> str | TableCell:
-    return (
-        "–"
-        if estimate is None
-        else TableCell(format_fraction(estimate.value), hover=with_minus_signs(str(estimate)))
-    )
+def _value_cell(estimate: Estimate | None) -> TableCell | None:
+    return estimate and TableCell(format_number(estimate.value), hover=str(estimate))

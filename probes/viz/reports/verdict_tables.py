@@ -1,4 +1,4 @@
-"""What became of heads and variables, as the blocks that pages about relatives share."""
+"""Verdicts on variables and heads as blocks, shared by the pages on comparisons."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,17 @@ from probes.comparison.model_facts import ModelFacts
 from probes.comparison.result import Comparison
 from probes.comparison.variables.verdicts import MIN_INTERCHANGE_ACCURACY
 from probes.comparison.verdict import SubjectKind, Verdict, VerdictLabel
-from probes.stats.evidence import StatisticalTest
-from probes.viz.blocks import Block, Note, Table, TableCell, Tone
-from probes.viz.reports.transfer_tables import (
-    interchange_plot,
-    nonbreaking,
-    transfer_tables,
-    with_minus_signs,
+from probes.viz.blocks import Block, CellValue, Note, Table, TableCell, Tone
+from probes.viz.html_text import nonbreaking
+from probes.viz.plots.hotspot_map import display_variable
+from probes.viz.reports.evidence_tables import (
+    BRACKETS_NOTE,
+    EVIDENCE_COLUMNS,
+    evidence_row,
+    evidence_text,
+    passed_text,
 )
+from probes.viz.reports.transfer_tables import interchange_plot, transfer_tables
 
 TONES: dict[VerdictLabel, Tone | None] = {
     "kept": "good",
@@ -29,224 +32,190 @@ TONES: dict[VerdictLabel, Tone | None] = {
     "behavior absent": "muted",
     "cannot tell": "muted",
 }
-"""Whether a word is good news, bad news, no news, or neither."""
+"""Tone of each verdict, in the order of the glossary."""
 
+VARIABLE_DEFINITION = (
+    "A variable is a part of the question that determines the answer: the operation (add or "
+    "subtract), an operand such as x, or the object that is counted."
+)
 VARIABLE_INTRO = (
-    "A variable is something that the question says and the answer hangs on: the operation (add or "
-    "take away), a number such as x, the thing that is asked about. Here states of {full} are put "
-    "into {other}, at the place where {other} itself holds the variable, through a linear map from "
-    "the one model's states to the other's. Then the answer turns as it should, or it does not. No "
-    "tested word was fitted on: the map has seen none of the verbs, things and numbers that are "
-    "tried. Whatever stands in for {full} was given the same map and the same search, so what it "
-    "reaches is chance; what {other}'s own states reach through such a map is the ceiling."
+    VARIABLE_DEFINITION + " Cross-model interchange: states of {full} are mapped linearly into "
+    "{other} and replace its states at the site where {other} itself encodes the variable. The "
+    "interchange accuracy is the fraction of pairs in which the answer changes in this variable "
+    "alone. Maps are not fitted on any tested verb, object or number. Controls get the same map "
+    "and the same search. The upper reference is {other}'s own states through such a map."
 )
 HEAD_INTRO = (
-    "A head is one of the parts by which a layer looks back at earlier words; L1.H3 is head 3 of "
-    "layer 1, both from 0. What a head does is what replacing its output moves, and how it "
-    "attends. A head may become another head, a group of heads, or nothing; and a head that is "
-    "lost does not say that what it computed is lost. Point at a word to see its tests."
+    "L1.H3 is head 3 of layer 1, both counted from 0. A head is described by its patching effects "
+    "and its attention. Its counterpart can be one head, a group of heads, or none. A lost head "
+    "does not imply that its computation is lost. Hover over a verdict to see its tests."
 )
 
 _VARIABLE_LABELS: dict[VerdictLabel, str] = {
-    "kept": "It is held at the same role, and the full model's states, put in there, surely do at "
-    "most 0.10 less than the relative's own, and more than any stand-in.",
-    "merged": f"It is handed over in more than {MIN_INTERCHANGE_ACCURACY:.0%} of the crossings, but only along with "
-    "others; or at one of the roles that the full model needs together.",
-    "split": "The relative needs further roles besides the full model's.",
-    "moved": "It is held at another role, and two seeds of the full model agree on theirs.",
-    "behavior absent": "The relative does not give the answer that the variable turns.",
-    "cannot tell": "No place surely holds it, seeds differ in where it is, or the two codes do not "
-    "surely map onto each other.",
+    "kept": "Same role, and the full model's states reach an interchange accuracy at most 0.10 "
+    "below that of the relative's own states, and above every control (95 % intervals).",
+    "merged": f"Interchange changes it in more than {MIN_INTERCHANGE_ACCURACY:.0%} of the pairs, "
+    "but only together with other variables; or one of the roles that the full model needs "
+    "together is enough.",
+    "split": "The relative needs further roles besides those of the full model.",
+    "moved": "Encoded at another role, while two seeds of the full model agree on theirs.",
+    "behavior absent": "The relative does not give the answer that the variable determines.",
+    "cannot tell": "The intervals show no site, seeds of the full model differ in the role, or the "
+    "intervals do not show that the two codes map onto each other.",
 }
 _HEAD_LABELS: dict[VerdictLabel, str] = {
-    "kept": "One head there is surely more like it than chance and than nets trained for another "
-    f"end offer, and surely does more than {MIN_EXPLAINED:.0%} of its work.",
-    "merged": "With other heads, and not alone, it does the work of one head there.",
-    "split": "Two or three heads there do its work together, and none of them alone.",
-    "moved": "A head there moves the same answers, but from another role; another seed of the full "
-    "model keeps the role.",
-    "lost": "Surely no head there is like it beyond chance, and no head or group does "
-    f"{PARTIAL_EXPLAINED:.0%} of its work, though the relative can do the task.",
-    "new": "A head of the relative alone: the rule of “lost” turned round.",
-    "no reliable effect": f"What it does repeats by less than {MIN_RELIABILITY} between halves of the prompts, or "
-    "moves next to nothing.",
-    "behavior absent": "One of the models cannot do the task: there is nothing to have a part in.",
-    "cannot tell": "None of these: the interval of some test includes its bar.",
+    "kept": "One head of the relative is more similar than the null and than negative controls, "
+    f"and explains more than {MIN_EXPLAINED:.0%} of its effects (95 % intervals).",
+    "merged": "Together with other heads, but not alone, it has the effects of one head of the "
+    "relative.",
+    "split": "Two or three heads of the relative have its effects together, but none of them alone.",
+    "moved": "A head of the relative changes the same answers from another role; another seed of "
+    "the full model keeps the role.",
+    "lost": "No head of the relative is more similar than the null, and no head or set explains "
+    f"{PARTIAL_EXPLAINED:.0%} of its effects, although the relative does the task.",
+    "new": "Exists only in the relative: the rule of “lost” with the models exchanged.",
+    "no reliable effect": f"Its effects have a split-half reliability below {MIN_RELIABILITY}, or "
+    "are close to 0.",
+    "behavior absent": "One of the models does not do the task.",
+    "cannot tell": "No other rule applies: the interval of some test includes its threshold.",
 }
-_LABEL_MEANINGS: dict[SubjectKind, dict[VerdictLabel, str]] = {
+_MEANINGS: dict[SubjectKind, dict[VerdictLabel, str]] = {
     "variable": _VARIABLE_LABELS,
     "head": _HEAD_LABELS,
 }
 
-_PASSED_TEXT: dict[bool | None, tuple[str, Tone]] = {
-    True: ("yes", "good"),
-    False: ("no", "bad"),
-    None: ("undecided", "muted"),
-}
-
 
 def glossary(*kinds: SubjectKind) -> Table:
-    """Explain in a line each what the words mean, of variables, of heads, or of both."""
-    words: list[VerdictLabel] = [
-        word for word in TONES if any(word in _LABEL_MEANINGS[kind] for kind in kinds)
+    """Meaning of each verdict for variables, heads, or both."""
+    labels: list[VerdictLabel] = [
+        label for label in TONES if any(label in _MEANINGS[kind] for kind in kinds)
     ]
     rows = [
         [
-            TableCell(nonbreaking(w), TONES[w]),
-            *(_LABEL_MEANINGS[k].get(w, "(never said)") for k in kinds),
+            TableCell(nonbreaking(label), TONES[label]),
+            *(_MEANINGS[kind].get(label, "(does not occur)") for kind in kinds),
         ]
-        for w in words
+        for label in labels
     ]
-    columns = ("word", *(f"what it says of a {kind}" for kind in kinds))
-    notes = []
-    if "variable" in kinds:
-        notes.append(
-            "A variable is never lost while the task is done: the answer hangs on it. What may be "
-            "lost are places and heads."
-        )
-    return Table(columns, rows, "What the words mean", "l" * len(columns), notes)
+    columns = ("verdict", *(f"meaning for a {kind}" for kind in kinds))
+    never_lost = (
+        "A variable is never lost while the task is done, because the answer depends on it. Its "
+        "sites and heads can be lost."
+    )
+    notes = [never_lost] if "variable" in kinds else []
+    return Table(columns, rows, "Meaning of the verdicts", "l" * len(columns), notes)
 
 
 def verdict_cell(verdict: Verdict, *, with_counterpart: bool = False, hover: str = "") -> TableCell:
-    """Show a word in its tone, with where it is, and what it rests on when pointed at."""
+    """Label in its tone, with the counterpart if wanted, and the reason as its tooltip."""
     at = f" ({verdict.counterpart})" if with_counterpart and verdict.counterpart else ""
-    return TableCell(
-        nonbreaking(verdict.label) + at,
-        TONES[verdict.label],
-        with_minus_signs(hover or verdict.reason),
-    )
+    text = nonbreaking(verdict.label) + at
+    return TableCell(text, TONES[verdict.label], hover or verdict.reason)
 
 
 def variable_blocks(comparison: Comparison, *, tests: bool = True) -> list[Block]:
-    """Show what became of the variables, and what states turn in the other model.
+    """Verdicts on variables and the interchange behind them.
 
     Args:
-        found: The comparison.
-        tests: Whether every test is listed as well; else it shows where a word is pointed at.
+        comparison: Two models.
+        tests: Whether to list all tests and failing prompts too.
     """
+    full, other = comparison.full.name, comparison.other.name
     if comparison.transfer_skip_reason:
-        return [Note(f"No state was carried over. {comparison.transfer_skip_reason}", "muted")]
+        return [interchange_skipped(comparison.transfer_skip_reason)]
     verdicts = [verdict for verdict in comparison.verdicts if verdict.kind == "variable"]
-    blocks: list[Block] = (
-        [_variable_table(comparison, verdicts)] if verdicts else [_no_verdict_note(comparison)]
-    )
+    no_site = "does not do the whole task, so it has no site for a variable."
+    blocks: list[Block] = [Note(f"No verdict on any variable: {full} {no_site}", "muted")]
+    if verdicts:
+        blocks = [_variable_table(comparison, verdicts)]
     if comparison.transfers_to_other:
-        blocks.append(
-            interchange_plot(
-                comparison.transfers_to_other,
-                f"How often states of {comparison.full.name} turn the answer of {comparison.other.name}",
-                [verdict.subject for verdict in verdicts if verdict.label == "kept"],
-            )
-        )
+        kept = [verdict.subject for verdict in verdicts if verdict.label == "kept"]
+        caption = f"Interchange accuracy of {full}'s states in {other}"
+        blocks.append(interchange_plot(comparison.transfers_to_other, caption, kept))
     else:
-        why = "it does not do the whole task, so it has no place of its own for a variable"
-        blocks.append(Note(f"Nothing was put into {comparison.other.name}: {why}.", "muted"))
-    if comparison.transfers_to_other or comparison.transfers_to_full:
-        blocks += transfer_tables((*comparison.transfers_to_other, *comparison.transfers_to_full))
+        blocks.append(Note(f"No interchange into {other}: it {no_site}", "muted"))
+    transfers = (*comparison.transfers_to_other, *comparison.transfers_to_full)
+    blocks += transfer_tables(transfers) if transfers else []
     if tests and any(verdict.tests for verdict in verdicts):
-        blocks.append(_tests_table(verdicts))
-    rows = [
-        [verdict.subject, item.text, item.source]
+        rows = [
+            [display_variable(v.subject), *evidence_row(test)] for v in verdicts for test in v.tests
+        ]
+        columns = ("variable", *EVIDENCE_COLUMNS)
+        blocks.append(Table(columns, rows, "Tests behind the verdicts", "llrlll", (BRACKETS_NOTE,)))
+    prompts = [
+        [display_variable(verdict.subject), prompt.text, prompt.source]
         for verdict in verdicts
-        for item in (comparison.failing_prompts.get(verdict.subject, ()) if tests else ())
+        for prompt in (comparison.failing_prompts.get(verdict.subject, ()) if tests else ())
     ]
-    if rows:
-        columns = ("variable", "what is asked", "the question that left the state")
-        caption = (
-            f"Some crossings that states of {comparison.other.name} turn, mapped, and those of "
-            f"{comparison.full.name} do not"
-        )
-        blocks.append(Table(columns, rows, caption, "lll"))
+    if prompts:
+        caption = f"Interchange pairs whose answer changes with mapped states of {other}, but not of {full}"
+        columns = ("variable", "base question", "source question")
+        blocks.append(Table(columns, prompts, caption, "lll"))
     return blocks
 
 
+def interchange_skipped(reason: str) -> Note:
+    """Note in place of the interchange results."""
+    return Note(f"No cross-model interchange was run. {reason}", "muted")
+
+
 def head_blocks(comparison: Comparison) -> list[Block]:
-    """Show what became of each head of the full model, and the relative's own heads."""
+    """Verdicts on the heads of the full model, and on those that only the relative has."""
     verdicts = [verdict for verdict in comparison.verdicts if verdict.kind == "head"]
     if not verdicts:
-        return [Note("Nothing was said of any head.", "muted")]
-    columns = ("head", "word", f"where in {comparison.other.name}", "equal within margins", "why")
+        return [Note("There is no verdict on any head.", "muted")]
+    columns = (
+        "head", "verdict", f"counterpart in {comparison.other.name}", "equivalent within margins",
+        "reason",
+    )  # fmt: skip
     note = (
-        f"Equal within margins: surely at most {SIMILARITY_MARGIN:.2f} less alike than the head is to itself "
-        f"on other prompts, and its strength within {STRENGTH_MARGIN:.0%}. The word does not read it."
+        f"Equivalent within margins: similarity at most {SIMILARITY_MARGIN:.2f} below that of the "
+        f"head to itself on other prompts, and strength within ±{STRENGTH_MARGIN:.0%}. The verdict "
+        "does not depend on it."
     )
-    rows = [_head_row(verdict) for verdict in verdicts]
-    return [Table(columns, rows, align="lllll", notes=(note,))]
+    return [Table(columns, list(map(_head_row, verdicts)), align="lllll", notes=(note,))]
 
 
 def models_table(models: Sequence[ModelFacts], notes: Sequence[str]) -> Table:
-    """List what was compared, with notes on how it was measured."""
+    """Shapes of the compared models, with notes on the method."""
     rows = [
-        [m.name, m.origin, f"{m.layers} × {m.heads}", str(m.d_model), f"{m.parameters:,}"]
+        [m.name, m.origin, f"{m.layers} × {m.heads}", m.d_model, f"{m.parameters:,}"]
         for m in models
     ]
-    columns = ("model", "from", "layers × heads", "width", "parameters")
+    columns = ("model", "origin", "layers × heads", "width", "parameters")
     return Table(columns, rows, align="llrrr", notes=notes)
-
-
-def _no_verdict_note(comparison: Comparison) -> Note:
-    return Note(
-        f"No word is given to any variable: {comparison.full.name} does not do the whole task, so it "
-        "has no place for one.",
-        "muted",
-    )
 
 
 def _variable_table(comparison: Comparison, verdicts: Sequence[Verdict]) -> Table:
     rows = [
         [
-            verdict.subject,
-            verdict_cell(verdict, hover=_tests_summary(verdict)),
-            verdict.counterpart or "–",
-            with_minus_signs(verdict.reason),
+            display_variable(verdict.subject),
+            verdict_cell(verdict, hover=_tests_text(verdict)),
+            verdict.counterpart or None,
+            verdict.reason,
         ]
         for verdict in verdicts
     ]
     note = (
-        "L1.resid@op is the state before layer 1, from 0, at the word in the role op; two roles "
-        "joined by + are put in together."
+        "L1.resid@op is the residual stream before layer 1, counted from 0, at the role op; roles "
+        "joined by + are interchanged together."
     )
     notes = (note,) if any(verdict.counterpart for verdict in verdicts) else ()
-    columns = ("variable", "word", f"where in {comparison.other.name}", "why")
+    columns = ("variable", "verdict", f"site in {comparison.other.name}", "reason")
     return Table(columns, rows, align="llll", notes=notes)
 
 
-def _head_row(verdict: Verdict) -> list[str | TableCell]:
-    equal = {
-        True: TableCell("yes", "good"),
-        False: TableCell("no", "bad"),
-        None: TableCell("–", "muted"),
-    }
+def _head_row(verdict: Verdict) -> list[CellValue]:
+    equivalent = {True: TableCell("yes", "good"), False: TableCell("no", "bad"), None: None}
     return [
-        verdict.subject or "(its own)",
-        verdict_cell(verdict, hover=_tests_summary(verdict)),
-        verdict.counterpart or "–",
-        equal[verdict.equivalent],
-        with_minus_signs(verdict.reason),
+        verdict.subject or "(relative only)",
+        verdict_cell(verdict, hover=_tests_text(verdict)),
+        verdict.counterpart or None,
+        equivalent[verdict.equivalent],
+        verdict.reason,
     ]
 
 
-def _tests_summary(verdict: Verdict) -> str:
-    """Say in one line which tests were read."""
-    return " · ".join(map(_test_summary, verdict.tests)) or verdict.reason
-
-
-def _test_summary(test: StatisticalTest) -> str:
-    value = "not measured" if test.value is None else str(test.value)
-    word = "shown beside" if not test.is_deciding else _PASSED_TEXT[test.passed][0]
-    return f"{test.name}: {value}, wanted {test.threshold} ({word})"
-
-
-def _tests_table(verdicts: Sequence[Verdict]) -> Table:
-    rows = [_test_row(verdict, test) for verdict in verdicts for test in verdict.tests]
-    columns = ("variable", "test", "measured", "wanted", "passed?", "what it would mean if not")
-    note = "Tests in brackets are shown beside: the word does not read them."
-    return Table(columns, rows, "The tests behind the words", "llrlll", (note,))
-
-
-def _test_row(verdict: Verdict, test: StatisticalTest) -> list[str | TableCell]:
-    name = test.name if test.is_deciding else f"({test.name})"
-    value = "–" if test.value is None else nonbreaking(with_minus_signs(str(test.value)))
-    return [
-        verdict.subject, name, value, nonbreaking(with_minus_signs(test.threshold)), TableCell(*_PASSED_TEXT[test.passed]), test.meaning_if_failed
-    ]  # fmt: skip
+def _tests_text(verdict: Verdict) -> str:
+    texts = [f"{evidence_text(test)} ({passed_text(test)})" for test in verdict.tests]
+    return " · ".join(texts) or verdict.reason
