@@ -99,7 +99,7 @@ def patch_sites(
     sites: Sequence[Site],
     role_masks: Mapping[str, Bool[Tensor, "prompt position"]],
     measure: Callable[[Tensor, Tensor], Tensor],
-) -> Float[Tensor, "site prompt measure"]:
+) -> Float[Tensor, "site prompt *measure"]:
     """Replace the clean run's activation by the source's, one site at a time.
 
     Args:
@@ -108,7 +108,7 @@ def patch_sites(
         sites: Where to patch.
         role_masks: Positions of each role.
         measure: Maps logits at the read-outs ("row answer vocab") and each row's prompt index to
-            "row measure".
+            "row *measure".
 
     Returns:
         Measures of the patched runs; bit-equal to the clean run where a patch has no effect.
@@ -119,7 +119,7 @@ def patch_sites(
     """
     _check_patch(clean, source, sites, role_masks)
     clean_measures = measure(clean.logits, torch.arange(len(clean.ids), device=clean.ids.device))
-    result = clean_measures[None].repeat(len(sites), 1, 1)
+    result = clean_measures.expand(len(sites), *clean_measures.shape).clone()
     run = _run_restarted if clean._block_caches else _run_in_full
     with clean.model.locked():
         for rows in _patch_batches(clean, source, sites, role_masks):
