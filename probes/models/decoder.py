@@ -20,7 +20,7 @@ from probes.errors import ModelError
 from probes.models.model import Model
 from probes.models.norm import Norm, read_norm
 
-# Greatest difference of a rebuilt logit, as a fraction of the greatest logit, by number format.
+# Largest difference of a rebuilt logit, as a fraction of the largest logit.
 _LOGIT_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
 
 
@@ -56,8 +56,7 @@ class DecoderLayer:
         if heads and list(heads) != list(range(len(weight))):
             weight, bias = weight[list(heads)], bias[list(heads)]
         flat = rearrange(weight, "head d_model d_head -> d_model (head d_head)")
-        found = x @ flat
-        return found.unflatten(-1, tuple(bias.shape)) + bias
+        return (x @ flat).unflatten(-1, tuple(bias.shape)) + bias
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +114,7 @@ class DecoderInputs:
 
 
 def decompose(model: Model) -> DecoderWeights:
-    """Weights of a model's blocks, which share memory with the model.
+    """Weights of a model's blocks, sharing memory with the model.
 
     Raises:
         ModelError: The architecture is not supported.
@@ -169,39 +168,35 @@ def capture_decoder(
     Raises:
         ModelError: Rebuilt logits differ from the model's, or those are not finite.
     """
-    kept: dict[str, Tensor] = {}
     layers = range(model.shape.layers)
-    points = {name: f"attn.hook_{name}" for name in ("q", "k", "v", "z")}
-    points |= {"resid_pre": "hook_resid_pre", "mlp_out": "hook_mlp_out"}
-    points["resid_mid"] = "hook_resid_pre" if weights.parallel else "hook_resid_mid"
-    names = {key: [f"blocks.{n}.{point}" for n in layers] for key, point in points.items()}
+    hooks = {name: f"attn.hook_{name}" for name in ("q", "k", "v", "z")}
+    hooks |= {"resid_pre": "hook_resid_pre", "mlp_out": "hook_mlp_out"}
+    hooks["resid_mid"] = "hook_resid_pre" if weights.parallel else "hook_resid_mid"
+    names = {key: [f"blocks.{n}.{hook}" for n in layers] for key, hook in hooks.items()}
+    points = model.bridge.hook_dict
     rotary_hooks = [
-        n for n in ("blocks.0.attn.hook_cos", "blocks.0.attn.hook_sin") if _has_hook(model, n)
+        hook for name in ("cos", "sin") if (hook := f"blocks.0.attn.hook_{name}") in points
     ]
     last = f"blocks.{layers[-1]}.hook_resid_post"
-
-    def keep(name: str) -> Callable[[Tensor], None]:
-        return lambda value: kept.update({name: value.detach()})
-
-    wanted = {*chain(*names.values()), *rotary_hooks, last, "hook_embed"}
-    with model.editing({name: keep(name) for name in wanted}):
+    with model.recording({*chain(*names.values()), *rotary_hooks, last, "hook_embed"}) as kept:
         logits = model.logits(ids, mask)
-    seen = logits[torch.arange(len(ids), device=logits.device), readout]
-    rotary_parts = [kept[name].expand(len(ids), -1, -1) for name in rotary_hooks]
-    angles = (rotary_parts[0], rotary_parts[1]) if rotary_parts else None
-    found = {key: tuple(kept[name] for name in group) for key, group in names.items()}
-    found |= {port: tuple(apply_rotary(value, angles) for value in found[port]) for port in "qk"}
+    readout_logits = logits[torch.arange(len(ids), device=logits.device), readout]
+    angles = [kept[hook].expand(len(ids), -1, -1) for hook in rotary_hooks]
+    rotary = (angles[0], angles[1]) if angles else None
+    parts = {key: tuple(kept[hook] for hook in group) for key, group in names.items()}
+    parts |= {port: tuple(apply_rotary(value, rotary) for value in parts[port]) for port in "qk"}
     embed = kept["hook_embed"]
-    rest = kept[names["resid_pre"][0]] - embed
-    entry = DecoderInputs(embed, rest, angles, _causal_mask(mask), seen)
-    run = DecoderActivations(embed=embed, resid_final=kept[last], **found)
-    _check_rebuilt_logits(model, weights, entry, readout)
-    return entry, run
+    position_embed = kept[names["resid_pre"][0]] - embed
+    inputs = DecoderInputs(embed, position_embed, rotary, _causal_mask(mask), readout_logits)
+    activations = DecoderActivations(embed=embed, resid_final=kept[last], **parts)
+    _check_rebuilt_logits(model, weights, inputs, readout)
+    return inputs, activations
 
 
 def _causal_mask(mask: Bool[Tensor, "prompt position"]) -> Bool[Tensor, "prompt query key"]:
-    place = torch.arange(mask.shape[1], device=mask.device)
-    return ((place[:, None] >= place) & mask[:, None]) | (place[:, None] == place)
+    position = torch.arange(mask.shape[1], device=mask.device)
+    causal = position[:, None] >= position
+    return (causal & mask[:, None]) | (position[:, None] == position)
 
 
 @torch.no_grad()
@@ -225,17 +220,17 @@ def _check_rebuilt_logits(
     """Check rebuilt logits of the longest prompt against the model's."""
     if not bool(inputs.logits.isfinite().all()):
         raise ModelError(
-            f"{model.name} gives NaN or infinite logits on these prompts. Load it "
-            " with a wider dtype, or check the weights."
+            f"{model.name} gives NaN or infinite logits on these prompts. Load it with a wider "
+            "dtype, or check the weights."
         )
     longest = int(inputs.attention_mask.sum((1, 2)).argmax())
-    some, angles = slice(longest, longest + 1), inputs.rotary
+    row, rotary = slice(longest, longest + 1), inputs.rotary
     one = DecoderInputs(
-        inputs.embed[some],
-        inputs.position_embed[some],
-        None if angles is None else (angles[0][some], angles[1][some]),
-        inputs.attention_mask[some],
-        inputs.logits[some],
+        inputs.embed[row],
+        inputs.position_embed[row],
+        None if rotary is None else (rotary[0][row], rotary[1][row]),
+        inputs.attention_mask[row],
+        inputs.logits[row],
     )
     try:
         logits = weights.unembed(
@@ -247,8 +242,8 @@ def _check_rebuilt_logits(
     if not gap <= _LOGIT_TOLERANCE[model.dtype]:
         raise ModelError(
             f"The blocks of {model.name} ({model.shape.architecture}) are not the plain sum of "
-            f"heads and MLP that circuits are cut from: rebuilt, its logits differ by {gap:.1e} of "
-            "the greatest. Use a decoder such as Llama, GPT-2 or GPT-NeoX."
+            f"heads and MLP that circuits are cut from: rebuilt logits differ by {gap:.1e} of the "
+            "largest. Use a decoder such as Llama, GPT-2 or GPT-NeoX."
         )
 
 
@@ -279,11 +274,7 @@ def apply_rotary(x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
     return torch.cat([rotated * cos + swapped * sin, rest], -1)
 
 
-def _has_hook(model: Model, name: str) -> bool:
-    return name in model.bridge.hook_dict
-
-
 def _read_bias(attn: Any, name: str, weight: Tensor) -> Tensor:  # noqa: ANN401
-    found = getattr(attn, f"b_{name}", None)
+    bias = getattr(attn, f"b_{name}", None)
     shape = weight.shape[-1:] if name == "O" else (weight.shape[0], weight.shape[2])
-    return weight.new_zeros(shape) if found is None else found.detach().reshape(shape)
+    return weight.new_zeros(shape) if bias is None else bias.detach().reshape(shape)

@@ -1,4 +1,4 @@
-"""The parts of a decoder, put together by hand, give what the model gives."""
+"""Weights and activations of decoders, rebuilt and compared with the model."""
 
 from dataclasses import replace
 
@@ -28,10 +28,10 @@ MASKS = {
     "right": [(0, 9), (0, 6), (0, 1), (0, 8)],
     "both": [(0, 9), (2, 7), (4, 5), (1, 8)],
 }
-# Blocks whose parts differ from what the kinds have by default.
+# Variants of the blocks that the tiny models have by default.
 ODD = {
     "neox in sequence": ("neox", {"use_parallel_residual": False}),
-    "neox turned whole": ("neox", {"rotary_pct": 1.0}),
+    "neox rotated whole": ("neox", {"rotary_pct": 1.0}),
     "llama with biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "llama with wide heads": ("llama", {"head_dim": 16}),
     "llama with one group": ("llama-gqa", {"num_key_value_heads": 1}),
@@ -47,27 +47,27 @@ def prompts(padding="unpadded"):
     return ids, mask, torch.tensor([end - 1 for _, end in MASKS[padding]])
 
 
-def seen(model, padding="unpadded", anatomy=None):
-    return capture_decoder(model, anatomy or decompose(model), *prompts(padding))
+def run(model, padding="unpadded", weights=None):
+    return capture_decoder(model, weights or decompose(model), *prompts(padding))
 
 
 def gap(model, padding):
-    """Return how far the logits of the parts, put together, lie from the model's own."""
-    anatomy = decompose(model)
-    entry, _ = seen(model, padding)
-    last = rebuild_residual(anatomy, entry)[torch.arange(PROMPTS), prompts(padding)[2]]
-    return float((anatomy.unembed(anatomy.final_norm(last)) - entry.logits).abs().max())
+    """Largest difference of a rebuilt logit from the model's."""
+    weights = decompose(model)
+    inputs, _ = run(model, padding)
+    last = rebuild_residual(weights, inputs)[torch.arange(PROMPTS), prompts(padding)[2]]
+    return float((weights.unembed(weights.final_norm(last)) - inputs.logits).abs().max())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rebuilt_logits_are_the_models_own_however_prompts_are_padded(kind):
+def test_rebuilt_logits_are_the_models_own_with_any_padding(kind):
     model = tiny(kind)
     for padding in MASKS:
         assert gap(model, padding) < 1e-5
         ids, mask, readout = prompts(padding)
-        entry, _ = seen(model, padding)
+        inputs, _ = run(model, padding)
         logits = model.logits(ids, mask)[torch.arange(PROMPTS), readout]
-        assert torch.equal(entry.logits, logits)
+        assert torch.equal(inputs.logits, logits)
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -79,7 +79,7 @@ def test_blocks_of_other_settings_are_rebuilt_as_well(name):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_part_is_what_the_model_computes_there(kind):
+def test_captured_activations_are_those_of_the_model(kind):
     model = tiny(kind)
     ids, mask, _ = prompts("left")
     kept = {}
@@ -95,44 +95,55 @@ def test_every_part_is_what_the_model_computes_there(kind):
     edits["blocks.2.hook_resid_post"] = lambda value: kept.update({"resid_final": value})
     with model.editing(edits):
         model.logits(ids, mask)
-    entry, run = seen(model, "left")
+    inputs, activations = run(model, "left")
     for key, value in kept.items():
-        mine = getattr(run, key) if isinstance(key, str) else getattr(run, key[0])[key[1]]
-        # Padding attends to itself here and to nothing there: only text must be alike.
-        torch.testing.assert_close(mine[mask], value.reshape(mine.shape)[mask], atol=1e-5, rtol=0)
-    assert torch.equal(entry.embed + entry.position_embed, run.resid_pre[0])
+        captured = (
+            getattr(activations, key)
+            if isinstance(key, str)
+            else getattr(activations, key[0])[key[1]]
+        )
+        # Padding attends to itself here and to nothing in the model: compare text only.
+        torch.testing.assert_close(
+            captured[mask], value.reshape(captured.shape)[mask], atol=1e-5, rtol=0
+        )
+    assert torch.equal(inputs.embed + inputs.position_embed, activations.resid_pre[0])
 
 
-def test_only_learned_positions_are_read_beside_the_embedding():
+def test_only_learned_positions_are_added_to_the_embedding():
     for kind in KINDS:
-        entry, _ = seen(tiny(kind))
-        assert bool(entry.position_embed.any()) == (kind == "gpt2")
-        assert (entry.rotary is None) == (kind == "gpt2")
+        inputs, _ = run(tiny(kind))
+        assert bool(inputs.position_embed.any()) == (kind == "gpt2")
+        assert (inputs.rotary is None) == (kind == "gpt2")
 
 
-def test_the_parts_share_the_models_weights():
+def test_decomposed_weights_share_memory_with_the_model():
     model = tiny("llama")
-    anatomy = decompose(model)
+    weights = decompose(model)
     with torch.no_grad():
-        for weight in model.bridge.parameters():
-            weight.mul_(0.5)
-    assert not torch.allclose(seen(model)[0].logits, seen(tiny("llama"))[0].logits)
-    seen(model, anatomy=anatomy)
+        for parameter in model.bridge.parameters():
+            parameter.mul_(0.5)
+    assert not torch.allclose(run(model)[0].logits, run(tiny("llama"))[0].logits)
+    run(model, weights=weights)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_queries_keys_and_what_heads_read_are_what_the_parts_make_of_the_residual(kind):
+def test_projections_of_the_residual_give_the_captured_queries_keys_and_z(kind):
     model = tiny(kind)
-    anatomy = decompose(model)
-    entry, run = seen(model, "left")
+    weights = decompose(model)
+    inputs, activations = run(model, "left")
     mask = prompts("left")[1]
-    for n, layer in enumerate(anatomy.layers):
-        y = layer.attn_norm(run.resid_pre[n])
-        q, k = (apply_rotary(layer.project(port, y), entry.rotary) for port in "qk")
+    for n, layer in enumerate(weights.layers):
+        y = layer.attn_norm(activations.resid_pre[n])
+        q, k = (apply_rotary(layer.project(port, y), inputs.rotary) for port in "qk")
         v = layer.project("v", y)
-        z = attend(q, k, v, entry.attention_mask, layer.scale)
-        for made, found in ((q, run.q[n]), (k, run.k[n]), (v, run.v[n]), (z, run.z[n])):
-            torch.testing.assert_close(made[mask], found[mask], atol=1e-5, rtol=0)
+        z = attend(q, k, v, inputs.attention_mask, layer.scale)
+        for rebuilt, captured in (
+            (q, activations.q[n]),
+            (k, activations.k[n]),
+            (v, activations.v[n]),
+            (z, activations.z[n]),
+        ):
+            torch.testing.assert_close(rebuilt[mask], captured[mask], atol=1e-5, rtol=0)
 
 
 # The norm and its gradient.
@@ -147,7 +158,7 @@ NORMS = {
 
 
 @pytest.mark.parametrize("name", NORMS)
-def test_the_gradient_carried_back_through_a_norm_is_autograds(name):
+def test_the_gradient_of_a_norm_is_that_of_autograd(name):
     draw = torch.Generator().manual_seed(3)
     weight, bias = (torch.randn(32, generator=draw).double() for _ in range(2))
     norm = NORMS[name](weight, bias)
@@ -155,69 +166,69 @@ def test_the_gradient_carried_back_through_a_norm_is_autograds(name):
     grad = torch.randn(2, 4, 5, 32, generator=draw).double()
     each = [torch.autograd.grad(norm(x), x, grad[:, head])[0] for head in range(4)]
     # The residual broadcasts over the heads that read it.
-    found = norm.backward(grad.clone(), x.detach()[:, None])
-    torch.testing.assert_close(found, torch.stack(each, 1), atol=1e-12, rtol=1e-10)
+    result = norm.backward(grad.clone(), x.detach()[:, None])
+    torch.testing.assert_close(result, torch.stack(each, 1), atol=1e-12, rtol=1e-10)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_norms_are_the_models_own(kind):
     model = tiny(kind)
-    anatomy = decompose(model)
+    weights = decompose(model)
     x = 2 * torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(1)) + 0.5
-    for block, layer in zip(model.bridge.blocks, anatomy.layers, strict=True):
+    for block, layer in zip(model.bridge.blocks, weights.layers, strict=True):
         torch.testing.assert_close(layer.attn_norm(x), block.ln1.original_component(x))
         torch.testing.assert_close(layer.mlp_norm(x), block.ln2.original_component(x))
-    torch.testing.assert_close(anatomy.final_norm(x), model.bridge.ln_final.original_component(x))
+    torch.testing.assert_close(weights.final_norm(x), model.bridge.ln_final.original_component(x))
 
 
 # Attention.
 
 
-def test_attention_is_a_softmax_over_the_keys_that_are_allowed():
+def test_attention_is_a_softmax_over_the_allowed_keys():
     draw = torch.Generator().manual_seed(4)
     q = torch.randn(2, 5, 4, 8, generator=draw)
     k, v = (torch.randn(2, 5, 2, 8, generator=draw) for _ in range(2))
     allowed = torch.ones(5, 5).tril().bool().repeat(2, 1, 1)
     allowed[1, :, 1] = torch.arange(5) == 1
-    found = attend(q, k, v, allowed, 0.3)
+    z = attend(q, k, v, allowed, 0.3)
     for prompt in range(2):
         for head in range(4):
             scores = 0.3 * q[prompt, :, head] @ k[prompt, :, head // 2].T
             pattern = scores.masked_fill(~allowed[prompt], -torch.inf).softmax(-1)
             expected = pattern @ v[prompt, :, head // 2]
-            torch.testing.assert_close(found[prompt, :, head], expected)
+            torch.testing.assert_close(z[prompt, :, head], expected)
 
 
-def test_turning_keeps_the_length_and_what_is_not_turned():
+def test_rotary_keeps_the_length_and_the_dimensions_beyond_it():
     x = torch.randn(2, 5, 3, 8, generator=torch.Generator().manual_seed(5))
     angle = torch.rand(2, 5, 2).repeat(1, 1, 2)
-    found = apply_rotary(x, (angle.cos(), angle.sin()))
-    torch.testing.assert_close(found.norm(dim=-1), x.norm(dim=-1))
-    assert torch.equal(found[..., 4:], x[..., 4:])
-    back = apply_rotary(found, (angle.cos(), -angle.sin()))
+    rotated = apply_rotary(x, (angle.cos(), angle.sin()))
+    torch.testing.assert_close(rotated.norm(dim=-1), x.norm(dim=-1))
+    assert torch.equal(rotated[..., 4:], x[..., 4:])
+    back = apply_rotary(rotated, (angle.cos(), -angle.sin()))
     torch.testing.assert_close(back, x)
     assert apply_rotary(x, None) is x
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("port", ["q", "k", "v"])
-def test_some_heads_are_projected_as_all_are(kind, port):
+def test_a_choice_of_heads_is_projected_as_all_heads_are(kind, port):
     layer = decompose(tiny(kind)).layers[1]
     x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(6))
-    whole = layer.project(port, x)
-    assert whole.shape == (2, 5, len(getattr(layer, port)), 8)
+    every = layer.project(port, x)
+    assert every.shape == (2, 5, len(getattr(layer, port)), 8)
     for heads in ([1], [1, 0], [0, 0, 1, 1]):
-        torch.testing.assert_close(layer.project(port, x, heads), whole[..., heads, :])
+        torch.testing.assert_close(layer.project(port, x, heads), every[..., heads, :])
 
 
-# What is refused.
+# Models that are refused.
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_whose_parts_give_other_logits_is_refused(kind):
+def test_weights_that_give_other_logits_are_refused(kind):
     model = tiny(kind)
-    anatomy = decompose(model)
-    first, *rest = anatomy.layers
+    weights = decompose(model)
+    first, *rest = weights.layers
     changes = [
         {"scale": 2 * first.scale},
         {"o_bias": first.o_bias + torch.linspace(0, 0.3, 32)},
@@ -225,14 +236,14 @@ def test_a_model_whose_parts_give_other_logits_is_refused(kind):
         {"mlp_norm": replace(first.mlp_norm, eps=1.0)},
     ]
     for change in changes:
-        other = replace(anatomy, layers=(replace(first, **change), *rest))
+        other = replace(weights, layers=(replace(first, **change), *rest))
         with pytest.raises(ModelError, match=r"not the plain sum of heads and MLP.* differ by"):
-            seen(model, anatomy=other)
-    if anatomy.parallel:
+            run(model, weights=other)
+    if weights.parallel:
         return
-    other = replace(anatomy, parallel=True)
+    other = replace(weights, parallel=True)
     with pytest.raises(ModelError, match="Use a decoder such as Llama, GPT-2 or GPT-NeoX"):
-        seen(model, anatomy=other)
+        run(model, weights=other)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -243,20 +254,20 @@ def test_logits_that_are_not_finite_are_refused(kind, value):
         hf_model.get_output_embeddings().weight[5] = value
     model = wrap(hf_model, name="broken")
     with pytest.raises(ModelError, match="broken gives NaN or infinite logits on these prompts"):
-        seen(model)
+        run(model)
 
 
-def test_parts_that_give_nan_where_the_model_does_not_are_refused():
+def test_weights_that_give_nan_where_the_model_does_not_are_refused():
     model = tiny("llama")
-    anatomy = decompose(model)
-    first, *rest = anatomy.layers
-    other = replace(anatomy, layers=(replace(first, scale=float("nan")), *rest))
+    weights = decompose(model)
+    first, *rest = weights.layers
+    other = replace(weights, layers=(replace(first, scale=float("nan")), *rest))
     with pytest.raises(ModelError, match="not the plain sum"):
-        seen(model, anatomy=other)
+        run(model, weights=other)
 
 
-def test_parts_that_fit_short_prompts_alone_are_refused_where_any_is_long():
-    """A sliding window shows only in prompts that are longer than it."""
+def test_weights_that_fit_only_short_prompts_are_refused_on_long_ones():
+    """A sliding window matters only in prompts that are longer than it."""
     sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 4}
     config = MistralConfig(**sizes, **heads, max_position_embeddings=48, initializer_range=0.15)
@@ -270,12 +281,12 @@ def test_parts_that_fit_short_prompts_alone_are_refused_where_any_is_long():
         capture_decoder(model, decompose(model), ids, mask, readout)
 
 
-def test_a_norm_that_is_not_known_is_refused():
-    class Strange(nn.Module):
+def test_an_unknown_norm_is_refused():
+    class GroupNormComponent(nn.Module):
         original_component = nn.GroupNorm(1, 32)
 
     with pytest.raises(ModelError, match="The norm GroupNorm is not supported"):
-        read_norm(Strange())
+        read_norm(GroupNormComponent())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -283,5 +294,5 @@ def test_no_hook_is_left_behind(kind):
     model = tiny(kind)
     model.logits(*prompts()[:2])
     before = hook_count(model)
-    seen(model)
+    run(model)
     assert hook_count(model) == before
