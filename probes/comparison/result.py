@@ -11,7 +11,7 @@ from probes.comparison.explanation import Explanation, FailingPrompt, strongest_
 from probes.comparison.heads.matching import HeadMatch
 from probes.comparison.model_facts import ModelFacts, PlotData
 from probes.comparison.variables.transfer import CrossModelTransfer
-from probes.comparison.verdict import NON_INFERIORITY_TEST, Verdict
+from probes.comparison.verdict import NON_INFERIORITY, REFERENCE_SITE, Verdict
 from probes.errors import EquivalenceError, SiteError
 from probes.observe.gate import Gate
 from probes.result import Result
@@ -236,7 +236,8 @@ class Comparison(Result):
         transfers_to_other = {one.variable: one for one in self.transfers_to_other}
         found = []
         for name, verdict in variables.items():
-            if verdict.tests and verdict.tests[0].passed is not True:
+            held = verdict.test(REFERENCE_SITE)
+            if held and held.passed is not True:
                 continue  # The full model itself holds it at no one place: nothing to keep.
             against = [verdict.reason]
             # Nothing was put into a relative with a closed gate.
@@ -246,7 +247,7 @@ class Comparison(Result):
                 "moved",
             )
             surely &= all(
-                t.passed or t.name == NON_INFERIORITY_TEST for t in verdict.tests if t.is_deciding
+                t.passed or t.id == NON_INFERIORITY for t in verdict.tests if t.is_deciding
             )
             one = transfers_to_other.get(name)
             if one and (one.shortfall.high >= margin or one.own_ridge_accuracy.low <= margin):

@@ -49,9 +49,11 @@ VerdictLabel = Literal[
 ]
 SubjectKind = Literal["head", "variable"]
 
-SIMILARITY_TEST = "as alike as to itself"
-STRENGTH_TEST = "as strong"
-NON_INFERIORITY_TEST = "as good as its own"
+SIMILARITY_EQUIVALENCE = "similarity_equivalence"
+STRENGTH_EQUIVALENCE = "strength_equivalence"
+NON_INFERIORITY = "non_inferiority"
+REFERENCE_SITE = "reference_site"
+"""Ids of the tests that `Verdict.equivalent` and `Comparison` read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +84,16 @@ class Verdict:
         Two one-sided tests (Schuirmann 1987): of a head on alikeness and on strength, which must
         both pass; of a variable on what the full model's states do where its own stood.
         """
-        wanted = (
-            (NON_INFERIORITY_TEST,) if self.kind == "variable" else (SIMILARITY_TEST, STRENGTH_TEST)
+        ids = (
+            (NON_INFERIORITY,)
+            if self.kind == "variable"
+            else (SIMILARITY_EQUIVALENCE, STRENGTH_EQUIVALENCE)
         )
-        named = [test for test in self.tests if test.name in wanted]
-        if any(test.passed is False for test in named):
+        tests = [self.test(id) for id in ids]
+        if any(test and test.passed is False for test in tests):
             return False
-        return True if len(named) == len(wanted) and all(test.passed for test in named) else None
+        return True if all(test and test.passed for test in tests) else None
+
+    def test(self, id: str) -> StatisticalTest | None:
+        """The test with an id; None where it was not done."""
+        return next((test for test in self.tests if test.id == id), None)

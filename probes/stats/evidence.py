@@ -1,7 +1,7 @@
 """Verdicts on claims, and the tests that decide them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from probes.stats.intervals import Estimate
@@ -21,6 +21,7 @@ class StatisticalTest:
         passed: True where the whole interval is on the claim's side of the threshold, False where
             it is on the other side, None where it includes the threshold or there is no value.
         is_deciding: Whether the verdict depends on it.
+        id: Stable identifier, such as "similarity"; code finds a test by it, not by its name.
     """
 
     name: str
@@ -29,6 +30,11 @@ class StatisticalTest:
     threshold: str
     passed: bool | None
     is_deciding: bool = True
+    id: str = field(default="", kw_only=True)
+
+    def non_deciding(self) -> "StatisticalTest":
+        """The same test, reported but without influence on the verdict."""
+        return replace(self, is_deciding=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,50 +58,36 @@ class ClaimVerdict:
 
 
 def check_above(
-    name: str,
-    meaning_if_failed: str,
-    value: Estimate,
-    threshold: float,
-    *,
-    is_deciding: bool = True,
+    name: str, meaning_if_failed: str, value: Estimate, threshold: float, *, id: str = ""
 ) -> StatisticalTest:
     """Test whether the 95 % interval lies above a threshold."""
     passed = True if value.low > threshold else False if value.high <= threshold else None
-    return StatisticalTest(
-        name, meaning_if_failed, value, f"above {threshold:.2f}", passed, is_deciding
-    )
+    return StatisticalTest(name, meaning_if_failed, value, f"above {threshold:.2f}", passed, id=id)
 
 
 def check_below(
-    name: str,
-    meaning_if_failed: str,
-    value: Estimate,
-    threshold: float,
-    *,
-    is_deciding: bool = True,
+    name: str, meaning_if_failed: str, value: Estimate, threshold: float, *, id: str = ""
 ) -> StatisticalTest:
     """Test whether the 95 % interval lies below a threshold."""
     passed = True if value.high < threshold else False if value.low >= threshold else None
-    return StatisticalTest(
-        name, meaning_if_failed, value, f"below {threshold:.2f}", passed, is_deciding
-    )
+    return StatisticalTest(name, meaning_if_failed, value, f"below {threshold:.2f}", passed, id=id)
 
 
 def check_within(
-    name: str, meaning_if_failed: str, value: Estimate, margin: float, *, is_deciding: bool = True
+    name: str, meaning_if_failed: str, value: Estimate, margin: float, *, id: str = ""
 ) -> StatisticalTest:
     """Equivalence test: whether the 95 % interval lies within ±margin."""
     inside = value.low >= -margin and value.high <= margin
     outside = value.low > margin or value.high < -margin
     passed = True if inside else False if outside else None
-    return StatisticalTest(
-        name, meaning_if_failed, value, f"within ±{margin:.2f}", passed, is_deciding
-    )
+    return StatisticalTest(name, meaning_if_failed, value, f"within ±{margin:.2f}", passed, id=id)
 
 
-def skipped_test(name: str, reason: str, *, is_deciding: bool = True) -> StatisticalTest:
+def skipped_test(
+    name: str, reason: str, *, is_deciding: bool = True, id: str = ""
+) -> StatisticalTest:
     """Test without a value, with the reason in place of a meaning."""
-    return StatisticalTest(name, reason, None, "–", None, is_deciding)
+    return StatisticalTest(name, reason, None, "–", None, is_deciding, id=id)
 
 
 def claim_verdict(claim: str, title: str, tests: Sequence[StatisticalTest]) -> ClaimVerdict:

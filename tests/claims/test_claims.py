@@ -126,7 +126,7 @@ def test_what_speaks_against_a_claim_beats_what_is_open_and_that_beats_what_hold
 
 
 def test_a_test_that_does_not_decide_is_shown_and_changes_no_verdict():
-    beside = check_above("beside", "no", NO, 0.5, is_deciding=False)
+    beside = check_above("beside", "no", NO, 0.5).non_deciding()
     found = claim_verdict("H1", "title", [GOOD, beside])
     assert (found.label, beside.passed) == ("holds", False)
     assert beside in found.tests

@@ -30,7 +30,12 @@ from probes.comparison.variables.verdicts import (
     absent_variable_verdict,
     variable_verdict,
 )
-from probes.comparison.verdict import SIMILARITY_TEST, STRENGTH_TEST, Verdict, VerdictLabel
+from probes.comparison.verdict import (
+    SIMILARITY_EQUIVALENCE,
+    STRENGTH_EQUIVALENCE,
+    Verdict,
+    VerdictLabel,
+)
 from probes.errors import EquivalenceError, ModelError, PatternError, ProbeError, SiteError
 from probes.models.model import load, random_init, wrap
 from probes.observe.gate import Gate, GateState
@@ -116,8 +121,8 @@ def head(
     name: str, word: VerdictLabel = "kept", there: str | None = None, *, equal: bool | None = True
 ):
     tests = tuple(
-        StatisticalTest(test, "no", SURE, "within ±0.10", equal)
-        for test in (SIMILARITY_TEST, STRENGTH_TEST)
+        StatisticalTest(test, "no", SURE, "within ±0.10", equal, id=test)
+        for test in (SIMILARITY_EQUIVALENCE, STRENGTH_EQUIVALENCE)
     )
     return Verdict(name, "head", word, there if there is not None else name, "so it is", tests)
 

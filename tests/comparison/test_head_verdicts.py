@@ -197,10 +197,10 @@ def test_a_split_is_shown_beside_what_nets_without_the_full_model_do(tell):
     whole = head(1)
     full, halves = profiles([whole]), profiles([part(whole, 0.5), part(whole, 0.5)])
     found = tell(full, halves, chance=NullModels(nets(), same_shape=(halves,)))
-    shown = found[0].tests[-1]
+    shown = found[0].test("same_shape_control")
     assert (shown.name, shown.value.value) == ("split without the full model", 1.0)
     assert not shown.is_deciding
-    assert tell(full, halves)[0].tests[-1].value is None
+    assert tell(full, halves)[0].test("same_shape_control").value is None
 
 
 def shifted(whole):

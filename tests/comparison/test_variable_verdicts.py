@@ -13,7 +13,7 @@ from probes.comparison.variables.verdicts import (
     variable_site,
     variable_verdict,
 )
-from probes.comparison.verdict import NON_INFERIORITY_TEST
+from probes.comparison.verdict import NON_INFERIORITY
 from probes.observe.gate import Gate, GateState
 from probes.prompts.interchange_pairs import OBJECT
 from probes.stats.intervals import Estimate, proportion
@@ -189,7 +189,7 @@ def test_the_bare_embedding_may_do_as_much():
     carried = transfer(controls={"token embedding": SURE, "label": NEVER})
     found = variable_verdict(place("op"), place("op"), carried, GATES)
     assert found.label == "kept"
-    (beside,) = [test for test in found.tests if "embedding" in test.name]
+    beside = found.test("above_embedding")
     assert not beside.is_deciding
     assert not beside.passed
 
@@ -198,8 +198,10 @@ def test_nets_trained_for_another_end_are_shown_beside():
     carried = transfer(negative_controls={"copying": 0.2, "permuted": 0.95})
     found = variable_verdict(place("op"), place("op"), carried, GATES)
     assert found.label == "kept"
-    assert [test.name for test in found.tests if not test.is_deciding][-1] == "beyond permuted"
-    assert found.tests[-1].passed is None or found.tests[-1].passed is False
+    beside = found.test("above_negative_controls")
+    assert beside.name == "beyond permuted"
+    assert not beside.is_deciding
+    assert not beside.passed
 
 
 # The order of the rules.
@@ -231,7 +233,7 @@ def test_every_word_comes_with_the_tests_that_it_was_read_from():
     assert [test.name for test in found.tests] == [
         "held at L1.resid@op of the full model",
         "held at L1.resid@op",
-        NON_INFERIORITY_TEST,
+        "as good as its own",
         "beyond stand-ins (label)",
         "beyond the bare embedding",
     ]
@@ -251,7 +253,7 @@ def test_a_variable_is_equivalent_where_the_full_models_states_do_as_much():
 )
 def test_as_good_as_its_own_is_tested_only_where_its_own_surely_do_something(ceiling, passed):
     found = variable_verdict(place("op"), place("op"), transfer(own_ridge_accuracy=ceiling), GATES)
-    (test,) = [test for test in found.tests if test.name == NON_INFERIORITY_TEST]
+    test = found.test(NON_INFERIORITY)
     assert test.passed is passed
     assert (test.value is None) == (passed is None)
     assert found.equivalent is passed

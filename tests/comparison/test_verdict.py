@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
-from probes.comparison.verdict import SIMILARITY_TEST, STRENGTH_TEST, Verdict
+from probes.comparison.verdict import SIMILARITY_EQUIVALENCE, STRENGTH_EQUIVALENCE, Verdict
 from probes.stats.evidence import check_above, check_within
 from probes.stats.intervals import Estimate
 
@@ -14,8 +14,8 @@ SURE, WIDE, FAR = Estimate(0.0, -0.01, 0.01), Estimate(0.0, -0.5, 0.5), Estimate
 
 def verdict(alike, strong):
     tests = (
-        check_above(SIMILARITY_TEST, "", alike, -0.1, is_deciding=False),
-        check_within(STRENGTH_TEST, "", strong, 0.2, is_deciding=False),
+        check_above("alike", "", alike, -0.1, id=SIMILARITY_EQUIVALENCE).non_deciding(),
+        check_within("strong", "", strong, 0.2, id=STRENGTH_EQUIVALENCE).non_deciding(),
     )
     return Verdict("L0.H1", "head", "kept", "L0.H2", "because", tests)
 

@@ -14,7 +14,7 @@ from probes.comparison.compare import compare
 from probes.comparison.explanation import FailingPrompt
 from probes.comparison.family_result import FamilyComparison
 from probes.comparison.variables.transfer import EMBEDDING_CONTROL, CrossModelTransfer
-from probes.comparison.verdict import SIMILARITY_TEST, STRENGTH_TEST, Verdict
+from probes.comparison.verdict import SIMILARITY_EQUIVALENCE, STRENGTH_EQUIVALENCE, Verdict
 from probes.errors import EquivalenceError
 from probes.models.model import wrap
 from probes.stats.evidence import check_above, check_within
@@ -67,10 +67,13 @@ def transfer(variable, donor, recipient, **changes):
 
 OPERATION = Verdict(
     "operation", "variable", "kept", "L1.resid@op", "the same role: best stand-in -0.02",
-    (check_above("held there", "no place holds it", HIGH, 0.5), check_above("b", "c", LOW, 0.1, is_deciding=False)),
+    (check_above("held there", "no place holds it", HIGH, 0.5), check_above("b", "c", LOW, 0.1).non_deciding()),
 )  # fmt: skip
 X = Verdict("x", "variable", "split", "L1.resid@x+y", "held at x, it now takes x and y together")
-SAME = (check_above(SIMILARITY_TEST, "", SHORT, -0.1), check_within(STRENGTH_TEST, "", SHORT, 0.2))
+SAME = (
+    check_above("as similar", "", SHORT, -0.1, id=SIMILARITY_EQUIVALENCE),
+    check_within("as strong", "", SHORT, 0.2, id=STRENGTH_EQUIVALENCE),
+)
 HEADS = (
     Verdict("L0.H0", "head", "kept", "L0.H1", "looks and acts like L0.H1", SAME),
     Verdict("L0.H1", "head", "no reliable effect", "", "its effects do not repeat"),
@@ -291,7 +294,7 @@ def test_heads_are_listed_with_counterpart_and_equivalence(found):
         ["kept", "good"], ["no reliable effect", "muted"], ["lost", "bad"], ["new", None]
     ]  # fmt: skip
     assert [row[3][0] for row in rows] == ["yes", "–", "–", "–"]
-    assert SIMILARITY_TEST in rows[0][1][2]
+    assert "as similar" in rows[0][1][2]
 
 
 def test_a_skipped_interchange_has_a_reason(found, absent):

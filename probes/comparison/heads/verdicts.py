@@ -20,7 +20,12 @@ from probes.comparison.heads.measurements import (
     bootstrap_estimate,
     measure_heads,
 )
-from probes.comparison.verdict import SIMILARITY_TEST, STRENGTH_TEST, Verdict, VerdictLabel
+from probes.comparison.verdict import (
+    SIMILARITY_EQUIVALENCE,
+    STRENGTH_EQUIVALENCE,
+    Verdict,
+    VerdictLabel,
+)
 from probes.observe.gate import GateState
 from probes.stats.evidence import (
     StatisticalTest,
@@ -120,9 +125,15 @@ def _assign_sets(measured: HeadMeasurements, assigned: _Assignments) -> None:
             continue
         tests = (
             check_above(
-                "explained together", "together they do not do it", found.explained, MIN_EXPLAINED
+                "explained together",
+                "together they do not do it",
+                found.explained,
+                MIN_EXPLAINED,
+                id="set_explained",
             ),
-            check_above("gained over one head", "one head does as much", found.gain, bar),
+            check_above(
+                "gained over one head", "one head does as much", found.gain, bar, id="set_gain"
+            ),
         )
         there = " and ".join(measured.b.heads[partner] for partner in theirs)
         reason = f"{there} do its work together, and none of them alone"
@@ -139,13 +150,17 @@ def _same_shape_test(measured: HeadMeasurements, label: VerdictLabel, head: int)
     """Show what fewer heads, or the task itself, force on nets that never saw the full model."""
     name = f"{label} without the full model"
     if not measured.same_shape_sets:
-        return skipped_test(name, "no control was given", is_deciding=False)
+        return skipped_test(
+            name, "no control was given", is_deciding=False, id="same_shape_control"
+        )
     if label == "split":
         found = [head in split for split, _ in measured.same_shape_sets]
     else:
         found = [merged for _, merges in measured.same_shape_sets for merged in merges]
     says = "nets that never saw it do the same"
-    return check_below(name, says, proportion(np.array(found, dtype=bool)), 0.5, is_deciding=False)
+    return check_below(
+        name, says, proportion(np.array(found, dtype=bool)), 0.5, id="same_shape_control"
+    ).non_deciding()
 
 
 def _assign_pairs(measured: HeadMeasurements, assigned: _Assignments) -> None:
@@ -157,18 +172,27 @@ def _assign_pairs(measured: HeadMeasurements, assigned: _Assignments) -> None:
         head, partner = rows[row], columns[column]
         score = measured.pair_similarity(head, partner)
         whole = bootstrap_estimate(measured.explained[:, head, partner])
-        tests = [
-            check_above("alike", "untrained nets offer such a head too", score, measured.threshold),
-            check_above(
-                "explained", "it carries another share of the answers", whole, MIN_EXPLAINED
-            ),
-        ]
-        if not tests[0].passed:
+        similar = check_above(
+            "alike",
+            "untrained nets offer such a head too",
+            score,
+            measured.threshold,
+            id="similarity",
+        )
+        explains = check_above(
+            "explained",
+            "it carries another share of the answers",
+            whole,
+            MIN_EXPLAINED,
+            id="explained",
+        )
+        if not similar.passed:
             continue
+        tests = [similar, explains]
         word: VerdictLabel = "kept"
         name = measured.b.heads[partner]
         reason = f"looks and acts like {name}, more than chance offers, and as strongly"
-        if not tests[1].passed:
+        if not explains.passed:
             word = "cannot tell"
             reason = f"looks and acts like {name}, but {name} does not surely carry what it carries"
         if measured.negative_control_similarity is not None:
@@ -177,8 +201,11 @@ def _assign_pairs(measured: HeadMeasurements, assigned: _Assignments) -> None:
                 - measured.negative_control_similarity[:, head]
             )
             name = "more alike than nets trained for another end"
-            tests.append(check_above(name, "they have such a head as well", more, 0.0))
-            if not tests[-1].passed:
+            specific = check_above(
+                name, "they have such a head as well", more, 0.0, id="above_negative_controls"
+            )
+            tests.append(specific)
+            if not specific.passed:
                 word, reason = "cannot tell", "nets trained for another end have such a head too"
         assigned.represents[partner] = (head,)
         tests += _equivalence_tests(measured, head, partner)
@@ -192,14 +219,16 @@ def _equivalence_tests(
     short, strength = measured.shortfall(head, partner), measured.relative_strength(head, partner)
     unlike = "it differs from its partner more than from itself on other prompts"
     return [
-        check_above(SIMILARITY_TEST, unlike, short, -SIMILARITY_MARGIN, is_deciding=False),
+        check_above(
+            "as alike as to itself", unlike, short, -SIMILARITY_MARGIN, id=SIMILARITY_EQUIVALENCE
+        ).non_deciding(),
         check_within(
-            STRENGTH_TEST,
+            "as strong",
             "its partner's share is another",
             strength,
             STRENGTH_MARGIN,
-            is_deciding=False,
-        ),
+            id=STRENGTH_EQUIVALENCE,
+        ).non_deciding(),
     ]
 
 
@@ -213,7 +242,13 @@ def _assign_moved(measured: HeadMeasurements, assigned: _Assignments) -> None:
         partner = max(left, key=lambda n: float(measured.role_free.similarity[0, head, n]))
         score = bootstrap_estimate(measured.role_free.similarity[:, head, partner])
         says = "untrained nets offer such a head too"
-        test = check_above("alike, roles summed", says, score, measured.role_free.threshold)
+        test = check_above(
+            "alike, roles summed",
+            says,
+            score,
+            measured.role_free.threshold,
+            id="role_free_similarity",
+        )
         elsewhere = (
             measured.role_free.strongest_role_a[:, head]
             != measured.role_free.strongest_role_b[:, partner]
@@ -283,11 +318,25 @@ def _absence_tests(
     names = ("alike to any head", "explained by any head")
     says = ("a head is as alike", "a head does its work")
     if not active.any():
-        return (StatisticalTest(names[0], says[0], None, "all heads are idle", True),)
+        return (
+            StatisticalTest(
+                names[0], says[0], None, "all heads are idle", True, id="max_similarity"
+            ),
+        )
     return (
-        check_below(names[0], says[0], bootstrap_estimate(similarity[:, active].max(1)), threshold),
         check_below(
-            names[1], says[1], bootstrap_estimate(explained[:, active].max(1)), PARTIAL_EXPLAINED
+            names[0],
+            says[0],
+            bootstrap_estimate(similarity[:, active].max(1)),
+            threshold,
+            id="max_similarity",
+        ),
+        check_below(
+            names[1],
+            says[1],
+            bootstrap_estimate(explained[:, active].max(1)),
+            PARTIAL_EXPLAINED,
+            id="max_explained",
         ),
     )
 
@@ -298,7 +347,13 @@ def _no_set_test(sets: Sequence[HeadSet]) -> tuple[StatisticalTest, ...]:
         return ()
     best = max(free, key=lambda found: found.explained.high)
     return (
-        check_below("explained together", "a set does its work", best.explained, PARTIAL_EXPLAINED),
+        check_below(
+            "explained together",
+            "a set does its work",
+            best.explained,
+            PARTIAL_EXPLAINED,
+            id="max_set_explained",
+        ),
     )
 
 

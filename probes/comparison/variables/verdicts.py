@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from probes.comparison.variables.held_out_folds import HeldOutFolds
 from probes.comparison.variables.stitching import Recipient
 from probes.comparison.variables.transfer import EMBEDDING_CONTROL, CrossModelTransfer
-from probes.comparison.verdict import NON_INFERIORITY_TEST, Verdict, VerdictLabel
+from probes.comparison.verdict import NON_INFERIORITY, REFERENCE_SITE, Verdict, VerdictLabel
 from probes.interventions.interchange import interchange_intervention
 from probes.observe.gate import Gate
 from probes.prompts.interchange_pairs import OBJECT
@@ -176,34 +176,49 @@ def _tests(
             "no one place holds it",
             full.exclusive_accuracy,
             MIN_INTERCHANGE_ACCURACY,
+            id=REFERENCE_SITE,
         ),
         check_above(
             f"held at {other.site}",
             "no one place or pair holds it",
             other.exclusive_accuracy,
             MIN_INTERCHANGE_ACCURACY,
+            id="site",
         ),
         check_below(
-            NON_INFERIORITY_TEST, "the full model's states do less", transfer.shortfall, margin
+            "as good as its own",
+            "the full model's states do less",
+            transfer.shortfall,
+            margin,
+            id=NON_INFERIORITY,
         )
         if transfer.own_ridge_accuracy.low > MIN_INTERCHANGE_ACCURACY
-        else skipped_test(NON_INFERIORITY_TEST, "its own states do not go through a map either"),
+        else skipped_test(
+            "as good as its own",
+            "its own states do not go through a map either",
+            id=NON_INFERIORITY,
+        ),
         check_above(
             f"beyond stand-ins ({best})",
             "what is not the full model's work does as much",
             transfer.interchange_accuracy,
             controls[best].value,
+            id="above_controls",
         ),
         check_above(
             "beyond the bare embedding",
             "the words' embedding carries it already",
             transfer.interchange_accuracy,
             transfer.controls[EMBEDDING_CONTROL].value,
-            is_deciding=False,
-        ),
+            id="above_embedding",
+        ).non_deciding(),
     ]
     if full.roles != other.roles:
-        found.append(skipped_test("at the same roles", "it stands at others, for whatever reason"))
+        found.append(
+            skipped_test(
+                "at the same roles", "it stands at others, for whatever reason", id="same_roles"
+            )
+        )
     if transfer.negative_controls:
         name = max(
             transfer.negative_controls, key=lambda stranger: transfer.negative_controls[stranger]
@@ -214,7 +229,7 @@ def _tests(
                 "a net trained for another end carries as much",
                 transfer.interchange_accuracy,
                 transfer.negative_controls[name],
-                is_deciding=False,
-            )
+                id="above_negative_controls",
+            ).non_deciding()
         )
     return found
