@@ -1,34 +1,32 @@
-"""What became of a head or a variable of one model in a relative, in one word with its reasons.
+"""Verdicts on heads and variables, and the rules for heads.
 
-The rules for variables stand in `variablefates`; these are the rules for heads.
+The rules for variables are in `probes.comparison.variables.verdicts`.
 
-A head's *share profile* is what patching it moves, by contrast, answer and role, over what
-replacing everything moves. What a set does is measured by patching its heads together. *Alike* is
-the mean of the cosines of effects and of attention. The *bar* is the 95th percentile of the best
-match that the same search finds in untrained nets; for sets, of its best gain. Rules are tried
-from top to bottom, and a head has the first word whose rule it meets.
+Effect fractions of a head: the effect of patching it, by contrast, answer and role, divided by the
+effect of replacing all components. Similarity: mean of the cosines of effects and of attention.
+Threshold: 95th percentile, over random-init models, of the best score that the same search finds.
+"Above" and "below" mean that the 95 % interval excludes the limit. The rules are tried in this
+order; the first that applies gives the verdict.
 
-| word | rule for a head |
+| verdict | rule for a head |
 |---|---|
-| behavior absent | the gate of one model is closed: there is nothing to have a part in |
-| idle | its effects repeat less than 0.5 (cosine) between halves of the prompts, or move nowhere
-0.01 of an answer |
-| split | two or three heads of the relative, patched together, explain surely more than 0.7 of its
-share profile as they stand, and surely more beyond the best single head than 0.1 and the bar, on
-prompts that the set was not chosen on; no member stands alone for another head |
-| merged | the same turned round: with others, patched together, it explains one head there |
-| kept | its partner in the best one-to-one pairing of the rest is surely more alike than the bar,
-and than the best head of nets trained for another end, and explains surely more than 0.7 of its
-share profile as it stands |
-| moved | its effects summed over roles are surely more alike than that search's own bar, surely
-strongest at another role, and another seed of the model has them where it has |
-| lost | surely no head of the relative, taken or not, is alike above the bar, and no head or set
-explains 0.5 of its share profile; the gate is open |
-| cannot tell | none of these |
+| behavior absent | the gate of one model is closed |
+| no reliable effect | split-half reliability below 0.5, or no effect fraction of 0.01 |
+| split | two or three heads of the relative, patched together, explain above 0.7 of its effect
+fractions, and above 0.1 and the threshold more than the best single head, on prompts that the set
+was not chosen on; no member alone explains another head |
+| merged | the same with the models exchanged |
+| kept | its partner in the one-to-one pairing of the remaining heads is more similar than the
+threshold and than the best head of the negative controls, and explains above 0.7 of its effect
+fractions |
+| moved | its effects, summed over roles, are more similar than the threshold of that search, and
+strongest at another role; the other-seed model has them at the same role |
+| lost | no head of the relative is similar above the threshold, no head or set explains 0.5 of its
+effect fractions, and the gate is open |
+| cannot tell | no rule applies |
 
-A head of the relative that has no part in any of these is *new* by the rule of "lost" turned
-round, or idle, or cannot be told. A word says nothing of why: that a head is lost does not say that
-what it computed is. While the gate is open, that is somewhere.
+A head of the relative that none of these rules uses is "new" by the rule of "lost" with the models
+exchanged, or has no reliable effect, or "cannot tell".
 """
 
 from dataclasses import dataclass
@@ -58,16 +56,16 @@ REFERENCE_SITE = "reference_site"
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of one thing in a relative.
+    """Verdict on a head or a variable in one relative.
 
     Attributes:
-        subject: A head of the full model, such as "L2.H3", or a variable; "" for a head that the
-            relative alone has.
-        kind: Which of the two.
-        word: The verdict; the rules stand at the top of this module.
-        there: Where it is in the relative, such as "L1.H0" or "L1.H0 + L1.H2"; "" if nowhere.
-        reason: Why, in one sentence.
-        evidence: The tests that were read, and those shown beside.
+        subject: Head of the full model, such as "L2.H3", or variable; "" for a new head of the
+            relative.
+        kind: "head" or "variable".
+        label: The verdict.
+        counterpart: Site in the relative, such as "L1.H0" or "L1.H0 + L1.H2"; "" if none.
+        reason: One sentence.
+        tests: All tests, deciding or not.
     """
 
     subject: str
@@ -79,10 +77,10 @@ class Verdict:
 
     @property
     def equivalent(self) -> bool | None:
-        """Whether the two are surely the same within the margins; None where it is open.
+        """Whether the two are equivalent within the margins; None where it is undecided.
 
-        Two one-sided tests (Schuirmann 1987): of a head on alikeness and on strength, which must
-        both pass; of a variable on what the full model's states do where its own stood.
+        Two one-sided tests (Schuirmann 1987): similarity and strength of a head must both pass;
+        a variable needs non-inferiority of the full model's states.
         """
         ids = (
             (NON_INFERIORITY,)

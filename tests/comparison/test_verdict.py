@@ -1,4 +1,4 @@
-"""A fate is a plain value, and says whether two heads are surely the same."""
+"""Verdicts are plain values, and report whether two heads are equivalent."""
 
 import json
 from dataclasses import asdict
@@ -9,35 +9,39 @@ from probes.comparison.verdict import SIMILARITY_EQUIVALENCE, STRENGTH_EQUIVALEN
 from probes.stats.evidence import check_above, check_within
 from probes.stats.intervals import Estimate
 
-SURE, WIDE, FAR = Estimate(0.0, -0.01, 0.01), Estimate(0.0, -0.5, 0.5), Estimate(-0.9, -1.0, -0.8)
+ZERO, WIDE, FAR = Estimate(0.0, -0.01, 0.01), Estimate(0.0, -0.5, 0.5), Estimate(-0.9, -1.0, -0.8)
 
 
-def verdict(alike, strong):
+def head_verdict(similarity, strength):
     tests = (
-        check_above("alike", "", alike, -0.1, id=SIMILARITY_EQUIVALENCE).non_deciding(),
-        check_within("strong", "", strong, 0.2, id=STRENGTH_EQUIVALENCE).non_deciding(),
+        check_above("similar", "", similarity, -0.1, id=SIMILARITY_EQUIVALENCE).non_deciding(),
+        check_within("strong", "", strength, 0.2, id=STRENGTH_EQUIVALENCE).non_deciding(),
     )
     return Verdict("L0.H1", "head", "kept", "L0.H2", "because", tests)
 
 
 @pytest.mark.parametrize(
-    ("alike", "strong", "wanted"),
-    [(SURE, SURE, True), (SURE, WIDE, None), (WIDE, FAR, False), (FAR, SURE, False)],
+    ("similarity", "strength", "equivalent"),
+    [(ZERO, ZERO, True), (ZERO, WIDE, None), (WIDE, FAR, False), (FAR, ZERO, False)],
 )
-def test_equivalence_asks_both_tests_and_one_can_deny_it(alike, strong, wanted):
-    assert verdict(alike, strong).equivalent is wanted
+def test_equivalence_needs_both_tests_and_one_failure_excludes_it(similarity, strength, equivalent):
+    assert head_verdict(similarity, strength).equivalent is equivalent
 
 
-def test_without_both_tests_equivalence_is_open():
+def test_equivalence_is_undecided_without_both_tests():
+    both = head_verdict(ZERO, ZERO).tests
     assert Verdict("L0.H1", "head", "lost", "", "because").equivalent is None
-    assert (
-        Verdict("L0.H1", "head", "kept", "L0.H1", "", verdict(SURE, SURE).tests[:1]).equivalent
-        is None
-    )
+    assert Verdict("L0.H1", "head", "kept", "L0.H1", "", both[:1]).equivalent is None
 
 
-def test_a_fate_is_a_value_that_can_be_compared_and_written():
-    one = verdict(SURE, SURE)
-    assert one == verdict(SURE, SURE)
-    assert len({one, verdict(SURE, SURE)}) == 1
-    assert json.loads(json.dumps(asdict(one)))["label"] == "kept"
+def test_a_test_is_found_by_its_id():
+    verdict = head_verdict(ZERO, WIDE)
+    assert verdict.test(STRENGTH_EQUIVALENCE) is verdict.tests[1]
+    assert verdict.test("strong") is None
+
+
+def test_a_verdict_is_a_value_that_can_be_compared_hashed_and_written():
+    verdict = head_verdict(ZERO, ZERO)
+    assert verdict == head_verdict(ZERO, ZERO)
+    assert len({verdict, head_verdict(ZERO, ZERO)}) == 1
+    assert json.loads(json.dumps(asdict(verdict)))["label"] == "kept"
