@@ -1,4 +1,4 @@
-"""Scores of all wires of a model, as tensors: a circuit is chosen from them."""
+"""Edge scores: the attribution of a logit difference to every edge of a model."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class EdgeScores:
-    """Every wire of a model with what it is worth to one answer.
+    """Scores of all edges of a model for one task.
 
     Attributes:
         model: Name of the model.
-        wiring: What an edge's number means.
-        prompts: How many pairs of prompts were scored.
-        mean: Fall of the answer's lead (logits) when the edge carries the counterfactual's value,
-            mean over prompts. Positive: the edge holds the answer up.
+        graph: The graph that numbers the edges.
+        prompts: Number of scored pairs of prompts.
+        mean: Drop of the logit difference (logits) when the edge carries the counterfactual's
+            value, mean over prompts. Positive edges support the answer.
         error: Standard error of the mean over prompts; NaN for a single prompt.
-        each: The scores prompt by prompt, or None where only the moments were kept.
-        protocol: How it was measured.
+        per_prompt: Scores of each prompt, or None if they were not kept.
+        protocol: How the scores were measured, as pairs of names and values.
     """
 
     model: str
@@ -43,40 +43,40 @@ class EdgeScores:
         return len(self.mean)
 
     def top(self, count: int) -> "Circuit":
-        """Take the edges of greatest magnitude."""
+        """Circuit of the `count` edges with the greatest absolute scores."""
         return self.to_circuit(top_edges(self.mean.numpy(), count), "top")
 
     def above_threshold(self, threshold: float) -> "Circuit":
-        """Take the edges whose magnitude is at least the threshold (logits)."""
+        """Circuit of the edges with absolute scores >= `threshold` (logits)."""
         return self.to_circuit(edges_above(self.mean.numpy(), threshold), "threshold")
 
     def greedy(self, count: int) -> "Circuit":
-        """Grow a circuit back from the logits, the strongest adjoining edge at a time."""
+        """Circuit of a greedy search from the logits; see `selection.greedy_edges`."""
         return self.to_circuit(greedy_edges(self.graph, self.mean.numpy(), count), "greedy")
 
     def all_edges(self) -> "Circuit":
-        """Take every edge."""
+        """Circuit of every edge."""
         return self.to_circuit(np.arange(len(self)), "all")
 
     def to_circuit(self, indices: np.ndarray, selection: str = "by hand") -> "Circuit":
-        """Take edges by their numbers."""
+        """Circuit of the edges with these numbers; `selection` is noted in the protocol."""
         from probes.circuits.circuit import Circuit
 
         chosen = np.sort(indices)
         return Circuit(
             model=self.model,
             graph=self.graph,
-            edges=tuple(self.graph.edge(int(number)) for number in chosen),
+            edges=tuple(self.graph.edge(int(index)) for index in chosen),
             scores=tuple(self.mean[chosen].tolist()),
             errors=tuple(self.error[chosen].tolist()),
             protocol=(*self.protocol, ("selection", selection)),
         )
 
     def node_scores(self) -> dict[str, tuple[float, float]]:
-        """Return each writer's score with its standard error: the sum of its outgoing edges.
+        """Score and standard error of each writer: the sum over its outgoing edges.
 
-        That sum is what node attribution gives (Nanda 2023): the change of the writer times the
-        gradient of the residual it writes to. The error is NaN where no prompt's score was kept.
+        This equals node attribution (Nanda 2023): the change of the writer's output times the
+        gradient of the residual stream. The error is NaN without per-prompt scores.
         """
         source = torch.from_numpy(self.graph.edge_table[0])
         size = len(self.graph.writers)
@@ -89,35 +89,30 @@ class EdgeScores:
         return dict(zip(self.graph.writers, pairs, strict=True))
 
     def stability(self, count: int, *, draws: int = 1000, seed: int = 0) -> float:
-        """Return how alike the top circuits of resampled prompts are: mean pairwise Jaccard.
+        """Mean pairwise Jaccard index of the top `count` edges over bootstrap draws of prompts.
 
-        Prompts are drawn anew with replacement `draws` times; the field's bar for a report is 0.8
-        (Méloux et al. 2025, 2510.00845).
+        Reports ask for at least 0.8 (Méloux et al. 2025, 2510.00845).
 
         Raises:
-            CircuitError: The scores of single prompts were not kept.
+            CircuitError: There are no per-prompt scores, or the numbers are out of range.
         """
         if self.per_prompt is None:
             raise CircuitError(
-                "Stability needs the score of every prompt, and only the moments were kept: call "
-                "attribute with each=True"
+                "Stability needs the scores of each prompt, which were not kept: call "
+                "edge_attribution with per_prompt=True"
             )
         if count < 1 or draws < 2:
             raise CircuitError(
-                f"Cannot compare circuits of {count} edges in {draws} draws: take at least one "
-                "edge and two draws"
+                f"Cannot compare circuits of {count} edges in {draws} draws: use at least one edge "
+                "and two draws"
             )
         rng = np.random.default_rng(seed)
-        even = np.full(self.prompts, 1 / self.prompts)
-        weights = torch.from_numpy(rng.multinomial(self.prompts, even, size=draws)).float()
-        found = (
-            (weights @ self.per_prompt)
-            .abs()
-            .topk(min(count, len(self)), dim=1, sorted=False)
-            .indices
-        )
-        ever, place = found.unique(return_inverse=True)
-        member = torch.zeros(draws, len(ever)).scatter_(1, place, 1.0)
+        uniform = np.full(self.prompts, 1 / self.prompts)
+        weights = torch.from_numpy(rng.multinomial(self.prompts, uniform, size=draws)).float()
+        sizes = (weights @ self.per_prompt).abs()
+        top = sizes.topk(min(count, len(self)), dim=1, sorted=False).indices
+        distinct, column = top.unique(return_inverse=True)
+        member = torch.zeros(draws, len(distinct)).scatter_(1, column, 1.0)
         both = member @ member.T
-        jaccard = both / (2 * found.shape[1] - both)
+        jaccard = both / (2 * top.shape[1] - both)
         return float((jaccard.sum() - draws) / (draws * (draws - 1)))

@@ -1,38 +1,32 @@
-"""Trace: the smallest circuit that a pattern drives in one model, and how sure that is.
+"""Trace: the smallest circuit of a pattern's behavior in one model, with its evidence.
 
-gate → pairs, half to find by, half to judge by → scores → cut → judge beside chance
+gate → discovery and held-out pairs → edge scores → pruned circuit → evaluation and baselines
 """
 
 import json
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from probes.circuits.attribution import AttributionMethod, edge_attribution
 from probes.circuits.circuit import Circuit
-from probes.circuits.edge_scores import EdgeScores
 from probes.circuits.faithfulness import (
-    EdgeNecessity,
     Faithfulness,
     FaithfulnessCurve,
     RandomBaseline,
     Specificity,
-    edge_masks,
-    evaluate_masks,
+    evaluate_circuit,
     faithfulness_curve,
-    faithfulness_values,
-    minimality,
     random_baseline,
     sample_random_circuits,
     specificity,
 )
+from probes.circuits.pruning import EdgeNecessity, minimality, prune_circuit
 from probes.circuits.reference_runs import Ablation, ReferenceRuns, run_references
-from probes.circuits.task import Task, TaskSettings, require_open_gate, sample_tasks
+from probes.circuits.task import TaskSettings, require_open_gate, sample_tasks
 from probes.errors import CircuitError, GateError
 from probes.files import to_jsonable
 from probes.models.model import Model, load
@@ -43,27 +37,43 @@ from probes.result import Result
 
 SCHEMA = 1
 STABILITY_THRESHOLD = 0.8
-"""The field's bar for the mean Jaccard of circuits found in resampled prompts."""
+"""Mean Jaccard index over resampled prompts that reports ask for (Méloux et al. 2025)."""
 
 _RANDOM_CIRCUITS = 100
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Trace(Result):
-    """A circuit, and what speaks for and against it.
+@dataclass(frozen=True, kw_only=True)
+class TraceSettings(TaskSettings):
+    """How `trace` draws pairs, scores edges and evaluates circuits.
 
     Attributes:
-        circuit: What was found.
-        gate: Whether the model does the task at all.
-        keep: The faithfulness that was asked for.
-        found: Faithfulness on the prompts that it was found by.
-        held_out: The same on prompts that it was not found by.
-        curve: Faithfulness of the best edges at growing sizes, on the held-out prompts.
-        chances: Circuits of as many edges drawn by lot, on the held-out prompts.
-        stability: Mean Jaccard of the best edges, as many, over resampled prompts.
-        needs: Whether each edge is needed, on the held-out prompts.
-        damages: What cutting out this circuit, or another pattern's, leaves of both; empty where
-            the model cannot do the other.
+        method: How edges are scored; see `edge_attribution`.
+        ablation: What an ablated edge carries; see `run_references`.
+        other_pattern: Another pattern, whose circuit is ablated to test specificity; "" for none.
+            It is skipped if its gate is closed.
+    """
+
+    method: AttributionMethod = "eap-ig"
+    ablation: Ablation = "counterfactual"
+    other_pattern: str | Pattern = "taken"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Trace(Result):
+    """A circuit and its evidence.
+
+    Attributes:
+        circuit: The pruned circuit.
+        gate: The capability check.
+        keep: The requested faithfulness.
+        discovery: Faithfulness on the prompts that the circuit was found with.
+        held_out: Faithfulness on the held-out prompts.
+        curve: Faithfulness of the highest-scoring edges at growing sizes, on held-out prompts.
+        random_baselines: Random circuits with as many edges, on held-out prompts.
+        stability: Mean Jaccard index of as many highest-scoring edges over resampled prompts.
+        edge_necessities: Necessity of each edge, on held-out prompts.
+        specificities: Effect of ablating this circuit, and that of another pattern, on both; empty
+            without another pattern.
     """
 
     circuit: Circuit
@@ -78,49 +88,49 @@ class Trace(Result):
     specificities: tuple[Specificity, ...]
 
     def summary(self) -> tuple[str, ...]:
-        """Say what was found, a plain sentence each."""
+        """The findings, one sentence each."""
         circuit, held = self.circuit, self.held_out
         task = dict(circuit.protocol).get("task", "the task")
         lines = [
-            f"{circuit.model} on {task}: right in {self.gate.accuracy.value:.0%}; the gate is "
+            f"{circuit.model} on {task}: accuracy {self.gate.accuracy.value:.0%}; the gate is "
             f"{self.gate.state}.",
-            f"{held.edges} of {len(circuit.graph)} edges ({held.fraction:.2%}) hold "
-            f"{held.value} of the lead on held-out prompts ({self.discovery.value} where they were "
-            f"found; asked for {self.keep}); the answer still leads in {held.positive_fraction.value:.0%}.",
-            f"Without them {held.complement} of the lead is left.",
+            f"{held.edges} of {len(circuit.graph)} edges ({held.fraction:.2%}) keep {held.value} of "
+            f"the logit difference on held-out prompts ({self.discovery.value} on the discovery "
+            f"prompts; requested {self.keep}). It stays positive in "
+            f"{held.positive_fraction.value:.0%} of the prompts.",
+            f"All other edges keep {held.complement}.",
         ]
         for null in self.random_baselines:
             middle, highest = np.median(null.values), max(null.values)
             lines.append(
                 f"{len(null.values)} circuits of as many random {null.kind}: median "
-                f"{format_fraction(middle)}, highest {format_fraction(highest)}; the circuit exceeds "
-                f"{null.percentile:.0%} of them."
+                f"{format_fraction(middle)}, highest {format_fraction(highest)}; the circuit "
+                f"exceeds {null.percentile:.0%} of them."
             )
         word = "stable" if self.stability >= STABILITY_THRESHOLD else "not stable"
-        lines.append(
-            f"As many best edges over resampled prompts share {self.stability:.2f} (mean Jaccard; "
-            f"the bar is {STABILITY_THRESHOLD}): {word}."
+        necessary = sum(edge.p_value < 0.05 for edge in self.edge_necessities)
+        return (
+            *lines,
+            f"As many highest-scoring edges of resampled prompts have a mean Jaccard index of "
+            f"{self.stability:.2f} (threshold {STABILITY_THRESHOLD}): {word}.",
+            f"{necessary} of {len(self.edge_necessities)} edges are necessary (t-test against "
+            "randomly added edges, Holm-corrected).",
+            *self._specificity_summary(),
         )
-        needed = sum(need.p_value < 0.05 for need in self.edge_necessities)
-        lines.append(
-            f"{needed} of {len(self.edge_necessities)} edges are needed by themselves (t-test against edges "
-            "added by lot, Holm)."
-        )
-        return (*lines, *self._specificity_summary())
 
     def _specificity_summary(self) -> tuple[str, ...]:
-        """Say whether the circuit is this task's alone."""
-        left = {(d.cut_circuit, d.task): d.remaining for d in self.specificities}
-        if not left:
+        remaining = {(s.cut_circuit, s.task): s.remaining for s in self.specificities}
+        if not remaining:
             return ()
-        own, other = dict.fromkeys(d.task for d in self.specificities)
-        stranger, lot = left[own, other], left["random paths", other]
-        word = "does more" if stranger < lot else "does no more"
+        own, other = dict.fromkeys(s.task for s in self.specificities)
+        by_circuit, by_random = remaining[own, other], remaining["random paths", other]
+        word = "more" if by_circuit < by_random else "no more"
         return (
-            f"Cutting it out leaves {format_fraction(left[own, own])} of {own!r} and {format_fraction(stranger)} of "
-            f"{other!r}, where as many edges of random paths leave {format_fraction(lot)}: it {word} damage "
-            f"to {other!r} than chance does. As many edges of {other!r} leave "
-            f"{format_fraction(left[other, own])} of {own!r}.",
+            f"Ablating the circuit leaves {format_fraction(remaining[own, own])} of {own!r} and "
+            f"{format_fraction(by_circuit)} of {other!r}; ablating as many edges of random paths "
+            f"leaves {format_fraction(by_random)} of {other!r}. The circuit does {word} damage to "
+            f"{other!r} than random paths do. Ablating as many edges of {other!r} leaves "
+            f"{format_fraction(remaining[other, own])} of {own!r}.",
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,175 +141,93 @@ class Trace(Result):
 
     def __repr__(self) -> str:
         held = self.held_out
-        return f"<Trace of {self.circuit.model}: {held.edges} edges hold {held.value}>"
+        return f"<Trace of {self.circuit.model}: {held.edges} edges keep {held.value}>"
 
 
-def trace(  # noqa: PLR0913 (the job has its settings)
+def trace(
     model: str | Path | Model,
     pattern: str | Pattern = "take-away",
     *,
     keep: float = 0.9,
-    method: AttributionMethod = "eap-ig",
-    ablation: Ablation = "counterfactual",
-    answer: str = "",
-    contrasts: Sequence[str] = (),
-    other_pattern: str | Pattern = "taken",
     roles: bool = False,
-    prompts: int = 32,
-    seed: int = 0,
+    settings: TraceSettings | None = None,
 ) -> Trace:
-    """Cut out the smallest circuit that keeps a stated share of a behavior, and judge it.
+    """Find the smallest circuit that keeps a fraction of a behavior, and evaluate it.
 
     Args:
         model: A family name, a folder, a hub id or a loaded model.
-        pattern: What is asked; a pattern, its name, or a .jsonl file.
-        keep: The faithfulness to keep on the prompts that the circuit is found by, above 0.
-        method: How edges are scored; see `attribute`.
-        ablation: What a cut edge carries where circuits are judged.
-        answer: Which answer is traced; the pattern's first by default.
-        contrasts: What the counterfactuals change; by default all that change the answer.
-        against: Another pattern, whose circuit of as many edges is cut out for comparison; "" for
-            none, and none is where the model cannot do it.
+        pattern: A pattern, its name, or a .jsonl file.
+        keep: Faithfulness to keep on the discovery prompts, above 0 and at most 1.
         roles: Whether edges are resolved by roles.
-        prompts: Pairs for each contrast, to find by; as many again are held out to judge by.
-        seed: Of prompts, bootstrap and random circuits.
+        settings: Pairs, scoring and evaluation; its seed also draws the random circuits.
 
     Raises:
         GateError: The model does not have the behavior.
-        CircuitError: Even the whole model does not keep so much, or `keep` is not above 0.
+        CircuitError: Even the whole model keeps less, or `keep` is out of range.
     """
     if not 0 < keep <= 1:
-        raise CircuitError(f"Cannot keep {keep} of a behavior: ask for a share above 0, up to 1")
+        raise CircuitError(f"Cannot keep {keep} of a behavior: request above 0, and at most 1")
+    settings = settings or TraceSettings()
     asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
-    rival = (
-        find_pattern(other_pattern)
-        if other_pattern and isinstance(other_pattern, str)
-        else other_pattern
+    other = settings.other_pattern
+    other = find_pattern(other) if other and isinstance(other, str) else other
+    model, seed = load(model), settings.seed
+    gate = require_open_gate(model, asked, settings.answer, seed=seed)
+    settings = replace(settings, answer=gate.answer, other_pattern=other)
+    discovery, held_out = sample_tasks(model, asked, settings)
+    scores = edge_attribution(model, discovery, method=settings.method, roles=roles)
+    discovery_runs, runs = (
+        run_references(model, task, roles=roles, ablation=settings.ablation)
+        for task in (discovery, held_out)
     )
-    model = load(model)
-    opened = require_open_gate(model, asked, answer, seed=seed)
-    settings = TaskSettings(
-        answer=opened.answer, contrasts=tuple(contrasts), prompts=prompts, seed=seed
-    )
-    finding, judging = sample_tasks(model, asked, settings)
-    graph = edge_attribution(model, finding, method=method, roles=roles)
-    here, there = (
-        run_references(model, t, roles=roles, ablation=ablation) for t in (finding, judging)
-    )
-    circuit = prune_circuit(here, graph, keep)
+    circuit = prune_circuit(discovery_runs, scores, keep)
     size = len(circuit)
-    judged = evaluate_masks(there, edge_masks(there, [circuit]), seed=seed)[0]
-    damages = ()
-    if isinstance(rival, Pattern) and rival.name != asked.name and not asked.user_pairs:
-        with suppress(GateError):
-            rival_answer = require_open_gate(model, rival, seed=seed).answer
-            other = TaskSettings(answer=rival_answer, prompts=prompts, seed=seed)
-            damages = _cross_specificity(
-                (asked, circuit, there), rival.name, sample_tasks(model, rival, other), method, seed
-            )
+    held_out_value = evaluate_circuit(runs, circuit, seed=seed)
     return Trace(
         circuit=circuit,
-        gate=opened,
+        gate=gate,
         keep=keep,
-        discovery=evaluate_masks(here, edge_masks(here, [circuit]), seed=seed)[0],
-        held_out=judged,
-        curve=faithfulness_curve(there, graph, seed=seed),
+        discovery=evaluate_circuit(discovery_runs, circuit, seed=seed),
+        held_out=held_out_value,
+        curve=faithfulness_curve(runs, scores, seed=seed),
         random_baselines=tuple(
             random_baseline(
-                there,
-                sample_random_circuits(there, size, kind, _RANDOM_CIRCUITS, seed=seed),
-                judged.value.value,
+                runs,
+                sample_random_circuits(runs, size, kind, _RANDOM_CIRCUITS, seed=seed),
+                held_out_value.value.value,
                 kind,
             )
             for kind in ("paths", "edges")
         ),
-        stability=graph.stability(size, seed=seed),
-        edge_necessities=minimality(there, circuit, seed=seed),
-        specificities=damages,
+        stability=scores.stability(size, seed=seed),
+        edge_necessities=minimality(runs, circuit, seed=seed),
+        specificities=_cross_specificity(asked, circuit, runs, settings),
     )
 
 
-def prune_circuit(runs: ReferenceRuns, edge_scores: EdgeScores, keep: float) -> Circuit:
-    """Return the smallest circuit found that keeps a share of the lead on the stage's prompts.
-
-    Edges are ranked by the size of their scores; the smallest head of that list that keeps enough
-    is found by bisection, then what does not matter is taken out of it: blocks first, then edge
-    by edge, each time by running the circuit without it (ACDC; Conmy et al. 2023, 2304.14997, on
-    the survivors only).
-
-    Raises:
-        CircuitError: Even all edges do not keep so much.
-    """
-    gap = float((runs.clean_logit_diffs - runs.ablated_logit_diffs).mean())
-    if not abs(gap) > 1e-6:
-        raise CircuitError(
-            f"The lead falls by {gap:.1e} from the clean run to the replaced one: there is nothing "
-            "for a circuit to keep. Choose contrasts that change the answer."
-        )
-    order = edge_scores.mean.abs().argsort(descending=True, stable=True)
-
-    def enough(numbers: torch.Tensor) -> bool:
-        kept = torch.zeros(1, len(edge_scores), dtype=torch.bool)
-        kept[0, numbers] = True
-        return float(faithfulness_values(runs, kept)[0]) >= keep - 1e-5  # rounding
-
-    if not enough(order):
-        whole = float(
-            faithfulness_values(runs, torch.ones(1, len(edge_scores), dtype=torch.bool))[0]
-        )
-        raise CircuitError(
-            f"All {len(order)} edges keep {whole:.3f} of the lead, less than {keep:g}: ask for less"
-        )
-    kept = _prune_edges(order[: _shortest_prefix(order, enough)], enough)
-    how = f"bisection and pruning to {keep:.4g}"
-    ablation = (("judged by ablation", runs.ablation), ("faithfulness", "ratio of means"))
-    found = edge_scores.to_circuit(kept.numpy(), how)
-    if runs.ablated.is_consistent:  # or else an edge that nothing feeds still carries a change
-        found = found.connected()
-    return replace(found, protocol=(*found.protocol, *ablation))
-
-
-def _shortest_prefix(order: torch.Tensor, is_faithful: Callable[[torch.Tensor], bool]) -> int:
-    """Return how long a head of a list must be to be enough, where the whole list is."""
-    low, high = 0, 1
-    while not is_faithful(order[:high]):
-        low, high = high, min(2 * high, len(order))
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if is_faithful(order[:middle]) else (middle, high)
-    return high
-
-
-def _prune_edges(kept: torch.Tensor, is_faithful: Callable[[torch.Tensor], bool]) -> torch.Tensor:
-    """Take out what is not missed: blocks from the weak end first, then smaller ones."""
-    block = max(1, len(kept) // 2)
-    while True:
-        for start in reversed(range(0, len(kept), block)):
-            fewer = torch.cat([kept[:start], kept[start + block :]])
-            if len(fewer) and is_faithful(fewer):
-                kept = fewer
-        if block == 1:
-            return kept
-        block = max(1, block // 2)
-
-
 def _cross_specificity(
-    own_circuit: tuple[Pattern, Circuit, ReferenceRuns],
-    name: str,
-    tasks: tuple[Task, Task],
-    method: AttributionMethod,
-    seed: int,
+    own: Pattern, circuit: Circuit, runs: ReferenceRuns, settings: TraceSettings
 ) -> tuple[Specificity, ...]:
-    """Cut circuits of as many edges out of two patterns, each out of both."""
-    asked, circuit, there = own_circuit
-    finding, judging = tasks
-    roles = bool(circuit.graph.roles)
-    theirs = edge_attribution(there.model, finding, method=method, roles=roles).top(len(circuit))
-    where = run_references(there.model, judging, roles=roles, ablation=there.ablation)
-    stages = {asked.name: there, name: where}
-    return specificity(stages, {asked.name: circuit, name: theirs}, seed=seed)
+    """Ablate the circuits of two patterns, of as many edges, in the tasks of both."""
+    other = settings.other_pattern
+    if own.user_pairs or isinstance(other, str) or other.name == own.name:
+        return ()
+    model, roles = runs.model, bool(circuit.graph.roles)
+    with suppress(GateError):
+        answer = require_open_gate(model, other, seed=settings.seed).answer
+        discovery, held_out = sample_tasks(
+            model, other, replace(settings, answer=answer, contrasts=())
+        )
+        scores = edge_attribution(model, discovery, method=settings.method, roles=roles)
+        other_runs = run_references(model, held_out, roles=roles, ablation=runs.ablation)
+        return specificity(
+            {own.name: runs, other.name: other_runs},
+            {own.name: circuit, other.name: scores.top(len(circuit))},
+            seed=settings.seed,
+        )
+    return ()
 
 
 def format_fraction(value: float) -> str:
-    """Write a share with two places, and no minus before nothing."""
+    """A fraction with two decimals, and no minus sign before 0.00."""
     return f"{round(float(value), 2) + 0.0:.2f}"

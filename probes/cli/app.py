@@ -134,18 +134,11 @@ def trace(
     """Cut out the smallest circuit that keeps a model's behavior, and judge it beside chance."""
     check_output_paths(out, json, page=True)
     silence_libraries()
+    from probes.circuits.trace import TraceSettings
     from probes.circuits.trace import trace as run
 
-    found = run(
-        model,
-        pattern,
-        keep=keep,
-        method=method.value,
-        roles=roles,
-        answer=answer,
-        prompts=prompts,
-        seed=seed,
-    )
+    settings = TraceSettings(method=method.value, answer=answer, prompts=prompts, seed=seed)
+    found = run(model, pattern, keep=keep, roles=roles, settings=settings)
     found.save(out)
     if json:
         found.save(json)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from probes.circuits.attribution import edge_attribution
 from probes.circuits.graph import Edge
+from probes.circuits.pruning import prune_circuit
 from probes.circuits.reference_runs import run_references
 from probes.circuits.task import TaskSettings, sample_tasks
-from probes.circuits.trace import prune_circuit
 from probes.errors import ModelError
 from probes.models.model import Model
 from probes.observe.gate import answer_questions

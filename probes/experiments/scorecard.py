@@ -19,9 +19,9 @@ from jaxtyping import Float
 from probes.circuits.attribution import edge_attribution
 from probes.circuits.circuit import Circuit
 from probes.circuits.faithfulness import faithfulness
+from probes.circuits.pruning import prune_circuit
 from probes.circuits.reference_runs import run_references
 from probes.circuits.task import Task, TaskSettings, sample_tasks
-from probes.circuits.trace import prune_circuit
 from probes.comparison.variables.held_out_folds import (
     HeldOutFolds,
     distinct_tokenizers,

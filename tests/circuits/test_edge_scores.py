@@ -1,4 +1,4 @@
-"""A graph holds a score for each edge, and every circuit taken from it has these scores."""
+"""Edge scores: selecting circuits, summing to nodes, and stability over prompts."""
 
 import numpy as np
 import pytest
@@ -11,37 +11,36 @@ from probes.errors import CircuitError
 PLAIN = ComputationGraph(2, 2, 2)
 
 
-def graph(prompts=6, seed=0, wiring=PLAIN, *, each=True, same=False):
-    """Score the edges of a wiring by lot."""
+def random_scores(prompts=6, seed=0, graph=PLAIN, *, per_prompt=True, same=False):
+    """Random scores of the edges of a graph."""
     draw = torch.Generator().manual_seed(seed)
-    rows = torch.randn(1 if same else prompts, len(wiring), generator=draw).expand(prompts, -1)
-    protocol = (("method", "by lot"), ("task", "none"))
-    alone = torch.full((len(wiring),), torch.nan)
-    error = rows.std(0) / prompts**0.5 if prompts > 1 else alone
-    return EdgeScores(
-        "lots", wiring, prompts, rows.mean(0), error, rows.clone() if each else None, protocol
-    )
+    rows = torch.randn(1 if same else prompts, len(graph), generator=draw).expand(prompts, -1)
+    protocol = (("method", "random"), ("task", "none"))
+    unknown = torch.full((len(graph),), torch.nan)
+    error = rows.std(0) / prompts**0.5 if prompts > 1 else unknown
+    kept = rows.clone() if per_prompt else None
+    return EdgeScores("random", graph, prompts, rows.mean(0), error, kept, protocol)
 
 
 def scores_of(circuit):
     return torch.tensor(circuit.scores)
 
 
-def test_the_top_edges_are_those_of_greatest_magnitude_with_the_graphs_scores():
-    found = graph()
+def test_the_top_edges_are_those_of_greatest_absolute_score():
+    found = random_scores()
     circuit = found.top(7)
     wanted = found.mean.abs().topk(7).indices.sort().values
     assert circuit.edge_indices.tolist() == wanted.tolist()
     assert circuit.edges == tuple(PLAIN.edge(int(number)) for number in wanted)
     torch.testing.assert_close(scores_of(circuit), found.mean[wanted])
     torch.testing.assert_close(torch.tensor(circuit.errors), found.error[wanted])
-    assert circuit.model == "lots" and circuit.graph == PLAIN
+    assert circuit.model == "random" and circuit.graph == PLAIN
     assert circuit.protocol == (*found.protocol, ("selection", "top"))
     assert (scores_of(circuit) < 0).any() and (scores_of(circuit) > 0).any()
 
 
-def test_edges_above_a_threshold_are_at_least_as_great():
-    found = graph()
+def test_edges_above_a_threshold_include_the_threshold_itself():
+    found = random_scores()
     threshold = float(found.mean.abs().median())
     circuit = found.above_threshold(threshold)
     assert len(circuit) == int((found.mean.abs() >= threshold).sum())
@@ -52,8 +51,8 @@ def test_edges_above_a_threshold_are_at_least_as_great():
         found.above_threshold(-1.0)
 
 
-def test_a_greedy_circuit_hangs_together_and_begins_with_the_strongest_edge_into_the_logits():
-    found = graph()
+def test_a_greedy_circuit_is_connected_and_starts_with_the_strongest_edge_into_the_logits():
+    found = random_scores()
     into = [n for n in range(len(found)) if PLAIN.edge(n).target == "logits"]
     strongest = max(into, key=lambda n: abs(float(found.mean[n])))
     assert found.greedy(1).edge_indices.tolist() == [strongest]
@@ -67,45 +66,45 @@ def test_a_greedy_circuit_hangs_together_and_begins_with_the_strongest_edge_into
     torch.testing.assert_close(scores_of(circuit), found.mean[circuit.edge_indices.copy()])
 
 
-def test_the_whole_graph_is_a_circuit_too():
-    found = graph()
+def test_all_edges_form_a_circuit():
+    found = random_scores()
     circuit = found.all_edges()
     assert len(circuit) == len(found) == len(PLAIN)
     torch.testing.assert_close(scores_of(circuit), found.mean)
 
 
-def test_edges_are_taken_by_number_in_any_order():
-    found = graph()
+def test_edges_are_selected_by_number_in_any_order():
+    found = random_scores()
     circuit = found.to_circuit(np.array([5, 2, 9]))
     assert circuit.edge_indices.tolist() == [2, 5, 9]
     assert dict(circuit.protocol)["selection"] == "by hand"
 
 
-def test_more_edges_than_there_are_give_them_all():
-    found = graph()
+def test_a_count_above_the_number_of_edges_selects_all():
+    found = random_scores()
     assert len(found.top(10**6)) == len(found)
     assert len(found.top(0)) == 0
     with pytest.raises(CircuitError, match="give 0 or more"):
         found.top(-1)
 
 
-def test_a_nodes_score_is_the_sum_of_its_outgoing_edges():
-    for wiring in (
+def test_a_node_score_is_the_sum_of_its_outgoing_edges():
+    for graph in (
         PLAIN,
         ComputationGraph(2, 4, 2, True, ("a", "b"), (("a", "a"), ("a", "b"), ("b", "b")), ("b",)),
     ):
-        found = graph(wiring=wiring)
+        found = random_scores(graph=graph)
         nodes = found.node_scores()
-        assert tuple(nodes) == wiring.writers
+        assert tuple(nodes) == graph.writers
         for name, (mean, error) in nodes.items():
-            mine = [n for n, edge in enumerate(wiring.edges()) if edge.source == name]
-            rows = found.per_prompt[:, mine].sum(1)
+            outgoing = [n for n, edge in enumerate(graph.edges()) if edge.source == name]
+            rows = found.per_prompt[:, outgoing].sum(1)
             assert abs(mean - float(rows.mean())) < 1e-5
             assert abs(error - float(rows.std()) / 6**0.5) < 1e-5
 
 
-def test_a_nodes_error_is_unknown_where_prompts_were_not_kept_or_there_is_but_one():
-    for found in (graph(each=False), graph(1)):
+def test_a_node_error_is_nan_without_per_prompt_scores_or_with_one_prompt():
+    for found in (random_scores(per_prompt=False), random_scores(1)):
         for _, error in found.node_scores().values():
             assert np.isnan(error)
 
@@ -113,27 +112,27 @@ def test_a_nodes_error_is_unknown_where_prompts_were_not_kept_or_there_is_but_on
 # Stability.
 
 
-def test_prompts_that_are_all_alike_give_the_same_circuit_in_every_draw():
+def test_identical_prompts_give_the_same_circuit_in_every_draw():
     for count in (1, 10, len(PLAIN), 10**6):
-        assert graph(same=True).stability(count, draws=50) == 1.0
-    few = graph(same=True)
+        assert random_scores(same=True).stability(count, draws=50) == 1.0
+    few = random_scores(same=True)
     few.per_prompt[:, 10:] = 0
-    # Beyond the edges that have a score, those without one are taken in order.
+    # Edges with a score of 0 follow in order.
     assert few.stability(20, draws=50) == 1.0
 
 
-def test_prompts_that_differ_give_circuits_that_differ():
-    noise = graph(8, wiring=ComputationGraph(3, 4, 4))
+def test_different_prompts_give_different_circuits():
+    noise = random_scores(8, graph=ComputationGraph(3, 4, 4))
     unstable = noise.stability(20, draws=200)
     assert 0.05 < unstable < 0.9
-    signal = graph(8, wiring=ComputationGraph(3, 4, 4))
+    signal = random_scores(8, graph=ComputationGraph(3, 4, 4))
     signal.per_prompt[:, :20] += 100
     assert signal.stability(20, draws=200) == 1.0
     assert signal.stability(len(signal), draws=20) == 1.0
 
 
-def test_stability_is_the_mean_jaccard_of_pairs_of_circuits():
-    found = graph(5)
+def test_stability_is_the_mean_jaccard_index_of_pairs_of_circuits():
+    found = random_scores(5)
     rng = np.random.default_rng(7)
     counts = rng.multinomial(5, np.full(5, 1 / 5), size=12)
     each = found.per_prompt.double().numpy()
@@ -143,8 +142,8 @@ def test_stability_is_the_mean_jaccard_of_pairs_of_circuits():
     assert abs(found.stability(6, draws=12, seed=7) - expected) < 1e-6
 
 
-def test_stability_is_drawn_from_its_seed_alone():
-    found = graph()
+def test_stability_depends_on_its_seed_alone():
+    found = random_scores()
     torch.manual_seed(1)
     first = found.stability(8, draws=30, seed=3)
     torch.manual_seed(2)
@@ -152,17 +151,17 @@ def test_stability_is_drawn_from_its_seed_alone():
     assert found.stability(8, draws=30, seed=4) != first
 
 
-def test_stability_needs_the_scores_of_single_prompts():
-    with pytest.raises(CircuitError, match="call attribute with each=True"):
-        graph(each=False).stability(5)
+def test_stability_needs_per_prompt_scores():
+    with pytest.raises(CircuitError, match="call edge_attribution with per_prompt=True"):
+        random_scores(per_prompt=False).stability(5)
 
 
-def test_a_thousand_draws_from_all_edges_of_a_gpt2_are_compared_at_once():
-    found = graph(8, wiring=ComputationGraph(12, 12, 12))
+def test_a_thousand_draws_of_all_edges_of_a_gpt2_fit_in_memory():
+    found = random_scores(8, graph=ComputationGraph(12, 12, 12))
     assert 0 < found.stability(len(found) // 20) < 1
 
 
 @pytest.mark.parametrize("how", [{"count": 0}, {"count": 5, "draws": 1}])
-def test_a_stability_that_cannot_be_had_is_refused(how):
+def test_stability_of_no_edge_or_one_draw_is_refused(how):
     with pytest.raises(CircuitError):
-        graph().stability(**how)
+        random_scores().stability(**how)

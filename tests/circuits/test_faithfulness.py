@@ -1,4 +1,4 @@
-"""Circuits are judged by numbers that can be worked out by hand on models of a known circuit."""
+"""Faithfulness, checked by hand on models with a planted circuit."""
 
 from dataclasses import replace
 from functools import cache
@@ -19,7 +19,6 @@ from probes.circuits.faithfulness import (
     faithfulness_curve,
     faithfulness_estimate,
     faithfulness_values,
-    minimality,
     random_baseline,
     sample_random_circuits,
     specificity,
@@ -30,9 +29,7 @@ from probes.circuits.selection import connected_edges, greedy_edges, random_path
 from probes.circuits.task import Task
 from probes.errors import CircuitError
 from probes.stats.intervals import proportion
-from probes.stats.multiple_testing import holm
 from probes.testing.planted_circuits import induction
-from probes.testing.planted_gates import or_gate
 from probes.testing.tiny_models import tiny
 
 BUILDS = {
@@ -53,22 +50,22 @@ def build(name):
 
 
 @cache
-def staged(name):
+def runs_of(name):
     return run_references(build(name).model, build(name).task)
 
 
 @cache
-def scored(name):
+def scores_of(name):
     return edge_attribution(build(name).model, build(name).task)
 
 
 def circuit(name, edges):
-    return scored(name).to_circuit(build(name).graph.indices_of(edges))
+    return scores_of(name).to_circuit(build(name).graph.indices_of(edges))
 
 
-def mark(name, *sets):
-    """Mark sets of edges."""
-    return edge_masks(staged(name), [circuit(name, edges) for edges in sets])
+def masks_of(name, *sets):
+    """Masks of sets of edges."""
+    return edge_masks(runs_of(name), [circuit(name, edges) for edges in sets])
 
 
 def truth(name):
@@ -76,7 +73,7 @@ def truth(name):
 
 
 def ends(name):
-    """The edge into the logits, and the others."""
+    """The edge into the logits, and the other edges."""
     last = [edge for edge in truth(name) if edge.target == "logits"]
     return last, [edge for edge in truth(name) if edge.target != "logits"]
 
@@ -89,10 +86,12 @@ def about(value, expected, tolerance=1e-3):
 
 
 @pytest.mark.parametrize("name", BUILDS)
-def test_the_whole_model_has_1_no_edge_at_all_0_and_the_planted_path_is_all_of_it(name):
+def test_f_is_1_for_the_whole_model_and_the_planted_path_and_0_without_edges(name):
     rows = torch.stack([torch.ones(len(build(name).graph), dtype=torch.bool)] * 2)
     rows[1] = False
-    whole, none, path = evaluate_masks(staged(name), torch.cat([rows, mark(name, truth(name))]))
+    whole, none, path = evaluate_masks(
+        runs_of(name), torch.cat([rows, masks_of(name, truth(name))])
+    )
     about(whole.value.value, 1.0, 1e-6)
     assert none.value.value == 0.0
     about(path.value.value, 1.0)
@@ -108,95 +107,93 @@ def test_the_whole_model_has_1_no_edge_at_all_0_and_the_planted_path_is_all_of_i
     ) == (1.0, 0.0, 1.0)
 
 
-def test_every_prompt_has_its_own_share_and_half_a_path_holds_some_prompts_only():
-    """Without its edge from the question, the model still answers where other things differ."""
+def test_f_per_prompt_shows_which_prompts_an_incomplete_path_serves():
+    """Without the edge from the question, prompts that differ elsewhere are still answered."""
     part = [edge for edge in truth("induction") if not edge.target.endswith(".q")]
-    where, kept = staged("induction"), mark("induction", part)
-    (found,) = evaluate_masks(where, kept)
-    asked = [number for number in range(24) if number % 3 == 1]
+    runs, kept = runs_of("induction"), masks_of("induction", part)
+    (found,) = evaluate_masks(runs, kept)
+    question = [number for number in range(24) if number % 3 == 1]
     others = [number for number in range(24) if number % 3 != 1]
-    assert np.array(found.per_prompt)[asked] == pytest.approx(np.zeros(8), abs=1e-3)
+    assert np.array(found.per_prompt)[question] == pytest.approx(np.zeros(8), abs=1e-3)
     assert np.array(found.per_prompt)[others] == pytest.approx(np.ones(16), abs=1e-3)
     about(found.value.value, 2 / 3, 0.01)
     assert found.value.low < 2 / 3 < found.value.high
     assert found.positive_fraction == proportion(
         np.array([number % 3 != 1 for number in range(24)])
     )
-    leads = run_circuits(where, kept)[0]
-    each = (leads - where.ablated_logit_diffs) / (
-        where.clean_logit_diffs - where.ablated_logit_diffs
-    )
-    assert found.per_prompt == tuple(each.tolist())
+    logit_diffs = run_circuits(runs, kept)[0]
+    gap = runs.clean_logit_diffs - runs.ablated_logit_diffs
+    expected = (logit_diffs - runs.ablated_logit_diffs) / gap
+    assert found.per_prompt == tuple(expected.tolist())
 
 
-def leads_of(seed, count=400):
-    """A stage with made-up leads, and what some circuit keeps of them."""
+def random_runs(seed, count=400):
+    """Runs with random logit differences, and the fraction that some circuit keeps."""
     draw = torch.Generator().manual_seed(seed)
-    floor = torch.randn(count, generator=draw)
-    whole = floor + 4 + torch.randn(count, generator=draw)
-    inside = floor + 0.7 * (whole - floor) + torch.randn(count, generator=draw)
-    return replace(staged("induction"), clean_logit_diffs=whole, ablated_logit_diffs=floor), inside
+    ablated = torch.randn(count, generator=draw)
+    whole = ablated + 4 + torch.randn(count, generator=draw)
+    kept = ablated + 0.7 * (whole - ablated) + torch.randn(count, generator=draw)
+    runs = replace(runs_of("induction"), clean_logit_diffs=whole, ablated_logit_diffs=ablated)
+    return runs, kept
 
 
 def test_f_is_the_ratio_of_means_and_not_the_mean_of_ratios():
-    where = replace(
-        staged("induction"),
+    runs = replace(
+        runs_of("induction"),
         clean_logit_diffs=torch.tensor([2.0, 11.0]),
         ablated_logit_diffs=torch.tensor([1.0, 1.0]),
     )
-    found = faithfulness_estimate(where, torch.tensor([0.0, 9.0]), seed=0)
+    found = faithfulness_estimate(runs, torch.tensor([0.0, 9.0]), seed=0)
     assert found.value == pytest.approx((-1 + 8) / (1 + 10))
-    # The only samples of two prompts: either one twice, or both.
+    # Two prompts have three samples: either one twice, or both.
     assert found.low == pytest.approx(-1.0)
     assert found.high == pytest.approx(0.8)
 
 
-def test_the_interval_of_f_is_that_of_prompts_drawn_anew():
-    where, inside = leads_of(1)
-    found = faithfulness_estimate(where, inside, seed=0)
+def test_the_interval_of_f_is_the_bootstrap_over_prompts():
+    runs, kept = random_runs(1)
+    found = faithfulness_estimate(runs, kept, seed=0)
     above, whole = (
-        (inside - where.ablated_logit_diffs).numpy(),
-        (where.clean_logit_diffs - where.ablated_logit_diffs).numpy(),
+        (kept - runs.ablated_logit_diffs).numpy(),
+        (runs.clean_logit_diffs - runs.ablated_logit_diffs).numpy(),
     )
     assert found.value == pytest.approx(above.mean() / whole.mean(), rel=1e-5)
     rows = np.random.default_rng(99).integers(400, size=(4000, 400))
     drawn = above[rows].mean(1) / whole[rows].mean(1)
     low, high = np.quantile(drawn, [0.025, 0.975])
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.006)
-    # As theory has it: the spread of a ratio of means.
+    # The delta method for a ratio of means.
     error = (above - found.value * whole).std() / np.sqrt(400) / whole.mean()
     assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
 
 
-def test_the_seed_alone_decides_the_interval():
-    where, inside = leads_of(2)
-    assert faithfulness_estimate(where, inside, seed=3) == faithfulness_estimate(
-        where, inside, seed=3
-    )
+def test_the_interval_depends_on_the_seed_alone():
+    runs, kept = random_runs(2)
+    assert faithfulness_estimate(runs, kept, seed=3) == faithfulness_estimate(runs, kept, seed=3)
     assert (
-        faithfulness_estimate(where, inside, seed=3).low
-        != faithfulness_estimate(where, inside, seed=4).low
+        faithfulness_estimate(runs, kept, seed=3).low
+        != faithfulness_estimate(runs, kept, seed=4).low
     )
 
 
-def test_faithfulness_runs_each_circuit_and_takes_the_ablation_it_is_told():
+def test_faithfulness_evaluates_each_circuit_with_the_given_ablation():
     name = "induction"
     found = build(name)
     _, first = ends(name)
-    given = [circuit(name, truth(name)), circuit(name, first), scored(name).all_edges()]
+    given = [circuit(name, truth(name)), circuit(name, first), scores_of(name).all_edges()]
     path, headless, whole = faithfulness(found.model, found.task, given)
     about(path.value.value, 1.0)
     about(headless.value.value, 0.0)
     about(whole.value.value, 1.0, 1e-6)
-    assert (path, headless) == evaluate_masks(staged(name), mark(name, truth(name), first))
+    assert (path, headless) == evaluate_masks(runs_of(name), masks_of(name, truth(name), first))
     (mean,) = faithfulness(found.model, found.task, given[:1], ablation="mean")
     (there,) = evaluate_masks(
-        run_references(found.model, found.task, ablation="mean"), mark(name, truth(name))
+        run_references(found.model, found.task, ablation="mean"), masks_of(name, truth(name))
     )
     assert mean == there
 
 
-def test_circuits_that_are_none_or_of_two_kinds_are_refused():
+def test_no_circuit_and_circuits_of_two_kinds_are_refused():
     model, task = tiny("llama", num_hidden_layers=2), prompts(("a", "b", "c", "d"))
     plain, by_role = (edge_attribution(model, task, roles=roles).top(3) for roles in (False, True))
     with pytest.raises(CircuitError, match=r"0 circuits were given.*give at least one"):
@@ -207,7 +204,7 @@ def test_circuits_that_are_none_or_of_two_kinds_are_refused():
         faithfulness(build("sharp").model, build("sharp").task, [plain])
 
 
-# Circuits found by other prompts.
+# Circuits that were found on other prompts.
 
 
 def prompts(roles, seed=0):
@@ -222,14 +219,14 @@ HERE, THERE = ("bos", "x", "y", "answer"), ("bos", "thing", "x", "answer")
 
 @cache
 def two_tasks():
-    """A model, stages of prompts with two sets of roles, and some edges found by the first."""
+    """A model, runs of two tasks with different roles, and some edges of the first."""
     model = tiny("llama", num_hidden_layers=2)
     stages = [run_references(model, prompts(roles), roles=True) for roles in (HERE, THERE)]
     scores = edge_attribution(model, prompts(HERE), roles=True)
     return model, *stages, scores.to_circuit(np.arange(0, len(scores), 7))
 
 
-def test_a_circuit_is_carried_over_to_prompts_of_other_roles_by_the_names_of_its_edges():
+def test_edges_are_found_by_name_in_prompts_with_other_roles():
     _, here, there, found = two_tasks()
     assert here.graph != there.graph
     (kept,) = edge_masks(there, [found])
@@ -241,7 +238,7 @@ def test_a_circuit_is_carried_over_to_prompts_of_other_roles_by_the_names_of_its
     assert back.nonzero()[:, 0].tolist() == found.edge_indices.tolist()
 
 
-def test_edges_that_the_prompts_lack_count_for_nothing():
+def test_edges_that_the_prompts_lack_are_ignored():
     model, _, there, found = two_tasks()
     (whole,) = faithfulness(model, prompts(THERE), [found])
     kept = edge_masks(there, [found])
@@ -249,7 +246,7 @@ def test_edges_that_the_prompts_lack_count_for_nothing():
     assert whole.edges == int(kept.sum()) < len(found)
 
 
-def test_the_damage_says_how_many_edges_were_cut():
+def test_specificity_counts_the_ablated_edges():
     _, here, there, found = two_tasks()
     given = {"one": here, "other": there}
     (own, _, other, _) = specificity(given, {"one": found})
@@ -257,33 +254,33 @@ def test_the_damage_says_how_many_edges_were_cut():
     assert other.edges == int(edge_masks(there, [found]).sum())
 
 
-# The curve.
+# Curve.
 
 
 def ranked(name, first):
-    """Scores by which some edges come first, and all others in their own order."""
+    """Scores that rank some edges first, and the others in the order of the graph."""
     size = len(build(name).graph)
-    mean = -torch.arange(1.0, size + 1) / size  # the sign is no matter: the size is
+    mean = -torch.arange(1.0, size + 1) / size  # only the size counts
     order = build(name).graph.indices_of(first)
     mean = -1 - mean
     mean[order] = 2.0
-    return replace(scored(name), mean=mean)
+    return replace(scores_of(name), mean=mean)
 
 
 def test_the_sizes_of_the_curve_are_those_of_mib():
     assert FRACTIONS == (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-    found = faithfulness_curve(staged("induction"), scored("induction"))
+    found = faithfulness_curve(runs_of("induction"), scores_of("induction"))
     assert found.fractions == FRACTIONS
     assert found.edges == (1, 1, 1, 1, 2, 5, 11, 22, 55, 110)
     about(found.values[-1].value, 1.0, 1e-6)
     about(found.values[5].value, 1.0)  # the planted path has five edges
 
 
-def test_the_areas_of_two_points_are_what_they_are_by_hand():
-    """One edge by itself holds nothing, all hold everything: f runs from 0 to 1."""
+def test_the_areas_of_two_points_equal_those_by_hand():
+    """One edge alone keeps nothing, all keep everything: f runs from 0 to 1."""
     last, _ = ends("induction")
     found = faithfulness_curve(
-        staged("induction"), ranked("induction", last), fractions=(0.01, 1.0)
+        runs_of("induction"), ranked("induction", last), fractions=(0.01, 1.0)
     )
     assert found.edges == (1, 110)
     about(found.values[0].value, 0.0)
@@ -293,12 +290,12 @@ def test_the_areas_of_two_points_are_what_they_are_by_hand():
     about(found.log_cmd, 0.5)
 
 
-def test_three_points_weigh_by_their_share_and_by_its_logarithm():
-    """The planted path, the strongest five, holds everything: f is 0, 1, 1."""
+def test_three_points_are_weighted_by_the_fraction_and_by_its_logarithm():
+    """The planted path, the strongest five, keeps everything: f is 0, 1, 1."""
     _, first = ends("induction")
     graph = ranked("induction", truth("induction"))
     graph.mean[build("induction").graph.indices_of(first[:1])] = 3.0
-    found = faithfulness_curve(staged("induction"), graph, fractions=(0.01, 0.05, 1.0))
+    found = faithfulness_curve(runs_of("induction"), graph, fractions=(0.01, 0.05, 1.0))
     assert found.edges == (1, 5, 110)
     assert [round(f.value, 2) for f in found.values] == [0, 1, 1]
     about(found.cpr, 0.5 * 0.04 + 0.95)
@@ -308,229 +305,161 @@ def test_three_points_weigh_by_their_share_and_by_its_logarithm():
     about(found.log_cmd, 0.5 * step)
 
 
-def test_the_curve_takes_edges_by_the_size_of_their_score_and_not_by_its_sign():
+def test_the_curve_ranks_edges_by_absolute_score():
     graph = ranked("induction", truth("induction"))
-    turned = replace(graph, mean=-graph.mean)
+    negated = replace(graph, mean=-graph.mean)
     one, other = (
-        faithfulness_curve(staged("induction"), g, fractions=(0.05, 1.0)) for g in (graph, turned)
+        faithfulness_curve(runs_of("induction"), g, fractions=(0.05, 1.0)) for g in (graph, negated)
     )
     assert one == other
     about(one.values[0].value, 1.0)
 
 
-# Chance.
+# Random circuits.
 
 
 def test_f_without_intervals_is_the_same_f():
-    kept = sample_random_circuits(staged("induction"), 40, "edges", 4, seed=0)
-    kept = torch.cat([kept, mark("induction", truth("induction"))])
-    with_intervals = [found.value.value for found in evaluate_masks(staged("induction"), kept)]
-    assert faithfulness_values(staged("induction"), kept).tolist() == pytest.approx(
+    kept = sample_random_circuits(runs_of("induction"), 40, "edges", 4, seed=0)
+    kept = torch.cat([kept, masks_of("induction", truth("induction"))])
+    with_intervals = [found.value.value for found in evaluate_masks(runs_of("induction"), kept)]
+    assert faithfulness_values(runs_of("induction"), kept).tolist() == pytest.approx(
         with_intervals, abs=1e-6
     )
 
 
-def test_the_percentile_is_the_share_of_circuits_below_and_a_tie_is_not_below():
-    where = staged("sharp")
-    none = torch.zeros(3, len(where.graph), dtype=torch.bool)
-    kept = torch.cat([none, mark("sharp", truth("sharp"))])
-    found = random_baseline(where, kept, 0.5, "edges")
+def test_the_percentile_is_the_fraction_of_circuits_strictly_below():
+    runs = runs_of("sharp")
+    none = torch.zeros(3, len(runs.graph), dtype=torch.bool)
+    kept = torch.cat([none, masks_of("sharp", truth("sharp"))])
+    found = random_baseline(runs, kept, 0.5, "edges")
     assert (found.kind, found.percentile) == ("edges", 0.75)
     assert found.values == pytest.approx((0.0, 0.0, 0.0, 1.0), abs=1e-3)
-    assert random_baseline(where, kept, 0.0, "edges").percentile == 0.0
-    assert random_baseline(where, kept, 2.0, "paths").percentile == 1.0
+    assert random_baseline(runs, kept, 0.0, "edges").percentile == 0.0
+    assert random_baseline(runs, kept, 2.0, "paths").percentile == 1.0
 
 
 @pytest.mark.parametrize("kind", ["edges", "paths"])
 @pytest.mark.parametrize("count", [0, 1, 7, 40, 110])
-def test_circuits_drawn_by_lot_have_the_size_that_was_asked_for(kind, count):
-    kept = sample_random_circuits(staged("induction"), count, kind, 6, seed=0)
+def test_random_circuits_have_the_requested_size(kind, count):
+    kept = sample_random_circuits(runs_of("induction"), count, kind, 6, seed=0)
     assert kept.sum(1).tolist() == [count] * 6
-    assert torch.equal(kept, sample_random_circuits(staged("induction"), count, kind, 6, seed=0))
+    assert torch.equal(kept, sample_random_circuits(runs_of("induction"), count, kind, 6, seed=0))
     if 1 < count < 100:
         assert len(kept.unique(dim=0)) == 6
         assert not torch.equal(
-            kept, sample_random_circuits(staged("induction"), count, kind, 6, seed=1)
+            kept, sample_random_circuits(runs_of("induction"), count, kind, 6, seed=1)
         )
 
 
-def test_random_edges_are_any_and_random_paths_join_up():
-    wiring = build("induction").graph
-    joined = {}
+def test_random_paths_are_connected_and_random_edges_are_uniform():
+    graph = build("induction").graph
+    connected = {}
     for kind in ("edges", "paths"):
-        rows = sample_random_circuits(staged("induction"), 30, kind, 20, seed=0)
-        joined[kind] = [len(connected_edges(wiring, row.nonzero()[:, 0].numpy())) for row in rows]
-    # The last way stops where the size is reached: at most 4 of the 5 edges of the longest way.
-    assert min(joined["paths"]) >= 26
-    assert np.mean(joined["edges"]) < 20
-    edges = sample_random_circuits(staged("induction"), 30, "edges", 400, seed=0).float().mean(0)
+        rows = sample_random_circuits(runs_of("induction"), 30, kind, 20, seed=0)
+        connected[kind] = [len(connected_edges(graph, row.nonzero()[:, 0].numpy())) for row in rows]
+    # The last path stops where the size is reached: at most 4 edges of the longest path, of 5.
+    assert min(connected["paths"]) >= 26
+    assert np.mean(connected["edges"]) < 20
+    edges = sample_random_circuits(runs_of("induction"), 30, "edges", 400, seed=0).float().mean(0)
     assert (edges - 30 / 110).abs().max() < 0.12
 
 
 @pytest.mark.parametrize(
-    "wiring", [ComputationGraph(3, 4, 4), ComputationGraph(2, 4, 2), BY_ROLE], ids=lambda w: ""
+    "graph", [ComputationGraph(3, 4, 4), ComputationGraph(2, 4, 2), BY_ROLE], ids=lambda graph: ""
 )
-def test_random_ways_lead_back_from_the_logits_to_the_embedding(wiring):
-    longest = 2 * wiring.layers + 1
+def test_random_paths_lead_from_the_embedding_to_the_logits(graph):
+    longest = 2 * graph.layers + 1
     for seed in range(10):
-        found = random_paths(wiring, 40, np.random.default_rng(seed))
+        found = random_paths(graph, 40, np.random.default_rng(seed))
         assert len(found) == len(set(found.tolist())) == 40
         assert (np.diff(found) > 0).all()
-        # Every edge has a way to the logits, and all but the last way one from the embedding.
-        scores = np.full(len(wiring), np.nan)
+        # Every edge has a path to the logits; all but the last path begin at the embedding.
+        scores = np.full(len(graph), np.nan)
         scores[found] = 1.0
-        assert greedy_edges(wiring, scores, 40).tolist() == found.tolist()
-        whole = connected_edges(wiring, found)
+        assert greedy_edges(graph, scores, 40).tolist() == found.tolist()
+        whole = connected_edges(graph, found)
         assert len(whole) > 40 - longest
-        assert any(wiring.edge(int(number)).source == "embed" for number in whole)
+        assert any(graph.edge(int(number)).source == "embed" for number in whole)
 
 
-def test_random_ways_hang_on_the_generator_alone():
-    wiring = ComputationGraph(3, 4, 4)
-    one, same, other = (random_paths(wiring, 25, np.random.default_rng(k)) for k in (5, 5, 6))
+def test_random_paths_depend_on_the_generator_alone():
+    graph = ComputationGraph(3, 4, 4)
+    one, same, other = (random_paths(graph, 25, np.random.default_rng(k)) for k in (5, 5, 6))
     assert one.tolist() == same.tolist() != other.tolist()
     rng = np.random.default_rng(5)
-    assert random_paths(wiring, 25, rng).tolist() == one.tolist()
-    assert random_paths(wiring, 25, rng).tolist() != one.tolist()
+    assert random_paths(graph, 25, rng).tolist() == one.tolist()
+    assert random_paths(graph, 25, rng).tolist() != one.tolist()
 
 
-def test_random_ways_of_no_edge_of_all_edges_and_of_more_than_there_are():
-    wiring, rng = ComputationGraph(2, 2, 2), np.random.default_rng(0)
-    assert random_paths(wiring, 0, rng).tolist() == []
-    for count in (len(wiring), len(wiring) + 5):
-        assert random_paths(wiring, count, rng).tolist() == list(range(len(wiring)))
-    with pytest.raises(CircuitError, match="-1 edges were asked for"):
-        random_paths(wiring, -1, rng)
-
-
-# Need.
-
-
-@cache
-def kinds():
-    """Stages of the prompts in which keys change places, the question differs, or a value does."""
-    found = build("induction")
-    names = ("keys", "question", "value")
-    return {name: run_references(found.model, found.task[at::3]) for at, name in enumerate(names)}
-
-
-def test_every_edge_that_these_prompts_need_is_needed_and_no_other_is():
-    """Where two keys change places, neither the question nor the values make a difference."""
-    path, twin = truth("induction"), sorted(build("induction").distractors)[0]
-    added = Edge("embed", f"{twin}.v")
-    found = minimality(kinds()["keys"], circuit("induction", [*path, added]))
-    assert [need.edge for need in found] == list(
-        map(str, circuit("induction", [*path, added]).edges)
-    )
-    needs = {need.edge: need for need in found}
-    finder = ends("induction")[0][0].source
-    idle = {f"embed->{finder}.q", f"embed->{finder}.v", str(added)}
-    assert idle < set(needs)
-    for edge, need in needs.items():
-        about(need.faithfulness_drop, 0.0 if edge in idle else 1.0)
-        if edge in idle:
-            assert need.p_value > 0.05
-        else:
-            assert need.p_value < 0.001
-
-
-def test_the_fall_is_that_of_f_when_the_edge_is_cut_out_of_the_circuit():
-    path = truth("induction")
-    found = {
-        need.edge: need for need in minimality(staged("induction"), circuit("induction", path))
-    }
-    for edge in path:
-        rest = [other for other in path if other != edge]
-        both = faithfulness_values(staged("induction"), mark("induction", path, rest))
-        about(found[str(edge)].faithfulness_drop, float(both[0] - both[1]), 1e-5)
-
-
-def test_of_two_heads_either_of_which_is_enough_neither_is_needed():
-    """Cutting one changes the lead by rounding alone."""
-    found = or_gate()
-    where, graph = (
-        run_references(found.model, found.task),
-        edge_attribution(found.model, found.task),
-    )
-    path = graph.to_circuit(found.graph.indices_of(sorted(found.truth)))
-    for need in minimality(where, path):
-        about(need.faithfulness_drop, 1.0 if need.edge == "L1.MLP->logits" else 0.0)
-        assert (need.p_value < 0.05) == (need.faithfulness_drop > 0.5)
-
-
-def test_an_edge_that_only_some_prompts_need_is_needed():
-    """Two thirds of the prompts do not hang on the question: they say nothing for or against it."""
-    found = minimality(staged("induction"), circuit("induction", truth("induction")))
-    assert max(need.p_value for need in found) < 0.05
-
-
-def test_the_need_of_edges_of_the_whole_model_is_said_or_refused():
-    try:
-        assert len(minimality(staged("sharp"), scored("sharp").all_edges())) == len(scored("sharp"))
-    except CircuitError as error:
-        assert "edges" in str(error)
-
-
-def test_holm_multiplies_the_smallest_by_all_the_next_by_one_fewer_and_never_steps_down():
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.5, 0.9]) == [1.0, 1.0]
-    assert holm([0.02]) == [0.02]
-    assert holm([]) == []
+def test_random_paths_of_no_edge_of_all_edges_and_of_more_than_exist():
+    graph, rng = ComputationGraph(2, 2, 2), np.random.default_rng(0)
+    assert random_paths(graph, 0, rng).tolist() == []
+    for count in (len(graph), len(graph) + 5):
+        assert random_paths(graph, count, rng).tolist() == list(range(len(graph)))
+    with pytest.raises(CircuitError, match="-1 edges were requested"):
+        random_paths(graph, -1, rng)
 
 
 # Specificity.
 
 
-def test_cutting_the_circuit_of_one_task_destroys_it_and_leaves_the_other_alone():
+@cache
+def kinds():
+    """Runs of the prompts in which two keys change places, or the question or a value differs."""
+    found = build("induction")
+    names = ("keys", "question", "value")
+    return {name: run_references(found.model, found.task[at::3]) for at, name in enumerate(names)}
+
+
+def test_ablating_the_circuit_of_one_task_destroys_it_and_keeps_the_other():
     finder = next(edge.source for edge in truth("induction") if edge.target == "logits")
-    ways = {"question": f"{finder}.q", "value": f"{finder}.v"}
-    circuits = {name: circuit("induction", [Edge("embed", end)]) for name, end in ways.items()}
-    found = specificity({task: kinds()[task] for task in ways}, circuits)
-    left = {(damage.cut_circuit, damage.task): damage.remaining for damage in found}
-    for task in ways:
-        for cut in ways:
+    readers = {"question": f"{finder}.q", "value": f"{finder}.v"}
+    circuits = {name: circuit("induction", [Edge("embed", end)]) for name, end in readers.items()}
+    found = specificity({task: kinds()[task] for task in readers}, circuits)
+    left = {(s.cut_circuit, s.task): s.remaining for s in found}
+    for task in readers:
+        for cut in readers:
             about(left[cut, task], 0.0 if cut == task else 1.0)
     assert [(d.cut_circuit, d.task) for d in found] == [
-        (cut, task) for task in ways for cut in (*ways, "random paths")
+        (cut, task) for task in readers for cut in (*readers, "random paths")
     ]
-    assert {damage.edges for damage in found} == {1}
+    assert {s.edges for s in found} == {1}
 
 
-def test_cutting_what_two_tasks_share_destroys_both():
+def test_ablating_what_two_tasks_share_destroys_both():
     shared = circuit("induction", ends("induction")[0])
-    for damage in specificity(kinds(), {"shared": shared}):
-        if damage.cut_circuit == "shared":
-            about(damage.remaining, 0.0)
+    for result in specificity(kinds(), {"shared": shared}):
+        if result.cut_circuit == "shared":
+            about(result.remaining, 0.0)
 
 
 def test_the_control_is_the_median_of_twenty_circuits_of_random_paths_of_the_largest_size():
-    small, large = (scored("induction").top(count) for count in (3, 40))
+    small, large = (scores_of("induction").top(count) for count in (3, 40))
     found = specificity(kinds(), {"small": small, "large": large}, seed=7)
-    for task, where in kinds().items():
+    for task, runs in kinds().items():
         (control,) = [d for d in found if d.task == task and d.cut_circuit == "random paths"]
         assert control.edges == 40
-        rows = [torch.ones(len(where.graph), dtype=torch.bool) for _ in range(20)]
+        rows = [torch.ones(len(runs.graph), dtype=torch.bool) for _ in range(20)]
         rng = np.random.default_rng(7)
         for row in rows:
-            row[random_paths(where.graph, 40, rng)] = False
-        left = sorted(faithfulness_values(where, torch.stack(rows)).tolist())
+            row[random_paths(runs.graph, 40, rng)] = False
+        left = sorted(faithfulness_values(runs, torch.stack(rows)).tolist())
         assert left[9] - 1e-6 <= control.remaining <= left[10] + 1e-6
 
 
-def test_a_graph_of_no_score_at_all_is_still_ranked():
-    """Ties go by the number of the edge: the same scores give the same circuits."""
-    graph = scored("sharp")
+def test_equal_scores_are_ranked_by_edge_number():
+    graph = scores_of("sharp")
     flat = EdgeScores(graph.model, graph.graph, 1, 0 * graph.mean, 0 * graph.error, None, ())
-    found = faithfulness_curve(staged("sharp"), flat, fractions=(0.1, 1.0))
+    found = faithfulness_curve(runs_of("sharp"), flat, fractions=(0.1, 1.0))
     count = int(0.1 * len(graph))
     kept = torch.zeros(1, len(graph), dtype=torch.bool)
     kept[0, :count] = True
-    about(found.values[0].value, float(faithfulness_values(staged("sharp"), kept)[0]), 1e-6)
+    about(found.values[0].value, float(faithfulness_values(runs_of("sharp"), kept)[0]), 1e-6)
 
 
-def test_a_saved_circuit_is_judged_as_it_was(tmp_path):
+def test_a_saved_circuit_evaluates_to_the_same_values(tmp_path):
     path = circuit("sharp", truth("sharp"))
     read = Circuit.load(path.save(tmp_path / "c.json"))
-    assert evaluate_masks(staged("sharp"), edge_masks(staged("sharp"), [read])) == evaluate_masks(
-        staged("sharp"), edge_masks(staged("sharp"), [path])
+    assert evaluate_masks(runs_of("sharp"), edge_masks(runs_of("sharp"), [read])) == evaluate_masks(
+        runs_of("sharp"), edge_masks(runs_of("sharp"), [path])
     )

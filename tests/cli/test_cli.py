@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from probes.circuits.trace import trace
+from probes.circuits.trace import TraceSettings, trace
 from probes.cli.app import app
 from probes.files import list_models
 from probes.models.model import wrap
@@ -162,8 +162,9 @@ def test_trace_hands_its_options_on_and_prints_what_was_found(traced, tmp_path):
     more = ("noun", "--prompts", "7", "--seed", "3", "--out", page, "--json", numbers)
     result = run("trace", "distilled", *words, *more)
     assert result.exit_code == 0, result.output
-    options = {"keep": 0.8, "method": "exact", "roles": True, "answer": "noun"}
-    assert asked == [(("distilled", "copy"), {**options, "prompts": 7, "seed": 3})]
+    settings = TraceSettings(method="exact", answer="noun", prompts=7, seed=3)
+    options = {"keep": 0.8, "roles": True, "settings": settings}
+    assert asked == [(("distilled", "copy"), options)]
     assert found.saved == [page, numbers]
     lines = result.stdout.splitlines()
     assert lines == [*(f"- {line}" for line in found.summary()), f"Page: {page}"]
@@ -175,8 +176,8 @@ def test_trace_without_options_takes_the_defaults_of_the_library(traced, tmp_pat
     assert run("trace", "full").exit_code == 0
     ((words, options),) = asked
     assert words == ("full", DEFAULTS["pattern"])
-    assert options == {name: DEFAULTS[name] for name in options}
-    assert len(options) == 6
+    defaults = {"keep": DEFAULTS["keep"], "roles": DEFAULTS["roles"]}
+    assert options == {**defaults, "settings": TraceSettings()}
     assert [str(path) for path in found.saved] == ["trace.html"]
 
 

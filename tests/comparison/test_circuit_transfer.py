@@ -2,7 +2,7 @@
 
 import pytest
 
-from probes.circuits.trace import trace
+from probes.circuits.trace import TraceSettings, trace
 from probes.comparison.circuits.lifted import transfer_circuit
 from probes.errors import CircuitError, GateError
 from probes.models.model import load, random_init
@@ -18,7 +18,7 @@ def distilled():
 
 @pytest.fixture(scope="module")
 def circuit(distilled):
-    return trace(distilled, prompts=4, other_pattern="").circuit
+    return trace(distilled, settings=TraceSettings(prompts=4, other_pattern="")).circuit
 
 
 def same(circuit):

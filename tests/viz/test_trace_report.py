@@ -12,13 +12,13 @@ import pytest
 
 from probes.circuits.circuit import Circuit
 from probes.circuits.faithfulness import (
-    EdgeNecessity,
     Faithfulness,
     FaithfulnessCurve,
     RandomBaseline,
     Specificity,
 )
 from probes.circuits.graph import ComputationGraph, Edge
+from probes.circuits.pruning import EdgeNecessity
 from probes.circuits.trace import Trace
 from probes.errors import FigureError
 from probes.observe.gate import Gate
@@ -146,22 +146,23 @@ def rows(body):
 
 def test_the_sentences_hold_the_numbers_of_the_fields():
     gate, size, rest, paths, edges, stable, need, alone = made().summary()
-    assert gate == "full on take-away: x + y, number: right in 97%; the gate is open."
+    assert gate == "full on take-away: x + y, number: accuracy 97%; the gate is open."
     assert size.startswith(
         f"4 of {len(ComputationGraph(2, 2, 2))} edges ({4 / len(ComputationGraph(2, 2, 2)):.2%})"
     )
-    assert "hold 0.88 [0.84, 0.91] of the lead on held-out prompts" in size
-    assert "(0.93 [0.89, 0.96] where they were found; asked for 0.9)" in size
-    assert size.endswith("the answer still leads in 75%.")
-    assert rest == "Without them 0.11 [0.07, 0.16] of the lead is left."
+    assert "keep 0.88 [0.84, 0.91] of the logit difference on held-out prompts" in size
+    assert "(0.93 [0.89, 0.96] on the discovery prompts; requested 0.9)" in size
+    assert size.endswith("It stays positive in 75% of the prompts.")
+    assert rest == "All other edges keep 0.11 [0.07, 0.16]."
     said = "3 circuits of as many random {}: median {}, highest {}; the circuit exceeds {} of them."
     assert paths == said.format("paths", "0.22", "0.59", "66%")
     assert edges == said.format("edges", "0.03", "0.07", "100%")
-    assert "share 0.86 (mean Jaccard; the bar is 0.8): stable." in stable
-    assert need.startswith("3 of 4 edges are needed by themselves")
-    assert alone.startswith("Cutting it out leaves 0.02 of 'take-away' and 0.31 of 'taken', where")
-    assert "as many edges of random paths leave 0.47: it does more damage to 'taken'" in alone
-    assert alone.endswith("As many edges of 'taken' leave 0.64 of 'take-away'.")
+    assert "a mean Jaccard index of 0.86 (threshold 0.8): stable." in stable
+    assert need.startswith("3 of 4 edges are necessary")
+    assert alone.startswith("Ablating the circuit leaves 0.02 of 'take-away' and 0.31 of 'taken';")
+    assert "as many edges of random paths leaves 0.47 of 'taken'." in alone
+    assert "does more damage to 'taken' than random paths do" in alone
+    assert alone.endswith("Ablating as many edges of 'taken' leaves 0.64 of 'take-away'.")
 
 
 @pytest.mark.parametrize(
@@ -173,17 +174,17 @@ def test_a_circuit_that_other_prompts_would_change_is_not_called_stable(stabilit
 
 @pytest.mark.parametrize(
     ("stranger", "lot", "word"),
-    [(0.1, 0.5, "does more"), (0.5, 0.1, "does no more"), (0.3, 0.3, "does no more")],
+    [(0.1, 0.5, "more"), (0.5, 0.1, "no more"), (0.3, 0.3, "no more")],
 )
 def test_damage_elsewhere_is_held_against_that_of_random_paths(stranger, lot, word):
     last = made(specificities=damages(stranger=stranger, lot=lot)).summary()[-1]
-    assert f"it {word} damage to 'taken' than chance does" in last
+    assert f"The circuit does {word} damage to 'taken' than random paths do" in last
 
 
 def test_without_another_task_nothing_is_said_of_it():
     lines = made(specificities=()).summary()
     assert len(lines) == 7
-    assert "Cutting" not in " ".join(lines)
+    assert "Ablating" not in " ".join(lines)
 
 
 def test_a_little_less_than_nothing_is_nothing():
@@ -250,7 +251,7 @@ def test_a_prompt_without_any_gap_does_not_break_the_json():
 
 
 def test_it_says_itself_in_one_line():
-    assert repr(made()) == "<Trace of full: 4 edges hold 0.88 [0.84, 0.91]>"
+    assert repr(made()) == "<Trace of full: 4 edges keep 0.88 [0.84, 0.91]>"
 
 
 # The page.

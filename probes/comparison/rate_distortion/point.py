@@ -11,9 +11,9 @@ from probes.circuits.attribution import edge_attribution
 from probes.circuits.circuit import Circuit
 from probes.circuits.edge_patching import run_circuits
 from probes.circuits.faithfulness import edge_masks, faithfulness_estimate
+from probes.circuits.pruning import prune_circuit
 from probes.circuits.reference_runs import run_references
 from probes.circuits.task import Task, TaskSettings, sample_tasks
-from probes.circuits.trace import prune_circuit
 from probes.comparison.rate_distortion.mechanism import (
     InterchangeOutcome,
     MechanismTest,

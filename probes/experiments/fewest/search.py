@@ -15,9 +15,9 @@ from probes.circuits.faithfulness import (
     random_baseline,
     sample_random_circuits,
 )
+from probes.circuits.pruning import prune_circuit
 from probes.circuits.reference_runs import ReferenceRuns, run_references
 from probes.circuits.task import TaskSettings, require_open_gate, sample_tasks
-from probes.circuits.trace import prune_circuit
 from probes.errors import ProbeError
 from probes.experiments.fewest.result import (
     FewestParameters,

@@ -12,9 +12,9 @@ from probes.circuits.attribution import edge_attribution
 from probes.circuits.circuit import Circuit
 from probes.circuits.edge_patching import run_circuits
 from probes.circuits.faithfulness import edge_masks
+from probes.circuits.pruning import prune_circuit
 from probes.circuits.reference_runs import run_references
 from probes.circuits.task import Task, TaskSettings, require_open_gate, sample_tasks
-from probes.circuits.trace import prune_circuit
 from probes.errors import ModelError
 from probes.interventions.hotspots import find_sites, search_words, takes_only, variables_of
 from probes.interventions.interchange import (

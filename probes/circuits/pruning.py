@@ -1,0 +1,156 @@
+"""Pruning: the smallest faithful circuit, and which of its edges are necessary."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.stats import ttest_1samp
+from torch import Tensor
+
+from probes.circuits.circuit import Circuit
+from probes.circuits.edge_patching import run_circuits
+from probes.circuits.edge_scores import EdgeScores
+from probes.circuits.faithfulness import edge_masks, faithfulness_values
+from probes.circuits.reference_runs import ReferenceRuns
+from probes.circuits.selection import random_paths
+from probes.errors import CircuitError
+from probes.stats.multiple_testing import holm
+
+# Rounding error of a logit difference, as a fraction of the gap between the two runs.
+_ROUNDING_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeNecessity:
+    """Whether one edge of a circuit is necessary.
+
+    Attributes:
+        edge: Its name.
+        faithfulness_drop: Drop of f when the edge is removed from the circuit.
+        p_value: One-sided paired t-test over prompts, Holm-corrected: removing the edge lowers the
+            logit difference more than removing a random edge that was added to the circuit.
+    """
+
+    edge: str
+    faithfulness_drop: float
+    p_value: float
+
+
+def prune_circuit(runs: ReferenceRuns, edge_scores: EdgeScores, keep: float) -> Circuit:
+    """Smallest circuit found whose faithfulness on these prompts is at least `keep`.
+
+    Edges are ranked by absolute score. Bisection finds the shortest faithful prefix of that list;
+    greedy pruning then removes edges from it, in halving blocks and at last one by one, as ACDC
+    does (Conmy et al. 2023, 2304.14997).
+
+    Raises:
+        CircuitError: Even all edges keep less, or the two runs do not differ.
+    """
+    gap = float((runs.clean_logit_diffs - runs.ablated_logit_diffs).mean())
+    if not abs(gap) > 1e-6:
+        raise CircuitError(
+            f"The logit difference drops by {gap:.1e} from the clean to the ablated run: there is "
+            "nothing for a circuit to keep. Choose contrasts that change the answer."
+        )
+    order = edge_scores.mean.abs().argsort(descending=True, stable=True)
+
+    def faithfulness_of(edges: Int[Tensor, " edge"]) -> float:
+        mask = torch.zeros(1, len(edge_scores), dtype=torch.bool)
+        mask[0, edges] = True
+        return float(faithfulness_values(runs, mask)[0])
+
+    def is_faithful(edges: Int[Tensor, " edge"]) -> bool:
+        return faithfulness_of(edges) >= keep - 1e-5  # rounding
+
+    if not is_faithful(order):
+        raise CircuitError(
+            f"All {len(order)} edges keep {faithfulness_of(order):.3f} of the logit difference, "
+            f"less than {keep:g}: request less"
+        )
+    kept = _prune_edges(order[: _shortest_prefix(order, is_faithful)], is_faithful)
+    circuit = edge_scores.to_circuit(kept.numpy(), f"bisection and pruning to {keep:.4g}")
+    # Otherwise an edge without any input still carries a change.
+    if runs.ablated.is_consistent:
+        circuit = circuit.connected()
+    evaluation = (("judged by ablation", runs.ablation), ("faithfulness", "ratio of means"))
+    return replace(circuit, protocol=(*circuit.protocol, *evaluation))
+
+
+def _shortest_prefix(
+    order: Int[Tensor, " edge"], is_faithful: Callable[[Int[Tensor, " _"]], bool]
+) -> int:
+    """Length of the shortest faithful prefix, by doubling and bisection."""
+    low, high = 0, 1
+    while not is_faithful(order[:high]):
+        low, high = high, min(2 * high, len(order))
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_faithful(order[:middle]) else (middle, high)
+    return high
+
+
+def _prune_edges(
+    kept: Int[Tensor, " edge"], is_faithful: Callable[[Int[Tensor, " _"]], bool]
+) -> Int[Tensor, " _"]:
+    """Greedily drop edges while the rest is faithful, from the weak end, in halving blocks."""
+    block = max(1, len(kept) // 2)
+    while True:
+        for start in reversed(range(0, len(kept), block)):
+            rest = torch.cat([kept[:start], kept[start + block :]])
+            if len(rest) and is_faithful(rest):
+                kept = rest
+        if block == 1:
+            return kept
+        block = max(1, block // 2)
+
+
+def minimality(
+    runs: ReferenceRuns, circuit: Circuit, *, added: int = 50, seed: int = 0
+) -> tuple[EdgeNecessity, ...]:
+    """Necessity of each edge: the drop without it, compared with `added` random edges.
+
+    Random paths inflate the circuit (Shi et al. 2024, 2410.13032). An edge is necessary if removing
+    it lowers the logit difference more than removing an added edge changes it, in the mean over
+    prompts.
+    """
+    rng, own = np.random.default_rng(seed), edge_masks(runs, [circuit])[0]
+    inflated = own.clone()
+    # So many edges that at least `added` of them are new, whatever they share with the circuit.
+    inflated[random_paths(runs.graph, int(own.sum()) + added, rng)] = True
+    new = (inflated & ~own).nonzero()[:, 0]
+    new = new[torch.from_numpy(rng.permutation(len(new))[:added])]
+    drops = _drop_per_edge(runs, own, own.nonzero()[:, 0])
+    null = _drop_per_edge(runs, inflated, new).abs()
+    null = null if len(null) else torch.zeros(1, drops.shape[1])
+    # Each prompt of each edge is compared with a random added edge.
+    rows = torch.from_numpy(rng.integers(len(null), size=drops.shape))
+    gap = float((runs.clean_logit_diffs - runs.ablated_logit_diffs).mean())
+    excess = drops - null.gather(0, rows)
+    excess = torch.where(excess.abs() > _ROUNDING_TOLERANCE * abs(gap), excess, 0.0)
+    p_values = holm([_p_value_above_zero(row) for row in excess.double().numpy()])
+    relative = (drops.mean(1) / gap).tolist()
+    names = [str(runs.graph.edge(int(index))) for index in own.nonzero()[:, 0]]
+    return tuple(map(EdgeNecessity, names, relative, p_values))
+
+
+def _p_value_above_zero(excess: Float[np.ndarray, " prompt"]) -> float:
+    """p-value of a mean above 0; 1 for a single prompt or zeros only."""
+    if len(excess) < 2 or not excess.any():
+        return 1.0
+    if np.ptp(excess) == 0:
+        return float(excess[0] < 0)
+    result: Any = ttest_1samp(excess, 0, alternative="greater")  # scipy's type lacks `pvalue`
+    return float(result.pvalue)
+
+
+def _drop_per_edge(
+    runs: ReferenceRuns, mask: Tensor, indices: Tensor
+) -> Float[Tensor, "edge prompt"]:
+    """Drop of the logit difference when each of some kept edges is removed alone."""
+    whole = run_circuits(runs, mask[None])[0]
+    rows = mask.repeat(len(indices), 1)
+    rows[torch.arange(len(indices)), indices] = False
+    return (whole - run_circuits(runs, rows)).cpu()
