@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from probes.prompts.pair_batch import sample_pairs, tokenize_pairs
     from probes.prompts.pattern import Pattern
     from probes.prompts.question import Pair, Question
+    from probes.result import load_result
     from probes.viz.picture import Picture
     from probes.viz.plots.attention.heatmap import heatmap
     from probes.viz.plots.hotspot_map import hotspot_map
@@ -112,6 +113,7 @@ _HOMES = {
     "heatmap": "viz.plots.attention.heatmap",
     "hotspot_map": "viz.plots.hotspot_map",
     "Picture": "viz.picture",
+    "load_result": "result",
     "ProbeError": "errors",
 }
 

@@ -37,6 +37,10 @@ class FigureError(ProbeError):
     """A picture or file that cannot be drawn or saved."""
 
 
+class ResultError(ProbeError):
+    """A saved result that cannot be read."""
+
+
 class CircuitError(ProbeError):
     """An edge, node or circuit that the model cannot have."""
 

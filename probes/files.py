@@ -26,13 +26,24 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def to_jsonable(value: object) -> Any:  # noqa: ANN401
-    """Dataclasses, mappings and sequences as plain JSON values; NaN and infinity become null."""
+    """Plain JSON values of dataclasses, mappings, sequences and arrays.
+
+    NaN and infinity become null. Arrays are rounded to four decimals. A dataclass with `parse`
+    becomes its text, one with `to_dict` what that returns. Fields that are not saved are left out.
+    """
+    if hasattr(value, "to_dict") and not isinstance(value, type):
+        return value.to_dict()  # pyright: ignore[reportAttributeAccessIssue]
     if is_dataclass(value) and not isinstance(value, type):
-        return to_jsonable({item.name: getattr(value, item.name) for item in fields(value)})
+        if hasattr(value, "parse"):
+            return str(value)
+        saved = (item for item in fields(value) if item.metadata.get("saved", True))
+        return {item.name: to_jsonable(getattr(value, item.name)) for item in saved}
     if isinstance(value, Mapping):
         return {str(name): to_jsonable(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
         return [to_jsonable(entry) for entry in value]
+    if hasattr(value, "tolist"):
+        return to_jsonable(value.round(4).tolist())  # pyright: ignore[reportAttributeAccessIssue]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

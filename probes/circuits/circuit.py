@@ -1,8 +1,9 @@
-"""A circuit: some of a model's wires, each with what it does to the answer's lead.
+"""Circuit: some edges of a model's computation graph, each with its attribution score.
 
 Plain numbers and names only: a saved circuit is read, joined and drawn without any model.
 """
 
+import json
 import math
 import re
 from collections.abc import Iterable
@@ -15,9 +16,9 @@ import numpy as np
 from probes.circuits.circuit_json import parse_circuit, serialize_circuit
 from probes.circuits.graph import LOGITS, ComputationGraph, Edge
 from probes.circuits.selection import connected_edges, edges_above, greedy_edges, top_edges
-from probes.errors import CircuitError
+from probes.errors import CircuitError, ResultError
 from probes.files import write_atomic
-from probes.result import figure_of, page_of
+from probes.result import Result, figure_of
 
 if TYPE_CHECKING:
     import networkx
@@ -28,7 +29,7 @@ _SHAPE_FIELDS = ("layers", "heads", "kv_heads", "parallel")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Circuit:
+class Circuit(Result):
     """Some of a model's edges. Given in any order, they are kept in the wiring's.
 
     Attributes:
@@ -165,7 +166,7 @@ class Circuit:
             live.update((owner, there) for owner in self.graph.writers_fed_by(target))
         return tuple(self._node_name(*place) for place in sorted(live))
 
-    def to_dataframe(self) -> "pd.DataFrame":
+    def table(self) -> "pd.DataFrame":
         """Return a table with a row for each edge."""
         import pandas as pd
 
@@ -217,14 +218,47 @@ class Circuit:
         edges, scores, errors = zip(*rows, strict=True) if rows else ((), (), ())
         return cls(model, wiring, edges, scores, errors, protocol)
 
+    def summary(self) -> tuple[str, ...]:
+        """Return the size of the circuit and its strongest edges."""
+        strongest = self.top(min(len(self), 5))
+        named = sorted(
+            zip(strongest.scores, strongest.edges, strict=True), key=lambda pair: -abs(pair[0])
+        )
+        edges = ", ".join(f"{edge} {score:+.2f}" for score, edge in named)
+        return (f"{self}.", *([f"Strongest edges (logits): {edges}."] if edges else []))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `to_json` writes, as plain values."""
+        return json.loads(self.to_json())
+
+    @classmethod
+    def from_dict(cls, plain: object) -> "Circuit":
+        """Return the circuit that `to_dict` wrote.
+
+        Raises:
+            ResultError: It is no circuit.
+        """
+        try:
+            return cls.from_json(json.dumps(plain))
+        except CircuitError as error:
+            raise ResultError(str(error)) from error
+
     def save(self, path: str | Path) -> Path:
-        """Write it as JSON, whole or not at all."""
-        write_atomic(Path(path), self.to_json().encode())
-        return Path(path)
+        """Write the circuit (.json, an edge a line), its table (.csv), page (.html) or drawing."""
+        path = Path(path)
+        if path.suffix.lower() == ".json":
+            write_atomic(path, self.to_json().encode())
+        else:
+            Result.save(self, path)
+        return path
 
     @classmethod
     def load(cls, path: str | Path) -> "Circuit":
-        """Read a saved circuit."""
+        """Read a circuit that `save` wrote as JSON.
+
+        Raises:
+            CircuitError: The file cannot be read, or holds no circuit.
+        """
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -237,9 +271,6 @@ class Circuit:
     def picture(self, *, title: str = "") -> Any:  # noqa: ANN401
         """Draw it: layers from the bottom up, lines as thick as their scores."""
         return figure_of(self, title=title)
-
-    def _repr_html_(self) -> str:
-        return page_of(self)._repr_html_()
 
     def __str__(self) -> str:
         found = f", {', '.join(value for _, value in self.protocol)}" if self.protocol else ""

@@ -8,8 +8,7 @@ from typing import Any
 
 from probes.circuits.graph import ComputationGraph, Edge
 from probes.errors import CircuitError
-
-SCHEMA = 1
+from probes.result import SCHEMA
 
 EdgeRow = tuple[Edge, float, float]
 """An edge, its score, and its error; NaN if unknown."""
@@ -26,7 +25,7 @@ def serialize_circuit(
     """Put a circuit into JSON; an unknown error is null."""
     names = (*_SIZES, "parallel", "roles", "role_pairs", "readouts")
     head = {
-        "kind": "circuit",
+        "result": "Circuit",
         "schema": SCHEMA,
         "model": model,
         "protocol": protocol,
@@ -57,7 +56,7 @@ def parse_circuit(
     # Brackets without end run out of stack.
     except (ValueError, RecursionError) as error:
         raise CircuitError(f"It is no circuit but broken JSON ({error}): save it anew") from error
-    if not isinstance(plain, dict) or plain.get("kind") != "circuit":
+    if not isinstance(plain, dict) or plain.get("result") != "Circuit":
         raise CircuitError("It is JSON but no circuit: give what Circuit.save has written")
     if plain.get("schema") != SCHEMA:
         raise CircuitError(

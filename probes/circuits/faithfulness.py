@@ -6,7 +6,6 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from probes.circuits.circuit import Circuit
 from probes.circuits.edge_patching import run_circuits
 from probes.circuits.edge_scores import EdgeScores
 from probes.circuits.reference_runs import Ablation, ReferenceRuns, run_references
+from probes.circuits.result import Faithfulness, FaithfulnessCurve, RandomBaseline, Specificity
 from probes.circuits.selection import random_paths
 from probes.circuits.task import Task
 from probes.errors import CircuitError
@@ -26,85 +26,6 @@ from probes.stats.intervals import Estimate, bootstrap_ratio, proportion
 # Sizes of the MIB benchmark (Mueller et al. 2025, 2504.13151), as fractions of all edges.
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _SPECIFICITY_CIRCUITS = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Faithfulness:
-    """How much of a behavior a set of edges keeps.
-
-    Attributes:
-        edges: Number of kept edges.
-        fraction: Of all edges.
-        value: f, the ratio of mean logit differences, with its bootstrap interval over prompts.
-        per_prompt: f of each prompt; unstable where a prompt's own gap is small.
-        positive_fraction: Fraction of prompts with a logit difference above 0 (Wilson interval).
-        complement: f of all other edges; near 0 where the circuit is complete.
-    """
-
-    edges: int
-    fraction: float
-    value: Estimate
-    per_prompt: tuple[float, ...]
-    positive_fraction: Estimate
-    complement: Estimate
-
-
-@dataclass(frozen=True, slots=True)
-class FaithfulnessCurve:
-    """Faithfulness of the highest-scoring edges at growing sizes.
-
-    Attributes:
-        fractions: Sizes as fractions of all edges.
-        edges: Sizes as counts, at least 1.
-        values: f at each size.
-        cpr: Area under f over the fraction (MIB's circuit performance ratio; higher is better).
-        cmd: Area between f and 1 over the fraction (MIB's circuit-model distance; lower is
-            better).
-        log_cpr, log_cmd: Means over the logarithm of the fraction: sizes of 1 % to 2 % count as
-            much as sizes of 50 % to 100 %.
-    """
-
-    fractions: tuple[float, ...]
-    edges: tuple[int, ...]
-    values: tuple[Estimate, ...]
-    cpr: float
-    cmd: float
-    log_cpr: float
-    log_cmd: float
-
-
-@dataclass(frozen=True, slots=True)
-class RandomBaseline:
-    """Random circuits with the same number of edges.
-
-    Attributes:
-        kind: "edges": any edges; "paths": random paths from the embedding to the logits, so that
-            every edge can have an effect.
-        values: f of each random circuit.
-        percentile: Fraction of them that the circuit exceeds.
-    """
-
-    kind: str
-    values: tuple[float, ...]
-    percentile: float
-
-
-@dataclass(frozen=True, slots=True)
-class Specificity:
-    """What remains of a task when the circuit of this or another task is ablated.
-
-    Attributes:
-        cut_circuit: Whose circuit is ablated, or "random paths" (the median of 20).
-        task: Whose logit difference is measured.
-        edges: Number of ablated edges.
-        remaining: f of all other edges. A specific circuit leaves near 0 of its own task and near
-            1 of others.
-    """
-
-    cut_circuit: str
-    task: str
-    edges: int
-    remaining: float
 
 
 def faithfulness(

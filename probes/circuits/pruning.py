@@ -1,7 +1,7 @@
 """Pruning: the smallest faithful circuit, and which of its edges are necessary."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,28 +15,13 @@ from probes.circuits.edge_patching import run_circuits
 from probes.circuits.edge_scores import EdgeScores
 from probes.circuits.faithfulness import edge_masks, faithfulness_values
 from probes.circuits.reference_runs import ReferenceRuns
+from probes.circuits.result import EdgeNecessity
 from probes.circuits.selection import random_paths
 from probes.errors import CircuitError
 from probes.stats.multiple_testing import holm
 
 # Rounding error of a logit difference, as a fraction of the gap between the two runs.
 _ROUNDING_TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True, slots=True)
-class EdgeNecessity:
-    """Whether one edge of a circuit is necessary.
-
-    Attributes:
-        edge: Its name.
-        faithfulness_drop: Drop of f when the edge is removed from the circuit.
-        p_value: One-sided paired t-test over prompts, Holm-corrected: removing the edge lowers the
-            logit difference more than removing a random edge that was added to the circuit.
-    """
-
-    edge: str
-    faithfulness_drop: float
-    p_value: float
 
 
 def prune_circuit(runs: ReferenceRuns, edge_scores: EdgeScores, keep: float) -> Circuit:

@@ -11,7 +11,8 @@ from probes.circuits.graph import ComputationGraph
 from probes.errors import BatchError, CircuitError, GateError, PatternError
 from probes.models.model import Model
 from probes.observe.behavior import logit_diff, pair_foils
-from probes.observe.gate import Gate, gate
+from probes.observe.gate import gate
+from probes.observe.result import Gate
 from probes.prompts.pair_batch import PairBatch, sample_pairs, tokenize_pairs
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Pair

@@ -3,41 +3,27 @@
 gate → discovery and held-out pairs → edge scores → pruned circuit → evaluation and baselines
 """
 
-import json
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from probes.circuits.attribution import AttributionMethod, edge_attribution
 from probes.circuits.circuit import Circuit
 from probes.circuits.faithfulness import (
-    Faithfulness,
-    FaithfulnessCurve,
-    RandomBaseline,
-    Specificity,
     evaluate_circuit,
     faithfulness_curve,
     random_baseline,
     sample_random_circuits,
     specificity,
 )
-from probes.circuits.pruning import EdgeNecessity, minimality, prune_circuit
+from probes.circuits.pruning import minimality, prune_circuit
 from probes.circuits.reference_runs import Ablation, ReferenceRuns, run_references
+from probes.circuits.result import Specificity, Trace
 from probes.circuits.task import TaskSettings, require_open_gate, sample_tasks
 from probes.errors import CircuitError, GateError
-from probes.files import to_jsonable
 from probes.models.model import Model, load
-from probes.observe.gate import Gate
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.pattern import Pattern
-from probes.result import Result
-
-SCHEMA = 1
-STABILITY_THRESHOLD = 0.8
-"""Mean Jaccard index over resampled prompts that reports ask for (Méloux et al. 2025)."""
 
 _RANDOM_CIRCUITS = 100
 
@@ -56,92 +42,6 @@ class TraceSettings(TaskSettings):
     method: AttributionMethod = "eap-ig"
     ablation: Ablation = "counterfactual"
     other_pattern: str | Pattern = "taken"
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Trace(Result):
-    """A circuit and its evidence.
-
-    Attributes:
-        circuit: The pruned circuit.
-        gate: The capability check.
-        keep: The requested faithfulness.
-        discovery: Faithfulness on the prompts that the circuit was found with.
-        held_out: Faithfulness on the held-out prompts.
-        curve: Faithfulness of the highest-scoring edges at growing sizes, on held-out prompts.
-        random_baselines: Random circuits with as many edges, on held-out prompts.
-        stability: Mean Jaccard index of as many highest-scoring edges over resampled prompts.
-        edge_necessities: Necessity of each edge, on held-out prompts.
-        specificities: Effect of ablating this circuit, and that of another pattern, on both; empty
-            without another pattern.
-    """
-
-    circuit: Circuit
-    gate: Gate
-    keep: float
-    discovery: Faithfulness
-    held_out: Faithfulness
-    curve: FaithfulnessCurve
-    random_baselines: tuple[RandomBaseline, ...]
-    stability: float
-    edge_necessities: tuple[EdgeNecessity, ...]
-    specificities: tuple[Specificity, ...]
-
-    def summary(self) -> tuple[str, ...]:
-        """The findings, one sentence each."""
-        circuit, held = self.circuit, self.held_out
-        task = dict(circuit.protocol).get("task", "the task")
-        lines = [
-            f"{circuit.model} on {task}: accuracy {self.gate.accuracy.value:.0%}; the gate is "
-            f"{self.gate.state}.",
-            f"{held.edges} of {len(circuit.graph)} edges ({held.fraction:.2%}) keep {held.value} of "
-            f"the logit difference on held-out prompts ({self.discovery.value} on the discovery "
-            f"prompts; requested {self.keep}). It stays positive in "
-            f"{held.positive_fraction.value:.0%} of the prompts.",
-            f"All other edges keep {held.complement}.",
-        ]
-        for null in self.random_baselines:
-            middle, highest = np.median(null.values), max(null.values)
-            lines.append(
-                f"{len(null.values)} circuits of as many random {null.kind}: median "
-                f"{format_fraction(middle)}, highest {format_fraction(highest)}; the circuit "
-                f"exceeds {null.percentile:.0%} of them."
-            )
-        word = "stable" if self.stability >= STABILITY_THRESHOLD else "not stable"
-        necessary = sum(edge.p_value < 0.05 for edge in self.edge_necessities)
-        return (
-            *lines,
-            f"As many highest-scoring edges of resampled prompts have a mean Jaccard index of "
-            f"{self.stability:.2f} (threshold {STABILITY_THRESHOLD}): {word}.",
-            f"{necessary} of {len(self.edge_necessities)} edges are necessary (t-test against "
-            "randomly added edges, Holm-corrected).",
-            *self._specificity_summary(),
-        )
-
-    def _specificity_summary(self) -> tuple[str, ...]:
-        remaining = {(s.cut_circuit, s.task): s.remaining for s in self.specificities}
-        if not remaining:
-            return ()
-        own, other = dict.fromkeys(s.task for s in self.specificities)
-        by_circuit, by_random = remaining[own, other], remaining["random paths", other]
-        word = "more" if by_circuit < by_random else "no more"
-        return (
-            f"Ablating the circuit leaves {format_fraction(remaining[own, own])} of {own!r} and "
-            f"{format_fraction(by_circuit)} of {other!r}; ablating as many edges of random paths "
-            f"leaves {format_fraction(by_random)} of {other!r}. The circuit does {word} damage to "
-            f"{other!r} than random paths do. Ablating as many edges of {other!r} leaves "
-            f"{format_fraction(remaining[other, own])} of {own!r}.",
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain JSON values; what is not finite becomes null."""
-        own = {item.name: getattr(self, item.name) for item in fields(self)}
-        own["circuit"] = json.loads(self.circuit.to_json())
-        return {"schema": SCHEMA, "summary": list(self.summary())} | to_jsonable(own)
-
-    def __repr__(self) -> str:
-        held = self.held_out
-        return f"<Trace of {self.circuit.model}: {held.edges} edges keep {held.value}>"
 
 
 def trace(
@@ -226,8 +126,3 @@ def _cross_specificity(
             seed=settings.seed,
         )
     return ()
-
-
-def format_fraction(value: float) -> str:
-    """A fraction with two decimals, and no minus sign before 0.00."""
-    return f"{round(float(value), 2) + 0.0:.2f}"

@@ -1,51 +1,19 @@
 """Taken over or built anew: a model beside the one that it was tuned from."""
 
-from dataclasses import dataclass
-
+from probes.claims.result import BaseModelComparison
 from probes.errors import ModelError, SiteError
 from probes.interventions.directions import cross_model_hits, operation_direction, patch_direction
-from probes.interventions.dissociation import OutputHeads, output_heads
+from probes.interventions.dissociation import output_heads
 from probes.interventions.hotspots import search_words
 from probes.interventions.interchange import run_interchange_pairs
+from probes.interventions.result import OutputHeads
 from probes.models.model import Model, random_init
 from probes.models.site import Site, joined_roles
 from probes.prompts.interchange_pairs import sample_interchange_pairs
 from probes.prompts.pattern import Pattern
 from probes.prompts.tokenization import REST
-from probes.stats.intervals import Estimate, proportion
+from probes.stats.intervals import proportion
 from probes.stats.paired import mcnemar_test
-
-
-@dataclass(frozen=True, eq=False)
-class BaseModelComparison:
-    """What a tuned model does at the sites of the model before it.
-
-    Attributes:
-        before, after: The two models.
-        own: How often the operation is taken up in the tuned model by its own direction.
-        theirs: How often by the direction fitted in the model before, at the same site.
-        difference: Own less theirs, paired by base.
-        state: How often by the whole state of the model before, on the same text.
-        stranger: How often by the direction fitted in an untrained model.
-        heads_before, heads_after: The heads that bring the number to where it is read.
-    """
-
-    base: str
-    tuned: str
-    own_direction: Estimate
-    base_direction: Estimate
-    difference: Estimate
-    base_state: Estimate
-    random_init_direction: Estimate
-    base_heads: tuple[str, ...]
-    tuned_heads: tuple[str, ...]
-
-    @property
-    def head_overlap(self) -> float:
-        """The Jaccard overlap of the heads that read the number out, 0 to 1."""
-        both = {*self.base_heads, *self.tuned_heads}
-        common = {*self.base_heads} & {*self.tuned_heads}
-        return len(common) / len(both) if both else float("nan")
 
 
 def compare_with_base(  # noqa: PLR0913 (two models, two patterns, a site)

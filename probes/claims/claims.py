@@ -2,14 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 
-from probes.claims.base_model import BaseModelComparison
-from probes.interventions.confounds import UnseenVerbs
-from probes.interventions.das_search import MAX_RANDOM_INIT_ACCURACY, DASResult
-from probes.interventions.directions import DirectionComparison
-from probes.interventions.dissociation import Dissociation, Necessity, OutputHeads
-from probes.interventions.geometry import DecodingResult
-from probes.interventions.hotspots import EQUIVALENCE_MARGIN, Hotspot, Hotspots
+from probes.claims.result import BaseModelComparison
+from probes.interventions.das_search import MAX_RANDOM_INIT_ACCURACY
+from probes.interventions.hotspots import EQUIVALENCE_MARGIN
 from probes.interventions.interchange import NUMBER_READOUT, OBJECT_READOUT
+from probes.interventions.result import (
+    DASResult,
+    DecodingResult,
+    DirectionComparison,
+    Dissociation,
+    Hotspot,
+    Hotspots,
+    Necessity,
+    OutputHeads,
+    UnseenVerbs,
+)
 from probes.prompts.interchange_pairs import OBJECT, OPERATION
 from probes.stats.evidence import (
     ClaimVerdict,

@@ -1,31 +1,62 @@
 """What a proof found: verdicts, the numbers they rest on, and how they are saved."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from probes.claims.base_model import BaseModelComparison
 from probes.errors import ProbeError
-from probes.files import to_jsonable, write_atomic
-from probes.interventions.confounds import UnseenVerbs
-from probes.interventions.das_search import DASResult
-from probes.interventions.directions import DirectionComparison
-from probes.interventions.dissociation import (
+from probes.interventions.result import (
     BindingSwap,
+    DASResult,
+    DecodingResult,
+    DirectionComparison,
     Dissociation,
+    Hotspots,
     Necessity,
     OutputHeads,
+    StateProjection,
+    UnseenVerbs,
 )
-from probes.interventions.geometry import DecodingResult
-from probes.interventions.hotspots import Hotspots
-from probes.interventions.projection import StateProjection
-from probes.observe.gate import Gate
-from probes.result import Result, page_of
+from probes.observe.result import Gate
+from probes.result import Result
 from probes.stats.evidence import ClaimVerdict
+from probes.stats.intervals import Estimate
 
-SCHEMA = 1
+
+@dataclass(frozen=True, eq=False)
+class BaseModelComparison:
+    """What a tuned model does at the sites of the model before it.
+
+    Attributes:
+        before, after: The two models.
+        own: How often the operation is taken up in the tuned model by its own direction.
+        theirs: How often by the direction fitted in the model before, at the same site.
+        difference: Own less theirs, paired by base.
+        state: How often by the whole state of the model before, on the same text.
+        stranger: How often by the direction fitted in an untrained model.
+        heads_before, heads_after: The heads that bring the number to where it is read.
+    """
+
+    base: str
+    tuned: str
+    own_direction: Estimate
+    base_direction: Estimate
+    difference: Estimate
+    base_state: Estimate
+    random_init_direction: Estimate
+    base_heads: tuple[str, ...]
+    tuned_heads: tuple[str, ...]
+
+    @property
+    def head_overlap(self) -> float:
+        """The Jaccard overlap of the heads that read the number out, 0 to 1."""
+        both = {*self.base_heads, *self.tuned_heads}
+        common = {*self.base_heads} & {*self.tuned_heads}
+        return len(common) / len(both) if both else float("nan")
+
+
+if TYPE_CHECKING:
+    import pandas as pd
+
 DECLARATIVE_SUFFIX = "-told"
 _FEW_OBJECTS = 8  # Few enough that each stands in many prompts.
 
@@ -87,39 +118,37 @@ class ClaimsReport(Result):
             lines.append(f"{found.claim}, {found.title}: {found.label} ({found.reason}).")
         return tuple(lines)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return verdicts and numbers as plain JSON values; runs and weights are left out."""
-        own = {item.name: getattr(self, item.name) for item in fields(self)}
-        hot = own.pop("hotspots")
-        own.pop("projection")
-        spots = [
-            {**to_jsonable(_fields_without(spot, "site")), "site": str(spot.site)}
-            for spot in hot.hotspots
-        ]
-        maps = {spot.variable: hot.map(spot.variable).tolist() for spot in hot.hotspots}
-        own["subspace_search"] = _fields_without(self.subspace_search, "subspace")
-        return {
-            "summary": list(self.summary()),
-            **to_jsonable(own),
-            "hotspots": spots,
-            "roles": list(hot.roles),
-            "maps": to_jsonable(maps),
-            "thresholds": dict(hot.thresholds),
-        }
+    def table(self) -> "pd.DataFrame":
+        """Return the verdicts, a claim to a row."""
+        import pandas as pd
+
+        rows = [(verdict.claim, verdict.label) for verdict in self.verdicts]
+        return pd.DataFrame(rows, columns=["claim", self.model])
 
     def __repr__(self) -> str:
         words = ", ".join(f"{found.claim} {found.label}" for found in self.verdicts)
         return f"<Proof of {self.model}: {words}>"
 
 
-def save_reports(reports: Sequence[ClaimsReport], path: str | Path) -> None:
-    """Write one page (.html) about several models, or all their numbers (.json)."""
-    if Path(path).suffix == ".json":
-        found = {"schema": SCHEMA, "proofs": [proof.to_dict() for proof in reports]}
-        write_atomic(Path(path), json.dumps(found, indent=1).encode())
-    else:
-        page_of(tuple(reports)).save(path)
+@dataclass(frozen=True, eq=False, repr=False)
+class ClaimsReports(Result):
+    """Claims in several models, for one page.
 
+    Attributes:
+        reports: One for each model.
+    """
 
-def _fields_without(value: Any, name: str) -> dict[str, Any]:  # noqa: ANN401
-    return {item.name: getattr(value, item.name) for item in fields(value) if item.name != name}
+    reports: tuple[ClaimsReport, ...]
+
+    def summary(self) -> tuple[str, ...]:
+        """Return the summaries, model by model."""
+        return tuple(line for report in self.reports for line in report.summary())
+
+    def table(self) -> "pd.DataFrame":
+        """Return the verdicts: a claim to a row, a model to a column."""
+        import pandas as pd
+
+        return pd.concat([report.table().set_index("claim") for report in self.reports], axis=1)
+
+    def __repr__(self) -> str:
+        return f"<ClaimsReports of {', '.join(report.model for report in self.reports)}>"

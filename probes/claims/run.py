@@ -7,35 +7,29 @@ from collections.abc import Callable
 from pathlib import Path
 
 from probes.claims import claims
-from probes.claims.base_model import BaseModelComparison, compare_with_base
-from probes.claims.result import ClaimsReport
+from probes.claims.base_model import compare_with_base
+from probes.claims.result import BaseModelComparison, ClaimsReport
 from probes.errors import GateError, PatternError, SiteError
 from probes.experiments.family.recipes import RECIPES
 from probes.experiments.family.seed_series import read_series
 from probes.files import list_models
 from probes.interventions.confounds import (
-    UnseenVerbs,
     distractor_sentence,
     operation_free_question,
     unseen_verbs,
 )
 from probes.interventions.das_search import decode_object, search_subspace
 from probes.interventions.directions import compare_directions, operation_direction
-from probes.interventions.dissociation import (
-    BindingSwap,
-    Dissociation,
-    dissociate,
-    necessity,
-    output_heads,
-    swap_bindings,
-)
-from probes.interventions.hotspots import Hotspots, hotspots, search_words
+from probes.interventions.dissociation import dissociate, necessity, output_heads, swap_bindings
+from probes.interventions.hotspots import hotspots, search_words
 from probes.interventions.interchange import run_interchange_pairs
 from probes.interventions.projection import project_states
+from probes.interventions.result import BindingSwap, Dissociation, Hotspots, UnseenVerbs
 from probes.interventions.variance import variance_fractions
 from probes.models.model import Model, load
 from probes.models.site import Site, joined_roles
-from probes.observe.gate import Gate, gate
+from probes.observe.gate import gate
+from probes.observe.result import Gate
 from probes.prompts.catalog import list_patterns
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.interchange_pairs import (

@@ -1,4 +1,4 @@
-"""The command line: each command is one public function with its words printed."""
+"""Command line: each command calls one public function, prints its result and writes its page."""
 
 import sys
 from enum import StrEnum
@@ -57,37 +57,45 @@ class EdgeScoring(StrEnum):
 _EXIT_NOT_EQUIVALENT = 3
 
 
+Model = Annotated[str, typer.Argument(help="Name of a shipped model, a folder, or a hub id.")]
+Json = Annotated[Path | None, typer.Option(help="Where the numbers are written.")]
+Page = Annotated[Path, typer.Option(help="Where the page is written.")]
+PatternName = Annotated[str, typer.Option(help="Name of a pattern, or a .jsonl file of pairs.")]
+Prompts = Annotated[int, typer.Option(help="Pairs for each contrast.", min=4)]
+Seed = Annotated[int, typer.Option(help="Seed of prompts, random models and bootstrap.", min=0)]
+
+
 @app.command()
 @reports_errors
 def compare(
-    full: Annotated[str, typer.Argument(help="A family name, a folder, or a hub id.")],
+    full: Model,
     relatives: Annotated[
         list[str],
-        typer.Argument(help="Its relatives, one or more; untrained is a fresh net of its shape."),
+        typer.Argument(help="One or more relatives; random-init is a fresh model of its shape."),
     ],
-    pattern: Annotated[str, typer.Option(help="A pattern's name, or a .jsonl file.")] = "take-away",
-    prompts: Annotated[int, typer.Option(help="Pairs for each contrast.", min=4)] = 32,
-    seed: Annotated[int, typer.Option(help="Of prompts, nets and bootstrap.", min=0)] = 0,
-    nulls: Annotated[int, typer.Option(help="Untrained nets for the chance level.", min=20)] = 20,
-    out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("report.html"),
-    json: Annotated[Path | None, typer.Option(help="Where the numbers go.")] = None,
-    workers: Annotated[int, typer.Option(help="Models measured at once.", min=1)] = 2,
+    pattern: PatternName = "take-away",
+    prompts: Prompts = 32,
+    seed: Seed = 0,
+    nulls: Annotated[int, typer.Option(help="Random-init models for the null.", min=20)] = 20,
+    out: Page = Path("report.html"),
+    json: Json = None,
+    workers: Annotated[int, typer.Option(help="Models measured in parallel.", min=1)] = 2,
     assert_equivalent: Annotated[
         float | None,
         typer.Option(
-            help="Exit with 3 unless each relative is surely as good as the full model within "
-            "this margin, a share; all is written first.",
+            help="Exit with code 3 unless each relative is equivalent to the full model within "
+            "this margin, a fraction of prompts. The report is written first.",
             min=0.0,
             max=1.0,
         ),
     ] = None,
 ) -> None:
-    """Compare what a model and its relatives do with a query pattern, and write a page about it."""
+    """Compare the circuits of a model and its relatives on a query pattern."""
     check_output_paths(out, json, page=True)
     silence_libraries()
     from probes.comparison.compare import compare_family
 
-    found = compare_family(
+    family = compare_family(
         full,
         relatives,
         pattern,
@@ -97,108 +105,105 @@ def compare(
         workers=workers,
         progress=sys.stderr.isatty(),
     )
-    alone = found.comparisons[0] if len(relatives) == 1 else None
-    shown = alone or found
-    shown.save(out)
-    if json:
-        shown.save(json)
-    console = Console(soft_wrap=True)
-    for line in shown.summary():
-        console.print(f"- {line}", markup=False, highlight=False)
-    tables = [_match_table(alone), _verdict_table(alone)] if alone else [_family_table(found)]
-    for table in tables:
-        console.print(table)
-    console.print(f"Report: {out}", markup=False, highlight=False)
+    result = family.comparisons[0] if len(relatives) == 1 else family
+    _write(result, out, json)
     if assert_equivalent is not None:
-        _assert_equivalent(shown, assert_equivalent)
+        _assert_equivalent(result, assert_equivalent)
 
 
 @app.command()
 @reports_errors
 def trace(
-    model: Annotated[str, typer.Argument(help="A family name, a folder, or a hub id.")],
-    pattern: Annotated[str, typer.Option(help="A pattern's name, or a .jsonl file.")] = "take-away",
+    model: Model,
+    pattern: PatternName = "take-away",
     method: Annotated[EdgeScoring, typer.Option(help="How edges are scored.")] = EdgeScoring.eap_ig,
-    keep: Annotated[float, typer.Option(help="Share of the lead that the circuit keeps.")] = 0.9,
-    roles: Annotated[
-        bool, typer.Option(help="Resolve edges by role; about 3 times slower.")
-    ] = False,
-    answer: Annotated[
-        str, typer.Option(help="The answer that is traced; the first if empty.")
-    ] = "",
-    prompts: Annotated[int, typer.Option(help="Pairs for each contrast.", min=4)] = 32,
-    seed: Annotated[int, typer.Option(help="Of prompts and random circuits.", min=0)] = 0,
-    out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("trace.html"),
-    json: Annotated[Path | None, typer.Option(help="Where the numbers go.")] = None,
+    keep: Annotated[float, typer.Option(help="Faithfulness that the circuit keeps.")] = 0.9,
+    roles: Annotated[bool, typer.Option(help="Resolve edges by role; 3 times slower.")] = False,
+    answer: Annotated[str, typer.Option(help="Answer that is traced; empty: the first.")] = "",
+    prompts: Prompts = 32,
+    seed: Seed = 0,
+    out: Page = Path("trace.html"),
+    json: Json = None,
 ) -> None:
-    """Cut out the smallest circuit that keeps a model's behavior, and judge it beside chance."""
+    """Find the smallest faithful circuit of a pattern, and compare it with random circuits."""
     check_output_paths(out, json, page=True)
     silence_libraries()
     from probes.circuits.trace import TraceSettings
     from probes.circuits.trace import trace as run
 
     settings = TraceSettings(method=method.value, answer=answer, prompts=prompts, seed=seed)
-    found = run(model, pattern, keep=keep, roles=roles, settings=settings)
-    found.save(out)
-    if json:
-        found.save(json)
-    console = Console(soft_wrap=True)
-    for line in found.summary():
-        console.print(f"- {line}", markup=False, highlight=False)
-    console.print(f"Page: {out}", markup=False, highlight=False)
+    _write(run(model, pattern, keep=keep, roles=roles, settings=settings), out, json)
 
 
 @app.command()
 @reports_errors
 def claims(
-    models: Annotated[list[str], typer.Argument(help="Family names, folders, or hub ids.")],
-    pattern: Annotated[str, typer.Option(help="A pattern's name.")] = "take-away",
+    models: Annotated[
+        list[str], typer.Argument(help="Names of shipped models, folders, or hub ids.")
+    ],
+    pattern: Annotated[str, typer.Option(help="Name of a pattern.")] = "take-away",
     base_model: Annotated[
-        str, typer.Option(help="The model that they were tuned from, if it is not known.")
+        str, typer.Option(help="Model before tuning, if the provenance does not say.")
     ] = "",
-    bases: Annotated[int, typer.Option(help="Prompts to judge by.", min=80)] = 200,
-    nulls: Annotated[int, typer.Option(help="Untrained nets for the chance level.", min=1)] = 20,
-    seed: Annotated[int, typer.Option(help="Of prompts, nets and searches.", min=0)] = 0,
-    out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("claims.html"),
-    json: Annotated[Path | None, typer.Option(help="Where the numbers go.")] = None,
+    bases: Annotated[int, typer.Option(help="Prompts to measure on.", min=80)] = 200,
+    nulls: Annotated[int, typer.Option(help="Random-init models for the null.", min=1)] = 20,
+    seed: Seed = 0,
+    out: Page = Path("claims.html"),
+    json: Json = None,
 ) -> None:
-    """Put the fox claim to the test: one state whatever the object, and a branch for the noun."""
+    """Test claims H1 to H5: one operation state for all objects, and a branch for the noun."""
     check_output_paths(out, json, page=True)
     silence_libraries()
-    from probes.claims.result import ClaimsReport, save_reports
+    from probes.claims.result import ClaimsReport, ClaimsReports
     from probes.claims.run import evaluate_claims as run
 
-    console, found = Console(soft_wrap=True), list[ClaimsReport]()
+    console, reports = _console(), list[ClaimsReport]()
     for name in models:
         try:
-            made = run(
-                name, pattern, base_model=base_model or None, bases=bases, nulls=nulls, seed=seed
+            reports.append(
+                run(
+                    name,
+                    pattern,
+                    base_model=base_model or None,
+                    bases=bases,
+                    nulls=nulls,
+                    seed=seed,
+                )
             )
-        except GateError as error:  # One that cannot do it leaves the others theirs.
-            console.print(f"- {name}: behavior absent. {error}", markup=False, highlight=False)
-            continue
-        found.append(made)
-        for line in made.summary():
-            console.print(f"- {line}", markup=False, highlight=False)
-    if not found:
-        raise GateError(f"None of {', '.join(models)} has the behavior: there is nothing to prove")
-    save_reports(found, out)
-    if json:
-        save_reports(found, json)
-    console.print(f"Page: {out}", markup=False, highlight=False)
+        except GateError as error:  # The other models are still measured.
+            _print_line(console, f"- {name}: behavior absent. {error}")
+    if not reports:
+        raise GateError(f"None of {', '.join(models)} has the behavior: there is nothing to test")
+    _write(ClaimsReports(tuple(reports)), out, json)
+
+
+@app.command()
+@reports_errors
+def show(
+    result: Annotated[Path, typer.Argument(help="A result that was saved as .json.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where the page is written; by default next to it.")
+    ] = None,
+) -> None:
+    """Print a saved result, and write its page."""
+    page = out or result.with_suffix(".html")
+    check_output_paths(page, None, page=True)
+    from probes.result import load_result
+
+    _write(load_result(result), page, None)
 
 
 @app.command()
 @reports_errors
 def heatmap(
-    model: Annotated[str, typer.Argument(help="A family name, a folder, or a hub id.")],
-    text: Annotated[str, typer.Argument(help="What the model reads.")],
-    compare_with: Annotated[str, typer.Option(help="Another model to draw next to it.")] = "",
-    head: Annotated[str, typer.Option(help="One head alone, such as L2.H3.")] = "",
-    pattern: Annotated[str, typer.Option(help="Put this pattern's roles on the axes.")] = "",
+    model: Model,
+    text: Annotated[str, typer.Argument(help="Text that the model reads.")],
+    compare_with: Annotated[str, typer.Option(help="Second model, drawn next to the first.")] = "",
+    head: Annotated[str, typer.Option(help="One head only, such as L2.H3.")] = "",
+    pattern: Annotated[str, typer.Option(help="Pattern whose roles label the axes.")] = "",
     out: Annotated[Path, typer.Option(help=".html, .png, .svg or .pdf")] = Path("heatmap.html"),
 ) -> None:
-    """Draw what every head of a model attends to in a text."""
+    """Draw the attention of every head of a model on a text."""
     check_output_paths(out, None)
     silence_libraries()
     from probes.prompts.catalog import pattern as find
@@ -206,32 +211,59 @@ def heatmap(
 
     roles = find(pattern) if pattern else None
     draw(model, text, compare_with=compare_with or None, head=head, roles=roles).save(out)
-    Console(soft_wrap=True).print(f"Heatmap: {out}", markup=False, highlight=False)
+    _print_line(_console(), f"Heatmap: {out}")
 
 
 @app.command("list")
 @reports_errors
 def list_all() -> None:
-    """List the models of the embedded family, the relatives made here, and the patterns."""
+    """List the shipped models, the relatives made here, and the patterns."""
     from probes.files import derived_folder, list_derived_models, list_models, model_note
     from probes.models.provenance import read_provenance
     from probes.prompts.catalog import list_patterns
 
     console = Console()
-    models = Table("model", "what it is", title="The embedded family", title_justify="left")
+    models = Table("model", "what it is", title="Shipped models", title_justify="left")
     for name in list_models():
         models.add_row(name, model_note(name))
     console.print(models)
-    own = Table("model", "what it is", title=f"Made in {derived_folder()}", title_justify="left")
+    own = Table(
+        "model", "what it is", title=f"Relatives in {derived_folder()}", title_justify="left"
+    )
     for name in list_derived_models():
         made = read_provenance(derived_folder() / name)
-        own.add_row(name, f"{made.kind} from {made.parent}" if made else "(nothing told)")
+        own.add_row(name, f"{made.kind} from {made.parent}" if made else "(no provenance)")
     if own.row_count:
         console.print(own)
-    table = Table("pattern", "says", "contrasts", title="Patterns", title_justify="left")
+    table = Table("pattern", "content", "contrasts", title="Patterns", title_justify="left")
     for name, entry in list_patterns().items():
         table.add_row(name, entry.title, ", ".join(entry.contrasts))
     console.print(table)
+
+
+def _console() -> Console:
+    return Console(soft_wrap=True)
+
+
+def _print_line(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False)
+
+
+def _write(result: Any, out: Path, json: Path | None) -> None:  # noqa: ANN401
+    """Write the page and the numbers of a result, then print its summary and its tables."""
+    result.save(out)
+    if json:
+        result.save(json)
+    console = _console()
+    for line in result.summary():
+        _print_line(console, f"- {line}")
+    tables = {
+        "Comparison": (_match_table, _verdict_table),
+        "FamilyComparison": (_family_table,),
+    }
+    for table in tables.get(type(result).__name__, ()):
+        console.print(table(result))
+    _print_line(console, f"Page: {out}")
 
 
 def _match_table(comparison: Any) -> Table:  # noqa: ANN401
@@ -247,13 +279,13 @@ def _verdict_table(comparison: Any) -> Table:  # noqa: ANN401
     table = _folding_table("variable or head", "verdict", "where", "why")
     for verdict in comparison.verdicts:
         if verdict.label != "no reliable effect":
-            told = (
-                verdict.subject or "(its own)",
+            cells = (
+                verdict.subject or "(relative only)",
                 verdict.label,
                 verdict.counterpart or "–",
                 verdict.reason,
             )
-            table.add_row(*map(Text, told))
+            table.add_row(*map(Text, cells))
     return table
 
 
@@ -269,15 +301,15 @@ def _family_table(family: Any) -> Table:  # noqa: ANN401
 
 
 def _folding_table(*columns: str) -> Table:
-    """Return a table that breaks what is too long: names must not lose their ends."""
-    table = Table(caption="Idle heads are left out.", caption_justify="left")
+    """Return a table that folds long cells, so that names stay whole."""
+    table = Table(caption="Heads without reliable effect are left out.", caption_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
 
 
 def _assert_equivalent(result: Any, margin: float) -> None:  # noqa: ANN401
-    """End with a code of its own where a relative is not surely the full model's equal."""
+    """Exit with code 3 where a relative is not equivalent."""
     try:
         result.assert_equivalent(margin)
     except EquivalenceError as error:

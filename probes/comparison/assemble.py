@@ -17,7 +17,8 @@ from probes.comparison.measurements import (
     model_facts,
 )
 from probes.comparison.result import Comparison, MeanPairScore, SolvedLogitDiff
-from probes.comparison.variables.transfer import CrossModelTransfer, Hits, evaluate_donor, own_hits
+from probes.comparison.variables.result import CrossModelTransfer
+from probes.comparison.variables.transfer import Hits, evaluate_donor, own_hits
 from probes.comparison.variables.verdicts import (
     absent_variable_verdict,
     variable_site,
@@ -26,7 +27,7 @@ from probes.comparison.variables.verdicts import (
 from probes.comparison.verdict import Verdict
 from probes.models.model import Model
 from probes.observe.behavior import Behavior
-from probes.observe.gate import Gate, GateState
+from probes.observe.result import Gate, GateState
 from probes.stats.intervals import bootstrap_mean, percentile_interval, proportion
 from probes.stats.paired import mcnemar_test
 

@@ -9,7 +9,7 @@ from probes.comparison.explanation import FailingPrompt
 from probes.comparison.heads.profiles import HeadProfiles, affected_answers
 from probes.comparison.measurements import ModelMeasurements
 from probes.comparison.variables.held_out_folds import HeldOutFolds
-from probes.comparison.variables.transfer import CrossModelTransfer
+from probes.comparison.variables.result import CrossModelTransfer
 from probes.comparison.verdict import Verdict
 
 _SHOWN = 3

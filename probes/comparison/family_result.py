@@ -127,10 +127,6 @@ class FamilyComparison(Result):
         if against:
             raise EquivalenceError("\n".join(against))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain JSON values, by relative."""
-        return {one.other.name: one.to_dict() for one in self.comparisons}
-
     def __repr__(self) -> str:
         first = self.comparisons[0]
         return f"<Relatives of {first.full.name} on {first.pattern}: {', '.join(self.names)}>"

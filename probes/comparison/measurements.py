@@ -31,7 +31,8 @@ from probes.models.model import Model, random_init
 from probes.models.site import Site
 from probes.observe.attention import role_attention
 from probes.observe.behavior import Behavior, evaluate_behavior
-from probes.observe.gate import Gate, answer_questions, gate_behavior
+from probes.observe.gate import answer_questions, gate_behavior
+from probes.observe.result import Gate
 from probes.prompts.batch import Batch, tokenize
 from probes.prompts.pair_batch import PairBatch, sample_pairs, tokenizable_by, tokenize_pairs
 from probes.prompts.pattern import Pattern

@@ -1,23 +1,20 @@
 """What a comparison found: plain numbers, each beside its chance level and its ceiling."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
 from probes.comparison.explanation import Explanation, FailingPrompt, strongest_effects
-from probes.comparison.heads.matching import HeadMatch
+from probes.comparison.heads.result import HeadMatch
 from probes.comparison.model_facts import ModelFacts, PlotData
-from probes.comparison.variables.transfer import CrossModelTransfer
+from probes.comparison.variables.result import CrossModelTransfer
 from probes.comparison.verdict import NON_INFERIORITY, REFERENCE_SITE, Verdict
 from probes.errors import EquivalenceError, SiteError
-from probes.observe.gate import Gate
+from probes.observe.result import Gate
 from probes.result import Result
 from probes.stats.intervals import Estimate
-
-SCHEMA = 1
 
 _MAX_THRESHOLD = 0.95
 """Above this bar no score means anything: chance all but reaches 1."""
@@ -317,11 +314,6 @@ class Comparison(Result):
             f"say that {self.other.name} computes with the same circuit.",
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain JSON values; NaN becomes null."""
-        plain = asdict(self) | {"schema": SCHEMA, "summary": list(self.summary())}
-        return _plain(plain)
-
     def __repr__(self) -> str:
         return (
             f"<Comparison {self.full.name} | {self.other.name} on {self.pattern}: "
@@ -336,15 +328,3 @@ def _gate_line(gate: Gate) -> str:
         f"[{gate.accuracy.low:.0%}, {gate.accuracy.high:.0%}], best heuristic "
         f"({gate.heuristic}) {gate.heuristic_accuracy:.0%}: gate {gate.state}."
     )
-
-
-def _plain(value: object) -> Any:  # noqa: ANN401
-    if isinstance(value, np.ndarray):
-        return _plain(np.round(value.astype(float), 4).tolist())
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float):
-        return None if np.isnan(value) else round(value, 6)
-    return value

@@ -1,36 +1,13 @@
 """compression.storage."""
 
 import copy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from probes.compression.derived_model import dense_storage, zero_fraction
 from probes.models.model import Model
-from probes.models.provenance import StorageCost
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """What a model takes to store.
-
-    Attributes:
-        storage: Bits, part by part.
-        density: Share of the weights in the layers' matrices that are not exactly 0.
-        parameters: How many weights there are, tied ones counted once.
-        stated: Whether the model says how it is stored; else each weight counts 16 bits.
-    """
-
-    storage: StorageCost
-    density: float
-    parameters: int
-    is_recorded: bool
-
-    @property
-    def bits(self) -> float:
-        """All of it."""
-        return self.storage.total
+from probes.models.provenance import Rate
 
 
 def measure_rate(model: Model) -> Rate:

@@ -1,7 +1,5 @@
 """Counter-evidence: what would make a hotspot a matter of words and not of the operation."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,6 +9,7 @@ from probes.errors import PatternError
 from probes.interventions.activation_patching import CachedRun, patch_sites, run_with_cache
 from probes.interventions.directions import operation_direction, patch_direction
 from probes.interventions.interchange import run_interchange_pairs
+from probes.interventions.result import UnseenVerbs
 from probes.models.model import Model
 from probes.models.site import Site, joined_roles
 from probes.observe.gate import answer_questions
@@ -20,24 +19,6 @@ from probes.prompts.pair_batch import sample_pairs, tokenizable_by, tokenize_pai
 from probes.prompts.pattern import Pattern
 from probes.stats.intervals import Estimate, proportion
 from probes.stats.paired import mcnemar_test
-
-
-@dataclass(frozen=True, slots=True)
-class UnseenVerbs:
-    """Whether an operation direction serves verbs that it was not fitted on.
-
-    Attributes:
-        site: How often it does at the hotspot.
-        embedding: How often it does at the token embedding of the same tokens, or at the verb's
-            where the hotspot is elsewhere.
-        gain: The first less the second, paired by base.
-        verbs: The groups of verbs that were left out in turn.
-    """
-
-    site: Estimate
-    embedding: Estimate
-    gain: Estimate
-    verb_groups: tuple[tuple[str, ...], ...]
 
 
 def unseen_verbs(

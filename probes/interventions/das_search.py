@@ -1,24 +1,19 @@
 """How few directions carry the operation at a site, and whether a search can be fooled there."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from probes.interventions.directions import operation_direction, patch_direction
-from probes.interventions.geometry import (
-    DecodingResult,
-    IntrinsicDimension,
-    decode_labels,
-    intrinsic_dimension,
-    off_manifold_distance,
-)
+from probes.interventions.geometry import decode_labels, intrinsic_dimension, off_manifold_distance
 from probes.interventions.interchange import (
     NUMBER_READOUT,
     InterchangeRuns,
     interchange_intervention,
     run_interchange_pairs,
 )
+from probes.interventions.result import DASResult, DecodingResult
 from probes.interventions.subspace import Subspace, das
 from probes.models.model import Model, random_init
 from probes.models.site import Site, joined_roles
@@ -30,37 +25,6 @@ MIN_FRACTION_OF_FULL = 0.9
 
 MAX_RANDOM_INIT_ACCURACY = 0.2
 """What a search may reach in an untrained model before the method itself is in doubt."""
-
-
-@dataclass(frozen=True, eq=False)
-class DASResult:
-    """Subspaces that were searched for on some prompts, judged on others.
-
-    Attributes:
-        whole: How often the whole state at the site hands over the operation.
-        sizes, shares: For each number of directions, how often the searched ones do.
-        smallest: The fewest directions that do 0.9 of what the whole does; None where none do.
-        means: How often the one direction between the means does: the simple rival.
-        permuted: How often directions do that were searched with permuted answers.
-        elsewhere: How often directions do that were searched at the tokens of the layer that hand
-            over least; None where no other tokens differ.
-        untrained: How often directions do in an untrained model of the same shape.
-        distance: Median distance of patched states from natural ones, natural ones being 1.
-        dimensions: How many dimensions the site's states fill.
-        space: The searched directions that were enough, or the last that were tried.
-    """
-
-    full_state: Estimate
-    dimensions_tried: tuple[int, ...]
-    accuracies: tuple[Estimate, ...]
-    min_dimensions: int | None
-    mean_difference: Estimate
-    permuted_labels: Estimate
-    control_site: Estimate | None
-    random_init: Estimate
-    off_manifold_distance: float
-    state_dimension: IntrinsicDimension
-    subspace: Subspace
 
 
 def search_subspace(

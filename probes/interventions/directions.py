@@ -1,7 +1,7 @@
 """The same direction, or only the same up to a rotation: operation directions across objects."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from probes.interventions.interchange import (
     run_interchange_pairs,
     with_residual,
 )
+from probes.interventions.result import DirectionComparison
 from probes.interventions.subspace import Subspace, mean_difference
 from probes.models.model import Model
 from probes.models.site import Site, joined_roles
@@ -25,33 +26,8 @@ from probes.prompts.interchange_pairs import (
     sample_interchange_pairs,
 )
 from probes.prompts.pattern import Pattern
-from probes.stats.intervals import Estimate, proportion
+from probes.stats.intervals import proportion
 from probes.stats.paired import mcnemar_test
-
-
-@dataclass(frozen=True, eq=False)
-class DirectionComparison:
-    """How well one object's operation direction serves another object.
-
-    Attributes:
-        own: How often the number takes up the operation when the base's part in its own object's
-            direction is replaced.
-        raw: The same in another object's direction.
-        rotated: The same in another object's direction, turned by the orthogonal map that takes
-            that object's states to this one's.
-        difference: `own` less `raw`, paired by base.
-        gain: `rotated` less `raw`, paired by base.
-        angles: The angle between the two objects' directions in degrees, pair by pair.
-        objects: The pairs of objects.
-    """
-
-    own_direction: Estimate
-    other_direction: Estimate
-    rotated_direction: Estimate
-    difference: Estimate
-    rotation_gain: Estimate
-    angles: tuple[float, ...]
-    object_pairs: tuple[tuple[str, str], ...]
 
 
 def compare_directions(  # noqa: PLR0913 (where, between what, and how hard)

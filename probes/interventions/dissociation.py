@@ -1,7 +1,7 @@
 """Two paths or one: what moves the number, what moves the noun, and what breaks either alone."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,7 +9,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probes.errors import SiteError
-from probes.interventions.hotspots import Hotspots
 from probes.interventions.interchange import (
     NUMBER_READOUT,
     OBJECT_READOUT,
@@ -17,6 +16,14 @@ from probes.interventions.interchange import (
     InterchangeRuns,
     interchange_intervention,
     with_residual,
+)
+from probes.interventions.result import (
+    BindingSwap,
+    Dissociation,
+    Hotspots,
+    InterchangeEffect,
+    Necessity,
+    OutputHeads,
 )
 from probes.interventions.subspace import Subspace, random_subspace
 from probes.models.model import Edit
@@ -26,39 +33,6 @@ from probes.stats.intervals import Estimate, bootstrap_mean, proportion
 
 MIN_HEAD_FRACTION = 0.1
 """Share of the whole fall of a lead from which a head counts as one of its carriers."""
-
-
-@dataclass(frozen=True, slots=True)
-class InterchangeEffect:
-    """What putting in one hotspot does to both answers.
-
-    Attributes:
-        variable: Whose hotspot it is: "operation" or "thing".
-        number, noun: How often each answer becomes another, of the bases that were right in both.
-    """
-
-    variable: str
-    number: Estimate
-    object: Estimate
-
-
-@dataclass(frozen=True, eq=False)
-class Dissociation:
-    """Whether the operation moves the number alone, and the object the noun alone.
-
-    Attributes:
-        operation, thing: The two swaps.
-        crossover: How much more the operation's site pulls the number than the noun, less the
-            same of the object's site. Each pull is in shares of the base's own lead, so that 1
-            makes the two outcomes equally likely; 2 for a perfect crossover that just ties, below
-            0 where the sites do each other's work.
-        one_place: The same with both answers read where the number is read: by logits alone.
-    """
-
-    operation: InterchangeEffect
-    object: InterchangeEffect
-    crossover: Estimate
-    crossover_at_number: Estimate
 
 
 def dissociate(hotspots: Hotspots, *, seed: int = 0) -> Dissociation:
@@ -102,29 +76,6 @@ def _crossover(
         gains.append((patched.logit_shift(label, answer, at_other_readout=there) - before) / scale)
     number, noun = gains
     return (number[0] - noun[0]) - (number[1] - noun[1])
-
-
-@dataclass(frozen=True, eq=False)
-class Necessity:
-    """What resampling a subspace costs the number, beyond what it costs the noun.
-
-    Attributes:
-        number, noun: Mean fall of the log-odds of the right answer, as a share of their mean
-            before: 1 where the answer is no likelier than all its rivals together.
-        excess: Number less noun, paired by prompt.
-        chance: The same excess of random subspaces beside it, at right angles to it and of as
-            many dimensions as hold as much variance (or of all there are, where all hold less).
-    """
-
-    number: Estimate
-    object: Estimate
-    excess: Estimate
-    null_excesses: tuple[float, ...]
-
-    @property
-    def null_percentile(self) -> float:
-        """The share of random subspaces that the excess is above."""
-        return float(np.mean([self.excess.value > one for one in self.null_excesses]))
 
 
 def necessity(
@@ -194,27 +145,6 @@ def _log_odds(outcomes: InterchangeOutcomes, answer: int) -> Float[np.ndarray, "
     place = outcomes.labels[answer].index(BASE)
     rest = torch.cat([logits[..., :place], logits[..., place + 1 :]], -1)
     return (logits[..., place] - rest.logsumexp(-1)).numpy()
-
-
-@dataclass(frozen=True, eq=False)
-class OutputHeads:
-    """The heads that bring each answer to where it is read, and what knocking them out costs.
-
-    Attributes:
-        number_heads, noun_heads: Heads that, put in where the answer is read, take a tenth or more
-            of the way to the source's answer, found on some prompts.
-        without_number, without_noun: How often number and noun are still right, on other prompts
-            where both were, when those heads write there what the source made them write.
-        everywhere: The same two when the noun's heads write the source's at every token.
-        share: Every head's share of the way, number and noun.
-    """
-
-    number_heads: tuple[str, ...]
-    object_heads: tuple[str, ...]
-    without_number: tuple[Estimate, Estimate]
-    without_object: tuple[Estimate, Estimate]
-    without_object_everywhere: tuple[Estimate, Estimate]
-    head_fractions: Mapping[str, tuple[float, float]]
 
 
 def output_heads(search_runs: InterchangeRuns, evaluation_runs: InterchangeRuns) -> OutputHeads:
@@ -289,23 +219,6 @@ def ablate_heads(
     plain = interchange_intervention(runs, [])
     before = plain.is_outcome(BASE, NUMBER_READOUT)[0] & plain.is_outcome(BASE, OBJECT_READOUT)[0]
     return proportion(right[NUMBER_READOUT][before]), proportion(right[OBJECT_READOUT][before])
-
-
-@dataclass(frozen=True, slots=True)
-class BindingSwap:
-    """What exchanging the mean difference between two things' tokens does to the number.
-
-    Attributes:
-        layer: The block before which it was exchanged.
-        swapped: How often the number becomes that of the other thing.
-        stayed: How often it stays, and the noun with it.
-        chance: How often random vectors as long make it the other thing's.
-    """
-
-    layer: int
-    swapped: Estimate
-    unchanged: Estimate
-    random_swapped: Estimate
 
 
 def swap_bindings(runs: InterchangeRuns, *, seed: int = 0) -> tuple[BindingSwap, ...]:

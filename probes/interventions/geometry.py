@@ -1,13 +1,12 @@
 """The cloud of states at one site: its dimension, its edge, its variance and what it tells."""
 
-from dataclasses import dataclass
-
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from probes.errors import BatchError
+from probes.interventions.result import DecodingResult, IntrinsicDimension
 from probes.interventions.subspace import random_subspace
 
 NULL_QUANTILE = 0.95
@@ -20,42 +19,6 @@ _KEPT_FRACTION, _MIN_STATES = 0.9, 10
 _HALVINGS, _POWER = 60, 8.0
 # Variance that an empty direction is taken to have, as a share of the greatest.
 _EMPTY = 1e-9
-
-
-@dataclass(frozen=True, slots=True)
-class IntrinsicDimension:
-    """How many dimensions a cloud of states fills, by two measures.
-
-    Attributes:
-        participation: The participation ratio of the variances along the principal components,
-            1 for a line up to d_model for a ball; linear.
-        two_nn: The dimension of the sheet on which neighbors lie, which may be curved.
-        count: The states that are different from each other.
-    """
-
-    participation_ratio: float
-    two_nn: float
-    n_distinct: int
-
-
-@dataclass(frozen=True, slots=True)
-class DecodingResult:
-    """How well a label can be read from states, beside chance.
-
-    Attributes:
-        accuracy: Mean over classes of the share of unseen rows that were read right, 0 to 1.
-        chance: The 95th percentile of the same under shuffled labels.
-        classes: How many labels there are.
-    """
-
-    accuracy: float
-    threshold: float
-    n_classes: int
-
-    @property
-    def is_decodable(self) -> bool:
-        """Whether the accuracy is above chance."""
-        return self.accuracy > self.threshold
 
 
 def off_manifold_distance(

@@ -5,14 +5,13 @@ bases and sources → every role × layer put in → what was taken up, beside u
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from probes.errors import ModelError, PatternError, SiteError
+from probes.errors import ModelError, PatternError
 from probes.interventions.interchange import (
     NUMBER_READOUT,
     OBJECT_READOUT,
@@ -22,6 +21,7 @@ from probes.interventions.interchange import (
     interchange_intervention,
     run_interchange_pairs,
 )
+from probes.interventions.result import Hotspot, Hotspots, InterchangeExample
 from probes.models.model import Model, random_init
 from probes.models.site import Site, joined_roles
 from probes.prompts.held_out import family_split
@@ -31,8 +31,10 @@ from probes.prompts.interchange_pairs import (
     InterchangePairs,
     sample_interchange_pairs,
 )
+from probes.prompts.interchange_sampler import NUMBER_ANSWER
 from probes.prompts.pattern import Pattern
-from probes.stats.intervals import Estimate, proportion
+from probes.prompts.question import Question
+from probes.stats.intervals import proportion
 from probes.stats.paired import mcnemar_test
 
 EQUIVALENCE_MARGIN = 0.1
@@ -45,86 +47,6 @@ _NULL_QUANTILE = 0.95
 _MIN_PROPORTION = (
     0.03  # A role that takes this share of a variable may belong to a site of two roles.
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Hotspot:
-    """The site where a variable is taken up most surely, found on other prompts than it is judged.
-
-    Attributes:
-        variable: "operation", an operand such as "x", or "thing".
-        cell: The site.
-        other: How often just this variable is taken up from sources about another object.
-        same: The same from sources about the base's object.
-        difference: `same` less `other`, paired by base; near 0: the object does not matter.
-        groups: `same` among bases with words or numbers that were not met before (of an object:
-            `other`); see `strange_draws`.
-    """
-
-    variable: str
-    site: Site
-    other_object: Estimate
-    same_object: Estimate
-    difference: Estimate
-    unseen_groups: Mapping[str, Estimate]
-
-
-@dataclass(frozen=True, eq=False)
-class Hotspots:
-    """What every site of a model hands over.
-
-    Attributes:
-        crossed: The runs that it was judged on.
-        accuracy: How often the bases themselves are answered right: number and noun.
-        other, same: The outcome of putting in each site, by the object of the source.
-        cells: The sites, role by role within each layer; layer 0 is the token embedding.
-        spots: One for each variable, in the order asked for.
-        bars: For each variable what the best site of 95 % of untrained nets stays below; NaN
-            where none was asked.
-    """
-
-    model: str
-    pattern: str
-    runs: InterchangeRuns
-    accuracy: tuple[Estimate, Estimate]
-    other_object: InterchangeOutcomes
-    same_object: InterchangeOutcomes
-    sites: tuple[Site, ...]
-    hotspots: tuple[Hotspot, ...]
-    thresholds: Mapping[str, float]
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """The roles, in the order of the text; roles that were joined come last."""
-        return tuple(dict.fromkeys(cell.role for cell in self.sites))
-
-    def hotspot(self, variable: str) -> Hotspot:
-        """Return the hotspot of a variable."""
-        for found in self.hotspots:
-            if found.variable == variable:
-                return found
-        raise SiteError(
-            f"{variable!r} was not looked for: found {[s.variable for s in self.hotspots]}"
-        )
-
-    def map(self, variable: str) -> Float[np.ndarray, "role layer"]:
-        """Return how often each site hands over just one variable, of the bases that have it."""
-        layers = 1 + max(cell.layer for cell in self.sites)
-        found = np.full((len(self.roles), layers), np.nan)
-        taken = takes_only(self.other_object, variable)
-        for cell, some in zip(self.sites, taken, strict=True):
-            here = self.runs.role_masks[cell.role].any(-1).cpu().numpy()
-            found[self.roles.index(cell.role), cell.layer] = some[here].mean()
-        return found
-
-
-def takes_only(outcomes: InterchangeOutcomes, variable: str) -> Bool[np.ndarray, "site prompt"]:
-    """Mark where a variable and nothing else was taken up."""
-    if variable == OBJECT:
-        return outcomes.is_outcome(OBJECT, OBJECT_READOUT) & outcomes.is_outcome(
-            "base", NUMBER_READOUT
-        )
-    return outcomes.is_outcome(variable) & outcomes.is_outcome("base", OBJECT_READOUT)
 
 
 def all_sites(runs: InterchangeRuns) -> list[Site]:
@@ -195,20 +117,65 @@ def hotspots(  # noqa: PLR0913 (what is looked for, how hard, and beside what)
     return Hotspots(
         model=model.name,
         pattern=pattern.name,
-        runs=crossed,
         accuracy=(
             plain.proportion("none", "base", NUMBER_READOUT),
             plain.proportion("none", "base", OBJECT_READOUT),
         ),
-        other_object=other,
-        same_object=same,
+        prompts=len(crossed),
         sites=tuple(every),
         hotspots=tuple(
             _measure_hotspot(variable, cell, (other, same), strange, seed)
             for variable, cell in zip(wanted, sites, strict=True)
         ),
         thresholds=_null_thresholds(model, judging, wanted, (nulls, null_bases, seed)),
+        maps={variable: _variable_map(crossed, every, other, variable) for variable in wanted},
+        number_outcomes={str(site): other.number_fractions(str(site)) for site in every},
+        readout_role=_readout_role(crossed),
+        example=_example(judging, crossed.roles),
+        runs=crossed,
+        other_outcomes=other,
+        same_outcomes=same,
     )
+
+
+def _variable_map(
+    runs: InterchangeRuns, sites: Sequence[Site], outcomes: InterchangeOutcomes, variable: str
+) -> Float[np.ndarray, "role layer"]:
+    """Fraction of bases that take just one variable, of the bases that have the role."""
+    roles = list(dict.fromkeys(site.role for site in sites))
+    rates = np.full((len(roles), 1 + max(site.layer for site in sites)), np.nan)
+    for site, taken in zip(sites, takes_only(outcomes, variable), strict=True):
+        has_role = runs.role_masks[site.role].any(-1).cpu().numpy()
+        rates[roles.index(site.role), site.layer] = taken[has_role].mean()
+    return rates
+
+
+def _readout_role(runs: InterchangeRuns) -> str:
+    """Role of the token where the first base's number is read."""
+    position = int(runs.clean.readout[0, NUMBER_READOUT])
+    here = [role for role in runs.roles if bool(runs.role_masks[role][0, position])]
+    return here[0] if here else runs.roles[-1]
+
+
+def _example(pairs: InterchangePairs, roles: Sequence[str]) -> InterchangeExample:
+    """First base with its source about another object."""
+    pair = pairs.other[0]
+    return InterchangeExample(
+        base=pair.clean.text,
+        source=pair.counterfactual.text,
+        role_texts=tuple(
+            (role, _role_words(pair.clean, role), _role_words(pair.counterfactual, role))
+            for role in roles
+        ),
+        answers=tuple(
+            zip(pairs.number_labels, dict(pair.clean.outcomes)[NUMBER_ANSWER], strict=True)
+        ),
+    )
+
+
+def _role_words(question: Question, role: str) -> str:
+    words = [question.text[start:end] for name, start, end in question.roles if name == role]
+    return " … ".join(words)
 
 
 def variables_of(interchange_pairs: InterchangePairs) -> tuple[str, ...]:
@@ -381,3 +348,12 @@ def _null_thresholds(
         return dict.fromkeys(variables, float("nan"))
     levels = np.quantile(np.array(best), _NULL_QUANTILE, axis=0)
     return dict(zip(variables, map(float, levels), strict=True))
+
+
+def takes_only(outcomes: InterchangeOutcomes, variable: str) -> Bool[np.ndarray, "site prompt"]:
+    """Mark where a variable and nothing else was taken up."""
+    if variable == OBJECT:
+        return outcomes.is_outcome(OBJECT, OBJECT_READOUT) & outcomes.is_outcome(
+            "base", NUMBER_READOUT
+        )
+    return outcomes.is_outcome(variable) & outcomes.is_outcome("base", OBJECT_READOUT)

@@ -203,6 +203,11 @@ class InterchangeOutcomes:
                 rows.append((name, label, rate.value, rate.low, rate.high))
         return pd.DataFrame(rows, columns=["answer", "outcome", "fraction", "low", "high"])
 
+    def number_fractions(self, site: str) -> dict[str, float]:
+        """Return the fraction of bases by what their number becomes at a site."""
+        labels = (*self.labels[NUMBER_READOUT], OTHER)
+        return {label: self.proportion(site, label).value for label in labels}
+
     def logit_shift(
         self, label: str, answer: int = NUMBER_READOUT, *, at_other_readout: bool = False
     ) -> Float[np.ndarray, "site prompt"]:

@@ -3,9 +3,6 @@
 bases and sources → their states at a site → the widest directions, or the operation's → points
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -13,42 +10,12 @@ from torch import Tensor
 
 from probes.errors import SiteError
 from probes.interventions.interchange import InterchangeRuns
+from probes.interventions.result import LabelValues, StateProjection
 from probes.interventions.subspace import Subspace, principal_directions
 from probes.models.site import Site
 from probes.prompts.catalog import list_patterns
 from probes.prompts.interchange_pairs import OBJECT
 from probes.prompts.question import Question
-
-LabelValues = tuple[str | int, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class StateProjection:
-    """The states of one site, seen from two sides: all bases, then all sources.
-
-    Places are in the states' own units, about their mean. Sources stand to the right of bases,
-    and larger answers above smaller ones, on average; which is which side is otherwise open.
-
-    Attributes:
-        model: The name of the model.
-        cell: The site.
-        prompts: The texts.
-        labels: For each prompt its "operation" (a word such as "minus"), its "number" (the
-            answer), and what of "verb", "x", "y" and "object" its pattern has.
-        principal_xy: Places on the two widest directions.
-        principal_shares: The share of all variance on each, 0 to 1.
-        found_xy: Places on the operation's direction, and on the widest at right angles to it.
-        found_shares: The share of all variance on each, 0 to 1.
-    """
-
-    model: str
-    site: Site
-    prompts: tuple[str, ...]
-    labels: Mapping[str, LabelValues]
-    principal_xy: Float[np.ndarray, "prompt 2"]
-    principal_fractions: tuple[float, float]
-    direction_xy: Float[np.ndarray, "prompt 2"]
-    direction_fractions: tuple[float, float]
 
 
 def project_states(runs: InterchangeRuns, site: Site, direction: Subspace) -> StateProjection:

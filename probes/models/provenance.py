@@ -148,3 +148,25 @@ def storage_part(name: str, dimensions: int) -> str:
     if any(word in name.split(".") for word in _EMBEDDING_NAMES):
         return "embeddings"
     return "weights" if dimensions == 2 else "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """What a model takes to store.
+
+    Attributes:
+        storage: Bits, part by part.
+        density: Share of the weights in the layers' matrices that are not exactly 0.
+        parameters: How many weights there are, tied ones counted once.
+        stated: Whether the model says how it is stored; else each weight counts 16 bits.
+    """
+
+    storage: StorageCost
+    density: float
+    parameters: int
+    is_recorded: bool
+
+    @property
+    def bits(self) -> float:
+        """All of it."""
+        return self.storage.total

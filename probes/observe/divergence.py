@@ -10,11 +10,12 @@ from torch import Tensor
 
 from probes.models.model import Model
 from probes.observe.behavior import Behavior, evaluate_behavior
-from probes.observe.gate import Gate, gate_behavior, heuristic_hits
+from probes.observe.gate import gate_behavior, heuristic_hits
+from probes.observe.result import BehavioralDistance
 from probes.prompts.batch import Batch, tokenize
 from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
-from probes.stats.intervals import Estimate, bootstrap_mean, proportion
+from probes.stats.intervals import bootstrap_mean, proportion
 
 _PROMPTS_PER_RUN = 100
 
@@ -49,32 +50,6 @@ class RelativeAnswers:
     behavior: Behavior
     readout_kl: Float[np.ndarray, "prompt answer"]
     text_kl: Float[np.ndarray, " prompt"]
-
-
-@dataclass(frozen=True, slots=True)
-class BehavioralDistance:
-    """Distance of a relative's behavior from its parent's.
-
-    Attributes:
-        readout_kl: KL(parent || relative) in bits per readout; at least 0.
-        text_kl: The same in bits per token of the texts with their answers.
-        accuracy: Fraction of correct questions, by answer.
-        all_correct: Fraction of questions with all answers correct.
-        agreement: Fraction of questions whose most likely readout tokens are the parent's.
-        gates: Gate of each answer.
-    """
-
-    readout_kl: Estimate
-    text_kl: Estimate
-    accuracy: dict[str, Estimate]
-    all_correct: Estimate
-    agreement: Estimate
-    gates: tuple[Gate, ...]
-
-    @property
-    def behavior_absent(self) -> bool:
-        """Whether some gate is closed."""
-        return any(gate.state == "closed" for gate in self.gates)
 
 
 def answer_as_reference(

@@ -2,54 +2,21 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool
 
 from probes.models.model import Model
 from probes.observe.behavior import Behavior, evaluate_behavior
+from probes.observe.result import Gate, GateState
 from probes.prompts.batch import tokenize
 from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
-from probes.stats.intervals import Estimate, bootstrap_mean, proportion
-
-GateState = Literal["open", "partial", "closed"]
+from probes.stats.intervals import bootstrap_mean, proportion
 
 OPEN_ACCURACY = 0.8
 """The gate is open where the 95 % interval of the accuracy is above this value."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """Accuracy of one answer, against the best simple heuristic on the same questions.
-
-    Attributes:
-        model: Name of the model.
-        pattern: Name of the pattern.
-        answer: Name of the answer.
-        n_questions: Number of questions.
-        accuracy: Fraction of whole answers that are correct.
-        heuristic: Best heuristic: copy one slot, or always give the most common answer.
-        heuristic_accuracy: Its accuracy.
-        margin: Accuracy minus the heuristic's, paired by question.
-        logit_diff: The answer's logit minus the mean logit of its foils.
-        state: "closed" where the interval of the margin reaches 0; else "open" where the interval
-            of the accuracy is above `OPEN_ACCURACY`, and "partial" where it is not.
-    """
-
-    model: str
-    pattern: str
-    answer: str
-    n_questions: int
-    accuracy: Estimate
-    heuristic: str
-    heuristic_accuracy: float
-    margin: Estimate
-    logit_diff: Estimate
-    state: GateState
 
 
 def answer_questions(model: Model, questions: Sequence[Question]) -> Behavior:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import binomtest
 
 CONFIDENCE_LEVEL = 0.95
 BOOTSTRAP_DRAWS = 2000
@@ -28,6 +27,9 @@ def proportion(hits: Bool[np.ndarray, " prompt"]) -> Estimate:
     """Fraction of hits with its Wilson interval (1927, JASA 22:209); NaN in [0, 1] of no prompts."""
     if not len(hits):
         return Estimate(float("nan"), 0.0, 1.0)
+    # scipy.stats takes a second to import, and a saved result is read without it.
+    from scipy.stats import binomtest
+
     interval = binomtest(int(hits.sum()), len(hits)).proportion_ci(
         CONFIDENCE_LEVEL, method="wilson"
     )

@@ -6,7 +6,6 @@ from math import sqrt
 
 import numpy as np
 from jaxtyping import Bool
-from scipy.stats import binomtest
 
 from probes.errors import OutcomeError
 from probes.stats.intervals import CONFIDENCE_LEVEL, Estimate
@@ -97,6 +96,8 @@ def possible_tables(first: int, second: int, n_items: int) -> Iterator[PairedTes
 
 
 def _from_counts(both_correct: int, gained: int, lost: int, neither_correct: int) -> PairedTest:
+    from scipy.stats import binomtest  # Slow to import.
+
     changed = gained + lost
     p = float(binomtest(gained, changed).pvalue) if changed else 1.0
     return PairedTest(
@@ -115,6 +116,8 @@ def _newcombe(both_correct: int, gained: int, lost: int, neither_correct: int) -
     A bootstrap interval has no width where no item changed.
     """
     items = both_correct + gained + lost + neither_correct
+    from scipy.stats import binomtest  # Slow to import.
+
     ends = []
     for count in (both_correct + lost, both_correct + gained):
         wilson = binomtest(count, items).proportion_ci(CONFIDENCE_LEVEL, method="wilson")

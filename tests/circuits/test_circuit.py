@@ -418,7 +418,7 @@ def changed(path, value):
         ("", "broken JSON"),
         ("[" * 100_000, "broken JSON"),
         ("[1, 2]", "JSON but no circuit"),
-        (changed(["kind"], "cat"), "JSON but no circuit"),
+        (changed(["result"], "cat"), "JSON but no circuit"),
         (changed(["schema"], 99), "schema 99"),
         (changed(["model"], None), "lacks 'model'"),
         (changed(["model"], 3), "'model' of the circuit is 3"),

@@ -5,19 +5,20 @@ import math
 import pytest
 
 from probes.claims import claims
-from probes.claims.base_model import BaseModelComparison
+from probes.claims.result import BaseModelComparison
 from probes.experiments.family.seed_series import read_series, write_series
-from probes.interventions.confounds import UnseenVerbs
-from probes.interventions.das_search import DASResult
-from probes.interventions.directions import DirectionComparison
-from probes.interventions.dissociation import (
+from probes.interventions.result import (
+    DASResult,
+    DecodingResult,
+    DirectionComparison,
     Dissociation,
+    Hotspot,
+    Hotspots,
     InterchangeEffect,
     Necessity,
     OutputHeads,
+    UnseenVerbs,
 )
-from probes.interventions.geometry import DecodingResult
-from probes.interventions.hotspots import Hotspot, Hotspots
 from probes.models.site import Site
 from probes.stats.evidence import (
     behavior_absent,

@@ -13,8 +13,8 @@ from probes.comparison.compare import compare, compare_family
 from probes.comparison.explanation import FailingPrompt
 from probes.comparison.family_result import FamilyComparison
 from probes.comparison.heads.head_sets import ModelHeads
-from probes.comparison.heads.matching import HeadMatch
 from probes.comparison.heads.profiles import HeadProfiles
+from probes.comparison.heads.result import HeadMatch
 from probes.comparison.measurements import (
     ComparisonPrompts,
     ModelMeasurements,
@@ -24,7 +24,7 @@ from probes.comparison.measurements import (
 )
 from probes.comparison.model_facts import ModelFacts, PlotData
 from probes.comparison.result import Comparison, MeanPairScore
-from probes.comparison.variables.transfer import CrossModelTransfer
+from probes.comparison.variables.result import CrossModelTransfer
 from probes.comparison.variables.verdicts import (
     VariableSite,
     absent_variable_verdict,
@@ -38,7 +38,7 @@ from probes.comparison.verdict import (
 )
 from probes.errors import EquivalenceError, ModelError, PatternError, ProbeError, SiteError
 from probes.models.model import load, random_init, wrap
-from probes.observe.gate import Gate, GateState
+from probes.observe.result import Gate, GateState
 from probes.stats.evidence import StatisticalTest
 from probes.stats.intervals import Estimate
 from probes.testing.equivalent_models import rotate_residual, round_weights

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from probes.comparison.variables.held_out_folds import sample_held_out_folds
+from probes.comparison.variables.result import CrossModelTransfer
 from probes.comparison.variables.stitching import run_recipient
-from probes.comparison.variables.transfer import CrossModelTransfer, own_hits
+from probes.comparison.variables.transfer import own_hits
 from probes.comparison.variables.verdicts import (
     VariableSite,
     absent_variable_verdict,
@@ -14,7 +15,7 @@ from probes.comparison.variables.verdicts import (
     variable_verdict,
 )
 from probes.comparison.verdict import NON_INFERIORITY
-from probes.observe.gate import Gate, GateState
+from probes.observe.result import Gate, GateState
 from probes.prompts.interchange_pairs import OBJECT
 from probes.stats.intervals import Estimate, proportion
 from probes.testing.planted_patterns import planted_fox

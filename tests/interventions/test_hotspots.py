@@ -123,8 +123,8 @@ def test_a_map_holds_the_share_of_every_site(template):
         drawn = found.map(variable)
         assert drawn.shape == (len(found.roles), 3)
         for cell in found.sites:
-            wanted = takes_only(found.other_object, variable)[
-                found.other_object.site_index(str(cell))
+            wanted = takes_only(found.other_outcomes, variable)[
+                found.other_outcomes.site_index(str(cell))
             ].mean()
             assert drawn[found.roles.index(cell.role), cell.layer] == wanted
     at = found.roles.index("op")
@@ -136,14 +136,19 @@ def test_a_map_holds_the_share_of_every_site(template):
 def test_a_spot_repeats_what_the_exchanges_say(template):
     found, _ = template
     for spot in found.hotspots:
-        row = found.other_object.site_index(str(spot.site))
-        assert spot.other_object.value == takes_only(found.other_object, spot.variable)[row].mean()
+        row = found.other_outcomes.site_index(str(spot.site))
+        assert (
+            spot.other_object.value == takes_only(found.other_outcomes, spot.variable)[row].mean()
+        )
     assert (
-        found.other_object.site_names
-        == found.same_object.site_names
+        found.other_outcomes.site_names
+        == found.same_outcomes.site_names
         == tuple(map(str, found.sites))
     )
-    assert (found.other_object.source_object, found.same_object.source_object) == ("other", "same")
+    assert (found.other_outcomes.source_object, found.same_outcomes.source_object) == (
+        "other",
+        "same",
+    )
     assert set(found.roles) == set(found.runs.roles)
 
 

@@ -8,25 +8,27 @@ import pytest
 import torch
 
 from probes.claims import claims
-from probes.claims.base_model import BaseModelComparison
-from probes.claims.result import ClaimsReport
+from probes.claims.result import BaseModelComparison, ClaimsReport, ClaimsReports
 from probes.claims.run import evaluate_claims
-from probes.interventions.confounds import UnseenVerbs
-from probes.interventions.das_search import DASResult
-from probes.interventions.directions import DirectionComparison
-from probes.interventions.dissociation import (
+from probes.interventions.hotspots import hotspots
+from probes.interventions.projection import project_states
+from probes.interventions.result import (
     BindingSwap,
+    DASResult,
+    DecodingResult,
+    DirectionComparison,
     Dissociation,
     InterchangeEffect,
+    IntrinsicDimension,
     Necessity,
     OutputHeads,
+    StateProjection,
+    UnseenVerbs,
 )
-from probes.interventions.geometry import DecodingResult, IntrinsicDimension
-from probes.interventions.hotspots import hotspots
-from probes.interventions.projection import StateProjection, project_states
 from probes.interventions.subspace import Subspace
 from probes.models.site import Site
-from probes.observe.gate import Gate
+from probes.observe.result import Gate
+from probes.result import load_result, page_of
 from probes.stats.evidence import behavior_absent
 from probes.stats.intervals import Estimate
 from probes.testing.planted_patterns import planted_fox
@@ -303,15 +305,12 @@ def test_the_example_shows_each_outcome_and_its_answer(report):
 
 
 def test_roles_that_one_model_lacks_are_empty_there(report, hot):
-    lacking = tuple(cell for cell in hot.sites if cell.role != "ask")
-    kept = [k for k, cell in enumerate(hot.sites) if cell.role != "ask"]
-    one, named = (
-        hot.other_object,
-        ("outcome_index", "logits", "other_readout_logits", "predicted_tokens"),
+    kept = [at for at, role in enumerate(hot.roles) if role != "ask"]
+    less = replace(
+        hot,
+        sites=tuple(site for site in hot.sites if site.role != "ask"),
+        maps={variable: rates[kept] for variable, rates in hot.maps.items()},
     )
-    parts = {name: tuple(tensor[kept] for tensor in getattr(one, name)) for name in named}
-    other = replace(one, site_names=tuple(one.site_names[k] for k in kept), **parts)
-    less = replace(hot, sites=lacking, other_object=other)
     pair = (rename(replace(report, hotspots=less), "less"), report)
     rows = Read(claims_page(pair).body).table("variable", "role", "less")[1:]
     order = [row[1] for row in rows if row[0] == "operation"]
@@ -384,3 +383,13 @@ def test_a_computed_report_has_its_page():
     shown = headings(found.picture().body)
     assert [part for part in shown if part != "States as points"] == PARTS
     assert len(shown) == len(PARTS) + 1
+
+
+def test_saved_claims_are_loaded_again_and_draw_the_same_page(report, tmp_path):
+    seen = replace(report, projection=None)
+    saved = ClaimsReports((seen, replace(seen, model="other")))
+    loaded = load_result(saved.save(tmp_path / "claims.json"))
+    assert loaded.to_dict() == saved.to_dict()
+    assert page_of(loaded).body == page_of(saved).body
+    assert saved.table().loc["H1"].tolist() == [seen.verdict("H1").label] * 2
+    assert loaded.reports[0].hotspots.runs is None

@@ -13,7 +13,7 @@ from probes.cli.app import app
 from probes.comparison.compare import compare
 from probes.comparison.explanation import FailingPrompt
 from probes.comparison.family_result import FamilyComparison
-from probes.comparison.variables.transfer import EMBEDDING_CONTROL, CrossModelTransfer
+from probes.comparison.variables.result import EMBEDDING_CONTROL, CrossModelTransfer
 from probes.comparison.verdict import SIMILARITY_EQUIVALENCE, STRENGTH_EQUIVALENCE, Verdict
 from probes.errors import EquivalenceError
 from probes.models.model import wrap
@@ -444,7 +444,8 @@ def test_several_relatives_are_written_as_one_page_with_a_table_of_verdicts(
     assert result.exit_code == 0, result.output
     assert calls[0][1] == ["small", "gone"]
     assert "Cross-model interchange" in page.read_text(encoding="utf-8")
-    assert set(json.loads(numbers.read_text(encoding="utf-8"))) == {"small", "gone"}
+    saved = json.loads(numbers.read_text(encoding="utf-8"))
+    assert [one["other"]["name"] for one in saved["comparisons"]] == ["small", "gone"]
     assert [f"- {line}" for line in family.summary()] == result.stdout.splitlines()[:2]
     assert "new heads" in result.stdout
     assert re.findall(r"(?m)^│ (L\d\.H\d)", result.stdout) == ["L0.H0", "L1.H0"]
@@ -486,7 +487,7 @@ def test_a_relative_that_is_not_equivalent_ends_with_code_three_after_writing(
     assert "x: split" in result.stderr
     assert ("gone is not surely equal" in result.stderr) == ("gone" in others)
     assert "not surely" not in result.stdout
-    assert f"Report: {page}" in result.stdout
+    assert f"Page: {page}" in result.stdout
 
 
 def test_an_equivalent_relative_ends_with_code_zero(calls, tmp_path, monkeypatch, found):

@@ -7,12 +7,16 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from probes.comparison.rate_distortion.order import LossOrder, NoiseComparison
-from probes.comparison.rate_distortion.result import CurvePoint, Mechanism, RateDistortionCurve
-from probes.compression.storage import Rate
-from probes.models.provenance import StorageCost
-from probes.observe.divergence import BehavioralDistance
-from probes.observe.gate import Gate
+from probes.comparison.rate_distortion.result import (
+    CurvePoint,
+    LossOrder,
+    Mechanism,
+    NoiseComparison,
+    RateDistortionCurve,
+)
+from probes.models.provenance import Rate, StorageCost
+from probes.observe.result import BehavioralDistance, Gate
+from probes.result import load_result, page_of
 from probes.stats.intervals import Estimate
 from probes.viz.drawing import DrawingShape, TextLabel, text_width
 from probes.viz.label_placement import place_labels
@@ -176,3 +180,10 @@ def test_the_page_holds_drawing_tables_and_what_was_found():
     for text in ("Rate and distortion", "Mechanism or accuracy first", "rtn-4 (700 kB)", "worse than noise",
                  "L1.resid@x", "Storage"):  # fmt: skip
         assert text in body
+
+
+def test_a_saved_curve_is_loaded_again_and_draws_the_same_page(tmp_path):
+    saved = curve(point("rtn-4", 700), point("rtn-2", 400, 0.01, None))
+    loaded = load_result(saved.save(tmp_path / "curve.json"))
+    assert loaded.to_dict() == saved.to_dict()
+    assert page_of(loaded).body == page_of(saved).body

@@ -11,17 +11,18 @@ from html.parser import HTMLParser
 import pytest
 
 from probes.circuits.circuit import Circuit
-from probes.circuits.faithfulness import (
+from probes.circuits.graph import ComputationGraph, Edge
+from probes.circuits.result import (
+    EdgeNecessity,
     Faithfulness,
     FaithfulnessCurve,
     RandomBaseline,
     Specificity,
+    Trace,
 )
-from probes.circuits.graph import ComputationGraph, Edge
-from probes.circuits.pruning import EdgeNecessity
-from probes.circuits.trace import Trace
 from probes.errors import FigureError
-from probes.observe.gate import Gate
+from probes.observe.result import Gate
+from probes.result import SCHEMA, load_result, page_of
 from probes.stats.intervals import Estimate
 from probes.viz.reports.trace import trace_page
 
@@ -218,7 +219,7 @@ def test_all_of_it_goes_into_json_and_comes_back_as_it_was(tmp_path):
     assert strict(json.dumps(plain)) == plain
     found.save(tmp_path / "t.json")
     assert strict((tmp_path / "t.json").read_text(encoding="utf-8")) == plain
-    assert plain["schema"] == 1
+    assert plain["schema"] == SCHEMA
     assert plain["summary"] == list(found.summary())
     assert plain["held_out"]["value"] == {"value": 0.88, "low": 0.84, "high": 0.91}
     assert plain["held_out"]["per_prompt"] == [0.88, None, 1.0]
@@ -405,3 +406,12 @@ def test_a_place_that_no_trace_can_be_written_to_is_refused(name, says, tmp_path
 
 def test_the_same_trace_is_the_same_page():
     assert trace_page(made()).body == trace_page(made()).body
+
+
+def test_a_saved_trace_is_loaded_again_and_draws_the_same_page(tmp_path):
+    saved = made()
+    loaded = load_result(saved.save(tmp_path / "t.json"))
+    assert isinstance(loaded, Trace)
+    assert loaded.to_dict() == saved.to_dict()
+    assert loaded.circuit == saved.circuit
+    assert page_of(loaded).body == page_of(saved).body

@@ -26,7 +26,7 @@ from probes.comparison.verdict import (
     Verdict,
     VerdictLabel,
 )
-from probes.observe.gate import GateState
+from probes.observe.result import GateState
 from probes.stats.evidence import (
     StatisticalTest,
     check_above,

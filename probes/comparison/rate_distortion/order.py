@@ -2,12 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from probes.comparison.rate_distortion.mechanism import InterchangeOutcome
+from probes.comparison.rate_distortion.result import (
+    UNKNOWN,
+    LossOrder,
+    LossOrderLabel,
+    NoiseComparison,
+    NoiseLabel,
+)
 from probes.stats.intervals import (
     BOOTSTRAP_DRAWS,
     Estimate,
@@ -17,37 +23,11 @@ from probes.stats.intervals import (
 )
 from probes.stats.paired import mcnemar_test
 
-LossOrderLabel = Literal["mechanism first", "accuracy first", "together", "neither", "cannot tell"]
-NoiseLabel = Literal["worse than noise", "better than noise", "like noise", "cannot tell"]
-
 MARGIN = 0.05
 """How far two shares may differ and still count as the same."""
 
 MIN_PAIRS = 20
 """So many items must be solved by both models, or nothing is said of their mechanism."""
-
-
-@dataclass(frozen=True, slots=True)
-class LossOrder:
-    """What a relative lost of its parent's mechanism, beside what it lost of its accuracy.
-
-    Attributes:
-        items: On how many items the mechanism is judged: parent and relative answer base and
-            source rightly when nothing is put in. Else a crossing would fail with the answer.
-        mechanism: The parent's share of crossings that turn as foretold less the relative's, on
-            these items, as a mean over the variables.
-        accuracy: The parent's share of bases with all answers right less the relative's, on all.
-        lead: `mechanism` less `accuracy`, both drawn from the same items anew.
-        word: "neither" where both losses surely stay below 0.05; else "together" where the lead
-            surely lies within 0.05 of 0; else which is surely the greater, or "cannot tell". Of
-            fewer than 73 items the first two are never said.
-    """
-
-    pairs: int
-    mechanism_loss: Estimate
-    accuracy_loss: Estimate
-    difference: Estimate
-    label: LossOrderLabel
 
 
 def loss_order(
@@ -74,34 +54,6 @@ def loss_order(
     elif lead.high < 0:
         word = "accuracy first"
     return LossOrder(items, mechanism, accuracy, lead, word)
-
-
-@dataclass(frozen=True, slots=True)
-class NoiseComparison:
-    """A relative beside copies of its parent with plain noise, as far from the parent in KL.
-
-    Attributes:
-        scales: The noise of each copy, in standard deviations of each matrix.
-        kl: Its KL (bits per read-out).
-        right: Its share of bases with all answers right.
-        mechanism: Its share of crossings that turn as foretold, on the items that the parent and
-            the copy solve, as a mean over the variables; NaN where these are too few.
-        circuit: What its parent's circuit keeps of the lead in it; NaN if unknown.
-        difference: The relative's mechanism less the copies', on items that parent, relative and
-            copy solve; items and copies are drawn anew together.
-        accuracy: The relative's share of bases with all answers right less the copies'.
-        word: "worse than noise", "better than noise", "like noise" (the difference surely lies
-            within 0.05 of 0) or "cannot tell".
-    """
-
-    scales: tuple[float, ...]
-    kl: tuple[float, ...]
-    right: tuple[float, ...]
-    mechanism: tuple[float, ...]
-    circuit: tuple[float, ...]
-    difference: Estimate
-    accuracy_difference: Estimate
-    label: NoiseLabel
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,10 +113,6 @@ def shared_interchange_accuracy(
             relative.mean_hits, both, bootstrap_weights(len(both), BOOTSTRAP_DRAWS, seed=seed)
         )
     )
-
-
-UNKNOWN = Estimate(float("nan"), float("nan"), float("nan"))
-"""What could not be measured."""
 
 
 def _copy_accuracy(parent: InterchangeOutcome, copy: InterchangeOutcome) -> float:

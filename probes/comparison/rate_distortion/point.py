@@ -24,20 +24,17 @@ from probes.comparison.rate_distortion.mechanism import (
     sample_mechanism_test,
 )
 from probes.comparison.rate_distortion.order import (
-    UNKNOWN,
-    NoiseComparison,
     NoisyCopy,
     compare_with_noise,
     loss_order,
     shared_interchange_accuracy,
 )
-from probes.comparison.rate_distortion.result import CurvePoint, Mechanism
+from probes.comparison.rate_distortion.result import UNKNOWN, CurvePoint, Mechanism, NoiseComparison
 from probes.comparison.rate_distortion.weight_noise import NoisyModel, match_noise
 from probes.compression.storage import measure_rate
 from probes.errors import CircuitError, PatternError
 from probes.models.model import Model
 from probes.observe.divergence import (
-    BehavioralDistance,
     ReferenceAnswers,
     answer_as_reference,
     answer_as_relative,
@@ -45,6 +42,7 @@ from probes.observe.divergence import (
     kl_divergence,
     readout_log_probs,
 )
+from probes.observe.result import BehavioralDistance
 from probes.prompts.pattern import Pattern
 from probes.stats.intervals import Estimate, proportion
 

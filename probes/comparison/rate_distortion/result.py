@@ -1,21 +1,76 @@
 """Rate and distortion of a model's relatives: behavior and mechanism against what they store."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from probes.comparison.rate_distortion.order import UNKNOWN, LossOrder, NoiseComparison
-from probes.compression.storage import Rate
 from probes.errors import SiteError
-from probes.files import to_jsonable
-from probes.observe.divergence import BehavioralDistance
+from probes.models.provenance import Rate
+from probes.observe.result import BehavioralDistance
 from probes.result import Result, figure_of
 from probes.stats.intervals import Estimate
 
-SCHEMA = 1
+LossOrderLabel = Literal["mechanism first", "accuracy first", "together", "neither", "cannot tell"]
+
+
+NoiseLabel = Literal["worse than noise", "better than noise", "like noise", "cannot tell"]
+
+
+@dataclass(frozen=True, slots=True)
+class LossOrder:
+    """What a relative lost of its parent's mechanism, beside what it lost of its accuracy.
+
+    Attributes:
+        items: On how many items the mechanism is judged: parent and relative answer base and
+            source rightly when nothing is put in. Else a crossing would fail with the answer.
+        mechanism: The parent's share of crossings that turn as foretold less the relative's, on
+            these items, as a mean over the variables.
+        accuracy: The parent's share of bases with all answers right less the relative's, on all.
+        lead: `mechanism` less `accuracy`, both drawn from the same items anew.
+        word: "neither" where both losses surely stay below 0.05; else "together" where the lead
+            surely lies within 0.05 of 0; else which is surely the greater, or "cannot tell". Of
+            fewer than 73 items the first two are never said.
+    """
+
+    pairs: int
+    mechanism_loss: Estimate
+    accuracy_loss: Estimate
+    difference: Estimate
+    label: LossOrderLabel
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseComparison:
+    """A relative beside copies of its parent with plain noise, as far from the parent in KL.
+
+    Attributes:
+        scales: The noise of each copy, in standard deviations of each matrix.
+        kl: Its KL (bits per read-out).
+        right: Its share of bases with all answers right.
+        mechanism: Its share of crossings that turn as foretold, on the items that the parent and
+            the copy solve, as a mean over the variables; NaN where these are too few.
+        circuit: What its parent's circuit keeps of the lead in it; NaN if unknown.
+        difference: The relative's mechanism less the copies', on items that parent, relative and
+            copy solve; items and copies are drawn anew together.
+        accuracy: The relative's share of bases with all answers right less the copies'.
+        word: "worse than noise", "better than noise", "like noise" (the difference surely lies
+            within 0.05 of 0) or "cannot tell".
+    """
+
+    scales: tuple[float, ...]
+    kl: tuple[float, ...]
+    right: tuple[float, ...]
+    mechanism: tuple[float, ...]
+    circuit: tuple[float, ...]
+    difference: Estimate
+    accuracy_difference: Estimate
+    label: NoiseLabel
+
+
+UNKNOWN = Estimate(float("nan"), float("nan"), float("nan"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,11 +207,6 @@ class RateDistortionCurve(Result):
         """Draw rate against distortion."""
         return figure_of(self)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain JSON values; what is not finite becomes null."""
-        own = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {"schema": SCHEMA, "summary": list(self.summary())} | to_jsonable(own)
-
     def __repr__(self) -> str:
         words = ", ".join(f"{point.name} {point.label}" for point in self.points)
         return f"<Curve of {self.parent.name} on {self.pattern}: {words}>"
@@ -257,3 +307,6 @@ def _noise_row(noise: NoiseComparison | None) -> dict[str, Any]:
 
 def _estimate_columns(name: str, estimate: Estimate) -> dict[str, float]:
     return {name: estimate.value, f"{name} low": estimate.low, f"{name} high": estimate.high}
+
+
+"""What could not be measured."""

@@ -24,11 +24,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from probes.comparison.variables.held_out_folds import HeldOutFolds
+from probes.comparison.variables.result import EMBEDDING_CONTROL, CrossModelTransfer
 from probes.comparison.variables.stitching import Recipient
-from probes.comparison.variables.transfer import EMBEDDING_CONTROL, CrossModelTransfer
 from probes.comparison.verdict import NON_INFERIORITY, REFERENCE_SITE, Verdict, VerdictLabel
 from probes.interventions.interchange import interchange_intervention
-from probes.observe.gate import Gate
+from probes.observe.result import Gate
 from probes.prompts.interchange_pairs import OBJECT
 from probes.stats.evidence import StatisticalTest, check_above, check_below, skipped_test
 from probes.stats.intervals import Estimate, proportion

@@ -48,8 +48,8 @@ def measure_member(model: Model, pattern: Pattern, *, bases: int = 200, seed: in
     unseen = unseen_verbs(model, pattern, spot.site, bases=bases // 8, seed=seed)
     heads = output_heads(strange, hot.runs)
     number, noun = {*heads.number_heads}, {*heads.object_heads}
-    with_others = hot.other_object.takes_variable(OPERATION)[
-        hot.other_object.site_index(str(spot.site))
+    with_others = hot.other_outcomes.takes_variable(OPERATION)[
+        hot.other_outcomes.site_index(str(spot.site))
     ].mean()
     return {
         "model": model.name,

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from probes.circuits.faithfulness import Faithfulness
+from probes.circuits.result import Faithfulness
 from probes.files import to_jsonable, write_atomic
-from probes.observe.gate import Gate
+from probes.observe.result import Gate
 from probes.stats.intervals import Estimate
 
 if TYPE_CHECKING:

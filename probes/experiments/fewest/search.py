@@ -9,7 +9,6 @@ from jaxtyping import Bool
 
 from probes.circuits.attribution import edge_attribution
 from probes.circuits.faithfulness import (
-    Faithfulness,
     edge_masks,
     evaluate_masks,
     random_baseline,
@@ -17,6 +16,7 @@ from probes.circuits.faithfulness import (
 )
 from probes.circuits.pruning import prune_circuit
 from probes.circuits.reference_runs import ReferenceRuns, run_references
+from probes.circuits.result import Faithfulness
 from probes.circuits.task import TaskSettings, require_open_gate, sample_tasks
 from probes.errors import ProbeError
 from probes.experiments.fewest.result import (

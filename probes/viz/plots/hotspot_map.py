@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from probes.interventions.hotspots import Hotspot, Hotspots
+from probes.interventions.result import Hotspot, Hotspots
 from probes.prompts.interchange_pairs import OBJECT
 from probes.viz.picture import Picture
 from probes.viz.plots.hotspot_grid import (
@@ -62,9 +62,9 @@ def _variable_map(result: Hotspots, hotspot: Hotspot, roles: Sequence[str]) -> H
         if role in result.roles:
             shares[row] = own[result.roles.index(role)]
     # Below half a prompt is none: it is not more than chance, however low chance is.
-    null = max(0.5 / len(result.runs), result.thresholds[hotspot.variable])
+    null = max(0.5 / result.prompts, result.thresholds[hotspot.variable])
     ring = (roles.index(hotspot.site.role), hotspot.site.layer)
-    counts = np.full(shares.shape, len(result.runs))
+    counts = np.full(shares.shape, result.prompts)
     return HotspotMap(display_variable(hotspot.variable), shares, null, [ring], counts)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from probes.errors import FigureError
-from probes.interventions.projection import StateProjection
+from probes.interventions.result import StateProjection
 from probes.viz.plots.scatter import Labels, PointCloud, ScatterBlock
 
 MAX_OBJECTS = 8

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from probes.claims.result import ClaimsReport
-from probes.interventions.dissociation import Dissociation, OutputHeads
 from probes.interventions.interchange import NUMBER_READOUT, OBJECT_READOUT
+from probes.interventions.result import Dissociation, OutputHeads
 from probes.stats.evidence import ClaimVerdict
 from probes.stats.intervals import Estimate
 from probes.viz.blocks import Block, CellValue, Table, TableCell

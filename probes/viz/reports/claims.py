@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-from probes.claims.result import ClaimsReport
+from probes.claims.result import ClaimsReport, ClaimsReports
 from probes.claims.run import dose_response_rows
-from probes.interventions.projection import StateProjection
+from probes.interventions.result import StateProjection
 from probes.stats.evidence import ClaimVerdict
 from probes.viz.blocks import Block, Note, Table, TableCell, Tone
 from probes.viz.page import Section, page
@@ -44,14 +44,14 @@ _PROJECTION_INTRO = (
 @report.register
 def claims_report_page(claims: ClaimsReport) -> Picture:
     """Page of the claims about one model."""
-    return claims_reports_page((claims,))
+    return claims_reports_page(ClaimsReports((claims,)))
 
 
-@report.register(tuple)
-def claims_reports_page(reports: tuple[ClaimsReport, ...]) -> Picture:
+@report.register
+def claims_reports_page(claims: ClaimsReports) -> Picture:
     """Page of the claims about several models, with the projections that the reports hold."""
-    projections = [one.projection for one in reports if one.projection is not None]
-    return claims_page(reports, projections=projections)
+    projections = [one.projection for one in claims.reports if one.projection is not None]
+    return claims_page(claims.reports, projections=projections)
 
 
 def claims_page(

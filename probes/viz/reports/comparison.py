@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from probes.comparison.heads.matching import MIN_RELIABILITY, HeadMatch
+from probes.comparison.heads.matching import MIN_RELIABILITY
+from probes.comparison.heads.result import HeadMatch
 from probes.comparison.result import Comparison, PlotData
 from probes.models.site import parse_head
-from probes.observe.gate import Gate
+from probes.observe.result import Gate
 from probes.viz.blocks import Block, CellValue, Matrix, Note, Table, TableCell, Tone
 from probes.viz.page import Section, page
 from probes.viz.picture import Picture

@@ -1,12 +1,8 @@
 """Blocks on hotspots: an example of base and source, the maps, the sites and the outcomes."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from probes.interventions.hotspots import Hotspots
-from probes.interventions.interchange import NUMBER_READOUT
-from probes.prompts.question import Question
+from probes.interventions.result import Hotspots
 from probes.viz.blocks import Block, Table
 from probes.viz.plots.hotspot_map import display_variable, merged_roles
 from probes.viz.plots.stacked_bars import OutcomeBlock
@@ -30,22 +26,21 @@ _ROLE_TEXTS = {"bos": "(beginning-of-text token)", "rest": "(all other tokens)"}
 
 def example_table(hotspots: Hotspots) -> Table:
     """One base and one source by role, with the answer of each outcome."""
-    pairs = hotspots.runs.interchange_pairs
-    pair = pairs.other[0]
+    example = hotspots.example
+    texts = {role: words for role, *words in example.role_texts}
     rows = [
-        [role, _role_text(pair.clean, role), _role_text(pair.counterfactual, role)]
+        [role, *(words or _missing_role(role) for words in texts.get(role, ("", "")))]
         for role in merged_roles([hotspots])
         if "+" not in role
     ]
-    answers = zip(pairs.number_labels, dict(pair.clean.outcomes)["number"], strict=True)
-    mixed = [f"{label} → {text}" for label, text in answers if not label.startswith("copi")]
+    mixed = [f"{label} → {text}" for label, text in example.answers if label[:4] != "copi"]
     notes = (
-        f"Base: {pair.clean.text}",
-        f"Source: {pair.counterfactual.text}",
+        f"Base: {example.base}",
+        f"Source: {example.source}",
         f"Answer of the base with these variables from the source: {'; '.join(mixed)}. Copies: the "
         "answer repeats a number of the text.",
     )
-    caption = f"One of {len(pairs)} prompts of {hotspots.pattern!r}"
+    caption = f"One of {hotspots.prompts} prompts of {hotspots.pattern!r}"
     return Table(("role", "base text", "source text"), rows, caption, "lll", notes)
 
 
@@ -54,11 +49,10 @@ def hotspot_blocks(hotspots: Hotspots) -> list[Block]:
     return [_hotspots_table(hotspots), _outcome_block(hotspots)]
 
 
-def _role_text(question: Question, role: str) -> str:
-    words = [question.text[start:end] for name, start, end in question.roles if name == role]
-    if not words and role.startswith("reply_"):
+def _missing_role(role: str) -> str:
+    if role.startswith("reply_"):
         return f"(answer: {role.removeprefix('reply_')})"
-    return " … ".join(words) or _ROLE_TEXTS.get(role, "(not in this text)")
+    return _ROLE_TEXTS.get(role, "(not in this text)")
 
 
 def _hotspots_table(hotspots: Hotspots) -> Table:
@@ -85,25 +79,17 @@ def _hotspots_table(hotspots: Hotspots) -> Table:
 def _outcome_block(hotspots: Hotspots) -> OutcomeBlock:
     """Outcomes of the number answer at the hotspots, and at the last sites of its readout."""
     labels = {str(h.site): f"{display_variable(h.variable)}: {h.site!s}" for h in hotspots.hotspots}
-    role = _readout_role(hotspots)
-    readout = [str(site) for site in hotspots.sites if site.role == role]
+    readout = [str(site) for site in hotspots.sites if site.role == hotspots.readout_role]
     count = min(max(0, _MAX_BARS - len(labels)), _MAX_READOUT_BARS)
     labels |= {name: name for name in readout[len(readout) - count :] if name not in labels}
     names = list(labels)[:_MAX_BARS]
-    tables = [hotspots.other_object.table(name).query("answer == 'number'") for name in names]
-    fractions = np.array([table["fraction"].to_numpy(dtype=float) for table in tables])
+    outcomes = list(hotspots.number_outcomes[names[0]])
+    fractions = np.array([[hotspots.number_outcomes[n][o] for o in outcomes] for n in names])
     present = [at for at, column in enumerate(fractions.T) if column.any()]
     return OutcomeBlock(
         [labels[name] for name in names],
-        [str(tables[0]["outcome"].iloc[at]) for at in present],
+        [outcomes[at] for at in present],
         fractions[:, present],
-        [len(hotspots.runs)] * len(names),
+        [hotspots.prompts] * len(names),
         "Outcomes of the number answer at the hotspots, then at the last sites of its readout",
     )
-
-
-def _readout_role(hotspots: Hotspots) -> str:
-    """Role of the token at which the number is read."""
-    position = int(hotspots.runs.clean.readout[0, NUMBER_READOUT])
-    masks: Sequence[str] = [r for r in hotspots.roles if hotspots.runs.role_masks[r][0, position]]
-    return masks[0] if masks else hotspots.roles[-1]

@@ -2,7 +2,10 @@
 
 import numpy as np
 
-from probes.circuits.trace import STABILITY_THRESHOLD, Trace
+from probes.circuits.result import (
+    STABILITY_THRESHOLD,
+    Trace,
+)
 from probes.viz.blocks import Block, Note, Table, TableCell, Tone
 from probes.viz.html_text import format_number
 from probes.viz.page import Section, page

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Sequence
 
-from probes.comparison.variables.transfer import EMBEDDING_CONTROL, CrossModelTransfer
+from probes.comparison.variables.result import EMBEDDING_CONTROL, CrossModelTransfer
 from probes.stats.intervals import Estimate
 from probes.viz.blocks import CellValue, Note, Table, TableCell
 from probes.viz.html_text import format_number

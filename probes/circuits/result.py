@@ -1,0 +1,194 @@
+"""Results of tracing a circuit: faithfulness, random baselines, edge necessity, specificity."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from probes.circuits.circuit import Circuit
+from probes.observe.result import Gate
+from probes.result import Result
+from probes.stats.intervals import Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Faithfulness:
+    """How much of a behavior a set of edges keeps.
+
+    Attributes:
+        edges: Number of kept edges.
+        fraction: Of all edges.
+        value: f, the ratio of mean logit differences, with its bootstrap interval over prompts.
+        per_prompt: f of each prompt; unstable where a prompt's own gap is small.
+        positive_fraction: Fraction of prompts with a logit difference above 0 (Wilson interval).
+        complement: f of all other edges; near 0 where the circuit is complete.
+    """
+
+    edges: int
+    fraction: float
+    value: Estimate
+    per_prompt: tuple[float, ...]
+    positive_fraction: Estimate
+    complement: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class FaithfulnessCurve:
+    """Faithfulness of the highest-scoring edges at growing sizes.
+
+    Attributes:
+        fractions: Sizes as fractions of all edges.
+        edges: Sizes as counts, at least 1.
+        values: f at each size.
+        cpr: Area under f over the fraction (MIB's circuit performance ratio; higher is better).
+        cmd: Area between f and 1 over the fraction (MIB's circuit-model distance; lower is
+            better).
+        log_cpr, log_cmd: Means over the logarithm of the fraction: sizes of 1 % to 2 % count as
+            much as sizes of 50 % to 100 %.
+    """
+
+    fractions: tuple[float, ...]
+    edges: tuple[int, ...]
+    values: tuple[Estimate, ...]
+    cpr: float
+    cmd: float
+    log_cpr: float
+    log_cmd: float
+
+
+@dataclass(frozen=True, slots=True)
+class RandomBaseline:
+    """Random circuits with the same number of edges.
+
+    Attributes:
+        kind: "edges": any edges; "paths": random paths from the embedding to the logits, so that
+            every edge can have an effect.
+        values: f of each random circuit.
+        percentile: Fraction of them that the circuit exceeds.
+    """
+
+    kind: str
+    values: tuple[float, ...]
+    percentile: float
+
+
+@dataclass(frozen=True, slots=True)
+class Specificity:
+    """What remains of a task when the circuit of this or another task is ablated.
+
+    Attributes:
+        cut_circuit: Whose circuit is ablated, or "random paths" (the median of 20).
+        task: Whose logit difference is measured.
+        edges: Number of ablated edges.
+        remaining: f of all other edges. A specific circuit leaves near 0 of its own task and near
+            1 of others.
+    """
+
+    cut_circuit: str
+    task: str
+    edges: int
+    remaining: float
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeNecessity:
+    """Whether one edge of a circuit is necessary.
+
+    Attributes:
+        edge: Its name.
+        faithfulness_drop: Drop of f when the edge is removed from the circuit.
+        p_value: One-sided paired t-test over prompts, Holm-corrected: removing the edge lowers the
+            logit difference more than removing a random edge that was added to the circuit.
+    """
+
+    edge: str
+    faithfulness_drop: float
+    p_value: float
+
+
+STABILITY_THRESHOLD = 0.8
+"""Mean Jaccard index over resampled prompts that reports ask for (Méloux et al. 2025)."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Trace(Result):
+    """A circuit and its evidence.
+
+    Attributes:
+        circuit: The pruned circuit.
+        gate: The capability check.
+        keep: The requested faithfulness.
+        discovery: Faithfulness on the prompts that the circuit was found with.
+        held_out: Faithfulness on the held-out prompts.
+        curve: Faithfulness of the highest-scoring edges at growing sizes, on held-out prompts.
+        random_baselines: Random circuits with as many edges, on held-out prompts.
+        stability: Mean Jaccard index of as many highest-scoring edges over resampled prompts.
+        edge_necessities: Necessity of each edge, on held-out prompts.
+        specificities: Effect of ablating this circuit, and that of another pattern, on both; empty
+            without another pattern.
+    """
+
+    circuit: Circuit
+    gate: Gate
+    keep: float
+    discovery: Faithfulness
+    held_out: Faithfulness
+    curve: FaithfulnessCurve
+    random_baselines: tuple[RandomBaseline, ...]
+    stability: float
+    edge_necessities: tuple[EdgeNecessity, ...]
+    specificities: tuple[Specificity, ...]
+
+    def summary(self) -> tuple[str, ...]:
+        """The findings, one sentence each."""
+        circuit, held = self.circuit, self.held_out
+        task = dict(circuit.protocol).get("task", "the task")
+        lines = [
+            f"{circuit.model} on {task}: accuracy {self.gate.accuracy.value:.0%}; the gate is "
+            f"{self.gate.state}.",
+            f"{held.edges} of {len(circuit.graph)} edges ({held.fraction:.2%}) keep {held.value} of "
+            f"the logit difference on held-out prompts ({self.discovery.value} on the discovery "
+            f"prompts; requested {self.keep}). It stays positive in "
+            f"{held.positive_fraction.value:.0%} of the prompts.",
+            f"All other edges keep {held.complement}.",
+        ]
+        for null in self.random_baselines:
+            middle, highest = np.median(null.values), max(null.values)
+            lines.append(
+                f"{len(null.values)} circuits of as many random {null.kind}: median "
+                f"{format_fraction(middle)}, highest {format_fraction(highest)}; the circuit "
+                f"exceeds {null.percentile:.0%} of them."
+            )
+        word = "stable" if self.stability >= STABILITY_THRESHOLD else "not stable"
+        necessary = sum(edge.p_value < 0.05 for edge in self.edge_necessities)
+        return (
+            *lines,
+            f"As many highest-scoring edges of resampled prompts have a mean Jaccard index of "
+            f"{self.stability:.2f} (threshold {STABILITY_THRESHOLD}): {word}.",
+            f"{necessary} of {len(self.edge_necessities)} edges are necessary (t-test against "
+            "randomly added edges, Holm-corrected).",
+            *self._specificity_summary(),
+        )
+
+    def _specificity_summary(self) -> tuple[str, ...]:
+        remaining = {(s.cut_circuit, s.task): s.remaining for s in self.specificities}
+        if not remaining:
+            return ()
+        own, other = dict.fromkeys(s.task for s in self.specificities)
+        by_circuit, by_random = remaining[own, other], remaining["random paths", other]
+        word = "more" if by_circuit < by_random else "no more"
+        return (
+            f"Ablating the circuit leaves {format_fraction(remaining[own, own])} of {own!r} and "
+            f"{format_fraction(by_circuit)} of {other!r}; ablating as many edges of random paths "
+            f"leaves {format_fraction(by_random)} of {other!r}. The circuit does {word} damage to "
+            f"{other!r} than random paths do. Ablating as many edges of {other!r} leaves "
+            f"{format_fraction(remaining[other, own])} of {own!r}.",
+        )
+
+    def __repr__(self) -> str:
+        held = self.held_out
+        return f"<Trace of {self.circuit.model}: {held.edges} edges keep {held.value}>"
+
+
+def format_fraction(value: float) -> str:
+    """A fraction with two decimals, and no minus sign before 0.00."""
+    return f"{round(float(value), 2) + 0.0:.2f}"
