@@ -429,7 +429,7 @@ def test_one_relative_is_written_as_a_page_with_matches_and_verdicts(calls, tmp_
     assert options == {"prompts": 32, "seed": 3, "nulls": 20, "workers": 1, "progress": False}
     assert "Head pairing" in page.read_text(encoding="utf-8")
     assert "matches" in json.loads(numbers.read_text(encoding="utf-8"))
-    for word in ("partner", "operation", "split", "(its own)", "lost"):
+    for word in ("partner", "operation", "split", "(relative only)", "lost"):
         assert word in result.stdout
     verdicts = result.stdout[result.stdout.index("variable or head") :]
     assert "L0.H0" in verdicts
@@ -522,4 +522,4 @@ def test_a_comparison_without_relatives_is_refused(calls):
 def test_help_documents_the_exit_code():
     text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", run("--help").output).split())
     assert "--assert-equivalent" in text
-    assert "Exit with 3" in text
+    assert "Exit with code 3" in text
