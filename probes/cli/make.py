@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from probes.cli.common import THREADS_HELP, reports_errors, silence_libraries
+from probes.errors import ProbeError
 
 make_app = typer.Typer(no_args_is_help=True, help="Make models.")
 
@@ -76,11 +77,9 @@ def make_quantized(
 ) -> None:
     """Round a model's weights to few bits, and say how far the real kernel is from that."""
     silence_libraries()
-    from probes.compression.quantization.quantize import quantize
+    from probes.compression.quantization.quantize import QuantizationSettings, quantize
 
-    made = quantize(
-        model, scheme, group=group, symmetric=not asymmetric, embeddings=embeddings, seed=seed
-    )
+    made = quantize(model, scheme, QuantizationSettings(group, not asymmetric, embeddings, seed))
     _save_and_print(made, name or made.name, model)
 
 
@@ -103,11 +102,12 @@ def make_pruned(
 ) -> None:
     """Set a share of a model's weights to exactly zero."""
     silence_libraries()
-    from probes.compression.pruning.prune import prune
-    from probes.prompts.catalog import pattern as find
+    from probes.compression.pruning.prune import PruningSettings, prune
+    from probes.prompts.catalog import pattern as load_pattern
 
+    settings = PruningSettings(scope=scope or None, seed=seed)
     made = prune(
-        model, fraction, method=method, scope=scope or None, calibration=find(pattern), seed=seed
+        model, fraction, method=method, calibration=load_pattern(pattern), settings=settings
     )
     _save_and_print(made, name or made.name, model)
 
@@ -134,7 +134,13 @@ def make_grown(
     from probes.compression.distillation.trainer import TrainingConfig
     from probes.compression.grow import grow
 
-    made = grow(model, method, layers=layers, width=width, seed=seed)
+    if (layers is None) == (width is None):
+        raise ProbeError("Growth needs either --layers or, for 'wider', --width: give one of them")
+    if (width is not None) != (method == "wider"):
+        raise ProbeError(
+            f"{method!r} does not fit the option: 'wider' takes --width, others --layers"
+        )
+    made = grow(model, method, layers or width, seed=seed)
     called = name or made.name
     if steps:
         settings = TrainingConfig(steps, seed, batch=batch, learning_rate=rate, device=device)

@@ -1,1 +1,1 @@
-"""Makes relatives of a model: kept libraries compress, and the kit counts bits and gaps."""
+"""Derived models: quantization, pruning, distillation, growth, and their storage cost."""

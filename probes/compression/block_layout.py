@@ -1,4 +1,4 @@
-"""Where the heads and neurons of a block are, for the kinds of model that surgery knows."""
+"""Matrices of heads and neurons in the blocks of Llama, GPT-2 and GPT-NeoX."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from probes.errors import ModelError
 
 @dataclass(frozen=True, slots=True)
 class BlockLayout:
-    """The blocks of one kind of model, in the words of its parameters and its config.
+    """Layout of the blocks of one architecture.
 
     Attributes:
-        stack: Where the blocks are listed.
-        attention, mlp: The matrices of a block, and which axis of each is what.
-        writers: The layers of a block that write into the residual stream.
-        width: What the config calls the number of neurons.
+        layers_path: Path of the list of blocks.
+        attention, mlp: Axes of each matrix of a block, by its path.
+        writers: Layers of a block that write into the residual stream.
+        width_key: Name of the MLP width in the config.
     """
 
     layers_path: str
@@ -31,11 +31,11 @@ class BlockLayout:
     width_key: str
 
     def unit_matrices(self, unit: str) -> Mapping[str, str]:
-        """Return the matrices that hold a "head" or a "neuron"."""
+        """Return the axes of the matrices that hold the units ("head" or "neuron")."""
         return self.attention if unit == "head" else self.mlp
 
     def writer_weight(self, unit: str, layer: int) -> str:
-        """Name the parameter through which the heads or the neurons of a layer write."""
+        """Return the name of the output weights of the units of a layer."""
         return f"{self.layers_path}.{layer}.{self.writers[unit == 'neuron']}.weight"
 
 
@@ -80,22 +80,22 @@ _LAYOUTS = {
 
 
 def block_layout(hf_model: nn.Module, name: str) -> BlockLayout:
-    """Say where the parts of a model's blocks are.
+    """Return the layout of a model's blocks.
 
     Raises:
-        ModelError: The model is of a kind that is not known here.
+        ModelError: The architecture is not supported.
     """
     kind = _config(hf_model).model_type
     if kind not in _LAYOUTS:
         raise ModelError(
-            f"{name} is a {kind!r} model: heads, neurons and layers are known of "
+            f"{name} is a {kind!r} model: heads, neurons and layers are supported for "
             f"{', '.join(_LAYOUTS)}. Give one of these."
         )
     return _LAYOUTS[kind]
 
 
 def axis_sizes(hf_model: nn.Module) -> dict[str, int]:
-    """Return the lengths of the axes by their words, and the number of layers as `layer`."""
+    """Return the length of each axis by name, and the number of layers as "layer"."""
     config = _config(hf_model)
     heads = config.num_attention_heads
     return {
@@ -112,9 +112,9 @@ def axis_sizes(hf_model: nn.Module) -> dict[str, int]:
 def unit_masks(
     hf_model: nn.Module, layout: BlockLayout, unit: str, kept: Bool[Tensor, "layer unit"]
 ) -> dict[str, Bool[Tensor, "_ _"]]:
-    """Turn which heads or neurons are kept into masks over their matrices.
+    """Return masks of the matrices of heads or neurons from the kept units.
 
-    A key and value head goes when all heads that read it go.
+    A key and value head is pruned if all of its query heads are.
     """
     sizes = axis_sizes(hf_model)
     masks = {}
@@ -133,7 +133,7 @@ def unit_masks(
 
 
 def silent_units(hf_model: nn.Module, layout: BlockLayout, unit: str) -> Bool[Tensor, "layer unit"]:
-    """Find the heads or neurons that write nothing: all of their weights that write are 0."""
+    """Return which heads or neurons have output weights that are all 0."""
     own, sizes = layer_matrices(hf_model), axis_sizes(hf_model)
     last = "head d_head d_model" if unit == "head" else "neuron d_model"
     axes = layout.unit_matrices(unit)[layout.writers[unit == "neuron"]]
@@ -148,7 +148,7 @@ def silent_units(hf_model: nn.Module, layout: BlockLayout, unit: str) -> Bool[Te
 
 def _mlp_width(hf_model: nn.Module) -> int:
     config = _config(hf_model)
-    # GPT-2 leaves its width open where it is four times the stream's.
+    # GPT-2 leaves it unset for the default of four times the residual width.
     return getattr(config, _LAYOUTS[config.model_type].width_key) or 4 * config.hidden_size
 
 

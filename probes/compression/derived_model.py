@@ -1,4 +1,4 @@
-"""A relative in the making: a plain Hugging Face model beside the slip that says what it is."""
+"""Derived models: a Hugging Face model with its tokenizer and provenance."""
 
 import os
 import secrets
@@ -26,7 +26,7 @@ from probes.models.provenance import (
 
 @dataclass(frozen=True, eq=False)
 class DerivedModel:
-    """A Hugging Face causal model with its name, its tokenizer and how it was made."""
+    """A Hugging Face causal model with its name, tokenizer and provenance."""
 
     name: str
     hf_model: Any = field(repr=False)
@@ -34,7 +34,7 @@ class DerivedModel:
     provenance: Provenance
 
     def to_model(self) -> Model:
-        """Return a copy that every probe takes."""
+        """Return a copy as a `Model`."""
         origin = (
             f"{self.provenance.kind} from {self.provenance.parent}"
             if self.provenance.parent
@@ -49,24 +49,29 @@ class DerivedModel:
         )
 
     def save(self, folder: str | Path) -> Path:
-        """Write it as a folder that `load` takes; all of it, or nothing."""
+        """Write a folder for `load`, atomically.
+
+        Raises:
+            ModelError: The folder holds something other than a model.
+            FigureError: The folder cannot be written.
+        """
         folder = Path(folder)
 
-        def fill(draft: Path) -> None:
+        def write(draft: Path) -> None:
             self.hf_model.save_pretrained(draft)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(draft)
             write_provenance(self.provenance, draft)
 
-        write_folder_atomic(folder, fill)
+        write_folder_atomic(folder, write)
         return folder
 
 
 def load_parent(name: str | Path | DerivedModel, *, dtype: str = "float32") -> DerivedModel:
-    """Read the plain model that a relative is to be made from; a Relative is given back.
+    """Load the model to derive from; a `DerivedModel` is returned unchanged.
 
     Raises:
-        ModelError: The name is unknown, or its weights are missing, broken or no numbers.
+        ModelError: The name is unknown, or weights are missing or not finite.
     """
     if isinstance(name, DerivedModel):
         return name
@@ -74,33 +79,33 @@ def load_parent(name: str | Path | DerivedModel, *, dtype: str = "float32") -> D
     hf_model, tokenizer = load_hf_model(source, parse_dtype(dtype))
     check_finite(hf_model, str(name))
     folder = Path(source)
-    made = read_provenance(folder) if folder.is_dir() else None
-    bits = folder_storage(folder) if folder.is_dir() else dense_storage(hf_model, bits=16)
-    return DerivedModel(
-        folder.name, hf_model.eval(), tokenizer, made or Provenance("trained", "", bits)
-    )
+    provenance = read_provenance(folder) if folder.is_dir() else None
+    if provenance is None:
+        cost = folder_storage(folder) if folder.is_dir() else dense_storage(hf_model, bits=16)
+        provenance = Provenance("trained", "", cost)
+    return DerivedModel(folder.name, hf_model.eval(), tokenizer, provenance)
 
 
 def dense_storage(hf_model: nn.Module, *, bits: int) -> StorageCost:
-    """Count the bits of a model all of whose weights are kept with so many bits each."""
-    found = {"weights": 0.0, "embeddings": 0.0, "other": 0.0}
-    for name, weight in hf_model.named_parameters():  # Tied weights are named once.
-        found[storage_part(name, weight.ndim)] += weight.numel() * bits
-    return StorageCost(**found)
+    """Return the storage cost of a model whose weights all have the same number of bits."""
+    parts = {"weights": 0.0, "embeddings": 0.0, "other": 0.0}
+    for name, weight in hf_model.named_parameters():  # Lists tied weights once.
+        parts[storage_part(name, weight.ndim)] += weight.numel() * bits
+    return StorageCost(**parts)
 
 
 def write_folder_atomic(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `fill` write a folder beside the place, and put it there when it is whole.
+    """Write a model folder to a temporary place and move it when complete.
 
-    What stood there before stays until then, and stays for good where `fill` fails.
+    An existing model is replaced then, and kept if `write` fails.
 
     Raises:
-        ModelError: Something that is no model's folder stands in the place.
-        FigureError: It could not be written.
+        ModelError: The folder holds something other than a model.
+        FigureError: The folder cannot be written.
     """
     if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
         raise ModelError(
-            f"{str(folder)!r} holds something else than a model: give another place for it"
+            f"{str(folder)!r} holds something other than a model: choose another folder"
         )
     draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
     try:
@@ -124,6 +129,7 @@ def write_folder_atomic(folder: Path, write: Callable[[Path], None]) -> None:
 
 @torch.no_grad()
 def zero_fraction(hf_model: nn.Module) -> float:
-    """Return the share of weights in the layers' matrices that are exactly zero, 0 to 1."""
-    rows = [w for n, w in hf_model.named_parameters() if storage_part(n, w.ndim) == "weights"]
-    return sum(float((w == 0).sum()) for w in rows) / max(sum(w.numel() for w in rows), 1)
+    """Return the fraction of weights in the layers' matrices that are exactly 0."""
+    matrices = [w for n, w in hf_model.named_parameters() if storage_part(n, w.ndim) == "weights"]
+    total = sum(weight.numel() for weight in matrices)
+    return sum(float((weight == 0).sum()) for weight in matrices) / max(total, 1)

@@ -1,4 +1,4 @@
-"""compression.storage."""
+"""Storage cost of a loaded model."""
 
 import copy
 from typing import Any
@@ -11,18 +11,18 @@ from probes.models.provenance import Rate
 
 
 def measure_rate(model: Model) -> Rate:
-    """Count what a model takes to store."""
-    inside = to_hf_model(model)
+    """Return the storage cost of a model."""
+    hf_model = to_hf_model(model)
     return Rate(
-        storage=model.provenance.storage if model.provenance else dense_storage(inside, bits=16),
-        density=1 - zero_fraction(inside),
-        parameters=sum(weight.numel() for weight in inside.parameters()),
+        storage=model.provenance.storage if model.provenance else dense_storage(hf_model, bits=16),
+        density=1 - zero_fraction(hf_model),
+        parameters=sum(weight.numel() for weight in hf_model.parameters()),
         is_recorded=model.provenance is not None,
     )
 
 
 def to_hf_model(model: Model) -> Any:  # noqa: ANN401
-    """Return a plain Hugging Face model with a model's weights, each named once."""
+    """Return a new Hugging Face model with the weights of a `Model`."""
     from transformers import AutoModelForCausalLM
 
     weights = {
@@ -30,8 +30,8 @@ def to_hf_model(model: Model) -> Any:  # noqa: ANN401
         for name, weight in model.bridge.original_model.state_dict().items()
     }
     config = copy.deepcopy(model.config)
-    with torch.random.fork_rng(devices=[]):  # Fresh weights are drawn only to be overwritten.
+    with torch.random.fork_rng(devices=[]):  # Initial weights are random, and overwritten below.
         hf_model = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
-    # The wrapper may list parts of a matrix beside it.
+    # The bridge may list parts of a matrix as well.
     hf_model.load_state_dict({name: weights[name] for name in hf_model.state_dict()})
     return hf_model.eval()

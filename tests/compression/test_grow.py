@@ -1,4 +1,4 @@
-"""Growing: what stays the same, which layers are new, and that they learn."""
+"""Growth: unchanged logits, new layers, their gradients, and refusals."""
 
 import copy
 import math
@@ -40,7 +40,7 @@ def same(one, other):
 
 
 def step(hf_model):
-    """Take one step of plain descent on the next token."""
+    """One step of gradient descent on the next token."""
     hf_model(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
     with torch.no_grad():
         for weight in hf_model.parameters():
@@ -53,10 +53,10 @@ def step(hf_model):
 
 @pytest.mark.parametrize("how", ["identity", "fresh"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_layers_that_write_nothing_change_no_logit(kind, how):
+def test_layers_with_zero_output_change_no_logit(kind, how):
     origin = bare(kind)
     before = copy.deepcopy(origin.hf_model)
-    found = grow(origin, how, layers=5)
+    found = grow(origin, how, 5)
     assert len(layers_of(found.hf_model, kind)) == found.hf_model.config.num_hidden_layers == 5
     assert torch.equal(logits(found.hf_model), logits(origin.hf_model))
     assert same(origin.hf_model, before)
@@ -73,11 +73,11 @@ def test_new_layers_are_spread_evenly():
         (6, [1, 3, 5], [0, 0, 1, 1, 2, 2]),
         (8, [1, 3, 4, 6, 7], [0, 0, 1, 1, 1, 2, 2, 2]),
     ]:
-        settings = grow(bare("llama"), layers=layers).provenance.settings
+        settings = grow(bare("llama"), size=layers).provenance.settings
         assert (settings["new_layers"], settings["from_layer"]) == (new, source)
 
 
-def test_new_layers_go_where_they_are_wanted():
+def test_new_layers_follow_the_given_layers():
     origin = bare("llama")
     found = grow(origin, "fresh", insert_after=[0, 0, 2])
     assert found.provenance.settings["new_layers"] == [1, 2, 5]
@@ -87,7 +87,7 @@ def test_new_layers_go_where_they_are_wanted():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_copied_layer_reads_as_its_source_does_and_a_fresh_one_does_not(kind):
+def test_an_identity_layer_copies_the_input_weights_and_a_fresh_one_does_not(kind):
     origin = bare(kind)
     writers = ("o_proj", "down_proj", "c_proj", "attention.dense", "4h_to_h")
     for how in ("identity", "fresh"):
@@ -112,18 +112,18 @@ def test_new_layers_learn(kind, how):
     written = {n for n, w in before.items() if not w.any() and n.endswith("weight")}
     assert written
     assert written <= changed
-    # What only reads waits for the writing: it follows at the next step.
+    # Input weights have gradients only once output weights are nonzero, from the second step.
     step(found.hf_model)
     moved = {n for n, w in new.named_parameters() if not torch.equal(w, before[n])}
     assert {n for n in before if n.endswith("weight")} <= moved
 
 
-def test_stacking_says_which_layers_come_twice():
+def test_stacking_repeats_the_middle_layers():
     assert stack_layers(4, 6) == ([0, 1, 2, 1, 2, 3], [3, 4])
     assert stack_layers(3, 4) == ([0, 1, 1, 2], [2])
     assert stack_layers(3, 5) == ([0, 1, 2, 1, 2], [3, 4])
     assert stack_layers(2, 4) == ([0, 1, 0, 1], [2, 3])
-    # As published: 32 layers, of which the last and the first 8 are left out of two copies.
+    # As published: two copies of 32 layers, without the last and the first 8.
     order, new = stack_layers(32, 48)
     assert order == [*range(24), *range(8, 32)]
     assert new == list(range(24, 40))
@@ -132,7 +132,7 @@ def test_stacking_says_which_layers_come_twice():
 @pytest.mark.parametrize("kind", KINDS)
 def test_stacked_layers_are_copies(kind):
     origin = bare(kind)
-    found = grow(origin, "stack", layers=4)
+    found = grow(origin, "stack", 4)
     old, new = layers_of(origin.hf_model, kind), layers_of(found.hf_model, kind)
     for layer, source in enumerate([0, 1, 1, 2]):
         assert same(new[layer], old[source])
@@ -141,9 +141,9 @@ def test_stacked_layers_are_copies(kind):
     assert float((logits(found.hf_model) - logits(origin.hf_model)).abs().max()) > 1e-3
 
 
-def test_each_layer_keeps_keys_and_values_of_its_own():
-    """A copied layer that kept its old number would read the cache of another."""
-    found = grow(bare("llama"), "stack", layers=6).hf_model
+def test_each_layer_has_its_own_key_value_cache():
+    """A copied layer with its old index would read the cache of another layer."""
+    found = grow(bare("llama"), "stack", 6).hf_model
     assert [layer.self_attn.layer_idx for layer in found.model.layers] == list(range(6))
     with torch.no_grad():
         cached = found(input_ids=IDS, use_cache=True).logits
@@ -159,7 +159,7 @@ def test_wider_mlps_compute_the_same(kind, width):
     origin = bare(kind)
     before = copy.deepcopy(origin.hf_model)
     neurons = 128 if kind == "gpt2" else 64
-    found = grow(origin, "wider", width=neurons + width)
+    found = grow(origin, "wider", neurons + width)
     assert float((logits(found.hf_model) - logits(origin.hf_model)).abs().max()) <= 1e-5
     assert same(origin.hf_model, before)
     assert found.to_model().shape.layers == 3
@@ -170,9 +170,9 @@ def test_wider_mlps_compute_the_same(kind, width):
     )
 
 
-def test_copied_neurons_share_out_what_they_write_and_learn_apart():
+def test_copied_neurons_divide_their_output_weights_and_learn_differently():
     origin = bare("llama")
-    found = grow(origin, "wider", width=128)
+    found = grow(origin, "wider", 128)
     mlp, old = found.hf_model.model.layers[0].mlp, origin.hf_model.model.layers[0].mlp
     assert torch.equal(mlp.gate_proj.weight[:64], old.gate_proj.weight)
     pairs = [
@@ -189,38 +189,33 @@ def test_copied_neurons_share_out_what_they_write_and_learn_apart():
     assert not any(torch.equal(mlp.up_proj.weight[n], mlp.up_proj.weight[m]) for n, m in pairs)
 
 
-# --- all of them
+# --- all methods
 
 
-WAYS = [
-    ("identity", {"layers": 5}),
-    ("fresh", {"layers": 5}),
-    ("stack", {"layers": 5}),
-    ("wider", {"width": 200}),
-]
+WAYS = [("identity", 5), ("fresh", 5), ("stack", 5), ("wider", 200)]
 
 
-@pytest.mark.parametrize(("how", "settings"), WAYS)
-def test_one_seed_gives_one_model(how, settings):
-    one, again, other = (grow(bare("llama"), how, **settings, seed=seed) for seed in (1, 1, 2))
+@pytest.mark.parametrize(("how", "size"), WAYS)
+def test_one_seed_gives_one_model(how, size):
+    one, again, other = (grow(bare("llama"), how, size, seed=seed) for seed in (1, 1, 2))
     assert same(one.hf_model, again.hf_model)
     assert one.provenance == again.provenance
     assert same(one.hf_model, other.hf_model) == (how in ("identity", "stack"))
 
 
-def test_growing_draws_from_no_shared_stream():
+def test_the_random_state_of_the_process_is_restored():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    grow(bare("llama"), "fresh", layers=5)
+    grow(bare("llama"), "fresh", 5)
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize(("how", "settings"), WAYS)
+@pytest.mark.parametrize(("how", "size"), WAYS)
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "neox"])
-def test_what_grew_is_counted_saved_and_loaded(tmp_path, kind, how, settings):
+def test_a_grown_model_is_counted_saved_and_loaded(tmp_path, kind, how, size):
     origin = bare(kind)
-    found = grow(origin, how, **settings)
+    found = grow(origin, how, size)
     assert found.provenance.storage == dense_storage(found.hf_model, bits=16)
     assert found.provenance.storage.weights > origin.provenance.storage.weights
     assert found.provenance.storage.embeddings == origin.provenance.storage.embeddings
@@ -231,9 +226,9 @@ def test_what_grew_is_counted_saved_and_loaded(tmp_path, kind, how, settings):
     assert torch.equal(model.logits(IDS, mask), found.to_model().logits(IDS, mask))
 
 
-def test_a_grown_family_member_answers_as_before(tmp_path, monkeypatch):
+def test_a_grown_family_member_has_the_same_logits(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = grow("distilled", layers=4)
+    found = grow("distilled", size=4)
     found.save(tmp_path / "runs" / "relatives" / found.name)
     new, old = probes.load("distilled-identity-4"), probes.load("distilled")
     batch = tokenize(old.tokenizer, probes.pattern("take-away").sample_questions(8, seed=0))
@@ -245,41 +240,36 @@ def test_a_grown_family_member_answers_as_before(tmp_path, monkeypatch):
 
 def test_growth_can_be_repeated():
     origin = bare("llama")
-    found = grow(grow(grow(origin, layers=4), "wider", width=100), "fresh", insert_after=[3])
+    found = grow(grow(grow(origin, size=4), "wider", 100), "fresh", insert_after=[3])
     assert found.provenance.parent == "llama-identity-4-wider-100"
     assert float((logits(found.hf_model) - logits(origin.hf_model)).abs().max()) <= 1e-5
 
 
-# --- what is refused
+# --- refusals
 
 
 @pytest.mark.parametrize(
     ("how", "settings", "message"),
     [
         ("deeper", {}, r"'deeper'.*identity, fresh, stack, wider"),
-        ("identity", {}, r"needs insert_after or layers, and nothing was given"),
-        (
-            "identity",
-            {"layers": 5, "insert_after": [0]},
-            r"insert_after, layers was given: give insert_after or layers alone",
-        ),
-        ("identity", {"width": 99}, r"needs insert_after or layers, and width was given"),
-        ("stack", {"insert_after": [0]}, r"needs layers, and insert_after was given"),
-        ("wider", {"layers": 5}, r"needs width, and layers was given"),
-        ("identity", {"layers": 3}, r"has 3 layers and is to grow to 3: give more than 3"),
-        ("stack", {"layers": 2}, r"has 3 layers and is to grow to 2"),
-        ("stack", {"layers": 7}, r"at most 6, and 7 were asked for: stack what comes of it"),
-        ("wider", {"width": 64}, r"has 64 neurons a layer and is to grow to 64"),
+        ("identity", {}, r"needs either size or insert_after, and neither was given"),
+        ("identity", {"size": 5, "insert_after": [0]}, r"size or insert_after, and both were"),
+        ("stack", {"insert_after": [0]}, r"'stack' does not use insert_after: give size"),
+        ("wider", {"insert_after": [0]}, r"'wider' does not use insert_after"),
+        ("identity", {"size": 3}, r"has 3 layers, and size is 3: give more than 3"),
+        ("stack", {"size": 2}, r"has 3 layers, and size is 2"),
+        ("stack", {"size": 7}, r"at most 6, and 7 were asked for: grow the result again"),
+        ("wider", {"size": 64}, r"has 64 neurons per layer, and size is 64"),
         (
             "identity",
             {"insert_after": [0, 3]},
-            r"behind \[3\]: give numbers of the old layers, 0 to 2",
+            r"after \[3\]: give indices of the old layers, 0 to 2",
         ),
-        ("fresh", {"insert_after": [-1]}, r"behind \[-1\]"),
-        ("fresh", {"insert_after": []}, r"behind no layer"),
+        ("fresh", {"insert_after": [-1]}, r"after \[-1\]"),
+        ("fresh", {"insert_after": []}, r"after no layer"),
     ],
 )
-def test_dials_that_do_not_fit_are_refused(how, settings, message):
+def test_sizes_that_do_not_fit_are_refused(how, settings, message):
     with pytest.raises(ModelError, match=message):
         grow(bare("llama"), how, **settings)
 
@@ -288,23 +278,23 @@ def test_broken_weights_are_refused():
     origin = bare("llama")
     origin.hf_model.model.norm.weight.data[0] = math.nan
     with pytest.raises(ModelError, match=r"model\.norm.*NaN"):
-        grow(origin, layers=4)
+        grow(origin, size=4)
 
 
-def test_attention_scaled_by_the_layers_number_is_refused():
+def test_attention_scaled_by_the_layer_index_is_refused():
     origin = bare("gpt2", scale_attn_by_inverse_layer_idx=True)
-    with pytest.raises(ModelError, match=r"scales its attention.*take 'wider'"):
-        grow(origin, layers=4)
-    assert grow(origin, "wider", width=130).provenance.settings["width"] == 130
+    with pytest.raises(ModelError, match=r"scales its attention.*use 'wider'"):
+        grow(origin, size=4)
+    assert grow(origin, "wider", 130).provenance.settings["width"] == 130
 
 
-def test_other_kinds_of_model_are_refused():
+def test_other_architectures_are_refused():
     origin = bare("llama")
     origin.hf_model.config.model_type = "opt"
     with pytest.raises(ModelError, match=r"'opt' model.*llama, gpt2, gpt_neox"):
-        grow(origin, layers=4)
+        grow(origin, size=4)
 
 
 def test_an_unknown_source_is_refused():
     with pytest.raises(ModelError, match="No model 'fulll'"):
-        grow("fulll", layers=5)
+        grow("fulll", size=5)

@@ -1,4 +1,4 @@
-"""Pruning: what is set to zero, how much of it, and what it takes to store the rest."""
+"""Pruning: masks, methods, storage cost and refusals."""
 
 import copy
 import math
@@ -18,7 +18,7 @@ from probes.compression.pruning.masks import (
     nonzero_masks,
     random_masks_like,
 )
-from probes.compression.pruning.prune import METHOD_SCOPES, prune
+from probes.compression.pruning.prune import METHOD_SCOPES, PruningSettings, prune
 from probes.errors import ModelError
 from probes.models.provenance import Provenance
 from probes.observe.activations import capture
@@ -37,11 +37,12 @@ def bare(kind, seed=0, **overrides):
     )
 
 
-def pruned(origin, share, method, scope=None, **more):
-    if method in NEEDS_TEXTS:
-        pytest.importorskip("torchao") if method == "wanda" else None
-        more["calibration"] = IDS
-    return prune(origin, share, method=method, scope=scope, **more)
+def pruned(origin, fraction, method, scope=None, seed=0):
+    if method == "wanda":
+        pytest.importorskip("torchao")
+    calibration = IDS if method in NEEDS_TEXTS else None
+    settings = PruningSettings(scope=scope, seed=seed)
+    return prune(origin, fraction, method=method, calibration=calibration, settings=settings)
 
 
 def same(one, other):
@@ -76,7 +77,7 @@ def test_only_matrices_of_the_layers_have_masks(kind):
     assert counted * 16 == dense_storage(hf_model, bits=16).weights
 
 
-def test_the_smallest_weights_go_in_each_matrix_or_over_all_of_them():
+def test_magnitude_masks_prune_the_smallest_weights_of_each_matrix_or_of_all():
     hf_model = tiny_hf("llama", 0)
     own = {name: weight.detach().abs() for name, weight in layer_matrices(hf_model).items()}
     edge = torch.cat([w.flatten() for w in own.values()]).sort().values
@@ -89,7 +90,7 @@ def test_the_smallest_weights_go_in_each_matrix_or_over_all_of_them():
         )
 
 
-def test_masking_leaves_the_model_alone():
+def test_magnitude_masks_do_not_change_the_model():
     hf_model = tiny_hf("llama", 0)
     before = copy.deepcopy(hf_model)
     magnitude_masks(hf_model, 0.5, within=magnitude_masks(hf_model, 0.2))
@@ -98,25 +99,25 @@ def test_masking_leaves_the_model_alone():
 
 
 @pytest.mark.parametrize("scope", ["global", "layer"])
-def test_rounds_of_pruning_are_nested_and_take_a_share_of_what_is_left(scope):
+def test_rounds_of_pruning_are_nested_and_prune_a_fraction_of_the_remaining_weights(scope):
     hf_model, masks = tiny_hf("llama", 0), None
     for done in range(1, 4):
         new = magnitude_masks(hf_model, 0.2, scope=scope, within=masks)
         assert masks is None or within(new, masks)
         assert density(new) == pytest.approx(0.8**done, abs=1e-3)
         masks = new
-        # Weights move between the rounds, and the masked ones may grow.
+        # Training between rounds moves weights, also masked ones.
         for weight in layer_matrices(hf_model).values():
             weight.data = weight.data.roll(1, 0)
 
 
-def test_random_masks_keep_as_many_of_every_matrix_at_other_places():
+def test_random_masks_keep_the_same_number_of_weights_of_each_matrix():
     masks = magnitude_masks(tiny_hf("llama", 0), 0.7)
     one, again, other = (random_masks_like(masks, seed=seed) for seed in (3, 3, 4))
     assert {n: int(m.sum()) for n, m in one.items()} == {n: int(m.sum()) for n, m in masks.items()}
     assert all(torch.equal(one[name], again[name]) for name in masks)
     assert not any(torch.equal(one[name], other[name]) for name in masks)
-    # By chance three in ten of what is kept are the same.
+    # The expected overlap of two random masks is 0.3.
     both = sum(int((one[n] & m).sum()) for n, m in masks.items())
     assert both / sum(int(m.sum()) for m in masks.values()) == pytest.approx(0.3, abs=0.02)
 
@@ -128,7 +129,7 @@ def test_random_masks_of_two_matrices_of_one_shape_differ():
     assert torch.equal(random_masks_like({"b": masks["b"]} | masks, seed=0)["a"], drawn["a"])
 
 
-def test_masked_weights_are_exactly_zero_and_the_others_as_they_were():
+def test_masked_weights_are_exactly_zero_and_the_others_unchanged():
     hf_model = tiny_hf("gpt2", 0)
     before = {name: weight.detach().clone() for name, weight in layer_matrices(hf_model).items()}
     masks = magnitude_masks(hf_model, 0.5)
@@ -142,7 +143,7 @@ def test_storage_takes_the_cheapest_index_of_each_matrix():
     hf_model = tiny_hf("llama", 0)
     masks = {n: torch.ones_like(m) for n, m in nonzero_masks(hf_model).items()}
     assert masked_storage(hf_model, masks) == dense_storage(hf_model, bits=16)
-    name = "model.layers.0.self_attn.q_proj.weight"  # 32 x 32: places of 10 bits
+    name = "model.layers.0.self_attn.q_proj.weight"  # 32 x 32: positions of 10 bits
     whole = dense_storage(hf_model, bits=16).weights
     for kept, index in [(1024, 0), (1023, 1024), (103, 1024), (102, 1020), (1, 10), (0, 0)]:
         masks[name] = (torch.arange(1024) < kept).reshape(32, 32)
@@ -167,7 +168,7 @@ def test_masks_of_another_model_are_refused():
 
 @pytest.mark.parametrize(("method", "scope"), EVERY)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_share_of_the_weights_is_zero_and_the_rest_as_it_was(kind, method, scope):
+def test_a_fraction_of_the_weights_is_zero_and_the_rest_unchanged(kind, method, scope):
     origin = bare(kind)
     before = copy.deepcopy(origin.hf_model)
     found = pruned(origin, 0.5, method, scope)
@@ -193,16 +194,16 @@ def test_one_seed_gives_one_model(method, scope):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.8, 1.0])
-def test_shares_are_hit_within_rounding(share):
+def test_fractions_are_exact_within_rounding(share):
     origin = bare("llama")
     total = sum(w.numel() for w in layer_matrices(origin.hf_model).values())
     for scope, slack in (("global", 0.5 / total), ("layer", 0.5 / 1024)):
-        found = prune(origin, share, scope=scope)
+        found = prune(origin, share, settings=PruningSettings(scope=scope))
         assert found.provenance.settings["zeros"] == pytest.approx(share, abs=slack)
     assert found.provenance.settings["share"] == share
 
 
-def test_a_later_share_counts_what_was_zero_before():
+def test_a_later_fraction_includes_the_weights_that_were_zero():
     origin = bare("llama")
     steps = prune(prune(origin, 0.3), 0.6)
     assert same(steps.hf_model, prune(origin, 0.6).hf_model)
@@ -210,8 +211,8 @@ def test_a_later_share_counts_what_was_zero_before():
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_wanda_drops_the_least_of_weight_times_input_norm_in_each_row(kind):
-    """Against the inputs as a hook on the plain model sees them."""
+def test_wanda_prunes_the_smallest_weight_times_input_norm_in_each_row(kind):
+    """Compared with inputs recorded by a hook on the Hugging Face model."""
     origin = bare(kind)
     name = {"llama": "model.layers.1.mlp.down_proj", "gpt2": "transformer.h.1.mlp.c_proj"}[kind]
     seen = []
@@ -227,8 +228,8 @@ def test_wanda_drops_the_least_of_weight_times_input_norm_in_each_row(kind):
     assert torch.equal((found if kind == "llama" else found.T) != 0, score >= edge)
 
 
-def test_wanda_matters_only_where_inputs_differ():
-    """With one norm for all inputs it would be magnitude; here it is not."""
+def test_wanda_differs_from_magnitude_where_input_norms_differ():
+    """With equal input norms the two would be the same."""
     origin = bare("llama")
     by_input = nonzero_masks(pruned(origin, 0.5, "wanda", "layer").hf_model)
     by_size = magnitude_masks(origin.hf_model, 0.5, scope="layer")
@@ -237,7 +238,7 @@ def test_wanda_matters_only_where_inputs_differ():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_dropped_heads_write_nothing_and_are_the_ones_that_wrote_least(kind):
+def test_pruned_heads_had_the_smallest_output_and_write_nothing(kind):
     origin = bare(kind)
     model = origin.to_model()
     found = pruned(origin, 0.25, "heads", "layer")
@@ -252,7 +253,7 @@ def test_dropped_heads_write_nothing_and_are_the_ones_that_wrote_least(kind):
 
 
 def written_by_head(model, layer):
-    """Root mean square length over tokens, from the bridge's own output matrices."""
+    """Root mean square norm over tokens, from the bridge's output matrices."""
     kept = {}
     with model.editing({f"blocks.{layer}.attn.hook_z": lambda z: kept.update(z=z.clone())}):
         model.logits(IDS, torch.ones_like(IDS, dtype=torch.bool))
@@ -261,8 +262,8 @@ def written_by_head(model, layer):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_dropping_silent_neurons_changes_no_logit(kind):
-    """Half of the neurons write nothing beforehand: these go, and are stored no more."""
+def test_pruning_neurons_with_zero_output_changes_no_logit(kind):
+    """Half of the neurons have zero output weights: these are pruned and not stored."""
     origin = bare(kind)
     part = {"gpt2": "c_proj", "neox": "dense_4h_to_h"}.get(kind, "down_proj")
     for name, weight in layer_matrices(origin.hf_model).items():
@@ -280,7 +281,7 @@ def test_dropping_silent_neurons_changes_no_logit(kind):
     assert found.provenance.storage.mask_index == 3 * neurons
 
 
-def test_a_shared_key_goes_only_with_all_heads_that_read_it():
+def test_a_key_head_is_pruned_only_with_all_its_query_heads():
     origin = bare("llama-gqa")
     found = pruned(origin, 0.5, "heads", "global")
     dropped = set(lost(found))
@@ -291,7 +292,7 @@ def test_a_shared_key_goes_only_with_all_heads_that_read_it():
         assert gone == both
 
 
-def test_heads_and_then_neurons_are_stored_by_row():
+def test_pruned_heads_and_neurons_are_indexed_by_unit():
     origin = bare("llama")
     heads = pruned(origin, 0.5, "heads", "layer")
     assert heads.provenance.storage.mask_index == 3 * 4
@@ -300,15 +301,16 @@ def test_heads_and_then_neurons_are_stored_by_row():
     assert both.provenance.storage.weights == dense_storage(origin.hf_model, bits=8).weights
 
 
-def test_random_follows_another_mask_matrix_by_matrix():
+def test_random_pruning_matches_the_number_of_weights_of_another_model():
     origin = bare("llama")
     target = prune(origin, 0.7)
-    found = prune(origin, method="random", like=target, seed=5)
+    found = prune(origin, method="random", settings=PruningSettings(like=target, seed=5))
     for name, weight in layer_matrices(found.hf_model).items():
         assert int((weight != 0).sum()) == int((layer_matrices(target.hf_model)[name] != 0).sum())
     assert found.provenance.settings["like"] == "llama-magnitude-0.7"
     assert found.provenance.settings["share"] == pytest.approx(0.7, abs=1e-4)
-    by_masks = prune(origin, method="random", like=nonzero_masks(target.hf_model), seed=5)
+    masks = nonzero_masks(target.hf_model)
+    by_masks = prune(origin, method="random", settings=PruningSettings(like=masks, seed=5))
     assert same(by_masks.hf_model, found.hf_model)
 
 
@@ -328,9 +330,7 @@ def test_a_pruned_family_member_is_saved_and_loaded_by_name(tmp_path, monkeypatc
 
 def test_heads_are_scored_on_the_questions_of_a_pattern_without_padding():
     origin = load_parent("distilled")
-    found = prune(
-        origin, 0.25, method="heads", scope="layer", calibration=probes.pattern("take-away")
-    )
+    found = prune(origin, 0.25, method="heads", calibration=probes.pattern("take-away"))
     assert found.provenance.settings["texts"] == 64
     batch = tokenize(origin.tokenizer, probes.pattern("take-away").sample_questions(64, seed=0))
     assert found.provenance.settings["tokens"] == int(batch.mask.sum())
@@ -346,17 +346,17 @@ def test_heads_are_scored_on_the_questions_of_a_pattern_without_padding():
         assert lost(found)[layer] == f"L{layer}.H{least}"
 
 
-def test_texts_of_any_length_can_be_scored_on():
+def test_calibration_texts_may_differ_in_length():
     found = prune("distilled", 0.5, method="neurons", calibration=["Tom has 5 foxes.", "Ann"])
     assert found.provenance.settings["texts"] == 2
 
 
-# --- what is refused
+# --- refusals
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, math.nan, None])
-def test_a_share_outside_0_to_1_is_refused(share):
-    with pytest.raises(ModelError, match=r"share.*0 \(none\) to 1 \(all\)"):
+def test_a_fraction_outside_0_to_1_is_refused(share):
+    with pytest.raises(ModelError, match=r"fraction to prune is .*0 \(none\) to 1 \(all\)"):
         prune(bare("llama"), share)
 
 
@@ -364,7 +364,7 @@ def test_unknown_methods_and_scopes_are_listed():
     with pytest.raises(ModelError, match=r"'magnitud'.*magnitude, wanda, heads, neurons, random"):
         prune(bare("llama"), 0.5, method="magnitud")
     with pytest.raises(ModelError, match=r"'wanda' does not rank by 'global'.*row, layer"):
-        prune(bare("llama"), 0.5, method="wanda", scope="global")
+        prune(bare("llama"), 0.5, method="wanda", settings=PruningSettings(scope="global"))
     with pytest.raises(ModelError, match=r"scope 'row'.*global, layer"):
         magnitude_masks(tiny_hf("llama", 0), 0.5, scope="row")
 
@@ -372,23 +372,25 @@ def test_unknown_methods_and_scopes_are_listed():
 def test_scoring_without_texts_or_a_tokenizer_is_refused():
     with pytest.raises(ModelError, match="no texts"):
         prune(bare("llama"), 0.5, method="heads")
-    with pytest.raises(ModelError, match="no texts"):
-        prune(bare("llama"), 0.5, method="neurons", calibration=[])
+    for empty in ([], torch.zeros(3, 0, dtype=torch.long)):
+        with pytest.raises(ModelError, match="no texts"):
+            prune(bare("llama"), 0.5, method="neurons", calibration=empty)
     with pytest.raises(ModelError, match=r"no tokenizer.*tokens"):
         prune(bare("llama"), 0.5, method="heads", calibration=["Tom has 5 foxes."])
     with pytest.raises(ModelError, match=r"tokens, and distilled takes \d+"):
         prune("distilled", 0.5, method="heads", calibration=["Tom has 5 foxes. " * 500])
 
 
-def test_random_masks_need_one_of_share_and_like():
+def test_random_masks_need_one_of_fraction_and_like():
     origin = bare("llama")
-    for more in ({}, {"fraction": 0.5, "like": origin}):
-        with pytest.raises(ModelError, match="either a share or"):
-            prune(origin, method="random", **more)
+    for fraction, like in ((None, None), (0.5, origin)):
+        with pytest.raises(ModelError, match="either a fraction or like"):
+            prune(origin, fraction, method="random", settings=PruningSettings(like=like))
     with pytest.raises(ModelError, match="leave out like"):
-        prune(origin, 0.5, like=origin)
+        prune(origin, 0.5, settings=PruningSettings(like=origin))
+    shallow = PruningSettings(like=bare("llama", num_hidden_layers=2))
     with pytest.raises(ModelError, match=r"layers\.2.*only in one"):
-        prune(origin, method="random", like=bare("llama", num_hidden_layers=2))
+        prune(origin, method="random", settings=shallow)
 
 
 @pytest.mark.parametrize("method", METHOD_SCOPES)
@@ -399,14 +401,14 @@ def test_broken_weights_are_refused(method):
         prune(origin, 0.5, method=method, calibration=IDS)
 
 
-def test_a_quantized_model_is_to_be_pruned_first():
+def test_a_quantized_model_is_refused():
     origin = bare("llama")
     made = Provenance("quantized", "full", origin.provenance.storage)
     with pytest.raises(ModelError, match="prune full first"):
         prune(DerivedModel("full-int8", origin.hf_model, None, made), 0.5)
 
 
-def test_heads_of_an_unknown_kind_of_model_are_refused():
+def test_heads_of_an_unknown_architecture_are_refused():
     from transformers import AutoModelForCausalLM, OPTConfig
 
     config = OPTConfig(

@@ -1,4 +1,4 @@
-"""A quantized model holds few values, all of them the library's, and says what they cost."""
+"""Quantization: rounding, backends, storage cost, files and refusals."""
 
 import copy
 import sys
@@ -10,10 +10,13 @@ from torch import nn
 
 import probes as pb
 from probes.compression.derived_model import DerivedModel, dense_storage, load_parent, zero_fraction
-from probes.compression.quantization.layers import conv1d_to_linear, linear_layers, weight_matrix
-from probes.compression.quantization.quantize import quantize
-from probes.compression.quantization.rounding import round_to_nearest
-from probes.compression.quantization.schemes import SCHEMES, parse_scheme
+from probes.compression.quantization.backends import (
+    conv1d_to_linear,
+    linear_layers,
+    weight_matrix,
+)
+from probes.compression.quantization.quantize import QuantizationSettings, quantize
+from probes.compression.quantization.schemes import SCHEMES, parse_scheme, round_to_nearest
 from probes.errors import ModelError
 from probes.models.provenance import Provenance
 from probes.prompts.batch import tokenize
@@ -65,14 +68,14 @@ def distilled():
 # --- rounding ------------------------------------------------------------------------------------
 
 
-def test_two_symmetric_bits_are_a_row_s_greatest_weight_its_opposite_and_zero():
+def test_two_symmetric_bits_have_the_levels_minus_max_zero_and_max():
     weight = torch.tensor([[4.0, -3.0, 1.9, 0.0], [0.1, -0.2, 0.0, 0.05]])
     found = round_to_nearest(weight, bits=2, group=None, symmetric=True).dequantize()
-    # Half a step, as 0.1 is, goes to the even level.
+    # 0.1 is half a step, and rounds to the even level.
     assert torch.equal(found, torch.tensor([[4.0, -4.0, 0.0, 0.0], [0.0, -0.2, 0.0, 0.0]]))
 
 
-def test_two_bits_with_a_zero_point_are_four_even_steps_from_the_least_to_the_greatest():
+def test_two_bits_with_a_zero_point_have_four_levels_from_minimum_to_maximum():
     found = round_to_nearest(
         torch.tensor([[-1.0, 2.0, 0.4, 0.6, 0.0]]), bits=2, group=None, symmetric=False
     )
@@ -82,7 +85,7 @@ def test_two_bits_with_a_zero_point_are_four_even_steps_from_the_least_to_the_gr
 
 @pytest.mark.parametrize("bits", [2, 3, 8, 16])
 @pytest.mark.parametrize("group", [None, 8])
-def test_every_weight_goes_to_the_nearest_of_all_steps(bits, group):
+def test_every_weight_is_rounded_to_the_nearest_level(bits, group):
     weight = torch.randn(5, 24, generator=torch.Generator().manual_seed(0))
     found = round_to_nearest(weight, bits=bits, group=group, symmetric=True)
     for row in range(5):
@@ -118,7 +121,7 @@ def test_levels_fit_their_bits():
 
 @pytest.mark.parametrize("scheme", LIBRARIES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_linear_layer_holds_few_values_and_nothing_else_changes(kind, scheme):
+def test_every_linear_layer_has_at_most_2_to_the_bits_values_and_nothing_else_changes(kind, scheme):
     need(scheme)
     source = tiny(kind)
     before = copy.deepcopy(source.hf_model.state_dict())
@@ -132,9 +135,8 @@ def test_every_linear_layer_holds_few_values_and_nothing_else_changes(kind, sche
         for part in weight.unflatten(
             1, (-1, int(found.provenance.settings["group"] or weight.shape[1]))
         ):
-            # Products of one level with one scale differ in their last digit at most.
             assert all(len(g.unique()) <= 2**bits for g in part)
-        # An error without a bound below 1 would pass for nothing.
+        # The bound is below 1, so that the test can fail.
         old = weight_matrix(source.hf_model.get_submodule(name))
         assert 0 < float((weight - old).abs().max()) <= float(old.abs().max()) * 4 / 2**bits
     for key, weight in found.hf_model.state_dict().items():
@@ -144,22 +146,21 @@ def test_every_linear_layer_holds_few_values_and_nothing_else_changes(kind, sche
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_eight_bits_of_weights_alone_are_within_a_ten_thousandth_of_the_kernel(kind):
+def test_int8_is_within_1e_4_of_its_kernel(kind):
     need("int8")
     found = quantize(tiny(kind), "int8")
     assert found.provenance.kernel_gap is not None and found.provenance.kernel_gap <= 1e-4
     assert found.provenance.settings["fused"] == LINEARS[kind]
 
 
-def test_the_gap_is_that_of_a_kernel_which_rounds_what_it_reads():
+def test_a_kernel_that_rounds_activations_has_a_larger_gap():
     need("bnb-int8")
     exact, rough = quantize(tiny("llama"), "rtn-8"), quantize(tiny("llama"), "bnb-int8")
     assert exact.provenance.kernel_gap is None
     assert rough.provenance.kernel_gap is not None and 1e-3 < rough.provenance.kernel_gap < 1
 
 
-def test_the_gap_is_found_where_the_kernel_differs(monkeypatch):
-    """A kernel that is off by a known step shows as that step."""
+def test_the_gap_equals_a_known_shift_of_the_kernel(monkeypatch):
     need("int8")
     from torchao.quantization import quantize_
 
@@ -171,7 +172,7 @@ def test_the_gap_is_found_where_the_kernel_differs(monkeypatch):
     assert quantize(tiny("llama"), "int8").provenance.kernel_gap == pytest.approx(0.25, abs=1e-4)
 
 
-def test_a_row_of_torchao_s_and_of_the_reference_are_half_a_level_apart():
+def test_torchao_and_rtn_differ_by_at_most_one_step():
     need("int8")
     theirs, ours = rows(quantize(tiny("gpt2"), "int8")), rows(quantize(tiny("gpt2"), "rtn-8"))
     for name, weight in ours.items():
@@ -179,8 +180,8 @@ def test_a_row_of_torchao_s_and_of_the_reference_are_half_a_level_apart():
         assert bool(((theirs[name] - weight).abs() <= 1.01 * step).all())
 
 
-def test_four_bit_floats_are_the_nearest_of_their_table_across_rows():
-    """Widths that the blocks do not divide: a block begins in one row and ends in the next."""
+def test_nf4_takes_the_nearest_value_of_its_table_in_blocks_across_rows():
+    """Blocks do not divide these widths, so a block begins in one row and ends in the next."""
     need("nf4")
     from bitsandbytes.functional import get_4bit_type
 
@@ -194,7 +195,7 @@ def test_four_bit_floats_are_the_nearest_of_their_table_across_rows():
         assert torch.allclose(found[name].flatten(), nearest.flatten()[: flat.numel()], atol=1e-6)
 
 
-def test_transposed_layers_compute_the_same_as_linear_ones():
+def test_conv1d_layers_replaced_by_linear_ones_compute_the_same():
     source = tiny("gpt2")
     names = linear_layers(source.hf_model, "it")
     turned = conv1d_to_linear(copy.deepcopy(source.hf_model), names)
@@ -202,10 +203,10 @@ def test_transposed_layers_compute_the_same_as_linear_ones():
     assert torch.allclose(logits(turned), logits(source.hf_model), atol=1e-5)
 
 
-# --- what it costs -------------------------------------------------------------------------------
+# --- storage cost --------------------------------------------------------------------------------
 
 
-def test_bits_are_counted_by_hand():
+def test_bits_equal_a_count_by_hand():
     """Three layers of GPT-2, 32 wide: 12 matrices of 12 * 32 * 32 weights a layer."""
     count = 3 * 12 * 32 * 32
     outputs = 3 * (96 + 32 + 128 + 32)
@@ -213,7 +214,9 @@ def test_bits_are_counted_by_hand():
     whole = quantize(tiny("gpt2"), "rtn-3").provenance.storage
     assert (whole.weights, whole.scales, whole.zero_points) == (3 * count, 32 * outputs, 0)
     assert (whole.embeddings, whole.other, whole.mask_index) == (16 * embeddings, 16 * other, 0)
-    grouped = quantize(tiny("gpt2"), "rtn-3", group=16, symmetric=False).provenance.storage
+    grouped = quantize(
+        tiny("gpt2"), "rtn-3", QuantizationSettings(group=16, symmetric=False)
+    ).provenance.storage
     assert (grouped.scales, grouped.zero_points) == (32 * count / 16, 3 * count / 16)
 
 
@@ -232,7 +235,7 @@ def test_scales_of_the_libraries_are_counted(scheme, scales):
 
 def test_zero_points_of_torchao_are_counted():
     need("int4")
-    found = quantize(tiny("gpt2"), "int4", symmetric=False).provenance
+    found = quantize(tiny("gpt2"), "int4", QuantizationSettings(symmetric=False)).provenance
     assert (
         found.storage.zero_points == 4 * 1152
         and found.kernel_gap is not None
@@ -240,19 +243,19 @@ def test_zero_points_of_torchao_are_counted():
     )
 
 
-def test_embeddings_are_rounded_on_demand_and_stay_tied():
+def test_embeddings_are_rounded_on_request_and_stay_tied():
     source = tiny("llama", tie_word_embeddings=True)
-    found = quantize(source, "rtn-4", embeddings=True)
+    found = quantize(source, "rtn-4", QuantizationSettings(embeddings=True))
     table = found.hf_model.get_input_embeddings().weight
     assert found.hf_model.get_output_embeddings().weight is table
     assert max(len(row.unique()) for row in table.detach()) <= 15
     assert found.provenance.storage.embeddings == 97 * (32 * 4 + 32)
-    # Rounding the layers later leaves that alone.
+    # Quantizing the layers later does not change it.
     assert quantize(found, "rtn-8").provenance.storage.embeddings == 97 * (32 * 4 + 32)
 
 
 @pytest.mark.parametrize("scheme", LIBRARIES)
-def test_pruned_weights_stay_zero_and_take_no_room(scheme):
+def test_pruned_weights_stay_zero_and_are_not_stored(scheme):
     need(scheme)
     source = tiny("llama")
     with torch.no_grad():
@@ -273,12 +276,12 @@ def test_pruned_weights_stay_zero_and_take_no_room(scheme):
     assert (found.provenance.storage.mask_index, found.provenance.storage.embeddings) == (77.0, 2.0)
 
 
-# --- files, and every probe ----------------------------------------------------------------------
+# --- files and probes ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scheme", ["int8", "nf4", "rtn-3"])
 @pytest.mark.parametrize("kind", ["gpt2", "llama-gqa"])
-def test_a_saved_one_loads_with_the_same_logits_and_its_slip(kind, scheme, tmp_path):
+def test_a_saved_model_loads_with_the_same_logits_and_provenance(kind, scheme, tmp_path):
     need(scheme)
     found = quantize(tiny(kind), scheme)
     loaded = pb.load(found.save(tmp_path / "it"))
@@ -301,22 +304,22 @@ def test_the_same_input_gives_the_same_files(scheme, tmp_path):
 
 
 @pytest.mark.parametrize("scheme", LIBRARIES)
-def test_nobody_else_s_random_numbers_change(scheme):
+def test_the_random_state_of_the_process_is_restored(scheme):
     need(scheme)
     before = torch.get_rng_state()
     quantize(tiny("gpt2"), scheme)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_one_that_was_saved_can_be_quantized_again(tmp_path):
+def test_a_saved_quantized_model_can_be_quantized_again(tmp_path):
     once = quantize(tiny("llama"), "rtn-4")
     again = quantize(once.save(tmp_path / "once"), "rtn-4")
     assert again.name == "once-rtn-4" and again.provenance.storage == once.provenance.storage
-    # Steps that are hit exactly stay.
+    # Weights on a level stay there.
     assert torch.allclose(logits(again.hf_model), logits(once.hf_model), atol=1e-4)
 
 
-def test_probes_take_a_quantized_member_of_the_family(distilled):
+def test_probes_run_on_a_quantized_model(distilled):
     need("int4")
     model = quantize(distilled, "int4").to_model()
     pattern = pb.pattern("take-away")
@@ -327,7 +330,7 @@ def test_probes_take_a_quantized_member_of_the_family(distilled):
     assert pb.activation_patching(model, pairs, roles=["op"]) is not None
 
 
-def test_more_bits_are_nearer_to_the_parent(distilled):
+def test_more_bits_are_closer_to_the_parent(distilled):
     ids = torch.randint(800, (2, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         whole = distilled.hf_model(ids).logits
@@ -340,14 +343,14 @@ def test_more_bits_are_nearer_to_the_parent(distilled):
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason=f"no shared folder at {STORIES.parent}")
 @pytest.mark.parametrize("scheme", LIBRARIES)
-def test_a_real_model_with_shared_heads_and_odd_widths(scheme):
+def test_a_real_model_with_grouped_heads_and_odd_widths(scheme):
     need(scheme)
     found = quantize(STORIES, scheme)
     assert found.provenance.settings["linears"] == 5 * 7
     assert found.provenance.kernel_gap is None or found.provenance.kernel_gap < (
         1e-4 if scheme[:3] == "int" else 1
     )
-    # Rows are 64 and 172 wide, so that 32 divides but one of them.
+    # Rows are 64 and 172 wide; 32 divides only one of them.
     assert found.provenance.settings["group"] == (64 if scheme == "nf4" else None)
 
 
@@ -366,7 +369,7 @@ def test_a_real_model_with_shared_heads_and_odd_widths(scheme):
         ("gptq", "int8, int4, int2, bnb-int8, nf4"),
     ],
 )
-def test_an_unknown_scheme_is_refused_with_what_to_take(scheme, advice):
+def test_an_unknown_scheme_is_refused_with_a_suggestion(scheme, advice):
     with pytest.raises(ModelError, match=f"no scheme '{scheme}'.*{advice}"):
         quantize(tiny("llama"), scheme)
 
@@ -382,21 +385,21 @@ def test_an_unknown_scheme_is_refused_with_what_to_take(scheme, advice):
         ("nf4", {"group": 0}, "blocks of 0"),
         ("nf4", {"symmetric": False}, "no zero points.*rtn-4"),
         ("int8", {"symmetric": False}, "no zero points.*rtn-8"),
-        ("nf4", {"embeddings": True}, "leaves embeddings alone: take 'rtn-4'"),
+        ("nf4", {"embeddings": True}, "does not round embeddings: use 'rtn-4'"),
     ],
 )
-def test_dials_that_a_scheme_lacks_are_refused(scheme, settings, reason):
+def test_settings_that_a_scheme_lacks_are_refused(scheme, settings, reason):
     with pytest.raises(ModelError, match=reason):
-        quantize(tiny("llama"), scheme, **settings)
+        quantize(tiny("llama"), scheme, QuantizationSettings(**settings))
 
 
 def test_rows_that_are_shorter_than_a_block_are_refused():
-    """On a processor bitsandbytes would read them wrongly, in its kernel and back alike."""
-    with pytest.raises(ModelError, match="shortest row, which has 16: take 'rtn-4'"):
+    """On a CPU bitsandbytes misreads them, both in its kernel and when it dequantizes."""
+    with pytest.raises(ModelError, match="shortest row, which has 16: use 'rtn-4'"):
         parse_scheme("nf4", group=None, symmetric=True, widths={16, 64})
 
 
-def test_every_listed_scheme_is_one():
+def test_every_listed_scheme_parses():
     for name in SCHEMES:
         assert parse_scheme(name, group=None, symmetric=True, widths={64}).name == name
 
@@ -407,7 +410,7 @@ def test_a_missing_library_is_named_with_what_to_install(monkeypatch):
         quantize(tiny("llama"), "int8")
 
 
-def test_layers_that_a_library_passes_over_in_silence_are_refused(monkeypatch):
+def test_layers_that_a_library_skips_silently_are_refused(monkeypatch):
     need("int8")
     from torchao.quantization import quantize_
 
@@ -415,18 +418,18 @@ def test_layers_that_a_library_passes_over_in_silence_are_refused(monkeypatch):
         quantize_(hf_model, config, lambda m, name: filter_fn(m, name) and "v_proj" not in name)
 
     monkeypatch.setattr("torchao.quantization.quantize_", lazy)
-    with pytest.raises(ModelError, match=r"left 3 linear layers as they were.*v_proj"):
+    with pytest.raises(ModelError, match=r"skipped 3 linear layers.*v_proj"):
         quantize(tiny("llama"), "int8")
 
 
-def test_numbers_that_are_read_back_wrongly_are_refused(monkeypatch):
+def test_wrongly_dequantized_weights_are_refused(monkeypatch):
     need("nf4")
     from bitsandbytes.functional import dequantize_4bit
 
     monkeypatch.setattr(
         "bitsandbytes.functional.dequantize_4bit", lambda *given: dequantize_4bit(*given).flip(0)
     )
-    with pytest.raises(ModelError, match=r"does not give back .*q_proj"):
+    with pytest.raises(ModelError, match=r"changes .*q_proj.* by more than rounding"):
         quantize(tiny("llama"), "nf4")
 
 
@@ -438,8 +441,8 @@ def test_a_model_without_linear_layers_is_refused():
         quantize(source, "rtn-4")
 
 
-def test_matrices_of_no_linear_layer_are_refused():
-    """Experts that share one tensor would stay as they are, and nobody would know."""
+def test_matrices_outside_of_linear_layers_are_refused():
+    """Experts that share one tensor would silently stay as they are."""
     source = tiny("llama")
     source.hf_model.model.layers[1].mlp.experts = nn.Parameter(torch.zeros(2, 4, 4))
     with pytest.raises(ModelError, match=r"mlp\.experts of llama belongs to no linear layer"):
@@ -452,7 +455,9 @@ def test_masked_layers_are_refused_until_the_masks_are_permanent():
     source = tiny("llama")
     layer = source.hf_model.model.layers[0].self_attn.q_proj
     prune.l1_unstructured(layer, "weight", amount=0.5)
-    with pytest.raises(ModelError, match=r"q_proj of llama holds no plain floats.*prune\.remove"):
+    with pytest.raises(
+        ModelError, match=r"q_proj of llama does not hold plain floats.*prune\.remove"
+    ):
         quantize(source, "rtn-4")
     prune.remove(layer, "weight")
     assert (

@@ -1,1 +1,1 @@
-"""Pruning of weights, and lottery tickets."""
+"""Pruning and lottery tickets."""

@@ -1,4 +1,4 @@
-"""Masks: which weights of a model's matrices are kept, and what it costs to say so."""
+"""Masks of kept weights, and the storage cost of a masked model."""
 
 from collections.abc import Mapping
 
@@ -12,37 +12,37 @@ from probes.models.loading import check_finite
 from probes.models.provenance import StorageCost, storage_part
 
 Masks = Mapping[str, Bool[Tensor, "..."]]
-"""True where a weight is kept, for matrices of the layers by the names of their parameters."""
+"""True where a weight is kept, by the parameter names of the layers' matrices."""
 
 SCOPES = ("global", "layer")
-"""Where weights are ranked: among those of all matrices, or within each matrix."""
+"""Whether weights are ranked over all matrices or within each one."""
 
 
 def layer_matrices(hf_model: nn.Module) -> dict[str, nn.Parameter]:
-    """List the matrices of the layers; embeddings, norms and biases are not among them."""
+    """Return the matrices of the layers by name, without embeddings, norms and biases."""
     return {n: w for n, w in hf_model.named_parameters() if storage_part(n, w.ndim) == "weights"}
 
 
 def nonzero_masks(hf_model: nn.Module) -> dict[str, Bool[Tensor, "..."]]:
-    """Say for every matrix of the layers which of its weights are not zero."""
+    """Return the masks of the nonzero weights."""
     return {name: weight.detach() != 0 for name, weight in layer_matrices(hf_model).items()}
 
 
 def magnitude_masks(
     hf_model: nn.Module, fraction: float, *, scope: str = "global", within: Masks | None = None
 ) -> dict[str, Bool[Tensor, "..."]]:
-    """Keep the weights of the greatest magnitude (Han et al. 2015, arXiv 1506.02626).
+    """Keep the weights of greatest magnitude (Han et al. 2015, arXiv 1506.02626).
 
     Args:
-        hf_model: A Hugging Face model; it is not changed.
-        share: Share of the weights to leave out, 0 to 1; of those that `within` keeps, where it
-            is given, so that rounds of 0.2 keep 0.8, 0.64, 0.51 (Frankle & Carbin 2019,
-            arXiv 1803.03635).
+        hf_model: Hugging Face model; it is not changed.
+        fraction: Fraction to prune, 0 to 1; of the weights that `within` keeps, if given (rounds
+            of 0.2 keep 0.8, 0.64, 0.51; Frankle & Carbin 2019, arXiv 1803.03635).
         scope: "global" ranks the weights of all matrices together, "layer" those of each matrix.
-        within: Masks whose zeros stay zeros; the new masks lie within them.
+        within: Earlier masks; their zeros stay zeros.
 
     Raises:
-        ModelError: The share or the scope is none, weights are no numbers, or masks do not fit.
+        ModelError: The fraction or scope is invalid, weights are not finite, or `within` belongs
+            to another model.
     """
     from torch.nn.utils import prune
 
@@ -50,30 +50,31 @@ def magnitude_masks(
     if scope not in SCOPES:
         raise ModelError(f"Unknown scope {scope!r}: use one of {', '.join(SCOPES)}")
     check_finite(hf_model, "the model to prune")
-    # The library marks what it prunes: it is given stand-ins that share the weights.
-    stands = {name: _PrunableWeight(weight) for name, weight in layer_matrices(hf_model).items()}
+    # The library modifies the modules that it prunes: these share the weights with the model.
+    modules = {name: _PrunableWeight(weight) for name, weight in layer_matrices(hf_model).items()}
     if within is not None:
         _check_masks(within, hf_model)
         for name, mask in within.items():
-            prune.custom_from_mask(stands[name], "weight", mask)
-    sizes = {name: stand.weight.numel() for name, stand in stands.items()}
-    left = sizes | {name: int(mask.sum()) for name, mask in (within or {}).items()}
+            prune.custom_from_mask(modules[name], "weight", mask)
+    left = {name: module.weight.numel() for name, module in modules.items()}
+    left |= {name: int(mask.sum()) for name, mask in (within or {}).items()}
     if scope == "global":
-        where = [(stand, "weight") for stand in stands.values()]
+        where = [(module, "weight") for module in modules.values()]
         count = round(fraction * sum(left.values()))
         prune.global_unstructured(where, pruning_method=prune.L1Unstructured, amount=count)
     else:
-        for name, stand in stands.items():
-            prune.l1_unstructured(stand, "weight", amount=round(fraction * left[name]))
-    return {name: stand.get_buffer("weight_mask") != 0 for name, stand in stands.items()}
+        for name, module in modules.items():
+            prune.l1_unstructured(module, "weight", amount=round(fraction * left[name]))
+    return {name: module.get_buffer("weight_mask") != 0 for name, module in modules.items()}
 
 
 def random_masks_like(masks: Masks, *, seed: int) -> dict[str, Bool[Tensor, "..."]]:
-    """Draw masks that keep as many weights of every matrix as the ones given, anywhere in it."""
+    """Return random masks that keep the same number of weights in each matrix."""
     drawn = {}
-    for place, name in enumerate(sorted(masks)):
+    for index, name in enumerate(sorted(masks)):
         mask = masks[name]
-        generator = torch.Generator().manual_seed(_matrix_seed(seed, place))
+        # One random stream per matrix, independent of the matrices before it.
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
         order = torch.randperm(mask.numel(), generator=generator)
         flat = torch.zeros(mask.numel(), dtype=torch.bool)
         flat[order[: int(mask.sum())]] = True
@@ -86,7 +87,7 @@ def apply_masks(masks: Masks, hf_model: nn.Module) -> None:
     """Set the weights that are not kept to exactly 0, in place.
 
     Raises:
-        ModelError: A mask names no matrix of the model's layers, or has another shape.
+        ModelError: A mask has the name or shape of no matrix of the model's layers.
     """
     _check_masks(masks, hf_model)
     own = layer_matrices(hf_model)
@@ -95,25 +96,23 @@ def apply_masks(masks: Masks, hf_model: nn.Module) -> None:
 
 
 def density(masks: Masks) -> float:
-    """Return the share of weights that masks keep, 0 to 1, over all of their matrices."""
-    return sum(int(m.sum()) for m in masks.values()) / max(
-        sum(m.numel() for m in masks.values()), 1
-    )
+    """Return the fraction of weights that masks keep, 0 to 1."""
+    total = sum(mask.numel() for mask in masks.values())
+    return sum(int(mask.sum()) for mask in masks.values()) / max(total, 1)
 
 
 def masked_storage(hf_model: nn.Module, masks: Masks, bits: int = 16) -> StorageCost:
-    """Count the bits of a model of which only the kept weights are stored.
+    """Return the storage cost of a model of which only the kept weights are stored.
 
-    The index tells which they are. Each matrix takes the cheapest of three: nothing, where all
-    are kept; one bit for every weight; or the place of every kept one, ceil(log2(n)) bits each
-    in a matrix of n weights. Which of the three it took is not counted, and a matrix of which
-    nothing is kept takes nothing. Embeddings, norms and biases are stored whole, and so is a
-    matrix without a mask.
+    The index of each matrix takes the cheapest of three encodings: nothing, where all or none are
+    kept; one bit per weight; or ceil(log2(n)) bits per kept weight in a matrix of n weights. The
+    choice of encoding is not counted. Matrices without a mask, embeddings, norms and biases are
+    stored whole.
 
     Args:
-        hf_model: The model, whether the masks were put on it or not.
-        masks: What is kept.
-        bits: Bits of one weight.
+        hf_model: The model, masked or not.
+        masks: The kept weights.
+        bits: Bits per weight.
     """
     _check_masks(masks, hf_model)
     whole = dense_storage(hf_model, bits=bits)
@@ -129,10 +128,14 @@ def masked_storage(hf_model: nn.Module, masks: Masks, bits: int = 16) -> Storage
 
 
 def check_fraction(fraction: float | None) -> float:
-    """Return a share to prune; refuse what is none."""
+    """Return a valid fraction to prune.
+
+    Raises:
+        ModelError: It is not a number from 0 to 1.
+    """
     if fraction is None or isinstance(fraction, bool) or not 0.0 <= fraction <= 1.0:
         raise ModelError(
-            f"The share of weights to prune is {fraction!r}: give a number from 0 (none) to 1 (all), "
+            f"The fraction to prune is {fraction!r}: give a number from 0 (none) to 1 (all), "
             "such as 0.5"
         )
     return float(fraction)
@@ -141,7 +144,7 @@ def check_fraction(fraction: float | None) -> float:
 def _index_bits(kept: int, total: int) -> int:
     if kept in (0, total):
         return 0
-    return min(total, kept * (total - 1).bit_length())  # ceil(log2(total)) of an integer.
+    return min(total, kept * (total - 1).bit_length())  # The bit length is ceil(log2(total)).
 
 
 def _check_masks(masks: Masks, hf_model: nn.Module) -> None:
@@ -149,19 +152,14 @@ def _check_masks(masks: Masks, hf_model: nn.Module) -> None:
     for name, mask in masks.items():
         if name not in own:
             raise ModelError(
-                f"A mask is for {name!r}, which is no matrix of this model's layers: they are "
-                f"such as {next(iter(own), 'none')!r}. Make the masks of the same model."
+                f"There is a mask for {name!r}, which is no matrix of this model's layers (one is "
+                f"{next(iter(own), 'none')!r}). Make the masks from the same model."
             )
         if mask.shape != own[name].shape:
             raise ModelError(
-                f"The mask of {name!r} is {tuple(mask.shape)}, and the matrix "
-                f"{tuple(own[name].shape)}: make the masks of the same model"
+                f"The mask of {name!r} has shape {tuple(mask.shape)}, and the matrix "
+                f"{tuple(own[name].shape)}: make the masks from the same model"
             )
-
-
-def _matrix_seed(seed: int, index: int) -> int:
-    # One stream a matrix, so that a mask does not depend on what stands before it.
-    return (seed * 1_000_003 + index) % 2**63
 
 
 class _PrunableWeight(nn.Module):

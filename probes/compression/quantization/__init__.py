@@ -1,1 +1,1 @@
-"""Quantization of weights and the reference kernels of other libraries."""
+"""Weight quantization."""

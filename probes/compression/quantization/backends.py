@@ -1,6 +1,5 @@
-"""What the libraries do to a linear layer, and the plain weights that their numbers stand for."""
+"""Quantization of linear layers by torchao, bitsandbytes or the kit's own rounding."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -9,24 +8,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from probes.compression.quantization.rounding import round_to_nearest
-from probes.compression.quantization.schemes import Backend, Scheme
+from probes.compression.quantization.schemes import Backend, Scheme, round_to_nearest
 from probes.errors import ModelError
 from probes.models.loading import suppress_library_warnings
+from probes.models.provenance import storage_part
 
-# LLM.int8 leaves activations beyond this in half precision (Dettmers et al. 2022,
-# arXiv 2208.07339), as Hugging Face sets it.
+# LLM.int8 keeps activations above this in half precision (Dettmers et al. 2022,
+# arXiv 2208.07339); the default of Hugging Face.
 OUTLIER_THRESHOLD = 6.0
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:
-    """What a matrix became.
+    """A quantized matrix as floats, with the storage of its parameters.
 
     Attributes:
-        weight: What its numbers stand for, as plain floats, one output a row.
-        scales, zeros: Bits of its scales and of its zero points, as they are kept.
-        fused: Whether the library multiplies it without turning it back first.
+        weight: Dequantized values, one row per output.
+        scale_bits, zero_point_bits: Bits of all scales and of all zero points.
+        fused: Whether the library's kernel multiplies without dequantizing first.
     """
 
     weight: Float[Tensor, "row column"]
@@ -35,11 +34,81 @@ class QuantizedWeight:
     fused: bool = False
 
 
-def library_version(backend: Backend) -> str:
-    """Return which version of a library quantizes; the kit's own has none.
+def linear_layers(hf_model: nn.Module, name: str) -> list[str]:
+    """Return the names of the linear layers of a model's blocks, without the unembedding.
 
     Raises:
-        ModelError: It is not here.
+        ModelError: There are none, one is packed or masked, or a matrix belongs to no linear
+            layer and would silently stay as it is.
+    """
+    head = getattr(hf_model, "get_output_embeddings", lambda: None)()
+    found, left = [], []
+    for path, module in hf_model.named_modules():
+        if module is head or isinstance(module, nn.Embedding):
+            continue
+        # A mask or a parametrization has moved the parameter elsewhere.
+        plain = type(weight := getattr(module, "weight", None)) is nn.Parameter
+        if not isinstance(module, nn.Linear | _conv1d_class()):
+            own = module.named_parameters(recurse=False)
+            left += [f"{path}.{key}" for key, w in own if w.ndim > 1]
+        elif storage_part(f"{path}.weight", 2) == "weights":
+            if not plain or not weight.is_floating_point():
+                raise ModelError(
+                    f"{path} of {name} does not hold plain floats ({type(weight).__name__} found): "
+                    "give the model before it was packed or masked, or make the masks permanent "
+                    "(torch.nn.utils.prune.remove)."
+                )
+            found.append(path)
+    if left:
+        raise ModelError(
+            f"{left[0]} of {name} belongs to no linear layer and would not be quantized: "
+            f"{len(left)} such found. Give a decoder such as Llama, GPT-2 or GPT-NeoX."
+        )
+    if not found:
+        raise ModelError(
+            f"{name} has no linear layer to quantize: give a decoder such as Llama or GPT-2."
+        )
+    return found
+
+
+def weight_matrix(module: Any) -> Float[Tensor, "row column"]:  # noqa: ANN401 (Linear or Conv1D)
+    """Return the weights of a linear layer, one row per output."""
+    weight = module.weight.detach()
+    return weight.T if isinstance(module, _conv1d_class()) else weight
+
+
+@torch.no_grad()
+def set_weight(hf_model: nn.Module, name: str, weight: Float[Tensor, "row column"]) -> None:
+    """Overwrite the weights of a linear layer, given one row per output."""
+    module: Any = hf_model.get_submodule(name)
+    module.weight.copy_(weight.T if isinstance(module, _conv1d_class()) else weight)
+
+
+@torch.no_grad()
+def conv1d_to_linear(hf_model: nn.Module, names: list[str]) -> nn.Module:
+    """Replace GPT-2's transposed Conv1D layers by Linear ones in place; libraries skip Conv1D."""
+    for name in names:
+        old: Any = hf_model.get_submodule(name)
+        if isinstance(old, _conv1d_class()):
+            weight = weight_matrix(old)
+            new = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+            new.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+            new.bias = old.bias
+            hf_model.set_submodule(name, new.eval())
+    return hf_model
+
+
+def _conv1d_class() -> type:
+    from transformers.pytorch_utils import Conv1D
+
+    return Conv1D
+
+
+def library_version(backend: Backend) -> str:
+    """Return the version of a library; "" for the kit's own rounding.
+
+    Raises:
+        ModelError: The library is not installed.
     """
     if backend == "rounding":
         return ""
@@ -49,7 +118,7 @@ def library_version(backend: Backend) -> str:
         return version(backend)
     except ImportError as error:
         raise ModelError(
-            f"{backend} is missing ({error}): pip install 'probes[compress]', or take an 'rtn-N' "
+            f"{backend} is missing ({error}): pip install 'probes[compress]', or use an 'rtn-N' "
             "scheme, which needs no library"
         ) from error
 
@@ -57,37 +126,30 @@ def library_version(backend: Backend) -> str:
 def quantize_layers(
     hf_model: nn.Module, names: list[str], scheme: Scheme
 ) -> dict[str, QuantizedWeight]:
-    """Have a library quantize the named linear layers in place, and read what they became.
+    """Quantize the named linear layers in place, and return their dequantized weights.
 
-    They are read before the first pass: bitsandbytes packs them anew at that time.
+    Weights are read before the first forward pass, because bitsandbytes repacks them then.
 
     Raises:
-        ModelError: The library is missing, or left a layer as it was.
+        ModelError: The library is missing, or skipped a layer.
     """
     library_version(scheme.backend)
-    do: Mapping[Backend, Callable[..., dict[str, QuantizedWeight]]] = {
-        "torchao": _quantize_torchao,
-        "bitsandbytes": _quantize_bitsandbytes,
-        "rounding": _quantize_rounding,
-    }
-    # Layers are born with random weights, which are replaced at once.
+    # New layers are created with random weights, which are replaced at once.
     with suppress_library_warnings(), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        return do[scheme.backend](hf_model, names, scheme)
+        if scheme.backend == "torchao":
+            return _quantize_torchao(hf_model, names, scheme)
+        if scheme.backend == "bitsandbytes":
+            return _quantize_bitsandbytes(hf_model, names, scheme)
+        return {name: round_weight(_weight(hf_model, name), scheme) for name in names}
 
 
 def round_weight(weight: Float[Tensor, "row column"], scheme: Scheme) -> QuantizedWeight:
-    """Round one matrix by the kit's own reference."""
+    """Round one matrix to nearest."""
     found = round_to_nearest(
         weight, bits=scheme.bits, group=scheme.group, symmetric=scheme.symmetric
     )
     zeros = 0 if found.zero_points is None else found.zero_points.numel() * scheme.bits
     return QuantizedWeight(found.dequantize(), _count_bits(found.scales), float(zeros))
-
-
-def _quantize_rounding(
-    hf_model: nn.Module, names: list[str], scheme: Scheme
-) -> dict[str, QuantizedWeight]:
-    return {name: round_weight(_weight(hf_model, name), scheme) for name in names}
 
 
 def _quantize_torchao(
@@ -100,7 +162,15 @@ def _quantize_torchao(
     quantize_(hf_model, _torchao_config(scheme), filter_fn=lambda _, name: name in wanted)
     weights = {name: _weight(hf_model, name) for name in names}
     _refuse_skipped([n for n, w in weights.items() if not isinstance(w, TorchAOBaseTensor)], scheme)
-    return {name: _read_torchao(weight, scheme) for name, weight in weights.items()}
+    # The kernel dequantizes groups, and everything below 8 bits, before it multiplies.
+    fused = scheme.name == "int8" and scheme.group is None
+    found = {}
+    for name, weight in weights.items():
+        # Symmetric schemes carry zero points as well, all 0.
+        zeros = 0 if scheme.symmetric else weight.zero_point.numel() * scheme.bits
+        values = weight.dequantize().float()
+        found[name] = QuantizedWeight(values, _count_bits(weight.scale), float(zeros), fused)
+    return found
 
 
 def _torchao_config(scheme: Scheme) -> Any:  # noqa: ANN401 (the library's own type)
@@ -115,7 +185,7 @@ def _torchao_config(scheme: Scheme) -> Any:  # noqa: ANN401 (the library's own t
 
     if scheme.name == "int8":
         rows = PerGroup(scheme.group) if scheme.group else PerRow()
-        # Otherwise it turns knobs of torch's compiler, for good.
+        # True would change settings of torch's compiler for the whole process.
         return Int8WeightOnlyConfig(granularity=rows, set_inductor_config=False)
     return IntxWeightOnlyConfig(
         weight_dtype=getattr(torch, scheme.name),
@@ -124,27 +194,16 @@ def _torchao_config(scheme: Scheme) -> Any:  # noqa: ANN401 (the library's own t
     )
 
 
-def _read_torchao(weight: Any, scheme: Scheme) -> QuantizedWeight:  # noqa: ANN401 (a tensor of the library's)
-    # Symmetric ones carry zero points as well, all of them 0.
-    zeros = 0 if scheme.symmetric else weight.zero_point.numel() * scheme.bits
-    # Groups are turned back first, and so is all that has fewer than 8 bits.
-    fused = scheme.name == "int8" and scheme.group is None
-    return QuantizedWeight(
-        weight.dequantize().float(), _count_bits(weight.scale), float(zeros), fused
-    )
-
-
 def _quantize_bitsandbytes(
     hf_model: nn.Module, names: list[str], scheme: Scheme
 ) -> dict[str, QuantizedWeight]:
-    build = _nf4_layer if scheme.name == "nf4" else _int8_layer
+    build, read = (_nf4_layer, _read_nf4) if scheme.name == "nf4" else (_int8_layer, _read_int8)
     found, left = {}, []
     for name in names:
         old: Any = hf_model.get_submodule(name)
         new = build(old, scheme)
         new.bias = old.bias
         hf_model.set_submodule(name, new.to(old.weight.device).eval())
-        read = _read_nf4 if scheme.name == "nf4" else _read_int8
         if (packed := read(new)) is None:
             left.append(name)
         else:
@@ -163,7 +222,7 @@ def _int8_layer(old: nn.Linear, _: Scheme) -> Any:  # noqa: ANN401 (the library'
         has_fp16_weights=False,
         threshold=OUTLIER_THRESHOLD,
     )
-    # It rounds them on the way from the processor to where they are wanted.
+    # The library rounds weights when they move from the CPU to their device.
     new.weight = Int8Params(old.weight.detach().cpu().clone(), requires_grad=False)
     return new
 
@@ -180,18 +239,16 @@ def _read_int8(new: Any) -> QuantizedWeight | None:  # noqa: ANN401 (the library
 def _nf4_layer(old: nn.Linear, scheme: Scheme) -> Any:  # noqa: ANN401 (the library's own type)
     from bitsandbytes.nn import modules
 
-    # Its types tell a reader of types nothing.
-    library: Any = modules
-
+    library: Any = modules  # Its annotations are incomplete.
     new = library.LinearNF4(old.in_features, old.out_features, bias=False)
     new.weight = library.Params4bit(
         old.weight.detach().cpu().clone(),
         blocksize=scheme.group,
-        compress_statistics=False,  # As Hugging Face sets it; a scale takes 32 bits.
+        compress_statistics=False,  # The default of Hugging Face; a scale takes 32 bits.
         quant_type="nf4",
         module=new,
     )
-    # Its kernel for processors stops at other shapes than these; without it, it turns them back.
+    # The CPU kernel fails on other shapes; without it, the library dequantizes first.
     fits = old.out_features % 32 == 0 and old.in_features % (scheme.group or 1) == 0
     new.support_avx512bf16_for_cpu = new.support_avx512bf16_for_cpu and fits
     return new
@@ -200,7 +257,7 @@ def _nf4_layer(old: nn.Linear, scheme: Scheme) -> Any:  # noqa: ANN401 (the libr
 def _read_nf4(new: Any) -> QuantizedWeight | None:  # noqa: ANN401 (the library's own type)
     from bitsandbytes import functional
 
-    library: Any = functional
+    library: Any = functional  # Its annotations are incomplete.
     state = new.weight.quant_state
     if state is None:
         return None
@@ -221,6 +278,6 @@ def _count_bits(scales: Tensor) -> float:
 def _refuse_skipped(skipped: list[str], scheme: Scheme) -> None:
     if skipped:
         raise ModelError(
-            f"{scheme.backend} left {len(skipped)} linear layers as they were, {skipped[0]} first: "
-            f"take 'rtn-{scheme.bits}', or another version of {scheme.backend}"
+            f"{scheme.backend} skipped {len(skipped)} linear layers, the first is {skipped[0]}: "
+            f"use 'rtn-{scheme.bits}', or another version of {scheme.backend}"
         )

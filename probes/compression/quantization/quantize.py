@@ -1,8 +1,8 @@
-"""Quantize a model, and say what its numbers cost and how far the real kernel is from them."""
+"""Quantize a model: dequantized weights, storage cost, and distance from the real kernel."""
 
 import copy
-import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,96 +15,101 @@ from probes.compression.derived_model import DerivedModel, dense_storage, load_p
 from probes.compression.quantization.backends import (
     OUTLIER_THRESHOLD,
     QuantizedWeight,
+    conv1d_to_linear,
     library_version,
+    linear_layers,
     quantize_layers,
     round_weight,
-    suppress_library_warnings,
-)
-from probes.compression.quantization.layers import (
-    conv1d_to_linear,
-    linear_layers,
     set_weight,
     weight_matrix,
 )
 from probes.compression.quantization.schemes import Scheme, parse_scheme
 from probes.errors import ModelError
+from probes.models.loading import suppress_library_warnings
 from probes.models.provenance import JsonValue, Provenance, StorageCost, storage_part
 from probes.prompts.catalog import pattern
 
-# What the real kernel is tried on: random texts of so many tokens, and questions.
+# Inputs on which the real kernel is compared: random texts of this length, and questions.
 _N_TEXTS, _TEXT_LENGTH, _N_QUESTIONS = 8, 64, 8
 
 
-def quantize(  # noqa: PLR0913 (a scheme has so many dials)
-    source: str | Path | DerivedModel,
-    scheme: str,
-    *,
-    group: int | None = None,
-    symmetric: bool = True,
-    embeddings: bool = False,
-    seed: int = 0,
+@dataclass(frozen=True, slots=True)
+class QuantizationSettings:
+    """Settings of `quantize`.
+
+    Attributes:
+        group: Number of weights that share a scale; 0 for a whole row. None takes the default of
+            the scheme: 32 for int4 and int2 where it divides every row, 64 for nf4 where no row
+            is shorter, whole rows otherwise.
+        symmetric: Whether there are no zero points.
+        embeddings: Whether to round the embedding and the unembedding as well; "rtn-N" only.
+        seed: Seed of the texts on which the kernel is compared.
+    """
+
+    group: int | None = None
+    symmetric: bool = True
+    embeddings: bool = False
+    seed: int = 0
+
+
+def quantize(
+    source: str | Path | DerivedModel, scheme: str, settings: QuantizationSettings | None = None
 ) -> DerivedModel:
-    """Round the matrices of a model's layers, and hold what they stand for as plain floats.
+    """Quantize the matrices of a model's layers, and return the dequantized model.
 
-    The library rounds, and runs with its own kernel; its numbers are turned back into floats, as
-    every probe needs them. `made.gap` says what that changes: the greatest difference of a logit
-    between the two, over random texts and questions. A kernel that rounds activations as well
-    (bnb-int8) or computes in half precision (nf4 on some processors) is further away than others.
-    "rtn-N" is the reference, rounding to the nearest step: it has no kernel, and no gap.
-
-    `made.storage` counts rounded weights at their bits, scales and zero points as they are kept,
-    and the rest at 16 bits. Of pruned weights only those that were kept count.
+    The provenance has the storage cost (weights, scales and zero points at their own bits, the
+    rest at 16 bits, only kept weights of a pruned model) and `kernel_gap`: the largest difference
+    of a logit between the library's kernel and the dequantized floats, over random texts and
+    questions. Kernels that also round activations (bnb-int8), or compute in half precision (nf4
+    on some processors), have a larger gap. "rtn-N" has no kernel and no gap.
 
     Args:
-        source: A model by name, its folder, or a relative; it is not changed.
+        source: Name or folder of a model, or a derived model; it is not changed.
         scheme: "int8", "int4" or "int2" (torchao, weights only), "bnb-int8" (LLM.int8, Dettmers
-            et al. 2022, arXiv 2208.07339) or "nf4" (Dettmers et al. 2023, arXiv 2305.14314), both
-            by bitsandbytes, or "rtn-2" to "rtn-16".
-        group: How many weights share a scale; 0 for a whole row. None takes the scheme's own: 32
-            for int4 and int2 where that divides every row, 64 for nf4 where no row is shorter,
-            and whole rows for all else.
-        symmetric: Whether to do without zero points.
-        embeddings: Whether to round the embedding and the unembedding, too; "rtn-N" alone does.
-        seed: Draws the texts that the kernel is tried on.
+            et al. 2022, arXiv 2208.07339) or "nf4" (Dettmers et al. 2023, arXiv 2305.14314) by
+            bitsandbytes, or "rtn-2" to "rtn-16" (round to nearest).
+        settings: Groups, zero points, embeddings and seed.
 
     Raises:
-        ModelError: The scheme or the group does not exist or fit, its library is missing, or the
-            model holds matrices that are no linear layers.
+        ModelError: The scheme or group is unknown or does not fit, its library is missing, or the
+            model has matrices outside of linear layers.
     """
+    settings = settings or QuantizationSettings()
     origin = load_parent(source)
     names = linear_layers(origin.hf_model, origin.name)
     result = copy.deepcopy(origin.hf_model).float().eval()
-    tables = _embedding_tables(result) if embeddings else {}
+    tables = _embedding_tables(result) if settings.embeddings else {}
     old = {name: weight_matrix(result.get_submodule(name)).clone() for name in names}
     widths = {weight.shape[1] for weight in (*old.values(), *tables.values())}
-    how = parse_scheme(scheme, group=group, symmetric=symmetric, widths=widths)
-    if embeddings and how.backend != "rounding":
-        raise ModelError(f"{scheme} leaves embeddings alone: take 'rtn-{how.bits}' to round them.")
+    chosen = parse_scheme(scheme, group=settings.group, symmetric=settings.symmetric, widths=widths)
+    if settings.embeddings and chosen.backend != "rounding":
+        raise ModelError(
+            f"{scheme} does not round embeddings: use 'rtn-{chosen.bits}', or embeddings=False."
+        )
     kernel = conv1d_to_linear(copy.deepcopy(result), names)
-    packed = quantize_layers(kernel, names, how)
+    packed = quantize_layers(kernel, names, chosen)
     for name in names:
-        _check_quantized(packed[name], old[name], how, name)
+        _check_quantized(packed[name], old[name], chosen, name)
         set_weight(result, name, packed[name].weight)
-    extra = {name: round_weight(table.detach(), how) for name, table in tables.items()}
+    rounded_tables = {name: round_weight(table.detach(), chosen) for name, table in tables.items()}
     for name, table in tables.items():
-        table.data.copy_(extra[name].weight)
-    gap = (
-        None
-        if how.backend == "rounding"
-        else _kernel_gap(kernel, result, _test_inputs(origin, seed))
-    )
+        table.data.copy_(rounded_tables[name].weight)
+    gap = None
+    if chosen.backend != "rounding":
+        gap = _kernel_gap(kernel, result, _test_inputs(origin, settings.seed))
     made = Provenance(
         kind="quantized",
         parent=origin.name,
-        storage=_storage_cost(origin, old, packed, extra, how),
-        settings=_scheme_settings(how, packed) | {"embeddings": embeddings, "seed": seed},
+        storage=_storage_cost(origin, old, packed, rounded_tables, chosen),
+        settings=_scheme_settings(chosen, packed)
+        | {"embeddings": settings.embeddings, "seed": settings.seed},
         kernel_gap=gap,
     )
     return DerivedModel(f"{origin.name}-{scheme}", result, origin.tokenizer, made)
 
 
 def _embedding_tables(hf_model: nn.Module) -> dict[str, nn.Parameter]:
-    """The embeddings and the unembedding, once where they are tied."""
+    """Embedding and unembedding, once where they are tied."""
     named = hf_model.named_parameters()
     return {name: w for name, w in named if w.ndim == 2 and storage_part(name, 2) == "embeddings"}
 
@@ -112,14 +117,14 @@ def _embedding_tables(hf_model: nn.Module) -> dict[str, nn.Parameter]:
 def _check_quantized(
     quantized: QuantizedWeight, weight: Float[Tensor, "row column"], scheme: Scheme, name: str
 ) -> None:
-    """Refuse what is further off than rounding can be: some kernels read some shapes wrongly."""
-    # The coarsest of the schemes has steps of a quarter of this.
+    """Refuse errors above those of rounding: some kernels misread some shapes."""
+    # The coarsest scheme has steps of a quarter of this.
     most = 4 / 2**scheme.bits * weight.abs().amax(dim=1, keepdim=True)
     if not bool(((quantized.weight - weight).abs() <= most).all()):
         raise ModelError(
-            f"{scheme.name} does not give back {name}, whose shape is {tuple(weight.shape)}: "
-            f"{scheme.backend} {library_version(scheme.backend)} rounds or reads it wrongly. "
-            f"Take 'rtn-{scheme.bits}', or another group."
+            f"{scheme.name} changes {name} by more than rounding does (shape "
+            f"{tuple(weight.shape)}): {scheme.backend} {library_version(scheme.backend)} rounds or "
+            f"reads it wrongly. Use 'rtn-{scheme.bits}', or another group."
         )
 
 
@@ -145,7 +150,7 @@ def _storage_cost(
     scheme: Scheme,
 ) -> StorageCost:
     before, whole = origin.provenance.storage, dense_storage(origin.hf_model, bits=16)
-    # Where an index tells which weights are kept, the others take no room.
+    # An index of kept weights means that the others are not stored.
     sparse = before.mask_index > 0
     kept = sum(int((w != 0).sum()) if sparse else w.numel() for w in old.values())
     rest = whole.weights - 16 * sum(w.numel() for w in old.values())
@@ -164,7 +169,7 @@ def _storage_cost(
 
 
 def _test_inputs(origin: DerivedModel, seed: int) -> list[Int[Tensor, "_ _"]]:
-    """Random texts, and questions where there is a tokenizer that knows how to write them."""
+    """Random texts, and questions if the model has a tokenizer."""
     hf_model = origin.hf_model
     vocab = hf_model.get_input_embeddings().weight.shape[0]
     context = int(getattr(hf_model.config, "max_position_embeddings", _TEXT_LENGTH))
@@ -181,13 +186,15 @@ def _test_inputs(origin: DerivedModel, seed: int) -> list[Int[Tensor, "_ _"]]:
 
 @torch.no_grad()
 def _kernel_gap(kernel: Any, result: Any, texts: list[Int[Tensor, "_ _"]]) -> float:  # noqa: ANN401
-    """The greatest difference of a logit between the library's kernel and plain floats."""
+    """Largest difference of a logit between the library's kernel and the dequantized model."""
     gap, device = 0.0, next(result.parameters()).device
     with suppress_library_warnings():
         for ids in texts:
             given = {"input_ids": ids.to(device), "use_cache": False}
-            apart = (kernel(**given).logits - result(**given).logits).abs().max()
-            gap = max(gap, float(apart)) if apart.isfinite() else math.nan
-            if math.isnan(gap):
-                raise ModelError("The library's kernel gives no numbers: take an 'rtn-N' scheme.")
+            difference = (kernel(**given).logits - result(**given).logits).abs().max()
+            if not difference.isfinite():
+                raise ModelError(
+                    "The library's kernel gives NaN or infinite logits: use an 'rtn-N' scheme."
+                )
+            gap = max(gap, float(difference))
     return gap

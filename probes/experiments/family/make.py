@@ -185,9 +185,8 @@ def _initial_model(
 def _grow_member(chosen: Recipe, folder: Path, work: Path) -> DerivedModel:
     kind, _, source = chosen.start.partition(":")
     origin = load_parent(_member_folder(recipe(source), folder, work))
-    if kind == "wider":
-        return grow(origin, kind, width=chosen.d_mlp, seed=chosen.seed)
-    return grow(origin, kind, layers=chosen.layers, seed=chosen.seed)
+    size = chosen.d_mlp if kind == "wider" else chosen.layers
+    return grow(origin, kind, size, seed=chosen.seed)
 
 
 def pretraining_model(trained: DerivedModel) -> DerivedModel:
