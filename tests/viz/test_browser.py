@@ -203,7 +203,7 @@ def fades(tab):
     """The opacity of every line, by what it says on hover, and where it lies on its way."""
     found = tab.locator(".pv-scroll .pv-wire").evaluate_all(
         """all => all.map(wire => {
-            const way = wire.querySelector('.pv-touch');
+            const way = wire.querySelector('path');
             const at = way.getPointAtLength(way.getTotalLength() / 2)
                 .matrixTransform(way.getScreenCTM());
             return [wire.querySelector('title').textContent.split(':')[0],

@@ -8,6 +8,8 @@ import pytest
 from probes.circuits.circuit import Circuit
 from probes.circuits.graph import ComputationGraph, Edge
 from probes.errors import FigureError
+from probes.viz.colors import apply_colormap, to_hex
+from probes.viz.drawing import LIGHT_COLORS
 from probes.viz.plots.circuit_diagram import MAX_EDGES, circuit_diagram, circuit_summary
 from probes.viz.plots.circuit_layout import MLP_SIZE, layout_circuit
 
@@ -45,8 +47,8 @@ CROWDS = {
 
 
 def drawing(circuit):
-    """The picture's drawing as a tree: the last svg, as the legend has some too."""
-    text = re.findall(r"<svg.*?</svg>", circuit_diagram(circuit).body, re.DOTALL)[-1]
+    """The drawing as a tree."""
+    text = re.findall(r"<svg.*?</svg>", circuit_diagram(circuit).body, re.DOTALL)[0]
     return ElementTree.fromstring(text)
 
 
@@ -197,10 +199,10 @@ def test_every_line_says_its_edge_its_score_and_its_error():
 
 def test_the_legend_names_only_what_occurs():
     up = circuit_diagram(made({"embed->logits": 2.0})).body
-    assert "keeps the lead up" in up and "2 logits" in up
-    assert "pulls it down" not in up and "q, k, v" not in up
+    assert "raises the logit difference" in up and "2 logits" in up
+    assert "lowers it" not in up and "q, k, v" not in up
     both = circuit_diagram(made({"embed->L0.H0.q": 2.0, "embed->logits": -1.0})).body
-    assert "pulls it down" in both and "q, k, v" in both
+    assert "lowers it" in both and "q, k, v" in both
 
 
 def test_the_strongest_300_are_drawn_and_the_rest_is_counted():
@@ -219,16 +221,16 @@ def test_scores_of_zero_are_drawn_thin():
 def test_the_drawing_says_what_it_is_to_readers_of_the_screen():
     tree = drawing(made({"embed->logits": 2.0}))
     assert tree.get("role") == "img" and tree.get("aria-label") == "Circuit of full"
-    assert tree.findtext("title") == "Circuit of full"
     assert "1 of the model's 479 edges (0.2%)" in tree.findtext("desc", "")
     assert "upward" in tree.findtext("desc", "")
 
 
 def test_signs_have_the_colors_of_all_other_pictures():
-    body = circuit_diagram(CROWDS["few"]).body
-    up, down = (re.findall(rf"--{name}:#(\w+)", body)[0] for name in ("up", "down"))
-    assert int(up[:2], 16) > int(up[4:], 16) and int(down[:2], 16) < int(down[4:], 16)
-    assert "prefers-color-scheme:dark" in body
+    html = circuit_diagram(CROWDS["few"])._repr_html_()
+    signs = np.array([0.78, -0.78, 0.5, -0.5])
+    light_and_dark = [to_hex(color) for color in apply_colormap(signs, "change")]
+    assert re.findall(r"--(?:up|down):(#\w+)", html) == light_and_dark
+    assert [LIGHT_COLORS[name] for name in ("up", "down")] == light_and_dark[:2]
 
 
 @pytest.mark.parametrize("name", CROWDS)
@@ -255,16 +257,15 @@ def test_styles_stay_inside_the_picture():
     for style in styles:
         flat = re.sub(r"@media[^{]*\{", "", style)
         for rule in re.findall(r"([^{}]+)\{", flat):
-            assert rule.strip().startswith(".pv.pv .pv-circuit"), rule
+            assert rule.strip().startswith(".pv.pv .pv-"), rule
 
 
 def test_what_only_catches_the_mouse_is_never_colored():
-    """A rule for all paths of a line would paint it over its neighbors."""
-    style = re.findall(r"<style>(.*?)</style>", circuit_diagram(CROWDS["few"]).body, re.DOTALL)[0]
-    rules = re.findall(r"([^{}]+)\{([^{}]*)\}", style)
-    painted = [selector.strip() for selector, body in rules if re.search(r"stroke:var\(", body)]
-    assert painted and all(name.endswith((".pv-stroke", ".pv-edge", ".pv-box")) for name in painted)
-    assert ".pv-touch{stroke:transparent" in style
+    """A style for all paths of an edge would paint it over its neighbors."""
+    body = circuit_diagram(CROWDS["few"]).body
+    assert "stroke:" not in re.findall(r"<style>(.*?)</style>", body, re.DOTALL)[0]
+    edges = [g for g in drawing(CROWDS["few"]).iter("g") if "pv-wire" in g.get("class", "")]
+    assert edges and {g.findall("path")[0].get("stroke") for g in edges} == {"transparent"}
 
 
 def test_a_circuit_without_edges_is_summed_up_but_not_drawn():

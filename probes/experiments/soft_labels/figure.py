@@ -23,11 +23,11 @@ from probes.viz.drawing import (
     Part,
     Pixels,
     TextLabel,
-    block_picture,
     collapsed_table,
     rectangle,
     scrollable_svg,
 )
+from probes.viz.figure import block_picture
 from probes.viz.picture import Picture
 
 _ARM_COLORS = {
@@ -264,7 +264,7 @@ def _frame(panel: _CurvePanel, axes: _CurveAxes) -> list[Part]:
     parts.append(
         TextLabel(left + _PANEL_WIDTH / 2, bottom + 29, "examples seen", 10.5, "middle", "soft")
     )
-    return [*parts, rectangle(left, top, _PANEL_WIDTH, _PANEL_HEIGHT, "none", "line")]
+    return [*parts, rectangle((left, top, _PANEL_WIDTH, _PANEL_HEIGHT), "none", "line")]
 
 
 def _ticks(axes: _CurveAxes) -> list[float]:

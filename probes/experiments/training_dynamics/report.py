@@ -27,13 +27,13 @@ from probes.viz.drawing import (
     Pixels,
     Point,
     TextLabel,
-    block_picture,
     collapsed_table,
     scrollable_svg,
     text_width,
     truncate_text,
 )
 from probes.viz.drawing import Group as Hover
+from probes.viz.figure import block_picture
 from probes.viz.html_text import typographic_minus
 from probes.viz.page import page
 from probes.viz.picture import Picture

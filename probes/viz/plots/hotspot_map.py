@@ -1,4 +1,4 @@
-"""Hotspot maps of one or several models: which place hands over which variable."""
+"""Hotspot maps of one or several models, from their search results."""
 
 from collections.abc import Sequence
 
@@ -17,57 +17,57 @@ from probes.viz.plots.hotspot_grid import (
 
 
 def hotspot_map(results: Sequence[Hotspots], *, title: str = "") -> Picture:
-    """Draw what every place of some models hands over, roles by layers, models side by side.
+    """Interchange accuracy of each variable by role and layer, models side by side.
 
-    A cell is the share of prompts that took up one variable and nothing else, 0 to 1, beside what
-    untrained nets reach; rings mark the places that were chosen by other prompts.
+    A cell is the fraction of prompts in which only this variable changed, with the null of
+    random-init models. Rings mark the hotspots, which were selected on other prompts.
     """
     return hotspot_map_picture(hotspot_block(results), title=title)
 
 
 def hotspot_block(results: Sequence[Hotspots]) -> HotspotMapBlock:
-    """Lay the maps out for a page."""
+    """Hotspot maps as a part of a page."""
     roles = merged_roles(results)
-    caption = "How often a place hands over one variable and nothing else"
-    return HotspotMapBlock([_model_maps(hot, roles) for hot in results], caption)
+    caption = "Interchange accuracy: fraction of prompts in which only this variable changes"
+    return HotspotMapBlock([_model_maps(result, roles) for result in results], caption)
 
 
 def merged_roles(results: Sequence[Hotspots]) -> list[str]:
-    """Merge the roles of several models in the order of their texts; chosen joined ones last."""
-    plain: list[str] = []
-    for hot in results:
-        for at, role in enumerate(own := [role for role in hot.roles if "+" not in role]):
-            if role not in plain:
-                plain.insert(plain.index(own[at - 1]) + 1 if at else 0, role)
-    chosen = [spot.site.role for hot in results for spot in hot.hotspots]
-    return plain + list(dict.fromkeys(role for role in chosen if "+" in role))
+    """Roles of several models in the order of their texts, then the joined roles of hotspots."""
+    roles: list[str] = []
+    for result in results:
+        own = [role for role in result.roles if "+" not in role]
+        for at, role in enumerate(own):
+            if role not in roles:
+                roles.insert(roles.index(own[at - 1]) + 1 if at else 0, role)
+    hotspot_roles = [hotspot.site.role for result in results for hotspot in result.hotspots]
+    return roles + list(dict.fromkeys(role for role in hotspot_roles if "+" in role))
+
+
+def display_variable(name: str) -> str:
+    """Name of a variable on pages."""
+    return "object" if name == OBJECT else name
 
 
 def _model_maps(result: Hotspots, roles: Sequence[str]) -> ModelHotspotMaps:
-    layers = max(cell.layer for cell in result.sites)
     number, noun = result.accuracy
     return ModelHotspotMaps(
         name=result.model,
         roles=roles,
-        layers=(*map(str, range(layers)), "out"),
-        maps=[_variable_map(result, spot, roles) for spot in result.hotspots],
-        caption=f"number right {number.value:.2f}, noun {noun.value:.2f}",
+        layers=(*map(str, range(max(site.layer for site in result.sites))), "out"),
+        maps=[_variable_map(result, hotspot, roles) for hotspot in result.hotspots],
+        caption=f"accuracy: number {number.value:.2f}, object {noun.value:.2f}",
     )
 
 
 def _variable_map(result: Hotspots, hotspot: Hotspot, roles: Sequence[str]) -> HotspotMap:
-    own = result.map(hotspot.variable)
-    shares: Float[np.ndarray, "role layer"] = np.full((len(roles), own.shape[1]), np.nan)
+    values = result.map(hotspot.variable)
+    fractions: Float[np.ndarray, "role layer"] = np.full((len(roles), values.shape[1]), np.nan)
     for row, role in enumerate(roles):
         if role in result.roles:
-            shares[row] = own[result.roles.index(role)]
-    # Below half a prompt is none: it is not more than chance, however low chance is.
+            fractions[row] = values[result.roles.index(role)]
+    # The null is at least half a prompt: below it, not even one prompt has changed.
     null = max(0.5 / result.prompts, result.thresholds[hotspot.variable])
     ring = (roles.index(hotspot.site.role), hotspot.site.layer)
-    counts = np.full(shares.shape, result.prompts)
-    return HotspotMap(display_variable(hotspot.variable), shares, null, [ring], counts)
-
-
-def display_variable(name: str) -> str:
-    """Return what readers call a variable."""
-    return "object" if name == OBJECT else name
+    counts = np.full(fractions.shape, result.prompts)
+    return HotspotMap(display_variable(hotspot.variable), fractions, null, [ring], counts)

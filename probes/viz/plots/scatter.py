@@ -1,7 +1,7 @@
-"""The space itself: every prompt as a point on two axes, once for each model and coloring.
+"""Scatter plots: every prompt as a point on two axes, one panel for each model and coloring.
 
-A prompt is one group of the drawing, with a point in each panel: so its text is written once, and
-on hover it lights up in all panels together. Classes differ in shape as well as in color.
+A prompt is one group of the drawing with a point in each panel: its text is written once, and on
+hover it lights up in all panels together. Classes differ in shape as well as in color.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +15,7 @@ from probes.viz.blocks import Block, caption_html
 from probes.viz.drawing import (
     PALETTE,
     WIDTH,
+    Box,
     Drawing,
     DrawingShape,
     Group,
@@ -22,21 +23,19 @@ from probes.viz.drawing import (
     Pixels,
     Point,
     TextLabel,
-    block_picture,
-    column_titles,
     fraction_color,
     rectangle,
     scrollable_svg,
     text_width,
-    truncate_text,
 )
-from probes.viz.html_text import show_invisible, typographic_minus
+from probes.viz.figure import block_picture
+from probes.viz.html_text import typographic_minus
 from probes.viz.picture import Picture
+from probes.viz.plots.axes import FONT_SIZE, color_bar, column_titles, legend
 
 MAX_CLASSES = 20
-"""More classes than this cannot be told apart."""
+"""More classes cannot be told apart."""
 
-Rectangle = tuple[Pixels, Pixels, Pixels, Pixels]
 Labels = Sequence[str] | Real[np.ndarray, " prompt"]
 
 # An empty outline is a circle. Seven shapes and eight colors make 56 different pairs.
@@ -52,21 +51,20 @@ _MARKERS: tuple[tuple[Point, ...], ...] = (
 )  # fmt: skip
 _RADIUS, _PAD, _GAP = 3.2, 9.0, 16.0
 _MAX_PANEL, _MIN_PANEL = 300.0, 200.0
-_MIN_ASPECT_RATIO = 0.62
-"""Height of a panel beside its width at the least, for the title of its second axis."""
+_MIN_ASPECT_RATIO = 0.62  # Below this the title of the second axis does not fit.
 
 
 @dataclass(frozen=True, eq=False)
 class PointCloud:
-    """The prompts of one model as points.
+    """Prompts of one model as points.
 
     Attributes:
-        model: The name of the model.
-        xy: Places on the two axes, in one unit; NaN is a prompt that this model was not given.
-        shares: The share of variance on each axis, from 0 to 1; NaN if unknown.
-        colors: For each coloring by name, a label or a number of each prompt.
-        caption: A line under the name.
-        axes: What the two axes are called; short, as the second runs upward.
+        model: Name of the model.
+        xy: Coordinates in one unit; NaN for prompts that this model was not given.
+        variance_fractions: Fraction of variance on each axis, in [0, 1]; NaN if unknown.
+        color_labels: For each coloring a label or a number for each prompt.
+        caption: Line below the name.
+        axes: Names of the two axes; short, as the second runs upward.
     """
 
     model: str
@@ -79,9 +77,10 @@ class PointCloud:
     def __post_init__(self) -> None:
         if np.isinf(self.xy).any():
             raise FigureError(f"xy of {self.model!r} holds an infinite number: give NaN if missing")
-        if any(share < 0 or share > 1 for share in self.variance_fractions):
+        if any(fraction < 0 or fraction > 1 for fraction in self.variance_fractions):
             raise FigureError(
-                f"shares of {self.model!r} are {self.variance_fractions}: give 0 to 1, or NaN"
+                f"variance_fractions of {self.model!r} are {self.variance_fractions}: give 0 to 1, "
+                "or NaN"
             )
         for name, values in self.color_labels.items():
             if len(values) != len(self.xy):
@@ -93,14 +92,14 @@ class PointCloud:
 
 @dataclass(frozen=True, eq=False)
 class ScatterBlock(Block):
-    """Points of every model, once for each coloring: models in columns, colorings in rows.
+    """Points of all models: models in columns, colorings in rows.
 
     One model alone has its colorings side by side. Both axes of a panel have one scale.
 
     Attributes:
-        prompts: The text of each point, the same in all models.
-        clouds: The models.
-        caption: A line above the panels.
+        prompts: Text of each point, the same in all models.
+        clouds: Models.
+        caption: Line above the panels.
     """
 
     prompts: Sequence[str]
@@ -121,7 +120,7 @@ class ScatterBlock(Block):
 
     @property
     def body(self) -> str:
-        """The drawing with its caption."""
+        """Drawing with its caption."""
         return caption_html(self.caption) + scrollable_svg(_draw_panels(self), "pv-cloud")
 
     def __repr__(self) -> str:
@@ -129,31 +128,30 @@ class ScatterBlock(Block):
 
 
 def scatter_picture(block: ScatterBlock, *, title: str = "") -> Picture:
-    """Draw points of one or several models, with a title above."""
+    """Scatter plots with a title."""
     return block_picture(title or "Prompts on two axes", block, _draw_panels(block))
 
 
 @dataclass(frozen=True, slots=True)
 class _LabelScale:
-    """A coloring's classes, or the ends of its numbers."""
+    """Marks of one coloring: its classes, or the range of its numbers."""
 
     classes: tuple[str, ...] = ()
     low: float = 0.0
     high: float = 0.0
-    missing: bool = False
+    has_missing: bool = False
 
-    def marker(self, value: object, x: Pixels, y: Pixels) -> DrawingShape:
+    def mark(self, value: object, x: Pixels, y: Pixels) -> DrawingShape:
         if isinstance(value, str):
             at = self.classes.index(value)
             outline = _MARKERS[at % len(_MARKERS)]
-            fill = PALETTE[at % len(PALETTE)]
             points = tuple((x + dx, y + dy) for dx, dy in outline) or ((x, y),)
-            return DrawingShape(points, fill, radius=_RADIUS)
+            return DrawingShape(points, PALETTE[at % len(PALETTE)], radius=_RADIUS)
         number = float(value)  # pyright: ignore[reportArgumentType]
         if not np.isfinite(number):
             return DrawingShape(((x, y),), "wash", "soft", radius=_RADIUS)
         unit = (number - self.low) / ((self.high - self.low) or 1.0)
-        # On a dark page the darkest would vanish without a rim.
+        # The outline keeps the darkest color visible on a dark page.
         return DrawingShape(((x, y),), fraction_color(unit), "soft", radius=_RADIUS)
 
 
@@ -163,16 +161,16 @@ def _color_names(clouds: Sequence[PointCloud]) -> tuple[str, ...]:
 
 def _label_scale(name: str, clouds: Sequence[PointCloud]) -> _LabelScale:
     """One scale for all models, so that a color means the same in each."""
-    found = [cloud.color_labels[name] for cloud in clouds if name in cloud.color_labels]
-    numeric = {isinstance(v, np.ndarray) and v.dtype.kind in "iuf" for v in found}
-    if len(numeric) > 1:
+    labels = [cloud.color_labels[name] for cloud in clouds if name in cloud.color_labels]
+    is_numeric = {isinstance(v, np.ndarray) and v.dtype.kind in "iuf" for v in labels}
+    if len(is_numeric) > 1:
         raise FigureError(f"{name!r} is labels in one model and numbers in another: choose one")
-    if numeric == {True}:
-        numbers = np.concatenate([np.asarray(values, dtype=float) for values in found])
+    if is_numeric == {True}:
+        numbers = np.concatenate([np.asarray(values, dtype=float) for values in labels])
         known = numbers[np.isfinite(numbers)]
         ends = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
-        return _LabelScale((), *ends, missing=known.size < numbers.size)
-    classes = sorted({str(value) for values in found for value in values}, key=_sort_key)
+        return _LabelScale((), *ends, has_missing=known.size < numbers.size)
+    classes = sorted({str(value) for values in labels for value in values}, key=_sort_key)
     if len(classes) > MAX_CLASSES:
         raise FigureError(
             f"{name!r} has {len(classes)} classes, and no more than {MAX_CLASSES} can be told "
@@ -183,45 +181,44 @@ def _label_scale(name: str, clouds: Sequence[PointCloud]) -> _LabelScale:
 
 def _sort_key(text: str) -> tuple[bool, float, str]:
     """Whole numbers by size, then words by letter."""
-    whole = text.isdecimal()
-    return (not whole, float(text) if whole else 0.0, text)
-
-
-# --- where things stand -----------------------------------------------------------------------
+    is_number = text.isdecimal()
+    return (not is_number, float(text) if is_number else 0.0, text)
 
 
 def _draw_panels(block: ScatterBlock) -> Drawing:
     clouds, names = block.clouds, _color_names(block.clouds)
-    per_line = min(3, len(names)) if len(clouds) == 1 else 1
-    columns = max(per_line, len(clouds))
+    is_single = len(clouds) == 1
+    per_row = min(3, len(names)) if is_single else 1
+    columns = max(per_row, len(clouds))
     pitch = max(_MIN_PANEL, min(_MAX_PANEL, WIDTH / columns))
-    side = pitch - 2 * _GAP
-    tall = side * max(_MIN_ASPECT_RATIO, *(_aspect_ratio(cloud) for cloud in clouds))
+    width = pitch - 2 * _GAP
+    height = width * max(_MIN_ASPECT_RATIO, *map(_aspect_ratio, clouds))
     lefts = [_GAP + at * pitch for at in range(columns)]
     titles = [(cloud.model, cloud.caption) for cloud in clouds]
-    # One model alone owns the whole width.
-    parts, y = column_titles(titles, lefts, pitch * columns - _GAP if len(clouds) == 1 else side)
+    parts, y = column_titles(titles, lefts, pitch * columns - _GAP if is_single else width)
     marks: list[list[DrawingShape]] = [[] for _ in block.prompts]
-    for start in range(0, len(names), per_line):
-        line = names[start : start + per_line]
-        room = side if per_line > 1 else pitch * columns - 2 * _GAP
-        keys = [
-            _legend(n, _label_scale(n, clouds), (lefts[at], y), room) for at, n in enumerate(line)
-        ]
-        parts += [part for drawn, _ in keys for part in drawn]
-        y = max(bottom for _, bottom in keys)
-        panels = [(cloud, name) for name in line for cloud in clouds]
+    for start in range(0, len(names), per_row):
+        row = names[start : start + per_row]
+        room = width if per_row > 1 else pitch * columns - 2 * _GAP
+        bottom = y
+        for left, name in zip(lefts, row, strict=False):
+            entries, end = _legend(name, _label_scale(name, clouds), (left, y + 12), room)
+            parts += entries
+            bottom = max(bottom, end)
+        y = bottom
+        panels = [(cloud, name) for name in row for cloud in clouds]
         for left, (cloud, name) in zip(lefts, panels, strict=False):
-            parts += _frame(cloud, (left, y, side, tall))
+            box = (left, y, width, height)
+            parts += _frame(cloud, box)
             if name in cloud.color_labels:
-                _add_points(marks, cloud, name, _label_scale(name, clouds), (left, y, side, tall))
+                _add_points(marks, cloud, name, _label_scale(name, clouds), box)
             else:
-                middle = (left + side / 2, y + tall / 2)
+                middle = (left + width / 2, y + height / 2)
                 parts.append(TextLabel(*middle, "not given", anchor="middle", color="soft"))
-        y += tall + 34
+        y += height + 34
     groups = [
-        Group(says, tuple(shapes), "paper")
-        for says, shapes in zip(_tooltips(block), marks, strict=True)
+        Group(tooltip, tuple(shapes), "paper")
+        for tooltip, shapes in zip(_tooltips(block), marks, strict=True)
         if shapes
     ]
     note = f"{len(clouds)} models, {len(block.prompts)} prompts, colored by {', '.join(names)}."
@@ -229,32 +226,29 @@ def _draw_panels(block: ScatterBlock) -> Drawing:
 
 
 def _tooltips(block: ScatterBlock) -> list[str]:
-    """What a point says on hover: its prompt, and its labels where all models agree on them."""
+    """Prompt of each point, and its labels where all models agree on them."""
     lines = [[prompt] for prompt in block.prompts]
     for name in _color_names(block.clouds):
         first, *others = (list(cloud.color_labels.get(name, ())) for cloud in block.clouds)
         if first and all(other == first for other in others):
             for line, value in zip(lines, first, strict=True):
-                line.append(f"{name}: {_format_label(value)}")
+                text = value if isinstance(value, str) else typographic_minus(f"{value:.4g}")
+                line.append(f"{name}: {text}")
     return ["  |  ".join(line) for line in lines]
 
 
-def _format_label(value: object) -> str:
-    return value if isinstance(value, str) else typographic_minus(f"{value:.4g}")
-
-
 def _add_points(
-    markers: list, cloud: PointCloud, name: str, scale: _LabelScale, panel: Rectangle
+    marks: list[list[DrawingShape]], cloud: PointCloud, name: str, scale: _LabelScale, box: Box
 ) -> None:
-    """Put the points of one panel to those of their prompts."""
-    left, top, wide, tall = panel
+    """Append the points of one panel to the marks of their prompts."""
+    left, top, width, height = box
     low, high = _data_limits(cloud)
     span = np.maximum(high - low, 1e-12)
-    per = float((np.array([wide - 2 * _PAD, tall - 2 * _PAD]) / span).min())
-    for at, (x, y) in enumerate((cloud.xy - (low + high) / 2) * per):
+    per_unit = float((np.array([width - 2 * _PAD, height - 2 * _PAD]) / span).min())
+    for at, (x, y) in enumerate((cloud.xy - (low + high) / 2) * per_unit):
         if not np.isnan(x + y):
             value = cloud.color_labels[name][at]
-            markers[at].append(scale.marker(value, left + wide / 2 + x, top + tall / 2 - y))
+            marks[at].append(scale.mark(value, left + width / 2 + x, top + height / 2 - y))
 
 
 def _data_limits(cloud: PointCloud) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"]]:
@@ -263,48 +257,41 @@ def _data_limits(cloud: PointCloud) -> tuple[Float[np.ndarray, "2"], Float[np.nd
 
 
 def _aspect_ratio(cloud: PointCloud) -> float:
-    """How tall a panel must be beside its width, up to a square."""
+    """Height over width of the points, at most 1."""
     low, high = _data_limits(cloud)
-    wide, tall = (float(span) for span in high - low)
-    return min(1.0, tall / wide if wide > 0 else 1.0)
+    width, height = (float(span) for span in high - low)
+    return min(1.0, height / width if width > 0 else 1.0)
 
 
-def _frame(cloud: PointCloud, panel: Rectangle) -> list[Part]:
-    left, top, side, tall = panel
+def _frame(cloud: PointCloud, box: Box) -> list[Part]:
+    left, top, width, height = box
     first, second = (
-        name + ("" if np.isnan(share) else f": {100 * share:.0f} % of variance")
-        for name, share in zip(cloud.axes, cloud.variance_fractions, strict=True)
+        name + ("" if np.isnan(fraction) else f": {100 * fraction:.0f} % of variance")
+        for name, fraction in zip(cloud.axes, cloud.variance_fractions, strict=True)
     )
-    style = {"size": 10.5, "anchor": "middle", "color": "soft"}
+    style = {"size": FONT_SIZE, "anchor": "middle", "color": "soft"}
     return [
-        rectangle(left, top, side, tall, "none", "line"),
-        TextLabel(left + side / 2, top + tall + 14, first, **style),
-        TextLabel(left - 5, top + tall / 2, second, rotated=True, **style),
+        rectangle(box, "none", "line"),
+        TextLabel(left + width / 2, top + height + 14, first, **style),
+        TextLabel(left - 5, top + height / 2, second, rotated=True, **style),
     ]
 
 
 def _legend(
-    name: str, scale: _LabelScale, position: Point, max_width: Pixels
+    name: str, scale: _LabelScale, position: Point, width: Pixels
 ) -> tuple[list[Part], Pixels]:
-    """The legend of a coloring, and where it ends."""
-    left, y = position[0], position[1] + 12
+    """Legend of a coloring, and its bottom."""
+    left, y = position
     parts: list[Part] = [TextLabel(left, y, name, 12, bold=True)]
     x = left + text_width(name, 12.5) + 14
     if not scale.classes:
         low, high = (typographic_minus(f"{end:.3g}") for end in (scale.low, scale.high))
-        x += text_width(low, 10.5) + 5
-        parts.append(TextLabel(x - 4, y, low, 10.5, "end", "soft"))
-        parts += [rectangle(x + 4 * k, y - 9, 4.2, 10, fraction_color(k / 23)) for k in range(24)]
-        parts.append(TextLabel(x + 100, y, high, 10.5, "start", "soft"))
-        x += 110 + text_width(high, 10.5)
-    entries: list[tuple[str, object]] = [(value, value) for value in scale.classes]
-    for words, value in [*entries, *([("no number", np.nan)] if scale.missing else [])]:
-        size = 22 + text_width(show_invisible(words), 10.5)
-        if x + size > left + max_width and x > left:
-            x, y = left, y + 16
-        parts.append(scale.marker(value, x + 4, y - 4))
-        parts.append(
-            TextLabel(x + 12, y, truncate_text(words, max_width - 14, 10.5), 10.5, color="soft")
-        )
-        x += size
-    return parts, y + 9
+        bar, x = color_bar((x, y), (low, high))
+        parts += bar
+    values: list[tuple[str, object]] = [(value, value) for value in scale.classes]
+    values += [("no number", np.nan)] if scale.has_missing else []
+    entries = [
+        (text, lambda x, y, value=value: (scale.mark(value, x, y),)) for text, value in values
+    ]
+    marks, bottom = legend(entries, (left, y), width, x - left)
+    return [*parts, *marks], bottom

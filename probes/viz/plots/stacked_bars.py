@@ -1,4 +1,4 @@
-"""What a model answers after an exchange, as bars of 100 %."""
+"""Stacked bars of the outcomes of an interchange intervention at each site."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,42 +13,40 @@ from probes.viz.drawing import (
     HOVER_STYLE,
     PALETTE,
     WIDTH,
+    Box,
     Drawing,
     DrawingShape,
     Group,
-    Part,
     Pixels,
     TextLabel,
-    block_picture,
     collapsed_table,
     rectangle,
     scrollable_svg,
     text_width,
     truncate_text,
 )
-from probes.viz.html_text import axis_label, show_invisible
-from probes.viz.picture import Picture
+from probes.viz.html_text import axis_label
+from probes.viz.plots.axes import FONT_SIZE, legend
 
 _MAX_LABEL_WIDTH = 210.0
-"""The most that the names of the sites may take."""
 _FIXED_COLORS = {
     "base": "#9aa1ac", "other": "#d5dae2", "operation": PALETTE[0], "x": PALETTE[1],
     "y": PALETTE[2], "object": PALETTE[3],
 }  # fmt: skip
-"""These outcomes have the same color in every picture."""
+"""Outcomes with the same color in every chart."""
 
 
 @dataclass(frozen=True, eq=False)
 class OutcomeBlock(Block):
-    """What the model answers after an exchange at each site, as bars of 100 %.
+    """Outcomes of an interchange intervention, one bar of 100 % for each site.
 
     Attributes:
-        sites: What each bar is called.
-        outcomes: The outcomes, in the order in which they are drawn. `a + b` is drawn in the
-            colors of both, `copies a` in a pale one of a, `base` and `other` in gray.
-        shares: Shares from 0 to 1 that add to 1 for each site; a site of NaN is empty.
-        counts: Of how many prompts each bar is, or None.
-        caption: A line above the bars.
+        sites: Bar labels.
+        outcomes: Outcomes in drawing order. `a + b` has the colors of both, `copies a` a pale one
+            of a; `base` and `other` are gray.
+        fractions: Fractions that sum to 1 for each site; a site of NaN is empty.
+        counts: Number of prompts of each bar, or None.
+        caption: Line above the bars.
     """
 
     sites: Sequence[str]
@@ -58,59 +56,49 @@ class OutcomeBlock(Block):
     caption: str = ""
 
     def __post_init__(self) -> None:
-        wanted = (len(self.sites), len(self.outcomes))
-        if np.shape(self.fractions) != wanted or 0 in wanted:
+        shape = (len(self.sites), len(self.outcomes))
+        if np.shape(self.fractions) != shape or 0 in shape:
             raise FigureError(
-                f"shares have shape {np.shape(self.fractions)}, but there are {wanted[0]} sites and "
-                f"{wanted[1]} outcomes: name each one"
+                f"fractions have shape {np.shape(self.fractions)}, but there are {shape[0]} sites "
+                f"and {shape[1]} outcomes: name each one"
             )
         known = self.fractions[~np.isnan(self.fractions).all(axis=-1)]
-        whole = np.abs(known.sum(axis=-1) - 1) < 1e-3
-        if not (whole.all() and (known >= 0).all()):
-            raise FigureError("shares of a site do not add to 1: give all outcomes, or NaN for all")
-        if self.counts is not None and len(self.counts) != wanted[0]:
-            raise FigureError(f"{len(self.counts)} counts for {wanted[0]} sites: give one for each")
+        if not ((np.abs(known.sum(axis=-1) - 1) < 1e-3).all() and (known >= 0).all()):
+            raise FigureError(
+                "fractions of a site do not sum to 1: give all outcomes, or NaN for all"
+            )
+        if self.counts is not None and len(self.counts) != shape[0]:
+            raise FigureError(f"{len(self.counts)} counts for {shape[0]} sites: give one for each")
 
     @property
     def body(self) -> str:
-        """The bars with their caption and legend, and their numbers as a table."""
+        """Bars with their caption and legend, and the numbers as a table."""
         rows = [
-            [site, *("–" if np.isnan(share) else f"{share:.3f}" for share in line)]
-            for site, line in zip(self.sites, self.fractions, strict=True)
+            [site, *("–" if np.isnan(one) else f"{one:.3f}" for one in fractions)]
+            for site, fractions in zip(self.sites, self.fractions, strict=True)
         ]
-        numbers = collapsed_table(Table(["site", *self.outcomes], rows))
-        return (
-            caption_html(self.caption)
-            + HOVER_STYLE
-            + scrollable_svg(_draw_bars(self), "pv-hot")
-            + numbers
-        )
+        chart = scrollable_svg(_draw_bars(self), "pv-hot")
+        table = collapsed_table(Table(["site", *self.outcomes], rows))
+        return caption_html(self.caption) + HOVER_STYLE + chart + table
 
     def __repr__(self) -> str:
         return f"OutcomeBlock({len(self.sites)} sites, {len(self.outcomes)} outcomes)"
 
 
-def outcome_chart(block: OutcomeBlock, *, title: str = "") -> Picture:
-    """Draw outcomes as bars, with a title above."""
-    return block_picture(
-        title or "What the model answers after an exchange", block, _draw_bars(block)
-    )
-
-
 def _outcome_colors(outcomes: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The colors of each outcome: several where it joins several."""
-    words = dict.fromkeys(word for outcome in outcomes for word in _split_outcome(outcome)[0])
-    fresh = [word for word in words if word not in _FIXED_COLORS]
-    known = _FIXED_COLORS | {w: PALETTE[(4 + at) % len(PALETTE)] for at, w in enumerate(fresh)}
-    found = {}
+    """Colors of each outcome; joint outcomes have several."""
+    variables = dict.fromkeys(name for outcome in outcomes for name in _split(outcome)[0])
+    others = [name for name in variables if name not in _FIXED_COLORS]
+    known = _FIXED_COLORS | {n: PALETTE[(4 + at) % len(PALETTE)] for at, n in enumerate(others)}
+    colors = {}
     for outcome in outcomes:
-        words, pale = _split_outcome(outcome)
-        found[outcome] = tuple(_lighten(known[w]) if pale else known[w] for w in words)
-    return found
+        names, is_copy = _split(outcome)
+        colors[outcome] = tuple(_lighten(known[n]) if is_copy else known[n] for n in names)
+    return colors
 
 
-def _split_outcome(outcome: str) -> tuple[list[str], bool]:
-    """The parts of an outcome, and whether it is a mere copy of one."""
+def _split(outcome: str) -> tuple[list[str], bool]:
+    """Variables of an outcome, and whether it copies one."""
     if outcome.startswith("copies "):
         return [outcome.removeprefix("copies ")], True
     return outcome.split(" + "), False
@@ -127,65 +115,57 @@ def _rgb(color: str) -> UInt8[np.ndarray, "3"]:
 def _draw_bars(block: OutcomeBlock) -> Drawing:
     colors = _outcome_colors(block.outcomes)
     labels = [truncate_text(axis_label(site), _MAX_LABEL_WIDTH, 11) for site in block.sites]
-    side = max(60.0, *(text_width(text, 11) for text in labels)) + 10
-    end = WIDTH - (70 if block.counts is not None else 24)
-    parts, y = _legend(block.outcomes, colors)
+    left = max(60.0, *(text_width(text, 11) for text in labels)) + 10
+    right = WIDTH - (70 if block.counts is not None else 24)
+    entries = [
+        (outcome, lambda x, y, bands=colors[outcome]: _bands((x - 8, y - 7, 15, 13), bands))
+        for outcome in block.outcomes
+    ]
+    parts, y = legend(entries, (0.0, 13.0), WIDTH)
+    y += 8
     for at, (site, text) in enumerate(zip(block.sites, labels, strict=True)):
-        parts.append(Group(site, (TextLabel(side - 8, y + 14, text, 11, "end"),)))
-        x = side
-        for outcome, share in zip(block.outcomes, block.fractions[at], strict=True):
-            if share > 0:
-                size = (end - side) * float(share)
-                drawn = _bar_segment((x, y, size), colors[outcome], float(share))
-                parts.append(Group(f"{site}: {outcome} {100 * share:.1f} %", drawn))
-                x += size
+        parts.append(Group(site, (TextLabel(left - 8, y + 14, text, 11, "end"),)))
+        x = left
+        for outcome, fraction in zip(block.outcomes, block.fractions[at], strict=True):
+            if fraction > 0:
+                width = (right - left) * float(fraction)
+                segment = _bar_segment((x, y, width), colors[outcome], float(fraction))
+                parts.append(Group(f"{site}: {outcome} {100 * fraction:.1f} %", segment))
+                x += width
         if np.isnan(block.fractions[at]).all():
-            parts.append(TextLabel(side + 6, y + 14, "nothing measured", 10.5, color="soft"))
+            parts.append(TextLabel(left + 6, y + 14, "not measured", FONT_SIZE, color="soft"))
         if block.counts is not None:
-            words = f"n = {block.counts[at]:,}"
-            parts.append(TextLabel(end + 8, y + 14, words, 10.5, color="soft"))
-        y += 25
-    for tick in range(0, 101, 25):
-        x = side + (end - side) * tick / 100
+            count = f"n = {block.counts[at]:,}"
+            parts.append(TextLabel(right + 8, y + 14, count, FONT_SIZE, color="soft"))
+        y += 26
+    for percent in range(0, 101, 25):
+        x = left + (right - left) * percent / 100
         parts.append(DrawingShape(((x, y - 3), (x, y + 2)), "none", "soft"))
-        parts.append(TextLabel(x, y + 14, f"{tick} %", 10, "middle", "soft"))
-    says = "Shares of each outcome at each site. The numbers follow as a table."
-    return Drawing(WIDTH, y + 20, tuple(parts), "Outcomes of an exchange", says)
+        parts.append(TextLabel(x, y + 14, f"{percent} %", 10, "middle", "soft"))
+    note = "Fractions of each outcome at each site. The numbers follow as a table."
+    return Drawing(WIDTH, y + 20, tuple(parts), "Outcomes of interchange interventions", note)
+
+
+def _bands(box: Box, colors: Sequence[str]) -> tuple[DrawingShape, ...]:
+    """Box in horizontal bands of several colors."""
+    x, y, width, height = box
+    band = height / len(colors)
+    return tuple(rectangle((x, y + band * k, width, band), one) for k, one in enumerate(colors))
 
 
 def _bar_segment(
     position: tuple[Pixels, Pixels, Pixels], colors: tuple[str, ...], fraction: float
 ) -> tuple[DrawingShape | TextLabel, ...]:
-    """A stretch of a bar: its colors in bands, and its percentage where that fits."""
-    x, y, size = position
-    first, *others = colors
-    high, middle = 20 / len(colors), x + size / 2
-    drawn: list[DrawingShape | TextLabel] = [
-        rectangle(x, y + high * k, max(size - 0.8, 0.4), high, color)
-        for k, color in enumerate(colors)
-    ]
-    text = f"{100 * fraction:.0f} %"
-    if size < text_width(text, 10.5) + 6:
-        return tuple(drawn)
-    if others:
-        room = text_width(text, 10.5) + 2
-        drawn.append(rectangle(middle - room / 2, y + 3, room, 14, "#ffffff"))
-        return *drawn, TextLabel(middle, y + 14, text, 10.5, "middle", "#16181d")
-    return *drawn, TextLabel(middle, y + 14, text, 10.5, "middle", text_color(_rgb(first)))
-
-
-def _legend(
-    outcomes: Sequence[str], colors: dict[str, tuple[str, ...]]
-) -> tuple[list[Part], Pixels]:
-    parts: list[Part] = []
-    x, y = 0.0, 2.0
-    for outcome in outcomes:
-        size = 34 + text_width(show_invisible(outcome), 11)
-        if x + size > WIDTH and x > 0:
-            x, y = 0.0, y + 19
-        bands = colors[outcome]
-        for k, color in enumerate(bands):
-            parts.append(rectangle(x, y + 13 * k / len(bands), 15, 13 / len(bands), color))
-        parts.append(TextLabel(x + 20, y + 11, truncate_text(outcome, WIDTH - 30, 11), 11))
-        x += size
-    return parts, y + 26
+    """Segment of a bar, with its percentage where that fits."""
+    x, y, width = position
+    shapes = _bands((x, y, max(width - 0.8, 0.4), 20), colors)
+    text, middle = f"{100 * fraction:.0f} %", x + width / 2
+    room = text_width(text, FONT_SIZE)
+    if width < room + 6:
+        return shapes
+    ink = text_color(_rgb(colors[0]))
+    if len(colors) > 1:
+        # A white box keeps the text readable over several colors.
+        ink = "#16181d"
+        shapes = (*shapes, rectangle((middle - room / 2 - 1, y + 3, room + 2, 14), "#ffffff"))
+    return *shapes, TextLabel(middle, y + 14, text, FONT_SIZE, "middle", ink)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from probes.viz.colors import ColorScale, apply_colormap, text_color
-from probes.viz.drawing import drawable_text
+from probes.viz.figure import drawable_text
 from probes.viz.html_text import axis_label, typographic_minus
 from probes.viz.plots.attention.maps import AttentionMaps
 from probes.viz.plots.attention.thumbnails import Panel, largest_change
