@@ -1,90 +1,206 @@
-"""Contrast pairs of the user, from JSON lines."""
+"""Pairs files: contrast pairs of the user, one JSON object a line.
 
+Texts are used exactly as given. `docs/patterns.md` lists the keys.
+"""
+
+import codecs
+import difflib
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
 
 from probes.errors import PatternError
 from probes.prompts.question import Pair, Question, Span
+from probes.prompts.role_spans import find_role_spans
+from probes.prompts.tokenization import MAX_CHARACTERS, find_surrogate
+
+_NEEDED = ("clean", "counterfactual", "answer", "counterfactual_answer")
+_KEYS = (*_NEEDED, "contrast", "outcomes", "roles", "counterfactual_roles", "delimiter")
+_MAX_LINE_BYTES = 8_000_000
+_BAR_BYTES = 5_000_000  # Larger files show a progress bar.
 
 
-def read_pairs(path: Path) -> tuple[Pair, ...]:
-    """All pairs of a file; blank lines are skipped.
+class DuplicatePairsWarning(UserWarning):
+    """A pairs file has the same pair more than once."""
+
+
+def read_pairs(path: Path) -> tuple[tuple[Pair, ...], int]:
+    """Distinct pairs of a file, and the number of duplicates that were removed.
+
+    The file is read line by line. Blank lines are skipped.
 
     Raises:
-        PatternError: The file cannot be read, has no pair, or a line is malformed.
+        PatternError: The file cannot be read, has no pair, a line is malformed, a pair has equal
+            prompts or equal answers, or one prompt has two answers.
     """
+    pairs: dict[tuple[str, ...], Pair] = {}
+    answers: dict[str, tuple[str, int]] = {}
+    n_pairs = 0
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PatternError(f"Pair file {str(path)!r} cannot be read: {error}") from None
-    pairs = [
-        _parse_pair(line, f"{path.name}, line {number}")
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
+        for number, line in _read_lines(path):
+            location = f"{path.name}, line {number}"
+            pair = _parse_pair(line, location, path.stem)
+            for question in (pair.clean, pair.counterfactual):
+                answer, first = answers.setdefault(question.text, (question.full_text, number))
+                if answer != question.full_text:
+                    raise PatternError(
+                        f"{location}: {question.text[:80]!r} has the answer "
+                        f"{question.answer('answer')!r} here and another one in line {first}: "
+                        "give each prompt one answer, and other possible ones as outcomes"
+                    )
+            key = (pair.contrast, pair.clean.full_text, pair.counterfactual.full_text)
+            pairs.setdefault(key, pair)
+            n_pairs += 1
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise PatternError(f"Pair file {str(path)!r} cannot be read: {reason}") from None
     if not pairs:
         raise PatternError(f"Pair file {str(path)!r} has no pair: write one JSON object a line")
-    return tuple(pairs)
+    if duplicates := n_pairs - len(pairs):
+        warnings.warn(
+            f"{path.name}: {duplicates} of {n_pairs} pairs are duplicates and were removed",
+            DuplicatePairsWarning,
+            stacklevel=3,
+        )
+    return tuple(pairs.values()), duplicates
 
 
-def _parse_pair(line: str, location: str) -> Pair:
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise PatternError(f"{location}: not JSON ({error.msg})") from None
-    needed = ("clean", "counterfactual", "answer", "counterfactual_answer")
-    if not isinstance(entry, dict) or any(not _is_nonempty_text(entry.get(key)) for key in needed):
-        raise PatternError(f"{location}: needs the texts {', '.join(needed)}, none of them empty")
+def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of each line that is not blank. Only line feeds end a line."""
+    size = path.stat().st_size
+    bar = tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=size < _BAR_BYTES)
+    with path.open("rb") as file, bar:
+        number = 0
+        while raw := file.readline(_MAX_LINE_BYTES):
+            number += 1
+            location = f"{path.name}, line {number}"
+            bar.update(len(raw))
+            if len(raw) == _MAX_LINE_BYTES:
+                raise PatternError(
+                    f"{location}: longer than {_MAX_LINE_BYTES} bytes: write one pair a line"
+                )
+            try:
+                text = (raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw).decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise PatternError(
+                    f"{location}: not UTF-8 (byte {raw[error.start]:#04x} at position "
+                    f"{error.start}): save the file as UTF-8"
+                ) from None
+            if text.strip():
+                yield number, text
+
+
+def _parse_pair(line: str, location: str, name: str) -> Pair:
+    entry = _parse_json(line, location)
+    _check_entry(entry, location)
+    delimiter = entry.get("delimiter", " ")
     roles = entry.get("roles", {})
-    answers = [entry["answer"].strip(), entry["counterfactual_answer"].strip()]
-    others = entry.get("outcomes", [])
-    if not isinstance(others, list) or not all(map(_is_nonempty_text, others)):
-        raise PatternError(f"{location}: outcomes must be a list of texts, found {others!r}")
-    outcomes = [text.strip() for text in others]
-    name = Path(location.rsplit(", line", 1)[0]).stem
-    clean = _make_question(
-        entry["clean"], answers + outcomes, _find_spans(entry["clean"], roles, location), name
-    )
-    other_roles = entry.get("counterfactual_roles", roles)
-    other = _make_question(
-        entry["counterfactual"],
-        answers[::-1] + outcomes,
-        _find_spans(entry["counterfactual"], other_roles, location),
-        name,
-    )
-    return Pair(str(entry.get("contrast", "given")), clean, other)
+    sides = []
+    for text, answers, words in (
+        ("clean", ("answer", "counterfactual_answer"), "roles"),
+        ("counterfactual", ("counterfactual_answer", "answer"), "counterfactual_roles"),
+    ):
+        spans = find_role_spans(entry[text], entry.get(words, roles), f"{location}: {text}")
+        outcomes = [entry[key] for key in answers] + entry.get("outcomes", [])
+        sides.append(_make_question(entry[text], outcomes, spans, name, delimiter))
+    clean, other = sides
+    if clean.text == other.text:
+        raise PatternError(
+            f"{location}: clean and counterfactual are the same text, so the pair tests nothing: "
+            "change what the answer depends on"
+        )
+    if clean.full_text == clean.append(clean.text, entry["counterfactual_answer"]):
+        raise PatternError(
+            f"{location}: both answers are {entry['answer']!r}, so the pair tests nothing: give a "
+            "counterfactual with another answer"
+        )
+    return Pair(entry.get("contrast", "given"), clean, other)
+
+
+def _parse_json(line: str, location: str) -> Any:  # noqa: ANN401 (any JSON value)
+    def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in items]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise PatternError(f"{location}: the key {key!r} occurs twice: keep one")
+        return dict(items)
+
+    try:
+        return json.loads(line, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise PatternError(f"{location}: not JSON ({error.msg} at column {error.colno})") from None
+    except ValueError:  # Python reads at most 4,300 digits.
+        raise PatternError(f"{location}: a number has too many digits: give texts") from None
+    except RecursionError:
+        raise PatternError(f"{location}: nested too deeply: give one flat object") from None
+
+
+def _check_entry(entry: Any, location: str) -> None:  # noqa: ANN401
+    """Check keys and types of a line.
+
+    Raises:
+        PatternError: A key is missing or unknown, or a value is not a text, is too long or is not
+            valid Unicode.
+    """
+    if not isinstance(entry, dict) or any(not _is_nonempty_text(entry.get(k)) for k in _NEEDED):
+        unknown = [key for key in entry if key not in _KEYS] if isinstance(entry, dict) else []
+        raise PatternError(
+            f"{location}: needs the texts {', '.join(_NEEDED)}, none of them empty"
+            + (f"; {_suggest_key(unknown[0])}" if unknown else "")
+        )
+    for key in entry:
+        if key not in _KEYS:
+            raise PatternError(f"{location}: {_suggest_key(key)}")
+    outcomes = entry.get("outcomes", [])
+    if not isinstance(outcomes, list) or not all(map(_is_nonempty_text, outcomes)):
+        raise PatternError(f"{location}: outcomes must be a list of texts, found {outcomes!r}")
+    if not _is_nonempty_text(entry.get("contrast", "given")):
+        raise PatternError(f"{location}: contrast must be a text, found {entry['contrast']!r}")
+    if not isinstance(entry.get("delimiter", ""), str):
+        raise PatternError(f"{location}: delimiter must be a text, found {entry['delimiter']!r}")
+    for key in _NEEDED:
+        if len(entry[key]) > MAX_CHARACTERS:
+            raise PatternError(
+                f"{location}: {key} has {len(entry[key])} characters, at most {MAX_CHARACTERS} are "
+                "tokenized: shorten it"
+            )
+    if surrogate := find_surrogate(json.dumps(entry, ensure_ascii=False)):
+        raise PatternError(
+            f"{location}: a lone surrogate ({surrogate}) is not valid Unicode: write the whole "
+            "character"
+        )
+
+
+def _suggest_key(key: str) -> str:
+    near = difflib.get_close_matches(key, _KEYS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(_KEYS)}"
+    return f"the key {key!r} is unknown: {hint}"
 
 
 def _is_nonempty_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _make_question(text: str, outcomes: list[str], roles: tuple[Span, ...], name: str) -> Question:
-    return Question(
-        text=text.rstrip(),
+def _make_question(
+    text: str, outcomes: list[str], roles: tuple[Span, ...], name: str, delimiter: str
+) -> Question:
+    question = Question(
+        text=text,
         pattern=name,
         template="given",
         slots=(),
         numerals="digits",
         answers=(("answer", outcomes[0]),),
-        outcomes=(("answer", tuple(dict.fromkeys(outcomes))),),
+        outcomes=(),
         roles=roles,
+        delimiter=delimiter,
     )
-
-
-def _find_spans(text: str, roles: object, location: str) -> tuple[Span, ...]:
-    """Character spans of the roles, each after the one before."""
-    if not isinstance(roles, Mapping):
-        raise PatternError(f"{location}: roles must map a role to its words, found {roles!r}")
-    spans, at = [], 0
-    for role, words in roles.items():
-        start = text.find(str(words), at)
-        if start < 0:
-            raise PatternError(
-                f"{location}: the words {words!r} of role {role!r} are not in {text[at:]!r}; "
-                "give roles in the order of the text"
-            )
-        at = start + len(str(words))
-        spans.append((str(role), start, at))
-    return tuple(spans)
+    distinct: dict[str, str] = {}
+    for outcome in outcomes:  # "she" and " she" are one outcome after a word.
+        distinct.setdefault(question.append(text, outcome), outcome)
+    return replace(question, outcomes=(("answer", tuple(distinct.values())),))

@@ -56,19 +56,16 @@ class Pattern:
 
     @classmethod
     def from_pairs(cls, path: str | Path) -> "Pattern":
-        """Read contrast pairs from JSON lines, one pair to a line.
-
-        Keys: `clean`, `counterfactual`, `answer` and `counterfactual_answer`; optional are
-        `contrast` ("given" by default), `outcomes` (other possible answers), `roles` (role to its
-        words in `clean`) and `counterfactual_roles`. Text without a role is `rest`.
+        """Pattern of the pairs in a `.jsonl` file; `docs/patterns.md` lists its keys.
 
         Raises:
             PatternError: The file is missing or empty, or a line is malformed.
         """
-        pairs = read_pairs(Path(path))
+        pairs, duplicates = read_pairs(Path(path))
+        removed = f" ({duplicates} duplicates removed)" if duplicates else ""
         return cls(
             name=Path(path).stem,
-            title=f"pairs of {Path(path).name}",
+            title=f"pairs of {Path(path).name}{removed}",
             operation="",
             opposite=None,
             templates=(),
@@ -95,8 +92,11 @@ class Pattern:
         """
         if self.user_pairs:
             # Both prompts: a constant answer may be right for all clean ones.
-            own = [side for pair in self.user_pairs for side in (pair.clean, pair.counterfactual)]
-            return tuple(q for q in dict.fromkeys(own) if keep is None or keep(q))[:count]
+            sides = [side for pair in self.user_pairs for side in (pair.clean, pair.counterfactual)]
+            distinct: dict[str, Question] = {}
+            for side in sides:
+                distinct.setdefault(side.text, side)
+            return tuple(q for q in distinct.values() if keep is None or keep(q))[:count]
         rng, questions = random.Random(f"{seed}:{self.name}"), {}
         for _ in range(max(count, 1) * _MAX_TRIES):
             if len(questions) == count:

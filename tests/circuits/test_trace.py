@@ -90,7 +90,12 @@ def pairs_file(folder, count, clean="fox {} 0", answer="{}", other="{}"):
 
 
 def test_a_pattern_whose_contrasts_keep_the_answer_is_refused(tmp_path):
-    same = pairs_file(tmp_path, 8, answer="1", other="1")
+    given = pairs_file(tmp_path, 8)
+    pairs = [
+        replace(pair, counterfactual=replace(pair.counterfactual, answers=pair.clean.answers))
+        for pair in given.user_pairs
+    ]
+    same = replace(given, user_pairs=tuple(pairs))
     with pytest.raises(CircuitError, match=r"No contrast of 'own' changes 'answer': found given\."):
         sample_tasks(full(), same, TaskSettings(prompts=4))
 

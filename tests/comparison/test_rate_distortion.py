@@ -209,11 +209,12 @@ def pairs_file(path, count=24):
     lines = []
     for n in range(count):
         thing, rival, x = things[n % 6], things[(n + 1) % 6], 5 + n % 9
+        name = ("Tom", "Sam", "Tim")[n // 18]  # 6 things and 9 numbers give 18 different texts.
         side = [
-            f"Tom has {x} {one} . He gives away 2 {one} . How many {one} has he got ? Answer:"
+            f"{name} has {x} {one} . He gives away 2 {one} . How many {one} has he got ? Answer:"
             for one in (thing, rival)
         ]
-        roles = [{"thing": one} for one in (thing, rival)]
+        roles = [{"thing": [one, 1]} for one in (thing, rival)]
         lines.append(
             {"clean": side[0], "counterfactual": side[1], "contrast": "thing", "roles": roles[0],
              "answer": thing, "counterfactual_answer": rival, "counterfactual_roles": roles[1]}

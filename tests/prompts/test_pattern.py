@@ -1,6 +1,5 @@
 """Patterns sample questions with their answers, and match the same texts."""
 
-import json
 import random
 from functools import cache
 from itertools import islice
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from probes.errors import MatchError, PatternError
-from probes.prompts.catalog import Pattern, list_patterns, pattern
+from probes.prompts.catalog import list_patterns, pattern
 from probes.prompts.question import evaluate_expression
 from probes.prompts.template import parse_template
 
@@ -451,105 +450,3 @@ def test_an_undeclared_verb_form_is_refused(tmp_path):
     )
     with pytest.raises(PatternError, match="has no form 'ing': it has"):
         list_patterns(path)["take-away"].sample_questions(20, seed=0)
-
-
-# Pairs files.
-
-GOOD = {
-    "clean": "The girl is glad.",
-    "counterfactual": "The boy is glad.",
-    "answer": "She",
-    "counterfactual_answer": "He",
-    "contrast": "gender",
-    "outcomes": ["It"],
-    "roles": {"who": "girl", "mood": "glad"},
-    "counterfactual_roles": {"who": "boy", "mood": "glad"},
-}
-
-
-def written(tmp_path, *lines):
-    path = tmp_path / "gender.jsonl"
-    entries = [line if isinstance(line, str) else json.dumps(line) for line in lines]
-    path.write_text("\n".join(entries), encoding="utf-8")
-    return path
-
-
-def test_a_pairs_file_is_read(tmp_path):
-    other = {key: GOOD[key] for key in ("clean", "counterfactual", "answer")}
-    path = written(tmp_path, GOOD, "", other | {"counterfactual_answer": " She "})
-    found = Pattern.from_pairs(path)
-    assert (found.name, found.contrasts) == ("gender", ("gender", "given"))
-    (pair,) = found.sample_pairs("gender", 1, seed=0)
-    assert pair.clean.outcomes == (("answer", ("She", "He", "It")),)
-    assert pair.counterfactual.outcomes == (("answer", ("He", "She", "It")),)
-    assert texts(pair.clean) == {"who": "girl", "mood": "glad"}
-    assert texts(pair.counterfactual) == {"who": "boy", "mood": "glad"}
-    assert pair.changes_answer("answer")
-    (bare,) = found.sample_pairs("given", 1, seed=0)
-    assert bare.clean.roles == ()
-    assert bare.clean.outcomes == (("answer", ("She",)),)
-    assert not bare.changes_answer("answer")
-
-
-def test_the_path_of_a_pairs_file_is_a_pattern(tmp_path):
-    path = written(tmp_path, GOOD)
-    assert pattern(str(path)) == Pattern.from_pairs(path)
-    assert pattern(str(path)).sample_questions(1, seed=0)[0].text == "The girl is glad."
-
-
-def test_words_of_a_role_are_found_after_the_previous_role(tmp_path):
-    line = GOOD | {
-        "clean": "A dog sees a dog.",
-        "counterfactual": "A dog sees a dog!",
-        "roles": {"first": "dog", "second": "dog"},
-    }
-    del line["counterfactual_roles"]
-    (pair,) = Pattern.from_pairs(written(tmp_path, line)).user_pairs
-    assert pair.clean.roles == (("first", 2, 5), ("second", 13, 16))
-
-
-@pytest.mark.parametrize(
-    "line,said",
-    [
-        ("{clean", "gender.jsonl, line 2: not JSON"),
-        ("[1, 2]", "line 2: needs the texts clean, counterfactual, answer"),
-        ({"clean": "The girl"}, "line 2: needs the texts"),
-        (GOOD | {"answer": " "}, "none of them empty"),
-        (GOOD | {"answer": 3}, "line 2: needs the texts"),
-        (GOOD | {"roles": ["girl"]}, "roles must map a role to its words"),
-        (GOOD | {"roles": {"who": "cat"}}, "'cat' of role 'who' are not in 'The girl is"),
-        (GOOD | {"roles": {"mood": "glad", "who": "girl"}}, "roles in the order of the text"),
-        (GOOD | {"outcomes": [3]}, "outcomes must be a list of texts"),
-        (GOOD | {"outcomes": "It"}, "outcomes must be a list of texts"),
-    ],
-)
-def test_a_malformed_line_is_refused_with_its_number(tmp_path, line, said):
-    with pytest.raises(PatternError) as error:
-        Pattern.from_pairs(written(tmp_path, GOOD, line))
-    assert said in str(error.value)
-    assert "line 2" in str(error.value)
-
-
-@pytest.mark.parametrize("lines", [(), ("", "  ")])
-def test_an_empty_pairs_file_is_refused(tmp_path, lines):
-    with pytest.raises(PatternError, match="has no pair: write one JSON object a line"):
-        Pattern.from_pairs(written(tmp_path, *lines))
-
-
-def test_a_missing_pairs_file_is_refused(tmp_path):
-    with pytest.raises(PatternError, match="cannot be read"):
-        pattern(str(tmp_path / "none.jsonl"))
-
-
-def test_questions_of_a_pairs_file_are_both_sides_of_each_pair(tmp_path):
-    (pair,) = (found := Pattern.from_pairs(written(tmp_path, GOOD))).user_pairs
-    assert found.sample_questions(9, seed=0) == (pair.clean, pair.counterfactual)
-    assert found.sample_questions(1, seed=0) == (pair.clean,)
-
-
-def test_a_pairs_file_has_no_more_pairs_than_lines_and_matches_no_text(tmp_path):
-    found = Pattern.from_pairs(written(tmp_path, GOOD))
-    with pytest.raises(PatternError, match="1 pairs of contrast 'gender': request at most"):
-        found.sample_pairs("gender", 2, seed=0)
-    with pytest.raises(MatchError, match="has pairs, not templates"):
-        found.match(FOX)
