@@ -21,9 +21,6 @@ ORDER = [
     *("interventions", "circuits", "comparison", "claims", "viz", "testing", "experiments", "cli"),
 ]
 
-# Modules that still import the recipes of the embedded family.
-STILL = {"claims.run"}
-
 
 def name_of(path):
     parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -62,7 +59,7 @@ def test_a_package_imports_only_those_before_it(package):
     ahead = [
         f"{MODULES[name]}:{line} imports probes.{target}"
         for name in MODULES
-        if name.split(".")[0] == package and name not in STILL
+        if name.split(".")[0] == package
         for target, line in imports(name)
         if target.split(".")[0] not in allowed
     ]
@@ -79,7 +76,7 @@ def test_only_the_command_line_imports_experiments():
     outside = {name for name in MODULES if name.split(".")[0] not in ("experiments", "cli", "")}
     assert not {
         (name, target)
-        for name in outside - STILL
+        for name in outside
         for target, _ in imports(name)
         if target.startswith("experiments")
     }

@@ -8,11 +8,9 @@ from pathlib import Path
 
 from probes.claims import claims
 from probes.claims.base_model import compare_with_base
+from probes.claims.dose_response import dose_response_rows
 from probes.claims.result import BaseModelComparison, ClaimsReport
-from probes.errors import GateError, PatternError, SiteError
-from probes.experiments.family.recipes import RECIPES
-from probes.experiments.family.seed_series import read_series
-from probes.files import list_models
+from probes.errors import GateError, ModelError, PatternError, SiteError
 from probes.interventions.confounds import (
     distractor_sentence,
     operation_free_question,
@@ -106,7 +104,7 @@ def evaluate_claims(  # noqa: PLR0913 (the job has its dials)
             claims.shared_direction_claim(aligned),
             claims.reuse_claim(line, why),
             claims.training_diversity_claim(
-                dose_response_rows() if model.name in list_models() else ()
+                dose_response_rows() if model.origin.startswith("family member ") else ()
             ),
         ),
         hotspots=hot,
@@ -129,11 +127,6 @@ def evaluate_claims(  # noqa: PLR0913 (the job has its dials)
         ),
         projection=points,
     )
-
-
-def dose_response_rows() -> list[dict[str, float | str]]:
-    """Return the measured models that differ in how many objects they were trained on."""
-    return [row for row in read_series() if row["kind"] == "dose"]
 
 
 def _open_gates(
@@ -210,19 +203,16 @@ def _base_comparison(
     bases, seed = settings
     told = list_patterns().get(pattern.name.removesuffix(DECLARATIVE_SUFFIX) + DECLARATIVE_SUFFIX)
     if base_model is None:
-        made = next((entry for entry in RECIPES if entry.name == model.name), None)
-        if made is None or made.start == "fresh" or ":" in made.start:
-            return None, f"{model.name} was not tuned from a model of its shape, or none was named"
-        if made.start not in list_models():
-            return None, f"{made.start}, which {model.name} was tuned from, is not at hand"
-        base_model = made.start
+        base_model = model.provenance.base_model if model.provenance else ""
+        if not base_model:
+            return None, f"no base model of {model.name} is known: name it"
     if told is None or pattern.name.endswith(DECLARATIVE_SUFFIX):
         return None, f"{pattern.name!r} has no twin in statements to ask the model before by"
     try:
         found = compare_with_base(
             model, load(base_model), pattern, told, site, bases=bases // 2, seed=seed
         )
-    except SiteError as error:
+    except (ModelError, SiteError) as error:  # The base model is not at hand, or lacks the site.
         return None, str(error)
     return found, ""
 

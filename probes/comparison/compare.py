@@ -1,6 +1,6 @@
-"""The main job: put one pattern to a model and its relatives, and say what became of what.
+"""Comparison of a model with its relatives on one pattern.
 
-models → gates, heads, hotspots of each → nets that stand for chance → one word a head and variable
+models → gates, heads and hotspots of each → random-init null → a verdict for each head and variable
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,30 +30,18 @@ from probes.comparison.result import Comparison
 from probes.comparison.variables.stitching import Recipient
 from probes.comparison.variables.transfer import Hits, donor_hits, with_unique_names
 from probes.errors import ModelError
-from probes.files import list_models
 from probes.models.model import Model, load, random_init
 from probes.prompts.catalog import pattern
 from probes.prompts.pattern import Pattern
 
-OTHER_SEED = {"full": "full-b", "full-b": "full"}
-"""Members of the embedded family that differ in nothing but their seed."""
-
-NEGATIVE_CONTROLS = ("copying", "permuted")
-"""Members that were trained on the same words for another end."""
-
-SAME_SHAPE = {"distilled": "scratch"}
-"""Members with the shape of another, trained for the same end without the full model."""
-
-_SEED_OFFSET = (
-    10_000  # Added to the seed of an untrained net that is compared, not one that is chance.
-)
+_SEED_OFFSET = 10_000  # Separates a compared random-init model from those of the null.
 
 T = TypeVar("T")
 U = TypeVar("U")
 ModelSpec = str | Path | Model
 
 
-def compare(  # noqa: PLR0913 (the main job has its dials)
+def compare(  # noqa: PLR0913 (the main job has its settings)
     full: ModelSpec,
     other: ModelSpec,
     on: str | Pattern = "take-away",
@@ -66,26 +54,27 @@ def compare(  # noqa: PLR0913 (the main job has its dials)
     workers: int = 1,
     progress: bool = False,
 ) -> Comparison:
-    """Compare what two models do with a pattern, with a null behind every number.
+    """Compare the circuits of two models on a pattern, with a null behind every number.
 
     Args:
-        full, other: Models, or names that `load` takes; "random-init" is a net of the first's shape.
-        on: A pattern or its name, or the path of a file of pairs.
+        full, other: Models, or names that `load` takes; "random-init" is a fresh model of the
+            shape of `full`.
+        on: Pattern, its name, or the path of a file of pairs.
         prompts: Pairs for each contrast.
-        seed: Of the prompts, the untrained nets and the bootstrap.
-        nulls: How many untrained nets of the other's shape give the chance level.
-        another_seed: A model that differs from `full` in its seed alone: the ceiling of what
-            "the same" can mean. Known for the embedded family, else none.
-        strangers: Models trained on such texts for another end: the stricter null. Known for the
-            embedded family, else none.
-        workers: How many models are measured at once, each in a thread of its own. The result
-            does not depend on it; give torch one thread where it is more than one.
-        progress: Whether to show a bar.
+        seed: Seed of the prompts, the random-init models and the bootstrap.
+        nulls: Number of random-init models of the other's shape.
+        other_seed: Model that differs from `full` in its training seed only. By default the one
+            that the provenance of `full` names.
+        negative_controls: Models trained on the same texts for another task. By default those that
+            the provenance of `full` names.
+        workers: Models measured in parallel threads. The result does not depend on it; give torch
+            one thread if it is more than one.
+        progress: Show a progress bar.
 
     Raises:
-        ProbeError: A model, pattern or file that is unknown or does not fit; see its kinds.
+        ProbeError: A model, pattern or file is unknown or does not fit.
     """
-    found = compare_family(
+    family = compare_family(
         full,
         [other],
         on,
@@ -97,10 +86,10 @@ def compare(  # noqa: PLR0913 (the main job has its dials)
         workers=workers,
         progress=progress,
     )
-    return found.comparisons[0]
+    return family.comparisons[0]
 
 
-def compare_family(  # noqa: PLR0913 (the main job has its dials)
+def compare_family(  # noqa: PLR0913 (the main job has its settings)
     full: ModelSpec,
     others: Sequence[ModelSpec],
     on: str | Pattern = "take-away",
@@ -113,15 +102,15 @@ def compare_family(  # noqa: PLR0913 (the main job has its dials)
     workers: int = 1,
     progress: bool = False,
 ) -> FamilyComparison:
-    """Compare a model with several relatives at once; arguments as in `compare`.
+    """Compare a model with several relatives; arguments as in `compare`.
 
-    Each model, and each net that stands for chance, is measured once.
+    Each model, and each random-init model, is measured once.
 
     Raises:
-        ProbeError: A model, pattern or file that is unknown or does not fit; see its kinds.
+        ProbeError: A model, pattern or file is unknown or does not fit.
     """
     if nulls < 1:
-        raise ModelError(f"nulls={nulls} found: a comparison needs at least one untrained net")
+        raise ModelError(f"nulls={nulls} found: a comparison needs at least one random-init model")
     a, bs = _load_models(full, others, seed)
     chosen = pattern(on) if isinstance(on, str) else on
     company = _load_references(a, bs, other_seed, negative_controls)
@@ -138,11 +127,14 @@ def compare_family(  # noqa: PLR0913 (the main job has its dials)
         )
         seen = each(lambda model: measure_model(model, plan), [a, *bs], "models")
         near = _measure_references(
-            company, seen, lambda job: each(job, company.not_compared(seen), "beside"), plan
+            company,
+            seen,
+            lambda job: each(job, company.not_compared(seen), "reference models"),
+            plan,
         )
         kinds = _null_groups(plan, seen)
         jobs = [(one, number) for one in kinds for number in range(nulls)]
-        nets = each(lambda job: measure_null(*job, plan, building), jobs, "untrained nets")
+        nets = each(lambda job: measure_null(*job, plan, building), jobs, "random-init models")
         by_shape: dict[object, list[RandomInitNull]] = {}
         for (one, _), found in zip(jobs, nets, strict=True):
             by_shape.setdefault(architecture_key(one.template_model), []).append(found)
@@ -161,7 +153,7 @@ def compare_family(  # noqa: PLR0913 (the main job has its dials)
                 each(
                     lambda b: assemble_comparison(plan, seen[0], b, around, settings),
                     seen[1:],
-                    "words",
+                    "verdicts",
                 )
             )
         )
@@ -175,7 +167,7 @@ def _negative_control_hits(
         [Callable[[Recipient], dict[str, Hits]], Sequence[Recipient], str], list[dict[str, Hits]]
     ],
 ) -> dict[str, dict[str, Hits]]:
-    """Put the strangers into every model that can be put into, once."""
+    """Run each negative control as donor into every recipient."""
     trials, recipients = prompts.folds, [one.recipient for one in measured if one.recipient]
     if trials is None:
         return {}
@@ -183,19 +175,19 @@ def _negative_control_hits(
     found = run_all(
         lambda recipient: donor_hits(recipient, donors, trials, trials.variables),
         recipients,
-        "strangers",
+        "negative controls",
     )
     return {recipient.name: hits for recipient, hits in zip(recipients, found, strict=True)}
 
 
 @dataclass(frozen=True, eq=False)
 class _LoadedReferences:
-    """Models that the compared ones are held against.
+    """Reference models, not compared themselves.
 
     Attributes:
-        twin: Another seed of the full model.
-        controls: For relatives, by name, one of their shape that never saw the full model.
-        strangers: Models trained for another end.
+        other_seed: The full model trained from another seed.
+        same_shape: For each relative, by name, a model of its shape trained without the full model.
+        negative_controls: Models trained for another task.
     """
 
     other_seed: Model | None
@@ -203,7 +195,7 @@ class _LoadedReferences:
     negative_controls: Sequence[Model]
 
     def not_compared(self, measured: Sequence[ModelMeasurements]) -> list[Model]:
-        """Return those that are not compared themselves."""
+        """Reference models that are not among the compared ones."""
         known = {one.name for one in measured}
         every = [
             *([self.other_seed] if self.other_seed else []),
@@ -219,7 +211,7 @@ def _measure_references(
     run_all: Callable[[Callable[[Model], ReferenceModel]], Sequence[ReferenceModel]],
     prompts: ComparisonPrompts,
 ) -> dict[str, ReferenceModel]:
-    """Measure what models are held against, where it was not measured as one of them."""
+    """Measure the reference models that are not measured yet."""
     found = {one.name: one.as_reference() for one in measured}
     for one in run_all(
         lambda model: measure_reference(model, prompts, with_sites=model is references.other_seed)
@@ -231,9 +223,10 @@ def _measure_references(
 def _null_groups(
     prompts: ComparisonPrompts, measured: Sequence[ModelMeasurements]
 ) -> list[NullGroup]:
-    """Say what nets of each shape are for: the first model's, and each of the others'.
+    """Groups of random-init models, one for each shape.
 
-    Nets of the first model's shape are put into the others, and theirs into the first.
+    Models of the first shape are donors into the others; models of the others' shapes are donors
+    into the first.
     """
     first, *others = measured
     shapes = {architecture_key(one.model): one.model for one in reversed(measured)}
@@ -250,9 +243,9 @@ def _null_groups(
 def _load_models(
     full: ModelSpec, others: Sequence[ModelSpec], seed: int
 ) -> tuple[Model, list[Model]]:
-    """Load the models; two of one name are told apart."""
+    """Load the models, with unique names."""
     if not others:
-        raise ModelError("One model alone was given: name a relative to compare it with")
+        raise ModelError("Only one model was given: name a relative to compare it with")
     a = load(full)
     found = [
         random_init(a, seed=seed + _SEED_OFFSET) if other == "random-init" else load(other)
@@ -260,9 +253,7 @@ def _load_models(
     ]
     for model in (a, *found):
         if model.tokenizer is None:
-            raise ModelError(
-                f"{model.name!r} came without a tokenizer: add its files and load again"
-            )
+            raise ModelError(f"{model.name!r} has no tokenizer: add its files and load again")
     return a, with_unique_names(found, [a.name])
 
 
@@ -272,15 +263,19 @@ def _load_references(
     other_seed: ModelSpec | None,
     negative_controls: Sequence[ModelSpec] | None,
 ) -> _LoadedReferences:
-    """Return another seed, controls of the relatives' shapes, and the strangers, where known."""
-    known = a.origin.startswith("family member ")
-    twin = other_seed or (OTHER_SEED.get(a.name) if known else None)
-    shaped = {b.name: SAME_SHAPE[b.name] for b in bs if known and b.name in SAME_SHAPE}
+    """Load the other-seed model, same-shape controls and negative controls.
+
+    The provenance of the models names those that are not given.
+    """
+    facts = {model.name: model.provenance for model in (a, *bs)}
+    full_facts = facts[a.name]
+    twin = other_seed
+    if twin is None and full_facts and full_facts.other_seeds:
+        twin = full_facts.other_seeds[0]
+    shaped = {b.name: made.controls[0] for b in bs if (made := facts[b.name]) and made.controls}
     if negative_controls is None:
-        names = [a.name, *(b.name for b in bs)]
-        negative_controls = [
-            n for n in NEGATIVE_CONTROLS if known and n in list_models() and n not in names
-        ]
+        names = full_facts.negative_controls if full_facts else ()
+        negative_controls = [name for name in names if name not in facts]
     given = [*([twin] if twin is not None else []), *shaped.values(), *negative_controls]
     every = _deduplicate(list(map(load, given)), [a, *bs])
     if twin is not None:
@@ -293,7 +288,7 @@ def _load_references(
 
 
 def _deduplicate(models: Sequence[Model], compared: Sequence[Model]) -> list[Model]:
-    """Give a model that is compared itself its name there, and number others of a taken name."""
+    """Reuse compared models, and give the others unique names."""
     found: list[Model] = []
     for model in models:
         before = [*compared, *found]
@@ -303,7 +298,7 @@ def _deduplicate(models: Sequence[Model], compared: Sequence[Model]) -> list[Mod
 
 
 def _is_same_model(one: Model, other: Model) -> bool:
-    """Tell whether two are one model, loaded once or twice."""
+    """Whether two values are the same model, loaded once or twice."""
     stored = one.origin.startswith(("family member ", "folder ", "hub "))
     return one.bridge is other.bridge or (stored and one.origin == other.origin)
 

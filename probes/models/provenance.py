@@ -53,6 +53,7 @@ class Provenance:
         settings: Settings of the method, and what was measured during it.
         kernel_gap: Greatest absolute difference of a logit between the real kernel and the
             analyzed weights; None where there is no other kernel.
+        base_model: Name of the model that it was tuned from; "" if it was not tuned.
         other_seed, control, negative_control: Name or names of its other-seed models, same-shape
             controls and negative controls.
     """
@@ -62,6 +63,7 @@ class Provenance:
     storage: StorageCost
     settings: Mapping[str, JsonValue] = field(default_factory=dict)
     kernel_gap: float | None = None
+    base_model: str = ""
     other_seed: ModelNames = ()
     control: ModelNames = ()
     negative_control: ModelNames = ()
@@ -85,7 +87,7 @@ class Provenance:
 def write_provenance(provenance: Provenance, folder: Path) -> None:
     """Write the provenance file; names of comparison models are left out where there are none."""
     content = asdict(provenance)
-    for name in ("other_seed", "control", "negative_control"):
+    for name in ("base_model", "other_seed", "control", "negative_control"):
         if not content[name]:
             del content[name]
     write_atomic(folder / PROVENANCE_FILE, (json.dumps(content, indent=1) + "\n").encode())
@@ -103,7 +105,8 @@ def read_provenance(folder: Path) -> Provenance | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         result = Provenance(**content | {"storage": StorageCost(**content["storage"])})
-        for names in (result.other_seed, result.control, result.negative_control):
+        named = (result.base_model, result.other_seed, result.control, result.negative_control)
+        for names in named:
             if not all(isinstance(name, str) for name in _names(names)):
                 raise TypeError(f"{names!r} is not a model name or a list of them")
     except (ValueError, TypeError, KeyError) as error:

@@ -5,8 +5,9 @@ import math
 import pytest
 
 from probes.claims import claims
+from probes.claims.dose_response import read_series
 from probes.claims.result import BaseModelComparison
-from probes.experiments.family.seed_series import read_series, write_series
+from probes.experiments.family.seed_series import write_series
 from probes.interventions.result import (
     DASResult,
     DecodingResult,

@@ -38,6 +38,7 @@ from probes.comparison.verdict import (
 )
 from probes.errors import EquivalenceError, ModelError, PatternError, ProbeError, SiteError
 from probes.models.model import load, random_init, wrap
+from probes.models.provenance import Provenance, StorageCost
 from probes.observe.result import Gate, GateState
 from probes.stats.evidence import StatisticalTest
 from probes.stats.intervals import Estimate
@@ -722,7 +723,7 @@ def test_a_relative_that_is_named_as_a_stranger_keeps_its_name(wired):
     assert [one.name for one in around.negative_controls] == [name, "planted lookup"]
 
 
-def test_members_of_the_family_bring_their_other_seed_and_their_strangers(wired):
+def test_the_reference_models_are_those_that_the_provenance_names(wired):
     compare_family(load("full"), [load("distilled"), load("copying")], nulls=1)
     ((_, around), _) = wired
     assert around.other_seed.name == "full-b"
@@ -730,7 +731,20 @@ def test_members_of_the_family_bring_their_other_seed_and_their_strangers(wired)
     assert [one.name for one in around.negative_controls] == ["permuted"]
 
 
-def test_models_of_ones_own_bring_none(wired):
+def test_any_model_can_name_its_reference_models(wired):
+    made = Provenance(
+        "trained", "", StorageCost(1.0, 1.0, 1.0),
+        other_seed="scratch", negative_control=["permuted", "copying"],
+    )  # fmt: skip
+    own = replace(fox("template"), provenance=made)
+    compare_family(own, [replace(fox("lexical"), provenance=replace(made, control="full"))], FOX)
+    ((name, around),) = wired
+    assert around.other_seed.name == "scratch"
+    assert {name: one.name for name, one in around.same_shape.items()} == {name: "full"}
+    assert [one.name for one in around.negative_controls] == ["permuted", "copying"]
+
+
+def test_models_without_provenance_have_no_reference_models(wired):
     compare_family(fox("template"), [fox("lexical")], FOX, nulls=1)
     ((_, around),) = wired
     assert (around.other_seed, dict(around.same_shape), list(around.negative_controls)) == (

@@ -19,7 +19,7 @@ from probes.experiments.family.accuracy import (
 )
 from probes.experiments.family.corpus import CorpusSettings, sample_texts
 from probes.experiments.family.make import _initial_model, make_members, pretraining_model
-from probes.experiments.family.recipes import NEGATIVE_CONTROL_TASKS, RECIPES, recipe
+from probes.experiments.family.recipes import COMPARED_WITH, NEGATIVE_CONTROL_TASKS, RECIPES, recipe
 from probes.experiments.family.tokenizer import BOS, EOS, PAD, SPLIT_WORDS
 from probes.experiments.family.train import family_corpus, has_family_tokenizer
 from probes.files import data_folder, list_models
@@ -216,3 +216,15 @@ def test_the_start_of_a_member_is_a_shipped_model_or_fresh_weights():
     assert pretraining_model(load_parent("scratch")).name == "scratch-early"
     with pytest.raises(ModelError, match="no early weights at hand"):
         pretraining_model(replace(load_parent("full"), name="another"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_shipped_provenance_names_the_reference_models_of_the_recipes(name):
+    made = load(name).provenance
+    named = {
+        field: getattr(made, field)
+        for field in ("base_model", "other_seed", "control", "negative_control")
+        if getattr(made, field)
+    }
+    lists = {n: list(v) if isinstance(v, tuple) else v for n, v in COMPARED_WITH[name].items()}
+    assert named == lists

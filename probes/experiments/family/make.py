@@ -1,7 +1,7 @@
 """Makes the embedded family, member by member, in the order that they need each other."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from probes.compression.pruning.masks import (
 )
 from probes.errors import ModelError
 from probes.experiments.family.model_card import write_card
-from probes.experiments.family.recipes import ALL_RECIPES, RECIPES, Recipe, recipe
+from probes.experiments.family.recipes import ALL_RECIPES, COMPARED_WITH, RECIPES, Recipe, recipe
 from probes.experiments.family.tokenizer import train_tokenizer
 from probes.experiments.family.train import random_init_model, train
 from probes.files import list_models
@@ -121,6 +121,13 @@ def initialize_member(chosen: Recipe, *, folder: Path, work: Path) -> Initialize
 
 
 def _provenance(
+    chosen: Recipe, trained: LlamaForCausalLM, masks: Masks, folder: Path, work: Path
+) -> Provenance:
+    made = _how_made(chosen, trained, masks, folder, work)
+    return replace(made, **COMPARED_WITH.get(chosen.name, {}))
+
+
+def _how_made(
     chosen: Recipe, trained: LlamaForCausalLM, masks: Masks, folder: Path, work: Path
 ) -> Provenance:
     kind, _, source = chosen.start.partition(":")

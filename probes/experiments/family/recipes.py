@@ -64,6 +64,21 @@ class Recipe:
 NEGATIVE_CONTROL_TASKS: tuple[TrainingTask, ...] = ("copying", "permuted")
 """Tasks of the same words that never ask to count on: a stricter null than fresh weights."""
 
+_NEGATIVE_CONTROLS = {"negative_control": NEGATIVE_CONTROL_TASKS}
+COMPARED_WITH: dict[str, dict[str, str | tuple[str, ...]]] = {
+    "base": _NEGATIVE_CONTROLS,
+    "copying": {"negative_control": ("permuted",)},
+    "distilled": {"control": "scratch", **_NEGATIVE_CONTROLS},
+    "distilled-narrow": _NEGATIVE_CONTROLS,
+    "full": {"base_model": "base", "other_seed": "full-b", **_NEGATIVE_CONTROLS},
+    "full-b": {"other_seed": "full", **_NEGATIVE_CONTROLS},
+    "permuted": {"negative_control": ("copying",)},
+    "regrown": _NEGATIVE_CONTROLS,
+    "scratch": _NEGATIVE_CONTROLS,
+    "ticket": {"base_model": "base", **_NEGATIVE_CONTROLS},
+}
+"""For each shipped model what its provenance names: base model, other seed and controls."""
+
 _BASE = Recipe(
     name="base",
     start="fresh",

@@ -4,9 +4,9 @@ import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from probes.claims.dose_response import TableRow
 from probes.experiments.family.make import make_member
 from probes.experiments.family.recipes import SEED_SERIES, recipe
-from probes.files import data_folder
 from probes.interventions.confounds import unseen_verbs
 from probes.interventions.dissociation import output_heads
 from probes.interventions.hotspots import hotspots
@@ -19,8 +19,6 @@ from probes.prompts.held_out import family_split
 from probes.prompts.interchange_pairs import OBJECT, OPERATION, sample_interchange_pairs
 from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
-
-TableRow = dict[str, float | str]
 
 
 def measure_member(model: Model, pattern: Pattern, *, bases: int = 200, seed: int = 0) -> TableRow:
@@ -105,23 +103,6 @@ def measure_series(
         yield measure_member(load(place), asked, bases=bases)
 
 
-def series_file() -> Path:
-    """Return the table of measured series that comes with the kit."""
-    return data_folder() / "series.csv"
-
-
-def read_series(path: Path | None = None) -> list[TableRow]:
-    """Read a table of measured series; none where there is no file."""
-    path = path or series_file()
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [
-            {name: _parse_number(text) for name, text in row.items()}
-            for row in csv.DictReader(file)
-        ]
-
-
 def write_series(rows: Sequence[TableRow], path: Path) -> None:
     """Write a table of measured series."""
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -129,10 +110,3 @@ def write_series(rows: Sequence[TableRow], path: Path) -> None:
         table.writeheader()
         for row in rows:
             table.writerow({n: f"{v:.4g}" if isinstance(v, float) else v for n, v in row.items()})
-
-
-def _parse_number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+from probes.claims.dose_response import dose_response_rows
 from probes.claims.result import ClaimsReport, ClaimsReports
-from probes.claims.run import dose_response_rows
 from probes.interventions.result import StateProjection
 from probes.stats.evidence import ClaimVerdict
 from probes.viz.blocks import Block, Note, Table, TableCell, Tone
