@@ -1,4 +1,4 @@
-"""Pictures and pages. They take results and numpy arrays; nothing here computes or needs torch."""
+"""Pictures and pages of results and numpy arrays. Nothing here computes or imports torch."""
 
 from probes.viz.blocks import Matrix, Note, Table, TableCell
 from probes.viz.page import page

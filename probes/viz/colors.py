@@ -1,7 +1,7 @@
-"""Colors of numbers: cividis for shares, red and blue around 0 for differences.
+"""Color scales: cividis for fractions, red and blue around 0 for signed values.
 
-Both are readable to the color-blind, and both tables are kept here so that nothing is imported
-to draw. Missing cells are a light gray that is on neither scale.
+Both are readable for color-blind people. The tables are here, so that drawing imports nothing.
+Missing cells are a light gray that is on neither scale.
 """
 
 from typing import Literal
@@ -19,7 +19,7 @@ COLOR_STOPS: dict[ColorScale, str] = {
         "7676767d7c788482798c8878938e789b9476a39a74aba072b4a76fbcae6cc4b468cdbb63d5c25edec958e7d150"
         "f0d846f9e03afee838"
     ),
-    # RdBu of ColorBrewer, turned so that blue is negative and red is positive.
+    # RdBu of ColorBrewer, reversed: blue is negative, red is positive.
     "change": (
         "0530610e41791752901f63a82a71b23480b93f8ec0529dc86bacd184bcd99bc9e0aed3e6c2ddecd4e6f1e0ecf3"
         "ecf2f5f7f6f6f9eee7fbe5d8fddcc9fbccb4f8bb9ef5aa89ee9677e48066db6b55d05548c53e3dba2832ab162a"
@@ -31,36 +31,35 @@ COLOR_STOPS: dict[ColorScale, str] = {
 def apply_colormap(
     values: Float[np.ndarray, "..."], scale: ColorScale, vmax: float = 1.0
 ) -> UInt8[np.ndarray, "... 3"]:
-    """The color of each value; NaN is gray.
+    """RGB colors of values; NaN is gray.
 
     Args:
-        values: Shares from 0 to `top`, or changes from `-top` to `top`; beyond is clipped.
+        values: In [0, vmax] for `share`, in [-vmax, vmax] for `change`; others are clipped.
         scale: `share` or `change`.
-        top: The value at the end of the scale.
+        vmax: Value at the end of the scale.
     """
     table = np.frombuffer(bytes.fromhex(COLOR_STOPS[scale]), dtype=np.uint8).reshape(-1, 3)
     unit = values / (vmax or 1.0)
     unit = (unit + 1) / 2 if scale == "change" else unit
-    place = np.clip(np.nan_to_num(unit), 0, 1) * (len(table) - 1)
-    marks = np.arange(len(table))
-    channels = [np.interp(place, marks, table[:, channel]) for channel in range(3)]
+    positions = np.clip(np.nan_to_num(unit), 0, 1) * (len(table) - 1)
+    channels = [np.interp(positions, np.arange(len(table)), table[:, c]) for c in range(3)]
     colors = np.floor(np.stack(channels, axis=-1) + 0.5).astype(np.uint8)
     colors[np.isnan(values)] = MISSING_COLOR
     return colors
 
 
 def to_hex(color: UInt8[np.ndarray, "3"] | tuple[int, int, int]) -> str:
-    """The color as `#rrggbb`."""
+    """Color as `#rrggbb`."""
     return "#" + "".join(f"{int(channel):02x}" for channel in color)
 
 
 def text_color(color: UInt8[np.ndarray, "3"]) -> str:
-    """The ink that reads best on the color: white or near black."""
+    """White or near black, whichever is readable on the color."""
     red, green, blue = (int(channel) for channel in color)
     return "#fff" if 0.299 * red + 0.587 * green + 0.114 * blue < 140 else "#16181d"
 
 
 def css_gradient(scale: ColorScale) -> str:
-    """The scale as a CSS gradient from left to right."""
+    """Scale as a CSS gradient from left to right."""
     stops = [COLOR_STOPS[scale][at : at + 6] for at in range(0, len(COLOR_STOPS[scale]), 24)]
     return "linear-gradient(90deg," + ",".join(f"#{stop}" for stop in stops) + ")"

@@ -1,4 +1,4 @@
-"""A report as one page: verdicts first, then what they rest on."""
+"""Page of a report: title, verdicts, contents, and numbered sections."""
 
 import zlib
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from probes.viz.html_text import escape, escape_lines, show_invisible
 from probes.viz.picture import Picture
 
 Section = tuple[str, str, Sequence[Block | Picture]]
+"""Heading, introduction and content."""
 
 
 def page(
@@ -16,16 +17,16 @@ def page(
     verdicts: Sequence[Note] = (),
     subtitle: str = "",
 ) -> Picture:
-    """A report that is one file.
+    """Page in one HTML file.
 
     Args:
-        title: The heading of the page.
-        sections: For each its heading, a paragraph, and its blocks and pictures.
-        verdicts: The findings in plain words, in large type at the top.
-        subtitle: What was compared, and how.
+        title: Heading of the page.
+        sections: Heading, introduction and content of each section.
+        verdicts: Findings in large type at the top.
+        subtitle: Line below the title.
     """
     lines = "".join(note.body for note in verdicts)
-    top = (
+    header = (
         f"<header><h1>{escape(title)}</h1>"
         + (f'<p class="pv-sub">{escape_lines(subtitle)}</p>' if subtitle else "")
         + (f'<div class="pv-verdicts">{lines}</div>' if lines else "")
@@ -33,7 +34,7 @@ def page(
         + "</header>"
     )
     parts = "".join(_section_html(at, section) for at, section in enumerate(sections, start=1))
-    return Picture(show_invisible(title), top + parts)
+    return Picture(show_invisible(title), header + parts)
 
 
 def _contents(sections: Sequence[Section]) -> str:
@@ -45,14 +46,14 @@ def _contents(sections: Sequence[Section]) -> str:
 
 
 def _anchor(heading: str, index: int) -> str:
-    """A name for the place that other pages of the same notebook do not have."""
+    """Id that differs from those of other pages in the same notebook."""
     return f"part-{zlib.crc32(heading.encode(errors='replace')):08x}-{index}"
 
 
 def _section_html(index: int, section: Section) -> str:
-    heading, lead, blocks = section
+    heading, intro, blocks = section
     body = "".join(f'<div class="pv-block">{block.body}</div>' for block in blocks)
-    paragraph = f'<p class="pv-lead">{escape_lines(lead)}</p>' if lead else ""
+    paragraph = f'<p class="pv-lead">{escape_lines(intro)}</p>' if intro else ""
     return (
         f'<section class="pv-part" id="{_anchor(heading, index)}"><h2>{index}. {escape(heading)}</h2>'
         f"{paragraph}{body}</section>"

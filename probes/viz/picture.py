@@ -1,8 +1,8 @@
-"""A picture: shows itself in a notebook, and saves itself as a page or a figure.
+"""Picture: HTML that shows itself in a notebook and saves as a page or a figure.
 
-The page is one file that fetches nothing, and says so to the browser. The fragment for a notebook
-is plain HTML with pictures inside; its script only adds to it, so that a notebook that runs no
-scripts still shows the picture.
+A page is one file that fetches nothing; its content security policy enforces this. The fragment
+for a notebook is plain HTML with images inside. Its script only adds to it, so a notebook that
+runs no scripts still shows the picture.
 """
 
 import base64
@@ -22,17 +22,17 @@ from probes.viz.html_text import escape
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
+_SUFFIXES = (".html", ".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """Something to look at.
+    """HTML picture with an optional figure.
 
     Attributes:
-        title: One line, as plain text.
-        body: HTML in which all text is escaped already.
-        draw: Draws the picture on an empty matplotlib figure, or None if it has no such form.
+        title: One line of plain text.
+        body: HTML with all text escaped.
+        draw: Draws on an empty matplotlib figure; None for pages, which have no figure.
     """
 
     title: str
@@ -40,19 +40,21 @@ class Picture:
     draw: "Callable[[Figure], None] | None" = None
 
     def save(self, path: str | Path) -> Path:
-        """Write the picture as .html, or through matplotlib as .png, .svg or .pdf."""
+        """Write as .html, or with matplotlib as .png, .svg or .pdf.
+
+        Raises:
+            FigureError: The suffix or folder is wrong, there is no figure, or matplotlib is missing.
+        """
         path = Path(path)
         suffix = path.suffix.lower()
-        if suffix not in (".html", *_FIGURE_SUFFIXES):
+        if suffix not in _SUFFIXES:
             raise FigureError(
                 f"cannot save a picture as {path.name!r}: end the name in .html, .png, .svg or .pdf"
             )
         if not path.parent.is_dir():
             raise FigureError(f"there is no folder {str(path.parent)!r}: make it first")
-        content = (
-            html_document(self).encode() if suffix == ".html" else _render_figure(self, suffix)
-        )
-        write_atomic(path, content)
+        is_page = suffix == ".html"
+        write_atomic(path, html_document(self).encode() if is_page else _render(self, suffix))
         return path
 
     def _repr_html_(self) -> str:
@@ -66,13 +68,13 @@ class Picture:
 
 
 def html_fragment(body: str) -> str:
-    """The body for a notebook cell, with all that it needs and nothing that leaks out of it."""
+    """Body with style and script for a notebook cell; styles do not leak out of it."""
     style, script = _asset("style.css"), _asset("viewer.js")
     return f'<style>{style}</style><div class="pv">{body}</div><script>{script}</script>'
 
 
 def html_document(picture: Picture) -> str:
-    """The picture as one page that may fetch nothing and run no script but its own."""
+    """Page that may fetch nothing and run no script but its own."""
     style, script = _asset("style.css"), _asset("viewer.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
@@ -94,7 +96,7 @@ def _asset(name: str) -> str:
     return files("probes.viz").joinpath("assets", name).read_text(encoding="utf-8")
 
 
-def _render_figure(picture: Picture, suffix: str) -> bytes:
+def _render(picture: Picture, suffix: str) -> bytes:
     if picture.draw is None:
         raise FigureError(
             f"{picture.title!r} is a page and has no {suffix} form: save it as .html, "
@@ -109,7 +111,7 @@ def _render_figure(picture: Picture, suffix: str) -> bytes:
             "pip install 'probes[figures]', or save as .html"
         ) from error
     stream = io.BytesIO()
-    # The salt and the missing date make the same picture the same file.
+    # A fixed salt and no date: equal pictures are equal files.
     with rc_context({"svg.hashsalt": "probes", "svg.fonttype": "path"}):
         figure = Figure(layout="constrained", facecolor="white")
         picture.draw(figure)

@@ -1,7 +1,6 @@
-"""Which page and which drawing show a type of result; both register themselves here.
+"""Registry of the page (`report`) and the main drawing (`figure`) of each type of result.
 
-`report` gives a whole page, `figure` the main drawing alone. The modules that register are imported
-when the first result asks for them.
+Modules register themselves. They are imported when the first result asks for them.
 """
 
 from functools import singledispatch
@@ -11,7 +10,7 @@ from importlib.util import find_spec
 from probes.errors import FigureError
 from probes.viz.picture import Picture
 
-_REGISTER = (
+_MODULES = (
     *("reports.comparison", "reports.family_comparison", "reports.trace", "reports.claims"),
     *("reports.rate_distortion", "plots.circuit_diagram", "plots.rate_distortion_plot"),
 )
@@ -19,40 +18,41 @@ _REGISTER = (
 
 @singledispatch
 def report(result: object) -> Picture:
-    """Return the page about a result.
+    """Page of a result.
 
     Raises:
         FigureError: No page is registered for its type.
     """
     _import_all(result)
     if report.dispatch(type(result)) is report.dispatch(object):
-        raise FigureError(
-            f"No page is registered for a {type(result).__name__}: decorate a function that draws "
-            "it with probes.viz.registry.report.register"
-        )
+        raise _unregistered(result, "page", "report")
     return report(result)
 
 
 @singledispatch
 def figure(result: object, **options: object) -> Picture:
-    """Return the main drawing of a result.
+    """Main drawing of a result.
 
     Raises:
         FigureError: No drawing is registered for its type.
     """
     _import_all(result)
     if figure.dispatch(type(result)) is figure.dispatch(object):
-        raise FigureError(
-            f"No drawing is registered for a {type(result).__name__}: decorate a function that "
-            "draws it with probes.viz.registry.figure.register"
-        )
+        raise _unregistered(result, "drawing", "figure")
     return figure(result, **options)
 
 
+def _unregistered(result: object, kind: str, function: str) -> FigureError:
+    return FigureError(
+        f"No {kind} is registered for a {type(result).__name__}: decorate a function that makes it "
+        f"with probes.viz.registry.{function}.register"
+    )
+
+
 def _import_all(result: object) -> None:
-    for name in _REGISTER:
+    for name in _MODULES:
         import_module(f"probes.viz.{name}")
-    # A package outside of viz, such as an experiment, keeps its page in its own module `report`.
+    # A package outside of viz, such as an experiment, has its page in its module `report`.
     own = f"{type(result).__module__.rpartition('.')[0]}.report"
     if own.startswith("probes.") and find_spec(own):
         import_module(own)

@@ -1,5 +1,5 @@
 // Adds to the plain HTML: enlarging a head, arrow keys, hover, and the per-head scale.
-// Text only ever enters through textContent. The tables agree with cells.py.
+// Text only ever enters through textContent. The tables agree with heat_table.py.
 (() => {
   const make = (tag, name, text) => {
     const node = document.createElement(tag);

@@ -22,13 +22,8 @@ from probes.viz.drawing import (
 from probes.viz.figure import drawing_picture
 from probes.viz.html_text import escape, show_invisible
 from probes.viz.picture import Picture
-from probes.viz.plots.circuit_layout import (
-    PORT_OFFSETS,
-    CircuitLayout,
-    EdgeLine,
-    Node,
-    layout_circuit,
-)
+from probes.viz.plots.circuit_layout import CircuitLayout, layout_circuit
+from probes.viz.plots.edge_routing import PORT_OFFSETS, EdgeLine, Node
 from probes.viz.plots.heat_table import format_exact
 from probes.viz.registry import figure, report
 

@@ -1,7 +1,7 @@
-"""A heat map as an HTML table: numbers first, color behind them.
+"""Heat map as an HTML table: numbers on a color scale.
 
-A table is read aloud, copied, printed, and kept by notebooks that run no scripts. The viewer
-script builds the same table when another head is chosen, so the two must agree.
+A table can be read aloud, copied and printed, and stays in notebooks that run no scripts. The
+viewer script builds the same table when another head is chosen, so the two must agree.
 """
 
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ from jaxtyping import Float
 from probes.viz.colors import apply_colormap, text_color, to_hex
 from probes.viz.html_text import MINUS, axis_label, escape, typographic_minus
 
-# Narrower cells hold no number; it shows on hover, and the sign of a change shows as hatching.
-NUMBER_WIDTH = 20
+# Narrower cells hold no number; it is in the tooltip, and hatching shows a negative sign.
+_MIN_NUMBER_WIDTH = 20
 _MIN_VISIBLE = 0.005
 
 
 @dataclass(frozen=True, slots=True)
 class HeatTableStyle:
-    """How a heat map is drawn.
+    """Style of a heat map.
 
     Attributes:
-        name: What the numbers are, for readers of the screen and on hover.
-        signed: Whether the numbers are changes around 0 rather than shares from 0.
-        top: The number at the end of the color scale.
-        cell: Width of a cell in pixels.
-        corner: What the rows and the columns are.
-        spread: Whether the error is printed under each number.
+        name: Name of the numbers, for screen readers.
+        signed: Whether the scale is signed around 0, else it starts at 0.
+        vmax: End of the color scale.
+        cell_px: Width of a cell in pixels.
+        corner: Names of the row axis and the column axis.
+        show_error: Whether the error is printed below each number.
     """
 
     name: str
@@ -39,13 +39,13 @@ class HeatTableStyle:
 
 
 def cell_width(count: int, n_maps: int = 1) -> int:
-    """The width at which `count` columns are readable, with `together` maps side by side."""
+    """Width of a cell in pixels for `count` columns, with `n_maps` maps side by side."""
     room, most = (620, 40) if n_maps == 1 else (310, 30)
     return max(9, min(most, room // count - 1))
 
 
 def format_exact(value: float, error: float, signed: bool) -> str:
-    """The number with its error, such as `+0.412 ± 0.010`."""
+    """Number with its error, such as `+0.412 ± 0.010`."""
     if np.isnan(value):
         return "no such cell"
     text = typographic_minus(f"{value:+.3f}" if signed else f"{value:.3f}")
@@ -53,13 +53,12 @@ def format_exact(value: float, error: float, signed: bool) -> str:
 
 
 def format_short(value: float, style: HeatTableStyle) -> str:
-    """The number as it fits in a cell: `.41`, `+.41`, `1`, or nothing if missing."""
+    """Number that fits in a cell: `.41`, `+.41`, `1`, or nothing for NaN."""
     if np.isnan(value):
         return ""
     if abs(value) < _MIN_VISIBLE * style.vmax:
         return "0"
-    digits = 1 if abs(value) >= 9.95 else 2
-    text = f"{abs(value):.{digits}f}"
+    text = f"{abs(value):.{1 if abs(value) >= 9.95 else 2}f}"
     if style.cell_px < 30:
         text = "1" if text == "1.00" else text.removeprefix("0")
     sign = (MINUS if value < 0 else "+") if style.signed else ""
@@ -73,16 +72,16 @@ def heat_table(
     columns: tuple[str, ...],
     style: HeatTableStyle,
 ) -> str:
-    """The numbers as a table with colors behind them."""
+    """HTML table of numbers on a color scale."""
     errors = np.full_like(values, np.nan) if error is None else error
     colors = apply_colormap(values, "change" if style.signed else "share", style.vmax)
     heads = "".join(
         f'<th scope="col" title="{escape(name)}"><span>{escape(axis_label(name))}</span></th>'
         for name in columns
     )
-    row_word, column_word = (escape(word) for word in style.corner)
-    words = f"{row_word}&nbsp;↓<br>{column_word}&nbsp;→" if any(style.corner) else ""
-    lines = [f'<tr><td class="pv-corner">{words}</td>{heads}</tr>']
+    row_axis, column_axis = map(escape, style.corner)
+    corner = f"{row_axis}&nbsp;↓<br>{column_axis}&nbsp;→" if any(style.corner) else ""
+    lines = [f'<tr><td class="pv-corner">{corner}</td>{heads}</tr>']
     for at, name in enumerate(rows):
         cells = "".join(
             _heat_cell(float(value), float(spread), color, style)
@@ -90,25 +89,22 @@ def heat_table(
         )
         header = f'<th scope="row" title="{escape(name)}">{escape(axis_label(name))}</th>'
         lines.append(f"<tr>{header}{cells}</tr>")
-    small = "" if style.cell_px >= NUMBER_WIDTH else " pv-small"
+    small = "" if style.cell_px >= _MIN_NUMBER_WIDTH else " pv-small"
     return (
         f'<table class="pv-heat{small}" style="--cell:{style.cell_px}px" tabindex="0" '
         f'aria-label="{escape(style.name)}">{"".join(lines)}</table>'
     )
 
 
-def _heat_cell(value: float, error: float, color: np.ndarray, table_style: HeatTableStyle) -> str:
-    says = format_exact(value, error, table_style.signed)
-    style = f"background-color:{to_hex(color)}"
+def _heat_cell(value: float, error: float, color: np.ndarray, style: HeatTableStyle) -> str:
+    tooltip = format_exact(value, error, style.signed)
+    background = f"background-color:{to_hex(color)}"
     if np.isnan(value):
-        return f'<td class="pv-none" style="{style}" data-v="{says}"></td>'
-    under = f"<small>±{error:.2f}</small>" if table_style.show_error and not np.isnan(error) else ""
-    kind = (
-        ' class="pv-minus"'
-        if table_style.signed and value < -_MIN_VISIBLE * table_style.vmax
-        else ""
-    )
+        return f'<td class="pv-none" style="{background}" data-v="{tooltip}"></td>'
+    below = f"<small>±{error:.2f}</small>" if style.show_error and not np.isnan(error) else ""
+    is_negative = style.signed and value < -_MIN_VISIBLE * style.vmax
+    css_class = ' class="pv-minus"' if is_negative else ""
     return (
-        f'<td{kind} style="{style};color:{text_color(color)}" data-v="{says}">'
-        f"{format_short(value, table_style)}{under}</td>"
+        f'<td{css_class} style="{background};color:{text_color(color)}" data-v="{tooltip}">'
+        f"{format_short(value, style)}{below}</td>"
     )

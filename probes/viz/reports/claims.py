@@ -9,7 +9,7 @@ from probes.stats.evidence import ClaimVerdict
 from probes.viz.blocks import Block, Note, Table, TableCell, Tone
 from probes.viz.page import Section, page
 from probes.viz.picture import Picture
-from probes.viz.plots.hotspot_map import hotspot_block
+from probes.viz.plots.hotspot_map import HotspotMapBlock
 from probes.viz.plots.state_projection import projection_block
 from probes.viz.registry import report
 from probes.viz.reports.claim_tables import (
@@ -151,7 +151,7 @@ def _hotspots_section(reports: Sequence[ClaimsReport]) -> list[Block]:
     by_pattern = {one.pattern: one.hotspots for one in reports}
     return [
         *map(example_table, by_pattern.values()),
-        hotspot_block([one.hotspots for one in reports]),
+        HotspotMapBlock([one.hotspots for one in reports]),
         *_by_model(reports, lambda one: hotspot_blocks(one.hotspots)),
     ]
 

@@ -1,18 +1,16 @@
-"""Attention of one head, and of all heads of one model or two, as pictures.
+"""Attention of one head, and of all heads of one model or two.
 
-Sign: a difference is right minus left, so what the right model attends to more is positive. Heads
-are compared cell by cell, and only where both models have that cell under the same label.
+Differences are right minus left, between paired heads, and only where both models have equal labels.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 
 from probes.errors import FigureError
 from probes.models.site import head_name, head_names
-from probes.viz.colors import COLOR_STOPS, MISSING_COLOR, css_gradient, to_hex
+from probes.viz.colors import COLOR_STOPS, MISSING_COLOR, ColorScale, css_gradient, to_hex
 from probes.viz.embedding_data import encode_array
 from probes.viz.html_text import MINUS, axis_label, escape, json_attribute, show_invisible
 from probes.viz.picture import Picture
@@ -21,23 +19,25 @@ from probes.viz.plots.attention.maps import AttentionMaps
 from probes.viz.plots.attention.thumbnails import Panel, panel_table, thumbnail_width
 from probes.viz.plots.heat_table import HeatTableStyle, cell_width, heat_table
 
-HeadPair = tuple[tuple[int, int], tuple[int, int]]
+Head = tuple[int, int]
+"""Layer and number."""
+HeadPair = tuple[Head, Head]
 
 _MAX_CELLS = 5_000_000
-# Longer maps are left to the script: as text they would outweigh all the rest of the page.
+# Larger maps are left to the script: as HTML they would outweigh the rest of the page.
 _MAX_STATIC_CELLS = 700
+_OWN_SCALE_BOX = (
+    '<label class="pv-live"><input type="checkbox" class="pv-own"> '
+    "color each head up to its own maximum</label>"
+)
 
 
 def head_map(maps: AttentionMaps, layer: int, head: int) -> Picture:
-    """One head, with its labels on the axes and its numbers in the cells."""
-    _check_head(maps, layer, head)
-    name = head_name(layer, head)
-    look = HeatTableStyle(f"{maps.model} {name}", cell_px=cell_width(len(maps.columns)))
-    error = None if maps.error is None else maps.error[layer, head]
-    weights = maps.weights[layer, head]
-    table = heat_table(weights, error, maps.rows, maps.columns, look)
-    title = maps.title or f"Attention of {maps.model} {name}"
-    body = f"{_heading(title)}{_legend(('share',))}{_model_figure(maps.model, name, table)}"
+    """One head with its labels and numbers."""
+    maps.check_head(layer, head)
+    title = maps.title or f"Attention of {maps.model} {head_name(layer, head)}"
+    figure = _head_figure(maps, (layer, head), cell_width(len(maps.columns)))
+    body = f"{_heading(title)}{_legend(('share',))}{figure}"
     return Picture(show_invisible(title), body, lambda figure: draw_head(figure, maps, layer, head))
 
 
@@ -45,15 +45,15 @@ def head_grid(
     left: AttentionMaps,
     right: AttentionMaps | None = None,
     pairs: Sequence[HeadPair] | None = None,
-    start: tuple[int, int] | None = None,
+    start: Head | None = None,
 ) -> Picture:
-    """All heads of one model, or of two and their difference; any head enlarges.
+    """All heads of one model, or of two with their difference; a click enlarges a head.
 
     Args:
-        left: The model on the left, such as the full one.
-        right: The model on the right, such as the distilled one.
-        pairs: Which (layer, head) of `left` belongs to which of `right`. By default those of the
-            same layer and head.
+        left: Model on the left, such as the full one.
+        right: Model on the right, such as the distilled one.
+        pairs: Pairs of a (layer, head) of `left` and one of `right`; by default heads of the same
+            layer and number.
         start: The (layer, head) of `left` that is enlarged at first.
     """
     if left.weights.size + (right.weights.size if right else 0) > _MAX_CELLS:
@@ -61,87 +61,118 @@ def head_grid(
             f"{left.weights.size:,} cells are too many for one page: "
             "show fewer layers, a shorter prompt, or roles in place of tokens"
         )
-    links = () if right is None else _head_pairs(left, right, pairs)
-    panels = _panels(left, right, links)
-    chosen = start or (links[0][0] if links else (0, 0))
-    _check_head(left, *chosen)
+    links = _head_pairs(left, right, pairs) if right else ()
+    grid = _Grid(left, right, links, start or (links[0][0] if links else (0, 0)))
+    left.check_head(*grid.start)
+    panels = grid.panels()
     heads = max(panel.weights.shape[1] for panel in panels)
-    width = thumbnail_width(heads)
     columns = " pv-two" if 4 < heads <= 16 and right else ""
-    grids = "".join(panel_table(panel, width) for panel in panels)
-    title = left.title or _title(left, right)
+    tables = "".join(panel_table(panel, thumbnail_width(heads)) for panel in panels)
+    both = f" and {right.model}" if right else ""
+    title = left.title or f"Attention of {left.model}{both}"
     body = (
-        f'<section class="pv-grid" data-maps="{json_attribute(_viewer_data(left, right, links, chosen))}">'
-        f"{_heading(title)}{_legend(('share', 'change') if len(panels) > 2 else ('share',))}"
-        f'{_toggle()}<div class="pv-panels{columns}">{grids}</div>'
-        f'{_pairing_note(left, right, pairs)}<div class="pv-detail" aria-live="polite">'
-        f"{_detail(left, right, links, chosen)}</div></section>"
+        f'<section class="pv-grid" data-maps="{json_attribute(grid.viewer_data())}">'
+        f"{_heading(title)}{_legend(('share', 'change') if grid.has_difference else ('share',))}"
+        f'{_OWN_SCALE_BOX}<div class="pv-panels{columns}">{tables}</div>'
+        f'{_pairing_note(grid, pairs)}<div class="pv-detail" aria-live="polite">'
+        f"{grid.enlarged()}</div></section>"
     )
     return Picture(show_invisible(title), body, lambda figure: draw_grid(figure, panels))
 
 
-def same_labels(left: AttentionMaps, right: AttentionMaps) -> bool:
-    """Whether cells of the two models mean the same, so that they may be subtracted."""
-    return left.rows == right.rows and left.columns == right.columns
+@dataclass(frozen=True, eq=False)
+class _Grid:
+    """One model or two, with paired heads."""
+
+    left: AttentionMaps
+    right: AttentionMaps | None
+    pairs: tuple[HeadPair, ...]
+    start: Head
+
+    @property
+    def models(self) -> list[AttentionMaps]:
+        return [self.left] if self.right is None else [self.left, self.right]
+
+    @property
+    def has_difference(self) -> bool:
+        """Whether cells of the two models have the same meaning."""
+        left, right = self.left, self.right
+        return right is not None and (left.rows, left.columns) == (right.rows, right.columns)
+
+    @property
+    def difference_name(self) -> str:
+        return f"{self.right.model} {MINUS} {self.left.model}" if self.right else ""
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the enlarged heads are small enough for plain HTML."""
+        return sum(maps.weights[0, 0].size for maps in self.models) <= _MAX_STATIC_CELLS
+
+    def panels(self) -> tuple[Panel, ...]:
+        panels = tuple(
+            Panel(key, maps.model, maps.weights, False, head_names(maps.layers, maps.heads))
+            for key, maps in zip(("left", "right"), self.models, strict=False)
+        )
+        if self.right is None or not self.has_difference:
+            return panels
+        change = np.full(self.right.weights.shape, np.nan)
+        names = list(panels[1].names)
+        for of_left, of_right in self.pairs:
+            change[of_right] = self.right.weights[of_right] - self.left.weights[of_left]
+            names[of_right[0] * self.right.heads + of_right[1]] += f" {MINUS} {head_name(*of_left)}"
+        return *panels, Panel("change", self.difference_name, change, True, tuple(names))
+
+    def viewer_data(self) -> dict[str, object]:
+        """Data of the viewer script."""
+        heads = [maps.heads for maps in self.models]
+        return {
+            "models": list(map(_model_data, self.models)),
+            "links": [[a[0] * heads[0] + a[1], b[0] * heads[1] + b[1]] for a, b in self.pairs],
+            "change": self.has_difference,
+            "start": self.start[0] * heads[0] + self.start[1],
+            "stops": COLOR_STOPS,
+            "missing": to_hex(MISSING_COLOR),
+            "plain": self.is_static,
+        }
+
+    def enlarged(self) -> str:
+        """First enlarged head and its partner, as the script draws them."""
+        if not self.is_static:
+            return '<p class="pv-soft">Heads enlarge here once the notebook or page is trusted.</p>'
+        width = cell_width(len(self.left.columns), 1 if self.right is None else 3)
+        figures = _head_figure(self.left, self.start, width)
+        partner = dict(self.pairs).get(self.start)
+        if self.right is not None and partner is None:
+            figures += f'<p class="pv-absent">No partner in {escape(self.right.model)}</p>'
+        elif self.right is not None and partner is not None:
+            figures += _head_figure(self.right, partner, width)
+            if self.has_difference:
+                style = HeatTableStyle(self.difference_name, signed=True, cell_px=width)
+                change = self.right.weights[partner] - self.left.weights[self.start]
+                table = heat_table(change, None, self.left.rows, self.left.columns, style)
+                heads = f"{head_name(*partner)} {MINUS} {head_name(*self.start)}"
+                figures += _figure_html(self.difference_name, heads, table)
+        return f'<div class="pv-maps">{figures}</div>'
 
 
 def _head_pairs(
     left: AttentionMaps, right: AttentionMaps, pairs: Sequence[HeadPair] | None
 ) -> tuple[HeadPair, ...]:
+    """Checked pairs; by default heads of the same layer and number."""
     if pairs is None:
         layers, heads = min(left.layers, right.layers), min(left.heads, right.heads)
-        places = [(layer, head) for layer in range(layers) for head in range(heads)]
-        return tuple((place, place) for place in places)
-    for ours, theirs in pairs:
-        _check_head(left, *ours)
-        _check_head(right, *theirs)
-    for side, places in (("left", [a for a, _ in pairs]), ("right", [b for _, b in pairs])):
-        if len(set(places)) < len(places):
-            twice = next(place for place in places if places.count(place) > 1)
+        return tuple((head, head) for head in np.ndindex(layers, heads))
+    for of_left, of_right in pairs:
+        left.check_head(*of_left)
+        right.check_head(*of_right)
+    for side, heads in (("left", [a for a, _ in pairs]), ("right", [b for _, b in pairs])):
+        repeated = [head for head in heads if heads.count(head) > 1]
+        if repeated:
             raise FigureError(
-                f"layer {twice[0]} head {twice[1]} of the {side} model is in two pairs: "
+                f"{head_name(*repeated[0])} of the {side} model is in two pairs: "
                 "give each head at most one partner"
             )
     return tuple(pairs)
-
-
-def _panels(
-    left: AttentionMaps, right: AttentionMaps | None, pairs: tuple[HeadPair, ...]
-) -> tuple[Panel, ...]:
-    first = Panel("left", left.model, left.weights, False, _head_names(left))
-    if right is None:
-        return (first,)
-    second = Panel("right", right.model, right.weights, False, _head_names(right))
-    if not same_labels(left, right):
-        return first, second
-    change = np.full(right.weights.shape, np.nan)
-    names = list(_head_names(right))
-    for (layer, head), (layer_right, head_right) in pairs:
-        change[layer_right, head_right] = (
-            right.weights[layer_right, head_right] - left.weights[layer, head]
-        )
-        names[layer_right * right.heads + head_right] += f" {MINUS} L{layer}.H{head}"
-    name = f"{right.model} {MINUS} {left.model}"
-    return first, second, Panel("change", name, change, True, tuple(names))
-
-
-def _viewer_data(
-    left: AttentionMaps,
-    right: AttentionMaps | None,
-    pairs: tuple[HeadPair, ...],
-    selected: tuple[int, int],
-) -> dict[str, object]:
-    """All that the viewer script needs, as plain values."""
-    models = [left] if right is None else [left, right]
-    return {
-        "models": [_model_data(maps) for maps in models],
-        "links": [[a[0] * left.heads + a[1], b[0] * right.heads + b[1]] for a, b in pairs if right],
-        "change": right is not None and same_labels(left, right),
-        "start": selected[0] * left.heads + selected[1],
-        "stops": COLOR_STOPS,
-        "missing": to_hex(MISSING_COLOR),
-        "plain": _fits_static(left, right),
-    }
 
 
 def _model_data(maps: AttentionMaps) -> dict[str, object]:
@@ -149,116 +180,53 @@ def _model_data(maps: AttentionMaps) -> dict[str, object]:
     return {
         "name": show_invisible(maps.model),
         "heads": maps.heads,
-        "rows": [axis_label(name) for name in maps.rows],
-        "columns": [axis_label(name) for name in maps.columns],
+        "rows": list(map(axis_label, maps.rows)),
+        "columns": list(map(axis_label, maps.columns)),
         "weights": encode_array(maps.weights),
         "error": None if maps.error is None else encode_array(maps.error, top),
     }
 
 
-def _fits_static(left: AttentionMaps, right: AttentionMaps | None) -> bool:
-    size = left.weights[0, 0].size + (right.weights[0, 0].size if right else 0)
-    return size <= _MAX_STATIC_CELLS
-
-
-def _detail(
-    left: AttentionMaps,
-    right: AttentionMaps | None,
-    pairs: tuple[HeadPair, ...],
-    selected: tuple[int, int],
-) -> str:
-    """The enlarged head as plain HTML, the same as the script would build."""
-    if not _fits_static(left, right):
-        return '<p class="pv-soft">Heads enlarge here once the notebook or page is trusted.</p>'
-    width = cell_width(len(left.columns), 1 if right is None else 3)
-    out = _enlarged_head(left, selected, width)
-    if right is None:
-        return f'<div class="pv-maps">{out}</div>'
-    partner = dict(pairs).get(selected)
-    if partner is None:
-        return f'<div class="pv-maps">{out}{_missing_head_figure(right.model)}</div>'
-    out += _enlarged_head(right, partner, width)
-    if same_labels(left, right):
-        name = f"{right.model} {MINUS} {left.model}"
-        look = HeatTableStyle(name, signed=True, cell_px=width)
-        change = right.weights[partner] - left.weights[selected]
-        table = heat_table(change, None, left.rows, left.columns, look)
-        out += _model_figure(
-            name, f"L{partner[0]}.H{partner[1]} {MINUS} L{selected[0]}.H{selected[1]}", table
-        )
-    return f'<div class="pv-maps">{out}</div>'
-
-
-def _enlarged_head(maps: AttentionMaps, head: tuple[int, int], width: int) -> str:
+def _head_figure(maps: AttentionMaps, head: Head, width: int) -> str:
     name = head_name(*head)
-    error: Float[np.ndarray, "query key"] | None = None if maps.error is None else maps.error[head]
-    look = replace(HeatTableStyle(f"{maps.model} {name}"), cell_px=width)
-    table = heat_table(maps.weights[head], error, maps.rows, maps.columns, look)
-    return _model_figure(maps.model, name, table)
+    style = HeatTableStyle(f"{maps.model} {name}", cell_px=width)
+    error = None if maps.error is None else maps.error[head]
+    table = heat_table(maps.weights[head], error, maps.rows, maps.columns, style)
+    return _figure_html(maps.model, name, table)
 
 
-def _model_figure(model: str, name: str, table: str) -> str:
+def _figure_html(model: str, name: str, table: str) -> str:
     return (
         f'<figure class="pv-map"><figcaption><b>{escape(model)}</b> {escape(name)}</figcaption>'
         f'<div class="pv-scroll">{table}</div></figure>'
     )
 
 
-def _missing_head_figure(model: str) -> str:
-    return f'<p class="pv-absent">No partner in {escape(model)}</p>'
-
-
-def _head_names(maps: AttentionMaps) -> tuple[str, ...]:
-    return head_names(maps.layers, maps.heads)
-
-
-def _title(left: AttentionMaps, right: AttentionMaps | None) -> str:
-    return f"Attention of {left.model}" + (f" and {right.model}" if right else "")
-
-
 def _heading(title: str) -> str:
     return f'<p class="pv-title">{escape(title)}</p>'
 
 
-def _legend(scales: Sequence[str]) -> str:
-    words = {"share": ("attention", "0", "1"), "change": ("difference", f"{MINUS}1", "+1")}
-    bars = "".join(
-        f'<span class="pv-key" data-scale="{scale}">{words[scale][0]} <i>{words[scale][1]}</i>'
-        f'<span class="pv-bar pv-hide" style="background:{css_gradient(scale)}"> to </span>'
-        f'<i>{words[scale][2]}</i><span class="pv-hide">, </span></span>'
-        for scale in ("share", "change")
-        if scale in scales
-    )
-    gray = (
-        f'<span class="pv-key"><span class="pv-swatch" style="background:{to_hex(MISSING_COLOR)}"></span>'
-        "gray: no such cell</span>"
-    )
-    return f'<div class="pv-legend">{bars}{gray}</div>'
-
-
-def _toggle() -> str:
-    return (
-        '<label class="pv-live"><input type="checkbox" class="pv-own"> '
-        "color each head up to its own maximum</label>"
-    )
-
-
-def _pairing_note(
-    left: AttentionMaps, right: AttentionMaps | None, pairs: Sequence[HeadPair] | None
-) -> str:
-    if right is None:
-        return ""
-    if not same_labels(left, right):
-        text = "The axes of the two models differ, so there is no difference to show."
-    else:
-        which = "of the same layer and head" if pairs is None else "that are paired"
-        text = f"Heads {which} are compared. The number under a difference is its largest change."
-    return f'<p class="pv-soft pv-remark">{text}</p>'
-
-
-def _check_head(maps: AttentionMaps, layer: int, head: int) -> None:
-    if not (0 <= layer < maps.layers and 0 <= head < maps.heads):
-        raise FigureError(
-            f"{maps.model!r} has no layer {layer} head {head}: layers run from 0 to "
-            f"{maps.layers - 1} and heads from 0 to {maps.heads - 1}"
+def _legend(scales: Sequence[ColorScale]) -> str:
+    texts = {"share": ("attention", "0", "1"), "change": ("difference", f"{MINUS}1", "+1")}
+    bars = ""
+    for scale in scales:
+        name, low, high = texts[scale]
+        bars += (
+            f'<span class="pv-key" data-scale="{scale}">{name} <i>{low}</i>'
+            f'<span class="pv-bar pv-hide" style="background:{css_gradient(scale)}"> to </span>'
+            f'<i>{high}</i><span class="pv-hide">, </span></span>'
         )
+    swatch = f'<span class="pv-swatch" style="background:{to_hex(MISSING_COLOR)}"></span>'
+    return (
+        f'<div class="pv-legend">{bars}<span class="pv-key">{swatch}gray: no such cell</span></div>'
+    )
+
+
+def _pairing_note(grid: _Grid, pairs: Sequence[HeadPair] | None) -> str:
+    if grid.right is None:
+        return ""
+    which = "of the same layer and number" if pairs is None else "that are paired"
+    text = f"Heads {which} are compared. The number below a difference is its largest change."
+    if not grid.has_difference:
+        text = "The axes of the two models differ, so there is no difference to show."
+    return f'<p class="pv-soft pv-remark">{text}</p>'

@@ -1,4 +1,4 @@
-"""What a head map shows: attention of every head of one model, with words on its axes."""
+"""Attention of all heads of one model, with labels of queries and keys."""
 
 from dataclasses import dataclass
 
@@ -7,21 +7,20 @@ from jaxtyping import Float
 
 from probes.errors import FigureError
 
-# Averages of softmax rows may overshoot 1 by rounding, and by no more.
-_TOLERANCE = 1e-3
+_TOLERANCE = 1e-3  # Rounding can lift averages of softmax rows above 1.
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionMaps:
-    """Attention from each query to each key, for every head of one model.
+    """Attention of all heads of one model.
 
     Attributes:
-        model: The name of the model.
-        weights: Shares from 0 to 1. NaN is no such cell: a masked key, or a head that is not there.
-        rows: What each query is called: a token or a role.
-        columns: What each key is called.
-        error: Standard error of each weight, or None if unknown.
-        title: A line above the picture.
+        model: Name of the model.
+        weights: Attention in [0, 1]; NaN for masked keys and missing heads.
+        rows: Label of each query: a token or a role.
+        columns: Label of each key.
+        error: Standard error of each weight, or None.
+        title: Line above the picture.
     """
 
     model: str
@@ -43,41 +42,48 @@ class AttentionMaps:
                 f"weights have {shape[2]} queries and {shape[3]} keys, but there are "
                 f"{len(self.rows)} row and {len(self.columns)} column labels: name each one"
             )
-        self._check_numbers()
-
-    def _check_numbers(self) -> None:
-        found = self.weights[~np.isnan(self.weights)]
-        if found.size and not (found.min() >= -_TOLERANCE and found.max() <= 1 + _TOLERANCE):
+        known = self.weights[~np.isnan(self.weights)]
+        if known.size and not (known.min() >= -_TOLERANCE and known.max() <= 1 + _TOLERANCE):
             raise FigureError(
-                f"attention is a share from 0 to 1, but weights run from {found.min():.4g} to "
-                f"{found.max():.4g}: give attention after the softmax"
+                f"attention is in [0, 1], but weights run from {known.min():.4g} to "
+                f"{known.max():.4g}: give attention after the softmax"
             )
-        if self.error is None:
-            return
-        if np.shape(self.error) != np.shape(self.weights):
+        if self.error is not None:
+            self._check_error(self.error)
+
+    def _check_error(self, error: Float[np.ndarray, "layer head query key"]) -> None:
+        if np.shape(error) != np.shape(self.weights):
             raise FigureError(
-                f"error has shape {np.shape(self.error)} but weights {np.shape(self.weights)}: "
+                f"error has shape {np.shape(error)} but weights {np.shape(self.weights)}: "
                 "give one standard error for each weight, or None"
             )
-        known = self.error[~np.isnan(self.error)]
+        known = error[~np.isnan(error)]
         if known.size and not (known.min() >= 0 and np.isfinite(known.max())):
             raise FigureError(
                 f"standard errors run from {known.min():.4g} to {known.max():.4g}: "
                 "give finite numbers that are not negative, or NaN where unknown"
             )
 
+    def check_head(self, layer: int, head: int) -> None:
+        """Raise FigureError if there is no such head."""
+        if not (0 <= layer < self.layers and 0 <= head < self.heads):
+            raise FigureError(
+                f"{self.model!r} has no head L{layer}.H{head}: layers run from 0 to "
+                f"{self.layers - 1} and heads from 0 to {self.heads - 1}"
+            )
+
     @property
     def layers(self) -> int:
-        """How many layers there are."""
+        """Number of layers."""
         return self.weights.shape[0]
 
     @property
     def heads(self) -> int:
-        """How many heads a layer has."""
+        """Number of heads in a layer."""
         return self.weights.shape[1]
 
     def __repr__(self) -> str:
         return (
-            f"HeadMaps({self.model!r}, {self.layers} layers x {self.heads} heads, "
+            f"AttentionMaps({self.model!r}, {self.layers} layers x {self.heads} heads, "
             f"{len(self.rows)} queries x {len(self.columns)} keys)"
         )
