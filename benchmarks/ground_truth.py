@@ -35,11 +35,13 @@ from probes.models.model import Model, load
 from probes.prompts.catalog import pattern
 from probes.testing.planted_circuits import (
     PlantedModel,
+    and_gate,
+    decoy,
     find_true_edges,
     induction,
     noisy_induction,
+    or_gate,
 )
-from probes.testing.planted_gates import and_gate, decoy, or_gate
 from probes.testing.tracr import frac_prevs
 
 ROUNDING = 1e-3

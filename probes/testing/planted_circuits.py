@@ -1,48 +1,39 @@
-"""Models whose circuit is known, as every weight was set by hand: what methods are judged by.
+"""Models with a planted circuit, the ground truth for circuit discovery.
 
-They are ordinary Llamas. One dimension of the residual stream holds a large constant, so that the
-scale of a norm is the same for every input, and each norm passes on what it reads as it is. All
-other dimensions have one meaning each. Heads look for a place by the rotary frequencies that turn
-fast, and for a token by those that hardly turn. `planted_gates` and `compiled` hold more of them.
+Induction, and gates that some attribution methods cannot see. `tracr` holds a compiled program.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from probes.circuits.attribution import edge_attribution
 from probes.circuits.graph import EMBED, LOGITS, ComputationGraph, Edge
 from probes.circuits.task import Task
 from probes.models.model import Model, wrap
+from probes.testing.llama_builder import ANSWER_LOGIT, BOS, CONSTANT, D_HEAD, LlamaBuilder
 
-CONSTANT = 1000.0  # Its square is 100,000 times that of all else together.
-ANSWER_LOGIT = 8.0  # Logit of an answer that is wholly there.
-POSITION_SCORE = 50.0  # Score of the place that a head looks for; the next best lies 24 below.
+MIN_EFFECT_FRACTION = 0.05
+"""Smallest effect of a true edge in `find_true_edges`, relative to the whole effect."""
 
-# Rotary pairs 0 to 2 turn by 1, 0.18 and 0.03 a token; those from 4 on by 0.001 and less.
-D_HEAD, THETA, FAST_PAIRS, SLOW_DIMENSIONS = 32, 1e12, (0, 1, 2), (*range(4, 16), *range(20, 32))
-
-MIN_EFFECT_FRACTION = (
-    0.05  # Of the whole change of the lead: what a true edge carries where none was set.
-)
-
-BOS, KEYS, VALUES, PAIRS = 0, range(1, 7), range(7, 13), 4
+KEYS, VALUES, PAIRS = range(1, 7), range(7, 13), 4
+QUERY, ON, OFF, YES, NO = 1, range(2, 5), range(5, 8), 8, 9
 
 
 @dataclass(frozen=True, eq=False)
 class PlantedModel:
-    """A model, what it is asked, and the circuit that answers.
+    """A model, its task and the circuit that solves it.
 
     Attributes:
-        wiring: The model's wires, not resolved by roles.
-        truth: The edges of the working path.
-        dead: Writers that never write: the edges from them and into them score exactly 0.
-        distractors: Writers that tell the runs apart and make no difference.
-        note: What was planted.
+        graph: Computation graph without roles.
+        truth: Edges of the planted circuit.
+        dead: Writers that always write 0; edges from and into them score exactly 0.
+        distractors: Writers that differ between the runs but do not affect the answer.
+        note: Description of the circuit.
     """
 
     model: Model
@@ -55,220 +46,218 @@ class PlantedModel:
 
 
 def induction(seed: int, *, distractors: int = 4, sharpness: float = 6.0) -> PlantedModel:
-    """Plant a previous-token head and an induction head that reads it, among distractors.
+    """Previous-token head and induction head among distractors.
 
-    A prompt is four keys, each with its value behind it, and one of the keys again; the answer is
-    its value. A third of the counterfactuals each exchange two keys, ask for another key, or hold
-    another value. In both layers, `distractors` heads write tokens into dimensions of their own;
-    those of the second are twins of the induction head, or pass on what the first wrote. From a
-    `sharpness` of about 20 the induction head is so sure that gradients in one run do not see it.
+    A prompt has four pairs of key and value, then one of the keys; the answer is its value. Each
+    third of the counterfactuals swaps two keys, asks for another key, or replaces the value. Both
+    layers have `distractors` heads that write tokens into unused dimensions. Those of layer 1
+    imitate the induction head or copy what layer 0 wrote. From a `sharpness` of about 20 the
+    attention saturates, so gradients of one run miss the induction head.
     """
-    made, task, note = _build_induction(seed, distractors, sharpness)
-    return made.build(task, note)
+    builder, task, note = _build_induction(seed, distractors, sharpness)
+    return _planted(builder, task, note)
 
 
 def noisy_induction(seed: int, snr: float, *, distractors: int = 4) -> PlantedModel:
-    """Plant `induction` under Gaussian weights everywhere; `snr` compares the two in norm.
+    """`induction` plus Gaussian noise on all weights; `snr` is the ratio of the norms.
 
-    The truth is what `by_patching` finds.
+    The truth is that of `find_true_edges`.
     """
-    made, task, note = _build_induction(seed, distractors, 6.0)
-    draw = torch.Generator().manual_seed(seed)
-    kinds: dict[str, list[Tensor]] = {}
-    for name, weight in made.hf_model.named_parameters():
+    builder, task, note = _build_induction(seed, distractors, 6.0)
+    generator = torch.Generator().manual_seed(seed)
+    by_kind: dict[str, list[Tensor]] = {}
+    for name, weight in builder.hf_model.named_parameters():
         if "norm" not in name:
-            kinds.setdefault(name.split(".")[-2], []).append(weight.data)
-    for weights in kinds.values():
-        planted = torch.stack([w[w < CONSTANT].norm() for w in weights]).max()
+            by_kind.setdefault(name.split(".")[-2], []).append(weight.data)
+    for weights in by_kind.values():
+        norm = torch.stack([w[w < CONSTANT].norm() for w in weights]).max()
         for weight in weights:
-            scale = planted / (snr * math.sqrt(weight.numel()))
-            weight += scale * torch.randn(weight.shape, generator=draw)
-    found = made.build(task, f"{note} Random weights everywhere, {snr} times smaller in norm.")
-    truth = find_true_edges(found.model, task)
-    return replace(found, truth=truth, dead=frozenset(), distractors=frozenset())
+            scale = norm / (snr * math.sqrt(weight.numel()))
+            weight += scale * torch.randn(weight.shape, generator=generator)
+    note = f"{note} All weights have random noise, {snr} times smaller in norm."
+    planted = _planted(builder, task, note)
+    truth = find_true_edges(planted.model, task)
+    return replace(planted, truth=truth, dead=frozenset(), distractors=frozenset())
 
 
 def find_true_edges(model: Model, task: Task) -> frozenset[Edge]:
-    """Find every edge that, patched alone, counts: the truth of a model that nobody set by hand.
-
-    It takes 5% or more of the lead that the counterfactual takes, in either direction.
-    """
-    task, wiring = task.to(model), task.computation_graph(model)
-    here, there = (
+    """Edges whose exact effect, patched alone, is at least 5 % of the whole effect in size."""
+    task, graph = task.to(model), task.computation_graph(model)
+    clean, counterfactual = (
         task.logit_diff(model.logits(ids, task.mask)[torch.arange(len(task)), task.readout])
         for ids in (task.clean, task.counterfactual)
     )
-    size = edge_attribution(model, task, method="exact", per_prompt=False).mean.abs()
-    true = size >= MIN_EFFECT_FRACTION * float((here - there).mean().abs())
-    return frozenset(wiring.edge(int(number)) for number in true.nonzero()[:, 0])
+    effects = edge_attribution(model, task, method="exact", per_prompt=False).mean.abs()
+    is_true = effects >= MIN_EFFECT_FRACTION * float((clean - counterfactual).mean().abs())
+    return frozenset(graph.edge(int(index)) for index in is_true.nonzero()[:, 0])
 
 
-# Setting the weights.
+def or_gate(seed: int = 0, *, steepness: float = 2.0) -> PlantedModel:
+    """Two heads of which one is enough, so patching a single edge changes nothing.
+
+    Each head detects whether one token is "on". The MLP of layer 1 answers yes once their sum
+    exceeds 1/2, on a ramp of width 1 / `steepness`. All tokens are on in clean prompts, off in
+    counterfactual ones.
+    """
+    note = "Either head is enough, so no single edge from or into one head has an effect."
+    return _plant_gate(seed, 0.5, steepness, note)
 
 
-class LlamaBuilder:
-    """A Llama of two layers that is being filled in, and what is known of it."""
+def and_gate(seed: int = 0, *, steepness: float = 2.0) -> PlantedModel:
+    """Two heads that are both needed; the gradient is 0 in both runs.
 
-    def __init__(
-        self, tokens: int, heads: int, *, act: str = "silu", neurons: int = 24, context: int = 16
-    ) -> None:
-        from transformers import AutoModelForCausalLM, LlamaConfig
+    As `or_gate` with the threshold at 3/2.
+    """
+    note = "Both heads are needed, and the gate is flat in the clean and the counterfactual run."
+    return _plant_gate(seed, 1.5, steepness, note)
 
-        width = heads * D_HEAD
-        config = LlamaConfig(
-            vocab_size=tokens, hidden_size=width, intermediate_size=neurons, num_hidden_layers=2,
-            num_attention_heads=heads, head_dim=D_HEAD, max_position_embeddings=context,
-            hidden_act=act, rope_parameters={"rope_type": "default", "rope_theta": THETA},
-            tie_word_embeddings=False, bos_token_id=BOS, eos_token_id=None, pad_token_id=None,
-        )  # fmt: skip
-        with torch.random.fork_rng(devices=[]):  # It draws weights, which are then overwritten.
-            self.hf_model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        self.free = iter(range(width))
-        self.constant, self.token = self.allocate(1)[0], self.allocate(tokens)
-        self.truth: set[Edge] = set()
-        self.dead: set[str] = set()
-        self.distractors: set[str] = set()
-        for name, weight in self.hf_model.named_parameters():
-            weight.data.fill_(CONSTANT / math.sqrt(width) if "norm" in name else 0)
-            if "norm" in name:
-                weight.data[self.constant] = 1 / math.sqrt(width)
-        embedding = self.hf_model.model.embed_tokens.weight.data
-        embedding[:, self.constant] = CONSTANT
-        embedding[range(tokens), self.token] = 1
 
-    def allocate(self, count: int) -> list[int]:
-        """Claim dimensions of the residual stream."""
-        return [next(self.free) for _ in range(count)]
+def decoy(seed: int = 0) -> PlantedModel:
+    """One head that answers, and a decoy head with a gradient but no effect.
 
-    def attend_back(self, layer: int, head: int, steps: int) -> None:
-        """Attend to the token that stands so many places before."""
-        query, key = (self._head_weight(port, layer, head) for port in "qk")
-        size = math.sqrt(POSITION_SCORE * math.sqrt(D_HEAD))
-        for pair in FAST_PAIRS:
-            angle = steps * THETA ** (-2 * pair / D_HEAD)
-            query[pair, self.constant] = size * math.cos(angle)
-            query[pair + D_HEAD // 2, self.constant] = -size * math.sin(angle)
-            key[pair, self.constant] = size
+    The logit difference rises and falls again with the output of the decoy. Its gradient exceeds
+    that of the true head in both runs, but the runs do not differ by it.
+    """
+    note = "The logit difference rises and falls with the decoy: a slope without an effect."
+    return _plant_gate(seed, 0.5, 0.5, note, tent=True)
 
-    def attend_to_match(
-        self,
-        layer: int,
-        head: int,
-        query_dimensions: Sequence[int],
-        key_dimensions: Sequence[int],
-        sharpness: float,
-    ) -> None:
-        """Attend to where a dimension of `held` says what that of `asked` says here."""
-        query, key = (self._head_weight(port, layer, head) for port in "qk")
-        slots = SLOW_DIMENSIONS[: len(query_dimensions)]
-        query[slots, query_dimensions] = key[slots, key_dimensions] = math.sqrt(
-            sharpness * math.sqrt(D_HEAD)
-        )
 
-    def copy_dimensions(
-        self, layer: int, head: int, read: Sequence[int], write: Sequence[int]
-    ) -> None:
-        """Copy some dimensions from where a head attends into others."""
-        slots = range(len(read))
-        self._head_weight("v", layer, head)[slots, read] = 1
-        self._head_weight("o", layer, head)[slots, write] = 1
-
-    def set_neurons(
-        self, layer: int, gates: Sequence[dict[int, float]], ups: Sequence[int], downs: Tensor
-    ) -> None:
-        """Fill in neurons of an MLP: what opens each, what it passes on, and where to."""
-        mlp = self.hf_model.model.layers[layer].mlp
-        for neuron, (gate, up) in enumerate(zip(gates, ups, strict=True)):
-            for dimension, weight in gate.items():
-                mlp.gate_proj.weight.data[neuron, dimension] = weight
-            mlp.up_proj.weight.data[neuron, up] = 1
-        mlp.down_proj.weight.data[:, : len(ups)] = downs
-
-    def add_mlp_distractor(self, layer: int, read: Sequence[int]) -> None:
-        """Let an MLP copy some dimensions to where nothing reads."""
-        write, width = self.allocate(len(read)), self.hf_model.config.hidden_size
-        downs = torch.zeros(width, len(read))
-        opened = self.hf_model.model.layers[layer].mlp.act_fn(torch.tensor(4.0))
-        downs[write, range(len(read))] = 1 / float(opened)
-        self.set_neurons(layer, [{self.constant: 4.0}] * len(read), read, downs)
-        self.distractors.add(f"L{layer}.MLP")
-
-    def _head_weight(self, port: str, layer: int, head: int) -> Tensor:
-        attention = self.hf_model.model.layers[layer].self_attn
-        weight = getattr(attention, f"{port}_proj").weight.data
-        return (weight.T if port == "o" else weight)[head * D_HEAD : (head + 1) * D_HEAD]
-
-    def build(self, task: Task, note: str) -> PlantedModel:
-        """Wrap the model, and say what it holds."""
-        model = wrap(self.hf_model, name="planted", origin="set by hand")
-        facts = (frozenset(self.truth), frozenset(self.dead), frozenset(self.distractors))
-        return PlantedModel(model, task, task.computation_graph(model), *facts, note)
+def _planted(builder: LlamaBuilder, task: Task, note: str) -> PlantedModel:
+    model = wrap(builder.hf_model, name="planted", origin="set by hand")
+    sets = (frozenset(builder.truth), frozenset(builder.dead), frozenset(builder.distractors))
+    return PlantedModel(model, task, task.computation_graph(model), *sets, note)
 
 
 def _build_induction(
     seed: int, distractors: int, sharpness: float
 ) -> tuple[LlamaBuilder, Task, str]:
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     heads = distractors + 2
-    made = LlamaBuilder(13, heads)
-    (previous, dead, *rest), (finder, idle, *twins) = (
-        torch.randperm(heads, generator=draw).tolist() for _ in range(2)
+    builder = LlamaBuilder(13, heads)
+    (previous, dead_0, *copiers), (finder, dead_1, *others) = (
+        torch.randperm(heads, generator=generator).tolist() for _ in range(2)
     )
-    keys, values = made.token[KEYS.start : KEYS.stop], made.token[VALUES.start : VALUES.stop]
-    before, found = made.allocate(6), made.allocate(6)
-    made.attend_back(0, previous, 1)
-    made.copy_dimensions(0, previous, keys, before)
-    made.attend_to_match(1, finder, keys, before, sharpness)
-    made.copy_dimensions(1, finder, values, found)
-    made.hf_model.lm_head.weight.data[list(VALUES), found] = ANSWER_LOGIT
+    keys, values = builder.token[KEYS.start : KEYS.stop], builder.token[VALUES.start : VALUES.stop]
+    key_before, answer = builder.allocate(6), builder.allocate(6)
+    builder.attend_back(0, previous, 1)
+    builder.copy_dimensions(0, previous, keys, key_before)
+    builder.attend_to_match(1, finder, (keys, key_before), sharpness)
+    builder.copy_dimensions(1, finder, values, answer)
+    builder.hf_model.lm_head.weight.data[list(VALUES), answer] = ANSWER_LOGIT
     copies = []
-    for steps, head in enumerate(rest):
-        copies.append(made.allocate(12))
-        made.attend_back(0, head, steps)
-        made.copy_dimensions(0, head, keys + values, copies[-1])
-    for number, head in enumerate(twins):
+    for steps, head in enumerate(copiers):
+        copies.append(builder.allocate(12))
+        builder.attend_back(0, head, steps)
+        builder.copy_dimensions(0, head, keys + values, copies[-1])
+    for number, head in enumerate(others):
         if number % 2 == 0:
-            made.attend_to_match(1, head, keys, before, sharpness)
-            made.copy_dimensions(1, head, values, made.allocate(6))
+            builder.attend_to_match(1, head, (keys, key_before), sharpness)
+            builder.copy_dimensions(1, head, values, builder.allocate(6))
         else:
-            made.attend_back(1, head, number)
-            made.copy_dimensions(1, head, copies[number], made.allocate(12))
-    made.add_mlp_distractor(1, values + found)
-    made.dead |= {f"L0.H{dead}", "L0.MLP", f"L1.H{idle}"}
-    made.distractors |= {f"L0.H{head}" for head in rest} | {f"L1.H{head}" for head in twins}
+            builder.attend_back(1, head, number)
+            builder.copy_dimensions(1, head, copies[number], builder.allocate(12))
+    builder.add_mlp_distractor(1, values + answer)
+    builder.dead |= {f"L0.H{dead_0}", "L0.MLP", f"L1.H{dead_1}"}
+    builder.distractors |= {f"L0.H{head}" for head in copiers} | {f"L1.H{h}" for h in others}
     first, second = f"L0.H{previous}", f"L1.H{finder}"
-    wires = [(EMBED, f"{first}.v"), (first, f"{second}.k"), (EMBED, f"{second}.q")]
-    wires += [(EMBED, f"{second}.v"), (second, LOGITS)]
-    made.truth |= {Edge(*wire) for wire in wires}
-    note = f"{first} says what stood before each value; {second} finds the key asked for by it."
-    return made, _induction_task(draw, 24), note
+    edges = [(EMBED, f"{first}.v"), (first, f"{second}.k"), (EMBED, f"{second}.q")]
+    edges += [(EMBED, f"{second}.v"), (second, LOGITS)]
+    builder.truth |= {Edge(*edge) for edge in edges}
+    note = f"{first} copies the key before each value; {second} attends to the queried key by it."
+    return builder, _induction_task(generator, 24), note
 
 
-def _induction_task(draw: torch.Generator, count: int) -> Task:
-    """Ask for values by their keys; counterfactuals exchange keys, the question, or the value."""
+def _induction_task(generator: torch.Generator, count: int) -> Task:
     rows = []
     for number in range(count):
-        keys, values = (torch.randperm(6, generator=draw).tolist() for _ in range(2))
-        here, there = torch.randperm(PAIRS, generator=draw)[:2].tolist()
-        clean = (keys, values, keys[here])
+        keys, values = (torch.randperm(6, generator=generator).tolist() for _ in range(2))
+        queried, other = torch.randperm(PAIRS, generator=generator)[:2].tolist()
+        clean = (keys, values, keys[queried])
         if number % 3 == 0:
             swapped = list(keys)
-            swapped[here], swapped[there] = keys[there], keys[here]
-            rows.append((clean, (swapped, values, keys[here]), values[here], values[there]))
+            swapped[queried], swapped[other] = keys[other], keys[queried]
+            corrupt, foil = (swapped, values, keys[queried]), values[other]
         elif number % 3 == 1:
-            rows.append((clean, (keys, values, keys[there]), values[here], values[there]))
+            corrupt, foil = (keys, values, keys[other]), values[other]
         else:
             replaced = list(values)
-            replaced[here] = values[PAIRS]  # Some value that the prompt has not.
-            rows.append((clean, (keys, replaced, keys[here]), values[here], values[PAIRS]))
-    clean, other = (
+            replaced[queried] = values[PAIRS]  # a value that the prompt does not have
+            corrupt, foil = (keys, replaced, keys[queried]), values[PAIRS]
+        rows.append((clean, corrupt, values[queried], foil))
+    clean, counterfactual = (
         torch.tensor([_induction_prompt(*row[side]) for row in rows]) for side in (0, 1)
     )
     answer, foil = (torch.tensor([VALUES[row[side]] for row in rows]) for side in (2, 3))
-    return Task.from_tokens(clean, other, answer, foil[:, None])
+    return Task.from_tokens(clean, counterfactual, answer, foil[:, None])
 
 
 def _induction_prompt(keys: Sequence[int], values: Sequence[int], query: int) -> list[int]:
     pairs = zip(keys[:PAIRS], values[:PAIRS], strict=True)
     inside = [token for key, value in pairs for token in (KEYS[key], VALUES[value])]
     return [BOS, *inside, KEYS[query]]
+
+
+def _plant_gate(
+    seed: int, threshold: float, steepness: float, note: str, *, tent: bool = False
+) -> PlantedModel:
+    generator = torch.Generator().manual_seed(seed)
+    builder = LlamaBuilder(10, 4, act="relu")
+    (first, second, copier, dead), (copier_1, reader, *idle) = (
+        torch.randperm(4, generator=generator).tolist() for _ in range(2)
+    )
+    on, off = builder.token[ON.start : ON.stop], builder.token[OFF.start : OFF.stop]
+    bits, answer, copies = builder.allocate(2), builder.allocate(1)[0], builder.allocate(6)
+    for steps, head, bit in ((2, first, bits[0]), (1, second, bits[1])):
+        builder.attend_back(0, head, steps)
+        builder.copy_dimensions(0, head, on, [bit] * len(on))
+    _set_gate_neurons(builder, bits, answer, (threshold, steepness), tent=tent)
+    builder.hf_model.lm_head.weight.data[YES, answer] = ANSWER_LOGIT
+    builder.hf_model.lm_head.weight.data[NO, [builder.constant, answer]] = torch.tensor(
+        [ANSWER_LOGIT, -ANSWER_LOGIT]
+    )
+    builder.attend_back(0, copier, 1)
+    builder.copy_dimensions(0, copier, on + off, copies)
+    builder.attend_back(1, copier_1, 0)
+    builder.copy_dimensions(1, copier_1, copies, builder.allocate(6))
+    builder.attend_back(1, reader, 0)
+    builder.copy_dimensions(1, reader, bits, builder.allocate(2))
+    builder.add_mlp_distractor(0, on + off)
+    builder.dead |= {f"L0.H{dead}", *(f"L1.H{head}" for head in idle)}
+    builder.distractors |= {f"L0.H{copier}", f"L1.H{copier_1}", f"L1.H{reader}"}
+    if tent:
+        builder.distractors.add(f"L0.H{second}")
+    for head in (f"L0.H{first}",) if tent else (f"L0.H{first}", f"L0.H{second}"):
+        builder.truth |= {Edge(EMBED, f"{head}.v"), Edge(head, "L1.MLP")}
+    builder.truth.add(Edge("L1.MLP", LOGITS))
+    return _planted(builder, _gate_task(generator, 12), note)
+
+
+def _set_gate_neurons(
+    builder: LlamaBuilder, bits: list[int], answer: int, ramp: tuple[float, float], *, tent: bool
+) -> None:
+    """Ramp from 0 to 1, made of two rectifiers; `tent` adds a tent over the second bit.
+
+    Args:
+        ramp: Threshold and steepness.
+    """
+    threshold, steepness = ramp
+    slopes = dict.fromkeys(bits[:1] if tent else bits, steepness)
+    gates = [slopes | {builder.constant: 0.5 - steepness * threshold - late} for late in (0, 1)]
+    sizes = [1.0, -1.0]
+    if tent:  # 0 at both ends, 1/2 in the middle
+        gates += [{bits[1]: 1.0, builder.constant: 0.5}, {bits[1]: 1.0, builder.constant: -0.5}]
+        gates.append({builder.constant: 1.0})
+        sizes += [1.0, -2.0, -0.5]
+    downs = torch.zeros(4 * D_HEAD, len(gates))
+    downs[answer] = torch.tensor(sizes)
+    builder.set_neurons(1, gates, [builder.constant] * len(gates), downs)
+
+
+def _gate_task(generator: torch.Generator, count: int) -> Task:
+    def prompts(tokens: range) -> Int[Tensor, "prompt position"]:
+        inside = torch.randint(tokens.start, tokens.stop, (count, 2), generator=generator)
+        bos, query = torch.tensor([[BOS], [QUERY]]).expand(-1, count)
+        return torch.cat([bos[:, None], inside, query[:, None]], dim=1)
+
+    answer, foil = torch.full((count,), YES), torch.full((count, 1), NO)
+    return Task.from_tokens(prompts(ON), prompts(OFF), answer, foil)

@@ -13,8 +13,7 @@ from probes.circuits.pruning import minimality, prune_circuit
 from probes.circuits.reference_runs import run_references
 from probes.circuits.task import Task
 from probes.errors import CircuitError
-from probes.testing.planted_circuits import induction, noisy_induction
-from probes.testing.planted_gates import and_gate, decoy, or_gate
+from probes.testing.planted_circuits import and_gate, decoy, induction, noisy_induction, or_gate
 from probes.testing.tiny_models import tiny
 
 

@@ -28,8 +28,8 @@ from probes.errors import CircuitError, GateError
 from probes.models.model import load
 from probes.prompts.splits import split_groups, text_groups
 from probes.testing.equivalent_models import round_weights
-from probes.testing.planted_circuits import D_HEAD, induction
-from probes.testing.planted_gates import NO, OFF, ON, YES, or_gate
+from probes.testing.llama_builder import D_HEAD
+from probes.testing.planted_circuits import NO, OFF, ON, YES, induction, or_gate
 from probes.testing.tiny_models import tiny
 
 FIVE = 0.046  # 5 of 110 edges, which is how many the planted circuit has.
