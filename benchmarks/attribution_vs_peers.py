@@ -33,7 +33,7 @@ from transformer_lens.tools.analysis.attribution_patching import (
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.peers.measure import JOBS, SHAPES, STEPS, Run, Shape, alone, cpu, one, tokens
-from probes.circuits.attribution import edge_attribution
+from probes.circuits.attribution import EAP, edge_attribution
 from probes.circuits.edge_patching import run_circuits
 from probes.circuits.graph import Edge
 from probes.circuits.reference_runs import ReferenceRuns, run_references
@@ -290,7 +290,7 @@ def gap(bench: Bench) -> tuple[float, float]:
     def lead(logits: Tensor) -> Tensor:
         return logits[0, -1, answer] - logits[0, -1, foil]
 
-    mine = edge_attribution(model, task, method="eap", gradient_at=0.0).mean
+    mine = edge_attribution(model, task, method=EAP(gradient_at=0.0)).mean
     how = EdgeAttributionConfig(granularity="edge")
     # It needs weights with gradients, which this kit's models have not: a copy has them.
     bridge = wrap(bench.plain, name="a copy").bridge.requires_grad_(True)

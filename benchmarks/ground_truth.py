@@ -28,7 +28,7 @@ import numpy as np
 from scipy.stats import mannwhitneyu
 from torch import set_num_threads
 
-from probes.circuits.attribution import edge_attribution
+from probes.circuits.attribution import EAPIG, edge_attribution
 from probes.circuits.task import TaskSettings, sample_tasks
 from probes.errors import ModelError
 from probes.models.model import Model, load
@@ -52,8 +52,8 @@ PROMISES = "eap-ig 5"
 
 METHODS: dict[str, dict] = {
     "eap": {"method": "eap"},
-    PROMISES: {"method": "eap-ig", "steps": 5},
-    "eap-ig 30": {"method": "eap-ig", "steps": 30},
+    PROMISES: {"method": "eap-ig"},
+    "eap-ig 30": {"method": EAPIG(steps=30)},
     "exact": {"method": "exact"},
 }
 

@@ -116,3 +116,27 @@ class EdgeScores:
         both = member @ member.T
         jaccard = both / (2 * top.shape[1] - both)
         return float((jaccard.sum() - draws) / (draws * (draws - 1)))
+
+
+class RunningMoments:
+    """Mean and standard error of a stream of rows, in double precision (Chan et al. 1983)."""
+
+    def __init__(self, size: int) -> None:
+        self.count, self.mean = 0, torch.zeros(size, dtype=torch.float64)
+        self.squared_deviations = torch.zeros(size, dtype=torch.float64)
+
+    def add(self, rows: Float[Tensor, "prompt edge"]) -> None:
+        """Add rows of scores."""
+        rows = rows.double().cpu()
+        before, self.count = self.count, self.count + len(rows)
+        shift = rows.mean(0) - self.mean
+        spread = (rows - rows.mean(0)).square().sum(0)
+        self.squared_deviations += spread + shift.square() * before * len(rows) / self.count
+        self.mean += shift * len(rows) / self.count
+
+    def result(self) -> tuple[Float[Tensor, " edge"], Float[Tensor, " edge"]]:
+        """Mean and standard error (NaN for one row)."""
+        if self.count < 2:
+            return self.mean.float(), torch.full_like(self.mean, torch.nan).float()
+        error = (self.squared_deviations / (self.count * (self.count - 1))).sqrt()
+        return self.mean.float(), error.float()

@@ -1,4 +1,4 @@
-"""Scores of edges are what gradients say, held against autograd, TransformerLens and real cuts."""
+"""Edge attribution, compared with autograd, TransformerLens and exact edge patching."""
 
 from dataclasses import replace
 from functools import cache
@@ -12,7 +12,7 @@ from transformer_lens.tools.analysis.attribution_patching import (
     faithfulness,
 )
 
-from probes.circuits.attribution import edge_attribution
+from probes.circuits.attribution import EAP, EAPIG, edge_attribution
 from probes.circuits.edge_patching import run_circuits
 from probes.circuits.graph import Edge
 from probes.circuits.reference_runs import run_references
@@ -25,7 +25,7 @@ from probes.testing.tiny_models import KINDS, hook_count, tiny, tiny_hf, ungroup
 METHODS = ("eap-ig", "eap", "exact")
 PARTS = {"embed": "embed", "mlp_out": "MLP", "mlp_in": "MLP", "logits": "logits"}
 
-# The others run with the slow tests: TransformerLens is asked about them in any case.
+# The others run with the slow tests; the comparisons with TransformerLens cover them anyway.
 QUICK = ("llama-gqa",)
 SLOW = {kind: () if kind in QUICK else (pytest.mark.slow,) for kind in KINDS}
 EACH = pytest.mark.parametrize("kind", [pytest.param(kind, marks=SLOW[kind]) for kind in KINDS])
@@ -35,7 +35,7 @@ model_of = cache(tiny)
 
 @cache
 def short(kind):
-    """Two layers: the reference makes a pass for each edge that it cuts."""
+    """Two layers: the reference makes a pass for each edge that it ablates."""
     return tiny(kind, num_hidden_layers=2)
 
 
@@ -53,27 +53,23 @@ def close(found, expected, atol=1e-6):
     torch.testing.assert_close(found, expected, atol=atol, rtol=0)
 
 
-def summed(found, graph):
-    """Sum a graph's scores of the edges that another wiring does not tell apart."""
-    same = [grouped(Edge(edge.source, edge.target), found) for edge in graph.graph.edges()]
-    index = torch.from_numpy(found.indices_of(same))
-    return torch.zeros(graph.prompts, len(found)).index_add(1, index, graph.per_prompt)
+def summed(graph, scores):
+    """Sum scores of edges that a coarser graph does not distinguish."""
+    same = [grouped(Edge(edge.source, edge.target), graph) for edge in scores.graph.edges()]
+    index = torch.from_numpy(graph.indices_of(same))
+    return torch.zeros(scores.prompts, len(graph)).index_add(1, index, scores.per_prompt)
 
 
-def grouped(edge, wiring):
-    if (
-        wiring.kv_heads == wiring.heads
-        or edge.target[-2:] not in (".k", ".v")
-        or "K" in edge.target
-    ):
+def grouped(edge, graph):
+    if graph.kv_heads == graph.heads or edge.target[-2:] not in (".k", ".v") or "K" in edge.target:
         return edge
     layer, head, port = edge.target.split(".")
-    each = wiring.heads // wiring.kv_heads
+    each = graph.heads // graph.kv_heads
     return replace(edge, target=f"{layer}.KV{int(head[1:]) // each}.{port}")
 
 
 def named(pair, *, roles=False):
-    """Name an edge of TransformerLens as we do."""
+    """The kit's name of an edge of TransformerLens."""
     found = []
     for node in pair:
         name = PARTS.get(node.kind, f"H{node.head}")
@@ -88,8 +84,8 @@ def metric(task, row):
 
 
 @cache
-def theirs(kind):
-    """Let TransformerLens score the edges, prompt by prompt."""
+def transformer_lens_scores(kind):
+    """Edge scores of TransformerLens, prompt by prompt."""
     model, task, found = model_of(kind), pairs(), []
     before = [weight.requires_grad for weight in model.bridge.parameters()]
     model.bridge.requires_grad_(True)
@@ -103,25 +99,25 @@ def theirs(kind):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "neox"])
-def test_one_gradient_gives_what_transformer_lens_finds_summed_over_positions(kind):
-    graph = edge_attribution(model_of(kind), pairs(), method="eap", gradient_at=0.0)
-    expected = torch.zeros_like(graph.per_prompt)
-    for row, scores in enumerate(theirs(kind)):
-        numbers = torch.from_numpy(graph.graph.indices_of(map(named, scores)))
+def test_eap_equals_transformer_lens_summed_over_positions(kind):
+    edge_scores = edge_attribution(model_of(kind), pairs(), method=EAP(gradient_at=0.0))
+    expected = torch.zeros_like(edge_scores.per_prompt)
+    for row, scores in enumerate(transformer_lens_scores(kind)):
+        numbers = torch.from_numpy(edge_scores.graph.indices_of(map(named, scores)))
         values = torch.tensor([float(score) for score in scores.values()])
         expected[row].index_add_(0, numbers, values)
-    close(graph.per_prompt, expected)
-    assert graph.per_prompt.abs().max() > 0.05
+    close(edge_scores.per_prompt, expected)
+    assert edge_scores.per_prompt.abs().max() > 0.05
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "neox"])
-def test_by_role_it_gives_what_transformer_lens_finds_position_by_position(kind):
-    graph = edge_attribution(model_of(kind), pairs(), method="eap", gradient_at=0.0, roles=True)
-    mine = [replace(edge, target_role=edge.source_role) for edge in graph.graph.edges()]
-    known = {edge: number for number, edge in enumerate(dict.fromkeys(mine))}
-    index = torch.tensor([known[edge] for edge in mine])
-    found = torch.zeros(2, len(known)).index_add(1, index, graph.per_prompt)
-    for row, scores in enumerate(theirs(kind)):
+def test_eap_by_role_equals_transformer_lens_by_position(kind):
+    edge_scores = edge_attribution(model_of(kind), pairs(), method=EAP(gradient_at=0.0), roles=True)
+    ours = [replace(edge, target_role=edge.source_role) for edge in edge_scores.graph.edges()]
+    known = {edge: number for number, edge in enumerate(dict.fromkeys(ours))}
+    index = torch.tensor([known[edge] for edge in ours])
+    found = torch.zeros(2, len(known)).index_add(1, index, edge_scores.per_prompt)
+    for row, scores in enumerate(transformer_lens_scores(kind)):
         for pair, score in scores.items():
             edge = named(pair, roles=True)
             if edge in known:
@@ -131,33 +127,37 @@ def test_by_role_it_gives_what_transformer_lens_finds_position_by_position(kind)
                 assert edge.target == "logits" and abs(float(score)) < 1e-6
 
 
-def test_grouped_keys_and_values_score_the_sum_of_their_twins():
+def test_grouped_keys_and_values_score_the_sum_over_their_heads():
     model, task = model_of("llama-gqa"), pairs()
-    twin = ungroup_heads(model)
-    for how in ({"method": "eap", "gradient_at": 0.0}, {"method": "eap"}, {"steps": 3}):
-        mine, other = edge_attribution(model, task, **how), edge_attribution(twin, task, **how)
-        close(summed(mine.graph, other), mine.per_prompt)
-        assert mine.per_prompt.abs().max() > 0.05
+    ungrouped = ungroup_heads(model)
+    for method in (EAP(gradient_at=0.0), "eap", EAPIG(steps=3)):
+        grouped_scores, scores = (
+            edge_attribution(each, task, method=method) for each in (model, ungrouped)
+        )
+        close(summed(grouped_scores.graph, scores), grouped_scores.per_prompt)
+        assert grouped_scores.per_prompt.abs().max() > 0.05
 
 
 @EACH
 def test_scores_by_role_add_up_to_those_without(kind):
     model, task = model_of(kind), pairs()
-    for how in ({"method": "eap"}, {"steps": 2}):
-        plain, fine = (edge_attribution(model, task, roles=roles, **how) for roles in (False, True))
+    for method in ("eap", EAPIG(steps=2)):
+        plain, fine = (
+            edge_attribution(model, task, method=method, roles=roles) for roles in (False, True)
+        )
         close(summed(plain.graph, fine), plain.per_prompt)
 
 
-# What a score is, by autograd and by cuts.
+# Scores by autograd and by exact patching.
 
 
 @torch.enable_grad()
 def node_scores(model, task):
-    """Score heads and MLPs by the change of what they write times the lead's gradient there."""
+    """Score heads and MLPs by the change of their output times the gradient there."""
     layers = range(model.shape.layers)
     names = [f"blocks.{layer}.{point}" for layer in layers for point in (Z, MLP)]
 
-    def written(ids):
+    def outputs(ids):
         kept = {}
         edits = {name: lambda v, n=name: kept.setdefault(n, v.view_as(v)) for name in names}
         edits["hook_embed"] = lambda v: v.detach().requires_grad_()
@@ -166,8 +166,8 @@ def node_scores(model, task):
         at = torch.arange(len(task))
         return kept, task.logit_diff(logits[at, task.readout])
 
-    (clean, lead), (other, _) = written(task.clean), written(task.counterfactual)
-    grads = torch.autograd.grad(lead.sum(), [clean[name] for name in names])
+    (clean, logit_diff), (other, _) = outputs(task.clean), outputs(task.counterfactual)
+    grads = torch.autograd.grad(logit_diff.sum(), [clean[name] for name in names])
     found = {}
     for name, grad in zip(names, grads, strict=True):
         layer = name.split(".")[1]
@@ -182,7 +182,7 @@ def node_scores(model, task):
 
 @pytest.mark.parametrize("roles", [False, True])
 @EACH
-def test_a_nodes_score_is_the_gradient_at_what_it_writes(kind, roles):
+def test_a_node_score_is_the_change_of_its_output_times_the_gradient(kind, roles):
     model, task = model_of(kind), pairs(4)
     nodes = edge_attribution(model, task, method="eap", roles=roles).node_scores()
     expected = node_scores(model, task)
@@ -194,69 +194,69 @@ def test_a_nodes_score_is_the_gradient_at_what_it_writes(kind, roles):
 
 
 @EACH
-def test_with_many_steps_the_embeddings_edges_add_up_to_the_whole_lead(kind):
+def test_with_many_steps_the_edges_of_the_embedding_sum_to_the_logit_difference(kind):
     model, task = model_of(kind), pairs()
-    graph = edge_attribution(model, task, steps=30)
-    mine = torch.from_numpy(graph.graph.edge_table[0] == 0)
-    leads = [
+    edge_scores = edge_attribution(model, task, method=EAPIG(steps=30))
+    from_embed = torch.from_numpy(edge_scores.graph.edge_table[0] == 0)
+    ends = [
         task.logit_diff(model.logits(ids, task.mask)[:, -1])
         for ids in (task.clean, task.counterfactual)
     ]
-    close(graph.per_prompt[:, mine].sum(1), leads[0] - leads[1], atol=1e-2)
-    coarse = edge_attribution(model, task, method="eap").per_prompt[:, mine].sum(1)
-    assert (coarse - leads[0] + leads[1]).abs().max() > 2e-2
+    close(edge_scores.per_prompt[:, from_embed].sum(1), ends[0] - ends[1], atol=1e-2)
+    coarse = edge_attribution(model, task, method="eap").per_prompt[:, from_embed].sum(1)
+    assert (coarse - ends[0] + ends[1]).abs().max() > 2e-2
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "neox"])
-def test_exact_scores_are_what_cutting_each_edge_in_transformer_lens_takes_away(kind):
+def test_exact_scores_equal_ablating_each_edge_in_transformer_lens(kind):
     model, task = short(kind), pairs(1, 4)
-    graph = edge_attribution(model, task, method="exact")
+    edge_scores = edge_attribution(model, task, method="exact")
     scored = Kept(model, task, [])
     every = list(scored.edges)
-    strongest = graph.mean.abs().argsort(descending=True)[:4].tolist()
-    for number in [*strongest, len(graph) // 2]:
-        edge = graph.graph.edge(number)
+    strongest = edge_scores.mean.abs().argsort(descending=True)[:4].tolist()
+    for number in [*strongest, len(edge_scores) // 2]:
+        edge = edge_scores.graph.edge(number)
         kept = [pair for pair in every if named(pair) != edge]
         expected = scored.full_metric - Kept(model, task, kept).value
-        assert abs(graph.mean[number].item() - expected) < 1e-5
-    assert graph.mean.abs().max() > 0.02
+        assert abs(edge_scores.mean[number].item() - expected) < 1e-5
+    assert edge_scores.mean.abs().max() > 0.02
 
 
 class Kept:
-    """The lead in TransformerLens when some edges are kept, and all edges that there are."""
+    """Logit difference in TransformerLens with some edges kept, and the list of all edges."""
 
     def __init__(self, model, task, kept):
-        from transformer_lens.tools.analysis import attribution_patching as theirs
+        from transformer_lens.tools.analysis import attribution_patching as peer
 
-        listed, original = [], theirs.enumerate_edges
+        listed, original = [], peer.enumerate_edges
 
         def listing(*args):
             listed.extend(original(*args))
             return listed
 
-        theirs.enumerate_edges = listing
+        peer.enumerate_edges = listing
         try:
             found = faithfulness(
                 model.bridge, task.clean, task.counterfactual, metric(task, 0), kept
             )
         finally:
-            theirs.enumerate_edges = original
+            peer.enumerate_edges = original
         gap = found.full_metric - found.corrupt_metric
         self.edges, self.full_metric = listed, found.full_metric
         self.value = found.corrupt_metric + found.recovered * gap
 
 
 @EACH
-def test_an_exact_score_is_the_fall_when_all_other_edges_are_kept(kind):
+def test_an_exact_score_is_the_drop_when_all_other_edges_are_kept(kind):
     model, task = model_of(kind), pairs()
     for roles in (False, True) if kind == "llama-gqa" else (False,):
-        graph = edge_attribution(model, task, method="exact", roles=roles)
-        here = run_references(model, task, roles=roles)
-        numbers = torch.arange(0, len(graph), 31)
-        kept = torch.ones(len(numbers), len(graph), dtype=torch.bool)
+        edge_scores = edge_attribution(model, task, method="exact", roles=roles)
+        runs = run_references(model, task, roles=roles)
+        numbers = torch.arange(0, len(edge_scores), 31)
+        kept = torch.ones(len(numbers), len(edge_scores), dtype=torch.bool)
         kept[torch.arange(len(numbers)), numbers] = False
-        fall = here.clean_logit_diffs - run_circuits(here, kept, start_from="replaced")
-        close(graph.per_prompt[:, numbers].T, fall, atol=1e-5)
+        drop = runs.clean_logit_diffs - run_circuits(runs, kept, start_from="replaced")
+        close(edge_scores.per_prompt[:, numbers].T, drop, atol=1e-5)
 
 
 # Prompts, moments, padding.
@@ -265,70 +265,70 @@ def test_an_exact_score_is_the_fall_when_all_other_edges_are_kept(kind):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_mean_and_its_error_are_over_prompts(method):
     model, task = model_of("llama"), pairs(4)
-    graph = edge_attribution(model, task, method=method)
-    close(graph.mean, graph.per_prompt.mean(0))
-    close(graph.error, graph.per_prompt.std(0) / 2)
-    assert graph.prompts == 4 and graph.per_prompt.shape == (4, len(graph))
+    edge_scores = edge_attribution(model, task, method=method)
+    close(edge_scores.mean, edge_scores.per_prompt.mean(0))
+    close(edge_scores.error, edge_scores.per_prompt.std(0) / 2)
+    assert edge_scores.prompts == 4 and edge_scores.per_prompt.shape == (4, len(edge_scores))
     less = edge_attribution(model, task, method=method, per_prompt=False)
     assert less.per_prompt is None
-    assert torch.equal(less.mean, graph.mean)
-    assert torch.equal(less.error, graph.error)
+    assert torch.equal(less.mean, edge_scores.mean)
+    assert torch.equal(less.error, edge_scores.error)
 
 
 def test_one_prompt_has_no_error():
-    graph = edge_attribution(model_of("llama"), pairs(1))
-    assert graph.error.isnan().all()
-    assert not graph.mean.isnan().any()
+    edge_scores = edge_attribution(model_of("llama"), pairs(1))
+    assert edge_scores.error.isnan().all()
+    assert not edge_scores.mean.isnan().any()
 
 
 @pytest.mark.parametrize("roles", [False, True])
 @EACH
-def test_prompts_scored_in_parts_score_the_same(kind, roles, monkeypatch):
+def test_scores_do_not_depend_on_the_batch_size(kind, roles, monkeypatch):
     from probes.circuits import attribution
 
     model, task = model_of(kind), pairs(3)
-    whole = edge_attribution(model, task, roles=roles, steps=2)
+    whole = edge_attribution(model, task, method=EAPIG(steps=2), roles=roles)
     for name in ("_MAX_GRADIENT_FLOATS", "_MAX_BLOCK_FLOATS"):
         monkeypatch.setattr(attribution, name, 1)
-        parts = edge_attribution(model, task, roles=roles, steps=2)
+        parts = edge_attribution(model, task, method=EAPIG(steps=2), roles=roles)
         close(parts.per_prompt, whole.per_prompt)
         close(parts.mean, whole.mean)
         close(parts.error, whole.error)
 
 
 def padded(task, by):
-    """Put the task's prompts behind padding, beside a longer one that is read earlier."""
+    """The task's prompts with left padding, and a longer prompt that is read earlier."""
     longer = pairs(1, task.clean.shape[1] + by, seed=5)
 
-    def beside(own, other, fill):
+    def join(own, other, fill):
         return torch.cat([torch.nn.functional.pad(own, (by, 0), value=fill), other])
 
     return Task(
-        clean=beside(task.clean, longer.clean, 0),
-        counterfactual=beside(task.counterfactual, longer.counterfactual, 0),
-        mask=beside(task.mask, longer.mask, False),
+        clean=join(task.clean, longer.clean, 0),
+        counterfactual=join(task.counterfactual, longer.counterfactual, 0),
+        mask=join(task.mask, longer.mask, False),
         readout=torch.cat([task.readout + by, longer.readout - 1]),
         answer=torch.cat([task.answer, longer.answer]),
         foils=torch.cat([task.foils, longer.foils]),
         roles=longer.roles,
-        role_of=beside(task.role_of, longer.role_of, -1),
+        role_of=join(task.role_of, longer.role_of, -1),
     )
 
 
 @EACH
-def test_a_padded_batch_scores_as_its_prompts_do_by_themselves(kind):
+def test_padding_does_not_change_scores(kind):
     model, task = model_of(kind), pairs()
     whole = padded(task, 2)
     exact = [{"method": "exact"}] if kind == "neox" else []
-    for how in ({"steps": 2}, {"method": "eap", "roles": True}, *exact):
-        graph = edge_attribution(model, whole, **how)
+    for how in ({"method": EAPIG(steps=2)}, {"method": "eap", "roles": True}, *exact):
+        edge_scores = edge_attribution(model, whole, **how)
         for row in range(len(task)):
             alone = edge_attribution(model, task[row : row + 1], **how)
-            same = graph.graph.indices_of(alone.graph.edges())
-            close(graph.per_prompt[row, same], alone.per_prompt[0], atol=1e-5)
+            same = edge_scores.graph.indices_of(alone.graph.edges())
+            close(edge_scores.per_prompt[row, same], alone.per_prompt[0], atol=1e-5)
 
 
-def test_scores_do_not_depend_on_what_was_scored_before():
+def test_scores_do_not_depend_on_earlier_calls():
     model, task = tiny("llama"), pairs()
     first = edge_attribution(model, task)
     edge_attribution(model, pairs(seed=3), roles=True)
@@ -337,26 +337,26 @@ def test_scores_do_not_depend_on_what_was_scored_before():
 
 @pytest.mark.parametrize("roles", [False, True])
 @pytest.mark.parametrize("method", ["eap-ig", "eap"])
-def test_pairs_that_are_the_same_score_nothing(method, roles):
+def test_identical_prompts_score_zero(method, roles):
     task = pairs()
     same = replace(task, counterfactual=task.clean)
-    graph = edge_attribution(model_of("gpt2"), same, method=method, roles=roles)
-    assert (graph.per_prompt == 0).all()
+    edge_scores = edge_attribution(model_of("gpt2"), same, method=method, roles=roles)
+    assert (edge_scores.per_prompt == 0).all()
 
 
-def test_pairs_that_are_the_same_score_nothing_by_cutting():
+def test_identical_prompts_score_zero_exactly():
     task = pairs()
     same = replace(task, counterfactual=task.clean)
     assert (edge_attribution(model_of("gpt2"), same, method="exact").per_prompt == 0).all()
 
 
-def test_the_protocol_says_how_it_was_measured():
+def test_the_protocol_names_the_method():
     model, task = model_of("llama"), pairs()
-    found = dict(edge_attribution(model, task, steps=3, roles=True).protocol)
+    found = dict(edge_attribution(model, task, method=EAPIG(steps=3), roles=True).protocol)
     assert found["method"] == "eap-ig, 3 midpoints"
     assert found["granularity"] == "edges by role"
     assert found["prompts"] == "2"
-    found = dict(edge_attribution(model, task, method="eap", gradient_at=0.5).protocol)
+    found = dict(edge_attribution(model, task, method=EAP(gradient_at=0.5)).protocol)
     assert found["method"] == "eap, gradient at 0.5"
     assert found["granularity"] == "edges"
     assert (
@@ -365,16 +365,16 @@ def test_the_protocol_says_how_it_was_measured():
     )
 
 
-def test_the_middle_of_the_path_is_the_one_step_of_integration():
+def test_one_step_of_integration_is_the_middle_of_the_path():
     model, task = model_of("neox"), pairs()
     one, middle = (
-        edge_attribution(model, task, steps=1),
-        edge_attribution(model, task, method="eap", gradient_at=0.5),
+        edge_attribution(model, task, method=EAPIG(steps=1)),
+        edge_attribution(model, task, method=EAP(gradient_at=0.5)),
     )
     assert torch.equal(one.per_prompt, middle.per_prompt)
-    whole = edge_attribution(model, task, steps=4).per_prompt
+    whole = edge_attribution(model, task, method=EAPIG(steps=4)).per_prompt
     parts = [
-        edge_attribution(model, task, method="eap", gradient_at=(k + 0.5) / 4).per_prompt
+        edge_attribution(model, task, method=EAP(gradient_at=(k + 0.5) / 4)).per_prompt
         for k in range(4)
     ]
     close(whole, sum(parts) / 4)
@@ -387,7 +387,7 @@ def test_the_middle_of_the_path_is_the_one_step_of_integration():
     ("method", "roles"), [("eap-ig", False), ("eap", False), ("eap", True), ("exact", False)]
 )
 @EACH
-def test_a_head_that_writes_nothing_scores_exactly_zero(kind, method, roles):
+def test_a_head_without_output_scores_zero(kind, method, roles):
     hf_model = tiny_hf(kind, 0)
     with torch.no_grad():
         for name, weight in hf_model.named_parameters():
@@ -395,26 +395,27 @@ def test_a_head_that_writes_nothing_scores_exactly_zero(kind, method, roles):
                 weight[:, 16:] = 0
             if ".1." in name and name.endswith("attn.c_proj.weight"):
                 weight[16:] = 0
-    graph = edge_attribution(
-        wrap(hf_model, name="lame"), pairs(), method=method, roles=roles, steps=2
+    method = EAPIG(steps=2) if method == "eap-ig" else method
+    edge_scores = edge_attribution(
+        wrap(hf_model, name="dead heads"), pairs(), method=method, roles=roles
     )
-    source, target = graph.graph.edge_table[:2]
-    dead = {graph.graph.writers.index(name) for name in ("L1.H2", "L1.H3")}
+    source, target = edge_scores.graph.edge_table[:2]
+    dead = {edge_scores.graph.writers.index(name) for name in ("L1.H2", "L1.H3")}
     outgoing = torch.tensor([writer in dead for writer in source.tolist()])
-    owners = [graph.graph.writers_fed_by(reader) for reader in target.tolist()]
+    owners = [edge_scores.graph.writers_fed_by(reader) for reader in target.tolist()]
     incoming = torch.tensor([bool(own) and dead >= set(own) for own in owners])
     assert outgoing.any() and incoming.any()
-    assert (graph.per_prompt[:, outgoing] == 0).all()
-    # Readers are run again when their input is cut: that costs the last digits.
-    assert graph.per_prompt[:, incoming].abs().max() <= (2e-6 if method == "exact" else 0)
-    assert (graph.per_prompt[:, ~outgoing & ~incoming] != 0).float().mean() > 0.25
+    assert (edge_scores.per_prompt[:, outgoing] == 0).all()
+    # Exact patching recomputes readers, which costs the last digits.
+    assert edge_scores.per_prompt[:, incoming].abs().max() <= (2e-6 if method == "exact" else 0)
+    assert (edge_scores.per_prompt[:, ~outgoing & ~incoming] != 0).float().mean() > 0.25
 
 
-# What is refused, and what is left behind.
+# Errors and side effects.
 
 
-class Scaled(torch.autograd.Function):
-    """What passes forward as it is, and back by a wrong factor."""
+class ScaledGradient(torch.autograd.Function):
+    """The identity, with a wrong factor in the backward pass."""
 
     @staticmethod
     def forward(ctx, value, factor):
@@ -426,18 +427,18 @@ class Scaled(torch.autograd.Function):
         return ctx.factor * grad, None
 
 
-def lying(kind, layer, factor):
+def with_wrong_gradients(kind, layer, factor):
     model = tiny(kind)
     inner = model.bridge.blocks[layer].mlp.original_component
     forward = inner.forward
-    inner.forward = lambda *args, **kwargs: Scaled.apply(forward(*args, **kwargs), factor)
+    inner.forward = lambda *args, **kwargs: ScaledGradient.apply(forward(*args, **kwargs), factor)
     return model
 
 
 @EACH
 def test_a_model_with_gradients_of_the_wrong_sign_is_refused(kind):
     with pytest.raises(ModelError, match=r"gradients of tiny .* are wrong: .* dequantize the"):
-        edge_attribution(lying(kind, 0, -1.0), pairs(), method="eap")
+        edge_attribution(with_wrong_gradients(kind, 0, -1.0), pairs(), method="eap")
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.0, -1.0])
@@ -445,11 +446,11 @@ def test_a_model_with_wrong_gradients_anywhere_is_refused(factor):
     for kind in ("llama", "neox"):
         for layer in range(3):
             with pytest.raises(ModelError, match="gradients of tiny"):
-                edge_attribution(lying(kind, layer, factor), pairs(), method="eap")
+                edge_attribution(with_wrong_gradients(kind, layer, factor), pairs(), method="eap")
 
 
-def test_a_model_that_is_refused_once_is_refused_again():
-    model = lying("llama", 1, -1.0)
+def test_a_refused_model_is_refused_again():
+    model = with_wrong_gradients("llama", 1, -1.0)
     for _ in range(2):
         with pytest.raises(ModelError, match="gradients of tiny"):
             edge_attribution(model, pairs())
@@ -457,20 +458,20 @@ def test_a_model_that_is_refused_once_is_refused_again():
 
 @pytest.mark.parametrize("method", ["eap", "exact"])
 @EACH
-def test_weights_that_are_not_finite_are_refused(kind, method):
+def test_nonfinite_weights_are_refused(kind, method):
     hf_model = tiny_hf(kind, 0)
     blocks = next(part for part in hf_model.modules() if isinstance(part, torch.nn.ModuleList))
     with torch.no_grad():
         next(blocks[1].mlp.parameters())[3] = torch.nan
     model = wrap(hf_model, name="broken")
-    before = left(model)
+    before = side_effects(model)
     with pytest.raises(ModelError, match="broken gives NaN or infinite"):
         edge_attribution(model, pairs(), method=method)
-    assert left(model) == before
+    assert side_effects(model) == before
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_answer_whose_logit_is_not_a_number_is_refused(method):
+def test_an_answer_with_a_nan_logit_is_refused(method):
     hf_model, task = tiny_hf("llama", 0), pairs()
     with torch.no_grad():
         hf_model.get_output_embeddings().weight[task.answer[0]] = torch.nan
@@ -488,62 +489,63 @@ def test_a_model_in_training_mode_is_refused(method):
 
 @pytest.fixture
 def unchecked():
-    """Turn the checks of types off, as they are for users: their error would come first."""
+    """Turn off run-time type checks, which users do not have and which would raise first."""
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", before)
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        {"method": "grad"},
-        {"steps": 0},
-        {"steps": -3},
-        {"method": "eap", "gradient_at": 1.5},
-        {"method": "eap", "gradient_at": -0.1},
-        {"method": "eap", "gradient_at": float("nan")},
-    ],
-)
-def test_methods_and_numbers_that_make_no_sense_are_refused(how, unchecked):
-    with pytest.raises(CircuitError, match=r"Cannot score edges by .* use 'eap-ig' with steps"):
-        edge_attribution(model_of("llama"), pairs(), **how)
+def test_an_unknown_method_is_refused(unchecked):
+    with pytest.raises(CircuitError, match=r"'grad' is unknown: use 'eap-ig', 'eap' or 'exact'"):
+        edge_attribution(model_of("llama"), pairs(), method="grad")
 
 
-def left(model):
+@pytest.mark.parametrize("steps", [0, -3])
+def test_no_step_is_refused(steps):
+    with pytest.raises(CircuitError, match=f"in {steps} steps: use at least 1"):
+        EAPIG(steps=steps)
+
+
+@pytest.mark.parametrize("point", [1.5, -0.1, float("nan")])
+def test_a_gradient_outside_the_path_is_refused(point):
+    with pytest.raises(CircuitError, match=f"at {point}: use a value from 0 to 1"):
+        EAP(gradient_at=point)
+
+
+def side_effects(model):
     weights = [(weight.requires_grad, weight.grad is None) for weight in model.bridge.parameters()]
     return hook_count(model), weights
 
 
 @EACH
-def test_nothing_is_left_behind(kind):
+def test_the_model_is_unchanged_afterwards(kind):
     model, task = tiny(kind), pairs()
     logits = model.logits(task.clean, task.mask)
     weights = [weight.clone() for weight in model.bridge.parameters()]
-    before = left(model)
+    before = side_effects(model)
     for method in METHODS if kind == "llama" else METHODS[:2]:
-        graph = edge_attribution(model, task, method=method, roles=method != "exact", steps=1)
-        assert not graph.per_prompt.requires_grad and not graph.mean.requires_grad
-    assert left(model) == before
+        edge_scores = edge_attribution(model, task, method=method, roles=method != "exact")
+        assert not edge_scores.per_prompt.requires_grad and not edge_scores.mean.requires_grad
+    assert side_effects(model) == before
     assert all(map(torch.equal, model.bridge.parameters(), weights))
     assert torch.equal(model.logits(task.clean, task.mask), logits)
 
 
-def test_nothing_is_left_behind_by_an_error():
-    model = lying("llama", 1, -1.0)
+def test_the_model_is_unchanged_after_an_error():
+    model = with_wrong_gradients("llama", 1, -1.0)
     model.logits(pairs().clean, pairs().mask)
-    before = left(model)
+    before = side_effects(model)
     with pytest.raises(ModelError):
         edge_attribution(model, pairs())
     with pytest.raises(ModelError, match="too long"):
         edge_attribution(model, pairs(width=50))
-    assert left(model) == before
+    assert side_effects(model) == before
     assert model.passed_checks == set()
 
 
 @pytest.mark.parametrize("around", [torch.no_grad, torch.enable_grad])
-def test_the_callers_gradient_mode_makes_no_difference(around):
+def test_the_gradient_mode_of_the_caller_has_no_effect(around):
     task = pairs()
     expected = edge_attribution(tiny("llama"), task).per_prompt
     with around():
