@@ -113,7 +113,7 @@ def test_the_script_draws_what_the_plain_page_shows(visit):
     assert tab.locator(".pv-detail td").evaluate_all(colors) == before
 
 
-def test_hover_and_arrow_keys_say_query_key_value_and_error(visit):
+def test_hover_and_arrow_keys_show_query_key_value_and_error(visit):
     maps = heads("full", 4)
     tab = visit(head_grid(maps))
     value, error = maps.weights[0, 0, 1, 0], maps.error[0, 0, 1, 0]
@@ -124,7 +124,7 @@ def test_hover_and_arrow_keys_say_query_key_value_and_error(visit):
     assert tab.locator(".pv-tip").inner_text() == "x → x: " + numbers(tab)[5]
 
 
-def test_each_head_may_take_its_own_scale_and_give_it_back(visit):
+def test_each_head_can_have_its_own_scale_and_return_to_the_common_one(visit):
     tab = visit(grid())
     images = "all => all.map(x => x.src)"
     same = tab.locator(".pv-thumb img").evaluate_all(images)
@@ -153,7 +153,7 @@ def test_without_scripts_the_picture_is_still_there(visit):
     assert not tab.locator(".pv-own").is_visible()
 
 
-def test_two_notebook_cells_do_not_disturb_each_other(visit, tmp_path):
+def test_two_notebook_cells_are_independent(visit, tmp_path):
     cells = [grid()._repr_html_(), grid()._repr_html_(), Note("n", "good")._repr_html_()]
     place = tmp_path / "cells.html"
     place.write_text("<!doctype html><meta charset=utf-8>" + "".join(cells), encoding="utf-8")
@@ -166,7 +166,7 @@ def test_two_notebook_cells_do_not_disturb_each_other(visit, tmp_path):
 
 @pytest.mark.parametrize("width", [700, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_whole_report_is_drawn_and_fits_the_window(visit, width, scheme, tmp_path):
+def test_a_whole_page_is_drawn_and_fits_the_window(visit, width, scheme, tmp_path):
     blocks = [
         Table(["head", "score"], [["L0.H1", "0.71"]], caption="Scores"),
         IntervalPlot(
@@ -214,7 +214,7 @@ def fades(tab):
 
 
 @pytest.mark.parametrize("scripts", [True, False])
-def test_a_line_under_the_mouse_stands_out_from_all_others(visit, scripts):
+def test_an_edge_under_the_mouse_stands_out(visit, scripts):
     tab = visit(circuit().picture(), java_script_enabled=scripts)
     tab.mouse.move(1, 1)
     before = fades(tab)
@@ -228,7 +228,7 @@ def test_a_line_under_the_mouse_stands_out_from_all_others(visit, scripts):
     assert {clear for clear, _, _ in fades(tab).values()} == {1}
 
 
-def test_a_line_is_caught_a_little_beside_it_too(visit):
+def test_the_mouse_catches_an_edge_from_a_few_pixels_away(visit):
     """The weakest is about one pixel wide: nobody could point at that."""
     tab = visit(circuit().picture())
     _, x, y = fades(tab)["embed->L1.H1.q"]
@@ -239,7 +239,7 @@ def test_a_line_is_caught_a_little_beside_it_too(visit):
     assert any(caught)
 
 
-def test_a_node_under_the_mouse_shows_its_own_lines_alone(visit):
+def test_a_node_under_the_mouse_shows_only_its_edges(visit):
     tab = visit(circuit().picture())
     tab.locator(".pv-scroll g:not(.pv-wire) > title", has_text="L1.MLP").locator("..").hover()
     own = {name for name in WIRES if "L1.MLP" in name}
@@ -247,7 +247,7 @@ def test_a_node_under_the_mouse_shows_its_own_lines_alone(visit):
     assert {clear for name, (clear, _, _) in fades(tab).items() if name not in own} == {0.07}
 
 
-def test_two_circuits_on_a_page_fade_each_by_itself(visit):
+def test_two_circuits_on_a_page_fade_independently(visit):
     both = page("Two", [("One", "", [circuit().picture()]), ("Two", "", [circuit("b").picture()])])
     tab = visit(both)
     _, x, y = fades(tab)["L1.MLP->logits"]  # of the second: the later one is kept

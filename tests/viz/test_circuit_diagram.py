@@ -88,7 +88,7 @@ def along(line):
 
 
 @pytest.mark.parametrize("name", CROWDS)
-def test_nodes_do_not_overlap_and_lines_run_upward_without_passing_behind_one(name):
+def test_nodes_do_not_overlap_and_edges_run_upward_between_them(name):
     drawn = layout_circuit(CROWDS[name], MAX_EDGES)
     for at, node in enumerate(drawn.nodes):
         for other in drawn.nodes[at + 1 :]:
@@ -105,7 +105,7 @@ def test_nodes_do_not_overlap_and_lines_run_upward_without_passing_behind_one(na
 
 
 @pytest.mark.parametrize("name", CROWDS)
-def test_all_that_is_drawn_stands_inside_the_picture(name):
+def test_everything_is_inside_the_drawing(name):
     drawn = layout_circuit(CROWDS[name], MAX_EDGES)
     points = np.concatenate([along(line) for line in drawn.lines])
     assert points.min() > 0 and points[:, 0].max() < drawn.width
@@ -122,18 +122,18 @@ def test_layers_rise_from_the_embedding_to_the_logits():
     assert nodes["L0.H1"].x == nodes["L3.H1"].x
 
 
-def test_a_parallel_mlp_stands_beside_its_heads():
+def test_a_parallel_mlp_is_in_the_row_of_its_heads():
     nodes = {node.name: node for node in layout_circuit(CROWDS["parallel"], MAX_EDGES).nodes}
     assert nodes["L1.H0"].y == nodes["L1.MLP"].y < nodes["L2.H0"].y
 
 
-def test_without_roles_idle_nodes_show_the_models_shape():
+def test_without_roles_nodes_without_edges_show_the_shape_of_the_model():
     nodes = layout_circuit(made({"embed->L0.H0.v": 1.0, "L0.H0->logits": 1.0}), MAX_EDGES).nodes
     assert len(nodes) == 4 * 5 + 2
     assert [node.name for node in nodes if node.has_edges] == ["embed", "L0.H0", "logits"]
 
 
-def test_with_roles_a_node_stands_in_its_roles_column():
+def test_with_roles_a_node_is_in_the_column_of_its_role():
     circuit = made(
         {
             "embed@x->L0.H1.v@answer": 1.0,
@@ -161,7 +161,7 @@ def test_queries_keys_and_values_enter_a_head_side_by_side():
     assert texts.count("q") == texts.count("k") == texts.count("v") == 1
 
 
-def test_shared_keys_are_drawn_into_the_heads_that_pass_something_on():
+def test_shared_keys_are_drawn_into_the_heads_that_write_into_the_circuit():
     wiring = ComputationGraph(1, 4, 2)
     circuit = made({"embed->L0.KV1.k": 1.0, "L0.H3->logits": 1.0}, wiring)
     drawn = layout_circuit(circuit, MAX_EDGES)
@@ -176,7 +176,7 @@ def test_shared_keys_are_drawn_into_the_heads_that_pass_something_on():
 # --- the page ---------------------------------------------------------------------------------
 
 
-def test_a_line_is_as_thick_as_its_score_and_dashed_if_it_pulls_down():
+def test_thickness_follows_the_score_and_negative_edges_are_dashed():
     found = wires(made({"embed->L0.H0.q": 2.0, "embed->L0.H0.k": -1.0, "embed->logits": 0.5}))
     widths = {says.split(":")[0]: width for says, width, _ in found}
     assert widths["embed->L0.H0.q"] > widths["embed->L0.H0.k"] > widths["embed->logits"] > 0.5
@@ -187,7 +187,7 @@ def test_a_line_is_as_thick_as_its_score_and_dashed_if_it_pulls_down():
     }
 
 
-def test_every_line_says_its_edge_its_score_and_its_error():
+def test_every_edge_has_a_tooltip_with_its_score_and_error():
     found = wires(made({"embed->L0.H0.q": 2.0, "embed->L0.H0.k": -1.0}))
     assert [says for says, _, _ in found] == [
         f"embed->L0.H0.k: {MINUS}1.000 ± 0.050",
@@ -197,7 +197,7 @@ def test_every_line_says_its_edge_its_score_and_its_error():
     assert [says for says, _, _ in found] == ["embed->L0.H0.q: +2.000"]
 
 
-def test_the_legend_names_only_what_occurs():
+def test_the_legend_has_only_what_occurs():
     up = circuit_diagram(made({"embed->logits": 2.0})).body
     assert "raises the logit difference" in up and "2 logits" in up
     assert "lowers it" not in up and "q, k, v" not in up
@@ -205,7 +205,7 @@ def test_the_legend_names_only_what_occurs():
     assert "lowers it" in both and "q, k, v" in both
 
 
-def test_the_strongest_300_are_drawn_and_the_rest_is_counted():
+def test_the_300_strongest_edges_are_drawn_and_the_others_counted():
     circuit = Circuit.from_scores("full", PLAIN, np.linspace(1, 2, len(PLAIN)))
     assert len(wires(circuit)) == MAX_EDGES == 300
     body = circuit_diagram(circuit).body
@@ -218,14 +218,14 @@ def test_scores_of_zero_are_drawn_thin():
     assert all(width < 1 for _, width, _ in wires(made({"embed->logits": 0.0})))
 
 
-def test_the_drawing_says_what_it_is_to_readers_of_the_screen():
+def test_the_drawing_has_a_description_for_screen_readers():
     tree = drawing(made({"embed->logits": 2.0}))
     assert tree.get("role") == "img" and tree.get("aria-label") == "Circuit of full"
     assert "1 of the model's 479 edges (0.2%)" in tree.findtext("desc", "")
     assert "upward" in tree.findtext("desc", "")
 
 
-def test_signs_have_the_colors_of_all_other_pictures():
+def test_signs_have_the_colors_of_the_signed_scale():
     html = circuit_diagram(CROWDS["few"])._repr_html_()
     signs = np.array([0.78, -0.78, 0.5, -0.5])
     light_and_dark = [to_hex(color) for color in apply_colormap(signs, "change")]
@@ -260,7 +260,7 @@ def test_styles_stay_inside_the_picture():
             assert rule.strip().startswith(".pv.pv .pv-"), rule
 
 
-def test_what_only_catches_the_mouse_is_never_colored():
+def test_paths_that_catch_the_mouse_are_transparent():
     """A style for all paths of an edge would paint it over its neighbors."""
     body = circuit_diagram(CROWDS["few"]).body
     assert "stroke:" not in re.findall(r"<style>(.*?)</style>", body, re.DOTALL)[0]
@@ -268,7 +268,7 @@ def test_what_only_catches_the_mouse_is_never_colored():
     assert edges and {g.findall("path")[0].get("stroke") for g in edges} == {"transparent"}
 
 
-def test_a_circuit_without_edges_is_summed_up_but_not_drawn():
+def test_a_circuit_without_edges_has_a_summary_and_no_drawing():
     with pytest.raises(FigureError, match="no edges to draw"):
         circuit_diagram(made({}))
     assert "0 of 479 edges" in circuit_summary(made({})).body

@@ -380,7 +380,7 @@ def test_a_family_without_interchange_has_a_page(absent):
     assert Read(page.body).text("variable or head", "small") == [["new heads", "–"]]
 
 
-def test_text_of_strangers_is_escaped_and_nothing_is_fetched(family, tmp_path):
+def test_untrusted_text_is_escaped_and_nothing_is_fetched(family, tmp_path):
     one = family.comparisons[0]
     nasty = replace(
         one,
@@ -452,7 +452,7 @@ def test_several_relatives_are_written_as_one_page_with_a_table_of_verdicts(
     assert "partner" not in result.stdout
 
 
-def test_no_name_loses_its_end_in_a_narrow_terminal(calls, tmp_path, found, monkeypatch):
+def test_names_are_not_cut_off_in_a_narrow_terminal(calls, tmp_path, found, monkeypatch):
     long = "L1.resid@a_role_with_a_name_that_no_column_of_eighty_letters_could_hold"
     one = replace(found, verdicts=(replace(OPERATION, counterpart=long), *HEADS))
     monkeypatch.setattr(

@@ -120,7 +120,7 @@ def test_invisible_characters_are_written_out():
     assert show_invisible("a\nb\x00\u202e\ud800") == "a⏎b␀<U+202E><U+D800>"
 
 
-def test_spaces_at_the_ends_of_a_token_show_and_so_does_an_empty_one():
+def test_spaces_at_the_ends_of_a_token_and_empty_tokens_are_visible():
     assert [axis_label(text) for text in (" the", "a b", "  ", "")] == ["␣the", "a b", "␣␣", "∅"]
 
 
@@ -128,7 +128,7 @@ def test_escaped_text_cannot_leave_an_attribute_or_open_a_tag():
     assert not set(escape("<\"'>")) & set("<\"'>")
 
 
-def test_json_in_an_attribute_survives_and_could_not_close_a_script():
+def test_json_in_an_attribute_survives_and_cannot_close_a_script():
     words = ["</script>", "&", "\u2028\u2029", "\"'"]
     text = json_attribute(words)
     assert json.loads(unescape(text)) == words
@@ -138,7 +138,7 @@ def test_json_in_an_attribute_survives_and_could_not_close_a_script():
 # --- colors and numbers ----------------------------------------------------------------------
 
 
-def test_missing_cells_are_grey_and_grey_is_on_neither_scale():
+def test_missing_cells_are_gray_and_gray_is_on_neither_scale():
     for scale in COLOR_STOPS:
         assert tuple(apply_colormap(np.array([np.nan]), scale)[0]) == MISSING_COLOR
         assert (
@@ -148,13 +148,13 @@ def test_missing_cells_are_grey_and_grey_is_on_neither_scale():
         )
 
 
-def test_no_change_is_the_middle_and_signs_are_told_apart():
+def test_zero_is_the_middle_of_the_signed_scale():
     less, none, more = apply_colormap(np.array([-1.0, 0.0, 1.0]), "change").astype(int)
     assert np.ptp(none) <= 2 and none.min() > 240
     assert less[2] > less[0] and more[0] > more[2]
 
 
-def test_shares_grow_lighter_steadily():
+def test_fractions_grow_lighter_steadily():
     brightness = apply_colormap(np.linspace(0, 1, 50), "share") @ np.array([0.299, 0.587, 0.114])
     assert (np.diff(brightness) > 0).all()
 
@@ -165,7 +165,7 @@ def test_numbers_fit_their_cells_and_changes_carry_their_sign():
     assert [format_short(v, change) for v in (0.414, -0.414)] == ["+.41", "\N{MINUS SIGN}.41"]
 
 
-def test_squeezed_numbers_are_exact_to_four_places():
+def test_encoded_numbers_are_exact_to_four_decimals():
     import base64
     import zlib
 
@@ -176,7 +176,7 @@ def test_squeezed_numbers_are_exact_to_four_places():
     assert np.allclose(ints[:3] / packed["levels"], values[:3], atol=1e-5)
 
 
-def test_a_png_is_read_back_as_it_was():
+def test_a_png_decodes_to_the_same_pixels():
     image = pytest.importorskip("matplotlib.image")
     import io
 
@@ -213,7 +213,7 @@ def test_rounding_just_above_one_is_accepted():
 # --- any picture ------------------------------------------------------------------------------
 
 
-def test_nothing_refers_to_anything_outside(picture):
+def test_nothing_refers_to_external_resources(picture):
     text = picture._repr_html_()
     reader = Reader(text)
     assert not re.search(r"https?:|@import|url\(", text)
@@ -273,9 +273,7 @@ def test_figures_are_saved_in_each_form_even_with_hostile_labels(suffix, tmp_pat
         assert saved.startswith(starts[suffix]) and len(saved) > 2000
 
 
-def test_without_matplotlib_a_figure_says_how_to_get_it_and_a_page_still_works(
-    tmp_path, monkeypatch
-):
+def test_without_matplotlib_a_figure_names_the_extra_and_a_page_works(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     made = head_map(heads(), 0, 0)
     with pytest.raises(FigureError, match=r"pip install 'probes\[figures\]'"):
@@ -285,14 +283,14 @@ def test_without_matplotlib_a_figure_says_how_to_get_it_and_a_page_still_works(
 
 
 @pytest.mark.parametrize("name", ["p", "p.jpg", "none/p.html", "folder.html"])
-def test_a_place_that_cannot_be_written_is_refused_and_nothing_is_left(name, tmp_path):
+def test_a_path_that_cannot_be_written_is_refused_without_leftovers(name, tmp_path):
     (tmp_path / "folder.html").mkdir()
     with pytest.raises(FigureError):
         head_map(heads(), 0, 0).save(tmp_path / name)
     assert [found.name for found in tmp_path.rglob("*")] == ["folder.html"]
 
 
-def test_a_failed_save_keeps_the_old_file_whole(tmp_path, monkeypatch):
+def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     place = tmp_path / "p.html"
     place.write_text("old")
 
@@ -315,7 +313,7 @@ def test_a_page_has_no_figure_form(tmp_path):
 # --- heads ------------------------------------------------------------------------------------
 
 
-def test_a_head_shows_its_labels_its_numbers_and_their_errors():
+def test_a_head_shows_labels_numbers_and_errors():
     maps = heads(labels=(" the", "cat"))
     body = head_map(maps, 1, 2).body
     assert "␣the" in body and "cat" in body
@@ -323,7 +321,7 @@ def test_a_head_shows_its_labels_its_numbers_and_their_errors():
     assert f'data-v="{value:.3f} ± {error:.3f}"' in body
 
 
-def test_masked_cells_of_a_head_are_grey_and_say_so():
+def test_masked_cells_of_a_head_are_gray_with_a_tooltip():
     body = head_map(heads(labels=("a", "b")), 0, 0).body
     gray = f'<td class="pv-none" style="background-color:{to_hex(MISSING_COLOR)}" data-v="no such cell">'
     assert body.count(gray) == 1
@@ -369,7 +367,7 @@ def thumbs(body, panel):
     return re.findall(r'aria-label="([^"]*)" aria-pressed', part)
 
 
-def test_models_of_different_size_are_compared_where_both_have_the_head():
+def test_models_of_different_size_are_compared_on_common_heads():
     body = head_grid(heads(layers=4, count=2), heads("distilled", layers=2, count=3)).body
     assert [len(thumbs(body, panel)) for panel in ("left", "right", "change")] == [8, 6, 6]
     assert ["no partner" in says for says in thumbs(body, "change")] == [0, 0, 1, 0, 0, 1]
@@ -393,7 +391,7 @@ def test_pairs_that_do_not_fit_the_models_are_refused(pairs):
         head_grid(heads(), heads("distilled", 2), pairs=pairs)
 
 
-def test_the_chosen_head_is_enlarged_first_even_without_a_partner():
+def test_the_start_head_is_enlarged_even_without_a_partner():
     body = head_grid(heads(), heads("distilled", 2), start=(3, 1)).body
     assert "L3.H1</figcaption>" in body and "No partner in distilled" in body
 
@@ -409,7 +407,7 @@ def test_one_model_alone_has_one_panel():
     assert re.findall('data-panel="([^"]+)"', body) == ["left"]
 
 
-def test_heads_that_are_not_there_are_grey_thumbnails():
+def test_missing_heads_are_gray_thumbnails():
     maps = heads()
     weights = maps.weights.copy()
     weights[0, 3] = np.nan
@@ -419,7 +417,7 @@ def test_heads_that_are_not_there_are_grey_thumbnails():
     ]
 
 
-def test_every_thumbnail_is_a_named_picture_and_a_button():
+def test_every_thumbnail_is_a_labeled_button_with_an_image():
     body = head_grid(heads()).body
     assert len(re.findall(r'<button type="button"[^>]*aria-label="full, L\d.H\d"', body)) == 16
     assert len(re.findall(r'<img alt="full, L\d.H\d"[^>]*src="data:image/png', body)) == 16
@@ -445,7 +443,7 @@ def test_a_grid_too_large_for_a_page_is_refused():
 # --- reports ----------------------------------------------------------------------------------
 
 
-def test_a_report_leads_with_its_verdicts_and_lists_its_parts():
+def test_a_page_leads_with_its_verdicts_and_contents():
     sections = [("First", "Lead.", [Note("n")]), ("Second", "", [])]
     body = page("Title", sections, [Note("It was kept.", "good")], "sub").body
     order = [body.index(text) for text in ("Title", "sub", "It was kept.", "Contents", "Lead.")]
@@ -466,7 +464,7 @@ def test_blocks_show_themselves_in_a_notebook():
         assert "\n" not in repr(block)
 
 
-def test_a_cell_says_its_tone_with_a_mark_and_explains_itself_on_hover():
+def test_a_table_cell_has_a_tone_mark_and_a_tooltip():
     body = Table(["a"], [[TableCell("0.9", "good", hover="why")]]).body
     assert 'data-tone="good"' in body and 'title="why"' in body
     assert 'data-tone=good]::before{content:"✓' in Note("n")._repr_html_()
@@ -481,13 +479,13 @@ def test_rows_that_do_not_fit_their_columns_are_refused(unchecked):
         Matrix(np.zeros((2, 1)), ["r"], ["c"])
 
 
-def test_a_matrix_prints_numbers_signs_and_errors_and_leaves_missing_ones_grey():
+def test_a_matrix_has_signs_errors_and_gray_missing_cells():
     body = Matrix(np.array([[0.5, -0.25, np.nan]]), ["r"], list("abc"), np.full((1, 3), 0.1)).body
     assert "+0.50<small>±0.10" in body and "\N{MINUS SIGN}0.25<small>±0.10" in body
     assert to_hex(MISSING_COLOR) in body
 
 
-def test_an_interval_plot_puts_each_number_in_its_place():
+def test_an_interval_plot_places_each_number_on_its_axis():
     plot = IntervalPlot(
         [Interval("a", 0.5, 0.25, 0.75, chance=(0.1, 0.2), null=(0.3,), upper_reference=0.9)]
     )
@@ -505,12 +503,12 @@ def test_the_axis_widens_for_numbers_beyond_it():
 
 
 @pytest.mark.parametrize("wrong", [(np.nan, None, None), (0.5, 0.6, 0.4), (0.5, 0.4, None)])
-def test_intervals_that_make_no_sense_are_refused(wrong, unchecked):
+def test_invalid_intervals_are_refused(wrong, unchecked):
     with pytest.raises(FigureError):
         Interval("a", *wrong)
 
 
-def test_views_import_without_torch():
+def test_viz_imports_without_torch():
     """Results may be read and drawn where no model can run."""
     import subprocess
 

@@ -6,6 +6,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from svg_reader import (
+    MAGIC,
+    NASTY,
+)
 
 from probes.comparison.rate_distortion.result import (
     CurvePoint,
@@ -22,9 +26,6 @@ from probes.viz.drawing import DrawingShape, TextLabel, text_width
 from probes.viz.label_placement import place_labels
 from probes.viz.plots.rate_distortion_plot import RateDistortionBlock, rate_distortion_plot
 from probes.viz.reports.rate_distortion import rate_distortion_page
-
-NASTY = ("</script>", "<img src=x onerror=alert(1)>", "\"'&amp;\n", "\u202eabc", "$x$", "日本")
-START = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
 
 
 def near(value, wide=0.02):
@@ -89,7 +90,7 @@ def overlap(a, b):
     return across > 0.01 and down > 0.01
 
 
-def test_every_model_has_a_mark_in_each_panel_that_says_its_number():
+def test_every_model_has_a_mark_with_its_number_in_each_panel():
     found = curve(point("rtn-4", 700), point("rtn-3", 500, 0.6, 0.5))
     says = titles(found)
     for name, count in (("full,", 2), ("rtn-4,", 3), ("rtn-3,", 3)):
@@ -97,7 +98,7 @@ def test_every_model_has_a_mark_in_each_panel_that_says_its_number():
     assert "rtn-3, 500 kB: 0.5 [0.48, 0.52]" in says
 
 
-def test_noise_stands_where_its_relative_does_and_what_is_unknown_is_left_out():
+def test_noise_is_at_the_size_of_its_relative_and_nan_is_left_out():
     says = titles(curve(point("rtn-4", 700)))
     assert sum("with noise, as far as rtn-4" in text for text in says) == 3
 
@@ -110,7 +111,7 @@ def test_a_model_without_the_behavior_is_named_and_has_no_mark_below():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_names_overlap_neither_each_other_nor_marks(seed):
+def test_labels_overlap_neither_each_other_nor_marks(seed):
     draw = np.random.default_rng(seed)
     places = [(float(x), float(y)) for x, y in draw.uniform((80, 60), (800, 190), (14, 2))]
     marks = [(x - 7, y - 7, 14.0, 14.0) for x, y in places]
@@ -122,12 +123,12 @@ def test_names_overlap_neither_each_other_nor_marks(seed):
     assert all(x >= 46 and x + size <= 886 for x, _, size, _ in texts)
 
 
-def test_marks_at_one_place_have_names_apart():
+def test_marks_at_one_point_have_separate_labels():
     parts = place_labels(["a", "b", "c"], [(400, 100)] * 3, (46, 40, 840, 210), [(393, 93, 14, 14)])
     assert not [pair for pair in combinations(boxes(parts), 2) if overlap(*pair)]
 
 
-def test_the_line_of_a_name_strikes_through_no_other_name():
+def test_leader_lines_cross_no_other_label():
     # All but one answer as well as their parent: a row of marks, two of them nearly on each other.
     across = (110, 133, 227, 253, 313, 313, 324, 385, 387, 494, 494, 506, 506, 548, 550, 688, 822)
     places = [(float(x), 63.4 + 5 * (n % 2)) for n, x in enumerate(across)]
@@ -163,19 +164,19 @@ def test_kinds_differ_in_outline_as_well_as_in_color():
 
 
 @pytest.mark.parametrize("name", NASTY)
-def test_names_of_strangers_are_made_harmless(name):
+def test_untrusted_names_are_escaped(name):
     body = rate_distortion_page(curve(point(name, 700), parent=name)).body
     assert "<img" not in body and "</script" not in body and "\u202e" not in body
 
 
-@pytest.mark.parametrize("suffix", START)
+@pytest.mark.parametrize("suffix", MAGIC)
 def test_it_is_saved_as_a_figure(suffix, tmp_path):
     place = tmp_path / f"it.{suffix}"
     rate_distortion_plot(curve(point("rtn-4", 700))).save(place)
-    assert place.read_bytes().startswith(START[suffix])
+    assert place.read_bytes().startswith(MAGIC[suffix])
 
 
-def test_the_page_holds_drawing_tables_and_what_was_found():
+def test_the_page_has_drawing_tables_and_findings():
     body = rate_distortion_page(curve(point("rtn-4", 700))).body
     for text in ("Rate and distortion", "Mechanism or accuracy first", "rtn-4 (700 kB)", "worse than noise",
                  "L1.resid@x", "Storage"):  # fmt: skip

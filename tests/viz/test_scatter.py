@@ -1,18 +1,22 @@
 import re
 import sys
-from html.parser import HTMLParser
-from xml.etree import ElementTree
 
 import jaxtyping
 import numpy as np
 import pytest
+from svg_reader import (
+    MAGIC,
+    NASTY,
+    check_page_is_safe,
+    check_styles_are_scoped,
+    drawing,
+    outline,
+    texts,
+)
 
 from probes.errors import FigureError
 from probes.viz.page import page
 from probes.viz.plots.scatter import MAX_CLASSES, PointCloud, ScatterBlock, scatter_picture
-
-NASTY = ("</script>", "<img src=x onerror=alert(1)>", "\"'&amp;\n", "\u202eabc", "$x$", "日本")
-START = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
 
 
 def cloud(model="full", count=8, seed=0, **colors):
@@ -25,10 +29,6 @@ def prompts(count=8):
     return [f"Tom has {at} foxes. How many? Answer:" for at in range(count)]
 
 
-def drawing(block):
-    return ElementTree.fromstring(re.findall(r"<svg.*?</svg>", block.body, re.DOTALL)[0])
-
-
 def marks(block):
     """For each prompt its title and its points, as (place, fill, kind)."""
     found = {}
@@ -39,31 +39,11 @@ def marks(block):
     return found
 
 
-def words(block):
-    return [text.text for text in drawing(block).iter("text")]
-
-
-def outline(point):
-    """The shape of a point, wherever it stands."""
-    return re.sub(r"^M[-\d.]+ [-\d.]+", "", point.get("d", "circle"))
-
-
 @pytest.fixture
 def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
-
-
-class Tags(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.seen, self.names = [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.seen.append(tag)
-        self.names += [name for name, _ in attrs]
 
 
 def test_a_prompt_is_one_group_with_a_point_in_each_panel():
@@ -72,7 +52,7 @@ def test_a_prompt_is_one_group_with_a_point_in_each_panel():
     assert len(found) == 8 and all(len(points) == 2 for points in found.values())
 
 
-def test_a_point_says_its_prompt_and_the_labels_that_all_models_share():
+def test_a_tooltip_has_the_prompt_and_the_labels_that_all_models_share():
     shared = ["plus", "minus"] * 4
     own = {"full": ["7"] * 8, "distilled": ["8"] * 8}
     clouds = [cloud(name, operation=shared, answer=own[name]) for name in own]
@@ -81,7 +61,7 @@ def test_a_point_says_its_prompt_and_the_labels_that_all_models_share():
     )
 
 
-def test_points_stand_where_their_numbers_say_with_one_scale_on_both_axes():
+def test_points_have_one_scale_on_both_axes():
     xy = np.array([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0], [1.0, 2.0]])
     block = ScatterBlock(prompts(4), [PointCloud("m", xy, (0.5, 0.5), {"n": np.arange(4)})])
     points = [group[0] for group in marks(block).values()]
@@ -92,7 +72,7 @@ def test_points_stand_where_their_numbers_say_with_one_scale_on_both_axes():
     assert np.allclose(at[:, 1], at[0, 1] - per * xy[:, 1], atol=0.1)
 
 
-def test_all_points_stand_inside_their_panel():
+def test_all_points_are_inside_their_panel():
     block = ScatterBlock(prompts(200), [cloud(count=200, x=np.arange(200.0))])
     frame = next(
         tuple(float(n) for n in re.findall(r"-?[\d.]+", one.get("d", "")))
@@ -133,19 +113,19 @@ def test_numbers_share_one_scale_over_all_models():
     clouds = [cloud("a", 2, n=np.array([0.0, 1.0])), cloud("b", 2, n=np.array([1.0, 2.0]))]
     first, second = marks(ScatterBlock(prompts(2), clouds)).values()
     assert first[1].get("fill") == second[0].get("fill")
-    assert {"0", "2"} <= set(words(ScatterBlock(prompts(2), clouds)))
+    assert {"0", "2"} <= set(texts(ScatterBlock(prompts(2), clouds)))
 
 
-def test_a_model_without_a_coloring_says_so():
+def test_a_model_without_a_coloring_has_a_note():
     clouds = [cloud("a", 2, op=["plus", "minus"]), cloud("b", 2, x=["1", "2"])]
-    assert words(ScatterBlock(prompts(2), clouds)).count("not given") == 2
+    assert texts(ScatterBlock(prompts(2), clouds)).count("not given") == 2
 
 
-def test_a_missing_number_is_hollow_and_the_legend_says_so():
+def test_a_missing_number_is_hollow_and_in_the_legend():
     block = ScatterBlock(prompts(2), [cloud(count=2, n=np.array([1.0, np.nan]))])
     hollow = [points[0] for points in marks(block).values()][1]
     assert hollow.get("fill") == "var(--wash)"
-    assert "no number" in words(block)
+    assert "no number" in texts(block)
 
 
 def test_a_prompt_that_a_model_was_not_given_is_not_drawn():
@@ -158,21 +138,21 @@ def test_a_prompt_that_a_model_was_not_given_is_not_drawn():
     assert marks(ScatterBlock(prompts(3), [nothing])) == {}
 
 
-def test_axes_say_their_share_of_the_variance_where_it_is_known():
+def test_axes_name_their_fraction_of_variance_if_known():
     assert {"axis 1: 43 % of variance", "axis 2: 21 % of variance"} <= set(
-        words(ScatterBlock(prompts(), [cloud()]))
+        texts(ScatterBlock(prompts(), [cloud()]))
     )
     unknown = PointCloud("m", np.eye(2), (np.nan, np.nan), {"n": ["a", "b"]})
-    assert {"axis 1", "axis 2"} <= set(words(ScatterBlock(prompts(2), [unknown])))
+    assert {"axis 1", "axis 2"} <= set(texts(ScatterBlock(prompts(2), [unknown])))
     named = PointCloud(
         "m", np.eye(2), (0.5, 0.5), {"n": ["a", "b"]}, axes=("operation", "<across>")
     )
-    found = words(ScatterBlock(prompts(2), [named]))
+    found = texts(ScatterBlock(prompts(2), [named]))
     assert {"operation: 50 % of variance", "<across>: 50 % of variance"} <= set(found)
 
 
 def test_whole_numbers_are_ordered_by_size_in_the_legend():
-    found = words(ScatterBlock(prompts(3), [cloud(count=3, x=["10", "9", "word"])]))
+    found = texts(ScatterBlock(prompts(3), [cloud(count=3, x=["10", "9", "word"])]))
     assert found.index("9") < found.index("10") < found.index("word")
 
 
@@ -189,26 +169,21 @@ def test_hostile_text_makes_no_tag_and_no_handler(tmp_path):
     one = PointCloud(NASTY[1], np.ones((6, 2)), (0.5, 0.5), {NASTY[0]: NASTY}, NASTY[3])
     block = ScatterBlock(NASTY, [one])
     text = page("p", [("h", "", [block])]).save(tmp_path / "p.html").read_text()
-    tags = Tags(text)
-    assert tags.seen.count("script") == 1 and "img" not in tags.seen
-    assert not [name for name in tags.names if name.startswith("on")]
-    assert "\u202e" not in text and not re.search(r"https?:|url\(|@import", text)
+    check_page_is_safe(text)
     assert drawing(block).tag == "svg"
 
 
 def test_styles_stay_inside_the_picture():
-    (style,) = re.findall(r"<style>(.*?)</style>", ScatterBlock(prompts(), [cloud()]).body)
-    selectors = re.findall(r"([^{}]+)\{", style)
-    assert selectors and all(one.startswith(".pv.pv ") for one in selectors)
+    check_styles_are_scoped(ScatterBlock(prompts(), [cloud()]))
 
 
-@pytest.mark.parametrize("suffix", START)
+@pytest.mark.parametrize("suffix", MAGIC)
 def test_the_picture_saves_as_a_figure(tmp_path, suffix):
     pytest.importorskip("matplotlib")
     block = ScatterBlock(NASTY, [cloud(count=6, op=NASTY), cloud("b", 6, n=np.arange(6))])
     picture = scatter_picture(block, title=NASTY[1])
     saved = picture.save(tmp_path / f"p.{suffix}").read_bytes()
-    assert saved.startswith(START[suffix]) and len(saved) > 2000
+    assert saved.startswith(MAGIC[suffix]) and len(saved) > 2000
 
 
 def test_drawing_needs_no_matplotlib(monkeypatch):

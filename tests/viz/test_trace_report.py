@@ -145,7 +145,7 @@ def rows(body):
 # Sentences.
 
 
-def test_the_sentences_hold_the_numbers_of_the_fields():
+def test_the_summary_has_the_numbers_of_the_fields():
     gate, size, rest, paths, edges, stable, need, alone = made().summary()
     assert gate == "full on take-away: x + y, number: accuracy 97%; the gate is open."
     assert size.startswith(
@@ -169,7 +169,7 @@ def test_the_sentences_hold_the_numbers_of_the_fields():
 @pytest.mark.parametrize(
     ("stability", "word"), [(0.8, "stable"), (0.79, "not stable"), (math.nan, "not stable")]
 )
-def test_a_circuit_that_other_prompts_would_change_is_not_called_stable(stability, word):
+def test_a_circuit_is_stable_from_the_threshold_on(stability, word):
     assert made(stability=stability).summary()[5].endswith(f": {word}.")
 
 
@@ -177,18 +177,18 @@ def test_a_circuit_that_other_prompts_would_change_is_not_called_stable(stabilit
     ("stranger", "lot", "word"),
     [(0.1, 0.5, "more"), (0.5, 0.1, "no more"), (0.3, 0.3, "no more")],
 )
-def test_damage_elsewhere_is_held_against_that_of_random_paths(stranger, lot, word):
+def test_damage_to_the_other_task_is_compared_with_random_paths(stranger, lot, word):
     last = made(specificities=damages(stranger=stranger, lot=lot)).summary()[-1]
     assert f"The circuit does {word} damage to 'taken' than random paths do" in last
 
 
-def test_without_another_task_nothing_is_said_of_it():
+def test_without_another_task_the_summary_has_no_specificity():
     lines = made(specificities=()).summary()
     assert len(lines) == 7
     assert "Ablating" not in " ".join(lines)
 
 
-def test_a_little_less_than_nothing_is_nothing():
+def test_small_negative_numbers_round_to_0():
     nothing = made(
         specificities=damages(stranger=-0.004, lot=-0.001),
         random_baselines=(
@@ -213,7 +213,7 @@ def strict(text):
     return json.loads(text, parse_constant=refuse)
 
 
-def test_all_of_it_goes_into_json_and_comes_back_as_it_was(tmp_path):
+def test_a_trace_is_saved_as_json_with_all_fields(tmp_path):
     found = made()
     plain = found.to_dict()
     assert strict(json.dumps(plain)) == plain
@@ -236,7 +236,7 @@ def test_all_of_it_goes_into_json_and_comes_back_as_it_was(tmp_path):
     assert (plain["gate"]["state"], plain["keep"], plain["stability"]) == ("open", 0.9, 0.86)
 
 
-def test_the_circuit_in_it_can_be_read_by_itself():
+def test_the_circuit_of_a_saved_trace_loads_alone():
     found = made()
     assert Circuit.from_json(json.dumps(found.to_dict()["circuit"])) == found.circuit
 
@@ -251,14 +251,14 @@ def test_a_prompt_without_any_gap_does_not_break_the_json():
     assert strict(json.dumps(found.to_dict()))["discovery"]["per_prompt"] == [None, None]
 
 
-def test_it_says_itself_in_one_line():
+def test_the_repr_is_one_line():
     assert repr(made()) == "<Trace of full: 4 edges keep 0.88 [0.84, 0.91]>"
 
 
 # The page.
 
 
-def test_a_trace_read_back_from_values_is_drawn_and_nothing_is_run(monkeypatch):
+def test_a_loaded_trace_is_drawn_without_running_a_model(monkeypatch):
     """There is no model: all that could be run is taken away."""
     from probes.circuits import edge_patching as splice
     from probes.circuits import faithfulness as evaluation
@@ -287,7 +287,7 @@ def test_the_page_has_its_sections_in_order(alone):
     assert len(links) == len(parts)
 
 
-def test_the_page_leads_with_the_sentences_and_marks_the_good_and_the_bad():
+def test_the_page_leads_with_the_summary_and_its_tones():
     body = trace_page(made()).body
     words = Tags(body).words()
     for line in made().summary():
@@ -304,7 +304,7 @@ def notes(body):
     return re.findall(r'<div class="pv-note".*?</div>', body)
 
 
-def test_every_edge_stands_in_the_table_with_its_score_error_fall_and_p():
+def test_every_edge_is_a_row_with_score_error_necessity_and_p():
     table = rows(trace_page(made()).body)[0]
     assert [row[0] for row in table[1:]] == [str(edge) for edge in made().circuit.edges]
     found = {row[0]: row[1:] for row in table[1:]}
@@ -314,12 +314,12 @@ def test_every_edge_stands_in_the_table_with_its_score_error_fall_and_p():
     assert found["L1.H0->logits"] == ["4.50", "0.45", "0.990", "2.0e-09"]
 
 
-def test_an_edge_that_the_held_out_prompts_lack_has_no_need_to_show():
+def test_an_edge_without_a_necessity_has_dashes():
     table = rows(trace_page(made(edge_necessities=made().edge_necessities[1:])).body)[0]
     assert table[1] == ["embed->L0.H1.v", "1.25", "0.13", "–", "–"]
 
 
-def test_the_parts_hold_the_numbers_of_the_fields():
+def test_the_sections_have_the_numbers_of_the_fields():
     body = trace_page(made()).body
     words = Tags(re.sub(r"<svg.*?</svg>", "", body, flags=re.DOTALL)).words()
     for text in (
@@ -340,7 +340,7 @@ def test_the_parts_hold_the_numbers_of_the_fields():
     assert how["edges of the model"] == str(len(ComputationGraph(2, 2, 2)))
 
 
-def test_the_tables_are_written_as_the_sentences_are():
+def test_tables_round_like_the_summary():
     thin = replace(made().curve, fractions=(0.01, 1.0), edges=(1, 34))
     body = trace_page(made(specificities=damages(stranger=-0.001), curve=thin)).body
     words = Tags(body).words()
@@ -364,7 +364,7 @@ def test_the_page_runs_no_script_but_its_own_and_fetches_nothing(tmp_path):
                 assert value.startswith(("#", "data:"))
 
 
-def test_strangers_names_are_only_text(tmp_path):
+def test_untrusted_names_are_only_text(tmp_path):
     gate = replace(made().gate, answer=NASTY, heuristic=NASTY)
     found = made(NASTY, NASTY, gate=gate, specificities=damages(NASTY, f"{NASTY}2"))
     place = tmp_path / "t.html"
@@ -377,7 +377,7 @@ def test_strangers_names_are_only_text(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["t.html", "t.json"])
-def test_a_file_is_written_whole_or_not_at_all(name, tmp_path, monkeypatch):
+def test_a_file_is_written_completely_or_not_at_all(name, tmp_path, monkeypatch):
     place = tmp_path / name
     made().save(place)
     before = place.read_bytes()
@@ -398,7 +398,7 @@ def test_a_file_is_written_whole_or_not_at_all(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "says"), [("no/t.html", "no"), ("no/t.json", "no"), ("t.png", "html"), ("t", "html")]
 )
-def test_a_place_that_no_trace_can_be_written_to_is_refused(name, says, tmp_path):
+def test_an_invalid_path_is_refused(name, says, tmp_path):
     with pytest.raises(FigureError, match=says):
         made().save(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
