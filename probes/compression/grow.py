@@ -13,6 +13,7 @@ from probes.compression.block_layout import BlockLayout, axis_sizes, block_layou
 from probes.compression.derived_model import DerivedModel, dense_storage, load_parent
 from probes.errors import ModelError
 from probes.models.loading import check_finite
+from probes.models.process_state import seeded_init
 from probes.models.provenance import JsonValue, Provenance
 
 GROW_METHODS = ("identity", "fresh", "stack", "wider")
@@ -144,9 +145,7 @@ def _random_resized(hf_model: Any, seed: int, **changes: int) -> Any:  # noqa: A
     config = copy.deepcopy(hf_model.config)
     for key, value in changes.items():
         setattr(config, key, value)
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed: that would also seed the accelerators, which are not forked.
-        torch.default_generator.manual_seed(seed)
+    with seeded_init(seed):
         result = AutoModelForCausalLM.from_config(
             config, dtype=hf_model.dtype, attn_implementation=config._attn_implementation
         )

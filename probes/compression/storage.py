@@ -3,10 +3,9 @@
 import copy
 from typing import Any
 
-import torch
-
 from probes.compression.derived_model import dense_storage, zero_fraction
 from probes.models.model import Model
+from probes.models.process_state import seeded_init
 from probes.models.provenance import Rate
 
 
@@ -30,7 +29,7 @@ def to_hf_model(model: Model) -> Any:  # noqa: ANN401
         for name, weight in model.bridge.original_model.state_dict().items()
     }
     config = copy.deepcopy(model.config)
-    with torch.random.fork_rng(devices=[]):  # Initial weights are random, and overwritten below.
+    with seeded_init(0):  # The weights are overwritten below.
         hf_model = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     # The bridge may list parts of a matrix as well.
     hf_model.load_state_dict({name: weights[name] for name in hf_model.state_dict()})

@@ -1,11 +1,7 @@
 """Loading of models and tokenizers: from the family, a folder, derived models or the hub."""
 
 import difflib
-import logging
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +10,7 @@ from torch import nn
 
 from probes.errors import ModelError
 from probes.files import data_folder, derived_folder, list_derived_models, list_models
+from probes.models.process_state import suppress_library_warnings
 
 # Greatest absolute difference of a logit from the plain Hugging Face model in eager attention,
 # for logits up to 4; only GPT-2 differs at all, as the bridge redoes its fused attention.
@@ -102,16 +99,3 @@ def check_finite(hf_model: nn.Module, name: str) -> None:
                 f"The weights of {name} are broken: {key} holds NaN or infinite values. "
                 "Fetch or train the model again, or load it with a wider dtype."
             )
-
-
-@contextmanager
-def suppress_library_warnings() -> Iterator[None]:
-    """Silence the libraries' warnings about missing kernels."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

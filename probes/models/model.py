@@ -21,6 +21,7 @@ from probes.models.edits import apply_edit, site_edit
 from probes.models.kv_cache import block_cache_argument, replaced_caches
 from probes.models.loading import LOGIT_TOLERANCE as LOGIT_TOLERANCE
 from probes.models.loading import check_finite, find_model, load_hf_model, parse_dtype
+from probes.models.process_state import isolated, seeded_init
 from probes.models.provenance import Provenance, folder_storage, read_provenance
 from probes.models.site import Site
 from probes.prompts.batch import tokenize
@@ -228,12 +229,13 @@ def load(
             )
         return random_init(load(like, dtype=dtype, device=device), seed=int(seed or 0))
     source, origin = find_model(name)
-    hf_model, tokenizer = load_hf_model(source, parse_dtype(dtype))
-    check_finite(hf_model, str(name))
-    hf_model = hf_model.to(device or torch.get_default_device())
-    return _build_model(
-        hf_model, (Path(name).name, origin), tokenizer, _folder_provenance(Path(source))
-    )
+    with isolated():
+        hf_model, tokenizer = load_hf_model(source, parse_dtype(dtype))
+        check_finite(hf_model, str(name))
+        hf_model = hf_model.to(device or torch.get_default_device())
+        return _build_model(
+            hf_model, (Path(name).name, origin), tokenizer, _folder_provenance(Path(source))
+        )
 
 
 def _folder_provenance(folder: Path) -> Provenance | None:
@@ -251,20 +253,23 @@ def wrap(
     provenance: Provenance | None = None,
 ) -> Model:
     """Model from a copy of a Hugging Face causal model."""
-    return _build_model(copy.deepcopy(hf_model), (name, origin), tokenizer, provenance)
+    with isolated():
+        return _build_model(copy.deepcopy(hf_model), (name, origin), tokenizer, provenance)
 
 
 def random_init(model: Model, *, seed: int) -> Model:
-    """Random-init model of the same architecture; the weights depend on `seed` alone."""
-    from transformers import AutoModelForCausalLM
+    """Random-init model of the same architecture; the weights depend on `seed` alone.
 
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed: that would also seed the accelerators, which are not forked.
-        torch.default_generator.manual_seed(seed)
-        config = copy.deepcopy(model.config)
-        hf_model = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    The caller's random generators are not touched, and threads do not affect each other.
+    """
     names = (f"{model.name} random-init {seed}", f"random-init like {model.name}, seed {seed}")
-    return _build_model(hf_model.to(model.device), names, model.tokenizer)
+    with isolated():
+        from transformers import AutoModelForCausalLM
+
+        with seeded_init(seed):
+            config = copy.deepcopy(model.config)
+            hf_model = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+        return _build_model(hf_model.to(model.device), names, model.tokenizer)
 
 
 def _build_model(

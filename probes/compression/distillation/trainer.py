@@ -20,7 +20,7 @@ from probes.compression.distillation.targets import (
     target_distribution,
 )
 from probes.errors import ModelError
-from probes.models.loading import suppress_library_warnings
+from probes.models.process_state import suppress_library_warnings
 
 with (
     suppress_library_warnings()

@@ -15,7 +15,7 @@ from probes.compression.derived_model import DerivedModel
 from probes.compression.pruning.masks import layer_matrices
 from probes.compression.quantization.backends import conv1d_to_linear, linear_layers
 from probes.errors import ModelError
-from probes.models.loading import suppress_library_warnings
+from probes.models.process_state import suppress_library_warnings
 from probes.prompts.batch import tokenize
 from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from probes.compression.quantization.schemes import Backend, Scheme, round_to_nearest
 from probes.errors import ModelError
-from probes.models.loading import suppress_library_warnings
+from probes.models.process_state import suppress_library_warnings
 from probes.models.provenance import storage_part
 
 # LLM.int8 keeps activations above this in half precision (Dettmers et al. 2022,
@@ -134,8 +134,8 @@ def quantize_layers(
         ModelError: The library is missing, or skipped a layer.
     """
     library_version(scheme.backend)
-    # New layers are created with random weights, which are replaced at once.
-    with suppress_library_warnings(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    # Also restores the random state: new layers have random weights until they are replaced.
+    with suppress_library_warnings(), torch.no_grad():
         if scheme.backend == "torchao":
             return _quantize_torchao(hf_model, names, scheme)
         if scheme.backend == "bitsandbytes":

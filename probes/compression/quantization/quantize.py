@@ -25,7 +25,7 @@ from probes.compression.quantization.backends import (
 )
 from probes.compression.quantization.schemes import Scheme, parse_scheme
 from probes.errors import ModelError
-from probes.models.loading import suppress_library_warnings
+from probes.models.process_state import suppress_library_warnings
 from probes.models.provenance import JsonValue, Provenance, StorageCost, storage_part
 from probes.prompts.catalog import pattern
 
