@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from probes.errors import BatchError, SiteError
 from probes.interventions.activation_patching import CachedRun
 from probes.models.model import require_eval
+from probes.models.process_state import seeded_init
 from probes.models.site import RESID
 
 SubspaceMethod = Literal["means", "das", "random", "pca"]
@@ -192,13 +193,12 @@ def das(  # noqa: PLR0913 (where to search, what for, and how)
 
 
 class _OrthogonalBasis(nn.Module):
-    """A basis that stays orthonormal while it is trained; kept where torch.random is forked."""
+    """A basis that stays orthonormal while it is trained."""
 
     def __init__(self, basis: Tensor, seed: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(basis.T.clone())
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with seeded_init(seed):
             nn.utils.parametrizations.orthogonal(self)
 
     def basis(self) -> Tensor:

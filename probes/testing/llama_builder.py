@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from probes.circuits.graph import Edge
+from probes.models.process_state import seeded_init
 
 BOS = 0
 CONSTANT = 1000.0  # Its square is 1e5 times that of all other dimensions together.
@@ -45,7 +46,7 @@ class LlamaBuilder:
             hidden_act=act, rope_parameters={"rope_type": "default", "rope_theta": THETA},
             tie_word_embeddings=False, bos_token_id=BOS, eos_token_id=None, pad_token_id=None,
         )  # fmt: skip
-        with torch.random.fork_rng(devices=[]):  # from_config draws weights
+        with seeded_init(0):  # The weights are overwritten below.
             self.hf_model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         self._free = iter(range(width))
         self.constant, self.token = self.allocate(1)[0], self.allocate(tokens)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from probes.errors import ModelError, SiteError
 from probes.models.model import Model, Shape, wrap
+from probes.models.process_state import seeded_init
 
 Weights = dict[str, Tensor]
 
@@ -90,7 +91,7 @@ def build_model(model: Model, weights: Weights, rewrite: str, **changes: object)
     config.head_dim = model.shape.d_head
     for key, value in changes.items():
         setattr(config, key, value)
-    with torch.random.fork_rng(devices=[]):  # Fresh weights are drawn only to be overwritten.
+    with seeded_init(0):  # The weights are overwritten below.
         hf_model = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     hf_model.load_state_dict(weights)
     return wrap(

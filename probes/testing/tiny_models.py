@@ -1,9 +1,9 @@
 """Tiny models and counters for the tests."""
 
-import torch
 from torch import nn
 
 from probes.models.model import Model, wrap
+from probes.models.process_state import seeded_init
 from probes.testing.equivalent_models import (
     EquivalentModel,
     duplicate_heads,
@@ -68,8 +68,7 @@ def tiny_hf(kind: str, seed: int, **overrides: object) -> nn.Module:
         ),
     }[kind]
     config = build(bos_token_id=1, eos_token_id=2, pad_token_id=0, **overrides)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded_init(seed):
         hf_model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
         # Fresh biases are zero and would hide a bias that is dropped.
         for name, weight in hf_model.named_parameters():

@@ -17,6 +17,7 @@ from probes.circuits.graph import EMBED, LOGITS, Edge
 from probes.circuits.task import Task
 from probes.files import data_folder
 from probes.models.model import wrap
+from probes.models.process_state import seeded_init
 from probes.testing.llama_builder import BOS, CONSTANT
 from probes.testing.planted_circuits import PlantedModel
 
@@ -80,7 +81,7 @@ def _build_gpt2() -> Any:  # noqa: ANN401 (a transformers class)
         activation_function="relu", tie_word_embeddings=False,
         bos_token_id=BOS, eos_token_id=None, pad_token_id=None,
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):  # from_config draws weights
+    with seeded_init(0):  # The weights are overwritten below.
         hf_model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     hf_model.eval()
     for name, weight in hf_model.named_parameters():

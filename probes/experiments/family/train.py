@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -21,6 +20,7 @@ from probes.errors import ModelError
 from probes.experiments.family.corpus import CorpusSettings, sample_texts
 from probes.experiments.family.recipes import Recipe, recipe
 from probes.experiments.family.tokenizer import BOS, EOS, PAD
+from probes.models.process_state import seeded_init
 
 
 def training_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> list[TrainingText]:
@@ -67,24 +67,22 @@ def has_family_tokenizer(model: DerivedModel) -> bool:
 
 def random_init_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """Build an untrained model of the recipe's shape."""
-    torch.manual_seed(recipe.seed)
-    # Eager attention: on CPUs the fused kernel's backward pass takes twice the whole step.
-    return LlamaForCausalLM._from_config(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=recipe.d_model,
-            intermediate_size=recipe.d_mlp,
-            num_hidden_layers=recipe.layers,
-            num_attention_heads=recipe.heads,
-            num_key_value_heads=recipe.heads,
-            max_position_embeddings=128,
-            tie_word_embeddings=True,
-            bos_token_id=BOS,
-            eos_token_id=EOS,
-            pad_token_id=PAD,
-        ),
-        attn_implementation="eager",
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.d_model,
+        intermediate_size=recipe.d_mlp,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
     )
+    with seeded_init(recipe.seed):
+        # Eager attention: on CPUs the fused kernel's backward pass takes twice the whole step.
+        return LlamaForCausalLM._from_config(config, attn_implementation="eager")
 
 
 def training_config(recipe: Recipe) -> TrainingConfig:
