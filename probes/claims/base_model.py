@@ -4,9 +4,9 @@ from probes.claims.result import BaseModelComparison
 from probes.errors import ModelError, SiteError
 from probes.interventions.directions import cross_model_hits, operation_direction, patch_direction
 from probes.interventions.dissociation import output_heads
-from probes.interventions.hotspots import search_words
 from probes.interventions.interchange import run_interchange_pairs
 from probes.interventions.result import OutputHeads
+from probes.interventions.site_search import search_words
 from probes.models.model import Model, random_init
 from probes.models.site import Site, joined_roles
 from probes.prompts.interchange_pairs import sample_interchange_pairs

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 from probes.claims.result import BaseModelComparison
 from probes.interventions.das_search import MAX_RANDOM_INIT_ACCURACY
-from probes.interventions.hotspots import EQUIVALENCE_MARGIN
 from probes.interventions.interchange import NUMBER_READOUT, OBJECT_READOUT
 from probes.interventions.result import (
     DASResult,
@@ -17,6 +16,7 @@ from probes.interventions.result import (
     OutputHeads,
     UnseenVerbs,
 )
+from probes.interventions.site_search import EQUIVALENCE_MARGIN
 from probes.prompts.interchange_pairs import OBJECT, OPERATION
 from probes.stats.evidence import (
     ClaimVerdict,

@@ -19,11 +19,12 @@ from probes.interventions.confounds import (
 from probes.interventions.das_search import decode_object, search_subspace
 from probes.interventions.directions import compare_directions, operation_direction
 from probes.interventions.dissociation import dissociate, necessity, output_heads, swap_bindings
-from probes.interventions.hotspots import hotspots, search_words
+from probes.interventions.geometry import variance_fractions
+from probes.interventions.hotspots import HotspotSettings, hotspots
 from probes.interventions.interchange import run_interchange_pairs
 from probes.interventions.projection import project_states
 from probes.interventions.result import BindingSwap, Dissociation, Hotspots, UnseenVerbs
-from probes.interventions.variance import variance_fractions
+from probes.interventions.site_search import search_words
 from probes.models.model import Model, load
 from probes.models.site import Site, joined_roles
 from probes.observe.gate import gate
@@ -71,7 +72,7 @@ def evaluate_claims(  # noqa: PLR0913 (the job has its dials)
     """
     model = load(model)
     asked, gates = _open_gates(model, pattern, seed)
-    hot = hotspots(model, asked, bases=bases, nulls=nulls, seed=seed)
+    hot = hotspots(model, asked, HotspotSettings(bases=bases, nulls=nulls, seed=seed))
     cell = hot.hotspot(OPERATION).site
     drawn = sample_interchange_pairs(
         asked,
@@ -173,7 +174,8 @@ def _dissociations(
     if twin is None or any(found.state == "closed" for found in gate(model, twin, seed=seed)):
         return own, None, ()
     spots = (OPERATION, OBJECT)
-    both = hotspots(model, twin, variables=spots, bases=bases // 2, nulls=0, seed=seed)
+    settings = HotspotSettings(bases=bases // 2, nulls=0, seed=seed)
+    both = hotspots(model, twin, settings, variables=spots)
     return own, dissociate(both, seed=seed), swap_bindings(both.runs, seed=seed)
 
 

@@ -41,8 +41,8 @@ from probes.experiments.family.accuracy import (
     all_axis_questions,
     evaluate_axes,
 )
-from probes.interventions.hotspots import takes_only
 from probes.interventions.interchange import interchange_intervention, run_interchange_pairs
+from probes.interventions.site_search import takes_only
 from probes.models.model import Model, load
 from probes.models.site import joined_roles
 from probes.prompts.batch import tokenize

@@ -1,24 +1,28 @@
-"""The cloud of states at one site: its dimension, its edge, its variance and what it tells."""
+"""Geometry of the states at one site: dimension, distances, decodability, variance of factors."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from probes.errors import BatchError
+from probes.interventions.interchange import InterchangeRuns
 from probes.interventions.result import DecodingResult, IntrinsicDimension
-from probes.interventions.subspace import random_subspace
+from probes.models.site import Site
+from probes.prompts.interchange_pairs import OPERATION
+from probes.prompts.question import Question
 
-NULL_QUANTILE = 0.95
+FACTORS = ("operation", "x", "y", "thing", "name", "verb", "frame")
+"""Factors of a prompt; "frame" is its template."""
+
+_NULL_QUANTILE = 0.95
 _FOLDS, _SHUFFLES = 5, 40
 _SCALE_TOLERANCE = 1e-6
-# TwoNN leaves out the tenth of points with the largest ratios, as the paper does.
+# TwoNN omits the tenth of points with the largest ratios, as in the paper.
 _KEPT_FRACTION, _MIN_STATES = 0.9, 10
-# Halvings of the power that matches variances; at -8 the directions are the least varied, at 8 the
-# most.
-_HALVINGS, _POWER = 60, 8.0
-# Variance that an empty direction is taken to have, as a share of the greatest.
-_EMPTY = 1e-9
 
 
 def off_manifold_distance(
@@ -27,163 +31,104 @@ def off_manifold_distance(
     *,
     n_neighbors: int = 5,
 ) -> Float[Tensor, " patched"]:
-    """Say how far patched states lie from natural ones: 1 as natural states do, more if farther.
+    """Distance of patched states from natural ones, relative to that among natural states.
 
-    It is a state's mean distance to its nearest natural states, over the median of that among
-    the natural states, each left out of its own neighbors. The natural states should come from
-    other prompts than the patched ones: a state that was moved a little has the state it was
-    moved from as its neighbor, and looks closer than it is.
+    The distance of a state is its mean distance to its nearest natural states; the unit is the
+    median of that among natural states (leave-one-out). Take natural states from other prompts
+    than the patched ones: a slightly moved state would have its origin as a neighbor.
 
     Raises:
-        BatchError: There are no more natural states than neighbors, or they coincide.
+        BatchError: There are no more natural states than neighbors, or half of them coincide.
     """
     if not 1 <= n_neighbors < len(natural):
         raise BatchError(
-            f"{n_neighbors} neighbors cannot be found among {len(natural)} natural states: give "
-            "more states, or ask for 1 neighbor or more, fewer than there are states"
+            f"{len(natural)} natural states cannot give {n_neighbors} neighbors: give more states, "
+            "or ask for 1 or more neighbors, fewer than there are states"
         )
     among = _distances(natural, natural).fill_diagonal_(torch.inf)
-    usual = _mean_nearest_distance(among, n_neighbors).quantile(0.5)
-    if not float(usual) > 0:
+    unit = _mean_nearest_distance(among, n_neighbors).quantile(0.5)
+    if not float(unit) > 0:
         raise BatchError(
-            f"Half of the {len(natural)} natural states coincide with {n_neighbors} others: there "
-            "is no distance to compare with. Choose a later layer, or drop states that are alike."
+            f"Half of the {len(natural)} natural states coincide with {n_neighbors} others, so "
+            "their distances are 0: choose a later layer, or drop repeated states"
         )
-    return (_mean_nearest_distance(_distances(patched, natural), n_neighbors) / usual).to(
-        patched.dtype
-    )
+    distances = _mean_nearest_distance(_distances(patched, natural), n_neighbors)
+    return (distances / unit).to(patched.dtype)
 
 
 def intrinsic_dimension(states: Float[Tensor, "row d_model"]) -> IntrinsicDimension:
-    """Estimate how many dimensions states fill; some hundred states are needed for a sound number.
+    """Estimate the dimension of states; give some hundred of them.
 
-    TwoNN (Facco et al. 2017, 1803.06992): where points are evenly dense up to their second
-    neighbors, the ratio of the two distances has the distribution 1 - ratio^-d, to which d is
-    fitted. It falls short above some ten dimensions, as the points are too few. States that are
-    alike count once.
+    TwoNN (Facco et al. 2017, arXiv:1803.06992): where density is uniform up to the second
+    neighbor, the ratio of the two distances has the distribution 1 - ratio^-d, to which d is
+    fitted. Above some ten dimensions it is too low. Equal states count once.
 
     Raises:
-        BatchError: Fewer than 10 states are different.
+        BatchError: Fewer than 10 states are distinct.
     """
-    different = states.double().unique(dim=0)
-    if len(different) < _MIN_STATES:
+    distinct = states.double().unique(dim=0)
+    if len(distinct) < _MIN_STATES:
         raise BatchError(
-            f"A dimension cannot be estimated from {len(different)} different states among "
-            f"{len(states)}: give {_MIN_STATES} or more."
+            f"{len(distinct)} distinct states of {len(states)} are too few to estimate a "
+            f"dimension: give {_MIN_STATES} or more"
         )
     variance = torch.linalg.svdvals(states.double() - states.double().mean(0)).square()
     participation = variance.sum().square() / variance.square().sum()
-    apart = _distances(different, different).fill_diagonal_(torch.inf)
-    first, second = apart.topk(2, largest=False).values.unbind(-1)
+    distances = _distances(distinct, distinct).fill_diagonal_(torch.inf)
+    first, second = distances.topk(2, largest=False).values.unbind(-1)
     ratio = (second / first).sort().values
     kept = int(_KEPT_FRACTION * len(ratio))
-    share = torch.arange(1, kept + 1, device=ratio.device).double() / len(ratio)
-    x, y = ratio[:kept].log(), -(1 - share).log()
+    cumulative = torch.arange(1, kept + 1, device=ratio.device).double() / len(ratio)
+    x, y = ratio[:kept].log(), -(1 - cumulative).log()
     slope = (x @ y) / (x @ x) if float(x @ x) > 0 else torch.tensor(torch.inf)
-    return IntrinsicDimension(float(participation), float(slope), len(different))
+    return IntrinsicDimension(float(participation), float(slope), len(distinct))
 
 
 def decode_labels(
     states: Float[Tensor, "row d_model"], labels: Int[Tensor, " row"], *, seed: int
 ) -> DecodingResult:
-    """Read a label from states that were not trained on, and again with shuffled labels.
+    """Predict labels of held-out states by a linear classifier, and again with shuffled labels.
 
-    The reader is a linear discriminant with equal priors and the covariance within classes
-    shrunk to a ball (Ledoit and Wolf 2004), in five folds that share out each class. Give one
-    row a prompt: rows of one prompt are alike, and one would be trained on for the other.
+    Linear discriminant analysis with equal priors and Ledoit–Wolf (2004) covariance, in five
+    stratified folds. Give one row per prompt: rows of one prompt are similar, and would be in
+    training and test data.
 
     Raises:
         BatchError: There is one class, or a class has one row.
     """
-    classes, place, count = labels.unique(return_inverse=True, return_counts=True)
+    classes, index, count = labels.unique(return_inverse=True, return_counts=True)
     if len(classes) < 2 or int(count.min()) < 2:
         raise BatchError(
             f"{len(classes)} classes of {int(count.min()) if len(count) else 0} rows or more "
-            "cannot be read: give two classes or more, each of two rows or more"
+            "cannot be decoded: give two or more classes with two or more rows each"
         )
-    draw = torch.Generator().manual_seed(seed)
-    states, place = states.double().cpu(), place.cpu()
-    accuracy = _cross_validated_recall(states, place, draw)
+    generator = torch.Generator().manual_seed(seed)
+    states, index = states.double().cpu(), index.cpu()
+    accuracy = _cross_validated_recall(states, index, generator)
     shuffled = [
-        _cross_validated_recall(states, place[torch.randperm(len(place), generator=draw)], draw)
+        _cross_validated_recall(
+            states, index[torch.randperm(len(index), generator=generator)], generator
+        )
         for _ in range(_SHUFFLES)
     ]
-    chance = torch.tensor(shuffled).quantile(NULL_QUANTILE)
-    return DecodingResult(accuracy, float(chance), len(classes))
-
-
-def equal_variance(
-    basis: Float[Tensor, "dimension d_model"],
-    states: Float[Tensor, "row d_model"],
-    *,
-    seed: int,
-    tolerance: float = 0.05,
-) -> Float[Tensor, "dimension d_model"]:
-    """Draw random directions that hold as much of the states' variance as given ones do.
-
-    Random directions are stretched along the states' principal components, by the components'
-    standard deviations to a power, and made orthonormal. The power is found by bisection, so that
-    the variance in the span agrees within the share `within`: at 0 all directions are equally
-    likely, above it those of much variance. The given directions are not excluded. Where they
-    hold much variance, the drawn ones must be partly the same, and do part of what they do: look
-    at the `overlap` before taking them for a control.
-
-    Raises:
-        BatchError: The states do not vary in the given directions, or no draw matches them.
-    """
-    centered = states.double() - states.double().mean(0)
-    covariance = centered.T @ centered / len(states)
-    variance, components = torch.linalg.eigh(covariance)
-    scale = variance.clamp(min=_EMPTY * float(variance[-1])).sqrt()
-    scale = scale / scale.log().mean().exp()
-    wanted = _projected_variance(basis.double(), covariance)
-    if not wanted > _EMPTY * float(variance[-1]):
-        raise BatchError(
-            f"{len(states)} states do not vary in the {len(basis)} given directions: there is no "
-            "variance to match. Give other states, or draw with random_subspace."
-        )
-    draw = random_subspace(*basis.shape, seed=seed).to(centered)
-    low, high = -_POWER, _POWER
-    for _ in range(_HALVINGS):
-        power = (low + high) / 2
-        found = torch.linalg.qr(components @ (draw * scale**power).T).Q.T
-        held = _projected_variance(found, covariance)
-        if abs(held - wanted) <= tolerance * wanted:
-            return found.float()
-        low, high = (power, high) if held < wanted else (low, power)
-    raise BatchError(
-        f"No {len(basis)} random directions hold the {wanted:.2e} of variance that the given ones "
-        f"hold to within {tolerance:.0%}. Draw with another seed, or match more loosely."
-    )
-
-
-def subspace_overlap(
-    basis: Float[Tensor, "dimension d_model"], other: Float[Tensor, "other d_model"]
-) -> float:
-    """Return the share of the smaller span that lies in the other, 0 to 1.
-
-    It is the mean squared cosine of the principal angles; of random ones, about the larger
-    number of directions over d_model.
-    """
-    shared = (basis.double() @ other.double().T).square().sum()
-    return float(shared) / min(len(basis), len(other))
+    threshold = torch.tensor(shuffled).quantile(_NULL_QUANTILE)
+    return DecodingResult(accuracy, float(threshold), len(classes))
 
 
 def _cross_validated_recall(
     states: Tensor, class_index: Tensor, generator: torch.Generator
 ) -> float:
     fold = _assign_folds(class_index, generator)
-    right = torch.zeros(len(class_index), dtype=torch.double)
+    correct = torch.zeros(len(class_index), dtype=torch.double)
     for number in fold.unique().tolist():
-        held = fold == number
-        said = _predict_lda(states[~held], class_index[~held], states[held])
-        right[held] = (said == class_index[held]).double()
-    recall = _class_means(right[:, None], class_index)
-    return float(recall.mean())
+        test = fold == number
+        predicted = _predict_lda(states[~test], class_index[~test], states[test])
+        correct[test] = (predicted == class_index[test]).double()
+    return float(_class_means(correct[:, None], class_index).mean())
 
 
 def _assign_folds(class_index: Tensor, generator: torch.Generator) -> Tensor:
-    """Deal the rows of each class to the folds in turn, in a drawn order."""
+    """Folds of the rows, each class spread evenly in random order."""
     order = torch.randperm(len(class_index), generator=generator)
     order = order[class_index[order].argsort(stable=True)]
     fold = torch.empty_like(class_index)
@@ -193,7 +138,7 @@ def _assign_folds(class_index: Tensor, generator: torch.Generator) -> Tensor:
 
 def _predict_lda(states: Tensor, class_index: Tensor, test_states: Tensor) -> Tensor:
     center, spread = states.mean(0), states.std(0)
-    # A massive dimension that hardly varies must not be blown up: less than this is rounding.
+    # A floor, so that a dimension of rounding errors is not scaled up.
     scale = spread.clamp(min=max(_SCALE_TOLERANCE * float(spread.max()), 1e-12))
     states, test_states = (states - center) / scale, (test_states - center) / scale
     means = _class_means(states, class_index)
@@ -203,17 +148,18 @@ def _predict_lda(states: Tensor, class_index: Tensor, test_states: Tensor) -> Te
 
 
 def _shrunk_covariance(residuals: Tensor) -> Tensor:
-    """Return the covariance drawn towards a ball by the share that Ledoit and Wolf prove best."""
+    """Ledoit–Wolf (2004) shrinkage of the covariance to a multiple of the identity."""
     count, width = residuals.shape
     covariance = residuals.T @ residuals / count
     size = covariance.trace() / width
-    ball = size * torch.eye(width, dtype=residuals.dtype)
-    spread = (covariance - ball).square().sum()
+    target = size * torch.eye(width, dtype=residuals.dtype)
+    spread = (covariance - target).square().sum()
     noise = residuals.square().sum(1).square().mean() - covariance.square().sum()
-    share = (noise / count / spread).clamp(0, 1) if float(spread) > 0 else spread + 1
-    # Where classes are single points there is no covariance at all: any ball will do.
+    weight = (noise / count / spread).clamp(0, 1) if float(spread) > 0 else spread + 1
+    # Classes of identical rows have a covariance of 0, which must stay invertible.
     floor = 1e-9 + 1e-9 * size
-    return share * ball + (1 - share) * covariance + floor * torch.eye(width, dtype=residuals.dtype)
+    identity = torch.eye(width, dtype=residuals.dtype)
+    return weight * target + (1 - weight) * covariance + floor * identity
 
 
 def _class_means(states: Tensor, class_index: Tensor) -> Tensor:
@@ -223,14 +169,64 @@ def _class_means(states: Tensor, class_index: Tensor) -> Tensor:
     return total / class_index.bincount()[:, None]
 
 
-def _projected_variance(basis: Tensor, covariance: Tensor) -> float:
-    return float(((basis @ covariance) * basis).sum())
-
-
 def _distances(a: Tensor, b: Tensor) -> Tensor:
-    # Not by matrix products: they round small distances away.
+    # Matrix products would round small distances to 0.
     return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _mean_nearest_distance(distances: Tensor, n_neighbors: int) -> Tensor:
     return distances.topk(n_neighbors, largest=False).values.mean(-1)
+
+
+def variance_fractions(
+    runs: InterchangeRuns, sites: Sequence[Site]
+) -> dict[str, Float[np.ndarray, " site"]]:
+    """Fraction of the states' variance that each of `FACTORS` explains, for bases and sources.
+
+    Omega squared (Hays 1963) summed over dimensions: about 0 for a factor without effect. NaN
+    where a base lacks the role. Factors overlap.
+    """
+    pairs = runs.interchange_pairs.other
+    questions = [pair.clean for pair in pairs] + [pair.counterfactual for pair in pairs]
+    levels = {factor: _factor_levels(questions, factor) for factor in FACTORS}
+    fractions = {factor: np.full(len(sites), np.nan) for factor in FACTORS}
+    for n, site in enumerate(sites):
+        if not bool(runs.role_masks[site.role].any(-1).all()):
+            continue
+        states = torch.cat([runs.states(site), runs.states(site, "other")]).double()
+        for factor, level in levels.items():
+            fractions[factor][n] = omega_squared(states, level)
+    return fractions
+
+
+def omega_squared(
+    states: Float[Tensor, "row d_model"], levels: Shaped[np.ndarray, " row"]
+) -> float:
+    """Fraction of variance that a factor explains, corrected for its number of levels (Hays 1963).
+
+    NaN where the factor has one level, or as many as rows.
+    """
+    names, index = np.unique(levels, return_inverse=True)
+    n_rows, n_levels = len(levels), len(names)
+    if not 1 < n_levels < n_rows:
+        return float("nan")
+    centered = states - states.mean(0)
+    index = torch.from_numpy(index).to(states.device)
+    counts = torch.bincount(index, minlength=n_levels)[:, None]
+    sums = torch.zeros(n_levels, states.shape[1], dtype=states.dtype, device=states.device)
+    sums.index_add_(0, index, centered)
+    total, between = float(centered.square().sum()), float((sums.square() / counts).sum())
+    noise = (total - between) / (n_rows - n_levels)
+    return (between - (n_levels - 1) * noise) / (total + noise) if total > 0 else 0.0
+
+
+def _factor_levels(questions: Sequence[Question], factor: str) -> Shaped[np.ndarray, " row"]:
+    def level(question: Question) -> str:
+        if factor == OPERATION:
+            return question.pattern
+        if factor == "frame":
+            return question.template
+        slot = "op" if factor == "verb" else factor
+        return str(dict(question.slots).get(slot, ""))
+
+    return np.array([level(question) for question in questions])

@@ -1,15 +1,16 @@
-"""Hotspots: where a model holds the operation, the operands and the object, and how sure that is.
+"""Hotspots: the sites that hold the operation, the operands and the object.
 
-bases and sources → every role × layer put in → what was taken up, beside untrained nets
+A hotspot is a site whose interchange changes one variable of the answer and no other. It is found
+on some prompts and evaluated on others, and compared with random-init models.
 """
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from itertools import combinations
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from probes.errors import ModelError, PatternError
 from probes.interventions.interchange import (
@@ -22,12 +23,21 @@ from probes.interventions.interchange import (
     run_interchange_pairs,
 )
 from probes.interventions.result import Hotspot, Hotspots, InterchangeExample
+from probes.interventions.site_search import (
+    all_sites,
+    find_sites,
+    inner_sites,
+    interchange_both,
+    search_words,
+    takes_only,
+    variables_of,
+)
 from probes.models.model import Model, random_init
 from probes.models.site import Site, joined_roles
 from probes.prompts.held_out import family_split
 from probes.prompts.interchange_pairs import (
+    BASE,
     OBJECT,
-    OPERATION,
     InterchangePairs,
     sample_interchange_pairs,
 )
@@ -37,104 +47,102 @@ from probes.prompts.question import Question
 from probes.stats.intervals import proportion
 from probes.stats.paired import mcnemar_test
 
-EQUIVALENCE_MARGIN = 0.1
-"""How far two shares may differ and still count as the same."""
-
-SamplingOptions = dict[str, Any]
-"""What `crossings` is to be told."""
-
 _NULL_QUANTILE = 0.95
-_MIN_PROPORTION = (
-    0.03  # A role that takes this share of a variable may belong to a site of two roles.
-)
 
 
-def all_sites(runs: InterchangeRuns) -> list[Site]:
-    """List the residual of every role that all bases can hand over, before each block and after."""
-    layers = range(runs.model.shape.layers + 1)
-    return [Site(layer, "resid", role) for layer in layers for role in runs.roles]
+@dataclass(frozen=True, slots=True)
+class HotspotSettings:
+    """Sizes and seed of the search for hotspots.
+
+    Attributes:
+        bases: Bases of the evaluation; half as many are used for the search.
+        nulls: Random-init models of the null.
+        null_bases: Bases for each of these.
+        seed: Of prompts and random-init models.
+    """
+
+    bases: int = 200
+    nulls: int = 20
+    null_bases: int = 24
+    seed: int = 0
 
 
-def inner_sites(runs: InterchangeRuns) -> list[Site]:
-    """List the residuals that a block reads and another has written: where hotspots may be."""
-    last = runs.model.shape.layers
-    return [cell for cell in all_sites(runs) if 0 < cell.layer < last]
-
-
-def hotspots(  # noqa: PLR0913 (what is looked for, how hard, and beside what)
+def hotspots(
     model: Model,
     pattern: Pattern,
+    settings: HotspotSettings = HotspotSettings(),
     *,
     variables: Sequence[str] = (),
-    bases: int = 200,
-    seed: int = 0,
-    nulls: int = 20,
-    null_bases: int = 24,
 ) -> Hotspots:
-    """Find where a model holds each variable, on some prompts, and judge it on others.
+    """Find the site of each variable on some prompts and evaluate it on others.
 
     Args:
         model: Any decoder.
-        pattern: A pattern with an opposite, whose outcomes are all different tokens.
+        pattern: Pattern with an opposite, whose outcomes are different tokens.
+        settings: Sizes and seed.
         variables: "operation", operands, "thing"; all of the pattern's by default.
-        bases: How many bases to judge on; half as many find the sites.
-        seed: Of prompts and nets.
-        nulls: How many untrained nets of the same shape say what chance gives.
-        null_bases: How many bases each of them is given.
 
     Raises:
-        PatternError: The pattern's outcomes collide, or there are too few bases.
+        PatternError: Outcomes of the pattern coincide, there are too few bases, or it has no such
+            variable.
         ModelError: The model has one block.
     """
     if model.shape.layers < 2:
         raise ModelError(
-            f"{model.name} has one block: there is no site between it and the embedding or the "
-            "answer. Choose a model of two blocks or more."
+            f"{model.name} has one block, so no site between blocks: choose a model with two or more"
         )
-    tokenizers = (model.tokenizer,)
-    words = search_words(pattern)
-    finding = sample_interchange_pairs(
-        pattern, max(bases // 2, 8), tokenizers=tokenizers, seed=seed + 1, allowed_words=words
+    bases, seed, tokenizers = settings.bases, settings.seed, (model.tokenizer,)
+    search_pairs = sample_interchange_pairs(
+        pattern,
+        max(bases // 2, 8),
+        tokenizers=tokenizers,
+        seed=seed + 1,
+        allowed_words=search_words(pattern),
     )
-    seen = {pair.clean.text for pair in finding.same}
-    judging = sample_interchange_pairs(
-        pattern, bases, tokenizers=tokenizers, seed=seed, keep=lambda base: base.text not in seen
+    searched = {pair.clean.text for pair in search_pairs.same}
+    pairs = sample_interchange_pairs(
+        pattern,
+        bases,
+        tokenizers=tokenizers,
+        seed=seed,
+        keep=lambda base: base.text not in searched,
     )
-    known = variables_of(judging)
-    wanted = tuple(variables) or known
-    if strange := set(wanted) - set(known):
+    known = variables_of(pairs)
+    variables = tuple(variables) or known
+    if unknown := set(variables) - set(known):
         raise PatternError(
-            f"{pattern.name!r} has no variable {sorted(strange)}: it has {', '.join(known)}"
+            f"{pattern.name!r} has no variable {sorted(unknown)}: choose from {', '.join(known)}"
         )
-    sites = find_sites(model, finding, wanted)
-    joined = joined_roles(*sites)
-    crossed = run_interchange_pairs(model, judging, joined_roles=joined)
-    cells = all_sites(crossed)
-    every = [*cells, *(site for site in sites if site.role in joined)]
-    other, same = _interchange_both(crossed, every)
-    plain = interchange_intervention(crossed, [])
-    strange = _run_unseen(model, pattern, sites, (max(bases // 4, 20), seed))
+    chosen = find_sites(model, search_pairs, variables)
+    joined = joined_roles(*chosen)
+    runs = run_interchange_pairs(model, pairs, joined_roles=joined)
+    sites = [*all_sites(runs), *(site for site in chosen if site.role in joined)]
+    outcomes = interchange_both(runs, sites)
+    clean = interchange_intervention(runs, [])
+    unseen = _run_unseen(model, pattern, chosen, settings)
     return Hotspots(
         model=model.name,
         pattern=pattern.name,
         accuracy=(
-            plain.proportion("none", "base", NUMBER_READOUT),
-            plain.proportion("none", "base", OBJECT_READOUT),
+            clean.proportion("none", BASE, NUMBER_READOUT),
+            clean.proportion("none", BASE, OBJECT_READOUT),
         ),
-        prompts=len(crossed),
-        sites=tuple(every),
+        prompts=len(runs),
+        sites=tuple(sites),
         hotspots=tuple(
-            _measure_hotspot(variable, cell, (other, same), strange, seed)
-            for variable, cell in zip(wanted, sites, strict=True)
+            _measure_hotspot(variable, site, outcomes, unseen)
+            for variable, site in zip(variables, chosen, strict=True)
         ),
-        thresholds=_null_thresholds(model, judging, wanted, (nulls, null_bases, seed)),
-        maps={variable: _variable_map(crossed, every, other, variable) for variable in wanted},
-        number_outcomes={str(site): other.number_fractions(str(site)) for site in every},
-        readout_role=_readout_role(crossed),
-        example=_example(judging, crossed.roles),
-        runs=crossed,
-        other_outcomes=other,
-        same_outcomes=same,
+        thresholds=_null_thresholds(model, pairs, variables, settings),
+        maps={
+            variable: _variable_map(runs, sites, outcomes[0], variable) for variable in variables
+        },
+        number_outcomes={str(site): outcomes[0].number_fractions(str(site)) for site in sites},
+        readout_role=_readout_role(runs),
+        example=_example(pairs, runs.roles),
+        runs=runs,
+        other_outcomes=outcomes[0],
+        same_outcomes=outcomes[1],
     )
 
 
@@ -178,182 +186,81 @@ def _role_words(question: Question, role: str) -> str:
     return " … ".join(words)
 
 
-def variables_of(interchange_pairs: InterchangePairs) -> tuple[str, ...]:
-    """Return the variables of crossings: the operation, the operands, the object."""
-    single = [
-        text for text in interchange_pairs.number_labels if text != "base" and " " not in text
-    ]
-    return (*single, OBJECT)
+def unseen_sampling(pattern: Pattern) -> dict[str, dict[str, Any]]:
+    """Arguments of `sample_interchange_pairs` for each group of bases with unseen values.
 
-
-def search_words(pattern: Pattern) -> dict[str, list[str]]:
-    """Return the words that sites are found by: every second noun, wherever nouns stand."""
-    slots = {slot for frame in pattern.templates for slot in frame.slots}
-    nouns = list(pattern.lexicon.words("noun")[::2])
-    return {slot: nouns for slot in sorted(slots) if pattern.lexicon.kind_of(slot) == "noun"}
-
-
-def unseen_sampling(pattern: Pattern) -> dict[str, SamplingOptions]:
-    """Say how to draw bases whose sources hand over what was not met before.
-
-    "new objects" stand in no prompt that the sites were found by; "untrained objects" and
-    "untrained cells" in no such text of the embedded family's corpus (the cell is the sum that the
-    base must do once the operation is put in).
+    "new objects" do not occur in the prompts of the search; "untrained objects" and "untrained
+    cells" not in the corpus of the embedded family (a cell is the base's sum with the source's
+    operation).
     """
-    split, turned = family_split(), pattern.flipped().operation
-    nouns = pattern.lexicon.words("noun")
-    found_by = search_words(pattern)[OBJECT]
-    groups: dict[str, SamplingOptions] = {
-        "new objects": {"allowed_words": {OBJECT: [noun for noun in nouns if noun not in found_by]}}
+    split, opposite = family_split(), pattern.flipped().operation
+    nouns, searched = pattern.lexicon.words("noun"), search_words(pattern)[OBJECT]
+    groups: dict[str, dict[str, Any]] = {
+        "new objects": {"allowed_words": {OBJECT: [noun for noun in nouns if noun not in searched]}}
     }
-    if len(held := [noun for noun in nouns if noun in split.nouns]) > 1:
-        groups["untrained objects"] = {"allowed_words": {OBJECT: held}}
-    if all({"x", "y"} <= set(frame.slots) for frame in pattern.templates):
+    if len(held_out := [noun for noun in nouns if noun in split.nouns]) > 1:
+        groups["untrained objects"] = {"allowed_words": {OBJECT: held_out}}
+    if all({"x", "y"} <= set(template.slots) for template in pattern.templates):
         groups["untrained cells"] = {
-            "keep": lambda base: (turned, base["x"], base["y"]) in split.number_pairs
+            "keep": lambda base: (opposite, base["x"], base["y"]) in split.number_pairs
         }
     return groups
 
 
 def _run_unseen(
-    model: Model, pattern: Pattern, sites: Sequence[Site], settings: tuple[int, int]
+    model: Model, pattern: Pattern, sites: Sequence[Site], settings: HotspotSettings
 ) -> dict[str, InterchangeRuns]:
-    """Run the bases that hold what was not met before; a group that cannot be drawn is left out."""
-    bases, seed = settings
-    joined = joined_roles(*sites)
-    found = {}
-    for n, (name, draw) in enumerate(unseen_sampling(pattern).items()):
+    """Runs of each group of unseen values; groups with too few bases are omitted."""
+    runs, count = {}, max(settings.bases // 4, 20)
+    for n, (group, options) in enumerate(unseen_sampling(pattern).items()):
         with suppress(PatternError):
-            drawn = sample_interchange_pairs(
-                pattern, bases, tokenizers=(model.tokenizer,), seed=seed + 20 + n, **draw
+            pairs = sample_interchange_pairs(
+                pattern,
+                count,
+                tokenizers=(model.tokenizer,),
+                seed=settings.seed + 20 + n,
+                **options,
             )
-            found[name] = run_interchange_pairs(model, drawn, joined_roles=joined)
-    return found
-
-
-def find_sites(
-    model: Model,
-    search_pairs: InterchangePairs,
-    variables: Sequence[str],
-    *,
-    shared_roles_only: bool = False,
-) -> list[Site]:
-    """Return, past the embedding, where each variable and no other is handed over most.
-
-    Sources about the same object count as much as those about another: a state that serves one
-    object only must be found, too. `everywhere`: only at roles that every prompt has.
-    """
-    crossed = run_interchange_pairs(model, search_pairs)
-    cells = inner_sites(crossed)
-    if shared_roles_only:
-        cells = [cell for cell in cells if bool(crossed.role_masks[cell.role].any(-1).all())]
-    found = _interchange_both(crossed, cells)
-    sites = []
-    for variable in variables:
-        shares = _takes_only_rate(found, variable)
-        best = int(shares.argmax())
-        if (
-            shares[best] < EQUIVALENCE_MARGIN
-        ):  # Nowhere: so look at its own tokens, behind the first block.
-            own = "op" if variable == OPERATION else variable
-            sites.append(Site(1, "resid", own if own in crossed.roles else cells[best].role))
-            continue
-        part = found[0].takes_variable(variable).mean(1) if variable != OBJECT else shares
-        some = [cell for cell, share in zip(cells, part, strict=True) if share > _MIN_PROPORTION]
-        joined = None
-        if shares[best] <= 1 - EQUIVALENCE_MARGIN:
-            joined = _find_joint_site(model, search_pairs, variable, some, float(shares[best]))
-        sites.append(joined or cells[best])
-    return sites
-
-
-def _find_joint_site(
-    model: Model,
-    search_pairs: InterchangePairs,
-    variable: str,
-    sites: Sequence[Site],
-    single_best: float,
-) -> Site | None:
-    """Return two roles of one layer that together hand over more by the margin, if any do."""
-    couples = [(a, b) for a, b in combinations(sites, 2) if a.layer == b.layer]
-    if not couples:
-        return None
-    both = [Site(a.layer, "resid", f"{a.role}+{b.role}") for a, b in couples]
-    crossed = run_interchange_pairs(model, search_pairs, joined_roles=joined_roles(*both))
-    together = _takes_only_rate(_interchange_both(crossed, both), variable)
-    more = int(together.argmax())
-    return both[more] if together[more] > single_best + EQUIVALENCE_MARGIN else None
-
-
-def _interchange_both(
-    runs: InterchangeRuns, sites: Sequence[Site]
-) -> tuple[InterchangeOutcomes, InterchangeOutcomes]:
-    """Put sites in from sources about another object, and about the same."""
-    return interchange_intervention(runs, sites), interchange_intervention(
-        runs, sites, source_object="same"
-    )
-
-
-def _takes_only_rate(
-    outcomes: tuple[InterchangeOutcomes, InterchangeOutcomes], variable: str
-) -> Float[np.ndarray, " site"]:
-    """Return how often sites hand over just a variable; an object, from another object only."""
-    other, same = (takes_only(one, variable).mean(1) for one in outcomes)
-    return other if variable == OBJECT else (other + same) / 2
+            runs[group] = run_interchange_pairs(model, pairs, joined_roles=joined_roles(*sites))
+    return runs
 
 
 def _measure_hotspot(
-    variable: str, site: Site, outcomes: tuple[InterchangeOutcomes, InterchangeOutcomes],
-    unseen: Mapping[str, InterchangeRuns], seed: int,
-) -> Hotspot:  # fmt: skip
+    variable: str,
+    site: Site,
+    outcomes: tuple[InterchangeOutcomes, InterchangeOutcomes],
+    unseen: Mapping[str, InterchangeRuns],
+) -> Hotspot:
     row = outcomes[0].site_index(str(site))
-    kind: SourceObject = "other" if variable == OBJECT else "same"
+    source_object: SourceObject = "other" if variable == OBJECT else "same"
     other, same = (takes_only(one, variable)[row] for one in outcomes)
-    if variable == OBJECT:  # From a source about the same object there is none to take up.
-        same = (
-            outcomes[1].is_outcome("base", OBJECT_READOUT)[row]
-            & outcomes[1].is_outcome("base", NUMBER_READOUT)[row]
-        )
+    if variable == OBJECT:  # A source about the same object changes nothing.
+        unchanged = [outcomes[1].is_outcome(BASE, k)[row] for k in (NUMBER_READOUT, OBJECT_READOUT)]
+        same = unchanged[0] & unchanged[1]
+    groups = {}
+    for name, runs in unseen.items():
+        outcome = interchange_intervention(runs, [site], source_object=source_object)
+        groups[name] = proportion(takes_only(outcome, variable)[0])
     return Hotspot(
         variable=variable,
         site=site,
         other_object=proportion(other),
         same_object=proportion(same),
         difference=mcnemar_test(other, same).difference,
-        unseen_groups={
-            name: proportion(
-                takes_only(interchange_intervention(crossed, [site], source_object=kind), variable)[
-                    0
-                ]
-            )
-            for name, crossed in unseen.items()
-        },
+        unseen_groups=groups,
     )
 
 
 def _null_thresholds(
-    model: Model,
-    evaluation_pairs: InterchangePairs,
-    variables: Sequence[str],
-    settings: tuple[int, int, int],
+    model: Model, pairs: InterchangePairs, variables: Sequence[str], settings: HotspotSettings
 ) -> dict[str, float]:
-    """Say what the best single site of untrained nets reaches, searched and judged on one set."""
-    nulls, bases, seed = settings
-    few, best = evaluation_pairs.select(range(min(bases, len(evaluation_pairs)))), []
-    for n in range(nulls):
-        crossed = run_interchange_pairs(random_init(model, seed=seed + n), few)
-        found = interchange_intervention(crossed, inner_sites(crossed))
-        best.append([takes_only(found, variable).mean(1).max() for variable in variables])
+    """95th percentile of the best site's rate in random-init models, searched and scored on one set."""
+    pairs, best = pairs.select(range(min(settings.null_bases, len(pairs)))), []
+    for n in range(settings.nulls):
+        runs = run_interchange_pairs(random_init(model, seed=settings.seed + n), pairs)
+        outcomes = interchange_intervention(runs, inner_sites(runs))
+        best.append([takes_only(outcomes, variable).mean(1).max() for variable in variables])
     if not best:
         return dict.fromkeys(variables, float("nan"))
     levels = np.quantile(np.array(best), _NULL_QUANTILE, axis=0)
     return dict(zip(variables, map(float, levels), strict=True))
-
-
-def takes_only(outcomes: InterchangeOutcomes, variable: str) -> Bool[np.ndarray, "site prompt"]:
-    """Mark where a variable and nothing else was taken up."""
-    if variable == OBJECT:
-        return outcomes.is_outcome(OBJECT, OBJECT_READOUT) & outcomes.is_outcome(
-            "base", NUMBER_READOUT
-        )
-    return outcomes.is_outcome(variable) & outcomes.is_outcome("base", OBJECT_READOUT)

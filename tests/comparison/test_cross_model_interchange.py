@@ -27,8 +27,8 @@ from probes.comparison.variables.transfer import (
     own_hits,
 )
 from probes.errors import BatchError, ModelError, PatternError, ProbeError
-from probes.interventions.hotspots import takes_only
 from probes.interventions.interchange import interchange_intervention, with_residual
+from probes.interventions.site_search import takes_only
 from probes.models.model import random_init, wrap
 from probes.prompts.interchange_pairs import OBJECT, OPERATION
 from probes.stats.auroc import group_auroc

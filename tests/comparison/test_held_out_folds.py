@@ -12,7 +12,7 @@ from probes.comparison.variables.held_out_folds import HeldOutFolds, sample_held
 from probes.comparison.variables.stitching import find_variable_sites
 from probes.errors import PatternError
 from probes.interventions.confounds import verb_groups
-from probes.interventions.hotspots import search_words
+from probes.interventions.site_search import search_words
 from probes.models.site import Site
 from probes.prompts.catalog import pattern
 from probes.prompts.interchange_pairs import OBJECT, OPERATION, sample_interchange_pairs

@@ -28,8 +28,8 @@ from probes.comparison.rate_distortion.weight_noise import match_noise, noisy_mo
 from probes.compression.derived_model import DerivedModel, dense_storage
 from probes.compression.storage import measure_rate
 from probes.errors import FigureError, ModelError, PatternError, SiteError
-from probes.interventions.hotspots import takes_only
 from probes.interventions.interchange import interchange_intervention, run_interchange_pairs
+from probes.interventions.site_search import takes_only
 from probes.models.model import random_init, wrap
 from probes.models.provenance import Provenance, StorageCost
 from probes.models.site import Site, joined_roles

@@ -10,7 +10,7 @@ import torch
 from probes.claims import claims
 from probes.claims.result import BaseModelComparison, ClaimsReport, ClaimsReports
 from probes.claims.run import evaluate_claims
-from probes.interventions.hotspots import hotspots
+from probes.interventions.hotspots import HotspotSettings, hotspots
 from probes.interventions.projection import project_states
 from probes.interventions.result import (
     BindingSwap,
@@ -57,7 +57,7 @@ DOSES = [
 @pytest.fixture(scope="module")
 def hot():
     fox = planted_fox("template")
-    return hotspots(fox.model, fox.pattern, bases=8, nulls=0)
+    return hotspots(fox.model, fox.pattern, HotspotSettings(bases=8, nulls=0))
 
 
 @pytest.fixture(scope="module")

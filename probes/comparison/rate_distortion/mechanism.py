@@ -14,7 +14,7 @@ from torch import Tensor
 
 from probes.errors import ModelError, PatternError
 from probes.interventions.activation_patching import CachedRun, patch_sites, run_with_cache
-from probes.interventions.hotspots import find_sites, search_words, variables_of
+from probes.interventions.site_search import find_sites, search_words, variables_of
 from probes.models.model import Model
 from probes.models.site import Site
 from probes.prompts.interchange_pairs import (

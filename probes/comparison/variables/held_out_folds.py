@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from probes.errors import PatternError
 from probes.interventions.confounds import verb_groups
-from probes.interventions.hotspots import variables_of
+from probes.interventions.site_search import variables_of
 from probes.prompts.interchange_pairs import (
     OBJECT,
     OPERATION,

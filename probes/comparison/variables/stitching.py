@@ -17,13 +17,13 @@ from torch.nn.functional import one_hot
 from probes.comparison.variables.held_out_folds import Fold, HeldOutFolds
 from probes.comparison.variables.linear_maps import LinearMap, MapKind, fit_map
 from probes.errors import SiteError
-from probes.interventions.hotspots import find_sites, search_words, takes_only
 from probes.interventions.interchange import (
     InterchangeRuns,
     interchange_intervention,
     run_interchange_pairs,
     with_residual,
 )
+from probes.interventions.site_search import find_sites, search_words, takes_only
 from probes.interventions.subspace import mean_difference
 from probes.models.model import Model
 from probes.models.site import Site, joined_roles

@@ -32,8 +32,8 @@ from probes.comparison.variables.stitching import (
     stitched_hits,
 )
 from probes.errors import ModelError
-from probes.interventions.hotspots import takes_only
 from probes.interventions.interchange import interchange_intervention
+from probes.interventions.site_search import takes_only
 from probes.models.model import Model, load, random_init
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.pattern import Pattern

@@ -9,7 +9,7 @@ from probes.experiments.family.make import make_member
 from probes.experiments.family.recipes import SEED_SERIES, recipe
 from probes.interventions.confounds import unseen_verbs
 from probes.interventions.dissociation import output_heads
-from probes.interventions.hotspots import hotspots
+from probes.interventions.hotspots import HotspotSettings, hotspots
 from probes.interventions.interchange import interchange_intervention, run_interchange_pairs
 from probes.models.model import Model, load
 from probes.models.site import joined_roles
@@ -24,7 +24,7 @@ from probes.prompts.pattern import Pattern
 def measure_member(model: Model, pattern: Pattern, *, bases: int = 200, seed: int = 0) -> TableRow:
     """Say where a model holds the operation, and how it fares with objects never trained on."""
     made = recipe(model.name)
-    hot = hotspots(model, pattern, bases=bases, seed=seed, nulls=0)
+    hot = hotspots(model, pattern, HotspotSettings(bases=bases, nulls=0, seed=seed))
     spot = hot.hotspot(OPERATION)
     shares = dict(zip(hot.roles, hot.map(OPERATION)[:, 1:].max(1), strict=True))
     strange = run_interchange_pairs(

@@ -27,13 +27,6 @@ from probes.experiments.fewest.result import (
     Student,
 )
 from probes.interventions.confounds import verb_groups
-from probes.interventions.hotspots import (
-    EQUIVALENCE_MARGIN,
-    find_sites,
-    search_words,
-    takes_only,
-    variables_of,
-)
 from probes.interventions.interchange import (
     NUMBER_READOUT,
     OBJECT_READOUT,
@@ -41,6 +34,13 @@ from probes.interventions.interchange import (
     interchange_intervention,
     run_interchange_pairs,
     with_residual,
+)
+from probes.interventions.site_search import (
+    EQUIVALENCE_MARGIN,
+    find_sites,
+    search_words,
+    takes_only,
+    variables_of,
 )
 from probes.interventions.subspace import Subspace, das
 from probes.models.model import Model, load, random_init
