@@ -1,6 +1,6 @@
 """Measured series of small models that differ in how many objects they were trained on.
 
-The table is `data/series.csv`; `probes study series` makes it.
+The table is `data/series.csv`; `probes make series` makes it.
 """
 
 import csv

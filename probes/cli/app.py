@@ -55,6 +55,7 @@ class EdgeScoring(StrEnum):
 
 
 _EXIT_NOT_EQUIVALENT = 3
+_EXIT_CHECK_FAILED = 5
 
 
 Model = Annotated[str, typer.Argument(help="Name of a shipped model, a folder, or a hub id.")]
@@ -195,6 +196,36 @@ def show(
 
 @app.command()
 @reports_errors
+def check(
+    models: Annotated[
+        list[str], typer.Argument(help="Names of shipped models, folders, or hub ids.")
+    ],
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    seed: Seed = 0,
+    json: Json = None,
+) -> None:
+    """Check that every probe is right on a model, or refuses it with a reason."""
+    check_output_paths(Path("check.html"), json)
+    silence_libraries()
+    from probes.testing.check_model import check_named_model
+
+    console, failed = _console(), False
+    for name in models:
+        result = check_named_model(name, dtype=dtype, seed=seed)
+        table = _folding_table("check", "state", "detail", caption="")
+        for outcome in result.outcomes:
+            table.add_row(*map(Text, (outcome.check, outcome.state, outcome.detail)))
+        console.print(table)
+        _print_line(console, f"- {result.summary()[0]}")
+        failed |= bool(result.failed)
+        if json:
+            result.save(json)
+    if failed:
+        raise typer.Exit(_EXIT_CHECK_FAILED)
+
+
+@app.command()
+@reports_errors
 def heatmap(
     model: Model,
     text: Annotated[str, typer.Argument(help="Text that the model reads.")],
@@ -300,9 +331,11 @@ def _family_table(family: Any) -> Table:  # noqa: ANN401
     return table
 
 
-def _folding_table(*columns: str) -> Table:
-    """Return a table that folds long cells, so that names stay whole."""
-    table = Table(caption="Heads without reliable effect are left out.", caption_justify="left")
+def _folding_table(
+    *columns: str, caption: str = "Heads without reliable effect are left out."
+) -> Table:
+    """Table that folds long cells, so that names stay whole."""
+    table = Table(caption=caption, caption_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
