@@ -1,0 +1,63 @@
+"""The documentation names only what exists: functions, commands, options and pages."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+import probes
+from probes.cli.app import app
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += sorted((ROOT / "probes" / "experiments").glob("*/README.md"))
+PAGE_NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+
+def options(command, prefix="probes"):
+    """The options of a command and of its subcommands, by name."""
+    found = {prefix: {name for item in command.params for name in item.opts}}
+    for name, sub in getattr(command, "commands", {}).items():
+        found |= options(sub, f"{prefix} {name}")
+    return found
+
+
+COMMANDS = options(typer.main.get_command(app))
+
+
+@pytest.mark.parametrize("name", PAGE_NAMES)
+def test_python_blocks_parse_and_name_public_functions(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        ast.parse(block)
+    for attribute in re.findall(r"\bpb\.([a-zA-Z_]\w*)", text):
+        assert attribute in probes.__all__ or hasattr(probes, attribute), attribute
+
+
+@pytest.mark.parametrize("name", PAGE_NAMES)
+def test_commands_and_their_options_exist(name):
+    text = (ROOT / name).read_text(encoding="utf-8").replace("\\|", "|")
+    lines = re.findall(r"`(probes [^`]+)`", text)
+    for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
+        lines += [line.removeprefix(".venv/bin/") for line in block.splitlines()]
+    for line in lines:
+        words = line.split()
+        if words[:1] != ["probes"] or len(words) < 2 or not words[1][0].isalpha():
+            continue
+        for last in re.split(r"\||,", words[2] if words[1] == "make" and len(words) > 2 else ""):
+            command = " ".join(["probes", words[1], last]).strip()
+            if command not in COMMANDS:
+                command = f"probes {words[1]}"
+            assert command in COMMANDS, line
+            for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", line):
+                assert flag in COMMANDS[command] | {"--help"}, line
+
+
+@pytest.mark.parametrize("name", PAGE_NAMES)
+def test_links_lead_to_files(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+        if "://" not in link and not link.startswith("mailto:"):
+            assert ((ROOT / name).parent / link).exists(), link
