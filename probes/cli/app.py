@@ -11,7 +11,14 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from probes.cli.common import check_output_paths, reports_errors, silence_libraries
+from probes.cli.common import (
+    check_output_paths,
+    open_console,
+    print_line,
+    reports_errors,
+    silence_libraries,
+    write_result,
+)
 from probes.cli.make import make_app
 from probes.cli.study import study_app
 from probes.errors import EquivalenceError, GateError
@@ -158,7 +165,7 @@ def claims(
     from probes.claims.result import ClaimsReport, ClaimsReports
     from probes.claims.run import evaluate_claims as run
 
-    console, reports = _console(), list[ClaimsReport]()
+    console, reports = open_console(), list[ClaimsReport]()
     for name in models:
         try:
             reports.append(
@@ -172,7 +179,7 @@ def claims(
                 )
             )
         except GateError as error:  # The other models are still measured.
-            _print_line(console, f"- {name}: behavior absent. {error}")
+            print_line(console, f"- {name}: behavior absent. {error}")
     if not reports:
         raise GateError(f"None of {', '.join(models)} has the behavior: there is nothing to test")
     _write(ClaimsReports(tuple(reports)), out, json)
@@ -209,14 +216,14 @@ def check(
     silence_libraries()
     from probes.testing.check_model import check_named_model
 
-    console, failed = _console(), False
+    console, failed = open_console(), False
     for name in models:
         result = check_named_model(name, dtype=dtype, seed=seed)
         table = _folding_table("check", "state", "detail", caption="")
         for outcome in result.outcomes:
             table.add_row(*map(Text, (outcome.check, outcome.state, outcome.detail)))
         console.print(table)
-        _print_line(console, f"- {result.summary()[0]}")
+        print_line(console, f"- {result.summary()[0]}")
         failed |= bool(result.failed)
         if json:
             result.save(json)
@@ -242,7 +249,7 @@ def heatmap(
 
     roles = find(pattern) if pattern else None
     draw(model, text, compare_with=compare_with or None, head=head, roles=roles).save(out)
-    _print_line(_console(), f"Heatmap: {out}")
+    print_line(open_console(), f"Heatmap: {out}")
 
 
 @app.command("list")
@@ -272,29 +279,14 @@ def list_all() -> None:
     console.print(table)
 
 
-def _console() -> Console:
-    return Console(soft_wrap=True)
-
-
-def _print_line(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False)
-
-
 def _write(result: Any, out: Path, json: Path | None) -> None:  # noqa: ANN401
     """Write the page and the numbers of a result, then print its summary and its tables."""
-    result.save(out)
-    if json:
-        result.save(json)
-    console = _console()
-    for line in result.summary():
-        _print_line(console, f"- {line}")
     tables = {
         "Comparison": (_match_table, _verdict_table),
         "FamilyComparison": (_family_table,),
     }
-    for table in tables.get(type(result).__name__, ()):
-        console.print(table(result))
-    _print_line(console, f"Page: {out}")
+    shown = (table(result) for table in tables.get(type(result).__name__, ()))
+    write_result(result, out, json, tables=shown)
 
 
 def _match_table(comparison: Any) -> Table:  # noqa: ANN401

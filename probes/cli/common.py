@@ -1,7 +1,7 @@
-"""What all commands share: mistakes in one line, places that can be written, quiet libraries."""
+"""Common parts of the commands: errors in one line, writable files, quiet libraries."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ THREADS_HELP = "Threads of torch; more than one is slow on busy cores."
 
 
 def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn a user's mistake into one line and an exit code."""
+    """Print a `ProbeError` as one line, and end with exit code 1."""
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401
@@ -32,18 +32,49 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def check_output_paths(out: Path, json: Path | None, *, page: bool = False) -> None:
-    """Refuse what could not be written before minutes are spent on it."""
+    """Refuse files that cannot be written, before the work begins."""
     for path in (out, json):
         if path is not None and not path.parent.is_dir():
-            raise ProbeError(f"There is no folder {str(path.parent)!r} for {path.name!r}: make it")
+            raise ProbeError(
+                f"There is no folder {str(path.parent)!r} for {path.name!r}: create it"
+            )
     if page and out.suffix != ".html":
         raise ProbeError(f"The page goes to a .html file, and {out.name!r} is none")
     if json is not None and json.suffix != ".json":
         raise ProbeError(f"The numbers go to a .json file, and {json.name!r} is none")
 
 
+def open_console() -> Console:
+    """Console that does not break lines."""
+    return Console(soft_wrap=True)
+
+
+def print_line(console: Console, line: str) -> None:
+    """Print a line as it is."""
+    console.print(line, markup=False, highlight=False)
+
+
+def write_result(
+    result: Any,  # noqa: ANN401
+    out: Path,
+    json: Path | None,
+    *,
+    tables: Iterable[object] = (),
+) -> None:
+    """Write the page and the numbers of a result, then print its summary and some tables."""
+    result.save(out)
+    if json:
+        result.save(json)
+    console = open_console()
+    for line in result.summary():
+        print_line(console, f"- {line}")
+    for table in tables:
+        console.print(table)
+    print_line(console, f"Page: {out}")
+
+
 def silence_libraries(threads: int = 1) -> None:
-    """Set torch's threads, and keep the libraries' own bars and notices out of the way."""
+    """Set torch's threads, and silence the progress bars and notices of libraries."""
     if sys.stderr.isatty():
         Console(stderr=True).print("Loading …", style="dim")
     import torch

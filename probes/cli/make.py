@@ -1,4 +1,4 @@
-"""The commands that make models: the family, and relatives of any model."""
+"""Commands that make models: the shipped models, and relatives of any model."""
 
 import sys
 from pathlib import Path
@@ -13,25 +13,27 @@ from probes.errors import ProbeError
 
 make_app = typer.Typer(no_args_is_help=True, help="Make models.")
 
-_SOURCE = typer.Argument(help="A family name, a folder, or a hub id.")
-_NAME = typer.Option(help="What it is called; it goes to runs/relatives/NAME.")
-_TEXTS = typer.Option(help="A file of texts, one a line; the family's corpus by default.")
-_STEPS = typer.Option(help="Steps of training.", min=0)
+_SOURCE = typer.Argument(help="Name of a shipped model, a folder, or a hub id.")
+_NAME = typer.Option(help="Name of the new model; it is saved in runs/relatives/NAME.")
+_TEXTS = typer.Option(
+    help="File of texts, one a line; by default the corpus of the shipped models."
+)
+_STEPS = typer.Option(help="Training steps.", min=0)
 _BATCH = typer.Option(help="Texts in each step.", min=1)
 _RATE = typer.Option(help="Learning rate.", min=0.0)
-_DEVICE = typer.Option(help="Where to train, as torch names it; its default device if empty.")
-_SEED = typer.Option(help="Of all that is drawn.", min=0)
+_DEVICE = typer.Option(help="Device for training, as torch names it; empty: torch's default.")
+_SEED = typer.Option(help="Random seed.", min=0)
 
 
 @make_app.command("family")
 @reports_errors
 def make_family(
-    members: Annotated[list[str] | None, typer.Argument(help="Which; all by default.")] = None,
-    folder: Annotated[Path, typer.Option(help="Where the models go.")] = Path("runs/family"),
-    work: Annotated[Path, typer.Option(help="Where checkpoints go.")] = Path("runs/work"),
+    members: Annotated[list[str] | None, typer.Argument(help="Names; all by default.")] = None,
+    folder: Annotated[Path, typer.Option(help="Folder of the new models.")] = Path("runs/family"),
+    work: Annotated[Path, typer.Option(help="Folder of checkpoints.")] = Path("runs/work"),
     threads: Annotated[int, typer.Option(help=THREADS_HELP, min=1)] = 1,
 ) -> None:
-    """Train the embedded family anew, from its fixed seeds (one to two hours on two cores)."""
+    """Train the shipped models again, from fixed seeds (one to two hours on two cores)."""
     silence_libraries(threads)
     from probes.experiments.family.make import make_members
 
@@ -42,14 +44,18 @@ def make_family(
 @make_app.command("series")
 @reports_errors
 def make_series(
-    members: Annotated[list[str] | None, typer.Argument(help="Which; all by default.")] = None,
-    folder: Annotated[Path, typer.Option(help="Where the family is.")] = Path("data/models"),
-    work: Annotated[Path, typer.Option(help="Where the models go.")] = Path("runs/work"),
-    pattern: Annotated[str, typer.Option(help="What they are measured on.")] = "take-away",
-    out: Annotated[Path, typer.Option(help="Where the table goes.")] = Path("runs/series.csv"),
+    members: Annotated[list[str] | None, typer.Argument(help="Names; all by default.")] = None,
+    folder: Annotated[Path, typer.Option(help="Folder of the shipped models.")] = Path(
+        "data/models"
+    ),
+    work: Annotated[Path, typer.Option(help="Folder of the new models.")] = Path("runs/work"),
+    pattern: Annotated[str, typer.Option(help="Pattern they are measured on.")] = "take-away",
+    out: Annotated[Path, typer.Option(help="Where the table is written.")] = Path(
+        "runs/series.csv"
+    ),
     threads: Annotated[int, typer.Option(help=THREADS_HELP, min=1)] = 1,
 ) -> None:
-    """Train small relatives over seeds and numbers of objects, and measure them (some hours)."""
+    """Train small models over seeds and numbers of objects, and measure them (hours)."""
     silence_libraries(threads)
     from probes.experiments.family.seed_series import measure_series, write_series
 
@@ -68,14 +74,16 @@ def make_quantized(
         str, typer.Option(help="int8, int4, int2, bnb-int8, nf4, or rtn-2 to rtn-16.")
     ] = "int4",
     group: Annotated[
-        int | None, typer.Option(help="Weights that share a scale; 0 for whole rows.", min=0)
+        int | None, typer.Option(help="Weights that share a scale; 0: whole rows.", min=0)
     ] = None,
-    asymmetric: Annotated[bool, typer.Option(help="Round with a zero point (rtn).")] = False,
-    embeddings: Annotated[bool, typer.Option(help="Round the embeddings, too (rtn).")] = False,
+    asymmetric: Annotated[bool, typer.Option(help="Quantize with a zero point (rtn).")] = False,
+    embeddings: Annotated[
+        bool, typer.Option(help="Quantize the embeddings as well (rtn).")
+    ] = False,
     name: Annotated[str, _NAME] = "",
     seed: Annotated[int, _SEED] = 0,
 ) -> None:
-    """Round a model's weights to few bits, and say how far the real kernel is from that."""
+    """Quantize a model, and measure how far the real kernel is from the rounded weights."""
     silence_libraries()
     from probes.compression.quantization.quantize import QuantizationSettings, quantize
 
@@ -88,19 +96,21 @@ def make_quantized(
 def make_pruned(
     model: Annotated[str, _SOURCE],
     fraction: Annotated[
-        float, typer.Option(help="Share of weights set to zero.", min=0, max=1)
+        float, typer.Option(help="Fraction of weights set to zero.", min=0, max=1)
     ] = 0.5,
     method: Annotated[
         str, typer.Option(help="magnitude, wanda, heads, neurons or random.")
     ] = "magnitude",
-    scope: Annotated[str, typer.Option(help="Where weights are ranked, if not as usual.")] = "",
+    scope: Annotated[
+        str, typer.Option(help="Weights that are ranked together; empty: the method's default.")
+    ] = "",
     pattern: Annotated[
-        str, typer.Option(help="Whose questions wanda, heads and neurons are scored on.")
+        str, typer.Option(help="Pattern whose questions score wanda, heads and neurons.")
     ] = "take-away",
     name: Annotated[str, _NAME] = "",
     seed: Annotated[int, _SEED] = 0,
 ) -> None:
-    """Set a share of a model's weights to exactly zero."""
+    """Prune a model: set a fraction of its weights to zero."""
     silence_libraries()
     from probes.compression.pruning.prune import PruningSettings, prune
     from probes.prompts.catalog import pattern as load_pattern
@@ -117,8 +127,10 @@ def make_pruned(
 def make_grown(
     model: Annotated[str, _SOURCE],
     method: Annotated[str, typer.Option(help="identity, stack or wider.")] = "identity",
-    layers: Annotated[int | None, typer.Option(help="Layers afterwards.", min=1)] = None,
-    width: Annotated[int | None, typer.Option(help="Neurons of a layer, for wider.")] = None,
+    layers: Annotated[
+        int | None, typer.Option(help="Number of layers after growth.", min=1)
+    ] = None,
+    width: Annotated[int | None, typer.Option(help="Neurons of each MLP, for wider.")] = None,
     steps: Annotated[int, _STEPS] = 0,
     batch: Annotated[int, _BATCH] = 64,
     rate: Annotated[float, _RATE] = 1e-3,
@@ -128,7 +140,7 @@ def make_grown(
     seed: Annotated[int, _SEED] = 0,
     threads: Annotated[int, typer.Option(help=THREADS_HELP, min=1)] = 1,
 ) -> None:
-    """Grow a model by layers or neurons, and train it on where --steps are given."""
+    """Grow a model by layers or neurons; with --steps, train it further."""
     silence_libraries(threads)
     from probes.compression.distillation.distill import continue_training
     from probes.compression.distillation.trainer import TrainingConfig
@@ -159,15 +171,17 @@ def make_grown(
 def make_distilled(
     teacher: Annotated[str, _SOURCE],
     start: Annotated[
-        str, typer.Option(help="layers (of the teacher), fresh, or a model to go on from.")
+        str, typer.Option(help="layers (of the teacher), fresh, or a model to start from.")
     ] = "layers",
-    layers: Annotated[int, typer.Option(help="Of the student; half by default.", min=0)] = 0,
-    width: Annotated[int, typer.Option(help="Of a fresh student.", min=0)] = 0,
+    layers: Annotated[int, typer.Option(help="Layers of the student; half by default.", min=0)] = 0,
+    width: Annotated[int, typer.Option(help="Width of a fresh student.", min=0)] = 0,
     labels: Annotated[
         str, typer.Option(help="soft, hard, top-k:8, sampled:12, smoothed:0.1 or permuted.")
     ] = "soft",
-    teacher_text: Annotated[bool, typer.Option(help="Train on what the teacher writes.")] = False,
-    temperature: Annotated[float, typer.Option(help="Of soft labels.")] = 1.0,
+    teacher_text: Annotated[
+        bool, typer.Option(help="Train on texts that the teacher writes.")
+    ] = False,
+    temperature: Annotated[float, typer.Option(help="Temperature of soft labels.")] = 1.0,
     steps: Annotated[int, _STEPS] = 1500,
     batch: Annotated[int, _BATCH] = 64,
     rate: Annotated[float, _RATE] = 1e-3,
@@ -177,7 +191,7 @@ def make_distilled(
     seed: Annotated[int, _SEED] = 0,
     threads: Annotated[int, typer.Option(help=THREADS_HELP, min=1)] = 1,
 ) -> None:
-    """Train a smaller model on what a larger one says."""
+    """Distill a model: train a smaller one on its predictions."""
     silence_libraries(threads)
     from probes.compression.derived_model import load_parent
     from probes.compression.distillation.distill import distill
@@ -208,10 +222,12 @@ def make_distilled(
 def make_ticket(
     model: Annotated[str, _SOURCE],
     early: Annotated[
-        str, typer.Option(help="What it was early in training; known for the family.")
+        str, typer.Option(help="The model early in training; known for shipped models.")
     ] = "",
-    rounds: Annotated[int, typer.Option(help="How often it is pruned.", min=1)] = 3,
-    fraction: Annotated[float, typer.Option(help="Share left out each time.", min=0, max=1)] = 0.5,
+    rounds: Annotated[int, typer.Option(help="Rounds of pruning.", min=1)] = 3,
+    fraction: Annotated[
+        float, typer.Option(help="Fraction pruned in each round.", min=0, max=1)
+    ] = 0.5,
     steps: Annotated[int, _STEPS] = 1500,
     batch: Annotated[int, _BATCH] = 128,
     rate: Annotated[float, _RATE] = 1e-3,
@@ -221,7 +237,7 @@ def make_ticket(
     seed: Annotated[int, _SEED] = 0,
     threads: Annotated[int, typer.Option(help=THREADS_HELP, min=1)] = 1,
 ) -> None:
-    """Find a winning ticket: prune, set back to early weights, train again, round by round."""
+    """Find a lottery ticket: prune, rewind to early weights, train again, in rounds."""
     silence_libraries(threads)
     from probes.compression.derived_model import load_parent
     from probes.compression.distillation.trainer import TrainingConfig
@@ -249,7 +265,7 @@ def _checkpoint_folder(name: str) -> Path:
 
 
 def _family_texts(model: Any, settings: Any) -> Any:  # noqa: ANN401
-    """Return texts of the family's corpus, one for each row of the run."""
+    """Texts of the shipped models' corpus, one for each row of the run."""
     from probes.experiments.family.train import family_corpus
 
     return family_corpus(model, count=settings.steps * settings.batch, seed=settings.seed)
@@ -260,7 +276,7 @@ def _show_progress() -> bool:
 
 
 def _save_and_print(derived: Any, name: str, source: str) -> None:  # noqa: ANN401
-    """Save a relative by its name, and print what became of its parent."""
+    """Save a relative by its name, and print its storage cost next to its parent's."""
     from dataclasses import replace
 
     from probes.compression.derived_model import load_parent
@@ -278,7 +294,7 @@ def _save_and_print(derived: Any, name: str, source: str) -> None:  # noqa: ANN4
     console.print(table)
     if derived.provenance.kernel_gap is not None:
         console.print(
-            f"Greatest difference of a logit from the real kernel: {derived.provenance.kernel_gap:.2g}",
+            f"Largest difference of a logit from the real kernel: {derived.provenance.kernel_gap:.2g}",
             highlight=False,
         )
     console.print(f"Made {place}: load it as {name!r}", markup=False, highlight=False)

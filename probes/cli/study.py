@@ -1,4 +1,4 @@
-"""The commands about many relatives: studies that turn one thing, and the curve of rates."""
+"""Commands about many relatives: studies that vary one factor, and rate–distortion curves."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from probes.cli.common import THREADS_HELP, check_output_paths, reports_errors, silence_libraries
+from probes.cli.common import (
+    THREADS_HELP,
+    check_output_paths,
+    reports_errors,
+    silence_libraries,
+    write_result,
+)
 
 study_app = typer.Typer()
 
@@ -22,13 +28,17 @@ def study(
         str,
         typer.Argument(help="labels, names, adapting, tickets, growing, along or fewest."),
     ],
-    folder: Annotated[Path, typer.Option(help="Where the family is.")] = Path("data/models"),
-    work: Annotated[Path, typer.Option(help="Where the models go.")] = Path("runs/work"),
-    out: Annotated[Path | None, typer.Option(help="The table; runs/NAME.csv by default.")] = None,
-    fresh: Annotated[bool, typer.Option(help="Measure again what the table has.")] = False,
+    folder: Annotated[Path, typer.Option(help="Folder of the shipped models.")] = Path(
+        "data/models"
+    ),
+    work: Annotated[Path, typer.Option(help="Folder of the new models.")] = Path("runs/work"),
+    out: Annotated[
+        Path | None, typer.Option(help="Where the table is written; runs/NAME.csv by default.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option(help="Measure again what the table holds.")] = False,
     threads: Annotated[int, typer.Option(help=THREADS_HELP, min=1)] = 1,
 ) -> None:
-    """Make relatives that differ in one thing, measure each, and write one table (hours)."""
+    """Make relatives that differ in one factor, measure each, and write one table (hours)."""
     silence_libraries(threads)
     from probes.experiments.scorecard import write_rows
     from probes.experiments.studies.registry import run_study as run
@@ -63,23 +73,29 @@ def _scorecard_table(rows: list[Any]) -> Table:
 @study_app.command("curve")
 @reports_errors
 def curve(
-    parent: Annotated[str, typer.Argument(help="A family name, a folder, or a hub id.")],
-    relatives: Annotated[list[str], typer.Argument(help="Its relatives, one or more.")],
-    pattern: Annotated[str, typer.Option(help="A pattern's name, or a .jsonl file.")] = "take-away",
-    bases: Annotated[int, typer.Option(help="Questions to judge by.", min=16)] = 200,
+    parent: Annotated[str, typer.Argument(help="Name of a shipped model, a folder, or a hub id.")],
+    relatives: Annotated[list[str], typer.Argument(help="One or more relatives.")],
+    pattern: Annotated[
+        str, typer.Option(help="Name of a pattern, or a .jsonl file of pairs.")
+    ] = "take-away",
+    bases: Annotated[int, typer.Option(help="Questions to measure on.", min=16)] = 200,
     prompts: Annotated[int, typer.Option(help="Pairs for the circuit.", min=4)] = 32,
-    noise: Annotated[int, typer.Option(help="Copies with plain noise for each.", min=0)] = 3,
-    verdicts: Annotated[bool, typer.Option(help="Count kept, lost …, too; minutes.")] = False,
-    seed: Annotated[int, typer.Option(help="Of prompts, noise and nets.", min=0)] = 0,
-    out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("curve.html"),
-    json: Annotated[Path | None, typer.Option(help="Where the numbers go.")] = None,
+    noise: Annotated[
+        int, typer.Option(help="Copies with weight noise for each relative.", min=0)
+    ] = 3,
+    verdicts: Annotated[
+        bool, typer.Option(help="Count verdicts on heads and variables as well (minutes).")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of prompts, noise and random models.", min=0)] = 0,
+    out: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("curve.html"),
+    json: Annotated[Path | None, typer.Option(help="Where the numbers are written.")] = None,
 ) -> None:
-    """Draw what each relative stores against what is left of its behavior and its mechanism."""
+    """Rate–distortion: storage of each relative against loss of behavior and mechanism."""
     check_output_paths(out, json, page=True)
     silence_libraries()
     from probes.comparison.rate_distortion.measure import rate_distortion as run
 
-    found = run(
+    result = run(
         parent,
         relatives,
         pattern,
@@ -90,10 +106,4 @@ def curve(
         seed=seed,
         progress=sys.stderr.isatty(),
     )
-    found.save(out)
-    if json:
-        found.save(json)
-    console = Console(soft_wrap=True)
-    for line in found.summary():
-        console.print(f"- {line}", markup=False, highlight=False)
-    console.print(f"Page: {out}", markup=False, highlight=False)
+    write_result(result, out, json)
