@@ -1,6 +1,8 @@
 """Edits of activations by hook name or by site."""
 
+import difflib
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -10,7 +12,30 @@ from probes.models.site import RESID_OUT, Site
 Edit = Callable[[Tensor], Tensor | None]
 
 
-def site_edit(model: str, size: tuple[int, int], name: str, edit: Edit) -> tuple[str, Edit]:
+def hook_edit(
+    model: str,
+    bridge: Any,  # noqa: ANN401
+    size: tuple[int, int],
+    name: str,
+    edit: Edit,
+) -> tuple[str, Edit]:
+    """Hook name and edit of a site or hook name.
+
+    Raises:
+        SiteError: The model has no such activation.
+    """
+    if Site.matches(name):
+        name, edit = _site_edit(model, size, name, edit)
+    if name not in bridge.hook_dict or bridge._gated_hook_reason(name) is not None:
+        near = difflib.get_close_matches(name, bridge.hook_dict, n=3, cutoff=0.4)
+        raise SiteError(
+            f"{model} has no activation {name!r}, or does not compute it by default; names close "
+            f"to it: {', '.join(near) or 'none'}. Use a name of this model."
+        )
+    return name, edit
+
+
+def _site_edit(model: str, size: tuple[int, int], name: str, edit: Edit) -> tuple[str, Edit]:
     """Hook name and full-tensor edit of a site such as "L1.H0"; size is (layers, heads)."""
     site, (layers, heads) = Site.parse(name), size
     is_output = site.component == "resid" and site.layer == layers
@@ -25,6 +50,11 @@ def site_edit(model: str, size: tuple[int, int], name: str, edit: Edit) -> tuple
         raise SiteError(f"{model} has no {name!r}: it has heads 0 to {heads - 1}")
 
     def edit_head(value: Tensor) -> Tensor | None:
+        if value.ndim != 4 or value.shape[2] != heads:
+            raise SiteError(
+                f"{model} has no {name!r}: its heads are not an axis of {site.hook_name}, which is "
+                f"{tuple(value.shape)}. Edit the whole activation by that name."
+            )
         new = apply_edit(name, edit, value[:, :, head], None)
         if new is None:
             return None
@@ -37,7 +67,13 @@ def site_edit(model: str, size: tuple[int, int], name: str, edit: Edit) -> tuple
 
 def apply_edit(name: str, edit: Edit, value: Tensor, hook: object) -> Tensor | None:
     """Replacement of an activation, checked for shape and dtype."""
+    version = None if value.is_inference() else value._version
     new = edit(value)
+    if new is None and version is not None and value._version != version:
+        raise SiteError(
+            f"An edit of {name!r} changed its activation in place and returned None: return the "
+            "changed tensor, or change a clone to keep the activation"
+        )
     if new is not None and (new.shape != value.shape or new.dtype != value.dtype):
         raise SiteError(
             f"An edit of {name!r} must keep shape and dtype: {tuple(new.shape)} {new.dtype} "

@@ -2,22 +2,24 @@
 
 import difflib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from probes.errors import ModelError
+from probes.errors import ModelError, ProbeError
 from probes.files import data_folder, derived_folder, list_derived_models, list_models
+from probes.models.acceptance import LOGIT_TOLERANCE
+from probes.models.folder import check_folder, check_loaded_keys, has_tokenizer
 from probes.models.process_state import suppress_library_warnings
-
-# Greatest absolute difference of a logit from the plain Hugging Face model in eager attention,
-# for logits up to 4; only GPT-2 differs at all, as the bridge redoes its fused attention.
-LOGIT_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 5e-3}
 
 BARE_HUB_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "openai-gpt")
 """Decoders whose hub id has no owner."""
+
+_HUB_FILES = ("*.json", "*.txt", "*.model", "model.safetensors", "model-*.safetensors")
 
 
 def parse_dtype(name: str) -> torch.dtype:
@@ -39,11 +41,6 @@ def find_model(name: str | Path) -> tuple[str, str]:
         return str(data_folder() / "models" / text), f"family member {text}"
     folder = Path(name)
     if (folder / "config.json").is_file():
-        if not any(folder.glob("*.safetensors")):
-            raise ModelError(
-                f"No safetensors weights in {text}: {', '.join(p.name for p in folder.iterdir())} "
-                "found. Load it once with transformers and write it with save_pretrained(folder)."
-            )
         return str(folder), f"folder {folder.resolve()}"
     is_hub_id = re.fullmatch(r"\w[\w.-]*/[\w.-]+", text) or text in BARE_HUB_IDS
     if is_hub_id and not folder.exists():
@@ -54,8 +51,8 @@ def find_model(name: str | Path) -> tuple[str, str]:
     near = difflib.get_close_matches(text, known, n=1)
     raise ModelError(
         f"No model {text!r}: not a family name ({', '.join(known) or 'none here'}), a folder "
-        "with config.json, a hub id such as owner/name, or a random-init model such as random-init:full:3. "
-        f"{f'Did you mean {near[0]!r}?' if near else 'Check the name.'}"
+        "with config.json, a hub id such as owner/name, or a random-init model such as "
+        f"random-init:full:3. {f'Did you mean {near[0]!r}?' if near else 'Check the name.'}"
     )
 
 
@@ -63,32 +60,36 @@ def load_hf_model(source: str, dtype: torch.dtype) -> tuple[nn.Module, object]:
     """Hugging Face model and its tokenizer, or None where it has none.
 
     Raises:
-        ModelError: It cannot be loaded, or weights are missing.
+        ModelError: It cannot be loaded, or its files hold more or less than is loaded.
     """
-    from safetensors import SafetensorError
-
-    with suppress_library_warnings():  # transformers imports torchao, which warns.
+    fix = "Check the name, the files and the connection."
+    with one_line_errors(f"Could not load {source!r}", fix), suppress_library_warnings():
+        # transformers imports torchao, which warns.
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    how = {"dtype": dtype, "attn_implementation": "eager", "use_safetensors": True}
-    bare = Path(source).is_dir() and not any(Path(source).glob("tokenizer*"))
-    try:
-        with suppress_library_warnings():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source, **how, trust_remote_code=False, output_loading_info=True
-            )
-        tokenizer = None if bare else AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        fix = "Check the name and the connection, or give a local folder."
-        raise ModelError(f"Could not load {source!r}: {reason} {fix}") from error
-    hf_model, found = loaded
-    if found["missing_keys"]:
-        raise ModelError(
-            f"The weights of {source!r} are incomplete: {min(found['missing_keys'])} is missing "
-            "and would be random. Save or fetch the model again."
+        folder = _local_folder(source)
+        check_folder(folder)
+        how = {"dtype": dtype, "attn_implementation": "eager", "use_safetensors": True}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder), **how, trust_remote_code=False, output_loading_info=True
         )
+        hf_model, keys = loaded
+        check_loaded_keys(
+            source, keys["missing_keys"], keys["unexpected_keys"], keys["mismatched_keys"]
+        )
+        tokenizer = None
+        if has_tokenizer(folder):
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     return hf_model, tokenizer
+
+
+def _local_folder(source: str) -> Path:
+    """Folder of a model; a hub id is fetched first, without pickled or second weights."""
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(source, allow_patterns=[*_HUB_FILES], ignore_patterns=["*/*"]))
 
 
 def check_finite(hf_model: nn.Module, name: str) -> None:
@@ -99,3 +100,20 @@ def check_finite(hf_model: nn.Module, name: str) -> None:
                 f"The weights of {name} are broken: {key} holds NaN or infinite values. "
                 "Fetch or train the model again, or load it with a wider dtype."
             )
+
+
+@contextmanager
+def one_line_errors(problem: str, fix: str) -> Iterator[None]:
+    """Turn any error of files, tokenizers and configs into one `ModelError` line with its cause."""
+    try:
+        yield
+    except ProbeError:
+        raise
+    except BaseException as error:
+        kind = type(error).__name__
+        # Panics of Rust code do not derive from Exception.
+        if not isinstance(error, Exception) and kind != "PanicException":
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = f"{lines[0][:300].rstrip('.')} ({kind})" if lines else kind
+        raise ModelError(f"{problem}: {reason}. {fix}") from error

@@ -1,7 +1,6 @@
 """Model: a decoder with its shape and tokenizer, whose activations can be read and edited."""
 
 import copy
-import difflib
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,32 +14,24 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from probes.errors import ModelError, SiteError
+from probes.errors import ModelError
+from probes.models.acceptance import LOGIT_TOLERANCE as LOGIT_TOLERANCE
+from probes.models.acceptance import check_acceptance, reference_logits
 from probes.models.edits import Edit as Edit
-from probes.models.edits import apply_edit, site_edit
+from probes.models.edits import apply_edit, hook_edit
 from probes.models.kv_cache import block_cache_argument, replaced_caches
-from probes.models.loading import LOGIT_TOLERANCE as LOGIT_TOLERANCE
-from probes.models.loading import check_finite, find_model, load_hf_model, parse_dtype
+from probes.models.loading import (
+    check_finite,
+    find_model,
+    load_hf_model,
+    one_line_errors,
+    parse_dtype,
+)
 from probes.models.process_state import isolated, seeded_init
 from probes.models.provenance import Provenance, folder_storage, read_provenance
-from probes.models.site import Site
+from probes.models.shape import Shape as Shape
+from probes.models.shape import read_shape
 from probes.prompts.batch import tokenize
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Architecture and sizes of a model."""
-
-    architecture: str
-    layers: int
-    heads: int
-    kv_heads: int
-    d_model: int
-    d_head: int
-    d_vocab: int
-    context: int
-    parallel: bool
-    """Whether attention and MLP read the same residual, as in GPT-NeoX."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +50,7 @@ class Model:
     """How it was made and what it takes to store, where known."""
     lock: Any = field(default_factory=threading.RLock, repr=False)
     passed_checks: set[str] = field(default_factory=set, repr=False)
-    """Checks that need not run again, such as that of gradients."""
+    """Checks that the model passed and that need not run again, such as that of gradients."""
 
     @property
     def device(self) -> torch.device:
@@ -81,17 +72,45 @@ class Model:
     def forward(
         self, ids: Int[Tensor, "prompt position"], mask: Bool[Tensor, "prompt position"]
     ) -> Float[Tensor, "prompt position vocab"]:
-        """Logits with gradients of activations enabled."""
+        """Logits with gradients of activations enabled.
+
+        Raises:
+            ModelError: The prompts are too long, or a token is not in the vocabulary.
+        """
         if ids.shape[1] > self.shape.context:
             raise ModelError(
                 f"The prompts are too long for {self.name}: {ids.shape[1]} tokens found, "
                 f"at most {self.shape.context} fit. Shorten them."
             )
+        outside = (ids < 0) | (ids >= self.shape.d_vocab)
+        if bool(outside.any()):
+            if bool((outside & mask).any()):
+                raise ModelError(
+                    f"Token {int(ids[outside & mask][0])} is not in the vocabulary of {self.name}, "
+                    f"which has tokens 0 to {self.shape.d_vocab - 1}: use the model's own tokenizer"
+                )
+            ids = ids.masked_fill(outside, 0)
         given: dict[str, Tensor | bool] = {"attention_mask": mask.long(), "use_cache": False}
         if "position_ids" in inspect.signature(self.bridge.original_model.forward).parameters:
             given["position_ids"] = position_ids(mask)
         with self.locked():
             return self.bridge(ids, **given)
+
+    def unembed(
+        self, resid: Float[Tensor, "*_ position d_model"]
+    ) -> Float[Tensor, "*_ position vocab"]:
+        """Logits of residual streams: final norm, unembedding, soft-cap or scale (logit lens).
+
+        Raises:
+            ModelError: At the last layer these are not the model's own logits.
+        """
+        if "unembed" not in self.passed_checks:
+            raise ModelError(
+                f"The logit lens of {self.name} ({self.shape.architecture}) is not supported: its "
+                "final norm and unembedding do not give its own logits. Use another model."
+            )
+        logits = self.bridge.unembed(self.bridge.ln_final(resid))
+        return self.bridge.adapter.apply_output_logits_transform(logits)
 
     @contextmanager
     def editing(self, edits: Mapping[str, Edit]) -> Iterator[None]:
@@ -106,20 +125,8 @@ class Model:
         Raises:
             SiteError: The model has no such activation, or the replacement has another shape.
         """
-        points = self.bridge.hook_dict
-        pairs = [
-            site_edit(self.name, (self.shape.layers, self.shape.heads), name, edit)
-            if Site.matches(name)
-            else (name, edit)
-            for name, edit in edits.items()
-        ]
-        for name, _ in pairs:
-            if name not in points or self.bridge._gated_hook_reason(name) is not None:
-                near = difflib.get_close_matches(name, points, n=3, cutoff=0.4)
-                raise SiteError(
-                    f"{self.name} has no activation {name!r}, or does not compute it by default; "
-                    f"names close to it: {', '.join(near) or 'none'}. Use a name of this model."
-                )
+        size = (self.shape.layers, self.shape.heads)
+        pairs = [hook_edit(self.name, self.bridge, size, *item) for item in edits.items()]
         hooks = [(name, partial(apply_edit, name, edit)) for name, edit in pairs]
         with self.locked(), self.bridge.hooks(fwd_hooks=hooks):
             yield
@@ -231,17 +238,12 @@ def load(
     source, origin = find_model(name)
     with isolated():
         hf_model, tokenizer = load_hf_model(source, parse_dtype(dtype))
-        check_finite(hf_model, str(name))
-        hf_model = hf_model.to(device or torch.get_default_device())
-        return _build_model(
-            hf_model, (Path(name).name, origin), tokenizer, _folder_provenance(Path(source))
-        )
-
-
-def _folder_provenance(folder: Path) -> Provenance | None:
-    if not folder.is_dir():
-        return None
-    return read_provenance(folder) or Provenance("trained", "", folder_storage(folder))
+        with one_line_errors(f"Could not load {source!r}", "Check its files and the device."):
+            hf_model, provenance = hf_model.to(device or torch.get_default_device()), None
+            if (folder := Path(source)).is_dir():
+                provenance = read_provenance(folder)
+                provenance = provenance or Provenance("trained", "", folder_storage(folder))
+        return _build_model(hf_model, (Path(name).name, origin), tokenizer, provenance)
 
 
 def wrap(
@@ -280,37 +282,27 @@ def _build_model(
 ) -> Model:
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
-    hf_model.eval()
-    hf_model.set_attn_implementation("eager")
-    config = copy.deepcopy(hf_model.config)
-    architecture = type(hf_model).__name__
-    try:  # No tokenizer: the bridge would replace it, and the kit feeds ids only.
+    name, architecture = names[0], type(hf_model).__name__
+    check_finite(hf_model, name)
+    fix = "Use a decoder such as Llama, GPT-2 or GPT-NeoX."
+    with one_line_errors(f"{name} ({architecture}) is not supported", fix):
+        hf_model.eval()
+        hf_model.set_attn_implementation("eager")
+        config = copy.deepcopy(hf_model.config)
+        reference = reference_logits(hf_model)
+        # No tokenizer: the bridge would replace it, and the kit feeds ids only.
         bridge = build_bridge_from_module(hf_model, architecture, hf_config=hf_model.config)
-    except ValueError as error:
-        raise ModelError(
-            f"The architecture of {names[0]} is not supported: {architecture} found. "
-            "Use a decoder such as Llama, GPT-2 or GPT-NeoX."
-        ) from error
-    # Nothing here trains it: passes keep no activations for gradients of weights.
-    bridge.requires_grad_(False)
-    cfg = bridge.cfg
-    shape = Shape(
-        architecture=architecture,
-        layers=int(cfg.n_layers),
-        heads=int(cfg.n_heads),
-        kv_heads=int(cfg.n_key_value_heads or cfg.n_heads),
-        d_model=int(cfg.d_model),
-        d_head=int(cfg.d_head),
-        d_vocab=int(config.vocab_size),
-        context=int(config.max_position_embeddings),
-        parallel=bool(getattr(cfg, "parallel_attn_mlp", False)),
-    )
-    return Model(*names, shape, tokenizer, bridge, config, provenance)
+        # Nothing here trains it: passes keep no activations for gradients of weights.
+        bridge.requires_grad_(False)
+        shape = read_shape(architecture, config, bridge.cfg)
+        model = Model(*names, shape, tokenizer, bridge, config, provenance)
+        check_acceptance(model, reference)
+    return model
 
 
 def require_eval(model: Model) -> None:
     """Raise ModelError for a model in training mode, whose runs differ by dropout."""
     if any(module.training for module in model.bridge.modules()):
         raise ModelError(
-            f"{model.name} is in training mode, so that its runs are random: call eval() on it"
+            f"{model.name} is in training mode, so its runs are random: call eval() on it"
         )

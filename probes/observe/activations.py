@@ -124,6 +124,9 @@ def record(
         names: Of `HOOK_POINTS`.
         select: Maps an activation of some prompts and their numbers in the batch to the part to
             keep; all of it by default.
+
+    Raises:
+        SiteError: The model lacks a hook, or passes by it.
     """
     layers = range(model.shape.layers)
     hooks = {name: [f"blocks.{k}.{HOOK_POINTS[name]}" for k in layers] for name in names}
@@ -137,6 +140,12 @@ def record(
 
         with model.recording([hook for group in hooks.values() for hook in group], part) as kept:
             model.forward(batch.ids[rows].to(model.device), batch.mask[rows].to(model.device))
+        missing = [name for name, group in hooks.items() if not kept.keys() >= {*group}]
+        if missing:
+            raise SiteError(
+                f"{model.name} ({model.shape.architecture}) does not compute {missing} in every "
+                "block: capture other activations"
+            )
         chunks.append(kept)
     return {
         name: torch.stack([torch.cat([kept[hook] for kept in chunks]) for hook in group])

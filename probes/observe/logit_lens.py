@@ -43,6 +43,9 @@ def logit_lens(model: Model, batch: Batch, *, activations: Activations | None = 
 
     A logit difference of 0 at an early layer does not show that the answer is absent: the stream
     may hold it in directions that the unembedding does not read.
+
+    Raises:
+        ModelError: The lens does not give the model's own logits at the last layer.
     """
     resid = (activations or capture(model, batch, ("resid",)))["resid"]
     layers = ("embed", *(f"L{layer}" for layer in range(model.shape.layers)))
@@ -53,7 +56,7 @@ def logit_lens(model: Model, batch: Batch, *, activations: Activations | None = 
         (rows,) = (last >= 0).nonzero(as_tuple=True)
         for layer in range(len(layers)):
             stream = resid[layer][rows, last[rows].to(resid.device)]
-            logits = model.bridge.unembed(model.bridge.ln_final(stream[:, None]))[:, 0].cpu()
+            logits = model.unembed(stream[:, None])[:, 0].cpu()
             for k, readout in enumerate(batch.readouts):
                 per_prompt[rows, layer, r, k] = logit_diff(
                     logits, foils[k][rows], readout.answer[rows]

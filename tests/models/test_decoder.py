@@ -19,7 +19,7 @@ from probes.models.decoder import (
 )
 from probes.models.model import wrap
 from probes.models.norm import read_norm
-from probes.testing.tiny_models import KINDS, hook_count, tiny, tiny_hf
+from probes.testing.tiny_models import KINDS, hook_count, tiny
 
 PROMPTS, LENGTH = 4, 9
 MASKS = {
@@ -249,11 +249,10 @@ def test_weights_that_give_other_logits_are_refused(kind):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_that_are_not_finite_are_refused(kind, value):
-    hf_model = tiny_hf(kind, 0)
+    model = tiny(kind)
     with torch.no_grad():
-        hf_model.get_output_embeddings().weight[5] = value
-    model = wrap(hf_model, name="broken")
-    with pytest.raises(ModelError, match="broken gives NaN or infinite logits on these prompts"):
+        model.bridge.unembed.original_component.weight[5] = value
+    with pytest.raises(ModelError, match="gives NaN or infinite logits on these prompts"):
         run(model)
 
 

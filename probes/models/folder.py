@@ -1,0 +1,113 @@
+"""Files of a model's folder: what is loaded, and what would be passed over in silence."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from probes.errors import ModelError
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model"),
+    *("vocab.json", "vocab.txt"),
+)
+
+# Causal masks that old releases of transformers saved with the weights.
+_MASK_KEY = re.compile(r"(^|\.)(attn|attention)\.(bias|masked_bias|causal_mask)$")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds files of a tokenizer."""
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder whose weights are not safetensors, or not all of what is loaded.
+
+    Raises:
+        ModelError: Weights are missing, pickled, quantized, outside of the folder, present twice,
+            or an adapter lies next to them.
+    """
+    files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    adapters = [name for name in _ADAPTER_FILES if name in files]
+    if adapters:
+        raise ModelError(
+            f"{str(folder)!r} holds an adapter ({', '.join(adapters)}), which is not loaded: merge "
+            "it (merge_and_unload of peft) and save the whole model, or move these files away."
+        )
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise ModelError(f"The config.json of {str(folder)!r} is not an object: {config!r:.80}")
+    if config.get("quantization_config"):
+        method = dict(config["quantization_config"]).get("quant_method", "unknown")
+        raise ModelError(
+            f"{str(folder)!r} is stored quantized ({method}), whose gradients can be wrong: load "
+            "it with transformers, call dequantize(), and save it without quantization_config."
+        )
+    stored = [name for name in files if name.endswith(".safetensors")]
+    if WEIGHTS in files:
+        loaded = [WEIGHTS]
+    elif INDEX in files:
+        loaded = _indexed_files(folder)
+    else:
+        raise ModelError(
+            f"No safetensors weights named {WEIGHTS} in {str(folder)!r}: {', '.join(files)} found. "
+            "Load the model with transformers and write it with save_pretrained(folder)."
+        )
+    ignored = [name for name in (*stored, INDEX) if name in files and name not in loaded]
+    if loaded != [WEIGHTS]:
+        ignored.remove(INDEX)
+    if ignored:
+        raise ModelError(
+            f"{str(folder)!r} holds two sets of weights: {', '.join(loaded[:3])} would be loaded, "
+            f"{', '.join(ignored[:3])} not. Move one set away."
+        )
+
+
+def _indexed_files(folder: Path) -> list[str]:
+    """Weight files of an index, checked before any is opened."""
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    names = sorted(set(map(str, index["weight_map"].values())))
+    for name in names:
+        if PurePosixPath(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+            raise ModelError(
+                f"{INDEX} of {str(folder)!r} points to {name!r}: only safetensors files of the "
+                "folder itself are opened. Save the model again with save_pretrained(folder)."
+            )
+        if not (folder / name).is_file():
+            raise ModelError(
+                f"{name} of {str(folder)!r} is missing, but {INDEX} lists it: fetch it again."
+            )
+    return names
+
+
+def check_loaded_keys(
+    source: str, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[object]
+) -> None:
+    """Refuse weights that the architecture lacks, or that the files lack.
+
+    Raises:
+        ModelError: Names the first key.
+    """
+    missing, mismatched = sorted(missing), [str(key) for key in mismatched]
+    unexpected = sorted(key for key in unexpected if not _MASK_KEY.search(key))
+    if missing:
+        raise ModelError(
+            f"The weights of {source!r} are incomplete: {missing[0]} is missing and would be "
+            f"random ({len(missing)} such found). Save or fetch the model again."
+        )
+    if unexpected:
+        raise ModelError(
+            f"The weights of {source!r} do not fit its config.json: {unexpected[0]} would be "
+            f"ignored ({len(unexpected)} such found). Correct the number of layers and the "
+            "architecture in config.json, or remove these weights."
+        )
+    if mismatched:
+        raise ModelError(
+            f"The weights of {source!r} do not fit its config.json: {mismatched[0]} has another "
+            "shape. Correct the sizes in config.json."
+        )

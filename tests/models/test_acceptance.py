@@ -1,0 +1,174 @@
+"""Every wrapped model gives Hugging Face's logits, or is refused in one line."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import probes as pb
+from probes.errors import ModelError, SiteError
+from probes.models.acceptance import check_acceptance, reference_logits
+from probes.models.model import random_init, wrap
+from probes.testing.tiny_models import tiny, tiny_hf
+
+SIZE = {
+    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "max_position_embeddings": 48, "initializer_range": 0.15,
+    "pad_token_id": 0,
+}  # fmt: skip
+GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+MLA = {
+    "q_lora_rank": 16, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8,
+    "v_head_dim": 6, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1,
+    "n_group": 1, "topk_group": 1, "num_key_value_heads": 4, **EXPERTS,
+}  # fmt: skip
+SUPPORTED = {
+    "gpt2": {},
+    "gpt_neox": {"rotary_pct": 0.25},
+    "llama": GROUPED,
+    "mistral": GROUPED | {"sliding_window": 4},
+    "mixtral": GROUPED | {"num_local_experts": 4},
+    "qwen2": GROUPED,
+    "qwen3": GROUPED,
+    "qwen3_moe": GROUPED | EXPERTS | {"num_experts": 4},
+    "gemma": GROUPED,
+    "gemma2": GROUPED | {"final_logit_softcapping": 1.0, "sliding_window": 4},
+    "gemma3_text": GROUPED | {"sliding_window": 4},
+    "phi3": {"num_key_value_heads": 2},
+    "olmo2": {},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "bloom": {"n_layer": 2, "n_head": 4},
+    "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 48, "expansion_ratio": 2},
+    "falcon": {"new_decoder_architecture": False, "multi_query": True, "parallel_attn": True},
+    "cohere": {"logit_scale": 0.0625, "num_key_value_heads": 2},
+    "granite": {"logits_scaling": 8.0, "residual_multiplier": 0.2, "num_key_value_heads": 2},
+    "nemotron": {"num_key_value_heads": 2},
+    "smollm3": GROUPED | {"no_rope_layers": [1, 0]},
+    "deepseek_v3": MLA,
+    "gpt_oss": GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4},
+    "llama4_text": GROUPED | {"num_local_experts": 2, "intermediate_size_mlp": 64},
+}
+REFUSED = {
+    "gpt2 without scaled attention": ("gpt2", {"scale_attn_weights": False}, "logits differ from"),
+    "gpt_neox without attention bias": ("gpt_neox", {"attention_bias": False}, "not supported"),
+    "falcon with grouped heads": (
+        "falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}, "not supported",
+    ),
+    "bert reads later tokens": ("bert", {}, "not a causal decoder"),
+    "rwkv": ("rwkv", {"context_length": 48}, "not supported|differ"),
+    "persimmon": ("persimmon", {}, "not supported"),
+    "openai-gpt": (
+        "openai-gpt", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 48}, "differ from",
+    ),
+}  # fmt: skip
+
+
+def build(kind, **overrides):
+    """Random-init Hugging Face model whose biases and norms are not trivial."""
+    config = AutoConfig.for_model(kind, **SIZE | overrides)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.default_generator.manual_seed(0)
+        hf_model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+        for name, weight in hf_model.named_parameters():
+            if name.endswith("bias") or "norm" in name:
+                weight.add_(0.1 * torch.randn_like(weight))
+    return hf_model
+
+
+@pytest.mark.parametrize("kind", SUPPORTED)
+def test_logits_and_the_lens_at_the_last_layer_are_hugging_faces(kind, letters):
+    hf_model = build(kind, **SUPPORTED[kind] | {"vocab_size": len(letters)})
+    model = wrap(hf_model, name=kind, tokenizer=letters)
+    batch = pb.tokenize(model, ["The fox has 3 apples", "a b"])
+    with torch.no_grad():
+        for row, mask in enumerate(batch.mask):
+            expected = hf_model(batch.ids[row, mask][None]).logits[0]
+            found = model.logits(batch.ids, batch.mask)[row, mask]
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        resid = pb.capture(model, batch, ("resid",))["resid"][-1]
+        lens, logits = model.unembed(resid), model.logits(batch.ids, batch.mask)
+    torch.testing.assert_close(lens[batch.mask], logits[batch.mask], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_model_with_other_logits_is_refused_in_one_line(name):
+    kind, overrides, message = REFUSED[name]
+    with pytest.raises(ModelError, match=message) as caught:
+        wrap(build(kind, **overrides), name="mine")
+    assert "mine" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_lens_that_does_not_give_the_models_logits_is_refused():
+    """OPT-350m projects its states down before the unembedding, and has no final norm."""
+    overrides = {"word_embed_proj_dim": 16, "do_layer_norm_before": False, "ffn_dim": 64}
+    model = wrap(build("opt", **overrides), name="mine")
+    with pytest.raises(ModelError, match="logit lens of mine"):
+        model.unembed(torch.zeros(1, 1, 32))
+
+
+def test_a_change_of_one_weight_after_wrapping_is_noticed():
+    hf_model = tiny_hf("llama", 0)
+    reference = reference_logits(hf_model)
+    model = wrap(hf_model, name="changed")
+    check_acceptance(model, reference)
+    with torch.no_grad():
+        next(iter(model.bridge.parameters()))[int(reference.ids[0, 3])] += 0.01
+    with pytest.raises(ModelError, match=r"changed .* logits differ from Hugging Face's by"):
+        check_acceptance(model, reference)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_numbers_are_refused_by_wrap(value):
+    hf_model = tiny_hf("llama", 0)
+    hf_model.model.norm.weight.data[3] = value
+    with pytest.raises(ModelError, match=r"weights of mine are broken: model\.norm\.weight"):
+        wrap(hf_model, name="mine")
+
+
+def test_weights_whose_logits_overflow_are_refused():
+    hf_model = tiny_hf("llama", 0)
+    hf_model.model.norm.weight.data.fill_(3e38)
+    with pytest.raises(ModelError, match="NaN or infinite logits"):
+        wrap(hf_model, name="mine")
+
+
+def test_acceptance_leaves_the_random_numbers_of_the_caller_alone():
+    state = torch.get_rng_state()
+    random_init(tiny("llama"), seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_tokens_outside_of_the_vocabulary_are_refused_unless_they_are_padding():
+    model = tiny("llama")
+    ids = torch.tensor([[200, 5, 6], [3, 4, 5]])
+    mask = torch.tensor([[False, True, True], [True, True, True]])
+    padded = model.logits(ids, mask)
+    torch.testing.assert_close(padded[:1, 1:], model.logits(ids[:1, 1:], mask[:1, 1:]))
+    for token in (97, -1):
+        ids[1, 1] = token
+        with pytest.raises(ModelError, match=rf"Token {token} is not in the vocabulary of tiny ll"):
+            model.logits(ids, mask)
+
+
+def test_an_activation_that_a_model_does_not_compute_is_refused_by_name(letters):
+    model = wrap(build("mamba", vocab_size=len(letters)), name="mine", tokenizer=letters)
+    assert pb.capture(model, "I have 9 foxes.", ("resid",))["resid"].isfinite().all()
+    for name in ("attention", "z", "mlp_out"):
+        with pytest.raises(SiteError, match=r"mine .*(no activation|not compute)"):
+            pb.capture(model, "I have 9 foxes.", (name,))
+
+
+def test_an_edit_that_changes_its_activation_in_place_without_returning_it_is_refused():
+    model = tiny("llama")
+    ids = torch.tensor([[3, 4, 5]])
+
+    def zero(value):
+        value.zero_()
+
+    for name in ("blocks.1.hook_mlp_out", "L1.MLP", "L1.H0"):
+        with (
+            pytest.raises(SiteError, match="changed its activation in place and returned None"),
+            model.editing({name: zero}),
+        ):
+            model.logits(ids, ids > 0)

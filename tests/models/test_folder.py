@@ -1,0 +1,205 @@
+"""Nothing in a model's folder is passed over in silence, and every fault is one line."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from probes.errors import ModelError
+from probes.models import loading
+from probes.models.folder import check_folder
+from probes.models.loading import one_line_errors
+from probes.models.model import load
+from probes.testing.tiny_models import tiny_hf
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny_hf("llama", seed=0).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def refused(folder, match):
+    with pytest.raises(ModelError, match=match) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def change_weights(folder, change):
+    weights = load_file(folder / WEIGHTS)
+    change(weights)
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def change_config(folder, **settings):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | settings))
+
+
+def shard(folder, name="model-00001-of-00001.safetensors"):
+    """Turn the weights into one shard with an index."""
+    keys = list(load_file(folder / WEIGHTS))
+    (folder / WEIGHTS).rename(folder / "model-00001-of-00001.safetensors")
+    content = {"metadata": {}, "weight_map": dict.fromkeys(keys, name)}
+    (folder / INDEX).write_text(json.dumps(content))
+
+
+def test_a_sharded_folder_loads(folder):
+    shard(folder)
+    assert load(folder).shape.layers == 3
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pytorch_model.bin", "../elsewhere.safetensors", "/tmp/elsewhere.safetensors",
+     "sub/a.safetensors", "..", "C:\\a.safetensors"],
+)  # fmt: skip
+def test_an_index_opens_safetensors_of_the_folder_alone(folder, name, monkeypatch):
+    shard(folder, name)
+    (folder / "pytorch_model.bin").write_bytes(b"pickled")
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was opened"))
+    refused(folder, "only safetensors files of the folder itself are opened")
+
+
+def test_a_shard_that_is_missing_is_named(folder):
+    shard(folder, "model-00002-of-00002.safetensors")
+    refused(folder, r"model-00002-of-00002\.safetensors .* is missing")
+
+
+@pytest.mark.parametrize("name", ["consolidated.safetensors", "model-00001-of-00002.safetensors"])
+def test_two_sets_of_weights_are_refused(folder, name):
+    (folder / name).write_bytes((folder / WEIGHTS).read_bytes())
+    refused(folder, f"two sets of weights: model.safetensors would be loaded, {name}")
+
+
+def test_hidden_files_are_no_second_set(folder):
+    (folder / "._model.safetensors").write_bytes(b"resource fork")
+    check_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_next_to_the_weights_is_refused_by_name(folder, name):
+    (folder / name).write_text("{}")
+    refused(folder, rf"holds an adapter \({name}\).*merge_and_unload")
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes"])
+def test_quantized_weights_are_refused_by_their_method(folder, method):
+    change_config(folder, quantization_config={"quant_method": method, "bits": 4})
+    refused(folder, rf"stored quantized \({method}\).*dequantize")
+
+
+def test_weights_of_layers_that_the_config_lacks_are_refused(folder):
+    change_config(folder, num_hidden_layers=2)
+    refused(folder, r"model\.layers\.2\..* would be ignored \(9 such found\)")
+
+
+def test_a_weight_that_no_architecture_knows_is_refused(folder):
+    change_weights(folder, lambda weights: weights.update({"extra.weight": torch.ones(2)}))
+    refused(folder, r"extra\.weight would be ignored")
+
+
+def test_a_missing_weight_is_refused(folder):
+    change_weights(folder, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
+    refused(folder, r"model\.layers\.1\.mlp\.up_proj\.weight is missing")
+
+
+def test_weights_of_other_sizes_are_refused(folder):
+    change_config(folder, intermediate_size=48)
+    refused(folder, "Could not load|another shape")
+
+
+def test_causal_masks_of_old_files_are_no_weights(tmp_path):
+    tiny_hf("gpt2", seed=0).save_pretrained(tmp_path)
+    mask = {"transformer.h.0.attn.bias": torch.ones(1), "h.0.attn.masked_bias": torch.ones(1)}
+    change_weights(tmp_path, lambda weights: weights.update(mask))
+    assert load(tmp_path).shape.layers == 3
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "null", "{", "[" * 100_000, '{"model_type": "nobody"}', '{"model_type": 7}',
+     '{"model_type": "llama", "num_hidden_layers": "three"}', '{"architectures": []}', "\udcff",
+     '{"quantization_config": 3}'],
+    ids=lambda text: text[:40],
+)  # fmt: skip
+def test_a_broken_config_is_one_line(folder, content):
+    (folder / "config.json").write_text(content, encoding="utf-8", errors="surrogateescape")
+    error = refused(folder, "")
+    assert str(folder) in str(error)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 8, b"\xff" * 64, b"\x08" + b"\x00" * 7 + b"{"])
+def test_broken_weights_are_one_line(folder, content):
+    (folder / WEIGHTS).write_bytes(content)
+    refused(folder, "Could not load")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", ["", "{}", "[1]", "{", '{"model": {"type": "BPE"}}'])
+def test_a_broken_tokenizer_is_one_line_or_none(folder, name, content):
+    (folder / name).write_text(content)
+    refused(folder, "Could not load")
+
+
+def test_a_tokenizer_of_vocab_and_merges_loads(folder):
+    vocab = {"<|endoftext|>": 0, "a": 1, "b": 2, "Ġ": 3, "ab": 4}
+    tiny_hf("gpt2", seed=0).save_pretrained(folder)
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("#version: 0.2\na b\n")
+    tokenizer = load(folder).tokenizer
+    assert tokenizer("ab a")["input_ids"] == [4, 3, 1]
+
+
+def test_a_folder_without_a_tokenizer_has_none(folder):
+    assert load(folder).tokenizer is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ImportError("no module"), KeyError("llama"), RecursionError("deep"), AttributeError("x"),
+     TypeError("7 is\nno number"), MemoryError(), AssertionError(), OSError("gone")],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_every_error_becomes_one_line_that_keeps_its_cause(error):
+    with pytest.raises(ModelError) as caught, one_line_errors("Could not load 'x'", "Check it."):
+        raise error
+    text = str(caught.value)
+    assert text.startswith("Could not load 'x': ")
+    assert text.endswith("Check it.")
+    assert type(error).__name__ in text
+    assert "\n" not in text
+    assert caught.value.__cause__ is error
+
+
+def test_a_panic_of_rust_code_becomes_one_line_and_an_interrupt_stays():
+    class PanicException(BaseException):
+        pass
+
+    with pytest.raises(ModelError, match="index out of bounds"), one_line_errors("a", "b"):
+        raise PanicException("index out of bounds")
+    with pytest.raises(KeyboardInterrupt), one_line_errors("a", "b"):
+        raise KeyboardInterrupt
+
+
+def test_a_hub_model_is_fetched_without_pickles_and_checked_as_a_folder(folder, monkeypatch):
+    asked = {}
+
+    def fetch(source, **patterns):
+        asked.update(patterns, source=source)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    monkeypatch.setattr(loading, "list_models", lambda: ())
+    model = load("owner/name")
+    assert (model.name, model.origin, model.provenance) == ("name", "hub owner/name", None)
+    assert asked["source"] == "owner/name"
+    assert not any("bin" in pattern for pattern in asked["allow_patterns"])
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="holds an adapter"):
+        load("owner/name")
