@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -18,8 +19,8 @@ def hook_edit(
     size: tuple[int, int],
     name: str,
     edit: Edit,
-) -> tuple[str, Edit]:
-    """Hook name and edit of a site or hook name.
+) -> tuple[str, Callable[..., Tensor | None]]:
+    """Hook name and checked edit of a site or hook name.
 
     Raises:
         SiteError: The model has no such activation.
@@ -32,7 +33,7 @@ def hook_edit(
             f"{model} has no activation {name!r}, or does not compute it by default; names close "
             f"to it: {', '.join(near) or 'none'}. Use a name of this model."
         )
-    return name, edit
+    return name, partial(apply_edit, name, edit)
 
 
 def _site_edit(model: str, size: tuple[int, int], name: str, edit: Edit) -> tuple[str, Edit]:

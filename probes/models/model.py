@@ -15,10 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from probes.errors import ModelError
-from probes.models.acceptance import LOGIT_TOLERANCE as LOGIT_TOLERANCE
 from probes.models.acceptance import check_acceptance, reference_logits
-from probes.models.edits import Edit as Edit
-from probes.models.edits import apply_edit, hook_edit
+from probes.models.edits import Edit, hook_edit
 from probes.models.kv_cache import block_cache_argument, replaced_caches
 from probes.models.loading import (
     check_finite,
@@ -126,8 +124,7 @@ class Model:
             SiteError: The model has no such activation, or the replacement has another shape.
         """
         size = (self.shape.layers, self.shape.heads)
-        pairs = [hook_edit(self.name, self.bridge, size, *item) for item in edits.items()]
-        hooks = [(name, partial(apply_edit, name, edit)) for name, edit in pairs]
+        hooks = [hook_edit(self.name, self.bridge, size, *item) for item in edits.items()]
         with self.locked(), self.bridge.hooks(fwd_hooks=hooks):
             yield
 
@@ -160,7 +157,7 @@ class Model:
             text: Prompt.
             max_new_tokens: Most tokens to add; fewer at the end of text or of the context.
             temperature: Of the sampled distribution; 0 takes the most likely token.
-            seed: Of the samples.
+            seed: Random seed.
         """
         ids = tokenize(self, text).ids.to(self.device)
         generator = torch.Generator(self.device).manual_seed(seed)

@@ -9,7 +9,8 @@ import probes
 from probes import files as resources
 from probes.errors import ModelError, SiteError
 from probes.models import loading as sources
-from probes.models.model import LOGIT_TOLERANCE, load, position_ids, random_init, wrap
+from probes.models.acceptance import LOGIT_TOLERANCE
+from probes.models.model import load, position_ids, random_init, wrap
 from probes.testing.tiny_models import KINDS, hook_count, tiny, tiny_hf, ungroup_heads
 
 
