@@ -23,6 +23,7 @@ from probes.prompts.batch import pad_token_id
 from probes.prompts.catalog import list_patterns
 from probes.prompts.interchange_pairs import OBJECT
 from probes.prompts.question import Question
+from probes.prompts.tokenization import special_prefix
 from probes.stats.intervals import Estimate, bootstrap_mean
 
 VARIABLES = ("operation", "verb", "object", "x", "y")
@@ -266,12 +267,12 @@ def _parsed_text(question: Question, text: str = "") -> ParsedText:
 
 
 def _tokenize(model: Model, texts: Sequence[str]) -> tuple[list[list[int]], list[list[str]]]:
-    """Return the ids of each text, with <bos> if there is one, and its tokens without."""
+    """Return the ids of each text, behind the tokenizer's own special tokens, and its tokens without."""
     tokenizer = model.tokenizer
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"{model.name} has no fast tokenizer: load it with one to read lines")
     whole = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
-    start = [tokenizer.bos_token_id] if isinstance(tokenizer.bos_token_id, int) else []
+    start = list(special_prefix(tokenizer))
     cut = [
         [text[a:b] for a, b in offsets]
         for text, offsets in zip(texts, whole["offset_mapping"], strict=True)

@@ -117,15 +117,18 @@ def tokenize(
     *,
     answers_from: Sequence[Question] | None = None,
     max_length: int | None = None,
+    add_bos: bool | None = None,
 ) -> Batch:
     """Tokenize questions, each followed by its answers, into one batch.
 
     Args:
-        source: A model, or any fast tokenizer; each text begins with its <bos> if it has one.
+        source: A model, or any fast tokenizer.
         questions: Questions, or plain texts without roles and answers.
         answers_from: Questions whose answers follow in place of the prompts' own, so that a
             counterfactual is read after the answer of its clean prompt.
         max_length: Most tokens of a prompt; a model's context length by default.
+        add_bos: Start each text with the BOS token, or not; by default with the special tokens
+            that the tokenizer itself writes. A text that begins with them gets none.
 
     Raises:
         BatchError: There is no question, or a text is longer than `max_length`.
@@ -139,7 +142,7 @@ def tokenize(
     if isinstance(questions, str | Question):
         questions = (questions,)
     asked = tuple(Question.from_text(q) if isinstance(q, str) else q for q in questions)
-    prompts = tokenize_questions(tokenizer, asked, answers_from=answers_from)
+    prompts = tokenize_questions(tokenizer, asked, answers_from=answers_from, add_bos=add_bos)
     return pad_prompts(asked, prompts, longest_length(prompts, max_length), pad_token_id(tokenizer))
 
 

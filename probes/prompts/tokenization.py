@@ -2,11 +2,14 @@
 
 A prompt and its answers are tokenized as one text, exactly as given. Roles are assigned by the
 overlap of character offsets without white space, so that any fast tokenizer works. A token of
-white space alone has the role of the next token.
+white space alone has the role of the next token. The special tokens in front are those that the
+tokenizer itself writes.
 """
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +20,10 @@ REST, BOS = "rest", "bos"
 
 MAX_CHARACTERS = 500_000
 """Most characters of a prompt with its answers; longer texts are refused before tokenization."""
+
+
+class SpecialTokenWarning(UserWarning):
+    """A text contains the literal text of a special token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +52,7 @@ def tokenize_questions(
     questions: Sequence[Question],
     *,
     answers_from: Sequence[Question] | None = None,
+    add_bos: bool | None = None,
 ) -> tuple[TokenizedPrompt, ...]:
     """Tokenize questions before padding; arguments and errors as in `tokenize`."""
     answers_from = answers_from or questions
@@ -54,12 +62,23 @@ def tokenize_questions(
     ]
     _check_questions(tokenizer, questions, [texts[-1] for texts in contexts])
     encoded = tokenizer(
-        [texts[-1] for texts in contexts], add_special_tokens=False, return_offsets_mapping=True
+        [texts[-1] for texts in contexts],
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
     )
     outcome_ids = _tokenize_outcomes(tokenizer, questions, contexts)
     prompts = []
     for index, (question, source) in enumerate(zip(questions, answers_from, strict=True)):
-        ids, offsets = encoded["input_ids"][index], encoded["offset_mapping"][index]
+        added = encoded["special_tokens_mask"][index]
+        prefix = _leading(encoded["input_ids"][index], added)
+        ids, offsets = (
+            [
+                value
+                for value, special in zip(encoded[key][index], added, strict=True)
+                if not special
+            ]
+            for key in ("input_ids", "offset_mapping")
+        )
         *befores, text = contexts[index]
         spans = [
             (f"reply_{name}", len(before), len(after))
@@ -92,8 +111,31 @@ def tokenize_questions(
             tuple(ends),
             tuple(outcomes),
         )
-        prompts.append(_add_bos(tokenizer, prompt))
+        if add_bos is not None:
+            prefix = special_prefix(tokenizer, add_bos=add_bos)
+        prompts.append(_add_prefix(tokenizer, prompt, prefix))
+    _warn_about_special_tokens(tokenizer, prompts)
     return tuple(prompts)
+
+
+def special_prefix(tokenizer: Any, *, add_bos: bool | None = None) -> tuple[int, ...]:  # noqa: ANN401
+    """Special tokens that a tokenizer writes before a text: BOS, several tokens, or none.
+
+    Args:
+        tokenizer: Fast tokenizer.
+        add_bos: True for the declared BOS alone, False for none, None for the tokenizer's own.
+
+    Raises:
+        TokenizerError: `add_bos` is True and the tokenizer declares no BOS.
+    """
+    if add_bos is None:
+        encoded = tokenizer("a", return_special_tokens_mask=True)
+        return _leading(encoded["input_ids"], encoded["special_tokens_mask"])
+    if add_bos and not isinstance(tokenizer.bos_token_id, int):
+        raise TokenizerError(
+            f"{type(tokenizer).__name__} declares no BOS token: leave add_bos out, or set bos_token"
+        )
+    return (tokenizer.bos_token_id,) if add_bos else ()
 
 
 def _check_questions(
@@ -146,18 +188,51 @@ def _check_boundary(text: str, token: tuple[int, int], character: int) -> None:
         )
 
 
-def _add_bos(tokenizer: PreTrainedTokenizerBase, prompt: TokenizedPrompt) -> TokenizedPrompt:
-    if not isinstance(tokenizer.bos_token_id, int):
-        return prompt
+def _leading(ids: Sequence[int], added: Sequence[int]) -> tuple[int, ...]:
+    """Ids before the first one that was not added; `added` is 1 for special tokens."""
+    return tuple(ids[: added.index(0) if 0 in added else len(added)])
+
+
+def _add_prefix(
+    tokenizer: PreTrainedTokenizerBase, prompt: TokenizedPrompt, prefix: tuple[int, ...]
+) -> TokenizedPrompt:
+    """Prompt behind a prefix, which is not repeated where the text begins with it."""
+    given = prefix or (tokenizer.bos_token_id,)
+    n = len(given)
+    if prompt.ids[:n] == given:  # A chat template has written it.
+        return replace(prompt, roles=(BOS,) * n + prompt.roles[n:])
+    n = len(prefix)
     return TokenizedPrompt(
-        (tokenizer.bos_token_id, *prompt.ids),
-        (BOS, *prompt.roles),
-        (str(tokenizer.bos_token), *prompt.tokens),
-        tuple(start + 1 for start in prompt.answer_starts),
-        tuple(start + 1 for start in prompt.outcome_starts),
-        tuple(end + 1 for end in prompt.answer_ends),
+        (*prefix, *prompt.ids),
+        (BOS,) * n + prompt.roles,
+        (*tokenizer.convert_ids_to_tokens(list(prefix)), *prompt.tokens),
+        tuple(start + n for start in prompt.answer_starts),
+        tuple(start + n for start in prompt.outcome_starts),
+        tuple(end + n for end in prompt.answer_ends),
         prompt.outcomes,
     )
+
+
+def _warn_about_special_tokens(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[TokenizedPrompt]
+) -> None:
+    """Warn where the text of a prompt became a special token, other than at its start."""
+    special = set(tokenizer.all_special_ids)
+    literal = {
+        text.strip(): None
+        for prompt in prompts
+        for token, role, text in zip(prompt.ids, prompt.roles, prompt.tokens, strict=True)
+        if token in special
+        and role != BOS
+        and text.strip() == str(tokenizer.convert_ids_to_tokens(token)).strip()
+    }
+    if literal:
+        warnings.warn(
+            f"The tokenizer reads {', '.join(literal)} in a text as a special token, not as "
+            "words: this is right for a chat template only",
+            SpecialTokenWarning,
+            stacklevel=2,
+        )
 
 
 def _tokenize_outcomes(

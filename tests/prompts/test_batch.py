@@ -1,10 +1,11 @@
 """Batches hold the right tokens in the right roles, for every kind of tokenizer."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from probes.errors import BatchError, OutcomeError, SiteError, TokenizerError
@@ -12,7 +13,12 @@ from probes.prompts.batch import tokenize
 from probes.prompts.catalog import pattern
 from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.question import Question
-from probes.prompts.tokenization import BOS, assign_roles
+from probes.prompts.tokenization import (
+    BOS,
+    SpecialTokenWarning,
+    assign_roles,
+    special_prefix,
+)
 
 FOX = "If I have two foxes and I take away one, how many foxes do I have?"
 
@@ -83,14 +89,74 @@ def test_all_tokens_together_spell_the_text_with_its_answers(tokenizer):
         assert len(batch.tokens[row]) == int(batch.mask[row].sum())
 
 
-def test_a_prompt_has_a_start_token_exactly_where_the_tokenizer_has_one(tokenizer):
+# Special tokens.
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [("own", ["<bos>"]), ("letters", []), ("gpt2", []), ("pythia", []), ("stories", ["<s>"])],
+)
+def test_a_prompt_starts_with_the_special_tokens_that_the_tokenizer_writes(request, name, prefix):
+    if name in ("own", "letters"):
+        tokenizer = request.getfixturevalue(name)
+    else:
+        tokenizer = request.getfixturevalue("shared_tokenizer")(name)
+    assert tokenizer.convert_ids_to_tokens(list(special_prefix(tokenizer))) == prefix
     batch = tokenize(tokenizer, sample(tokenizer))
-    assert (BOS in batch.roles) == (tokenizer.bos_token_id is not None)
-    if BOS in batch.roles:
-        first = batch.mask.int().argmax(1)
-        assert torch.equal(batch.role_mask(BOS).int().argmax(1), first)
-        assert batch.role_mask(BOS).sum(1).tolist() == [1] * len(batch)
-        assert (batch.ids[batch.role_mask(BOS)] == tokenizer.bos_token_id).all()
+    assert (BOS in batch.roles) == bool(prefix)
+    for row, question in enumerate(batch.questions):
+        whole = tokenizer(question.full_text)["input_ids"]
+        whole = whole[: len(whole) - whole.count(tokenizer.eos_token_id) * (name == "stories")]
+        assert batch.ids[row][batch.mask[row]].tolist() == whole
+
+
+def prefixed(own, template, **declared):
+    """The family's tokenizer with another template, in which <pad> is a second start token."""
+    tokenizer = deepcopy(own)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("<pad>", 0), ("<bos>", 1), ("<eos>", 2)]
+    )
+    return tokenizer
+
+
+def test_a_prefix_of_two_tokens_has_the_role_bos_and_a_suffix_is_left_out(own):
+    tokenizer = prefixed(own, "<pad> <bos> $A <eos>")
+    batch = tokenize(tokenizer, (fox(),))
+    plain = tokenize(own, (fox(),), add_bos=False)
+    assert batch.tokens[0] == ("<pad>", "<bos>", *plain.tokens[0])
+    assert batch.role_mask(BOS)[0].tolist()[:3] == [True, True, False]
+    for here, there in zip(batch.readouts, plain.readouts, strict=True):
+        for name in ("start", "position", "end"):
+            assert int(getattr(here, name)[0]) == int(getattr(there, name)[0]) + 2
+
+
+def test_add_bos_overrides_the_tokenizer(own, letters):
+    never = prefixed(own, "$A")
+    assert BOS not in tokenize(never, (fox(),)).roles
+    assert torch.equal(tokenize(never, fox(), add_bos=True).ids, tokenize(own, fox()).ids)
+    assert torch.equal(tokenize(own, fox(), add_bos=False).ids, tokenize(never, fox()).ids)
+    with pytest.raises(TokenizerError, match="declares no BOS token: leave add_bos out"):
+        tokenize(letters, fox(), add_bos=True)
+
+
+@pytest.mark.parametrize("add_bos", [None, True, False])
+def test_a_text_that_begins_with_the_start_token_gets_no_second_one(own, add_bos):
+    given = make_question("<bos>I have 5. Now I have", ("3", "7"))
+    batch = tokenize(own, (given,), add_bos=add_bos)
+    bare = tokenize(own, (make_question("I have 5. Now I have", ("3", "7")),))
+    assert (
+        batch.ids[0].tolist()
+        == [1, *own(given.full_text, add_special_tokens=False)["input_ids"]][1:]
+    )
+    assert batch.role_mask(BOS).sum() == bare.role_mask(BOS).sum() == 1
+    assert batch.tokens[0][0] == "<bos>"
+
+
+def test_the_text_of_a_special_token_inside_a_prompt_is_a_warning(own, recwarn):
+    tokenize(own, ("<bos>I have 5", "an <unknown> mark"))
+    assert not recwarn.list
+    with pytest.warns(SpecialTokenWarning, match="reads <eos>, <bos> in a text as a special token"):
+        tokenize(own, ("I have <eos> foxes <bos>", "You <eos>"))
 
 
 def test_roles_of_the_fox_sentence_are_in_text_order(own):

@@ -11,6 +11,7 @@ from probes.compression.derived_model import DerivedModel
 from probes.compression.distillation.trainer import TrainingText
 from probes.errors import ModelError
 from probes.models.kv_cache import cache_argument
+from probes.prompts.tokenization import special_prefix
 
 _BATCH_SIZE = 256
 """Prompts that a teacher goes on with at once."""
@@ -49,8 +50,7 @@ def read_text_file(model: DerivedModel, path: Path, *, length: int = 128) -> lis
     texts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not texts:
         raise ModelError(f"{str(path)!r} holds no text: write one a line")
-    first, last = model.tokenizer.bos_token_id, model.tokenizer.eos_token_id
-    start = () if first is None else (first,)
+    start, last = special_prefix(model.tokenizer), model.tokenizer.eos_token_id
     end = () if last is None else (last,)
     limit = min(length, int(model.hf_model.config.max_position_embeddings))
     found = model.tokenizer(texts, add_special_tokens=False).input_ids

@@ -15,6 +15,7 @@ from probes.prompts.interchange_pairs import OBJECT
 from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
+from probes.prompts.tokenization import special_prefix
 
 TUNING_WORDS = 3
 """How many of the words the learning rate is chosen by."""
@@ -126,11 +127,9 @@ def prepare_word(
         next(_sample_questions(patterns, rng.choice(known), tokenizer, rng))
         for _ in range(held_out)
     ]
-    ends = [getattr(tokenizer, f"{end}_token_id") for end in ("bos", "eos")]
+    eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
     rows = [
-        tuple(
-            t for t in (ends[0], *token_ids(tokenizer, q.full_text + "."), ends[1]) if t is not None
-        )
+        (*special_prefix(tokenizer), *token_ids(tokenizer, q.full_text + "."), *eos)
         for q in learned.values()
     ]
     token = token_ids(tokenizer, f" {noun}")[0]

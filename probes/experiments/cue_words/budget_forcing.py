@@ -26,6 +26,7 @@ from probes.experiments.cue_words.texts import (
     tokenize_cues,
 )
 from probes.models.model import Model
+from probes.prompts.tokenization import special_prefix
 
 _BATCH_TOKENS = 2048
 
@@ -176,7 +177,7 @@ def _own_answers(writer: _GreedyWriter, items: Sequence[CueItem]) -> list[str]:
     tokenizer = writer.model.tokenizer
     prompts = [item.prompt for item in items]
     starts = [
-        [tokenizer.bos_token_id] * isinstance(tokenizer.bos_token_id, int) + row
+        [*special_prefix(tokenizer), *row]
         for row in tokenizer(prompts, add_special_tokens=False)["input_ids"]
     ]
     stems = []

@@ -12,6 +12,7 @@ from torch import Tensor
 from probes.errors import BatchError, OutcomeError, TokenizerError
 from probes.prompts.batch import pad_token_id
 from probes.prompts.question import Question
+from probes.prompts.tokenization import special_prefix
 
 GivenAnswer = Literal["right", "wrong"]
 """Which answer stands before the cue, as if the model had written it."""
@@ -164,8 +165,7 @@ def tokenize_cues(
             "steps: choose words of one length"
         )
     _, tail, thens = found[cues[0]]
-    bos = tokenizer.bos_token_id
-    start = (bos,) if isinstance(bos, int) else ()
+    start = special_prefix(tokenizer)
     return CueTokens(
         stems=tuple(start + stem for stem in stems),
         prompts=tuple(len(start) + len(prompt) for prompt in prompts),

@@ -7,7 +7,7 @@ words that shall split are left out of the training text, and only their pieces 
 from collections.abc import Iterator
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from probes.experiments.family.corpus import sample_texts
@@ -60,6 +60,9 @@ def train_tokenizer(*, seed: int, count: int = 20_000) -> PreTrainedTokenizerFas
         show_progress=False,
     )
     tokenizer.train_from_iterator(_texts(seed, count), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", BOS)]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
