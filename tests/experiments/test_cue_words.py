@@ -207,7 +207,7 @@ def test_the_pieces_put_together_are_the_tokens_of_the_text(own):
     parts = tokenize_cues(own, items, [item.stem("right") for item in items], CUES)
     for cue, word in zip(CUES, parts.words, strict=True):
         texts = [cue_prompt(item, cue) for item in items]
-        wanted = [[own.bos_token_id, *ids] for ids in own(texts)["input_ids"]]
+        wanted = own(texts)["input_ids"]
         assert parts.rows([word] * len(items)) == wanted
 
 
@@ -263,7 +263,7 @@ def test_divergence_is_that_of_the_models_own_logits(own):
         ends = []
         for cue in ("Wait", "Hmm"):
             text = cue_prompt(question, cue, given_answer="wrong")
-            ids = torch.tensor([[own.bos_token_id, *own(text)["input_ids"]]])
+            ids = torch.tensor([own(text)["input_ids"]])
             ends.append(model.logits(ids, torch.ones_like(ids).bool())[:, -1].numpy())
         assert found.bits[0, k] == pytest.approx(jensen_shannon(*ends)[0], rel=1e-3)
     assert found.bits.min() > 0
