@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from probes.comparison.failing_prompts import head_failing_prompts, variable_failing_prompts
-from probes.comparison.heads.matching import MIN_RELIABILITY, HeadPairing, match_heads, pair_heads
-from probes.comparison.heads.profiles import HeadProfiles, head_similarity
+from probes.comparison.heads.matching import HeadPairing, match_heads, pair_heads
+from probes.comparison.heads.profiles import HeadProfiles, similarity_draws
 from probes.comparison.heads.verdicts import NullModels, head_verdicts
 from probes.comparison.measurements import (
     ComparisonPrompts,
@@ -31,7 +31,6 @@ from probes.observe.result import Gate, GateState
 from probes.stats.intervals import bootstrap_mean, percentile_interval, proportion
 from probes.stats.paired import mcnemar_test
 
-_DRAWS = 200
 _PROVENANCE_KEYS = ("_name_or_path", "transformers_version")
 
 
@@ -87,9 +86,6 @@ def assemble_comparison(
         other_seed=ceiling,
         seed=seed,
     )
-    taken = {match.partner for match in matches if match.label == "matched"}
-    repeats = b.profiles.split_halves().reliability()
-    free = [h for h, r in zip(b.profiles.heads, repeats, strict=True) if r >= MIN_RELIABILITY]
     heads = head_verdicts(
         a.heads,
         b.heads,
@@ -138,7 +134,6 @@ def assemble_comparison(
         ),
         solved_logit_diffs=_logit_diffs_on_solved({a.name: a.behavior, b.name: b.behavior}, seed),
         matches=matches,
-        unmatched=tuple(head for head in free if head not in taken),
         mean_pair_score=_mean_pair_score(a.profiles, b.profiles, pairings, ceiling, seed),
         plot_data={a.name: a.plot_data, b.name: b.plot_data},
         accuracy_changes=tuple(
@@ -240,7 +235,7 @@ def _mean_pair_score(
     seed: int,
 ) -> MeanPairScore:
     found = pair_heads(a, b)
-    drawn = head_similarity(a.bootstrap(_DRAWS, seed=seed), b.bootstrap(_DRAWS, seed=seed))
+    drawn = similarity_draws(a, b, seed=seed)[1:]
     rows = [k for k, partner in enumerate(found.partners) if partner >= 0]
     columns = [found.partners[k] for k in rows]
     chance = [pairing.mean_score for pairing in nulls]

@@ -1,5 +1,6 @@
 """What a comparison found: plain numbers, each beside its chance level and its ceiling."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -63,8 +64,7 @@ class Comparison(Result):
         gates: Full's gates, then the other's, one for each answer.
         untrained_accuracy: Mean accuracy of the untrained nets for each answer.
         solved: Leads on the items that both models solve.
-        matches: One for each head of `full`.
-        unmatched: Reliable heads of `other` that no head of `full` is matched with.
+        matches: Partner and pairing score of each head of `full`.
         overall: The mean of the match scores.
         views: What the pictures are drawn from, by model name.
         changes: For each answer the other's accuracy less full's, paired by question.
@@ -90,7 +90,6 @@ class Comparison(Result):
     random_init_accuracy: tuple[float, ...]
     solved_logit_diffs: tuple[SolvedLogitDiff, ...]
     matches: tuple[HeadMatch, ...]
-    unmatched: tuple[str, ...]
     mean_pair_score: MeanPairScore
     plot_data: Mapping[str, PlotData]
     accuracy_changes: tuple[Estimate, ...] = ()
@@ -122,9 +121,10 @@ class Comparison(Result):
         """Whether a closed gate withholds the words: no circuit of an absent behavior."""
         return any(gate.state == "closed" for gate in self.gates)
 
-    def count(self, label: str) -> int:
-        """Count the heads of `full` with a word."""
-        return sum(match.label == label for match in self.matches)
+    @property
+    def head_labels(self) -> dict[str, str]:
+        """Verdict on each head of `full`."""
+        return {v.subject: v.label for v in self.verdicts if v.kind == "head" and v.subject}
 
     def verdict(self, subject: str) -> Verdict:
         """Return what became of a variable, a head of full, or a head that the other alone has.
@@ -256,7 +256,7 @@ class Comparison(Result):
         return found
 
     def table(self) -> pd.DataFrame:
-        """Return the matches as a table, one head of `full` to a row."""
+        """Pairing score and verdict of each head of `full`."""
         rows = []
         for match in self.matches:
             rows.append(
@@ -270,7 +270,7 @@ class Comparison(Result):
                     "threshold": match.threshold,
                     "other_seed": match.other_seed_score,
                     "reliability": match.reliability,
-                    "verdict": "behavior absent" if self.behavior_absent else match.label,
+                    "verdict": self.head_labels.get(match.head, ""),
                 }
             )
         return pd.DataFrame(rows)
@@ -283,42 +283,31 @@ class Comparison(Result):
         if self.behavior_absent:
             absent = sorted({gate.model for gate in self.gates if gate.state == "closed"})
             return (
-                f"Behavior absent in {' and '.join(absent)}: heads are scored, but no word is "
-                "given to them.",
+                f"Behavior absent in {' and '.join(absent)}: heads have pairing scores, but no "
+                "verdicts.",
             )
-        busy = len(self.matches) - self.count("no reliable effect")
-        bar = self.matches[0].threshold
-        if bar > _MAX_THRESHOLD:
+        threshold = self.matches[0].threshold
+        if threshold > _MAX_THRESHOLD:
             return (
-                f"Untrained nets offer matches of {bar:.2f}: these prompts have too few roles and "
-                "contrasts to tell heads apart. Name more of them.",
+                f"Random-init models reach pairing scores of {threshold:.2f}: these prompts have "
+                "too few roles and contrasts to tell heads apart. Add roles or contrasts.",
             )
-        ceiling = ""
-        if self.other_seed:
-            reach = sum(
-                m.label != "no reliable effect" and m.other_seed_score > bar for m in self.matches
-            )
-            ceiling = f" In {self.other_seed} (another seed, n = 1) {reach} of {busy} beat the bar."
+        mean = self.mean_pair_score
+        other_seed = f"; {self.other_seed} {mean.other_seed:.2f}" if self.other_seed else ""
         return (
-            f"{self.count('matched')} of {busy} heads of {self.full.name} that repeat themselves "
-            f"have a match in {self.other.name}: their score beats {bar:.2f}, the 95th percentile "
-            f"of the best match that {self.nulls} untrained nets offer.{ceiling}",
-            f"Mean score of all pairs {self.mean_pair_score.score}; untrained nets "
-            f"{self.mean_pair_score.chance:.2f} (95th percentile {self.mean_pair_score.chance_high:.2f})"
-            + (
-                f"; {self.other_seed} {self.mean_pair_score.other_seed:.2f}."
-                if self.other_seed
-                else "."
-            ),
-            f"A match says that two heads look and act alike on these prompts. It does not yet "
-            f"say that {self.other.name} computes with the same circuit.",
+            f"Heads of {self.full.name} in {self.other.name}: {self._head_counts()}.",
+            f"Mean pairing score {mean.score}; {self.nulls} random-init models {mean.chance:.2f} "
+            f"(95th percentile {mean.chance_high:.2f}){other_seed}.",
         )
+
+    def _head_counts(self) -> str:
+        counts = Counter(self.head_labels.values())
+        return ", ".join(f"{n} {label}" for label, n in counts.most_common()) or "no verdicts"
 
     def __repr__(self) -> str:
         return (
             f"<Comparison {self.full.name} | {self.other.name} on {self.pattern}: "
-            f"{self.count('matched')} matched, {self.count('unmatched')} unmatched, "
-            f"{self.count('no reliable effect')} idle>"
+            f"{self._head_counts()}>"
         )
 
 

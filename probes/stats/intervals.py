@@ -59,6 +59,11 @@ def percentile_interval(value: float, samples: Float[np.ndarray, " draw"]) -> Es
     return Estimate(float(value), float(low), float(high))
 
 
+def bootstrap_estimate(draws: Float[np.ndarray, " draw"]) -> Estimate:
+    """First draw, from all prompts, with the middle 95 % of the others, from bootstrap samples."""
+    return percentile_interval(float(draws[0]), draws[1:])
+
+
 def bootstrap_weights(count: int, n_draws: int, *, seed: int) -> Float[np.ndarray, "draw prompt"]:
     """Number of times that each prompt occurs in each bootstrap sample."""
     rng = np.random.default_rng(seed)

@@ -111,28 +111,28 @@ def test_similarity_is_the_mean_of_two_cosines():
     assert head_similarity(a.mean(), b.mean())[0, 0, 0] == pytest.approx((np.sqrt(0.5) - 1) / 2)
 
 
-def test_a_head_that_does_nothing_resembles_no_other():
-    idle = profiles("no reliable effect", np.zeros((4, 1, 3)), np.zeros((4, 1, 3)))
-    assert head_similarity(idle.mean(), idle.mean())[0, 0, 0] == 0
+def test_a_head_without_effects_or_attention_is_similar_to_none():
+    zero = profiles("zero", np.zeros((4, 1, 3)), np.zeros((4, 1, 3))).mean()
+    assert head_similarity(zero, zero)[0, 0, 0] == 0
 
 
-def test_unrelated_heads_do_not_beat_the_bar_and_a_twin_does():
-    own, stranger = random_profiles(0), random_profiles(99)
-    twin = random_profiles(0, noise=0.2)
+def test_noisy_copies_score_above_the_threshold_and_unrelated_heads_do_not():
+    own, unrelated = random_profiles(0), random_profiles(99)
+    copy = random_profiles(0, noise=0.2)
     nulls = np.stack([pair_heads(own, random_profiles(k)).scores for k in range(1, 21)])
-    matched = match_heads(own, twin, null_scores=nulls, other_seed=None, seed=0)
-    strangers = match_heads(own, stranger, null_scores=nulls, other_seed=None, seed=0)
-    assert [match.label for match in matched] == ["matched"] * 4
-    assert "matched" not in [match.label for match in strangers]
-    assert all(match.threshold == family_wise_threshold(nulls) for match in matched)
+    copies = match_heads(own, copy, null_scores=nulls, other_seed=None, seed=0)
+    others = match_heads(own, unrelated, null_scores=nulls, other_seed=None, seed=0)
+    assert all(match.above_threshold for match in copies)
+    assert not any(match.above_threshold for match in others)
+    assert all(match.threshold == family_wise_threshold(nulls) for match in copies)
 
 
-def test_the_bar_is_the_percentile_of_the_best_match_of_each_null():
+def test_the_threshold_is_the_percentile_of_the_best_score_of_each_null():
     nulls = np.array([[0.1, 0.9], [0.3, 0.2], [0.5, np.nan]])
     assert family_wise_threshold(nulls) == pytest.approx(np.quantile([0.9, 0.3, 0.5], 0.95))
 
 
-def test_a_head_that_does_not_repeat_itself_is_idle_however_well_it_scores():
+def test_a_head_with_opposite_effects_in_the_two_halves_is_unreliable_whatever_its_score():
     rng = np.random.default_rng(0)
     effects = np.where(np.arange(20)[:, None, None] % 2 == 0, 1.0, -1.0) * rng.normal(
         size=(1, 1, 9)
@@ -141,7 +141,8 @@ def test_a_head_that_does_not_repeat_itself_is_idle_however_well_it_scores():
     noisy = profiles("noisy", effects, np.ones((20, 1, 9)))
     found = match_heads(noisy, noisy, null_scores=np.full((20, 1), -1.0), other_seed=None, seed=0)
     assert found[0].score.value > found[0].threshold
-    assert found[0].label == "no reliable effect"
+    assert not found[0].reliable
+    assert not found[0].above_threshold
 
 
 def test_more_heads_than_partners_leaves_some_without():
@@ -173,13 +174,13 @@ def compared(own):
     return compare(a, small(own, 1, layers=1), "take-away", prompts=4, nulls=3, seed=0)
 
 
-def test_untrained_relatives_get_no_word(compared):
+def test_random_init_models_lack_the_behavior(compared):
     assert compared.behavior_absent
     assert set(compared.table()["verdict"]) == {"behavior absent"}
     assert any("absent" in line for line in compared.summary())
 
 
-def test_chance_is_computed_even_behind_a_closed_gate(compared):
+def test_chance_is_computed_behind_a_closed_gate(compared):
     assert np.isfinite(compared.mean_pair_score.chance)
     assert all(np.isfinite(m.threshold) for m in compared.matches)
 
@@ -212,10 +213,10 @@ def test_relatives_with_different_tokenizers_are_compared_by_roles(own, letters,
     assert [gate.n_questions for gate in found.gates] == [10, 10]
 
 
-def test_a_bar_near_one_is_said_to_be_blind(compared):
-    blind = tuple(replace(match, threshold=0.99) for match in compared.matches)
+def test_a_threshold_near_one_is_reported(compared):
+    matches = tuple(replace(match, threshold=0.99) for match in compared.matches)
     gates = tuple(replace(gate, state="open") for gate in compared.gates)
-    found = replace(compared, matches=blind, gates=gates)
+    found = replace(compared, matches=matches, gates=gates)
     assert "too few roles" in found.summary()[-1]
 
 
@@ -239,7 +240,7 @@ def test_the_page_says_what_the_summary_says_and_stays_small(compared, tmp_path)
 
 def test_a_comparison_shows_itself_in_a_notebook(compared):
     assert "<section" in compared._repr_html_()
-    assert "matched" in repr(compared)
+    assert "8 behavior absent" in repr(compared)
 
 
 def test_a_comparison_leaves_no_hook_behind(own):

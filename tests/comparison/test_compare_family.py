@@ -135,8 +135,7 @@ def view():
 
 
 MATCHES = tuple(
-    HeadMatch(name, name, SURE, 0.9, 0.9, 0.1, 0.2, float("nan"), "matched")
-    for name in ("L0.H0", "L0.H1")
+    HeadMatch(name, name, SURE, 0.9, 0.9, 0.1, 0.2, float("nan")) for name in ("L0.H0", "L0.H1")
 )
 
 
@@ -148,7 +147,7 @@ def made(**changes):
         pattern="foxes", title="Foxes", example="How many?", contrasts={"x": 1.0},
         roles=("x", "answer"), answers=("number", "noun"), prompts=4, seed=0, nulls=2, other_seed="",
         gates=tuple(gate(model, a) for model in ("full", "other") for a in ("number", "noun")),
-        random_init_accuracy=(0.0, 0.0), solved_logit_diffs=(), matches=MATCHES, unmatched=(),
+        random_init_accuracy=(0.0, 0.0), solved_logit_diffs=(), matches=MATCHES,
         mean_pair_score=MeanPairScore(SURE, 0.1, 0.2, float("nan")), plot_data={"full": view(), "other": view()},
         accuracy_changes=(NONE, NONE),
         verdicts=(*variables, head("L0.H0"), head("L0.H1")),
@@ -157,6 +156,13 @@ def made(**changes):
         failing_prompts={"op": (FailingPrompt("a", "b", "c", "d"),)},
     )  # fmt: skip
     return replace(whole, **changes)
+
+
+def test_summary_and_table_give_verdicts_and_pairing_scores_of_heads():
+    found = made()
+    assert "Heads of full in other: 2 kept." in found.summary()
+    assert any(line.startswith("Mean pairing score") for line in found.summary())
+    assert list(found.table()["verdict"]) == ["kept", "kept"]
 
 
 # Equal, or not.

@@ -1,4 +1,4 @@
-"""Sets of heads that do together what one head of the other model does: splits and merges."""
+"""Sets of heads that together do the work of one head of the other model: splits and merges."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,48 +8,49 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from probes.comparison.heads.profiles import HeadProfiles, effect_fractions
+from probes.comparison.heads.matching import null_threshold
+from probes.comparison.heads.profiles import (
+    N_DRAWS,
+    ContrastAnswers,
+    HeadProfiles,
+    effect_fractions,
+)
 from probes.interventions.joint_patching import candidate_sets, explained_fraction, joint_effects
 from probes.models.model import Model
 from probes.prompts.pair_batch import PairBatch, tokenize_pairs
-from probes.stats.intervals import Estimate, bootstrap_weights, percentile_interval
+from probes.stats.intervals import Estimate, bootstrap_estimate, bootstrap_weights
 
 PARTIAL_EXPLAINED = 0.5
-"""A head or set that explains less of a share profile has no more than a part in it."""
+"""Explained fraction below which a head or set has at most a part of the work."""
 
 MIN_EXPLAINED = 0.7
-"""One that stands for a head explains surely more than this: two parts of three are not all."""
+"""Explained fraction that a counterpart must exceed: more than two parts of three."""
 
 MIN_EFFECT = 0.01
-"""A head that nowhere moves this share of an answer is idle."""
-
-_DRAWS = 200
-_QUANTILE = 0.95
-
-ContrastAnswers = Sequence[tuple[str, int]]
+"""Smallest effect fraction of a head with an effect."""
 
 
 @dataclass(frozen=True, eq=False)
 class ModelHeads:
-    """A model with what was measured of its heads; the batches are those of its profiles."""
+    """A model with its head profiles and the batches that they were measured on."""
 
     model: Model
     batches: Mapping[str, PairBatch]
     profiles: HeadProfiles
     lock: Any = field(default_factory=Lock, repr=False)
-    """Held while the model runs: several comparisons may need it at once."""
+    """Held while the model runs, because comparisons in other threads may use it."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeadSet:
-    """Heads of one model that were held, patched together, against one head of the other.
+    """Heads of one model patched together, compared with one head of the other model.
 
     Attributes:
-        target: The head, by number.
-        members: The heads of the set, by number.
-        explains: Share of the target's profile that the set explains, at most 1.
-        gain: That, less what the best single head explains.
-        claimed: Whether a member is by itself the counterpart of another head.
+        target: Number of the head.
+        members: Numbers of the heads of the set.
+        explained: Fraction of the target's effect fractions that the set explains, at most 1.
+        gain: Explained fraction minus that of the best single head.
+        member_matched: Whether one member alone explains another head.
     """
 
     target: int
@@ -61,135 +62,132 @@ class HeadSet:
 
 @dataclass(frozen=True, eq=False)
 class HeldOutProfiles:
-    """Share profiles of two models on the prompts that no set was chosen on.
+    """Effect fractions of two models on the odd prompts, on which no set was chosen.
 
-    Attributes:
-        targets, parts: All prompts alike in the first row, then bootstrap samples.
+    The first draw uses all odd prompts, the others are bootstrap samples.
     """
 
-    targets: Float[np.ndarray, "draw head share"]
-    parts: Float[np.ndarray, "draw part share"]
+    targets: Float[np.ndarray, "draw head fraction"]
+    parts: Float[np.ndarray, "draw part fraction"]
 
 
 def active_heads(
     profiles: HeadProfiles, contrast_answers: ContrastAnswers
 ) -> Bool[np.ndarray, " head"]:
-    """Say which heads repeat themselves and move a share of an answer; the others are idle."""
-    every = {contrast: np.ones((1, len(t))) for contrast, t in profiles.total_effects.items()}
-    found = effect_fractions(profiles.effects, profiles.total_effects, contrast_answers, every)[0]
-    return profiles.reliable & (np.abs(found).max(-1, initial=0.0) >= MIN_EFFECT)
+    """Heads with a reliable effect of at least `MIN_EFFECT`."""
+    fractions = profiles.effect_fractions(contrast_answers)[0]
+    return profiles.reliable & (np.abs(fractions).max(-1, initial=0.0) >= MIN_EFFECT)
 
 
 def held_out_profiles(
     targets: HeadProfiles, parts: HeadProfiles, contrast_answers: ContrastAnswers, *, seed: int
 ) -> HeldOutProfiles:
-    """Take the share profiles of the odd prompts; equal seeds draw equal prompts."""
+    """Effect fractions on the odd prompts; both models get the same bootstrap samples."""
     weights = _odd_prompt_weights(targets, seed)
     return HeldOutProfiles(
-        effect_fractions(targets.effects, targets.total_effects, contrast_answers, weights),
-        effect_fractions(parts.effects, parts.total_effects, contrast_answers, weights),
+        targets.effect_fractions(contrast_answers, weights),
+        parts.effect_fractions(contrast_answers, weights),
     )
 
 
 def search_sets(
     targets: ModelHeads, parts: ModelHeads, contrast_answers: ContrastAnswers, *, seed: int
 ) -> tuple[HeadSet, ...]:
-    """Find the pair and the triple that come nearest to each head, and patch them together.
+    """Choose a pair and a triple for each active head and patch them together.
 
-    Sets are chosen on the even prompts and measured on the odd. Idle heads are not
-    sought, and take no part.
+    Sets are chosen on the even prompts and measured on the odd prompts.
     """
     a, b = targets.profiles, parts.profiles
-    found = propose_sets(a, b, contrast_answers)
-    names = [tuple(b.heads[k] for k in members) for _, members in found]
+    proposals = propose_sets(a, b, contrast_answers)
+    names = [tuple(b.heads[k] for k in members) for _, members in proposals]
     sets = list(dict.fromkeys(names))
     if not sets:
         return ()
-    odd = {
+    odd_batches = {
         contrast: tokenize_pairs(parts.model.tokenizer, parts.batches[contrast].pairs[1::2])
         for contrast in dict.fromkeys(contrast for contrast, _ in contrast_answers)
     }
     with parts.lock:
-        effects = joint_effects(parts.model, odd, sets, b.roles)
+        effects = joint_effects(parts.model, odd_batches, sets, b.roles)
     weights = _odd_prompt_weights(b, seed)
     joint = effect_fractions(
         effects,
-        {contrast: b.total_effects[contrast][1::2] for contrast in odd},
+        {contrast: b.total_effects[contrast][1::2] for contrast in odd_batches},
         contrast_answers,
-        {contrast: weights[contrast][:, 1::2] for contrast in odd},
+        {contrast: weights[contrast][:, 1::2] for contrast in odd_batches},
     )
     return evaluate_sets(
-        found,
+        proposals,
         joint[:, [sets.index(name) for name in names]],
         held_out_profiles(a, b, contrast_answers, seed=seed),
     )
 
 
+def search_sets_from_profiles(
+    targets: HeadProfiles, parts: HeadProfiles, contrast_answers: ContrastAnswers, *, seed: int
+) -> tuple[HeadSet, ...]:
+    """The same search without a model: sums of effects replace joint patching."""
+    proposals = propose_sets(targets, parts, contrast_answers)
+    if not proposals:
+        return ()
+    held_out = held_out_profiles(targets, parts, contrast_answers, seed=seed)
+    joint = np.stack([held_out.parts[:, list(members)].sum(1) for _, members in proposals], 1)
+    return evaluate_sets(proposals, joint, held_out)
+
+
 def propose_sets(
     targets: HeadProfiles, parts: HeadProfiles, contrast_answers: ContrastAnswers
 ) -> list[tuple[int, tuple[int, ...]]]:
-    """Choose sets of parts for each target on the even prompts, by sums of their profiles."""
+    """Targets with candidate sets, chosen on the even prompts by sums of effect fractions."""
     even = {
         c: (np.arange(len(t))[None] % 2 == 0).astype(float)
         for c, t in targets.total_effects.items()
     }
-    aim = effect_fractions(targets.effects, targets.total_effects, contrast_answers, even)[0]
-    offer = effect_fractions(parts.effects, parts.total_effects, contrast_answers, even)[0]
+    target_fractions = targets.effect_fractions(contrast_answers, even)[0]
+    part_fractions = parts.effect_fractions(contrast_answers, even)[0]
     usable = active_heads(parts, contrast_answers).nonzero()[0]
     return [
         (int(target), tuple(int(usable[k]) for k in members))
         for target in active_heads(targets, contrast_answers).nonzero()[0]
-        for members in candidate_sets(aim[target], offer[usable])
+        for members in candidate_sets(target_fractions[target], part_fractions[usable])
     ]
 
 
 def evaluate_sets(
     proposals: Sequence[tuple[int, tuple[int, ...]]],
-    joint: Float[np.ndarray, "draw set share"],
+    joint: Float[np.ndarray, "draw set fraction"],
     held_out: HeldOutProfiles,
 ) -> tuple[HeadSet, ...]:
-    """Hold what sets explain against what the best single head does, draw by draw."""
-    single = explained_by(held_out.targets, held_out.parts).max(2)
-    # What each target by itself explains of each part.
-    alone = explained_by(held_out.parts[:1], held_out.targets[:1])[0]
+    """Compare what each set explains with what the best single head explains, in each draw."""
+    best_single = explained_by(held_out.targets, held_out.parts).max(2)
+    member_explains = explained_by(held_out.parts[:1], held_out.targets[:1])[0]
     sets = []
     for number, (target, members) in enumerate(proposals):
-        whole = explained_fraction(held_out.targets[:, target], joint[:, number : number + 1])[:, 0]
-        gain = whole - single[:, target]
-        others = np.delete(alone[list(members)], target, axis=1)
+        explained = explained_fraction(held_out.targets[:, target], joint[:, number : number + 1])[
+            :, 0
+        ]
+        other_targets = np.delete(member_explains[list(members)], target, axis=1)
         sets.append(
             HeadSet(
                 target,
                 members,
-                percentile_interval(float(whole[0]), whole[1:]),
-                percentile_interval(float(gain[0]), gain[1:]),
-                bool((others >= PARTIAL_EXPLAINED).any()),
+                bootstrap_estimate(explained),
+                bootstrap_estimate(explained - best_single[:, target]),
+                bool((other_targets >= PARTIAL_EXPLAINED).any()),
             )
         )
     return tuple(sets)
 
 
 def explained_by(
-    targets: Float[np.ndarray, "draw head share"], parts: Float[np.ndarray, "draw part share"]
+    targets: Float[np.ndarray, "draw head fraction"], parts: Float[np.ndarray, "draw part fraction"]
 ) -> Float[np.ndarray, "draw head part"]:
-    """Return how much of each target each part explains, draw by draw."""
+    """Fraction of each target that each part explains, in each draw."""
     return np.stack([explained_fraction(t, parts) for t in targets.swapaxes(0, 1)], 1)
 
 
-def search_sets_from_profiles(
-    targets: HeadProfiles, parts: HeadProfiles, contrast_answers: ContrastAnswers, *, seed: int
-) -> tuple[HeadSet, ...]:
-    """Run the search where only profiles are at hand: sums stand for joint patches."""
-    found = propose_sets(targets, parts, contrast_answers)
-    if not found:
-        return ()
-    held = held_out_profiles(targets, parts, contrast_answers, seed=seed)
-    joint = np.stack([held.parts[:, list(members)].sum(1) for _, members in found], 1)
-    return evaluate_sets(found, joint, held)
-
-
 def is_detected(head_set: HeadSet, threshold: float) -> bool:
-    """Say whether a set surely explains enough, surely gains more than a bar, and is not taken."""
+    """Whether a set explains and gains enough, and no member is matched alone."""
     return (
         not head_set.member_matched
         and head_set.explained.low > MIN_EXPLAINED
@@ -198,11 +196,11 @@ def is_detected(head_set: HeadSet, threshold: float) -> bool:
 
 
 def best_gain(sets: Sequence[HeadSet]) -> float:
-    """Return the largest gain of a set that explains enough, or 0."""
-    good = [
+    """Largest gain of a set that explains enough, or 0."""
+    gains = [
         s.gain.value for s in sets if s.explained.value >= MIN_EXPLAINED and not s.member_matched
     ]
-    return max(good, default=0.0)
+    return max(gains, default=0.0)
 
 
 def gain_threshold(
@@ -212,46 +210,43 @@ def gain_threshold(
     *,
     merge: bool,
 ) -> float:
-    """Return the 95th percentile of the best gain that the same search has in untrained nets.
+    """95th percentile of the best gain that the same search finds in random-init models.
 
-    What such a net moves is tiny, and no share of anything: it is scaled up until its strongest
-    head is as strong as the strongest of `full`. Its sums stand for joint patches: small effects
-    add up.
+    Effects of random-init models are small, so they add up: sums replace joint patching.
     """
-    best = []
-    for net in nulls:
-        strong = rescale_null(net, full, contrast_answers)
-        pair = (strong, full) if merge else (full, strong)
-        best.append(best_gain(search_sets_from_profiles(*pair, contrast_answers, seed=0)))
-    return float(np.quantile(best, _QUANTILE)) if best else 0.0
+    gains = []
+    for null in nulls:
+        rescaled = rescale_null(null, full, contrast_answers)
+        models = (rescaled, full) if merge else (full, rescaled)
+        gains.append(best_gain(search_sets_from_profiles(*models, contrast_answers, seed=0)))
+    return null_threshold(gains) if gains else 0.0
 
 
 def rescale_null(
     null: HeadProfiles, like: HeadProfiles, contrast_answers: ContrastAnswers
 ) -> HeadProfiles:
-    """Make an untrained net's strongest head as strong as the strongest of a trained one."""
-    every = {contrast: np.ones((1, len(t))) for contrast, t in like.total_effects.items()}
-    plain = {contrast: np.ones_like(t) for contrast, t in like.total_effects.items()}
-    wanted = np.linalg.norm(
-        effect_fractions(like.effects, like.total_effects, contrast_answers, every)[0], axis=1
-    ).max()
-    there = np.linalg.norm(
-        effect_fractions(null.effects, plain, contrast_answers, every)[0], axis=1
-    ).max()
-    factor = there / wanted if there > 0 else 1.0
-    return replace(
-        null, total_effects={contrast: factor * ones for contrast, ones in plain.items()}
+    """Scale a random-init model so that its strongest head equals that of a trained model.
+
+    Its own total effects are near 0, so that fractions of them are undefined.
+    """
+    ones = {contrast: np.ones_like(t) for contrast, t in like.total_effects.items()}
+    unscaled = replace(null, total_effects=ones)
+    strongest_null, strongest = (
+        np.linalg.norm(profiles.effect_fractions(contrast_answers)[0], axis=1).max()
+        for profiles in (unscaled, like)
     )
+    factor = strongest_null / strongest if strongest_null > 0 else 1.0
+    return replace(null, total_effects={contrast: factor * one for contrast, one in ones.items()})
 
 
 def _odd_prompt_weights(
     profiles: HeadProfiles, seed: int
 ) -> dict[str, Float[np.ndarray, "draw _"]]:
-    """Weigh the odd prompts: alike in the first row, then as bootstrap samples draw them."""
+    """Weights of the prompts: 0 if even; odd prompts all 1 first, then bootstrap counts."""
     weights = {}
     for number, (contrast, totals) in enumerate(profiles.total_effects.items()):
         count = len(totals) // 2
-        weights[contrast] = np.zeros((1 + _DRAWS, len(totals)))
+        weights[contrast] = np.zeros((1 + N_DRAWS, len(totals)))
         weights[contrast][0, 1::2] = 1
-        weights[contrast][1:, 1::2] = bootstrap_weights(count, _DRAWS, seed=seed + number)
+        weights[contrast][1:, 1::2] = bootstrap_weights(count, N_DRAWS, seed=seed + number)
     return weights

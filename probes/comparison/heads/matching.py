@@ -1,45 +1,40 @@
-"""Heads of two models paired one-to-one, against what the same search finds by chance."""
+"""One-to-one pairing of the heads of two models, with scores of random-init models as the null."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 
-from probes.comparison.heads.profiles import MIN_RELIABILITY, HeadProfiles, head_similarity
-from probes.comparison.heads.result import HeadMatch, MatchLabel
-from probes.stats.intervals import Estimate, percentile_interval
+from probes.comparison.heads.profiles import HeadProfiles, head_similarity, similarity_draws
+from probes.comparison.heads.result import HeadMatch
+from probes.stats.intervals import Estimate, bootstrap_estimate
 
-_DRAWS = 200
-_QUANTILE = 0.95
+NULL_QUANTILE = 0.95
 
 
 @dataclass(frozen=True, eq=False)
 class HeadPairing:
-    """The best one-to-one pairing of two sets of heads (Kuhn 1955): partner -1 is none."""
+    """One-to-one pairing with the largest sum of similarities (Kuhn 1955).
+
+    Attributes:
+        partners: Number of each head's partner; -1 is none.
+        scores: Similarity of each pair; NaN without a partner.
+    """
 
     partners: tuple[int, ...]
     scores: Float[np.ndarray, " head"]
 
     @property
-    def max_score(self) -> float:
-        """The highest score of the pairing."""
-        return float(np.nanmax(self.scores))
-
-    @property
     def mean_score(self) -> float:
-        """The mean score of the heads that found a partner."""
+        """Mean score of the paired heads."""
         return float(np.nanmean(self.scores))
 
 
 def pair_heads(a: HeadProfiles, b: HeadProfiles) -> HeadPairing:
-    """Pair heads so that the sum of their similarities is greatest."""
-    found = head_similarity(a.mean(), b.mean())[0]
-    rows, columns = linear_sum_assignment(found, maximize=True)
-    partner = np.full(len(a.heads), -1)
-    partner[rows] = columns
-    score = np.where(partner >= 0, found[np.arange(len(partner)), partner], np.nan)
-    return HeadPairing(tuple(int(index) for index in partner), score)
+    """Pair the heads of two models."""
+    return _pair_by_similarity(head_similarity(a.mean(), b.mean())[0])
 
 
 def match_heads(
@@ -50,41 +45,52 @@ def match_heads(
     other_seed: HeadPairing | None,
     seed: int,
 ) -> tuple[HeadMatch, ...]:
-    """Pair two models' heads and hold every score against chance and ceiling.
+    """Pair the heads of two models and give each pair its interval and null.
 
-    `nulls` are the scores of the same search, rerun with each untrained net in place of `b`.
+    Args:
+        a, b: Profiles on the same prompts.
+        null_scores: Scores of the same pairing with each random-init model in place of `b`.
+        other_seed: Pairing of `a` with its other-seed model.
+        seed: Seed of the bootstrap.
     """
-    found = pair_heads(a, b)
-    bar = family_wise_threshold(null_scores)
-    drawn = head_similarity(a.bootstrap(_DRAWS, seed=seed), b.bootstrap(_DRAWS, seed=seed))
-    own, other = a.split_halves().reliability(), b.split_halves().reliability()
+    draws = similarity_draws(a, b, seed=seed)
+    pairing = _pair_by_similarity(draws[0])
+    threshold = family_wise_threshold(null_scores)
+    reliability, partner_reliability = a.reliability, b.reliability
     matches = []
-    for index, (head, partner) in enumerate(zip(a.heads, found.partners, strict=True)):
+    for index, (head, partner) in enumerate(zip(a.heads, pairing.partners, strict=True)):
         paired = partner >= 0
-        score = Estimate(np.nan, np.nan, np.nan)
-        if paired:
-            score = percentile_interval(float(found.scores[index]), drawn[:, index, partner])
-        repeats = float(other[partner]) if paired else np.nan
-        word: MatchLabel = "no reliable effect"
-        if own[index] >= MIN_RELIABILITY:
-            word = "matched" if score.value > bar and repeats >= MIN_RELIABILITY else "unmatched"
-        chance = null_scores[:, index]
+        nulls = null_scores[:, index]
         matches.append(
             HeadMatch(
                 head=head,
                 partner=b.heads[partner] if paired else "",
-                score=score,
-                reliability=float(own[index]),
-                partner_reliability=repeats,
-                chance=float(np.nanmean(chance)) if (~np.isnan(chance)).any() else np.nan,
-                threshold=bar,
+                score=bootstrap_estimate(draws[:, index, partner])
+                if paired
+                else Estimate(np.nan, np.nan, np.nan),
+                reliability=float(reliability[index]),
+                partner_reliability=float(partner_reliability[partner]) if paired else np.nan,
+                chance=float(np.nanmean(nulls)) if (~np.isnan(nulls)).any() else np.nan,
+                threshold=threshold,
                 other_seed_score=float(other_seed.scores[index]) if other_seed else np.nan,
-                label=word,
             )
         )
     return tuple(matches)
 
 
 def family_wise_threshold(null_scores: Float[np.ndarray, "model head"]) -> float:
-    """Return the 95th percentile, over null models, of each one's best match."""
-    return float(np.quantile(np.nanmax(null_scores, axis=1), _QUANTILE))
+    """95th percentile, over models, of the best score of any head."""
+    return null_threshold([*np.nanmax(null_scores, axis=1)])
+
+
+def null_threshold(best_scores: Sequence[float]) -> float:
+    """95th percentile of the best score of each null model."""
+    return float(np.quantile(best_scores, NULL_QUANTILE))
+
+
+def _pair_by_similarity(similarity: Float[np.ndarray, "head_a head_b"]) -> HeadPairing:
+    rows, columns = linear_sum_assignment(similarity, maximize=True)
+    partner = np.full(len(similarity), -1)
+    partner[rows] = columns
+    scores = np.where(partner >= 0, similarity[np.arange(len(partner)), partner], np.nan)
+    return HeadPairing(tuple(int(index) for index in partner), scores)

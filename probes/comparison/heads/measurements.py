@@ -1,4 +1,4 @@
-"""Everything that the rules for heads read, measured once for each relative."""
+"""Measurements of two models that the rules for heads read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,25 +24,24 @@ from probes.comparison.heads.profiles import (
     MeanProfiles,
     affected_answers,
     head_similarity,
+    similarity_draws,
 )
 from probes.comparison.heads.role_free import RoleFreeSimilarity, role_free_similarity
-from probes.stats.intervals import Estimate, percentile_interval
+from probes.stats.intervals import Estimate, bootstrap_estimate
 
 MIN_GAIN = 0.1
-"""What a set must explain more than the best single head."""
-
-_DRAWS = 200
+"""Smallest gain of a set over the best single head."""
 
 
 @dataclass(frozen=True, eq=False)
 class NullModels:
-    """The nets that a relative is held against: their profiles, on the same prompts.
+    """Head profiles of the reference models, on the same prompts.
 
     Attributes:
-        untrained: Nets of the relative's shape with fresh weights: the bar.
-        strangers: Nets trained on the same words for another end.
-        controls: Nets of the relative's shape trained for the same end without the full model.
-        twin: Another seed of the full model.
+        random_init: Models of the relative's shape with fresh weights; they give the thresholds.
+        negative_controls: Models trained on the same words for another task.
+        same_shape: Models of the relative's shape trained for the same task without the full model.
+        other_seed: The full model's recipe with another seed.
     """
 
     random_init: Sequence[HeadProfiles]
@@ -53,21 +52,23 @@ class NullModels:
 
 @dataclass(frozen=True, eq=False)
 class HeadMeasurements:
-    """What was measured of two models: first all prompts alike, then bootstrap samples of them.
+    """Measurements of two models. The first draw uses all prompts, the others are bootstrap samples.
 
     Attributes:
-        a, b: Profiles of the full model, and of the relative.
-        busy_a, busy_b: Which heads are not idle.
-        bar: What alikeness must beat.
-        alike: How alike heads are (-1 to 1).
-        held: Share profiles on the odd prompts.
-        explains, explains_back: How much of each head of `a` each of `b` explains; and of `b`.
-        splits, merges: Sets of `b` for heads of `a`, and the other way.
-        split_bar, merge_bar: What the gain of a set must beat.
-        moves: Alikeness with roles summed over, and that of the other seed, if there is one.
-        stranger: How alike the best head is that nets trained for another end offer, if any is.
-        controls: For each control, the heads of `a` that it has split, and of its own busy heads
-            whether each is merged.
+        a, b: Profiles of the full model and of the relative.
+        active_a, active_b: Heads with a reliable effect.
+        threshold: Threshold of `similarity`.
+        similarity: Similarity of heads (-1 to 1).
+        held_out: Effect fractions on the odd prompts.
+        explained, explained_back: Fraction of each head of `a` that each head of `b` explains, and
+            the reverse.
+        splits, merges: Sets of `b` for heads of `a`, and the reverse.
+        split_threshold, merge_threshold: Thresholds of their gains.
+        role_free: Similarity with roles summed out.
+        other_seed_role_free: The same with the other-seed model.
+        negative_control_similarity: Similarity of the best head of the negative controls.
+        same_shape_sets: For each same-shape control: the heads of `a` that are split in it, and
+            for each of its active heads whether it is merged.
     """
 
     a: HeadProfiles
@@ -88,98 +89,76 @@ class HeadMeasurements:
     negative_control_similarity: Float[np.ndarray, "draw head"] | None
     same_shape_sets: tuple[tuple[frozenset[int], tuple[bool, ...]], ...]
 
-    def pair_similarity(self, head: int, partner: int) -> Estimate:
-        """Return how alike two heads are."""
-        return bootstrap_estimate(self.similarity[:, head, partner])
-
     def shortfall(self, head: int, partner: int) -> Estimate:
-        """Return how much more alike a head is to its partner than to itself, across halves."""
-        first, second = self.a.split_halves(), self.b.split_halves()
-        short = (
-            _cross_half_similarity(first, second)[:, head, partner]
-            - _cross_half_similarity(first, first)[:, head, head]
+        """Similarity to the partner minus similarity to itself, across halves of the prompts."""
+        a, b = self.a.split_halves(), self.b.split_halves()
+        difference = (
+            _cross_half_similarity(a, b)[:, head, partner]
+            - _cross_half_similarity(a, a)[:, head, head]
         ).mean()
-        drawn = self.similarity[:, head, partner] - self.similarity[0, head, partner]
-        return bootstrap_estimate(short + drawn)
+        deviations = self.similarity[:, head, partner] - self.similarity[0, head, partner]
+        return bootstrap_estimate(difference + deviations)
 
     def relative_strength(self, head: int, partner: int) -> Estimate:
-        """Return how much longer the partner's share profile is, as a share of the head's own."""
+        """Norm of the partner's effect fractions relative to the head's, minus 1."""
         own = np.linalg.norm(self.held_out.targets[:, head], axis=-1)
-        return bootstrap_estimate(
-            np.linalg.norm(self.held_out.parts[:, partner], axis=-1) / own - 1
-        )
+        partners = np.linalg.norm(self.held_out.parts[:, partner], axis=-1)
+        return bootstrap_estimate(partners / own - 1)
 
 
 def measure_heads(
     full: ModelHeads, other: ModelHeads, null_models: NullModels, *, seed: int
 ) -> HeadMeasurements:
     """Measure what the rules read."""
-    a, b = full.profiles, other.profiles
-    where = affected_answers(a, b)
-    held = held_out_profiles(a, b, where, seed=seed)
-    strangers = [
-        _bootstrap_similarity(a, net, seed).max(2) for net in null_models.negative_controls
+    a, b, nulls = full.profiles, other.profiles, null_models.random_init
+    answers = affected_answers(a, b)
+    held_out = held_out_profiles(a, b, answers, seed=seed)
+    best_controls = [
+        similarity_draws(a, control, seed=seed).max(2) for control in null_models.negative_controls
     ]
+    other_seed = null_models.other_seed
     return HeadMeasurements(
         a=a,
         b=b,
-        active_a=active_heads(a, where),
-        active_b=active_heads(b, where),
-        threshold=family_wise_threshold(
-            np.stack([pair_heads(a, net).scores for net in null_models.random_init])
-        ),
-        similarity=_bootstrap_similarity(a, b, seed),
-        held_out=held,
-        explained=explained_by(held.targets, held.parts),
-        explained_back=explained_by(held.parts, held.targets),
-        splits=search_sets(full, other, where, seed=seed),
-        merges=search_sets(other, full, where, seed=seed),
-        split_threshold=max(
-            MIN_GAIN, gain_threshold(a, null_models.random_init, where, merge=False)
-        ),
-        merge_threshold=max(
-            MIN_GAIN, gain_threshold(a, null_models.random_init, where, merge=True)
-        ),
-        role_free=role_free_similarity(a, b, null_models.random_init, where, seed=seed),
-        other_seed_role_free=role_free_similarity(a, null_models.other_seed, (), where, seed=seed)
-        if null_models.other_seed
+        active_a=active_heads(a, answers),
+        active_b=active_heads(b, answers),
+        threshold=family_wise_threshold(np.stack([pair_heads(a, null).scores for null in nulls])),
+        similarity=similarity_draws(a, b, seed=seed),
+        held_out=held_out,
+        explained=explained_by(held_out.targets, held_out.parts),
+        explained_back=explained_by(held_out.parts, held_out.targets),
+        splits=search_sets(full, other, answers, seed=seed),
+        merges=search_sets(other, full, answers, seed=seed),
+        split_threshold=max(MIN_GAIN, gain_threshold(a, nulls, answers, merge=False)),
+        merge_threshold=max(MIN_GAIN, gain_threshold(a, nulls, answers, merge=True)),
+        role_free=role_free_similarity(a, b, nulls, answers, seed=seed),
+        other_seed_role_free=role_free_similarity(a, other_seed, (), answers, seed=seed)
+        if other_seed
         else None,
-        negative_control_similarity=np.max(strangers, axis=0) if strangers else None,
-        same_shape_sets=tuple(_sets_in_control(a, net, seed) for net in null_models.same_shape),
+        negative_control_similarity=np.max(best_controls, axis=0) if best_controls else None,
+        same_shape_sets=tuple(_sets_in_control(a, model, seed) for model in null_models.same_shape),
     )
-
-
-def bootstrap_estimate(drawn: Float[np.ndarray, " draw"]) -> Estimate:
-    """Return the first of the draws with the middle 95 % of the others."""
-    return percentile_interval(float(drawn[0]), drawn[1:])
-
-
-def _bootstrap_similarity(
-    a: HeadProfiles, b: HeadProfiles, seed: int
-) -> Float[np.ndarray, "draw head_a head_b"]:
-    drawn = head_similarity(a.bootstrap(_DRAWS, seed=seed), b.bootstrap(_DRAWS, seed=seed))
-    return np.concatenate([head_similarity(a.mean(), b.mean()), drawn])
 
 
 def _cross_half_similarity(
     a: MeanProfiles, b: MeanProfiles
 ) -> Float[np.ndarray, "half head_a head_b"]:
-    """Hold each half of the prompts against the other half."""
+    """Similarity of each half of the prompts in `a` with the other half in `b`."""
     return head_similarity(a, MeanProfiles(b.effects[::-1], b.attention[::-1]))
 
 
 def _sets_in_control(
     a: HeadProfiles, control: HeadProfiles, seed: int
 ) -> tuple[frozenset[int], tuple[bool, ...]]:
-    """Run the search for sets in a net that never saw the full model, by sums of profiles."""
-    where = affected_answers(a, control)
-    splits = search_sets_from_profiles(a, control, where, seed=seed)
-    merged = {
-        s.target
-        for s in search_sets_from_profiles(control, a, where, seed=seed)
-        if is_detected(s, MIN_GAIN)
-    }
-    return (
-        frozenset(s.target for s in splits if is_detected(s, MIN_GAIN)),
-        tuple(int(head) in merged for head in active_heads(control, where).nonzero()[0]),
+    """Search for sets in a control, by sums of effect fractions."""
+    answers = affected_answers(a, control)
+    split, merged = (
+        frozenset(
+            found.target
+            for found in search_sets_from_profiles(*models, answers, seed=seed)
+            if is_detected(found, MIN_GAIN)
+        )
+        for models in ((a, control), (control, a))
     )
+    active = active_heads(control, answers).nonzero()[0]
+    return split, tuple(int(head) in merged for head in active)

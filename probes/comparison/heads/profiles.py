@@ -1,8 +1,8 @@
-"""What each head does, as a vector that two models of any shape share.
+"""Head profiles: vectors that can be compared between models of any shape.
 
-A head's profile has two halves. Its effects: how far patching it at each role, for each contrast,
-moves each answer (logits). Its attention: how much it attends from role to role, less what a head
-would that attends to all tokens alike (every causal head resembles every other by that much).
+A profile has two parts. Effects: change of each answer's logit difference when the head is patched,
+by contrast and role (logits). Attention: role-to-role attention minus that of a head that attends
+uniformly, because all causal heads share the latter.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Bool, Float
 
+from probes.comparison.heads.result import MIN_RELIABILITY
 from probes.interventions.sweep import PatchingEffects, activation_patching
 from probes.models.model import Model
 from probes.observe.attention import role_attention, uniform_attention
@@ -19,23 +20,26 @@ from probes.prompts.pair_batch import PairBatch
 from probes.prompts.role_axis import expand_to_roles
 from probes.stats.intervals import bootstrap_weights
 
-MIN_RELIABILITY = 0.5
-"""A head whose effects repeat less than this between halves of the prompts is idle."""
+N_DRAWS = 200
+"""Bootstrap samples behind every interval on heads."""
 
 _MIN_TOTAL_EFFECT = 0.1
+
+ContrastAnswers = Sequence[tuple[str, int]]
+"""Contrasts, each with the number of an answer that it changes."""
 
 
 @dataclass(frozen=True, eq=False)
 class HeadProfiles:
-    """The profiles of all heads of one model, prompt by prompt.
+    """Profiles of all heads of one model, by prompt.
 
     Attributes:
         model: Name of the model.
         heads: "L0.H0" and so on, layer by layer.
-        roles: The roles of both halves.
-        effects: For each contrast, what patching moves; NaN where a prompt lacks the role.
-        attention: For each contrast's clean prompts, attention less uniform attention.
-        totals: For each contrast, the fall of each answer's lead when all is replaced (logits).
+        roles: Roles of effects and attention.
+        effects: Patching effects by contrast; NaN where a prompt lacks the role.
+        attention: Attention minus uniform attention on the clean prompts of each contrast.
+        total_effects: Effect of replacing all components, by contrast (logits).
     """
 
     model: str
@@ -46,53 +50,60 @@ class HeadProfiles:
     total_effects: Mapping[str, Float[np.ndarray, "_ answer"]] = field(default_factory=dict)
 
     @property
-    def reliable(self) -> Bool[np.ndarray, " head"]:
-        """Which heads repeat themselves between halves of the prompts; the others are idle."""
-        return self.split_halves().reliability() >= MIN_RELIABILITY
+    def reliability(self) -> Float[np.ndarray, " head"]:
+        """Cosine of each head's effects on the even and on the odd prompts."""
+        first, second = unit_length(self.split_halves().effects)
+        return (first * second).sum(-1)
 
-    def weighted_mean(
-        self, weights: Mapping[str, Float[np.ndarray, "draw prompt"]]
-    ) -> "MeanProfiles":
-        """Average over prompts, once for each row of weights."""
-        return MeanProfiles(
-            np.concatenate(
-                [_weighted_mean(weights[c], e) for c, e in self.effects.items()], axis=2
-            ),
-            _weighted_mean(
-                np.concatenate([weights[c] for c in self.attention], axis=1),
-                np.concatenate(list(self.attention.values()), axis=0),
-            ),
-        )
+    @property
+    def reliable(self) -> Bool[np.ndarray, " head"]:
+        """Whether each head has reliable effects."""
+        return self.reliability >= MIN_RELIABILITY
 
     def mean(self) -> "MeanProfiles":
-        """Average over all prompts alike."""
-        return self.weighted_mean({c: np.ones((1, len(e))) for c, e in self.effects.items()})
+        """Mean over all prompts; one draw."""
+        return self._weighted_mean(self._equal_weights())
 
     def split_halves(self) -> "MeanProfiles":
-        """Average over the even and over the odd prompts."""
-        return self.weighted_mean({c: _half_weights(len(e)) for c, e in self.effects.items()})
+        """Means over the even and over the odd prompts; two draws."""
+        return self._weighted_mean({c: _half_weights(len(e)) for c, e in self.effects.items()})
 
-    def bootstrap(self, times: int, *, seed: int) -> "MeanProfiles":
-        """Average over bootstrap samples of the prompts; equal seeds draw equal prompts."""
-        return self.weighted_mean(
+    def bootstrap(self, *, seed: int) -> "MeanProfiles":
+        """Means over bootstrap samples; the same seed gives the same prompts in every model."""
+        return self._weighted_mean(
             {
-                c: bootstrap_weights(len(e), times, seed=seed + k)
+                c: bootstrap_weights(len(e), N_DRAWS, seed=seed + k)
                 for k, (c, e) in enumerate(self.effects.items())
             }
         )
 
+    def effect_fractions(
+        self,
+        contrast_answers: ContrastAnswers,
+        weights: Mapping[str, Float[np.ndarray, "draw _"]] | None = None,
+    ) -> Float[np.ndarray, "draw head fraction"]:
+        """Effect fractions for each row of weights; by default one row, all prompts equal."""
+        weights = self._equal_weights() if weights is None else weights
+        return effect_fractions(self.effects, self.total_effects, contrast_answers, weights)
+
+    def _equal_weights(self) -> dict[str, Float[np.ndarray, "1 _"]]:
+        return {c: np.ones((1, len(e))) for c, e in self.effects.items()}
+
+    def _weighted_mean(self, weights: Mapping[str, Float[np.ndarray, "draw _"]]) -> "MeanProfiles":
+        effects = [_weighted_mean(weights[c], e) for c, e in self.effects.items()]
+        attention = _weighted_mean(
+            np.concatenate([weights[c] for c in self.attention], axis=1),
+            np.concatenate(list(self.attention.values()), axis=0),
+        )
+        return MeanProfiles(np.concatenate(effects, axis=2), attention)
+
 
 @dataclass(frozen=True, eq=False)
 class MeanProfiles:
-    """Averaged profiles: one set of heads for each way of averaging."""
+    """Profiles averaged over prompts, once for each draw."""
 
     effects: Float[np.ndarray, "draw head effect"]
     attention: Float[np.ndarray, "draw head gaze"]
-
-    def reliability(self) -> Float[np.ndarray, " head"]:
-        """Return how alike each head's effects are in the two halves (cosine, -1 to 1)."""
-        first, second = _normalize(self.effects)
-        return (first * second).sum(-1)
 
 
 def profile_heads(
@@ -102,33 +113,39 @@ def profile_heads(
     *,
     kinds: Sequence[str] = ("heads",),
 ) -> tuple[HeadProfiles, dict[str, PatchingEffects]]:
-    """Measure the profiles of a model's heads; the effects come back for all components."""
-    effects, attention, swept, heads = {}, {}, {}, []
+    """Measure head profiles; also returns the effects of all components, by contrast."""
+    effects, attention, patched, heads = {}, {}, {}, []
     for contrast, pairs in batches.items():
-        here = [role for role in roles if role in pairs.clean.roles]
-        found = swept[contrast] = activation_patching(model, pairs, kinds=kinds, roles=here)
-        heads = [k for k, name in enumerate(found.components) if ".H" in name]
-        effects[contrast] = expand_to_roles(found.per_prompt[:, heads].numpy(), here, roles)
+        present = [role for role in roles if role in pairs.clean.roles]
+        swept = activation_patching(model, pairs, kinds=kinds, roles=present)
+        heads = [k for k, name in enumerate(swept.components) if ".H" in name]
+        effects[contrast] = expand_to_roles(swept.per_prompt[:, heads].numpy(), present, roles)
         attention[contrast] = _attention_above_uniform(model, pairs, roles)
-    names = tuple(next(iter(swept.values())).components[k] for k in heads)
-    totals = {contrast: found.total.double().numpy() for contrast, found in swept.items()}
-    return HeadProfiles(model.name, names, tuple(roles), effects, attention, totals), swept
+        patched[contrast] = swept
+    names = tuple(next(iter(patched.values())).components[k] for k in heads)
+    totals = {contrast: swept.total.double().numpy() for contrast, swept in patched.items()}
+    return HeadProfiles(model.name, names, tuple(roles), effects, attention, totals), patched
 
 
 def head_similarity(a: MeanProfiles, b: MeanProfiles) -> Float[np.ndarray, "draw head_a head_b"]:
-    """Return how alike heads are: the mean of the cosines of effects and of attention (-1 to 1)."""
-    effects = np.einsum("dif,djf->dij", _normalize(a.effects), _normalize(b.effects))
-    attention = np.einsum("dif,djf->dij", _normalize(a.attention), _normalize(b.attention))
-    return (effects + attention) / 2
+    """Mean of the cosines of effects and of attention (-1 to 1)."""
+    return (cosines(a.effects, b.effects) + cosines(a.attention, b.attention)) / 2
+
+
+def similarity_draws(
+    a: HeadProfiles, b: HeadProfiles, *, seed: int
+) -> Float[np.ndarray, "draw head_a head_b"]:
+    """Similarity on all prompts (first draw) and on bootstrap samples (other draws)."""
+    drawn = head_similarity(a.bootstrap(seed=seed), b.bootstrap(seed=seed))
+    return np.concatenate([head_similarity(a.mean(), b.mean()), drawn])
 
 
 def affected_answers(*models: HeadProfiles) -> tuple[tuple[str, int], ...]:
-    """Name the contrasts and answers (by number) that go together in every one of the models.
+    """Contrasts and answers whose mean total effect is above a tenth of the largest, in all models.
 
-    An answer that a contrast leaves alone has nothing to take a share of: its mean fall must be a
-    tenth of the model's largest.
+    Fractions of other answers are undefined or unstable.
     """
-    found = []
+    affected = []
     for model in models:
         means = {
             (contrast, k): abs(float(mean))
@@ -136,67 +153,86 @@ def affected_answers(*models: HeadProfiles) -> tuple[tuple[str, int], ...]:
             for k, mean in enumerate(totals.mean(0))
         }
         largest = max(means.values(), default=0.0)
-        found.append({at for at, mean in means.items() if mean > _MIN_TOTAL_EFFECT * largest})
-    return tuple(sorted(set.intersection(*found))) if found else ()
+        affected.append({at for at, mean in means.items() if mean > _MIN_TOTAL_EFFECT * largest})
+    return tuple(sorted(set.intersection(*affected))) if affected else ()
 
 
 def effect_fractions(
     effects: Mapping[str, Float[np.ndarray, "_ head effect"]],
     total_effects: Mapping[str, Float[np.ndarray, "_ answer"]],
-    contrast_answers: Sequence[tuple[str, int]],
+    contrast_answers: ContrastAnswers,
     weights: Mapping[str, Float[np.ndarray, "draw _"]],
-) -> Float[np.ndarray, "draw head share"]:
-    """Divide averaged effects by the averaged fall when all is replaced, for each row of weights.
+) -> Float[np.ndarray, "draw head fraction"]:
+    """Mean effects divided by the mean total effect, for each row of weights.
 
-    So two models can be held against each other whose logits have different scales. `where` names
-    contrasts and answers, as `live` does; the roles of one stand together.
+    Fractions are comparable between models whose logits have different scales. The last axis is
+    (contrast and answer, role).
     """
-    found = []
+    fractions = []
     for contrast, answer in contrast_answers:
-        mine, total = weights[contrast], total_effects[contrast]
-        each = rearrange(
-            _weighted_mean(mine, effects[contrast]),
+        weight, total = weights[contrast], total_effects[contrast]
+        mean_effects = rearrange(
+            _weighted_mean(weight, effects[contrast]),
             "draw head (role answer) -> draw head role answer",
             answer=total.shape[1],
         )
-        whole = mine @ total[:, answer] / mine.sum(1)
-        found.append(each[..., answer] / whole[:, None, None])
-    return np.concatenate(found, axis=2)
+        mean_total = weight @ total[:, answer] / weight.sum(1)
+        fractions.append(mean_effects[..., answer] / mean_total[:, None, None])
+    return np.concatenate(fractions, axis=2)
+
+
+def cosines(
+    a: Float[np.ndarray, "draw head_a feature"], b: Float[np.ndarray, "draw head_b feature"]
+) -> Float[np.ndarray, "draw head_a head_b"]:
+    """Cosine of every pair of vectors; 0 for a zero vector."""
+    return np.einsum("dif,djf->dij", unit_length(a), unit_length(b))
+
+
+def unit_length(
+    vectors: Float[np.ndarray, "draw head feature"],
+) -> Float[np.ndarray, "draw head feature"]:
+    """Scale vectors to length 1; zero vectors stay zero."""
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 1e-9)
+
+
+def expand_attention(
+    attention: Float[np.ndarray, "prompt layer head _ _"],
+    present_roles: Sequence[str],
+    roles: Sequence[str],
+) -> Float[np.ndarray, "prompt layer head role role_key"]:
+    """Attention over all roles, NaN for the roles that the prompts lack."""
+    shared = [role for role in roles if role in present_roles]
+    source = np.array([present_roles.index(role) for role in shared])
+    target = np.array([roles.index(role) for role in shared])
+    expanded = np.full((*attention.shape[:3], len(roles), len(roles)), np.nan)
+    expanded[..., target[:, None], target] = attention[..., source[:, None], source]
+    return expanded
 
 
 def _attention_above_uniform(
     model: Model, pairs: PairBatch, roles: Sequence[str]
 ) -> Float[np.ndarray, "prompt head feature"]:
-    found = role_attention(model, pairs.clean)
-    own = found.per_prompt - rearrange(
+    pooled = role_attention(model, pairs.clean)
+    uniform = rearrange(
         uniform_attention(pairs.clean), "prompt role role_key -> prompt 1 1 role role_key"
     )
-    here = [role for role in roles if role in found.roles]
-    at, to = [found.roles.index(r) for r in here], [roles.index(r) for r in here]
-    picked = own.numpy()[..., at, :][..., at]
-    full = np.full((*picked.shape[:3], len(roles), len(roles)), np.nan, dtype=np.float64)
-    full[..., np.array(to)[:, None], np.array(to)] = picked
-    return rearrange(full, "prompt layer head role role_key -> prompt (layer head) (role role_key)")
+    expanded = expand_attention((pooled.per_prompt - uniform).numpy(), pooled.roles, roles)
+    return rearrange(
+        expanded, "prompt layer head role role_key -> prompt (layer head) (role role_key)"
+    )
 
 
 def _weighted_mean(
-    weights: Float[np.ndarray, "draw prompt"], each: Float[np.ndarray, "prompt head feature"]
+    weights: Float[np.ndarray, "draw prompt"], values: Float[np.ndarray, "prompt head feature"]
 ) -> Float[np.ndarray, "draw head feature"]:
-    """Average what is there; a feature that no prompt has is 0 in every model alike."""
-    there = ~np.isnan(each)
-    total = np.einsum("dp,phf->dhf", weights, np.where(there, each, 0.0), optimize=True)
-    count = np.einsum("dp,phf->dhf", weights, there.astype(np.float64), optimize=True)
-    return np.divide(total, count, out=np.zeros_like(total), where=count > 0)
+    """Mean over the prompts that have a feature; 0 where none has it."""
+    present = ~np.isnan(values)
+    total = np.einsum("dp,phf->dhf", weights, np.where(present, values, 0.0), optimize=True)
+    weight = np.einsum("dp,phf->dhf", weights, present.astype(np.float64), optimize=True)
+    return np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
 
 
-def _half_weights(count: int) -> Float[np.ndarray, "draw prompt"]:
+def _half_weights(count: int) -> Float[np.ndarray, "2 prompt"]:
     even = (np.arange(count) % 2 == 0).astype(np.float64)
     return np.stack([even, 1 - even])
-
-
-def _normalize(
-    vectors: Float[np.ndarray, "draw head feature"],
-) -> Float[np.ndarray, "draw head feature"]:
-    """Scale to length 1; a head that does nothing stays at 0 and resembles no other."""
-    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 1e-9)

@@ -1,26 +1,24 @@
 """Result of pairing the heads of two models."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from probes.stats.intervals import Estimate
 
-MatchLabel = Literal["matched", "unmatched", "no reliable effect"]
+MIN_RELIABILITY = 0.5
+"""Smallest split-half cosine of a head with reliable effects."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeadMatch:
-    """One head of the first model and the head of the second that the search gave it.
+    """One head of the first model with its partner in the second.
 
     Attributes:
         head, partner: The heads; partner is "" where the second model has fewer heads.
-        score: Similarity of their profiles (-1 to 1), with its interval over prompts.
-        reliability, partner_reliability: How well each repeats itself on other prompts (-1 to 1).
-        chance: Mean score that this head gets in untrained nets.
-        chance_high: The family-wise 95th percentile of the nets' best matches: the bar.
-        ceiling: The score it gets in another seed of its own model, or NaN.
-        word: "no reliable effect" where the head does not repeat itself; "matched" where its score beats the
-            bar and its partner repeats itself; else "unmatched".
+        score: Similarity of their profiles (-1 to 1).
+        reliability, partner_reliability: Split-half cosine of their effects (-1 to 1).
+        chance: Mean score of the head over random-init models.
+        threshold: 95th percentile, over random-init models, of the best score of any head.
+        other_seed_score: Score of the head in the other-seed model, or NaN.
     """
 
     head: str
@@ -31,4 +29,13 @@ class HeadMatch:
     chance: float
     threshold: float
     other_seed_score: float
-    label: MatchLabel
+
+    @property
+    def reliable(self) -> bool:
+        """Whether the head has reliable effects."""
+        return self.reliability >= MIN_RELIABILITY
+
+    @property
+    def above_threshold(self) -> bool:
+        """Whether the head is reliable and its score exceeds the threshold."""
+        return self.reliable and self.score.value > self.threshold

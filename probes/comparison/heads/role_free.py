@@ -1,4 +1,4 @@
-"""Heads that move the same answers, whatever the role at which they do it."""
+"""Similarity of heads by the answers that they affect, with roles summed out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,25 +7,21 @@ import numpy as np
 from einops import rearrange, reduce
 from jaxtyping import Float, Int
 
-from probes.comparison.heads.head_sets import (
-    ContrastAnswers,
-    HeldOutProfiles,
-    held_out_profiles,
-    rescale_null,
-)
-from probes.comparison.heads.profiles import HeadProfiles
-
-_QUANTILE = 0.95
+from probes.comparison.heads.head_sets import HeldOutProfiles, held_out_profiles, rescale_null
+from probes.comparison.heads.matching import null_threshold
+from probes.comparison.heads.profiles import ContrastAnswers, HeadProfiles, cosines
 
 
 @dataclass(frozen=True, eq=False)
 class RoleFreeSimilarity:
-    """Share profiles summed over roles, and where each head does most.
+    """Cosines of effect fractions summed over roles, and the role of the largest effects.
+
+    The first draw uses all held-out prompts, the others are bootstrap samples.
 
     Attributes:
-        alike: Cosine of the sums (-1 to 1); the first row is all prompts, then bootstrap samples.
-        bar: The 95th percentile of the best pair that untrained nets offer.
-        at, at_b: The role, by number, of each head's strongest effects in each draw.
+        similarity: Cosine of the sums (-1 to 1).
+        threshold: 95th percentile of the best pair of each random-init model.
+        strongest_role_a, strongest_role_b: Number of the role of each head's largest effects.
     """
 
     similarity: Float[np.ndarray, "draw head head_b"]
@@ -42,57 +38,40 @@ def role_free_similarity(
     *,
     seed: int,
 ) -> RoleFreeSimilarity:
-    """Hold two models' heads against each other with roles summed over.
+    """Compare heads with roles summed out.
 
-    Few features are left, so that untrained nets offer much: the bar is often out of reach.
+    Few features remain, so the threshold is high; without nulls it is 1.
     """
-    held = held_out_profiles(a, b, contrast_answers, seed=seed)
-    best = [
-        float(
-            _cosines(
-                held_out_profiles(
-                    a, rescale_null(net, a, contrast_answers), contrast_answers, seed=seed
-                ),
-                contrast_answers,
-            )[0].max()
-        )
-        for net in nulls
-    ]
+    best_null_scores = []
+    for null in nulls:
+        rescaled = rescale_null(null, a, contrast_answers)
+        held_out = held_out_profiles(a, rescaled, contrast_answers, seed=seed)
+        best_null_scores.append(float(_role_free_cosines(held_out, contrast_answers)[0].max()))
+    held_out = held_out_profiles(a, b, contrast_answers, seed=seed)
     return RoleFreeSimilarity(
-        _cosines(held, contrast_answers),
-        float(np.quantile(best, _QUANTILE)) if best else 1.0,
-        _strongest_role(held.targets, contrast_answers),
-        _strongest_role(held.parts, contrast_answers),
+        _role_free_cosines(held_out, contrast_answers),
+        null_threshold(best_null_scores) if best_null_scores else 1.0,
+        _strongest_role(held_out.targets, contrast_answers),
+        _strongest_role(held_out.parts, contrast_answers),
     )
 
 
-def _cosines(
-    profiles: HeldOutProfiles, contrast_answers: ContrastAnswers
+def _role_free_cosines(
+    held_out: HeldOutProfiles, contrast_answers: ContrastAnswers
 ) -> Float[np.ndarray, "draw head head_b"]:
-    first, second = (
-        _normalize(_sum_over_roles(shares, contrast_answers))
-        for shares in (profiles.targets, profiles.parts)
+    sums = (
+        reduce(
+            f, "draw head (answer role) -> draw head answer", "sum", answer=len(contrast_answers)
+        )
+        for f in (held_out.targets, held_out.parts)
     )
-    return np.einsum("dis,djs->dij", first, second)
-
-
-def _sum_over_roles(
-    fractions: Float[np.ndarray, "draw head share"], contrast_answers: ContrastAnswers
-) -> Float[np.ndarray, "draw head moved"]:
-    return reduce(
-        fractions, "draw head (moved role) -> draw head moved", "sum", moved=len(contrast_answers)
-    )
+    return cosines(*sums)
 
 
 def _strongest_role(
-    fractions: Float[np.ndarray, "draw head share"], contrast_answers: ContrastAnswers
+    fractions: Float[np.ndarray, "draw head fraction"], contrast_answers: ContrastAnswers
 ) -> Int[np.ndarray, "draw head"]:
-    split = rearrange(
-        fractions, "draw head (moved role) -> draw head moved role", moved=len(contrast_answers)
+    by_role = rearrange(
+        fractions, "draw head (answer role) -> draw head answer role", answer=len(contrast_answers)
     )
-    return np.square(split).sum(2).argmax(-1)
-
-
-def _normalize(sums: Float[np.ndarray, "draw head moved"]) -> Float[np.ndarray, "draw head moved"]:
-    length = np.linalg.norm(sums, axis=-1, keepdims=True)
-    return np.divide(sums, length, out=np.zeros_like(sums), where=length > 1e-9)
+    return np.square(by_role).sum(2).argmax(-1)

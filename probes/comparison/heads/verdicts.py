@@ -1,25 +1,14 @@
-"""What became of every head of a model in a relative: the rules, one after the other."""
+"""Verdicts on heads; `probes.comparison.verdict` describes the rules."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
 from scipy.optimize import linear_sum_assignment
 
-from probes.comparison.heads.head_sets import (
-    MIN_EXPLAINED,
-    PARTIAL_EXPLAINED,
-    HeadSet,
-    ModelHeads,
-    is_detected,
-)
-from probes.comparison.heads.measurements import (
-    HeadMeasurements,
-    NullModels,
-    bootstrap_estimate,
-    measure_heads,
-)
+from probes.comparison.heads.absence import NO_RELIABLE_EFFECT, lost_verdict, new_verdict
+from probes.comparison.heads.head_sets import MIN_EXPLAINED, HeadSet, ModelHeads, is_detected
+from probes.comparison.heads.measurements import HeadMeasurements, NullModels, measure_heads
 from probes.comparison.verdict import (
     SIMILARITY_EQUIVALENCE,
     STRENGTH_EQUIVALENCE,
@@ -34,38 +23,52 @@ from probes.stats.evidence import (
     check_within,
     skipped_test,
 )
-from probes.stats.intervals import proportion
+from probes.stats.intervals import Estimate, bootstrap_estimate, proportion
 
 SIMILARITY_MARGIN = 0.1
-"""How much less alike than to itself a head may be that counts as equivalent."""
+"""Largest loss of similarity of an equivalent head, compared with itself on other prompts."""
 
 STRENGTH_MARGIN = 0.2
-"""How far the strength of an equivalent head may differ, as a share."""
+"""Largest relative difference in strength of an equivalent head."""
 
 _CONFIDENCE = 0.975
+_TEXTS = {
+    "set_explained": ("explained by the set", "the set does not do the work"),
+    "set_gain": ("gain over the best single head", "one head explains as much"),
+    "similarity": ("similarity", "random-init models have a head as similar"),
+    "explained": ("explained fraction", "the partner does not do its work"),
+    "above_negative_controls": (
+        "similarity above negative controls",
+        "a negative control has a head as similar",
+    ),
+    SIMILARITY_EQUIVALENCE: (
+        "similarity minus similarity to itself",
+        "it is less similar to its partner than to itself on other prompts",
+    ),
+    STRENGTH_EQUIVALENCE: ("relative strength", "its partner is stronger or weaker"),
+    "role_free_similarity": (
+        "similarity, roles summed out",
+        "random-init models have a head as similar",
+    ),
+}
+"""Name of each test and the meaning of its failure, by id."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Assignments:
-    """The words given so far, by number of the head, and which heads of the relative are taken."""
+@dataclass(frozen=True)
+class _Assigned:
+    """Verdicts so far, by number of the full model's head, and heads of the relative in use."""
 
-    verdicts: dict[int, Verdict] = field(default_factory=dict)
-    represents: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    """For each head of the relative the heads of the full model that it stands for."""
+    verdicts: Mapping[int, Verdict]
+    used: frozenset[int] = frozenset()
 
-    def assign(
-        self,
-        measured: HeadMeasurements,
-        head: int,
-        label: VerdictLabel,
-        partners: Sequence[int],
-        reason_and_tests: tuple,
-    ) -> None:
-        names = " + ".join(measured.b.heads[partner] for partner in partners)
-        reason, tests = reason_and_tests
-        self.verdicts[head] = Verdict(
-            measured.a.heads[head], "head", label, names, reason, tuple(tests)
-        )
+    def add(self, verdicts: Mapping[int, Verdict], partners: Iterable[int] = ()) -> "_Assigned":
+        return _Assigned({**self.verdicts, **verdicts}, self.used | frozenset(partners))
+
+    def free_heads(self, measured: HeadMeasurements) -> list[int]:
+        return [head for head in range(len(measured.a.heads)) if head not in self.verdicts]
+
+    def free_partners(self, measured: HeadMeasurements) -> list[int]:
+        return [int(n) for n in measured.active_b.nonzero()[0] if n not in self.used]
 
 
 def head_verdicts(
@@ -76,294 +79,170 @@ def head_verdicts(
     gate: GateState = "open",
     seed: int = 0,
 ) -> tuple[Verdict, ...]:
-    """Say of each head of a model what became of it in a relative; `verdict` holds the rules.
-
-    Heads of the relative that none of them has become follow, each with "" as its subject.
+    """Verdicts on all heads of the full model, then on unused heads of the relative.
 
     Args:
         full, other: The models, measured on the same pairs at the same roles.
-        chance: The nets that stand for chance.
-        gate: The worst of the two models' gates.
-        seed: Of the bootstrap.
+        null_models: Random-init models and controls.
+        gate: The worse of the two models' gates.
+        seed: Seed of the bootstrap.
     """
     heads = full.profiles.heads
     if gate == "closed":
-        why = "a model does not have the behavior, so no head has a part in it"
-        return tuple(Verdict(head, "head", "behavior absent", "", why) for head in heads)
-    seen, told = measure_heads(full, other, null_models, seed=seed), _Assignments()
-    for head in (~seen.active_a).nonzero()[0]:
-        told.assign(seen, int(head), "no reliable effect", (), (_NO_RELIABLE_EFFECT, ()))
-    _assign_sets(seen, told)
-    _assign_pairs(seen, told)
-    _assign_moved(seen, told)
-    _assign_lost(seen, told, gate)
-    return (
-        *(told.verdicts[number] for number in range(len(heads))),
-        *_relative_only_verdicts(seen, told, gate),
+        reason = "the gate of one model is closed"
+        return tuple(Verdict(head, "head", "behavior absent", "", reason) for head in heads)
+    measured = measure_heads(full, other, null_models, seed=seed)
+    inactive = [int(head) for head in (~measured.active_a).nonzero()[0]]
+    assigned = _Assigned(
+        {
+            head: Verdict(heads[head], "head", "no reliable effect", "", NO_RELIABLE_EFFECT)
+            for head in inactive
+        }
     )
+    for rule in (_split_or_merged, _kept, _moved):
+        assigned = rule(measured, assigned)
+    lost = {head: lost_verdict(measured, head, gate) for head in assigned.free_heads(measured)}
+    verdicts = assigned.add(lost).verdicts
+    new = [
+        new_verdict(measured, partner, gate)
+        for partner in range(len(measured.b.heads))
+        if partner not in assigned.used or not measured.active_b[partner]
+    ]
+    return (*(verdicts[head] for head in range(len(heads))), *new)
 
 
-_NO_RELIABLE_EFFECT = (
-    "its effects do not repeat between halves of the prompts, or move next to nothing"
-)
+def _verdict(
+    measured: HeadMeasurements,
+    head: int,
+    label: VerdictLabel,
+    partners: Sequence[int],
+    reason_and_tests: tuple[str, Sequence[StatisticalTest]],
+) -> Verdict:
+    reason, tests = reason_and_tests
+    names = " + ".join(measured.b.heads[partner] for partner in partners)
+    return Verdict(measured.a.heads[head], "head", label, names, reason, tuple(tests))
 
 
-def _assign_sets(measured: HeadMeasurements, assigned: _Assignments) -> None:
-    """Give the words "split" and "merged", the largest gain first; no head is used twice."""
-    ways: list[tuple[VerdictLabel, HeadSet, float]] = [
+def _split_or_merged(measured: HeadMeasurements, assigned: _Assigned) -> _Assigned:
+    """Assign detected sets, the largest gain first; no head is used twice."""
+    candidates: list[tuple[VerdictLabel, HeadSet, float]] = [
         *(("split", found, measured.split_threshold) for found in measured.splits),
         *(("merged", found, measured.merge_threshold) for found in measured.merges),
     ]
-    for word, found, bar in sorted(ways, key=lambda way: -way[1].gain.value):
-        mine, theirs = (found.target,), found.members
-        if word == "merged":
-            mine, theirs = theirs, mine
-        used = any(head in assigned.verdicts for head in mine) or any(
-            t in assigned.represents for t in theirs
-        )
-        if used or not is_detected(found, bar):
+    for label, found, threshold in sorted(candidates, key=lambda one: -one[1].gain.value):
+        heads, partners = (found.target,), found.members
+        if label == "merged":
+            heads, partners = partners, heads
+        taken = assigned.verdicts.keys() & set(heads) or assigned.used & set(partners)
+        if taken or not is_detected(found, threshold):
             continue
+        here = " and ".join(measured.a.heads[head] for head in heads)
+        there = " and ".join(measured.b.heads[partner] for partner in partners)
+        reason = f"{there} together do its work; none of them does alone"
+        if label == "merged":
+            reason = f"{here} together do the work of {there}; none of them does alone"
         tests = (
-            check_above(
-                "explained together",
-                "together they do not do it",
-                found.explained,
-                MIN_EXPLAINED,
-                id="set_explained",
-            ),
-            check_above(
-                "gained over one head", "one head does as much", found.gain, bar, id="set_gain"
-            ),
+            _above("set_explained", found.explained, MIN_EXPLAINED),
+            _above("set_gain", found.gain, threshold),
+            _same_shape_test(measured, label, found.target),
         )
-        there = " and ".join(measured.b.heads[partner] for partner in theirs)
-        reason = f"{there} do its work together, and none of them alone"
-        if word == "merged":
-            here = " and ".join(measured.a.heads[head] for head in mine)
-            reason = f"{here} do together, and none of them alone, what {there} does"
-        tests = (*tests, _same_shape_test(measured, word, found.target))
-        for head in mine:
-            assigned.assign(measured, head, word, theirs, (reason, tests))
-        assigned.represents.update(dict.fromkeys(theirs, mine))
+        verdicts = {
+            head: _verdict(measured, head, label, partners, (reason, tests)) for head in heads
+        }
+        assigned = assigned.add(verdicts, partners)
+    return assigned
 
 
 def _same_shape_test(measured: HeadMeasurements, label: VerdictLabel, head: int) -> StatisticalTest:
-    """Show what fewer heads, or the task itself, force on nets that never saw the full model."""
-    name = f"{label} without the full model"
+    """How often the same happens without the full model, by the smaller shape or the task alone."""
+    name, id = f"{label} in same-shape controls", "same_shape_control"
     if not measured.same_shape_sets:
-        return skipped_test(
-            name, "no control was given", is_deciding=False, id="same_shape_control"
-        )
+        return skipped_test(name, "no same-shape control was given", is_deciding=False, id=id)
     if label == "split":
-        found = [head in split for split, _ in measured.same_shape_sets]
+        hits = [head in split for split, _ in measured.same_shape_sets]
     else:
-        found = [merged for _, merges in measured.same_shape_sets for merged in merges]
-    says = "nets that never saw it do the same"
-    return check_below(
-        name, says, proportion(np.array(found, dtype=bool)), 0.5, id="same_shape_control"
-    ).non_deciding()
+        hits = [merged for _, merges in measured.same_shape_sets for merged in merges]
+    fraction = proportion(np.array(hits, dtype=bool))
+    return check_below(name, "controls show the same", fraction, 0.5, id=id).non_deciding()
 
 
-def _assign_pairs(measured: HeadMeasurements, assigned: _Assignments) -> None:
-    """Pair what is left one-to-one, and keep what surely beats the bar."""
-    rows = [n for n in range(len(measured.a.heads)) if n not in assigned.verdicts]
-    columns = [int(n) for n in measured.active_b.nonzero()[0] if n not in assigned.represents]
-    alike = measured.similarity[0][np.ix_(rows, columns)]
-    for row, column in zip(*linear_sum_assignment(alike, maximize=True), strict=True):
+def _kept(measured: HeadMeasurements, assigned: _Assigned) -> _Assigned:
+    """Pair the remaining heads one-to-one and assign the pairs above the threshold."""
+    rows, columns = assigned.free_heads(measured), assigned.free_partners(measured)
+    similarity = measured.similarity[0][np.ix_(rows, columns)]
+    for row, column in zip(*linear_sum_assignment(similarity, maximize=True), strict=True):
         head, partner = rows[row], columns[column]
-        score = measured.pair_similarity(head, partner)
-        whole = bootstrap_estimate(measured.explained[:, head, partner])
-        similar = check_above(
-            "alike",
-            "untrained nets offer such a head too",
-            score,
-            measured.threshold,
-            id="similarity",
-        )
-        explains = check_above(
-            "explained",
-            "it carries another share of the answers",
-            whole,
-            MIN_EXPLAINED,
-            id="explained",
-        )
+        draws = measured.similarity[:, head, partner]
+        similar = _above("similarity", bootstrap_estimate(draws), measured.threshold)
         if not similar.passed:
             continue
-        tests = [similar, explains]
-        word: VerdictLabel = "kept"
-        name = measured.b.heads[partner]
-        reason = f"looks and acts like {name}, more than chance offers, and as strongly"
+        fraction = bootstrap_estimate(measured.explained[:, head, partner])
+        explains = _above("explained", fraction, MIN_EXPLAINED)
+        tests, name = [similar, explains], measured.b.heads[partner]
+        label: VerdictLabel = "kept"
+        reason = f"more similar to {name} than the null allows, and {name} does its work"
         if not explains.passed:
-            word = "cannot tell"
-            reason = f"looks and acts like {name}, but {name} does not surely carry what it carries"
+            label = "cannot tell"
+            reason = f"similar to {name}, but the fraction that {name} explains is {fraction}"
         if measured.negative_control_similarity is not None:
-            more = bootstrap_estimate(
-                measured.similarity[:, head, partner]
-                - measured.negative_control_similarity[:, head]
-            )
-            name = "more alike than nets trained for another end"
-            specific = check_above(
-                name, "they have such a head as well", more, 0.0, id="above_negative_controls"
-            )
+            excess = bootstrap_estimate(draws - measured.negative_control_similarity[:, head])
+            specific = _above("above_negative_controls", excess, 0.0)
             tests.append(specific)
             if not specific.passed:
-                word, reason = "cannot tell", "nets trained for another end have such a head too"
-        assigned.represents[partner] = (head,)
+                label, reason = "cannot tell", "a negative control may have a head as similar"
         tests += _equivalence_tests(measured, head, partner)
-        assigned.assign(measured, head, word, (partner,), (reason, tests))
+        verdict = _verdict(measured, head, label, (partner,), (reason, tests))
+        assigned = assigned.add({head: verdict}, (partner,))
+    return assigned
 
 
 def _equivalence_tests(
     measured: HeadMeasurements, head: int, partner: int
-) -> list[StatisticalTest]:
-    """Show whether the two are the same within margins; the word does not read it."""
-    short, strength = measured.shortfall(head, partner), measured.relative_strength(head, partner)
-    unlike = "it differs from its partner more than from itself on other prompts"
-    return [
-        check_above(
-            "as alike as to itself", unlike, short, -SIMILARITY_MARGIN, id=SIMILARITY_EQUIVALENCE
-        ).non_deciding(),
-        check_within(
-            "as strong",
-            "its partner's share is another",
-            strength,
-            STRENGTH_MARGIN,
-            id=STRENGTH_EQUIVALENCE,
-        ).non_deciding(),
-    ]
+) -> tuple[StatisticalTest, ...]:
+    loss, strength = measured.shortfall(head, partner), measured.relative_strength(head, partner)
+    texts = _TEXTS[STRENGTH_EQUIVALENCE]
+    return (
+        _above(SIMILARITY_EQUIVALENCE, loss, -SIMILARITY_MARGIN).non_deciding(),
+        check_within(*texts, strength, STRENGTH_MARGIN, id=STRENGTH_EQUIVALENCE).non_deciding(),
+    )
 
 
-def _assign_moved(measured: HeadMeasurements, assigned: _Assignments) -> None:
-    """Find heads that move the same answers from another role."""
-    free = [int(n) for n in measured.active_b.nonzero()[0] if n not in assigned.represents]
-    for head in range(len(measured.a.heads)):
-        left = [n for n in free if n not in assigned.represents]
-        if head in assigned.verdicts or not left:
+def _moved(measured: HeadMeasurements, assigned: _Assigned) -> _Assigned:
+    """Assign heads that affect the same answers at another role."""
+    role_free = measured.role_free
+    for head in assigned.free_heads(measured):
+        free = assigned.free_partners(measured)
+        if not free:
+            break
+        partner = max(free, key=lambda n: float(role_free.similarity[0, head, n]))
+        score = bootstrap_estimate(role_free.similarity[:, head, partner])
+        test = _above("role_free_similarity", score, role_free.threshold)
+        role_a, role_b = role_free.strongest_role_a[:, head], role_free.strongest_role_b[:, partner]
+        if not test.passed or (role_a != role_b).mean() < _CONFIDENCE:
             continue
-        partner = max(left, key=lambda n: float(measured.role_free.similarity[0, head, n]))
-        score = bootstrap_estimate(measured.role_free.similarity[:, head, partner])
-        says = "untrained nets offer such a head too"
-        test = check_above(
-            "alike, roles summed",
-            says,
-            score,
-            measured.role_free.threshold,
-            id="role_free_similarity",
-        )
-        elsewhere = (
-            measured.role_free.strongest_role_a[:, head]
-            != measured.role_free.strongest_role_b[:, partner]
-        )
-        if not test.passed or elsewhere.mean() < _CONFIDENCE:
-            continue
-        names = [
-            measured.a.roles[at[0, n]]
-            for at, n in (
-                (measured.role_free.strongest_role_a, head),
-                (measured.role_free.strongest_role_b, partner),
-            )
-        ]
-        reason = f"moves the same answers at {names[1]}, not at {names[0]}"
-        other_seed = _moves_in_other_seed(measured, head)
-        word: VerdictLabel = "moved" if other_seed is False else "cannot tell"
-        assigned.represents[partner] = (head,)
-        if word != "moved":
-            reason += "; " + ("another seed does so too" if other_seed else "no seed to compare")
-        assigned.assign(measured, head, word, (partner,), (reason, [test]))
+        roles = measured.a.roles
+        reason = f"affects the same answers at {roles[role_b[0]]}, not at {roles[role_a[0]]}"
+        label: VerdictLabel = "cannot tell"
+        moves_in_other_seed = _moves_in_other_seed(measured, head)
+        if moves_in_other_seed is None:
+            reason += "; there is no other-seed model to compare"
+        elif moves_in_other_seed:
+            reason += "; the other-seed model differs as well"
+        else:
+            label = "moved"
+        verdict = _verdict(measured, head, label, (partner,), (reason, [test]))
+        assigned = assigned.add({head: verdict}, (partner,))
+    return assigned
 
 
 def _moves_in_other_seed(measured: HeadMeasurements, head: int) -> bool | None:
-    """Say whether another seed has the head at another role; None where there is none."""
-    if measured.other_seed_role_free is None:
+    """Whether the other-seed model has the head at another role; None without such a model."""
+    other_seed = measured.other_seed_role_free
+    if other_seed is None:
         return None
-    partner = int(measured.other_seed_role_free.similarity[0, head].argmax())
-    return bool(
-        measured.other_seed_role_free.strongest_role_a[0, head]
-        != measured.other_seed_role_free.strongest_role_b[0, partner]
-    )
+    partner = int(other_seed.similarity[0, head].argmax())
+    return bool(other_seed.strongest_role_a[0, head] != other_seed.strongest_role_b[0, partner])
 
 
-def _assign_lost(measured: HeadMeasurements, assigned: _Assignments, gate: GateState) -> None:
-    for head in range(len(measured.a.heads)):
-        if head not in assigned.verdicts:
-            numbers = measured.similarity[:, head], measured.explained[:, head]
-            tests = _absence_tests(measured.threshold, *numbers, measured.active_b)
-            tests += _no_set_test([s for s in measured.splits if s.target == head])
-            assigned.assign(measured, head, *_lost_or_undecided("lost", tests, gate))
-
-
-def _relative_only_verdicts(
-    measured: HeadMeasurements, assigned: _Assignments, gate: GateState
-) -> list[Verdict]:
-    """Tell the heads of the relative that no head of the full model has become."""
-    verdicts = []
-    for partner, name in enumerate(measured.b.heads):
-        if not measured.active_b[partner]:
-            verdicts.append(Verdict("", "head", "no reliable effect", name, _NO_RELIABLE_EFFECT))
-        elif partner not in assigned.represents:
-            numbers = measured.similarity[:, :, partner], measured.explained_back[:, partner]
-            tests = _absence_tests(measured.threshold, *numbers, measured.active_a)
-            tests += _no_set_test([s for s in measured.merges if s.target == partner])
-            word, _, (reason, tests) = _lost_or_undecided("new", tests, gate)
-            verdicts.append(Verdict("", "head", word, name, reason, tests))
-    return verdicts
-
-
-def _absence_tests(
-    threshold: float,
-    similarity: Float[np.ndarray, "draw other"],
-    explained: Float[np.ndarray, "sample other"],
-    active: Bool[np.ndarray, " other"],
-) -> tuple[StatisticalTest, ...]:
-    """Test that no head is alike, taken or not, and none does the work."""
-    names = ("alike to any head", "explained by any head")
-    says = ("a head is as alike", "a head does its work")
-    if not active.any():
-        return (
-            StatisticalTest(
-                names[0], says[0], None, "all heads are idle", True, id="max_similarity"
-            ),
-        )
-    return (
-        check_below(
-            names[0],
-            says[0],
-            bootstrap_estimate(similarity[:, active].max(1)),
-            threshold,
-            id="max_similarity",
-        ),
-        check_below(
-            names[1],
-            says[1],
-            bootstrap_estimate(explained[:, active].max(1)),
-            PARTIAL_EXPLAINED,
-            id="max_explained",
-        ),
-    )
-
-
-def _no_set_test(sets: Sequence[HeadSet]) -> tuple[StatisticalTest, ...]:
-    free = [found for found in sets if not found.member_matched]
-    if not free:
-        return ()
-    best = max(free, key=lambda found: found.explained.high)
-    return (
-        check_below(
-            "explained together",
-            "a set does its work",
-            best.explained,
-            PARTIAL_EXPLAINED,
-            id="max_set_explained",
-        ),
-    )
-
-
-def _lost_or_undecided(
-    label: VerdictLabel, tests: tuple[StatisticalTest, ...], gate: GateState
-) -> tuple[VerdictLabel, tuple[int, ...], tuple[str, tuple[StatisticalTest, ...]]]:
-    against = [test.meaning_if_failed for test in tests if not test.passed]
-    if against:
-        return "cannot tell", (), ("; ".join(f"perhaps {says}" for says in against), tests)
-    if gate != "open":
-        return "cannot tell", (), ("its work is nowhere, but the gate is not open", tests)
-    where = "the relative" if label == "lost" else "the full model"
-    return label, (), (f"no head or set of {where} is alike or does its work", tests)
+def _above(id: str, value: Estimate, threshold: float) -> StatisticalTest:
+    return check_above(*_TEXTS[id], value, threshold, id=id)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from probes.comparison.heads.matching import MIN_RELIABILITY
-from probes.comparison.heads.result import HeadMatch
+from probes.comparison.heads.result import MIN_RELIABILITY, HeadMatch
 from probes.comparison.result import Comparison, PlotData
+from probes.comparison.verdict import Verdict
 from probes.models.site import parse_head
 from probes.observe.result import Gate
 from probes.viz.blocks import Block, CellValue, Matrix, Note, Table, TableCell, Tone
@@ -23,14 +23,12 @@ from probes.viz.reports.verdict_tables import (
     head_blocks,
     models_table,
     variable_blocks,
+    verdict_cell,
 )
 
 _MAX_COMPONENTS = 6
 _MIN_EFFECT = 0.1  # logits
 _STATE_TONES: dict[str, Tone | None] = {"open": "good", "partial": None, "closed": "bad"}
-_MATCH_TONES: dict[str, Tone | None] = {
-    "matched": "good", "unmatched": "bad", "no reliable effect": "muted",
-}  # fmt: skip
 
 _GATE_INTRO = (
     "Circuits are compared only for behavior that a model has. The gate is open if accuracy is "
@@ -44,8 +42,8 @@ _ATTENTION_INTRO = (
 )
 _MATCH_INTRO = (
     "Heads are paired one-to-one by their patching effects, for each contrast and role, and their "
-    "attention. Pairing always returns pairs, so it is repeated with random-init models: a match "
-    "must exceed the 95th percentile of their best scores. Heads whose effects have a split-half "
+    "attention. Pairing always returns pairs, so it is repeated with random-init models: the "
+    "threshold is the 95th percentile of their best scores. Heads whose effects have a split-half "
     f"reliability below {MIN_RELIABILITY} count as unreliable."
 )
 _EFFECT_INTRO = (
@@ -57,7 +55,7 @@ _EFFECT_INTRO = (
 _METHOD_NOTE = (
     "Head similarity: mean of the cosine of patching effects and the cosine of attention, after "
     "subtracting uniform attention. Intervals: 95 %, over prompts. Random-init models are a weak "
-    "null: a match alone does not show the same circuit."
+    "null: a high score alone does not show the same circuit."
 )
 
 
@@ -94,7 +92,7 @@ def attention_grid(comparison: Comparison) -> Picture:
         for name, data in comparison.plot_data.items()
     ]
     pairs = [(parse_head(m.head), parse_head(m.partner)) for m in comparison.matches if m.partner]
-    start = max(comparison.matches, key=lambda m: (m.label == "matched", m.reliability))
+    start = max(comparison.matches, key=lambda m: (m.above_threshold, m.reliability))
     return head_grid(maps[0], maps[-1], pairs, start=parse_head(start.head))
 
 
@@ -147,7 +145,7 @@ def _gate_row(gate: Gate) -> list[CellValue]:
 def _match_blocks(comparison: Comparison) -> list[Block]:
     mean = comparison.mean_pair_score
     paired = [match for match in comparison.matches if match.partner]
-    ranked = sorted(paired, key=lambda m: (m.label == "no reliable effect", -m.score.value))
+    ranked = sorted(paired, key=lambda m: (not m.reliable, -m.score.value))
     rows = [
         Interval.of(
             "mean of all pairs",
@@ -158,14 +156,13 @@ def _match_blocks(comparison: Comparison) -> list[Block]:
         *map(_match_interval, ranked),
     ]
     columns = ("head", "partner", "score", "chance", "threshold", "other seed", "reliability",
-               "match")  # fmt: skip
-    cells = [_match_row(match, comparison.behavior_absent) for match in comparison.matches]
+               "verdict")  # fmt: skip
+    verdicts = {v.subject: v for v in comparison.verdicts if v.kind == "head"}
+    cells = [_match_row(match, verdicts.get(match.head)) for match in comparison.matches]
     notes = (
         "Chance: mean score of this head in random-init models. Threshold: 95th percentile of "
         "their best scores, one for all heads. Other seed: "
         f"{comparison.other_seed or 'none known'}, n = 1.",
-        f"Reliable heads of {comparison.other.name} without a match: "
-        f"{', '.join(comparison.unmatched) or 'none'}.",
     )
     plot = IntervalPlot(
         rows,
@@ -184,12 +181,11 @@ def _match_interval(match: HeadMatch) -> Interval:
         # A head that no random-init model pairs has a chance of NaN.
         chance=(float(np.fmin(match.chance, match.threshold)), match.threshold),
         upper_reference=match.other_seed_score,
-        tone="good" if match.label == "matched" else None,
+        tone="good" if match.above_threshold else None,
     )
 
 
-def _match_row(match: HeadMatch, behavior_absent: bool) -> list[CellValue]:
-    label = TableCell(match.label, _MATCH_TONES[match.label])
+def _match_row(match: HeadMatch, verdict: Verdict | None) -> list[CellValue]:
     return [
         match.head,
         match.partner or None,
@@ -198,7 +194,7 @@ def _match_row(match: HeadMatch, behavior_absent: bool) -> list[CellValue]:
         match.threshold,
         match.other_seed_score,
         match.reliability,
-        TableCell("behavior absent", "muted") if behavior_absent else label,
+        verdict_cell(verdict) if verdict else None,
     ]
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from probes.comparison.heads.head_sets import MIN_EXPLAINED, PARTIAL_EXPLAINED
-from probes.comparison.heads.matching import MIN_RELIABILITY
+from probes.comparison.heads.result import MIN_RELIABILITY
 from probes.comparison.heads.verdicts import SIMILARITY_MARGIN, STRENGTH_MARGIN
 from probes.comparison.model_facts import ModelFacts
 from probes.comparison.result import Comparison
