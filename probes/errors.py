@@ -51,3 +51,7 @@ class GateError(ProbeError):
 
 class EquivalenceError(ProbeError, AssertionError):
     """Two models are not shown to be equivalent: a failed test."""
+
+
+class NotTestedError(EquivalenceError):
+    """A test of equivalence had no mechanism to test: it cannot pass."""

@@ -21,7 +21,7 @@ from probes.cli.common import (
 )
 from probes.cli.make import make_app
 from probes.cli.study import study_app
-from probes.errors import EquivalenceError, GateError
+from probes.errors import EquivalenceError, GateError, NotTestedError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -62,6 +62,7 @@ class EdgeScoring(StrEnum):
 
 
 _EXIT_NOT_EQUIVALENT = 3
+_EXIT_NOT_TESTED = 4
 _EXIT_CHECK_FAILED = 5
 
 
@@ -92,7 +93,8 @@ def compare(
         float | None,
         typer.Option(
             help="Exit with code 3 unless each relative is equivalent to the full model within "
-            "this margin, a fraction of prompts. The report is written first.",
+            "this margin, a fraction of prompts; with code 4 if no variable and no head could be "
+            "tested. The report is written first.",
             min=0.0,
             max=1.0,
         ),
@@ -334,9 +336,18 @@ def _folding_table(
 
 
 def _assert_equivalent(result: Any, margin: float) -> None:  # noqa: ANN401
-    """Exit with code 3 where a relative is not equivalent."""
+    """Print what was tested; exit with code 3 for a difference, 4 if nothing was tested."""
+    from probes.comparison.equivalence import require_all
+
+    checks = result.equivalence(margin)
+    checks = checks if isinstance(checks, tuple) else (checks,)
+    for line in (line for check in checks for line in check.lines()):
+        print_line(open_console(), f"- {line}")
     try:
-        result.assert_equivalent(margin)
+        require_all(checks)
+    except NotTestedError as error:
+        Console(stderr=True, soft_wrap=True).print(str(error), markup=False, highlight=False)
+        raise typer.Exit(_EXIT_NOT_TESTED) from None
     except EquivalenceError as error:
         Console(stderr=True, soft_wrap=True).print(str(error), markup=False, highlight=False)
         raise typer.Exit(_EXIT_NOT_EQUIVALENT) from None

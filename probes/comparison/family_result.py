@@ -1,4 +1,4 @@
-"""One model beside several relatives: what became of each head and variable, in one table."""
+"""Family comparison: the verdicts on a model's heads and variables in several relatives."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,25 +6,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from probes.comparison.equivalence import EquivalenceCheck, require_all
 from probes.comparison.explanation import Explanation
 from probes.comparison.result import Comparison
-from probes.errors import EquivalenceError, SiteError
+from probes.errors import SiteError
 from probes.result import Result
 
 
 @dataclass(frozen=True, eq=False)
 class FamilyComparison(Result):
-    """A model compared with its relatives, on the same prompts and against the same nets.
-
-    Attributes:
-        comparisons: One for each relative.
-    """
+    """Comparisons of a model with several relatives, on the same prompts and null models."""
 
     comparisons: tuple[Comparison, ...]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The relatives."""
+        """Names of the relatives."""
         return tuple(found.other.name for found in self.comparisons)
 
     def __getitem__(self, name: str) -> Comparison:
@@ -32,10 +29,10 @@ class FamilyComparison(Result):
         for found in self.comparisons:
             if found.other.name == name:
                 return found
-        raise SiteError(f"{name!r} was not compared: there are {', '.join(self.names)}")
+        raise SiteError(f"{name!r} was not compared: choose from {', '.join(self.names)}")
 
     def table(self) -> pd.DataFrame:
-        """Return the words: a variable or head to a row, a relative to a column."""
+        """Verdicts: a row for each variable or head, a column for each relative."""
         subjects = dict.fromkeys(
             verdict.subject
             for one in self.comparisons
@@ -63,9 +60,9 @@ class FamilyComparison(Result):
         return pd.DataFrame.from_dict(rows, orient="index", columns=list(self.names))
 
     def metrics(self) -> pd.DataFrame:
-        """Return the numbers beside the words: gates, matches and kinship, nulls as columns too.
+        """Accuracies, head similarity and interchange accuracies; a column for each model.
 
-        Kinship is how much a relative's states turn the full model's answers, gate or no gate.
+        The last columns are the best random-init model and the negative controls.
         """
         first = self.comparisons[0]
         rows: dict[str, dict[str, float]] = {}
@@ -105,31 +102,33 @@ class FamilyComparison(Result):
         return pd.DataFrame.from_dict(rows, orient="index").T
 
     def summary(self) -> tuple[str, ...]:
-        """Say in plain sentences what was found, relative by relative."""
+        """One line for each relative."""
         return tuple(_summary_line(one) for one in self.comparisons)
 
     def explain(self, subject: str, relative: str) -> Explanation:
-        """Show the interventions behind a word; see `Comparison.why`."""
+        """Interventions behind a verdict; see `Comparison.explain`."""
         return self[relative].explain(subject)
 
-    def assert_equivalent(self, margin: float = 0.1, *, heads: bool = False) -> None:
-        """Raise unless every relative is surely the full model's equal; see `Comparison`.
+    def equivalence(
+        self, margin: float = 0.1, *, heads: bool | None = None
+    ) -> tuple[EquivalenceCheck, ...]:
+        """Test each relative for equivalence; see `Comparison.assert_equivalent`."""
+        return tuple(one.equivalence(margin, heads=heads) for one in self.comparisons)
+
+    def assert_equivalent(self, margin: float = 0.1, *, heads: bool | None = None) -> None:
+        """Raise unless every relative is equivalent; see `Comparison.assert_equivalent`.
 
         Raises:
-            EquivalenceError: One is not; the message says which, and why.
+            EquivalenceError: A part of a relative is not shown to be equivalent.
+            NotTestedError: No relative failed, but one was not tested.
         """
-        against = []
-        for one in self.comparisons:
-            try:
-                one.assert_equivalent(margin, heads=heads)
-            except EquivalenceError as error:
-                against.append(str(error))
-        if against:
-            raise EquivalenceError("\n".join(against))
+        require_all(self.equivalence(margin, heads=heads))
 
     def __repr__(self) -> str:
         first = self.comparisons[0]
-        return f"<Relatives of {first.full.name} on {first.pattern}: {', '.join(self.names)}>"
+        return (
+            f"<FamilyComparison of {first.full.name} on {first.pattern}: {', '.join(self.names)}>"
+        )
 
 
 def _verdict_text(verdict: Any) -> str:  # noqa: ANN401

@@ -1,35 +1,39 @@
-"""What a comparison found: plain numbers, each beside its chance level and its ceiling."""
+"""Comparison: the verdicts on the variables and heads of a model in one relative, with the numbers."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
+from probes.comparison.equivalence import EquivalenceCheck, check_equivalence
 from probes.comparison.explanation import Explanation, FailingPrompt, strongest_effects
 from probes.comparison.heads.result import HeadMatch
 from probes.comparison.model_facts import ModelFacts, PlotData
 from probes.comparison.variables.result import CrossModelTransfer
-from probes.comparison.verdict import NON_INFERIORITY, REFERENCE_SITE, Verdict
-from probes.errors import EquivalenceError, SiteError
+from probes.comparison.verdict import Verdict
+from probes.errors import SiteError
 from probes.observe.result import Gate
 from probes.result import Result
 from probes.stats.intervals import Estimate
 
 _MAX_THRESHOLD = 0.95
-"""Above this bar no score means anything: chance all but reaches 1."""
+"""Above this threshold a pairing score has no meaning: random-init models nearly reach 1."""
+
+_SURVIVES = ("kept", "moved", "split", "merged")
+_GONE = ("lost", "behavior absent")
 
 
 @dataclass(frozen=True, slots=True)
 class MeanPairScore:
-    """The mean score of all paired heads, beside chance and ceiling.
+    """Mean pairing score of all heads.
 
     Attributes:
-        score: The mean over the pairs, with its interval over prompts.
-        chance, chance_high: Mean and 95th percentile of the same mean in untrained nets.
-        ceiling: The mean of as many pairs, the best, of another seed of the first model, or
-            NaN; n = 1.
+        score: Mean over the pairs, with its interval over prompts.
+        chance, chance_high: Mean and 95th percentile of the same over random-init models.
+        other_seed: The same with the other-seed model (n = 1), as many of its best pairs; NaN
+            without one.
     """
 
     score: Estimate
@@ -40,7 +44,7 @@ class MeanPairScore:
 
 @dataclass(frozen=True, slots=True)
 class SolvedLogitDiff:
-    """How far an answer leads on the items that both models solve."""
+    """Logit difference of one model and answer on the questions that both models solve."""
 
     model: str
     answer: str
@@ -50,28 +54,30 @@ class SolvedLogitDiff:
 
 @dataclass(frozen=True, eq=False)
 class Comparison(Result):
-    """Two relatives on one pattern: can they do it, and which heads do the same.
+    """Comparison of a model with one relative on one pattern.
 
     Attributes:
-        full, other: The models.
-        pattern, title: The pattern and what it says.
-        example: One question of the pattern with its answers.
-        contrasts: The contrasts that were patched, each with the share of its pairs whose tokens
-            all had a counterpart.
-        roles, answers: The axes of the views.
-        prompts, seed, nulls: Pairs a contrast, the seed, and how many untrained nets gave chance.
-        ceiling: Name of the other seed, or "".
-        gates: Full's gates, then the other's, one for each answer.
-        untrained_accuracy: Mean accuracy of the untrained nets for each answer.
-        solved: Leads on the items that both models solve.
+        full, other: The model and the relative.
+        pattern, title: Name of the pattern and its description.
+        example: One question with its answers.
+        contrasts: Contrasts that were patched, each with the fraction of its pairs whose tokens
+            all have a counterpart.
+        roles, answers: Axes of the plots.
+        prompts, seed, nulls: Pairs of each contrast, seed, number of random-init models.
+        other_seed: Name of the other-seed model, or "".
+        gates: Gates of `full`, then of `other`, one for each answer.
+        random_init_accuracy: Mean accuracy of the random-init models for each answer.
+        solved_logit_diffs: Logit differences on the questions that both models solve.
         matches: Partner and pairing score of each head of `full`.
-        overall: The mean of the match scores.
-        views: What the pictures are drawn from, by model name.
-        changes: For each answer the other's accuracy less full's, paired by question.
-        fates: What became of each variable, of each head of full, and of what the other alone has.
-        forth, back: What full's states turn in the other, and the other's in full.
-        untried: Why no state was carried over; "" where it was.
-        items: For each variable and head, prompts on which the models part most.
+        mean_pair_score: Mean of the pairing scores.
+        plot_data: Data of the plots, by model name.
+        accuracy_changes: For each answer the accuracy of `other` minus that of `full`, paired by
+            question.
+        verdicts: On each variable, each head of `full`, and the new heads of `other`.
+        transfers_to_other, transfers_to_full: Cross-model interchange from `full` into `other`,
+            and back.
+        transfer_skip_reason: Why there is no cross-model interchange; "" where there is.
+        failing_prompts: For each variable and head, prompts on which the models differ most.
     """
 
     full: ModelFacts
@@ -101,24 +107,21 @@ class Comparison(Result):
 
     @property
     def mean_interchange_accuracy(self) -> float:
-        """How much the other's states turn full's answers: the mean over variables, 0 to 1.
+        """Mean cross-model interchange accuracy from `other` into `full`, over variables, 0 to 1.
 
-        It does not ask whether the other can do the task, and so ranks nets that cannot.
+        It does not depend on the gate of `other`, so it also ranks models that fail the task.
         """
-        return (
-            float(np.mean([one.interchange_accuracy.value for one in self.transfers_to_full]))
-            if self.transfers_to_full
-            else np.nan
-        )
+        rates = [one.interchange_accuracy.value for one in self.transfers_to_full]
+        return float(np.mean(rates)) if rates else float("nan")
 
     @property
     def partners(self) -> dict[str, str]:
-        """The head of the other that each head of full was paired with, word or no word."""
+        """Head of `other` that each head of `full` is paired with, whatever its verdict."""
         return {match.head: match.partner for match in self.matches if match.partner}
 
     @property
     def behavior_absent(self) -> bool:
-        """Whether a closed gate withholds the words: no circuit of an absent behavior."""
+        """Whether a gate is closed, so that there are no verdicts."""
         return any(gate.state == "closed" for gate in self.gates)
 
     @property
@@ -127,25 +130,22 @@ class Comparison(Result):
         return {v.subject: v.label for v in self.verdicts if v.kind == "head" and v.subject}
 
     def verdict(self, subject: str) -> Verdict:
-        """Return what became of a variable, a head of full, or a head that the other alone has.
+        """Return the verdict on a variable, a head of `full`, or a new head of `other`.
 
-        The last is named by its model as well where full has a head of that number:
-        "distilled L0.H2".
+        A new head is named with its model where `full` has a head of that name: "distilled L0.H2".
 
         Raises:
-            SiteError: There is no such thing.
+            SiteError: There is no verdict on this subject.
         """
-        for found in self.verdicts:
-            if subject == (found.subject or f"{self.other.name} {found.counterpart}"):
-                return found
-        for found in self.verdicts:
-            if subject and not found.subject and subject == found.counterpart:
-                return found
-        known = ", ".join(found.subject or found.counterpart for found in self.verdicts)
-        raise SiteError(f"Nothing was said of {subject!r}: there are {known or 'no words at all'}")
+        names = {v.subject or f"{self.other.name} {v.counterpart}": v for v in self.verdicts}
+        names = {v.counterpart: v for v in self.verdicts if not v.subject} | names
+        if subject not in names:
+            known = ", ".join(v.subject or v.counterpart for v in self.verdicts)
+            raise SiteError(f"There is no verdict on {subject!r}: choose from {known or 'none'}")
+        return names[subject]
 
     def explain(self, subject: str) -> Explanation:
-        """Show the interventions behind a word, and the prompts on which the models part.
+        """Return the interventions behind a verdict, and prompts on which the models differ.
 
         Args:
             subject: A variable such as "operation", or a head such as "L2.H3".
@@ -154,151 +154,123 @@ class Comparison(Result):
         if verdict.kind == "variable":
             table = self.transfer_table().query("variable == @verdict.subject")
         else:
-            views = (self.plot_data[self.full.name], self.plot_data[self.other.name])
-            table = strongest_effects(views, verdict, self.roles, self.answers)
+            data = (self.plot_data[self.full.name], self.plot_data[self.other.name])
+            table = strongest_effects(data, verdict, self.roles, self.answers)
         return Explanation(verdict, table, self.failing_prompts.get(verdict.subject, ()))
 
     def transfer_table(self) -> pd.DataFrame:
-        """Return what each model's states turn in the other, one variable and way to a row."""
-        rows = []
-        for one in (*self.transfers_to_other, *self.transfers_to_full):
-            rows.append(
-                {
-                    "variable": one.variable,
-                    "donor": one.donor,
-                    "recipient": one.recipient,
-                    "site": one.site,
-                    "read at": " + ".join(one.donor_sites),
-                    "own": one.own_accuracy.value,
-                    "ceiling": one.own_ridge_accuracy.value,
-                    **{kind: value.value for kind, value in one.maps.items()},
-                    **{name: value.value for name, value in one.controls.items()},
-                    "strangers": max(one.negative_controls.values(), default=np.nan),
-                    "excess": one.excess.value,
-                    "excess low": one.excess.low,
-                    "best stand-in": one.best_control,
-                    "shortfall": one.shortfall.value,
-                    "shortfall high": one.shortfall.high,
-                    "items": one.pairs,
-                }
-            )
+        """Cross-model interchange accuracies: a row for each variable and direction."""
+        rows = [
+            {
+                "variable": one.variable,
+                "donor": one.donor,
+                "recipient": one.recipient,
+                "site": one.site,
+                "donor site": " + ".join(one.donor_sites),
+                "own": one.own_accuracy.value,
+                "own, ridge": one.own_ridge_accuracy.value,
+                **{kind: value.value for kind, value in one.maps.items()},
+                **{name: value.value for name, value in one.controls.items()},
+                "negative control": max(one.negative_controls.values(), default=np.nan),
+                "excess": one.excess.value,
+                "excess low": one.excess.low,
+                "best control": one.best_control,
+                "shortfall": one.shortfall.value,
+                "shortfall high": one.shortfall.high,
+                "pairs": one.pairs,
+            }
+            for one in (*self.transfers_to_other, *self.transfers_to_full)
+        ]
         return pd.DataFrame(rows)
 
-    def assert_equivalent(self, margin: float = 0.1, *, heads: bool = False) -> None:
-        """Raise unless the other is surely full's equal: a regression test for compression.
+    def equivalence(self, margin: float = 0.1, *, heads: bool | None = None) -> EquivalenceCheck:
+        """Test each answer, variable and head for equivalence; see `assert_equivalent`."""
+        return check_equivalence(self, margin, heads=heads)
 
-        Equal means, each with its whole 95 % interval: no answer is right less often by the margin
-        or more; every variable that full holds at a place is held by the other at the same, and
-        full's states, put in there, turn at most the margin less than its own.
+    def assert_equivalent(self, margin: float = 0.1, *, heads: bool | None = None) -> None:
+        """Raise unless `other` is equivalent to `full`: a regression test for compression.
+
+        Equivalent means, each with its whole 95 % interval: no answer loses `margin` of accuracy;
+        each variable that `full` holds at one site is held by `other` at the same; states of
+        `full`, interchanged there, lose at most `margin` of interchange accuracy.
 
         Args:
-            margin: In shares, 0 to 1.
-            heads: Whether every head of full that repeats itself must have its equal as well.
+            margin: A fraction, 0 to 1.
+            heads: Whether every head of `full` with a reliable effect must be equivalent as well.
+                By default the heads decide where no variable was tested, as with a pairs file.
 
         Raises:
-            EquivalenceError: Something is not surely equal; the message says what.
+            EquivalenceError: A part is not shown to be equivalent.
+            NotTestedError: Neither a variable nor a head was tested.
         """
-        against = [*self._behavior_failures(margin), *self._variable_failures(margin)]
-        if heads:
-            against += [
-                f"{verdict.subject}: {verdict.label}, not surely as strong and as alike"
-                for verdict in self.verdicts
-                if verdict.kind == "head" and verdict.subject and verdict.label != "no reliable effect"
-                and not verdict.equivalent
-            ]  # fmt: skip
-        if against:
-            raise EquivalenceError(
-                f"{self.other.name} is not surely equal to {self.full.name} within {margin}: "
-                + "; ".join(against)
-            )
-
-    def _behavior_failures(self, margin: float) -> list[str]:
-        found = []
-        for gate in self.gates[: len(self.answers)]:
-            if gate.state == "closed":
-                found.append(f"{gate.answer} is right in {gate.accuracy} of {gate.model} itself")
-        for answer, change in zip(self.answers, self.accuracy_changes, strict=True):
-            if change.low <= -margin:
-                found.append(f"{answer}: accuracy changes by {change}")
-        return found
-
-    def _variable_failures(self, margin: float) -> list[str]:
-        if self.transfer_skip_reason:
-            return []
-        variables = {
-            verdict.subject: verdict for verdict in self.verdicts if verdict.kind == "variable"
-        }
-        if not variables:
-            return ["no variable could be judged, as a gate is closed"]
-        transfers_to_other = {one.variable: one for one in self.transfers_to_other}
-        found = []
-        for name, verdict in variables.items():
-            held = verdict.test(REFERENCE_SITE)
-            if held and held.passed is not True:
-                continue  # The full model itself holds it at no one place: nothing to keep.
-            against = [verdict.reason]
-            # Nothing was put into a relative with a closed gate.
-            surely = name in transfers_to_other and verdict.label not in (
-                "split",
-                "merged",
-                "moved",
-            )
-            surely &= all(
-                t.passed or t.id == NON_INFERIORITY for t in verdict.tests if t.is_deciding
-            )
-            one = transfers_to_other.get(name)
-            if one and (one.shortfall.high >= margin or one.own_ridge_accuracy.low <= margin):
-                against.append(
-                    f"states of {self.full.name} fall short by {one.shortfall} of {one.own_ridge_accuracy}"
-                )
-            if not surely or len(against) > 1:
-                found.append(f"{name}: {verdict.label} ({', '.join(against)})")
-        return found
+        self.equivalence(margin, heads=heads).require()
 
     def table(self) -> pd.DataFrame:
         """Pairing score and verdict of each head of `full`."""
-        rows = []
-        for match in self.matches:
-            rows.append(
-                {
-                    "head": match.head,
-                    "partner": match.partner,
-                    "score": match.score.value,
-                    "low": match.score.low,
-                    "high": match.score.high,
-                    "chance": match.chance,
-                    "threshold": match.threshold,
-                    "other_seed": match.other_seed_score,
-                    "reliability": match.reliability,
-                    "verdict": self.head_labels.get(match.head, ""),
-                }
-            )
+        rows = [
+            {
+                "head": match.head,
+                "partner": match.partner,
+                "score": match.score.value,
+                "low": match.score.low,
+                "high": match.score.high,
+                "chance": match.chance,
+                "threshold": match.threshold,
+                "other_seed": match.other_seed_score,
+                "reliability": match.reliability,
+                "verdict": self.head_labels.get(match.head, ""),
+            }
+            for match in self.matches
+        ]
         return pd.DataFrame(rows)
 
     def summary(self) -> tuple[str, ...]:
-        """Say in plain sentences what was found and how sure it is."""
-        return (*(_gate_line(gate) for gate in self.gates), *self._match_lines())
+        """Gates, verdicts on variables and heads, pairing score, then what survives."""
+        return (*map(_gate_line, self.gates), *self._verdict_lines(), self._survival_line())
 
-    def _match_lines(self) -> tuple[str, ...]:
+    def _verdict_lines(self) -> tuple[str, ...]:
+        if self.behavior_absent:
+            return ("Heads have pairing scores, but no verdicts.",)
+        variables = ", ".join(
+            f"{v.subject} {v.label}" for v in self.verdicts if v.kind == "variable"
+        )
+        if not variables:
+            variables = f"no verdicts ({self.transfer_skip_reason or 'none was tested'})"
+        mean = self.mean_pair_score
+        threshold = max((match.threshold for match in self.matches), default=0.0)
+        pairing = (
+            f"Mean pairing score {mean.score}; {self.nulls} random-init models {mean.chance:.2f} "
+            f"(95th percentile {mean.chance_high:.2f})"
+        )
+        pairing += f"; {self.other_seed} {mean.other_seed:.2f}." if self.other_seed else "."
+        if threshold > _MAX_THRESHOLD:
+            pairing = (
+                f"Random-init models reach pairing scores of {threshold:.2f}: these prompts have "
+                "too few roles and contrasts to tell heads apart. Add roles or contrasts."
+            )
+        return (
+            f"Variables of {self.full.name} in {self.other.name}: {variables}.",
+            f"Heads of {self.full.name} in {self.other.name}: {self._head_counts()}.",
+            pairing,
+        )
+
+    def _survival_line(self) -> str:
+        """Which parts of the circuit survive, which do not, and which cannot be told and why."""
         if self.behavior_absent:
             absent = sorted({gate.model for gate in self.gates if gate.state == "closed"})
             return (
-                f"Behavior absent in {' and '.join(absent)}: heads have pairing scores, but no "
-                "verdicts.",
+                f"Behavior absent in {' and '.join(absent)}: nothing can be said about the circuit."
             )
-        threshold = self.matches[0].threshold
-        if threshold > _MAX_THRESHOLD:
-            return (
-                f"Random-init models reach pairing scores of {threshold:.2f}: these prompts have "
-                "too few roles and contrasts to tell heads apart. Add roles or contrasts.",
-            )
-        mean = self.mean_pair_score
-        other_seed = f"; {self.other_seed} {mean.other_seed:.2f}" if self.other_seed else ""
-        return (
-            f"Heads of {self.full.name} in {self.other.name}: {self._head_counts()}.",
-            f"Mean pairing score {mean.score}; {self.nulls} random-init models {mean.chance:.2f} "
-            f"(95th percentile {mean.chance_high:.2f}){other_seed}.",
-        )
+        survives = _names(v for v in self.verdicts if v.subject and v.label in _SURVIVES)
+        gone = _names(v for v in self.verdicts if v.subject and v.label in _GONE)
+        unknown = [v for v in self.verdicts if v.subject and v.label == "cannot tell"]
+        line = f"In {self.other.name} survive: {survives or 'none'}; lost: {gone or 'none'}; "
+        if not unknown:
+            return line + "cannot tell: none."
+        reasons = Counter(verdict.reason for verdict in unknown).most_common()
+        shown = "; ".join(f"{reason} ({count} of {len(unknown)})" for reason, count in reasons[:2])
+        more = f"; and {len(reasons) - 2} other reasons" if len(reasons) > 2 else ""
+        return line + f"cannot tell: {_names(unknown)}, because {shown}{more}."
 
     def _head_counts(self) -> str:
         counts = Counter(self.head_labels.values())
@@ -311,9 +283,13 @@ class Comparison(Result):
         )
 
 
+def _names(verdicts: Iterable[Verdict]) -> str:
+    return ", ".join(verdict.subject for verdict in verdicts)
+
+
 def _gate_line(gate: Gate) -> str:
     return (
-        f"{gate.model}, {gate.answer}: {gate.accuracy.value:.0%} right "
+        f"{gate.model}, {gate.answer}: accuracy {gate.accuracy.value:.0%} "
         f"[{gate.accuracy.low:.0%}, {gate.accuracy.high:.0%}], best heuristic "
         f"({gate.heuristic}) {gate.heuristic_accuracy:.0%}: gate {gate.state}."
     )

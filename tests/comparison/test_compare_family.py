@@ -36,7 +36,14 @@ from probes.comparison.verdict import (
     Verdict,
     VerdictLabel,
 )
-from probes.errors import EquivalenceError, ModelError, PatternError, ProbeError, SiteError
+from probes.errors import (
+    EquivalenceError,
+    ModelError,
+    NotTestedError,
+    PatternError,
+    ProbeError,
+    SiteError,
+)
 from probes.models.model import load, random_init, wrap
 from probes.models.provenance import Provenance, StorageCost
 from probes.observe.result import Gate, GateState
@@ -266,7 +273,7 @@ def test_heads_count_only_where_they_are_asked_for_and_idle_ones_never():
         head("L0.H1", "no reliable effect", "", equal=False),
     )
     made(verdicts=weaker).assert_equivalent()
-    with pytest.raises(EquivalenceError, match=r"L0\.H0: kept, not surely"):
+    with pytest.raises(EquivalenceError, match=r"L0\.H0: kept, not equivalent"):
         made(verdicts=weaker).assert_equivalent(heads=True)
     made(verdicts=(*weaker[:2], weaker[3])).assert_equivalent(heads=True)
     new = (*verdicts, head("", "new", "L0.H1", equal=None))
@@ -280,12 +287,43 @@ def test_what_no_gate_lets_through_is_not_equal():
         ).assert_equivalent()
 
 
-def test_where_nothing_could_be_put_in_behavior_decides():
-    made(
-        verdicts=made().verdicts[2:],
-        transfers_to_other=(),
-        transfer_skip_reason="pairs of your own",
-    ).assert_equivalent()
+def test_where_no_variable_can_be_tested_the_heads_decide():
+    """A pairs file has no opposite, so that no variable is interchanged."""
+    pairs = {"transfers_to_other": (), "transfer_skip_reason": "pairs of your own"}
+    made(verdicts=made().verdicts[2:], **pairs).assert_equivalent()
+    lost = (head("L0.H0", "lost", "", equal=None), head("", "new", "L0.H1", equal=None))
+    with pytest.raises(EquivalenceError, match=r"L0\.H0: lost, not equivalent"):
+        made(verdicts=lost, **pairs).assert_equivalent()
+
+
+@pytest.mark.parametrize("verdicts", [(), (head("L0.H0", "no reliable effect", "", equal=None),)])
+def test_a_comparison_that_tested_no_mechanism_cannot_pass(verdicts):
+    found = made(verdicts=verdicts, transfers_to_other=(), transfer_skip_reason="pairs of your own")
+    with pytest.raises(NotTestedError, match="mechanism not tested: variables"):
+        found.assert_equivalent()
+    check = found.equivalence()
+    assert not check.mechanism_tested
+    assert "accuracy of number" in check.passed
+    assert "not tested: " in " ".join(check.lines())
+
+
+def test_what_was_tested_and_what_was_not_is_listed():
+    check = made().equivalence()
+    assert check.passed == ("accuracy of number", "accuracy of noun", "op", "x")
+    assert check.untested == ("heads (not requested)",)
+    assert made().equivalence(heads=True).passed[-2:] == ("L0.H0", "L0.H1")
+
+
+def test_the_summary_ends_with_what_survives_what_is_lost_and_what_cannot_be_told_and_why():
+    verdicts = (
+        *made().verdicts[:2], head("L0.H0", "lost", ""), head("L0.H1", "cannot tell", ""),
+    )  # fmt: skip
+    lines = made(verdicts=verdicts).summary()
+    assert lines[-1] == (
+        "In other survive: op, x; lost: L0.H0; cannot tell: L0.H1, because so it is (1 of 1)."
+    )
+    order = [line.split(" of ")[0] for line in lines if " of full in other: " in line]
+    assert order == ["Variables", "Heads"]
 
 
 def test_one_of_several_relatives_is_named():
@@ -293,7 +331,9 @@ def test_one_of_several_relatives_is_named():
         other=ModelFacts("worse", "made", 1, 2, 8, 1),
         accuracy_changes=(Estimate(-0.5, -0.6, -0.4), NONE),
     )
-    with pytest.raises(EquivalenceError, match="worse is not surely equal to full") as told:
+    with pytest.raises(
+        EquivalenceError, match="worse is not shown to be equivalent to full"
+    ) as told:
         FamilyComparison((made(), bad)).assert_equivalent()
     assert "other" not in str(told.value)
 
@@ -315,7 +355,7 @@ def test_a_wider_margin_forgives_more_of_a_variable():
 
 def test_two_models_that_cannot_do_it_are_not_equal():
     gates = tuple(replace(one, state="closed") for one in made().gates)
-    with pytest.raises(EquivalenceError, match=r"noun is right in .* of full itself"):
+    with pytest.raises(EquivalenceError, match=r"noun is correct in .* of full itself"):
         made(
             gates=gates,
             verdicts=(),
@@ -611,7 +651,7 @@ def test_an_untrained_relative_is_none_of_the_nets_that_stand_for_chance():
 
 
 def test_one_model_alone_is_refused():
-    with pytest.raises(ModelError, match="One model alone"):
+    with pytest.raises(ModelError, match="Only one model"):
         compare_family(fox("template"), [], FOX)
 
 

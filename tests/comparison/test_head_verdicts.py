@@ -217,9 +217,7 @@ def shifted(whole):
     }
 
 
-@pytest.mark.parametrize(
-    ("with_other_seed", "label"), [(True, "moved"), (False, "cannot tell")]
-)
+@pytest.mark.parametrize(("with_other_seed", "label"), [(True, "moved"), (False, "cannot tell")])
 def test_a_head_has_moved_only_if_the_other_seed_model_has_it_in_place(
     with_other_seed, label, verdicts_of
 ):

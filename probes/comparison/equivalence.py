@@ -1,0 +1,170 @@
+"""Equivalence of a relative to the full model: a regression test for compression.
+
+Every test needs its whole 95 % interval inside the margin. A part that was not tested is listed as
+such, and never passes.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from probes.comparison.verdict import NON_INFERIORITY, REFERENCE_SITE, Verdict
+from probes.errors import EquivalenceError, NotTestedError
+
+if TYPE_CHECKING:
+    from probes.comparison.result import Comparison
+
+_ELSEWHERE = ("split", "merged", "moved")
+
+
+@dataclass(frozen=True, slots=True)
+class EquivalenceCheck:
+    """What an equivalence test found.
+
+    Attributes:
+        full, other: Names of the models.
+        margin: Allowed loss, a fraction.
+        passed: Parts shown to be equivalent.
+        failed: Parts not shown to be equivalent, each with its reason.
+        untested: Parts that were not tested, each with its reason.
+        mechanism_tested: Whether a variable or a head was tested.
+    """
+
+    full: str
+    other: str
+    margin: float
+    passed: tuple[str, ...]
+    failed: tuple[str, ...]
+    untested: tuple[str, ...]
+    mechanism_tested: bool
+
+    def lines(self) -> tuple[str, ...]:
+        """What passed, failed and was not tested."""
+        parts = (("equivalent", self.passed), ("not shown to be equivalent", self.failed))
+        found = [f"{self.other}: {word}: {'; '.join(names)}" for word, names in parts if names]
+        if self.untested:
+            found.append(f"{self.other}: not tested: {'; '.join(self.untested)}")
+        return tuple(found)
+
+    def require(self) -> None:
+        """Raise unless everything that was tested is equivalent, the mechanism among it.
+
+        Raises:
+            EquivalenceError: A part is not shown to be equivalent.
+            NotTestedError: Neither a variable nor a head was tested.
+        """
+        if self.failed:
+            raise EquivalenceError(
+                f"{self.other} is not shown to be equivalent to {self.full} within {self.margin}: "
+                + "; ".join(self.failed)
+            )
+        if not self.mechanism_tested:
+            raise NotTestedError(
+                f"mechanism not tested: {'; '.join(self.untested)}. {self.other} was compared with "
+                f"{self.full} by its answers only. Use a pattern or pairs that show a mechanism."
+            )
+
+
+def require_all(checks: Iterable[EquivalenceCheck]) -> None:
+    """Raise for the relatives that are not equivalent, or were not tested."""
+    failed, untested = [], []
+    for check in checks:
+        try:
+            check.require()
+        except NotTestedError as error:
+            untested.append(str(error))
+        except EquivalenceError as error:
+            failed.append(str(error))
+    if failed:
+        raise EquivalenceError("\n".join(failed))
+    if untested:
+        raise NotTestedError("\n".join(untested))
+
+
+def check_equivalence(
+    comparison: "Comparison", margin: float, *, heads: bool | None
+) -> EquivalenceCheck:
+    """Test each answer, variable and head; see `Comparison.assert_equivalent`."""
+    passed, failed, untested = [], [], []
+    _check_answers(comparison, margin, passed, failed)
+    variables = [v for v in comparison.verdicts if v.kind == "variable"]
+    tested = 0
+    if comparison.transfer_skip_reason:
+        untested.append(f"variables ({comparison.transfer_skip_reason})")
+    elif not variables:
+        failed.append("no variable has a verdict, as a gate is closed")
+    for verdict in variables if not comparison.transfer_skip_reason else ():
+        held = verdict.test(REFERENCE_SITE)
+        if held and held.passed is not True:
+            untested.append(
+                f"{verdict.subject} ({comparison.full.name} holds it at no single site)"
+            )
+            continue
+        tested += 1
+        reason = _variable_failure(comparison, verdict, margin)
+        (failed if reason else passed).append(reason or verdict.subject)
+    if heads or (heads is None and not tested):
+        tested += _check_heads(comparison, passed, failed, untested)
+    elif any(v.kind == "head" for v in comparison.verdicts):
+        untested.append("heads (not requested)")
+    names = (comparison.full.name, comparison.other.name)
+    return EquivalenceCheck(
+        *names, margin, tuple(passed), tuple(failed), tuple(untested), tested > 0
+    )
+
+
+def _check_answers(
+    comparison: "Comparison", margin: float, passed: list[str], failed: list[str]
+) -> None:
+    for gate in comparison.gates[: len(comparison.answers)]:
+        if gate.state == "closed":
+            failed.append(f"{gate.answer} is correct in {gate.accuracy} of {gate.model} itself")
+    for answer, change in zip(comparison.answers, comparison.accuracy_changes, strict=True):
+        if change.low <= -margin:
+            failed.append(f"{answer}: accuracy changes by {change}")
+        else:
+            passed.append(f"accuracy of {answer}")
+
+
+def _variable_failure(comparison: "Comparison", verdict: Verdict, margin: float) -> str:
+    """Reason why a variable is not shown to be equivalent; "" if it is."""
+    transfers = {one.variable: one for one in comparison.transfers_to_other}
+    transfer = transfers.get(verdict.subject)  # None for a relative with a closed gate.
+    reasons = [verdict.reason]
+    equivalent = transfer is not None and verdict.label not in _ELSEWHERE
+    # The margin below replaces the fixed margin of this one test.
+    equivalent &= all(t.passed or t.id == NON_INFERIORITY for t in verdict.tests if t.is_deciding)
+    if transfer and (
+        transfer.shortfall.high >= margin or transfer.own_ridge_accuracy.low <= margin
+    ):
+        equivalent = False
+        reasons.append(
+            f"states of {comparison.full.name} fall short by {transfer.shortfall} of "
+            f"{transfer.own_ridge_accuracy}"
+        )
+    return "" if equivalent else f"{verdict.subject}: {verdict.label} ({', '.join(reasons)})"
+
+
+def _check_heads(
+    comparison: "Comparison", passed: list[str], failed: list[str], untested: list[str]
+) -> int:
+    """Sort the heads of the full model; return how many have a reliable effect."""
+    unreliable, tested = [], 0
+    for verdict in comparison.verdicts:
+        if verdict.kind != "head" or not verdict.subject:
+            continue
+        if verdict.label == "no reliable effect":
+            unreliable.append(verdict.subject)
+            continue
+        tested += 1
+        if verdict.equivalent:
+            passed.append(verdict.subject)
+        else:
+            failed.append(
+                f"{verdict.subject}: {verdict.label}, not equivalent in similarity and strength"
+            )
+    if unreliable:
+        untested.append(f"{', '.join(unreliable)} (no reliable effect)")
+    if not tested:
+        untested.append("heads (none has a reliable effect)")
+    return tested
