@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from probes.circuits.attribution import edge_attribution
     from probes.circuits.circuit import Circuit
+    from probes.circuits.edge_patching import edge_patching, path_patching
     from probes.circuits.faithfulness import faithfulness
-    from probes.circuits.path_patching import edge_patching, path_patching
     from probes.circuits.task import Task
     from probes.circuits.trace import trace
     from probes.claims.run import evaluate_claims
@@ -83,8 +83,8 @@ _HOMES = {
     "gate": "observe.gate",
     "activation_patching": "interventions.sweep",
     "Site": "models.site",
-    "edge_patching": "circuits.path_patching",
-    "path_patching": "circuits.path_patching",
+    "edge_patching": "circuits.edge_patching",
+    "path_patching": "circuits.edge_patching",
     "sample_interchange_pairs": "prompts.interchange_pairs",
     "interchange_intervention": "interventions.interchange",
     "hotspots": "interventions.hotspots",

@@ -16,6 +16,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from probes.circuits.edge_patching import edge_patching
 from probes.circuits.edge_scores import EdgeScores, RunningMoments
 from probes.circuits.gradients import (
     SUM_TOLERANCE,
@@ -24,7 +25,6 @@ from probes.circuits.gradients import (
     WriterOutputs,
 )
 from probes.circuits.graph import ComputationGraph
-from probes.circuits.path_patching import edge_patching
 from probes.circuits.task import Task
 from probes.errors import CircuitError, ModelError
 from probes.models.decoder import decompose
