@@ -25,17 +25,15 @@ from probes.comparison.verdict import Verdict
 from probes.models.model import Model, load, random_init
 from probes.prompts.catalog import pattern
 from probes.prompts.pair_batch import sample_pairs, tokenize_pairs
-from probes.testing.equivalent_models import (
-    EquivalentModel,
+from probes.testing.equivalent_heads import (
     duplicate_heads,
-    insert_silent_layer,
     permute_heads,
-    permute_neurons,
-    rotate_residual,
     split_heads,
     swap_direction,
     zero_heads,
 )
+from probes.testing.equivalent_layers import insert_silent_layer, permute_neurons, rotate_residual
+from probes.testing.llama_weights import EquivalentModel
 
 PROMISED = 0.05
 

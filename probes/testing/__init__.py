@@ -1,1 +1,1 @@
-"""Models with known circuits, and function-preserving rewrites of models."""
+"""Ground truth: models with known circuits, and function-preserving rewrites of models."""

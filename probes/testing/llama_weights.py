@@ -1,4 +1,4 @@
-"""A Llama's weights by plain name, cut into heads and put together into another model."""
+"""Weights of a Llama by name: copied, split into heads, and built into an equivalent model."""
 
 import copy
 import re
@@ -14,10 +14,11 @@ from torch import Tensor
 from probes.errors import ModelError, SiteError
 from probes.models.model import Model, Shape, wrap
 from probes.models.process_state import seeded_init
+from probes.models.site import head_name, head_names
 
 Weights = dict[str, Tensor]
 
-# The bridge lists every weight under several names: these are the ones of the model itself.
+# The bridge lists each weight under several names; these are the names of the model itself.
 _WEIGHT_NAME = re.compile(
     r"lm_head\.weight|model\.(embed_tokens|norm)\.weight|model\.layers\.\d+\."
     r"(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj|\w+_layernorm)\.(weight|bias)"
@@ -26,13 +27,12 @@ _WEIGHT_NAME = re.compile(
 
 @dataclass(frozen=True, eq=False)
 class HeadSlot:
-    """What a head of a twin holds: a head of the original or a part of it, or nothing that acts.
+    """Content of one head of a rewritten layer.
 
     Attributes:
-        head: Number of the head in the original's layer; None for a random head that writes
-            nothing.
-        value: What each value direction is multiplied by; None leaves them as they are.
-        out: What the column of the output that reads each direction is multiplied by.
+        head: Head of the original layer; None for a random head that writes nothing.
+        value_scale: Factor of each value direction; None for 1.
+        output_scale: Factor of the output column of each direction; None for 1.
     """
 
     head: int | None
@@ -49,14 +49,14 @@ class HeadSlot:
 
 @dataclass(frozen=True, eq=False)
 class EquivalentModel:
-    """A model made of another one, and where the parts of the original went.
+    """A rewritten model, with the true map of heads and layers.
 
     Attributes:
-        model: The twin.
-        surgery: What was done, in words.
-        heads: For every head of the original, such as "L0.H1", the heads of the twin that do
-            its work: none where nothing does it, several where it was split.
-        layers: For every layer of the original, its number in the twin; None where it has none.
+        model: The rewritten model.
+        rewrite: Description of the rewrite.
+        head_map: For each head of the original, such as "L0.H1", the heads that do its work: none
+            if it was removed, several if it was split.
+        layer_map: For each layer of the original its new number; None if it was removed.
     """
 
     model: Model
@@ -66,25 +66,29 @@ class EquivalentModel:
 
 
 def copy_weights(model: Model) -> Weights:
-    """Copy the weights of a Llama under Hugging Face's names, in float64 on the processor."""
+    """Weights of a Llama under Hugging Face's names, in float64 on the CPU.
+
+    Raises:
+        ModelError: The model is not a Llama.
+    """
     if model.shape.architecture != "LlamaForCausalLM":
         raise ModelError(
-            f"Twins are made of Llama models: {model.name} is a {model.shape.architecture}. "
-            "Give a Llama, such as a member of the family."
+            f"{model.name} is a {model.shape.architecture}: equivalent models are made of Llama "
+            "models, such as the embedded models"
         )
-    found = {
+    weights = {
         key.replace("._original_component", ""): value
         for key, value in model.bridge.original_model.state_dict().items()
     }
     return {
         key: value.detach().to("cpu", torch.float64, copy=True)
-        for key, value in found.items()
+        for key, value in weights.items()
         if _WEIGHT_NAME.fullmatch(key)
     }
 
 
 def build_model(model: Model, weights: Weights, rewrite: str, **changes: object) -> Model:
-    """Put weights into a new model like the one given, save for `changes` of its config."""
+    """Model with new weights; `changes` overwrite its config."""
     from transformers import AutoModelForCausalLM
 
     config = copy.deepcopy(model.config)
@@ -102,11 +106,24 @@ def build_model(model: Model, weights: Weights, rewrite: str, **changes: object)
     )
 
 
-def split_by_head(weights: Weights, layer: int, d_head: int) -> Weights:
-    """Cut one layer's attention into heads, which come first: [head, d_head, ...].
+def build_equivalent(
+    model: Model,
+    weights: Weights,
+    rewrite: str,
+    heads: Mapping[str, tuple[str, ...]] | None = None,
+    **changes: object,
+) -> EquivalentModel:
+    """Equivalent model with the layers of the original; `heads` is the identity by default."""
+    names = head_names(model.shape.layers, model.shape.heads)
+    head_map = {head: heads[head] if heads else (head,) for head in names}
+    layer_map = tuple(range(model.shape.layers))
+    return EquivalentModel(
+        build_model(model, weights, rewrite, **changes), rewrite, head_map, layer_map
+    )
 
-    The bias of the output belongs to no head and is left out.
-    """
+
+def split_by_head(weights: Weights, layer: int, d_head: int) -> Weights:
+    """Attention weights of one layer as "head d_head ..."; without the output bias."""
     start = f"model.layers.{layer}.self_attn."
     return {
         key: rearrange(weight, "d_model (head d_head) -> head d_head d_model", d_head=d_head)
@@ -118,7 +135,7 @@ def split_by_head(weights: Weights, layer: int, d_head: int) -> Weights:
 
 
 def join_heads(parts: Mapping[str, Tensor]) -> Weights:
-    """Put back together what `by_head` cut."""
+    """Inverse of `split_by_head`."""
     return {
         key: rearrange(part, "head d_head d_model -> d_model (head d_head)")
         if "o_proj" in key
@@ -128,111 +145,107 @@ def join_heads(parts: Mapping[str, Tensor]) -> Weights:
 
 
 def expand_kv_heads(weights: Weights, shape: Shape) -> Weights:
-    """Give every head keys and values of its own, as copies of its group's."""
-    each, new = shape.heads // shape.kv_heads, dict(weights)
+    """Give each query head its own copy of the keys and values of its group."""
+    each, expanded = shape.heads // shape.kv_heads, dict(weights)
     for layer in range(shape.layers):
         parts = split_by_head(weights, layer, shape.d_head)
         for key, part in parts.items():
             if ".k_proj." in key or ".v_proj." in key:
                 parts[key] = repeat(part, "kv_head ... -> (kv_head each) ...", each=each)
-        new |= join_heads(parts)
-    return new
+        expanded |= join_heads(parts)
+    return expanded
 
 
 def fill_slots(
-    weights: Weights,
-    shape: Shape,
-    slots: Sequence[Sequence[HeadSlot]],
-    rng: np.random.Generator,
+    weights: Weights, shape: Shape, slots: Sequence[Sequence[HeadSlot]], rng: np.random.Generator
 ) -> Weights:
-    """Fill the slots of each layer from heads that have keys and values of their own."""
-    new = dict(weights)
-    for layer, wanted in enumerate(slots):
+    """Fill the slots of each layer; `weights` need keys and values for every head."""
+    filled = dict(weights)
+    for layer, of_layer in enumerate(slots):
         parts = split_by_head(weights, layer, shape.d_head)
-        new |= join_heads({key: _fill_part(key, part, wanted, rng) for key, part in parts.items()})
-    return new
+        filled |= join_heads(
+            {
+                key: torch.stack([_fill_slot(key, part, slot, rng) for slot in of_layer])
+                for key, part in parts.items()
+            }
+        )
+    return filled
 
 
-def head_map_of(slots: Sequence[Sequence[HeadSlot]], shape: Shape) -> dict[str, tuple[str, ...]]:
-    """Say for every head of the original which slots do its work."""
-    found: dict[str, tuple[str, ...]] = dict.fromkeys(head_names(shape), ())
-    for layer, wanted in enumerate(slots):
-        for index, slot in enumerate(wanted):
-            if not slot.is_silent:
-                found[f"L{layer}.H{slot.head}"] += (f"L{layer}.H{index}",)
-    return found
+def _fill_slot(key: str, part: Tensor, slot: HeadSlot, rng: np.random.Generator) -> Tensor:
+    if slot.head is None:
+        is_output = "o_proj" in key
+        return torch.zeros_like(part[0]) if is_output else sample_like(part, part.shape[1:], rng)
+    scale = slot.output_scale if "o_proj" in key else slot.value_scale if "v_proj" in key else None
+    weight = part[slot.head]
+    return weight if scale is None else einsum(weight, scale, "d_head ..., d_head -> d_head ...")
 
 
-def head_names(shape: Shape) -> tuple[str, ...]:
-    """List the heads of a model, layer by layer."""
-    return tuple(f"L{layer}.H{h}" for layer in range(shape.layers) for h in range(shape.heads))
+def slot_head_map(slots: Sequence[Sequence[HeadSlot]], shape: Shape) -> dict[str, tuple[str, ...]]:
+    """For each head of the original the slots that do its work."""
+    names = head_names(shape.layers, shape.heads)
+    head_map: dict[str, tuple[str, ...]] = dict.fromkeys(names, ())
+    for layer, of_layer in enumerate(slots):
+        for index, slot in enumerate(of_layer):
+            if slot.head is not None and not slot.is_silent:
+                head_map[head_name(layer, slot.head)] += (head_name(layer, index),)
+    return head_map
 
 
 def heads_by_layer(model: Model, heads: Sequence[str]) -> tuple[set[int], ...]:
-    """Sort heads such as "L0.H1" by layer; refuse those that the model does not have."""
-    known = head_names(model.shape)
+    """Numbers of heads such as "L0.H1" for each layer.
+
+    Raises:
+        SiteError: The model lacks a head, or `heads` is a string.
+    """
+    known = head_names(model.shape.layers, model.shape.heads)
     unknown = [head for head in heads if head not in known]
     if unknown or isinstance(heads, str):
         raise SiteError(
             f"{model.name} has no heads {', '.join(unknown)}: give a list of heads from "
             f"{known[0]!r} to {known[-1]!r}."
         )
-    every = range(model.shape.heads)
+    numbers = range(model.shape.heads)
     return tuple(
-        {head for head in every if f"L{layer}.H{head}" in heads}
+        {number for number in numbers if head_name(layer, number) in heads}
         for layer in range(model.shape.layers)
     )
 
 
 def smallest_head_count(model: Model, minimum: int) -> int:
-    """Find the smallest number of heads, `least` or more, that divides the width."""
+    """Smallest number of heads, `minimum` or more, that divides the width."""
     width = model.shape.d_model
     for count in range(minimum, width + 1):
         if width % count == 0:
             return count
     raise ModelError(
-        f"{model.name} is {width} wide and cannot have {minimum} heads: their number must divide "
+        f"{model.name} has width {width} and cannot have {minimum} heads: their number must divide "
         "the width. Split fewer heads."
     )
 
 
-def same_weights(weight: Float[Tensor, "head ..."], one: int, other: int) -> bool:
-    """Whether two heads hold the same weights, up to float32 rounding."""
-    gap = (weight[one] - weight[other]).abs().max()
-    return bool(gap <= 1e-5 * weight.abs().max())
+def equal_heads(
+    weights: Weights, layer: int, shape: Shape, projections: tuple[str, ...]
+) -> list[list[int]]:
+    """Clusters of heads whose projections are equal up to float32 rounding."""
+    parts = split_by_head(weights, layer, shape.d_head)
+    compared = [part for key, part in parts.items() if key.split(".")[-2] in projections]
+    clusters: list[list[int]] = []
+    for head in range(shape.heads):
+        for cluster in clusters:
+            if all(_is_close(part[cluster[0]], part[head], part) for part in compared):
+                cluster.append(head)
+                break
+        else:
+            clusters.append([head])
+    return clusters
+
+
+def _is_close(first: Tensor, second: Tensor, whole: Tensor) -> bool:
+    return bool((first - second).abs().max() <= 1e-5 * whole.abs().max())
 
 
 def sample_like(weight: Tensor, shape: Sequence[int], rng: np.random.Generator) -> Tensor:
-    """Draw numbers as spread as those of a weight."""
-    drawn = torch.from_numpy(rng.standard_normal(tuple(shape)))
-    return drawn * weight.square().mean().sqrt()
-
-
-def _fill_part(
-    key: str, part: Tensor, slots: Sequence[HeadSlot], rng: np.random.Generator
-) -> Tensor:
-    made = []
-    for slot in slots:
-        if slot.head is None:
-            empty = torch.zeros_like(part[0])
-            made.append(empty if "o_proj" in key else sample_like(part, part.shape[1:], rng))
-            continue
-        by = slot.output_scale if "o_proj" in key else slot.value_scale if "v_proj" in key else None
-        own = part[slot.head]
-        made.append(own if by is None else einsum(own, by, "d_head ..., d_head -> d_head ..."))
-    return torch.stack(made)
-
-
-def build_equivalent(
-    model: Model,
-    weights: Weights,
-    rewrite: str,
-    heads: Mapping[str, tuple[str, ...]],
-    **changes: object,
-) -> EquivalentModel:
-    """Build the twin whose layers are those of the original, in their order."""
-    layers = tuple(range(model.shape.layers))
-    ordered = {head: heads[head] for head in head_names(model.shape)}
-    return EquivalentModel(
-        build_model(model, weights, rewrite, **changes), rewrite, ordered, layers
-    )
+    """Normal samples with the root mean square of a weight."""
+    samples = torch.from_numpy(rng.standard_normal(tuple(shape)))
+    return samples * weight.square().mean().sqrt()

@@ -20,7 +20,8 @@ from probes.circuits.task import Task
 from probes.errors import CircuitError, ModelError
 from probes.interventions.activation_patching import MLP, Z
 from probes.models.model import wrap
-from probes.testing.tiny_models import KINDS, hook_count, tiny, tiny_hf, ungroup_heads
+from probes.testing.equivalent_heads import ungroup_heads
+from probes.testing.tiny_models import KINDS, hook_count, tiny, tiny_hf
 
 METHODS = ("eap-ig", "eap", "exact")
 PARTS = {"embed": "embed", "mlp_out": "MLP", "mlp_in": "MLP", "logits": "logits"}

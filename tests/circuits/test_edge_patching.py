@@ -20,7 +20,8 @@ from probes.circuits.selection import connected_edges
 from probes.circuits.task import Task
 from probes.errors import BatchError, CircuitError, ModelError
 from probes.models.model import wrap
-from probes.testing.tiny_models import KINDS, hook_count, tiny, tiny_hf, ungroup_heads
+from probes.testing.equivalent_heads import ungroup_heads
+from probes.testing.tiny_models import KINDS, hook_count, tiny, tiny_hf
 
 ABLATIONS = ("counterfactual", "mean", "zero")
 FRACTIONS = (0.0, 0.1, 0.3, 0.6, 0.9, 1.0)

@@ -6,7 +6,7 @@ from probes.circuits.trace import TraceSettings, trace
 from probes.comparison.circuits.lifted import transfer_circuit
 from probes.errors import CircuitError, GateError
 from probes.models.model import load, random_init
-from probes.testing.equivalent_models import permute_heads
+from probes.testing.equivalent_heads import permute_heads
 
 FEW = {"prompts": 4, "random_sets": 20}
 

@@ -27,7 +27,7 @@ from probes.comparison.circuits.overlap import (
 from probes.errors import CircuitError, GateError
 from probes.models.model import load
 from probes.prompts.splits import split_groups, text_groups
-from probes.testing.equivalent_models import round_weights
+from probes.testing.equivalent_layers import round_weights
 from probes.testing.llama_builder import D_HEAD
 from probes.testing.planted_circuits import NO, OFF, ON, YES, induction, or_gate
 from probes.testing.tiny_models import tiny

@@ -49,7 +49,7 @@ from probes.models.provenance import Provenance, StorageCost
 from probes.observe.result import Gate, GateState
 from probes.stats.evidence import StatisticalTest
 from probes.stats.intervals import Estimate
-from probes.testing.equivalent_models import rotate_residual, round_weights
+from probes.testing.equivalent_layers import rotate_residual, round_weights
 from probes.testing.planted_patterns import fox_pattern, planted_fox
 from probes.testing.tiny_models import hook_count, tiny_hf
 

@@ -32,12 +32,8 @@ from probes.interventions.site_search import takes_only
 from probes.models.model import random_init, wrap
 from probes.prompts.interchange_pairs import OBJECT, OPERATION
 from probes.stats.auroc import group_auroc
-from probes.testing.equivalent_models import (
-    insert_silent_layer,
-    permute_heads,
-    rotate_residual,
-    split_heads,
-)
+from probes.testing.equivalent_heads import permute_heads, split_heads
+from probes.testing.equivalent_layers import insert_silent_layer, rotate_residual
 from probes.testing.planted_patterns import fox_pattern, planted_fox
 from probes.testing.tiny_models import hook_count, tiny_hf
 

@@ -19,7 +19,7 @@ from probes.comparison.heads.verdicts import head_verdicts
 from probes.models.model import load, random_init
 from probes.prompts.catalog import pattern
 from probes.prompts.pair_batch import sample_pairs, tokenize_pairs
-from probes.testing.equivalent_models import permute_heads, split_heads, swap_direction, zero_heads
+from probes.testing.equivalent_heads import permute_heads, split_heads, swap_direction, zero_heads
 from probes.testing.tiny_models import tiny
 
 PROMPTS, ROLES, CONTRASTS = 12, ("x", "op", "y", "answer"), ("x", "y", "operation")

@@ -46,7 +46,7 @@ from probes.prompts.interchange_pairs import sample_interchange_pairs
 from probes.prompts.pair_batch import tokenize_pairs
 from probes.prompts.pattern import Pattern
 from probes.prompts.splits import split_by_text
-from probes.testing.equivalent_models import round_weights
+from probes.testing.equivalent_layers import round_weights
 from probes.testing.tiny_models import KINDS, tiny, tiny_hf
 
 BASES = 32

@@ -10,7 +10,8 @@ import torch
 from probes.comparison.weights import weight_similarity
 from probes.errors import BatchError, ModelError
 from probes.models.model import wrap
-from probes.testing.tiny_models import KINDS, tiny, tiny_hf, ungroup_heads
+from probes.testing.equivalent_heads import ungroup_heads
+from probes.testing.tiny_models import KINDS, tiny, tiny_hf
 
 WIDTH, HEADS, SIZE = 32, 4, 8
 

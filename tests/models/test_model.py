@@ -11,7 +11,8 @@ from probes.errors import ModelError, SiteError
 from probes.models import loading as sources
 from probes.models.acceptance import LOGIT_TOLERANCE
 from probes.models.model import load, position_ids, random_init, wrap
-from probes.testing.tiny_models import KINDS, hook_count, tiny, tiny_hf, ungroup_heads
+from probes.testing.equivalent_heads import ungroup_heads
+from probes.testing.tiny_models import KINDS, hook_count, tiny, tiny_hf
 
 
 @pytest.fixture
