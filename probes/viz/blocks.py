@@ -36,6 +36,9 @@ class Block(ABC):
     def _repr_html_(self) -> str:
         return html_fragment(self.body)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({show_invisible(getattr(self, 'caption', ''))!r})"
+
 
 @dataclass(frozen=True, slots=True)
 class TableCell:
@@ -50,7 +53,7 @@ CellValue = str | int | float | Estimate | TableCell | None
 """None and NaN show as a dash, floats with two decimals, estimates with their interval."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Table(Block):
     """Table of text and numbers.
 
@@ -96,9 +99,6 @@ class Table(Block):
             f"<thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>{notes}"
         )
 
-    def __repr__(self) -> str:
-        return f"Table({show_invisible(self.caption)!r}, {len(self.rows)} x {len(self.columns)})"
-
 
 @dataclass(frozen=True)
 class Note(Block):
@@ -114,7 +114,7 @@ class Note(Block):
         return f'<div class="pv-note"{_tone_attribute(self.tone)}>{text}</div>'
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Matrix(Block):
     """Table of numbers on a color scale.
 
@@ -158,9 +158,6 @@ class Matrix(Block):
         style = HeatTableStyle(name, self.signed, vmax, 40, self.corner, show_error=True)
         table = heat_table(self.values, self.error, tuple(self.rows), tuple(self.columns), style)
         return f'{caption_html(self.caption)}<div class="pv-scroll pv-wide">{table}</div>'
-
-    def __repr__(self) -> str:
-        return f"Matrix({show_invisible(self.caption)!r}, {len(self.rows)} x {len(self.columns)})"
 
 
 def caption_html(text: str) -> str:

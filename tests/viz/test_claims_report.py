@@ -198,7 +198,7 @@ def headings(body):
 
 
 def test_the_page_has_its_sections_in_order(report):
-    assert headings(claims_page((report,)).body) == PARTS
+    assert headings(claims_page(ClaimsReports((report,))).body) == PARTS
 
 
 def test_projections_add_a_section(report):
@@ -212,12 +212,12 @@ def test_projections_add_a_section(report):
     seen: StateProjection = project_states(
         crossed, cell, Subspace(1, "op", "means", basis / basis.norm())
     )
-    added = headings(claims_page((report,), projections=(seen,)).body)
+    added = headings(claims_page(ClaimsReports((replace(report, projection=seen),))).body)
     assert added == [*PARTS[:3], "States as points", *PARTS[3:]]
 
 
 def test_the_notes_on_top_have_the_tones_of_the_verdicts(report):
-    found = Read(claims_page((report,)).body).said()
+    found = Read(claims_page(ClaimsReports((report,))).body).said()
     tones = {"holds": "good", "fails": "bad", "cannot tell": "muted"}
     assert [tone for tone, _ in found] == [tones[one.label] for one in report.verdicts]
     for verdict, (_, text) in zip(report.verdicts, found, strict=True):
@@ -226,7 +226,7 @@ def test_the_notes_on_top_have_the_tones_of_the_verdicts(report):
 
 def test_models_are_columns_of_one_table_of_verdicts(report, hot):
     other = rename(make_report(hot, two=YES), "other")
-    page = Read(claims_page((report, other)).body)
+    page = Read(claims_page(ClaimsReports((report, other))).body)
     head, *rows = page.table("claim")
     assert head == ["claim", report.model, "other"]
     words = [[one.verdict(f"H{k}").label for one in (report, other)] for k in range(1, 6)]
@@ -276,12 +276,12 @@ def test_a_claim_without_tests_has_a_reason(report):
     verdict = behavior_absent("H3", "directions", "it answers at random")
     assert list(claim_tests_table(verdict).notes) == ["No tests: it answers at random."]
     kept = [verdict if one.claim == "H3" else one for one in report.verdicts]
-    body = claims_page((replace(report, verdicts=tuple(kept)),)).body
+    body = claims_page(ClaimsReports((replace(report, verdicts=tuple(kept)),))).body
     assert ("muted", "H3: directions. Behavior absent: it answers at random.") in Read(body).said()
 
 
 def test_hotspots_are_listed_and_drawn_with_their_outcomes(report):
-    body = claims_page((report,)).body
+    body = claims_page(ClaimsReports((report,))).body
     rows = Read(body).table("variable", "hotspot")[1:]
     assert rows[0][:2] == ["operation", "L1.resid@op"]
     names = ["operation", "x", "y", "object"]
@@ -296,11 +296,14 @@ def test_hotspots_are_listed_and_drawn_with_their_outcomes(report):
 
 def test_the_example_shows_each_outcome_and_its_answer(report):
     pair = report.hotspots.runs.interchange_pairs.other[0]
-    rows = {row[0]: row[1:] for row in Read(claims_page((report,)).body).table("base text")[1:]}
+    rows = {
+        row[0]: row[1:]
+        for row in Read(claims_page(ClaimsReports((report,))).body).table("base text")[1:]
+    }
     assert rows["op"] == [pair.clean["op"], pair.counterfactual["op"]]
     assert rows["thing"] == [pair.clean["thing"], pair.counterfactual["thing"]]
     assert rows["reply_number"] == ["(answer: number)"] * 2
-    body = claims_page((report,)).body
+    body = claims_page(ClaimsReports((report,))).body
     assert f"base → {pair.clean.answer('number')}; operation → " in body
 
 
@@ -312,7 +315,7 @@ def test_roles_that_one_model_lacks_are_empty_there(report, hot):
         maps={variable: rates[kept] for variable, rates in hot.maps.items()},
     )
     pair = (rename(replace(report, hotspots=less), "less"), report)
-    rows = Read(claims_page(pair).body).table("variable", "role", "less")[1:]
+    rows = Read(claims_page(ClaimsReports(pair)).body).table("variable", "role", "less")[1:]
     order = [row[1] for row in rows if row[0] == "operation"]
     assert order == list(hot.roles)
     (row,) = [row for row in rows if row[:2] == ["operation", "ask"]]
@@ -321,11 +324,13 @@ def test_roles_that_one_model_lacks_are_empty_there(report, hot):
 
 
 def test_searches_are_plotted_and_missing_ones_left_out(report):
-    found = claims_page((report,)).body
+    found = claims_page(ClaimsReports((report,))).body
     for text in ("DAS, 2 dimensions", "DAS, control site", "0.24 [0.10, 0.40]"):
         assert text in found
     less = claims_page(
-        (replace(report, subspace_search=searched(control_site=None, min_dimensions=None)),)
+        ClaimsReports(
+            (replace(report, subspace_search=searched(control_site=None, min_dimensions=None)),)
+        )
     ).body
     assert "DAS, control site" not in less
     assert ">none</span>" in less
@@ -335,7 +340,7 @@ def test_searches_are_plotted_and_missing_ones_left_out(report):
 
 
 def test_output_heads_are_marked_and_heads_without_effect_left_out(report):
-    body = claims_page((report,)).body
+    body = claims_page(ClaimsReports((report,))).body
     rows = Read(body).table("head")[1:]
     assert rows == [["L1.H1", "0.84", "0.00"], ["L1.H2", "0.00", "0.93"]]
     marked = re.findall(r'data-tone="good">(0\.\d\d)<', body)
@@ -346,10 +351,10 @@ def test_bindings_and_the_base_model_are_shown_if_measured(report, hot):
     line = BaseModelComparison(
         "old", "new", YES, YES, NONE, YES, NO, ("L1.H0",), ("L3.H0", "L3.H1")
     )
-    full = Read(claims_page((make_report(hot, line=line),)).body)
+    full = Read(claims_page(ClaimsReports((make_report(hot, line=line),))).body)
     assert full.table("before layer")[1][:2] == ["1", str(YES)]
     assert full.table("model", "heads")[1:] == [["old", "L1.H0"], ["new", "L3.H0, L3.H1"]]
-    bare = Read(claims_page((make_report(hot, bound=False),)).body)
+    bare = Read(claims_page(ClaimsReports((make_report(hot, bound=False),))).body)
     assert not [rows for rows in bare.tables if rows and "before layer" in rows[0]]
     assert not [rows for rows in bare.tables if rows and rows[0] == ["model", "heads"]]
 
@@ -363,14 +368,14 @@ def test_dose_responses_are_sorted_by_number_of_objects():
 
 def test_untrusted_text_is_escaped(report):
     nasty = replace(rename(report, NASTY), pattern=NASTY, protocol=((NASTY, NASTY),))
-    plain, hurt = (Read(claims_page((one,)).body) for one in (report, nasty))
+    plain, hurt = (Read(claims_page(ClaimsReports((one,))).body) for one in (report, nasty))
     assert hurt.tags.count("script") == plain.tags.count("script") == 0
-    assert "\u202e" not in claims_page((nasty,)).body
+    assert "\u202e" not in claims_page(ClaimsReports((nasty,))).body
 
 
 def test_the_page_is_one_file_that_stays_small(report, tmp_path):
     path = tmp_path / "claims.html"
-    claims_page((report, rename(report, "other"))).save(path)
+    claims_page(ClaimsReports((report, rename(report, "other")))).save(path)
     text = path.read_text(encoding="utf-8")
     assert len(text) < 1_000_000
     assert not re.findall(r'(?:src|href)="(?!#|data:)', text)

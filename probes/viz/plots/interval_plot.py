@@ -8,7 +8,7 @@ import numpy as np
 from probes.errors import FigureError
 from probes.stats.intervals import Estimate
 from probes.viz.blocks import Block, Tone, caption_html
-from probes.viz.html_text import axis_label, escape, show_invisible, typographic_minus
+from probes.viz.html_text import axis_label, escape, typographic_minus
 
 _ROW_HEIGHT = 26
 _MIDDLE = _ROW_HEIGHT // 2
@@ -64,7 +64,7 @@ class Interval:
         return [float(number) for number in numbers if number is not None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class IntervalPlot(Block):
     """Estimates below one another on a common axis.
 
@@ -132,9 +132,6 @@ class IntervalPlot(Block):
             for name, mark in marks
         )
         return f'<div class="pv-legend">{entries}</div>'
-
-    def __repr__(self) -> str:
-        return f"IntervalPlot({show_invisible(self.caption)!r}, {len(self.rows)} rows)"
 
 
 def _percent(value: float, low: float, high: float) -> str:

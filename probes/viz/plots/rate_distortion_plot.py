@@ -25,7 +25,7 @@ from probes.viz.drawing import (
     truncate_text,
 )
 from probes.viz.figure import block_picture
-from probes.viz.html_text import show_invisible, typographic_minus
+from probes.viz.html_text import typographic_minus
 from probes.viz.label_placement import place_labels
 from probes.viz.picture import Picture
 from probes.viz.plots.axes import FONT_SIZE, Axes, Tick, legend
@@ -54,7 +54,7 @@ def rate_distortion_plot(curve: RateDistortionCurve) -> Picture:
     return block_picture(title, RateDistortionBlock(curve), _draw_curve(curve))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RateDistortionBlock(Block):
     """Plot of a rate–distortion curve."""
 
@@ -64,10 +64,6 @@ class RateDistortionBlock(Block):
     def body(self) -> str:
         """Drawing."""
         return scrollable_svg(_draw_curve(self.curve), "pv-rated")
-
-    def __repr__(self) -> str:
-        parent = show_invisible(self.curve.parent.name)
-        return f"RateDistortionBlock({parent!r}, {len(self.curve.points)} points)"
 
 
 @dataclass(frozen=True, slots=True)

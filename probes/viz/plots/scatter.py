@@ -90,7 +90,7 @@ class PointCloud:
                 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ScatterBlock(Block):
     """Points of all models: models in columns, colorings in rows.
 
@@ -122,9 +122,6 @@ class ScatterBlock(Block):
     def body(self) -> str:
         """Drawing with its caption."""
         return caption_html(self.caption) + scrollable_svg(_draw_panels(self), "pv-cloud")
-
-    def __repr__(self) -> str:
-        return f"ScatterBlock({len(self.clouds)} models, {len(self.prompts)} prompts)"
 
 
 def scatter_picture(block: ScatterBlock, *, title: str = "") -> Picture:

@@ -36,7 +36,7 @@ _FIXED_COLORS = {
 """Outcomes with the same color in every chart."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class OutcomeBlock(Block):
     """Outcomes of an interchange intervention, one bar of 100 % for each site.
 
@@ -80,9 +80,6 @@ class OutcomeBlock(Block):
         chart = scrollable_svg(_draw_bars(self), "pv-hot")
         table = collapsed_table(Table(["site", *self.outcomes], rows))
         return caption_html(self.caption) + HOVER_STYLE + chart + table
-
-    def __repr__(self) -> str:
-        return f"OutcomeBlock({len(self.sites)} sites, {len(self.outcomes)} outcomes)"
 
 
 def _outcome_colors(outcomes: Sequence[str]) -> dict[str, tuple[str, ...]]:

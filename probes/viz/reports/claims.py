@@ -6,7 +6,7 @@ from probes.claims.dose_response import dose_response_rows
 from probes.claims.result import ClaimsReport, ClaimsReports
 from probes.interventions.result import StateProjection
 from probes.stats.evidence import ClaimVerdict
-from probes.viz.blocks import Block, Note, Table, TableCell, Tone
+from probes.viz.blocks import Block, CellValue, Note, Table, TableCell, Tone
 from probes.viz.page import Section, page
 from probes.viz.picture import Picture
 from probes.viz.plots.hotspot_map import HotspotMapBlock
@@ -42,30 +42,12 @@ _PROJECTION_INTRO = (
 
 
 @report.register
-def claims_report_page(claims: ClaimsReport) -> Picture:
-    """Page of the claims about one model."""
-    return claims_reports_page(ClaimsReports((claims,)))
-
-
-@report.register
-def claims_reports_page(claims: ClaimsReports) -> Picture:
-    """Page of the claims about several models, with the projections that the reports hold."""
-    projections = [one.projection for one in claims.reports if one.projection is not None]
-    return claims_page(claims.reports, projections=projections)
-
-
-def claims_page(
-    reports: Sequence[ClaimsReport], *, projections: Sequence[StateProjection] = ()
-) -> Picture:
-    """Page of the claims, models side by side.
-
-    Args:
-        reports: One for each model.
-        projections: States of the operation's site as points, to be drawn as well.
-    """
-    several = len(reports) > 1
-    reasons = _reason_notes(reports)
-    verdicts = [_verdicts_table(reports), *(reasons if several else ())]
+def claims_page(claims: ClaimsReports) -> Picture:
+    """Page of the claims about several models, side by side."""
+    reports = claims.reports
+    projections = [one.projection for one in reports if one.projection is not None]
+    is_single, reasons = len(reports) == 1, _reason_notes(reports)
+    verdicts = [_verdicts_table(reports), *(() if is_single else reasons)]
     sections: list[Section] = [
         ("Verdicts", _VERDICT_INTRO, verdicts),
         ("Sites of the variables", HOTSPOTS_INTRO, _hotspots_section(reports)),
@@ -88,9 +70,14 @@ def claims_page(
         blocks = [projection_block(group) for group in groups.values()]
         sections.insert(3, ("States as points", _PROJECTION_INTRO, blocks))
     patterns = ", ".join(dict.fromkeys(one.pattern for one in reports))
-    notes = list(map(_summary_note, reports)) if several else reasons
+    notes = reasons if is_single else list(map(_summary_note, reports))
     names = ", ".join(one.model for one in reports)
     return page(f"Claims H1–H5 about {names}", sections, notes, f"Pattern: {patterns}")
+
+
+@report.register
+def _single_claims_page(claims: ClaimsReport) -> Picture:
+    return claims_page(ClaimsReports((claims,)))
 
 
 def _tone(verdict: ClaimVerdict) -> Tone:
@@ -109,31 +96,30 @@ def _summary_note(claims: ClaimsReport) -> Note:
 
 
 def _reason_notes(reports: Sequence[ClaimsReport]) -> list[Note]:
-    return [
-        Note(
-            f"{f'{one.model}, ' if len(reports) > 1 else ''}{verdict.claim}: {verdict.title}. "
-            f"{verdict.label.capitalize()}: {verdict_reason(verdict)}.",
-            _tone(verdict),
-        )
-        for one in reports
-        for verdict in one.verdicts
-    ]
+    notes = []
+    for one in reports:
+        model = f"{one.model}, " if len(reports) > 1 else ""
+        for verdict in one.verdicts:
+            reason = f"{verdict.label.capitalize()}: {verdict_reason(verdict)}."
+            text = f"{model}{verdict.claim}: {verdict.title}. {reason}"
+            notes.append(Note(text, _tone(verdict)))
+    return notes
 
 
 def _verdicts_table(reports: Sequence[ClaimsReport]) -> Table:
-    rows = [
-        [
-            f"{verdict.claim}: {verdict.title}",
-            *(_verdict_cell(one.verdict(verdict.claim)) for one in reports),
-        ]
-        for verdict in reports[0].verdicts
-    ]
-    columns = ("claim", *(one.model for one in reports))
+    rows: list[list[CellValue]] = []
+    for first in reports[0].verdicts:
+        verdicts = [one.verdict(first.claim) for one in reports]
+        cells = [TableCell(v.label, _tone(v), verdict_reason(v)) for v in verdicts]
+        rows.append([f"{first.claim}: {first.title}", *cells])
+    return _model_columns("claim", rows, reports)
+
+
+def _model_columns(
+    name: str, rows: Sequence[Sequence[CellValue]], reports: Sequence[ClaimsReport]
+) -> Table:
+    columns = (name, *(one.model for one in reports))
     return Table(columns, rows, align="l" * len(columns))
-
-
-def _verdict_cell(verdict: ClaimVerdict) -> TableCell:
-    return TableCell(verdict.label, _tone(verdict), verdict_reason(verdict))
 
 
 def _by_model(
@@ -168,8 +154,7 @@ def _method_table(reports: Sequence[ClaimsReport]) -> Table:
     rows = [[name, *(one.get(name, "–") for one in settings)] for name in names]
     intervals = "95 %, over prompts: bootstrap; Wilson for fractions of prompts"
     rows.append(["intervals", *[intervals] * len(reports)])
-    columns = ("setting", *(one.model for one in reports))
-    return Table(columns, rows, align="l" * len(columns))
+    return _model_columns("setting", rows, reports)
 
 
 def _gate_rows(claims: ClaimsReport) -> dict[str, str]:

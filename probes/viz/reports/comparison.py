@@ -97,18 +97,10 @@ def attention_grid(comparison: Comparison) -> Picture:
 
 
 def _gate_blocks(comparison: Comparison) -> list[Block]:
-    rows = [
-        Interval.of(
-            f"{gate.model}, {gate.answer}",
-            gate.accuracy,
-            chance=(0.0, gate.heuristic_accuracy),
-            tone="good" if gate.state == "open" else "bad",
-        )
-        for gate in comparison.gates
-    ]
+    rows = list(map(_gate_interval, comparison.gates))
     for answer, accuracy in zip(comparison.answers, comparison.random_init_accuracy, strict=True):
         rows.append(Interval(f"{comparison.nulls} random-init models, {answer} (mean)", accuracy))
-    caption = "Accuracy of whole answers"
+    caption, both = "Accuracy of whole answers", "On the questions that both models solve"
     columns = ("model", "answer", "questions", "accuracy", "best heuristic", "margin",
                "logit difference", "gate")  # fmt: skip
     solved = [
@@ -119,42 +111,31 @@ def _gate_blocks(comparison: Comparison) -> list[Block]:
     return [
         IntervalPlot(rows, caption, (0.0, 1.0), "accuracy", chance_label="best heuristic"),
         Table(columns, list(map(_gate_row, comparison.gates)), align="llrrlrrl"),
-        Table(
-            ("model", "answer", "questions", "logit difference"),
-            solved,
-            "On the questions that both models solve",
-            align="llrr",
-            notes=(note,),
-        ),
+        Table(("model", "answer", "questions", columns[-2]), solved, both, "llrr", (note,)),
     ]
+
+
+def _gate_interval(gate: Gate) -> Interval:
+    tone = "good" if gate.state == "open" else "bad"
+    chance = (0.0, gate.heuristic_accuracy)
+    return Interval.of(f"{gate.model}, {gate.answer}", gate.accuracy, chance=chance, tone=tone)
 
 
 def _gate_row(gate: Gate) -> list[CellValue]:
     return [
-        gate.model,
-        gate.answer,
-        gate.n_questions,
-        gate.accuracy,
-        f"{gate.heuristic}: {gate.heuristic_accuracy:.2f}",
-        gate.margin,
-        gate.logit_diff,
+        gate.model, gate.answer, gate.n_questions, gate.accuracy,
+        f"{gate.heuristic}: {gate.heuristic_accuracy:.2f}", gate.margin, gate.logit_diff,
         TableCell(gate.state, _STATE_TONES[gate.state] or "muted"),
-    ]
+    ]  # fmt: skip
 
 
 def _match_blocks(comparison: Comparison) -> list[Block]:
     mean = comparison.mean_pair_score
+    chance = (min(mean.chance, mean.chance_high), mean.chance_high)
+    marks = {"chance": chance, "upper_reference": mean.other_seed}
     paired = [match for match in comparison.matches if match.partner]
     ranked = sorted(paired, key=lambda m: (not m.reliable, -m.score.value))
-    rows = [
-        Interval.of(
-            "mean of all pairs",
-            mean.score,
-            chance=(min(mean.chance, mean.chance_high), mean.chance_high),
-            upper_reference=mean.other_seed,
-        ),
-        *map(_match_interval, ranked),
-    ]
+    rows = [Interval.of("mean of all pairs", mean.score, **marks), *map(_match_interval, ranked)]
     columns = ("head", "partner", "score", "chance", "threshold", "other seed", "reliability",
                "verdict")  # fmt: skip
     verdicts = {v.subject: v for v in comparison.verdicts if v.kind == "head"}
@@ -165,12 +146,9 @@ def _match_blocks(comparison: Comparison) -> list[Block]:
         f"{comparison.other_seed or 'none known'}, n = 1.",
     )
     plot = IntervalPlot(
-        rows,
-        "Score of each pair, with the null and the other-seed model",
-        axis="head similarity",
-        chance_label="random-init: mean to 95th percentile",
-        reference_label="other-seed model",
-    )
+        rows, "Score of each pair, with the null and the other-seed model", axis="head similarity",
+        chance_label="random-init: mean to 95th percentile", reference_label="other-seed model",
+    )  # fmt: skip
     return [plot, Table(columns, cells, align="llrrrrrl", notes=notes)]
 
 
@@ -187,15 +165,10 @@ def _match_interval(match: HeadMatch) -> Interval:
 
 def _match_row(match: HeadMatch, verdict: Verdict | None) -> list[CellValue]:
     return [
-        match.head,
-        match.partner or None,
-        match.score if match.partner else None,
-        match.chance,
-        match.threshold,
-        match.other_seed_score,
-        match.reliability,
+        match.head, match.partner or None, match.score if match.partner else None, match.chance,
+        match.threshold, match.other_seed_score, match.reliability,
         verdict_cell(verdict) if verdict else None,
-    ]
+    ]  # fmt: skip
 
 
 def _effect_blocks(comparison: Comparison) -> list[Block]:

@@ -58,15 +58,11 @@ def _missing_role(role: str) -> str:
 def _hotspots_table(hotspots: Hotspots) -> Table:
     rows = [
         [
-            display_variable(hotspot.variable),
-            str(hotspot.site),
-            hotspot.other_object,
-            hotspot.same_object,
-            hotspot.difference,
-            hotspots.thresholds[hotspot.variable],
+            display_variable(hotspot.variable), str(hotspot.site), hotspot.other_object,
+            hotspot.same_object, hotspot.difference, hotspots.thresholds[hotspot.variable],
         ]
         for hotspot in hotspots.hotspots
-    ]
+    ]  # fmt: skip
     columns = ("variable", "hotspot", "other object", "same object", "difference", "null")
     note = (
         "Other object: base and source are about different objects; same object: about the same. "

@@ -78,19 +78,12 @@ def _numbers_row(point: CurvePoint) -> list[CellValue]:
     if mechanism and mechanism.circuit_edges:
         edges = f"{mechanism.circuit_edges} ({mechanism.circuit_fraction:.1%})"
     return [
-        point.name,
-        point.kind,
-        f"{point.rate.bits / 8000:,.0f}",
-        point.rate.density,
-        f"{point.behavior.readout_kl.value:.2g}",
-        point.behavior.all_correct,
-        point.behavior.agreement,
-        order and order.pairs,
-        mechanism and mechanism.interchange_accuracy,
-        mechanism and mechanism.circuit_kept,
-        edges,
+        point.name, point.kind, f"{point.rate.bits / 8000:,.0f}", point.rate.density,
+        f"{point.behavior.readout_kl.value:.2g}", point.behavior.all_correct,
+        point.behavior.agreement, order and order.pairs,
+        mechanism and mechanism.interchange_accuracy, mechanism and mechanism.circuit_kept, edges,
         TableCell(point.label, _TONES.get(point.label)),
-    ]
+    ]  # fmt: skip
 
 
 def _order_plot(curve: RateDistortionCurve) -> Block:
@@ -123,18 +116,14 @@ def _plot(rows: Sequence[Interval], axis: str, empty_text: str) -> Block:
 def _variables_table(curve: RateDistortionCurve) -> Block:
     rows: list[list[CellValue]] = [
         [
-            point.name,
-            display_variable(name),
-            site,
-            mechanism.own_sites[name],
-            mechanism.all_pairs[name],
-            mechanism.solved_pairs[name],
+            point.name, display_variable(name), site, mechanism.own_sites[name],
+            mechanism.all_pairs[name], mechanism.solved_pairs[name],
             mechanism.parent_states.get(name),
         ]
         for point in (curve.parent, *curve.points)
         if (mechanism := point.mechanism)
         for name, site in mechanism.sites.items()
-    ]
+    ]  # fmt: skip
     if not rows:
         return Note("No model has the behavior.", "muted")
     columns = ("model", "variable", "site", "own site", "all pairs", "pairs that both solve",

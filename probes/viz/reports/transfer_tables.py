@@ -77,21 +77,11 @@ def transfer_tables(transfers: Sequence[CrossModelTransfer]) -> list[Table]:
             "shortfall")  # fmt: skip
     controls = (*first, "ridge", *_CONTROLS, "negative control", "best control", "excess")
     note = _CONTROLS_NOTE.format(n=max(len(one.nulls) for one in transfers))
+    rows, control_rows = list(map(_maps_row, transfers)), list(map(_controls_row, transfers))
+    captions = [f"Interchange accuracy {what}" for what in ("by kind of map", "of the controls")]
     return [
-        Table(
-            maps,
-            [_maps_row(one) for one in transfers],
-            "Interchange accuracy by kind of map",
-            "lllrrrrrrr",
-            _MAPS_NOTES,
-        ),
-        Table(
-            controls,
-            [_controls_row(one) for one in transfers],
-            "Interchange accuracy of the controls",
-            "ll" + "r" * 6 + "lr",
-            (note,),
-        ),
+        Table(maps, rows, captions[0], "lll" + "r" * 7, _MAPS_NOTES),
+        Table(controls, control_rows, captions[1], "ll" + "r" * 6 + "lr", (note,)),
     ]
 
 
@@ -109,38 +99,28 @@ def _plot(rows: Sequence[Interval], caption: str) -> IntervalPlot | Note:
     if not rows:
         return Note("There are no interchange pairs to evaluate.", "muted")
     return IntervalPlot(
-        rows,
-        caption,
-        axis="interchange accuracy",
-        chance_label="best control",
+        rows, caption, axis="interchange accuracy", chance_label="best control",
         reference_label="own states through a ridge map",
-    )
+    )  # fmt: skip
 
 
 def _transfer_interval(name: str, transfer: CrossModelTransfer, *, is_good: bool) -> Interval:
     return Interval.of(
-        name,
-        transfer.interchange_accuracy,
-        chance=(0.0, best_control(transfer)),
-        null=transfer.nulls,
-        upper_reference=transfer.own_ridge_accuracy.value,
+        name, transfer.interchange_accuracy, chance=(0.0, best_control(transfer)),
+        null=transfer.nulls, upper_reference=transfer.own_ridge_accuracy.value,
         tone="good" if is_good else None,
-    )
+    )  # fmt: skip
 
 
 def _maps_row(transfer: CrossModelTransfer) -> list[CellValue]:
+    estimates = (transfer.own_accuracy, transfer.own_ridge_accuracy,
+                 transfer.maps.get("identity"), transfer.maps.get("orthogonal"))  # fmt: skip
     return [
-        f"{transfer.donor} → {transfer.recipient}",
-        display_variable(transfer.variable),
+        f"{transfer.donor} → {transfer.recipient}", display_variable(transfer.variable),
         TableCell(transfer.site, hover=f"donor read at {' and '.join(transfer.donor_sites)}"),
-        transfer.pairs,
-        _value_cell(transfer.own_accuracy),
-        _value_cell(transfer.own_ridge_accuracy),
-        _value_cell(transfer.maps.get("identity")),
-        _value_cell(transfer.maps.get("orthogonal")),
-        transfer.interchange_accuracy,
+        transfer.pairs, *map(_value_cell, estimates), transfer.interchange_accuracy,
         transfer.shortfall,
-    ]
+    ]  # fmt: skip
 
 
 def _controls_row(transfer: CrossModelTransfer) -> list[CellValue]:
@@ -148,14 +128,12 @@ def _controls_row(transfer: CrossModelTransfer) -> list[CellValue]:
     best = max(transfer.negative_controls, key=transfer.negative_controls.__getitem__, default="")
     hover = ", ".join(f"{name} {value}" for name, value in negative.items())
     return [
-        f"{transfer.donor} → {transfer.recipient}",
-        display_variable(transfer.variable),
+        f"{transfer.donor} → {transfer.recipient}", display_variable(transfer.variable),
         transfer.interchange_accuracy.value,
         *(_value_cell(transfer.controls.get(name)) for name in _CONTROLS),
-        TableCell(negative[best], hover=hover) if best else None,
-        transfer.best_control,
+        TableCell(negative[best], hover=hover) if best else None, transfer.best_control,
         transfer.excess,
-    ]
+    ]  # fmt: skip
 
 
 def _value_cell(estimate: Estimate | None) -> TableCell | None:

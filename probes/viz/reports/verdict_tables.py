@@ -187,15 +187,7 @@ def models_table(models: Sequence[ModelFacts], notes: Sequence[str]) -> Table:
 
 
 def _variable_table(comparison: Comparison, verdicts: Sequence[Verdict]) -> Table:
-    rows = [
-        [
-            display_variable(verdict.subject),
-            verdict_cell(verdict, hover=_tests_text(verdict)),
-            verdict.counterpart or None,
-            verdict.reason,
-        ]
-        for verdict in verdicts
-    ]
+    rows = list(map(_variable_row, verdicts))
     note = (
         "L1.resid@op is the residual stream before layer 1, counted from 0, at the role op; roles "
         "joined by + are interchanged together."
@@ -205,15 +197,16 @@ def _variable_table(comparison: Comparison, verdicts: Sequence[Verdict]) -> Tabl
     return Table(columns, rows, align="llll", notes=notes)
 
 
+def _variable_row(verdict: Verdict) -> list[CellValue]:
+    label = verdict_cell(verdict, hover=_tests_text(verdict))
+    return [display_variable(verdict.subject), label, verdict.counterpart or None, verdict.reason]
+
+
 def _head_row(verdict: Verdict) -> list[CellValue]:
-    equivalent = {True: TableCell("yes", "good"), False: TableCell("no", "bad"), None: None}
-    return [
-        verdict.subject or "(relative only)",
-        verdict_cell(verdict, hover=_tests_text(verdict)),
-        verdict.counterpart or None,
-        equivalent[verdict.equivalent],
-        verdict.reason,
-    ]
+    cells = {True: TableCell("yes", "good"), False: TableCell("no", "bad"), None: None}
+    label, equivalent = verdict_cell(verdict, hover=_tests_text(verdict)), cells[verdict.equivalent]
+    subject = verdict.subject or "(relative only)"
+    return [subject, label, verdict.counterpart or None, equivalent, verdict.reason]
 
 
 def _tests_text(verdict: Verdict) -> str:
