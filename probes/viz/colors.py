@@ -9,18 +9,18 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, UInt8
 
-ColorScale = Literal["share", "change"]
+ColorScale = Literal["sequential", "diverging"]
 
 MISSING_COLOR = (230, 230, 230)
 COLOR_STOPS: dict[ColorScale, str] = {
     # cividis (Nunez, Anderton and Renslow 2018, arXiv 1712.01662).
-    "share": (
+    "sequential": (
         "00224e00285b002e6a0533711a386f273e6e32436d3b496c434e6c4b546c535a6d5a5f6e61656f686a716f7073"
         "7676767d7c788482798c8878938e789b9476a39a74aba072b4a76fbcae6cc4b468cdbb63d5c25edec958e7d150"
         "f0d846f9e03afee838"
     ),
     # RdBu of ColorBrewer, reversed: blue is negative, red is positive.
-    "change": (
+    "diverging": (
         "0530610e41791752901f63a82a71b23480b93f8ec0529dc86bacd184bcd99bc9e0aed3e6c2ddecd4e6f1e0ecf3"
         "ecf2f5f7f6f6f9eee7fbe5d8fddcc9fbccb4f8bb9ef5aa89ee9677e48066db6b55d05548c53e3dba2832ab162a"
         "930e267c072267001f"
@@ -34,13 +34,13 @@ def apply_colormap(
     """RGB colors of values; NaN is gray.
 
     Args:
-        values: In [0, vmax] for `share`, in [-vmax, vmax] for `change`; others are clipped.
-        scale: `share` or `change`.
+        values: In [0, vmax] for `sequential`, in [-vmax, vmax] for `diverging`; others are clipped.
+        scale: `sequential` or `diverging`.
         vmax: Value at the end of the scale.
     """
     table = np.frombuffer(bytes.fromhex(COLOR_STOPS[scale]), dtype=np.uint8).reshape(-1, 3)
     unit = values / (vmax or 1.0)
-    unit = (unit + 1) / 2 if scale == "change" else unit
+    unit = (unit + 1) / 2 if scale == "diverging" else unit
     positions = np.clip(np.nan_to_num(unit), 0, 1) * (len(table) - 1)
     channels = [np.interp(positions, np.arange(len(table)), table[:, c]) for c in range(3)]
     colors = np.floor(np.stack(channels, axis=-1) + 0.5).astype(np.uint8)

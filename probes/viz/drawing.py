@@ -130,7 +130,7 @@ def truncate_text(text: str, max_width: Pixels, size: Pixels) -> str:
 
 def fraction_color(fraction: float) -> str:
     """Color of a fraction in [0, 1]."""
-    return to_hex(apply_colormap(np.array(fraction, dtype=float), "share"))
+    return to_hex(apply_colormap(np.array(fraction, dtype=float), "sequential"))
 
 
 def scrollable_svg(drawing: Drawing, css_class: str) -> str:

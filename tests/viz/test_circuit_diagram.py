@@ -228,7 +228,7 @@ def test_the_drawing_has_a_description_for_screen_readers():
 def test_signs_have_the_colors_of_the_signed_scale():
     html = circuit_diagram(CROWDS["few"])._repr_html_()
     signs = np.array([0.78, -0.78, 0.5, -0.5])
-    light_and_dark = [to_hex(color) for color in apply_colormap(signs, "change")]
+    light_and_dark = [to_hex(color) for color in apply_colormap(signs, "diverging")]
     assert re.findall(r"--(?:up|down):(#\w+)", html) == light_and_dark
     assert [LIGHT_COLORS[name] for name in ("up", "down")] == light_and_dark[:2]
 

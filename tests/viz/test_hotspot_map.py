@@ -64,10 +64,12 @@ def single(values, null=0.3, ring=(0, 0)):
 def test_a_cell_at_or_above_the_null_is_full_and_one_below_is_a_small_square():
     found = groups_by_tooltip(single([[0.3, 0.29]]))
     (full,), text = found["x, layer 0: 0.300 of 128 (null 0.300)"]
-    assert text == "0.30" and full.get("fill") == to_hex(apply_colormap(np.array(0.3), "share"))
+    assert text == "0.30" and full.get("fill") == to_hex(
+        apply_colormap(np.array(0.3), "sequential")
+    )
     (frame, square), text = found["x, layer out: 0.290 of 128 (null 0.300)"]
     assert text is None and frame.get("fill") == "var(--paper)"
-    assert square.get("fill") == to_hex(apply_colormap(np.array(0.29), "share"))
+    assert square.get("fill") == to_hex(apply_colormap(np.array(0.29), "sequential"))
     assert box(square)[2] < box(frame)[2] / 3 and box(frame)[2:] == box(full)[2:]
 
 

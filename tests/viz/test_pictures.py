@@ -149,13 +149,15 @@ def test_missing_cells_are_gray_and_gray_is_on_neither_scale():
 
 
 def test_zero_is_the_middle_of_the_signed_scale():
-    less, none, more = apply_colormap(np.array([-1.0, 0.0, 1.0]), "change").astype(int)
+    less, none, more = apply_colormap(np.array([-1.0, 0.0, 1.0]), "diverging").astype(int)
     assert np.ptp(none) <= 2 and none.min() > 240
     assert less[2] > less[0] and more[0] > more[2]
 
 
 def test_fractions_grow_lighter_steadily():
-    brightness = apply_colormap(np.linspace(0, 1, 50), "share") @ np.array([0.299, 0.587, 0.114])
+    brightness = apply_colormap(np.linspace(0, 1, 50), "sequential") @ np.array(
+        [0.299, 0.587, 0.114]
+    )
     assert (np.diff(brightness) > 0).all()
 
 

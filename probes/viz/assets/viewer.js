@@ -21,13 +21,13 @@
     const gray = rgb(missing.slice(1), 0);
     return (value, signed, top) => {
       if (Number.isNaN(value)) return gray;
-      const table = signed ? stops.change : stops.share;
+      const table = signed ? stops.diverging : stops.sequential;
       const last = table.length / 6 - 1;
       const unit = value / (top || 1);
-      const place = Math.min(1, Math.max(0, signed ? (unit + 1) / 2 : unit)) * last;
-      const low = Math.min(last - 1, Math.floor(place));
+      const position = Math.min(1, Math.max(0, signed ? (unit + 1) / 2 : unit)) * last;
+      const low = Math.min(last - 1, Math.floor(position));
       const [a, b] = [rgb(table, low), rgb(table, low + 1)];
-      return a.map((from, i) => Math.floor(from + (b[i] - from) * (place - low) + 0.5));
+      return a.map((from, i) => Math.floor(from + (b[i] - from) * (position - low) + 0.5));
     };
   };
 
@@ -156,9 +156,9 @@
       detail.replaceChildren(row);
     };
     const mark = () => {
-      const place = { left: chosen.left, right: chosen.right, change: chosen.left === undefined ? undefined : chosen.right };
+      const selected = { left: chosen.left, right: chosen.right, change: chosen.left === undefined ? undefined : chosen.right };
       for (const thumb of root.querySelectorAll(".pv-thumb")) {
-        const at = place[thumb.closest("[data-panel]").dataset.panel];
+        const at = selected[thumb.closest("[data-panel]").dataset.panel];
         thumb.setAttribute("aria-pressed", String(Number(thumb.dataset.at) === at));
       }
     };

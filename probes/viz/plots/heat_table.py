@@ -74,7 +74,7 @@ def heat_table(
 ) -> str:
     """HTML table of numbers on a color scale."""
     errors = np.full_like(values, np.nan) if error is None else error
-    colors = apply_colormap(values, "change" if style.signed else "share", style.vmax)
+    colors = apply_colormap(values, "diverging" if style.signed else "sequential", style.vmax)
     heads = "".join(
         f'<th scope="col" title="{escape(name)}"><span>{escape(axis_label(name))}</span></th>'
         for name in columns

@@ -186,7 +186,7 @@ def _draw_cell(
     width, height, middle = cell - 1, _CELL_HEIGHT - 1, x + cell / 2 - 0.5
     if np.isnan(fraction):
         return (TextLabel(middle, y + 13, "–", 11, "middle", "soft"),)
-    color = apply_colormap(np.array(fraction), "share")
+    color = apply_colormap(np.array(fraction), "sequential")
     if fraction < null:
         frame = rectangle((x, y, width, height), "paper", "line")
         return frame, rectangle((middle - 3, y + height / 2 - 3, 6, 6), to_hex(color))

@@ -136,12 +136,12 @@ def _match_blocks(comparison: Comparison) -> list[Block]:
     paired = [match for match in comparison.matches if match.partner]
     ranked = sorted(paired, key=lambda m: (not m.reliable, -m.score.value))
     rows = [Interval.of("mean of all pairs", mean.score, **marks), *map(_match_interval, ranked)]
-    columns = ("head", "partner", "score", "chance", "threshold", "other seed", "reliability",
+    columns = ("head", "partner", "score", "null mean", "threshold", "other seed", "reliability",
                "verdict")  # fmt: skip
     verdicts = {v.subject: v for v in comparison.verdicts if v.kind == "head"}
     cells = [_match_row(match, verdicts.get(match.head)) for match in comparison.matches]
     notes = (
-        "Chance: mean score of this head in random-init models. Threshold: 95th percentile of "
+        "Null mean: mean score of this head in random-init models. Threshold: 95th percentile of "
         "their best scores, one for all heads. Other seed: "
         f"{comparison.other_seed or 'none known'}, n = 1.",
     )

@@ -26,7 +26,7 @@ def draw_head(figure: "Figure", maps: AttentionMaps, layer: int, head: int) -> N
     figure.set_size_inches(cell * keys + 1.9, cell * queries + 1.8)
     axes, bar = figure.subplots(2, height_ratios=(cell * queries, 0.14))
     weights = maps.weights[layer, head]
-    colors = apply_colormap(weights, "share")
+    colors = apply_colormap(weights, "sequential")
     axes.imshow(colors, interpolation="nearest")
     style: dict[str, Any] = {"fontsize": 8, "parse_math": False}
     columns, rows = (
@@ -41,7 +41,7 @@ def draw_head(figure: "Figure", maps: AttentionMaps, layer: int, head: int) -> N
     axes.set_xlabel("key: attended to")
     axes.set_ylabel("query: attends")
     axes.set_title(f"{drawable_text(maps.model)} L{layer}.H{head}", parse_math=False, fontsize=10)
-    _colorbar(bar, "share")
+    _colorbar(bar, "sequential")
 
 
 def draw_grid(figure: "Figure", panels: tuple[Panel, ...]) -> None:
@@ -88,7 +88,7 @@ def _hide_frame(axes: "Axes") -> None:
 
 
 def _colorbar(axes: "Axes", scale: ColorScale) -> None:
-    low, name = (0, "attention") if scale == "share" else (-1, "difference")
+    low, name = (0, "attention") if scale == "sequential" else (-1, "difference")
     strip = apply_colormap(np.linspace(low, 1, 256)[np.newaxis], scale)
     axes.imshow(strip, extent=(low, 1, 0, 1), aspect="auto")
     axes.set_yticks([])

@@ -37,7 +37,7 @@ def head_map(maps: AttentionMaps, layer: int, head: int) -> Picture:
     maps.check_head(layer, head)
     title = maps.title or f"Attention of {maps.model} {head_name(layer, head)}"
     figure = _head_figure(maps, (layer, head), cell_width(len(maps.columns)))
-    body = f"{_heading(title)}{_legend(('share',))}{figure}"
+    body = f"{_heading(title)}{_legend(('sequential',))}{figure}"
     return Picture(show_invisible(title), body, lambda figure: draw_head(figure, maps, layer, head))
 
 
@@ -72,7 +72,7 @@ def head_grid(
     title = left.title or f"Attention of {left.model}{both}"
     body = (
         f'<section class="pv-grid" data-maps="{json_attribute(grid.viewer_data())}">'
-        f"{_heading(title)}{_legend(('share', 'change') if grid.has_difference else ('share',))}"
+        f"{_heading(title)}{_legend(('sequential', 'diverging') if grid.has_difference else ('sequential',))}"
         f'{_OWN_SCALE_BOX}<div class="pv-panels{columns}">{tables}</div>'
         f'{_pairing_note(grid, pairs)}<div class="pv-detail" aria-live="polite">'
         f"{grid.enlarged()}</div></section>"
@@ -207,7 +207,7 @@ def _heading(title: str) -> str:
 
 
 def _legend(scales: Sequence[ColorScale]) -> str:
-    texts = {"share": ("attention", "0", "1"), "change": ("difference", f"{MINUS}1", "+1")}
+    texts = {"sequential": ("attention", "0", "1"), "diverging": ("difference", f"{MINUS}1", "+1")}
     bars = ""
     for scale in scales:
         name, low, high = texts[scale]

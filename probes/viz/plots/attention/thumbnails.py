@@ -35,7 +35,7 @@ class Panel:
     @property
     def scale(self) -> ColorScale:
         """Color scale."""
-        return "change" if self.signed else "share"
+        return "diverging" if self.signed else "sequential"
 
 
 def panel_table(panel: Panel, width: int) -> str:
