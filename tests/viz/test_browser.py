@@ -250,7 +250,8 @@ def test_a_node_under_the_mouse_shows_only_its_edges(visit):
 def test_two_circuits_on_a_page_fade_independently(visit):
     both = page("Two", [("One", "", [circuit().picture()]), ("Two", "", [circuit("b").picture()])])
     tab = visit(both)
-    _, x, y = fades(tab)["L1.MLP->logits"]  # of the second: the later one is kept
+    tab.locator(".pv-circuit").nth(1).scroll_into_view_if_needed()
+    _, x, y = fades(tab)["L1.MLP->logits"]  # Of the second circuit: the later one is kept.
     tab.mouse.move(x, y)
     clear = tab.locator(".pv-scroll .pv-wire").evaluate_all(
         "all => all.map(wire => +getComputedStyle(wire).opacity)"
