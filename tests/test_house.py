@@ -157,7 +157,7 @@ def test_no_device_is_named_outside_of_training():
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and "cuda" in node.value
     }
-    assert found <= {"compression.distillation.trainer"}
+    assert found <= {"compression.distillation.plan"}
 
 
 def test_annotations_are_never_put_off():

@@ -143,7 +143,7 @@ def make_grown(
     """Grow a model by layers or neurons; with --steps, train it further."""
     silence_libraries(threads)
     from probes.compression.distillation.distill import continue_training
-    from probes.compression.distillation.trainer import TrainingConfig
+    from probes.compression.distillation.plan import TrainingConfig
     from probes.compression.grow import grow
 
     if (layers is None) == (width is None):
@@ -158,8 +158,8 @@ def make_grown(
         settings = TrainingConfig(steps, seed, batch=batch, learning_rate=rate, device=device)
         made = continue_training(
             made,
+            texts or _family_texts(made, settings),
             settings,
-            texts=texts or _family_texts(made, settings),
             folder=_checkpoint_folder(called),
             progress=_show_progress(),
         )
@@ -194,26 +194,23 @@ def make_distilled(
     """Distill a model: train a smaller one on its predictions."""
     silence_libraries(threads)
     from probes.compression.derived_model import load_parent
-    from probes.compression.distillation.distill import distill
+    from probes.compression.distillation.distill import DistillationSettings, distill
+    from probes.compression.distillation.plan import TrainingConfig
     from probes.compression.distillation.targets import parse_labels
-    from probes.compression.distillation.trainer import TrainingConfig
 
     called = name or f"{Path(teacher).name}-distilled-{seed}"
-    targets = parse_labels(labels, temperature=temperature)
-    settings = TrainingConfig(steps, seed, batch=batch, learning_rate=rate, device=device)
-    origin = load_parent(teacher)
-    made = distill(
-        origin,
-        texts=texts or _family_texts(origin, settings),
-        folder=_checkpoint_folder(called),
+    settings = DistillationSettings(
         start=start,
         layers=layers,
         width=width,
-        labels=targets,
+        labels=parse_labels(labels, temperature=temperature),
         teacher_text=teacher_text,
-        settings=settings,
+        training=TrainingConfig(steps, seed, batch=batch, learning_rate=rate, device=device),
         progress=_show_progress(),
     )
+    origin = load_parent(teacher)
+    rows = texts or _family_texts(origin, settings.training)
+    made = distill(origin, rows, settings, folder=_checkpoint_folder(called))
     _save_and_print(made, called, teacher)
 
 
@@ -240,23 +237,17 @@ def make_ticket(
     """Find a lottery ticket: prune, rewind to early weights, train again, in rounds."""
     silence_libraries(threads)
     from probes.compression.derived_model import load_parent
-    from probes.compression.distillation.trainer import TrainingConfig
-    from probes.compression.pruning.lottery_ticket import lottery_ticket
+    from probes.compression.distillation.plan import TrainingConfig
+    from probes.compression.pruning.lottery_ticket import TicketSettings, lottery_ticket
     from probes.experiments.family.make import pretraining_model
 
     called = name or f"{Path(model).name}-ticket"
-    settings = TrainingConfig(steps, seed, batch=batch, learning_rate=rate, device=device)
+    training = TrainingConfig(steps, seed, batch=batch, learning_rate=rate, device=device)
+    settings = TicketSettings(rounds, fraction, training, _show_progress())
     origin = load_parent(model)
-    made = lottery_ticket(
-        origin,
-        early or pretraining_model(origin),
-        settings,
-        texts=texts or _family_texts(origin, settings),
-        folder=_checkpoint_folder(called),
-        rounds=rounds,
-        fraction=fraction,
-        progress=_show_progress(),
-    )
+    start = early or pretraining_model(origin)
+    rows = texts or _family_texts(origin, training)
+    made = lottery_ticket(origin, start, rows, settings, folder=_checkpoint_folder(called))
     _save_and_print(made, called, model)
 
 

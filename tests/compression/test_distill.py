@@ -1,4 +1,6 @@
-"""Students and tickets of any model: whom they start from, what they read, what is refused."""
+"""Distillation and lottery tickets of any model."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,20 +8,23 @@ import torch
 import probes as pb
 from probes.compression.derived_model import DerivedModel, load_parent, zero_fraction
 from probes.compression.distillation.distill import (
+    DistillationSettings,
     build_student,
     continue_training,
     distill,
     evenly_spaced_layers,
+    layers_path,
+    take_layers,
 )
-from probes.compression.distillation.layers import layers_name, take_layers
+from probes.compression.distillation.plan import TrainingConfig, TrainingPlan, TrainingText
 from probes.compression.distillation.targets import DistillationTargets
 from probes.compression.distillation.texts import generate_continuations, read_text_file
-from probes.compression.distillation.trainer import TrainingConfig, TrainingText
+from probes.compression.distillation.trainer import fit
 from probes.compression.pruning.lottery_ticket import (
     Ticket,
+    TicketSettings,
     iterative_pruning,
     lottery_ticket,
-    train_control,
 )
 from probes.compression.pruning.masks import density
 from probes.errors import ModelError
@@ -27,11 +32,12 @@ from probes.experiments.family.train import family_corpus
 from probes.models.provenance import Provenance, StorageCost
 from probes.testing.tiny_models import KINDS, tiny_hf
 
-ROWS = [TrainingText(tuple((7 * k + 3 * j) % 50 + 3 for j in range(4 + k % 5))) for k in range(64)]
-DIALS = TrainingConfig(steps=3, seed=0, batch=4, warmup=1, save_every=2)
+TEXTS = [TrainingText(tuple((7 * k + 3 * j) % 50 + 3 for j in range(4 + k % 5))) for k in range(64)]
+TRAINING = TrainingConfig(steps=3, seed=0, batch=4, warmup=1, save_every=2)
+SETTINGS = DistillationSettings(layers=1, training=TRAINING)
 
 
-def relative(kind="llama", seed=0, name="tiny"):
+def derived(kind="llama", seed=0, name="tiny"):
     hf_model = tiny_hf(kind, seed=seed)
     return DerivedModel(
         name, hf_model.eval(), None, Provenance("trained", "", StorageCost(0.0, 0.0, 0.0))
@@ -44,7 +50,7 @@ def full():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_of_all_layers_in_order_is_the_model(kind):
+def test_a_model_of_all_layers_in_order_has_the_same_logits(kind):
     hf_model = tiny_hf(kind, seed=0).eval()
     ids = torch.arange(3, 9)[None]
     taken = take_layers(hf_model, range(hf_model.config.num_hidden_layers))
@@ -52,9 +58,9 @@ def test_a_model_of_all_layers_in_order_is_the_model(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_student_has_the_layers_that_it_took(kind):
+def test_a_student_has_the_layers_of_its_teacher(kind):
     hf_model = tiny_hf(kind, seed=0).eval()
-    taken, stem = take_layers(hf_model, [1]), layers_name(hf_model)
+    taken, stem = take_layers(hf_model, [1]), layers_path(hf_model)
     assert taken.config.num_hidden_layers == 1
     ours = dict(taken.named_parameters())
     for name, weight in hf_model.named_parameters():
@@ -62,7 +68,7 @@ def test_a_student_has_the_layers_that_it_took(kind):
             assert torch.equal(ours[name.replace(f"{stem}.1.", f"{stem}.0.")], weight)
 
 
-def test_layers_are_taken_from_the_first_on_and_evenly(full):
+def test_layers_are_evenly_spaced_from_the_first(full):
     assert evenly_spaced_layers(full, 2) == [0, 2]
     assert evenly_spaced_layers(full, 4) == [0, 1, 2, 3]
     assert evenly_spaced_layers(full, 3) == [0, 1, 3]
@@ -70,21 +76,22 @@ def test_layers_are_taken_from_the_first_on_and_evenly(full):
         evenly_spaced_layers(full, 5)
 
 
-def test_a_fresh_student_keeps_the_size_of_heads_and_is_the_same_for_a_seed(full):
-    narrow = build_student(full, "fresh", layers=1, width=64, seed=3)
+def test_a_fresh_student_keeps_the_head_size_and_depends_on_its_seed(full):
+    settings = DistillationSettings("fresh", 1, 64, training=replace(TRAINING, seed=3))
+    narrow = build_student(full, settings)
     assert (narrow.config.num_attention_heads, narrow.config.hidden_size) == (2, 64)
-    again = build_student(full, "fresh", layers=1, width=64, seed=3)
+    again = build_student(full, settings)
     assert all(map(torch.equal, narrow.parameters(), again.parameters()))
     with pytest.raises(ModelError, match="whole number of heads"):
-        build_student(full, "fresh", layers=1, width=50)
-    with pytest.raises(ModelError, match="start it fresh"):
-        build_student(full, "layers", layers=2, width=64)
+        build_student(full, DistillationSettings("fresh", 1, 50))
+    with pytest.raises(ModelError, match="use start='fresh'"):
+        build_student(full, DistillationSettings("layers", 2, 64))
 
 
-def test_distilling_leaves_the_teacher_as_it_was_and_says_what_it_did(tmp_path):
-    teacher = relative()
+def test_distillation_does_not_change_the_teacher_and_records_its_settings(tmp_path):
+    teacher = derived()
     before = [weight.clone() for weight in teacher.hf_model.parameters()]
-    made = distill(teacher, folder=tmp_path, layers=1, texts=ROWS, settings=DIALS)
+    made = distill(teacher, TEXTS, SETTINGS, folder=tmp_path)
     assert all(map(torch.equal, before, teacher.hf_model.parameters()))
     assert made.provenance.kind == "distilled"
     assert made.provenance.parent == "tiny"
@@ -96,18 +103,18 @@ def test_two_runs_of_one_seed_give_the_same_files(tmp_path):
     files = []
     for number in (1, 2):
         work = tmp_path / f"work-{number}"
-        made = distill(relative(), folder=work, layers=1, texts=ROWS, settings=DIALS)
+        made = distill(derived(), TEXTS, SETTINGS, folder=work)
         place = made.save(tmp_path / str(number) / "student")
         files.append({path.name: path.read_bytes() for path in place.iterdir()})
     assert files[0] == files[1]
 
 
-def test_a_student_may_go_on_from_another_model_of_the_same_words(tmp_path, full):
-    student = build_student(full, "full-b", layers=2)
+def test_a_student_may_continue_another_model_of_the_same_vocabulary(tmp_path, full):
+    student = build_student(full, DistillationSettings("full-b"))
     assert student.config.num_hidden_layers == 4
-    relative(name="other").save(tmp_path / "other")
+    derived(name="other").save(tmp_path / "other")
     with pytest.raises(ModelError, match="its teacher's vocabulary"):
-        build_student(full, str(tmp_path / "other"), layers=2)
+        build_student(full, DistillationSettings(str(tmp_path / "other")))
 
 
 def test_texts_are_read_line_by_line(full, tmp_path):
@@ -119,13 +126,13 @@ def test_texts_are_read_line_by_line(full, tmp_path):
     with pytest.raises(ModelError, match="no file"):
         read_text_file(full, tmp_path / "none.txt")
     path.write_text("\n \n")
-    with pytest.raises(ModelError, match="no text"):
+    with pytest.raises(ModelError, match="has no text"):
         read_text_file(full, path)
     with pytest.raises(ModelError, match="no tokenizer"):
-        read_text_file(relative(), path)
+        read_text_file(derived(), path)
 
 
-def test_a_teacher_goes_on_with_what_it_is_given(full):
+def test_a_teacher_continues_the_beginning_of_each_text(full):
     rows = family_corpus(full, count=12, seed=0)
     told = generate_continuations(full, rows, seed=0)
     assert told == generate_continuations(full, rows, seed=0)
@@ -137,7 +144,7 @@ def test_a_teacher_goes_on_with_what_it_is_given(full):
         assert text.ids.count(full.tokenizer.eos_token_id) <= 1
 
 
-def test_what_a_teacher_writes_does_not_depend_on_the_texts_beside_it(full):
+def test_continuations_do_not_depend_on_padding(full):
     """Padding is not read: a text's first own token has the odds it has alone."""
     rows = family_corpus(full, count=6, seed=0)
     short = min(rows, key=lambda row: len(row.ids))
@@ -154,10 +161,9 @@ def test_what_a_teacher_writes_does_not_depend_on_the_texts_beside_it(full):
 
 
 def tiny_trainer(folder):
-    from probes.compression.distillation.trainer import fit
-
     def train(hf_model, masks, name):
-        return fit(hf_model, ROWS, DIALS, folder=folder / name, pad_token=0, masks=masks)
+        plan = TrainingPlan(TEXTS, TRAINING, masks=masks)
+        return fit(hf_model, plan, folder=folder / name)
 
     return train
 
@@ -165,13 +171,13 @@ def tiny_trainer(folder):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tickets")
-    early = relative(name="early")
-    trained = continue_training(early, DIALS, folder=folder / "full", texts=ROWS)
+    early = derived(name="early")
+    trained = continue_training(early, TEXTS, TRAINING, folder=folder / "full")
     train = tiny_trainer(folder)
     return early, trained, train, list(iterative_pruning(early, trained, train, rounds=2))
 
 
-def test_each_round_keeps_half_of_what_was_left_and_nothing_outside(found):
+def test_each_round_keeps_half_of_the_remaining_weights(found):
     _, _, _, (first, second) = found
     assert density(first.masks) == pytest.approx(0.5, abs=1e-3)
     assert density(second.masks) == pytest.approx(0.25, abs=1e-3)
@@ -183,7 +189,7 @@ def test_each_round_keeps_half_of_what_was_left_and_nothing_outside(found):
         assert zero_fraction(ticket.model.hf_model) >= 1 - density(ticket.masks) - 1e-6
 
 
-def test_a_ticket_goes_back_to_early_weights_before_it_is_trained(found):
+def test_a_ticket_is_rewound_to_early_weights_before_training(found):
     early, trained, _, _ = found
     seen = {}
 
@@ -197,17 +203,7 @@ def test_a_ticket_goes_back_to_early_weights_before_it_is_trained(found):
         assert torch.equal(seen["start"][name], weight * mask)
 
 
-def test_controls_keep_as_many_weights_in_every_matrix(found):
-    early, trained, train, (first, _) = found
-    random = train_control(first, early, trained, train, "random", seed=0)
-    other = train_control(first, relative(seed=9), trained, train, "reinitialized", seed=0)
-    for name, mask in first.masks.items():
-        assert random.masks[name].sum() == mask.sum()
-        assert torch.equal(other.masks[name], mask)
-    assert any(not torch.equal(random.masks[n], m) for n, m in first.masks.items())
-
-
-def test_a_ticket_counts_what_is_kept_and_where_it_stands(found):
+def test_the_storage_of_a_ticket_is_its_kept_weights_and_their_index(found):
     _, trained, _, (first, _) = found
     assert isinstance(first, Ticket)
     bits = first.model.provenance.storage
@@ -219,50 +215,59 @@ def test_a_ticket_counts_what_is_kept_and_where_it_stands(found):
 
 def test_a_ticket_needs_early_weights_of_the_same_model(found):
     _, trained, train, _ = found
-    with pytest.raises(ModelError, match="nothing to go back to"):
+    with pytest.raises(ModelError, match="nothing to rewind to"):
         next(iterative_pruning(trained, trained, train))
-    with pytest.raises(ModelError, match="no early weights of"):
-        next(iterative_pruning(relative("gpt2"), trained, train))
+    with pytest.raises(ModelError, match="has no early weights of"):
+        next(iterative_pruning(derived("gpt2"), trained, train))
 
 
-def test_the_public_function_returns_the_ticket_of_the_last_round(found, tmp_path):
+def test_a_lottery_ticket_is_the_ticket_of_the_last_round(found, tmp_path):
     early, trained, _, rounds = found
-    made = lottery_ticket(
-        early=early, model=trained, settings=DIALS, texts=ROWS, rounds=2, folder=tmp_path / "t"
-    )
-    assert made.name == rounds[-1].model.name
-    assert all(map(torch.equal, made.hf_model.parameters(), rounds[-1].model.hf_model.parameters()))
+    settings = TicketSettings(rounds=2, training=TRAINING)
+    made = lottery_ticket(trained, early, TEXTS, settings, folder=tmp_path)
+    last = rounds[-1].model
+    assert made.name == last.name
+    assert all(map(torch.equal, made.hf_model.parameters(), last.hf_model.parameters()))
     assert made.provenance.settings["rounds"] == 2
+    with pytest.raises(ModelError, match=r"belong to another run: .*batch is 4 there and 5 here"):
+        other = replace(settings, training=replace(TRAINING, batch=5))
+        lottery_ticket(trained, early, TEXTS, other, folder=tmp_path)
 
 
-def test_a_relative_trained_on_is_another_and_says_how(found, tmp_path):
+def test_continued_training_returns_another_model_and_records_its_settings(found, tmp_path):
     early, _, _, _ = found
     before = [weight.clone() for weight in early.hf_model.parameters()]
-    more = continue_training(early, DIALS, folder=tmp_path, texts=ROWS)
+    more = continue_training(early, TEXTS, TRAINING, folder=tmp_path)
     assert all(map(torch.equal, before, early.hf_model.parameters()))
     assert not all(map(torch.equal, before, more.hf_model.parameters()))
     assert more.provenance.settings["steps"] == 3
 
 
-def test_hard_labels_need_no_teacher_in_memory(tmp_path):
-    made = distill(
-        relative(),
-        folder=tmp_path,
-        layers=1,
-        texts=ROWS,
-        settings=DIALS,
-        labels=DistillationTargets("hard"),
-    )
+def test_hard_labels_need_no_teacher(tmp_path):
+    settings = replace(SETTINGS, labels=DistillationTargets("hard"))
+    made = distill(derived(), TEXTS, settings, folder=tmp_path)
     assert made.provenance.settings["labels"] == "hard"
 
 
-def test_a_student_loads_by_name_from_where_it_was_made(full, tmp_path, monkeypatch):
+def test_a_saved_student_loads_by_name(full, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    settings = TrainingConfig(steps=2, seed=0, batch=2, warmup=1)
+    settings = DistillationSettings(training=TrainingConfig(steps=2, seed=0, batch=2, warmup=1))
     texts = family_corpus(full, count=4, seed=0)
-    made = distill(full, texts=texts, folder=tmp_path / "work", settings=settings)
+    made = distill(full, texts, settings, folder=tmp_path / "work")
     made.save(tmp_path / "runs" / "relatives" / "mine")
     model = pb.load("mine")
     assert model.name == "mine"
     assert model.provenance == made.provenance
     assert pb.gate(model, pb.pattern("take-away"), prompts=8)
+
+
+def test_a_run_under_the_same_name_with_other_settings_is_refused(tmp_path):
+    distill(derived(), TEXTS, SETTINGS, folder=tmp_path)
+    other = replace(SETTINGS, labels=DistillationTargets("hard"))
+    other = replace(other, training=replace(TRAINING, learning_rate=0.01))
+    with pytest.raises(ModelError, match=r"labels\.kind is 'soft' there and 'hard' here.*rate is"):
+        distill(derived(), TEXTS, other, folder=tmp_path)
+    with pytest.raises(ModelError, match="the student differs, the teacher differs"):
+        distill(derived(seed=3), TEXTS, SETTINGS, folder=tmp_path)
+    with pytest.raises(ModelError, match="texts differ"):
+        distill(derived(), TEXTS[1:], SETTINGS, folder=tmp_path)

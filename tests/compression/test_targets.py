@@ -1,4 +1,4 @@
-"""What students are taught at each token."""
+"""Target distributions of distillation."""
 
 import math
 
@@ -24,35 +24,35 @@ def drawn(kind, seed=0, **settings):
 
 
 @pytest.mark.parametrize("kind", TARGET_KINDS)
-def test_labels_of_every_kind_are_distributions(kind):
+def test_targets_of_every_kind_are_distributions(kind):
     found = drawn(kind)
     assert found.shape == TEACHER.shape
     assert (found >= 0).all()
     torch.testing.assert_close(found.sum(-1), torch.ones(2))
 
 
-def test_hard_labels_are_the_text_and_soft_ones_the_teacher():
+def test_hard_targets_are_the_text_and_soft_ones_the_teacher():
     assert drawn("hard").tolist() == [[0, 1, 0, 0, 0], [0, 0, 1, 0, 0]]
     torch.testing.assert_close(drawn("soft"), TEACHER.exp())
     cooled = (TEACHER / 3).softmax(-1)
     torch.testing.assert_close(drawn("soft", temperature=3.0), cooled)
 
 
-def test_top_k_keeps_the_greatest_and_no_other():
+def test_top_k_keeps_the_k_largest_probabilities():
     found = drawn("top-k", k=2)
     assert (found > 0).sum(-1).tolist() == [2, 2]
     odds = TEACHER.exp()[0, :2] / TEACHER.exp()[0, :2].sum()
     torch.testing.assert_close(found[0, :2], odds)
 
 
-def test_drawn_tokens_are_right_on_average_where_the_greatest_alone_are_not():
+def test_sampled_targets_are_unbiased_and_top_k_ones_are_not():
     many = torch.stack([drawn("sampled", seed, k=2) for seed in range(4000)]).mean(0)
     assert (many - TEACHER.exp()).abs().max() < 0.02
     assert (drawn("top-k", k=2) - TEACHER.exp()).abs().max() > 0.02
     assert drawn("sampled", k=1).max(-1).values.tolist() == [1, 1]
 
 
-def test_permuted_labels_are_as_sure_as_the_teacher_and_deal_the_rest_anew():
+def test_permuted_targets_keep_the_largest_probability_and_permute_the_others():
     found, said = drawn("permuted"), TEACHER.exp()
     assert found.argmax(-1).equal(said.argmax(-1))
     torch.testing.assert_close(found.sort(-1).values, said.sort(-1).values)
@@ -60,30 +60,30 @@ def test_permuted_labels_are_as_sure_as_the_teacher_and_deal_the_rest_anew():
     assert len(orders) == math.factorial(4)
 
 
-def test_smoothed_labels_give_a_share_to_all_alike():
+def test_smoothed_targets_mix_in_a_uniform_distribution():
     found = drawn("smoothed", smoothing=0.5)
     torch.testing.assert_close(found[0], torch.tensor([0.1, 0.6, 0.1, 0.1, 0.1]))
 
 
-def test_the_loss_is_a_divergence_that_a_perfect_student_does_not_pay():
+def test_the_loss_of_a_perfect_student_is_zero_and_that_of_hard_labels_cross_entropy():
     for kind in ("soft", "permuted", "top-k"):
         labels = DistillationTargets(kind, temperature=2.0, k=5)
         aim = target_distribution(labels, TRUTH, TEACHER, torch.Generator().manual_seed(0))
         perfect = aim.log() * 2.0  # Divided by the temperature again in the loss.
         assert distillation_loss(labels, perfect, aim).abs() < 1e-5
-    by_hand = torch.nn.functional.cross_entropy(TEACHER, TRUTH)
+    expected = torch.nn.functional.cross_entropy(TEACHER, TRUTH)
     torch.testing.assert_close(
-        distillation_loss(DistillationTargets("hard"), TEACHER, drawn("hard")), by_hand
+        distillation_loss(DistillationTargets("hard"), TEACHER, drawn("hard")), expected
     )
 
 
 @pytest.mark.parametrize("text", ["hard", "soft", "top-k:3", "sampled:12", "smoothed:0.2"])
-def test_labels_read_as_they_are_written(text):
+def test_labels_parse_as_they_print(text):
     assert str(parse_labels(text)) == text
 
 
 @pytest.mark.parametrize("text", ["firm", "top-k:many", "top-k:0", "smoothed:1", "sampled:-2"])
-def test_labels_that_are_none_are_refused(text):
+def test_invalid_labels_are_refused(text):
     with pytest.raises(ModelError):
         parse_labels(text)
     with pytest.raises(ModelError, match="temperature 0"):

@@ -1,34 +1,39 @@
-"""Training: it goes on where it stopped, keeps zeros at zero, and teaches what it is told."""
+"""Training: resuming, checkpoints, masks, targets and refusals."""
 
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from probes.compression.distillation.targets import DistillationTargets
-from probes.compression.distillation.trainer import (
+import probes
+from probes.compression.distillation.plan import (
+    PLAN_FILE,
     TrainingConfig,
+    TrainingPlan,
     TrainingText,
-    fit,
+    claim_checkpoints,
     last_checkpoint,
 )
+from probes.compression.distillation.targets import DistillationTargets
+from probes.compression.distillation.trainer import fit
 from probes.errors import ModelError
 from probes.testing.tiny_models import tiny_hf
 
-ROWS = [
+TEXTS = [
     TrainingText(tuple((7 * k + 3 * j) % 50 + 3 for j in range(4 + k % 5)), k % 2)
     for k in range(64)
 ]
+SETTINGS = TrainingConfig(steps=8, seed=0, batch=4, warmup=2, save_every=3)
 
 
-def taught(folder, *, steps=8, seed=0, start=0, **how):
-    hf_model = tiny_hf("llama", seed=start)
-    settings = TrainingConfig(steps=steps, seed=seed, batch=4, warmup=2, save_every=3)
-    return fit(hf_model, ROWS, settings, folder=folder, pad_token=0, **how)
+def train(folder, *, settings=SETTINGS, student=0, callback=None, texts=TEXTS, **plan):
+    hf_model = tiny_hf("llama", seed=student)
+    return fit(hf_model, TrainingPlan(texts, settings, **plan), folder=folder, callback=callback)
 
 
 def weights(hf_model):
@@ -36,54 +41,55 @@ def weights(hf_model):
 
 
 class Stop(Exception):
-    """A run is stopped from outside."""
+    """Interrupts a run."""
 
 
 def stop_at(number):
-    def watch(step, hf_model):
+    def callback(step, hf_model):
         if step == number:
             raise Stop
 
-    return watch
+    return callback
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return weights(taught(tmp_path_factory.mktemp("whole")))
+    return weights(train(tmp_path_factory.mktemp("whole")))
 
 
 def test_one_seed_gives_the_same_weights_and_another_does_not(whole, tmp_path):
-    assert torch.equal(weights(taught(tmp_path / "again")), whole)
-    assert not torch.equal(weights(taught(tmp_path / "other", seed=1)), whole)
+    assert torch.equal(weights(train(tmp_path / "again")), whole)
+    other = train(tmp_path / "other", settings=replace(SETTINGS, seed=1))
+    assert not torch.equal(weights(other), whole)
 
 
-def test_a_stopped_run_goes_on_from_its_last_whole_checkpoint_to_the_same_end(whole, tmp_path):
+def test_an_interrupted_run_continues_from_its_last_checkpoint_to_the_same_weights(whole, tmp_path):
     with pytest.raises(Stop):
-        taught(tmp_path, callback=stop_at(5))
+        train(tmp_path, callback=stop_at(5))
     assert last_checkpoint(tmp_path).endswith("checkpoint-3")
-    seen = []
-    again = taught(tmp_path, callback=lambda step, _: seen.append(step))
-    assert min(seen) == 4
+    steps = []
+    again = train(tmp_path, callback=lambda step, _: steps.append(step))
+    assert min(steps) == 4
     assert torch.equal(weights(again), whole)
 
 
-def test_labels_that_are_drawn_are_drawn_alike_after_a_stop(tmp_path):
-    how = {"labels": DistillationTargets("sampled", k=2), "teacher": tiny_hf("llama", seed=5)}
-    straight = weights(taught(tmp_path / "straight", **how))
+def test_sampled_labels_are_the_same_after_an_interruption(tmp_path):
+    plan = {"labels": DistillationTargets("sampled", k=2), "teacher": tiny_hf("llama", seed=5)}
+    straight = weights(train(tmp_path / "straight", **plan))
     with pytest.raises(Stop):
-        taught(tmp_path / "stopped", callback=stop_at(5), **how)
-    assert torch.equal(weights(taught(tmp_path / "stopped", **how)), straight)
+        train(tmp_path / "stopped", callback=stop_at(5), **plan)
+    assert torch.equal(weights(train(tmp_path / "stopped", **plan)), straight)
 
 
 def test_a_finished_run_is_not_run_again(whole, tmp_path):
-    taught(tmp_path)
-    seen = []
-    again = taught(tmp_path, callback=lambda step, _: seen.append(step))
+    train(tmp_path)
+    steps = []
+    again = train(tmp_path, callback=lambda step, _: steps.append(step))
     assert torch.equal(weights(again), whole)
-    assert seen == []
+    assert steps == []
 
 
-def test_half_a_checkpoint_is_none(tmp_path):
+def test_an_incomplete_checkpoint_is_ignored(tmp_path):
     (tmp_path / "checkpoint-6").mkdir()
     (tmp_path / "checkpoint-6" / "model.safetensors").write_bytes(b"half")
     assert last_checkpoint(tmp_path) is None
@@ -91,7 +97,7 @@ def test_half_a_checkpoint_is_none(tmp_path):
     assert last_checkpoint(tmp_path) is None
 
 
-def test_a_disk_that_is_full_leaves_the_checkpoint_before_it_whole(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
     from transformers import Trainer
 
     real, calls = Trainer._save_checkpoint, []
@@ -105,23 +111,23 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before_it_whole(tmp_path, mon
 
     monkeypatch.setattr(Trainer, "_save_checkpoint", full)
     with pytest.raises(OSError, match="No space"):
-        taught(tmp_path)
+        train(tmp_path)
     assert last_checkpoint(tmp_path).endswith("checkpoint-3")
     assert not (tmp_path / "checkpoint-6").exists()
 
 
 @pytest.mark.slow
-def test_a_killed_process_leaves_a_checkpoint_to_go_on_from(whole, tmp_path):
+def test_a_killed_process_leaves_a_checkpoint_to_continue_from(whole, tmp_path):
     script = (
         "import sys, time\n"
         "from pathlib import Path\n"
         "sys.path.insert(0, 'tests/compression')\n"
         "import torch; torch.set_num_threads(1)\n"
-        "from test_trainer import taught\n"
-        "def watch(step, _):\n"
+        "from test_trainer import train\n"
+        "def callback(step, _):\n"
         "    if step == 5:\n"
         "        print('here', flush=True); time.sleep(60)\n"
-        f"taught(Path({str(tmp_path)!r}), callback=watch)\n"
+        f"train(Path({str(tmp_path)!r}), callback=callback)\n"
     )
     root = Path(__file__).resolve().parents[2]
     run = subprocess.Popen([sys.executable, "-c", script], cwd=root, stdout=subprocess.PIPE)
@@ -130,10 +136,10 @@ def test_a_killed_process_leaves_a_checkpoint_to_go_on_from(whole, tmp_path):
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
     assert last_checkpoint(tmp_path).endswith("checkpoint-3")
-    assert torch.equal(weights(taught(tmp_path)), whole)
+    assert torch.equal(weights(train(tmp_path)), whole)
 
 
-def test_what_is_masked_stays_exactly_zero(tmp_path):
+def test_masked_weights_stay_exactly_zero(tmp_path):
     hf_model = tiny_hf("llama", seed=0)
     name = "model.layers.0.mlp.up_proj.weight"
     mask = torch.rand(hf_model.get_parameter(name).shape) > 0.5
@@ -141,55 +147,173 @@ def test_what_is_masked_stays_exactly_zero(tmp_path):
         hf_model.get_parameter(name).mul_(mask)
     before = hf_model.get_parameter(name).detach().clone()
     settings = TrainingConfig(steps=3, seed=0, batch=4, warmup=1)
-    fit(hf_model, ROWS, settings, folder=tmp_path, pad_token=0, masks={name: mask})
+    fit(hf_model, TrainingPlan(TEXTS, settings, masks={name: mask}), folder=tmp_path)
     after = hf_model.get_parameter(name).detach()
     assert (after[~mask] == 0).all()
     assert not torch.equal(after[mask], before[mask])
 
 
-def test_a_run_may_end_before_its_schedule_does_and_be_like_its_beginning(tmp_path):
+def test_a_run_stopped_early_equals_the_beginning_of_the_whole_run(tmp_path, whole):
     kept = {}
 
-    def watch(step, hf_model):
+    def callback(step, hf_model):
         if step == 4:
             kept["weights"] = weights(hf_model).clone()
 
-    taught(tmp_path / "whole", callback=watch)
-    hf_model = tiny_hf("llama", seed=0)
-    settings = TrainingConfig(steps=8, seed=0, batch=4, warmup=2, save_every=3, stop_after=4)
-    fit(hf_model, ROWS, settings, folder=tmp_path / "part", pad_token=0)
-    assert torch.equal(weights(hf_model), kept["weights"])
+    train(tmp_path / "whole", callback=callback)
+    part = train(tmp_path / "part", settings=replace(SETTINGS, stop_after=4))
+    assert torch.equal(weights(part), kept["weights"])
+    # Where to stop does not shape the weights: the same folder serves the rest of the run.
+    assert torch.equal(weights(train(tmp_path / "part")), whole)
 
 
-def test_a_student_of_soft_labels_comes_nearer_to_its_teacher(tmp_path):
+def test_soft_labels_bring_a_student_closer_to_its_teacher(tmp_path):
     teacher = tiny_hf("llama", seed=5)
-    ids = torch.tensor([ROWS[0].ids])
+    ids = torch.tensor([TEXTS[0].ids])
 
     def distance(hf_model):
         with torch.no_grad():
-            said, heard = (m(ids).logits.log_softmax(-1) for m in (teacher, hf_model))
-        return float((said.exp() * (said - heard)).sum(-1).mean())
+            target, student = (m(ids).logits.log_softmax(-1) for m in (teacher, hf_model))
+        return float((target.exp() * (target - student)).sum(-1).mean())
 
     before = distance(tiny_hf("llama", seed=0).eval())
-    after = distance(
-        taught(tmp_path, steps=60, labels=DistillationTargets("soft"), teacher=teacher)
-    )
+    settings, labels = replace(SETTINGS, steps=60), DistillationTargets("soft")
+    after = distance(train(tmp_path, settings=settings, labels=labels, teacher=teacher))
     assert after < 0.7 * before
 
 
-def test_the_random_state_of_the_process_is_left_alone(tmp_path):
+def test_the_random_state_of_the_process_is_restored(tmp_path):
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    taught(tmp_path, steps=2)
+    train(tmp_path, settings=replace(SETTINGS, steps=2))
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_a_teacher_that_is_missing_or_speaks_otherwise_is_refused(tmp_path):
+def test_a_missing_teacher_or_one_with_another_vocabulary_is_refused(tmp_path):
     with pytest.raises(ModelError, match="there is none"):
-        taught(tmp_path, labels=DistillationTargets("soft"))
+        train(tmp_path, labels=DistillationTargets("soft"))
     other = tiny_hf("gpt2", seed=0)
     other.config.vocab_size += 1
     with pytest.raises(ModelError, match="one vocabulary"):
-        taught(tmp_path, labels=DistillationTargets("soft"), teacher=other)
+        train(tmp_path, labels=DistillationTargets("soft"), teacher=other)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "0 steps of 4 texts"),
+        ({"batch": 0}, "8 steps of 0 texts"),
+        ({"save_every": 0}, "every 0 steps"),
+        ({"stop_after": 9}, r"cannot stop after 9: give 0 \(all\) to 8"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(ModelError, match=message):
+        replace(SETTINGS, **settings)
+
+
+# --- checkpoints belong to one plan
+
+
+SOFT = TrainingPlan(TEXTS, SETTINGS, 0, DistillationTargets("soft"), tiny_hf("llama", seed=5))
+MASK = {"model.layers.0.mlp.up_proj.weight": torch.ones(64, 32, dtype=torch.bool)}
+
+
+def with_settings(**change):
+    return replace(SOFT, settings=replace(SETTINGS, **change))
+
+
+def with_labels(**change):
+    return replace(SOFT, labels=replace(SOFT.labels, **change))
+
+
+CHANGES = {
+    "texts": replace(SOFT, texts=TEXTS[:-1]),
+    "masks": replace(SOFT, masks=MASK),
+    "teacher": replace(SOFT, teacher=tiny_hf("llama", seed=6)),
+    "pad_token": replace(SOFT, pad_token=1),
+    "labels.kind": with_labels(kind="top-k"),
+    "labels.k": with_labels(k=3),
+    "labels.temperature": with_labels(temperature=2.0),
+    "labels.smoothing": with_labels(smoothing=0.2),
+    "steps": with_settings(steps=9),
+    "seed": with_settings(seed=1),
+    "batch": with_settings(batch=5),
+    "learning_rate": with_settings(learning_rate=0.01),
+    "weight_decay": with_settings(weight_decay=0.5),
+    "warmup": with_settings(warmup=3),
+    "schedule": with_settings(schedule="cosine"),
+}
+
+
+def fake_run(folder, plan, student):
+    claim_checkpoints(folder, plan.fingerprint(student))
+    (folder / "checkpoint-3").mkdir()
+    (folder / "checkpoint-3" / "trainer_state.json").write_text('{"global_step": 3}')
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_of_any_setting_is_refused_by_name(name, tmp_path):
+    student = tiny_hf("llama", seed=0)
+    fake_run(tmp_path, SOFT, student)
+    claim_checkpoints(tmp_path, SOFT.fingerprint(student))
+    with pytest.raises(ModelError, match=f"belong to another run: [a-z ]*{name}.*Use another"):
+        claim_checkpoints(tmp_path, CHANGES[name].fingerprint(student))
+
+
+def test_another_student_or_version_is_refused(tmp_path, monkeypatch):
+    student = tiny_hf("llama", seed=0)
+    fake_run(tmp_path, SOFT, student)
+    with pytest.raises(ModelError, match="the student differs"):
+        claim_checkpoints(tmp_path, SOFT.fingerprint(tiny_hf("llama", seed=1)))
+    monkeypatch.setattr(probes, "__version__", "99", raising=False)
+    with pytest.raises(ModelError, match=r"probes is '.*' there and '99' here"):
+        claim_checkpoints(tmp_path, SOFT.fingerprint(student))
+
+
+def test_every_setting_has_a_test_of_its_change():
+    known = set(SOFT.fingerprint(tiny_hf("llama", seed=0)))
+    versions = {"probes", "torch", "transformers", "accelerate"}
+    assert known - versions - {"student", "device", "half_precision"} == set(CHANGES)
+    shaping = {f.name for f in fields(TrainingConfig)} - {"save_every", "stop_after", "device"}
+    assert shaping <= known
+
+
+def test_the_same_run_in_the_same_folder_after_other_checkpoint_settings_continues(whole, tmp_path):
+    with pytest.raises(Stop):
+        train(tmp_path, callback=stop_at(5))
+    again = train(tmp_path, settings=replace(SETTINGS, save_every=2))
+    assert torch.equal(weights(again), whole)
+
+
+def test_a_second_run_with_other_settings_does_not_return_the_first_one(tmp_path):
+    first = weights(train(tmp_path))
+    with pytest.raises(ModelError, match=r"learning_rate is 0\.001 there and 0\.01 here"):
+        train(tmp_path, settings=replace(SETTINGS, learning_rate=0.01))
+    assert torch.equal(weights(train(tmp_path)), first)
+
+
+def test_checkpoints_of_an_unknown_run_are_refused(tmp_path):
+    student = tiny_hf("llama", seed=0)
+    fake_run(tmp_path, SOFT, student)
+    for content in ("", "[]", '{"steps": '):
+        (tmp_path / PLAN_FILE).write_text(content)
+        with pytest.raises(ModelError, match=r"no readable plan\.json"):
+            claim_checkpoints(tmp_path, SOFT.fingerprint(student))
+
+
+def test_a_folder_without_a_complete_checkpoint_takes_another_plan(tmp_path):
+    student = tiny_hf("llama", seed=0)
+    claim_checkpoints(tmp_path, SOFT.fingerprint(student))
+    claim_checkpoints(tmp_path, CHANGES["batch"].fingerprint(student))
+    fake_run(tmp_path, CHANGES["batch"], student)
+    with pytest.raises(ModelError, match="batch is 5 there and 4 here"):
+        claim_checkpoints(tmp_path, SOFT.fingerprint(student))
+
+
+def test_a_run_that_stops_before_its_last_checkpoint_is_refused(tmp_path):
+    train(tmp_path)
+    with pytest.raises(ModelError, match="at step 8, after the last step 4"):
+        train(tmp_path, settings=replace(SETTINGS, stop_after=4))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from probes.compression.distillation.trainer import TrainingConfig, TrainingText
+from probes.compression.distillation.plan import TrainingConfig, TrainingText
 from probes.errors import GateError, ModelError, ProbeError
 from probes.experiments.fewest.result import FewestParameters, MinimalDirections, Student
 from probes.experiments.fewest.search import count_parameters, fewest_parameters

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 import probes.experiments.studies.single_models as single
 import probes.experiments.studies.training_runs as training_runs
-from probes.compression.distillation.trainer import TrainingConfig
+from probes.compression.distillation.plan import TrainingConfig
 from probes.errors import ModelError
 from probes.experiments.family.recipes import (
     ALL_RECIPES,

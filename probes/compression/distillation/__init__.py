@@ -1,1 +1,1 @@
-"""Distillation: targets, texts, trainer."""
+"""Distillation: targets, texts, plans and training."""

@@ -1,110 +1,130 @@
-"""Distills: a smaller model is taught what a larger one says."""
+"""Knowledge distillation: a student from layers of a teacher, fresh weights or another model."""
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from probes.compression.derived_model import DerivedModel, dense_storage, load_parent
-from probes.compression.distillation.layers import take_layers
+from probes.compression.distillation.plan import TrainingConfig, TrainingPlan
 from probes.compression.distillation.targets import DistillationTargets
-from probes.compression.distillation.texts import generate_continuations, load_texts, pad_token
-from probes.compression.distillation.trainer import (
-    TrainingCallback,
-    TrainingConfig,
-    TrainingText,
-    fit,
+from probes.compression.distillation.texts import (
+    Texts,
+    generate_continuations,
+    load_texts,
+    pad_token,
 )
+from probes.compression.distillation.trainer import fit
 from probes.errors import ModelError
+from probes.models.process_state import seeded_init
 from probes.models.provenance import Provenance
 
-START_METHODS = ("layers", "fresh")
+Decoder = TypeVar("Decoder", bound=nn.Module)
 
 
-def distill(  # noqa: PLR0913 (who teaches whom what, and how)
+@dataclass(frozen=True, slots=True)
+class DistillationSettings:
+    """Settings of `distill`.
+
+    Attributes:
+        start: "layers" takes evenly spaced layers of the teacher and its embeddings (Sanh et al.
+            2019, arXiv 1910.01108), "fresh" random weights; a name or folder continues that model.
+        layers: Number of layers; half of the teacher's if 0.
+        width: Residual width of a fresh student; the teacher's if 0. The head size is kept.
+        labels: Targets at each token.
+        teacher_text: Whether to train on continuations that the teacher writes.
+        training: Settings of the optimizer.
+        progress: Whether to show a progress bar.
+    """
+
+    start: str = "layers"
+    layers: int = 0
+    width: int = 0
+    labels: DistillationTargets = field(default_factory=lambda: DistillationTargets("soft"))
+    teacher_text: bool = False
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(1500, 0, batch=64))
+    progress: bool = False
+
+
+def distill(
     teacher: str | Path | DerivedModel,
+    texts: Texts,
+    settings: DistillationSettings | None = None,
     *,
-    texts: Path | Sequence[TrainingText],
     folder: Path,
-    start: str = "layers",
-    layers: int = 0,
-    width: int = 0,
-    labels: DistillationTargets | None = None,
-    teacher_text: bool = False,
-    settings: TrainingConfig | None = None,
-    callback: TrainingCallback | None = None,
-    progress: bool = False,
 ) -> DerivedModel:
-    """Train a student of a teacher; a run that was stopped goes on where it was.
+    """Train a student of a teacher, continuing an interrupted run of the same settings.
 
     Args:
-        teacher: A family name, a folder, a hub id or a Relative.
-        texts: A file, one text a line, or rows.
-        folder: Where checkpoints go.
-        start: "layers" takes every so-many-th layer of the teacher with its embeddings (Sanh et
-            al. 2019, arXiv 1910.01108), "fresh" draws all weights; a name or folder goes on from
-            that model.
-        layers: Layers of the student; half of the teacher's by default.
-        width: Its residual width, for fresh ones; the teacher's by default. Heads keep their size.
-        labels: What it is taught at each token; soft labels by default.
-        own_text: Whether it reads what the teacher wrote, not the texts themselves.
-        dials: The optimizer's; 1,500 steps of 64 texts from seed 0 by default.
-        watch: What looks on at every step.
-        progress: Whether to show a bar.
+        teacher: Name, folder or hub id of a model, or a derived model.
+        texts: File with one text per line, or tokenized texts.
+        settings: Student, targets and training.
+        folder: Folder of checkpoints.
 
     Raises:
-        ModelError: Vocabularies differ, or the student cannot have such a shape.
+        ModelError: Vocabularies differ, the student's shape is impossible, there are no texts, or
+            the folder has checkpoints of another run.
     """
-    taught, settings = (
-        labels or DistillationTargets("soft"),
-        settings or TrainingConfig(steps=1500, batch=64, seed=0),
-    )
-    full = load_parent(teacher)
-    count = layers or max(1, int(full.hf_model.config.num_hidden_layers) // 2)
-    student = build_student(full, start, layers=count, width=width, seed=settings.seed)
-    rows = load_texts(full, texts)
-    if teacher_text:
-        rows = generate_continuations(full, rows, seed=settings.seed)
-    hf_model = fit(
-        student,
-        rows,
-        settings,
-        folder=folder,
-        pad_token=pad_token(full),
-        labels=taught,
-        teacher=full.hf_model if taught.needs_teacher else None,
-        callback=callback,
-        progress=progress,
-    )
-    told: Mapping[str, Any] = {
-        "start": start,
-        "labels": str(taught),
-        "own_text": teacher_text,
-        **asdict(settings),
+    settings = settings or DistillationSettings()
+    origin = load_parent(teacher)
+    training, labels = settings.training, settings.labels
+    student = build_student(origin, settings)
+    rows = load_texts(origin, texts)
+    if settings.teacher_text:
+        rows = generate_continuations(origin, rows, seed=training.seed)
+    source = origin.hf_model if labels.needs_teacher else None
+    plan = TrainingPlan(rows, training, pad_token(origin), labels, source)
+    hf_model = fit(student, plan, folder=folder, progress=settings.progress)
+    record: Mapping[str, Any] = {
+        "start": settings.start,
+        "labels": str(labels),
+        "own_text": settings.teacher_text,
+        **asdict(training),
     }
-    made = Provenance("distilled", full.name, dense_storage(hf_model, bits=16), told)
-    return DerivedModel(f"{full.name}-distilled", hf_model, full.tokenizer, made)
+    made = Provenance("distilled", origin.name, dense_storage(hf_model, bits=16), record)
+    return DerivedModel(f"{origin.name}-distilled", hf_model, origin.tokenizer, made)
 
 
-def build_student(
-    teacher: DerivedModel, start: str, *, layers: int, width: int = 0, seed: int = 0
-) -> nn.Module:
-    """Return a student that is not trained yet; arguments as in `distill`."""
-    if start == "layers":
-        if width and width != int(teacher.hf_model.config.hidden_size):
+def continue_training(
+    model: DerivedModel,
+    texts: Texts,
+    settings: TrainingConfig,
+    *,
+    folder: Path,
+    progress: bool = False,
+) -> DerivedModel:
+    """Train a copy of a model on the tokens of texts."""
+    hf_model = copy.deepcopy(model.hf_model)
+    plan = TrainingPlan(load_texts(model, texts), settings, pad_token(model))
+    fit(hf_model, plan, folder=folder, progress=progress)
+    record = {**model.provenance.settings, **asdict(settings)}
+    return replace(model, hf_model=hf_model, provenance=replace(model.provenance, settings=record))
+
+
+def build_student(teacher: DerivedModel, settings: DistillationSettings) -> nn.Module:
+    """Return an untrained student.
+
+    Raises:
+        ModelError: Its shape is impossible, or it has another vocabulary.
+    """
+    config = teacher.hf_model.config
+    layers = settings.layers or max(1, int(config.num_hidden_layers) // 2)
+    if settings.start == "layers":
+        if settings.width not in (0, int(config.hidden_size)):
             raise ModelError(
-                f"A student from the teacher's layers has its width, "
-                f"{teacher.hf_model.config.hidden_size}, and not {width}: start it fresh"
+                f"A student from the teacher's layers has its width, {config.hidden_size}, and "
+                f"{settings.width} was asked for: use start='fresh'"
             )
         return take_layers(teacher.hf_model, evenly_spaced_layers(teacher, layers))
-    if start == "fresh":
-        return _random_init_student(teacher, layers, width, seed)
-    found = load_parent(start)
-    sizes = [int(one.hf_model.config.vocab_size) for one in (teacher, found)]
+    if settings.start == "fresh":
+        return _random_init_student(teacher, layers, settings.width, settings.training.seed)
+    found = load_parent(settings.start)
+    sizes = [int(model.hf_model.config.vocab_size) for model in (teacher, found)]
     if sizes[0] != sizes[1]:
         raise ModelError(
             f"{teacher.name} has {sizes[0]} tokens and {found.name} {sizes[1]}: a student needs its "
@@ -114,49 +134,74 @@ def build_student(
 
 
 def evenly_spaced_layers(teacher: DerivedModel, layers: int) -> list[int]:
-    """Return which layers a student takes over: the first, and others evenly spaced behind it."""
-    there = int(teacher.hf_model.config.num_hidden_layers)
-    if not 1 <= layers <= there:
-        raise ModelError(
-            f"{teacher.name} has {there} layers: a student can take 1 to {there} of them"
-        )
-    return [round(k * there / layers) for k in range(layers)]
+    """Return the indices of the layers that a student takes: the first, and others after it.
+
+    Raises:
+        ModelError: The teacher has fewer layers.
+    """
+    count = int(teacher.hf_model.config.num_hidden_layers)
+    if not 1 <= layers <= count:
+        raise ModelError(f"{teacher.name} has {count} layers: a student can take 1 to {count}")
+    return [round(index * count / layers) for index in range(layers)]
 
 
 def _random_init_student(teacher: DerivedModel, layers: int, width: int, seed: int) -> nn.Module:
     config: Any = copy.deepcopy(teacher.hf_model.config)
     old = int(config.hidden_size)
     width = width or old
-    each = old // int(config.num_attention_heads)
-    if width % each:
+    d_head = old // int(config.num_attention_heads)
+    if width % d_head:
         raise ModelError(
-            f"A student of width {width} has no whole number of heads of {each}: give a multiple"
+            f"A student of width {width} has no whole number of heads of {d_head}: give a multiple"
         )
-    groups = int(getattr(config, "num_key_value_heads", 0) or config.num_attention_heads)
-    ratio = int(config.num_attention_heads) // groups
+    kv_heads = int(getattr(config, "num_key_value_heads", 0) or config.num_attention_heads)
+    ratio = int(config.num_attention_heads) // kv_heads
     config.num_hidden_layers, config.hidden_size = layers, width
-    config.num_attention_heads = width // each
+    config.num_attention_heads = width // d_head
     if hasattr(config, "num_key_value_heads"):
-        config.num_key_value_heads = max(1, width // each // ratio)
+        config.num_key_value_heads = max(1, width // d_head // ratio)
     if getattr(config, "intermediate_size", None):
         config.intermediate_size = int(config.intermediate_size) * width // old
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        kind: Any = type(teacher.hf_model)
+    kind: Any = type(teacher.hf_model)
+    with seeded_init(seed):
         return kind._from_config(config, attn_implementation="eager", dtype=torch.float32)
 
 
-def continue_training(
-    model: DerivedModel,
-    settings: TrainingConfig,
-    *,
-    texts: Path | Sequence[TrainingText],
-    folder: Path,
-    progress: bool = False,
-) -> DerivedModel:
-    """Train a relative on, on the tokens of texts themselves; it is copied, never changed."""
-    rows = load_texts(model, texts)
-    hf_model = copy.deepcopy(model.hf_model)
-    fit(hf_model, rows, settings, folder=folder, pad_token=pad_token(model), progress=progress)
-    told = {**model.provenance.settings, **asdict(settings)}
-    return replace(model, hf_model=hf_model, provenance=replace(model.provenance, settings=told))
+def take_layers(hf_model: Decoder, order: Sequence[int]) -> Decoder:
+    """Return a model of some layers of another, in the given order, with its other weights.
+
+    Raises:
+        ModelError: The list of layers was not found.
+    """
+    source: dict[str, Tensor] = hf_model.state_dict()
+    config: Any = copy.deepcopy(hf_model.config)
+    path = layers_path(hf_model)
+    config.num_hidden_layers = len(order)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[layer] for layer in order]
+    kind: Any = type(hf_model)
+    with seeded_init(0):  # The weights are overwritten below.
+        result = kind._from_config(config, attn_implementation="eager", dtype=hf_model.dtype)
+    state = {}
+    for name in result.state_dict():
+        found = re.fullmatch(rf"{re.escape(path)}\.(\d+)(\..*)", name)
+        state[name] = source[f"{path}.{order[int(found[1])]}{found[2]}" if found else name]
+    result.load_state_dict(state)
+    return result.eval()
+
+
+def layers_path(hf_model: nn.Module) -> str:
+    """Return the path of the list of a model's layers, such as "model.layers".
+
+    Raises:
+        ModelError: There is no list of as many modules as the config has layers.
+    """
+    config: Any = hf_model.config
+    count = int(config.num_hidden_layers)
+    for name, module in hf_model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return name
+    raise ModelError(
+        f"The layers of a {type(hf_model).__name__} were not found: no list of {count} modules. "
+        "Use a decoder such as Llama, GPT-2 or GPT-NeoX."
+    )

@@ -9,8 +9,9 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from probes.compression.derived_model import DerivedModel, dense_storage, load_parent
-from probes.compression.distillation.layers import take_layers
-from probes.compression.distillation.trainer import TrainingCallback, TrainingText
+from probes.compression.distillation.distill import take_layers
+from probes.compression.distillation.plan import TrainingText
+from probes.compression.distillation.trainer import TrainingCallback
 from probes.compression.grow import grow
 from probes.compression.pruning.masks import (
     Masks,

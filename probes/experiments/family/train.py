@@ -9,13 +9,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from probes.compression.derived_model import DerivedModel
+from probes.compression.distillation.plan import TrainingConfig, TrainingPlan, TrainingText
 from probes.compression.distillation.targets import parse_labels
-from probes.compression.distillation.trainer import (
-    TrainingCallback,
-    TrainingConfig,
-    TrainingText,
-    fit,
-)
+from probes.compression.distillation.trainer import TrainingCallback, fit
 from probes.errors import ModelError
 from probes.experiments.family.corpus import CorpusSettings, sample_texts
 from probes.experiments.family.recipes import Recipe, recipe
@@ -115,16 +111,13 @@ def train(  # noqa: PLR0913 (whom, what, where, by whom)
     `until` stops after so many steps.
     """
     kind = recipe.labels or ("soft" if teacher is not None else "hard")
-    fit(
-        student,
+    plan = TrainingPlan(
         texts or training_rows(recipe, tokenizer),
         replace(training_config(recipe), stop_after=until),
-        folder=folder,
-        pad_token=PAD,
-        labels=parse_labels(kind, temperature=recipe.temperature),
-        teacher=teacher,
-        masks=masks,
-        callback=callback,
-        progress=True,
+        PAD,
+        parse_labels(kind, temperature=recipe.temperature),
+        teacher,
+        masks or {},
     )
+    fit(student, plan, folder=folder, callback=callback, progress=True)
     return student

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from probes.compression.distillation.plan import TrainingConfig, TrainingText
 from probes.compression.distillation.targets import (
     DistillationTargets,
     distillation_loss,
     target_distribution,
 )
-from probes.compression.distillation.trainer import TrainingConfig, TrainingText, collate
+from probes.compression.distillation.trainer import collate
 from probes.errors import ModelError
 
 _BETAS, _MAX_GRAD_NORM, _MIN_RATE_FRACTION = (0.9, 0.98), 1.0, 0.05

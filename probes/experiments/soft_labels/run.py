@@ -40,8 +40,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from probes.compression.derived_model import DerivedModel, load_parent
+from probes.compression.distillation.plan import TrainingConfig, TrainingPlan
 from probes.compression.distillation.targets import parse_labels
-from probes.compression.distillation.trainer import TrainingConfig, fit
+from probes.compression.distillation.trainer import fit
 from probes.errors import ModelError
 from probes.experiments.family.recipes import Recipe, recipe
 from probes.experiments.family.tokenizer import PAD
@@ -148,8 +149,7 @@ def _shared_setup(teacher: DerivedModel, plan: NameStudySettings) -> _SharedSetu
 def _run(setup: _SharedSetup, run: NameRow) -> tuple[NameRow, ...]:
     """Teach one student."""
     plan, arm, found = setup.plan, ARMS[run.arm], []
-    with torch.random.fork_rng():
-        student = random_init_model(_student_recipe(plan, run.seed), setup.tokenizer)
+    student = random_init_model(_student_recipe(plan, run.seed), setup.tokenizer)
 
     def watch(step: int, model: nn.Module) -> None:
         if step in plan.look_steps:
@@ -161,11 +161,10 @@ def _run(setup: _SharedSetup, run: NameRow) -> tuple[NameRow, ...]:
         schedule="stable" if arm.decay else "constant", save_every=plan.updates,
     )  # fmt: skip
     texts = sample_name_texts(plan.updates * plan.batch, seed=run.seed)[: arm.texts or None]
+    rows = tokenize_name_texts(setup.tokenizer, texts)
+    training = TrainingPlan(rows, settings, PAD, parse_labels(arm.labels), setup.teacher)
     with tempfile.TemporaryDirectory() as folder:
-        fit(
-            student, tokenize_name_texts(setup.tokenizer, texts), settings, folder=Path(folder), pad_token=PAD,
-            labels=parse_labels(arm.labels), teacher=setup.teacher, callback=watch,
-        )  # fmt: skip
+        fit(student, training, folder=Path(folder), callback=watch)
     return tuple(found)
 
 

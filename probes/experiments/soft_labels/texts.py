@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
-from probes.compression.distillation.trainer import TrainingText
+from probes.compression.distillation.plan import TrainingText
 from probes.experiments.family.corpus import CorpusSettings, CorpusText, sample_texts
 from probes.experiments.family.tokenizer import BOS, EOS, PAD
 from probes.prompts.catalog import list_patterns

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from probes.compression.distillation.trainer import TrainingText as Text
+from probes.compression.distillation.plan import TrainingText as Text
 from probes.experiments.family.make import GROWTH_METHODS, family_tokenizer, make_member
 from probes.experiments.family.recipes import (
     GROWN_RECIPES,

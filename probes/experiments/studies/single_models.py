@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from probes.compression.derived_model import DerivedModel, dense_storage, load_parent
-from probes.compression.distillation.trainer import TrainingConfig
+from probes.compression.distillation.plan import TrainingConfig
 from probes.experiments.adaptation.adapt import adapt
 from probes.experiments.family.make import family_tokenizer
 from probes.experiments.family.recipes import Recipe, recipe

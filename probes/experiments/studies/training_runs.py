@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from probes.compression.derived_model import DerivedModel, dense_storage
-from probes.compression.distillation.trainer import last_checkpoint
+from probes.compression.distillation.plan import last_checkpoint
 from probes.experiments.family.make import initialize_member
 from probes.experiments.family.recipes import recipe
 from probes.experiments.scorecard import TableRow
