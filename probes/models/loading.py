@@ -63,7 +63,7 @@ def load_hf_model(source: str, dtype: torch.dtype) -> tuple[nn.Module, object]:
         ModelError: It cannot be loaded, or its files hold more or less than is loaded.
     """
     fix = "Check the name, the files and the connection."
-    with one_line_errors(f"Could not load {source!r}", fix), suppress_library_warnings():
+    with model_errors(f"Could not load {source!r}", fix), suppress_library_warnings():
         # transformers imports torchao, which warns.
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -103,7 +103,7 @@ def check_finite(hf_model: nn.Module, name: str) -> None:
 
 
 @contextmanager
-def one_line_errors(problem: str, fix: str) -> Iterator[None]:
+def model_errors(problem: str, fix: str) -> Iterator[None]:
     """Turn any error of files, tokenizers and configs into one `ModelError` line with its cause."""
     try:
         yield

@@ -16,20 +16,15 @@ from torch import Tensor, nn
 
 from probes.errors import ModelError
 from probes.models.acceptance import check_acceptance, reference_logits
+from probes.models.attention_hooks import check_attention_edits, require_effect, split_value_heads
 from probes.models.edits import Edit, hook_edit
+from probes.models.generation import continue_text
 from probes.models.kv_cache import block_cache_argument, replaced_caches
-from probes.models.loading import (
-    check_finite,
-    find_model,
-    load_hf_model,
-    one_line_errors,
-    parse_dtype,
-)
+from probes.models.loading import check_finite, find_model, load_hf_model, model_errors, parse_dtype
 from probes.models.process_state import isolated, seeded_init
 from probes.models.provenance import Provenance, folder_storage, read_provenance
 from probes.models.shape import Shape as Shape
 from probes.models.shape import read_shape
-from probes.prompts.batch import tokenize
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +118,14 @@ class Model:
         Raises:
             SiteError: The model has no such activation, or the replacement has another shape.
         """
+        for name in edits:
+            require_effect(self, name)
+        with self.hooked(edits):
+            yield
+
+    @contextmanager
+    def hooked(self, edits: Mapping[str, Edit]) -> Iterator[None]:
+        """Like `editing`, also where the model would ignore an edit: for reading."""
         size = (self.shape.layers, self.shape.heads)
         hooks = [hook_edit(self.name, self.bridge, size, *item) for item in edits.items()]
         with self.locked(), self.bridge.hooks(fwd_hooks=hooks):
@@ -144,10 +147,9 @@ class Model:
         def keep(name: str, value: Tensor) -> None:
             kept[name] = value if select is None else select(value)
 
-        with self.editing({name: partial(keep, name) for name in names}):
+        with self.hooked({name: partial(keep, name) for name in names}):
             yield kept
 
-    @torch.no_grad()
     def generate(
         self, text: str, *, max_new_tokens: int = 20, temperature: float = 0.0, seed: int = 0
     ) -> str:
@@ -159,19 +161,8 @@ class Model:
             temperature: Of the sampled distribution; 0 takes the most likely token.
             seed: Random seed.
         """
-        ids = tokenize(self, text).ids.to(self.device)
-        generator = torch.Generator(self.device).manual_seed(seed)
-        for _ in range(min(max_new_tokens, self.shape.context - ids.shape[1])):
-            scores = self.logits(ids, torch.ones_like(ids, dtype=torch.bool))[0, -1]
-            if temperature > 0:
-                weights = (scores.float() / temperature).softmax(-1)
-                token = torch.multinomial(weights, 1, generator=generator)
-            else:
-                token = scores.argmax(-1, keepdim=True)
-            if int(token) == self.tokenizer.eos_token_id:
-                break
-            ids = torch.cat([ids, token[None]], 1)
-        return self.tokenizer.decode(ids[0].tolist(), skip_special_tokens=True)
+        settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+        return continue_text(self, text, **settings)
 
     @contextmanager
     def recording_kv(self, caches: Sequence[object]) -> Iterator[list[dict]]:
@@ -235,7 +226,7 @@ def load(
     source, origin = find_model(name)
     with isolated():
         hf_model, tokenizer = load_hf_model(source, parse_dtype(dtype))
-        with one_line_errors(f"Could not load {source!r}", "Check its files and the device."):
+        with model_errors(f"Could not load {source!r}", "Check its files and the device."):
             hf_model, provenance = hf_model.to(device or torch.get_default_device()), None
             if (folder := Path(source)).is_dir():
                 provenance = read_provenance(folder)
@@ -282,7 +273,7 @@ def _build_model(
     name, architecture = names[0], type(hf_model).__name__
     check_finite(hf_model, name)
     fix = "Use a decoder such as Llama, GPT-2 or GPT-NeoX."
-    with one_line_errors(f"{name} ({architecture}) is not supported", fix):
+    with model_errors(f"{name} ({architecture}) is not supported", fix):
         hf_model.eval()
         hf_model.set_attn_implementation("eager")
         config = copy.deepcopy(hf_model.config)
@@ -291,9 +282,11 @@ def _build_model(
         bridge = build_bridge_from_module(hf_model, architecture, hf_config=hf_model.config)
         # Nothing here trains it: passes keep no activations for gradients of weights.
         bridge.requires_grad_(False)
+        split_value_heads(bridge, config)
         shape = read_shape(architecture, config, bridge.cfg)
         model = Model(*names, shape, tokenizer, bridge, config, provenance)
         check_acceptance(model, reference)
+        check_attention_edits(model, reference.ids, reference.mask)
     return model
 
 

@@ -99,6 +99,41 @@ def test_a_model_with_other_logits_is_refused_in_one_line(name):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", SUPPORTED)
+def test_an_edit_of_attention_has_an_effect_or_is_refused(kind):
+    model = wrap(build(kind, **SUPPORTED[kind]), name="mine")
+    ids = torch.randint(3, 97, (1, 6), generator=torch.Generator().manual_seed(5))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    plain = model.logits(ids, mask)
+    for hook in ("attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_z"):
+        name = f"blocks.1.{hook}"
+        try:
+            with model.editing({name: lambda value: value.flip(-2)}):
+                edited = model.logits(ids, mask)
+        except SiteError as error:
+            assert kind in ("opt", "llama4_text")
+            assert "no effect" in str(error)
+        else:
+            assert not torch.equal(edited, plain)
+        with model.recording([name]) as kept:
+            model.logits(ids, mask)
+        assert kept[name].isfinite().any()
+
+
+@pytest.mark.parametrize("kind", SUPPORTED)
+def test_z_of_a_head_is_its_pattern_times_its_values(kind):
+    model = wrap(build(kind, **SUPPORTED[kind]), name="mine")
+    ids = torch.randint(3, 97, (1, 6), generator=torch.Generator().manual_seed(5))
+    names = [f"blocks.1.attn.hook_{name}" for name in ("pattern", "v", "z")]
+    with model.recording(names) as kept:
+        model.logits(ids, torch.ones_like(ids, dtype=torch.bool))
+    pattern, v, z = (kept[name] for name in names)
+    if kind != "deepseek_v3":  # Its values have the head before the position.
+        v = v.transpose(1, 2)
+    v = v.repeat_interleave(model.shape.heads // v.shape[1], dim=1)
+    torch.testing.assert_close(z, (pattern @ v).transpose(1, 2), atol=1e-5, rtol=1e-4)
+
+
 def test_a_lens_that_does_not_give_the_models_logits_is_refused():
     """OPT-350m projects its states down before the unembedding, and has no final norm."""
     overrides = {"word_embed_proj_dim": 16, "do_layer_norm_before": False, "ffn_dim": 64}

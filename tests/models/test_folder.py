@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from probes.errors import ModelError
 from probes.models import loading
 from probes.models.folder import check_folder
-from probes.models.loading import one_line_errors
+from probes.models.loading import model_errors
 from probes.models.model import load
 from probes.testing.tiny_models import tiny_hf
 
@@ -167,7 +167,7 @@ def test_a_folder_without_a_tokenizer_has_none(folder):
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
 def test_every_error_becomes_one_line_that_keeps_its_cause(error):
-    with pytest.raises(ModelError) as caught, one_line_errors("Could not load 'x'", "Check it."):
+    with pytest.raises(ModelError) as caught, model_errors("Could not load 'x'", "Check it."):
         raise error
     text = str(caught.value)
     assert text.startswith("Could not load 'x': ")
@@ -181,9 +181,9 @@ def test_a_panic_of_rust_code_becomes_one_line_and_an_interrupt_stays():
     class PanicException(BaseException):
         pass
 
-    with pytest.raises(ModelError, match="index out of bounds"), one_line_errors("a", "b"):
+    with pytest.raises(ModelError, match="index out of bounds"), model_errors("a", "b"):
         raise PanicException("index out of bounds")
-    with pytest.raises(KeyboardInterrupt), one_line_errors("a", "b"):
+    with pytest.raises(KeyboardInterrupt), model_errors("a", "b"):
         raise KeyboardInterrupt
 
 
