@@ -18,7 +18,10 @@ from probes.cli.common import (
 
 study_app = typer.Typer()
 
-_COLUMNS = ("cells", "nouns", "divergence", "kinship", "operation", "x", "y", "thing", "circuit")
+_COLUMNS = (
+    *("cells", "nouns", "divergence", "mean_interchange_accuracy", "operation", "x", "y"),
+    *("object", "circuit_faithfulness"),
+)
 
 
 @study_app.command("study")
@@ -55,7 +58,7 @@ def study(
             write_rows(rows, place)
         if sys.stderr.isatty() and "model" in row:
             console.print(f"Measured {row['model']}", markup=False, highlight=False)
-    if any("kinship" in row for row in rows):
+    if any("mean_interchange_accuracy" in row for row in rows):
         console.print(_scorecard_table(rows))
     console.print(f"Table: {place}, {len(rows)} rows", markup=False, highlight=False)
 

@@ -1,7 +1,7 @@
 """Studies go on where they stopped, and what they make is what their recipes say."""
 
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import chain, islice
 
 import pytest
@@ -12,6 +12,7 @@ import probes.experiments.studies.single_models as single
 import probes.experiments.studies.training_runs as training_runs
 from probes.compression.distillation.plan import TrainingConfig
 from probes.errors import ModelError
+from probes.experiments.adaptation.adapt import WordAdaptation
 from probes.experiments.family.recipes import (
     ALL_RECIPES,
     GROWN_RECIPES,
@@ -20,12 +21,22 @@ from probes.experiments.family.recipes import (
     TICKETS_BY_PARENT,
     recipe,
 )
-from probes.experiments.scorecard import write_rows
+from probes.experiments.scorecard import Scorecard, write_rows
+from probes.experiments.soft_labels.plan import NameRow
 from probes.experiments.studies.grids import GRIDS
 from probes.experiments.studies.registry import STUDIES, run_study
 from probes.experiments.studies.tables import read_study
+from probes.experiments.training_dynamics.measures import (
+    AT_OWN_SITE,
+    CIRCUIT_ONLY,
+    EDGE_OVERLAP,
+    INTERCHANGE_ACCURACY,
+    LOGIT_DIFF,
+    LOGIT_SHIFT,
+)
 from probes.files import data_folder
 from probes.models.model import load
+from probes.stats.intervals import Estimate
 
 FAMILY = data_folder() / "models"
 
@@ -71,7 +82,7 @@ def test_controls_of_a_ticket_are_trained_as_it_is():
 @pytest.mark.parametrize("name", sorted(GRIDS))
 def test_what_is_known_is_not_measured_again(name, tmp_path):
     known = [
-        {"parent": lot.parent, "model": model, "kinship": float(k)}
+        {"parent": lot.parent, "model": model, "mean_interchange_accuracy": float(k)}
         for lot in GRIDS[name]
         for k, model in enumerate([*lot.references, *(entry.name for entry in lot.recipes)])
     ]
@@ -89,6 +100,35 @@ def test_an_unknown_study_is_refused_and_the_known_ones_are_named(tmp_path):
 @pytest.mark.parametrize("name", sorted(STUDIES))
 def test_the_kit_has_the_table_of_every_study(name):
     assert read_study(name)
+
+
+def columns(*types):
+    """Columns of the fields of some values, estimates with the ends of their intervals."""
+    names = []
+    for field in (field for kind in types for field in fields(kind)):
+        names.append(field.name)
+        if field.type is Estimate:
+            names += [f"{field.name}_low", f"{field.name}_high"]
+    return set(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *((name, columns(Scorecard)) for name in ("labels", "tickets", "growing")),
+        ("adapting", columns(WordAdaptation)),
+        ("names", columns(NameRow)),
+    ],
+)
+def test_the_shipped_tables_have_the_columns_that_studies_write(name, expected):
+    assert expected <= set(read_study(name)[0])
+
+
+def test_the_shipped_measures_along_training_are_those_that_the_study_writes():
+    measures = {str(row["measure"]) for row in read_study("along")}
+    kinds = (INTERCHANGE_ACCURACY, LOGIT_SHIFT, AT_OWN_SITE, LOGIT_DIFF, CIRCUIT_ONLY, EDGE_OVERLAP)
+    assert all(name.endswith((*kinds, "accuracy")) for name in measures)
+    assert {LOGIT_DIFF, CIRCUIT_ONLY, EDGE_OVERLAP} <= measures
 
 
 @pytest.fixture

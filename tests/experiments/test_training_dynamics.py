@@ -125,21 +125,25 @@ def run(fox):
 
 
 def test_everything_appears_where_the_final_model_was_put(run):
-    names = ["number right", "noun right", LOGIT_DIFF, CIRCUIT_ONLY, EDGE_OVERLAP]
-    names += [f"{v} {how}" for v in ("operation", "x", "y") for how in ("taken up", "pull")]
+    names = ["number accuracy", "noun accuracy", LOGIT_DIFF, CIRCUIT_ONLY, EDGE_OVERLAP]
+    names += [
+        f"{v} {how}"
+        for v in ("operation", "x", "y")
+        for how in ("interchange accuracy", "logit shift")
+    ]
     for name in names:
         assert (run.emergence(name).step, run.emergence(name).since) == (20, 10), name
 
 
 def test_what_comes_together_is_said_to_come_together(run):
-    assert run.order("operation taken up") == "with"
+    assert run.order("operation interchange accuracy") == "with"
     assert run.order(CIRCUIT_ONLY, LOGIT_DIFF) == "with"
 
 
 def test_the_final_checkpoint_is_the_final_model(run):
-    for name in (LOGIT_DIFF, EDGE_OVERLAP, "operation pull"):
+    for name in (LOGIT_DIFF, EDGE_OVERLAP, "operation logit shift"):
         assert run.measure(name).values[-1].value == pytest.approx(1)
-    assert run.measure("number right").values[-1].value == 1
+    assert run.measure("number accuracy").values[-1].value == 1
     assert run.circuit_faithfulness[:2] == (None, None)
     assert run.circuit_faithfulness[-1].value >= 0.9
     assert run.measure(CIRCUIT_ONLY).values[-1].value == pytest.approx(
@@ -148,27 +152,27 @@ def test_the_final_checkpoint_is_the_final_model(run):
 
 
 def test_untrained_nets_and_edges_by_lot_are_the_chance_level(run):
-    assert max(run.measure("operation taken up").nulls) < 0.2
+    assert max(run.measure("operation interchange accuracy").nulls) < 0.2
     low, high = run.measure(EDGE_OVERLAP).random_interval
     assert 0 <= low <= high < 1
 
 
 def test_another_seed_holds_the_state_elsewhere_only_if_it_does(run):
     """The planted twin has the same states at the same roles, by other heads."""
-    assert run.measure("operation taken up").other_seeds[TWIN].value == 1
+    assert run.measure("operation interchange accuracy").other_seeds[TWIN].value == 1
     assert run.measure(EDGE_OVERLAP).other_seeds[TWIN].value < 1
 
 
 def test_the_operation_is_found_at_the_verb(run):
     assert run.sites["operation"] == "L1.resid@op"
-    assert run.measure("operation at its own site").notes[-1] == "L1.resid@op"
+    assert run.measure("operation interchange accuracy at own site").notes[-1] == "L1.resid@op"
 
 
 def test_it_is_told_tabled_and_saved(run, tmp_path):
-    assert any(line.startswith("operation pull: after 10, by 20") for line in run.summary())
+    assert any(line.startswith("operation logit shift: after 10, by 20") for line in run.summary())
     table = run.table()
     assert len(table) == len(run.measures) * len(STEPS)
-    assert set(table[table.measure == "number right"].appears) == {20}
+    assert set(table[table.measure == "number accuracy"].appears) == {20}
     run.save(tmp_path / "run.json")
     assert json.loads((tmp_path / "run.json").read_text())["edges"] == run.edges
     run.save(tmp_path / "run.csv")
@@ -178,10 +182,10 @@ def test_it_is_told_tabled_and_saved(run, tmp_path):
 def test_it_is_drawn_with_its_rings_and_chance(run, tmp_path):
     block = trajectory_chart(run)
     first = block.panels[0][1][0]
-    assert (first.name, first.emergence_index) == ("number right", 2)
+    assert (first.name, first.emergence_index) == ("number accuracy", 2)
     run.save(tmp_path / "run.html")
     page = (tmp_path / "run.html").read_text()
-    assert "operation pull appears by step 20" in page
+    assert "operation logit shift appears by step 20" in page
     assert "another seed" in page
     run.picture().save(tmp_path / "run.png")
     assert (tmp_path / "run.png").stat().st_size > 10_000
@@ -190,14 +194,14 @@ def test_it_is_drawn_with_its_rings_and_chance(run, tmp_path):
 def test_a_part_of_a_run_is_a_run(run):
     part = run.until(20)
     assert part.steps == STEPS[:3]
-    assert part.emergence("number right") == run.emergence("number right")
-    assert run.until(10).emergence("number right").step is None
+    assert part.emergence("number accuracy") == run.emergence("number accuracy")
+    assert run.until(10).emergence("number accuracy").step is None
     with pytest.raises(SiteError, match="first checkpoint"):
         run.until(-1)
 
 
 def test_unknown_measures_are_refused(run):
-    with pytest.raises(SiteError, match="number right"):
+    with pytest.raises(SiteError, match="number accuracy"):
         run.emergence("luck")
 
 

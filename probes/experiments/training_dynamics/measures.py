@@ -26,8 +26,9 @@ from probes.stats.intervals import (
 )
 
 DRAWS, RANDOM_EDGE_SETS = 1000, 200
-INTERCHANGE_ACCURACY, LOGIT_SHIFT, AT_OWN_SITE = "taken up", "pull", "at its own site"
-LOGIT_DIFF, CIRCUIT_ONLY, EDGE_OVERLAP = "lead", "circuit alone", "edges shared"
+INTERCHANGE_ACCURACY, LOGIT_SHIFT = "interchange accuracy", "logit shift"
+AT_OWN_SITE = "interchange accuracy at own site"
+LOGIT_DIFF, CIRCUIT_ONLY, EDGE_OVERLAP = "logit diff", "circuit only", "edge overlap"
 
 _QUANTILES = ((1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2)
 _BINARY_THRESHOLD, _MIN_LOGIT_DIFF_FRACTION = 0.5, 0.1
@@ -127,7 +128,7 @@ def measures_over_training(
 
 
 def _accuracy_name(answer: str) -> str:
-    return f"{answer} right"
+    return f"{answer} accuracy"
 
 
 def _edge_overlap_measure(

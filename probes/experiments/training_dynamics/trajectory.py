@@ -87,7 +87,7 @@ class TrainingTrajectory(Result):
     protocol: tuple[tuple[str, str], ...]
 
     def measure(self, name: str) -> MeasureOverTraining:
-        """Return one measure, such as "number right" or "operation taken up"."""
+        """Return one measure, such as "number accuracy" or "operation interchange accuracy"."""
         for found in self.measures:
             if found.name == name:
                 return found
@@ -136,12 +136,12 @@ class TrainingTrajectory(Result):
             same = {
                 "measure": found.name, "final": found.final.value, "chance": found.chance,
                 "null": max(found.nulls, default=math.nan),
-                "lot": found.random_interval[1] if found.random_interval else math.nan,
+                "random": found.random_interval[1] if found.random_interval else math.nan,
                 "seeds": max((e.value for e in (found.other_seeds or {}).values()), default=math.nan),
                 "appears": math.nan if when.step is None else when.step,
                 "appears_low": when.low, "appears_high": when.high,
                 "than_accuracy": "" if found.name == found.accuracy_name else self.order(found.name),
-                "than_lead": self.order(found.name, LOGIT_DIFF) if self._is_logit_measure(found) else "",
+                "than_logit_diff": self.order(found.name, LOGIT_DIFF) if self._is_logit_measure(found) else "",
             }  # fmt: skip
             for at, (step, value) in enumerate(zip(self.steps, found.values, strict=True)):
                 note = found.notes[at] if found.notes else ""
