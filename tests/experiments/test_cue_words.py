@@ -420,7 +420,7 @@ def test_alike_is_said_only_within_a_margin_that_was_given():
 def test_writing_in_a_padded_batch_is_writing_alone(own):
     model = small(own)
     writer = _GreedyWriter(model, 5, *_stop_tokens(model))
-    rows = [[1, *own(q.text)["input_ids"]] for q in questions(4)]
+    rows = [own(q.text)["input_ids"] for q in questions(4)]
     together, cut = writer.generate(rows)
     for row, grown, left in zip(rows, together, cut, strict=True):
         alone = list(row)
