@@ -238,6 +238,8 @@ def require_open_gate(model: Model, pattern: Pattern, answer: str = "", *, seed:
     if answer and answer not in names:
         raise GateError(f"{pattern.name!r} has no answer {answer!r}: it has {', '.join(names)}")
     chosen = gates[names.index(answer)] if answer else gates[0]
+    if chosen.state == "too few to tell":
+        raise GateError(chosen.too_few_reason)
     if chosen.state == "closed":
         raise GateError(
             f"{model.name} does not have the behavior: {chosen.answer} of {pattern.name!r} has "

@@ -139,16 +139,18 @@ def _open_gates(
         asked, 1, tokenizers=(model.tokenizer,), seed=seed
     )  # Refuses what cannot be crossed.
     gates = gate(model, asked, seed=seed)
-    if all(found.state != "closed" for found in gates):
+    if all(found.has_behavior for found in gates):
         return asked, gates
     twin = (
         list_patterns().get(asked.name + DECLARATIVE_SUFFIX) if isinstance(pattern, str) else None
     )
     if twin is not None:
         told = gate(model, twin, seed=seed)
-        if all(found.state != "closed" for found in told):
+        if all(found.has_behavior for found in told):
             return twin, told
-    worst = next(found for found in gates if found.state == "closed")
+    worst = next(found for found in gates if not found.has_behavior)
+    if worst.state == "too few to tell":
+        raise GateError(worst.too_few_reason)
     raise GateError(
         f"{model.name} does not have the behavior: {worst.answer} of {asked.name!r} is right in "
         f"{worst.accuracy}, {worst.heuristic!r} in {worst.heuristic_accuracy:.2f}. There is "
@@ -171,7 +173,7 @@ def _dissociations(
     """Part number and noun where one thing is spoken of, and where two are."""
     own = dissociate(own_hotspots, seed=seed)
     twin = _two_object_pattern(pattern)
-    if twin is None or any(found.state == "closed" for found in gate(model, twin, seed=seed)):
+    if twin is None or not all(found.has_behavior for found in gate(model, twin, seed=seed)):
         return own, None, ()
     spots = (OPERATION, OBJECT)
     settings = HotspotSettings(bases=bases // 2, nulls=0, seed=seed)
@@ -232,7 +234,7 @@ def _verb_detector_tests(
     back = list_patterns()[
         name + (DECLARATIVE_SUFFIX if pattern.name.endswith(DECLARATIVE_SUFFIX) else "")
     ]
-    if gate(model, back, seed=seed)[0].state == "closed":
+    if not gate(model, back, seed=seed)[0].has_behavior:
         return None, loud
     return operation_free_question(model, back, site, seed=seed), loud
 

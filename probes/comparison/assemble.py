@@ -27,7 +27,7 @@ from probes.comparison.variables.verdicts import (
 from probes.comparison.verdict import Verdict
 from probes.models.model import Model
 from probes.observe.behavior import Behavior
-from probes.observe.result import Gate, GateState
+from probes.observe.result import GATE_STATES, Gate, GateState
 from probes.stats.intervals import bootstrap_mean, percentile_interval, proportion
 from probes.stats.paired import mcnemar_test
 
@@ -151,8 +151,7 @@ def assemble_comparison(
 
 
 def _worst_gate_state(gates: Sequence[Gate]) -> GateState:
-    order: tuple[GateState, ...] = ("open", "partial", "closed")
-    return order[max(order.index(gate.state) for gate in gates)]
+    return max((gate.state for gate in gates), key=GATE_STATES.index)
 
 
 def _transfers(

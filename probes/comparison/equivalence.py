@@ -117,7 +117,9 @@ def _check_answers(
     comparison: "Comparison", margin: float, passed: list[str], failed: list[str]
 ) -> None:
     for gate in comparison.gates[: len(comparison.answers)]:
-        if gate.state == "closed":
+        if gate.state == "too few to tell":
+            failed.append(gate.too_few_reason)
+        elif gate.state == "closed":
             failed.append(f"{gate.answer} is correct in {gate.accuracy} of {gate.model} itself")
     for answer, change in zip(comparison.answers, comparison.accuracy_changes, strict=True):
         if change.low <= -margin:

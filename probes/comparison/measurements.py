@@ -204,7 +204,7 @@ def measure_model(model: Model, prompts: ComparisonPrompts) -> ModelMeasurements
     said = answer_questions(model, prompts.questions)
     gates = gate_behavior(said, prompts.questions, seed=prompts.seed)
     recipient, turn = None, Lock()
-    if prompts.folds and all(gate.state != "closed" for gate in gates):
+    if prompts.folds and all(gate.has_behavior for gate in gates):
         recipient = replace(run_recipient(model, prompts.folds, seed=prompts.seed), lock=turn)
     donor = (
         recipient.self_donor

@@ -18,6 +18,9 @@ from probes.stats.intervals import bootstrap_mean, proportion
 OPEN_ACCURACY = 0.8
 """The gate is open where the 95 % interval of the accuracy is above this value."""
 
+MIN_QUESTIONS = 5
+"""With fewer questions, those of one or two pairs, no gate is closed: they are too few to tell."""
+
 
 def answer_questions(model: Model, questions: Sequence[Question]) -> Behavior:
     """Behavior of a model on questions."""
@@ -55,6 +58,8 @@ def _gate_answer(
     state: GateState = "closed"
     if margin.low > 0:
         state = "open" if accuracy.low > OPEN_ACCURACY else "partial"
+    elif len(questions) < MIN_QUESTIONS or bootstrap_mean(1.0 - hits[best], seed=seed).low <= 0:
+        state = "too few to tell"
     return Gate(
         model=behavior.model,
         pattern=questions[0].pattern,

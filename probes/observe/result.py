@@ -5,7 +5,9 @@ from typing import Literal
 
 from probes.stats.intervals import Estimate
 
-GateState = Literal["open", "partial", "closed"]
+GateState = Literal["open", "partial", "too few to tell", "closed"]
+GATE_STATES: tuple[GateState, ...] = ("open", "partial", "too few to tell", "closed")
+"""States from best to worst."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,9 @@ class Gate:
         margin: Accuracy minus the heuristic's, paired by question.
         logit_diff: The answer's logit minus the mean logit of its foils.
         state: "closed" where the interval of the margin reaches 0; else "open" where the interval
-            of the accuracy is above `gate.OPEN_ACCURACY`, and "partial" where it is not.
+            of the accuracy is above `gate.OPEN_ACCURACY`, and "partial" where it is not. "too few
+            to tell" in place of "closed" where correct answers only would be closed, too, and
+            for the questions of one or two pairs.
     """
 
     model: str
@@ -36,6 +40,20 @@ class Gate:
     margin: Estimate
     logit_diff: Estimate
     state: GateState
+
+    @property
+    def has_behavior(self) -> bool:
+        """Whether the gate is open or partial."""
+        return self.state in ("open", "partial")
+
+    @property
+    def too_few_reason(self) -> str:
+        """Sentence for a gate with too few questions."""
+        return (
+            f"{self.n_questions} questions are too few to tell whether {self.model} has the "
+            f"behavior: {self.answer} of {self.pattern!r} has accuracy {self.accuracy}. Give more "
+            "pairs."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,5 +78,5 @@ class BehavioralDistance:
 
     @property
     def behavior_absent(self) -> bool:
-        """Whether some gate is closed."""
-        return any(gate.state == "closed" for gate in self.gates)
+        """Whether the model lacks the behavior, or too few questions show it."""
+        return not all(gate.has_behavior for gate in self.gates)

@@ -181,6 +181,13 @@ def test_with_a_closed_gate_the_behavior_is_absent(verdicts_of):
     assert [f.label for f in verdicts_of(full, full, gate="closed")] == ["behavior absent"] * 2
 
 
+def test_too_few_questions_give_no_verdict_on_heads(verdicts_of):
+    full = profiles([head(1), head(2)])
+    verdicts = verdicts_of(full, full, gate="too few to tell")
+    assert [verdict.label for verdict in verdicts] == ["cannot tell"] * 2
+    assert verdicts[0].reason.startswith("too few questions")
+
+
 def test_weak_or_noisy_heads_of_both_models_have_no_reliable_effect(verdicts_of):
     full = [head(1), part(head(2), 1e-4)]
     noise = head(3, noise=500.0)

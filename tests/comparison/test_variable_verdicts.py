@@ -80,6 +80,13 @@ def test_a_closed_gate_of_the_variables_own_answer_says_that_the_behavior_is_abs
     assert word(place("op"), place("op"), gates=other) == "kept"
 
 
+def test_too_few_questions_give_no_verdict_on_a_variable():
+    few = (gate("too few to tell"), gate(answer="noun"))
+    verdict = variable_verdict(place("op"), place("op"), transfer(), few)
+    assert verdict.label == absent_variable_verdict("operation", few).label == "cannot tell"
+    assert "100 questions are too few to tell whether relative has" in verdict.reason
+
+
 def test_a_partial_gate_is_no_closed_one():
     assert word(place("op"), place("op"), gates=(gate("partial"), GATES[1])) == "kept"
 

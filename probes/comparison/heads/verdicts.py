@@ -88,6 +88,9 @@ def head_verdicts(
         seed: Seed of the bootstrap.
     """
     heads = full.profiles.heads
+    if gate == "too few to tell":
+        why = "too few questions to tell whether both models have the behavior"
+        return tuple(Verdict(head, "head", "cannot tell", "", why) for head in heads)
     if gate == "closed":
         reason = "the gate of one model is closed"
         return tuple(Verdict(head, "head", "behavior absent", "", reason) for head in heads)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from probes.errors import SiteError
 from probes.models.provenance import Rate
-from probes.observe.result import BehavioralDistance
+from probes.observe.result import GATE_STATES, BehavioralDistance
 from probes.result import Result, figure_of
 from probes.stats.intervals import Estimate
 
@@ -262,7 +262,7 @@ def _point_row(point: CurvePoint) -> dict[str, Any]:
     for name, value in behaved.accuracy.items():
         row |= _estimate_columns(f"{name} right", value)
     row |= _estimate_columns("agreement", behaved.agreement)
-    row["gate"] = min((gate.state for gate in behaved.gates), key=_STATES.index)
+    row["gate"] = max((gate.state for gate in behaved.gates), key=GATE_STATES.index)
     row |= {"same graph": point.same_graph, "word": point.label}
     order = found.loss_order if found else None
     row |= {"items": order.pairs if order else np.nan}
@@ -284,9 +284,6 @@ def _point_row(point: CurvePoint) -> dict[str, Any]:
             f"{variable}, parent's states", found.parent_states.get(variable, UNKNOWN)
         )
     return row | _noise_row(point.noise) | {f"verdict {k}": n for k, n in point.verdicts.items()}
-
-
-_STATES = ("closed", "partial", "open")
 
 
 def _noise_row(noise: NoiseComparison | None) -> dict[str, Any]:

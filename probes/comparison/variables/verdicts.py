@@ -72,6 +72,8 @@ def absent_variable_verdict(variable: str, gates: Sequence[Gate]) -> Verdict:
     gate = _gate(variable, gates)
     if gate.state == "closed":
         return Verdict(variable, "variable", "behavior absent", "", _absent_reason(gate))
+    if not gate.has_behavior:
+        return Verdict(variable, "variable", "cannot tell", "", gate.too_few_reason)
     why = f"{gate.answer} is there, but not all of the behavior: nothing was put in"
     return Verdict(variable, "variable", "cannot tell", "", why)
 
@@ -110,6 +112,8 @@ def variable_verdict(  # noqa: PLR0913 (two models, what was carried over, and t
 
     if gate.state == "closed":
         return verdict("behavior absent", _absent_reason(gate))
+    if not gate.has_behavior:
+        return verdict("cannot tell", gate.too_few_reason)
     if not full.exclusive_accuracy.low > MIN_INTERCHANGE_ACCURACY:
         return verdict(
             "cannot tell", f"no place of the full model surely holds it: {full.exclusive_accuracy}"

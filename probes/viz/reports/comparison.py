@@ -28,7 +28,12 @@ from probes.viz.reports.verdict_tables import (
 
 _MAX_COMPONENTS = 6
 _MIN_EFFECT = 0.1  # logits
-_STATE_TONES: dict[str, Tone | None] = {"open": "good", "partial": None, "closed": "bad"}
+_STATE_TONES: dict[str, Tone | None] = {
+    "open": "good",
+    "partial": None,
+    "too few to tell": None,
+    "closed": "bad",
+}
 
 _GATE_INTRO = (
     "Circuits are compared only for behavior that a model has. The gate is open if accuracy is "

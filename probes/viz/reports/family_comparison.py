@@ -77,8 +77,8 @@ def family_comparison_page(family: FamilyComparison) -> Picture:
 
 
 def _lacks_behavior(comparison: Comparison) -> bool:
-    """Whether a gate of the relative is closed; the gates of the full model come first."""
-    return any(gate.state == "closed" for gate in comparison.gates[len(comparison.answers) :])
+    """Whether a gate of the relative is not open; the gates of the full model come first."""
+    return not all(gate.has_behavior for gate in comparison.gates[len(comparison.answers) :])
 
 
 def _verdicts_table(family: FamilyComparison) -> Table:
