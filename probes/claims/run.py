@@ -17,7 +17,11 @@ from probes.interventions.confounds import (
     unseen_verbs,
 )
 from probes.interventions.das_search import decode_object, search_subspace
-from probes.interventions.directions import compare_directions, operation_direction
+from probes.interventions.directions import (
+    DirectionSettings,
+    compare_directions,
+    operation_direction,
+)
 from probes.interventions.dissociation import dissociate, necessity, output_heads, swap_bindings
 from probes.interventions.geometry import variance_fractions
 from probes.interventions.hotspots import HotspotSettings, hotspots
@@ -90,7 +94,7 @@ def evaluate_claims(  # noqa: PLR0913 (the job has its dials)
     parted, two, bound = _dissociations(model, asked, hot, bases, seed)
     needed = necessity(hot.runs, searched.subspace, seed=seed)
     heads = output_heads(finding, hot.runs)
-    aligned = compare_directions(model, asked, cell, seed=seed)
+    aligned = compare_directions(model, asked, cell, DirectionSettings(seed=seed))
     line, why = _base_comparison(model, asked, cell, base_model, (bases, seed))
     back, loud = _verb_detector_tests(model, asked, cell, seed)
     shares = variance_fractions(hot.runs, [cell])

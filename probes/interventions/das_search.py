@@ -1,4 +1,4 @@
-"""How few directions carry the operation at a site, and whether a search can be fooled there."""
+"""Distributed alignment search for the operation, with its controls."""
 
 from dataclasses import replace
 
@@ -9,147 +9,153 @@ from probes.interventions.directions import operation_direction, patch_direction
 from probes.interventions.geometry import decode_labels, intrinsic_dimension, off_manifold_distance
 from probes.interventions.interchange import (
     NUMBER_READOUT,
+    OBJECT_READOUT,
     InterchangeRuns,
     interchange_intervention,
     run_interchange_pairs,
 )
 from probes.interventions.result import DASResult, DecodingResult
-from probes.interventions.subspace import Subspace, das
+from probes.interventions.subspace import DASObjective, DASSettings, Subspace, das
 from probes.models.model import Model, random_init
 from probes.models.site import Site, joined_roles
 from probes.prompts.interchange_pairs import OBJECT, OPERATION, InterchangePairs
 from probes.stats.intervals import Estimate, proportion
 
 MIN_FRACTION_OF_FULL = 0.9
-"""Share of what the whole state does that a subspace must do to carry the variable."""
+"""Fraction of the full state's accuracy at which a subspace carries the variable."""
 
 MAX_RANDOM_INIT_ACCURACY = 0.2
-"""What a search may reach in an untrained model before the method itself is in doubt."""
+"""Largest accuracy in a random-init model at which the search is trusted."""
+
+
+def interchange_objective(runs: InterchangeRuns, site: Site, variable: str) -> DASObjective:
+    """DAS objective: the answer that takes one variable from sources about another object."""
+    pairs = runs.interchange_pairs
+    answer = OBJECT_READOUT if variable == OBJECT else NUMBER_READOUT
+    labels = pairs.object_labels if variable == OBJECT else pairs.number_labels
+    return DASObjective(
+        clean=runs.clean,
+        source=runs.sources["other"],
+        token_mask=runs.role_masks[site.role],
+        readout=answer,
+        target=runs.outcome_tokens[answer][:, labels.index(variable)],
+    )
 
 
 def search_subspace(
-    search_runs: InterchangeRuns, evaluation_runs: InterchangeRuns, site: Site, *, dimensions: tuple[int, ...] = (1, 2, 4, 8),
+    search_runs: InterchangeRuns,
+    evaluation_runs: InterchangeRuns,
+    site: Site,
+    *,
+    dimensions: tuple[int, ...] = (1, 2, 4, 8),
     seed: int = 0,
-) -> DASResult:  # fmt: skip
-    """Search for the directions that carry the operation at a site, and for what chance finds.
-
-    Distributed alignment search; see `das`. The search stops at the first size that is enough.
+) -> DASResult:
+    """Find the fewest directions that carry the operation at a site, and evaluate controls.
 
     Args:
-        finding: Runs to search on.
-        judging: Runs to judge on, of the same model.
-        cell: A residual site of both.
-        sizes: Numbers of directions to try, from few to many.
+        search_runs: Runs to search on.
+        evaluation_runs: Runs of the same model to evaluate on.
+        site: Residual site of both.
+        dimensions: Numbers of directions to try in turn; the first that suffices ends the search.
         seed: Of searches and permutations.
     """
-    target = _target_tokens(search_runs)
-    whole = proportion(_full_state_hits(evaluation_runs, site))
-    found: list[tuple[int, Subspace, Estimate]] = []
-    for size in dimensions:
-        space = _run_das(search_runs, site, size, target, seed)
-        found.append((size, space, proportion(patch_direction(evaluation_runs, space))))
-        if 0 < MIN_FRACTION_OF_FULL * whole.value <= found[-1][2].value:
+    settings = DASSettings(seed=seed)
+    objective = interchange_objective(search_runs, site, OPERATION)
+    full_state = proportion(_full_state_hits(evaluation_runs, site))
+    tried: list[tuple[Subspace, Estimate]] = []
+    for dims in dimensions:
+        subspace = das(objective, site, dims=dims, settings=settings)
+        tried.append((subspace, proportion(patch_direction(evaluation_runs, subspace))))
+        if _suffices(tried[-1][1], full_state):
             break
-    size, space, best = found[-1]
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(target)))
-    lost = _run_das(search_runs, site, size, target[order.to(target.device)], seed)
-    quiet = _least_effective_site(search_runs, evaluation_runs, site)
-    strange = _random_init_accuracy(search_runs, evaluation_runs, site, size, seed)
-    clean, theirs = evaluation_runs.states(site), evaluation_runs.states(site, "other")
+    subspace, accuracy = tried[-1]
+    dims = len(subspace.basis)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(objective.target)))
+    permuted = replace(objective, target=objective.target[order.to(objective.target.device)])
+    control = _least_effective_site(search_runs, evaluation_runs, site)
+
+    def control_accuracy(control_objective: DASObjective, where: Site) -> Estimate:
+        found = das(control_objective, where, dims=dims, settings=settings)
+        return proportion(patch_direction(evaluation_runs, found))
+
+    base_states, source_states = (
+        evaluation_runs.states(site),
+        evaluation_runs.states(site, "other"),
+    )
+    patched = subspace.replace_projection(base_states, source_states)
     natural = torch.cat([search_runs.states(site), search_runs.states(site, "other")])
+    mean_direction = operation_direction(search_runs, site)
     return DASResult(
-        full_state=whole,
-        dimensions_tried=tuple(n for n, _, _ in found),
-        accuracies=tuple(value for _, _, value in found),
-        min_dimensions=size if 0 < MIN_FRACTION_OF_FULL * whole.value <= best.value else None,
-        mean_difference=proportion(
-            patch_direction(evaluation_runs, operation_direction(search_runs, site))
-        ),
-        permuted_labels=proportion(patch_direction(evaluation_runs, lost)),
+        full_state=full_state,
+        dimensions_tried=dimensions[: len(tried)],
+        accuracies=tuple(estimate for _, estimate in tried),
+        min_dimensions=dims if _suffices(accuracy, full_state) else None,
+        mean_difference=proportion(patch_direction(evaluation_runs, mean_direction)),
+        permuted_labels=control_accuracy(permuted, site),
         control_site=None
-        if quiet is None
-        else proportion(
-            patch_direction(evaluation_runs, _run_das(search_runs, quiet, size, target, seed))
-        ),
-        random_init=strange,
-        off_manifold_distance=float(
-            off_manifold_distance(natural, space.replace_projection(clean, theirs)).median()
-        ),
+        if control is None
+        else control_accuracy(interchange_objective(search_runs, control, OPERATION), control),
+        random_init=_random_init_accuracy(search_runs, evaluation_runs, site, dims, settings),
+        off_manifold_distance=float(off_manifold_distance(natural, patched).median()),
         state_dimension=intrinsic_dimension(natural),
-        subspace=space,
+        subspace=subspace,
     )
 
 
-def _target_tokens(runs: InterchangeRuns) -> torch.Tensor:
-    """Return the token that the operation alone would make each base say."""
-    return runs.outcome_tokens[NUMBER_READOUT][
-        :, runs.interchange_pairs.number_labels.index(OPERATION)
-    ]
+def _suffices(accuracy: Estimate, full_state: Estimate) -> bool:
+    return 0 < MIN_FRACTION_OF_FULL * full_state.value <= accuracy.value
 
 
-def _full_state_hits(evaluation_runs: InterchangeRuns, site: Site) -> np.ndarray:
-    every = torch.eye(
-        evaluation_runs.clean.resid.shape[-1], device=evaluation_runs.clean.resid.device
-    )
-    return patch_direction(evaluation_runs, Subspace(site.layer, site.role, "means", every))
-
-
-def _run_das(
-    runs: InterchangeRuns, site: Site, dims: int, target: torch.Tensor, seed: int
-) -> Subspace:
-    return das(
-        runs.clean,
-        runs.sources["other"],
-        runs.role_masks[site.role],
-        layer=site.layer,
-        role=site.role,
-        dims=dims,
-        readout=NUMBER_READOUT,
-        target=target,
-        seed=seed,
-    )
+def _full_state_hits(runs: InterchangeRuns, site: Site) -> np.ndarray:
+    resid = runs.clean.resid
+    identity = torch.eye(resid.shape[-1], device=resid.device)
+    return patch_direction(runs, Subspace(site.layer, site.role, "means", identity))
 
 
 def _least_effective_site(
     search_runs: InterchangeRuns, evaluation_runs: InterchangeRuns, site: Site
 ) -> Site | None:
-    """Return the site of the same layer that hands over least, though it differs; if any does."""
-    roles = [
-        r for r in search_runs.roles if r in evaluation_runs.roles and r not in site.role.split("+")
-    ]
-    cells = [replace(site, role=role) for role in roles]
-    clean, theirs = (r.resid[site.layer] for r in (search_runs.clean, search_runs.sources["other"]))
-    differs = (clean != theirs).any(-1)
-    cells = [c for c in cells if bool((differs & search_runs.role_masks[c.role]).any(-1).all())]
-    if not cells:
+    """Site of the same layer with the least effect though states differ; None if none differ."""
+    roles = [role for role in search_runs.roles if role in evaluation_runs.roles]
+    sites = [replace(site, role=role) for role in roles if role not in site.role.split("+")]
+    clean, source = (
+        run.resid[site.layer] for run in (search_runs.clean, search_runs.sources["other"])
+    )
+    differs = (clean != source).any(-1)
+    sites = [s for s in sites if bool((differs & search_runs.role_masks[s.role]).any(-1).all())]
+    if not sites:
         return None
-    takes = interchange_intervention(search_runs, cells).takes_variable(OPERATION).mean(1)
-    return cells[int(takes.argmin())]
+    rates = interchange_intervention(search_runs, sites).takes_variable(OPERATION).mean(1)
+    return sites[int(rates.argmin())]
 
 
 def _random_init_accuracy(
-    search_runs: InterchangeRuns, evaluation_runs: InterchangeRuns, site: Site, dims: int, seed: int
+    search_runs: InterchangeRuns,
+    evaluation_runs: InterchangeRuns,
+    site: Site,
+    dims: int,
+    settings: DASSettings,
 ) -> Estimate:
-    """Search in an untrained model, for the same answers."""
-    null = random_init(search_runs.model, seed=seed)
-    here, there = (
-        run_interchange_pairs(null, runs.interchange_pairs, joined_roles=joined_roles(site))
+    """Accuracy of a subspace found in a random-init model, for the same answers."""
+    model = random_init(search_runs.model, seed=settings.seed)
+    search, evaluation = (
+        run_interchange_pairs(model, runs.interchange_pairs, joined_roles=joined_roles(site))
         for runs in (search_runs, evaluation_runs)
     )
-    return proportion(
-        patch_direction(there, _run_das(here, site, dims, _target_tokens(here), seed))
-    )
+    objective = interchange_objective(search, site, OPERATION)
+    subspace = das(objective, site, dims=dims, settings=settings)
+    return proportion(patch_direction(evaluation, subspace))
 
 
 def decode_object(
     model: Model, interchange_pairs: InterchangePairs, site: Site, *, seed: int = 0
 ) -> DecodingResult:
-    """Say whether the object can be read from a site's states, one base a row.
+    """Decode the object from the states of the bases at a site.
 
     Raises:
-        BatchError: An object stands in one base only.
+        BatchError: An object occurs in one base only.
     """
-    crossed = run_interchange_pairs(model, interchange_pairs, joined_roles=joined_roles(site))
-    words = [str(pair.clean[OBJECT]) for pair in interchange_pairs.other]
-    labels = torch.tensor([sorted(set(words)).index(word) for word in words])
-    return decode_labels(crossed.states(site), labels, seed=seed)
+    runs = run_interchange_pairs(model, interchange_pairs, joined_roles=joined_roles(site))
+    objects = [str(pair.clean[OBJECT]) for pair in interchange_pairs.other]
+    labels = torch.tensor([sorted(set(objects)).index(name) for name in objects])
+    return decode_labels(runs.states(site), labels, seed=seed)

@@ -235,8 +235,7 @@ def _measure_hotspot(
     source_object: SourceObject = "other" if variable == OBJECT else "same"
     other, same = (takes_only(one, variable)[row] for one in outcomes)
     if variable == OBJECT:  # A source about the same object changes nothing.
-        unchanged = [outcomes[1].is_outcome(BASE, k)[row] for k in (NUMBER_READOUT, OBJECT_READOUT)]
-        same = unchanged[0] & unchanged[1]
+        same = outcomes[1].unchanged()[row]
     groups = {}
     for name, runs in unseen.items():
         outcome = interchange_intervention(runs, [site], source_object=source_object)

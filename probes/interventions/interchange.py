@@ -190,6 +190,10 @@ class InterchangeOutcomes:
         including = [n for n, label in enumerate(labels) if variable in label.split(" + ")]
         return torch.isin(self.outcome_index[NUMBER_READOUT], torch.tensor(including)).cpu().numpy()
 
+    def unchanged(self) -> Bool[np.ndarray, "site prompt"]:
+        """Where both answers are the base's."""
+        return self.is_outcome(BASE, NUMBER_READOUT) & self.is_outcome(BASE, OBJECT_READOUT)
+
     def proportion(self, site: str, label: str, answer: int = NUMBER_READOUT) -> Estimate:
         """Fraction of prompts with an outcome after intervention at a site."""
         return proportion(self.is_outcome(label, answer)[self.site_index(site)])
@@ -204,7 +208,7 @@ class InterchangeOutcomes:
         return pd.DataFrame(rows, columns=["answer", "outcome", "fraction", "low", "high"])
 
     def number_fractions(self, site: str) -> dict[str, float]:
-        """Return the fraction of bases by what their number becomes at a site."""
+        """Fraction of each number outcome at a site."""
         labels = (*self.labels[NUMBER_READOUT], OTHER)
         return {label: self.proportion(site, label).value for label in labels}
 

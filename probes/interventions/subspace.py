@@ -1,7 +1,7 @@
-"""The few directions of the residual stream, at one layer and role, that carry a variable."""
+"""Subspaces of the residual stream that carry a variable, at one layer and role."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -13,187 +13,203 @@ from probes.errors import BatchError, SiteError
 from probes.interventions.activation_patching import CachedRun
 from probes.models.model import require_eval
 from probes.models.process_state import seeded_init
-from probes.models.site import RESID
+from probes.models.site import RESID, Site
 
 SubspaceMethod = Literal["means", "das", "random", "pca"]
 
-# How far rows may be from orthonormal: rounding of a QR in single precision is below 1e-6.
+# Largest deviation from orthonormal rows; a QR in single precision deviates by less than 1e-6.
 _ORTHONORMAL_TOLERANCE = 1e-4
-# A search ends when the mean loss of so many steps is low (nats: the target has 0.98 of the
-# probability), or has fallen by less than a share of itself.
+# DAS stops when the mean loss (nats) of a window is low (the target has probability 0.98), or
+# decreased by less than a fraction of itself.
 _LOSS_WINDOW, _LOW_LOSS, _MIN_LOSS_DROP = 10, 0.02, 0.01
-# Directions in which states extend less, as a share of the widest, are rounding in float32.
+# Singular values below this fraction of the largest are rounding errors of float32.
 _RANK_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
 class Subspace:
-    """Directions of the residual stream that a block reads, at the tokens of one role.
+    """Directions of the input of a block, at the tokens of one role.
 
     Attributes:
-        layer: The block that reads there, from 0.
-        role: The role at whose tokens it was found.
-        method: How: "means" of classes, "das" (a search), "random" or "pca".
-        basis: The directions: orthonormal rows.
+        layer: Block, from 0.
+        role: Role of the tokens.
+        method: "means" of classes, "das", "random" or "pca".
+        basis: Orthonormal rows.
+
+    Raises:
+        SiteError: The rows are not orthonormal.
     """
 
     layer: int
     role: str
     method: SubspaceMethod
-    basis: Float[Tensor, "dimension d_model"]
+    basis: Float[Tensor, "dimension d_model"] = field(repr=False)
 
     def __post_init__(self) -> None:
-        here = torch.eye(len(self.basis), device=self.basis.device, dtype=self.basis.dtype)
-        off = self.basis.detach() @ self.basis.detach().T - here
-        if not bool((off.abs() < _ORTHONORMAL_TOLERANCE).all()):
+        basis = self.basis.detach()
+        error = (basis @ basis.T - torch.eye(len(basis)).to(basis)).abs()
+        if not bool((error < _ORTHONORMAL_TOLERANCE).all()):
             raise SiteError(
-                f"The rows of the basis at L{self.layer} are not orthonormal: off by "
-                f"{float(off.abs().max()):.1e}. "
-                "Give it rows of length 1 at right angles, such as those of torch.linalg.qr."
+                f"The basis at L{self.layer} is not orthonormal: off by {float(error.max()):.1e}. "
+                "Give orthogonal rows of length 1, such as those of torch.linalg.qr"
             )
 
     def replace_projection(
         self, clean: Float[Tensor, "*rest d_model"], source: Float[Tensor, "*rest d_model"]
     ) -> Float[Tensor, "*rest d_model"]:
-        """Return the clean states with their part in the subspace replaced by the source's."""
-        moved = (source - clean).to(self.basis.dtype) @ self.basis.T @ self.basis
-        return clean + moved.to(clean.dtype)
+        """Clean states with the source's projection onto the subspace."""
+        shift = (source - clean).to(self.basis.dtype) @ self.basis.T @ self.basis
+        return clean + shift.to(clean.dtype)
 
 
 def mean_difference(
     states: Float[Tensor, "row d_model"], labels: Int[Tensor, " row"]
 ) -> Float[Tensor, "dimension d_model"]:
-    """Return the directions in which the means of classes differ, the widest first.
+    """Directions in which the class means differ, by decreasing size.
 
-    There are as many as classes less one, or fewer where the means lie in fewer dimensions.
+    One fewer than there are classes, or fewer where the means span fewer dimensions.
 
     Raises:
-        BatchError: There is one class, a class has one row, or all means are the same.
+        BatchError: There is one class, a class has one row, or all means are equal.
     """
-    classes, place, count = labels.unique(return_inverse=True, return_counts=True)
+    classes, index, count = labels.unique(return_inverse=True, return_counts=True)
     if len(classes) < 2 or int(count.min()) < 2:
         raise BatchError(
-            f"Means of classes cannot be compared: {len(classes)} classes of "
-            f"{sorted(count.tolist())[:5]} rows found. Give two classes or more, each of two rows "
-            "or more."
+            f"Class means need two or more classes with two or more rows each: {len(classes)} "
+            f"classes of {sorted(count.tolist())[:5]} rows found"
         )
     states = states.double()
     means = torch.zeros(len(classes), states.shape[1], dtype=states.dtype, device=states.device)
-    means = means.index_add(0, place, states) / count[:, None]
-    found = _svd_directions(means - means.mean(0), len(classes) - 1)
-    if len(found) == 0:
+    means = means.index_add(0, index, states) / count[:, None]
+    basis = _svd_directions(means - means.mean(0), len(classes) - 1)
+    if len(basis) == 0:
         raise BatchError(
-            f"The {len(classes)} classes have one and the same mean: no direction tells them "
-            "apart. Choose another layer or role."
+            f"The {len(classes)} classes have the same mean: choose another layer or role"
         )
-    return found.float()
+    return basis.float()
 
 
 def principal_directions(
     states: Float[Tensor, "row d_model"], dims: int
 ) -> Float[Tensor, "{dims} d_model"]:
-    """Return the directions of greatest variance about the mean, the widest first.
+    """Principal directions of states, by decreasing variance.
 
     Raises:
         BatchError: The states vary in fewer than `dims` dimensions.
     """
     _check_dims(dims, states.shape[1])
-    found = _svd_directions(states.double() - states.double().mean(0), dims)
-    if len(found) < dims:
+    basis = _svd_directions(states.double() - states.double().mean(0), dims)
+    if len(basis) < dims:
         raise BatchError(
-            f"{len(states)} states vary in {len(found)} dimensions only: {dims} were asked. Ask "
-            "for fewer, or give more states."
+            f"{len(states)} states vary in {len(basis)} dimensions, {dims} were requested: request "
+            "fewer, or give more states"
         )
-    return found.float()
+    return basis.float()
 
 
 def random_subspace(dims: int, d_model: int, *, seed: int) -> Float[Tensor, "{dims} {d_model}"]:
-    """Draw orthonormal directions, all directions being equally likely."""
+    """Uniformly random orthonormal directions."""
     _check_dims(dims, d_model)
-    draw = torch.Generator().manual_seed(seed)
-    rows = torch.randn(d_model, dims, dtype=torch.float64, generator=draw)
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(d_model, dims, dtype=torch.float64, generator=generator)
     q, r = torch.linalg.qr(rows)
-    # A QR's signs are a convention: those of R undo it.
+    # The signs of a QR are a convention; those of R undo it.
     return (q * r.diagonal().sign()).T.float()
 
 
-@torch.enable_grad()
-def das(  # noqa: PLR0913 (where to search, what for, and how)
-    clean: CachedRun,
-    source: CachedRun,
-    token_mask: Bool[Tensor, "prompt position"],
-    *,
-    layer: int,
-    role: str,
-    dims: int,
-    readout: int,
-    target: Int[Tensor, " prompt"],
-    steps: int = 80,
-    learning_rate: float = 0.03,
-    batch_size: int = 16,
-    seed: int,
-) -> Subspace:
-    """Search for the directions that, taken from the source, make the model say the target.
+@dataclass(frozen=True, eq=False)
+class DASObjective:
+    """What distributed alignment search optimizes: an answer after an interchange.
 
-    Distributed alignment search (Geiger et al. 2023, 2303.02536): an orthonormal basis is
-    trained by Adam so that the cross-entropy of the target over the vocabulary is least when the
-    part of the residual in its span is the source's. Nothing else is trained. The search fits its
-    prompts: judge what it finds on prompts that it did not see, beside an untrained model, as
-    directions that do nothing else can be found to work (Makelov et al. 2023, 2311.17030).
+    Attributes:
+        clean: Runs to patch.
+        source: Runs of the same model, aligned to the clean positions.
+        token_mask: Positions to patch.
+        readout: Index of the read-out.
+        target: Token that is to be predicted there.
+    """
+
+    clean: CachedRun = field(repr=False)
+    source: CachedRun = field(repr=False)
+    token_mask: Bool[Tensor, "prompt position"] = field(repr=False)
+    readout: int
+    target: Int[Tensor, " prompt"] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class DASSettings:
+    """Optimizer of distributed alignment search.
+
+    Attributes:
+        steps: Most steps of Adam; the search stops earlier when the loss no longer decreases.
+        learning_rate: Of Adam.
+        batch_size: Prompts of one step.
+        seed: Of the initial directions and the order of the prompts.
+    """
+
+    steps: int = 80
+    learning_rate: float = 0.03
+    batch_size: int = 16
+    seed: int = 0
+
+
+@torch.enable_grad()
+def das(
+    objective: DASObjective, site: Site, *, dims: int, settings: DASSettings = DASSettings()
+) -> Subspace:
+    """Search for directions whose projections, taken from the source, give the target.
+
+    Distributed alignment search (Geiger et al. 2023, arXiv:2303.02536): Adam trains an orthonormal
+    basis, and nothing else, on the cross-entropy of the target. The basis fits its prompts:
+    evaluate it on others and beside a random-init model, because dormant directions can be found
+    that work under patching only (Makelov et al. 2023, arXiv:2311.17030).
 
     Args:
-        clean: The runs to change.
-        source: The runs to take from, aligned to the clean positions, of the same model.
-        where: The tokens at which the residual is changed, those of `role`.
-        layer: The block that reads the residual.
-        role: What to call the tokens.
-        dims: How many directions, from 1 to d_model.
-        read: The number of the read-out.
-        target: The token that should be on top there.
-        steps: The most steps; the search ends before when the loss no longer falls.
-        rate: Adam's step.
-        batch: Prompts of one step.
-        seed: Where the search starts, and the order of the prompts.
+        objective: Runs, positions and targets.
+        site: Layer and role in the residual stream, the input of a block.
+        dims: Number of directions, from 1 to d_model.
+        settings: Optimizer.
 
     Raises:
         SiteError: The model has no such layer, read-out or number of directions.
-        BatchError: The runs do not fit each other, or differ nowhere at these tokens.
+        BatchError: The runs differ in size, or are equal at these tokens.
         ModelError: The model is in training mode.
     """
-    _check_das(clean, source, layer, readout)
+    clean, source, layer = objective.clean, objective.source, site.layer
+    _check_das(objective, layer)
     _check_dims(dims, width := clean.resid.shape[-1])
-    changed = token_mask & (clean.resid[layer] != source.resid[layer]).any(-1)
-    # A token behind the read-out cannot be seen from it.
-    changed &= (
-        torch.arange(token_mask.shape[1], device=token_mask.device)
-        <= clean.readout[:, readout, None]
-    )
+    device, readout = clean.ids.device, clean.readout[:, objective.readout, None]
+    differs = (clean.resid[layer] != source.resid[layer]).any(-1)
+    # Tokens after the read-out have no effect on it.
+    before = torch.arange(clean.ids.shape[1], device=device) <= readout
+    changed = objective.token_mask & differs & before
     prompts = changed.any(-1).nonzero()[:, 0].cpu()
     if len(prompts) == 0:
         raise BatchError(
-            f"The {len(token_mask)} clean and source runs do not differ at L{layer} {role!r} before "
-            "the read-out: there is nothing to search. Choose another layer, role or contrast."
+            f"The {len(clean.ids)} clean and source runs do not differ at {site} before the "
+            "read-out: choose another layer, role or contrast"
         )
-    rotation = _OrthogonalBasis(random_subspace(dims, width, seed=seed), seed)
-    adam = torch.optim.Adam(rotation.parameters(), lr=learning_rate)
+    target = objective.target.to(device)
+    rotation = _OrthogonalBasis(random_subspace(dims, width, seed=settings.seed), settings.seed)
+    adam = torch.optim.Adam(rotation.parameters(), lr=settings.learning_rate)
     losses: list[float] = []
-    for some in _prompt_batches(prompts, batch_size, steps, seed):
-        rows = some.to(token_mask.device)
-        now = Subspace(layer, role, "das", rotation.basis().to(token_mask.device))
-        logits = _run_patched(now, clean, source, changed, rows)
-        seen = logits.take_along_dim(clean.readout[rows, readout, None, None], dim=1)[:, 0]
-        loss = cross_entropy(seen.float(), target.to(token_mask.device)[rows])
+    for batch in _prompt_batches(prompts, settings):
+        rows = batch.to(device)
+        subspace = Subspace(layer, site.role, "das", rotation.basis().to(device))
+        logits = _run_patched(subspace, clean, source, changed, rows)
+        readout_logits = logits.take_along_dim(readout[rows, :, None], dim=1)[:, 0]
+        loss = cross_entropy(readout_logits.float(), target[rows])
         adam.zero_grad()
         loss.backward()
         adam.step()
         losses.append(loss.item())
         if _has_converged(losses):
             break
-    return Subspace(layer, role, "das", rotation.basis().detach().to(token_mask.device))
+    return Subspace(layer, site.role, "das", rotation.basis().detach().to(device))
 
 
 class _OrthogonalBasis(nn.Module):
-    """A basis that stays orthonormal while it is trained."""
+    """Trainable orthonormal basis."""
 
     def __init__(self, basis: Tensor, seed: int) -> None:
         super().__init__()
@@ -208,24 +224,24 @@ class _OrthogonalBasis(nn.Module):
 def _run_patched(
     subspace: Subspace, clean: CachedRun, source: CachedRun, changed: Tensor, rows: Tensor
 ) -> Tensor:
-    """Run some prompts with the subspace's part taken from the source, open to gradients."""
-    swap, theirs = changed[rows, :, None], source.resid[subspace.layer][rows]
+    """Logits of some prompts with the source's projection, with gradients enabled."""
+    swap, states = changed[rows, :, None], source.resid[subspace.layer][rows]
 
-    def put(value: Tensor) -> Tensor:
-        return torch.where(swap, subspace.replace_projection(value, theirs), value)
+    def patch(value: Tensor) -> Tensor:
+        return torch.where(swap, subspace.replace_projection(value, states), value)
 
-    with clean.model.editing({f"blocks.{subspace.layer}.{RESID}": put}):
+    with clean.model.editing({f"blocks.{subspace.layer}.{RESID}": patch}):
         return clean.model.forward(clean.ids[rows], clean.mask[rows])
 
 
-def _prompt_batches(prompts: Tensor, batch_size: int, steps: int, seed: int) -> Iterator[Tensor]:
-    draw = torch.Generator().manual_seed(seed)
+def _prompt_batches(prompts: Tensor, settings: DASSettings) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(settings.seed)
     left = prompts[:0]
-    for _ in range(steps):
+    for _ in range(settings.steps):
         if len(left) == 0:
-            left = prompts[torch.randperm(len(prompts), generator=draw)]
-        some, left = left.tensor_split([batch_size])
-        yield some
+            left = prompts[torch.randperm(len(prompts), generator=generator)]
+        batch, left = left.tensor_split([settings.batch_size])
+        yield batch
 
 
 def _has_converged(losses: list[float]) -> bool:
@@ -237,31 +253,32 @@ def _has_converged(losses: list[float]) -> bool:
 
 def _svd_directions(centered: Tensor, dims: int) -> Tensor:
     _, size, right = torch.linalg.svd(centered, full_matrices=False)
-    kept = int((size > _RANK_TOLERANCE * max(float(size[0]), 1e-30)).sum())
-    found = right[: min(dims, kept)]
-    # An SVD leaves signs open: the largest entry is made positive.
-    largest = found.take_along_dim(found.abs().argmax(1, keepdim=True), dim=1)
-    return found * largest.sign()
+    rank = int((size > _RANK_TOLERANCE * max(float(size[0]), 1e-30)).sum())
+    rows = right[: min(dims, rank)]
+    # The signs of an SVD are arbitrary: the largest entry is made positive.
+    largest = rows.take_along_dim(rows.abs().argmax(1, keepdim=True), dim=1)
+    return rows * largest.sign()
 
 
 def _check_dims(dims: int, d_model: int) -> None:
     if not 1 <= dims <= d_model:
         raise SiteError(
-            f"The residual stream has {d_model} dimensions: {dims} directions were asked. Ask for "
-            f"1 to {d_model}."
+            f"A subspace of {dims} directions was requested: the residual stream allows 1 to "
+            f"{d_model}"
         )
 
 
-def _check_das(clean: CachedRun, source: CachedRun, layer: int, readout: int) -> None:
-    model, answers = clean.model, clean.readout.shape[1]
+def _check_das(objective: DASObjective, layer: int) -> None:
+    clean, source = objective.clean, objective.source
+    model, n_readouts = clean.model, clean.readout.shape[1]
     require_eval(model)
-    if not 0 <= layer < model.shape.layers or not 0 <= readout < answers:
+    if not 0 <= layer < model.shape.layers or not 0 <= objective.readout < n_readouts:
         raise SiteError(
-            f"{model.name} cannot be searched at the input of block {layer} for read-out {readout}: "
-            f"give a block below {model.shape.layers} and a read-out below {answers}."
+            f"{model.name} has no input of block {layer} or no read-out {objective.readout}: give a "
+            f"block below {model.shape.layers} and a read-out below {n_readouts}"
         )
     if source.resid.shape != clean.resid.shape:
         raise BatchError(
-            f"The source is of another size: its residual is {tuple(source.resid.shape)}, the "
-            f"clean run's {tuple(clean.resid.shape)}. Record both as batches of one size."
+            f"Source and clean run differ in size: {tuple(source.resid.shape)} and "
+            f"{tuple(clean.resid.shape)}. Run both on batches of one size"
         )

@@ -11,6 +11,7 @@ from probes.claims.base_model import compare_with_base
 from probes.errors import ModelError, PatternError
 from probes.interventions.confounds import distractor_sentence, unseen_verbs, verb_groups
 from probes.interventions.directions import (
+    DirectionSettings,
     compare_directions,
     cross_model_hits,
     operation_direction,
@@ -77,7 +78,7 @@ def test_a_joined_site_is_cut_into_its_roles_and_exchanged_as_one():
     ("kind", "raw"), [("template", 1), pytest.param("rotated", 0, marks=pytest.mark.slow)]
 )
 def test_another_objects_direction_serves_as_it_is_or_only_rotated(kind, raw):
-    found = compare_directions(fox(kind).model, fox().pattern, HERE, n_object_pairs=1, bases=10)
+    found = compare_directions(fox(kind).model, fox().pattern, HERE, DirectionSettings(1, bases=10))
     assert (
         found.own_direction.value,
         found.other_direction.value,
@@ -92,7 +93,7 @@ def test_another_objects_direction_serves_as_it_is_or_only_rotated(kind, raw):
 @pytest.mark.slow
 def test_a_few_prompts_do_not_show_that_there_is_no_difference():
     """Of ten prompts none differs: up to 0.28 of all may (Wilson)."""
-    found = compare_directions(fox().model, fox().pattern, HERE, n_object_pairs=1, bases=10)
+    found = compare_directions(fox().model, fox().pattern, HERE, DirectionSettings(1, bases=10))
     assert found.difference.high > 0.1
 
 

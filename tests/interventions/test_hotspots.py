@@ -9,7 +9,7 @@ import torch
 
 from probes.errors import ModelError, ProbeError, SiteError
 from probes.interventions import hotspots as hotspots_module
-from probes.interventions.geometry import FACTORS, omega_squared, variance_fractions
+from probes.interventions.geometry import FACTORS, variance_fractions
 from probes.interventions.hotspots import HotspotSettings, hotspots, unseen_sampling
 from probes.interventions.interchange import interchange_intervention, run_interchange_pairs
 from probes.interventions.site_search import (
@@ -237,51 +237,6 @@ def test_a_variable_that_the_pattern_lacks_is_an_error():
 def test_without_nulls_thresholds_are_nan():
     found = hotspots(fox("template"), FOX, HotspotSettings(8, nulls=0), variables=["operation"])
     assert all(np.isnan(level) for level in found.thresholds.values())
-
-
-# Variance fractions.
-
-
-def test_omega_squared_is_one_for_a_pure_factor_and_zero_for_constant_states():
-    levels = np.array(list("abcabcabcabc"))
-    means = {"a": [1.0, 0, 2], "b": [0.0, 3, 2], "c": [-1.0, 1, 2]}
-    states = torch.tensor([means[level] for level in levels], dtype=torch.float64)
-    assert omega_squared(states, levels) == pytest.approx(1, abs=1e-12)
-    assert omega_squared(torch.ones(12, 3, dtype=torch.float64), levels) == 0
-
-
-def test_omega_squared_equals_a_computation_by_hand():
-    """Two groups, 0 2 and 4 6: 16 between, 4 within over 2; (16 - 2) / (20 + 2)."""
-    states = torch.tensor([[0.0], [2.0], [4.0], [6.0]], dtype=torch.float64)
-    assert omega_squared(states, np.array(list("aabb"))) == pytest.approx(14 / 22)
-    # A second dimension adds to both sums: 16 + 0 between, 4 + 4 within.
-    both = torch.cat([states, torch.tensor([[1.0], [-1], [1], [-1]], dtype=torch.float64)], 1)
-    assert omega_squared(both, np.array(list("aabb"))) == pytest.approx((16 - 4) / (24 + 4))
-
-
-def test_omega_squared_of_random_labels_is_zero_on_average():
-    rng = np.random.default_rng(0)
-    states = torch.from_numpy(rng.normal(size=(60, 5)))
-    levels = np.repeat(np.arange(12), 5)
-    found = [omega_squared(states, rng.permutation(levels)) for _ in range(400)]
-    assert abs(np.mean(found)) < 4 * np.std(found) / 20
-    assert min(found) < 0 < max(found)
-
-
-def test_omega_squared_recovers_a_known_fraction_in_any_basis():
-    rng = np.random.default_rng(1)
-    levels = np.repeat(np.arange(2), 2000)
-    states = rng.normal(size=(4000, 6))
-    states[:, 0] += np.where(levels, 2.0, -2.0)  # 4 of 10.
-    rotation = np.linalg.qr(rng.normal(size=(6, 6)))[0]
-    one, other = (torch.from_numpy(s) for s in (states, 3 * states @ rotation + 7))
-    assert omega_squared(one, levels) == pytest.approx(0.4, abs=0.02)
-    assert omega_squared(other, levels) == pytest.approx(omega_squared(one, levels))
-
-
-@pytest.mark.parametrize("levels", [["a"] * 4, list("abcd")])
-def test_a_factor_with_one_level_or_one_per_row_gives_nan(levels):
-    assert np.isnan(omega_squared(torch.eye(4), np.array(levels)))
 
 
 def test_factors_explain_their_own_tokens_and_the_planted_state(template):

@@ -134,9 +134,9 @@ def test_labels_belong_to_their_prompts():
 @pytest.mark.parametrize(
     ("cell", "direction", "says"),
     [
-        (Site(1, "mlp", "op"), (1, "op", 1), "of a residual"),
-        (CELL, (0, "op", 1), "fit it there"),
-        (CELL, (1, "y", 1), "fit it there"),
+        (Site(1, "mlp", "op"), (1, "op", 1), "give a 'resid' site"),
+        (CELL, (0, "op", 1), "at that site"),
+        (CELL, (1, "y", 1), "at that site"),
         (CELL, (1, "op", 2), "has 2 rows"),
     ],
 )

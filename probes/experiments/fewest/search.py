@@ -27,9 +27,8 @@ from probes.experiments.fewest.result import (
     Student,
 )
 from probes.interventions.confounds import verb_groups
+from probes.interventions.das_search import interchange_objective
 from probes.interventions.interchange import (
-    NUMBER_READOUT,
-    OBJECT_READOUT,
     InterchangeRuns,
     interchange_intervention,
     run_interchange_pairs,
@@ -42,12 +41,12 @@ from probes.interventions.site_search import (
     takes_only,
     variables_of,
 )
-from probes.interventions.subspace import Subspace, das
+from probes.interventions.subspace import DASSettings, Subspace, das
 from probes.models.model import Model, load, random_init
 from probes.models.site import Site, joined_roles
 from probes.observe.gate import gate
 from probes.prompts.catalog import pattern as find_pattern
-from probes.prompts.interchange_pairs import OBJECT, InterchangePairs, sample_interchange_pairs
+from probes.prompts.interchange_pairs import InterchangePairs, sample_interchange_pairs
 from probes.prompts.pattern import Pattern
 from probes.stats.intervals import Estimate, proportion
 
@@ -223,23 +222,8 @@ def _subspace_hits(
 ) -> Bool[np.ndarray, " prompt"]:
     """Search on some crossings, and mark on others where just the variable is handed over."""
     cell, size, seed = settings
-    answer = OBJECT_READOUT if variable == OBJECT else NUMBER_READOUT
-    place = (
-        finding_runs.interchange_pairs.object_labels
-        if variable == OBJECT
-        else finding_runs.interchange_pairs.number_labels
-    )
-    space = das(
-        finding_runs.clean,
-        finding_runs.sources["other"],
-        finding_runs.role_masks[cell.role],
-        layer=cell.layer,
-        role=cell.role,
-        dims=size,
-        readout=answer,
-        target=finding_runs.outcome_tokens[answer][:, place.index(variable)],
-        seed=seed,
-    )
+    objective = interchange_objective(finding_runs, cell, variable)
+    space = das(objective, cell, dims=size, settings=DASSettings(seed=seed))
     return _interchange_hits(test_runs, space, cell, variable)
 
 
