@@ -25,6 +25,21 @@ def write_atomic(path: Path, content: bytes) -> None:
         draft.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Raise FigureError if `write_atomic` could not write a file, without changing it."""
+    if path.is_dir():
+        raise FigureError(f"{str(path)!r} is a folder: give the name of a file")
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        draft.open("xb").close()
+    except OSError as error:
+        raise FigureError(
+            f"cannot write {str(path)!r} ({error.strerror or error}): choose another place"
+        ) from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def to_jsonable(value: object) -> Any:  # noqa: ANN401
     """Plain JSON values of dataclasses, mappings, sequences and arrays.
 
@@ -62,8 +77,7 @@ def data_folder() -> Path:
 
 def list_models() -> tuple[str, ...]:
     """Names of the shipped models."""
-    found = (data_folder() / "models").glob("*/config.json")
-    return tuple(sorted(path.parent.name for path in found))
+    return _model_names(data_folder() / "models")
 
 
 def derived_folder() -> Path:
@@ -73,7 +87,13 @@ def derived_folder() -> Path:
 
 def list_derived_models() -> tuple[str, ...]:
     """Names of the derived models in `derived_folder`."""
-    return tuple(sorted(path.parent.name for path in derived_folder().glob("*/config.json")))
+    return _model_names(derived_folder())
+
+
+def _model_names(folder: Path) -> tuple[str, ...]:
+    found = (path.parent.name for path in folder.glob("*/config.json"))
+    # Hidden folders are unfinished drafts.
+    return tuple(sorted(name for name in found if not name.startswith(".")))
 
 
 def model_note(name: str) -> str:

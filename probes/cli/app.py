@@ -21,7 +21,7 @@ from probes.cli.common import (
 )
 from probes.cli.make import make_app
 from probes.cli.study import study_app
-from probes.errors import EquivalenceError, GateError, NotTestedError
+from probes.errors import EquivalenceError, GateError, NotTestedError, ProbeError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -61,6 +61,7 @@ class EdgeScoring(StrEnum):
     exact = "exact"
 
 
+_PICTURE_SUFFIXES = (".html", ".png", ".svg", ".pdf")
 _EXIT_NOT_EQUIVALENT = 3
 _EXIT_NOT_TESTED = 4
 _EXIT_CHECK_FAILED = 5
@@ -245,6 +246,8 @@ def heatmap(
 ) -> None:
     """Draw the attention of every head of a model on a text."""
     check_output_paths(out, None)
+    if out.suffix.lower() not in _PICTURE_SUFFIXES:
+        raise ProbeError(f"A picture ends in {', '.join(_PICTURE_SUFFIXES)}, and {out.name!r} not")
     silence_libraries()
     from probes.prompts.catalog import pattern as find
     from probes.viz.plots.attention.heatmap import heatmap as draw

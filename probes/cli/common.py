@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from probes.errors import ProbeError
+from probes.files import check_writable
 
 EXIT_FAILED = 1
 THREADS_HELP = "Threads of torch; more than one is slow on busy cores."
@@ -32,7 +33,7 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def check_output_paths(out: Path, json: Path | None, *, page: bool = False) -> None:
-    """Refuse files that cannot be written, before the work begins."""
+    """Refuse files that cannot be written, before the work begins; nothing is written."""
     for path in (out, json):
         if path is not None and not path.parent.is_dir():
             raise ProbeError(
@@ -42,6 +43,9 @@ def check_output_paths(out: Path, json: Path | None, *, page: bool = False) -> N
         raise ProbeError(f"The page goes to a .html file, and {out.name!r} is none")
     if json is not None and json.suffix != ".json":
         raise ProbeError(f"The numbers go to a .json file, and {json.name!r} is none")
+    for path in (out, json):
+        if path is not None:
+            check_writable(path)
 
 
 def open_console() -> Console:

@@ -1,5 +1,6 @@
 """Commands that make models: the shipped models, and relatives of any model."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,13 +9,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from probes.cli.common import THREADS_HELP, reports_errors, silence_libraries
+from probes.cli.common import (
+    THREADS_HELP,
+    check_output_paths,
+    reports_errors,
+    silence_libraries,
+)
 from probes.errors import ProbeError
 
 make_app = typer.Typer(no_args_is_help=True, help="Make models.")
 
 _SOURCE = typer.Argument(help="Name of a shipped model, a folder, or a hub id.")
 _NAME = typer.Option(help="Name of the new model; it is saved in runs/relatives/NAME.")
+_FORCE = typer.Option(help="Replace a model of this name, and train it from the beginning.")
 _TEXTS = typer.Option(
     help="File of texts, one a line; by default the corpus of the shipped models."
 )
@@ -56,6 +63,8 @@ def make_series(
     threads: Annotated[int, typer.Option(help=THREADS_HELP, min=1)] = 1,
 ) -> None:
     """Train small models over seeds and numbers of objects, and measure them (hours)."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    check_output_paths(out, None)
     silence_libraries(threads)
     from probes.experiments.family.seed_series import measure_series, write_series
 
@@ -81,14 +90,16 @@ def make_quantized(
         bool, typer.Option(help="Quantize the embeddings as well (rtn).")
     ] = False,
     name: Annotated[str, _NAME] = "",
+    force: Annotated[bool, _FORCE] = False,
     seed: Annotated[int, _SEED] = 0,
 ) -> None:
     """Quantize a model, and measure how far the real kernel is from the rounded weights."""
     silence_libraries()
     from probes.compression.quantization.quantize import QuantizationSettings, quantize
 
+    folder = _new_folder(name or f"{_base(model)}-{scheme}", force)
     made = quantize(model, scheme, QuantizationSettings(group, not asymmetric, embeddings, seed))
-    _save_and_print(made, name or made.name, model)
+    _save_and_print(made, folder, model)
 
 
 @make_app.command("pruned")
@@ -108,18 +119,22 @@ def make_pruned(
         str, typer.Option(help="Pattern whose questions score wanda, heads and neurons.")
     ] = "take-away",
     name: Annotated[str, _NAME] = "",
+    force: Annotated[bool, _FORCE] = False,
     seed: Annotated[int, _SEED] = 0,
 ) -> None:
     """Prune a model: set a fraction of its weights to zero."""
     silence_libraries()
-    from probes.compression.pruning.prune import PruningSettings, prune
+    from probes.compression.pruning.prune import METHOD_SCOPES, PruningSettings, prune
     from probes.prompts.catalog import pattern as load_pattern
 
+    suffix = f"-{scope}" if scope and scope not in METHOD_SCOPES.get(method, ())[:1] else ""
+    default = f"{_base(model)}-{method}{suffix}-{float(f'{fraction:.4g}'):g}"
+    folder = _new_folder(name or default, force)
     settings = PruningSettings(scope=scope or None, seed=seed)
     made = prune(
         model, fraction, method=method, calibration=load_pattern(pattern), settings=settings
     )
-    _save_and_print(made, name or made.name, model)
+    _save_and_print(made, folder, model)
 
 
 @make_app.command("grown")
@@ -136,6 +151,7 @@ def make_grown(
     rate: Annotated[float, _RATE] = 1e-3,
     texts: Annotated[Path | None, _TEXTS] = None,
     name: Annotated[str, _NAME] = "",
+    force: Annotated[bool, _FORCE] = False,
     device: Annotated[str, _DEVICE] = "",
     seed: Annotated[int, _SEED] = 0,
     threads: Annotated[int, typer.Option(help=THREADS_HELP, min=1)] = 1,
@@ -152,18 +168,19 @@ def make_grown(
         raise ProbeError(
             f"{method!r} does not fit the option: 'wider' takes --width, others --layers"
         )
-    made = grow(model, method, layers or width, seed=seed)
-    called = name or made.name
+    size = layers or width
+    folder = _new_folder(name or f"{_base(model)}-{method}-{size}", force)
+    made = grow(model, method, size, seed=seed)
     if steps:
         settings = TrainingConfig(steps, seed, batch=batch, learning_rate=rate, device=device)
         made = continue_training(
             made,
             texts or _family_texts(made, settings),
             settings,
-            folder=_checkpoint_folder(called),
+            folder=_checkpoint_folder(folder, force),
             progress=_show_progress(),
         )
-    _save_and_print(made, called, model)
+    _save_and_print(made, folder, model)
 
 
 @make_app.command("distilled")
@@ -187,6 +204,7 @@ def make_distilled(
     rate: Annotated[float, _RATE] = 1e-3,
     texts: Annotated[Path | None, _TEXTS] = None,
     name: Annotated[str, _NAME] = "",
+    force: Annotated[bool, _FORCE] = False,
     device: Annotated[str, _DEVICE] = "",
     seed: Annotated[int, _SEED] = 0,
     threads: Annotated[int, typer.Option(help=THREADS_HELP, min=1)] = 1,
@@ -198,7 +216,7 @@ def make_distilled(
     from probes.compression.distillation.plan import TrainingConfig
     from probes.compression.distillation.targets import parse_labels
 
-    called = name or f"{Path(teacher).name}-distilled-{seed}"
+    folder = _new_folder(name or f"{_base(teacher)}-distilled-{seed}", force)
     settings = DistillationSettings(
         start=start,
         layers=layers,
@@ -210,8 +228,8 @@ def make_distilled(
     )
     origin = load_parent(teacher)
     rows = texts or _family_texts(origin, settings.training)
-    made = distill(origin, rows, settings, folder=_checkpoint_folder(called))
-    _save_and_print(made, called, teacher)
+    made = distill(origin, rows, settings, folder=_checkpoint_folder(folder, force))
+    _save_and_print(made, folder, teacher)
 
 
 @make_app.command("ticket")
@@ -230,6 +248,7 @@ def make_ticket(
     rate: Annotated[float, _RATE] = 1e-3,
     texts: Annotated[Path | None, _TEXTS] = None,
     name: Annotated[str, _NAME] = "",
+    force: Annotated[bool, _FORCE] = False,
     device: Annotated[str, _DEVICE] = "",
     seed: Annotated[int, _SEED] = 0,
     threads: Annotated[int, typer.Option(help=THREADS_HELP, min=1)] = 1,
@@ -241,18 +260,32 @@ def make_ticket(
     from probes.compression.pruning.lottery_ticket import TicketSettings, lottery_ticket
     from probes.experiments.family.make import pretraining_model
 
-    called = name or f"{Path(model).name}-ticket"
+    folder = _new_folder(name or f"{_base(model)}-ticket", force)
     training = TrainingConfig(steps, seed, batch=batch, learning_rate=rate, device=device)
     settings = TicketSettings(rounds, fraction, training, _show_progress())
     origin = load_parent(model)
     start = early or pretraining_model(origin)
     rows = texts or _family_texts(origin, training)
-    made = lottery_ticket(origin, start, rows, settings, folder=_checkpoint_folder(called))
-    _save_and_print(made, called, model)
+    made = lottery_ticket(origin, start, rows, settings, folder=_checkpoint_folder(folder, force))
+    _save_and_print(made, folder, model)
 
 
-def _checkpoint_folder(name: str) -> Path:
-    return Path("runs") / "work" / f"{name}-checkpoints"
+def _base(source: str) -> str:
+    return Path(source).name
+
+
+def _new_folder(name: str, force: bool) -> Path:
+    """Folder of the new model; its name is checked before the work begins."""
+    from probes.compression.derived_model import new_model_folder
+
+    return new_model_folder(name, force=force)
+
+
+def _checkpoint_folder(folder: Path, force: bool) -> Path:
+    checkpoints = Path("runs") / "work" / f"{folder.name}-checkpoints"
+    if force:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return checkpoints
 
 
 def _family_texts(model: Any, settings: Any) -> Any:  # noqa: ANN401
@@ -266,15 +299,15 @@ def _show_progress() -> bool:
     return sys.stderr.isatty()
 
 
-def _save_and_print(derived: Any, name: str, source: str) -> None:  # noqa: ANN401
-    """Save a relative by its name, and print its storage cost next to its parent's."""
+def _save_and_print(derived: Any, folder: Path, source: str) -> None:  # noqa: ANN401
+    """Save a relative, and print its storage cost next to its parent's."""
     from dataclasses import replace
 
     from probes.compression.derived_model import load_parent
-    from probes.files import derived_folder
 
+    name = folder.name
     derived = replace(derived, name=name)
-    place = derived.save(derived_folder() / name)
+    place = derived.save(folder)
     console = Console(soft_wrap=True)
     table = Table("", Path(source).name, name)
     sides = (load_parent(source).provenance.storage, derived.provenance.storage)

@@ -44,17 +44,20 @@ def study(
     """Make relatives that differ in one factor, measure each, and write one table (hours)."""
     silence_libraries(threads)
     from probes.experiments.scorecard import write_rows
+    from probes.experiments.studies.registry import STUDIES
     from probes.experiments.studies.registry import run_study as run
     from probes.experiments.studies.tables import read_study
 
     place = out or Path("runs") / f"{name}.csv"
+    if name in STUDIES:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        check_output_paths(place, None)
     known = [] if fresh else read_study(name, place)
     rows: list[Any] = []
     console = Console(soft_wrap=True)
     for row in run(name, folder=folder, work=work, known=known):
         rows.append(row)
         if len(rows) >= len(known):  # A run that is stopped leaves the table as long as it was.
-            place.parent.mkdir(parents=True, exist_ok=True)
             write_rows(rows, place)
         if sys.stderr.isatty() and "model" in row:
             console.print(f"Measured {row['model']}", markup=False, highlight=False)

@@ -1,6 +1,7 @@
 """Derived models: a Hugging Face model with its tokenizer and provenance."""
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable
@@ -12,7 +13,14 @@ import torch
 from torch import nn
 
 from probes.errors import FigureError, ModelError
-from probes.models.loading import check_finite, find_model, load_hf_model, parse_dtype
+from probes.files import derived_folder, list_models
+from probes.models.loading import (
+    BARE_HUB_IDS,
+    check_finite,
+    find_model,
+    load_hf_model,
+    parse_dtype,
+)
 from probes.models.model import Model, wrap
 from probes.models.provenance import (
     Provenance,
@@ -84,6 +92,28 @@ def load_parent(name: str | Path | DerivedModel, *, dtype: str = "float32") -> D
         cost = folder_storage(folder) if folder.is_dir() else dense_storage(hf_model, bits=16)
         provenance = Provenance("trained", "", cost)
     return DerivedModel(folder.name, hf_model.eval(), tokenizer, provenance)
+
+
+def new_model_folder(name: str, *, force: bool = False) -> Path:
+    """Return the folder of a new derived model, by which `load` finds it.
+
+    Raises:
+        ModelError: The name is no plain file name, means another model, or is in use and `force`
+            is not set.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ModelError(
+            f"The name {name!r} is not allowed: use up to 100 letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit"
+        )
+    if name in (*list_models(), *BARE_HUB_IDS) or name.startswith("random-init"):
+        raise ModelError(
+            f"The name {name!r} means another model when it is loaded: choose another name"
+        )
+    folder = derived_folder() / name
+    if folder.exists() and not force:
+        raise ModelError(f"{str(folder)!r} exists: choose another name, or replace it with --force")
+    return folder
 
 
 def dense_storage(hf_model: nn.Module, *, bits: int) -> StorageCost:

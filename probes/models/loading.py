@@ -41,13 +41,18 @@ def find_model(name: str | Path) -> tuple[str, str]:
         return str(data_folder() / "models" / text), f"family member {text}"
     folder = Path(name)
     if (folder / "config.json").is_file():
+        if folder.resolve().name.startswith("."):
+            raise ModelError(
+                f"{text!r} is a hidden folder, which may be an unfinished draft: give a folder "
+                "whose name does not begin with a dot"
+            )
         return str(folder), f"folder {folder.resolve()}"
     is_hub_id = re.fullmatch(r"\w[\w.-]*/[\w.-]+", text) or text in BARE_HUB_IDS
     if is_hub_id and not folder.exists():
         return text, f"hub {text}"
-    if (made := derived_folder() / text).is_dir() and (made / "config.json").is_file():
-        return str(made), f"made in {derived_folder()}"
-    known = (*list_models(), *list_derived_models())
+    if text in (derived := list_derived_models()):
+        return str(derived_folder() / text), f"made in {derived_folder()}"
+    known = (*list_models(), *derived)
     near = difflib.get_close_matches(text, known, n=1)
     raise ModelError(
         f"No model {text!r}: not a family name ({', '.join(known) or 'none here'}), a folder "

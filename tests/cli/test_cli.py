@@ -207,6 +207,41 @@ def test_a_page_that_cannot_be_written_is_refused_before_any_work(name, traced, 
     assert asked == []
 
 
+TARGETS = {
+    "compare": ("compare", "full", "full", "--out"),
+    "trace": ("trace", "full", "--out"),
+    "claims": ("claims", "full", "--out"),
+    "heatmap": ("heatmap", "full", FOX, "--out"),
+    "curve": ("curve", "full", "distilled", "--out"),
+    "numbers": ("compare", "full", "full", "--json"),
+    "check": ("check", "full", "--json"),
+    "series": ("make", "series", "--out"),
+}
+
+
+@pytest.mark.parametrize("command", TARGETS)
+def test_targets_are_tried_before_the_work_begins(command, tmp_path, monkeypatch):
+    def work(*_, **__):
+        raise AssertionError("the work has begun")
+
+    for module in ("app", "study", "make"):
+        monkeypatch.setattr(f"probes.cli.{module}.silence_libraries", work)
+    *words, option = TARGETS[command]
+    suffix = ".json" if option == "--json" else ".csv" if command == "series" else ".html"
+    folder = tmp_path / f"folder{suffix}"
+    folder.mkdir()
+    missing = () if command == "series" else (tmp_path / "none" / f"x{suffix}",)
+    for path in (folder, tmp_path / f"{'x' * 250}{suffix}", *missing):
+        found = run(*words, option, path)
+        assert found.exit_code == 1, found.output
+        assert len(found.output.strip().splitlines()) == 1
+    good = tmp_path / f"good{suffix}"
+    good.write_text("before")
+    assert isinstance(run(*words, option, good).exception, AssertionError)
+    assert good.read_text() == "before"
+    assert {path.name for path in tmp_path.iterdir()} == {good.name, folder.name}
+
+
 def test_a_seed_below_nought_ends_with_one_line(folder):
     result = run("trace", folder, "--seed", "-1")
     assert isinstance(result.exception, SystemExit)

@@ -1,11 +1,15 @@
 """The commands that make relatives and draw the curve: words typed in, files written."""
 
 import json
+import shutil
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from probes.cli.app import app
+from probes.errors import ModelError
+from probes.files import list_derived_models
 from probes.models.model import load
 
 
@@ -101,3 +105,74 @@ def test_a_study_that_is_none_is_refused():
     found = run("study", "luck")
     assert found.exit_code == 1
     assert "Unknown study 'luck'" in found.stderr
+
+
+NAMES = {
+    "../up": "not allowed",
+    "a/b": "not allowed",
+    "/tmp/x": "not allowed",
+    "..": "not allowed",
+    ".hidden": "not allowed",
+    "-x": "not allowed",
+    "two words": "not allowed",
+    "naïve": "not allowed",
+    "x" * 101: "not allowed",
+    "full": "means another model",
+    "gpt2": "means another model",
+    "random-init:full:3": "not allowed",
+    "random-init-3": "means another model",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["quantized", "pruned", "grown", "distilled", "ticket"])
+def test_a_name_that_is_no_file_name_or_means_another_model_is_refused(kind, name, here):
+    more = ("--layers", 3) if kind == "grown" else ()
+    found = run("make", kind, "no-such-model", *more, f"--name={name}")
+    assert found.exit_code == 1
+    assert NAMES[name] in found.stderr.replace("\n", " ")
+    assert not any(here.iterdir())
+
+
+def test_a_model_is_replaced_only_by_force(here):
+    words = ("make", "quantized", "scratch", "--scheme", "rtn-3", "--name", "mine")
+    assert run(*words).exit_code == 0
+    again = run("make", "pruned", "full", "--name", "mine")
+    assert again.exit_code == 1
+    assert "choose another name, or replace it with --force" in again.stderr.replace("\n", " ")
+    assert load("mine").provenance.kind == "quantized"
+    assert run("make", "pruned", "full", "--name", "mine", "--force").exit_code == 0
+    assert load("mine").provenance.kind == "pruned"
+
+
+def test_other_settings_under_the_same_name_never_return_the_first_run(here):
+    write_texts(here)
+    words = ("make", "distilled", "scratch", *QUICK, *TEXTS)
+    assert run(*words).exit_code == 0
+    first = load("scratch-distilled-0")
+    other = ("--labels", "hard", "--rate", 0.01)
+    assert run(*words, *other).exit_code == 1
+    # As after a kill between the last checkpoint and the model.
+    shutil.rmtree(here / "runs" / "relatives" / "scratch-distilled-0")
+    refused = run(*words, *other)
+    assert refused.exit_code == 1
+    assert "learning_rate is 0.001 there and 0.01 here" in refused.stderr.replace("\n", " ")
+    assert run(*words, *other, "--force").exit_code == 0
+    second = load("scratch-distilled-0")
+    assert second.provenance.settings["labels"] == "hard"
+    pairs = zip(first.bridge.parameters(), second.bridge.parameters(), strict=True)
+    assert not all(torch.equal(one, two) for one, two in pairs)
+
+
+def test_hidden_and_unfinished_folders_are_neither_listed_nor_loaded(here):
+    run("make", "quantized", "scratch", "--scheme", "rtn-3", "--name", "mine")
+    relatives = here / "runs" / "relatives"
+    draft = ".mine.0a1b2c3d.part"
+    shutil.copytree(relatives / "mine", relatives / draft)
+    (relatives / "half").mkdir()
+    (relatives / "half" / "model.safetensors").write_bytes(b"half")
+    assert list_derived_models() == ("mine",)
+    assert ".mine" not in run("list").output
+    for name in (draft, str(relatives / draft), "half"):
+        with pytest.raises(ModelError, match=r"hidden folder|No model"):
+            load(name)
