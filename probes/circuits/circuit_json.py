@@ -15,6 +15,10 @@ EdgeRow = tuple[Edge, float, float]
 
 _SIZES = ("layers", "heads", "kv_heads")
 
+# Bounds of what a file may ask for: a graph allocates names and offsets for all heads.
+_MAX_SIZE = 1_000
+_MAX_HEADS = 50_000
+
 
 def serialize_circuit(
     model: str,
@@ -116,7 +120,14 @@ def _parse_graph(plain: object) -> ComputationGraph:
     for name, size in zip(_SIZES, sizes, strict=True):
         if type(size) is not int or size < 1:
             raise _invalid_value(name, size, "a whole number of 1 or more")
+        if size > _MAX_SIZE:
+            raise _invalid_value(name, size, f"at most {_MAX_SIZE:,}")
     layers, heads, kv_heads = sizes
+    if layers * heads > _MAX_HEADS:
+        raise CircuitError(
+            f"The circuit's graph has {layers * heads:,} heads, and at most {_MAX_HEADS:,} are "
+            "supported: check its 'layers' and 'heads'"
+        )
     if heads % kv_heads:
         raise _invalid_value("kv_heads", kv_heads, f"a divisor of {heads}, the number of heads")
     parallel = _require_key(plain, "parallel")

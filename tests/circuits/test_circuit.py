@@ -3,6 +3,7 @@ import math
 import subprocess
 import sys
 import time
+import tracemalloc
 from dataclasses import FrozenInstanceError, replace
 from itertools import pairwise
 from pathlib import Path
@@ -426,6 +427,8 @@ def changed(path, value):
         (changed(["graph", "heads"], None), "lacks 'heads'"),
         (changed(["graph", "heads"], 0), "'heads' of the circuit is 0"),
         (changed(["graph", "layers"], True), "'layers' of the circuit is true"),
+        (changed(["graph", "layers"], 10**9), "'layers' of the circuit is .* at most 1,000"),
+        (changed(["graph", "heads"], 10**9), "'heads' .* at most 1,000"),
         (changed(["graph", "kv_heads"], 2), "a divisor of 1"),
         (changed(["graph", "parallel"], "no"), "true or false"),
         (changed(["graph", "roles"], ["a", "a"]), "different names"),
@@ -447,6 +450,18 @@ def test_a_broken_file_says_what_is_wrong(text, says, tmp_path):
     with pytest.raises(CircuitError, match=says) as caught:
         Circuit.load(place)
     assert str(place) in str(caught.value)
+
+
+def test_a_small_file_of_a_huge_graph_is_refused_before_anything_is_allocated(tmp_path):
+    plain = json.loads(changed(["graph", "heads"], 1000))
+    plain["graph"] |= {"layers": 1000, "kv_heads": 1000}
+    (place := tmp_path / "huge.json").write_text(json.dumps(plain))
+    tracemalloc.start()
+    with pytest.raises(CircuitError, match="1,000,000 heads, and at most 50,000"):
+        Circuit.load(place)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 1e6
 
 
 def test_a_file_that_cannot_be_read_or_written_is_said_so(tmp_path):
