@@ -169,8 +169,9 @@ class PatchedPass:
         self, layer: int, heads: list[int], indices: tuple[Tensor, ...], normed: Tensor
     ) -> Float[Tensor, "circuit prompt position head d_head"]:
         """z of some heads from their normalized inputs and the indices of q, k and v."""
-        scale = self.runs.weights.layers[layer].scale
-        allowed = self._slice(self.runs.entry.attention_mask)
+        weights = self.runs.weights.layers[layer]
+        scale = weights.scale
+        allowed = self._slice(weights.visible_keys(self.runs.entry.attention_mask))
         kv_head = [head * self.shape.kv_heads // self.shape.heads for head in heads]
         q_index, k_index, v_index = indices
         q = self._project(layer, "q", normed, q_index, heads)

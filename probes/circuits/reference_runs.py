@@ -196,7 +196,7 @@ def _run_with_constants(
         y = layer.attn_norm(pre)
         q, k = (apply_rotary(layer.project(port, y), entry.rotary) for port in "qk")
         v = layer.project("v", y)
-        made = attend(q, k, v, entry.attention_mask, layer.scale)
+        made = attend(q, k, v, layer.visible_keys(entry.attention_mask), layer.scale)
         heads = einsum(z[number] - run.z[number], layer.o, "b t h e, h e d -> b t d")
         mid = run.resid_mid[number] + shift + (0 if weights.parallel else heads)
         out = layer.mlp(layer.mlp_norm(mid))

@@ -35,6 +35,9 @@ class DecoderLayer:
         q_bias, k_bias, v_bias, o_bias: Zero where the model has none.
         mlp: Maps the normalized input to the output of the MLP.
         scale: Factor of attention scores.
+        q_norm, k_norm: Norms of each head's queries and keys, as in Qwen3; None without.
+        window: Number of keys that a query may attend to, itself among them (sliding-window
+            attention); None for all before it.
     """
 
     attn_norm: Norm
@@ -49,14 +52,36 @@ class DecoderLayer:
     o_bias: Float[Tensor, " d_model"]
     mlp: Callable[[Tensor], Tensor]
     scale: float
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+    window: int | None = None
 
     def project(self, port: str, x: Tensor, heads: Sequence[int] = ()) -> Tensor:
-        """Project normalized residuals "... d_model" to q, k or v of some heads, or of all."""
+        """Project normalized residuals "... d_model" to q, k or v of some heads, or of all.
+
+        Queries and keys are normalized where the model does so.
+        """
         weight, bias = getattr(self, port), getattr(self, f"{port}_bias")
         if heads and list(heads) != list(range(len(weight))):
             weight, bias = weight[list(heads)], bias[list(heads)]
         flat = rearrange(weight, "head d_model d_head -> d_model (head d_head)")
-        return (x @ flat).unflatten(-1, tuple(bias.shape)) + bias
+        return self.normalize(port, (x @ flat).unflatten(-1, tuple(bias.shape)) + bias)
+
+    def normalize(self, port: str, value: Tensor) -> Tensor:
+        """Apply the norm of queries or keys, if there is one."""
+        norm = {"q": self.q_norm, "k": self.k_norm}.get(port)
+        return value if norm is None else norm(value)
+
+    def visible_keys(
+        self, attention_mask: Bool[Tensor, "prompt query key"]
+    ) -> Bool[Tensor, "prompt query key"]:
+        """Keys of the attention mask that lie within the window."""
+        if self.window is None:
+            return attention_mask
+        query, key = (
+            torch.arange(n, device=attention_mask.device) for n in attention_mask.shape[1:]
+        )
+        return attention_mask & (query[:, None] - key < self.window)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +171,10 @@ def _decompose(model: Model) -> DecoderWeights:
                 k_bias=_read_bias(attn, "K", k),
                 v_bias=_read_bias(attn, "V", v),
                 o_bias=_read_bias(attn, "O", o),
-                mlp=block.mlp,
+                mlp=_read_mlp(block),
+                q_norm=_read_head_norm(attn, "q_norm", model.shape.d_head),
+                k_norm=_read_head_norm(attn, "k_norm", model.shape.d_head),
+                window=_read_window(attn.original_component, model.config),
                 scale=float(getattr(attn.original_component, "scaling", model.shape.d_head**-0.5)),
             )
         )
@@ -184,7 +212,13 @@ def capture_decoder(
     angles = [kept[hook].expand(len(ids), -1, -1) for hook in rotary_hooks]
     rotary = (angles[0], angles[1]) if angles else None
     parts = {key: tuple(kept[hook] for hook in group) for key, group in names.items()}
-    parts |= {port: tuple(apply_rotary(value, rotary) for value in parts[port]) for port in "qk"}
+    parts |= {
+        port: tuple(
+            apply_rotary(layer.normalize(port, value), rotary)
+            for layer, value in zip(weights.layers, parts[port], strict=True)
+        )
+        for port in "qk"
+    }
     embed = kept["hook_embed"]
     position_embed = kept[names["resid_pre"][0]] - embed
     inputs = DecoderInputs(embed, position_embed, rotary, _causal_mask(mask), readout_logits)
@@ -208,7 +242,8 @@ def rebuild_residual(
     for layer in weights.layers:
         y = layer.attn_norm(x)
         q, k = (apply_rotary(layer.project(port, y), inputs.rotary) for port in "qk")
-        z = attend(q, k, layer.project("v", y), inputs.attention_mask, layer.scale)
+        allowed = layer.visible_keys(inputs.attention_mask)
+        z = attend(q, k, layer.project("v", y), allowed, layer.scale)
         mid = x + einsum(z, layer.o, "b t h e, h e d -> b t d") + layer.o_bias
         x = mid + layer.mlp(layer.mlp_norm(x if weights.parallel else mid))
     return x
@@ -237,7 +272,7 @@ def _check_rebuilt_logits(
             weights.final_norm(rebuild_residual(weights, one)[:, readout[longest]])
         )
         gap = float((logits - one.logits).abs().max() / one.logits.abs().max().clamp(min=1e-2))
-    except RuntimeError:  # The shapes do not fit.
+    except (RuntimeError, TypeError):  # The shapes, or the arguments of an MLP, do not fit.
         gap = float("inf")
     if not gap <= _LOGIT_TOLERANCE[model.dtype]:
         raise ModelError(
@@ -272,6 +307,35 @@ def apply_rotary(x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
     half = rotated.shape[-1] // 2
     swapped = torch.cat([-rotated[..., half:], rotated[..., :half]], -1)
     return torch.cat([rotated * cos + swapped * sin, rest], -1)
+
+
+def _read_mlp(block: Any) -> Callable[[Tensor], Tensor]:  # noqa: ANN401
+    """MLP of a block as a function of its normalized input."""
+    inner = block.original_component
+    if hasattr(inner, "fc1") and hasattr(inner, "activation_fn"):
+        # OPT has no module of its own for the MLP.
+        first, second = block.mlp._modules["in"], block.mlp.out
+        return lambda x: second(inner.activation_fn(first(x)))
+    return block.mlp
+
+
+def _read_head_norm(attn: Any, name: str, d_head: int) -> Norm | None:  # noqa: ANN401
+    module = getattr(attn, name, None)
+    if module is None:
+        return None
+    norm = read_norm(module)
+    if norm.weight is None or norm.weight.shape != (d_head,):
+        raise AttributeError(f"{name} does not normalize each head by itself")
+    return norm
+
+
+def _read_window(attn: Any, config: Any) -> int | None:  # noqa: ANN401
+    """Sliding window of one layer's attention."""
+    if hasattr(attn, "sliding_window"):
+        return attn.sliding_window
+    if getattr(config, "layer_types", None) is not None:
+        return None
+    return getattr(config, "sliding_window", None)
 
 
 def _read_bias(attn: Any, name: str, weight: Tensor) -> Tensor:  # noqa: ANN401

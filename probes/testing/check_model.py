@@ -308,7 +308,7 @@ def _check_logit_lens(trial: _Trial) -> str:
     with torch.no_grad(), model.recording([last]) as kept:
         model.logits(trial.ids, trial.mask)
     return trial.require_close(
-        model.bridge.unembed(model.bridge.ln_final(kept[last])),
+        model.unembed(kept[last]),
         trial.logits,
         "logits of the lens at the last layer",
     )
