@@ -265,19 +265,32 @@ def test_weights_that_give_nan_where_the_model_does_not_are_refused():
         run(model, weights=other)
 
 
-def test_weights_that_fit_only_short_prompts_are_refused_on_long_ones():
-    """A sliding window matters only in prompts that are longer than it."""
+def sliding():
+    """A model whose queries attend to four keys."""
     sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 4}
     config = MistralConfig(**sizes, **heads, max_position_embeddings=48, initializer_range=0.15)
     torch.manual_seed(0)
-    model = wrap(AutoModelForCausalLM.from_config(config).eval(), name="sliding")
+    return wrap(AutoModelForCausalLM.from_config(config).eval(), name="sliding")
+
+
+def test_a_sliding_window_is_rebuilt():
+    model = sliding()
     ids, mask, readout = prompts()
+    assert [layer.window for layer in decompose(model).layers] == [4, 4]
+    capture_decoder(model, decompose(model), ids, mask, readout)  # Checks the rebuilt logits.
+
+
+def test_weights_that_fit_only_short_prompts_are_refused_on_long_ones():
+    """A sliding window matters only in prompts that are longer than it."""
+    model, (ids, mask, readout) = sliding(), prompts()
+    weights = decompose(model)
+    weights = replace(weights, layers=tuple(replace(one, window=None) for one in weights.layers))
     mask[0, :6] = False
     with pytest.raises(ModelError, match="not the plain sum"):
-        capture_decoder(model, decompose(model), ids.flip(0), mask.flip(0), readout)
+        capture_decoder(model, weights, ids.flip(0), mask.flip(0), readout)
     with pytest.raises(ModelError, match="not the plain sum"):
-        capture_decoder(model, decompose(model), ids, mask, readout)
+        capture_decoder(model, weights, ids, mask, readout)
 
 
 def test_an_unknown_norm_is_refused():
