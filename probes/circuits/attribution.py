@@ -28,7 +28,8 @@ from probes.circuits.graph import ComputationGraph
 from probes.circuits.task import Task
 from probes.errors import CircuitError, ModelError
 from probes.models.decoder import decompose
-from probes.models.model import Model, require_eval
+from probes.models.model import Model
+from probes.models.run_checks import require_eval
 
 # Floats that a pass with gradients keeps per token, layer and unit of width: about 20.
 _FLOATS_PER_UNIT, _MAX_GRADIENT_FLOATS = 20, 20_000_000

@@ -21,7 +21,8 @@ from probes.models.decoder import (
     capture_decoder,
     decompose,
 )
-from probes.models.model import Model, require_eval
+from probes.models.model import Model
+from probes.models.run_checks import require_eval
 
 Ablation = Literal["counterfactual", "mean", "zero"]
 

@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from probes.errors import BatchError, SiteError
 from probes.interventions.activation_patching import CachedRun
-from probes.models.model import require_eval
 from probes.models.process_state import seeded_init
+from probes.models.run_checks import require_eval
 from probes.models.site import RESID, Site
 
 SubspaceMethod = Literal["means", "das", "random", "pca"]

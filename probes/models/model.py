@@ -23,6 +23,7 @@ from probes.models.kv_cache import block_cache_argument, replaced_caches
 from probes.models.loading import check_finite, find_model, load_hf_model, model_errors, parse_dtype
 from probes.models.process_state import isolated, seeded_init
 from probes.models.provenance import Provenance, folder_storage, read_provenance
+from probes.models.run_checks import require_eval, require_finite
 from probes.models.shape import Shape as Shape
 from probes.models.shape import read_shape
 
@@ -68,8 +69,10 @@ class Model:
         """Logits with gradients of activations enabled.
 
         Raises:
-            ModelError: The prompts are too long, or a token is not in the vocabulary.
+            ModelError: The prompts are too long, a token is not in the vocabulary, the model is
+                in training mode, or its logits are NaN or infinite.
         """
+        require_eval(self)
         if ids.shape[1] > self.shape.context:
             raise ModelError(
                 f"The prompts are too long for {self.name}: {ids.shape[1]} tokens found, "
@@ -87,7 +90,9 @@ class Model:
         if "position_ids" in inspect.signature(self.bridge.original_model.forward).parameters:
             given["position_ids"] = position_ids(mask)
         with self.locked():
-            return self.bridge(ids, **given)
+            logits = self.bridge(ids, **given)
+        require_finite(self.name, logits, mask)
+        return logits
 
     def unembed(
         self, resid: Float[Tensor, "*_ position d_model"]
@@ -288,11 +293,3 @@ def _build_model(
         check_acceptance(model, reference)
         check_attention_edits(model, reference.ids, reference.mask)
     return model
-
-
-def require_eval(model: Model) -> None:
-    """Raise ModelError for a model in training mode, whose runs differ by dropout."""
-    if any(module.training for module in model.bridge.modules()):
-        raise ModelError(
-            f"{model.name} is in training mode, so its runs are random: call eval() on it"
-        )
