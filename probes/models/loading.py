@@ -15,6 +15,7 @@ from probes.files import data_folder, derived_folder, list_derived_models, list_
 from probes.models.acceptance import LOGIT_TOLERANCE
 from probes.models.folder import check_folder, check_loaded_keys, has_tokenizer
 from probes.models.process_state import suppress_library_warnings
+from probes.prompts.tokenization import set_bos
 
 BARE_HUB_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "openai-gpt")
 """Decoders whose hub id has no owner."""
@@ -61,7 +62,9 @@ def find_model(name: str | Path) -> tuple[str, str]:
     )
 
 
-def load_hf_model(source: str, dtype: torch.dtype) -> tuple[nn.Module, object]:
+def load_hf_model(
+    source: str, dtype: torch.dtype, *, add_bos: bool | None = None
+) -> tuple[nn.Module, object]:
     """Hugging Face model and its tokenizer, or None where it has none.
 
     Raises:
@@ -85,6 +88,8 @@ def load_hf_model(source: str, dtype: torch.dtype) -> tuple[nn.Module, object]:
         tokenizer = None
         if has_tokenizer(folder):
             tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    if add_bos is not None and tokenizer is not None:
+        set_bos(tokenizer, add_bos)
     return hf_model, tokenizer
 
 

@@ -205,7 +205,11 @@ def position_ids(mask: Bool[Tensor, "prompt position"]) -> Int[Tensor, "prompt p
 
 
 def load(
-    name: str | Path | Model, *, dtype: str = "float32", device: str | torch.device | None = None
+    name: str | Path | Model,
+    *,
+    dtype: str = "float32",
+    device: str | torch.device | None = None,
+    add_bos: bool | None = None,
 ) -> Model:
     """Load a model.
 
@@ -214,9 +218,11 @@ def load(
             `Model` is returned unchanged.
         dtype: "float32", "bfloat16" or "float16".
         device: Device of the weights, PyTorch's default by default.
+        add_bos: Whether the tokenizer writes its BOS token, by default as its own files say.
 
     Raises:
         ModelError: There is no such model, or it cannot be loaded.
+        TokenizerError: The tokenizer declares no BOS token to add.
     """
     if isinstance(name, Model):
         return name
@@ -227,10 +233,11 @@ def load(
             raise ModelError(
                 f"The seed of {name!r} is {seed!r}: write it as in 'random-init:full:3'"
             )
-        return random_init(load(like, dtype=dtype, device=device), seed=int(seed or 0))
+        like_model = load(like, dtype=dtype, device=device, add_bos=add_bos)
+        return random_init(like_model, seed=int(seed or 0))
     source, origin = find_model(name)
     with isolated():
-        hf_model, tokenizer = load_hf_model(source, parse_dtype(dtype))
+        hf_model, tokenizer = load_hf_model(source, parse_dtype(dtype), add_bos=add_bos)
         with model_errors(f"Could not load {source!r}", "Check its files and the device."):
             hf_model, provenance = hf_model.to(device or torch.get_default_device()), None
             if (folder := Path(source)).is_dir():

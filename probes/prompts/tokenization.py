@@ -188,6 +188,16 @@ def _check_boundary(text: str, token: tuple[int, int], character: int) -> None:
         )
 
 
+def set_bos(tokenizer: Any, add_bos: bool) -> None:  # noqa: ANN401
+    """Make a fast tokenizer write its declared BOS token before each text, or nothing.
+
+    Raises:
+        TokenizerError: The tokenizer declares no BOS token to add.
+    """
+    special_prefix(tokenizer, add_bos=add_bos)
+    tokenizer.add_bos_token = add_bos  # Replaces the post-processor.
+
+
 def _leading(ids: Sequence[int], added: Sequence[int]) -> tuple[int, ...]:
     """Ids before the first one that was not added; `added` is 1 for special tokens."""
     return tuple(ids[: added.index(0) if 0 in added else len(added)])

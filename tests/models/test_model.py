@@ -254,3 +254,13 @@ def test_plain_texts_become_a_batch_with_a_short_repr():
     assert (len(batch), batch.roles, batch.readouts) == (2, ("bos", "rest"), ())
     assert len(repr(batch)) < 2000
     assert len(repr(load("full"))) < 2000
+
+
+def test_add_bos_overrides_the_tokenizer_of_a_loaded_model():
+    text = "I have 3 foxes"
+    given, without = probes.tokenize(load("full"), text), load("full", add_bos=False)
+    assert given.roles == ("bos", "rest")
+    assert probes.tokenize(without, text).ids.tolist() == given.ids[:, 1:].tolist()
+    like = load("random-init:full:0", add_bos=False)
+    assert probes.tokenize(like, text).roles == ("rest",)
+    assert probes.tokenize(load("full", add_bos=True), text).ids.equal(given.ids)

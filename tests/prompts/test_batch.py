@@ -17,6 +17,7 @@ from probes.prompts.tokenization import (
     BOS,
     SpecialTokenWarning,
     assign_roles,
+    set_bos,
     special_prefix,
 )
 
@@ -137,6 +138,18 @@ def test_add_bos_overrides_the_tokenizer(own, letters):
     assert torch.equal(tokenize(own, fox(), add_bos=False).ids, tokenize(never, fox()).ids)
     with pytest.raises(TokenizerError, match="declares no BOS token: leave add_bos out"):
         tokenize(letters, fox(), add_bos=True)
+
+
+def test_set_bos_changes_what_the_tokenizer_itself_writes(own, letters, shared_tokenizer):
+    for tokenizer in (deepcopy(own), prefixed(own, "<pad> <bos> $A"), shared_tokenizer("gpt2")):
+        tokenizer = deepcopy(tokenizer)
+        for add_bos, prefix in ((True, (tokenizer.bos_token_id,)), (False, ())):
+            set_bos(tokenizer, add_bos)
+            assert special_prefix(tokenizer) == prefix
+            batch = tokenize(tokenizer, fox())
+            assert batch.ids[0].tolist() == tokenizer(fox().full_text)["input_ids"]
+    with pytest.raises(TokenizerError, match="declares no BOS token"):
+        set_bos(letters, True)
 
 
 @pytest.mark.parametrize("add_bos", [None, True, False])
