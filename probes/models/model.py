@@ -211,30 +211,26 @@ def load(
     device: str | torch.device | None = None,
     add_bos: bool | None = None,
 ) -> Model:
-    """Load a model.
+    """Load a model; a `Model` is returned unchanged.
 
     Args:
-        name: Family member, folder, hub id ("gpt2", "owner/name") or "random-init:NAME:SEED". A
-            `Model` is returned unchanged.
+        name: Family member, folder, hub id ("gpt2", "owner/name") or "random-init:NAME:SEED".
         dtype: "float32", "bfloat16" or "float16".
         device: Device of the weights, PyTorch's default by default.
         add_bos: Whether the tokenizer writes its BOS token, by default as its own files say.
 
     Raises:
-        ModelError: There is no such model, or it cannot be loaded.
-        TokenizerError: The tokenizer declares no BOS token to add.
+        ProbeError: There is no such model, it cannot be loaded, or it has no BOS token to add.
     """
     if isinstance(name, Model):
         return name
     kind, _, rest = str(name).partition(":")
     if kind == "random-init" and rest:
         like, _, seed = rest.partition(":")
-        if not (seed or "0").isdecimal():
-            raise ModelError(
-                f"The seed of {name!r} is {seed!r}: write it as in 'random-init:full:3'"
-            )
-        like_model = load(like, dtype=dtype, device=device, add_bos=add_bos)
-        return random_init(like_model, seed=int(seed or 0))
+        seed = seed or "0"
+        if not seed.isdecimal():
+            raise ModelError(f"The seed of {name!r} is {seed!r}: write 'random-init:full:3'")
+        return random_init(load(like, dtype=dtype, device=device, add_bos=add_bos), seed=int(seed))
     source, origin = find_model(name)
     with isolated():
         hf_model, tokenizer = load_hf_model(source, parse_dtype(dtype), add_bos=add_bos)
