@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 
 from probes.claims.result import BaseModelComparison
 from probes.interventions.das_search import MAX_RANDOM_INIT_ACCURACY
+from probes.interventions.hotspot_result import Hotspot, Hotspots
 from probes.interventions.interchange import NUMBER_READOUT, OBJECT_READOUT
 from probes.interventions.result import (
     DASResult,
     DecodingResult,
     DirectionComparison,
     Dissociation,
-    Hotspot,
-    Hotspots,
     Necessity,
     OutputHeads,
     UnseenVerbs,

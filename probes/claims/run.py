@@ -24,10 +24,11 @@ from probes.interventions.directions import (
 )
 from probes.interventions.dissociation import dissociate, necessity, output_heads, swap_bindings
 from probes.interventions.geometry import variance_fractions
+from probes.interventions.hotspot_result import Hotspots
 from probes.interventions.hotspots import HotspotSettings, hotspots
 from probes.interventions.interchange import run_interchange_pairs
 from probes.interventions.projection import project_states
-from probes.interventions.result import BindingSwap, Dissociation, Hotspots, UnseenVerbs
+from probes.interventions.result import BindingSwap, Dissociation, UnseenVerbs
 from probes.interventions.site_search import search_words
 from probes.models.model import Model, load
 from probes.models.site import Site, joined_roles

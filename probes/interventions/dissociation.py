@@ -10,6 +10,7 @@ from torch import Tensor
 
 from probes.errors import SiteError
 from probes.interventions.activation_patching import Z
+from probes.interventions.hotspot_result import Hotspots
 from probes.interventions.interchange import (
     NUMBER_READOUT,
     OBJECT_READOUT,
@@ -21,7 +22,6 @@ from probes.interventions.interchange import (
 from probes.interventions.result import (
     BindingSwap,
     Dissociation,
-    Hotspots,
     InterchangeEffect,
     Necessity,
     OutputHeads,

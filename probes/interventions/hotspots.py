@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from probes.errors import ModelError, PatternError
+from probes.interventions.hotspot_result import Hotspot, Hotspots, InterchangeExample
 from probes.interventions.interchange import (
     NUMBER_READOUT,
     OBJECT_READOUT,
@@ -22,7 +23,6 @@ from probes.interventions.interchange import (
     interchange_intervention,
     run_interchange_pairs,
 )
-from probes.interventions.result import Hotspot, Hotspots, InterchangeExample
 from probes.interventions.site_search import (
     all_sites,
     find_sites,

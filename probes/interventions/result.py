@@ -1,26 +1,20 @@
-"""Results of interchange interventions: hotspots, subspaces, directions, dissociation, bindings.
-
-They hold plain numbers, so that a saved result is read without torch.
-"""
+"""Results of interventions other than hotspots: plain numbers, so that they load without torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
-from probes.errors import SiteError
 from probes.models.site import Site
 from probes.result import not_saved
 from probes.stats.intervals import Estimate
 
 if TYPE_CHECKING:
-    from probes.interventions.interchange import InterchangeOutcomes, InterchangeRuns
     from probes.interventions.subspace import Subspace
 else:
-    # Fields of these types are not saved; `load_result` needs a type that exists.
-    InterchangeOutcomes = InterchangeRuns = Subspace = Any
+    Subspace = Any  # Such fields are not saved; `load_result` needs a type that exists.
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,109 +31,6 @@ class IntrinsicDimension:
     participation_ratio: float
     two_nn: float
     n_distinct: int
-
-
-@dataclass(frozen=True, eq=False)
-class Hotspot:
-    """Site where an interchange most often changes one variable alone.
-
-    The site is chosen on other prompts than those that it is measured on.
-
-    Attributes:
-        variable: "operation", an operand such as "x", or "thing".
-        site: The site.
-        other_object: Interchange accuracy with sources about another object: the base takes this
-            variable from the source, and no other.
-        same_object: Interchange accuracy with sources about the base's object.
-        difference: `same_object` minus `other_object`, paired by base; near 0: the object does not
-            matter.
-        unseen_groups: Interchange accuracy among bases with words or numbers that were not used
-            before; see `hotspots.unseen_sampling`.
-    """
-
-    variable: str
-    site: Site
-    other_object: Estimate
-    same_object: Estimate
-    difference: Estimate
-    unseen_groups: Mapping[str, Estimate]
-
-
-@dataclass(frozen=True, slots=True)
-class InterchangeExample:
-    """One base and one source, as an illustration.
-
-    Attributes:
-        base, source: The two texts.
-        role_texts: For each role its words in the base and in the source, "" where it has none.
-        answers: For each set of variables taken from the source, the number that it gives.
-    """
-
-    base: str
-    source: str
-    role_texts: tuple[tuple[str, str, str], ...]
-    answers: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Hotspots:
-    """Interchange interventions at every site of a model, and the best site of each variable.
-
-    Attributes:
-        accuracy: Accuracy on the bases without intervention: number and noun.
-        prompts: Number of bases.
-        sites: The sites, role by role within each layer; layer 0 is the token embedding.
-        hotspots: The best site of each variable, in the order that was asked for.
-        thresholds: For each variable the 95th percentile over random-init models of their best
-            site's interchange accuracy; NaN without such models.
-        maps: For each variable the fraction of bases that take this variable alone, 0 to 1; NaN
-            where a role is absent.
-        number_outcomes: For each site the fraction of bases by what their number becomes.
-        readout_role: Role of the token where the number is read.
-        example: One base and one source.
-        runs, other_outcomes, same_outcomes: Runs and outcomes of all sites, by the source's object;
-            None in a loaded result.
-    """
-
-    model: str
-    pattern: str
-    accuracy: tuple[Estimate, Estimate]
-    prompts: int
-    sites: tuple[Site, ...]
-    hotspots: tuple[Hotspot, ...]
-    thresholds: Mapping[str, float]
-    maps: Mapping[str, Float[np.ndarray, "role layer"]]
-    number_outcomes: Mapping[str, Mapping[str, float]]
-    readout_role: str
-    example: InterchangeExample
-    runs: InterchangeRuns = not_saved()
-    other_outcomes: InterchangeOutcomes = not_saved()
-    same_outcomes: InterchangeOutcomes = not_saved()
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """Roles in the order of the text; joined roles come last."""
-        return tuple(dict.fromkeys(site.role for site in self.sites))
-
-    def hotspot(self, variable: str) -> Hotspot:
-        """Return the hotspot of a variable."""
-        for hotspot in self.hotspots:
-            if hotspot.variable == variable:
-                return hotspot
-        raise self._unknown(variable)
-
-    def map(self, variable: str) -> Float[np.ndarray, "role layer"]:
-        """Return the fraction of bases that take just one variable, by role and layer."""
-        if variable not in self.maps:
-            raise self._unknown(variable)
-        return self.maps[variable]
-
-    def _unknown(self, variable: str) -> SiteError:
-        return SiteError(f"No hotspot of {variable!r} was measured: choose from {[*self.maps]}")
-
-    def __repr__(self) -> str:
-        sites = ", ".join(f"{one.variable} {one.site}" for one in self.hotspots)
-        return f"<Hotspots of {self.model} on {self.pattern}: {sites}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +159,7 @@ class Necessity:
     number: Estimate
     object: Estimate
     excess: Estimate
-    null_excesses: tuple[float, ...]
+    null_excesses: tuple[float, ...] = field(repr=False)
 
     @property
     def null_percentile(self) -> float:
@@ -294,7 +185,7 @@ class OutputHeads:
     without_number: tuple[Estimate, Estimate]
     without_object: tuple[Estimate, Estimate]
     without_object_everywhere: tuple[Estimate, Estimate]
-    head_fractions: Mapping[str, tuple[float, float]]
+    head_fractions: Mapping[str, tuple[float, float]] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,9 +248,9 @@ class StateProjection:
 
     model: str
     site: Site
-    prompts: tuple[str, ...]
-    labels: Mapping[str, LabelValues]
-    principal_xy: Float[np.ndarray, "prompt 2"]
+    prompts: tuple[str, ...] = field(repr=False)
+    labels: Mapping[str, LabelValues] = field(repr=False)
+    principal_xy: Float[np.ndarray, "prompt 2"] = field(repr=False)
     principal_fractions: tuple[float, float]
-    direction_xy: Float[np.ndarray, "prompt 2"]
+    direction_xy: Float[np.ndarray, "prompt 2"] = field(repr=False)
     direction_fractions: tuple[float, float]

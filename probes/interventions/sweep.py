@@ -34,7 +34,7 @@ class PatchingEffects:
 
     model: str
     contrast: str
-    components: tuple[str, ...]
+    components: tuple[str, ...] = field(repr=False)
     roles: tuple[str, ...]
     answers: tuple[str, ...]
     per_prompt: Float[Tensor, "prompt component role answer"] = field(repr=False)

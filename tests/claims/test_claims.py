@@ -8,13 +8,12 @@ from probes.claims import claims
 from probes.claims.dose_response import read_series
 from probes.claims.result import BaseModelComparison
 from probes.experiments.family.seed_series import write_series
+from probes.interventions.hotspot_result import Hotspot, Hotspots
 from probes.interventions.result import (
     DASResult,
     DecodingResult,
     DirectionComparison,
     Dissociation,
-    Hotspot,
-    Hotspots,
     InterchangeEffect,
     Necessity,
     OutputHeads,

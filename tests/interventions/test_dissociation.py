@@ -15,13 +15,13 @@ from probes.interventions.dissociation import (
     output_heads,
     swap_bindings,
 )
+from probes.interventions.hotspot_result import Hotspot, Hotspots
 from probes.interventions.interchange import (
     NUMBER_READOUT,
     OBJECT_READOUT,
     interchange_intervention,
     run_interchange_pairs,
 )
-from probes.interventions.result import Hotspot, Hotspots
 from probes.interventions.subspace import Subspace
 from probes.models.site import Site
 from probes.prompts.interchange_pairs import sample_interchange_pairs
