@@ -301,19 +301,21 @@ def training_diversity_claim(rows: Sequence[Mapping[str, float | str]]) -> Claim
 
     Args:
         rows: For models trained on few and on many objects, "nouns", and how often the operation
-            of sentences about objects that none of them was trained on is taken up, as "strange",
-            "strange_low" and "strange_high"; see `series`.
+            of sentences about objects that none of them was trained on is taken up, as "unseen_interchange_accuracy",
+            "unseen_interchange_accuracy_low" and "unseen_interchange_accuracy_high"; see `series`.
     """
     if len(rows) < 2:
         why = "no relatives of this model that were trained on few objects are measured"
         return claim_verdict("H5", TITLES["H5"], [skipped_test("dose and response", why)])
     rows = sorted(rows, key=lambda row: float(row["nouns"]))
     few, *_, many = rows
-    gain = float(many["strange"]) - float(few["strange"])
+    gain = float(many["unseen_interchange_accuracy"]) - float(few["unseen_interchange_accuracy"])
     # The two are separate models: errors add in squares (Newcombe 1998, method 10).
     low = gain - _error_length(many, "low", few, "high")
     high = gain + _error_length(many, "high", few, "low")
-    shown = ", ".join(f"{row['nouns']:.0f}: {float(row['strange']):.2f}" for row in rows)
+    shown = ", ".join(
+        f"{row['nouns']:.0f}: {float(row['unseen_interchange_accuracy']):.2f}" for row in rows
+    )
     tests = [
         check_above(
             f"{many['nouns']:.0f} objects rather than {few['nouns']:.0f}",
@@ -333,5 +335,8 @@ def _error_length(
     second_end: str,
 ) -> float:
     ends = ((first, first_end), (second, second_end))
-    steps = [float(row["strange"]) - float(row[f"strange_{end}"]) for row, end in ends]
+    steps = [
+        float(row["unseen_interchange_accuracy"]) - float(row[f"unseen_interchange_accuracy_{end}"])
+        for row, end in ends
+    ]
     return sum(step**2 for step in steps) ** 0.5

@@ -315,7 +315,12 @@ def test_heads_shared_are_counted_over_all_heads():
 
 def dose(nouns, value, *, spread=0.05):
     low, high = value - spread, value + spread
-    return {"nouns": float(nouns), "strange": value, "strange_low": low, "strange_high": high}
+    return {
+        "nouns": float(nouns),
+        "unseen_interchange_accuracy": value,
+        "unseen_interchange_accuracy_low": low,
+        "unseen_interchange_accuracy_high": high,
+    }
 
 
 def test_a_template_is_learned_from_many_objects_where_many_do_surely_more_than_few():
@@ -347,8 +352,18 @@ def test_a_dose_without_another_says_nothing(rows):
 
 
 def test_an_interval_that_is_wider_on_one_side_is_taken_from_the_side_that_counts():
-    few = {"nouns": 2.0, "strange": 0.0, "strange_low": 0.0, "strange_high": 0.2}
-    many = {"nouns": 9.0, "strange": 1.0, "strange_low": 0.9, "strange_high": 1.0}
+    few = {
+        "nouns": 2.0,
+        "unseen_interchange_accuracy": 0.0,
+        "unseen_interchange_accuracy_low": 0.0,
+        "unseen_interchange_accuracy_high": 0.2,
+    }
+    many = {
+        "nouns": 9.0,
+        "unseen_interchange_accuracy": 1.0,
+        "unseen_interchange_accuracy_low": 0.9,
+        "unseen_interchange_accuracy_high": 1.0,
+    }
     value = claims.training_diversity_claim([few, many]).tests[0].value
     assert value is not None
     assert value.low == pytest.approx(1 - math.hypot(0.1, 0.2))
@@ -360,7 +375,13 @@ def test_an_interval_that_is_wider_on_one_side_is_taken_from_the_side_that_count
 
 def test_a_table_of_series_is_read_as_it_was_written(tmp_path):
     rows = [
-        {"model": "dose-2", "kind": "dose", "nouns": 2.0, "strange": 0.25, "site": "L1.resid@op"}
+        {
+            "model": "dose-2",
+            "kind": "dose",
+            "nouns": 2.0,
+            "unseen_interchange_accuracy": 0.25,
+            "site": "L1.resid@op",
+        }
     ]
     write_series(rows, tmp_path / "series.csv")
     assert read_series(tmp_path / "series.csv") == rows
@@ -375,4 +396,10 @@ def test_the_shipped_series_has_every_dose_and_several_seeds():
     rows = read_series()
     assert [row["nouns"] for row in rows if row["kind"] == "dose"] == [1, 4, 12, 40]
     assert len([row for row in rows if row["kind"] == "scratch"]) >= 4
-    assert all(0 <= float(row["strange_low"]) <= float(row["strange_high"]) <= 1 for row in rows)
+    assert all(
+        0
+        <= float(row["unseen_interchange_accuracy_low"])
+        <= float(row["unseen_interchange_accuracy_high"])
+        <= 1
+        for row in rows
+    )

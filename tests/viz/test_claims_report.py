@@ -49,8 +49,18 @@ PARTS = [
 YES, NO = Estimate(0.97, 0.91, 0.99), Estimate(0.02, 0.01, 0.06)
 NONE, WIDE = Estimate(0.0, -0.02, 0.03), Estimate(0.12, 0.04, 0.31)
 DOSES = [
-    {"nouns": 4.0, "strange": 0.21, "strange_low": 0.13, "strange_high": 0.3},
-    {"nouns": 64.0, "strange": 0.94, "strange_low": 0.87, "strange_high": 0.97},
+    {
+        "nouns": 4.0,
+        "unseen_interchange_accuracy": 0.21,
+        "unseen_interchange_accuracy_low": 0.13,
+        "unseen_interchange_accuracy_high": 0.3,
+    },
+    {
+        "nouns": 64.0,
+        "unseen_interchange_accuracy": 0.94,
+        "unseen_interchange_accuracy_low": 0.87,
+        "unseen_interchange_accuracy_high": 0.97,
+    },
 ]
 
 

@@ -230,7 +230,9 @@ def dose_response_blocks(rows: Sequence[Mapping[str, float | str]]) -> list[Bloc
     estimates = [
         (
             f"{float(row['nouns']):.0f} objects",
-            Estimate(*(float(row[f"strange{end}"]) for end in ("", "_low", "_high"))),
+            Estimate(
+                *(float(row[f"unseen_interchange_accuracy{end}"]) for end in ("", "_low", "_high"))
+            ),
         )
         for row in sorted(rows, key=lambda row: float(row["nouns"]))
     ]
