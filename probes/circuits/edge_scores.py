@@ -62,15 +62,10 @@ class EdgeScores:
         """Circuit of the edges with these numbers; `selection` is noted in the protocol."""
         from probes.circuits.circuit import Circuit
 
-        chosen = np.sort(indices)
-        return Circuit(
-            model=self.model,
-            graph=self.graph,
-            edges=tuple(self.graph.edge(int(index)) for index in chosen),
-            scores=tuple(self.mean[chosen].tolist()),
-            errors=tuple(self.error[chosen].tolist()),
-            protocol=(*self.protocol, ("selection", selection)),
-        )
+        scores = np.full(len(self), np.nan)
+        scores[indices] = self.mean[indices]
+        protocol = (*self.protocol, ("selection", selection))
+        return Circuit.from_scores(self.model, self.graph, scores, self.error.numpy(), protocol)
 
     def node_scores(self) -> dict[str, tuple[float, float]]:
         """Score and standard error of each writer: the sum over its outgoing edges.

@@ -1,17 +1,17 @@
-"""The wires of a decoder as plain numbers: what writes to the residual stream, and what reads it.
+"""Computation graph of a decoder: what writes to the residual stream, what reads it, and the edges.
 
     embed ─┬─→ q, k, v of every head ─→ head ─┬─→ MLP ─→ ... ─→ logits
            └──────────── each reader sees the sum of all earlier writers ───┘
 
-Every wire runs from a writer (the embedding, a head, an MLP) to a reader (the queries, keys or
-values of a head, an MLP, the logits). Heads that share keys and values share those wires. With
-roles, a wire also says at which role it is written and at which role its reader writes in turn:
-keys and values are read at one role on behalf of another, all else stays at its role.
+An edge runs from a writer (the embedding, a head, an MLP) to a reader (the queries, keys or values
+of a head, an MLP, the logits). Heads that share keys and values share those edges. In a graph by
+roles, an edge also has the role at which it is read, and the role for which it is read. They
+differ only for keys and values.
 """
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -23,6 +23,7 @@ from probes.models.site import head_name
 Port = Literal["q", "k", "v", "mlp", "logits"]
 
 EMBED, LOGITS = "embed", "logits"
+_SHAPE_FIELDS = ("layers", "heads", "kv_heads", "parallel")
 _WRITER = re.compile(r"L(\d+)\.(?:H(\d+)|MLP)")
 _READER = re.compile(r"L(\d+)\.(?:(H|KV)(\d+)\.([qkv])|MLP)")
 _ENDPOINT = r"\s*([\w.-]+?)(?:@([^@]+?))?\s*"
@@ -31,7 +32,7 @@ _EDGE = re.compile(f"{_ENDPOINT}(?:->|→){_ENDPOINT}")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Edge:
-    """One wire: "L0.H1" to "L2.H3.q", and, where resolved, from which role to which."""
+    """One edge, such as "L0.H1" to "L2.H3.q"; roles are empty where they are not resolved."""
 
     source: str
     target: str
@@ -45,23 +46,24 @@ class Edge:
 
     @classmethod
     def parse(cls, text: str) -> "Edge":
-        """Read "L0.H1->L2.H3.q" or "L0.H1@x->L2.H3.k@answer"."""
-        found = _EDGE.fullmatch(text)
-        if not found:
+        """Edge from text such as "L0.H1->L2.H3.q" or "L0.H1@x->L2.H3.k@answer"."""
+        match = _EDGE.fullmatch(text)
+        if not match:
             raise CircuitError(f"{text!r} is no edge: write it as in 'L0.H1->L2.H3.q'")
-        source, source_role, target, target_role = found.groups()
+        source, source_role, target, target_role = match.groups()
         return cls(source, target, source_role or "", target_role or "")
 
 
 @dataclass(frozen=True)
 class ComputationGraph:
-    """All wires of one model: what an edge's number means.
+    """All edges of one model, numbered by reader, then by roles, then by writer.
 
     Attributes:
-        layers, heads, kv_heads: The model's; fewer kv_heads than heads are shared by groups.
+        layers, heads, kv_heads: Sizes of the model; with fewer kv_heads than heads, groups of heads
+            share keys and values.
         parallel: Whether attention and MLP read the same residual.
-        roles: The roles that wires are resolved by; none where they are not.
-        passages: Pairs of roles (read at, read for) that occur in some prompt, in causal order.
+        roles: The roles that edges are resolved by; empty if they are not.
+        role_pairs: Pairs of roles (read at, read for) in some prompt, in causal order.
         readouts: The roles at which the answer is read.
     """
 
@@ -78,217 +80,217 @@ class ComputationGraph:
 
     @cached_property
     def writers(self) -> tuple[str, ...]:
-        """Names of what writes, in the order of the residual stream."""
+        """Names of the writers, in the order of the residual stream."""
         names = [EMBED]
         for layer in range(self.layers):
             names += [head_name(layer, head) for head in range(self.heads)] + [f"L{layer}.MLP"]
         return tuple(names)
 
+    @property
+    def _kv_name(self) -> str:
+        return "H" if self.kv_heads == self.heads else "KV"
+
     @cached_property
     def readers(self) -> tuple[str, ...]:
-        """Names of what reads: q of each head, k, v of each head or group, MLP; then logits."""
-        shared = "H" if self.kv_heads == self.heads else "KV"
+        """Names of the readers: q of each head, k and v of each head or group, MLP; then logits."""
         names = []
         for layer in range(self.layers):
             names += [f"L{layer}.H{head}.q" for head in range(self.heads)]
-            for port in "kv":
-                names += [f"L{layer}.{shared}{head}.{port}" for head in range(self.kv_heads)]
+            kv_names = [f"L{layer}.{self._kv_name}{n}" for n in range(self.kv_heads)]
+            names += [f"{name}.{port}" for port in "kv" for name in kv_names]
             names.append(f"L{layer}.MLP")
         return (*names, LOGITS)
 
     @cached_property
     def readers_per_layer(self) -> int:
-        """How many readers a layer has."""
+        """Number of readers of a layer."""
         return self.heads + 2 * self.kv_heads + 1
 
     def port(self, reader: int) -> Port:
-        """Say what a reader feeds."""
-        place = reader % self.readers_per_layer
-        if reader == self.layers * self.readers_per_layer:
+        """What a reader feeds."""
+        layer, index = divmod(reader, self.readers_per_layer)
+        if layer == self.layers:
             return "logits"
-        ends = (
-            self.heads,
-            self.heads + self.kv_heads,
-            self.readers_per_layer - 1,
-            self.readers_per_layer,
-        )
-        return ("q", "k", "v", "mlp")[sum(place >= end for end in ends)]
+        ends = (self.heads, self.heads + self.kv_heads, self.readers_per_layer - 1)
+        return ("q", "k", "v", "mlp")[sum(index >= end for end in ends)]
 
     def upstream_count(self, reader: int) -> int:
-        """Count the writers that stand before a reader."""
+        """Number of writers before a reader."""
         layer, port = reader // self.readers_per_layer, self.port(reader)
-        own = self.heads if port == "mlp" and not self.parallel else 0
-        return 1 + layer * (self.heads + 1) + own
+        same_layer = self.heads if port == "mlp" and not self.parallel else 0
+        return 1 + layer * (self.heads + 1) + same_layer
 
     def role_index_pairs(self, reader: int) -> tuple[tuple[int, int], ...]:
-        """List the (read at, read for) numbers of roles of a reader's wires."""
-        if not self.roles:
-            return ((0, 0),)
+        """Pairs of role indices (read at, read for) of a reader's edges."""
+        return tuple(self._role_pair_numbers[self.port(reader)])
+
+    @cached_property
+    def _role_pair_numbers(self) -> dict[Port, dict[tuple[int, int], int]]:
+        """Position of each pair of role indices among a reader's edges, by port."""
         number = {role: index for index, role in enumerate(self.roles)}
-        port = self.port(reader)
-        if port in ("k", "v"):
-            return tuple((number[a], number[b]) for a, b in self.role_pairs)
-        here = self.readouts if port == "logits" else self.roles
-        return tuple((number[role], number[role]) for role in here)
+        same = [(index, index) for index in number.values()] or [(0, 0)]
+        across = [(number[a], number[b]) for a, b in self.role_pairs] if self.roles else same
+        read = [(number[role], number[role]) for role in self.readouts] if self.roles else same
+        pairs: dict[Port, list[tuple[int, int]]] = {
+            "q": same,
+            "k": across,
+            "v": across,
+            "mlp": same,
+            "logits": read,
+        }
+        return {port: {pair: n for n, pair in enumerate(each)} for port, each in pairs.items()}
 
     @cached_property
     def edge_offsets(self) -> np.ndarray:
-        """Number of the first wire of each reader; the wires of a pair of roles stand together."""
-        counts = [
-            self.upstream_count(v) * len(self.role_index_pairs(v)) for v in range(len(self.readers))
-        ]
+        """Number of the first edge of each reader, then the number of all edges."""
+        readers = range(len(self.readers))
+        counts = [self.upstream_count(n) * len(self.role_index_pairs(n)) for n in readers]
         return np.cumsum([0, *counts])
 
     @cached_property
     def edge_table(self) -> np.ndarray:
-        """The wires "column edge": source, target, source role, target role, as numbers."""
+        """Indices "column edge": source, target, source role, target role."""
         blocks = []
         for reader in range(len(self.readers)):
-            seen, pairs = (
-                self.upstream_count(reader),
-                np.array(self.role_index_pairs(reader)).reshape(-1, 2),
-            )
-            source = np.tile(np.arange(seen), len(pairs))
-            spread = np.repeat(pairs, seen, axis=0)
-            target = np.full(len(source), reader)
-            blocks.append(np.stack([source, target, spread[:, 0], spread[:, 1]]))
+            upstream = self.upstream_count(reader)
+            pairs = np.array(self.role_index_pairs(reader)).reshape(-1, 2)
+            source = np.tile(np.arange(upstream), len(pairs))
+            roles = np.repeat(pairs, upstream, axis=0).T
+            blocks.append(np.stack([source, np.full(len(source), reader), *roles]))
         return np.concatenate(blocks, axis=1)
 
     def edge(self, index: int) -> Edge:
-        """Name a wire; a number outside raises an IndexError."""
+        """Edge with a number; an IndexError if there is none."""
         if not 0 <= index < len(self):
             raise IndexError(f"edge {index} of {len(self)}")
-        source, target, here, there = (int(value) for value in self.edge_table[:, index])
-        names = (self.writers[source], self.readers[target])
-        return Edge(*names, *((self.roles[here], self.roles[there]) if self.roles else ()))
+        source, target, *roles = self.edge_table[:, index].tolist()
+        names = [self.roles[role] for role in roles] if self.roles else []
+        return Edge(self.writers[source], self.readers[target], *names)
 
     def edges(self) -> Iterator[Edge]:
-        """Name all wires in order."""
-        return (self.edge(number) for number in range(len(self)))
+        """All edges in order."""
+        return (self.edge(index) for index in range(len(self)))
+
+    @cached_property
+    def _lookup(self) -> tuple[dict[str, int], dict[str, tuple[int, int, dict]], dict[str, int]]:
+        """Writers and roles by name; readers with offset, upstream count and pairs of roles."""
+        offsets = self.edge_offsets.tolist()
+        readers = {
+            name: (offsets[n], self.upstream_count(n), self._role_pair_numbers[self.port(n)])
+            for n, name in enumerate(self.readers)
+        }
+        writers = {name: n for n, name in enumerate(self.writers)}
+        return writers, readers, {role: n for n, role in enumerate(self.roles or ("",))}
 
     def index_of(self, edge: Edge) -> int:
-        """Find a wire by its name.
-
-        Raises:
-            CircuitError: The model has no such wire.
-        """
-        source, target = self._writer_index(edge), self._reader_index(edge)
-        if source >= self.upstream_count(target):
-            raise CircuitError(
-                f"The edge {edge} cannot exist: {edge.target} stands before {edge.source} in the "
-                "residual stream, or beside it. Let edges run forward."
-            )
-        pairs = self.role_index_pairs(target)
-        wanted = (
-            self._role_index(edge, edge.source_role),
-            self._role_index(edge, edge.target_role),
-        )
-        if wanted not in pairs:
-            raise CircuitError(
-                f"The edge {edge} cannot exist: {edge.target} reads nothing at "
-                f"{edge.source_role!r} for {edge.target_role!r}. Only keys and values pass from "
-                "one role to another, and only to a later one; the rest stay at their role."
-            )
-        return (
-            int(self.edge_offsets[target])
-            + pairs.index(wanted) * self.upstream_count(target)
-            + source
-        )
+        """Number of an edge; a CircuitError if the model has no such edge."""
+        return int(self.indices_of([edge])[0])
 
     def indices_of(self, edges: Iterable[Edge]) -> np.ndarray:
-        """Find many wires."""
-        return np.array([self.index_of(edge) for edge in edges], dtype=np.int64)
+        """Numbers of many edges; see `index_of`."""
+        writers, readers, roles = self._lookup
+        indices = []
+        for edge in edges:
+            source = writers.get(edge.source, -1)
+            offset, upstream, pairs = readers.get(edge.target, (0, 0, {}))
+            pair = pairs.get((roles.get(edge.source_role), roles.get(edge.target_role)))
+            if pair is None or not 0 <= source < upstream:
+                raise self._impossible(edge)
+            indices.append(offset + pair * upstream + source)
+        return np.array(indices, dtype=np.int64)
 
     def indices_in(self, other: "ComputationGraph") -> np.ndarray:
-        """Find each wire in a wiring of the same shape and other prompts; -1 where it is lacking.
-
-        Raises:
-            CircuitError: The other wiring is of another shape, or resolved where this is not.
-        """
+        """Number of each edge in a graph of the same shape for other prompts, or -1."""
         if self == other:
             return np.arange(len(self))
-        names = ("layers", "heads", "kv_heads", "parallel")
-        unlike = [name for name in names if getattr(self, name) != getattr(other, name)]
-        if unlike or bool(self.roles) != bool(other.roles):
-            raise CircuitError(
-                "Edges of one wiring were looked for in another that differs in "
-                f"{', '.join(unlike) or 'whether roles are resolved'}: use models of one shape, "
-                "and resolve roles in both or in neither"
-            )
-        place = {role: number for number, role in enumerate(other.roles)}
-        to = np.array([place.get(role, -1) for role in self.roles])
-        found = []
+        self._require_same_shape(other)
+        own = [other.roles.index(role) if role in other.roles else -1 for role in self.roles]
+        blocks = []
         for reader in range(len(self.readers)):
-            pairs = {pair: number for number, pair in enumerate(other.role_index_pairs(reader))}
-            at = [pairs.get((int(to[a]), int(to[b])), -1) for a, b in self.role_index_pairs(reader)]
-            seen, begin = self.upstream_count(reader), int(other.edge_offsets[reader])
-            for number in at:
-                block = begin + number * seen + np.arange(seen)
-                found.append(block if number >= 0 else np.full(seen, -1))
-        return np.concatenate(found)
+            numbers = other._role_pair_numbers[other.port(reader)]
+            upstream, begin = self.upstream_count(reader), int(other.edge_offsets[reader])
+            for a, b in self.role_index_pairs(reader):
+                number = numbers.get((own[a], own[b]), -1)
+                block = begin + number * upstream + np.arange(upstream)
+                blocks.append(block if number >= 0 else np.full(upstream, -1))
+        return np.concatenate(blocks)
+
+    def _require_same_shape(self, other: "ComputationGraph") -> None:
+        values = {name: (getattr(self, name), getattr(other, name)) for name in _SHAPE_FIELDS}
+        values["resolved by roles"] = (bool(self.roles), bool(other.roles))
+        if found := [f"{name} ({a} and {b})" for name, (a, b) in values.items() if a != b]:
+            raise CircuitError(
+                f"The graphs differ in {', '.join(found)}: use models of one shape, and resolve "
+                "roles in both or in neither"
+            )
+
+    def union(self, other: "ComputationGraph") -> "ComputationGraph":
+        """Graph with the roles of both; a CircuitError if their shapes differ."""
+        if self == other:
+            return self
+        self._require_same_shape(other)
+        roles = list(self.roles)
+        for number, role in enumerate(other.roles):
+            if role not in roles:  # placed after its predecessor, as in the text
+                roles.insert(roles.index(other.roles[number - 1]) + 1 if number else 0, role)
+        index = {role: number for number, role in enumerate(roles)}
+        pairs = {*self.role_pairs, *other.role_pairs}
+        return replace(
+            self,
+            roles=tuple(roles),
+            role_pairs=tuple(sorted(pairs, key=lambda pair: (index[pair[0]], index[pair[1]]))),
+            readouts=tuple(sorted({*self.readouts, *other.readouts}, key=index.__getitem__)),
+        )
 
     def writers_fed_by(self, reader: int) -> tuple[int, ...]:
-        """List the writers that a reader feeds: none for the logits, a group's heads for k, v."""
-        layer, place, port = (
-            reader // self.readers_per_layer,
-            reader % self.readers_per_layer,
-            self.port(reader),
-        )
-        first = 1 + layer * (self.heads + 1)
-        if port == "logits":
-            return ()
-        if port == "mlp":
-            return (first + self.heads,)
-        if port == "q":
-            return (first + place,)
-        each, group = self.heads // self.kv_heads, (place - self.heads) % self.kv_heads
-        return tuple(range(first + group * each, first + (group + 1) * each))
+        """The writers that a reader feeds: none for the logits, a group's heads for k and v."""
+        layer, index = divmod(reader, self.readers_per_layer)
+        first, port = 1 + layer * (self.heads + 1), self.port(reader)
+        if port not in ("k", "v"):
+            return {"logits": (), "mlp": (first + self.heads,), "q": (first + index,)}[port]
+        size, group = self.heads // self.kv_heads, (index - self.heads) % self.kv_heads
+        return tuple(range(first + group * size, first + (group + 1) * size))
 
-    def _writer_index(self, edge: Edge) -> int:
-        if edge.source == EMBED:
-            return 0
-        found = _WRITER.fullmatch(edge.source)
-        if not found:
-            raise CircuitError(
+    def _impossible(self, edge: Edge) -> CircuitError:
+        """Error about an edge that the graph does not have."""
+        writer, reader = _WRITER.fullmatch(edge.source), _READER.fullmatch(edge.target)
+        if edge.source != EMBED and not writer:
+            return CircuitError(
                 f"{edge.source!r} writes nothing: sources are 'embed', 'L0.H1' and 'L0.MLP'"
             )
-        layer, head = found.groups()
-        self._check_range(edge, "layer", int(layer), self.layers)
-        if head is not None:
-            self._check_range(edge, "head", int(head), self.heads)
-        place = self.heads if head is None else int(head)
-        return 1 + int(layer) * (self.heads + 1) + place
-
-    def _reader_index(self, edge: Edge) -> int:
-        if edge.target == LOGITS:
-            return self.layers * self.readers_per_layer
-        found = _READER.fullmatch(edge.target)
-        shared = "H" if self.kv_heads == self.heads else "KV"
-        if not found or (found[4] and found[2] != ("H" if found[4] == "q" else shared)):
-            raise CircuitError(
+        owner = reader and reader[2] and ("H" if reader[4] == "q" else self._kv_name)
+        if edge.target != LOGITS and (not reader or reader[2] != owner):
+            return CircuitError(
                 f"{edge.target!r} reads nothing: targets of this model are 'L0.H1.q', "
-                f"'L0.{shared}1.k', 'L0.{shared}1.v', 'L0.MLP' and 'logits'"
+                f"'L0.{self._kv_name}1.k', 'L0.{self._kv_name}1.v', 'L0.MLP' and 'logits'"
             )
-        layer, _, head, port = found.groups()
-        self._check_range(edge, "layer", int(layer), self.layers)
-        if port is None:
-            return (int(layer) + 1) * self.readers_per_layer - 1
-        self._check_range(edge, "head", int(head), self.heads if port == "q" else self.kv_heads)
-        before = {"q": 0, "k": self.heads, "v": self.heads + self.kv_heads}[port]
-        return int(layer) * self.readers_per_layer + before + int(head)
-
-    def _role_index(self, edge: Edge, role: str) -> int:
-        if bool(role) != bool(self.roles):
-            raise CircuitError(
-                f"The edge {edge} {'has a role' if role else 'lacks a role'}, and this wiring is "
+        kv_size = self.heads if reader and reader[4] == "q" else self.kv_heads
+        numbers = [("layer", name[1], self.layers) for name in (writer, reader) if name]
+        numbers += [("head", writer[2], self.heads)] if writer else []
+        numbers += [("head", reader[3], kv_size)] if reader else []
+        for axis, number, size in numbers:
+            if number and int(number) >= size:
+                return CircuitError(
+                    f"{edge} names {axis} {number}, and the model has {size}: count from 0"
+                )
+        roles = (edge.source_role, edge.target_role)
+        if not all(bool(role) == bool(self.roles) for role in roles):
+            return CircuitError(
+                f"The edge {edge} {'lacks' if self.roles else 'has'} a role, and this graph is "
                 f"{'' if self.roles else 'not '}resolved by roles: name edges as it does"
             )
-        if role and role not in self.roles:
-            raise CircuitError(f"Role {role!r} of {edge} is unknown: {', '.join(self.roles)}")
-        return self.roles.index(role) if role else 0
-
-    def _check_range(self, edge: Edge, axis: str, value: int, size: int) -> None:
-        if value >= size:
-            raise CircuitError(
-                f"{edge} names {axis} {value}, and the model has {size}: count from 0"
+        if unknown := [role for role in roles if role and role not in self.roles]:
+            return CircuitError(
+                f"Role {unknown[0]!r} of {edge} is unknown: {', '.join(self.roles)}"
             )
+        writers, readers, _ = self._lookup
+        if writers[edge.source] >= readers[edge.target][1]:
+            return CircuitError(
+                f"The edge {edge} cannot exist: {edge.target} does not come after {edge.source} in "
+                "the residual stream. Let edges run forward."
+            )
+        return CircuitError(
+            f"The edge {edge} cannot exist: {edge.target} reads nothing at {edge.source_role!r} for "
+            f"{edge.target_role!r}. Only keys and values pass from one role to another, and only "
+            "to a later one; the rest stay at their role."
+        )

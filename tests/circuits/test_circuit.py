@@ -1,3 +1,5 @@
+"""Circuits: selection, set operations, conversions and files."""
+
 import json
 import math
 import subprocess
@@ -24,44 +26,44 @@ ROLES = ComputationGraph(
 )  # fmt: skip
 
 
-def made(scores, wiring=ONE, model="full", error=0.5, protocol=(("method", "by hand"),)):
-    """A circuit of edges written as text with their scores."""
+def made(scores, graph=ONE, model="full", error=0.5, protocol=(("method", "by hand"),)):
+    """A circuit of edges, named as text, with their scores."""
     edges = tuple(Edge.parse(name) for name in scores)
-    return Circuit(model, wiring, edges, tuple(scores.values()), (error,) * len(edges), protocol)
+    return Circuit(model, graph, edges, tuple(scores.values()), (error,) * len(edges), protocol)
 
 
 def names(circuit):
     return [str(edge) for edge in circuit.edges]
 
 
-def kept(wiring, edges, how=connected_edges):
-    """The names of what is left of named edges."""
-    numbers = wiring.indices_of(Edge.parse(edge) for edge in edges)
-    return [str(wiring.edge(int(number))) for number in how(wiring, numbers)]
+def kept(graph, edges, select=connected_edges):
+    """Names of the edges that remain of some edges."""
+    numbers = graph.indices_of(Edge.parse(edge) for edge in edges)
+    return [str(graph.edge(int(number))) for number in select(graph, numbers)]
 
 
-def scored(wiring, scores):
-    """Scores for all edges of a wiring: those named, and NaN."""
-    found = np.full(len(wiring), np.nan)
+def scored(graph, scores):
+    """Scores of all edges of a graph: NaN where none is given."""
+    found = np.full(len(graph), np.nan)
     for name, score in scores.items():
-        found[wiring.index_of(Edge.parse(name))] = score
+        found[graph.index_of(Edge.parse(name))] = score
     return found
 
 
-# --- selection --------------------------------------------------------------------------------
+# Selection.
 
 
-def test_the_strongest_are_strong_in_either_direction_and_come_in_order():
+def test_edges_are_ranked_by_absolute_score_and_returned_in_order():
     assert top_edges(np.array([0.1, -3.0, 2.0, -0.2]), 2).tolist() == [1, 2]
     assert edges_above(np.array([0.1, -3.0, 2.0, -0.2]), 0.2).tolist() == [1, 2, 3]
 
 
-def test_of_equally_strong_edges_the_first_is_taken():
+def test_ties_go_to_the_lower_number():
     assert top_edges(np.array([1.0, -2.0, 2.0, 2.0, -2.0]), 3).tolist() == [1, 2, 3]
     assert top_edges(np.zeros(5), 2).tolist() == [0, 1]
 
 
-def test_an_edge_without_a_score_is_never_taken():
+def test_an_edge_without_a_score_is_never_selected():
     scores = np.array([np.nan, 1.0, np.nan])
     assert top_edges(scores, 3).tolist() == [1] and edges_above(scores, 0.0).tolist() == [1]
 
@@ -74,7 +76,7 @@ def test_a_count_or_threshold_below_zero_is_refused(wrong):
         wrong()
 
 
-def test_the_search_begins_at_the_logits_and_passes_by_strong_edges_that_lead_nowhere():
+def test_greedy_search_starts_at_the_logits_and_skips_unreachable_strong_edges():
     scores = scored(
         ONE,
         {
@@ -88,7 +90,7 @@ def test_the_search_begins_at_the_logits_and_passes_by_strong_edges_that_lead_no
     steps = [greedy_edges(ONE, scores, count).tolist() for count in range(6)]
     order = [set(b) - set(a) for a, b in pairwise(steps)]
     found = [str(ONE.edge(number)) for (number,) in order]
-    # The MLP's edge in beats the weak edge of the head; only then come the head's strong ones.
+    # The edge into the MLP beats the weak edge of the head, and the head's strong edges follow.
     assert found == [
         "L0.MLP->logits",
         "embed->L0.MLP",
@@ -98,12 +100,12 @@ def test_the_search_begins_at_the_logits_and_passes_by_strong_edges_that_lead_no
     ]
 
 
-def test_the_search_stops_where_nothing_more_can_be_reached():
+def test_greedy_search_stops_where_nothing_more_can_be_reached():
     scores = scored(ONE, {"embed->L0.H0.q": 9.0, "L0.MLP->logits": 1.0})
     assert [str(ONE.edge(int(n))) for n in greedy_edges(ONE, scores, 5)] == ["L0.MLP->logits"]
 
 
-def test_the_search_enters_shared_keys_from_any_head_of_the_group_but_once():
+def test_greedy_search_enters_shared_keys_once_from_any_head_of_the_group():
     scores = scored(TWO, {"L0.H0->logits": 1.0, "L0.H1->logits": 1.0, "embed->L0.KV0.k": 1.0})
     assert len(greedy_edges(TWO, scores, 9)) == 3
     scores = scored(TWO, {"L0.H1->logits": 1.0, "embed->L0.KV0.k": 1.0, "embed->L0.H0.q": 1.0})
@@ -111,7 +113,7 @@ def test_the_search_enters_shared_keys_from_any_head_of_the_group_but_once():
     assert found == ["embed->L0.KV0.k", "L0.H1->logits"]
 
 
-def test_the_search_follows_keys_to_the_role_they_are_read_at():
+def test_greedy_search_follows_keys_to_the_role_they_are_read_at():
     scores = scored(
         ROLES,
         {
@@ -125,47 +127,47 @@ def test_the_search_follows_keys_to_the_role_they_are_read_at():
     assert found == ["embed@a->L0.H0.k@b", "L0.H0@b->logits@b"]
 
 
-def test_scores_of_another_wiring_are_refused():
+def test_scores_of_another_graph_are_refused():
     with pytest.raises(CircuitError, match="3 scores for 8 edges"):
         greedy_edges(ONE, np.ones(3), 1)
 
 
-def test_an_edge_is_kept_if_something_comes_in_and_is_heard():
+def test_connected_edges_have_an_input_and_reach_the_logits():
     path = ["embed->L0.H0.v", "L0.H0->L1.H1.q", "L1.H1->logits"]
-    wiring = ComputationGraph(2, 2, 2)
-    assert kept(wiring, path) == path
-    assert kept(wiring, path[1:]) == [] == kept(wiring, path[:2])
-    # Neither an ear without a mouth nor a mouth without an ear holds on to the rest.
-    assert kept(wiring, [*path, "embed->L0.H1.v", "L0.MLP->logits"]) == path
-    assert kept(wiring, ["embed->logits"]) == ["embed->logits"]
-    assert kept(wiring, []) == []
+    graph = ComputationGraph(2, 2, 2)
+    assert kept(graph, path) == path
+    assert kept(graph, path[1:]) == [] == kept(graph, path[:2])
+    # A head without output and an MLP without input are removed.
+    assert kept(graph, [*path, "embed->L0.H1.v", "L0.MLP->logits"]) == path
+    assert kept(graph, ["embed->logits"]) == ["embed->logits"]
+    assert kept(graph, []) == []
 
 
-def test_shared_keys_pass_on_through_whichever_head_is_heard():
+def test_shared_keys_connect_to_any_head_of_the_group():
     path = ["embed->L0.KV0.k", "L0.H1->logits"]
     assert kept(TWO, path) == path
 
 
-def test_a_path_does_not_jump_from_role_to_role_inside_a_head():
+def test_a_path_does_not_change_its_role_inside_a_head():
     across = ["embed@a->L0.H0.k@b", "L0.H0@b->logits@b"]
     assert kept(ROLES, across) == across
     assert kept(ROLES, ["embed@a->L0.H0.q@a", "L0.H0@b->logits@b"]) == []
 
 
-def test_selection_is_fast_for_the_largest_wiring():
-    wiring = ComputationGraph(12, 12, 12)
-    scores = np.random.default_rng(0).normal(size=len(wiring))
+def test_selection_is_fast_for_the_largest_graph():
+    graph = ComputationGraph(12, 12, 12)
+    scores = np.random.default_rng(0).normal(size=len(graph))
     begin = time.perf_counter()
-    taken = greedy_edges(wiring, scores, len(wiring) // 20)
-    left = connected_edges(wiring, taken)
+    selected = greedy_edges(graph, scores, len(graph) // 20)
+    connected = connected_edges(graph, selected)
     assert time.perf_counter() - begin < 1.5
-    assert len(taken) == 1624 and set(left) <= set(taken)
+    assert len(selected) == 1624 and set(connected) <= set(selected)
 
 
-# --- what a circuit is ------------------------------------------------------------------------
+# Circuits.
 
 
-def test_edges_are_kept_in_the_wirings_order_with_their_scores():
+def test_edges_are_kept_in_the_order_of_the_graph_with_their_scores():
     circuit = made({"L0.H0->logits": 2.0, "embed->L0.H0.q": -1.0})
     assert names(circuit) == ["embed->L0.H0.q", "L0.H0->logits"]
     assert circuit.scores == (-1.0, 2.0)
@@ -173,7 +175,7 @@ def test_edges_are_kept_in_the_wirings_order_with_their_scores():
     assert circuit == made({"embed->L0.H0.q": -1.0, "L0.H0->logits": 2.0})
 
 
-def test_a_circuit_of_scores_for_all_edges_leaves_out_those_without():
+def test_a_circuit_from_scores_leaves_out_edges_with_nan():
     scores = scored(ONE, {"embed->logits": 0.5, "embed->L0.MLP": -2.0})
     circuit = Circuit.from_scores("full", ONE, scores)
     assert names(circuit) == ["embed->L0.MLP", "embed->logits"]
@@ -184,7 +186,7 @@ def test_a_circuit_of_scores_for_all_edges_leaves_out_those_without():
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("given", "message"),
     [
         ((("embed->logits",), (1.0, 2.0), (0.0,)), "1 edges have 2 scores"),
         ((("embed->logits",), (math.nan,), (0.0,)), "score of embed->logits is nan"),
@@ -192,22 +194,22 @@ def test_a_circuit_of_scores_for_all_edges_leaves_out_those_without():
         ((("embed->logits",), (1.0,), (-1.0,)), "error of embed->logits is -1"),
         ((("embed->logits",) * 2, (1.0,) * 2, (0.0,) * 2), "embed->logits is in the circuit twice"),
         ((("embed->L1.H0.q",), (1.0,), (0.0,)), "names layer 1"),
-        ((("L0.MLP->L0.H0.q",), (1.0,), (0.0,)), "stands before"),
+        ((("L0.MLP->L0.H0.q",), (1.0,), (0.0,)), "does not come after L0.MLP in"),
         ((("embed@a->logits@a",), (1.0,), (0.0,)), "has a role"),
     ],
 )
-def test_what_is_no_circuit_is_refused(given, says):
+def test_an_impossible_circuit_is_refused(given, message):
     edges, scores, errors = given
-    with pytest.raises(CircuitError, match=says):
+    with pytest.raises(CircuitError, match=message):
         Circuit("full", ONE, tuple(map(Edge.parse, edges)), scores, errors)
 
 
-def test_a_passage_that_no_prompt_has_is_refused():
+def test_a_pair_of_roles_that_no_prompt_has_is_refused():
     with pytest.raises(CircuitError, match="reads nothing at 'b' for 'a'"):
         made({"embed@b->L0.H0.k@a": 1.0}, ROLES)
 
 
-def test_a_circuit_cannot_be_changed():
+def test_a_circuit_is_immutable():
     circuit = made({"embed->logits": 1.0})
     with pytest.raises(FrozenInstanceError):
         circuit.model = "other"  # pyright: ignore
@@ -215,33 +217,33 @@ def test_a_circuit_cannot_be_changed():
         circuit.edge_indices[0] = 3
 
 
-def test_a_whole_large_model_is_one_circuit_in_little_time():
-    wiring = ComputationGraph(12, 12, 12)
-    circuit = Circuit.from_scores("full", wiring, np.ones(len(wiring)))
+def test_a_circuit_of_a_whole_large_model_is_fast():
+    graph = ComputationGraph(12, 12, 12)
+    circuit = Circuit.from_scores("full", graph, np.ones(len(graph)))
     begin = time.perf_counter()
     again = replace(circuit)
     assert time.perf_counter() - begin < 0.5
     assert len(again) == 32_491 and again.fraction == 1.0
 
 
-def test_edges_are_asked_for_by_name():
+def test_edges_are_found_by_name():
     circuit = made({"embed->L0.H0.q": 1.0})
     assert "embed->L0.H0.q" in circuit and "embed → L0.H0.q" in circuit
     assert Edge("embed", "L0.H0.q") in circuit
     assert "embed->L0.H0.k" not in circuit and "nonsense" not in circuit
 
 
-def test_a_line_of_text_says_what_it_is():
+def test_the_text_form_is_one_line():
     circuit = made({"embed->L0.H0.q": 1.0})
     assert str(circuit) == "Circuit of full: 1 of 8 edges (12.5%), by hand"
     assert repr(circuit) == f"<{circuit}>"
     assert str(made({}, protocol=())) == "Circuit of full: 0 of 8 edges (0.0%)"
 
 
-# --- fewer edges ------------------------------------------------------------------------------
+# Subsets.
 
 
-def test_a_circuit_is_cut_by_count_by_threshold_by_search_and_to_what_is_connected():
+def test_a_circuit_is_reduced_by_count_threshold_search_or_connection():
     circuit = made(
         {
             "embed->L0.H0.q": 9.0,
@@ -262,13 +264,13 @@ def test_a_circuit_is_cut_by_count_by_threshold_by_search_and_to_what_is_connect
     assert circuit.greedy(2).scores == (3.0, -2.0)
 
 
-# --- sets -------------------------------------------------------------------------------------
+# Set operations.
 
 LEFT = {"embed->L0.H0.q": 1.0, "embed->logits": 2.0}
 RIGHT = {"embed->logits": 5.0, "L0.MLP->logits": 6.0}
 
 
-def test_circuits_are_joined_as_sets_with_the_scores_of_the_left():
+def test_circuits_combine_as_sets_with_the_scores_of_the_left():
     left, right = made(LEFT), made(RIGHT)
     assert dict(zip(names(left & right), (left & right).scores, strict=True)) == {
         "embed->logits": 2.0
@@ -279,7 +281,7 @@ def test_circuits_are_joined_as_sets_with_the_scores_of_the_left():
     assert (left | right).errors == (0.5,) * 3
 
 
-def test_a_joined_circuit_says_how_it_came_about():
+def test_a_combined_circuit_names_the_operation():
     left = made(LEFT, protocol=(("method", "patching"), ("steps", "5")))
     right = made(RIGHT, model="distilled", protocol=(("method", "patching"), ("steps", "9")))
     both = left & right
@@ -288,26 +290,26 @@ def test_a_joined_circuit_says_how_it_came_about():
     assert (both | left).protocol == (("method", "patching"), ("kept", "in either"))
 
 
-def test_overlap_is_counted_in_edges_of_either():
+def test_jaccard_is_shared_edges_over_edges_of_either():
     assert made(LEFT).jaccard(made(RIGHT)) == 1 / 3
     assert made(LEFT).jaccard(made(LEFT)) == 1.0
     assert made({}).jaccard(made({})) == 1.0 and made({}).jaccard(made(LEFT)) == 0.0
 
 
-def test_overlap_is_counted_between_models_of_different_size():
+def test_jaccard_compares_models_of_different_size():
     large = made(LEFT, ComputationGraph(2, 1, 1))
     assert large.jaccard(made(LEFT)) == 1.0
 
 
-@pytest.mark.parametrize("join", [Circuit.__and__, Circuit.__or__, Circuit.__sub__])
-def test_circuits_of_different_shape_are_not_joined(join):
-    with pytest.raises(CircuitError, match=r"\(layers 1 and 2\)"):
-        join(made(LEFT), made(LEFT, ComputationGraph(2, 1, 1)))
-    with pytest.raises(CircuitError, match="only one is resolved by roles"):
-        join(made(LEFT), made({}, ROLES))
+@pytest.mark.parametrize("combine", [Circuit.__and__, Circuit.__or__, Circuit.__sub__])
+def test_circuits_of_different_shape_are_not_combined(combine):
+    with pytest.raises(CircuitError, match=r"differ in layers \(1 and 2\)"):
+        combine(made(LEFT), made(LEFT, ComputationGraph(2, 1, 1)))
+    with pytest.raises(CircuitError, match="resolved by roles \\(False and True\\)"):
+        combine(made(LEFT), made({}, ROLES))
 
 
-def test_circuits_of_prompts_with_other_roles_are_joined():
+def test_circuits_of_prompts_with_other_roles_are_combined():
     other = ComputationGraph(1, 1, 1, False, ("a", "c", "b"), (("c", "b"), ("a", "c")), ("c", "b"))
     left = made({"embed@a->L0.H0.k@b": 1.0}, ROLES)
     right = made({"embed@c->L0.H0.k@b": 2.0, "L0.H0@c->logits@c": 3.0}, other)
@@ -322,10 +324,10 @@ def test_circuits_of_prompts_with_other_roles_are_joined():
     assert names(either - right) == names(left) and names(either & right) == names(right)
 
 
-# --- other forms ------------------------------------------------------------------------------
+# Other forms.
 
 
-def test_nodes_are_the_writers_that_edges_leave_or_enter():
+def test_nodes_are_the_writers_with_an_edge():
     assert made({"embed->L0.H0.q": 1.0, "L0.MLP->logits": 1.0}).nodes == (
         "embed", "L0.H0", "L0.MLP",
     )  # fmt: skip
@@ -342,7 +344,7 @@ def test_a_table_has_a_row_for_each_edge():
     assert made({}).to_dataframe().empty
 
 
-def test_a_graph_keeps_queries_keys_and_values_apart():
+def test_networkx_separates_queries_keys_and_values():
     graph = made({"embed->L0.H0.q": 1.0, "embed->L0.H0.k": 2.0, "L0.H0->logits": 3.0}).to_networkx()
     assert set(graph) == {"embed", "L0.H0", "logits"}
     assert graph["embed"]["L0.H0"]["k"]["score"] == 2.0
@@ -350,7 +352,7 @@ def test_a_graph_keeps_queries_keys_and_values_apart():
     assert graph["L0.H0"]["logits"]["logits"]["error"] == 0.5
 
 
-def test_a_graph_has_roles_in_its_nodes_and_shared_keys_at_every_head():
+def test_networkx_has_roles_in_its_nodes_and_shared_keys_at_every_head():
     graph = made({"embed@a->L0.H0.k@b": 1.0, "L0.H0@b->logits@b": 1.0}, ROLES).to_networkx()
     assert set(graph.edges()) == {("embed@a", "L0.H0@b"), ("L0.H0@b", "logits@b")}
     assert graph["embed@a"]["L0.H0@b"]["k"]["source_role"] == "a"
@@ -358,17 +360,17 @@ def test_a_graph_has_roles_in_its_nodes_and_shared_keys_at_every_head():
     assert set(graph.edges()) == {("embed", "L0.H0"), ("embed", "L0.H1")}
 
 
-def test_a_notebook_is_shown_the_size_and_the_ten_strongest_edges_escaped():
-    wiring = ComputationGraph(2, 2, 2)
-    scores = np.arange(len(wiring)) * 0.1
-    circuit = Circuit.from_scores("<script>", wiring, scores, protocol=(("<b>", "&"),))
+def test_a_notebook_shows_the_size_and_the_ten_strongest_edges_escaped():
+    graph = ComputationGraph(2, 2, 2)
+    scores = np.arange(len(graph)) * 0.1
+    circuit = Circuit.from_scores("<script>", graph, scores, protocol=(("<b>", "&"),))
     text = circuit._repr_html_()
     assert "&lt;script&gt;: 46 of 46 edges (100.0%)" in text and "&lt;b&gt;: &amp;" in text
     assert text.count("<tr>") == 11 and "+4.500" in text
     assert "0 of 8 edges" in made({})._repr_html_()
 
 
-# --- files ------------------------------------------------------------------------------------
+# Files.
 
 
 @pytest.mark.parametrize(
@@ -380,11 +382,11 @@ def test_a_notebook_is_shown_the_size_and_the_ten_strongest_edges_escaped():
         made({"embed->L0.KV0.v": 1.0}, replace(TWO, parallel=True)),
     ],
 )
-def test_a_saved_circuit_is_read_back_as_it_was(circuit, tmp_path):
+def test_a_saved_circuit_loads_unchanged(circuit, tmp_path):
     place = circuit.save(tmp_path / "circuit.json")
     assert Circuit.load(place) == circuit
     assert Circuit.from_json(circuit.to_json()) == circuit
-    assert [found.name for found in tmp_path.iterdir()] == ["circuit.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["circuit.json"]
 
 
 def test_a_role_may_have_any_name():
@@ -400,11 +402,11 @@ def test_an_unknown_error_is_null_and_the_file_is_strict_json():
 
 
 def changed(path, value):
-    """The JSON of a circuit with one entry changed, or left out."""
+    """JSON of a circuit with one entry changed or removed."""
     plain = json.loads(made({"embed@a->L0.H0.k@b": 1.0}, ROLES).to_json())
-    *way, last = path
+    *parents, last = path
     inner = plain
-    for step in way:
+    for step in parents:
         inner = inner[step]
     if value is None:
         del inner[last]
@@ -414,7 +416,7 @@ def changed(path, value):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("", "broken JSON"),
         ("[" * 100_000, "broken JSON"),
@@ -444,10 +446,10 @@ def changed(path, value):
         (changed(["edges", 0, 0], "cat"), "'cat' writes nothing"),
     ],
 )
-def test_a_broken_file_says_what_is_wrong(text, says, tmp_path):
+def test_a_broken_file_is_refused_with_its_fault(text, message, tmp_path):
     place = tmp_path / "circuit.json"
     place.write_text(text)
-    with pytest.raises(CircuitError, match=says) as caught:
+    with pytest.raises(CircuitError, match=message) as caught:
         Circuit.load(place)
     assert str(place) in str(caught.value)
 
@@ -464,7 +466,7 @@ def test_a_small_file_of_a_huge_graph_is_refused_before_anything_is_allocated(tm
     assert most < 1e6
 
 
-def test_a_file_that_cannot_be_read_or_written_is_said_so(tmp_path):
+def test_a_file_that_cannot_be_read_or_written_is_refused(tmp_path):
     with pytest.raises(CircuitError, match="No such file"):
         Circuit.load(tmp_path / "none.json")
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe")
@@ -474,7 +476,7 @@ def test_a_file_that_cannot_be_read_or_written_is_said_so(tmp_path):
         made({}).save(tmp_path / "none" / "circuit.json")
 
 
-def test_a_circuit_is_read_and_cut_without_loading_anything_heavy(tmp_path):
+def test_a_circuit_loads_without_heavy_imports(tmp_path):
     place = made(LEFT).save(tmp_path / "circuit.json")
     code = (
         "import sys; from probes.circuits.circuit import Circuit\n"
