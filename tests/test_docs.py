@@ -61,3 +61,18 @@ def test_links_lead_to_files(name):
     for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
         if "://" not in link and not link.startswith("mailto:"):
             assert ((ROOT / name).parent / link).exists(), link
+
+
+def test_the_map_in_contributing_names_every_module():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    packages = [path for path in (ROOT / "probes").iterdir() if (path / "__init__.py").exists()]
+    missing = [
+        str(path.relative_to(ROOT))
+        for package in packages
+        if package.name not in ("experiments", "cli")
+        for path in sorted(package.rglob("*.py"))
+        if path.stem != "__init__"
+        and f"{path.stem}.py`" not in text
+        and f"`{path.stem}`" not in text
+    ]
+    assert not missing

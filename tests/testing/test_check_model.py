@@ -54,7 +54,7 @@ def test_noise_in_a_forward_pass_fails():
 
 def test_a_crash_inside_a_check_is_a_failed_check(monkeypatch):
     model = tiny("gpt2", 0)
-    monkeypatch.setattr("probes.testing.check_model._check_attention", lambda _: 1 / 0)
+    monkeypatch.setattr("probes.testing.model_checks.check_attention", lambda _: 1 / 0)
     result = check_model(model)
     assert [one.check for one in result.failed] == ["attention"]
     assert "ZeroDivisionError" in result.failed[0].detail
