@@ -460,11 +460,9 @@ def test_a_refused_model_is_refused_again():
 @pytest.mark.parametrize("method", ["eap", "exact"])
 @EACH
 def test_nonfinite_weights_are_refused(kind, method):
-    hf_model = tiny_hf(kind, 0)
-    blocks = next(part for part in hf_model.modules() if isinstance(part, torch.nn.ModuleList))
+    model = wrap(tiny_hf(kind, 0), name="broken")
     with torch.no_grad():
-        next(blocks[1].mlp.parameters())[3] = torch.nan
-    model = wrap(hf_model, name="broken")
+        next(model.bridge.blocks[1].mlp.parameters())[3] = torch.nan
     before = side_effects(model)
     with pytest.raises(ModelError, match="broken gives NaN or infinite"):
         edge_attribution(model, pairs(), method=method)
