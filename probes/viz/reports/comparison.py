@@ -104,7 +104,7 @@ def attention_grid(comparison: Comparison) -> Picture:
 def _gate_blocks(comparison: Comparison) -> list[Block]:
     rows = list(map(_gate_interval, comparison.gates))
     for answer, accuracy in zip(comparison.answers, comparison.random_init_accuracy, strict=True):
-        rows.append(Interval(f"{comparison.nulls} random-init models, {answer} (mean)", accuracy))
+        rows.append(Interval(f"random-init mean, {answer}", accuracy))
     caption, both = "Accuracy of whole answers", "On the questions that both models solve"
     columns = ("model", "answer", "questions", "accuracy", "best heuristic", "margin",
                "logit difference", "gate")  # fmt: skip
