@@ -68,9 +68,10 @@ def _site_edit(model: str, size: tuple[int, int], name: str, edit: Edit) -> tupl
 
 def apply_edit(name: str, edit: Edit, value: Tensor, hook: object) -> Tensor | None:
     """Replacement of an activation, checked for shape and dtype."""
-    version = None if value.is_inference() else value._version
+    # Tensors of inference mode count no versions.
+    before = value.clone() if value.is_inference() else value._version
     new = edit(value)
-    if new is None and version is not None and value._version != version:
+    if new is None and _has_changed(value, before):
         raise SiteError(
             f"An edit of {name!r} changed its activation in place and returned None: return the "
             "changed tensor, or change a clone to keep the activation"
@@ -81,3 +82,10 @@ def apply_edit(name: str, edit: Edit, value: Tensor, hook: object) -> Tensor | N
             f"found, {tuple(value.shape)} {value.dtype} wanted. Return that, or None."
         )
     return new
+
+
+def _has_changed(value: Tensor, before: Tensor | int) -> bool:
+    """Whether an activation was changed in place, given its copy or version from before."""
+    if isinstance(before, int):
+        return value._version != before
+    return not bool(((value == before) | (value.isnan() & before.isnan())).all())

@@ -4,19 +4,16 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-import probes
 from probes.compression.distillation.plan import (
-    PLAN_FILE,
     TrainingConfig,
     TrainingPlan,
     TrainingText,
-    claim_checkpoints,
     last_checkpoint,
 )
 from probes.compression.distillation.targets import DistillationTargets
@@ -214,73 +211,6 @@ def test_impossible_settings_are_refused(settings, message):
         replace(SETTINGS, **settings)
 
 
-# --- checkpoints belong to one plan
-
-
-SOFT = TrainingPlan(TEXTS, SETTINGS, 0, DistillationTargets("soft"), tiny_hf("llama", seed=5))
-MASK = {"model.layers.0.mlp.up_proj.weight": torch.ones(64, 32, dtype=torch.bool)}
-
-
-def with_settings(**change):
-    return replace(SOFT, settings=replace(SETTINGS, **change))
-
-
-def with_labels(**change):
-    return replace(SOFT, labels=replace(SOFT.labels, **change))
-
-
-CHANGES = {
-    "texts": replace(SOFT, texts=TEXTS[:-1]),
-    "masks": replace(SOFT, masks=MASK),
-    "teacher": replace(SOFT, teacher=tiny_hf("llama", seed=6)),
-    "pad_token": replace(SOFT, pad_token=1),
-    "labels.kind": with_labels(kind="top-k"),
-    "labels.k": with_labels(k=3),
-    "labels.temperature": with_labels(temperature=2.0),
-    "labels.smoothing": with_labels(smoothing=0.2),
-    "steps": with_settings(steps=9),
-    "seed": with_settings(seed=1),
-    "batch": with_settings(batch=5),
-    "learning_rate": with_settings(learning_rate=0.01),
-    "weight_decay": with_settings(weight_decay=0.5),
-    "warmup": with_settings(warmup=3),
-    "schedule": with_settings(schedule="cosine"),
-}
-
-
-def fake_run(folder, plan, student):
-    claim_checkpoints(folder, plan.fingerprint(student))
-    (folder / "checkpoint-3").mkdir()
-    (folder / "checkpoint-3" / "trainer_state.json").write_text('{"global_step": 3}')
-
-
-@pytest.mark.parametrize("name", CHANGES)
-def test_a_change_of_any_setting_is_refused_by_name(name, tmp_path):
-    student = tiny_hf("llama", seed=0)
-    fake_run(tmp_path, SOFT, student)
-    claim_checkpoints(tmp_path, SOFT.fingerprint(student))
-    with pytest.raises(ModelError, match=f"belong to another run: [a-z ]*{name}.*Use another"):
-        claim_checkpoints(tmp_path, CHANGES[name].fingerprint(student))
-
-
-def test_another_student_or_version_is_refused(tmp_path, monkeypatch):
-    student = tiny_hf("llama", seed=0)
-    fake_run(tmp_path, SOFT, student)
-    with pytest.raises(ModelError, match="the student differs"):
-        claim_checkpoints(tmp_path, SOFT.fingerprint(tiny_hf("llama", seed=1)))
-    monkeypatch.setattr(probes, "__version__", "99", raising=False)
-    with pytest.raises(ModelError, match=r"probes is '.*' there and '99' here"):
-        claim_checkpoints(tmp_path, SOFT.fingerprint(student))
-
-
-def test_every_setting_has_a_test_of_its_change():
-    known = set(SOFT.fingerprint(tiny_hf("llama", seed=0)))
-    versions = {"probes", "torch", "transformers", "accelerate"}
-    assert known - versions - {"student", "device", "half_precision"} == set(CHANGES)
-    shaping = {f.name for f in fields(TrainingConfig)} - {"save_every", "stop_after", "device"}
-    assert shaping <= known
-
-
 def test_the_same_run_in_the_same_folder_after_other_checkpoint_settings_continues(whole, tmp_path):
     with pytest.raises(Stop):
         train(tmp_path, callback=stop_at(5))
@@ -293,24 +223,6 @@ def test_a_second_run_with_other_settings_does_not_return_the_first_one(tmp_path
     with pytest.raises(ModelError, match=r"learning_rate is 0\.001 there and 0\.01 here"):
         train(tmp_path, settings=replace(SETTINGS, learning_rate=0.01))
     assert torch.equal(weights(train(tmp_path)), first)
-
-
-def test_checkpoints_of_an_unknown_run_are_refused(tmp_path):
-    student = tiny_hf("llama", seed=0)
-    fake_run(tmp_path, SOFT, student)
-    for content in ("", "[]", '{"steps": '):
-        (tmp_path / PLAN_FILE).write_text(content)
-        with pytest.raises(ModelError, match=r"no readable plan\.json"):
-            claim_checkpoints(tmp_path, SOFT.fingerprint(student))
-
-
-def test_a_folder_without_a_complete_checkpoint_takes_another_plan(tmp_path):
-    student = tiny_hf("llama", seed=0)
-    claim_checkpoints(tmp_path, SOFT.fingerprint(student))
-    claim_checkpoints(tmp_path, CHANGES["batch"].fingerprint(student))
-    fake_run(tmp_path, CHANGES["batch"], student)
-    with pytest.raises(ModelError, match="batch is 5 there and 4 here"):
-        claim_checkpoints(tmp_path, SOFT.fingerprint(student))
 
 
 def test_a_run_that_stops_before_its_last_checkpoint_is_refused(tmp_path):

@@ -194,7 +194,8 @@ def test_an_activation_that_a_model_does_not_compute_is_refused_by_name(letters)
             pb.capture(model, "I have 9 foxes.", (name,))
 
 
-def test_an_edit_that_changes_its_activation_in_place_without_returning_it_is_refused():
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_an_edit_that_changes_its_activation_in_place_without_returning_it_is_refused(mode):
     model = tiny("llama")
     ids = torch.tensor([[3, 4, 5]])
 
@@ -203,7 +204,10 @@ def test_an_edit_that_changes_its_activation_in_place_without_returning_it_is_re
 
     for name in ("blocks.1.hook_mlp_out", "L1.MLP", "L1.H0"):
         with (
+            mode(),
             pytest.raises(SiteError, match="changed its activation in place and returned None"),
             model.editing({name: zero}),
         ):
+            model.logits(ids, ids > 0)
+        with mode(), model.editing({name: lambda value: None}):
             model.logits(ids, ids > 0)
