@@ -23,7 +23,7 @@ from probes.prompts.batch import pad_token_id
 from probes.prompts.catalog import list_patterns
 from probes.prompts.interchange_pairs import OBJECT
 from probes.prompts.question import Question
-from probes.prompts.tokenization import special_prefix
+from probes.prompts.special_tokens import special_prefix
 from probes.stats.intervals import Estimate, bootstrap_mean
 
 VARIABLES = ("operation", "verb", "object", "x", "y")

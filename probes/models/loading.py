@@ -15,7 +15,7 @@ from probes.files import data_folder, derived_folder, list_derived_models, list_
 from probes.models.acceptance import LOGIT_TOLERANCE
 from probes.models.folder import check_folder, check_loaded_keys, has_tokenizer
 from probes.models.process_state import suppress_library_warnings
-from probes.prompts.tokenization import set_bos
+from probes.prompts.special_tokens import set_bos
 
 BARE_HUB_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "openai-gpt")
 """Decoders whose hub id has no owner."""

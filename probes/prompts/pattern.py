@@ -1,7 +1,7 @@
 """Query patterns: sample questions and counterfactuals, and match free text."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
@@ -13,6 +13,8 @@ from probes.prompts.question import CONTRASTS, Pair, Question, evaluate_expressi
 from probes.prompts.template import Lexicon, Template, best_match
 
 QuestionFilter = Callable[[Question], bool]
+SlotValues = Mapping[str, int | str]
+AnswerValues = tuple[tuple[str, int | str], ...]
 
 _MAX_TRIES = 400
 
@@ -150,11 +152,9 @@ class Pattern:
         """Yield questions that differ from one in a contrast alone, in a seeded order."""
         self._check_contrast(contrast)
         rng = random.Random(seed)
-        template = self._find_template(question.template)
-        slots = dict(question.slots)
-        for target, target_template, changed in self._contrast_changes(
-            template, slots, contrast, rng
-        ):
+        template, slots = self._find_template(question.template), dict(question.slots)
+        changes = self._contrast_changes(template, slots, contrast, rng)
+        for target, target_template, changed in changes:
             other = target.make_question(target_template, {**slots, **changed}, question.numerals)
             if other is None or (
                 contrast in ("operation", "x", "y") and not has_distinct_outcomes(other)
@@ -173,7 +173,7 @@ class Pattern:
         self,
         rng: random.Random,
         templates: tuple[Template, ...] = (),
-        fixed: Mapping[str, int | str] | None = None,
+        fixed: SlotValues | None = None,
     ) -> Question | None:
         """Sample one question, or None where its answer is out of range."""
         template = rng.choice(templates or self.templates)
@@ -193,7 +193,7 @@ class Pattern:
         return self.make_question(template, slots, rng.choice(("digits", "words")))
 
     def make_question(
-        self, template: Template, slots: Mapping[str, int | str], numerals: str
+        self, template: Template, slots: SlotValues, numerals: str
     ) -> Question | None:
         """Question with these slots, or None where its answer is out of range."""
         low, high = self.lexicon.number_range
@@ -221,17 +221,11 @@ class Pattern:
                 )
         return self._build_question(template, match.slots, match.numerals, answers)
 
-    def _evaluate_answers(
-        self, slots: Mapping[str, int | str]
-    ) -> tuple[tuple[str, int | str], ...]:
+    def _evaluate_answers(self, slots: SlotValues) -> AnswerValues:
         return tuple((name, evaluate_expression(rule, slots)) for name, rule in self.answers)
 
     def _build_question(
-        self,
-        template: Template,
-        slots: Mapping[str, int | str],
-        numerals: str,
-        answers: tuple[tuple[str, int | str], ...],
+        self, template: Template, slots: SlotValues, numerals: str, answers: AnswerValues
     ) -> Question:
         text, roles = template.fill(slots, self.lexicon, numerals)
         return Question(
@@ -249,8 +243,8 @@ class Pattern:
         )
 
     def _contrast_changes(
-        self, template: Template, slots: dict[str, int | str], contrast: str, rng: random.Random
-    ) -> Iterator[tuple["Pattern", Template, Mapping[str, int | str]]]:
+        self, template: Template, slots: SlotValues, contrast: str, rng: random.Random
+    ) -> Iterator[tuple["Pattern", Template, SlotValues]]:
         """Yield (pattern, template, changed slots) for each way to form a contrast."""
         match contrast:
             case "operation":
@@ -264,16 +258,10 @@ class Pattern:
                     if verb != slots["op"]:
                         yield self, other, {"op": verb}
             case _:
-                values = self._slot_values(contrast)
+                values = self.lexicon.values(contrast)
                 for value in rng.sample(values, len(values)):
                     if value not in slots.values() or isinstance(value, int):
                         yield self, template, {contrast: value}
-
-    def _slot_values(self, slot: str) -> Sequence[int | str]:
-        """Possible values of a slot."""
-        kind = self.lexicon.kind_of(slot)
-        low, high = self.lexicon.number_range
-        return range(low, high + 1) if kind == "number" else self.lexicon.words(kind)
 
     def flipped(self) -> "Pattern":
         """Pattern with the opposite operation."""

@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -55,6 +55,12 @@ class Lexicon:
     def words(self, kind: str) -> tuple[str, ...]:
         """Words of a kind of slot."""
         return dict(self.choices)[kind]
+
+    def values(self, slot: str) -> Sequence[int | str]:
+        """Possible values of a number slot, or of a slot with words other than verbs."""
+        low, high = self.number_range
+        kind = self.kind_of(slot)
+        return range(low, high + 1) if kind == "number" else self.words(kind)
 
     def verb_forms(self, base: str) -> tuple[str, dict[str, str]]:
         """Operation and forms of a verb, by its base form."""

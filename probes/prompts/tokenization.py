@@ -6,24 +6,24 @@ white space alone has the role of the next token. The special tokens in front ar
 tokenizer itself writes.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import pairwise
 
 from transformers import PreTrainedTokenizerBase
 
 from probes.errors import BatchError, OutcomeError, TokenizerError
 from probes.prompts.question import Question, Span
+from probes.prompts.special_tokens import (
+    leading_tokens,
+    special_prefix,
+    warn_about_special_tokens,
+)
 
 REST, BOS = "rest", "bos"
 
 MAX_CHARACTERS = 500_000
 """Most characters of a prompt with its answers; longer texts are refused before tokenization."""
-
-
-class SpecialTokenWarning(UserWarning):
-    """A text contains the literal text of a special token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,73 +69,72 @@ def tokenize_questions(
     outcome_ids = _tokenize_outcomes(tokenizer, questions, contexts)
     prompts = []
     for index, (question, source) in enumerate(zip(questions, answers_from, strict=True)):
-        added = encoded["special_tokens_mask"][index]
-        prefix = _leading(encoded["input_ids"][index], added)
-        ids, offsets = (
-            [
-                value
-                for value, special in zip(encoded[key][index], added, strict=True)
-                if not special
-            ]
-            for key in ("input_ids", "offset_mapping")
+        every, added = encoded["input_ids"][index], encoded["special_tokens_mask"][index]
+        kept = [at for at, special in enumerate(added) if not special]
+        ids = tuple(every[at] for at in kept)
+        offsets = [encoded["offset_mapping"][index][at] for at in kept]
+        written = [text for _, text in source.answers]
+        prompt = _locate_answers(
+            tokenizer, question, (ids, offsets), contexts[index], (outcome_ids[index], written)
         )
-        *befores, text = contexts[index]
-        spans = [
-            (f"reply_{name}", len(before), len(after))
-            for (name, _), before, after in zip(
-                question.answers, befores, contexts[index][1:], strict=True
-            )
-        ]
-        starts, outcome_starts, ends, outcomes = [], [], [], []
-        for k, (name, answer) in enumerate(question.answers):
-            ids_of, character = outcome_ids[index, k], len(befores[k])
-            first = next((n for n, (_, b) in enumerate(offsets) if b > character), len(ids) - 1)
-            start, tokens = _first_difference(tokenizer, question, name, ids_of, first)
-            written = ids_of.get(source.answers[k][1], next(iter(ids_of.values()))[:start])
-            if tuple(ids[: len(written)]) != written:
-                raise OutcomeError(
-                    f"{text!r} has other tokens without the text after {name}: choose words "
-                    "whose tokens do not depend on what follows"
-                )
-            _check_boundary(text, offsets[first], character)
-            starts.append(min(first, start))
-            outcome_starts.append(start)
-            ends.append(len(ids_of[answer]))
-            outcomes.append(tokens)
-        prompt = TokenizedPrompt(
-            tuple(ids),
-            assign_roles(text, offsets, (*question.roles, *spans)),
-            tuple(text[a:b] for a, b in offsets),
-            tuple(starts),
-            tuple(outcome_starts),
-            tuple(ends),
-            tuple(outcomes),
-        )
+        prefix = leading_tokens(every, added)
         if add_bos is not None:
             prefix = special_prefix(tokenizer, add_bos=add_bos)
         prompts.append(_add_prefix(tokenizer, prompt, prefix))
-    _warn_about_special_tokens(tokenizer, prompts)
+    texts = (
+        (token, text)
+        for prompt in prompts
+        for token, role, text in zip(prompt.ids, prompt.roles, prompt.tokens, strict=True)
+        if role != BOS
+    )
+    warn_about_special_tokens(tokenizer, texts)
     return tuple(prompts)
 
 
-def special_prefix(tokenizer: Any, *, add_bos: bool | None = None) -> tuple[int, ...]:  # noqa: ANN401
-    """Special tokens that a tokenizer writes before a text: BOS, several tokens, or none.
+def _locate_answers(
+    tokenizer: PreTrainedTokenizerBase,
+    question: Question,
+    encoding: tuple[tuple[int, ...], list[tuple[int, int]]],
+    contexts: Sequence[str],
+    answers: tuple[list[dict[str, tuple[int, ...]]], list[str]],
+) -> TokenizedPrompt:
+    """Prompt without special tokens, from ids and offsets of its text with the written answers.
 
-    Args:
-        tokenizer: Fast tokenizer.
-        add_bos: True for the declared BOS alone, False for none, None for the tokenizer's own.
-
-    Raises:
-        TokenizerError: `add_bos` is True and the tokenizer declares no BOS.
+    `answers` has the ids of the text with each outcome, by answer, and the written answers.
     """
-    if add_bos is None:
-        encoded = tokenizer("a", return_special_tokens_mask=True)
-        return _leading(encoded["input_ids"], encoded["special_tokens_mask"])
-    if add_bos and not isinstance(tokenizer.bos_token_id, int):
-        raise TokenizerError(
-            f"{type(tokenizer).__name__} declares no BOS token: leave add_bos out, or set bos_token"
-        )
-    return (tokenizer.bos_token_id,) if add_bos else ()
+    (ids, offsets), (outcome_ids, written_answers), text = encoding, answers, contexts[-1]
+    if not ids:
+        raise BatchError(f"{text!r} has no token in this tokenizer: give other words")
+    spans = [
+        (f"reply_{name}", len(before), len(after))
+        for (name, _), (before, after) in zip(question.answers, pairwise(contexts), strict=True)
+    ]
+    starts, outcome_starts, ends, outcomes = [], [], [], []
+    for (name, answer), ids_of, written, before in zip(
+        question.answers, outcome_ids, written_answers, contexts[:-1], strict=True
+    ):
+        first = next((n for n, (_, end) in enumerate(offsets) if end > len(before)), len(ids) - 1)
+        start, tokens = _first_difference(tokenizer, question, name, ids_of, first)
+        expected = ids_of.get(written, next(iter(ids_of.values()))[:start])
+        if ids[: len(expected)] != expected:
+            raise OutcomeError(
+                f"{text!r} has other tokens without the text after {name}: choose words "
+                "whose tokens do not depend on what follows"
+            )
+        _check_boundary(text, offsets[first], len(before))
+        starts.append(min(first, start))
+        outcome_starts.append(start)
+        ends.append(len(ids_of[answer]))
+        outcomes.append(tokens)
+    return TokenizedPrompt(
+        ids,
+        assign_roles(text, offsets, (*question.roles, *spans)),
+        tuple(text[a:b] for a, b in offsets),
+        tuple(starts),
+        tuple(outcome_starts),
+        tuple(ends),
+        tuple(outcomes),
+    )
 
 
 def _check_questions(
@@ -188,21 +187,6 @@ def _check_boundary(text: str, token: tuple[int, int], character: int) -> None:
         )
 
 
-def set_bos(tokenizer: Any, add_bos: bool) -> None:  # noqa: ANN401
-    """Make a fast tokenizer write its declared BOS token before each text, or nothing.
-
-    Raises:
-        TokenizerError: The tokenizer declares no BOS token to add.
-    """
-    special_prefix(tokenizer, add_bos=add_bos)
-    tokenizer.add_bos_token = add_bos  # Replaces the post-processor.
-
-
-def _leading(ids: Sequence[int], added: Sequence[int]) -> tuple[int, ...]:
-    """Ids before the first one that was not added; `added` is 1 for special tokens."""
-    return tuple(ids[: added.index(0) if 0 in added else len(added)])
-
-
 def _add_prefix(
     tokenizer: PreTrainedTokenizerBase, prompt: TokenizedPrompt, prefix: tuple[int, ...]
 ) -> TokenizedPrompt:
@@ -223,46 +207,27 @@ def _add_prefix(
     )
 
 
-def _warn_about_special_tokens(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[TokenizedPrompt]
-) -> None:
-    """Warn where the text of a prompt became a special token, other than at its start."""
-    special = set(tokenizer.all_special_ids)
-    literal = {
-        text.strip(): None
-        for prompt in prompts
-        for token, role, text in zip(prompt.ids, prompt.roles, prompt.tokens, strict=True)
-        if token in special
-        and role != BOS
-        and text.strip() == str(tokenizer.convert_ids_to_tokens(token)).strip()
-    }
-    if literal:
-        warnings.warn(
-            f"The tokenizer reads {', '.join(literal)} in a text as a special token, not as "
-            "words: this is right for a chat template only",
-            SpecialTokenWarning,
-            stacklevel=2,
-        )
-
-
 def _tokenize_outcomes(
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
     contexts: Sequence[Sequence[str]],
-) -> dict[tuple[int, int], dict[str, tuple[int, ...]]]:
-    """Token ids of every prompt with every outcome of every answer, by (prompt, answer)."""
-    keys, texts = [], []
-    for index, (question, befores) in enumerate(zip(questions, contexts, strict=True)):
-        for k, (_, outcomes) in enumerate(question.outcomes):
-            keys += [(index, k, outcome) for outcome in outcomes]
-            texts += [question.append(befores[k], outcome) for outcome in outcomes]
-    ids_of: dict[tuple[int, int], dict[str, tuple[int, ...]]] = {}
-    if not texts:  # Plain texts have no answers.
-        return ids_of
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    for (index, k, outcome), ids in zip(keys, encoded, strict=True):
-        ids_of.setdefault((index, k), {})[outcome] = tuple(ids)
-    return ids_of
+) -> list[list[dict[str, tuple[int, ...]]]]:
+    """Token ids of each prompt with each outcome: by prompt, by answer, then by outcome."""
+    texts = [
+        question.append(before, outcome)
+        for question, befores in zip(questions, contexts, strict=True)
+        for (_, outcomes), before in zip(question.outcomes, befores[:-1], strict=True)
+        for outcome in outcomes
+    ]
+    # Plain texts have no answers.
+    encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else ())
+    return [
+        [
+            {outcome: tuple(next(encoded)) for outcome in outcomes}
+            for _, outcomes in question.outcomes
+        ]
+        for question in questions
+    ]
 
 
 def _first_difference(

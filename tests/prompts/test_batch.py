@@ -13,13 +13,8 @@ from probes.prompts.batch import tokenize
 from probes.prompts.catalog import pattern
 from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.question import Question
-from probes.prompts.tokenization import (
-    BOS,
-    SpecialTokenWarning,
-    assign_roles,
-    set_bos,
-    special_prefix,
-)
+from probes.prompts.special_tokens import SpecialTokenWarning, set_bos, special_prefix
+from probes.prompts.tokenization import BOS, assign_roles
 
 FOX = "If I have two foxes and I take away one, how many foxes do I have?"
 
@@ -480,3 +475,9 @@ def test_questions_of_one_batch_can_have_different_outcomes(own):
     batch = tokenize(own, (fox(), more))
     assert [len(tokens) for tokens in batch.readout("number").outcomes] == [3, 4]
     assert [len(tokens) for tokens in batch.readout("noun").outcomes] == [2, 1]
+
+
+def test_a_text_without_any_token_is_refused():
+    tokenizer = Tokenizer(models.BPE({"a": 0}, []))
+    with pytest.raises(BatchError, match="'zzz' has no token in this tokenizer"):
+        tokenize(PreTrainedTokenizerFast(tokenizer_object=tokenizer), "zzz")

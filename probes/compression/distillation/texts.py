@@ -11,7 +11,7 @@ from probes.compression.derived_model import DerivedModel
 from probes.compression.distillation.plan import TrainingText
 from probes.errors import ModelError
 from probes.models.kv_cache import cache_argument
-from probes.prompts.tokenization import special_prefix
+from probes.prompts.special_tokens import special_prefix
 
 Texts = Path | Sequence[TrainingText]
 """A file with one text per line, or tokenized texts."""

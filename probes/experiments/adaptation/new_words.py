@@ -15,7 +15,7 @@ from probes.prompts.interchange_pairs import OBJECT
 from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
-from probes.prompts.tokenization import special_prefix
+from probes.prompts.special_tokens import special_prefix
 
 TUNING_WORDS = 3
 """How many of the words the learning rate is chosen by."""

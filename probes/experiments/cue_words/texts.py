@@ -12,7 +12,7 @@ from torch import Tensor
 from probes.errors import BatchError, OutcomeError, TokenizerError
 from probes.prompts.batch import pad_token_id
 from probes.prompts.question import Question
-from probes.prompts.tokenization import special_prefix
+from probes.prompts.special_tokens import special_prefix
 
 GivenAnswer = Literal["right", "wrong"]
 """Which answer stands before the cue, as if the model had written it."""
