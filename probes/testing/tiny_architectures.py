@@ -57,6 +57,9 @@ _SMALL: Mapping[str, object] = {
 """Sizes by the names that configurations use; those that a configuration lacks are left out."""
 
 
+_MAX_PARAMETERS = 5_000_000
+
+
 def causal_architectures() -> dict[str, str]:
     """Causal model types of transformers, each with the name of its architecture."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -83,6 +86,10 @@ def tiny_architecture(model_type: str, *, seed: int = 0, **overrides: object) ->
         if isinstance(kinds, list) and name not in overrides:
             sizes[name] = [*kinds, *kinds[:1] * 3][:3]
     config = AutoConfig.for_model(model_type, **sizes)
+    with torch.device("meta"):
+        size = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    if size > _MAX_PARAMETERS:
+        raise ValueError(f"{model_type} has {size:,} parameters at its smallest here")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         hf_model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
