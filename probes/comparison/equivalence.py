@@ -6,13 +6,37 @@ such, and never passes.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol, runtime_checkable
 
+from probes.comparison.model_facts import ModelFacts
+from probes.comparison.variables.result import CrossModelTransfer
 from probes.comparison.verdict import NON_INFERIORITY, REFERENCE_SITE, Verdict
 from probes.errors import EquivalenceError, NotTestedError
+from probes.observe.result import Gate
+from probes.stats.intervals import Estimate
 
-if TYPE_CHECKING:
-    from probes.comparison.result import Comparison
+
+@runtime_checkable
+class Compared(Protocol):
+    """The fields of a `Comparison` that are tested."""
+
+    @property
+    def full(self) -> ModelFacts: ...  # noqa: D102
+    @property
+    def other(self) -> ModelFacts: ...  # noqa: D102
+    @property
+    def answers(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def gates(self) -> tuple[Gate, ...]: ...  # noqa: D102
+    @property
+    def accuracy_changes(self) -> tuple[Estimate, ...]: ...  # noqa: D102
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]: ...  # noqa: D102
+    @property
+    def transfers_to_other(self) -> tuple[CrossModelTransfer, ...]: ...  # noqa: D102
+    @property
+    def transfer_skip_reason(self) -> str: ...  # noqa: D102
+
 
 _ELSEWHERE = ("split", "merged", "moved")
 
@@ -82,7 +106,7 @@ def require_all(checks: Iterable[EquivalenceCheck]) -> None:
 
 
 def check_equivalence(
-    comparison: "Comparison", margin: float, *, heads: bool | None
+    comparison: Compared, margin: float, *, heads: bool | None
 ) -> EquivalenceCheck:
     """Test each answer, variable and head; see `Comparison.assert_equivalent`."""
     passed, failed, untested = [], [], []
@@ -114,7 +138,7 @@ def check_equivalence(
 
 
 def _check_answers(
-    comparison: "Comparison", margin: float, passed: list[str], failed: list[str]
+    comparison: Compared, margin: float, passed: list[str], failed: list[str]
 ) -> None:
     for gate in comparison.gates[: len(comparison.answers)]:
         if gate.state == "too few to tell":
@@ -128,7 +152,7 @@ def _check_answers(
             passed.append(f"accuracy of {answer}")
 
 
-def _variable_failure(comparison: "Comparison", verdict: Verdict, margin: float) -> str:
+def _variable_failure(comparison: Compared, verdict: Verdict, margin: float) -> str:
     """Reason why a variable is not shown to be equivalent; "" if it is."""
     transfers = {one.variable: one for one in comparison.transfers_to_other}
     transfer = transfers.get(verdict.subject)  # None for a relative with a closed gate.
@@ -148,7 +172,7 @@ def _variable_failure(comparison: "Comparison", verdict: Verdict, margin: float)
 
 
 def _check_heads(
-    comparison: "Comparison", passed: list[str], failed: list[str], untested: list[str]
+    comparison: Compared, passed: list[str], failed: list[str], untested: list[str]
 ) -> int:
     """Sort the heads of the full model; return how many have a reliable effect."""
     unreliable, tested = [], 0
