@@ -99,17 +99,11 @@ def curve(
     """Rate–distortion: storage of each relative against loss of behavior and mechanism."""
     check_output_paths(out, json, page=True)
     silence_libraries()
+    from probes.comparison.rate_distortion.measure import RateDistortionSettings
     from probes.comparison.rate_distortion.measure import rate_distortion as run
 
-    result = run(
-        parent,
-        relatives,
-        pattern,
-        bases=bases,
-        prompts=prompts,
-        noise_copies=noise,
-        verdicts=verdicts,
-        seed=seed,
-        progress=sys.stderr.isatty(),
+    settings = RateDistortionSettings(
+        bases=bases, prompts=prompts, noise_copies=noise, verdicts=verdicts, seed=seed
     )
+    result = run(parent, relatives, pattern, settings, progress=sys.stderr.isatty())
     write_result(result, out, json)

@@ -1,7 +1,7 @@
-"""Does a variable turn a model's answer: at whose site, on which items, with whose states.
+"""Interchange interventions that test whether a model uses the parent's variables.
 
-crossings or pairs → what must be said once a variable is put in → runs of a model → hits, item by
-item, beside whether the model answers base and source rightly when nothing is put in
+Runs with and without intervention give interchange hits for each pair, and whether the model
+answers base and source correctly without intervention.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,18 +29,18 @@ from probes.prompts.question import Pair
 from probes.prompts.splits import split_by_text
 
 VariableSites = Mapping[str, Site]
-"""For each variable the site where it is put in."""
+"""The site of each variable."""
 
 
 @dataclass(frozen=True, eq=False)
 class InterchangeTask:
-    """Pairs of texts, and what a model should say of one once it is given a state of the other.
+    """Base and source texts with the answers expected after an interchange.
 
     Attributes:
-        pairs: The bases, each with its source.
-        foretold: For each variable the tokens at the read-outs once it is put in; -1 where a pair
-            does not try it.
-        own, theirs: The right tokens of base and source.
+        pairs: Bases as clean texts, sources as counterfactuals.
+        expected: For each variable the tokens at the readouts after its interchange; -1 for pairs
+            that do not test it.
+        base_answers, source_answers: Correct tokens of base and source.
     """
 
     pairs: PairBatch
@@ -53,17 +53,18 @@ class InterchangeTask:
 
     @property
     def variables(self) -> tuple[str, ...]:
-        """What is put in."""
+        """Variables that are interchanged."""
         return tuple(self.expected)
 
 
 @dataclass(frozen=True, eq=False)
 class RecordedRuns:
-    """What one model made of a trial's texts.
+    """Runs of one model on the texts of a task.
 
     Attributes:
-        clean: Of the bases.
-        source: Of the sources, moved so that each base position holds its counterpart.
+        task: The task.
+        clean: Run on the bases.
+        source: Run on the sources, aligned to the positions of the bases.
     """
 
     task: InterchangeTask
@@ -73,13 +74,13 @@ class RecordedRuns:
 
 @dataclass(frozen=True, eq=False)
 class InterchangeOutcome:
-    """What became of a trial in one model.
+    """Answers of one model to a task.
 
     Attributes:
-        right: Whether all answers to a base are right when nothing is put in.
-        solved: Whether those to its source are, too.
-        hits: For each variable, 1 where the answers turned as foretold, 0 where not, and NaN where
-            it was not tried.
+        right: Whether all answers to the base are correct without intervention.
+        solved: Whether those to the source are correct, too.
+        hits: For each variable 1 where the answers are the expected ones after the interchange, 0
+            where not, NaN where the pair does not test it.
     """
 
     right: Bool[np.ndarray, " prompt"]
@@ -88,17 +89,17 @@ class InterchangeOutcome:
 
     @property
     def mean_hits(self) -> Float[np.ndarray, " prompt"]:
-        """Return each item's share of variables that turned it as foretold."""
+        """Mean over the variables."""
         return np.nanmean(np.stack([*self.hits.values()]), axis=0)
 
 
 @dataclass(frozen=True, eq=False)
 class MechanismTest:
-    """What a model and its relatives are tried by.
+    """Interchange task for a model and its relatives, and a search for their sites.
 
     Attributes:
-        judging: What is judged by.
-        find: Finds where a model holds each variable, on other texts.
+        evaluation: The task.
+        find_sites: Finds the site of each variable in a model, on other texts.
     """
 
     evaluation: InterchangeTask
@@ -108,102 +109,98 @@ class MechanismTest:
 def sample_mechanism_test(
     parent: Model, pattern: Pattern, *, bases: int, seed: int
 ) -> MechanismTest:
-    """Draw what variables are tried on, and what their sites are found by.
+    """Sample the texts for the test and for the search for sites.
 
-    A pattern with an opposite gives crossings, which mix the variables of two questions. One
-    without gives pairs that differ in one thing, its contrast; then the foretold answer is simply
-    the source's.
+    A pattern with an opposite gives interchange pairs, which mix the variables of two questions.
+    Other patterns give pairs of one contrast; then the expected answer is the source's.
 
     Raises:
         PatternError: The pattern has too few prompts.
-        ModelError: The model has one block.
+        ModelError: The model has only one block.
     """
     if parent.shape.layers < 2:
         raise ModelError(
-            f"{parent.name} has one block: there is no site between it and the embedding or the "
-            "answer. Choose a model of two blocks or more."
+            f"{parent.name} has one block, so there is no site between embedding and answer: "
+            "choose a model with two blocks or more"
         )
     if pattern.user_pairs or pattern.opposite is None:
         return _test_from_pairs(parent, pattern, bases, seed)
     tokenizers, limit = (parent.tokenizer,), parent.shape.context
-    finding = sample_interchange_pairs(
+    search_pairs = sample_interchange_pairs(
         pattern, max(bases // 2, 8), tokenizers=tokenizers, seed=seed + 1,
         allowed_words=search_words(pattern),
     )  # fmt: skip
-    seen = {pair.clean.text for pair in finding.same}
-    drawn = sample_interchange_pairs(
-        pattern, bases, tokenizers=tokenizers, seed=seed, keep=lambda base: base.text not in seen
-    )
-    variables = variables_of(drawn)
+    search_texts = {pair.clean.text for pair in search_pairs.same}
+    test_pairs = sample_interchange_pairs(
+        pattern, bases, tokenizers=tokenizers, seed=seed,
+        keep=lambda base: base.text not in search_texts,
+    )  # fmt: skip
+    variables = variables_of(test_pairs)
 
     def find(model: Model) -> VariableSites:
-        return dict(zip(variables, find_sites(model, finding, variables), strict=True))
+        return dict(zip(variables, find_sites(model, search_pairs, variables), strict=True))
 
-    return MechanismTest(
-        task_from_interchange_pairs(
-            drawn, tokenize_pairs(parent.tokenizer, drawn.other, max_length=limit)
-        ),
-        find,
-    )
+    other_object = tokenize_pairs(parent.tokenizer, test_pairs.other, max_length=limit)
+    return MechanismTest(task_from_interchange_pairs(test_pairs, other_object), find)
 
 
 def task_from_interchange_pairs(
     interchange_pairs: InterchangePairs, pairs: PairBatch
 ) -> InterchangeTask:
-    """Say what crossings foretell; `pairs` are those with sources about another object."""
+    """Task of interchange pairs; `pairs` are those with sources about another object."""
     labels = (interchange_pairs.number_labels, interchange_pairs.object_labels)
     outcomes = [torch.tensor(readout.outcomes) for readout in pairs.clean.readouts]
 
-    def says(*wanted: str) -> Int[Tensor, "prompt answer"]:
-        found = zip(outcomes, labels, wanted, strict=True)
-        return torch.stack([tokens[:, names.index(word)] for tokens, names, word in found], 1)
+    def answers(number: str, noun: str) -> Int[Tensor, "prompt answer"]:
+        by_readout = zip(outcomes, labels, (number, noun), strict=True)
+        return torch.stack(
+            [tokens[:, names.index(label)] for tokens, names, label in by_readout], 1
+        )
 
-    expected = {}
-    for variable in variables_of(interchange_pairs):
-        wanted = (BASE, OBJECT) if variable == OBJECT else (variable, BASE)
-        expected[variable] = says(*wanted)
-    return InterchangeTask(
-        pairs, expected, says(BASE, BASE), says(interchange_pairs.source_label, OBJECT)
-    )
+    expected = {
+        variable: answers(BASE, OBJECT) if variable == OBJECT else answers(variable, BASE)
+        for variable in variables_of(interchange_pairs)
+    }
+    source_answers = answers(interchange_pairs.source_label, OBJECT)
+    return InterchangeTask(pairs, expected, answers(BASE, BASE), source_answers)
 
 
 def _test_from_pairs(parent: Model, pattern: Pattern, bases: int, seed: int) -> MechanismTest:
-    found: list[Pair] = []
+    pairs: list[Pair] = []
     for contrast in pattern.contrasts:
-        held = sum(pair.contrast == contrast for pair in pattern.user_pairs)
-        count = min(2 * bases, held) if pattern.user_pairs else 2 * bases
-        drawn = sample_pairs(pattern, contrast, count, tokenizers=(parent.tokenizer,), seed=seed)
-        if any(pair.changes_answer(name) for pair in drawn for name, _ in pair.clean.answers):
-            found += drawn
-    finding, judging = split_by_text(found)
-    if not finding or not judging:
+        available = sum(pair.contrast == contrast for pair in pattern.user_pairs)
+        count = min(2 * bases, available) if pattern.user_pairs else 2 * bases
+        sampled = sample_pairs(pattern, contrast, count, tokenizers=(parent.tokenizer,), seed=seed)
+        if any(pair.changes_answer(name) for pair in sampled for name, _ in pair.clean.answers):
+            pairs += sampled
+    halves = split_by_text(pairs)
+    if not all(halves):
         raise PatternError(
-            f"{pattern.name!r} has {len(found)} pairs that change an answer, and they cannot be "
-            "parted in two without a text in both: give more pairs of different texts"
+            f"{pattern.name!r} has {len(pairs)} pairs that change an answer, and they cannot be "
+            "split into two halves without a shared text: give more pairs of different texts"
         )
-    limit = parent.shape.context
-    here, there = (
-        _task_from_contrasts(tokenize_pairs(parent.tokenizer, some, max_length=limit))
-        for some in (finding, judging)
+    search, evaluation = (
+        _task_from_contrasts(tokenize_pairs(parent.tokenizer, h, max_length=parent.shape.context))
+        for h in halves
     )
-    return MechanismTest(there, lambda model: best_sites(record_runs(model, here)))
+    return MechanismTest(evaluation, lambda model: best_sites(record_runs(model, search)))
 
 
 def _task_from_contrasts(pairs: PairBatch) -> InterchangeTask:
-    own, theirs = (
+    base_answers, source_answers = (
         torch.stack([readout.answer for readout in side.readouts], 1)
         for side in (pairs.clean, pairs.counterfactual)
     )
     contrasts = [pair.contrast for pair in pairs.pairs]
     expected = {}
     for name in dict.fromkeys(contrasts):
-        tried = torch.tensor([contrast == name for contrast in contrasts])[:, None]
-        expected[name] = torch.where(tried, theirs, -1)
-    return InterchangeTask(pairs, expected, own, theirs)
+        is_tested = torch.tensor([contrast == name for contrast in contrasts])[:, None]
+        expected[name] = torch.where(is_tested, source_answers, -1)
+    return InterchangeTask(pairs, expected, base_answers, source_answers)
 
 
 def record_runs(model: Model, task: InterchangeTask) -> RecordedRuns:
-    """Run a model on bases and sources, once."""
+    """Run a model on bases and sources without intervention."""
     sides = (task.pairs.clean, task.pairs.counterfactual)
     clean, source = (
         run_with_cache(model, *(t.to(model.device) for t in (side.ids, side.mask, side.positions)))
@@ -215,52 +212,54 @@ def record_runs(model: Model, task: InterchangeTask) -> RecordedRuns:
 def interchange_outcome(
     runs: RecordedRuns, sites: VariableSites, *, source: CachedRun | None = None
 ) -> InterchangeOutcome:
-    """Put each variable's site of the sources into the bases, one at a time.
+    """Interchange the site of each variable, one at a time.
 
     Args:
-        runs: Of the model that is asked.
-        cells: The sites; roles that are joined are written "x+rest".
-        source: A run to take states from in place of the model's own, such as its parent's.
+        runs: Runs of the model that is intervened on.
+        sites: The sites; joined roles are written "x+rest".
+        source: Run whose states are used instead of the model's own, such as its parent's.
     """
-    trial = runs.task
-    said = _top_tokens(runs, [sites[name] for name in trial.variables], source or runs.source)
+    task = runs.task
+    answers = _top_tokens(runs, [sites[name] for name in task.variables], source or runs.source)
     hits = {}
-    for row, name in zip(said, trial.variables, strict=True):
-        wanted = trial.expected[name]
-        hit = (row == wanted).all(-1).double()
-        hits[name] = torch.where((wanted >= 0).all(-1), hit, torch.nan).numpy()
-    own, theirs = (run.logits.argmax(-1).cpu() for run in (runs.clean, runs.source))
-    right = (own == trial.base_answers).all(-1)
-    solved = right & (theirs == trial.source_answers).all(-1)
+    for row, name in zip(answers, task.variables, strict=True):
+        expected = task.expected[name]
+        hit = (row == expected).all(-1).double()
+        hits[name] = torch.where((expected >= 0).all(-1), hit, torch.nan).numpy()
+    base, own_source = (run.logits.argmax(-1).cpu() for run in (runs.clean, runs.source))
+    right = (base == task.base_answers).all(-1)
+    solved = right & (own_source == task.source_answers).all(-1)
     return InterchangeOutcome(right.numpy(), solved.numpy(), hits)
 
 
 def _top_tokens(
     runs: RecordedRuns, sites: Sequence[Site], source: CachedRun
-) -> Int[Tensor, "cell prompt answer"]:
+) -> Int[Tensor, "site prompt answer"]:
+    """Most likely tokens at the readouts after patching each site alone."""
     pairs, device = runs.task.pairs, runs.clean.ids.device
-    where = {}
-    for cell in sites:
-        parts = [pairs.role_mask(role) for role in cell.role.split("+")]
-        where[cell.role] = torch.stack(parts).any(0).to(device)
+    masks = {
+        site.role: torch.stack([pairs.role_mask(role) for role in site.role.split("+")]).any(0)
+        for site in sites
+    }
+    masks = {role: mask.to(device) for role, mask in masks.items()}
 
-    def likeliest(logits: Tensor, _: Tensor) -> Float[Tensor, "row answer"]:
-        return logits.argmax(-1).float()  # Single precision holds the numbers of tokens exactly.
+    def top_token(logits: Tensor, _: Tensor) -> Float[Tensor, "row answer"]:
+        return logits.argmax(-1).float()  # float32 holds token ids exactly
 
-    found = patch_sites(runs.clean, source, sites, where, likeliest)
-    return found.round().long().cpu()
+    tokens = patch_sites(runs.clean, source, sites, masks, top_token)
+    return tokens.round().long().cpu()
 
 
 def best_sites(runs: RecordedRuns) -> VariableSites:
-    """Return for each variable the residual between two blocks that turns most answers."""
+    """For each variable the residual stream between two blocks with the most interchange hits."""
     layers = range(1, runs.clean.model.shape.layers)
     pairs, last = runs.task.pairs, int(runs.task.pairs.clean.positions.max())
     roles = [r for r in pairs.clean.roles if bool(pairs.role_mask(r)[:, : last + 1].any())]
-    cells = [Site(layer, "resid", role) for layer in layers for role in roles]
-    said = _top_tokens(runs, cells, runs.source)
-    found = {}
-    for name, wanted in runs.task.expected.items():
-        tried = (wanted >= 0).all(-1)
-        shares = (said == wanted).all(-1)[:, tried].float().mean(1)
-        found[name] = cells[int(shares.argmax())]
-    return found
+    sites = [Site(layer, "resid", role) for layer in layers for role in roles]
+    answers = _top_tokens(runs, sites, runs.source)
+    best = {}
+    for name, expected in runs.task.expected.items():
+        is_tested = (expected >= 0).all(-1)
+        accuracy = (answers == expected).all(-1)[:, is_tested].float().mean(1)
+        best[name] = sites[int(accuracy.argmax())]
+    return best

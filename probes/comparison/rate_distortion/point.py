@@ -1,4 +1,4 @@
-"""One relative on the curve: what it stores, how it behaves, and what is left of the mechanism."""
+"""One point of a rate–distortion curve: storage, behavior and mechanism of a relative."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ from probes.comparison.rate_distortion.order import (
     shared_interchange_accuracy,
 )
 from probes.comparison.rate_distortion.result import UNKNOWN, CurvePoint, Mechanism, NoiseComparison
-from probes.comparison.rate_distortion.weight_noise import NoisyModel, match_noise
+from probes.comparison.rate_distortion.weight_noise import NoisyModel, match_noise, noisy_model
 from probes.compression.storage import measure_rate
 from probes.errors import CircuitError, PatternError
 from probes.models.model import Model
@@ -42,99 +42,135 @@ from probes.observe.divergence import (
     kl_divergence,
     readout_log_probs,
 )
-from probes.observe.result import BehavioralDistance
 from probes.prompts.pattern import Pattern
 from probes.stats.intervals import Estimate, proportion
 
 KEPT_FRACTION = 0.9
-"""The share of the parent's lead that its circuit keeps."""
+"""Smallest faithfulness of the parent's circuit."""
+
+
+@dataclass(frozen=True)
+class RateDistortionSettings:
+    """Settings of `rate_distortion`.
+
+    Attributes:
+        bases: Number of questions for the behavior, and of interchange pairs (or pairs of each
+            contrast) for the mechanism; half as many find the sites.
+        prompts: Number of pairs of each contrast that find the circuit, and that evaluate it.
+        noise_copies: Number of copies of the parent with weight noise for each relative with its
+            graph that is quantized, pruned, a lottery ticket or of unknown origin; 0 for none.
+        nulls: Number of random-init models of the parent's shape; 0 for none.
+        verdicts: Whether to count the verdicts of `compare_family`, which takes minutes.
+        seed: Seed of questions, noise, random-init models and bootstrap.
+    """
+
+    bases: int = 200
+    prompts: int = 32
+    noise_copies: int = 3
+    nulls: int = 3
+    verdicts: bool = False
+    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class ParentReference:
-    """What is measured of the parent once, for all relatives.
+    """Measurements of the parent, made once for all relatives.
 
     Attributes:
-        turned: What became of the exam in it.
-        circuit, finding, judging: None where the pattern gives no circuit.
+        model: The parent.
+        settings: The settings.
+        answers: Its answers to the questions.
+        mechanism_test: The interchange task.
+        sites: Its site of each variable.
+        runs, outcome: Its runs and answers on the task.
+        noisy: Its copy for weight noise; None without noise copies.
+        circuit, discovery_task, evaluation_task: None if the pattern gives no circuit.
     """
 
     model: Model
-    sitting: ReferenceAnswers
+    settings: RateDistortionSettings
+    answers: ReferenceAnswers
     mechanism_test: MechanismTest
     sites: VariableSites
     runs: RecordedRuns
     outcome: InterchangeOutcome
-    circuit: Circuit | None
-    discovery_task: Task | None
-    evaluation_task: Task | None
+    noisy: NoisyModel | None
+    circuit: Circuit | None = None
+    discovery_task: Task | None = None
+    evaluation_task: Task | None = None
 
 
 def prepare_reference(
-    model: Model, pattern: Pattern, settings: tuple[int, int, int]
+    model: Model, pattern: Pattern, settings: RateDistortionSettings
 ) -> ParentReference:
-    """Measure the parent; the dials are bases, prompts and the seed."""
-    bases, prompts, seed = settings
-    sitting = answer_as_reference(model, pattern, count=bases, seed=seed)
+    """Measure the parent."""
+    bases, prompts, seed = settings.bases, settings.prompts, settings.seed
+    answers = answer_as_reference(model, pattern, count=bases, seed=seed)
     mechanism_test = sample_mechanism_test(model, pattern, bases=bases, seed=seed)
-    cells = mechanism_test.find_sites(model)
+    sites = mechanism_test.find_sites(model)
     runs = record_runs(model, mechanism_test.evaluation)
-    circuit, finding, judging = None, None, None
-    # Pairs may be too few to part, or their roles too unequal: then there is no circuit.
+    circuit, discovery_task, evaluation_task = None, None, None
+    # Too few pairs, or pairs with different roles, give no circuit.
     with suppress(CircuitError, PatternError):
         if pattern.user_pairs:
-            prompts = min(prompts, *(Counter(p.contrast for p in pattern.user_pairs).values())) // 2
-        finding, judging = sample_tasks(
+            prompts = min(prompts, *Counter(p.contrast for p in pattern.user_pairs).values()) // 2
+        discovery_task, evaluation_task = sample_tasks(
             model, pattern, TaskSettings(prompts=max(prompts, 1), seed=seed)
         )
-        circuit = _find_circuit(model, finding)
+        circuit = _find_circuit(model, discovery_task)
     return ParentReference(
-        model, sitting, mechanism_test, cells, runs, interchange_outcome(runs, cells), circuit, finding, judging
-    )  # fmt: skip
-
-
-def _find_circuit(model: Model, discovery_task: Task) -> Circuit:
-    return prune_circuit(
-        run_references(model, discovery_task),
-        edge_attribution(model, discovery_task),
-        KEPT_FRACTION,
+        model=model,
+        settings=settings,
+        answers=answers,
+        mechanism_test=mechanism_test,
+        sites=sites,
+        runs=runs,
+        outcome=interchange_outcome(runs, sites),
+        noisy=noisy_model(model) if settings.noise_copies else None,
+        circuit=circuit,
+        discovery_task=discovery_task,
+        evaluation_task=evaluation_task,
     )
-
-
-def _same_graph(a: Model, b: Model) -> bool:
-    """Say whether two models have one graph, with all its widths."""
-    names = ("architecture", "layers", "heads", "kv_heads", "d_model", "d_head", "parallel")
-    return all(getattr(a.shape, name) == getattr(b.shape, name) for name in names)
 
 
 def measure_point(
-    model: Model, reference: ParentReference, noisy: NoisyModel | None, settings: tuple[int, int],
-    verdict_counts: Mapping[str, int],
-) -> CurvePoint:  # fmt: skip
-    """Measure one model beside its parent; the dials are the number of copies and the seed."""
-    count, seed = settings
-    found = behavioral_distance(
-        reference.sitting, answer_as_relative(reference.sitting, model), seed=seed
-    )
+    model: Model, reference: ParentReference, verdict_counts: Mapping[str, int] | None = None
+) -> CurvePoint:
+    """Measure a relative, or the parent itself."""
+    seed = reference.settings.seed
+    answers = answer_as_relative(reference.answers, model)
+    behavior = behavioral_distance(reference.answers, answers, seed=seed)
+    same_graph = _same_graph(model, reference.model)
     mechanism, noise = None, None
-    if not found.behavior_absent:
-        mechanism, here = _measure_mechanism(model, reference, seed)
-        if noisy is not None and _same_graph(model, reference.model) and _is_compressed(model):
-            noise = _compare_with_copies(here, found, reference, noisy, (count, seed))
+    if not behavior.behavior_absent:
+        mechanism, outcome = _measure_mechanism(model, reference)
+        if same_graph and _is_compressed(model) and model is not reference.model:
+            noise = _compare_with_copies(outcome, behavior.readout_kl, reference)
     return CurvePoint(
         name=model.name,
         kind=model.provenance.kind if model.provenance else _training_kind(model),
         rate=measure_rate(model),
-        behavior=found,
-        same_graph=_same_graph(model, reference.model),
+        behavior=behavior,
+        same_graph=same_graph,
         mechanism=mechanism,
         noise=noise,
-        verdicts=dict(verdict_counts),
+        verdicts=dict(verdict_counts or {}),
     )
 
 
+def _find_circuit(model: Model, discovery_task: Task) -> Circuit:
+    scores = edge_attribution(model, discovery_task)
+    return prune_circuit(run_references(model, discovery_task), scores, KEPT_FRACTION)
+
+
+def _same_graph(a: Model, b: Model) -> bool:
+    """Whether two models have the same computation graph and widths."""
+    names = ("architecture", "layers", "heads", "kv_heads", "d_model", "d_head", "parallel")
+    return all(getattr(a.shape, name) == getattr(b.shape, name) for name in names)
+
+
 def _is_compressed(model: Model) -> bool:
-    """Say whether it may be what became of its parent's weights: what was trained anew is not."""
+    """Whether the weights may be the parent's, changed but not trained anew."""
     return model.provenance is None or model.provenance.kind in ("quantized", "pruned", "ticket")
 
 
@@ -143,84 +179,79 @@ def _training_kind(model: Model) -> str:
 
 
 def _measure_mechanism(
-    model: Model, reference: ParentReference, seed: int
+    model: Model, reference: ParentReference
 ) -> tuple[Mechanism, InterchangeOutcome]:
-    same, itself = _same_graph(model, reference.model), model is reference.model
-    runs = reference.runs if itself else record_runs(model, reference.mechanism_test.evaluation)
-    own = reference.sites if itself else reference.mechanism_test.find_sites(model)
-    cells = reference.sites if same else own
-    here, carried = interchange_outcome(runs, cells), {}
-    both = reference.outcome.solved & here.solved
-    if same:
-        carried = interchange_outcome(runs, cells, source=reference.runs.source).hits
-    found = Mechanism(
-        sites={name: str(cell) for name, cell in cells.items()},
-        own_sites={name: str(cell) for name, cell in own.items()},
-        all_pairs={name: _hit_fraction(hits) for name, hits in here.hits.items()},
-        solved_pairs={name: _hit_fraction(hits[both]) for name, hits in here.hits.items()},
-        interchange_accuracy=shared_interchange_accuracy(reference.outcome, here, seed=seed),
-        accuracy_at_own_sites=shared_interchange_accuracy(
-            reference.outcome, interchange_outcome(runs, own), seed=seed
-        ),
-        parent_states={name: _hit_fraction(hits[both]) for name, hits in carried.items()},
-        circuit_kept=_circuit_fraction(model, reference, seed) if same else UNKNOWN,
-        loss_order=loss_order(reference.outcome, here, seed=seed),
-        **_circuit_size(model, reference, same=same),
+    seed, parent = reference.settings.seed, reference.outcome
+    if model is reference.model:
+        runs, own_sites = reference.runs, reference.sites
+    else:
+        runs = record_runs(model, reference.mechanism_test.evaluation)
+        own_sites = reference.mechanism_test.find_sites(model)
+    same_graph = _same_graph(model, reference.model)
+    sites = reference.sites if same_graph else own_sites
+    outcome, at_own_sites = interchange_outcome(runs, sites), interchange_outcome(runs, own_sites)
+    both = parent.solved & outcome.solved
+    parent_states, circuit_kept = {}, UNKNOWN
+    if same_graph:
+        parent_states = interchange_outcome(runs, sites, source=reference.runs.source).hits
+        circuit_kept = _circuit_faithfulness(model, reference)
+    circuit = reference.circuit if same_graph else _own_circuit(model, reference)
+    mechanism = Mechanism(
+        sites={name: str(site) for name, site in sites.items()},
+        own_sites={name: str(site) for name, site in own_sites.items()},
+        all_pairs={name: _hit_fraction(hits) for name, hits in outcome.hits.items()},
+        solved_pairs={name: _hit_fraction(hits[both]) for name, hits in outcome.hits.items()},
+        interchange_accuracy=shared_interchange_accuracy(parent, outcome, seed=seed),
+        accuracy_at_own_sites=shared_interchange_accuracy(parent, at_own_sites, seed=seed),
+        parent_states={name: _hit_fraction(hits[both]) for name, hits in parent_states.items()},
+        circuit_kept=circuit_kept,
+        circuit_edges=len(circuit) if circuit else 0,
+        circuit_fraction=len(circuit) / len(circuit.graph) if circuit else float("nan"),
+        loss_order=loss_order(parent, outcome, seed=seed),
     )
-    return found, here
+    return mechanism, outcome
 
 
 def _hit_fraction(hits: np.ndarray) -> Estimate:
-    """Return the share of hits among the items that were tried."""
+    """Fraction of hits among the pairs that test the variable."""
     return proportion(hits[~np.isnan(hits)] > 0)
 
 
-def _circuit_fraction(model: Model, reference: ParentReference, seed: int) -> Estimate:
-    """Run the parent's circuit alone in a relative."""
+def _circuit_faithfulness(model: Model, reference: ParentReference) -> Estimate:
+    """Faithfulness of the parent's circuit in a relative."""
     if reference.circuit is None or reference.evaluation_task is None:
         return UNKNOWN
-    there = run_references(model, reference.evaluation_task)
-    return faithfulness_estimate(
-        there, run_circuits(there, edge_masks(there, [reference.circuit]))[0], seed=seed
-    )
+    runs = run_references(model, reference.evaluation_task)
+    values = run_circuits(runs, edge_masks(runs, [reference.circuit]))[0]
+    return faithfulness_estimate(runs, values, seed=reference.settings.seed)
 
 
-def _circuit_size(model: Model, reference: ParentReference, *, same: bool) -> dict:
-    circuit = reference.circuit
-    if not same and reference.discovery_task is not None:
+def _own_circuit(model: Model, reference: ParentReference) -> Circuit | None:
+    """Circuit of a relative with another graph; the parent's if the relative's is not found."""
+    if reference.discovery_task is not None:
         with suppress(CircuitError):
-            circuit = _find_circuit(model, reference.discovery_task)
-    if circuit is None:
-        return {"circuit_edges": 0, "circuit_fraction": float("nan")}
-    return {"circuit_edges": len(circuit), "circuit_fraction": len(circuit) / len(circuit.graph)}
+            return _find_circuit(model, reference.discovery_task)
+    return reference.circuit
 
 
 def _compare_with_copies(
-    outcome: InterchangeOutcome,
-    behavior: BehavioralDistance,
-    reference: ParentReference,
-    noisy: NoisyModel,
-    settings: tuple[int, int],
+    outcome: InterchangeOutcome, kl: Estimate, reference: ParentReference
 ) -> NoiseComparison | None:
-    count, seed = settings
+    noisy, seed = reference.noisy, reference.settings.seed
+    if noisy is None:
+        return None
 
-    def far(model: Model) -> float:
-        return float(
-            kl_divergence(
-                reference.sitting.log_probs, readout_log_probs(model, reference.sitting.batch)
-            )
-            .double()
-            .mean()
-        )
+    def measure_kl(model: Model) -> float:
+        log_probs = readout_log_probs(model, reference.answers.batch)
+        return float(kl_divergence(reference.answers.log_probs, log_probs).double().mean())
 
     copies = []
-    for number in range(count):
-        done = match_noise(noisy, behavior.readout_kl.value, seed + number, far)
-        if done is not None:
-            model = noisy.add_noise(done.scale, seed + number)
-            there = interchange_outcome(
-                record_runs(model, reference.mechanism_test.evaluation), reference.sites
-            )
-            circuit = _circuit_fraction(model, reference, seed).value
-            copies.append(NoisyCopy(done.scale, done.value, there, circuit))
+    for number in range(reference.settings.noise_copies):
+        matched = match_noise(noisy, kl.value, seed + number, measure_kl)
+        if matched is not None:
+            copy = noisy.add_noise(matched.scale, seed + number)
+            runs = record_runs(copy, reference.mechanism_test.evaluation)
+            copy_outcome = interchange_outcome(runs, reference.sites)
+            circuit = _circuit_faithfulness(copy, reference).value
+            copies.append(NoisyCopy(matched.scale, matched.value, copy_outcome, circuit))
     return compare_with_noise(reference.outcome, outcome, copies, seed=seed)

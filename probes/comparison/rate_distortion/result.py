@@ -1,4 +1,4 @@
-"""Rate and distortion of a model's relatives: behavior and mechanism against what they store."""
+"""Result of a rate–distortion measurement: storage against loss of behavior and mechanism."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,25 +14,25 @@ from probes.result import Result, figure_of
 from probes.stats.intervals import Estimate
 
 LossOrderLabel = Literal["mechanism first", "accuracy first", "together", "neither", "cannot tell"]
-
-
 NoiseLabel = Literal["worse than noise", "better than noise", "like noise", "cannot tell"]
+
+UNKNOWN = Estimate(float("nan"), float("nan"), float("nan"))
+"""Estimate of what was not measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class LossOrder:
-    """What a relative lost of its parent's mechanism, beside what it lost of its accuracy.
+    """Loss of mechanism against loss of accuracy, relative to the parent.
 
     Attributes:
-        items: On how many items the mechanism is judged: parent and relative answer base and
-            source rightly when nothing is put in. Else a crossing would fail with the answer.
-        mechanism: The parent's share of crossings that turn as foretold less the relative's, on
-            these items, as a mean over the variables.
-        accuracy: The parent's share of bases with all answers right less the relative's, on all.
-        lead: `mechanism` less `accuracy`, both drawn from the same items anew.
-        word: "neither" where both losses surely stay below 0.05; else "together" where the lead
-            surely lies within 0.05 of 0; else which is surely the greater, or "cannot tell". Of
-            fewer than 73 items the first two are never said.
+        pairs: Number of pairs on which both models answer base and source correctly.
+        mechanism_loss: Interchange accuracy of the parent minus that of the relative on these
+            pairs, as a mean over the variables.
+        accuracy_loss: Fraction of all bases answered correctly, parent minus relative.
+        difference: `mechanism_loss` minus `accuracy_loss`, from the same bootstrap samples.
+        label: "neither" if the 95 % intervals of both losses lie below 0.05, else "together" if
+            that of the difference lies within 0.05 of 0, else the larger loss if the interval of
+            the difference excludes 0, else "cannot tell". The first two need at least 73 pairs.
     """
 
     pairs: int
@@ -44,20 +44,20 @@ class LossOrder:
 
 @dataclass(frozen=True, slots=True)
 class NoiseComparison:
-    """A relative beside copies of its parent with plain noise, as far from the parent in KL.
+    """A relative against copies of its parent with weight noise at the same KL.
 
     Attributes:
-        scales: The noise of each copy, in standard deviations of each matrix.
-        kl: Its KL (bits per read-out).
-        right: Its share of bases with all answers right.
-        mechanism: Its share of crossings that turn as foretold, on the items that the parent and
-            the copy solve, as a mean over the variables; NaN where these are too few.
-        circuit: What its parent's circuit keeps of the lead in it; NaN if unknown.
-        difference: The relative's mechanism less the copies', on items that parent, relative and
-            copy solve; items and copies are drawn anew together.
-        accuracy: The relative's share of bases with all answers right less the copies'.
-        word: "worse than noise", "better than noise", "like noise" (the difference surely lies
-            within 0.05 of 0) or "cannot tell".
+        scales: Noise of each copy, in standard deviations of each matrix.
+        kl: KL of each copy (bits per readout).
+        right: Fraction of bases that each copy answers correctly.
+        mechanism: Interchange accuracy of each copy on pairs that it and the parent solve; NaN if
+            these are too few.
+        circuit: Faithfulness of the parent's circuit in each copy, or NaN.
+        difference: Interchange accuracy of the relative minus that of the copies, on pairs that
+            all of them solve; the bootstrap resamples pairs and copies.
+        accuracy_difference: The same for the fraction of bases answered correctly.
+        label: "like noise" if the 95 % interval of `difference` lies within 0.05 of 0, else
+            "worse than noise" or "better than noise" if it excludes 0, else "cannot tell".
     """
 
     scales: tuple[float, ...]
@@ -70,29 +70,24 @@ class NoiseComparison:
     label: NoiseLabel
 
 
-UNKNOWN = Estimate(float("nan"), float("nan"), float("nan"))
-
-
 @dataclass(frozen=True, eq=False)
 class Mechanism:
-    """What became of the parent's mechanism in a relative.
+    """The parent's mechanism in a relative.
 
     Attributes:
-        sites: Where each variable is put in: the parent's site where the graph is the same, else
-            the relative's own.
-        own_sites: Where the relative itself holds each variable.
-        every: For each variable the share of all crossings that turn as foretold.
-        matched: The same on the items that parent and relative solve when nothing is put in.
-        kept: The mean over the variables on these items.
-        at_own: The same at the relative's own sites.
-        carried: For each variable what the parent's own states turn in the relative, put in as
-            they are, on these items; empty where the graph is another.
-        circuit: Share of the lead that the parent's circuit keeps by itself in the relative, 1 the
-            whole; unknown where the graph is another.
-        circuit_edges: The size of the circuit: the parent's, or where the graph is another the
-            relative's own that keeps as much; 0 if none was found.
-        circuit_share: The same as a share of all edges.
-        order: What broke first; None where too few items are solved by both.
+        sites: Site of each variable: the parent's, or for another graph the relative's.
+        own_sites: The relative's site of each variable.
+        all_pairs: Interchange accuracy of each variable on all pairs.
+        solved_pairs: The same on pairs that both models solve without intervention.
+        interchange_accuracy: Mean of the latter over the variables.
+        accuracy_at_own_sites: The same at the relative's own sites.
+        parent_states: `solved_pairs` with the parent's states interchanged into the relative;
+            empty for another graph.
+        circuit_kept: Faithfulness of the parent's circuit in it; unknown for another graph.
+        circuit_edges: Size of the parent's circuit, or for another graph of the relative's own
+            circuit of the same faithfulness; 0 if none was found.
+        circuit_fraction: The same as a fraction of all edges.
+        loss_order: None if both models solve too few pairs.
     """
 
     sites: Mapping[str, str]
@@ -110,17 +105,15 @@ class Mechanism:
 
 @dataclass(frozen=True, eq=False)
 class CurvePoint:
-    """A relative on the curve.
+    """One model on the curve.
 
     Attributes:
-        name: Its name.
-        kind: How it was made, as its slip says; "random-init" for a fresh net.
-        rate: What it takes to store.
-        behaved: How far its behavior is from the parent's.
-        same_graph: Whether it has as many layers and heads, as wide, as the parent.
-        mechanism: None where the behavior is absent.
-        noise: Copies of the parent with noise, as far away; None where there is none.
-        verdicts: How many heads and variables `compare_family` gave each word; empty if not asked.
+        kind: Kind of its provenance, "trained" without one, or "random-init".
+        behavior: Distance of its behavior from the parent's.
+        same_graph: Whether it has the parent's computation graph and widths.
+        mechanism: None if it lacks the behavior.
+        noise: Comparison with weight noise; None if none was made.
+        verdicts: Number of heads and variables with each verdict; empty if not measured.
     """
 
     name: str
@@ -133,27 +126,29 @@ class CurvePoint:
     verdicts: Mapping[str, int]
 
     @property
+    def loss_order(self) -> LossOrder | None:
+        """Order of losses; None if it was not measured."""
+        return self.mechanism.loss_order if self.mechanism else None
+
+    @property
     def label(self) -> str:
-        """What broke first, or "behavior absent"."""
+        """Label of the order of losses, or "behavior absent"."""
         if self.mechanism is None:
             return "behavior absent"
-        return self.mechanism.loss_order.label if self.mechanism.loss_order else "cannot tell"
+        return self.loss_order.label if self.loss_order else "cannot tell"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RateDistortionCurve(Result):
-    """A model and its relatives: what they store against what is left.
+    """Rate–distortion curve of a model and its relatives.
 
     Attributes:
-        parent: The model itself.
-        points: One for each relative.
-        pattern: What they were asked.
-        items: How many crossings or pairs the mechanism is judged on.
-        guessed: What no simple heuristic exceeds in having all answers right.
-        untrained: The best of some fresh nets of the parent's shape: share of questions with all
-            answers right, and of crossings that turn as foretold at the parent's sites; NaN
-            without nets.
-        protocol: How it was measured.
+        parent, points: The model itself, and its relatives.
+        pairs: Number of pairs for the mechanism.
+        heuristic_accuracy: Upper bound of a simple heuristic's accuracy on all answers.
+        random_init: Largest accuracy on all answers, and largest interchange accuracy at the
+            parent's sites, of some random-init models; NaN without them.
+        protocol: Settings in words.
     """
 
     parent: CurvePoint
@@ -165,130 +160,122 @@ class RateDistortionCurve(Result):
     protocol: tuple[tuple[str, str], ...]
 
     def __getitem__(self, name: str) -> CurvePoint:
-        """Return the point of one model."""
+        """Point of one model."""
         for point in (self.parent, *self.points):
             if point.name == name:
                 return point
-        raise SiteError(f"{name!r} is not on the curve: {[p.name for p in self.points]} are")
+        names = [point.name for point in self.points]
+        raise SiteError(f"{name!r} is not on the curve: choose from {names}")
 
     def table(self) -> pd.DataFrame:
-        """Return all numbers, a model to a row, the parent first; NaN is what was not measured."""
+        """One row per model, the parent first; NaN for what was not measured."""
         return pd.DataFrame([_point_row(point) for point in (self.parent, *self.points)])
 
     def summary(self) -> tuple[str, ...]:
-        """Say in plain sentences what was found."""
+        """One sentence per model, then one per order of losses and per comparison with noise."""
         lines = [self._parent_line(), *map(_point_line, self.points)]
-        told = [point for point in self.points if point.mechanism]
-        for same, where in ((True, ""), (False, "At sites of their own, in another graph: ")):
-            some = [point for point in told if point.same_graph is same]
-            for word, says in _ORDER_SENTENCES.items():
-                if names := [point.name for point in some if point.label == word]:
-                    says = says if same else says[0].lower() + says[1:]
-                    lines.append(f"{where}{says}: {', '.join(names)}.")
-        for word, says in _NOISE_SENTENCES.items():
-            if names := [p.name for p in told if p.noise and p.noise.label == word]:
-                lines.append(f"{says}: {', '.join(names)}.")
+        capable = [point for point in self.points if point.mechanism]
+        for same_graph, prefix in ((True, ""), (False, "At their own sites, in another graph: ")):
+            for label, sentence in _ORDER_SENTENCES.items():
+                names = [p.name for p in capable if p.same_graph is same_graph and p.label == label]
+                if names:
+                    start = sentence if same_graph else sentence[0].lower() + sentence[1:]
+                    lines.append(f"{prefix}{start}: {', '.join(names)}.")
+        for label, sentence in _NOISE_SENTENCES.items():
+            if names := [p.name for p in capable if p.noise and p.noise.label == label]:
+                lines.append(f"{sentence}: {', '.join(names)}.")
         return tuple(lines)
 
     def _parent_line(self) -> str:
-        own = self.parent.mechanism
-        line = (
-            f"{self.parent.name} on {self.pattern!r}: all answers right in "
-            f"{self.parent.behavior.all_correct}"
-        )
-        if own is None:
-            return f"{line}; behavior absent, so that there is no mechanism to lose."
-        sites = ", ".join(f"{variable} at {site}" for variable, site in own.sites.items())
-        return (
-            f"{line}; put in, variables turn its answers in {own.interchange_accuracy} ({sites})."
-        )
+        mechanism, correct = self.parent.mechanism, self.parent.behavior.all_correct
+        line = f"{self.parent.name} on {self.pattern!r}: all answers correct in {correct}"
+        if mechanism is None:
+            return f"{line}; behavior absent, so there is no mechanism to lose."
+        sites = ", ".join(f"{variable} at {site}" for variable, site in mechanism.sites.items())
+        return f"{line}; interchange accuracy {mechanism.interchange_accuracy} ({sites})."
 
     def picture(self) -> Any:  # noqa: ANN401
-        """Draw rate against distortion."""
+        """Drawing of rate against distortion."""
         return figure_of(self)
 
     def __repr__(self) -> str:
-        words = ", ".join(f"{point.name} {point.label}" for point in self.points)
-        return f"<Curve of {self.parent.name} on {self.pattern}: {words}>"
+        labels = ", ".join(f"{point.name} {point.label}" for point in self.points)
+        return f"<RateDistortionCurve of {self.parent.name} on {self.pattern}: {labels}>"
 
 
 _ORDER_SENTENCES = {
-    "mechanism first": "The mechanism breaks before the accuracy does",
-    "accuracy first": "The accuracy breaks before the mechanism does, on what is still solved",
-    "together": "Accuracy and mechanism go together",
+    "mechanism first": "The mechanism breaks before the accuracy",
+    "accuracy first": "The accuracy breaks before the mechanism, on texts that both solve",
+    "together": "Accuracy and mechanism break together",
     "neither": "Neither accuracy nor mechanism is lost",
     "cannot tell": "Which breaks first cannot be told",
 }
 _NOISE_SENTENCES = {
-    "worse than noise": "More of the mechanism is lost than by plain noise at the same KL",
-    "better than noise": "Less of the mechanism is lost than by plain noise at the same KL",
-    "like noise": "As much of the mechanism is left as under plain noise at the same KL",
-    "cannot tell": "Whether plain noise at the same KL would do as much cannot be told",
+    "worse than noise": "More of the mechanism is lost than by weight noise at the same KL",
+    "better than noise": "Less of the mechanism is lost than by weight noise at the same KL",
+    "like noise": "As much of the mechanism is lost as by weight noise at the same KL",
+    "cannot tell": "Whether weight noise at the same KL costs as much cannot be told",
 }
 
 
 def _point_line(point: CurvePoint) -> str:
-    behaved = point.behavior
+    behavior, order, noise = point.behavior, point.loss_order, point.noise
     line = (
-        f"{point.name} ({point.rate.bits / 8000:.0f} kB): KL {behaved.readout_kl.value:.3g} bits, all "
-        f"answers right in {behaved.all_correct}"
+        f"{point.name} ({point.rate.bits / 8000:.0f} kB): KL {behavior.readout_kl.value:.3g} bits, "
+        f"all answers correct in {behavior.all_correct}"
     )
     if point.mechanism is None:
         return f"{line}; behavior absent."
-    if point.mechanism.loss_order is None:
-        return f"{line}; too few items are solved by both to judge the mechanism."
-    order = point.mechanism.loss_order
+    if order is None:
+        return f"{line}; both models solve too few pairs to measure the mechanism."
     line += (
-        f"; on {order.pairs} items that both solve it lost {order.mechanism_loss} of the mechanism, "
-        f"and {order.accuracy_loss} of accuracy on all: {order.label}."
+        f"; loss of interchange accuracy {order.mechanism_loss} on {order.pairs} pairs that both "
+        f"solve, loss of accuracy {order.accuracy_loss} on all: {order.label}."
     )
-    if point.noise:
+    if noise:
         line += (
-            f" Beside {len(point.noise.kl)} copies with plain noise at the same KL its mechanism "
-            f"is {point.noise.difference}: {point.noise.label}."
+            f" Interchange accuracy minus that of {len(noise.kl)} copies with weight noise at the "
+            f"same KL: {noise.difference}, {noise.label}."
         )
     return line
 
 
 def _point_row(point: CurvePoint) -> dict[str, Any]:
-    behaved, found, rate = point.behavior, point.mechanism, point.rate
+    behavior, mechanism, order, rate = point.behavior, point.mechanism, point.loss_order, point.rate
     row: dict[str, Any] = {
         "name": point.name, "kind": point.kind, "kB": rate.bits / 8000, "bits": rate.bits,
         **{f"{part} bits": bits for part, bits in asdict(rate.storage).items()},
         "density": rate.density, "parameters": rate.parameters, "storage stated": rate.is_recorded,
-        **_estimate_columns("kl", behaved.readout_kl), **_estimate_columns("text kl", behaved.text_kl),
-        **_estimate_columns("right", behaved.all_correct),
+        "kl": behavior.readout_kl, "text kl": behavior.text_kl, "right": behavior.all_correct,
+        **{f"{name} right": accuracy for name, accuracy in behavior.accuracy.items()},
+        "agreement": behavior.agreement,
+        "gate": max((gate.state for gate in behavior.gates), key=GATE_STATES.index),
+        "same graph": point.same_graph, "word": point.label,
+        "items": order.pairs if order else np.nan,
+        "mechanism": mechanism.interchange_accuracy if mechanism else UNKNOWN,
+        "mechanism at own sites": mechanism.accuracy_at_own_sites if mechanism else UNKNOWN,
+        "mechanism loss": order.mechanism_loss if order else UNKNOWN,
+        "accuracy loss": order.accuracy_loss if order else UNKNOWN,
+        "loss difference": order.difference if order else UNKNOWN,
+        "circuit": mechanism.circuit_kept if mechanism else UNKNOWN,
+        "circuit edges": (mechanism and mechanism.circuit_edges) or np.nan,
     }  # fmt: skip
-    for name, value in behaved.accuracy.items():
-        row |= _estimate_columns(f"{name} right", value)
-    row |= _estimate_columns("agreement", behaved.agreement)
-    row["gate"] = max((gate.state for gate in behaved.gates), key=GATE_STATES.index)
-    row |= {"same graph": point.same_graph, "word": point.label}
-    order = found.loss_order if found else None
-    row |= {"items": order.pairs if order else np.nan}
-    row |= _estimate_columns("mechanism", found.interchange_accuracy if found else UNKNOWN)
-    row |= _estimate_columns(
-        "mechanism at own sites", found.accuracy_at_own_sites if found else UNKNOWN
-    )
-    row |= _estimate_columns("mechanism loss", order.mechanism_loss if order else UNKNOWN)
-    row |= _estimate_columns("accuracy loss", order.accuracy_loss if order else UNKNOWN)
-    row |= _estimate_columns("loss difference", order.difference if order else UNKNOWN)
-    row |= _estimate_columns("circuit", found.circuit_kept if found else UNKNOWN)
-    row["circuit edges"] = found.circuit_edges if found and found.circuit_edges else np.nan
-    for variable in found.sites if found else ():
-        assert found is not None
-        row[f"{variable} site"] = found.sites[variable]
-        row |= _estimate_columns(f"{variable}, all", found.all_pairs[variable])
-        row |= _estimate_columns(variable, found.solved_pairs[variable])
-        row |= _estimate_columns(
-            f"{variable}, parent's states", found.parent_states.get(variable, UNKNOWN)
-        )
-    return row | _noise_row(point.noise) | {f"verdict {k}": n for k, n in point.verdicts.items()}
+    row |= _variable_columns(mechanism) if mechanism else {}
+    row |= _noise_columns(point.noise) if point.noise else {}
+    return _expand_estimates(row) | {f"verdict {k}": n for k, n in point.verdicts.items()}
 
 
-def _noise_row(noise: NoiseComparison | None) -> dict[str, Any]:
-    if noise is None:
-        return {}
+def _variable_columns(mechanism: Mechanism) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for variable, site in mechanism.sites.items():
+        row[f"{variable} site"] = site
+        row[f"{variable}, all"] = mechanism.all_pairs[variable]
+        row[variable] = mechanism.solved_pairs[variable]
+        row[f"{variable}, parent's states"] = mechanism.parent_states.get(variable, UNKNOWN)
+    return row
+
+
+def _noise_columns(noise: NoiseComparison) -> dict[str, Any]:
     return {
         "noise copies": len(noise.kl),
         "noise scale": float(np.mean(noise.scales)),
@@ -296,14 +283,17 @@ def _noise_row(noise: NoiseComparison | None) -> dict[str, Any]:
         "noise right": float(np.mean(noise.right)),
         "noise mechanism": float(np.mean(noise.mechanism)),
         "noise circuit": float(np.mean(noise.circuit)),
-        **_estimate_columns("mechanism beyond noise", noise.difference),
-        **_estimate_columns("right beyond noise", noise.accuracy_difference),
+        "mechanism beyond noise": noise.difference,
+        "right beyond noise": noise.accuracy_difference,
         "noise word": noise.label,
     }
 
 
-def _estimate_columns(name: str, estimate: Estimate) -> dict[str, float]:
-    return {name: estimate.value, f"{name} low": estimate.low, f"{name} high": estimate.high}
-
-
-"""What could not be measured."""
+def _expand_estimates(row: dict[str, Any]) -> dict[str, Any]:
+    """Give every estimate columns for its interval."""
+    expanded: dict[str, Any] = {}
+    for name, value in row.items():
+        expanded[name] = value.value if isinstance(value, Estimate) else value
+        if isinstance(value, Estimate):
+            expanded |= {f"{name} low": value.low, f"{name} high": value.high}
+    return expanded

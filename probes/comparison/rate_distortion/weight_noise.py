@@ -1,4 +1,4 @@
-"""Plain weight noise: the parent, shaken until it is as far from itself as a relative is."""
+"""Gaussian weight noise, scaled to give the parent the same KL divergence as a relative."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,23 +12,20 @@ from probes.compression.storage import to_hf_model
 from probes.models.model import Model, wrap
 from probes.models.provenance import storage_part
 
-_TOLERANCE = 0.03  # How near a KL must come, as a share of it.
+_TOLERANCE = 0.03
 _STEPS = 16
-_MIN_SCALE, _MAX_SCALE = (
-    1e-4,
-    4.0,
-)  # Standard deviations of a matrix; beyond, nothing of it is left.
+_MIN_SCALE, _MAX_SCALE = 1e-4, 4.0
 
 
 @dataclass(frozen=True, eq=False)
 class NoisyModel:
-    """A model that can be shaken, again and again.
+    """A model that gets weight noise repeatedly, in a copy.
 
     Attributes:
-        like: The model itself.
-        plain: A copy of it as Hugging Face has it.
-        still: The matrices of the layers as they are in the model itself.
-        tried: For each seed the scales that were tried, with what was measured there.
+        original: The model; it is never changed.
+        hf_model: The copy, a Hugging Face model.
+        original_weights: Weight matrices of the layers of the original, by name.
+        measured: For each seed the measured value at each scale that was tried.
     """
 
     original: Model
@@ -38,101 +35,99 @@ class NoisyModel:
 
     @torch.no_grad()
     def add_noise(self, scale: float, seed: int) -> Model:
-        """Add normal noise, so many times each matrix's own standard deviation."""
-        rng = torch.Generator().manual_seed(seed)
+        """Add Gaussian noise of `scale` standard deviations of each matrix."""
+        generator = torch.Generator().manual_seed(seed)
         weights = dict(self.hf_model.named_parameters())
-        for name, still in self.original_weights.items():
-            drawn = torch.randn(still.shape, generator=rng).to(still)
-            weights[name].copy_(still + scale * still.float().std().to(still) * drawn)
-        name = f"{self.original.name} shaken {seed}"
+        for name, original in self.original_weights.items():
+            noise = torch.randn(original.shape, generator=generator).to(original)
+            weights[name].copy_(original + scale * original.float().std().to(original) * noise)
+        name = f"{self.original.name} noise {seed}"
         return wrap(self.hf_model, name=name, tokenizer=self.original.tokenizer)
 
 
 @dataclass(frozen=True, slots=True)
 class NoiseScale:
-    """A scale of noise (standard deviations of each matrix), and what was measured there."""
+    """Scale of noise (standard deviations of each matrix), and the value measured there."""
 
     scale: float
     value: float
 
 
 def noisy_model(model: Model) -> NoisyModel:
-    """Prepare a model to be shaken; it is never changed."""
-    plain = to_hf_model(model).to(model.device)
-    still = {
+    """Copy a model for adding noise."""
+    hf_model = to_hf_model(model).to(model.device)
+    original_weights = {
         name: weight.detach().clone()
-        for name, weight in plain.named_parameters()
+        for name, weight in hf_model.named_parameters()
         if storage_part(name, weight.ndim) == "weights"
     }
-    return NoisyModel(model, plain, still)
+    return NoisyModel(model, hf_model, original_weights)
 
 
 def match_noise(
     noisy: NoisyModel, target: float, seed: int, measure: Callable[[Model], float]
 ) -> NoiseScale | None:
-    """Shake a model until a measure that grows with noise comes to a target.
+    """Scale at which a measure that grows with noise reaches a target, within 3 %.
 
-    Returns:
-        What was found, within 3 % of the target; None where the target is 0, or where no noise
-        reaches it.
+    None if the target is 0 or not finite, or if no scale from 1e-4 to 4 reaches it.
     """
     if not target > 0 or not math.isfinite(target):
         return None
-    known = noisy.measured.setdefault(seed, {})
+    measured = noisy.measured.setdefault(seed, {})
 
-    def at(scale: float) -> NoiseScale:
-        if scale not in known:
-            known[scale] = measure(noisy.add_noise(scale, seed))
-        return NoiseScale(scale, known[scale])
+    def measure_at(scale: float) -> NoiseScale:
+        if scale not in measured:
+            measured[scale] = measure(noisy.add_noise(scale, seed))
+        return NoiseScale(scale, measured[scale])
 
-    low, high = _bracket(known, target)
+    low, high = _bracket(measured, target)
     while low is None:
-        found = at(high.scale / 8 if high else 0.02)
-        if found.value <= target:
-            low = found
-        elif found.scale < _MIN_SCALE:
+        point = measure_at(high.scale / 8 if high else 0.02)
+        if point.value <= target:
+            low = point
+        elif point.scale < _MIN_SCALE:
             return None
         else:
-            high = found
+            high = point
     while high is None:
-        found = at(min(low.scale * 2, _MAX_SCALE))
-        if found.value > target:
-            high = found
-        elif found.scale >= _MAX_SCALE:
+        point = measure_at(min(low.scale * 2, _MAX_SCALE))
+        if point.value > target:
+            high = point
+        elif point.scale >= _MAX_SCALE:
             return None
         else:
-            low = found
-    return _nearest(at, low, high, target)
+            low = point
+    return _search(measure_at, low, high, target)
 
 
-def _nearest(
-    at: Callable[[float], NoiseScale], low: NoiseScale, high: NoiseScale, target: float
+def _search(
+    measure_at: Callable[[float], NoiseScale], low: NoiseScale, high: NoiseScale, target: float
 ) -> NoiseScale | None:
-    """Draw a scale below and one above together until one of them is near enough."""
+    """Interpolate between a lower and an upper scale until one is within the tolerance."""
     for step in range(_STEPS):
-        best = min((low, high), key=lambda one: abs(one.value - target))
+        best = min((low, high), key=lambda point: abs(point.value - target))
         if abs(best.value - target) <= _TOLERANCE * target:
             return best
-        found = at(_between(low, high, target, even=step % 3 == 2))
-        low, high = (low, found) if found.value > target else (found, high)
+        point = measure_at(_between(low, high, target, bisect=step % 3 == 2))
+        low, high = (low, point) if point.value > target else (point, high)
     return None
 
 
 def _bracket(
-    known: Mapping[float, float], target: float
+    measured: Mapping[float, float], target: float
 ) -> tuple[NoiseScale | None, NoiseScale | None]:
-    """Return the nearest scales tried below and above a target."""
-    tried = [NoiseScale(scale, value) for scale, value in sorted(known.items())]
-    above = next((one for one in tried if one.value > target), None)
-    below = [one for one in tried if one.value <= target and (not above or one.scale < above.scale)]
+    """Nearest measured scales below and above a target."""
+    points = [NoiseScale(scale, value) for scale, value in sorted(measured.items())]
+    above = next((point for point in points if point.value > target), None)
+    below = [p for p in points if p.value <= target and (not above or p.scale < above.scale)]
     return (below[-1] if below else None), above
 
 
-def _between(low: NoiseScale, high: NoiseScale, target: float, *, even: bool) -> float:
-    """Return a scale between two; KL grows about as a power of it, so that logs are straight."""
+def _between(low: NoiseScale, high: NoiseScale, target: float, *, bisect: bool) -> float:
+    """Scale between two, by log-log interpolation, because KL is about a power of the scale."""
     start, stop = math.log(low.scale), math.log(high.scale)
     part = 0.5
-    if not even and low.value > 0:
+    if not bisect and low.value > 0:
         rise = math.log(high.value) - math.log(low.value)
         part = (math.log(target) - math.log(low.value)) / rise if rise > 0 else 0.5
     return math.exp(start + min(max(part, 0.02), 0.98) * (stop - start))
