@@ -1,7 +1,14 @@
 """The commands that make relatives and draw the curve: words typed in, files written."""
 
+import contextlib
 import json
+import os
+import random
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -176,3 +183,43 @@ def test_hidden_and_unfinished_folders_are_neither_listed_nor_loaded(here):
     for name in (draft, str(relatives / draft), "half"):
         with pytest.raises(ModelError, match=r"hidden folder|No model"):
             load(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["distilled", "quantized"])
+def test_a_kill_at_any_moment_leaves_nothing_half_made(kind, here):
+    """After kills at up to six random moments the model has the bytes of a run without kills."""
+    write_texts(here)
+    more = {
+        "distilled": ("--steps", 6, "--batch", 2, *TEXTS),
+        "quantized": ("--scheme", "rtn-3"),
+    }[kind]
+    words = ["make", kind, "scratch", *map(str, more), "--name", "mine"]
+    command = [sys.executable, "-m", "probes", *words]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    begun = time.monotonic()
+    subprocess.run(command, check=True, cwd=here, env=environment, capture_output=True)
+    seconds = time.monotonic() - begun
+    whole = here / "whole"
+    (here / "runs" / "relatives" / "mine").rename(whole)
+    shutil.rmtree(here / "runs")
+    moments = random.Random(0)
+    for _ in range(6):
+        process = subprocess.Popen(
+            command, cwd=here, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(moments.uniform(0.5, 1.1) * seconds)
+        process.kill()
+        process.wait()
+        for name in list_derived_models():
+            assert load(name).provenance.kind == kind
+        if list_derived_models():
+            break
+    else:
+        subprocess.run(command, check=True, cwd=here, env=environment, capture_output=True)
+    made = here / "runs" / "relatives" / "mine"
+    assert list_derived_models() == ("mine",)
+    assert {p.name: p.read_bytes() for p in made.iterdir()} == {
+        p.name: p.read_bytes() for p in whole.iterdir()
+    }
