@@ -17,6 +17,7 @@ from probes.files import derived_folder, list_models
 from probes.models.loading import (
     BARE_HUB_IDS,
     check_finite,
+    check_saved,
     find_model,
     load_hf_model,
     parse_dtype,
@@ -60,13 +61,15 @@ class DerivedModel:
         """Write a folder for `load`, atomically.
 
         Raises:
-            ModelError: The folder holds something other than a model.
+            ModelError: The folder holds something other than a model, or the saved model gives
+                other logits.
             FigureError: The folder cannot be written.
         """
         folder = Path(folder)
 
         def write(draft: Path) -> None:
             self.hf_model.save_pretrained(draft)
+            check_saved(draft, self.hf_model, self.name)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(draft)
             write_provenance(self.provenance, draft)

@@ -25,8 +25,12 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, *, adapter: Path | None = None) -> None:
     """Refuse a folder whose weights are not safetensors, or not all of what is loaded.
+
+    Args:
+        folder: A model's folder.
+        adapter: Folder of the adapter that will be merged, which may be the same one.
 
     Raises:
         ModelError: Weights are missing, pickled, quantized, outside of the folder, present twice,
@@ -34,10 +38,10 @@ def check_folder(folder: Path) -> None:
     """
     files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     adapters = [name for name in _ADAPTER_FILES if name in files]
-    if adapters:
+    if adapters and (adapter is None or adapter.resolve() != folder.resolve()):
         raise ModelError(
-            f"{str(folder)!r} holds an adapter ({', '.join(adapters)}), which is not loaded: merge "
-            "it (merge_and_unload of peft) and save the whole model, or move these files away."
+            f"{str(folder)!r} holds an adapter ({', '.join(adapters)}), which would be ignored: "
+            "load it with adapter=folder to merge it, or move these files away."
         )
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if not isinstance(config, dict):
@@ -48,7 +52,7 @@ def check_folder(folder: Path) -> None:
             f"{str(folder)!r} is stored quantized ({method}), whose gradients can be wrong: load "
             "it with transformers, call dequantize(), and save it without quantization_config."
         )
-    stored = [name for name in files if name.endswith(".safetensors")]
+    stored = [n for n in files if n.endswith(".safetensors") and n not in adapters]
     if WEIGHTS in files:
         loaded = [WEIGHTS]
     elif INDEX in files:

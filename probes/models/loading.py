@@ -12,9 +12,11 @@ from torch import nn
 
 from probes.errors import ModelError, ProbeError
 from probes.files import data_folder, derived_folder, list_derived_models, list_models
-from probes.models.acceptance import LOGIT_TOLERANCE
+from probes.models.acceptance import LOGIT_TOLERANCE, reference_logits
+from probes.models.adapter import merge_adapter
 from probes.models.folder import check_folder, check_loaded_keys, has_tokenizer
 from probes.models.process_state import suppress_library_warnings
+from probes.models.provenance import Provenance, folder_storage, read_provenance
 from probes.prompts.special_tokens import set_bos
 
 BARE_HUB_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "openai-gpt")
@@ -29,6 +31,17 @@ def parse_dtype(name: str) -> torch.dtype:
     if name not in known:
         raise ModelError(f"Unknown dtype: {name!r} found. Use one of {', '.join(sorted(known))}.")
     return known[name]
+
+
+def parse_random_init(name: object) -> tuple[str, int] | None:
+    """Model and seed of a name such as "random-init:full:3"; None for other names."""
+    kind, _, rest = str(name).partition(":")
+    if kind != "random-init" or not rest:
+        return None
+    like, _, seed = rest.partition(":")
+    if not (seed or "0").isdecimal():
+        raise ModelError(f"The seed of {name!r} is {seed!r}: write 'random-init:full:3'")
+    return like, int(seed or 0)
 
 
 def find_model(name: str | Path) -> tuple[str, str]:
@@ -63,9 +76,13 @@ def find_model(name: str | Path) -> tuple[str, str]:
 
 
 def load_hf_model(
-    source: str, dtype: torch.dtype, *, add_bos: bool | None = None
+    source: str,
+    dtype: torch.dtype,
+    *,
+    add_bos: bool | None = None,
+    adapter: str | Path | None = None,
 ) -> tuple[nn.Module, object]:
-    """Hugging Face model and its tokenizer, or None where it has none.
+    """Hugging Face model and its tokenizer, or None where it has none; arguments as in `load`.
 
     Raises:
         ModelError: It cannot be loaded, or its files hold more or less than is loaded.
@@ -76,7 +93,8 @@ def load_hf_model(
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         folder = _local_folder(source)
-        check_folder(folder)
+        merged = None if adapter is None else Path(adapter)
+        check_folder(folder, adapter=merged)
         how = {"dtype": dtype, "attn_implementation": "eager", "use_safetensors": True}
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(folder), **how, trust_remote_code=False, output_loading_info=True
@@ -85,6 +103,8 @@ def load_hf_model(
         check_loaded_keys(
             source, keys["missing_keys"], keys["unexpected_keys"], keys["mismatched_keys"]
         )
+        if merged is not None:
+            merge_adapter(hf_model, merged)
         tokenizer = None
         if has_tokenizer(folder):
             tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
@@ -100,6 +120,36 @@ def _local_folder(source: str) -> Path:
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(source, allow_patterns=[*_HUB_FILES], ignore_patterns=["*/*"]))
+
+
+def folder_provenance(source: str) -> Provenance | None:
+    """Provenance of a model's folder; None for a hub id."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return None
+    return read_provenance(folder) or Provenance("trained", "", folder_storage(folder))
+
+
+def check_saved(folder: Path, hf_model: nn.Module, name: str) -> None:
+    """Compare the logits of a saved model, loaded again, with those of the one in memory.
+
+    Raises:
+        ModelError: They differ: a config does not describe its model, or weights are not saved.
+    """
+    weight = next(hf_model.parameters())
+    loaded, _ = load_hf_model(str(folder), weight.dtype)
+    modes = [(module, module.training) for module in hf_model.modules()]
+    expected = reference_logits(hf_model.eval()).logits
+    for module, training in modes:
+        module.training = training
+    gap = float((reference_logits(loaded.to(weight.device)).logits - expected).abs().max())
+    allowed = LOGIT_TOLERANCE[weight.dtype] * max(1.0, float(expected.abs().max()))
+    if not gap <= allowed:
+        raise ModelError(
+            f"{name} was not saved: loaded again, its logits differ by {gap:.1e}, {allowed:.1e} "
+            "allowed. Its config does not describe its layers, or its embeddings are tied again. "
+            "Correct hf_model.config (layer settings, tie_word_embeddings)."
+        )
 
 
 def check_finite(hf_model: nn.Module, name: str) -> None:

@@ -15,14 +15,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from probes.errors import ModelError
+from probes.models import loading
 from probes.models.acceptance import check_acceptance, reference_logits
 from probes.models.attention_hooks import check_attention_edits, require_effect, split_value_heads
 from probes.models.edits import Edit, hook_edit
 from probes.models.generation import continue_text
 from probes.models.kv_cache import block_cache_argument, replaced_caches
-from probes.models.loading import check_finite, find_model, load_hf_model, model_errors, parse_dtype
 from probes.models.process_state import isolated, seeded_init
-from probes.models.provenance import Provenance, folder_storage, read_provenance
+from probes.models.provenance import Provenance
 from probes.models.run_checks import require_eval, require_finite
 from probes.models.shape import Shape as Shape
 from probes.models.shape import read_shape
@@ -210,6 +210,7 @@ def load(
     dtype: str = "float32",
     device: str | torch.device | None = None,
     add_bos: bool | None = None,
+    adapter: str | Path | None = None,
 ) -> Model:
     """Load a model; a `Model` is returned unchanged.
 
@@ -218,28 +219,31 @@ def load(
         dtype: "float32", "bfloat16" or "float16".
         device: Device of the weights, PyTorch's default by default.
         add_bos: Whether the tokenizer writes its BOS token, by default as its own files say.
+        adapter: Folder of a LoRA adapter of peft, which is merged into the weights.
 
     Raises:
         ProbeError: There is no such model, it cannot be loaded, or it has no BOS token to add.
     """
     if isinstance(name, Model):
+        if adapter is not None:
+            raise ModelError(f"{name.name} is loaded already: give its folder to add an adapter")
         return name
-    kind, _, rest = str(name).partition(":")
-    if kind == "random-init" and rest:
-        like, _, seed = rest.partition(":")
-        seed = seed or "0"
-        if not seed.isdecimal():
-            raise ModelError(f"The seed of {name!r} is {seed!r}: write 'random-init:full:3'")
-        return random_init(load(like, dtype=dtype, device=device, add_bos=add_bos), seed=int(seed))
-    source, origin = find_model(name)
+    if (parts := loading.parse_random_init(name)) is not None and adapter is None:
+        like = load(parts[0], dtype=dtype, device=device, add_bos=add_bos)
+        return random_init(like, seed=parts[1])
+    source, origin = loading.find_model(name)
     with isolated():
-        hf_model, tokenizer = load_hf_model(source, parse_dtype(dtype), add_bos=add_bos)
-        with model_errors(f"Could not load {source!r}", "Check its files and the device."):
-            hf_model, provenance = hf_model.to(device or torch.get_default_device()), None
-            if (folder := Path(source)).is_dir():
-                provenance = read_provenance(folder)
-                provenance = provenance or Provenance("trained", "", folder_storage(folder))
-        return _build_model(hf_model, (Path(name).name, origin), tokenizer, provenance)
+        weights = loading.parse_dtype(dtype)
+        hf_model, tokenizer = loading.load_hf_model(
+            source, weights, add_bos=add_bos, adapter=adapter
+        )
+        with loading.model_errors(f"Could not load {source!r}", "Check its files and the device."):
+            hf_model = hf_model.to(device or torch.get_default_device())
+            provenance = loading.folder_provenance(source)
+        names = (Path(name).name, origin)
+        if adapter is not None:
+            names = (f"{names[0]}+{Path(adapter).name}", f"{origin} with {Path(adapter).resolve()}")
+        return _build_model(hf_model, names, tokenizer, provenance)
 
 
 def wrap(
@@ -279,9 +283,9 @@ def _build_model(
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
     name, architecture = names[0], type(hf_model).__name__
-    check_finite(hf_model, name)
+    loading.check_finite(hf_model, name)
     fix = "Use a decoder such as Llama, GPT-2 or GPT-NeoX."
-    with model_errors(f"{name} ({architecture}) is not supported", fix):
+    with loading.model_errors(f"{name} ({architecture}) is not supported", fix):
         hf_model.eval()
         hf_model.set_attn_implementation("eager")
         config = copy.deepcopy(hf_model.config)

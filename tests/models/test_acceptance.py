@@ -5,9 +5,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import probes as pb
+from probes.compression.derived_model import DerivedModel
 from probes.errors import ModelError, SiteError
 from probes.models.acceptance import check_acceptance, reference_logits
-from probes.models.model import random_init, wrap
+from probes.models.model import load, random_init, wrap
+from probes.models.provenance import Provenance, StorageCost
 from probes.testing.tiny_models import tiny, tiny_hf
 
 SIZE = {
@@ -211,3 +213,35 @@ def test_an_edit_that_changes_its_activation_in_place_without_returning_it_is_re
             model.logits(ids, ids > 0)
         with mode(), model.editing({name: lambda value: None}):
             model.logits(ids, ids > 0)
+
+
+# Derived models, saved and loaded again.
+
+
+def derived(hf_model):
+    return DerivedModel(
+        "mine", hf_model, None, Provenance("grown", "parent", StorageCost(1.0, 1.0, 1.0))
+    )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_saved_model_gives_the_logits_of_the_one_in_memory(tied, tmp_path):
+    hf_model = build("gemma2", **SUPPORTED["gemma2"])
+    if not tied:  # An output matrix of its own, although the config ties it.
+        weight = hf_model.get_input_embeddings().weight
+        hf_model.get_output_embeddings().weight = torch.nn.Parameter(weight.flip(0).clone())
+    folder = derived(hf_model).save(tmp_path / "same")
+    ids = torch.arange(3, 9)[None]
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    saved, wrapped = load(folder), wrap(hf_model, name="mine")
+    torch.testing.assert_close(saved.logits(ids, mask), wrapped.logits(ids, mask))
+
+
+def test_a_config_that_does_not_describe_its_model_is_refused_and_nothing_saved(tmp_path):
+    """The layers change places, but SmolLM3's rotary setting of each place stays."""
+    hf_model = build("smollm3", **SUPPORTED["smollm3"])
+    derived(hf_model).save(tmp_path / "before")
+    hf_model.model.layers = torch.nn.ModuleList(list(hf_model.model.layers)[::-1])
+    with pytest.raises(ModelError, match=r"mine was not saved: loaded again, its logits differ"):
+        derived(hf_model).save(tmp_path / "after")
+    assert [path.name for path in tmp_path.iterdir()] == ["before"]

@@ -10,7 +10,7 @@ from probes.errors import ModelError
 from probes.models import loading
 from probes.models.folder import check_folder
 from probes.models.loading import model_errors
-from probes.models.model import load
+from probes.models.model import load, wrap
 from probes.testing.tiny_models import tiny_hf
 
 WEIGHTS = "model.safetensors"
@@ -85,7 +85,83 @@ def test_hidden_files_are_no_second_set(folder):
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 def test_an_adapter_next_to_the_weights_is_refused_by_name(folder, name):
     (folder / name).write_text("{}")
-    refused(folder, rf"holds an adapter \({name}\).*merge_and_unload")
+    refused(folder, rf"holds an adapter \({name}\), which would be ignored")
+
+
+def write_adapter(folder, weights, **settings):
+    folder.mkdir(exist_ok=True)
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "bias": "none"} | settings
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file(weights, folder / "adapter_model.safetensors")
+    return folder
+
+
+def lora(module, rows, columns, rank=2):
+    generator = torch.Generator().manual_seed(rows)
+    name = f"base_model.model.{module}.lora_"
+    return {
+        f"{name}A.weight": 0.3 * torch.randn(rank, columns, generator=generator),
+        f"{name}B.weight": 0.3 * torch.randn(rows, rank, generator=generator),
+    }
+
+
+@pytest.mark.parametrize("own_folder", [True, False])
+@pytest.mark.parametrize(("settings", "scale"), [({}, 3.0), ({"use_rslora": True}, 6 / 2**0.5)])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_an_adapter_is_merged_on_demand(kind, settings, scale, own_folder, tmp_path):
+    hf_model = tiny_hf(kind, seed=0)
+    hf_model.save_pretrained(tmp_path)
+    module, rows = ("model.layers.1.mlp.up_proj", 64)
+    if kind == "gpt2":  # Its matrices are stored transposed.
+        module, rows = ("transformer.h.1.attn.c_attn", 96)
+    weights = lora(module, rows, 32)
+    folder = tmp_path if own_folder else tmp_path / "adapter"
+    adapter = write_adapter(folder, weights, **settings)
+    b_times_a = (
+        weights[f"base_model.model.{module}.lora_B.weight"]
+        @ (weights[f"base_model.model.{module}.lora_A.weight"])
+    )
+    weight = hf_model.get_submodule(module).weight
+    with torch.no_grad():
+        weight += scale * (b_times_a.T if kind == "gpt2" else b_times_a)
+    model = load(tmp_path, adapter=adapter)
+    assert model.name == f"{tmp_path.name}+{adapter.name}"
+    ids = torch.arange(3, 9)[None]
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    expected = wrap(hf_model, name="merged").logits(ids, mask)
+    torch.testing.assert_close(model.logits(ids, mask), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("weights", "settings", "message"),
+    [
+        (lora("model.layers.1.mlp.up_proj", 64, 32), {"peft_type": "IA3"}, "is IA3 with"),
+        (lora("model.layers.1.mlp.up_proj", 64, 32), {"use_dora": True}, "LORA with use_dora"),
+        (lora("model.layers.1.mlp.up_proj", 64, 32), {"bias": "all"}, "LORA with bias"),
+        (lora("model.layers.7.mlp.up_proj", 64, 32), {}, "does not fit the model: .*, none found"),
+        (lora("model.layers.1.mlp.up_proj", 64, 16), {}, r"is \(64, 16\) there, \(64, 32\) found"),
+        ({"base_model.model.lm_head.weight": torch.ones(2)}, {}, "no LoRA matrix found"),
+        (
+            lora("model.layers.1.mlp.up_proj", 64, 32) | {"extra.weight": torch.ones(2)},
+            {},
+            "extra.weight found",
+        ),
+    ],
+)
+def test_an_adapter_that_cannot_be_merged_is_refused(folder, weights, settings, message):
+    adapter = write_adapter(folder / "adapter", weights, **settings)
+    with pytest.raises(ModelError, match=message):
+        load(folder, adapter=adapter)
+
+
+def test_an_adapter_is_never_ignored(folder):
+    adapter = write_adapter(folder / "adapter", lora("model.layers.1.mlp.up_proj", 64, 32))
+    with pytest.raises(ModelError, match="is loaded already"):
+        load(load(folder), adapter=adapter)
+    with pytest.raises(ModelError, match="random-init"):
+        load("random-init:full:3", adapter=adapter)
+    with pytest.raises(ModelError, match=r"adapter_config\.json is missing"):
+        load(folder, adapter=folder)
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes"])

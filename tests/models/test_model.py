@@ -1,4 +1,4 @@
-"""A model reads ids as Hugging Face does, and is edited in one place only."""
+"""Logits, edits, loading and generation of a model."""
 
 import threading
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import probes
-from probes import files as resources
+from probes import files
 from probes.errors import ModelError, SiteError
-from probes.models import loading as sources
+from probes.models import loading
 from probes.models.acceptance import LOGIT_TOLERANCE
 from probes.models.model import load, position_ids, random_init, wrap
 from probes.testing.equivalent_heads import ungroup_heads
@@ -29,15 +29,15 @@ def batch():
 def test_logits_are_those_of_hugging_face_in_eager_attention(kind, dtype, batch):
     ids, mask = batch
     hf_model = tiny_hf(kind, seed=0).to(dtype)
-    ours = wrap(hf_model, name=kind).logits(ids, mask)
+    logits = wrap(hf_model, name=kind).logits(ids, mask)
     with torch.no_grad():
         given = {"attention_mask": mask.long(), "position_ids": position_ids(mask)}
-        theirs = hf_model(input_ids=ids, **given).logits
-    assert (ours - theirs)[mask].abs().max() <= LOGIT_TOLERANCE[dtype]
+        expected = hf_model(input_ids=ids, **given).logits
+    assert (logits - expected)[mask].abs().max() <= LOGIT_TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_padding_on_the_left_changes_no_logit(kind, batch):
+def test_padding_on_the_left_does_not_change_logits(kind, batch):
     ids, mask = batch
     model = tiny(kind)
     alone = model.logits(ids[:1, 5:], mask[:1, 5:])
@@ -51,7 +51,7 @@ def test_wrapping_leaves_the_given_model_as_it_was():
     assert [name for name, _ in hf_model.named_modules()] == names
 
 
-def test_a_shape_says_how_the_model_is_built():
+def test_a_shape_has_the_sizes_of_the_config():
     shape = tiny("llama-gqa").shape
     assert (shape.architecture, shape.layers, shape.heads) == ("LlamaForCausalLM", 3, 4)
     assert (shape.kv_heads, shape.d_model, shape.d_head) == (2, 32, 8)
@@ -59,25 +59,27 @@ def test_a_shape_says_how_the_model_is_built():
     assert tiny("neox").shape.parallel
 
 
-def test_heads_ungrouped_compute_what_the_groups_did(batch):
+def test_ungrouped_heads_give_the_logits_of_grouped_ones(batch):
     model = tiny("llama-gqa")
-    twin = ungroup_heads(model)
-    assert twin.shape.kv_heads == twin.shape.heads == 4
-    assert torch.allclose(twin.logits(*batch), model.logits(*batch), atol=1e-6)
+    ungrouped = ungroup_heads(model)
+    assert ungrouped.shape.kv_heads == ungrouped.shape.heads == 4
+    assert torch.allclose(ungrouped.logits(*batch), model.logits(*batch), atol=1e-6)
 
 
 def test_an_edit_sees_the_activation_and_replaces_it(batch):
-    model, seen = tiny("gpt2"), []
+    model, activations = tiny("gpt2"), []
     before = model.logits(*batch)
-    with model.editing({"blocks.1.attn.hook_z": torch.zeros_like, "hook_embed": seen.append}):
+    with model.editing(
+        {"blocks.1.attn.hook_z": torch.zeros_like, "hook_embed": activations.append}
+    ):
         edited = model.logits(*batch)
-    assert seen[0].shape == (4, 12, 32)
+    assert activations[0].shape == (4, 12, 32)
     assert not torch.allclose(edited, before)
     assert torch.equal(model.logits(*batch), before)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_hook_outlives_its_edit_not_even_after_an_error(kind, batch):
+def test_no_hook_is_left_after_an_edit_or_an_error(kind, batch):
     model = tiny(kind)
     before = hook_count(model)
 
@@ -107,29 +109,29 @@ def test_an_activation_that_is_off_by_default_is_refused():
 
 
 @pytest.mark.parametrize("edit", [lambda v: v[:1], lambda v: v.double()], ids=["shape", "dtype"])
-def test_an_edit_must_keep_shape_and_number_format(edit, batch):
+def test_an_edit_must_keep_shape_and_dtype(edit, batch):
     model = tiny("llama")
     with pytest.raises(SiteError, match="must keep"), model.editing({"hook_embed": edit}):
         model.logits(*batch)
 
 
-def test_a_second_thread_is_refused_instead_of_given_the_edits_of_the_first(batch):
-    model, found = tiny("llama"), []
+def test_a_second_thread_does_not_run_with_the_edits_of_the_first(batch):
+    model, errors = tiny("llama"), []
 
     def second():
         try:
             model.logits(*batch)
         except ModelError as error:
-            found.append(error)
+            errors.append(error)
 
     with model.editing({"hook_embed": torch.zeros_like}):
         thread = threading.Thread(target=second)
         thread.start()
         thread.join()
-    assert "another thread" in str(found[0])
+    assert "another thread" in str(errors[0])
 
 
-def test_an_untrained_relative_depends_on_its_seed_alone(batch):
+def test_a_random_init_model_depends_on_its_seed_alone(batch):
     model = tiny("llama-gqa")
     state = torch.get_rng_state()
     first = random_init(model, seed=1).logits(*batch)
@@ -148,7 +150,7 @@ def test_prompts_longer_than_the_context_are_refused():
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_folder_loads_with_tied_weights_and_any_stored_format(tmp_path, stored, tied, batch):
+def test_a_folder_loads_with_tied_weights_and_any_stored_dtype(tmp_path, stored, tied, batch):
     hf_model = tiny_hf("llama-gqa", seed=0, tie_word_embeddings=tied).to(stored)
     hf_model.save_pretrained(tmp_path)
     model = load(tmp_path, device="cpu")
@@ -168,7 +170,7 @@ def test_a_folder_with_pickled_weights_only_is_refused(tmp_path):
         load(tmp_path)
 
 
-def test_weights_that_are_not_numbers_are_refused_by_name(tmp_path):
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
     hf_model = tiny_hf("llama", seed=0)
     hf_model.model.norm.weight.data[3] = float("nan")
     hf_model.save_pretrained(tmp_path)
@@ -185,18 +187,18 @@ def test_missing_weights_are_refused_by_name(tmp_path):
         load(tmp_path)
 
 
-def test_a_family_member_loads_by_name_and_a_slip_is_corrected(tmp_path, monkeypatch):
+def test_a_family_member_loads_by_name_and_a_close_name_is_suggested(tmp_path, monkeypatch):
     tiny_hf("llama", seed=0).save_pretrained(tmp_path / "models" / "teacher")
-    for module in (sources, resources):
+    for module in (loading, files):
         monkeypatch.setattr(module, "data_folder", lambda: tmp_path)
     assert load("teacher").origin == "family member teacher"
     with pytest.raises(ModelError, match="Did you mean 'teacher'"):
         load("taecher")
 
 
-def test_an_untrained_model_of_any_shape_and_seed_loads_by_name(tmp_path, monkeypatch):
+def test_a_random_init_model_of_any_shape_and_seed_loads_by_name(tmp_path, monkeypatch):
     tiny_hf("llama", seed=0).save_pretrained(tmp_path / "models" / "teacher")
-    for module in (sources, resources):
+    for module in (loading, files):
         monkeypatch.setattr(module, "data_folder", lambda: tmp_path)
     ids, mask = torch.arange(5)[None], torch.ones(1, 5, dtype=torch.bool)
     named = load("random-init:teacher:3").logits(ids, mask)
@@ -206,8 +208,8 @@ def test_an_untrained_model_of_any_shape_and_seed_loads_by_name(tmp_path, monkey
         load("random-init:teacher:x")
 
 
-def test_a_hub_that_cannot_be_reached_is_reported_in_one_line(monkeypatch, tmp_path):
-    monkeypatch.setattr(sources, "data_folder", lambda: tmp_path)
+def test_an_unreachable_hub_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(loading, "data_folder", lambda: tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="Could not load 'nobody/nothing'") as caught:
         load("nobody/nothing")
@@ -219,27 +221,27 @@ def test_an_unknown_dtype_is_refused():
         load("anything/here", dtype="int4")
 
 
-# The kit's own sites, and text in and out.
+# Sites, and generation.
 
 
-def test_a_site_edits_one_head_and_no_other():
-    model, seen = tiny("llama"), []
+def test_a_site_edits_its_own_head():
+    model, activations = tiny("llama"), []
     ids = torch.randint(3, 97, (2, 6), generator=torch.Generator().manual_seed(5))
     mask = torch.ones_like(ids, dtype=torch.bool)
-    whole = {"blocks.1.attn.hook_z": lambda value: seen.append(value.clone())}
+    whole = {"blocks.1.attn.hook_z": lambda value: activations.append(value.clone())}
     with model.editing({"L1.H0": torch.zeros_like} | whole):
         model.logits(ids, mask)
-    assert (seen[0][:, :, 0] == 0).all()
-    assert (seen[0][:, :, 1:] != 0).all()
+    assert (activations[0][:, :, 0] == 0).all()
+    assert (activations[0][:, :, 1:] != 0).all()
 
 
 @pytest.mark.parametrize("name", ["L9.H0", "L0.H9", "L9.resid", "L0.resid@op"])
-def test_a_site_that_the_model_lacks_is_refused(name):
+def test_an_unknown_site_is_refused(name):
     with pytest.raises(SiteError, match=name), tiny("llama").editing({name: torch.zeros_like}):
         pass
 
 
-def test_a_model_continues_a_text_also_inside_an_edit():
+def test_generation_runs_inside_an_edit():
     model = load("full")
     text = probes.pattern("take-away").sample_questions(1, seed=0)[0].text
     plain = model.generate(text, max_new_tokens=3)
