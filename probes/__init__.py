@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from probes.circuits.trace import trace
     from probes.claims.run import evaluate_claims
     from probes.comparison.circuits.compare import compare_circuits
-    from probes.comparison.circuits.lifted import transfer_circuit
+    from probes.comparison.circuits.transfer import transfer_circuit
     from probes.comparison.compare import compare, compare_family
     from probes.comparison.family_result import FamilyComparison
     from probes.comparison.rate_distortion.measure import rate_distortion
@@ -100,7 +100,7 @@ _HOMES = {
     "Comparison": "comparison.result",
     "FamilyComparison": "comparison.family_result",
     "cross_model_interchange": "comparison.variables.transfer",
-    "transfer_circuit": "comparison.circuits.lifted",
+    "transfer_circuit": "comparison.circuits.transfer",
     "compare_circuits": "comparison.circuits.compare",
     "representation_similarity": "comparison.representations.compare",
     "weight_similarity": "comparison.weights",

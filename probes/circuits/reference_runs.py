@@ -1,4 +1,4 @@
-"""The two runs that all circuits of a task share: every edge kept, and every edge replaced."""
+"""Reference runs: the clean run of a task, and the run with every edge ablated."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,20 +21,22 @@ from probes.models.decoder import (
     capture_decoder,
     decompose,
 )
-from probes.models.model import Model
-from probes.models.run_checks import require_eval
+from probes.models.model import Model, require_eval
 
 Ablation = Literal["counterfactual", "mean", "zero"]
+
+_WriterValues = tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]
+"""Values of the embedding, of z and of MLPs, as edges carry them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run to begin with.
+    """A run from which patched passes start.
 
     Attributes:
-        run: The residuals that its parts read, and what they make of them.
-        embed, z, mlp_out: What its edges carry; other than what `run` makes where edges carry
-            means or zeros.
+        activations: What readers read, and what writers make of it.
+        embed, z, mlp_out: What the edges carry; differs from `activations` where edges carry means
+            or zeros.
     """
 
     activations: DecoderActivations
@@ -44,20 +46,19 @@ class Run:
 
     @property
     def is_consistent(self) -> bool:
-        """Whether its edges carry just what its parts make."""
+        """Whether edges carry what the writers compute."""
         return self.z is self.activations.z
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceRuns:
-    """Everything that circuits of one model and task share.
+    """What all circuits of one model and task share.
 
     Attributes:
-        wiring: What the kept edges' numbers mean.
-        clean, replaced: All edges kept, and none.
-        leads: The clean run's lead (logits).
-        floor: The lead with every edge replaced.
-        first: The position before which nothing differs.
+        graph: Numbers the edges of masks.
+        clean, ablated: The runs with all edges kept, and with none.
+        first_position: The position before which nothing differs.
+        clean_logit_diffs, ablated_logit_diffs: Logit differences of both runs (logits).
     """
 
     model: Model
@@ -82,95 +83,93 @@ def run_references(
     ablation: Ablation = "counterfactual",
     mean_task: Task | None = None,
 ) -> ReferenceRuns:
-    """Run a task's clean and counterfactual prompts once, for all circuits to come.
+    """Run a task's clean and counterfactual prompts once, for all circuits.
 
     Args:
         model: A decoder whose blocks are plain sums of heads and MLP.
-        task: What to run.
-        roles: Whether kept edges are resolved by roles.
-        ablation: What a cut edge carries: its counterfactual value, its mean over the
-            counterfactuals of `reference` at tokens of the same role, or zero.
-        reference: The prompts to take means over; the task itself by default.
+        task: The pairs of prompts.
+        roles: Whether edges are resolved by roles.
+        ablation: What an ablated edge carries: its counterfactual value, its mean over tokens of
+            the same role in the counterfactuals of `mean_task`, or zero.
+        mean_task: The prompts of means; by default the task itself.
 
     Raises:
-        ModelError: The blocks are other sums, the model is in training mode, or a run breaks.
-        BatchError: The reference lacks a role of the task.
+        ModelError: The blocks are no plain sums, the model is in training mode, or a run fails.
+        BatchError: `mean_task` lacks a role of the task.
     """
     if ablation not in ("counterfactual", "mean", "zero"):
         raise CircuitError(
             f"The ablation {ablation!r} is unknown: use 'counterfactual', 'mean' or 'zero'"
         )
     require_eval(model)
-    anatomy, task = decompose(model), task.to(model)
-    entry, clean = capture_decoder(model, anatomy, task.clean, task.mask, task.readout)
-    own = Run(clean, clean.embed, clean.z, clean.mlp_out)
-    if ablation == "counterfactual":
-        ids = task.counterfactual
-        _, other = capture_decoder(model, anatomy, ids, task.mask, task.readout)
-        replaced = Run(other, other.embed, other.z, other.mlp_out)
+    weights, task = decompose(model), task.to(model)
+    entry, activations = capture_decoder(model, weights, task.clean, task.mask, task.readout)
+    clean = Run(activations, activations.embed, activations.z, activations.mlp_out)
+    if ablation == "zero":
+        z, mlp_out = (tuple(map(torch.zeros_like, values)) for values in (clean.z, clean.mlp_out))
+        values = (torch.zeros_like(clean.embed), z, mlp_out)
+        ablated = _run_with_constants(clean, weights, entry, values)
     else:
-        no_z, no_mlp = (tuple(map(torch.zeros_like, kind)) for kind in (clean.z, clean.mlp_out))
-        constant = (torch.zeros_like(clean.embed), no_z, no_mlp)
+        other = task if mean_task is None or ablation != "mean" else mean_task.to(model)
+        _, activations = capture_decoder(
+            model, weights, other.counterfactual, other.mask, other.readout
+        )
+        ablated = Run(activations, activations.embed, activations.z, activations.mlp_out)
         if ablation == "mean":
-            pool = task if mean_task is None else mean_task.to(model)
-            ids = pool.counterfactual
-            _, other = capture_decoder(model, anatomy, ids, pool.mask, pool.readout)
-            constant = _role_means(task, pool, other)
-        replaced = _run_with_constants(own, anatomy, entry, constant)
+            values = _role_means(task, other, activations)
+            ablated = _run_with_constants(clean, weights, entry, values)
     first = task.first_difference if ablation == "counterfactual" else 0
     at = (torch.arange(len(task), device=model.device), task.readout)
-    leads, floor = (
-        task.logit_diff(anatomy.unembed(anatomy.final_norm(side.activations.resid_final[at])))
-        for side in (own, replaced)
+    clean_logit_diffs, ablated_logit_diffs = (
+        task.logit_diff(weights.unembed(weights.final_norm(run.activations.resid_final[at])))
+        for run in (clean, ablated)
     )
     return ReferenceRuns(
         model=model,
         task=task,
         graph=task.computation_graph(model, roles=roles),
         ablation=ablation,
-        weights=anatomy,
+        weights=weights,
         entry=entry,
-        clean=own,
-        ablated=replaced,
+        clean=clean,
+        ablated=ablated,
         first_position=min(first, int(task.readout.min())),
-        clean_logit_diffs=leads,
-        ablated_logit_diffs=floor,
+        clean_logit_diffs=clean_logit_diffs,
+        ablated_logit_diffs=ablated_logit_diffs,
     )
 
 
 def ablation_change(runs: ReferenceRuns, writer: int) -> Tensor:
-    """Return what an edge brings when it is cut: its replacement less its clean value."""
+    """Change of a writer's output by ablation: ablated minus clean value."""
     heads = runs.model.shape.heads
     if writer == 0:
         return runs.ablated.embed - runs.clean.embed
-    layer, place = divmod(writer - 1, heads + 1)
-    if place == heads:
+    layer, head = divmod(writer - 1, heads + 1)
+    if head == heads:
         return runs.ablated.mlp_out[layer] - runs.clean.mlp_out[layer]
-    change = (runs.ablated.z[layer] - runs.clean.z[layer])[..., place, :]
-    return change @ runs.weights.layers[layer].o[place]
+    change = (runs.ablated.z[layer] - runs.clean.z[layer])[..., head, :]
+    return change @ runs.weights.layers[layer].o[head]
 
 
-def _role_means(
-    task: Task, mean_task: Task, activations: DecoderActivations
-) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return what writers write on the mean over the pool's tokens of each token's role."""
+def _role_means(task: Task, mean_task: Task, activations: DecoderActivations) -> _WriterValues:
+    """Mean value of each writer over the tokens of the same role in `mean_task`."""
     index = {role: n for n, role in enumerate(mean_task.roles)}
     used = [task.roles[n] for n in task.role_of.unique().tolist() if n >= 0]
-    found = {mean_task.roles[n] for n in mean_task.role_of.unique().tolist() if n >= 0}
-    if lacking := [role for role in used if role not in found]:
+    present = {mean_task.roles[n] for n in mean_task.role_of.unique().tolist() if n >= 0}
+    if missing := [role for role in used if role not in present]:
         raise BatchError(
-            f"The reference lacks the roles {', '.join(lacking)}, which the task has: take means "
-            "over prompts of the same pattern"
+            f"The prompts of means lack the roles {', '.join(missing)}, which the task has: take "
+            "means over prompts of the same pattern"
         )
     to = torch.tensor([index.get(role, 0) for role in task.roles], device=task.role_of.device)
-    asked = torch.where(task.role_of >= 0, to[task.role_of.clamp(min=0)], 0)
-    there = one_hot(mean_task.role_of.clamp(min=0), len(mean_task.roles))
-    there = (there * (mean_task.role_of >= 0)[..., None]).to(activations.embed.dtype)
-    count = there.sum((0, 1)).clamp(min=1)
+    role_of = torch.where(task.role_of >= 0, to[task.role_of.clamp(min=0)], 0)
+    has_role = one_hot(mean_task.role_of.clamp(min=0), len(mean_task.roles))
+    has_role = (has_role * (mean_task.role_of >= 0)[..., None]).to(activations.embed.dtype)
+    count = has_role.sum((0, 1)).clamp(min=1)
 
     def mean(value: Tensor) -> Tensor:
-        total = einsum(there, value.flatten(2), "b t r, b t f -> r f") / count[:, None]
-        return total[asked].unflatten(-1, value.shape[2:])
+        total = einsum(has_role, value.flatten(2), "b t r, b t f -> r f") / count[:, None]
+        return total[role_of].unflatten(-1, value.shape[2:])
 
     return (
         mean(activations.embed),
@@ -180,34 +179,28 @@ def _role_means(
 
 
 def _run_with_constants(
-    clean: Run,
-    weights: DecoderWeights,
-    entry: DecoderInputs,
-    constants: tuple[Tensor, tuple, tuple],
+    clean: Run, weights: DecoderWeights, entry: DecoderInputs, values: _WriterValues
 ) -> Run:
-    """Return the run in which every edge carries a constant; its parts read the sums of them."""
-    embed, z, mlp_out = constants
-    run, found = (
-        clean.activations,
-        {n: [] for n in ("resid_pre", "resid_mid", "q", "k", "v", "z", "mlp_out")},
-    )
+    """Run in which every edge carries a constant, and readers read the sums of these."""
+    embed, z, mlp_out = values
+    run = clean.activations
+    parts = {name: [] for name in ("resid_pre", "resid_mid", "q", "k", "v", "z", "mlp_out")}
     shift = embed - run.embed
     for number, layer in enumerate(weights.layers):
         pre = run.resid_pre[number] + shift
         y = layer.attn_norm(pre)
         q, k = (apply_rotary(layer.project(port, y), entry.rotary) for port in "qk")
         v = layer.project("v", y)
-        made = attend(q, k, v, layer.visible_keys(entry.attention_mask), layer.scale)
+        new_z = attend(q, k, v, entry.attention_mask, layer.scale)
         heads = einsum(z[number] - run.z[number], layer.o, "b t h e, h e d -> b t d")
         mid = run.resid_mid[number] + shift + (0 if weights.parallel else heads)
         out = layer.mlp(layer.mlp_norm(mid))
-        for name, value in zip(found, (pre, mid, q, k, v, made, out), strict=True):
-            found[name].append(value)
+        for name, value in zip(parts, (pre, mid, q, k, v, new_z, out), strict=True):
+            parts[name].append(value)
         shift = shift + heads + mlp_out[number] - run.mlp_out[number]
-    parts = {name: tuple(values) for name, values in found.items()}
-    return Run(
-        DecoderActivations(embed=run.embed, resid_final=run.resid_final + shift, **parts),
-        embed,
-        z,
-        mlp_out,
+    activations = DecoderActivations(
+        embed=run.embed,
+        resid_final=run.resid_final + shift,
+        **{name: tuple(layers) for name, layers in parts.items()},
     )
+    return Run(activations, embed, z, mlp_out)

@@ -399,7 +399,7 @@ def test_a_model_in_training_mode_is_refused():
 
 def test_a_reference_without_a_role_of_the_task_is_refused():
     with pytest.raises(
-        BatchError, match="The reference lacks the roles p3, p4, which the task has"
+        BatchError, match="The prompts of means lack the roles p3, p4, which the task has"
     ):
         run_references(model_of("llama"), pairs(), ablation="mean", mean_task=pairs(width=3))
 
@@ -407,7 +407,7 @@ def test_a_reference_without_a_role_of_the_task_is_refused():
 def test_a_reference_without_a_token_of_a_role_is_refused():
     task = pairs()
     pool = replace(task, role_of=torch.where(task.role_of == 2, -1, task.role_of))
-    with pytest.raises(BatchError, match="The reference lacks the roles p2"):
+    with pytest.raises(BatchError, match="The prompts of means lack the roles p2"):
         run_references(model_of("llama"), task, ablation="mean", mean_task=pool)
 
 

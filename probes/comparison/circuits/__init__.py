@@ -1,1 +1,1 @@
-"""Circuits of two models: overlap, edge tests, transfer."""
+"""Comparison of circuits: overlap, edge tests and transfer."""

@@ -1,6 +1,6 @@
-"""Edges that are not worth the same in two models: each held against signs dealt by lot.
+"""Per-edge sign-flip permutation test of score differences between two models.
 
-Both models are scored on the same prompts. Were an edge worth the same in both, each prompt's
+Both models are scored on the same prompts. If an edge had the same score in both, each prompt's
 difference would be as likely to have the other sign.
 """
 
@@ -14,24 +14,24 @@ from probes.circuits.graph import ComputationGraph
 from probes.stats.intervals import BOOTSTRAP_DRAWS, Estimate, bootstrap_weights, percentile_interval
 
 FDR_LEVEL = 0.05
-"""Share of false discoveries among the edges that are said to have changed."""
+"""Expected fraction of false discoveries among the edges that are reported as changed."""
 
 MAX_SIGN_FLIPS = 4096
-"""Patterns of signs that a difference is held against; all there are, for up to 12 prompts."""
+"""Sign patterns of the permutation test; all of them for up to 12 prompts."""
 
 _BLOCK = 4_000_000  # Floats of flipped sums held at once.
 
 
 @dataclass(frozen=True, slots=True)
 class EdgeChange:
-    """An edge that is not worth the same in two models.
+    """An edge whose score differs between two models.
 
     Attributes:
         edge: Its name.
-        a, b: Its score in each (logits), mean over prompts.
-        difference: `a` less `b`, with its interval over prompts.
-        p: Two-sided, by changing the signs of the prompts' differences (Fisher 1935).
-        q: The same, corrected for the number of edges (Benjamini & Hochberg 1995).
+        a, b: Its score in each model (logits), mean over prompts.
+        difference: `a` minus `b`, with its interval over prompts.
+        p: Two-sided p-value of the sign-flip test (Fisher 1935).
+        q: p corrected for the number of edges (Benjamini & Hochberg 1995).
     """
 
     edge: str
@@ -45,23 +45,23 @@ class EdgeChange:
 def sign_flip_test(
     differences: Float[np.ndarray, "prompt edge"], *, seed: int = 0
 ) -> Float[np.ndarray, " edge"]:
-    """Return each edge's p-value: how often its mean is as far from 0 with signs dealt by lot.
+    """Two-sided p-value of each edge's mean difference under random signs.
 
-    Two-sided, and exact where all patterns of signs are no more than `FLIPS`.
+    Exact where there are at most `MAX_SIGN_FLIPS` sign patterns.
     """
     observed = np.abs(differences.sum(0))
-    # What rounding does to a sum must not part a pattern from its mirror image.
-    bar = observed - 1e-9 * np.abs(differences).sum(0)
+    # Rounding must not separate a pattern from its mirror image.
+    threshold = observed - 1e-9 * np.abs(differences).sum(0)
     signs = _sign_patterns(len(differences), seed)
     reached = np.zeros(len(observed))
     for start in range(0, len(observed), _BLOCK // len(signs)):
         part = slice(start, start + _BLOCK // len(signs))
-        reached[part] = (np.abs(signs @ differences[:, part]) >= bar[part]).sum(0)
+        reached[part] = (np.abs(signs @ differences[:, part]) >= threshold[part]).sum(0)
     return reached / len(signs)
 
 
 def _sign_patterns(count: int, seed: int) -> Float[np.ndarray, "flip prompt"]:
-    """List patterns of signs, first the one that was observed."""
+    """All or random sign patterns; the first is the observed one."""
     if 2**count <= MAX_SIGN_FLIPS:
         numbers = np.arange(2**count)[:, None]
         return 1.0 - 2.0 * (numbers >> np.arange(count) & 1)
@@ -78,36 +78,36 @@ def edge_changes(
     min_difference: float = 0.0,
     seed: int = 0,
 ) -> tuple[EdgeChange, ...]:
-    """List the edges whose scores differ, the greatest difference first.
+    """Edges whose scores differ significantly, the greatest difference first.
 
-    A difference of the means below `least` (logits) counts as none.
+    A difference of the means up to `min_difference` (logits) counts as 0.
     """
-    apart = np.where(np.abs((a - b).mean(0)) <= min_difference, 0.0, a - b)
-    p = sign_flip_test(apart, seed=seed)
+    differences = np.where(np.abs((a - b).mean(0)) <= min_difference, 0.0, a - b)
+    p = sign_flip_test(differences, seed=seed)
     q = false_discovery_control(p)
     weights = bootstrap_weights(len(a), BOOTSTRAP_DRAWS, seed=seed) / len(a)
-    means = (a.mean(0), b.mean(0))
-    found = np.flatnonzero(q < FDR_LEVEL)
-    found = found[np.argsort(-np.abs(apart[:, found].mean(0)), kind="stable")]
+    mean_a, mean_b = a.mean(0), b.mean(0)
+    changed = np.flatnonzero(q < FDR_LEVEL)
+    changed = changed[np.argsort(-np.abs(differences[:, changed].mean(0)), kind="stable")]
     return tuple(
         EdgeChange(
-            edge=str(graph.edge(number)),
-            a=float(means[0][number]),
-            b=float(means[1][number]),
+            edge=str(graph.edge(index)),
+            a=float(mean_a[index]),
+            b=float(mean_b[index]),
             difference=percentile_interval(
-                float(apart[:, number].mean()), weights @ apart[:, number]
+                float(differences[:, index].mean()), weights @ differences[:, index]
             ),
-            p=float(p[number]),
-            q=float(q[number]),
+            p=float(p[index]),
+            q=float(q[index]),
         )
-        for number in found.tolist()
+        for index in changed.tolist()
     )
 
 
 def min_detectable_edges(prompts: int, edges: int) -> int:
-    """Say how many edges must change together before any can be found.
+    """Number of edges that must change together before any can be significant.
 
-    As many patterns of signs as are tried give no p-value that one edge of many could pass with.
+    The number of sign patterns limits how small a p-value can be.
     """
     floor = 2 / 2**prompts if 2**prompts <= MAX_SIGN_FLIPS else 1 / MAX_SIGN_FLIPS
     return int(np.ceil(edges * floor / FDR_LEVEL))

@@ -1,9 +1,11 @@
-"""Whether a circuit of one model does the job in another, beside that model's own circuit.
+"""Circuit transfer: does the circuit of one model work in another?
 
-gap = f(given) - f(own)        f: share of the lead kept, counted as 1 where above it
+`evaluate_transfer` runs the same edges in a model with the same graph. `transfer_circuit` runs the
+partners of a circuit's heads in a model of any shape.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -11,40 +13,48 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from probes.circuits.circuit import Circuit
 from probes.circuits.edge_patching import run_circuits
 from probes.circuits.faithfulness import (
+    evaluate_masks,
     faithfulness_estimate,
     faithfulness_values,
     sample_random_circuits,
 )
+from probes.circuits.graph import ComputationGraph
 from probes.circuits.reference_runs import ReferenceRuns, run_references
-from probes.circuits.task import Task
-from probes.errors import GateError
+from probes.circuits.task import Task, TaskSettings, require_open_gate, sample_tasks
+from probes.errors import CircuitError, GateError
 from probes.models.model import Model
+from probes.models.site import head_names
+from probes.prompts.catalog import pattern as find_pattern
+from probes.prompts.pattern import Pattern
 from probes.stats.intervals import BOOTSTRAP_DRAWS, Estimate, bootstrap_weights, percentile_interval
 
 TransferLabel = Literal["works", "falls short", "cannot tell", "no circuit"]
 
 MARGIN = 0.1
-"""A given circuit works if it surely keeps no more than this less of the lead than the own one."""
+"""A transferred circuit works if its faithfulness is at most this much below the own one's."""
 
 MIN_OWN_FRACTION = 0.5
-"""Share of the lead that a model's own circuit must surely keep: less is hardly a circuit."""
+"""Faithfulness that the interval of a model's own circuit must exceed to count as a circuit."""
+
+_QUANTILE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
 class CircuitTransfer:
-    """What two circuits of one size keep in one model, on prompts that neither was found by.
+    """Faithfulness of two circuits of one size in one model, on held-out prompts.
 
     Attributes:
-        model: The model in which they are run.
-        own: Share of the lead that the model's own circuit keeps: 1 the whole, 0 nothing.
-        given: The share that the other model's circuit keeps.
-        gap: `given` less `own`, both counted as 1 where above it; below 0 the own one is better.
-        chance, chance_high: Median and highest share of as many edges of random paths.
-        word: "works" where the gap is surely above -0.1, "falls short" where it is surely below
-            that, else "cannot tell"; "no circuit" where the own edges do not surely keep half of
-            the lead and more than the highest chance: too few, so that nothing follows.
+        model: The model in which they run.
+        own: Faithfulness of the model's own circuit.
+        transferred: Faithfulness of the other model's circuit.
+        gap: `transferred` minus `own`, both capped at 1.
+        chance, chance_high: Median and maximum over as many edges of random paths.
+        label: "works" if the 95 % interval of the gap is above -0.1, "falls short" if it is below,
+            else "cannot tell"; "no circuit" if the interval of `own` does not exceed both 0.5 and
+            `chance_high`, so that the gap says nothing.
     """
 
     model: str
@@ -56,80 +66,194 @@ class CircuitTransfer:
     label: TransferLabel
 
 
-def stage_task(model: Model, task: Task) -> ReferenceRuns:
-    """Run the prompts that circuits are judged by.
+def run_open_task(model: Model, task: Task) -> ReferenceRuns:
+    """Reference runs of a task that the model can do.
 
     Raises:
-        GateError: The answer does not lead, or its counterfactuals do not lower its lead.
+        GateError: The mean logit difference is not above 0, or the counterfactuals do not lower it.
     """
-    found = run_references(model, task)
-    leads, floor = float(found.clean_logit_diffs.mean()), float(found.ablated_logit_diffs.mean())
-    if not leads > 0:
+    runs = run_references(model, task)
+    clean, ablated = float(runs.clean_logit_diffs.mean()), float(runs.ablated_logit_diffs.mean())
+    if not clean > 0:
         raise GateError(
-            f"{model.name} does not have the behavior: over {len(task)} prompts its answer's lead "
-            f"is {leads:.2f} logits, not above 0. There is no circuit to compare; choose a model "
-            "or a task whose gate is open."
+            f"{model.name} does not have the behavior: over {len(task)} prompts its mean logit "
+            f"difference is {clean:.2f}, not above 0. There is no circuit to compare; choose a "
+            "model or a task whose gate is open."
         )
-    if not leads > floor:
+    if not clean > ablated:
         raise GateError(
-            f"The counterfactuals do not lower the lead of {model.name}: {leads:.2f} logits "
-            f"before, {floor:.2f} after. There is nothing for a circuit to keep; choose contrasts "
-            "that change the answer."
+            f"The counterfactuals do not lower the logit difference of {model.name}: {clean:.2f} "
+            f"before, {ablated:.2f} after. There is nothing for a circuit to keep; choose "
+            "contrasts that change the answer."
         )
-    return found
+    return runs
 
 
 def evaluate_transfer(
-    stage: ReferenceRuns,
+    runs: ReferenceRuns,
     own: Bool[Tensor, " edge"],
     transferred: Bool[Tensor, " edge"],
     *,
     random_circuits: int = 10,
     seed: int = 0,
 ) -> CircuitTransfer:
-    """Run a model's own circuit and another's of as many edges, each by itself.
+    """Run a model's own circuit and another model's, given as edge masks of equal size.
 
     Args:
-        stage: The model on prompts that neither circuit was found by.
-        own, given: The edges of each.
-        controls: How many circuits of random paths give the chance level.
-        seed: Of the draws and the random paths.
+        runs: The model on held-out prompts.
+        own, transferred: Masks of the edges.
+        random_circuits: Number of circuits of random paths for the chance level.
+        seed: Seed of the bootstrap and of the random paths.
     """
-    leads = run_circuits(stage, torch.stack([own, transferred]))
-    mine, theirs = (faithfulness_estimate(stage, one, seed=seed) for one in leads)
+    logit_diffs = run_circuits(runs, torch.stack([own, transferred]))
+    own_f, transferred_f = (faithfulness_estimate(runs, each, seed=seed) for each in logit_diffs)
     gap = percentile_interval(
-        min(theirs.value, 1.0) - min(mine.value, 1.0), _bootstrap_gaps(stage, leads, seed)
+        min(transferred_f.value, 1.0) - min(own_f.value, 1.0),
+        _bootstrap_gaps(runs, logit_diffs, seed),
     )
     chance = faithfulness_values(
-        stage, sample_random_circuits(stage, int(own.sum()), "paths", random_circuits, seed=seed)
+        runs, sample_random_circuits(runs, int(own.sum()), "paths", random_circuits, seed=seed)
     )
     highest = float(chance.max())
-    word: TransferLabel = "cannot tell"
-    if mine.low <= max(highest, MIN_OWN_FRACTION):
-        word = "no circuit"
+    label: TransferLabel = "cannot tell"
+    if own_f.low <= max(highest, MIN_OWN_FRACTION):
+        label = "no circuit"
     elif gap.low > -MARGIN:
-        word = "works"
+        label = "works"
     elif gap.high < -MARGIN:
-        word = "falls short"
+        label = "falls short"
     return CircuitTransfer(
-        model=stage.model.name,
-        own=mine,
-        transferred=theirs,
+        model=runs.model.name,
+        own=own_f,
+        transferred=transferred_f,
         gap=gap,
         chance=float(chance.median()),
         chance_high=highest,
-        label=word,
+        label=label,
     )
 
 
 def _bootstrap_gaps(
-    stage: ReferenceRuns, logit_diffs: Float[Tensor, "circuit prompt"], seed: int
+    runs: ReferenceRuns, logit_diffs: Float[Tensor, "circuit prompt"], seed: int
 ) -> Float[np.ndarray, " draw"]:
-    """Draw the prompts anew: the given circuit's share less the own one's, both at most 1."""
+    """Bootstrap draws of the transferred minus the own faithfulness, both capped at 1."""
     weights = bootstrap_weights(logit_diffs.shape[1], BOOTSTRAP_DRAWS, seed=seed)
-    both, whole, none = (
-        t.double().cpu().numpy()
-        for t in (logit_diffs, stage.clean_logit_diffs, stage.ablated_logit_diffs)
+    both, clean, ablated = (
+        values.double().cpu().numpy()
+        for values in (logit_diffs, runs.clean_logit_diffs, runs.ablated_logit_diffs)
     )
-    own, given = np.minimum((both - none) @ weights.T / ((whole - none) @ weights.T), 1.0)
-    return given - own
+    ratios = (both - ablated) @ weights.T / ((clean - ablated) @ weights.T)
+    own, transferred = np.minimum(ratios, 1.0)
+    return transferred - own
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadTransferSettings(TaskSettings):
+    """How `transfer_circuit` draws pairs and random heads.
+
+    Attributes:
+        random_sets: Number of random sets of as many heads.
+    """
+
+    random_sets: int = 200
+
+
+@dataclass(frozen=True, slots=True)
+class TransferredCircuit:
+    """Faithfulness of the partners of a circuit's heads in another model.
+
+    Attributes:
+        heads: The circuit's heads, each with its partner, "" where it has none.
+        kept_fraction: Faithfulness with the partners and all MLPs, and no other head, on held-out
+            prompts.
+        fraction_without: Faithfulness without the partners.
+        chance, chance_high: Mean and 95th percentile of random sets of as many heads.
+        random_sets: Number of distinct random sets.
+    """
+
+    heads: tuple[tuple[str, str], ...]
+    kept_fraction: Estimate
+    fraction_without: Estimate
+    chance: float
+    chance_high: float
+    random_sets: int
+
+    @property
+    def partners(self) -> tuple[str, ...]:
+        """The heads that were kept."""
+        return tuple(dict.fromkeys(partner for _, partner in self.heads if partner))
+
+
+def transfer_circuit(
+    circuit: Circuit,
+    partners: Mapping[str, str],
+    other: Model,
+    pattern: str | Pattern = "take-away",
+    settings: HeadTransferSettings | None = None,
+) -> TransferredCircuit:
+    """Run the partners of a circuit's heads alone in another model.
+
+    All MLPs are kept, as they have no partners.
+
+    Args:
+        circuit: Circuit of the first model, as of `trace`.
+        partners: Heads of the other model by heads of the first, as of `Comparison.partners`.
+        other: The other model.
+        pattern: A pattern, its name, or a .jsonl file.
+        settings: Pairs and random heads.
+
+    Raises:
+        CircuitError: No head of the circuit has a partner, or the other model lacks a partner.
+        GateError: The other model does not have the behavior.
+    """
+    settings = settings or HeadTransferSettings()
+    heads = [node.split("@")[0] for node in circuit.nodes if ".H" in node]
+    pairs = tuple((head, partners.get(head, "")) for head in dict.fromkeys(heads))
+    kept = list(dict.fromkeys(partner for _, partner in pairs if partner))
+    if not kept:
+        raise CircuitError(
+            f"None of the circuit's heads {', '.join(heads) or '(it has none)'} has a partner in "
+            f"{other.name}: pair heads first, as Comparison.partners does"
+        )
+    every = list(head_names(other.shape.layers, other.shape.heads))
+    if unknown := set(kept) - set(every):
+        raise CircuitError(
+            f"{other.name} has no heads {', '.join(sorted(unknown))}: give partners that it has"
+        )
+    found_pattern = find_pattern(pattern) if isinstance(pattern, str) else pattern
+    gate = require_open_gate(other, found_pattern, settings.answer, seed=settings.seed)
+    _, held_out = sample_tasks(other, found_pattern, replace(settings, answer=gate.answer))
+    runs = run_references(other, held_out)
+    alone, without = (
+        evaluate_masks(runs, mask, seed=settings.seed)[0]
+        for mask in (_masks_of_heads(runs.graph, [kept]), ~_edges_at_heads(runs.graph, kept))
+    )
+    rng = np.random.default_rng(settings.seed)
+    draws = (rng.choice(every, len(kept), replace=False) for _ in range(settings.random_sets))
+    distinct = sorted({tuple(sorted(map(str, draw))) for draw in draws})
+    chance = faithfulness_values(runs, _masks_of_heads(runs.graph, distinct)).numpy()
+    return TransferredCircuit(
+        heads=pairs,
+        kept_fraction=alone.value,
+        fraction_without=without.value,
+        chance=float(chance.mean()),
+        chance_high=float(np.quantile(chance, _QUANTILE)),
+        random_sets=len(distinct),
+    )
+
+
+def _edges_at_heads(graph: ComputationGraph, heads: Sequence[str]) -> Bool[Tensor, "1 edge"]:
+    """Mask of the edges out of and into some heads."""
+    source, target = graph.edge_table[:2]
+    writers = {graph.writers.index(head) for head in heads}
+    into = [bool(writers & {*graph.writers_fed_by(n)}) for n in range(len(graph.readers))]
+    return torch.from_numpy(np.isin(source, sorted(writers)) | np.array(into)[target])[None]
+
+
+def _masks_of_heads(
+    graph: ComputationGraph, sets: Sequence[Sequence[str]]
+) -> Bool[Tensor, "set edge"]:
+    """Masks, for each set of heads, of the edges that touch no other head."""
+    every = [writer for writer in graph.writers if ".H" in writer]
+    others = ([head for head in every if head not in heads] for heads in sets)
+    return torch.cat([~_edges_at_heads(graph, heads) for heads in others])
