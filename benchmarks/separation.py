@@ -39,9 +39,7 @@ def main() -> None:
     recipient = run_recipient(full, trials)
     rows = []
     for kind, model in models(args.folder, args.nulls):
-        (hits,) = donor_hits(
-            recipient, [run_donor(model, trials)], trials, trials.variables
-        ).values()
+        (hits,) = donor_hits(recipient, [run_donor(model, trials)]).values()
         shares = {variable: float(hit.mean()) for variable, hit in hits.items()}
         mean_interchange_accuracy = sum(shares.values()) / len(shares)
         rows.append(

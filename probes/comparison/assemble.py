@@ -10,15 +10,15 @@ from probes.comparison.heads.matching import HeadPairing, match_heads, pair_head
 from probes.comparison.heads.profiles import HeadProfiles, similarity_draws
 from probes.comparison.heads.verdicts import NullModels, head_verdicts
 from probes.comparison.measurements import (
-    ComparisonPrompts,
     ModelMeasurements,
     RandomInitNull,
     ReferenceModel,
     model_facts,
 )
+from probes.comparison.prompts import ComparisonPrompts
 from probes.comparison.result import Comparison, MeanPairScore, SolvedLogitDiff
 from probes.comparison.variables.result import CrossModelTransfer
-from probes.comparison.variables.transfer import Hits, evaluate_donor, own_hits
+from probes.comparison.variables.transfer import Hits, TransferBaselines, evaluate_donor
 from probes.comparison.variables.verdicts import (
     absent_variable_verdict,
     variable_site,
@@ -28,7 +28,7 @@ from probes.comparison.verdict import Verdict
 from probes.models.model import Model
 from probes.observe.behavior import Behavior
 from probes.observe.result import GATE_STATES, Gate, GateState
-from probes.stats.intervals import bootstrap_mean, percentile_interval, proportion
+from probes.stats.intervals import bootstrap_mean, percentile_interval
 from probes.stats.paired import mcnemar_test
 
 _PROVENANCE_KEYS = ("_name_or_path", "transformers_version")
@@ -165,17 +165,14 @@ def _transfers(
         return ()
     nets = references.nulls[architecture_key(donor.model)]
     passed = references.negative_control_hits[recipient.name].items()
-    return evaluate_donor(
-        recipient.recipient,
-        donor.donor,
-        shared.folds,
-        shared.folds.variables,
-        nulls={str(n): found.hits[recipient.name] for n, found in enumerate(nets)},
+    baselines = TransferBaselines(
+        nulls={str(n): null.hits[recipient.name] for n, null in enumerate(nets)},
         negative_controls={
             name: hits for name, hits in passed if name not in (donor.name, recipient.name)
         },
-        seed=shared.seed,
     )
+    variables = shared.folds.variables
+    return evaluate_donor(recipient.recipient, donor.donor, variables, baselines, seed=shared.seed)
 
 
 def _variable_verdicts(
@@ -191,19 +188,16 @@ def _variable_verdicts(
         return tuple(
             absent_variable_verdict(variable, b.gates) for variable in shared.folds.variables
         )
-    found = []
-    for one in transfers_to_other:
-        mine = proportion(own_hits(a.recipient, shared.folds, one.variable))
-        found.append(
-            variable_verdict(
-                variable_site(a.recipient, shared.folds, one.variable, mine),
-                variable_site(b.recipient, shared.folds, one.variable, one.own_accuracy),
-                one,
-                b.gates,
-                other_seed_roles=_other_seed_roles(other_seed, one.variable),
-            )
+    return tuple(
+        variable_verdict(
+            variable_site(a.recipient, transfer.variable),
+            variable_site(b.recipient, transfer.variable),
+            transfer,
+            b.gates,
+            other_seed_roles=_other_seed_roles(other_seed, transfer.variable),
         )
-    return tuple(found)
+        for transfer in transfers_to_other
+    )
 
 
 def _other_seed_roles(other_seed: ReferenceModel | None, variable: str) -> frozenset[str] | None:

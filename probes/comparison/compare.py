@@ -15,7 +15,6 @@ from tqdm.auto import tqdm
 from probes.comparison.assemble import ReferenceSet, architecture_key, assemble_comparison
 from probes.comparison.family_result import FamilyComparison
 from probes.comparison.measurements import (
-    ComparisonPrompts,
     ModelMeasurements,
     NullGroup,
     RandomInitNull,
@@ -24,8 +23,8 @@ from probes.comparison.measurements import (
     measure_null,
     measure_reference,
     prepare_nulls,
-    sample_comparison_prompts,
 )
+from probes.comparison.prompts import ComparisonPrompts, sample_comparison_prompts
 from probes.comparison.result import Comparison
 from probes.comparison.variables.stitching import Recipient
 from probes.comparison.variables.transfer import Hits, donor_hits, with_unique_names
@@ -168,12 +167,12 @@ def _negative_control_hits(
     ],
 ) -> dict[str, dict[str, Hits]]:
     """Run each negative control as donor into every recipient."""
-    trials, recipients = prompts.folds, [one.recipient for one in measured if one.recipient]
-    if trials is None:
+    recipients = [one.recipient for one in measured if one.recipient]
+    if prompts.folds is None:
         return {}
     donors = [one.donor for one in negative_controls if one.donor]
     found = run_all(
-        lambda recipient: donor_hits(recipient, donors, trials, trials.variables),
+        lambda recipient: donor_hits(recipient, donors),
         recipients,
         "negative controls",
     )

@@ -1,4 +1,4 @@
-"""The prompts on which two models part most."""
+"""Prompts on which two models differ most."""
 
 from collections.abc import Sequence
 
@@ -12,42 +12,45 @@ from probes.comparison.variables.held_out_folds import HeldOutFolds
 from probes.comparison.variables.result import CrossModelTransfer
 from probes.comparison.verdict import Verdict
 
-_SHOWN = 3
+_MAX_PROMPTS = 3
 
 
 def head_failing_prompts(
     full: ModelMeasurements, other: ModelMeasurements, verdict: Verdict
 ) -> tuple[FailingPrompt, ...]:
-    """Return the prompts on which a head and its counterpart part most, where it acts most.
+    """Prompts with the largest difference between a head and its counterpart.
 
-    Effects are shares of what replacing everything moves in their own model.
+    Effect fractions are compared at the contrast, role and answer of the head's largest mean
+    effect.
     """
     if verdict.kind != "head" or not verdict.subject:
         return ()
     a, b = full.profiles, other.profiles
-    head = a.heads.index(verdict.subject)
+    head = [a.heads.index(verdict.subject)]
     partners = [b.heads.index(name) for name in verdict.counterpart.split(" + ") if name in b.heads]
-    spots = [
-        (contrast, at)
+    features = [
+        (contrast, feature)
         for contrast, answer in affected_answers(a, b)
-        for at in range(answer, a.effects[contrast].shape[2], a.total_effects[contrast].shape[1])
+        for feature in range(
+            answer, a.effects[contrast].shape[2], a.total_effects[contrast].shape[1]
+        )
     ]
-    if not spots:
+    if not features:
         return ()
-    strength = [abs(_mean_present(_effect_fractions(a, [head], spot))) for spot in spots]
-    spot = spots[int(np.argmax(strength))]
-    mine, theirs = _effect_fractions(a, [head], spot), _effect_fractions(b, partners, spot)
-    gap = np.abs(np.nan_to_num(mine - theirs))
-    contrast = spot[0]
-    pairs = full.heads.batches[contrast].pairs
+    strength = [abs(_mean_present(_effect_fractions(a, head, feature))) for feature in features]
+    strongest = features[int(np.argmax(strength))]
+    expected = _effect_fractions(a, head, strongest)
+    observed = _effect_fractions(b, partners, strongest)
+    gap = np.abs(np.nan_to_num(expected - observed))
+    pairs = full.heads.batches[strongest[0]].pairs
     return tuple(
         FailingPrompt(
             pairs[row].clean.text,
             pairs[row].counterfactual.text,
-            f"{mine[row]:.2f} of the lead",
-            f"{theirs[row]:.2f}",
+            f"{expected[row]:.2f} of the total effect",
+            f"{observed[row]:.2f}",
         )
-        for row in np.argsort(-gap)[:_SHOWN].tolist()
+        for row in np.argsort(-gap)[:_MAX_PROMPTS].tolist()
         if gap[row] > 0
     )
 
@@ -55,31 +58,30 @@ def head_failing_prompts(
 def variable_failing_prompts(
     transfer: CrossModelTransfer, folds: HeldOutFolds
 ) -> tuple[FailingPrompt, ...]:
-    """Return crossings that the relative's own states turn, and the full model's do not."""
+    """Interchange pairs that succeed with the relative's own states and fail with the donor's."""
     pairs = folds.interchange_pairs.other
-    kind = transfer.variable
     return tuple(
         FailingPrompt(
             pairs[row].clean.text,
             pairs[row].counterfactual.text,
-            f"takes up the {kind}",
-            "does not",
+            f"the {transfer.variable} of the source",
+            "another output",
         )
-        for row in transfer.missed_pairs[:_SHOWN]
+        for row in transfer.missed_pairs[:_MAX_PROMPTS]
     )
 
 
 def _mean_present(values: Float[np.ndarray, " prompt"]) -> float:
-    """Average over the prompts that have the role; nothing is 0."""
-    there = values[~np.isnan(values)]
-    return float(there.mean()) if len(there) else 0.0
+    """Mean over the prompts that have the role; 0 without any."""
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if len(present) else 0.0
 
 
 def _effect_fractions(
     profiles: HeadProfiles, heads: Sequence[int], feature: tuple[str, int]
 ) -> Float[np.ndarray, " prompt"]:
-    """Return the summed effects of heads as shares of what replacing everything moves."""
-    contrast, at = feature
+    """Summed effects of heads divided by the mean total effect, by prompt."""
+    contrast, number = feature
     totals = profiles.total_effects[contrast]
-    whole = float(totals[:, at % totals.shape[1]].mean())
-    return profiles.effects[contrast][:, list(heads), at].sum(1) / whole
+    mean_total = float(totals[:, number % totals.shape[1]].mean())
+    return profiles.effects[contrast][:, list(heads), number].sum(1) / mean_total

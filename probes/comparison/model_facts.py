@@ -1,4 +1,4 @@
-"""The plain facts of a compared model, and what its pictures are drawn from."""
+"""Facts about a compared model, and the data of its plots."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """One of the compared models: its name, where it came from, and its size."""
+    """Name, origin and size of a compared model."""
 
     name: str
     origin: str
@@ -21,12 +21,12 @@ class ModelFacts:
 
 @dataclass(frozen=True, eq=False)
 class PlotData:
-    """What the pictures of one model are drawn from, averaged over prompts.
+    """Data of the plots of one model, averaged over prompts.
 
     Attributes:
-        attention, attention_error: Attention pooled from role to role.
-        components: The rows of the effects: heads and MLPs.
-        effects, effect_errors: For each contrast, what patching each component moves (logits).
+        attention, attention_error: Role-to-role attention and its standard error.
+        components: Heads and MLPs.
+        effects, effect_errors: Patching effects by contrast (logits) and their standard errors.
     """
 
     attention: Float[np.ndarray, "layer head role role_key"]

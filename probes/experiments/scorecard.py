@@ -243,9 +243,7 @@ def _divergence(reference: ScorecardReference, model: Model) -> Estimate:
 
 def _interchange_hits(reference: ScorecardReference, model: Model) -> Mapping[str, np.ndarray]:
     donor = run_donor(model, reference.folds)
-    (hits,) = donor_hits(
-        reference.recipient, [donor], reference.folds, reference.folds.variables
-    ).values()
+    (hits,) = donor_hits(reference.recipient, [donor]).values()
     return hits
 
 

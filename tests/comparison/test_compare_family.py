@@ -16,13 +16,13 @@ from probes.comparison.heads.head_sets import ModelHeads
 from probes.comparison.heads.profiles import HeadProfiles
 from probes.comparison.heads.result import HeadMatch
 from probes.comparison.measurements import (
-    ComparisonPrompts,
     ModelMeasurements,
     NullGroup,
     RandomInitNull,
     ReferenceModel,
 )
 from probes.comparison.model_facts import ModelFacts, PlotData
+from probes.comparison.prompts import ComparisonPrompts
 from probes.comparison.result import Comparison, MeanPairScore
 from probes.comparison.variables.result import CrossModelTransfer
 from probes.comparison.variables.verdicts import (
@@ -341,7 +341,7 @@ def test_one_of_several_relatives_is_named():
 def test_a_variable_that_the_full_model_holds_at_no_place_is_not_asked_for():
     """As the docstring says: every variable that full holds at a place."""
     verdict, found = judged(held("op", alone=HALF), held("y", alone=NONE), shortfall=HALF)
-    assert "no place of the full model" in verdict.reason
+    assert "no site of the full model" in verdict.reason
     found.assert_equivalent()
 
 
@@ -397,7 +397,7 @@ def test_a_turned_twin_of_a_shipped_model_moves_nothing_and_two_bits_are_too_few
         with pytest.raises(EquivalenceError, match="number: accuracy changes by"):
             one.assert_equivalent()
     # The model itself holds the first number at no one place: nothing to keep, or to lose.
-    assert "no place of the full model" in same.verdict("x").reason
+    assert "no site of the full model" in same.verdict("x").reason
     same.assert_equivalent()
 
 

@@ -11,16 +11,18 @@ from probes.comparison.variables.held_out_folds import sample_held_out_folds
 from probes.comparison.variables.linear_maps import MapKind, fit_map
 from probes.comparison.variables.stitching import (
     Donor,
-    _question_order,
     embedding_sites,
     find_donor_sites,
     label_donor,
     run_donor,
     run_recipient,
     self_sites,
+    shuffled_donor,
     stitched_hits,
 )
 from probes.comparison.variables.transfer import (
+    TransferBaselines,
+    TransferSettings,
     cross_model_interchange,
     donor_hits,
     evaluate_donor,
@@ -76,12 +78,12 @@ def donor(kind, seed=0):
 
 @cache
 def places(kind, variable, to="template", seed=0):
-    return find_donor_sites(recipient(to), donor(kind, seed), trials(), variable)
+    return find_donor_sites(recipient(to), donor(kind, seed), variable)
 
 
 def share(kind, variable, to="template", *, seed=0, map_kind: MapKind = "ridge", where=None):
     where = places(kind, variable, to, seed) if where is None else where
-    hits = stitched_hits(recipient(to), donor(kind, seed), trials(), variable, where, kind=map_kind)
+    hits = stitched_hits(recipient(to), donor(kind, seed), variable, where, kind=map_kind)
     return float(hits.mean())
 
 
@@ -92,7 +94,7 @@ def test_planted_models_take_up_each_variable_at_its_own_word():
     for variable, role in ((OPERATION, "op"), ("x", "x"), ("y", "y"), (OBJECT, "thing")):
         cell = recipient().sites[variable]
         assert (cell.layer, cell.component, cell.role) == (1, "resid", role)
-        assert own_hits(recipient(), trials(), variable).all()
+        assert own_hits(recipient(), variable).all()
         assert self_sites(recipient(), variable) == {role: (1, role)}
         assert embedding_sites(recipient(), variable) == {role: (0, role)}
 
@@ -122,7 +124,7 @@ def test_what_is_put_in_is_the_mapped_state_of_the_sources_word():
     after = interchange_intervention(here.runs, [here.sites[OPERATION]],
                      source=with_residual(here.runs, 1, resid))  # fmt: skip
     wanted = takes_only(after, OPERATION)[0][trials().test_mask(OPERATION)]
-    found = stitched_hits(here, donor("rotated"), trials(), OPERATION, {"op": (1, "op")})
+    found = stitched_hits(here, donor("rotated"), OPERATION, {"op": (1, "op")})
     assert np.array_equal(found, wanted)
 
 
@@ -138,7 +140,7 @@ def test_a_search_runs_no_model_and_leaves_out_replies_and_what_stands_before_th
     before = hook_count(here.runs.model)
     lacking = Donor("far", giver.train_states, giver.source_states)
     for variable in NUMBERS:
-        (place,) = find_donor_sites(here, lacking, trials(), variable).values()
+        (place,) = find_donor_sites(here, lacking, variable).values()
         roles = list(giver.train_states.roles)
         assert roles.index(place[1]) >= roles.index("op" if variable == OPERATION else variable)
         assert not place[1].startswith("reply")
@@ -215,8 +217,8 @@ def test_a_table_hands_over_the_operation_that_it_holds_alike_and_no_number():
 def planted_share(kind, variable, seed=0):
     """As `share`, of a planted kind that bears the name of a twin as well."""
     giver = read(kind, seed)
-    at = find_donor_sites(recipient(), giver, trials(), variable)
-    return float(stitched_hits(recipient(), giver, trials(), variable, at).mean())
+    at = find_donor_sites(recipient(), giver, variable)
+    return float(stitched_hits(recipient(), giver, variable, at).mean())
 
 
 @cache
@@ -233,18 +235,14 @@ def test_an_untrained_donor_a_label_and_rows_dealt_anew_turn_next_to_nothing(var
     label = label_donor(recipient().self_donor, trials(), variable)
     most = 0.1 if variable == OPERATION else 0.4
     assert (
-        stitched_hits(
-            recipient(), label, trials(), variable, embedding_sites(recipient(), variable)
-        ).mean()
+        stitched_hits(recipient(), label, variable, embedding_sites(recipient(), variable)).mean()
         < most
     )
     at = places("rotated", variable)
     for seed in range(2):
         assert share("net", variable, seed=seed) < max(most, 0.25)
-        dealt = stitched_hits(
-            recipient(), donor("rotated"), trials(), variable, at, shuffle_seed=seed
-        )
-        assert dealt.mean() < max(most, 0.25)
+        shuffled = shuffled_donor(donor("rotated"), trials(), seed=seed)
+        assert stitched_hits(recipient(), shuffled, variable, at).mean() < max(most, 0.25)
 
 
 def test_a_label_says_which_word_it_is_and_nothing_else():
@@ -262,14 +260,24 @@ def test_a_label_says_which_word_it_is_and_nothing_else():
     )
 
 
-def test_rows_are_dealt_within_a_frame_and_reproducibly():
-    order = _question_order(trials(), 5)
-    frames = [question.template for question in trials().questions]
+def test_training_states_are_shuffled_within_a_template_and_reproducibly():
+    order, same, other = (
+        shuffled_donor(donor("rotated"), trials(), seed=seed).train_order for seed in (5, 5, 6)
+    )
+    templates = [question.template for question in trials().questions]
     assert sorted(order.tolist()) == list(range(PROMPTS))
-    assert [frames[row] for row in order.tolist()] == frames
-    assert torch.equal(order, _question_order(trials(), 5))
-    assert not torch.equal(order, _question_order(trials(), 6))
-    assert torch.equal(_question_order(trials(), None), torch.arange(PROMPTS))
+    assert [templates[row] for row in order.tolist()] == templates
+    assert torch.equal(order, same)
+    assert not torch.equal(order, other)
+
+
+def test_the_order_of_training_states_decides_which_rows_are_paired():
+    donor_in_order = replace(donor("rotated"), train_order=torch.arange(PROMPTS))
+    at = places("rotated", OPERATION)
+    hits = (
+        stitched_hits(recipient(), one, OPERATION, at) for one in (donor("rotated"), donor_in_order)
+    )
+    assert np.array_equal(*hits)
 
 
 # The whole measure.
@@ -280,12 +288,13 @@ def found(kind="rotated"):
     nets = [donor("net", seed) for seed in range(2)]
     others = {"stranger": read("lookup")}
     kinds = (OPERATION, "x")
-    return evaluate_donor(
-        recipient(), donor(kind), trials(), kinds,
-        nulls=donor_hits(recipient(), nets, trials(), kinds),
-        negative_controls={n: donor_hits(recipient(), [d], trials(), kinds)[d.name] for n, d in others.items()},
-        seed=0,
-    )  # fmt: skip
+    baselines = TransferBaselines(
+        nulls=donor_hits(recipient(), nets, kinds),
+        negative_controls={
+            name: donor_hits(recipient(), [one], kinds)[one.name] for name, one in others.items()
+        },
+    )
+    return evaluate_donor(recipient(), donor(kind), kinds, baselines, seed=0)
 
 
 def test_a_transfer_holds_every_map_and_every_control_on_the_same_crossings():
@@ -314,10 +323,8 @@ def test_excess_and_shortfall_are_signed_as_they_say():
 
 
 def test_what_was_missed_is_what_the_own_states_turned_and_the_donors_did_not():
-    (one, *_) = evaluate_donor(
-        recipient(), read("lexical"), trials(), (OPERATION,),
-        nulls=donor_hits(recipient(), [donor("net")], trials(), (OPERATION,)), negative_controls={}, seed=0,
-    )  # fmt: skip
+    baselines = TransferBaselines(donor_hits(recipient(), [donor("net")], (OPERATION,)), {})
+    (one, *_) = evaluate_donor(recipient(), read("lexical"), (OPERATION,), baselines, seed=0)
     assert one.interchange_accuracy.value < 0.1
     assert len(one.missed_pairs) == round(
         (one.own_ridge_accuracy.value - one.interchange_accuracy.value) * one.pairs
@@ -326,18 +333,16 @@ def test_what_was_missed_is_what_the_own_states_turned_and_the_donors_did_not():
     assert all(one.missed_pairs == () for one in found() if one.shortfall.value == 0)
 
 
-def test_without_untrained_nets_nothing_is_judged():
-    with pytest.raises(ModelError, match="untrained"):
-        evaluate_donor(
-            recipient(), donor("rotated"), trials(), NUMBERS, nulls={}, negative_controls={}, seed=0
-        )
+def test_a_transfer_without_random_init_models_is_refused():
+    with pytest.raises(ModelError, match="random-init"):
+        evaluate_donor(recipient(), donor("rotated"), NUMBERS, TransferBaselines({}, {}), seed=0)
 
 
 @pytest.mark.slow
 def test_the_whole_measure_is_the_same_for_the_same_seed():
-    few = {"variables": ("operation",), "bases": 16, "prompts": 80, "nulls": 1}
+    settings = TransferSettings(("operation",), bases=16, prompts=80, nulls=1)
     one, same = (
-        cross_model_interchange(model("rotated"), model("template"), fox_pattern(), **few)
+        cross_model_interchange(model("rotated"), model("template"), fox_pattern(), settings)
         for _ in range(2)
     )
     assert one == same
@@ -347,25 +352,26 @@ def test_the_whole_measure_is_the_same_for_the_same_seed():
 def test_an_unknown_variable_is_refused_by_name():
     with pytest.raises(ProbeError, match="color"):
         cross_model_interchange(
-            model("template"), model("template"), fox_pattern(), variables=("color",),
-            bases=8, prompts=60, nulls=1,
+            model("template"), model("template"), fox_pattern(),
+            TransferSettings(("color",), bases=8, prompts=60, nulls=1),
         )  # fmt: skip
 
 
 @pytest.mark.slow
 def test_strangers_of_one_name_are_told_apart():
-    few = {"variables": ("operation",), "bases": 8, "prompts": 60, "nulls": 1}
-    strange = [planted_fox("lexical", seed=seed).model for seed in (0, 1)]
-    (one,) = cross_model_interchange(
-        model("rotated"), model("template"), fox_pattern(), negative_controls=strange, **few
-    )
+    controls = tuple(planted_fox("lexical", seed=seed).model for seed in (0, 1))
+    settings = TransferSettings(("operation",), 8, 60, nulls=1, negative_controls=controls)
+    (one,) = cross_model_interchange(model("rotated"), model("template"), fox_pattern(), settings)
     assert len(one.negative_controls) == 2
 
 
 def test_too_few_prompts_for_a_map_are_refused():
     with pytest.raises(BatchError, match="prompts"):
         cross_model_interchange(
-            model("template"), model("template"), fox_pattern(), bases=8, prompts=12, nulls=1
+            model("template"),
+            model("template"),
+            fox_pattern(),
+            TransferSettings(bases=8, prompts=12, nulls=1),
         )
 
 
@@ -380,10 +386,10 @@ def test_a_donor_of_another_width_and_depth_is_read_as_well():
     words = model("template").tokenizer
     small = wrap(tiny_hf("neox", 0, vocab_size=len(words)), name="small", tokenizer=words)
     giver = run_donor(small, trials())
-    at = find_donor_sites(recipient(), giver, trials(), OPERATION)
-    assert stitched_hits(recipient(), giver, trials(), OPERATION, at).mean() < 0.3
+    at = find_donor_sites(recipient(), giver, OPERATION)
+    assert stitched_hits(recipient(), giver, OPERATION, at).mean() < 0.3
     with pytest.raises(BatchError, match="32 dimensions to 256"):
-        stitched_hits(recipient(), giver, trials(), OPERATION, at, kind="identity")
+        stitched_hits(recipient(), giver, OPERATION, at, kind="identity")
 
 
 # Telling models apart.

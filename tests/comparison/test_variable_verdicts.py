@@ -7,7 +7,6 @@ import pytest
 from probes.comparison.variables.held_out_folds import sample_held_out_folds
 from probes.comparison.variables.result import CrossModelTransfer
 from probes.comparison.variables.stitching import run_recipient
-from probes.comparison.variables.transfer import own_hits
 from probes.comparison.variables.verdicts import (
     VariableSite,
     absent_variable_verdict,
@@ -17,7 +16,7 @@ from probes.comparison.variables.verdicts import (
 from probes.comparison.verdict import NON_INFERIORITY
 from probes.observe.result import Gate, GateState
 from probes.prompts.interchange_pairs import OBJECT
-from probes.stats.intervals import Estimate, proportion
+from probes.stats.intervals import Estimate
 from probes.testing.planted_patterns import planted_fox
 
 SURE, HALF, NEVER = Estimate(0.9, 0.8, 0.95), Estimate(0.5, 0.4, 0.6), Estimate(0.1, 0.05, 0.2)
@@ -95,7 +94,7 @@ def test_a_partial_gate_is_no_closed_one():
 def test_nothing_is_said_of_what_the_full_model_does_not_surely_hold_anywhere(alone):
     found = variable_verdict(place("op", alone=alone), place("op"), transfer(), GATES)
     assert found.label == "cannot tell"
-    assert "no place of the full model" in found.reason
+    assert "no site of the full model" in found.reason
 
 
 def test_a_place_that_hands_over_only_along_with_others_has_merged():
@@ -108,7 +107,7 @@ def test_a_place_that_hands_over_only_along_with_others_has_merged():
 def test_a_place_that_does_not_surely_hand_over_is_not_told(alone, along):
     found = variable_verdict(place("op"), place("op", alone=alone, along=along), transfer(), GATES)
     assert found.label == "cannot tell"
-    assert "no single place or pair" in found.reason
+    assert "no site or pair of sites" in found.reason
 
 
 def test_more_roles_than_in_the_full_model_are_a_split_and_fewer_a_merge():
@@ -151,8 +150,8 @@ def test_the_reason_says_whether_seeds_differ_or_none_is_known():
         variable_verdict(place("op"), place("y"), transfer(), GATES, other_seed_roles=twin).reason
         for twin in (None, frozenset({"y"}))
     ]
-    assert "no other seed" in reasons[0]
-    assert "seeds differ in that, too" in reasons[1]
+    assert "no other-seed model" in reasons[0]
+    assert "the other-seed model differs as well" in reasons[1]
 
 
 def test_the_same_role_in_a_code_that_maps_is_kept():
@@ -177,19 +176,19 @@ def test_the_same_role_is_not_told_where_states_fall_short_or_a_stand_in_does_as
     assert word(place("op"), place("op"), transfer(**changes)) == "cannot tell"
 
 
-def test_a_code_of_its_own_is_said_only_where_states_surely_fall_short():
+def test_another_code_is_reported_only_if_the_shortfall_is_above_the_margin():
     far, near = (
         variable_verdict(place("op"), place("op"), transfer(shortfall=shortfall), GATES).reason
         for shortfall in (Estimate(0.3, 0.2, 0.4), Estimate(0.05, 0.0, 0.15))
     )
-    assert "a code of its own" in far
-    assert "a code of its own" not in near
+    assert "another code" in far
+    assert "another code" not in near
 
 
-def test_the_margin_says_how_far_states_may_fall_short():
-    carried = transfer(shortfall=Estimate(0.05, 0.0, 0.15))
-    assert word(place("op"), place("op"), carried, margin=0.2) == "kept"
-    assert word(place("op"), place("op"), transfer(), margin=0.04) == "cannot tell"
+@pytest.mark.parametrize(("high", "label"), [(0.099, "kept"), (0.1, "cannot tell")])
+def test_the_whole_interval_of_the_shortfall_is_below_the_margin(high, label):
+    carried = transfer(shortfall=Estimate(0.05, 0.0, high))
+    assert word(place("op"), place("op"), carried) == label
 
 
 def test_the_bare_embedding_may_do_as_much():
@@ -207,7 +206,7 @@ def test_nets_trained_for_another_end_are_shown_beside():
     found = variable_verdict(place("op"), place("op"), carried, GATES)
     assert found.label == "kept"
     beside = found.test("above_negative_controls")
-    assert beside.name == "beyond permuted"
+    assert beside.name == "accuracy above permuted"
     assert not beside.is_deciding
     assert not beside.passed
 
@@ -239,11 +238,11 @@ def test_rules_are_read_from_top_to_bottom():
 def test_every_word_comes_with_the_tests_that_it_was_read_from():
     found = variable_verdict(place("op"), place("op"), transfer(), GATES)
     assert [test.name for test in found.tests] == [
-        "held at L1.resid@op of the full model",
-        "held at L1.resid@op",
-        "as good as its own",
-        "beyond stand-ins (label)",
-        "beyond the bare embedding",
+        "accuracy at L1.resid@op of the full model",
+        "accuracy at L1.resid@op",
+        "shortfall from its own states",
+        "accuracy above controls (label)",
+        "accuracy above the token embedding",
     ]
     assert all(test.passed for test in found.tests)
 
@@ -296,8 +295,7 @@ def test_planted_models_hold_each_variable_at_its_own_word_alone(kind):
     )
     recipient = run_recipient(fox.model, trials)
     for variable in trials.variables:
-        alone = proportion(own_hits(recipient, trials, variable))
-        found = variable_site(recipient, trials, variable, alone)
+        found = variable_site(recipient, variable)
         own = "op" if variable == "operation" else variable
         assert found.roles == {own}
         assert found.site == f"L1.resid@{own}"

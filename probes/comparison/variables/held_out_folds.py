@@ -1,4 +1,4 @@
-"""What cross-model interchange is fitted and judged on: no tested word is fitted on."""
+"""Prompts of cross-model interchange; no test word occurs among those that maps are fitted on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,18 +21,18 @@ from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
 
-_TEST_NOUN_STEP = 3  # Every third noun is tested on and never fitted on.
+_TEST_NOUN_STEP = 3  # Every third noun is a test noun.
 _VALUE_GROUPS = 3
 
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """One split of a variable's words (or numbers) into those fitted on and those tested.
+    """One split of the forms (words or numbers) of a variable into training and test forms.
 
     Attributes:
-        forms: The words or numbers that are left out of the fit.
-        fit: Which questions a map is fitted on; none has a form that is left out.
-        judged: Which crossings are judged with it: their source has a form that was left out.
+        forms: Test forms.
+        train: Questions that maps are fitted on; none has a test form.
+        test: Interchange pairs to evaluate; their source has a test form.
     """
 
     forms: tuple[str, ...]
@@ -42,15 +42,15 @@ class Fold:
 
 @dataclass(frozen=True, eq=False)
 class HeldOutFolds:
-    """Questions to fit maps on, crossings to judge them by, and how words are held out.
+    """Questions for fitting maps, interchange pairs for testing them, and their splits.
 
     Attributes:
-        pattern: What is asked.
-        crossings: Judged on. Their objects are in no question.
-        questions: Fitted on, both operations.
-        folds: For each variable its splits; every crossing is judged in one at most.
-        search: For each variable the questions that sites are chosen by: their words are held out
-            of the fit that foretells them, and are never judged on.
+        pattern: Query pattern.
+        interchange_pairs: Test pairs. Their objects occur in no question.
+        questions: Training questions with both operations.
+        by_variable: Folds of each variable; each pair is in at most one test set.
+        site_search: For each variable, the questions on which donor sites are scored. Their forms
+            are held out from the fit and are no test forms.
     """
 
     pattern: Pattern
@@ -60,26 +60,26 @@ class HeldOutFolds:
     site_search: Mapping[str, Bool[np.ndarray, " question"]]
 
     def test_mask(self, variable: str) -> Bool[np.ndarray, " prompt"]:
-        """Mark the crossings that a variable is judged on."""
+        """Interchange pairs in the test set of any fold."""
         return np.any([fold.test for fold in self.by_variable[variable]], axis=0)
 
     @property
     def variables(self) -> tuple[str, ...]:
-        """The operation, the operands, and the object."""
+        """Operation, operands and object."""
         return tuple(self.by_variable)
 
     def labels(self, variable: str) -> tuple[str, ...]:
-        """Return what a variable is in each question: all verbs of one side are one operation."""
+        """Value of a variable in each question; the operation is named by its pattern."""
         if variable == OPERATION:
             return tuple(question.pattern for question in self.questions)
         return tuple(str(question[variable]) for question in self.questions)
 
     def question_forms(self, variable: str) -> tuple[str, ...]:
-        """Return the word that stands for a variable in each question."""
+        """Word or number of a variable in each question."""
         return tuple(_form(question, variable) for question in self.questions)
 
     def source_forms(self, variable: str) -> tuple[str, ...]:
-        """Return the word that stands for a variable in each crossing's source."""
+        """Word or number of a variable in the source of each interchange pair."""
         return tuple(_form(pair.counterfactual, variable) for pair in self.interchange_pairs.other)
 
 
@@ -91,54 +91,54 @@ def sample_held_out_folds(
     prompts: int = 800,
     seed: int = 0,
 ) -> HeldOutFolds:
-    """Draw questions and crossings, and split the words of every variable.
+    """Sample questions and interchange pairs, and split the forms of every variable.
 
-    Verbs that share a word are left out together. Of nouns a third is tested on, of numbers a
-    third in turn.
+    Verbs that share a word are in the same fold. A third of the nouns are test nouns; numbers are
+    tested in turn.
 
     Raises:
         PatternError: The pattern has no opposite, too few words, or colliding outcomes.
     """
     nouns = dict(pattern.lexicon.choices).get("noun", ())
-    tested = nouns[::_TEST_NOUN_STEP]
-    if len(tested) < 2:
+    test_nouns = nouns[::_TEST_NOUN_STEP]
+    if len(test_nouns) < 2:
         raise PatternError(
-            f"{pattern.name!r} has {len(nouns)} nouns: give six or more, so that two can be kept "
-            "from the fit and tested"
+            f"{pattern.name!r} has {len(nouns)} nouns: give six or more, so that two can be held "
+            "out for testing"
         )
-    slots = {slot for frame in pattern.templates for slot in frame.slots}
-    kinds = {slot for slot in slots if pattern.lexicon.kind_of(slot) == "noun"}
-    drawn = sample_interchange_pairs(
-        pattern, bases, tokenizers=tokenizers, seed=seed, allowed_words={OBJECT: list(tested)}
+    slots = {slot for template in pattern.templates for slot in template.slots}
+    noun_slots = {slot for slot in slots if pattern.lexicon.kind_of(slot) == "noun"}
+    interchange_pairs = sample_interchange_pairs(
+        pattern, bases, tokenizers=tokenizers, seed=seed, allowed_words={OBJECT: list(test_nouns)}
     )
-    tells = tokenizable_by(*tokenizers)
+    tokenizable = tokenizable_by(*tokenizers)
 
     def keep(question: Question) -> bool:
-        return not any(question[slot] in tested for slot in kinds & dict(question.slots).keys())
+        present = noun_slots & dict(question.slots).keys()
+        return not any(question[slot] in test_nouns for slot in present) and tokenizable(question)
 
-    asked = [
+    questions = [
         question
         for side in (pattern, pattern.flipped())
-        for question in side.sample_questions(
-            prompts // 2, seed=seed + 1, keep=lambda q: keep(q) and tells(q)
-        )
+        for question in side.sample_questions(prompts // 2, seed=seed + 1, keep=keep)
     ]
-    by_variable, search = {}, {}
-    for variable in variables_of(drawn):
-        first, *others = _form_groups(pattern, variable, asked, seed)
-        search[variable] = np.array([_form(question, variable) in first for question in asked])
-        by_variable[variable] = _make_folds(others, variable, asked, drawn)
-    return HeldOutFolds(pattern, drawn, tuple(asked), by_variable, search)
+    by_variable, site_search = {}, {}
+    for variable in variables_of(interchange_pairs):
+        first, *others = _form_groups(pattern, variable, questions, seed)
+        forms = [_form(question, variable) for question in questions]
+        site_search[variable] = np.array([form in first for form in forms])
+        by_variable[variable] = _make_folds(others, variable, questions, interchange_pairs)
+    return HeldOutFolds(pattern, interchange_pairs, tuple(questions), by_variable, site_search)
 
 
 def distinct_tokenizers(
     tokenizers: Sequence[PreTrainedTokenizerBase],
 ) -> list[PreTrainedTokenizerBase]:
-    """Leave out tokenizers that do just what another does; relatives mostly share one."""
+    """Remove tokenizers that tokenize exactly as an earlier one; relatives often share one."""
     return list({_tokenizer_rules(tokenizer): tokenizer for tokenizer in tokenizers}.values())
 
 
-def _tokenizer_rules(tokenizer: Any) -> str:  # noqa: ANN401 (only fast tokenizers have rules to read)
+def _tokenizer_rules(tokenizer: Any) -> str:  # noqa: ANN401 (only fast tokenizers have a backend)
     return f"{tokenizer.special_tokens_map} {tokenizer.backend_tokenizer.to_str()}"
 
 
@@ -149,18 +149,18 @@ def _form(question: Question, variable: str) -> str:
 def _form_groups(
     pattern: Pattern, variable: str, questions: Sequence[Question], seed: int
 ) -> list[list[str]]:
-    """Split a variable's forms: the first group chooses sites, the others are tested in turn."""
+    """Groups of forms: the first is for the site search, the others are test forms in turn."""
     if variable == OPERATION:
         groups = verb_groups(pattern)
         if len(groups) < 3:
             raise PatternError(
-                f"{pattern.name!r} has {len(groups)} groups of verbs that share no word: three are "
-                "needed, one to test on, one to choose a site by, and one to fit on"
+                f"{pattern.name!r} has {len(groups)} groups of verbs that share no word: give "
+                "three, one to test on, one to search sites with, and one to fit on"
             )
-        return sorted(groups, key=len)  # The smallest chooses sites, so that most are tested.
-    known = sorted({_form(question, variable) for question in questions})
-    drawn = np.random.default_rng(seed).permutation(known)
-    return [sorted(map(str, some)) for some in np.array_split(drawn, _VALUE_GROUPS)]
+        return sorted(groups, key=len)  # The smallest searches sites, so that most are tested.
+    forms = sorted({_form(question, variable) for question in questions})
+    shuffled = np.random.default_rng(seed).permutation(forms)
+    return [sorted(map(str, group)) for group in np.array_split(shuffled, _VALUE_GROUPS)]
 
 
 def _make_folds(
@@ -169,10 +169,13 @@ def _make_folds(
     questions: Sequence[Question],
     interchange_pairs: InterchangePairs,
 ) -> tuple[Fold, ...]:
-    here = np.array([_form(question, variable) for question in questions])
-    there = np.array([_form(pair.counterfactual, variable) for pair in interchange_pairs.other])
-    if variable == OBJECT:  # No tested noun is in any question.
-        return (Fold((), np.ones(len(here), bool), np.ones(len(there), bool)),)
+    train_forms = np.array([_form(question, variable) for question in questions])
+    test_forms = np.array(
+        [_form(pair.counterfactual, variable) for pair in interchange_pairs.other]
+    )
+    if variable == OBJECT:  # No test noun is in any question, so one fold has all rows.
+        return (Fold((), np.ones(len(train_forms), bool), np.ones(len(test_forms), bool)),)
     return tuple(
-        Fold(tuple(group), ~np.isin(here, group), np.isin(there, group)) for group in groups
+        Fold(tuple(group), ~np.isin(train_forms, group), np.isin(test_forms, group))
+        for group in groups
     )

@@ -1,7 +1,7 @@
 """Linear maps from one model's states to another's, fitted on activations alone.
 
-Nothing stronger is offered: a map that is powerful enough makes any network implement any algorithm
-(Sutter et al. 2025, 2507.08802).
+Nonlinear maps are left out: a map that is strong enough makes any network implement any algorithm
+(Sutter et al. 2025, arXiv 2507.08802).
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from probes.errors import BatchError
 MapKind = Literal["identity", "orthogonal", "ridge"]
 
 MAP_KINDS: tuple[MapKind, ...] = ("identity", "orthogonal", "ridge")
-"""From the least to the most that a map may do."""
+"""In order of the freedom of the map."""
 
 PROMPTS_PER_DIMENSION = 10
-"""Rows that a fitted dimension needs: with fewer, a map fits what it must not know."""
+"""Prompts for each fitted dimension; with fewer, the map overfits."""
 
 _RIDGE_PENALTIES = 10.0 ** torch.arange(-6, 1.1, 0.5, dtype=torch.float64)
 _RANK_TOLERANCE = 1e-6
@@ -27,12 +27,12 @@ _RANK_TOLERANCE = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class LinearMap:
-    """h → W h + c.
+    """Affine map x → x @ matrix + bias.
 
     Attributes:
-        kind: What W may be.
-        matrix, shift: W (transposed) and c.
-        rank: In how many directions W looks at h.
+        kind: Restriction on the matrix.
+        matrix, bias: The parameters.
+        rank: Number of directions of x that the map reads.
     """
 
     kind: MapKind
@@ -41,7 +41,7 @@ class LinearMap:
     rank: int
 
     def __call__(self, states: Float[Tensor, "row d_from"]) -> Float[Tensor, "row d_to"]:
-        """Map states, row by row."""
+        """Map each row."""
         return (states.double() @ self.matrix + self.bias).to(states.dtype)
 
 
@@ -52,22 +52,19 @@ def fit_map(
     *,
     prompts: int | None = None,
 ) -> LinearMap:
-    """Fit a map that takes each row of `x` to its row of `y`.
-
-    "identity" fits nothing. "orthogonal" turns (and scales as a whole, and shifts); where widths
-    differ, what one has no room for is left out. "ridge" is any linear map, penalised as strongly
-    as generalized cross-validation finds best (Golub et al. 1979). It looks at the widest
-    directions of `x` only, a tenth of the prompts at most.
+    """Fit a map from the rows of `x` to the rows of `y`.
 
     Args:
-        kind: Which.
+        kind: "identity" fits nothing. "orthogonal" is a rotation with one scale and a shift; the
+            wider space loses dimensions. "ridge" is a linear map of the leading principal
+            directions of `x`, at most a tenth of the prompts, with the penalty from generalized
+            cross-validation (Golub et al. 1979).
         x, y: Corresponding states.
-        prompts: From how many prompts the rows are, where some are from the same; by default as
-            many as there are rows.
+        prompts: Number of prompts that the rows come from; by default the number of rows.
 
     Raises:
-        BatchError: Widths differ under "identity", there are fewer than 10 prompts, or a state is
-            not finite.
+        BatchError: The widths differ for "identity", there are fewer than 10 prompts, or a state
+            is not finite.
     """
     rows, d_from = x.shape
     d_to = y.shape[1]
@@ -76,7 +73,7 @@ def fit_map(
     if kind == "identity":
         if d_from != d_to:
             raise BatchError(
-                f"The identity cannot take {d_from} dimensions to {d_to}: fit 'orthogonal' or "
+                f"The identity cannot map {d_from} dimensions to {d_to}: fit 'orthogonal' or "
                 "'ridge' between models of different widths"
             )
         return LinearMap(kind, torch.eye(d_from).double(), torch.zeros(d_to).double(), d_from)
@@ -86,34 +83,35 @@ def fit_map(
             f"{count} prompts found: a map needs {PROMPTS_PER_DIMENSION} for each direction it reads"
         )
     x, y = x.double(), y.double()
-    center, aim = x.mean(0), y.mean(0)
+    x_mean, y_mean = x.mean(0), y.mean(0)
     fit = _procrustes if kind == "orthogonal" else _ridge
-    matrix, rank = fit(x - center, y - aim, max(count // PROMPTS_PER_DIMENSION, 1))
-    return LinearMap(kind, matrix, aim - center @ matrix, rank)
+    matrix, rank = fit(x - x_mean, y - y_mean, max(count // PROMPTS_PER_DIMENSION, 1))
+    return LinearMap(kind, matrix, y_mean - x_mean @ matrix, rank)
 
 
 def _procrustes(x: Tensor, y: Tensor, max_rank: int) -> tuple[Tensor, int]:
-    """Orthogonal Procrustes (Schönemann 1966), with one scale."""
-    del max_rank  # Turning has no strength to overfit with: all directions may be used.
-    left, size, right = torch.linalg.svd(x.T @ y, full_matrices=False)
-    turn = left @ right
-    # Where the donor is wider, what turning leaves of it is less than all of it.
-    scale = size.sum() / (x @ turn).square().sum().clamp(min=1e-30)
-    return scale * turn, len(size)
+    """Orthogonal Procrustes (Schönemann 1966) with one scale."""
+    del max_rank  # A rotation cannot overfit, so it may use all directions.
+    left, singular, right = torch.linalg.svd(x.T @ y, full_matrices=False)
+    rotation = left @ right
+    # If x is wider, the rotation keeps only a part of its variance.
+    scale = singular.sum() / (x @ rotation).square().sum().clamp(min=1e-30)
+    return scale * rotation, len(singular)
 
 
 def _ridge(x: Tensor, y: Tensor, max_rank: int) -> tuple[Tensor, int]:
     values, vectors = torch.linalg.eigh(x.T @ x)
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
     rank = min(max_rank, int((values > _RANK_TOLERANCE * values[0].clamp(min=1e-30)).sum()))
-    if rank == 0:  # All states are one: nothing but the mean can be said.
+    if rank == 0:  # All states are equal, so the map is constant.
         return torch.zeros(x.shape[1], y.shape[1], dtype=x.dtype), 0
     values, vectors = values[:rank], vectors[:, :rank]
-    # In these directions the fit is one number each: Vᵀxᵀy, divided by its square and a penalty.
+    # In the eigenbasis, ridge regression shrinks each direction separately.
     cross = vectors.T @ (x.T @ y)
     explained = cross.square().sum(1) / values
-    strengths = _RIDGE_PENALTIES.to(x) * values[0]
-    keep = values / (values + strengths[:, None])
-    left = y.square().sum() - ((2 * keep - keep**2) * explained).sum(1)
-    best = int((left / (len(x) - 1 - keep.sum(1)).clamp(min=1).square()).argmin())
-    return vectors @ (cross / (values + strengths[best])[:, None]), rank
+    penalties = _RIDGE_PENALTIES.to(x) * values[0]
+    shrinkage = values / (values + penalties[:, None])
+    residual = y.square().sum() - ((2 * shrinkage - shrinkage**2) * explained).sum(1)
+    degrees = (len(x) - 1 - shrinkage.sum(1)).clamp(min=1)
+    best = int((residual / degrees.square()).argmin())
+    return vectors @ (cross / (values + penalties[best])[:, None]), rank

@@ -6,35 +6,35 @@ from dataclasses import dataclass
 from probes.stats.intervals import Estimate
 
 EMBEDDING_CONTROL = "token embedding"
-"""The control that is part of the donor itself: what its words hold before any block."""
+"""Control that is part of the donor: the embedding of the variable's own words."""
 
 
 @dataclass(frozen=True, slots=True)
 class CrossModelTransfer:
-    """How often a variable of one model, put into another, turns the other's answer as foretold.
+    """Interchange accuracy in a recipient whose states come from a donor.
 
-    All shares are of the same crossings, whose words no map was fitted on.
+    All accuracies are over the same interchange pairs. Their words are held out from the maps.
 
     Attributes:
         variable: "operation", an operand, or "thing".
-        donor, recipient: The models.
-        items: How many crossings.
-        site: Where it is put in, as the recipient's own hotspot.
-        places: Where the donor is read for each role of the site.
-        whole: What the recipient's own states do there, with no map: its ceiling.
-        ceiling: What its own states do through a ridge map, so fitted.
-        maps: What the donor's do, by the map allowed: "identity" (equal widths), "orthogonal",
-            "ridge".
-        controls: What stands-in for the donor do through a ridge map: its "token embedding", a
-            "label" of the word, its states "shuffled" among the questions of a frame, and the best
-            "random-init" net.
-        nulls: Each untrained net's share.
-        strangers: The share of each net that was trained for another end.
-        excess: The ridge map's share less the best control's, paired by crossing.
-        best: Which control that is.
-        shortfall: The ceiling less the ridge map's share, paired by crossing.
-        missed: The crossings that the recipient's own states turned through a ridge map, and the
-            donor's did not.
+        donor, recipient: Names of the models.
+        pairs: Number of interchange pairs.
+        site: Site of the variable in the recipient.
+        donor_sites: Sites of the donor, one for each role of `site`.
+        own_accuracy: Accuracy of the recipient's own states, without a map.
+        own_ridge_accuracy: Accuracy of the recipient's own states through a ridge map.
+        maps: Accuracy of the donor's states by kind of map: "identity" (equal widths only),
+            "orthogonal", "ridge".
+        controls: Accuracy through a ridge map of the donor's "token embedding", of a one-hot
+            "label" of the word, of the donor's states "shuffled" among the questions of a
+            template, and of the best "random-init" model.
+        nulls: Accuracy of each random-init model.
+        negative_controls: Accuracy of each negative control.
+        excess: Ridge accuracy minus that of the best control, paired.
+        best_control: Name of the best control.
+        shortfall: `own_ridge_accuracy` minus ridge accuracy, paired.
+        missed_pairs: Pairs that succeed with the recipient's own mapped states and fail with the
+            donor's.
     """
 
     variable: str
@@ -56,5 +56,5 @@ class CrossModelTransfer:
 
     @property
     def interchange_accuracy(self) -> Estimate:
-        """The share by a ridge map."""
+        """Interchange accuracy through a ridge map."""
         return self.maps["ridge"]

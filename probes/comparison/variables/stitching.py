@@ -1,21 +1,22 @@
-"""Grafting a state of one model into another: who is read where, and what is put in.
+"""Stitching: mapped states of a donor replace the states of a recipient at one site.
 
-questions → states of donor and recipient → a map → the recipient's answers to the crossings
+Questions give states of both models, a map is fitted on these, and mapped states of the sources
+replace those of the bases of interchange pairs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from probes.comparison.variables.held_out_folds import Fold, HeldOutFolds
-from probes.comparison.variables.linear_maps import LinearMap, MapKind, fit_map
+from probes.comparison.variables.held_out_folds import HeldOutFolds
+from probes.comparison.variables.linear_maps import MapKind, fit_map
 from probes.errors import SiteError
 from probes.interventions.interchange import (
     InterchangeRuns,
@@ -31,42 +32,50 @@ from probes.observe.activations import Activations, capture
 from probes.prompts.batch import Batch, tokenize
 from probes.prompts.interchange_pairs import OPERATION, sample_interchange_pairs
 
-_R2_TOLERANCE = 0.01  # Shares of variance that are not told apart.
-_CLASS_DIMENSIONS = 8  # Dimensions of a variable's class means that a donor's site is searched by.
+_R2_TOLERANCE = 0.01  # Smaller differences of R² are ignored.
+_CLASS_DIMENSIONS = 8  # Dimensions of class means that donor sites are scored on.
 
 LayerRole = tuple[int, str]
 """A layer, counted from 0 for the embedding, and a role."""
 
 DonorSites = Mapping[str, LayerRole]
-"""For each role of the recipient's site, where the donor is read."""
+"""Site of the donor for each role of the recipient's site."""
+
+TokenizedTexts = tuple[Batch, Batch]
+"""Tokenized questions, and tokenized sources of the interchange pairs with the bases' answers."""
 
 
 @dataclass(frozen=True, eq=False)
 class Donor:
-    """What a model, or a control in its place, hands over.
+    """States of a model, or of a control in its place.
 
     Attributes:
-        name: Of the model or control.
-        fit: Its states on the questions.
-        tested: Its states on the crossings' sources.
+        name: Name of the model or control.
+        train_states: States on the questions.
+        source_states: States on the sources of the interchange pairs.
+        train_order: Question whose states are paired with each question of the recipient; None
+            pairs each question with itself.
     """
 
     name: str
     train_states: Activations
     source_states: Activations
+    train_order: Int[Tensor, " question"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Recipient:
-    """A recipient: its own runs, and the site where it takes up each variable.
+    """A model that receives states.
 
     Attributes:
-        crossed: Its runs on the crossings.
-        own: Its states, as a donor's to itself.
-        cells: For each variable its site, found on other prompts.
-        turn: Held while the model runs: several donors may be put into it at once.
+        folds: Prompts and their splits.
+        runs: Its runs on the interchange pairs.
+        self_donor: Its own states.
+        sites: Site of each variable, found on other prompts.
+        lock: Held while the model runs, because several threads may use it.
     """
 
+    folds: HeldOutFolds
     runs: InterchangeRuns
     self_donor: Donor
     sites: Mapping[str, Site]
@@ -74,105 +83,150 @@ class Recipient:
 
     @property
     def name(self) -> str:
-        """The model's name."""
+        """Name of the model."""
         return self.runs.model.name
 
 
-TokenizedTexts = tuple[Batch, Batch]
-"""The questions, and the crossings' sources read behind the bases' answers, as tokens."""
-
-
 def tokenize_texts(model: Model, folds: HeldOutFolds) -> TokenizedTexts:
-    """Encode what a donor reads; nets of one tokenizer share it."""
-    pairs, limit = folds.interchange_pairs.other, model.shape.context
+    """Tokenize what a donor reads; models with the same tokenizer can share it."""
+    pairs, context = folds.interchange_pairs.other, model.shape.context
     sources, bases = ([getattr(p, side) for p in pairs] for side in ("counterfactual", "clean"))
     return (
-        tokenize(model.tokenizer, folds.questions, max_length=limit),
-        tokenize(model.tokenizer, sources, answers_from=bases, max_length=limit),
+        tokenize(model.tokenizer, folds.questions, max_length=context),
+        tokenize(model.tokenizer, sources, answers_from=bases, max_length=context),
     )
 
 
 def run_donor(
     model: Model, folds: HeldOutFolds, *, tokenized: TokenizedTexts | None = None
 ) -> Donor:
-    """Run a donor on everything once; `read` is what `texts` made, if it was made before."""
+    """Run a donor on questions and sources; `tokenized` may come from `tokenize_texts`."""
     questions, sources = tokenized or tokenize_texts(model, folds)
-    states = [capture(model, texts, ("resid",)) for texts in (questions, sources)]
-    return Donor(model.name, *states)
+    return Donor(
+        model.name, capture(model, questions, ("resid",)), capture(model, sources, ("resid",))
+    )
 
 
 def find_variable_sites(model: Model, folds: HeldOutFolds, *, seed: int = 0) -> dict[str, Site]:
-    """Find where a model holds each variable, on prompts that nothing else is judged by."""
-    pattern = folds.pattern
-    judged = {pair.clean.text for pair in folds.interchange_pairs.other}
-    finding = sample_interchange_pairs(
-        pattern,
+    """Find the site of each variable on interchange pairs that are not in the test set."""
+    test_texts = {pair.clean.text for pair in folds.interchange_pairs.other}
+    pairs = sample_interchange_pairs(
+        folds.pattern,
         max(len(folds.interchange_pairs) // 2, 8),
         tokenizers=(model.tokenizer,),
         seed=seed + 2,
-        keep=lambda base: base.text not in judged,
-        allowed_words=search_words(pattern),
+        keep=lambda base: base.text not in test_texts,
+        allowed_words=search_words(folds.pattern),
     )
-    found = find_sites(model, finding, folds.variables, shared_roles_only=True)
-    return dict(zip(folds.variables, found, strict=True))
+    sites = find_sites(model, pairs, folds.variables, shared_roles_only=True)
+    return dict(zip(folds.variables, sites, strict=True))
 
 
 def run_recipient(model: Model, folds: HeldOutFolds, *, seed: int = 0) -> Recipient:
-    """Find a recipient's sites, and run it on everything once."""
-    cells = find_variable_sites(model, folds, seed=seed)
-    crossed = run_interchange_pairs(
-        model, folds.interchange_pairs, joined_roles=joined_roles(*cells.values())
+    """Find the sites of a recipient and run it on all prompts."""
+    sites = find_variable_sites(model, folds, seed=seed)
+    runs = run_interchange_pairs(
+        model, folds.interchange_pairs, joined_roles=joined_roles(*sites.values())
     )
-    return Recipient(crossed, run_donor(model, folds), cells)
+    return Recipient(folds, runs, run_donor(model, folds), sites)
 
 
 def label_donor(donor: Donor, folds: HeldOutFolds, variable: str) -> Donor:
-    """Put a mere label in a donor's place: which word stands for the variable, and nothing else."""
+    """Control whose states are the one-hot code of the variable's word."""
     words = sorted({*folds.question_forms(variable), *folds.source_forms(variable)})
 
-    def marked(readings: Activations, forms: tuple[str, ...]) -> Activations:
-        marks = one_hot(torch.tensor([words.index(form) for form in forms]), len(words)).float()
-        everywhere = marks[None, :, None].expand(1, -1, readings["resid"].shape[2], -1)
-        return replace(readings, model="label", tensors={"resid": everywhere})
+    def labeled(states: Activations, forms: tuple[str, ...]) -> Activations:
+        codes = one_hot(torch.tensor([words.index(form) for form in forms]), len(words)).float()
+        everywhere = codes[None, :, None].expand(1, -1, states["resid"].shape[2], -1)
+        return replace(states, model="label", tensors={"resid": everywhere})
 
-    fit = marked(donor.train_states, folds.question_forms(variable))
-    return Donor("label", fit, marked(donor.source_states, folds.source_forms(variable)))
+    return Donor(
+        "label",
+        labeled(donor.train_states, folds.question_forms(variable)),
+        labeled(donor.source_states, folds.source_forms(variable)),
+    )
+
+
+def shuffled_donor(donor: Donor, folds: HeldOutFolds, *, seed: int) -> Donor:
+    """Control whose training states are permuted among the questions of each template."""
+    order = np.arange(len(folds.questions))
+    rng = np.random.default_rng(seed)
+    templates = np.array([question.template for question in folds.questions])
+    for template in np.unique(templates):
+        rows = np.flatnonzero(templates == template)
+        order[rows] = rng.permutation(rows)
+    return replace(donor, name="shuffled", train_order=torch.from_numpy(order))
 
 
 def embedding_sites(recipient: Recipient, variable: str) -> DonorSites:
-    """Return the token embedding of a variable's own words."""
+    """Token embedding of the variable's own words, for each role of the recipient's site."""
     own = (0, _variable_role(variable))
     return dict.fromkeys(recipient.sites[variable].role.split("+"), own)
 
 
 def self_sites(recipient: Recipient, variable: str) -> DonorSites:
-    """Return the recipient's own site: where the recipient itself is read."""
-    cell = recipient.sites[variable]
-    return {part: (cell.layer, part) for part in cell.role.split("+")}
+    """The recipient's own site."""
+    site = recipient.sites[variable]
+    return {part: (site.layer, part) for part in site.role.split("+")}
 
 
-def find_donor_sites(
-    recipient: Recipient, donor: Donor, folds: HeldOutFolds, variable: str
-) -> DonorSites:
-    """Search the donor's layers and roles for the states that best foretell the recipient's.
+def find_donor_sites(recipient: Recipient, donor: Donor, variable: str) -> DonorSites:
+    """Find the layers and roles whose states predict those of the recipient best.
 
-    What is foretold are the recipient's coordinates along the means of the variable's classes, for
-    words that the map has not seen, and that nothing is judged on. No model is run.
+    The targets are the recipient's coordinates along the class means of the variable. R² is
+    measured on held-out words outside the test set. No model runs.
     """
     roles = _candidate_roles(recipient, donor, variable)
-    every = [(layer, role) for layer in range(len(donor.train_states["resid"])) for role in roles]
-    held = torch.from_numpy(folds.site_search[variable])
-    found = {}
+    layers = range(len(donor.train_states["resid"]))
+    candidates = [(layer, role) for layer in layers for role in roles]
+    held_out = torch.from_numpy(recipient.folds.site_search[variable])
+    sites = {}
     for part in recipient.sites[variable].role.split("+"):
-        aim = _class_coordinates(recipient, part, folds, variable)
+        target = _class_coordinates(recipient, part, variable)
         scores = [
-            _held_out_r2(donor.train_states.states_at(role, layer), aim, held)
-            for layer, role in every
+            _held_out_r2(donor.train_states.states_at(role, layer), target, held_out)
+            for layer, role in candidates
         ]
-        # Of places that do as well, the earliest: the others may merely pass it on.
-        enough = np.flatnonzero(np.array(scores) >= max(scores) - _R2_TOLERANCE)
-        found[part] = every[int(enough[0])]
-    return found
+        # The earliest of the best: later sites may only pass the variable on.
+        best = np.flatnonzero(np.array(scores) >= max(scores) - _R2_TOLERANCE)
+        sites[part] = candidates[int(best[0])]
+    return sites
+
+
+def stitched_hits(
+    recipient: Recipient,
+    donor: Donor,
+    variable: str,
+    donor_sites: DonorSites,
+    *,
+    kind: MapKind = "ridge",
+) -> Bool[np.ndarray, " prompt"]:
+    """Test pairs whose output takes the source's value of this variable and of no other.
+
+    Args:
+        recipient: Model that receives mapped states at its site of the variable.
+        donor: Model, or control, that read the sources.
+        variable: Variable to transfer.
+        donor_sites: Sites of the donor.
+        kind: Kind of the map.
+
+    Raises:
+        BatchError: There are too few questions, or the widths differ for "identity".
+        SiteError: The recipient's site needs a role that some prompts lack.
+    """
+    site, runs = recipient.sites[variable], recipient.runs
+    resid = runs.clean.resid[site.layer].clone()
+    for fold in recipient.folds.by_variable[variable]:
+        train, test = torch.from_numpy(fold.train), torch.from_numpy(fold.test)
+        for part, donor_site in donor_sites.items():
+            x, y = _train_rows(recipient, donor, donor_site, (site.layer, part), train)
+            linear_map = fit_map(kind, x, y, prompts=int(fold.train.sum()))
+            for rows, positions, states in _source_rows(runs.batch, donor, donor_site, part, test):
+                resid[rows, positions] = linear_map(states).to(resid)
+    source = with_residual(runs, site.layer, resid)
+    with recipient.lock:
+        outcomes = interchange_intervention(runs, [site], source=source)
+    return takes_only(outcomes, variable)[0][recipient.folds.test_mask(variable)]
 
 
 def _variable_role(variable: str) -> str:
@@ -180,122 +234,69 @@ def _variable_role(variable: str) -> str:
 
 
 def _candidate_roles(recipient: Recipient, donor: Donor, variable: str) -> list[str]:
-    """List the roles that a donor may be read at: not before the variable's own, no reply."""
+    """Roles from the variable's own on, without answers."""
     own = _variable_role(variable)
     order = [role for role in donor.train_states.roles if not role.startswith("reply")]
     if own not in order:
-        raise SiteError(f"{donor.name} reads questions without the role {own!r}: {order} found")
+        raise SiteError(
+            f"{donor.name} has no role {own!r} in its questions, only {order}: use a pattern in "
+            "which every question has it"
+        )
     shared = {*recipient.self_donor.train_states.roles, *donor.source_states.roles}
     return [role for role in order[order.index(own) :] if role in shared]
 
 
 def _class_coordinates(
-    recipient: Recipient, part: str, folds: HeldOutFolds, variable: str
+    recipient: Recipient, part: str, variable: str
 ) -> Float[Tensor, "question aspect"]:
-    """Return where the recipient's states stand along the differences between classes."""
-    states = recipient.self_donor.train_states.states_at(part, recipient.sites[variable].layer)
+    """Coordinates of the recipient's states along the differences between class means."""
+    folds, site = recipient.folds, recipient.sites[variable]
+    states = recipient.self_donor.train_states.states_at(part, site.layer)
     labels = torch.from_numpy(np.unique(folds.labels(variable), return_inverse=True)[1])
     rows = ~torch.from_numpy(folds.site_search[variable])
-    here, count = labels[rows], labels[rows].bincount()
-    some = count[here] > 1  # A class needs two rows to have a mean.
-    return states @ mean_difference(states[rows][some], here[some])[:_CLASS_DIMENSIONS].T
+    present = labels[rows]
+    usable = present.bincount()[present] > 1  # A mean needs two rows.
+    return states @ mean_difference(states[rows][usable], present[usable])[:_CLASS_DIMENSIONS].T
 
 
 def _held_out_r2(x: Float[Tensor, "question d_model"], target: Tensor, held_out: Tensor) -> float:
-    found = fit_map("ridge", x[~held_out], target[~held_out])
-    left = (found(x[held_out]) - target[held_out]).square().sum()
-    return 1 - float(
-        left / (target[held_out] - target[~held_out].mean(0)).square().sum().clamp(min=1e-12)
-    )
+    linear_map = fit_map("ridge", x[~held_out], target[~held_out])
+    residual = (linear_map(x[held_out]) - target[held_out]).square().sum()
+    total = (target[held_out] - target[~held_out].mean(0)).square().sum()
+    return 1 - float(residual / total.clamp(min=1e-12))
 
 
-def stitched_hits(  # noqa: PLR0913 (two models, what both read, and how they are joined)
-    recipient: Recipient,
-    donor: Donor,
-    folds: HeldOutFolds,
-    variable: str,
-    donor_sites: DonorSites,
-    *,
-    kind: MapKind = "ridge",
-    shuffle_seed: int | None = None,
-) -> Bool[np.ndarray, " prompt"]:
-    """Mark the bases whose answer takes up just the variable of a source that another model read.
-
-    Args:
-        host: The recipient.
-        donor: Who read the sources.
-        trials: What both read.
-        variable: Which.
-        places: Where the donor is read.
-        kind: What the map may be.
-        shuffled: A seed, to fit the map on donor's states that were dealt out anew among the
-            questions of one frame: what is left is what a map can do without its rows.
-
-    Raises:
-        BatchError: There are too few questions, or the widths differ under "identity".
-        SiteError: The recipient's site needs a role that some prompts lack.
-    """
-    cell, crossed = recipient.sites[variable], recipient.runs
-    resid = crossed.clean.resid[cell.layer].clone()
-    deal = _question_order(folds, shuffle_seed)
-    for fold in folds.by_variable[variable]:
-        for part, place in donor_sites.items():
-            x, y = _train_rows(
-                recipient, donor, place, (cell.layer, part), torch.from_numpy(fold.train), deal
-            )
-            found = fit_map(kind, x, y, prompts=int(fold.train.sum()))
-            _write_mapped(resid, recipient, donor, place, part, fold, found)
-    with recipient.lock:
-        found = interchange_intervention(
-            crossed, [cell], source=with_residual(crossed, cell.layer, resid)
-        )
-    return takes_only(found, variable)[0][folds.test_mask(variable)]
-
-
-def _question_order(folds: HeldOutFolds, seed: int | None) -> Tensor:
-    order = np.arange(len(folds.questions))
-    if seed is not None:
-        rng = np.random.default_rng(seed)
-        frames = np.array([question.template for question in folds.questions])
-        for frame in np.unique(frames):
-            rows = np.flatnonzero(frames == frame)
-            order[rows] = rng.permutation(rows)
-    return torch.from_numpy(order)
-
-
-def _train_rows(  # noqa: PLR0913 (two models, two places, and which questions)
+def _train_rows(
     recipient: Recipient,
     donor: Donor,
     donor_site: LayerRole,
     recipient_site: LayerRole,
-    train: Tensor,
-    order: Tensor,
+    train: Bool[Tensor, " question"],
 ) -> tuple[Float[Tensor, "row d_from"], Float[Tensor, "row d_to"]]:
-    """Return all tokens of the recipient's role, each with the donor's of the same place."""
-    (layer, role), (to, part) = donor_site, recipient_site
-    x, y = [], []
-    count = recipient.self_donor.train_states.token_counts(part)
-    for back in range(int(count.max())):
-        rows = train & (count > back)
-        x.append(donor.train_states.states_at(role, layer, back)[order][rows])
-        y.append(recipient.self_donor.train_states.states_at(part, to, back)[rows])
+    """States of all tokens of the recipient's role, paired with the donor's from the role's end."""
+    (donor_layer, donor_role), (layer, role) = donor_site, recipient_site
+    states, x, y = recipient.self_donor.train_states, [], []
+    order = slice(None) if donor.train_order is None else donor.train_order
+    counts = states.token_counts(role)
+    for offset in range(int(counts.max())):
+        rows = train & (counts > offset)
+        x.append(donor.train_states.states_at(donor_role, donor_layer, offset)[order][rows])
+        y.append(states.states_at(role, layer, offset)[rows])
     return torch.cat(x), torch.cat(y)
 
 
-def _write_mapped(  # noqa: PLR0913 (two models, two places, a split)
-    resid: Float[Tensor, "prompt position d_model"],
-    recipient: Recipient,
+def _source_rows(
+    batch: Batch,
     donor: Donor,
     donor_site: LayerRole,
     part: str,
-    fold: Fold,
-    linear_map: LinearMap,
-) -> None:
-    """Write the mapped states of a fold's sources over the recipient's, token by token."""
+    test: Bool[Tensor, " prompt"],
+) -> Iterator[tuple[Int[Tensor, " row"], Int[Tensor, " row"], Float[Tensor, "row d_from"]]]:
+    """Rows and positions of a role in the recipient's batch, with the donor's states there."""
     layer, role = donor_site
-    where = recipient.runs.batch.role_mask(part)
-    count, last = where.sum(-1), where.shape[1] - 1 - where.flip(-1).int().argmax(-1)
-    for back in range(int(count.max())):
-        rows = (torch.from_numpy(fold.test) & (count > back)).nonzero()[:, 0]
-        states = linear_map(donor.source_states.states_at(role, layer, back)[rows])
-        resid[rows, last[rows] - back] = states.to(resid)
+    mask = batch.role_mask(part)
+    counts, last = mask.sum(-1), mask.shape[1] - 1 - mask.flip(-1).int().argmax(-1)
+    for offset in range(int(counts.max())):
+        rows = (test & (counts > offset)).nonzero()[:, 0]
+        states = donor.source_states.states_at(role, layer, offset)[rows]
+        yield rows, last[rows] - offset, states

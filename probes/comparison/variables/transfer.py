@@ -1,22 +1,18 @@
-"""Cross-model interchange: does one model's operation, put into another, turn its answer?
+"""Cross-model interchange: does the answer of one model follow the states of another?
 
-A map that has seen all words says nothing: fitted so, an untrained donor, even a label of the verb,
-turns every answer. Here no tested verb, object or number is among the rows that a map is fitted
-on, and every donor stands beside controls that were given the same map and the same search.
+A map that was fitted on all words proves nothing: even a label of the verb then changes every
+answer. So no test word is among the rows of a fit, and every donor is compared with controls that
+get the same map and the same site search.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool
 
-from probes.comparison.variables.held_out_folds import (
-    HeldOutFolds,
-    distinct_tokenizers,
-    sample_held_out_folds,
-)
+from probes.comparison.variables.held_out_folds import distinct_tokenizers, sample_held_out_folds
 from probes.comparison.variables.linear_maps import MAP_KINDS, MapKind
 from probes.comparison.variables.result import EMBEDDING_CONTROL, CrossModelTransfer
 from probes.comparison.variables.stitching import (
@@ -29,6 +25,7 @@ from probes.comparison.variables.stitching import (
     run_donor,
     run_recipient,
     self_sites,
+    shuffled_donor,
     stitched_hits,
 )
 from probes.errors import ModelError
@@ -41,191 +38,188 @@ from probes.stats.intervals import proportion
 from probes.stats.paired import mcnemar_test
 
 Hits = Mapping[str, Bool[np.ndarray, " prompt"]]
-"""For each variable, where the recipient's answer turned as foretold."""
+"""For each variable, the interchange pairs whose output takes the source's value."""
 
 
-def cross_model_interchange(  # noqa: PLR0913 (two models, what is put over, and beside what)
+@dataclass(frozen=True, slots=True)
+class TransferSettings:
+    """Settings of `cross_model_interchange`.
+
+    Attributes:
+        variables: "operation", operands, "thing"; all if empty.
+        bases: Interchange pairs, before those with words of the site search are left out.
+        prompts: Questions for fitting maps; a map reads at most a tenth as many directions.
+        nulls: Random-init models of the donor's shape, each with its own site search.
+        negative_controls: Models trained for another task.
+        seed: Seed of prompts and random-init models.
+    """
+
+    variables: tuple[str, ...] = ()
+    bases: int = 200
+    prompts: int = 400
+    nulls: int = 20
+    negative_controls: tuple[str | Path | Model, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TransferBaselines:
+    """Hits of other donors in the same recipient, by name of the donor."""
+
+    nulls: Mapping[str, Hits]
+    negative_controls: Mapping[str, Hits]
+
+
+def cross_model_interchange(
     donor: str | Path | Model,
     recipient: str | Path | Model,
     pattern: str | Pattern = "take-away",
-    *,
-    variables: Sequence[str] = (),
-    bases: int = 200,
-    prompts: int = 400,
-    nulls: int = 20,
-    negative_controls: Sequence[str | Path | Model] = (),
-    seed: int = 0,
+    settings: TransferSettings = TransferSettings(),
 ) -> tuple[CrossModelTransfer, ...]:
-    """Put each variable of a donor into a recipient, beside controls in the donor's place.
+    """Transfer each variable from a donor to a recipient, and compare with controls.
 
     Args:
         donor, recipient: Models of any shapes and tokenizers.
-        pattern: A pattern with an opposite.
-        variables: "operation", operands, "thing"; all by default.
-        bases: Crossings to judge on; those whose word chose the site are left out again.
-        prompts: Questions that maps are fitted on. A map reads a tenth as many directions at most.
-        nulls: Untrained nets of the donor's shape; each is searched as the donor is.
-        strangers: Models that were trained for another end.
-        seed: Of prompts and nets.
+        pattern: Query pattern with an opposite.
+        settings: Sizes, controls and seed.
 
     Raises:
-        PatternError: The pattern has no opposite, or too few words to hold any out.
+        PatternError: The pattern has no opposite, or too few words to hold some out.
         BatchError: There are too few prompts for a map, or states that are not finite.
+        ModelError: `nulls` is 0.
     """
-    a, b = load(donor), load(recipient)
-    asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
-    others = with_unique_names([load(stranger) for stranger in negative_controls], [a.name, b.name])
-    tokenizers = distinct_tokenizers([model.tokenizer for model in (a, b, *others)])
-    trials = sample_held_out_folds(
-        asked, tokenizers=tokenizers, bases=bases, prompts=prompts, seed=seed
-    )
-    wanted = tuple(variables) or trials.variables
-    receiver, giver = run_recipient(b, trials, seed=seed), run_donor(a, trials)
-    nets = (run_donor(random_init(a, seed=seed + n), trials) for n in range(nulls))
-    return evaluate_donor(
-        receiver,
-        giver,
-        trials,
-        wanted,
-        nulls=donor_hits(receiver, nets, trials, wanted),
-        negative_controls=donor_hits(
-            receiver, (run_donor(m, trials) for m in others), trials, wanted
-        ),
+    a, b, seed = load(donor), load(recipient), settings.seed
+    own = find_pattern(pattern) if isinstance(pattern, str) else pattern
+    controls = with_unique_names(map(load, settings.negative_controls), [a.name, b.name])
+    folds = sample_held_out_folds(
+        own,
+        tokenizers=distinct_tokenizers([model.tokenizer for model in (a, b, *controls)]),
+        bases=settings.bases,
+        prompts=settings.prompts,
         seed=seed,
     )
+    variables = settings.variables or folds.variables
+    receiving = run_recipient(b, folds, seed=seed)
+    nulls = (run_donor(random_init(a, seed=seed + n), folds) for n in range(settings.nulls))
+    baselines = TransferBaselines(
+        donor_hits(receiving, nulls, variables),
+        donor_hits(receiving, (run_donor(model, folds) for model in controls), variables),
+    )
+    return evaluate_donor(receiving, run_donor(a, folds), variables, baselines, seed=seed)
 
 
 def with_unique_names(models: Iterable[Model], taken: Sequence[str]) -> list[Model]:
-    """Number models whose name another has, as results are told apart by their names."""
-    found: list[Model] = []
+    """Number models with the name of another, because results identify models by name."""
+    renamed: list[Model] = []
     for model in models:
         number, name = 1, model.name
-        while name in (*taken, *(one.name for one in found)):
+        while name in (*taken, *(one.name for one in renamed)):
             number += 1
             name = f"{model.name} ({number})"
-        found.append(model if name == model.name else replace(model, name=name))
-    return found
+        renamed.append(model if name == model.name else replace(model, name=name))
+    return renamed
 
 
 def donor_hits(
-    recipient: Recipient, donors: Iterable[Donor], folds: HeldOutFolds, variables: Sequence[str]
+    recipient: Recipient, donors: Iterable[Donor], variables: Sequence[str] = ()
 ) -> dict[str, Hits]:
-    """Search each donor and put it into the recipient by ridge: the hits, by the donor's name."""
-    found = {}
-    for donor in donors:
-        found[donor.name] = {
+    """Hits of each donor through a ridge map at the donor's best sites; by default all variables."""
+    variables = variables or recipient.folds.variables
+    return {
+        donor.name: {
             variable: stitched_hits(
-                recipient,
-                donor,
-                folds,
-                variable,
-                find_donor_sites(recipient, donor, folds, variable),
+                recipient, donor, variable, find_donor_sites(recipient, donor, variable)
             )
             for variable in variables
         }
-    return found
+        for donor in donors
+    }
 
 
-def evaluate_donor(  # noqa: PLR0913 (two models, what both read, and beside whom)
+def own_hits(recipient: Recipient, variable: str) -> Bool[np.ndarray, " prompt"]:
+    """Hits of a model's own states at its site of a variable, without a map."""
+    with recipient.lock:
+        outcomes = interchange_intervention(recipient.runs, [recipient.sites[variable]])
+    return takes_only(outcomes, variable)[0][recipient.folds.test_mask(variable)]
+
+
+def evaluate_donor(
     recipient: Recipient,
     donor: Donor,
-    folds: HeldOutFolds,
     variables: Sequence[str],
+    baselines: TransferBaselines,
     *,
-    nulls: Mapping[str, Hits],
-    negative_controls: Mapping[str, Hits],
     seed: int,
 ) -> tuple[CrossModelTransfer, ...]:
-    """Judge a donor beside what was measured of other nets in the same recipient.
+    """Compare a donor with its controls and with other donors in the same recipient.
 
     Raises:
-        ModelError: There is no untrained net to judge by.
+        ModelError: There is no random-init model among the baselines.
     """
-    if not nulls:
-        raise ModelError("No untrained nets were given: a transfer means nothing without them")
+    if not baselines.nulls:
+        raise ModelError(
+            "No random-init models found: a transfer needs at least one as its null. Set nulls to "
+            "1 or more"
+        )
     return tuple(
-        _evaluate_variable(recipient, donor, folds, variable, (nulls, negative_controls), seed)
-        for variable in variables
+        _evaluate_variable(recipient, donor, variable, baselines, seed) for variable in variables
     )
 
 
-def own_hits(
-    recipient: Recipient, folds: HeldOutFolds, variable: str
-) -> Bool[np.ndarray, " prompt"]:
-    """Mark the crossings in which a model's own states turn its answer at its site."""
-    with recipient.lock:
-        found = interchange_intervention(recipient.runs, [recipient.sites[variable]])
-    return takes_only(found, variable)[0][folds.test_mask(variable)]
-
-
-def _evaluate_variable(  # noqa: PLR0913 (as above)
-    recipient: Recipient,
-    donor: Donor,
-    folds: HeldOutFolds,
-    variable: str,
-    baselines: tuple[Mapping[str, Hits], Mapping[str, Hits]],
-    seed: int,
+def _evaluate_variable(
+    recipient: Recipient, donor: Donor, variable: str, baselines: TransferBaselines, seed: int
 ) -> CrossModelTransfer:
-    nulls, strangers = baselines
-    places, cell = find_donor_sites(recipient, donor, folds, variable), recipient.sites[variable]
-    maps = dict(_map_hits(recipient, donor, folds, variable, places))
-    controls = dict(_control_hits(recipient, donor, folds, variable, places, seed))
-    best_net = max(nulls, key=lambda name: nulls[name][variable].mean())
-    controls["random-init"] = nulls[best_net][variable]
+    nulls = {name: hits[variable] for name, hits in baselines.nulls.items()}
+    sites = find_donor_sites(recipient, donor, variable)
+    maps = dict(_map_hits(recipient, donor, variable, sites))
+    controls = dict(_control_hits(recipient, donor, variable, sites, seed))
+    controls["random-init"] = max(nulls.values(), key=lambda hits: hits.mean())
     best = max(controls, key=lambda name: controls[name].mean())
-    ceiling = stitched_hits(
-        recipient, recipient.self_donor, folds, variable, self_sites(recipient, variable)
+    own_ridge = stitched_hits(
+        recipient, recipient.self_donor, variable, self_sites(recipient, variable)
     )
-    rows = np.flatnonzero(folds.test_mask(variable))
+    pairs = np.flatnonzero(recipient.folds.test_mask(variable))
     return CrossModelTransfer(
         variable=variable,
         donor=donor.name,
         recipient=recipient.name,
-        pairs=int(folds.test_mask(variable).sum()),
-        site=str(cell),
-        donor_sites=tuple(f"L{layer}.resid@{role}" for layer, role in places.values()),
-        own_accuracy=proportion(own_hits(recipient, folds, variable)),
-        own_ridge_accuracy=proportion(ceiling),
+        pairs=len(pairs),
+        site=str(recipient.sites[variable]),
+        donor_sites=tuple(f"L{layer}.resid@{role}" for layer, role in sites.values()),
+        own_accuracy=proportion(own_hits(recipient, variable)),
+        own_ridge_accuracy=proportion(own_ridge),
         maps={kind: proportion(hits) for kind, hits in maps.items()},
         controls={name: proportion(hits) for name, hits in controls.items()},
-        nulls=tuple(float(hits[variable].mean()) for hits in nulls.values()),
-        negative_controls={name: float(hits[variable].mean()) for name, hits in strangers.items()},
+        nulls=tuple(float(hits.mean()) for hits in nulls.values()),
+        negative_controls={
+            name: float(hits[variable].mean()) for name, hits in baselines.negative_controls.items()
+        },
         excess=mcnemar_test(controls[best], maps["ridge"]).difference,
         best_control=best,
-        shortfall=mcnemar_test(maps["ridge"], ceiling).difference,
-        missed_pairs=tuple(map(int, rows[ceiling & ~maps["ridge"]])),
+        shortfall=mcnemar_test(maps["ridge"], own_ridge).difference,
+        missed_pairs=tuple(map(int, pairs[own_ridge & ~maps["ridge"]])),
     )
 
 
 def _map_hits(
-    recipient: Recipient, donor: Donor, folds: HeldOutFolds, variable: str, donor_sites: DonorSites
+    recipient: Recipient, donor: Donor, variable: str, donor_sites: DonorSites
 ) -> Iterator[tuple[MapKind, Bool[np.ndarray, " prompt"]]]:
-    """Try each map, from the one that may do least."""
-    wide = [
-        readings["resid"].shape[-1]
-        for readings in (donor.train_states, recipient.self_donor.train_states)
-    ]
+    """Hits by kind of map; the identity needs equal widths."""
+    d_from, d_to = (
+        states["resid"].shape[-1]
+        for states in (donor.train_states, recipient.self_donor.train_states)
+    )
     for kind in MAP_KINDS:
-        if kind != "identity" or wide[0] == wide[1]:
-            yield kind, stitched_hits(recipient, donor, folds, variable, donor_sites, kind=kind)
+        if kind != "identity" or d_from == d_to:
+            yield kind, stitched_hits(recipient, donor, variable, donor_sites, kind=kind)
 
 
-def _control_hits(  # noqa: PLR0913 (two models, what both read, and where)
-    recipient: Recipient,
-    donor: Donor,
-    folds: HeldOutFolds,
-    variable: str,
-    donor_sites: DonorSites,
-    seed: int,
+def _control_hits(
+    recipient: Recipient, donor: Donor, variable: str, donor_sites: DonorSites, seed: int
 ) -> Iterator[tuple[str, Bool[np.ndarray, " prompt"]]]:
-    """Put what is not the donor's work in its place."""
-    own = embedding_sites(recipient, variable)
-    yield EMBEDDING_CONTROL, stitched_hits(recipient, donor, folds, variable, own)
-    yield (
-        "label",
-        stitched_hits(recipient, label_donor(donor, folds, variable), folds, variable, own),
-    )
-    yield (
-        "shuffled",
-        stitched_hits(recipient, donor, folds, variable, donor_sites, shuffle_seed=seed),
-    )
+    own_word = embedding_sites(recipient, variable)
+    label = label_donor(donor, recipient.folds, variable)
+    shuffled = shuffled_donor(donor, recipient.folds, seed=seed)
+    yield EMBEDDING_CONTROL, stitched_hits(recipient, donor, variable, own_word)
+    yield "label", stitched_hits(recipient, label, variable, own_word)
+    yield "shuffled", stitched_hits(recipient, shuffled, variable, donor_sites)

@@ -1,0 +1,49 @@
+"""Measure the data of the plots of one compared model."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from probes.comparison.heads.profiles import expand_attention
+from probes.comparison.model_facts import PlotData
+from probes.interventions.sweep import PatchingEffects
+from probes.models.model import Model
+from probes.observe.attention import role_attention
+from probes.prompts.pair_batch import PairBatch
+
+
+def measure_plot_data(
+    model: Model,
+    batches: Mapping[str, PairBatch],
+    roles: tuple[str, ...],
+    effects: Mapping[str, PatchingEffects],
+) -> PlotData:
+    """Role attention on the clean prompts, and the given patching effects on the shared roles."""
+    return PlotData(
+        *_pooled_attention(model, batches, roles),
+        next(iter(effects.values())).components,
+        {c: _expand_to_roles(e.mean.numpy(), e.roles, roles) for c, e in effects.items()},
+        {c: _expand_to_roles(e.standard_error.numpy(), e.roles, roles) for c, e in effects.items()},
+    )
+
+
+def _pooled_attention(
+    model: Model, batches: Mapping[str, PairBatch], roles: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard error over the clean prompts of all contrasts."""
+    pooled = [role_attention(model, pairs.clean) for pairs in batches.values()]
+    values = np.concatenate(
+        [expand_attention(one.per_prompt.numpy(), one.roles, roles) for one in pooled]
+    )
+    count = (~np.isnan(values)).sum(0)
+    mean = np.where(count > 0, np.nansum(values, 0) / np.maximum(count, 1), np.nan)
+    variance = np.nansum((values - mean) ** 2, 0) / np.maximum(count * (count - 1), 1)
+    return mean, np.where(count > 1, np.sqrt(variance), np.nan)
+
+
+def _expand_to_roles(
+    values: np.ndarray, present_roles: Sequence[str], roles: Sequence[str]
+) -> np.ndarray:
+    expanded = np.full((values.shape[0], len(roles), values.shape[2]), np.nan)
+    expanded[:, [roles.index(role) for role in present_roles]] = values
+    return expanded

@@ -1,0 +1,125 @@
+"""Prompts that all models of a comparison read."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from probes.comparison.variables.held_out_folds import (
+    HeldOutFolds,
+    distinct_tokenizers,
+    sample_held_out_folds,
+)
+from probes.errors import BatchError, PatternError
+from probes.models.model import Model
+from probes.prompts.pair_batch import PairBatch, sample_pairs, tokenizable_by, tokenize_pairs
+from probes.prompts.pattern import Pattern
+from probes.prompts.question import Pair, Question
+from probes.prompts.tokenization import REST
+
+_GATE_QUESTIONS = 200
+_MIN_PAIRS = 4
+_TRANSFER_BASES, _TRANSFER_QUESTIONS = 150, 400
+
+
+@dataclass(frozen=True, eq=False)
+class ComparisonPrompts:
+    """Prompts that all compared models read.
+
+    Attributes:
+        pattern: Query pattern.
+        questions: Questions of the gate.
+        pairs: Clean and counterfactual prompts of each contrast.
+        roles: Roles that all models have, in the order of the text.
+        folds: Prompts of the cross-model interchange; None where the pattern does not allow it.
+        transfer_skip_reason: Why it does not; else "".
+        seed: Seed of all draws.
+    """
+
+    pattern: Pattern
+    questions: tuple[Question, ...]
+    pairs: Mapping[str, Sequence[Pair]]
+    roles: tuple[str, ...]
+    folds: HeldOutFolds | None
+    transfer_skip_reason: str
+    seed: int
+
+
+def sample_comparison_prompts(
+    pattern: Pattern,
+    models: Sequence[Model],
+    prompts: int,
+    seed: int,
+    progress: Callable[[Sequence[str]], Iterable[str]],
+) -> ComparisonPrompts:
+    """Sample prompts that the tokenizers of all models can encode."""
+    tokenizers = distinct_tokenizers([model.tokenizer for model in models])
+    pairs = {
+        contrast: _sample_contrast_pairs(pattern, contrast, prompts, tokenizers, seed)
+        for contrast in progress(pattern.contrasts)
+    }
+    folds, skip_reason = None, ""
+    try:
+        folds = sample_held_out_folds(
+            pattern,
+            tokenizers=tokenizers,
+            bases=_TRANSFER_BASES,
+            prompts=_TRANSFER_QUESTIONS,
+            seed=seed,
+        )
+    except PatternError as error:
+        skip_reason = str(error)
+    keep = tokenizable_by(*tokenizers)
+    return ComparisonPrompts(
+        pattern=pattern,
+        questions=pattern.sample_questions(_GATE_QUESTIONS, seed=seed, keep=keep),
+        pairs=pairs,
+        roles=_shared_roles([tokenize_contrasts(model, pairs) for model in models]),
+        folds=folds,
+        transfer_skip_reason=skip_reason,
+        seed=seed,
+    )
+
+
+def tokenize_contrasts(model: Model, pairs: Mapping[str, Sequence[Pair]]) -> dict[str, PairBatch]:
+    """Tokenize the pairs of each contrast for one model."""
+    context = model.shape.context
+    return {c: tokenize_pairs(model.tokenizer, p, max_length=context) for c, p in pairs.items()}
+
+
+def _sample_contrast_pairs(
+    pattern: Pattern,
+    contrast: str,
+    prompts: int,
+    tokenizers: Sequence[PreTrainedTokenizerBase],
+    seed: int,
+) -> tuple[Pair, ...]:
+    if pattern.user_pairs:
+        prompts = min(prompts, sum(pair.contrast == contrast for pair in pattern.user_pairs))
+    if prompts < _MIN_PAIRS:
+        raise BatchError(
+            f"Contrast {contrast!r} has {prompts} pairs: split halves and intervals need at least "
+            f"{_MIN_PAIRS}"
+        )
+    return sample_pairs(pattern, contrast, prompts, tokenizers=tokenizers, seed=seed)
+
+
+def _shared_roles(batches_by_model: Sequence[Mapping[str, PairBatch]]) -> tuple[str, ...]:
+    """Roles that all models have, by mean position in the first model; the rest role is last.
+
+    The role of the last answer is left out, because no token follows it.
+    """
+    positions: dict[str, list[float]] = {}
+    for pairs in batches_by_model[0].values():
+        for role in pairs.clean.roles:
+            mean = pairs.clean.role_mask(role).nonzero()[:, 1].double().mean()
+            positions.setdefault(role, []).append(float(mean))
+    first = next(iter(batches_by_model[0].values())).clean
+    last = f"reply_{first.readouts[-1].name}" if first.readouts else ""
+    roles = [
+        {role for pairs in batches.values() for role in pairs.clean.roles}
+        for batches in batches_by_model
+    ]
+    shared = [role for role in positions if role != last and all(role in own for own in roles)]
+    return tuple(sorted(shared, key=lambda role: (role == REST, float(np.mean(positions[role])))))
