@@ -1,4 +1,4 @@
-"""What maps are fitted on holds no tested word, and what chooses a site is never judged."""
+"""Held-out folds: no test word is fitted on, and words of the site search are not tested."""
 
 from dataclasses import replace
 from functools import cache
@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from probes.comparison.variables import stitching as grafting
+from probes.comparison.variables import stitching
 from probes.comparison.variables.held_out_folds import HeldOutFolds, sample_held_out_folds
 from probes.comparison.variables.stitching import find_variable_sites
 from probes.errors import PatternError
@@ -39,78 +39,77 @@ def shipped(own):
 
 
 @pytest.fixture(params=["planted", "shipped"])
-def trials(request):
+def folds(request):
     return planted() if request.param == "planted" else request.getfixturevalue("shipped")
 
 
-def sources(trials: HeldOutFolds):
-    return [pair.counterfactual for pair in trials.interchange_pairs.other]
+def sources(folds: HeldOutFolds):
+    return [pair.counterfactual for pair in folds.interchange_pairs.other]
 
 
-def spoken(question, variable):
+def form(question, variable):
     return str(question["op" if variable == OPERATION else variable])
 
 
-def test_there_are_as_many_crossings_and_questions_as_asked_for_half_of_each_operation(trials):
-    assert len(trials.interchange_pairs) == BASES
-    assert len(trials.questions) == PROMPTS
-    assert trials.variables == (OPERATION, "x", "y", OBJECT)
-    sides = trials.labels(OPERATION)
+def test_the_sizes_are_as_given_with_half_the_questions_for_each_operation(folds):
+    assert len(folds.interchange_pairs) == BASES
+    assert len(folds.questions) == PROMPTS
+    assert folds.variables == (OPERATION, "x", "y", OBJECT)
+    sides = folds.labels(OPERATION)
     assert {sides.count(side) for side in sides} == {PROMPTS // 2}
 
 
-def test_no_tested_noun_is_in_any_question_wherever_it_may_stand(trials):
-    tested = {str(source["thing"]) for source in sources(trials)}
+def test_no_test_noun_is_in_any_slot_of_any_question(folds):
+    tested = {str(source["thing"]) for source in sources(folds)}
     assert len(tested) > 1
-    for question in trials.questions:
+    for question in folds.questions:
         assert not tested & {str(value) for _, value in question.slots}
 
 
 @pytest.mark.parametrize("variable", [OPERATION, "x", "y"])
-def test_what_a_fold_is_judged_on_is_in_none_of_its_fitted_rows(trials, variable):
-    for fold in trials.by_variable[variable]:
-        judged = {spoken(sources(trials)[row], variable) for row in np.flatnonzero(fold.test)}
-        fitted = {spoken(trials.questions[row], variable) for row in np.flatnonzero(fold.train)}
-        assert judged <= set(fold.forms)
-        assert fitted
-        assert not fitted & set(fold.forms)
+def test_no_test_form_of_a_fold_is_in_its_training_questions(folds, variable):
+    for fold in folds.by_variable[variable]:
+        test_forms = {form(sources(folds)[row], variable) for row in np.flatnonzero(fold.test)}
+        train_forms = {form(folds.questions[row], variable) for row in np.flatnonzero(fold.train)}
+        assert test_forms <= set(fold.forms)
+        assert train_forms
+        assert not train_forms & set(fold.forms)
 
 
 @pytest.mark.parametrize("variable", [OPERATION, "x", "y", OBJECT])
-def test_every_crossing_is_judged_once_at_most(trials, variable):
-    times = np.sum([fold.test for fold in trials.by_variable[variable]], axis=0)
+def test_every_interchange_pair_is_tested_at_most_once(folds, variable):
+    times = np.sum([fold.test for fold in folds.by_variable[variable]], axis=0)
     assert times.max() == 1
-    assert np.array_equal(trials.test_mask(variable), times > 0)
-    assert trials.test_mask(variable).sum() > BASES // 4
+    assert np.array_equal(folds.test_mask(variable), times > 0)
+    assert folds.test_mask(variable).sum() > BASES // 4
 
 
 @pytest.mark.parametrize("variable", [OPERATION, "x", "y"])
-def test_the_words_that_choose_a_site_are_never_judged(trials, variable):
-    rows = np.flatnonzero(trials.site_search[variable])
-    choosing = {spoken(trials.questions[row], variable) for row in rows}
-    judged = {
-        spoken(sources(trials)[row], variable) for row in np.flatnonzero(trials.test_mask(variable))
+def test_the_words_of_the_site_search_are_never_tested(folds, variable):
+    rows = np.flatnonzero(folds.site_search[variable])
+    search_forms = {form(folds.questions[row], variable) for row in rows}
+    test_forms = {
+        form(sources(folds)[row], variable) for row in np.flatnonzero(folds.test_mask(variable))
     }
-    tested = {form for fold in trials.by_variable[variable] for form in fold.forms}
-    assert choosing
-    assert not choosing & (judged | tested)
-    # Nothing else is left out: what is not judged is of the words that choose.
+    tested = {form for fold in folds.by_variable[variable] for form in fold.forms}
+    assert search_forms
+    assert not search_forms & (test_forms | tested)
+    # All other known words are tested.
     left = {
-        spoken(sources(trials)[row], variable)
-        for row in np.flatnonzero(~trials.test_mask(variable))
+        form(sources(folds)[row], variable) for row in np.flatnonzero(~folds.test_mask(variable))
     }
-    known = {spoken(question, variable) for question in trials.questions}
-    assert left & known <= choosing
+    known = {form(question, variable) for question in folds.questions}
+    assert left & known <= search_forms
 
 
-def test_the_object_is_judged_in_all_crossings_by_a_map_that_is_fitted_on_all_questions(trials):
-    (fold,) = trials.by_variable[OBJECT]
+def test_the_object_has_one_fold_with_all_questions_and_all_pairs(folds):
+    (fold,) = folds.by_variable[OBJECT]
     assert fold.train.all()
     assert fold.test.all()
-    assert 0 < trials.site_search[OBJECT].sum() < PROMPTS
+    assert 0 < folds.site_search[OBJECT].sum() < PROMPTS
 
 
-def test_verbs_that_share_a_word_are_left_out_together(shipped):
+def test_verbs_that_share_a_word_are_in_one_group(shipped):
     groups = [set(fold.forms) for fold in shipped.by_variable[OPERATION]]
     groups.append({
         shipped.question_forms(OPERATION)[row] for row in np.flatnonzero(shipped.site_search[OPERATION])
@@ -120,41 +119,41 @@ def test_verbs_that_share_a_word_are_left_out_together(shipped):
     assert {"take away", "give away", "pick up", "bring in"} in groups
 
 
-def test_each_fold_leaves_out_both_sides_of_a_verb_pair():
+def test_each_fold_holds_out_both_sides_of_a_verb_pair():
     opposite: dict[str, str] = dict(zip(MINUS, PLUS, strict=True))
     for fold in planted().by_variable[OPERATION]:
         less = [form for form in fold.forms if form in opposite]
         assert {opposite[form] for form in less} == set(fold.forms) - set(less)
 
 
-def test_the_largest_group_of_verbs_is_tested_wherever_it_stands_in_the_lexicon(own):
+def test_the_largest_group_of_verbs_is_tested_in_any_order_of_the_lexicon(own):
     asked = pattern("take-away")
     verbs = asked.lexicon.verbs
     last = tuple(pair for pair in verbs if "away" not in str(pair))
-    turned = replace(
+    reordered = replace(
         asked, lexicon=replace(asked.lexicon, verbs=(*last, *(v for v in verbs if v not in last)))
     )
-    assert len(verb_groups(turned)[-1]) == 4
-    found = sample_held_out_folds(turned, tokenizers=(own,), bases=20, prompts=40)
+    assert len(verb_groups(reordered)[-1]) == 4
+    found = sample_held_out_folds(reordered, tokenizers=(own,), bases=20, prompts=40)
     tested = {form for fold in found.by_variable[OPERATION] for form in fold.forms}
     assert {"take away", "give away"} <= tested
 
 
-def test_labels_say_the_operation_and_forms_say_its_word():
-    trials = planted()
-    assert set(trials.labels(OPERATION)) == {"take-away", "get-more"}
+def test_labels_name_the_operation_and_forms_its_verb():
+    folds = planted()
+    assert set(folds.labels(OPERATION)) == {"take-away", "get-more"}
     for label, form, question in zip(
-        trials.labels(OPERATION), trials.question_forms(OPERATION), trials.questions, strict=True
+        folds.labels(OPERATION), folds.question_forms(OPERATION), folds.questions, strict=True
     ):
         assert form == question["op"]
         assert (form in MINUS) == (label == "take-away")
-    assert set(trials.source_forms(OPERATION)) <= set(PLUS)
-    assert trials.labels("x") == trials.question_forms("x")
-    assert trials.source_forms("y") == tuple(str(source["y"]) for source in sources(trials))
-    assert trials.source_forms(OBJECT) == tuple(source["thing"] for source in sources(trials))
+    assert set(folds.source_forms(OPERATION)) <= set(PLUS)
+    assert folds.labels("x") == folds.question_forms("x")
+    assert folds.source_forms("y") == tuple(str(source["y"]) for source in sources(folds))
+    assert folds.source_forms(OBJECT) == tuple(source["thing"] for source in sources(folds))
 
 
-def test_the_same_seed_draws_the_same_and_another_seed_others():
+def test_the_same_seed_samples_the_same_folds_and_another_seed_others():
     one, same, other = (
         sample_held_out_folds(fox_pattern(), tokenizers=(words(),), bases=20, prompts=60, seed=seed)
         for seed in (3, 3, 4)
@@ -172,34 +171,34 @@ def test_the_same_seed_draws_the_same_and_another_seed_others():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_no_crossing_is_among_those_that_find_the_sites(monkeypatch, seed):
+def test_no_test_pair_is_used_for_finding_sites(monkeypatch, seed):
     drawn = sample_held_out_folds(
         fox_pattern(), tokenizers=(words(),), bases=150, prompts=60, seed=seed
     )
-    judged = {pair.clean.text for pair in drawn.interchange_pairs.other}
-    # Drawn blindly, some would be: what keeps them out is no accident of these words.
-    blind = sample_interchange_pairs(
+    test_texts = {pair.clean.text for pair in drawn.interchange_pairs.other}
+    # Without the filter, some would be.
+    unfiltered = sample_interchange_pairs(
         fox_pattern(), 75, tokenizers=(words(),), seed=seed + 2,
         allowed_words=search_words(fox_pattern()),
     )  # fmt: skip
-    assert judged & {pair.clean.text for pair in blind.other}
-    handed = []
+    assert test_texts & {pair.clean.text for pair in unfiltered.other}
+    searched = []
 
-    def spy(model, finding, variables, **more):
-        handed.append(finding)
+    def spy(model, pairs, variables, **more):
+        searched.append(pairs)
         return [Site(1, "resid", "op")] * len(variables)
 
-    monkeypatch.setattr(grafting, "find_sites", spy)
+    monkeypatch.setattr(stitching, "find_sites", spy)
     assert set(find_variable_sites(planted_fox("template").model, drawn, seed=seed)) == set(
         drawn.variables
     )
-    (finding,) = handed
-    assert len(finding) == 75
-    for pairs in (finding.other, finding.same):
-        assert not judged & {pair.clean.text for pair in pairs}
+    (search_pairs,) = searched
+    assert len(search_pairs) == 75
+    for pairs in (search_pairs.other, search_pairs.same):
+        assert not test_texts & {pair.clean.text for pair in pairs}
 
 
-# What is refused.
+# Errors.
 
 
 def draw(asked, **more):
@@ -227,7 +226,7 @@ def test_a_pattern_without_an_opposite_is_refused():
         draw(replace(fox_pattern(), opposite=None))
 
 
-def test_more_crossings_than_there_are_words_for_are_refused():
+def test_more_pairs_than_the_words_allow_are_refused():
     narrow = fewer(number_range=(0, 12), verbs=fox_pattern().lexicon.verbs[:3])
     with pytest.raises(PatternError):
         sample_held_out_folds(narrow, tokenizers=(words(),), bases=100_000, prompts=20)

@@ -1,4 +1,4 @@
-"""The words for variables, rule by rule, on numbers made by hand; and where models hold them."""
+"""Verdicts on variables: each rule on constructed numbers, and the sites of planted models."""
 
 from dataclasses import replace
 
@@ -30,8 +30,8 @@ def gate(state: GateState = "open", answer: str = "number"):
 GATES = (gate(), gate(answer="noun"))
 
 
-def place(*roles, alone=SURE, along=None):
-    return VariableSite(f"L1.resid@{'+'.join(roles)}", frozenset(roles), alone, along or alone)
+def site(*roles, alone=SURE, together=None):
+    return VariableSite(f"L1.resid@{'+'.join(roles)}", frozenset(roles), alone, together or alone)
 
 
 def transfer(**changes):
@@ -61,74 +61,76 @@ def transfer(**changes):
     return replace(made, **changes)
 
 
-def word(full, other, carried=None, gates=GATES, **more):
-    return variable_verdict(full, other, carried or transfer(), gates, **more).label
+def label(full, other, transferred=None, gates=GATES, **options):
+    return variable_verdict(full, other, transferred or transfer(), gates, **options).label
 
 
 # Each rule.
 
 
-def test_a_closed_gate_of_the_variables_own_answer_says_that_the_behavior_is_absent():
+def test_the_behavior_is_absent_if_the_gate_of_the_variables_answer_is_closed():
     closed = (gate("closed"), gate(answer="noun"))
-    assert word(place("op"), place("op"), gates=closed) == "behavior absent"
-    assert word(place("x"), place("x"), transfer(variable="x"), closed) == "behavior absent"
+    assert label(site("op"), site("op"), gates=closed) == "behavior absent"
+    assert label(site("x"), site("x"), transfer(variable="x"), closed) == "behavior absent"
     noun = transfer(variable=OBJECT)
-    assert word(place("thing"), place("thing"), noun, closed) == "kept"
+    assert label(site("thing"), site("thing"), noun, closed) == "kept"
     other = (gate(), gate("closed", "noun"))
-    assert word(place("thing"), place("thing"), noun, other) == "behavior absent"
-    assert word(place("op"), place("op"), gates=other) == "kept"
+    assert label(site("thing"), site("thing"), noun, other) == "behavior absent"
+    assert label(site("op"), site("op"), gates=other) == "kept"
 
 
 def test_too_few_questions_give_no_verdict_on_a_variable():
     few = (gate("too few to tell"), gate(answer="noun"))
-    verdict = variable_verdict(place("op"), place("op"), transfer(), few)
+    verdict = variable_verdict(site("op"), site("op"), transfer(), few)
     assert verdict.label == absent_variable_verdict("operation", few).label == "cannot tell"
     assert "100 questions are too few to tell whether relative has" in verdict.reason
 
 
-def test_a_partial_gate_is_no_closed_one():
-    assert word(place("op"), place("op"), gates=(gate("partial"), GATES[1])) == "kept"
+def test_a_partial_gate_is_not_closed():
+    assert label(site("op"), site("op"), gates=(gate("partial"), GATES[1])) == "kept"
 
 
 @pytest.mark.parametrize("alone", [HALF, NEVER, NEARLY])
-def test_nothing_is_said_of_what_the_full_model_does_not_surely_hold_anywhere(alone):
-    found = variable_verdict(place("op", alone=alone), place("op"), transfer(), GATES)
-    assert found.label == "cannot tell"
-    assert "no site of the full model" in found.reason
+def test_without_a_site_in_the_full_model_there_is_no_verdict(alone):
+    verdict = variable_verdict(site("op", alone=alone), site("op"), transfer(), GATES)
+    assert verdict.label == "cannot tell"
+    assert "no site of the full model" in verdict.reason
 
 
-def test_a_place_that_hands_over_only_along_with_others_has_merged():
-    assert word(place("op"), place("op", alone=NEVER, along=SURE)) == "merged"
+def test_a_site_that_carries_the_variable_only_with_others_is_merged():
+    assert label(site("op"), site("op", alone=NEVER, together=SURE)) == "merged"
 
 
 @pytest.mark.parametrize(
-    ("alone", "along"), [(HALF, SURE), (NEVER, HALF), (NEVER, NEVER), (NEVER, NEARLY)]
+    ("alone", "together"), [(HALF, SURE), (NEVER, HALF), (NEVER, NEVER), (NEVER, NEARLY)]
 )
-def test_a_place_that_does_not_surely_hand_over_is_not_told(alone, along):
-    found = variable_verdict(place("op"), place("op", alone=alone, along=along), transfer(), GATES)
-    assert found.label == "cannot tell"
-    assert "no site or pair of sites" in found.reason
+def test_without_a_site_in_the_relative_there_is_no_verdict(alone, together):
+    verdict = variable_verdict(
+        site("op"), site("op", alone=alone, together=together), transfer(), GATES
+    )
+    assert verdict.label == "cannot tell"
+    assert "no site or pair of sites" in verdict.reason
 
 
 def test_more_roles_than_in_the_full_model_are_a_split_and_fewer_a_merge():
-    assert word(place("op"), place("op", "y")) == "split"
-    assert word(place("op", "y"), place("y")) == "merged"
+    assert label(site("op"), site("op", "y")) == "split"
+    assert label(site("op", "y"), site("y")) == "merged"
 
 
-def test_another_role_is_a_move_only_if_the_other_seed_holds_it_where_the_full_model_does():
-    full, other = place("op"), place("y")
-    assert word(full, other, other_seed_roles=frozenset({"op"})) == "moved"
-    assert word(full, other, other_seed_roles=frozenset({"y"})) == "cannot tell"
-    assert word(full, other, other_seed_roles=frozenset({"answer"})) == "cannot tell"
-    assert word(full, other, other_seed_roles=None) == "cannot tell"
-    # Roles that overlap, but of which neither has the other's, are other roles too.
+def test_another_role_is_a_move_only_if_the_other_seed_agrees_with_the_full_model():
+    full, other = site("op"), site("y")
+    assert label(full, other, other_seed_roles=frozenset({"op"})) == "moved"
+    assert label(full, other, other_seed_roles=frozenset({"y"})) == "cannot tell"
+    assert label(full, other, other_seed_roles=frozenset({"answer"})) == "cannot tell"
+    assert label(full, other, other_seed_roles=None) == "cannot tell"
+    # Overlapping roles differ too, if neither set contains the other.
     assert (
-        word(place("op", "x"), place("op", "y"), other_seed_roles=frozenset({"op", "x"})) == "moved"
+        label(site("op", "x"), site("op", "y"), other_seed_roles=frozenset({"op", "x"})) == "moved"
     )
 
 
 @pytest.mark.parametrize(
-    ("full", "other", "twin", "wanted"),
+    ("full", "other", "other_seed", "wanted"),
     [
         (("op",), ("op", "y"), ("op",), "split"),
         (("op",), ("op", "y"), ("op", "y"), "cannot tell"),
@@ -137,27 +139,29 @@ def test_another_role_is_a_move_only_if_the_other_seed_holds_it_where_the_full_m
         (("op", "y"), ("y",), ("y",), "cannot tell"),
     ],
 )
-def test_where_seeds_differ_in_roles_neither_split_nor_merged_is_told(full, other, twin, wanted):
-    assert word(place(*full), place(*other), other_seed_roles=frozenset(twin)) == wanted
+def test_if_seeds_differ_in_roles_there_is_neither_split_nor_merge(full, other, other_seed, wanted):
+    assert label(site(*full), site(*other), other_seed_roles=frozenset(other_seed)) == wanted
 
 
-def test_the_same_role_is_kept_wherever_another_seed_holds_it():
-    assert word(place("op"), place("op"), other_seed_roles=frozenset({"y"})) == "kept"
+def test_the_same_role_is_kept_whatever_the_role_in_the_other_seed():
+    assert label(site("op"), site("op"), other_seed_roles=frozenset({"y"})) == "kept"
 
 
-def test_the_reason_says_whether_seeds_differ_or_none_is_known():
+def test_the_reason_tells_if_seeds_differ_or_no_other_seed_is_given():
     reasons = [
-        variable_verdict(place("op"), place("y"), transfer(), GATES, other_seed_roles=twin).reason
-        for twin in (None, frozenset({"y"}))
+        variable_verdict(
+            site("op"), site("y"), transfer(), GATES, other_seed_roles=other_seed
+        ).reason
+        for other_seed in (None, frozenset({"y"}))
     ]
     assert "no other-seed model" in reasons[0]
     assert "the other-seed model differs as well" in reasons[1]
 
 
-def test_the_same_role_in_a_code_that_maps_is_kept():
-    found = variable_verdict(place("op"), place("op"), transfer(), GATES)
-    assert (found.label, found.subject, found.kind) == ("kept", "operation", "variable")
-    assert found.counterpart == "L1.resid@op"
+def test_the_same_role_with_a_linear_map_is_kept():
+    verdict = variable_verdict(site("op"), site("op"), transfer(), GATES)
+    assert (verdict.label, verdict.subject, verdict.kind) == ("kept", "operation", "variable")
+    assert verdict.counterpart == "L1.resid@op"
 
 
 @pytest.mark.parametrize(
@@ -172,84 +176,87 @@ def test_the_same_role_in_a_code_that_maps_is_kept():
         {"controls": {"token embedding": NEVER, "shuffled": Estimate(0.8, 0.7, 0.9)}},
     ],
 )
-def test_the_same_role_is_not_told_where_states_fall_short_or_a_stand_in_does_as_much(changes):
-    assert word(place("op"), place("op"), transfer(**changes)) == "cannot tell"
+def test_the_same_role_is_undecided_with_a_shortfall_or_an_equal_control(changes):
+    assert label(site("op"), site("op"), transfer(**changes)) == "cannot tell"
 
 
 def test_another_code_is_reported_only_if_the_shortfall_is_above_the_margin():
     far, near = (
-        variable_verdict(place("op"), place("op"), transfer(shortfall=shortfall), GATES).reason
+        variable_verdict(site("op"), site("op"), transfer(shortfall=shortfall), GATES).reason
         for shortfall in (Estimate(0.3, 0.2, 0.4), Estimate(0.05, 0.0, 0.15))
     )
     assert "another code" in far
     assert "another code" not in near
 
 
-@pytest.mark.parametrize(("high", "label"), [(0.099, "kept"), (0.1, "cannot tell")])
-def test_the_whole_interval_of_the_shortfall_is_below_the_margin(high, label):
-    carried = transfer(shortfall=Estimate(0.05, 0.0, high))
-    assert word(place("op"), place("op"), carried) == label
+@pytest.mark.parametrize(("high", "expected"), [(0.099, "kept"), (0.1, "cannot tell")])
+def test_the_whole_interval_of_the_shortfall_is_below_the_margin(high, expected):
+    transferred = transfer(shortfall=Estimate(0.05, 0.0, high))
+    assert label(site("op"), site("op"), transferred) == expected
 
 
-def test_the_bare_embedding_may_do_as_much():
-    """It is a part of the donor: shown beside, it decides nothing."""
-    carried = transfer(controls={"token embedding": SURE, "label": NEVER})
-    found = variable_verdict(place("op"), place("op"), carried, GATES)
-    assert found.label == "kept"
-    beside = found.test("above_embedding")
-    assert not beside.is_deciding
-    assert not beside.passed
+def test_the_token_embedding_may_do_as_much():
+    """It is part of the donor, so its test is reported but does not decide."""
+    transferred = transfer(controls={"token embedding": SURE, "label": NEVER})
+    verdict = variable_verdict(site("op"), site("op"), transferred, GATES)
+    assert verdict.label == "kept"
+    test = verdict.test("above_embedding")
+    assert not test.is_deciding
+    assert not test.passed
 
 
-def test_nets_trained_for_another_end_are_shown_beside():
-    carried = transfer(negative_controls={"copying": 0.2, "permuted": 0.95})
-    found = variable_verdict(place("op"), place("op"), carried, GATES)
-    assert found.label == "kept"
-    beside = found.test("above_negative_controls")
-    assert beside.name == "accuracy above permuted"
-    assert not beside.is_deciding
-    assert not beside.passed
+def test_negative_controls_are_reported_and_do_not_decide():
+    transferred = transfer(negative_controls={"copying": 0.2, "permuted": 0.95})
+    verdict = variable_verdict(site("op"), site("op"), transferred, GATES)
+    assert verdict.label == "kept"
+    test = verdict.test("above_negative_controls")
+    assert test.name == "accuracy above permuted"
+    assert not test.is_deciding
+    assert not test.passed
 
 
 # The order of the rules.
 
 
-def test_rules_are_read_from_top_to_bottom():
+def test_rules_apply_in_order():
     closed = (gate("closed"), GATES[1])
-    lost = place("op", alone=NEVER)
-    only_along = place("y", alone=NEVER, along=SURE)
+    without_site = site("op", alone=NEVER)
+    only_together = site("y", alone=NEVER, together=SURE)
     far = transfer(shortfall=Estimate(0.3, 0.2, 0.4))
-    twin = frozenset({"op"})
-    # A closed gate before all else.
-    assert word(lost, only_along, far, closed, other_seed_roles=twin) == "behavior absent"
-    # What the full model does not hold, before what the relative does.
-    assert word(lost, only_along, far, other_seed_roles=twin) == "cannot tell"
-    assert word(lost, place("op", "y"), far) == "cannot tell"
-    # That it stands with other variables, before that it stands elsewhere or beside another role.
-    assert word(place("op"), only_along, far, other_seed_roles=twin) == "merged"
-    # That the relative does not hold it, before where and in what code.
-    assert word(place("op"), place("op", "y", alone=HALF)) == "cannot tell"
-    assert word(place("op"), place("y", alone=HALF), other_seed_roles=twin) == "cannot tell"
-    # Further roles, before the code; another role, before the code.
-    assert word(place("op"), place("op", "y"), far) == "split"
-    assert word(place("op"), place("y"), far, other_seed_roles=twin) == "moved"
+    other_seed = frozenset({"op"})
+    # A closed gate comes first.
+    assert (
+        label(without_site, only_together, far, closed, other_seed_roles=other_seed)
+        == "behavior absent"
+    )
+    # Then the site of the full model.
+    assert label(without_site, only_together, far, other_seed_roles=other_seed) == "cannot tell"
+    assert label(without_site, site("op", "y"), far) == "cannot tell"
+    # A merge with other variables comes before another role.
+    assert label(site("op"), only_together, far, other_seed_roles=other_seed) == "merged"
+    # A missing site in the relative comes before role and code.
+    assert label(site("op"), site("op", "y", alone=HALF)) == "cannot tell"
+    assert label(site("op"), site("y", alone=HALF), other_seed_roles=other_seed) == "cannot tell"
+    # More roles, or another role, come before the code.
+    assert label(site("op"), site("op", "y"), far) == "split"
+    assert label(site("op"), site("y"), far, other_seed_roles=other_seed) == "moved"
 
 
-def test_every_word_comes_with_the_tests_that_it_was_read_from():
-    found = variable_verdict(place("op"), place("op"), transfer(), GATES)
-    assert [test.name for test in found.tests] == [
+def test_every_verdict_has_its_tests():
+    verdict = variable_verdict(site("op"), site("op"), transfer(), GATES)
+    assert [test.name for test in verdict.tests] == [
         "accuracy at L1.resid@op of the full model",
         "accuracy at L1.resid@op",
         "shortfall from its own states",
         "accuracy above controls (label)",
         "accuracy above the token embedding",
     ]
-    assert all(test.passed for test in found.tests)
+    assert all(test.passed for test in verdict.tests)
 
 
-def test_a_variable_is_equivalent_where_the_full_models_states_do_as_much():
+def test_a_variable_is_equivalent_if_the_shortfall_is_below_the_margin():
     near, open_, far = (
-        variable_verdict(place("op"), place("op"), transfer(shortfall=one), GATES).equivalent
+        variable_verdict(site("op"), site("op"), transfer(shortfall=one), GATES).equivalent
         for one in (Estimate(0.0, -0.05, 0.05), Estimate(0.1, 0.0, 0.2), Estimate(0.3, 0.2, 0.4))
     )
     assert (near, open_, far) == (True, None, False)
@@ -258,24 +265,24 @@ def test_a_variable_is_equivalent_where_the_full_models_states_do_as_much():
 @pytest.mark.parametrize(
     ("ceiling", "passed"), [(SURE, True), (NEARLY, None), (HALF, None), (NEVER, None)]
 )
-def test_as_good_as_its_own_is_tested_only_where_its_own_surely_do_something(ceiling, passed):
-    found = variable_verdict(place("op"), place("op"), transfer(own_ridge_accuracy=ceiling), GATES)
-    test = found.test(NON_INFERIORITY)
+def test_the_shortfall_is_tested_only_if_the_own_states_work_through_a_map(ceiling, passed):
+    verdict = variable_verdict(site("op"), site("op"), transfer(own_ridge_accuracy=ceiling), GATES)
+    test = verdict.test(NON_INFERIORITY)
     assert test.passed is passed
     assert (test.value is None) == (passed is None)
-    assert found.equivalent is passed
+    assert verdict.equivalent is passed
 
 
-def test_states_that_turn_nothing_where_the_own_ones_turn_nothing_are_not_equivalent():
-    """As of words with a dimension to each: a map of other words says nothing of them."""
+def test_states_without_effect_are_not_equivalent_to_own_states_without_effect():
+    """For example, if each word has its own dimension, no map generalizes to it."""
     idle = transfer(own_ridge_accuracy=NEVER, maps={"ridge": NEVER})
-    assert variable_verdict(place("op"), place("op"), idle, GATES).equivalent is not True
+    assert variable_verdict(site("op"), site("op"), idle, GATES).equivalent is not True
 
 
-# What was not put in.
+# Models without interchange.
 
 
-def test_of_a_model_without_a_host_the_closed_gate_decides_by_variable():
+def test_without_interchange_the_gate_of_the_variables_answer_decides():
     gates = (gate("closed"), gate(answer="noun"))
     assert absent_variable_verdict("x", gates).label == "behavior absent"
     assert absent_variable_verdict("operation", gates).label == "behavior absent"
@@ -284,19 +291,19 @@ def test_of_a_model_without_a_host_the_closed_gate_decides_by_variable():
     assert absent_variable_verdict("x", gates).tests == ()
 
 
-# Where models hold them.
+# Sites.
 
 
 @pytest.mark.parametrize("kind", ["template", "lexical"])
-def test_planted_models_hold_each_variable_at_its_own_word_alone(kind):
+def test_planted_models_carry_each_variable_only_at_its_own_word(kind):
     fox = planted_fox(kind)
-    trials = sample_held_out_folds(
+    folds = sample_held_out_folds(
         fox.pattern, tokenizers=(fox.model.tokenizer,), bases=30, prompts=60
     )
-    recipient = run_recipient(fox.model, trials)
-    for variable in trials.variables:
-        found = variable_site(recipient, variable)
+    recipient = run_recipient(fox.model, folds)
+    for variable in folds.variables:
+        verdict = variable_site(recipient, variable)
         own = "op" if variable == "operation" else variable
-        assert found.roles == {own}
-        assert found.site == f"L1.resid@{own}"
-        assert found.exclusive_accuracy.value == found.inclusive_accuracy.value == 1
+        assert verdict.roles == {own}
+        assert verdict.site == f"L1.resid@{own}"
+        assert verdict.exclusive_accuracy.value == verdict.inclusive_accuracy.value == 1
