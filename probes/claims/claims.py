@@ -63,7 +63,14 @@ def shared_state_claim(  # noqa: PLR0913 (one argument for each test)
     tests += _held_out_tests(spot)
     tests += _unseen_verb_tests(unseen_verbs)
     if operation_free_accuracy is None:
-        tests.append(skipped_test("asked for y", "the model does not answer it", is_deciding=False))
+        tests.append(
+            skipped_test(
+                "asked for y",
+                "the model does not answer it",
+                is_deciding=False,
+                id="operation_free_accuracy",
+            )
+        )
     else:
         says = "the state turns the answer to 'how many did I take away?' too: a detector of words"
         tests.append(
@@ -72,18 +79,30 @@ def shared_state_claim(  # noqa: PLR0913 (one argument for each test)
                 says,
                 operation_free_accuracy,
                 1 - 2 * EQUIVALENCE_MARGIN,
+                id="operation_free_accuracy",
             )
         )
     if distractor_accuracy is None:
         tests.append(
-            skipped_test("a verb in vain", "no such sentence in the pattern", is_deciding=False)
+            skipped_test(
+                "a verb in vain",
+                "no such sentence in the pattern",
+                is_deciding=False,
+                id="distractor_accuracy",
+            )
         )
     else:
         says = (
             "a sentence with the verb that has nothing to do with it misleads: a detector of words"
         )
         tests.append(
-            check_above("a verb in vain", says, distractor_accuracy, 1 - 2 * EQUIVALENCE_MARGIN)
+            check_above(
+                "a verb in vain",
+                says,
+                distractor_accuracy,
+                1 - 2 * EQUIVALENCE_MARGIN,
+                id="distractor_accuracy",
+            )
         )
     if subspace_search is not None:
         says = "a search finds as much in an untrained model: it can find anything"
@@ -93,6 +112,7 @@ def shared_state_claim(  # noqa: PLR0913 (one argument for each test)
                 says,
                 subspace_search.random_init,
                 MAX_RANDOM_INIT_ACCURACY,
+                id="random_init_search",
             )
         )
     return claim_verdict("H1", TITLES["H1"], tests)
@@ -100,19 +120,26 @@ def shared_state_claim(  # noqa: PLR0913 (one argument for each test)
 
 def _unseen_verb_tests(unseen_verbs: UnseenVerbs | None) -> list[StatisticalTest]:
     if unseen_verbs is None:
-        return [skipped_test("verbs not fitted on", "too few verbs to leave some out")]
+        return [
+            skipped_test(
+                "verbs not fitted on", "too few verbs to leave some out", id="unseen_verbs"
+            )
+        ]
     says = (
         "a direction fitted on some verbs does not turn others: it tells words, not the operation"
     )
-    site = check_above("verbs not fitted on", says, unseen_verbs.site, MAJORITY)
+    site = check_above("verbs not fitted on", says, unseen_verbs.site, MAJORITY, id="unseen_verbs")
     name = "gain over the token embedding"
     if site.passed is False:
-        return [site, skipped_test(name, "nothing to gain on", is_deciding=False)]
+        return [
+            site,
+            skipped_test(name, "nothing to gain on", is_deciding=False, id="embedding_gain"),
+        ]
     says = (
         f"directions in the verbs' embeddings already do as much ({unseen_verbs.embedding}): the words "
         "hold the operation, no circuit makes it"
     )
-    return [site, check_above(name, says, unseen_verbs.gain, 0.0)]
+    return [site, check_above(name, says, unseen_verbs.gain, 0.0, id="embedding_gain")]
 
 
 def _site_test(hotspots: Hotspots, hotspot: Hotspot) -> StatisticalTest:
@@ -122,6 +149,7 @@ def _site_test(hotspots: Hotspots, hotspot: Hotspot) -> StatisticalTest:
         f"no site hands over {hotspot.variable} and nothing else",
         hotspot.same_object,
         bar,
+        id=f"site_{hotspot.variable}",
     )
 
 
@@ -131,12 +159,14 @@ def _same_object_test(hotspot: Hotspot, object_decoding: DecodingResult) -> Stat
             "same and other objects alike",
             f"no object can be read at {hotspot.site!s} ({object_decoding.accuracy:.2f}, chance up to "
             f"{object_decoding.threshold:.2f}): that it does not matter there says nothing",
+            id="same_object",
         )
     return check_within(
         "same and other objects alike",
         "the state hands over the operation only, or less, between sentences about one object",
         hotspot.difference,
         EQUIVALENCE_MARGIN,
+        id="same_object",
     )
 
 
@@ -148,9 +178,13 @@ def _held_out_tests(hotspot: Hotspot) -> list[StatisticalTest]:
         "circuit",
     }
     return [
-        check_above(name, says[name], hotspot.unseen_groups[name], MAJORITY)
+        check_above(
+            name, says[name], hotspot.unseen_groups[name], MAJORITY, id=name.replace(" ", "_")
+        )
         if name in hotspot.unseen_groups
-        else skipped_test(name, "the pattern has none", is_deciding=False)
+        else skipped_test(
+            name, "the pattern has none", is_deciding=False, id=name.replace(" ", "_")
+        )
         for name in says
     ]
 
@@ -173,23 +207,50 @@ def separate_path_claim(
     says = "the object's site moves the number"
     tests = [
         check_above(
-            "the object's site moves the noun", "nothing moves the noun", thing.object, MAJORITY
+            "the object's site moves the noun",
+            "nothing moves the noun",
+            thing.object,
+            MAJORITY,
+            id="object_site_noun",
         ),
-        check_below("it leaves the number", says, thing.number, EQUIVALENCE_MARGIN),
+        check_below(
+            "it leaves the number", says, thing.number, EQUIVALENCE_MARGIN, id="object_site_number"
+        ),
     ]
     says = "the operation's site moves the noun"
     tests.append(
-        check_below("the operation leaves the noun", says, operation.object, EQUIVALENCE_MARGIN)
+        check_below(
+            "the operation leaves the noun",
+            says,
+            operation.object,
+            EQUIVALENCE_MARGIN,
+            id="operation_site_noun",
+        )
     )
     says = "the sites do each other's work"
-    tests.append(check_above("crossover (shares of the lead)", says, dissociation.crossover, 0.0))
+    tests.append(
+        check_above(
+            "crossover (shares of the lead)", says, dissociation.crossover, 0.0, id="crossover"
+        )
+    )
     says = "the two are told apart only by where they are read"
     tests.append(
-        check_above("crossover, read at one place", says, dissociation.crossover_at_number, 0.0)
+        check_above(
+            "crossover, read at one place",
+            says,
+            dissociation.crossover_at_number,
+            0.0,
+            id="crossover_at_number",
+        )
     )
     if two_object_dissociation is None:
         tests.append(
-            skipped_test("two things spoken of", "the model cannot do it", is_deciding=False)
+            skipped_test(
+                "two things spoken of",
+                "the model cannot do it",
+                is_deciding=False,
+                id="two_objects",
+            )
         )
     else:
         says = "with two things in the text, the object's site moves the number"
@@ -199,15 +260,28 @@ def separate_path_claim(
                 says,
                 two_object_dissociation.object.number,
                 EQUIVALENCE_MARGIN,
+                id="two_objects_number",
             )
         )
         says = "with two things in the text, the sites do each other's work"
         tests.append(
-            check_above("two things: crossover", says, two_object_dissociation.crossover, 0.0)
+            check_above(
+                "two things: crossover",
+                says,
+                two_object_dissociation.crossover,
+                0.0,
+                id="two_objects_crossover",
+            )
         )
     says = "resampling the operation's directions hurts the noun as much as the number"
     tests.append(
-        check_above("needed by the number more (shares of log-odds)", says, necessity.excess, 0.0)
+        check_above(
+            "needed by the number more (shares of log-odds)",
+            says,
+            necessity.excess,
+            0.0,
+            id="necessity",
+        )
     )
     tests.append(
         StatisticalTest(
@@ -218,6 +292,7 @@ def separate_path_claim(
             ),
             f"above more than 0.95 of {len(necessity.null_excesses)} random subspaces",
             necessity.null_percentile > _PERCENTILE,
+            id="necessity_percentile",
         )
     )
     tests += _ablation_tests(output_heads)
@@ -227,7 +302,13 @@ def separate_path_claim(
 def _ablation_tests(output_heads: OutputHeads) -> list[StatisticalTest]:
     names = ", ".join(output_heads.object_heads) or "none"
     if not output_heads.object_heads or not output_heads.number_heads:
-        return [skipped_test("heads knocked out", f"heads of the noun: {names}; too few stand out")]
+        return [
+            skipped_test(
+                "heads knocked out",
+                f"heads of the noun: {names}; too few stand out",
+                id="ablated_heads",
+            )
+        ]
     cost = "knocking out the heads that bring the noun costs the number as well"
     alike = {*output_heads.object_heads} & {*output_heads.number_heads}
     if alike:
@@ -238,12 +319,14 @@ def _ablation_tests(output_heads: OutputHeads) -> list[StatisticalTest]:
             "the noun survives without its heads",
             output_heads.without_object[OBJECT_READOUT],
             MAJORITY,
+            id="ablated_noun",
         ),
         check_above(
             f"without {names}: the number stays",
             cost,
             output_heads.without_object[NUMBER_READOUT],
             1 - EQUIVALENCE_MARGIN,
+            id="ablated_number",
         ),
     ]
 
@@ -255,9 +338,19 @@ def shared_direction_claim(comparison: DirectionComparison) -> ClaimVerdict:
         says += f", and as much once it is rotated ({comparison.rotated_direction}): the same up to a rotation"
     tests = [
         check_above(
-            "own direction", "one direction does not carry it", comparison.own_direction, MAJORITY
+            "own direction",
+            "one direction does not carry it",
+            comparison.own_direction,
+            MAJORITY,
+            id="own_direction",
         ),
-        check_within("own less another object's", says, comparison.difference, EQUIVALENCE_MARGIN),
+        check_within(
+            "own less another object's",
+            says,
+            comparison.difference,
+            EQUIVALENCE_MARGIN,
+            id="other_object_direction",
+        ),
     ]
     return claim_verdict("H3", TITLES["H3"], tests)
 
@@ -265,24 +358,32 @@ def shared_direction_claim(comparison: DirectionComparison) -> ClaimVerdict:
 def reuse_claim(comparison: BaseModelComparison | None, reason: str = "") -> ClaimVerdict:
     """H4: instruct tuning takes over what was there: same sites, same direction, new reader."""
     if comparison is None:
-        return claim_verdict("H4", TITLES["H4"], [skipped_test("the model before", reason)])
+        return claim_verdict(
+            "H4", TITLES["H4"], [skipped_test("the model before", reason, id="base_model")]
+        )
     tests = [
         check_within(
             "own direction less the former one",
             f"the direction of {comparison.base} does not serve {comparison.tuned}",
             comparison.difference,
             EQUIVALENCE_MARGIN,
+            id="base_direction",
         ),
         check_above(
-            "the former state, put in", "the state is not the same", comparison.base_state, MAJORITY
+            "the former state, put in",
+            "the state is not the same",
+            comparison.base_state,
+            MAJORITY,
+            id="base_state",
         ),
         check_below(
             "an untrained model's direction",
             "any direction does",
             comparison.random_init_direction,
             EQUIVALENCE_MARGIN,
+            id="random_init_direction",
         ),
-        skipped_test("a new reader", "no heads stand out")
+        skipped_test("a new reader", "no heads stand out", id="new_readout_heads")
         if not (comparison.base_heads and comparison.tuned_heads)
         else StatisticalTest(
             "a new reader",
@@ -291,6 +392,7 @@ def reuse_claim(comparison: BaseModelComparison | None, reason: str = "") -> Cla
             Estimate(comparison.head_overlap, comparison.head_overlap, comparison.head_overlap),
             "heads shared below 0.50 (Jaccard, no interval)",
             comparison.head_overlap < MAJORITY,
+            id="new_readout_heads",
         ),
     ]
     return claim_verdict("H4", TITLES["H4"], tests)
@@ -306,7 +408,9 @@ def training_diversity_claim(rows: Sequence[Mapping[str, float | str]]) -> Claim
     """
     if len(rows) < 2:
         why = "no relatives of this model that were trained on few objects are measured"
-        return claim_verdict("H5", TITLES["H5"], [skipped_test("dose and response", why)])
+        return claim_verdict(
+            "H5", TITLES["H5"], [skipped_test("dose and response", why, id="dose_response")]
+        )
     rows = sorted(rows, key=lambda row: float(row["nouns"]))
     few, *_, many = rows
     gain = float(many["unseen_interchange_accuracy"]) - float(few["unseen_interchange_accuracy"])
@@ -322,8 +426,11 @@ def training_diversity_claim(rows: Sequence[Mapping[str, float | str]]) -> Claim
             f"trained on few objects, the operation is taken up as well ({shown})",
             Estimate(gain, low, high),
             EQUIVALENCE_MARGIN,
+            id="dose_response",
         ),
-        skipped_test("over seeds", "one model for each number of objects", is_deciding=False),
+        skipped_test(
+            "over seeds", "one model for each number of objects", is_deciding=False, id="seeds"
+        ),
     ]
     return claim_verdict("H5", TITLES["H5"], tests)
 

@@ -30,7 +30,7 @@ class StatisticalTest:
     threshold: str
     passed: bool | None
     is_deciding: bool = True
-    id: str = field(default="", kw_only=True)
+    id: str = field(kw_only=True)
 
     def non_deciding(self) -> "StatisticalTest":
         """The same test, reported but without influence on the verdict."""
@@ -58,48 +58,52 @@ class ClaimVerdict:
 
 
 def check_above(
-    name: str, meaning_if_failed: str, value: Estimate, threshold: float, *, id: str = ""
+    name: str, meaning_if_failed: str, value: Estimate, threshold: float, *, id: str
 ) -> StatisticalTest:
     """Test whether the 95 % interval lies above a threshold."""
-    passed = True if value.low > threshold else False if value.high <= threshold else None
+    passed = _decide(value.low > threshold, value.high <= threshold)
     return StatisticalTest(name, meaning_if_failed, value, f"above {threshold:.2f}", passed, id=id)
 
 
 def check_below(
-    name: str, meaning_if_failed: str, value: Estimate, threshold: float, *, id: str = ""
+    name: str, meaning_if_failed: str, value: Estimate, threshold: float, *, id: str
 ) -> StatisticalTest:
     """Test whether the 95 % interval lies below a threshold."""
-    passed = True if value.high < threshold else False if value.low >= threshold else None
+    passed = _decide(value.high < threshold, value.low >= threshold)
     return StatisticalTest(name, meaning_if_failed, value, f"below {threshold:.2f}", passed, id=id)
 
 
 def check_within(
-    name: str, meaning_if_failed: str, value: Estimate, margin: float, *, id: str = ""
+    name: str, meaning_if_failed: str, value: Estimate, margin: float, *, id: str
 ) -> StatisticalTest:
     """Equivalence test: whether the 95 % interval lies within ±margin."""
     inside = value.low >= -margin and value.high <= margin
     outside = value.low > margin or value.high < -margin
-    passed = True if inside else False if outside else None
+    passed = _decide(inside, outside)
     return StatisticalTest(name, meaning_if_failed, value, f"within ±{margin:.2f}", passed, id=id)
 
 
-def skipped_test(
-    name: str, reason: str, *, is_deciding: bool = True, id: str = ""
-) -> StatisticalTest:
+def skipped_test(name: str, reason: str, *, id: str, is_deciding: bool = True) -> StatisticalTest:
     """Test without a value, with the reason in place of a meaning."""
     return StatisticalTest(name, reason, None, "–", None, is_deciding, id=id)
+
+
+def _decide(succeeded: bool, failed: bool) -> bool | None:
+    if succeeded:
+        return True
+    return False if failed else None
 
 
 def claim_verdict(claim: str, title: str, tests: Sequence[StatisticalTest]) -> ClaimVerdict:
     """Verdict on a claim by its deciding tests."""
     deciding = [test for test in tests if test.is_deciding]
-    against = [test for test in deciding if test.passed is False]
-    open_ = [test for test in deciding if test.passed is None]
-    if against:
-        reason = "; ".join(f"{test.name}: {test.meaning_if_failed}" for test in against)
+    failed = [test for test in deciding if test.passed is False]
+    undecided = [test for test in deciding if test.passed is None]
+    if failed:
+        reason = "; ".join(f"{test.name}: {test.meaning_if_failed}" for test in failed)
         return ClaimVerdict(claim, title, "fails", reason, tuple(tests))
-    if open_ or not deciding:
-        names = ", ".join(test.name for test in open_) or "nothing could be tested"
+    if undecided or not deciding:
+        names = ", ".join(test.name for test in undecided) or "nothing could be tested"
         return ClaimVerdict(claim, title, "cannot tell", f"undecided: {names}", tuple(tests))
     passed = f"all {len(deciding)} tests" if len(deciding) > 1 else "its one test"
     return ClaimVerdict(claim, title, "holds", f"{passed} passed", tuple(tests))

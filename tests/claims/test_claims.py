@@ -67,8 +67,8 @@ def test_a_number_is_above_or_below_a_bar_with_its_whole_interval_or_not_surely(
     low, high, is_above, is_below
 ):
     value = Estimate((low + high) / 2, low, high)
-    assert check_above("n", "s", value, 0.5).passed is is_above
-    assert check_below("n", "s", value, 0.5).passed is is_below
+    assert check_above("n", "s", value, 0.5, id="n").passed is is_above
+    assert check_below("n", "s", value, 0.5, id="n").passed is is_below
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_number_is_above_or_below_a_bar_with_its_whole_interval_or_not_surely(
 def test_a_difference_is_none_only_where_its_whole_interval_is_within_the_margin(
     low, high, expected
 ):
-    found = check_within("n", "s", Estimate(0.0, low, high), 0.1)
+    found = check_within("n", "s", Estimate(0.0, low, high), 0.1, id="n")
     assert found.passed is expected
     assert found.threshold == "within ±0.10"
 
@@ -96,8 +96,10 @@ def test_a_difference_is_none_only_where_its_whole_interval_is_within_the_margin
 # From tests to a verdict.
 
 
-GOOD, BAD = check_above("good", "no", YES, 0.5), check_above("bad", "it is bad", NO, 0.5)
-OPEN = check_above("open", "no", HALF, 0.5)
+GOOD = check_above("good", "no", YES, 0.5, id="good")
+BAD = check_above("bad", "it is bad", NO, 0.5, id="bad")
+OPEN = check_above("open", "no", HALF, 0.5, id="open")
+GONE = skipped_test("gone", "why", id="gone")
 
 
 @pytest.mark.parametrize(
@@ -106,11 +108,11 @@ OPEN = check_above("open", "no", HALF, 0.5)
         ([GOOD, GOOD], "holds", "all 2 tests passed"),
         ([GOOD, OPEN], "cannot tell", "undecided: open"),
         ([GOOD, OPEN, BAD], "fails", "bad: it is bad"),
-        ([GOOD, skipped_test("gone", "why"), BAD], "fails", "bad: it is bad"),
-        ([GOOD, skipped_test("gone", "why")], "cannot tell", "undecided: gone"),
-        ([GOOD, skipped_test("gone", "why", is_deciding=False)], "holds", "its one test passed"),
+        ([GOOD, GONE, BAD], "fails", "bad: it is bad"),
+        ([GOOD, GONE], "cannot tell", "undecided: gone"),
+        ([GOOD, GONE.non_deciding()], "holds", "its one test passed"),
         (
-            [skipped_test("gone", "why", is_deciding=False)],
+            [GONE.non_deciding()],
             "cannot tell",
             "nothing could be tested",
         ),
@@ -127,7 +129,7 @@ def test_what_speaks_against_a_claim_beats_what_is_open_and_that_beats_what_hold
 
 
 def test_a_test_that_does_not_decide_is_shown_and_changes_no_verdict():
-    beside = check_above("beside", "no", NO, 0.5).non_deciding()
+    beside = check_above("beside", "no", NO, 0.5, id="beside").non_deciding()
     found = claim_verdict("H1", "title", [GOOD, beside])
     assert (found.label, beside.passed) == ("holds", False)
     assert beside in found.tests

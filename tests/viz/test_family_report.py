@@ -67,7 +67,7 @@ def transfer(variable, donor, recipient, **changes):
 
 OPERATION = Verdict(
     "operation", "variable", "kept", "L1.resid@op", "the same role: best stand-in -0.02",
-    (check_above("held there", "no place holds it", HIGH, 0.5), check_above("b", "c", LOW, 0.1).non_deciding()),
+    (check_above("held there", "no place holds it", HIGH, 0.5, id="a"), check_above("b", "c", LOW, 0.1, id="b").non_deciding()),
 )  # fmt: skip
 X = Verdict("x", "variable", "split", "L1.resid@x+y", "held at x, it now takes x and y together")
 SAME = (
