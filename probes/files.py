@@ -3,6 +3,7 @@
 import math
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ def write_atomic(path: Path, content: bytes) -> None:
             f"cannot write {str(path)!r} ({error.strerror or error}): choose another place"
         ) from error
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # A name may be too long for any file.
+            draft.unlink(missing_ok=True)
 
 
 def check_writable(path: Path) -> None:
@@ -37,7 +39,8 @@ def check_writable(path: Path) -> None:
             f"cannot write {str(path)!r} ({error.strerror or error}): choose another place"
         ) from error
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # A name may be too long for any file.
+            draft.unlink(missing_ok=True)
 
 
 def to_jsonable(value: object) -> Any:  # noqa: ANN401

@@ -91,7 +91,7 @@ def test_a_code_for_each_noun_fails_by_other_objects_and_is_the_same_up_to_a_rot
 def test_a_model_of_no_family_has_nothing_before_it(kind):
     found = proof(kind).verdict("H4")
     assert found.label == "cannot tell"
-    assert "was not tuned" in found.tests[0].meaning_if_failed
+    assert "no base model" in found.tests[0].meaning_if_failed
     assert (
         proof(kind).base_comparison,
         proof(kind).two_object_dissociation,

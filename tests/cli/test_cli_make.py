@@ -80,7 +80,7 @@ def test_the_gap_to_the_real_kernel_is_printed():
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (("quantized", "scratch", "--scheme", "int3"), "take 'rtn-3'"),
+        (("quantized", "scratch", "--scheme", "int3"), "use 'rtn-3'"),
         (("pruned", "scratch", "--method", "luck"), "Unknown method"),
         (("grown", "scratch"), "needs"),
         (("distilled", "scratch", "--labels", "loud"), "Unknown labels"),
