@@ -116,7 +116,7 @@ class MomentsGrid:
 
     x: tuple[SiteMoments, ...]
     y: tuple[SiteMoments, ...]
-    products: tuple[tuple[Float[np.ndarray, "d_x d_y"], ...], ...]
+    products: tuple[tuple[Float[np.ndarray, "_ _"], ...], ...]
 
     def __getitem__(self, pair: tuple[int, int]) -> Moments:
         a, b = pair
