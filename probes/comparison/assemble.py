@@ -1,4 +1,4 @@
-"""What became of a model's heads and variables in one relative, put together."""
+"""Comparison of two measured models: their verdicts, matches, transfers and failing prompts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,14 +36,15 @@ _PROVENANCE_KEYS = ("_name_or_path", "transformers_version")
 
 @dataclass(frozen=True, eq=False)
 class ReferenceSet:
-    """What two models are held against.
+    """Models that a pair of models is compared against.
 
     Attributes:
-        nets: Untrained nets, by shape.
-        twin: Another seed of the full model.
-        controls: For relatives, by name, one of their shape that never saw the full model.
-        strangers: Models trained for another end.
-        passed: For each recipient, by name, what the states of each stranger turn in it.
+        nulls: Random-init models, by architecture.
+        other_seed: The full model trained from another seed.
+        same_shape: By name of the relative, a control of its shape trained without the full model.
+        negative_controls: Models trained on another task.
+        negative_control_hits: By name of the recipient and of the negative control, the prompts
+            whose answer an interchange from that control changes to the source's.
     """
 
     nulls: Mapping[object, Sequence[RandomInitNull]]
@@ -54,9 +55,9 @@ class ReferenceSet:
 
 
 def architecture_key(model: Model) -> object:
-    """Return what untrained nets of a model depend on: its config, but for where it came from."""
-    told = {k: v for k, v in model.config.to_dict().items() if k not in _PROVENANCE_KEYS}
-    return (model.shape, str(sorted(told.items())))
+    """Key of the random-init models that serve a model: its config without its provenance."""
+    config = {k: v for k, v in model.config.to_dict().items() if k not in _PROVENANCE_KEYS}
+    return (model.shape, str(sorted(config.items())))
 
 
 def assemble_comparison(
@@ -66,16 +67,20 @@ def assemble_comparison(
     references: ReferenceSet,
     settings: tuple[int, int, int],
 ) -> Comparison:
-    """Put together what was found of two models."""
+    """Comparison of a full model `a` and a relative `b` from what was measured on both.
+
+    Args:
+        settings: Numbers of prompts, seed and number of random-init models.
+    """
     prompts, seed, nulls = settings
-    nets = references.nulls[architecture_key(b.model)]
-    twin = (
+    random_init = references.nulls[architecture_key(b.model)]
+    other_seed = (
         references.other_seed
         if references.other_seed and references.other_seed.name != b.name
         else None
     )
-    profiles = [found.profiles for found in nets if found.profiles]
-    pairings = [pair_heads(a.profiles, found) for found in profiles]
+    profiles = [null.profiles for null in random_init if null.profiles]
+    pairings = [pair_heads(a.profiles, null) for null in profiles]
     ceiling = (
         pair_heads(a.profiles, references.other_seed.profiles) if references.other_seed else None
     )
@@ -97,22 +102,20 @@ def assemble_comparison(
             same_shape=[
                 one.profiles for name, one in references.same_shape.items() if name == b.name
             ],
-            other_seed=twin.profiles if twin else None,
+            other_seed=other_seed.profiles if other_seed else None,
         ),
         gate=_worst_gate_state((*a.gates, *b.gates)),
         seed=seed,
     )
-    transfers_to_other, back = (
-        _transfers(shared, a, b, references),
-        _transfers(shared, b, a, references),
-    )
-    variables = _variable_verdicts(shared, a, b, twin, transfers_to_other)
-    items = {
+    transfers_to_other = _transfers(shared, a, b, references)
+    transfers_to_full = _transfers(shared, b, a, references)
+    variables = _variable_verdicts(shared, a, b, other_seed, transfers_to_other)
+    failing_prompts = {
         verdict.subject: head_failing_prompts(a, b, verdict) for verdict in heads if verdict.subject
     }
-    items |= {
-        one.variable: variable_failing_prompts(one, shared.folds)
-        for one in transfers_to_other
+    failing_prompts |= {
+        transfer.variable: variable_failing_prompts(transfer, shared.folds)
+        for transfer in transfers_to_other
         if shared.folds
     }
     return Comparison(
@@ -130,7 +133,8 @@ def assemble_comparison(
         other_seed=references.other_seed.name if references.other_seed else "",
         gates=(*a.gates, *b.gates),
         random_init_accuracy=tuple(
-            float(x) for x in np.mean([n.accuracy for n in nets if n.accuracy is not None], axis=0)
+            float(x)
+            for x in np.mean([n.accuracy for n in random_init if n.accuracy is not None], axis=0)
         ),
         solved_logit_diffs=_logit_diffs_on_solved({a.name: a.behavior, b.name: b.behavior}, seed),
         matches=matches,
@@ -144,14 +148,15 @@ def assemble_comparison(
         ),
         verdicts=(*variables, *heads),
         transfers_to_other=transfers_to_other,
-        transfers_to_full=back,
+        transfers_to_full=transfers_to_full,
         transfer_skip_reason=shared.transfer_skip_reason,
-        failing_prompts=items,
+        failing_prompts=failing_prompts,
     )
 
 
 def _worst_gate_state(gates: Sequence[Gate]) -> GateState:
-    return max((gate.state for gate in gates), key=GATE_STATES.index)
+    states = {gate.state for gate in gates}
+    return next(state for state in reversed(GATE_STATES) if state in states)
 
 
 def _transfers(
@@ -160,15 +165,15 @@ def _transfers(
     recipient: ModelMeasurements,
     references: ReferenceSet,
 ) -> tuple[CrossModelTransfer, ...]:
-    """Judge what the donor's states turn in the host, beside nets of the donor's shape."""
+    """Cross-model interchange of each variable, with random-init models of the donor's shape."""
     if shared.folds is None or recipient.recipient is None or donor.donor is None:
         return ()
-    nets = references.nulls[architecture_key(donor.model)]
-    passed = references.negative_control_hits[recipient.name].items()
+    random_init = references.nulls[architecture_key(donor.model)]
+    control_hits = references.negative_control_hits[recipient.name].items()
     baselines = TransferBaselines(
-        nulls={str(n): null.hits[recipient.name] for n, null in enumerate(nets)},
+        nulls={str(n): null.hits[recipient.name] for n, null in enumerate(random_init)},
         negative_controls={
-            name: hits for name, hits in passed if name not in (donor.name, recipient.name)
+            name: hits for name, hits in control_hits if name not in (donor.name, recipient.name)
         },
     )
     variables = shared.folds.variables
@@ -201,7 +206,7 @@ def _variable_verdicts(
 
 
 def _other_seed_roles(other_seed: ReferenceModel | None, variable: str) -> frozenset[str] | None:
-    """Return where another seed holds a variable; nowhere, if it cannot do it itself."""
+    """Roles at which the other-seed model codes a variable; None where it was not found there."""
     if other_seed is None or variable not in other_seed.sites:
         return None
     return frozenset(other_seed.sites[variable].role.split("+"))
@@ -211,13 +216,13 @@ def _logit_diffs_on_solved(
     behaviors: Mapping[str, Behavior], seed: int
 ) -> tuple[SolvedLogitDiff, ...]:
     both = np.logical_and.reduce([b.correct.numpy().all(1) for b in behaviors.values()])
-    found = []
-    for name, seen in behaviors.items():
-        for k, answer in enumerate(seen.answers):
-            values = seen.logit_diff[:, k].double().numpy()[both]
-            lead = bootstrap_mean(values, seed=seed) if len(values) > 1 else None
-            found.append(SolvedLogitDiff(name, answer, int(both.sum()), lead))
-    return tuple(found)
+    rows = []
+    for name, behavior in behaviors.items():
+        for k, answer in enumerate(behavior.answers):
+            values = behavior.logit_diff[:, k].double().numpy()[both]
+            logit_diff = bootstrap_mean(values, seed=seed) if len(values) > 1 else None
+            rows.append(SolvedLogitDiff(name, answer, int(both.sum()), logit_diff))
+    return tuple(rows)
 
 
 def _mean_pair_score(
@@ -227,13 +232,13 @@ def _mean_pair_score(
     other_seed: HeadPairing | None,
     seed: int,
 ) -> MeanPairScore:
-    found = pair_heads(a, b)
-    drawn = similarity_draws(a, b, seed=seed)[1:]
-    rows = [k for k, partner in enumerate(found.partners) if partner >= 0]
-    columns = [found.partners[k] for k in rows]
-    chance = [pairing.mean_score for pairing in nulls]
+    pairing = pair_heads(a, b)
+    draws = similarity_draws(a, b, seed=seed)[1:]
+    rows = [k for k, partner in enumerate(pairing.partners) if partner >= 0]
+    columns = [pairing.partners[k] for k in rows]
+    chance = [null.mean_score for null in nulls]
     return MeanPairScore(
-        score=percentile_interval(found.mean_score, drawn[:, rows, columns].mean(1)),
+        score=percentile_interval(pairing.mean_score, draws[:, rows, columns].mean(1)),
         chance=float(np.mean(chance)),
         chance_high=float(np.quantile(chance, 0.95)),
         # The best pairs of the other seed, as many as these models have: a mean over more is lower.

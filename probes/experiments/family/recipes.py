@@ -1,5 +1,6 @@
 """How each member of the embedded family is made."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
@@ -64,8 +65,10 @@ class Recipe:
 NEGATIVE_CONTROL_TASKS: tuple[TrainingTask, ...] = ("copying", "permuted")
 """Tasks of the same words that never ask to count on: a stricter null than fresh weights."""
 
-_NEGATIVE_CONTROLS = {"negative_control": NEGATIVE_CONTROL_TASKS}
-COMPARED_WITH: dict[str, dict[str, str | tuple[str, ...]]] = {
+_NEGATIVE_CONTROLS: Mapping[str, str | tuple[str, ...]] = {
+    "negative_control": NEGATIVE_CONTROL_TASKS
+}
+COMPARED_WITH: dict[str, Mapping[str, str | tuple[str, ...]]] = {
     "base": _NEGATIVE_CONTROLS,
     "copying": {"negative_control": ("permuted",)},
     "distilled": {"control": "scratch", **_NEGATIVE_CONTROLS},
