@@ -105,17 +105,12 @@ def compare(
     check_output_paths(out, json, page=True)
     silence_libraries()
     from probes.comparison.compare import compare_family
+    from probes.comparison.references import ComparisonSettings
 
-    family = compare_family(
-        full,
-        relatives,
-        pattern,
-        prompts=prompts,
-        seed=seed,
-        nulls=nulls,
-        workers=workers,
-        progress=sys.stderr.isatty(),
+    settings = ComparisonSettings(
+        prompts=prompts, seed=seed, nulls=nulls, workers=workers, progress=sys.stderr.isatty()
     )
+    family = compare_family(full, relatives, pattern, settings)
     result = family.comparisons[0] if len(relatives) == 1 else family
     _write(result, out, json)
     if assert_equivalent is not None:

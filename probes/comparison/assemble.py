@@ -16,6 +16,7 @@ from probes.comparison.measurements import (
     model_facts,
 )
 from probes.comparison.prompts import ComparisonPrompts
+from probes.comparison.references import ComparisonSettings
 from probes.comparison.result import Comparison, MeanPairScore, SolvedLogitDiff
 from probes.comparison.variables.result import CrossModelTransfer
 from probes.comparison.variables.transfer import Hits, TransferBaselines, evaluate_donor
@@ -65,14 +66,10 @@ def assemble_comparison(
     a: ModelMeasurements,
     b: ModelMeasurements,
     references: ReferenceSet,
-    settings: tuple[int, int, int],
+    settings: ComparisonSettings,
 ) -> Comparison:
-    """Comparison of a full model `a` and a relative `b` from what was measured on both.
-
-    Args:
-        settings: Numbers of prompts, seed and number of random-init models.
-    """
-    prompts, seed, nulls = settings
+    """Comparison of a full model `a` and a relative `b` from what was measured on both."""
+    seed = settings.seed
     random_init = references.nulls[architecture_key(b.model)]
     other_seed = (
         references.other_seed
@@ -127,9 +124,9 @@ def assemble_comparison(
         contrasts={contrast: a.exact[contrast] for contrast in shared.pairs},
         roles=shared.roles,
         answers=a.behavior.answers,
-        prompts=prompts,
+        prompts=settings.prompts,
         seed=seed,
-        nulls=nulls,
+        nulls=settings.nulls,
         other_seed=references.other_seed.name if references.other_seed else "",
         gates=(*a.gates, *b.gates),
         random_init_accuracy=tuple(

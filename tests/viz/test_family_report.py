@@ -13,6 +13,7 @@ from probes.cli.app import app
 from probes.comparison.compare import compare
 from probes.comparison.explanation import FailingPrompt
 from probes.comparison.family_result import FamilyComparison
+from probes.comparison.references import ComparisonSettings
 from probes.comparison.variables.result import EMBEDDING_CONTROL, CrossModelTransfer
 from probes.comparison.verdict import SIMILARITY_EQUIVALENCE, STRENGTH_EQUIVALENCE, Verdict
 from probes.errors import EquivalenceError
@@ -113,7 +114,9 @@ def absent(own, tmp_path_factory):
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
     path.write_text("\n".join(hats(k, 7 - k) for k in range(4)), encoding="utf-8")
     return replace(
-        compare(*models, str(path), prompts=4, nulls=2), transfer_skip_reason="", verdicts=()
+        compare(*models, str(path), settings=ComparisonSettings(prompts=4, nulls=2)),
+        transfer_skip_reason="",
+        verdicts=(),
     )
 
 
