@@ -30,6 +30,7 @@ from probes.models.model import Model
 from probes.observe.behavior import Behavior
 from probes.observe.result import GATE_STATES, Gate, GateState
 from probes.stats.intervals import bootstrap_mean, percentile_interval
+from probes.stats.multiple_testing import conformal_threshold
 from probes.stats.paired import mcnemar_test
 
 _PROVENANCE_KEYS = ("_name_or_path", "transformers_version")
@@ -237,7 +238,7 @@ def _mean_pair_score(
     return MeanPairScore(
         score=percentile_interval(pairing.mean_score, draws[:, rows, columns].mean(1)),
         chance=float(np.mean(chance)),
-        chance_high=float(np.quantile(chance, 0.95)),
+        chance_high=float(conformal_threshold(chance)),
         # The best pairs of the other seed, as many as these models have: a mean over more is lower.
         other_seed=float(np.sort(other_seed.scores)[::-1][: len(rows)].mean())
         if other_seed

@@ -71,7 +71,7 @@ class FamilyComparison(Result):
             rows[one.other.name] = {
                 **{f"{gate.answer} right": gate.accuracy.value for gate in gates},
                 "head similarity": one.mean_pair_score.score.value,
-                "head similarity, random-init (95th percentile)": one.mean_pair_score.chance_high,
+                "head similarity, random-init (threshold)": one.mean_pair_score.chance_high,
                 "mean interchange accuracy": one.mean_interchange_accuracy,
                 **{
                     f"{b.variable} interchange accuracy": b.interchange_accuracy.value

@@ -31,7 +31,7 @@ class MeanPairScore:
 
     Attributes:
         score: Mean over the pairs, with its interval over prompts.
-        chance, chance_high: Mean and 95th percentile of the same over random-init models.
+        chance, chance_high: Mean and threshold of the same over random-init models.
         other_seed: The same with the other-seed model (n = 1), as many of its best pairs; NaN
             without one.
     """
@@ -240,7 +240,7 @@ class Comparison(Result):
         threshold = max((match.threshold for match in self.matches), default=0.0)
         pairing = (
             f"Mean pairing score {mean.score}; {self.nulls} random-init models {mean.chance:.2f} "
-            f"(95th percentile {mean.chance_high:.2f})"
+            f"(threshold {mean.chance_high:.2f})"
         )
         pairing += f"; {self.other_seed} {mean.other_seed:.2f}." if self.other_seed else "."
         if threshold > _MAX_THRESHOLD:

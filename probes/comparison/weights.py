@@ -18,6 +18,7 @@ from probes.models.decoder import DecoderWeights, decompose
 from probes.models.model import Model
 from probes.models.norm import Norm
 from probes.models.site import head_names
+from probes.stats.multiple_testing import conformal_threshold
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,7 @@ class WeightNull:
 
     Attributes:
         mean: Mean over pairs and permutations.
-        best_95: 95th percentile over permutations of the largest cosine.
+        best_95: Threshold of the largest cosine, over permutations.
     """
 
     mean: float
@@ -128,7 +129,7 @@ def weight_similarity(
     ov_chance, qk_chance = (
         WeightNull(
             float(np.mean([np.nanmean(pair[n]) for pair in null])),
-            float(np.quantile([np.nanmax(pair[n]) for pair in null], 0.95)),
+            float(conformal_threshold([np.nanmax(pair[n]) for pair in null])),
         )
         for n in range(2)
     )

@@ -45,9 +45,8 @@ from probes.prompts.interchange_sampler import NUMBER_ANSWER
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
 from probes.stats.intervals import proportion
+from probes.stats.multiple_testing import conformal_threshold
 from probes.stats.paired import mcnemar_test
-
-_NULL_QUANTILE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +252,7 @@ def _measure_hotspot(
 def _null_thresholds(
     model: Model, pairs: InterchangePairs, variables: Sequence[str], settings: HotspotSettings
 ) -> dict[str, float]:
-    """95th percentile of the best site's rate in random-init models, searched and scored on one set."""
+    """Threshold of the best site's rate in a random-init model, searched and scored on one set."""
     pairs, best = pairs.select(range(min(settings.null_bases, len(pairs)))), []
     for n in range(settings.nulls):
         runs = run_interchange_pairs(random_init(model, seed=settings.seed + n), pairs)
@@ -261,5 +260,5 @@ def _null_thresholds(
         best.append([takes_only(outcomes, variable).mean(1).max() for variable in variables])
     if not best:
         return dict.fromkeys(variables, float("nan"))
-    levels = np.quantile(np.array(best), _NULL_QUANTILE, axis=0)
+    levels = conformal_threshold(np.array(best))
     return dict(zip(variables, map(float, levels), strict=True))

@@ -211,7 +211,7 @@ class DecodingResult:
 
     Attributes:
         accuracy: Balanced accuracy on held-out states, 0 to 1.
-        threshold: 95th percentile of the same with shuffled labels.
+        threshold: Threshold of the same with shuffled labels.
         n_classes: Number of labels.
     """
 

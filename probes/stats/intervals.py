@@ -1,4 +1,8 @@
-"""Estimates with their 95 % intervals: Wilson for proportions, percentile bootstrap for the rest."""
+"""Estimates with their 95 % intervals.
+
+Wilson for proportions, bootstrap-t for means, percentile bootstrap for the rest. Their coverage on
+simulated data is in docs/calibration.md.
+"""
 
 from dataclasses import dataclass
 
@@ -7,6 +11,7 @@ from jaxtyping import Bool, Float
 
 CONFIDENCE_LEVEL = 0.95
 BOOTSTRAP_DRAWS = 2000
+_TAILS = ((1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +42,30 @@ def proportion(hits: Bool[np.ndarray, " prompt"]) -> Estimate:
 
 
 def bootstrap_mean(values: Float[np.ndarray, " prompt"], *, seed: int) -> Estimate:
-    """Mean with its bootstrap interval over prompts."""
-    weights = bootstrap_weights(len(values), BOOTSTRAP_DRAWS, seed=seed) / len(values)
-    return percentile_interval(float(values.mean()), weights @ values)
+    """Mean with an interval over prompts: the union of bootstrap-t and Student's t.
+
+    Bootstrap-t (Efron and Tibshirani 1993, ch. 12) covers skewed values, Student's t covers heavy
+    tails; the percentile bootstrap of 16 prompts covers a normal mean in 0.91 of the cases only.
+    """
+    n, mean = len(values), float(values.mean())
+    error = float(values.std(ddof=1)) / n**0.5 if n > 1 else 0.0
+    if error == 0:
+        return Estimate(mean, mean, mean)
+    weights = bootstrap_weights(n, BOOTSTRAP_DRAWS, seed=seed) / n
+    shifts = weights @ (values - mean)
+    errors = np.sqrt(np.maximum(weights @ (values - mean) ** 2 - shifts**2, 0) / (n - 1))
+    usable = errors > 1e-9 * error  # A sample of one value has no error.
+    low, high = np.quantile(shifts[usable] / errors[usable], _TAILS)
+    student = student_quantile(n - 1)
+    return Estimate(mean, mean - max(high, student) * error, mean + max(-low, student) * error)
+
+
+def student_quantile(degrees_of_freedom: int) -> float:
+    """Quantile of Student's t that bounds the middle 95 %."""
+    # scipy takes a second to import, and a saved result is read without it.
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees_of_freedom, (1 + CONFIDENCE_LEVEL) / 2))
 
 
 def bootstrap_ratio(
@@ -55,7 +81,7 @@ def bootstrap_ratio(
 
 def percentile_interval(value: float, samples: Float[np.ndarray, " draw"]) -> Estimate:
     """A number with the middle 95 % of its bootstrap draws."""
-    low, high = np.quantile(samples, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
+    low, high = np.quantile(samples, _TAILS)
     return Estimate(float(value), float(low), float(high))
 
 

@@ -125,7 +125,7 @@ def _metrics_table(family: FamilyComparison) -> Table:
     ]
     note = (
         "Right: accuracy of whole answers. Head similarity: mean score of all pairs of heads, 0 to "
-        "1, and the 95th percentile of random-init models. Interchange accuracy: fraction of pairs "
+        "1, and the threshold of random-init models. Interchange accuracy: fraction of pairs "
         f"in which states of this model, mapped into {first.full.name}, change the answer in this "
         f"variable alone. Best random-init: highest of {first.nulls} models of "
         f"{first.other.name}'s shape, metric by metric."
