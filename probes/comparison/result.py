@@ -263,8 +263,11 @@ class Comparison(Result):
             )
         survives = _names(v for v in self.verdicts if v.subject and v.label in _SURVIVES)
         gone = _names(v for v in self.verdicts if v.subject and v.label in _GONE)
+        unshared = _names(v for v in self.verdicts if v.label == "not shared between seeds")
         unknown = [v for v in self.verdicts if v.subject and v.label == "cannot tell"]
         line = f"In {self.other.name} survive: {survives or 'none'}; lost: {gone or 'none'}; "
+        if unshared:
+            line += f"not shared between seeds: {unshared}; "
         if not unknown:
             return line + "cannot tell: none."
         reasons = Counter(verdict.reason for verdict in unknown).most_common()

@@ -23,7 +23,8 @@ fractions |
 | moved | its effects, summed over roles, are more similar than the threshold of that search, and
 strongest at another role; the other-seed model has them at the same role |
 | lost | no head of the relative is similar above the threshold, no head or set explains 0.5 of its
-effect fractions, and the gate is open |
+effect fractions, it explains 0.5 of no head of the relative, and the gate is open |
+| not shared between seeds | the same, and the other-seed model has no counterpart either |
 | cannot tell | no rule applies |
 
 A head of the relative that none of these rules uses is "new" by the rule of "lost" with the models
@@ -41,6 +42,7 @@ VerdictLabel = Literal[
     "split",
     "moved",
     "lost",
+    "not shared between seeds",
     "new",
     "no reliable effect",
     "behavior absent",

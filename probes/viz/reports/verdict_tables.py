@@ -27,6 +27,7 @@ TONES: dict[VerdictLabel, Tone | None] = {
     "split": None,
     "moved": None,
     "lost": "bad",
+    "not shared between seeds": "muted",
     "new": None,
     "no reliable effect": "muted",
     "behavior absent": "muted",
@@ -72,7 +73,9 @@ _HEAD_LABELS: dict[VerdictLabel, str] = {
     "moved": "A head of the relative changes the same answers from another role; another seed of "
     "the full model keeps the role.",
     "lost": "No head of the relative is more similar than the null, and no head or set explains "
-    f"{PARTIAL_EXPLAINED:.0%} of its effects, although the relative does the task.",
+    f"{PARTIAL_EXPLAINED:.0%} of its effects or is explained by it, although the relative does the task.",
+    "not shared between seeds": "The relative lacks it as under “lost”, but so does the full "
+    "model trained from another seed: training again is enough to lose it.",
     "new": "Exists only in the relative: the rule of “lost” with the models exchanged.",
     "no reliable effect": f"Its effects have a split-half reliability below {MIN_RELIABILITY}, or "
     "are close to 0.",
