@@ -87,6 +87,9 @@ def compare(
     prompts: Prompts = 32,
     seed: Seed = 0,
     nulls: Annotated[int, typer.Option(help="Random-init models for the null.", min=20)] = 20,
+    draws: Annotated[
+        int, typer.Option(help="Draws of prompts and held-out words for variables.", min=1)
+    ] = 5,
     out: Page = Path("report.html"),
     json: Json = None,
     workers: Annotated[int, typer.Option(help="Models measured in parallel.", min=1)] = 2,
@@ -108,7 +111,12 @@ def compare(
     from probes.comparison.references import ComparisonSettings
 
     settings = ComparisonSettings(
-        prompts=prompts, seed=seed, nulls=nulls, workers=workers, progress=sys.stderr.isatty()
+        prompts=prompts,
+        draws=draws,
+        seed=seed,
+        nulls=nulls,
+        workers=workers,
+        progress=sys.stderr.isatty(),
     )
     family = compare_family(full, relatives, pattern, settings)
     result = family.comparisons[0] if len(relatives) == 1 else family

@@ -86,6 +86,8 @@ def compare_family(
         raise ModelError(
             f"nulls={settings.nulls} found: a comparison needs at least one random-init model"
         )
+    if settings.draws < 1:
+        raise ModelError(f"draws={settings.draws} found: a comparison needs at least one draw")
     a, bs = load_models(full, others, settings.seed)
     chosen = pattern(on) if isinstance(on, str) else on
     references = load_references(a, bs, settings)
@@ -100,8 +102,7 @@ def compare_family(
         prompts = sample_comparison_prompts(
             chosen,
             [a, *bs],
-            settings.prompts,
-            settings.seed,
+            settings,
             lambda items: _progress_bar(items, "pairs", settings.progress),
         )
         measured = run_all(lambda model: measure_model(model, prompts), [a, *bs], "models")
@@ -158,7 +159,7 @@ def _measure_references(
     by_name = {one.name: one.as_reference() for one in measured}
     for reference in run_all(
         lambda model: measure_reference(model, prompts, with_sites=model is references.other_seed),
-        references.not_compared(measured),
+        references.not_compared(by_name),
         "reference models",
     ):
         by_name[reference.name] = reference

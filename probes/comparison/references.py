@@ -1,10 +1,9 @@
 """Settings of a comparison, and loading of the compared models and of their reference models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from probes.comparison.measurements import ModelMeasurements
 from probes.comparison.variables.transfer import with_unique_names
 from probes.errors import ModelError
 from probes.models.model import Model, load, random_init
@@ -19,6 +18,8 @@ class ComparisonSettings:
 
     Attributes:
         prompts: Pairs for each contrast.
+        draws: Draws of prompts, held-out words, folds and sites for the cross-model interchange.
+            The interval of one draw covers its own prompts only.
         seed: Seed of the prompts, the random-init models and the bootstrap.
         nulls: Number of random-init models of the other's shape.
         other_seed: Model that differs from the full model in its training seed only. By default
@@ -31,6 +32,7 @@ class ComparisonSettings:
     """
 
     prompts: int = 32
+    draws: int = 5
     seed: int = 0
     nulls: int = 20
     other_seed: ModelSpec | None = None
@@ -53,15 +55,14 @@ class ReferenceModels:
     same_shape: Mapping[str, Model]
     negative_controls: Sequence[Model]
 
-    def not_compared(self, measured: Sequence[ModelMeasurements]) -> list[Model]:
-        """Reference models that are not among the compared ones."""
-        known = {one.name for one in measured}
+    def not_compared(self, compared: Collection[str]) -> list[Model]:
+        """Reference models whose names are not among those of the compared models."""
         every = [
             *([self.other_seed] if self.other_seed else []),
             *self.same_shape.values(),
             *self.negative_controls,
         ]
-        return list({model.name: model for model in every if model.name not in known}.values())
+        return list({model.name: model for model in every if model.name not in compared}.values())
 
 
 def load_models(

@@ -31,10 +31,12 @@ A head of the relative that none of these rules uses is "new" by the rule of "lo
 exchanged, or has no reliable effect, or "cannot tell".
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from probes.stats.evidence import StatisticalTest
+from probes.stats.multiple_testing import false_discovery_rate
 
 VerdictLabel = Literal[
     "kept",
@@ -49,6 +51,9 @@ VerdictLabel = Literal[
     "cannot tell",
 ]
 SubjectKind = Literal["head", "variable"]
+
+UNDECIDED = ("no reliable effect", "behavior absent", "cannot tell")
+"""Labels that claim nothing about a mechanism."""
 
 SIMILARITY_EQUIVALENCE = "similarity_equivalence"
 STRENGTH_EQUIVALENCE = "strength_equivalence"
@@ -95,6 +100,30 @@ class Verdict:
             return False
         return True if all(test and test.passed for test in tests) else None
 
+    @property
+    def p_value(self) -> float | None:
+        """Largest p-value of the passed deciding tests; None where the verdict is undecided.
+
+        All of these tests must pass, so it bounds the error of the verdict.
+        """
+        if self.label in UNDECIDED:
+            return None
+        tests = [test for test in self.tests if test.is_deciding and test.passed]
+        return max((test.p_value for test in tests if test.p_value is not None), default=None)
+
     def test(self, id: str) -> StatisticalTest | None:
         """The test with an id; None where it was not done."""
         return next((test for test in self.tests if test.id == id), None)
+
+
+def error_rate_line(verdicts: Sequence[Verdict]) -> str:
+    """Sentence with the number of decided verdicts and their false discovery rate."""
+    tried = [v for v in verdicts if v.label not in ("no reliable effect", "behavior absent")]
+    decided = [v.p_value is not None for v in tried]
+    rate = false_discovery_rate([1.0 if v.p_value is None else v.p_value for v in tried], decided)
+    if not any(decided):
+        return f"None of {len(tried)} verdicts is decided."
+    return (
+        f"{sum(decided)} of {len(tried)} verdicts are decided; the expected fraction of false ones "
+        f"among them is at most {rate:.3f} (Benjamini-Hochberg)."
+    )

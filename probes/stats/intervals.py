@@ -4,6 +4,7 @@ Wilson for proportions, bootstrap-t for means, percentile bootstrap for the rest
 simulated data is in docs/calibration.md.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +59,24 @@ def bootstrap_mean(values: Float[np.ndarray, " prompt"], *, seed: int) -> Estima
     low, high = np.quantile(shifts[usable] / errors[usable], _TAILS)
     student = student_quantile(n - 1)
     return Estimate(mean, mean - max(high, student) * error, mean + max(-low, student) * error)
+
+
+def pool_draws(draws: Sequence[Estimate]) -> Estimate:
+    """Mean of an estimate over independent draws of prompts, words and folds.
+
+    The interval is the wider, on each side, of two: Student's t between the draws, and the errors
+    within the draws added in squares.
+    """
+    values = np.array([draw.value for draw in draws])
+    n, mean = len(draws), float(values.mean())
+    if n == 1:
+        return draws[0]
+    between = student_quantile(n - 1) * float(values.std(ddof=1)) / n**0.5
+    below, above = (
+        float(np.linalg.norm(values - [getattr(draw, end) for draw in draws])) / n
+        for end in ("low", "high")
+    )
+    return Estimate(mean, mean - max(between, below), mean + max(between, above))
 
 
 def student_quantile(degrees_of_freedom: int) -> float:

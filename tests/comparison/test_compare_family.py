@@ -14,7 +14,7 @@ from probes.comparison.explanation import FailingPrompt
 from probes.comparison.family_result import FamilyComparison
 from probes.comparison.heads.head_sets import ModelHeads
 from probes.comparison.heads.profiles import HeadProfiles
-from probes.comparison.heads.result import HeadMatch
+from probes.comparison.heads.result import HeadMatch, MeanPairScore
 from probes.comparison.measurements import (
     ModelMeasurements,
     NullGroup,
@@ -24,7 +24,7 @@ from probes.comparison.measurements import (
 from probes.comparison.model_facts import ModelFacts, PlotData
 from probes.comparison.prompts import ComparisonPrompts
 from probes.comparison.references import ComparisonSettings, load_models
-from probes.comparison.result import Comparison, MeanPairScore
+from probes.comparison.result import Comparison
 from probes.comparison.variables.result import CrossModelTransfer
 from probes.comparison.variables.verdicts import (
     VariableSite,

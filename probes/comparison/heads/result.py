@@ -40,3 +40,20 @@ class HeadMatch:
     def above_threshold(self) -> bool:
         """Whether the head is reliable and its score exceeds the threshold."""
         return self.reliable and self.score.value > self.threshold
+
+
+@dataclass(frozen=True, slots=True)
+class MeanPairScore:
+    """Mean pairing score of all heads.
+
+    Attributes:
+        score: Mean over the pairs, with its interval over prompts.
+        chance, chance_high: Mean and threshold of the same over random-init models.
+        other_seed: The same with the other-seed model (n = 1), as many of its best pairs; NaN
+            without one.
+    """
+
+    score: Estimate
+    chance: float
+    chance_high: float
+    other_seed: float

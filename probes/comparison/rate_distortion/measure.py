@@ -69,7 +69,10 @@ def rate_distortion(
     verdicts: Sequence[Mapping[str, int]] = [{}] * len(models)
     if settings.verdicts:
         family = compare_family(
-            first, models, chosen, ComparisonSettings(prompts=settings.prompts, seed=settings.seed)
+            first,
+            models,
+            chosen,
+            ComparisonSettings(prompts=settings.prompts, draws=1, seed=settings.seed),
         )
         verdicts = [Counter(v.label for v in one.verdicts) for one in family.comparisons]
     bar = tqdm(models, desc="relatives", disable=not progress)

@@ -116,6 +116,29 @@ def verdict_cell(verdict: Verdict, *, with_counterpart: bool = False, hover: str
     return TableCell(text, TONES[verdict.label], hover or verdict.reason)
 
 
+def _draw_table(comparison: Comparison) -> Table:
+    """What each draw of prompts, held-out words and sites gave."""
+    full, other = comparison.full.name, comparison.other.name
+    rows: list[list[CellValue]] = [
+        [
+            display_variable(draw.variable),
+            draw.seed,
+            draw.full_site,
+            draw.site,
+            draw.interchange_accuracy,
+            nonbreaking(draw.label),
+        ]
+        for draw in comparison.draws
+    ]
+    columns = ("variable", "seed", f"site in {full}", f"site in {other}", "ridge", "verdict")
+    note = (
+        f"Ridge: interchange accuracy of {full}'s states in {other}, with the interval over the "
+        "prompts of this draw. A verdict above is by all draws together, and is “cannot tell” where "
+        "a single draw decides for another one."
+    )
+    return Table(columns, rows, "Draws of prompts, held-out words and sites", "lrllrl", (note,))
+
+
 def variable_blocks(comparison: Comparison, *, tests: bool = True) -> list[Block]:
     """Verdicts on variables and the interchange behind them.
 
@@ -139,6 +162,8 @@ def variable_blocks(comparison: Comparison, *, tests: bool = True) -> list[Block
         blocks.append(Note(f"No interchange into {other}: it {no_site}", "muted"))
     transfers = (*comparison.transfers_to_other, *comparison.transfers_to_full)
     blocks += transfer_tables(transfers) if transfers else []
+    if len({draw.seed for draw in comparison.draws}) > 1:
+        blocks.append(_draw_table(comparison))
     if tests and any(verdict.tests for verdict in verdicts):
         rows = [
             [display_variable(v.subject), *evidence_row(test)] for v in verdicts for test in v.tests
