@@ -65,7 +65,7 @@ def pool_sites(draws: Sequence[VariableSite]) -> VariableSite:
 def settle_verdict(pooled: Verdict, draws: Sequence[Verdict]) -> Verdict:
     """Verdict by all draws together, unless a single draw decides for another one."""
     labels = Counter(draw.label for draw in draws)
-    if labels.keys() <= {pooled.label, "cannot tell"}:
+    if pooled.label == "cannot tell" or labels.keys() <= {pooled.label, "cannot tell"}:
         return pooled
     counts = ", ".join(f"{label} in {count}" for label, count in labels.most_common())
     reason = f"{len(draws)} draws of prompts and words differ: {counts}"
