@@ -1,10 +1,10 @@
 """Coverage of the kit's intervals, and stability of its verdicts on variables.
 
-    python -m benchmarks.interval_coverage [--draws 100] [--relative distilled] [--page docs/calibration.md]
+    python -m benchmarks.interval_coverage [--draws 100] [--relative distilled] [--page FILE]
 
 Interchange accuracies of two shipped models are measured in many independent draws of prompts,
-held-out words, folds and sites. Every five draws are pooled as `compare` pools them. Printed are how
-often the interval of a single draw, and of five, contains the mean of the other draws, and how
+held-out words, folds and sites. Every five draws are pooled as `compare` pools them. Printed are
+how often the interval of a single draw, and of five, contains the mean of the other draws, and how
 stable the verdicts are. Draws are kept in a file, so that a run that is cut off goes on.
 """
 
@@ -233,15 +233,16 @@ def page(setting: Setting, draws: Sequence[Draw]) -> str:
         "\n\n".join(
             [
                 "# Calibration",
-                "How often the intervals contain what they estimate, and how stable the verdicts are. "
-                f"Written by `python -m benchmarks.interval_coverage --draws {len(draws)} --page "
-                "docs/calibration.md`.",
+                "How often the intervals contain what they estimate, and how stable the verdicts "
+                f"are. Written by `python -m benchmarks.interval_coverage --draws {len(draws)} "
+                "--page docs/calibration.md`.",
                 "## Interchange accuracy, over draws of prompts and words",
-                f"`full` and `{setting.other.name}` on `take-away`, {len(draws)} independent draws of "
-                "prompts, held-out words, folds and sites (n = 1 model each). An interval covers if it "
-                "contains the mean of all other draws. One draw: the interval over its own prompts. "
-                f"Five draws: what `compare` reports ({groups} groups). The intervals of five draws "
-                f"cover in {proportion(np.array(hits))} of {len(hits)} cases; those of one draw in "
+                f"`full` and `{setting.other.name}` on `take-away`, {len(draws)} independent "
+                "draws of prompts, held-out words, folds and sites (n = 1 model each). An "
+                "interval covers if it contains the mean of all other draws. One draw: the "
+                f"interval over its own prompts. Five draws: what `compare` reports ({groups} "
+                f"groups). The intervals of five draws cover in {proportion(np.array(hits))} of "
+                f"{len(hits)} cases; those of one draw in "
                 f"{proportion(np.array(covered['one draw']))}.",
                 markdown(accuracy, rows),
                 "## Verdicts on variables",
@@ -253,9 +254,9 @@ def page(setting: Setting, draws: Sequence[Draw]) -> str:
                 ),
                 "## Means and proportions of few prompts",
                 f"Coverage of the 95 % interval in {_SIMULATIONS} simulated samples, by number of "
-                "prompts. Means: the union of bootstrap-t and Student's t. No interval covers a mean "
-                "that rests on events which the prompts do not show: with one prompt in 20, take "
-                "more than 64 prompts.",
+                "prompts. Means: the union of bootstrap-t and Student's t. No interval covers a "
+                "mean that rests on events which the prompts do not show: with one prompt in 20, "
+                "take more than 64 prompts.",
                 markdown(("values", "8", "16", "32", "64"), simulated_table()),
                 "## Thresholds of a null",
                 "Fraction of further random-init models above the threshold of n of them: stated, "

@@ -1,4 +1,4 @@
-"""Comparison: the verdicts on the variables and heads of a model in one relative, with the numbers."""
+"""Comparison of a model with one relative: verdicts on variables and heads, with numbers."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping

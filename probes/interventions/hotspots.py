@@ -88,7 +88,8 @@ def hotspots(
     """
     if model.shape.layers < 2:
         raise ModelError(
-            f"{model.name} has one block, so no site between blocks: choose a model with two or more"
+            f"{model.name} has one block, so no site between blocks: choose a model with two or "
+            "more"
         )
     bases, seed, tokenizers = settings.bases, settings.seed, (model.tokenizer,)
     search_pairs = sample_interchange_pairs(

@@ -30,7 +30,7 @@ class Estimate:
 
 
 def proportion(hits: Bool[np.ndarray, " prompt"]) -> Estimate:
-    """Fraction of hits with its Wilson interval (1927, JASA 22:209); NaN in [0, 1] of no prompts."""
+    """Fraction of hits with its Wilson interval (1927, JASA 22:209); NaN without prompts."""
     if not len(hits):
         return Estimate(float("nan"), 0.0, 1.0)
     # scipy.stats takes a second to import, and a saved result is read without it.

@@ -26,7 +26,7 @@ def conformal_threshold(
 
 
 def exceedance_rate(n: int) -> float:
-    """Probability that a further draw exceeds the threshold of n draws; at most 0.05 from n = 19."""
+    """Probability that a further draw exceeds the threshold of n; at most 0.05 from n = 19."""
     return (n + 1 - _rank(n)) / (n + 1)
 
 

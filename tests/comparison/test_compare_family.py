@@ -112,11 +112,23 @@ def gate(model: str, answer: str, state: GateState = "open"):
 def transfer_of(variable, donor="full", recipient="other", **changes):
     controls = {"token embedding": NONE, "label": NONE, "shuffled": NONE, "random-init": NONE}
     made = CrossModelTransfer(
-        variable=variable, donor=donor, recipient=recipient, pairs=100, site="L1.resid@op",
-        donor_sites=("L1.resid@op",), own_accuracy=SURE, own_ridge_accuracy=SURE, maps={"ridge": SURE},
-        controls=controls, nulls=(0.1, 0.0), negative_controls={"copying": 0.2}, excess=SURE,
-        best_control="label", shortfall=NONE, missed_pairs=(),
-    )  # fmt: skip
+        variable=variable,
+        donor=donor,
+        recipient=recipient,
+        pairs=100,
+        site="L1.resid@op",
+        donor_sites=("L1.resid@op",),
+        own_accuracy=SURE,
+        own_ridge_accuracy=SURE,
+        maps={"ridge": SURE},
+        controls=controls,
+        nulls=(0.1, 0.0),
+        negative_controls={"copying": 0.2},
+        excess=SURE,
+        best_control="label",
+        shortfall=NONE,
+        missed_pairs=(),
+    )
     return replace(made, **changes)
 
 
@@ -160,17 +172,28 @@ def made(**changes):
     whole = Comparison(
         full=ModelFacts("full", "made", 1, 2, 8, 100),
         other=ModelFacts("other", "made", 1, 2, 8, 50),
-        pattern="foxes", title="Foxes", example="How many?", contrasts={"x": 1.0},
-        roles=("x", "answer"), answers=("number", "noun"), prompts=4, seed=0, nulls=2, other_seed="",
+        pattern="foxes",
+        title="Foxes",
+        example="How many?",
+        contrasts={"x": 1.0},
+        roles=("x", "answer"),
+        answers=("number", "noun"),
+        prompts=4,
+        seed=0,
+        nulls=2,
+        other_seed="",
         gates=tuple(gate(model, a) for model in ("full", "other") for a in ("number", "noun")),
-        random_init_accuracy=(0.0, 0.0), solved_logit_diffs=(), matches=MATCHES,
-        mean_pair_score=MeanPairScore(SURE, 0.1, 0.2, float("nan")), plot_data={"full": view(), "other": view()},
+        random_init_accuracy=(0.0, 0.0),
+        solved_logit_diffs=(),
+        matches=MATCHES,
+        mean_pair_score=MeanPairScore(SURE, 0.1, 0.2, float("nan")),
+        plot_data={"full": view(), "other": view()},
         accuracy_changes=(NONE, NONE),
         verdicts=(*variables, head("L0.H0"), head("L0.H1")),
         transfers_to_other=(transfer_of("op"), transfer_of("x")),
         transfers_to_full=(transfer_of("op", "other", "full"), transfer_of("x", "other", "full")),
         failing_prompts={"op": (FailingPrompt("a", "b", "c", "d"),)},
-    )  # fmt: skip
+    )
     return replace(whole, **changes)
 
 

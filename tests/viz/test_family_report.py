@@ -67,9 +67,16 @@ def transfer(variable, donor, recipient, **changes):
 
 
 OPERATION = Verdict(
-    "operation", "variable", "kept", "L1.resid@op", "the same role: best stand-in -0.02",
-    (check_above("held there", "no place holds it", HIGH, 0.5, id="a"), check_above("b", "c", LOW, 0.1, id="b").non_deciding()),
-)  # fmt: skip
+    "operation",
+    "variable",
+    "kept",
+    "L1.resid@op",
+    "the same role: best stand-in -0.02",
+    (
+        check_above("held there", "no place holds it", HIGH, 0.5, id="a"),
+        check_above("b", "c", LOW, 0.1, id="b").non_deciding(),
+    ),
+)
 X = Verdict("x", "variable", "split", "L1.resid@x+y", "held at x, it now takes x and y together")
 SAME = (
     check_above("as similar", "", SHORT, -0.1, id=SIMILARITY_EQUIVALENCE),
@@ -279,9 +286,17 @@ def test_transfers_are_listed_with_their_controls(found):
     ]  # fmt: skip
     assert maps[0][2][2] == "donor read at L2.resid@op"
     assert [cell[0] for cell in controls[0]] == [
-        "big → small", "operation", "0.97", "0.65", "0.22", "0.03", "0.33", "0.56", "token embedding",
+        "big → small",
+        "operation",
+        "0.97",
+        "0.65",
+        "0.22",
+        "0.03",
+        "0.33",
+        "0.56",
+        "token embedding",
         "0.32 [0.24, 0.40]",
-    ]  # fmt: skip
+    ]
     assert controls[0][7][2] == "copying 0.45, permuted 0.56"
 
 

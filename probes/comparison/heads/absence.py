@@ -1,4 +1,4 @@
-"""Verdicts on heads without a counterpart: lost heads of the full model, new heads of the relative."""
+"""Verdicts on heads without a counterpart: lost in the relative, or new there."""
 
 from collections.abc import Sequence
 

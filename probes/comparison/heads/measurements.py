@@ -53,7 +53,7 @@ class NullModels:
 
 @dataclass(frozen=True, eq=False)
 class HeadMeasurements:
-    """Measurements of two models. The first draw uses all prompts, the others are bootstrap samples.
+    """Measurements of two models; draws are all prompts first, then bootstrap samples.
 
     Attributes:
         a, b: Profiles of the full model and of the relative.

@@ -130,7 +130,7 @@ def with_unique_names(models: Iterable[Model], taken: Sequence[str]) -> list[Mod
 def donor_hits(
     recipient: Recipient, donors: Iterable[Donor], variables: Sequence[str] = ()
 ) -> dict[str, Hits]:
-    """Hits of each donor through a ridge map at the donor's best sites; by default all variables."""
+    """Hits of each donor through a ridge map at its best sites; all variables by default."""
     variables = variables or recipient.folds.variables
     return {
         donor.name: {

@@ -30,9 +30,9 @@ from probes.viz.reports.hotspot_tables import HOTSPOTS_INTRO, example_table, hot
 
 _TONES: dict[str, Tone] = {"holds": "good", "fails": "bad"}
 _VERDICT_INTRO = (
-    "A claim holds if all its deciding tests passed, and fails if one of them failed. It is “cannot "
-    "tell” if the 95 % interval of a deciding test includes its threshold, or if a test could not "
-    "be run. The tests of each claim follow."
+    "A claim holds if all its deciding tests passed, and fails if one of them failed. It is "
+    "“cannot tell” if the 95 % interval of a deciding test includes its threshold, or if a test "
+    "could not be run. The tests of each claim follow."
 )
 _PROJECTION_INTRO = (
     "Each point is the state at the operation's site in one prompt. First, axis 1 and 2 are the "
