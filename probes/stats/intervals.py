@@ -24,6 +24,8 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
+        if np.isnan(self.value):
+            return "undefined"
         # Adding 0 turns a rounded -0 into 0.
         value, low, high = (round(n, 2) + 0.0 for n in (self.value, self.low, self.high))
         return f"{value:.2f} [{low:.2f}, {high:.2f}]"
@@ -90,11 +92,17 @@ def student_quantile(degrees_of_freedom: int) -> float:
 def bootstrap_ratio(
     numerator: Float[np.ndarray, " prompt"], denominator: Float[np.ndarray, " prompt"], *, seed: int
 ) -> Estimate:
-    """Ratio of two means over the same prompts, with its bootstrap interval."""
+    """Ratio of two means over the same prompts, with its bootstrap interval.
+
+    NaN where the interval of the denominator includes 0: the ratio is undefined.
+    """
     weights = bootstrap_weights(len(numerator), BOOTSTRAP_DRAWS, seed=seed)
+    bases = weights @ denominator
+    low, high = np.quantile(bases, _TAILS)
+    if low <= 0 <= high:
+        return Estimate(float("nan"), float("nan"), float("nan"))
     return percentile_interval(
-        float(numerator.mean() / denominator.mean()),
-        (weights @ numerator) / (weights @ denominator),
+        float(numerator.mean() / denominator.mean()), (weights @ numerator) / bases
     )
 
 

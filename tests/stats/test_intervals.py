@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from probes.stats.intervals import bootstrap_mean
+from probes.stats.intervals import bootstrap_mean, bootstrap_ratio
 
 
 @pytest.mark.parametrize(("n", "floor"), [(8, 0.93), (16, 0.935), (32, 0.935)])
@@ -37,3 +37,12 @@ def test_the_interval_contains_its_value_and_grows_with_the_scale():
 def covers(values, mean):
     found = bootstrap_mean(values, seed=0)
     return found.low <= mean <= found.high
+
+
+def test_a_ratio_over_a_base_near_zero_is_undefined():
+    rng = np.random.default_rng(0)
+    near_zero, far = rng.normal(0, 1, 20), rng.normal(5, 1, 20)
+    assert np.isnan(bootstrap_ratio(far, near_zero, seed=0).value)
+    assert str(bootstrap_ratio(far, near_zero, seed=0)) == "undefined"
+    found = bootstrap_ratio(far, 2 * far, seed=0)
+    assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)
