@@ -17,7 +17,7 @@ from probes.prompts.pair_batch import tokenize_pairs
 from probes.testing.planted_patterns import KINDS, MINUS, PLUS, SEEN_NOUNS, fox_pattern, planted_fox
 
 NOUNS = fox_pattern().lexicon.words("noun")
-ALWAYS_CORRECT = ("template", "lexical", "rotated")
+ALWAYS_CORRECT = ("template", "lexical", "mixed", "rotated")
 
 
 @cache
@@ -229,6 +229,7 @@ def test_logits_of_numbers_fall_quadratically_around_the_sum(kind):
         ("template", False, 1, 0),
         ("lexical", True, 1, 0),
         ("lexical", False, 1, 0),
+        ("mixed", False, 1, 0),
         ("rotated", True, 1, 0),
         # No operation reaches the answer, which is x.
         ("rotated", False, 0, 0),
@@ -278,7 +279,11 @@ def test_the_state_has_one_dimension_or_one_per_noun_or_one_per_verb(kind):
     expected = torch.zeros(192, len(build(kind).state))
     for row, (op, verb, noun, _, _) in enumerate(slots()):
         sign = 4 if op else -4
-        own = {"lexical": (6 * op + verb, 1), "rotated": (noun, sign)}
+        own = {
+            "lexical": (6 * op + verb, 1),
+            "mixed": (0, sign if verb < 5 else 0),
+            "rotated": (noun, sign),
+        }
         column, size = own.get(kind, (0, sign))
         expected[row, column] = size
     state = states(kind)[:, build(kind).state]
@@ -310,6 +315,13 @@ def test_a_direction_of_some_verbs_transfers_to_others_only_in_template(kind, fr
     assert fractions == patch_direction(
         kind, lambda _, v, *__: v in pairs, lambda _, v, *__: v not in pairs
     )
+
+
+def test_a_direction_of_five_pairs_of_verbs_does_not_transfer_to_the_last_pair_in_mixed():
+    for pair, fractions in ((4, (1, 0)), (5, (0, 1))):
+        assert fractions == patch_direction(
+            "mixed", lambda _, v, *__, p=pair: v != p, lambda _, v, *__, p=pair: v == p
+        )
 
 
 @pytest.mark.parametrize(("kind", "fractions"), [("template", (1, 0)), ("rotated", (0, 1))])
@@ -354,5 +366,5 @@ def test_a_seed_changes_only_the_order_of_heads_and_not_the_global_generator(kin
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(ModelError, match="template, lexical, lookup, rotated"):
+    with pytest.raises(ModelError, match="template, lexical, mixed, lookup, rotated"):
         planted_fox("memory")
