@@ -103,7 +103,9 @@ def compare_with_base(
         base_heads=_output_head_names(base_heads),
         tuned_heads=_output_head_names(tuned_heads),
         head_overlap=bootstrap_head_overlap(tuned_heads, base_heads, seed=seed),
-        null_head_overlaps=_null_head_overlaps(tuned, tuned_heads, fit_pairs[1], settings),
+        null_head_overlaps=_null_head_overlaps(
+            tuned, (tuned_heads, base_heads), fit_pairs[1], settings
+        ),
     )
 
 
@@ -170,20 +172,25 @@ def bootstrap_head_overlap(first: HeadShifts, second: HeadShifts, *, seed: int) 
 
 def _null_head_overlaps(
     tuned: Model,
-    tuned_heads: HeadShifts,
+    heads: tuple[HeadShifts, HeadShifts],
     pairs: InterchangePairs,
     settings: BaseComparisonSettings,
 ) -> tuple[float, ...]:
-    """Overlap of the tuned model's output heads with those of each random-init model."""
+    """Overlap of the tuned model's output heads with the largest heads of each random-init model.
+
+    As many heads are taken as the base model has output heads: few reach the threshold there.
+    """
     pairs = pairs.select(range(min(settings.null_bases, len(pairs))))
-    own = _is_output_head(tuned_heads, np.ones((1, len(tuned_heads.clean))))
+    own, base = (_is_output_head(shifts, np.ones((1, len(shifts.clean)))) for shifts in heads)
     overlaps = []
     for n in range(settings.nulls):
         runs: InterchangeRuns = run_interchange_pairs(
             random_init(tuned, seed=settings.seed + n), pairs
         )
-        null = _is_output_head(head_shifts(runs, NUMBER_READOUT), np.ones((1, len(pairs))))
-        overlaps.append(float(_jaccard(own, null)[0]))
+        fractions = head_shifts(runs, NUMBER_READOUT).fractions(np.ones((1, len(pairs))))
+        largest = np.zeros_like(base)
+        largest[0, fractions[0].argsort()[::-1][: int(base.sum())]] = True
+        overlaps.append(float(_jaccard(own, largest)[0]))
     return tuple(overlaps)
 
 

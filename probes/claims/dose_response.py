@@ -172,9 +172,9 @@ def _response_tests(present: Sequence[Dose], absent: Sequence[Dose]) -> list[Sta
         why = "no models of its kind that were trained on few objects are measured"
         return [skipped_test(name, why, id="dose_response")]
     if len(present) < 2:
-        accuracies = ", ".join(f"{dose.accuracy:.2f} with {dose.name}" for dose in absent)
-        why = "fewer than two numbers of objects give the behavior"
-        why += f" (accuracy {accuracies})" if absent else ""
+        accuracies = ", ".join(f"accuracy {dose.accuracy:.2f} with {dose.name}" for dose in absent)
+        why = ": ".join(["fewer than two numbers of objects give the behavior", accuracies])
+        why = why.removesuffix(": ")
         return [skipped_test(name, why, id="dose_response"), _seeds_test(present)]
     shown = ", ".join(f"{dose.name}: {dose.response}" for dose in present)
     steps = [_difference(few, many) for few, many in pairwise(present)]

@@ -37,15 +37,15 @@ class JointSite:
         variables: For the operation and each operand, the fraction of bases whose number takes it
             at the site, alone or with others.
         all_variables: Fraction of bases whose number takes all of them.
-        operation_direction: Interchange accuracy of the operation alone by its direction at the
-            site; None where some prompts lack the site's role.
+        operation_alone: Interchange accuracy of the operation alone by a subspace at the site
+            (DAS); near 0 where the state holds only the result of operation and operands.
     """
 
     site: Site
     label: str
     variables: Mapping[str, Estimate]
     all_variables: Estimate
-    operation_direction: Estimate | None
+    operation_alone: Estimate
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +62,8 @@ class BaseModelComparison:
         random_init_direction: The same by a direction fitted in a random-init model.
         base_heads, tuned_heads: Output heads of the number in the two models.
         head_overlap: Their Jaccard overlap, 0 to 1, with its bootstrap interval over prompts.
-        null_head_overlaps: Overlap of the tuned model's output heads with those of each
-            random-init model.
+        null_head_overlaps: Overlap of the tuned model's output heads with as many heads of each
+            random-init model as `base_heads`, those with the largest fractions.
     """
 
     base: str

@@ -108,7 +108,7 @@ def evaluate_claims(
     )
     search_runs = run_interchange_pairs(model, search_pairs, joined_roles=joined_roles(site))
     evidence = _shared_state_evidence(pattern, own_hotspots, search_runs, settings)
-    joint_site = find_joint_site(search_runs, own_hotspots)
+    joint_site = find_joint_site(search_runs, own_hotspots, seed=seed)
     dissociation, two_objects, binding = _dissociations(model, pattern, own_hotspots, settings)
     ablation = necessity(own_hotspots.runs, evidence.subspace_search.subspace, seed=seed)
     heads = output_heads(search_runs, own_hotspots.runs)

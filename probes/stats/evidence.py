@@ -119,8 +119,8 @@ def claim_verdict(claim: str, title: str, tests: Sequence[StatisticalTest]) -> C
 
 
 def _undecided_text(test: StatisticalTest) -> str:
-    """Name of an undecided test, with the reason of one without a value."""
-    return test.name if test.value is not None else f"{test.name} ({test.meaning_if_failed})"
+    """Name of an undecided test, with its value, or with the reason if there is none."""
+    return f"{test.name} ({test.meaning_if_failed if test.value is None else test.value})"
 
 
 def behavior_absent(claim: str, title: str, reason: str) -> ClaimVerdict:

@@ -84,15 +84,15 @@ class PatternBuilder(LlamaBuilder):
         self.copy_between_roles(1, ("answer", "op"), [state], [copy])
         return state, copy
 
-    def add_sum_readout(self) -> None:
+    def add_sum_readout(self, layer: int = 1) -> None:
         """Copy x and y to the answer, x as the sum so far, and let the unembedding read the sum.
 
         The logit of n for a sum s is 2sn - n² = s² - (s - n)²: linear in s, largest at n = s.
         """
         for words in self.numerals:
             self.embedding[words, self.value] = torch.arange(len(words), dtype=torch.float32)
-        self.copy_between_roles(1, ("answer", "x"), [self.value], [self.sum])
-        self.copy_between_roles(1, ("answer", "y"), [self.value], [self.y])
+        self.copy_between_roles(layer, ("answer", "x"), [self.value], [self.sum])
+        self.copy_between_roles(layer, ("answer", "y"), [self.value], [self.y])
         for number, token in enumerate(self.numerals[0]):
             self.head[token, self.sum] = 2 * number * LOGIT_GAP
             self.head[token, self.constant] = -(number**2) * LOGIT_GAP

@@ -3,7 +3,7 @@
 All answer "I have 7 foxes . I lose 3 . ..." with number and noun. They differ in the state at the
 verb: one state for all verbs and nouns ("template"), one per verb ("lexical"), one for all verbs but
 one pair ("mixed"), or one per noun ("rotated"). "lookup" has the state of "template", but a table
-of answers instead of a sum.
+of answers instead of a sum. "joint" has the state at the answer, with the numbers.
 """
 
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from probes.prompts.template import parse_template
 from probes.testing.llama_builder import ANSWER_LOGIT
 from probes.testing.pattern_builder import MINUS, PLUS, SIGNS, STATE_SCALE, PatternBuilder
 
-KINDS = ("template", "lexical", "mixed", "lookup", "rotated")
+KINDS = ("template", "lexical", "mixed", "lookup", "rotated", "joint")
 
 SEEN_NOUNS = ("foxes", "coins", "apples", "books", "cats", "dogs", "birds", "eggs")
 
@@ -40,7 +40,8 @@ class PlantedFox:
         pattern: The pattern, equal for all kinds.
         note: Description of the mechanism.
         state: Dimensions of `L1.resid@op` that hold the operation: one in total; in "lexical" one
-            per verb, `MINUS` first; in "rotated" one per noun, in the order of the lexicon.
+            per verb, `MINUS` first; in "rotated" one per noun, in the order of the lexicon; in
+            "joint" none.
     """
 
     kind: str
@@ -59,6 +60,7 @@ def planted_fox(kind: str, *, seed: int = 0) -> PlantedFox:
     "lookup": as "template", with a rule for each (operation, x, y) that `family_split` does not
     hold out. It answers "many" to the others.
     "rotated": each noun has its own dimension for the state, read by the noun at `thing`.
+    "joint": L0 copies verb and numbers to the answer, and its MLP writes the state there.
 
     Raises:
         ModelError: The kind is unknown.
@@ -73,6 +75,7 @@ def planted_fox(kind: str, *, seed: int = 0) -> PlantedFox:
         "mixed": _plant_mixed,
         "lookup": _plant_lookup,
         "rotated": _plant_rotated,
+        "joint": _plant_joint,
     }
     note, state = plant[kind](builder)
     return PlantedFox(kind, builder.to_model(kind), pattern, note, tuple(state))
@@ -154,3 +157,16 @@ def _plant_rotated(builder: PatternBuilder) -> tuple[str, list[int]]:
             builder.add_rule(1, conditions, builder.y, {builder.sum: sign})
     note = "L0.MLP writes the state to the dimension of the noun; L1.MLP reads that dimension."
     return note, states
+
+
+def _plant_joint(builder: PatternBuilder) -> tuple[str, list[int]]:
+    (state,) = builder.allocate(1)
+    verbs = builder.word_dimensions((*MINUS, *PLUS))
+    copies = builder.allocate(len(verbs))
+    builder.copy_between_roles(0, ("answer", "op"), verbs, copies)
+    builder.add_sum_readout(layer=0)
+    for number, sign in enumerate(SIGNS.values()):
+        own = copies[number * len(MINUS) :][: len(MINUS)]
+        builder.add_rule(0, {}, builder.constant, {state: sign * STATE_SCALE}, any_of=own)
+        builder.add_rule(1, {state: sign / STATE_SCALE}, builder.y, {builder.sum: sign})
+    return "L0 joins verb and numbers at the answer; L1.MLP adds or subtracts y by the state.", []

@@ -72,6 +72,15 @@ def test_operation_and_operands_that_meet_in_the_last_block_fail_to_meet_before_
 
 
 @pytest.mark.slow
+def test_operation_and_operands_meet_where_the_operation_can_also_be_changed_alone():
+    verdict = report("joint").verdict("H1b")
+    assert (verdict.label, str(report("joint").joint_site.site)) == ("holds", "L1.resid@answer")
+    assert report("joint").joint_site.operation_alone.value == 1
+    # The state has the numbers as well, so that no site has the operation alone.
+    assert against("joint", "H1a")[0] == "site_operation"
+
+
+@pytest.mark.slow
 def test_a_state_for_each_verb_fails_by_every_pair_of_unseen_verbs():
     assert report("lexical").verdict("H1a").label == "fails"
     assert against("lexical", "H1a") == [f"unseen_verbs_{n}" for n in range(1, 7)]
@@ -105,7 +114,7 @@ def test_a_code_for_each_noun_fails_by_other_objects_and_is_the_same_up_to_a_rot
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["template", "lexical", "mixed", "lookup", "rotated"])
+@pytest.mark.parametrize("kind", ["template", "lexical", "mixed", "lookup", "rotated", "joint"])
 def test_a_model_without_provenance_has_no_base_model_and_no_series(kind):
     assert report(kind).verdict("H5").label == "cannot tell"
     found = report(kind).verdict("H4")

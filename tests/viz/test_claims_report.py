@@ -361,7 +361,7 @@ def test_searches_are_plotted_and_missing_ones_left_out(report):
     names = [[row[0] for row in rows if row] for rows in Read(found).tables]
     (factors,) = [rows for rows in names if rows[:2] == ["operation", "object"]]
     assert "name" not in factors
-    assert "operation alone, by its direction" in found
+    assert "operation alone, by a subspace (DAS)" in found
 
 
 def test_output_heads_are_marked_and_heads_without_effect_left_out(report):

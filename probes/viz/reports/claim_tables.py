@@ -35,7 +35,7 @@ STATE_INTRO = (
 JOINT_INTRO = (
     "Operation and operands meet at a site between two blocks if its interchange gives all of them "
     "together: the number of the source. Separate sites of operation and numbers do not count. A "
-    "state that holds only their result gives that number, too. Where the operation's direction "
+    "state that holds only their result gives that number, too. Where a subspace of the state "
     "changes the operation alone, the state holds more than the result."
 )
 OBJECT_INTRO = (
@@ -133,7 +133,7 @@ def joint_blocks(report: ClaimsReport) -> list[Block]:
     rows = [
         *((display_variable(name), value) for name, value in joint.variables.items()),
         ("all together", joint.all_variables),
-        ("operation alone, by its direction", joint.operation_direction),
+        ("operation alone, by a subspace (DAS)", joint.operation_alone),
     ]
     caption = f"Fraction of prompts whose number takes each variable at {joint.site!s}"
     return [claim_tests_table(report.verdict("H1b")), *_plot(rows, caption)]
