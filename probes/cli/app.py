@@ -165,25 +165,17 @@ def claims(
     out: Page = Path("claims.html"),
     json: Json = None,
 ) -> None:
-    """Test claims H1 to H5: one operation state for all objects, and a branch for the noun."""
+    """Test claims H1a to H5: one operation state for all objects, and a branch for the noun."""
     check_output_paths(out, json, page=True)
     silence_libraries()
     from probes.claims.result import ClaimsReport, ClaimsReports
-    from probes.claims.run import evaluate_claims as run
+    from probes.claims.run import ClaimSettings, evaluate_claims
 
     console, reports = open_console(), list[ClaimsReport]()
+    settings = ClaimSettings(bases=bases, nulls=nulls, seed=seed)
     for name in models:
         try:
-            reports.append(
-                run(
-                    name,
-                    pattern,
-                    base_model=base_model or None,
-                    bases=bases,
-                    nulls=nulls,
-                    seed=seed,
-                )
-            )
+            reports.append(evaluate_claims(name, pattern, settings, base_model=base_model or None))
         except GateError as error:  # The other models are still measured.
             print_line(console, f"- {name}: behavior absent. {error}")
     if not reports:

@@ -43,12 +43,15 @@ class UnseenVerbs:
             elsewhere.
         gain: `site` minus `embedding`, paired by base.
         verb_groups: The groups of verbs, each left out in turn.
+        by_pair: At the hotspot, for each pair of opposite verbs, such as "lose / find"; pairs with
+            few prompts in `site` have further ones.
     """
 
     site: Estimate
     embedding: Estimate
     gain: Estimate
     verb_groups: tuple[tuple[str, ...], ...]
+    by_pair: Mapping[str, Estimate]
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,6 +54,8 @@ class Provenance:
         kernel_gap: Greatest absolute difference of a logit between the real kernel and the
             analyzed weights; None where there is no other kernel.
         base_model: Name of the model that it was tuned from; "" if it was not tuned.
+        held_out: Axes of `prompts.held_out.family_split` that its training left out: "cell", "noun",
+            "combination"; empty for other training texts.
         other_seed, control, negative_control: Name or names of its other-seed models, same-shape
             controls and negative controls.
     """
@@ -64,6 +66,7 @@ class Provenance:
     settings: Mapping[str, JsonValue] = field(default_factory=dict)
     kernel_gap: float | None = None
     base_model: str = ""
+    held_out: Sequence[str] = ()
     other_seed: ModelNames = ()
     control: ModelNames = ()
     negative_control: ModelNames = ()
@@ -85,9 +88,9 @@ class Provenance:
 
 
 def write_provenance(provenance: Provenance, folder: Path) -> None:
-    """Write the provenance file; names of comparison models are left out where there are none."""
+    """Write the provenance file; empty names and lists of comparison and training are left out."""
     content = asdict(provenance)
-    for name in ("base_model", "other_seed", "control", "negative_control"):
+    for name in ("base_model", "held_out", "other_seed", "control", "negative_control"):
         if not content[name]:
             del content[name]
     write_atomic(folder / PROVENANCE_FILE, (json.dumps(content, indent=1) + "\n").encode())
@@ -105,10 +108,10 @@ def read_provenance(folder: Path) -> Provenance | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         result = Provenance(**content | {"storage": StorageCost(**content["storage"])})
-        named = (result.base_model, result.other_seed, result.control, result.negative_control)
-        for names in named:
+        compared = (result.base_model, result.other_seed, result.control, result.negative_control)
+        for names in (*compared, result.held_out):
             if not all(isinstance(name, str) for name in _names(names)):
-                raise TypeError(f"{names!r} is not a model name or a list of them")
+                raise TypeError(f"{names!r} is not a name or a list of them")
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(
             f"{str(path)!r} is not a provenance file ({error}): make the model again, or delete "

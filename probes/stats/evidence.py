@@ -45,7 +45,7 @@ class ClaimVerdict:
     """Verdict on one claim about one model.
 
     Attributes:
-        claim: "H1" to "H5".
+        claim: "H1a", "H1b", or "H2" to "H5".
         title: The claim in a few words.
         label: "holds" where every deciding test passed, "fails" where one failed, "cannot tell"
             otherwise; "behavior absent" where the model does not do the task.
@@ -79,17 +79,24 @@ def check_below(
 
 
 def check_within(
-    name: str, meaning_if_failed: str, value: Estimate, margin: float, *, id: str
+    name: str, meaning_if_failed: str | tuple[str, str], value: Estimate, margin: float, *, id: str
 ) -> StatisticalTest:
-    """Equivalence test: whether the 95 % interval lies within ±margin."""
+    """Equivalence test: whether the 95 % interval lies within ±margin.
+
+    Two meanings are those of an interval below -margin and of one above margin.
+    """
     inside = value.low >= -margin and value.high <= margin
-    outside = value.low > margin or value.high < -margin
-    passed = _decide(inside, outside)
-    text, p_value = (
-        f"within ±{margin:.2f}",
-        max(_p_above(value, -margin), _p_above(_negative(value), -margin)),
-    )
-    return StatisticalTest(name, meaning_if_failed, value, text, passed, p_value=p_value, id=id)
+    below, above = value.high < -margin, value.low > margin
+    if isinstance(meaning_if_failed, str):
+        meaning = meaning_if_failed
+    elif below or above:
+        meaning = meaning_if_failed[int(above)]
+    else:
+        meaning = "below: {}; above: {}".format(*meaning_if_failed)
+    passed = _decide(inside, below or above)
+    text = f"within ±{margin:.2f}"
+    p_value = max(_p_above(value, -margin), _p_above(_negative(value), -margin))
+    return StatisticalTest(name, meaning, value, text, passed, p_value=p_value, id=id)
 
 
 def skipped_test(name: str, reason: str, *, id: str, is_deciding: bool = True) -> StatisticalTest:
@@ -124,10 +131,15 @@ def claim_verdict(claim: str, title: str, tests: Sequence[StatisticalTest]) -> C
         reason = "; ".join(f"{test.name}: {test.meaning_if_failed}" for test in failed)
         return ClaimVerdict(claim, title, "fails", reason, tuple(tests))
     if undecided or not deciding:
-        names = ", ".join(test.name for test in undecided) or "nothing could be tested"
+        names = "; ".join(map(_undecided_text, undecided)) or "nothing could be tested"
         return ClaimVerdict(claim, title, "cannot tell", f"undecided: {names}", tuple(tests))
     passed = f"all {len(deciding)} tests" if len(deciding) > 1 else "its one test"
     return ClaimVerdict(claim, title, "holds", f"{passed} passed", tuple(tests))
+
+
+def _undecided_text(test: StatisticalTest) -> str:
+    """Name of an undecided test, with its value, or with the reason if there is none."""
+    return f"{test.name} ({test.meaning_if_failed if test.value is None else test.value})"
 
 
 def behavior_absent(claim: str, title: str, reason: str) -> ClaimVerdict:

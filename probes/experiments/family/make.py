@@ -28,6 +28,7 @@ from probes.experiments.family.tokenizer import train_tokenizer
 from probes.experiments.family.train import random_init_model, train
 from probes.files import list_models
 from probes.models.provenance import Provenance
+from probes.prompts.held_out import HELD_OUT_AXES
 
 _TOKENIZER_SEED = 0
 
@@ -125,7 +126,7 @@ def _provenance(
     chosen: Recipe, trained: LlamaForCausalLM, masks: Masks, folder: Path, work: Path
 ) -> Provenance:
     made = _how_made(chosen, trained, masks, folder, work)
-    return replace(made, **COMPARED_WITH.get(chosen.name, {}))
+    return replace(made, held_out=HELD_OUT_AXES, **COMPARED_WITH.get(chosen.name, {}))
 
 
 def _how_made(
