@@ -66,12 +66,13 @@ def make_series(
     out.parent.mkdir(parents=True, exist_ok=True)
     check_output_paths(out, None)
     silence_libraries(threads)
-    from probes.experiments.family.seed_series import measure_series, write_series
+    from probes.experiments.family.seed_series import measure_series
+    from probes.files import write_rows
 
     rows = []
     for row in measure_series(members or (), pattern, folder=folder, work=work):
         rows.append(row)
-        write_series(rows, out)
+        write_rows(rows, out)
         Console(soft_wrap=True).print(f"Measured {row['model']}", markup=False, highlight=False)
 
 

@@ -7,7 +7,7 @@ import pytest
 from probes.claims import claims
 from probes.claims.dose_response import read_series
 from probes.claims.result import BaseModelComparison
-from probes.experiments.family.seed_series import write_series
+from probes.files import write_rows
 from probes.interventions.hotspot_result import Hotspot, Hotspots
 from probes.interventions.result import (
     DASResult,
@@ -385,7 +385,7 @@ def test_a_table_of_series_is_read_as_it_was_written(tmp_path):
             "site": "L1.resid@op",
         }
     ]
-    write_series(rows, tmp_path / "series.csv")
+    write_rows(rows, tmp_path / "series.csv")
     assert read_series(tmp_path / "series.csv") == rows
     assert read_series(tmp_path / "none.csv") == []
 
