@@ -229,7 +229,7 @@ def _tickets_and_students(parent: Recipe) -> tuple[Recipe, ...]:
         replace(same, name=f"random-of-{name}", masks=f"like:ticket-2-of-{name}"),
         replace(other, name=f"reinitialized-of-{name}", masks=f"of:ticket-2-of-{name}"),
         replace(same, name=f"student-of-{name}", teacher=name),
-        replace(other, name=f"stranger-student-of-{name}", teacher=name),
+        replace(other, name=f"fresh-student-of-{name}", teacher=name),
     )
 
 
