@@ -3,7 +3,6 @@
 The table is `data/series.csv`; `probes make series` writes it.
 """
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from probes.claims.definitions import TITLES
-from probes.files import data_folder
+from probes.files import TableRow, data_folder, read_rows
 from probes.interventions.site_search import EQUIVALENCE_MARGIN
 from probes.models.provenance import Provenance
 from probes.observe.gate import OPEN_ACCURACY
@@ -24,9 +23,7 @@ from probes.stats.evidence import (
     claim_verdict,
     skipped_test,
 )
-from probes.stats.intervals import CONFIDENCE_LEVEL, Estimate
-
-TableRow = dict[str, float | str]
+from probes.stats.intervals import Estimate, student_quantile
 
 MIN_SEEDS = 3
 """Fewest models for each number of objects."""
@@ -34,21 +31,9 @@ MIN_SEEDS = 3
 _VALUE = "unseen_interchange_accuracy"
 
 
-def series_file() -> Path:
-    """Path of the shipped table."""
-    return data_folder() / "series.csv"
-
-
 def read_series(path: Path | None = None) -> list[TableRow]:
-    """Rows of a table of measured series; none if there is no file."""
-    path = path or series_file()
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [
-            {name: _parse_number(text) for name, text in row.items()}
-            for row in csv.DictReader(file)
-        ]
+    """Rows of a table of measured series, by default the shipped one; none if there is no file."""
+    return read_rows(path or data_folder() / "series.csv")
 
 
 def read_dose_rows() -> list[TableRow]:
@@ -65,13 +50,6 @@ def dose_response_rows(provenance: Provenance | None) -> list[TableRow]:
     if provenance is None or "noun" not in provenance.held_out:
         return []
     return read_dose_rows()
-
-
-def _parse_number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def has_behavior(row: Mapping[str, float | str]) -> bool:
@@ -126,10 +104,7 @@ def _mean_response(rows: Sequence[Mapping[str, float | str]]) -> Estimate | None
     )
     mean, count, over_models = float(values.mean()), len(values), 0.0
     if count > 1:
-        from scipy.stats import t  # Slow to import.
-
-        quantile = float(t.ppf((1 + CONFIDENCE_LEVEL) / 2, count - 1))
-        over_models = quantile * float(values.std(ddof=1)) / sqrt(count)
+        over_models = student_quantile(count - 1) * float(values.std(ddof=1)) / sqrt(count)
     down, up = (
         float(np.hypot(over_models, np.sqrt(np.square(values - ends).sum()) / count))
         for ends in (lows, highs)

@@ -21,7 +21,7 @@ from probes.claims.shared_state import (
     shared_direction_claim,
     shared_state_claim,
 )
-from probes.experiments.family.seed_series import write_series
+from probes.files import write_rows
 from probes.interventions.dissociation import HeadShifts
 from probes.interventions.hotspot_result import Hotspot, Hotspots
 from probes.interventions.result import (
@@ -559,7 +559,7 @@ def test_a_table_of_series_is_read_as_it_was_written(tmp_path):
             "site": "L1.resid@op",
         }
     ]
-    write_series(rows, tmp_path / "series.csv")
+    write_rows(rows, tmp_path / "series.csv")
     assert read_series(tmp_path / "series.csv") == rows
     assert read_series(tmp_path / "none.csv") == []
 

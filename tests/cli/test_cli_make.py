@@ -85,7 +85,7 @@ def test_the_gap_to_the_real_kernel_is_printed():
         (("grown", "scratch"), "needs"),
         (("distilled", "scratch", "--labels", "loud"), "Unknown labels"),
         (("distilled", "scratch", "--texts", "nothing.txt", *QUICK), "no file"),
-        (("ticket", "distilled"), "no early weights at hand"),
+        (("ticket", "distilled"), "no known early weights"),
         (("quantized", "nobody"), "No model 'nobody'"),
     ],
 )
