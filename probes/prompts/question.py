@@ -77,8 +77,7 @@ class Question:
 
     def append(self, before: str, answer: str) -> str:
         """Text followed by an answer; white space on either side replaces the delimiter."""
-        has_space = before[-1:].isspace() or answer[:1].isspace()
-        return before + ("" if has_space else self.delimiter) + answer
+        return append_answer(before, answer, self.delimiter)
 
     def answer_contexts(self, answers: Sequence[str]) -> list[str]:
         """Prompt, then the prompt followed by the first answer, the first two answers, and so on."""
@@ -86,6 +85,12 @@ class Question:
         for answer in answers:
             contexts.append(self.append(contexts[-1], answer))
         return contexts
+
+
+def append_answer(before: str, answer: str, delimiter: str) -> str:
+    """Text followed by an answer; white space on either side replaces the delimiter."""
+    has_space = before[-1:].isspace() or answer[:1].isspace()
+    return before + ("" if has_space else delimiter) + answer
 
 
 @dataclass(frozen=True, slots=True)
