@@ -30,6 +30,7 @@ from probes.comparison.variables.stitching import Recipient
 from probes.comparison.variables.transfer import Hits, donor_hits, with_unique_names
 from probes.errors import ModelError
 from probes.models.model import Model, load, random_init
+from probes.models.run_checks import require_unedited
 from probes.prompts.catalog import pattern
 from probes.prompts.pattern import Pattern
 
@@ -251,6 +252,7 @@ def _load_models(
         for other in others
     ]
     for model in (a, *found):
+        require_unedited(model)
         if model.tokenizer is None:
             raise ModelError(f"{model.name!r} has no tokenizer: add its files and load again")
     return a, with_unique_names(found, [a.name])
