@@ -11,8 +11,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from probes.cli.check import check_app
 from probes.cli.common import (
+    EXIT_NOT_EQUIVALENT,
+    EXIT_NOT_TESTED,
     check_output_paths,
+    folding_table,
     open_console,
     print_line,
     reports_errors,
@@ -30,6 +34,7 @@ app = typer.Typer(
 )
 app.add_typer(make_app, name="make")
 app.add_typer(study_app)
+app.add_typer(check_app)
 
 
 def _print_version(wanted: bool) -> bool:
@@ -62,10 +67,6 @@ class EdgeScoring(StrEnum):
 
 
 _PICTURE_SUFFIXES = (".html", ".png", ".svg", ".pdf")
-_EXIT_NOT_EQUIVALENT = 3
-_EXIT_NOT_TESTED = 4
-_EXIT_CHECK_FAILED = 5
-
 
 Model = Annotated[str, typer.Argument(help="Name of a shipped model, a folder, or a hub id.")]
 Json = Annotated[Path | None, typer.Option(help="Where the numbers are written.")]
@@ -206,36 +207,6 @@ def show(
 
 @app.command()
 @reports_errors
-def check(
-    models: Annotated[
-        list[str], typer.Argument(help="Names of shipped models, folders, or hub ids.")
-    ],
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    seed: Seed = 0,
-    json: Json = None,
-) -> None:
-    """Check that every probe is right on a model, or refuses it with a reason."""
-    check_output_paths(Path("check.html"), json)
-    silence_libraries()
-    from probes.testing.check_model import check_named_model
-
-    console, failed = open_console(), False
-    for name in models:
-        result = check_named_model(name, dtype=dtype, seed=seed)
-        table = _folding_table("check", "state", "detail", caption="")
-        for outcome in result.outcomes:
-            table.add_row(*map(Text, (outcome.check, outcome.state, outcome.detail)))
-        console.print(table)
-        print_line(console, f"- {result.summary()[0]}")
-        failed |= bool(result.failed)
-        if json:
-            result.save(json)
-    if failed:
-        raise typer.Exit(_EXIT_CHECK_FAILED)
-
-
-@app.command()
-@reports_errors
 def heatmap(
     model: Model,
     text: Annotated[str, typer.Argument(help="Text that the model reads.")],
@@ -304,7 +275,7 @@ def _match_table(comparison: Any) -> Table:  # noqa: ANN401
 
 
 def _verdict_table(comparison: Any) -> Table:  # noqa: ANN401
-    table = _folding_table("variable or head", "verdict", "where", "why")
+    table = folding_table("variable or head", "verdict", "where", "why")
     for verdict in comparison.verdicts:
         if verdict.label != "no reliable effect":
             cells = (
@@ -319,22 +290,12 @@ def _verdict_table(comparison: Any) -> Table:  # noqa: ANN401
 
 def _family_table(family: Any) -> Table:  # noqa: ANN401
     words = family.table()
-    table = _folding_table("variable or head", *map(escape, words.columns))
+    table = folding_table("variable or head", *map(escape, words.columns))
     for subject, row in words.iterrows():
         if set(row) - {"no reliable effect", "behavior absent"} or "no reliable effect" not in set(
             row
         ):
             table.add_row(*map(Text, (subject, *row)))
-    return table
-
-
-def _folding_table(
-    *columns: str, caption: str = "Heads without reliable effect are left out."
-) -> Table:
-    """Table that folds long cells, so that names stay whole."""
-    table = Table(caption=caption, caption_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
     return table
 
 
@@ -350,7 +311,7 @@ def _assert_equivalent(result: Any, margin: float) -> None:  # noqa: ANN401
         require_all(checks)
     except NotTestedError as error:
         Console(stderr=True, soft_wrap=True).print(str(error), markup=False, highlight=False)
-        raise typer.Exit(_EXIT_NOT_TESTED) from None
+        raise typer.Exit(EXIT_NOT_TESTED) from None
     except EquivalenceError as error:
         Console(stderr=True, soft_wrap=True).print(str(error), markup=False, highlight=False)
-        raise typer.Exit(_EXIT_NOT_EQUIVALENT) from None
+        raise typer.Exit(EXIT_NOT_EQUIVALENT) from None

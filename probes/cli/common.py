@@ -8,11 +8,15 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from probes.errors import ProbeError
 from probes.files import check_writable
 
 EXIT_FAILED = 1
+EXIT_NOT_EQUIVALENT = 3
+EXIT_NOT_TESTED = 4
+EXIT_CHECK_FAILED = 5
 THREADS_HELP = "Threads of torch; more than one is slow on busy cores."
 
 
@@ -56,6 +60,16 @@ def open_console() -> Console:
 def print_line(console: Console, line: str) -> None:
     """Print a line as it is."""
     console.print(line, markup=False, highlight=False)
+
+
+def folding_table(
+    *columns: str, caption: str = "Heads without reliable effect are left out."
+) -> Table:
+    """Table that folds long cells, so that names stay whole."""
+    table = Table(caption=caption, caption_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
 
 
 def write_result(

@@ -16,7 +16,7 @@ from probes.models.acceptance import LOGIT_TOLERANCE, reference_logits
 from probes.models.adapter import merge_adapter
 from probes.models.folder import check_folder, check_loaded_keys, has_tokenizer
 from probes.models.process_state import suppress_library_warnings
-from probes.models.provenance import Provenance, folder_storage, read_provenance
+from probes.models.provenance import Provenance, check_files, folder_storage, read_provenance
 from probes.prompts.special_tokens import set_bos
 
 BARE_HUB_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "openai-gpt")
@@ -95,6 +95,8 @@ def load_hf_model(
         folder = _local_folder(source)
         merged = None if adapter is None else Path(adapter)
         check_folder(folder, adapter=merged)
+        if folder.resolve().parent == (data_folder() / "models").resolve():
+            check_files(folder)
         how = {"dtype": dtype, "attn_implementation": "eager", "use_safetensors": True}
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(folder), **how, trust_remote_code=False, output_loading_info=True
@@ -174,6 +176,6 @@ def model_errors(problem: str, fix: str) -> Iterator[None]:
         # Panics of Rust code do not derive from Exception.
         if not isinstance(error, Exception) and kind != "PanicException":
             raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = f"{lines[0][:300].rstrip('.')} ({kind})" if lines else kind
+        text = " ".join(str(error).split())[:300].rstrip(".")
+        reason = f"{text} ({kind})" if text else kind
         raise ModelError(f"{problem}: {reason}. {fix}") from error
