@@ -55,9 +55,11 @@ def read_pairs(path: Path) -> tuple[tuple[Pair, ...], int]:
                     )
             pairs.setdefault((pair.contrast, clean, other), pair)
             n_pairs += 1
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise PatternError(f"Pair file {str(path)!r} cannot be read: {reason}") from None
+    except (OSError, ValueError) as error:  # A null character in the name is a ValueError.
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PatternError(
+            f"Pair file {str(path)[-200:]!r} cannot be read: {reason}. Check the path"
+        ) from None
     if not pairs:
         raise PatternError(f"Pair file {str(path)!r} has no pair: write one JSON object a line")
     if duplicates := n_pairs - len(pairs):
@@ -111,7 +113,7 @@ def _parse_pair(line: str, location: str, name: str) -> Pair:
     if clean.text == other.text:
         raise PatternError(
             f"{location}: clean and counterfactual are the same text, so the pair tests nothing: "
-            "change what the answer depends on"
+            f"{clean.text[:60]!r}. Change what the answer depends on"
         )
     if clean.full_text == clean.append(clean.text, entry["counterfactual_answer"]):
         raise PatternError(
@@ -138,7 +140,9 @@ def _parse_json(line: str, location: str) -> Any:  # noqa: ANN401 (any JSON valu
     except KeyError as error:
         raise PatternError(f"{location}: the key {error} occurs twice: keep one") from None
     except json.JSONDecodeError as error:
-        raise PatternError(f"{location}: not JSON ({error.msg} at column {error.colno})") from None
+        raise PatternError(
+            f"{location}: not JSON ({error.msg} at column {error.colno}): write one object a line"
+        ) from None
     except ValueError:  # Python reads at most 4,300 digits.
         raise PatternError(f"{location}: a number has too many digits: give texts") from None
     except RecursionError:
@@ -152,12 +156,7 @@ def _check_entry(entry: Any, location: str, has_escapes: bool) -> None:  # noqa:
         PatternError: A key is missing or unknown, or a value is not a text, is too long or is not
             valid Unicode.
     """
-    if not isinstance(entry, dict) or any(not _is_nonempty_text(entry.get(k)) for k in _NEEDED):
-        unknown = [key for key in entry if key not in _KEYS] if isinstance(entry, dict) else []
-        raise PatternError(
-            f"{location}: needs the texts {', '.join(_NEEDED)}, none of them empty"
-            + (f"; {_suggest_key(unknown[0])}" if unknown else "")
-        )
+    _check_needed(entry, location)
     for key in entry:
         if key not in _KEYS:
             raise PatternError(f"{location}: {_suggest_key(key)}")
@@ -180,6 +179,20 @@ def _check_entry(entry: Any, location: str, has_escapes: bool) -> None:  # noqa:
             f"{location}: a lone surrogate ({surrogate}) is not valid Unicode: write the whole "
             "character"
         )
+
+
+def _check_needed(entry: Any, location: str) -> None:  # noqa: ANN401
+    needed = f"{location}: needs the texts {', '.join(_NEEDED)}, none of them empty"
+    if not isinstance(entry, dict):
+        raise PatternError(f"{needed}, and {entry!r:.60} is no object: write one object a line")
+    for key in _NEEDED:
+        if not _is_nonempty_text(entry.get(key)):
+            unknown = [key for key in entry if key not in _KEYS]
+            state = f"is {entry[key]!r:.60}" if key in entry else "is missing"
+            raise PatternError(
+                f"{needed}, and {key} {state}: "
+                + (_suggest_key(unknown[0]) if unknown else "write it")
+            )
 
 
 def _suggest_key(key: str) -> str:
