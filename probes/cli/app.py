@@ -15,6 +15,7 @@ from probes.cli.check import check_app
 from probes.cli.common import (
     EXIT_NOT_EQUIVALENT,
     EXIT_NOT_TESTED,
+    MAX_SEED,
     check_output_paths,
     folding_table,
     open_console,
@@ -73,7 +74,9 @@ Json = Annotated[Path | None, typer.Option(help="Where the numbers are written."
 Page = Annotated[Path, typer.Option(help="Where the page is written.")]
 PatternName = Annotated[str, typer.Option(help="Name of a pattern, or a .jsonl file of pairs.")]
 Prompts = Annotated[int, typer.Option(help="Pairs for each contrast.", min=4)]
-Seed = Annotated[int, typer.Option(help="Seed of prompts, random models and bootstrap.", min=0)]
+Seed = Annotated[
+    int, typer.Option(help="Seed of prompts, random models and bootstrap.", min=0, max=MAX_SEED)
+]
 
 
 @app.command()

@@ -9,6 +9,7 @@ from rich.text import Text
 from probes.cli.common import (
     EXIT_CHECK_FAILED,
     EXIT_NOT_TESTED,
+    MAX_SEED,
     check_output_paths,
     folding_table,
     open_console,
@@ -27,7 +28,7 @@ def check(
         list[str], typer.Argument(help="Names of shipped models, folders, or hub ids.")
     ],
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    seed: Annotated[int, typer.Option(help="Seed of the random tokens.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random tokens.", min=0, max=MAX_SEED)] = 0,
     json: Annotated[Path | None, typer.Option(help="Where the numbers are written.")] = None,
 ) -> None:
     """Check that every probe is right on a model, or refuses it with a reason."""

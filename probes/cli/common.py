@@ -13,6 +13,9 @@ from rich.table import Table
 from probes.errors import ProbeError
 from probes.files import check_writable
 
+MAX_SEED = 2**31 - 1
+"""Largest seed that NumPy and PyTorch both take."""
+
 EXIT_FAILED = 1
 EXIT_NOT_EQUIVALENT = 3
 EXIT_NOT_TESTED = 4

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from probes.cli.common import (
+    MAX_SEED,
     THREADS_HELP,
     check_output_paths,
     reports_errors,
@@ -29,7 +30,7 @@ _STEPS = typer.Option(help="Training steps.", min=0)
 _BATCH = typer.Option(help="Texts in each step.", min=1)
 _RATE = typer.Option(help="Learning rate.", min=0.0)
 _DEVICE = typer.Option(help="Device for training, as torch names it; empty: torch's default.")
-_SEED = typer.Option(help="Random seed.", min=0)
+_SEED = typer.Option(help="Random seed.", min=0, max=MAX_SEED)
 
 
 @make_app.command("family")

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from probes.cli.common import (
+    MAX_SEED,
     THREADS_HELP,
     check_output_paths,
     reports_errors,
@@ -92,7 +93,9 @@ def curve(
     verdicts: Annotated[
         bool, typer.Option(help="Count verdicts on heads and variables as well (minutes).")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of prompts, noise and random models.", min=0)] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of prompts, noise and random models.", min=0, max=MAX_SEED)
+    ] = 0,
     out: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("curve.html"),
     json: Annotated[Path | None, typer.Option(help="Where the numbers are written.")] = None,
 ) -> None:

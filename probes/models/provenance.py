@@ -87,7 +87,13 @@ class Provenance:
 
 
 _HASHED_FILES = (
-    *("*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*", "*.model"),
+    *(
+        "[!.]*.safetensors",
+        "[!.]*.safetensors.index.json",
+        "config.json",
+        "tokenizer*",
+        "[!.]*.model",
+    ),
     *("vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
 )
 
@@ -191,12 +197,17 @@ def _names(names: ModelNames) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
 def folder_storage(folder: Path) -> StorageCost:
     """Bits of the weights in a folder's safetensors files, tied weights once."""
     from safetensors import safe_open
 
     bits = {"weights": 0.0, "embeddings": 0.0, "other": 0.0}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.glob("[!.]*.safetensors")):
+        if path.name == _ADAPTER_WEIGHTS:  # Merged into the others.
+            continue
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (no mapping: it has no iterator)
                 piece = file.get_slice(name)

@@ -189,7 +189,13 @@ def test_help_names_the_options_of_trace():
 
 @pytest.mark.parametrize(
     ("option", "value", "says"),
-    [("--method", "guess", "'eap-ig'"), ("--prompts", "3", "4"), ("--keep", "all", "--keep")],
+    [
+        ("--method", "guess", "'eap-ig'"),
+        ("--prompts", "3", "4"),
+        ("--keep", "all", "--keep"),
+        ("--seed", "-1", "0"),
+        ("--seed", str(2**31), "2147483647"),
+    ],
 )
 def test_an_option_that_trace_cannot_read_is_refused_with_what_it_can(option, value, says, traced):
     _, asked = traced
