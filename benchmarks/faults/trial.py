@@ -15,13 +15,15 @@ Outcome = Literal["right", "clear", "vague", "wrong", "crash"]
 
 _SECONDS = 5  # Most that one input may take.
 
-# What was found: something quoted, a number, or a name of a file, key or class.
-_FOUND = re.compile(r"\bnone\b|'[^']*'|\"[^\"]*\"|\d|\w+\.\w+|\w+_\w+|--\w+")
+# What was found: something quoted, a number, or the name of a file, key, class or model.
+_FOUND = re.compile(
+    r"\b(?:none|one|full|scratch)\b|'[^']*'|\"[^\"]*\"|\d|\w+\.\w+|\w+_\w+|--\w+|\$\.\w+"
+)
 # What to do: an imperative at the start of a clause, a rule, or what there is to choose from.
 _ADVICE = re.compile(
-    r"(?:^|[:.;,)] |\b(?:and|or) )(?:add|ask|call|change|check|choose|close|compare|copy|correct|create|declare|"
+    r"(?:^|[:.;,)] |\b(?:and|or) )(?:add|ask|call|change|check|choose|close|compare|copy|correct|count|create|declare|"
     r"decode|delete|draw|end|fetch|filter|give|install|keep|leave|let|load|make|measure|merge|move|"
-    r"name|pick|put|read|remove|request|return|run|save|say|set|shorten|start|take|train|try|use|"
+    r"name|pick|put|read|remove|rename|request|return|run|save|say|set|shorten|start|take|train|try|use|"
     r"write)\b|did you mean|\b(?:must|may|needs?|known are|known keys are|at most|it has|it expects)\b",
     re.IGNORECASE,
 )
@@ -81,8 +83,12 @@ def judge(odd: OddInput, folder: Path) -> Judgment:
     return Judgment(odd.name, "right" if right else "wrong", "" if right else f"{value!r:.300}")
 
 
+class _NoEndError(Exception):
+    pass
+
+
 def _end(*_: object) -> None:
-    raise TimeoutError(f"no end after {_SECONDS} s")
+    raise _NoEndError(f"no end after {_SECONDS} s")
 
 
 def is_clear(message: str) -> bool:

@@ -76,6 +76,8 @@ def evaluate_claims(  # noqa: PLR0913 (the job has its dials)
         PatternError: The outcomes of the pattern collide, or it has too few words.
     """
     model = load(model)
+    if base_model is not None:  # A wrong name ends before the measurements.
+        base_model = load(base_model)
     asked, gates = _open_gates(model, pattern, seed)
     hot = hotspots(model, asked, HotspotSettings(bases=bases, nulls=nulls, seed=seed))
     cell = hot.hotspot(OPERATION).site

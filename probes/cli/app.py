@@ -26,7 +26,7 @@ from probes.cli.common import (
 )
 from probes.cli.make import make_app
 from probes.cli.study import study_app
-from probes.errors import EquivalenceError, GateError, NotTestedError, ProbeError
+from probes.errors import EquivalenceError, GateError, NotTestedError, ProbeError, ResultError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -73,7 +73,7 @@ Model = Annotated[str, typer.Argument(help="Name of a shipped model, a folder, o
 Json = Annotated[Path | None, typer.Option(help="Where the numbers are written.")]
 Page = Annotated[Path, typer.Option(help="Where the page is written.")]
 PatternName = Annotated[str, typer.Option(help="Name of a pattern, or a .jsonl file of pairs.")]
-Prompts = Annotated[int, typer.Option(help="Pairs for each contrast.", min=4)]
+Prompts = Annotated[int, typer.Option(help="Pairs for each contrast.", min=4, max=100_000)]
 Seed = Annotated[
     int, typer.Option(help="Seed of prompts, random models and bootstrap.", min=0, max=MAX_SEED)
 ]
@@ -160,7 +160,7 @@ def claims(
     base_model: Annotated[
         str, typer.Option(help="Model before tuning, if the provenance does not say.")
     ] = "",
-    bases: Annotated[int, typer.Option(help="Prompts to measure on.", min=80)] = 200,
+    bases: Annotated[int, typer.Option(help="Prompts to measure on.", min=80, max=100_000)] = 200,
     nulls: Annotated[int, typer.Option(help="Random-init models for the null.", min=1)] = 20,
     seed: Seed = 0,
     out: Page = Path("claims.html"),
@@ -201,6 +201,8 @@ def show(
     ] = None,
 ) -> None:
     """Print a saved result, and write its page."""
+    if result.is_dir():
+        raise ResultError(f"{str(result)!r} is a folder: give a .json file that was saved")
     page = out or result.with_suffix(".html")
     check_output_paths(page, None, page=True)
     from probes.result import load_result
@@ -221,7 +223,9 @@ def heatmap(
     """Draw the attention of every head of a model on a text."""
     check_output_paths(out, None)
     if out.suffix.lower() not in _PICTURE_SUFFIXES:
-        raise ProbeError(f"A picture ends in {', '.join(_PICTURE_SUFFIXES)}, and {out.name!r} not")
+        raise ProbeError(
+            f"A picture ends in {', '.join(_PICTURE_SUFFIXES)}, and {out.name!r} not: rename it"
+        )
     silence_libraries()
     from probes.prompts.catalog import pattern as find
     from probes.viz.plots.attention.heatmap import heatmap as draw

@@ -47,9 +47,9 @@ def check_output_paths(out: Path, json: Path | None, *, page: bool = False) -> N
                 f"There is no folder {str(path.parent)!r} for {path.name!r}: create it"
             )
     if page and out.suffix != ".html":
-        raise ProbeError(f"The page goes to a .html file, and {out.name!r} is none")
+        raise ProbeError(f"The page goes to a .html file, and {out.name!r} is none: rename it")
     if json is not None and json.suffix != ".json":
-        raise ProbeError(f"The numbers go to a .json file, and {json.name!r} is none")
+        raise ProbeError(f"The numbers go to a .json file, and {json.name!r} is none: rename it")
     for path in (out, json):
         if path is not None:
             check_writable(path)

@@ -293,6 +293,7 @@ def _family_texts(model: Any, settings: Any) -> Any:  # noqa: ANN401
     """Texts of the shipped models' corpus, one for each row of the run."""
     from probes.experiments.family.train import family_corpus
 
+    settings.torch_device()  # A wrong one ends before the texts are written.
     return family_corpus(model, count=settings.steps * settings.batch, seed=settings.seed)
 
 

@@ -85,8 +85,8 @@ def curve(
     pattern: Annotated[
         str, typer.Option(help="Name of a pattern, or a .jsonl file of pairs.")
     ] = "take-away",
-    bases: Annotated[int, typer.Option(help="Questions to measure on.", min=16)] = 200,
-    prompts: Annotated[int, typer.Option(help="Pairs for the circuit.", min=4)] = 32,
+    bases: Annotated[int, typer.Option(help="Questions to measure on.", min=16, max=100_000)] = 200,
+    prompts: Annotated[int, typer.Option(help="Pairs for the circuit.", min=4, max=100_000)] = 32,
     noise: Annotated[
         int, typer.Option(help="Copies with weight noise for each relative.", min=0)
     ] = 3,

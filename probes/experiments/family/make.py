@@ -150,7 +150,9 @@ def _check(names: Sequence[str]) -> None:
     known = [entry.name for entry in ALL_RECIPES]
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ModelError(f"The family has no member {unknown}: it has {', '.join(known)}")
+        raise ModelError(
+            f"The family has no member {unknown[0]!r}: choose from {', '.join(known[:20])}, …"
+        )
 
 
 def family_tokenizer(work: Path) -> PreTrainedTokenizerFast:
