@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from probes.testing.check_model import ModelCheck, check_hf_model
+from probes.testing.check_model import check_hf_model
+from probes.testing.check_result import ModelCheck
 from probes.testing.tiny_architectures import causal_architectures, tiny_architecture
 
 HEAD = """# Architectures

@@ -21,28 +21,29 @@ def write_atomic(path: Path, content: bytes) -> None:
         with draft.open("xb") as stream:
             stream.write(content)
         draft.replace(path)
-    except OSError as error:
-        raise FigureError(
-            f"cannot write {str(path)!r} ({error.strerror or error}): choose another place"
-        ) from error
+    except (OSError, ValueError) as error:
+        raise _unwritable(path, error) from error
     finally:
-        with suppress(OSError):  # A name may be too long for any file.
+        with suppress(OSError, ValueError):  # A name may be too long for any file.
             draft.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: Exception) -> FigureError:
+    reason = getattr(error, "strerror", None) or error
+    return FigureError(f"cannot write {str(path)[-200:]!r} ({reason}): choose another place")
 
 
 def check_writable(path: Path) -> None:
     """Raise FigureError if `write_atomic` could not write a file, without changing it."""
-    if path.is_dir():
-        raise FigureError(f"{str(path)!r} is a folder: give the name of a file")
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part") if path.name else path
     try:
+        if path.is_dir():
+            raise FigureError(f"{str(path)!r} is a folder: give the name of a file")
         draft.open("xb").close()
-    except OSError as error:
-        raise FigureError(
-            f"cannot write {str(path)!r} ({error.strerror or error}): choose another place"
-        ) from error
+    except (OSError, ValueError) as error:
+        raise _unwritable(path, error) from error
     finally:
-        with suppress(OSError):  # A name may be too long for any file.
+        with suppress(OSError, ValueError):  # A name may be too long for any file.
             draft.unlink(missing_ok=True)
 
 

@@ -30,6 +30,8 @@ HOMES = {
     "ClaimsReports": "claims.result",
     "Comparison": "comparison.result",
     "FamilyComparison": "comparison.family_result",
+    "ModelCheck": "testing.check_result",
+    "ModelChecks": "testing.check_result",
     "RateDistortionCurve": "comparison.rate_distortion.result",
     "Trace": "circuits.result",
 }
@@ -116,7 +118,7 @@ class Result:
         try:
             return cls.from_dict(_read_json(Path(path)))
         except ResultError as error:
-            raise ResultError(f"{str(path)!r}: {error}") from error
+            raise ResultError(f"{str(path)[-200:]!r}: {error}") from error
 
     def _repr_html_(self) -> str:
         return page_of(self)._repr_html_()
@@ -156,7 +158,7 @@ def _read_json(path: Path) -> Any:  # noqa: ANN401
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ResultError(
-            f"cannot be read as JSON ({error}): give a file that Result.save has written"
+            f"cannot be read as JSON ({getattr(error, 'strerror', None) or error}): give a file that Result.save has written"
         ) from error
 
 
@@ -174,7 +176,9 @@ def _from_dict(plain: object) -> Result:
         )
     own = getattr(import_module(f"probes.{HOMES[kind]}"), kind)
     try:
-        return _converter().structure(plain, own)
+        result = _converter().structure(plain, own)
+        result.summary()  # Each saved result has one: numbers without it do not fit together.
+        return result
     except ResultError:
         raise
     except Exception as error:  # A broken file can raise anything in a conversion.
@@ -186,11 +190,17 @@ def _from_dict(plain: object) -> Result:
 def _first_cause(error: BaseException) -> str:
     """Return the innermost message of nested conversion errors, with the field's path."""
     from cattrs import transform_error
+    from cattrs.v import format_exception
+
+    def describe(cause: BaseException, kind: type | None) -> str:
+        # The hooks below say what they found.
+        return str(cause) if type(cause) is ValueError else format_exception(cause, kind)
 
     try:
-        return "; ".join(transform_error(error)[:1]) or repr(error)  # pyright: ignore[reportArgumentType]
+        lines = transform_error(error, format_exception=describe)  # pyright: ignore[reportArgumentType]
+        return " ".join("; ".join(lines[:1]).split()) or f"{error!r:.200}"
     except Exception:
-        return repr(error)
+        return f"{error!r:.200}"
 
 
 def _converter() -> "Converter":
@@ -228,11 +238,11 @@ def _to_float(value: object) -> float:
     if value is None:
         return float("nan")
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{value!r} is not a number")
+        raise ValueError(f"{value!r:.80} is not a number")
     return float(value)
 
 
 def _checked(value: object, kind: type) -> Any:  # noqa: ANN401
     if type(value) is not kind:
-        raise ValueError(f"{value!r} is not of type {kind.__name__}")
+        raise ValueError(f"{value!r:.80} is not of type {kind.__name__}")
     return value

@@ -29,7 +29,7 @@ from probes.circuits.task import Task
 from probes.errors import CircuitError, ModelError
 from probes.models.decoder import decompose
 from probes.models.model import Model
-from probes.models.run_checks import require_eval
+from probes.models.run_checks import require_eval, require_unedited
 
 # Floats that a pass with gradients keeps per token, layer and unit of width: about 20.
 _FLOATS_PER_UNIT, _MAX_GRADIENT_FLOATS = 20, 20_000_000
@@ -119,6 +119,7 @@ def edge_attribution(
     if chosen is None:
         raise CircuitError(f"The method {method!r} is unknown: use 'eap-ig', 'eap' or 'exact'")
     require_eval(model)
+    require_unedited(model)
     task, graph = task.to(model), task.computation_graph(model, roles=roles)
     if isinstance(chosen, str):
         label, batches = "exact, one by one", iter([edge_patching(model, task, roles=roles).T])

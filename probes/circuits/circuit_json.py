@@ -59,7 +59,7 @@ def parse_circuit(
         plain = json.loads(text)
     # Brackets without end run out of stack.
     except (ValueError, RecursionError) as error:
-        raise CircuitError(f"It is no circuit but broken JSON ({error}): save it anew") from error
+        raise CircuitError(f"It is broken JSON, no circuit ({error}): save it again") from error
     if not isinstance(plain, dict) or plain.get("result") != "Circuit":
         raise CircuitError("It is JSON but no circuit: give what Circuit.save has written")
     if plain.get("schema") != SCHEMA:
@@ -77,7 +77,7 @@ def parse_circuit(
 
 def _require_key(plain: object, name: str) -> Any:  # noqa: ANN401
     if not isinstance(plain, dict) or name not in plain:
-        raise CircuitError(f"The circuit lacks {name!r}: it was not saved whole")
+        raise CircuitError(f"The circuit lacks {name!r}, so it was not saved whole: save it again")
     return plain[name]
 
 
@@ -139,7 +139,8 @@ def _parse_graph(plain: object) -> ComputationGraph:
     unknown = {*(role for pair in role_pairs for role in pair), *readouts} - set(roles)
     if unknown:
         raise CircuitError(
-            f"The circuit names roles that its graph lacks: {', '.join(sorted(unknown))}"
+            f"The circuit names the roles {', '.join(map(repr, sorted(unknown)))}, which its graph "
+            "lacks: save it again"
         )
     if any(one == other for one, other in pairwise(sorted(role_pairs))):
         raise _invalid_value("role_pairs", role_pairs, "a list of different pairs")

@@ -24,8 +24,8 @@ Port = Literal["q", "k", "v", "mlp", "logits"]
 
 EMBED, LOGITS = "embed", "logits"
 _SHAPE_FIELDS = ("layers", "heads", "kv_heads", "parallel")
-_WRITER = re.compile(r"L(\d+)\.(?:H(\d+)|MLP)")
-_READER = re.compile(r"L(\d+)\.(?:(H|KV)(\d+)\.([qkv])|MLP)")
+_WRITER = re.compile(r"L(\d{1,9})\.(?:H(\d{1,9})|MLP)")
+_READER = re.compile(r"L(\d{1,9})\.(?:(H|KV)(\d{1,9})\.([qkv])|MLP)")
 _ENDPOINT = r"\s*([\w.-]+?)(?:@([^@]+?))?\s*"
 _EDGE = re.compile(f"{_ENDPOINT}(?:->|→){_ENDPOINT}")
 
@@ -256,13 +256,13 @@ class ComputationGraph:
         writer, reader = _WRITER.fullmatch(edge.source), _READER.fullmatch(edge.target)
         if edge.source != EMBED and not writer:
             return CircuitError(
-                f"{edge.source!r} writes nothing: sources are 'embed', 'L0.H1' and 'L0.MLP'"
+                f"{edge.source!r:.80} writes nothing: use 'embed', 'L0.H1' or 'L0.MLP'"
             )
         owner = reader and reader[2] and ("H" if reader[4] == "q" else self._kv_name)
         if edge.target != LOGITS and (not reader or reader[2] != owner):
             return CircuitError(
-                f"{edge.target!r} reads nothing: targets of this model are 'L0.H1.q', "
-                f"'L0.{self._kv_name}1.k', 'L0.{self._kv_name}1.v', 'L0.MLP' and 'logits'"
+                f"{edge.target!r:.80} reads nothing in this model: use 'L0.H1.q', "
+                f"'L0.{self._kv_name}1.k', 'L0.{self._kv_name}1.v', 'L0.MLP' or 'logits'"
             )
         kv_size = self.heads if reader and reader[4] == "q" else self.kv_heads
         numbers = [("layer", name[1], self.layers) for name in (writer, reader) if name]

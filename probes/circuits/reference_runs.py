@@ -21,7 +21,8 @@ from probes.models.decoder import (
     capture_decoder,
     decompose,
 )
-from probes.models.model import Model, require_eval
+from probes.models.model import Model
+from probes.models.run_checks import require_eval, require_unedited
 
 Ablation = Literal["counterfactual", "mean", "zero"]
 
@@ -94,7 +95,8 @@ def run_references(
         mean_task: The prompts of means; by default the task itself.
 
     Raises:
-        ModelError: The blocks are no plain sums, the model is in training mode, or a run fails.
+        ModelError: The blocks are no plain sums, the model is in training mode or edited, or a
+            run fails.
         BatchError: `mean_task` lacks a role of the task.
     """
     if ablation not in ("counterfactual", "mean", "zero"):
@@ -102,6 +104,7 @@ def run_references(
             f"The ablation {ablation!r} is unknown: use 'counterfactual', 'mean' or 'zero'"
         )
     require_eval(model)
+    require_unedited(model)
     weights, task = decompose(model), task.to(model)
     entry, activations = capture_decoder(model, weights, task.clean, task.mask, task.readout)
     clean = Run(activations, activations.embed, activations.z, activations.mlp_out)

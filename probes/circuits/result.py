@@ -1,6 +1,7 @@
 """Results of tracing a circuit: faithfulness, random baselines, edge necessity, specificity."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -8,6 +9,9 @@ from probes.circuits.circuit import Circuit
 from probes.observe.result import Gate
 from probes.result import Result
 from probes.stats.intervals import Estimate
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +172,10 @@ class Trace(Result):
             "randomly added edges, Holm-corrected).",
             *self._specificity_summary(),
         )
+
+    def table(self) -> "pd.DataFrame":
+        """One row for each edge of the circuit: see `Circuit.table`."""
+        return self.circuit.table()
 
     def _specificity_summary(self) -> tuple[str, ...]:
         remaining = {(s.cut_circuit, s.task): s.remaining for s in self.specificities}

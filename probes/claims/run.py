@@ -95,6 +95,8 @@ def evaluate_claims(
         PatternError: The outcomes of the pattern coincide, or it has too few words.
     """
     model = load(model)
+    if base_model is not None:  # A wrong name ends before the measurements.
+        base_model = load(base_model)
     pattern, gates = _pattern_with_behavior(model, pattern, settings.seed)
     bases, nulls, seed = settings.bases, settings.nulls, settings.seed
     own_hotspots = hotspots(model, pattern, HotspotSettings(bases=bases, nulls=nulls, seed=seed))

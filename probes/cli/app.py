@@ -11,8 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from probes.cli.check import check_app
 from probes.cli.common import (
+    EXIT_NOT_EQUIVALENT,
+    EXIT_NOT_TESTED,
+    MAX_SEED,
     check_output_paths,
+    folding_table,
     open_console,
     print_line,
     reports_errors,
@@ -21,7 +26,7 @@ from probes.cli.common import (
 )
 from probes.cli.make import make_app
 from probes.cli.study import study_app
-from probes.errors import EquivalenceError, GateError, NotTestedError, ProbeError
+from probes.errors import EquivalenceError, GateError, NotTestedError, ProbeError, ResultError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,6 +35,7 @@ app = typer.Typer(
 )
 app.add_typer(make_app, name="make")
 app.add_typer(study_app)
+app.add_typer(check_app)
 
 
 def _print_version(wanted: bool) -> bool:
@@ -62,17 +68,15 @@ class EdgeScoring(StrEnum):
 
 
 _PICTURE_SUFFIXES = (".html", ".png", ".svg", ".pdf")
-_EXIT_NOT_EQUIVALENT = 3
-_EXIT_NOT_TESTED = 4
-_EXIT_CHECK_FAILED = 5
-
 
 Model = Annotated[str, typer.Argument(help="Name of a shipped model, a folder, or a hub id.")]
 Json = Annotated[Path | None, typer.Option(help="Where the numbers are written.")]
 Page = Annotated[Path, typer.Option(help="Where the page is written.")]
 PatternName = Annotated[str, typer.Option(help="Name of a pattern, or a .jsonl file of pairs.")]
-Prompts = Annotated[int, typer.Option(help="Pairs for each contrast.", min=4)]
-Seed = Annotated[int, typer.Option(help="Seed of prompts, random models and bootstrap.", min=0)]
+Prompts = Annotated[int, typer.Option(help="Pairs for each contrast.", min=4, max=100_000)]
+Seed = Annotated[
+    int, typer.Option(help="Seed of prompts, random models and bootstrap.", min=0, max=MAX_SEED)
+]
 
 
 @app.command()
@@ -159,7 +163,7 @@ def claims(
     base_model: Annotated[
         str, typer.Option(help="Model before tuning, if the provenance does not say.")
     ] = "",
-    bases: Annotated[int, typer.Option(help="Prompts to measure on.", min=80)] = 200,
+    bases: Annotated[int, typer.Option(help="Prompts to measure on.", min=80, max=100_000)] = 200,
     nulls: Annotated[int, typer.Option(help="Random-init models for the null.", min=1)] = 20,
     seed: Seed = 0,
     out: Page = Path("claims.html"),
@@ -192,41 +196,13 @@ def show(
     ] = None,
 ) -> None:
     """Print a saved result, and write its page."""
+    if result.is_dir():
+        raise ResultError(f"{str(result)!r} is a folder: give a .json file that was saved")
     page = out or result.with_suffix(".html")
     check_output_paths(page, None, page=True)
     from probes.result import load_result
 
     _write(load_result(result), page, None)
-
-
-@app.command()
-@reports_errors
-def check(
-    models: Annotated[
-        list[str], typer.Argument(help="Names of shipped models, folders, or hub ids.")
-    ],
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    seed: Seed = 0,
-    json: Json = None,
-) -> None:
-    """Check that every probe is right on a model, or refuses it with a reason."""
-    check_output_paths(Path("check.html"), json)
-    silence_libraries()
-    from probes.testing.check_model import check_named_model
-
-    console, failed = open_console(), False
-    for name in models:
-        result = check_named_model(name, dtype=dtype, seed=seed)
-        table = _folding_table("check", "state", "detail", caption="")
-        for outcome in result.outcomes:
-            table.add_row(*map(Text, (outcome.check, outcome.state, outcome.detail)))
-        console.print(table)
-        print_line(console, f"- {result.summary()[0]}")
-        failed |= bool(result.failed)
-        if json:
-            result.save(json)
-    if failed:
-        raise typer.Exit(_EXIT_CHECK_FAILED)
 
 
 @app.command()
@@ -242,7 +218,9 @@ def heatmap(
     """Draw the attention of every head of a model on a text."""
     check_output_paths(out, None)
     if out.suffix.lower() not in _PICTURE_SUFFIXES:
-        raise ProbeError(f"A picture ends in {', '.join(_PICTURE_SUFFIXES)}, and {out.name!r} not")
+        raise ProbeError(
+            f"A picture ends in {', '.join(_PICTURE_SUFFIXES)}, and {out.name!r} not: rename it"
+        )
     silence_libraries()
     from probes.prompts.catalog import pattern as find
     from probes.viz.plots.attention.heatmap import heatmap as draw
@@ -299,7 +277,7 @@ def _match_table(comparison: Any) -> Table:  # noqa: ANN401
 
 
 def _verdict_table(comparison: Any) -> Table:  # noqa: ANN401
-    table = _folding_table("variable or head", "verdict", "where", "why")
+    table = folding_table("variable or head", "verdict", "where", "why")
     for verdict in comparison.verdicts:
         if verdict.label != "no reliable effect":
             cells = (
@@ -314,22 +292,12 @@ def _verdict_table(comparison: Any) -> Table:  # noqa: ANN401
 
 def _family_table(family: Any) -> Table:  # noqa: ANN401
     words = family.table()
-    table = _folding_table("variable or head", *map(escape, words.columns))
+    table = folding_table("variable or head", *map(escape, words.columns))
     for subject, row in words.iterrows():
         if set(row) - {"no reliable effect", "behavior absent"} or "no reliable effect" not in set(
             row
         ):
             table.add_row(*map(Text, (subject, *row)))
-    return table
-
-
-def _folding_table(
-    *columns: str, caption: str = "Heads without reliable effect are left out."
-) -> Table:
-    """Table that folds long cells, so that names stay whole."""
-    table = Table(caption=caption, caption_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
     return table
 
 
@@ -345,7 +313,7 @@ def _assert_equivalent(result: Any, margin: float) -> None:  # noqa: ANN401
         require_all(checks)
     except NotTestedError as error:
         Console(stderr=True, soft_wrap=True).print(str(error), markup=False, highlight=False)
-        raise typer.Exit(_EXIT_NOT_TESTED) from None
+        raise typer.Exit(EXIT_NOT_TESTED) from None
     except EquivalenceError as error:
         Console(stderr=True, soft_wrap=True).print(str(error), markup=False, highlight=False)
-        raise typer.Exit(_EXIT_NOT_EQUIVALENT) from None
+        raise typer.Exit(EXIT_NOT_EQUIVALENT) from None

@@ -8,11 +8,18 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from probes.errors import ProbeError
 from probes.files import check_writable
 
+MAX_SEED = 2**31 - 1
+"""Largest seed that NumPy and PyTorch both take."""
+
 EXIT_FAILED = 1
+EXIT_NOT_EQUIVALENT = 3
+EXIT_NOT_TESTED = 4
+EXIT_CHECK_FAILED = 5
 THREADS_HELP = "Threads of torch; more than one is slow on busy cores."
 
 
@@ -40,9 +47,9 @@ def check_output_paths(out: Path, json: Path | None, *, page: bool = False) -> N
                 f"There is no folder {str(path.parent)!r} for {path.name!r}: create it"
             )
     if page and out.suffix != ".html":
-        raise ProbeError(f"The page goes to a .html file, and {out.name!r} is none")
+        raise ProbeError(f"The page goes to a .html file, and {out.name!r} is none: rename it")
     if json is not None and json.suffix != ".json":
-        raise ProbeError(f"The numbers go to a .json file, and {json.name!r} is none")
+        raise ProbeError(f"The numbers go to a .json file, and {json.name!r} is none: rename it")
     for path in (out, json):
         if path is not None:
             check_writable(path)
@@ -56,6 +63,16 @@ def open_console() -> Console:
 def print_line(console: Console, line: str) -> None:
     """Print a line as it is."""
     console.print(line, markup=False, highlight=False)
+
+
+def folding_table(
+    *columns: str, caption: str = "Heads without reliable effect are left out."
+) -> Table:
+    """Table that folds long cells, so that names stay whole."""
+    table = Table(caption=caption, caption_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
 
 
 def write_result(

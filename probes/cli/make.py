@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from probes.cli.common import (
+    MAX_SEED,
     THREADS_HELP,
     check_output_paths,
     open_console,
@@ -35,7 +36,7 @@ _Steps = Annotated[int, _option("Training steps.", min=0)]
 _Batch = Annotated[int, _option("Texts in each step.", min=1)]
 _Rate = Annotated[float, _option("Learning rate.", min=0.0)]
 _Device = Annotated[str, _option("Device of training; empty: torch's default device.")]
-_Seed = Annotated[int, _option("Random seed.", min=0)]
+_Seed = Annotated[int, _option("Random seed.", min=0, max=MAX_SEED)]
 _Threads = Annotated[int, _option(THREADS_HELP, min=1)]
 
 
@@ -268,6 +269,7 @@ def _family_texts(model: Any, settings: Any) -> Any:  # noqa: ANN401
     """Texts of the shipped models' corpus, one for each row of the run."""
     from probes.experiments.family.train import family_corpus
 
+    settings.torch_device()  # A wrong one ends before the texts are written.
     return family_corpus(model, count=settings.steps * settings.batch, seed=settings.seed)
 
 

@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from probes.cli.common import (
+    MAX_SEED,
     THREADS_HELP,
     check_output_paths,
     open_console,
@@ -84,8 +85,8 @@ def curve(
     pattern: Annotated[
         str, typer.Option(help="Name of a pattern, or a .jsonl file of pairs.")
     ] = "take-away",
-    bases: Annotated[int, typer.Option(help="Questions to measure on.", min=16)] = 200,
-    prompts: Annotated[int, typer.Option(help="Pairs for the circuit.", min=4)] = 32,
+    bases: Annotated[int, typer.Option(help="Questions to measure on.", min=16, max=100_000)] = 200,
+    prompts: Annotated[int, typer.Option(help="Pairs for the circuit.", min=4, max=100_000)] = 32,
     noise: Annotated[
         int, typer.Option(help="Copies with weight noise for each relative.", min=0)
     ] = 3,
@@ -93,7 +94,7 @@ def curve(
         bool, typer.Option(help="Count verdicts on heads and variables as well (minutes).")
     ] = False,
     seed: Annotated[
-        int, typer.Option(help="Seed of prompts, noise and random-init models.", min=0)
+        int, typer.Option(help="Seed of prompts, noise and random models.", min=0, max=MAX_SEED)
     ] = 0,
     out: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("curve.html"),
     json: Annotated[Path | None, typer.Option(help="Where the numbers are written.")] = None,

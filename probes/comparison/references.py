@@ -7,6 +7,7 @@ from pathlib import Path
 from probes.comparison.variables.transfer import with_unique_names
 from probes.errors import ModelError
 from probes.models.model import Model, load, random_init
+from probes.models.run_checks import require_unedited
 
 ModelSpec = str | Path | Model
 _SEED_OFFSET = 10_000  # Separates a compared random-init model from those of the null.
@@ -77,6 +78,7 @@ def load_models(
         for other in others
     ]
     for model in (a, *relatives):
+        require_unedited(model)
         if model.tokenizer is None:
             raise ModelError(f"{model.name!r} has no tokenizer: add its files and load again")
     return a, with_unique_names(relatives, [a.name])

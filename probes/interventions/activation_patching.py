@@ -17,6 +17,7 @@ from torch import Tensor
 from probes.errors import BatchError, SiteError
 from probes.interventions.block_cache import BlockCache, slice_argument
 from probes.models.model import Model
+from probes.models.run_checks import require_unedited
 from probes.models.site import RESID, RESID_OUT, Site
 from probes.prompts.batch import Batch
 
@@ -64,7 +65,12 @@ def run_with_cache(
     mask: Bool[Tensor, "prompt position"],
     readout: Int[Tensor, "prompt answer"],
 ) -> CachedRun:
-    """Run the model once; `readout` holds the positions whose logits are kept."""
+    """Run the model once; `readout` holds the positions whose logits are kept.
+
+    Raises:
+        ModelError: The model is being edited.
+    """
+    require_unedited(model)
     layers = range(model.shape.layers)
     values: dict[str, Tensor] = {}
     caches = [BlockCache() for _ in layers] if model.shape.architecture in RESTARTABLE else []

@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from probes.errors import SiteError
 from probes.interventions.activation_patching import patch_sites, run_batch_with_cache
 from probes.models.model import Model
-from probes.models.site import component_sites
+from probes.models.site import COMPONENT_KINDS, component_sites
 from probes.observe.behavior import logit_diff, pair_foils
 from probes.prompts.pair_batch import PairBatch
 
@@ -73,9 +74,15 @@ def activation_patching(
         roles: Roles to patch; those of the clean prompts by default.
 
     Raises:
-        SiteError: A kind is unknown, or the prompts lack a role.
+        SiteError: A kind is unknown, none is given, or the prompts lack a role.
+        ModelError: The model is being edited, or in training mode.
     """
     roles = tuple(roles) if roles is not None else pairs.clean.roles
+    if not roles or not kinds:
+        raise SiteError(
+            f"Roles {list(roles)} and components {list(kinds)} leave nothing to patch: choose from "
+            f"{', '.join(pairs.clean.roles)} and from {', '.join(COMPONENT_KINDS)}"
+        )
     clean = run_batch_with_cache(model, pairs.clean)
     source = run_batch_with_cache(model, pairs.counterfactual)
     measure = pair_logit_diffs(pairs, model.device)

@@ -28,7 +28,9 @@ def merge_adapter(hf_model: Any, folder: Path) -> None:  # noqa: ANN401
 
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise ModelError(f"{str(folder)!r} holds no adapter: {name} is missing")
+            raise ModelError(
+                f"{str(folder)!r} holds no adapter: {name} is missing. Give the adapter's folder."
+            )
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     _check_kind(config, folder)
     weights = load_file(folder / WEIGHTS)

@@ -30,7 +30,7 @@ def hook_edit(
     if name not in bridge.hook_dict or bridge._gated_hook_reason(name) is not None:
         near = difflib.get_close_matches(name, bridge.hook_dict, n=3, cutoff=0.4)
         raise SiteError(
-            f"{model} has no activation {name!r}, or does not compute it by default; names close "
+            f"{model} has no activation {name!r:.200}, or does not compute it by default; names close "
             f"to it: {', '.join(near) or 'none'}. Use a name of this model."
         )
     return name, partial(apply_edit, name, edit)
@@ -41,7 +41,7 @@ def _site_edit(model: str, size: tuple[int, int], name: str, edit: Edit) -> tupl
     site, (layers, heads) = Site.parse(name), size
     is_output = site.component == "resid" and site.layer == layers
     if site.role:
-        raise SiteError(f"{name!r} has a role: an edit takes all positions, so leave it out")
+        raise SiteError(f"{name!r} has a role: leave it out, since an edit takes all positions")
     if site.layer >= layers and not is_output:
         raise SiteError(f"{model} has no {name!r}: it has layers 0 to {layers - 1}")
     if not isinstance(head := site.component, int):
@@ -76,10 +76,19 @@ def apply_edit(name: str, edit: Edit, value: Tensor, hook: object) -> Tensor | N
             f"An edit of {name!r} changed its activation in place and returned None: return the "
             "changed tensor, or change a clone to keep the activation"
         )
-    if new is not None and (new.shape != value.shape or new.dtype != value.dtype):
+    if new is None:
+        return None
+    if not isinstance(new, Tensor):
         raise SiteError(
-            f"An edit of {name!r} must keep shape and dtype: {tuple(new.shape)} {new.dtype} "
-            f"found, {tuple(value.shape)} {value.dtype} wanted. Return that, or None."
+            f"An edit of {name!r} returned {type(new).__name__}: return a tensor of shape "
+            f"{tuple(value.shape)}, or None to keep the activation"
+        )
+    kinds = [(tuple(one.shape), one.dtype, one.device) for one in (new, value)]
+    if kinds[0] != kinds[1]:
+        found, wanted = (f"{shape} {dtype} on {device}" for shape, dtype, device in kinds)
+        raise SiteError(
+            f"An edit of {name!r} must keep shape, dtype and device: {found} found, {wanted} "
+            "wanted. Return that, or None."
         )
     return new
 

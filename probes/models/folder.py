@@ -45,7 +45,10 @@ def check_folder(folder: Path, *, adapter: Path | None = None) -> None:
         )
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if not isinstance(config, dict):
-        raise ModelError(f"The config.json of {str(folder)!r} is not an object: {config!r:.80}")
+        raise ModelError(
+            f"The config.json of {str(folder)!r} is not an object: {config!r:.80} found. Fetch or "
+            "save the model again."
+        )
     if config.get("quantization_config"):
         method = dict(config["quantization_config"]).get("quant_method", "unknown")
         raise ModelError(
@@ -70,6 +73,23 @@ def check_folder(folder: Path, *, adapter: Path | None = None) -> None:
             f"{str(folder)!r} holds two sets of weights: {', '.join(loaded[:3])} would be loaded, "
             f"{', '.join(ignored[:3])} not. Move one set away."
         )
+    for name in loaded:
+        _check_number_formats(folder / name)
+
+
+def _check_number_formats(path: Path) -> None:
+    """Refuse weights that are stored as integers, whose scales are not in the file."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 (no mapping: it has no iterator)
+            if key.endswith((".weight", ".bias")) and not _MASK_KEY.search(key):
+                kind = file.get_slice(key).get_dtype()
+                if kind[0] in "IUB" and kind != "BF16":
+                    raise ModelError(
+                        f"{str(path)!r} stores {key} as {kind}, which is quantized without its "
+                        "scales: save the dequantized model with save_pretrained(folder)."
+                    )
 
 
 def _indexed_files(folder: Path) -> list[str]:

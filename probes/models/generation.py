@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from probes.errors import ModelError
 from probes.prompts.batch import tokenize
 
 
@@ -15,7 +16,16 @@ def continue_text(
     temperature: float,
     seed: int,
 ) -> str:
-    """Text with its continuation; see `Model.generate`."""
+    """Text with its continuation; see `Model.generate`.
+
+    Raises:
+        ModelError: The length, temperature or seed is out of range.
+    """
+    if max_new_tokens < 0 or not temperature >= 0 or not 0 <= seed < 2**63:
+        raise ModelError(
+            f"Cannot generate {max_new_tokens} tokens at temperature {temperature:g} with seed "
+            f"{seed!s:.40}: give numbers of 0 or more, and a seed below 2**63"
+        )
     ids = tokenize(model, text).ids.to(model.device)
     generator = torch.Generator(model.device).manual_seed(seed)
     for _ in range(min(max_new_tokens, model.shape.context - ids.shape[1])):

@@ -16,11 +16,13 @@ from probes.models.acceptance import LOGIT_TOLERANCE, reference_logits
 from probes.models.adapter import merge_adapter
 from probes.models.folder import check_folder, check_loaded_keys, has_tokenizer
 from probes.models.process_state import suppress_library_warnings
-from probes.models.provenance import Provenance, folder_storage, read_provenance
+from probes.models.provenance import Provenance, check_files, folder_storage, read_provenance
 from probes.prompts.special_tokens import set_bos
 
 BARE_HUB_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "openai-gpt")
 """Decoders whose hub id has no owner."""
+
+_MAX_SEED_DIGITS = 18
 
 _HUB_FILES = ("*.json", "*.txt", "*.model", "model.safetensors", "model-*.safetensors")
 
@@ -39,8 +41,11 @@ def parse_random_init(name: object) -> tuple[str, int] | None:
     if kind != "random-init" or not rest:
         return None
     like, _, seed = rest.partition(":")
-    if not (seed or "0").isdecimal():
-        raise ModelError(f"The seed of {name!r} is {seed!r}: write 'random-init:full:3'")
+    if not (seed or "0").isdecimal() or len(seed) > _MAX_SEED_DIGITS:
+        raise ModelError(
+            f"The seed of {str(name)[:80]!r} is {seed[:40]!r}: write a number of up to "
+            f"{_MAX_SEED_DIGITS} digits, as in 'random-init:full:3'"
+        )
     return like, int(seed or 0)
 
 
@@ -54,25 +59,33 @@ def find_model(name: str | Path) -> tuple[str, str]:
     if text in list_models():
         return str(data_folder() / "models" / text), f"family member {text}"
     folder = Path(name)
-    if (folder / "config.json").is_file():
+    if _exists(folder / "config.json"):
         if folder.resolve().name.startswith("."):
             raise ModelError(
                 f"{text!r} is a hidden folder, which may be an unfinished draft: give a folder "
                 "whose name does not begin with a dot"
             )
         return str(folder), f"folder {folder.resolve()}"
-    is_hub_id = re.fullmatch(r"\w[\w.-]*/[\w.-]+", text) or text in BARE_HUB_IDS
-    if is_hub_id and not folder.exists():
+    is_hub_id = re.fullmatch(r"\w[\w.-]{0,95}/[\w.-]{1,96}", text) or text in BARE_HUB_IDS
+    if is_hub_id and not _exists(folder):
         return text, f"hub {text}"
     if text in (derived := list_derived_models()):
         return str(derived_folder() / text), f"made in {derived_folder()}"
     known = (*list_models(), *derived)
     near = difflib.get_close_matches(text, known, n=1)
     raise ModelError(
-        f"No model {text!r}: not a family name ({', '.join(known) or 'none here'}), a folder "
+        f"No model {text[:200]!r}: not a family name ({', '.join(known) or 'none here'}), a folder "
         "with config.json, a hub id such as owner/name, or a random-init model such as "
         f"random-init:full:3. {f'Did you mean {near[0]!r}?' if near else 'Check the name.'}"
     )
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is a path; not where its name is too long, or no name at all."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def load_hf_model(
@@ -90,12 +103,23 @@ def load_hf_model(
     fix = "Check the name, the files and the connection."
     with model_errors(f"Could not load {source!r}", fix), suppress_library_warnings():
         # transformers imports torchao, which warns.
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
         folder = _local_folder(source)
         merged = None if adapter is None else Path(adapter)
         check_folder(folder, adapter=merged)
-        how = {"dtype": dtype, "attn_implementation": "eager", "use_safetensors": True}
+        if folder.resolve().parent == (data_folder() / "models").resolve():
+            check_files(folder)
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        text_config = config.get_text_config()
+        if (getattr(text_config, "pad_token_id", None) or 0) >= text_config.vocab_size:
+            text_config.pad_token_id = None  # Padding is masked.
+        how = {
+            "config": config,
+            "dtype": dtype,
+            "attn_implementation": "eager",
+            "use_safetensors": True,
+        }
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(folder), **how, trust_remote_code=False, output_loading_info=True
         )
@@ -174,6 +198,6 @@ def model_errors(problem: str, fix: str) -> Iterator[None]:
         # Panics of Rust code do not derive from Exception.
         if not isinstance(error, Exception) and kind != "PanicException":
             raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = f"{lines[0][:300].rstrip('.')} ({kind})" if lines else kind
+        text = " ".join(str(error).split())[:300].rstrip(".")
+        reason = f"{text} ({kind})" if text else kind
         raise ModelError(f"{problem}: {reason}. {fix}") from error

@@ -23,7 +23,7 @@ from probes.models.generation import continue_text
 from probes.models.kv_cache import block_cache_argument, replaced_caches
 from probes.models.process_state import isolated, seeded_init
 from probes.models.provenance import Provenance
-from probes.models.run_checks import require_eval, require_finite
+from probes.models.run_checks import require_eval, require_finite, require_tokens
 from probes.models.shape import Shape as Shape
 from probes.models.shape import read_shape
 
@@ -45,6 +45,8 @@ class Model:
     lock: Any = field(default_factory=threading.RLock, repr=False)
     passed_checks: set[str] = field(default_factory=set, repr=False)
     """Checks that the model passed and that need not run again, such as that of gradients."""
+    active_edits: list[str] = field(default_factory=list, repr=False)
+    """Sites and hook names of the `editing` in effect; measurements refuse an edited model."""
 
     @property
     def device(self) -> torch.device:
@@ -73,19 +75,7 @@ class Model:
                 in training mode, or its logits are NaN or infinite.
         """
         require_eval(self)
-        if ids.shape[1] > self.shape.context:
-            raise ModelError(
-                f"The prompts are too long for {self.name}: {ids.shape[1]} tokens found, "
-                f"at most {self.shape.context} fit. Shorten them."
-            )
-        outside = (ids < 0) | (ids >= self.shape.d_vocab)
-        if bool(outside.any()):
-            if bool((outside & mask).any()):
-                raise ModelError(
-                    f"Token {int(ids[outside & mask][0])} is not in the vocabulary of {self.name}, "
-                    f"which has tokens 0 to {self.shape.d_vocab - 1}: use the model's own tokenizer"
-                )
-            ids = ids.masked_fill(outside, 0)
+        ids = require_tokens(self, ids, mask)
         given: dict[str, Tensor | bool] = {"attention_mask": mask.long(), "use_cache": False}
         if "position_ids" in inspect.signature(self.bridge.original_model.forward).parameters:
             given["position_ids"] = position_ids(mask)
@@ -126,7 +116,12 @@ class Model:
         for name in edits:
             require_effect(self, name)
         with self.hooked(edits):
-            yield
+            before = len(self.active_edits)
+            self.active_edits.extend(edits)
+            try:
+                yield
+            finally:
+                del self.active_edits[before:]
 
     @contextmanager
     def hooked(self, edits: Mapping[str, Edit]) -> Iterator[None]:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from probes.errors import ModelError
+
 _LOCK = threading.RLock()
 
 
@@ -53,7 +55,12 @@ def seeded_init(seed: int) -> Iterator[None]:
 
     The default generator is neither seeded nor read, so the weights depend on the seed alone and
     draws of other threads stay as they are.
+
+    Raises:
+        ModelError: The seed is negative, or has more than 63 bits.
     """
+    if not 0 <= seed < 2**63:
+        raise ModelError(f"The seed {seed!s:.40} is out of range: give one from 0 to {2**63 - 1}")
     with isolated(), torch.device("cpu"), _PrivateGenerator(seed):
         yield
 

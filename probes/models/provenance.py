@@ -1,9 +1,11 @@
 """Provenance of a model: how it was made, what it takes to store, what to compare it with."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from probes.errors import ModelError
 from probes.files import write_atomic
@@ -87,9 +89,66 @@ class Provenance:
         return _names(self.negative_control)
 
 
+_HASHED_FILES = (
+    *(
+        "[!.]*.safetensors",
+        "[!.]*.safetensors.index.json",
+        "config.json",
+        "tokenizer*",
+        "[!.]*.model",
+    ),
+    *("vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+)
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of weights, of the config and of the tokenizer."""
+    paths = {path for pattern in _HASHED_FILES for path in folder.glob(pattern) if path.is_file()}
+    return {path.name: _hash_file(path) for path in sorted(paths)}
+
+
+def recorded_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of files as the provenance file records them; none where it does not.
+
+    Raises:
+        ModelError: The file is malformed.
+    """
+    hashes = _read_content(folder).get("sha256", {})
+    if not isinstance(hashes, dict) or not all(Path(name).name == name for name in hashes):
+        raise _malformed(folder, f"sha256 is {hashes!r:.60}, not a hash for each file")
+    return hashes
+
+
+def changed_files(folder: Path) -> tuple[str, ...]:
+    """Recorded files that are missing or have another SHA-256 than the provenance file records."""
+    return tuple(
+        name
+        for name, recorded in recorded_hashes(folder).items()
+        if not (folder / name).is_file() or _hash_file(folder / name) != recorded
+    )
+
+
+def check_files(folder: Path) -> None:
+    """Raise ModelError for a folder whose files were changed after its provenance was written."""
+    if changed := changed_files(folder):
+        raise ModelError(
+            f"{str(folder)!r} was changed or damaged: {', '.join(changed)} does not have the "
+            f"SHA-256 in {PROVENANCE_FILE}. Install the package again, or load a copy of the "
+            "folder to use the changed files."
+        )
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def write_provenance(provenance: Provenance, folder: Path) -> None:
-    """Write the provenance file; empty names and lists of comparison and training are left out."""
-    content = asdict(provenance)
+    """Write the provenance file of a complete folder, with the SHA-256 of its files.
+
+    Empty names and lists of comparison and training are left out.
+    """
+    content = asdict(provenance) | {"sha256": hash_files(folder)}
     for name in ("base_model", "held_out", "other_seed", "control", "negative_control"):
         if not content[name]:
             del content[name]
@@ -102,26 +161,46 @@ def read_provenance(folder: Path) -> Provenance | None:
     Raises:
         ModelError: The file is malformed.
     """
-    path = folder / PROVENANCE_FILE
-    if not path.is_file():
+    if not (folder / PROVENANCE_FILE).is_file():
         return None
+    content = _read_content(folder)
+    content.pop("sha256", None)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         result = Provenance(**content | {"storage": StorageCost(**content["storage"])})
         compared = (result.base_model, result.other_seed, result.control, result.negative_control)
         for names in (*compared, result.held_out):
             if not all(isinstance(name, str) for name in _names(names)):
                 raise TypeError(f"{names!r} is not a name or a list of them")
     except (ValueError, TypeError, KeyError) as error:
-        raise ModelError(
-            f"{str(path)!r} is not a provenance file ({error}): make the model again, or delete "
-            "the file to load the weights without it"
-        ) from error
+        raise _malformed(folder, error) from error
     return result
+
+
+def _read_content(folder: Path) -> dict[str, Any]:
+    path = folder / PROVENANCE_FILE
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _malformed(folder, error) from error
+    if not isinstance(content, dict):
+        raise _malformed(folder, f"{content!r:.60} found, not an object")
+    return content
+
+
+def _malformed(folder: Path, reason: object) -> ModelError:
+    return ModelError(
+        f"{str(folder / PROVENANCE_FILE)!r} is not a provenance file ({reason}): make the model "
+        "again, or delete the file to load the weights without it"
+    )
 
 
 def _names(names: ModelNames) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
+
+
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def folder_storage(folder: Path) -> StorageCost:
@@ -129,7 +208,9 @@ def folder_storage(folder: Path) -> StorageCost:
     from safetensors import safe_open
 
     bits = {"weights": 0.0, "embeddings": 0.0, "other": 0.0}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.glob("[!.]*.safetensors")):
+        if path.name == _ADAPTER_WEIGHTS:  # Merged into the others.
+            continue
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (no mapping: it has no iterator)
                 piece = file.get_slice(name)

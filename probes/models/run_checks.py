@@ -1,8 +1,8 @@
-"""Checks of every forward pass: evaluation mode and finite logits."""
+"""Checks of forward passes: evaluation mode, no edit, tokens that fit, and finite logits."""
 
 from typing import Any
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probes.errors import ModelError
@@ -14,6 +14,39 @@ def require_eval(model: Any) -> None:  # noqa: ANN401 (a Model)
         raise ModelError(
             f"{model.name} is in training mode, so its runs are random: call eval() on it"
         )
+
+
+def require_unedited(model: Any) -> None:  # noqa: ANN401 (a Model)
+    """Raise ModelError inside `Model.editing`: a result would name the model without its edits."""
+    if model.active_edits:
+        raise ModelError(
+            f"{model.name} has edits of {', '.join(map(repr, model.active_edits[:3]))} in effect, "
+            "which the result would not record: measure it outside of `with model.editing(...)`"
+        )
+
+
+def require_tokens(
+    model: Any,  # noqa: ANN401 (a Model)
+    ids: Int[Tensor, "prompt position"],
+    mask: Bool[Tensor, "prompt position"],
+) -> Int[Tensor, "prompt position"]:
+    """Ids that a model takes: those of padding are 0 where they are not in its vocabulary.
+
+    Raises:
+        ModelError: There are too many tokens, or one of text is not in the vocabulary.
+    """
+    if ids.shape[1] > model.shape.context:
+        raise ModelError(
+            f"The prompts are too long for {model.name}: {ids.shape[1]} tokens found, "
+            f"at most {model.shape.context} fit. Shorten them."
+        )
+    outside = (ids < 0) | (ids >= model.shape.d_vocab)
+    if bool((outside & mask).any()):
+        raise ModelError(
+            f"Token {int(ids[outside & mask][0])} is not in the vocabulary of {model.name}, "
+            f"which has tokens 0 to {model.shape.d_vocab - 1}: use the model's own tokenizer"
+        )
+    return ids.masked_fill(outside, 0)
 
 
 def require_finite(

@@ -8,7 +8,7 @@ from probes.errors import SiteError
 
 RESID, RESID_OUT = "hook_resid_pre", "hook_resid_post"
 COMPONENT_KINDS = ("heads", "mlps", "resid")
-_SITE = re.compile(r"L(\d+)\.(?:H(\d+)|(MLP|resid))(?:@(.+))?")
+_SITE = re.compile(r"L(\d{1,9})\.(?:H(\d{1,9})|(MLP|resid))(?:@(.+))?")
 
 
 @dataclass(frozen=True, slots=True)

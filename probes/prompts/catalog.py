@@ -2,6 +2,7 @@
 
 import copy
 import tomllib
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 from probes.errors import PatternError
 from probes.files import data_folder
 from probes.prompts.pattern import OppositePattern, Pattern
+from probes.prompts.question import evaluate_expression
 from probes.prompts.template import Lexicon, parse_templates
 
 
 @cache
 def _read_toml(path: Path) -> dict:
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    return tomllib.loads(path.read_text(encoding="utf-8-sig"))
 
 
 @cache
@@ -22,16 +24,59 @@ def load_lexicon(path: Path) -> Lexicon:
     """Words of a pattern file."""
     table = _read_toml(path)
     numbers = table["numbers"]
-    return Lexicon(
+    low, high = numbers["low"], numbers["high"]
+    if type(low) is not int or type(high) is not int or not 0 <= low <= high:
+        raise PatternError(f"Numbers from {low!r} to {high!r} found: give whole ones, low to high")
+    lexicon = Lexicon(
         slot_kinds=tuple(table["slots"].items()),
         verbs=tuple(
             tuple((side, tuple(forms.items())) for side, forms in pair.items())
             for pair in table["verbs"]
         ),
         choices=tuple((kind, tuple(words)) for kind, words in table["words"].items()),
-        number_range=(numbers["low"], numbers["high"]),
+        number_range=(low, high),
         number_words=tuple(numbers["words"]),
     )
+    _check_lexicon(lexicon, table["words"])
+    return lexicon
+
+
+def _check_lexicon(lexicon: Lexicon, lists: Mapping[str, object]) -> None:
+    for kind, words in lists.items():
+        if not isinstance(words, list) or not words or not all(map(_is_word, words)):
+            raise PatternError(f"The words of {kind!r} are {words!r:.60}: give a list of texts")
+    kinds = ("number", "verb", *lists)
+    for slot, kind in lexicon.slot_kinds:
+        if kind not in kinds:
+            raise PatternError(f"Slot {slot!r} has the kind {kind!r}: known are {', '.join(kinds)}")
+    forms = {tuple(dict(side)) for pair in lexicon.verbs for _, side in pair}
+    sides = {tuple(dict(pair)) for pair in lexicon.verbs}
+    if len(forms) != 1 or len(sides) != 1 or "base" not in next(iter(forms)):
+        raise PatternError(
+            f"Verbs have the sides {sorted(sides)} and the forms {sorted(forms)}: give each pair "
+            "the same sides and each side the same forms, 'base' among them"
+        )
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _check_pattern(found: Pattern) -> None:
+    """Fill each template once with each verb, and evaluate the answers there."""
+    lexicon, names = found.lexicon, [template.name for template in found.templates]
+    for template in found.templates:
+        if template.swapped_template not in ("", *names):
+            raise PatternError(
+                f"Template {template.name!r} has the order {template.swapped_template!r}: use one "
+                f"of {', '.join(names)}"
+            )
+        for verb in lexicon.verbs_of(found.operation):
+            kinds = {slot: lexicon.kind_of(slot) for slot in template.slots}
+            slots = {s: verb if k == "verb" else lexicon.values(s)[0] for s, k in kinds.items()}
+            template.fill(slots, lexicon, "words")
+        for rule in (found.remainder, *(rule for _, rule in found.answers)):
+            evaluate_expression(rule, slots)
 
 
 @cache
@@ -43,34 +88,55 @@ def list_patterns(path: Path | None = None) -> dict[str, Pattern]:
     """
     path = path or data_folder() / "patterns.toml"
     try:
-        table, lexicon = _read_toml(path), load_lexicon(path)
-        frames = {name: tuple(parse_templates(entry)) for name, entry in table["frames"].items()}
-        patterns = {}
-        for name, entry in table["pattern"].items():
-            for suffix in ("", "-told"):
-                if entry["frames"] + suffix in frames:
-                    opposite = table["pattern"][entry["opposite"]] if "opposite" in entry else None
-                    patterns[name + suffix] = Pattern(
-                        **_operation_fields(table, name, entry, suffix),
-                        opposite=OppositePattern(
-                            **_operation_fields(table, entry["opposite"], opposite, suffix)
-                        )
-                        if opposite
-                        else None,
-                        templates=frames[entry["frames"] + suffix],
-                        lexicon=lexicon,
-                    )
-        return patterns
+        return _read_patterns(path)
+    except PatternError as error:
+        raise PatternError(f"Pattern file {str(path)!r}: {error}") from None
     except OSError as error:
-        raise PatternError(f"Pattern file {str(path)!r} cannot be read: {error.strerror}") from None
+        raise PatternError(
+            f"Pattern file {str(path)!r} cannot be read: {error.strerror}. Check it"
+        ) from None
     except UnicodeDecodeError as error:
-        raise PatternError(f"Pattern file {str(path)!r} cannot be read: {error}") from None
+        raise PatternError(
+            f"Pattern file {str(path)!r} is not UTF-8 ({error}): save it as UTF-8"
+        ) from None
     except tomllib.TOMLDecodeError as error:
-        raise PatternError(f"Pattern file {str(path)!r} is not TOML: {error}") from None
+        raise PatternError(f"Pattern file {str(path)!r} is not TOML: {error}. Correct it") from None
     except KeyError as error:
         raise PatternError(
-            f"Pattern file {str(path)!r} lacks {error}: see data/patterns.toml"
+            f"Pattern file {str(path)!r} lacks {error}: add it as in data/patterns.toml"
         ) from None
+    except (TypeError, AttributeError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PatternError(
+            f"Pattern file {str(path)!r} is malformed ({reason}): write it as data/patterns.toml"
+        ) from None
+
+
+def _read_patterns(path: Path) -> dict[str, Pattern]:
+    table, lexicon = _read_toml(path), load_lexicon(path)
+    frames = {name: tuple(parse_templates(entry)) for name, entry in table["frames"].items()}
+    patterns = {}
+    for name, entry in table["pattern"].items():
+        for suffix in ("", "-told"):
+            if entry["frames"] + suffix in frames:
+                opposite = table["pattern"][entry["opposite"]] if "opposite" in entry else None
+                patterns[name + suffix] = Pattern(
+                    **_operation_fields(table, name, entry, suffix),
+                    opposite=OppositePattern(
+                        **_operation_fields(table, entry["opposite"], opposite, suffix)
+                    )
+                    if opposite
+                    else None,
+                    templates=frames[entry["frames"] + suffix],
+                    lexicon=lexicon,
+                )
+                _check_pattern(patterns[name + suffix])
+        if not {name, f"{name}-told"} & set(patterns):
+            raise PatternError(
+                f"Pattern {name!r} has the frames {entry['frames']!r}: use one of "
+                f"{', '.join(frames)}"
+            )
+    return patterns
 
 
 def _operation_fields(table: dict, name: str, entry: dict, suffix: str) -> dict[str, Any]:

@@ -8,14 +8,13 @@ import difflib
 import json
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from probes.errors import PatternError
-from probes.prompts.question import Pair, Question, Span
+from probes.prompts.question import Pair, Question, Span, append_answer
 from probes.prompts.role_spans import find_role_spans
 from probes.prompts.tokenization import MAX_CHARACTERS, find_surrogate
 
@@ -45,20 +44,22 @@ def read_pairs(path: Path) -> tuple[tuple[Pair, ...], int]:
         for number, line in _read_lines(path):
             location = f"{path.name}, line {number}"
             pair = _parse_pair(line, location, path.stem)
-            for question in (pair.clean, pair.counterfactual):
-                answer, first = answers.setdefault(question.text, (question.full_text, number))
-                if answer != question.full_text:
+            clean, other = pair.clean.full_text, pair.counterfactual.full_text
+            for question, whole in ((pair.clean, clean), (pair.counterfactual, other)):
+                answer, first = answers.setdefault(question.text, (whole, number))
+                if answer != whole:
                     raise PatternError(
                         f"{location}: {question.text[:80]!r} has the answer "
                         f"{question.answer('answer')!r} here and another one in line {first}: "
                         "give each prompt one answer, and other possible ones as outcomes"
                     )
-            key = (pair.contrast, pair.clean.full_text, pair.counterfactual.full_text)
-            pairs.setdefault(key, pair)
+            pairs.setdefault((pair.contrast, clean, other), pair)
             n_pairs += 1
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise PatternError(f"Pair file {str(path)!r} cannot be read: {reason}") from None
+    except (OSError, ValueError) as error:  # A null character in the name is a ValueError.
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PatternError(
+            f"Pair file {str(path)[-200:]!r} cannot be read: {reason}. Check the path"
+        ) from None
     if not pairs:
         raise PatternError(f"Pair file {str(path)!r} has no pair: write one JSON object a line")
     if duplicates := n_pairs - len(pairs):
@@ -97,7 +98,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _parse_pair(line: str, location: str, name: str) -> Pair:
     entry = _parse_json(line, location)
-    _check_entry(entry, location)
+    _check_entry(entry, location, "\\u" in line)
     delimiter = entry.get("delimiter", " ")
     roles = entry.get("roles", {})
     sides = []
@@ -112,7 +113,7 @@ def _parse_pair(line: str, location: str, name: str) -> Pair:
     if clean.text == other.text:
         raise PatternError(
             f"{location}: clean and counterfactual are the same text, so the pair tests nothing: "
-            "change what the answer depends on"
+            f"{clean.text[:60]!r}. Change what the answer depends on"
         )
     if clean.full_text == clean.append(clean.text, entry["counterfactual_answer"]):
         raise PatternError(
@@ -122,37 +123,40 @@ def _parse_pair(line: str, location: str, name: str) -> Pair:
     return Pair(entry.get("contrast", "given"), clean, other)
 
 
-def _parse_json(line: str, location: str) -> Any:  # noqa: ANN401 (any JSON value)
-    def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
+def _to_unique_dict(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    entry = dict(items)
+    if len(entry) < len(items):
         keys = [key for key, _ in items]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise PatternError(f"{location}: the key {key!r} occurs twice: keep one")
-        return dict(items)
+        raise KeyError(next(key for key in keys if keys.count(key) > 1))
+    return entry
 
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_to_unique_dict)
+
+
+def _parse_json(line: str, location: str) -> Any:  # noqa: ANN401 (any JSON value)
     try:
-        return json.loads(line, object_pairs_hook=unique)
+        return _DECODER.decode(line)
+    except KeyError as error:
+        raise PatternError(f"{location}: the key {error} occurs twice: keep one") from None
     except json.JSONDecodeError as error:
-        raise PatternError(f"{location}: not JSON ({error.msg} at column {error.colno})") from None
+        raise PatternError(
+            f"{location}: not JSON ({error.msg} at column {error.colno}): write one object a line"
+        ) from None
     except ValueError:  # Python reads at most 4,300 digits.
         raise PatternError(f"{location}: a number has too many digits: give texts") from None
     except RecursionError:
         raise PatternError(f"{location}: nested too deeply: give one flat object") from None
 
 
-def _check_entry(entry: Any, location: str) -> None:  # noqa: ANN401
-    """Check keys and types of a line.
+def _check_entry(entry: Any, location: str, has_escapes: bool) -> None:  # noqa: ANN401
+    """Check keys and types of a line, which may have escaped characters.
 
     Raises:
         PatternError: A key is missing or unknown, or a value is not a text, is too long or is not
             valid Unicode.
     """
-    if not isinstance(entry, dict) or any(not _is_nonempty_text(entry.get(k)) for k in _NEEDED):
-        unknown = [key for key in entry if key not in _KEYS] if isinstance(entry, dict) else []
-        raise PatternError(
-            f"{location}: needs the texts {', '.join(_NEEDED)}, none of them empty"
-            + (f"; {_suggest_key(unknown[0])}" if unknown else "")
-        )
+    _check_needed(entry, location)
     for key in entry:
         if key not in _KEYS:
             raise PatternError(f"{location}: {_suggest_key(key)}")
@@ -169,11 +173,26 @@ def _check_entry(entry: Any, location: str) -> None:  # noqa: ANN401
                 f"{location}: {key} has {len(entry[key])} characters, at most {MAX_CHARACTERS} are "
                 "tokenized: shorten it"
             )
-    if surrogate := find_surrogate(json.dumps(entry, ensure_ascii=False)):
+    # A line of UTF-8 holds a surrogate only where it is escaped.
+    if has_escapes and (surrogate := find_surrogate(json.dumps(entry, ensure_ascii=False))):
         raise PatternError(
             f"{location}: a lone surrogate ({surrogate}) is not valid Unicode: write the whole "
             "character"
         )
+
+
+def _check_needed(entry: Any, location: str) -> None:  # noqa: ANN401
+    needed = f"{location}: needs the texts {', '.join(_NEEDED)}, none of them empty"
+    if not isinstance(entry, dict):
+        raise PatternError(f"{needed}, and {entry!r:.60} is no object: write one object a line")
+    for key in _NEEDED:
+        if not _is_nonempty_text(entry.get(key)):
+            unknown = [key for key in entry if key not in _KEYS]
+            state = f"is {entry[key]!r:.60}" if key in entry else "is missing"
+            raise PatternError(
+                f"{needed}, and {key} {state}: "
+                + (_suggest_key(unknown[0]) if unknown else "write it")
+            )
 
 
 def _suggest_key(key: str) -> str:
@@ -189,18 +208,17 @@ def _is_nonempty_text(value: object) -> bool:
 def _make_question(
     text: str, outcomes: list[str], roles: tuple[Span, ...], name: str, delimiter: str
 ) -> Question:
-    question = Question(
+    distinct: dict[str, str] = {}
+    for outcome in outcomes:  # "she" and " she" are one outcome after a word.
+        distinct.setdefault(append_answer(text, outcome, delimiter), outcome)
+    return Question(
         text=text,
         pattern=name,
         template="given",
         slots=(),
         numerals="digits",
         answers=(("answer", outcomes[0]),),
-        outcomes=(),
+        outcomes=(("answer", tuple(distinct.values())),),
         roles=roles,
         delimiter=delimiter,
     )
-    distinct: dict[str, str] = {}
-    for outcome in outcomes:  # "she" and " she" are one outcome after a word.
-        distinct.setdefault(question.append(text, outcome), outcome)
-    return replace(question, outcomes=(("answer", tuple(distinct.values())),))

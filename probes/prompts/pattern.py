@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 
 from probes.errors import MatchError, PatternError
+from probes.prompts.draws import check_count, tries
 from probes.prompts.outcomes import has_distinct_outcomes, possible_outcomes, share_outcomes
 from probes.prompts.pairs_file import read_pairs
 from probes.prompts.question import CONTRASTS, Pair, Question, evaluate_expression
@@ -15,8 +16,6 @@ from probes.prompts.template import Lexicon, Template, best_match
 QuestionFilter = Callable[[Question], bool]
 SlotValues = Mapping[str, int | str]
 AnswerValues = tuple[tuple[str, int | str], ...]
-
-_MAX_TRIES = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +91,7 @@ class Pattern:
         Raises:
             PatternError: Fewer than `count` different questions pass `keep`.
         """
+        check_count(count)
         if self.user_pairs:
             # Both prompts: a constant answer may be right for all clean ones.
             sides = [side for pair in self.user_pairs for side in (pair.clean, pair.counterfactual)]
@@ -100,9 +100,7 @@ class Pattern:
                 distinct.setdefault(side.text, side)
             return tuple(q for q in distinct.values() if keep is None or keep(q))[:count]
         rng, questions = random.Random(f"{seed}:{self.name}"), {}
-        for _ in range(max(count, 1) * _MAX_TRIES):
-            if len(questions) == count:
-                break
+        for _ in tries(count, questions):
             question = self.sample_question(rng)
             if question is not None and (keep is None or keep(question)):
                 questions[question] = None
@@ -117,6 +115,7 @@ class Pattern:
         self, contrast: str, count: int, *, seed: int, keep: QuestionFilter | None = None
     ) -> tuple[Pair, ...]:
         """Sample pairs that differ in one contrast, with distinct outcomes."""
+        check_count(count)
         self._check_contrast(contrast)
         if self.user_pairs:
             own_pairs = [pair for pair in self.user_pairs if pair.contrast == contrast]
@@ -128,9 +127,7 @@ class Pattern:
             return tuple(own_pairs[:count])
         rng, pairs = random.Random(f"{seed}:{self.name}:{contrast}"), {}
         templates = self._templates_for(contrast)
-        for _ in range(max(count, 1) * _MAX_TRIES):
-            if len(pairs) == count:
-                break
+        for _ in tries(count, pairs):
             question = self.sample_question(rng, templates)
             if question is None or question in pairs or not has_distinct_outcomes(question):
                 continue

@@ -77,8 +77,7 @@ class Question:
 
     def append(self, before: str, answer: str) -> str:
         """Text followed by an answer; white space on either side replaces the delimiter."""
-        has_space = before[-1:].isspace() or answer[:1].isspace()
-        return before + ("" if has_space else self.delimiter) + answer
+        return append_answer(before, answer, self.delimiter)
 
     def answer_contexts(self, answers: Sequence[str]) -> list[str]:
         """Prompt, then the prompt followed by the first answer, the first two answers, and so on."""
@@ -86,6 +85,12 @@ class Question:
         for answer in answers:
             contexts.append(self.append(contexts[-1], answer))
         return contexts
+
+
+def append_answer(before: str, answer: str, delimiter: str) -> str:
+    """Text followed by an answer; white space on either side replaces the delimiter."""
+    has_space = before[-1:].isspace() or answer[:1].isspace()
+    return before + ("" if has_space else delimiter) + answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +121,11 @@ def evaluate_expression(expression: str, slots: Mapping[str, int | str]) -> int 
     """
     try:
         tree = _parse_expression(expression)
-    except SyntaxError as error:
-        raise PatternError(f"Answer {expression!r} is not an expression: {error.msg}") from None
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        raise PatternError(
+            f"Answer {expression!r:.80} is not an expression ({error!s:.80}): write slots, whole "
+            "numbers, +, - and *"
+        ) from None
     return _evaluate_node(tree.body, expression, slots)
 
 
@@ -134,13 +142,13 @@ def _evaluate_node(node: ast.expr, expression: str, slots: Mapping[str, int | st
             return slots[name]
         case ast.Name(id=name):
             raise PatternError(
-                f"Answer {expression!r} names slot {name!r}: the template has {sorted(slots)}"
+                f"Answer {expression!r} names slot {name!r}: use one of {', '.join(sorted(slots))}"
             )
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             a, b = _evaluate_node(left, expression, slots), _evaluate_node(right, expression, slots)
             if isinstance(a, int) and isinstance(b, int):
                 return _OPERATORS[type(op)](a, b)
-            raise PatternError(f"Answer {expression!r} adds words: only numbers add")
+            raise PatternError(f"Answer {expression!r} adds words: add numbers only")
         case _:
             raise PatternError(
                 f"Answer {expression!r} may hold slots, whole numbers, +, - and * only"

@@ -147,7 +147,9 @@ def parse_template(name: str, template: str, swapped_template: str = "") -> Temp
     parts = [part for part in parts if part.text or part.slot]
     loose = "".join(part.text for part in parts if not part.role)
     if any(mark in loose for mark in "{}[]"):
-        raise PatternError(f"Template {name!r} has a bracket that does not close: {template!r}")
+        raise PatternError(
+            f"Template {name!r} has a bracket that does not close: close it in {template!r:.200}"
+        )
     roles = [part.role for part in parts if part.role]
     twice = {role for role in roles if roles.count(role) > 1}
     if twice:
@@ -212,7 +214,8 @@ def _part_regex(
         return rf"{re.escape(known)}\b", f"{known!r} again, for {part.role}"
     if kind == "number":
         words = "|".join(sorted(lexicon.number_words, key=len, reverse=True))
-        return rf"(?:\d+|(?i:{words}))\b", f"a number for {part.slot}"
+        # Python reads at most 4,300 digits.
+        return rf"(?:\d{{1,1000}}|(?i:{words}))\b", f"a number for {part.slot}"
     if kind == "verb":
         forms = [lexicon.verb_forms(base)[1][part.form] for base in lexicon.verbs_of(operation)]
         return "(?:" + "|".join(map(re.escape, forms)) + r")\b", f"one of {forms} for {part.slot}"
@@ -251,8 +254,8 @@ def best_match(
             return frame, match
     frame, longest = max(matches, key=lambda candidate: candidate[1].end)
     raise MatchError(
-        f"{text!r} matches no template. Nearest is {frame.name!r}: after {text[: longest.end]!r} it "
-        f"expects {longest.expected}, and finds {text[longest.end : longest.end + 30]!r}"
+        f"{text[:200]!r} matches no template. Nearest is {frame.name!r}: after "
+        f"{text[: longest.end][-200:]!r} it expects {longest.expected}, and finds {text[longest.end : longest.end + 30]!r}"
     )
 
 

@@ -5,82 +5,16 @@ supported. A model on which every check passes or is refused gives no wrong numb
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
 
-from probes.errors import ProbeError, SiteError
+from probes.errors import ProbeError
 from probes.models.model import Model, load, wrap
-from probes.result import Result
 from probes.testing import model_checks
+from probes.testing.check_result import CheckOutcome, ModelCheck
 from probes.testing.model_checks import Trial, WrongNumberError
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-CheckState = Literal["pass", "refused", "fail"]
-
-
-@dataclass(frozen=True, slots=True)
-class CheckOutcome:
-    """Outcome of one check; `detail` gives the number or the reason."""
-
-    check: str
-    state: CheckState
-    detail: str
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class ModelCheck(Result):
-    """Outcomes of the contract suite on one model."""
-
-    model: str
-    architecture: str
-    outcomes: tuple[CheckOutcome, ...]
-
-    @property
-    def failed(self) -> tuple[CheckOutcome, ...]:
-        """Checks that failed."""
-        return tuple(one for one in self.outcomes if one.state == "fail")
-
-    def state(self, check: str) -> CheckState:
-        """State of one check.
-
-        Raises:
-            SiteError: There is no such check.
-        """
-        for outcome in self.outcomes:
-            if outcome.check == check:
-                return outcome.state
-        names = ", ".join(one.check for one in self.outcomes)
-        raise SiteError(f"There is no check {check!r}: there are {names}")
-
-    def summary(self) -> tuple[str, ...]:
-        """Counts, then every check that did not pass."""
-        counts = {s: sum(one.state == s for one in self.outcomes) for s in ("pass", "refused")}
-        head = (
-            f"{self.model} ({self.architecture}): {counts['pass']} of {len(self.outcomes)} checks "
-            f"pass, {counts['refused']} are refused with a reason, {len(self.failed)} fail."
-        )
-        lines = (
-            f"{one.check}: {one.state}. {one.detail}"
-            for one in self.outcomes
-            if one.state != "pass"
-        )
-        return (head, *lines)
-
-    def table(self) -> "pd.DataFrame":
-        """One row for each check."""
-        import pandas as pd
-
-        rows = [(one.check, one.state, one.detail) for one in self.outcomes]
-        return pd.DataFrame(rows, columns=["check", "state", "detail"])
-
-    def __repr__(self) -> str:
-        return f"<{self.summary()[0]}>"
 
 
 def check_model(model: Model, reference: nn.Module | None = None, *, seed: int = 0) -> ModelCheck:

@@ -95,6 +95,10 @@ MISTAKES = {
     "nothing to keep": (("trace", "{model}", "--keep", "0"), "Cannot keep 0.0"),
     "more than all to keep": (("trace", "{model}", "--keep", "1.5"), "Cannot keep 1.5"),
     "trace of no pattern": (("trace", "{model}", "--pattern", "fox"), "'fox' is unknown"),
+    "a result that is a folder": (("show", "."), "is a folder: give a .json file"),
+    "a page with a long name": (("trace", "{model}", "--out", "x" * 500 + ".html"), "too long"),
+    "a null in a name": (("trace", "{model}", "--out", "a\0.html"), "embedded null byte"),
+    "an unknown base": (("claims", "{model}", "--base-model", "bass"), "No model 'bass'"),
 }
 
 
@@ -189,7 +193,14 @@ def test_help_names_the_options_of_trace():
 
 @pytest.mark.parametrize(
     ("option", "value", "says"),
-    [("--method", "guess", "'eap-ig'"), ("--prompts", "3", "4"), ("--keep", "all", "--keep")],
+    [
+        ("--method", "guess", "'eap-ig'"),
+        ("--prompts", "3", "4"),
+        ("--prompts", str(10**30), "100000"),
+        ("--keep", "all", "--keep"),
+        ("--seed", "-1", "0"),
+        ("--seed", str(2**31), "2147483647"),
+    ],
 )
 def test_an_option_that_trace_cannot_read_is_refused_with_what_it_can(option, value, says, traced):
     _, asked = traced
@@ -224,7 +235,7 @@ def test_targets_are_tried_before_the_work_begins(command, tmp_path, monkeypatch
     def work(*_, **__):
         raise AssertionError("the work has begun")
 
-    for module in ("app", "study", "make"):
+    for module in ("app", "check", "study", "make"):
         monkeypatch.setattr(f"probes.cli.{module}.silence_libraries", work)
     *words, option = TARGETS[command]
     suffix = ".json" if option == "--json" else ".csv" if command == "series" else ".html"

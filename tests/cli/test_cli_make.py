@@ -85,11 +85,15 @@ def test_the_gap_to_the_real_kernel_is_printed():
         (("grown", "scratch"), "needs"),
         (("distilled", "scratch", "--labels", "loud"), "Unknown labels"),
         (("distilled", "scratch", "--texts", "nothing.txt", *QUICK), "no file"),
+        (("distilled", "scratch", "--texts", "binary.txt", *QUICK), "cannot be read ('utf-8'"),
+        (("distilled", "scratch", "--device", "gpu", *QUICK), "device 'gpu' cannot be used"),
+        (("distilled", "scratch", "--rate", "nan", *QUICK), "learning rate nan"),
         (("ticket", "distilled"), "no known early weights"),
         (("quantized", "nobody"), "No model 'nobody'"),
     ],
 )
 def test_what_cannot_be_made_is_refused_in_one_line_and_leaves_nothing(here, words, reason):
+    (here / "binary.txt").write_bytes(bytes(range(256)))
     found = run("make", *words)
     assert found.exit_code == 1
     assert reason in found.stderr.replace("\n", " ")

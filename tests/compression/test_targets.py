@@ -86,5 +86,6 @@ def test_labels_parse_as_they_print(text):
 def test_invalid_labels_are_refused(text):
     with pytest.raises(ModelError):
         parse_labels(text)
-    with pytest.raises(ModelError, match="temperature 0"):
-        DistillationTargets("soft", temperature=0.0)
+    for temperature in (0.0, math.nan, math.inf):
+        with pytest.raises(ModelError, match=f"temperature {temperature:g}"):
+            DistillationTargets("soft", temperature=temperature)

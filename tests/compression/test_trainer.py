@@ -203,6 +203,12 @@ def test_a_missing_teacher_or_one_with_another_vocabulary_is_refused(tmp_path):
         ({"steps": 0}, "0 steps of 4 texts"),
         ({"batch": 0}, "8 steps of 0 texts"),
         ({"save_every": 0}, "every 0 steps"),
+        ({"learning_rate": float("nan")}, "learning rate nan"),
+        ({"learning_rate": -1.0}, "learning rate -1"),
+        ({"weight_decay": float("inf")}, "weight decay inf"),
+        ({"warmup": -1}, "warmup -1"),
+        ({"seed": -1}, "seed -1"),
+        ({"seed": 2**32}, r"seed 4294967296 is impossible: .* a seed below 2\*\*32"),
         ({"stop_after": 9}, r"cannot stop after 9: give 0 \(all\) to 8"),
     ],
 )

@@ -200,6 +200,9 @@ def test_unknown_components_and_roles_are_refused(model, own):
         component_sites(2, 4, ("neurons",), "op")
     with pytest.raises(SiteError, match="'verb' is not in this batch: it has bos, rest"):
         activation_patching(model, pairs_of(own, "x", 2), roles=("verb",))
+    for nothing in ({"roles": ()}, {"kinds": ()}):
+        with pytest.raises(SiteError, match="leave nothing to patch: choose from bos, rest"):
+            activation_patching(model, pairs_of(own, "x", 2), **nothing)
 
 
 # The logit lens reads the same streams.

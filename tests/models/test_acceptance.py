@@ -215,6 +215,24 @@ def test_an_edit_that_changes_its_activation_in_place_without_returning_it_is_re
             model.logits(ids, ids > 0)
 
 
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda _: 0.0, "returned float: return a tensor of shape"),
+        (lambda value: (value,), "returned tuple"),
+        (lambda value: value.tolist(), "returned list"),
+        (lambda value: value.numpy(), "returned ndarray"),
+        (lambda value: value.to("meta"), "on meta found, .* on cpu wanted"),
+        (lambda value: value.double(), "float64 on cpu found"),
+    ],
+)
+def test_an_edit_that_returns_no_tensor_of_the_same_kind_is_refused(edit, said):
+    model, ids = tiny("llama"), torch.tensor([[3, 4, 5]])
+    for name in ("L1.MLP", "L1.H0"):
+        with model.editing({name: edit}), pytest.raises(SiteError, match=said):
+            model.logits(ids, ids > 0)
+
+
 # Derived models, saved and loaded again.
 
 

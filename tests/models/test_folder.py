@@ -78,8 +78,10 @@ def test_two_sets_of_weights_are_refused(folder, name):
 
 
 def test_hidden_files_are_no_second_set(folder):
+    storage = load(folder).provenance.storage
     (folder / "._model.safetensors").write_bytes(b"resource fork")
     check_folder(folder)
+    assert load(folder).provenance.storage == storage
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
@@ -168,6 +170,34 @@ def test_an_adapter_is_never_ignored(folder):
 def test_quantized_weights_are_refused_by_their_method(folder, method):
     change_config(folder, quantization_config={"quant_method": method, "bits": 4})
     refused(folder, rf"stored quantized \({method}\).*dequantize")
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int32, torch.bool])
+def test_integer_weights_are_refused_since_their_scales_are_missing(folder, kind):
+    name = "model.layers.1.mlp.up_proj.weight"
+    change_weights(folder, lambda weights: weights.update({name: (9 * weights[name]).to(kind)}))
+    refused(folder, rf"stores {name} as .*quantized without its scales")
+
+
+def test_a_padding_token_outside_of_the_vocabulary_does_not_matter(folder):
+    ids, mask = torch.arange(5)[None], torch.ones(1, 5, dtype=torch.bool)
+    expected = load(folder).logits(ids, mask)
+    change_config(folder, pad_token_id=9999)
+    assert torch.equal(load(folder).logits(ids, mask), expected)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "owner/" + "x" * 5000, "a\0b", "", "\udcff"])
+def test_a_name_that_no_file_can_have_is_one_line(name):
+    with pytest.raises(ModelError) as caught:
+        load(name)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1200
+
+
+@pytest.mark.parametrize("seed", ["9" * 30, "9" * 5000, "-1", "1.5"])
+def test_a_seed_of_a_name_that_is_out_of_range_is_refused(seed):
+    with pytest.raises(ModelError, match=r"The seed of 'random-init:full:.* up to 18 digits"):
+        load(f"random-init:full:{seed}")
 
 
 def test_weights_of_layers_that_the_config_lacks_are_refused(folder):

@@ -251,6 +251,15 @@ def test_generation_runs_inside_an_edit():
     assert model.generate(text, max_new_tokens=3) == plain
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"max_new_tokens": -1}, {"temperature": -1.0}, {"temperature": float("nan")}, {"seed": 2**63}],
+)
+def test_generation_with_settings_out_of_range_is_refused(settings):
+    with pytest.raises(ModelError, match="give numbers of 0 or more, and a seed below"):
+        load("scratch").generate("Tom has 2 foxes.", **settings)
+
+
 def test_plain_texts_become_a_batch_with_a_short_repr():
     batch = probes.tokenize(load("full"), ["The fox has 3 apples", "a b"])
     assert (len(batch), batch.roles, batch.readouts) == (2, ("bos", "rest"), ())

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from probes.errors import ModelError
 from probes.models.model import load, random_init, wrap
 from probes.models.process_state import isolated, seeded_init, suppress_library_warnings
 from probes.testing.tiny_models import KINDS, tiny_hf
@@ -102,6 +103,12 @@ def test_a_private_generator_gives_the_values_of_a_seeded_default_one():
         found = draws()
         assert torch.equal(torch.get_rng_state(), before)
     assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 10**100])
+def test_a_seed_out_of_range_is_refused(seed):
+    with pytest.raises(ModelError, match=r"The seed .* is out of range: give one from 0 to"):
+        random_init(wrap(tiny_hf("llama", 0), name="tiny"), seed=seed)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,15 +1,26 @@
-"""Provenance files."""
+"""Provenance files, and the hashes of files in them."""
 
+import hashlib
 import json
+import shutil
 
 import pytest
+from typer.testing import CliRunner
 
+from probes import files
+from probes.cli.app import app
+from probes.compression.derived_model import load_parent
 from probes.errors import ModelError
+from probes.files import data_folder, list_models
+from probes.models import loading
+from probes.models.model import load
 from probes.models.provenance import (
     PROVENANCE_FILE,
     Provenance,
     StorageCost,
+    changed_files,
     read_provenance,
+    recorded_hashes,
     write_provenance,
 )
 
@@ -31,3 +42,78 @@ def test_a_name_that_is_no_text_is_refused(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"control": [3]}))
     with pytest.raises(ModelError, match="not a provenance file"):
         read_provenance(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "[" * 100_000, '{"sha256": 3}', '{"sha256": {"../x": ""}}']
+)
+def test_a_provenance_file_without_usable_hashes_is_refused(content, tmp_path):
+    (tmp_path / PROVENANCE_FILE).write_text(content)
+    with pytest.raises(ModelError, match="not a provenance file") as caught:
+        recorded_hashes(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def flip_bit(path, at):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def verify(*folders):
+    done = CliRunner().invoke(app, ["verify", *map(str, folders)])
+    return done.exit_code, done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_each_shipped_model_records_the_hashes_that_its_files_have(name):
+    folder = data_folder() / "models" / name
+    hashes = recorded_hashes(folder)
+    assert set(hashes) == {
+        *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    }
+    for file, recorded in hashes.items():
+        assert hashlib.sha256((folder / file).read_bytes()).hexdigest() == recorded
+    assert verify(name) == (0, [f"{name}: 4 files have their recorded SHA-256"])
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_shipped_model_with_a_flipped_bit_is_not_loaded(file, tmp_path, monkeypatch):
+    folder = tmp_path / "models" / "scratch"
+    shutil.copytree(data_folder() / "models" / "scratch", folder)
+    for module in (loading, files):
+        monkeypatch.setattr(module, "data_folder", lambda: tmp_path)
+    assert load("scratch").name == "scratch"
+    flip_bit(folder / file, -100)
+    for name in ("scratch", folder):
+        for read in (load, load_parent):
+            with pytest.raises(ModelError, match=rf"changed or damaged: {file} does not have"):
+                read(name)
+
+
+def test_a_flipped_bit_of_a_saved_model_is_found_in_the_file_that_has_it(tmp_path):
+    saved = load_parent("scratch").save(tmp_path / "mine")
+    assert verify(saved) == (0, [f"{saved}: 4 files have their recorded SHA-256"])
+    weights = saved / "model.safetensors"
+    for at in (0, 9, weights.stat().st_size // 2, -1):
+        flip_bit(weights, at)
+        assert changed_files(saved) == (weights.name,)
+        flip_bit(weights, at)
+    assert changed_files(saved) == ()
+    flip_bit(weights, -1)
+    (saved / "tokenizer_config.json").unlink()
+    changed = (
+        f"{saved}: model.safetensors, tokenizer_config.json changed: make or fetch the model again"
+    )
+    assert verify(saved, "full") == (5, [changed, "full: 4 files have their recorded SHA-256"])
+    # Made from changed files, a copy records what it holds itself.
+    assert verify(load_parent(saved).save(tmp_path / "copy"))[0] == 0
+
+
+def test_a_folder_without_hashes_says_so_and_does_not_pass(tmp_path):
+    saved = load_parent("scratch").save(tmp_path / "mine")
+    (saved / PROVENANCE_FILE).unlink()
+    line = f"{saved}: no SHA-256 is recorded in relative.json, so nothing was compared"
+    assert verify(saved, "full")[0] == 4
+    assert verify(saved) == (4, [line])
+    assert CliRunner().invoke(app, ["verify", str(tmp_path / "none")]).exit_code == 1

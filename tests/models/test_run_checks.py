@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import probes as pb
+from probes.circuits.task import TaskSettings, sample_tasks
 from probes.errors import ModelError
+from probes.interventions.hotspots import HotspotSettings, hotspots
 from probes.models.run_checks import require_finite
 
 PATTERN = pb.pattern("take-away")
@@ -54,6 +56,43 @@ def test_an_edit_that_gives_nan_is_refused(model):
         pytest.raises(ModelError, match="check its weights and the edits"),
     ):
         PROBES["gate"](model)
+
+
+MEASUREMENTS = {
+    "activation_patching": PROBES["activation_patching"],
+    "hotspots": lambda m: hotspots(m, PATTERN, HotspotSettings(bases=16)),
+    "edge_attribution": lambda m: pb.edge_attribution(m, tasks(m)),
+    "run_circuits": lambda m: pb.edge_patching(m, tasks(m), edges=[]),
+    "compare": lambda m: pb.compare(m, "distilled", PATTERN, prompts=4),
+    "compare as a relative": lambda m: pb.compare("distilled", m, PATTERN, prompts=4),
+}
+
+
+def tasks(model):
+    return sample_tasks(model, PATTERN, TaskSettings(prompts=4))[0]
+
+
+@pytest.mark.parametrize("name", MEASUREMENTS)
+def test_a_measurement_of_a_model_that_is_being_edited_is_refused(name, model):
+    """Its result would name the model and not the edit."""
+    with (
+        model.editing({"L0.MLP": torch.zeros_like}),
+        pytest.raises(ModelError, match=r"scratch has edits of 'L0.MLP' in effect.* outside of"),
+    ):
+        MEASUREMENTS[name](model)
+    assert model.active_edits == []
+    assert len(pb.activation_patching(model, pairs(model), roles=["op"]).roles) == 1
+
+
+def test_nested_edits_and_recordings_leave_no_trace_of_themselves(model):
+    with model.editing({"L0.MLP": torch.zeros_like}):
+        with pytest.raises(KeyError), model.editing({"L1.H0": torch.zeros_like, "L1.H1": id}):
+            assert model.active_edits == ["L0.MLP", "L1.H0", "L1.H1"]
+            raise KeyError
+        assert model.active_edits == ["L0.MLP"]
+    with model.editing({}), model.recording(["L0.MLP"]):
+        assert model.active_edits == []
+    assert model.generate(TEXT, max_new_tokens=1)
 
 
 def test_padding_and_masked_tokens_of_the_vocabulary_may_be_infinite():

@@ -174,6 +174,9 @@ def test_roles_of_the_clean_prompt_that_the_counterfactual_lacks_are_refused(tmp
     [
         ("{clean", "gender.jsonl, line 2: not JSON"),
         ("[1, 2]", "line 2: needs the texts clean, counterfactual, answer"),
+        ("[1, 2]", "and [1, 2] is no object: write one object a line"),
+        (GOOD | {"answer": None}, "none of them empty, and answer is None: write it"),
+        ({"clean": "The girl"}, "and counterfactual is missing: write it"),
         ({"clean": "The girl"}, "line 2: needs the texts"),
         (GOOD | {"answer": " "}, "none of them empty"),
         (GOOD | {"answer": 3}, "line 2: needs the texts"),
@@ -215,6 +218,10 @@ def test_a_missing_pairs_file_and_a_folder_are_refused(tmp_path):
         pattern(str(tmp_path / "none.jsonl"))
     with pytest.raises(PatternError, match="cannot be read: Is a directory"):
         Pattern.from_pairs(tmp_path)
+    with pytest.raises(PatternError, match=r"cannot be read: embedded null byte\. Check the path"):
+        pattern("pairs\0.jsonl")
+    with pytest.raises(PatternError, match=r"cannot be read: File name too long"):
+        pattern("x" * 5000 + ".jsonl")
 
 
 # Files as they come.

@@ -308,12 +308,12 @@ def test_an_expression_with_anything_but_sums_and_products_is_refused(text):
 
 
 def test_an_expression_with_an_unknown_slot_is_refused_with_the_known_ones():
-    with pytest.raises(PatternError, match=r"names slot 'z': the template has \['x', 'y'\]"):
+    with pytest.raises(PatternError, match=r"names slot 'z': use one of x, y"):
         evaluate_expression("x - z", {"x": 5, "y": 2})
 
 
 def test_adding_words_is_refused():
-    with pytest.raises(PatternError, match="only numbers add"):
+    with pytest.raises(PatternError, match="add numbers only"):
         evaluate_expression("x + thing", {"x": 5, "thing": "foxes"})
 
 
@@ -415,12 +415,50 @@ def test_a_user_pattern_file_is_read(tmp_path):
         ('frames = "copy"', "", "lacks 'frames'"),
         ('minus = "x - y"', "", "lacks 'minus'"),
         ("low = 0", "", "lacks 'low'"),
+        ("low = 0", "low = 30", "Numbers from 30 to 20 found"),
+        ("low = 0", 'low = "none"', "Numbers from 'none' to 20 found"),
+        ("low = 0", f"low = {'1' * 5000}", "is malformed .* digits"),
+        ("low = 0", f"low = {'[' * 100_000}", "is malformed .*recursion"),
+        ('name = ["Tom"', 'name = []\nmore = ["Tom"', r"words of 'name' are \[\]: give a list"),
+        ('noun = ["foxes"', 'noun = "fox"\nmore = ["foxes"', "words of 'noun' are 'fox'"),
+        ('x = "number"', 'x = "numeral"', "Slot 'x' has the kind 'numeral': known are number"),
+        ('{ base = "take away", s', "{ s", "'base' among them"),
+        ('plus = { base = "buy", s = "buys", ed = "bought" }', "", "the same sides"),
+        ("[[verbs]]", "[[verb]]", "lacks 'verbs'"),
+        ('frames = "moved"', 'frames = "move"', "has the frames 'move': use one of have"),
+        ('frames = "moved"', "frames = 3", "is malformed"),
+        ('order = "swapped"', 'order = "nobody"', "has the order 'nobody': use one of if, now"),
+        ('number = "x - y"', 'number = "x - z"', "names slot 'z': use one of"),
+        ('number = "x - y"', f'number = "{"(" * 100_000}"', "is not an expression"),
         ('now = "I [have|have] {x} {thing}. I {op} {y}. [ask|So]', "now = 3 #", "must be text"),
     ],
 )
 def test_a_malformed_pattern_file_is_refused(tmp_path, old, new, said):
     with pytest.raises(PatternError, match=said):
         list_patterns(file_with(tmp_path, old, new))
+
+
+def test_a_pattern_file_may_have_a_byte_order_mark_and_windows_line_ends(tmp_path):
+    path = tmp_path / "patterns.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + SHIPPED.read_bytes().replace(b"\n", b"\r\n"))
+    assert list_patterns(path) == list_patterns()
+
+
+def test_draws_end_where_there_are_no_more():
+    take = pattern("take-away")
+    with pytest.raises(PatternError, match="yielded 0 of 1000000000 questions"):
+        take.sample_questions(10**9, seed=0, keep=lambda _: False)
+    with pytest.raises(PatternError, match="yielded 0 of 1000000000 pairs"):
+        take.sample_pairs("operation", 10**9, seed=0, keep=lambda _: False)
+    for draw_some in (take.sample_questions, lambda n, seed: take.sample_pairs("x", n, seed=seed)):
+        assert draw_some(0, seed=0) == ()
+        with pytest.raises(PatternError, match=r"-1 questions or pairs .* request 0 or more"):
+            draw_some(-1, seed=0)
+
+
+def test_a_number_of_thousands_of_digits_is_no_number_of_a_question():
+    with pytest.raises(MatchError, match="expects a number for x"):
+        pattern("take-away").match(FOX.replace("two", "2" * 5000))
 
 
 def test_a_missing_pattern_file_is_refused(tmp_path):
@@ -430,7 +468,7 @@ def test_a_missing_pattern_file_is_refused(tmp_path):
 
 def test_a_binary_pattern_file_is_refused(tmp_path):
     (tmp_path / "patterns.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(PatternError, match="cannot be read"):
+    with pytest.raises(PatternError, match=r"is not UTF-8 .* save it as UTF-8"):
         list_patterns(tmp_path / "patterns.toml")
 
 

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 from probes.cli.app import app
 from probes.errors import SiteError
 from probes.models.model import wrap
-from probes.result import Result
+from probes.result import Result, load_result
 from probes.testing.check_model import check_hf_model, check_model, check_named_model
 from probes.testing.tiny_architectures import causal_architectures, tiny_architecture
 from probes.testing.tiny_models import KINDS, tiny, tiny_hf
@@ -87,6 +87,25 @@ def test_the_command_ends_with_code_five_where_a_check_fails(monkeypatch):
     done = CliRunner().invoke(app, ["check", "llama"])
     assert done.exit_code == 5
     assert "1 fail" in done.stdout
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_results_of_all_models_are_saved_and_shown_again(count, tmp_path):
+    numbers, page = tmp_path / "check.json", tmp_path / "check.html"
+    for n in range(count):
+        (tmp_path / f"model-{n}").mkdir()
+        (tmp_path / f"model-{n}" / "config.json").write_text("{}")
+    folders = [str(tmp_path / f"model-{n}") for n in range(count)]
+    done = CliRunner().invoke(app, ["check", *folders, "--json", str(numbers)])
+    assert done.exit_code == 0
+    result = load_result(numbers)
+    models = [one.model for one in getattr(result, "checks", (result,))]
+    assert models == folders
+    assert len(result.table()) == count
+    shown = CliRunner().invoke(app, ["show", str(numbers)])
+    assert shown.exit_code == 0, shown.output
+    assert all(f"{name} (unknown): 0 of 1 checks pass" in shown.stdout for name in folders)
+    assert all(name in page.read_text(encoding="utf-8") for name in folders)
 
 
 @pytest.mark.slow

@@ -332,7 +332,7 @@ def test_masked_cells_of_a_head_are_gray_with_a_tooltip():
 
 @pytest.mark.parametrize("place", [(4, 0), (0, 4), (-1, 0)])
 def test_a_head_that_the_model_lacks_is_refused(place):
-    with pytest.raises(FigureError, match="layers run from 0 to 3"):
+    with pytest.raises(FigureError, match="choose a layer from 0 to 3"):
         head_map(heads(), *place)
 
 

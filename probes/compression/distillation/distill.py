@@ -141,7 +141,7 @@ def evenly_spaced_layers(teacher: DerivedModel, layers: int) -> list[int]:
     """
     count = int(teacher.hf_model.config.num_hidden_layers)
     if not 1 <= layers <= count:
-        raise ModelError(f"{teacher.name} has {count} layers: a student can take 1 to {count}")
+        raise ModelError(f"{teacher.name} has {count} layers: give a student 1 to {count}")
     return [round(index * count / layers) for index in range(layers)]
 
 

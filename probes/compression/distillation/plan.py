@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -61,6 +62,13 @@ class TrainingConfig:
                 f"A run of {self.steps} steps of {self.batch} texts, saved every "
                 f"{self.save_every} steps, is impossible: give numbers of 1 or more"
             )
+        rates = (self.learning_rate, self.weight_decay, self.warmup)
+        if not all(0 <= rate < math.inf for rate in rates) or not 0 <= self.seed < 2**32:
+            raise ModelError(
+                f"A run with learning rate {self.learning_rate:g}, weight decay "
+                f"{self.weight_decay:g}, warmup {self.warmup} and seed {self.seed!s:.40} is "
+                "impossible: give finite numbers of 0 or more, and a seed below 2**32"
+            )
         if not 0 <= self.stop_after <= self.steps:
             raise ModelError(
                 f"A run of {self.steps} steps cannot stop after {self.stop_after}: give 0 (all) to "
@@ -68,8 +76,20 @@ class TrainingConfig:
             )
 
     def torch_device(self) -> torch.device:
-        """Return the device to train on."""
-        return torch.device(self.device) if self.device else torch.get_default_device()
+        """Return the device to train on.
+
+        Raises:
+            ModelError: There is no such device.
+        """
+        if not self.device:
+            return torch.get_default_device()
+        try:
+            return torch.empty(0, device=self.device).device
+        except (RuntimeError, AssertionError) as error:
+            raise ModelError(
+                f"The device {self.device!r} cannot be used ({str(error).splitlines()[0]:.80}): "
+                "give one that this computer has, such as 'cpu' or 'cuda'"
+            ) from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
 """Target distributions of distillation: labels of the text or of a teacher."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -39,7 +40,7 @@ class DistillationTargets:
     smoothing: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.k < 1 or self.temperature <= 0 or not 0 <= self.smoothing < 1:
+        if self.k < 1 or not 0 < self.temperature < math.inf or not 0 <= self.smoothing < 1:
             raise ModelError(
                 f"Labels are impossible with k {self.k}, temperature {self.temperature:g} and "
                 f"smoothing {self.smoothing:g}: give k of 1 or more, a temperature above 0 and a "

@@ -42,13 +42,19 @@ def read_text_file(model: DerivedModel, path: Path, *, length: int = 128) -> lis
     """Read a file with one text per line; longer texts are cut to `length` tokens.
 
     Raises:
-        ModelError: The file does not exist or is empty, or the model has no tokenizer.
+        ModelError: The file does not exist, cannot be read or is empty, or the model has no tokenizer.
     """
     if model.tokenizer is None:
         raise ModelError(f"{model.name} has no tokenizer: save one in the folder of its weights")
     if not path.is_file():
         raise ModelError(f"There is no file {str(path)!r}: give a file with one text per line")
-    texts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(
+            f"{str(path)!r} cannot be read ({error}): give a UTF-8 file with one text per line"
+        ) from error
+    texts = [line for line in lines if line.strip()]
     if not texts:
         raise ModelError(f"{str(path)!r} has no text: write one per line")
     start, last = special_prefix(model.tokenizer), model.tokenizer.eos_token_id

@@ -186,18 +186,13 @@ def _record_with_attention(
     model: Model, ids: Tensor, mask: Tensor
 ) -> tuple[CachedRun, Float[Tensor, "component query key"]]:
     """Clean run, and the attention of every head, mean over prompts."""
-    kept: dict[int, Tensor] = {}
-
-    def keep(layer: int, value: Tensor) -> None:
-        kept[layer] = value.double().mean(0)
-
-    layers = range(model.shape.layers)
-    names = {f"blocks.{n}.attn.hook_pattern": lambda value, n=n: keep(n, value) for n in layers}
+    names = [f"blocks.{n}.attn.hook_pattern" for n in range(model.shape.layers)]
     last = torch.full((len(ids), 1), ids.shape[1] - 1, device=ids.device)
-    with model.editing(names):
+    with model.recording(names, lambda value: value.double().mean(0)) as kept:
         clean = run_with_cache(model, ids, mask, last)
     return clean, rearrange(
-        torch.stack([kept[n] for n in layers]), "layer head query key -> (layer head) query key"
+        torch.stack([kept[name] for name in names]),
+        "layer head query key -> (layer head) query key",
     )
 
 

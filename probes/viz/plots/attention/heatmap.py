@@ -47,7 +47,7 @@ def heatmap(
 def _attention_maps(model: Model, text: str | Question, roles: Pattern | None) -> AttentionMaps:
     """Attention of a model on one text, with tokens or roles on the axes."""
     if model.tokenizer is None:
-        raise ModelError(f"{model.name!r} came without a tokenizer, and cannot read text")
+        raise ModelError(f"{model.name!r} came without a tokenizer: add its files and load again")
     if isinstance(text, str):
         text = roles.match(text) if roles else Question.from_text(text)
     batch = tokenize(model.tokenizer, (text,), max_length=model.shape.context)

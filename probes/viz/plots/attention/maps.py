@@ -68,8 +68,8 @@ class AttentionMaps:
         """Raise FigureError if there is no such head."""
         if not (0 <= layer < self.layers and 0 <= head < self.heads):
             raise FigureError(
-                f"{self.model!r} has no head L{layer}.H{head}: layers run from 0 to "
-                f"{self.layers - 1} and heads from 0 to {self.heads - 1}"
+                f"{self.model!r} has no head L{layer}.H{head}: choose a layer from 0 to "
+                f"{self.layers - 1} and a head from 0 to {self.heads - 1}"
             )
 
     @property
