@@ -22,7 +22,7 @@ from probes.errors import ProbeError
 make_app = typer.Typer(no_args_is_help=True, help="Make models.")
 
 
-def _option(text: str, **limits: float | int) -> Any:  # noqa: ANN401
+def _option(text: str, **limits: Any) -> Any:  # noqa: ANN401
     return typer.Option(help=text, **limits)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from probes.errors import BatchError, ModelError
 from probes.models.decoder import DecoderWeights, decompose
 from probes.models.model import Model
-from probes.models.norm import Norm
+from probes.models.norm import IDENTITY, Norm
 from probes.models.site import head_names
 from probes.stats.multiple_testing import conformal_threshold
 
@@ -211,6 +211,11 @@ def _require_linear_maps(model: Model, weights: DecoderWeights) -> None:
     if any(hasattr(attn, name) for attn in attns for name in ("q_norm", "q_layernorm")):
         raise ModelError(
             f"{model.name} ({model.shape.architecture}) normalizes queries and keys, so its QK is "
+            "not a linear map. Compare the effects of its heads instead: pb.compare."
+        )
+    if any(layer.attn_post_norm is not IDENTITY for layer in weights.layers):
+        raise ModelError(
+            f"{model.name} ({model.shape.architecture}) normalizes the sum of its heads, so its OV is "
             "not a linear map. Compare the effects of its heads instead: pb.compare."
         )
     widths = {layer.q.shape[1] for layer in weights.layers} | {model.bridge.W_E.shape[1]}

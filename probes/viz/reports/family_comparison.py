@@ -70,7 +70,8 @@ def family_comparison_page(family: FamilyComparison) -> Picture:
     sections.append(("Method", "", [_method_table(family)]))
     tones: list[Tone | None] = ["bad" if _lacks_behavior(c) else None for c in family.comparisons]
     lines = family.summary()  # One for each relative, then one for all of them.
-    notes = [Note(line, tone) for line, tone in zip(lines, [*tones, None], strict=True)]
+    tones.append(None)
+    notes = [Note(line, tone) for line, tone in zip(lines, tones, strict=True)]
     subtitle = f"Pattern “{first.pattern}” ({first.title}).\nExample: {first.example}"
     return page(f"{full} and its relatives {', '.join(family.names)}", sections, notes, subtitle)
 
