@@ -166,7 +166,8 @@ def read_provenance(folder: Path) -> Provenance | None:
     content = _read_content(folder)
     content.pop("sha256", None)
     try:
-        result = Provenance(**content | {"storage": StorageCost(**content["storage"])})
+        values: dict[str, Any] = content | {"storage": StorageCost(**content["storage"])}
+        result = Provenance(**values)
         compared = (result.base_model, result.other_seed, result.control, result.negative_control)
         for names in (*compared, result.held_out):
             if not all(isinstance(name, str) for name in _names(names)):

@@ -86,8 +86,19 @@ def next_token_divergence(
         _compare_batch(model, [arm[n : n + _BATCH_ITEMS] for arm in rows], len(cues))
         for n in range(0, len(items), _BATCH_ITEMS)
     ]
-    values = (np.concatenate(parts, axis=-1) for parts in zip(*batches, strict=True))
-    return NextTokenDivergence(model.name, tuple(cues), given, *values, seed)
+    bits, cue_vs_random, random_vs_random, same_argmax = (
+        np.concatenate(parts, axis=-1) for parts in zip(*batches, strict=True)
+    )
+    return NextTokenDivergence(
+        model=model.name,
+        cues=tuple(cues),
+        given_answer=given,
+        bits=bits,
+        cue_vs_random=cue_vs_random,
+        random_vs_random=random_vs_random,
+        same_argmax=same_argmax,
+        seed=seed,
+    )
 
 
 @torch.no_grad()

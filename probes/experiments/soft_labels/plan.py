@@ -197,4 +197,8 @@ def read_name_study(path: Path | None = None) -> list[NameRow]:
 def to_name_rows(rows: Sequence[Mapping[str, Any]]) -> list[NameRow]:
     """Rows of a table, in which all numbers are floats, as `NameRow`."""
     whole = {field.name for field in fields(NameRow) if field.type is int}
-    return [NameRow(**{n: int(v) if n in whole else v for n, v in row.items()}) for row in rows]
+    values: list[dict[str, Any]] = [
+        {name: int(value) if name in whole else value for name, value in row.items()}
+        for row in rows
+    ]
+    return [NameRow(**row) for row in values]
