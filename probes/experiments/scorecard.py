@@ -253,7 +253,8 @@ def _divergence(reference: ScorecardReference, model: Model) -> Estimate:
     parent, own = reference.log_probs, _log_probs(model, reference.questions)
     per_token = (parent.exp() * (parent - own)).sum(-1) / log(2)
     per_prompt = (per_token * mask).sum(-1) / mask.sum(-1)
-    return bootstrap_mean(per_prompt.double().numpy(), seed=reference.seed)
+    values = per_prompt.double().numpy()
+    return bootstrap_mean(values, seed=reference.seed, bounds=(0, np.inf))
 
 
 def _mean_interchange_accuracy(hits: Mapping[str, np.ndarray], *, seed: int) -> Estimate:

@@ -44,11 +44,21 @@ def proportion(hits: Bool[np.ndarray, " prompt"]) -> Estimate:
     return Estimate(float(hits.mean()), float(interval.low), float(interval.high))
 
 
-def bootstrap_mean(values: Float[np.ndarray, " prompt"], *, seed: int) -> Estimate:
+def bootstrap_mean(
+    values: Float[np.ndarray, " prompt"],
+    *,
+    seed: int,
+    bounds: tuple[float | int, float | int] = (-np.inf, np.inf),
+) -> Estimate:
     """Mean with an interval over prompts: the union of bootstrap-t and Student's t.
 
     Bootstrap-t (Efron and Tibshirani 1993, ch. 12) covers skewed values, Student's t covers heavy
     tails; the percentile bootstrap of 16 prompts covers a normal mean in 0.91 of the cases only.
+
+    Args:
+        values: One value per prompt.
+        seed: Seed of the bootstrap.
+        bounds: Least and greatest possible value; the interval ends there.
     """
     n, mean = len(values), float(values.mean())
     error = float(values.std(ddof=1)) / n**0.5 if n > 1 else 0.0
@@ -60,7 +70,8 @@ def bootstrap_mean(values: Float[np.ndarray, " prompt"], *, seed: int) -> Estima
     usable = errors > 1e-9 * error  # A sample of one value has no error.
     low, high = np.quantile(shifts[usable] / errors[usable], _TAILS)
     student = student_quantile(n - 1)
-    return Estimate(mean, mean - max(high, student) * error, mean + max(-low, student) * error)
+    ends = mean - max(high, student) * error, mean + max(-low, student) * error
+    return Estimate(mean, *(float(end) for end in np.clip(ends, *bounds)))
 
 
 def pool_draws(draws: Sequence[Estimate]) -> Estimate:

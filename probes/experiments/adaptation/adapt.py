@@ -84,9 +84,8 @@ class Adaptation:
     @property
     def steps(self) -> Estimate:
         """Mean steps over words; a word that is not learned counts as `max_steps`."""
-        return bootstrap_mean(
-            np.array([min(word.steps, float(self.max_steps)) for word in self.words]), seed=0
-        )
+        steps = np.array([min(word.steps, float(self.max_steps)) for word in self.words])
+        return bootstrap_mean(steps, seed=0, bounds=(1, self.max_steps))
 
     @property
     def learned(self) -> int:
@@ -95,7 +94,8 @@ class Adaptation:
 
     def mean_over_words(self, name: str) -> Estimate:
         """Mean over words of a field of `WordAdaptation`, such as "retention_change"."""
-        return bootstrap_mean(np.array([float(getattr(word, name)) for word in self.words]), seed=0)
+        values = np.array([float(getattr(word, name)) for word in self.words])
+        return bootstrap_mean(values, seed=0, bounds=(-1 if "change" in name else 0, 1))
 
     def table(self) -> "pd.DataFrame":
         """A row for each word."""

@@ -234,6 +234,7 @@ def separate_labels(
 ) -> list[float]:
     """Positions near the given ones, in their order, at least a gap apart if there is room."""
     order = sorted(range(len(positions)), key=lambda at: positions[at])
+    low, high = float(low), float(high)
     gap = min(gap, (high - low) / max(len(positions) - 1, 1))
     groups: list[tuple[float, int]] = []  # Center and number of labels that are packed together.
     for at in order:
