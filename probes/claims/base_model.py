@@ -18,7 +18,7 @@ from probes.interventions.interchange import (
 from probes.interventions.site_search import EQUIVALENCE_MARGIN, search_words
 from probes.models.model import Model, random_init
 from probes.models.site import Site, joined_roles
-from probes.prompts.interchange_pairs import InterchangePairs, sample_interchange_pairs
+from probes.prompts.interchange_pairs import BaseFilter, InterchangePairs, sample_interchange_pairs
 from probes.prompts.pattern import Pattern
 from probes.prompts.tokenization import REST
 from probes.stats.evidence import (
@@ -128,14 +128,14 @@ def _sample_pairs(
     tuned: Model, patterns: tuple[Pattern, Pattern], settings: BaseComparisonSettings, k: int
 ) -> list[InterchangePairs]:
     """Pairs of both patterns: to fit on, from the words of site search, or to evaluate on (0)."""
-    words = search_words(patterns[0]) if k else None
+    words = search_words(patterns[0]) if k else {}
     return [
         sample_interchange_pairs(
             pattern,
             settings.bases,
             tokenizers=(tuned.tokenizer,),
             seed=settings.seed + k,
-            allowed_words=words,
+            base_filter=BaseFilter(allowed_words=words),
         )
         for pattern in patterns
     ]

@@ -47,6 +47,7 @@ from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.interchange_pairs import (
     OBJECT,
     OPERATION,
+    BaseFilter,
     InterchangePairs,
     sample_interchange_pairs,
 )
@@ -106,7 +107,7 @@ def evaluate_claims(
         max(bases // 2, 8),
         tokenizers=(model.tokenizer,),
         seed=seed + 1,
-        allowed_words=search_words(pattern),
+        base_filter=BaseFilter(allowed_words=search_words(pattern)),
     )
     search_runs = run_interchange_pairs(model, search_pairs, joined_roles=joined_roles(site))
     evidence = _shared_state_evidence(pattern, own_hotspots, search_runs, settings)
@@ -205,7 +206,11 @@ def _sample_few_objects(model: Model, pattern: Pattern, seed: int) -> Interchang
     words = {OBJECT: list(pattern.lexicon.words("noun")[:_FEW_OBJECTS])}
     count = 20 * _FEW_OBJECTS
     return sample_interchange_pairs(
-        pattern, count, tokenizers=(model.tokenizer,), seed=seed + 2, allowed_words=words
+        pattern,
+        count,
+        tokenizers=(model.tokenizer,),
+        seed=seed + 2,
+        base_filter=BaseFilter(allowed_words=words),
     )
 
 

@@ -17,7 +17,7 @@ from probes.interventions.subspace import Subspace
 from probes.models.model import Model
 from probes.models.site import Site, joined_roles
 from probes.observe.gate import answer_questions
-from probes.prompts.interchange_pairs import sample_interchange_pairs
+from probes.prompts.interchange_pairs import BaseFilter, sample_interchange_pairs
 from probes.prompts.pair_batch import sample_pairs, tokenizable_by, tokenize_pairs
 from probes.prompts.pattern import Pattern
 from probes.stats.intervals import Estimate, proportion
@@ -59,7 +59,7 @@ def unseen_verbs(
                     count,
                     tokenizers=(model.tokenizer,),
                     seed=seed + 2 * n + k,
-                    allowed_words={"op": verbs},
+                    base_filter=BaseFilter(allowed_words={"op": verbs}),
                 ),
                 joined_roles=joined_roles(operation_site),
             )
@@ -110,8 +110,9 @@ def _pair_hits(pattern: Pattern, fold: _Fold, pair: tuple[str, str]) -> Bool[np.
             wanted - len(own),
             tokenizers=(runs.model.tokenizer,),
             seed=fold.seed,
-            allowed_words={"op": pair},
-            keep=lambda base: base.text not in known,
+            base_filter=BaseFilter(
+                allowed_words={"op": pair}, keep=lambda base: base.text not in known
+            ),
         )
         roles = joined_roles(Site(direction.layer, "resid", direction.role))
         more = run_interchange_pairs(runs.model, further, joined_roles=roles)

@@ -23,6 +23,7 @@ from probes.models.site import Site, joined_roles
 from probes.prompts.interchange_pairs import (
     OBJECT,
     OPERATION,
+    BaseFilter,
     InterchangePairs,
     sample_interchange_pairs,
 )
@@ -143,8 +144,9 @@ def _sample_between_objects(
         count,
         tokenizers=(model.tokenizer,),
         seed=seed,
-        allowed_words={OBJECT: objects},
-        keep=lambda question: question[OBJECT] == objects[0],
+        base_filter=BaseFilter(
+            allowed_words={OBJECT: objects}, keep=lambda question: question[OBJECT] == objects[0]
+        ),
     )
 
 

@@ -34,7 +34,7 @@ class Hotspot:
         difference: `same_object` minus `other_object`, paired by base; near 0: the object does not
             matter.
         unseen_groups: Interchange accuracy among bases with words or numbers that were not used
-            before; see `hotspots.unseen_sampling`.
+            before; see `hotspots.unseen_bases`.
     """
 
     variable: str

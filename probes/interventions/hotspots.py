@@ -7,7 +7,6 @@ on some prompts and evaluated on others, and compared with random-init models.
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -38,6 +37,7 @@ from probes.prompts.held_out import family_split
 from probes.prompts.interchange_pairs import (
     BASE,
     OBJECT,
+    BaseFilter,
     InterchangePairs,
     sample_interchange_pairs,
 )
@@ -97,7 +97,7 @@ def hotspots(
         max(bases // 2, 8),
         tokenizers=tokenizers,
         seed=seed + 1,
-        allowed_words=search_words(pattern),
+        base_filter=BaseFilter(allowed_words=search_words(pattern)),
     )
     searched = {pair.clean.text for pair in search_pairs.same}
     pairs = sample_interchange_pairs(
@@ -105,7 +105,7 @@ def hotspots(
         bases,
         tokenizers=tokenizers,
         seed=seed,
-        keep=lambda base: base.text not in searched,
+        base_filter=BaseFilter(keep=lambda base: base.text not in searched),
     )
     known = variables_of(pairs)
     variables = tuple(variables) or known
@@ -186,8 +186,8 @@ def _role_words(question: Question, role: str) -> str:
     return " … ".join(words)
 
 
-def unseen_sampling(pattern: Pattern) -> dict[str, dict[str, Any]]:
-    """Arguments of `sample_interchange_pairs` for each group of bases with unseen values.
+def unseen_bases(pattern: Pattern) -> dict[str, BaseFilter]:
+    """Filter of each group of bases with unseen values.
 
     "new objects" do not occur in the prompts of the search. "other objects" and "other sums" (the
     base's numbers with the source's operation) are those of `family_split`; models whose
@@ -195,15 +195,14 @@ def unseen_sampling(pattern: Pattern) -> dict[str, dict[str, Any]]:
     """
     split, opposite = family_split(), pattern.flipped().operation
     nouns, searched = pattern.lexicon.words("noun"), search_words(pattern)[OBJECT]
-    groups: dict[str, dict[str, Any]] = {
-        "new objects": {"allowed_words": {OBJECT: [noun for noun in nouns if noun not in searched]}}
-    }
+    new = [noun for noun in nouns if noun not in searched]
+    groups = {"new objects": BaseFilter(allowed_words={OBJECT: new})}
     if len(held_out := [noun for noun in nouns if noun in split.nouns]) > 1:
-        groups["other objects"] = {"allowed_words": {OBJECT: held_out}}
+        groups["other objects"] = BaseFilter(allowed_words={OBJECT: held_out})
     if all({"x", "y"} <= set(template.slots) for template in pattern.templates):
-        groups["other sums"] = {
-            "keep": lambda base: (opposite, base["x"], base["y"]) in split.number_pairs
-        }
+        groups["other sums"] = BaseFilter(
+            keep=lambda base: (opposite, base["x"], base["y"]) in split.number_pairs
+        )
     return groups
 
 
@@ -212,14 +211,14 @@ def _run_unseen(
 ) -> dict[str, InterchangeRuns]:
     """Runs of each group of unseen values; groups with too few bases are omitted."""
     runs, count = {}, max(settings.bases // 4, 20)
-    for n, (group, options) in enumerate(unseen_sampling(pattern).items()):
+    for n, (group, base_filter) in enumerate(unseen_bases(pattern).items()):
         with suppress(PatternError):
             pairs = sample_interchange_pairs(
                 pattern,
                 count,
                 tokenizers=(model.tokenizer,),
                 seed=settings.seed + 20 + n,
-                **options,
+                base_filter=base_filter,
             )
             runs[group] = run_interchange_pairs(model, pairs, joined_roles=joined_roles(*sites))
     return runs

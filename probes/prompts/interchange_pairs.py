@@ -6,7 +6,7 @@ numbers differ, so the answer of a patched run identifies the variables that too
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
@@ -68,14 +68,27 @@ class InterchangePairs:
         return replace(self, same=same, other=other)
 
 
-def sample_interchange_pairs(  # noqa: PLR0913 (what is drawn, how often, and for whom)
+@dataclass(frozen=True, slots=True)
+class BaseFilter:
+    """Filter of the bases of interchange pairs.
+
+    Attributes:
+        allowed_words: Words of a slot, such as {"thing": …} or {"op": …} (both sides); all words of
+            a slot that is not named.
+        keep: Whether to keep a base question; all by default.
+    """
+
+    allowed_words: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    keep: Callable[[Question], bool] = lambda question: True
+
+
+def sample_interchange_pairs(
     pattern: Pattern,
     count: int,
     *,
     tokenizers: Sequence[PreTrainedTokenizerBase],
     seed: int,
-    keep: Callable[[Question], bool] | None = None,
-    allowed_words: Mapping[str, Sequence[str]] | None = None,
+    base_filter: BaseFilter = BaseFilter(),
 ) -> InterchangePairs:
     """Sample interchange pairs whose outcomes are different tokens and whose roles are equally long.
 
@@ -84,9 +97,7 @@ def sample_interchange_pairs(  # noqa: PLR0913 (what is drawn, how often, and fo
         count: Number of bases.
         tokenizers: Tokenizers in which all outcomes must differ.
         seed: Seed of the sample.
-        keep: Filter of base questions; all by default.
-        allowed_words: Words of a slot, such as {"thing": …} or {"op": …} (both sides);
-            all by default.
+        base_filter: Words and base questions that are allowed; all by default.
 
     Raises:
         PatternError: The pattern has no opposite or no such answers, two of its outcomes
@@ -95,14 +106,12 @@ def sample_interchange_pairs(  # noqa: PLR0913 (what is drawn, how often, and fo
     sampler = PairSampler(pattern)
     rng, pairs_of_base = random.Random(f"{seed}:{pattern.name}:crossings"), {}
     labels = None
-    for draw in islice(sampler.sample(rng, tokenizers, allowed_words or {}), count * _MAX_TRIES):
+    for draw in islice(
+        sampler.sample(rng, tokenizers, base_filter.allowed_words), count * _MAX_TRIES
+    ):
         if len(pairs_of_base) == count:
             break
-        if (
-            draw is None
-            or draw[0].text in pairs_of_base
-            or (keep is not None and not keep(draw[0]))
-        ):
+        if draw is None or draw[0].text in pairs_of_base or not base_filter.keep(draw[0]):
             continue
         base, sources = draw
         number_labels, object_labels, same, other = sampler.build_pairs(base, sources)
@@ -118,7 +127,7 @@ def sample_interchange_pairs(  # noqa: PLR0913 (what is drawn, how often, and fo
     if len(pairs_of_base) < count or labels is None:
         raise PatternError(
             f"Only {len(pairs_of_base)} of {count} bases of {pattern.name!r} have outcomes that are all "
-            "different tokens and pass `keep`: request fewer, allow more words, keep more, or "
+            "different tokens and pass the filter: request fewer, allow more words, keep more, or "
             "take a wider range of numbers"
         )
     same, other = zip(*pairs_of_base.values(), strict=True)

@@ -15,7 +15,7 @@ from probes.interventions.confounds import verb_groups
 from probes.interventions.site_search import search_words
 from probes.models.site import Site
 from probes.prompts.catalog import pattern
-from probes.prompts.interchange_pairs import OBJECT, OPERATION, sample_interchange_pairs
+from probes.prompts.interchange_pairs import OBJECT, OPERATION, BaseFilter, sample_interchange_pairs
 from probes.testing.planted_patterns import MINUS, PLUS, fox_pattern, planted_fox
 
 BASES, PROMPTS = 60, 240
@@ -176,10 +176,7 @@ def test_no_test_pair_is_used_for_finding_sites(monkeypatch, seed):
     )
     test_texts = {pair.clean.text for pair in drawn.interchange_pairs.other}
     # Without the filter, some would be.
-    unfiltered = sample_interchange_pairs(
-        fox_pattern(), 75, tokenizers=(words(),), seed=seed + 2,
-        allowed_words=search_words(fox_pattern()),
-    )  # fmt: skip
+    unfiltered = sample_interchange_pairs(fox_pattern(), 75, tokenizers=(words(),), seed=seed + 2, base_filter=BaseFilter(allowed_words=search_words(fox_pattern())))  # fmt: skip
     assert test_texts & {pair.clean.text for pair in unfiltered.other}
     searched = []
 

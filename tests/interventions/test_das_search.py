@@ -7,7 +7,7 @@ import pytest
 from probes.interventions.das_search import decode_object, search_subspace
 from probes.interventions.interchange import run_interchange_pairs
 from probes.models.site import Site
-from probes.prompts.interchange_pairs import sample_interchange_pairs
+from probes.prompts.interchange_pairs import BaseFilter, sample_interchange_pairs
 from probes.testing.planted_patterns import SEEN_NOUNS, planted_fox
 
 HERE = Site(1, "resid", "op")
@@ -21,7 +21,11 @@ def fox():
 def drawn(count, seed, words=None):
     tokenizers = (fox().model.tokenizer,)
     return sample_interchange_pairs(
-        fox().pattern, count, tokenizers=tokenizers, seed=seed, allowed_words=words
+        fox().pattern,
+        count,
+        tokenizers=tokenizers,
+        seed=seed,
+        base_filter=BaseFilter(allowed_words=words or {}),
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from probes.errors import ModelError, ProbeError, SiteError
 from probes.interventions import hotspots as hotspots_module
 from probes.interventions.geometry import FACTORS, variance_fractions
-from probes.interventions.hotspots import HotspotSettings, hotspots, unseen_sampling
+from probes.interventions.hotspots import HotspotSettings, hotspots, unseen_bases
 from probes.interventions.interchange import interchange_intervention, run_interchange_pairs
 from probes.interventions.site_search import (
     all_sites,
@@ -23,7 +23,7 @@ from probes.models.model import wrap
 from probes.models.site import Site
 from probes.prompts.catalog import list_patterns
 from probes.prompts.held_out import family_split
-from probes.prompts.interchange_pairs import sample_interchange_pairs
+from probes.prompts.interchange_pairs import BaseFilter, sample_interchange_pairs
 from probes.testing.planted_patterns import fox_pattern, planted_fox
 from probes.testing.tiny_models import hook_count, tiny_hf
 
@@ -50,11 +50,11 @@ def template():
     return found, before
 
 
-def unseen_pairs(group, count=12, **options):
+def unseen_pairs(group, count=12, **changes):
     """Interchange pairs of one group of unseen values."""
-    options = unseen_sampling(FOX)[group] | options
+    base_filter = replace(unseen_bases(FOX)[group], **changes)
     return sample_interchange_pairs(
-        FOX, count, tokenizers=(fox("template").tokenizer,), seed=3, **options
+        FOX, count, tokenizers=(fox("template").tokenizer,), seed=3, base_filter=base_filter
     )
 
 
@@ -88,7 +88,7 @@ def test_a_code_specific_to_each_noun_works_for_its_own_object_only():
 
 
 def test_a_lookup_table_transfers_the_operation_for_its_trained_cells_only():
-    unseen = unseen_sampling(FOX)["other sums"]["keep"]
+    unseen = unseen_bases(FOX)["other sums"].keep
     trained = unseen_pairs("other sums", keep=lambda base: not unseen(base))
     for pairs, rate in ((unseen_pairs("other sums"), 0), (trained, 1)):
         found = interchange_intervention(run_interchange_pairs(fox("lookup"), pairs), [OP])
@@ -182,7 +182,7 @@ def test_a_model_with_one_block_is_an_error():
 def test_unseen_groups_hold_unseen_values_only():
     words, split = search_words(FOX), family_split()
     assert words == {"thing": list(FOX.lexicon.words("noun")[::2])}
-    for group in unseen_sampling(FOX):
+    for group in unseen_bases(FOX):
         for pair in unseen_pairs(group).other:
             base, source = (dict(q.slots) for q in (pair.clean, pair.counterfactual))
             nouns = {base["thing"], source["thing"]}
@@ -197,7 +197,9 @@ def test_unseen_groups_hold_unseen_values_only():
 def test_the_search_excludes_new_objects():
     tokenizers = (fox("template").tokenizer,)
     words = search_words(FOX)
-    found = sample_interchange_pairs(FOX, 24, tokenizers=tokenizers, seed=1, allowed_words=words)
+    found = sample_interchange_pairs(
+        FOX, 24, tokenizers=tokenizers, seed=1, base_filter=BaseFilter(allowed_words=words)
+    )
     used = {q["thing"] for p in found.other for q in (p.clean, p.counterfactual)}
     assert used <= set(words["thing"])
 
@@ -224,7 +226,9 @@ def test_search_and_evaluation_share_no_prompt(monkeypatch):
 def test_the_search_excludes_new_objects_in_every_slot(own):
     pattern = list_patterns()["distractor"]
     words = search_words(pattern)
-    found = sample_interchange_pairs(pattern, 12, tokenizers=(own,), seed=1, allowed_words=words)
+    found = sample_interchange_pairs(
+        pattern, 12, tokenizers=(own,), seed=1, base_filter=BaseFilter(allowed_words=words)
+    )
     used = {q[s] for p in found.same for q in (p.clean,) for s in ("thing", "other_thing")}
     assert used <= set(words["thing"])
 

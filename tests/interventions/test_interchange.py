@@ -19,7 +19,7 @@ from probes.models.model import wrap
 from probes.models.site import Site
 from probes.prompts.batch import tokenize
 from probes.prompts.catalog import list_patterns
-from probes.prompts.interchange_pairs import sample_interchange_pairs
+from probes.prompts.interchange_pairs import BaseFilter, sample_interchange_pairs
 from probes.prompts.pair_batch import tokenize_pairs
 from probes.testing.planted_patterns import fox_pattern, planted_fox
 from probes.testing.tiny_models import KINDS, hook_count, tiny_hf
@@ -383,7 +383,11 @@ def test_nouns_of_several_tokens_are_read_out_at_the_first_that_differs(shared_t
     long = [noun for noun in nouns if len(words.tokenize(f" {noun}")) == 2]
     pattern = list_patterns()["take-away-told"]
     found = sample_interchange_pairs(
-        pattern, 6, tokenizers=(words,), seed=0, allowed_words={"thing": long}
+        pattern,
+        6,
+        tokenizers=(words,),
+        seed=0,
+        base_filter=BaseFilter(allowed_words={"thing": long}),
     )
     assert all(len(words.tokenize(f" {p.clean['thing']}")) == 2 for p in found.other)
     net = wrap(tiny_hf("gpt2", 0, vocab_size=len(words)), name="wide", tokenizer=words)

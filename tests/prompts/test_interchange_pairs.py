@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from probes.errors import PatternError
 from probes.prompts import interchange_sampler as interchange_sampler
 from probes.prompts.catalog import list_patterns
-from probes.prompts.interchange_pairs import sample_interchange_pairs
+from probes.prompts.interchange_pairs import BaseFilter, sample_interchange_pairs
 from probes.prompts.pair_batch import tokenize_pairs
 from probes.prompts.tokenization import tokenize_questions
 from probes.testing.planted_patterns import MINUS, PLUS, fox_pattern, planted_fox
@@ -37,8 +37,10 @@ def fox_tokenizer():
     return planted_fox("template").model.tokenizer
 
 
-def draw(count=8, *, pattern=FOX, seed=0, **how):
-    return sample_interchange_pairs(pattern, count, tokenizers=(fox_tokenizer(),), seed=seed, **how)
+def draw(count=8, *, pattern=FOX, seed=0, **allowed):
+    return sample_interchange_pairs(
+        pattern, count, tokenizers=(fox_tokenizer(),), seed=seed, base_filter=BaseFilter(**allowed)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from probes.interventions.site_search import variables_of
 from probes.prompts.interchange_pairs import (
     OBJECT,
     OPERATION,
+    BaseFilter,
     InterchangePairs,
     sample_interchange_pairs,
 )
@@ -109,7 +110,11 @@ def sample_held_out_folds(
     slots = {slot for template in pattern.templates for slot in template.slots}
     noun_slots = {slot for slot in slots if pattern.lexicon.kind_of(slot) == "noun"}
     interchange_pairs = sample_interchange_pairs(
-        pattern, bases, tokenizers=tokenizers, seed=seed, allowed_words={OBJECT: list(test_nouns)}
+        pattern,
+        bases,
+        tokenizers=tokenizers,
+        seed=seed,
+        base_filter=BaseFilter(allowed_words={OBJECT: list(test_nouns)}),
     )
     tokenizable = tokenizable_by(*tokenizers)
 

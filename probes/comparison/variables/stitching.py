@@ -30,7 +30,7 @@ from probes.models.model import Model
 from probes.models.site import Site, joined_roles
 from probes.observe.activations import Activations, capture
 from probes.prompts.batch import Batch, tokenize
-from probes.prompts.interchange_pairs import OPERATION, sample_interchange_pairs
+from probes.prompts.interchange_pairs import OPERATION, BaseFilter, sample_interchange_pairs
 
 _R2_TOLERANCE = 0.01  # Smaller differences of R² are ignored.
 _CLASS_DIMENSIONS = 8  # Dimensions of class means that donor sites are scored on.
@@ -115,8 +115,9 @@ def find_variable_sites(model: Model, folds: HeldOutFolds, *, seed: int = 0) -> 
         max(len(folds.interchange_pairs) // 2, 8),
         tokenizers=(model.tokenizer,),
         seed=seed + 2,
-        keep=lambda base: base.text not in test_texts,
-        allowed_words=search_words(folds.pattern),
+        base_filter=BaseFilter(
+            allowed_words=search_words(folds.pattern), keep=lambda base: base.text not in test_texts
+        ),
     )
     sites = find_sites(model, pairs, folds.variables, shared_roles_only=True)
     return dict(zip(folds.variables, sites, strict=True))

@@ -15,7 +15,7 @@ from probes.models.site import joined_roles
 from probes.observe.gate import answer_questions
 from probes.prompts.catalog import pattern as load_pattern
 from probes.prompts.held_out import family_split
-from probes.prompts.interchange_pairs import OBJECT, OPERATION, sample_interchange_pairs
+from probes.prompts.interchange_pairs import OBJECT, OPERATION, BaseFilter, sample_interchange_pairs
 from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
 
@@ -31,10 +31,7 @@ def measure_member(model: Model, pattern: Pattern, *, bases: int = 200, seed: in
     best_by_role = dict(zip(hot.roles, hot.map(OPERATION)[:, 1:].max(1), strict=True))
     unseen_runs = run_interchange_pairs(
         model,
-        sample_interchange_pairs(
-            pattern, bases // 2, tokenizers=(model.tokenizer,), seed=seed + 1,
-            allowed_words={OBJECT: sorted(unseen_nouns)},
-        ),
+        sample_interchange_pairs(pattern, bases // 2, tokenizers=(model.tokenizer,), seed=seed + 1, base_filter=BaseFilter(allowed_words={OBJECT: sorted(unseen_nouns)})),
         joined_roles=joined_roles(spot.site),
     )  # fmt: skip
     outcomes = interchange_intervention(unseen_runs, [spot.site])

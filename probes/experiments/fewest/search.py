@@ -48,7 +48,7 @@ from probes.models.model import Model, load, random_init
 from probes.models.site import Site, joined_roles
 from probes.observe.gate import gate
 from probes.prompts.catalog import pattern as load_pattern
-from probes.prompts.interchange_pairs import InterchangePairs, sample_interchange_pairs
+from probes.prompts.interchange_pairs import BaseFilter, InterchangePairs, sample_interchange_pairs
 from probes.prompts.pattern import Pattern
 from probes.stats.intervals import Estimate, proportion
 
@@ -156,11 +156,14 @@ def _sample_split_pairs(
             words["op"] = [verb for group in groups[at::2] for verb in group]
     finding, test = (
         sample_interchange_pairs(
-            pattern, settings.bases, tokenizers=(model.tokenizer,), seed=settings.seed + 1 - at,
-            allowed_words=words,
+            pattern,
+            settings.bases,
+            tokenizers=(model.tokenizer,),
+            seed=settings.seed + 1 - at,
+            base_filter=BaseFilter(allowed_words=words),
         )
         for at, words in enumerate(halves)
-    )  # fmt: skip
+    )
     if unknown := set(settings.variables) - set(variables_of(finding)):
         raise ProbeError(
             f"{pattern.name!r} has no variable {sorted(unknown)}: it has "

@@ -26,7 +26,12 @@ from probes.interventions.site_search import find_sites, search_words, takes_onl
 from probes.models.model import Model, Shape
 from probes.models.site import Site, joined_roles
 from probes.observe.gate import answer_questions
-from probes.prompts.interchange_pairs import OBJECT, InterchangePairs, sample_interchange_pairs
+from probes.prompts.interchange_pairs import (
+    OBJECT,
+    BaseFilter,
+    InterchangePairs,
+    sample_interchange_pairs,
+)
 from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
@@ -126,13 +131,17 @@ def prepare_final_reference(
     answer = require_open_gate(final, pattern, "", seed=seed).answer
     finding_pairs, test_pairs = (
         sample_interchange_pairs(
-            pattern, settings.bases, tokenizers=(final.tokenizer,), seed=pair_seed,
-            allowed_words=words,
+            pattern,
+            settings.bases,
+            tokenizers=(final.tokenizer,),
+            seed=pair_seed,
+            base_filter=BaseFilter(allowed_words=words),
         )
         for pair_seed, words in (
-            (seed + 1, search_words(pattern)), (seed, search_words(pattern, held_out=True)),
+            (seed + 1, search_words(pattern)),
+            (seed, search_words(pattern, held_out=True)),
         )
-    )  # fmt: skip
+    )
     variables = variables_of(test_pairs)
     tasks = sample_tasks(
         final, pattern, TaskSettings(answer=answer, prompts=settings.prompts, seed=seed)
