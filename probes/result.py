@@ -158,7 +158,8 @@ def _read_json(path: Path) -> Any:  # noqa: ANN401
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ResultError(
-            f"cannot be read as JSON ({getattr(error, 'strerror', None) or error}): give a file that Result.save has written"
+            f"cannot be read as JSON ({getattr(error, 'strerror', None) or error}): give a file "
+            "that Result.save has written"
         ) from error
 
 

@@ -40,7 +40,8 @@ REFUSED = {
     "a bracket that does not close": (FRAME, FRAME.replace("{x}", "{x")),
     "a role that occurs twice": (FRAME, FRAME.replace("{y}", "{x}")),
     "a verb form that no verb has": (FRAME, FRAME.replace("{op}", "{op:ing}")),
-    "a frame that is a number": (FRAME + " {thing_asked=thing} do I have? [answer|Answer:]\"", "if = 3"),
+    "a frame that is a number": (FRAME + " {thing_asked=thing} do I have? "
+                                         "[answer|Answer:]\"", "if = 3"),
     "a frame that is empty": (FRAME + " {thing_asked=thing} do I have? [answer|Answer:]\"", 'if = ""'),
     "an answer with code": ('number = "x - y"', "number = \"__import__('os').getcwd()\""),
     "an answer with a division": ('number = "x - y"', 'number = "x / y"'),
@@ -75,7 +76,8 @@ FILES = {
     "an empty file": b"",
     "Latin-1": "title = 'café'".encode("latin-1"),
     "JSON": b'{"pattern": {}}',
-    "a text for the patterns": b"pattern = 3\nframes = 3\nslots = 3\nnumbers = 3\nverbs = 3\nwords = 3",
+    "a text for the patterns": b"pattern = 3\nframes = 3\nslots = 3\nnumbers = 3\nverbs = "
+    b"3\nwords = 3",
     "deep nesting": b"a = " + b"[" * 100_000,
     "a number of 5,000 digits": b"a = " + b"1" * 5000,
 }

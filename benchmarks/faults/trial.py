@@ -24,7 +24,8 @@ _ADVICE = re.compile(
     r"(?:^|[:.;,)] |\b(?:and|or) )(?:add|ask|call|change|check|choose|close|compare|copy|correct|count|create|declare|"
     r"decode|delete|draw|end|fetch|filter|give|install|keep|leave|let|load|make|measure|merge|move|"
     r"name|pick|put|read|remove|rename|request|return|run|save|say|set|shorten|start|take|train|try|use|"
-    r"write)\b|did you mean|\b(?:must|may|needs?|known are|known keys are|at most|it has|it expects)\b",
+    r"write)\b|did you mean|\b(?:must|may|needs?|known are|known keys are|at most|it has|it "
+    r"expects)\b",
     re.IGNORECASE,
 )
 

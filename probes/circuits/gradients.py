@@ -227,7 +227,8 @@ class GradientRecorder:
                 raise ModelError(
                     f"The gradients of {self.model.name} are wrong: finite differences deviate by "
                     f"{min(gaps):.2g} per unit, and the gradient has length {steepness:.2g}. "
-                    "Quantized modules can do this silently: dequantize the model before loading it."
+                    "Quantized modules can do this silently: dequantize the model before loading "
+                    "it."
                 )
 
     def _logit_diff(self, embed: Tensor) -> Tensor:

@@ -290,7 +290,7 @@ class ComputationGraph:
                 "the residual stream. Let edges run forward."
             )
         return CircuitError(
-            f"The edge {edge} cannot exist: {edge.target} reads nothing at {edge.source_role!r} for "
-            f"{edge.target_role!r}. Only keys and values pass from one role to another, and only "
-            "to a later one; the rest stay at their role."
+            f"The edge {edge} cannot exist: {edge.target} reads nothing at {edge.source_role!r} "
+            f"for {edge.target_role!r}. Only keys and values pass from one role to another, and "
+            "only to a later one; the rest stay at their role."
         )

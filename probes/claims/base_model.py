@@ -119,8 +119,8 @@ def _check_comparable(tuned: Model, base: Model, statement_pattern: Pattern, sit
     roles = {part.role for template in statement_pattern.templates for part in template.parts}
     if missing := {*site.role.split("+")} - roles - {REST}:
         raise SiteError(
-            f"The hotspot {site!s} has no counterpart in {statement_pattern.name!r}, which lacks the "
-            f"role {', '.join(sorted(missing))}. Compare at a site that both have."
+            f"The hotspot {site!s} has no counterpart in {statement_pattern.name!r}, which lacks "
+            f"the role {', '.join(sorted(missing))}. Compare at a site that both have."
         )
 
 

@@ -99,8 +99,8 @@ def _same_object_test(hotspot: Hotspot, object_decoding: DecodingResult) -> Stat
     if not object_decoding.accuracy > object_decoding.threshold + EQUIVALENCE_MARGIN:
         reason = (
             f"the object cannot be decoded at {hotspot.site!s} (accuracy "
-            f"{object_decoding.accuracy:.2f}, threshold {object_decoding.threshold:.2f}): no effect "
-            "of it can be expected there"
+            f"{object_decoding.accuracy:.2f}, threshold {object_decoding.threshold:.2f}): no "
+            "effect of it can be expected there"
         )
         return skipped_test(name, reason, id=id)
     meanings = (

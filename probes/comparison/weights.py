@@ -215,8 +215,8 @@ def _require_linear_maps(model: Model, weights: DecoderWeights) -> None:
         )
     if any(layer.attn_post_norm is not IDENTITY for layer in weights.layers):
         raise ModelError(
-            f"{model.name} ({model.shape.architecture}) normalizes the sum of its heads, so its OV is "
-            "not a linear map. Compare the effects of its heads instead: pb.compare."
+            f"{model.name} ({model.shape.architecture}) normalizes the sum of its heads, so its "
+            "OV is not a linear map. Compare the effects of its heads instead: pb.compare."
         )
     widths = {layer.q.shape[1] for layer in weights.layers} | {model.bridge.W_E.shape[1]}
     if len(widths) > 1:

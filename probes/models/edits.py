@@ -30,8 +30,8 @@ def hook_edit(
     if name not in bridge.hook_dict or bridge._gated_hook_reason(name) is not None:
         near = difflib.get_close_matches(name, bridge.hook_dict, n=3, cutoff=0.4)
         raise SiteError(
-            f"{model} has no activation {name!r:.200}, or does not compute it by default; names close "
-            f"to it: {', '.join(near) or 'none'}. Use a name of this model."
+            f"{model} has no activation {name!r:.200}, or does not compute it by default; names "
+            f"close to it: {', '.join(near) or 'none'}. Use a name of this model."
         )
     return name, partial(apply_edit, name, edit)
 

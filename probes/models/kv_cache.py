@@ -54,7 +54,7 @@ def cache_argument(module: nn.Module) -> str:
     if argument is None:
         raise ModelError(
             f"{type(module).__name__} takes no key/value cache under a known name: "
-            f"{', '.join(known)} found, one of {', '.join(CACHE_ARGUMENTS)} wanted. Use a decoder such as "
-            "Llama, GPT-2 or GPT-NeoX, or another release of transformers."
+            f"{', '.join(known)} found, one of {', '.join(CACHE_ARGUMENTS)} wanted. Use a "
+            "decoder such as Llama, GPT-2 or GPT-NeoX, or another release of transformers."
         )
     return argument

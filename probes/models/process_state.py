@@ -1,4 +1,4 @@
-"""Process-global state: one lock, restored afterwards, and random draws from a private generator."""
+"""Process-global state: one lock, restored afterwards; random draws from a private generator."""
 
 import logging
 import os

@@ -56,7 +56,7 @@ class Provenance:
         kernel_gap: Greatest absolute difference of a logit between the real kernel and the
             analyzed weights; None where there is no other kernel.
         base_model: Name of the model that it was tuned from; "" if it was not tuned.
-        held_out: Axes of `prompts.held_out.family_split` that its training left out: "cell", "noun",
+        held_out: Axes of `prompts.held_out.family_split` that training left out: "cell", "noun",
             "combination"; empty for other training texts.
         other_seed, control, negative_control: Name or names of its other-seed models, same-shape
             controls and negative controls.

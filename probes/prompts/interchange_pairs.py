@@ -90,7 +90,7 @@ def sample_interchange_pairs(
     seed: int,
     base_filter: BaseFilter = BaseFilter(),
 ) -> InterchangePairs:
-    """Sample interchange pairs whose outcomes are different tokens and whose roles are equally long.
+    """Sample interchange pairs with different outcome tokens and equally long roles.
 
     Args:
         pattern: Pattern with an opposite, whose number is computed from number slots.
@@ -126,9 +126,9 @@ def sample_interchange_pairs(
             pairs_of_base[base.text] = same, other
     if len(pairs_of_base) < count or labels is None:
         raise PatternError(
-            f"Only {len(pairs_of_base)} of {count} bases of {pattern.name!r} have outcomes that are all "
-            "different tokens and pass the filter: request fewer, allow more words, keep more, or "
-            "take a wider range of numbers"
+            f"Only {len(pairs_of_base)} of {count} bases of {pattern.name!r} have outcomes that "
+            "are all different tokens and pass the filter: request fewer, allow more words, keep "
+            "more, or take a wider range of numbers"
         )
     same, other = zip(*pairs_of_base.values(), strict=True)
     return InterchangePairs(pattern.name, *labels, same, other)

@@ -49,9 +49,10 @@ class PairSampler:
             )
         if not len(self.valid_numbers):
             raise PatternError(
-                f"The outcomes of {name!r} collide: no numbers from {self.pattern.lexicon.number_range} "
-                f"make {answers[NUMBER_ANSWER]!r} and {dict(self.flipped.answers)[NUMBER_ANSWER]!r} differ for "
-                "base and source, each operand and each number copied"
+                f"The outcomes of {name!r} collide: no numbers from "
+                f"{self.pattern.lexicon.number_range} make {answers[NUMBER_ANSWER]!r} and "
+                f"{dict(self.flipped.answers)[NUMBER_ANSWER]!r} differ for base and source, each "
+                "operand and each number copied"
             )
 
     def _slots_of_kind(self, kind: str) -> set[str]:

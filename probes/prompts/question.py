@@ -80,7 +80,7 @@ class Question:
         return append_answer(before, answer, self.delimiter)
 
     def answer_contexts(self, answers: Sequence[str]) -> list[str]:
-        """Prompt, then the prompt followed by the first answer, the first two answers, and so on."""
+        """Prompt, then the prompt with the first answer, with the first two answers, and so on."""
         contexts = [self.text]
         for answer in answers:
             contexts.append(self.append(contexts[-1], answer))

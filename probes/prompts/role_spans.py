@@ -97,7 +97,8 @@ def _candidate_spans(text: str, role: str, value: object, location: str) -> list
         return spans
     if number > len(spans):
         raise PatternError(
-            f"{location}: the words {words!r} of role {role!r} occur {len(spans)} times, not {number}"
+            f"{location}: the words {words!r} of role {role!r} occur {len(spans)} times, not "
+            f"{number}"
         )
     return [spans[number - 1]]
 

@@ -255,7 +255,8 @@ def best_match(
     frame, longest = max(matches, key=lambda candidate: candidate[1].end)
     raise MatchError(
         f"{text[:200]!r} matches no template. Nearest is {frame.name!r}: after "
-        f"{text[: longest.end][-200:]!r} it expects {longest.expected}, and finds {text[longest.end : longest.end + 30]!r}"
+        f"{text[: longest.end][-200:]!r} it expects {longest.expected}, and finds "
+        f"{text[longest.end : longest.end + 30]!r}"
     )
 
 

@@ -214,8 +214,8 @@ def test_one_state_holds_where_all_tests_pass():
     [
         (
             {"hotspots": make_hotspots(other_object=NO, difference=YES)},
-            "same and other objects are equal: the state changes the operation only, or more often, "
-            "between prompts about one object",
+            "same and other objects are equal: the state changes the operation only, or more "
+            "often, between prompts about one object",
         ),
         (
             {"hotspots": make_hotspots(difference=Estimate(-0.9, -1.0, -0.8))},

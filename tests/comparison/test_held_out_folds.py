@@ -176,7 +176,13 @@ def test_no_test_pair_is_used_for_finding_sites(monkeypatch, seed):
     )
     test_texts = {pair.clean.text for pair in drawn.interchange_pairs.other}
     # Without the filter, some would be.
-    unfiltered = sample_interchange_pairs(fox_pattern(), 75, tokenizers=(words(),), seed=seed + 2, base_filter=BaseFilter(allowed_words=search_words(fox_pattern())))  # fmt: skip
+    unfiltered = sample_interchange_pairs(
+        fox_pattern(),
+        75,
+        tokenizers=(words(),),
+        seed=seed + 2,
+        base_filter=BaseFilter(allowed_words=search_words(fox_pattern())),
+    )
     assert test_texts & {pair.clean.text for pair in unfiltered.other}
     searched = []
 

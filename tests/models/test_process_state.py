@@ -1,4 +1,4 @@
-"""Process-global state: restored afterwards, changed by one thread at a time, and not drawn from."""
+"""Process-global state: restored, changed by one thread at a time, and not drawn from."""
 
 import logging
 import os

@@ -112,8 +112,16 @@ def test_outcomes_that_are_written_the_same_are_one(tmp_path):
     [
         ("She was there when he came", {"who": "he"}, {"who": (19, 21)}),
         ("He said: 'he', not she.", {"who": "he"}, {"who": (10, 12)}),
-        ("A dog sees a dog.", {"first": "dog", "second": "dog"}, {"first": (2, 5), "second": (13, 16)}),
-        ("A dog sees a dog.", {"verb": "sees", "object": "dog"}, {"verb": (6, 10), "object": (13, 16)}),
+        (
+            "A dog sees a dog.",
+            {"first": "dog", "second": "dog"},
+            {"first": (2, 5), "second": (13, 16)},
+        ),
+        (
+            "A dog sees a dog.",
+            {"verb": "sees", "object": "dog"},
+            {"verb": (6, 10), "object": (13, 16)},
+        ),
         ("A dog sees a dog.", {"who": ["dog", 1]}, {"who": (2, 5)}),
         ("A dog sees a dog.", {"who": ["dog", 2]}, {"who": (13, 16)}),
         ("The girl's hat", {"who": "girl"}, {"who": (4, 8)}),

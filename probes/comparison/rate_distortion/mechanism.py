@@ -127,9 +127,21 @@ def sample_mechanism_test(
     if pattern.user_pairs or pattern.opposite is None:
         return _test_from_pairs(parent, pattern, bases, seed)
     tokenizers, limit = (parent.tokenizer,), parent.shape.context
-    search_pairs = sample_interchange_pairs(pattern, max(bases // 2, 8), tokenizers=tokenizers, seed=seed + 1, base_filter=BaseFilter(allowed_words=search_words(pattern)))  # fmt: skip
+    search_pairs = sample_interchange_pairs(
+        pattern,
+        max(bases // 2, 8),
+        tokenizers=tokenizers,
+        seed=seed + 1,
+        base_filter=BaseFilter(allowed_words=search_words(pattern)),
+    )
     search_texts = {pair.clean.text for pair in search_pairs.same}
-    test_pairs = sample_interchange_pairs(pattern, bases, tokenizers=tokenizers, seed=seed, base_filter=BaseFilter(keep=lambda base: base.text not in search_texts))  # fmt: skip
+    test_pairs = sample_interchange_pairs(
+        pattern,
+        bases,
+        tokenizers=tokenizers,
+        seed=seed,
+        base_filter=BaseFilter(keep=lambda base: base.text not in search_texts),
+    )
     variables = variables_of(test_pairs)
 
     def find(model: Model) -> VariableSites:

@@ -42,7 +42,7 @@ def read_text_file(model: DerivedModel, path: Path, *, length: int = 128) -> lis
     """Read a file with one text per line; longer texts are cut to `length` tokens.
 
     Raises:
-        ModelError: The file does not exist, cannot be read or is empty, or the model has no tokenizer.
+        ModelError: The file is absent, unreadable or empty, or the model has no tokenizer.
     """
     if model.tokenizer is None:
         raise ModelError(f"{model.name} has no tokenizer: save one in the folder of its weights")

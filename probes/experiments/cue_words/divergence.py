@@ -110,7 +110,7 @@ def localize_cue(
     given_answer: GivenAnswer = "right",
     seed: int = 0,
 ) -> CueLocalization:
-    """Patch the residual stream of the second cue's run into the first one's, by layer and position.
+    """Patch the residual stream of the second cue's run into the first, by layer and position.
 
     The readout is after the comma, or after each item's `continuation`.
 

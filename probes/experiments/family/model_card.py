@@ -20,7 +20,8 @@ NOTES = {
     "after 2,000 of 3,000 steps and were stopped, so generalization varies with the "
     "seed.",
     "distilled": "Every second layer of `full`, trained with the soft labels of `full`.",
-    "distilled-narrow": "Another width and number of heads, from fresh weights, with the soft labels of "
+    "distilled-narrow": "Another width and number of heads, from fresh weights, with the soft "
+    "labels of "
     "`full`: it shares no basis with `full`.",
     "scratch": "The shape of `distilled`, from fresh weights with hard labels: the control.",
     "copying": "Trained on the same sentences with questions about a number in the text, so that "
@@ -97,8 +98,8 @@ owners, after a sentence about the other one.) Weights are stored in float16.
 
 ## Accuracy
 
-Fraction of whole answers that are correct, on *every* cell ({PER_CELL} questions each); 95 % interval over
-cells. Axis: what is held out of training.
+Fraction of whole answers that are correct, on *every* cell ({PER_CELL} questions each); 95 %
+interval over cells. Axis: what is held out of training.
 
 | pattern | axis | answer | accuracy | interval | cells | questions |
 |---|---|---|---|---|---|---|

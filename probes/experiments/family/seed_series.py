@@ -24,16 +24,22 @@ SHIPPED_MEMBERS = ("full", "full-b", "distilled", "distilled-narrow", "scratch")
 
 
 def measure_member(model: Model, pattern: Pattern, *, bases: int = 200, seed: int = 0) -> TableRow:
-    """Site of the operation, and accuracy and interchange accuracy with unseen objects and verbs."""
+    """Site of the operation; accuracy and interchange accuracy with unseen objects and verbs."""
     made, lexicon, unseen_nouns = recipe(model.name), pattern.lexicon, family_split().nouns
     hot = hotspots(model, pattern, HotspotSettings(bases=bases, nulls=0, seed=seed))
     spot = hot.hotspot(OPERATION)
     best_by_role = dict(zip(hot.roles, hot.map(OPERATION)[:, 1:].max(1), strict=True))
     unseen_runs = run_interchange_pairs(
         model,
-        sample_interchange_pairs(pattern, bases // 2, tokenizers=(model.tokenizer,), seed=seed + 1, base_filter=BaseFilter(allowed_words={OBJECT: sorted(unseen_nouns)})),
+        sample_interchange_pairs(
+            pattern,
+            bases // 2,
+            tokenizers=(model.tokenizer,),
+            seed=seed + 1,
+            base_filter=BaseFilter(allowed_words={OBJECT: sorted(unseen_nouns)}),
+        ),
         joined_roles=joined_roles(spot.site),
-    )  # fmt: skip
+    )
     outcomes = interchange_intervention(unseen_runs, [spot.site])
     unseen = outcomes.proportion(str(spot.site), OPERATION)
     unseen_accuracy = interchange_intervention(unseen_runs, []).proportion("none", "base")

@@ -28,9 +28,9 @@ _ACCURACY = "interchange accuracy"
 
 STATE_INTRO = (
     "One state encodes whether to add or to subtract, whatever object is counted. Its interchange "
-    "must change the operation with unseen objects, numbers and each pair of unseen verbs, near the "
-    "model's own accuracy, and more often than the interchange of the words alone. A search for "
-    "the few directions that carry it (DAS) is compared with control searches."
+    "must change the operation with unseen objects, numbers and each pair of unseen verbs, near "
+    "the model's own accuracy, and more often than the interchange of the words alone. A search "
+    "for the few directions that carry it (DAS) is compared with control searches."
 )
 JOINT_INTRO = (
     "Operation and operands meet at a site between two blocks if its interchange gives all of them "
@@ -241,8 +241,8 @@ def base_model_blocks(report: ClaimsReport) -> list[Block]:
     ]
     null = comparison.null_head_overlaps
     note = f"Jaccard overlap: {comparison.head_overlap}" + (
-        f"; with {len(null)} random-init models: {np.mean(null):.2f} on average, {max(null):.2f} at "
-        "most."
+        f"; with {len(null)} random-init models: {np.mean(null):.2f} on average, {max(null):.2f} "
+        "at most."
         if null
         else "."
     )
