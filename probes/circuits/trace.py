@@ -5,7 +5,6 @@ gate → discovery and held-out pairs → edge scores → pruned circuit → eva
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from probes.circuits.attribution import AttributionMethod, edge_attribution
 from probes.circuits.circuit import Circuit
@@ -21,7 +20,7 @@ from probes.circuits.reference_runs import Ablation, ReferenceRuns, run_referenc
 from probes.circuits.result import Specificity, Trace
 from probes.circuits.task import TaskSettings, require_open_gate, sample_tasks
 from probes.errors import CircuitError, GateError
-from probes.models.model import Model, load
+from probes.models.model import ModelSpec, load
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.pattern import Pattern
 
@@ -45,7 +44,7 @@ class TraceSettings(TaskSettings):
 
 
 def trace(
-    model: str | Path | Model,
+    model: ModelSpec,
     pattern: str | Pattern = "take-away",
     *,
     keep: float = 0.9,

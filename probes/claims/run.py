@@ -5,7 +5,6 @@ gate → hotspots → interventions at the operation's site → tests → one ve
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from probes.claims.base_model import BaseComparisonSettings, compare_with_base, reuse_claim
 from probes.claims.dose_response import dose_response_rows, training_diversity_claim
@@ -38,7 +37,7 @@ from probes.interventions.interchange import InterchangeRuns, run_interchange_pa
 from probes.interventions.projection import project_states
 from probes.interventions.result import BindingSwap, Dissociation, UnseenVerbs
 from probes.interventions.site_search import search_words
-from probes.models.model import Model, load
+from probes.models.model import Model, ModelSpec, load
 from probes.models.site import Site, joined_roles
 from probes.observe.gate import gate
 from probes.observe.result import Gate
@@ -76,11 +75,11 @@ class ClaimSettings:
 
 
 def evaluate_claims(
-    model: str | Path | Model,
+    model: ModelSpec,
     pattern: str | Pattern = "take-away",
     settings: ClaimSettings = ClaimSettings(),
     *,
-    base_model: str | Path | Model | None = None,
+    base_model: ModelSpec | None = None,
 ) -> ClaimsReport:
     """Test the claims H1a to H5 in one model.
 
@@ -256,7 +255,7 @@ def _base_comparison(
     model: Model,
     pattern: Pattern,
     site: Site,
-    base_model: str | Path | Model | None,
+    base_model: ModelSpec | None,
     settings: ClaimSettings,
 ) -> tuple[BaseModelComparison | None, str]:
     """Compare a model with its base model, or return the reason why that is impossible."""

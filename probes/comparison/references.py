@@ -2,14 +2,12 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from probes.comparison.variables.transfer import with_unique_names
 from probes.errors import ModelError
-from probes.models.model import Model, load, random_init
+from probes.models.model import Model, ModelSpec, load, random_init
 from probes.models.run_checks import require_unedited
 
-ModelSpec = str | Path | Model
 _SEED_OFFSET = 10_000  # Separates a compared random-init model from those of the null.
 
 

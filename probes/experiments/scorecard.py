@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from math import log, nan
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -43,7 +42,7 @@ from probes.experiments.family.accuracy import (
 from probes.files import TableRow
 from probes.interventions.interchange import interchange_intervention, run_interchange_pairs
 from probes.interventions.site_search import takes_only
-from probes.models.model import Model, load
+from probes.models.model import Model, ModelSpec, load
 from probes.models.site import joined_roles
 from probes.prompts.batch import tokenize
 from probes.prompts.catalog import pattern as load_pattern
@@ -113,7 +112,7 @@ class ScorecardReference:
 
 
 def prepare_scorecard_reference(
-    parent: str | Path | Model,
+    parent: ModelSpec,
     pattern: str | Pattern = "take-away",
     settings: ScorecardSettings | None = None,
 ) -> ScorecardReference:
@@ -200,7 +199,7 @@ class Scorecard:
         return row
 
 
-def scorecard(reference: ScorecardReference, relative: str | Path | Model) -> Scorecard:
+def scorecard(reference: ScorecardReference, relative: ModelSpec) -> Scorecard:
     """Scorecard of one relative.
 
     Args:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -33,6 +33,14 @@ def parse_dtype(name: str) -> torch.dtype:
     if name not in known:
         raise ModelError(f"Unknown dtype: {name!r} found. Use one of {', '.join(sorted(known))}.")
     return known[name]
+
+
+@runtime_checkable
+class HasModel(Protocol):
+    """A model in memory that can be built as a `Model`, such as what `quantize` returns."""
+
+    def to_model(self) -> Any:  # noqa: ANN401 (a Model)
+        """Return it as a `Model`."""
 
 
 def parse_random_init(name: object) -> tuple[str, int] | None:

@@ -199,15 +199,18 @@ def position_ids(mask: Bool[Tensor, "prompt position"]) -> Int[Tensor, "prompt p
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
+ModelSpec = str | Path | Model | loading.HasModel
+
+
 def load(
-    name: str | Path | Model,
+    name: ModelSpec,
     *,
     dtype: str = "float32",
     device: str | torch.device | None = None,
     add_bos: bool | None = None,
     adapter: str | Path | None = None,
 ) -> Model:
-    """Load a model; a `Model` is returned unchanged.
+    """Load a model; a `Model` is returned unchanged, and a derived model in memory as a `Model`.
 
     Args:
         name: Family member, folder, hub id ("gpt2", "owner/name") or "random-init:NAME:SEED".
@@ -219,10 +222,10 @@ def load(
     Raises:
         ProbeError: There is no such model, it cannot be loaded, or it has no BOS token to add.
     """
-    if isinstance(name, Model):
+    if not isinstance(name, str | Path):
         if adapter is not None:
-            raise ModelError(f"{name.name} is loaded already: give its folder to add an adapter")
-        return name
+            raise ModelError(f"{name!r} is loaded already: give its folder to add an adapter")
+        return name if isinstance(name, Model) else name.to_model()
     if (parts := loading.parse_random_init(name)) is not None and adapter is None:
         like = load(parts[0], dtype=dtype, device=device, add_bos=add_bos)
         return random_init(like, seed=parts[1])

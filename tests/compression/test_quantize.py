@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import probes as pb
+from probes.comparison.references import load_models
 from probes.compression.derived_model import DerivedModel, dense_storage, load_parent, zero_fraction
 from probes.compression.quantization.backends import (
     conv1d_to_linear,
@@ -466,3 +467,12 @@ def test_masked_layers_are_refused_until_the_masks_are_permanent():
         )
         >= 0.5
     )
+
+
+def test_a_quantized_model_in_memory_is_used_as_it_stands():
+    quantized = pb.quantize("scratch", "int8")
+    full, (relative,) = load_models("scratch", [quantized], seed=0)
+    assert (full.name, relative.name) == ("scratch", quantized.name)
+    assert relative.provenance.kind == "quantized"
+    with pytest.raises(ModelError, match="loaded already"):
+        pb.load(quantized, adapter="folder")

@@ -8,7 +8,6 @@ Other edges can do the same work: low overlap is no loss while the circuit works
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -24,7 +23,7 @@ from probes.comparison.circuits.overlap import Overlap, edge_overlaps, node_over
 from probes.comparison.circuits.result import CircuitComparison, SizeComparison
 from probes.comparison.circuits.transfer import evaluate_transfer, run_open_task
 from probes.errors import CircuitError
-from probes.models.model import Model, load
+from probes.models.model import Model, ModelSpec, load
 from probes.prompts.catalog import pattern
 from probes.prompts.pattern import Pattern
 from probes.prompts.splits import split_groups, text_groups
@@ -68,8 +67,8 @@ class CircuitComparisonSettings(TaskSettings):
 
 
 def compare_circuits(
-    a: str | Path | Model,
-    b: str | Path | Model,
+    a: ModelSpec,
+    b: ModelSpec,
     task: Task | str | Pattern,
     settings: CircuitComparisonSettings | None = None,
 ) -> CircuitComparison:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from tqdm.auto import tqdm
 
@@ -20,14 +19,14 @@ from probes.comparison.references import ComparisonSettings
 from probes.comparison.variables.transfer import with_unique_names
 from probes.compression.derived_model import DerivedModel
 from probes.errors import ModelError
-from probes.models.model import Model, load, random_init
+from probes.models.model import Model, ModelSpec, load, random_init
 from probes.observe.divergence import answer_as_relative, best_heuristic_accuracy
 from probes.prompts.catalog import pattern as load_pattern
 from probes.prompts.pattern import Pattern
 
 _DEFAULTS = RateDistortionSettings()
 
-AnyModelSpec = str | Path | Model | DerivedModel
+AnyModelSpec = ModelSpec | DerivedModel
 
 
 def rate_distortion(

@@ -7,7 +7,6 @@ get the same map and the same site search.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool
@@ -31,7 +30,7 @@ from probes.comparison.variables.stitching import (
 from probes.errors import ModelError
 from probes.interventions.interchange import interchange_intervention
 from probes.interventions.site_search import takes_only
-from probes.models.model import Model, load, random_init
+from probes.models.model import Model, ModelSpec, load, random_init
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.pattern import Pattern
 from probes.stats.intervals import Estimate, proportion
@@ -58,7 +57,7 @@ class TransferSettings:
     bases: int = 200
     prompts: int = 400
     nulls: int = 20
-    negative_controls: tuple[str | Path | Model, ...] = ()
+    negative_controls: tuple[ModelSpec, ...] = ()
     seed: int = 0
 
 
@@ -78,8 +77,8 @@ class TransferBaselines:
 
 
 def cross_model_interchange(
-    donor: str | Path | Model,
-    recipient: str | Path | Model,
+    donor: ModelSpec,
+    recipient: ModelSpec,
     pattern: str | Pattern = "take-away",
     settings: TransferSettings = TransferSettings(),
 ) -> tuple[CrossModelTransfer, ...]:

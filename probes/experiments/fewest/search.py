@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool
@@ -44,7 +43,7 @@ from probes.interventions.site_search import (
     variables_of,
 )
 from probes.interventions.subspace import DASSettings, das
-from probes.models.model import Model, load, random_init
+from probes.models.model import Model, ModelSpec, load, random_init
 from probes.models.site import Site, joined_roles
 from probes.observe.gate import gate
 from probes.prompts.catalog import pattern as load_pattern
@@ -58,11 +57,11 @@ _RANDOM_CIRCUITS = 50
 
 
 def fewest_parameters(
-    models: Sequence[str | Path | Model],
+    models: Sequence[ModelSpec],
     pattern: str | Pattern = "take-away",
     settings: FewestSettings | None = None,
     *,
-    students: Sequence[str | Path | Model] = (),
+    students: Sequence[ModelSpec] = (),
 ) -> FewestParameters:
     """Fewest directions at a hotspot, edges of a model, and parameters of a student.
 
@@ -105,7 +104,7 @@ def fewest_parameters(
 
 
 def evaluate_students(
-    students: Sequence[str | Path | Model], pattern: str | Pattern = "take-away", *, seed: int = 0
+    students: Sequence[ModelSpec], pattern: str | Pattern = "take-away", *, seed: int = 0
 ) -> tuple[Student, ...]:
     """Gates and sizes of smaller models, the largest first."""
     pattern = load_pattern(pattern)

@@ -6,7 +6,6 @@ checkpoints → interchange at the final model's sites, its circuit alone → me
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +35,7 @@ from probes.experiments.training_dynamics.measures import (
     circuit_faithfulness,
     measures_over_training,
 )
-from probes.models.model import Model, load, random_init
+from probes.models.model import ModelSpec, load, random_init
 from probes.prompts.catalog import pattern as load_pattern
 from probes.prompts.pattern import Pattern
 from probes.result import Result
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-Checkpoint = tuple[int, str | Path | Model]
+Checkpoint = tuple[int, ModelSpec]
 
 _ORDER_TEXT: Mapping[Order, str] = {
     "before": "before",
@@ -194,11 +193,11 @@ class TrainingTrajectory(Result):
 
 def training_trajectory(
     checkpoints: Sequence[Checkpoint],
-    final: str | Path | Model,
+    final: ModelSpec,
     pattern: str | Pattern = "take-away",
     settings: TrajectorySettings | None = None,
     *,
-    other_seeds: Sequence[str | Path | Model] = (),
+    other_seeds: Sequence[ModelSpec] = (),
 ) -> TrainingTrajectory:
     """Measures at every checkpoint of a training run, relative to its final model.
 
