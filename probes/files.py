@@ -65,7 +65,8 @@ def to_jsonable(value: object) -> Any:  # noqa: ANN401
     if isinstance(value, list | tuple):
         return [to_jsonable(entry) for entry in value]
     if hasattr(value, "tolist"):
-        return to_jsonable(value.round(4).tolist())  # pyright: ignore[reportAttributeAccessIssue]
+        rounded = value if value.dtype == bool else value.round(4)  # pyright: ignore
+        return to_jsonable(rounded.tolist())  # pyright: ignore[reportAttributeAccessIssue]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -25,7 +25,6 @@ from probes.experiments.cue_words.divergence import (
     next_token_divergence,
 )
 from probes.experiments.cue_words.forcing_result import RANDOM, BudgetForcing
-from probes.experiments.cue_words.report import cue_words_page, cue_words_section
 from probes.experiments.cue_words.texts import (
     CueItem,
     left_pad,
@@ -469,23 +468,23 @@ def test_another_model_continues_texts_of_the_user(shared_tokenizer):
     assert all(", " in text for text in found.texts[0])
 
 
-# The page.
+# Pages.
 
 
-def test_the_page_has_a_section_for_each_result_and_escapes_names(script, own):
-    model = small(own)
-    found = (
-        next_token_divergence(model, questions(), CUES, TWO_WORDS),
-        localize_cue(model, questions(), ("Wait", "Hmm")),
+def test_every_result_has_a_page_with_its_summary(script, own, tmp_path):
+    model, asked = small(own), questions()
+    results = (
+        next_token_divergence(model, asked, CUES, TWO_WORDS),
+        localize_cue(model, asked, ("Wait", "Hmm")),
         budget_forcing(script, twelve(), ("Wait", "Hmm"), WRONG),
     )
-    body = cue_words_page(*found).body
-    for one in found:
-        heading, introduction, blocks = cue_words_section(one)
-        assert heading in body and introduction and blocks
+    for one in results:
+        body = one.picture().body
         assert one.summary()[0].split(" [")[0].split(",")[0] in body
+        one.save(tmp_path / "result.json")
     assert "+66.7" in body and "cannot tell" in body
-    assert body == cue_words_page(*found).body
-    escaped = replace(result([[True]] * 2), model="<b>", cues=("<i>", "b"))
-    body = cue_words_page(escaped).body
+
+
+def test_a_page_escapes_the_names_in_it():
+    body = replace(result([[True]] * 2), model="<b>", cues=("<i>", "b")).picture().body
     assert "<b>" not in body and "<i>" not in body

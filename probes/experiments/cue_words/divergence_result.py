@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from probes.experiments.cue_words.texts import GivenAnswer
+from probes.result import Result
 from probes.stats.intervals import Estimate, bootstrap_mean, bootstrap_ratio, proportion
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class NextTokenDivergence:
+class NextTokenDivergence(Result):
     """Divergence of the next token after different cues.
 
     Attributes:
@@ -82,7 +83,7 @@ class NextTokenDivergence:
 
 
 @dataclass(frozen=True, eq=False)
-class CueLocalization:
+class CueLocalization(Result):
     """Sites that carry the difference between two cues.
 
     Attributes:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from probes.errors import OutcomeError
+from probes.result import Result
 from probes.stats.intervals import Estimate, proportion
 from probes.stats.multiple_testing import holm
 from probes.stats.paired import PairedTest, mcnemar_test
@@ -47,7 +48,7 @@ class ForcingContrast:
 
 
 @dataclass(frozen=True, eq=False)
-class BudgetForcing:
+class BudgetForcing(Result):
     """Accuracy of a model after forced continuations.
 
     Attributes:

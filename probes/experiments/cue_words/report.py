@@ -1,4 +1,4 @@
-"""Page about cue words: next-token divergence, localization and budget forcing."""
+"""Pages of results about cue words."""
 
 from collections.abc import Sequence
 from math import ceil, isfinite, log10
@@ -13,11 +13,10 @@ from probes.experiments.cue_words.divergence_result import (
 from probes.experiments.cue_words.forcing_result import BudgetForcing, ForcingContrast
 from probes.stats.intervals import bootstrap_mean
 from probes.viz.blocks import Block, Matrix, Note, Table, TableCell, Tone
-from probes.viz.page import Section, page
+from probes.viz.page import page
 from probes.viz.picture import Picture
 from probes.viz.plots.interval_plot import Interval, IntervalPlot
-
-CueResult = NextTokenDivergence | CueLocalization | BudgetForcing
+from probes.viz.registry import report
 
 _DIVERGENCE_INTRO = (
     "Jensen-Shannon divergence of the next token after two cues: 0 bits for equal distributions, 1 "
@@ -37,24 +36,36 @@ _FORCING_INTRO = (
 )
 
 
-def cue_words_page(*results: CueResult) -> Picture:
-    """Page of results about cues, in one file."""
-    notes = [Note(line, _tone(line)) for one in results for line in one.summary()[:4]]
-    names = ", ".join(dict.fromkeys(one.model for one in results))
-    return page("Effects of cue words", [cue_words_section(one) for one in results], notes, names)
+@report.register
+def divergence_page(result: NextTokenDivergence) -> Picture:
+    """Page of a next-token divergence."""
+    title = f"Next token after a {result.given_answer} answer"
+    return _page(result, title, _DIVERGENCE_INTRO, _divergence_blocks(result))
 
 
-def cue_words_section(result: CueResult) -> Section:
-    """Section of a page: heading, introduction and blocks."""
-    if isinstance(result, NextTokenDivergence):
-        heading = f"Next token after a {result.given_answer} answer"
-        return heading, _DIVERGENCE_INTRO, _divergence_blocks(result)
-    if isinstance(result, CueLocalization):
-        heading = f"Sites that distinguish {result.first} and {result.second}"
-        return heading, _LOCALIZATION_INTRO, [_localization_block(result)]
+@report.register
+def localization_page(result: CueLocalization) -> Picture:
+    """Page of a localization."""
+    title = f"Sites that distinguish {result.first} and {result.second}"
+    return _page(result, title, _LOCALIZATION_INTRO, [_localization_block(result)])
+
+
+@report.register
+def forcing_page(result: BudgetForcing) -> Picture:
+    """Page of budget forcing."""
     given = "its own" if result.given_answer == "own" else f"a {result.given_answer}"
     blocks = [_accuracy_block(result), _contrasts_block(result)]
-    return f"Budget forcing from {given} answer", _FORCING_INTRO, blocks
+    return _page(result, f"Budget forcing from {given} answer", _FORCING_INTRO, blocks)
+
+
+def _page(
+    result: NextTokenDivergence | CueLocalization | BudgetForcing,
+    title: str,
+    introduction: str,
+    blocks: Sequence[Block],
+) -> Picture:
+    notes = [Note(line, _tone(line)) for line in result.summary()]
+    return page(title, [("Result", introduction, blocks)], notes, result.model)
 
 
 def _divergence_blocks(result: NextTokenDivergence) -> Sequence[Block]:
