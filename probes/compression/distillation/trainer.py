@@ -189,6 +189,8 @@ def fit(
             trainer._load_from_checkpoint(last)  # `train` would take one more step.
         else:
             trainer.train(resume_from_checkpoint=last)
+        # Its forward pass is that of training, in half precision where the processor has it.
+        trainer.accelerator.unwrap_model(hf_model, keep_fp32_wrapper=False)
     return hf_model.eval()
 
 
