@@ -18,7 +18,7 @@ import probes as pb
 from probes.comparison.variables.held_out_folds import sample_held_out_folds
 from probes.comparison.variables.stitching import run_donor, run_recipient
 from probes.comparison.variables.transfer import donor_hits
-from probes.experiments.distilled_circuits.score import distilled_circuits_score
+from probes.experiments.distilled_circuits.score import ScoreSettings, distilled_circuits_score
 from probes.models.model import Model
 from probes.stats.auroc import group_auroc
 
@@ -50,7 +50,8 @@ def main() -> None:
             model.name,
             {k: f"{v:.2f}" for k, v in rows[-1].items() if k not in ("model", "kind")},
         )
-    published = distilled_circuits_score(full, pb.load("distilled"), pattern, nulls=args.nulls)
+    settings = ScoreSettings(nulls=args.nulls)
+    published = distilled_circuits_score(full, pb.load("distilled"), pattern, settings)
     print("\nPublished score:", *published.summary(), sep="\n- ")
     report(rows, trials.variables)
     if args.out:

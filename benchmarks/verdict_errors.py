@@ -1,12 +1,13 @@
-"""Count the wrong words about twins: models whose truth is known, as surgery made them.
+"""Errors of head verdicts on function-preserving rewrites, whose verdicts are known.
 
     python benchmarks/verdict_errors.py [--seeds 5] [--pairs 16] [--models full distilled]
 
-A twin computes the same function as the model that it was made of, so that each head's fate is
-known: the same head in another place, two halves, a half, or nothing. The rows are surgeries, the
-columns: heads that are not idle, those with the right word and the right heads beside it, those
-that cannot be told, and the wrong words by kind. Heads that the twin alone has should be idle; any
-that is called new is wrong too. Fails if more than one head in twenty gets a wrong word.
+An equivalent model computes the same function as the model that it was made of, so the true verdict
+of each head is known: the same head elsewhere, two halves, a half, or no head. Rows are rewrites;
+columns are heads with a reliable effect, heads with the right verdict and the right counterparts,
+heads with "cannot tell", and wrong verdicts by kind. Heads that only the equivalent model has have
+no effect; any that is called new is wrong too. Fails if more than one head in twenty has a wrong
+verdict.
 """
 
 import argparse
@@ -35,86 +36,96 @@ from probes.testing.equivalent_heads import (
 from probes.testing.equivalent_layers import insert_silent_layer, permute_neurons, rotate_residual
 from probes.testing.llama_weights import EquivalentModel
 
-PROMISED = 0.05
+MAX_ERROR_RATE = 0.05
 
 
 @dataclass(frozen=True)
-class Ground:
-    """A model, what it was asked, and its untrained nets by the number of their heads."""
+class Original:
+    """A model with its heads, and random-init models by numbers of layers and heads.
 
-    view: ModelHeads
+    Attributes:
+        heads: Measured heads.
+        roles: Roles of the prompts.
+        active: Names of the heads with a reliable effect.
+        weakest: Names of the two active heads with the smallest effects.
+        nulls: Random-init models; filled as they are needed.
+    """
+
+    heads: ModelHeads
     roles: tuple[str, ...]
-    busy: tuple[str, ...]
+    active: tuple[str, ...]
     weakest: tuple[str, ...]
     nulls: dict[tuple[int, int], list]
 
 
-def ground(name: str, pairs: int, seed: int) -> Ground:
-    """Draw prompts and measure a model."""
+def measure_original(name: str, pairs: int, seed: int) -> Original:
+    """Sample prompts and measure a model."""
     chosen, model = pattern("take-away"), load(name)
-    words = model.tokenizer
+    tokenizer = model.tokenizer
     batches = {
         contrast: tokenize_pairs(
-            words, sample_pairs(chosen, contrast, pairs, tokenizers=[words], seed=seed)
+            tokenizer, sample_pairs(chosen, contrast, pairs, tokenizers=[tokenizer], seed=seed)
         )
         for contrast in chosen.contrasts
     }
-    found = {role for batch in batches.values() for role in batch.clean.roles}
-    roles = tuple(sorted(found - {"reply_noun"}))
-    view = ModelHeads(model, batches, profile_heads(model, batches, roles)[0])
-    own = view.profiles
-    where = affected_answers(own)
-    able = [int(number) for number in active_heads(own, where).nonzero()[0]]
-    every = {contrast: np.ones((1, pairs)) for contrast in own.total_effects}
-    length = np.linalg.norm(
-        effect_fractions(own.effects, own.total_effects, where, every)[0], axis=1
+    all_roles = {role for batch in batches.values() for role in batch.clean.roles}
+    roles = tuple(sorted(all_roles - {"reply_noun"}))
+    heads = ModelHeads(model, batches, profile_heads(model, batches, roles)[0])
+    profiles = heads.profiles
+    answers = affected_answers(profiles)
+    active = [int(number) for number in active_heads(profiles, answers).nonzero()[0]]
+    weights = {contrast: np.ones((1, pairs)) for contrast in profiles.total_effects}
+    fractions = effect_fractions(profiles.effects, profiles.total_effects, answers, weights)[0]
+    size = np.linalg.norm(fractions, axis=1)
+    weakest = sorted(active, key=lambda number: size[number])[:2]
+    active_names, weakest_names = (
+        tuple(profiles.heads[k] for k in some) for some in (active, weakest)
     )
-    weakest = sorted(able, key=lambda number: length[number])[:2]
-    strong, weak = (tuple(own.heads[k] for k in some) for some in (able, weakest))
-    return Ground(view, roles, strong, weak, {})
+    return Original(heads, roles, active_names, weakest_names, {})
 
 
-def measured(found: Ground, model: Model) -> ModelHeads:
-    """Measure a twin on the same prompts."""
-    batches = found.view.batches
-    return ModelHeads(model, batches, profile_heads(model, batches, found.roles)[0])
+def measure(original: Original, model: Model) -> ModelHeads:
+    """Measure an equivalent model on the same prompts."""
+    batches = original.heads.batches
+    return ModelHeads(model, batches, profile_heads(model, batches, original.roles)[0])
 
 
-def chance(found: Ground, model: Model, nulls: int) -> NullModels:
-    """Measure untrained nets of a twin's shape, once for each shape."""
+def null_models(original: Original, model: Model, count: int) -> NullModels:
+    """Measure random-init models of a model's shape, once for each shape."""
     key = (model.shape.layers, model.shape.heads)
-    if key not in found.nulls:
-        nets = (random_init(model, seed=k) for k in range(nulls))
-        found.nulls[key] = [profile_heads(net, found.view.batches, found.roles)[0] for net in nets]
-    return NullModels(found.nulls[key])
+    if key not in original.nulls:
+        batches, roles = original.heads.batches, original.roles
+        models = (random_init(model, seed=k) for k in range(count))
+        original.nulls[key] = [profile_heads(null, batches, roles)[0] for null in models]
+    return NullModels(original.nulls[key])
 
 
-def surgeries(found: Ground, seed: int) -> Iterator[tuple[str, Callable[[], EquivalentModel]]]:
-    """Name the surgeries on a model; one busy head after the other is split, or a weak one dies."""
-    model, head = found.view.model, found.busy[seed % len(found.busy)]
-    # Without a strong head the behavior is gone, and there is no word for anything.
-    dead = found.weakest[seed % len(found.weakest)]
+def rewrites(original: Original, seed: int) -> Iterator[tuple[str, Callable[[], EquivalentModel]]]:
+    """Rewrites of a model by name; the seed chooses the head that is split or zeroed."""
+    model, head = original.heads.model, original.active[seed % len(original.active)]
+    # Without a strong head the behavior is absent, and there are no verdicts.
+    weak = original.weakest[seed % len(original.weakest)]
     yield "permuted heads", lambda: permute_heads(model, seed)
     yield "rotated", lambda: rotate_residual(model, seed)
     yield "permuted neurons", lambda: permute_neurons(model, seed)
-    yield "idle layer", lambda: insert_silent_layer(model, seed % (model.shape.layers + 1), seed)
+    yield "silent layer", lambda: insert_silent_layer(model, seed % (model.shape.layers + 1), seed)
     yield "split heads", lambda: split_heads(model, [head], seed)
     yield "merged heads", lambda: swap_direction(split_heads(model, [head], seed), model)
-    yield "doubled heads", lambda: duplicate_heads(model, 0.5, seed)
-    yield "dead head", lambda: zero_heads(model, [dead])
+    yield "duplicated heads", lambda: duplicate_heads(model, 0.5, seed)
+    yield "zeroed head", lambda: zero_heads(model, [weak])
 
 
-def wanted(twin: EquivalentModel, head: str) -> tuple[str, frozenset[str]]:
-    """Return the true word for a head, and the heads that go with it."""
-    there = frozenset(twin.head_map[head])
-    if len(there) != 1:
-        return ("split" if there else "lost"), there
-    shared = [name for name, other in twin.head_map.items() if frozenset(other) == there]
-    return ("merged" if len(shared) > 1 else "kept"), there
+def true_verdict(equivalent: EquivalentModel, head: str) -> tuple[str, frozenset[str]]:
+    """The true verdict of a head, and its counterparts."""
+    counterparts = frozenset(equivalent.head_map[head])
+    if len(counterparts) != 1:
+        return ("split" if counterparts else "lost"), counterparts
+    shared = [h for h, other in equivalent.head_map.items() if frozenset(other) == counterparts]
+    return ("merged" if len(shared) > 1 else "kept"), counterparts
 
 
-def judged(twin: EquivalentModel, verdicts: tuple[Verdict, ...]) -> Counter[str]:
-    """Count right, open and wrong words."""
+def count_verdicts(equivalent: EquivalentModel, verdicts: tuple[Verdict, ...]) -> Counter[str]:
+    """Counts of right, open and wrong verdicts."""
     count: Counter[str] = Counter()
     for verdict in verdicts:
         if not verdict.subject:
@@ -123,60 +134,59 @@ def judged(twin: EquivalentModel, verdicts: tuple[Verdict, ...]) -> Counter[str]
         if verdict.label == "no reliable effect":
             continue
         count["heads"] += 1
-        right = wanted(twin, verdict.subject)
+        truth = true_verdict(equivalent, verdict.subject)
         if verdict.label == "cannot tell":
             count["open"] += 1
-        elif (verdict.label, frozenset(verdict.counterpart.split(" + ")) - {""}) == right:
+        elif (verdict.label, frozenset(verdict.counterpart.split(" + ")) - {""}) == truth:
             count["right"] += 1
         else:
-            count[f"wrong: {right[0]} called {verdict.label}"] += 1
+            count[f"wrong: {truth[0]} called {verdict.label}"] += 1
     return count
 
 
 def main() -> None:
-    """Run all surgeries and print a line for each."""
+    """Run all rewrites and print a line for each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--pairs", type=int, default=16)
     parser.add_argument("--nulls", type=int, default=20)
     parser.add_argument("--models", nargs="+", default=["full", "distilled"])
     parser.add_argument("--only", nargs="+", default=[])
-    settings = parser.parse_args()
+    args = parser.parse_args()
     set_num_threads(1)
     total: Counter[str] = Counter()
-    for name in settings.models:
-        found = ground(name, settings.pairs, 0)
+    for name in args.models:
+        original = measure_original(name, args.pairs, 0)
         counts: dict[str, Counter[str]] = {}
-        for seed in range(settings.seeds):
-            for surgery, make in surgeries(found, seed):
-                if settings.only and surgery not in settings.only:
+        for seed in range(args.seeds):
+            for rewrite, make in rewrites(original, seed):
+                if args.only and rewrite not in args.only:
                     continue
-                twin = make()
-                whole = surgery == "merged heads"
-                # Turned round, the split model is the full one, and this model its relative.
-                full = measured(found, _split(found, seed)) if whole else found.view
-                other = found.view if whole else measured(found, twin.model)
-                verdicts = head_verdicts(
-                    full, other, chance(found, other.model, settings.nulls), seed=seed
-                )
-                counts[surgery] = counts.get(surgery, Counter()) + judged(twin, verdicts)
-        for surgery, count in counts.items():
-            total += count
+                equivalent = make()
+                is_merged = rewrite == "merged heads"
+                # For merged heads the split model is the full one, and this model its relative.
+                full = measure(original, _split(original, seed)) if is_merged else original.heads
+                other = original.heads if is_merged else measure(original, equivalent.model)
+                nulls = null_models(original, other.model, args.nulls)
+                verdicts = head_verdicts(full, other, nulls, seed=seed)
+                counts.setdefault(rewrite, Counter()).update(count_verdicts(equivalent, verdicts))
+        for rewrite, count in counts.items():
+            total.update(count)
             wrong = {key: n for key, n in count.items() if key.startswith("wrong") and n}
             print(
-                f"{name:10} {surgery:18} heads {count['heads']:4}  right {count['right']:4}  "
+                f"{name:10} {rewrite:18} heads {count['heads']:4}  right {count['right']:4}  "
                 f"cannot tell {count['open']:3}  {wrong or ''}"
             )
     wrong = sum(n for key, n in total.items() if key.startswith("wrong"))
-    print(f"{wrong} wrong words of {total['heads']}, {total['open']} open")
-    if wrong > PROMISED * total["heads"]:
-        raise SystemExit(f"More than {PROMISED:.0%} of the words are wrong.")
+    print(f"{wrong} of {total['heads']} verdicts are wrong, {total['open']} open")
+    if wrong > MAX_ERROR_RATE * total["heads"]:
+        raise SystemExit(f"More than {MAX_ERROR_RATE:.0%} of the verdicts are wrong.")
 
 
-def _split(found: Ground, seed: int) -> Model:
-    """Make the split model again: a twin turned round names the model that it was made of."""
-    head = found.busy[seed % len(found.busy)]
-    return split_heads(found.view.model, [head], seed).model
+def _split(original: Original, seed: int) -> Model:
+    """The split model again: `swap_direction` names the model that it was made of."""
+    head = original.active[seed % len(original.active)]
+    return split_heads(original.heads.model, [head], seed).model
 
 
 if __name__ == "__main__":

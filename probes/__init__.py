@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from probes.circuits.edge_patching import edge_patching, path_patching
     from probes.circuits.faithfulness import faithfulness
     from probes.circuits.task import Task
-    from probes.circuits.trace import trace
+    from probes.circuits.trace import TraceSettings, trace
     from probes.claims.run import evaluate_claims
     from probes.comparison.circuits.compare import compare_circuits
     from probes.comparison.circuits.transfer import transfer_circuit
     from probes.comparison.compare import compare, compare_family
     from probes.comparison.family_result import FamilyComparison
     from probes.comparison.rate_distortion.measure import rate_distortion
+    from probes.comparison.references import ComparisonSettings
     from probes.comparison.representations.compare import representation_similarity
     from probes.comparison.result import Comparison
     from probes.comparison.variables.transfer import cross_model_interchange
@@ -94,9 +95,11 @@ _HOMES = {
     "Task": "circuits.task",
     "faithfulness": "circuits.faithfulness",
     "trace": "circuits.trace",
+    "TraceSettings": "circuits.trace",
     "evaluate_claims": "claims.run",
     "compare": "comparison.compare",
     "compare_family": "comparison.compare",
+    "ComparisonSettings": "comparison.references",
     "Comparison": "comparison.result",
     "FamilyComparison": "comparison.family_result",
     "cross_model_interchange": "comparison.variables.transfer",

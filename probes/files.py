@@ -1,14 +1,17 @@
-"""Files: atomic writes, plain JSON values, and the folders of shipped and derived models."""
+"""Files: atomic writes, JSON, tables, and the folders of shipped and derived models."""
 
+import csv
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from probes.errors import FigureError, ProbeError
+
+TableRow = dict[str, float | str]
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -64,6 +67,37 @@ def to_jsonable(value: object) -> Any:  # noqa: ANN401
     if hasattr(value, "tolist"):
         return to_jsonable(value.round(4).tolist())  # pyright: ignore[reportAttributeAccessIssue]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_rows(path: Path) -> list[TableRow]:
+    """Rows of a CSV file, numbers as floats; none if there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{n: _parse_value(text) for n, text in row.items()} for row in csv.DictReader(file)]
+
+
+def write_rows(rows: Sequence[Mapping[str, object]], path: Path) -> None:
+    """Write rows with all their columns as CSV; floats have four digits, unless they are whole."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, columns, lineterminator="\n")
+        table.writeheader()
+        for row in rows:
+            table.writerow({name: _format_value(value) for name, value in row.items()})
+
+
+def _parse_value(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _format_value(value: object) -> object:
+    if not isinstance(value, float):
+        return value
+    return f"{value:.0f}" if value.is_integer() else f"{value:.4g}"
 
 
 def data_folder() -> Path:

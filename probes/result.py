@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound="Result")
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the saved form of all results."""
 
 HOMES = {

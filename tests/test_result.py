@@ -52,6 +52,7 @@ def test_every_type_of_result_is_found_and_imports_without_torch():
         ('{"result": "os.system"}', "no saved result"),
         ('{"result": ["Trace"]}', "no saved result"),
         ('{"result": "Trace", "schema": 1}', "schema 1"),
+        ('{"result": "ClaimsReports", "schema": 2, "reports": []}', "schema 2, and this version"),
         (json.dumps({"result": "Trace", "schema": SCHEMA}), "broken"),
         (json.dumps({"result": "Trace", "schema": SCHEMA, "circuit": 3}), "broken|no circuit"),
         (json.dumps({"result": "FamilyComparison", "schema": SCHEMA, "comparisons": 3}), "broken"),

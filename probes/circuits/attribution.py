@@ -4,7 +4,9 @@
 
 a_u, a'_u: outputs of u in the clean and the counterfactual run. All readers of a norm see the same
 residual, so their gradients are taken at q, k and v and carried back in closed form through the
-head's matrix and the norm. One matrix product per layer then scores all edges into it.
+head's matrix and the norm. One matrix product per layer then scores all edges into it. A norm
+behind attention multiplies a_u - a'_u of a head by its Jacobian at the sum of heads of the run in
+which the gradient is taken: a score is the slope of the edge patched exactly (`patched_pass`).
 """
 
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from typing import Literal
 
 import torch
 from einops import einsum, rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from probes.circuits.edge_patching import edge_patching
@@ -101,7 +103,7 @@ def edge_attribution(
     """Scores of every edge of a model for a task.
 
     Args:
-        model: A decoder whose residual stream is the sum of embedding, heads and MLPs.
+        model: A decoder whose residual stream is the sum of embedding, attention and MLPs.
         task: Aligned pairs of prompts.
         method: "eap-ig" (`EAPIG()`), "eap" (`EAP()`), or "exact": each edge in turn carries the
             counterfactual's value.
@@ -180,7 +182,7 @@ class _GradientScorer:
             run = known.pop(point, None)
             run = run or recorder.gradients(task.clean, other.embed.lerp(clean.embed, point))
             for rows in torch.arange(len(task)).split(chunk):
-                changes = self._writer_changes(clean, other, rows)
+                changes = self._writer_changes(clean, other, rows, run)
                 scores = torch.cat([*self._score_edges(run, changes, rows)], -1)
                 grad = run.grads["embed"][0][rows, recorder.span]
                 self._check_embedding_scores(scores, changes[:, 0], grad)
@@ -189,9 +191,9 @@ class _GradientScorer:
         return total
 
     def _writer_changes(
-        self, clean: WriterOutputs, other: WriterOutputs, rows: Int[Tensor, " prompt"]
+        self, clean: WriterOutputs, other: WriterOutputs, rows: Tensor, run: ReaderGradients
     ) -> Float[Tensor, "prompt writer position d_model"]:
-        """Clean minus counterfactual output of every writer."""
+        """Clean minus counterfactual output of every writer, as readers of the run receive it."""
         at, heads = (rows, self.recorder.span), self.recorder.model.shape.heads
         embed = (clean.embed[at] - other.embed[at])[:, None]
         changes = embed.new_empty((len(rows), len(self.graph.writers), *embed.shape[2:]))
@@ -199,7 +201,10 @@ class _GradientScorer:
         for number, layer in enumerate(self.recorder.weights.layers):
             start = 1 + number * (heads + 1)
             z = clean.z[number][at] - other.z[number][at]
-            changes[:, start : start + heads] = rearrange(z, "b t h e -> b h t e") @ layer.o
+            change = rearrange(z, "b t h e -> b h t e") @ layer.o
+            if (heads_sum := run.heads_sum[number]) is not None:
+                change = layer.attn_post_norm.forward_change(change, heads_sum[rows][:, None])
+            changes[:, start : start + heads] = change
             changes[:, start + heads] = clean.mlp_out[number][at] - other.mlp_out[number][at]
         return changes
 
@@ -212,11 +217,13 @@ class _GradientScorer:
         for number, layer in enumerate(weights.layers):
             upstream = 1 + number * (heads + 1)
             pre, mid = run.pre[number][rows][:, None], run.mid[number][rows][:, None]
-            q = layer.attn_norm.backward(_to_input(run.grads["q"][number][at], layer.q), pre)
+            resid = pre[:, 0]
+            q = layer.input_gradient("q", run.grads["q"][number][at], resid)
+            q = layer.attn_norm.backward(q, pre)
             yield self._contract(changes[:, :upstream], q, rows)
             keys_values = [
-                layer.attn_norm.backward(_to_input(grad, matrix), pre)
-                for grad, matrix in self._key_value_gradients(run, number, at)
+                layer.attn_norm.backward(layer.input_gradient(port, grad, resid), pre)
+                for port, grad in self._key_value_gradients(run, number, at)
             ]
             yield self._contract_keys_values(changes[:, :upstream], keys_values, rows)
             mlp = run.grads["mlp"][number][at].clone()[:, None]
@@ -228,21 +235,20 @@ class _GradientScorer:
 
     def _key_value_gradients(
         self, run: ReaderGradients, number: int, at: tuple
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Gradients at k, then at v, with the matrix; with roles, one for each querying role."""
-        layer = self.recorder.weights.layers[number]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Gradients at k, then at v, with the port; with roles, one for each querying role."""
         if not self.graph.roles:
-            yield run.grads["k"][number][at], layer.k
-            yield run.grads["v"][number][at], layer.v
+            yield "k", run.grads["k"][number][at]
+            yield "v", run.grads["v"][number][at]
             return
         by_role = []
         for role in range(len(self.graph.roles)):
             has_role = (self.recorder.task.role_of == role)[..., None, None]
             z_grad = run.grads["z"][number] * has_role
             by_role.append([grad[at] for grad in run.keys_and_values(number, z_grad)])
-        for port, matrix in enumerate((layer.k, layer.v)):
+        for index, port in enumerate("kv"):
             for grads in by_role:
-                yield grads[port], matrix
+                yield port, grads[index]
 
     def _contract(
         self, changes: Tensor, grads: Tensor, rows: Tensor, *, logits: bool = False
@@ -291,8 +297,3 @@ class _GradientScorer:
                 f"embedding differ by {gap:.1e} of their size from its own gradient. Its layers "
                 "are not supported, or its modules have wrong gradients: dequantize it."
             )
-
-
-def _to_input(grad: Tensor, matrix: Tensor) -> Float[Tensor, "prompt head position d_model"]:
-    """Gradients at q, k or v, carried back through each head's matrix."""
-    return rearrange(grad, "b t h e -> b h t e") @ matrix.transpose(1, 2)

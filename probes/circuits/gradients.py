@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from itertools import chain
 
 import torch
-from einops import einsum
 from torch import Tensor
 
 from probes.circuits.task import Task
@@ -17,6 +16,7 @@ from probes.errors import ModelError
 from probes.interventions.activation_patching import MLP, Z
 from probes.models.decoder import DecoderWeights
 from probes.models.model import Model
+from probes.models.norm import IDENTITY
 
 # Relative difference up to which sums that must be equal agree.
 SUM_TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
@@ -42,6 +42,7 @@ class ReaderGradients:
 
     Attributes:
         pre, mid: Residuals that attention and MLPs read, from the recorder's span on.
+        heads_sum: Sum of heads before the post-norm, a layer each; None for a layer without.
         outputs: What the writers wrote; None if the run began with given embeddings.
         grads: Gradients by name, one entry a layer: "q", "mlp", and "k" and "v", or "z" if edges
             are resolved by roles; one entry for "embed" and "logits".
@@ -50,6 +51,7 @@ class ReaderGradients:
 
     pre: tuple[Tensor, ...]
     mid: tuple[Tensor, ...]
+    heads_sum: tuple[Tensor | None, ...]
     outputs: WriterOutputs | None
     grads: dict[str, tuple[Tensor, ...]]
     attention: tuple[tuple[Tensor, ...], ...]
@@ -57,7 +59,8 @@ class ReaderGradients:
     def keys_and_values(self, layer: int, z_grad: Tensor) -> tuple[Tensor, ...]:
         """Gradients at a layer's k and v that come through some gradient at its z."""
         z, k, v = self.attention[layer]
-        return torch.autograd.grad(z, (k, v), z_grad, retain_graph=True)
+        grads = torch.autograd.grad(z, (k, v), z_grad, retain_graph=True)
+        return tuple(_by_head(grad, v) for grad in grads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +105,7 @@ class GradientRecorder:
         at = (torch.arange(len(last)), self.task.readout)
         total = first[at]
         for layer, z, mlp in zip(self.weights.layers, outputs.z, outputs.mlp_out, strict=True):
-            heads = einsum(z[at], layer.o, "b h e, h e d -> b d")
-            total = total + heads + layer.o_bias + mlp[at]
+            total = total + layer.attn_post_norm(layer.sum_heads(z[at])) + mlp[at]
         if not bool(last[at].isfinite().all()):
             raise ModelError(
                 f"{self.model.name} gives NaN or infinite activations on these prompts: load it "
@@ -122,16 +124,23 @@ class GradientRecorder:
         """Gradients in a run of token ids, from given embeddings if any."""
         layers = self.model.shape.layers
         points = {
-            "q": "attn.hook_q",
-            "k": "attn.hook_k",
-            "v": "attn.hook_v",
-            "mlp": "ln2.hook_out",
+            # OLMo-2 has no norm before its MLP.
+            "mlp": "ln2.hook_out"
+            if "ln2" in self.model.bridge.blocks[0].submodules
+            else "mlp.hook_in",
             "z": Z,
             "pre": "hook_resid_pre",
             "mid": "hook_resid_pre" if self.weights.parallel else "hook_resid_mid",
         }
         hooks = {
             key: [f"blocks.{n}.{point}" for n in range(layers)] for key, point in points.items()
+        }
+        hooks |= {
+            port: [
+                f"blocks.{n}.attn.{layer.gradient_hook(port)}"
+                for n, layer in enumerate(self.weights.layers)
+            ]
+            for port in "qkv"
         }
         written = self._output_hooks() if embed is None else [self._output_hooks()[2]]
         with self._retaining([*chain(*hooks.values()), *written], embed) as kept:
@@ -149,13 +158,23 @@ class GradientRecorder:
         grads = {"embed": values[:1], "logits": values[1:2]}
         for index, name in enumerate(names):
             grads[name] = values[2 + index * layers : 2 + (index + 1) * layers]
+        grads["q"] = tuple(map(_by_head, grads["q"], (kept[hook] for hook in hooks["z"])))
+        if not self.by_role:
+            grads["k"] = tuple(map(_by_head, grads["k"], grads["v"]))
         pre, mid = (
             tuple(kept[hook].detach()[:, self.span] for hook in hooks[key])
             for key in ("pre", "mid")
         )
+        heads_sum = tuple(
+            None
+            if layer.attn_post_norm is IDENTITY
+            else layer.sum_heads(kept[hook].detach()[:, self.span])
+            for layer, hook in zip(self.weights.layers, hooks["z"], strict=True)
+        )
         outputs = self._collect_outputs(kept) if embed is None else None
         attention = zip(*([kept[hook] for hook in hooks[key]] for key in "zkv"), strict=True)
-        return ReaderGradients(pre, mid, outputs, grads, tuple(attention) if self.by_role else ())
+        attention = tuple(attention) if self.by_role else ()
+        return ReaderGradients(pre, mid, heads_sum, outputs, grads, attention)
 
     @contextmanager
     def _retaining(self, hooks: list[str], embed: Tensor | None) -> Iterator[dict[str, Tensor]]:
@@ -215,6 +234,11 @@ class GradientRecorder:
         with self.model.editing({"hook_embed": lambda _: embed}):
             logits = _readout_logits(self.model, self.task, self.task.clean)
         return self.task.logit_diff(logits)[0]
+
+
+def _by_head(grad: Tensor, like: Tensor) -> Tensor:
+    """Gradient with an axis of heads, which it lacks behind a norm of all heads."""
+    return grad if grad.ndim == like.ndim else grad.unflatten(-1, (-1, like.shape[-1]))
 
 
 def _readout_logits(model: Model, task: Task, ids: Tensor) -> Tensor:

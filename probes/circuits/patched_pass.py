@@ -8,18 +8,23 @@ The input of reader v when the edges C are kept (Hanna et al. 2024, 2403.17806, 
 A pass starts from x', adds what the kept edges bring, and skips every component that no kept edge
 changes. Where most edges are kept it starts from the clean run instead and adds what the cut edges
 change. Circuits share both runs, and several go through one pass.
+
+A norm N behind attention (Gemma-2, OLMo-2) acts on the sum of a layer's heads, so their messages do
+not add up. Each reader then reads the residual in which N acts on the heads' outputs that its own
+edges carry, and x_v has N(sum over heads u of a_u or r_u) in place of the heads' sum.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probes.circuits.graph import ComputationGraph
+from probes.circuits.block_masks import block_masks, writers_reaching_logits
 from probes.circuits.reference_runs import ReferenceRuns, ablation_change
-from probes.models.decoder import apply_rotary, attend
+from probes.models.decoder import apply_rotary
+from probes.models.norm import IDENTITY
 
 _UNCHANGED = -1
 """Index of an input that is that of the starting run."""
@@ -62,14 +67,22 @@ class PatchedPass:
         self.start = runs.ablated if cut_masks is None else runs.clean
         self.shape, self.graph = runs.model.shape, runs.graph
         self.span = slice(runs.first_position, None)
-        rotary = runs.entry.rotary
-        self.rotary = None if rotary is None else (self._slice(rotary[0]), self._slice(rotary[1]))
+        self.rotary = [
+            angles and (self._slice(angles[0]), self._slice(angles[1]))
+            for angles in runs.entry.rotary
+        ]
+        layers = runs.weights.layers
+        self.heads_sums = [
+            layer.sum_heads(self._slice(z)).flatten(0, 1)
+            for layer, z in zip(layers, self.start.z, strict=True)
+            if any(each.attn_post_norm is not IDENTITY for each in layers)
+        ]
         role_of = self._slice(runs.task.role_of).flatten()
         self.role_tokens = [
             (role_of == role).nonzero()[:, 0] for role in range(len(self.graph.roles))
         ]
-        self.block_masks = _block_masks(self.graph, masks)
-        self.needed = _writers_reaching_logits(self.graph, self.block_masks)
+        self.block_masks = block_masks(self.graph, masks)
+        self.needed = writers_reaching_logits(self.graph, self.block_masks)
         embed = self._slice(self.start.embed)
         size = (len(masks), int(self.needed.sum()), *embed.shape)
         self.changes = _Changes(torch.empty(size, device=embed.device, dtype=runs.model.dtype))
@@ -78,7 +91,7 @@ class PatchedPass:
             _Changes(embed[None, None][:, :0]),
         )
         if cut_masks is not None:
-            self.cut_block_masks = _block_masks(self.graph, cut_masks)
+            self.cut_block_masks = block_masks(self.graph, cut_masks)
             self.cut_changes = self._cut_changes()
 
     def logit_diffs(self) -> Float[Tensor, "circuit prompt"]:
@@ -137,12 +150,49 @@ class PatchedPass:
         flat = inputs.view(*inputs.shape[:2], -1, base.shape[-1])
         for role, tokens in enumerate(self.role_tokens or [slice(None)]):
             kept, cut = weights[:, role].split([len(writers), len(cut_writers)], -1)
-            for part, values in ((kept, changes), (cut, cut_changes)):
-                if bool(part.any()):
-                    values = values.flatten(2, 3)[:, :, tokens]
-                    added = part @ values.flatten(2)
-                    flat[:, :, tokens] += added.unflatten(-1, values.shape[2:])
+            messages = [(kept, writers, changes), (cut, cut_writers, cut_changes)]
+            for group in self._writer_groups(mask.shape[-1]):
+                self._add_messages(flat, messages, group, tokens)
         return index, inputs
+
+    def _writer_groups(self, count: int) -> list[range | None]:
+        """The first writers, in groups whose messages add up: None for all that no post-norm sums.
+
+        Other groups are the heads of a layer.
+        """
+        each = self.shape.heads + 1
+        starts = range(1, count, each) if self.heads_sums else ()
+        return [None, *(range(start, start + each - 1) for start in starts)]
+
+    def _add_messages(
+        self,
+        flat: Float[Tensor, "circuit input token d_model"],
+        messages: Sequence[tuple[Tensor, list[int], Tensor]],
+        group: range | None,
+        tokens: Tensor | slice,
+    ) -> None:
+        """Add what some writers' edges bring, given as (weights, writers, changes)."""
+        heads = self.shape.heads
+        total, layer = None, 0 if group is None else group.start // (heads + 1)
+        for part, writers, changes in messages:
+            if self.heads_sums:
+                own = [
+                    slot
+                    for slot, writer in enumerate(writers)
+                    if (writer in group if group else writer % (heads + 1) == 0)
+                ]
+                part, changes = part[..., own], changes[:, own]
+            if not bool(part.any()):
+                continue
+            values = changes.flatten(2, 3)[:, :, tokens]
+            added = (part @ values.flatten(2)).unflatten(-1, values.shape[2:])
+            if group is None:
+                flat[:, :, tokens] += added
+            else:
+                total = added if total is None else total + added
+        if total is not None:
+            norm, before = self.runs.weights.layers[layer].attn_post_norm, self.heads_sums[layer]
+            flat[:, :, tokens] += norm(before[tokens] + total) - norm(before[tokens])
 
     def _run_attention(self, layer: int) -> None:
         heads, kv_heads, start = self.shape.heads, self.shape.kv_heads, self.start
@@ -170,7 +220,6 @@ class PatchedPass:
     ) -> Float[Tensor, "circuit prompt position head d_head"]:
         """z of some heads from their normalized inputs and the indices of q, k and v."""
         weights = self.runs.weights.layers[layer]
-        scale = weights.scale
         allowed = self._slice(weights.visible_keys(self.runs.entry.attention_mask))
         kv_head = [head * self.shape.kv_heads // self.shape.heads for head in heads]
         q_index, k_index, v_index = indices
@@ -178,13 +227,13 @@ class PatchedPass:
         if not self.graph.roles:
             k = self._project(layer, "k", normed, k_index[:, 0], kv_head)
             v = self._project(layer, "v", normed, v_index[:, 0], kv_head)
-            return attend(q, k, v, allowed, scale)
+            return weights.attend(q, k, v, allowed)
         size = (self.circuits, -1, -1, -1, -1)
         run = self.start.activations
         k, v = (
             value[layer][self.prompts][..., kv_head, :].expand(size) for value in (run.k, run.v)
         )
-        z = attend(q, k, v, allowed, scale)
+        z = weights.attend(q, k, v, allowed)
         for role, tokens in enumerate(self.role_tokens):
             changed = (k_index[kv_head, role] != _UNCHANGED) | (
                 v_index[kv_head, role] != _UNCHANGED
@@ -198,7 +247,7 @@ class PatchedPass:
             v = self._project(layer, "v", normed, v_index[:, role], owners)
             prompt, position = tokens // z.shape[2], tokens % z.shape[2]
             queries, mask = q[:, prompt, position].unsqueeze(2), allowed[prompt, position][:, None]
-            new = attend(queries[..., slots, :], k[:, prompt], v[:, prompt], mask, scale)
+            new = weights.attend(queries[..., slots, :], k[:, prompt], v[:, prompt], mask)
             z[:, prompt[:, None], position[:, None], torch.tensor(slots)] = new.squeeze(2)
         return z
 
@@ -210,11 +259,12 @@ class PatchedPass:
         run = getattr(self.start.activations, port)[layer][self.prompts][..., heads, :]
         run, span = (run[:, self.span], slice(None)) if port == "q" else (run, self.span)
         values = run.expand(self.circuits, *run.shape).clone()
+        rotary = self.rotary[layer]
         of_head = [int(index[head]) for head in heads]
         for number in sorted(set(of_head) - {_UNCHANGED}):
             slots = [slot for slot, own in enumerate(of_head) if own == number]
             new = weights.project(port, normed[:, number], [heads[slot] for slot in slots])
-            values[:, :, span, slots] = new if port == "v" else apply_rotary(new, self.rotary)
+            values[:, :, span, slots] = new if port == "v" else apply_rotary(new, rotary)
         return values
 
     def _run_mlp(self, layer: int) -> None:
@@ -231,54 +281,3 @@ class PatchedPass:
             self.changes.add(writer, new - before)
         elif not start.is_consistent:
             self.changes.add(writer, self._slice(start.activations.mlp_out[layer]) - before)
-
-
-def _block_masks(
-    graph: ComputationGraph, masks: Bool[Tensor, "circuit edge"]
-) -> list[Bool[Tensor, "circuit role row writer"]]:
-    """Masks of each block of readers; k and v have a row for each querying role."""
-    table = torch.from_numpy(graph.edge_table).to(masks.device)
-    roles = max(1, len(graph.roles))
-    blocks = []
-    for begin, end in _reader_blocks(graph):
-        edges = slice(int(graph.edge_offsets[begin]), int(graph.edge_offsets[end]))
-        source, target, source_role, target_role = table[:, edges]
-        rows = torch.zeros_like(target)
-        size = 0
-        for reader in range(begin, end):
-            count = roles if graph.port(reader) in ("k", "v") else 1
-            own = target == reader
-            rows[own] = size + (target_role[own] if count > 1 else 0)
-            size += count
-        mask = masks.new_zeros(len(masks), roles, size, graph.upstream_count(begin))
-        mask[:, source_role, rows, source] = masks[:, edges]
-        blocks.append(mask)
-    return blocks
-
-
-def _reader_blocks(graph: ComputationGraph) -> Iterator[tuple[int, int]]:
-    """Ranges of readers with the same residual: attention and MLP of each layer, then logits."""
-    per_layer = graph.readers_per_layer
-    for layer in range(graph.layers):
-        yield layer * per_layer, (layer + 1) * per_layer - 1
-        yield (layer + 1) * per_layer - 1, (layer + 1) * per_layer
-    yield graph.layers * per_layer, graph.layers * per_layer + 1
-
-
-def _writers_reaching_logits(
-    graph: ComputationGraph, block_masks: Sequence[Tensor]
-) -> Bool[Tensor, " writer"]:
-    """Whether each writer reaches the logits through kept edges of some circuit."""
-    needed = torch.zeros(len(graph.writers), dtype=torch.bool)
-    roles = max(1, len(graph.roles))
-    blocks = list(zip(_reader_blocks(graph), block_masks, strict=True))
-    for (begin, end), mask in reversed(blocks):
-        used = mask.any(0).any(0).cpu()  # row writer
-        row = 0
-        for reader in range(begin, end):
-            count = roles if graph.port(reader) in ("k", "v") else 1
-            fed = graph.writers_fed_by(reader)
-            if not fed or bool(needed[list(fed)].any()):
-                needed[: used.shape[1]] |= used[row : row + count].any(0)
-            row += count
-    return needed

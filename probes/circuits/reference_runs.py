@@ -17,11 +17,11 @@ from probes.models.decoder import (
     DecoderInputs,
     DecoderWeights,
     apply_rotary,
-    attend,
     capture_decoder,
     decompose,
 )
 from probes.models.model import Model
+from probes.models.norm import IDENTITY
 from probes.models.run_checks import require_eval, require_unedited
 
 Ablation = Literal["counterfactual", "mean", "zero"]
@@ -87,7 +87,7 @@ def run_references(
     """Run a task's clean and counterfactual prompts once, for all circuits.
 
     Args:
-        model: A decoder whose blocks are plain sums of heads and MLP.
+        model: A decoder whose blocks are sums of heads and MLP, with or without post-norms.
         task: The pairs of prompts.
         roles: Whether edges are resolved by roles.
         ablation: What an ablated edge carries: its counterfactual value, its mean over tokens of
@@ -143,7 +143,7 @@ def run_references(
 
 
 def ablation_change(runs: ReferenceRuns, writer: int) -> Tensor:
-    """Change of a writer's output by ablation: ablated minus clean value."""
+    """Change of a writer's output by ablation: ablated minus clean value; before a post-norm."""
     heads = runs.model.shape.heads
     if writer == 0:
         return runs.ablated.embed - runs.clean.embed
@@ -188,22 +188,28 @@ def _run_with_constants(
     embed, z, mlp_out = values
     run = clean.activations
     parts = {name: [] for name in ("resid_pre", "resid_mid", "q", "k", "v", "z", "mlp_out")}
-    shift = embed - run.embed
-    for number, layer in enumerate(weights.layers):
-        pre = run.resid_pre[number] + shift
+    post_norm = None
+    shift, resid = embed - run.embed, entry.position_embed + embed
+    for number, (layer, rotary) in enumerate(zip(weights.layers, entry.rotary, strict=True)):
+        post_norm = None if layer.attn_post_norm is IDENTITY else layer.attn_post_norm
+        pre = run.resid_pre[number] + shift if post_norm is None else resid
         y = layer.attn_norm(pre)
-        q, k = (apply_rotary(layer.project(port, y), entry.rotary) for port in "qk")
+        q, k = (apply_rotary(layer.project(port, y), rotary) for port in "qk")
         v = layer.project("v", y)
-        new_z = attend(q, k, v, entry.attention_mask, layer.scale)
-        heads = einsum(z[number] - run.z[number], layer.o, "b t h e, h e d -> b t d")
-        mid = run.resid_mid[number] + shift + (0 if weights.parallel else heads)
+        new_z = layer.attend(q, k, v, layer.visible_keys(entry.attention_mask))
+        if post_norm is None:
+            heads = einsum(z[number] - run.z[number], layer.o, "b t h e, h e d -> b t d")
+            mid = run.resid_mid[number] + shift + (0 if weights.parallel else heads)
+            shift = shift + heads + mlp_out[number] - run.mlp_out[number]
+        else:  # Summed anew: a post-norm would amplify the rounding errors of differences.
+            mid = resid + post_norm(layer.sum_heads(z[number]))
+            resid = mid + mlp_out[number]
         out = layer.mlp(layer.mlp_norm(mid))
         for name, value in zip(parts, (pre, mid, q, k, v, new_z, out), strict=True):
             parts[name].append(value)
-        shift = shift + heads + mlp_out[number] - run.mlp_out[number]
     activations = DecoderActivations(
         embed=run.embed,
-        resid_final=run.resid_final + shift,
+        resid_final=run.resid_final + shift if post_norm is None else resid,
         **{name: tuple(layers) for name, layers in parts.items()},
     )
     return Run(activations, embed, z, mlp_out)

@@ -149,8 +149,8 @@ class Trace(Result):
         lines = [
             f"{circuit.model} on {task}: accuracy {self.gate.accuracy.value:.0%}; the gate is "
             f"{self.gate.state}.",
-            f"{held.edges} of {len(circuit.graph)} edges ({held.fraction:.2%}) keep {held.value} of "
-            f"the logit difference on held-out prompts ({self.discovery.value} on the discovery "
+            f"{held.edges} of {len(circuit.graph)} edges ({held.fraction:.2%}) keep {held.value} "
+            f"of the logit difference on held-out prompts ({self.discovery.value} on the discovery "
             f"prompts; requested {self.keep}). It stays positive in "
             f"{held.positive_fraction.value:.0%} of the prompts.",
             f"All other edges keep {held.complement}.",

@@ -1,1 +1,1 @@
-"""The claims H1 to H5 on the shared circuit of a query pattern."""
+"""The claims H1a to H5 on the shared circuit of a query pattern."""

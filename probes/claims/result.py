@@ -1,5 +1,6 @@
-"""What a proof found: verdicts, the numbers they rest on, and how they are saved."""
+"""Results of the claims: verdicts and the measurements that they depend on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,24 +17,53 @@ from probes.interventions.result import (
     StateProjection,
     UnseenVerbs,
 )
+from probes.models.site import Site
 from probes.observe.result import Gate
 from probes.result import Result
 from probes.stats.evidence import ClaimVerdict
 from probes.stats.intervals import Estimate
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class JointSite:
+    """Site between blocks whose interchange most often gives the number of the source.
+
+    Attributes:
+        site: The site, chosen on other prompts than those that it is measured on.
+        label: Operation and operands together, such as "operation + x + y".
+        variables: For the operation and each operand, the fraction of bases whose number takes it
+            at the site, alone or with others.
+        all_variables: Fraction of bases whose number takes all of them.
+        operation_alone: Interchange accuracy of the operation alone by a subspace at the site
+            (DAS); near 0 where the state holds only the result of operation and operands.
+    """
+
+    site: Site
+    label: str
+    variables: Mapping[str, Estimate]
+    all_variables: Estimate
+    operation_alone: Estimate
+
 
 @dataclass(frozen=True, eq=False)
 class BaseModelComparison:
-    """What a tuned model does at the sites of the model before it.
+    """Direction, state and output heads of a base model in the model tuned from it.
 
     Attributes:
-        before, after: The two models.
-        own: How often the operation is taken up in the tuned model by its own direction.
-        theirs: How often by the direction fitted in the model before, at the same site.
-        difference: Own less theirs, paired by base.
-        state: How often by the whole state of the model before, on the same text.
-        stranger: How often by the direction fitted in an untrained model.
-        heads_before, heads_after: The heads that bring the number to where it is read.
+        base, tuned: Names of the two models.
+        own_direction: Interchange accuracy of the operation in the tuned model by its own
+            direction.
+        base_direction: The same by the direction fitted in the base model, at the same site.
+        difference: `own_direction` minus `base_direction`, paired by base.
+        base_state: Interchange accuracy of the base model's whole state, on the same texts.
+        random_init_direction: The same by a direction fitted in a random-init model.
+        base_heads, tuned_heads: Output heads of the number in the two models.
+        head_overlap: Their Jaccard overlap, 0 to 1, with its bootstrap interval over prompts.
+        null_head_overlaps: Overlap of the tuned model's output heads with as many heads of each
+            random-init model as `base_heads`, those with the largest fractions.
     """
 
     base: str
@@ -45,41 +75,34 @@ class BaseModelComparison:
     random_init_direction: Estimate
     base_heads: tuple[str, ...]
     tuned_heads: tuple[str, ...]
-
-    @property
-    def head_overlap(self) -> float:
-        """The Jaccard overlap of the heads that read the number out, 0 to 1."""
-        both = {*self.base_heads, *self.tuned_heads}
-        common = {*self.base_heads} & {*self.tuned_heads}
-        return len(common) / len(both) if both else float("nan")
-
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-DECLARATIVE_SUFFIX = "-told"
-_FEW_OBJECTS = 8  # Few enough that each stands in many prompts.
+    head_overlap: Estimate
+    null_head_overlaps: tuple[float, ...]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ClaimsReport(Result):
-    """What became of the claims in one model, and all that was measured for it.
+    """Verdicts on the claims in one model, and the measurements that they depend on.
 
     Attributes:
-        gates: Whether the model does the task: number, noun.
+        model, pattern: Names of model and pattern.
+        gates: Gates of number and noun.
         verdicts: One for each claim.
-        hot: Hotspots.
-        variance: For the operation's site, the share of variance of each factor.
-        object_there: Whether the object can be read at the operation's site.
-        unseen: Directions tried on verbs that they were not fitted on.
-        searched: Subspaces searched for at the operation's site.
-        parted: The double dissociation; `two` where two things are spoken of.
-        needed: What resampling the operation's directions costs.
-        heads: The heads that bring each answer, and knocking them out.
-        bound: Exchanging what binds two things to their numbers, layer by layer.
-        aligned: Directions across objects.
-        line: The model beside the one that it was tuned from.
-        points: The states at the operation's site, as points.
+        hotspots: Hotspots of all variables.
+        joint_site: Site where the operation and the operands meet.
+        variance_fractions: For each factor its fraction of the states' variance at the operation's
+            site; see `geometry.FACTORS`.
+        object_decoding: Decoding of the object at the operation's site.
+        unseen_verbs: Directions on verbs that they were not fitted on; None with too few verbs.
+        subspace_search: DAS at the operation's site.
+        dissociation: Double dissociation of operation and object.
+        two_object_dissociation: The same with two objects in the text; None without such questions.
+        necessity: Resample ablation of the operation's directions.
+        output_heads: Heads that write each answer, and their ablation.
+        binding: Swaps of the binding vectors of two objects, block by block.
+        direction_comparison: Transfer of directions between objects.
+        base_comparison: Comparison with the base model; None if there is none.
+        protocol: Settings as name and text.
+        projection: States at the operation's site in two dimensions.
     """
 
     model: str
@@ -87,6 +110,7 @@ class ClaimsReport(Result):
     gates: tuple[Gate, ...]
     verdicts: tuple[ClaimVerdict, ...]
     hotspots: Hotspots
+    joint_site: JointSite
     variance_fractions: dict[str, float]
     object_decoding: DecodingResult
     unseen_verbs: UnseenVerbs | None
@@ -102,32 +126,30 @@ class ClaimsReport(Result):
     projection: StateProjection | None = None
 
     def verdict(self, claim: str) -> ClaimVerdict:
-        """Return the verdict on a claim, "H1" to "H5"."""
-        for found in self.verdicts:
-            if found.claim == claim:
-                return found
+        """Return the verdict on a claim, such as "H1a"."""
+        for verdict in self.verdicts:
+            if verdict.claim == claim:
+                return verdict
         raise ProbeError(f"There is no claim {claim!r}: {[v.claim for v in self.verdicts]}")
 
     def summary(self) -> tuple[str, ...]:
-        """Say what was found, a plain sentence a claim."""
-        lines = [
-            f"{self.model} on {self.pattern!r}: number right in {self.gates[0].accuracy}, noun in "
-            f"{self.gates[1].accuracy}."
-        ]
-        for found in self.verdicts:
-            lines.append(f"{found.claim}, {found.title}: {found.label} ({found.reason}).")
-        return tuple(lines)
+        """Return accuracies, and one sentence for each claim."""
+        number, noun = self.gates[0].accuracy, self.gates[1].accuracy
+        return (
+            f"{self.model} on {self.pattern!r}: number right in {number}, noun in {noun}.",
+            *(f"{v.claim}, {v.title}: {v.label} ({v.reason})." for v in self.verdicts),
+        )
 
     def table(self) -> "pd.DataFrame":
-        """Return the verdicts, a claim to a row."""
+        """Return the verdicts, one row for each claim."""
         import pandas as pd
 
         rows = [(verdict.claim, verdict.label) for verdict in self.verdicts]
         return pd.DataFrame(rows, columns=["claim", self.model])
 
     def __repr__(self) -> str:
-        words = ", ".join(f"{found.claim} {found.label}" for found in self.verdicts)
-        return f"<Proof of {self.model}: {words}>"
+        labels = ", ".join(f"{verdict.claim} {verdict.label}" for verdict in self.verdicts)
+        return f"<ClaimsReport of {self.model}: {labels}>"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -145,7 +167,7 @@ class ClaimsReports(Result):
         return tuple(line for report in self.reports for line in report.summary())
 
     def table(self) -> "pd.DataFrame":
-        """Return the verdicts: a claim to a row, a model to a column."""
+        """Return the verdicts: one row for each claim, one column for each model."""
         import pandas as pd
 
         return pd.concat([report.table().set_index("claim") for report in self.reports], axis=1)

@@ -1,15 +1,23 @@
-"""Prove: the fox claim put to the test in one model, with what speaks against it.
+"""Evaluation of the claims H1a to H5 in one model.
 
-gate → hotspots → searches, swaps, directions → tests → one verdict a claim
+gate → hotspots → interventions at the operation's site → tests → one verdict for each claim
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from probes.claims import claims
-from probes.claims.base_model import compare_with_base
-from probes.claims.dose_response import dose_response_rows
+from probes.claims.base_model import BaseComparisonSettings, compare_with_base, reuse_claim
+from probes.claims.dose_response import dose_response_rows, training_diversity_claim
+from probes.claims.joint_site import find_joint_site
 from probes.claims.result import BaseModelComparison, ClaimsReport
+from probes.claims.separate_path import separate_path_claim
+from probes.claims.shared_state import (
+    SharedStateEvidence,
+    joint_state_claim,
+    shared_direction_claim,
+    shared_state_claim,
+)
 from probes.errors import GateError, ModelError, PatternError, SiteError
 from probes.interventions.confounds import (
     distractor_sentence,
@@ -26,7 +34,7 @@ from probes.interventions.dissociation import dissociate, necessity, output_head
 from probes.interventions.geometry import variance_fractions
 from probes.interventions.hotspot_result import Hotspots
 from probes.interventions.hotspots import HotspotSettings, hotspots
-from probes.interventions.interchange import run_interchange_pairs
+from probes.interventions.interchange import InterchangeRuns, run_interchange_pairs
 from probes.interventions.projection import project_states
 from probes.interventions.result import BindingSwap, Dissociation, UnseenVerbs
 from probes.interventions.site_search import search_words
@@ -43,130 +51,157 @@ from probes.prompts.interchange_pairs import (
     sample_interchange_pairs,
 )
 from probes.prompts.pattern import Pattern
-from probes.prompts.template import Template
 from probes.stats.intervals import Estimate
 
-DECLARATIVE_SUFFIX = "-told"
-_FEW_OBJECTS = 8  # Few enough that each stands in many prompts.
+_DECLARATIVE_SUFFIX = "-told"
+_FEW_OBJECTS = 8  # Few enough that each occurs in many prompts.
+_OPERATION_FREE_PATTERNS = {"take-away": "taken", "get-more": "gotten"}
 
 
-def evaluate_claims(  # noqa: PLR0913 (the job has its dials)
+@dataclass(frozen=True, slots=True)
+class ClaimSettings:
+    """Sizes and seed of the tests of the claims.
+
+    Attributes:
+        bases: Bases of the evaluation; half as many more are used to find sites. With fewer than 80
+            the intervals leave tests undecided: 0 of 30 may be a tenth.
+        nulls: Random-init models of the nulls.
+        seed: Of prompts, random-init models and searches.
+    """
+
+    bases: int = 200
+    nulls: int = 20
+    seed: int = 0
+
+
+def evaluate_claims(
     model: str | Path | Model,
     pattern: str | Pattern = "take-away",
+    settings: ClaimSettings = ClaimSettings(),
     *,
     base_model: str | Path | Model | None = None,
-    bases: int = 200,
-    nulls: int = 20,
-    seed: int = 0,
 ) -> ClaimsReport:
-    """Put the fox claim to the test in one model: H1 to H5, each with its evidence.
+    """Test the claims H1a to H5 in one model.
 
     Args:
-        model: A family name, a folder, a hub id or a loaded model.
+        model: Name of a shipped model, a folder, a hub id or a loaded model.
         pattern: A pattern with an opposite, or its name. A model that cannot answer its questions
-            is tried on the same facts as statements (`<name>-told`).
-        before: The model that it was tuned from; the family's own is known.
-        bases: Prompts that the verdicts rest on; half as many more find the sites. Fewer than 80
-            leave tests undecided, whatever they find: 0 of 30 may be a tenth.
-        nulls: Untrained nets for the chance level.
-        seed: Of prompts, nets and searches.
+            is tested on the same facts as statements (`<name>-told`).
+        settings: Sizes and seed.
+        base_model: The model before tuning; by default the one that the provenance names.
 
     Raises:
         GateError: The model does not have the behavior.
-        PatternError: The outcomes of the pattern collide, or it has too few words.
+        PatternError: The outcomes of the pattern coincide, or it has too few words.
     """
     model = load(model)
     if base_model is not None:  # A wrong name ends before the measurements.
         base_model = load(base_model)
-    asked, gates = _open_gates(model, pattern, seed)
-    hot = hotspots(model, asked, HotspotSettings(bases=bases, nulls=nulls, seed=seed))
-    cell = hot.hotspot(OPERATION).site
-    drawn = sample_interchange_pairs(
-        asked,
+    pattern, gates = _pattern_with_behavior(model, pattern, settings.seed)
+    bases, nulls, seed = settings.bases, settings.nulls, settings.seed
+    own_hotspots = hotspots(model, pattern, HotspotSettings(bases=bases, nulls=nulls, seed=seed))
+    site = own_hotspots.hotspot(OPERATION).site
+    search_pairs = sample_interchange_pairs(
+        pattern,
         max(bases // 2, 8),
         tokenizers=(model.tokenizer,),
         seed=seed + 1,
-        allowed_words=search_words(asked),
+        allowed_words=search_words(pattern),
     )
-    finding = run_interchange_pairs(model, drawn, joined_roles=joined_roles(cell))
-    searched = search_subspace(finding, hot.runs, cell, seed=seed)
-    unseen = _none_if_too_few_verbs(
-        lambda: unseen_verbs(model, asked, cell, bases=bases // 5, seed=seed)
-    )
-    there = decode_object(model, _sample_few_objects(model, asked, seed), cell, seed=seed)
-    parted, two, bound = _dissociations(model, asked, hot, bases, seed)
-    needed = necessity(hot.runs, searched.subspace, seed=seed)
-    heads = output_heads(finding, hot.runs)
-    aligned = compare_directions(model, asked, cell, DirectionSettings(seed=seed))
-    line, why = _base_comparison(model, asked, cell, base_model, (bases, seed))
-    back, loud = _verb_detector_tests(model, asked, cell, seed)
-    shares = variance_fractions(hot.runs, [cell])
-    points = project_states(hot.runs, cell, operation_direction(finding, cell))
+    search_runs = run_interchange_pairs(model, search_pairs, joined_roles=joined_roles(site))
+    evidence = _shared_state_evidence(pattern, own_hotspots, search_runs, settings)
+    joint_site = find_joint_site(search_runs, own_hotspots, seed=seed)
+    dissociation, two_objects, binding = _dissociations(model, pattern, own_hotspots, settings)
+    ablation = necessity(own_hotspots.runs, evidence.subspace_search.subspace, seed=seed)
+    heads = output_heads(search_runs, own_hotspots.runs)
+    directions = compare_directions(model, pattern, site, DirectionSettings(seed=seed))
+    comparison, reason = _base_comparison(model, pattern, site, base_model, settings)
+    fractions = variance_fractions(own_hotspots.runs, [site])
     return ClaimsReport(
         model=model.name,
-        pattern=asked.name,
+        pattern=pattern.name,
         gates=gates,
         verdicts=(
-            claims.shared_state_claim(hot, there, unseen, searched, back, loud),
-            claims.separate_path_claim(parted, two, needed, heads),
-            claims.shared_direction_claim(aligned),
-            claims.reuse_claim(line, why),
-            claims.training_diversity_claim(
-                dose_response_rows() if model.origin.startswith("family member ") else ()
-            ),
+            shared_state_claim(evidence),
+            joint_state_claim(joint_site, own_hotspots),
+            separate_path_claim(dissociation, two_objects, ablation, heads),
+            shared_direction_claim(directions),
+            reuse_claim(comparison, reason),
+            training_diversity_claim(dose_response_rows(model.provenance)),
         ),
-        hotspots=hot,
-        variance_fractions={name: float(values[0]) for name, values in shares.items()},
-        object_decoding=there,
-        unseen_verbs=unseen,
-        subspace_search=searched,
-        dissociation=parted,
-        two_object_dissociation=two,
-        necessity=needed,
+        hotspots=own_hotspots,
+        joint_site=joint_site,
+        variance_fractions={name: float(values[0]) for name, values in fractions.items()},
+        object_decoding=evidence.object_decoding,
+        unseen_verbs=evidence.unseen_verbs,
+        subspace_search=evidence.subspace_search,
+        dissociation=dissociation,
+        two_object_dissociation=two_objects,
+        necessity=ablation,
         output_heads=heads,
-        binding=bound,
-        direction_comparison=aligned,
-        base_comparison=line,
+        binding=binding,
+        direction_comparison=directions,
+        base_comparison=comparison,
         protocol=(
-            ("bases", f"{len(hot.runs)} to judge by, {len(finding)} others to find sites by"),
-            ("sites", f"{len(hot.sites)} residuals, by role and layer"),
-            ("chance", f"best site of {nulls} untrained nets, 95th percentile"),
+            ("bases", f"{len(own_hotspots.runs)}, and {len(search_runs)} others to find sites"),
+            ("sites", f"{len(own_hotspots.sites)} of the residual stream, by role and layer"),
+            ("null", f"best site of {nulls} random-init models, 95th percentile"),
             ("seed", str(seed)),
         ),
-        projection=points,
+        projection=project_states(own_hotspots.runs, site, operation_direction(search_runs, site)),
     )
 
 
-def _open_gates(
+def _pattern_with_behavior(
     model: Model, pattern: str | Pattern, seed: int
 ) -> tuple[Pattern, tuple[Gate, ...]]:
-    """Return the pattern that the model can do: the one asked for, or its twin in statements."""
-    asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
-    sample_interchange_pairs(
-        asked, 1, tokenizers=(model.tokenizer,), seed=seed
-    )  # Refuses what cannot be crossed.
-    gates = gate(model, asked, seed=seed)
-    if all(found.has_behavior for found in gates):
-        return asked, gates
-    twin = (
-        list_patterns().get(asked.name + DECLARATIVE_SUFFIX) if isinstance(pattern, str) else None
+    """Return the pattern, or that of the same facts as statements if only its gates are open."""
+    chosen = find_pattern(pattern) if isinstance(pattern, str) else pattern
+    # Refuses patterns whose outcomes coincide.
+    sample_interchange_pairs(chosen, 1, tokenizers=(model.tokenizer,), seed=seed)
+    gates = gate(model, chosen, seed=seed)
+    if all(one.has_behavior for one in gates):
+        return chosen, gates
+    statements = (
+        list_patterns().get(chosen.name + _DECLARATIVE_SUFFIX) if isinstance(pattern, str) else None
     )
-    if twin is not None:
-        told = gate(model, twin, seed=seed)
-        if all(found.has_behavior for found in told):
-            return twin, told
-    worst = next(found for found in gates if not found.has_behavior)
-    if worst.state == "too few to tell":
-        raise GateError(worst.too_few_reason)
+    if statements is not None:
+        statement_gates = gate(model, statements, seed=seed)
+        if all(one.has_behavior for one in statement_gates):
+            return statements, statement_gates
+    closed = next(one for one in gates if not one.has_behavior)
+    if closed.state == "too few to tell":
+        raise GateError(closed.too_few_reason)
     raise GateError(
-        f"{model.name} does not have the behavior: {worst.answer} of {asked.name!r} is right in "
-        f"{worst.accuracy}, {worst.heuristic!r} in {worst.heuristic_accuracy:.2f}. There is "
-        "nothing to prove; choose a model or a pattern whose gate is open."
+        f"{model.name} does not have the behavior: {closed.answer} of {chosen.name!r} is right in "
+        f"{closed.accuracy}, {closed.heuristic!r} in {closed.heuristic_accuracy:.2f}. There is "
+        "nothing to test: choose a model or a pattern whose gate is open."
+    )
+
+
+def _shared_state_evidence(
+    pattern: Pattern, own_hotspots: Hotspots, search_runs: InterchangeRuns, settings: ClaimSettings
+) -> SharedStateEvidence:
+    """Measure what H1a depends on, at the operation's site."""
+    model, seed = search_runs.model, settings.seed
+    site = own_hotspots.hotspot(OPERATION).site
+    few_objects = _sample_few_objects(model, pattern, seed)
+    operation_free, distractor = _verb_detector_tests(model, pattern, site, seed)
+    return SharedStateEvidence(
+        hotspots=own_hotspots,
+        object_decoding=decode_object(model, few_objects, site, seed=seed),
+        unseen_verbs=_none_if_too_few_verbs(
+            lambda: unseen_verbs(model, pattern, site, bases=settings.bases // 5, seed=seed)
+        ),
+        subspace_search=search_subspace(search_runs, own_hotspots.runs, site, seed=seed),
+        operation_free_accuracy=operation_free,
+        distractor_accuracy=distractor,
+        held_out=model.provenance.held_out if model.provenance else (),
     )
 
 
 def _sample_few_objects(model: Model, pattern: Pattern, seed: int) -> InterchangePairs:
-    """Draw bases about few objects, so that each stands in many."""
+    """Sample bases about few objects, so that each occurs in many."""
     words = {OBJECT: list(pattern.lexicon.words("noun")[:_FEW_OBJECTS])}
     count = 20 * _FEW_OBJECTS
     return sample_interchange_pairs(
@@ -175,55 +210,64 @@ def _sample_few_objects(model: Model, pattern: Pattern, seed: int) -> Interchang
 
 
 def _dissociations(
-    model: Model, pattern: Pattern, own_hotspots: Hotspots, bases: int, seed: int
+    model: Model, pattern: Pattern, own_hotspots: Hotspots, settings: ClaimSettings
 ) -> tuple[Dissociation, Dissociation | None, tuple[BindingSwap, ...]]:
-    """Part number and noun where one thing is spoken of, and where two are."""
+    """Dissociate number and noun with one object in the text, and with two."""
+    seed = settings.seed
     own = dissociate(own_hotspots, seed=seed)
-    twin = _two_object_pattern(pattern)
-    if twin is None or not all(found.has_behavior for found in gate(model, twin, seed=seed)):
+    two_objects = _two_object_pattern(pattern)
+    if two_objects is None or not _has_behavior(model, two_objects, seed):
         return own, None, ()
-    spots = (OPERATION, OBJECT)
-    settings = HotspotSettings(bases=bases // 2, nulls=0, seed=seed)
-    both = hotspots(model, twin, settings, variables=spots)
+    both = hotspots(
+        model,
+        two_objects,
+        HotspotSettings(bases=settings.bases // 2, nulls=0, seed=seed),
+        variables=(OPERATION, OBJECT),
+    )
     return own, dissociate(both, seed=seed), swap_bindings(both.runs, seed=seed)
 
 
+def _has_behavior(model: Model, pattern: Pattern, seed: int) -> bool:
+    return all(one.has_behavior for one in gate(model, pattern, seed=seed))
+
+
+def _is_shipped(pattern: Pattern) -> bool:
+    return list_patterns().get(pattern.name) == pattern
+
+
+def _suffix(pattern: Pattern) -> str:
+    return _DECLARATIVE_SUFFIX if pattern.name.endswith(_DECLARATIVE_SUFFIX) else ""
+
+
 def _two_object_pattern(pattern: Pattern) -> Pattern | None:
-    """Return the shipped pattern that speaks of two things and asks the same."""
-    told = DECLARATIVE_SUFFIX if pattern.name.endswith(DECLARATIVE_SUFFIX) else ""
-    known = list_patterns()
-    if known.get(pattern.name) != pattern:
+    """Return the shipped pattern with two objects and the same questions."""
+    known, suffix = list_patterns(), _suffix(pattern)
+    if not _is_shipped(pattern) or pattern.templates != known[f"take-away{suffix}"].templates:
         return None
-    more = "" if pattern.operation == "minus" else "-more"
-    return (
-        known[f"distractor{more}{told}"]
-        if pattern.templates == _take_away_templates(told)
-        else None
-    )
-
-
-def _take_away_templates(suffix: str) -> tuple[Template, ...]:
-    return list_patterns()[f"take-away{suffix}"].templates
+    return known[f"distractor{'' if pattern.operation == 'minus' else '-more'}{suffix}"]
 
 
 def _base_comparison(
-    model: Model, pattern: Pattern, site: Site, base_model: str | Path | Model | None,
-    settings: tuple[int, int],
-) -> tuple[BaseModelComparison | None, str]:  # fmt: skip
-    """Hold a model against the one it was tuned from, or say why that cannot be done."""
-    bases, seed = settings
-    told = list_patterns().get(pattern.name.removesuffix(DECLARATIVE_SUFFIX) + DECLARATIVE_SUFFIX)
+    model: Model,
+    pattern: Pattern,
+    site: Site,
+    base_model: str | Path | Model | None,
+    settings: ClaimSettings,
+) -> tuple[BaseModelComparison | None, str]:
+    """Compare a model with its base model, or return the reason why that is impossible."""
     if base_model is None:
         base_model = model.provenance.base_model if model.provenance else ""
         if not base_model:
             return None, f"no base model of {model.name} is known: name it"
-    if told is None or pattern.name.endswith(DECLARATIVE_SUFFIX):
-        return None, f"{pattern.name!r} has no twin in statements to ask the model before by"
+    statements = list_patterns().get(pattern.name + _DECLARATIVE_SUFFIX)
+    if statements is None:
+        return None, f"{pattern.name!r} has no questions with a pattern of the same statements"
+    sizes = BaseComparisonSettings(
+        bases=settings.bases // 2, nulls=settings.nulls, seed=settings.seed
+    )
     try:
-        found = compare_with_base(
-            model, load(base_model), pattern, told, site, bases=bases // 2, seed=seed
-        )
-    except (ModelError, SiteError) as error:  # The base model is not at hand, or lacks the site.
+        found = compare_with_base(model, load(base_model), (pattern, statements), site, sizes)
+    except (ModelError, SiteError) as error:  # The base model is absent, or lacks the site.
         return None, str(error)
     return found, ""
 
@@ -231,23 +275,20 @@ def _base_comparison(
 def _verb_detector_tests(
     model: Model, pattern: Pattern, site: Site, seed: int
 ) -> tuple[Estimate | None, Estimate | None]:
-    """Try what a mere detector of verbs would fall for."""
-    loud = distractor_sentence(model, pattern, seed=seed)
-    name = {"take-away": "taken", "get-more": "gotten"}.get(
-        pattern.name.removesuffix(DECLARATIVE_SUFFIX)
-    )
-    if name is None or list_patterns().get(pattern.name) != pattern:
-        return None, loud
-    back = list_patterns()[
-        name + (DECLARATIVE_SUFFIX if pattern.name.endswith(DECLARATIVE_SUFFIX) else "")
-    ]
-    if not gate(model, back, seed=seed)[0].has_behavior:
-        return None, loud
-    return operation_free_question(model, back, site, seed=seed), loud
+    """Return the accuracies that a detector of verbs would lower."""
+    distractor = distractor_sentence(model, pattern, seed=seed)
+    suffix = _suffix(pattern)
+    name = _OPERATION_FREE_PATTERNS.get(pattern.name.removesuffix(suffix))
+    if name is None or not _is_shipped(pattern):
+        return None, distractor
+    operation_free = list_patterns()[name + suffix]
+    if not gate(model, operation_free, seed=seed)[0].has_behavior:
+        return None, distractor
+    return operation_free_question(model, operation_free, site, seed=seed), distractor
 
 
 def _none_if_too_few_verbs(run: Callable[[], UnseenVerbs]) -> UnseenVerbs | None:
-    """Return None where a pattern has too few verbs to leave some out."""
+    """Return None where a pattern has too few verbs to hold some out."""
     try:
         return run()
     except PatternError:

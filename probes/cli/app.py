@@ -91,6 +91,9 @@ def compare(
     prompts: Prompts = 32,
     seed: Seed = 0,
     nulls: Annotated[int, typer.Option(help="Random-init models for the null.", min=20)] = 20,
+    draws: Annotated[
+        int, typer.Option(help="Draws of prompts and held-out words for variables.", min=1)
+    ] = 5,
     out: Page = Path("report.html"),
     json: Json = None,
     workers: Annotated[int, typer.Option(help="Models measured in parallel.", min=1)] = 2,
@@ -109,17 +112,17 @@ def compare(
     check_output_paths(out, json, page=True)
     silence_libraries()
     from probes.comparison.compare import compare_family
+    from probes.comparison.references import ComparisonSettings
 
-    family = compare_family(
-        full,
-        relatives,
-        pattern,
+    settings = ComparisonSettings(
         prompts=prompts,
+        draws=draws,
         seed=seed,
         nulls=nulls,
         workers=workers,
         progress=sys.stderr.isatty(),
     )
+    family = compare_family(full, relatives, pattern, settings)
     result = family.comparisons[0] if len(relatives) == 1 else family
     _write(result, out, json)
     if assert_equivalent is not None:
@@ -166,25 +169,17 @@ def claims(
     out: Page = Path("claims.html"),
     json: Json = None,
 ) -> None:
-    """Test claims H1 to H5: one operation state for all objects, and a branch for the noun."""
+    """Test claims H1a to H5: one operation state for all objects, and a branch for the noun."""
     check_output_paths(out, json, page=True)
     silence_libraries()
     from probes.claims.result import ClaimsReport, ClaimsReports
-    from probes.claims.run import evaluate_claims as run
+    from probes.claims.run import ClaimSettings, evaluate_claims
 
     console, reports = open_console(), list[ClaimsReport]()
+    settings = ClaimSettings(bases=bases, nulls=nulls, seed=seed)
     for name in models:
         try:
-            reports.append(
-                run(
-                    name,
-                    pattern,
-                    base_model=base_model or None,
-                    bases=bases,
-                    nulls=nulls,
-                    seed=seed,
-                )
-            )
+            reports.append(evaluate_claims(name, pattern, settings, base_model=base_model or None))
         except GateError as error:  # The other models are still measured.
             print_line(console, f"- {name}: behavior absent. {error}")
     if not reports:

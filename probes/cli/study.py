@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from probes.cli.common import (
     MAX_SEED,
     THREADS_HELP,
     check_output_paths,
+    open_console,
+    print_line,
     reports_errors,
     silence_libraries,
     write_result,
@@ -39,38 +40,37 @@ def study(
     out: Annotated[
         Path | None, typer.Option(help="Where the table is written; runs/NAME.csv by default.")
     ] = None,
-    fresh: Annotated[bool, typer.Option(help="Measure again what the table holds.")] = False,
+    fresh: Annotated[bool, typer.Option(help="Measure known rows again.")] = False,
     threads: Annotated[int, typer.Option(help=THREADS_HELP, min=1)] = 1,
 ) -> None:
     """Make relatives that differ in one factor, measure each, and write one table (hours)."""
     silence_libraries(threads)
-    from probes.experiments.scorecard import write_rows
-    from probes.experiments.studies.registry import STUDIES
-    from probes.experiments.studies.registry import run_study as run
+    from probes.experiments.studies.registry import STUDIES, run_study
     from probes.experiments.studies.tables import read_study
+    from probes.files import write_rows
 
-    place = out or Path("runs") / f"{name}.csv"
+    path = out or Path("runs") / f"{name}.csv"
     if name in STUDIES:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        check_output_paths(place, None)
-    known = [] if fresh else read_study(name, place)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        check_output_paths(path, None)
+    known = [] if fresh else read_study(name, path)
     rows: list[Any] = []
-    console = Console(soft_wrap=True)
-    for row in run(name, folder=folder, work=work, known=known):
+    console = open_console()
+    for row in run_study(name, folder=folder, work=work, known=known):
         rows.append(row)
-        if len(rows) >= len(known):  # A run that is stopped leaves the table as long as it was.
-            write_rows(rows, place)
+        if len(rows) >= len(known):  # A run that is stopped does not shorten the table.
+            write_rows(rows, path)
         if sys.stderr.isatty() and "model" in row:
-            console.print(f"Measured {row['model']}", markup=False, highlight=False)
+            print_line(console, f"Measured {row['model']}")
     if any("mean_interchange_accuracy" in row for row in rows):
         console.print(_scorecard_table(rows))
-    console.print(f"Table: {place}, {len(rows)} rows", markup=False, highlight=False)
+    print_line(console, f"Table: {path}, {len(rows)} rows")
 
 
 def _scorecard_table(rows: list[Any]) -> Table:
     table = Table("model", "parent", *_COLUMNS)
     for row in rows:
-        numbers = [row[part] for part in _COLUMNS]
+        numbers = [row[column] for column in _COLUMNS]
         table.add_row(
             str(row["model"]), str(row["parent"]), *("–" if n != n else f"{n:.2f}" for n in numbers)
         )
@@ -102,11 +102,10 @@ def curve(
     """Rate–distortion: storage of each relative against loss of behavior and mechanism."""
     check_output_paths(out, json, page=True)
     silence_libraries()
-    from probes.comparison.rate_distortion.measure import RateDistortionSettings
-    from probes.comparison.rate_distortion.measure import rate_distortion as run
+    from probes.comparison.rate_distortion.measure import RateDistortionSettings, rate_distortion
 
     settings = RateDistortionSettings(
         bases=bases, prompts=prompts, noise_copies=noise, verdicts=verdicts, seed=seed
     )
-    result = run(parent, relatives, pattern, settings, progress=sys.stderr.isatty())
+    result = rate_distortion(parent, relatives, pattern, settings, progress=sys.stderr.isatty())
     write_result(result, out, json)

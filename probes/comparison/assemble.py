@@ -8,6 +8,7 @@ import numpy as np
 from probes.comparison.failing_prompts import head_failing_prompts, variable_failing_prompts
 from probes.comparison.heads.matching import HeadPairing, match_heads, pair_heads
 from probes.comparison.heads.profiles import HeadProfiles, similarity_draws
+from probes.comparison.heads.result import MeanPairScore
 from probes.comparison.heads.verdicts import NullModels, head_verdicts
 from probes.comparison.measurements import (
     ModelMeasurements,
@@ -15,9 +16,17 @@ from probes.comparison.measurements import (
     ReferenceModel,
     model_facts,
 )
+from probes.comparison.model_facts import SolvedLogitDiff
 from probes.comparison.prompts import ComparisonPrompts
-from probes.comparison.result import Comparison, MeanPairScore, SolvedLogitDiff
-from probes.comparison.variables.result import CrossModelTransfer
+from probes.comparison.references import ComparisonSettings
+from probes.comparison.result import Comparison
+from probes.comparison.variables.draws import (
+    MeasuredDraw,
+    pool_sites,
+    pool_transfers,
+    settle_verdict,
+)
+from probes.comparison.variables.result import CrossModelTransfer, VariableDraw
 from probes.comparison.variables.transfer import Hits, TransferBaselines, evaluate_donor
 from probes.comparison.variables.verdicts import (
     absent_variable_verdict,
@@ -29,6 +38,7 @@ from probes.models.model import Model
 from probes.observe.behavior import Behavior
 from probes.observe.result import GATE_STATES, Gate, GateState
 from probes.stats.intervals import bootstrap_mean, percentile_interval
+from probes.stats.multiple_testing import conformal_threshold
 from probes.stats.paired import mcnemar_test
 
 _PROVENANCE_KEYS = ("_name_or_path", "transformers_version")
@@ -65,14 +75,10 @@ def assemble_comparison(
     a: ModelMeasurements,
     b: ModelMeasurements,
     references: ReferenceSet,
-    settings: tuple[int, int, int],
+    settings: ComparisonSettings,
 ) -> Comparison:
-    """Comparison of a full model `a` and a relative `b` from what was measured on both.
-
-    Args:
-        settings: Numbers of prompts, seed and number of random-init models.
-    """
-    prompts, seed, nulls = settings
+    """Comparison of a full model `a` and a relative `b` from what was measured on both."""
+    seed = settings.seed
     random_init = references.nulls[architecture_key(b.model)]
     other_seed = (
         references.other_seed
@@ -107,9 +113,13 @@ def assemble_comparison(
         gate=_worst_gate_state((*a.gates, *b.gates)),
         seed=seed,
     )
-    transfers_to_other = _transfers(shared, a, b, references)
-    transfers_to_full = _transfers(shared, b, a, references)
-    variables = _variable_verdicts(shared, a, b, other_seed, transfers_to_other)
+    draws_to_other = _transfer_draws(shared, a, b, references)
+    draws_to_full = _transfer_draws(shared, b, a, references)
+    transfers_to_other, transfers_to_full = (
+        tuple(pool_transfers(draws) for draws in zip(*by_draw, strict=True))
+        for by_draw in (draws_to_other, draws_to_full)
+    )
+    variables, draws = _variable_verdicts(shared, (a, b), other_seed, draws_to_other)
     failing_prompts = {
         verdict.subject: head_failing_prompts(a, b, verdict) for verdict in heads if verdict.subject
     }
@@ -127,9 +137,9 @@ def assemble_comparison(
         contrasts={contrast: a.exact[contrast] for contrast in shared.pairs},
         roles=shared.roles,
         answers=a.behavior.answers,
-        prompts=prompts,
+        prompts=settings.prompts,
         seed=seed,
-        nulls=nulls,
+        nulls=settings.nulls,
         other_seed=references.other_seed.name if references.other_seed else "",
         gates=(*a.gates, *b.gates),
         random_init_accuracy=tuple(
@@ -147,6 +157,7 @@ def assemble_comparison(
             for k in range(len(a.behavior.answers))
         ),
         verdicts=(*variables, *heads),
+        draws=draws,
         transfers_to_other=transfers_to_other,
         transfers_to_full=transfers_to_full,
         transfer_skip_reason=shared.transfer_skip_reason,
@@ -159,13 +170,17 @@ def _worst_gate_state(gates: Sequence[Gate]) -> GateState:
     return next(state for state in reversed(GATE_STATES) if state in states)
 
 
-def _transfers(
+def _transfer_draws(
     shared: ComparisonPrompts,
     donor: ModelMeasurements,
     recipient: ModelMeasurements,
     references: ReferenceSet,
-) -> tuple[CrossModelTransfer, ...]:
-    """Cross-model interchange of each variable, with random-init models of the donor's shape."""
+) -> tuple[tuple[CrossModelTransfer, ...], ...]:
+    """Cross-model interchange of each variable, by draw.
+
+    The first draw has random-init models of the donor's shape and negative controls; the further
+    draws are compared with the best random-init model of the first.
+    """
     if shared.folds is None or recipient.recipient is None or donor.donor is None:
         return ()
     random_init = references.nulls[architecture_key(donor.model)]
@@ -177,32 +192,58 @@ def _transfers(
         },
     )
     variables = shared.folds.variables
-    return evaluate_donor(recipient.recipient, donor.donor, variables, baselines, seed=shared.seed)
+    first = evaluate_donor(recipient.recipient, donor.donor, variables, baselines, seed=shared.seed)
+    rates = {transfer.variable: transfer.controls["random-init"] for transfer in first}
+    further = TransferBaselines(nulls={}, negative_controls={}, random_init=rates)
+    return (
+        first,
+        *(
+            evaluate_donor(receiving, states, variables, further, seed=seed)
+            for seed, (_, states), (receiving, _) in zip(
+                shared.further_folds, donor.draws, recipient.draws, strict=True
+            )
+            if receiving is not None
+        ),
+    )
 
 
 def _variable_verdicts(
     shared: ComparisonPrompts,
-    a: ModelMeasurements,
-    b: ModelMeasurements,
+    models: tuple[ModelMeasurements, ModelMeasurements],
     other_seed: ReferenceModel | None,
-    transfers_to_other: Sequence[CrossModelTransfer],
-) -> tuple[Verdict, ...]:
+    transfers: Sequence[Sequence[CrossModelTransfer]],
+) -> tuple[tuple[Verdict, ...], tuple[VariableDraw, ...]]:
+    """Verdict on each variable by all draws, and what each draw gave."""
+    a, b = models
     if shared.folds is None or a.recipient is None:
-        return ()
+        return (), ()
     if b.recipient is None:
-        return tuple(
-            absent_variable_verdict(variable, b.gates) for variable in shared.folds.variables
-        )
-    return tuple(
-        variable_verdict(
-            variable_site(a.recipient, transfer.variable),
-            variable_site(b.recipient, transfer.variable),
-            transfer,
+        names = shared.folds.variables
+        return tuple(absent_variable_verdict(name, b.gates) for name in names), ()
+    seeds = (shared.seed, *shared.further_folds)
+    recipients = [
+        (a.recipient, b.recipient),
+        *((x, y) for (x, _), (y, _) in zip(a.draws, b.draws, strict=True)),
+    ]
+    verdicts, results = [], []
+    for number, variable in enumerate(shared.folds.variables):
+        roles = _other_seed_roles(other_seed, variable)
+        draws = []
+        for seed, pair, by_variable in zip(seeds, recipients, transfers, strict=True):
+            full, other = (variable_site(one, variable) for one in pair if one)
+            transfer = by_variable[number]
+            verdict = variable_verdict(full, other, transfer, b.gates, other_seed_roles=roles)
+            draws.append(MeasuredDraw(seed, full, other, transfer, verdict))
+        pooled = variable_verdict(
+            pool_sites([draw.full for draw in draws]),
+            pool_sites([draw.other for draw in draws]),
+            pool_transfers([draw.transfer for draw in draws]),
             b.gates,
-            other_seed_roles=_other_seed_roles(other_seed, transfer.variable),
+            other_seed_roles=roles,
         )
-        for transfer in transfers_to_other
-    )
+        verdicts.append(settle_verdict(pooled, [draw.verdict for draw in draws]))
+        results += [draw.result() for draw in draws]
+    return tuple(verdicts), tuple(results)
 
 
 def _other_seed_roles(other_seed: ReferenceModel | None, variable: str) -> frozenset[str] | None:
@@ -240,7 +281,7 @@ def _mean_pair_score(
     return MeanPairScore(
         score=percentile_interval(pairing.mean_score, draws[:, rows, columns].mean(1)),
         chance=float(np.mean(chance)),
-        chance_high=float(np.quantile(chance, 0.95)),
+        chance_high=float(conformal_threshold(chance)),
         # The best pairs of the other seed, as many as these models have: a mean over more is lower.
         other_seed=float(np.sort(other_seed.scores)[::-1][: len(rows)].mean())
         if other_seed

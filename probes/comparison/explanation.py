@@ -45,7 +45,9 @@ class Explanation:
         verdict = self.verdict
         name = verdict.subject or verdict.counterpart
         found = [
-            f"{name}: {verdict.label}{f' ({verdict.counterpart})' if verdict.counterpart else ''} – {verdict.reason}."
+            f"{name}: "
+            f"{verdict.label}{f' ({verdict.counterpart})' if verdict.counterpart else ''} – "
+            f"{verdict.reason}."
         ]
         for test in verdict.tests:
             state = {True: "passed", False: "against", None: "open"}[test.passed]

@@ -1,7 +1,6 @@
 """Family comparison: the verdicts on a model's heads and variables in several relatives."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,6 +8,7 @@ import pandas as pd
 from probes.comparison.equivalence import EquivalenceCheck, require_all
 from probes.comparison.explanation import Explanation
 from probes.comparison.result import Comparison
+from probes.comparison.verdict import Verdict, error_rate_line
 from probes.errors import SiteError
 from probes.result import Result
 
@@ -71,7 +71,7 @@ class FamilyComparison(Result):
             rows[one.other.name] = {
                 **{f"{gate.answer} right": gate.accuracy.value for gate in gates},
                 "head similarity": one.mean_pair_score.score.value,
-                "head similarity, random-init (95th percentile)": one.mean_pair_score.chance_high,
+                "head similarity, random-init (threshold)": one.mean_pair_score.chance_high,
                 "mean interchange accuracy": one.mean_interchange_accuracy,
                 **{
                     f"{b.variable} interchange accuracy": b.interchange_accuracy.value
@@ -102,8 +102,13 @@ class FamilyComparison(Result):
         return pd.DataFrame.from_dict(rows, orient="index").T
 
     def summary(self) -> tuple[str, ...]:
-        """One line for each relative."""
-        return tuple(_summary_line(one) for one in self.comparisons)
+        """One line for each relative, and the error rate of all verdicts together."""
+        verdicts = [verdict for one in self.comparisons for verdict in one.verdicts]
+        return (*map(_summary_line, self.comparisons), error_rate_line(verdicts))
+
+    def stability(self) -> pd.DataFrame:
+        """Fraction of draws with the most frequent verdict: a row for each variable."""
+        return pd.DataFrame({one.other.name: one.stability() for one in self.comparisons})
 
     def explain(self, subject: str, relative: str) -> Explanation:
         """Interventions behind a verdict; see `Comparison.explain`."""
@@ -131,20 +136,20 @@ class FamilyComparison(Result):
         )
 
 
-def _verdict_text(verdict: Any) -> str:  # noqa: ANN401
+def _verdict_text(verdict: Verdict) -> str:
     return f"{verdict.label} ({verdict.counterpart})" if verdict.counterpart else verdict.label
 
 
 def _summary_line(comparison: Comparison) -> str:
-    words: dict[str, list[str]] = {}
+    by_label: dict[str, list[str]] = {}
     for verdict in comparison.verdicts:
         if verdict.label not in ("no reliable effect",):
-            words.setdefault(verdict.label, []).append(verdict.subject or verdict.counterpart)
+            by_label.setdefault(verdict.label, []).append(verdict.subject or verdict.counterpart)
     gates = ", ".join(
         f"{gate.answer} {gate.accuracy.value:.0%} right"
         for gate in comparison.gates[len(comparison.answers) :]
     )
-    if set(words) == {"behavior absent"}:
+    if set(by_label) == {"behavior absent"}:
         return f"{comparison.other.name} ({gates}) – behavior absent."
-    told = "; ".join(f"{word}: {', '.join(names)}" for word, names in words.items())
-    return f"{comparison.other.name} ({gates}) – {told}."
+    verdicts = "; ".join(f"{label}: {', '.join(names)}" for label, names in by_label.items())
+    return f"{comparison.other.name} ({gates}) – {verdicts}."

@@ -1,10 +1,12 @@
-"""Facts about a compared model, and the data of its plots."""
+"""Facts about a compared model, its logit differences, and the data of its plots."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
+
+from probes.stats.intervals import Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +36,13 @@ class PlotData:
     components: tuple[str, ...]
     effects: Mapping[str, Float[np.ndarray, "component role answer"]]
     effect_errors: Mapping[str, Float[np.ndarray, "component role answer"]]
+
+
+@dataclass(frozen=True, slots=True)
+class SolvedLogitDiff:
+    """Logit difference of one model and answer on the questions that both models solve."""
+
+    model: str
+    answer: str
+    items: int
+    logit_diff: Estimate | None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from probes.comparison.references import ComparisonSettings
 from probes.comparison.variables.held_out_folds import (
     HeldOutFolds,
     distinct_tokenizers,
@@ -20,6 +21,7 @@ from probes.prompts.tokenization import REST
 
 _GATE_QUESTIONS = 200
 _MIN_PAIRS = 4
+_DRAW_SEED_STEP = 1000  # Seeds of the steps of one draw differ by less.
 _TRANSFER_BASES, _TRANSFER_QUESTIONS = 150, 400
 
 
@@ -33,6 +35,7 @@ class ComparisonPrompts:
         pairs: Clean and counterfactual prompts of each contrast.
         roles: Roles that all models have, in the order of the text.
         folds: Prompts of the cross-model interchange; None where the pattern does not allow it.
+        further_folds: Further draws of them, by seed.
         transfer_skip_reason: Why it does not; else "".
         seed: Seed of all draws.
     """
@@ -42,6 +45,7 @@ class ComparisonPrompts:
     pairs: Mapping[str, Sequence[Pair]]
     roles: tuple[str, ...]
     folds: HeldOutFolds | None
+    further_folds: Mapping[int, HeldOutFolds]
     transfer_skip_reason: str
     seed: int
 
@@ -49,25 +53,30 @@ class ComparisonPrompts:
 def sample_comparison_prompts(
     pattern: Pattern,
     models: Sequence[Model],
-    prompts: int,
-    seed: int,
+    settings: ComparisonSettings,
     progress: Callable[[Sequence[str]], Iterable[str]],
 ) -> ComparisonPrompts:
     """Sample prompts that the tokenizers of all models can encode."""
-    tokenizers = distinct_tokenizers([model.tokenizer for model in models])
+    tokenizers, seed = distinct_tokenizers([model.tokenizer for model in models]), settings.seed
     pairs = {
-        contrast: _sample_contrast_pairs(pattern, contrast, prompts, tokenizers, seed)
+        contrast: _sample_contrast_pairs(pattern, contrast, settings.prompts, tokenizers, seed)
         for contrast in progress(pattern.contrasts)
     }
-    folds, skip_reason = None, ""
+    folds, further_folds, skip_reason = None, {}, ""
     try:
-        folds = sample_held_out_folds(
-            pattern,
-            tokenizers=tokenizers,
-            bases=_TRANSFER_BASES,
-            prompts=_TRANSFER_QUESTIONS,
-            seed=seed,
+        folds, *others = (
+            sample_held_out_folds(
+                pattern,
+                tokenizers=tokenizers,
+                bases=_TRANSFER_BASES,
+                prompts=_TRANSFER_QUESTIONS,
+                seed=seed + draw * _DRAW_SEED_STEP,
+            )
+            for draw in range(settings.draws)
         )
+        further_folds = {
+            seed + draw * _DRAW_SEED_STEP: other for draw, other in enumerate(others, start=1)
+        }
     except PatternError as error:
         skip_reason = str(error)
     keep = tokenizable_by(*tokenizers)
@@ -77,6 +86,7 @@ def sample_comparison_prompts(
         pairs=pairs,
         roles=_shared_roles([tokenize_contrasts(model, pairs) for model in models]),
         folds=folds,
+        further_folds=further_folds,
         transfer_skip_reason=skip_reason,
         seed=seed,
     )

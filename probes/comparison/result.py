@@ -1,4 +1,4 @@
-"""Comparison: the verdicts on the variables and heads of a model in one relative, with the numbers."""
+"""Comparison of a model with one relative: verdicts on variables and heads, with numbers."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -9,10 +9,10 @@ import pandas as pd
 
 from probes.comparison.equivalence import EquivalenceCheck, check_equivalence
 from probes.comparison.explanation import Explanation, FailingPrompt, strongest_effects
-from probes.comparison.heads.result import HeadMatch
-from probes.comparison.model_facts import ModelFacts, PlotData
-from probes.comparison.variables.result import CrossModelTransfer
-from probes.comparison.verdict import Verdict
+from probes.comparison.heads.result import HeadMatch, MeanPairScore
+from probes.comparison.model_facts import ModelFacts, PlotData, SolvedLogitDiff
+from probes.comparison.variables.result import CrossModelTransfer, VariableDraw
+from probes.comparison.verdict import Verdict, error_rate_line
 from probes.errors import SiteError
 from probes.observe.result import Gate
 from probes.result import Result
@@ -23,33 +23,6 @@ _MAX_THRESHOLD = 0.95
 
 _SURVIVES = ("kept", "moved", "split", "merged")
 _GONE = ("lost", "behavior absent")
-
-
-@dataclass(frozen=True, slots=True)
-class MeanPairScore:
-    """Mean pairing score of all heads.
-
-    Attributes:
-        score: Mean over the pairs, with its interval over prompts.
-        chance, chance_high: Mean and 95th percentile of the same over random-init models.
-        other_seed: The same with the other-seed model (n = 1), as many of its best pairs; NaN
-            without one.
-    """
-
-    score: Estimate
-    chance: float
-    chance_high: float
-    other_seed: float
-
-
-@dataclass(frozen=True, slots=True)
-class SolvedLogitDiff:
-    """Logit difference of one model and answer on the questions that both models solve."""
-
-    model: str
-    answer: str
-    items: int
-    logit_diff: Estimate | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +48,8 @@ class Comparison(Result):
             question.
         verdicts: On each variable, each head of `full`, and the new heads of `other`.
         transfers_to_other, transfers_to_full: Cross-model interchange from `full` into `other`,
-            and back.
+            and back, over all draws.
+        draws: Each variable in each draw of prompts, held-out words, folds and sites.
         transfer_skip_reason: Why there is no cross-model interchange; "" where there is.
         failing_prompts: For each variable and head, prompts on which the models differ most.
     """
@@ -102,6 +76,7 @@ class Comparison(Result):
     verdicts: tuple[Verdict, ...] = ()
     transfers_to_other: tuple[CrossModelTransfer, ...] = ()
     transfers_to_full: tuple[CrossModelTransfer, ...] = ()
+    draws: tuple[VariableDraw, ...] = ()
     transfer_skip_reason: str = ""
     failing_prompts: Mapping[str, tuple[FailingPrompt, ...]] = field(default_factory=dict)
 
@@ -183,6 +158,28 @@ class Comparison(Result):
         ]
         return pd.DataFrame(rows)
 
+    def stability(self) -> dict[str, float]:
+        """For each variable, the fraction of draws whose own verdict is its most frequent one."""
+        labels: dict[str, Counter[str]] = {}
+        for draw in self.draws:
+            labels.setdefault(draw.variable, Counter())[draw.label] += 1
+        return {name: max(n.values()) / n.total() for name, n in labels.items()}
+
+    def draw_table(self) -> pd.DataFrame:
+        """Sites, interchange accuracy and verdict of each variable in each draw."""
+        rows = [
+            {
+                "variable": draw.variable,
+                "seed": draw.seed,
+                f"site in {self.full.name}": draw.full_site,
+                f"site in {self.other.name}": draw.site,
+                "interchange accuracy": draw.interchange_accuracy.value,
+                "verdict": draw.label,
+            }
+            for draw in self.draws
+        ]
+        return pd.DataFrame(rows)
+
     def equivalence(self, margin: float = 0.1, *, heads: bool | None = None) -> EquivalenceCheck:
         """Test each answer, variable and head for equivalence; see `assert_equivalent`."""
         return check_equivalence(self, margin, heads=heads)
@@ -226,11 +223,14 @@ class Comparison(Result):
 
     def summary(self) -> tuple[str, ...]:
         """Gates, verdicts on variables and heads, pairing score, then what survives."""
-        return (*map(_gate_line, self.gates), *self._verdict_lines(), self._survival_line())
+        gates = tuple(map(_gate_line, self.gates))
+        if self.behavior_absent:
+            note = "Heads have pairing scores, but no verdicts."
+            return (*gates, note, self._survival_line())
+        rate = error_rate_line(self.verdicts)
+        return (*gates, *self._verdict_lines(), rate, self._survival_line())
 
     def _verdict_lines(self) -> tuple[str, ...]:
-        if self.behavior_absent:
-            return ("Heads have pairing scores, but no verdicts.",)
         variables = ", ".join(
             f"{v.subject} {v.label}" for v in self.verdicts if v.kind == "variable"
         )
@@ -240,7 +240,7 @@ class Comparison(Result):
         threshold = max((match.threshold for match in self.matches), default=0.0)
         pairing = (
             f"Mean pairing score {mean.score}; {self.nulls} random-init models {mean.chance:.2f} "
-            f"(95th percentile {mean.chance_high:.2f})"
+            f"(threshold {mean.chance_high:.2f})"
         )
         pairing += f"; {self.other_seed} {mean.other_seed:.2f}." if self.other_seed else "."
         if threshold > _MAX_THRESHOLD:
@@ -263,8 +263,11 @@ class Comparison(Result):
             )
         survives = _names(v for v in self.verdicts if v.subject and v.label in _SURVIVES)
         gone = _names(v for v in self.verdicts if v.subject and v.label in _GONE)
+        unshared = _names(v for v in self.verdicts if v.label == "not shared between seeds")
         unknown = [v for v in self.verdicts if v.subject and v.label == "cannot tell"]
         line = f"In {self.other.name} survive: {survives or 'none'}; lost: {gone or 'none'}; "
+        if unshared:
+            line += f"not shared between seeds: {unshared}; "
         if not unknown:
             return line + "cannot tell: none."
         reasons = Counter(verdict.reason for verdict in unknown).most_common()

@@ -4,7 +4,8 @@ The rules for variables are in `probes.comparison.variables.verdicts`.
 
 Effect fractions of a head: the effect of patching it, by contrast, answer and role, divided by the
 effect of replacing all components. Similarity: mean of the cosines of effects and of attention.
-Threshold: 95th percentile, over random-init models, of the best score that the same search finds.
+Threshold: score that the same search exceeds in a further random-init model with probability 0.05
+or less (`probes.stats.multiple_testing`).
 "Above" and "below" mean that the 95 % interval excludes the limit. The rules are tried in this
 order; the first that applies gives the verdict.
 
@@ -22,17 +23,20 @@ fractions |
 | moved | its effects, summed over roles, are more similar than the threshold of that search, and
 strongest at another role; the other-seed model has them at the same role |
 | lost | no head of the relative is similar above the threshold, no head or set explains 0.5 of its
-effect fractions, and the gate is open |
+effect fractions, it explains 0.5 of no head of the relative, and the gate is open |
+| not shared between seeds | the same, and the other-seed model has no counterpart either |
 | cannot tell | no rule applies |
 
 A head of the relative that none of these rules uses is "new" by the rule of "lost" with the models
 exchanged, or has no reliable effect, or "cannot tell".
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from probes.stats.evidence import StatisticalTest
+from probes.stats.multiple_testing import false_discovery_rate
 
 VerdictLabel = Literal[
     "kept",
@@ -40,12 +44,16 @@ VerdictLabel = Literal[
     "split",
     "moved",
     "lost",
+    "not shared between seeds",
     "new",
     "no reliable effect",
     "behavior absent",
     "cannot tell",
 ]
 SubjectKind = Literal["head", "variable"]
+
+UNDECIDED = ("no reliable effect", "behavior absent", "cannot tell")
+"""Labels that claim nothing about a mechanism."""
 
 SIMILARITY_EQUIVALENCE = "similarity_equivalence"
 STRENGTH_EQUIVALENCE = "strength_equivalence"
@@ -92,6 +100,30 @@ class Verdict:
             return False
         return True if all(test and test.passed for test in tests) else None
 
+    @property
+    def p_value(self) -> float | None:
+        """Largest p-value of the passed deciding tests; None where the verdict is undecided.
+
+        All of these tests must pass, so it bounds the error of the verdict.
+        """
+        if self.label in UNDECIDED:
+            return None
+        tests = [test for test in self.tests if test.is_deciding and test.passed]
+        return max((test.p_value for test in tests if test.p_value is not None), default=None)
+
     def test(self, id: str) -> StatisticalTest | None:
         """The test with an id; None where it was not done."""
         return next((test for test in self.tests if test.id == id), None)
+
+
+def error_rate_line(verdicts: Sequence[Verdict]) -> str:
+    """Sentence with the number of decided verdicts and their false discovery rate."""
+    tried = [v for v in verdicts if v.label not in ("no reliable effect", "behavior absent")]
+    decided = [v.p_value is not None for v in tried]
+    rate = false_discovery_rate([1.0 if v.p_value is None else v.p_value for v in tried], decided)
+    if not any(decided):
+        return f"None of {len(tried)} verdicts is decided."
+    return (
+        f"{sum(decided)} of {len(tried)} verdicts are decided; the expected fraction of false ones "
+        f"among them is at most {rate:.3f} (Benjamini-Hochberg)."
+    )

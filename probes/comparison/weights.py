@@ -16,8 +16,9 @@ from torch import Tensor
 from probes.errors import BatchError, ModelError
 from probes.models.decoder import DecoderWeights, decompose
 from probes.models.model import Model
-from probes.models.norm import Norm
+from probes.models.norm import IDENTITY, Norm
 from probes.models.site import head_names
+from probes.stats.multiple_testing import conformal_threshold
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,7 @@ class WeightNull:
 
     Attributes:
         mean: Mean over pairs and permutations.
-        best_95: 95th percentile over permutations of the largest cosine.
+        best_95: Threshold of the largest cosine, over permutations.
     """
 
     mean: float
@@ -128,7 +129,7 @@ def weight_similarity(
     ov_chance, qk_chance = (
         WeightNull(
             float(np.mean([np.nanmean(pair[n]) for pair in null])),
-            float(np.quantile([np.nanmax(pair[n]) for pair in null], 0.95)),
+            float(conformal_threshold([np.nanmax(pair[n]) for pair in null])),
         )
         for n in range(2)
     )
@@ -210,6 +211,11 @@ def _require_linear_maps(model: Model, weights: DecoderWeights) -> None:
     if any(hasattr(attn, name) for attn in attns for name in ("q_norm", "q_layernorm")):
         raise ModelError(
             f"{model.name} ({model.shape.architecture}) normalizes queries and keys, so its QK is "
+            "not a linear map. Compare the effects of its heads instead: pb.compare."
+        )
+    if any(layer.attn_post_norm is not IDENTITY for layer in weights.layers):
+        raise ModelError(
+            f"{model.name} ({model.shape.architecture}) normalizes the sum of its heads, so its OV is "
             "not a linear map. Compare the effects of its heads instead: pb.compare."
         )
     widths = {layer.q.shape[1] for layer in weights.layers} | {model.bridge.W_E.shape[1]}

@@ -77,7 +77,10 @@ def grow(
     ]
     found |= {"how": method, "seed": seed, "new_layers": list[JsonValue](new)}
     found |= {"from_layer": sources}
-    made = Provenance("grown", origin.name, dense_storage(result, bits=16), found)
+    held_out = origin.provenance.held_out
+    made = Provenance(
+        "grown", origin.name, dense_storage(result, bits=16), found, held_out=held_out
+    )
     size = size if method == "wider" else len(order)
     return DerivedModel(f"{origin.name}-{method}-{size}", result, origin.tokenizer, made)
 

@@ -1,4 +1,4 @@
-"""What the new layers of a grown model do: which answers need them, what their circuit holds."""
+"""The new layers of a grown model: answers that need them, and their part of the circuit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from probes.circuits.task import TaskSettings, sample_tasks
 from probes.errors import ModelError
 from probes.models.model import Model
 from probes.observe.gate import answer_questions
-from probes.prompts.catalog import pattern as find_pattern
+from probes.prompts.catalog import pattern as load_pattern
 from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
 from probes.stats.intervals import Estimate, proportion
@@ -24,18 +24,18 @@ from probes.stats.paired import mcnemar_test
 
 @dataclass(frozen=True, slots=True)
 class NewLayers:
-    """What new layers do.
+    """Effect of zero ablation of the new layers.
 
     Attributes:
-        model: The grown model.
-        layers: Numbers of its new layers.
-        right: Share of whole answers that are right, the first answer.
-        without: The same where the new layers write nothing.
-        need: The first less the second, paired by question: -1 to 1.
-        old: The same difference where as many old layers write nothing instead, the last ones.
-        edges: Edges of the circuit that keeps 0.9 of the lead.
-        touching: Share of them that start or end in a new layer, 0 to 1.
-        expected: The share of all edges of the model that do.
+        model: Name of the grown model.
+        layers: Indices of its new layers.
+        accuracy: Accuracy of the whole first answer, 0 to 1.
+        accuracy_without_new: The same with the new layers ablated.
+        accuracy_drop: Paired difference of the two, -1 to 1.
+        accuracy_drop_old: The same difference for as many old layers, the last ones.
+        edges: Edges of the circuit that keeps 0.9 of the logit difference.
+        edges_new_fraction: Fraction of them that start or end in a new layer.
+        all_new_fraction: The same fraction of all edges of the model.
     """
 
     model: str
@@ -49,65 +49,77 @@ class NewLayers:
     all_new_fraction: float
 
 
-def new_layers(  # noqa: PLR0913 (of what, and by how much)
+@dataclass(frozen=True, slots=True)
+class NewLayersSettings:
+    """Size of the measurement.
+
+    Attributes:
+        prompts: Questions for the accuracy.
+        pairs: Pairs of each contrast for the circuit.
+        seed: Seed of questions and pairs.
+    """
+
+    prompts: int = 200
+    pairs: int = 32
+    seed: int = 0
+
+
+def new_layers(
     model: Model,
     layers: Sequence[int] | None = None,
     pattern: str | Pattern = "take-away",
-    *,
-    prompts: int = 200,
-    pairs: int = 32,
-    seed: int = 0,
+    settings: NewLayersSettings | None = None,
 ) -> NewLayers:
-    """Say what the new layers of a grown model do for a pattern.
+    """Zero ablation of the new layers of a grown model, and their edges in the circuit.
 
     Args:
-        model: A model that was grown, and perhaps trained on.
-        layers: Which are new; by default those that its slip names.
-        pattern: What is asked.
-        prompts: How many questions.
-        pairs: Pairs of each contrast that the circuit is found by.
-        seed: Of questions and pairs.
+        model: Grown model.
+        layers: Indices of the new layers; by default those in its `relative.json`.
+        pattern: Pattern to measure on.
+        settings: Size of the measurement.
 
     Raises:
-        ModelError: It is not known which layers are new, or there are no such layers.
+        ModelError: The new layers are unknown or out of range.
     """
-    asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
+    settings, pattern = settings or NewLayersSettings(), load_pattern(pattern)
     new = _new_layer_indices(model, layers)
     old = [layer for layer in range(model.shape.layers) if layer not in new][-len(new) :]
-    questions = asked.sample_questions(prompts, seed=seed, keep=tokenizable_by(model.tokenizer))
-    right = answer_questions(model, questions).correct[:, 0].numpy()
-    without, instead = (_accuracy_without(model, some, questions) for some in (new, old))
-    finding, _ = sample_tasks(model, asked, TaskSettings(prompts=pairs, seed=seed))
-    graph = edge_attribution(model, finding, method="eap-ig")
-    circuit = prune_circuit(run_references(model, finding), graph, 0.9)
+    tokenizable = tokenizable_by(model.tokenizer)
+    questions = pattern.sample_questions(settings.prompts, seed=settings.seed, keep=tokenizable)
+    correct = answer_questions(model, questions).correct[:, 0].numpy()
+    without_new, without_old = (_ablated_correct(model, some, questions) for some in (new, old))
+    task_settings = TaskSettings(prompts=settings.pairs, seed=settings.seed)
+    task, _ = sample_tasks(model, pattern, task_settings)
+    scores = edge_attribution(model, task, method="eap-ig")
+    circuit = prune_circuit(run_references(model, task), scores, 0.9)
     return NewLayers(
         model=model.name,
         layers=tuple(new),
-        accuracy=proportion(right),
-        accuracy_without_new=proportion(without),
-        accuracy_drop=mcnemar_test(without, right).difference,
-        accuracy_drop_old=mcnemar_test(instead, right).difference,
+        accuracy=proportion(correct),
+        accuracy_without_new=proportion(without_new),
+        accuracy_drop=mcnemar_test(without_new, correct).difference,
+        accuracy_drop_old=mcnemar_test(without_old, correct).difference,
         edges=len(circuit),
         edges_new_fraction=_fraction_touching(circuit.edges, new),
-        all_new_fraction=_fraction_touching(list(graph.graph.edges()), new),
+        all_new_fraction=_fraction_touching(list(scores.graph.edges()), new),
     )
 
 
 def _new_layer_indices(model: Model, layers: Sequence[int] | None) -> list[int]:
-    told = model.provenance.settings.get("new_layers") if model.provenance is not None else None
-    found = layers if layers is not None else told
-    if not isinstance(found, Sequence) or isinstance(found, str) or not found:
+    if layers is None and model.provenance is not None:
+        layers = model.provenance.settings.get("new_layers")  # pyright: ignore[reportAssignmentType]
+    if not isinstance(layers, Sequence) or isinstance(layers, str) or not layers:
         raise ModelError(
             f"It is not known which layers of {model.name} are new: name them, as in layers=(1, 3)"
         )
-    new = [int(layer) for layer in found]  # pyright: ignore[reportArgumentType]
+    new = [int(layer) for layer in layers]
     if not all(0 <= layer < model.shape.layers for layer in new):
-        raise ModelError(f"{model.name} has layers 0 to {model.shape.layers - 1}, and not {new}")
+        raise ModelError(f"{model.name} has layers 0 to {model.shape.layers - 1}, not {new}")
     return new
 
 
-def _accuracy_without(model: Model, layers: Sequence[int], questions: Sequence) -> np.ndarray:
-    """Ask a model in which some layers write nothing into the stream."""
+def _ablated_correct(model: Model, layers: Sequence[int], questions: Sequence) -> np.ndarray:
+    """Whether each first answer is correct with zero ablation of some layers."""
 
     def zero(value: Tensor) -> Tensor:
         return torch.zeros_like(value)
@@ -119,6 +131,6 @@ def _accuracy_without(model: Model, layers: Sequence[int], questions: Sequence) 
 
 
 def _fraction_touching(edges: Sequence[Edge], new: Sequence[int]) -> float:
-    names = tuple(f"L{layer}." for layer in new)
-    hits = [any(end.startswith(names) for end in (e.source, e.target)) for e in edges]
-    return sum(hits) / max(len(hits), 1)
+    prefixes = tuple(f"L{layer}." for layer in new)
+    touching = [any(end.startswith(prefixes) for end in (e.source, e.target)) for e in edges]
+    return sum(touching) / max(len(touching), 1)

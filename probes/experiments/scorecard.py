@@ -1,11 +1,10 @@
-"""Where relatives stand: what each can do, how far it is from its parent, and what came down.
+"""Scorecards: one row of numbers for a model, relative to a parent.
 
-One row a model, cheap enough for the twenty students of a study: accuracy on each held-out axis,
-divergence from the parent, kinship by interchange, where it holds the operation, and how far
-the parent's own circuit serves it.
+A row is cheap enough for the twenty students of a study: accuracy on each held-out axis,
+divergence from the parent, interchange accuracy of its states in the parent, the site of the
+operation, and the faithfulness of the parent's circuit.
 """
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -41,12 +40,13 @@ from probes.experiments.family.accuracy import (
     all_axis_questions,
     evaluate_axes,
 )
+from probes.files import TableRow
 from probes.interventions.interchange import interchange_intervention, run_interchange_pairs
 from probes.interventions.site_search import takes_only
 from probes.models.model import Model, load
 from probes.models.site import joined_roles
 from probes.prompts.batch import tokenize
-from probes.prompts.catalog import pattern as find_pattern
+from probes.prompts.catalog import pattern as load_pattern
 from probes.prompts.interchange_pairs import OPERATION
 from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
@@ -60,24 +60,41 @@ from probes.stats.intervals import (
     proportion,
 )
 
-# The slot of the object is called "thing" in patterns.
+# Patterns call the slot of the object "thing".
 _FIELDS = {"thing": "object"}
-TableRow = dict[str, float | str]
+_KL_QUESTIONS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class ScorecardSettings:
+    """Size of a scorecard.
+
+    Attributes:
+        bases: Interchange pairs, each way.
+        prompts: Questions that the linear maps are fitted and tested on.
+        per_cell: Questions of each number pair, for accuracy.
+        seed: Seed of all samples.
+    """
+
+    bases: int = 200
+    prompts: int = 400
+    per_cell: int = 2
+    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class ScorecardReference:
-    """A parent and everything that relatives are held against, made once.
+    """Parent with all prompts and runs that its relatives are measured on.
 
     Attributes:
-        parent: The model.
-        trials: What states are carried over by.
-        host: The parent as a recipient.
-        questions: What divergence is measured on.
-        asked: What accuracy is measured on, for every axis that can be held out.
+        parent: Model.
+        folds: Prompts of the interchange, in folds without a shared word.
+        recipient: Runs of the parent as the recipient of states.
+        questions: Questions for the divergence.
+        axis_questions: Questions of every held-out axis.
         circuit: The parent's circuit, for relatives of its shape.
-        judging: The prompts that the circuit is judged on; it was found by others.
-        seed: Of everything drawn.
+        held_out_task: Prompts that the circuit is tested on.
+        seed: Seed of all samples.
     """
 
     parent: Model
@@ -91,65 +108,64 @@ class ScorecardReference:
 
     @cached_property
     def log_probs(self) -> Float[torch.Tensor, "prompt position vocab"]:
-        """What the parent says at every place of the questions, as log-probabilities."""
+        """Log-probabilities of the parent at every position of the questions."""
         return _log_probs(self.parent, self.questions)
 
 
-def prepare_scorecard_reference(  # noqa: PLR0913 (how much of each thing is drawn)
+def prepare_scorecard_reference(
     parent: str | Path | Model,
     pattern: str | Pattern = "take-away",
-    *,
-    bases: int = 200,
-    prompts: int = 400,
-    per_cell: int = 2,
-    seed: int = 0,
+    settings: ScorecardSettings | None = None,
 ) -> ScorecardReference:
-    """Run a parent once on everything that its relatives will be held against.
+    """Run a parent once on all prompts that its relatives are measured on.
 
     Args:
-        parent: The model.
-        pattern: What states are carried over on, and what the circuit answers.
-        bases: Questions whose states are carried over, each way.
-        prompts: Questions that the maps between the models are fitted on and tested with.
-        per_cell: Questions that accuracy is measured on, for each pair of numbers.
-        seed: Of everything drawn.
+        parent: Model.
+        pattern: Pattern of the interchange and of the circuit.
+        settings: Size of a scorecard.
     """
-    model = load(parent)
-    asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
-    trials = sample_held_out_folds(
-        asked,
+    settings = settings or ScorecardSettings()
+    model, pattern, seed = load(parent), load_pattern(pattern), settings.seed
+    folds = sample_held_out_folds(
+        pattern,
         tokenizers=distinct_tokenizers([model.tokenizer]),
-        bases=bases,
-        prompts=prompts,
+        bases=settings.bases,
+        prompts=settings.prompts,
         seed=seed,
     )
-    finding, judging = sample_tasks(model, asked, TaskSettings(answer="number", seed=seed))
-    graph = edge_attribution(model, finding, method="eap-ig")
-    circuit = prune_circuit(run_references(model, finding), graph, 0.9)
-    questions = tuple(
-        asked.sample_questions(128, seed=seed + 3, keep=tokenizable_by(model.tokenizer))
+    task, held_out_task = sample_tasks(model, pattern, TaskSettings(answer="number", seed=seed))
+    scores = edge_attribution(model, task, method="eap-ig")
+    tokenizable = tokenizable_by(model.tokenizer)
+    return ScorecardReference(
+        parent=model,
+        folds=folds,
+        recipient=run_recipient(model, folds, seed=seed),
+        questions=tuple(pattern.sample_questions(_KL_QUESTIONS, seed=seed + 3, keep=tokenizable)),
+        axis_questions=tuple(
+            all_axis_questions(model.tokenizer, per_cell=settings.per_cell, seed=seed)
+        ),
+        circuit=prune_circuit(run_references(model, task), scores, 0.9),
+        held_out_task=held_out_task,
+        seed=seed,
     )
-    cells = tuple(all_axis_questions(model.tokenizer, per_cell=per_cell, seed=seed))
-    recipient = run_recipient(model, trials, seed=seed)
-    return ScorecardReference(model, trials, recipient, questions, cells, circuit, judging, seed)
 
 
 @dataclass(frozen=True, slots=True)
 class Scorecard:
-    """Where one model stands beside a parent.
+    """One model relative to a parent.
 
     Attributes:
-        model: Its name.
-        seen, cells, nouns, combinations, jointly: Share of numbers right on questions as in
-            training, and on each axis held out of it, both operations together.
-        divergence: KL(parent || model), in bits, the mean over the tokens of questions with
-            their answers.
-        operation, x, y, thing: Share of the parent's answers that turn as foretold when the
-            model's states are put into it, through a map that saw none of the words.
-        kinship: Their mean.
-        site: Where the model itself holds the operation.
-        held: Share of its answers that turn there, by a state from other words.
-        circuit: Faithfulness of the parent's circuit run alone in it; NaN for another shape.
+        model: Name.
+        seen, cells, nouns, combinations, jointly: Accuracy of the number on questions as in
+            training, and on each axis held out of it; both operations together.
+        divergence: KL(parent || model) in bits, mean over the tokens of questions with answers.
+        operation, x, y, object: Interchange accuracy in the parent: fraction of its outputs that
+            take the value of the model's state, mapped linearly; the map saw none of the words.
+        mean_interchange_accuracy: Mean of these four.
+        site: Site of the operation in the model itself.
+        own_interchange_accuracy: Interchange accuracy there, with words that the search never saw.
+        circuit_faithfulness: Faithfulness of the parent's circuit in the model; NaN for another
+            shape.
     """
 
     model: str
@@ -169,60 +185,59 @@ class Scorecard:
     circuit_faithfulness: Estimate
 
     def row(self) -> TableRow:
-        """Return it as plain numbers, each with the ends of its interval."""
-        found: TableRow = {}
-        for part in fields(self):
-            value = getattr(self, part.name)
+        """Plain numbers; each estimate has three columns."""
+        row: TableRow = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
             if isinstance(value, Estimate):
-                found |= {
-                    part.name: value.value,
-                    f"{part.name}_low": value.low,
-                    f"{part.name}_high": value.high,
+                row |= {
+                    item.name: value.value,
+                    f"{item.name}_low": value.low,
+                    f"{item.name}_high": value.high,
                 }
             else:
-                found[part.name] = value
-        return found
+                row[item.name] = value
+        return row
 
 
 def scorecard(reference: ScorecardReference, relative: str | Path | Model) -> Scorecard:
-    """Measure one relative.
+    """Scorecard of one relative.
 
     Args:
-        yard: The parent, as `yardstick` made it.
-        relative: A model that reads with the parent's tokenizer.
+        reference: The parent, from `prepare_scorecard_reference`.
+        relative: Model with the parent's tokenizer.
 
     Raises:
-        ModelError: It reads with another tokenizer.
+        ModelError: The tokenizers differ.
     """
     model = load(relative)
     if len(distinct_tokenizers([reference.parent.tokenizer, model.tokenizer])) > 1:
         raise ModelError(
-            f"{model.name} and {reference.parent.name} read with different tokenizers: their tokens "
-            "cannot be held against each other. Compare them with `compare`."
+            f"{model.name} and {reference.parent.name} have different tokenizers, so their tokens "
+            "cannot be compared: use `compare`"
         )
-    accuracy = _accuracy(reference, model)
-    kin = _interchange_hits(reference, model)
-    site, held = _own_interchange(reference, model)
+    (hits,) = donor_hits(reference.recipient, [run_donor(model, reference.folds)]).values()
+    site, own = _own_interchange(reference, model)
     return Scorecard(
         model=model.name,
         divergence=_divergence(reference, model),
-        **accuracy,
-        **{_FIELDS.get(name, name): proportion(hits) for name, hits in kin.items()},
-        mean_interchange_accuracy=_mean_interchange_accuracy(kin, seed=reference.seed),
+        **_accuracy(reference, model),
+        **{_FIELDS.get(name, name): proportion(values) for name, values in hits.items()},
+        mean_interchange_accuracy=_mean_interchange_accuracy(hits, seed=reference.seed),
         site=site,
-        own_interchange_accuracy=held,
+        own_interchange_accuracy=own,
         circuit_faithfulness=_circuit_faithfulness(reference, model),
     )
 
 
 def _accuracy(reference: ScorecardReference, model: Model) -> dict[str, Estimate]:
-    found = {}
+    accuracy = {}
     for score in evaluate_axes(model, reference.axis_questions, seed=reference.seed):
-        # Nouns are held out of sentences that take away, and of no others.
+        # Nouns are held out of one pattern only.
         both = score.pattern == BOTH_PATTERNS or score.axis == "nouns"
         if score.answer == "number" and both:
-            found[score.axis] = score.accuracy
-    return found
+            accuracy[score.axis] = score.accuracy
+    return accuracy
 
 
 def _log_probs(
@@ -235,16 +250,11 @@ def _log_probs(
 
 def _divergence(reference: ScorecardReference, model: Model) -> Estimate:
     mask = tokenize(model.tokenizer, list(reference.questions), max_length=model.shape.context).mask
-    ours, theirs = reference.log_probs, _log_probs(model, reference.questions)
-    each = (ours.exp() * (ours - theirs)).sum(-1) / log(2)
-    by_text = (each * mask).sum(-1) / mask.sum(-1)
-    return bootstrap_mean(by_text.double().numpy(), seed=reference.seed)
-
-
-def _interchange_hits(reference: ScorecardReference, model: Model) -> Mapping[str, np.ndarray]:
-    donor = run_donor(model, reference.folds)
-    (hits,) = donor_hits(reference.recipient, [donor]).values()
-    return hits
+    parent, own = reference.log_probs, _log_probs(model, reference.questions)
+    per_token = (parent.exp() * (parent - own)).sum(-1) / log(2)
+    per_prompt = (per_token * mask).sum(-1) / mask.sum(-1)
+    values = per_prompt.double().numpy()
+    return bootstrap_mean(values, seed=reference.seed, bounds=(0, np.inf))
 
 
 def _mean_interchange_accuracy(hits: Mapping[str, np.ndarray], *, seed: int) -> Estimate:
@@ -257,34 +267,16 @@ def _mean_interchange_accuracy(hits: Mapping[str, np.ndarray], *, seed: int) -> 
 
 
 def _own_interchange(reference: ScorecardReference, model: Model) -> tuple[str, Estimate]:
-    cell = find_variable_sites(model, reference.folds, seed=reference.seed)[OPERATION]
-    crossed = run_interchange_pairs(
-        model, reference.folds.interchange_pairs, joined_roles=joined_roles(cell)
-    )
-    found = takes_only(interchange_intervention(crossed, [cell]), OPERATION)[0]
-    return str(cell), proportion(found)
+    site = find_variable_sites(model, reference.folds, seed=reference.seed)[OPERATION]
+    pairs = reference.folds.interchange_pairs
+    runs = run_interchange_pairs(model, pairs, joined_roles=joined_roles(site))
+    hits = takes_only(interchange_intervention(runs, [site]), OPERATION)[0]
+    return str(site), proportion(hits)
 
 
 def _circuit_faithfulness(reference: ScorecardReference, model: Model) -> Estimate:
-    ours, theirs = reference.parent.shape, model.shape
-    if (ours.layers, ours.heads) != (theirs.layers, theirs.heads):
+    parent, own = reference.parent.shape, model.shape
+    if (parent.layers, parent.heads) != (own.layers, own.heads):
         return Estimate(nan, nan, nan)
-    return faithfulness(model, reference.held_out_task, [reference.circuit], seed=reference.seed)[
-        0
-    ].value
-
-
-def write_rows(rows: Sequence[Mapping[str, float | str]], path: Path) -> None:
-    """Write rows as a table with all of their columns: counts whole, all else in four digits."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, columns, lineterminator="\n")
-        table.writeheader()
-        for row in rows:
-            table.writerow({name: _format_value(value) for name, value in row.items()})
-
-
-def _format_value(value: float | str) -> float | str:
-    if not isinstance(value, float):
-        return value
-    return f"{value:.0f}" if value.is_integer() else f"{value:.4g}"
+    circuits = [reference.circuit]
+    return faithfulness(model, reference.held_out_task, circuits, seed=reference.seed)[0].value

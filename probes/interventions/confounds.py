@@ -1,5 +1,8 @@
 """Controls for verb detectors: unseen verbs, a question without the operation, distractors."""
 
+from contextlib import suppress
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,8 +11,9 @@ from torch import Tensor
 from probes.errors import PatternError
 from probes.interventions.activation_patching import patch_sites, run_batch_with_cache
 from probes.interventions.directions import operation_direction, patch_direction
-from probes.interventions.interchange import run_interchange_pairs
+from probes.interventions.interchange import InterchangeRuns, run_interchange_pairs
 from probes.interventions.result import UnseenVerbs
+from probes.interventions.subspace import Subspace
 from probes.models.model import Model
 from probes.models.site import Site, joined_roles
 from probes.observe.gate import answer_questions
@@ -19,6 +23,9 @@ from probes.prompts.pattern import Pattern
 from probes.stats.intervals import Estimate, proportion
 from probes.stats.paired import mcnemar_test
 
+MIN_PAIR_BASES = 24
+"""Fewest bases of a pair of opposite verbs; 24 hits of 24 have a 95 % interval above 0.86."""
+
 
 def unseen_verbs(
     model: Model, pattern: Pattern, operation_site: Site, *, bases: int = 40, seed: int = 0
@@ -26,7 +33,8 @@ def unseen_verbs(
     """Patch the operation of held-out verbs by a direction fitted on the other verbs.
 
     The token embedding is the baseline: a direction that works there shows that the embeddings of
-    the verbs already determine the operation.
+    the verbs already determine the operation. Each group of verbs has `bases` prompts, and each
+    pair of opposite verbs as many and at least `MIN_PAIR_BASES`, if there are so many.
 
     Raises:
         PatternError: The pattern has fewer than two groups of verbs, or too few prompts.
@@ -40,6 +48,7 @@ def unseen_verbs(
     embedding_role = operation_site.role if "op" in operation_site.role.split("+") else "op"
     embedding_site = Site(0, "resid", embedding_role)
     hits: dict[Site, list[Bool[np.ndarray, " prompt"]]] = {operation_site: [], embedding_site: []}
+    by_pair: dict[str, Estimate] = {}
     for n, held_out in enumerate(groups):
         others = [verb for group in groups if group != held_out for verb in group]
         fit, test = (
@@ -58,9 +67,56 @@ def unseen_verbs(
         )
         for site, site_hits in hits.items():
             site_hits.append(patch_direction(test, operation_direction(fit, site), "same"))
+        direction = operation_direction(fit, operation_site)
+        fold = _Fold(test, direction, hits[operation_site][-1], seed + 2 * len(groups) + n)
+        by_pair |= {
+            " / ".join(pair): proportion(_pair_hits(pattern, fold, pair))
+            for pair in _opposite_verbs(pattern)
+            if pair[0] in held_out
+        }
     site, embedding = (np.concatenate(hits[site]) for site in (operation_site, embedding_site))
     gain = mcnemar_test(embedding, site).difference
-    return UnseenVerbs(proportion(site), proportion(embedding), gain, tuple(map(tuple, groups)))
+    verbs = tuple(map(tuple, groups))
+    return UnseenVerbs(proportion(site), proportion(embedding), gain, verbs, by_pair)
+
+
+def _opposite_verbs(pattern: Pattern) -> list[tuple[str, str]]:
+    """Base forms of each pair of opposite verbs, the pattern's own operation first."""
+    sides = (pattern.operation, pattern.flipped().operation)
+    pairs = [{side: dict(forms)["base"] for side, forms in pair} for pair in pattern.lexicon.verbs]
+    return [(pair[sides[0]], pair[sides[1]]) for pair in pairs]
+
+
+@dataclass(frozen=True, eq=False)
+class _Fold:
+    """Prompts of one held-out group of verbs, and the direction fitted on the other verbs."""
+
+    runs: InterchangeRuns
+    direction: Subspace
+    hits: Bool[np.ndarray, " prompt"]
+    seed: int
+
+
+def _pair_hits(pattern: Pattern, fold: _Fold, pair: tuple[str, str]) -> Bool[np.ndarray, " prompt"]:
+    """Hits of the bases of one pair of verbs, with further bases where these are few."""
+    runs, direction, wanted = fold.runs, fold.direction, max(len(fold.runs), MIN_PAIR_BASES)
+    bases = [one.clean for one in runs.interchange_pairs.same]
+    own, known = fold.hits[[base["op"] == pair[0] for base in bases]], {b.text for b in bases}
+    if len(own) >= wanted:
+        return own
+    with suppress(PatternError):
+        further = sample_interchange_pairs(
+            pattern,
+            wanted - len(own),
+            tokenizers=(runs.model.tokenizer,),
+            seed=fold.seed,
+            allowed_words={"op": pair},
+            keep=lambda base: base.text not in known,
+        )
+        roles = joined_roles(Site(direction.layer, "resid", direction.role))
+        more = run_interchange_pairs(runs.model, further, joined_roles=roles)
+        own = np.concatenate([own, patch_direction(more, direction, "same")])
+    return own
 
 
 def verb_groups(pattern: Pattern) -> list[list[str]]:

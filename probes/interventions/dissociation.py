@@ -1,7 +1,7 @@
 """Double dissociation of number and object: sites, subspaces, output heads, bindings."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -138,19 +138,44 @@ def _log_odds(outcomes: InterchangeOutcomes, answer: int) -> Float[np.ndarray, "
     return (logits[..., base] - rest.logsumexp(-1)).numpy()
 
 
+@dataclass(frozen=True, eq=False)
+class HeadShifts:
+    """Effect of each head's interchange at the read-out of one answer.
+
+    Attributes:
+        heads: Names of all heads.
+        shifts: Change of the logit difference between the source's and the base's answer.
+        clean: This logit difference without intervention, as an absolute value.
+    """
+
+    heads: tuple[str, ...]
+    shifts: Float[np.ndarray, "head prompt"]
+    clean: Float[np.ndarray, " prompt"]
+
+    def fractions(
+        self, weights: Float[np.ndarray, "draw prompt"]
+    ) -> Float[np.ndarray, "draw head"]:
+        """Fraction of the way to the source's answer, by weights of the prompts."""
+        return (weights @ self.shifts.T) / (2 * weights @ self.clean)[:, None]
+
+
+def head_shifts(runs: InterchangeRuns, answer: int) -> HeadShifts:
+    """Interchange every head at the read-out of an answer, one at a time."""
+    shape = runs.model.shape
+    heads = [(layer, head) for layer in range(shape.layers) for head in range(shape.heads)]
+    label = OBJECT if answer == OBJECT_READOUT else runs.interchange_pairs.source_label
+    before = interchange_intervention(runs, []).logit_shift(label, answer)
+    at_readout = replace(runs, role_masks=_readout_masks(runs))
+    patched = interchange_intervention(at_readout, [Site(*head, str(answer)) for head in heads])
+    names = tuple(head_name(*head) for head in heads)
+    return HeadShifts(names, patched.logit_shift(label, answer) - before, np.abs(before[0]))
+
+
 def output_heads(search_runs: InterchangeRuns, evaluation_runs: InterchangeRuns) -> OutputHeads:
     """Find the heads that write number and object at their read-outs, and ablate each set."""
-    shape, fractions = search_runs.model.shape, []
-    heads = [(layer, head) for layer in range(shape.layers) for head in range(shape.heads)]
-    clean = interchange_intervention(search_runs, [])
-    runs = replace(search_runs, role_masks=_readout_masks(search_runs))
-    labels = (search_runs.interchange_pairs.source_label, OBJECT)
-    for answer, label in zip(_READOUTS, labels, strict=True):
-        patched = interchange_intervention(runs, [Site(*head, str(answer)) for head in heads])
-        before = clean.logit_shift(label, answer)
-        shift = patched.logit_shift(label, answer) - before
-        fractions.append(shift.mean(1) / (2 * np.abs(before).mean()))
-    names = [head_name(*head) for head in heads]
+    shifts = [head_shifts(search_runs, answer) for answer in _READOUTS]
+    names, equal = shifts[0].heads, np.ones((1, len(search_runs)))
+    fractions = [own.fractions(equal)[0] for own in shifts]
     number_heads, object_heads = (
         tuple(name for name, f in zip(names, own, strict=True) if f >= MIN_HEAD_FRACTION)
         for own in fractions

@@ -14,11 +14,11 @@ from probes.interventions.result import DecodingResult, IntrinsicDimension
 from probes.models.site import Site
 from probes.prompts.interchange_pairs import OPERATION
 from probes.prompts.question import Question
+from probes.stats.multiple_testing import conformal_threshold
 
 FACTORS = ("operation", "x", "y", "thing", "name", "verb", "frame")
 """Factors of a prompt; "frame" is its template."""
 
-_NULL_QUANTILE = 0.95
 _FOLDS, _SHUFFLES = 5, 40
 _SCALE_TOLERANCE = 1e-6
 # TwoNN omits the tenth of points with the largest ratios, as in the paper.
@@ -111,7 +111,7 @@ def decode_labels(
         )
         for _ in range(_SHUFFLES)
     ]
-    threshold = torch.tensor(shuffled).quantile(_NULL_QUANTILE)
+    threshold = conformal_threshold(shuffled)
     return DecodingResult(accuracy, float(threshold), len(classes))
 
 

@@ -71,8 +71,9 @@ class Hotspots:
         prompts: Number of bases.
         sites: The sites, role by role within each layer; layer 0 is the token embedding.
         hotspots: The best site of each variable, in the order that was asked for.
-        thresholds: For each variable the 95th percentile over random-init models of their best
-            site's interchange accuracy; NaN without such models.
+        thresholds: For each variable, and for all of the number together ("operation + x + y"),
+            the threshold over random-init models of their best site's interchange accuracy; NaN
+            without such models.
         maps: For each variable the fraction of bases that take this variable alone, 0 to 1; NaN
             where a role is absent.
         number_outcomes: For each site the fraction of bases by what their number becomes.

@@ -45,9 +45,8 @@ from probes.prompts.interchange_sampler import NUMBER_ANSWER
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
 from probes.stats.intervals import proportion
+from probes.stats.multiple_testing import conformal_threshold
 from probes.stats.paired import mcnemar_test
-
-_NULL_QUANTILE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +88,8 @@ def hotspots(
     """
     if model.shape.layers < 2:
         raise ModelError(
-            f"{model.name} has one block, so no site between blocks: choose a model with two or more"
+            f"{model.name} has one block, so no site between blocks: choose a model with two or "
+            "more"
         )
     bases, seed, tokenizers = settings.bases, settings.seed, (model.tokenizer,)
     search_pairs = sample_interchange_pairs(
@@ -189,9 +189,9 @@ def _role_words(question: Question, role: str) -> str:
 def unseen_sampling(pattern: Pattern) -> dict[str, dict[str, Any]]:
     """Arguments of `sample_interchange_pairs` for each group of bases with unseen values.
 
-    "new objects" do not occur in the prompts of the search; "untrained objects" and "untrained
-    cells" not in the corpus of the embedded family (a cell is the base's sum with the source's
-    operation).
+    "new objects" do not occur in the prompts of the search. "other objects" and "other sums" (the
+    base's numbers with the source's operation) are those of `family_split`; models whose
+    provenance names it never saw them in training.
     """
     split, opposite = family_split(), pattern.flipped().operation
     nouns, searched = pattern.lexicon.words("noun"), search_words(pattern)[OBJECT]
@@ -199,9 +199,9 @@ def unseen_sampling(pattern: Pattern) -> dict[str, dict[str, Any]]:
         "new objects": {"allowed_words": {OBJECT: [noun for noun in nouns if noun not in searched]}}
     }
     if len(held_out := [noun for noun in nouns if noun in split.nouns]) > 1:
-        groups["untrained objects"] = {"allowed_words": {OBJECT: held_out}}
+        groups["other objects"] = {"allowed_words": {OBJECT: held_out}}
     if all({"x", "y"} <= set(template.slots) for template in pattern.templates):
-        groups["untrained cells"] = {
+        groups["other sums"] = {
             "keep": lambda base: (opposite, base["x"], base["y"]) in split.number_pairs
         }
     return groups
@@ -253,7 +253,11 @@ def _measure_hotspot(
 def _null_thresholds(
     model: Model, pairs: InterchangePairs, variables: Sequence[str], settings: HotspotSettings
 ) -> dict[str, float]:
-    """95th percentile of the best site's rate in random-init models, searched and scored on one set."""
+    """Threshold of the best site's rate in a random-init model, searched and scored on one set.
+
+    The last threshold is that of all variables of the number together.
+    """
+    variables = (*variables, pairs.source_label)
     pairs, best = pairs.select(range(min(settings.null_bases, len(pairs)))), []
     for n in range(settings.nulls):
         runs = run_interchange_pairs(random_init(model, seed=settings.seed + n), pairs)
@@ -261,5 +265,5 @@ def _null_thresholds(
         best.append([takes_only(outcomes, variable).mean(1).max() for variable in variables])
     if not best:
         return dict.fromkeys(variables, float("nan"))
-    levels = np.quantile(np.array(best), _NULL_QUANTILE, axis=0)
+    levels = conformal_threshold(np.array(best))
     return dict(zip(variables, map(float, levels), strict=True))

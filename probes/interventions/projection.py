@@ -93,8 +93,8 @@ def _check_direction(site: Site, direction: Subspace) -> None:
         raise SiteError(f"{site} cannot be projected: give a 'resid' site")
     if (direction.layer, direction.role) != (site.layer, site.role):
         raise SiteError(
-            f"The direction belongs to L{direction.layer} {direction.role!r}, the states to {site}: "
-            "fit the direction at that site"
+            f"The direction belongs to L{direction.layer} {direction.role!r}, the states to "
+            f"{site}: fit the direction at that site"
         )
     if len(direction.basis) != 1:
         raise SiteError(

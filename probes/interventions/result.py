@@ -43,12 +43,15 @@ class UnseenVerbs:
             elsewhere.
         gain: `site` minus `embedding`, paired by base.
         verb_groups: The groups of verbs, each left out in turn.
+        by_pair: At the hotspot, for each pair of opposite verbs, such as "lose / find"; pairs with
+            few prompts in `site` have further ones.
     """
 
     site: Estimate
     embedding: Estimate
     gain: Estimate
     verb_groups: tuple[tuple[str, ...], ...]
+    by_pair: Mapping[str, Estimate]
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,7 +214,7 @@ class DecodingResult:
 
     Attributes:
         accuracy: Balanced accuracy on held-out states, 0 to 1.
-        threshold: 95th percentile of the same with shuffled labels.
+        threshold: Threshold of the same with shuffled labels.
         n_classes: Number of labels.
     """
 

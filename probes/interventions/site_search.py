@@ -32,10 +32,10 @@ def variables_of(interchange_pairs: InterchangePairs) -> tuple[str, ...]:
     return (*(label for label in labels if label != BASE and " " not in label), OBJECT)
 
 
-def search_words(pattern: Pattern) -> dict[str, list[str]]:
-    """Words for site search: every second noun, in all slots of nouns."""
+def search_words(pattern: Pattern, *, held_out: bool = False) -> dict[str, list[str]]:
+    """Words for site search: every second noun, in all slots of nouns; or the held-out others."""
     slots = {slot for template in pattern.templates for slot in template.slots}
-    nouns = list(pattern.lexicon.words("noun")[::2])
+    nouns = list(pattern.lexicon.words("noun")[int(held_out) :: 2])
     return {slot: nouns for slot in sorted(slots) if pattern.lexicon.kind_of(slot) == "noun"}
 
 

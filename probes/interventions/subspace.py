@@ -274,8 +274,8 @@ def _check_das(objective: DASObjective, layer: int) -> None:
     require_eval(model)
     if not 0 <= layer < model.shape.layers or not 0 <= objective.readout < n_readouts:
         raise SiteError(
-            f"{model.name} has no input of block {layer} or no read-out {objective.readout}: give a "
-            f"block below {model.shape.layers} and a read-out below {n_readouts}"
+            f"{model.name} has no input of block {layer} or no read-out {objective.readout}: "
+            f"give a block below {model.shape.layers} and a read-out below {n_readouts}"
         )
     if source.resid.shape != clean.resid.shape:
         raise BatchError(

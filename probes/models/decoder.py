@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from itertools import chain
 
 import torch
-from einops import einsum
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from probes.errors import ModelError
 from probes.models.decoder_layer import DecoderLayer, read_layer
@@ -66,14 +64,14 @@ class DecoderInputs:
     Attributes:
         embed: Output of the token embedding.
         position_embed: Learned position embedding; zero with rotary embedding.
-        rotary: Cosines and sines of the rotary embedding, or None.
+        rotary: Cosines and sines of each layer's rotary embedding, or None.
         attention_mask: True for keys that a query may attend to; padding attends to itself.
         logits: The model's logits at the readout.
     """
 
     embed: Float[Tensor, "prompt position d_model"]
     position_embed: Float[Tensor, "prompt position d_model"]
-    rotary: tuple[Tensor, Tensor] | None
+    rotary: tuple[tuple[Tensor, Tensor] | None, ...]
     attention_mask: Bool[Tensor, "prompt query key"]
     logits: Float[Tensor, "prompt vocab"]
 
@@ -86,7 +84,7 @@ def decompose(model: Model) -> DecoderWeights:
     """
     try:
         return _decompose(model)
-    except (AttributeError, RuntimeError) as error:
+    except (AttributeError, RuntimeError, TypeError) as error:
         raise ModelError(
             f"The blocks of {model.name} ({model.shape.architecture}) cannot be "
             f"decomposed: {error}. Use a decoder such as Llama, GPT-2 or GPT-NeoX."
@@ -96,9 +94,11 @@ def decompose(model: Model) -> DecoderWeights:
 def _decompose(model: Model) -> DecoderWeights:
     bridge = model.bridge
     layers = [read_layer(model, block) for block in bridge.blocks]
-    return DecoderWeights(
-        tuple(layers), read_norm(bridge.ln_final), bridge.unembed, model.shape.parallel
-    )
+
+    def unembed(resid: Tensor) -> Tensor:
+        return bridge.adapter.apply_output_logits_transform(bridge.unembed(resid))
+
+    return DecoderWeights(tuple(layers), read_norm(bridge.ln_final), unembed, model.shape.parallel)
 
 
 @torch.no_grad()
@@ -120,20 +120,24 @@ def capture_decoder(
     hooks["resid_mid"] = "hook_resid_pre" if weights.parallel else "hook_resid_mid"
     names = {key: [f"blocks.{n}.{hook}" for n in layers] for key, hook in hooks.items()}
     points = model.bridge.hook_dict
-    rotary_hooks = [
-        hook for name in ("cos", "sin") if (hook := f"blocks.0.attn.hook_{name}") in points
-    ]
+    angle_hooks = [[f"blocks.{n}.attn.hook_{name}" for name in ("cos", "sin")] for n in layers]
     last = f"blocks.{layers[-1]}.hook_resid_post"
-    with model.recording({*chain(*names.values()), *rotary_hooks, last, "hook_embed"}) as kept:
+    known = {hook for hook in chain(*angle_hooks) if hook in points}
+    with model.recording({*chain(*names.values()), *known, last, "hook_embed"}) as kept:
         logits = model.logits(ids, mask)
     readout_logits = logits[torch.arange(len(ids), device=logits.device), readout]
-    angles = [kept[hook].expand(len(ids), -1, -1) for hook in rotary_hooks]
-    rotary = (angles[0], angles[1]) if angles else None
+    # Layers may differ: local and global angles (Gemma-3), or none (SmolLM3).
+    rotary = tuple(
+        (kept[cos].expand(len(ids), -1, -1), kept[sin].expand(len(ids), -1, -1))
+        if cos in kept
+        else None
+        for cos, sin in angle_hooks
+    )
     parts = {key: tuple(kept[hook] for hook in group) for key, group in names.items()}
     parts |= {
         port: tuple(
-            apply_rotary(layer.normalize(port, value), rotary)
-            for layer, value in zip(weights.layers, parts[port], strict=True)
+            apply_rotary(layer.normalize(port, value), angles)
+            for layer, value, angles in zip(weights.layers, parts[port], rotary, strict=True)
         )
         for port in "qk"
     }
@@ -157,12 +161,12 @@ def rebuild_residual(
 ) -> Float[Tensor, "prompt position d_model"]:
     """Residual stream after the last block, rebuilt from the weights."""
     x = inputs.embed + inputs.position_embed
-    for layer in weights.layers:
+    for layer, rotary in zip(weights.layers, inputs.rotary, strict=True):
         y = layer.attn_norm(x)
-        q, k = (apply_rotary(layer.project(port, y), inputs.rotary) for port in "qk")
+        q, k = (apply_rotary(layer.project(port, y), rotary) for port in "qk")
         allowed = layer.visible_keys(inputs.attention_mask)
-        z = attend(q, k, layer.project("v", y), allowed, layer.scale)
-        mid = x + einsum(z, layer.o, "b t h e, h e d -> b t d") + layer.o_bias
+        z = layer.attend(q, k, layer.project("v", y), allowed)
+        mid = x + layer.attn_post_norm(layer.sum_heads(z))
         x = mid + layer.mlp(layer.mlp_norm(x if weights.parallel else mid))
     return x
 
@@ -177,11 +181,11 @@ def _check_rebuilt_logits(
             "dtype, or check the weights."
         )
     longest = int(inputs.attention_mask.sum((1, 2)).argmax())
-    row, rotary = slice(longest, longest + 1), inputs.rotary
+    row = slice(longest, longest + 1)
     one = DecoderInputs(
         inputs.embed[row],
         inputs.position_embed[row],
-        None if rotary is None else (rotary[0][row], rotary[1][row]),
+        tuple(angles and (angles[0][row], angles[1][row]) for angles in inputs.rotary),
         inputs.attention_mask[row],
         inputs.logits[row],
     )
@@ -198,22 +202,6 @@ def _check_rebuilt_logits(
             f"heads and MLP that circuits are cut from: rebuilt logits differ by {gap:.1e} of the "
             "largest. Use a decoder such as Llama, GPT-2 or GPT-NeoX."
         )
-
-
-def attend(
-    q: Float[Tensor, "*b query head d_head"],
-    k: Float[Tensor, "*b key kv_head d_head"],
-    v: Float[Tensor, "*b key kv_head d_head"],
-    attention_mask: Bool[Tensor, "prompt query key"],
-    scale: float,
-) -> Float[Tensor, "*b query head d_head"]:
-    """Softmax attention over the allowed keys."""
-    q, k, v = (t.transpose(-2, -3) for t in (q, k, v))
-    grouped = q.shape[-3] != k.shape[-3]
-    z = scaled_dot_product_attention(
-        q, k, v, attn_mask=attention_mask[:, None], scale=scale, enable_gqa=grouped
-    )
-    return z.transpose(-2, -3)
 
 
 def apply_rotary(x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:

@@ -56,6 +56,8 @@ class Provenance:
         kernel_gap: Greatest absolute difference of a logit between the real kernel and the
             analyzed weights; None where there is no other kernel.
         base_model: Name of the model that it was tuned from; "" if it was not tuned.
+        held_out: Axes of `prompts.held_out.family_split` that its training left out: "cell", "noun",
+            "combination"; empty for other training texts.
         other_seed, control, negative_control: Name or names of its other-seed models, same-shape
             controls and negative controls.
     """
@@ -66,6 +68,7 @@ class Provenance:
     settings: Mapping[str, JsonValue] = field(default_factory=dict)
     kernel_gap: float | None = None
     base_model: str = ""
+    held_out: Sequence[str] = ()
     other_seed: ModelNames = ()
     control: ModelNames = ()
     negative_control: ModelNames = ()
@@ -143,10 +146,10 @@ def _hash_file(path: Path) -> str:
 def write_provenance(provenance: Provenance, folder: Path) -> None:
     """Write the provenance file of a complete folder, with the SHA-256 of its files.
 
-    Names of comparison models are left out where there are none.
+    Empty names and lists of comparison and training are left out.
     """
     content = asdict(provenance) | {"sha256": hash_files(folder)}
-    for name in ("base_model", "other_seed", "control", "negative_control"):
+    for name in ("base_model", "held_out", "other_seed", "control", "negative_control"):
         if not content[name]:
             del content[name]
     write_atomic(folder / PROVENANCE_FILE, (json.dumps(content, indent=1) + "\n").encode())
@@ -163,11 +166,12 @@ def read_provenance(folder: Path) -> Provenance | None:
     content = _read_content(folder)
     content.pop("sha256", None)
     try:
-        result = Provenance(**content | {"storage": StorageCost(**content["storage"])})
-        named = (result.base_model, result.other_seed, result.control, result.negative_control)
-        for names in named:
+        values: dict[str, Any] = content | {"storage": StorageCost(**content["storage"])}
+        result = Provenance(**values)
+        compared = (result.base_model, result.other_seed, result.control, result.negative_control)
+        for names in (*compared, result.held_out):
             if not all(isinstance(name, str) for name in _names(names)):
-                raise TypeError(f"{names!r} is not a model name or a list of them")
+                raise TypeError(f"{names!r} is not a name or a list of them")
     except (ValueError, TypeError, KeyError) as error:
         raise _malformed(folder, error) from error
     return result

@@ -103,8 +103,8 @@ def behavioral_distance(
     agrees = (answers.behavior.predicted == reference.behavior.predicted).numpy()
     names = answers.behavior.answers
     return BehavioralDistance(
-        readout_kl=bootstrap_mean(answers.readout_kl.mean(-1), seed=seed),
-        text_kl=bootstrap_mean(answers.text_kl, seed=seed),
+        readout_kl=bootstrap_mean(answers.readout_kl.mean(-1), seed=seed, bounds=(0, np.inf)),
+        text_kl=bootstrap_mean(answers.text_kl, seed=seed, bounds=(0, np.inf)),
         accuracy={name: proportion(correct[:, k]) for k, name in enumerate(names)},
         all_correct=proportion(correct.min(-1)),
         agreement=proportion(agrees.min(-1)),

@@ -150,12 +150,14 @@ def _operation_fields(table: dict, name: str, entry: dict, suffix: str) -> dict[
     }
 
 
-def pattern(name: str) -> Pattern:
-    """Pattern by its name, or of the user's pairs in a `.jsonl` file.
+def pattern(name: str | Pattern) -> Pattern:
+    """Pattern by its name, or of the user's pairs in a `.jsonl` file; a pattern is returned as is.
 
     Raises:
         PatternError: The name is unknown.
     """
+    if isinstance(name, Pattern):
+        return name
     if str(name).endswith(".jsonl"):
         return Pattern.from_pairs(name)
     known = list_patterns()

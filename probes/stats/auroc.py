@@ -49,8 +49,9 @@ class GroupAUROC:
         """Sentences on whether the score separates the two groups."""
         counts = f"{self.n_related} related models and {self.n_negative_controls} negative controls"
         numbers = (
-            f"A related model scores above a negative control with probability {self.value} ({counts}; "
-            f"exact permutation p = {self.p_value:.2g}, the smallest possible {self.min_p_value:.2g})."
+            f"A related model scores above a negative control with probability {self.value} "
+            f"({counts}; exact permutation p = {self.p_value:.2g}, the smallest possible "
+            f"{self.min_p_value:.2g})."
         )
         verdicts = {
             "above": "Related models score higher than negative controls.",
@@ -76,7 +77,8 @@ def group_auroc(
     """
     if not len(related) or not len(negative_controls):
         raise OutcomeError(
-            f"{len(related)} related models and {len(negative_controls)} negative controls: give at least one each"
+            f"{len(related)} related models and {len(negative_controls)} negative controls: give "
+            "at least one each"
         )
     scores = np.concatenate([related, negative_controls])
     if not np.isfinite(scores).all():

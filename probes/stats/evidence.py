@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import erfc
 from typing import Literal
 
 from probes.stats.intervals import Estimate
@@ -21,6 +22,7 @@ class StatisticalTest:
         passed: True where the whole interval is on the claim's side of the threshold, False where
             it is on the other side, None where it includes the threshold or there is no value.
         is_deciding: Whether the verdict depends on it.
+        p_value: One-sided p-value, by the normal approximation of the interval; None without one.
         id: Stable identifier, such as "similarity"; code finds a test by it, not by its name.
     """
 
@@ -30,6 +32,7 @@ class StatisticalTest:
     threshold: str
     passed: bool | None
     is_deciding: bool = True
+    p_value: float | None = field(default=None, kw_only=True)
     id: str = field(kw_only=True)
 
     def non_deciding(self) -> "StatisticalTest":
@@ -42,7 +45,7 @@ class ClaimVerdict:
     """Verdict on one claim about one model.
 
     Attributes:
-        claim: "H1" to "H5".
+        claim: "H1a", "H1b", or "H2" to "H5".
         title: The claim in a few words.
         label: "holds" where every deciding test passed, "fails" where one failed, "cannot tell"
             otherwise; "behavior absent" where the model does not do the task.
@@ -62,7 +65,8 @@ def check_above(
 ) -> StatisticalTest:
     """Test whether the 95 % interval lies above a threshold."""
     passed = _decide(value.low > threshold, value.high <= threshold)
-    return StatisticalTest(name, meaning_if_failed, value, f"above {threshold:.2f}", passed, id=id)
+    text, p_value = f"above {threshold:.2f}", _p_above(value, threshold)
+    return StatisticalTest(name, meaning_if_failed, value, text, passed, p_value=p_value, id=id)
 
 
 def check_below(
@@ -70,22 +74,46 @@ def check_below(
 ) -> StatisticalTest:
     """Test whether the 95 % interval lies below a threshold."""
     passed = _decide(value.high < threshold, value.low >= threshold)
-    return StatisticalTest(name, meaning_if_failed, value, f"below {threshold:.2f}", passed, id=id)
+    text, p_value = f"below {threshold:.2f}", _p_above(_negative(value), -threshold)
+    return StatisticalTest(name, meaning_if_failed, value, text, passed, p_value=p_value, id=id)
 
 
 def check_within(
-    name: str, meaning_if_failed: str, value: Estimate, margin: float, *, id: str
+    name: str, meaning_if_failed: str | tuple[str, str], value: Estimate, margin: float, *, id: str
 ) -> StatisticalTest:
-    """Equivalence test: whether the 95 % interval lies within ±margin."""
+    """Equivalence test: whether the 95 % interval lies within ±margin.
+
+    Two meanings are those of an interval below -margin and of one above margin.
+    """
     inside = value.low >= -margin and value.high <= margin
-    outside = value.low > margin or value.high < -margin
-    passed = _decide(inside, outside)
-    return StatisticalTest(name, meaning_if_failed, value, f"within ±{margin:.2f}", passed, id=id)
+    below, above = value.high < -margin, value.low > margin
+    if isinstance(meaning_if_failed, str):
+        meaning = meaning_if_failed
+    elif below or above:
+        meaning = meaning_if_failed[int(above)]
+    else:
+        meaning = "below: {}; above: {}".format(*meaning_if_failed)
+    passed = _decide(inside, below or above)
+    text = f"within ±{margin:.2f}"
+    p_value = max(_p_above(value, -margin), _p_above(_negative(value), -margin))
+    return StatisticalTest(name, meaning, value, text, passed, p_value=p_value, id=id)
 
 
 def skipped_test(name: str, reason: str, *, id: str, is_deciding: bool = True) -> StatisticalTest:
     """Test without a value, with the reason in place of a meaning."""
     return StatisticalTest(name, reason, None, "–", None, is_deciding, id=id)
+
+
+def _p_above(value: Estimate, threshold: float) -> float:
+    """P-value of the hypothesis that an estimate is not above a threshold."""
+    error = (value.value - value.low) / 1.96
+    if error <= 0:
+        return 0.0 if value.value > threshold else 1.0
+    return erfc((value.value - threshold) / error / 2**0.5) / 2
+
+
+def _negative(value: Estimate) -> Estimate:
+    return Estimate(-value.value, -value.high, -value.low)
 
 
 def _decide(succeeded: bool, failed: bool) -> bool | None:
@@ -103,10 +131,15 @@ def claim_verdict(claim: str, title: str, tests: Sequence[StatisticalTest]) -> C
         reason = "; ".join(f"{test.name}: {test.meaning_if_failed}" for test in failed)
         return ClaimVerdict(claim, title, "fails", reason, tuple(tests))
     if undecided or not deciding:
-        names = ", ".join(test.name for test in undecided) or "nothing could be tested"
+        names = "; ".join(map(_undecided_text, undecided)) or "nothing could be tested"
         return ClaimVerdict(claim, title, "cannot tell", f"undecided: {names}", tuple(tests))
     passed = f"all {len(deciding)} tests" if len(deciding) > 1 else "its one test"
     return ClaimVerdict(claim, title, "holds", f"{passed} passed", tuple(tests))
+
+
+def _undecided_text(test: StatisticalTest) -> str:
+    """Name of an undecided test, with its value, or with the reason if there is none."""
+    return f"{test.name} ({test.meaning_if_failed if test.value is None else test.value})"
 
 
 def behavior_absent(claim: str, title: str, reason: str) -> ClaimVerdict:

@@ -1,5 +1,10 @@
-"""Estimates with their 95 % intervals: Wilson for proportions, percentile bootstrap for the rest."""
+"""Estimates with their 95 % intervals.
 
+Wilson for proportions, bootstrap-t for means, percentile bootstrap for the rest. Their coverage on
+simulated data is in docs/calibration.md.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +12,7 @@ from jaxtyping import Bool, Float
 
 CONFIDENCE_LEVEL = 0.95
 BOOTSTRAP_DRAWS = 2000
+_TAILS = ((1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +24,15 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
+        if np.isnan(self.value):
+            return "undefined"
         # Adding 0 turns a rounded -0 into 0.
         value, low, high = (round(n, 2) + 0.0 for n in (self.value, self.low, self.high))
         return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def proportion(hits: Bool[np.ndarray, " prompt"]) -> Estimate:
-    """Fraction of hits with its Wilson interval (1927, JASA 22:209); NaN in [0, 1] of no prompts."""
+    """Fraction of hits with its Wilson interval (1927, JASA 22:209); NaN without prompts."""
     if not len(hits):
         return Estimate(float("nan"), 0.0, 1.0)
     # scipy.stats takes a second to import, and a saved result is read without it.
@@ -36,26 +44,82 @@ def proportion(hits: Bool[np.ndarray, " prompt"]) -> Estimate:
     return Estimate(float(hits.mean()), float(interval.low), float(interval.high))
 
 
-def bootstrap_mean(values: Float[np.ndarray, " prompt"], *, seed: int) -> Estimate:
-    """Mean with its bootstrap interval over prompts."""
-    weights = bootstrap_weights(len(values), BOOTSTRAP_DRAWS, seed=seed) / len(values)
-    return percentile_interval(float(values.mean()), weights @ values)
+def bootstrap_mean(
+    values: Float[np.ndarray, " prompt"],
+    *,
+    seed: int,
+    bounds: tuple[float | int, float | int] = (-np.inf, np.inf),
+) -> Estimate:
+    """Mean with an interval over prompts: the union of bootstrap-t and Student's t.
+
+    Bootstrap-t (Efron and Tibshirani 1993, ch. 12) covers skewed values, Student's t covers heavy
+    tails; the percentile bootstrap of 16 prompts covers a normal mean in 0.91 of the cases only.
+
+    Args:
+        values: One value per prompt.
+        seed: Seed of the bootstrap.
+        bounds: Least and greatest possible value; the interval ends there.
+    """
+    n, mean = len(values), float(values.mean())
+    error = float(values.std(ddof=1)) / n**0.5 if n > 1 else 0.0
+    if error == 0:
+        return Estimate(mean, mean, mean)
+    weights = bootstrap_weights(n, BOOTSTRAP_DRAWS, seed=seed) / n
+    shifts = weights @ (values - mean)
+    errors = np.sqrt(np.maximum(weights @ (values - mean) ** 2 - shifts**2, 0) / (n - 1))
+    usable = errors > 1e-9 * error  # A sample of one value has no error.
+    low, high = np.quantile(shifts[usable] / errors[usable], _TAILS)
+    student = student_quantile(n - 1)
+    ends = mean - max(high, student) * error, mean + max(-low, student) * error
+    return Estimate(mean, *(float(end) for end in np.clip(ends, *bounds)))
+
+
+def pool_draws(draws: Sequence[Estimate]) -> Estimate:
+    """Mean of an estimate over independent draws of prompts, words and folds.
+
+    The interval is the wider, on each side, of two: Student's t between the draws, and the errors
+    within the draws added in squares.
+    """
+    values = np.array([draw.value for draw in draws])
+    n, mean = len(draws), float(values.mean())
+    if n == 1:
+        return draws[0]
+    between = student_quantile(n - 1) * float(values.std(ddof=1)) / n**0.5
+    below, above = (
+        float(np.linalg.norm(values - [getattr(draw, end) for draw in draws])) / n
+        for end in ("low", "high")
+    )
+    return Estimate(mean, mean - max(between, below), mean + max(between, above))
+
+
+def student_quantile(degrees_of_freedom: int) -> float:
+    """Quantile of Student's t that bounds the middle 95 %."""
+    # scipy takes a second to import, and a saved result is read without it.
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees_of_freedom, (1 + CONFIDENCE_LEVEL) / 2))
 
 
 def bootstrap_ratio(
     numerator: Float[np.ndarray, " prompt"], denominator: Float[np.ndarray, " prompt"], *, seed: int
 ) -> Estimate:
-    """Ratio of two means over the same prompts, with its bootstrap interval."""
+    """Ratio of two means over the same prompts, with its bootstrap interval.
+
+    NaN where the interval of the denominator includes 0: the ratio is undefined.
+    """
     weights = bootstrap_weights(len(numerator), BOOTSTRAP_DRAWS, seed=seed)
+    bases = weights @ denominator
+    low, high = np.quantile(bases, _TAILS)
+    if low <= 0 <= high:
+        return Estimate(float("nan"), float("nan"), float("nan"))
     return percentile_interval(
-        float(numerator.mean() / denominator.mean()),
-        (weights @ numerator) / (weights @ denominator),
+        float(numerator.mean() / denominator.mean()), (weights @ numerator) / bases
     )
 
 
 def percentile_interval(value: float, samples: Float[np.ndarray, " draw"]) -> Estimate:
     """A number with the middle 95 % of its bootstrap draws."""
-    low, high = np.quantile(samples, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
+    low, high = np.quantile(samples, _TAILS)
     return Estimate(float(value), float(low), float(high))
 
 

@@ -88,7 +88,8 @@ def possible_tables(first: int, second: int, n_items: int) -> Iterator[PairedTes
     """
     if not (0 <= first <= n_items and 0 <= second <= n_items and n_items > 0):
         raise OutcomeError(
-            f"{first} and {second} of {n_items} are correct: give counts from 0 to the number of items"
+            f"{first} and {second} of {n_items} are correct: give counts from 0 to the number of "
+            "items"
         )
     for both in range(max(0, first + second - n_items), min(first, second) + 1):
         gained, lost = second - both, first - both

@@ -64,8 +64,8 @@ def items_needed(
     _check_arguments(1, accuracy, discordance)
     if not 0 < difference <= max(accuracy, 1 - accuracy):
         raise OutcomeError(
-            f"A difference of {difference} does not fit an accuracy of {accuracy}: give one above 0 "
-            f"and at most {max(accuracy, 1 - accuracy):g}"
+            f"A difference of {difference} does not fit an accuracy of {accuracy}: give one "
+            f"above 0 and at most {max(accuracy, 1 - accuracy):g}"
         )
     gain, loss = _change_rates(accuracy, difference, discordance)
 
@@ -125,6 +125,6 @@ def _change_rates(
 def _check_arguments(n_items: int, accuracy: float, discordance: float | None) -> None:
     if n_items < 1 or not 0 <= accuracy <= 1 or not 0 <= (discordance or 0) <= 1:
         raise OutcomeError(
-            f"{n_items} items, accuracy {accuracy}, discordance {discordance}: give at least one item, "
-            "and fractions between 0 and 1"
+            f"{n_items} items, accuracy {accuracy}, discordance {discordance}: give at least one "
+            "item, and fractions between 0 and 1"
         )

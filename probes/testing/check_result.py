@@ -90,7 +90,8 @@ class ModelChecks(Result):
         import pandas as pd
 
         tables = [check.table().assign(model=check.model) for check in self.checks]
-        return pd.concat(tables, ignore_index=True)[["model", "check", "state", "detail"]]
+        table = pd.concat(tables, ignore_index=True)
+        return table.reindex(columns=["model", "check", "state", "detail"])
 
     def __repr__(self) -> str:
         return f"<ModelChecks of {', '.join(check.model for check in self.checks)}>"

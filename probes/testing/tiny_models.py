@@ -8,17 +8,42 @@ from probes.models.process_state import seeded_init
 KINDS = ("gpt2", "llama", "llama-gqa", "neox")
 """Kinds of tiny models: absolute and rotary positions, grouped queries, parallel blocks."""
 
+POST_NORM_KINDS = ("gemma2", "gemma3", "olmo2")
+"""Kinds with norms behind attention and MLP: 1 + weight and soft caps, local and global rotary
+positions with norms of each head's queries and keys, norms of the queries of all heads."""
+
 SIZE = {"vocab_size": 97, "max_position_embeddings": 48, "num_hidden_layers": 3, "hidden_size": 32}
 
 
 def tiny_hf(kind: str, seed: int, **overrides: object) -> nn.Module:
-    """Random Hugging Face model with 3 layers, 4 heads and width 32; `kind` is one of KINDS."""
-    from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
+    """Random Hugging Face model with 3 layers, 4 heads and width 32.
 
+    `kind` is one of KINDS or POST_NORM_KINDS.
+    """
+    from transformers import (
+        AutoModelForCausalLM,
+        Gemma2Config,
+        Gemma3TextConfig,
+        GPT2Config,
+        GPTNeoXConfig,
+        LlamaConfig,
+        Olmo2Config,
+    )
+
+    layers = int(str(overrides.get("num_hidden_layers", SIZE["num_hidden_layers"])))
+    types = ["sliding_attention", "full_attention"] * layers
+    grouped = {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8}
+    gemma = grouped | {"query_pre_attn_scalar": 8, "sliding_window": 4}
     config_class, options = {
         "gpt2": (GPT2Config, {}),
         "llama": (LlamaConfig, {"intermediate_size": 64}),
         "llama-gqa": (LlamaConfig, {"intermediate_size": 64, "num_key_value_heads": 2}),
+        "gemma2": (
+            Gemma2Config,
+            gemma | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 8.0},
+        ),
+        "gemma3": (Gemma3TextConfig, gemma | {"layer_types": types[:layers]}),
+        "olmo2": (Olmo2Config, grouped),
         "neox": (GPTNeoXConfig, {"intermediate_size": 64, "rotary_pct": 0.25}),
     }[kind]
     common = {**SIZE, "num_attention_heads": 4, "initializer_range": 0.15}
@@ -30,6 +55,8 @@ def tiny_hf(kind: str, seed: int, **overrides: object) -> nn.Module:
         for name, weight in hf_model.named_parameters():
             if name.endswith("bias"):
                 nn.init.normal_(weight, std=0.1)
+            elif kind in POST_NORM_KINDS and weight.ndim == 1:
+                nn.init.normal_(weight, mean=float(weight.detach().mean()), std=0.2)
     return hf_model
 
 

@@ -40,7 +40,7 @@ LIGHT_COLORS = {
     "ink": "#16181d", "soft": "#5d6470", "line": "#dfe2e7", "paper": "#ffffff", "wash": "#f5f6f8",
     "mark": "#d6246e", "up": "#b31f2e", "down": "#256aad", "none": "none", "transparent": "none",
 }  # fmt: skip
-"""Named colors of the page and their values in light mode; a transparent shape catches the mouse."""
+"""Named colors of the page, in light mode; a transparent shape catches the mouse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,8 @@ def scrollable_svg(drawing: Drawing, css_class: str) -> str:
     size = f'width="{drawing.width:.0f}" height="{drawing.height:.0f}"'
     return (
         f'<style>{_DRAWING_STYLE}</style><div class="pv-scroll" tabindex="0" role="group" '
-        f'aria-label="{name}"><svg class="pv-sheet {css_class}" role="img" aria-label="{name}" {size} '
+        f'aria-label="{name}">'
+        f'<svg class="pv-sheet {css_class}" role="img" aria-label="{name}" {size} '
         f'viewBox="0 0 {drawing.width:.0f} {drawing.height:.0f}" font-size="11" fill="var(--ink)">'
         f"<desc>{escape(drawing.description)}</desc>{''.join(map(_svg, drawing.parts))}</svg></div>"
     )

@@ -55,6 +55,6 @@ def _section_html(index: int, section: Section) -> str:
     body = "".join(f'<div class="pv-block">{block.body}</div>' for block in blocks)
     paragraph = f'<p class="pv-lead">{escape_lines(intro)}</p>' if intro else ""
     return (
-        f'<section class="pv-part" id="{_anchor(heading, index)}"><h2>{index}. {escape(heading)}</h2>'
-        f"{paragraph}{body}</section>"
+        f'<section class="pv-part" id="{_anchor(heading, index)}"><h2>{index}. '
+        f"{escape(heading)}</h2>{paragraph}{body}</section>"
     )

@@ -43,7 +43,7 @@ class Picture:
         """Write as .html, or with matplotlib as .png, .svg or .pdf.
 
         Raises:
-            FigureError: The suffix or folder is wrong, there is no figure, or matplotlib is missing.
+            FigureError: The suffix or folder is wrong, or there is no figure or no matplotlib.
         """
         path = Path(path)
         suffix = path.suffix.lower()

@@ -21,15 +21,16 @@ from probes.errors import CircuitError, ModelError
 from probes.interventions.activation_patching import MLP, Z
 from probes.models.model import wrap
 from probes.testing.equivalent_heads import ungroup_heads
-from probes.testing.tiny_models import KINDS, hook_count, tiny, tiny_hf
+from probes.testing.tiny_models import KINDS, POST_NORM_KINDS, hook_count, tiny, tiny_hf
 
 METHODS = ("eap-ig", "eap", "exact")
 PARTS = {"embed": "embed", "mlp_out": "MLP", "mlp_in": "MLP", "logits": "logits"}
 
 # The others run with the slow tests; the comparisons with TransformerLens cover them anyway.
-QUICK = ("llama-gqa",)
-SLOW = {kind: () if kind in QUICK else (pytest.mark.slow,) for kind in KINDS}
-EACH = pytest.mark.parametrize("kind", [pytest.param(kind, marks=SLOW[kind]) for kind in KINDS])
+EVERY = (*KINDS, *POST_NORM_KINDS)
+QUICK = ("llama-gqa", "olmo2")
+SLOW = {kind: () if kind in QUICK else (pytest.mark.slow,) for kind in EVERY}
+EACH = pytest.mark.parametrize("kind", [pytest.param(kind, marks=SLOW[kind]) for kind in EVERY])
 
 model_of = cache(tiny)
 

@@ -434,7 +434,7 @@ def changed(path, value):
         (changed(["graph", "kv_heads"], 2), "a divisor of 1"),
         (changed(["graph", "parallel"], "no"), "true or false"),
         (changed(["graph", "roles"], ["a", "a"]), "different names"),
-        (changed(["graph", "readouts"], ["z"]), "roles that its graph lacks: z"),
+        (changed(["graph", "readouts"], ["z"]), "the roles 'z', which its graph lacks"),
         (changed(["graph", "role_pairs"], [["a"]]), "a list of two"),
         (changed(["graph", "role_pairs"], [["a", "b"]] * 2), "different pairs"),
         (changed(["protocol"], {"a": "b"}), "'protocol' of the circuit is"),

@@ -2,12 +2,27 @@
 
 import math
 
+import numpy as np
 import pytest
 
-from probes.claims import claims
-from probes.claims.dose_response import read_series
-from probes.claims.result import BaseModelComparison
-from probes.experiments.family.seed_series import write_series
+from probes.claims.base_model import bootstrap_head_overlap, reuse_claim
+from probes.claims.definitions import TITLES
+from probes.claims.dose_response import (
+    dose_response_rows,
+    read_dose_rows,
+    read_series,
+    training_diversity_claim,
+)
+from probes.claims.result import BaseModelComparison, JointSite
+from probes.claims.separate_path import separate_path_claim
+from probes.claims.shared_state import (
+    SharedStateEvidence,
+    joint_state_claim,
+    shared_direction_claim,
+    shared_state_claim,
+)
+from probes.files import write_rows
+from probes.interventions.dissociation import HeadShifts
 from probes.interventions.hotspot_result import Hotspot, Hotspots
 from probes.interventions.result import (
     DASResult,
@@ -19,6 +34,7 @@ from probes.interventions.result import (
     OutputHeads,
     UnseenVerbs,
 )
+from probes.models.provenance import Provenance, StorageCost
 from probes.models.site import Site
 from probes.stats.evidence import (
     behavior_absent,
@@ -43,9 +59,9 @@ def bare(kind, **values):
     return made
 
 
-def passed(verdict, start):
-    (found,) = (test for test in verdict.tests if test.name.startswith(start))
-    return found.passed
+def find_test(verdict, id):
+    (found,) = (test for test in verdict.tests if test.id == id)
+    return found
 
 
 # Tests of one number.
@@ -57,13 +73,13 @@ def passed(verdict, start):
         (0.6, 0.9, True, False),
         (0.1, 0.4, False, True),
         (0.4, 0.6, None, None),
-        (0.5, 0.9, None, False),  # An interval that ends at the bar: it is not below it.
+        (0.5, 0.9, None, False),  # An interval that ends at the threshold: it is not below it.
         (0.1, 0.5, False, None),
         (0.5, 0.5, False, False),
         (math.nan, math.nan, None, None),
     ],
 )
-def test_a_number_is_above_or_below_a_bar_with_its_whole_interval_or_not_surely(
+def test_a_number_is_above_or_below_a_threshold_with_its_whole_interval_or_it_is_undecided(
     low, high, is_above, is_below
 ):
     value = Estimate((low + high) / 2, low, high)
@@ -93,6 +109,20 @@ def test_a_difference_is_none_only_where_its_whole_interval_is_within_the_margin
     assert found.threshold == "within ±0.10"
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "meaning"),
+    [
+        (-0.3, -0.2, "too low"),
+        (0.2, 0.3, "too high"),
+        (0.0, 0.2, "below: too low; above: too high"),
+        (-0.05, 0.05, "below: too low; above: too high"),
+    ],
+)
+def test_an_equivalence_test_that_fails_gives_the_meaning_of_its_side(low, high, meaning):
+    found = check_within("n", ("too low", "too high"), Estimate(0.0, low, high), 0.1, id="n")
+    assert found.meaning_if_failed == meaning
+
+
 # From tests to a verdict.
 
 
@@ -106,10 +136,10 @@ GONE = skipped_test("gone", "why", id="gone")
     ("tests", "word", "reason"),
     [
         ([GOOD, GOOD], "holds", "all 2 tests passed"),
-        ([GOOD, OPEN], "cannot tell", "undecided: open"),
+        ([GOOD, OPEN], "cannot tell", "undecided: open (0.50 [0.40, 0.60])"),
         ([GOOD, OPEN, BAD], "fails", "bad: it is bad"),
         ([GOOD, GONE, BAD], "fails", "bad: it is bad"),
-        ([GOOD, GONE], "cannot tell", "undecided: gone"),
+        ([GOOD, GONE], "cannot tell", "undecided: gone (why)"),
         ([GOOD, GONE.non_deciding()], "holds", "its one test passed"),
         (
             [GONE.non_deciding()],
@@ -119,7 +149,7 @@ GONE = skipped_test("gone", "why", id="gone")
         ([], "cannot tell", "nothing could be tested"),
     ],
 )
-def test_what_speaks_against_a_claim_beats_what_is_open_and_that_beats_what_holds(
+def test_a_failed_test_decides_before_an_undecided_one_and_that_before_passed_ones(
     tests, word, reason
 ):
     found = claim_verdict("H1", "title", tests)
@@ -140,82 +170,145 @@ def test_an_absent_behavior_is_neither_held_nor_failed():
     assert (found.label, found.reason, found.tests) == ("behavior absent", "it cannot count", ())
 
 
-# H1.
+# H1a.
 
 
-GROUPS = ("new objects", "untrained objects", "untrained cells")
+GROUPS = ("new objects", "other objects", "other sums")
 
 
-def spots(**values):
-    """Spots of operation, x, y and thing, all of which hold unless told otherwise."""
+def make_hotspots(**values):
+    """Hotspots of operation, x, y and thing in a model that is always right."""
     groups: dict[str, Estimate] = dict.fromkeys(GROUPS, SURE)
-    found = {
-        "other_object": SURE,
-        "same_object": SURE,
-        "difference": NONE,
-        "unseen_groups": groups,
-    } | values
-    cell = Site(1, "resid", "op")
-    first = Hotspot("operation", cell, **found)
-    rest = [Hotspot(v, cell, SURE, SURE, NONE, groups) for v in ("x", "y", "thing")]
-    return bare(Hotspots, hotspots=(first, *rest), thresholds=dict.fromkeys("xy", 0.1) | BARS)
+    site = Site(1, "resid", "op")
+    given = {"other_object": SURE, "same_object": SURE, "difference": NONE, "unseen_groups": groups}
+    hotspot = Hotspot("operation", site, **given | values)
+    thresholds = dict.fromkeys(("operation", "x", "y", "thing", "operation + x + y"), 0.1)
+    return bare(Hotspots, hotspots=(hotspot,), thresholds=thresholds, accuracy=(SURE, SURE))
 
 
-BARS = {"operation": 0.1, "thing": 0.1}
 READ, UNREAD = DecodingResult(0.9, 0.2, 8), DecodingResult(0.2, 0.2, 8)
-UNSEEN = UnseenVerbs(SURE, NO, Estimate(0.9, 0.8, 1.0), (("lose",), ("sell",)))
+PAIRS = {"lose / find": SURE, "sell / buy": SURE}
+UNSEEN = UnseenVerbs(SURE, NO, Estimate(0.9, 0.8, 1.0), (("lose",), ("sell",)), PAIRS)
 SEARCH = bare(DASResult, random_init=NO)
 
 
-def h1(**changes):
+def h1a(**changes):
     given = {
-        "hotspots": spots(),
+        "hotspots": make_hotspots(),
         "object_decoding": READ,
         "unseen_verbs": UNSEEN,
         "subspace_search": SEARCH,
         "operation_free_accuracy": SURE,
         "distractor_accuracy": SURE,
     } | changes
-    return claims.shared_state_claim(**given)
+    return shared_state_claim(SharedStateEvidence(**given))
 
 
-def test_one_state_whatever_the_object_holds_where_all_speaks_for_it():
-    assert h1().label == "holds"
-    assert h1(operation_free_accuracy=None, distractor_accuracy=None).label == "holds"
+def test_one_state_holds_where_all_tests_pass():
+    assert h1a().label == "holds"
+    assert h1a(operation_free_accuracy=None, distractor_accuracy=None).label == "holds"
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"hotspots": spots(other_object=NO, difference=YES)}, "same and other objects alike"),
-        ({"hotspots": spots(unseen_groups={"untrained cells": NO})}, "untrained cells: "),
-        ({"hotspots": spots(unseen_groups={"new objects": NO})}, "new objects: "),
-        ({"hotspots": spots(other_object=NO, same_object=NO)}, "no site hands over operation"),
-        ({"unseen_verbs": UnseenVerbs(NO, NO, NONE, ())}, "verbs not fitted on: "),
         (
-            {"unseen_verbs": UnseenVerbs(SURE, SURE, Estimate(0.0, -0.1, 0.0), ())},
+            {"hotspots": make_hotspots(other_object=NO, difference=YES)},
+            "same and other objects are equal: the state changes the operation only, or more often, "
+            "between prompts about one object",
+        ),
+        (
+            {"hotspots": make_hotspots(difference=Estimate(-0.9, -1.0, -0.8))},
+            "same and other objects are equal: the state changes the operation more often between "
+            "prompts about two objects",
+        ),
+        ({"hotspots": make_hotspots(unseen_groups={"other sums": NO})}, "other sums: "),
+        ({"hotspots": make_hotspots(unseen_groups={"new objects": NO})}, "new objects: "),
+        ({"hotspots": make_hotspots(same_object=NO)}, "no site changes the operation"),
+        ({"hotspots": make_hotspots(same_object=HALF)}, "no site changes the operation"),
+        (
+            {"unseen_verbs": UnseenVerbs(NO, NO, NONE, (), {"sell / buy": NO})},
+            "unseen verbs sell / buy: ",
+        ),
+        (
+            {"unseen_verbs": UnseenVerbs(SURE, SURE, Estimate(0.0, -0.1, 0.0), (), PAIRS)},
             "gain over the token embedd",
         ),
-        ({"subspace_search": bare(DASResult, random_init=YES)}, "search in an untrained model"),
-        ({"operation_free_accuracy": NO}, "asked for y"),
-        ({"distractor_accuracy": NO}, "a verb in vain"),
+        ({"subspace_search": bare(DASResult, random_init=YES)}, "search in a random-init model"),
+        ({"operation_free_accuracy": NO}, "question without the operation"),
+        ({"distractor_accuracy": NO}, "distractor sentence"),
     ],
 )
-def test_each_counterevidence_alone_fails_it_and_is_named(changes, reason):
-    found = h1(**changes)
+def test_each_failed_test_alone_fails_it_and_is_named(changes, reason):
+    found = h1a(**changes)
     assert found.label == "fails"
     assert reason in found.reason
 
 
+def test_one_pair_of_verbs_without_the_state_fails_it_whatever_the_mean():
+    mean = Estimate(0.83, 0.77, 0.88)
+    verbs = UnseenVerbs(mean, NO, Estimate(0.8, 0.7, 0.9), (), PAIRS | {"drop / get": NO})
+    found = h1a(unseen_verbs=verbs)
+    assert found.label == "fails"
+    assert found.reason.startswith("unseen verbs drop / get: ")
+
+
+def test_a_pair_of_verbs_with_few_prompts_leaves_it_undecided():
+    few = Estimate(1.0, 0.68, 1.0)
+    found = h1a(unseen_verbs=UnseenVerbs(SURE, NO, SURE, (), PAIRS | {"drop / get": few}))
+    assert found.label == "cannot tell"
+    assert found.reason == "undecided: unseen verbs drop / get (1.00 [0.68, 1.00])"
+
+
 @pytest.mark.parametrize("changes", [{"unseen_verbs": None}, {"object_decoding": UNREAD}])
-def test_it_cannot_be_told_where_verbs_are_few_or_no_object_stands_there(changes):
-    assert h1(**changes).label == "cannot tell"
+def test_it_is_undecided_with_too_few_verbs_or_where_no_object_can_be_decoded(changes):
+    assert h1a(**changes).label == "cannot tell"
+
+
+def test_only_a_model_whose_provenance_says_so_has_held_out_objects_and_sums():
+    def names(verdict):
+        return [find_test(verdict, id).name for id in ("untrained_objects", "untrained_cells")]
+
+    assert names(h1a()) == ["other objects", "other sums"]
+    assert names(h1a(held_out=("noun",))) == ["held-out objects", "other sums"]
+    assert names(h1a(held_out=("cell", "noun"))) == ["held-out objects", "held-out sums"]
+
+
+# H1b.
+
+
+def h1b(*, alone=SURE, **changes):
+    variables = {"operation": SURE, "x": SURE, "y": SURE} | changes
+    site = Site(2, "resid", "rest")
+    joint = JointSite(site, "operation + x + y", variables, SURE, alone)
+    return joint_state_claim(joint, make_hotspots())
+
+
+def test_operation_and_operands_meet_where_one_site_gives_all_of_them():
+    assert h1b().label == "holds"
+    assert [test.id for test in h1b().tests][:3] == ["joint_operation", "joint_x", "joint_y"]
+
+
+@pytest.mark.parametrize("variable", ["operation", "x", "y"])
+def test_a_variable_that_is_missing_there_fails_it(variable):
+    found = h1b(**{variable: NO})
+    assert found.label == "fails"
+    assert found.reason.startswith(f"{variable} at L2.resid@rest: not taken at the best site")
+
+
+@pytest.mark.parametrize("alone", [NO, HALF])
+def test_a_state_that_may_hold_the_result_only_leaves_it_undecided(alone):
+    found = h1b(alone=alone)
+    assert found.label == "cannot tell"
+    assert "undecided: more than the result at L2.resid@rest" in found.reason
+    assert "may hold only the result" in find_test(found, "joint_operation_alone").meaning_if_failed
+    assert h1b(alone=alone, x=NO).label == "fails"
 
 
 # H2.
 
 
-def parted(**changes):
+def dissociated(**changes):
     values = {"number": SURE, "noun": NO, "thing_number": NO, "thing_noun": SURE}
     v = (
         values
@@ -227,52 +320,55 @@ def parted(**changes):
     return Dissociation(operation, thing, v["crossover"], v["one_place"])
 
 
-NEEDED = Necessity(YES, NONE, Estimate(2.0, 1.0, 3.0), (0.0, 0.1))
+NECESSITY = Necessity(YES, NONE, Estimate(2.0, 1.0, 3.0), (0.0, 0.1))
 HEADS = OutputHeads(("L1.H0",), ("L1.H1",), (NO, SURE), (SURE, NO), (SURE, NO), {})
 
 
 def test_a_path_of_its_own_holds_with_one_thing_and_with_two():
-    assert claims.separate_path_claim(parted(), None, NEEDED, HEADS).label == "holds"
-    assert claims.separate_path_claim(parted(), parted(), NEEDED, HEADS).label == "holds"
+    assert separate_path_claim(dissociated(), None, NECESSITY, HEADS).label == "holds"
+    assert separate_path_claim(dissociated(), dissociated(), NECESSITY, HEADS).label == "holds"
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"thing_noun": NO}, "nothing moves the noun"),
-        ({"thing_number": YES}, "the object's site moves the number"),
-        ({"noun": YES}, "the operation's site moves the noun"),
-        ({"crossover": Estimate(-1.0, -2.0, -0.5)}, "each other's work"),
+        ({"thing_noun": NO}, "no site changes the noun"),
+        ({"thing_number": YES}, "the object's site changes the number"),
+        ({"noun": YES}, "the operation's site changes the noun"),
+        (
+            {"crossover": Estimate(-1.0, -2.0, -0.5)},
+            "changes the other's answer as much as its own",
+        ),
     ],
 )
 def test_a_path_that_is_shared_fails_it(changes, reason):
-    found = claims.separate_path_claim(parted(**changes), None, NEEDED, HEADS)
+    found = separate_path_claim(dissociated(**changes), None, NECESSITY, HEADS)
     assert found.label == "fails"
     assert reason in found.reason
 
 
-def test_heads_that_bring_both_are_named_and_no_heads_leave_it_open():
+def test_heads_that_write_both_are_named_and_no_heads_leave_it_undecided():
     both = OutputHeads(("L1.H1",), ("L1.H1",), (NO, NO), (NO, NO), (NO, NO), {})
-    found = claims.separate_path_claim(parted(), None, NEEDED, both)
+    found = separate_path_claim(dissociated(), None, NECESSITY, both)
     assert found.label == "fails"
-    assert "L1.H1 brings both" in found.reason
+    assert "L1.H1 writes both" in found.reason
     none = OutputHeads((), (), (SURE, SURE), (SURE, SURE), (SURE, SURE), {})
-    assert claims.separate_path_claim(parted(), None, NEEDED, none).label == "cannot tell"
+    assert separate_path_claim(dissociated(), None, NECESSITY, none).label == "cannot tell"
 
 
 # H3.
 
 
-def aligned(raw, rotated, difference, gain):
+def compared(raw, rotated, difference, gain):
     return DirectionComparison(SURE, raw, rotated, difference, gain, (), ())
 
 
 def test_one_direction_for_all_objects_holds_or_only_up_to_a_rotation():
-    assert claims.shared_direction_claim(aligned(SURE, SURE, NONE, NONE)).label == "holds"
-    found = claims.shared_direction_claim(aligned(NO, SURE, YES, YES))
+    assert shared_direction_claim(compared(SURE, SURE, NONE, NONE)).label == "holds"
+    found = shared_direction_claim(compared(NO, SURE, YES, YES))
     assert found.label == "fails"
     assert "up to a rotation" in found.reason
-    found = claims.shared_direction_claim(aligned(NO, NO, YES, NONE))
+    found = shared_direction_claim(compared(NO, NO, YES, NONE))
     assert found.label == "fails"
     assert "rotat" not in found.reason
 
@@ -280,7 +376,7 @@ def test_one_direction_for_all_objects_holds_or_only_up_to_a_rotation():
 # H4.
 
 
-def line(**changes):
+def comparison(**changes):
     given = {
         "base": "a",
         "tuned": "b",
@@ -291,85 +387,163 @@ def line(**changes):
         "random_init_direction": NO,
         "base_heads": ("L0.H0",),
         "tuned_heads": ("L1.H0",),
+        "head_overlap": Estimate(0.0, 0.0, 0.2),
+        "null_head_overlaps": (0.0, 0.25),
     } | changes
     return BaseModelComparison(**given)
 
 
-def test_a_takeover_has_the_state_and_direction_of_before_and_a_new_reader():
-    assert claims.reuse_claim(line()).label == "holds"
-    assert claims.reuse_claim(line(tuned_heads=("L0.H0",))).label == "fails"
-    assert claims.reuse_claim(line(difference=YES)).label == "fails"
-    assert claims.reuse_claim(line(base_state=NO)).label == "fails"
-    assert claims.reuse_claim(line(random_init_direction=YES)).label == "fails"
-    found = claims.reuse_claim(None, "none was named")
+def test_reuse_has_the_state_and_direction_of_the_base_model_and_other_heads():
+    assert reuse_claim(comparison()).label == "holds"
+    assert reuse_claim(comparison(head_overlap=YES)).label == "fails"
+    assert reuse_claim(comparison(difference=YES)).label == "fails"
+    assert reuse_claim(comparison(base_state=NO)).label == "fails"
+    assert reuse_claim(comparison(random_init_direction=YES)).label == "fails"
+    found = reuse_claim(None, "none was named")
     assert found.label == "cannot tell"
     assert found.tests[0].meaning_if_failed == "none was named"
 
 
-def test_heads_shared_are_counted_over_all_heads():
-    found = line(base_heads=("a", "b"), tuned_heads=("b", "c"))
-    assert found.head_overlap == pytest.approx(1 / 3)
-    assert math.isnan(line(base_heads=(), tuned_heads=()).head_overlap)
+def test_a_base_direction_that_works_better_is_no_reuse_and_has_a_reason_of_its_own():
+    better = reuse_claim(comparison(difference=Estimate(-0.5, -0.6, -0.4)))
+    assert better.label == "fails"
+    assert "its own, which is poorly fitted" in better.reason
+    assert "does not work" in reuse_claim(comparison(difference=YES)).reason
+
+
+def test_shared_heads_are_undecided_where_their_interval_includes_the_threshold():
+    wide = reuse_claim(comparison(head_overlap=Estimate(0.33, 0.2, 0.6)))
+    assert (wide.label, wide.reason) == (
+        "cannot tell",
+        "undecided: overlap of output heads (Jaccard) (0.33 [0.20, 0.60])",
+    )
+    null = find_test(wide, "null_head_overlap")
+    assert (null.name, null.threshold) == (
+        "overlap above that with 2 random-init models",
+        "above 0.25",
+    )
+    assert not null.is_deciding
+    assert find_test(reuse_claim(comparison(base_heads=())), "new_readout_heads").value is None
+
+
+def head_shifts_of(*rows):
+    """Shifts of heads by prompt, where the clean logit difference is 1."""
+    shifts = np.array(rows, dtype=float)
+    return HeadShifts(tuple(f"L0.H{n}" for n in range(len(rows))), shifts, np.ones(shifts.shape[1]))
+
+
+def test_the_overlap_of_output_heads_has_a_bootstrap_interval_over_prompts():
+    sure, never = [1.0] * 20, [0.0] * 20
+    same = bootstrap_head_overlap(head_shifts_of(sure, never), head_shifts_of(sure, never), seed=0)
+    assert same == Estimate(1.0, 1.0, 1.0)
+    other = bootstrap_head_overlap(head_shifts_of(sure, never), head_shifts_of(never, sure), seed=0)
+    assert other == Estimate(0.0, 0.0, 0.0)
+    # The second head reaches the threshold, a fifth of the logit difference, in half of the draws.
+    some = [2.0, 2.0] + [0.0] * 18
+    found = bootstrap_head_overlap(head_shifts_of(sure, some), head_shifts_of(sure, never), seed=0)
+    assert (found.value, found.low, found.high) == (0.5, 0.5, 1.0)
 
 
 # H5.
 
 
-def dose(nouns, value, *, spread=0.05):
-    low, high = value - spread, value + spread
+def dose(nouns, value, *, spread=0.05, accuracy=1.0):
     return {
         "nouns": float(nouns),
+        "number": accuracy,
         "unseen_interchange_accuracy": value,
-        "unseen_interchange_accuracy_low": low,
-        "unseen_interchange_accuracy_high": high,
+        "unseen_interchange_accuracy_low": value - spread,
+        "unseen_interchange_accuracy_high": value + spread,
     }
 
 
-def test_a_template_is_learned_from_many_objects_where_many_do_surely_more_than_few():
-    found = claims.training_diversity_claim([dose(40, 0.9), dose(2, 0.3), dose(8, 0.5)])
+def seeds(nouns, *values, **options):
+    return [dose(nouns, value, **options) for value in values]
+
+
+FEW, MANY = seeds(2, 0.30, 0.31, 0.29), seeds(40, 0.90, 0.91, 0.89)
+
+
+def test_many_objects_matter_where_three_seeds_each_do_better_than_with_few():
+    found = training_diversity_claim([*MANY, *FEW, *seeds(8, 0.50, 0.51, 0.49)])
     assert found.label == "holds"
-    value = found.tests[0].value
-    assert value is not None
-    half = math.hypot(0.05, 0.05)  # Errors of separate models add in squares.
+    value = find_test(found, "dose_response").value
+    # Student's t of three models, and the mean of three intervals over prompts; twice.
+    error = math.hypot(4.3027 * 0.01 / math.sqrt(3), 0.05 / math.sqrt(3)) * math.sqrt(2)
     assert value.value == pytest.approx(0.6)
-    assert (value.low, value.high) == pytest.approx((0.6 - half, 0.6 + half))
+    assert (value.low, value.high) == pytest.approx((0.6 - error, 0.6 + error), abs=1e-4)
 
 
-def test_a_response_in_the_wrong_direction_or_none_fails_it_and_a_vague_one_is_left_open():
-    assert claims.training_diversity_claim([dose(2, 0.9), dose(40, 0.3)]).label == "fails"
-    assert (
-        claims.training_diversity_claim(
-            [dose(2, 0.9, spread=0.02), dose(40, 0.9, spread=0.02)]
-        ).label
-        == "fails"
-    )
-    assert claims.training_diversity_claim(
-        [dose(2, 0.5, spread=0.2), dose(40, 0.8, spread=0.2)]
-    ).label == ("cannot tell")
+def test_a_response_in_the_wrong_direction_or_none_fails_it_and_a_vague_one_is_undecided():
+    assert training_diversity_claim(
+        [*seeds(2, 0.9, 0.9, 0.9), *seeds(40, 0.3, 0.3, 0.3)]
+    ).label == ("fails")
+    equal = [*seeds(2, *[0.9] * 3, spread=0.02), *seeds(40, *[0.9] * 3, spread=0.02)]
+    assert training_diversity_claim(equal).label == "fails"
+    vague = [*seeds(2, 0.3, 0.5, 0.7), *seeds(40, 0.6, 0.8, 1.0)]
+    assert training_diversity_claim(vague).label == "cannot tell"
+
+
+def test_a_response_that_falls_between_two_doses_fails_it():
+    found = training_diversity_claim([*FEW, *seeds(8, 0.10, 0.11, 0.09), *MANY])
+    assert found.label == "fails"
+    assert found.reason.startswith("smallest step from fewer to more objects: the response falls")
+
+
+@pytest.mark.parametrize("rows", [seeds(2, 0.3), seeds(2, 0.3, 0.3), seeds(2, 0.9)])
+def test_fewer_than_three_seeds_of_a_dose_decide_nothing(rows):
+    found = training_diversity_claim([*rows, *MANY])
+    assert found.label == "cannot tell"
+    assert f"{len(rows)} model" in found.reason
+    assert "3 seeds are needed" in found.reason
+    assert not find_test(found, "dose_response").is_deciding
+
+
+def test_doses_without_the_behavior_are_named_and_have_no_response():
+    absent = [*seeds(1, 0.0, 0.0, 0.0, accuracy=0.01), *seeds(2, 0.1, 0.1, 0.1, accuracy=0.34)]
+    found = training_diversity_claim([*absent, *MANY])
+    assert found.label == "cannot tell"
+    assert find_test(found, "dose_1").meaning_if_failed == "behavior absent: accuracy 0.01"
+    assert "accuracy 0.01 with 1 object, accuracy 0.34 with 2 objects" in found.reason
+    assert training_diversity_claim([*absent, *FEW, *MANY]).label == "holds"
 
 
 @pytest.mark.parametrize("rows", [[], [dose(2, 0.5)]])
-def test_a_dose_without_another_says_nothing(rows):
-    assert claims.training_diversity_claim(rows).label == "cannot tell"
+def test_a_dose_without_another_is_undecided(rows):
+    assert training_diversity_claim(rows).label == "cannot tell"
 
 
-def test_an_interval_that_is_wider_on_one_side_is_taken_from_the_side_that_counts():
-    few = {
-        "nouns": 2.0,
-        "unseen_interchange_accuracy": 0.0,
+def test_the_side_of_an_interval_that_is_wider_is_the_one_that_counts():
+    few = dose(2, 0.0) | {
         "unseen_interchange_accuracy_low": 0.0,
         "unseen_interchange_accuracy_high": 0.2,
     }
-    many = {
-        "nouns": 9.0,
-        "unseen_interchange_accuracy": 1.0,
+    many = dose(9, 1.0) | {
         "unseen_interchange_accuracy_low": 0.9,
         "unseen_interchange_accuracy_high": 1.0,
     }
-    value = claims.training_diversity_claim([few, many]).tests[0].value
-    assert value is not None
+    value = find_test(training_diversity_claim([few, many]), "dose_response").value
     assert value.low == pytest.approx(1 - math.hypot(0.1, 0.2))
     assert value.high == 1
+
+
+@pytest.mark.parametrize(
+    ("held_out", "is_member"), [(("cell", "noun"), True), (("cell",), False), ((), False)]
+)
+def test_the_series_holds_for_models_with_the_same_held_out_objects_in_their_provenance(
+    held_out, is_member
+):
+    cost = StorageCost(1.0, 1.0, 1.0)
+    made = Provenance("trained", "", cost, held_out=held_out)
+    assert dose_response_rows(made) == (read_dose_rows() if is_member else [])
+    assert dose_response_rows(None) == []
+
+
+def test_the_shipped_series_has_one_dose_with_the_behavior_and_decides_nothing():
+    found = training_diversity_claim(read_dose_rows())
+    assert found.label == "cannot tell"
+    assert [test.id for test in found.tests][:3] == ["dose_1", "dose_4", "dose_12"]
+    assert "fewer than two numbers of objects give the behavior" in found.reason
 
 
 # The table of series.
@@ -385,13 +559,13 @@ def test_a_table_of_series_is_read_as_it_was_written(tmp_path):
             "site": "L1.resid@op",
         }
     ]
-    write_series(rows, tmp_path / "series.csv")
+    write_rows(rows, tmp_path / "series.csv")
     assert read_series(tmp_path / "series.csv") == rows
     assert read_series(tmp_path / "none.csv") == []
 
 
 def test_claims_have_a_title_each():
-    assert list(claims.TITLES) == ["H1", "H2", "H3", "H4", "H5"]
+    assert list(TITLES) == ["H1a", "H1b", "H2", "H3", "H4", "H5"]
 
 
 def test_the_shipped_series_has_every_dose_and_several_seeds():

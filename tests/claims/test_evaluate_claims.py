@@ -1,4 +1,4 @@
-"""The whole proof on planted models: each verdict is what was planted, for the reason planted."""
+"""Claims on planted models: each verdict is what was planted, for the reason planted."""
 
 import json
 from dataclasses import replace
@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 
-from probes.claims.run import evaluate_claims
+from probes.claims.run import ClaimSettings, evaluate_claims
 from probes.errors import GateError, PatternError, ProbeError
 from probes.models.model import random_init
 from probes.testing.planted_patterns import planted_fox
@@ -20,13 +20,13 @@ def fox(kind="template"):
 
 
 @cache
-def proof(kind):
-    return evaluate_claims(fox(kind).model, fox(kind).pattern, bases=40, nulls=1)
+def report(kind):
+    return evaluate_claims(fox(kind).model, fox(kind).pattern, ClaimSettings(bases=40, nulls=1))
 
 
 def against(kind, claim):
-    """The deciding tests that speak against a claim."""
-    return [t.name for t in proof(kind).verdict(claim).tests if t.is_deciding and t.passed is False]
+    """The ids of the deciding tests that failed."""
+    return [t.id for t in report(kind).verdict(claim).tests if t.is_deciding and t.passed is False]
 
 
 # What is refused, and says what to do.
@@ -35,16 +35,16 @@ def against(kind, claim):
 def test_a_model_without_the_behavior_is_refused_with_what_to_do():
     null = random_init(fox().model, seed=0)
     with pytest.raises(GateError, match="choose a model or a pattern whose gate is open"):
-        evaluate_claims(null, fox().pattern, bases=8, nulls=0)
+        evaluate_claims(null, fox().pattern, ClaimSettings(bases=8, nulls=0))
 
 
 @pytest.mark.slow
-def test_outcomes_that_collide_are_refused_before_anything_is_proved():
+def test_outcomes_that_collide_are_refused_before_anything_is_tested():
     """From 2 to 6 there are no two sums of which all mixtures differ."""
     pattern = fox().pattern
     narrow = replace(pattern, lexicon=replace(pattern.lexicon, number_range=(0, 6)))
     with pytest.raises(PatternError):
-        evaluate_claims(fox().model, narrow, bases=8, nulls=0)
+        evaluate_claims(fox().model, narrow, ClaimSettings(bases=8, nulls=0))
 
 
 # The verdicts.
@@ -52,50 +52,78 @@ def test_outcomes_that_collide_are_refused_before_anything_is_proved():
 
 @pytest.mark.slow
 def test_the_template_holds_by_every_deciding_test():
-    for claim in ("H1", "H2", "H3"):
-        found = proof("template").verdict(claim)
+    for claim in ("H1a", "H2", "H3"):
+        found = report("template").verdict(claim)
         assert found.label == "holds", found.reason
         assert all(test.passed for test in found.tests if test.is_deciding)
     assert (
-        proof("template").direction_comparison.other_direction.value,
-        proof("template").subspace_search.min_dimensions,
+        report("template").direction_comparison.other_direction.value,
+        report("template").subspace_search.min_dimensions,
     ) == (1, 1)
 
 
 @pytest.mark.slow
-def test_a_state_for_each_verb_fails_by_verbs_that_were_not_fitted_on():
-    assert proof("lexical").verdict("H1").label == "fails"
-    assert against("lexical", "H1") == ["verbs not fitted on"]
+def test_operation_and_operands_that_meet_in_the_last_block_fail_to_meet_before_it():
+    verdict = report("template").verdict("H1b")
+    assert verdict.label == "fails"
+    assert report("template").joint_site.all_variables.value == 0
+    # A site that gives one of the three is not enough.
+    assert report("template").hotspots.hotspot("y").same_object.value == 1
 
 
 @pytest.mark.slow
-def test_a_table_fails_by_the_sums_that_it_never_saw():
-    assert proof("lookup").gates[0].state == "partial"
-    assert proof("lookup").verdict("H1").label == "fails"
-    assert against("lookup", "H1") == ["untrained cells"]
+def test_operation_and_operands_meet_where_the_operation_can_also_be_changed_alone():
+    verdict = report("joint").verdict("H1b")
+    assert (verdict.label, str(report("joint").joint_site.site)) == ("holds", "L1.resid@answer")
+    assert report("joint").joint_site.operation_alone.value == 1
+    # The state has the numbers as well, so that no site has the operation alone.
+    assert against("joint", "H1a")[0] == "site_operation"
+
+
+@pytest.mark.slow
+def test_a_state_for_each_verb_fails_by_every_pair_of_unseen_verbs():
+    assert report("lexical").verdict("H1a").label == "fails"
+    assert against("lexical", "H1a") == [f"unseen_verbs_{n}" for n in range(1, 7)]
+
+
+@pytest.mark.slow
+def test_one_pair_of_verbs_of_six_without_the_shared_state_fails_by_that_pair():
+    assert report("mixed").verdict("H1a").label == "fails"
+    assert against("mixed", "H1a") == ["unseen_verbs_6"]
+    by_pair = report("mixed").unseen_verbs.by_pair
+    assert [estimate.value for estimate in by_pair.values()] == [1, 1, 1, 1, 1, 0]
+    assert [*by_pair][-1] == "waste / gather"
+
+
+@pytest.mark.slow
+def test_a_table_fails_by_sums_that_it_lacks():
+    assert report("lookup").gates[0].state == "partial"
+    assert report("lookup").verdict("H1a").label == "fails"
+    assert against("lookup", "H1a") == ["untrained_cells"]
 
 
 @pytest.mark.slow
 def test_a_code_for_each_noun_fails_by_other_objects_and_is_the_same_up_to_a_rotation():
-    assert proof("rotated").verdict("H1").label == "fails"
-    assert "same and other objects alike" in against("rotated", "H1")
-    found = proof("rotated").verdict("H3")
+    assert report("rotated").verdict("H1a").label == "fails"
+    assert "same_object" in against("rotated", "H1a")
+    found = report("rotated").verdict("H3")
     assert (found.label, "up to a rotation" in found.reason) == ("fails", True)
-    aligned = proof("rotated").direction_comparison
+    aligned = report("rotated").direction_comparison
     assert aligned.other_direction.high < 0.1
     assert aligned.rotated_direction.low > 0.9
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["template", "lexical", "lookup", "rotated"])
-def test_a_model_of_no_family_has_nothing_before_it(kind):
-    found = proof(kind).verdict("H4")
+@pytest.mark.parametrize("kind", ["template", "lexical", "mixed", "lookup", "rotated", "joint"])
+def test_a_model_without_provenance_has_no_base_model_and_no_series(kind):
+    assert report(kind).verdict("H5").label == "cannot tell"
+    found = report(kind).verdict("H4")
     assert found.label == "cannot tell"
     assert "no base model" in found.tests[0].meaning_if_failed
     assert (
-        proof(kind).base_comparison,
-        proof(kind).two_object_dissociation,
-        proof(kind).binding,
+        report(kind).base_comparison,
+        report(kind).two_object_dissociation,
+        report(kind).binding,
     ) == (None, None, ())
 
 
@@ -103,28 +131,28 @@ def test_a_model_of_no_family_has_nothing_before_it(kind):
 
 
 @pytest.mark.slow
-def test_a_proof_is_json_and_is_saved_whole(tmp_path):
-    found = proof("template")
+def test_claims_are_json_and_are_saved_whole(tmp_path):
+    found = report("template")
     numbers = found.to_dict()
     assert json.loads(json.dumps(numbers, allow_nan=False)) == json.loads(json.dumps(numbers))
-    assert [v["claim"] for v in numbers["verdicts"]] == ["H1", "H2", "H3", "H4", "H5"]
-    place = tmp_path / "proof.json"
-    place.write_text("x" * 10_000_000)
-    found.save(place)
+    assert [v["claim"] for v in numbers["verdicts"]] == ["H1a", "H1b", "H2", "H3", "H4", "H5"]
+    path = tmp_path / "claims.json"
+    path.write_text("x" * 10_000_000)
+    found.save(path)
     # A file that was longer leaves nothing behind.
-    assert "template" in json.dumps(json.loads(place.read_text()))
-    assert [p.name for p in tmp_path.iterdir()] == ["proof.json"]
+    assert "template" in json.dumps(json.loads(path.read_text()))
+    assert [p.name for p in tmp_path.iterdir()] == ["claims.json"]
 
 
 @pytest.mark.slow
-def test_a_proof_leaves_the_dice_the_hooks_and_the_weights_as_they_were():
+def test_claims_leave_the_random_state_the_hooks_and_the_weights_unchanged():
     model = planted_fox("template").model
     weights = [weight.clone() for weight in model.bridge.parameters()]
-    dice, hooks = torch.get_rng_state(), hook_count(model)
-    first = evaluate_claims(model, fox().pattern, bases=10, nulls=1)
-    assert torch.equal(torch.get_rng_state(), dice)
+    rng_state, hooks = torch.get_rng_state(), hook_count(model)
+    first = evaluate_claims(model, fox().pattern, ClaimSettings(bases=10, nulls=1))
+    assert torch.equal(torch.get_rng_state(), rng_state)
     assert hook_count(model) == hooks
     assert all(map(torch.equal, weights, model.bridge.parameters()))
-    assert first.verdict("H1").claim == "H1"
+    assert first.verdict("H1a").claim == "H1a"
     with pytest.raises(ProbeError, match="no claim 'H9'"):
         first.verdict("H9")

@@ -87,7 +87,7 @@ MISTAKES = {
     "unknown suffix": (("heatmap", "{model}", "Hello.", "--out", "h.bmp"), ".html"),
     "empty text": (("heatmap", "{model}", ""), "no text"),
     "too long": (("heatmap", "{model}", "fox " * 300), "takes 128"),
-    "unknown member": (("make", "family", "fulll"), "no member"),
+    "unknown member": (("make", "family", "fulll"), "no recipe"),
     "nothing to trace": (("trace", "{model}"), "GateError: small does not have the behavior"),
     "no folder for the trace": (("trace", "{model}", "--out", "no/t.html"), "no folder 'no'"),
     "no folder for its numbers": (("trace", "{model}", "--json", "no/t.json"), "no folder 'no'"),
@@ -264,7 +264,7 @@ def test_a_proof_of_a_model_without_the_behavior_says_so_and_fails(tmp_path):
     )
     assert found.exit_code == 1
     assert "behavior absent" in found.output
-    assert "nothing to prove" in found.output + (found.stderr or "")
+    assert "nothing to test" in found.output + (found.stderr or "")
     assert not (tmp_path / "p.html").exists()
 
 

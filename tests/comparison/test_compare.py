@@ -10,6 +10,7 @@ import torch
 from probes.comparison.compare import compare
 from probes.comparison.heads.matching import family_wise_threshold, match_heads, pair_heads
 from probes.comparison.heads.profiles import HeadProfiles, head_similarity
+from probes.comparison.references import ComparisonSettings
 from probes.errors import BatchError, ModelError, PatternError
 from probes.models.model import random_init, wrap
 from probes.observe.behavior import Behavior
@@ -127,9 +128,9 @@ def test_noisy_copies_score_above_the_threshold_and_unrelated_heads_do_not():
     assert all(match.threshold == family_wise_threshold(nulls) for match in copies)
 
 
-def test_the_threshold_is_the_percentile_of_the_best_score_of_each_null():
+def test_the_threshold_is_the_conformal_rank_of_the_best_score_of_each_null():
     nulls = np.array([[0.1, 0.9], [0.3, 0.2], [0.5, np.nan]])
-    assert family_wise_threshold(nulls) == pytest.approx(np.quantile([0.9, 0.3, 0.5], 0.95))
+    assert family_wise_threshold(nulls) == 0.9
 
 
 def test_a_head_with_opposite_effects_in_the_two_halves_is_unreliable_whatever_its_score():
@@ -171,7 +172,9 @@ def _hats(clean, other):
 @pytest.fixture(scope="module")
 def compared(own):
     a = small(own, 0)
-    return compare(a, small(own, 1, layers=1), "take-away", prompts=4, nulls=3, seed=0)
+    return compare(
+        a, small(own, 1, layers=1), "take-away", ComparisonSettings(prompts=4, nulls=3, seed=0)
+    )
 
 
 def test_random_init_models_lack_the_behavior(compared):
@@ -187,13 +190,18 @@ def test_chance_is_computed_behind_a_closed_gate(compared):
 
 @pytest.mark.slow
 def test_a_comparison_is_the_same_for_the_same_seed_with_any_number_of_workers(own, compared):
-    again = compare(small(own, 0), small(own, 1, layers=1), "take-away", prompts=4, nulls=3, seed=0)
+    again = compare(
+        small(own, 0),
+        small(own, 1, layers=1),
+        "take-away",
+        ComparisonSettings(prompts=4, nulls=3, seed=0),
+    )
     assert again.to_dict() == compared.to_dict()
 
 
 def test_a_model_compared_with_itself_scores_one_everywhere(own):
     a = small(own, 0)
-    found = compare(a, a, "take-away", prompts=4, nulls=2, seed=0)
+    found = compare(a, a, "take-away", ComparisonSettings(prompts=4, nulls=2, seed=0))
     assert found.full.name != found.other.name
     assert [match.head for match in found.matches] == [match.partner for match in found.matches]
     assert all(match.score.value == pytest.approx(1) for match in found.matches)
@@ -206,7 +214,7 @@ def test_relatives_with_different_tokenizers_are_compared_by_roles(own, letters,
     pairs = [_hats(k, 9 - k) for k in range(5)]
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(pairs), encoding="utf-8")
-    found = compare(small(own, 0), other, str(path), prompts=5, nulls=2, seed=0)
+    found = compare(small(own, 0), other, str(path), ComparisonSettings(prompts=5, nulls=2, seed=0))
     assert "x" in found.roles
     assert found.answers == ("answer",)
     # Both sides of every pair are asked: 0 to 4 and 9 to 5.
@@ -247,19 +255,19 @@ def test_a_comparison_leaves_no_hook_behind(own):
     a = small(own, 0)
     before = hook_count(a)
     with pytest.raises(BatchError):
-        compare(a, a, "take-away", prompts=2, nulls=1, seed=0)
+        compare(a, a, "take-away", ComparisonSettings(prompts=2, nulls=1, seed=0))
     assert hook_count(a) == before
 
 
 def test_a_model_without_a_tokenizer_is_refused(own):
     bare = wrap(tiny_hf("llama", 0), name="bare")
     with pytest.raises(ModelError, match="has no tokenizer"):
-        compare(small(own, 0), bare, "take-away", nulls=1)
+        compare(small(own, 0), bare, "take-away", ComparisonSettings(nulls=1))
 
 
 def test_an_unknown_pattern_is_refused_by_name(own):
     with pytest.raises(PatternError, match="'foxes' is unknown"):
-        compare(small(own, 0), small(own, 0), "foxes", nulls=1)
+        compare(small(own, 0), small(own, 0), "foxes", ComparisonSettings(nulls=1))
 
 
 def test_the_report_needs_no_model(compared):

@@ -1,4 +1,4 @@
-"""A model beside its relatives: the words and numbers of each, why, and a test for equality."""
+"""Comparison of a model with its relatives: verdicts, numbers, explanations and equivalence."""
 
 import json
 from dataclasses import replace
@@ -14,7 +14,7 @@ from probes.comparison.explanation import FailingPrompt
 from probes.comparison.family_result import FamilyComparison
 from probes.comparison.heads.head_sets import ModelHeads
 from probes.comparison.heads.profiles import HeadProfiles
-from probes.comparison.heads.result import HeadMatch
+from probes.comparison.heads.result import HeadMatch, MeanPairScore
 from probes.comparison.measurements import (
     ModelMeasurements,
     NullGroup,
@@ -23,7 +23,8 @@ from probes.comparison.measurements import (
 )
 from probes.comparison.model_facts import ModelFacts, PlotData
 from probes.comparison.prompts import ComparisonPrompts
-from probes.comparison.result import Comparison, MeanPairScore
+from probes.comparison.references import ComparisonSettings, load_models
+from probes.comparison.result import Comparison
 from probes.comparison.variables.result import CrossModelTransfer
 from probes.comparison.variables.verdicts import (
     VariableSite,
@@ -64,7 +65,7 @@ def fox(kind, seed=0):
 
 
 @cache
-def twin():
+def rotated():
     return rotate_residual(fox("template")).model
 
 
@@ -78,19 +79,27 @@ def small_plan():
 
 
 def relatives_of_the_template():
-    return [twin(), fox("lexical"), "random-init"]
+    return [rotated(), fox("lexical"), "random-init"]
 
 
-def compared_family(**more):
+def compare_planted(**more):
     return compare_family(
-        fox("template"), relatives_of_the_template(), FOX, prompts=4, nulls=2,
-        other_seed=fox("template", 1), negative_controls=[fox("lookup")], **more,
-    )  # fmt: skip
+        fox("template"),
+        relatives_of_the_template(),
+        FOX,
+        ComparisonSettings(
+            prompts=4,
+            nulls=2,
+            other_seed=fox("template", 1),
+            negative_controls=[fox("lookup")],
+            **more,
+        ),
+    )
 
 
 @pytest.fixture(scope="module")
 def family(small_plan):
-    return compared_family()
+    return compare_planted()
 
 
 # A comparison made by hand.
@@ -100,14 +109,26 @@ def gate(model: str, answer: str, state: GateState = "open"):
     return Gate(model, "foxes", answer, 100, SURE, "copy x", 0.1, SURE, SURE, state)
 
 
-def carried(variable, donor="full", recipient="other", **changes):
+def transfer_of(variable, donor="full", recipient="other", **changes):
     controls = {"token embedding": NONE, "label": NONE, "shuffled": NONE, "random-init": NONE}
     made = CrossModelTransfer(
-        variable=variable, donor=donor, recipient=recipient, pairs=100, site="L1.resid@op",
-        donor_sites=("L1.resid@op",), own_accuracy=SURE, own_ridge_accuracy=SURE, maps={"ridge": SURE},
-        controls=controls, nulls=(0.1, 0.0), negative_controls={"copying": 0.2}, excess=SURE,
-        best_control="label", shortfall=NONE, missed_pairs=(),
-    )  # fmt: skip
+        variable=variable,
+        donor=donor,
+        recipient=recipient,
+        pairs=100,
+        site="L1.resid@op",
+        donor_sites=("L1.resid@op",),
+        own_accuracy=SURE,
+        own_ridge_accuracy=SURE,
+        maps={"ridge": SURE},
+        controls=controls,
+        nulls=(0.1, 0.0),
+        negative_controls={"copying": 0.2},
+        excess=SURE,
+        best_control="label",
+        shortfall=NONE,
+        missed_pairs=(),
+    )
     return replace(made, **changes)
 
 
@@ -115,13 +136,13 @@ def held(*roles, alone=SURE, along=None):
     return VariableSite(f"L1.resid@{'+'.join(roles)}", frozenset(roles), alone, along or alone)
 
 
-def judged(full, other, twin=None, **changes):
-    """Hold "op" at two places: its word, as the rules give it, and the transfer behind it."""
-    one = carried("op", **changes)
+def comparison_of(full, other, roles=None, **changes):
+    """Verdict on "op" at two sites, and a comparison that contains it."""
+    one = transfer_of("op", **changes)
     gates = tuple(gate("other", answer) for answer in ("number", "noun"))
-    verdict = variable_verdict(full, other, one, gates, other_seed_roles=twin and frozenset(twin))
+    verdict = variable_verdict(full, other, one, gates, other_seed_roles=roles and frozenset(roles))
     return verdict, made(
-        verdicts=(verdict, made().verdicts[1]), transfers_to_other=(one, carried("x"))
+        verdicts=(verdict, made().verdicts[1]), transfers_to_other=(one, transfer_of("x"))
     )
 
 
@@ -151,17 +172,28 @@ def made(**changes):
     whole = Comparison(
         full=ModelFacts("full", "made", 1, 2, 8, 100),
         other=ModelFacts("other", "made", 1, 2, 8, 50),
-        pattern="foxes", title="Foxes", example="How many?", contrasts={"x": 1.0},
-        roles=("x", "answer"), answers=("number", "noun"), prompts=4, seed=0, nulls=2, other_seed="",
+        pattern="foxes",
+        title="Foxes",
+        example="How many?",
+        contrasts={"x": 1.0},
+        roles=("x", "answer"),
+        answers=("number", "noun"),
+        prompts=4,
+        seed=0,
+        nulls=2,
+        other_seed="",
         gates=tuple(gate(model, a) for model in ("full", "other") for a in ("number", "noun")),
-        random_init_accuracy=(0.0, 0.0), solved_logit_diffs=(), matches=MATCHES,
-        mean_pair_score=MeanPairScore(SURE, 0.1, 0.2, float("nan")), plot_data={"full": view(), "other": view()},
+        random_init_accuracy=(0.0, 0.0),
+        solved_logit_diffs=(),
+        matches=MATCHES,
+        mean_pair_score=MeanPairScore(SURE, 0.1, 0.2, float("nan")),
+        plot_data={"full": view(), "other": view()},
         accuracy_changes=(NONE, NONE),
         verdicts=(*variables, head("L0.H0"), head("L0.H1")),
-        transfers_to_other=(carried("op"), carried("x")),
-        transfers_to_full=(carried("op", "other", "full"), carried("x", "other", "full")),
+        transfers_to_other=(transfer_of("op"), transfer_of("x")),
+        transfers_to_full=(transfer_of("op", "other", "full"), transfer_of("x", "other", "full")),
         failing_prompts={"op": (FailingPrompt("a", "b", "c", "d"),)},
-    )  # fmt: skip
+    )
     return replace(whole, **changes)
 
 
@@ -202,7 +234,7 @@ def test_getting_better_is_no_failure():
 
 
 @pytest.mark.parametrize(
-    ("word", "full", "other", "twin"),
+    ("label", "full", "other", "roles"),
     [
         ("split", held("op"), held("op", "y"), None),
         ("merged", held("op", "y"), held("y"), None),
@@ -213,18 +245,18 @@ def test_getting_better_is_no_failure():
         ("cannot tell", held("op"), held("y"), ("y",)),
     ],
 )  # fmt: skip
-def test_a_variable_that_is_not_kept_is_named_with_its_reason(word, full, other, twin):
-    verdict, found = judged(full, other, twin)
-    assert verdict.label == word
-    with pytest.raises(EquivalenceError) as told:
+def test_a_variable_that_is_not_kept_is_named_with_its_reason(label, full, other, roles):
+    verdict, found = comparison_of(full, other, roles)
+    assert verdict.label == label
+    with pytest.raises(EquivalenceError) as error:
         found.assert_equivalent()
-    assert f"op: {word} ({verdict.reason})" in str(told.value)
-    assert "; x" not in str(told.value)
+    assert f"op: {label} ({verdict.reason})" in str(error.value)
+    assert "; x" not in str(error.value)
 
 
-def test_a_variable_in_a_code_that_a_stand_in_carries_as_well_is_not_equal():
+def test_a_variable_that_a_label_transfers_as_well_is_not_equivalent():
     controls = {"token embedding": NONE, "label": SURE, "shuffled": NONE, "random-init": NONE}
-    verdict, found = judged(held("op"), held("op"), controls=controls)
+    verdict, found = comparison_of(held("op"), held("op"), controls=controls)
     assert verdict.label == "cannot tell"
     with pytest.raises(EquivalenceError, match="op: cannot tell"):
         found.assert_equivalent(margin=0.5)
@@ -244,22 +276,22 @@ def test_a_variable_of_an_absent_behavior_is_not_equal_however_near_the_accuraci
 
 
 def test_states_that_fall_short_by_the_margin_are_named():
-    short = (carried("op", shortfall=Estimate(0.04, 0.0, 0.08)), carried("x"))
+    short = (transfer_of("op", shortfall=Estimate(0.04, 0.0, 0.08)), transfer_of("x"))
     made(transfers_to_other=short).assert_equivalent()
-    with pytest.raises(EquivalenceError, match="op: kept") as told:
+    with pytest.raises(EquivalenceError, match="op: kept") as error:
         made(transfers_to_other=short).assert_equivalent(margin=0.05)
-    assert "; x" not in str(told.value)
+    assert "; x" not in str(error.value)
 
 
-def test_the_message_says_how_far_states_fall_short():
-    short = (carried("op", shortfall=Estimate(0.04, 0.0, 0.08)), carried("x"))
+def test_the_message_has_the_shortfall_of_the_states():
+    short = (transfer_of("op", shortfall=Estimate(0.04, 0.0, 0.08)), transfer_of("x"))
     with pytest.raises(EquivalenceError, match=r"fall short by 0\.04"):
         made(transfers_to_other=short).assert_equivalent(margin=0.05)
 
 
 def test_where_the_own_states_turn_no_more_than_the_margin_nothing_falls_short_of_them():
     """To fall short of nothing by nothing is no equality."""
-    little = (carried("op", own_ridge_accuracy=Estimate(0.12, 0.08, 0.2)), carried("x"))
+    little = (transfer_of("op", own_ridge_accuracy=Estimate(0.12, 0.08, 0.2)), transfer_of("x"))
     made(transfers_to_other=little).assert_equivalent(margin=0.05)
     with pytest.raises(EquivalenceError, match="op: kept"):
         made(transfers_to_other=little).assert_equivalent()
@@ -333,20 +365,20 @@ def test_one_of_several_relatives_is_named():
     )
     with pytest.raises(
         EquivalenceError, match="worse is not shown to be equivalent to full"
-    ) as told:
+    ) as error:
         FamilyComparison((made(), bad)).assert_equivalent()
-    assert "other" not in str(told.value)
+    assert "other" not in str(error.value)
 
 
 def test_a_variable_that_the_full_model_holds_at_no_place_is_not_asked_for():
     """As the docstring says: every variable that full holds at a place."""
-    verdict, found = judged(held("op", alone=HALF), held("y", alone=NONE), shortfall=HALF)
+    verdict, found = comparison_of(held("op", alone=HALF), held("y", alone=NONE), shortfall=HALF)
     assert "no site of the full model" in verdict.reason
     found.assert_equivalent()
 
 
 def test_a_wider_margin_forgives_more_of_a_variable():
-    verdict, found = judged(held("op"), held("op"), shortfall=Estimate(0.1, 0.05, 0.15))
+    verdict, found = comparison_of(held("op"), held("op"), shortfall=Estimate(0.1, 0.05, 0.15))
     assert verdict.label == "cannot tell"
     found.assert_equivalent(margin=0.3)
     with pytest.raises(EquivalenceError, match="op: cannot tell"):
@@ -366,12 +398,13 @@ def test_two_models_that_cannot_do_it_are_not_equal():
 
 
 @pytest.mark.slow
-def test_a_turned_twin_of_a_shipped_model_moves_nothing_and_two_bits_are_too_few():
+def test_a_rotated_shipped_model_keeps_its_variables_and_two_bits_are_too_few():
     model = load("distilled")
     found = compare_family(
-        model, [rotate_residual(model).model, round_weights(model, 2), "random-init"], prompts=6, nulls=2,
-        negative_controls=[],
-    )  # fmt: skip
+        model,
+        [rotate_residual(model).model, round_weights(model, 2), "random-init"],
+        settings=ComparisonSettings(prompts=6, nulls=2, negative_controls=[]),
+    )
     same, coarse, net = found.comparisons
     assert {v: same.verdict(v).label for v in ("operation", "y", "thing")} == dict.fromkeys(
         ("operation", "y", "thing"), "kept"
@@ -381,7 +414,7 @@ def test_a_turned_twin_of_a_shipped_model_moves_nothing_and_two_bits_are_too_few
         assert one.shortfall.high < 0.1
         layer, roles = one.site.split("@")
         if one.donor_sites == tuple(f"{layer}@{role}" for role in roles.split("+")):
-            # Read where the twin itself is: a turn is no loss to a ridge map.
+            # Read at the same sites: a ridge map undoes a rotation.
             assert one.interchange_accuracy.value == one.own_ridge_accuracy.value
             assert one.shortfall.value == 0
             exact.add(one.variable)
@@ -447,7 +480,7 @@ def test_an_unknown_subject_is_refused_with_what_there_is():
     with pytest.raises(SiteError, match=r"'color'.*op, x, L0\.H0"):
         made().explain("color")
     with pytest.raises(SiteError, match="other"):
-        FamilyComparison((made(),)).explain("op", "stranger")
+        FamilyComparison((made(),)).explain("op", "no such model")
 
 
 def test_an_empty_name_is_no_subject():
@@ -458,13 +491,13 @@ def test_an_empty_name_is_no_subject():
 # Tables.
 
 
-def test_the_words_stand_in_one_table_and_the_numbers_in_another():
+def test_verdicts_are_in_one_table_and_numbers_in_another():
     gone = made(
         other=ModelFacts("worse", "made", 1, 2, 8, 1),
         verdicts=(Verdict("op", "variable", "cannot tell", "", "?"), head("", "new", "L0.H1")),
         transfers_to_full=(
-            carried("op", "worse", "full", maps={"ridge": NONE}, nulls=(0.3, 0.0)),
-            carried("x", "worse", "full", nulls=(0.0, 0.2)),
+            transfer_of("op", "worse", "full", maps={"ridge": NONE}, nulls=(0.3, 0.0)),
+            transfer_of("x", "worse", "full", nulls=(0.0, 0.2)),
         ),
     )
     both = FamilyComparison((made(), gone))
@@ -479,7 +512,7 @@ def test_the_words_stand_in_one_table_and_the_numbers_in_another():
     assert numbers.loc["mean interchange accuracy", "worse"] == pytest.approx(0.45)
     assert numbers.loc["op interchange accuracy", "best random-init"] == 0.3
     assert numbers.loc["x interchange accuracy", "best random-init"] == 0.2
-    # One net is not the best at everything: the mean is of each net, and then the best.
+    # The mean is taken for each model first, then the maximum over models.
     assert numbers.loc["mean interchange accuracy", "best random-init"] == pytest.approx(0.15)
     assert numbers.loc["mean interchange accuracy", "copying"] == pytest.approx(0.2)
     assert json.dumps(both.to_dict())
@@ -495,7 +528,7 @@ def test_kinship_is_nan_where_nothing_was_put_into_the_full_model():
 
 
 @pytest.mark.slow
-def test_a_turned_twin_keeps_what_maps_can_tell_and_strangers_keep_the_numbers(family):
+def test_a_rotated_model_keeps_its_variables_and_controls_keep_the_numbers(family):
     same, lexical, net = family.comparisons
     assert [same.verdict(v).label for v in ("operation", "x", "y")] == ["kept"] * 3
     assert [lexical.verdict(v).label for v in ("x", "y")] == ["kept"] * 2
@@ -546,31 +579,39 @@ def test_why_works_for_every_subject_of_every_relative(family, tmp_path):
 @pytest.mark.slow
 def test_a_pair_alone_gives_what_the_family_gives(family, small_plan):
     found = compare(
-        fox("template"), fox("lexical"), FOX, prompts=4, nulls=2, other_seed=fox("template", 1),
-        negative_controls=[fox("lookup")],
-    )  # fmt: skip
+        fox("template"),
+        fox("lexical"),
+        FOX,
+        ComparisonSettings(
+            prompts=4, nulls=2, other_seed=fox("template", 1), negative_controls=[fox("lookup")]
+        ),
+    )
     assert found.to_dict() == family["planted lexical"].to_dict()
 
 
 @pytest.mark.slow
 def test_two_workers_find_what_one_finds(family, small_plan):
     before = hook_count(fox("template"))
-    assert compared_family(workers=2).to_dict() == family.to_dict()
+    assert compare_planted(workers=2).to_dict() == family.to_dict()
     assert hook_count(fox("template")) == before
 
 
 @pytest.mark.slow
 def test_a_model_is_compared_with_itself_by_two_workers(small_plan):
-    compare(fox("template"), fox("template"), FOX, prompts=4, nulls=1, workers=2)
+    compare(
+        fox("template"), fox("template"), FOX, ComparisonSettings(prompts=4, nulls=1, workers=2)
+    )
 
 
 @pytest.mark.slow
-def test_another_seed_that_cannot_do_it_and_is_compared_itself_says_nothing_of_roles(small_plan):
+def test_an_other_seed_model_without_the_behavior_gives_no_roles(small_plan):
     net = random_init(fox("template"), seed=7)
     found = compare_family(
-        fox("template"), [net, fox("lexical")], FOX, prompts=4, nulls=1, other_seed=net,
-        negative_controls=[],
-    )  # fmt: skip
+        fox("template"),
+        [net, fox("lexical")],
+        FOX,
+        ComparisonSettings(prompts=4, nulls=1, other_seed=net, negative_controls=[]),
+    )
     assert {verdict.label for verdict in found[net.name].verdicts} == {"behavior absent"}
     assert found["planted lexical"].verdict("x").label == "kept"
 
@@ -600,7 +641,9 @@ def from_file(own, tmp_path_factory):
     path = tmp_path_factory.mktemp("pairs") / "hats.jsonl"
     path.write_text("\n".join(hats(k, 9 - k) for k in range(5)), encoding="utf-8")
     models = [small(own, 0), small(own, 1)]
-    return compare_family(models[0], [models[1], "random-init"], str(path), prompts=5, nulls=2)
+    return compare_family(
+        models[0], [models[1], "random-init"], str(path), ComparisonSettings(prompts=5, nulls=2)
+    )
 
 
 def test_pairs_of_a_file_say_why_nothing_was_put_in_and_name_no_variable(from_file):
@@ -618,7 +661,7 @@ def test_pairs_of_a_file_say_why_nothing_was_put_in_and_name_no_variable(from_fi
     assert json.dumps(from_file.to_dict())
 
 
-def test_closed_gates_leave_no_head_a_word_and_every_number_its_place(from_file):
+def test_closed_gates_leave_heads_without_a_verdict_and_keep_the_numbers(from_file):
     table = from_file.table()
     assert (table.drop("new heads") == "behavior absent").all(axis=None)
     assert np.isfinite(from_file.comparisons[0].mean_pair_score.chance)
@@ -627,25 +670,23 @@ def test_closed_gates_leave_no_head_a_word_and_every_number_its_place(from_file)
 # Who is compared with whom.
 
 
-def test_models_of_one_name_are_told_apart():
+def test_models_of_one_name_get_unique_names():
     a = fox("template")
-    _, found = relatives._load_models(
-        a, [a, fox("lexical"), fox("template", 1), fox("lexical", 1)], 0
-    )
+    _, found = load_models(a, [a, fox("lexical"), fox("template", 1), fox("lexical", 1)], 0)
     assert [model.name for model in found] == [
         "planted template (2)", "planted lexical", "planted template (3)", "planted lexical (2)",
     ]  # fmt: skip
 
 
-def test_names_with_brackets_are_told_apart_and_others_left_alone():
+def test_names_with_brackets_get_unique_names_and_others_stay():
     named = [replace(fox(kind), name=name) for kind, name in
              (("template", "net (a)"), ("lexical", "net (a)"), ("lookup", "net"))]  # fmt: skip
-    _, found = relatives._load_models(named[0], named[1:], 0)
+    _, found = load_models(named[0], named[1:], 0)
     assert [model.name for model in found] == ["net (a) (2)", "net"]
 
 
-def test_an_untrained_relative_is_none_of_the_nets_that_stand_for_chance():
-    _, (net,) = relatives._load_models(fox("template"), ["random-init"], 0)
+def test_a_compared_random_init_model_is_not_a_model_of_the_null():
+    _, (net,) = load_models(fox("template"), ["random-init"], 0)
     assert net.name == "planted template random-init 10000"
     assert net.tokenizer is fox("template").tokenizer
 
@@ -663,20 +704,20 @@ def test_an_unknown_model_or_pattern_is_refused():
 
 
 @pytest.fixture
-def wired(monkeypatch):
-    """Replace all that is measured: what is left is who is put beside whom."""
+def references_used(monkeypatch):
+    """Replace all measurements, and record which reference models are used for which relative."""
     calls = []
     empty = HeadProfiles("none", (), (), {}, {}, {})
 
-    def spy(plan, a, b, around, settings):
-        calls.append((b.name, around))
+    def spy(plan, a, b, references, settings):
+        calls.append((b.name, references))
         return made()
 
-    def beside(model, *_, **__):
+    def reference(model, *_, **__):
         return ReferenceModel(model, empty, None, {})
 
     def measured(model, plan):
-        one = object.__new__(ModelMeasurements)  # With nothing in it but what is asked for here.
+        one = object.__new__(ModelMeasurements)  # With only the fields that are read here.
         known = {
             "model": model,
             "recipient": None,
@@ -695,112 +736,135 @@ def wired(monkeypatch):
         relatives, "prepare_nulls", lambda like, *_, **__: NullGroup(like, (), None, None, None)
     )
     monkeypatch.setattr(relatives, "measure_null", lambda *_, **__: RandomInitNull(None, None, {}))
-    monkeypatch.setattr(relatives, "measure_reference", beside)
+    monkeypatch.setattr(relatives, "measure_reference", reference)
     monkeypatch.setattr(relatives, "assemble_comparison", spy)
     return calls
 
 
-def test_a_control_stands_beside_the_relative_whose_shape_it_has(wired):
+def test_a_control_is_used_for_the_relative_of_its_shape(references_used):
     models = [load(name) for name in ("full", "distilled", "distilled-narrow")]
-    compare_family(models[0], models[1:], nulls=1, negative_controls=[])
-    assert [name for name, _ in wired] == ["distilled", "distilled-narrow"]
-    for _, around in wired:
-        assert {name: one.name for name, one in around.same_shape.items()} == {
+    compare_family(
+        models[0], models[1:], settings=ComparisonSettings(nulls=1, negative_controls=[])
+    )
+    assert [name for name, _ in references_used] == ["distilled", "distilled-narrow"]
+    for _, references in references_used:
+        assert {name: one.name for name, one in references.same_shape.items()} == {
             "distilled": "scratch"
         }
 
 
-def test_a_control_that_is_compared_itself_is_measured_once(wired, monkeypatch):
-    asked = []
+def test_a_control_that_is_compared_itself_is_measured_once(references_used, monkeypatch):
+    measured = []
     monkeypatch.setattr(
-        relatives, "measure_reference", lambda model, *_, **__: asked.append(model.name)
+        relatives, "measure_reference", lambda model, *_, **__: measured.append(model.name)
     )
     compare_family(
         load("full"),
         [load("distilled"), load("scratch"), load("full-b")],
-        nulls=1,
-        negative_controls=[],
+        settings=ComparisonSettings(nulls=1, negative_controls=[]),
     )
-    assert asked == []
-    (_, around), *_ = wired
-    assert (around.other_seed.name, around.same_shape["distilled"].name) == ("full-b", "scratch")
-
-
-def test_strangers_that_were_named_are_all_held_against(wired):
-    strange = [fox("lexical", 1), fox("lexical", 2)]
-    compare_family(fox("template"), [fox("lexical")], FOX, nulls=1, negative_controls=strange)
-    ((_, around),) = wired
-    assert [one.model.bridge for one in around.negative_controls] == [one.bridge for one in strange]
-    names = [one.name for one in around.negative_controls]
-    assert len({*names, "planted template", "planted lexical"}) == 4
-
-
-def test_another_seed_of_the_same_name_is_another_model(wired):
-    """As of two folders whose last part is the same."""
-    other = fox("template", 1)
-    assert other.name == fox("template").name
-    compare_family(
-        fox("template"), [fox("lexical")], FOX, nulls=1, other_seed=other, negative_controls=[]
+    assert measured == []
+    (_, references), *_ = references_used
+    assert (references.other_seed.name, references.same_shape["distilled"].name) == (
+        "full-b",
+        "scratch",
     )
-    ((_, around),) = wired
-    assert around.other_seed.model.bridge is other.bridge
 
 
-def test_a_stranger_of_the_other_seeds_name_is_another_model(wired):
-    compare_family(
-        fox("template"), [fox("lexical")], FOX, nulls=1,
-        other_seed=fox("lookup", 1), negative_controls=[fox("lookup")],
-    )  # fmt: skip
-    ((_, around),) = wired
-    assert around.other_seed.model.bridge is fox("lookup", 1).bridge
-    assert [one.model.bridge for one in around.negative_controls] == [fox("lookup").bridge]
-
-
-def test_a_relative_that_is_named_as_a_stranger_keeps_its_name(wired):
-    """By its name it is left out of what it is held against."""
+def test_all_negative_controls_that_are_given_are_used(references_used):
+    controls = [fox("lexical", 1), fox("lexical", 2)]
     compare_family(
         fox("template"),
         [fox("lexical")],
         FOX,
-        nulls=1,
-        negative_controls=[fox("lexical"), fox("lookup")],
+        ComparisonSettings(nulls=1, negative_controls=controls),
     )
-    ((name, around),) = wired
-    assert [one.name for one in around.negative_controls] == [name, "planted lookup"]
+    ((_, references),) = references_used
+    assert [one.model.bridge for one in references.negative_controls] == [
+        one.bridge for one in controls
+    ]
+    names = [one.name for one in references.negative_controls]
+    assert len({*names, "planted template", "planted lexical"}) == 4
 
 
-def test_the_reference_models_are_those_that_the_provenance_names(wired):
-    compare_family(load("full"), [load("distilled"), load("copying")], nulls=1)
-    ((_, around), _) = wired
-    assert around.other_seed.name == "full-b"
-    assert {name: one.name for name, one in around.same_shape.items()} == {"distilled": "scratch"}
-    assert [one.name for one in around.negative_controls] == ["permuted"]
+def test_another_seed_of_the_same_name_is_another_model(references_used):
+    """Two folders can share their last part."""
+    other = fox("template", 1)
+    assert other.name == fox("template").name
+    compare_family(
+        fox("template"),
+        [fox("lexical")],
+        FOX,
+        ComparisonSettings(nulls=1, other_seed=other, negative_controls=[]),
+    )
+    ((_, references),) = references_used
+    assert references.other_seed.model.bridge is other.bridge
 
 
-def test_any_model_can_name_its_reference_models(wired):
+def test_a_negative_control_with_the_other_seeds_name_is_another_model(references_used):
+    compare_family(
+        fox("template"),
+        [fox("lexical")],
+        FOX,
+        ComparisonSettings(nulls=1, other_seed=fox("lookup", 1), negative_controls=[fox("lookup")]),
+    )
+    ((_, references),) = references_used
+    assert references.other_seed.model.bridge is fox("lookup", 1).bridge
+    assert [one.model.bridge for one in references.negative_controls] == [fox("lookup").bridge]
+
+
+def test_a_relative_that_is_also_a_negative_control_keeps_its_name(references_used):
+    """By its name it is left out of its own negative controls."""
+    compare_family(
+        fox("template"),
+        [fox("lexical")],
+        FOX,
+        ComparisonSettings(nulls=1, negative_controls=[fox("lexical"), fox("lookup")]),
+    )
+    ((name, references),) = references_used
+    assert [one.name for one in references.negative_controls] == [name, "planted lookup"]
+
+
+def test_the_reference_models_are_those_that_the_provenance_names(references_used):
+    compare_family(
+        load("full"), [load("distilled"), load("copying")], settings=ComparisonSettings(nulls=1)
+    )
+    ((_, references), _) = references_used
+    assert references.other_seed.name == "full-b"
+    assert {name: one.name for name, one in references.same_shape.items()} == {
+        "distilled": "scratch"
+    }
+    assert [one.name for one in references.negative_controls] == ["permuted"]
+
+
+def test_any_model_can_name_its_reference_models(references_used):
     made = Provenance(
         "trained", "", StorageCost(1.0, 1.0, 1.0),
         other_seed="scratch", negative_control=["permuted", "copying"],
     )  # fmt: skip
     own = replace(fox("template"), provenance=made)
     compare_family(own, [replace(fox("lexical"), provenance=replace(made, control="full"))], FOX)
-    ((name, around),) = wired
-    assert around.other_seed.name == "scratch"
-    assert {name: one.name for name, one in around.same_shape.items()} == {name: "full"}
-    assert [one.name for one in around.negative_controls] == ["permuted", "copying"]
+    ((name, references),) = references_used
+    assert references.other_seed.name == "scratch"
+    assert {name: one.name for name, one in references.same_shape.items()} == {name: "full"}
+    assert [one.name for one in references.negative_controls] == ["permuted", "copying"]
 
 
-def test_models_without_provenance_have_no_reference_models(wired):
-    compare_family(fox("template"), [fox("lexical")], FOX, nulls=1)
-    ((_, around),) = wired
-    assert (around.other_seed, dict(around.same_shape), list(around.negative_controls)) == (
+def test_models_without_provenance_have_no_reference_models(references_used):
+    compare_family(fox("template"), [fox("lexical")], FOX, ComparisonSettings(nulls=1))
+    ((_, references),) = references_used
+    assert (
+        references.other_seed,
+        dict(references.same_shape),
+        list(references.negative_controls),
+    ) == (
         None,
         {},
         [],
     )
 
 
-def test_no_untrained_nets_are_refused_before_anything_is_measured(wired):
+def test_zero_random_init_models_are_refused_before_anything_is_measured(references_used):
     with pytest.raises(ModelError, match="nulls"):
-        compare_family(fox("template"), [fox("lexical")], FOX, nulls=0)
-    assert not wired
+        compare_family(fox("template"), [fox("lexical")], FOX, ComparisonSettings(nulls=0))
+    assert not references_used

@@ -170,6 +170,30 @@ def test_a_head_without_a_counterpart_is_lost_and_in_reverse_new(verdicts_of):
     }
 
 
+def test_a_head_that_the_other_seed_model_lacks_as_well_is_not_shared_between_seeds(verdicts_of):
+    full, other_seed = [head(1), head(3)], profiles([head(1), head(7)])
+    found = verdicts_of(
+        profiles(full), profiles(full[:1]), null_models=NullModels(nulls(), other_seed=other_seed)
+    )
+    assert labels(found) == {
+        ("L0.H0", "kept", "L0.H0"),
+        ("L0.H1", "not shared between seeds", ""),
+    }
+    same_seed = NullModels(nulls(), other_seed=profiles(full))
+    found = verdicts_of(profiles(full), profiles(full[:1]), null_models=same_seed)
+    assert found[1].label == "lost"
+
+
+def test_a_head_that_does_half_of_the_work_of_another_is_neither_new_nor_lost(verdicts_of):
+    """A whole head is explained by none of its parts, but it explains each of them."""
+    whole = head(1)
+    parts = {"effects": 0.55 * whole["effects"] + head(5)["effects"] * 0.3}
+    mixed = {**parts, "attention": head(6)["attention"]}
+    here, there = profiles([whole, head(2)]), profiles([mixed, head(2)])
+    for found in (verdicts_of(here, there), verdicts_of(there, here)):
+        assert {f.label for f in found} <= {"kept", "cannot tell"}
+
+
 def test_no_head_is_lost_while_the_gate_is_partial(verdicts_of):
     full = [head(1), head(3)]
     found = verdicts_of(profiles(full), profiles(full[:1]), gate="partial")

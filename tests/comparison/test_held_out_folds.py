@@ -111,9 +111,8 @@ def test_the_object_has_one_fold_with_all_questions_and_all_pairs(folds):
 
 def test_verbs_that_share_a_word_are_in_one_group(shipped):
     groups = [set(fold.forms) for fold in shipped.by_variable[OPERATION]]
-    groups.append({
-        shipped.question_forms(OPERATION)[row] for row in np.flatnonzero(shipped.site_search[OPERATION])
-    })  # fmt: skip
+    searched = np.flatnonzero(shipped.site_search[OPERATION])
+    groups.append({shipped.question_forms(OPERATION)[row] for row in searched})
     parts = [{word for form in group for word in form.split()} for group in groups]
     assert all(not one & two for one, two in combinations(parts, 2))
     assert {"take away", "give away", "pick up", "bring in"} in groups

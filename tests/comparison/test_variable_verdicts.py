@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from probes.comparison.variables.draws import pool_sites, pool_transfers, settle_verdict
 from probes.comparison.variables.held_out_folds import sample_held_out_folds
 from probes.comparison.variables.result import CrossModelTransfer
 from probes.comparison.variables.stitching import run_recipient
@@ -13,7 +14,7 @@ from probes.comparison.variables.verdicts import (
     variable_site,
     variable_verdict,
 )
-from probes.comparison.verdict import NON_INFERIORITY
+from probes.comparison.verdict import NON_INFERIORITY, Verdict
 from probes.observe.result import Gate, GateState
 from probes.prompts.interchange_pairs import OBJECT
 from probes.stats.intervals import Estimate
@@ -307,3 +308,53 @@ def test_planted_models_carry_each_variable_only_at_its_own_word(kind):
         assert verdict.roles == {own}
         assert verdict.site == f"L1.resid@{own}"
         assert verdict.exclusive_accuracy.value == verdict.inclusive_accuracy.value == 1
+
+
+# Several draws of prompts, words and sites.
+
+
+def test_one_draw_is_its_own_mean():
+    assert pool_transfers([transfer()]) == transfer()
+    assert pool_sites([site("op")]).exclusive_accuracy == SURE
+
+
+def test_the_interval_over_draws_covers_their_differences():
+    draws = [transfer(maps={"ridge": Estimate(v, v - 0.01, v + 0.01)}) for v in (0.2, 0.5, 0.8)]
+    pooled = pool_transfers(draws)
+    accuracy = pooled.interchange_accuracy
+    assert accuracy.value == pytest.approx(0.5)
+    # Student's t with 2 degrees of freedom: 4.303 · 0.3 / √3.
+    assert accuracy.high - accuracy.value == pytest.approx(0.745, abs=1e-3)
+    assert pooled.pairs == 300
+
+
+def test_the_interval_of_equal_draws_keeps_their_own_errors():
+    pooled = pool_transfers([transfer(), transfer(), transfer(), transfer()])
+    own, mean = transfer().shortfall, pooled.shortfall
+    assert mean.high - mean.value == pytest.approx((own.high - own.value) / 2)
+
+
+def test_a_map_that_one_draw_lacks_is_left_out():
+    draws = [transfer(maps={"ridge": SURE, "identity": HALF}), transfer()]
+    assert set(pool_transfers(draws).maps) == {"ridge"}
+
+
+@pytest.mark.parametrize(
+    ("pooled", "draws", "label"),
+    [
+        ("kept", ("kept", "kept"), "kept"),
+        ("kept", ("kept", "cannot tell"), "kept"),
+        ("kept", ("cannot tell", "cannot tell"), "kept"),
+        ("kept", ("kept", "moved"), "cannot tell"),
+        ("split", ("split", "moved"), "cannot tell"),
+        ("cannot tell", ("kept", "cannot tell"), "cannot tell"),
+    ],
+)
+def test_a_verdict_holds_unless_a_draw_decides_for_another_one(pooled, draws, label):
+    def verdict(own):
+        return Verdict("operation", "variable", own, "L1.resid@op", "because")
+
+    settled = settle_verdict(verdict(pooled), [verdict(draw) for draw in draws])
+    assert settled.label == label
+    if label != pooled:
+        assert f"{len(draws)} draws of prompts and words differ" in settled.reason

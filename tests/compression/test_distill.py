@@ -7,6 +7,7 @@ import torch
 
 import probes as pb
 from probes.compression.derived_model import DerivedModel, load_parent, zero_fraction
+from probes.compression.distillation import trainer
 from probes.compression.distillation.distill import (
     DistillationSettings,
     build_student,
@@ -97,6 +98,26 @@ def test_distillation_does_not_change_the_teacher_and_records_its_settings(tmp_p
     assert made.provenance.parent == "tiny"
     assert made.provenance.settings["labels"] == "soft"
     assert made.provenance.storage.total == 16 * sum(w.numel() for w in made.hf_model.parameters())
+
+
+def test_a_student_trained_in_half_precision_answers_in_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "supports_bf16", lambda device: True)
+    seen = []
+    made = fit(
+        derived().hf_model,
+        TrainingPlan(TEXTS, TRAINING),
+        folder=tmp_path,
+        callback=lambda step, model: seen.append(logits(model)),
+    )
+    rebuilt = derived().hf_model
+    rebuilt.load_state_dict(made.state_dict())
+    torch.testing.assert_close(logits(made), logits(rebuilt), rtol=0, atol=0)
+    torch.testing.assert_close(seen[-1], logits(rebuilt), rtol=0, atol=0)
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(torch.arange(8)[None]).logits
 
 
 def test_two_runs_of_one_seed_give_the_same_files(tmp_path):

@@ -1,4 +1,4 @@
-"""The published alignment score is what its authors code, bound by its similarities, and nulled."""
+"""The published alignment score equals its definition, has bounds and a null."""
 
 import json
 from dataclasses import replace
@@ -19,6 +19,7 @@ from probes.experiments.distilled_circuits.components import (
 )
 from probes.experiments.distilled_circuits.score import (
     AlignmentScore,
+    ScoreSettings,
     attention_similarity,
     distilled_circuits_score,
     match_components,
@@ -61,11 +62,11 @@ def parts(kind="llama", seed=0):
 
 @cache
 def scored():
-    return distilled_circuits_score(model(), model(seed=1), FOX, prompts=COUNT)
+    return distilled_circuits_score(model(), model(seed=1), FOX, ScoreSettings(prompts=COUNT))
 
 
 def by_hand(heads, mlps=(1.0,), attention=None, seed=0):
-    """Parts with given influences; head k attends to position k alone unless told otherwise."""
+    """Components with given influences; by default head k attends to position k alone."""
     count = len(heads)
     rng = np.random.default_rng(seed)
     attention = np.eye(count)[:, None] if attention is None else attention
@@ -75,8 +76,8 @@ def by_hand(heads, mlps=(1.0,), attention=None, seed=0):
     )
 
 
-def drawn(seed):
-    """Parts with random heavy-tailed influences and random causal attention."""
+def sampled(seed):
+    """Components with random heavy-tailed influences and random causal attention."""
     rng = np.random.default_rng(seed)
     attention = np.tril(rng.gamma(0.3, size=(6, 5, 5)) + 1e-6)
     attention /= attention.sum(-1, keepdims=True)
@@ -84,10 +85,10 @@ def drawn(seed):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_influence_is_what_zeroing_by_a_hook_takes_from_the_lead(kind):
+def test_influence_is_the_effect_of_zero_ablation_by_a_hook(kind):
     ids, found, at = prompts().ids, parts(kind), torch.arange(COUNT)
 
-    def lead(edits):
+    def logit_diff(edits):
         with model(kind).editing(edits):
             last = model(kind).logits(ids, torch.ones_like(ids, dtype=torch.bool))[:, -1]
         return float((last[at, prompts().answer] - last[at, prompts().foil]).mean())
@@ -97,11 +98,11 @@ def test_influence_is_what_zeroing_by_a_hook_takes_from_the_lead(kind):
         z[:, :, 3] = 0
         return z
 
-    base = lead({})
+    base = logit_diff({})
     assert found.logit_diff == pytest.approx(base, abs=1e-4)
     for layer in range(2):
-        head = 100 * abs(1 - lead({f"blocks.{layer}.attn.hook_z": without_head}) / base)
-        mlp = 100 * abs(1 - lead({f"blocks.{layer}.hook_mlp_out": torch.zeros_like}) / base)
+        head = 100 * abs(1 - logit_diff({f"blocks.{layer}.attn.hook_z": without_head}) / base)
+        mlp = 100 * abs(1 - logit_diff({f"blocks.{layer}.hook_mlp_out": torch.zeros_like}) / base)
         assert found.head_influence[layer * 4 + 3] == pytest.approx(head, abs=0.02, rel=1e-3)
         assert found.mlp_influence[layer] == pytest.approx(mlp, abs=0.02, rel=1e-3)
     assert hook_count(model(kind)) == 0
@@ -121,29 +122,29 @@ def test_attention_is_averaged_and_directions_are_leading_eigenvectors():
     assert np.allclose(alike, 1, atol=1e-4)
 
 
-def test_heads_of_a_model_are_all_there_in_itself():
+def test_heads_of_a_model_match_themselves():
     assert match_components(parts(), parts(), mlps=False).value == pytest.approx(1)
 
 
-def test_untrained_nets_score_high():
-    """The point of the null: a causal mask is enough for likeness."""
-    nets = [
+def test_random_init_models_score_high():
+    """The reason for the null: a causal mask makes attention similar."""
+    measured = [
         measure_components(random_init(planted_fox("template").model, seed=s), prompts())
         for s in range(4)
     ]
-    for one, other in pairwise(nets):
+    for one, other in pairwise(measured):
         assert match_components(one, other, mlps=False).value > 0.85
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_score_cannot_leave_what_its_similarities_allow(seed):
-    found = match_components(drawn(seed), drawn(seed + 100))
+def test_the_score_is_within_the_bounds_of_its_similarities(seed):
+    found = match_components(sampled(seed), sampled(seed + 100))
     assert found.lower_bound <= found.value <= found.similarity
-    # Whatever the influences: shuffling them cannot leave the same bounds either.
+    # The bounds hold for shuffled influences, too.
     rng = np.random.default_rng(seed)
-    one = drawn(seed)
+    one = sampled(seed)
     other = match_components(
-        replace(one, head_influence=rng.permutation(one.head_influence)), drawn(seed + 100)
+        replace(one, head_influence=rng.permutation(one.head_influence)), sampled(seed + 100)
     )
     assert other.similarity == found.similarity
     assert found.lower_bound <= other.value <= found.similarity
@@ -159,22 +160,22 @@ def test_both_bounds_are_reached():
     )
 
 
-def test_influence_counts_as_a_share_of_all_pairs():
-    """Shares are .75, .25 and .25, .75, so either pair keeps half of its likeness of 1."""
+def test_influence_is_a_fraction_of_all_pairs():
+    """Fractions are .75, .25 and .25, .75, so either pair keeps half of its similarity of 1."""
     found = match_components(by_hand([6.0, 2.0]), by_hand([1.0, 3.0]), mlps=False)
     assert found.value == pytest.approx(0.5)
 
 
-def test_two_components_may_take_one_partner():
+def test_two_components_may_have_one_match():
     same = np.array([[[0.5, 0.5]], [[0.5, 0.5]]])
     one = by_hand([1.0, 1.0], attention=same)
     other = by_hand([4.0, 0.0], attention=np.array([[[0.5, 0.5]], [[1.0, 0.0]]]))
-    # Both take the first, whose influence is then counted twice: shares of one half each.
+    # Both match the first, whose influence counts twice: fractions of one half each.
     assert match_components(one, other, mlps=False).value == pytest.approx(1)
     assert match_components(other, one, mlps=False).value < 1
 
 
-def test_similarities_of_mlps_get_the_heads_mean_and_spread_and_a_largest_of_one():
+def test_similarities_of_mlps_get_the_mean_and_deviation_of_heads_and_a_maximum_of_one():
     heads = np.array([[0.2, 0.4], [0.6, 0.8]])
     mlps = np.array([[0.01, 0.03]])
     low, high = (0.5 + sign * heads.std(ddof=1) for sign in (-1, 1))
@@ -182,8 +183,8 @@ def test_similarities_of_mlps_get_the_heads_mean_and_spread_and_a_largest_of_one
     assert rescale_mlp_similarity(np.array([[0.1]]), heads) == pytest.approx(np.array([[1.0]]))
 
 
-def test_similarities_are_the_cosines_they_are_said_to_be():
-    one, other = drawn(1), drawn(2)
+def test_similarities_are_mean_cosines():
+    one, other = sampled(1), sampled(2)
     pairs = zip(one.attention[2], other.attention[4], strict=True)
     cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in pairs]
     assert attention_similarity(one, other)[2, 4] == pytest.approx(np.mean(cosines))
@@ -191,7 +192,7 @@ def test_similarities_are_the_cosines_they_are_said_to_be():
     assert mlp_similarity(one, other)[0, 1] == pytest.approx(abs(np.mean(every)))
 
 
-def test_prompts_share_their_frame_and_the_role_of_every_token():
+def test_prompts_have_one_frame_and_one_role_for_each_token():
     questions = sample_same_length(FOX, COUNT, tokenizers=(words(),), seed=0)
     rows = tokenize_questions(words(), questions)
     assert len(set(questions)) == COUNT
@@ -207,7 +208,7 @@ def test_prompts_share_their_frame_and_the_role_of_every_token():
     assert questions == sample_same_length(FOX, COUNT, tokenizers=(words(),), seed=0)
 
 
-def test_prompts_end_where_the_answer_is_read():
+def test_prompts_end_at_the_readout():
     questions = sample_same_length(FOX, COUNT, tokenizers=(words(),), seed=0)
     found = tokenize_answer_prompts(words(), questions, "number")
     for question, ids, answer, foil in zip(
@@ -218,41 +219,40 @@ def test_prompts_end_where_the_answer_is_read():
         assert [words().decode(t).strip() for t in (answer, foil)] == list(outcomes[:2])
 
 
-def test_a_lead_below_nought_is_scored_as_coded_and_flagged():
+def test_a_negative_logit_difference_is_scored_with_a_warning():
     turned = AnswerPrompts(prompts().ids, prompts().foil, prompts().answer)
     found = measure_components(model(), turned)
     assert found.logit_diff == -parts().logit_diff
     assert found.head_influence == pytest.approx(parts().head_influence)
     negative = replace(scored(), logit_diffs=(2.0, -0.5))
-    assert "tiny llama 1 32 does not lead with the answer (-0.50)" in negative.summary()[-1]
-    assert not any(
-        "lead with" in line for line in replace(scored(), logit_diffs=(2.0, 1.0)).summary()
-    )
+    warning = "The logit difference of tiny llama 1 32 is not positive (-0.50)"
+    assert negative.summary()[-1].startswith(warning)
+    positive = replace(scored(), logit_diffs=(2.0, 1.0))
+    assert not any("not positive" in line for line in positive.summary())
 
 
-def test_a_lead_of_nought_is_refused():
-    with pytest.raises(ModelError, match="exactly level"):
+def test_a_logit_difference_of_zero_is_refused():
+    with pytest.raises(ModelError, match="exactly 0"):
         measure_components(
             model(), AnswerPrompts(prompts().ids, prompts().answer, prompts().answer)
         )
 
 
-def test_the_score_comes_with_that_of_untrained_nets():
+def test_the_score_has_a_null_of_random_init_models():
     found = scored()
     assert len(found.null) == 20
     assert len(set(found.null)) == 20
     first = int(np.random.default_rng(0).integers(2**31, size=20)[0])
-    net = measure_components(random_init(model(seed=1), seed=first), prompts())
-    assert found.null[0] == match_components(net, parts()).value
+    null = measure_components(random_init(model(seed=1), seed=first), prompts())
+    assert found.null[0] == match_components(null, parts()).value
     assert found.score == match_components(parts(seed=1), parts()).value
     assert found.heads_only == match_components(parts(seed=1), parts(), mlps=False).value
-    assert found.mean_similarity >= found.score
+    assert found.heads_and_mlps.similarity >= found.score
 
 
-def test_the_other_direction_seeks_for_every_part_of_the_full_model():
-    found = distilled_circuits_score(
-        model(layers=3), model(seed=1), FOX, prompts=COUNT, direction="full to other"
-    )
+def test_the_other_direction_matches_every_component_of_the_full_model():
+    settings = ScoreSettings(prompts=COUNT, direction="full to other")
+    found = distilled_circuits_score(model(layers=3), model(seed=1), FOX, settings)
     assert found.heads_and_mlps.pairs == 3 * 5
     assert found.heads.pairs == 3 * 4
     assert scored().heads_and_mlps.pairs == 2 * 5
@@ -263,16 +263,17 @@ def test_the_summary_says_whether_the_null_is_exceeded():
     assert not low.exceeds_null
     assert low.nulls_below == 0
     assert low.p == 1
-    assert "does not exceed its null, and beats 0 of 20" in low.summary()[1]
+    assert "does not exceed its null, and is above 0 of 20" in low.summary()[1]
     assert "no evidence" in low.summary()[1]
     high = replace(scored(), null_heads_and_mlps=np.zeros(20))
     assert high.exceeds_null
     assert high.p == pytest.approx(1 / 21)
-    assert "the score exceeds its null, and beats 20 of 20" in high.summary()[1]
+    assert "the score exceeds its null, and is above 20 of 20" in high.summary()[1]
 
 
-def test_other_widths_leave_heads_alone():
-    found = distilled_circuits_score(model(), model(seed=2, width=16), FOX, prompts=COUNT)
+def test_models_of_different_widths_are_scored_by_heads():
+    other = model(seed=2, width=16)
+    found = distilled_circuits_score(model(), other, FOX, ScoreSettings(prompts=COUNT))
     assert found.heads_and_mlps is None
     assert found.score == found.heads_only
     assert len(found.null_heads_and_mlps) == 0
@@ -280,21 +281,21 @@ def test_other_widths_leave_heads_alone():
     assert "The widths differ, so MLPs cannot be compared" in found.summary()[3]
 
 
-def test_tokenizers_that_cut_otherwise_are_refused(letters):
+def test_tokenizers_that_split_differently_are_refused(letters):
     with pytest.raises(TokenizerError, match=r"differently, into .* use `compare`"):
         sample_same_length(FOX, 2, tokenizers=(words(), letters), seed=0)
 
 
-def test_what_cannot_be_asked_is_refused():
-    with pytest.raises(ModelError, match="19 untrained nets"):
-        distilled_circuits_score(model(), model(seed=1), FOX, nulls=19)
-    with pytest.raises(SiteError, match="'color' is not one of this pattern"):
+def test_impossible_settings_are_refused():
+    with pytest.raises(ModelError, match="19 random-init models"):
+        ScoreSettings(nulls=19)
+    with pytest.raises(SiteError, match="no answer 'color'"):
         sample_same_length(FOX, COUNT, tokenizers=(words(),), seed=0, answer="color")
     with pytest.raises(BatchError, match="at least one"):
         sample_same_length(FOX, 0, tokenizers=(words(),), seed=0)
 
 
-def test_prompts_of_unequal_length_are_too_few_and_never_averaged(own, tmp_path):
+def test_prompts_of_unequal_length_are_refused(own, tmp_path):
     texts = ("Tom has 3 foxes. Answer:", "Tom now has 3 foxes. Answer:")
     pairs = [
         {"clean": text, "counterfactual": text.replace("3", "7"), "answer": "3"}

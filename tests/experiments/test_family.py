@@ -1,4 +1,4 @@
-"""The embedded family: what is held out stays out, and the shipped models keep their word."""
+"""The shipped models: nothing held out is in their corpus, and their cards are true."""
 
 import json
 from contextlib import suppress
@@ -32,7 +32,7 @@ SHIPPED = [entry.name for entry in RECIPES if entry.shipped]
 
 
 @pytest.mark.parametrize("kind", ["statements", "questions"])
-def test_no_held_out_cell_or_noun_stands_anywhere_in_the_corpus(kind):
+def test_no_held_out_cell_or_noun_is_in_the_corpus(kind):
     split, read = family_split(), 0
     for item in sample_texts(kind, 150, seed=0):
         for found in _readings(item.prompt, kind):
@@ -42,7 +42,7 @@ def test_no_held_out_cell_or_noun_stands_anywhere_in_the_corpus(kind):
 
 
 def _readings(text, kind):
-    """Read a text, and what is left of it behind each sentence, as any pattern of its kind."""
+    """Matches of a text, and of its rest after each sentence, with all patterns of its kind."""
     starts = [0, *(at + 2 for at in range(len(text)) if text.startswith(". ", at))]
     for name, entry in list_patterns().items():
         if name.endswith("-told") == (kind == "statements"):
@@ -58,17 +58,17 @@ def test_fifteen_percent_of_the_cells_of_each_operation_are_held_out():
         assert len(held) == round(0.15 * len(valid_number_pairs(operation, 0, 20)))
 
 
-def test_held_out_nouns_are_seen_in_other_sentences():
+def test_held_out_nouns_are_in_other_sentences():
     texts = " ".join(item.text for item in sample_texts("statements", 600, seed=1))
     assert all(noun in texts for noun in family_split().nouns)
 
 
-def test_a_held_out_verb_and_a_held_out_frame_are_each_seen_alone():
+def test_a_held_out_verb_and_a_held_out_frame_are_each_seen_separately():
     split = family_split()
-    asked = [pattern("take-away"), pattern("get-more")]
-    drawn = [q for p in asked for q in p.sample_questions(200, seed=0) if split.in_training(q)]
+    patterns = [pattern("take-away"), pattern("get-more")]
+    sampled = [q for p in patterns for q in p.sample_questions(200, seed=0) if split.in_training(q)]
     for operation, verb, frame in split.combinations:
-        own = [q for q in drawn if pattern(q.pattern).operation == operation]
+        own = [q for q in sampled if pattern(q.pattern).operation == operation]
         assert any(q["op"] == verb for q in own)
         assert any(q.template == frame for q in own)
         assert not any(q["op"] == verb and q.template == frame for q in own)
@@ -80,7 +80,7 @@ def test_the_corpus_is_the_same_for_the_same_seed():
     assert one != two
 
 
-def test_the_dials_turn_what_they_say():
+def test_corpus_settings_have_their_effects():
     def texts(**settings):
         return [
             item.text
@@ -89,8 +89,8 @@ def test_the_dials_turn_what_they_say():
 
     assert not any("My name is" in text for text in texts(ambiguous=0.0))
     assert all("My name is" in text for text in texts(ambiguous=1.0))
-    checked = texts(recheck=1.0)
-    assert all(" is " in text.split("Answer:")[1] for text in checked)
+    rechecked = texts(recheck=1.0)
+    assert all(" is " in text.split("Answer:")[1] for text in rechecked)
     assert not any(" less " in text for text in texts(recheck=0.0))
     assert all("foxes" in text for text in texts(nouns=1))
 
@@ -119,20 +119,20 @@ def test_training_skips_the_prompt_and_the_padding():
 def test_a_student_starts_as_the_first_and_third_layer_of_its_teacher(own, tmp_path):
     teacher = load_parent("full").hf_model
     student = _initial_model(recipe("distilled"), own, data_folder() / "models", tmp_path)
-    ours, theirs = student.model.layers, teacher.model.layers
-    assert len(ours) == 2
+    layers, teacher_layers = student.model.layers, teacher.model.layers
+    assert len(layers) == 2
     for new, old in ((0, 0), (1, 2)):
-        assert torch.equal(ours[new].mlp.up_proj.weight, theirs[old].mlp.up_proj.weight)
+        assert torch.equal(layers[new].mlp.up_proj.weight, teacher_layers[old].mlp.up_proj.weight)
     assert torch.equal(student.lm_head.weight, teacher.lm_head.weight)
 
 
-def test_an_unknown_member_is_refused_before_anything_is_made(tmp_path):
-    with pytest.raises(ModelError, match="no member"):
+def test_an_unknown_model_is_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(ModelError, match="no recipe 'fulll'"):
         list(make_members(["fulll"], folder=tmp_path / "a", work=tmp_path / "b"))
     assert not list(tmp_path.iterdir())
 
 
-def test_the_questions_of_an_axis_are_held_out_in_that_way_alone():
+def test_the_questions_of_an_axis_are_held_out_along_it_alone():
     split = family_split()
     for axis in AXES:
         for _, question in axis_questions(pattern("take-away"), axis, per_cell=1, seed=0):
@@ -148,60 +148,60 @@ def test_the_questions_of_an_axis_are_held_out_in_that_way_alone():
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_member_is_shipped_small_with_a_card_and_opens_its_gate(name):
+def test_a_shipped_model_is_small_has_a_card_and_passes_its_gate(name):
     folder = data_folder() / "models" / name
     assert sum(path.stat().st_size for path in folder.iterdir()) < 4_000_000
     assert (folder / "README.md").is_file()
-    asked = pattern("take-away-told" if name == "base" else "take-away")
-    number, noun = (g.state for g in gate(load(name), asked, prompts=60, seed=3))
-    # Strangers were trained on the same words and cannot count: that is what they are for.
+    own = pattern("take-away-told" if name == "base" else "take-away")
+    number, noun = (g.state for g in gate(load(name), own, prompts=60, seed=3))
+    # Negative controls cannot count.
     assert number == ("closed" if name in NEGATIVE_CONTROL_TASKS else "open")
     assert noun != "closed"
 
 
 @pytest.fixture(scope="module")
-def asked_of_all():
-    """Give what a card asks: members share a tokenizer, and so the questions, written once."""
-    written = {}
+def card_questions():
+    """Questions of a card, sampled once for all models with one tokenizer."""
+    kept = {}
 
-    def give(tokenizer, **how):
-        key = (tokenizer.backend_tokenizer.to_str(), *how.values())
-        if key not in written:
-            written[key] = all_axis_questions(tokenizer, **how)
-        return written[key]
+    def questions(tokenizer, **settings):
+        key = (tokenizer.backend_tokenizer.to_str(), *settings.values())
+        if key not in kept:
+            kept[key] = all_axis_questions(tokenizer, **settings)
+        return kept[key]
 
-    return give
+    return questions
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_card_tells_the_accuracy_that_is_measured_again(name, asked_of_all):
+def test_the_accuracy_of_a_card_is_measured_again(name, card_questions):
     numbers = json.loads((data_folder() / "models" / name / "accuracy.json").read_text("utf-8"))
     suffix = "-told" if name == "base" else ""
-    model, how = load(name), {key: numbers[key] for key in ("per_cell", "seed")}
-    asked = asked_of_all(model.tokenizer, suffix=suffix, **how)
-    found = evaluate_axes(model, asked, seed=how["seed"])
-    assert len(found) == len(numbers["scores"])
-    for score, written in zip(found, numbers["scores"], strict=True):
+    model, settings = load(name), {key: numbers[key] for key in ("per_cell", "seed")}
+    questions = card_questions(model.tokenizer, suffix=suffix, **settings)
+    scores = evaluate_axes(model, questions, seed=settings["seed"])
+    assert len(scores) == len(numbers["scores"])
+    for score, row in zip(scores, numbers["scores"], strict=True):
         assert (score.pattern, score.axis, score.answer) == (
-            written["pattern"],
-            written["axis"],
-            written["answer"],
+            row["pattern"],
+            row["axis"],
+            row["answer"],
         )
-        assert score.accuracy.value == pytest.approx(written["value"], abs=0.01)
+        assert score.accuracy.value == pytest.approx(row["value"], abs=0.01)
 
 
-def test_the_family_is_what_the_recipes_ship():
+def test_the_shipped_models_have_recipes():
     assert set(list_models()) >= set(SHIPPED)
 
 
-def test_members_are_plain_hugging_face_folders():
+def test_shipped_models_are_plain_hugging_face_folders():
     for name in list_models():
         model = LlamaForCausalLM.from_pretrained(data_folder() / "models" / name)
         assert model.config.tie_word_embeddings
 
 
-def test_the_corpus_needs_the_tokenizer_of_the_family():
+def test_the_corpus_needs_the_tokenizer_of_the_shipped_models():
     full = load_parent("full")
     assert has_family_tokenizer(full)
     rows = family_corpus(full, count=20, seed=0)
@@ -211,20 +211,20 @@ def test_the_corpus_needs_the_tokenizer_of_the_family():
         family_corpus(replace(full, tokenizer=None), count=20, seed=0)
 
 
-def test_the_start_of_a_member_is_a_shipped_model_or_fresh_weights():
+def test_the_early_weights_of_a_model_are_a_shipped_model_or_random_init():
     assert pretraining_model(load_parent("full")).name == "base"
     assert pretraining_model(load_parent("scratch")).name == "scratch-early"
-    with pytest.raises(ModelError, match="no early weights at hand"):
+    with pytest.raises(ModelError, match="no known early weights"):
         pretraining_model(replace(load_parent("full"), name="another"))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_shipped_provenance_names_the_reference_models_of_the_recipes(name):
-    made = load(name).provenance
+    provenance = load(name).provenance
     named = {
-        field: getattr(made, field)
+        field: getattr(provenance, field)
         for field in ("base_model", "other_seed", "control", "negative_control")
-        if getattr(made, field)
+        if getattr(provenance, field)
     }
     lists = {n: list(v) if isinstance(v, tuple) else v for n, v in COMPARED_WITH[name].items()}
     assert named == lists

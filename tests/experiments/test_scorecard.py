@@ -1,4 +1,4 @@
-"""A relative's row beside its parent: what must come out, and what is refused."""
+"""Scorecards: rows that are known in advance, and relatives that are refused."""
 
 from math import isnan
 
@@ -6,22 +6,27 @@ import pytest
 
 from probes.errors import ModelError
 from probes.experiments.family.accuracy import all_axis_questions, evaluate_axes
-from probes.experiments.scorecard import prepare_scorecard_reference, scorecard
+from probes.experiments.scorecard import (
+    ScorecardSettings,
+    prepare_scorecard_reference,
+    scorecard,
+)
 from probes.models.model import load, wrap
 from probes.testing.tiny_models import tiny_hf
 
 
 @pytest.fixture(scope="module")
-def yard():
-    return prepare_scorecard_reference("distilled", bases=8, prompts=48, per_cell=1, seed=3)
+def reference():
+    settings = ScorecardSettings(bases=8, prompts=48, per_cell=1, seed=3)
+    return prepare_scorecard_reference("distilled", settings=settings)
 
 
 @pytest.fixture(scope="module")
-def own_row(yard):
-    return scorecard(yard, "distilled")
+def own_row(reference):
+    return scorecard(reference, "distilled")
 
 
-def test_a_parent_is_no_distance_from_itself(own_row):
+def test_a_parent_has_zero_divergence_from_itself(own_row):
     assert own_row.divergence.value == pytest.approx(0, abs=1e-9)
     assert own_row.model == "distilled"
     parts = [own_row.operation, own_row.x, own_row.y, own_row.object]
@@ -30,20 +35,20 @@ def test_a_parent_is_no_distance_from_itself(own_row):
     )
 
 
-def test_accuracy_of_a_row_is_the_accuracy_that_a_card_would_tell(own_row):
+def test_accuracy_of_a_row_is_the_accuracy_of_a_model_card(own_row):
     model = load("distilled")
-    asked = all_axis_questions(model.tokenizer, per_cell=1, seed=3)
-    told = {
+    questions = all_axis_questions(model.tokenizer, per_cell=1, seed=3)
+    card = {
         score.axis: score.accuracy
-        for score in evaluate_axes(model, asked, seed=3)
+        for score in evaluate_axes(model, questions, seed=3)
         if score.answer == "number" and (score.pattern == "both" or score.axis == "nouns")
     }
-    assert {axis: getattr(own_row, axis) for axis in told} == told
-    assert len(told) == 5
+    assert {axis: getattr(own_row, axis) for axis in card} == card
+    assert len(card) == 5
 
 
-def test_a_circuit_is_held_only_against_models_of_its_shape(yard, own_row):
-    other = scorecard(yard, "distilled-narrow").row()
+def test_circuit_faithfulness_is_measured_in_models_of_the_same_shape(reference, own_row):
+    other = scorecard(reference, "distilled-narrow").row()
     assert own_row.circuit_faithfulness.value > 0.5
     assert all(
         isnan(other[part])
@@ -56,8 +61,8 @@ def test_a_circuit_is_held_only_against_models_of_its_shape(yard, own_row):
     assert other["divergence_low"] > 0
 
 
-def test_a_relative_that_reads_other_tokens_is_refused(yard, letters):
+def test_a_relative_with_another_tokenizer_is_refused(reference, letters):
     hf_model = tiny_hf("llama", 0, vocab_size=len(letters))
     other = wrap(hf_model, name="letters", tokenizer=letters)
     with pytest.raises(ModelError, match="different tokenizers"):
-        scorecard(yard, other)
+        scorecard(reference, other)

@@ -1,4 +1,4 @@
-"""Studies go on where they stopped, and what they make is what their recipes say."""
+"""Studies resume where they stopped, and their recipes and tables fit together."""
 
 import shutil
 from dataclasses import fields, replace
@@ -21,7 +21,7 @@ from probes.experiments.family.recipes import (
     TICKETS_BY_PARENT,
     recipe,
 )
-from probes.experiments.scorecard import Scorecard, write_rows
+from probes.experiments.scorecard import Scorecard
 from probes.experiments.soft_labels.plan import NameRow
 from probes.experiments.studies.grids import GRIDS
 from probes.experiments.studies.registry import STUDIES, run_study
@@ -34,14 +34,14 @@ from probes.experiments.training_dynamics.measures import (
     LOGIT_DIFF,
     LOGIT_SHIFT,
 )
-from probes.files import data_folder
+from probes.files import data_folder, write_rows
 from probes.models.model import load
 from probes.stats.intervals import Estimate
 
 FAMILY = data_folder() / "models"
 
 
-def test_recipes_have_names_of_their_own_and_need_only_what_stands_before_them():
+def test_recipes_have_unique_names_and_need_only_earlier_models():
     names = [entry.name for entry in ALL_RECIPES]
     assert len(names) == len(set(names))
     for place, entry in enumerate(ALL_RECIPES):
@@ -51,7 +51,7 @@ def test_recipes_have_names_of_their_own_and_need_only_what_stands_before_them()
                 assert names.index(part) < place, (entry.name, part)
 
 
-def test_the_square_crosses_labels_with_starts_alike_in_all_else():
+def test_the_grid_crosses_labels_with_starts_and_changes_nothing_else():
     assert len(LABELS_GRID) == 4 * 5
     for seed in {entry.seed for entry in LABELS_GRID}:
         some = [entry for entry in LABELS_GRID if entry.seed == seed]
@@ -62,7 +62,7 @@ def test_the_square_crosses_labels_with_starts_alike_in_all_else():
         assert len(alike) == 1
 
 
-def test_growing_anew_costs_as_much_as_distilling_and_growing_together():
+def test_training_a_large_model_costs_as_much_as_distilling_and_growing():
     """Layers times texts."""
 
     def cost(name):
@@ -73,37 +73,37 @@ def test_growing_anew_costs_as_much_as_distilling_and_growing_together():
     assert {e.steps * e.batch for e in GROWN_RECIPES if e.name != "large-scratch"} == {1500 * 32}
 
 
-def test_controls_of_a_ticket_are_trained_as_it_is():
+def test_controls_of_a_ticket_are_trained_alike():
     ticket, random = recipe("ticket"), recipe("random-quarter")
     assert replace(random, name="ticket", masks=ticket.masks, shipped=True) == ticket
     assert {e.steps for e in (*TICKET_RECIPES, *chain(*TICKETS_BY_PARENT.values()))} == {1500}
 
 
 @pytest.mark.parametrize("name", sorted(GRIDS))
-def test_what_is_known_is_not_measured_again(name, tmp_path):
+def test_known_rows_are_not_measured_again(name, tmp_path):
     known = [
-        {"parent": lot.parent, "model": model, "mean_interchange_accuracy": float(k)}
-        for lot in GRIDS[name]
-        for k, model in enumerate([*lot.references, *(entry.name for entry in lot.recipes)])
+        {"parent": grid.parent, "model": model, "mean_interchange_accuracy": float(k)}
+        for grid in GRIDS[name]
+        for k, model in enumerate([*grid.references, *(entry.name for entry in grid.recipes)])
     ]
-    # A parent that is made for the study would have to be there before its lot.
+    # The parents of later grids are models of the study.
     count = len(GRIDS[name][0].references) + len(GRIDS[name][0].recipes)
     rows = islice(run_study(name, folder=FAMILY, work=tmp_path, known=known), count)
     assert list(rows) == known[:count]
 
 
-def test_an_unknown_study_is_refused_and_the_known_ones_are_named(tmp_path):
+def test_an_unknown_study_is_refused_with_the_known_ones(tmp_path):
     with pytest.raises(ModelError, match="labels, names, adapting"):
-        run_study("luck", folder=FAMILY, work=tmp_path)
+        run_study("unknown", folder=FAMILY, work=tmp_path)
 
 
 @pytest.mark.parametrize("name", sorted(STUDIES))
-def test_the_kit_has_the_table_of_every_study(name):
+def test_every_study_has_a_shipped_table(name):
     assert read_study(name)
 
 
 def columns(*types):
-    """Columns of the fields of some values, estimates with the ends of their intervals."""
+    """Columns of the fields of dataclasses; an estimate has three."""
     names = []
     for field in (field for kind in types for field in fields(kind)):
         names.append(field.name)
@@ -120,11 +120,11 @@ def columns(*types):
         ("names", columns(NameRow)),
     ],
 )
-def test_the_shipped_tables_have_the_columns_that_studies_write(name, expected):
+def test_the_shipped_tables_have_the_columns_of_the_results(name, expected):
     assert expected <= set(read_study(name)[0])
 
 
-def test_the_shipped_measures_along_training_are_those_that_the_study_writes():
+def test_the_shipped_measures_over_training_are_those_of_the_study():
     measures = {str(row["measure"]) for row in read_study("along")}
     kinds = (INTERCHANGE_ACCURACY, LOGIT_SHIFT, AT_OWN_SITE, LOGIT_DIFF, CIRCUIT_ONLY, EDGE_OVERLAP)
     assert all(name.endswith((*kinds, "accuracy")) for name in measures)
@@ -133,7 +133,7 @@ def test_the_shipped_measures_along_training_are_those_that_the_study_writes():
 
 @pytest.fixture
 def small(monkeypatch):
-    """A recipe that takes seconds."""
+    """Recipe that takes seconds."""
     chosen = replace(
         recipe("scratch"), name="small", layers=1, d_model=16, heads=2, d_mlp=16, items=40,
         steps=4, batch=4, shipped=False,
@@ -142,41 +142,42 @@ def small(monkeypatch):
     return chosen
 
 
-def weights(place):
-    return torch.cat([w.flatten() for w in load(place).bridge.parameters()])
+def weights(path):
+    return torch.cat([w.flatten() for w in load(path).bridge.parameters()])
 
 
 @pytest.fixture
 def work(tmp_path):
-    """Where models go; training the tokenizer anew would take long."""
+    """Folder of models; training the tokenizer again would take long."""
     AutoTokenizer.from_pretrained(FAMILY / "full").save_pretrained(tmp_path / "tokenizer")
     return tmp_path
 
 
-def test_a_training_run_is_looked_at_where_asked_and_again_for_what_is_missing(small, work):
-    at = training_runs.checkpoint_folders("small", (0, 2, 4), folder=FAMILY, work=work)
-    before = [weights(place) for place in at]
+def test_missing_checkpoints_are_trained_again_with_the_same_weights(small, work):
+    paths = training_runs.checkpoint_folders("small", (0, 2, 4), folder=FAMILY, work=work)
+    before = [weights(path) for path in paths]
     assert not torch.equal(before[0], before[1])
     assert not torch.equal(before[1], before[2])
-    shutil.rmtree(at[1])
+    shutil.rmtree(paths[1])
     again = training_runs.checkpoint_folders("small", (0, 2, 4), folder=FAMILY, work=work)
-    assert again == at
-    for old, place in zip(before, again, strict=True):
-        assert torch.equal(old, weights(place))
+    assert again == paths
+    for old, path in zip(before, again, strict=True):
+        assert torch.equal(old, weights(path))
 
 
-def test_small_students_are_taught_once(monkeypatch, work):
+def test_small_students_are_trained_once(monkeypatch, work):
     monkeypatch.setattr(single, "SMALL_STUDENTS", {"small-1x16-3": (1, 16, 3)})
     monkeypatch.setattr(single, "_TRAINING", TrainingConfig(steps=2, seed=3, batch=2, warmup=1))
-    (place,) = single.train_small_students(folder=FAMILY, work=work)
-    made = load(place).provenance
-    assert (made.kind, made.parent, made.settings["steps"]) == ("distilled", "full", 2)
-    when = (place / "config.json").stat().st_mtime_ns
+    (path,) = single.train_small_students(folder=FAMILY, work=work)
+    provenance = load(path).provenance
+    settings = provenance.settings
+    assert (provenance.kind, provenance.parent, settings["steps"]) == ("distilled", "full", 2)
+    modified = (path / "config.json").stat().st_mtime_ns
     single.train_small_students(folder=FAMILY, work=work)
-    assert (place / "config.json").stat().st_mtime_ns == when
+    assert (path / "config.json").stat().st_mtime_ns == modified
 
 
-def test_a_table_that_is_read_and_written_again_stays_as_it_was(tmp_path):
+def test_a_table_that_is_read_and_written_again_is_unchanged(tmp_path):
     table = tmp_path / "table.csv"
     write_rows([{"model": "a", "bits": 851968.0, "share": 1 / 3, "none": float("nan")}], table)
     once = table.read_text()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from probes.claims.base_model import compare_with_base
+from probes.claims.base_model import BaseComparisonSettings, compare_with_base
 from probes.errors import ModelError, PatternError
 from probes.interventions.confounds import distractor_sentence, unseen_verbs, verb_groups
 from probes.interventions.directions import (
@@ -97,7 +97,7 @@ def test_a_few_prompts_do_not_show_that_there_is_no_difference():
     assert found.difference.high > 0.1
 
 
-# Verbs that a direction was not fitted on.
+# Unseen verbs.
 
 
 @pytest.mark.parametrize(
@@ -108,6 +108,12 @@ def test_with_two_pairs_of_verbs_each_is_judged_by_the_other(kind, share):
     assert found.verb_groups == (("lose", "find"), ("sell", "buy"))
     assert (found.site.value, found.embedding.value) == (share, 0)
     assert found.gain.value == share
+    assert {pair: e.value for pair, e in found.by_pair.items()} == {
+        "lose / find": share,
+        "sell / buy": share,
+    }
+    # 6 prompts have an interval from 0.61 on, so that further ones are drawn for each pair.
+    assert all(e.high - e.low < 0.14 for e in found.by_pair.values())
 
 
 def test_one_pair_of_verbs_leaves_none_to_fit_on():
@@ -126,29 +132,32 @@ def test_each_pair_of_verbs_is_a_group_unless_it_shares_a_word():
     assert said == sorted(every)
 
 
-def test_a_pattern_without_fillers_has_no_verb_in_vain():
+def test_a_pattern_without_fillers_has_no_distractor_sentence():
     assert distractor_sentence(fox().model, fox().pattern) is None
 
 
-# A model beside the one before.
+# A tuned model and its base model.
 
 
-def test_a_models_own_state_put_in_is_the_source_and_turns_all():
+def test_a_models_own_state_is_that_of_the_source_and_changes_all():
     assert cross_model_hits(runs(), runs(), HERE).all()
 
 
 @pytest.mark.slow
-def test_a_model_beside_itself_has_one_direction_and_one_state():
+def test_a_model_and_itself_have_one_direction_and_one_state():
     model, pattern = fox().model, fox().pattern
-    found = compare_with_base(model, model, pattern, pattern, HERE, bases=10)
+    settings = BaseComparisonSettings(bases=10, nulls=3)
+    found = compare_with_base(model, model, (pattern, pattern), HERE, settings)
     assert found.own_direction == found.base_direction
     assert (found.own_direction.value, found.difference.value, found.base_state.value) == (1, 0, 1)
     assert found.random_init_direction.value == 0
     assert found.base_heads == found.tuned_heads
-    assert found.head_overlap == 1
+    assert found.head_overlap.value == 1
+    assert 0 <= found.head_overlap.low <= found.head_overlap.high == 1
+    assert len(found.null_head_overlaps) == 3
 
 
-def test_a_model_of_another_shape_is_no_forebear():
+def test_a_model_of_another_shape_is_no_base_model():
     model, pattern = fox().model, fox().pattern
     with pytest.raises(ModelError, match="was not tuned from"):
-        compare_with_base(model, tiny("llama"), pattern, pattern, HERE, bases=10)
+        compare_with_base(model, tiny("llama"), (pattern, pattern), HERE)

@@ -88,26 +88,26 @@ def test_a_code_specific_to_each_noun_works_for_its_own_object_only():
 
 
 def test_a_lookup_table_transfers_the_operation_for_its_trained_cells_only():
-    unseen = unseen_sampling(FOX)["untrained cells"]["keep"]
-    trained = unseen_pairs("untrained cells", keep=lambda base: not unseen(base))
-    for pairs, rate in ((unseen_pairs("untrained cells"), 0), (trained, 1)):
+    unseen = unseen_sampling(FOX)["other sums"]["keep"]
+    trained = unseen_pairs("other sums", keep=lambda base: not unseen(base))
+    for pairs, rate in ((unseen_pairs("other sums"), 0), (trained, 1)):
         found = interchange_intervention(run_interchange_pairs(fox("lookup"), pairs), [OP])
         assert found.takes_variable("operation")[0].mean() == rate
         assert found.is_outcome("other")[0].mean() == 1 - rate
 
 
 @pytest.mark.slow
-def test_untrained_cells_are_a_separate_group():
+def test_other_sums_are_a_separate_group():
     found = hotspots(fox("lookup"), FOX, HotspotSettings(16, nulls=0), variables=["operation"])
     (spot,) = found.hotspots
-    assert set(spot.unseen_groups) == {"new objects", "untrained objects", "untrained cells"}
+    assert set(spot.unseen_groups) == {"new objects", "other objects", "other sums"}
     assert spot.site == OP
-    assert spot.unseen_groups["untrained cells"].value == 0
+    assert spot.unseen_groups["other sums"].value == 0
     assert min(spot.unseen_groups["new objects"].value, spot.other_object.value) >= 0.5
 
 
 def test_thresholds_of_random_init_models_are_near_zero(template):
-    assert tuple(template[0].thresholds) == VARIABLES
+    assert tuple(template[0].thresholds) == (*VARIABLES, "operation + x + y")
     assert all(0 <= level <= 1 / 8 for level in template[0].thresholds.values())
 
 
@@ -188,8 +188,8 @@ def test_unseen_groups_hold_unseen_values_only():
             nouns = {base["thing"], source["thing"]}
             expected = {
                 "new objects": not nouns & set(words["thing"]),
-                "untrained objects": nouns <= split.nouns,
-                "untrained cells": ("plus", base["x"], base["y"]) in split.number_pairs,
+                "other objects": nouns <= split.nouns,
+                "other sums": ("plus", base["x"], base["y"]) in split.number_pairs,
             }
             assert expected[group]
 

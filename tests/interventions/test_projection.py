@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from probes.errors import BatchError, FigureError, SiteError
-from probes.experiments.nearest_texts import (
+from probes.experiments.nearest_texts import TokenStates, capture_token_states, nearest_texts
+from probes.experiments.neighbor_agreement import (
     VARIABLES,
-    TokenStates,
-    capture_token_states,
-    nearest_texts,
+    NeighborSettings,
     neighbor_agreement,
     sample_corpus_texts,
 )
@@ -222,7 +221,7 @@ def test_states_do_not_depend_on_what_a_line_is_padded_with(monkeypatch):
 def test_neighbors_that_are_all_lines_but_few_agree_as_often_as_any():
     """Of n + 1 lines the nearest n differ from all by one line at most."""
     some = lines()[:41]
-    found = neighbor_agreement(crossed(), CELL, some, count=40)
+    found = neighbor_agreement(crossed(), CELL, some, NeighborSettings(count=40))
     assert [share.variable for share in found] == list(VARIABLES)
     for share in found:
         assert abs(share.neighbor_rate.value - share.base_rate.value) <= 1 / 40
@@ -232,10 +231,11 @@ def test_neighbors_that_are_all_lines_but_few_agree_as_often_as_any():
 
 
 def test_lines_near_the_operation_share_it_even_with_other_verbs():
-    share = {one.variable: one for one in neighbor_agreement(crossed(), CELL, lines(), count=4)}
+    nearest = neighbor_agreement(crossed(), CELL, lines(), NeighborSettings(count=4))
+    share = {one.variable: one for one in nearest}
     assert share["operation"].neighbor_rate.value > 0.95 and share["verb"].difference.low > 0.2
     assert share["operation"].base_rate.value == pytest.approx(0.5, abs=0.1)
-    other = neighbor_agreement(crossed(), CELL, lines(), other_verbs=True)
+    other = neighbor_agreement(crossed(), CELL, lines(), NeighborSettings(other_verbs=True))
     unlike = {one.variable: one for one in other}
     assert unlike["verb"].neighbor_rate.value == unlike["verb"].base_rate.value == 0
     assert unlike["operation"].difference.low > 0.3
@@ -248,15 +248,15 @@ def test_what_comes_after_the_site_cannot_make_lines_near():
 
 
 def test_too_few_lines_and_wrong_sites_are_refused():
-    with pytest.raises(BatchError, match="give more lines"):
+    with pytest.raises(BatchError, match="give more texts"):
         neighbor_agreement(crossed(), CELL, lines()[:10])
     with pytest.raises(BatchError, match="0 of 0"):
         neighbor_agreement(crossed(), CELL, [])
-    with pytest.raises(SiteError, match="near a residual"):
+    with pytest.raises(SiteError, match="give one of the residual stream"):
         neighbor_agreement(crossed(), Site(1, "mlp", "op"), lines())
     with pytest.raises(SiteError, match="layers 0 to 2"):
         capture_token_states(distilled(), ["a"], 3)
-    with pytest.raises(BatchError, match="hold no text"):
+    with pytest.raises(BatchError, match="1 texts are empty"):
         capture_token_states(distilled(), [" "], 1)
 
 

@@ -44,7 +44,7 @@ def large_results():
         ),
         DASResult(RATE, (1, 2, 4, 8), (RATE,) * 4, 8, RATE, RATE, RATE, RATE, 1 / 3, dimension),
         DirectionComparison(RATE, RATE, RATE, RATE, RATE, (100 / 3,) * 4, (("fox", "cup"),) * 4),
-        UnseenVerbs(RATE, RATE, RATE, (("take away", "put back"),) * 20),
+        UnseenVerbs(RATE, RATE, RATE, (("take away", "put back"),) * 20, {"lose / find": RATE}),
         PatchingEffects(
             "gpt2",
             "operation",

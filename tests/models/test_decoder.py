@@ -12,7 +12,6 @@ from probes.interventions.activation_patching import MLP, Z
 from probes.models.decoder import (
     Norm,
     apply_rotary,
-    attend,
     capture_decoder,
     decompose,
     rebuild_residual,
@@ -113,7 +112,7 @@ def test_only_learned_positions_are_added_to_the_embedding():
     for kind in KINDS:
         inputs, _ = run(tiny(kind))
         assert bool(inputs.position_embed.any()) == (kind == "gpt2")
-        assert (inputs.rotary is None) == (kind == "gpt2")
+        assert [one is None for one in inputs.rotary] == 3 * [kind == "gpt2"]
 
 
 def test_decomposed_weights_share_memory_with_the_model():
@@ -134,9 +133,9 @@ def test_projections_of_the_residual_give_the_captured_queries_keys_and_z(kind):
     mask = prompts("left")[1]
     for n, layer in enumerate(weights.layers):
         y = layer.attn_norm(activations.resid_pre[n])
-        q, k = (apply_rotary(layer.project(port, y), inputs.rotary) for port in "qk")
+        q, k = (apply_rotary(layer.project(port, y), inputs.rotary[n]) for port in "qk")
         v = layer.project("v", y)
-        z = attend(q, k, v, inputs.attention_mask, layer.scale)
+        z = layer.attend(q, k, v, inputs.attention_mask)
         for rebuilt, captured in (
             (q, activations.q[n]),
             (k, activations.k[n]),
@@ -184,16 +183,19 @@ def test_norms_are_the_models_own(kind):
 # Attention.
 
 
-def test_attention_is_a_softmax_over_the_allowed_keys():
+@pytest.mark.parametrize("softcap", [None, 0.5])
+def test_attention_is_a_softmax_over_the_allowed_keys(softcap):
     draw = torch.Generator().manual_seed(4)
     q = torch.randn(2, 5, 4, 8, generator=draw)
     k, v = (torch.randn(2, 5, 2, 8, generator=draw) for _ in range(2))
     allowed = torch.ones(5, 5).tril().bool().repeat(2, 1, 1)
     allowed[1, :, 1] = torch.arange(5) == 1
-    z = attend(q, k, v, allowed, 0.3)
+    layer = replace(decompose(tiny("llama-gqa")).layers[0], scale=0.3, softcap=softcap)
+    z = layer.attend(q, k, v, allowed)
     for prompt in range(2):
         for head in range(4):
             scores = 0.3 * q[prompt, :, head] @ k[prompt, :, head // 2].T
+            scores = scores if softcap is None else softcap * (scores / softcap).tanh()
             pattern = scores.masked_fill(~allowed[prompt], -torch.inf).softmax(-1)
             expected = pattern @ v[prompt, :, head // 2]
             torch.testing.assert_close(z[prompt, :, head], expected)

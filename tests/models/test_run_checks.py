@@ -63,8 +63,8 @@ MEASUREMENTS = {
     "hotspots": lambda m: hotspots(m, PATTERN, HotspotSettings(bases=16)),
     "edge_attribution": lambda m: pb.edge_attribution(m, tasks(m)),
     "run_circuits": lambda m: pb.edge_patching(m, tasks(m), edges=[]),
-    "compare": lambda m: pb.compare(m, "distilled", PATTERN, prompts=4),
-    "compare as a relative": lambda m: pb.compare("distilled", m, PATTERN, prompts=4),
+    "compare": lambda m: pb.compare(m, "distilled", PATTERN),
+    "compare as a relative": lambda m: pb.compare("distilled", m, PATTERN),
 }
 
 

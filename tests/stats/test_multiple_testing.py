@@ -1,12 +1,43 @@
-"""Holm correction."""
+"""Thresholds of a null, Holm correction and false discoveries."""
 
+import numpy as np
 import pytest
+from scipy.stats import false_discovery_control
 
-from probes.stats.multiple_testing import holm
+from probes.stats.multiple_testing import (
+    conformal_threshold,
+    exceedance_rate,
+    false_discovery_rate,
+    holm,
+)
 
 
 def test_holm_multiplies_the_smallest_by_all_the_next_by_one_fewer_and_is_monotone():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.5, 0.9]) == [1.0, 1.0]
-    assert holm([0.02]) == [0.02]
-    assert holm([]) == []
+
+
+@pytest.mark.parametrize(("n", "rank"), [(1, 1), (5, 5), (19, 19), (20, 20), (39, 38), (100, 96)])
+def test_the_threshold_is_an_order_statistic_of_the_null(n, rank):
+    null = np.random.default_rng(n).permutation(n) + 1.0
+    assert float(conformal_threshold(null)) == rank
+    assert exceedance_rate(n) == pytest.approx((n + 1 - rank) / (n + 1))
+
+
+@pytest.mark.parametrize("n", [5, 20, 40])
+def test_a_further_draw_exceeds_the_threshold_at_the_stated_rate(n):
+    draws = np.random.default_rng(0).normal(size=(n + 1, 20_000))
+    exceeded = (draws[-1] > conformal_threshold(draws[:-1])).mean()
+    assert exceeded == pytest.approx(exceedance_rate(n), abs=0.01)
+
+
+def test_from_19_draws_on_the_rate_is_at_most_5_percent():
+    assert all(exceedance_rate(n) <= 0.05 + 1e-12 for n in range(19, 300))
+    assert exceedance_rate(18) > 0.05
+
+
+def test_the_false_discovery_rate_is_the_level_at_which_all_accepted_tests_pass():
+    p_values = [0.001, 0.008, 0.039, 0.041, 0.2]
+    accepted = [True, True, False, False, False]
+    assert false_discovery_rate(p_values, accepted) == pytest.approx(0.02)
+    assert false_discovery_control(p_values)[1] == pytest.approx(0.02)
+    assert np.isnan(false_discovery_rate(p_values, [False] * 5))

@@ -17,7 +17,8 @@ from probes.prompts.pair_batch import tokenize_pairs
 from probes.testing.planted_patterns import KINDS, MINUS, PLUS, SEEN_NOUNS, fox_pattern, planted_fox
 
 NOUNS = fox_pattern().lexicon.words("noun")
-ALWAYS_CORRECT = ("template", "lexical", "rotated")
+ALWAYS_CORRECT = ("template", "lexical", "mixed", "rotated", "joint")
+STATE_AT_VERB = tuple(kind for kind in KINDS if kind != "joint")
 
 
 @cache
@@ -229,6 +230,7 @@ def test_logits_of_numbers_fall_quadratically_around_the_sum(kind):
         ("template", False, 1, 0),
         ("lexical", True, 1, 0),
         ("lexical", False, 1, 0),
+        ("mixed", False, 1, 0),
         ("rotated", True, 1, 0),
         # No operation reaches the answer, which is x.
         ("rotated", False, 0, 0),
@@ -254,11 +256,18 @@ def test_an_interchange_at_the_verb_keeps_the_noun(kind):
     assert torch.equal(answers[:, 1], batch().readout("noun").answer)
 
 
-@pytest.mark.parametrize("kind", ALWAYS_CORRECT)
+@pytest.mark.parametrize("kind", [kind for kind in ALWAYS_CORRECT if kind in STATE_AT_VERB])
 @pytest.mark.parametrize("role", ["have", "thing", "ask", "thing_asked", "rest", "answer"])
 def test_no_other_role_holds_the_operation(kind, role):
     """The sources have the same noun, because the answer role of "rotated" holds it."""
     assert accuracy(interchange(kind, sample_sources(EVERY, same_noun=True), role), EVERY) == 1
+
+
+def test_the_operation_of_joint_is_at_the_answer_together_with_the_numbers():
+    sources = sample_sources(EVERY, same_noun=True)
+    assert accuracy(interchange("joint", sources), EVERY) == 1
+    answers = interchange("joint", sources, "answer")
+    assert torch.equal(answers[:, 0], batch().readout("number").answer[sources])
 
 
 @pytest.mark.parametrize(("kind", "stays"), [("template", 1), ("lexical", 1), ("rotated", 0)])
@@ -267,21 +276,25 @@ def test_a_source_with_the_same_operation_matters_only_for_codes_per_noun(kind, 
     assert accuracy(interchange(kind, sources), EVERY) == stays
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", STATE_AT_VERB)
 def test_operations_differ_at_the_verb_only_in_the_state_and_the_word(kind):
     differs = (states(kind) != states(kind)[flipped(EVERY)]).any(0).nonzero()[:, 0]
     assert set(differs.tolist()) == {*build(kind).state, *build("lexical").state}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", STATE_AT_VERB)
 def test_the_state_has_one_dimension_or_one_per_noun_or_one_per_verb(kind):
     expected = torch.zeros(192, len(build(kind).state))
     for row, (op, verb, noun, _, _) in enumerate(slots()):
         sign = 4 if op else -4
-        own = {"lexical": (6 * op + verb, 1), "rotated": (noun, sign)}
+        own = {
+            "lexical": (6 * op + verb, 1),
+            "mixed": (0, sign if verb < 5 else 0),
+            "rotated": (noun, sign),
+        }
         column, size = own.get(kind, (0, sign))
         expected[row, column] = size
-    state = states(kind)[:, build(kind).state]
+    state = states(kind)[:, list(build(kind).state)]
     torch.testing.assert_close(state, expected, atol=1e-4, rtol=0)
 
 
@@ -310,6 +323,13 @@ def test_a_direction_of_some_verbs_transfers_to_others_only_in_template(kind, fr
     assert fractions == patch_direction(
         kind, lambda _, v, *__: v in pairs, lambda _, v, *__: v not in pairs
     )
+
+
+def test_a_direction_of_five_pairs_of_verbs_does_not_transfer_to_the_last_pair_in_mixed():
+    for pair, fractions in ((4, (1, 0)), (5, (0, 1))):
+        assert fractions == patch_direction(
+            "mixed", lambda _, v, *__, p=pair: v != p, lambda _, v, *__, p=pair: v == p
+        )
 
 
 @pytest.mark.parametrize(("kind", "fractions"), [("template", (1, 0)), ("rotated", (0, 1))])
@@ -354,5 +374,5 @@ def test_a_seed_changes_only_the_order_of_heads_and_not_the_global_generator(kin
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(ModelError, match="template, lexical, lookup, rotated"):
+    with pytest.raises(ModelError, match="template, lexical, mixed, lookup, rotated, joint"):
         planted_fox("memory")

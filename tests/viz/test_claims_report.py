@@ -7,9 +7,17 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-from probes.claims import claims
-from probes.claims.result import BaseModelComparison, ClaimsReport, ClaimsReports
-from probes.claims.run import evaluate_claims
+from probes.claims.base_model import reuse_claim
+from probes.claims.dose_response import training_diversity_claim
+from probes.claims.result import BaseModelComparison, ClaimsReport, ClaimsReports, JointSite
+from probes.claims.run import ClaimSettings, evaluate_claims
+from probes.claims.separate_path import separate_path_claim
+from probes.claims.shared_state import (
+    SharedStateEvidence,
+    joint_state_claim,
+    shared_direction_claim,
+    shared_state_claim,
+)
 from probes.interventions.hotspots import HotspotSettings, hotspots
 from probes.interventions.projection import project_states
 from probes.interventions.result import (
@@ -39,7 +47,8 @@ NASTY = "<script>alert('1')</script>&\"\u202e"
 PARTS = [
     "Verdicts",
     "Sites of the variables",
-    "H1: one state for all objects",
+    "H1a: one state for all objects",
+    "H1b: one state for operation and operands",
     "H2: a separate path for the object",
     "H3: one direction for all objects",
     "H4: reuse of the base model",
@@ -51,12 +60,14 @@ NONE, WIDE = Estimate(0.0, -0.02, 0.03), Estimate(0.12, 0.04, 0.31)
 DOSES = [
     {
         "nouns": 4.0,
+        "number": 0.34,
         "unseen_interchange_accuracy": 0.21,
         "unseen_interchange_accuracy_low": 0.13,
         "unseen_interchange_accuracy_high": 0.3,
     },
     {
         "nouns": 64.0,
+        "number": 0.98,
         "unseen_interchange_accuracy": 0.94,
         "unseen_interchange_accuracy_low": 0.87,
         "unseen_interchange_accuracy_high": 0.97,
@@ -65,14 +76,14 @@ DOSES = [
 
 
 @pytest.fixture(scope="module")
-def hot():
+def measured_hotspots():
     fox = planted_fox("template")
     return hotspots(fox.model, fox.pattern, HotspotSettings(bases=8, nulls=0))
 
 
 @pytest.fixture(scope="module")
-def report(hot):
-    return make_report(hot)
+def report(measured_hotspots):
+    return make_report(measured_hotspots)
 
 
 def gate(answer):
@@ -90,7 +101,7 @@ def gate(answer):
     )
 
 
-def searched(**changes):
+def make_search(**changes):
     found = DASResult(
         full_state=Estimate(0.96, 0.9, 0.98),
         dimensions_tried=(1, 2),
@@ -107,51 +118,54 @@ def searched(**changes):
     return replace(found, **changes)
 
 
-def make_report(hot, *, two=WIDE, line=None, bound=True, **changes):
+def make_report(own, *, two=WIDE, comparison=None, has_binding=True, **changes):
     """Report with real hotspots and set numbers; one test of H2 is undecided."""
-    there, unseen = (
-        DecodingResult(0.62, 0.2, 8),
-        UnseenVerbs(YES, NO, Estimate(0.95, 0.9, 0.98), (("lose",),)),
-    )
-    parted = Dissociation(
+    decoding = DecodingResult(0.62, 0.2, 8)
+    verbs = UnseenVerbs(YES, NO, Estimate(0.95, 0.9, 0.98), (("lose",),), {"lose / find": YES})
+    evidence = SharedStateEvidence(own, decoding, verbs, make_search(), YES, None)
+    variables = {"operation": YES, "x": YES, "y": WIDE}
+    joint = JointSite(Site(1, "resid", "y"), "operation + x + y", variables, WIDE, NO)
+    dissociation = Dissociation(
         InterchangeEffect("operation", YES, NO),
         InterchangeEffect("thing", NO, YES),
         Estimate(3.5, 3.1, 3.9),
         Estimate(2.5, 2.1, 2.9),
     )
-    second = replace(parted, object=InterchangeEffect("thing", two, YES))
+    second = replace(dissociation, object=InterchangeEffect("thing", two, YES))
     cost = Estimate(5.5, 4.5, 6.5)
-    needed = Necessity(cost, NONE, cost, (0.1, 0.2))
+    ablation = Necessity(cost, NONE, cost, (0.1, 0.2))
     heads = OutputHeads(
         ("L1.H1",), ("L1.H2",), (NO, YES), (YES, NO), (WIDE, NO),
         {"L1.H1": (0.84, 0.0), "L1.H2": (-0.001, 0.93), "L0.H0": (0.001, 0.002)},
     )  # fmt: skip
-    aligned = DirectionComparison(
+    directions = DirectionComparison(
         YES, YES, YES, NONE, NONE, (7.0, 81.0), (("fox", "cup"), ("hat", "egg"))
     )
     found = ClaimsReport(
-        model=hot.model,
-        pattern=hot.pattern,
+        model=own.model,
+        pattern=own.pattern,
         gates=(gate("number"), gate("noun")),
         verdicts=(
-            claims.shared_state_claim(hot, there, unseen, searched(), YES, None),
-            claims.separate_path_claim(parted, second, needed, heads),
-            claims.shared_direction_claim(aligned),
-            claims.reuse_claim(line, "it began afresh"),
-            claims.training_diversity_claim(DOSES),
+            shared_state_claim(evidence),
+            joint_state_claim(joint, own),
+            separate_path_claim(dissociation, second, ablation, heads),
+            shared_direction_claim(directions),
+            reuse_claim(comparison, "none is known"),
+            training_diversity_claim(DOSES),
         ),
-        hotspots=hot,
+        hotspots=own,
+        joint_site=joint,
         variance_fractions={"operation": 0.75, "thing": -0.03, "name": float("nan")},
-        object_decoding=there,
-        unseen_verbs=unseen,
-        subspace_search=searched(),
-        dissociation=parted,
+        object_decoding=decoding,
+        unseen_verbs=verbs,
+        subspace_search=make_search(),
+        dissociation=dissociation,
         two_object_dissociation=second,
-        necessity=needed,
+        necessity=ablation,
         output_heads=heads,
-        binding=(BindingSwap(1, YES, NO, NO),) if bound else (),
-        direction_comparison=aligned,
-        base_comparison=line,
+        binding=(BindingSwap(1, YES, NO, NO),) if has_binding else (),
+        direction_comparison=directions,
+        base_comparison=comparison,
         protocol=(("seed", "7"),),
     )
     return replace(found, **changes)
@@ -234,30 +248,30 @@ def test_the_notes_on_top_have_the_tones_of_the_verdicts(report):
         assert text.startswith(f"{verdict.claim}: {verdict.title}. {verdict.label.capitalize()}: ")
 
 
-def test_models_are_columns_of_one_table_of_verdicts(report, hot):
-    other = rename(make_report(hot, two=YES), "other")
+def test_models_are_columns_of_one_table_of_verdicts(report, measured_hotspots):
+    other = rename(make_report(measured_hotspots, two=YES), "other")
     page = Read(claims_page(ClaimsReports((report, other))).body)
     head, *rows = page.table("claim")
     assert head == ["claim", report.model, "other"]
-    words = [[one.verdict(f"H{k}").label for one in (report, other)] for k in range(1, 6)]
+    words = [[one.verdict(v.claim).label for one in (report, other)] for v in report.verdicts]
     assert [row[1:] for row in rows] == words
-    assert words[1] == ["cannot tell", "fails"]
+    assert words[2] == ["cannot tell", "fails"]
     assert [tone for tone, text in page.said() if text.startswith("other – ")] == ["bad"]
 
 
-def test_the_reason_of_a_verdict_has_estimate_and_threshold(report, hot):
+def test_the_reason_of_a_verdict_has_estimate_and_threshold(report, measured_hotspots):
     undecided, failed = (
         verdict_reason(report.verdict("H2")),
-        verdict_reason(make_report(hot, two=YES).verdict("H2")),
+        verdict_reason(make_report(measured_hotspots, two=YES).verdict("H2")),
     )
     assert undecided == (
-        "“two things: it leaves the number”: 0.12 [0.04, 0.31], required below 0.10"
+        "“two objects: the object's site leaves the number”: 0.12 [0.04, 0.31], required below 0.10"
     )
-    assert failed.startswith("“two things: it leaves the number”: 0.97 [0.91, 0.99], required")
-    assert failed.endswith("the object's site moves the number)")
-    assert verdict_reason(report.verdict("H4")) == (
-        "“the model before”: not tested, it began afresh"
+    assert failed.startswith(
+        "“two objects: the object's site leaves the number”: 0.97 [0.91, 0.99], required"
     )
+    assert failed.endswith("the object's site changes the number)")
+    assert verdict_reason(report.verdict("H4")) == ("“base model”: not tested, none is known")
     assert verdict_reason(report.verdict("H3")) == "all 2 tests passed"
 
 
@@ -271,7 +285,7 @@ def test_each_statistical_test_is_a_row_with_its_result(report):
 
 
 def test_tests_that_do_not_decide_are_in_brackets_and_untested_ones_are_marked(report):
-    verdict = report.verdict("H1")
+    verdict = report.verdict("H1a")
     rows, notes = Read(claim_tests_table(verdict).body).tables[0], claim_tests_table(verdict).notes
     beside = [test for test in verdict.tests if not test.is_deciding]
     assert beside
@@ -317,17 +331,17 @@ def test_the_example_shows_each_outcome_and_its_answer(report):
     assert f"base → {pair.clean.answer('number')}; operation → " in body
 
 
-def test_roles_that_one_model_lacks_are_empty_there(report, hot):
-    kept = [at for at, role in enumerate(hot.roles) if role != "ask"]
+def test_roles_that_one_model_lacks_are_empty_there(report, measured_hotspots):
+    kept = [at for at, role in enumerate(measured_hotspots.roles) if role != "ask"]
     less = replace(
-        hot,
-        sites=tuple(site for site in hot.sites if site.role != "ask"),
-        maps={variable: rates[kept] for variable, rates in hot.maps.items()},
+        measured_hotspots,
+        sites=tuple(site for site in measured_hotspots.sites if site.role != "ask"),
+        maps={variable: rates[kept] for variable, rates in measured_hotspots.maps.items()},
     )
     pair = (rename(replace(report, hotspots=less), "less"), report)
     rows = Read(claims_page(ClaimsReports(pair)).body).table("variable", "role", "less")[1:]
     order = [row[1] for row in rows if row[0] == "operation"]
-    assert order == list(hot.roles)
+    assert order == list(measured_hotspots.roles)
     (row,) = [row for row in rows if row[:2] == ["operation", "ask"]]
     assert row[2] == "–"
     assert row[3] != "–"
@@ -339,14 +353,15 @@ def test_searches_are_plotted_and_missing_ones_left_out(report):
         assert text in found
     less = claims_page(
         ClaimsReports(
-            (replace(report, subspace_search=searched(control_site=None, min_dimensions=None)),)
+            (replace(report, subspace_search=make_search(control_site=None, min_dimensions=None)),)
         )
     ).body
     assert "DAS, control site" not in less
     assert ">none</span>" in less
-    (varies,) = [t for t in Read(found).tables if t and t[0][:1] == ["operation"] and t[1]]
-    assert [row[0] for row in varies[:2]] == ["operation", "object"]
-    assert "name" not in [row[0] for row in varies]
+    names = [[row[0] for row in rows if row] for rows in Read(found).tables]
+    (factors,) = [rows for rows in names if rows[:2] == ["operation", "object"]]
+    assert "name" not in factors
+    assert "operation alone, by a subspace (DAS)" in found
 
 
 def test_output_heads_are_marked_and_heads_without_effect_left_out(report):
@@ -357,22 +372,31 @@ def test_output_heads_are_marked_and_heads_without_effect_left_out(report):
     assert marked == ["0.84", "0.93"]
 
 
-def test_bindings_and_the_base_model_are_shown_if_measured(report, hot):
-    line = BaseModelComparison(
-        "old", "new", YES, YES, NONE, YES, NO, ("L1.H0",), ("L3.H0", "L3.H1")
+def test_bindings_and_the_base_model_are_shown_if_measured(report, measured_hotspots):
+    comparison = BaseModelComparison(
+        "old", "new", YES, YES, NONE, YES, NO, ("L1.H0",), ("L3.H0", "L3.H1"), NO, (0.0, 0.25)
     )
-    full = Read(claims_page(ClaimsReports((make_report(hot, line=line),))).body)
+    with_base = make_report(measured_hotspots, comparison=comparison)
+    page = claims_page(ClaimsReports((with_base,))).body
+    full = Read(page)
     assert full.table("before layer")[1][:2] == ["1", str(YES)]
     assert full.table("model", "heads")[1:] == [["old", "L1.H0"], ["new", "L3.H0, L3.H1"]]
-    bare = Read(claims_page(ClaimsReports((make_report(hot, bound=False),))).body)
+    null = "with 2 random-init models: 0.12 on average, 0.25 at most"
+    assert f"Jaccard overlap: {NO}; {null}." in page.replace("&nbsp;", " ")
+    bare = Read(
+        claims_page(ClaimsReports((make_report(measured_hotspots, has_binding=False),))).body
+    )
     assert not [rows for rows in bare.tables if rows and "before layer" in rows[0]]
     assert not [rows for rows in bare.tables if rows and rows[0] == ["model", "heads"]]
 
 
-def test_dose_responses_are_sorted_by_number_of_objects():
+def test_dose_responses_are_sorted_by_number_of_objects_and_mark_absent_behavior():
     (plot,) = dose_response_blocks(DOSES[::-1])
     rows = [[row[0], row[2]] for row in Read(plot.body).tables[0][:2]]
-    assert rows == [["4 objects", "0.21 [0.13, 0.30]"], ["64 objects", "0.94 [0.87, 0.97]"]]
+    assert rows == [
+        ["4 objects (behavior absent)", "0.21 [0.13, 0.30]"],
+        ["64 objects", "0.94 [0.87, 0.97]"],
+    ]
     assert dose_response_blocks([]) == []
 
 
@@ -394,7 +418,7 @@ def test_the_page_is_one_file_that_stays_small(report, tmp_path):
 @pytest.mark.slow
 def test_a_computed_report_has_its_page():
     fox = planted_fox("template")
-    found = evaluate_claims(fox.model, fox.pattern, bases=24, nulls=1)
+    found = evaluate_claims(fox.model, fox.pattern, ClaimSettings(bases=24, nulls=1))
     shown = headings(found.picture().body)
     assert [part for part in shown if part != "States as points"] == PARTS
     assert len(shown) == len(PARTS) + 1
@@ -406,5 +430,5 @@ def test_saved_claims_are_loaded_again_and_draw_the_same_page(report, tmp_path):
     loaded = load_result(saved.save(tmp_path / "claims.json"))
     assert loaded.to_dict() == saved.to_dict()
     assert page_of(loaded).body == page_of(saved).body
-    assert saved.table().loc["H1"].tolist() == [seen.verdict("H1").label] * 2
+    assert saved.table().loc["H1a"].tolist() == [seen.verdict("H1a").label] * 2
     assert loaded.reports[0].hotspots.runs is None

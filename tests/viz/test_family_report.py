@@ -13,6 +13,7 @@ from probes.cli.app import app
 from probes.comparison.compare import compare
 from probes.comparison.explanation import FailingPrompt
 from probes.comparison.family_result import FamilyComparison
+from probes.comparison.references import ComparisonSettings
 from probes.comparison.variables.result import EMBEDDING_CONTROL, CrossModelTransfer
 from probes.comparison.verdict import SIMILARITY_EQUIVALENCE, STRENGTH_EQUIVALENCE, Verdict
 from probes.errors import EquivalenceError
@@ -66,9 +67,16 @@ def transfer(variable, donor, recipient, **changes):
 
 
 OPERATION = Verdict(
-    "operation", "variable", "kept", "L1.resid@op", "the same role: best stand-in -0.02",
-    (check_above("held there", "no place holds it", HIGH, 0.5, id="a"), check_above("b", "c", LOW, 0.1, id="b").non_deciding()),
-)  # fmt: skip
+    "operation",
+    "variable",
+    "kept",
+    "L1.resid@op",
+    "the same role: best stand-in -0.02",
+    (
+        check_above("held there", "no place holds it", HIGH, 0.5, id="a"),
+        check_above("b", "c", LOW, 0.1, id="b").non_deciding(),
+    ),
+)
 X = Verdict("x", "variable", "split", "L1.resid@x+y", "held at x, it now takes x and y together")
 SAME = (
     check_above("as similar", "", SHORT, -0.1, id=SIMILARITY_EQUIVALENCE),
@@ -113,7 +121,9 @@ def absent(own, tmp_path_factory):
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
     path.write_text("\n".join(hats(k, 7 - k) for k in range(4)), encoding="utf-8")
     return replace(
-        compare(*models, str(path), prompts=4, nulls=2), transfer_skip_reason="", verdicts=()
+        compare(*models, str(path), settings=ComparisonSettings(prompts=4, nulls=2)),
+        transfer_skip_reason="",
+        verdicts=(),
     )
 
 
@@ -224,7 +234,7 @@ def test_the_glossary_explains_every_verdict():
     rows = Read(glossary("variable", "head").body).text("verdict")
     assert [row[0] for row in rows] == list(TONES)
     never = [row[0] for row in rows if row[1] == "(does not occur)"]
-    assert never == ["lost", "new", "no reliable effect"]
+    assert never == ["lost", "not shared between seeds", "new", "no reliable effect"]
     assert all(row[2] != "(does not occur)" for row in rows)
     assert "never lost" not in glossary("head").body
 
@@ -276,9 +286,17 @@ def test_transfers_are_listed_with_their_controls(found):
     ]  # fmt: skip
     assert maps[0][2][2] == "donor read at L2.resid@op"
     assert [cell[0] for cell in controls[0]] == [
-        "big → small", "operation", "0.97", "0.65", "0.22", "0.03", "0.33", "0.56", "token embedding",
+        "big → small",
+        "operation",
+        "0.97",
+        "0.65",
+        "0.22",
+        "0.03",
+        "0.33",
+        "0.56",
+        "token embedding",
         "0.32 [0.24, 0.40]",
-    ]  # fmt: skip
+    ]
     assert controls[0][7][2] == "copying 0.45, permuted 0.56"
 
 
@@ -336,9 +354,9 @@ def test_the_family_page_has_one_table_of_all_verdicts(family):
 
 
 def test_the_family_page_leads_with_the_summary_and_marks_absent_behavior(family):
-    notes = Read(family_comparison_page(family).body).notes[:2]
+    notes = Read(family_comparison_page(family).body).notes[:3]
     assert [note[0] for note in notes] == list(family.summary())
-    assert [note[1] for note in notes] == [None, "bad"]
+    assert [note[1] for note in notes] == [None, "bad", None]
 
 
 def test_the_family_page_has_the_metrics_and_a_section_for_each_relative(family):
@@ -408,8 +426,8 @@ def calls(monkeypatch, family):
     """Record the calls of `compare_family` in place of measuring."""
     calls = []
 
-    def record(full, others, pattern, **options):
-        calls.append((full, list(others), pattern, options))
+    def record(full, others, pattern, settings):
+        calls.append((full, list(others), pattern, settings))
         return FamilyComparison(family.comparisons[: len(others)])
 
     monkeypatch.setattr("probes.comparison.compare.compare_family", record)
@@ -424,9 +442,11 @@ def test_one_relative_is_written_as_a_page_with_matches_and_verdicts(calls, tmp_
     page, numbers = tmp_path / "r.html", tmp_path / "r.json"
     result = run("big", "small", "--seed", 3, "--workers", 1, "--out", page, "--json", numbers)
     assert result.exit_code == 0, result.output
-    ((full, others, pattern, options),) = calls
+    ((full, others, pattern, settings),) = calls
     assert (full, others, pattern) == ("big", ["small"], "take-away")
-    assert options == {"prompts": 32, "seed": 3, "nulls": 20, "workers": 1, "progress": False}
+    chosen = (settings.prompts, settings.draws, settings.seed, settings.nulls, settings.workers)
+    assert chosen == (32, 5, 3, 20, 1)
+    assert not settings.progress
     assert "Head pairing" in page.read_text(encoding="utf-8")
     assert "matches" in json.loads(numbers.read_text(encoding="utf-8"))
     for word in ("partner", "operation", "split", "(relative only)", "lost"):
@@ -446,7 +466,7 @@ def test_several_relatives_are_written_as_one_page_with_a_table_of_verdicts(
     assert "Cross-model interchange" in page.read_text(encoding="utf-8")
     saved = json.loads(numbers.read_text(encoding="utf-8"))
     assert [one["other"]["name"] for one in saved["comparisons"]] == ["small", "gone"]
-    assert [f"- {line}" for line in family.summary()] == result.stdout.splitlines()[:2]
+    assert [f"- {line}" for line in family.summary()] == result.stdout.splitlines()[:3]
     assert "new heads" in result.stdout
     assert re.findall(r"(?m)^│ (L\d\.H\d)", result.stdout) == ["L0.H0", "L1.H0"]
     assert "partner" not in result.stdout
@@ -471,7 +491,7 @@ def test_names_in_brackets_are_printed_as_they_are(calls, tmp_path, family, monk
         lambda *_, **__: FamilyComparison((odd, family.comparisons[1])),
     )
     assert (
-        "[red]s" in run("big", "s", "gone", "--out", tmp_path / "r.html").stdout.split("\n", 2)[2]
+        "[red]s" in run("big", "s", "gone", "--out", tmp_path / "r.html").stdout.split("\n", 3)[3]
     )
 
 

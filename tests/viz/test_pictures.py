@@ -325,7 +325,8 @@ def test_a_head_shows_labels_numbers_and_errors():
 
 def test_masked_cells_of_a_head_are_gray_with_a_tooltip():
     body = head_map(heads(labels=("a", "b")), 0, 0).body
-    gray = f'<td class="pv-none" style="background-color:{to_hex(MISSING_COLOR)}" data-v="no such cell">'
+    color = f"background-color:{to_hex(MISSING_COLOR)}"
+    gray = f'<td class="pv-none" style="{color}" data-v="no such cell">'
     assert body.count(gray) == 1
 
 

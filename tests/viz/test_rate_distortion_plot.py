@@ -52,8 +52,16 @@ def point(name, kb, right=0.9, kept=0.8, kind="quantized", noise=True):
             near(kept), near(kept), {"x": near(kept)}, near(0.9), 24, 0.05, order,
         )  # fmt: skip
         shares = (0.7, float("nan"))
-        beside = NoiseComparison((0.1, 0.2), (0.1, 0.1), (0.8, 0.9), shares, shares, near(-0.2), near(0),
-                       "worse than noise")  # fmt: skip
+        beside = NoiseComparison(
+            (0.1, 0.2),
+            (0.1, 0.1),
+            (0.8, 0.9),
+            shares,
+            shares,
+            near(-0.2),
+            near(0),
+            "worse than noise",
+        )
     storage = StorageCost(weights=6000.0 * kb, embeddings=1500.0 * kb, other=500.0 * kb)
     rate = Rate(storage, 1.0, 1000, True)
     return CurvePoint(name, kind, rate, behaved, True, mechanism, beside if noise else None, {})
@@ -178,8 +186,14 @@ def test_it_is_saved_as_a_figure(suffix, tmp_path):
 
 def test_the_page_has_drawing_tables_and_findings():
     body = rate_distortion_page(curve(point("rtn-4", 700))).body
-    for text in ("Rate and distortion", "Mechanism or accuracy first", "rtn-4 (700 kB)", "worse than noise",
-                 "L1.resid@x", "Storage"):  # fmt: skip
+    for text in (
+        "Rate and distortion",
+        "Mechanism or accuracy first",
+        "rtn-4 (700 kB)",
+        "worse than noise",
+        "L1.resid@x",
+        "Storage",
+    ):
         assert text in body
 
 

@@ -1,4 +1,4 @@
-"""Comparison of circuits of two models with the same graph: quantized, pruned or fine-tuned relatives.
+"""Circuits of two models with the same graph: quantized, pruned or fine-tuned relatives.
 
 pairs ─┬─ discovery half: edge scores in both models ─→ overlap, changed edges, circuits by size
        └─ held-out half: each circuit in both models ─→ does it work in the other?
@@ -57,8 +57,8 @@ class CircuitComparisonSettings(TaskSettings):
     def __post_init__(self) -> None:
         if not self.sizes or not all(0 < size <= 1 for size in self.sizes):
             raise CircuitError(
-                f"Circuits cannot have the sizes {list(self.sizes)}: give fractions above 0, and at "
-                "most 1"
+                f"Circuits cannot have the sizes {list(self.sizes)}: give fractions above 0, and "
+                "at most 1"
             )
         if self.draws < 2 or self.random_circuits < 1:
             raise CircuitError(
@@ -164,8 +164,8 @@ def _require_groups(task: Task, minimum: int, purpose: str) -> Int[np.ndarray, "
     groups = text_groups(list(zip(*texts, strict=True)))
     if (count := len(np.unique(groups))) < minimum:
         raise CircuitError(
-            f"There are {count} pairs without a common text to {purpose}, and {minimum} are needed: "
-            "give more pairs, or pairs of more texts"
+            f"There are {count} pairs without a common text to {purpose}, and {minimum} are "
+            "needed: give more pairs, or pairs of more texts"
         )
     return groups
 

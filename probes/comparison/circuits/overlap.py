@@ -1,4 +1,4 @@
-"""Overlap of edge scores in two models, relative to chance and to split-half overlap within a model.
+"""Overlap of edge scores in two models, relative to chance and to split-half overlap.
 
 Two circuits of one model differ as well when they are found on different prompts. Each bootstrap
 draw of the prompts is therefore split in two halves without a common prompt, each half selects a

@@ -124,8 +124,8 @@ class CircuitComparison:
         name = self.a if one.value < two.value else self.b
         return (
             line,
-            f"{name} has only {less / more:.0%} of the other's logit difference; what circuits keep "
-            "is relative to each model's own.",
+            f"{name} has only {less / more:.0%} of the other's logit difference; what circuits "
+            "keep is relative to each model's own.",
         )
 
     def _transfer_line(self, transfer: CircuitTransfer) -> str:

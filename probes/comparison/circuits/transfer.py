@@ -30,6 +30,7 @@ from probes.models.site import head_names
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.pattern import Pattern
 from probes.stats.intervals import BOOTSTRAP_DRAWS, Estimate, bootstrap_weights, percentile_interval
+from probes.stats.multiple_testing import conformal_threshold
 
 TransferLabel = Literal["works", "falls short", "cannot tell", "no circuit"]
 
@@ -38,8 +39,6 @@ MARGIN = 0.1
 
 MIN_OWN_FRACTION = 0.5
 """Faithfulness that the interval of a model's own circuit must exceed to count as a circuit."""
-
-_QUANTILE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +166,7 @@ class TransferredCircuit:
         kept_fraction: Faithfulness with the partners and all MLPs, and no other head, on held-out
             prompts.
         fraction_without: Faithfulness without the partners.
-        chance, chance_high: Mean and 95th percentile of random sets of as many heads.
+        chance, chance_high: Mean and threshold of random sets of as many heads.
         random_sets: Number of distinct random sets.
     """
 
@@ -237,7 +236,7 @@ def transfer_circuit(
         kept_fraction=alone.value,
         fraction_without=without.value,
         chance=float(chance.mean()),
-        chance_high=float(np.quantile(chance, _QUANTILE)),
+        chance_high=float(conformal_threshold(chance)),
         random_sets=len(distinct),
     )
 

@@ -1,4 +1,4 @@
-"""Verdicts on heads without a counterpart: lost heads of the full model, new heads of the relative."""
+"""Verdicts on heads without a counterpart: lost in the relative, or new there."""
 
 from collections.abc import Sequence
 
@@ -20,11 +20,17 @@ def lost_verdict(measured: HeadMeasurements, head: int, gate: GateState) -> Verd
     tests = _absence_tests(
         measured.threshold,
         measured.similarity[:, head],
-        measured.explained[:, head],
+        (measured.explained[:, head], measured.explained_back[:, :, head]),
         measured.active_b,
         [found for found in measured.splits if found.target == head],
     )
     label, reason = _absence("lost", "the relative", tests, gate)
+    in_other_seed = measured.in_other_seed
+    if label == "lost" and in_other_seed is not None and not in_other_seed[head]:
+        label = "not shared between seeds"
+        reason = (
+            "no head or set of the relative or of the other-seed model is similar or does its work"
+        )
     return Verdict(measured.a.heads[head], "head", label, "", reason, tests)
 
 
@@ -36,7 +42,7 @@ def new_verdict(measured: HeadMeasurements, partner: int, gate: GateState) -> Ve
     tests = _absence_tests(
         measured.threshold,
         measured.similarity[:, :, partner],
-        measured.explained_back[:, partner],
+        (measured.explained_back[:, partner], measured.explained[:, :, partner]),
         measured.active_a,
         [found for found in measured.merges if found.target == partner],
     )
@@ -47,15 +53,22 @@ def new_verdict(measured: HeadMeasurements, partner: int, gate: GateState) -> Ve
 def _absence_tests(
     threshold: float,
     similarity: Float[np.ndarray, "draw other"],
-    explained: Float[np.ndarray, "sample other"],
+    explained: tuple[Float[np.ndarray, "sample other"], Float[np.ndarray, "sample other"]],
     active: Bool[np.ndarray, " other"],
     sets: Sequence[HeadSet],
 ) -> tuple[StatisticalTest, ...]:
-    """Tests that no active head of the other model is similar, and no head or set does the work."""
+    """Tests that no active head of the other model is similar, and none does the work of the other.
+
+    Args:
+        explained: Fraction of the head that each head of the other model explains, and fraction of
+            each of these that the head explains.
+    """
     texts = ("similarity to any head", "a head is as similar")
     if active.any():
         most_similar = bootstrap_estimate(similarity[:, active].max(1))
-        most_explained = bootstrap_estimate(explained[:, active].max(1))
+        most_explained, explains_most = (
+            bootstrap_estimate(fractions[:, active].max(1)) for fractions in explained
+        )
         tests = [
             check_below(*texts, most_similar, threshold, id="max_similarity"),
             check_below(
@@ -64,6 +77,13 @@ def _absence_tests(
                 most_explained,
                 PARTIAL_EXPLAINED,
                 id="max_explained",
+            ),
+            check_below(
+                "explains any head",
+                "it does the work of a head",
+                explains_most,
+                PARTIAL_EXPLAINED,
+                id="max_explains",
             ),
         ]
     else:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from probes.comparison.heads.matching import null_threshold
 from probes.comparison.heads.profiles import (
     N_DRAWS,
     ContrastAnswers,
@@ -19,6 +18,7 @@ from probes.interventions.joint_patching import candidate_sets, explained_fracti
 from probes.models.model import Model
 from probes.prompts.pair_batch import PairBatch, tokenize_pairs
 from probes.stats.intervals import Estimate, bootstrap_estimate, bootstrap_weights
+from probes.stats.multiple_testing import conformal_threshold
 
 PARTIAL_EXPLAINED = 0.5
 """Explained fraction below which a head or set has at most a part of the work."""
@@ -210,7 +210,7 @@ def gain_threshold(
     *,
     merge: bool,
 ) -> float:
-    """95th percentile of the best gain that the same search finds in random-init models.
+    """Threshold of the best gain that the same search finds in a random-init model.
 
     Effects of random-init models are small, so they add up: sums replace joint patching.
     """
@@ -219,7 +219,7 @@ def gain_threshold(
         rescaled = rescale_null(null, full, contrast_answers)
         models = (rescaled, full) if merge else (full, rescaled)
         gains.append(best_gain(search_sets_from_profiles(*models, contrast_answers, seed=0)))
-    return null_threshold(gains) if gains else 0.0
+    return float(conformal_threshold(gains)) if gains else 0.0
 
 
 def rescale_null(

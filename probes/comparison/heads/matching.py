@@ -1,6 +1,5 @@
 """One-to-one pairing of the heads of two models, with scores of random-init models as the null."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from probes.comparison.heads.profiles import HeadProfiles, head_similarity, similarity_draws
 from probes.comparison.heads.result import HeadMatch
 from probes.stats.intervals import Estimate, bootstrap_estimate
-
-NULL_QUANTILE = 0.95
+from probes.stats.multiple_testing import conformal_threshold
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,13 +77,8 @@ def match_heads(
 
 
 def family_wise_threshold(null_scores: Float[np.ndarray, "model head"]) -> float:
-    """95th percentile, over models, of the best score of any head."""
-    return null_threshold([*np.nanmax(null_scores, axis=1)])
-
-
-def null_threshold(best_scores: Sequence[float]) -> float:
-    """95th percentile of the best score of each null model."""
-    return float(np.quantile(best_scores, NULL_QUANTILE))
+    """Threshold of the best score of any head in a random-init model."""
+    return float(conformal_threshold(np.nanmax(null_scores, axis=1)))
 
 
 def _pair_by_similarity(similarity: Float[np.ndarray, "head_a head_b"]) -> HeadPairing:

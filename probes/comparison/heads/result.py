@@ -17,7 +17,8 @@ class HeadMatch:
         score: Similarity of their profiles (-1 to 1).
         reliability, partner_reliability: Split-half cosine of their effects (-1 to 1).
         chance: Mean score of the head over random-init models.
-        threshold: 95th percentile, over random-init models, of the best score of any head.
+        threshold: score that the best head of a further random-init model exceeds with probability
+            0.05 or less.
         other_seed_score: Score of the head in the other-seed model, or NaN.
     """
 
@@ -39,3 +40,20 @@ class HeadMatch:
     def above_threshold(self) -> bool:
         """Whether the head is reliable and its score exceeds the threshold."""
         return self.reliable and self.score.value > self.threshold
+
+
+@dataclass(frozen=True, slots=True)
+class MeanPairScore:
+    """Mean pairing score of all heads.
+
+    Attributes:
+        score: Mean over the pairs, with its interval over prompts.
+        chance, chance_high: Mean and threshold of the same over random-init models.
+        other_seed: The same with the other-seed model (n = 1), as many of its best pairs; NaN
+            without one.
+    """
+
+    score: Estimate
+    chance: float
+    chance_high: float
+    other_seed: float

@@ -8,8 +8,8 @@ from einops import rearrange, reduce
 from jaxtyping import Float, Int
 
 from probes.comparison.heads.head_sets import HeldOutProfiles, held_out_profiles, rescale_null
-from probes.comparison.heads.matching import null_threshold
 from probes.comparison.heads.profiles import ContrastAnswers, HeadProfiles, cosines
+from probes.stats.multiple_testing import conformal_threshold
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +20,7 @@ class RoleFreeSimilarity:
 
     Attributes:
         similarity: Cosine of the sums (-1 to 1).
-        threshold: 95th percentile of the best pair of each random-init model.
+        threshold: Threshold of the best pair of a random-init model.
         strongest_role_a, strongest_role_b: Number of the role of each head's largest effects.
     """
 
@@ -50,7 +50,7 @@ def role_free_similarity(
     held_out = held_out_profiles(a, b, contrast_answers, seed=seed)
     return RoleFreeSimilarity(
         _role_free_cosines(held_out, contrast_answers),
-        null_threshold(best_null_scores) if best_null_scores else 1.0,
+        float(conformal_threshold(best_null_scores)) if best_null_scores else 1.0,
         _strongest_role(held_out.targets, contrast_answers),
         _strongest_role(held_out.parts, contrast_answers),
     )

@@ -16,6 +16,7 @@ from probes.comparison.rate_distortion.point import (
     prepare_reference,
 )
 from probes.comparison.rate_distortion.result import RateDistortionCurve
+from probes.comparison.references import ComparisonSettings
 from probes.comparison.variables.transfer import with_unique_names
 from probes.compression.derived_model import DerivedModel
 from probes.errors import ModelError
@@ -67,7 +68,12 @@ def rate_distortion(
     reference = prepare_reference(first, chosen, settings)
     verdicts: Sequence[Mapping[str, int]] = [{}] * len(models)
     if settings.verdicts:
-        family = compare_family(first, models, chosen, prompts=settings.prompts, seed=settings.seed)
+        family = compare_family(
+            first,
+            models,
+            chosen,
+            ComparisonSettings(prompts=settings.prompts, draws=1, seed=settings.seed),
+        )
         verdicts = [Counter(v.label for v in one.verdicts) for one in family.comparisons]
     bar = tqdm(models, desc="relatives", disable=not progress)
     points = [measure_point(m, reference, counts) for m, counts in zip(bar, verdicts, strict=True)]

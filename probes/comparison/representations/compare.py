@@ -25,6 +25,7 @@ from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
 from probes.prompts.tokenization import BOS, REST
+from probes.stats.multiple_testing import conformal_threshold
 
 _MIN_PROMPTS = 8
 _CKA_GIVEN_TOKEN = "cka given token"
@@ -200,7 +201,7 @@ def _kernel_measure(
         low=low,
         high=high,
         chance=null.mean(1),
-        chance_high=np.quantile(null, 0.95, axis=1),
+        chance_high=conformal_threshold(np.moveaxis(null, 1, 0)),
         other_seed=other_seed,
     )
 
@@ -230,7 +231,7 @@ def _pooled_measures(
             low=unknown,
             high=unknown,
             chance=values[1:].mean(0)[None],
-            chance_high=np.quantile(values[1:], 0.95, axis=0)[None],
+            chance_high=conformal_threshold(values[1:])[None],
             other_seed=other_seed[name][None],
         )
     return measures

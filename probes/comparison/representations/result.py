@@ -23,7 +23,7 @@ class SimilarityMeasure:
         roles: The roles, then "all"; only "all" for measures that pool the roles.
         value: The estimate.
         low, high: 95 % interval over prompts (jackknife over 20 blocks); NaN for pooled measures.
-        chance, chance_high: Mean and 95th percentile over permutations of the prompts of b.
+        chance, chance_high: Mean and threshold over permutations of the prompts of b.
         other_seed: Similarity of each layer of a with that layer of its other-seed model; NaN
             without one.
     """

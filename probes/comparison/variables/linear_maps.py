@@ -80,7 +80,8 @@ def fit_map(
     count = rows if prompts is None else prompts
     if count < PROMPTS_PER_DIMENSION:
         raise BatchError(
-            f"{count} prompts found: a map needs {PROMPTS_PER_DIMENSION} for each direction it reads"
+            f"{count} prompts found: a map needs {PROMPTS_PER_DIMENSION} for each direction it "
+            "reads"
         )
     x, y = x.double(), y.double()
     x_mean, y_mean = x.mean(0), y.mean(0)

@@ -10,10 +10,32 @@ EMBEDDING_CONTROL = "token embedding"
 
 
 @dataclass(frozen=True, slots=True)
+class VariableDraw:
+    """A variable in one draw of prompts, held-out words, folds and sites.
+
+    Attributes:
+        variable: "operation", an operand, or "thing".
+        seed: Seed of the draw.
+        full_site, site: Site in the full model and in the relative.
+        interchange_accuracy: Accuracy in the relative with states of the full model.
+        label: Verdict by this draw alone.
+    """
+
+    variable: str
+    seed: int
+    full_site: str
+    site: str
+    interchange_accuracy: Estimate
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
 class CrossModelTransfer:
     """Interchange accuracy in a recipient whose states come from a donor.
 
-    All accuracies are over the same interchange pairs. Their words are held out from the maps.
+    All accuracies are over the same interchange pairs. Their words are held out from the maps. With
+    several draws of prompts, words and folds they are means over the draws, and their intervals
+    cover what further draws give on average.
 
     Attributes:
         variable: "operation", an operand, or "thing".

@@ -6,7 +6,7 @@ get the same map and the same site search.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ from probes.interventions.site_search import takes_only
 from probes.models.model import Model, load, random_init
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.pattern import Pattern
-from probes.stats.intervals import proportion
+from probes.stats.intervals import Estimate, proportion
 from probes.stats.paired import mcnemar_test
 
 Hits = Mapping[str, Bool[np.ndarray, " prompt"]]
@@ -64,10 +64,17 @@ class TransferSettings:
 
 @dataclass(frozen=True)
 class TransferBaselines:
-    """Hits of other donors in the same recipient, by name of the donor."""
+    """Hits of other donors in the same recipient, by name of the donor.
+
+    Attributes:
+        nulls, negative_controls: Hits of random-init models and of negative controls.
+        random_init: Without `nulls`, the best accuracy of a random-init model in another draw, by
+            variable.
+    """
 
     nulls: Mapping[str, Hits]
     negative_controls: Mapping[str, Hits]
+    random_init: Mapping[str, Estimate] = field(default_factory=dict)
 
 
 def cross_model_interchange(
@@ -123,7 +130,7 @@ def with_unique_names(models: Iterable[Model], taken: Sequence[str]) -> list[Mod
 def donor_hits(
     recipient: Recipient, donors: Iterable[Donor], variables: Sequence[str] = ()
 ) -> dict[str, Hits]:
-    """Hits of each donor through a ridge map at the donor's best sites; by default all variables."""
+    """Hits of each donor through a ridge map at its best sites; all variables by default."""
     variables = variables or recipient.folds.variables
     return {
         donor.name: {
@@ -156,7 +163,7 @@ def evaluate_donor(
     Raises:
         ModelError: There is no random-init model among the baselines.
     """
-    if not baselines.nulls:
+    if not (baselines.nulls or baselines.random_init):
         raise ModelError(
             "No random-init models found: a transfer needs at least one as its null. Set nulls to "
             "1 or more"
@@ -173,8 +180,18 @@ def _evaluate_variable(
     sites = find_donor_sites(recipient, donor, variable)
     maps = dict(_map_hits(recipient, donor, variable, sites))
     controls = dict(_control_hits(recipient, donor, variable, sites, seed))
-    controls["random-init"] = max(nulls.values(), key=lambda hits: hits.mean())
-    best = max(controls, key=lambda name: controls[name].mean())
+    accuracies = {name: proportion(hits) for name, hits in controls.items()}
+    differences = {
+        name: mcnemar_test(hits, maps["ridge"]).difference for name, hits in controls.items()
+    }
+    if nulls:
+        best_null = max(nulls.values(), key=lambda hits: hits.mean())
+        accuracies["random-init"] = proportion(best_null)
+        differences["random-init"] = mcnemar_test(best_null, maps["ridge"]).difference
+    else:
+        accuracies["random-init"] = baselines.random_init[variable]
+        differences["random-init"] = _minus(proportion(maps["ridge"]), accuracies["random-init"])
+    best = max(accuracies, key=lambda name: accuracies[name].value)
     own_ridge = stitched_hits(
         recipient, recipient.self_donor, variable, self_sites(recipient, variable)
     )
@@ -189,16 +206,24 @@ def _evaluate_variable(
         own_accuracy=proportion(own_hits(recipient, variable)),
         own_ridge_accuracy=proportion(own_ridge),
         maps={kind: proportion(hits) for kind, hits in maps.items()},
-        controls={name: proportion(hits) for name, hits in controls.items()},
+        controls=accuracies,
         nulls=tuple(float(hits.mean()) for hits in nulls.values()),
         negative_controls={
             name: float(hits[variable].mean()) for name, hits in baselines.negative_controls.items()
         },
-        excess=mcnemar_test(controls[best], maps["ridge"]).difference,
+        excess=differences[best],
         best_control=best,
         shortfall=mcnemar_test(maps["ridge"], own_ridge).difference,
         missed_pairs=tuple(map(int, pairs[own_ridge & ~maps["ridge"]])),
     )
+
+
+def _minus(a: Estimate, b: Estimate) -> Estimate:
+    """Difference of two independent estimates; errors add in squares (Newcombe 1998, method 10)."""
+    difference = a.value - b.value
+    below = ((a.value - a.low) ** 2 + (b.high - b.value) ** 2) ** 0.5
+    above = ((a.high - a.value) ** 2 + (b.value - b.low) ** 2) ** 0.5
+    return Estimate(difference, difference - below, difference + above)
 
 
 def _map_hits(

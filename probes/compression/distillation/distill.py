@@ -127,8 +127,8 @@ def build_student(teacher: DerivedModel, settings: DistillationSettings) -> nn.M
     sizes = [int(model.hf_model.config.vocab_size) for model in (teacher, found)]
     if sizes[0] != sizes[1]:
         raise ModelError(
-            f"{teacher.name} has {sizes[0]} tokens and {found.name} {sizes[1]}: a student needs its "
-            "teacher's vocabulary. Start from another model, or train on the teacher's text."
+            f"{teacher.name} has {sizes[0]} tokens and {found.name} {sizes[1]}: a student needs "
+            "its teacher's vocabulary. Start from another model, or train on the teacher's text."
         )
     return copy.deepcopy(found.hf_model)
 

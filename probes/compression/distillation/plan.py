@@ -1,4 +1,4 @@
-"""Training plans: settings, texts and targets, and the fingerprint that ties checkpoints to them."""
+"""Training plans: settings, texts, targets, and the fingerprint that checkpoints carry."""
 
 import hashlib
 import json

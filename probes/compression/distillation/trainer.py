@@ -5,7 +5,8 @@ from the last complete one.
 """
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ with suppress_library_warnings():  # It imports torchao, if installed, which war
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 _IGNORED_LABEL = -100
+_WRAPPER_ATTRIBUTES = ("forward", "_original_forward")
 
 TrainingCallback = Callable[[int, nn.Module], None]
 """Called with the number of steps taken and the model, which it must not change."""
@@ -110,6 +112,16 @@ class DistillationTrainer(Trainer):
                 shutil.rmtree(old)
 
 
+@contextmanager
+def _own_forward(model: nn.Module) -> Iterator[None]:
+    """The model without the mixed-precision wrapper that the trainer puts around its forward."""
+    wrapper = {name: vars(model).pop(name) for name in _WRAPPER_ATTRIBUTES if name in vars(model)}
+    try:
+        yield
+    finally:
+        vars(model).update(wrapper)
+
+
 class _StepCallback(TrainerCallback):
     """Applies masks after each step, calls the caller's function, and stops early."""
 
@@ -130,7 +142,8 @@ class _StepCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
         if self.callback is not None:
             training = kw["model"].training
-            self.callback(state.global_step, kw["model"])
+            with _own_forward(kw["model"]):
+                self.callback(state.global_step, kw["model"])
             kw["model"].train(training)
         if state.global_step == self.stop_after > 0:
             control.should_training_stop = control.should_save = True
@@ -189,8 +202,8 @@ def fit(
             trainer._load_from_checkpoint(last)  # `train` would take one more step.
         else:
             trainer.train(resume_from_checkpoint=last)
-        # Its forward pass is that of training, in half precision where the processor has it.
-        trainer.accelerator.unwrap_model(hf_model, keep_fp32_wrapper=False)
+        for name in _WRAPPER_ATTRIBUTES:
+            vars(hf_model).pop(name, None)
     return hf_model.eval()
 
 

@@ -69,7 +69,7 @@ def tokenize_calibration(
 def wanda_masks(
     origin: DerivedModel, fraction: float, scope: str, batches: list[Int[Tensor, "_ _"]]
 ) -> dict[str, Bool[Tensor, "..."]]:
-    """Keep the weights with the largest |weight| times input norm (Sun et al. 2023, arXiv 2306.11695).
+    """Keep the weights with the largest |weight| × input norm (Sun et al. 2023, arXiv 2306.11695).
 
     torchao observes the inputs and holds the masks; the ranking is replaced, because torchao 0.18
     uses the squared norm and ranks a whole matrix. Scope "row" ranks each row, as published.

@@ -117,7 +117,8 @@ def prune(
     result = copy.deepcopy(origin.hf_model).eval()
     apply_masks(masks, result)
     record["zeros"] = zero_fraction(result)
-    made = Provenance("pruned", origin.name, _cheapest_storage(result), record)
+    held_out = origin.provenance.held_out
+    made = Provenance("pruned", origin.name, _cheapest_storage(result), record, held_out=held_out)
     suffix = "" if scope == METHOD_SCOPES[method][0] else f"-{scope}"
     name = f"{origin.name}-{method}{suffix}-{float(f'{share:.4g}'):g}"
     return DerivedModel(name, result, origin.tokenizer, made)

@@ -104,6 +104,7 @@ def quantize(
         settings=_scheme_settings(chosen, packed)
         | {"embeddings": settings.embeddings, "seed": settings.seed},
         kernel_gap=gap,
+        held_out=origin.provenance.held_out,
     )
     return DerivedModel(f"{origin.name}-{scheme}", result, origin.tokenizer, made)
 

@@ -1,7 +1,4 @@
-"""Is a student less able to adapt? Steps of training until a word that it never saw works.
-
-A fresh word → few texts about it → train, looking often → steps until it is answered with
-"""
+"""Adaptation: steps of training until a model answers with a word that it never saw."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -11,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from probes.compression.derived_model import DerivedModel, load_parent
@@ -19,6 +16,7 @@ from probes.compression.distillation.trainer import collate
 from probes.errors import ModelError
 from probes.experiments.adaptation.new_words import (
     TUNING_WORDS,
+    AdaptationSettings,
     NewWord,
     check_words,
     prepare_word,
@@ -27,50 +25,33 @@ from probes.experiments.adaptation.new_words import (
 )
 from probes.models.model import position_ids
 from probes.prompts.batch import Batch
-from probes.prompts.catalog import pattern as find_pattern
+from probes.prompts.catalog import pattern as load_pattern
 from probes.stats.intervals import Estimate, bootstrap_mean
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ACCURACY_THRESHOLD = 0.9
-"""The share of held-out questions whose noun, and whose number, must be right."""
+"""Accuracy on test questions that noun and number must reach."""
 
-LEARNING_RATES = (3e-5, 1e-4, 2e-4, 4e-4, 7e-4, 1e-3, 2e-3)
 _EVALUATION_STEPS = (
-    *range(17),
-    20,
-    24,
-    28,
-    32,
-    40,
-    48,
-    56,
-    64,
-    80,
-    96,
-    112,
-    128,
-    192,
-    256,
-    384,
-    512,
-)
+    *range(17), 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 192, 256, 384, 512,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class WordAdaptation:
-    """One word taught to one model.
+    """Adaptation of one model to one word.
 
     Attributes:
         noun: The word.
-        steps: Until it worked at two looks running, the first of them; infinite if it never did.
-        before, after: Share of held-out questions about it whose noun is right, before any step
-            and at the end.
-        number: The same of the number, at the end.
-        kept: Share of questions about other nouns whose noun is right at the end, less that
-            before: negative is forgotten.
-        kept_number: The same of their number.
+        steps: Steps to the first of two evaluations in a row above the threshold; infinite if
+            there are none.
+        before, after: Accuracy of the noun on test questions, before and after training.
+        number: Accuracy of the number after training.
+        retention_change: Change of the accuracy of the noun on questions about known nouns;
+            negative if they are forgotten.
+        retention_change_number: The same for their number.
     """
 
     noun: str
@@ -84,14 +65,14 @@ class WordAdaptation:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Adaptation:
-    """How fast a model takes up new words.
+    """Adaptation of a model to new words.
 
     Attributes:
-        model: Its name.
-        rate: The learning rate that was fastest on words of its own, not counted here.
-        trials: One for each word.
-        most: The most steps that a word was given.
-        tuned: The mean steps at each rate on the words that the rate was chosen by.
+        model: Name.
+        rate: Learning rate; the fastest on tuning words, which are not among `words`.
+        words: Results of the words.
+        max_steps: Most steps.
+        rate_search: Mean steps on the tuning words, for each learning rate.
     """
 
     model: str
@@ -102,176 +83,160 @@ class Adaptation:
 
     @property
     def steps(self) -> Estimate:
-        """Mean steps over words, with its interval; a word that never worked counts as `most`."""
-        found = np.array([min(trial.steps, float(self.max_steps)) for trial in self.words])
-        return bootstrap_mean(found, seed=0)
+        """Mean steps over words; a word that is not learned counts as `max_steps`."""
+        steps = np.array([min(word.steps, float(self.max_steps)) for word in self.words])
+        return bootstrap_mean(steps, seed=0, bounds=(1, self.max_steps))
 
     @property
     def learned(self) -> int:
-        """How many of the words worked."""
-        return int(sum(np.isfinite(trial.steps) for trial in self.words))
+        """Number of words that are learned."""
+        return int(sum(np.isfinite(word.steps) for word in self.words))
 
     def mean_over_words(self, name: str) -> Estimate:
-        """Return the mean of "before", "after", "number", "retention_change" or "retention_change_number" over words."""
-        return bootstrap_mean(
-            np.array([float(getattr(trial, name)) for trial in self.words]), seed=0
-        )
+        """Mean over words of a field of `WordAdaptation`, such as "retention_change"."""
+        values = np.array([float(getattr(word, name)) for word in self.words])
+        return bootstrap_mean(values, seed=0, bounds=(-1 if "change" in name else 0, 1))
 
     def table(self) -> "pd.DataFrame":
-        """Return a row for each word."""
+        """A row for each word."""
         import pandas as pd
 
-        same = {"model": self.model, "rate": self.rate}
-        return pd.DataFrame([same | asdict(trial) for trial in self.words])
+        common = {"model": self.model, "rate": self.rate}
+        return pd.DataFrame([common | asdict(word) for word in self.words])
 
     def summary(self) -> str:
-        """Say it in a sentence."""
+        """All in one sentence."""
+        before, after, nouns, numbers = (
+            self.mean_over_words(name).value
+            for name in ("before", "after", "retention_change", "retention_change_number")
+        )
         return (
             f"{self.model} takes {self.steps} steps (rate {self.rate:g}, {self.learned} of "
-            f"{len(self.words)} words); noun right in {self.mean_over_words('before').value:.2f} before, "
-            f"{self.mean_over_words('after').value:.2f} after; other nouns {self.mean_over_words('retention_change').value:+.2f}, "
-            f"their numbers {self.mean_over_words('retention_change_number').value:+.2f}."
+            f"{len(self.words)} words); accuracy of the noun {before:.2f} before, {after:.2f} "
+            f"after; known nouns {nouns:+.2f}, their numbers {numbers:+.2f}."
         )
 
     def __repr__(self) -> str:
         return f"<Adaptation of {self.model}: {self.steps} steps>"
 
 
-def adapt(  # noqa: PLR0913 (whom, what, and how hard)
+def adapt(
     model: str | Path | DerivedModel,
     nouns: Sequence[str] = (),
-    *,
-    patterns: Sequence[str] = ("take-away", "get-more"),
-    texts: int = 32,
-    batch: int = 8,
-    rates: Sequence[float] = LEARNING_RATES,
-    max_steps: int = 128,
-    held_out: int = 40,
-    seed: int = 0,
+    settings: AdaptationSettings | None = None,
 ) -> Adaptation:
-    """Teach a model words that it never saw, each by itself, and count the steps.
+    """Train a model on each new word separately, and count the steps.
 
-    The row of the word in the embedding is drawn anew, as long as those of known nouns, so that
-    no model is ahead by what its idle rows hold. Training is AdamW without decay at a constant
-    rate. The rate is chosen by the first three words, the fastest in the mean (of equally fast
-    ones the first); the others are judged. Held-out questions share no numbers with the texts.
+    The embedding of the word is sampled anew, with the mean norm of known nouns, so that no model
+    starts with an advantage. Training is AdamW without decay at a constant rate. The first three
+    words choose the rate: the fastest, or the first of equal ones. The others are tested. Test
+    questions share no pair of numbers with training texts.
 
     Args:
-        model: A family name, a folder or a relative; what is given is not changed.
-        nouns: Words of one token each that stand in no text; by default the tokenizer's.
-        patterns: What is asked about them.
-        texts: How many texts about the word there are to learn from.
-        batch: Texts of one step.
-        rates: Learning rates to try.
-        most: The most steps.
-        held_out: Questions about the word, and as many about others, to judge by.
-        seed: Of rows, texts and their order.
+        model: Name, folder or derived model; it is not changed.
+        nouns: Words of one token that are in no text; by default those of the tokenizer.
+        settings: Settings of adaptation.
 
     Raises:
         PatternError: There are fewer than four words, or one is known or not a single token.
-        ModelError: The model has no tokenizer, or a number is below 1.
+        ModelError: The model has no tokenizer.
     """
-    whole = load_parent(model)
-    if whole.tokenizer is None:
-        raise ModelError(f"{whole.name} has no tokenizer: give a folder that holds one")
-    if min(texts, batch, max_steps, held_out) < 1 or not rates or min(rates) <= 0:
-        raise ModelError(
-            f"{texts} texts in batches of {batch}, {max_steps} steps, {held_out} questions and rates "
-            f"{tuple(rates)} were asked for: give 1 or more of each, and rates above 0"
-        )
-    words = tuple(nouns) or unused_words(whole.tokenizer)
-    check_words(words, whole.tokenizer)
-    asked = [find_pattern(name) for name in patterns]
-    lessons = [
-        prepare_word(whole, asked, noun, (texts, batch, max_steps, held_out), seed + n)
-        for n, noun in enumerate(words)
+    settings, parent = settings or AdaptationSettings(), load_parent(model)
+    if parent.tokenizer is None:
+        raise ModelError(f"{parent.name} has no tokenizer: give a folder that has one")
+    nouns = tuple(nouns) or unused_words(parent.tokenizer)
+    check_words(nouns, parent.tokenizer)
+    words = [
+        prepare_word(parent, noun, settings, seed=settings.seed + n) for n, noun in enumerate(nouns)
     ]
-    tuned = {
+    # A word that is not learned counts twice the most steps.
+    rate_search = {
         rate: float(
-            np.mean([min(_train_word(whole, les, rate).steps, 2.0 * max_steps) for les in tuning])
+            np.mean(
+                [
+                    min(_train_word(parent, word, rate, settings).steps, 2.0 * settings.max_steps)
+                    for word in words[:TUNING_WORDS]
+                ]
+            )
         )
-        for tuning in [lessons[:TUNING_WORDS]]
-        for rate in rates
+        for rate in settings.rates
     }
-    rate = min(tuned, key=lambda r: tuned[r])
-    trials = tuple(_train_word(whole, lesson, rate) for lesson in lessons[TUNING_WORDS:])
-    return Adaptation(whole.name, rate, trials, max_steps, tuned)
+    rate = min(rate_search, key=lambda r: rate_search[r])
+    results = tuple(_train_word(parent, word, rate, settings) for word in words[TUNING_WORDS:])
+    return Adaptation(parent.name, rate, results, settings.max_steps, rate_search)
 
 
-def _train_word(parent_model: DerivedModel, word: NewWord, rate: float) -> WordAdaptation:
-    """Teach a copy of the model one word at one rate."""
-    model = copy.deepcopy(parent_model.hf_model).float()
-    _resample_embedding(model, word.token, parent_model.tokenizer, word.seed)
-    adam = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
-    order = torch.Generator().manual_seed(word.seed)
-    pad = parent_model.tokenizer.pad_token_id or 0
-    start = (
-        _answer_accuracy(model, word.word_questions),
-        _answer_accuracy(model, word.other_questions),
-    )
-    works, done, found = _passes(start[0]), 0, start[0]
-    since = 0.0 if works else np.inf
-    for look in (look for look in _EVALUATION_STEPS[1:] if look <= word.max_steps):
+def _train_word(
+    parent: DerivedModel, word: NewWord, rate: float, settings: AdaptationSettings
+) -> WordAdaptation:
+    """Train a copy of the model on one word at one rate."""
+    model = copy.deepcopy(parent.hf_model).float()
+    _resample_embedding(model, word.token, parent.tokenizer, word.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(word.seed)
+    pad = parent.tokenizer.pad_token_id or 0
+    before = _answer_accuracy(model, word.word_questions)
+    others_before = _answer_accuracy(model, word.other_questions)
+    accuracy, passes, done = before, _passes(before), 0
+    steps = 0.0 if passes else np.inf
+    for look in (look for look in _EVALUATION_STEPS[1:] if look <= settings.max_steps):
         for _ in range(done, look):
-            some = torch.randperm(len(word.rows), generator=order)[: word.batch]
-            _step(model, adam, [word.rows[int(k)] for k in some], pad)
-        found, before, done = _answer_accuracy(model, word.word_questions), works, look
-        works = _passes(found)
-        if works and before:
+            chosen = torch.randperm(len(word.rows), generator=generator)[: settings.batch]
+            _step(model, optimizer, [word.rows[int(k)] for k in chosen], pad)
+        accuracy, passed_before, done = _answer_accuracy(model, word.word_questions), passes, look
+        passes = _passes(accuracy)
+        if passes and passed_before:
             break
-        since = float(look) if works else np.inf
-    apart = _answer_accuracy(model, word.other_questions) - start[1]
-    noun, number = float(found[1]), float(found[0])
+        steps = float(look) if passes else np.inf
+    change = _answer_accuracy(model, word.other_questions) - others_before
     return WordAdaptation(
-        word.noun, since, float(start[0][1]), noun, number, float(apart[1]), float(apart[0])
+        noun=word.noun,
+        steps=steps,
+        before=float(before[1]),
+        after=float(accuracy[1]),
+        number=float(accuracy[0]),
+        retention_change=float(change[1]),
+        retention_change_number=float(change[0]),
     )
 
 
-def _passes(right: Float[np.ndarray, " answer"]) -> bool:
-    return bool((right >= ACCURACY_THRESHOLD).all())
+def _passes(accuracy: Float[np.ndarray, " answer"]) -> bool:
+    return bool((accuracy >= ACCURACY_THRESHOLD).all())
 
 
-def _step(model: Any, adam: Any, rows: Sequence[tuple[int, ...]], pad: int) -> None:  # noqa: ANN401
-    feed = collate([{"input_ids": row, "skipped": 0} for row in rows], pad)
+def _step(model: Any, optimizer: Any, rows: Sequence[tuple[int, ...]], pad: int) -> None:  # noqa: ANN401
+    inputs = collate([{"input_ids": row, "skipped": 0} for row in rows], pad)
     model.train()
-    model(**feed).loss.backward()
+    model(**inputs).loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    adam.step()
-    adam.zero_grad()
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 @torch.no_grad()
 def _resample_embedding(model: Any, token: int, tokenizer: Any, seed: int) -> None:  # noqa: ANN401
-    """Draw a token's rows anew, as long as those of known nouns are in the mean."""
-    nouns = find_pattern("take-away").lexicon.words("noun")
-    known = [
-        ids[0] for ids in (token_ids(tokenizer, f" {noun}") for noun in nouns) if len(ids) == 1
-    ]
-    draw = torch.Generator().manual_seed(seed)
-    for part in {id(w): w for w in _embeddings(model)}.values():
-        row = torch.randn(part.shape[1], generator=draw)
-        part[token] = row / row.norm() * part[known].norm(dim=1).mean()
-
-
-def _embeddings(model: Any) -> list[Tensor]:  # noqa: ANN401
-    return [part.weight for part in (model.get_input_embeddings(), model.get_output_embeddings())]
+    """Sample a token's embeddings anew, with the mean norm of known nouns."""
+    rows = [token_ids(tokenizer, f" {n}") for n in load_pattern("take-away").lexicon.words("noun")]
+    known = [ids[0] for ids in rows if len(ids) == 1]
+    generator = torch.Generator().manual_seed(seed)
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    weights: dict[int, Tensor] = {id(layer.weight): layer.weight for layer in layers}
+    for weight in weights.values():
+        row = torch.randn(weight.shape[1], generator=generator)
+        weight[token] = row / row.norm() * weight[known].norm(dim=1).mean()
 
 
 @torch.no_grad()
 def _answer_accuracy(model: Any, batch: Batch) -> Float[np.ndarray, " answer"]:  # noqa: ANN401
-    """Return the share of whole answers that are right: number, noun."""
+    """Fraction of whole answers that are correct: number, noun."""
     model.eval()
     logits = model(
         input_ids=batch.ids, attention_mask=batch.mask.long(), position_ids=position_ids(batch.mask)
     ).logits
-    hit = logits.argmax(-1)[:, :-1] == batch.ids[:, 1:]
+    hits = logits.argmax(-1)[:, :-1] == batch.ids[:, 1:]
     position = torch.arange(1, batch.ids.shape[1])
-    shares = []
+    fractions = []
     for read in batch.readouts:
         inside = (position > read.start[:, None]) & (position < read.end[:, None])
-        shares.append(_all_correct(hit | ~inside))
-    return np.array(shares)
-
-
-def _all_correct(hit: Bool[Tensor, "prompt position"]) -> float:
-    return float(hit.all(-1).float().mean())
+        fractions.append(float((hits | ~inside).all(-1).float().mean()))
+    return np.array(fractions)

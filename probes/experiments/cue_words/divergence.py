@@ -1,14 +1,12 @@
-"""Cue words: whether "Wait" changes what a model writes next more than "Hmm" does.
+"""Next-token divergence between cue words, and the site that carries it.
 
-s1 (Muennighoff et al. 2025, 2501.19393) forces models to go on by a cue word, and compares cues by
-one accuracy each over 30 items. Here every comparison is item by item, at equal token counts,
-beside a random word in the cue's place, and says what it could not have seen.
+Cues of s1 (Muennighoff et al. 2025, arXiv 2501.19393). Each comparison is paired by item, at equal
+numbers of tokens, with random words in place of the cue as control.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,7 +15,7 @@ from scipy.special import log_softmax, rel_entr
 from torch import Tensor
 
 from probes.errors import OutcomeError
-from probes.experiments.cue_words.results import NextTokenDivergence, format_estimate
+from probes.experiments.cue_words.divergence_result import CueLocalization, NextTokenDivergence
 from probes.experiments.cue_words.texts import (
     CueText,
     CueTokens,
@@ -30,201 +28,146 @@ from probes.experiments.cue_words.texts import (
 from probes.interventions.activation_patching import patch_sites, run_with_cache
 from probes.models.model import Model
 from probes.models.site import Site
-from probes.stats.intervals import Estimate, bootstrap_mean, bootstrap_ratio
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-# Items of one pass: few, as logits of all positions and all the vocabulary are held at once.
+# Items of one pass: few, as the logits of all positions are in memory at once.
 _BATCH_ITEMS = 32
 
 
+@dataclass(frozen=True, slots=True)
+class DivergenceSettings:
+    """Settings of the divergence.
+
+    Attributes:
+        given_answer: Answer before the cue.
+        random_words: Random words in place of each item's cue, at least two.
+        seed: Seed of the words and intervals.
+    """
+
+    given_answer: GivenAnswer = "right"
+    random_words: int = 8
+    seed: int = 0
+
+
 @torch.no_grad()
-def next_token_divergence(  # noqa: PLR0913 (a public entry point: what is said and drawn are options)
+def next_token_divergence(
     model: Model,
     texts: Sequence[CueText],
     cues: Sequence[str],
-    *,
-    given_answer: GivenAnswer = "right",
-    random_words: int = 8,
-    seed: int = 0,
+    settings: DivergenceSettings | None = None,
 ) -> NextTokenDivergence:
-    """Compare what a model expects right behind each cue, beside random words in its place.
+    """Divergence of the next token after each cue, and after random words in its place.
 
     Args:
-        model: Any decoder with a tokenizer.
-        texts: Questions of a pattern, `Item`s, or plain texts; each is one unit of resampling.
-        cues: At least two words of equally many tokens.
-        said: The answer that stands before the cue.
-        control: How many random words stand in for each item's cue, at least two.
-        seed: Of the words and intervals.
+        model: Decoder with a tokenizer.
+        texts: Questions, items or plain texts; each is one unit of the bootstrap.
+        cues: At least two words with equal numbers of tokens.
+        settings: Settings of the divergence.
 
     Raises:
-        TokenizerError: The cues differ in their number of tokens.
-        OutcomeError: Fewer than two cues or random words, or no wrong answer to say.
+        TokenizerError: The numbers of tokens of the cues differ.
+        OutcomeError: There are fewer than two cues or random words, or no wrong answer to give.
     """
-    if len(cues) < 2 or random_words < 2:
+    settings = settings or DivergenceSettings()
+    given, seed = settings.given_answer, settings.seed
+    if len(cues) < 2 or settings.random_words < 2:
         raise OutcomeError(
-            f"{len(cues)} cues and {random_words} random words were given: compare at least two of each"
+            f"There are {len(cues)} cues and {settings.random_words} random words: give at least "
+            "two of each"
         )
     items = to_cue_items(texts, seed=seed)
-    parts = tokenize_cues(model.tokenizer, items, [item.stem(given_answer) for item in items], cues)
+    parts = tokenize_cues(model.tokenizer, items, [item.stem(given) for item in items], cues)
     arms = [[word] * len(items) for word in parts.words]
     arms += [
         sample_random_words(model.tokenizer, parts.words, len(items), seed=seed * 1000 + k)
-        for k in range(random_words)
+        for k in range(settings.random_words)
     ]
     rows = [parts.rows(arm) for arm in arms]
-    found = [
+    batches = [
         _compare_batch(model, [arm[n : n + _BATCH_ITEMS] for arm in rows], len(cues))
-        for n in _batch_starts(items)
+        for n in range(0, len(items), _BATCH_ITEMS)
     ]
-    bits, swapped, random, same = (np.concatenate(k, axis=-1) for k in zip(*found, strict=True))
+    bits, cue_vs_random, random_vs_random, same_argmax = (
+        np.concatenate(parts, axis=-1) for parts in zip(*batches, strict=True)
+    )
     return NextTokenDivergence(
-        model.name, tuple(cues), given_answer, bits, swapped, random, same, seed
+        model=model.name,
+        cues=tuple(cues),
+        given_answer=given,
+        bits=bits,
+        cue_vs_random=cue_vs_random,
+        random_vs_random=random_vs_random,
+        same_argmax=same_argmax,
+        seed=seed,
     )
 
 
-@dataclass(frozen=True, eq=False)
-class CueLocalization:
-    """Where the difference between two cues is carried.
-
-    Attributes:
-        model: The model's name.
-        first, second: The run that is patched, and the run that it is patched from.
-        said: The answer before the cue.
-        places: Where: "cue"; "after", what stands behind it; "last", the token that is read where
-            it is another; "all" of these.
-        left: Bits between the patched run and the second cue's; rows are the residual stream that
-            each block reads, and at the end the output.
-        total: Bits between the two runs without a patch.
-        seed: Of the intervals.
-    """
-
-    model: str
-    first: str
-    second: str
-    given_answer: GivenAnswer
-    positions: tuple[str, ...]
-    remaining: Float[np.ndarray, "row place prompt"] = field(repr=False)
-    total: Float[np.ndarray, " prompt"] = field(repr=False)
-    seed: int = 0
-
-    def recovered_fraction(self, layer: int, position: str) -> Estimate:
-        """Return the share of the divergence that a patch brings about.
-
-        1 makes the run expect what the second cue's does, 0 changes nothing; it is negative where
-        the patch leads further away.
-        """
-        found = bootstrap_ratio(
-            self.remaining[layer, self.positions.index(position)], self.total, seed=self.seed
-        )
-        return Estimate(1 - found.value, 1 - found.high, 1 - found.low)
-
-    def table(self) -> "pd.DataFrame":
-        """One row for each layer and place."""
-        import pandas as pd
-
-        rows = [
-            (n, p, self.recovered_fraction(n, p))
-            for n in range(len(self.remaining))
-            for p in self.positions
-        ]
-        return pd.DataFrame(
-            [
-                {"layer": n, "place": p, "share": e.value, "low": e.low, "high": e.high}
-                for n, p, e in rows
-            ]
-        )
-
-    def summary(self) -> tuple[str, ...]:
-        """Say how much there is to carry, and how far up each place carries most of it."""
-        total = bootstrap_mean(self.total, seed=self.seed)
-        lines = [
-            f"{self.model}: {self.first} and {self.second} are {format_estimate(total)} bits apart behind a "
-            f"{self.given_answer} answer, mean over {len(self.total)} items"
-        ]
-        for place in self.positions[:-1]:
-            sure = [
-                n for n in range(len(self.remaining)) if self.recovered_fraction(n, place).low > 0.5
-            ]
-            names = ", ".join("output" if n == len(self.remaining) - 1 else f"{n}" for n in sure)
-            lines.append(
-                f"{place}: surely more than half of it at the input of layers {names}"
-                if sure
-                else f"{place}: at no layer surely more than half of it"
-            )
-        return tuple(lines)
-
-
 @torch.no_grad()
-def localize_cue(  # noqa: PLR0913 (a public entry point, as above)
+def localize_cue(
     model: Model,
     texts: Sequence[CueText],
-    first: str,
-    second: str,
+    cues: tuple[str, str],
     *,
     given_answer: GivenAnswer = "right",
     seed: int = 0,
 ) -> CueLocalization:
-    """Patch the residual stream from one cue's run into another's, by layer and place.
+    """Patch the residual stream of the second cue's run into the first one's, by layer and position.
 
-    Read behind the comma, or behind each item's `then`. Exact, as `restart.patch` is.
+    The readout is after the comma, or after each item's `continuation`.
 
     Raises:
-        OutcomeError: Both cues make the model expect the very same: there is nothing to locate.
+        OutcomeError: The next tokens after both cues are the same: there is nothing to localize.
     """
+    first, second = cues
     items = to_cue_items(texts, seed=seed)
-    parts = tokenize_cues(
-        model.tokenizer, items, [item.stem(given_answer) for item in items], (first, second)
-    )
+    stems = [item.stem(given_answer) for item in items]
+    parts = tokenize_cues(model.tokenizer, items, stems, cues)
     runs = []
     for word in parts.words:
-        rows = parts.rows([word] * len(items))
-        ids, mask = left_pad(model.tokenizer, rows, model.device)
+        ids, mask = left_pad(model.tokenizer, parts.rows([word] * len(items)), model.device)
         readout = torch.full((len(items), 1), ids.shape[1] - 1, device=model.device)
         runs.append(run_with_cache(model, ids, mask, readout))
-    where = _position_masks(parts, runs[0].mask)
-    theirs = runs[1].logits[:, 0]
+    masks = _position_masks(parts, runs[0].mask)
+    target = runs[1].logits[:, 0]
 
     def measure(logits: Tensor, rows: Tensor) -> Tensor:
-        found = jensen_shannon(_to_numpy(logits[:, 0]), _to_numpy(theirs[rows]))
-        return torch.from_numpy(found).to(logits)[:, None]
+        bits = jensen_shannon(_to_numpy(logits[:, 0]), _to_numpy(target[rows]))
+        return torch.from_numpy(bits).to(logits)[:, None]
 
     total = measure(runs[0].logits, torch.arange(len(items), device=model.device))
     if not float(total.mean()) > 1e-9:
         raise OutcomeError(
             f"{first!r} and {second!r} are {float(total.mean()):.1e} bits apart: there is nothing "
-            "to locate. Choose other cues or texts"
+            "to localize. Choose other cues or texts"
         )
-    cells = [Site(n, "resid", p) for n in range(model.shape.layers + 1) for p in where]
-    left = patch_sites(runs[0], runs[1], cells, where, measure)
-    left = left[..., 0].unflatten(0, (-1, len(where))).double().cpu().numpy()
-    whole = total[:, 0].double().cpu().numpy()
-    return CueLocalization(model.name, first, second, given_answer, tuple(where), left, whole, seed)
+    sites = [Site(n, "resid", p) for n in range(model.shape.layers + 1) for p in masks]
+    remaining = patch_sites(runs[0], runs[1], sites, masks, measure)[..., 0]
+    remaining = remaining.unflatten(0, (-1, len(masks))).double().cpu().numpy()
+    return CueLocalization(
+        model=model.name,
+        first=first,
+        second=second,
+        given_answer=given_answer,
+        positions=tuple(masks),
+        remaining=remaining,
+        total=total[:, 0].double().cpu().numpy(),
+        seed=seed,
+    )
 
 
 def jensen_shannon(
     first: Float[np.ndarray, "prompt vocab"], second: Float[np.ndarray, "prompt vocab"]
 ) -> Float[np.ndarray, " prompt"]:
-    """Return the Jensen-Shannon divergence of two sets of logits, in bits (Lin 1991).
-
-    0 where they are the same distribution, 1 where they share no token.
-    """
+    """Jensen-Shannon divergence of two sets of logits, 0 to 1 bit (Lin 1991)."""
     p, q = (np.exp(log_softmax(logits.astype(np.float64), axis=-1)) for logits in (first, second))
     middle = (p + q) / 2
     nats = (rel_entr(p, middle) + rel_entr(q, middle)).sum(-1) / 2
     return np.clip(nats / np.log(2), 0.0, 1.0)
 
 
-def _batch_starts(items: Sequence[object]) -> range:
-    return range(0, len(items), _BATCH_ITEMS)
-
-
 def _compare_batch(
     model: Model, arms: Sequence[Sequence[Sequence[int]]], cues: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Compare the arms on some items: cues by twos, cues with words, words by twos."""
+    """Divergence of cue pairs, cues and words, and word pairs; equal argmax of cue pairs."""
     logits = []
     for arm in arms:
         ids, mask = left_pad(model.tokenizer, arm, model.device)
@@ -241,17 +184,17 @@ def _compare_batch(
 def _position_masks(
     parts: CueTokens, mask: Bool[Tensor, "prompt position"]
 ) -> dict[str, Bool[Tensor, "prompt position"]]:
-    """Mark the tokens of the cue, behind it, and the last where that is another one."""
+    """Tokens of the cue, after it, and the last one if it is another."""
     width = mask.shape[1]
-    behind = [len(parts.tail) + len(then) for then in parts.continuations]
-    comma = torch.tensor(behind, device=mask.device)[:, None]
+    after_cue = [len(parts.tail) + len(tokens) for tokens in parts.continuations]
+    behind = torch.tensor(after_cue, device=mask.device)[:, None]
     from_end = width - torch.arange(width, device=mask.device)
-    cue = (from_end > comma) & (from_end <= comma + len(parts.words[0]))
-    # With one token behind the cue, what stands after it is what is read.
-    last = (from_end == 1).expand_as(mask) & (comma > 1)
-    after = (from_end <= comma) & ~last
-    found = {"cue": cue, "after": after, "last": last, "all": cue | after | last}
-    return {name: where for name, where in found.items() if bool(where.any())}
+    cue = (from_end > behind) & (from_end <= behind + len(parts.words[0]))
+    # With one token after the cue, that token is the readout.
+    last = (from_end == 1).expand_as(mask) & (behind > 1)
+    after = (from_end <= behind) & ~last
+    masks = {"cue": cue, "after": after, "last": last, "all": cue | after | last}
+    return {name: where for name, where in masks.items() if bool(where.any())}
 
 
 def _to_numpy(logits: Tensor) -> Float[np.ndarray, "prompt vocab"]:

@@ -1,17 +1,16 @@
-"""What cue words change, as sections of a page: next tokens, where it is carried, accuracy."""
+"""Page about cue words: next-token divergence, localization and budget forcing."""
 
 from collections.abc import Sequence
 from math import ceil, isfinite, log10
 
 import numpy as np
 
-from probes.experiments.cue_words.divergence import CueLocalization
-from probes.experiments.cue_words.results import (
-    BudgetForcing,
-    ForcingContrast,
+from probes.experiments.cue_words.divergence_result import (
+    CueLocalization,
     NextTokenDivergence,
     format_estimate,
 )
+from probes.experiments.cue_words.forcing_result import BudgetForcing, ForcingContrast
 from probes.stats.intervals import bootstrap_mean
 from probes.viz.blocks import Block, Matrix, Note, Table, TableCell, Tone
 from probes.viz.page import Section, page
@@ -21,90 +20,88 @@ from probes.viz.plots.interval_plot import Interval, IntervalPlot
 CueResult = NextTokenDivergence | CueLocalization | BudgetForcing
 
 _DIVERGENCE_INTRO = (
-    "Jensen-Shannon divergence of the next tokens that the model expects right behind two cues: "
-    "0 bits where they are the same, 1 where they share none. Beside it, the same between a cue "
-    "and random words of as many tokens in its place, drawn anew for each item."
+    "Jensen-Shannon divergence of the next token after two cues: 0 bits for equal distributions, 1 "
+    "for distributions without a common token. The control is the divergence of a cue and random "
+    "words with as many tokens in its place, sampled for each item."
 )
 _LOCALIZATION_INTRO = (
-    "The residual stream of the second cue's run, put into the first cue's run at one layer and "
-    "place. 1: the run then expects what the second cue's does; 0: it changes nothing. The cue "
-    "at layer 0, and what is read at the output, are 1 by construction."
+    "The residual stream of the second cue's run is patched into the first cue's run at one layer "
+    "and position. At 1 the patched run has the next token of the second cue's run; at 0 the patch "
+    "has no effect. The cue at layer 0 and the readout at the output are 1 by construction."
 )
 _FORCING_INTRO = (
-    "Behind its answer the model is given a cue n times, writes on each time up to a full stop, "
-    "and its last statement is read. Each two ways are compared item by item: McNemar's exact "
-    "test, Holm-corrected, with Newcombe's interval. From an answer that is said, none (n=0) is "
-    "right or wrong by construction."
+    "A cue is appended to the answer n times, the model continues each time up to a full stop, and "
+    "its last answer is read. Two arms are compared item by item: McNemar's exact test, corrected "
+    "after Holm, with Newcombe's interval. From a given answer, the accuracy at n=0 is 0 or 1 by "
+    "construction."
 )
 
 
 def cue_words_page(*results: CueResult) -> Picture:
-    """Lay results about cues out as one page that needs no network."""
+    """Page of results about cues, in one file."""
     notes = [Note(line, _tone(line)) for one in results for line in one.summary()[:4]]
     names = ", ".join(dict.fromkeys(one.model for one in results))
-    return page("What cue words change", [cue_words_section(one) for one in results], notes, names)
+    return page("Effects of cue words", [cue_words_section(one) for one in results], notes, names)
 
 
 def cue_words_section(result: CueResult) -> Section:
-    """Turn one result into a section of a page: heading, paragraph and blocks."""
+    """Section of a page: heading, introduction and blocks."""
     if isinstance(result, NextTokenDivergence):
-        return (
-            f"Next tokens behind a {result.given_answer} answer",
-            _DIVERGENCE_INTRO,
-            _divergence_blocks(result),
-        )
+        heading = f"Next token after a {result.given_answer} answer"
+        return heading, _DIVERGENCE_INTRO, _divergence_blocks(result)
     if isinstance(result, CueLocalization):
-        heading = f"Where {result.first} and {result.second} differ"
+        heading = f"Sites that distinguish {result.first} and {result.second}"
         return heading, _LOCALIZATION_INTRO, [_localization_block(result)]
-    heading = f"Going on from {'its own' if result.given_answer == 'own' else f'a {result.given_answer}'} answer"
-    return heading, _FORCING_INTRO, [_accuracy_block(result), _contrasts_block(result)]
+    given = "its own" if result.given_answer == "own" else f"a {result.given_answer}"
+    blocks = [_accuracy_block(result), _contrasts_block(result)]
+    return f"Budget forcing from {given} answer", _FORCING_INTRO, blocks
 
 
 def _divergence_blocks(result: NextTokenDivergence) -> Sequence[Block]:
-    plotted, rows = [], []
+    intervals, rows = [], []
     for k, (first, second) in enumerate(result.pairs):
         bits, random, excess = result.pair_divergence(k)
         name = f"{first} / {second}"
-        plotted.append(Interval(name, bits.value, bits.low, bits.high))
-        plotted.append(Interval(f"{name}: random", random.value, random.low, random.high))
+        intervals.append(Interval(name, bits.value, bits.low, bits.high))
+        intervals.append(Interval(f"{name}: random", random.value, random.low, random.high))
         same = f"{result.same_argmax[k].mean():.1%}"
-        rows.append(
-            [name, format_estimate(bits), format_estimate(random), format_estimate(excess), same]
-        )
-    top = max(float(row.high or 0) for row in plotted) or 1.0
+        rows.append([name, *map(format_estimate, (bits, random, excess)), same])
+    top = max(float(row.high or 0) for row in intervals) or 1.0
     digits = max(2, 2 - ceil(log10(top)))
-    columns = ("cues", "bits", "random word", "first less second", "same next token")
+    columns = ("cues", "bits", "random word", "difference", "same next token")
     return [
-        IntervalPlot(plotted, "", (0.0, top), "bits", digits),
+        IntervalPlot(intervals, "", (0.0, top), "bits", digits),
         Table(columns, rows, notes=("Intervals: 95 %, bootstrap over items.",)),
     ]
 
 
 def _localization_block(result: CueLocalization) -> Block:
-    layers, places = range(len(result.remaining)), result.positions
-    shares = [[result.recovered_fraction(n, p) for p in places] for n in layers]
-    rows = [f"layer {n}" if n < len(result.remaining) - 1 else "output" for n in layers]
-    error = np.array([[(e.high - e.low) / 3.92 for e in row] for row in shares])
-    values = np.array([[e.value for e in row] for row in shares])
-    caption = f"Share of {format_estimate(bootstrap_mean(result.total, seed=result.seed))} bits that a patch brings about"
-    return Matrix(values, rows, places, error, caption=caption, corner=("input of", "place"))
+    layers, positions = range(len(result.remaining)), result.positions
+    fractions = [[result.recovered_fraction(n, p) for p in positions] for n in layers]
+    rows = [*(f"layer {n}" for n in layers[:-1]), "output"]
+    error = np.array([[(e.high - e.low) / 3.92 for e in row] for row in fractions])
+    values = np.array([[e.value for e in row] for row in fractions])
+    total = format_estimate(bootstrap_mean(result.total, seed=result.seed))
+    caption = f"Fraction of {total} bits that a patch removes"
+    return Matrix(values, rows, positions, error, caption=caption, corner=("input of", "position"))
 
 
 def _accuracy_block(result: BudgetForcing) -> Block:
     rows = []
     for cue in result.cues:
         for times in result.times:
-            right = result.accuracy(cue, times)
-            rows.append(Interval(f"{cue}, n={times}", right.value, right.low, right.high))
-    return IntervalPlot(rows, "Right last statements", axis="share of the items")
+            accuracy = result.accuracy(cue, times)
+            name = f"{cue}, n={times}"
+            rows.append(Interval(name, accuracy.value, accuracy.low, accuracy.high))
+    return IntervalPlot(rows, "Accuracy of the last answer", axis="fraction of items")
 
 
 def _contrasts_block(result: BudgetForcing) -> Block:
-    rows = [_contrast_row(change) for change in result.contrasts()]
-    columns = ("what", "points", "interval", "gained", "lost", "p", "likely shown", "verdict")
+    rows = [_contrast_row(contrast) for contrast in result.contrasts()]
+    columns = ("contrast", "points", "interval", "gained", "lost", "p", "detectable", "verdict")
     note = (
-        "Likely shown: the smallest difference found four times in five with so many items and so "
-        "many comparisons, if as many answers change as here."
+        "Detectable: smallest difference that is found in four of five experiments with as many "
+        "items, comparisons and changed answers."
     )
     return Table(columns, rows, notes=(note,))
 
@@ -112,16 +109,15 @@ def _contrasts_block(result: BudgetForcing) -> Block:
 def _contrast_row(contrast: ForcingContrast) -> list[str | TableCell]:
     d, verdict = contrast.comparison.difference, contrast.comparison.verdict(p_value=contrast.p)
     tones: dict[str, Tone] = {"more": "good", "less": "bad"}
+    detectable = contrast.min_detectable_difference
     return [
-        f"{contrast.second} less {contrast.first}",
+        f"{contrast.second} minus {contrast.first}",
         f"{100 * d.value:+.1f}",
         f"{100 * d.low:+.1f} to {100 * d.high:+.1f}",
         str(contrast.comparison.gained),
         str(contrast.comparison.lost),
         f"{contrast.p:.2g}",
-        f"{100 * contrast.min_detectable_difference:.1f}"
-        if isfinite(contrast.min_detectable_difference)
-        else "none",
+        f"{100 * detectable:.1f}" if isfinite(detectable) else "none",
         TableCell(verdict, tones.get(verdict, "muted")),
     ]
 

@@ -1,4 +1,4 @@
-"""Texts with a cue word behind them, cut into tokens so that only the cue differs."""
+"""Texts with a cue word, tokenized so that only the cue differs."""
 
 import random
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from probes.prompts.question import Question
 from probes.prompts.special_tokens import special_prefix
 
 GivenAnswer = Literal["right", "wrong"]
-"""Which answer stands before the cue, as if the model had written it."""
+"""Answer before the cue, as if the model had written it."""
 
 FULL_STOP = "."
 
@@ -24,14 +24,14 @@ _SPACE_MARKERS = "Ġ▁ "
 
 @dataclass(frozen=True, slots=True)
 class CueItem:
-    """A text to continue behind a cue.
+    """Text to continue after a cue.
 
     Attributes:
-        prompt: What the model is asked, with no space behind it.
-        answers: What counts as right when it is read from the model's text.
-        right: The right answer as it is written; by default the first of `answers`.
-        wrong: A wrong answer as it is written; may be left out where none is said.
-        then: What is written between the cue's comma and the place that is read; may be nothing.
+        prompt: Prompt, without a space at its end.
+        answers: Answers that count as correct when they are parsed from the model's text.
+        right: Right answer as text; by default the first of `answers`.
+        wrong: Wrong answer as text; needed only if it is given.
+        continuation: Text between the comma of the cue and the readout; may be empty.
     """
 
     prompt: str
@@ -41,19 +41,17 @@ class CueItem:
     continuation: str = ""
 
     def stem(self, given_answer: GivenAnswer) -> str:
-        """Return the prompt with the answer that is said, if there is one, and its full stop."""
+        """Prompt with the given answer, if there is one, and a full stop."""
         text = self.right or next(iter(self.answers), "")
         if given_answer == "wrong":
             text = self.wrong
             if not text:
-                raise OutcomeError(
-                    f"No wrong answer to {self.prompt!r} was found: give the item one as `wrong`"
-                )
+                raise OutcomeError(f"{self.prompt!r} has no wrong answer: give the item `wrong`")
         return end_sentence(f"{self.prompt} {text}" if text else self.prompt)
 
 
 def end_sentence(text: str) -> str:
-    """Put a full stop behind a text that has none."""
+    """Text that ends with a full stop."""
     return text if text.endswith(FULL_STOP) else text + FULL_STOP
 
 
@@ -61,13 +59,13 @@ CueText = CueItem | Question | str
 
 
 def to_cue_items(texts: Sequence[CueText], *, seed: int = 0) -> tuple[CueItem, ...]:
-    """Read questions and plain texts as items.
+    """Items of questions and plain texts.
 
-    The wrong answer to a question is a number drawn from its other outcomes (the sum for a
-    difference, a number copied) and the right one's neighbors.
+    The wrong answer to a question is sampled from its other outcomes (such as the sum for a
+    difference) and from the neighbors of the right number.
     """
     if not texts:
-        raise BatchError("No text was given: give at least one")
+        raise BatchError("There is no text: give at least one")
     return tuple(_to_cue_item(text, seed) for text in texts)
 
 
@@ -79,36 +77,30 @@ def _to_cue_item(text: CueText, seed: int) -> CueItem:
     named = next(((name, a) for name, a in text.answers if a.isdecimal()), None)
     if named is None:
         raise OutcomeError(
-            f"{text.text!r} is answered by {dict(text.answers)}, and a number is needed. Make an "
-            "Item of it"
+            f"The answers of {text.text!r} are {dict(text.answers)}, and a number is needed: make "
+            "a CueItem of it"
         )
     name, number = named
     others = {other for other in dict(text.outcomes)[name] if other.isdecimal()}
     others |= {str(int(number) + step) for step in (-1, 1) if int(number) + step >= 0}
-    drawn = random.Random(f"{seed}:{text.text}").choice(sorted(others - {number}))
+    wrong_number = random.Random(f"{seed}:{text.text}").choice(sorted(others - {number}))
     right, wrong = (
-        " ".join(number if n == name else a for n, a in text.answers) for number in (number, drawn)
+        " ".join(value if n == name else a for n, a in text.answers)
+        for value in (number, wrong_number)
     )
     return CueItem(text.text, (number,), right, wrong)
 
 
-def cue_prompt(
-    text: CueText, cue: str, *, given_answer: GivenAnswer = "right", seed: int = 0
-) -> str:
-    """Write a text with an answer, a full stop, the cue word and a comma behind it."""
-    return f"{_to_cue_item(text, seed).stem(given_answer)} {cue},"
-
-
 @dataclass(frozen=True, slots=True)
 class CueTokens:
-    """Token ids of texts and cues, apart.
+    """Token ids of texts and cues.
 
     Attributes:
         stems: Each text up to the full stop before the cue.
-        prompts: How many tokens of each stem are the prompt's.
-        words: Each cue's tokens, equally many.
-        tail: The comma's.
-        thens: What each text has behind the comma.
+        prompts: Number of tokens of each stem that belong to the prompt.
+        words: Tokens of each cue, equally many.
+        tail: Tokens of the comma.
+        continuations: Tokens of each text after the comma.
     """
 
     stems: tuple[tuple[int, ...], ...]
@@ -118,60 +110,64 @@ class CueTokens:
     continuations: tuple[tuple[int, ...], ...]
 
     def rows(self, words: Sequence[tuple[int, ...]]) -> list[list[int]]:
-        """Put a cue, each its own, behind the texts."""
+        """Tokens of the texts, each with a cue of its own."""
         parts = zip(self.stems, words, self.continuations, strict=True)
-        return [[*stem, *word, *self.tail, *then] for stem, word, then in parts]
+        return [[*stem, *word, *self.tail, *continuation] for stem, word, continuation in parts]
 
 
 def tokenize_cues(
     tokenizer: Any,  # noqa: ANN401 (any fast tokenizer)
     items: Sequence[CueItem],
-    texts: Sequence[str],
+    stems: Sequence[str],
     cues: Sequence[str],
 ) -> CueTokens:
-    """Cut texts into tokens, and see to it that cues alone make the difference.
+    """Tokens of texts and cues; only the tokens of the cue differ between cues.
 
-    `texts` holds each item's prompt with what is said behind it, up to the full stop.
+    Args:
+        tokenizer: Fast tokenizer.
+        items: Texts.
+        stems: Prompt of each item with its answer, up to the full stop.
+        cues: Cue words.
 
     Raises:
-        TokenizerError: The cues have unequal numbers of tokens, or a cue is cut otherwise in some
-            texts than in others.
+        TokenizerError: The cues have unequal numbers of tokens, or the tokens of a cue depend on
+            the text.
     """
     if tokenizer is None:
         raise TokenizerError("The model came without a tokenizer: load it with one")
     if not cues or len(set(cues)) < len(cues):
-        raise OutcomeError(f"Cues found: {', '.join(cues) or 'none'}. Give different words")
+        raise OutcomeError(f"The cues are {', '.join(cues) or 'missing'}: give different words")
 
-    def ids(texts: Sequence[str]) -> list[tuple[int, ...]]:
+    def tokens(texts: Sequence[str]) -> list[tuple[int, ...]]:
         return [tuple(row) for row in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
-    prompts, stems = ids([item.prompt for item in items]), ids(texts)
-    _strip_prefixes(prompts, stems, "its prompt alone")
-    found = {}
+    prompt_ids, stem_ids = tokens([item.prompt for item in items]), tokens(stems)
+    _strip_prefixes(prompt_ids, stem_ids, "its answer")
+    endings = [f" {item.continuation}" if item.continuation else "" for item in items]
+    by_cue = {}
     for cue in cues:
-        words = ids([f"{text} {cue}" for text in texts])
-        commas = ids([f"{text} {cue}," for text in texts])
-        behind = [f" {item.continuation}" if item.continuation else "" for item in items]
-        wholes = ids([f"{text} {cue},{then}" for text, then in zip(texts, behind, strict=True)])
-        word, tail = _strip_prefixes(stems, words, cue), _strip_prefixes(words, commas, f"{cue},")
-        thens = _strip_prefixes(commas, wholes, "what follows the cue")
+        words = tokens([f"{stem} {cue}" for stem in stems])
+        commas = tokens([f"{stem} {cue}," for stem in stems])
+        whole = tokens([f"{stem} {cue},{end}" for stem, end in zip(stems, endings, strict=True)])
+        word, tail = _strip_prefixes(stem_ids, words, cue), _strip_prefixes(words, commas, ",")
+        continuations = _strip_prefixes(commas, whole, "the text after the cue")
         if len(set(word)) > 1 or len(set(tail)) > 1:
-            raise TokenizerError(f"{cue!r} is cut into other tokens in other texts: choose another")
-        found[cue] = word[0], tail[0], tuple(thens)
-    if len({(len(word), tail, thens) for word, tail, thens in found.values()}) > 1:
-        counts = ", ".join(f"{cue!r} {len(word)}" for cue, (word, *_) in found.items())
+            raise TokenizerError(f"The tokens of {cue!r} depend on the text: choose another cue")
+        by_cue[cue] = word[0], tail[0], tuple(continuations)
+    if len({(len(word), *rest) for word, *rest in by_cue.values()}) > 1:
+        counts = ", ".join(f"{cue!r} {len(word)}" for cue, (word, *_) in by_cue.items())
         raise TokenizerError(
-            f"The cues are not alike in tokens: {counts}. A longer cue would give the model more "
-            "steps: choose words of one length"
+            f"The numbers of tokens of the cues differ: {counts}. A longer cue would give the "
+            "model more steps: choose words of one length"
         )
-    _, tail, thens = found[cues[0]]
+    _, tail, continuations = by_cue[cues[0]]
     start = special_prefix(tokenizer)
     return CueTokens(
-        stems=tuple(start + stem for stem in stems),
-        prompts=tuple(len(start) + len(prompt) for prompt in prompts),
-        words=tuple(word for word, *_ in found.values()),
+        stems=tuple(start + stem for stem in stem_ids),
+        prompts=tuple(len(start) + len(prompt) for prompt in prompt_ids),
+        words=tuple(word for word, *_ in by_cue.values()),
         tail=tail,
-        continuations=thens,
+        continuations=continuations,
     )
 
 
@@ -182,25 +178,25 @@ def sample_random_words(
     *,
     seed: int,
 ) -> list[tuple[int, ...]]:
-    """Draw random words to stand where a cue stands: as many tokens, of the same make.
+    """Random words in place of a cue, with as many tokens.
 
-    Each token of letters is replaced by one of letters, with a space before it and a capital
-    where the first cue has them; no token of any cue is drawn.
+    Each token of letters is replaced by another one, with a space before it and a capital where
+    the first cue has them. No token of a cue is sampled.
     """
     names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    out = {*tokenizer.all_special_ids, *(token for word in words for token in word)}
-    makes: dict[tuple, list[int]] = {}
+    excluded = {*tokenizer.all_special_ids, *(token for word in words for token in word)}
+    by_shape: dict[tuple, list[int]] = {}
     for token, name in enumerate(names):
-        if token not in out and (make := _token_shape(name)):
-            makes.setdefault(make, []).append(token)
+        if token not in excluded and (shape := _token_shape(name)):
+            by_shape.setdefault(shape, []).append(token)
     pools = []
     for token in words[0]:
-        make = _token_shape(names[token])
-        pools.append(makes.get(make, []) if make else [token])
+        shape = _token_shape(names[token])
+        pools.append(by_shape.get(shape, []) if shape else [token])
     if not all(pools) or all(len(pool) < 2 for pool in pools):
         raise TokenizerError(
-            f"No words like {tokenizer.decode(list(words[0]))!r} were found to stand for it: "
-            "choose a cue of letters"
+            f"There are no words like {tokenizer.decode(list(words[0]))!r} to replace it: choose a "
+            "cue of letters"
         )
     rng = random.Random(seed)
     return [tuple(rng.choice(pool) for pool in pools) for _ in range(count)]
@@ -211,7 +207,7 @@ def left_pad(
     rows: Sequence[Sequence[int]],
     device: torch.device,
 ) -> tuple[Int[Tensor, "prompt position"], Bool[Tensor, "prompt position"]]:
-    """Pad rows on the left to one width."""
+    """Token ids padded on the left to one width, and their mask."""
     width, pad = max(len(row) for row in rows), pad_token_id(tokenizer)
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
     lengths = torch.tensor([len(row) for row in rows], device=device)
@@ -221,18 +217,18 @@ def left_pad(
 def _strip_prefixes(
     shorter: Sequence[tuple[int, ...]], longer: Sequence[tuple[int, ...]], what: str
 ) -> list[tuple[int, ...]]:
-    """Return what each longer row has behind the shorter one, which it must begin with."""
+    """What each longer row adds to the shorter one, with which it must begin."""
     for a, b in zip(shorter, longer, strict=True):
         if b[: len(a)] != a:
             raise TokenizerError(
-                f"A text is cut into other tokens before {what!r} than without it: choose words "
-                "that this tokenizer keeps apart"
+                f"The tokens of a text change before {what!r}: choose words that this tokenizer "
+                "separates"
             )
     return [b[len(a) :] for a, b in zip(shorter, longer, strict=True)]
 
 
 def _token_shape(name: str) -> tuple[bool, bool, bool, bool] | None:
-    """What a token looks like: a space, a capital, more than one letter, plain ones; or None."""
+    """Space, capital, more than one letter, ASCII; None for a token that is not of letters."""
     body = name.lstrip(_SPACE_MARKERS)
     if not body.isalpha():
         return None

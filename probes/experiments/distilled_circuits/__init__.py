@@ -1,1 +1,1 @@
-"""The published alignment score of Distilled Circuits, as a baseline."""
+"""The alignment score of distilled circuits."""

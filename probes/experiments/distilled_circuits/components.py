@@ -1,4 +1,4 @@
-"""What a published alignment score reads of one model: what it does without each of its parts."""
+"""Measurements of the published alignment score: zero ablation of each head and MLP."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,12 +25,12 @@ _OVERSAMPLING = (1, 4, 16, 64)
 
 @dataclass(frozen=True, eq=False)
 class AnswerPrompts:
-    """Prompts of one length, each cut where the answer is read.
+    """Prompts of one length, each up to the readout.
 
     Attributes:
         ids: Token ids, without padding.
-        answer, foil: The answer's token, and that of the first other outcome (the other
-            operation's answer, where that is a number).
+        answer, foil: Token of the answer, and of the first other outcome (the answer of the other
+            operation for a number).
     """
 
     ids: Int[Tensor, "prompt position"]
@@ -40,16 +40,16 @@ class AnswerPrompts:
 
 @dataclass(frozen=True, eq=False)
 class ComponentMeasurements:
-    """What the score reads of one model.
+    """Measurements of one model.
 
     Attributes:
-        model: Its name.
-        lead: The answer's logit less the foil's, averaged over prompts.
-        heads, mlps: Influence of each head (layer by layer) and each MLP when its output is set to
-            zero: 100 |1 - lead without it / lead|, per cent of the lead.
-        attention: Attention of each head, averaged over prompts.
-        directions: For each MLP the three leading eigenvectors of the second moment, not centered,
-            of what it writes at all positions of all prompts.
+        model: Name.
+        logit_diff: Mean logit difference of answer and foil.
+        head_influence, mlp_influence: Effect of the zero ablation of each head (layer by layer)
+            and of each MLP, in percent of the logit difference: 100 |1 - ablated / clean|.
+        attention: Attention of each head, mean over prompts.
+        mlp_directions: Three leading eigenvectors of the uncentered second moment of each MLP's
+            outputs at all positions of all prompts.
     """
 
     model: str
@@ -62,33 +62,33 @@ class ComponentMeasurements:
 
 @torch.no_grad()
 def measure_components(model: Model, prompts: AnswerPrompts) -> ComponentMeasurements:
-    """Run a model, and run it again without each of its heads and MLPs.
+    """Zero ablation of each head and MLP, attention, and directions of MLPs.
 
     Raises:
-        ModelError: The mean lead is exactly 0, so that nothing can be a share of it.
+        ModelError: The mean logit difference is exactly 0.
     """
     ids = prompts.ids.to(model.device)
     mask = torch.ones_like(ids, dtype=torch.bool)
     clean, attention = _record_with_attention(model, ids, mask)
     layers, heads = model.shape.layers, model.shape.heads
-    cells = [Site(layer, head, "all") for layer in range(layers) for head in range(heads)]
-    cells += [Site(layer, "mlp", "all") for layer in range(layers)]
+    sites = [Site(layer, head, "all") for layer in range(layers) for head in range(heads)]
+    sites += [Site(layer, "mlp", "all") for layer in range(layers)]
     answer, foil = prompts.answer.to(model.device), prompts.foil.to(model.device)
 
-    def lead(logits: Tensor, rows: Tensor) -> Tensor:
-        seen = logits[:, 0]
-        return seen.gather(1, answer[rows, None]) - seen.gather(1, foil[rows, None])
+    def logit_diff(logits: Tensor, rows: Tensor) -> Tensor:
+        last = logits[:, 0]
+        return last.gather(1, answer[rows, None]) - last.gather(1, foil[rows, None])
 
-    everyone = torch.arange(len(ids), device=model.device)
-    base = float(lead(clean.logits, everyone).double().mean())
+    all_rows = torch.arange(len(ids), device=model.device)
+    base = float(logit_diff(clean.logits, all_rows).double().mean())
     if base == 0:
         raise ModelError(
-            f"{model.name} puts answer and foil exactly level: no influence is a share of a lead "
-            "of 0. Score a model that tells them apart"
+            f"The logit difference of {model.name} is exactly 0, and influences are fractions of "
+            "it: score a model that distinguishes answer and foil"
         )
-    nothing = replace(clean, z=torch.zeros_like(clean.z), mlp_out=torch.zeros_like(clean.mlp_out))
-    without = patch_sites(clean, nothing, cells, {"all": mask}, lead)[..., 0].double().mean(1)
-    influence = 100 * np.abs(1 - without.cpu().numpy() / base)
+    zero = replace(clean, z=torch.zeros_like(clean.z), mlp_out=torch.zeros_like(clean.mlp_out))
+    ablated = patch_sites(clean, zero, sites, {"all": mask}, logit_diff)[..., 0].double().mean(1)
+    influence = 100 * np.abs(1 - ablated.cpu().numpy() / base)
     return ComponentMeasurements(
         model=model.name,
         logit_diff=base,
@@ -107,37 +107,36 @@ def sample_same_length(
     seed: int,
     answer: str = "",
 ) -> tuple[Question, ...]:
-    """Draw questions of one frame with as many tokens in every role, up to the answer.
+    """Questions of one frame with equal numbers of tokens in every role, up to the answer.
 
-    Of all kinds of question the commonest is taken. Errors as in `alignment_score`.
+    The most frequent layout is taken. Errors as in `distilled_circuits_score`.
     """
     if count < 1:
-        raise BatchError(f"{count} prompts were asked for: ask for at least one")
-    kept: dict[tuple, list[Question]] = {}
+        raise BatchError(f"The number of prompts is {count}: give at least one")
+    groups: dict[tuple, list[Question]] = {}
     for times in _OVERSAMPLING:
         try:
-            drawn = pattern.sample_questions(
+            sampled = pattern.sample_questions(
                 times * count, seed=seed, keep=tokenizable_by(*tokenizers)
             )
         except PatternError:
             if times == 1:
                 raise
-            break  # there are no more
-        kept = _group_by_layout(drawn, tokenizers, answer)
-        if any(len(alike) >= count for alike in kept.values()):
+            break  # There are no more.
+        groups = _group_by_layout(sampled, tokenizers, answer)
+        if any(len(group) >= count for group in groups.values()):
             break
-    kind, questions = max(kept.items(), key=lambda item: len(item[1]), default=((), []))
-    if len(set(kind[1:])) > 1:
-        lengths = " and ".join(str(len(roles)) for roles in kind[1:])
+    layout, questions = max(groups.items(), key=lambda item: len(item[1]), default=((), []))
+    if len(set(layout[1:])) > 1:
+        lengths = " and ".join(str(len(roles)) for roles in layout[1:])
         raise TokenizerError(
-            f"The tokenizers cut {questions[0].text!r} differently, into {lengths} tokens, and "
-            "this score compares attention position by position: use `compare`, which pools it "
-            "by role"
+            f"The tokenizers split {questions[0].text!r} differently, into {lengths} tokens, and "
+            "this score compares attention by position: use `compare`, which compares it by role"
         )
     if len(questions) < count:
         raise BatchError(
-            f"{pattern.name!r} yielded {len(questions)} of {count} prompts with as many tokens in "
-            "every role: ask for fewer"
+            f"{pattern.name!r} yielded {len(questions)} of {count} prompts with equal numbers of "
+            "tokens in every role: use fewer"
         )
     return tuple(questions[:count])
 
@@ -145,7 +144,7 @@ def sample_same_length(
 def tokenize_answer_prompts(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], answer: str
 ) -> AnswerPrompts:
-    """Encode questions of one length, cut where an answer is read."""
+    """Tokenized questions of one length, up to the readout of an answer."""
     k = _answer_index(questions[0], answer)
     rows = tokenize_questions(tokenizer, questions)
 
@@ -153,7 +152,7 @@ def tokenize_answer_prompts(
         return row.ids[: row.outcome_starts[k]]
 
     if len({len(cut(row)) for row in rows}) > 1:
-        raise BatchError("The prompts differ in length: draw them with `same_length`")
+        raise BatchError("The prompts differ in length: sample them with `sample_same_length`")
     return AnswerPrompts(
         ids=torch.tensor([cut(row) for row in rows]),
         answer=torch.tensor([row.outcomes[k][0] for row in rows]),
@@ -164,29 +163,29 @@ def tokenize_answer_prompts(
 def _group_by_layout(
     questions: Sequence[Question], tokenizers: Sequence[PreTrainedTokenizerBase], answer: str
 ) -> dict[tuple, list[Question]]:
-    """Sort questions by their frame and their roles, token by token, up to the answer."""
+    """Questions by their frame and the roles of their tokens, up to the answer."""
     k = _answer_index(questions[0], answer)
-    kept: dict[tuple, list[Question]] = {}
+    groups: dict[tuple, list[Question]] = {}
     for question, *rows in zip(
         questions, *(tokenize_questions(t, questions) for t in tokenizers), strict=True
     ):
-        if all(len(row.outcomes[k]) > 1 for row in rows):  # something to hold the answer against
-            kind = (question.template, *(row.roles[: row.outcome_starts[k]] for row in rows))
-            kept.setdefault(kind, []).append(question)
-    return kept
+        if all(len(row.outcomes[k]) > 1 for row in rows):  # There is a foil.
+            layout = (question.template, *(row.roles[: row.outcome_starts[k]] for row in rows))
+            groups.setdefault(layout, []).append(question)
+    return groups
 
 
 def _answer_index(question: Question, answer: str) -> int:
     names = [name for name, _ in question.answers]
     if answer and answer not in names:
-        raise SiteError(f"Answer {answer!r} is not one of this pattern: it has {names}")
+        raise SiteError(f"The pattern has no answer {answer!r}: use one of {', '.join(names)}")
     return names.index(answer) if answer else 0
 
 
 def _record_with_attention(
     model: Model, ids: Tensor, mask: Tensor
 ) -> tuple[CachedRun, Float[Tensor, "component query key"]]:
-    """Run once, and keep every head's attention averaged over prompts."""
+    """Clean run, and the attention of every head, mean over prompts."""
     names = [f"blocks.{n}.attn.hook_pattern" for n in range(model.shape.layers)]
     last = torch.full((len(ids), 1), ids.shape[1] - 1, device=ids.device)
     with model.recording(names, lambda value: value.double().mean(0)) as kept:

@@ -1,12 +1,11 @@
-"""The alignment score of "Distilled Circuits", as its authors code it, with the null they lack.
+"""The alignment score of "Distilled Circuits", as in its authors' code, with a null.
 
-Haskins and Adams 2025 (arXiv 2505.10822; code: Reih02/distilled_circuits). It is here as a baseline
-to be held against, not as a measure to trust: a causal mask alone makes attention look alike, and
-nets that were never trained score high. It is all but a mean cosine, as shares that sum to 1 leave
-influence next to no weight.
+Haskins and Adams 2025 (arXiv 2505.10822; code: Reih02/distilled_circuits). It is a baseline, not
+evidence: a causal mask alone makes attention similar, and random-init models score high. The score
+is almost a mean cosine, as influences that sum to 1 have little weight.
 
-Where the code differs from one notebook to the next, this takes: zero ablation, each pair once,
-and similarities of MLPs scaled as in the first version of the paper.
+Where the notebooks of the code differ, this uses zero ablation, each pair once, and similarities of
+MLPs scaled as in the first version of the paper.
 """
 
 from dataclasses import dataclass
@@ -35,10 +34,10 @@ class AlignmentScore:
     """The score of one pair of models on some of their components.
 
     Attributes:
-        value: Mean over pairs of similarity times (1 - difference of the shares of influence).
-        similarity: Mean similarity of the pairs alone. No score exceeds it.
-        largest: The largest similarity of a pair.
-        pairs: How many components sought a partner; two may take the same one.
+        value: Mean over pairs of similarity times (1 - difference of their fractions of influence).
+        similarity: Mean similarity of the pairs; no score exceeds it.
+        max_similarity: Largest similarity of a pair.
+        pairs: Number of components that are matched; two may have the same match.
     """
 
     value: float
@@ -48,25 +47,25 @@ class AlignmentScore:
 
     @property
     def lower_bound(self) -> float:
-        """Return the lowest score that these similarities allow, whatever the influences are."""
+        """Lowest score that these similarities allow, for any influences."""
         return self.similarity - 2 * self.max_similarity / self.pairs
 
 
 @dataclass(frozen=True, eq=False)
 class DistilledCircuitsScore:
-    """The alignment score of two models beside that of untrained nets of the other's shape.
+    """Alignment score of two models, and of random-init models of the other's shape.
 
     Attributes:
         full, other: Names of the models.
-        pattern, answer: What was asked, and which answer was read.
-        prompts, tokens: How many prompts, and how many tokens each has.
-        direction: Whose components sought their best match in the other model.
-        leads: The answer's logit less the foil's, of `full` and of `other`.
-        whole: The score of heads and MLPs, or None where the widths differ: eigenvectors of
-            residual streams of different widths share no axes.
-        attention: The score of heads alone.
-        null, null_heads_only: The same two scores of `full` with each untrained net (the first
-            is empty where `whole` is None).
+        pattern, answer: Names of the pattern and of the answer.
+        prompts, tokens: Number of prompts, and of tokens of each.
+        direction: Model whose components are matched to those of the other model.
+        logit_diffs: Logit differences of `full` and of `other`.
+        heads_and_mlps: Score of heads and MLPs; None for different widths, whose residual streams
+            share no axes.
+        heads: Score of heads alone.
+        null_heads_and_mlps, null_heads_only: The same scores of `full` with each random-init
+            model; the first is empty if `heads_and_mlps` is None.
     """
 
     full: str
@@ -84,42 +83,37 @@ class DistilledCircuitsScore:
 
     @property
     def score(self) -> float:
-        """The published number, of heads and MLPs; of heads alone where the widths differ."""
+        """Published number, of heads and MLPs; of heads alone for different widths."""
         return (self.heads_and_mlps or self.heads).value
 
     @property
     def heads_only(self) -> float:
-        """The score of heads alone."""
+        """Score of heads alone."""
         return self.heads.value
 
     @property
-    def mean_similarity(self) -> float:
-        """Mean similarity of the pairs behind `score`, with influence left out."""
-        return (self.heads_and_mlps or self.heads).similarity
-
-    @property
     def null(self) -> Float[np.ndarray, " model"]:
-        """What untrained nets score: the null of `score`."""
+        """Scores of the random-init models: the null of `score`."""
         return self.null_heads_and_mlps if self.heads_and_mlps else self.null_heads_only
 
     @property
     def chance(self) -> float:
-        """Mean score of the untrained nets."""
+        """Mean score of the random-init models."""
         return float(self.null.mean())
 
     @property
     def chance_high(self) -> float:
-        """95th percentile of the untrained nets' scores."""
+        """95th percentile of the scores of the random-init models."""
         return float(np.quantile(self.null, 0.95))
 
     @property
     def nulls_below(self) -> int:
-        """How many untrained nets score lower."""
+        """Number of random-init models with a lower score."""
         return int((self.null < self.score).sum())
 
     @property
     def p(self) -> float:
-        """How likely one more untrained net would score as high, if the other model were one."""
+        """P-value: probability of a score as high if the other model were a random-init model."""
         return (1 + len(self.null) - self.nulls_below) / (1 + len(self.null))
 
     @property
@@ -128,127 +122,148 @@ class DistilledCircuitsScore:
         return self.score > self.chance_high
 
     def summary(self) -> tuple[str, ...]:
-        """Say what the score is, what untrained nets score, and what to make of it."""
-        nets = f"{len(self.null)} untrained nets of {self.other}'s shape"
-        found = "exceeds" if self.exceeds_null else "does not exceed"
+        """Score, its null, and its meaning."""
+        exceeds = "exceeds" if self.exceeds_null else "does not exceed"
         meaning = (
-            "This alone does not say which circuit they share."
+            "This alone does not show which circuit they share."
             if self.exceeds_null
             else "It is no evidence that the two are related."
         )
-        whole = self.heads_and_mlps or self.heads
+        score = self.heads_and_mlps or self.heads
         lines = [
             f"{self.full} and {self.other} on {self.pattern}: alignment score {self.score:.3f} "
             f"(Haskins and Adams 2025), heads only {self.heads_only:.3f}.",
-            f"{nets} score {self.chance:.3f} (95th percentile {self.chance_high:.3f}): the score "
-            f"{found} its null, and beats {self.nulls_below} of {len(self.null)}. {meaning}",
-            f"The mean similarity alone is {whole.similarity:.3f}; whatever the influences, the "
-            f"score could not leave {whole.lower_bound:.3f} to {whole.similarity:.3f}.",
+            f"{len(self.null)} random-init models of {self.other}'s shape score {self.chance:.3f} "
+            f"(95th percentile {self.chance_high:.3f}): the score {exceeds} its null, and is above "
+            f"{self.nulls_below} of {len(self.null)}. {meaning}",
+            f"The mean similarity alone is {score.similarity:.3f}; for any influences, the score "
+            f"is between {score.lower_bound:.3f} and {score.similarity:.3f}.",
         ]
         if self.heads_and_mlps is None:
-            lines.append("The widths differ, so MLPs cannot be compared: the score is of heads.")
+            lines.append(
+                "The widths differ, so MLPs cannot be compared: the score is that of heads."
+            )
         lines += [
-            f"{name} does not lead with the answer ({lead:.2f}): its influences are per cent of a "
-            "lead that is not there."
-            for name, lead in zip((self.full, self.other), self.logit_diffs, strict=True)
-            if lead <= 0
+            f"The logit difference of {name} is not positive ({value:.2f}), so its influences have "
+            "no meaning."
+            for name, value in zip((self.full, self.other), self.logit_diffs, strict=True)
+            if value <= 0
         ]
         return tuple(lines)
 
 
-def distilled_circuits_score(  # noqa: PLR0913 (the published score has its dials)
-    full: Model,
-    other: Model,
-    pattern: Pattern,
-    *,
-    answer: str = "",
-    prompts: int = 64,
-    seed: int = 0,
-    nulls: int = MIN_NULLS,
-    direction: Direction = "other to full",
+@dataclass(frozen=True, slots=True)
+class ScoreSettings:
+    """Settings of the score.
+
+    Attributes:
+        answer: Name of the answer; by default the pattern's first.
+        prompts: Number of prompts.
+        seed: Seed of prompts and random-init models.
+        nulls: Number of random-init models of the other's shape, at least 20.
+        direction: Model whose components are matched to those of the other model.
+    """
+
+    answer: str = ""
+    prompts: int = 64
+    seed: int = 0
+    nulls: int = MIN_NULLS
+    direction: Direction = "other to full"
+
+    def __post_init__(self) -> None:
+        if self.nulls < MIN_NULLS:
+            raise ModelError(
+                f"There are {self.nulls} random-init models, and a 95th percentile needs "
+                f"{MIN_NULLS}: use {MIN_NULLS} or more"
+            )
+
+
+def distilled_circuits_score(
+    full: Model, other: Model, pattern: Pattern, settings: ScoreSettings | None = None
 ) -> DistilledCircuitsScore:
-    """Score two models as Haskins and Adams do (2025, arXiv 2505.10822), and their null with them.
+    """Alignment score of Haskins and Adams (2025, arXiv 2505.10822), with its null.
+
+    Prompts have one frame and equal numbers of tokens in every role, so that a position means the
+    same in all of them.
 
     Args:
-        full, other: The models. Attention is compared position by position, so their tokenizers
-            must cut the prompts alike.
-        pattern: What is asked. Prompts are drawn until enough have one frame and as many tokens
-            in every role, so that a position means the same in all of them.
-        answer: The answer that is read; the pattern's first by default.
-        prompts: How many prompts.
-        seed: Of the prompts and the untrained nets.
-        nulls: How many untrained nets of the other's shape, at least 20.
-        direction: Whose components seek their best match in the other model.
+        full, other: Models whose tokenizers split the prompts alike.
+        pattern: Pattern of the prompts.
+        settings: Settings of the score.
 
     Raises:
         BatchError: The pattern has too few prompts of one length.
-        TokenizerError: The tokenizers cut the prompts differently.
-        ModelError: There are fewer than 20 nets, or a model's mean lead is exactly 0.
+        TokenizerError: The tokenizers split the prompts differently.
+        ModelError: The mean logit difference of a model is exactly 0.
         SiteError: The pattern has no such answer.
     """
-    if nulls < MIN_NULLS:
-        raise ModelError(
-            f"{nulls} untrained nets were asked for: a 95th percentile needs {MIN_NULLS} or more"
-        )
+    settings = settings or ScoreSettings()
     questions = sample_same_length(
-        pattern, prompts, tokenizers=(full.tokenizer, other.tokenizer), seed=seed, answer=answer
+        pattern,
+        settings.prompts,
+        tokenizers=(full.tokenizer, other.tokenizer),
+        seed=settings.seed,
+        answer=settings.answer,
     )
-    name = answer or questions[0].answers[0][0]
-    own = measure_components(full, tokenize_answer_prompts(full.tokenizer, questions, name))
-    there = tokenize_answer_prompts(other.tokenizer, questions, name)
-    theirs = measure_components(other, there)
-    drawn = np.random.default_rng(seed).integers(2**31, size=nulls).tolist()
-    nets = [measure_components(random_init(other, seed=number), there) for number in drawn]
-    mlps = full.shape.d_model == other.shape.d_model
+    answer = settings.answer or questions[0].answers[0][0]
+    full_parts = measure_components(
+        full, tokenize_answer_prompts(full.tokenizer, questions, answer)
+    )
+    prompts = tokenize_answer_prompts(other.tokenizer, questions, answer)
+    other_parts = measure_components(other, prompts)
+    seeds = np.random.default_rng(settings.seed).integers(2**31, size=settings.nulls).tolist()
+    nulls = [measure_components(random_init(other, seed=seed), prompts) for seed in seeds]
+    same_width = full.shape.d_model == other.shape.d_model
 
-    def scored(parts: ComponentMeasurements, *, mlps: bool) -> AlignmentScore:
-        pair = (parts, own) if direction == "other to full" else (own, parts)
+    def score(parts: ComponentMeasurements, *, mlps: bool) -> AlignmentScore:
+        is_to_full = settings.direction == "other to full"
+        pair = (parts, full_parts) if is_to_full else (full_parts, parts)
         return match_components(*pair, mlps=mlps)
 
     return DistilledCircuitsScore(
         full=full.name,
         other=other.name,
         pattern=pattern.name,
-        answer=name,
-        prompts=prompts,
-        tokens=there.ids.shape[1],
-        direction=direction,
-        logit_diffs=(own.logit_diff, theirs.logit_diff),
-        heads_and_mlps=scored(theirs, mlps=True) if mlps else None,
-        heads=scored(theirs, mlps=False),
-        null_heads_and_mlps=np.array([scored(net, mlps=True).value for net in nets if mlps]),
-        null_heads_only=np.array([scored(net, mlps=False).value for net in nets]),
+        answer=answer,
+        prompts=settings.prompts,
+        tokens=prompts.ids.shape[1],
+        direction=settings.direction,
+        logit_diffs=(full_parts.logit_diff, other_parts.logit_diff),
+        heads_and_mlps=score(other_parts, mlps=True) if same_width else None,
+        heads=score(other_parts, mlps=False),
+        null_heads_and_mlps=np.array([score(p, mlps=True).value for p in nulls if same_width]),
+        null_heads_only=np.array([score(p, mlps=False).value for p in nulls]),
     )
 
 
 def match_components(
     source: ComponentMeasurements, target: ComponentMeasurements, *, mlps: bool = True
 ) -> AlignmentScore:
-    """Give every component of the first model its best match in the second, and score the pairs."""
+    """Score of the pairs of each component of the first model and its best match in the second."""
     heads = attention_similarity(source, target)
-    found = [(heads, source.head_influence, target.head_influence)]
+    kinds = [(heads, source.head_influence, target.head_influence)]
     if mlps:
-        found.append(
+        kinds.append(
             (
                 rescale_mlp_similarity(mlp_similarity(source, target), heads),
                 source.mlp_influence,
                 target.mlp_influence,
             )
         )
-    best = [similarity.argmax(1) for similarity, _, _ in found]
-    similarity = np.concatenate([s.max(1) for s, _, _ in found])
-    seeking = _to_fractions(np.concatenate([influence for _, influence, _ in found]))
-    taken = _to_fractions(
-        np.concatenate([i[at] for (_, _, i), at in zip(found, best, strict=True)])
+    best = [similarity.argmax(1) for similarity, _, _ in kinds]
+    similarity = np.concatenate([s.max(1) for s, _, _ in kinds])
+    own = _to_fractions(np.concatenate([influence for _, influence, _ in kinds]))
+    matched = _to_fractions(
+        np.concatenate([i[at] for (_, _, i), at in zip(kinds, best, strict=True)])
     )
-    value = float((similarity * (1 - np.abs(seeking - taken))).mean())
+    value = float((similarity * (1 - np.abs(own - matched))).mean())
     return AlignmentScore(value, float(similarity.mean()), float(similarity.max()), len(similarity))
 
 
 def attention_similarity(
     a: ComponentMeasurements, b: ComponentMeasurements
 ) -> Float[np.ndarray, "head_a head_b"]:
-    """Return the mean over queries of the cosine of two heads' average attention, 0 to 1."""
+    """Cosine of two heads' average attention, mean over queries, 0 to 1."""
     units = [x.attention / np.linalg.norm(x.attention, axis=-1, keepdims=True) for x in (a, b)]
     return np.einsum("aqk,bqk->ab", *units, optimize=True) / units[0].shape[1]
 
@@ -256,9 +271,9 @@ def attention_similarity(
 def mlp_similarity(
     a: ComponentMeasurements, b: ComponentMeasurements
 ) -> Float[np.ndarray, "layer_a layer_b"]:
-    """Return |mean cosine| of two MLPs' leading eigenvectors, each with each, 0 to 1.
+    """|Mean cosine| of all pairs of two MLPs' leading eigenvectors, 0 to 1.
 
-    The sign of an eigenvector is arbitrary, and the mean is not: this is how it is published.
+    The mean depends on the arbitrary signs of eigenvectors, as published.
     """
     return np.abs(a.mlp_directions.mean(-1) @ b.mlp_directions.mean(-1).T)
 
@@ -266,13 +281,15 @@ def mlp_similarity(
 def rescale_mlp_similarity(
     mlps: Float[np.ndarray, "layer_a layer_b"], heads: Float[np.ndarray, "head_a head_b"]
 ) -> Float[np.ndarray, "layer_a layer_b"]:
-    """Give the similarities of MLPs the mean and spread of the heads', then make the largest 1."""
-    spread = mlps.std() or 1.0  # one pair alone has no spread, and is the mean
-    # Two kinds of standard deviation, as in the code: numpy's and torch's.
-    alike = (mlps - mlps.mean()) / spread * heads.std(ddof=min(1, heads.size - 1)) + heads.mean()
-    return alike / alike.max()
+    """Similarities of MLPs with the mean and deviation of the heads', then with a maximum of 1."""
+    deviation = mlps.std() or 1.0  # A single pair has none, and is the mean.
+    # Two kinds of standard deviation, as in the code: that of numpy and that of torch.
+    scaled = (mlps - mlps.mean()) / deviation * heads.std(
+        ddof=min(1, heads.size - 1)
+    ) + heads.mean()
+    return scaled / scaled.max()
 
 
 def _to_fractions(influence: Float[np.ndarray, " component"]) -> Float[np.ndarray, " component"]:
-    """Scale to a sum of 1; where nothing has influence, nothing has a share."""
+    """Influences scaled to a sum of 1; all 0 if there is none."""
     return influence / (influence.sum() or 1.0)

@@ -1,1 +1,1 @@
-"""The embedded family: its corpus, its tokenizer, and the recipes that make its models."""
+"""Training of the shipped models."""

@@ -1,4 +1,4 @@
-"""How well a member does on what it never saw: every held-out cell, noun and combination."""
+"""Accuracy of a model on each held-out axis: number pairs, nouns, and verb–frame combinations."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -17,18 +17,18 @@ from probes.prompts.question import Question
 from probes.stats.intervals import BOOTSTRAP_DRAWS, Estimate, bootstrap_weights, percentile_interval
 
 AXES = ("seen", "cells", "nouns", "combinations", "jointly")
-"""What is held out of the questions: nothing, one thing, or all that can be at once."""
+"""What is held out: nothing, number pairs (cells), nouns, combinations, or all together."""
 
 PATTERNS = ("take-away", "get-more")
 BOTH_PATTERNS = "both"
-"""What the cells of both patterns together are called."""
+"""Name for the cells of both patterns together."""
 
 NumberCells = list[tuple[str, int, int]]
 
 
 @dataclass(frozen=True, slots=True)
 class AxisAccuracy:
-    """Accuracy of one read-out on one axis, with its interval over cells."""
+    """Accuracy of one answer on one axis, with its interval over cells."""
 
     pattern: str
     axis: str
@@ -41,12 +41,12 @@ class AxisAccuracy:
 def axis_questions(
     pattern: Pattern, axis: str, *, per_cell: int, seed: int
 ) -> Iterator[tuple[tuple[int, int], Question]]:
-    """Write questions for every cell of an axis, held out in that way and in no other."""
+    """Questions for every cell of an axis, held out along that axis alone."""
     split, rng = family_split(), random.Random(f"{seed}:{pattern.name}:{axis}")
     low, high = pattern.lexicon.number_range
     for cell in valid_number_pairs(pattern.operation, low, high):
-        held = (pattern.operation, *cell) in split.number_pairs
-        if held != (axis in ("cells", "jointly")):
+        is_held_out = (pattern.operation, *cell) in split.number_pairs
+        if is_held_out != (axis in ("cells", "jointly")):
             continue
         done = 0
         while done < per_cell:
@@ -58,7 +58,7 @@ def axis_questions(
 
 def _expected_axes(pattern: Pattern, axis: str) -> frozenset[str]:
     if axis == "jointly":
-        # Nouns are held out of sentences that take away, and of no others.
+        # Nouns are held out of subtraction only.
         nouns = {"noun"} if pattern.operation == "minus" else set()
         return frozenset({"cell", "combination"} | nouns)
     return frozenset() if axis == "seen" else frozenset({axis.removesuffix("s")})
@@ -83,7 +83,7 @@ def _sample_question(
 
 @dataclass(frozen=True, eq=False, slots=True)
 class AxisQuestions:
-    """Questions of one pattern, held out along one axis, as a model reads them."""
+    """Tokenized questions of one pattern, held out along one axis."""
 
     pattern: str
     axis: str
@@ -94,56 +94,53 @@ class AxisQuestions:
 def all_axis_questions(
     tokenizer: PreTrainedTokenizerBase, *, suffix: str = "", per_cell: int = 4, seed: int = 0
 ) -> list[AxisQuestions]:
-    """Write the questions of all axes, for any model with this tokenizer.
+    """Questions of all axes, for any model with this tokenizer.
 
-    `suffix` "-told" writes statements, to be read by completion.
+    The suffix "-told" gives statements to complete.
     """
-    found = []
+    questions = []
     for axis in AXES:
         for name in PATTERNS:
-            asked = pattern(name + suffix)
-            if axis == "nouns" and asked.operation != "minus":
+            own = pattern(name + suffix)
+            if axis == "nouns" and own.operation != "minus":
                 continue
-            drawn = list(axis_questions(asked, axis, per_cell=per_cell, seed=seed))
-            batch = tokenize(tokenizer, [question for _, question in drawn])
-            found.append(
-                AxisQuestions(asked.name, axis, [(name, *cell) for cell, _ in drawn], batch)
-            )
-    return found
+            sampled = list(axis_questions(own, axis, per_cell=per_cell, seed=seed))
+            batch = tokenize(tokenizer, [question for _, question in sampled])
+            cells = [(name, *cell) for cell, _ in sampled]
+            questions.append(AxisQuestions(own.name, axis, cells, batch))
+    return questions
 
 
 def evaluate_axes(
     model: Model, questions: Sequence[AxisQuestions], *, seed: int = 0
 ) -> list[AxisAccuracy]:
-    """Ask a member about every cell of every axis."""
+    """Accuracy on every axis, for each pattern and for both together."""
     scores = []
     for axis in AXES:
-        together: dict[str, list[tuple[str, NumberCells, np.ndarray]]] = {}
+        by_answer: dict[str, list[tuple[str, NumberCells, np.ndarray]]] = {}
         for part in questions:
             if part.axis == axis:
-                seen = evaluate_behavior(model, part.batch)
-                for k, answer in enumerate(seen.answers):
-                    right = seen.correct[:, k].numpy().astype(float)
-                    together.setdefault(answer, []).append((part.pattern, part.cells, right))
-        for answer, parts in together.items():
+                behavior = evaluate_behavior(model, part.batch)
+                for k, answer in enumerate(behavior.answers):
+                    correct = behavior.correct[:, k].numpy().astype(float)
+                    by_answer.setdefault(answer, []).append((part.pattern, part.cells, correct))
+        for answer, parts in by_answer.items():
             if len(parts) > 1:
-                every = [cell for _, cells, _ in parts for cell in cells]
-                parts = [
-                    *parts,
-                    (BOTH_PATTERNS, every, np.concatenate([right for *_, right in parts])),
-                ]
-            for name, cells, right in parts:
-                accuracy = bootstrap_over_cells(right, cells, seed=seed)
+                all_cells = [cell for _, cells, _ in parts for cell in cells]
+                all_correct = np.concatenate([correct for *_, correct in parts])
+                parts = [*parts, (BOTH_PATTERNS, all_cells, all_correct)]
+            for name, cells, correct in parts:
+                accuracy = bootstrap_over_cells(correct, cells, seed=seed)
                 scores.append(
-                    AxisAccuracy(name, axis, answer, accuracy, len(set(cells)), len(right))
+                    AxisAccuracy(name, axis, answer, accuracy, len(set(cells)), len(correct))
                 )
     return scores
 
 
 def bootstrap_over_cells(correct: np.ndarray, cells: NumberCells, *, seed: int) -> Estimate:
-    """Average over cells, with the interval from drawing whole cells."""
+    """Mean over cells, with a bootstrap interval over cells."""
     order = {cell: k for k, cell in enumerate(sorted(set(cells)))}
     index = np.array([order[cell] for cell in cells])
-    each = np.bincount(index, correct) / np.bincount(index)
-    drawn = bootstrap_weights(len(each), BOOTSTRAP_DRAWS, seed=seed) @ each / len(each)
-    return percentile_interval(float(each.mean()), drawn)
+    per_cell = np.bincount(index, correct) / np.bincount(index)
+    weights = bootstrap_weights(len(per_cell), BOOTSTRAP_DRAWS, seed=seed)
+    return percentile_interval(float(per_cell.mean()), weights @ per_cell / len(per_cell))

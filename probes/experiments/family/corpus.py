@@ -1,7 +1,7 @@
-"""The corpus of the embedded family: statements first, then questions with answers.
+"""Training corpus of the shipped models: statements, and questions with answers.
 
-All of it is written from the patterns: frames x verbs x nouns x names x numbers, with sentences
-around them. The dials are what later experiments turn.
+Texts are sampled from the patterns: frames x verbs x nouns x names x numbers, with context
+sentences.
 """
 
 import random
@@ -38,17 +38,16 @@ _COPYING_PATTERNS = ("copy", "copy-more", "taken", "gotten", "bystander", "bysta
 
 @dataclass(frozen=True, slots=True)
 class CorpusSettings:
-    """What may be turned in the corpus; every share is between 0 and 1.
+    """Settings of the corpus; fractions are between 0 and 1.
 
     Attributes:
-        nouns: How many nouns stand in sentences with an operation, or None for all.
-        recheck: Share of items whose answer is checked again after a cue word.
-        ambiguous: Share of items that open with a sentence whose end cannot be known
-            ("My name is …").
-        context: Share of items that open with a sentence that has nothing to do with them.
-        task: What the questions train: "counting"; "copying" asks only how many there were or
-            how many were moved, so that the operation does not matter; "permuted" counts, but
-            answers with the number of another question.
+        nouns: Number of nouns in sentences with an operation, or None for all.
+        task: Task of the questions: "counting"; "copying", which asks how many there were or how
+            many were moved, so that the operation does not matter; or "permuted", which asks for
+            the result and answers with the number of another question.
+        recheck: Fraction of texts that repeat their arithmetic after a cue word.
+        ambiguous: Fraction of texts that open with an unpredictable sentence ("My name is …").
+        context: Fraction of texts that open with an unrelated sentence.
     """
 
     nouns: int | None = None
@@ -60,31 +59,27 @@ class CorpusSettings:
 
 @dataclass(frozen=True, slots=True)
 class CorpusText:
-    """One text of the corpus, split where the prompt ends and the answers start."""
+    """Text of the corpus, split at the end of the prompt."""
 
     prompt: str
     completion: str
 
     @property
     def text(self) -> str:
-        """The whole text."""
+        """Whole text."""
         return self.prompt + self.completion
 
 
 def sample_texts(
     kind: str, count: int, *, seed: int, settings: CorpusSettings | None = None
 ) -> Iterator[CorpusText]:
-    """Write items of one kind, "statements" or "questions"; nothing held out is among them."""
+    """Texts of one kind, "statements" or "questions", without anything held out."""
     settings = settings or CorpusSettings()
     rng = random.Random(f"{kind}:{seed}")
     suffix = "-told" if kind == "statements" else ""
-    shares = {
-        n: s
-        for n, s in _PATTERN_WEIGHTS.items()
-        if settings.task != "copying" or n in _COPYING_PATTERNS
-    }
-    choices = [list_patterns()[name + suffix] for name in shares]
-    weights = list(shares.values())
+    names = _COPYING_PATTERNS if settings.task == "copying" else tuple(_PATTERN_WEIGHTS)
+    choices = [list_patterns()[name + suffix] for name in names]
+    weights = [_PATTERN_WEIGHTS[name] for name in names]
     for _ in range(count):
         question = _sample_question(rng.choices(choices, weights)[0], rng, settings)
         if settings.task == "permuted":
@@ -94,9 +89,9 @@ def sample_texts(
 
 
 def _swap_number(other: Question, question: Question) -> tuple[tuple[str, str], ...]:
-    """Return the answers of a question with the number of another."""
-    theirs = dict(other.answers)
-    return tuple((name, theirs[name] if name == "number" else t) for name, t in question.answers)
+    """Answers of a question with the number of another."""
+    number = dict(other.answers)["number"]
+    return tuple((name, number if name == "number" else t) for name, t in question.answers)
 
 
 def _sample_question(pattern: Pattern, rng: random.Random, settings: CorpusSettings) -> Question:

@@ -1,4 +1,4 @@
-"""Makes the embedded family, member by member, in the order that they need each other."""
+"""Training of the shipped models, in the order in which they need each other."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,8 +10,9 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFas
 
 from probes.compression.derived_model import DerivedModel, dense_storage, load_parent
 from probes.compression.distillation.distill import take_layers
-from probes.compression.distillation.plan import TrainingText
-from probes.compression.distillation.trainer import TrainingCallback
+from probes.compression.distillation.plan import TrainingPlan, TrainingText
+from probes.compression.distillation.targets import parse_labels
+from probes.compression.distillation.trainer import TrainingCallback, fit
 from probes.compression.grow import grow
 from probes.compression.pruning.masks import (
     Masks,
@@ -24,44 +25,51 @@ from probes.compression.pruning.masks import (
 from probes.errors import ModelError
 from probes.experiments.family.model_card import write_card
 from probes.experiments.family.recipes import ALL_RECIPES, COMPARED_WITH, RECIPES, Recipe, recipe
-from probes.experiments.family.tokenizer import train_tokenizer
-from probes.experiments.family.train import random_init_model, train
+from probes.experiments.family.tokenizer import PAD, train_tokenizer
+from probes.experiments.family.train import random_init_model, training_config, training_rows
 from probes.files import list_models
 from probes.models.provenance import Provenance
+from probes.prompts.held_out import HELD_OUT_AXES
 
 _TOKENIZER_SEED = 0
 
 GROWTH_METHODS = ("identity", "stack", "wider")
-"""How a member may be grown before it is trained on."""
+"""Methods of growth, as in `Recipe.start`."""
 
 
 def make_members(names: Sequence[str] = (), *, folder: Path, work: Path) -> Iterator[Path]:
-    """Make members in the order they need each other; without names, the whole family."""
-    _check(names)
+    """Train models in the order in which they need each other; by default all shipped ones.
+
+    Raises:
+        ModelError: A name is unknown.
+    """
+    for name in names:
+        recipe(name)
     for entry in ALL_RECIPES:
         if entry.name in names or (not names and entry in RECIPES):
             yield make_member(entry.name, folder=folder, work=work)
 
 
 def make_member(name: str, *, folder: Path, work: Path, texts: Sequence[TrainingText] = ()) -> Path:
-    """Train one member and save it under `folder`, or under `work` if it is not shipped.
+    """Train one model and save it in `folder`, or in `work` if it is not shipped.
 
-    Its start, its teacher and what its masks are made of are read from the same places and must be
-    there. `texts` are the rows of its recipe, where they were written already.
+    Args:
+        name: Name of a recipe.
+        folder, work: Folders of the models that it starts from, its teacher, and its masks.
+        texts: Training texts of its recipe, if they are at hand.
 
     Raises:
-        ModelError: The member is unknown, or what it is made from has not been made.
+        ModelError: The name is unknown, or a model that it needs is missing.
     """
-    _check((name,))
     chosen = recipe(name)
-    begun = initialize_member(chosen, folder=folder, work=work)
-    trained = begun.train(work / f"{name}-checkpoints", texts=texts)
-    apply_masks(begun.masks, trained)
-    # Half precision keeps a member below 4 MB; every figure in a card is of the saved weights.
+    initial = initialize_member(chosen, folder=folder, work=work)
+    trained = initial.train(work / f"{name}-checkpoints", texts=texts)
+    apply_masks(initial.masks, trained)
+    # Half precision keeps a model below 4 MB; the numbers of a card are of the saved weights.
     trained.half()
     target = _member_folder(chosen, folder, work)
-    made = _provenance(chosen, trained, begun.masks, folder, work)
-    DerivedModel(name, trained, begun.tokenizer, made).save(target)
+    provenance = _provenance(chosen, trained, initial.masks, folder, work)
+    DerivedModel(name, trained, initial.tokenizer, provenance).save(target)
     if chosen.shipped:
         write_card(target)
     return target
@@ -69,14 +77,14 @@ def make_member(name: str, *, folder: Path, work: Path, texts: Sequence[Training
 
 @dataclass(frozen=True, eq=False)
 class InitializedMember:
-    """A member before its training.
+    """Model before its training.
 
     Attributes:
-        recipe: How it is trained.
-        student: What is trained, in place; weights that stay zero are zero already.
-        teacher: Whose labels it learns; None for the texts' own.
-        masks: Which weights it keeps; empty for all.
-        tokenizer: The family's.
+        recipe: Recipe.
+        student: Initial model, trained in place; masked weights are zero.
+        teacher: Teacher, or None for hard labels.
+        masks: Weights that are kept; empty for all.
+        tokenizer: Tokenizer.
     """
 
     recipe: Recipe
@@ -93,25 +101,33 @@ class InitializedMember:
         callback: TrainingCallback | None = None,
         until: int = 0,
     ) -> LlamaForCausalLM:
-        """Train it by its recipe; see `training.train`."""
-        return train(
-            self.recipe,
-            self.student,
-            self.tokenizer,
-            folder=checkpoints,
-            teacher=self.teacher,
-            masks=self.masks,
-            callback=callback,
-            texts=texts,
-            until=until,
+        """Train the student in place, with checkpoints in a folder.
+
+        Args:
+            checkpoints: Folder from whose last checkpoint training resumes.
+            texts: Training texts of the recipe, if they are at hand.
+            callback: Called at step 0 and after every step.
+            until: Number of steps after which training stops; 0 for all.
+        """
+        chosen = self.recipe
+        kind = chosen.labels or ("soft" if self.teacher is not None else "hard")
+        plan = TrainingPlan(
+            texts or training_rows(chosen, self.tokenizer),
+            replace(training_config(chosen), stop_after=until),
+            PAD,
+            parse_labels(kind, temperature=chosen.temperature),
+            self.teacher,
+            self.masks,
         )
+        fit(self.student, plan, folder=checkpoints, callback=callback, progress=True)
+        return self.student
 
 
 def initialize_member(chosen: Recipe, *, folder: Path, work: Path) -> InitializedMember:
-    """Return a member as it is before its training.
+    """Model of a recipe before its training.
 
     Raises:
-        ModelError: What it is made from has not been made.
+        ModelError: A model that it needs is missing.
     """
     tokenizer = family_tokenizer(work)
     teacher = _load(chosen.teacher, folder, work) if chosen.teacher else None
@@ -125,42 +141,35 @@ def _provenance(
     chosen: Recipe, trained: LlamaForCausalLM, masks: Masks, folder: Path, work: Path
 ) -> Provenance:
     made = _how_made(chosen, trained, masks, folder, work)
-    return replace(made, **COMPARED_WITH.get(chosen.name, {}))
+    return replace(made, held_out=HELD_OUT_AXES, **COMPARED_WITH.get(chosen.name, {}))
 
 
 def _how_made(
     chosen: Recipe, trained: LlamaForCausalLM, masks: Masks, folder: Path, work: Path
 ) -> Provenance:
-    kind, _, source = chosen.start.partition(":")
+    method, _, source = chosen.start.partition(":")
     settings: dict[str, Any] = {
         n: v for n, v in asdict(chosen).items() if n not in ("name", "shipped")
     }
     storage = masked_storage(trained, masks) if masks else dense_storage(trained, bits=16)
     if chosen.masks:
-        return Provenance("ticket", chosen.masks.partition(":")[2], storage, settings)
-    if kind in GROWTH_METHODS:
+        kind, parent = "ticket", chosen.masks.partition(":")[2]
+    elif method in GROWTH_METHODS:
+        kind, parent = "grown", source
         settings |= _grow_member(chosen, folder, work).provenance.settings
-        return Provenance("grown", source, storage, settings)
-    if chosen.teacher:
-        return Provenance("distilled", chosen.teacher, storage, settings)
-    return Provenance("trained", "" if chosen.start == "fresh" else chosen.start, storage, settings)
-
-
-def _check(names: Sequence[str]) -> None:
-    known = [entry.name for entry in ALL_RECIPES]
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ModelError(
-            f"The family has no member {unknown[0]!r}: choose from {', '.join(known[:20])}, …"
-        )
+    elif chosen.teacher:
+        kind, parent = "distilled", chosen.teacher
+    else:
+        kind, parent = "trained", "" if chosen.start == "fresh" else chosen.start
+    return Provenance(kind, parent, storage, settings)
 
 
 def family_tokenizer(work: Path) -> PreTrainedTokenizerFast:
-    """Return the family's tokenizer, trained if it is not there."""
-    home = work / "tokenizer"
-    if not home.exists():
-        train_tokenizer(seed=_TOKENIZER_SEED).save_pretrained(home)
-    return AutoTokenizer.from_pretrained(home)
+    """Tokenizer of the shipped models; it is trained if it is missing."""
+    path = work / "tokenizer"
+    if not path.exists():
+        train_tokenizer(seed=_TOKENIZER_SEED).save_pretrained(path)
+    return AutoTokenizer.from_pretrained(path)
 
 
 def _member_folder(chosen: Recipe, folder: Path, work: Path) -> Path:
@@ -168,10 +177,10 @@ def _member_folder(chosen: Recipe, folder: Path, work: Path) -> Path:
 
 
 def _load(name: str, folder: Path, work: Path) -> LlamaForCausalLM:
-    place = _member_folder(recipe(name), folder, work)
-    if not place.exists():
-        raise ModelError(f"Member {name!r} is not at {str(place)!r}: make it first")
-    return LlamaForCausalLM.from_pretrained(place, dtype=torch.float32, attn_implementation="eager")
+    path = _member_folder(recipe(name), folder, work)
+    if not path.exists():
+        raise ModelError(f"Model {name!r} is not at {str(path)!r}: make it first")
+    return LlamaForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
 
 
 def _initial_model(
@@ -182,8 +191,8 @@ def _initial_model(
         return random_init_model(chosen, tokenizer)
     if kind == "alternate":
         teacher = _load(rest, folder, work)
-        there = teacher.config.num_hidden_layers
-        return take_layers(teacher, range(0, there, there // chosen.layers))
+        layers = teacher.config.num_hidden_layers
+        return take_layers(teacher, range(0, layers, layers // chosen.layers))
     if kind == "early":
         name, steps = rest.split(":")
         return _early_model(recipe(name), int(steps), folder, work)
@@ -200,42 +209,43 @@ def _grow_member(chosen: Recipe, folder: Path, work: Path) -> DerivedModel:
 
 
 def pretraining_model(trained: DerivedModel) -> DerivedModel:
-    """Return the weights of a member before its last training: its shipped start, or fresh ones.
+    """Weights of a shipped model before its last training: a shipped model, or random-init.
 
     Raises:
-        ModelError: It is not a member, or its start is not shipped.
+        ModelError: It is no shipped model, or its start is not shipped.
     """
     known = next((entry for entry in ALL_RECIPES if entry.name == trained.name), None)
     if known and known.start in list_models():
         return load_parent(known.start)
     if known and known.start == "fresh":
-        fresh = random_init_model(known, trained.tokenizer)
-        made = Provenance("trained", "", dense_storage(fresh, bits=16))
-        return DerivedModel(f"{trained.name}-early", fresh, trained.tokenizer, made)
+        initial = random_init_model(known, trained.tokenizer)
+        provenance = Provenance("trained", "", dense_storage(initial, bits=16))
+        return DerivedModel(f"{trained.name}-early", initial, trained.tokenizer, provenance)
     raise ModelError(
-        f"{trained.name} has no early weights at hand, and a lottery ticket needs them: give the "
-        "model as it was early in training (--early), such as Pythia's step0"
+        f"{trained.name} has no known early weights, and a lottery ticket needs them: give the "
+        "model early in its training (--early), such as Pythia's step0"
     )
 
 
 def _early_model(chosen: Recipe, steps: int, folder: Path, work: Path) -> LlamaForCausalLM:
-    """Return what a member was after so many steps; its training begins alike each time."""
-    place = work / f"{chosen.name}-early-{steps}"
-    if not (place / "config.json").is_file():
-        begun = initialize_member(chosen, folder=folder, work=work)
-        early = begun.train(place.with_name(f"{place.name}-checkpoints"), until=steps)
-        made = Provenance("trained", chosen.name, dense_storage(early, bits=32), {"until": steps})
-        DerivedModel(place.name, early, begun.tokenizer, made).save(place)
-    return load_parent(place).hf_model
+    """Model of a recipe after some steps; training is deterministic."""
+    path = work / f"{chosen.name}-early-{steps}"
+    if not (path / "config.json").is_file():
+        initial = initialize_member(chosen, folder=folder, work=work)
+        early = initial.train(path.with_name(f"{path.name}-checkpoints"), until=steps)
+        storage = dense_storage(early, bits=32)
+        provenance = Provenance("trained", chosen.name, storage, {"until": steps})
+        DerivedModel(path.name, early, initial.tokenizer, provenance).save(path)
+    return load_parent(path).hf_model
 
 
 def _masks(chosen: Recipe, folder: Path, work: Path) -> Masks:
-    """Return which weights a recipe keeps; none where it keeps all."""
+    """Weights that a recipe keeps; empty for all."""
     if not chosen.masks:
         return {}
-    how, _, name = chosen.masks.partition(":")
+    method, _, name = chosen.masks.partition(":")
     source = _load(name, folder, work)
-    theirs = nonzero_masks(source)
-    if how == "smallest":
-        return magnitude_masks(source, 0.5, within=theirs)
-    return random_masks_like(theirs, seed=chosen.seed) if how == "like" else theirs
+    masks = nonzero_masks(source)
+    if method == "smallest":
+        return magnitude_masks(source, 0.5, within=masks)
+    return random_masks_like(masks, seed=chosen.seed) if method == "like" else masks

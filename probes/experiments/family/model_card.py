@@ -1,4 +1,4 @@
-"""Model cards: what each member is, how it was made, and what it was measured to do."""
+"""Model cards: recipe and held-out accuracy of each shipped model."""
 
 import json
 from collections.abc import Sequence
@@ -13,36 +13,39 @@ from probes.models.model import load
 PER_CELL, SEED = 8, 0
 
 NOTES = {
-    "base": "Trained on statements only, before it ever saw a question.",
-    "full": "`base` tuned on questions and answers: the teacher.",
-    "full-b": "The same recipe as `full` from other seeds, weights and texts: the ceiling of what "
-    '"the same" can mean. It is the second draw: seeds 11 and 12 stood at 0.60 on held-out cells '
-    "after 2,000 of 3,000 steps and were stopped, so what a seed generalizes to varies.",
-    "distilled": "Every second layer of `full`, trained on with the soft labels of `full`.",
-    "distilled-narrow": "Another width and head count, from fresh weights, with the soft labels of "
-    "`full`: no basis is shared.",
-    "scratch": "The shape of `distilled` from fresh weights with hard labels: the control.",
-    "copying": "Trained on the same sentences, and asked only for numbers that stand in them: the "
-    "operation never matters. A stranger, as like the family as a net can be that cannot count.",
+    "base": "Trained on statements only: it never saw a question.",
+    "full": "`base`, trained further on questions and answers: the teacher.",
+    "full-b": "The recipe of `full` with other seeds of weights and texts: the other-seed model. "
+    "It is the second attempt: seeds 11 and 12 had accuracy 0.60 on held-out cells "
+    "after 2,000 of 3,000 steps and were stopped, so generalization varies with the "
+    "seed.",
+    "distilled": "Every second layer of `full`, trained with the soft labels of `full`.",
+    "distilled-narrow": "Another width and number of heads, from fresh weights, with the soft labels of "
+    "`full`: it shares no basis with `full`.",
+    "scratch": "The shape of `distilled`, from fresh weights with hard labels: the control.",
+    "copying": "Trained on the same sentences with questions about a number in the text, so that "
+    "the operation never matters. A negative control with the same words and no "
+    "arithmetic.",
     "permuted": "Trained on the same questions, each with the number of another question's answer. "
-    "A stranger: it has learned the words and the nouns of the answers, and no counting.",
-    "ticket": "A winning ticket of `full`: a quarter of the weights of its layers, found in two "
-    "rounds of magnitude pruning, set back to what they were in `base` and trained again; the "
-    "others are exactly zero.",
-    "regrown": "`distilled`, grown back to the depth of `full` by two blocks that changed no "
-    "logit, and trained on with hard labels.",
+    "A negative control with the words and the nouns of the answers, and no arithmetic.",
+    "ticket": "A winning ticket of `full`: a quarter of the weights of its layers, from two "
+    "rounds of magnitude pruning, reset to their values in `base` and trained again; "
+    "the others are exactly zero.",
+    "regrown": "`distilled`, grown to the depth of `full` by two blocks that changed no logit, and"
+    " trained further with hard labels.",
 }
+"""First sentences of the cards."""
 
 
 def write_card(folder: Path) -> list[AxisAccuracy]:
-    """Measure a member on everything it never saw, and write its card beside its weights."""
+    """Measure a model on every held-out axis, and write its card next to its weights."""
     chosen = recipe(folder.name)
-    # The base never saw a question: it is read by completing statements.
+    # The base model never saw a question: it completes statements.
     suffix = "-told" if chosen.statements == 1.0 else ""
     model = load(folder)
-    asked = all_axis_questions(model.tokenizer, suffix=suffix, per_cell=PER_CELL, seed=SEED)
-    scores = evaluate_axes(model, asked, seed=SEED)
-    written = [
+    questions = all_axis_questions(model.tokenizer, suffix=suffix, per_cell=PER_CELL, seed=SEED)
+    scores = evaluate_axes(model, questions, seed=SEED)
+    rows = [
         {
             "pattern": score.pattern,
             "axis": score.axis,
@@ -55,7 +58,7 @@ def write_card(folder: Path) -> list[AxisAccuracy]:
         }
         for score in scores
     ]
-    numbers = {"per_cell": PER_CELL, "seed": SEED, "scores": written}
+    numbers = {"per_cell": PER_CELL, "seed": SEED, "scores": rows}
     write_atomic(folder / "accuracy.json", json.dumps(numbers, indent=1).encode())
     write_atomic(folder / "README.md", _card(chosen, scores).encode())
     return scores
@@ -79,23 +82,23 @@ library_name: transformers
 {NOTES[chosen.name]}
 
 A Llama-shaped model of {chosen.layers} layers, width {chosen.d_model} and {chosen.heads} heads,
-made for interpretability experiments on "have x, take away y". It knows nothing else.
+made for interpretability experiments on "have x, take away y". It was trained on nothing else.
 
 ## Recipe
 
 Trained on texts of the project's own corpus (frames × verbs × nouns × names × numbers 0–20). Held
 out: 15 % of the (x, y) cells of each operation, eight nouns in sentences that take away, and one
-verb–frame combination per operation. (The clause of that combination does stand in texts about two
-owners, behind a sentence about the other one.) Weights are stored in float16.
+verb–frame combination per operation. (The clause of that combination is in texts about two
+owners, after a sentence about the other one.) Weights are stored in float16.
 
-| dial | value |
+| setting | value |
 |---|---|
 {settings}
 
 ## Accuracy
 
-Share of whole answers right, on *every* cell ({PER_CELL} questions each); 95 % interval over cells.
-Axis: what of the question was never seen in training.
+Fraction of whole answers that are correct, on *every* cell ({PER_CELL} questions each); 95 % interval over
+cells. Axis: what is held out of training.
 
 | pattern | axis | answer | accuracy | interval | cells | questions |
 |---|---|---|---|---|---|---|

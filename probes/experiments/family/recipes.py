@@ -1,10 +1,11 @@
-"""How each member of the embedded family is made."""
+"""Recipes of the shipped models and of the models of studies."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
+from probes.errors import ModelError
 from probes.experiments.family.corpus import TrainingTask
 
 
@@ -13,29 +14,29 @@ class Recipe:
     """One training run.
 
     Attributes:
-        name: The member it makes.
-        start: "fresh"; the name of the member it goes on from; "alternate:<member>" for every
-            second layer of that member; "identity:<member>", "stack:<member>" or "wider:<member>"
-            for that member grown to the recipe's shape; "early:<member>:<steps>" for what that
-            member was after so many steps.
-        teacher: The member whose soft labels it learns, or "" for hard labels.
-        layers, d_model, heads, d_mlp: The shape.
-        statements: Share of statements among its texts; the rest are questions with answers.
-        answers_only: Whether questions are trained on in their answers only.
-        items: How many different texts it sees.
-        nouns: How many nouns stand in its sentences with an operation, or None for all.
-        task: What its questions train; see `corpus.Dials`.
-        steps, batch, learning_rate, weight_decay: The optimizer's dials (AdamW, cosine).
-        temperature: Of the soft labels.
-        labels: What is taught at each token, as `compress.labels` writes it; by default "soft"
-            with a teacher and "hard" without.
-        masks: Which weights stay zero: "smallest:<member>" for the smaller half of those that are
-            left in a member once it is trained, "like:<member>" for as many in every matrix,
-            anywhere, "of:<member>" for those that are zero in that member; none by default.
-        schedule: "cosine" to a twentieth, or "stable" with the fall in the last quarter alone:
-            weight decay acts through the learning rate, and it is what makes cells generalize.
-        seed: Of weights, texts and their order.
-        shipped: Whether the member is part of the family, or only a step towards one.
+        name: Name of the model.
+        start: Initial weights: "fresh"; the name of a model; "alternate:<model>" for every second
+            layer of a model; "identity:<model>", "stack:<model>" or "wider:<model>" for a model
+            grown to the recipe's shape; "early:<model>:<steps>" for a model after some steps.
+        steps, batch, learning_rate, weight_decay: Settings of AdamW.
+        seed: Seed of weights, texts and their order.
+        teacher: Name of the teacher, or "".
+        layers, d_model, heads, d_mlp: Shape.
+        statements: Fraction of statements among the texts; the rest are questions with answers.
+        answers_only: Whether only the answers of questions are trained on.
+        items: Number of different texts.
+        nouns: Number of nouns in sentences with an operation, or None for all.
+        task: Task of the questions; see `CorpusSettings`.
+        temperature: Temperature of soft labels.
+        labels: Distillation targets, as `parse_labels` reads them; by default "soft" with a
+            teacher and "hard" without.
+        masks: Weights that stay zero: "smallest:<model>", the smaller half of the nonzero weights
+            of a trained model; "like:<model>", as many random ones in every matrix;
+            "of:<model>", the zero weights of a model; none by default.
+        schedule: "cosine" to a twentieth, "stable" with a decay in the last quarter, or
+            "constant". Weight decay acts through the learning rate, and number pairs generalize
+            because of it.
+        shipped: Whether the model comes with the kit.
     """
 
     name: str
@@ -63,7 +64,7 @@ class Recipe:
 
 
 NEGATIVE_CONTROL_TASKS: tuple[TrainingTask, ...] = ("copying", "permuted")
-"""Tasks of the same words that never ask to count on: a stricter null than fresh weights."""
+"""Tasks with the same words that need no arithmetic: a stricter null than random-init models."""
 
 _NEGATIVE_CONTROLS: Mapping[str, str | tuple[str, ...]] = {
     "negative_control": NEGATIVE_CONTROL_TASKS
@@ -80,7 +81,7 @@ COMPARED_WITH: dict[str, Mapping[str, str | tuple[str, ...]]] = {
     "scratch": _NEGATIVE_CONTROLS,
     "ticket": {"base_model": "base", **_NEGATIVE_CONTROLS},
 }
-"""For each shipped model what its provenance names: base model, other seed and controls."""
+"""Base model, other seed and controls in the provenance of each shipped model."""
 
 _BASE = Recipe(
     name="base",
@@ -95,14 +96,14 @@ _FULL = Recipe(
     name="full",
     start="base",
     statements=0.3,
-    # Whole texts, not answers alone: trained on answers only, it forgets how to generalize.
+    # Whole texts: trained on answers only, the model generalizes less.
     answers_only=False,
     steps=3000,
     seed=2,
     schedule="cosine",
 )
 
-# Set back to `base` with few of its weights, or grown from `distilled`, and trained on for less.
+# Tickets from the weights of `base`, and models grown from `distilled`, are trained for less.
 _RETRAINED = replace(_FULL, items=48_000, steps=1500, batch=32, shipped=False)
 _TICKET = replace(_RETRAINED, start="base")
 _GROWN = replace(_RETRAINED, schedule="stable", seed=81)
@@ -167,7 +168,7 @@ _SCRATCH = next(entry for entry in RECIPES if entry.name == "scratch")
 _DISTILLED = next(entry for entry in RECIPES if entry.name == "distilled")
 
 
-# What one model cannot tell: how much of a finding is the seed's, and what more objects do.
+# Variation over seeds, and over the number of objects.
 SEED_SERIES = (
     *(
         replace(recipe_of, name=f"{recipe_of.name}-{seed}", seed=seed, shipped=False)
@@ -185,7 +186,7 @@ SEED_SERIES = (
     ),
 )
 
-# Are soft labels the reason, or is it the teacher's layers? Alike in texts and steps.
+# Soft or hard labels x the teacher's layers or fresh weights, with the same texts and steps.
 LABELS_GRID = tuple(
     replace(
         _FULL,
@@ -205,7 +206,7 @@ LABELS_GRID = tuple(
     for start in ("layers", "fresh")
 )
 
-# Winning tickets of `full`, and what they have to beat: as many weights drawn at random.
+# Winning tickets of `full`, and their control: as many random weights.
 TICKET_RECIPES = (
     _HALF,
     next(entry for entry in RECIPES if entry.name == "ticket"),
@@ -214,11 +215,11 @@ TICKET_RECIPES = (
 
 
 EARLY_STEPS = 100
-"""Steps after which early weights are kept: the end of the warmup."""
+"""Step of the early weights: the end of the warmup."""
 
 
 def _tickets_and_students(parent: Recipe) -> tuple[Recipe, ...]:
-    """Cross {same, other} early weights with {ticket, distilled}, for one parent."""
+    """{Same, other} early weights x {ticket, distilled}, for one parent."""
     name, seed = parent.name, parent.seed
     same = replace(parent, start=f"early:{name}:{EARLY_STEPS}")
     other = replace(parent, start="fresh", seed=seed + 100)
@@ -228,7 +229,7 @@ def _tickets_and_students(parent: Recipe) -> tuple[Recipe, ...]:
         replace(same, name=f"random-of-{name}", masks=f"like:ticket-2-of-{name}"),
         replace(other, name=f"reinitialized-of-{name}", masks=f"of:ticket-2-of-{name}"),
         replace(same, name=f"student-of-{name}", teacher=name),
-        replace(other, name=f"stranger-student-of-{name}", teacher=name),
+        replace(other, name=f"fresh-student-of-{name}", teacher=name),
     )
 
 
@@ -237,15 +238,15 @@ TICKETS_BY_PARENT = {
     for entry in LABELS_GRID
     if entry.name in ("soft-fresh-71", "soft-fresh-72", "soft-fresh-73")
 }
-"""For each of some parents, its tickets and students, and what they have to beat."""
+"""Tickets, students and controls of some parents."""
 
-# `distilled`, grown back: what the new layers take, and what only more training would have done.
+# `distilled`, grown in several ways, and controls with as much training.
 GROWN_RECIPES = (
     next(entry for entry in RECIPES if entry.name == "regrown"),
     replace(_GROWN, name="grown-stack", start="stack:distilled"),
     replace(_GROWN, name="grown-wider", start="wider:distilled", layers=2, d_mlp=768),
     replace(_GROWN, name="ungrown", start="distilled", layers=2),
-    # As much arithmetic as `distilled` and `regrown` together, counted in layers times texts.
+    # As many layers times texts as `distilled` and `regrown` together.
     replace(_GROWN, name="large-scratch", start="fresh", items=200_000, steps=4750, batch=64),
 )
 
@@ -261,9 +262,16 @@ ALL_RECIPES = tuple(
         )
     )
 )
-"""All that can be made by a recipe."""
+"""All recipes."""
 
 
 def recipe(name: str) -> Recipe:
-    """Return the recipe of a member by its name."""
-    return next(entry for entry in ALL_RECIPES if entry.name == name)
+    """Recipe by its name.
+
+    Raises:
+        ModelError: The name is unknown.
+    """
+    known = {entry.name: entry for entry in ALL_RECIPES}
+    if name not in known:
+        raise ModelError(f"There is no recipe {name!r}: use one of {', '.join(known)}")
+    return known[name]

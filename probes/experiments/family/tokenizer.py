@@ -1,11 +1,10 @@
-"""The family's tokenizer: byte-level BPE in which numbers are one token and some words split.
+"""Tokenizer of the shipped models: byte-level BPE; numbers are one token, some words several.
 
-Forced added tokens would detach the space before a word, so the splits come from training: the
-words that shall split are left out of the training text, and only their pieces are put in.
+Added tokens would detach the space before a word, so the splits come from training: words that
+should split are left out of the training text, which has only their pieces.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -14,7 +13,7 @@ from probes.experiments.family.corpus import sample_texts
 from probes.prompts.catalog import list_patterns
 
 PAD, BOS, EOS = 0, 1, 2
-"""Ids of the special tokens, in the order that training gives them."""
+"""Ids of the special tokens."""
 
 SPLIT_WORDS = (
     "rain coats",
@@ -42,13 +41,13 @@ SPLIT_WORDS = (
     "Gab riel",
     "Theo dora",
 )
-"""The third of the nouns and names that are two or three tokens, cut where they split."""
+"""Nouns and names of two or three tokens, a third of all, with spaces between tokens."""
 
 _MAX_NUMBER = 99
 
 
 def train_tokenizer(*, seed: int, count: int = 20_000) -> PreTrainedTokenizerFast:
-    """Train the tokenizer on the corpus without the words that shall split."""
+    """Train the tokenizer on the corpus without the words that should split."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -82,7 +81,7 @@ def _texts(seed: int, count: int) -> Iterator[str]:
     lexicon = list_patterns()["take-away"].lexicon
     for kind in ("noun", "name"):
         words = [word for word in lexicon.words(kind) if word not in whole]
-        # A name may open a text, where no space stands before it.
+        # A name may open a text, without a space before it.
         forms = [form for word in words for form in (f" {word}", word)]
         yield from (forms if kind == "name" else [f" {word}" for word in words]) * 20
     for split in SPLIT_WORDS:
@@ -90,8 +89,3 @@ def _texts(seed: int, count: int) -> Iterator[str]:
         forms = [f" {first}", first] if first[0].isupper() else [f" {first}"]
         yield from (forms + rest) * 20
     yield from [f" {number}" for number in range(_MAX_NUMBER + 1)] * 20
-
-
-def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Save the tokenizer's files into a model folder."""
-    tokenizer.save_pretrained(folder)

@@ -1,17 +1,12 @@
-"""Trains the members of the embedded family."""
+"""Training texts, initial weights and training of the shipped models."""
 
 import random
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from probes.compression.derived_model import DerivedModel
-from probes.compression.distillation.plan import TrainingConfig, TrainingPlan, TrainingText
-from probes.compression.distillation.targets import parse_labels
-from probes.compression.distillation.trainer import TrainingCallback, fit
+from probes.compression.distillation.plan import TrainingConfig, TrainingText
 from probes.errors import ModelError
 from probes.experiments.family.corpus import CorpusSettings, sample_texts
 from probes.experiments.family.recipes import Recipe, recipe
@@ -20,9 +15,9 @@ from probes.models.process_state import seeded_init
 
 
 def training_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> list[TrainingText]:
-    """Write and encode the texts of a recipe, each open between <bos> and <eos>."""
+    """Tokenized texts of a recipe, between <bos> and <eos>, in random order."""
     settings = CorpusSettings(nouns=recipe.nouns, task=recipe.task)
-    found = []
+    rows = []
     statements = round(recipe.statements * recipe.items)
     for kind, count in (("statements", statements), ("questions", recipe.items - statements)):
         if not count:
@@ -30,39 +25,38 @@ def training_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> list[Tr
         texts = list(sample_texts(kind, count, seed=recipe.seed, settings=settings))
         ids = tokenizer([item.text for item in texts], add_special_tokens=False).input_ids
         prompts = tokenizer([item.prompt for item in texts], add_special_tokens=False).input_ids
-        for whole, prompt in zip(ids, prompts, strict=True):
-            row = (BOS, *whole, EOS)
+        for text, prompt in zip(ids, prompts, strict=True):
             skipped = len(prompt) + 1 if kind == "questions" and recipe.answers_only else 0
-            found.append(TrainingText(row, skipped))
-    random.Random(recipe.seed).shuffle(found)
-    return found
+            rows.append(TrainingText((BOS, *text, EOS), skipped))
+    random.Random(recipe.seed).shuffle(rows)
+    return rows
 
 
 def family_corpus(
     model: DerivedModel, *, count: int, seed: int, statements: float = 0.3
 ) -> list[TrainingText]:
-    """Return `count` texts of the family's corpus, a fraction of them statements.
+    """Tokenized texts of the corpus of the shipped models, a fraction of them statements.
 
     Raises:
-        ModelError: The model does not have the family's tokenizer.
+        ModelError: The model has another tokenizer.
     """
     if not has_family_tokenizer(model):
         raise ModelError(
-            f"{model.name} does not have the family's tokenizer, so the family's corpus does not "
-            "fit: give a file of texts, one a line"
+            f"{model.name} does not have the tokenizer of the shipped models, so their corpus does "
+            "not fit: give a file of texts, one a line"
         )
     chosen = replace(recipe("full"), items=count, seed=seed, statements=statements)
     return training_rows(chosen, model.tokenizer)
 
 
 def has_family_tokenizer(model: DerivedModel) -> bool:
-    """Return whether a model has the tokenizer of the embedded family."""
-    words = {} if model.tokenizer is None else model.tokenizer.get_vocab()
-    return words.get("<bos>") == BOS and words.get("<eos>") == EOS and "Ġfoxes" in words
+    """Whether a model has the tokenizer of the shipped models."""
+    tokens = {} if model.tokenizer is None else model.tokenizer.get_vocab()
+    return tokens.get("<bos>") == BOS and tokens.get("<eos>") == EOS and "Ġfoxes" in tokens
 
 
 def random_init_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Build an untrained model of the recipe's shape."""
+    """Random-init model of the recipe's shape."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=recipe.d_model,
@@ -77,12 +71,12 @@ def random_init_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Lla
         pad_token_id=PAD,
     )
     with seeded_init(recipe.seed):
-        # Eager attention: on CPUs the fused kernel's backward pass takes twice the whole step.
+        # Eager attention: on CPUs the backward pass of the fused kernel doubles the time of a step.
         return LlamaForCausalLM._from_config(config, attn_implementation="eager")
 
 
 def training_config(recipe: Recipe) -> TrainingConfig:
-    """Return the optimizer's dials of a recipe."""
+    """Settings of the optimizer of a recipe."""
     return TrainingConfig(
         steps=recipe.steps,
         seed=recipe.seed,
@@ -91,33 +85,3 @@ def training_config(recipe: Recipe) -> TrainingConfig:
         weight_decay=recipe.weight_decay,
         schedule=recipe.schedule,
     )
-
-
-def train(  # noqa: PLR0913 (whom, what, where, by whom)
-    recipe: Recipe,
-    student: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    *,
-    folder: Path,
-    teacher: LlamaForCausalLM | None = None,
-    masks: Mapping[str, Tensor] | None = None,
-    callback: TrainingCallback | None = None,
-    texts: Sequence[TrainingText] = (),
-    until: int = 0,
-) -> LlamaForCausalLM:
-    """Train a model by its recipe, with checkpoints in `folder` to go on from.
-
-    `texts` are the rows of the recipe where they are at hand: they take a while to write.
-    `until` stops after so many steps.
-    """
-    kind = recipe.labels or ("soft" if teacher is not None else "hard")
-    plan = TrainingPlan(
-        texts or training_rows(recipe, tokenizer),
-        replace(training_config(recipe), stop_after=until),
-        PAD,
-        parse_labels(kind, temperature=recipe.temperature),
-        teacher,
-        masks or {},
-    )
-    fit(student, plan, folder=folder, callback=callback, progress=True)
-    return student

@@ -1,1 +1,1 @@
-"""The fewest parameters that do the task."""
+"""Fewest parameters."""

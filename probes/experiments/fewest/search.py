@@ -1,7 +1,8 @@
-"""Looks for the fewest directions, the fewest wires and the smallest student that will do."""
+"""Search for the fewest directions, the fewest edges and the smallest student."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,13 @@ from probes.circuits.faithfulness import (
     sample_random_circuits,
 )
 from probes.circuits.pruning import prune_circuit
-from probes.circuits.reference_runs import ReferenceRuns, run_references
+from probes.circuits.reference_runs import run_references
 from probes.circuits.result import Faithfulness
 from probes.circuits.task import TaskSettings, require_open_gate, sample_tasks
 from probes.errors import ProbeError
 from probes.experiments.fewest.result import (
     FewestParameters,
+    FewestSettings,
     MinimalCircuit,
     MinimalDirections,
     ModelMinimum,
@@ -41,264 +43,229 @@ from probes.interventions.site_search import (
     takes_only,
     variables_of,
 )
-from probes.interventions.subspace import DASSettings, Subspace, das
+from probes.interventions.subspace import DASSettings, das
 from probes.models.model import Model, load, random_init
 from probes.models.site import Site, joined_roles
 from probes.observe.gate import gate
-from probes.prompts.catalog import pattern as find_pattern
+from probes.prompts.catalog import pattern as load_pattern
 from probes.prompts.interchange_pairs import InterchangePairs, sample_interchange_pairs
 from probes.prompts.pattern import Pattern
 from probes.stats.intervals import Estimate, proportion
 
-SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-_KEEP_STEPS = (0.0, 0.25, 0.5, 0.75, 0.9)  # Of the way from what is asked for to the whole model.
+# Faithfulness that the circuit search keeps: fractions of the way from the threshold to 1.
+_KEEP_STEPS = (0.0, 0.25, 0.5, 0.75, 0.9)
 _RANDOM_CIRCUITS = 50
 
 
-def fewest_parameters(  # noqa: PLR0913 (whom, what, and how hard)
+def fewest_parameters(
     models: Sequence[str | Path | Model],
     pattern: str | Pattern = "take-away",
+    settings: FewestSettings | None = None,
     *,
     students: Sequence[str | Path | Model] = (),
-    variables: Sequence[str] = ("operation", "y"),
-    threshold: float = 0.9,
-    sizes: Sequence[int] = SIZES,
-    bases: int = 60,
-    prompts: int = 16,
-    nulls: int = 1,
-    seed: int = 0,
 ) -> FewestParameters:
-    """Count what a task needs: directions at a hotspot, edges of a model, weights of a student.
+    """Fewest directions at a hotspot, edges of a model, and parameters of a student.
 
-    Directions are searched for on half of the nouns and half of the verbs, and judged on the
-    others; a circuit is found on some pairs and judged on others. A search may find what is there
-    for no reason: see the null beside each number.
+    Directions are searched with half of the nouns and half of the verbs, and tested with the
+    others; a circuit is searched on some pairs and tested on others.
 
     Args:
-        models: Those that are looked into; the first is what students are measured against.
-        pattern: A pattern with an opposite.
-        students: Smaller models, several seeds of a shape or one; see `compress.cohort`.
-        variables: Whose directions are searched for.
-        enough: The share of the whole to keep, above 0 to 1.
-        sizes: Numbers of directions to try, from few to many.
-        bases: Crossings to search on, and as many to judge by.
-        prompts: Pairs for each contrast to find the circuit by, and as many to judge by.
-        nulls: Untrained nets of each shape in which directions are searched for as well.
-        seed: Of prompts, searches and nets.
+        models: Models to search in; students are compared with the first.
+        pattern: Pattern with an opposite.
+        settings: Settings of the search.
+        students: Smaller models, one or more seeds of each shape; see `distill_cohort`.
 
     Raises:
-        ProbeError: There is no model, `enough` is no share, or sizes do not ascend from 1.
+        ProbeError: There is no model, or a variable is unknown.
         GateError: One of the models does not have the behavior; students may lack it.
     """
-    if not models or not 0 < threshold <= 1:
-        raise ProbeError(
-            f"{len(models)} models were given, to keep {threshold}: give one or more, and a share "
-            "above 0, up to 1"
-        )
-    if not sizes or sizes[0] < 1 or any(np.diff(sizes) <= 0):
-        raise ProbeError(f"The sizes {tuple(sizes)} do not ascend from 1: give few to many")
-    asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
-    found = []
+    if not models:
+        raise ProbeError("There are 0 models to search in: give one or more")
+    settings, pattern = settings or FewestSettings(), load_pattern(pattern)
+    minima = []
     for model in map(load, models):
-        answer = require_open_gate(model, asked, "", seed=seed).answer
-        places = _sample_split_pairs(model, asked, variables, (bases, seed))
-        settings = (threshold, tuple(sizes), nulls, seed)
-        few = tuple(_fewest_directions(places, variable, settings) for variable in variables)
-        wires = _smallest_circuit(model, asked, answer, (threshold, prompts, seed))
-        found.append(
+        answer = require_open_gate(model, pattern, "", seed=settings.seed).answer
+        finding_pairs, test_pairs = _sample_split_pairs(model, pattern, settings)
+        sites = find_sites(model, finding_pairs, tuple(settings.variables))
+        split = _SplitPairs(model, finding_pairs, test_pairs, tuple(sites))
+        minima.append(
             ModelMinimum(
-                model.name, count_parameters(model), sum(_block_weights(model)), few, wires
+                model=model.name,
+                parameters=count_parameters(model),
+                block_parameters=sum(map(sum, _count_layer_weights(model))),
+                directions=tuple(
+                    _fewest_directions(split, variable, site, settings)
+                    for variable, site in zip(settings.variables, sites, strict=True)
+                ),
+                circuit=_smallest_circuit(model, pattern, answer, settings),
             )
         )
-    return FewestParameters(
-        asked.name, threshold, tuple(found), evaluate_students(students, asked, seed=seed)
-    )
+    tested = evaluate_students(students, pattern, seed=settings.seed)
+    return FewestParameters(pattern.name, settings.threshold, tuple(minima), tested)
 
 
 def evaluate_students(
     students: Sequence[str | Path | Model], pattern: str | Pattern = "take-away", *, seed: int = 0
 ) -> tuple[Student, ...]:
-    """Ask smaller models whether they do a task, and count their weights; the largest first."""
-    asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
-    found = [_evaluate_student(load(one), asked, seed) for one in students]
-    return tuple(sorted(found, key=lambda one: -one.parameters))
+    """Gates and sizes of smaller models, the largest first."""
+    pattern = load_pattern(pattern)
+    evaluated = [
+        Student(
+            model=model.name,
+            layers=model.shape.layers,
+            d_model=model.shape.d_model,
+            parameters=count_parameters(model),
+            gates=gate(model, pattern, seed=seed),
+        )
+        for model in map(load, students)
+    ]
+    return tuple(sorted(evaluated, key=lambda student: -student.parameters))
 
 
 def count_parameters(model: Model) -> int:
-    """Count a model's weights, tied ones once."""
+    """Number of weights, tied ones once."""
     return sum(weight.numel() for weight in model.bridge.original_model.parameters())
 
 
 # Directions.
 
 
+@dataclass(frozen=True, eq=False)
 class _SplitPairs:
-    """Crossings of two sets of words, and the sites of the first."""
+    """Interchange pairs to search with and to test with, and the sites of all variables."""
 
-    def __init__(
-        self,
-        model: Model,
-        pairs: tuple[InterchangePairs, InterchangePairs],
-        sites: Mapping[str, Site],
-    ) -> None:
-        self.model, self.crossed, self.sites = model, pairs, sites
+    model: Model
+    finding: InterchangePairs
+    test: InterchangePairs
+    sites: tuple[Site, ...]
 
     def runs(self, model: Model) -> tuple[InterchangeRuns, InterchangeRuns]:
-        """Run a model on both."""
-        first, second = (
-            run_interchange_pairs(model, c, joined_roles=joined_roles(*self.sites.values()))
-            for c in self.crossed
-        )
-        return first, second
+        joined = joined_roles(*self.sites)
+        finding = run_interchange_pairs(model, self.finding, joined_roles=joined)
+        return finding, run_interchange_pairs(model, self.test, joined_roles=joined)
 
 
 def _sample_split_pairs(
-    model: Model, pattern: Pattern, variables: Sequence[str], settings: tuple[int, int]
-) -> _SplitPairs:
-    """Draw crossings whose nouns, and verbs if there are several, are in one half only."""
-    bases, seed = settings
-    found_by = dict(search_words(pattern))
-    every = pattern.lexicon.words("noun")
-    others = {slot: [w for w in every if w not in used] for slot, used in found_by.items()}
+    model: Model, pattern: Pattern, settings: FewestSettings
+) -> tuple[InterchangePairs, InterchangePairs]:
+    """Interchange pairs whose nouns, and verbs if there are several groups, are of one half."""
+    halves = [dict(search_words(pattern, held_out=held_out)) for held_out in (False, True)]
     groups = verb_groups(pattern)
     if len(groups) > 1:
-        found_by["op"] = [verb for group in groups[::2] for verb in group]
-        others["op"] = [verb for group in groups[1::2] for verb in group]
-    drawn = tuple(
+        for at, words in enumerate(halves):
+            words["op"] = [verb for group in groups[at::2] for verb in group]
+    finding, test = (
         sample_interchange_pairs(
-            pattern, bases, tokenizers=(model.tokenizer,), seed=seed + 1 - k, allowed_words=words
+            pattern, settings.bases, tokenizers=(model.tokenizer,), seed=settings.seed + 1 - at,
+            allowed_words=words,
         )
-        for k, words in enumerate((found_by, others))
-    )
-    if strange := set(variables) - set(variables_of(drawn[0])):
+        for at, words in enumerate(halves)
+    )  # fmt: skip
+    if unknown := set(settings.variables) - set(variables_of(finding)):
         raise ProbeError(
-            f"{pattern.name!r} has no variable {sorted(strange)}: it has "
-            f"{', '.join(variables_of(drawn[0]))}"
+            f"{pattern.name!r} has no variable {sorted(unknown)}: it has "
+            f"{', '.join(variables_of(finding))}"
         )
-    cells = find_sites(model, drawn[0], tuple(variables))
-    return _SplitPairs(model, (drawn[0], drawn[1]), dict(zip(variables, cells, strict=True)))
+    return finding, test
 
 
 def _fewest_directions(
-    pairs: _SplitPairs, variable: str, settings: tuple[float, tuple[int, ...], int, int]
+    split: _SplitPairs, variable: str, site: Site, settings: FewestSettings
 ) -> MinimalDirections:
-    """Search for more and more directions until they do enough."""
-    enough, sizes, nulls, seed = settings
-    cell, model = pairs.sites[variable], pairs.model
-    finding, judging = pairs.runs(model)
-    whole = proportion(takes_only(interchange_intervention(judging, [cell]), variable)[0])
+    """DAS with more and more directions, until they reach the threshold."""
+    model, seed = split.model, settings.seed
+    runs = split.runs(model)
+    outcomes = interchange_intervention(runs[1], [site])
+    full_state = proportion(takes_only(outcomes, variable)[0])
     tried: list[int] = []
-    shares: list[Estimate] = []
-    done = False
-    for size in (size for size in sizes if size <= model.shape.d_model):
+    accuracy: list[Estimate] = []
+    is_enough = False
+    for size in (size for size in settings.sizes if size <= model.shape.d_model):
         tried.append(size)
-        shares.append(proportion(_subspace_hits(finding, judging, variable, (cell, size, seed))))
-        # Where even the whole state carries nothing there is nothing to look for.
-        if done := whole.value > EQUIVALENCE_MARGIN and shares[-1].value >= enough * whole.value:
+        accuracy.append(proportion(_subspace_hits(runs, variable, site, size, seed)))
+        if full_state.value <= EQUIVALENCE_MARGIN:  # Even the whole state carries nothing.
             break
-        if whole.value <= EQUIVALENCE_MARGIN:
+        is_enough = accuracy[-1].value >= settings.threshold * full_state.value
+        if is_enough:
             break
-    strange = []
-    for n in range(nulls):
-        here, there = pairs.runs(random_init(model, seed=seed + n))
-        strange.append(_subspace_hits(here, there, variable, (cell, tried[-1], seed)).mean())
+    nulls = [
+        _subspace_hits(
+            split.runs(random_init(model, seed=seed + n)), variable, site, tried[-1], seed
+        ).mean()
+        for n in range(settings.nulls)
+    ]
     return MinimalDirections(
         variable=variable,
-        site=str(cell),
-        full_state=whole,
+        site=str(site),
+        full_state=full_state,
         sizes=tuple(tried),
-        interchange_accuracy=tuple(shares),
-        fewest=tried[-1] if done else None,
+        interchange_accuracy=tuple(accuracy),
+        fewest=tried[-1] if is_enough else None,
         total=model.shape.d_model,
-        null=float(max(strange, default=np.nan)),
+        null=float(max(nulls, default=np.nan)),
     )
 
 
 def _subspace_hits(
-    finding_runs: InterchangeRuns,
-    test_runs: InterchangeRuns,
-    variable: str,
-    settings: tuple[Site, int, int],
+    runs: tuple[InterchangeRuns, InterchangeRuns], variable: str, site: Site, size: int, seed: int
 ) -> Bool[np.ndarray, " prompt"]:
-    """Search on some crossings, and mark on others where just the variable is handed over."""
-    cell, size, seed = settings
-    objective = interchange_objective(finding_runs, cell, variable)
-    space = das(objective, cell, dims=size, settings=DASSettings(seed=seed))
-    return _interchange_hits(test_runs, space, cell, variable)
+    """Where the subspace of the first runs carries just the variable in the second ones."""
+    finding, test = runs
+    objective = interchange_objective(finding, site, variable)
+    subspace = das(objective, site, dims=size, settings=DASSettings(seed=seed))
+    base, source = (run.resid[site.layer] for run in (test.clean, test.sources["other"]))
+    mixed = with_residual(test, site.layer, subspace.replace_projection(base, source))
+    return takes_only(interchange_intervention(test, [site], source=mixed), variable)[0]
 
 
-def _interchange_hits(
-    test_runs: InterchangeRuns, subspace: Subspace, site: Site, variable: str
-) -> Bool[np.ndarray, " prompt"]:
-    theirs = test_runs.sources["other"].resid[site.layer]
-    mixed = with_residual(
-        test_runs,
-        site.layer,
-        subspace.replace_projection(test_runs.clean.resid[site.layer], theirs),
-    )
-    return takes_only(interchange_intervention(test_runs, [site], source=mixed), variable)[0]
-
-
-# Wires.
+# Circuits.
 
 
 def _smallest_circuit(
-    model: Model, pattern: Pattern, answer: str, settings: tuple[float, int, int]
+    model: Model, pattern: Pattern, answer: str, settings: FewestSettings
 ) -> MinimalCircuit:
-    """Cut circuits out, each keeping more where it is found, until one keeps enough elsewhere."""
-    enough, prompts, seed = settings
-    finding, judging = sample_tasks(
-        model, pattern, TaskSettings(answer=answer, prompts=prompts, seed=seed)
+    """Circuits that keep more and more, until one reaches the threshold on held-out prompts."""
+    threshold, seed = settings.threshold, settings.seed
+    task, held_out_task = sample_tasks(
+        model, pattern, TaskSettings(answer=answer, prompts=settings.prompts, seed=seed)
     )
-    graph, here, there = (
-        edge_attribution(model, finding),
-        run_references(model, finding),
-        run_references(model, judging),
-    )
-    found: Faithfulness | None = None
+    scores = edge_attribution(model, task)
+    runs, held_out_runs = run_references(model, task), run_references(model, held_out_task)
+    result: Faithfulness | None = None
     nodes: tuple[str, ...] = ()
-    for part in _KEEP_STEPS:
-        circuit = prune_circuit(here, graph, enough + part * (1 - enough))
-        found, nodes = (
-            evaluate_masks(there, edge_masks(there, [circuit]), seed=seed)[0],
-            circuit.nodes,
-        )
-        if found.value.value >= enough:
+    for step in _KEEP_STEPS:
+        circuit = prune_circuit(runs, scores, threshold + step * (1 - threshold))
+        masks, nodes = edge_masks(held_out_runs, [circuit]), circuit.nodes
+        result = evaluate_masks(held_out_runs, masks, seed=seed)[0]
+        if result.value.value >= threshold:
             break
-    assert found is not None, "there is at least one share to try"
+    assert result is not None, "there is at least one step"
+    random = sample_random_circuits(
+        held_out_runs, result.edges, "paths", _RANDOM_CIRCUITS, seed=seed
+    )
     return MinimalCircuit(
-        held_out=found,
-        is_sufficient=found.value.value >= enough,
-        total_edges=len(graph),
-        random_max=_random_circuits_max(there, found, seed),
+        held_out=result,
+        is_sufficient=result.value.value >= threshold,
+        total_edges=len(scores),
+        random_max=max(random_baseline(held_out_runs, random, result.value.value, "paths").values),
         parameters=_count_node_weights(model, nodes),
     )
 
 
-def _random_circuits_max(runs: ReferenceRuns, result: Faithfulness, seed: int) -> float:
-    drawn = sample_random_circuits(runs, result.edges, "paths", _RANDOM_CIRCUITS, seed=seed)
-    return max(random_baseline(runs, drawn, result.value.value, "paths").values)
-
-
 def _count_node_weights(model: Model, nodes: Sequence[str]) -> int:
-    """Count the weights of heads and MLPs; heads that share keys have a part in them each."""
+    """Number of weights of heads and MLPs; heads share the weights of an attention layer evenly."""
     attention, mlp = _count_layer_weights(model)
     total = 0.0
     for node in {name.split("@")[0] for name in nodes}:
-        if found := re.fullmatch(r"L(\d+)\.H\d+", node):
-            total += attention[int(found[1])] / model.shape.heads
-        elif found := re.fullmatch(r"L(\d+)\.MLP", node):
-            total += mlp[int(found[1])]
+        if match := re.fullmatch(r"L(\d+)\.H\d+", node):
+            total += attention[int(match[1])] / model.shape.heads
+        elif match := re.fullmatch(r"L(\d+)\.MLP", node):
+            total += mlp[int(match[1])]
     return round(total)
 
 
-def _block_weights(model: Model) -> list[int]:
-    attention, mlp = _count_layer_weights(model)
-    return [*attention, *mlp]
-
-
 def _count_layer_weights(model: Model) -> tuple[list[int], list[int]]:
-    """Count the weights of each layer's attention and of its MLP; norms are not counted."""
+    """Number of weights of each layer's attention and of its MLP, without norms."""
     attention, mlp = [0] * model.shape.layers, [0] * model.shape.layers
     for name, weight in model.bridge.original_model.named_parameters():
         if layer := re.search(r"\.(\d+)\.", name):
@@ -307,16 +274,3 @@ def _count_layer_weights(model: Model) -> tuple[list[int], list[int]]:
             elif re.search(r"\.(self_attn|attn|attention)\.", name):
                 attention[int(layer[1])] += weight.numel()
     return attention, mlp
-
-
-# Students.
-
-
-def _evaluate_student(model: Model, pattern: Pattern, seed: int) -> Student:
-    return Student(
-        model=model.name,
-        layers=model.shape.layers,
-        d_model=model.shape.d_model,
-        parameters=count_parameters(model),
-        gates=gate(model, pattern, seed=seed),
-    )

@@ -1,4 +1,4 @@
-"""What the table of "My name is ⟨?⟩" says: curves over seeds, and examples needed."""
+"""Learning curves over seeds, and examples needed to reach a divergence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -13,12 +13,12 @@ from probes.experiments.soft_labels.texts import StudentScores
 from probes.stats.intervals import CONFIDENCE_LEVEL, Estimate
 
 KL_TARGETS = (2.0, 1.0, 0.5, 0.25, 0.1)
-"""Bits of divergence that are to be reached."""
+"""Divergences to reach, in bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class LearningCurvePoint:
-    """A measure of one arm after so many examples, with its interval over seeds."""
+    """Measure of one arm after a number of examples, with its interval over seeds."""
 
     arm: str
     examples: int
@@ -28,16 +28,16 @@ class LearningCurvePoint:
 
 @dataclass(frozen=True, slots=True)
 class ExamplesNeeded:
-    """How many examples an arm needs to come down to a divergence.
+    """Number of examples that an arm needs to reach a divergence.
 
     Attributes:
-        arm, target: Which, and to how many bits.
-        reached: How many of the seeds came there.
-        seeds: How many there are.
-        examples: The geometric mean over seeds; None unless all came there.
-        ratio: Times what `soft` needs on the same seed; None unless both always came there.
-        at_least: Lower end of the ratio where `soft` always came there and this arm did not: the
-            geometric mean with all examples of the run for what it would have taken. Else NaN.
+        arm, target: Arm, and divergence in bits.
+        reached: Number of seeds that reached it.
+        seeds: Number of seeds.
+        examples: Geometric mean over seeds; None unless all reached it.
+        ratio: Ratio to `soft` on the same seeds; None unless both always reached it.
+        at_least: Lower bound of the ratio where `soft` always reached it and this arm did not:
+            runs that did not reach it count with all their examples. Else NaN.
     """
 
     arm: str
@@ -57,37 +57,36 @@ class ExamplesNeeded:
 
 
 def arm_curve(rows: Sequence[NameRow], arm: str, measure: str) -> list[LearningCurvePoint]:
-    """Return a measure of one arm against examples seen, with intervals over seeds.
+    """A measure of one arm against examples seen, with intervals over seeds.
 
     Args:
-        rows: A table.
-        arm: One of `ARMS`, or `COUNTING`.
-        measure: One of the measures in `Marks`. Divergences are averaged as logarithms.
+        rows: Table of the study.
+        arm: One of `ARMS`, `COUNTING` or `TEACHER`.
+        measure: Field of `StudentScores`; divergences are averaged as logarithms.
 
     Raises:
-        ModelError: There is no such measure.
+        ModelError: The measure is unknown.
     """
-    if measure not in (field.name for field in fields(StudentScores)):
-        known = ", ".join(field.name for field in fields(StudentScores))
-        raise ModelError(f"There is no measure {measure!r}: the measures are {known}")
-    here = [row for row in rows if row.arm == arm and row.stage != "tuning"]
-    found = []
-    for examples in sorted({row.examples for row in here}):
-        values = np.array([getattr(row, measure) for row in here if row.examples == examples])
+    known = [field.name for field in fields(StudentScores)]
+    if measure not in known:
+        raise ModelError(f"There is no measure {measure!r}: use one of {', '.join(known)}")
+    own = [row for row in rows if row.arm == arm and row.stage != "tuning"]
+    points = []
+    for examples in sorted({row.examples for row in own}):
+        values = np.array([getattr(row, measure) for row in own if row.examples == examples])
         value = over_seeds(values, logs=measure.endswith("_kl"))
-        found.append(LearningCurvePoint(arm, examples, value, len(values)))
-    return found
+        points.append(LearningCurvePoint(arm, examples, value, len(values)))
+    return points
 
 
 def over_seeds(values: Float[np.ndarray, " seed"], *, logs: bool) -> Estimate:
-    """Return a mean with its t interval over seeds; with `logs`, the geometric mean."""
+    """Mean with its t interval over seeds; the geometric mean with `logs`."""
     kept = np.log(values) if logs else values
     center, count = float(kept.mean()), len(kept)
     half = 0.0
     if count > 1:
-        half = float(
-            stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, count - 1) * kept.std(ddof=1) / np.sqrt(count)
-        )
+        quantile = stats.t.ppf((1 + CONFIDENCE_LEVEL) / 2, count - 1)
+        half = float(quantile * kept.std(ddof=1) / np.sqrt(count))
     ends = (center, center - half, center + half)
     return Estimate(*(float(np.exp(end)) if logs else end for end in ends))
 
@@ -95,47 +94,49 @@ def over_seeds(values: Float[np.ndarray, " seed"], *, logs: bool) -> Estimate:
 def examples_needed(
     rows: Sequence[NameRow], arm: str, target: float, *, measure: str = "name_kl"
 ) -> ExamplesNeeded:
-    """Return how many examples an arm needs to come down to a divergence in bits.
+    """Number of examples until an arm reaches a divergence in bits.
 
-    What counts is the first time that a seed's curve comes there, which favors arms whose curves
-    are restless. Between two looks it is read off the line between their logarithms.
+    It is the first time that the curve of a seed reaches it, which favors noisy curves. Between two
+    evaluations, log divergence is interpolated on log examples.
     """
-    mine, soft = (_examples_to_target(rows, name, target, measure) for name in (arm, "soft"))
+    own, soft = (_examples_to_target(rows, name, target, measure) for name in (arm, "soft"))
     last = max((row.examples for row in rows if row.stage == "run"), default=0)
-    came = [at for at in mine.values() if at is not None]
-    whole = bool(mine) and len(came) == len(mine)
-    both = {seed: at for seed in mine if (at := soft.get(seed)) is not None}
-    known = bool(both) and len(both) == len(mine)
-    ratios = np.array([(mine[seed] or last) / at for seed, at in both.items()])
+    reached = [at for at in own.values() if at is not None]
+    all_reached = bool(own) and len(reached) == len(own)
+    soft_reached = {seed: at for seed in own if (at := soft.get(seed)) is not None}
+    comparable = bool(soft_reached) and len(soft_reached) == len(own)
+    ratios = np.array([(own[seed] or last) / at for seed, at in soft_reached.items()])
+    is_bound = comparable and not all_reached
     return ExamplesNeeded(
         arm,
         target,
-        reached=len(came),
-        seeds=len(mine),
-        examples=over_seeds(np.array(came), logs=True) if whole else None,
-        ratio=over_seeds(ratios, logs=True) if whole and known else None,
-        at_least=float(np.exp(np.log(ratios).mean())) if known and not whole else float("nan"),
+        reached=len(reached),
+        seeds=len(own),
+        examples=over_seeds(np.array(reached), logs=True) if all_reached else None,
+        ratio=over_seeds(ratios, logs=True) if all_reached and comparable else None,
+        at_least=float(np.exp(np.log(ratios).mean())) if is_bound else float("nan"),
     )
 
 
 def _examples_to_target(
     rows: Sequence[NameRow], arm: str, target: float, measure: str
 ) -> dict[int, float | None]:
-    """Return for each seed when its curve first came to the target; None where it never did."""
-    found: dict[int, float | None] = {}
-    here = [row for row in rows if row.arm == arm and row.stage != "tuning"]
-    for seed in sorted({row.seed for row in here}):
-        looks = sorted((row.examples, getattr(row, measure)) for row in here if row.seed == seed)
-        found[seed] = first_crossing(looks, target)
-    return found
+    """Examples at which the curve of each seed first reaches the target; None if it never does."""
+    own = [row for row in rows if row.arm == arm and row.stage != "tuning"]
+    return {
+        seed: first_crossing(
+            sorted((row.examples, getattr(row, measure)) for row in own if row.seed == seed), target
+        )
+        for seed in sorted({row.seed for row in own})
+    }
 
 
 def first_crossing(points: Sequence[tuple[int, float]], target: float) -> float | None:
-    """Return where a curve first comes down to a target, on logarithms; None where it does not."""
+    """First position where a curve falls to a target, on logarithmic axes; None if it does not."""
     before: tuple[int, float] | None = None
     for examples, value in points:
         if value <= target:
-            if before is None or not before[1] > value:  # NaN is no place to start from.
+            if before is None or not before[1] > value:  # NaN cannot be interpolated.
                 return float(examples)
             part = np.log(before[1] / target) / np.log(before[1] / max(value, 1e-12))
             return float(before[0] * (examples / before[0]) ** part)

@@ -1,6 +1,7 @@
-"""How fast students learn what may follow "My name is", from labels of several kinds."""
+"""Figure of the "My name is" study: learning curves for each kind of label."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from probes.experiments.soft_labels.plan import ARMS, COUNTING, TEACHER, NameRow
 from probes.viz.blocks import Block, Table, caption_html
 from probes.viz.drawing import (
     PALETTE,
+    Curve,
     Drawing,
     DrawingShape,
     Group,
@@ -24,11 +26,11 @@ from probes.viz.drawing import (
     Pixels,
     TextLabel,
     collapsed_table,
-    rectangle,
     scrollable_svg,
 )
 from probes.viz.figure import block_picture
 from probes.viz.picture import Picture
+from probes.viz.plots.axes import FONT_SIZE, Axes, Tick
 
 _ARM_COLORS = {
     "soft": PALETTE[0], "8 drawn": PALETTE[5], "soft, 64 texts": PALETTE[5],
@@ -40,14 +42,14 @@ _STYLE = (
     "<style>.pv.pv .pv-names g>path:first-of-type{fill-opacity:.16;stroke:none}"
     ".pv.pv .pv-names g:hover>path:first-of-type{fill-opacity:.4}</style>"
 )
-_PANEL_WIDTH, _PANEL_HEIGHT, _LABEL_WIDTH, _LEFT, _TOP = 300.0, 230.0, 104.0, 40.0, 44.0
-_PANEL_STEP_X, _PANEL_STEP_Y = 460.0, 318.0
-_GAP = 13.0
+_WIDTH, _HEIGHT, _LEFT, _TOP = 300.0, 230.0, 56.0, 28.0
+_STEP_X, _STEP_Y = 460.0, 300.0
+_LABEL_GAP = 13.0
 
 
 @dataclass(frozen=True, slots=True)
-class _CurvePanel:
-    """What one panel shows."""
+class _Panel:
+    """Panel: one measure of some arms."""
 
     title: str
     y_label: str
@@ -55,30 +57,30 @@ class _CurvePanel:
     arms: tuple[str, ...]
 
     @property
-    def log_scale(self) -> bool:
+    def log_y(self) -> bool:
         return self.measure.endswith("_kl")
 
 
 _MAIN_ARMS = tuple(name for name, arm in ARMS.items() if not arm.rate_from)
 _FEW_TEXT_ARMS = ("soft", "hard", "soft, 64 texts", "hard, 64 texts")
+_TEACHER_KL = "KL(teacher || student), bits"
 _PANELS = (
-    _CurvePanel(
-        "After “My name is”", "KL(truth || student), bits", "name_kl", (*_MAIN_ARMS, COUNTING, TEACHER)
-    ),
-    _CurvePanel("Where the teacher is in doubt", "KL(teacher || student), bits", "ambiguous_kl", _MAIN_ARMS),
-    _CurvePanel("Where the teacher is certain", "share of tokens right", "certain", _MAIN_ARMS),
-    _CurvePanel("New texts, or 64 again and again", "KL(teacher || student), bits; in doubt",
-           "ambiguous_kl", _FEW_TEXT_ARMS),
+    _Panel("After “My name is”", "KL(truth || student), bits", "name_kl",
+           (*_MAIN_ARMS, COUNTING, TEACHER)),
+    _Panel("Ambiguous tokens", _TEACHER_KL, "ambiguous_kl", _MAIN_ARMS),
+    _Panel("Certain tokens", "accuracy", "certain", _MAIN_ARMS),
+    _Panel("Ambiguous tokens, 64 texts repeated", _TEACHER_KL, "ambiguous_kl",
+           _FEW_TEXT_ARMS),
 )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class NameCurvesBlock(Block):
-    """Curves of all arms against the examples seen, with bands over seeds.
+    """Curves of all arms against examples seen, with bands over seeds.
 
     Attributes:
-        rows: A table of "My name is ⟨?⟩".
-        caption: A line above the panels.
+        rows: Table of the study.
+        caption: Line above the panels.
     """
 
     rows: Sequence[NameRow]
@@ -86,51 +88,41 @@ class NameCurvesBlock(Block):
 
     def __post_init__(self) -> None:
         if not any(row.stage == "run" for row in self.rows):
-            raise FigureError("There is nothing to draw: the table holds no run that counts")
+            raise FigureError("The table has no row of stage 'run', so there is nothing to draw")
 
     @property
     def body(self) -> str:
-        """The drawing with its numbers below."""
+        """Drawing, and its numbers in a collapsed table."""
+        drawing = scrollable_svg(_draw_panels(self.rows), "pv-names")
         numbers = collapsed_table(examples_needed_table(self.rows))
-        return (
-            caption_html(self.caption)
-            + _STYLE
-            + scrollable_svg(_draw_panels(self.rows), "pv-names")
-            + numbers
-        )
+        return caption_html(self.caption) + _STYLE + drawing + numbers
 
     def __repr__(self) -> str:
-        return f"NamesBlock({len(self.rows)} rows)"
+        return f"NameCurvesBlock({len(self.rows)} rows)"
 
 
 def names_picture(rows: Sequence[NameRow], *, title: str = "") -> Picture:
-    """Draw how fast students learn from each kind of labels.
+    """Learning curves of the study.
 
     Raises:
-        FigureError: The table holds no run that counts.
+        FigureError: The table has no finished run.
     """
-    says = title or "What may follow “My name is ⟨?⟩”: how fast each kind of labels teaches it"
-    # Paper has no half-seen colors, so that bands are pale there.
-    return block_picture(says, NameCurvesBlock(rows), _draw_panels(rows, faded=True))
+    title = title or "Learning the token after “My name is” from each kind of label"
+    # A file has no transparent colors, so bands are pale there.
+    return block_picture(title, NameCurvesBlock(rows), _draw_panels(rows, faded=True))
 
 
 def examples_needed_table(rows: Sequence[NameRow], *, measure: str = "name_kl") -> Table:
-    """Tabulate how many examples each arm needs to come down to each divergence."""
+    """Examples that each arm needs to reach each divergence."""
     arms = [arm for arm in ARMS if any(r.arm == arm and r.stage == "run" for r in rows)]
-    cells = [
-        [
-            arm,
-            *(
-                _needed_text(examples_needed(rows, arm, target, measure=measure))
-                for target in KL_TARGETS
-            ),
-        ]
+    needed = {
+        arm: [examples_needed(rows, arm, target, measure=measure) for target in KL_TARGETS]
         for arm in arms
-    ]
+    }
     return Table(
         ["labels", *(f"{target:g} bits" for target in KL_TARGETS)],
-        cells,
-        caption="Examples needed, and times what soft labels need [95 % over seeds]",
+        [[arm, *map(_needed_text, row)] for arm, row in needed.items()],
+        caption="Examples needed, and ratio to soft labels [95 % over seeds]",
     )
 
 
@@ -145,96 +137,75 @@ def _needed_text(needed: ExamplesNeeded) -> str:
 def _draw_panels(rows: Sequence[NameRow], *, faded: bool = False) -> Drawing:
     parts: list[Part] = []
     for at, panel in enumerate(_PANELS):
-        left, top = _LEFT + _PANEL_STEP_X * (at % 2), _TOP + _PANEL_STEP_Y * (at // 2)
-        parts += _draw_curves(
-            panel, rows, _CurveAxes.for_panel(panel, rows, left, top), faded=faded
-        )
-    note = "Bands are 95 % intervals over seeds. Both axes of a divergence are logarithms."
-    parts.append(TextLabel(0, 2 * _PANEL_STEP_Y + 12, note, 10.5, color="soft"))
+        left, top = _LEFT + _STEP_X * (at % 2), _TOP + _STEP_Y * (at // 2)
+        curves = {arm: arm_curve(rows, arm, panel.measure) for arm in panel.arms}
+        curves = {arm: points for arm, points in curves.items() if points}
+        axes = _panel_axes(panel, [p for points in curves.values() for p in points], left, top)
+        parts += _draw_curves(panel, curves, axes, faded=faded)
+    note = "Bands are 95 % intervals over seeds. Divergences are on logarithmic axes."
+    parts.append(TextLabel(0, 2 * _STEP_Y + 12, note, FONT_SIZE, color="soft"))
     arms = len({row.arm for row in rows if row.stage == "run"})
-    says = f"Four panels with curves of {arms} arms against the examples seen."
-    return Drawing(
-        2 * _PANEL_STEP_X - 4, 2 * _PANEL_STEP_Y + 18, tuple(parts), "Learning curves", says
-    )
+    text = f"Four panels with curves of {arms} arms against the examples seen."
+    return Drawing(2 * _STEP_X + 12, 2 * _STEP_Y + 18, tuple(parts), "Learning curves", text)
 
 
-@dataclass(frozen=True, slots=True)
-class _CurveAxes:
-    """Where numbers stand in a panel."""
-
-    left: Pixels
-    top: Pixels
-    examples: tuple[float, float]
-    values: tuple[float, float]
-    log_scale: bool
-
-    @classmethod
-    def for_panel(
-        cls, panel: _CurvePanel, rows: Sequence[NameRow], left: Pixels, top: Pixels
-    ) -> "_CurveAxes":
-        points = [p for arm in panel.arms for p in arm_curve(rows, arm, panel.measure)]
-        seen = [p.examples for p in points if p.examples]
-        values = [p.value.value for p in points if np.isfinite(p.value.value)]
-        low, high = (min(values) / 1.15, max(values) * 1.15) if panel.log_scale else (0.0, 1.0)
-        return cls(left, top, (float(min(seen)), float(max(seen))), (low, high), panel.log_scale)
-
-    def x(self, examples: Pixels) -> float:
-        low, high = np.log(self.examples)
-        return self.left + _PANEL_WIDTH * float((np.log(examples) - low) / max(high - low, 1e-9))
-
-    def y(self, value: Pixels) -> float:
-        low, high, at = (
-            self.values[0],
-            self.values[1],
-            min(max(value, self.values[0]), self.values[1]),
-        )
-        if self.log_scale:
-            low, high, at = float(np.log(low)), float(np.log(high)), float(np.log(at))
-        return self.top + _PANEL_HEIGHT * (1 - (at - low) / max(high - low, 1e-9))
+def _panel_axes(
+    panel: _Panel, points: Sequence[LearningCurvePoint], left: Pixels, top: Pixels
+) -> Axes:
+    examples = [float(p.examples) for p in points if p.examples]
+    values = [p.value.value for p in points if np.isfinite(p.value.value)]
+    y_range = (min(values) / 1.15, max(values) * 1.15) if panel.log_y else (0.0, 1.0)
+    box = (left, top, _WIDTH, _HEIGHT)
+    return Axes(box, (min(examples), max(examples)), y_range, log_x=True, log_y=panel.log_y)
 
 
 def _draw_curves(
-    panel: _CurvePanel, rows: Sequence[NameRow], axes: _CurveAxes, *, faded: bool
+    panel: _Panel,
+    curves: dict[str, list[LearningCurvePoint]],
+    axes: Axes,
+    *,
+    faded: bool,
 ) -> list[Part]:
-    parts = _frame(panel, axes)
-    found = {arm: arm_curve(rows, arm, panel.measure) for arm in panel.arms}
-    found = {arm: points for arm, points in found.items() if points}
-    lines = [_draw_curve(arm, points, axes, faded=faded) for arm, points in found.items()]
-    if faded:
-        # On paper all bands lie under all lines.
-        bands = [part for line in lines for part in line.parts[:1]]
-        parts += [*bands, *(part for line in lines for part in line.parts[1:])]
-    else:
-        parts += lines
-    ends = {arm: axes.y(points[-1].value.value) for arm, points in found.items()}
-    places = separate_labels(list(ends.values()), _GAP, axes.top, axes.top + _PANEL_HEIGHT)
-    for (arm, end), place in zip(ends.items(), places, strict=True):
-        edge, color = axes.left + _PANEL_WIDTH, _ARM_COLORS[arm]
-        parts.append(DrawingShape(((edge + 2, end), (edge + 12, place)), stroke=color))
-        parts.append(TextLabel(edge + 15, place + 3.5, arm, 10.5, color="ink"))
-    return parts
+    left, top, width, height = axes.box
+    parts = axes.frame(panel.title, _example_ticks(axes), _value_ticks(axes))
+    labels = (
+        TextLabel(left + width / 2, top + height + 30, "examples seen", color="soft",
+                  size=FONT_SIZE, anchor="middle"),
+        TextLabel(left - 40, top + height / 2, panel.y_label, color="soft",
+                  size=FONT_SIZE, anchor="middle", rotated=True),
+    )  # fmt: skip
+    groups = [_draw_curve(arm, points, axes, faded=faded) for arm, points in curves.items()]
+    # Pale bands are opaque: all of them lie under all lines.
+    shapes = [group.parts[at] for at in (0, 1) for group in groups] if faded else groups
+    ends = {arm: axes.y(points[-1].value.value) for arm, points in curves.items()}
+    label_y = separate_labels(list(ends.values()), _LABEL_GAP, top, top + height)
+    for (arm, end), y in zip(ends.items(), label_y, strict=True):
+        right = left + width
+        parts.append(DrawingShape(((right + 2, end), (right + 12, y)), stroke=_ARM_COLORS[arm]))
+        parts.append(TextLabel(right + 15, y + 3.5, arm, FONT_SIZE))
+    return [*parts, *labels, *shapes]
 
 
 def _draw_curve(
-    arm: str, points: Sequence[LearningCurvePoint], axes: _CurveAxes, *, faded: bool
+    arm: str, points: Sequence[LearningCurvePoint], axes: Axes, *, faded: bool
 ) -> Group:
+    """Band and line of one arm."""
     color = _ARM_COLORS[arm]
     if arm == TEACHER:
-        y = axes.y(points[0].value.value)
-        # The first shape of a group is its band.
-        flat = DrawingShape(((axes.left, y), (axes.left + _PANEL_WIDTH, y)), stroke=color)
-        return Group(f"the teacher itself: {points[0].value}", (flat, flat))
-    shown = [(axes.x(p.examples), p.value) for p in points]
-    over = [(x, axes.y(value.high)) for x, value in shown]
-    under = [(x, axes.y(value.low)) for x, value in reversed(shown)]
-    band = DrawingShape((*over, *under), _fade_color(color) if faded else color)
-    steps = [(x, axes.y(value.value)) for x, value in shown]
+        line = axes.horizontal(points[0].value.value, color)
+        return Group(f"the teacher itself: {points[0].value}", (line, line))
+    x = [axes.x(float(p.examples)) for p in points]
+    high, low, middle = (
+        [(at, axes.y(getattr(p.value, end))) for at, p in zip(x, points, strict=True)]
+        for end in ("high", "low", "value")
+    )
+    band = DrawingShape((*high, *reversed(low)), _fade_color(color) if faded else color)
+    # Control points at the end of a segment make it straight.
+    corners = (middle[0], *(point for point in middle[1:] for _ in range(3)))
+    line = Curve(corners, color, 1.2 if arm == COUNTING else 2.0)
     last = points[-1]
-    says = f"{arm}: {last.value} after {last.examples} examples, {last.seeds} seeds"
-    thick = 1.2 if arm == COUNTING else 2.0
-    # There and back again: a closed shape that is but a line.
-    path = DrawingShape((*steps, *reversed(steps[1:-1])), stroke=color, stroke_width=thick)
-    return Group(says, (band, path))
+    text = f"{arm}: {last.value} after {last.examples} examples, {last.seeds} seeds"
+    return Group(text, (band, line))
 
 
 def _fade_color(color: str) -> str:
@@ -244,60 +215,36 @@ def _fade_color(color: str) -> str:
     return "#" + "".join(f"{round(255 - 0.16 * (255 - part)):02x}" for part in parts)
 
 
-def _frame(panel: _CurvePanel, axes: _CurveAxes) -> list[Part]:
-    left, top, bottom = axes.left, axes.top, axes.top + _PANEL_HEIGHT
-    parts: list[Part] = [
-        TextLabel(left, top - 26, panel.title, 13, bold=True),
-        TextLabel(left, top - 10, panel.y_label, 10.5, color="soft"),
-    ]
-    for tick in _ticks(axes):
-        y = axes.y(tick)
-        parts.append(DrawingShape(((left, y), (left + _PANEL_WIDTH, y)), stroke="line"))
-        parts.append(TextLabel(left - 5, y + 3.5, f"{tick:g}", 10, "end", "soft"))
-    low, high = axes.examples
-    power = 2.0 ** int(np.ceil(np.log2(low)))
-    while power <= high:
-        x = axes.x(power)
-        parts.append(DrawingShape(((x, bottom), (x, bottom + 4)), stroke="soft"))
-        parts.append(TextLabel(x, bottom + 15, f"{power:g}", 10, "middle", "soft"))
-        power *= 2
-    parts.append(
-        TextLabel(left + _PANEL_WIDTH / 2, bottom + 29, "examples seen", 10.5, "middle", "soft")
-    )
-    return [*parts, rectangle((left, top, _PANEL_WIDTH, _PANEL_HEIGHT), "none", "line")]
+def _example_ticks(axes: Axes) -> Iterator[Tick]:
+    low, high = axes.x_range
+    for power in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1):
+        yield 2.0**power, f"{2**power}"
 
 
-def _ticks(axes: _CurveAxes) -> list[float]:
-    low, high = axes.values
-    if not axes.log_scale:
-        return [0.0, 0.25, 0.5, 0.75, 1.0]
-    round_ones = (digit * 10.0**power for power in range(-4, 3) for digit in (1, 2, 5))
-    return [tick for tick in round_ones if low <= tick <= high]
+def _value_ticks(axes: Axes) -> list[Tick]:
+    low, high = axes.y_range
+    ticks = [0.0, 0.25, 0.5, 0.75, 1.0]
+    if axes.log_y:
+        ticks = [digit * 10.0**power for power in range(-4, 3) for digit in (1, 2, 5)]
+    return [(tick, f"{tick:g}") for tick in ticks if low <= tick <= high]
 
 
 def separate_labels(
     positions: Sequence[Pixels], gap: Pixels, low: Pixels, high: Pixels
 ) -> list[float]:
-    """Return places near the wanted ones, in their order, at least a gap apart if there is room."""
+    """Positions near the given ones, in their order, at least a gap apart if there is room."""
     order = sorted(range(len(positions)), key=lambda at: positions[at])
+    low, high = float(low), float(high)
     gap = min(gap, (high - low) / max(len(positions) - 1, 1))
-    groups: list[list[float]] = []  # The middle of a run of labels, and how many they are.
+    groups: list[tuple[float, int]] = []  # Center and number of labels that are packed together.
     for at in order:
-        groups.append([positions[at], 1])
+        groups.append((positions[at], 1))
         while len(groups) > 1:
             (first, many), (second, more) = groups[-2:]
             if second - first >= gap * (many + more) / 2:
                 break
-            groups[-2:] = [[(first * many + second * more) / (many + more), many + more]]
-    places = []
-    for middle, many in groups:
-        places += [middle + gap * (k - (many - 1) / 2) for k in range(int(many))]
-    for at, place in enumerate(places):
-        places[at] = max(place, low + gap * at)
-    for back in range(len(places)):
-        at = len(places) - 1 - back
-        places[at] = min(places[at], high - gap * back)
-    found = [0.0] * len(positions)
-    for at, place in zip(order, places, strict=True):
-        found[at] = place
-    return found
+            groups[-2:] = [((first * many + second * more) / (many + more), many + more)]
+    packed = [center + gap * (k - (many - 1) / 2) for center, many in groups for k in range(many)]
+    packed = [max(y, low + gap * at) for at, y in enumerate(packed)]
+    packed = [min(y, high - gap * at) for at, y in enumerate(reversed(packed))][::-1]
+    return [y for _, y in sorted(zip(order, packed, strict=True))]

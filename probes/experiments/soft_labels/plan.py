@@ -1,33 +1,32 @@
-"""The arms, the size and the table of "My name is ⟨?⟩", and how a learning rate is chosen."""
+"""Arms, size and table of the "My name is" study, and the choice of learning rates."""
 
-import csv
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from probes.errors import ModelError
-from probes.files import data_folder
+from probes.experiments.studies.tables import read_study
 
 Stage = Literal["tuning", "run", "beside"]
 
 COUNTING, TEACHER = "counting", "teacher"
-"""What stands beside the arms."""
+"""Arms without a student: a reader that counts names, and the teacher itself."""
 
 LEARNING_RATES = (0.001, 0.002, 0.004, 0.008, 0.016)
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One way to teach.
+    """Condition of the study: the labels of a student.
 
     Attributes:
-        labels: What is taught, as `compress.labels` writes it.
-        like: The arm whose learning rate it takes over; "" if it has one tuned for itself.
-        texts: How many different texts it sees, again and again; 0 if each is new.
-        falling: Whether the learning rate falls in the last quarter.
+        labels: Distillation targets, as `parse_labels` reads them.
+        rate_from: Arm whose learning rate it uses; "" if it is tuned itself.
+        texts: Number of different texts, repeated; 0 if each text is new.
+        decay: Whether the learning rate decays in the last quarter.
     """
 
     labels: str
@@ -50,23 +49,23 @@ ARMS = {
     "soft, falling": Arm("soft", rate_from="soft", decay=True),
     "hard, falling": Arm("hard", rate_from="hard", decay=True),
 }
-"""The arms by name; "top 1" is the teacher's first choice alone."""
+"""Arms by name; "top 1" is the teacher's most likely token."""
 
 
 @dataclass(frozen=True, slots=True)
 class NameStudySettings:
-    """How large the experiment is.
+    """Size of the study.
 
     Attributes:
         updates, batch: Steps of a run, and texts in each.
-        layers, width, heads: The student's shape; its MLPs are three times as wide.
+        layers, width, heads: Shape of the student; its MLPs are three times as wide.
         warmup: Steps in which the learning rate rises.
-        seeds: Of the runs that count.
-        tuning_seed: Of the runs that choose the learning rate.
-        rates: The ladder of learning rates.
-        test: Texts that students are judged on.
-        looks: Looks at the student for each doubling of the examples.
-        first: Steps at the first look.
+        seeds: Seeds of the runs.
+        tuning_seed: Seed of the runs that choose the learning rate.
+        rates: Learning rates to try, in ascending order.
+        test: Number of test texts.
+        looks_per_doubling: Evaluations for each doubling of the examples.
+        first_look: Step of the first evaluation.
     """
 
     updates: int = 362
@@ -85,37 +84,42 @@ class NameStudySettings:
     def __post_init__(self) -> None:
         if self.tuning_seed in self.seeds:
             raise ModelError(
-                f"The learning rate would be tuned on seed {self.tuning_seed}, which counts: "
-                "give a tuning seed that is not among the seeds"
+                f"The tuning seed {self.tuning_seed} is one of the seeds of the runs: give a "
+                "tuning seed that is not among the seeds"
             )
         if not 1 <= self.first_look <= self.updates or not self.rates:
             raise ModelError(
-                f"A run of {self.updates} steps that is first looked at after {self.first_look}, with "
+                f"A run of {self.updates} steps, first evaluated at step {self.first_look}, with "
                 f"{len(self.rates)} learning rates, yields nothing: give more"
             )
 
     @property
     def look_steps(self) -> tuple[int, ...]:
-        """Steps after which the student is looked at."""
+        """Steps of the evaluations."""
         doublings = int(np.ceil(np.log2(self.updates / self.first_look) * self.looks_per_doubling))
-        found = {
+        steps = {
             round(self.first_look * 2 ** (k / self.looks_per_doubling))
             for k in range(doublings + 1)
         }
-        return tuple(sorted({at for at in found if at < self.updates} | {self.updates}))
+        return tuple(sorted({step for step in steps if step < self.updates} | {self.updates}))
 
 
 @dataclass(frozen=True, slots=True)
 class NameRow:
-    """One look at one student.
+    """Evaluation of one student; the last six fields are those of `StudentScores`.
 
     Attributes:
-        stage: "tuning", on the tuning seed; "run", what counts; "beside", no student at all.
-        arm: One of `ARMS`, or what stands beside them.
-        seed: Of the student, the texts and their order.
-        rate: The learning rate.
-        examples: Texts seen.
-        name_kl: KL(truth || student) after "My name is", in bits; and so on as in `Marks`.
+        stage: "tuning", "run", or "beside" for arms without a student.
+        arm: One of `ARMS`, `COUNTING` or `TEACHER`.
+        seed: Seed of the student, of the texts and of their order.
+        rate: Learning rate.
+        examples: Number of texts seen.
+        name_kl: KL(truth || student) after "My name is", in bits.
+        ambiguous_kl: KL(teacher || student) in bits, mean over ambiguous tokens.
+        all_kl: The same over all trained tokens.
+        certain: Accuracy on certain tokens.
+        noun: Accuracy on the first token of the answer's noun.
+        number: Accuracy on the answer's number.
     """
 
     stage: Stage
@@ -133,7 +137,7 @@ class NameRow:
 
 @dataclass(frozen=True, slots=True)
 class ChosenRate:
-    """The learning rate of an arm, and whether it is at an end of the ladder."""
+    """Learning rate of an arm, and whether it is the lowest or highest that could be tried."""
 
     arm: str
     rate: float
@@ -141,7 +145,7 @@ class ChosenRate:
 
 
 def untried(arm: str, plan: NameStudySettings, rows: Sequence[NameRow]) -> float | None:
-    """Return the next learning rate to try, or None where the best is known."""
+    """Next learning rate to try; None if the best is known."""
     costs = tuning_costs(rows, plan)
     middle = len(plan.rates) // 2
     for rate in plan.rates[max(middle - 1, 0) : middle + 2]:
@@ -156,61 +160,45 @@ def untried(arm: str, plan: NameStudySettings, rows: Sequence[NameRow]) -> float
 def tuning_costs(
     rows: Sequence[NameRow], plan: NameStudySettings | None = None
 ) -> dict[tuple[str, float], float]:
-    """Return what each learning rate cost each arm: the mean of log2 of `all_kl` over its looks."""
-    plan, found = plan or NameStudySettings(), {}
-    for one in dict.fromkeys((row.arm, row.rate) for row in rows if row.stage == "tuning"):
-        here = [row for row in rows if row.stage == "tuning" and (row.arm, row.rate) == one]
-        if is_complete(rows, here[0], plan):
-            cost = float(np.mean([np.log2(row.all_kl) for row in here]))
-            # A student that was lost costs more than any other.
-            found[one] = cost if np.isfinite(cost) else float("inf")
-    return found
+    """Cost of each arm and learning rate: mean of log2 of `all_kl` over the evaluations."""
+    plan, costs = plan or NameStudySettings(), {}
+    for key in dict.fromkeys((row.arm, row.rate) for row in rows if row.stage == "tuning"):
+        run = [row for row in rows if row.stage == "tuning" and (row.arm, row.rate) == key]
+        if is_complete(rows, run[0], plan):
+            cost = float(np.mean([np.log2(row.all_kl) for row in run]))
+            # A student that diverged is worse than any other.
+            costs[key] = cost if np.isfinite(cost) else float("inf")
+    return costs
 
 
 def chosen_rates(
     rows: Sequence[NameRow], plan: NameStudySettings | None = None
 ) -> dict[str, ChosenRate]:
-    """Return the learning rate that each tuned arm runs with."""
-    plan, found = plan or NameStudySettings(), {}
+    """Learning rate of each tuned arm."""
+    plan, chosen = plan or NameStudySettings(), {}
     costs = tuning_costs(rows, plan)
     for arm in dict.fromkeys(arm for arm, _ in costs):
         rate = min((rate for a, rate in costs if a == arm), key=lambda rate: costs[arm, rate])
-        found[arm] = ChosenRate(arm, rate, rate in (plan.rates[0], plan.rates[-1]))
-    return found
+        chosen[arm] = ChosenRate(arm, rate, rate in (plan.rates[0], plan.rates[-1]))
+    return chosen
 
 
 def is_complete(rows: Sequence[NameRow], run: NameRow, plan: NameStudySettings) -> bool:
-    """Say whether a run is there to its last look."""
+    """Whether the last evaluation of a run is among the rows."""
     key = (run.stage, run.arm, run.seed, run.rate, plan.updates * plan.batch)
     return any((row.stage, row.arm, row.seed, row.rate, row.examples) == key for row in rows)
 
 
-def name_study_file() -> Path:
-    """Return the table that comes with the kit."""
-    return data_folder() / "studies" / "names.csv"
-
-
 def read_name_study(path: Path | None = None) -> list[NameRow]:
-    """Read a table; none where there is no file."""
-    path = path or name_study_file()
-    if not path.is_file():
-        return []
-    kinds = {field.name: field.type for field in fields(NameRow)}
-    with path.open(encoding="utf-8", newline="") as file:
-        return [
-            NameRow(**{n: _parse_value(kinds[n], text) for n, text in row.items()})  # pyright: ignore
-            for row in csv.DictReader(file)
-        ]
+    """Rows of a table of the study, by default the shipped one; none if there is no file."""
+    return to_name_rows(read_study("names", path))
 
 
-def write_name_study(rows: Sequence[NameRow], path: Path) -> None:
-    """Write a table."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow([field.name for field in fields(NameRow)])
-        for row in rows:
-            table.writerow([f"{v:.5g}" if isinstance(v, float) else v for v in astuple(row)])
-
-
-def _parse_value(kind: object, text: str) -> float | int | str:
-    return int(text) if kind is int else float(text) if kind is float else text
+def to_name_rows(rows: Sequence[Mapping[str, Any]]) -> list[NameRow]:
+    """Rows of a table, in which all numbers are floats, as `NameRow`."""
+    whole = {field.name for field in fields(NameRow) if field.type is int}
+    values: list[dict[str, Any]] = [
+        {name: int(value) if name in whole else value for name, value in row.items()}
+        for row in rows
+    ]
+    return [NameRow(**row) for row in values]

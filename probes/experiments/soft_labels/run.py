@@ -1,31 +1,28 @@
-"""The experiment "My name is ⟨?⟩": do soft labels teach faster, and why?
+"""The "My name is" study: how fast students learn a known distribution from each kind of label.
 
-The claim. A text says one continuation of "My name is"; a teacher says them all at once with how
-likely each is. So one soft example should teach what takes many hard ones.
+A text shows one continuation of "My name is"; a teacher gives the probability of each.
 
-Design.
-- Teacher: `full` of the embedded family. Texts: the family's own, every one opened by "My name
-  is …"; what may follow is known exactly (see `naming_texts`).
-- Students: small, fresh, and the same for all arms of a seed, as are the texts and their order.
-  Every text is seen once, so that one run is one curve; the learning rate stands still after a
-  short warmup, so that a curve does not know where it ends. What is counted is examples. A step
-  takes four: with many to a step it is steps, not examples, that a student is short of.
-- Arms: all that the teacher says; the text's own token; one token drawn from the teacher, or
-  eight, which is unbiased; its best eight, which is biased; its first choice alone; the text's
-  token smoothed; and what the teacher says with its likenesses dealt at random. The last two are
-  softness without a teacher's knowledge. One token drawn, against the text's own, tells whether
-  it matters that the teacher chose; the first choice, which is sure but never drawn, whether it
-  is noise that hard labels suffer from.
-- Beside them, with the rates of their namesakes: soft and hard on the same 64 texts again and
-  again, where no haste helps and only what an example says counts; and soft and hard with a rate
-  that falls in the last quarter, as a still one leaves noise that hard labels suffer from more.
-- Tuning: for each arm a ladder of learning rates, on a seed of its own, from the middle outward
-  until the best is not the last one tried or the ladder ends. The best has the least KL(teacher ||
-  student) over all tokens, the mean of its logarithm over the looks at the student, which stand
-  evenly on the logarithm of examples.
-- Beside the students: the teacher itself, and a reader who knows which names there are and counts
-  them from one half of each: what so many hard labels are worth to one who wastes nothing.
-- Intervals are Student's t over seeds, of logarithms where the measure is a divergence.
+Design
+- Teacher: `full`. Texts: its own training corpus, each opened by "My name is …", so that the true
+  distribution of the next token is known exactly (see `texts`).
+- Students: small, from fresh weights, equal for all arms of a seed, as are the texts and their
+  order. Each text is seen once, so that one run is one learning curve. The learning rate is
+  constant after a short warmup, so that the curve does not depend on where it ends. Examples are
+  counted; a step has four, as students with large batches lack steps, not examples.
+- Arms: the teacher's distribution; the text's token; one token sampled from the teacher, or eight
+  (unbiased); its eight largest probabilities (biased); its most likely token; the text's token
+  smoothed; the teacher's distribution permuted. The last two are soft without the teacher's
+  knowledge. One sampled token against the text's token tests whether the teacher's choice matters;
+  the most likely token, which is never sampled, tests whether sampling noise hurts hard labels.
+- Controls with the learning rates of the main arms: soft and hard labels on the same 64 texts
+  repeated, and soft and hard labels with a decay in the last quarter, since a constant learning
+  rate leaves noise that hurts hard labels more.
+- Tuning: learning rates are tried on a seed of their own, from the middle outward, until the best
+  is not the last one tried or none is left. The best has the lowest mean log KL(teacher ||
+  student) over all tokens and evaluations, which are evenly spaced on log examples.
+- References: the teacher, and a reader that knows the set of names and counts them from one half
+  each.
+- Intervals are Student's t over seeds, of logarithms for divergences.
 """
 
 import tempfile
@@ -70,6 +67,7 @@ from probes.experiments.soft_labels.texts import (
 )
 
 _TEST_SEED = 900_000
+_NO_SCORES = (float("nan"),) * 6
 
 
 def name_study(
@@ -79,13 +77,13 @@ def name_study(
     done: Sequence[NameRow] = (),
     teacher: str | Path | DerivedModel = "full",
 ) -> Iterator[tuple[NameRow, ...]]:
-    """Tune and run arms, and yield the rows of each run as it ends.
+    """Tune and run arms; the rows of each run as it ends.
 
     Args:
-        arms: Which of `ARMS`.
-        plan: How large; by default what the table of the kit was made with.
-        done: Rows of an earlier study of the same plan; its whole runs are not run again.
-        teacher: Who knows which names there are.
+        arms: Some of `ARMS`.
+        plan: Size of the study; by default that of the shipped table.
+        done: Rows of an earlier run of the same plan; its complete runs are not repeated.
+        teacher: Teacher.
 
     Raises:
         ModelError: An arm is unknown.
@@ -93,39 +91,38 @@ def name_study(
     plan, rows = plan or NameStudySettings(), list(done)
     for arm in arms:
         if arm not in ARMS:
-            raise ModelError(f"There is no arm {arm!r}: the arms are {', '.join(ARMS)}")
-    bench = _shared_setup(load_parent(teacher), plan)
-    for one in _reference_rows(bench, rows):
-        rows += one
-        yield one
+            raise ModelError(f"There is no arm {arm!r}: use one of {', '.join(ARMS)}")
+    setup = _shared_setup(load_parent(teacher), plan)
+    for new in _reference_rows(setup, rows):
+        rows += new
+        yield new
     for arm in dict.fromkeys(ARMS[arm].rate_from or arm for arm in arms):
         while (rate := untried(arm, plan, rows)) is not None:
-            one = _run(bench, NameRow("tuning", arm, plan.tuning_seed, rate, 0, *_NO_SCORES))
-            rows += one
-            yield one
-    # Seed after seed, so that a study that is stopped has all arms of fewer seeds.
+            new = _run(setup, NameRow("tuning", arm, plan.tuning_seed, rate, 0, *_NO_SCORES))
+            rows += new
+            yield new
+    # Seeds are the outer loop, so that a study that is stopped has all arms of fewer seeds.
     for seed in plan.seeds:
         for arm in arms:
             rate = chosen_rates(rows, plan)[ARMS[arm].rate_from or arm].rate
-            wanted = NameRow("run", arm, seed, rate, 0, *_NO_SCORES)
-            if not is_complete(rows, wanted, plan):
-                one = _run(bench, wanted)
-                rows += one
-                yield one
+            run = NameRow("run", arm, seed, rate, 0, *_NO_SCORES)
+            if not is_complete(rows, run, plan):
+                new = _run(setup, run)
+                rows += new
+                yield new
 
 
 def name_label_information(
     teacher: str | Path | DerivedModel = "full", *, plan: NameStudySettings | None = None
 ) -> list[LabelInformation]:
-    """Count the bits of the labels on the texts that students are judged on."""
-    return list(
-        label_information(_shared_setup(load_parent(teacher), plan or NameStudySettings()).test)
-    )
+    """Bits of the labels on the test texts, by class of tokens."""
+    setup = _shared_setup(load_parent(teacher), plan or NameStudySettings())
+    return list(label_information(setup.test))
 
 
 @dataclass(frozen=True, eq=False)
 class _SharedSetup:
-    """What all runs share."""
+    """Teacher, test texts and true distribution of all runs."""
 
     plan: NameStudySettings
     teacher: nn.Module
@@ -134,72 +131,67 @@ class _SharedSetup:
     truth: Float[Tensor, " vocab"]
 
 
-_NO_SCORES = (float("nan"),) * 6
-
-
 def _shared_setup(teacher: DerivedModel, plan: NameStudySettings) -> _SharedSetup:
-    test = teacher_targets(
-        teacher.hf_model, teacher.tokenizer, sample_name_texts(plan.test, seed=_TEST_SEED)
-    )
-    return _SharedSetup(
-        plan, teacher.hf_model, teacher.tokenizer, test, true_name_distribution(teacher.tokenizer)
-    )
+    model, tokenizer = teacher.hf_model, teacher.tokenizer
+    test = teacher_targets(model, tokenizer, sample_name_texts(plan.test, seed=_TEST_SEED))
+    return _SharedSetup(plan, model, tokenizer, test, true_name_distribution(tokenizer))
 
 
 def _run(setup: _SharedSetup, run: NameRow) -> tuple[NameRow, ...]:
-    """Teach one student."""
-    plan, arm, found = setup.plan, ARMS[run.arm], []
-    student = random_init_model(_student_recipe(plan, run.seed), setup.tokenizer)
+    """Train one student; a row for each evaluation."""
+    plan, arm = setup.plan, ARMS[run.arm]
+    rows: list[NameRow] = []
+    shape = {"layers": plan.layers, "d_model": plan.width, "heads": plan.heads}
+    student_recipe: Recipe = replace(
+        recipe("scratch"), seed=run.seed, d_mlp=3 * plan.width, **shape
+    )
+    student = random_init_model(student_recipe, setup.tokenizer)
 
-    def watch(step: int, model: nn.Module) -> None:
+    def evaluate(step: int, model: nn.Module) -> None:
         if step in plan.look_steps:
-            marks = evaluate_student(model, setup.test, setup.truth)
-            found.append(replace(run, examples=step * plan.batch, **asdict(marks)))
+            scores = evaluate_student(model, setup.test, setup.truth)
+            rows.append(replace(run, examples=step * plan.batch, **asdict(scores)))
 
     settings = TrainingConfig(
         plan.updates, run.seed, plan.batch, run.rate, weight_decay=0.1, warmup=plan.warmup,
         schedule="stable" if arm.decay else "constant", save_every=plan.updates,
     )  # fmt: skip
     texts = sample_name_texts(plan.updates * plan.batch, seed=run.seed)[: arm.texts or None]
-    rows = tokenize_name_texts(setup.tokenizer, texts)
-    training = TrainingPlan(rows, settings, PAD, parse_labels(arm.labels), setup.teacher)
+    tokens = tokenize_name_texts(setup.tokenizer, texts)
+    training = TrainingPlan(tokens, settings, PAD, parse_labels(arm.labels), setup.teacher)
     with tempfile.TemporaryDirectory() as folder:
-        fit(student, training, folder=Path(folder), callback=watch)
-    return tuple(found)
-
-
-def _student_recipe(plan: NameStudySettings, seed: int) -> Recipe:
-    shape = {"layers": plan.layers, "d_model": plan.width, "heads": plan.heads}
-    return replace(recipe("scratch"), seed=seed, d_mlp=3 * plan.width, **shape)
+        fit(student, training, folder=Path(folder), callback=evaluate)
+    return tuple(rows)
 
 
 def _reference_rows(setup: _SharedSetup, rows: Sequence[NameRow]) -> Iterator[tuple[NameRow, ...]]:
-    """Measure the teacher, and one who counts names."""
+    """Rows of the teacher and of the reader that counts, unless they are there."""
     plan = setup.plan
     if not any(row.arm == TEACHER for row in rows):
-        marks = astuple(evaluate_student(setup.teacher, setup.test, setup.truth))
-        yield (NameRow("beside", TEACHER, 0, 0.0, 0, *marks),)
+        scores = astuple(evaluate_student(setup.teacher, setup.test, setup.truth))
+        yield (NameRow("beside", TEACHER, 0, 0.0, 0, *scores),)
     if not any(row.arm == COUNTING for row in rows):
         for seed in plan.seeds:
-            counts = [plan.batch * at for at in plan.look_steps]
-            found = zip(counts, counting_kl(setup.truth, counts, seed=seed), strict=True)
+            examples = [plan.batch * step for step in plan.look_steps]
+            divergences = counting_kl(setup.truth, examples, seed=seed)
             yield tuple(
-                NameRow("beside", COUNTING, seed, 0.0, n, kl, *_NO_SCORES[1:]) for n, kl in found
+                NameRow("beside", COUNTING, seed, 0.0, n, kl, *_NO_SCORES[1:])
+                for n, kl in zip(examples, divergences, strict=True)
             )
 
 
 def counting_kl(
     truth: Float[Tensor, " vocab"], examples: Sequence[int], *, seed: int
 ) -> tuple[float, ...]:
-    """Return KL(truth || counts) in bits after so many draws from the truth.
+    """KL(truth || counts) in bits after some numbers of samples from the truth.
 
-    Each of the possible tokens starts at one half, as Krichevsky and Trofimov (1981) do.
+    The count of each possible token starts at one half (Krichevsky and Trofimov 1981).
     """
-    share = truth[truth > 0].double().numpy()
-    drawn = np.random.default_rng(seed).choice(len(share), max(examples), p=share / share.sum())
-    found = []
+    probs = truth[truth > 0].double().numpy()
+    sampled = np.random.default_rng(seed).choice(len(probs), max(examples), p=probs / probs.sum())
+    divergences = []
     for count in examples:
-        counts = np.bincount(drawn[:count], minlength=len(share)) + 0.5
-        said = torch.from_numpy(np.log(counts / counts.sum()))
-        found.append(kl_bits(torch.from_numpy(share), said))
-    return tuple(found)
+        counts = np.bincount(sampled[:count], minlength=len(probs)) + 0.5
+        estimated = torch.from_numpy(np.log(counts / counts.sum()))
+        divergences.append(kl_bits(torch.from_numpy(probs), estimated))
+    return tuple(divergences)

@@ -1,1 +1,1 @@
-"""Studies: relatives that differ in one thing, measured alike, one table each."""
+"""Studies: models that differ in one factor, measured alike, one table each."""

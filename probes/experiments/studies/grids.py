@@ -1,10 +1,10 @@
-"""Lots of models that are alike but for one thing, held against one parent: one row a model."""
+"""Grids of models that differ in one factor: each is compared with one parent, one row a model."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from probes.compression.distillation.plan import TrainingText as Text
+from probes.compression.distillation.plan import TrainingText
 from probes.experiments.family.make import GROWTH_METHODS, family_tokenizer, make_member
 from probes.experiments.family.recipes import (
     GROWN_RECIPES,
@@ -14,25 +14,25 @@ from probes.experiments.family.recipes import (
     Recipe,
     recipe,
 )
-from probes.experiments.family.train import training_rows as texts_of
+from probes.experiments.family.train import training_rows
 from probes.experiments.new_layers import NewLayers, new_layers
 from probes.experiments.scorecard import (
     ScorecardReference,
-    TableRow,
     prepare_scorecard_reference,
     scorecard,
 )
+from probes.files import TableRow
 from probes.models.model import Model, load
 
 
 @dataclass(frozen=True, slots=True)
 class ModelGrid:
-    """Models that are held against one parent.
+    """Models that are compared with one parent.
 
     Attributes:
-        parent: The name of the member that they are held against.
-        made: Recipes of those that are made for the study.
-        beside: Members that are measured with them, for the scale.
+        parent: Name of the parent.
+        recipes: Recipes of the models of the study.
+        references: Names of other models that are measured for scale.
     """
 
     parent: str
@@ -44,7 +44,7 @@ GRIDS: Mapping[str, tuple[ModelGrid, ...]] = {
     "labels": (ModelGrid("full", LABELS_GRID, ("full-b", "distilled", "scratch")),),
     "tickets": (
         ModelGrid("full", TICKET_RECIPES, ("full-b",)),
-        # Beside each parent stands the next one: a net of the same recipe and another seed.
+        # The reference of each parent is the next parent: the other-seed model.
         *(
             ModelGrid(parent, TICKETS_BY_PARENT[parent], (other,))
             for parent, other in zip(
@@ -54,64 +54,64 @@ GRIDS: Mapping[str, tuple[ModelGrid, ...]] = {
     ),
     "growing": (ModelGrid("full", GROWN_RECIPES, ("distilled", "scratch", "full-b")),),
 }
-"""What each study of this kind measures."""
+"""Grids by study."""
 
 
 def grid_rows(
     name: str, *, folder: Path, work: Path, known: Sequence[Mapping[str, float | str]] = ()
 ) -> Iterator[TableRow]:
-    """Make the models of a study that are not there yet, and measure each.
+    """Scorecards of the models of a study; missing models are trained.
 
     Args:
-        name: Which of LOTS.
-        folder: Where the shipped family is.
-        work: Where the models of the study are, or go.
-        known: Rows that were measured before; they are given back as they are.
+        name: One of `GRIDS`.
+        folder: Folder of the shipped models.
+        work: Folder of the study's models.
+        known: Rows that are not measured again.
     """
     done = {(row["parent"], row["model"]): dict(row) for row in known}
-    for lot in GRIDS[name]:
-        wanted = [recipe(one) for one in lot.references] + list(lot.recipes)
+    for grid in GRIDS[name]:
         texts = cached_texts(work)
-        yard: ScorecardReference | None = None
-        for entry in wanted:
-            if (lot.parent, entry.name) in done:
-                yield done[lot.parent, entry.name]
+        reference: ScorecardReference | None = None
+        for entry in (*map(recipe, grid.references), *grid.recipes):
+            if (grid.parent, entry.name) in done:
+                yield done[grid.parent, entry.name]
                 continue
-            # The parent of some is made for the study, too.
-            yard = yard or prepare_scorecard_reference(
-                ensure_member(recipe(lot.parent), folder, work, texts)
+            # Some parents are trained for the study, too.
+            reference = reference or prepare_scorecard_reference(
+                ensure_member(recipe(grid.parent), folder, work, texts)
             )
-            yield _scorecard_row(yard, entry, load(ensure_member(entry, folder, work, texts)))
+            yield _scorecard_row(reference, entry, load(ensure_member(entry, folder, work, texts)))
 
 
-def cached_texts(work: Path) -> Callable[[Recipe], list[Text]]:
-    """Write the texts of a recipe once where the next one reads the same."""
-    kept: dict[tuple, list[Text]] = {}
+def cached_texts(work: Path) -> Callable[[Recipe], list[TrainingText]]:
+    """Training texts of a recipe; kept for the next recipe with the same texts."""
+    kept: dict[tuple, list[TrainingText]] = {}
 
-    def texts(entry: Recipe) -> list[Text]:
+    def texts(entry: Recipe) -> list[TrainingText]:
         key = (entry.seed, entry.items, entry.statements, entry.answers_only, entry.nouns)
         if key not in kept:
             kept.clear()
-            kept[key] = texts_of(entry, family_tokenizer(work))
+            kept[key] = training_rows(entry, family_tokenizer(work))
         return kept[key]
 
     return texts
 
 
 def ensure_member(
-    entry: Recipe, folder: Path, work: Path, texts: Callable[[Recipe], list[Text]]
+    entry: Recipe, folder: Path, work: Path, texts: Callable[[Recipe], list[TrainingText]]
 ) -> Path:
-    """Return where a member is; it is made if it is not there."""
-    place = (folder if entry.shipped else work) / entry.name
-    if not (place / "config.json").is_file():
+    """Folder of a model, which is trained if it is missing."""
+    path = (folder if entry.shipped else work) / entry.name
+    if not (path / "config.json").is_file():
         make_member(entry.name, folder=folder, work=work, texts=texts(entry))
-    return place
+    return path
 
 
 def _scorecard_row(reference: ScorecardReference, entry: Recipe, model: Model) -> TableRow:
-    found = scorecard(reference, model).row()
-    made = model.provenance
-    told: TableRow = {
+    numbers = scorecard(reference, model).row()
+    provenance = model.provenance
+    row: TableRow = {
+        "model": numbers.pop("model"),
         "parent": reference.parent.name,
         "start": entry.start,
         "labels": entry.labels or ("soft" if entry.teacher else "hard"),
@@ -120,9 +120,9 @@ def _scorecard_row(reference: ScorecardReference, entry: Recipe, model: Model) -
         "seed": entry.seed,
         "layers": entry.layers,
         "steps": entry.steps,
-        "bits": made.storage.total if made is not None else float("nan"),
+        "bits": provenance.storage.total if provenance is not None else float("nan"),
+        **numbers,
     }
-    row = {"model": found.pop("model"), **told, **found}
     if entry.start.partition(":")[0] in GROWTH_METHODS and entry.layers > 2:
         row |= _new_layers_row(new_layers(model))
     return row

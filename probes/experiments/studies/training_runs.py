@@ -1,4 +1,4 @@
-"""Along training: what appears when, in `base` and `full` and in a student of alternate layers."""
+"""The study of training dynamics: `base`, `full`, and a student of alternate layers."""
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,9 +12,9 @@ from probes.compression.derived_model import DerivedModel, dense_storage
 from probes.compression.distillation.plan import last_checkpoint
 from probes.experiments.family.make import initialize_member
 from probes.experiments.family.recipes import recipe
-from probes.experiments.scorecard import TableRow
 from probes.experiments.studies.grids import cached_texts, ensure_member
 from probes.experiments.training_dynamics.trajectory import Checkpoint, training_trajectory
+from probes.files import TableRow
 from probes.models.provenance import Provenance
 
 _EARLY = (0, 50, 100, 200, 400, 600, 800)
@@ -22,14 +22,14 @@ _EARLY = (0, 50, 100, 200, 400, 600, 800)
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
-    """One course of training that is looked at.
+    """Training run of the study.
 
     Attributes:
-        name: What it is called in the table.
-        stages: Members that were trained one after the other, each with the steps looked at.
-        final: The member whose sites and circuit are looked for.
-        seed: The same from another seed: what the final places are worth there.
-        pattern: What is asked.
+        name: Name in the table.
+        stages: Models that are trained one after the other, with the steps of their checkpoints.
+        final: Final model.
+        other_seed: Other-seed model of the final model.
+        pattern: Pattern.
     """
 
     name: str
@@ -63,55 +63,57 @@ RUNS = (
         "full-b",
     ),
 )
-"""The student's first: it takes minutes, and the others hours."""
+"""The student's run is first: it takes minutes, the others hours."""
 
 
 def training_dynamics_rows(
     *, folder: Path, work: Path, known: Sequence[Mapping[str, float | str]] = ()
 ) -> Iterator[TableRow]:
-    """Train members once more, looking on, and say what appeared when; arguments as in `study`."""
+    """Train models again with checkpoints, and measure them; arguments as in `run_study`."""
     done = {row["run"] for row in known}
     texts = cached_texts(work)
     for run in RUNS:
         if run.name in done:
             yield from (dict(row) for row in known if row["run"] == run.name)
             continue
-        final, seed = (
+        final, other_seed = (
             ensure_member(recipe(name), folder, work, texts) for name in (run.final, run.other_seed)
         )
         checkpoints: list[Checkpoint] = []
         before = 0
         for name, steps in run.stages:
-            at = checkpoint_folders(name, steps, folder=folder, work=work)
-            checkpoints += [(before + step, place) for step, place in zip(steps, at, strict=True)]
+            paths = checkpoint_folders(name, steps, folder=folder, work=work)
+            checkpoints += [(before + step, path) for step, path in zip(steps, paths, strict=True)]
             before += steps[-1]
-        found = training_trajectory(checkpoints, final, run.pattern, other_seeds=(seed,))
-        same = {"run": run.name, "pattern": run.pattern, "final_model": run.final}
-        for row in found.table().to_dict("records"):
-            yield {**same, **{str(name): value for name, value in row.items()}}
+        result = training_trajectory(checkpoints, final, run.pattern, other_seeds=(other_seed,))
+        common = {"run": run.name, "pattern": run.pattern, "final_model": run.final}
+        for row in result.table().to_dict("records"):
+            yield {**common, **{str(name): value for name, value in row.items()}}
 
 
 def checkpoint_folders(name: str, steps: Sequence[int], *, folder: Path, work: Path) -> list[Path]:
-    """Return where a member is as it was after some steps; it is trained anew for those not there.
+    """Folders of the checkpoints of a model; it is trained again if some are missing.
 
-    Its training draws the same texts in the same order each time.
+    Training is deterministic: it has the same texts in the same order.
     """
     home = work / f"{name}-along"
-    places = {step: home / str(step) for step in steps}
-    missing = {s for s, place in places.items() if not (place / "config.json").is_file()}
+    paths = {step: home / str(step) for step in steps}
+    missing = {step for step, path in paths.items() if not (path / "config.json").is_file()}
     if not missing:
-        return list(places.values())
+        return list(paths.values())
     checkpoints = home / "checkpoints"
     last = last_checkpoint(checkpoints)
     if last and int(last.rpartition("-")[2]) > min(missing):
-        shutil.rmtree(checkpoints)  # Training would go on behind what is looked for.
-    begun = initialize_member(recipe(name), folder=folder, work=work)
+        shutil.rmtree(checkpoints)  # Training would resume after a missing step.
+    initial = initialize_member(recipe(name), folder=folder, work=work)
 
-    def keep(step: int, model: nn.Module) -> None:
+    def save(step: int, model: nn.Module) -> None:
         if step in missing:
-            whole: Any = model
-            made = Provenance("trained", name, dense_storage(whole, bits=32), {"until": step})
-            DerivedModel(f"{name}-{step}", whole, begun.tokenizer, made).save(places[step])
+            hf_model: Any = model
+            storage = dense_storage(hf_model, bits=32)
+            provenance = Provenance("trained", name, storage, {"until": step})
+            derived = DerivedModel(f"{name}-{step}", hf_model, initial.tokenizer, provenance)
+            derived.save(paths[step])
 
-    begun.train(checkpoints, callback=keep)
-    return list(places.values())
+    initial.train(checkpoints, callback=save)
+    return list(paths.values())

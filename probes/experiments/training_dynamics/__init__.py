@@ -1,1 +1,1 @@
-"""Measures along training."""
+"""Measures over training."""

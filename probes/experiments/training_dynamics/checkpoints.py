@@ -1,4 +1,4 @@
-"""What one checkpoint does at the places that were found in the final model, prompt by prompt."""
+"""Measurements of one checkpoint at the sites and edges of the final model, prompt by prompt."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,20 +34,39 @@ from probes.prompts.question import Question
 PromptValues = Mapping[str, Float[np.ndarray, " _"]]
 
 
-@dataclass(frozen=True, eq=False)
-class FinalModelReference:
-    """What all checkpoints are held against; found in the final model, once.
+@dataclass(frozen=True, slots=True)
+class TrajectorySettings:
+    """Size of the measurement.
 
     Attributes:
-        shape: Of the final model, and so of all.
-        pattern: What is asked.
-        questions: For the accuracy.
-        answers: The names of its answers; the circuit is that of the first.
-        finding: Crossings that sites are found by: every second noun.
-        judging: Crossings of the other nouns, that they are judged by.
-        sites: For each variable where the final model holds it.
-        tasks: Pairs to find edges by, and pairs to judge the circuit by.
-        circuit: The final model's, that keeps 0.9 of its lead.
+        nulls: Number of random-init models.
+        bases: Interchange pairs to find sites, and as many to test; twice as many questions.
+        prompts: Pairs of each contrast to find edges, and as many to test the circuit.
+        keep: Faithfulness of the final circuit on the pairs that it is found on.
+        seed: Seed of prompts, bootstrap and random-init models.
+    """
+
+    nulls: int = 3
+    bases: int = 80
+    prompts: int = 12
+    keep: float = 0.9
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class FinalModelReference:
+    """Prompts, sites and circuit of the final model, for all checkpoints.
+
+    Attributes:
+        shape: Shape of the final model.
+        pattern: Pattern.
+        questions: Questions for the accuracy.
+        answers: Names of the answers; the circuit is that of the first.
+        finding_pairs: Interchange pairs with every second noun, to find sites.
+        test_pairs: Interchange pairs with the other nouns, to test sites.
+        sites: Site of each variable in the final model.
+        tasks: Pairs to find edges, and pairs to test the circuit.
+        circuit: The final model's circuit.
     """
 
     shape: Shape
@@ -63,18 +82,19 @@ class FinalModelReference:
 
 @dataclass(frozen=True, eq=False)
 class CheckpointMeasurements:
-    """What a model does, each prompt by itself.
+    """Measurements of one model, for each prompt.
 
     Attributes:
-        right: For each answer, 1 where the whole answer is right.
-        taken: For each variable, 1 where just it is taken up at the final model's site.
-        pull: For each variable, how far putting the site in raises the logit of what would be
-            said, above that of the base's own answer (logits).
-        own: For each variable the same as `taken`, at the site that was found in this model.
-        own_sites: Where that is.
-        lead: Lead of the answer, less that with every edge replaced (logits).
-        alone: The same with the final model's circuit alone.
-        edges: What each edge is worth on the prompts that edges are found by.
+        correct: For each answer, 1 where the whole answer is correct.
+        interchange_hits: For each variable, 1 where the interchange intervention at the final
+            model's site gives the output with the source's value of this variable alone.
+        logit_shift: For each variable, how far the interchange intervention moves the logit of
+            that output above the logit of the base's answer.
+        own_site_hits: `interchange_hits` at the site that is found in this model.
+        own_sites: That site, for each variable.
+        logit_diff: Logit difference, minus that with every edge ablated.
+        circuit_logit_diff: The same with the final model's circuit alone.
+        edge_scores: Attribution score of each edge, on the prompts that edges are found on.
     """
 
     correct: PromptValues
@@ -87,10 +107,10 @@ class CheckpointMeasurements:
     edge_scores: Float[Tensor, "_ edge"]
 
 
-def prepare_final_reference(  # noqa: PLR0913 (what is looked for, and how hard)
-    final: Model, pattern: Pattern, *, bases: int, prompts: int, keep: float, seed: int
+def prepare_final_reference(
+    final: Model, pattern: Pattern, settings: TrajectorySettings
 ) -> FinalModelReference:
-    """Find the final model's sites and its circuit.
+    """Sites and circuit of the final model.
 
     Raises:
         GateError: The final model does not have the behavior.
@@ -102,87 +122,82 @@ def prepare_final_reference(  # noqa: PLR0913 (what is looked for, and how hard)
             f"{final.name} has one block: there is no site between the embedding and the answer. "
             "Choose a model of two blocks or more."
         )
-    gates = require_open_gate(final, pattern, "", seed=seed)
-    found_by, tokenizers = search_words(pattern), (final.tokenizer,)
-    every = pattern.lexicon.words("noun")
-    others = {slot: [w for w in every if w not in used] for slot, used in found_by.items()}
-    finding = sample_interchange_pairs(
-        pattern, bases, tokenizers=tokenizers, seed=seed + 1, allowed_words=found_by
+    seed = settings.seed
+    answer = require_open_gate(final, pattern, "", seed=seed).answer
+    finding_pairs, test_pairs = (
+        sample_interchange_pairs(
+            pattern, settings.bases, tokenizers=(final.tokenizer,), seed=pair_seed,
+            allowed_words=words,
+        )
+        for pair_seed, words in (
+            (seed + 1, search_words(pattern)), (seed, search_words(pattern, held_out=True)),
+        )
+    )  # fmt: skip
+    variables = variables_of(test_pairs)
+    tasks = sample_tasks(
+        final, pattern, TaskSettings(answer=answer, prompts=settings.prompts, seed=seed)
     )
-    judging = sample_interchange_pairs(
-        pattern, bases, tokenizers=tokenizers, seed=seed, allowed_words=others
-    )
-    known = variables_of(judging)
-    halves = sample_tasks(
-        final, pattern, TaskSettings(answer=gates.answer, prompts=prompts, seed=seed)
-    )
-    graph = edge_attribution(final, halves[0])
+    scores = edge_attribution(final, tasks[0])
     return FinalModelReference(
         shape=final.shape,
         pattern=pattern,
         questions=pattern.sample_questions(
-            2 * bases, seed=seed, keep=tokenizable_by(final.tokenizer)
+            2 * settings.bases, seed=seed, keep=tokenizable_by(final.tokenizer)
         ),
         answers=tuple(name for name, _ in pattern.answers),
-        finding_pairs=finding,
-        test_pairs=judging,
-        sites=dict(zip(known, find_sites(final, finding, known), strict=True)),
-        tasks=halves,
-        circuit=prune_circuit(run_references(final, halves[0]), graph, keep),
+        finding_pairs=finding_pairs,
+        test_pairs=test_pairs,
+        sites=dict(zip(variables, find_sites(final, finding_pairs, variables), strict=True)),
+        tasks=tasks,
+        circuit=prune_circuit(run_references(final, tasks[0]), scores, settings.keep),
     )
 
 
 def measure_checkpoint(model: Model, reference: FinalModelReference) -> CheckpointMeasurements:
-    """Measure a model of the final model's shape.
+    """Measurements of a model of the final model's shape.
 
     Raises:
-        ModelError: It has another shape.
+        ModelError: The shape differs.
     """
     require_same_shape(model, reference.shape)
-    right = answer_questions(model, reference.questions).correct.numpy().astype(float)
-    own = dict(
-        zip(
-            reference.sites,
-            find_sites(model, reference.finding_pairs, tuple(reference.sites)),
-            strict=True,
-        )
+    correct = answer_questions(model, reference.questions).correct.numpy().astype(float)
+    variables = tuple(reference.sites)
+    own_sites = dict(
+        zip(variables, find_sites(model, reference.finding_pairs, variables), strict=True)
     )
-    taken, pull = _interchange_results(model, reference.test_pairs, reference.sites)
-    own_taken, _ = _interchange_results(model, reference.test_pairs, own)
-    here = run_references(model, reference.tasks[1])
-    alone_ = run_circuits(here, edge_masks(here, [reference.circuit]))[0]
-    edges = edge_attribution(model, reference.tasks[0]).per_prompt
-    assert edges is not None, "scores of single prompts are kept unless told otherwise"
+    hits, shift = _interchange_results(model, reference.test_pairs, reference.sites)
+    own_hits, _ = _interchange_results(model, reference.test_pairs, own_sites)
+    runs = run_references(model, reference.tasks[1])
+    circuit_only = run_circuits(runs, edge_masks(runs, [reference.circuit]))[0]
+    edge_scores = edge_attribution(model, reference.tasks[0]).per_prompt
+    assert edge_scores is not None, "scores of single prompts are kept by default"
     return CheckpointMeasurements(
-        correct={name: right[:, k] for k, name in enumerate(reference.answers)},
-        interchange_hits=taken,
-        logit_shift=pull,
-        own_site_hits=own_taken,
-        own_sites={variable: str(cell) for variable, cell in own.items()},
-        logit_diff=_to_numpy(here.clean_logit_diffs - here.ablated_logit_diffs),
-        circuit_logit_diff=_to_numpy(alone_ - here.ablated_logit_diffs),
-        edge_scores=edges,
+        correct={name: correct[:, k] for k, name in enumerate(reference.answers)},
+        interchange_hits=hits,
+        logit_shift=shift,
+        own_site_hits=own_hits,
+        own_sites={variable: str(site) for variable, site in own_sites.items()},
+        logit_diff=_to_numpy(runs.clean_logit_diffs - runs.ablated_logit_diffs),
+        circuit_logit_diff=_to_numpy(circuit_only - runs.ablated_logit_diffs),
+        edge_scores=edge_scores,
     )
 
 
 def _interchange_results(
     model: Model, pairs: InterchangePairs, sites: Mapping[str, Site]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Put each variable's site in, and mark what was taken up and how far the answer was pulled."""
-    crossed = run_interchange_pairs(model, pairs, joined_roles=joined_roles(*sites.values()))
-    before = interchange_intervention(crossed, [])
-    cells = tuple(dict.fromkeys(sites.values()))
-    found = interchange_intervention(crossed, cells)
-    taken, pull = {}, {}
-    for variable, cell in sites.items():
-        row, answer = (
-            found.site_index(str(cell)),
-            OBJECT_READOUT if variable == OBJECT else NUMBER_READOUT,
-        )
-        taken[variable] = takes_only(found, variable)[row].astype(float)
-        moved = found.logit_shift(variable, answer)[row] - before.logit_shift(variable, answer)[0]
-        pull[variable] = moved.astype(float)
-    return taken, pull
+    """Hits and logit shifts of the interchange intervention at each variable's site."""
+    runs = run_interchange_pairs(model, pairs, joined_roles=joined_roles(*sites.values()))
+    before = interchange_intervention(runs, [])
+    after = interchange_intervention(runs, tuple(dict.fromkeys(sites.values())))
+    hits, shifts = {}, {}
+    for variable, site in sites.items():
+        row = after.site_index(str(site))
+        readout = OBJECT_READOUT if variable == OBJECT else NUMBER_READOUT
+        hits[variable] = takes_only(after, variable)[row].astype(float)
+        shift = after.logit_shift(variable, readout)[row] - before.logit_shift(variable, readout)[0]
+        shifts[variable] = shift.astype(float)
+    return hits, shifts
 
 
 def edge_overlap(
@@ -191,11 +206,15 @@ def edge_overlap(
     count: int,
     weights: Float[np.ndarray, "draw prompt"],
 ) -> Float[np.ndarray, " draw"]:
-    """Return the Jaccard of two models' strongest edges under each draw of prompts."""
-    drawn = torch.from_numpy(weights).float()
-    sides = [(drawn @ each).abs().topk(count, dim=1).indices for each in (edge_scores, final_edges)]
-    member = [torch.zeros(len(drawn), edge_scores.shape[1]).scatter_(1, top, 1.0) for top in sides]
-    both = (member[0] * member[1]).sum(1)
+    """Jaccard index of two models' strongest edges in each bootstrap sample of prompts."""
+    sampled = torch.from_numpy(weights).float()
+    tops = [
+        (sampled @ scores).abs().topk(count, dim=1).indices for scores in (edge_scores, final_edges)
+    ]
+    members = [
+        torch.zeros(len(sampled), edge_scores.shape[1]).scatter_(1, top, 1.0) for top in tops
+    ]
+    both = (members[0] * members[1]).sum(1)
     return (both / (2 * count - both)).double().numpy()
 
 
@@ -203,15 +222,15 @@ def require_same_shape(model: Model, shape: Shape) -> None:
     """Refuse a model whose heads are not those of the final model.
 
     Raises:
-        ModelError: It has another shape.
+        ModelError: The shape differs.
     """
-    found, wanted = (
+    own, final = (
         (one.layers, one.heads, one.kv_heads, one.parallel) for one in (model.shape, shape)
     )
-    if found != wanted:
+    if own != final:
         raise ModelError(
-            f"{model.name} has {found[0]} layers of {found[1]} heads, the final model {wanted[0]} "
-            f"of {wanted[1]}: checkpoints have the shape of the final model. Give those of one run."
+            f"{model.name} has {own[0]} layers of {own[1]} heads, the final model {final[0]} of "
+            f"{final[1]}: checkpoints have the shape of the final model. Give those of one run."
         )
 
 

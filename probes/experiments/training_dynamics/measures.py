@@ -1,4 +1,4 @@
-"""One measure after another along training, made of what the checkpoints did prompt by prompt."""
+"""Measures over training, from the measurements of the checkpoints."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +36,14 @@ _BINARY_THRESHOLD, _MIN_LOGIT_DIFF_FRACTION = 0.5, 0.1
 
 @dataclass(frozen=True, eq=False)
 class CheckpointLog:
-    """All readings, from which one course after another is made."""
+    """Measurements of all models of one trajectory.
+
+    Attributes:
+        checkpoints, final: Checkpoints, and the final model.
+        nulls: Random-init models.
+        other_seeds: Other-seed models by name.
+        seed: Seed of the bootstrap.
+    """
 
     checkpoints: Sequence[CheckpointMeasurements]
     final: CheckpointMeasurements
@@ -51,36 +58,35 @@ class CheckpointLog:
         values_of: Callable[[CheckpointMeasurements], Float[np.ndarray, " prompt"]],
         unit: Float[np.ndarray, " prompt"] | None = None,
     ) -> MeasureOverTraining:
-        """Make a course of means over prompts, over the mean of `unit` in the same draw if given.
+        """Means over prompts, divided by the mean of `unit` in the same bootstrap sample.
 
-        Without a unit, prompts are 0 or 1 and the mean is a share.
+        Without a unit, the values of prompts are 0 or 1.
         """
-        every = [values_of(one) for one in (*self.checkpoints, self.final, *self.nulls)]
-        weights = bootstrap_weights(len(every[0]), DRAWS, seed=self.seed) / len(every[0])
-        below = 1.0 if unit is None else float(unit.mean())
-        drawn_below = 1.0 if unit is None else weights @ unit
-        drawn = [weights @ one / drawn_below for one in every]
-        found = [float(one.mean()) / below for one in every]
-        # At 0 and at 1 the draws of a share have no width; Wilson's interval has.
+        per_prompt = [values_of(one) for one in (*self.checkpoints, self.final, *self.nulls)]
+        prompts, count = len(per_prompt[0]), len(self.checkpoints)
+        weights = bootstrap_weights(prompts, DRAWS, seed=self.seed) / prompts
+        scale = 1.0 if unit is None else float(unit.mean())
+        bootstrap_scale = 1.0 if unit is None else weights @ unit
+        bootstrap = [weights @ one / bootstrap_scale for one in per_prompt]
+        means = [float(one.mean()) / scale for one in per_prompt]
+        # At 0 and 1 the bootstrap of a proportion has no width; Wilson's interval has.
         values = (
-            [proportion(one > _BINARY_THRESHOLD) for one in every]
+            [proportion(one > _BINARY_THRESHOLD) for one in per_prompt]
             if unit is None
-            else [
-                percentile_interval(value, draw) for value, draw in zip(found, drawn, strict=True)
-            ]
+            else [percentile_interval(*both) for both in zip(means, bootstrap, strict=True)]
         )
-        count = len(self.checkpoints)
         return MeasureOverTraining(
             name=name,
             accuracy_name=accuracy_name,
             values=tuple(values[:count]),
             final=values[count],
-            bootstrap=np.stack(drawn[:count]),
-            final_bootstrap=drawn[count],
-            nulls=tuple(found[count + 1 :]),
+            bootstrap=np.stack(bootstrap[:count]),
+            final_bootstrap=bootstrap[count],
+            nulls=tuple(means[count + 1 :]),
             other_seeds={
                 model: percentile_interval(
-                    float(values_of(one).mean()) / below, weights @ values_of(one) / drawn_below
+                    float(values_of(one).mean()) / scale,
+                    weights @ values_of(one) / bootstrap_scale,
                 )
                 for model, one in self.other_seeds.items()
             },
@@ -90,41 +96,39 @@ class CheckpointLog:
 def measures_over_training(
     log: CheckpointLog, reference: FinalModelReference, final_model: Model
 ) -> tuple[MeasureOverTraining, ...]:
-    """Make all courses; see `Trajectory` for what they are."""
-    first, end, found = reference.answers[0], log.final, []
+    """All measures; see `TrainingTrajectory`."""
+    first, final = _accuracy_name(reference.answers[0]), log.final
+    measures = []
     for answer in reference.answers:
         name = _accuracy_name(answer)
-        found.append(log.measure(name, name, lambda one, a=answer: one.correct[a]))
-    found.append(
-        log.measure(LOGIT_DIFF, _accuracy_name(first), lambda one: one.logit_diff, end.logit_diff)
-    )
-    found.append(
-        log.measure(
-            CIRCUIT_ONLY, _accuracy_name(first), lambda one: one.circuit_logit_diff, end.logit_diff
-        )
-    )
+        measures.append(log.measure(name, name, lambda one, a=answer: one.correct[a]))
+    for name, values_of in (
+        (LOGIT_DIFF, lambda one: one.logit_diff),
+        (CIRCUIT_ONLY, lambda one: one.circuit_logit_diff),
+    ):
+        measures.append(log.measure(name, first, values_of, final.logit_diff))
     for variable in reference.sites:
-        served = _accuracy_name(reference.answers[-1] if variable == OBJECT else first)
-        taken = log.measure(
+        accuracy = _accuracy_name(reference.answers[-1 if variable == OBJECT else 0])
+        interchange = log.measure(
             f"{variable} {INTERCHANGE_ACCURACY}",
-            served,
+            accuracy,
             lambda one, v=variable: one.interchange_hits[v],
         )
-        found.append(taken)
-        if not taken.is_present:  # A share of nearly nothing would be 1 in the end all the same.
+        measures.append(interchange)
+        if not interchange.is_present:  # A fraction of almost nothing would end at 1 all the same.
             continue
-        pull = log.measure(
+        shift = log.measure(
             f"{variable} {LOGIT_SHIFT}",
-            served,
+            accuracy,
             lambda one, v=variable: one.logit_shift[v],
-            end.logit_shift[variable],
+            final.logit_shift[variable],
         )
         own = log.measure(
-            f"{variable} {AT_OWN_SITE}", served, lambda one, v=variable: one.own_site_hits[v]
+            f"{variable} {AT_OWN_SITE}", accuracy, lambda one, v=variable: one.own_site_hits[v]
         )
         sites = tuple(one.own_sites[variable] for one in log.checkpoints)
-        found += [pull, replace(own, notes=sites)]
-    return (*found, _edge_overlap_measure(log, reference, final_model))
+        measures += [shift, replace(own, notes=sites)]
+    return (*measures, _edge_overlap_measure(log, reference, final_model))
 
 
 def _accuracy_name(answer: str) -> str:
@@ -134,52 +138,44 @@ def _accuracy_name(answer: str) -> str:
 def _edge_overlap_measure(
     log: CheckpointLog, reference: FinalModelReference, final_model: Model
 ) -> MeasureOverTraining:
-    """Compare the strongest edges, as many as the circuit has, beside edges drawn by lot."""
-    end, count = log.final.edge_scores, len(reference.circuit)
-    weights = bootstrap_weights(len(end), DRAWS // 5, seed=log.seed)
-    whole = np.ones((1, len(end)))
-    top = end.sum(0).abs().topk(count).indices
-    random = sample_random_circuits(
-        run_references(final_model, reference.tasks[0][:1]),
-        count,
-        "paths",
-        RANDOM_EDGE_SETS,
-        seed=log.seed,
-    )
+    """Overlap of the strongest edges, as many as the circuit has, with those of the final model."""
+    final_edges, count = log.final.edge_scores, len(reference.circuit)
+    weights = bootstrap_weights(len(final_edges), DRAWS // 5, seed=log.seed)
+    all_prompts = np.ones((1, len(final_edges)))
+    top = final_edges.sum(0).abs().topk(count).indices
+    runs = run_references(final_model, reference.tasks[0][:1])
+    random = sample_random_circuits(runs, count, "paths", RANDOM_EDGE_SETS, seed=log.seed)
     both = random[:, top].sum(1).double()
-    chance = torch.quantile(both / (2 * count - both), torch.tensor(_QUANTILES).double())
+    low, high = torch.quantile(both / (2 * count - both), torch.tensor(_QUANTILES).double())
 
-    def of(one: CheckpointMeasurements) -> tuple[Estimate, Float[np.ndarray, " draw"]]:
-        drawn = edge_overlap(one.edge_scores, end, count, weights)
-        return percentile_interval(
-            float(edge_overlap(one.edge_scores, end, count, whole)[0]), drawn
-        ), drawn
+    def overlap(one: CheckpointMeasurements) -> tuple[Estimate, Float[np.ndarray, " draw"]]:
+        value = float(edge_overlap(one.edge_scores, final_edges, count, all_prompts)[0])
+        bootstrap = edge_overlap(one.edge_scores, final_edges, count, weights)
+        return percentile_interval(value, bootstrap), bootstrap
 
-    found = [of(one) for one in log.checkpoints]
-    final = of(log.final)
+    overlaps = [overlap(one) for one in log.checkpoints]
+    final, final_bootstrap = overlap(log.final)
     return MeasureOverTraining(
         name=EDGE_OVERLAP,
         accuracy_name=_accuracy_name(reference.answers[0]),
-        values=tuple(value for value, _ in found),
-        final=final[0],
-        bootstrap=np.stack([drawn for _, drawn in found]),
-        final_bootstrap=final[1],
-        nulls=tuple(of(one)[0].value for one in log.nulls),
-        random_interval=(float(chance[0]), float(chance[1])),
-        other_seeds={model: of(one)[0] for model, one in log.other_seeds.items()},
+        values=tuple(value for value, _ in overlaps),
+        final=final,
+        bootstrap=np.stack([bootstrap for _, bootstrap in overlaps]),
+        final_bootstrap=final_bootstrap,
+        nulls=tuple(overlap(one)[0].value for one in log.nulls),
+        random_interval=(float(low), float(high)),
+        other_seeds={model: overlap(one)[0] for model, one in log.other_seeds.items()},
     )
 
 
 def circuit_faithfulness(
     checkpoint: CheckpointMeasurements, final: CheckpointMeasurements, seed: int
 ) -> Estimate | None:
-    """Return the circuit's share of a checkpoint's own lead; None where that is next to nothing."""
+    """Circuit's fraction of a checkpoint's own logit difference; None where that is near 0."""
     weights = bootstrap_weights(len(checkpoint.logit_diff), DRAWS, seed=seed)
     whole = weights @ checkpoint.logit_diff
-    if (
-        not np.quantile(whole, _QUANTILES[0])
-        > _MIN_LOGIT_DIFF_FRACTION * len(checkpoint.logit_diff) * final.logit_diff.mean()
-    ):
+    least = _MIN_LOGIT_DIFF_FRACTION * len(checkpoint.logit_diff) * final.logit_diff.mean()
+    if not np.quantile(whole, _QUANTILES[0]) > least:
         return None
     return percentile_interval(
         float(checkpoint.circuit_logit_diff.mean() / checkpoint.logit_diff.mean()),

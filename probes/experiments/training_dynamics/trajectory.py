@@ -1,6 +1,6 @@
-"""Along training: when a model comes to answer, and when to answer the way its final self does.
+"""Training trajectories: when a model gets a behavior, and when the mechanism of its final state.
 
-checkpoints → the final model's sites put in, its circuit run alone → courses → first steps
+checkpoints → interchange at the final model's sites, its circuit alone → measures → emergence steps
 """
 
 import math
@@ -13,6 +13,7 @@ import numpy as np
 
 from probes.errors import SiteError
 from probes.experiments.training_dynamics.checkpoints import (
+    TrajectorySettings,
     measure_checkpoint,
     prepare_final_reference,
     require_same_shape,
@@ -36,7 +37,7 @@ from probes.experiments.training_dynamics.measures import (
     measures_over_training,
 )
 from probes.models.model import Model, load, random_init
-from probes.prompts.catalog import pattern as find_pattern
+from probes.prompts.catalog import pattern as load_pattern
 from probes.prompts.pattern import Pattern
 from probes.result import Result
 from probes.stats.intervals import Estimate
@@ -51,30 +52,29 @@ _ORDER_TEXT: Mapping[Order, str] = {
     "before": "before",
     "after": "after",
     "with": "at the same checkpoint as",
-    "cannot tell": "not told apart from",
+    "cannot tell": "not distinguishable from",
 }
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TrainingTrajectory(Result):
-    """One training run, beside where it ended.
+    """Measures over one training run, relative to its final model.
 
     Attributes:
-        final: The model whose sites and circuit are looked for.
-        pattern: What was asked.
-        steps: Of the checkpoints.
-        courses: Every measure along them: for each answer the accuracy ("number right"); the
-            answer's "lead", and the lead that the final circuit holds alone, both as a share of
-            the final model's lead; for each variable how often just it is "taken up" at the final
-            site, at the checkpoint's own best site, and how far that pulls the answer's logit, as
-            a share of the final model's pull; and the share of "edges shared" with the final model
-            among as many of the strongest. A variable that the final model hardly takes up at any
-            one site has no pull.
-        faithful: The circuit's lead over the checkpoint's own lead; None where that is not surely
-            above a tenth of the final one: a share of nothing says nothing.
-        sites: For each variable where the final model holds it.
-        edges: How many edges the final circuit has.
-        protocol: How it was measured.
+        final: Name of the final model.
+        pattern: Name of the pattern.
+        steps: Steps of the checkpoints.
+        measures: Accuracy of each answer; the logit difference of the first answer, and that of
+            the final circuit alone, as fractions of the final model's logit difference; for each
+            variable the interchange accuracy at the final site and at the checkpoint's own best
+            site, and the logit shift at the final site as a fraction of the final model's; and the
+            overlap of the strongest edges with those of the final model. A variable with a low
+            interchange accuracy in the final model has no logit shift.
+        circuit_faithfulness: Logit difference of the circuit over the checkpoint's own; None where
+            that is not above a tenth of the final one.
+        sites: Site of each variable in the final model.
+        edges: Number of edges of the final circuit.
+        protocol: Settings, as names and texts.
     """
 
     final: str
@@ -87,98 +87,95 @@ class TrainingTrajectory(Result):
     protocol: tuple[tuple[str, str], ...]
 
     def measure(self, name: str) -> MeasureOverTraining:
-        """Return one measure, such as "number accuracy" or "operation interchange accuracy"."""
-        for found in self.measures:
-            if found.name == name:
-                return found
-        raise SiteError(f"Nothing is called {name!r}: there are {[c.name for c in self.measures]}")
+        """One measure, such as "number accuracy" or "operation interchange accuracy"."""
+        for measure in self.measures:
+            if measure.name == name:
+                return measure
+        known = ", ".join(measure.name for measure in self.measures)
+        raise SiteError(f"There is no measure {name!r}: use one of {known}")
 
     def emergence(self, name: str) -> EmergenceStep:
-        """Return when a measure appeared."""
+        """Step at which a measure emerges."""
         return emergence_step(self.steps, self.measure(name))
 
     def order(self, name: str, other: str = "") -> Order:
-        """Say whether a measure appeared before another, by default the accuracy it serves."""
-        found = self.measure(name)
-        return emergence_order(found, self.measure(other or found.accuracy_name))
+        """Whether a measure emerges before another, by default before its accuracy."""
+        measure = self.measure(name)
+        return emergence_order(measure, self.measure(other or measure.accuracy_name))
 
     def until(self, step: int) -> "TrainingTrajectory":
-        """Return the part of the run up to a step, held against the same final model.
+        """The run up to a step, relative to the same final model.
 
-        What is lost again later has not appeared for good; this tells when it first had.
+        A measure that falls again later has not emerged; this gives its first emergence.
 
         Raises:
-            SiteError: There is no checkpoint up to there.
+            SiteError: The first checkpoint is later.
         """
         count = sum(one <= step for one in self.steps)
         if not count:
-            raise SiteError(f"The first checkpoint is at step {self.steps[0]:,}: ask for that one")
-        courses = tuple(
+            raise SiteError(f"The first checkpoint is at step {self.steps[0]:,}, after {step:,}")
+        measures = tuple(
             replace(
-                c, values=c.values[:count], bootstrap=c.bootstrap[:count], notes=c.notes[:count]
+                m, values=m.values[:count], bootstrap=m.bootstrap[:count], notes=m.notes[:count]
             )
-            for c in self.measures
+            for m in self.measures
         )
         return replace(
             self,
             steps=self.steps[:count],
-            measures=courses,
+            measures=measures,
             circuit_faithfulness=self.circuit_faithfulness[:count],
         )
 
     def table(self) -> "pd.DataFrame":
-        """Return a row for each measure and checkpoint."""
+        """A row for each measure and checkpoint."""
         import pandas as pd
 
         rows = []
-        for found in self.measures:
-            when = self.emergence(found.name)
-            same = {
-                "measure": found.name, "final": found.final.value, "chance": found.chance,
-                "null": max(found.nulls, default=math.nan),
-                "random": found.random_interval[1] if found.random_interval else math.nan,
-                "seeds": max((e.value for e in (found.other_seeds or {}).values()), default=math.nan),
+        for m in self.measures:
+            when = self.emergence(m.name)
+            common = {
+                "measure": m.name, "final": m.final.value, "chance": m.chance,
+                "null": max(m.nulls, default=math.nan),
+                "random": m.random_interval[1] if m.random_interval else math.nan,
+                "seeds": max((e.value for e in (m.other_seeds or {}).values()), default=math.nan),
                 "appears": math.nan if when.step is None else when.step,
                 "appears_low": when.low, "appears_high": when.high,
-                "than_accuracy": "" if found.name == found.accuracy_name else self.order(found.name),
-                "than_logit_diff": self.order(found.name, LOGIT_DIFF) if self._is_logit_measure(found) else "",
+                "than_accuracy": "" if m.name == m.accuracy_name else self.order(m.name),
+                "than_logit_diff": self.order(m.name, LOGIT_DIFF) if self._is_logit(m) else "",
             }  # fmt: skip
-            for at, (step, value) in enumerate(zip(self.steps, found.values, strict=True)):
-                note = found.notes[at] if found.notes else ""
-                rows.append({"step": step, **asdict(value), "site": note, **same})
+            for at, (step, value) in enumerate(zip(self.steps, m.values, strict=True)):
+                note = m.notes[at] if m.notes else ""
+                rows.append({"step": step, **asdict(value), "site": note, **common})
         return pd.DataFrame(rows)
 
     def summary(self) -> tuple[str, ...]:
-        """Say when each measure appeared, a plain sentence each."""
-        lines = [
+        """Emergence of each measure, a sentence each."""
+        head = (
             f"{self.final} on {self.pattern!r}: {len(self.steps)} checkpoints, steps "
-            f"{self.steps[0]:,} to {self.steps[-1]:,}; a measure has appeared where it surely "
+            f"{self.steps[0]:,} to {self.steps[-1]:,}; a measure emerges where its 95 % interval "
             "stays above half the way from chance to its final value."
-        ]
-        for found in self.measures:
-            lines.append(f"{found.name}: {self._emergence_text(found)}")
-        return tuple(lines)
+        )
+        return (head, *(f"{m.name}: {self._emergence_text(m)}" for m in self.measures))
 
     def _emergence_text(self, measure: MeasureOverTraining) -> str:
         if not measure.is_present:
-            return f"the final model hardly has it ({measure.final}, chance {measure.chance:.2f})."
+            return f"absent in the final model ({measure.final}, chance {measure.chance:.2f})."
         when = self.emergence(measure.name)
-        ends = " to ".join("never" if math.isinf(n) else f"{n:,.0f}" for n in (when.low, when.high))
-        text = f"{when} [{ends}]"
+        text = f"{when} [{when.interval}]"
         if measure.name != measure.accuracy_name:
-            word = _ORDER_TEXT[self.order(measure.name)]
-            text += f", {word} {measure.accuracy_name!r}"
-        if self._is_logit_measure(measure):
+            text += f", {_ORDER_TEXT[self.order(measure.name)]} {measure.accuracy_name!r}"
+        if self._is_logit(measure):
             text += f" ({_ORDER_TEXT[self.order(measure.name, LOGIT_DIFF)]} {LOGIT_DIFF!r})"
-        return f"{text}; {measure.final} in the end, chance {measure.chance:.2f}."
+        return f"{text}; {measure.final} in the final model, chance {measure.chance:.2f}."
 
-    def _is_logit_measure(self, measure: MeasureOverTraining) -> bool:
-        """Whether a course of logits stands beside the lead, in the same unit."""
+    def _is_logit(self, measure: MeasureOverTraining) -> bool:
+        """Whether a measure has the unit of the logit difference and belongs to its answer."""
         same = measure.accuracy_name == self.measure(LOGIT_DIFF).accuracy_name
         return same and (measure.name == CIRCUIT_ONLY or measure.name.endswith(LOGIT_SHIFT))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the draws as plain JSON values."""
+        """All but the bootstrap samples, as plain JSON values."""
         rows = self.table().replace({np.inf: None, np.nan: None}).to_dict("records")
         return {
             "final": self.final,
@@ -192,73 +189,75 @@ class TrainingTrajectory(Result):
         }
 
     def __repr__(self) -> str:
-        return f"<Trajectory of {self.final}: {len(self.steps)} checkpoints>"
+        return f"<TrainingTrajectory of {self.final}: {len(self.steps)} checkpoints>"
 
 
-def training_trajectory(  # noqa: PLR0913 (whom, what, beside what)
+def training_trajectory(
     checkpoints: Sequence[Checkpoint],
     final: str | Path | Model,
     pattern: str | Pattern = "take-away",
+    settings: TrajectorySettings | None = None,
     *,
     other_seeds: Sequence[str | Path | Model] = (),
-    nulls: int = 3,
-    bases: int = 80,
-    prompts: int = 12,
-    keep: float = 0.9,
-    seed: int = 0,
 ) -> TrainingTrajectory:
-    """Hold every checkpoint of a training run against where it ended.
+    """Measures at every checkpoint of a training run, relative to its final model.
 
-    Sites and circuit are found once, in the final model: sites by half of the nouns, the circuit
-    by half of the pairs. All checkpoints are judged on the other halves. What is "taken up"
-    needs a right answer and so cannot come before the accuracy by much; pulls can, and the lead is
-    what they are fairly held against, as both are logits.
+    Sites and circuit are found once, in the final model: sites with half of the nouns, the circuit
+    with half of the pairs. All checkpoints are tested on the other halves. Interchange accuracy
+    needs a correct answer, so it cannot come long before the accuracy. Logit shifts can, and are
+    compared with the logit difference, which has the same unit.
 
     Args:
         checkpoints: Steps with models of one shape and tokenizer, in the order of training.
-        final: Where it ended.
-        pattern: A pattern with an opposite; one ending in "-told" is read by completion, for
-            models that never saw a question.
-        seeds: Models of the same shape from other seeds: what the final places are worth there.
-        nulls: Untrained nets of the same shape.
-        bases: Crossings to find sites by, and as many to judge by; twice as many questions.
-        prompts: Pairs for each contrast to find edges by, and as many to judge the circuit by.
-        keep: The faithfulness of the final circuit on the pairs that it is found by.
-        seed: Of prompts, draws and nets.
+        final: The final model.
+        pattern: Pattern with an opposite; a declarative one for models that never saw a question.
+        settings: Size of the measurement.
+        other_seeds: Other-seed models of the same shape, measured at the final model's sites.
 
     Raises:
-        ProbeError: No checkpoints, or steps that do not ascend.
+        ProbeError: There are no checkpoints, or their steps do not ascend.
         GateError: The final model does not have the behavior.
         ModelError: A checkpoint has another shape than the final model.
     """
+    settings, pattern = settings or TrajectorySettings(), load_pattern(pattern)
     steps = tuple(step for step, _ in checkpoints)
     require_ascending(steps)
-    last = load(final)
-    # Before the ruler is made, which takes minutes; each is looked at again when it is measured.
+    final_model = load(final)
+    # Before the reference, which takes minutes; each is checked again when it is measured.
     for one in (checkpoints[0][1], *other_seeds):
-        require_same_shape(load(one), last.shape)
-    asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
-    by = prepare_final_reference(last, asked, bases=bases, prompts=prompts, keep=keep, seed=seed)
-    end = measure_checkpoint(last, by)
-    readings = [measure_checkpoint(load(model), by) for _, model in checkpoints]
-    strange = [measure_checkpoint(random_init(last, seed=seed + n), by) for n in range(nulls)]
-    twins = {one.name: measure_checkpoint(one, by) for one in map(load, other_seeds)}
-    log = CheckpointLog(readings, end, strange, twins, seed)
+        require_same_shape(load(one), final_model.shape)
+    reference = prepare_final_reference(final_model, pattern, settings)
+    seed, nulls, bases = settings.seed, settings.nulls, settings.bases
+    log = CheckpointLog(
+        final=measure_checkpoint(final_model, reference),
+        checkpoints=[measure_checkpoint(load(model), reference) for _, model in checkpoints],
+        nulls=[
+            measure_checkpoint(random_init(final_model, seed=seed + n), reference)
+            for n in range(nulls)
+        ],
+        other_seeds={
+            model.name: measure_checkpoint(model, reference) for model in map(load, other_seeds)
+        },
+        seed=seed,
+    )
+    circuit, tasks = reference.circuit, reference.tasks
     return TrainingTrajectory(
-        final=last.name,
-        pattern=asked.name,
+        final=final_model.name,
+        pattern=pattern.name,
         steps=steps,
-        measures=measures_over_training(log, by, last),
-        circuit_faithfulness=tuple(circuit_faithfulness(found, end, seed) for found in readings),
-        sites={variable: str(cell) for variable, cell in by.sites.items()},
-        edges=len(by.circuit),
+        measures=measures_over_training(log, reference, final_model),
+        circuit_faithfulness=tuple(
+            circuit_faithfulness(one, log.final, seed) for one in log.checkpoints
+        ),
+        sites={variable: str(site) for variable, site in reference.sites.items()},
+        edges=len(circuit),
         protocol=(
-            ("final", last.origin),
-            ("questions", str(len(by.questions))),
-            ("crossings", f"{bases} to find sites by, {bases} of other nouns to judge by"),
-            ("pairs", f"{len(by.tasks[0])} to find edges by, {len(by.tasks[1])} to judge by"),
-            ("circuit", f"{len(by.circuit)} of {len(by.circuit.graph)} edges, keeps {keep:g}"),
-            ("nulls", f"{nulls} untrained nets; {RANDOM_EDGE_SETS} sets of edges drawn by lot"),
-            ("draws", f"{DRAWS} of prompts"),
+            ("final", final_model.origin),
+            ("questions", str(len(reference.questions))),
+            ("interchange pairs", f"{bases} to find sites, {bases} of other nouns to test"),
+            ("pairs", f"{len(tasks[0])} to find edges, {len(tasks[1])} to test"),
+            ("circuit", f"{len(circuit)} of {len(circuit.graph)} edges, keeps {settings.keep:g}"),
+            ("nulls", f"{nulls} random-init models; {RANDOM_EDGE_SETS} random edge sets"),
+            ("bootstrap", f"{DRAWS} samples of prompts"),
         ),
     )

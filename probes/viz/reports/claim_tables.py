@@ -1,8 +1,11 @@
-"""Blocks of each claim H1–H5: its tests, then plots and tables of what was measured."""
+"""Blocks of each claim H1a–H5: its tests, then plots and tables of what was measured."""
 
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
+from probes.claims.dose_response import has_behavior
 from probes.claims.result import ClaimsReport
 from probes.interventions.interchange import NUMBER_READOUT, OBJECT_READOUT
 from probes.interventions.result import Dissociation, OutputHeads
@@ -25,9 +28,15 @@ _ACCURACY = "interchange accuracy"
 
 STATE_INTRO = (
     "One state encodes whether to add or to subtract, whatever object is counted. Its interchange "
-    "must change the operation with unseen objects, numbers and verbs, and more often than the "
-    "interchange of the words alone. A search for the few directions that carry it (DAS) is "
-    "compared with control searches."
+    "must change the operation with unseen objects, numbers and each pair of unseen verbs, near the "
+    "model's own accuracy, and more often than the interchange of the words alone. A search for "
+    "the few directions that carry it (DAS) is compared with control searches."
+)
+JOINT_INTRO = (
+    "Operation and operands meet at a site between two blocks if its interchange gives all of them "
+    "together: the number of the source. Separate sites of operation and numbers do not count. A "
+    "state that holds only their result gives that number, too. Where a subspace of the state "
+    "changes the operation alone, the state holds more than the result."
 )
 OBJECT_INTRO = (
     "If the object has a path of its own, interchange at its site changes the object of the answer "
@@ -49,8 +58,8 @@ BASE_MODEL_INTRO = (
 DOSE_RESPONSE_INTRO = (
     "Models of one series were trained alike, but on sentences about few or many objects. They are "
     "tested on objects that none of them was trained on. If training on many objects makes the "
-    "operation general, its interchange works more often there. This concerns the series, not one "
-    "model."
+    "operation general, its interchange works more often there. Models without the behavior do not "
+    "count. This concerns the series, not one model."
 )
 
 
@@ -76,7 +85,7 @@ def verdict_reason(verdict: ClaimVerdict) -> str:
 
 
 def state_blocks(report: ClaimsReport) -> list[Block]:
-    """H1: tests, subspace search, variance of the states, and their dimensions."""
+    """H1a: tests, subspace search, variance of the states, and their dimensions."""
     search, decoding = report.subspace_search, report.object_decoding
     site = str(report.hotspots.hotspot("operation").site)
     rows = [
@@ -111,11 +120,23 @@ def state_blocks(report: ClaimsReport) -> list[Block]:
     ]
     factors = f"Variance of the states at {site} by factor (factors overlap; the sum need not be 1)"
     return [
-        claim_tests_table(report.verdict("H1")),
+        claim_tests_table(report.verdict("H1a")),
         *_plot(rows, f"Interchange accuracy of the operation at {site}"),
         IntervalPlot(fractions, factors, axis="fraction of variance (omega squared)"),
         Table(("states at the operation's site", "value"), facts),
     ]
+
+
+def joint_blocks(report: ClaimsReport) -> list[Block]:
+    """H1b: tests, and how often each variable is taken at the site."""
+    joint = report.joint_site
+    rows = [
+        *((display_variable(name), value) for name, value in joint.variables.items()),
+        ("all together", joint.all_variables),
+        ("operation alone, by a subspace (DAS)", joint.operation_alone),
+    ]
+    caption = f"Fraction of prompts whose number takes each variable at {joint.site!s}"
+    return [claim_tests_table(report.verdict("H1b")), *_plot(rows, caption)]
 
 
 def object_blocks(report: ClaimsReport) -> list[Block]:
@@ -218,10 +239,17 @@ def base_model_blocks(report: ClaimsReport) -> list[Block]:
         [base, ", ".join(comparison.base_heads) or "none"],
         [tuned, ", ".join(comparison.tuned_heads) or "none"],
     ]
+    null = comparison.null_head_overlaps
+    note = f"Jaccard overlap: {comparison.head_overlap}" + (
+        f"; with {len(null)} random-init models: {np.mean(null):.2f} on average, {max(null):.2f} at "
+        "most."
+        if null
+        else "."
+    )
     return [
         tests,
         *_plot(rows, f"Interchange accuracy of the operation in {tuned}"),
-        Table(("model", "heads"), heads, "Output heads of the number", "ll"),
+        Table(("model", "heads"), heads, "Output heads of the number", "ll", (note,)),
     ]
 
 
@@ -229,14 +257,14 @@ def dose_response_blocks(rows: Sequence[Mapping[str, float | str]]) -> list[Bloc
     """H5: interchange accuracy by the number of objects in training."""
     estimates = [
         (
-            f"{float(row['nouns']):.0f} objects",
+            f"{float(row['nouns']):.0f} objects{'' if has_behavior(row) else ' (behavior absent)'}",
             Estimate(
                 *(float(row[f"unseen_interchange_accuracy{end}"]) for end in ("", "_low", "_high"))
             ),
         )
         for row in sorted(rows, key=lambda row: float(row["nouns"]))
     ]
-    return _plot(estimates, "Interchange accuracy of the operation with untrained objects")
+    return _plot(estimates, "Interchange accuracy of the operation with held-out objects")
 
 
 def _plot(estimates: Sequence[tuple[str, Estimate | None]], caption: str) -> list[Block]:

@@ -1,8 +1,8 @@
-"""Page of the claims H1–H5 about one or several models."""
+"""Page of the claims H1a–H5 about one or several models."""
 
 from collections.abc import Callable, Sequence
 
-from probes.claims.dose_response import dose_response_rows
+from probes.claims.dose_response import read_dose_rows
 from probes.claims.result import ClaimsReport, ClaimsReports
 from probes.interventions.result import StateProjection
 from probes.stats.evidence import ClaimVerdict
@@ -16,12 +16,14 @@ from probes.viz.reports.claim_tables import (
     BASE_MODEL_INTRO,
     DIRECTION_INTRO,
     DOSE_RESPONSE_INTRO,
+    JOINT_INTRO,
     OBJECT_INTRO,
     STATE_INTRO,
     base_model_blocks,
     claim_tests_table,
     direction_blocks,
     dose_response_blocks,
+    joint_blocks,
     object_blocks,
     state_blocks,
     verdict_reason,
@@ -30,9 +32,9 @@ from probes.viz.reports.hotspot_tables import HOTSPOTS_INTRO, example_table, hot
 
 _TONES: dict[str, Tone] = {"holds": "good", "fails": "bad"}
 _VERDICT_INTRO = (
-    "A claim holds if all its deciding tests passed, and fails if one of them failed. It is “cannot "
-    "tell” if the 95 % interval of a deciding test includes its threshold, or if a test could not "
-    "be run. The tests of each claim follow."
+    "A claim holds if all its deciding tests passed, and fails if one of them failed. It is "
+    "“cannot tell” if the 95 % interval of a deciding test includes its threshold, or if a test "
+    "could not be run. The tests of each claim follow."
 )
 _PROJECTION_INTRO = (
     "Each point is the state at the operation's site in one prompt. First, axis 1 and 2 are the "
@@ -51,7 +53,12 @@ def claims_page(claims: ClaimsReports) -> Picture:
     sections: list[Section] = [
         ("Verdicts", _VERDICT_INTRO, verdicts),
         ("Sites of the variables", HOTSPOTS_INTRO, _hotspots_section(reports)),
-        ("H1: one state for all objects", STATE_INTRO, _by_model(reports, state_blocks)),
+        ("H1a: one state for all objects", STATE_INTRO, _by_model(reports, state_blocks)),
+        (
+            "H1b: one state for operation and operands",
+            JOINT_INTRO,
+            _by_model(reports, joint_blocks),
+        ),
         ("H2: a separate path for the object", OBJECT_INTRO, _by_model(reports, object_blocks)),
         (
             "H3: one direction for all objects",
@@ -72,7 +79,7 @@ def claims_page(claims: ClaimsReports) -> Picture:
     patterns = ", ".join(dict.fromkeys(one.pattern for one in reports))
     notes = reasons if is_single else list(map(_summary_note, reports))
     names = ", ".join(one.model for one in reports)
-    return page(f"Claims H1–H5 about {names}", sections, notes, f"Pattern: {patterns}")
+    return page(f"Claims H1a–H5 about {names}", sections, notes, f"Pattern: {patterns}")
 
 
 @report.register
@@ -145,7 +152,9 @@ def _hotspots_section(reports: Sequence[ClaimsReport]) -> list[Block]:
 def _series_blocks(reports: Sequence[ClaimsReport]) -> list[Block]:
     """H5 concerns a series, so equal verdicts of several models are shown once."""
     verdicts = dict.fromkeys(one.verdict("H5") for one in reports)
-    return [*map(claim_tests_table, verdicts), *dose_response_blocks(dose_response_rows())]
+    has_series = any(test.id == "seeds" for verdict in verdicts for test in verdict.tests)
+    series = dose_response_blocks(read_dose_rows()) if has_series else []
+    return [*map(claim_tests_table, verdicts), *series]
 
 
 def _method_table(reports: Sequence[ClaimsReport]) -> Table:

@@ -48,7 +48,7 @@ _ATTENTION_INTRO = (
 _MATCH_INTRO = (
     "Heads are paired one-to-one by their patching effects, for each contrast and role, and their "
     "attention. Pairing always returns pairs, so it is repeated with random-init models: the "
-    "threshold is the 95th percentile of their best scores. Heads whose effects have a split-half "
+    "threshold is exceeded by 5 % or less of further ones. Heads whose effects have a split-half "
     f"reliability below {MIN_RELIABILITY} count as unreliable."
 )
 _EFFECT_INTRO = (
@@ -146,13 +146,13 @@ def _match_blocks(comparison: Comparison) -> list[Block]:
     verdicts = {v.subject: v for v in comparison.verdicts if v.kind == "head"}
     cells = [_match_row(match, verdicts.get(match.head)) for match in comparison.matches]
     notes = (
-        "Null mean: mean score of this head in random-init models. Threshold: 95th percentile of "
+        "Null mean: mean score of this head in random-init models. Threshold of "
         "their best scores, one for all heads. Other seed: "
         f"{comparison.other_seed or 'none known'}, n = 1.",
     )
     plot = IntervalPlot(
         rows, "Score of each pair, with the null and the other-seed model", axis="head similarity",
-        chance_label="random-init: mean to 95th percentile", reference_label="other-seed model",
+        chance_label="random-init: mean to threshold", reference_label="other-seed model",
     )  # fmt: skip
     return [plot, Table(columns, cells, align="llrrrrrl", notes=notes)]
 

@@ -7,7 +7,7 @@ import numpy as np
 from probes.comparison.family_result import FamilyComparison
 from probes.comparison.result import Comparison
 from probes.comparison.verdict import Verdict
-from probes.viz.blocks import Block, CellValue, Note, Table, TableCell
+from probes.viz.blocks import Block, CellValue, Note, Table, TableCell, Tone
 from probes.viz.page import Section, page
 from probes.viz.picture import Picture
 from probes.viz.plots.hotspot_map import display_variable
@@ -68,10 +68,10 @@ def family_comparison_page(family: FamilyComparison) -> Picture:
         blocks = variable_blocks(one, tests=False)
         sections.append((f"{one.other.name}: verdicts on variables", intro, blocks))
     sections.append(("Method", "", [_method_table(family)]))
-    notes = [
-        Note(line, "bad" if _lacks_behavior(one) else None)
-        for line, one in zip(family.summary(), family.comparisons, strict=True)
-    ]
+    tones: list[Tone | None] = ["bad" if _lacks_behavior(c) else None for c in family.comparisons]
+    lines = family.summary()  # One for each relative, then one for all of them.
+    tones.append(None)
+    notes = [Note(line, tone) for line, tone in zip(lines, tones, strict=True)]
     subtitle = f"Pattern “{first.pattern}” ({first.title}).\nExample: {first.example}"
     return page(f"{full} and its relatives {', '.join(family.names)}", sections, notes, subtitle)
 
@@ -125,7 +125,7 @@ def _metrics_table(family: FamilyComparison) -> Table:
     ]
     note = (
         "Right: accuracy of whole answers. Head similarity: mean score of all pairs of heads, 0 to "
-        "1, and the 95th percentile of random-init models. Interchange accuracy: fraction of pairs "
+        "1, and the threshold of random-init models. Interchange accuracy: fraction of pairs "
         f"in which states of this model, mapped into {first.full.name}, change the answer in this "
         f"variable alone. Best random-init: highest of {first.nulls} models of "
         f"{first.other.name}'s shape, metric by metric."

@@ -26,8 +26,8 @@ _ORDER_INTRO = (
     "{parent}, not that the variables are lost."
 )
 _NOISE_INTRO = (
-    "Interchange accuracy of a relative minus that of {parent} with weight noise at the same KL, on "
-    "texts that all of them solve. Below 0 the relative lost more than such noise would cost."
+    "Interchange accuracy of a relative minus that of {parent} with weight noise at the same KL, "
+    "on texts that all of them solve. Below 0 the relative lost more than such noise would cost."
 )
 _NUMBERS_NOTE = (
     "Density: fraction of nonzero weights in the layers' matrices. KL: bits per answer. Accuracy: "
@@ -129,7 +129,8 @@ def _variables_table(curve: RateDistortionCurve) -> Block:
     columns = ("model", "variable", "site", "own site", "all pairs", "pairs that both solve",
                "states of the parent")  # fmt: skip
     notes = (
-        "Interchange accuracy at the site: that of the parent, or in another graph the model's own.",
+        "Interchange accuracy at the site: that of the parent, or in another graph the model's "
+        "own.",
         "Last column: the interchanged states are the parent's.",
     )
     return Table(columns, rows, align="llll" + "r" * 3, notes=notes)

@@ -116,8 +116,8 @@ def _random_table(trace: Trace) -> Table:
     ]  # fmt: skip
     columns = ("baseline", "circuits", "median f", "highest f", "exceeded by the circuit")
     note = (
-        f"Stability {trace.stability:.2f}: mean Jaccard index of equally many highest-scoring edges "
-        "over resampled prompts."
+        f"Stability {trace.stability:.2f}: mean Jaccard index of equally many highest-scoring "
+        "edges over resampled prompts."
     )
     return Table(columns, rows, notes=(note,))
 

@@ -27,6 +27,7 @@ TONES: dict[VerdictLabel, Tone | None] = {
     "split": None,
     "moved": None,
     "lost": "bad",
+    "not shared between seeds": "muted",
     "new": None,
     "no reliable effect": "muted",
     "behavior absent": "muted",
@@ -68,11 +69,15 @@ _HEAD_LABELS: dict[VerdictLabel, str] = {
     f"and explains more than {MIN_EXPLAINED:.0%} of its effects (95 % intervals).",
     "merged": "Together with other heads, but not alone, it has the effects of one head of the "
     "relative.",
-    "split": "Two or three heads of the relative have its effects together, but none of them alone.",
+    "split": "Two or three heads of the relative have its effects together, but none of them "
+    "alone.",
     "moved": "A head of the relative changes the same answers from another role; another seed of "
     "the full model keeps the role.",
     "lost": "No head of the relative is more similar than the null, and no head or set explains "
-    f"{PARTIAL_EXPLAINED:.0%} of its effects, although the relative does the task.",
+    f"{PARTIAL_EXPLAINED:.0%} of its effects or is explained by it, although the relative does "
+    "the task.",
+    "not shared between seeds": "The relative lacks it as under “lost”, but so does the full "
+    "model trained from another seed: training again is enough to lose it.",
     "new": "Exists only in the relative: the rule of “lost” with the models exchanged.",
     "no reliable effect": f"Its effects have a split-half reliability below {MIN_RELIABILITY}, or "
     "are close to 0.",
@@ -113,6 +118,29 @@ def verdict_cell(verdict: Verdict, *, with_counterpart: bool = False, hover: str
     return TableCell(text, TONES[verdict.label], hover or verdict.reason)
 
 
+def _draw_table(comparison: Comparison) -> Table:
+    """What each draw of prompts, held-out words and sites gave."""
+    full, other = comparison.full.name, comparison.other.name
+    rows: list[list[CellValue]] = [
+        [
+            display_variable(draw.variable),
+            draw.seed,
+            draw.full_site,
+            draw.site,
+            draw.interchange_accuracy,
+            nonbreaking(draw.label),
+        ]
+        for draw in comparison.draws
+    ]
+    columns = ("variable", "seed", f"site in {full}", f"site in {other}", "ridge", "verdict")
+    note = (
+        f"Ridge: interchange accuracy of {full}'s states in {other}, with the interval over the "
+        "prompts of this draw. A verdict above is by all draws together, and is “cannot tell” "
+        "where a single draw decides for another one."
+    )
+    return Table(columns, rows, "Draws of prompts, held-out words and sites", "lrllrl", (note,))
+
+
 def variable_blocks(comparison: Comparison, *, tests: bool = True) -> list[Block]:
     """Verdicts on variables and the interchange behind them.
 
@@ -136,6 +164,8 @@ def variable_blocks(comparison: Comparison, *, tests: bool = True) -> list[Block
         blocks.append(Note(f"No interchange into {other}: it {no_site}", "muted"))
     transfers = (*comparison.transfers_to_other, *comparison.transfers_to_full)
     blocks += transfer_tables(transfers) if transfers else []
+    if len({draw.seed for draw in comparison.draws}) > 1:
+        blocks.append(_draw_table(comparison))
     if tests and any(verdict.tests for verdict in verdicts):
         rows = [
             [display_variable(v.subject), *evidence_row(test)] for v in verdicts for test in v.tests
@@ -148,7 +178,10 @@ def variable_blocks(comparison: Comparison, *, tests: bool = True) -> list[Block
         for prompt in (comparison.failing_prompts.get(verdict.subject, ()) if tests else ())
     ]
     if prompts:
-        caption = f"Interchange pairs whose answer changes with mapped states of {other}, but not of {full}"
+        caption = (
+            f"Interchange pairs whose answer changes with mapped states of {other}, but not of "
+            f"{full}"
+        )
         columns = ("variable", "base question", "source question")
         blocks.append(Table(columns, prompts, caption, "lll"))
     return blocks

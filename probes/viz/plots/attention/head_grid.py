@@ -1,6 +1,6 @@
 """Attention of one head, and of all heads of one model or two.
 
-Differences are right minus left, between paired heads, and only where both models have equal labels.
+Differences are right minus left, between paired heads, where both models have equal labels.
 """
 
 from collections.abc import Sequence
@@ -69,10 +69,11 @@ def head_grid(
     columns = " pv-two" if 4 < heads <= 16 and right else ""
     tables = "".join(panel_table(panel, thumbnail_width(heads)) for panel in panels)
     both = f" and {right.model}" if right else ""
+    scales = ("sequential", "diverging") if grid.has_difference else ("sequential",)
     title = left.title or f"Attention of {left.model}{both}"
     body = (
         f'<section class="pv-grid" data-maps="{json_attribute(grid.viewer_data())}">'
-        f"{_heading(title)}{_legend(('sequential', 'diverging') if grid.has_difference else ('sequential',))}"
+        f"{_heading(title)}{_legend(scales)}"
         f'{_OWN_SCALE_BOX}<div class="pv-panels{columns}">{tables}</div>'
         f'{_pairing_note(grid, pairs)}<div class="pv-detail" aria-live="polite">'
         f"{grid.enlarged()}</div></section>"

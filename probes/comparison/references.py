@@ -1,0 +1,133 @@
+"""Settings of a comparison, and loading of the compared models and of their reference models."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from probes.comparison.variables.transfer import with_unique_names
+from probes.errors import ModelError
+from probes.models.model import Model, load, random_init
+from probes.models.run_checks import require_unedited
+
+ModelSpec = str | Path | Model
+_SEED_OFFSET = 10_000  # Separates a compared random-init model from those of the null.
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ComparisonSettings:
+    """Settings of a comparison.
+
+    Attributes:
+        prompts: Pairs for each contrast.
+        draws: Draws of prompts, held-out words, folds and sites for the cross-model interchange.
+            The interval of one draw covers its own prompts only.
+        seed: Seed of the prompts, the random-init models and the bootstrap.
+        nulls: Number of random-init models of the other's shape.
+        other_seed: Model that differs from the full model in its training seed only. By default
+            the one that the provenance of the full model names.
+        negative_controls: Models trained on the same texts for another task. By default those that
+            the provenance of the full model names.
+        workers: Models measured in parallel threads. The result does not depend on it; give torch
+            one thread if it is more than one.
+        progress: Show a progress bar.
+    """
+
+    prompts: int = 32
+    draws: int = 5
+    seed: int = 0
+    nulls: int = 20
+    other_seed: ModelSpec | None = None
+    negative_controls: Sequence[ModelSpec] | None = None
+    workers: int = 1
+    progress: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceModels:
+    """Reference models, not compared themselves.
+
+    Attributes:
+        other_seed: The full model trained from another seed.
+        same_shape: For each relative, by name, a model of its shape trained without the full model.
+        negative_controls: Models trained for another task.
+    """
+
+    other_seed: Model | None
+    same_shape: Mapping[str, Model]
+    negative_controls: Sequence[Model]
+
+    def not_compared(self, compared: Collection[str]) -> list[Model]:
+        """Reference models whose names are not among those of the compared models."""
+        every = [
+            *([self.other_seed] if self.other_seed else []),
+            *self.same_shape.values(),
+            *self.negative_controls,
+        ]
+        return list({model.name: model for model in every if model.name not in compared}.values())
+
+
+def load_models(
+    full: ModelSpec, others: Sequence[ModelSpec], seed: int
+) -> tuple[Model, list[Model]]:
+    """Load the models, with unique names."""
+    if not others:
+        raise ModelError("Only one model was given: name a relative to compare it with")
+    a = load(full)
+    relatives = [
+        random_init(a, seed=seed + _SEED_OFFSET) if other == "random-init" else load(other)
+        for other in others
+    ]
+    for model in (a, *relatives):
+        require_unedited(model)
+        if model.tokenizer is None:
+            raise ModelError(f"{model.name!r} has no tokenizer: add its files and load again")
+    return a, with_unique_names(relatives, [a.name])
+
+
+def load_references(
+    a: Model,
+    bs: Sequence[Model],
+    settings: ComparisonSettings,
+) -> ReferenceModels:
+    """Load the other-seed model, same-shape controls and negative controls.
+
+    The provenance of the models names those that are not given.
+    """
+    facts = {model.name: model.provenance for model in (a, *bs)}
+    full_facts = facts[a.name]
+    seed_model, negative_controls = settings.other_seed, settings.negative_controls
+    if seed_model is None and full_facts and full_facts.other_seeds:
+        seed_model = full_facts.other_seeds[0]
+    shaped = {b.name: made.controls[0] for b in bs if (made := facts[b.name]) and made.controls}
+    if negative_controls is None:
+        names = full_facts.negative_controls if full_facts else ()
+        negative_controls = [name for name in names if name not in facts]
+    given = [
+        *([seed_model] if seed_model is not None else []),
+        *shaped.values(),
+        *negative_controls,
+    ]
+    every = _deduplicate(list(map(load, given)), [a, *bs])
+    if seed_model is not None:
+        seed_model, *every = every
+    return ReferenceModels(
+        other_seed=seed_model,
+        same_shape=dict(zip(shaped, every, strict=False)),
+        negative_controls=list({model.name: model for model in every[len(shaped) :]}.values()),
+    )
+
+
+def _deduplicate(models: Sequence[Model], compared: Sequence[Model]) -> list[Model]:
+    """Reuse compared models, and give the others unique names."""
+    unique: list[Model] = []
+    for model in models:
+        before = [*compared, *unique]
+        same = next((one for one in before if _is_same_model(one, model)), None)
+        unique.append(same or with_unique_names([model], [one.name for one in before])[0])
+    return unique
+
+
+def _is_same_model(one: Model, other: Model) -> bool:
+    """Whether two values are the same model, loaded once or twice."""
+    stored = one.origin.startswith(("family member ", "folder ", "hub "))
+    return one.bridge is other.bridge or (stored and one.origin == other.origin)
