@@ -97,7 +97,6 @@ MISTAKES = {
     "trace of no pattern": (("trace", "{model}", "--pattern", "fox"), "'fox' is unknown"),
     "a result that is a folder": (("show", "."), "is a folder: give a .json file"),
     "a page with a long name": (("trace", "{model}", "--out", "x" * 500 + ".html"), "too long"),
-    "a null in a name": (("trace", "{model}", "--out", "a\0.html"), "embedded null byte"),
     "an unknown base": (("claims", "{model}", "--base-model", "bass"), "No model 'bass'"),
 }
 

@@ -87,7 +87,6 @@ def test_the_gap_to_the_real_kernel_is_printed():
         (("distilled", "scratch", "--texts", "nothing.txt", *QUICK), "no file"),
         (("distilled", "scratch", "--texts", "binary.txt", *QUICK), "cannot be read ('utf-8'"),
         (("distilled", "scratch", "--device", "gpu", *QUICK), "device 'gpu' cannot be used"),
-        (("distilled", "scratch", "--rate", "nan", *QUICK), "learning rate nan"),
         (("ticket", "distilled"), "no known early weights"),
         (("quantized", "nobody"), "No model 'nobody'"),
     ],
