@@ -152,8 +152,7 @@ def _gradient_scores(
     step = max(1, _MAX_GRADIENT_FLOATS // (_FLOATS_PER_UNIT * width * shape.layers * shape.d_model))
     for start in range(0, len(task), step):
         recorder = GradientRecorder(model, weights, task[start : start + step], bool(graph.roles))
-        if "gradients" not in model.passed_checks:
-            recorder.check_gradients()
+        if "gradients" not in model.passed_checks and recorder.check_gradients():
             model.passed_checks.add("gradients")
         yield _GradientScorer(recorder, graph).scores(points)
 

@@ -59,7 +59,7 @@ def path_patching(model: Model, task: Task, path: Sequence[str]) -> Float[Tensor
     """Drop of the logit difference (logits) when one path alone carries the counterfactual.
 
     Args:
-        model: A decoder whose blocks are plain sums.
+        model: A decoder whose blocks are sums of heads and MLP, with or without post-norms.
         task: Aligned pairs of prompts.
         path: A writer, then readers, such as ("L0.H1", "L1.H2.v", "logits"). Each component on the
             path runs on its clean input, changed only by the component before it; after the last

@@ -20,10 +20,12 @@ from probes.models.norm import IDENTITY
 
 # Relative difference up to which sums that must be equal agree.
 SUM_TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
-# Difference between a finite difference and the gradient, relative to the gradient's length, and
-# rounding error of a logit difference, relative to its size.
+# Difference between a finite difference and the gradient, relative to the gradient's length;
+# rounding error of a logit difference, relative to the largest logit; and that of a slope up to
+# which a step tells, relative to the gradient's length.
 _SLOPE_TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.2, torch.float16: 0.1}
 _ROUNDING_TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 0.02, torch.float16: 0.002}
+_LARGEST_ROUNDING = 0.1
 _STEP_FRACTIONS = (0.1, 0.03, 0.01, 0.003, 0.001)
 
 
@@ -193,48 +195,65 @@ class GradientRecorder:
             yield kept
 
     @torch.no_grad()
-    def check_gradients(self) -> None:
+    def check_gradients(self) -> bool:
         """Compare the first prompt's gradient at the embeddings with finite differences.
 
         Random directions are weighted to where the gradient is steep. Curvature requires short
-        steps and rounding long ones, so each direction must agree at one of several steps.
+        steps, and rounding long ones: logits are rounded in proportion to their size, however
+        small their difference and its gradient. So each direction must agree at one of the steps
+        that are long enough to tell, unless these do not agree with each other.
+
+        Returns:
+            Whether any direction agrees; false where rounding and curvature hide all slopes.
 
         Raises:
-            ModelError: A direction agrees at no step.
+            ModelError: Finite differences of a direction agree with each other, but not with it.
         """
         one = GradientRecorder(self.model, self.weights, self.task[:1], self.by_role)
         run, other = one.gradients(one.task.clean), one.outputs(one.task.counterfactual)
         embed, grad = (run.outputs or other).embed, run.grads["embed"][0].float()
         change = (other.embed - embed).float()
-        reach = float(change.norm()) or float(embed.float().norm())
-        steepness = max(float(grad.norm()), 1e-12)
-        logit_diff = abs(float(one._logit_diff(embed)))
-        noise = _ROUNDING_TOLERANCE[self.model.dtype] * max(1.0, logit_diff)
+        reaches = (float(change.norm()), float(embed.float().norm()))
+        sizes = {part * reach for part in _STEP_FRACTIONS for reach in reaches if reach}
+        steepness = float(grad.norm())
+        largest_logit = float(one._logits(embed).abs().max())
+        noise = _ROUNDING_TOLERANCE[self.model.dtype] * max(1.0, largest_logit)
         draw = torch.Generator().manual_seed(0)
         random = [torch.randn(grad.shape, generator=draw).to(grad) * grad.abs() for _ in range(4)]
+        told = False
         for direction in (change, *random):
             if not (length := float(direction.norm())):
                 continue
             slope = float((grad * direction).sum()) / length
-            gaps = []
-            for size in (fraction * reach for fraction in _STEP_FRACTIONS):
+            slopes, gaps = [], []
+            for size in sorted(sizes, reverse=True):
                 step = (direction * (size / length)).to(embed.dtype)
-                change_found = float(one._logit_diff(embed + step) - one._logit_diff(embed - step))
-                gaps.append((abs(change_found - 2 * size * slope) - noise) / (2 * size))
+                ends = [float(one._logit_diff(embed + side * step)) for side in (1, -1)]
+                measured, rounding = (ends[0] - ends[1]) / (2 * size), noise / (2 * size)
+                if rounding > _LARGEST_ROUNDING * max(steepness, abs(measured)):
+                    continue
+                slopes.append(measured)
+                gaps.append(abs(measured - slope) - rounding)
                 if gaps[-1] <= _SLOPE_TOLERANCE[self.model.dtype] * steepness:
+                    told = True
                     break
             else:
+                if len(gaps) < 2 or abs(slopes[-1] - slopes[-2]) > min(gaps):
+                    continue  # Curved at every step that is long enough: nothing is told.
                 raise ModelError(
                     f"The gradients of {self.model.name} are wrong: finite differences deviate by "
                     f"{min(gaps):.2g} per unit, and the gradient has length {steepness:.2g}. "
                     "Quantized modules can do this silently: dequantize the model before loading "
                     "it."
                 )
+        return told
+
+    def _logits(self, embed: Tensor) -> Tensor:
+        with self.model.editing({"hook_embed": lambda _: embed}):
+            return _readout_logits(self.model, self.task, self.task.clean)
 
     def _logit_diff(self, embed: Tensor) -> Tensor:
-        with self.model.editing({"hook_embed": lambda _: embed}):
-            logits = _readout_logits(self.model, self.task, self.task.clean)
-        return self.task.logit_diff(logits)[0]
+        return self.task.logit_diff(self._logits(embed))[0]
 
 
 def _by_head(grad: Tensor, like: Tensor) -> Tensor:

@@ -71,8 +71,7 @@ class Model:
         """Logits with gradients of activations enabled.
 
         Raises:
-            ModelError: The prompts are too long, a token is not in the vocabulary, the model is
-                in training mode, or its logits are NaN or infinite.
+            ModelError: A prompt is too long, a token unknown, a logit not finite, or eval() missing.
         """
         require_eval(self)
         ids = require_tokens(self, ids, mask)
@@ -158,8 +157,7 @@ class Model:
         Args:
             text: Prompt.
             max_new_tokens: Most tokens to add; fewer at the end of text or of the context.
-            temperature: Of the sampled distribution; 0 takes the most likely token.
-            seed: Random seed.
+            temperature, seed: Of the sampling; temperature 0 takes the most likely token.
         """
         settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
         return continue_text(self, text, **settings)

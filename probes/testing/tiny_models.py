@@ -67,9 +67,10 @@ def tiny(kind: str, seed: int = 0, **overrides: object) -> Model:
 
 def hook_count(model: Model) -> int:
     """Number of hooks on the bridge, of torch and of hook points, without the bridge's own."""
-    # Blocks register these at their first pass and keep them.
-    count = -sum(len(block._capture_hook_handles) for block in model.bridge.blocks)
+    count = 0
     for module in model.bridge.modules():
+        # Blocks register these at their first pass and keep them.
+        count -= len(getattr(module, "_capture_hook_handles", ()))
         count += len(module._forward_hooks) + len(module._forward_pre_hooks)
         count += len(module._backward_hooks) + len(module._backward_pre_hooks)
         count += len(getattr(module, "fwd_hooks", ())) + len(getattr(module, "bwd_hooks", ()))

@@ -19,7 +19,7 @@ from probes.circuits.reference_runs import run_references
 from probes.circuits.task import Task
 from probes.errors import CircuitError, ModelError
 from probes.interventions.activation_patching import MLP, Z
-from probes.models.model import wrap
+from probes.models.model import load, wrap
 from probes.testing.equivalent_heads import ungroup_heads
 from probes.testing.tiny_models import KINDS, POST_NORM_KINDS, hook_count, tiny, tiny_hf
 
@@ -449,6 +449,49 @@ def test_a_model_with_wrong_gradients_anywhere_is_refused(factor):
         for layer in range(3):
             with pytest.raises(ModelError, match="gradients of tiny"):
                 edge_attribution(with_wrong_gradients(kind, layer, factor), pairs(), method="eap")
+
+
+def flat_task(model, tokens=(294, 222, 27, 41)):
+    """Prompts of one token each, many times, on which the two best answers are equally likely."""
+    clean = torch.tensor(tokens)[:, None].repeat(1, 9)
+    other = clean.clone()
+    other[:, 5] += 5
+    logits = model.logits(clean, torch.ones_like(clean).bool())[:, -1]
+    best = logits.topk(2).indices
+    return Task.from_tokens(clean, other, best[:, 0], best[:, 1:])
+
+
+def test_a_gradient_of_nearly_zero_is_not_refused_for_the_rounding_of_large_logits():
+    """The logit difference is 0.001, its slope 0.03, and the logits are 47."""
+    model = load("full")
+    task = flat_task(model)
+    for row in range(len(task)):
+        model.passed_checks.discard("gradients")
+        scores = edge_attribution(model, task[row : row + 1], method="eap")
+        assert scores.mean.isfinite().all()
+        assert "gradients" in model.passed_checks
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0])
+def test_wrong_gradients_of_nearly_zero_are_refused(factor):
+    model = load("full")
+    task = flat_task(model)
+    inner = model.bridge.blocks[model.shape.layers - 1].mlp.original_component
+    forward = inner.forward
+    inner.forward = lambda *args, **kwargs: ScaledGradient.apply(forward(*args, **kwargs), factor)
+    with pytest.raises(ModelError, match="gradients of full are wrong"):
+        edge_attribution(model, task[:1], method="eap")
+
+
+def test_a_prompt_without_a_slope_tells_nothing_about_the_gradients():
+    """Answer and foil have one row of the unembedding: the check is made on later prompts."""
+    hf_model, task = tiny_hf("llama", 0), pairs()
+    with torch.no_grad():
+        rows = hf_model.get_output_embeddings().weight
+        rows[task.answer] = rows[task.foils[:, 0]]
+    model = wrap(hf_model, name="flat")
+    assert (edge_attribution(model, task, method="eap").per_prompt.abs() < 1e-6).all()
+    assert "gradients" not in model.passed_checks
 
 
 def test_a_refused_model_is_refused_again():
