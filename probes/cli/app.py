@@ -7,9 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
 from probes.cli.check import check_app
 from probes.cli.common import (
@@ -17,15 +15,14 @@ from probes.cli.common import (
     EXIT_NOT_TESTED,
     MAX_SEED,
     check_output_paths,
-    folding_table,
     open_console,
     print_line,
     reports_errors,
     silence_libraries,
-    write_result,
 )
 from probes.cli.make import make_app
 from probes.cli.study import study_app
+from probes.cli.tables import write_with_tables
 from probes.errors import EquivalenceError, GateError, NotTestedError, ProbeError, ResultError
 
 app = typer.Typer(
@@ -124,7 +121,7 @@ def compare(
     )
     family = compare_family(full, relatives, pattern, settings)
     result = family.comparisons[0] if len(relatives) == 1 else family
-    _write(result, out, json)
+    write_with_tables(result, out, json)
     if assert_equivalent is not None:
         _assert_equivalent(result, assert_equivalent)
 
@@ -150,7 +147,7 @@ def trace(
     from probes.circuits.trace import trace as run
 
     settings = TraceSettings(method=method.value, answer=answer, prompts=prompts, seed=seed)
-    _write(run(model, pattern, keep=keep, roles=roles, settings=settings), out, json)
+    write_with_tables(run(model, pattern, keep=keep, roles=roles, settings=settings), out, json)
 
 
 @app.command()
@@ -184,7 +181,7 @@ def claims(
             print_line(console, f"- {name}: behavior absent. {error}")
     if not reports:
         raise GateError(f"None of {', '.join(models)} has the behavior: there is nothing to test")
-    _write(ClaimsReports(tuple(reports)), out, json)
+    write_with_tables(ClaimsReports(tuple(reports)), out, json)
 
 
 @app.command()
@@ -202,7 +199,7 @@ def show(
     check_output_paths(page, None, page=True)
     from probes.result import load_result
 
-    _write(load_result(result), page, None)
+    write_with_tables(load_result(result), page, None)
 
 
 @app.command()
@@ -255,50 +252,6 @@ def list_all() -> None:
     for name, entry in list_patterns().items():
         table.add_row(name, entry.title, ", ".join(entry.contrasts))
     console.print(table)
-
-
-def _write(result: Any, out: Path, json: Path | None) -> None:  # noqa: ANN401
-    """Write the page and the numbers of a result, then print its summary and its tables."""
-    tables = {
-        "Comparison": (_match_table, _verdict_table),
-        "FamilyComparison": (_family_table,),
-    }
-    shown = (table(result) for table in tables.get(type(result).__name__, ()))
-    write_result(result, out, json, tables=shown)
-
-
-def _match_table(comparison: Any) -> Table:  # noqa: ANN401
-    table = Table("head", "partner", "score", "threshold", "other seed", "verdict")
-    for row in comparison.table().to_dict("records"):
-        numbers = [row["score"], row["threshold"], row["other_seed"]]
-        written = ["–" if number != number else f"{number:.2f}" for number in numbers]
-        table.add_row(row["head"], row["partner"] or "–", *written, row["verdict"])
-    return table
-
-
-def _verdict_table(comparison: Any) -> Table:  # noqa: ANN401
-    table = folding_table("variable or head", "verdict", "where", "why")
-    for verdict in comparison.verdicts:
-        if verdict.label != "no reliable effect":
-            cells = (
-                verdict.subject or "(relative only)",
-                verdict.label,
-                verdict.counterpart or "–",
-                verdict.reason,
-            )
-            table.add_row(*map(Text, cells))
-    return table
-
-
-def _family_table(family: Any) -> Table:  # noqa: ANN401
-    words = family.table()
-    table = folding_table("variable or head", *map(escape, words.columns))
-    for subject, row in words.iterrows():
-        if set(row) - {"no reliable effect", "behavior absent"} or "no reliable effect" not in set(
-            row
-        ):
-            table.add_row(*map(Text, (subject, *row)))
-    return table
 
 
 def _assert_equivalent(result: Any, margin: float) -> None:  # noqa: ANN401

@@ -71,7 +71,8 @@ class Model:
         """Logits with gradients of activations enabled.
 
         Raises:
-            ModelError: A prompt is too long, a token unknown, a logit not finite, or eval() missing.
+            ModelError: A prompt is too long, a token unknown, a logit not finite, or eval() not
+                called.
         """
         require_eval(self)
         ids = require_tokens(self, ids, mask)

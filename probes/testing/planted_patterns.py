@@ -2,8 +2,8 @@
 
 All answer "I have 7 foxes . I lose 3 . ..." with number and noun. They differ in the state at the
 verb: one state for all verbs and nouns ("template"), one per verb ("lexical"), one for all but one
-pair of verbs ("mixed"), or one per noun ("rotated"). "lookup" has the state of "template", but a table
-of answers instead of a sum. "joint" has the state at the answer, with the numbers.
+pair of verbs ("mixed"), or one per noun ("rotated"). "lookup" has the state of "template", but a
+table of answers instead of a sum. "joint" has the state at the answer, with the numbers.
 """
 
 from dataclasses import dataclass, replace

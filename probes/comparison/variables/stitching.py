@@ -5,7 +5,7 @@ replace those of the bases of interchange pairs.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from probes.comparison.variables.held_out_folds import HeldOutFolds
 from probes.comparison.variables.linear_maps import MapKind, fit_map
@@ -130,33 +129,6 @@ def run_recipient(model: Model, folds: HeldOutFolds, *, seed: int = 0) -> Recipi
         model, folds.interchange_pairs, joined_roles=joined_roles(*sites.values())
     )
     return Recipient(folds, runs, run_donor(model, folds), sites)
-
-
-def label_donor(donor: Donor, folds: HeldOutFolds, variable: str) -> Donor:
-    """Control whose states are the one-hot code of the variable's word."""
-    words = sorted({*folds.question_forms(variable), *folds.source_forms(variable)})
-
-    def labeled(states: Activations, forms: tuple[str, ...]) -> Activations:
-        codes = one_hot(torch.tensor([words.index(form) for form in forms]), len(words)).float()
-        everywhere = codes[None, :, None].expand(1, -1, states["resid"].shape[2], -1)
-        return replace(states, model="label", tensors={"resid": everywhere})
-
-    return Donor(
-        "label",
-        labeled(donor.train_states, folds.question_forms(variable)),
-        labeled(donor.source_states, folds.source_forms(variable)),
-    )
-
-
-def shuffled_donor(donor: Donor, folds: HeldOutFolds, *, seed: int) -> Donor:
-    """Control whose training states are permuted among the questions of each template."""
-    order = np.arange(len(folds.questions))
-    rng = np.random.default_rng(seed)
-    templates = np.array([question.template for question in folds.questions])
-    for template in np.unique(templates):
-        rows = np.flatnonzero(templates == template)
-        order[rows] = rng.permutation(rows)
-    return replace(donor, name="shuffled", train_order=torch.from_numpy(order))
 
 
 def embedding_sites(recipient: Recipient, variable: str) -> DonorSites:

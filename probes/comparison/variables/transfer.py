@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from jaxtyping import Bool
 
+from probes.comparison.variables.control_donors import label_donor, shuffled_donor
 from probes.comparison.variables.held_out_folds import distinct_tokenizers, sample_held_out_folds
 from probes.comparison.variables.linear_maps import MAP_KINDS, MapKind
 from probes.comparison.variables.result import EMBEDDING_CONTROL, CrossModelTransfer
@@ -20,11 +21,9 @@ from probes.comparison.variables.stitching import (
     Recipient,
     embedding_sites,
     find_donor_sites,
-    label_donor,
     run_donor,
     run_recipient,
     self_sites,
-    shuffled_donor,
     stitched_hits,
 )
 from probes.errors import ModelError
