@@ -7,17 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from probes.comparison.variables.control_donors import label_donor, shuffled_donor
 from probes.comparison.variables.held_out_folds import sample_held_out_folds
 from probes.comparison.variables.linear_maps import MapKind, fit_map
 from probes.comparison.variables.stitching import (
     Donor,
     embedding_sites,
     find_donor_sites,
-    label_donor,
     run_donor,
     run_recipient,
     self_sites,
-    shuffled_donor,
     stitched_hits,
 )
 from probes.comparison.variables.transfer import (
