@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 
 from probes.circuits import trace as tracing
+from probes.circuits.result import STABILITY_THRESHOLD
 from probes.circuits.task import TaskSettings, require_open_gate, sample_tasks
 from probes.circuits.trace import TraceSettings, trace
 from probes.errors import CircuitError, GateError, PatternError
@@ -201,7 +202,7 @@ def test_the_full_model_has_a_small_circuit_that_random_circuits_do_not_reach():
     assert (paths.kind, len(paths.values), len(edges.values)) == ("paths", 100, 100)
     assert max(paths.values) < found.held_out.value.value
     assert paths.percentile == edges.percentile == 1.0
-    assert found.stability >= tracing.STABILITY_THRESHOLD
+    assert found.stability >= STABILITY_THRESHOLD
     assert abs(found.held_out.complement.value) < 0.1
     assert found.held_out.edges == len(found.circuit) == len(found.edge_necessities)
     assert (
