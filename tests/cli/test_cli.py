@@ -258,7 +258,7 @@ def test_a_seed_below_nought_ends_with_one_line(folder):
     assert "seed" in result.output
 
 
-def test_a_proof_of_a_model_without_the_behavior_says_so_and_fails(tmp_path):
+def test_claims_about_a_model_without_the_behavior_say_so_and_fail(tmp_path):
     found = run(
         "claims", "random-init:distilled:0", "--bases", "80", "--out", str(tmp_path / "p.html")
     )
@@ -268,7 +268,7 @@ def test_a_proof_of_a_model_without_the_behavior_says_so_and_fails(tmp_path):
     assert not (tmp_path / "p.html").exists()
 
 
-def test_a_proof_on_too_few_prompts_is_refused_at_once():
+def test_claims_on_too_few_prompts_are_refused_at_once():
     assert run("claims", "full", "--bases", "20").exit_code == 2
 
 
