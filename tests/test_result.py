@@ -6,13 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from probes.circuits.circuit import Circuit
 from probes.circuits.graph import ComputationGraph, Edge
 from probes.cli.app import app
-from probes.errors import ResultError
+from probes.errors import FigureError, ResultError
 from probes.result import HOMES, SCHEMA, load_result
+from probes.testing.check_result import CheckOutcome, ModelCheck, ModelChecks
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -77,6 +80,12 @@ def test_a_file_that_is_not_there_is_said_so(tmp_path):
         load_result(tmp_path / "none.json")
 
 
+@pytest.mark.parametrize("name", ["a\0.json", "x" * 500 + ".json"])
+def test_a_result_is_not_saved_under_a_name_that_no_file_can_have(name, circuit):
+    with pytest.raises(FigureError, match=r"cannot write .*: choose another place"):
+        circuit[0].save(name)
+
+
 def test_another_type_is_refused_by_name(circuit):
     from probes.circuits.result import Trace
 
@@ -90,3 +99,48 @@ def test_show_prints_a_circuit_and_writes_its_page(circuit, tmp_path):
     assert done.exit_code == 0, done.output
     assert saved.summary()[0] in done.stdout
     assert (tmp_path / "c.html").is_file()
+
+
+# Properties of generated results.
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+SCORES = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@st.composite
+def circuits(draw):
+    """A circuit of a small graph, with scores of any size and errors that may be unknown."""
+    heads = draw(st.integers(1, 3))
+    graph = ComputationGraph(draw(st.integers(1, 3)), heads, heads)
+    numbers = draw(st.sets(st.integers(0, len(graph) - 1), max_size=6))
+    edges = tuple(graph.edge(number) for number in numbers)
+    scores, errors = (
+        tuple(draw(st.lists(values, min_size=len(edges), max_size=len(edges))))
+        for values in (SCORES, st.floats(0, allow_infinity=False) | st.just(float("nan")))
+    )
+    protocol = tuple(draw(st.lists(st.tuples(TEXTS, TEXTS), max_size=3)))
+    return Circuit(draw(TEXTS), graph, edges, scores, errors, protocol)
+
+
+@st.composite
+def checks(draw):
+    """The contract suite on some models."""
+    states = st.sampled_from(("pass", "refused", "fail"))
+    outcomes = st.lists(st.builds(CheckOutcome, TEXTS, states, TEXTS), max_size=3).map(tuple)
+    models = st.lists(st.builds(ModelCheck, TEXTS, TEXTS, outcomes), min_size=1, max_size=3)
+    return ModelChecks(tuple(draw(models)))
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(result=circuits() | checks())
+def test_a_result_that_is_saved_and_loaded_is_the_same(tmp_path, result):
+    path = result.save(tmp_path / "result.json")
+    loaded = load_result(path)
+    assert loaded == result
+    assert loaded.to_dict() == result.to_dict()
+    assert loaded.save(tmp_path / "again.json").read_bytes() == path.read_bytes()

@@ -13,7 +13,7 @@ from probes.errors import ProbeError
 
 Outcome = Literal["right", "clear", "vague", "wrong", "crash"]
 
-_SECONDS = 5  # Most that one input may take.
+_SECONDS = 120  # Most that one input may take.
 
 # What was found: something quoted, a number, or the name of a file, key, class or model.
 _FOUND = re.compile(

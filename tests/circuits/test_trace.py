@@ -7,10 +7,10 @@ from functools import cache
 import pytest
 
 from probes.circuits import trace as tracing
-from probes.circuits.result import STABILITY_THRESHOLD
+from probes.circuits.result import STABILITY_THRESHOLD, Trace
 from probes.circuits.task import TaskSettings, require_open_gate, sample_tasks
 from probes.circuits.trace import TraceSettings, trace
-from probes.errors import CircuitError, GateError, PatternError
+from probes.errors import CircuitError, GateError, PatternError, ResultError
 from probes.models.model import load
 from probes.prompts.catalog import pattern
 
@@ -176,6 +176,11 @@ def test_a_small_trace_by_roles_is_saved_as_json_and_as_a_page(tmp_path):
     assert strict(json.dumps(found.to_dict())) == found.to_dict()
     found.save(tmp_path / "t.json")
     assert strict((tmp_path / "t.json").read_text(encoding="utf-8")) == found.to_dict()
+    assert found.table().equals(found.circuit.table())
+    broken = found.to_dict()
+    broken["random_baselines"][0]["values"] = []  # Its summary names the highest.
+    with pytest.raises(ResultError, match=r"This Trace is broken .*: save it again"):
+        Trace.from_dict(broken)
     found.save(tmp_path / "t.html")
     assert (tmp_path / "t.html").stat().st_size > 10_000
 

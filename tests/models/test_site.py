@@ -11,7 +11,13 @@ def test_an_address_is_parsed_and_written(text):
     assert str(Site.parse(text)) == text
 
 
-@pytest.mark.parametrize("text", ["L0", "H1", "L0.h1", "L-1.H0", "L0.H1@", "blocks.0.hook_mlp_out"])
+NINES = "9" * 5000
+OTHERS = ("L0", "H1", "L0.h1", "L-1.H0", "L0.H1@", "blocks.0.hook_mlp_out")
+
+
+@pytest.mark.parametrize(
+    "text", [*OTHERS, f"L{NINES}.MLP", f"L0.H{NINES}"], ids=lambda text: text[:40]
+)
 def test_other_texts_are_refused(text):
     with pytest.raises(SiteError, match="is not a site"):
         Site.parse(text)
