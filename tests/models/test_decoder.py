@@ -17,8 +17,8 @@ from probes.models.decoder import (
     rebuild_residual,
 )
 from probes.models.model import wrap
-from probes.models.norm import read_norm
-from probes.testing.tiny_models import KINDS, hook_count, tiny
+from probes.models.norm import IDENTITY, read_norm
+from probes.testing.tiny_models import KINDS, POST_NORM_KINDS, hook_count, tiny
 
 PROMPTS, LENGTH = 4, 9
 MASKS = {
@@ -167,6 +167,43 @@ def test_the_gradient_of_a_norm_is_that_of_autograd(name):
     # The residual broadcasts over the heads that read it.
     result = norm.backward(grad.clone(), x.detach()[:, None])
     torch.testing.assert_close(result, torch.stack(each, 1), atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_the_change_of_a_norm_is_that_of_autograd(name):
+    draw = torch.Generator().manual_seed(3)
+    weight, bias = (torch.randn(32, generator=draw).double() for _ in range(2))
+    norm = NORMS[name](weight, bias)
+    x = 3 * torch.randn(2, 5, 32, generator=draw).double() + 1
+    change = torch.randn(2, 4, 5, 32, generator=draw).double()
+    each = [torch.func.jvp(norm, (x,), (change[:, head],))[1] for head in range(4)]
+    result = norm.forward_change(change.clone(), x[:, None])
+    torch.testing.assert_close(result, torch.stack(each, 1), atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("kind", POST_NORM_KINDS)
+def test_norms_behind_attention_and_mlp_are_the_models_own(kind):
+    model = tiny(kind)
+    assert gap(model, "both") < 1e-5
+    x = 2 * torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(1)) + 0.5
+    for block, layer in zip(model.bridge.blocks, decompose(model).layers, strict=True):
+        own = block.original_component
+        torch.testing.assert_close(layer.attn_post_norm(x), own.post_attention_layernorm(x))
+        inner = own.post_feedforward_layernorm(own.mlp(x))
+        torch.testing.assert_close(layer.mlp(x), inner, atol=1e-5, rtol=1e-5)
+        assert (layer.attn_norm is IDENTITY) == (kind == "olmo2")
+
+
+def test_a_norm_that_is_neither_by_its_weight_nor_by_one_more_is_refused():
+    class OddRMSNorm(nn.RMSNorm):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    class Component(nn.Module):
+        original_component = OddRMSNorm(32, eps=1e-6)
+
+    with pytest.raises(ModelError, match="neither by its weight w nor by 1"):
+        read_norm(Component())
 
 
 @pytest.mark.parametrize("kind", KINDS)
