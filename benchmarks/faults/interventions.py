@@ -10,6 +10,7 @@ from torch import Tensor
 
 import probes as pb
 from benchmarks.faults.trial import OddInput
+from probes.comparison.references import ComparisonSettings
 from probes.compression.distillation.plan import TrainingConfig
 from probes.compression.distillation.targets import parse_labels
 from probes.compression.pruning.prune import prune
@@ -102,7 +103,8 @@ SETTINGS: dict[str, tuple[Callable[[], object], type[ProbeError]]] = {
     "a heatmap of no text": (lambda: pb.heatmap(scratch(), ""), BatchError),
     "a heatmap without a tokenizer": (
         lambda: pb.heatmap(wrap(tiny_hf("llama", 0), name="bare"), TEXT), ProbeError),
-    "a comparison with 0 nulls": (lambda: pb.compare("full", "full", nulls=0), ModelError),
+    "a comparison with 0 nulls": (
+        lambda: pb.compare("full", "full", settings=ComparisonSettings(nulls=0)), ModelError),
     "a comparison with an unknown pattern": (
         lambda: pb.compare("full", "full", "fox"), PatternError),
     "a family of one": (lambda: pb.compare_family("full", []), ModelError),

@@ -14,6 +14,7 @@ from probes.circuits.circuit import Circuit
 from probes.circuits.graph import ComputationGraph, Edge
 from probes.circuits.result import Trace
 from probes.circuits.trace import TraceSettings
+from probes.comparison.references import ComparisonSettings
 from probes.errors import CircuitError, FigureError, ProbeError, ResultError
 from probes.result import Result, load_result
 
@@ -43,7 +44,8 @@ def saved(kind: str) -> dict[str, Any]:
         return Circuit("m", graph, edges, (0.5, -0.25), (0.125, float("nan"))).to_dict()
     if kind == "Trace":
         return pb.trace("full", settings=TraceSettings(prompts=4)).to_dict()
-    family = pb.compare_family("scratch", ["distilled"], prompts=4, nulls=1)
+    settings = ComparisonSettings(prompts=4, draws=1, nulls=1)
+    family = pb.compare_family("scratch", ["distilled"], settings=settings)
     return family.comparisons[0].to_dict() if kind == "Comparison" else family.to_dict()
 
 
