@@ -25,7 +25,7 @@ from probes.comparison.heads.verdicts import head_verdicts
 from probes.comparison.verdict import Verdict
 from probes.models.model import Model, load, random_init
 from probes.prompts.catalog import pattern
-from probes.prompts.pair_batch import sample_pairs, tokenize_pairs
+from probes.prompts.tokens.pair_batch import sample_pairs, tokenize_pairs
 from probes.testing.equivalent_heads import (
     duplicate_heads,
     permute_heads,

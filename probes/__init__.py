@@ -16,9 +16,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from probes.circuits.attribution import edge_attribution
     from probes.circuits.circuit import Circuit
-    from probes.circuits.edge_patching import edge_patching, path_patching
+    from probes.circuits.edges.attribution import edge_attribution
+    from probes.circuits.edges.edge_patching import edge_patching, path_patching
     from probes.circuits.faithfulness import faithfulness
     from probes.circuits.task import Task
     from probes.circuits.trace import TraceSettings, trace
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from probes.files import list_models
     from probes.interventions.hotspots import hotspots
     from probes.interventions.interchange import interchange_intervention
-    from probes.interventions.subspace import das
+    from probes.interventions.subspaces.subspace import das
     from probes.interventions.sweep import activation_patching
     from probes.models.model import Model, load, random_init, wrap
     from probes.models.site import Site
@@ -51,12 +51,12 @@ if TYPE_CHECKING:
     from probes.observe.behavior import evaluate_behavior
     from probes.observe.gate import gate
     from probes.observe.logit_lens import logit_lens
-    from probes.prompts.batch import tokenize
     from probes.prompts.catalog import list_patterns, pattern
     from probes.prompts.interchange_pairs import sample_interchange_pairs
-    from probes.prompts.pair_batch import sample_pairs, tokenize_pairs
     from probes.prompts.pattern import Pattern
     from probes.prompts.question import Pair, Question
+    from probes.prompts.tokens.batch import tokenize
+    from probes.prompts.tokens.pair_batch import sample_pairs, tokenize_pairs
     from probes.result import load_result
     from probes.viz.picture import Picture
     from probes.viz.plots.attention.heatmap import heatmap
@@ -74,9 +74,9 @@ _HOMES = {
     "list_models": "files",
     "Question": "prompts.question",
     "Pair": "prompts.question",
-    "sample_pairs": "prompts.pair_batch",
-    "tokenize_pairs": "prompts.pair_batch",
-    "tokenize": "prompts.batch",
+    "sample_pairs": "prompts.tokens.pair_batch",
+    "tokenize_pairs": "prompts.tokens.pair_batch",
+    "tokenize": "prompts.tokens.batch",
     "capture": "observe.activations",
     "role_attention": "observe.attention",
     "logit_lens": "observe.logit_lens",
@@ -84,13 +84,13 @@ _HOMES = {
     "gate": "observe.gate",
     "activation_patching": "interventions.sweep",
     "Site": "models.site",
-    "edge_patching": "circuits.edge_patching",
-    "path_patching": "circuits.edge_patching",
+    "edge_patching": "circuits.edges.edge_patching",
+    "path_patching": "circuits.edges.edge_patching",
     "sample_interchange_pairs": "prompts.interchange_pairs",
     "interchange_intervention": "interventions.interchange",
     "hotspots": "interventions.hotspots",
-    "das": "interventions.subspace",
-    "edge_attribution": "circuits.attribution",
+    "das": "interventions.subspaces.subspace",
+    "edge_attribution": "circuits.edges.attribution",
     "Circuit": "circuits.circuit",
     "Task": "circuits.task",
     "faithfulness": "circuits.faithfulness",

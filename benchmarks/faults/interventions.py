@@ -26,7 +26,7 @@ from probes.errors import (
 from probes.interventions.activation_patching import patch_sites, run_batch_with_cache
 from probes.models.model import Model, load, random_init, wrap
 from probes.models.site import Site
-from probes.prompts.pair_batch import PairBatch
+from probes.prompts.tokens.pair_batch import PairBatch
 from probes.testing.tiny_models import tiny_hf
 
 TEXT = "Tom has 2 foxes."

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from probes.errors import ProbeError
+from probes.models.files.provenance import changed_files
 from probes.models.model import load
-from probes.models.provenance import changed_files
 from probes.result import load_result
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ import probes as pb
 from benchmarks.faults.trial import OddInput
 from probes.errors import ModelError
 from probes.models.model import Model, load, wrap
-from probes.prompts.batch import tokenize
+from probes.prompts.tokens.batch import tokenize
 from probes.testing.tiny_models import tiny_hf
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

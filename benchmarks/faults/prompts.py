@@ -9,10 +9,10 @@ import probes as pb
 from benchmarks.faults.trial import OddInput
 from probes.errors import BatchError, OutcomeError, PatternError, TokenizerError
 from probes.models.model import Model
-from probes.prompts.batch import tokenize
 from probes.prompts.catalog import Pattern, pattern
-from probes.prompts.pair_batch import sample_pairs, tokenize_pairs
 from probes.prompts.question import Question
+from probes.prompts.tokens.batch import tokenize
+from probes.prompts.tokens.pair_batch import sample_pairs, tokenize_pairs
 
 PAIR = {
     "clean": "The girl is glad.",

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from probes.circuits.block_masks import block_masks, writers_reaching_logits
 from probes.circuits.reference_runs import ReferenceRuns, ablation_change
-from probes.models.decoder import apply_rotary
-from probes.models.norm import IDENTITY
+from probes.models.layers.decoder import apply_rotary
+from probes.models.layers.norm import IDENTITY
 
 _UNCHANGED = -1
 """Index of an input that is that of the starting run."""

@@ -12,7 +12,7 @@ from torch.nn.functional import one_hot
 from probes.circuits.graph import ComputationGraph
 from probes.circuits.task import Task
 from probes.errors import BatchError, CircuitError
-from probes.models.decoder import (
+from probes.models.layers.decoder import (
     DecoderActivations,
     DecoderInputs,
     DecoderWeights,
@@ -20,8 +20,8 @@ from probes.models.decoder import (
     capture_decoder,
     decompose,
 )
+from probes.models.layers.norm import IDENTITY
 from probes.models.model import Model
-from probes.models.norm import IDENTITY
 from probes.models.run_checks import require_eval, require_unedited
 
 Ablation = Literal["counterfactual", "mean", "zero"]

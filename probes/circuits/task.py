@@ -13,10 +13,10 @@ from probes.models.model import Model
 from probes.observe.behavior import logit_diff, pair_foils
 from probes.observe.gate import gate
 from probes.observe.result import Gate
-from probes.prompts.pair_batch import PairBatch, sample_pairs, tokenize_pairs
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Pair
 from probes.prompts.splits import TextDisjointHalves
+from probes.prompts.tokens.pair_batch import PairBatch, sample_pairs, tokenize_pairs
 
 _TENSOR_FIELDS = ("clean", "counterfactual", "mask", "readout", "answer", "foils", "role_of")
 

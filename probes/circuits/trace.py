@@ -6,8 +6,8 @@ gate → discovery and held-out pairs → edge scores → pruned circuit → eva
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from probes.circuits.attribution import AttributionMethod, edge_attribution
 from probes.circuits.circuit import Circuit
+from probes.circuits.edges.attribution import AttributionMethod, edge_attribution
 from probes.circuits.faithfulness import (
     evaluate_circuit,
     faithfulness_curve,

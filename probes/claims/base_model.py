@@ -8,7 +8,6 @@ from jaxtyping import Bool, Float
 from probes.claims.definitions import MAJORITY, TITLES
 from probes.claims.result import BaseModelComparison
 from probes.errors import ModelError, SiteError
-from probes.interventions.directions import cross_model_hits, operation_direction, patch_direction
 from probes.interventions.dissociation import MIN_HEAD_FRACTION, HeadShifts, head_shifts
 from probes.interventions.interchange import (
     NUMBER_READOUT,
@@ -16,11 +15,16 @@ from probes.interventions.interchange import (
     run_interchange_pairs,
 )
 from probes.interventions.site_search import EQUIVALENCE_MARGIN, search_words
+from probes.interventions.subspaces.directions import (
+    cross_model_hits,
+    operation_direction,
+    patch_direction,
+)
 from probes.models.model import Model, random_init
 from probes.models.site import Site, joined_roles
 from probes.prompts.interchange_pairs import BaseFilter, InterchangePairs, sample_interchange_pairs
 from probes.prompts.pattern import Pattern
-from probes.prompts.tokenization import REST
+from probes.prompts.tokens.tokenization import REST
 from probes.stats.evidence import (
     ClaimVerdict,
     StatisticalTest,

@@ -14,7 +14,7 @@ import numpy as np
 from probes.claims.definitions import TITLES
 from probes.files import TableRow, data_folder, read_rows
 from probes.interventions.site_search import EQUIVALENCE_MARGIN
-from probes.models.provenance import Provenance
+from probes.models.files.provenance import Provenance
 from probes.observe.gate import OPEN_ACCURACY
 from probes.stats.evidence import (
     ClaimVerdict,

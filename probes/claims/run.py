@@ -23,20 +23,20 @@ from probes.interventions.confounds import (
     operation_free_question,
     unseen_verbs,
 )
-from probes.interventions.das_search import decode_object, search_subspace
-from probes.interventions.directions import (
+from probes.interventions.dissociation import dissociate, necessity, output_heads, swap_bindings
+from probes.interventions.hotspot_result import Hotspots
+from probes.interventions.hotspots import HotspotSettings, hotspots
+from probes.interventions.interchange import InterchangeRuns, run_interchange_pairs
+from probes.interventions.result import BindingSwap, Dissociation, UnseenVerbs
+from probes.interventions.site_search import search_words
+from probes.interventions.subspaces.das_search import decode_object, search_subspace
+from probes.interventions.subspaces.directions import (
     DirectionSettings,
     compare_directions,
     operation_direction,
 )
-from probes.interventions.dissociation import dissociate, necessity, output_heads, swap_bindings
-from probes.interventions.geometry import variance_fractions
-from probes.interventions.hotspot_result import Hotspots
-from probes.interventions.hotspots import HotspotSettings, hotspots
-from probes.interventions.interchange import InterchangeRuns, run_interchange_pairs
-from probes.interventions.projection import project_states
-from probes.interventions.result import BindingSwap, Dissociation, UnseenVerbs
-from probes.interventions.site_search import search_words
+from probes.interventions.subspaces.geometry import variance_fractions
+from probes.interventions.subspaces.projection import project_states
 from probes.models.model import Model, ModelSpec, load
 from probes.models.site import Site, joined_roles
 from probes.observe.gate import gate

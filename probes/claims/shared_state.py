@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 from probes.claims.definitions import MAJORITY, TITLES, near_ceiling
 from probes.claims.result import JointSite
-from probes.interventions.das_search import MAX_RANDOM_INIT_ACCURACY
 from probes.interventions.hotspot_result import Hotspot, Hotspots
 from probes.interventions.result import (
     DASResult,
@@ -14,6 +13,7 @@ from probes.interventions.result import (
     UnseenVerbs,
 )
 from probes.interventions.site_search import EQUIVALENCE_MARGIN
+from probes.interventions.subspaces.das_search import MAX_RANDOM_INIT_ACCURACY
 from probes.prompts.interchange_pairs import OPERATION
 from probes.stats.evidence import (
     ClaimVerdict,

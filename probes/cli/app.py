@@ -232,7 +232,7 @@ def heatmap(
 def list_all() -> None:
     """List the shipped models, the relatives made here, and the patterns."""
     from probes.files import derived_folder, list_derived_models, list_models, model_note
-    from probes.models.provenance import read_provenance
+    from probes.models.files.provenance import read_provenance
     from probes.prompts.catalog import list_patterns
 
     console = Console()

@@ -60,8 +60,8 @@ def verify(
     ],
 ) -> None:
     """Compare the files of a model with the SHA-256 in its provenance."""
-    from probes.models.loading import find_model
-    from probes.models.provenance import changed_files, recorded_hashes
+    from probes.models.files.loading import find_model
+    from probes.models.files.provenance import changed_files, recorded_hashes
 
     console, exit_code = open_console(), 0
     for name in models:

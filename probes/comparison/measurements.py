@@ -27,8 +27,8 @@ from probes.models.site import Site
 from probes.observe.behavior import Behavior, evaluate_behavior
 from probes.observe.gate import answer_questions, gate_behavior
 from probes.observe.result import Gate
-from probes.prompts.batch import Batch, tokenize
-from probes.prompts.pair_batch import PairBatch
+from probes.prompts.tokens.batch import Batch, tokenize
+from probes.prompts.tokens.pair_batch import PairBatch
 
 
 @dataclass(frozen=True, eq=False)

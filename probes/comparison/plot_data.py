@@ -9,7 +9,7 @@ from probes.comparison.model_facts import PlotData
 from probes.interventions.sweep import PatchingEffects
 from probes.models.model import Model
 from probes.observe.attention import role_attention
-from probes.prompts.pair_batch import PairBatch
+from probes.prompts.tokens.pair_batch import PairBatch
 
 
 def measure_plot_data(

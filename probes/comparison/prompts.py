@@ -14,10 +14,10 @@ from probes.comparison.variables.held_out_folds import (
 )
 from probes.errors import BatchError, PatternError
 from probes.models.model import Model
-from probes.prompts.pair_batch import PairBatch, sample_pairs, tokenizable_by, tokenize_pairs
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Pair, Question
-from probes.prompts.tokenization import REST
+from probes.prompts.tokens.pair_batch import PairBatch, sample_pairs, tokenizable_by, tokenize_pairs
+from probes.prompts.tokens.tokenization import REST
 
 _GATE_QUESTIONS = 200
 _MIN_PAIRS = 4

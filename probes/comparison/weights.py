@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probes.errors import BatchError, ModelError
-from probes.models.decoder import DecoderWeights, decompose
+from probes.models.layers.decoder import DecoderWeights, decompose
+from probes.models.layers.norm import IDENTITY, Norm
 from probes.models.model import Model
-from probes.models.norm import IDENTITY, Norm
 from probes.models.site import head_names
 from probes.stats.multiple_testing import conformal_threshold
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from probes.errors import FigureError, ModelError
 from probes.files import derived_folder, list_models
-from probes.models.loading import (
+from probes.models.files.loading import (
     BARE_HUB_IDS,
     check_finite,
     check_saved,
@@ -22,8 +22,7 @@ from probes.models.loading import (
     load_hf_model,
     parse_dtype,
 )
-from probes.models.model import Model, wrap
-from probes.models.provenance import (
+from probes.models.files.provenance import (
     Provenance,
     StorageCost,
     folder_storage,
@@ -31,6 +30,7 @@ from probes.models.provenance import (
     storage_part,
     write_provenance,
 )
+from probes.models.model import Model, wrap
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from probes.compression.block_layout import BlockLayout, axis_sizes, block_layout
 from probes.compression.derived_model import DerivedModel, dense_storage, load_parent
 from probes.errors import ModelError
-from probes.models.loading import check_finite
+from probes.models.files.loading import check_finite
+from probes.models.files.provenance import JsonValue, Provenance
 from probes.models.process_state import seeded_init
-from probes.models.provenance import JsonValue, Provenance
 
 GROW_METHODS = ("identity", "fresh", "stack", "wider")
 """The methods of `grow`."""

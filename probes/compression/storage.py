@@ -4,9 +4,9 @@ import copy
 from typing import Any
 
 from probes.compression.derived_model import dense_storage, zero_fraction
+from probes.models.files.provenance import Rate
 from probes.models.model import Model
 from probes.models.process_state import seeded_init
-from probes.models.provenance import Rate
 
 
 def measure_rate(model: Model) -> Rate:

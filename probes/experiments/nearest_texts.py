@@ -15,8 +15,8 @@ from probes.errors import BatchError, ModelError, SiteError
 from probes.interventions.activation_patching import TOKENS_PER_BATCH
 from probes.models.model import Model
 from probes.models.site import RESID, RESID_OUT
-from probes.prompts.batch import pad_token_id
-from probes.prompts.special_tokens import special_prefix
+from probes.prompts.tokens.batch import pad_token_id
+from probes.prompts.tokens.special_tokens import special_prefix
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from probes.errors import BatchError, MatchError, SiteError
 from probes.experiments.family.corpus import CorpusSettings, sample_texts
 from probes.experiments.nearest_texts import capture_token_states, max_per_text
 from probes.interventions.interchange import InterchangeRuns
-from probes.interventions.projection import operation_name
+from probes.interventions.subspaces.projection import operation_name
 from probes.models.site import Site
 from probes.prompts.catalog import list_patterns
 from probes.prompts.interchange_pairs import OBJECT

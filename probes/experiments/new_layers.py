@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probes.circuits.attribution import edge_attribution
+from probes.circuits.edges.attribution import edge_attribution
 from probes.circuits.graph import Edge
 from probes.circuits.pruning import prune_circuit
 from probes.circuits.reference_runs import run_references
@@ -16,8 +16,8 @@ from probes.errors import ModelError
 from probes.models.model import Model
 from probes.observe.gate import answer_questions
 from probes.prompts.catalog import pattern as load_pattern
-from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
+from probes.prompts.tokens.pair_batch import tokenizable_by
 from probes.stats.intervals import Estimate, proportion
 from probes.stats.paired import mcnemar_test
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from probes.circuits.attribution import edge_attribution
 from probes.circuits.circuit import Circuit
+from probes.circuits.edges.attribution import edge_attribution
 from probes.circuits.faithfulness import faithfulness
 from probes.circuits.pruning import prune_circuit
 from probes.circuits.reference_runs import run_references
@@ -44,12 +44,12 @@ from probes.interventions.interchange import interchange_intervention, run_inter
 from probes.interventions.site_search import takes_only
 from probes.models.model import Model, ModelSpec, load
 from probes.models.site import joined_roles
-from probes.prompts.batch import tokenize
 from probes.prompts.catalog import pattern as load_pattern
 from probes.prompts.interchange_pairs import OPERATION
-from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
+from probes.prompts.tokens.batch import tokenize
+from probes.prompts.tokens.pair_batch import tokenizable_by
 from probes.stats.intervals import (
     BOOTSTRAP_DRAWS,
     Estimate,

@@ -19,7 +19,7 @@ from probes.interventions.block_cache import BlockCache, slice_argument
 from probes.models.model import Model
 from probes.models.run_checks import require_unedited
 from probes.models.site import RESID, RESID_OUT, Site
-from probes.prompts.batch import Batch
+from probes.prompts.tokens.batch import Batch
 
 # Architectures whose blocks are tested to be attention plus MLP; others run in full.
 RESTARTABLE = frozenset({"GPT2LMHeadModel", "LlamaForCausalLM", "GPTNeoXForCausalLM"})

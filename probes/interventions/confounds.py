@@ -10,16 +10,16 @@ from torch import Tensor
 
 from probes.errors import PatternError
 from probes.interventions.activation_patching import patch_sites, run_batch_with_cache
-from probes.interventions.directions import operation_direction, patch_direction
 from probes.interventions.interchange import InterchangeRuns, run_interchange_pairs
 from probes.interventions.result import UnseenVerbs
-from probes.interventions.subspace import Subspace
+from probes.interventions.subspaces.directions import operation_direction, patch_direction
+from probes.interventions.subspaces.subspace import Subspace
 from probes.models.model import Model
 from probes.models.site import Site, joined_roles
 from probes.observe.gate import answer_questions
 from probes.prompts.interchange_pairs import BaseFilter, sample_interchange_pairs
-from probes.prompts.pair_batch import sample_pairs, tokenizable_by, tokenize_pairs
 from probes.prompts.pattern import Pattern
+from probes.prompts.tokens.pair_batch import sample_pairs, tokenizable_by, tokenize_pairs
 from probes.stats.intervals import Estimate, proportion
 from probes.stats.paired import mcnemar_test
 

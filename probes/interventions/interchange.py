@@ -14,9 +14,9 @@ from probes.errors import BatchError, SiteError
 from probes.interventions.activation_patching import CachedRun, patch_sites, run_batch_with_cache
 from probes.models.model import Model
 from probes.models.site import Site
-from probes.prompts.batch import Batch
 from probes.prompts.interchange_pairs import BASE, OTHER, InterchangePairs
-from probes.prompts.pair_batch import tokenize_pairs
+from probes.prompts.tokens.batch import Batch
+from probes.prompts.tokens.pair_batch import tokenize_pairs
 from probes.stats.intervals import Estimate, proportion
 
 SourceObject = Literal["same", "other"]

@@ -19,8 +19,8 @@ from probes.interventions.activation_patching import (
 from probes.interventions.sweep import mask_lacking_roles, pair_logit_diffs
 from probes.models.model import Model
 from probes.models.site import head_names, parse_head
-from probes.prompts.pair_batch import PairBatch
-from probes.prompts.role_axis import expand_to_roles
+from probes.prompts.tokens.pair_batch import PairBatch
+from probes.prompts.tokens.role_axis import expand_to_roles
 
 MAX_SET_SIZE = 3
 """Most heads of a set; some larger set would match any profile."""

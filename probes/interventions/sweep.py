@@ -12,7 +12,7 @@ from probes.interventions.activation_patching import patch_sites, run_batch_with
 from probes.models.model import Model
 from probes.models.site import COMPONENT_KINDS, component_sites
 from probes.observe.behavior import logit_diff, pair_foils
-from probes.prompts.pair_batch import PairBatch
+from probes.prompts.tokens.pair_batch import PairBatch
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from probes.errors import ModelError
-from probes.prompts.batch import tokenize
+from probes.prompts.tokens.batch import tokenize
 
 
 def continue_text(

@@ -15,14 +15,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from probes.errors import ModelError
-from probes.models import loading
 from probes.models.acceptance import check_acceptance, reference_logits
-from probes.models.attention_hooks import check_attention_edits, require_effect, split_value_heads
 from probes.models.edits import Edit, hook_edit
+from probes.models.files import loading
+from probes.models.files.provenance import Provenance
 from probes.models.generation import continue_text
-from probes.models.kv_cache import block_cache_argument, replaced_caches
+from probes.models.layers.attention_hooks import (
+    check_attention_edits,
+    require_effect,
+    split_value_heads,
+)
+from probes.models.layers.kv_cache import block_cache_argument, replaced_caches
 from probes.models.process_state import isolated, seeded_init
-from probes.models.provenance import Provenance
 from probes.models.run_checks import require_eval, require_finite, require_tokens
 from probes.models.shape import Shape as Shape
 from probes.models.shape import read_shape

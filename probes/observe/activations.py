@@ -10,8 +10,8 @@ from torch import Tensor
 from probes.errors import SiteError
 from probes.models.model import Model
 from probes.models.site import RESID, RESID_OUT
-from probes.prompts.batch import Batch, tokenize
 from probes.prompts.question import Question
+from probes.prompts.tokens.batch import Batch, tokenize
 
 HOOK_POINTS = {
     "resid": RESID,

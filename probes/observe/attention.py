@@ -9,7 +9,7 @@ from torch import Tensor
 
 from probes.models.model import Model
 from probes.observe.activations import Activations, capture
-from probes.prompts.batch import Batch
+from probes.prompts.tokens.batch import Batch
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probes.models.model import Model
-from probes.prompts.batch import Batch, Readout
-from probes.prompts.pair_batch import PairBatch
+from probes.prompts.tokens.batch import Batch, Readout
+from probes.prompts.tokens.pair_batch import PairBatch
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,9 +12,9 @@ from probes.models.model import Model
 from probes.observe.behavior import Behavior, evaluate_behavior
 from probes.observe.gate import gate_behavior, heuristic_hits
 from probes.observe.result import BehavioralDistance
-from probes.prompts.batch import Batch, tokenize
-from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
+from probes.prompts.tokens.batch import Batch, tokenize
+from probes.prompts.tokens.pair_batch import tokenizable_by
 from probes.stats.intervals import bootstrap_mean, proportion
 
 _PROMPTS_PER_RUN = 100

@@ -9,10 +9,10 @@ from jaxtyping import Bool
 from probes.models.model import Model
 from probes.observe.behavior import Behavior, evaluate_behavior
 from probes.observe.result import Gate, GateState
-from probes.prompts.batch import tokenize
-from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
+from probes.prompts.tokens.batch import tokenize
+from probes.prompts.tokens.pair_batch import tokenizable_by
 from probes.stats.intervals import bootstrap_mean, proportion
 
 OPEN_ACCURACY = 0.8

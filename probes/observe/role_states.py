@@ -12,8 +12,8 @@ from torch import Tensor
 from probes.errors import ModelError
 from probes.models.model import Model
 from probes.observe.activations import last_positions, record
-from probes.prompts.batch import tokenize
 from probes.prompts.question import Question
+from probes.prompts.tokens.batch import tokenize
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from probes.prompts.interchange_sampler import OPERATION as OPERATION
 from probes.prompts.interchange_sampler import OTHER as OTHER
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Pair, Question
-from probes.prompts.tokenization import tokenize_questions
+from probes.prompts.tokens.tokenization import tokenize_questions
 
 _MAX_TRIES = 60
 

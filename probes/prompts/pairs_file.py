@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from probes.errors import PatternError
 from probes.prompts.question import Pair, Question, Span, append_answer
-from probes.prompts.role_spans import find_role_spans
-from probes.prompts.tokenization import MAX_CHARACTERS, find_surrogate
+from probes.prompts.tokens.role_spans import find_role_spans
+from probes.prompts.tokens.tokenization import MAX_CHARACTERS, find_surrogate
 
 _NEEDED = ("clean", "counterfactual", "answer", "counterfactual_answer")
 _KEYS = (*_NEEDED, "contrast", "outcomes", "roles", "counterfactual_roles", "delimiter")

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from probes.circuits.attribution import edge_attribution
-from probes.circuits.edge_patching import run_circuits
+from probes.circuits.edges.attribution import edge_attribution
+from probes.circuits.edges.edge_patching import run_circuits
 from probes.circuits.reference_runs import run_references
 from probes.circuits.task import Task
 from probes.compression.storage import to_hf_model
@@ -17,9 +17,9 @@ from probes.errors import ModelError, ProbeError
 from probes.interventions.activation_patching import patch_sites, run_with_cache
 from probes.models.model import Model, load
 from probes.models.site import Site
-from probes.prompts.batch import tokenize
 from probes.prompts.catalog import pattern
-from probes.prompts.pair_batch import sample_pairs, tokenize_pairs
+from probes.prompts.tokens.batch import tokenize
+from probes.prompts.tokens.pair_batch import sample_pairs, tokenize_pairs
 from probes.testing.tiny_models import hook_count
 
 # Relative tolerances: of logits that should be equal, and of slopes by finite differences.

@@ -12,8 +12,8 @@ from transformer_lens.tools.analysis.attribution_patching import (
     faithfulness,
 )
 
-from probes.circuits.attribution import EAP, EAPIG, edge_attribution
-from probes.circuits.edge_patching import run_circuits
+from probes.circuits.edges.attribution import EAP, EAPIG, edge_attribution
+from probes.circuits.edges.edge_patching import run_circuits
 from probes.circuits.graph import Edge
 from probes.circuits.reference_runs import run_references
 from probes.circuits.task import Task
@@ -286,7 +286,7 @@ def test_one_prompt_has_no_error():
 @pytest.mark.parametrize("roles", [False, True])
 @EACH
 def test_scores_do_not_depend_on_the_batch_size(kind, roles, monkeypatch):
-    from probes.circuits import attribution
+    from probes.circuits.edges import attribution
 
     model, task = model_of(kind), pairs(3)
     whole = edge_attribution(model, task, method=EAPIG(steps=2), roles=roles)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from probes.circuits.edge_scores import EdgeScores
+from probes.circuits.edges.edge_scores import EdgeScores
 from probes.circuits.graph import ComputationGraph
 from probes.errors import CircuitError
 

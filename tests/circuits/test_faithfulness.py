@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from probes.circuits.attribution import edge_attribution
 from probes.circuits.circuit import Circuit
-from probes.circuits.edge_patching import run_circuits
-from probes.circuits.edge_scores import EdgeScores
+from probes.circuits.edges.attribution import edge_attribution
+from probes.circuits.edges.edge_patching import run_circuits
+from probes.circuits.edges.edge_scores import EdgeScores
 from probes.circuits.faithfulness import (
     FRACTIONS,
     edge_masks,

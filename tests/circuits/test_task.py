@@ -7,7 +7,7 @@ import torch
 from probes.circuits.task import Task
 from probes.errors import BatchError, SiteError
 from probes.prompts.catalog import pattern
-from probes.prompts.pair_batch import sample_pairs, tokenize_pairs
+from probes.prompts.tokens.pair_batch import sample_pairs, tokenize_pairs
 from probes.testing.tiny_models import tiny
 
 

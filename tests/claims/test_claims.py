@@ -34,7 +34,7 @@ from probes.interventions.result import (
     OutputHeads,
     UnseenVerbs,
 )
-from probes.models.provenance import Provenance, StorageCost
+from probes.models.files.provenance import Provenance, StorageCost
 from probes.models.site import Site
 from probes.stats.evidence import (
     behavior_absent,

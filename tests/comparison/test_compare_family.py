@@ -45,8 +45,8 @@ from probes.errors import (
     ProbeError,
     SiteError,
 )
+from probes.models.files.provenance import Provenance, StorageCost
 from probes.models.model import load, random_init, wrap
-from probes.models.provenance import Provenance, StorageCost
 from probes.observe.result import Gate, GateState
 from probes.stats.evidence import StatisticalTest
 from probes.stats.intervals import Estimate

@@ -18,7 +18,7 @@ from probes.comparison.heads.profiles import (
 from probes.comparison.heads.verdicts import head_verdicts
 from probes.models.model import load, random_init
 from probes.prompts.catalog import pattern
-from probes.prompts.pair_batch import sample_pairs, tokenize_pairs
+from probes.prompts.tokens.pair_batch import sample_pairs, tokenize_pairs
 from probes.testing.equivalent_heads import permute_heads, split_heads, swap_direction, zero_heads
 from probes.testing.tiny_models import tiny
 

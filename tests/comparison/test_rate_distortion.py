@@ -30,8 +30,8 @@ from probes.compression.storage import measure_rate
 from probes.errors import FigureError, ModelError, PatternError, SiteError
 from probes.interventions.interchange import interchange_intervention, run_interchange_pairs
 from probes.interventions.site_search import takes_only
+from probes.models.files.provenance import Provenance, StorageCost
 from probes.models.model import random_init, wrap
-from probes.models.provenance import Provenance, StorageCost
 from probes.models.site import Site, joined_roles
 from probes.observe.divergence import (
     answer_as_reference,
@@ -43,9 +43,9 @@ from probes.observe.divergence import (
 )
 from probes.prompts.catalog import pattern
 from probes.prompts.interchange_pairs import sample_interchange_pairs
-from probes.prompts.pair_batch import tokenize_pairs
 from probes.prompts.pattern import Pattern
 from probes.prompts.splits import split_by_text
+from probes.prompts.tokens.pair_batch import tokenize_pairs
 from probes.testing.equivalent_layers import round_weights
 from probes.testing.tiny_models import KINDS, tiny, tiny_hf
 

@@ -30,7 +30,7 @@ from probes.compression.pruning.lottery_ticket import (
 from probes.compression.pruning.masks import density
 from probes.errors import ModelError
 from probes.experiments.family.train import family_corpus
-from probes.models.provenance import Provenance, StorageCost
+from probes.models.files.provenance import Provenance, StorageCost
 from probes.testing.tiny_models import KINDS, tiny_hf
 
 TEXTS = [TrainingText(tuple((7 * k + 3 * j) % 50 + 3 for j in range(4 + k % 5))) for k in range(64)]

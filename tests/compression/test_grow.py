@@ -10,8 +10,8 @@ import probes
 from probes.compression.derived_model import DerivedModel, dense_storage
 from probes.compression.grow import grow, interleave_layers, stack_layers
 from probes.errors import ModelError
-from probes.models.provenance import Provenance
-from probes.prompts.batch import tokenize
+from probes.models.files.provenance import Provenance
+from probes.prompts.tokens.batch import tokenize
 from probes.testing.tiny_models import KINDS, tiny_hf
 
 IDS = torch.randint(3, 90, (4, 20), generator=torch.Generator().manual_seed(1))

@@ -20,9 +20,9 @@ from probes.compression.pruning.masks import (
 )
 from probes.compression.pruning.prune import METHOD_SCOPES, PruningSettings, prune
 from probes.errors import ModelError
-from probes.models.provenance import Provenance
+from probes.models.files.provenance import Provenance
 from probes.observe.activations import capture
-from probes.prompts.batch import tokenize
+from probes.prompts.tokens.batch import tokenize
 from probes.testing.tiny_models import KINDS, tiny_hf
 
 IDS = torch.randint(3, 90, (6, 20), generator=torch.Generator().manual_seed(1))

@@ -19,8 +19,8 @@ from probes.compression.quantization.backends import (
 from probes.compression.quantization.quantize import QuantizationSettings, quantize
 from probes.compression.quantization.schemes import SCHEMES, parse_scheme, round_to_nearest
 from probes.errors import ModelError
-from probes.models.provenance import Provenance
-from probes.prompts.batch import tokenize
+from probes.models.files.provenance import Provenance
+from probes.prompts.tokens.batch import tokenize
 from probes.testing.tiny_models import KINDS, tiny_hf
 
 STORIES = Path(__file__).resolve().parents[3] / "shared" / "data" / "stories260K"

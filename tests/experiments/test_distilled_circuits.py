@@ -28,7 +28,7 @@ from probes.experiments.distilled_circuits.score import (
 )
 from probes.models.model import random_init, wrap
 from probes.prompts.pattern import Pattern
-from probes.prompts.tokenization import tokenize_questions
+from probes.prompts.tokens.tokenization import tokenize_questions
 from probes.testing.planted_patterns import fox_pattern, planted_fox
 from probes.testing.tiny_models import KINDS, hook_count, tiny_hf
 

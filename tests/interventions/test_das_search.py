@@ -4,8 +4,8 @@ from functools import cache
 
 import pytest
 
-from probes.interventions.das_search import decode_object, search_subspace
 from probes.interventions.interchange import run_interchange_pairs
+from probes.interventions.subspaces.das_search import decode_object, search_subspace
 from probes.models.site import Site
 from probes.prompts.interchange_pairs import BaseFilter, sample_interchange_pairs
 from probes.testing.planted_patterns import SEEN_NOUNS, planted_fox

@@ -9,7 +9,6 @@ import torch
 
 from probes.errors import ModelError, ProbeError, SiteError
 from probes.interventions import hotspots as hotspots_module
-from probes.interventions.geometry import FACTORS, variance_fractions
 from probes.interventions.hotspots import HotspotSettings, hotspots, unseen_bases
 from probes.interventions.interchange import interchange_intervention, run_interchange_pairs
 from probes.interventions.site_search import (
@@ -19,6 +18,7 @@ from probes.interventions.site_search import (
     takes_only,
     variables_of,
 )
+from probes.interventions.subspaces.geometry import FACTORS, variance_fractions
 from probes.models.model import wrap
 from probes.models.site import Site
 from probes.prompts.catalog import list_patterns

@@ -17,10 +17,10 @@ from probes.interventions.interchange import (
 )
 from probes.models.model import wrap
 from probes.models.site import Site
-from probes.prompts.batch import tokenize
 from probes.prompts.catalog import list_patterns
 from probes.prompts.interchange_pairs import BaseFilter, sample_interchange_pairs
-from probes.prompts.pair_batch import tokenize_pairs
+from probes.prompts.tokens.batch import tokenize
+from probes.prompts.tokens.pair_batch import tokenize_pairs
 from probes.testing.planted_patterns import fox_pattern, planted_fox
 from probes.testing.tiny_models import KINDS, hook_count, tiny_hf
 

@@ -13,7 +13,7 @@ from probes.interventions.joint_patching import candidate_sets, explained_fracti
 from probes.interventions.sweep import activation_patching
 from probes.observe.behavior import logit_diff, pair_foils
 from probes.prompts.catalog import pattern
-from probes.prompts.pair_batch import sample_pairs, tokenize_pairs
+from probes.prompts.tokens.pair_batch import sample_pairs, tokenize_pairs
 from probes.testing.tiny_models import KINDS, hook_count, tiny
 
 ROLES = ("x", "op", "y", "thing_asked", "answer", "rest", "nowhere")

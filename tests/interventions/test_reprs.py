@@ -4,10 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from probes.interventions.das_search import interchange_objective
-from probes.interventions.directions import operation_direction
 from probes.interventions.hotspots import HotspotSettings, hotspots
-from probes.interventions.projection import project_states
 from probes.interventions.result import (
     DASResult,
     DirectionComparison,
@@ -18,6 +15,9 @@ from probes.interventions.result import (
     OutputHeads,
     UnseenVerbs,
 )
+from probes.interventions.subspaces.das_search import interchange_objective
+from probes.interventions.subspaces.directions import operation_direction
+from probes.interventions.subspaces.projection import project_states
 from probes.interventions.sweep import PatchingEffects
 from probes.models.site import Site
 from probes.stats.intervals import Estimate

@@ -8,9 +8,9 @@ import torch
 from torch.nn.functional import normalize
 
 from probes.errors import BatchError, ModelError, SiteError
-from probes.interventions import subspace
 from probes.interventions.activation_patching import patch_sites, run_with_cache
-from probes.interventions.subspace import (
+from probes.interventions.subspaces import subspace
+from probes.interventions.subspaces.subspace import (
     DASObjective,
     DASSettings,
     Subspace,

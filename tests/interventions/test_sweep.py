@@ -6,20 +6,20 @@ from functools import cache
 import pytest
 import torch
 
-from probes.circuits.edge_patching import edge_patching, path_patching, run_circuits
+from probes.circuits.edges.edge_patching import edge_patching, path_patching, run_circuits
 from probes.circuits.graph import Edge
 from probes.circuits.reference_runs import run_references
 from probes.circuits.task import Task
 from probes.errors import CircuitError, SiteError
 from probes.interventions.sweep import PatchingEffects, activation_patching
-from probes.models.decoder import decompose
+from probes.models.layers.decoder import decompose
 from probes.models.site import component_sites
 from probes.observe.activations import capture
 from probes.observe.behavior import evaluate_behavior
 from probes.observe.logit_lens import logit_lens
 from probes.prompts.catalog import pattern
-from probes.prompts.pair_batch import sample_pairs, tokenize_pairs
 from probes.prompts.question import Pair
+from probes.prompts.tokens.pair_batch import sample_pairs, tokenize_pairs
 from probes.testing.tiny_models import hook_count, tiny
 
 HOOKS = {"H": "attn.hook_z", "MLP": "hook_mlp_out", "resid": "hook_resid_pre"}
@@ -79,7 +79,9 @@ def test_blocks_that_pass_their_store_by_are_patched_by_whole_passes(model, own,
     """As where a release of transformers gives the argument another name."""
     pairs = pairs_of(own, "operation")
     expected = activation_patching(model, pairs, kinds=KINDS).per_prompt
-    monkeypatch.setattr("probes.models.kv_cache.cache_argument", lambda _: "under_another_name")
+    monkeypatch.setattr(
+        "probes.models.layers.kv_cache.cache_argument", lambda _: "under_another_name"
+    )
     found = activation_patching(model, pairs, kinds=KINDS).per_prompt
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0, equal_nan=True)
 
@@ -278,7 +280,7 @@ def test_the_order_and_the_number_of_edges_make_no_difference(monkeypatch):
     edges = list(run_references(model, task).graph.edges())
     assert whole.shape == (len(edges), 2)
     some = [edges[n] for n in (100, 3, 47, 3)]
-    monkeypatch.setattr("probes.circuits.edge_patching._EDGES_PER_PASS", 2)
+    monkeypatch.setattr("probes.circuits.edges.edge_patching._EDGES_PER_PASS", 2)
     found = edge_patching(model, task, edges=some)
     torch.testing.assert_close(found, whole[[100, 3, 47, 3]], atol=1e-6, rtol=0)
 

@@ -8,8 +8,8 @@ import probes as pb
 from probes.compression.derived_model import DerivedModel
 from probes.errors import ModelError, SiteError
 from probes.models.acceptance import check_acceptance, reference_logits
+from probes.models.files.provenance import Provenance, StorageCost
 from probes.models.model import load, random_init, wrap
-from probes.models.provenance import Provenance, StorageCost
 from probes.testing.tiny_models import tiny, tiny_hf
 
 SIZE = {

@@ -9,15 +9,15 @@ from transformers import AutoModelForCausalLM, MistralConfig
 
 from probes.errors import ModelError
 from probes.interventions.activation_patching import MLP, Z
-from probes.models.decoder import (
+from probes.models.layers.decoder import (
     Norm,
     apply_rotary,
     capture_decoder,
     decompose,
     rebuild_residual,
 )
+from probes.models.layers.norm import IDENTITY, read_norm
 from probes.models.model import wrap
-from probes.models.norm import IDENTITY, read_norm
 from probes.testing.tiny_models import KINDS, POST_NORM_KINDS, hook_count, tiny
 
 PROMPTS, LENGTH = 4, 9

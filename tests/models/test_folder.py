@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from probes.errors import ModelError
-from probes.models import loading
-from probes.models.folder import check_folder
-from probes.models.loading import model_errors
+from probes.models.files import loading
+from probes.models.files.folder import check_folder
+from probes.models.files.loading import model_errors
 from probes.models.model import load, wrap
 from probes.testing.tiny_models import tiny_hf
 

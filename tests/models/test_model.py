@@ -8,8 +8,8 @@ import torch
 import probes
 from probes import files
 from probes.errors import ModelError, SiteError
-from probes.models import loading
 from probes.models.acceptance import LOGIT_TOLERANCE
+from probes.models.files import loading
 from probes.models.model import load, position_ids, random_init, wrap
 from probes.testing.equivalent_heads import ungroup_heads
 from probes.testing.tiny_models import KINDS, hook_count, tiny, tiny_hf

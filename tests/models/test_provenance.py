@@ -12,9 +12,8 @@ from probes.cli.app import app
 from probes.compression.derived_model import load_parent
 from probes.errors import ModelError
 from probes.files import data_folder, list_models
-from probes.models import loading
-from probes.models.model import load
-from probes.models.provenance import (
+from probes.models.files import loading
+from probes.models.files.provenance import (
     PROVENANCE_FILE,
     Provenance,
     StorageCost,
@@ -23,6 +22,7 @@ from probes.models.provenance import (
     recorded_hashes,
     write_provenance,
 )
+from probes.models.model import load
 
 
 def test_comparison_models_are_one_name_or_a_list(tmp_path):

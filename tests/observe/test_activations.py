@@ -10,8 +10,8 @@ from probes.errors import BatchError, SiteError
 from probes.interventions.activation_patching import run_with_cache
 from probes.models.model import wrap
 from probes.observe.activations import Activations, capture, last_positions
-from probes.prompts.batch import tokenize
 from probes.prompts.catalog import pattern
+from probes.prompts.tokens.batch import tokenize
 from probes.testing.planted_patterns import fox_pattern, planted_fox
 from probes.testing.tiny_models import KINDS, hook_count, tiny, tiny_hf
 

@@ -7,9 +7,9 @@ import torch
 
 from probes.observe.activations import capture
 from probes.observe.attention import RoleAttention, pool_by_role, role_attention, uniform_attention
-from probes.prompts.batch import Batch, tokenize
 from probes.prompts.catalog import pattern
 from probes.prompts.question import Question
+from probes.prompts.tokens.batch import Batch, tokenize
 from probes.testing.tiny_models import tiny
 
 NO_QUESTION = Question("", "", "", (), "digits", (), (), ())

@@ -7,10 +7,10 @@ import torch
 
 from probes.models.model import Model, Shape
 from probes.observe.behavior import evaluate_behavior, foil_tokens, logit_diff, pair_foils
-from probes.prompts.batch import Readout, tokenize
 from probes.prompts.catalog import pattern
-from probes.prompts.pair_batch import tokenize_pairs
 from probes.prompts.question import Question
+from probes.prompts.tokens.batch import Readout, tokenize
+from probes.prompts.tokens.pair_batch import tokenize_pairs
 from probes.testing.tiny_models import tiny
 
 SHAPE = Shape("none", 1, 1, 1, 1, 1, 101, 99, False)

@@ -9,12 +9,12 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from probes.errors import BatchError, OutcomeError, SiteError, TokenizerError
-from probes.prompts.batch import tokenize
 from probes.prompts.catalog import pattern
-from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.question import Question
-from probes.prompts.special_tokens import SpecialTokenWarning, set_bos, special_prefix
-from probes.prompts.tokenization import BOS, assign_roles
+from probes.prompts.tokens.batch import tokenize
+from probes.prompts.tokens.pair_batch import tokenizable_by
+from probes.prompts.tokens.special_tokens import SpecialTokenWarning, set_bos, special_prefix
+from probes.prompts.tokens.tokenization import BOS, assign_roles
 
 FOX = "If I have two foxes and I take away one, how many foxes do I have?"
 

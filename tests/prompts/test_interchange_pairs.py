@@ -11,8 +11,8 @@ from probes.errors import PatternError
 from probes.prompts import interchange_sampler as interchange_sampler
 from probes.prompts.catalog import list_patterns
 from probes.prompts.interchange_pairs import BaseFilter, sample_interchange_pairs
-from probes.prompts.pair_batch import tokenize_pairs
-from probes.prompts.tokenization import tokenize_questions
+from probes.prompts.tokens.pair_batch import tokenize_pairs
+from probes.prompts.tokens.tokenization import tokenize_questions
 from probes.testing.planted_patterns import MINUS, PLUS, fox_pattern, planted_fox
 
 MIXES = (

@@ -14,7 +14,7 @@ from probes.errors import PatternError, ProbeError
 from probes.files import data_folder, list_models
 from probes.prompts.catalog import Pattern
 from probes.prompts.question import Question
-from probes.prompts.tokenization import BOS, REST, tokenize_questions
+from probes.prompts.tokens.tokenization import BOS, REST, tokenize_questions
 
 PIECES = (
     *("a", "b", "he", "she", " ", "  ", "\n", "\t", ".", ",", "0", "1", "12", "the", "Paris"),

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from probes.errors import BatchError
-from probes.prompts.batch import tokenize
 from probes.prompts.catalog import Pattern, pattern
-from probes.prompts.pair_batch import sample_pairs, tokenizable_by, tokenize_pairs
 from probes.prompts.question import Pair
+from probes.prompts.tokens.batch import tokenize
+from probes.prompts.tokens.pair_batch import sample_pairs, tokenizable_by, tokenize_pairs
 
 
 def sample(own, contrast, count=4, name="take-away"):

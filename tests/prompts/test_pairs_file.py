@@ -7,8 +7,8 @@ import pytest
 from probes.errors import MatchError, PatternError
 from probes.prompts import pairs_file
 from probes.prompts.catalog import Pattern, pattern
-from probes.prompts.pair_batch import sample_pairs, tokenize_pairs
 from probes.prompts.pairs_file import DuplicatePairsWarning
+from probes.prompts.tokens.pair_batch import sample_pairs, tokenize_pairs
 
 GOOD = {
     "clean": "The girl is glad.",

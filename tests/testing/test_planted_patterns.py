@@ -11,9 +11,9 @@ from probes.errors import ModelError
 from probes.interventions.activation_patching import patch_sites, run_with_cache
 from probes.models.site import Site
 from probes.observe.gate import answer_questions, gate, gate_behavior
-from probes.prompts.batch import tokenize
 from probes.prompts.held_out import family_split
-from probes.prompts.pair_batch import tokenize_pairs
+from probes.prompts.tokens.batch import tokenize
+from probes.prompts.tokens.pair_batch import tokenize_pairs
 from probes.testing.planted_patterns import KINDS, MINUS, PLUS, SEEN_NOUNS, fox_pattern, planted_fox
 
 NOUNS = fox_pattern().lexicon.words("noun")

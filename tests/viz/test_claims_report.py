@@ -19,7 +19,6 @@ from probes.claims.shared_state import (
     shared_state_claim,
 )
 from probes.interventions.hotspots import HotspotSettings, hotspots
-from probes.interventions.projection import project_states
 from probes.interventions.result import (
     BindingSwap,
     DASResult,
@@ -33,7 +32,8 @@ from probes.interventions.result import (
     StateProjection,
     UnseenVerbs,
 )
-from probes.interventions.subspace import Subspace
+from probes.interventions.subspaces.projection import project_states
+from probes.interventions.subspaces.subspace import Subspace
 from probes.models.site import Site
 from probes.observe.result import Gate
 from probes.result import load_result, page_of

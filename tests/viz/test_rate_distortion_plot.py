@@ -18,7 +18,7 @@ from probes.comparison.rate_distortion.result import (
     NoiseComparison,
     RateDistortionCurve,
 )
-from probes.models.provenance import Rate, StorageCost
+from probes.models.files.provenance import Rate, StorageCost
 from probes.observe.result import BehavioralDistance, Gate
 from probes.result import load_result, page_of
 from probes.stats.intervals import Estimate

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probes.circuits.attribution import AttributionMethod, edge_attribution
-from probes.circuits.edge_scores import EdgeScores
+from probes.circuits.edges.attribution import AttributionMethod, edge_attribution
+from probes.circuits.edges.edge_scores import EdgeScores
 from probes.circuits.faithfulness import edge_masks
 from probes.circuits.reference_runs import ReferenceRuns
 from probes.circuits.task import Task, TaskSettings, sample_tasks

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from probes.circuits.circuit import Circuit
-from probes.circuits.edge_scores import EdgeScores
+from probes.circuits.edges.edge_scores import EdgeScores
 from probes.circuits.result import format_fraction
 from probes.comparison.circuits.edge_tests import FDR_LEVEL, EdgeChange
 from probes.comparison.circuits.overlap import Overlap

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from probes.circuits.circuit import Circuit
-from probes.circuits.edge_patching import run_circuits
+from probes.circuits.edges.edge_patching import run_circuits
 from probes.circuits.faithfulness import (
     evaluate_masks,
     faithfulness_estimate,

@@ -16,7 +16,7 @@ from probes.comparison.heads.profiles import (
 )
 from probes.interventions.joint_patching import candidate_sets, explained_fraction, joint_effects
 from probes.models.model import Model
-from probes.prompts.pair_batch import PairBatch, tokenize_pairs
+from probes.prompts.tokens.pair_batch import PairBatch, tokenize_pairs
 from probes.stats.intervals import Estimate, bootstrap_estimate, bootstrap_weights
 from probes.stats.multiple_testing import conformal_threshold
 

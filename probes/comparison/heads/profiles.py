@@ -16,8 +16,8 @@ from probes.comparison.heads.result import MIN_RELIABILITY
 from probes.interventions.sweep import PatchingEffects, activation_patching
 from probes.models.model import Model
 from probes.observe.attention import role_attention, uniform_attention
-from probes.prompts.pair_batch import PairBatch
-from probes.prompts.role_axis import expand_to_roles
+from probes.prompts.tokens.pair_batch import PairBatch
+from probes.prompts.tokens.role_axis import expand_to_roles
 from probes.stats.intervals import bootstrap_weights
 
 N_DRAWS = 200

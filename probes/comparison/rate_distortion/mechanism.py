@@ -24,10 +24,10 @@ from probes.prompts.interchange_pairs import (
     InterchangePairs,
     sample_interchange_pairs,
 )
-from probes.prompts.pair_batch import PairBatch, sample_pairs, tokenize_pairs
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Pair
 from probes.prompts.splits import split_by_text
+from probes.prompts.tokens.pair_batch import PairBatch, sample_pairs, tokenize_pairs
 
 VariableSites = Mapping[str, Site]
 """The site of each variable."""

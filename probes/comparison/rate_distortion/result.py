@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from probes.errors import SiteError
-from probes.models.provenance import Rate
+from probes.models.files.provenance import Rate
 from probes.observe.result import GATE_STATES, BehavioralDistance
 from probes.result import Result, figure_of
 from probes.stats.intervals import Estimate

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from probes.compression.storage import to_hf_model
+from probes.models.files.provenance import storage_part
 from probes.models.model import Model, wrap
-from probes.models.provenance import storage_part
 
 _TOLERANCE = 0.03
 _STEPS = 16

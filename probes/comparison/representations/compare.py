@@ -21,10 +21,10 @@ from probes.comparison.representations.result import (
 from probes.errors import BatchError, ModelError, SiteError
 from probes.models.model import Model
 from probes.observe.role_states import RoleStates, capture_role_states
-from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
-from probes.prompts.tokenization import BOS, REST
+from probes.prompts.tokens.pair_batch import tokenizable_by
+from probes.prompts.tokens.tokenization import BOS, REST
 from probes.stats.multiple_testing import conformal_threshold
 
 _MIN_PROMPTS = 8

@@ -18,9 +18,9 @@ from probes.prompts.interchange_pairs import (
     InterchangePairs,
     sample_interchange_pairs,
 )
-from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
+from probes.prompts.tokens.pair_batch import tokenizable_by
 
 _TEST_NOUN_STEP = 3  # Every third noun is a test noun.
 _VALUE_GROUPS = 3

@@ -24,12 +24,12 @@ from probes.interventions.interchange import (
     with_residual,
 )
 from probes.interventions.site_search import find_sites, search_words, takes_only
-from probes.interventions.subspace import mean_difference
+from probes.interventions.subspaces.subspace import mean_difference
 from probes.models.model import Model
 from probes.models.site import Site, joined_roles
 from probes.observe.activations import Activations, capture
-from probes.prompts.batch import Batch, tokenize
 from probes.prompts.interchange_pairs import OPERATION, BaseFilter, sample_interchange_pairs
+from probes.prompts.tokens.batch import Batch, tokenize
 
 _R2_TOLERANCE = 0.01  # Smaller differences of R² are ignored.
 _CLASS_DIMENSIONS = 8  # Dimensions of class means that donor sites are scored on.

@@ -21,8 +21,8 @@ from probes.compression.distillation.texts import (
 )
 from probes.compression.distillation.trainer import fit
 from probes.errors import ModelError
+from probes.models.files.provenance import Provenance
 from probes.models.process_state import seeded_init
-from probes.models.provenance import Provenance
 
 Decoder = TypeVar("Decoder", bound=nn.Module)
 

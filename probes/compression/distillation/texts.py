@@ -10,8 +10,8 @@ from transformers import DynamicCache
 from probes.compression.derived_model import DerivedModel
 from probes.compression.distillation.plan import TrainingText
 from probes.errors import ModelError
-from probes.models.kv_cache import cache_argument
-from probes.prompts.special_tokens import special_prefix
+from probes.models.layers.kv_cache import cache_argument
+from probes.prompts.tokens.special_tokens import special_prefix
 
 Texts = Path | Sequence[TrainingText]
 """A file with one text per line, or tokenized texts."""

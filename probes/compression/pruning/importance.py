@@ -16,9 +16,9 @@ from probes.compression.pruning.masks import layer_matrices
 from probes.compression.quantization.backends import conv1d_to_linear, linear_layers
 from probes.errors import ModelError
 from probes.models.process_state import suppress_library_warnings
-from probes.prompts.batch import tokenize
-from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
+from probes.prompts.tokens.batch import tokenize
+from probes.prompts.tokens.pair_batch import tokenizable_by
 
 Calibration = Pattern | Sequence[str] | Int[Tensor, "prompt position"]
 """Calibration texts: a pattern (N_QUESTIONS of its questions), texts, or tokens."""

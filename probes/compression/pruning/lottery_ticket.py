@@ -25,7 +25,7 @@ from probes.compression.pruning.masks import (
     masked_storage,
 )
 from probes.errors import ModelError
-from probes.models.provenance import Provenance
+from probes.models.files.provenance import Provenance
 
 TrainFunction = Callable[[Any, Masks, str], nn.Module]
 """Trains a Hugging Face model in place under masks and returns it; also given the ticket's name."""

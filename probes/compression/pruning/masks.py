@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from probes.compression.derived_model import dense_storage
 from probes.errors import ModelError
-from probes.models.loading import check_finite
-from probes.models.provenance import StorageCost, storage_part
+from probes.models.files.loading import check_finite
+from probes.models.files.provenance import StorageCost, storage_part
 
 Masks = Mapping[str, Bool[Tensor, "..."]]
 """True where a weight is kept, by the parameter names of the layers' matrices."""

@@ -29,8 +29,8 @@ from probes.compression.pruning.masks import (
     random_masks_like,
 )
 from probes.errors import ModelError
-from probes.models.loading import check_finite
-from probes.models.provenance import JsonValue, Provenance, StorageCost
+from probes.models.files.loading import check_finite
+from probes.models.files.provenance import JsonValue, Provenance, StorageCost
 from probes.models.site import head_name
 
 METHOD_SCOPES = {

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from probes.compression.quantization.schemes import Backend, Scheme, round_to_nearest
 from probes.errors import ModelError
+from probes.models.files.provenance import storage_part
 from probes.models.process_state import suppress_library_warnings
-from probes.models.provenance import storage_part
 
 # LLM.int8 keeps activations above this in half precision (Dettmers et al. 2022,
 # arXiv 2208.07339); the default of Hugging Face.

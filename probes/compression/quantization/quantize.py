@@ -25,8 +25,8 @@ from probes.compression.quantization.backends import (
 )
 from probes.compression.quantization.schemes import Scheme, parse_scheme
 from probes.errors import ModelError
+from probes.models.files.provenance import JsonValue, Provenance, StorageCost, storage_part
 from probes.models.process_state import suppress_library_warnings
-from probes.models.provenance import JsonValue, Provenance, StorageCost, storage_part
 from probes.prompts.catalog import pattern
 
 # Inputs on which the real kernel is compared: random texts of this length, and questions.

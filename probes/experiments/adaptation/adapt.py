@@ -24,8 +24,8 @@ from probes.experiments.adaptation.new_words import (
     unused_words,
 )
 from probes.models.model import position_ids
-from probes.prompts.batch import Batch
 from probes.prompts.catalog import pattern as load_pattern
+from probes.prompts.tokens.batch import Batch
 from probes.stats.intervals import Estimate, bootstrap_mean
 
 if TYPE_CHECKING:

@@ -8,14 +8,14 @@ from typing import Any
 from probes.compression.derived_model import DerivedModel
 from probes.errors import ModelError, PatternError
 from probes.experiments.family.corpus import sample_texts
-from probes.prompts.batch import Batch, tokenize
 from probes.prompts.catalog import pattern as load_pattern
 from probes.prompts.held_out import family_split
 from probes.prompts.interchange_pairs import OBJECT
-from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
-from probes.prompts.special_tokens import special_prefix
+from probes.prompts.tokens.batch import Batch, tokenize
+from probes.prompts.tokens.pair_batch import tokenizable_by
+from probes.prompts.tokens.special_tokens import special_prefix
 
 TUNING_WORDS = 3
 """Number of words that choose the learning rate."""

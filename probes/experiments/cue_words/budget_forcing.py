@@ -26,7 +26,7 @@ from probes.experiments.cue_words.texts import (
     tokenize_cues,
 )
 from probes.models.model import Model
-from probes.prompts.special_tokens import special_prefix
+from probes.prompts.tokens.special_tokens import special_prefix
 
 _BATCH_TOKENS = 2048
 

@@ -10,9 +10,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from probes.errors import BatchError, OutcomeError, TokenizerError
-from probes.prompts.batch import pad_token_id
 from probes.prompts.question import Question
-from probes.prompts.special_tokens import special_prefix
+from probes.prompts.tokens.batch import pad_token_id
+from probes.prompts.tokens.special_tokens import special_prefix
 
 GivenAnswer = Literal["right", "wrong"]
 """Answer before the cue, as if the model had written it."""

@@ -14,10 +14,10 @@ from probes.errors import BatchError, ModelError, PatternError, SiteError, Token
 from probes.interventions.activation_patching import CachedRun, patch_sites, run_with_cache
 from probes.models.model import Model
 from probes.models.site import Site
-from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
-from probes.prompts.tokenization import TokenizedPrompt, tokenize_questions
+from probes.prompts.tokens.pair_batch import tokenizable_by
+from probes.prompts.tokens.tokenization import TokenizedPrompt, tokenize_questions
 
 _TOP = 3
 _OVERSAMPLING = (1, 4, 16, 64)

@@ -9,11 +9,11 @@ from transformers import PreTrainedTokenizerBase
 
 from probes.models.model import Model
 from probes.observe.behavior import evaluate_behavior
-from probes.prompts.batch import Batch, tokenize
 from probes.prompts.catalog import pattern
 from probes.prompts.held_out import family_split, valid_number_pairs
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
+from probes.prompts.tokens.batch import Batch, tokenize
 from probes.stats.intervals import BOOTSTRAP_DRAWS, Estimate, bootstrap_weights, percentile_interval
 
 AXES = ("seen", "cells", "nouns", "combinations", "jointly")

@@ -28,7 +28,7 @@ from probes.experiments.family.recipes import ALL_RECIPES, COMPARED_WITH, RECIPE
 from probes.experiments.family.tokenizer import PAD, train_tokenizer
 from probes.experiments.family.train import random_init_model, training_config, training_rows
 from probes.files import list_models
-from probes.models.provenance import Provenance
+from probes.models.files.provenance import Provenance
 from probes.prompts.held_out import HELD_OUT_AXES
 
 _TOKENIZER_SEED = 0

@@ -16,8 +16,8 @@ from probes.observe.gate import answer_questions
 from probes.prompts.catalog import pattern as load_pattern
 from probes.prompts.held_out import family_split
 from probes.prompts.interchange_pairs import OBJECT, OPERATION, BaseFilter, sample_interchange_pairs
-from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
+from probes.prompts.tokens.pair_batch import tokenizable_by
 
 SHIPPED_MEMBERS = ("full", "full-b", "distilled", "distilled-narrow", "scratch")
 """Shipped models that are measured with the series."""

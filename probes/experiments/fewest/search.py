@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool
 
-from probes.circuits.attribution import edge_attribution
+from probes.circuits.edges.attribution import edge_attribution
 from probes.circuits.faithfulness import (
     edge_masks,
     evaluate_masks,
@@ -28,7 +28,6 @@ from probes.experiments.fewest.result import (
     Student,
 )
 from probes.interventions.confounds import verb_groups
-from probes.interventions.das_search import interchange_objective
 from probes.interventions.interchange import (
     InterchangeRuns,
     interchange_intervention,
@@ -42,7 +41,8 @@ from probes.interventions.site_search import (
     takes_only,
     variables_of,
 )
-from probes.interventions.subspace import DASSettings, das
+from probes.interventions.subspaces.das_search import interchange_objective
+from probes.interventions.subspaces.subspace import DASSettings, das
 from probes.models.model import Model, ModelSpec, load, random_init
 from probes.models.site import Site, joined_roles
 from probes.observe.gate import gate

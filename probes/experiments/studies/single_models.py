@@ -18,8 +18,8 @@ from probes.experiments.soft_labels.cohort import Learner, distill_cohort
 from probes.experiments.soft_labels.plan import to_name_rows
 from probes.experiments.soft_labels.run import name_study
 from probes.files import TableRow
+from probes.models.files.provenance import Provenance
 from probes.models.model import load
-from probes.models.provenance import Provenance
 
 MODELS = ("full", "full-b", "distilled", "distilled-narrow", "scratch")
 """Models of the studies of adaptation and of fewest parameters."""

@@ -15,7 +15,7 @@ from probes.experiments.family.recipes import recipe
 from probes.experiments.studies.grids import cached_texts, ensure_member
 from probes.experiments.training_dynamics.trajectory import Checkpoint, training_trajectory
 from probes.files import TableRow
-from probes.models.provenance import Provenance
+from probes.models.files.provenance import Provenance
 
 _EARLY = (0, 50, 100, 200, 400, 600, 800)
 

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probes.circuits.attribution import edge_attribution
 from probes.circuits.circuit import Circuit
-from probes.circuits.edge_patching import run_circuits
+from probes.circuits.edges.attribution import edge_attribution
+from probes.circuits.edges.edge_patching import run_circuits
 from probes.circuits.faithfulness import edge_masks
 from probes.circuits.pruning import prune_circuit
 from probes.circuits.reference_runs import run_references
@@ -32,9 +32,9 @@ from probes.prompts.interchange_pairs import (
     InterchangePairs,
     sample_interchange_pairs,
 )
-from probes.prompts.pair_batch import tokenizable_by
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
+from probes.prompts.tokens.pair_batch import tokenizable_by
 
 PromptValues = Mapping[str, Float[np.ndarray, " _"]]
 

@@ -7,9 +7,9 @@ from probes.models.model import Model, load
 from probes.models.site import parse_head
 from probes.observe.activations import capture
 from probes.observe.attention import role_attention
-from probes.prompts.batch import tokenize
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
+from probes.prompts.tokens.batch import tokenize
 from probes.viz.picture import Picture
 from probes.viz.plots.attention.head_grid import head_grid, head_map
 from probes.viz.plots.attention.maps import AttentionMaps

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from probes.models.layers.norm import IDENTITY, Norm, read_norm
 from probes.models.model import Model
-from probes.models.norm import IDENTITY, Norm, read_norm
 
 
 @dataclass(frozen=True, eq=False)

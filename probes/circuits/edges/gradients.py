@@ -14,9 +14,9 @@ from torch import Tensor
 from probes.circuits.task import Task
 from probes.errors import ModelError
 from probes.interventions.activation_patching import MLP, Z
-from probes.models.decoder import DecoderWeights
+from probes.models.layers.decoder import DecoderWeights
+from probes.models.layers.norm import IDENTITY
 from probes.models.model import Model
-from probes.models.norm import IDENTITY
 
 # Relative difference up to which sums that must be equal agree.
 SUM_TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.2, torch.float16: 0.05}

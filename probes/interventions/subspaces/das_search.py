@@ -5,8 +5,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from probes.interventions.directions import operation_direction, patch_direction
-from probes.interventions.geometry import decode_labels, intrinsic_dimension, off_manifold_distance
 from probes.interventions.interchange import (
     NUMBER_READOUT,
     OBJECT_READOUT,
@@ -15,7 +13,13 @@ from probes.interventions.interchange import (
     run_interchange_pairs,
 )
 from probes.interventions.result import DASResult, DecodingResult
-from probes.interventions.subspace import DASObjective, DASSettings, Subspace, das
+from probes.interventions.subspaces.directions import operation_direction, patch_direction
+from probes.interventions.subspaces.geometry import (
+    decode_labels,
+    intrinsic_dimension,
+    off_manifold_distance,
+)
+from probes.interventions.subspaces.subspace import DASObjective, DASSettings, Subspace, das
 from probes.models.model import Model, random_init
 from probes.models.site import Site, joined_roles
 from probes.prompts.interchange_pairs import OBJECT, OPERATION, InterchangePairs

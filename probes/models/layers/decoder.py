@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probes.errors import ModelError
-from probes.models.decoder_layer import DecoderLayer, read_layer
+from probes.models.layers.decoder_layer import DecoderLayer, read_layer
+from probes.models.layers.norm import Norm, read_norm
 from probes.models.model import Model
-from probes.models.norm import Norm, read_norm
 
 # Largest difference of a rebuilt logit, as a fraction of the largest logit.
 _LOGIT_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}

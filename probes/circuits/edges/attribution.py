@@ -18,9 +18,9 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from probes.circuits.edge_patching import edge_patching
-from probes.circuits.edge_scores import EdgeScores, RunningMoments
-from probes.circuits.gradients import (
+from probes.circuits.edges.edge_patching import edge_patching
+from probes.circuits.edges.edge_scores import EdgeScores, RunningMoments
+from probes.circuits.edges.gradients import (
     SUM_TOLERANCE,
     GradientRecorder,
     ReaderGradients,
@@ -29,7 +29,7 @@ from probes.circuits.gradients import (
 from probes.circuits.graph import ComputationGraph
 from probes.circuits.task import Task
 from probes.errors import CircuitError, ModelError
-from probes.models.decoder import decompose
+from probes.models.layers.decoder import decompose
 from probes.models.model import Model
 from probes.models.run_checks import require_eval, require_unedited
 

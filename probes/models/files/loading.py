@@ -13,11 +13,11 @@ from torch import nn
 from probes.errors import ModelError, ProbeError
 from probes.files import data_folder, derived_folder, list_derived_models, list_models
 from probes.models.acceptance import LOGIT_TOLERANCE, reference_logits
-from probes.models.adapter import merge_adapter
-from probes.models.folder import check_folder, check_loaded_keys, has_tokenizer
+from probes.models.files.adapter import merge_adapter
+from probes.models.files.folder import check_folder, check_loaded_keys, has_tokenizer
+from probes.models.files.provenance import Provenance, check_files, folder_storage, read_provenance
 from probes.models.process_state import suppress_library_warnings
-from probes.models.provenance import Provenance, check_files, folder_storage, read_provenance
-from probes.prompts.special_tokens import set_bos
+from probes.prompts.tokens.special_tokens import set_bos
 
 BARE_HUB_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "openai-gpt")
 """Decoders whose hub id has no owner."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from probes.errors import PatternError
 from probes.prompts.question import Span
-from probes.prompts.tokenization import BOS, REST
+from probes.prompts.tokens.tokenization import BOS, REST
 
 _ROLE_NAME = re.compile(r"\w[\w -]*")
 _SCRIPTS_WITHOUT_SPACES = (

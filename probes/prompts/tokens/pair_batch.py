@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from probes.errors import BatchError, OutcomeError
-from probes.prompts.batch import Batch, longest_length, pad_prompts, pad_token_id
 from probes.prompts.pattern import Pattern, QuestionFilter
 from probes.prompts.question import Pair, Question
-from probes.prompts.tokenization import REST, TokenizedPrompt, tokenize_questions
+from probes.prompts.tokens.batch import Batch, longest_length, pad_prompts, pad_token_id
+from probes.prompts.tokens.tokenization import REST, TokenizedPrompt, tokenize_questions
 
 _MAX_CANDIDATES = 60
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from probes.errors import BatchError, OutcomeError, TokenizerError
 from probes.prompts.question import Question, Span
-from probes.prompts.special_tokens import (
+from probes.prompts.tokens.special_tokens import (
     leading_tokens,
     special_prefix,
     warn_about_special_tokens,

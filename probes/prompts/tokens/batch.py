@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from probes.errors import BatchError, SiteError
 from probes.prompts.question import Question
-from probes.prompts.tokenization import BOS, REST, TokenizedPrompt, tokenize_questions
+from probes.prompts.tokens.tokenization import BOS, REST, TokenizedPrompt, tokenize_questions
 
 _PADDING = -1
 

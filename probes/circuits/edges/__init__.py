@@ -1,0 +1,1 @@
+"""Scores of single edges: attribution and patching."""

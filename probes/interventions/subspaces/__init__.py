@@ -1,0 +1,1 @@
+"""Subspaces and directions of states."""

@@ -1,0 +1,1 @@
+"""Layers of a decoder: hooks, attention, norms, the key/value cache."""

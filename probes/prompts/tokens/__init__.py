@@ -1,0 +1,1 @@
+"""Tokenized prompts and their roles."""
