@@ -117,15 +117,40 @@ REFUSED = {
     "0 texts in a step": ("make", "distilled", "scratch", "--batch", "0"),
     "999 layers": ("make", "distilled", "scratch", "--layers", "999", "--texts", "texts.txt"),
     "a width of 3": (
-        "make", "distilled", "scratch", "--start", "fresh", "--width", "3", "--texts", "texts.txt"),
+        "make",
+        "distilled",
+        "scratch",
+        "--start",
+        "fresh",
+        "--width",
+        "3",
+        "--texts",
+        "texts.txt",
+    ),
     "a device that is none": (
-        "make", "distilled", "scratch", "--steps", "1", "--device", "gpu", "--texts", "texts.txt"),
+        "make",
+        "distilled",
+        "scratch",
+        "--steps",
+        "1",
+        "--device",
+        "gpu",
+        "--texts",
+        "texts.txt",
+    ),
     "a missing file of texts": ("make", "distilled", "scratch", "--texts", "no.txt"),
     "a folder of texts": ("make", "distilled", "scratch", "--texts", "."),
     "an empty file of texts": ("make", "distilled", "scratch", "--texts", "empty.txt"),
     "a binary file of texts": ("make", "distilled", "scratch", "--texts", "binary.txt"),
     "a student of an unknown model": (
-        "make", "distilled", "scratch", "--start", "fox", "--texts", "texts.txt"),
+        "make",
+        "distilled",
+        "scratch",
+        "--start",
+        "fox",
+        "--texts",
+        "texts.txt",
+    ),
     "a name above": ("make", "quantized", "scratch", "--name", "../up"),
     "a name of a shipped model": ("make", "quantized", "scratch", "--name", "full"),
     "a ticket without early weights": ("make", "ticket", "distilled"),
@@ -142,7 +167,7 @@ REFUSED = {
     "a page of a result that is .pdf": ("show", "circuit.json", "--out", "c.pdf"),
     "a number format that is none": ("check", "full", "--dtype", "int8", "--json", "no/c.json"),
     "a folder to verify that is absent": ("verify", "no"),
-}  # fmt: skip
+}
 
 
 def prepared(folder: Path) -> Path:
@@ -199,20 +224,23 @@ def inputs() -> list[OddInput]:
     }
     found += [
         OddInput(
-            f"command: {name}", lambda f, w=words: bool(prepared(f)) and run(*w).code == 0,
+            f"command: {name}",
+            lambda f, w=words: bool(prepared(f)) and run(*w).code == 0,
         )
         for name, words in right.items()
-    ]  # fmt: skip
+    ]
     found += [
         OddInput(
             "terminal: ASCII only",
             lambda _: process("list", env={"PYTHONIOENCODING": "ascii"}).returncode == 0,
         ),
-        OddInput("terminal: one column", lambda _: process("list", env={"COLUMNS": "1"}).returncode == 0),
+        OddInput(
+            "terminal: one column", lambda _: process("list", env={"COLUMNS": "1"}).returncode == 0
+        ),
         OddInput("terminal: a closed pipe", _closed_pipe),
         OddInput("terminal: bytes that are no UTF-8", _bytes, check=refused),
         OddInput("terminal: Ctrl-C", _interrupted),
-    ]  # fmt: skip
+    ]
     return found
 
 

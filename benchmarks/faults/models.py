@@ -125,7 +125,8 @@ REFUSED: dict[str, Change] = {
     "weights with a huge header": file(WEIGHTS, b"\xff" * 64),
     "weights that are an HTML page": file(WEIGHTS, "<html>404</html>"),
     "weights that are a Git LFS pointer": file(
-        WEIGHTS, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+        WEIGHTS, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    ),
     "pickled weights": lambda f: (f / WEIGHTS).rename(f / "pytorch_model.bin"),
     "an index to a .bin": index("pytorch_model.bin"),
     "an index to ..": index("../small.safetensors"),
@@ -162,7 +163,8 @@ REFUSED: dict[str, Change] = {
     "a tokenizer of 0 bytes": file("tokenizer.json", ""),
     "a tokenizer that is a list": file("tokenizer.json", "[1]"),
     "a tokenizer that is cut off": lambda f: file(
-        "tokenizer.json", (f / "tokenizer.json").read_bytes()[:5000])(f),
+        "tokenizer.json", (f / "tokenizer.json").read_bytes()[:5000]
+    )(f),
     "a tokenizer config that is a list": file("tokenizer_config.json", "[1]"),
     "a provenance that is a list": file("relative.json", "[1]"),
     "a provenance of 100,000 brackets": file("relative.json", "[" * 100_000),
@@ -173,7 +175,7 @@ REFUSED: dict[str, Change] = {
     "a symlink loop in place of the weights": replaced(WEIGHTS, "a symlink loop"),
     "no config": replaced("config.json", "nothing"),
     "no weights": replaced(WEIGHTS, "nothing"),
-}  # fmt: skip
+}
 LOADED: dict[str, Change] = {
     "hidden files of a Mac": file("._model.safetensors", b"fork"),
     "a second file of other kind": file("onnx.txt", "x"),
@@ -181,10 +183,11 @@ LOADED: dict[str, Change] = {
     "weights in bfloat16": weights(lambda w: w.update({k: v.bfloat16() for k, v in w.items()})),
     "weights in float64": weights(lambda w: w.update({k: v.double() for k, v in w.items()})),
     "a config with a byte of padding": lambda f: file(
-        "config.json", b" \n" + (f / "config.json").read_bytes())(f),
+        "config.json", b" \n" + (f / "config.json").read_bytes()
+    )(f),
     "a pad token outside of the vocabulary": config(pad_token_id=9999),
     "a sharded folder": index("model-00001-of-00001.safetensors"),
-}  # fmt: skip
+}
 NAMES = {
     "an empty name": "",
     "a misspelt name": "ful",
@@ -228,17 +231,22 @@ def inputs() -> list[OddInput]:
         for name in ("with a space", "näme", "模型", "a.b")
     ]
     found += [
-        OddInput("model: integer weights", lambda f: loaded(f, weights(
-            lambda w: w.update({UP: (w[UP] * 10).to(torch.int8)}))), ModelError),
+        OddInput(
+            "model: integer weights",
+            lambda f: loaded(f, weights(lambda w: w.update({UP: (w[UP] * 10).to(torch.int8)}))),
+            ModelError,
+        ),
         OddInput("model: an empty folder", load, ModelError),
         OddInput("model: a hidden folder", lambda f: loaded(f, id, ".small"), ModelError),
         OddInput("model: a vocabulary too small", lambda _: _vocabulary_too_small(), ModelError),
         OddInput("model: a symlink to a folder", _linked, check=same),
         OddInput("model: an unknown dtype", lambda _: load("full", dtype="float8"), ModelError),
         OddInput("model: an unknown device", lambda _: load("full", device="gpu"), ModelError),
-        OddInput("model: a device that is absent", lambda _: load("full", device="cuda:99"), ModelError),
+        OddInput(
+            "model: a device that is absent", lambda _: load("full", device="cuda:99"), ModelError
+        ),
         OddInput("model: an adapter that is absent", lambda f: load("full", adapter=f), ModelError),
-    ]  # fmt: skip
+    ]
     found += [
         OddInput(f"model: {name}", lambda _, n=text: load(n), ModelError)
         for name, text in NAMES.items()

@@ -40,9 +40,14 @@ REFUSED = {
     "a bracket that does not close": (FRAME, FRAME.replace("{x}", "{x")),
     "a role that occurs twice": (FRAME, FRAME.replace("{y}", "{x}")),
     "a verb form that no verb has": (FRAME, FRAME.replace("{op}", "{op:ing}")),
-    "a frame that is a number": (FRAME + " {thing_asked=thing} do I have? "
-                                         "[answer|Answer:]\"", "if = 3"),
-    "a frame that is empty": (FRAME + " {thing_asked=thing} do I have? [answer|Answer:]\"", 'if = ""'),
+    "a frame that is a number": (
+        FRAME + ' {thing_asked=thing} do I have? [answer|Answer:]"',
+        "if = 3",
+    ),
+    "a frame that is empty": (
+        FRAME + ' {thing_asked=thing} do I have? [answer|Answer:]"',
+        'if = ""',
+    ),
     "an answer with code": ('number = "x - y"', "number = \"__import__('os').getcwd()\""),
     "an answer with a division": ('number = "x - y"', 'number = "x / y"'),
     "an answer with an unknown slot": ('number = "x - y"', 'number = "x - z"'),
@@ -63,15 +68,17 @@ REFUSED = {
     "a list of names that is empty": ('name = ["Tom"', 'name = []\nname2 = ["Tom"'),
     "nouns that are one text": ('noun = ["foxes"', 'noun = "foxes"\nnoun2 = ["foxes"'),
     "a verb without its opposite": (
-        'plus = { base = "pick up", s = "picks up", ed = "picked up" }', "",
+        'plus = { base = "pick up", s = "picks up", ed = "picked up" }',
+        "",
     ),
     "a verb without a base form": ('{ base = "take away", s', "{ s"),
     "a kind of slot that does not exist": ('x = "number"', 'x = "numeral"'),
     "a key that occurs twice": ("low = 0", "low = 0\nlow = 1"),
     "a verb that is one text": (
-        'minus = { base = "take away", s = "takes away", ed = "took away" }', 'minus = "take away"',
+        'minus = { base = "take away", s = "takes away", ed = "took away" }',
+        'minus = "take away"',
     ),
-}  # fmt: skip
+}
 FILES = {
     "an empty file": b"",
     "Latin-1": "title = 'café'".encode("latin-1"),
@@ -110,31 +117,44 @@ def inputs() -> list[OddInput]:
         for name, content in FILES.items()
     ]
     found += [
-        OddInput("pattern file: Windows line ends",
-                 lambda f: written(f, shipped().replace("\n", "\r\n").encode())),
-        OddInput("pattern file: a byte order mark",
-                 lambda f: written(f, b"\xef\xbb\xbf" + shipped().encode())),
-        OddInput("pattern file: a missing file", lambda f: list_patterns(f / "no.toml"), PatternError),
+        OddInput(
+            "pattern file: Windows line ends",
+            lambda f: written(f, shipped().replace("\n", "\r\n").encode()),
+        ),
+        OddInput(
+            "pattern file: a byte order mark",
+            lambda f: written(f, b"\xef\xbb\xbf" + shipped().encode()),
+        ),
+        OddInput(
+            "pattern file: a missing file", lambda f: list_patterns(f / "no.toml"), PatternError
+        ),
         OddInput("pattern file: a folder", list_patterns, PatternError),
         OddInput("pattern file: a symlink loop", _loop, PatternError),
         OddInput("pattern: an unknown name", lambda _: pattern("fox"), PatternError),
         OddInput("pattern: an empty name", lambda _: pattern(""), PatternError),
-        OddInput("question: numbers as digits", lambda _: pattern("take-away").match(
-            FOX.replace("two", "2").replace("away one", "away 1"))),
-        OddInput("question: Arabic digits", lambda _: pattern("take-away").match(
-            FOX.replace("two", "\u0662"))["x"] == 2),
-    ]  # fmt: skip
+        OddInput(
+            "question: numbers as digits",
+            lambda _: pattern("take-away").match(
+                FOX.replace("two", "2").replace("away one", "away 1")
+            ),
+        ),
+        OddInput(
+            "question: Arabic digits",
+            lambda _: pattern("take-away").match(FOX.replace("two", "\u0662"))["x"] == 2,
+        ),
+    ]
     found += [
         OddInput(f"question: {name}", lambda _, t=text: pattern("take-away").match(t), MatchError)
         for name, text in QUESTIONS.items()
     ]
     found += [
         OddInput(
-            f"expression: {text}", lambda _, t=text: evaluate_expression(t, {"x": 3, "y": 2}),
+            f"expression: {text}",
+            lambda _, t=text: evaluate_expression(t, {"x": 3, "y": 2}),
             ProbeError,
         )
         for text in EXPRESSIONS
-    ]  # fmt: skip
+    ]
     found += [
         OddInput(f"questions: {count}", lambda _, n=count: _sample(n), PatternError)
         for count in (-1, 10**9)

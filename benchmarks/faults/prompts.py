@@ -130,31 +130,39 @@ READ_FILES = {
         lambda p: p[0].clean.role_text("who") == "לך",
     ),
     "a role with combining marks": (
-        lambda f: read(f, {"clean": "cafe\u0301 ou cafe", "roles": {"it": "cafe"},
-                           "counterfactual_roles": {}}),
+        lambda f: read(
+            f, {"clean": "cafe\u0301 ou cafe", "roles": {"it": "cafe"}, "counterfactual_roles": {}}
+        ),
         lambda p: p[0].clean.roles == (("it", 9, 13),),
     ),
     "a role in Japanese": (
-        lambda f: read(f, {"clean": "首都は巴里", "roles": {"c": "巴里"}, "counterfactual_roles": {}}),
+        lambda f: read(
+            f, {"clean": "首都は巴里", "roles": {"c": "巴里"}, "counterfactual_roles": {}}
+        ),
         lambda p: p[0].clean.roles == (("c", 3, 5),),
     ),
     "words that stand twice, numbered": (
-        lambda f: read(f, {"clean": "A dog sees a dog", "roles": {"w": ["dog", 2]},
-                           "counterfactual_roles": {}}),
+        lambda f: read(
+            f, {"clean": "A dog sees a dog", "roles": {"w": ["dog", 2]}, "counterfactual_roles": {}}
+        ),
         lambda p: p[0].clean.roles == (("w", 13, 16),),
     ),
     "four copies of a pair": (lambda f: read(f, {}, {}, {}, {}), lambda p: len(p) == 1),
     "20,000 lines": (
-        lambda f: read(f, *({"clean": f"Girl {n}", "counterfactual": f"Boy {n}"} for n in range(20_000))),
+        lambda f: read(
+            f, *({"clean": f"Girl {n}", "counterfactual": f"Boy {n}"} for n in range(20_000))
+        ),
         lambda p: len(p) == 20_000,
     ),
     "answers that share their first word": (
-        lambda f: tokenized(f, NEW), lambda r: bool((r.position > r.start).all()),
+        lambda f: tokenized(f, NEW),
+        lambda r: bool((r.position > r.start).all()),
     ),
     "a two-pair file on the gate": (
-        lambda f: pb.gate(full(), _two_pairs(f), prompts=8)[0].state, "too few to tell".__eq__,
+        lambda f: pb.gate(full(), _two_pairs(f), prompts=8)[0].state,
+        "too few to tell".__eq__,
     ),
-}  # fmt: skip
+}
 
 
 def _two_pairs(folder: Path) -> Pattern:
@@ -239,10 +247,11 @@ def inputs() -> list[OddInput]:
     found += [
         OddInput("text: no prompt at all", lambda _: tokenize(tokenizer, []), BatchError),
         OddInput(
-            "text: a tokenizer without offsets", lambda _: tokenize_pairs(_Slow(), _pairs(one)),
+            "text: a tokenizer without offsets",
+            lambda _: tokenize_pairs(_Slow(), _pairs(one)),
             TokenizerError,
         ),
-    ]  # fmt: skip
+    ]
     found += [
         OddInput(f"pairs: {name}", run, check=lambda value, test=test: bool(test(value)))
         for name, (run, test) in READ_FILES.items()
@@ -264,11 +273,13 @@ def inputs() -> list[OddInput]:
         OddInput("pairs: a folder", lambda f: Pattern.from_pairs(f), PatternError),
         OddInput("pairs: a symlink loop", lambda f: Pattern.from_pairs(_loop(f)), PatternError),
         OddInput("pairs: a null in the name", lambda _: pattern("a\0.jsonl"), PatternError),
-        OddInput("pairs: a name of 5,000 letters", lambda _: pattern("a" * 5000 + ".jsonl"), PatternError),
+        OddInput(
+            "pairs: a name of 5,000 letters", lambda _: pattern("a" * 5000 + ".jsonl"), PatternError
+        ),
         OddInput("pairs: a .json name", lambda _: pattern("pairs.json"), PatternError),
         OddInput("pairs: more than there are", lambda f: _sample(f, "given", 9), PatternError),
         OddInput("pairs: an unknown contrast", lambda f: _sample(f, "gender", 1), PatternError),
-    ]  # fmt: skip
+    ]
     return found
 
 

@@ -131,7 +131,9 @@ CIRCUITS = {
     "a readout without a role": lambda: circuit(readouts=["x"]),
     "an edge backwards": lambda: edges(["L1.H0", "L0.H1.q", "", "", 0.5, None]),
     "an edge of a head that is absent": lambda: edges(["embed", "L0.H7.q", "", "", 0.5, None]),
-    "an edge of 5,000 digits": lambda: edges(["embed", "L" + "9" * 5000 + ".MLP", "", "", 0.5, None]),
+    "an edge of 5,000 digits": lambda: edges(
+        ["embed", "L" + "9" * 5000 + ".MLP", "", "", 0.5, None]
+    ),
     "an edge without a name": lambda: edges(["", "", "", "", 0.5, None]),
     "an edge twice": lambda: edges(ROW, ROW),
     "an edge with a score of a text": lambda: edges([*ROW[:4], "0.5", None]),
@@ -141,7 +143,7 @@ CIRCUITS = {
     "an edge with an error below 0": lambda: edges([*ROW[:5], -1.0]),
     "an edge of five": lambda: edges(ROW[:5]),
     "no edges": lambda: {k: v for k, v in saved("Circuit").items() if k != "edges"},
-}  # fmt: skip
+}
 
 
 def inputs() -> list[OddInput]:
@@ -180,12 +182,18 @@ def inputs() -> list[OddInput]:
         OddInput("result: a null in the name", lambda _: load_result("a\0b"), ResultError),
         OddInput("result: a name of 5,000 letters", lambda _: load_result("a" * 5000), ResultError),
         OddInput("result: a circuit read as a trace", lambda f: _as_trace(f, text), ResultError),
-        OddInput("result: saved in a folder that is absent", lambda f: _save(f / "no" / "c.json"), FigureError),
+        OddInput(
+            "result: saved in a folder that is absent",
+            lambda f: _save(f / "no" / "c.json"),
+            FigureError,
+        ),
         OddInput("result: saved as a folder", _save, FigureError),
-        OddInput("result: saved with a null in the name", lambda _: _save(Path("a\0.json")), FigureError),
+        OddInput(
+            "result: saved with a null in the name", lambda _: _save(Path("a\0.json")), FigureError
+        ),
         OddInput("result: saved without a suffix", lambda f: _save(f / "circuit"), FigureError),
         OddInput("result: saved as .xlsx", lambda f: _save(f / "circuit.xlsx"), FigureError),
-    ]  # fmt: skip
+    ]
     found += [
         OddInput(
             f"circuit: {name}", lambda _, m=make: Circuit.from_json(json.dumps(m())), CircuitError
@@ -197,11 +205,12 @@ def inputs() -> list[OddInput]:
         found.append(OddInput(f"{kind}: saved and loaded", lambda _, k=kind: same(k)))
         found += [
             OddInput(
-                f"{kind}: each field as {name}", lambda _, k=kind, v=value: faults(k, v),
+                f"{kind}: each field as {name}",
+                lambda _, k=kind, v=value: faults(k, v),
                 check=lambda faults: not faults,
             )
             for name, value in VALUES.items()
-        ]  # fmt: skip
+        ]
     return found
 
 

@@ -274,7 +274,7 @@ def recipe(name: str) -> Recipe:
     known = {entry.name: entry for entry in ALL_RECIPES}
     if name not in known:
         raise ModelError(
-            f"There is no recipe {name!r}: use one of {', '.join([*known][:20])} or {len(known) - 20} "
-            "others in probes/experiments/family/recipes.py"
+            f"There is no recipe {name!r}: use one of {', '.join([*known][:20])} or "
+            f"{len(known) - 20} others in probes/experiments/family/recipes.py"
         )
     return known[name]
