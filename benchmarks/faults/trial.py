@@ -22,10 +22,11 @@ _FOUND = re.compile(
 # What to do: an imperative at the start of a clause, a rule, or what there is to choose from.
 _ADVICE = re.compile(
     r"(?:^|[:.;,)] |\b(?:and|or) )(?:add|ask|call|change|check|choose|close|compare|copy|"
-    r"correct|count|create|declare|decode|delete|draw|end|fetch|filter|give|install|keep|leave|let|load|make|measure|merge|move|"
+    r"correct|count|create|declare|decode|delete|draw|end|fetch|filter|give|"
+    r"install|keep|leave|let|load|make|measure|merge|move|"
     r"name|pick|put|read|remove|rename|request|return|run|save|say|set|shorten|start|take|train|"
-    r"try|use|write)\b|did you mean|\b(?:must|may|needs?|known are|known keys are|at most|it has|it "
-    r"expects)\b",
+    r"try|use|write)\b|did you mean|\b(?:must|may|needs?|known are|known keys are|at most|it has|"
+    r"it expects)\b",
     re.IGNORECASE,
 )
 
