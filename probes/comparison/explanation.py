@@ -1,4 +1,4 @@
-"""The interventions behind a word, and the prompts on which two models part."""
+"""The interventions behind a verdict, and prompts on which two models differ most."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from probes.comparison.verdict import Verdict
 
 @dataclass(frozen=True, slots=True)
 class FailingPrompt:
-    """A prompt on which the relative does otherwise.
+    """A prompt on which two models differ.
 
     Attributes:
-        text: What was asked.
-        source: What the state that was put in had read.
-        expected, found: What the full model makes of it, and the relative.
+        text: Base prompt.
+        source: Source prompt of the interchanged or patched state.
+        expected, observed: Result in the full model and in the relative.
     """
 
     text: str
@@ -28,12 +28,12 @@ class FailingPrompt:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Why something has its word.
+    """Evidence behind a verdict.
 
     Attributes:
-        fate: The word, its reason and the tests that were read.
-        interventions: What was put in where, and what it did in either model.
-        failing: Prompts on which the two part most.
+        verdict: The verdict, with its reason and its tests.
+        interventions: Interventions and their effects in both models.
+        failing_prompts: Prompts on which the two differ most.
     """
 
     verdict: Verdict
@@ -41,24 +41,22 @@ class Explanation:
     failing_prompts: tuple[FailingPrompt, ...]
 
     def lines(self) -> tuple[str, ...]:
-        """Say it in plain sentences."""
+        """The verdict, its tests and the failing prompts, one line each."""
         verdict = self.verdict
+        site = f" ({verdict.counterpart})" if verdict.counterpart else ""
         name = verdict.subject or verdict.counterpart
-        found = [
-            f"{name}: "
-            f"{verdict.label}{f' ({verdict.counterpart})' if verdict.counterpart else ''} – "
-            f"{verdict.reason}."
-        ]
+        lines = [f"{name}: {verdict.label}{site} – {verdict.reason}."]
         for test in verdict.tests:
-            state = {True: "passed", False: "against", None: "open"}[test.passed]
+            state = {True: "passed", False: "failed", None: "undecided"}[test.passed]
             value = "not measured" if test.value is None else str(test.value)
-            beside = "" if test.is_deciding else ", shown beside"
-            found.append(f"{test.name}: {value}, wanted {test.threshold}: {state}{beside}")
-        for item in self.failing_prompts:
-            found.append(
-                f"“{item.text}” ← “{item.source}”: {item.expected} expected, {item.observed} found"
+            note = "" if test.is_deciding else ", not deciding"
+            lines.append(f"{test.name}: {value}, required {test.threshold}: {state}{note}")
+        for prompt in self.failing_prompts:
+            lines.append(
+                f"“{prompt.text}” ← “{prompt.source}”: {prompt.expected} expected, "
+                f"{prompt.observed} found"
             )
-        return tuple(found)
+        return tuple(lines)
 
     def __repr__(self) -> str:
         return "\n".join((*self.lines(), "", self.interventions.to_string(index=False)))
@@ -67,30 +65,30 @@ class Explanation:
 def strongest_effects(
     plot_data: Sequence[PlotData], verdict: Verdict, roles: Sequence[str], answers: Sequence[str]
 ) -> pd.DataFrame:
-    """Lay out the strongest effects of a head in one model and of its counterparts in the other.
+    """Strongest patching effects of a head in one model and of its counterparts in the other.
 
     Returns:
-        A table: what was patched, from which contrast, at which role, which answer it moves, and
-        by how many logits, with the standard error over prompts.
+        A table: head, model, contrast, role, answer, fall of the logit difference, and its
+        standard error over prompts.
     """
     rows = []
-    for view, names in zip(plot_data, (verdict.subject, verdict.counterpart), strict=True):
+    for data, names in zip(plot_data, (verdict.subject, verdict.counterpart), strict=True):
         for name in filter(None, names.split(" + ")):
-            if name not in view.components:
+            if name not in data.components:
                 continue
-            at = view.components.index(name)
-            for contrast, effects in view.effects.items():
-                found = np.abs(np.nan_to_num(effects[at]))
-                role, answer = np.unravel_index(int(found.argmax()), found.shape)
+            at = data.components.index(name)
+            for contrast, effects in data.effects.items():
+                sizes = np.abs(np.nan_to_num(effects[at]))
+                role, answer = np.unravel_index(int(sizes.argmax()), sizes.shape)
                 rows.append(
                     {
                         "head": name,
-                        "of": "full" if view is plot_data[0] else "relative",
+                        "of": "full" if data is plot_data[0] else "relative",
                         "contrast": contrast,
                         "role": roles[int(role)],
                         "answer": answers[int(answer)],
                         "fall": float(effects[at][role, answer]),
-                        "error": float(view.effect_errors[contrast][at][role, answer]),
+                        "error": float(data.effect_errors[contrast][at][role, answer]),
                     }
                 )
     return pd.DataFrame(rows)

@@ -38,14 +38,13 @@ _SHAPE = (("layers", "layers"), ("heads", "heads"), ("kv_heads", "heads for keys
 
 @dataclass(frozen=True, kw_only=True)
 class CircuitComparisonSettings(TaskSettings):
-    """How `compare_circuits` draws pairs, scores edges and compares circuits.
+    """Settings of `compare_circuits`; answer, prompts and seed as in `TaskSettings`.
 
     Attributes:
         sizes: Sizes of the compared circuits, as fractions of all edges.
         method: How edges are scored; see `edge_attribution`.
         draws: Number of bootstrap draws, at least 2.
         random_circuits: Number of random circuits of each size for the chance level.
-        seed: Seed of pairs, halves, bootstrap and random circuits.
     """
 
     sizes: tuple[float, ...] = SIZES

@@ -240,13 +240,13 @@ def storage_part(name: str, dimensions: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """What a model takes to store.
+    """Storage of a model.
 
     Attributes:
-        storage: Bits, part by part.
-        density: Share of the weights in the layers' matrices that are not exactly 0.
-        parameters: How many weights there are, tied ones counted once.
-        stated: Whether the model says how it is stored; else each weight counts 16 bits.
+        storage: Bits, by part.
+        density: Fraction of the weights in the layers' matrices that are not exactly 0.
+        parameters: Number of weights; tied ones count once.
+        is_recorded: Whether the provenance records the storage; else each weight counts 16 bits.
     """
 
     storage: StorageCost
@@ -256,5 +256,5 @@ class Rate:
 
     @property
     def bits(self) -> float:
-        """All of it."""
+        """Bits of all parts."""
         return self.storage.total
