@@ -22,7 +22,7 @@ class OutcomeError(ProbeError):
 
 
 class BatchError(ProbeError):
-    """Prompts that cannot be put in one batch: none at all, or one too long."""
+    """Prompts that do not fit into one batch: none at all, or one too long."""
 
 
 class ModelError(ProbeError):

@@ -67,13 +67,13 @@ def trace(
     if not 0 < keep <= 1:
         raise CircuitError(f"Cannot keep {keep} of a behavior: request above 0, and at most 1")
     settings = settings or TraceSettings()
-    asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
+    own_pattern = find_pattern(pattern) if isinstance(pattern, str) else pattern
     other = settings.other_pattern
     other = find_pattern(other) if other and isinstance(other, str) else other
     model, seed = load(model), settings.seed
-    gate = require_open_gate(model, asked, settings.answer, seed=seed)
+    gate = require_open_gate(model, own_pattern, settings.answer, seed=seed)
     settings = replace(settings, answer=gate.answer, other_pattern=other)
-    discovery, held_out = sample_tasks(model, asked, settings)
+    discovery, held_out = sample_tasks(model, own_pattern, settings)
     scores = edge_attribution(model, discovery, method=settings.method, roles=roles)
     discovery_runs, runs = (
         run_references(model, task, roles=roles, ablation=settings.ablation)
@@ -100,7 +100,7 @@ def trace(
         ),
         stability=scores.stability(size, seed=seed),
         edge_necessities=minimality(runs, circuit, seed=seed),
-        specificities=_cross_specificity(asked, circuit, runs, settings),
+        specificities=_cross_specificity(own_pattern, circuit, runs, settings),
     )
 
 

@@ -79,13 +79,17 @@ class FamilyComparison(Result):
                 },
             }
         if first.transfers_to_full:
-            nets = [
+            null_rates = [
                 np.array([back.nulls for back in one.transfers_to_full]) for one in self.comparisons
             ]
             rows["best random-init"] = {
-                "mean interchange accuracy": float(max(net.mean(0).max() for net in nets)),
+                "mean interchange accuracy": float(
+                    max(rates.mean(0).max() for rates in null_rates)
+                ),
                 **{
-                    f"{one.variable} interchange accuracy": float(max(net[k].max() for net in nets))
+                    f"{one.variable} interchange accuracy": float(
+                        max(rates[k].max() for rates in null_rates)
+                    )
                     for k, one in enumerate(first.transfers_to_full)
                 },
             }

@@ -1,4 +1,4 @@
-"""Gate: does a model have the behavior whose circuit is asked for?"""
+"""Gate: does a model have the behavior whose circuit is traced?"""
 
 from collections import Counter
 from collections.abc import Sequence

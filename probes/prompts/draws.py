@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sized
 
 from probes.errors import PatternError
 
-_TRIES = 400  # For each one that is wanted.
+_TRIES = 400  # For each one that is drawn.
 _MAX_IN_VAIN = 20_000  # Draws without a new one: there are no more.
 
 

@@ -70,7 +70,7 @@ class GradientRecorder:
     """Runs a model on the prompts of a task, forward and backward.
 
     Attributes:
-        by_role: Whether keys and values are asked for role by role, after the backward pass.
+        by_role: Whether keys and values are resolved role by role, after the backward pass.
     """
 
     model: Model
@@ -220,7 +220,7 @@ class GradientRecorder:
         noise = _ROUNDING_TOLERANCE[self.model.dtype] * max(1.0, largest_logit)
         draw = torch.Generator().manual_seed(0)
         random = [torch.randn(grad.shape, generator=draw).to(grad) * grad.abs() for _ in range(4)]
-        told = False
+        is_conclusive = False
         for direction in (change, *random):
             if not (length := float(direction.norm())):
                 continue
@@ -235,18 +235,18 @@ class GradientRecorder:
                 slopes.append(measured)
                 gaps.append(abs(measured - slope) - rounding)
                 if gaps[-1] <= _SLOPE_TOLERANCE[self.model.dtype] * steepness:
-                    told = True
+                    is_conclusive = True
                     break
             else:
                 if len(gaps) < 2 or abs(slopes[-1] - slopes[-2]) > min(gaps):
-                    continue  # Curved at every step that is long enough: nothing is told.
+                    continue  # Curved at every step that is long enough: inconclusive.
                 raise ModelError(
                     f"The gradients of {self.model.name} are wrong: finite differences deviate by "
                     f"{min(gaps):.2g} per unit, and the gradient has length {steepness:.2g}. "
                     "Quantized modules can do this silently: dequantize the model before loading "
                     "it."
                 )
-        return told
+        return is_conclusive
 
     def _logits(self, embed: Tensor) -> Tensor:
         with self.model.editing({"hook_embed": lambda _: embed}):

@@ -141,9 +141,13 @@ def tokenize(
         tokenizer, max_length = source.tokenizer, max_length or source.shape.context
     if isinstance(questions, str | Question):
         questions = (questions,)
-    asked = tuple(Question.from_text(q) if isinstance(q, str) else q for q in questions)
-    prompts = tokenize_questions(tokenizer, asked, answers_from=answers_from, add_bos=add_bos)
-    return pad_prompts(asked, prompts, longest_length(prompts, max_length), pad_token_id(tokenizer))
+    as_questions = tuple(Question.from_text(q) if isinstance(q, str) else q for q in questions)
+    prompts = tokenize_questions(
+        tokenizer, as_questions, answers_from=answers_from, add_bos=add_bos
+    )
+    return pad_prompts(
+        as_questions, prompts, longest_length(prompts, max_length), pad_token_id(tokenizer)
+    )
 
 
 def longest_length(prompts: Sequence[TokenizedPrompt], max_length: int | None) -> int:
