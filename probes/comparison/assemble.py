@@ -80,11 +80,7 @@ def assemble_comparison(
     """Comparison of a full model `a` and a relative `b` from what was measured on both."""
     seed = settings.seed
     random_init = references.nulls[architecture_key(b.model)]
-    other_seed = (
-        references.other_seed
-        if references.other_seed and references.other_seed.name != b.name
-        else None
-    )
+    other_seed = references.other_seed
     profiles = [null.profiles for null in random_init if null.profiles]
     pairings = [pair_heads(a.profiles, null) for null in profiles]
     ceiling = (

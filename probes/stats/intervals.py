@@ -74,11 +74,13 @@ def bootstrap_mean(
     return Estimate(mean, *(float(end) for end in np.clip(ends, *bounds)))
 
 
-def pool_draws(draws: Sequence[Estimate]) -> Estimate:
+def pool_draws(
+    draws: Sequence[Estimate], *, bounds: tuple[float | int, float | int] = (-np.inf, np.inf)
+) -> Estimate:
     """Mean of an estimate over independent draws of prompts, words and folds.
 
     The interval is the wider, on each side, of two: Student's t between the draws, and the errors
-    within the draws added in squares.
+    within the draws added in squares. It ends at the bounds of the values.
     """
     values = np.array([draw.value for draw in draws])
     n, mean = len(draws), float(values.mean())
@@ -89,7 +91,8 @@ def pool_draws(draws: Sequence[Estimate]) -> Estimate:
         float(np.linalg.norm(values - [getattr(draw, end) for draw in draws])) / n
         for end in ("low", "high")
     )
-    return Estimate(mean, mean - max(between, below), mean + max(between, above))
+    ends = mean - max(between, below), mean + max(between, above)
+    return Estimate(mean, *(float(end) for end in np.clip(ends, *bounds)))
 
 
 def student_quantile(degrees_of_freedom: int) -> float:

@@ -9,7 +9,8 @@ from probes.comparison.variables.verdicts import VariableSite
 from probes.comparison.verdict import Verdict
 from probes.stats.intervals import pool_draws
 
-_MEASURES = ("own_accuracy", "own_ridge_accuracy", "excess", "shortfall")
+_ACCURACIES = ("own_accuracy", "own_ridge_accuracy")
+_DIFFERENCES = ("excess", "shortfall")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,11 @@ class MeasuredDraw:
         )
 
 
+def pool_accuracies(draws: Sequence[Estimate]) -> Estimate:
+    """Mean of an accuracy over draws; its interval stays within 0 and 1."""
+    return pool_draws(draws, bounds=(0, 1))
+
+
 def pool_transfers(draws: Sequence[CrossModelTransfer]) -> CrossModelTransfer:
     """Mean of the transfers of one variable; sites, nulls and missed pairs are the first draw's."""
     first = draws[0]
@@ -49,7 +55,11 @@ def pool_transfers(draws: Sequence[CrossModelTransfer]) -> CrossModelTransfer:
         pairs=sum(draw.pairs for draw in draws),
         maps=_pool_mappings([draw.maps for draw in draws]),
         controls=_pool_mappings([draw.controls for draw in draws]),
-        **{name: pool_draws([getattr(draw, name) for draw in draws]) for name in _MEASURES},
+        **{name: pool_accuracies([getattr(draw, name) for draw in draws]) for name in _ACCURACIES},
+        **{
+            name: pool_draws([getattr(draw, name) for draw in draws], bounds=(-1, 1))
+            for name in _DIFFERENCES
+        },
     )
 
 
@@ -57,8 +67,8 @@ def pool_sites(draws: Sequence[VariableSite]) -> VariableSite:
     """Site of the first draw with the mean accuracies of all draws."""
     return replace(
         draws[0],
-        exclusive_accuracy=pool_draws([draw.exclusive_accuracy for draw in draws]),
-        inclusive_accuracy=pool_draws([draw.inclusive_accuracy for draw in draws]),
+        exclusive_accuracy=pool_accuracies([draw.exclusive_accuracy for draw in draws]),
+        inclusive_accuracy=pool_accuracies([draw.inclusive_accuracy for draw in draws]),
     )
 
 
@@ -74,4 +84,4 @@ def settle_verdict(pooled: Verdict, draws: Sequence[Verdict]) -> Verdict:
 
 def _pool_mappings(draws: Sequence[Mapping]) -> dict:
     shared = [key for key in draws[0] if all(key in draw for draw in draws)]
-    return {key: pool_draws([draw[key] for draw in draws]) for key in shared}
+    return {key: pool_accuracies([draw[key] for draw in draws]) for key in shared}
