@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from probes.comparison.variables.result import CrossModelTransfer, VariableDraw
 from probes.comparison.variables.verdicts import VariableSite
 from probes.comparison.verdict import Verdict
-from probes.stats.intervals import pool_draws
+from probes.stats.intervals import Estimate, pool_draws
 
 _ACCURACIES = ("own_accuracy", "own_ridge_accuracy")
 _DIFFERENCES = ("excess", "shortfall")
