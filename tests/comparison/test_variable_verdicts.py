@@ -319,13 +319,19 @@ def test_one_draw_is_its_own_mean():
 
 
 def test_the_interval_over_draws_covers_their_differences():
-    draws = [transfer(maps={"ridge": Estimate(v, v - 0.01, v + 0.01)}) for v in (0.2, 0.5, 0.8)]
+    draws = [transfer(maps={"ridge": Estimate(v, v - 0.01, v + 0.01)}) for v in (0.4, 0.5, 0.6)]
     pooled = pool_transfers(draws)
     accuracy = pooled.interchange_accuracy
     assert accuracy.value == pytest.approx(0.5)
-    # Student's t with 2 degrees of freedom: 4.303 · 0.3 / √3.
-    assert accuracy.high - accuracy.value == pytest.approx(0.745, abs=1e-3)
+    # Student's t with 2 degrees of freedom: 4.303 · 0.1 / √3.
+    assert accuracy.high - accuracy.value == pytest.approx(0.248, abs=1e-3)
     assert pooled.pairs == 300
+
+
+def test_the_interval_of_an_accuracy_over_draws_ends_at_0_and_1():
+    draws = [transfer(maps={"ridge": Estimate(v, v, v)}) for v in (0.0, 0.1, 0.9)]
+    accuracy = pool_transfers(draws).interchange_accuracy
+    assert (accuracy.low, accuracy.high) == (0, 1)
 
 
 def test_the_interval_of_equal_draws_keeps_their_own_errors():
