@@ -34,7 +34,7 @@ def _verdict_table(comparison: Any) -> Table:  # noqa: ANN401
     for verdict in comparison.verdicts:
         if verdict.label != "no reliable effect":
             cells = (
-                verdict.subject or "(relative only)",
+                verdict.display_name if verdict.subject else "(relative only)",
                 verdict.label,
                 verdict.counterpart or "–",
                 verdict.reason,

@@ -148,7 +148,7 @@ def _summary_line(comparison: Comparison) -> str:
     by_label: dict[str, list[str]] = {}
     for verdict in comparison.verdicts:
         if verdict.label not in ("no reliable effect",):
-            by_label.setdefault(verdict.label, []).append(verdict.subject or verdict.counterpart)
+            by_label.setdefault(verdict.label, []).append(verdict.display_name)
     gates = ", ".join(
         f"{gate.answer} {gate.accuracy.value:.0%} right"
         for gate in comparison.gates[len(comparison.answers) :]

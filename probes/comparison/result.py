@@ -232,7 +232,7 @@ class Comparison(Result):
 
     def _verdict_lines(self) -> tuple[str, ...]:
         variables = ", ".join(
-            f"{v.subject} {v.label}" for v in self.verdicts if v.kind == "variable"
+            f"{v.display_name} {v.label}" for v in self.verdicts if v.kind == "variable"
         )
         if not variables:
             variables = f"no verdicts ({self.transfer_skip_reason or 'none was tested'})"
@@ -287,7 +287,7 @@ class Comparison(Result):
 
 
 def _names(verdicts: Iterable[Verdict]) -> str:
-    return ", ".join(verdict.subject for verdict in verdicts)
+    return ", ".join(verdict.display_name for verdict in verdicts)
 
 
 def _gate_line(gate: Gate) -> str:

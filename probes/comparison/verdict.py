@@ -84,6 +84,11 @@ class Verdict:
     tests: tuple[StatisticalTest, ...] = ()
 
     @property
+    def display_name(self) -> str:
+        """Head or variable in sentences; the object variable is called "thing" in patterns."""
+        return "object" if self.subject == "thing" else self.subject or self.counterpart
+
+    @property
     def equivalent(self) -> bool | None:
         """Whether the two are equivalent within the margins; None where it is undecided.
 
