@@ -33,8 +33,8 @@ from transformer_lens.tools.analysis.attribution_patching import (
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.peers.measure import JOBS, SHAPES, STEPS, Run, Shape, alone, cpu, one, tokens
-from probes.circuits.edges.attribution import EAP, edge_attribution
-from probes.circuits.edges.edge_patching import run_circuits
+from probes.circuits.edges.edge_attribution import EAP, edge_attribution
+from probes.circuits.edges.path_patching import run_circuits
 from probes.circuits.graph import Edge
 from probes.circuits.reference_runs import ReferenceRuns, run_references
 from probes.circuits.task import Task

@@ -28,7 +28,7 @@ import numpy as np
 from scipy.stats import mannwhitneyu
 from torch import set_num_threads
 
-from probes.circuits.edges.attribution import EAPIG, edge_attribution
+from probes.circuits.edges.edge_attribution import EAPIG, edge_attribution
 from probes.circuits.task import TaskSettings, sample_tasks
 from probes.errors import ModelError
 from probes.models.model import Model, load

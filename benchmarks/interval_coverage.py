@@ -34,7 +34,7 @@ from probes.models.model import Model, load
 from probes.observe.gate import gate
 from probes.prompts.catalog import pattern
 from probes.stats.intervals import Estimate, bootstrap_mean, pool_draws, proportion
-from probes.stats.multiple_testing import conformal_threshold, exceedance_rate
+from probes.stats.null_threshold import conformal_threshold, exceedance_rate
 
 _POOLED = 5
 _FIRST_SEED = 50_000

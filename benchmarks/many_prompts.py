@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.peers.measure import Run, alone, one
-from probes.circuits.edges.attribution import edge_attribution
+from probes.circuits.edges.edge_attribution import edge_attribution
 from probes.circuits.task import Task
 from probes.models.model import wrap
 

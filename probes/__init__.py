@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from probes.circuits.circuit import Circuit
-    from probes.circuits.edges.attribution import edge_attribution
-    from probes.circuits.edges.edge_patching import edge_patching, path_patching
+    from probes.circuits.edges.edge_attribution import edge_attribution
+    from probes.circuits.edges.path_patching import edge_patching, path_patching
     from probes.circuits.faithfulness import faithfulness
     from probes.circuits.task import Task
     from probes.circuits.trace import TraceSettings, trace
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from probes.files import list_models
     from probes.interventions.hotspots import hotspots
     from probes.interventions.interchange import interchange_intervention
-    from probes.interventions.subspaces.subspace import das
+    from probes.interventions.subspaces.das import das
     from probes.interventions.sweep import activation_patching
     from probes.models.model import Model, load, random_init, wrap
     from probes.models.site import Site
@@ -84,13 +84,13 @@ _HOMES = {
     "gate": "observe.gate",
     "activation_patching": "interventions.sweep",
     "Site": "models.site",
-    "edge_patching": "circuits.edges.edge_patching",
-    "path_patching": "circuits.edges.edge_patching",
+    "edge_patching": "circuits.edges.path_patching",
+    "path_patching": "circuits.edges.path_patching",
     "sample_interchange_pairs": "prompts.interchange_pairs",
     "interchange_intervention": "interventions.interchange",
     "hotspots": "interventions.hotspots",
-    "das": "interventions.subspaces.subspace",
-    "edge_attribution": "circuits.edges.attribution",
+    "das": "interventions.subspaces.das",
+    "edge_attribution": "circuits.edges.edge_attribution",
     "Circuit": "circuits.circuit",
     "Task": "circuits.task",
     "faithfulness": "circuits.faithfulness",

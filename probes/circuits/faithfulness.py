@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from probes.circuits.circuit import Circuit
-from probes.circuits.edges.edge_patching import run_circuits
 from probes.circuits.edges.edge_scores import EdgeScores
+from probes.circuits.edges.path_patching import run_circuits
 from probes.circuits.reference_runs import Ablation, ReferenceRuns, run_references
 from probes.circuits.result import Faithfulness, FaithfulnessCurve, RandomBaseline, Specificity
 from probes.circuits.selection import random_paths

@@ -11,8 +11,8 @@ from scipy.stats import ttest_1samp
 from torch import Tensor
 
 from probes.circuits.circuit import Circuit
-from probes.circuits.edges.edge_patching import run_circuits
 from probes.circuits.edges.edge_scores import EdgeScores
+from probes.circuits.edges.path_patching import run_circuits
 from probes.circuits.faithfulness import edge_masks, faithfulness_values
 from probes.circuits.reference_runs import ReferenceRuns
 from probes.circuits.result import EdgeNecessity

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from probes.circuits.circuit import Circuit
-from probes.circuits.edges.attribution import AttributionMethod, edge_attribution
+from probes.circuits.edges.edge_attribution import AttributionMethod, edge_attribution
 from probes.circuits.faithfulness import (
     evaluate_circuit,
     faithfulness_curve,

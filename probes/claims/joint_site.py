@@ -6,9 +6,9 @@ from probes.claims.result import JointSite
 from probes.interventions.hotspot_result import Hotspots
 from probes.interventions.interchange import InterchangeRuns, interchange_intervention
 from probes.interventions.site_search import inner_sites
+from probes.interventions.subspaces.das import DASSettings, das
 from probes.interventions.subspaces.das_search import interchange_objective
 from probes.interventions.subspaces.directions import patch_direction
-from probes.interventions.subspaces.subspace import DASSettings, das
 from probes.prompts.interchange_pairs import OPERATION
 from probes.stats.intervals import proportion
 

@@ -38,7 +38,7 @@ from probes.models.model import Model
 from probes.observe.behavior import Behavior
 from probes.observe.result import GATE_STATES, Gate, GateState
 from probes.stats.intervals import bootstrap_mean, percentile_interval
-from probes.stats.multiple_testing import conformal_threshold
+from probes.stats.null_threshold import conformal_threshold
 from probes.stats.paired import mcnemar_test
 
 _PROVENANCE_KEYS = ("_name_or_path", "transformers_version")

@@ -5,7 +5,7 @@ The rules for variables are in `probes.comparison.variables.verdicts`.
 Effect fractions of a head: the effect of patching it, by contrast, answer and role, divided by the
 effect of replacing all components. Similarity: mean of the cosines of effects and of attention.
 Threshold: score that the same search exceeds in a further random-init model with probability 0.05
-or less (`probes.stats.multiple_testing`).
+or less (`probes.stats.null_threshold`).
 "Above" and "below" mean that the 95 % interval excludes the limit. The rules are tried in this
 order; the first that applies gives the verdict.
 

@@ -18,7 +18,7 @@ from probes.models.layers.decoder import DecoderWeights, decompose
 from probes.models.layers.norm import IDENTITY, Norm
 from probes.models.model import Model
 from probes.models.site import head_names
-from probes.stats.multiple_testing import conformal_threshold
+from probes.stats.null_threshold import conformal_threshold
 
 
 @dataclass(frozen=True, eq=False)

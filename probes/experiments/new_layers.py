@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probes.circuits.edges.attribution import edge_attribution
+from probes.circuits.edges.edge_attribution import edge_attribution
 from probes.circuits.graph import Edge
 from probes.circuits.pruning import prune_circuit
 from probes.circuits.reference_runs import run_references

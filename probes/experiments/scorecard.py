@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 
 from probes.circuits.circuit import Circuit
-from probes.circuits.edges.attribution import edge_attribution
+from probes.circuits.edges.edge_attribution import edge_attribution
 from probes.circuits.faithfulness import faithfulness
 from probes.circuits.pruning import prune_circuit
 from probes.circuits.reference_runs import run_references

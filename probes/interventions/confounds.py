@@ -12,8 +12,8 @@ from probes.errors import PatternError
 from probes.interventions.activation_patching import patch_sites, run_batch_with_cache
 from probes.interventions.interchange import InterchangeRuns, run_interchange_pairs
 from probes.interventions.result import UnseenVerbs
+from probes.interventions.subspaces.das import Subspace
 from probes.interventions.subspaces.directions import operation_direction, patch_direction
-from probes.interventions.subspaces.subspace import Subspace
 from probes.models.model import Model
 from probes.models.site import Site, joined_roles
 from probes.observe.gate import answer_questions

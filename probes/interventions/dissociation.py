@@ -26,7 +26,7 @@ from probes.interventions.result import (
     Necessity,
     OutputHeads,
 )
-from probes.interventions.subspaces.subspace import Subspace, random_subspace
+from probes.interventions.subspaces.das import Subspace, random_subspace
 from probes.models.edits import Edit
 from probes.models.site import Site, head_name, parse_head
 from probes.prompts.interchange_pairs import BASE, OBJECT, OPERATION

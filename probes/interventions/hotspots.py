@@ -45,7 +45,7 @@ from probes.prompts.interchange_sampler import NUMBER_ANSWER
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
 from probes.stats.intervals import proportion
-from probes.stats.multiple_testing import conformal_threshold
+from probes.stats.null_threshold import conformal_threshold
 from probes.stats.paired import mcnemar_test
 
 

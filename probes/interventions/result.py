@@ -12,7 +12,7 @@ from probes.result import not_saved
 from probes.stats.intervals import Estimate
 
 if TYPE_CHECKING:
-    from probes.interventions.subspaces.subspace import Subspace
+    from probes.interventions.subspaces.das import Subspace
 else:
     Subspace = Any  # Such fields are not saved; `load_result` needs a type that exists.
 

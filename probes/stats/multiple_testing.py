@@ -1,37 +1,8 @@
-"""Error rates of many tests: thresholds of a null, corrected p-values, false discoveries."""
+"""Error rates of many tests: corrected p-values and false discoveries."""
 
 from collections.abc import Sequence
-from math import ceil
 
 import numpy as np
-from jaxtyping import Float
-
-ERROR_RATE = 0.05
-
-
-def conformal_threshold(
-    null: Sequence[float] | Float[np.ndarray, "draw ..."],
-) -> Float[np.ndarray, "..."]:
-    """Threshold that a further draw of the null exceeds with probability `exceedance_rate(n)`.
-
-    The order statistic of conformal prediction (Vovk, Gammerman and Shafer 2005): draws of the null
-    and the further draw are exchangeable. The 95th percentile of 20 draws is exceeded in 9 % of the
-    cases, not in 5 %.
-
-    Args:
-        null: At least one draw, along the first axis.
-    """
-    ordered = np.sort(np.asarray(null, dtype=float), axis=0)
-    return np.asarray(ordered[_rank(len(ordered)) - 1])
-
-
-def exceedance_rate(n: int) -> float:
-    """Probability that a further draw exceeds the threshold of n; at most 0.05 from n = 19."""
-    return (n + 1 - _rank(n)) / (n + 1)
-
-
-def _rank(n: int) -> int:
-    return min(n, ceil((1 - ERROR_RATE) * (n + 1) - 1e-9))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

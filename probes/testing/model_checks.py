@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from probes.circuits.edges.attribution import edge_attribution
-from probes.circuits.edges.edge_patching import run_circuits
+from probes.circuits.edges.edge_attribution import edge_attribution
+from probes.circuits.edges.path_patching import run_circuits
 from probes.circuits.reference_runs import run_references
 from probes.circuits.task import Task
 from probes.compression.storage import to_hf_model

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from probes.circuits.edges.attribution import edge_attribution
+from probes.circuits.edges.edge_attribution import edge_attribution
 from probes.circuits.graph import EMBED, LOGITS, ComputationGraph, Edge
 from probes.circuits.task import Task
 from probes.models.model import Model, wrap

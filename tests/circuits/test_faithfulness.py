@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from probes.circuits.circuit import Circuit
-from probes.circuits.edges.attribution import edge_attribution
-from probes.circuits.edges.edge_patching import run_circuits
+from probes.circuits.edges.edge_attribution import edge_attribution
 from probes.circuits.edges.edge_scores import EdgeScores
+from probes.circuits.edges.path_patching import run_circuits
 from probes.circuits.faithfulness import (
     FRACTIONS,
     edge_masks,

@@ -7,8 +7,8 @@ from functools import cache
 import pytest
 import torch
 
-from probes.circuits.edges.attribution import EAP, edge_attribution
-from probes.circuits.edges.edge_patching import edge_patching, run_circuits
+from probes.circuits.edges.edge_attribution import EAP, edge_attribution
+from probes.circuits.edges.path_patching import edge_patching, run_circuits
 from probes.circuits.graph import Edge
 from probes.circuits.reference_runs import run_references
 from probes.circuits.task import Task

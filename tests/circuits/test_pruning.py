@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import torch
 
-from probes.circuits.edges.attribution import edge_attribution
+from probes.circuits.edges.edge_attribution import edge_attribution
 from probes.circuits.faithfulness import edge_masks, faithfulness_values
 from probes.circuits.graph import Edge
 from probes.circuits.pruning import minimality, prune_circuit

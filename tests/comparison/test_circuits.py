@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from probes.circuits.edges.attribution import edge_attribution
+from probes.circuits.edges.edge_attribution import edge_attribution
 from probes.circuits.faithfulness import faithfulness
 from probes.circuits.graph import ComputationGraph
 from probes.circuits.task import Task

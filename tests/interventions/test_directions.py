@@ -11,6 +11,7 @@ from probes.claims.base_model import BaseComparisonSettings, compare_with_base
 from probes.errors import ModelError, PatternError
 from probes.interventions.confounds import distractor_sentence, unseen_verbs, verb_groups
 from probes.interventions.interchange import interchange_intervention, run_interchange_pairs
+from probes.interventions.subspaces.das import Subspace
 from probes.interventions.subspaces.directions import (
     DirectionSettings,
     compare_directions,
@@ -18,7 +19,6 @@ from probes.interventions.subspaces.directions import (
     operation_direction,
     patch_direction,
 )
-from probes.interventions.subspaces.subspace import Subspace
 from probes.models.site import Site, joined_roles
 from probes.prompts.catalog import list_patterns
 from probes.prompts.interchange_pairs import sample_interchange_pairs

@@ -22,7 +22,7 @@ from probes.interventions.interchange import (
     interchange_intervention,
     run_interchange_pairs,
 )
-from probes.interventions.subspaces.subspace import Subspace
+from probes.interventions.subspaces.das import Subspace
 from probes.models.site import Site
 from probes.prompts.interchange_pairs import sample_interchange_pairs
 from probes.stats.intervals import Estimate

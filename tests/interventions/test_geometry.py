@@ -6,13 +6,13 @@ import torch
 from torch.nn.functional import normalize
 
 from probes.errors import BatchError
+from probes.interventions.subspaces.das import random_subspace
 from probes.interventions.subspaces.geometry import (
     decode_labels,
     intrinsic_dimension,
     off_manifold_distance,
     omega_squared,
 )
-from probes.interventions.subspaces.subspace import random_subspace
 
 WIDTH = 32
 

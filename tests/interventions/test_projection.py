@@ -16,9 +16,9 @@ from probes.experiments.neighbor_agreement import (
     sample_corpus_texts,
 )
 from probes.interventions.interchange import run_interchange_pairs
+from probes.interventions.subspaces.das import Subspace
 from probes.interventions.subspaces.directions import operation_direction
 from probes.interventions.subspaces.projection import project_states
-from probes.interventions.subspaces.subspace import Subspace
 from probes.models.model import load
 from probes.models.site import Site
 from probes.prompts.catalog import list_patterns

@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import torch
 
-from probes.circuits.edges.edge_patching import edge_patching, path_patching, run_circuits
+from probes.circuits.edges.path_patching import edge_patching, path_patching, run_circuits
 from probes.circuits.graph import Edge
 from probes.circuits.reference_runs import run_references
 from probes.circuits.task import Task
@@ -280,7 +280,7 @@ def test_the_order_and_the_number_of_edges_make_no_difference(monkeypatch):
     edges = list(run_references(model, task).graph.edges())
     assert whole.shape == (len(edges), 2)
     some = [edges[n] for n in (100, 3, 47, 3)]
-    monkeypatch.setattr("probes.circuits.edges.edge_patching._EDGES_PER_PASS", 2)
+    monkeypatch.setattr("probes.circuits.edges.path_patching._EDGES_PER_PASS", 2)
     found = edge_patching(model, task, edges=some)
     torch.testing.assert_close(found, whole[[100, 3, 47, 3]], atol=1e-6, rtol=0)
 

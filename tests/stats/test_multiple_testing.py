@@ -4,12 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import false_discovery_control
 
-from probes.stats.multiple_testing import (
-    conformal_threshold,
-    exceedance_rate,
-    false_discovery_rate,
-    holm,
-)
+from probes.stats.multiple_testing import false_discovery_rate, holm
+from probes.stats.null_threshold import conformal_threshold, exceedance_rate
 
 
 def test_holm_multiplies_the_smallest_by_all_the_next_by_one_fewer_and_is_monotone():

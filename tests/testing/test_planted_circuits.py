@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import torch
 
-from probes.circuits.edges.attribution import edge_attribution
+from probes.circuits.edges.edge_attribution import edge_attribution
 from probes.circuits.graph import EMBED, LOGITS, Edge
 from probes.circuits.task import Task
 from probes.testing.llama_builder import BOS

@@ -32,8 +32,8 @@ from probes.interventions.result import (
     StateProjection,
     UnseenVerbs,
 )
+from probes.interventions.subspaces.das import Subspace
 from probes.interventions.subspaces.projection import project_states
-from probes.interventions.subspaces.subspace import Subspace
 from probes.models.site import Site
 from probes.observe.result import Gate
 from probes.result import load_result, page_of

@@ -262,7 +262,7 @@ def test_a_loaded_trace_is_drawn_without_running_a_model(monkeypatch):
     """There is no model: all that could be run is taken away."""
     from probes.circuits import faithfulness as evaluation
     from probes.circuits import trace as tracing
-    from probes.circuits.edges import edge_patching as splice
+    from probes.circuits.edges import path_patching as splice
 
     for module, name in (
         (splice, "run_circuits"),

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probes.circuits.edges.attribution import AttributionMethod, edge_attribution
+from probes.circuits.edges.edge_attribution import AttributionMethod, edge_attribution
 from probes.circuits.edges.edge_scores import EdgeScores
 from probes.circuits.faithfulness import edge_masks
 from probes.circuits.reference_runs import ReferenceRuns

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from probes.circuits.circuit import Circuit
-from probes.circuits.edges.edge_patching import run_circuits
+from probes.circuits.edges.path_patching import run_circuits
 from probes.circuits.faithfulness import (
     evaluate_masks,
     faithfulness_estimate,
@@ -30,7 +30,7 @@ from probes.models.site import head_names
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.pattern import Pattern
 from probes.stats.intervals import BOOTSTRAP_DRAWS, Estimate, bootstrap_weights, percentile_interval
-from probes.stats.multiple_testing import conformal_threshold
+from probes.stats.null_threshold import conformal_threshold
 
 TransferLabel = Literal["works", "falls short", "cannot tell", "no circuit"]
 

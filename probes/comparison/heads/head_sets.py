@@ -18,7 +18,7 @@ from probes.interventions.joint_patching import candidate_sets, explained_fracti
 from probes.models.model import Model
 from probes.prompts.tokens.pair_batch import PairBatch, tokenize_pairs
 from probes.stats.intervals import Estimate, bootstrap_estimate, bootstrap_weights
-from probes.stats.multiple_testing import conformal_threshold
+from probes.stats.null_threshold import conformal_threshold
 
 PARTIAL_EXPLAINED = 0.5
 """Explained fraction below which a head or set has at most a part of the work."""

@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from probes.comparison.heads.profiles import HeadProfiles, head_similarity, similarity_draws
 from probes.comparison.heads.result import HeadMatch
 from probes.stats.intervals import Estimate, bootstrap_estimate
-from probes.stats.multiple_testing import conformal_threshold
+from probes.stats.null_threshold import conformal_threshold
 
 
 @dataclass(frozen=True, eq=False)

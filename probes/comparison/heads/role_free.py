@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from probes.comparison.heads.head_sets import HeldOutProfiles, held_out_profiles, rescale_null
 from probes.comparison.heads.profiles import ContrastAnswers, HeadProfiles, cosines
-from probes.stats.multiple_testing import conformal_threshold
+from probes.stats.null_threshold import conformal_threshold
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from probes.circuits.circuit import Circuit
-from probes.circuits.edges.attribution import edge_attribution
-from probes.circuits.edges.edge_patching import run_circuits
+from probes.circuits.edges.edge_attribution import edge_attribution
+from probes.circuits.edges.path_patching import run_circuits
 from probes.circuits.faithfulness import edge_masks, faithfulness_estimate
 from probes.circuits.pruning import prune_circuit
 from probes.circuits.reference_runs import run_references

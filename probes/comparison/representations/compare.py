@@ -25,7 +25,7 @@ from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
 from probes.prompts.tokens.pair_batch import tokenizable_by
 from probes.prompts.tokens.tokenization import BOS, REST
-from probes.stats.multiple_testing import conformal_threshold
+from probes.stats.null_threshold import conformal_threshold
 
 _MIN_PROMPTS = 8
 _CKA_GIVEN_TOKEN = "cka given token"

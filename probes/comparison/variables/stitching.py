@@ -24,7 +24,7 @@ from probes.interventions.interchange import (
     with_residual,
 )
 from probes.interventions.site_search import find_sites, search_words, takes_only
-from probes.interventions.subspaces.subspace import mean_difference
+from probes.interventions.subspaces.das import mean_difference
 from probes.models.model import Model
 from probes.models.site import Site, joined_roles
 from probes.observe.activations import Activations, capture

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool
 
-from probes.circuits.edges.attribution import edge_attribution
+from probes.circuits.edges.edge_attribution import edge_attribution
 from probes.circuits.faithfulness import (
     edge_masks,
     evaluate_masks,
@@ -41,8 +41,8 @@ from probes.interventions.site_search import (
     takes_only,
     variables_of,
 )
+from probes.interventions.subspaces.das import DASSettings, das
 from probes.interventions.subspaces.das_search import interchange_objective
-from probes.interventions.subspaces.subspace import DASSettings, das
 from probes.models.model import Model, ModelSpec, load, random_init
 from probes.models.site import Site, joined_roles
 from probes.observe.gate import gate

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probes.circuits.circuit import Circuit
-from probes.circuits.edges.attribution import edge_attribution
-from probes.circuits.edges.edge_patching import run_circuits
+from probes.circuits.edges.edge_attribution import edge_attribution
+from probes.circuits.edges.path_patching import run_circuits
 from probes.circuits.faithfulness import edge_masks
 from probes.circuits.pruning import prune_circuit
 from probes.circuits.reference_runs import run_references

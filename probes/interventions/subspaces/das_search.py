@@ -13,13 +13,13 @@ from probes.interventions.interchange import (
     run_interchange_pairs,
 )
 from probes.interventions.result import DASResult, DecodingResult
+from probes.interventions.subspaces.das import DASObjective, DASSettings, Subspace, das
 from probes.interventions.subspaces.directions import operation_direction, patch_direction
 from probes.interventions.subspaces.geometry import (
     decode_labels,
     intrinsic_dimension,
     off_manifold_distance,
 )
-from probes.interventions.subspaces.subspace import DASObjective, DASSettings, Subspace, das
 from probes.models.model import Model, random_init
 from probes.models.site import Site, joined_roles
 from probes.prompts.interchange_pairs import OBJECT, OPERATION, InterchangePairs

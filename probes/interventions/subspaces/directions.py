@@ -17,7 +17,7 @@ from probes.interventions.interchange import (
     with_residual,
 )
 from probes.interventions.result import DirectionComparison
-from probes.interventions.subspaces.subspace import Subspace, mean_difference
+from probes.interventions.subspaces.das import Subspace, mean_difference
 from probes.models.model import Model
 from probes.models.site import Site, joined_roles
 from probes.prompts.interchange_pairs import (

@@ -14,7 +14,7 @@ from probes.interventions.result import DecodingResult, IntrinsicDimension
 from probes.models.site import Site
 from probes.prompts.interchange_pairs import OPERATION
 from probes.prompts.question import Question
-from probes.stats.multiple_testing import conformal_threshold
+from probes.stats.null_threshold import conformal_threshold
 
 FACTORS = ("operation", "x", "y", "thing", "name", "verb", "frame")
 """Factors of a prompt; "frame" is its template."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from probes.errors import SiteError
 from probes.interventions.interchange import InterchangeRuns
 from probes.interventions.result import LabelValues, StateProjection
-from probes.interventions.subspaces.subspace import Subspace, principal_directions
+from probes.interventions.subspaces.das import Subspace, principal_directions
 from probes.models.site import Site
 from probes.prompts.catalog import list_patterns
 from probes.prompts.interchange_pairs import OBJECT

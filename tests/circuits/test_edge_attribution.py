@@ -12,8 +12,8 @@ from transformer_lens.tools.analysis.attribution_patching import (
     faithfulness,
 )
 
-from probes.circuits.edges.attribution import EAP, EAPIG, edge_attribution
-from probes.circuits.edges.edge_patching import run_circuits
+from probes.circuits.edges.edge_attribution import EAP, EAPIG, edge_attribution
+from probes.circuits.edges.path_patching import run_circuits
 from probes.circuits.graph import Edge
 from probes.circuits.reference_runs import run_references
 from probes.circuits.task import Task
@@ -286,12 +286,12 @@ def test_one_prompt_has_no_error():
 @pytest.mark.parametrize("roles", [False, True])
 @EACH
 def test_scores_do_not_depend_on_the_batch_size(kind, roles, monkeypatch):
-    from probes.circuits.edges import attribution
+    from probes.circuits.edges import edge_attribution as scoring
 
     model, task = model_of(kind), pairs(3)
     whole = edge_attribution(model, task, method=EAPIG(steps=2), roles=roles)
     for name in ("_MAX_GRADIENT_FLOATS", "_MAX_BLOCK_FLOATS"):
-        monkeypatch.setattr(attribution, name, 1)
+        monkeypatch.setattr(scoring, name, 1)
         parts = edge_attribution(model, task, method=EAPIG(steps=2), roles=roles)
         close(parts.per_prompt, whole.per_prompt)
         close(parts.mean, whole.mean)

@@ -18,7 +18,6 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from probes.circuits.edges.edge_patching import edge_patching
 from probes.circuits.edges.edge_scores import EdgeScores, RunningMoments
 from probes.circuits.edges.gradients import (
     SUM_TOLERANCE,
@@ -26,6 +25,7 @@ from probes.circuits.edges.gradients import (
     ReaderGradients,
     WriterOutputs,
 )
+from probes.circuits.edges.path_patching import edge_patching
 from probes.circuits.graph import ComputationGraph
 from probes.circuits.task import Task
 from probes.errors import CircuitError, ModelError

@@ -9,8 +9,8 @@ from torch.nn.functional import normalize
 
 from probes.errors import BatchError, ModelError, SiteError
 from probes.interventions.activation_patching import patch_sites, run_with_cache
-from probes.interventions.subspaces import subspace
-from probes.interventions.subspaces.subspace import (
+from probes.interventions.subspaces import das as das_module
+from probes.interventions.subspaces.das import (
     DASObjective,
     DASSettings,
     Subspace,
@@ -246,7 +246,7 @@ def test_das_and_patch_sites_apply_the_same_intervention(kind):
     rows = torch.tensor([4, 0, 2])
     for layer in range(3):
         found = Subspace(layer, "slot", "random", random_subspace(4, WIDTH, seed=0))
-        passed = subspace._run_patched(found, clean, source, where, rows)
+        passed = das_module._run_patched(found, clean, source, where, rows)
         wanted = patched_logits(found, clean, source, where, readout=1)[rows]
         assert torch.allclose(passed[:, 8], wanted, atol=1e-5)
         assert (wanted - clean.logits[rows, 1]).abs().max() > 1e-3

@@ -12,8 +12,8 @@ from transformer_lens.tools.analysis.attribution_patching import (
     faithfulness,
 )
 
-from probes.circuits.edges import edge_patching as module
-from probes.circuits.edges.edge_patching import run_circuits
+from probes.circuits.edges import path_patching as module
+from probes.circuits.edges.path_patching import run_circuits
 from probes.circuits.graph import Edge
 from probes.circuits.reference_runs import run_references
 from probes.circuits.selection import connected_edges
