@@ -5,12 +5,13 @@ models → gates, heads and hotspots of each → random-init null → a verdict 
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Lock
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from tqdm.auto import tqdm
 
-from probes.comparison.assemble import ReferenceSet, architecture_key, assemble_comparison
+from probes.comparison.assemble import assemble_comparison
 from probes.comparison.family_result import FamilyComparison
 from probes.comparison.measurements import (
     ModelMeasurements,
@@ -21,6 +22,16 @@ from probes.comparison.measurements import (
     measure_null,
     measure_reference,
     prepare_nulls,
+)
+from probes.comparison.pair_transfers import (
+    DrawRuns,
+    MeasuredPair,
+    PairDraw,
+    ReferenceSet,
+    architecture_key,
+    first_draw,
+    further_draw,
+    run_draw,
 )
 from probes.comparison.prompts import ComparisonPrompts, sample_comparison_prompts
 from probes.comparison.references import (
@@ -110,13 +121,38 @@ def compare_family(
             nulls=_measure_nulls(prompts, measured, settings.nulls, run_all),
             **_measure_references(references, measured, prompts, run_all),
         )
-        full_model, *relatives = measured
+        pairs = _measure_pairs(prompts, measured, against, run_all)
         comparisons = run_all(
-            lambda b: assemble_comparison(prompts, full_model, b, against, settings),
-            relatives,
-            "verdicts",
+            lambda pair: assemble_comparison(prompts, pair, against, settings), pairs, "verdicts"
         )
     return FamilyComparison(tuple(comparisons))
+
+
+def _measure_pairs(
+    prompts: ComparisonPrompts,
+    measured: Sequence[ModelMeasurements],
+    references: ReferenceSet,
+    run_all: RunAll,
+) -> list[MeasuredPair]:
+    """Interchange between the full model and each relative; the runs of one draw at a time."""
+    full, *relatives = measured
+    if prompts.folds is None:
+        return [MeasuredPair(full, other, ()) for other in relatives]
+    firsts = run_all(
+        lambda other: first_draw(prompts, full, other, references), relatives, "interchange"
+    )
+    draws = [[first] for first in firsts]
+    for seed, folds in prompts.further_folds.items():
+        runs = run_all(partial(run_draw, folds=folds, seed=seed), measured, "a further draw")
+        jobs = [((runs[0], own), first) for own, first in zip(runs[1:], firsts, strict=True)]
+        further = run_all(partial(_further_draw, seed=seed), jobs, "interchange")
+        for one, draw in zip(draws, further, strict=True):
+            one.append(draw)
+    return [MeasuredPair(full, b, tuple(own)) for b, own in zip(relatives, draws, strict=True)]
+
+
+def _further_draw(job: tuple[tuple[DrawRuns, DrawRuns], PairDraw], seed: int) -> PairDraw:
+    return further_draw(*job, seed)
 
 
 def _measure_nulls(

@@ -11,7 +11,6 @@ from probes.comparison.heads.profiles import HeadProfiles, profile_heads
 from probes.comparison.model_facts import ModelFacts, PlotData
 from probes.comparison.plot_data import measure_plot_data
 from probes.comparison.prompts import ComparisonPrompts, tokenize_contrasts
-from probes.comparison.variables.held_out_folds import HeldOutFolds
 from probes.comparison.variables.stitching import (
     Donor,
     Recipient,
@@ -65,7 +64,6 @@ class ModelMeasurements:
         exact: For each contrast, fraction of the pairs whose tokens are all aligned.
         donor: Its states as a donor.
         recipient: Its runs as a recipient; None where a gate is closed.
-        draws: Its runs as a recipient, if any, and its states as a donor, in each further draw.
     """
 
     model: Model
@@ -76,7 +74,6 @@ class ModelMeasurements:
     exact: Mapping[str, float]
     donor: Donor | None
     recipient: Recipient | None
-    draws: tuple[tuple[Recipient | None, Donor], ...] = ()
 
     @property
     def name(self) -> str:
@@ -132,15 +129,12 @@ def measure_model(model: Model, prompts: ComparisonPrompts) -> ModelMeasurements
     profiles, effects = profile_heads(model, batches, prompts.roles, kinds=("heads", "mlps"))
     behavior = answer_questions(model, prompts.questions)
     gates = gate_behavior(behavior, prompts.questions, seed=prompts.seed)
-    lock, has_behavior = Lock(), all(gate.has_behavior for gate in gates)
-
-    def run_draw(folds: HeldOutFolds, seed: int) -> tuple[Recipient | None, Donor]:
-        if not has_behavior:
-            return None, run_donor(model, folds)
-        recipient = replace(run_recipient(model, folds, seed=seed), lock=lock)
-        return recipient, recipient.self_donor
-
-    recipient, donor = run_draw(prompts.folds, prompts.seed) if prompts.folds else (None, None)
+    donor, recipient, lock = None, None, Lock()
+    if prompts.folds and all(gate.has_behavior for gate in gates):
+        recipient = replace(run_recipient(model, prompts.folds, seed=prompts.seed), lock=lock)
+        donor = recipient.self_donor
+    elif prompts.folds:
+        donor = run_donor(model, prompts.folds)
     return ModelMeasurements(
         model=model,
         behavior=behavior,
@@ -150,7 +144,6 @@ def measure_model(model: Model, prompts: ComparisonPrompts) -> ModelMeasurements
         exact={contrast: effect.aligned_fraction for contrast, effect in effects.items()},
         donor=donor,
         recipient=recipient,
-        draws=tuple(run_draw(folds, seed) for seed, folds in prompts.further_folds.items()),
     )
 
 

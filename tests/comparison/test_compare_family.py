@@ -717,8 +717,8 @@ def references_used(monkeypatch):
     calls = []
     empty = HeadProfiles("none", (), (), {}, {}, {})
 
-    def spy(plan, a, b, references, settings):
-        calls.append((b.name, references))
+    def spy(plan, pair, references, settings):
+        calls.append((pair.other.name, references))
         return made()
 
     def reference(model, *_, **__):

@@ -1,0 +1,194 @@
+"""Cross-model interchange between a full model and a relative, draw by draw, and its verdicts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from probes.comparison.measurements import ModelMeasurements, RandomInitNull, ReferenceModel
+from probes.comparison.prompts import ComparisonPrompts
+from probes.comparison.variables.draws import (
+    MeasuredDraw,
+    pool_sites,
+    pool_transfers,
+    settle_verdict,
+)
+from probes.comparison.variables.held_out_folds import HeldOutFolds
+from probes.comparison.variables.result import CrossModelTransfer, VariableDraw
+from probes.comparison.variables.stitching import Donor, Recipient, run_donor, run_recipient
+from probes.comparison.variables.transfer import Hits, TransferBaselines, evaluate_donor
+from probes.comparison.variables.verdicts import (
+    VariableSite,
+    absent_variable_verdict,
+    variable_site,
+    variable_verdict,
+)
+from probes.comparison.verdict import Verdict
+from probes.models.model import Model
+
+_PROVENANCE_KEYS = ("_name_or_path", "transformers_version")
+
+DrawRuns = tuple[Recipient | None, Donor | None]
+"""Runs of a model as a recipient, None where a gate is closed, and its states as a donor."""
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceSet:
+    """Models that a pair of models is compared against.
+
+    Attributes:
+        nulls: Random-init models, by architecture.
+        other_seed: The full model trained from another seed.
+        same_shape: By name of the relative, a control of its shape trained without the full model.
+        negative_controls: Models trained on another task.
+        negative_control_hits: By name of the recipient and of the negative control, the prompts
+            whose answer an interchange from that control changes to the source's.
+    """
+
+    nulls: Mapping[object, Sequence[RandomInitNull]]
+    other_seed: ReferenceModel | None
+    same_shape: Mapping[str, ReferenceModel]
+    negative_controls: Sequence[ReferenceModel]
+    negative_control_hits: Mapping[str, Mapping[str, Hits]]
+
+
+def architecture_key(model: Model) -> object:
+    """Key of the random-init models that serve a model: its config without its provenance."""
+    config = {k: v for k, v in model.config.to_dict().items() if k not in _PROVENANCE_KEYS}
+    return (model.shape, str(sorted(config.items())))
+
+
+@dataclass(frozen=True, eq=False)
+class PairDraw:
+    """Transfers between a full model and a relative in one draw of prompts, words and folds.
+
+    Attributes:
+        seed: Seed of the draw.
+        to_other, to_full: Transfer of each variable; empty where the recipient has a closed gate.
+        sites: Site of each variable in the full model and in the relative; empty where one has a
+            closed gate.
+    """
+
+    seed: int
+    to_other: tuple[CrossModelTransfer, ...]
+    to_full: tuple[CrossModelTransfer, ...]
+    sites: tuple[tuple[VariableSite, VariableSite], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredPair:
+    """A full model and a relative with their transfers in each draw; none without folds."""
+
+    full: ModelMeasurements
+    other: ModelMeasurements
+    draws: tuple[PairDraw, ...]
+
+
+def run_draw(measured: ModelMeasurements, folds: HeldOutFolds, seed: int) -> DrawRuns:
+    """Run a model on the prompts of a further draw, as a recipient if it is one."""
+    if measured.recipient is None:
+        return None, run_donor(measured.model, folds)
+    recipient = run_recipient(measured.model, folds, seed=seed)
+    return replace(recipient, lock=measured.recipient.lock), recipient.self_donor
+
+
+def first_draw(
+    prompts: ComparisonPrompts,
+    full: ModelMeasurements,
+    other: ModelMeasurements,
+    references: ReferenceSet,
+) -> PairDraw:
+    """Transfers with random-init models of the donor's shape and with negative controls."""
+
+    def baselines(donor: ModelMeasurements, recipient: ModelMeasurements) -> TransferBaselines:
+        random_init = references.nulls[architecture_key(donor.model)]
+        hits = references.negative_control_hits.get(recipient.name, {}).items()
+        return TransferBaselines(
+            nulls={
+                str(n): null.hits[recipient.name]
+                for n, null in enumerate(random_init)
+                if recipient.name in null.hits
+            },
+            negative_controls={
+                name: one for name, one in hits if name not in (donor.name, recipient.name)
+            },
+        )
+
+    runs = (full.recipient, full.donor), (other.recipient, other.donor)
+    return _pair_draw(runs, (baselines(full, other), baselines(other, full)), prompts.seed)
+
+
+def further_draw(runs: tuple[DrawRuns, DrawRuns], first: PairDraw, seed: int) -> PairDraw:
+    """Transfers of another draw, compared with the best random-init model of the first."""
+    to_other, to_full = (
+        TransferBaselines(
+            nulls={},
+            negative_controls={},
+            random_init={one.variable: one.controls["random-init"] for one in transfers},
+        )
+        for transfers in (first.to_other, first.to_full)
+    )
+    return _pair_draw(runs, (to_other, to_full), seed)
+
+
+def _pair_draw(
+    runs: tuple[DrawRuns, DrawRuns],
+    baselines: tuple[TransferBaselines, TransferBaselines],
+    seed: int,
+) -> PairDraw:
+    (a, a_donor), (b, b_donor) = runs
+    to_other, to_full = (
+        evaluate_donor(recipient, donor, recipient.folds.variables, baseline, seed=seed)
+        if recipient and donor
+        else ()
+        for recipient, donor, baseline in ((b, a_donor, baselines[0]), (a, b_donor, baselines[1]))
+    )
+    names = a.folds.variables if a and b else ()
+    sites = [(variable_site(a, name), variable_site(b, name)) for name in names if a and b]
+    return PairDraw(seed, to_other, to_full, tuple(sites))
+
+
+def pool_directions(
+    draws: Sequence[PairDraw],
+) -> tuple[tuple[CrossModelTransfer, ...], tuple[CrossModelTransfer, ...]]:
+    """Transfers to the relative and to the full model, pooled over the draws."""
+    to_other, to_full = (
+        tuple(pool_transfers(transfers) for transfers in zip(*by_draw, strict=True))
+        for by_draw in ([draw.to_other for draw in draws], [draw.to_full for draw in draws])
+    )
+    return to_other, to_full
+
+
+def variable_verdicts(
+    pair: MeasuredPair, prompts: ComparisonPrompts, other_seed: ReferenceModel | None
+) -> tuple[tuple[Verdict, ...], tuple[VariableDraw, ...]]:
+    """Verdict on each variable by all draws, and what each draw gave."""
+    gates = pair.other.gates
+    if prompts.folds is None or pair.full.recipient is None:
+        return (), ()
+    if pair.other.recipient is None:
+        names = prompts.folds.variables
+        return tuple(absent_variable_verdict(name, gates) for name in names), ()
+    verdicts, results = [], []
+    for number, variable in enumerate(prompts.folds.variables):
+        roles = _other_seed_roles(other_seed, variable)
+        draws = []
+        for draw in pair.draws:
+            sites, transfer = draw.sites[number], draw.to_other[number]
+            verdict = variable_verdict(*sites, transfer, gates, other_seed_roles=roles)
+            draws.append(MeasuredDraw(draw.seed, *sites, transfer, verdict))
+        pooled = variable_verdict(
+            pool_sites([draw.full for draw in draws]),
+            pool_sites([draw.other for draw in draws]),
+            pool_transfers([draw.transfer for draw in draws]),
+            gates,
+            other_seed_roles=roles,
+        )
+        verdicts.append(settle_verdict(pooled, [draw.verdict for draw in draws]))
+        results += [draw.result() for draw in draws]
+    return tuple(verdicts), tuple(results)
+
+
+def _other_seed_roles(other_seed: ReferenceModel | None, variable: str) -> frozenset[str] | None:
+    """Roles at which the other-seed model codes a variable; None where it was not found there."""
+    if other_seed is None or variable not in other_seed.sites:
+        return None
+    return frozenset(other_seed.sites[variable].role.split("+"))
