@@ -33,7 +33,7 @@ from transformer_lens.tools.analysis.attribution_patching import (
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.peers.measure import JOBS, SHAPES, STEPS, Run, Shape, alone, cpu, one, tokens
-from probes.circuits.edges.edge_attribution import EAP, edge_attribution
+from probes.circuits.edges.edge_attribution import EAP, EAPIG, edge_attribution
 from probes.circuits.edges.path_patching import run_circuits
 from probes.circuits.graph import Edge
 from probes.circuits.reference_runs import ReferenceRuns, run_references
@@ -185,11 +185,8 @@ def ours(bench: Bench, job: str) -> Run:
     model, task = bench.model, bench.task
     kind, _, extra = job.partition(" ")
     if kind in ("eap", "eap_ig"):
-        method = kind.replace("_", "-")
-        more = {"steps": STEPS} if kind == "eap_ig" else {}
-        return partial(
-            edge_attribution, model, task, method=method, per_prompt=extra == "each", **more
-        )
+        method = EAP() if kind == "eap" else EAPIG(steps=STEPS)
+        return partial(edge_attribution, model, task, method=method, per_prompt=extra == "each")
     kept = bench.every if kind == "circuit_all" else bench.few
     if extra == "shared":
         return partial(run_circuits, bench.staged, kept)
