@@ -75,8 +75,7 @@ class Model:
         """Logits with gradients of activations enabled.
 
         Raises:
-            ModelError: A prompt is too long, a token unknown, a logit not finite, or eval() not
-                called.
+            ModelError: A prompt is too long, a token unknown, a logit not finite, or no eval().
         """
         require_eval(self)
         ids = require_tokens(self, ids, mask)
@@ -188,9 +187,8 @@ class Model:
     def locked(self) -> Iterator[None]:
         """Exclude other threads: their passes would show the edits of this one."""
         if not self.lock.acquire(blocking=False):
-            raise ModelError(
-                f"{self.name} is in use by another thread: load one model for each thread"
-            )
+            text = f"{self.name} is in use by another thread: load one model for each thread"
+            raise ModelError(text)
         try:
             yield
         finally:
@@ -285,12 +283,11 @@ def _build_model(
 
     name, architecture = names[0], type(hf_model).__name__
     loading.check_finite(hf_model, name)
-    fix = "Use a decoder such as Llama, GPT-2 or GPT-NeoX."
-    with loading.model_errors(f"{name} ({architecture}) is not supported", fix):
+    problem = f"{name} ({architecture}) is not supported"
+    with loading.model_errors(problem, "Use a decoder such as Llama, GPT-2 or GPT-NeoX."):
         hf_model.eval()
         hf_model.set_attn_implementation("eager")
-        config = copy.deepcopy(hf_model.config)
-        reference = reference_logits(hf_model)
+        config, reference = copy.deepcopy(hf_model.config), reference_logits(hf_model)
         # No tokenizer: the bridge would replace it, and the kit feeds ids only.
         bridge = build_bridge_from_module(hf_model, architecture, hf_config=hf_model.config)
         # Nothing here trains it: passes keep no activations for gradients of weights.
