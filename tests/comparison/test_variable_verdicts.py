@@ -310,6 +310,17 @@ def test_planted_models_carry_each_variable_only_at_its_own_word(kind):
         assert verdict.exclusive_accuracy.value == verdict.inclusive_accuracy.value == 1
 
 
+def test_a_variable_that_fails_with_one_group_of_words_is_not_kept():
+    """The mean over words can hide a group: five groups of six pass here."""
+    groups = {"take away, get": SURE, "lose, find": NEVER}
+    found = variable_verdict(site("op"), site("op"), transfer(by_words=groups), GATES)
+    assert found.label == "cannot tell"
+    assert "not for all words" in found.reason and "lose, find" in found.reason
+    assert found.test("worst_words").passed is False
+    whole = variable_verdict(site("op"), site("op"), transfer(by_words={"all": SURE}), GATES)
+    assert whole.label == "kept"
+
+
 # Several draws of prompts, words and sites.
 
 

@@ -55,6 +55,7 @@ def pool_transfers(draws: Sequence[CrossModelTransfer]) -> CrossModelTransfer:
         pairs=sum(draw.pairs for draw in draws),
         maps=_pool_mappings([draw.maps for draw in draws]),
         controls=_pool_mappings([draw.controls for draw in draws]),
+        by_words=_pool_mappings([draw.by_words for draw in draws]),
         **{name: pool_accuracies([getattr(draw, name) for draw in draws]) for name in _ACCURACIES},
         **{
             name: pool_draws([getattr(draw, name) for draw in draws], bounds=(-1, 1))

@@ -1,7 +1,7 @@
 """Result of a cross-model interchange of one variable."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from probes.stats.intervals import Estimate
 
@@ -55,6 +55,8 @@ class CrossModelTransfer:
         excess: Ridge accuracy minus that of the best control, paired.
         best_control: Name of the best control.
         shortfall: `own_ridge_accuracy` minus ridge accuracy, paired.
+        by_words: Ridge accuracy on the pairs of each fold, by its held-out words or numbers. With
+            several draws, of the folds that all of them have.
         missed_pairs: Pairs that succeed with the recipient's own mapped states and fail with the
             donor's.
     """
@@ -75,6 +77,7 @@ class CrossModelTransfer:
     best_control: str
     shortfall: Estimate
     missed_pairs: tuple[int, ...]
+    by_words: Mapping[str, Estimate] = field(default_factory=dict)
 
     @property
     def interchange_accuracy(self) -> Estimate:

@@ -213,6 +213,11 @@ def _evaluate_variable(
         best_control=best,
         shortfall=mcnemar_test(maps["ridge"], own_ridge).difference,
         missed_pairs=tuple(map(int, pairs[own_ridge & ~maps["ridge"]])),
+        by_words={
+            ", ".join(fold.forms): proportion(maps["ridge"][fold.test[pairs]])
+            for fold in recipient.folds.by_variable[variable]
+            if fold.forms and fold.test.any()
+        },
     )
 
 
