@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from torch import set_num_threads
 
 from probes.comparison.compare import compare_family
-from probes.comparison.references import ComparisonSettings
+from probes.comparison.setup.references import ComparisonSettings
 from probes.models.model import Model, random_init
 from probes.testing.equivalent_heads import duplicate_heads, permute_heads, split_heads
 from probes.testing.equivalent_layers import insert_silent_layer, permute_neurons, rotate_residual

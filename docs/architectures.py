@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from probes.testing.check_model import check_hf_model
-from probes.testing.check_result import ModelCheck
-from probes.testing.tiny_architectures import causal_architectures, tiny_architecture
+from probes.testing.contract.check_model import check_hf_model
+from probes.testing.contract.check_result import ModelCheck
+from probes.testing.contract.tiny_architectures import causal_architectures, tiny_architecture
 
 HEAD = """# Architectures
 

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from probes.comparison.compare import compare, compare_family
     from probes.comparison.family_result import FamilyComparison
     from probes.comparison.rate_distortion.measure import rate_distortion
-    from probes.comparison.references import ComparisonSettings
     from probes.comparison.representations.compare import representation_similarity
+    from probes.comparison.representations.weights import weight_similarity
     from probes.comparison.result import Comparison
+    from probes.comparison.setup.references import ComparisonSettings
     from probes.comparison.variables.transfer import cross_model_interchange
-    from probes.comparison.weights import weight_similarity
     from probes.compression.distillation.distill import distill
     from probes.compression.grow import grow
     from probes.compression.pruning.lottery_ticket import lottery_ticket
@@ -99,14 +99,14 @@ _HOMES = {
     "evaluate_claims": "claims.run",
     "compare": "comparison.compare",
     "compare_family": "comparison.compare",
-    "ComparisonSettings": "comparison.references",
+    "ComparisonSettings": "comparison.setup.references",
     "Comparison": "comparison.result",
     "FamilyComparison": "comparison.family_result",
     "cross_model_interchange": "comparison.variables.transfer",
     "transfer_circuit": "comparison.circuits.transfer",
     "compare_circuits": "comparison.circuits.compare",
     "representation_similarity": "comparison.representations.compare",
-    "weight_similarity": "comparison.weights",
+    "weight_similarity": "comparison.representations.weights",
     "rate_distortion": "comparison.rate_distortion.measure",
     "quantize": "compression.quantization.quantize",
     "prune": "compression.pruning.prune",

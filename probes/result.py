@@ -30,8 +30,8 @@ HOMES = {
     "ClaimsReports": "claims.result",
     "Comparison": "comparison.result",
     "FamilyComparison": "comparison.family_result",
-    "ModelCheck": "testing.check_result",
-    "ModelChecks": "testing.check_result",
+    "ModelCheck": "testing.contract.check_result",
+    "ModelChecks": "testing.contract.check_result",
     "RateDistortionCurve": "comparison.rate_distortion.result",
     "Trace": "circuits.result",
 }

@@ -15,7 +15,7 @@ from probes.circuits.graph import ComputationGraph, Edge
 from probes.cli.app import app
 from probes.errors import FigureError, ResultError
 from probes.result import HOMES, SCHEMA, load_result
-from probes.testing.check_result import CheckOutcome, ModelCheck, ModelChecks
+from probes.testing.contract.check_result import CheckOutcome, ModelCheck, ModelChecks
 
 ROOT = Path(__file__).resolve().parents[1]
 

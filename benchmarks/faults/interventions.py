@@ -10,7 +10,7 @@ from torch import Tensor
 
 import probes as pb
 from benchmarks.faults.trial import OddInput
-from probes.comparison.references import ComparisonSettings
+from probes.comparison.setup.references import ComparisonSettings
 from probes.compression.distillation.plan import TrainingConfig
 from probes.compression.distillation.targets import parse_labels
 from probes.compression.pruning.prune import prune

@@ -14,7 +14,7 @@ from probes.circuits.circuit import Circuit
 from probes.circuits.graph import ComputationGraph, Edge
 from probes.circuits.result import Trace
 from probes.circuits.trace import TraceSettings
-from probes.comparison.references import ComparisonSettings
+from probes.comparison.setup.references import ComparisonSettings
 from probes.errors import CircuitError, FigureError, ProbeError, ResultError
 from probes.result import Result, load_result
 

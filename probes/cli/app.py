@@ -109,7 +109,7 @@ def compare(
     check_output_paths(out, json, page=True)
     silence_libraries()
     from probes.comparison.compare import compare_family
-    from probes.comparison.references import ComparisonSettings
+    from probes.comparison.setup.references import ComparisonSettings
 
     settings = ComparisonSettings(
         prompts=prompts,

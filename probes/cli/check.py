@@ -34,8 +34,8 @@ def check(
     """Check that every probe is right on a model, or refuses it with a reason."""
     check_output_paths(Path("check.html"), json)
     silence_libraries()
-    from probes.testing.check_model import check_named_model
-    from probes.testing.check_result import ModelCheck, ModelChecks
+    from probes.testing.contract.check_model import check_named_model
+    from probes.testing.contract.check_result import ModelCheck, ModelChecks
 
     console, results = open_console(), list[ModelCheck]()
     for name in models:

@@ -20,9 +20,9 @@ from probes.comparison.pair_transfers import (
     pool_directions,
     variable_verdicts,
 )
-from probes.comparison.prompts import ComparisonPrompts
-from probes.comparison.references import ComparisonSettings
 from probes.comparison.result import Comparison
+from probes.comparison.setup.prompts import ComparisonPrompts
+from probes.comparison.setup.references import ComparisonSettings
 from probes.observe.behavior import Behavior
 from probes.observe.result import GATE_STATES, Gate, GateState
 from probes.stats.intervals import bootstrap_mean, percentile_interval

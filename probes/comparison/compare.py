@@ -33,15 +33,15 @@ from probes.comparison.pair_transfers import (
     further_draw,
     run_draw,
 )
-from probes.comparison.prompts import ComparisonPrompts, sample_comparison_prompts
-from probes.comparison.references import (
+from probes.comparison.result import Comparison
+from probes.comparison.setup.prompts import ComparisonPrompts, sample_comparison_prompts
+from probes.comparison.setup.references import (
     ComparisonSettings,
     ModelSpec,
     ReferenceModels,
     load_models,
     load_references,
 )
-from probes.comparison.result import Comparison
 from probes.comparison.variables.transfer import Hits, donor_hits
 from probes.errors import ModelError
 from probes.prompts.catalog import pattern

@@ -10,7 +10,7 @@ from probes.comparison.heads.head_sets import ModelHeads
 from probes.comparison.heads.profiles import HeadProfiles, profile_heads
 from probes.comparison.model_facts import ModelFacts, PlotData
 from probes.comparison.plot_data import measure_plot_data
-from probes.comparison.prompts import ComparisonPrompts, tokenize_contrasts
+from probes.comparison.setup.prompts import ComparisonPrompts, tokenize_contrasts
 from probes.comparison.variables.stitching import (
     Donor,
     Recipient,

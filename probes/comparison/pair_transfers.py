@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from probes.comparison.measurements import ModelMeasurements, RandomInitNull, ReferenceModel
-from probes.comparison.prompts import ComparisonPrompts
+from probes.comparison.setup.prompts import ComparisonPrompts
 from probes.comparison.variables.draws import (
     MeasuredDraw,
     pool_sites,

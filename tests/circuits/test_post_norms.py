@@ -12,7 +12,7 @@ from probes.circuits.edges.path_patching import edge_patching, run_circuits
 from probes.circuits.graph import Edge
 from probes.circuits.reference_runs import run_references
 from probes.circuits.task import Task
-from probes.comparison.weights import weight_similarity
+from probes.comparison.representations.weights import weight_similarity
 from probes.errors import ModelError
 from probes.models.model import wrap
 from probes.testing.tiny_models import KINDS, POST_NORM_KINDS, tiny, tiny_hf

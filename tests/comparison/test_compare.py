@@ -10,7 +10,7 @@ import torch
 from probes.comparison.compare import compare
 from probes.comparison.heads.matching import family_wise_threshold, match_heads, pair_heads
 from probes.comparison.heads.profiles import HeadProfiles, head_similarity
-from probes.comparison.references import ComparisonSettings
+from probes.comparison.setup.references import ComparisonSettings
 from probes.errors import BatchError, ModelError, PatternError
 from probes.models.model import random_init, wrap
 from probes.observe.behavior import Behavior

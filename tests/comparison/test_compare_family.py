@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from probes.comparison import compare as relatives
-from probes.comparison import prompts as sampling
 from probes.comparison.compare import compare, compare_family
 from probes.comparison.explanation import FailingPrompt
 from probes.comparison.family_result import FamilyComparison
@@ -22,9 +21,10 @@ from probes.comparison.measurements import (
     ReferenceModel,
 )
 from probes.comparison.model_facts import ModelFacts, PlotData
-from probes.comparison.prompts import ComparisonPrompts
-from probes.comparison.references import ComparisonSettings, load_models
 from probes.comparison.result import Comparison
+from probes.comparison.setup import prompts as sampling
+from probes.comparison.setup.prompts import ComparisonPrompts
+from probes.comparison.setup.references import ComparisonSettings, load_models
 from probes.comparison.variables.result import CrossModelTransfer
 from probes.comparison.variables.verdicts import (
     VariableSite,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from probes.comparison.weights import weight_similarity
+from probes.comparison.representations.weights import weight_similarity
 from probes.errors import BatchError, ModelError
 from probes.models.model import wrap
 from probes.testing.equivalent_heads import ungroup_heads

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import probes as pb
-from probes.comparison.references import load_models
+from probes.comparison.setup.references import load_models
 from probes.compression.derived_model import DerivedModel, dense_storage, load_parent, zero_fraction
 from probes.compression.quantization.backends import (
     conv1d_to_linear,

@@ -8,8 +8,8 @@ from probes.cli.app import app
 from probes.errors import SiteError
 from probes.models.model import wrap
 from probes.result import Result, load_result
-from probes.testing.check_model import check_hf_model, check_model, check_named_model
-from probes.testing.tiny_architectures import causal_architectures, tiny_architecture
+from probes.testing.contract.check_model import check_hf_model, check_model, check_named_model
+from probes.testing.contract.tiny_architectures import causal_architectures, tiny_architecture
 from probes.testing.tiny_models import KINDS, tiny, tiny_hf
 
 TRACED = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "phi3", "opt")
@@ -54,7 +54,7 @@ def test_noise_in_a_forward_pass_fails():
 
 def test_a_crash_inside_a_check_is_a_failed_check(monkeypatch):
     model = tiny("gpt2", 0)
-    monkeypatch.setattr("probes.testing.model_checks.check_attention", lambda _: 1 / 0)
+    monkeypatch.setattr("probes.testing.contract.model_checks.check_attention", lambda _: 1 / 0)
     result = check_model(model)
     assert [one.check for one in result.failed] == ["attention"]
     assert "ZeroDivisionError" in result.failed[0].detail
@@ -81,7 +81,7 @@ def test_a_model_that_cannot_be_loaded_is_refused_with_the_reason(tmp_path):
 
 def test_the_command_ends_with_code_five_where_a_check_fails(monkeypatch):
     monkeypatch.setattr(
-        "probes.testing.check_model.check_named_model",
+        "probes.testing.contract.check_model.check_named_model",
         lambda *_, **__: check_model(tiny("llama", 0), tiny_hf("llama", 1)),
     )
     done = CliRunner().invoke(app, ["check", "llama"])

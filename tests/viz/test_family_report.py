@@ -13,7 +13,7 @@ from probes.cli.app import app
 from probes.comparison.compare import compare
 from probes.comparison.explanation import FailingPrompt
 from probes.comparison.family_result import FamilyComparison
-from probes.comparison.references import ComparisonSettings
+from probes.comparison.setup.references import ComparisonSettings
 from probes.comparison.variables.result import EMBEDDING_CONTROL, CrossModelTransfer
 from probes.comparison.verdict import SIMILARITY_EQUIVALENCE, STRENGTH_EQUIVALENCE, Verdict
 from probes.errors import EquivalenceError

@@ -15,7 +15,7 @@ from probes.comparison.rate_distortion.point import (
     prepare_reference,
 )
 from probes.comparison.rate_distortion.result import RateDistortionCurve
-from probes.comparison.references import ComparisonSettings
+from probes.comparison.setup.references import ComparisonSettings
 from probes.comparison.variables.transfer import with_unique_names
 from probes.compression.derived_model import DerivedModel
 from probes.errors import ModelError

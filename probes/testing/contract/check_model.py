@@ -12,9 +12,9 @@ from torch import nn
 
 from probes.errors import ProbeError
 from probes.models.model import Model, load, wrap
-from probes.testing import model_checks
-from probes.testing.check_result import CheckOutcome, ModelCheck
-from probes.testing.model_checks import Trial, WrongNumberError
+from probes.testing.contract import model_checks
+from probes.testing.contract.check_result import CheckOutcome, ModelCheck
+from probes.testing.contract.model_checks import Trial, WrongNumberError
 
 
 def check_model(model: Model, reference: nn.Module | None = None, *, seed: int = 0) -> ModelCheck:

@@ -1,6 +1,6 @@
 """Page of the contract suite."""
 
-from probes.testing.check_result import CheckState, ModelCheck, ModelChecks
+from probes.testing.contract.check_result import CheckState, ModelCheck, ModelChecks
 from probes.viz import registry
 from probes.viz.blocks import Note, Table, TableCell, Tone
 from probes.viz.page import Section, page

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from probes.comparison.references import ComparisonSettings
+from probes.comparison.setup.references import ComparisonSettings
 from probes.comparison.variables.held_out_folds import (
     HeldOutFolds,
     distinct_tokenizers,

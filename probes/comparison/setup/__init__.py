@@ -1,0 +1,1 @@
+"""Settings, prompts and reference models of a comparison."""

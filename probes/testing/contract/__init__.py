@@ -1,0 +1,1 @@
+"""The contract suite: is every probe right on a model?"""
