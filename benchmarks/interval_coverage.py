@@ -23,11 +23,12 @@ from probes.comparison.variables.draws import (
     pool_sites,
     pool_transfers,
     settle_verdict,
+    shared_roles,
 )
 from probes.comparison.variables.held_out_folds import sample_held_out_folds
 from probes.comparison.variables.result import CrossModelTransfer
 from probes.comparison.variables.stitching import find_variable_sites, run_recipient
-from probes.comparison.variables.transfer import TransferBaselines, evaluate_donor
+from probes.comparison.variables.transfer import evaluate_donor
 from probes.comparison.variables.verdicts import variable_site, variable_verdict
 from probes.comparison.verdict import Verdict
 from probes.models.model import Model, load
@@ -40,7 +41,6 @@ _POOLED = 5
 _FIRST_SEED = 50_000
 _BASES, _QUESTIONS = 150, 400
 _SIMULATIONS = 1000
-_NO_CONTROL = Estimate(0.0, 0.0, 0.0)  # Random-init models are never the best control here.
 
 Table = list[list[str]]
 
@@ -76,9 +76,8 @@ class Setting:
         folds = _folds(self.full, seed)
         a, b = (run_recipient(model, folds, seed=seed) for model in (self.full, self.other))
         names = folds.variables
-        baselines = TransferBaselines({}, {}, dict.fromkeys(names, _NO_CONTROL))
-        there = evaluate_donor(b, a.self_donor, names, baselines, seed=seed)
-        back = evaluate_donor(a, b.self_donor, names, baselines, seed=seed)
+        there = evaluate_donor(b, a.self_donor, names, None, seed=seed)
+        back = evaluate_donor(a, b.self_donor, names, None, seed=seed)
         measured = {}
         for name, transfer in zip(names, there, strict=True):
             sites = variable_site(a, name), variable_site(b, name)
@@ -89,16 +88,17 @@ class Setting:
         return Draw(dict(zip(names, back, strict=True)), measured)
 
     def verdict(self, draws: Sequence[MeasuredDraw]) -> Verdict:
-        """Verdict by several draws, as `compare` gives it."""
+        """Verdict by several draws, as `compare` gives it, but without random-init models."""
+        same_roles = shared_roles(draws)
         transfer = pool_transfers([draw.transfer for draw in draws])
         pooled = variable_verdict(
-            pool_sites([draw.full for draw in draws]),
-            pool_sites([draw.other for draw in draws]),
+            pool_sites([draw.full for draw in same_roles]),
+            pool_sites([draw.other for draw in same_roles]),
             transfer,
             self.gates,
             other_seed_roles=self.roles[transfer.variable],
         )
-        return settle_verdict(pooled, [draw.verdict for draw in draws])
+        return settle_verdict(pooled, draws)
 
 
 def _folds(model: Model, seed: int):  # noqa: ANN202
@@ -121,7 +121,7 @@ def measure_draws(setting: Setting, count: int, kept: Path) -> list[Draw]:
     return draws[:count]
 
 
-def coverage_table(draws: Sequence[Draw]) -> tuple[Table, dict[str, list[bool]]]:
+def coverage_table(draws: Sequence[Draw]) -> tuple[Table, dict[str, list[list[bool]]]]:
     """Coverage of the mean of the other draws, by quantity, variable and direction."""
     rows, covered = [], {"one draw": [], "five draws": []}
     get: dict[str, Callable[[CrossModelTransfer], Estimate]] = {
@@ -139,7 +139,7 @@ def coverage_table(draws: Sequence[Draw]) -> tuple[Table, dict[str, list[bool]]]
                 cells = []
                 for label, size in (("one draw", 1), ("five draws", _POOLED)):
                     hits, widths = _coverage(estimates, values, size)
-                    covered[label] += hits
+                    covered[label].append(hits)
                     cells += [f"{np.mean(hits):.2f}", f"{np.median(widths):.2f}"]
                 mean, deviation = values.mean(), values.std(ddof=1)
                 rows.append([what, name, direction, f"{mean:.2f}", f"{deviation:.2f}", *cells])
@@ -225,7 +225,11 @@ def markdown(columns: Sequence[str], rows: Table) -> str:
 def page(setting: Setting, draws: Sequence[Draw]) -> str:
     """The page docs/calibration.md."""
     rows, covered = coverage_table(draws)
-    hits = covered["five draws"]
+    # The cells of one draw share its prompts: the mean over cells is one value for each draw.
+    one, five = (
+        bootstrap_mean(np.mean(covered[label], axis=0), seed=0, bounds=(0, 1))
+        for label in ("one draw", "five draws")
+    )
     accuracy = ("quantity", "variable", "direction", "mean", "deviation between draws",
                 "one draw: coverage", "width", "five draws: coverage", "width")  # fmt: skip
     groups = len(draws) // _POOLED
@@ -241,9 +245,8 @@ def page(setting: Setting, draws: Sequence[Draw]) -> str:
                 "draws of prompts, held-out words, folds and sites (n = 1 model each). An "
                 "interval covers if it contains the mean of all other draws. One draw: the "
                 f"interval over its own prompts. Five draws: what `compare` reports ({groups} "
-                f"groups). The intervals of five draws cover in {proportion(np.array(hits))} of "
-                f"{len(hits)} cases; those of one draw in "
-                f"{proportion(np.array(covered['one draw']))}.",
+                f"groups). The intervals of five draws cover in {five} of the cases; those of one "
+                f"draw in {one}. Random-init models are not run here.",
                 markdown(accuracy, rows),
                 "## Verdicts on variables",
                 "Number of draws, and of groups of five draws, with each verdict; stability is the "
@@ -273,13 +276,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--draws", type=int, default=100)
     parser.add_argument("--relative", default="distilled")
-    parser.add_argument("--kept", type=Path, default=Path("runs/interval_coverage.pickle"))
+    parser.add_argument("--kept", type=Path, help="file of draws; default: one for each relative")
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     set_num_threads(1)
-    options.kept.parent.mkdir(parents=True, exist_ok=True)
+    kept = options.kept or Path(f"runs/interval_coverage-{options.relative}.pickle")
+    kept.parent.mkdir(parents=True, exist_ok=True)
     setting = Setting.of(options.relative)
-    text = page(setting, measure_draws(setting, options.draws, options.kept))
+    text = page(setting, measure_draws(setting, options.draws, kept))
     if options.page:
         options.page.write_text(text, encoding="utf-8")
     else:

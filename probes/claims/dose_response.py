@@ -23,7 +23,7 @@ from probes.stats.evidence import (
     claim_verdict,
     skipped_test,
 )
-from probes.stats.intervals import Estimate, student_quantile
+from probes.stats.intervals import Estimate, difference, student_quantile
 
 MIN_SEEDS = 3
 """Fewest models for each number of objects."""
@@ -185,11 +185,6 @@ def _seeds_test(present: Sequence[Dose]) -> StatisticalTest:
 
 
 def _difference(few: Dose, many: Dose) -> Estimate:
-    """Difference of two responses; the models are separate (Newcombe 1998, method 10)."""
     if few.response is None or many.response is None:
         raise ValueError("a dose without the behavior has no response")
-    a, b = few.response, many.response
-    value = b.value - a.value
-    down = sqrt((b.value - b.low) ** 2 + (a.high - a.value) ** 2)
-    up = sqrt((b.high - b.value) ** 2 + (a.value - a.low) ** 2)
-    return Estimate(value, value - down, value + up)
+    return difference(many.response, few.response)

@@ -145,7 +145,7 @@ def evaluate_claims(
         protocol=(
             ("bases", f"{len(own_hotspots.runs)}, and {len(search_runs)} others to find sites"),
             ("sites", f"{len(own_hotspots.sites)} of the residual stream, by role and layer"),
-            ("null", f"best site of {nulls} random-init models, 95th percentile"),
+            ("null", f"best site of {nulls} random-init models, threshold"),
             ("seed", str(seed)),
         ),
         projection=project_states(own_hotspots.runs, site, operation_direction(search_runs, site)),

@@ -29,8 +29,6 @@ from probes.stats.intervals import bootstrap_mean, percentile_interval
 from probes.stats.null_threshold import conformal_threshold
 from probes.stats.paired import mcnemar_test
 
-_PROVENANCE_KEYS = ("_name_or_path", "transformers_version")
-
 
 def assemble_comparison(
     shared: ComparisonPrompts,

@@ -6,7 +6,6 @@ models → gates, heads and hotspots of each → random-init null → a verdict 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from threading import Lock
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from tqdm.auto import tqdm
@@ -24,9 +23,7 @@ from probes.comparison.measurements import (
     prepare_nulls,
 )
 from probes.comparison.pair_transfers import (
-    DrawRuns,
     MeasuredPair,
-    PairDraw,
     ReferenceSet,
     architecture_key,
     first_draw,
@@ -144,26 +141,19 @@ def _measure_pairs(
     draws = [[first] for first in firsts]
     for seed, folds in prompts.further_folds.items():
         runs = run_all(partial(run_draw, folds=folds, seed=seed), measured, "a further draw")
-        jobs = [((runs[0], own), first) for own, first in zip(runs[1:], firsts, strict=True)]
-        further = run_all(partial(_further_draw, seed=seed), jobs, "interchange")
+        jobs = [(runs[0], own) for own in runs[1:]]
+        further = run_all(partial(further_draw, seed=seed), jobs, "interchange")
         for one, draw in zip(draws, further, strict=True):
             one.append(draw)
     return [MeasuredPair(full, b, tuple(own)) for b, own in zip(relatives, draws, strict=True)]
-
-
-def _further_draw(job: tuple[tuple[DrawRuns, DrawRuns], PairDraw], seed: int) -> PairDraw:
-    return further_draw(*job, seed)
 
 
 def _measure_nulls(
     prompts: ComparisonPrompts, measured: Sequence[ModelMeasurements], nulls: int, run_all: RunAll
 ) -> dict[object, list[RandomInitNull]]:
     """Measure the random-init models of each architecture."""
-    build_lock = Lock()
     jobs = [(group, n) for group in _null_groups(prompts, measured) for n in range(nulls)]
-    results = run_all(
-        lambda job: measure_null(*job, prompts, build_lock), jobs, "random-init models"
-    )
+    results = run_all(lambda job: measure_null(*job, prompts), jobs, "random-init models")
     by_architecture: dict[object, list[RandomInitNull]] = {}
     for (group, _), null in zip(jobs, results, strict=True):
         by_architecture.setdefault(architecture_key(group.template_model), []).append(null)

@@ -189,12 +189,9 @@ def prepare_nulls(
     )
 
 
-def measure_null(
-    group: NullGroup, number: int, prompts: ComparisonPrompts, build_lock: Lock
-) -> RandomInitNull:
+def measure_null(group: NullGroup, number: int, prompts: ComparisonPrompts) -> RandomInitNull:
     """Measure one random-init model; its seed is that of the prompts plus `number`."""
-    with build_lock:  # Weights come from the global generator of torch.
-        model = random_init(group.template_model, seed=prompts.seed + number)
+    model = random_init(group.template_model, seed=prompts.seed + number)
     hits = {}
     if prompts.folds and group.tokenized:
         donor = run_donor(model, prompts.folds, tokenized=group.tokenized)

@@ -10,6 +10,7 @@ from probes.comparison.variables.draws import (
     pool_sites,
     pool_transfers,
     settle_verdict,
+    shared_roles,
 )
 from probes.comparison.variables.held_out_folds import HeldOutFolds
 from probes.comparison.variables.result import CrossModelTransfer, VariableDraw
@@ -116,22 +117,14 @@ def first_draw(
     return _pair_draw(runs, (baselines(full, other), baselines(other, full)), prompts.seed)
 
 
-def further_draw(runs: tuple[DrawRuns, DrawRuns], first: PairDraw, seed: int) -> PairDraw:
-    """Transfers of another draw, compared with the best random-init model of the first."""
-    to_other, to_full = (
-        TransferBaselines(
-            nulls={},
-            negative_controls={},
-            random_init={one.variable: one.controls["random-init"] for one in transfers},
-        )
-        for transfers in (first.to_other, first.to_full)
-    )
-    return _pair_draw(runs, (to_other, to_full), seed)
+def further_draw(runs: tuple[DrawRuns, DrawRuns], seed: int) -> PairDraw:
+    """Transfers of another draw, without random-init models and negative controls."""
+    return _pair_draw(runs, (None, None), seed)
 
 
 def _pair_draw(
     runs: tuple[DrawRuns, DrawRuns],
-    baselines: tuple[TransferBaselines, TransferBaselines],
+    baselines: tuple[TransferBaselines | None, TransferBaselines | None],
     seed: int,
 ) -> PairDraw:
     (a, a_donor), (b, b_donor) = runs
@@ -169,26 +162,34 @@ def variable_verdicts(
         return tuple(absent_variable_verdict(name, gates) for name in names), ()
     verdicts, results = [], []
     for number, variable in enumerate(prompts.folds.variables):
-        roles = _other_seed_roles(other_seed, variable)
+        roles = _other_seed_roles(other_seed, pair.other.name, variable)
         draws = []
         for draw in pair.draws:
             sites, transfer = draw.sites[number], draw.to_other[number]
             verdict = variable_verdict(*sites, transfer, gates, other_seed_roles=roles)
             draws.append(MeasuredDraw(draw.seed, *sites, transfer, verdict))
-        pooled = variable_verdict(
-            pool_sites([draw.full for draw in draws]),
-            pool_sites([draw.other for draw in draws]),
-            pool_transfers([draw.transfer for draw in draws]),
-            gates,
-            other_seed_roles=roles,
-        )
-        verdicts.append(settle_verdict(pooled, [draw.verdict for draw in draws]))
+        pooled = draws[0].verdict
+        if len(draws) > 1:
+            same_roles = shared_roles(draws)
+            pooled = variable_verdict(
+                pool_sites([draw.full for draw in same_roles]),
+                pool_sites([draw.other for draw in same_roles]),
+                pool_transfers([draw.transfer for draw in draws]),
+                gates,
+                other_seed_roles=roles,
+            )
+        verdicts.append(settle_verdict(pooled, draws))
         results += [draw.result() for draw in draws]
     return tuple(verdicts), tuple(results)
 
 
-def _other_seed_roles(other_seed: ReferenceModel | None, variable: str) -> frozenset[str] | None:
-    """Roles at which the other-seed model codes a variable; None where it was not found there."""
-    if other_seed is None or variable not in other_seed.sites:
+def _other_seed_roles(
+    other_seed: ReferenceModel | None, relative: str, variable: str
+) -> frozenset[str] | None:
+    """Roles at which the other-seed model codes a variable.
+
+    None where it was not found there, and where the relative is that model itself.
+    """
+    if other_seed is None or other_seed.name == relative or variable not in other_seed.sites:
         return None
     return frozenset(other_seed.sites[variable].role.split("+"))

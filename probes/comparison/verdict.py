@@ -5,7 +5,7 @@ The rules for variables are in `probes.comparison.variables.verdicts`.
 Effect fractions of a head: the effect of patching it, by contrast, answer and role, divided by the
 effect of replacing all components. Similarity: mean of the cosines of effects and of attention.
 Threshold: score that the same search exceeds in a further random-init model with probability 0.05
-or less (`probes.stats.null_threshold`).
+or less from 19 models on (`probes.stats.null_threshold`).
 "Above" and "below" mean that the 95 % interval excludes the limit. The rules are tried in this
 order; the first that applies gives the verdict.
 
@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from probes.stats.evidence import StatisticalTest
-from probes.stats.multiple_testing import false_discovery_rate
+from probes.stats.intervals import CONFIDENCE_LEVEL
 
 VerdictLabel = Literal[
     "kept",
@@ -105,30 +105,21 @@ class Verdict:
             return False
         return True if all(test and test.passed for test in tests) else None
 
-    @property
-    def p_value(self) -> float | None:
-        """Largest p-value of the passed deciding tests; None where the verdict is undecided.
-
-        All of these tests must pass, so it bounds the error of the verdict.
-        """
-        if self.label in UNDECIDED:
-            return None
-        tests = [test for test in self.tests if test.is_deciding and test.passed]
-        return max((test.p_value for test in tests if test.p_value is not None), default=None)
-
     def test(self, id: str) -> StatisticalTest | None:
         """The test with an id; None where it was not done."""
         return next((test for test in self.tests if test.id == id), None)
 
 
 def error_rate_line(verdicts: Sequence[Verdict]) -> str:
-    """Sentence with the number of decided verdicts and their false discovery rate."""
+    """Sentence with the number of decided verdicts and how many of them chance alone may decide.
+
+    A verdict needs every deciding test to pass, and each passes wrongly with probability 0.025 at
+    most: half of what a 95 % interval leaves out.
+    """
     tried = [v for v in verdicts if v.label not in ("no reliable effect", "behavior absent")]
-    decided = [v.p_value is not None for v in tried]
-    rate = false_discovery_rate([1.0 if v.p_value is None else v.p_value for v in tried], decided)
-    if not any(decided):
-        return f"None of {len(tried)} verdicts is decided."
+    decided = sum(v.label not in UNDECIDED for v in tried)
+    chance = len(tried) * (1 - CONFIDENCE_LEVEL) / 2
     return (
-        f"{sum(decided)} of {len(tried)} verdicts are decided; the expected fraction of false ones "
-        f"among them is at most {rate:.3f} (Benjamini-Hochberg)."
+        f"{decided} of {len(tried)} verdicts are decided; an interval is wrong on one side with "
+        f"probability 0.025, so chance alone would decide about {chance:.1f}."
     )

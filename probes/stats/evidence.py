@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import erfc
 from typing import Literal
 
 from probes.stats.intervals import Estimate
@@ -22,7 +21,6 @@ class StatisticalTest:
         passed: True where the whole interval is on the claim's side of the threshold, False where
             it is on the other side, None where it includes the threshold or there is no value.
         is_deciding: Whether the verdict depends on it.
-        p_value: One-sided p-value, by the normal approximation of the interval; None without one.
         id: Stable identifier, such as "similarity"; code finds a test by it, not by its name.
     """
 
@@ -32,7 +30,6 @@ class StatisticalTest:
     threshold: str
     passed: bool | None
     is_deciding: bool = True
-    p_value: float | None = field(default=None, kw_only=True)
     id: str = field(kw_only=True)
 
     def non_deciding(self) -> "StatisticalTest":
@@ -65,8 +62,7 @@ def check_above(
 ) -> StatisticalTest:
     """Test whether the 95 % interval lies above a threshold."""
     passed = _decide(value.low > threshold, value.high <= threshold)
-    text, p_value = f"above {threshold:.2f}", _p_above(value, threshold)
-    return StatisticalTest(name, meaning_if_failed, value, text, passed, p_value=p_value, id=id)
+    return StatisticalTest(name, meaning_if_failed, value, f"above {threshold:.2f}", passed, id=id)
 
 
 def check_below(
@@ -74,8 +70,7 @@ def check_below(
 ) -> StatisticalTest:
     """Test whether the 95 % interval lies below a threshold."""
     passed = _decide(value.high < threshold, value.low >= threshold)
-    text, p_value = f"below {threshold:.2f}", _p_above(_negative(value), -threshold)
-    return StatisticalTest(name, meaning_if_failed, value, text, passed, p_value=p_value, id=id)
+    return StatisticalTest(name, meaning_if_failed, value, f"below {threshold:.2f}", passed, id=id)
 
 
 def check_within(
@@ -94,26 +89,12 @@ def check_within(
     else:
         meaning = "below: {}; above: {}".format(*meaning_if_failed)
     passed = _decide(inside, below or above)
-    text = f"within ±{margin:.2f}"
-    p_value = max(_p_above(value, -margin), _p_above(_negative(value), -margin))
-    return StatisticalTest(name, meaning, value, text, passed, p_value=p_value, id=id)
+    return StatisticalTest(name, meaning, value, f"within ±{margin:.2f}", passed, id=id)
 
 
 def skipped_test(name: str, reason: str, *, id: str, is_deciding: bool = True) -> StatisticalTest:
     """Test without a value, with the reason in place of a meaning."""
     return StatisticalTest(name, reason, None, "–", None, is_deciding, id=id)
-
-
-def _p_above(value: Estimate, threshold: float) -> float:
-    """P-value of the hypothesis that an estimate is not above a threshold."""
-    error = (value.value - value.low) / 1.96
-    if error <= 0:
-        return 0.0 if value.value > threshold else 1.0
-    return erfc((value.value - threshold) / error / 2**0.5) / 2
-
-
-def _negative(value: Estimate) -> Estimate:
-    return Estimate(-value.value, -value.high, -value.low)
 
 
 def _decide(succeeded: bool, failed: bool) -> bool | None:

@@ -95,6 +95,14 @@ def pool_draws(
     return Estimate(mean, *(float(end) for end in np.clip(ends, *bounds)))
 
 
+def difference(a: Estimate, b: Estimate) -> Estimate:
+    """a minus b, independent; errors add in squares (Newcombe 1998, Stat Med 17:873, method 10)."""
+    value = a.value - b.value
+    below = float(np.hypot(a.value - a.low, b.high - b.value))
+    above = float(np.hypot(a.high - a.value, b.value - b.low))
+    return Estimate(value, value - below, value + above)
+
+
 def student_quantile(degrees_of_freedom: int) -> float:
     """Quantile of Student's t that bounds the middle 95 %."""
     # scipy takes a second to import, and a saved result is read without it.

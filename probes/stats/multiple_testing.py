@@ -1,4 +1,4 @@
-"""Error rates of many tests: corrected p-values and false discoveries."""
+"""Multiple testing: p-values corrected for the number of tests."""
 
 from collections.abc import Sequence
 
@@ -12,15 +12,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
     corrected = np.empty(len(p_values))
     corrected[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
     return corrected.tolist()
-
-
-def false_discovery_rate(p_values: Sequence[float], accepted: Sequence[bool]) -> float:
-    """Bound on the expected fraction of false discoveries among the accepted tests.
-
-    Benjamini and Hochberg (1995, J R Stat Soc B 57:289): number of tests times the largest accepted
-    p-value, divided by the number of accepted tests; NaN if none is accepted.
-    """
-    largest = [p for p, is_accepted in zip(p_values, accepted, strict=True) if is_accepted]
-    if not largest:
-        return float("nan")
-    return min(1.0, len(p_values) * max(largest) / len(largest))

@@ -125,8 +125,7 @@ def transfer_of(variable, donor="full", recipient="other", **changes):
         controls=controls,
         nulls=(0.1, 0.0),
         negative_controls={"copying": 0.2},
-        excess=SURE,
-        best_control="label",
+        excesses=dict.fromkeys(("token embedding", "label", "shuffled", "random-init"), SURE),
         shortfall=NONE,
         missed_pairs=(),
     )

@@ -4,7 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from probes.comparison.variables.draws import pool_sites, pool_transfers, settle_verdict
+from probes.comparison.variables.draws import (
+    MeasuredDraw,
+    pool_sites,
+    pool_transfers,
+    settle_verdict,
+    shared_roles,
+)
 from probes.comparison.variables.held_out_folds import sample_held_out_folds
 from probes.comparison.variables.result import CrossModelTransfer
 from probes.comparison.variables.stitching import run_recipient
@@ -17,7 +23,7 @@ from probes.comparison.variables.verdicts import (
 from probes.comparison.verdict import NON_INFERIORITY, Verdict
 from probes.observe.result import Gate, GateState
 from probes.prompts.interchange_pairs import OBJECT
-from probes.stats.intervals import Estimate
+from probes.stats.intervals import Estimate, difference
 from probes.testing.planted_patterns import planted_fox
 
 SURE, HALF, NEVER = Estimate(0.9, 0.8, 0.95), Estimate(0.5, 0.4, 0.6), Estimate(0.1, 0.05, 0.2)
@@ -54,8 +60,9 @@ def transfer(**changes):
         },
         nulls=(0.1, 0.05),
         negative_controls={},
-        excess=Estimate(0.8, 0.7, 0.9),
-        best_control="label",
+        excesses=dict.fromkeys(
+            ("token embedding", "label", "shuffled", "random-init"), Estimate(0.8, 0.7, 0.9)
+        ),
         shortfall=Estimate(0.0, -0.05, 0.05),
         missed_pairs=(),
     )
@@ -310,14 +317,14 @@ def test_planted_models_carry_each_variable_only_at_its_own_word(kind):
         assert verdict.exclusive_accuracy.value == verdict.inclusive_accuracy.value == 1
 
 
-def test_a_variable_that_fails_with_one_group_of_words_is_not_kept():
-    """The mean over words can hide a group: five groups of six pass here."""
+def test_an_operation_that_fails_with_one_pair_of_verbs_is_not_kept():
+    """The mean over verbs can hide a pair."""
     groups = {"take away, get": SURE, "lose, find": NEVER}
-    found = variable_verdict(site("op"), site("op"), transfer(by_words=groups), GATES)
+    found = variable_verdict(site("op"), site("op"), transfer(by_verbs=groups), GATES)
     assert found.label == "cannot tell"
-    assert "not for all words" in found.reason and "lose, find" in found.reason
-    assert found.test("worst_words").passed is False
-    whole = variable_verdict(site("op"), site("op"), transfer(by_words={"all": SURE}), GATES)
+    assert "not for all verbs" in found.reason and "lose, find" in found.reason
+    assert found.test("worst_verbs").passed is False
+    whole = variable_verdict(site("op"), site("op"), transfer(by_verbs={"all": SURE}), GATES)
     assert whole.label == "kept"
 
 
@@ -356,22 +363,45 @@ def test_a_map_that_one_draw_lacks_is_left_out():
     assert set(pool_transfers(draws).maps) == {"ridge"}
 
 
+def draw_of(label, full=("op",), other=("op",)):
+    verdict = Verdict("operation", "variable", label, "L1.resid@op", "because")
+    return MeasuredDraw(0, site(*full), site(*other), transfer(), verdict)
+
+
 @pytest.mark.parametrize(
     ("pooled", "draws", "label"),
     [
         ("kept", ("kept", "kept"), "kept"),
         ("kept", ("kept", "cannot tell"), "kept"),
-        ("kept", ("cannot tell", "cannot tell"), "kept"),
+        ("kept", ("cannot tell", "cannot tell"), "cannot tell"),
         ("kept", ("kept", "moved"), "cannot tell"),
         ("split", ("split", "moved"), "cannot tell"),
         ("cannot tell", ("kept", "cannot tell"), "cannot tell"),
     ],
 )
-def test_a_verdict_holds_unless_a_draw_decides_for_another_one(pooled, draws, label):
-    def verdict(own):
-        return Verdict("operation", "variable", own, "L1.resid@op", "because")
-
-    settled = settle_verdict(verdict(pooled), [verdict(draw) for draw in draws])
+def test_a_verdict_needs_a_draw_that_decides_for_it_and_none_for_another(pooled, draws, label):
+    settled = settle_verdict(draw_of(pooled).verdict, [draw_of(draw) for draw in draws])
     assert settled.label == label
     if label != pooled:
         assert f"{len(draws)} draws of prompts and words differ" in settled.reason
+
+
+@pytest.mark.parametrize(("elsewhere", "label"), [(1, "kept"), (2, "cannot tell")])
+def test_all_draws_but_one_must_find_sites_of_the_same_roles(elsewhere, label):
+    draws = [draw_of("kept")] * (5 - elsewhere) + [draw_of("cannot tell", other=("y",))] * elsewhere
+    for order in (draws, draws[::-1]):
+        settled = settle_verdict(draw_of("kept").verdict, order)
+        assert settled.label == label
+        assert shared_roles(order)[0].other.roles == frozenset({"op"})
+
+
+def test_random_init_models_of_one_draw_keep_their_own_interval():
+    null = Estimate(0.2, 0.1, 0.35)
+    first = transfer(controls=transfer().controls | {"random-init": null})
+    further = transfer(
+        controls={k: v for k, v in transfer().controls.items() if k != "random-init"}
+    )
+    pooled = pool_transfers([first, further, further])
+    assert pooled.controls["random-init"] == null
+    assert pooled.best_control == "random-init"
+    assert pooled.excess == difference(pooled.interchange_accuracy, null)

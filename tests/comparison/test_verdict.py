@@ -5,7 +5,12 @@ from dataclasses import asdict
 
 import pytest
 
-from probes.comparison.verdict import SIMILARITY_EQUIVALENCE, STRENGTH_EQUIVALENCE, Verdict
+from probes.comparison.verdict import (
+    SIMILARITY_EQUIVALENCE,
+    STRENGTH_EQUIVALENCE,
+    Verdict,
+    error_rate_line,
+)
 from probes.stats.evidence import check_above, check_within
 from probes.stats.intervals import Estimate
 
@@ -45,3 +50,10 @@ def test_a_verdict_is_a_value_that_can_be_compared_hashed_and_written():
     assert verdict == head_verdict(ZERO, ZERO)
     assert len({verdict, head_verdict(ZERO, ZERO)}) == 1
     assert json.loads(json.dumps(asdict(verdict)))["label"] == "kept"
+
+
+def test_the_error_rate_line_counts_decided_verdicts_and_what_chance_would_decide():
+    labels = ["kept"] * 3 + ["cannot tell"] * 36 + ["lost"] + ["no reliable effect"] * 9
+    line = error_rate_line([Verdict("L0.H1", "head", label, "", "because") for label in labels])
+    assert line.startswith("4 of 40 verdicts are decided")
+    assert line.endswith("about 1.0.")

@@ -93,7 +93,7 @@ def test_reordered_heads_of_a_rotated_copy_have_cosine_1():
             assert similarity.qk[own, moved] == pytest.approx(1, abs=1e-6)
             assert (np.delete(similarity.ov[own], moved) < 0.9).all()
     assert similarity.heads_a[4 * 1 + 2] == "L1.H2"
-    assert similarity.ov_chance.best_95 < 0.5
+    assert similarity.ov_chance.threshold < 0.5
     assert abs(similarity.qk_chance.mean) < 0.1
 
 
@@ -111,7 +111,7 @@ def test_unrelated_models_score_like_the_null():
         (similarity.qk, similarity.qk_chance),
     ):
         assert abs(values.mean() - chance.mean) < 0.02
-        assert values.max() < 1.5 * chance.best_95
+        assert values.max() < 1.5 * chance.threshold
 
 
 def test_models_of_different_depth_and_width_are_compared():

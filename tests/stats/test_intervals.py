@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from probes.stats.intervals import bootstrap_mean, bootstrap_ratio
+from probes.stats.intervals import (
+    Estimate,
+    bootstrap_mean,
+    bootstrap_ratio,
+    difference,
+    percentile_interval,
+    pool_draws,
+)
 
 
 @pytest.mark.parametrize(("n", "floor"), [(8, 0.93), (16, 0.935), (32, 0.935)])
@@ -17,9 +24,13 @@ def test_the_interval_of_a_normal_mean_covers_it(n, floor):
 def test_the_interval_of_a_lognormal_mean_covers_it_more_often_than_the_percentile_bootstrap(
     n, floor
 ):
-    rng = np.random.default_rng(n)
-    covered = [covers(rng.lognormal(0, 1, n), np.exp(0.5)) for _ in range(400)]
-    assert np.mean(covered) >= floor
+    rng, mean = np.random.default_rng(n), np.exp(0.5)
+    samples = [rng.lognormal(0, 1, n) for _ in range(400)]
+    covered = np.mean([covers(values, mean) for values in samples])
+    draws = rng.integers(n, size=(500, n))
+    percentile = [percentile_interval(v.mean(), v[draws].mean(1)) for v in samples]
+    assert covered >= floor
+    assert covered > np.mean([one.low <= mean <= one.high for one in percentile]) + 0.02
 
 
 def test_equal_values_have_an_interval_without_width():
@@ -32,6 +43,35 @@ def test_the_interval_contains_its_value_and_grows_with_the_scale():
     one, ten = bootstrap_mean(values, seed=0), bootstrap_mean(10 * values, seed=0)
     assert one.low < one.value < one.high
     assert (ten.low, ten.high) == (pytest.approx(10 * one.low), pytest.approx(10 * one.high))
+
+
+def test_the_mean_over_draws_has_the_wider_of_two_intervals():
+    equal = [Estimate(0.5, 0.4, 0.7)] * 4
+    assert pool_draws(equal) == Estimate(0.5, 0.45, pytest.approx(0.6))
+    apart = [Estimate(v, v - 0.01, v + 0.01) for v in (0.4, 0.6)]
+    # Student's t with 1 degree of freedom: 12.706 · 0.1414 / √2.
+    assert pool_draws(apart).high == pytest.approx(0.5 + 1.2706, abs=1e-3)
+    assert pool_draws(apart, bounds=(0, 1)).high == 1
+    assert pool_draws(equal[:1]) == equal[0]
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_intervals_over_few_draws_cover_the_mean_of_all(n):
+    """Draws differ by 0.1, and each has an interval for its own error of 0.03 only."""
+    rng, hits = np.random.default_rng(n), []
+    for _ in range(2000):
+        centers = rng.normal(0.5, 0.1, n)
+        values = centers + rng.normal(0, 0.03, n)
+        pooled = pool_draws([Estimate(v, v - 0.06, v + 0.06) for v in values])
+        hits.append(pooled.low <= 0.5 <= pooled.high)
+    assert np.mean(hits) >= 0.94
+
+
+def test_the_difference_of_two_estimates_adds_errors_in_squares():
+    found = difference(Estimate(0.7, 0.67, 0.74), Estimate(0.2, 0.16, 0.23))
+    assert found.value == pytest.approx(0.5)
+    assert found.low == pytest.approx(0.5 - np.hypot(0.03, 0.03))
+    assert found.high == pytest.approx(0.5 + np.hypot(0.04, 0.04))
 
 
 def covers(values, mean):

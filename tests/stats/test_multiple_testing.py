@@ -1,10 +1,9 @@
-"""Thresholds of a null, Holm correction and false discoveries."""
+"""Holm correction, and thresholds of a null."""
 
 import numpy as np
 import pytest
-from scipy.stats import false_discovery_control
 
-from probes.stats.multiple_testing import false_discovery_rate, holm
+from probes.stats.multiple_testing import holm
 from probes.stats.null_threshold import conformal_threshold, exceedance_rate
 
 
@@ -29,11 +28,3 @@ def test_a_further_draw_exceeds_the_threshold_at_the_stated_rate(n):
 def test_from_19_draws_on_the_rate_is_at_most_5_percent():
     assert all(exceedance_rate(n) <= 0.05 + 1e-12 for n in range(19, 300))
     assert exceedance_rate(18) > 0.05
-
-
-def test_the_false_discovery_rate_is_the_level_at_which_all_accepted_tests_pass():
-    p_values = [0.001, 0.008, 0.039, 0.041, 0.2]
-    accepted = [True, True, False, False, False]
-    assert false_discovery_rate(p_values, accepted) == pytest.approx(0.02)
-    assert false_discovery_control(p_values)[1] == pytest.approx(0.02)
-    assert np.isnan(false_discovery_rate(p_values, [False] * 5))

@@ -58,8 +58,9 @@ def transfer(variable, donor, recipient, **changes):
         },
         nulls=(0.33, 0.02),
         negative_controls={"copying": 0.45, "permuted": 0.56},
-        excess=Estimate(0.32, 0.24, 0.4),
-        best_control=EMBEDDING_CONTROL,
+        excesses=dict.fromkeys(
+            ("token embedding", "label", "shuffled", "random-init"), Estimate(0.32, 0.24, 0.4)
+        ),
         shortfall=SHORT,
         missed_pairs=(3,),
     )

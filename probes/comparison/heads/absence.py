@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from probes.comparison.heads.head_sets import PARTIAL_EXPLAINED, HeadSet
-from probes.comparison.heads.measurements import HeadMeasurements
+from probes.comparison.heads.measurements import Counterparts, HeadMeasurements
 from probes.comparison.verdict import Verdict, VerdictLabel
 from probes.observe.result import GateState
 from probes.stats.evidence import StatisticalTest, check_below
@@ -25,13 +25,27 @@ def lost_verdict(measured: HeadMeasurements, head: int, gate: GateState) -> Verd
         [found for found in measured.splits if found.target == head],
     )
     label, reason = _absence("lost", "the relative", tests, gate)
-    in_other_seed = measured.in_other_seed
-    if label == "lost" and in_other_seed is not None and not in_other_seed[head]:
-        label = "not shared between seeds"
-        reason = (
-            "no head or set of the relative or of the other-seed model is similar or does its work"
-        )
+    if label == "lost" and measured.other_seed is not None:
+        label, reason = _lost_or_unshared(measured.threshold, measured.other_seed, head, reason)
     return Verdict(measured.a.heads[head], "head", label, "", reason, tests)
+
+
+def _lost_or_unshared(
+    threshold: float, other_seed: Counterparts, head: int, reason: str
+) -> tuple[VerdictLabel, str]:
+    """Verdict on a head that the relative lacks, by whether the other-seed model has it."""
+    tests = _absence_tests(
+        threshold,
+        other_seed.similarity[:, head],
+        (other_seed.explained[:, head], other_seed.explained_back[:, :, head]),
+        other_seed.active,
+        [found for found in other_seed.sets if found.target == head],
+    )
+    if all(test.passed for test in tests):
+        return "not shared between seeds", f"{reason}; the other-seed model lacks it as well"
+    if any(test.passed is False for test in tests):
+        return "lost", reason
+    return "cannot tell", f"{reason}; whether the other-seed model has it is open"
 
 
 def new_verdict(measured: HeadMeasurements, partner: int, gate: GateState) -> Verdict:

@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from probes.comparison.heads.head_sets import (
-    PARTIAL_EXPLAINED,
     HeadSet,
     HeldOutProfiles,
     ModelHeads,
@@ -52,6 +51,25 @@ class NullModels:
 
 
 @dataclass(frozen=True, eq=False)
+class Counterparts:
+    """What a model has in place of the heads of the full model; as in `HeadMeasurements`.
+
+    Attributes:
+        similarity: Similarity of heads.
+        explained, explained_back: Fraction of each head that each head of the model explains, and
+            the reverse.
+        active: Heads of the model with a reliable effect.
+        sets: Sets of the model's heads.
+    """
+
+    similarity: Float[np.ndarray, "draw head head_b"]
+    explained: Float[np.ndarray, "sample head head_b"]
+    explained_back: Float[np.ndarray, "sample head_b head"]
+    active: Bool[np.ndarray, " head_b"]
+    sets: tuple[HeadSet, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class HeadMeasurements:
     """Measurements of two models; draws are all prompts first, then bootstrap samples.
 
@@ -67,8 +85,7 @@ class HeadMeasurements:
         split_threshold, merge_threshold: Thresholds of their gains.
         role_free: Similarity with roles summed out.
         other_seed_role_free: The same with the other-seed model.
-        in_other_seed: For each head of `a`, whether the other-seed model has a head that is similar
-            above the threshold or explains half of its effects.
+        other_seed: Counterparts in the other-seed model; None without one.
         negative_control_similarity: Similarity of the best head of the negative controls.
         same_shape_sets: For each same-shape control: the heads of `a` that are split in it, and
             for each of its active heads whether it is merged.
@@ -89,7 +106,7 @@ class HeadMeasurements:
     merge_threshold: float
     role_free: RoleFreeSimilarity
     other_seed_role_free: RoleFreeSimilarity | None
-    in_other_seed: Bool[np.ndarray, " head"] | None
+    other_seed: Counterparts | None
     negative_control_similarity: Float[np.ndarray, "draw head"] | None
     same_shape_sets: tuple[tuple[frozenset[int], tuple[bool, ...]], ...]
 
@@ -121,13 +138,12 @@ def measure_heads(
         similarity_draws(a, control, seed=seed).max(2) for control in null_models.negative_controls
     ]
     other_seed = null_models.other_seed
-    threshold = family_wise_threshold(np.stack([pair_heads(a, null).scores for null in nulls]))
     return HeadMeasurements(
         a=a,
         b=b,
         active_a=active_heads(a, answers),
         active_b=active_heads(b, answers),
-        threshold=threshold,
+        threshold=family_wise_threshold(np.stack([pair_heads(a, null).scores for null in nulls])),
         similarity=similarity_draws(a, b, seed=seed),
         held_out=held_out,
         explained=explained_by(held_out.targets, held_out.parts),
@@ -140,25 +156,22 @@ def measure_heads(
         other_seed_role_free=role_free_similarity(a, other_seed, (), answers, seed=seed)
         if other_seed
         else None,
-        in_other_seed=_heads_found_in(other_seed, a, threshold, seed) if other_seed else None,
+        other_seed=_counterparts(a, other_seed, seed) if other_seed else None,
         negative_control_similarity=np.max(best_controls, axis=0) if best_controls else None,
         same_shape_sets=tuple(_sets_in_control(a, model, seed) for model in null_models.same_shape),
     )
 
 
-def _heads_found_in(
-    model: HeadProfiles, a: HeadProfiles, threshold: float, seed: int
-) -> Bool[np.ndarray, " head"]:
-    """Heads of `a` that have a counterpart in a model, by similarity or by explained effects."""
-    answers = affected_answers(a, model)
-    active = active_heads(model, answers)
-    if not active.any():
-        return np.zeros(len(a.heads), dtype=bool)
-    held_out = held_out_profiles(a, model, answers, seed=seed)
-    explained = explained_by(held_out.targets[:1], held_out.parts[:1])[0]
-    similarity = head_similarity(a.mean(), model.mean())[0]
-    return (similarity[:, active].max(1) >= threshold) | (
-        explained[:, active].max(1) >= PARTIAL_EXPLAINED
+def _counterparts(a: HeadProfiles, other: HeadProfiles, seed: int) -> Counterparts:
+    """Search another model for the heads of `a`; sums of effects replace joint patching."""
+    answers = affected_answers(a, other)
+    held_out = held_out_profiles(a, other, answers, seed=seed)
+    return Counterparts(
+        similarity=similarity_draws(a, other, seed=seed),
+        explained=explained_by(held_out.targets, held_out.parts),
+        explained_back=explained_by(held_out.parts, held_out.targets),
+        active=active_heads(other, answers),
+        sets=search_sets_from_profiles(a, other, answers, seed=seed),
     )
 
 

@@ -17,8 +17,8 @@ class HeadMatch:
         score: Similarity of their profiles (-1 to 1).
         reliability, partner_reliability: Split-half cosine of their effects (-1 to 1).
         chance: Mean score of the head over random-init models.
-        threshold: score that the best head of a further random-init model exceeds with probability
-            0.05 or less.
+        threshold: Score that the best head of a further random-init model exceeds with probability
+            0.05 or less, from 19 models on.
         other_seed_score: Score of the head in the other-seed model, or NaN.
     """
 

@@ -27,11 +27,11 @@ class WeightNull:
 
     Attributes:
         mean: Mean over pairs and permutations.
-        best_95: Threshold of the largest cosine, over permutations.
+        threshold: Threshold of the largest cosine, over permutations.
     """
 
     mean: float
-    best_95: float
+    threshold: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ class WeightSimilarity:
         """One row per pair of heads and map, the largest cosine first."""
         maps = (("ov", self.ov, self.ov_chance), ("qk", self.qk, self.qk_chance))
         rows = [
-            (name, head_a, head_b, cosines[i, j], chance.best_95)
+            (name, head_a, head_b, cosines[i, j], chance.threshold)
             for name, cosines, chance in maps
             for i, head_a in enumerate(self.heads_a)
             for j, head_b in enumerate(self.heads_b)

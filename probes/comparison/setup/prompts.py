@@ -21,7 +21,7 @@ from probes.prompts.tokens.tokenization import REST
 
 _GATE_QUESTIONS = 200
 _MIN_PAIRS = 4
-_DRAW_SEED_STEP = 1000  # Seeds of the steps of one draw differ by less.
+_DRAW_SEED_STEP = 10_007  # Seeds that users choose seldom differ by it.
 _TRANSFER_BASES, _TRANSFER_QUESTIONS = 150, 400
 
 
@@ -62,32 +62,34 @@ def sample_comparison_prompts(
         contrast: _sample_contrast_pairs(pattern, contrast, settings.prompts, tokenizers, seed)
         for contrast in progress(pattern.contrasts)
     }
-    folds, further_folds, skip_reason = None, {}, ""
+    folds, skip_reason = [], ""
     try:
-        folds, *others = (
-            sample_held_out_folds(
-                pattern,
-                tokenizers=tokenizers,
-                bases=_TRANSFER_BASES,
-                prompts=_TRANSFER_QUESTIONS,
-                seed=seed + draw * _DRAW_SEED_STEP,
-            )
-            for draw in range(settings.draws)
-        )
-        further_folds = {
-            seed + draw * _DRAW_SEED_STEP: other for draw, other in enumerate(others, start=1)
-        }
-    except PatternError as error:
-        skip_reason = str(error)
+        for draw in range(settings.draws):
+            draw_seed = seed + draw * _DRAW_SEED_STEP
+            folds.append((draw_seed, _sample_folds(pattern, tokenizers, draw_seed)))
+    except PatternError as error:  # Of the first draw: the pattern does not allow interchange.
+        skip_reason = "" if folds else str(error)
     keep = tokenizable_by(*tokenizers)
     return ComparisonPrompts(
         pattern=pattern,
         questions=pattern.sample_questions(_GATE_QUESTIONS, seed=seed, keep=keep),
         pairs=pairs,
         roles=_shared_roles([tokenize_contrasts(model, pairs) for model in models]),
-        folds=folds,
-        further_folds=further_folds,
+        folds=folds[0][1] if folds else None,
+        further_folds=dict(folds[1:]),
         transfer_skip_reason=skip_reason,
+        seed=seed,
+    )
+
+
+def _sample_folds(
+    pattern: Pattern, tokenizers: Sequence[PreTrainedTokenizerBase], seed: int
+) -> HeldOutFolds:
+    return sample_held_out_folds(
+        pattern,
+        tokenizers=tokenizers,
+        bases=_TRANSFER_BASES,
+        prompts=_TRANSFER_QUESTIONS,
         seed=seed,
     )
 

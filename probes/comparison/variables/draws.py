@@ -4,13 +4,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from probes.comparison.variables.result import CrossModelTransfer, VariableDraw
+from probes.comparison.variables.result import RANDOM_INIT, CrossModelTransfer, VariableDraw
 from probes.comparison.variables.verdicts import VariableSite
 from probes.comparison.verdict import Verdict
-from probes.stats.intervals import Estimate, pool_draws
-
-_ACCURACIES = ("own_accuracy", "own_ridge_accuracy")
-_DIFFERENCES = ("excess", "shortfall")
+from probes.stats.intervals import Estimate, difference, pool_draws
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,20 +45,42 @@ def pool_accuracies(draws: Sequence[Estimate]) -> Estimate:
 
 
 def pool_transfers(draws: Sequence[CrossModelTransfer]) -> CrossModelTransfer:
-    """Mean of the transfers of one variable; sites, nulls and missed pairs are the first draw's."""
+    """Transfer of one variable over all draws.
+
+    Accuracies and paired differences are means over the draws. Sites, missed pairs, random-init
+    models and negative controls are those of the first draw, the only one in which these run.
+    """
     first = draws[0]
+    if len(draws) == 1:
+        return first
+    kinds = [kind for kind in first.maps if all(kind in draw.maps for draw in draws)]
+    maps = _pool_mappings([{kind: draw.maps[kind] for kind in kinds} for draw in draws])
+    paired = [name for name in first.controls if name != RANDOM_INIT]
+    controls = _pool_mappings([{name: d.controls[name] for name in paired} for d in draws])
+    excesses = {
+        name: pool_draws([draw.excesses[name] for draw in draws], bounds=(-1, 1)) for name in paired
+    }
+    if RANDOM_INIT in first.controls:
+        controls[RANDOM_INIT] = first.controls[RANDOM_INIT]
+        excesses[RANDOM_INIT] = difference(maps["ridge"], controls[RANDOM_INIT])
     return replace(
         first,
         pairs=sum(draw.pairs for draw in draws),
-        maps=_pool_mappings([draw.maps for draw in draws]),
-        controls=_pool_mappings([draw.controls for draw in draws]),
-        by_words=_pool_mappings([draw.by_words for draw in draws]),
-        **{name: pool_accuracies([getattr(draw, name) for draw in draws]) for name in _ACCURACIES},
-        **{
-            name: pool_draws([getattr(draw, name) for draw in draws], bounds=(-1, 1))
-            for name in _DIFFERENCES
-        },
+        maps=maps,
+        controls=controls,
+        excesses=excesses,
+        by_verbs=_pool_mappings([draw.by_verbs for draw in draws]),
+        own_accuracy=pool_accuracies([draw.own_accuracy for draw in draws]),
+        own_ridge_accuracy=pool_accuracies([draw.own_ridge_accuracy for draw in draws]),
+        shortfall=pool_draws([draw.shortfall for draw in draws], bounds=(-1, 1)),
     )
+
+
+def shared_roles(draws: Sequence[MeasuredDraw]) -> tuple[MeasuredDraw, ...]:
+    """Draws whose two sites have the most frequent roles; the others found other sites."""
+    roles = Counter((draw.full.roles, draw.other.roles) for draw in draws)
+    (most, _), *_ = roles.most_common(1)
+    return tuple(draw for draw in draws if (draw.full.roles, draw.other.roles) == most)
 
 
 def pool_sites(draws: Sequence[VariableSite]) -> VariableSite:
@@ -73,16 +92,27 @@ def pool_sites(draws: Sequence[VariableSite]) -> VariableSite:
     )
 
 
-def settle_verdict(pooled: Verdict, draws: Sequence[Verdict]) -> Verdict:
-    """Verdict by all draws together, unless a single draw decides for another one."""
-    labels = Counter(draw.label for draw in draws)
-    if pooled.label == "cannot tell" or labels.keys() <= {pooled.label, "cannot tell"}:
+def settle_verdict(pooled: Verdict, draws: Sequence[MeasuredDraw]) -> Verdict:
+    """Verdict by all draws together, where the single draws agree with it.
+
+    All draws but one must find sites of the same roles, at least one draw must decide for the
+    verdict, and none for another one.
+    """
+    if pooled.label == "cannot tell" or len(draws) == 1:
+        return pooled
+    same = len(shared_roles(draws))
+    if same < len(draws) - 1:
+        reason = f"only {same} of {len(draws)} draws of prompts and words find sites of one role"
+        return replace(pooled, label="cannot tell", reason=reason)
+    labels = Counter(draw.verdict.label for draw in draws)
+    if labels.keys() - {"cannot tell"} == {pooled.label}:
         return pooled
     counts = ", ".join(f"{label} in {count}" for label, count in labels.most_common())
     reason = f"{len(draws)} draws of prompts and words differ: {counts}"
     return replace(pooled, label="cannot tell", reason=reason)
 
 
-def _pool_mappings(draws: Sequence[Mapping]) -> dict:
-    shared = [key for key in draws[0] if all(key in draw for draw in draws)]
-    return {key: pool_accuracies([draw[key] for draw in draws]) for key in shared}
+def _pool_mappings(draws: Sequence[Mapping[str, Estimate]]) -> dict[str, Estimate]:
+    """Accuracies by key, each over the draws that have it."""
+    keys = dict.fromkeys(key for draw in draws for key in draw)
+    return {key: pool_accuracies([draw[key] for draw in draws if key in draw]) for key in keys}

@@ -22,7 +22,7 @@ from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
 from probes.prompts.tokens.pair_batch import tokenizable_by
 
-_TEST_NOUN_STEP = 3  # Every third noun is a test noun.
+_TEST_NOUNS = 3  # One noun in three is a test noun.
 _VALUE_GROUPS = 3
 
 
@@ -94,14 +94,16 @@ def sample_held_out_folds(
 ) -> HeldOutFolds:
     """Sample questions and interchange pairs, and split the forms of every variable.
 
-    Verbs that share a word are in the same fold. A third of the nouns are test nouns; numbers are
-    tested in turn.
+    Verbs that share a word are in the same fold. A third of the nouns are test nouns; verbs and
+    numbers are tested in turn. The seed draws the test nouns, the verbs of the site search and the
+    groups of numbers.
 
     Raises:
         PatternError: The pattern has no opposite, too few words, or colliding outcomes.
     """
     nouns = dict(pattern.lexicon.choices).get("noun", ())
-    test_nouns = nouns[::_TEST_NOUN_STEP]
+    order = np.random.default_rng(seed).permutation(len(nouns))
+    test_nouns = [nouns[k] for k in sorted(order[: -(-len(nouns) // _TEST_NOUNS)])]
     if len(test_nouns) < 2:
         raise PatternError(
             f"{pattern.name!r} has {len(nouns)} nouns: give six or more, so that two can be held "
@@ -114,7 +116,7 @@ def sample_held_out_folds(
         bases,
         tokenizers=tokenizers,
         seed=seed,
-        base_filter=BaseFilter(allowed_words={OBJECT: list(test_nouns)}),
+        base_filter=BaseFilter(allowed_words={OBJECT: test_nouns}),
     )
     tokenizable = tokenizable_by(*tokenizers)
 
@@ -162,7 +164,11 @@ def _form_groups(
                 f"{pattern.name!r} has {len(groups)} groups of verbs that share no word: give "
                 "three, one to test on, one to search sites with, and one to fit on"
             )
-        return sorted(groups, key=len)  # The smallest searches sites, so that most are tested.
+        # A small group searches sites, so that most verbs are tested.
+        sizes = np.array([len(group) for group in groups])
+        small = np.flatnonzero(sizes <= np.median(sizes))
+        first = int(np.random.default_rng(seed).choice(small))
+        return [groups[first], *groups[:first], *groups[first + 1 :]]
     forms = sorted({_form(question, variable) for question in questions})
     shuffled = np.random.default_rng(seed).permutation(forms)
     return [sorted(map(str, group)) for group in np.array_split(shuffled, _VALUE_GROUPS)]

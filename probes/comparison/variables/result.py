@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 
 from probes.stats.intervals import Estimate
 
+RANDOM_INIT = "random-init"
+"""Control: the best random-init model."""
+
 EMBEDDING_CONTROL = "token embedding"
 """Control that is part of the donor: the embedding of the variable's own words."""
 
@@ -35,7 +38,8 @@ class CrossModelTransfer:
 
     All accuracies are over the same interchange pairs. Their words are held out from the maps. With
     several draws of prompts, words and folds they are means over the draws, and their intervals
-    cover what further draws give on average.
+    cover what further draws give on average; `nulls`, "random-init" and `negative_controls` run in
+    the first draw only.
 
     Attributes:
         variable: "operation", an operand, or "thing".
@@ -52,11 +56,10 @@ class CrossModelTransfer:
             template, and of the best "random-init" model.
         nulls: Accuracy of each random-init model.
         negative_controls: Accuracy of each negative control.
-        excess: Ridge accuracy minus that of the best control, paired.
-        best_control: Name of the best control.
+        excesses: Ridge accuracy minus that of each control, paired by prompt within a draw.
         shortfall: `own_ridge_accuracy` minus ridge accuracy, paired.
-        by_words: Ridge accuracy on the pairs of each fold, by its held-out words or numbers. With
-            several draws, of the folds that all of them have.
+        by_verbs: For the operation, ridge accuracy with each group of held-out verbs; each draw
+            leaves out one group, on which sites are searched.
         missed_pairs: Pairs that succeed with the recipient's own mapped states and fail with the
             donor's.
     """
@@ -73,11 +76,20 @@ class CrossModelTransfer:
     controls: Mapping[str, Estimate]
     nulls: tuple[float, ...]
     negative_controls: Mapping[str, float]
-    excess: Estimate
-    best_control: str
+    excesses: Mapping[str, Estimate]
     shortfall: Estimate
     missed_pairs: tuple[int, ...]
-    by_words: Mapping[str, Estimate] = field(default_factory=dict)
+    by_verbs: Mapping[str, Estimate] = field(default_factory=dict)
+
+    @property
+    def best_control(self) -> str:
+        """Name of the control with the highest accuracy."""
+        return max(self.controls, key=lambda name: self.controls[name].value)
+
+    @property
+    def excess(self) -> Estimate:
+        """Ridge accuracy minus that of the best control."""
+        return self.excesses[self.best_control]
 
     @property
     def interchange_accuracy(self) -> Estimate:

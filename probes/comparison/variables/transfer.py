@@ -6,7 +6,7 @@ get the same map and the same site search.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool
@@ -14,7 +14,11 @@ from jaxtyping import Bool
 from probes.comparison.variables.control_donors import label_donor, shuffled_donor
 from probes.comparison.variables.held_out_folds import distinct_tokenizers, sample_held_out_folds
 from probes.comparison.variables.linear_maps import MAP_KINDS, MapKind
-from probes.comparison.variables.result import EMBEDDING_CONTROL, CrossModelTransfer
+from probes.comparison.variables.result import (
+    EMBEDDING_CONTROL,
+    RANDOM_INIT,
+    CrossModelTransfer,
+)
 from probes.comparison.variables.stitching import (
     Donor,
     DonorSites,
@@ -31,8 +35,9 @@ from probes.interventions.interchange import interchange_intervention
 from probes.interventions.site_search import takes_only
 from probes.models.model import Model, ModelSpec, load, random_init
 from probes.prompts.catalog import pattern as find_pattern
+from probes.prompts.interchange_pairs import OPERATION
 from probes.prompts.pattern import Pattern
-from probes.stats.intervals import Estimate, proportion
+from probes.stats.intervals import proportion
 from probes.stats.paired import mcnemar_test
 
 Hits = Mapping[str, Bool[np.ndarray, " prompt"]]
@@ -62,17 +67,10 @@ class TransferSettings:
 
 @dataclass(frozen=True)
 class TransferBaselines:
-    """Hits of other donors in the same recipient, by name of the donor.
-
-    Attributes:
-        nulls, negative_controls: Hits of random-init models and of negative controls.
-        random_init: Without `nulls`, the best accuracy of a random-init model in another draw, by
-            variable.
-    """
+    """Hits of random-init models and negative controls in the same recipient, by name."""
 
     nulls: Mapping[str, Hits]
     negative_controls: Mapping[str, Hits]
-    random_init: Mapping[str, Estimate] = field(default_factory=dict)
 
 
 def cross_model_interchange(
@@ -152,20 +150,23 @@ def evaluate_donor(
     recipient: Recipient,
     donor: Donor,
     variables: Sequence[str],
-    baselines: TransferBaselines,
+    baselines: TransferBaselines | None,
     *,
     seed: int,
 ) -> tuple[CrossModelTransfer, ...]:
     """Compare a donor with its controls and with other donors in the same recipient.
 
+    Without baselines, as in the further draws of a comparison, there are no other donors.
+
     Raises:
         ModelError: There is no random-init model among the baselines.
     """
-    if not (baselines.nulls or baselines.random_init):
+    if baselines and not baselines.nulls:
         raise ModelError(
             "No random-init models found: a transfer needs at least one as its null. Set nulls to "
             "1 or more"
         )
+    baselines = baselines or TransferBaselines({}, {})
     return tuple(
         _evaluate_variable(recipient, donor, variable, baselines, seed) for variable in variables
     )
@@ -178,18 +179,12 @@ def _evaluate_variable(
     sites = find_donor_sites(recipient, donor, variable)
     maps = dict(_map_hits(recipient, donor, variable, sites))
     controls = dict(_control_hits(recipient, donor, variable, sites, seed))
+    if nulls:
+        controls[RANDOM_INIT] = max(nulls.values(), key=lambda hits: hits.mean())
     accuracies = {name: proportion(hits) for name, hits in controls.items()}
-    differences = {
+    excesses = {
         name: mcnemar_test(hits, maps["ridge"]).difference for name, hits in controls.items()
     }
-    if nulls:
-        best_null = max(nulls.values(), key=lambda hits: hits.mean())
-        accuracies["random-init"] = proportion(best_null)
-        differences["random-init"] = mcnemar_test(best_null, maps["ridge"]).difference
-    else:
-        accuracies["random-init"] = baselines.random_init[variable]
-        differences["random-init"] = _minus(proportion(maps["ridge"]), accuracies["random-init"])
-    best = max(accuracies, key=lambda name: accuracies[name].value)
     own_ridge = stitched_hits(
         recipient, recipient.self_donor, variable, self_sites(recipient, variable)
     )
@@ -209,24 +204,15 @@ def _evaluate_variable(
         negative_controls={
             name: float(hits[variable].mean()) for name, hits in baselines.negative_controls.items()
         },
-        excess=differences[best],
-        best_control=best,
+        excesses=excesses,
         shortfall=mcnemar_test(maps["ridge"], own_ridge).difference,
         missed_pairs=tuple(map(int, pairs[own_ridge & ~maps["ridge"]])),
-        by_words={
+        by_verbs={
             ", ".join(fold.forms): proportion(maps["ridge"][fold.test[pairs]])
             for fold in recipient.folds.by_variable[variable]
-            if fold.forms and fold.test.any()
+            if variable == OPERATION and fold.test.any()
         },
     )
-
-
-def _minus(a: Estimate, b: Estimate) -> Estimate:
-    """Difference of two independent estimates; errors add in squares (Newcombe 1998, method 10)."""
-    difference = a.value - b.value
-    below = ((a.value - a.low) ** 2 + (b.high - b.value) ** 2) ** 0.5
-    above = ((a.high - a.value) ** 2 + (b.value - b.low) ** 2) ** 0.5
-    return Estimate(difference, difference - below, difference + above)
 
 
 def _map_hits(

@@ -15,7 +15,7 @@ limit. The rules are tried in this order; the first that applies gives the verdi
 | moved | the role differs, and is the same in the other-seed model |
 | cannot tell | the role differs, and there is no other-seed model |
 | kept | at the same role, states of the full model reach the accuracy of the relative's own states
-minus the margin, exceed all controls, and reach one half with each group of held-out words |
+minus the margin, exceed all controls, and reach one half with each group of held-out verbs |
 | cannot tell | the role is the same, but no map between the codes was shown |
 
 A variable is never lost while the gate is open, because the answer depends on it.
@@ -147,10 +147,10 @@ def _same_roles(transfer: CrossModelTransfer) -> tuple[VerdictLabel, str]:
     best = max(estimate.value for estimate in _controls(transfer).values())
     accuracy, own = transfer.interchange_accuracy, transfer.own_ridge_accuracy
     numbers = f"accuracy {accuracy} with states of {transfer.donor}, {own} with its own"
-    words, worst = _worst_words(transfer)
+    verbs, worst = _worst_verbs(transfer)
     if transfer.shortfall.high < NON_INFERIORITY_MARGIN and accuracy.low > best:
         if not worst.low > MIN_INTERCHANGE_ACCURACY:
-            return "cannot tell", f"same role, but not for all words: {worst} with {words!r}"
+            return "cannot tell", f"same role, but not for all verbs: {worst} with {verbs!r}"
         return "kept", f"same role: {numbers}, best control {best:.2f}"
     if transfer.shortfall.low > NON_INFERIORITY_MARGIN:
         return "cannot tell", f"same role, but another code: {numbers}"
@@ -159,11 +159,11 @@ def _same_roles(transfer: CrossModelTransfer) -> tuple[VerdictLabel, str]:
     return "cannot tell", f"same role, but it is open whether the codes match: {numbers}"
 
 
-def _worst_words(transfer: CrossModelTransfer) -> tuple[str, Estimate]:
-    """Held-out words with the lowest accuracy; all of them where no fold has words of its own."""
-    if not transfer.by_words:
+def _worst_verbs(transfer: CrossModelTransfer) -> tuple[str, Estimate]:
+    """Held-out verbs with the lowest accuracy; all words for the other variables."""
+    if not transfer.by_verbs:
         return "all words", transfer.interchange_accuracy
-    return min(transfer.by_words.items(), key=lambda item: item[1].value)
+    return min(transfer.by_verbs.items(), key=lambda item: item[1].low)
 
 
 def _tests(
@@ -202,10 +202,10 @@ def _tests(
             id="above_embedding",
         ).non_deciding(),
     ]
-    if transfer.by_words:
-        words, worst = _worst_words(transfer)
-        name, meaning = f"accuracy with {words!r}", "it does not pass for these words"
-        tests.append(check_above(name, meaning, worst, MIN_INTERCHANGE_ACCURACY, id="worst_words"))
+    if transfer.by_verbs:
+        verbs, worst = _worst_verbs(transfer)
+        name, meaning = f"accuracy with {verbs!r}", "it does not pass for these verbs"
+        tests.append(check_above(name, meaning, worst, MIN_INTERCHANGE_ACCURACY, id="worst_verbs"))
     if full.roles != other.roles:
         tests.append(skipped_test("same roles", "the roles differ", id="same_roles"))
     if transfer.negative_controls:

@@ -216,7 +216,8 @@ def check_gradients(trial: Trial) -> str:
     direction = torch.randn(
         resid.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float32
     ).to(resid)
-    direction = direction * resid.norm() / direction.norm()
+    # By token: one huge activation would else set the size of all steps.
+    direction = direction * resid.norm(dim=-1, keepdim=True) / direction.norm(dim=-1, keepdim=True)
     step = torch.zeros((), device=resid.device, dtype=resid.dtype, requires_grad=True)
 
     def output(move: Tensor) -> Tensor:
