@@ -54,6 +54,7 @@ def bootstrap_mean(
 
     Bootstrap-t (Efron and Tibshirani 1993, ch. 12) covers skewed values, Student's t covers heavy
     tails; the percentile bootstrap of 16 prompts covers a normal mean in 0.91 of the cases only.
+    Equal values, or a single one, give an interval without width.
 
     Args:
         values: One value per prompt.
