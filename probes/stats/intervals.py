@@ -83,17 +83,33 @@ def pool_draws(
     The interval is the wider, on each side, of two: Student's t between the draws, and the errors
     within the draws added in squares. It ends at the bounds of the values.
     """
-    values = np.array([draw.value for draw in draws])
-    n, mean = len(draws), float(values.mean())
-    if n == 1:
-        return draws[0]
-    between = student_quantile(n - 1) * float(values.std(ddof=1)) / n**0.5
-    below, above = (
-        float(np.linalg.norm(values - [getattr(draw, end) for draw in draws])) / n
-        for end in ("low", "high")
-    )
-    ends = mean - max(between, below), mean + max(between, above)
-    return Estimate(mean, *(float(end) for end in np.clip(ends, *bounds)))
+    return pool_groups([draws], bounds=bounds)[0]
+
+
+def pool_groups(
+    groups: Sequence[Sequence[Estimate]],
+    *,
+    bounds: tuple[float | int, float | int] = (-np.inf, np.inf),
+) -> list[Estimate]:
+    """Mean of each group of draws, as `pool_draws`, with one variance between draws for all groups.
+
+    A group that occurs in one or two draws has next to no degrees of freedom of its own; its draws
+    are taken to differ as much as those of the other groups do.
+    """
+    values = [np.array([draw.value for draw in draws]) for draws in groups]
+    degrees = sum(len(group) - 1 for group in values)
+    squares = sum(float(((group - group.mean()) ** 2).sum()) for group in values)
+    spread = student_quantile(degrees) * (squares / degrees) ** 0.5 if degrees else 0.0
+    pooled = []
+    for draws, group in zip(groups, values, strict=True):
+        between, mean = spread / len(group) ** 0.5, float(group.mean())
+        below, above = (
+            float(np.linalg.norm(group - [getattr(draw, end) for draw in draws])) / len(group)
+            for end in ("low", "high")
+        )
+        ends = np.clip([mean - max(between, below), mean + max(between, above)], *bounds)
+        pooled.append(Estimate(mean, *map(float, ends)))
+    return pooled
 
 
 def difference(a: Estimate, b: Estimate) -> Estimate:

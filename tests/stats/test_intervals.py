@@ -10,6 +10,7 @@ from probes.stats.intervals import (
     difference,
     percentile_interval,
     pool_draws,
+    pool_groups,
 )
 
 
@@ -65,6 +66,30 @@ def test_intervals_over_few_draws_cover_the_mean_of_all(n):
         pooled = pool_draws([Estimate(v, v - 0.06, v + 0.06) for v in values])
         hits.append(pooled.low <= 0.5 <= pooled.high)
     assert np.mean(hits) >= 0.94
+
+
+def test_groups_of_few_draws_share_one_variance_between_draws():
+    few = [Estimate(v, v - 0.01, v + 0.01) for v in (0.94, 0.96)]
+    many = [Estimate(v, v - 0.01, v + 0.01) for v in (0.9, 0.92, 0.94, 0.92)]
+    one = [Estimate(0.7, 0.69, 0.71)]
+    found = pool_groups([few, many, one])
+    # Squares 0.0002 and 0.0008 over 4 degrees of freedom; t = 2.776.
+    half = 2.776 * (0.001 / 4) ** 0.5
+    for estimate, draws in zip(found, (few, many, one), strict=True):
+        assert estimate.high - estimate.value == pytest.approx(half / len(draws) ** 0.5, rel=1e-3)
+    # Each by itself: Student's t with one degree of freedom is 5 times as wide, and one draw has
+    # its own errors only.
+    assert pool_draws(few).high - 0.95 > 4 * (found[0].high - 0.95)
+    assert pool_groups([one, one]) == [pool_draws(one)] * 2
+
+
+def test_intervals_of_groups_of_one_or_two_draws_cover_their_means():
+    rng, hits = np.random.default_rng(0), []
+    for _ in range(1000):
+        groups = [rng.normal(mean, 0.05, n) for mean, n in ((0.9, 4), (0.7, 3), (0.8, 2), (0.6, 1))]
+        pooled = pool_groups([[Estimate(v, v - 0.01, v + 0.01) for v in g] for g in groups])
+        hits += [e.low <= m <= e.high for e, m in zip(pooled, (0.9, 0.7, 0.8, 0.6), strict=True)]
+    assert np.mean(hits) == pytest.approx(0.95, abs=0.015)
 
 
 def test_the_difference_of_two_estimates_adds_errors_in_squares():

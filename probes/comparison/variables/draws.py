@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from probes.comparison.variables.result import RANDOM_INIT, CrossModelTransfer, VariableDraw
 from probes.comparison.variables.verdicts import VariableSite
 from probes.comparison.verdict import Verdict
-from probes.stats.intervals import Estimate, difference, pool_draws
+from probes.stats.intervals import Estimate, difference, pool_draws, pool_groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ def pool_transfers(draws: Sequence[CrossModelTransfer]) -> CrossModelTransfer:
         maps=maps,
         controls=controls,
         excesses=excesses,
-        by_verbs=_pool_mappings([draw.by_verbs for draw in draws]),
+        by_verbs=_pool_verbs([draw.by_verbs for draw in draws]),
         own_accuracy=pool_accuracies([draw.own_accuracy for draw in draws]),
         own_ridge_accuracy=pool_accuracies([draw.own_ridge_accuracy for draw in draws]),
         shortfall=pool_draws([draw.shortfall for draw in draws], bounds=(-1, 1)),
@@ -113,6 +113,12 @@ def settle_verdict(pooled: Verdict, draws: Sequence[MeasuredDraw]) -> Verdict:
 
 
 def _pool_mappings(draws: Sequence[Mapping[str, Estimate]]) -> dict[str, Estimate]:
-    """Accuracies by key, each over the draws that have it."""
+    """Accuracies by key; all draws have the same keys."""
+    return {key: pool_accuracies([draw[key] for draw in draws]) for key in draws[0]}
+
+
+def _pool_verbs(draws: Sequence[Mapping[str, Estimate]]) -> dict[str, Estimate]:
+    """Accuracies by group of verbs; a draw holds out only some of the groups."""
     keys = dict.fromkeys(key for draw in draws for key in draw)
-    return {key: pool_accuracies([draw[key] for draw in draws if key in draw]) for key in keys}
+    groups = [[draw[key] for draw in draws if key in draw] for key in keys]
+    return dict(zip(keys, pool_groups(groups, bounds=(0, 1)), strict=True))
