@@ -20,6 +20,8 @@ from probes.comparison.pair_transfers import (
     pool_directions,
     variable_verdicts,
 )
+from probes.comparison.paths.result import PathCircuit, PathEffect
+from probes.comparison.paths.verdicts import path_circuits, path_effects, path_verdicts
 from probes.comparison.result import Comparison
 from probes.comparison.setup.prompts import ComparisonPrompts
 from probes.comparison.setup.references import ComparisonSettings
@@ -70,6 +72,7 @@ def assemble_comparison(
     )
     transfers_to_other, transfers_to_full = pool_directions(pair.draws)
     variables, draws = variable_verdicts(pair, shared, references.other_seed)
+    paths, circuits = _compare_paths(pair, references, settings)
     failing_prompts = {
         verdict.subject: head_failing_prompts(a, b, verdict) for verdict in heads if verdict.subject
     }
@@ -106,12 +109,32 @@ def assemble_comparison(
             ).difference
             for k in range(len(a.behavior.answers))
         ),
-        verdicts=(*variables, *heads),
+        verdicts=(*path_verdicts(paths, b.gates), *variables, *heads),
+        paths=paths,
+        path_circuits=circuits,
         draws=draws,
         transfers_to_other=transfers_to_other,
         transfers_to_full=transfers_to_full,
         transfer_skip_reason=shared.transfer_skip_reason,
         failing_prompts=failing_prompts,
+    )
+
+
+def _compare_paths(
+    pair: MeasuredPair, references: ReferenceSet, settings: ComparisonSettings
+) -> tuple[tuple[PathEffect, ...], tuple[PathCircuit, ...]]:
+    """Role paths of two models, and the circuits of the full model."""
+    a, b, measured, seed = pair.full, pair.other, references.paths, settings.seed
+    other_seed = references.other_seed
+    runs = (
+        measured.runs[a.name],
+        measured.runs[b.name],
+        measured.runs[other_seed.name] if other_seed and other_seed.name != b.name else None,
+    )
+    nulls = measured.nulls[architecture_key(b.model)]
+    return (
+        path_effects(measured.plan, (a.paths, b.paths), runs, nulls, seed=seed),
+        path_circuits(measured.plan, a.paths, runs, seed=seed),
     )
 
 

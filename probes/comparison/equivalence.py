@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from probes.comparison.model_facts import ModelFacts
+from probes.comparison.paths.result import PathEffect
 from probes.comparison.variables.result import CrossModelTransfer
 from probes.comparison.verdict import NON_INFERIORITY, REFERENCE_SITE, Verdict
 from probes.errors import EquivalenceError, NotTestedError
@@ -35,6 +36,8 @@ class Compared(Protocol):
     @property
     def transfers_to_other(self) -> tuple[CrossModelTransfer, ...]: ...  # noqa: D102
     @property
+    def paths(self) -> tuple[PathEffect, ...]: ...  # noqa: D102
+    @property
     def transfer_skip_reason(self) -> str: ...  # noqa: D102
 
 
@@ -51,7 +54,7 @@ class EquivalenceCheck:
         passed: Parts shown to be equivalent.
         failed: Parts not shown to be equivalent, each with its reason.
         untested: Parts that were not tested, each with its reason.
-        mechanism_tested: Whether a variable or a head was tested.
+        mechanism_tested: Whether a path, a variable or a head was tested.
     """
 
     full: str
@@ -75,7 +78,7 @@ class EquivalenceCheck:
 
         Raises:
             EquivalenceError: A part is not shown to be equivalent.
-            NotTestedError: Neither a variable nor a head was tested.
+            NotTestedError: No path, variable or head was tested.
         """
         if self.failed:
             raise EquivalenceError(
@@ -108,10 +111,11 @@ def require_all(checks: Iterable[EquivalenceCheck]) -> None:
 def check_equivalence(
     comparison: Compared, margin: float, *, heads: bool | None
 ) -> EquivalenceCheck:
-    """Test each answer, variable and head; see `Comparison.assert_equivalent`."""
+    """Test each answer, path, variable and head; see `Comparison.assert_equivalent`."""
     passed, failed, untested = [], [], []
     _check_answers(comparison, margin, passed, failed)
     variables = [v for v in comparison.verdicts if v.kind == "variable"]
+    on_paths = _check_paths(comparison, margin, passed, failed, untested)
     tested = 0
     if comparison.transfer_skip_reason:
         untested.append(f"variables ({comparison.transfer_skip_reason})")
@@ -133,7 +137,7 @@ def check_equivalence(
         untested.append("heads (not requested)")
     names = (comparison.full.name, comparison.other.name)
     return EquivalenceCheck(
-        *names, margin, tuple(passed), tuple(failed), tuple(untested), tested > 0
+        *names, margin, tuple(passed), tuple(failed), tuple(untested), tested + on_paths > 0
     )
 
 
@@ -150,6 +154,23 @@ def _check_answers(
             failed.append(f"{answer}: accuracy changes by {change}")
         else:
             passed.append(f"accuracy of {answer}")
+
+
+def _check_paths(
+    comparison: Compared, margin: float, passed: list[str], failed: list[str], untested: list[str]
+) -> int:
+    """Sort the role paths by the difference of their fractions; return how many were tested."""
+    verdicts = {v.subject or v.counterpart: v for v in comparison.verdicts if v.kind == "path"}
+    tested = [path for path in comparison.paths if path.subject in verdicts]
+    for path in tested:
+        if -margin < path.shortfall.low and path.shortfall.high < margin:
+            passed.append(path.subject)
+        else:
+            label = verdicts[path.subject].label
+            failed.append(f"{path.subject}: {label}, falls short by {path.shortfall}")
+    if not tested:
+        untested.append("role paths (none was found with aligned tokens)")
+    return len(tested)
 
 
 def _variable_failure(comparison: Compared, verdict: Verdict, margin: float) -> str:

@@ -32,7 +32,7 @@ class FamilyComparison(Result):
         raise SiteError(f"{name!r} was not compared: choose from {', '.join(self.names)}")
 
     def table(self) -> pd.DataFrame:
-        """Verdicts: a row for each variable or head, a column for each relative."""
+        """Verdicts: a row for each path, variable or head, a column for each relative."""
         subjects = dict.fromkeys(
             verdict.subject
             for one in self.comparisons
@@ -52,7 +52,7 @@ class FamilyComparison(Result):
                 )
                 for one in self.comparisons
             }
-        rows["new heads"] = {
+        rows["new"] = {
             one.other.name: ", ".join(f.counterpart for f in one.verdicts if f.label == "new")
             or "–"
             for one in self.comparisons

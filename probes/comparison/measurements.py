@@ -9,6 +9,7 @@ import numpy as np
 from probes.comparison.heads.head_sets import ModelHeads
 from probes.comparison.heads.profiles import HeadProfiles, profile_heads
 from probes.comparison.model_facts import ModelFacts, PlotData
+from probes.comparison.paths.measure import ContrastAnswer, search_paths
 from probes.comparison.plot_data import measure_plot_data
 from probes.comparison.setup.prompts import ComparisonPrompts, tokenize_contrasts
 from probes.comparison.variables.stitching import (
@@ -21,6 +22,7 @@ from probes.comparison.variables.stitching import (
     tokenize_texts,
 )
 from probes.comparison.variables.transfer import Hits, donor_hits
+from probes.interventions.role_paths import RolePath
 from probes.models.model import Model, random_init
 from probes.models.site import Site
 from probes.observe.behavior import Behavior, evaluate_behavior
@@ -64,6 +66,7 @@ class ModelMeasurements:
         exact: For each contrast, fraction of the pairs whose tokens are all aligned.
         donor: Its states as a donor.
         recipient: Its runs as a recipient; None where a gate is closed.
+        paths: Candidate paths with their fractions; empty where a gate is closed.
     """
 
     model: Model
@@ -74,6 +77,7 @@ class ModelMeasurements:
     exact: Mapping[str, float]
     donor: Donor | None
     recipient: Recipient | None
+    paths: Mapping[ContrastAnswer, Mapping[RolePath, float]]
 
     @property
     def name(self) -> str:
@@ -130,7 +134,8 @@ def measure_model(model: Model, prompts: ComparisonPrompts) -> ModelMeasurements
     behavior = answer_questions(model, prompts.questions)
     gates = gate_behavior(behavior, prompts.questions, seed=prompts.seed)
     donor, recipient, lock = None, None, Lock()
-    if prompts.folds and all(gate.has_behavior for gate in gates):
+    open_gates = all(gate.has_behavior for gate in gates)
+    if prompts.folds and open_gates:
         recipient = replace(run_recipient(model, prompts.folds, seed=prompts.seed), lock=lock)
         donor = recipient.self_donor
     elif prompts.folds:
@@ -144,6 +149,7 @@ def measure_model(model: Model, prompts: ComparisonPrompts) -> ModelMeasurements
         exact={contrast: effect.aligned_fraction for contrast, effect in effects.items()},
         donor=donor,
         recipient=recipient,
+        paths=search_paths(model, prompts.paths) if open_gates else {},
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from probes.comparison.measurements import ModelMeasurements, RandomInitNull, ReferenceModel
+from probes.comparison.paths.measure import PathMeasurements
 from probes.comparison.setup.prompts import ComparisonPrompts
 from probes.comparison.variables.draws import (
     MeasuredDraw,
@@ -40,6 +41,7 @@ class ReferenceSet:
         other_seed: The full model trained from another seed.
         same_shape: By name of the relative, a control of its shape trained without the full model.
         negative_controls: Models trained on another task.
+        paths: Effects of role paths in all models.
         negative_control_hits: By name of the recipient and of the negative control, the prompts
             whose answer an interchange from that control changes to the source's.
     """
@@ -48,6 +50,7 @@ class ReferenceSet:
     other_seed: ReferenceModel | None
     same_shape: Mapping[str, ReferenceModel]
     negative_controls: Sequence[ReferenceModel]
+    paths: PathMeasurements
     negative_control_hits: Mapping[str, Mapping[str, Hits]]
 
 

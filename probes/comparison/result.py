@@ -1,4 +1,4 @@
-"""Comparison of a model with one relative: verdicts on variables and heads, with numbers."""
+"""Comparison of a model with one relative: verdicts on paths, variables and heads, with numbers."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -11,6 +11,7 @@ from probes.comparison.equivalence import EquivalenceCheck, check_equivalence
 from probes.comparison.explanation import Explanation, FailingPrompt, strongest_effects
 from probes.comparison.heads.result import HeadMatch, MeanPairScore
 from probes.comparison.model_facts import ModelFacts, PlotData, SolvedLogitDiff
+from probes.comparison.paths.result import PathCircuit, PathEffect
 from probes.comparison.variables.result import CrossModelTransfer, VariableDraw
 from probes.comparison.verdict import Verdict, error_rate_line
 from probes.errors import SiteError
@@ -21,7 +22,7 @@ from probes.stats.intervals import Estimate
 _MAX_THRESHOLD = 0.95
 """Above this threshold a pairing score has no meaning: random-init models nearly reach 1."""
 
-_SURVIVES = ("kept", "moved", "split", "merged")
+_SURVIVES = ("kept", "weaker", "stronger", "moved", "split", "merged")
 _GONE = ("lost", "behavior absent")
 
 
@@ -46,9 +47,12 @@ class Comparison(Result):
         plot_data: Data of the plots, by model name.
         accuracy_changes: For each answer the accuracy of `other` minus that of `full`, paired by
             question.
-        verdicts: On each variable, each head of `full`, and the new heads of `other`.
+        verdicts: On each role path, each variable, each head of `full`, and on what is new in
+            `other`.
         transfers_to_other, transfers_to_full: Cross-model interchange from `full` into `other`,
             and back, over all draws.
+        paths: Role paths that were found in either model, with their effects in both.
+        path_circuits: All paths of `full` together, for each contrast.
         draws: Each variable in each draw of prompts, held-out words, folds and sites.
         transfer_skip_reason: Why there is no cross-model interchange; "" where there is.
         failing_prompts: For each variable and head, prompts on which the models differ most.
@@ -74,6 +78,8 @@ class Comparison(Result):
     plot_data: Mapping[str, PlotData]
     accuracy_changes: tuple[Estimate, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
+    paths: tuple[PathEffect, ...] = ()
+    path_circuits: tuple[PathCircuit, ...] = ()
     transfers_to_other: tuple[CrossModelTransfer, ...] = ()
     transfers_to_full: tuple[CrossModelTransfer, ...] = ()
     draws: tuple[VariableDraw, ...] = ()
@@ -87,7 +93,7 @@ class Comparison(Result):
         It does not depend on the gate of `other`, so it also ranks models that fail the task.
         """
         rates = [one.interchange_accuracy.value for one in self.transfers_to_full]
-        return float(np.mean(rates)) if rates else float("nan")
+        return float(np.mean(rates)) if rates else np.nan
 
     @property
     def partners(self) -> dict[str, str]:
@@ -105,7 +111,7 @@ class Comparison(Result):
         return {v.subject: v.label for v in self.verdicts if v.kind == "head" and v.subject}
 
     def verdict(self, subject: str) -> Verdict:
-        """Return the verdict on a variable, a head of `full`, or a new head of `other`.
+        """Return the verdict on a path, a variable, a head of `full`, or a new head of `other`.
 
         A new head is named with its model where `full` has a head of that name: "distilled L0.H2".
 
@@ -123,11 +129,13 @@ class Comparison(Result):
         """Return the interventions behind a verdict, and prompts on which the models differ.
 
         Args:
-            subject: A variable such as "operation", or a head such as "L2.H3".
+            subject: Such as "operation", "L2.H3", or "operation: op → answer".
         """
         verdict = self.verdict(subject)
         if verdict.kind == "variable":
             table = self.transfer_table().query("variable == @verdict.subject")
+        elif verdict.kind == "path":
+            table = self.path_table().query("path == @subject")
         else:
             data = (self.plot_data[self.full.name], self.plot_data[self.other.name])
             table = strongest_effects(data, verdict, self.roles, self.answers)
@@ -135,28 +143,15 @@ class Comparison(Result):
 
     def transfer_table(self) -> pd.DataFrame:
         """Cross-model interchange accuracies: a row for each variable and direction."""
-        rows = [
-            {
-                "variable": one.variable,
-                "donor": one.donor,
-                "recipient": one.recipient,
-                "site": one.site,
-                "donor site": " + ".join(one.donor_sites),
-                "own": one.own_accuracy.value,
-                "own, ridge": one.own_ridge_accuracy.value,
-                **{kind: value.value for kind, value in one.maps.items()},
-                **{name: value.value for name, value in one.controls.items()},
-                "negative control": max(one.negative_controls.values(), default=np.nan),
-                "excess": one.excess.value,
-                "excess low": one.excess.low,
-                "best control": one.best_control,
-                "shortfall": one.shortfall.value,
-                "shortfall high": one.shortfall.high,
-                "pairs": one.pairs,
-            }
-            for one in (*self.transfers_to_other, *self.transfers_to_full)
-        ]
-        return pd.DataFrame(rows)
+        every = (*self.transfers_to_other, *self.transfers_to_full)
+        return pd.DataFrame([one.row() for one in every])
+
+    def path_table(self) -> pd.DataFrame:
+        """Role paths: the fraction of the effect that each carries in both models."""
+        verdicts = {v.subject or v.counterpart: v.label for v in self.verdicts if v.kind == "path"}
+        return pd.DataFrame(
+            [{**one.row(), "verdict": verdicts.get(one.subject, "")} for one in self.paths]
+        )
 
     def stability(self) -> dict[str, float]:
         """For each variable, the fraction of draws whose own verdict is its most frequent one."""
@@ -181,7 +176,7 @@ class Comparison(Result):
         return pd.DataFrame(rows)
 
     def equivalence(self, margin: float = 0.1, *, heads: bool | None = None) -> EquivalenceCheck:
-        """Test each answer, variable and head for equivalence; see `assert_equivalent`."""
+        """Test each answer, path, variable and head for equivalence; see `assert_equivalent`."""
         return check_equivalence(self, margin, heads=heads)
 
     def assert_equivalent(self, margin: float = 0.1, *, heads: bool | None = None) -> None:
@@ -189,7 +184,8 @@ class Comparison(Result):
 
         Equivalent means, each with its whole 95 % interval: no answer loses `margin` of accuracy;
         each variable that `full` holds at one site is held by `other` at the same; states of
-        `full`, interchanged there, lose at most `margin` of interchange accuracy.
+        `full`, interchanged there, lose at most `margin` of interchange accuracy; the fraction that
+        each role path carries changes by at most `margin`.
 
         Args:
             margin: A fraction, 0 to 1.
@@ -198,7 +194,7 @@ class Comparison(Result):
 
         Raises:
             EquivalenceError: A part is not shown to be equivalent.
-            NotTestedError: Neither a variable nor a head was tested.
+            NotTestedError: No path, variable or head was tested.
         """
         self.equivalence(margin, heads=heads).require()
 
@@ -222,7 +218,7 @@ class Comparison(Result):
         return pd.DataFrame(rows)
 
     def summary(self) -> tuple[str, ...]:
-        """Gates, verdicts on variables and heads, pairing score, then what survives."""
+        """Gates, verdicts on paths, variables and heads, pairing score, then what survives."""
         gates = tuple(map(_gate_line, self.gates))
         if self.behavior_absent:
             note = "Heads have pairing scores, but no verdicts."
@@ -249,6 +245,7 @@ class Comparison(Result):
                 "too few roles and contrasts to tell heads apart. Add roles or contrasts."
             )
         return (
+            self._path_line(),
             f"Variables of {self.full.name} in {self.other.name}: {variables}.",
             f"Heads of {self.full.name} in {self.other.name}: {self._head_counts()}.",
             pairing,
@@ -274,6 +271,13 @@ class Comparison(Result):
         shown = "; ".join(f"{reason} ({count} of {len(unknown)})" for reason, count in reasons[:2])
         more = f"; and {len(reasons) - 2} other reasons" if len(reasons) > 2 else ""
         return line + f"cannot tell: {_names(unknown)}, because {shown}{more}."
+
+    def _path_line(self) -> str:
+        counts = Counter(v.label for v in self.verdicts if v.kind == "path")
+        paths = ", ".join(f"{n} {label}" for label, n in counts.most_common())
+        whole = ", ".join(f"{one.contrast} {one.other}" for one in self.path_circuits)
+        line = f"Role paths of {self.full.name} in {self.other.name}: {paths or 'none was tested'}"
+        return f"{line}; together they carry {whole} of the effect." if whole else f"{line}."
 
     def _head_counts(self) -> str:
         counts = Counter(self.head_labels.values())

@@ -1,6 +1,7 @@
-"""Verdicts on heads and variables, and the rules for heads.
+"""Verdicts on role paths, variables and heads, and the rules for heads.
 
-The rules for variables are in `probes.comparison.variables.verdicts`.
+The rules for variables are in `probes.comparison.variables.verdicts`, those for paths in
+`probes.comparison.paths.verdicts`.
 
 Effect fractions of a head: the effect of patching it, by contrast, answer and role, divided by the
 effect of replacing all components. Similarity: mean of the cosines of effects and of attention.
@@ -40,6 +41,8 @@ from probes.stats.intervals import CONFIDENCE_LEVEL
 
 VerdictLabel = Literal[
     "kept",
+    "weaker",
+    "stronger",
     "merged",
     "split",
     "moved",
@@ -50,7 +53,7 @@ VerdictLabel = Literal[
     "behavior absent",
     "cannot tell",
 ]
-SubjectKind = Literal["head", "variable"]
+SubjectKind = Literal["head", "variable", "path"]
 
 UNDECIDED = ("no reliable effect", "behavior absent", "cannot tell")
 """Labels that claim nothing about a mechanism."""
@@ -58,6 +61,7 @@ UNDECIDED = ("no reliable effect", "behavior absent", "cannot tell")
 SIMILARITY_EQUIVALENCE = "similarity_equivalence"
 STRENGTH_EQUIVALENCE = "strength_equivalence"
 NON_INFERIORITY = "non_inferiority"
+PATH_EQUIVALENCE = "path_equivalence"
 REFERENCE_SITE = "reference_site"
 """Ids of the tests that `Verdict.equivalent` and `Comparison` read."""
 
@@ -67,9 +71,9 @@ class Verdict:
     """Verdict on a head or a variable in one relative.
 
     Attributes:
-        subject: Head of the full model, such as "L2.H3", or variable; "" for a new head of the
-            relative.
-        kind: "head" or "variable".
+        subject: Head of the full model, such as "L2.H3", variable, or role path with its contrast;
+            "" for a new head or path of the relative.
+        kind: "path", "variable" or "head".
         label: The verdict.
         counterpart: Site in the relative, such as "L1.H0" or "L1.H0 + L1.H2"; "" if none.
         reason: One sentence.
@@ -85,7 +89,7 @@ class Verdict:
 
     @property
     def display_name(self) -> str:
-        """Head or variable in sentences; the object variable is called "thing" in patterns."""
+        """Name in sentences; the object variable is called "thing" in patterns."""
         return "object" if self.subject == "thing" else self.subject or self.counterpart
 
     @property
@@ -93,14 +97,15 @@ class Verdict:
         """Whether the two are equivalent within the margins; None where it is undecided.
 
         Two one-sided tests (Schuirmann 1987): similarity and strength of a head must both pass;
-        a variable needs non-inferiority of the full model's states.
+        a variable needs non-inferiority of the full model's states, a path equivalence of its
+        fractions.
         """
-        ids = (
-            (NON_INFERIORITY,)
-            if self.kind == "variable"
-            else (SIMILARITY_EQUIVALENCE, STRENGTH_EQUIVALENCE)
-        )
-        tests = [self.test(id) for id in ids]
+        ids = {
+            "head": (SIMILARITY_EQUIVALENCE, STRENGTH_EQUIVALENCE),
+            "variable": (NON_INFERIORITY,),
+            "path": (PATH_EQUIVALENCE,),
+        }
+        tests = [self.test(id) for id in ids[self.kind]]
         if any(test and test.passed is False for test in tests):
             return False
         return True if all(test and test.passed for test in tests) else None

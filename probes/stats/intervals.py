@@ -145,6 +145,24 @@ def bootstrap_ratio(
     )
 
 
+def bootstrap_ratio_difference(
+    first: tuple[Float[np.ndarray, " prompt"], Float[np.ndarray, " prompt"]],
+    second: tuple[Float[np.ndarray, " prompt"], Float[np.ndarray, " prompt"]],
+    *,
+    seed: int,
+) -> Estimate:
+    """Difference of two ratios of means, paired by prompt; NaN where one of them is undefined."""
+    ratios = [bootstrap_ratio(*pair, seed=seed) for pair in (first, second)]
+    value = ratios[0].value - ratios[1].value
+    if np.isnan(value):
+        return Estimate(value, value, value)
+    weights = bootstrap_weights(len(first[0]), BOOTSTRAP_DRAWS, seed=seed)
+    (a, a_base), (b, b_base) = first, second
+    return percentile_interval(
+        value, (weights @ a) / (weights @ a_base) - (weights @ b) / (weights @ b_base)
+    )
+
+
 def percentile_interval(value: float, samples: Float[np.ndarray, " draw"]) -> Estimate:
     """A number with the middle 95 % of its bootstrap draws."""
     low, high = np.quantile(samples, _TAILS)

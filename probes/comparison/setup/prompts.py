@@ -23,6 +23,20 @@ _GATE_QUESTIONS = 200
 _MIN_PAIRS = 4
 _DRAW_SEED_STEP = 10_007  # Seeds that users choose seldom differ by it.
 _TRANSFER_BASES, _TRANSFER_QUESTIONS = 150, 400
+_PATH_SEED_STEP = 20_011  # Pairs of paths are not those of heads.
+
+
+@dataclass(frozen=True, eq=False)
+class PathPrompts:
+    """Pairs for role paths, all tokens aligned, of each contrast that changes an answer.
+
+    Attributes:
+        search: Pairs on which paths are found.
+        test: Other pairs, on which they are measured.
+    """
+
+    search: Mapping[str, tuple[Pair, ...]]
+    test: Mapping[str, tuple[Pair, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +51,7 @@ class ComparisonPrompts:
         folds: Prompts of the cross-model interchange; None where the pattern does not allow it.
         further_folds: Further draws of them, by seed.
         transfer_skip_reason: Why it does not; else "".
+        paths: Pairs for role paths.
         seed: Seed of all draws.
     """
 
@@ -47,6 +62,7 @@ class ComparisonPrompts:
     folds: HeldOutFolds | None
     further_folds: Mapping[int, HeldOutFolds]
     transfer_skip_reason: str
+    paths: PathPrompts
     seed: int
 
 
@@ -78,6 +94,7 @@ def sample_comparison_prompts(
         folds=folds[0][1] if folds else None,
         further_folds=dict(folds[1:]),
         transfer_skip_reason=skip_reason,
+        paths=_sample_path_prompts(pattern, pairs, tokenizers, settings),
         seed=seed,
     )
 
@@ -115,6 +132,42 @@ def _sample_contrast_pairs(
             f"{_MIN_PAIRS}"
         )
     return sample_pairs(pattern, contrast, prompts, tokenizers=tokenizers, seed=seed)
+
+
+def _sample_path_prompts(
+    pattern: Pattern,
+    sampled: Mapping[str, Sequence[Pair]],
+    tokenizers: Sequence[PreTrainedTokenizerBase],
+    settings: ComparisonSettings,
+) -> PathPrompts:
+    """Pairs of each contrast that changes an answer; contrasts with too few pairs are left out."""
+    search, test = {}, {}
+    for contrast, few in sampled.items():
+        if not any(map(_changes_answer, few)):
+            continue
+        own = [pair for pair in pattern.user_pairs if pair.contrast == contrast]
+        count = len(own) if pattern.user_pairs else 5 * settings.prompts // 2
+        try:
+            seed = settings.seed + _PATH_SEED_STEP
+            pairs = sample_pairs(pattern, contrast, count, tokenizers=tokenizers, seed=seed)
+        except (BatchError, PatternError):
+            continue  # A pattern with few words: its heads are still compared.
+        aligned = np.all(
+            [tokenize_pairs(t, pairs).fully_aligned.numpy() for t in tokenizers], axis=0
+        )
+        kept = [
+            pair
+            for pair, exact in zip(pairs, aligned, strict=True)
+            if exact and _changes_answer(pair)
+        ]
+        cut = min(len(kept) // 3, max(_MIN_PAIRS, settings.prompts // 2))
+        if cut >= _MIN_PAIRS:
+            search[contrast], test[contrast] = tuple(kept[:cut]), tuple(kept[cut:])
+    return PathPrompts(search, test)
+
+
+def _changes_answer(pair: Pair) -> bool:
+    return any(pair.changes_answer(name) for name, _ in pair.clean.answers)
 
 
 def _shared_roles(batches_by_model: Sequence[Mapping[str, PairBatch]]) -> tuple[str, ...]:

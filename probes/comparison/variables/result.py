@@ -81,6 +81,27 @@ class CrossModelTransfer:
     missed_pairs: tuple[int, ...]
     by_verbs: Mapping[str, Estimate] = field(default_factory=dict)
 
+    def row(self) -> dict[str, str | float]:
+        """Row of a table."""
+        return {
+            "variable": self.variable,
+            "donor": self.donor,
+            "recipient": self.recipient,
+            "site": self.site,
+            "donor site": " + ".join(self.donor_sites),
+            "own": self.own_accuracy.value,
+            "own, ridge": self.own_ridge_accuracy.value,
+            **{kind: value.value for kind, value in self.maps.items()},
+            **{name: value.value for name, value in self.controls.items()},
+            "negative control": max(self.negative_controls.values(), default=float("nan")),
+            "excess": self.excess.value,
+            "excess low": self.excess.low,
+            "best control": self.best_control,
+            "shortfall": self.shortfall.value,
+            "shortfall high": self.shortfall.high,
+            "pairs": self.pairs,
+        }
+
     @property
     def best_control(self) -> str:
         """Name of the control with the highest accuracy."""

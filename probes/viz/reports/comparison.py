@@ -16,6 +16,7 @@ from probes.viz.plots.attention.head_grid import head_grid
 from probes.viz.plots.attention.maps import AttentionMaps
 from probes.viz.plots.interval_plot import Interval, IntervalPlot
 from probes.viz.registry import report
+from probes.viz.reports.path_tables import PATH_INTRO, path_blocks
 from probes.viz.reports.verdict_tables import (
     HEAD_INTRO,
     VARIABLE_INTRO,
@@ -74,6 +75,7 @@ def comparison_page(comparison: Comparison) -> Picture:
         ("Capability", _GATE_INTRO, _gate_blocks(comparison)),
         ("Attention", _ATTENTION_INTRO, [attention_grid(comparison)]),
         ("Head pairing", _MATCH_INTRO, _match_blocks(comparison)),
+        ("Role paths", PATH_INTRO, [*path_blocks(comparison), glossary("path")]),
         ("Verdicts on variables", variable_intro, variables),
         ("Verdicts on heads", HEAD_INTRO, [*head_blocks(comparison), glossary("head")]),
         ("Patching effects", _EFFECT_INTRO, _effect_blocks(comparison)),

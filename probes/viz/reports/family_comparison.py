@@ -55,10 +55,14 @@ def family_comparison_page(family: FamilyComparison) -> Picture:
     """Page of a model and its relatives."""
     first = family.comparisons[0]
     full = first.full.name
-    verdicts = [_verdicts_table(family), glossary("variable", "head")]
+    verdicts = [_verdicts_table(family), glossary("path", "variable", "head")]
     interchange_intro = _INTERCHANGE_INTRO.format(full=full)
     sections: list[Section] = [
-        ("Verdicts on variables and heads", _VERDICTS_INTRO.format(full=full), verdicts),
+        (
+            "Verdicts on role paths, variables and heads",
+            _VERDICTS_INTRO.format(full=full),
+            verdicts,
+        ),
         ("Similarity", _NUMBERS_INTRO, [_metrics_table(family)]),
         ("Cross-model interchange", interchange_intro, _interchange_blocks(family)),
     ]
@@ -82,7 +86,7 @@ def _lacks_behavior(comparison: Comparison) -> bool:
 
 
 def _verdicts_table(family: FamilyComparison) -> Table:
-    """Verdicts with one row for each variable or head and one column for each relative."""
+    """Verdicts with one row for each path, variable or head and one column for each relative."""
     by_subject: dict[str, list[Verdict | None]] = {}
     for at, one in enumerate(family.comparisons):
         for verdict in one.verdicts:
@@ -98,8 +102,8 @@ def _verdicts_table(family: FamilyComparison) -> Table:
         for subject, row in by_subject.items()
         if subject not in inactive
     ]
-    rows.append(["new heads", *map(_new_heads_cell, family.comparisons)])
-    columns = ("variable or head", *family.names)
+    rows.append(["new paths and heads", *map(_new_heads_cell, family.comparisons)])
+    columns = ("path, variable or head", *family.names)
     full = family.comparisons[0].full.name
     note = f"Heads without a reliable effect in {full} are left out: {', '.join(inactive)}."
     return Table(columns, rows, align="l" * len(columns), notes=[note] if inactive else [])

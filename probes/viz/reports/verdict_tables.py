@@ -6,6 +6,8 @@ from probes.comparison.heads.head_sets import MIN_EXPLAINED, PARTIAL_EXPLAINED
 from probes.comparison.heads.result import MIN_RELIABILITY
 from probes.comparison.heads.verdicts import SIMILARITY_MARGIN, STRENGTH_MARGIN
 from probes.comparison.model_facts import ModelFacts
+from probes.comparison.paths.measure import MIN_PATH_FRACTION
+from probes.comparison.paths.verdicts import PATH_MARGIN
 from probes.comparison.result import Comparison
 from probes.comparison.variables.verdicts import MIN_INTERCHANGE_ACCURACY
 from probes.comparison.verdict import SubjectKind, Verdict, VerdictLabel
@@ -23,6 +25,8 @@ from probes.viz.reports.transfer_tables import interchange_plot, transfer_tables
 
 TONES: dict[VerdictLabel, Tone | None] = {
     "kept": "good",
+    "weaker": None,
+    "stronger": None,
     "merged": None,
     "split": None,
     "moved": None,
@@ -84,7 +88,20 @@ _HEAD_LABELS: dict[VerdictLabel, str] = {
     "behavior absent": "One of the models does not do the task.",
     "cannot tell": "No other rule applies: the interval of some test includes its threshold.",
 }
+_PATH_LABELS: dict[VerdictLabel, str] = {
+    "kept": f"Carries more than {MIN_PATH_FRACTION:.0%} of the effect in both models, more logits "
+    f"than in random-init models, and fractions differ by less than {PATH_MARGIN:.2f}.",
+    "weaker": "As “kept”, but the fraction in the relative is smaller, maybe by more than that.",
+    "stronger": "As “kept”, but the fraction in the relative is larger, maybe by more than that.",
+    "lost": f"Carries less than {MIN_PATH_FRACTION:.0%} of the effect.",
+    "not shared between seeds": "As “lost”, and the full model trained from another seed lacks the "
+    "path as well.",
+    "new": "Only the relative has the path.",
+    "behavior absent": "The relative does not do the task.",
+    "cannot tell": "The interval of some test includes its threshold.",
+}
 _MEANINGS: dict[SubjectKind, dict[VerdictLabel, str]] = {
+    "path": _PATH_LABELS,
     "variable": _VARIABLE_LABELS,
     "head": _HEAD_LABELS,
 }
@@ -231,17 +248,18 @@ def _variable_table(comparison: Comparison, verdicts: Sequence[Verdict]) -> Tabl
 
 
 def _variable_row(verdict: Verdict) -> list[CellValue]:
-    label = verdict_cell(verdict, hover=_tests_text(verdict))
+    label = verdict_cell(verdict, hover=tests_text(verdict))
     return [display_variable(verdict.subject), label, verdict.counterpart or None, verdict.reason]
 
 
 def _head_row(verdict: Verdict) -> list[CellValue]:
     cells = {True: TableCell("yes", "good"), False: TableCell("no", "bad"), None: None}
-    label, equivalent = verdict_cell(verdict, hover=_tests_text(verdict)), cells[verdict.equivalent]
+    label, equivalent = verdict_cell(verdict, hover=tests_text(verdict)), cells[verdict.equivalent]
     subject = verdict.subject or "(relative only)"
     return [subject, label, verdict.counterpart or None, equivalent, verdict.reason]
 
 
-def _tests_text(verdict: Verdict) -> str:
+def tests_text(verdict: Verdict) -> str:
+    """Tests of a verdict in one line, or its reason."""
     texts = [f"{evidence_text(test)} ({passed_text(test)})" for test in verdict.tests]
     return " · ".join(texts) or verdict.reason

@@ -1,0 +1,75 @@
+"""Result of comparing role paths: the fraction of an effect that each path carries."""
+
+from dataclasses import dataclass
+
+from probes.stats.intervals import Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class PathEffect:
+    """One role path in both models, on pairs that it was not chosen on.
+
+    Fractions are of the effect of the whole contrast on the answer's logit difference.
+
+    Attributes:
+        contrast, answer: What is changed, and the answer whose logit difference is measured.
+        roles: Roles along the path.
+        full, other: Fraction in the full model and in the relative.
+        other_seed: Fraction in the other-seed model; None without one.
+        shortfall: Fraction in the full model minus that in the relative, paired by prompt.
+        logits: Effect in the relative, in logits.
+        random_init: Threshold of the absolute effect in random-init models, in logits.
+    """
+
+    contrast: str
+    answer: str
+    roles: tuple[str, ...]
+    full: Estimate
+    other: Estimate
+    other_seed: Estimate | None
+    shortfall: Estimate
+    logits: Estimate
+    random_init: float
+
+    @property
+    def subject(self) -> str:
+        """Name of the path in verdicts."""
+        return f"{self.contrast}: {' → '.join(self.roles)}"
+
+    def row(self) -> dict[str, str | float]:
+        """Row of a table."""
+        return {
+            "path": self.subject,
+            "answer": self.answer,
+            "full": self.full.value,
+            "other": self.other.value,
+            "other seed": self.other_seed.value if self.other_seed else float("nan"),
+            "shortfall": self.shortfall.value,
+            "logits": self.logits.value,
+            "random-init": self.random_init,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PathCircuit:
+    """All paths of the full model for one contrast, patched together in both models.
+
+    Attributes:
+        contrast, answer: What is changed, and the answer.
+        paths: Names of the paths.
+        full, other: Faithfulness: fraction of the effect when only these paths are patched.
+        other_seed: The same in the other-seed model; None without one.
+        random: Mean faithfulness in the relative of as many other paths, chosen at random.
+        rest_full, rest_other: Fraction of the effect when all edges but these are patched; 0 for a
+            complete circuit.
+    """
+
+    contrast: str
+    answer: str
+    paths: tuple[str, ...]
+    full: Estimate
+    other: Estimate
+    other_seed: Estimate | None
+    random: float
+    rest_full: Estimate
+    rest_other: Estimate

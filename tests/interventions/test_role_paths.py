@@ -1,0 +1,160 @@
+"""Paths between roles: exact identities, two plain runs as the oracle, planted and equal models."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from probes.errors import BatchError
+from probes.interventions.role_paths import (
+    RoleGraph,
+    RolePath,
+    candidate_paths,
+    changed_roles,
+    contrast_effects,
+    join_paths,
+    patch_role_graphs,
+    path_roles,
+    readout_role,
+)
+from probes.models.model import load
+from probes.prompts.catalog import pattern
+from probes.prompts.tokens.pair_batch import sample_pairs, tokenize_pairs
+from probes.testing.equivalent_layers import insert_silent_layer, rotate_residual
+from probes.testing.planted_patterns import planted_fox
+
+
+def pairs_of(model, contrast, on="take-away", count=6):
+    on = pattern(on) if isinstance(on, str) else on
+    drawn = sample_pairs(on, contrast, count, tokenizers=[model.tokenizer], seed=3)
+    return tokenize_pairs(model.tokenizer, drawn)
+
+
+def every_edge(pairs):
+    roles = path_roles(pairs.clean)
+    return frozenset((a, b) for a in roles for b in roles if a != b)
+
+
+@pytest.mark.parametrize("name", ["distilled", "random-init:scratch:1"])
+@pytest.mark.parametrize("contrast", ["operation", "thing"])
+def test_all_edges_give_the_counterfactual_run_and_none_the_clean_run(name, contrast):
+    model = load(name)
+    pairs = pairs_of(model, contrast)
+    whole = RoleGraph(frozenset(changed_roles(pairs)), every_edge(pairs))
+    none = RoleGraph(frozenset(changed_roles(pairs)), frozenset())
+    found = patch_role_graphs(model, pairs, [whole, none])
+    assert torch.allclose(found[0], contrast_effects(model, pairs), atol=1e-5)
+    assert not found[1].any()
+
+
+def test_a_path_equals_two_runs_with_plain_hooks():
+    """First y reads the counterfactual's op, then the answer reads that state of y."""
+    model = load("distilled")
+    pairs = pairs_of(model, "operation")
+    masks = path_roles(pairs.clean)
+    layers = range(model.shape.layers)
+    names = [f"blocks.{n}.hook_resid_pre" for n in layers]
+
+    def states(ids, edits):
+        kept = {}
+        read = {name: partial(kept.__setitem__, name) for name in names}
+        with model.editing(edits), model.editing(read):
+            logits = model.logits(ids, pairs.clean.mask)
+        return logits, kept
+
+    def fixed(inside, sources):
+        """Replace all but one role's states: those of some roles by given ones."""
+
+        def edit(name, value):
+            given = sources[0][name].clone()
+            for role, own in sources[1].items():
+                given[masks[role]] = own[name][masks[role]]
+            return torch.where(masks[inside][..., None], value, given)
+
+        return {name: partial(edit, name) for name in names}
+
+    clean_logits, clean = states(pairs.clean.ids, {})
+    _, other = states(pairs.counterfactual.ids, {})
+    # The op reads clean words only; its own token is the counterfactual's.
+    _, op = states(pairs.counterfactual.ids, fixed("op", (clean, {})))
+    assert torch.allclose(op[names[1]][masks["op"]], other[names[1]][masks["op"]], atol=1e-4)
+    _, y = states(pairs.clean.ids, fixed("y", (clean, {"op": op})))
+    logits, _ = states(pairs.clean.ids, fixed("answer", (clean, {"y": y})))
+    at = pairs.clean.readouts[0]
+    row = torch.arange(len(pairs))
+    change = clean_logits[row, at.position] - logits[row, at.position]
+    foil = pairs.counterfactual.readouts[0].answer
+    expected = change[row, at.answer] - change[row, foil]
+    found = patch_role_graphs(model, pairs, [RolePath(("op", "y", "answer")).graph])[0, :, 0]
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_paths_of_one_graph_are_patched_together():
+    model = load("distilled")
+    pairs = pairs_of(model, "x")
+    paths = [RolePath(("x", "answer")), RolePath(("x", "op", "answer"))]
+    one, two, both = patch_role_graphs(
+        model, pairs, [*(path.graph for path in paths), join_paths(paths)]
+    )[..., 0].mean(1)
+    total = contrast_effects(model, pairs)[:, 0].mean()
+    assert both > max(one, two)
+    assert both / total > 0.9
+
+
+def test_many_graphs_give_what_each_gives_alone():
+    model = load("distilled")
+    pairs = pairs_of(model, "y", count=40)
+    roles = [r for r in path_roles(pairs.clean) if r not in ("y", "answer")]
+    graphs = [RolePath(("y", role, "answer")).graph for role in roles]
+    together = patch_role_graphs(model, pairs, graphs)
+    for number in (0, len(graphs) // 2, -1):
+        alone = patch_role_graphs(model, pairs, [graphs[number]])[0]
+        assert torch.allclose(together[number], alone, atol=1e-4)
+    assert patch_role_graphs(model, pairs, []).shape == (0, 40, 2)
+
+
+def test_words_without_a_role_are_told_apart_by_the_role_before_them():
+    pairs = pairs_of(load("distilled"), "operation", count=12)
+    masks = path_roles(pairs.clean)
+    assert "rest" not in masks
+    assert "after y" in masks
+    total = torch.stack([*masks.values()]).sum(0)
+    assert torch.equal(total > 0, pairs.clean.mask)
+    assert int(total.max()) == 1
+    assert changed_roles(pairs) == ("op",)
+    assert (readout_role(pairs, 0), readout_role(pairs, 1)) == ("answer", "reply_number")
+
+
+def test_pairs_with_unequal_numbers_of_tokens_are_refused():
+    model = load("distilled")
+    drawn = pattern("take-away").sample_pairs("paraphrase", 4, seed=0)
+    pairs = tokenize_pairs(model.tokenizer, drawn)
+    with pytest.raises(BatchError, match="without a counterpart"):
+        patch_role_graphs(model, pairs, [RolePath(("op", "answer")).graph])
+
+
+def test_the_full_model_gathers_the_numbers_behind_the_question_and_distilled_does_not():
+    full, distilled = load("full"), load("distilled")
+    fractions = {}
+    for model in (full, distilled):
+        pairs = pairs_of(model, "x", count=16)
+        total = contrast_effects(model, pairs)[:, 0].mean()
+        effects = candidate_paths(model, pairs, 0)
+        fractions[model.name] = {str(p): float(e.mean() / total) for p, e in effects.items()}
+    behind = [f"x → after {role} → answer" for role in ("thing_asked", "name_asked")]
+    assert sum(fractions["full"].get(path, 0) for path in behind) > 0.7
+    assert sum(fractions["distilled"].get(path, 0) for path in behind) < 0.05
+    assert fractions["distilled"]["x → answer"] > 0.5
+
+
+@pytest.mark.parametrize("change", [rotate_residual, partial(insert_silent_layer, at=1)])
+def test_models_with_the_same_computation_have_the_same_paths(change):
+    planted = planted_fox("template", seed=0)
+    other = change(planted.model, seed=0).model
+    for contrast in ("operation", "x"):
+        pairs = pairs_of(planted.model, contrast, on=planted.pattern, count=8)
+        one, two = (candidate_paths(model, pairs, 0) for model in (planted.model, other))
+        total = contrast_effects(planted.model, pairs)[:, 0].mean()
+        assert total > 0
+        for path in one.keys() & two.keys():
+            assert torch.allclose(one[path], two[path], atol=1e-3 * float(total))
