@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import rms_norm
 from transformers import AutoModelForCausalLM, MistralConfig
 
 from probes.errors import ModelError
@@ -204,6 +205,22 @@ def test_a_norm_that_is_neither_by_its_weight_nor_by_one_more_is_refused():
 
     with pytest.raises(ModelError, match="neither by its weight w nor by 1"):
         read_norm(Component())
+
+
+@pytest.mark.parametrize("added", [0, 1])
+@pytest.mark.parametrize("size", [1.0, 30.0, 100.0])
+def test_a_norm_in_16_bits_is_read_as_the_nearer_of_its_weight_and_one_more(added, size):
+    stored = (size * torch.linspace(0.5, 1.5, 32)).to(torch.bfloat16)
+
+    class SomeRMSNorm(nn.RMSNorm):
+        def forward(self, x):
+            return rms_norm(x.float(), (32,), added + self.weight.float(), self.eps).to(x.dtype)
+
+    class Component(nn.Module):
+        original_component = SomeRMSNorm(32, eps=1e-6)
+
+    Component.original_component.weight = nn.Parameter(stored)
+    assert torch.equal(read_norm(Component()).weight.float(), stored.float() + added)
 
 
 @pytest.mark.parametrize("kind", KINDS)
