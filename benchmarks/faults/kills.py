@@ -80,7 +80,10 @@ def faults(folder: Path) -> list[str]:
     for model in (folder / "runs" / "relatives").glob("[!.]*/config.json"):
         try:
             load(model.parent)
-            found += [f"{name} has another hash" for name in changed_files(model.parent)]
+            changed = changed_files(model.parent)
+            if changed is None:
+                found.append(f"{model.parent} records no hashes")
+            found += [f"{name} has another hash" for name in changed or ()]
         except ProbeError as error:
             found.append(str(error))
     for path in folder.glob("*.json"):

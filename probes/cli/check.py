@@ -66,14 +66,14 @@ def verify(
     console, exit_code = open_console(), 0
     for name in models:
         folder = Path(find_model(name)[0])
-        if not (recorded := recorded_hashes(folder)):
+        if (changed := changed_files(folder)) is None:
             line = "no SHA-256 is recorded in relative.json, so nothing was compared"
             exit_code = exit_code or EXIT_NOT_TESTED
-        elif changed := changed_files(folder):
+        elif changed:
             line = f"{', '.join(changed)} changed: make or fetch the model again"
             exit_code = EXIT_CHECK_FAILED
         else:
-            line = f"{len(recorded)} files have their recorded SHA-256"
+            line = f"{len(recorded_hashes(folder))} files have their recorded SHA-256"
         print_line(console, f"{name}: {line}")
     if exit_code:
         raise typer.Exit(exit_code)

@@ -103,8 +103,12 @@ _HASHED_FILES = (
 
 def hash_files(folder: Path) -> dict[str, str]:
     """SHA-256 of each file of weights, of the config and of the tokenizer."""
-    paths = {path for pattern in _HASHED_FILES for path in folder.glob(pattern) if path.is_file()}
-    return {path.name: _hash_file(path) for path in sorted(paths)}
+    return {name: _hash_file(folder / name) for name in _hashed_names(folder)}
+
+
+def _hashed_names(folder: Path) -> list[str]:
+    paths = (path for pattern in _HASHED_FILES for path in folder.glob(pattern))
+    return sorted({path.name for path in paths if path.is_file()})
 
 
 def recorded_hashes(folder: Path) -> dict[str, str]:
@@ -119,12 +123,18 @@ def recorded_hashes(folder: Path) -> dict[str, str]:
     return hashes
 
 
-def changed_files(folder: Path) -> tuple[str, ...]:
-    """Recorded files that are missing or have another SHA-256 than the provenance file records."""
+def changed_files(folder: Path) -> tuple[str, ...] | None:
+    """Files that were changed, removed or added after the provenance file recorded their SHA-256.
+
+    None where it records no SHA-256, so that nothing can be compared.
+    """
+    if not (recorded := recorded_hashes(folder)):
+        return None
+    names = dict.fromkeys((*recorded, *_hashed_names(folder)))
     return tuple(
         name
-        for name, recorded in recorded_hashes(folder).items()
-        if not (folder / name).is_file() or _hash_file(folder / name) != recorded
+        for name in names
+        if not (folder / name).is_file() or _hash_file(folder / name) != recorded.get(name)
     )
 
 
