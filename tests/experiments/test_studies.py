@@ -185,3 +185,16 @@ def test_a_table_that_is_read_and_written_again_is_unchanged(tmp_path):
     assert table.read_text() == once
     assert "851968" in once
     assert "0.3333" in once
+
+
+def test_a_table_whose_writing_is_interrupted_keeps_its_old_rows(tmp_path):
+    class Interrupted:
+        def __str__(self):
+            raise KeyboardInterrupt
+
+    table = tmp_path / "table.csv"
+    write_rows([{"model": "a"}], table)
+    with pytest.raises(KeyboardInterrupt):
+        write_rows([{"model": "a"}, {"model": Interrupted()}], table)
+    assert table.read_text() == "model\na\n"
+    assert list(tmp_path.iterdir()) == [table]
