@@ -75,7 +75,7 @@ def judge(odd: OddInput, folder: Path) -> Judgment:
         if odd.error is None or not isinstance(error, odd.error):
             return Judgment(odd.name, "wrong", f"{type(error).__name__}: {text}")
         return Judgment(odd.name, "clear" if is_clear(text) else "vague", text)
-    except Exception:
+    except (Exception, _NoEndError):
         return Judgment(odd.name, "crash", traceback.format_exc(limit=-3))
     finally:
         signal.alarm(0)
@@ -85,8 +85,8 @@ def judge(odd: OddInput, folder: Path) -> Judgment:
     return Judgment(odd.name, "right" if right else "wrong", "" if right else f"{value!r:.300}")
 
 
-class _NoEndError(Exception):
-    pass
+class _NoEndError(BaseException):
+    """The time is up; no `Exception`, which the code under test may catch."""
 
 
 def _end(*_: object) -> None:
