@@ -32,11 +32,13 @@ def check(
     json: Annotated[Path | None, typer.Option(help="Where the numbers are written.")] = None,
 ) -> None:
     """Check that every probe is right on a model, or refuses it with a reason."""
-    check_output_paths(Path("check.html"), json)
+    check_output_paths(None, json)
     silence_libraries()
+    from probes.models.files.loading import parse_dtype
     from probes.testing.contract.check_model import check_named_model
     from probes.testing.contract.check_result import ModelCheck, ModelChecks
 
+    parse_dtype(dtype)  # A model that cannot be loaded is a result; a wrong option is an error.
     console, results = open_console(), list[ModelCheck]()
     for name in models:
         result = check_named_model(name, dtype=dtype, seed=seed)
