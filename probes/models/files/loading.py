@@ -127,6 +127,7 @@ def load_hf_model(
             "dtype": dtype,
             "attn_implementation": "eager",
             "use_safetensors": True,
+            "ignore_mismatched_sizes": True,  # `check_loaded_keys` refuses them by name.
         }
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(folder), **how, trust_remote_code=False, output_loading_info=True
