@@ -65,7 +65,7 @@ REFUSED = {
     "a name of 5,000 letters": ("trace", "x" * 5000),
     "an unknown pattern": ("trace", "full", "--pattern", "fox"),
     "a missing pairs file": ("trace", "full", "--pattern", "no.jsonl"),
-    "a pattern that is a folder": ("trace", "full", "--pattern", "."),
+    "a pattern that is a folder": ("trace", "full", "--pattern", "folder.jsonl"),
     "3 prompts": ("trace", "full", "--prompts", "3"),
     "-1 prompts": ("trace", "full", "--prompts", "-1"),
     "4.5 prompts": ("trace", "full", "--prompts", "4.5"),
@@ -80,7 +80,7 @@ REFUSED = {
     "an unknown answer": ("trace", "full", "--answer", "verb", "--prompts", "4"),
     "a page that is no .html": ("trace", "full", "--out", "page.pdf"),
     "a page in a folder that is absent": ("trace", "full", "--out", "no/page.html"),
-    "a page that is a folder": ("trace", "full", "--out", "."),
+    "a page that is a folder": ("trace", "full", "--out", "folder.html"),
     "a page without a name": ("trace", "full", "--out", ""),
     "a page with a null in its name": ("trace", "full", "--out", "a\0.html"),
     "a page with a name of 5,000 letters": ("trace", "full", "--out", "x" * 5000 + ".html"),
@@ -165,7 +165,7 @@ REFUSED = {
     "a result that is text": ("show", "texts.txt"),
     "a result that is empty": ("show", "empty.txt"),
     "a page of a result that is .pdf": ("show", "circuit.json", "--out", "c.pdf"),
-    "a number format that is none": ("check", "full", "--dtype", "int8", "--json", "no/c.json"),
+    "a number format that is none": ("check", "full", "--dtype", "int8"),
     "a folder to verify that is absent": ("verify", "no"),
 }
 
@@ -174,6 +174,8 @@ def prepared(folder: Path) -> Path:
     """Write the files that commands name."""
     (folder / "texts.txt").write_text("I have two foxes.\nThe cat has a hat.\n")
     (folder / "empty.txt").write_text("")
+    (folder / "folder.html").mkdir()
+    (folder / "folder.jsonl").mkdir()
     (folder / "binary.txt").write_bytes(bytes(range(256)))
     (folder / "pairs.jsonl").write_text(
         '{"clean": "a", "counterfactual": "b", "answer": "c", "counterfactual_answer": "d"}\n'

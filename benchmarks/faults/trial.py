@@ -16,9 +16,7 @@ Outcome = Literal["right", "clear", "vague", "wrong", "crash"]
 _SECONDS = 120  # Most that one input may take.
 
 # What was found: something quoted, a number, or the name of a file, key, class or model.
-_FOUND = re.compile(
-    r"\b(?:none|one|full|scratch)\b|'[^']*'|\"[^\"]*\"|\d|\w+\.\w+|\w+_\w+|--\w+|\$\.\w+"
-)
+_FOUND = re.compile(r"\b(?:none|scratch)\b|'[^']*'|\"[^\"]*\"|\d|\w+\.\w+|\w+_\w+|--\w+|\$\.\w+")
 # What to do: an imperative at the start of a clause, a rule, or what there is to choose from.
 _ADVICE = re.compile(
     r"(?:^|[:.;,)] |\b(?:and|or) )(?:add|ask|call|change|check|choose|close|compare|copy|"
