@@ -494,6 +494,18 @@ def test_a_prompt_without_a_slope_tells_nothing_about_the_gradients():
     assert "gradients" not in model.passed_checks
 
 
+def test_a_check_of_gradients_that_tells_nothing_is_retried_with_at_most_two_batches(monkeypatch):
+    from probes.circuits.edges import edge_attribution as scoring
+
+    checked = []
+    monkeypatch.setattr(scoring, "_MAX_GRADIENT_FLOATS", 1)  # One prompt a batch.
+    monkeypatch.setattr(
+        scoring.GradientRecorder, "check_gradients", lambda self: checked.append(self) or False
+    )
+    edge_attribution(tiny("llama"), pairs(5), method="eap")
+    assert [len(one.task) for one in checked] == [1, 1, 1]
+
+
 def test_a_refused_model_is_refused_again():
     model = with_wrong_gradients("llama", 1, -1.0)
     for _ in range(2):
