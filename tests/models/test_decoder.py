@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import rms_norm
-from transformers import AutoModelForCausalLM, MistralConfig
+from transformers import AutoModelForCausalLM, MistralConfig, Qwen3Config
 
+from probes.comparison.representations.weights import weight_similarity
 from probes.errors import ModelError
 from probes.interventions.activation_patching import MLP, Z
 from probes.models.layers.decoder import (
@@ -232,6 +233,18 @@ def test_norms_are_the_models_own(kind):
         torch.testing.assert_close(layer.attn_norm(x), block.ln1.original_component(x))
         torch.testing.assert_close(layer.mlp_norm(x), block.ln2.original_component(x))
     torch.testing.assert_close(weights.final_norm(x), model.bridge.ln_final.original_component(x))
+
+
+def test_an_identity_in_place_of_a_norm_of_queries_and_keys_is_read_as_no_norm():
+    sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    hf_model = AutoModelForCausalLM.from_config(Qwen3Config(**sizes, **heads)).eval()
+    for layer in hf_model.model.layers:
+        layer.self_attn.q_norm = layer.self_attn.k_norm = nn.Identity()
+    model = wrap(hf_model, name="no head norms")
+    assert all(layer.q_norm is layer.k_norm is IDENTITY for layer in decompose(model).layers)
+    assert gap(model, "left") < 1e-5
+    assert weight_similarity(model, model).qk.diagonal() == pytest.approx(1)
 
 
 # Attention.

@@ -9,6 +9,7 @@ from typing import Any
 
 from probes.errors import ModelError
 from probes.files import write_atomic
+from probes.models.files.folder import ADAPTER_WEIGHTS
 
 PROVENANCE_FILE = "relative.json"
 """Name of the provenance file in a model's folder."""
@@ -211,16 +212,13 @@ def _names(names: ModelNames) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-_ADAPTER_WEIGHTS = "adapter_model.safetensors"
-
-
 def folder_storage(folder: Path) -> StorageCost:
     """Bits of the weights in a folder's safetensors files, tied weights once."""
     from safetensors import safe_open
 
     bits = {"weights": 0.0, "embeddings": 0.0, "other": 0.0}
     for path in sorted(folder.glob("[!.]*.safetensors")):
-        if path.name == _ADAPTER_WEIGHTS:  # Merged into the others.
+        if path.name == ADAPTER_WEIGHTS:  # Merged into the others.
             continue
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (no mapping: it has no iterator)
