@@ -23,7 +23,7 @@ from probes.experiments.family.recipes import (
 )
 from probes.experiments.scorecard import Scorecard
 from probes.experiments.soft_labels.plan import NameRow
-from probes.experiments.studies.grids import GRIDS
+from probes.experiments.studies.grids import GRIDS, cached_texts
 from probes.experiments.studies.registry import STUDIES, run_study
 from probes.experiments.studies.tables import read_study
 from probes.experiments.training_dynamics.measures import (
@@ -175,6 +175,14 @@ def test_small_students_are_trained_once(monkeypatch, work):
     modified = (path / "config.json").stat().st_mtime_ns
     single.train_small_students(folder=FAMILY, work=work)
     assert (path / "config.json").stat().st_mtime_ns == modified
+
+
+def test_the_kept_texts_of_a_recipe_are_not_those_of_another_task(work):
+    texts = cached_texts(work)
+    counting = replace(recipe("full"), items=8, statements=0.0)
+    first, permuted = texts(counting), texts(replace(counting, task="permuted"))
+    assert first != permuted
+    assert texts(replace(counting, task="permuted")) is permuted
 
 
 def test_a_table_that_is_read_and_written_again_is_unchanged(tmp_path):
