@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -202,15 +201,30 @@ def _closed_pipe(_: Path) -> bool:
     return b"Traceback" not in done.stderr and done.stdout != b""
 
 
+# Runs the command line, and prints a line when its work begins.
+_TRACE = """
+import runpy
+import probes.circuits.trace as module
+real = module.trace
+def trace(*words, **options):
+    print("begun", flush=True)
+    return real(*words, **options)
+module.trace = trace
+runpy.run_module("probes", run_name="__main__")
+"""
+
+
 def _interrupted(folder: Path) -> bool:
-    """Whether Ctrl-C ends a command without a traceback and without a file."""
+    """Whether Ctrl-C during the work ends a command without a traceback and without a file."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "probes", "trace", "full", "--prompts", "512"]
-    begun = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
-    time.sleep(8)
-    begun.send_signal(signal.SIGINT)
-    _, errors = begun.communicate(timeout=60)
-    return b"Traceback" not in errors and begun.returncode != 0 and not any(folder.iterdir())
+    command = [sys.executable, "-c", _TRACE, "trace", "full", "--prompts", "512"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, **pipes) as begun:  # pyright: ignore[reportCallIssue, reportArgumentType]
+        has_begun = begun.stdout is not None and begun.stdout.readline() == b"begun\n"
+        begun.send_signal(signal.SIGINT)
+        _, errors = begun.communicate(timeout=60)
+    ended = b"Traceback" not in errors and begun.returncode != 0
+    return has_begun and ended and not any(folder.iterdir())
 
 
 def inputs() -> list[OddInput]:
