@@ -163,13 +163,8 @@ def make_grown(
     made = grown = grow(model, method, size, seed=seed)
     if steps:
         settings = TrainingConfig(steps, seed, batch=batch, learning_rate=rate, device=device)
-        made = continue_training(
-            grown,
-            texts or _family_texts(grown, settings),
-            settings,
-            folder=_checkpoint_folder(folder, force),
-            progress=_show_progress(),
-        )
+        rows, home = texts or _family_texts(grown, settings), _checkpoint_folder(folder, force)
+        made = continue_training(grown, rows, settings, folder=home, progress=_show_progress())
         if texts is None:  # The shipped corpus leaves out what it left out for the parent.
             kept = replace(made.provenance, held_out=grown.provenance.held_out)
             made = replace(made, provenance=kept)
