@@ -160,6 +160,7 @@ def kill_at_random(name: str, times: int, place: Path) -> Count:
                 count.wrong += 1
                 print(f"  {name}: other bytes after {kills_of_run} kills", flush=True)
             folder, kills_of_run = new_folder(place, name), 0
+            print(f"  {name}: {count.kills} kills so far, {count.wrong} wrong", flush=True)
     return count
 
 
