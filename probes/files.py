@@ -1,6 +1,7 @@
 """Files: atomic writes, JSON, tables, and the folders of shipped and derived models."""
 
 import csv
+import io
 import math
 import secrets
 from collections.abc import Mapping, Sequence
@@ -79,13 +80,16 @@ def read_rows(path: Path) -> list[TableRow]:
 
 
 def write_rows(rows: Sequence[Mapping[str, object]], path: Path) -> None:
-    """Write rows with all their columns as CSV; floats have four digits, unless they are whole."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, columns, lineterminator="\n")
-        table.writeheader()
-        for row in rows:
-            table.writerow({name: _format_value(value) for name, value in row.items()})
+    """Write rows with all their columns as CSV, atomically.
+
+    Floats have four digits, unless they are whole.
+    """
+    columns, text = list(dict.fromkeys(name for row in rows for name in row)), io.StringIO()
+    table = csv.DictWriter(text, columns, lineterminator="\n")
+    table.writeheader()
+    for row in rows:
+        table.writerow({name: _format_value(value) for name, value in row.items()})
+    write_atomic(path, text.getvalue().encode())
 
 
 def _parse_value(text: str) -> float | str:

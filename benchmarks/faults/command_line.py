@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +64,7 @@ REFUSED = {
     "a name of 5,000 letters": ("trace", "x" * 5000),
     "an unknown pattern": ("trace", "full", "--pattern", "fox"),
     "a missing pairs file": ("trace", "full", "--pattern", "no.jsonl"),
-    "a pattern that is a folder": ("trace", "full", "--pattern", "."),
+    "a pattern that is a folder": ("trace", "full", "--pattern", "folder.jsonl"),
     "3 prompts": ("trace", "full", "--prompts", "3"),
     "-1 prompts": ("trace", "full", "--prompts", "-1"),
     "4.5 prompts": ("trace", "full", "--prompts", "4.5"),
@@ -80,7 +79,7 @@ REFUSED = {
     "an unknown answer": ("trace", "full", "--answer", "verb", "--prompts", "4"),
     "a page that is no .html": ("trace", "full", "--out", "page.pdf"),
     "a page in a folder that is absent": ("trace", "full", "--out", "no/page.html"),
-    "a page that is a folder": ("trace", "full", "--out", "."),
+    "a page that is a folder": ("trace", "full", "--out", "folder.html"),
     "a page without a name": ("trace", "full", "--out", ""),
     "a page with a null in its name": ("trace", "full", "--out", "a\0.html"),
     "a page with a name of 5,000 letters": ("trace", "full", "--out", "x" * 5000 + ".html"),
@@ -165,7 +164,7 @@ REFUSED = {
     "a result that is text": ("show", "texts.txt"),
     "a result that is empty": ("show", "empty.txt"),
     "a page of a result that is .pdf": ("show", "circuit.json", "--out", "c.pdf"),
-    "a number format that is none": ("check", "full", "--dtype", "int8", "--json", "no/c.json"),
+    "a number format that is none": ("check", "full", "--dtype", "int8"),
     "a folder to verify that is absent": ("verify", "no"),
 }
 
@@ -174,6 +173,8 @@ def prepared(folder: Path) -> Path:
     """Write the files that commands name."""
     (folder / "texts.txt").write_text("I have two foxes.\nThe cat has a hat.\n")
     (folder / "empty.txt").write_text("")
+    (folder / "folder.html").mkdir()
+    (folder / "folder.jsonl").mkdir()
     (folder / "binary.txt").write_bytes(bytes(range(256)))
     (folder / "pairs.jsonl").write_text(
         '{"clean": "a", "counterfactual": "b", "answer": "c", "counterfactual_answer": "d"}\n'
@@ -200,15 +201,30 @@ def _closed_pipe(_: Path) -> bool:
     return b"Traceback" not in done.stderr and done.stdout != b""
 
 
+# Runs the command line, and prints a line when its work begins.
+_TRACE = """
+import runpy
+import probes.circuits.trace as module
+real = module.trace
+def trace(*words, **options):
+    print("begun", flush=True)
+    return real(*words, **options)
+module.trace = trace
+runpy.run_module("probes", run_name="__main__")
+"""
+
+
 def _interrupted(folder: Path) -> bool:
-    """Whether Ctrl-C ends a command without a traceback and without a file."""
+    """Whether Ctrl-C during the work ends a command without a traceback and without a file."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "probes", "trace", "full", "--prompts", "512"]
-    begun = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
-    time.sleep(8)
-    begun.send_signal(signal.SIGINT)
-    _, errors = begun.communicate(timeout=60)
-    return b"Traceback" not in errors and begun.returncode != 0 and not any(folder.iterdir())
+    command = [sys.executable, "-c", _TRACE, "trace", "full", "--prompts", "512"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, **pipes) as begun:  # pyright: ignore[reportCallIssue, reportArgumentType]
+        has_begun = begun.stdout is not None and begun.stdout.readline() == b"begun\n"
+        begun.send_signal(signal.SIGINT)
+        _, errors = begun.communicate(timeout=60)
+    ended = b"Traceback" not in errors and begun.returncode != 0
+    return has_begun and ended and not any(folder.iterdir())
 
 
 def inputs() -> list[OddInput]:

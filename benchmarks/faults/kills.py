@@ -3,12 +3,14 @@
     python -m benchmarks.faults.kills [--times 10] [--commands distilled quantized compare study]
 
 Each command runs once whole. Then it is killed (SIGKILL) at random moments of its run, and after
-each kill every listed model must load and have its recorded hashes, and every file of results must
-be whole. A command that was killed is started again where it stopped, in the same folder; once it
-ends, its folder is compared with that of the whole run, byte by byte, and it begins anew.
+each kill every listed model must load and have its recorded hashes, and every file of results and
+every table must be whole. A command that was killed is started again where it stopped, in the same
+folder; once it ends, its folder is compared with that of the whole run, byte by byte, and it begins
+anew.
 """
 
 import argparse
+import csv
 import json
 import os
 import random
@@ -22,8 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from probes.errors import ProbeError
+from probes.experiments.studies.tables import read_study
+from probes.files import TableRow, data_folder, write_rows
 from probes.models.files.provenance import changed_files
 from probes.models.model import load
+from probes.prompts.catalog import pattern
+from probes.prompts.question import Pair
 from probes.result import load_result
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,13 +37,17 @@ _QUICK = ("--steps", "6", "--batch", "2", "--texts", "texts.txt")
 COMMANDS = {
     "distilled": ("make", "distilled", "scratch", *_QUICK, "--name", "mine"),
     "quantized": ("make", "quantized", "scratch", "--scheme", "rtn-3", "--name", "mine"),
+    # A pairs file has no variables to measure, which would take most of the time.
     "compare": (
-        *("compare", "scratch", "distilled", "--prompts", "4", "--seed", "0"),
-        *("--out", "c.html", "--json", "c.json"),
+        *("compare", "scratch", "distilled", "--draws", "1", "--prompts", "4", "--seed", "0"),
+        *("--pattern", "pairs.jsonl", "--out", "c.html", "--json", "c.json"),
     ),
-    # As a study does: several models, one after the other, each in its own folder.
-    "study": ("make", "ticket", "full", "--rounds", "2", *_QUICK, "--name", "mine"),
+    # The table lacks two rows, and the parent is as small as the models of these rows.
+    "study": ("study", "growing", "--folder", "family"),
 }
+_STUDY = "growing"
+_UNMEASURED = ("distilled", "scratch")
+_MODELS = {"full": "scratch", "distilled": "distilled", "scratch": "scratch"}
 
 
 @dataclass
@@ -59,18 +69,36 @@ def start(words: tuple[str, ...], folder: Path) -> subprocess.Popen:
 
 
 def new_folder(parent: Path, name: str) -> Path:
-    """Empty folder with the texts of training."""
+    """Folder with training texts, pairs, models and a table, and nothing made of them."""
     folder = parent / name
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    (folder / "runs").mkdir(parents=True)
+    (folder / "family").mkdir()
     (folder / "texts.txt").write_text("I have two foxes.\nThe cat has a hat.\n")
+    pairs = pattern("take-away").sample_pairs("operation", 4, seed=0)
+    (folder / "pairs.jsonl").write_text("".join(map(_pair_line, pairs)))
+    for name, source in _MODELS.items():
+        (folder / "family" / name).symlink_to(data_folder() / "models" / source)
+    write_rows(_known_rows(), folder / "runs" / f"{_STUDY}.csv")
     return folder
+
+
+def _known_rows() -> list[TableRow]:
+    return [row for row in read_study(_STUDY) if row["model"] not in _UNMEASURED]
+
+
+def _pair_line(pair: Pair) -> str:
+    texts = {"clean": pair.clean.text, "counterfactual": pair.counterfactual.text}
+    answers = (dict(side.answers)["number"] for side in (pair.clean, pair.counterfactual))
+    line = texts | dict(zip(("answer", "counterfactual_answer"), answers, strict=True))
+    return json.dumps(line) + "\n"
 
 
 def made(folder: Path) -> dict[str, bytes]:
     """Bytes of the models and numbers that a command has made."""
     models = folder / "runs" / "relatives"
-    paths = [*models.glob("[!.]*/*"), *folder.glob("*.json"), *folder.glob("*.html")]
+    results = (p for ends in ("*.json", "*.html", "runs/*.csv") for p in folder.glob(ends))
+    paths = [*models.glob("[!.]*/*"), *results]
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(paths)}
 
 
@@ -80,7 +108,10 @@ def faults(folder: Path) -> list[str]:
     for model in (folder / "runs" / "relatives").glob("[!.]*/config.json"):
         try:
             load(model.parent)
-            found += [f"{name} has another hash" for name in changed_files(model.parent)]
+            changed = changed_files(model.parent)
+            if changed is None:
+                found.append(f"{model.parent} records no hashes")
+            found += [f"{name} has another hash" for name in changed or ()]
         except ProbeError as error:
             found.append(str(error))
     for path in folder.glob("*.json"):
@@ -89,6 +120,12 @@ def faults(folder: Path) -> list[str]:
         except ProbeError as error:
             found.append(str(error))
     found += [str(p) for p in folder.glob("*.html") if not p.read_bytes().rstrip().endswith(b">")]
+    for path in folder.glob("runs/*.csv"):
+        text = path.read_text()
+        rows = list(csv.reader(text.splitlines()))
+        uneven = len({len(row) for row in rows}) > 1
+        if uneven or len(rows) <= len(_known_rows()) or not text.endswith("\n"):
+            found.append(f"{path} is not whole")
     for path in folder.glob("runs/work/**/checkpoint-*/trainer_state.json"):
         with suppress(FileNotFoundError):
             json.loads(path.read_text())
@@ -123,6 +160,7 @@ def kill_at_random(name: str, times: int, place: Path) -> Count:
                 count.wrong += 1
                 print(f"  {name}: other bytes after {kills_of_run} kills", flush=True)
             folder, kills_of_run = new_folder(place, name), 0
+            print(f"  {name}: {count.kills} kills so far, {count.wrong} wrong", flush=True)
     return count
 
 

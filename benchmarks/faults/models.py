@@ -136,6 +136,7 @@ REFUSED: dict[str, Change] = {
     "an index that is a list": index("", "[]"),
     "an index without a map": index("", "{}"),
     "an index that is no JSON": index("", "{"),
+    "an index beside one file": file(INDEX, '{"metadata": {}, "weight_map": {}}'),
     "an adapter beside the weights": file("adapter_config.json", "{}"),
     "a config with fewer layers": config(num_hidden_layers=2),
     "a config with more layers": config(num_hidden_layers=4),
@@ -179,7 +180,6 @@ REFUSED: dict[str, Change] = {
 LOADED: dict[str, Change] = {
     "hidden files of a Mac": file("._model.safetensors", b"fork"),
     "a second file of other kind": file("onnx.txt", "x"),
-    "an index beside one file": lambda _: None,
     "weights in bfloat16": weights(lambda w: w.update({k: v.bfloat16() for k, v in w.items()})),
     "weights in float64": weights(lambda w: w.update({k: v.double() for k, v in w.items()})),
     "a config with a byte of padding": lambda f: file(
@@ -191,7 +191,6 @@ LOADED: dict[str, Change] = {
 NAMES = {
     "an empty name": "",
     "a misspelt name": "ful",
-    "a file": "README.md",
     "a folder without a model": ".",
     "the root folder": "/",
     "a null in the name": "a\0b",
@@ -237,6 +236,7 @@ def inputs() -> list[OddInput]:
             ModelError,
         ),
         OddInput("model: an empty folder", load, ModelError),
+        OddInput("model: a file", lambda f: load(original() / "config.json"), ModelError),
         OddInput("model: a hidden folder", lambda f: loaded(f, id, ".small"), ModelError),
         OddInput("model: a vocabulary too small", lambda _: _vocabulary_too_small(), ModelError),
         OddInput("model: a symlink to a folder", _linked, check=same),

@@ -2,8 +2,8 @@
 
     python -m benchmarks.faults.odd_inputs [AREA ...] [--verbose]
 
-Prints how many were tried and what came of them. Exits with code 1 if a value is wrong or anything
-crashes.
+Prints how many were tried and what came of them. Exits with code 1 if an error is vague, a value is
+wrong, or anything crashes.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from benchmarks.faults.trial import Judgment, judge
 
 AREAS = ("prompts", "patterns", "models", "results", "interventions", "command_line")
+FAULTS = ("vague", "wrong", "crash")
 
 
 def main() -> None:
@@ -40,11 +41,11 @@ def main() -> None:
         counts = Counter(one.outcome for one in judged)
         print(f"{area}: {describe(counts)} ({time.process_time() - start:.1f} CPU-s)", flush=True)
         for one in judged:
-            if given.verbose or one.outcome in ("vague", "wrong", "crash"):
+            if given.verbose or one.outcome in FAULTS:
                 print(f"  {one.outcome}: {one.name}: {one.detail}", flush=True)
         outcomes += counts
     print(describe(outcomes))
-    sys.exit(bool(outcomes["wrong"] or outcomes["crash"]))
+    sys.exit(any(outcomes[word] for word in FAULTS))
 
 
 def try_area(area: str) -> list[Judgment]:

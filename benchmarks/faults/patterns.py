@@ -83,7 +83,7 @@ FILES = {
     "an empty file": b"",
     "Latin-1": "title = 'café'".encode("latin-1"),
     "JSON": b'{"pattern": {}}',
-    "a text for the patterns": b"pattern = 3\nframes = 3\nslots = 3\nnumbers = 3\nverbs = "
+    "numbers for all tables": b"pattern = 3\nframes = 3\nslots = 3\nnumbers = 3\nverbs = "
     b"3\nwords = 3",
     "deep nesting": b"a = " + b"[" * 100_000,
     "a number of 5,000 digits": b"a = " + b"1" * 5000,

@@ -158,14 +158,14 @@ READ_FILES = {
         lambda f: tokenized(f, NEW),
         lambda r: bool((r.position > r.start).all()),
     ),
-    "a two-pair file on the gate": (
-        lambda f: pb.gate(full(), _two_pairs(f), prompts=8)[0].state,
+    "a file of one pair on the gate": (
+        lambda f: pb.gate(full(), _one_pair(f), prompts=8)[0].state,
         "too few to tell".__eq__,
     ),
 }
 
 
-def _two_pairs(folder: Path) -> Pattern:
+def _one_pair(folder: Path) -> Pattern:
     read(folder, {})
     return Pattern.from_pairs(folder / "odd.jsonl")
 
@@ -223,6 +223,7 @@ RAW_FILES = {
     "a line of 9 MB": b" " * 9_000_000 + LINE.encode(),
     "CSV": b"clean,counterfactual\nThe girl,The boy\n",
     "null bytes": b"\x00" * 100,
+    "an escaped lone surrogate": LINE.replace("girl", "\\ud83e").encode(),
 }
 
 
@@ -231,7 +232,7 @@ def inputs() -> list[OddInput]:
     found = [OddInput(f"text: {name}", lambda _, t=text: spell(t)) for name, text in TEXTS.items()]
     tokenizer = full().tokenizer
     found += [
-        OddInput("text: a special token inside", lambda _: literal_bos("a <bos> b"), check=len),
+        OddInput("text: a special token inside", lambda _: literal_bos("a <bos> b") == [0, 3]),
         OddInput("text: a special token in front", lambda _: literal_bos("<bos>a b") == [0]),
     ]
     for name, text in {

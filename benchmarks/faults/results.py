@@ -16,7 +16,7 @@ from probes.circuits.result import Trace
 from probes.circuits.trace import TraceSettings
 from probes.comparison.setup.references import ComparisonSettings
 from probes.errors import CircuitError, FigureError, ProbeError, ResultError
-from probes.result import Result, load_result
+from probes.result import SCHEMA, Result, load_result
 
 Json = Any
 
@@ -45,8 +45,7 @@ def saved(kind: str) -> dict[str, Any]:
     if kind == "Trace":
         return pb.trace("full", settings=TraceSettings(prompts=4)).to_dict()
     settings = ComparisonSettings(prompts=4, draws=1, nulls=1)
-    family = pb.compare_family("scratch", ["distilled"], settings=settings)
-    return family.comparisons[0].to_dict() if kind == "Comparison" else family.to_dict()
+    return pb.compare("scratch", "distilled", settings=settings).to_dict()
 
 
 def paths(plain: Json, path: tuple = ()) -> Iterator[tuple]:
@@ -165,8 +164,8 @@ def inputs() -> list[OddInput]:
         "a kind that is a list": b'{"result": ["Trace"]}',
         "a schema of the past": b'{"result": "Trace", "schema": 1}',
         "a schema of the future": b'{"result": "Trace", "schema": 99}',
-        "a schema that is a text": b'{"result": "Trace", "schema": "2"}',
-        "nothing but a head": b'{"result": "Trace", "schema": 2}',
+        "a schema that is a text": f'{{"result": "Trace", "schema": "{SCHEMA}"}}'.encode(),
+        "nothing but a head": f'{{"result": "Trace", "schema": {SCHEMA}}}'.encode(),
         "an HTML page": b"<!doctype html>",
     }
     found = [
@@ -187,7 +186,7 @@ def inputs() -> list[OddInput]:
             lambda f: _save(f / "no" / "c.json"),
             FigureError,
         ),
-        OddInput("result: saved as a folder", _save, FigureError),
+        OddInput("result: saved as a folder", _save_as_folder, FigureError),
         OddInput(
             "result: saved with a null in the name", lambda _: _save(Path("a\0.json")), FigureError
         ),
@@ -222,6 +221,11 @@ def _loop(folder: Path) -> Result:
 def _as_trace(folder: Path, text: bytes) -> object:
     (folder / "c.json").write_bytes(text)
     return Trace.load(folder / "c.json")
+
+
+def _save_as_folder(folder: Path) -> Path:
+    (folder / "c.json").mkdir()
+    return _save(folder / "c.json")
 
 
 def _save(path: Path) -> Path:

@@ -32,11 +32,13 @@ def check(
     json: Annotated[Path | None, typer.Option(help="Where the numbers are written.")] = None,
 ) -> None:
     """Check that every probe is right on a model, or refuses it with a reason."""
-    check_output_paths(Path("check.html"), json)
+    check_output_paths(None, json)
     silence_libraries()
+    from probes.models.files.loading import parse_dtype
     from probes.testing.contract.check_model import check_named_model
     from probes.testing.contract.check_result import ModelCheck, ModelChecks
 
+    parse_dtype(dtype)  # A model that cannot be loaded is a result; a wrong option is an error.
     console, results = open_console(), list[ModelCheck]()
     for name in models:
         result = check_named_model(name, dtype=dtype, seed=seed)
@@ -66,14 +68,14 @@ def verify(
     console, exit_code = open_console(), 0
     for name in models:
         folder = Path(find_model(name)[0])
-        if not (recorded := recorded_hashes(folder)):
+        if (changed := changed_files(folder)) is None:
             line = "no SHA-256 is recorded in relative.json, so nothing was compared"
             exit_code = exit_code or EXIT_NOT_TESTED
-        elif changed := changed_files(folder):
+        elif changed:
             line = f"{', '.join(changed)} changed: make or fetch the model again"
             exit_code = EXIT_CHECK_FAILED
         else:
-            line = f"{len(recorded)} files have their recorded SHA-256"
+            line = f"{len(recorded_hashes(folder))} files have their recorded SHA-256"
         print_line(console, f"{name}: {line}")
     if exit_code:
         raise typer.Exit(exit_code)

@@ -39,14 +39,14 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def check_output_paths(out: Path, json: Path | None, *, page: bool = False) -> None:
+def check_output_paths(out: Path | None, json: Path | None, *, page: bool = False) -> None:
     """Refuse files that cannot be written, before the work begins; nothing is written."""
     for path in (out, json):
         if path is not None and not path.parent.is_dir():
             raise ProbeError(
                 f"There is no folder {str(path.parent)!r} for {path.name!r}: create it"
             )
-    if page and out.suffix != ".html":
+    if page and out is not None and out.suffix != ".html":
         raise ProbeError(f"The page goes to a .html file, and {out.name!r} is none: rename it")
     if json is not None and json.suffix != ".json":
         raise ProbeError(f"The numbers go to a .json file, and {json.name!r} is none: rename it")

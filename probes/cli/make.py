@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -159,16 +160,14 @@ def make_grown(
         )
     size = layers or width
     folder = _new_folder(name or f"{Path(model).name}-{method}-{size}", force)
-    made = grow(model, method, size, seed=seed)
+    made = grown = grow(model, method, size, seed=seed)
     if steps:
         settings = TrainingConfig(steps, seed, batch=batch, learning_rate=rate, device=device)
-        made = continue_training(
-            made,
-            texts or _family_texts(made, settings),
-            settings,
-            folder=_checkpoint_folder(folder, force),
-            progress=_show_progress(),
-        )
+        rows, home = texts or _family_texts(grown, settings), _checkpoint_folder(folder, force)
+        made = continue_training(grown, rows, settings, folder=home, progress=_show_progress())
+        if texts is None:  # The shipped corpus leaves out what it left out for the parent.
+            kept = replace(made.provenance, held_out=grown.provenance.held_out)
+            made = replace(made, provenance=kept)
     _save_and_print(made, folder, model)
 
 
@@ -279,8 +278,6 @@ def _show_progress() -> bool:
 
 def _save_and_print(derived: Any, folder: Path, source: str) -> None:  # noqa: ANN401
     """Save a derived model, and print its storage cost and its parent's."""
-    from dataclasses import replace
-
     from probes.compression.derived_model import load_parent
 
     name = folder.name

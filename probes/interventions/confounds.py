@@ -65,10 +65,15 @@ def unseen_verbs(
             )
             for k, (count, verbs) in enumerate(((2 * bases, others), (bases, held_out)))
         )
-        for site, site_hits in hits.items():
-            site_hits.append(patch_direction(test, operation_direction(fit, site), "same"))
-        direction = operation_direction(fit, operation_site)
-        fold = _Fold(test, direction, hits[operation_site][-1], seed + 2 * len(groups) + n)
+        directions = {site: operation_direction(fit, site) for site in hits}
+        for site, direction in directions.items():
+            hits[site].append(patch_direction(test, direction, "same"))
+        fold = _Fold(
+            test,
+            directions[operation_site],
+            hits[operation_site][-1],
+            seed + 2 * len(groups) + n,
+        )
         by_pair |= {
             " / ".join(pair): proportion(_pair_hits(pattern, fold, pair))
             for pair in _opposite_verbs(pattern)

@@ -224,17 +224,17 @@ def load(
         ProbeError: There is no such model, it cannot be loaded, or it has no BOS token to add.
     """
     if not isinstance(name, str | Path):
+        model = name if isinstance(name, Model) else loading.build_model(name)
         if adapter is not None:
             raise ModelError(f"{name!r} is loaded already: give its folder to add an adapter")
-        return name if isinstance(name, Model) else name.to_model()
+        return model
     if (parts := loading.parse_random_init(name)) is not None and adapter is None:
         like = load(parts[0], dtype=dtype, device=device, add_bos=add_bos)
         return random_init(like, seed=parts[1])
     source, origin = loading.find_model(name)
     with isolated():
-        weights = loading.parse_dtype(dtype)
         hf_model, tokenizer = loading.load_hf_model(
-            source, weights, add_bos=add_bos, adapter=adapter
+            source, loading.parse_dtype(dtype), add_bos=add_bos, adapter=adapter
         )
         with loading.model_errors(f"Could not load {source!r}", "Check its files and the device."):
             hf_model = hf_model.to(device or torch.get_default_device())

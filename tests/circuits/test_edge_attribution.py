@@ -6,6 +6,7 @@ from functools import cache
 import jaxtyping
 import pytest
 import torch
+from token_pairs import pairs
 from transformer_lens.tools.analysis.attribution_patching import (
     EdgeAttributionConfig,
     attribution_patch,
@@ -39,16 +40,6 @@ model_of = cache(tiny)
 def short(kind):
     """Two layers: the reference makes a pass for each edge that it ablates."""
     return tiny(kind, num_hidden_layers=2)
-
-
-def pairs(count=2, width=5, at=1, seed=0):
-    """Pairs that differ at one position."""
-    draw = torch.Generator().manual_seed(seed)
-    clean = torch.randint(3, 90, (count, width), generator=draw)
-    other = clean.clone()
-    other[:, at] = (clean[:, at] + torch.randint(1, 80, (count,), generator=draw) - 3) % 87 + 3
-    answer, foil = torch.randint(3, 90, (2, count), generator=draw)
-    return Task.from_tokens(clean, other, answer, foil[:, None])
 
 
 def close(found, expected, atol=1e-6):
@@ -492,6 +483,18 @@ def test_a_prompt_without_a_slope_tells_nothing_about_the_gradients():
     model = wrap(hf_model, name="flat")
     assert (edge_attribution(model, task, method="eap").per_prompt.abs() < 1e-6).all()
     assert "gradients" not in model.passed_checks
+
+
+def test_a_check_of_gradients_that_tells_nothing_is_retried_with_at_most_two_batches(monkeypatch):
+    from probes.circuits.edges import edge_attribution as scoring
+
+    checked = []
+    monkeypatch.setattr(scoring, "_MAX_GRADIENT_FLOATS", 1)  # One prompt a batch.
+    monkeypatch.setattr(
+        scoring.GradientRecorder, "check_gradients", lambda self: checked.append(self) or False
+    )
+    edge_attribution(tiny("llama"), pairs(5), method="eap")
+    assert [len(one.task) for one in checked] == [1, 1, 1]
 
 
 def test_a_refused_model_is_refused_again():

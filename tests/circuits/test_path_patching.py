@@ -6,6 +6,7 @@ from functools import cache
 import jaxtyping
 import pytest
 import torch
+from token_pairs import pairs
 from transformer_lens.tools.analysis.attribution_patching import (
     FaithfulnessConfig,
     Node,
@@ -39,16 +40,6 @@ model_of = cache(tiny)
 def short(kind):
     """Two layers: the reference makes a pass for each circuit and edits every edge in it."""
     return tiny(kind, num_hidden_layers=2)
-
-
-def pairs(count=2, width=5, at=1, seed=0):
-    """Pairs that differ at one position."""
-    draw = torch.Generator().manual_seed(seed)
-    clean = torch.randint(3, 90, (count, width), generator=draw)
-    other = clean.clone()
-    other[:, at] = (clean[:, at] + torch.randint(1, 80, (count,), generator=draw) - 3) % 87 + 3
-    answer, foil = torch.randint(3, 90, (2, count), generator=draw)
-    return Task.from_tokens(clean, other, answer, foil[:, None])
 
 
 def random_masks(size, fractions=FRACTIONS, seed=0):

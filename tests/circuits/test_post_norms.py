@@ -6,12 +6,12 @@ from functools import cache
 
 import pytest
 import torch
+from token_pairs import pairs
 
 from probes.circuits.edges.edge_attribution import EAP, edge_attribution
 from probes.circuits.edges.path_patching import edge_patching, run_circuits
 from probes.circuits.graph import Edge
 from probes.circuits.reference_runs import run_references
-from probes.circuits.task import Task
 from probes.comparison.representations.weights import weight_similarity
 from probes.errors import ModelError
 from probes.models.model import wrap
@@ -21,16 +21,6 @@ EACH = pytest.mark.parametrize("kind", POST_NORM_KINDS)
 HEADS, GROUP, D_HEAD = 4, 2, 8
 
 model_of = cache(tiny)
-
-
-def pairs(count=2, width=6, at=3, seed=0):
-    """Pairs that differ at one position."""
-    draw = torch.Generator().manual_seed(seed)
-    clean = torch.randint(3, 90, (count, width), generator=draw)
-    other = clean.clone()
-    other[:, at] = (clean[:, at] + torch.randint(1, 80, (count,), generator=draw) - 3) % 87 + 3
-    answer, foil = torch.randint(3, 90, (2, count), generator=draw)
-    return Task.from_tokens(clean, other, answer, foil[:, None])
 
 
 # One edge by hand: only Hugging Face modules and hooks of torch.
@@ -67,7 +57,7 @@ def kept_input(hf_model, task, ids, module):
 @EACH
 def test_an_edge_of_a_head_equals_hooks_on_the_hugging_face_model(kind, target):
     """The reader reads the residual with one head replaced before the norm of their sum."""
-    hf_model, task = tiny_hf(kind, 0), pairs()
+    hf_model, task = tiny_hf(kind, 0), pairs(width=6, at=3)
     blocks = hf_model.model.layers
     source, head = blocks[0], 1
     clean_z, other_z = (
@@ -183,7 +173,7 @@ def circuit_by_hand(hf_model, task, kept):
 
 @EACH
 def test_a_circuit_equals_its_readers_run_one_by_one_in_hugging_face_modules(kind):
-    hf_model, task = tiny_hf(kind, 0), pairs()
+    hf_model, task = tiny_hf(kind, 0), pairs(width=6, at=3)
     runs = run_references(model_of(kind), task)
     draw = torch.Generator().manual_seed(1)
     masks = (
@@ -208,7 +198,7 @@ def test_a_circuit_equals_its_readers_run_one_by_one_in_hugging_face_modules(kin
 @pytest.mark.parametrize("roles", [False, True])
 @pytest.mark.parametrize("kind", [*KINDS, *POST_NORM_KINDS])
 def test_an_eap_score_is_the_slope_of_the_edge_patched_exactly(kind, roles):
-    model, task = model_of(kind), pairs()
+    model, task = model_of(kind), pairs(width=6, at=3)
     runs = run_references(model, task, roles=roles)
     scores = edge_attribution(model, task, method=EAP(), roles=roles)
     edges = torch.arange(0, len(runs.graph), 7 if roles else 3)
@@ -237,7 +227,7 @@ def test_an_eap_score_is_the_slope_of_the_edge_patched_exactly(kind, roles):
 
 @EACH
 def test_a_louder_sum_of_heads_has_the_same_scores_behind_its_norm(kind):
-    task, model = pairs(), model_of(kind)
+    task, model = pairs(width=6, at=3), model_of(kind)
     scores = edge_attribution(model, task, method="eap").node_scores()
     hf_model = tiny_hf(kind, 0)
     with torch.no_grad():

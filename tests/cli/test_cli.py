@@ -252,6 +252,20 @@ def test_targets_are_tried_before_the_work_begins(command, tmp_path, monkeypatch
     assert {path.name for path in tmp_path.iterdir()} == {good.name, folder.name}
 
 
+def test_a_check_does_not_try_a_page_that_it_never_writes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "check.html").mkdir()
+    assert run("check", "no-model", "--json", "c.json").exit_code == 0
+    assert (tmp_path / "c.json").is_file()
+
+
+def test_a_check_in_an_unknown_number_format_ends_with_one_line():
+    found = run("check", "full", "--dtype", "int8")
+    assert found.exit_code == 1
+    assert "Unknown dtype: 'int8'" in found.output
+    assert len(found.output.strip().splitlines()) == 1
+
+
 def test_a_seed_below_nought_ends_with_one_line(folder):
     result = run("trace", folder, "--seed", "-1")
     assert isinstance(result.exception, SystemExit)

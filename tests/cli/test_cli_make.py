@@ -73,6 +73,21 @@ def test_what_is_made_loads_by_its_name_and_says_how_it_was_made(here, words, na
     assert name in run("list").output
 
 
+@pytest.mark.parametrize(
+    ("more", "held_out"),
+    [
+        ((), ["cell", "noun", "combination"]),
+        (QUICK, ["cell", "noun", "combination"]),
+        ((*QUICK, *TEXTS), []),
+    ],
+)
+def test_only_known_training_texts_keep_words_held_out(here, more, held_out):
+    write_texts(here)
+    done = run("make", "grown", "scratch", "--layers", 3, "--name", "more", *more)
+    assert done.exit_code == 0, done.output
+    assert list(load("more").provenance.held_out) == held_out
+
+
 def test_the_gap_to_the_real_kernel_is_printed():
     assert "from the real kernel" in run("make", "quantized", "scratch").output
 

@@ -699,7 +699,7 @@ def test_a_compared_random_init_model_is_not_a_model_of_the_null():
 
 
 def test_one_model_alone_is_refused():
-    with pytest.raises(ModelError, match="Only one model"):
+    with pytest.raises(ModelError, match="Only one model was given, 'planted template'"):
         compare_family(fox("template"), [], FOX)
 
 

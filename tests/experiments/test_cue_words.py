@@ -27,12 +27,12 @@ from probes.experiments.cue_words.divergence import (
 from probes.experiments.cue_words.forcing_result import RANDOM, BudgetForcing
 from probes.experiments.cue_words.texts import (
     CueItem,
-    left_pad,
     sample_random_words,
     to_cue_items,
     tokenize_cues,
 )
 from probes.models.model import Model, wrap
+from probes.prompts.tokens.batch import left_pad
 from probes.stats.intervals import bootstrap_ratio
 from probes.stats.paired import mcnemar_test, possible_tables
 from probes.stats.power import (

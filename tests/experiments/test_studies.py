@@ -23,7 +23,7 @@ from probes.experiments.family.recipes import (
 )
 from probes.experiments.scorecard import Scorecard
 from probes.experiments.soft_labels.plan import NameRow
-from probes.experiments.studies.grids import GRIDS
+from probes.experiments.studies.grids import GRIDS, cached_texts
 from probes.experiments.studies.registry import STUDIES, run_study
 from probes.experiments.studies.tables import read_study
 from probes.experiments.training_dynamics.measures import (
@@ -177,6 +177,14 @@ def test_small_students_are_trained_once(monkeypatch, work):
     assert (path / "config.json").stat().st_mtime_ns == modified
 
 
+def test_the_kept_texts_of_a_recipe_are_not_those_of_another_task(work):
+    texts = cached_texts(work)
+    counting = replace(recipe("full"), items=8, statements=0.0)
+    first, permuted = texts(counting), texts(replace(counting, task="permuted"))
+    assert first != permuted
+    assert texts(replace(counting, task="permuted")) is permuted
+
+
 def test_a_table_that_is_read_and_written_again_is_unchanged(tmp_path):
     table = tmp_path / "table.csv"
     write_rows([{"model": "a", "bits": 851968.0, "share": 1 / 3, "none": float("nan")}], table)
@@ -185,3 +193,16 @@ def test_a_table_that_is_read_and_written_again_is_unchanged(tmp_path):
     assert table.read_text() == once
     assert "851968" in once
     assert "0.3333" in once
+
+
+def test_a_table_whose_writing_is_interrupted_keeps_its_old_rows(tmp_path):
+    class Interrupted:
+        def __str__(self):
+            raise KeyboardInterrupt
+
+    table = tmp_path / "table.csv"
+    write_rows([{"model": "a"}], table)
+    with pytest.raises(KeyboardInterrupt):
+        write_rows([{"model": "a"}, {"model": Interrupted()}], table)
+    assert table.read_text() == "model\na\n"
+    assert list(tmp_path.iterdir()) == [table]

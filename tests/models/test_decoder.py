@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, MistralConfig
+from torch.nn.functional import rms_norm
+from transformers import AutoModelForCausalLM, MistralConfig, Qwen3Config
 
+from probes.comparison.representations.weights import weight_similarity
 from probes.errors import ModelError
 from probes.interventions.activation_patching import MLP, Z
 from probes.models.layers.decoder import (
@@ -206,6 +208,22 @@ def test_a_norm_that_is_neither_by_its_weight_nor_by_one_more_is_refused():
         read_norm(Component())
 
 
+@pytest.mark.parametrize("added", [0, 1])
+@pytest.mark.parametrize("size", [1.0, 30.0, 100.0])
+def test_a_norm_in_16_bits_is_read_as_the_nearer_of_its_weight_and_one_more(added, size):
+    stored = (size * torch.linspace(0.5, 1.5, 32)).to(torch.bfloat16)
+
+    class SomeRMSNorm(nn.RMSNorm):
+        def forward(self, x):
+            return rms_norm(x.float(), (32,), added + self.weight.float(), self.eps).to(x.dtype)
+
+    class Component(nn.Module):
+        original_component = SomeRMSNorm(32, eps=1e-6)
+
+    Component.original_component.weight = nn.Parameter(stored)
+    assert torch.equal(read_norm(Component()).weight.float(), stored.float() + added)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_norms_are_the_models_own(kind):
     model = tiny(kind)
@@ -215,6 +233,18 @@ def test_norms_are_the_models_own(kind):
         torch.testing.assert_close(layer.attn_norm(x), block.ln1.original_component(x))
         torch.testing.assert_close(layer.mlp_norm(x), block.ln2.original_component(x))
     torch.testing.assert_close(weights.final_norm(x), model.bridge.ln_final.original_component(x))
+
+
+def test_an_identity_in_place_of_a_norm_of_queries_and_keys_is_read_as_no_norm():
+    sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    hf_model = AutoModelForCausalLM.from_config(Qwen3Config(**sizes, **heads)).eval()
+    for layer in hf_model.model.layers:
+        layer.self_attn.q_norm = layer.self_attn.k_norm = nn.Identity()
+    model = wrap(hf_model, name="no head norms")
+    assert all(layer.q_norm is layer.k_norm is IDENTITY for layer in decompose(model).layers)
+    assert gap(model, "left") < 1e-5
+    assert weight_similarity(model, model).qk.diagonal() == pytest.approx(1)
 
 
 # Attention.

@@ -1,5 +1,6 @@
 """Logits, edits, loading and generation of a model."""
 
+import inspect
 import threading
 
 import pytest
@@ -194,6 +195,15 @@ def test_a_family_member_loads_by_name_and_a_close_name_is_suggested(tmp_path, m
     assert load("teacher").origin == "family member teacher"
     with pytest.raises(ModelError, match="Did you mean 'teacher'"):
         load("taecher")
+
+
+@pytest.mark.parametrize("value", [None, 3, ["full"], torch.zeros(3, 3)])
+def test_a_value_that_is_neither_a_name_nor_a_model_is_refused_in_one_line(value):
+    unchecked = inspect.unwrap(load)  # Tests check types as well, and would refuse it first.
+    with pytest.raises(ModelError, match=r"is no model: give a name") as caught:
+        unchecked(value)
+    assert type(value).__name__ in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_random_init_model_of_any_shape_and_seed_loads_by_name(tmp_path, monkeypatch):

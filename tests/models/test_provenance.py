@@ -117,3 +117,20 @@ def test_a_folder_without_hashes_says_so_and_does_not_pass(tmp_path):
     assert verify(saved, "full")[0] == 4
     assert verify(saved) == (4, [line])
     assert CliRunner().invoke(app, ["verify", str(tmp_path / "none")]).exit_code == 1
+
+
+def test_a_file_that_was_added_later_counts_as_changed(tmp_path):
+    saved = load_parent("scratch").save(tmp_path / "mine")
+    shutil.copy(saved / "model.safetensors", saved / "model-00001-of-00002.safetensors")
+    (saved / "README.md").write_text("Notes are no part of a model.")
+    assert changed_files(saved) == ("model-00001-of-00002.safetensors",)
+    assert verify(saved)[0] == 5
+
+
+def test_an_empty_record_of_hashes_says_that_nothing_was_compared(tmp_path):
+    saved = load_parent("scratch").save(tmp_path / "mine")
+    content = json.loads((saved / PROVENANCE_FILE).read_text()) | {"sha256": {}}
+    (saved / PROVENANCE_FILE).write_text(json.dumps(content))
+    assert changed_files(saved) is None
+    line = f"{saved}: no SHA-256 is recorded in relative.json, so nothing was compared"
+    assert verify(saved) == (4, [line])

@@ -37,6 +37,7 @@ from probes.models.run_checks import require_eval, require_unedited
 _FLOATS_PER_UNIT, _MAX_GRADIENT_FLOATS = 20, 20_000_000
 # Floats of the writers' changes that are multiplied at once: they should stay in the cache.
 _MAX_BLOCK_FLOATS = 4_000_000
+_CHECKED_BATCHES = 3  # An inconclusive check of gradients costs many passes: it is retried twice.
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +113,7 @@ def edge_attribution(
             the number of prompts.
 
     Raises:
-        ModelError: The model is in training mode, gives non-finite numbers, has wrong gradients,
-            or is not a plain sum.
+        ModelError: The model is in training mode, not finite, no plain sum, or has wrong gradients.
         CircuitError: The method is unknown.
     """
     named = {"eap-ig": EAPIG(), "eap": EAP(), "exact": "exact"}
@@ -147,12 +147,12 @@ def edge_attribution(
 def _gradient_scores(
     model: Model, task: Task, graph: ComputationGraph, points: tuple[float, ...]
 ) -> Iterator[Float[Tensor, "prompt edge"]]:
-    shape, width = model.shape, task.clean.shape[1]
-    weights = decompose(model)
+    shape, width, weights = model.shape, task.clean.shape[1], decompose(model)
     step = max(1, _MAX_GRADIENT_FLOATS // (_FLOATS_PER_UNIT * width * shape.layers * shape.d_model))
-    for start in range(0, len(task), step):
+    for number, start in enumerate(range(0, len(task), step)):
         recorder = GradientRecorder(model, weights, task[start : start + step], bool(graph.roles))
-        if "gradients" not in model.passed_checks and recorder.check_gradients():
+        is_due = number < _CHECKED_BATCHES and "gradients" not in model.passed_checks
+        if is_due and recorder.check_gradients():
             model.passed_checks.add("gradients")
         yield _GradientScorer(recorder, graph).scores(points)
 

@@ -208,7 +208,8 @@ def _fold_norm(
 
 def _require_linear_maps(model: Model, weights: DecoderWeights) -> None:
     attns = [getattr(block.attn, "original_component", None) for block in model.bridge.blocks]
-    if any(hasattr(attn, name) for attn in attns for name in ("q_norm", "q_layernorm")):
+    read = any(layer.q_norm is not IDENTITY for layer in weights.layers)
+    if read or any(hasattr(attn, "q_layernorm") for attn in attns):
         raise ModelError(
             f"{model.name} ({model.shape.architecture}) normalizes queries and keys, so its QK is "
             "not a linear map. Compare the effects of its heads instead: pb.compare."

@@ -69,7 +69,8 @@ def load_models(
 ) -> tuple[Model, list[Model]]:
     """Load the models, with unique names."""
     if not others:
-        raise ModelError("Only one model was given: name a relative to compare it with")
+        name = str(getattr(full, "name", full))
+        raise ModelError(f"Only one model was given, {name!r}: name a relative to compare it with")
     a = load(full)
     relatives = [
         random_init(a, seed=seed + _SEED_OFFSET) if other == "random-init" else load(other)

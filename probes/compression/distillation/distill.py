@@ -98,12 +98,13 @@ def continue_training(
     folder: Path,
     progress: bool = False,
 ) -> DerivedModel:
-    """Train a copy of a model on the tokens of texts."""
+    """Train a copy of a model on the tokens of texts, which may hold what training left out."""
     hf_model = copy.deepcopy(model.hf_model)
     plan = TrainingPlan(load_texts(model, texts), settings, pad_token(model))
     fit(hf_model, plan, folder=folder, progress=progress)
     record = {**model.provenance.settings, **asdict(settings)}
-    return replace(model, hf_model=hf_model, provenance=replace(model.provenance, settings=record))
+    made = replace(model.provenance, settings=record, held_out=())
+    return replace(model, hf_model=hf_model, provenance=made)
 
 
 def build_student(teacher: DerivedModel, settings: DistillationSettings) -> nn.Module:

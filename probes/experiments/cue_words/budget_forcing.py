@@ -20,12 +20,12 @@ from probes.experiments.cue_words.texts import (
     CueTokens,
     GivenAnswer,
     end_sentence,
-    left_pad,
     sample_random_words,
     to_cue_items,
     tokenize_cues,
 )
 from probes.models.model import Model
+from probes.prompts.tokens.batch import left_pad
 from probes.prompts.tokens.special_tokens import special_prefix
 
 _BATCH_TOKENS = 2048

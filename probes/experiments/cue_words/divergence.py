@@ -20,7 +20,6 @@ from probes.experiments.cue_words.texts import (
     CueText,
     CueTokens,
     GivenAnswer,
-    left_pad,
     sample_random_words,
     to_cue_items,
     tokenize_cues,
@@ -28,6 +27,7 @@ from probes.experiments.cue_words.texts import (
 from probes.interventions.activation_patching import patch_sites, run_with_cache
 from probes.models.model import Model
 from probes.models.site import Site
+from probes.prompts.tokens.batch import left_pad
 
 # Items of one pass: few, as the logits of all positions are in memory at once.
 _BATCH_ITEMS = 32

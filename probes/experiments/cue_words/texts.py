@@ -5,13 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
-
 from probes.errors import BatchError, OutcomeError, TokenizerError
 from probes.prompts.question import Question
-from probes.prompts.tokens.batch import pad_token_id
 from probes.prompts.tokens.special_tokens import special_prefix
 
 GivenAnswer = Literal["right", "wrong"]
@@ -200,18 +195,6 @@ def sample_random_words(
         )
     rng = random.Random(seed)
     return [tuple(rng.choice(pool) for pool in pools) for _ in range(count)]
-
-
-def left_pad(
-    tokenizer: Any,  # noqa: ANN401
-    rows: Sequence[Sequence[int]],
-    device: torch.device,
-) -> tuple[Int[Tensor, "prompt position"], Bool[Tensor, "prompt position"]]:
-    """Token ids padded on the left to one width, and their mask."""
-    width, pad = max(len(row) for row in rows), pad_token_id(tokenizer)
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    return ids, torch.arange(width, device=device) >= width - lengths[:, None]
 
 
 def _strip_prefixes(

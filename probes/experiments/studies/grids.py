@@ -88,7 +88,8 @@ def cached_texts(work: Path) -> Callable[[Recipe], list[TrainingText]]:
     kept: dict[tuple, list[TrainingText]] = {}
 
     def texts(entry: Recipe) -> list[TrainingText]:
-        key = (entry.seed, entry.items, entry.statements, entry.answers_only, entry.nouns)
+        sampled = (entry.seed, entry.items, entry.statements, entry.task, entry.nouns)
+        key = (*sampled, entry.answers_only)
         if key not in kept:
             kept.clear()
             kept[key] = training_rows(entry, family_tokenizer(work))

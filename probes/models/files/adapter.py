@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from probes.errors import ModelError
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+from probes.models.files.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 _PREFIX = "base_model.model."
 _FIX = "Merge it with peft (merge_and_unload) and save the whole model."
@@ -26,14 +25,14 @@ def merge_adapter(hf_model: Any, folder: Path) -> None:  # noqa: ANN401
     """
     from safetensors.torch import load_file
 
-    for name in (CONFIG, WEIGHTS):
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
             raise ModelError(
                 f"{str(folder)!r} holds no adapter: {name} is missing. Give the adapter's folder."
             )
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     _check_kind(config, folder)
-    weights = load_file(folder / WEIGHTS)
+    weights = load_file(folder / ADAPTER_WEIGHTS)
     modules = sorted({key.rpartition(".lora_")[0] for key in weights if ".lora_" in key})
     known = {f"{name}.lora_{part}.weight" for name in modules for part in "AB"}
     if not modules or (wrong := known ^ set(weights)):

@@ -2,14 +2,16 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from probes.errors import ModelError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+_ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "adapter_model.bin")
 
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model"),
@@ -110,14 +112,17 @@ def _indexed_files(folder: Path) -> list[str]:
 
 
 def check_loaded_keys(
-    source: str, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[object]
+    source: str,
+    missing: Iterable[str],
+    unexpected: Iterable[str],
+    mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]],
 ) -> None:
-    """Refuse weights that the architecture lacks, or that the files lack.
+    """Refuse weights that the architecture or the files lack, or that have other shapes there.
 
     Raises:
         ModelError: Names the first key.
     """
-    missing, mismatched = sorted(missing), [str(key) for key in mismatched]
+    missing, mismatched = sorted(missing), sorted(mismatched)
     unexpected = sorted(key for key in unexpected if not _MASK_KEY.search(key))
     if missing:
         raise ModelError(
@@ -131,7 +136,9 @@ def check_loaded_keys(
             "architecture in config.json, or remove these weights."
         )
     if mismatched:
+        key, stored, wanted = mismatched[0]
         raise ModelError(
-            f"The weights of {source!r} do not fit its config.json: {mismatched[0]} has another "
-            "shape. Correct the sizes in config.json."
+            f"The weights of {source!r} do not fit its config.json: {key} has shape "
+            f"{tuple(stored)}, and the config gives {tuple(wanted)} ({len(mismatched)} "
+            "such found). Correct the sizes in config.json."
         )

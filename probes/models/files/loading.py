@@ -43,6 +43,21 @@ class HasModel(Protocol):
         """Return it as a `Model`."""
 
 
+def build_model(value: object) -> Any:  # noqa: ANN401 (a Model)
+    """Model of a value in memory.
+
+    Raises:
+        ModelError: The value is none that has a model.
+    """
+    if not isinstance(value, HasModel):
+        text = " ".join(repr(value).split())
+        raise ModelError(
+            f"{text[:80]!r} of type {type(value).__name__} is no model: give a name, a folder or a "
+            "hub id, or wrap a Hugging Face model with probes.wrap"
+        )
+    return value.to_model()
+
+
 def parse_random_init(name: object) -> tuple[str, int] | None:
     """Model and seed of a name such as "random-init:full:3"; None for other names."""
     kind, _, rest = str(name).partition(":")
@@ -127,6 +142,7 @@ def load_hf_model(
             "dtype": dtype,
             "attn_implementation": "eager",
             "use_safetensors": True,
+            "ignore_mismatched_sizes": True,  # `check_loaded_keys` refuses them by name.
         }
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(folder), **how, trust_remote_code=False, output_loading_info=True

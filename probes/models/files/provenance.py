@@ -9,6 +9,7 @@ from typing import Any
 
 from probes.errors import ModelError
 from probes.files import write_atomic
+from probes.models.files.folder import ADAPTER_WEIGHTS
 
 PROVENANCE_FILE = "relative.json"
 """Name of the provenance file in a model's folder."""
@@ -103,8 +104,12 @@ _HASHED_FILES = (
 
 def hash_files(folder: Path) -> dict[str, str]:
     """SHA-256 of each file of weights, of the config and of the tokenizer."""
-    paths = {path for pattern in _HASHED_FILES for path in folder.glob(pattern) if path.is_file()}
-    return {path.name: _hash_file(path) for path in sorted(paths)}
+    return {name: _hash_file(folder / name) for name in _hashed_names(folder)}
+
+
+def _hashed_names(folder: Path) -> list[str]:
+    paths = (path for pattern in _HASHED_FILES for path in folder.glob(pattern))
+    return sorted({path.name for path in paths if path.is_file()})
 
 
 def recorded_hashes(folder: Path) -> dict[str, str]:
@@ -119,12 +124,18 @@ def recorded_hashes(folder: Path) -> dict[str, str]:
     return hashes
 
 
-def changed_files(folder: Path) -> tuple[str, ...]:
-    """Recorded files that are missing or have another SHA-256 than the provenance file records."""
+def changed_files(folder: Path) -> tuple[str, ...] | None:
+    """Files that were changed, removed or added after the provenance file recorded their SHA-256.
+
+    None where it records no SHA-256, so that nothing can be compared.
+    """
+    if not (recorded := recorded_hashes(folder)):
+        return None
+    names = dict.fromkeys((*recorded, *_hashed_names(folder)))
     return tuple(
         name
-        for name, recorded in recorded_hashes(folder).items()
-        if not (folder / name).is_file() or _hash_file(folder / name) != recorded
+        for name in names
+        if not (folder / name).is_file() or _hash_file(folder / name) != recorded.get(name)
     )
 
 
@@ -201,16 +212,13 @@ def _names(names: ModelNames) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-_ADAPTER_WEIGHTS = "adapter_model.safetensors"
-
-
 def folder_storage(folder: Path) -> StorageCost:
     """Bits of the weights in a folder's safetensors files, tied weights once."""
     from safetensors import safe_open
 
     bits = {"weights": 0.0, "embeddings": 0.0, "other": 0.0}
     for path in sorted(folder.glob("[!.]*.safetensors")):
-        if path.name == _ADAPTER_WEIGHTS:  # Merged into the others.
+        if path.name == ADAPTER_WEIGHTS:  # Merged into the others.
             continue
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (no mapping: it has no iterator)

@@ -27,7 +27,7 @@ class DecoderLayer:
         scale: Factor of attention scores.
         softcap: Bound of attention scores, as in Gemma-2; None without.
         q_norm, k_norm: Norms of queries and keys, of each head by itself (Qwen3) or of all heads
-            at once (OLMo-2); None without.
+            at once (OLMo-2); the identity without.
         attn_post_norm: Norm of the sum of heads before it enters the residual stream, as in
             Gemma-2 and OLMo-2; the identity without.
         window: Number of keys that a query may attend to, itself among them (sliding-window
@@ -47,8 +47,8 @@ class DecoderLayer:
     mlp: Callable[[Tensor], Tensor]
     scale: float
     softcap: float | None = None
-    q_norm: Norm | None = None
-    k_norm: Norm | None = None
+    q_norm: Norm = IDENTITY
+    k_norm: Norm = IDENTITY
     attn_post_norm: Norm = IDENTITY
     window: int | None = None
 
@@ -69,13 +69,15 @@ class DecoderLayer:
         """Apply the norm of queries or keys "... head d_head", if there is one."""
         if (norm := self._norm_of_all_heads(port)) is not None:
             return norm(value.flatten(-2)).view_as(value)
-        norm = {"q": self.q_norm, "k": self.k_norm}.get(port)
-        return value if norm is None else norm(value)
+        return self._head_norm(port)(value)
+
+    def _head_norm(self, port: str) -> Norm:
+        return {"q": self.q_norm, "k": self.k_norm}.get(port, IDENTITY)
 
     def _norm_of_all_heads(self, port: str) -> Norm | None:
         """Norm of queries or keys that takes all heads at once."""
-        norm = {"q": self.q_norm, "k": self.k_norm}.get(port)
-        of_each = norm is None or norm.weight is None or len(norm.weight) == self.q.shape[-1]
+        norm = self._head_norm(port)
+        of_each = norm.weight is None or len(norm.weight) == self.q.shape[-1]
         return None if of_each else norm
 
     def gradient_hook(self, port: str) -> str:
@@ -184,12 +186,12 @@ def _read_optional_norm(block: Any, name: str) -> Norm:  # noqa: ANN401
     return read_norm(getattr(block, name)) if name in block.submodules else IDENTITY
 
 
-def _read_head_norm(attn: Any, name: str, weight: Tensor) -> Norm | None:  # noqa: ANN401
+def _read_head_norm(attn: Any, name: str, weight: Tensor) -> Norm:  # noqa: ANN401
     module = getattr(attn, name, None)
-    if module is None:
-        return None
-    norm, (heads, _, d_head) = read_norm(module), weight.shape
-    size = None if norm.weight is None else tuple(norm.weight.shape)
+    norm, (heads, _, d_head) = IDENTITY if module is None else read_norm(module), weight.shape
+    if norm.weight is None:
+        return norm
+    size = tuple(norm.weight.shape)
     if size != (d_head,) and (size != (heads * d_head,) or norm.centered):
         raise AttributeError(f"{name} is neither a norm of each head nor an RMS norm of all heads")
     return norm

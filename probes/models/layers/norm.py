@@ -88,16 +88,19 @@ def read_norm(module: Any) -> Norm:  # noqa: ANN401
     bias = getattr(inner, "bias", None)
     bias = None if bias is None else bias.detach()
     weight = inner.weight.detach()
-    # Gemma and others store w - 1. No attribute says so: the module itself is tried.
+    # Gemma and others store w - 1. No attribute says so: the module itself is tried. In 16 bits, a
+    # large w and 1 + w are both within the tolerance, so the nearer one is taken.
     x = torch.linspace(-1, 2, weight.shape[-1], device=weight.device).to(weight.dtype)
-    expected = inner(x)
+    expected, gaps = inner(x), list[tuple[Norm, Tensor]]()
     for factor in (weight, 1 + weight.float()):
         norm = Norm(
             factor, None if bias is None else bias.to(factor), float(eps), "RMSNorm" not in kind
         )
-        gap = float((norm(x) - expected).abs().max())
-        if gap <= _TOLERANCE.get(x.dtype, 1e-4) * max(1.0, float(expected.abs().max())):
-            return norm
+        gaps.append((norm, (norm(x).float() - expected.float()).abs()))
+    norm, gap = min(gaps, key=lambda found: float(found[1].sum()))
+    allowed = _TOLERANCE.get(x.dtype, 1e-4) * max(1.0, float(expected.abs().max()))
+    if float(gap.max()) <= allowed:
+        return norm
     raise ModelError(
         f"The norm {kind} is not supported: it scales neither by its weight w nor by 1 + w"
     )

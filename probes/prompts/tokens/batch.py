@@ -167,6 +167,16 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return next(token for token in choices if isinstance(token, int))
 
 
+def left_pad(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]], device: torch.device
+) -> tuple[Int[Tensor, "prompt position"], Bool[Tensor, "prompt position"]]:
+    """Token ids padded on the left to one width, and their mask."""
+    width, pad = max(len(row) for row in rows), pad_token_id(tokenizer)
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return ids, torch.arange(width, device=device) >= width - lengths[:, None]
+
+
 def pad_prompts(
     questions: tuple[Question, ...], prompts: Sequence[TokenizedPrompt], width: int, pad_id: int
 ) -> Batch:

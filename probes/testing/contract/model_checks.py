@@ -84,9 +84,8 @@ def check_logits(trial: Trial, reference: nn.Module | None) -> str:
 
 def check_padding(trial: Trial) -> str:
     """Padding on either side changes no logit."""
-    model, ids, pad = trial.model, trial.ids, 2
-    room = model.shape.context - ids.shape[1]
-    pad = min(pad, room)
+    model, ids = trial.model, trial.ids
+    pad = min(2, model.shape.context - ids.shape[1])
     if pad < 1:
         return "the context has no room for padding"
     filler = torch.full_like(ids[:, :pad], int(ids[0, 0]))
