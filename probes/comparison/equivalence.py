@@ -115,7 +115,6 @@ def check_equivalence(
     passed, failed, untested = [], [], []
     _check_answers(comparison, margin, passed, failed)
     variables = [v for v in comparison.verdicts if v.kind == "variable"]
-    on_paths = _check_paths(comparison, margin, passed, failed, untested)
     tested = 0
     if comparison.transfer_skip_reason:
         untested.append(f"variables ({comparison.transfer_skip_reason})")
@@ -131,6 +130,7 @@ def check_equivalence(
         tested += 1
         reason = _variable_failure(comparison, verdict, margin)
         (failed if reason else passed).append(reason or verdict.subject)
+    on_paths = _check_paths(comparison, margin, passed, failed, untested)
     if heads or (heads is None and not tested):
         tested += _check_heads(comparison, passed, failed, untested)
     elif any(v.kind == "head" for v in comparison.verdicts):

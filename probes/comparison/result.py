@@ -47,8 +47,7 @@ class Comparison(Result):
         plot_data: Data of the plots, by model name.
         accuracy_changes: For each answer the accuracy of `other` minus that of `full`, paired by
             question.
-        verdicts: On each role path, each variable, each head of `full`, and on what is new in
-            `other`.
+        verdicts: On each role path, variable and head of `full`, and on what is new in `other`.
         transfers_to_other, transfers_to_full: Cross-model interchange from `full` into `other`,
             and back, over all draws.
         paths: Role paths that were found in either model, with their effects in both.
@@ -274,9 +273,9 @@ class Comparison(Result):
 
     def _path_line(self) -> str:
         counts = Counter(v.label for v in self.verdicts if v.kind == "path")
-        paths = ", ".join(f"{n} {label}" for label, n in counts.most_common())
+        paths = ", ".join(f"{n} {label}" for label, n in counts.most_common()) or "none was tested"
+        line = f"Role paths of {self.full.name} in {self.other.name}: {paths}"
         whole = ", ".join(f"{one.contrast} {one.other}" for one in self.path_circuits)
-        line = f"Role paths of {self.full.name} in {self.other.name}: {paths or 'none was tested'}"
         return f"{line}; together they carry {whole} of the effect." if whole else f"{line}."
 
     def _head_counts(self) -> str:

@@ -23,7 +23,7 @@ from probes.comparison.measurements import (
 from probes.comparison.model_facts import ModelFacts, PlotData
 from probes.comparison.result import Comparison
 from probes.comparison.setup import prompts as sampling
-from probes.comparison.setup.prompts import ComparisonPrompts
+from probes.comparison.setup.prompts import ComparisonPrompts, PathPrompts
 from probes.comparison.setup.references import ComparisonSettings, load_models
 from probes.comparison.variables.result import CrossModelTransfer
 from probes.comparison.variables.verdicts import (
@@ -342,7 +342,8 @@ def test_a_comparison_that_tested_no_mechanism_cannot_pass(verdicts):
 def test_what_was_tested_and_what_was_not_is_listed():
     check = made().equivalence()
     assert check.passed == ("accuracy of number", "accuracy of noun", "op", "x")
-    assert check.untested == ("heads (not requested)",)
+    paths = "role paths (none was found with aligned tokens)"
+    assert check.untested == (paths, "heads (not requested)")
     assert made().equivalence(heads=True).passed[-2:] == ("L0.H0", "L0.H1")
 
 
@@ -355,7 +356,7 @@ def test_the_summary_ends_with_what_survives_what_is_lost_and_what_cannot_be_tol
         "In other survive: op, x; lost: L0.H0; cannot tell: L0.H1, because so it is (1 of 1)."
     )
     order = [line.split(" of ")[0] for line in lines if " of full in other: " in line]
-    assert order == ["Variables", "Heads"]
+    assert order == ["Role paths", "Variables", "Heads"]
 
 
 def test_one_of_several_relatives_is_named():
@@ -506,7 +507,7 @@ def test_verdicts_are_in_one_table_and_numbers_in_another():
     table = both.table()
     assert table.loc["op"].tolist() == ["kept (L1.resid@op)", "cannot tell"]
     assert table.loc["x"].tolist() == ["kept (L1.resid@x)", ""]
-    assert table.loc["new heads"].tolist() == ["–", "L0.H1"]
+    assert table.loc["new"].tolist() == ["–", "L0.H1"]
     numbers = both.metrics()
     assert numbers.loc["mean interchange accuracy", "other"] == pytest.approx(0.9)
     assert numbers.loc["mean interchange accuracy", "worse"] == pytest.approx(0.45)
@@ -670,7 +671,7 @@ def test_pairs_of_a_file_say_why_nothing_was_put_in_and_name_no_variable(from_fi
 
 def test_closed_gates_leave_heads_without_a_verdict_and_keep_the_numbers(from_file):
     table = from_file.table()
-    assert (table.drop("new heads") == "behavior absent").all(axis=None)
+    assert (table.drop("new") == "behavior absent").all(axis=None)
     assert np.isfinite(from_file.comparisons[0].mean_pair_score.chance)
 
 
@@ -729,6 +730,7 @@ def references_used(monkeypatch):
             "model": model,
             "recipient": None,
             "donor": None,
+            "paths": {},
             "heads": ModelHeads(model, {}, empty),
         }
         for name, value in known.items():
@@ -737,6 +739,7 @@ def references_used(monkeypatch):
 
     plan = object.__new__(ComparisonPrompts)
     object.__setattr__(plan, "folds", None)
+    object.__setattr__(plan, "paths", PathPrompts({}, {}))
     monkeypatch.setattr(relatives, "sample_comparison_prompts", lambda *_: plan)
     monkeypatch.setattr(relatives, "measure_model", measured)
     monkeypatch.setattr(

@@ -13,6 +13,8 @@ from probes.cli.app import app
 from probes.comparison.compare import compare
 from probes.comparison.explanation import FailingPrompt
 from probes.comparison.family_result import FamilyComparison
+from probes.comparison.paths.result import PathCircuit, PathEffect
+from probes.comparison.paths.verdicts import path_verdicts
 from probes.comparison.setup.references import ComparisonSettings
 from probes.comparison.variables.result import EMBEDDING_CONTROL, CrossModelTransfer
 from probes.comparison.verdict import SIMILARITY_EQUIVALENCE, STRENGTH_EQUIVALENCE, Verdict
@@ -232,11 +234,14 @@ def test_only_negative_numbers_get_a_minus_sign():
 
 
 def test_the_glossary_explains_every_verdict():
-    rows = Read(glossary("variable", "head").body).text("verdict")
+    rows = Read(glossary("path", "variable", "head").body).text("verdict")
     assert [row[0] for row in rows] == list(TONES)
-    never = [row[0] for row in rows if row[1] == "(does not occur)"]
-    assert never == ["lost", "not shared between seeds", "new", "no reliable effect"]
-    assert all(row[2] != "(does not occur)" for row in rows)
+    never = [[row[0] for row in rows if row[k] == "(does not occur)"] for k in (1, 2, 3)]
+    assert never[0] == ["merged", "split", "moved", "no reliable effect"]
+    assert never[1] == [
+        *("weaker", "stronger", "lost", "not shared between seeds", "new", "no reliable effect"),
+    ]
+    assert never[2] == ["weaker", "stronger"]
     assert "never lost" not in glossary("head").body
 
 
@@ -344,13 +349,13 @@ def test_a_head_that_no_random_init_model_pairs_is_plotted_without_chance(found)
 
 def test_the_family_page_has_one_table_of_all_verdicts(family):
     seen = Read(family_comparison_page(family).body)
-    rows = seen.table("variable or head", "small", "gone")
+    rows = seen.table("path, variable or head", "small", "gone")
     assert [row[0][0] for row in rows] == [
-        "operation", "x", "L0.H0", "L1.H0", "new heads"
+        "operation", "x", "L0.H0", "L1.H0", "new paths and heads"
     ]  # fmt: skip
     assert rows[0][1] == ["kept (L1.resid@op)", "good", "the same role: best stand-in −0.02"]
     assert rows[0][2][:2] == ["behavior absent", "muted"]
-    assert [cell[0] for cell in rows[-1]] == ["new heads", "L0.H0", "–"]
+    assert [cell[0] for cell in rows[-1]] == ["new paths and heads", "L0.H0", "–"]
     assert "are left out: L0.H1." in family_comparison_page(family).body
 
 
@@ -363,7 +368,7 @@ def test_the_family_page_leads_with_the_summary_and_marks_absent_behavior(family
 def test_the_family_page_has_the_metrics_and_a_section_for_each_relative(family):
     page = family_comparison_page(family)
     assert headings(page) == [
-        "Verdicts on variables and heads",
+        "Verdicts on role paths, variables and heads",
         "Similarity",
         "Cross-model interchange",
         "small: verdicts on variables",
@@ -396,7 +401,7 @@ def test_interchange_accuracy_below_a_control_is_muted(family):
 def test_a_family_without_interchange_has_a_page(absent):
     page = family_comparison_page(FamilyComparison((absent,)))
     assert "No cross-model interchange was run" in page.body
-    assert Read(page.body).text("variable or head", "small") == [["new heads", "–"]]
+    assert Read(page.body).text("path, variable or head", "small") == [["new paths and heads", "–"]]
 
 
 def test_untrusted_text_is_escaped_and_nothing_is_fetched(family, tmp_path):
@@ -468,7 +473,7 @@ def test_several_relatives_are_written_as_one_page_with_a_table_of_verdicts(
     saved = json.loads(numbers.read_text(encoding="utf-8"))
     assert [one["other"]["name"] for one in saved["comparisons"]] == ["small", "gone"]
     assert [f"- {line}" for line in family.summary()] == result.stdout.splitlines()[:3]
-    assert "new heads" in result.stdout
+    assert re.search(r"(?m)^│ new +│", result.stdout)
     assert re.findall(r"(?m)^│ (L\d\.H\d)", result.stdout) == ["L0.H0", "L1.H0"]
     assert "partner" not in result.stdout
 
@@ -544,3 +549,40 @@ def test_help_documents_the_exit_code():
     text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", run("--help").output).split())
     assert "--assert-equivalent" in text
     assert "Exit with code 3" in text
+
+
+def test_the_page_shows_the_role_paths_with_their_fractions_and_the_circuits(found):
+    much, none = Estimate(0.8, 0.75, 0.85), Estimate(0.0, -0.01, 0.01)
+    effect = PathEffect(
+        contrast="operation",
+        answer="number",
+        roles=("op", "answer"),
+        full=much,
+        other=none,
+        other_seed=none,
+        shortfall=much,
+        logits=Estimate(3.0, 2.0, 4.0),
+        random_init=0.1,
+    )
+    circuit = PathCircuit(
+        "operation", "number", ("op → answer",), much, none, None, 0.02, none, much
+    )
+    verdicts = path_verdicts([effect], [found.gates[-1]])
+    one = replace(
+        found,
+        paths=(effect,),
+        path_circuits=(circuit,),
+        verdicts=(*verdicts, *found.verdicts),
+    )
+    seen = Read(comparison_page(one).body)
+    (row,) = seen.text("path", "null")
+    assert row[:3] == ["operation", "op → answer", "not shared between seeds"]
+    assert row[3] == "0.80 [0.75, 0.85]"
+    (whole,) = seen.text("paths", "random")
+    assert whole[:3] == ["operation", "1", "0.80 [0.75, 0.85]"]
+    assert "No role path was tested" in comparison_page(found).body
+    assert one.path_table()["verdict"].tolist() == ["not shared between seeds"]
+    assert one.verdict("operation: op → answer").label == "not shared between seeds"
+    assert len(one.explain("operation: op → answer").interventions) == 1
+    (line,) = [line for line in one.summary() if line.startswith("Role paths of")]
+    assert "1 not shared between seeds; together they carry operation 0.00" in line

@@ -94,7 +94,7 @@ def sample_comparison_prompts(
         folds=folds[0][1] if folds else None,
         further_folds=dict(folds[1:]),
         transfer_skip_reason=skip_reason,
-        paths=_sample_path_prompts(pattern, pairs, tokenizers, settings),
+        paths=sample_path_prompts(pattern, pairs, tokenizers, settings),
         seed=seed,
     )
 
@@ -134,7 +134,7 @@ def _sample_contrast_pairs(
     return sample_pairs(pattern, contrast, prompts, tokenizers=tokenizers, seed=seed)
 
 
-def _sample_path_prompts(
+def sample_path_prompts(
     pattern: Pattern,
     sampled: Mapping[str, Sequence[Pair]],
     tokenizers: Sequence[PreTrainedTokenizerBase],

@@ -73,9 +73,9 @@ def comparison_page(comparison: Comparison) -> Picture:
     variables = [*variable_blocks(comparison), glossary("variable")]
     sections: list[Section] = [
         ("Capability", _GATE_INTRO, _gate_blocks(comparison)),
+        ("Role paths", PATH_INTRO, [*path_blocks(comparison), glossary("path")]),
         ("Attention", _ATTENTION_INTRO, [attention_grid(comparison)]),
         ("Head pairing", _MATCH_INTRO, _match_blocks(comparison)),
-        ("Role paths", PATH_INTRO, [*path_blocks(comparison), glossary("path")]),
         ("Verdicts on variables", variable_intro, variables),
         ("Verdicts on heads", HEAD_INTRO, [*head_blocks(comparison), glossary("head")]),
         ("Patching effects", _EFFECT_INTRO, _effect_blocks(comparison)),
