@@ -89,7 +89,7 @@ class Comparison(Result):
     def mean_interchange_accuracy(self) -> float:
         """Mean cross-model interchange accuracy from `other` into `full`, over variables, 0 to 1.
 
-        It does not depend on the gate of `other`, so it also ranks models that fail the task.
+        It ranks models that fail the task as well.
         """
         rates = [one.interchange_accuracy.value for one in self.transfers_to_full]
         return float(np.mean(rates)) if rates else np.nan
@@ -283,10 +283,8 @@ class Comparison(Result):
         return ", ".join(f"{n} {label}" for label, n in counts.most_common()) or "no verdicts"
 
     def __repr__(self) -> str:
-        return (
-            f"<Comparison {self.full.name} | {self.other.name} on {self.pattern}: "
-            f"{self._head_counts()}>"
-        )
+        names = f"{self.full.name} | {self.other.name} on {self.pattern}"
+        return f"<Comparison {names}: {self._head_counts()}>"
 
 
 def _names(verdicts: Iterable[Verdict]) -> str:

@@ -37,6 +37,7 @@ def effect(full, other, other_seed=None, **changes):
         shortfall=Estimate(full.value - other.value, low, high),
         logits=Estimate(5.0, 4.0, 6.0),
         random_init=0.1,
+        pairs=64,
     )
     return replace(made, **changes)
 
@@ -117,3 +118,13 @@ def test_the_plan_holds_all_found_paths_and_random_circuits_of_others():
     assert own.edges == paths[0].graph.edges | paths[1].graph.edges
     assert all(len(graph.edges) == 4 for graph in random)
     assert not any(graph.edges & paths[0].graph.edges for graph in random)
+
+
+def test_an_open_verdict_says_how_many_pairs_would_decide_it():
+    # The interval reaches 0.03 to either side, the limit is 0.02 away: (3 / 2) squared as many.
+    near = Estimate(0.07, 0.04, 0.1)
+    (verdict,) = path_verdicts([effect(MUCH, near)], [gate()])
+    assert verdict.label == "cannot tell"
+    assert verdict.reason.endswith("about 144 pairs would decide")
+    (without,) = path_verdicts([effect(MUCH, LIMIT)], [gate()])
+    assert "would decide" not in without.reason

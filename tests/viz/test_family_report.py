@@ -563,6 +563,7 @@ def test_the_page_shows_the_role_paths_with_their_fractions_and_the_circuits(fou
         shortfall=much,
         logits=Estimate(3.0, 2.0, 4.0),
         random_init=0.1,
+        pairs=64,
     )
     circuit = PathCircuit(
         "operation", "number", ("op → answer",), much, none, None, 0.02, none, much

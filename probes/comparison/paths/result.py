@@ -19,6 +19,7 @@ class PathEffect:
         shortfall: Fraction in the full model minus that in the relative, paired by prompt.
         logits: Effect in the relative, in logits.
         random_init: Threshold of the absolute effect in random-init models, in logits.
+        pairs: Number of pairs.
     """
 
     contrast: str
@@ -30,6 +31,7 @@ class PathEffect:
     shortfall: Estimate
     logits: Estimate
     random_init: float
+    pairs: int
 
     @property
     def subject(self) -> str:

@@ -23,6 +23,7 @@ intervals over pairs cover further draws.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from math import ceil
 
 import numpy as np
 
@@ -89,6 +90,7 @@ def path_effects(
                     ),
                     logits=bootstrap_mean(other.effects[at], seed=seed),
                     random_init=float(conformal_threshold([null[at] for null in nulls])),
+                    pairs=len(other.totals[key]),
                 )
             )
     return tuple(rows)
@@ -142,34 +144,57 @@ def path_verdicts(effects: Sequence[PathEffect], gates: Sequence[Gate]) -> tuple
 
 def _verdict(effect: PathEffect) -> Verdict | None:
     """None for a path that neither model is shown to have."""
-    full, other, difference = effect.full, effect.other, effect.shortfall
-    numbers = _numbers(effect)
-    carries = other.low > MIN_PATH_FRACTION and effect.logits.low > effect.random_init
-    tests = tuple(_tests(effect))
+    carries = effect.other.low > MIN_PATH_FRACTION and effect.logits.low > effect.random_init
+    found = _label(effect, carries)
+    if found is None:
+        return None
+    label, reason = found
+    subject = "" if label == "new" else effect.subject
+    there = effect.subject if carries else ""
+    return Verdict(subject, "path", label, there, reason, tuple(_tests(effect)))
 
-    def made(label: VerdictLabel, reason: str, *, subject: bool = True) -> Verdict:
-        name = effect.subject
-        there = name if carries else ""
-        return Verdict(name if subject else "", "path", label, there, reason, tests)
 
+def _label(effect: PathEffect, carries: bool) -> tuple[VerdictLabel, str] | None:
+    full, other, numbers = effect.full, effect.other, _numbers(effect)
     if carries and full.high < MIN_PATH_FRACTION:
-        return made("new", f"only in the relative: {numbers}", subject=False)
+        return "new", f"only in the relative: {numbers}"
     if not full.low > MIN_PATH_FRACTION:
         if full.high < MIN_PATH_FRACTION and other.high < MIN_PATH_FRACTION:
             return None
-        return made("cannot tell", f"open whether the full model has it: {numbers}")
-    if carries and difference.low > -PATH_MARGIN and difference.high < PATH_MARGIN:
-        return made("kept", numbers)
-    if carries and (difference.low > 0 or difference.high < 0):
-        return made("weaker" if difference.low > 0 else "stronger", numbers)
+        more = _pairs_to_decide(full, (MIN_PATH_FRACTION,), effect.pairs)
+        return "cannot tell", f"open whether the full model has it: {numbers}{more}"
     if carries:
-        return made("cannot tell", f"open whether it carries as much: {numbers}")
+        return _size_label(effect)
     if other.high < MIN_PATH_FRACTION:
         seed = effect.other_seed
         if seed and seed.high < MIN_PATH_FRACTION:
-            return made("not shared between seeds", f"{numbers}, {seed} in the other seed")
-        return made("lost", numbers)
-    return made("cannot tell", f"open whether the relative has it: {numbers}")
+            return "not shared between seeds", f"{numbers}, {seed} in the other seed"
+        return "lost", numbers
+    more = _pairs_to_decide(other, (MIN_PATH_FRACTION,), effect.pairs)
+    return "cannot tell", f"open whether the relative has it: {numbers}{more}"
+
+
+def _size_label(effect: PathEffect) -> tuple[VerdictLabel, str]:
+    """Both models have the path: does it carry as much?"""
+    difference, numbers = effect.shortfall, _numbers(effect)
+    if difference.low > -PATH_MARGIN and difference.high < PATH_MARGIN:
+        return "kept", numbers
+    if difference.low > 0 or difference.high < 0:
+        return ("weaker" if difference.low > 0 else "stronger"), numbers
+    more = _pairs_to_decide(difference, (-PATH_MARGIN, 0.0, PATH_MARGIN), effect.pairs)
+    return "cannot tell", f"open whether it carries as much: {numbers}{more}"
+
+
+def _pairs_to_decide(estimate: Estimate, limits: Sequence[float], pairs: int) -> str:
+    """Number of pairs with which the interval would exclude the nearest limit, as a half sentence.
+
+    The width falls with the square root of the number. "" where that is undefined or no help.
+    """
+    distance = min(abs(estimate.value - limit) for limit in limits)
+    half = max(estimate.high - estimate.value, estimate.value - estimate.low)
+    if not distance > 0 or not half > distance:
+        return ""
+    return f"; about {ceil(pairs * (half / distance) ** 2)} pairs would decide"
 
 
 def _numbers(effect: PathEffect) -> str:
