@@ -1,4 +1,4 @@
-"""Count wrong verdicts on variables of planted models, whose mechanism is known.
+"""Count wrong verdicts on variables and role paths of planted models, whose mechanism is known.
 
     python -m benchmarks.planted_verdicts [--draws 2] [--seeds 1]
 
@@ -25,6 +25,7 @@ SAME = {variable: {"kept"} for variable in ("operation", "x", "y", "thing")}
 NUMBERS = {variable: {"kept"} for variable in ("x", "y", "thing")}
 ABSENT = {variable: {"behavior absent"} for variable in ("operation", "x", "y", "thing")}
 ANY = {"kept", "moved", "split", "merged"}
+_SAME_PATH = ("kept", "cannot tell")
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,11 @@ def main() -> None:
                 wrong = label != "cannot tell" and label not in allowed
                 counts["wrong" if wrong else "open" if label == "cannot tell" else "right"] += 1
                 cells.append(f"{variable} {label}{' (WRONG)' * wrong}")
+            paths = Counter(v.label for v in family[one.name].verdicts if v.kind == "path")
+            if one.allowed is SAME:  # All else would contradict what is the same computation.
+                counts["wrong"] += sum(n for label, n in paths.items() if label not in _SAME_PATH)
+                counts["right"] += paths["kept"]
+            cells.append("paths " + ", ".join(f"{n} {label}" for label, n in paths.items()))
             print(f"{one.name}: {', '.join(cells)}", flush=True)
     decided = counts["right"] + counts["wrong"]
     print(f"{counts.total()} verdicts, {decided} decided, {counts['wrong']} wrong")

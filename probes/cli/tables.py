@@ -30,7 +30,7 @@ def _match_table(comparison: Any) -> Table:  # noqa: ANN401
 
 
 def _verdict_table(comparison: Any) -> Table:  # noqa: ANN401
-    table = folding_table("variable or head", "verdict", "where", "why")
+    table = folding_table("path, variable or head", "verdict", "where", "why")
     for verdict in comparison.verdicts:
         if verdict.label != "no reliable effect":
             cells = (
@@ -45,7 +45,7 @@ def _verdict_table(comparison: Any) -> Table:  # noqa: ANN401
 
 def _family_table(family: Any) -> Table:  # noqa: ANN401
     words = family.table()
-    table = folding_table("variable or head", *map(escape, words.columns))
+    table = folding_table("path, variable or head", *map(escape, words.columns))
     for subject, row in words.iterrows():
         if set(row) - {"no reliable effect", "behavior absent"} or "no reliable effect" not in set(
             row

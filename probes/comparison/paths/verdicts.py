@@ -149,9 +149,9 @@ def _verdict(effect: PathEffect) -> Verdict | None:
     if found is None:
         return None
     label, reason = found
-    subject = "" if label == "new" else effect.subject
-    there = effect.subject if carries else ""
-    return Verdict(subject, "path", label, there, reason, tuple(_tests(effect)))
+    # A path of both models has one name in both.
+    names = ("", effect.subject) if label == "new" else (effect.subject, "")
+    return Verdict(names[0], "path", label, names[1], reason, tuple(_tests(effect)))
 
 
 def _label(effect: PathEffect, carries: bool) -> tuple[VerdictLabel, str] | None:
