@@ -1,6 +1,6 @@
 """Verdicts on role paths: how many are decided, how many stay at other prompts, how many are wrong.
 
-    python -m benchmarks.path_verdicts [--seeds 5] [--prompts 32] [--page docs/path_verdicts.md]
+    python -m benchmarks.path_verdicts [--seeds 5] [--prompts 32 8] [--page docs/path_verdicts.md]
 
 The same comparison is repeated with other prompts. A verdict is stable if it has one label at every
 seed at which the path has a decided verdict. Equivalent models (residual stream rotated, heads
@@ -179,7 +179,7 @@ def table(seeds: int, prompts: int) -> tuple[list[str], int]:
 
 _INTRO = """# Verdicts on role paths at other prompts
 
-`python -m benchmarks.path_verdicts --prompts 8 32 --page docs/path_verdicts.md` writes this page.
+`python -m benchmarks.path_verdicts --prompts 32 8 --page docs/path_verdicts.md` writes this page.
 
 The comparison with `full` is repeated with other prompts, words and numbers. Decided: neither
 "cannot tell" nor "behavior absent". Wrong: a relative that is known to have the same paths (a copy

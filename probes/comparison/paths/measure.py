@@ -27,8 +27,8 @@ FOUND_FRACTION = 0.1
 MIN_PATH_FRACTION = FOUND_FRACTION / 2
 """Fraction that it must exceed on other pairs: lower, as few paths are at both limits."""
 
-_RANDOM_CIRCUITS = 8
-_CIRCUIT_PAIRS, _NULL_PAIRS = 24, 8
+_RANDOM_CIRCUITS = 5
+_CIRCUIT_PAIRS, _NULL_PAIRS = 16, 8
 
 ContrastAnswer = tuple[str, str]
 """A contrast, and an answer that it changes."""
