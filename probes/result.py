@@ -7,6 +7,7 @@ imports a page.
 """
 
 import json
+from abc import ABC, abstractmethod
 from dataclasses import field, fields
 from importlib import import_module
 from pathlib import Path
@@ -38,18 +39,18 @@ HOMES = {
 """Module of each type of result that `load_result` reads."""
 
 
-class Result:
+class Result(ABC):
     """Base of results: `summary`, `table`, `to_dict`, `save`, `load`, and a page in notebooks."""
 
     __slots__ = ()
 
+    @abstractmethod
     def summary(self) -> tuple[str, ...]:
         """Return the finding in plain sentences, each with its numbers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def table(self) -> "pd.DataFrame":
         """Return the numbers as a table."""
-        raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers as plain JSON values; NaN and infinity become null.

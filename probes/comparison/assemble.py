@@ -131,7 +131,7 @@ def _compare_paths(
         measured.runs[b.name],
         measured.runs[other_seed.name] if other_seed and other_seed.name != b.name else None,
     )
-    nulls = measured.nulls[architecture_key(b.model)]
+    nulls = [null.paths for null in references.nulls[architecture_key(b.model)]]
     return (
         path_effects(measured.plan, (a.paths, b.paths), runs, nulls, seed=seed),
         path_circuits(measured.plan, a.paths, runs, seed=seed),

@@ -30,13 +30,7 @@ from probes.comparison.pair_transfers import (
     further_draw,
     run_draw,
 )
-from probes.comparison.paths.measure import (
-    PathMeasurements,
-    PathNull,
-    measure_null_paths,
-    measure_paths,
-    plan_paths,
-)
+from probes.comparison.paths.measure import PathMeasurements, PathPlan, measure_paths, plan_paths
 from probes.comparison.result import Comparison
 from probes.comparison.setup.prompts import ComparisonPrompts, sample_comparison_prompts
 from probes.comparison.setup.references import (
@@ -48,7 +42,7 @@ from probes.comparison.setup.references import (
 )
 from probes.comparison.variables.transfer import Hits, donor_hits
 from probes.errors import ModelError
-from probes.models.model import Model, random_init
+from probes.models.model import Model
 from probes.prompts.catalog import pattern
 from probes.prompts.pattern import Pattern
 
@@ -122,9 +116,10 @@ def compare_family(
             lambda items: _progress_bar(items, "pairs", settings.progress),
         )
         measured = run_all(lambda model: measure_model(model, prompts), [a, *bs], "models")
+        paths = _measure_paths(prompts, measured, references.other_seed, run_all)
         against = ReferenceSet(
-            nulls=_measure_nulls(prompts, measured, settings.nulls, run_all),
-            paths=_measure_paths(prompts, measured, references.other_seed, settings, run_all),
+            nulls=_measure_nulls(prompts, measured, paths.plan, settings.nulls, run_all),
+            paths=paths,
             **_measure_references(references, measured, prompts, run_all),
         )
         pairs = _measure_pairs(prompts, measured, against, run_all)
@@ -158,11 +153,15 @@ def _measure_pairs(
 
 
 def _measure_nulls(
-    prompts: ComparisonPrompts, measured: Sequence[ModelMeasurements], nulls: int, run_all: RunAll
+    prompts: ComparisonPrompts,
+    measured: Sequence[ModelMeasurements],
+    plan: PathPlan,
+    nulls: int,
+    run_all: RunAll,
 ) -> dict[object, list[RandomInitNull]]:
     """Measure the random-init models of each architecture."""
     jobs = [(group, n) for group in _null_groups(prompts, measured) for n in range(nulls)]
-    results = run_all(lambda job: measure_null(*job, prompts), jobs, "random-init models")
+    results = run_all(lambda job: measure_null(*job, prompts, plan), jobs, "random-init models")
     by_architecture: dict[object, list[RandomInitNull]] = {}
     for (group, _), null in zip(jobs, results, strict=True):
         by_architecture.setdefault(architecture_key(group.template_model), []).append(null)
@@ -173,28 +172,17 @@ def _measure_paths(
     prompts: ComparisonPrompts,
     measured: Sequence[ModelMeasurements],
     other_seed: Model | None,
-    settings: ComparisonSettings,
     run_all: RunAll,
 ) -> PathMeasurements:
-    """Effects of all found paths in the models, in the other seed, and in random-init models."""
+    """Effects of all found paths in the models and in the other seed."""
     full, *relatives = measured
     found = [one.paths for one in relatives]
-    plan = plan_paths(full.paths, found, prompts.paths, seed=settings.seed)
+    plan = plan_paths(full.paths, found, prompts.paths, seed=prompts.seed)
     models = {one.name: one.model for one in measured}
     if other_seed:
         models.setdefault(other_seed.name, other_seed)
     runs = run_all(lambda model: measure_paths(model, plan), [*models.values()], "role paths")
-    templates = {architecture_key(one.model): one.model for one in relatives}
-    jobs = [(key, number) for key in templates for number in range(settings.nulls)]
-
-    def measure(job: tuple[object, int]) -> PathNull:
-        key, number = job
-        return measure_null_paths(random_init(templates[key], seed=settings.seed + number), plan)
-
-    nulls: dict[object, list[PathNull]] = {key: [] for key in templates}
-    for (key, _), null in zip(jobs, run_all(measure, jobs, "paths of the null"), strict=True):
-        nulls[key].append(null)
-    return PathMeasurements(plan, dict(zip(models, runs, strict=True)), nulls)
+    return PathMeasurements(plan, dict(zip(models, runs, strict=True)))
 
 
 def _negative_control_hits(

@@ -9,7 +9,13 @@ import numpy as np
 from probes.comparison.heads.head_sets import ModelHeads
 from probes.comparison.heads.profiles import HeadProfiles, profile_heads
 from probes.comparison.model_facts import ModelFacts, PlotData
-from probes.comparison.paths.measure import ContrastAnswer, search_paths
+from probes.comparison.paths.measure import (
+    ContrastAnswer,
+    PathNull,
+    PathPlan,
+    measure_null_paths,
+    search_paths,
+)
 from probes.comparison.plot_data import measure_plot_data
 from probes.comparison.setup.prompts import ComparisonPrompts, tokenize_contrasts
 from probes.comparison.variables.stitching import (
@@ -120,11 +126,13 @@ class RandomInitNull:
     Attributes:
         profiles, accuracy: Head profiles, and accuracy of each answer; None where not measured.
         hits: Interchange hits by name of the recipient.
+        paths: Absolute effects of role paths; empty where not measured.
     """
 
     profiles: HeadProfiles | None
     accuracy: np.ndarray | None
     hits: Mapping[str, Hits]
+    paths: PathNull
 
 
 def measure_model(model: Model, prompts: ComparisonPrompts) -> ModelMeasurements:
@@ -195,7 +203,9 @@ def prepare_nulls(
     )
 
 
-def measure_null(group: NullGroup, number: int, prompts: ComparisonPrompts) -> RandomInitNull:
+def measure_null(
+    group: NullGroup, number: int, prompts: ComparisonPrompts, plan: PathPlan
+) -> RandomInitNull:
     """Measure one random-init model; its seed is that of the prompts plus `number`."""
     model = random_init(group.template_model, seed=prompts.seed + number)
     hits = {}
@@ -205,10 +215,11 @@ def measure_null(group: NullGroup, number: int, prompts: ComparisonPrompts) -> R
             by_donor = donor_hits(recipient, [donor])
             hits[recipient.name] = by_donor[model.name]
     if group.pairs is None or group.questions is None:
-        return RandomInitNull(None, None, hits)
+        return RandomInitNull(None, None, hits, {})
     profiles, _ = profile_heads(model, group.pairs, prompts.roles)
     correct = evaluate_behavior(model, group.questions).correct
-    return RandomInitNull(profiles, correct.float().mean(0).numpy(), hits)
+    accuracy = correct.float().mean(0).numpy()
+    return RandomInitNull(profiles, accuracy, hits, measure_null_paths(model, plan))
 
 
 def model_facts(model: Model) -> ModelFacts:

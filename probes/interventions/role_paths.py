@@ -80,7 +80,8 @@ def join_paths(paths: Sequence[RolePath]) -> RoleGraph:
 def path_roles(batch: Batch) -> dict[str, Bool[Tensor, "prompt position"]]:
     """Mask of the tokens of each role; the rest is told apart by the role that it follows.
 
-    "after y" are the tokens without a role of their own between `y` and the next role.
+    "after y" are the tokens without a role of their own between `y` and the next role, "rest" those
+    before the first role. Each token is in one mask.
     """
     last = torch.full((len(batch),), -1)
     following = torch.full_like(batch.role_of, -1)
@@ -90,6 +91,8 @@ def path_roles(batch: Batch) -> dict[str, Bool[Tensor, "prompt position"]]:
         last = torch.where((now >= 0) & (now != rest), now, last)
         following[:, position] = torch.where(now == rest, last, -1)
     masks = {role: batch.role_mask(role) for role in batch.roles if role != REST}
+    first = (batch.role_of == rest) & (following < 0)
+    masks |= {REST: first} if bool(first.any()) else {}
     for number, role in enumerate(batch.roles):
         if bool((following == number).any()):
             masks[f"after {role}"] = following == number
@@ -153,18 +156,15 @@ def patch_role_graphs(
         )
     measure = pair_logit_diffs(pairs, model.device)
     every = torch.arange(len(pairs), device=model.device)
-    ends = [readout_role(pairs, answer) for answer in range(pairs.clean.positions.shape[1])]
-    masks, effects, left = path_roles(pairs.clean), [], list(graphs)
+    effects, left = [torch.zeros(0, *pairs.clean.positions.shape)], list(graphs)
     while left:
-        one = _Pass(pairs, masks, ends)
+        one = _Pass(pairs, path_roles(pairs.clean))
         while left and one.add(left[0]):
             del left[0]
         logits = one.run(model)
-        clean = measure(one.read(logits, (0,) * len(ends)), every)
-        effects += [clean - measure(one.read(logits, slots), every) for slots in one.end_slots]
-    if not effects:
-        return torch.zeros(0, len(pairs), len(ends))
-    return torch.stack(effects).cpu()
+        clean = measure(one.read(logits, {}), every)
+        effects += [(clean - measure(one.read(logits, s), every)).cpu()[None] for s in one.planned]
+    return torch.cat(effects)
 
 
 class _Pass:
@@ -175,38 +175,31 @@ class _Pass:
     run. Graphs share the copies of roles that depend on the same edges.
     """
 
-    def __init__(
-        self, pairs: PairBatch, masks: Mapping[str, Bool[Tensor, "_ _"]], ends: Sequence[str]
-    ) -> None:
-        self.pairs, self.masks, self.ends = pairs, masks, ends
+    def __init__(self, pairs: PairBatch, masks: Mapping[str, Bool[Tensor, "_ _"]]) -> None:
+        self.pairs, self.masks = pairs, masks
         self.slots: dict[tuple[str, RoleGraph], int] = {}
-        self.end_slots: list[tuple[int, ...]] = []
+        self.planned: list[dict[str, int]] = []  # Slot of each role, for each graph.
         self.ids: list[Int[Tensor, "prompt position"]] = [pairs.clean.ids]
         self.sources = [torch.arange(len(pairs))[:, None].expand_as(pairs.clean.ids)]
 
     def add(self, graph: RoleGraph) -> bool:
         """Plan a graph, unless the pass is full."""
-        if self.end_slots and len(self.ids) * self.pairs.clean.ids.numel() > _TOKENS_PER_PASS:
+        if self.planned and len(self.ids) * self.pairs.clean.ids.numel() > _TOKENS_PER_PASS:
             return False
-        slots = {a: self._slot(a, graph) for edge in sorted(graph.edges) for a in edge}
-        self.end_slots.append(tuple(slots.get(end, 0) for end in self.ends))
+        roles = [role for role in self.masks if any(role in edge for edge in graph.edges)]
+        keys = {role: (role, graph.before(role)) for role in roles}
+        new = [role for role in roles if keys[role] not in self.slots]
+        slots = {role: self.slots.setdefault(keys[role], len(self.slots) + 1) for role in roles}
+        for role in new:
+            is_start = role in graph.starts
+            self.ids.append(self.pairs.counterfactual.ids if is_start else self.pairs.clean.ids)
+            source = self.sources[0].clone()
+            for other in roles:
+                if other == role or (other, role) in graph.edges:
+                    source[self.masks[other]] += len(self.pairs) * slots[other]
+            self.sources.append(source)
+        self.planned.append(slots)
         return True
-
-    def _slot(self, role: str, graph: RoleGraph) -> int:
-        key = (role, graph.before(role))
-        if key in self.slots:
-            return self.slots[key]
-        slot = self.slots[key] = len(self.ids)
-        every, count = self.sources[0], len(self.pairs)
-        is_start = role in graph.starts
-        self.ids.append(self.pairs.counterfactual.ids if is_start else self.pairs.clean.ids)
-        source = every.clone()
-        self.sources.append(source)
-        readers = [a for a, b in sorted(graph.edges) if b == role and a != role]
-        for name, own in ((role, slot), *((a, self._slot(a, graph)) for a in readers)):
-            if name in self.masks:
-                source[self.masks[name]] = every[self.masks[name]] + count * own
-        return slot
 
     def run(self, model: Model) -> Float[Tensor, "slot prompt position vocab"]:
         """Logits of the clean run and of each copy."""
@@ -219,12 +212,15 @@ class _Pass:
         return logits.unflatten(0, (-1, len(self.pairs)))
 
     def read(
-        self, logits: Float[Tensor, "slot prompt position vocab"], slots: Sequence[int]
+        self, logits: Float[Tensor, "slot prompt position vocab"], slots: Mapping[str, int]
     ) -> Float[Tensor, "prompt answer vocab"]:
-        """Logits where each answer is read, each in its slot."""
-        at = self.pairs.clean.positions.to(logits.device)
-        every = torch.arange(len(self.pairs), device=logits.device)
-        return torch.stack([logits[s, every, at[:, k]] for k, s in enumerate(slots)], dim=1)
+        """Logits where each answer is read, in the copy of the role of that token."""
+        at = self.pairs.clean.positions
+        slot = torch.zeros_like(at)
+        for role, own in slots.items():
+            slot[self.masks[role].gather(1, at)] = own
+        every = torch.arange(len(at), device=logits.device)[:, None]
+        return logits[slot.to(logits.device), every, at.to(logits.device)]
 
 
 def candidate_paths(
@@ -243,13 +239,14 @@ def candidate_paths(
         return patch_role_graphs(model, pairs, graphs)[..., answer]
 
     def add(paths: Sequence[RolePath]) -> None:
-        graphs = [path.graph for path in paths]
-        effects.update(dict(zip(paths, measure(graphs), strict=True)) if paths else {})
+        effects.update(zip(paths, measure([path.graph for path in paths]), strict=True))
 
     for start in changed_roles(pairs):
         between = _roles_between(pairs, start, end)
         short = [RolePath((start, end)), *(RolePath((start, role, end)) for role in between)]
         add(short)
+        if not between:
+            continue
         by_role = [_by_way_of(start, role, between, end) for role in between]
         whole = RoleGraph(frozenset({start}), frozenset().union(*(g.edges for g in by_role)))
         both = measure([join_paths(short), RoleGraph(whole.starts, whole.edges | {(start, end)})])

@@ -745,7 +745,9 @@ def references_used(monkeypatch):
     monkeypatch.setattr(
         relatives, "prepare_nulls", lambda like, *_, **__: NullGroup(like, (), None, None, None)
     )
-    monkeypatch.setattr(relatives, "measure_null", lambda *_, **__: RandomInitNull(None, None, {}))
+    monkeypatch.setattr(
+        relatives, "measure_null", lambda *_, **__: RandomInitNull(None, None, {}, {})
+    )
     monkeypatch.setattr(relatives, "measure_reference", reference)
     monkeypatch.setattr(relatives, "assemble_comparison", spy)
     return calls

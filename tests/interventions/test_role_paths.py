@@ -1,5 +1,6 @@
 """Paths between roles: exact identities, two plain runs as the oracle, planted and equal models."""
 
+import json
 from functools import partial
 
 import pytest
@@ -45,6 +46,49 @@ def test_all_edges_give_the_counterfactual_run_and_none_the_clean_run(name, cont
     found = patch_role_graphs(model, pairs, [whole, none])
     assert torch.allclose(found[0], contrast_effects(model, pairs), atol=1e-5)
     assert not found[1].any()
+
+
+def _lines(*lines):
+    return "\n".join(json.dumps(line) for line in lines)
+
+
+def test_words_before_the_first_role_and_read_outs_of_other_roles_are_patched_as_well(tmp_path):
+    """A tokenizer without BOS, a first word that differs, and a text that ends in another role."""
+    model = load("distilled", add_bos=False)
+    one = {
+        "contrast": "x", "clean": "Tom has 5 cats. Tom has", "answer": "5",
+        "counterfactual": "Ben has 7 cats. Ben has", "counterfactual_answer": "7",
+        "roles": {"x": "5", "cats": "cats"}, "counterfactual_roles": {"x": "7", "cats": "cats"},
+    }  # fmt: skip
+    two = {
+        "contrast": "x", "clean": "Tom has 5 cats. I have 2 dogs", "answer": "5",
+        "counterfactual": "Ben has 7 cats. I have 2 dogs", "counterfactual_answer": "7",
+        "roles": {"x": "5", "cats": "2 dogs"}, "counterfactual_roles": {"x": "7", "cats": "2 dogs"},
+    }  # fmt: skip
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(_lines(one, two))
+    pairs = tokenize_pairs(model.tokenizer, pattern(str(path)).user_pairs)
+    assert changed_roles(pairs) == ("x", "rest", "after cats")
+    whole = RoleGraph(frozenset(changed_roles(pairs)), every_edge(pairs))
+    found = patch_role_graphs(model, pairs, [whole])[0]
+    assert torch.allclose(found, contrast_effects(model, pairs), atol=1e-5)
+    assert candidate_paths(model, pairs, 0)
+
+
+def test_pairs_without_any_role_have_one_path(tmp_path):
+    model = load("distilled", add_bos=False)
+    line = {
+        "contrast": "x", "clean": "Tom has 5", "answer": "cats",
+        "counterfactual": "Tom has 7", "counterfactual_answer": "dogs",
+    }  # fmt: skip
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(_lines(line))
+    pairs = tokenize_pairs(model.tokenizer, pattern(str(path)).user_pairs)
+    effects = candidate_paths(model, pairs, 0)
+    assert [str(path) for path in effects] == ["rest → rest"]
+    assert torch.allclose(
+        effects[RolePath(("rest", "rest"))], contrast_effects(model, pairs)[:, 0], atol=1e-5
+    )
 
 
 def test_a_path_equals_two_runs_with_plain_hooks():

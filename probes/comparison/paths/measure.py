@@ -33,7 +33,6 @@ _CIRCUIT_PAIRS, _NULL_PAIRS = 16, 8
 ContrastAnswer = tuple[str, str]
 """A contrast, and an answer that it changes."""
 
-
 PathNull = Mapping[tuple[ContrastAnswer, RolePath], float]
 """Absolute mean effect of each path in a random-init model, in logits."""
 
@@ -76,12 +75,10 @@ class PathMeasurements:
     Attributes:
         plan: What was measured.
         runs: Effects by name of the model.
-        nulls: By architecture, the absolute effects in each random-init model.
     """
 
     plan: PathPlan
     runs: Mapping[str, PathRuns]
-    nulls: Mapping[object, Sequence[PathNull]]
 
 
 def search_paths(model: Model, prompts: PathPrompts) -> dict[ContrastAnswer, dict[RolePath, float]]:
@@ -91,10 +88,9 @@ def search_paths(model: Model, prompts: PathPrompts) -> dict[ContrastAnswer, dic
         for name in _changed_answers(pairs):
             answer = _number(pairs, name)
             total = float(contrast_effects(model, pairs)[:, answer].mean())
-            effects = candidate_paths(model, pairs, answer)
+            effects = candidate_paths(model, pairs, answer) if total > 0 else {}
             found[contrast, name] = {
-                path: float(effect.mean()) / total if total > 0 else 0.0
-                for path, effect in effects.items()
+                path: float(effect.mean()) / total for path, effect in effects.items()
             }
     return found
 

@@ -16,7 +16,7 @@ class ComparisonSettings:
     """Settings of a comparison.
 
     Attributes:
-        prompts: Pairs for each contrast.
+        prompts: Pairs for each contrast; role paths are tested on twice as many others.
         draws: Draws of prompts, held-out words, folds and sites for the cross-model interchange.
             The interval of one draw covers its own prompts only.
         seed: Seed of the prompts, the random-init models and the bootstrap.
