@@ -740,6 +740,7 @@ def references_used(monkeypatch):
     plan = object.__new__(ComparisonPrompts)
     object.__setattr__(plan, "folds", None)
     object.__setattr__(plan, "paths", PathPrompts({}, {}))
+    object.__setattr__(plan, "seed", 0)
     monkeypatch.setattr(relatives, "sample_comparison_prompts", lambda *_: plan)
     monkeypatch.setattr(relatives, "measure_model", measured)
     monkeypatch.setattr(
