@@ -19,6 +19,14 @@ Span = tuple[str, int, int]
 
 
 @dataclass(frozen=True, slots=True)
+class Conversation:
+    """What precedes a question in a chat: a system line, or "", and turns of user and assistant."""
+
+    system: str = ""
+    turns: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """One prompt with its slots, roles and answers.
 
@@ -34,6 +42,8 @@ class Question:
         roles: Character spans, in the order of the text, without overlap.
         delimiter: Text between prompt and answer where neither has white space there: a space, or
             "" for languages without spaces.
+        conversation: What precedes it in the model's chat template, which the tokenizer writes
+            around the text; None outside of a chat.
     """
 
     text: str
@@ -45,6 +55,7 @@ class Question:
     outcomes: tuple[tuple[str, tuple[str, ...]], ...]
     roles: tuple[Span, ...]
     delimiter: str = " "
+    conversation: Conversation | None = None
 
     @classmethod
     def from_text(cls, text: str) -> "Question":
@@ -127,6 +138,12 @@ def evaluate_expression(expression: str, slots: Mapping[str, int | str]) -> int 
             "numbers, +, - and *"
         ) from None
     return _evaluate_node(tree.body, expression, slots)
+
+
+def expression_slots(expression: str) -> tuple[str, ...]:
+    """Slots of a valid expression, in its order."""
+    nodes = ast.walk(_parse_expression(expression))
+    return tuple(dict.fromkeys(node.id for node in nodes if isinstance(node, ast.Name)))
 
 
 @cache

@@ -1,9 +1,8 @@
 """Tokenized prompts: ids with one role for each token, before padding.
 
 A prompt and its answers are tokenized as one text, exactly as given. Roles are assigned by the
-overlap of character offsets without white space, so that any fast tokenizer works. A token of
-white space alone has the role of the next token. The special tokens in front are those that the
-tokenizer itself writes.
+overlap of character offsets without white space, so that any fast tokenizer works. The special
+tokens in front are those that the tokenizer itself writes, or those of the chat template.
 """
 
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from itertools import pairwise
 from transformers import PreTrainedTokenizerBase
 
 from probes.errors import BatchError, OutcomeError, TokenizerError
+from probes.prompts.format.chat import render_chat
 from probes.prompts.question import Question, Span
 from probes.prompts.tokens.special_tokens import (
     leading_tokens,
@@ -56,6 +56,8 @@ def tokenize_questions(
 ) -> tuple[TokenizedPrompt, ...]:
     """Tokenize questions before padding; arguments and errors as in `tokenize`."""
     answers_from = answers_from or questions
+    in_chat = [question.conversation is not None for question in questions]
+    questions = [render_chat(tokenizer, question) for question in questions]
     contexts = [
         question.answer_contexts([text for _, text in source.answers])
         for question, source in zip(questions, answers_from, strict=True)
@@ -77,15 +79,16 @@ def tokenize_questions(
         prompt = _locate_answers(
             tokenizer, question, (ids, offsets), contexts[index], (outcome_ids[index], written)
         )
-        prefix = leading_tokens(every, added)
+        # A chat template writes the special tokens that it wants.
+        prefix = () if in_chat[index] else leading_tokens(every, added)
         if add_bos is not None:
             prefix = special_prefix(tokenizer, add_bos=add_bos)
         prompts.append(_add_prefix(tokenizer, prompt, prefix))
     texts = (
         (token, text)
-        for prompt in prompts
+        for prompt, is_chat in zip(prompts, in_chat, strict=True)
         for token, role, text in zip(prompt.ids, prompt.roles, prompt.tokens, strict=True)
-        if role != BOS
+        if role != BOS and not is_chat
     )
     warn_about_special_tokens(tokenizer, texts)
     return tuple(prompts)
@@ -269,15 +272,16 @@ def _first_difference(
 def assign_roles(
     text: str, offsets: Sequence[tuple[int, int]], spans: Sequence[Span]
 ) -> tuple[str, ...]:
-    """Role with the greatest overlap for every token; white space has the next token's role."""
+    """Role with the greatest overlap; white space outside of all spans has the next token's."""
     overlapping: list[str | None] = []
-    for start, end in offsets:
+    for first, last in offsets:
+        start, end = first, last
         while start < end and text[start].isspace():
             start += 1
         while start < end and text[end - 1].isspace():
             end -= 1
         if start == end:
-            overlapping.append(None)
+            overlapping.append(next((r for r, a, b in spans if a <= first < last <= b), None))
             continue
         overlap, role = max(
             ((min(end, b) - max(start, a), role) for role, a, b in spans),
