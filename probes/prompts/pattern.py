@@ -8,7 +8,7 @@ from pathlib import Path
 
 from probes.errors import MatchError, PatternError
 from probes.prompts.draws import check_count, tries
-from probes.prompts.format.wrapper import Wrapper
+from probes.prompts.format.wrapper import UNWRAPPED, Wrapper
 from probes.prompts.outcomes import has_distinct_outcomes, possible_outcomes, share_outcomes
 from probes.prompts.pairs_file import read_pairs
 from probes.prompts.question import CONTRASTS, Pair, Question, evaluate_expression
@@ -56,7 +56,7 @@ class Pattern:
     remainder: str
     lexicon: Lexicon
     user_pairs: tuple[Pair, ...] = ()
-    wrapper: Wrapper = Wrapper()
+    wrapper: Wrapper = UNWRAPPED
 
     @classmethod
     def from_pairs(cls, path: str | Path) -> "Pattern":

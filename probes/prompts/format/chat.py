@@ -17,7 +17,8 @@ from probes.prompts.question import Question, Span
 CONTINUE = "Continue the text."
 """Turn of the user before a text of one unfinished sentence."""
 
-_TURN_END = re.compile(r"[.?!][\"'”’)\]]*(?=\s|$)|[。？！]|(?<=\S)(?=\s*\n)")
+# A mark with closing quotes or brackets, a mark of Chinese or Japanese, or the end of a line.
+_TURN_END = re.compile(r"[.?!][\"'\u201d\u2019)\]]*(?=\s|$)|[\u3002\uff1f\uff01]|(?<=\S)(?=\s*\n)")
 
 
 def lead_in_start(text: str) -> int:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from probes.errors import PatternError
 from probes.prompts.draws import tries
-from probes.prompts.format.prompt_format import PromptFormat
-from probes.prompts.format.wrapper import Wrapper
+from probes.prompts.format.prompt_format import PLAIN, PromptFormat
+from probes.prompts.format.wrapper import UNWRAPPED, Wrapper
 from probes.prompts.outcomes import has_distinct_outcomes
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Pair, Question, expression_slots
@@ -32,13 +32,13 @@ def formatted(pattern: Pattern, format: str | PromptFormat) -> Pattern:
         PatternError: The format is unknown, the pattern has a format already, or it has too few
             words or pairs for examples.
     """
-    if pattern.wrapper != Wrapper():
+    if pattern.wrapper != UNWRAPPED:
         raise PatternError(
             f"{pattern.name!r} is in the format {pattern.wrapper.format} already: give the plain "
             "pattern"
         )
     chosen = PromptFormat.parse(format) if isinstance(format, str) else format
-    if chosen == PromptFormat():
+    if chosen == PLAIN:
         return pattern
     if pattern.user_pairs:
         return _format_pairs(pattern, chosen)

@@ -106,3 +106,7 @@ class PromptFormat:
     def is_bare(self) -> bool:
         """Whether the words that lead to the answer are left out."""
         return self.answer.startswith("bare")
+
+
+PLAIN = PromptFormat()
+"""The question's own text."""

@@ -8,6 +8,7 @@ from probes.prompts.format.chat import CONTINUE, lead_in_start, split_lead_in
 from probes.prompts.format.prompt_format import (
     CHAT_ROLE,
     EXAMPLE_ROLE,
+    PLAIN,
     TURN_ROLE,
     PromptFormat,
 )
@@ -28,7 +29,7 @@ class Wrapper:
         operands: Number slots that answers are computed from.
     """
 
-    format: PromptFormat = PromptFormat()
+    format: PromptFormat = PLAIN
     examples: tuple[Question, ...] = ()
     operands: tuple[str, ...] = ()
 
@@ -73,6 +74,10 @@ class Wrapper:
         return _drop_lead_in(example) if self.format.is_bare else example
 
 
+UNWRAPPED = Wrapper()
+"""Plain text."""
+
+
 def _drop_lead_in(question: Question) -> Question:
     """Question without the words that lead to its answer, and without their roles."""
     end = lead_in_start(question.text)
@@ -87,7 +92,7 @@ def _drop_lead_in(question: Question) -> Question:
 
 def _example_text(example: Question) -> str:
     """Line of an example; its last sentence ends with a stop."""
-    stop = "" if example.text.rstrip()[-1:] in ":：" else "."
+    stop = "" if example.text.rstrip()[-1:] in ":\uff1a" else "."
     return f"{example.full_text.rstrip('.')}{stop}\n"
 
 
