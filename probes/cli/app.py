@@ -20,6 +20,7 @@ from probes.cli.common import (
     reports_errors,
     silence_libraries,
 )
+from probes.cli.fit import fit_app
 from probes.cli.make import make_app
 from probes.cli.study import study_app
 from probes.cli.tables import write_with_tables
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.add_typer(make_app, name="make")
 app.add_typer(study_app)
 app.add_typer(check_app)
+app.add_typer(fit_app)
 
 
 def _print_version(wanted: bool) -> bool:
