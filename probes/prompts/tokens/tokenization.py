@@ -7,7 +7,7 @@ tokens in front are those that the tokenizer itself writes, or those of the chat
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from transformers import PreTrainedTokenizerBase
 
@@ -62,12 +62,9 @@ def tokenize_questions(
         question.answer_contexts([text for _, text in source.answers])
         for question, source in zip(questions, answers_from, strict=True)
     ]
-    _check_questions(tokenizer, questions, [texts[-1] for texts in contexts])
-    encoded = tokenizer(
-        [texts[-1] for texts in contexts],
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-    )
+    whole = [texts[-1] for texts in contexts]
+    _check_questions(tokenizer, questions, whole)
+    encoded = tokenizer(whole, return_offsets_mapping=True, return_special_tokens_mask=True)
     outcome_ids = _tokenize_outcomes(tokenizer, questions, contexts)
     prompts = []
     for index, (question, source) in enumerate(zip(questions, answers_from, strict=True)):
@@ -144,7 +141,7 @@ def _check_questions(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], texts: Sequence[str]
 ) -> None:
     if not questions:
-        raise BatchError("A batch needs at least one question: none was given. Give one")
+        raise BatchError("A batch needs at least one question: give one")
     if not getattr(tokenizer, "is_fast", False):
         raise TokenizerError(
             f"{type(tokenizer).__name__} has no character offsets, which roles need: load a fast "
@@ -160,10 +157,10 @@ def _check_questions(
                 f"{MAX_CHARACTERS} are tokenized. Shorten it"
             )
         if (surrogate := find_surrogate(text)) is not None:
-            raise BatchError(
-                f"Prompt {index} has a lone surrogate ({surrogate}), which no tokenizer can read: "
-                "decode the text as UTF-8, or remove the character"
+            problem = (
+                f"Prompt {index} has a lone surrogate ({surrogate}), which no tokenizer can read"
             )
+            raise BatchError(f"{problem}: decode the text as UTF-8, or remove the character")
         if [name for name, _ in question.answers] != names:
             raise BatchError(
                 f"{question.text!r} answers {[n for n, _ in question.answers]}, the first prompt "
@@ -254,7 +251,7 @@ def _first_difference(
         )
     tokens: dict[int, str] = {}
     for outcome, ids in outcome_ids.items():
-        # An outcome that ends here is a prefix of all others.
+        # An outcome that ends here is a prefix of the others.
         prefix_of = next(text for text in (*outcome_ids, "") if text != outcome)
         clash = tokens.get(ids[start]) if start < len(ids) else prefix_of
         if clash is not None:
@@ -273,24 +270,29 @@ def assign_roles(
     text: str, offsets: Sequence[tuple[int, int]], spans: Sequence[Span]
 ) -> tuple[str, ...]:
     """Role with the greatest overlap; white space outside of all spans has the next token's."""
+    spans = sorted(spans, key=lambda span: span[1])
+    first = 0  # Spans before it end before the token.
     overlapping: list[str | None] = []
-    for first, last in offsets:
-        start, end = first, last
+    for begin, stop in offsets:
+        start, end = begin, stop
         while start < end and text[start].isspace():
             start += 1
         while start < end and text[end - 1].isspace():
             end -= 1
+        while first < len(spans) and spans[first][2] <= begin:
+            first += 1
         if start == end:
-            overlapping.append(next((r for r, a, b in spans if a <= first < last <= b), None))
+            inside = first < len(spans) and spans[first][1] <= begin < stop <= spans[first][2]
+            overlapping.append(spans[first][0] if inside else None)
             continue
-        overlap, role = max(
-            ((min(end, b) - max(start, a), role) for role, a, b in spans),
-            key=lambda candidate: candidate[0],
-            default=(0, REST),
-        )
-        overlapping.append(role if overlap > 0 else REST)
-    roles: list[str] = []
-    following = REST
+        overlap, role = 0, REST
+        for name, a, b in islice(spans, first, None):
+            if a >= end:
+                break
+            if (common := min(end, b) - max(start, a)) > overlap:
+                overlap, role = common, name
+        overlapping.append(role)
+    roles, following = list[str](), REST
     for role in reversed(overlapping):
         following = role or following
         roles.append(following)
