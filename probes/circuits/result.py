@@ -129,6 +129,7 @@ class Trace(Result):
         edge_necessities: Necessity of each edge, on held-out prompts.
         specificities: Effect of ablating this circuit, and that of another pattern, on both; empty
             without another pattern.
+        format: Prompt format.
     """
 
     circuit: Circuit
@@ -141,11 +142,13 @@ class Trace(Result):
     stability: float
     edge_necessities: tuple[EdgeNecessity, ...]
     specificities: tuple[Specificity, ...]
+    format: str = "plain"
 
     def summary(self) -> tuple[str, ...]:
         """The findings, one sentence each."""
         circuit, held = self.circuit, self.held_out
         task = dict(circuit.protocol).get("task", "the task")
+        task += f" in the format {self.format}" if self.format != "plain" else ""
         lines = [
             f"{circuit.model} on {task}: accuracy {self.gate.accuracy.value:.0%}; the gate is "
             f"{self.gate.state}.",

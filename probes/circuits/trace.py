@@ -21,6 +21,7 @@ from probes.circuits.result import Specificity, Trace
 from probes.circuits.task import TaskSettings, require_open_gate, sample_tasks
 from probes.errors import CircuitError, GateError
 from probes.models.model import ModelSpec, load
+from probes.observe.format_fit import pattern_in_format
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.pattern import Pattern
 
@@ -36,11 +37,13 @@ class TraceSettings(TaskSettings):
         ablation: What an ablated edge carries; see `run_references`.
         other_pattern: Another pattern, whose circuit is ablated to test specificity; "" for none.
             It is skipped if its gate is closed.
+        format: Prompt format, such as "few-shot-4", or "auto"; see `PromptFormat`.
     """
 
     method: AttributionMethod = "eap-ig"
     ablation: Ablation = "counterfactual"
     other_pattern: str | Pattern = "taken"
+    format: str = "plain"
 
 
 def trace(
@@ -71,6 +74,9 @@ def trace(
     other = settings.other_pattern
     other = find_pattern(other) if other and isinstance(other, str) else other
     model, seed = load(model), settings.seed
+    own_pattern = pattern_in_format(own_pattern, settings.format, [model], seed=seed)
+    if isinstance(other, Pattern) and not own_pattern.user_pairs:
+        other = pattern_in_format(other, str(own_pattern.wrapper.format), [model])
     gate = require_open_gate(model, own_pattern, settings.answer, seed=seed)
     settings = replace(settings, answer=gate.answer, other_pattern=other)
     discovery, held_out = sample_tasks(model, own_pattern, settings)
@@ -101,6 +107,7 @@ def trace(
         stability=scores.stability(size, seed=seed),
         edge_necessities=minimality(runs, circuit, seed=seed),
         specificities=_cross_specificity(own_pattern, circuit, runs, settings),
+        format=str(own_pattern.wrapper.format),
     )
 
 

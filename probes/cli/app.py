@@ -72,6 +72,9 @@ Model = Annotated[str, typer.Argument(help="Name of a shipped model, a folder, o
 Json = Annotated[Path | None, typer.Option(help="Where the numbers are written.")]
 Page = Annotated[Path, typer.Option(help="Where the page is written.")]
 PatternName = Annotated[str, typer.Option(help="Name of a pattern, or a .jsonl file of pairs.")]
+Format = Annotated[
+    str, typer.Option(help="plain, few-shot-4, chat, chat-system …, or auto: the one fitted.")
+]
 Prompts = Annotated[int, typer.Option(help="Pairs for each contrast.", min=4, max=100_000)]
 Seed = Annotated[
     int, typer.Option(help="Seed of prompts, random models and bootstrap.", min=0, max=MAX_SEED)
@@ -87,6 +90,7 @@ def compare(
         typer.Argument(help="One or more relatives; random-init is a fresh model of its shape."),
     ],
     pattern: PatternName = "take-away",
+    format: Format = "plain",
     prompts: Prompts = 32,
     seed: Seed = 0,
     nulls: Annotated[int, typer.Option(help="Random-init models for the null.", min=20)] = 20,
@@ -120,6 +124,7 @@ def compare(
         nulls=nulls,
         workers=workers,
         progress=sys.stderr.isatty(),
+        format=format,
     )
     family = compare_family(full, relatives, pattern, settings)
     result = family.comparisons[0] if len(relatives) == 1 else family
@@ -133,6 +138,7 @@ def compare(
 def trace(
     model: Model,
     pattern: PatternName = "take-away",
+    format: Format = "plain",
     method: Annotated[EdgeScoring, typer.Option(help="How edges are scored.")] = EdgeScoring.eap_ig,
     keep: Annotated[float, typer.Option(help="Faithfulness that the circuit keeps.")] = 0.9,
     roles: Annotated[bool, typer.Option(help="Resolve edges by role; 3 times slower.")] = False,
@@ -148,7 +154,9 @@ def trace(
     from probes.circuits.trace import TraceSettings
     from probes.circuits.trace import trace as run
 
-    settings = TraceSettings(method=method.value, answer=answer, prompts=prompts, seed=seed)
+    settings = TraceSettings(
+        method=method.value, answer=answer, prompts=prompts, seed=seed, format=format
+    )
     write_with_tables(run(model, pattern, keep=keep, roles=roles, settings=settings), out, json)
 
 
@@ -159,6 +167,7 @@ def claims(
         list[str], typer.Argument(help="Names of shipped models, folders, or hub ids.")
     ],
     pattern: Annotated[str, typer.Option(help="Name of a pattern.")] = "take-away",
+    format: Format = "plain",
     base_model: Annotated[
         str, typer.Option(help="Model before tuning, if the provenance does not say.")
     ] = "",
@@ -175,7 +184,7 @@ def claims(
     from probes.claims.run import ClaimSettings, evaluate_claims
 
     console, reports = open_console(), list[ClaimsReport]()
-    settings = ClaimSettings(bases=bases, nulls=nulls, seed=seed)
+    settings = ClaimSettings(bases=bases, nulls=nulls, seed=seed, format=format)
     for name in models:
         try:
             reports.append(evaluate_claims(name, pattern, settings, base_model=base_model or None))

@@ -85,6 +85,9 @@ def curve(
     pattern: Annotated[
         str, typer.Option(help="Name of a pattern, or a .jsonl file of pairs.")
     ] = "take-away",
+    format: Annotated[
+        str, typer.Option(help="Prompt format, such as few-shot-4, or auto: the one fitted.")
+    ] = "plain",
     bases: Annotated[int, typer.Option(help="Questions to measure on.", min=16, max=100_000)] = 200,
     prompts: Annotated[int, typer.Option(help="Pairs for the circuit.", min=4, max=100_000)] = 32,
     noise: Annotated[
@@ -105,7 +108,12 @@ def curve(
     from probes.comparison.rate_distortion.measure import RateDistortionSettings, rate_distortion
 
     settings = RateDistortionSettings(
-        bases=bases, prompts=prompts, noise_copies=noise, verdicts=verdicts, seed=seed
+        bases=bases,
+        prompts=prompts,
+        noise_copies=noise,
+        verdicts=verdicts,
+        seed=seed,
+        format=format,
     )
     result = rate_distortion(parent, relatives, pattern, settings, progress=sys.stderr.isatty())
     write_result(result, out, json)

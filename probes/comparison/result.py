@@ -32,7 +32,7 @@ class Comparison(Result):
 
     Attributes:
         full, other: The model and the relative.
-        pattern, title: Name of the pattern and its description.
+        pattern, title, format: Name of the pattern, its description and the prompt format.
         example: One question with its answers.
         contrasts: Contrasts that were patched, each with the fraction of its pairs whose tokens
             all have a counterpart.
@@ -84,6 +84,7 @@ class Comparison(Result):
     draws: tuple[VariableDraw, ...] = ()
     transfer_skip_reason: str = ""
     failing_prompts: Mapping[str, tuple[FailingPrompt, ...]] = field(default_factory=dict)
+    format: str = "plain"
 
     @property
     def mean_interchange_accuracy(self) -> float:

@@ -62,6 +62,7 @@ class RateDistortionSettings:
         nulls: Number of random-init models of the parent's shape; 0 for none.
         verdicts: Whether to count the verdicts of `compare_family`, which takes minutes.
         seed: Seed of questions, noise, random-init models and bootstrap.
+        format: Prompt format, such as "few-shot-4", or "auto" for that of the parent.
     """
 
     bases: int = 200
@@ -70,6 +71,7 @@ class RateDistortionSettings:
     nulls: int = 3
     verdicts: bool = False
     seed: int = 0
+    format: str = "plain"
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,6 +28,8 @@ class ComparisonSettings:
         workers: Models measured in parallel threads. The result does not depend on it; give torch
             one thread if it is more than one.
         progress: Show a progress bar.
+        format: Prompt format, such as "few-shot-4", or "auto" for one in which all compared models
+            have the behavior; see `PromptFormat`. Each model reads its own chat template.
     """
 
     prompts: int = 32
@@ -38,6 +40,7 @@ class ComparisonSettings:
     negative_controls: Sequence[ModelSpec] | None = None
     workers: int = 1
     progress: bool = False
+    format: str = "plain"
 
 
 @dataclass(frozen=True, eq=False)
