@@ -44,6 +44,7 @@ class Question:
             "" for languages without spaces.
         conversation: What precedes it in the model's chat template, which the tokenizer writes
             around the text; None outside of a chat.
+        starts_turn: Whether the first answer begins a turn, so that no delimiter precedes it.
     """
 
     text: str
@@ -56,6 +57,7 @@ class Question:
     roles: tuple[Span, ...]
     delimiter: str = " "
     conversation: Conversation | None = None
+    starts_turn: bool = False
 
     @classmethod
     def from_text(cls, text: str) -> "Question":
@@ -88,7 +90,8 @@ class Question:
 
     def append(self, before: str, answer: str) -> str:
         """Text followed by an answer; white space on either side replaces the delimiter."""
-        return append_answer(before, answer, self.delimiter)
+        delimiter = "" if self.starts_turn and before == self.text else self.delimiter
+        return append_answer(before, answer, delimiter)
 
     def answer_contexts(self, answers: Sequence[str]) -> list[str]:
         """Prompt, then the prompt with the first answer, with the first two answers, and so on."""

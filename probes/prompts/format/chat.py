@@ -77,8 +77,8 @@ def render_chat(tokenizer: Any, question: Question) -> Question:  # noqa: ANN401
         question,
         text=text + gap + lead_in,
         roles=(*added, *before, (TURN_ROLE, end, full), *after),
-        delimiter=question.delimiter if lead_in else "",
         conversation=None,
+        starts_turn=not lead_in,
     )
 
 
