@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from probes.observe.activations import capture
     from probes.observe.attention import role_attention
     from probes.observe.behavior import evaluate_behavior
+    from probes.observe.format_fit import fit_format
     from probes.observe.gate import gate
     from probes.observe.logit_lens import logit_lens
     from probes.prompts.catalog import list_patterns, pattern
@@ -82,6 +83,7 @@ _HOMES = {
     "logit_lens": "observe.logit_lens",
     "evaluate_behavior": "observe.behavior",
     "gate": "observe.gate",
+    "fit_format": "observe.format_fit",
     "activation_patching": "interventions.sweep",
     "Site": "models.site",
     "edge_patching": "circuits.edges.path_patching",
