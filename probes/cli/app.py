@@ -14,6 +14,7 @@ from probes.cli.common import (
     EXIT_NOT_EQUIVALENT,
     EXIT_NOT_TESTED,
     MAX_SEED,
+    GateAsks,
     check_output_paths,
     open_console,
     print_line,
@@ -87,6 +88,7 @@ def compare(
     pattern: PatternName = "take-away",
     prompts: Prompts = 32,
     seed: Seed = 0,
+    gate: GateAsks = None,
     nulls: Annotated[int, typer.Option(help="Random-init models for the null.", min=20)] = 20,
     draws: Annotated[
         int, typer.Option(help="Draws of prompts and held-out words for variables.", min=1)
@@ -115,6 +117,7 @@ def compare(
         prompts=prompts,
         draws=draws,
         seed=seed,
+        gate=gate.value if gate else None,
         nulls=nulls,
         workers=workers,
         progress=sys.stderr.isatty(),
@@ -137,6 +140,7 @@ def trace(
     answer: Annotated[str, typer.Option(help="Answer that is traced; empty: the first.")] = "",
     prompts: Prompts = 32,
     seed: Seed = 0,
+    gate: GateAsks = None,
     out: Page = Path("trace.html"),
     json: Json = None,
 ) -> None:
@@ -146,7 +150,13 @@ def trace(
     from probes.circuits.trace import TraceSettings
     from probes.circuits.trace import trace as run
 
-    settings = TraceSettings(method=method.value, answer=answer, prompts=prompts, seed=seed)
+    settings = TraceSettings(
+        method=method.value,
+        answer=answer,
+        prompts=prompts,
+        seed=seed,
+        gate=gate.value if gate else None,
+    )
     write_with_tables(run(model, pattern, keep=keep, roles=roles, settings=settings), out, json)
 
 
@@ -163,6 +173,7 @@ def claims(
     bases: Annotated[int, typer.Option(help="Prompts to measure on.", min=80, max=100_000)] = 200,
     nulls: Annotated[int, typer.Option(help="Random-init models for the null.", min=1)] = 20,
     seed: Seed = 0,
+    gate: GateAsks = None,
     out: Page = Path("claims.html"),
     json: Json = None,
 ) -> None:
@@ -173,7 +184,7 @@ def claims(
     from probes.claims.run import ClaimSettings, evaluate_claims
 
     console, reports = open_console(), list[ClaimsReport]()
-    settings = ClaimSettings(bases=bases, nulls=nulls, seed=seed)
+    settings = ClaimSettings(bases=bases, nulls=nulls, seed=seed, gate=gate.value if gate else None)
     for name in models:
         try:
             reports.append(evaluate_claims(name, pattern, settings, base_model=base_model or None))

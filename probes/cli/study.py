@@ -10,6 +10,7 @@ from rich.table import Table
 from probes.cli.common import (
     MAX_SEED,
     THREADS_HELP,
+    GateAsks,
     check_output_paths,
     open_console,
     print_line,
@@ -96,6 +97,7 @@ def curve(
     seed: Annotated[
         int, typer.Option(help="Seed of prompts, noise and random models.", min=0, max=MAX_SEED)
     ] = 0,
+    gate: GateAsks = None,
     out: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("curve.html"),
     json: Annotated[Path | None, typer.Option(help="Where the numbers are written.")] = None,
 ) -> None:
@@ -105,7 +107,12 @@ def curve(
     from probes.comparison.rate_distortion.measure import RateDistortionSettings, rate_distortion
 
     settings = RateDistortionSettings(
-        bases=bases, prompts=prompts, noise_copies=noise, verdicts=verdicts, seed=seed
+        bases=bases,
+        prompts=prompts,
+        noise_copies=noise,
+        verdicts=verdicts,
+        seed=seed,
+        gate=gate.value if gate else None,
     )
     result = rate_distortion(parent, relatives, pattern, settings, progress=sys.stderr.isatty())
     write_result(result, out, json)

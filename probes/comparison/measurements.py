@@ -140,9 +140,11 @@ def measure_model(model: Model, prompts: ComparisonPrompts) -> ModelMeasurements
     batches = tokenize_contrasts(model, prompts.pairs)
     profiles, effects = profile_heads(model, batches, prompts.roles, kinds=("heads", "mlps"))
     behavior = answer_questions(model, prompts.questions)
-    gates = gate_behavior(behavior, prompts.questions, seed=prompts.seed)
+    gates = gate_behavior(
+        behavior, prompts.questions, seed=prompts.seed, criterion=prompts.gate_criterion
+    )
     donor, recipient, lock = None, None, Lock()
-    open_gates = all(gate.has_behavior for gate in gates)
+    open_gates = all(gate.is_passed for gate in gates)
     if prompts.folds and open_gates:
         recipient = replace(run_recipient(model, prompts.folds, seed=prompts.seed), lock=lock)
         donor = recipient.self_donor

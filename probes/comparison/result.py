@@ -218,7 +218,11 @@ class Comparison(Result):
 
     def summary(self) -> tuple[str, ...]:
         """Gates, verdicts on paths, variables and heads, pairing score, then what survives."""
-        gates = tuple(map(_gate_line, self.gates))
+        # Gates first: pages mark the first lines by the state of each gate.
+        gates = (
+            *(gate.sentence for gate in self.gates),
+            *(gate.notice for gate in self.gates if gate.notice),
+        )
         if self.behavior_absent:
             note = "Heads have pairing scores, but no verdicts."
             return (*gates, note, self._survival_line())
@@ -289,11 +293,3 @@ class Comparison(Result):
 
 def _names(verdicts: Iterable[Verdict]) -> str:
     return ", ".join(verdict.display_name for verdict in verdicts)
-
-
-def _gate_line(gate: Gate) -> str:
-    return (
-        f"{gate.model}, {gate.answer}: accuracy {gate.accuracy.value:.0%} "
-        f"[{gate.accuracy.low:.0%}, {gate.accuracy.high:.0%}], best heuristic "
-        f"({gate.heuristic}) {gate.heuristic_accuracy:.0%}: gate {gate.state}."
-    )

@@ -7,6 +7,7 @@ from probes.comparison.variables.transfer import with_unique_names
 from probes.errors import ModelError
 from probes.models.model import Model, ModelSpec, load, random_init
 from probes.models.run_checks import require_unedited
+from probes.observe.result import GateCriterion
 
 _SEED_OFFSET = 10_000  # Separates a compared random-init model from those of the null.
 
@@ -25,6 +26,8 @@ class ComparisonSettings:
             the one that the provenance of the full model names.
         negative_controls: Models trained on the same texts for another task. By default those that
             the provenance of the full model names.
+        gate: What the gate asks; see `GateCriterion`. By default accuracy for patterns with free
+            answers, choice for pairs.
         workers: Models measured in parallel threads. The result does not depend on it; give torch
             one thread if it is more than one.
         progress: Show a progress bar.
@@ -36,6 +39,7 @@ class ComparisonSettings:
     nulls: int = 20
     other_seed: ModelSpec | None = None
     negative_controls: Sequence[ModelSpec] | None = None
+    gate: GateCriterion | None = None
     workers: int = 1
     progress: bool = False
 
