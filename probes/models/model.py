@@ -1,7 +1,6 @@
 """Model: a decoder with its shape and tokenizer, whose activations can be read and edited."""
 
 import copy
-import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from probes.models.layers.attention_hooks import (
 )
 from probes.models.layers.kv_cache import block_cache_argument, replaced_caches
 from probes.models.process_state import isolated, seeded_init
+from probes.models.readout import run_bridge
 from probes.models.run_checks import require_eval, require_finite, require_tokens
 from probes.models.shape import Shape as Shape
 from probes.models.shape import read_shape
@@ -49,6 +49,8 @@ class Model:
     lock: Any = field(default_factory=threading.RLock, repr=False)
     passed_checks: set[str] = field(default_factory=set, repr=False)
     """Checks that the model passed and that need not run again, such as that of gradients."""
+    failed_checks: dict[str, str] = field(default_factory=dict, repr=False)
+    """What was found by checks that only decide how the model is run, such as that of restarts."""
     active_edits: list[str] = field(default_factory=list, repr=False)
     """Sites and hook names of the `editing` in effect; measurements refuse an edited model."""
 
@@ -64,27 +66,30 @@ class Model:
 
     @torch.no_grad()
     def logits(
-        self, ids: Int[Tensor, "prompt position"], mask: Bool[Tensor, "prompt position"]
-    ) -> Float[Tensor, "prompt position vocab"]:
-        """Logits of the next tokens; `mask` is True for text, False for padding on either side."""
-        return self.forward(ids, mask)
+        self,
+        ids: Int[Tensor, "prompt position"],
+        mask: Bool[Tensor, "prompt position"],
+        at: Int[Tensor, "prompt answer"] | None = None,
+    ) -> Float[Tensor, "prompt _ vocab"]:
+        """Logits of the next tokens at all positions or `at` some; `mask` is False for padding."""
+        return self.forward(ids, mask, at)
 
     def forward(
-        self, ids: Int[Tensor, "prompt position"], mask: Bool[Tensor, "prompt position"]
-    ) -> Float[Tensor, "prompt position vocab"]:
-        """Logits with gradients of activations enabled.
+        self,
+        ids: Int[Tensor, "prompt position"],
+        mask: Bool[Tensor, "prompt position"],
+        at: Int[Tensor, "prompt answer"] | None = None,
+    ) -> Float[Tensor, "prompt _ vocab"]:
+        """Like `logits`, with gradients of activations enabled.
 
         Raises:
             ModelError: A prompt is too long, a token unknown, a logit not finite, or no eval().
         """
         require_eval(self)
         ids = require_tokens(self, ids, mask)
-        given: dict[str, Tensor | bool] = {"attention_mask": mask.long(), "use_cache": False}
-        if "position_ids" in inspect.signature(self.bridge.original_model.forward).parameters:
-            given["position_ids"] = position_ids(mask)
         with self.locked():
-            logits = self.bridge(ids, **given)
-        require_finite(self.name, logits, mask)
+            logits = run_bridge(self.bridge, ids, mask, at)
+        require_finite(self.name, logits, mask if at is None else mask.gather(1, at))
         return logits
 
     def unembed(
@@ -140,10 +145,8 @@ class Model:
     ) -> Iterator[dict[str, Tensor]]:
         """Record activations of the forward pass inside the `with`, by hook name or site.
 
-        Args:
-            names: Hook names or sites.
-            select: Maps an activation to what is kept of it; by default the tensor itself, which
-                in-place operations of the model may still change.
+        `select` maps an activation to what is kept of it; by default the tensor itself, which
+        in-place operations of the model may still change.
         """
         kept: dict[str, Tensor] = {}
 
@@ -193,11 +196,6 @@ class Model:
             yield
         finally:
             self.lock.release()
-
-
-def position_ids(mask: Bool[Tensor, "prompt position"]) -> Int[Tensor, "prompt position"]:
-    """Positions of the tokens of each text from 0, without padding."""
-    return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 ModelSpec = str | Path | Model | loading.HasModel
