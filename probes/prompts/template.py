@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -117,11 +117,15 @@ class Template:
         self, slots: Mapping[str, int | str], lexicon: Lexicon, numerals: str
     ) -> tuple[str, tuple[Span, ...]]:
         """Filled text with the character span of every role."""
+        return self.render(
+            lambda part: lexicon.render(part.slot, slots[part.slot], part.form, numerals)
+        )
+
+    def render(self, words_of: Callable[[TemplatePart], str]) -> tuple[str, tuple[Span, ...]]:
+        """Text with the character span of every role, from the words of each slot's part."""
         text, spans = "", []
         for part in self.parts:
-            words = part.text
-            if part.slot:
-                words = lexicon.render(part.slot, slots[part.slot], part.form, numerals)
+            words = words_of(part) if part.slot else part.text
             if part.role:
                 spans.append((part.role, len(text), len(text) + len(words)))
             text += words
