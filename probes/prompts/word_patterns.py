@@ -18,7 +18,7 @@ WordRow = Mapping[str, str]
 N_PAIRS = 128
 """Pairs of each contrast, or as many as the words allow."""
 
-_DRAWS = 10 * N_PAIRS
+_DRAWS = 4 * N_PAIRS
 _KEYS = {"title", "source", "slots", "templates", "answer", "foils", "contrasts", "delimiter"}
 
 
@@ -37,6 +37,13 @@ class _Contrast:
     answer: str
     foils: Sequence[str]
 
+    def change(self, template: Template) -> Template:
+        """Template of the counterfactual."""
+        parts = (
+            replace(part, slot=self.shown.get(part.role, part.slot)) for part in template.parts
+        )
+        return replace(template, parts=tuple(parts))
+
 
 @dataclass(frozen=True, slots=True)
 class WordPattern:
@@ -44,7 +51,7 @@ class WordPattern:
 
     Attributes:
         name: Name in the catalog.
-        slots: Words of each slot.
+        slots: Words of each slot; slots of one list never show the same word.
         templates: Sentence templates.
         answer: Slot, or `slot:form`, that is the answer.
         foils: The same for answers that are wrong.
@@ -69,10 +76,11 @@ class WordPattern:
         found: list[Pair] = []
         for name, contrast in self.contrasts.items():
             rng, drawn = random.Random(f"{self.name}:{name}"), dict[str, Pair]()
+            templates = [(each, contrast.change(each)) for each in self.templates]
             for _ in range(_DRAWS):
                 if len(drawn) == N_PAIRS:
                     break
-                pair = self._draw_pair(name, contrast, rng)
+                pair = self._draw_pair(name, contrast, rng.choice(templates), rng)
                 if pair is not None:
                     drawn.setdefault(pair.clean.text, pair)
             if not drawn:
@@ -83,33 +91,33 @@ class WordPattern:
             found += drawn.values()
         return tuple(found)
 
-    def _draw_pair(self, name: str, contrast: _Contrast, rng: random.Random) -> Pair | None:
-        template, rows = rng.choice(self.templates), dict[str, WordRow]()
+    def _draw_pair(
+        self,
+        name: str,
+        contrast: _Contrast,
+        templates: tuple[Template, Template],
+        rng: random.Random,
+    ) -> Pair | None:
+        rows: dict[str, WordRow] = {}
         for slot in self.slots:
             rows[slot] = self._draw_row(slot, rows, rng)
         changed = dict(rows)
         if contrast.redrawn:
             changed[contrast.redrawn] = self._draw_row(contrast.redrawn, rows, rng)
-        other = replace(
-            template,
-            parts=tuple(
-                replace(part, slot=contrast.shown.get(part.role, part.slot))
-                for part in template.parts
-            ),
-        )
         answers = _render(self.answer, rows), _render(contrast.answer, changed)
         if answers[0] == answers[1]:
             return None
         foils = [_render(foil, rows) for foil in self.foils]
         other_foils = [_render(foil, changed) for foil in contrast.foils]
-        clean = self._make_question(template, rows, [*answers, *foils])
-        counterfactual = self._make_question(other, changed, [*answers[::-1], *other_foils])
+        clean = self._make_question(templates[0], rows, [*answers, *foils])
+        counterfactual = self._make_question(templates[1], changed, [*answers[::-1], *other_foils])
         return Pair(name, clean, counterfactual)
 
     def _draw_row(self, slot: str, taken: Mapping[str, WordRow], rng: random.Random) -> WordRow:
-        """Row of a slot whose word no slot has yet."""
-        words = {row["base"] for row in taken.values()}
-        free = [row for row in self.slots[slot] if row["base"] not in words]
+        """Row of a slot whose word no slot of the same list has yet."""
+        rows = self.slots[slot]
+        words = {row["base"] for other, row in taken.items() if self.slots[other] is rows}
+        free = [row for row in rows if row["base"] not in words]
         if not free:
             raise PatternError(f"Slot {slot!r} of {self.name!r} has too few words: add some")
         return rng.choice(free)
@@ -158,7 +166,12 @@ def read_word_pattern(name: str, entry: Mapping[str, Any], table: Mapping[str, A
     templates = tuple(
         parse_template(str(number), text) for number, text in enumerate(entry["templates"], 1)
     )
-    slots = {slot: _word_rows(words, table) for slot, words in entry["slots"].items()}
+    lists = {**table.get("words", {}), **table.get("tables", {})}
+    rows_of = {key: _word_rows(words) for key, words in lists.items()}
+    slots = {
+        slot: _find_rows(words, rows_of) if isinstance(words, str) else _word_rows(words)
+        for slot, words in entry["slots"].items()
+    }
     answer, foils = entry["answer"], tuple(entry.get("foils", ()))
     contrasts = {}
     for contrast, change in entry["contrasts"].items():
@@ -182,13 +195,13 @@ def read_word_pattern(name: str, entry: Mapping[str, Any], table: Mapping[str, A
     )
 
 
-def _word_rows(words: object, table: Mapping[str, Any]) -> tuple[WordRow, ...]:
-    """Rows of a named word list or table, or of the words themselves."""
-    if isinstance(words, str):
-        lists = {**table.get("words", {}), **table.get("tables", {})}
-        if words not in lists:
-            raise PatternError(f"Word list {words!r} is unknown: known are {', '.join(lists)}")
-        words = lists[words]
+def _find_rows(words: str, rows_of: Mapping[str, Sequence[WordRow]]) -> Sequence[WordRow]:
+    if words not in rows_of:
+        raise PatternError(f"Word list {words!r} is unknown: known are {', '.join(rows_of)}")
+    return rows_of[words]
+
+
+def _word_rows(words: object) -> tuple[WordRow, ...]:
     if not isinstance(words, list) or not words:
         raise PatternError(f"Words {words!r:.60} found: give a list of texts or tables")
     return tuple(row if isinstance(row, dict) else {"base": str(row)} for row in words)
