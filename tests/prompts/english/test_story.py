@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -126,7 +127,7 @@ def test_what_is_claimed_of_svamp_has_the_equation_given_there(svamp):
         x, y = story.have.value, story.change.value
         equations = {"minus": (f"({x}-{y})",), "plus": (f"({x}+{y})", f"({y}+{x})")}
         right[story.change.kind].append(equation in equations[story.change.kind])
-    precision = proportion(right["minus"])
+    precision = proportion(np.array(right["minus"]))
     assert len(right["minus"]) >= 30
     assert precision.value >= 0.95
     assert precision.low >= 0.85  # Wilson interval.
