@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from einops import rearrange
+from einops import einsum
 
 from probes.circuits.circuit import Circuit
 from probes.circuits.edges.edge_attribution import edge_attribution
@@ -28,7 +28,7 @@ from probes.circuits.task import Task
 from probes.circuits.trace import TraceSettings, trace
 from probes.errors import BatchError, CircuitError, GateError, OutcomeError
 from probes.models.model import Model, ModelSpec, load
-from probes.observe.attention import role_attention
+from probes.observe.activations import capture
 from probes.observe.behavior import evaluate_behavior
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.english.match import counterfactuals, match_text
@@ -154,20 +154,18 @@ def _with_first(outcomes: tuple[str, ...], first: str) -> tuple[str, ...]:
 def _attend(
     model: Model, batch: Batch, in_circuit: set[str]
 ) -> tuple[tuple[str, ...], tuple[HeadAttention, ...]]:
-    """Attention of each head from the role of the first readout."""
-    pooled = role_attention(model, batch).per_prompt[0]
+    """Attention of each head from the first readout, summed over the tokens of each role."""
     readout = int(batch.readouts[0].position[0])
-    from_role = int(batch.role_of[0, readout])
-    masks = [batch.role_mask(role)[0] for role in batch.roles]
-    kept = [n for n, mask in enumerate(masks) if bool(mask[: readout + 1].any())]
-    order = sorted(kept, key=lambda n: int(masks[n].int().argmax()))
-    shares = rearrange(
-        pooled[:, :, from_role, order], "layer head role -> (layer head) role"
-    ).tolist()
-    heads = [f"L{layer}.H{head}" for layer in range(len(pooled)) for head in range(pooled.shape[1])]
-    return tuple(batch.roles[n] for n in order), tuple(
-        HeadAttention(head, head in in_circuit, tuple(row))
-        for head, row in zip(heads, shares, strict=True)
+    attention = capture(model, batch, ("attention",))["attention"][:, 0, :, readout].cpu()
+    masks = {role: batch.role_mask(role)[0] for role in batch.roles}
+    read = {role: mask for role, mask in masks.items() if bool(mask[: readout + 1].any())}
+    roles = sorted(read, key=lambda role: int(read[role].int().argmax()))
+    member = torch.stack([read[role] for role in roles]).to(attention.dtype)
+    shares = einsum(attention, member, "layer head key, role key -> layer head role").tolist()
+    return tuple(roles), tuple(
+        HeadAttention(name, name in in_circuit, tuple(row))
+        for layer, rows in enumerate(shares)
+        for name, row in ((f"L{layer}.H{head}", row) for head, row in enumerate(rows))
     )
 
 
@@ -230,7 +228,8 @@ def _edge_use(
     inside = torch.zeros(len(graph), dtype=torch.bool)
     inside[own[own >= 0]] = True
     total = float(mean.abs().sum())
-    strongest = mean.abs().masked_fill(inside, 0).argsort(descending=True)[:_OUTSIDE_EDGES]
+    strongest = mean.abs().masked_fill(inside, -1).argsort(descending=True)[:_OUTSIDE_EDGES]
+    strongest = strongest[~inside[strongest]]
     outside = np.full(len(graph), np.nan)
     outside[strongest] = mean[strongest]
     own_scores = [float(mean[n]) if n >= 0 else 0.0 for n in own.tolist()]

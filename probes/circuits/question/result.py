@@ -1,5 +1,6 @@
 """Result of asking one question: the answer, its foils, attention and the circuit's use."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -146,9 +147,9 @@ class QuestionReport(Result):
                     answer.outcomes[1:], answer.probabilities[1:], strict=True
                 )
             )
-            word = "" if answer.is_correct else "not "
+            word = "prefers" if answer.is_correct else "does not prefer"
             lines.append(
-                f"{self.model} does {word}prefer the {answer.name} {answer.outcomes[0]!r}: "
+                f"{self.model} {word} the {answer.name} {answer.outcomes[0]!r}: "
                 f"probability {answer.probabilities[0]:.2f} (foils: {foils or 'none'}), logit "
                 f"difference {answer.logit_diff:.2f}. Most likely token: {answer.predicted!r} "
                 f"({answer.predicted_probability:.2f})."
@@ -191,13 +192,21 @@ class QuestionReport(Result):
         ]
         for each in use.contrasts:
             many = each.pairs > 1
+            head = (
+                f"On this question against {each.pairs} counterfactual{'s' * many} of "
+                f"{each.contrast} "
+            )
+            if math.isnan(each.faithfulness.value):
+                lines.append(
+                    f"{head}the logit difference does not change reliably: f is undefined."
+                )
+                continue
             kept, rest = (
                 str(value) if many else f"{value.value:.2f}"
                 for value in (each.faithfulness, each.complement)
             )
             lines.append(
-                f"On this question against {each.pairs} counterfactual{'s' * many} of "
-                f"{each.contrast} it keeps {kept}; all other edges keep {rest}, random circuits "
+                f"{head}it keeps {kept}; all other edges keep {rest}, random circuits "
                 f"{each.random:.2f} (median)."
             )
         strongest = sorted(
