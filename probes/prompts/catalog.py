@@ -28,6 +28,8 @@ def load_lexicon(path: Path) -> Lexicon:
     low, high = numbers["low"], numbers["high"]
     if type(low) is not int or type(high) is not int or not 0 <= low <= high:
         raise PatternError(f"Numbers from {low!r} to {high!r} found: give whole ones, low to high")
+    if not {*numbers.get("numerals", ("digits",))} <= {"digits", "words"}:
+        raise PatternError(f"numerals are {numbers['numerals']!r}: write digits, words or both")
     lexicon = Lexicon(
         slot_kinds=tuple(table["slots"].items()),
         verbs=tuple(
@@ -37,6 +39,7 @@ def load_lexicon(path: Path) -> Lexicon:
         choices=tuple((kind, tuple(words)) for kind, words in table["words"].items()),
         number_range=(low, high),
         number_words=tuple(numbers["words"]),
+        numerals=tuple(numbers.get("numerals", ("digits", "words"))),
     )
     _check_lexicon(lexicon, table["words"])
     return lexicon

@@ -191,7 +191,7 @@ class Pattern:
             else:
                 free = [word for word in self.lexicon.words(kind) if word not in slots.values()]
                 slots[slot] = rng.choice(free)
-        return self.make_question(template, slots, rng.choice(("digits", "words")))
+        return self.make_question(template, slots, rng.choice(self.lexicon.numerals))
 
     def make_question(
         self, template: Template, slots: SlotValues, numerals: str

@@ -36,6 +36,7 @@ class Lexicon:
         choices: Words of the kinds noun, name and filler.
         number_range: Smallest and largest number in questions and answers.
         number_words: Numbers from 0 in words.
+        numerals: How questions write numbers: "digits", "words" or either.
     """
 
     slot_kinds: tuple[tuple[str, str], ...]
@@ -43,6 +44,7 @@ class Lexicon:
     choices: tuple[tuple[str, tuple[str, ...]], ...]
     number_range: tuple[int, int]
     number_words: tuple[str, ...]
+    numerals: tuple[str, ...] = ("digits", "words")
 
     def kind_of(self, slot: str) -> str:
         """Kind of a slot."""
