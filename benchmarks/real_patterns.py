@@ -18,6 +18,7 @@ from probes.models.model import load
 from probes.observe.gate import answer_questions
 from probes.prompts.catalog import list_patterns
 from probes.prompts.question import Question
+from probes.prompts.tokens.pair_batch import tokenizable_by
 
 
 def plain_answer(
@@ -44,7 +45,7 @@ def rows(folder: str, count: int) -> Iterator[str]:
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for name, pattern in list_patterns(data_folder() / "real_patterns.toml").items():
-        questions = pattern.sample_questions(count, seed=0)
+        questions = pattern.sample_questions(count, seed=0, keep=tokenizable_by(tokenizer))
         behavior = answer_questions(ours, questions)
         with torch.no_grad():
             theirs = [plain_answer(plain, tokenizer, question) for question in questions]

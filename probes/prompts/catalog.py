@@ -184,3 +184,9 @@ def pattern(name: str | Pattern) -> Pattern:
 def held_out_table() -> dict[str, Any]:
     """Table of the family's held-out split."""
     return copy.deepcopy(_read_toml(data_folder() / "patterns.toml")["held_out"])
+
+
+def published_circuit(name: str) -> dict[str, Any]:
+    """Source, models and heads of the published circuit of a pattern; empty if none is known."""
+    table = _read_toml(data_folder() / "real_patterns.toml")
+    return copy.deepcopy(table["published"].get(name, {}))

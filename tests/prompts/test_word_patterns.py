@@ -2,8 +2,9 @@
 
 import pytest
 
+import probes as pb
 from probes.errors import PatternError
-from probes.prompts.catalog import list_patterns, pattern
+from probes.prompts.catalog import list_patterns, pattern, published_circuit
 
 FILE = """
 [words]
@@ -105,3 +106,30 @@ def test_draws_from_a_word_pattern_follow_the_seed(written):
 def test_a_malformed_word_pattern_is_refused(written, old, new, said):
     with pytest.raises(PatternError, match=said):
         written(old, new)
+
+
+@pytest.mark.parametrize("name", ["ioi", "greater-than"])
+def test_published_circuits_name_heads_that_exist(name):
+    known = published_circuit(name)
+    heads = [head for group in known["heads"].values() for head in group]
+    assert len(heads) == len(set(heads)) == {"ioi": 26, "greater-than": 9}[name]
+    for head in heads:
+        layer, number = head.removeprefix("L").split(".H")
+        assert int(layer) < known["layers"]
+        assert int(number) < known["heads_per_layer"]
+    assert published_circuit("capital") == {}
+
+
+WORD_PATTERNS = [n for n, p in list_patterns().items() if p.user_pairs]
+
+
+@pytest.mark.parametrize("name", WORD_PATTERNS)
+@pytest.mark.parametrize("tokenizer", ["gpt2", "pythia"])
+def test_pairs_of_shipped_word_patterns_have_equal_tokens(name, tokenizer, shared_tokenizer):
+    tokenizer, shipped = shared_tokenizer(tokenizer), pattern(name)
+    assert all(
+        sum(pair.contrast == contrast for pair in shipped.user_pairs) >= 100
+        for contrast in shipped.contrasts
+    )
+    batch = pb.tokenize_pairs(tokenizer, shipped.user_pairs[::8])
+    assert bool(batch.fully_aligned.all())
