@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from probes.cli.ask import ask_app
 from probes.cli.check import check_app
 from probes.cli.common import (
     EXIT_NOT_EQUIVALENT,
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.add_typer(make_app, name="make")
 app.add_typer(study_app)
 app.add_typer(check_app)
+app.add_typer(ask_app)
 
 
 def _print_version(wanted: bool) -> bool:
