@@ -93,7 +93,11 @@ def compare(
     gate: GateAsks = None,
     nulls: Annotated[int, typer.Option(help="Random-init models for the null.", min=20)] = 20,
     draws: Annotated[
-        int, typer.Option(help="Draws of prompts and held-out words for variables.", min=1)
+        int,
+        typer.Option(
+            help="Draws of prompts and held-out words for variables; heads and paths have one.",
+            min=1,
+        ),
     ] = 5,
     out: Page = Path("report.html"),
     json: Json = None,

@@ -153,7 +153,11 @@ class Comparison(Result):
         )
 
     def stability(self) -> dict[str, float]:
-        """For each variable, the fraction of draws whose own verdict is its most frequent one."""
+        """For each variable, the fraction of draws whose own verdict is its most frequent one.
+
+        Heads and role paths are not drawn again: their verdicts rest on one draw of pairs, and
+        their intervals resample these pairs. To see which hold, compare with other seeds.
+        """
         labels: dict[str, Counter[str]] = {}
         for draw in self.draws:
             labels.setdefault(draw.variable, Counter())[draw.label] += 1
