@@ -69,7 +69,9 @@ class EdgeScoring(StrEnum):
 
 _PICTURE_SUFFIXES = (".html", ".png", ".svg", ".pdf")
 
-Model = Annotated[str, typer.Argument(help="Name of a shipped model, a folder, or a hub id.")]
+Model = Annotated[
+    str, typer.Argument(help="Name of a shipped model, a folder, a GGUF file, or a hub id.")
+]
 Json = Annotated[Path | None, typer.Option(help="Where the numbers are written.")]
 Page = Annotated[Path, typer.Option(help="Where the page is written.")]
 PatternName = Annotated[str, typer.Option(help="Name of a pattern, or a .jsonl file of pairs.")]
@@ -170,7 +172,7 @@ def trace(
 @reports_errors
 def claims(
     models: Annotated[
-        list[str], typer.Argument(help="Names of shipped models, folders, or hub ids.")
+        list[str], typer.Argument(help="Names of shipped models, folders, GGUF files, or hub ids.")
     ],
     pattern: Annotated[str, typer.Option(help="Name of a pattern.")] = "take-away",
     base_model: Annotated[

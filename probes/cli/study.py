@@ -99,7 +99,9 @@ def _separation_table(rows: list[Any]) -> Table:
 @study_app.command("curve")
 @reports_errors
 def curve(
-    parent: Annotated[str, typer.Argument(help="Name of a shipped model, a folder, or a hub id.")],
+    parent: Annotated[
+        str, typer.Argument(help="Name of a shipped model, a folder, a GGUF file, or a hub id.")
+    ],
     relatives: Annotated[list[str], typer.Argument(help="One or more relatives.")],
     pattern: Annotated[
         str, typer.Option(help="Name of a pattern, or a .jsonl file of pairs.")

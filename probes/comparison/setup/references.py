@@ -133,5 +133,5 @@ def _deduplicate(models: Sequence[Model], compared: Sequence[Model]) -> list[Mod
 
 def _is_same_model(one: Model, other: Model) -> bool:
     """Whether two values are the same model, loaded once or twice."""
-    stored = one.origin.startswith(("family member ", "folder ", "hub "))
+    stored = one.origin.startswith(("family member ", "folder ", "hub ", "GGUF file "))
     return one.bridge is other.bridge or (stored and one.origin == other.origin)
