@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from probes.circuits.edges.edge_attribution import edge_attribution
     from probes.circuits.edges.path_patching import edge_patching, path_patching
     from probes.circuits.faithfulness import faithfulness
+    from probes.circuits.question.ask import ask
     from probes.circuits.task import Task
     from probes.circuits.trace import TraceSettings, trace
     from probes.claims.run import evaluate_claims
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from probes.compression.quantization.quantize import quantize
     from probes.errors import ProbeError
     from probes.files import list_models
+    from probes.interventions.attribution_patching import attribution_patching
     from probes.interventions.hotspots import hotspots
     from probes.interventions.interchange import interchange_intervention
     from probes.interventions.subspaces.das import das
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
     from probes.observe.activations import capture
     from probes.observe.attention import role_attention
     from probes.observe.behavior import evaluate_behavior
-    from probes.observe.format_fit import fit_format
+    from probes.observe.format.fit import fit_format
     from probes.observe.gate import gate
     from probes.observe.logit_lens import logit_lens
     from probes.prompts.catalog import list_patterns, pattern
@@ -83,8 +85,9 @@ _HOMES = {
     "logit_lens": "observe.logit_lens",
     "evaluate_behavior": "observe.behavior",
     "gate": "observe.gate",
-    "fit_format": "observe.format_fit",
+    "fit_format": "observe.format.fit",
     "activation_patching": "interventions.sweep",
+    "attribution_patching": "interventions.attribution_patching",
     "Site": "models.site",
     "edge_patching": "circuits.edges.path_patching",
     "path_patching": "circuits.edges.path_patching",
@@ -98,6 +101,7 @@ _HOMES = {
     "faithfulness": "circuits.faithfulness",
     "trace": "circuits.trace",
     "TraceSettings": "circuits.trace",
+    "ask": "circuits.question.ask",
     "evaluate_claims": "claims.run",
     "compare": "comparison.compare",
     "compare_family": "comparison.compare",

@@ -31,9 +31,10 @@ HOMES = {
     "ClaimsReports": "claims.result",
     "Comparison": "comparison.result",
     "FamilyComparison": "comparison.family_result",
-    "FormatFit": "observe.format_result",
+    "FormatFit": "observe.format.result",
     "ModelCheck": "testing.contract.check_result",
     "ModelChecks": "testing.contract.check_result",
+    "QuestionReport": "circuits.question.result",
     "RateDistortionCurve": "comparison.rate_distortion.result",
     "Trace": "circuits.result",
 }

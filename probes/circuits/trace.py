@@ -17,12 +17,14 @@ from probes.circuits.faithfulness import (
 )
 from probes.circuits.pruning import minimality, prune_circuit
 from probes.circuits.reference_runs import Ablation, ReferenceRuns, run_references
-from probes.circuits.result import Specificity, Trace
+from probes.circuits.result import PublishedOverlap, Specificity, Trace
 from probes.circuits.task import TaskSettings, require_open_gate, sample_tasks
 from probes.errors import CircuitError, GateError
-from probes.models.model import ModelSpec, load
-from probes.observe.format_fit import pattern_in_format
+from probes.models.model import Model, ModelSpec, load
+from probes.observe.format.kept import pattern_in_format
+from probes.observe.result import GateCriterion
 from probes.prompts.catalog import pattern as find_pattern
+from probes.prompts.catalog import published_circuit
 from probes.prompts.pattern import Pattern
 
 _RANDOM_CIRCUITS = 100
@@ -38,12 +40,15 @@ class TraceSettings(TaskSettings):
         other_pattern: Another pattern, whose circuit is ablated to test specificity; "" for none.
             It is skipped if its gate is closed.
         format: Prompt format, such as "few-shot-4", or "auto"; see `PromptFormat`.
+        gate: What the gate asks; see `GateCriterion`. By default accuracy for patterns with free
+            answers, choice for pairs.
     """
 
     method: AttributionMethod = "eap-ig"
     ablation: Ablation = "counterfactual"
     other_pattern: str | Pattern = "taken"
     format: str = "plain"
+    gate: GateCriterion | None = None
 
 
 def trace(
@@ -77,7 +82,9 @@ def trace(
     own_pattern = pattern_in_format(own_pattern, settings.format, [model], seed=seed)
     if isinstance(other, Pattern) and not own_pattern.user_pairs:
         other = pattern_in_format(other, str(own_pattern.wrapper.format), [model])
-    gate = require_open_gate(model, own_pattern, settings.answer, seed=seed)
+    gate = require_open_gate(
+        model, own_pattern, settings.answer, seed=seed, criterion=settings.gate
+    )
     settings = replace(settings, answer=gate.answer, other_pattern=other)
     discovery, held_out = sample_tasks(model, own_pattern, settings)
     scores = edge_attribution(model, discovery, method=settings.method, roles=roles)
@@ -108,7 +115,19 @@ def trace(
         edge_necessities=minimality(runs, circuit, seed=seed),
         specificities=_cross_specificity(own_pattern, circuit, runs, settings),
         format=str(own_pattern.wrapper.format),
+        published=_published_overlap(model, own_pattern, circuit),
     )
+
+
+def _published_overlap(model: Model, pattern: Pattern, circuit: Circuit) -> PublishedOverlap | None:
+    """Overlap with the published circuit of a shipped pattern, in the model it was found in."""
+    known = published_circuit(pattern.name)
+    shape = (model.shape.layers, model.shape.heads)
+    if not known or model.name not in known["models"]:
+        return None
+    if shape != (known["layers"], known["heads_per_layer"]):
+        return None  # Another model of this name.
+    return PublishedOverlap.of(circuit, known)
 
 
 def _cross_specificity(

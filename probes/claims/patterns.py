@@ -2,9 +2,9 @@
 
 from probes.errors import GateError
 from probes.models.model import Model
-from probes.observe.format_fit import pattern_in_format
+from probes.observe.format.kept import pattern_in_format
 from probes.observe.gate import gate
-from probes.observe.result import Gate
+from probes.observe.result import Gate, GateCriterion
 from probes.prompts.catalog import list_patterns
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.format.examples import formatted
@@ -16,7 +16,12 @@ _OPERATION_FREE_PATTERNS = {"take-away": "taken", "get-more": "gotten"}
 
 
 def pattern_with_behavior(
-    model: Model, pattern: str | Pattern, format: str, seed: int
+    model: Model,
+    pattern: str | Pattern,
+    format: str,
+    *,
+    criterion: GateCriterion | None,
+    seed: int,
 ) -> tuple[Pattern, tuple[Gate, ...]]:
     """Pattern in a format, or that of the same facts as statements if only its gates are open.
 
@@ -28,21 +33,20 @@ def pattern_with_behavior(
     chosen = pattern_in_format(plain, format, [model], seed=seed)
     # Refuses patterns whose outcomes coincide.
     sample_interchange_pairs(chosen, 1, tokenizers=(model.tokenizer,), seed=seed)
-    gates = gate(model, chosen, seed=seed)
-    if all(one.has_behavior for one in gates):
+    gates = gate(model, chosen, seed=seed, criterion=criterion)
+    if all(one.is_passed for one in gates):
         return chosen, gates
     statements = statement_pattern(chosen) if isinstance(pattern, str) else None
     if statements is not None:
-        statement_gates = gate(model, statements, seed=seed)
-        if all(one.has_behavior for one in statement_gates):
+        statement_gates = gate(model, statements, seed=seed, criterion=criterion)
+        if all(one.is_passed for one in statement_gates):
             return statements, statement_gates
     closed = next(one for one in gates if not one.has_behavior)
     if closed.state == "too few to tell":
         raise GateError(closed.too_few_reason)
     raise GateError(
-        f"{model.name} does not have the behavior: {closed.answer} of {chosen.name!r} is right in "
-        f"{closed.accuracy}, {closed.heuristic!r} in {closed.heuristic_accuracy:.2f}. There is "
-        "nothing to test: choose a model or a pattern whose gate is open."
+        f"{closed.closed_reason} There is nothing to test: choose a model or a pattern whose gate "
+        "is open, or the gate none."
     )
 
 

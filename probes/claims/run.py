@@ -47,6 +47,7 @@ from probes.interventions.subspaces.projection import project_states
 from probes.models.model import Model, ModelSpec, load
 from probes.models.site import Site, joined_roles
 from probes.observe.gate import gate
+from probes.observe.result import GateCriterion
 from probes.prompts.interchange_pairs import (
     OBJECT,
     OPERATION,
@@ -70,12 +71,14 @@ class ClaimSettings:
         nulls: Random-init models of the nulls.
         seed: Of prompts, random-init models and searches.
         format: Prompt format, such as "few-shot-4", or "auto"; see `PromptFormat`.
+        gate: What the gate asks; see `GateCriterion`.
     """
 
     bases: int = 200
     nulls: int = 20
     seed: int = 0
     format: str = "plain"
+    gate: GateCriterion | None = None
 
 
 def evaluate_claims(
@@ -101,7 +104,9 @@ def evaluate_claims(
     model = load(model)
     if base_model is not None:  # A wrong name ends before the measurements.
         base_model = load(base_model)
-    pattern, gates = pattern_with_behavior(model, pattern, settings.format, settings.seed)
+    pattern, gates = pattern_with_behavior(
+        model, pattern, settings.format, criterion=settings.gate, seed=settings.seed
+    )
     bases, nulls, seed = settings.bases, settings.nulls, settings.seed
     own_hotspots = hotspots(model, pattern, HotspotSettings(bases=bases, nulls=nulls, seed=seed))
     site = own_hotspots.hotspot(OPERATION).site

@@ -32,7 +32,7 @@ def fit(
     ] = "take-away",
     prompts: Annotated[
         int, typer.Option(help="Prompts of each operation in each half.", min=8, max=10_000)
-    ] = 40,
+    ] = 32,
     seed: Annotated[int, typer.Option(help="Seed of the prompts.", min=0, max=MAX_SEED)] = 0,
     json: Annotated[Path | None, typer.Option(help="Where the numbers are written.")] = None,
 ) -> None:
@@ -41,7 +41,8 @@ def fit(
     silence_libraries()
     from probes.files import formats_file
     from probes.models.model import load
-    from probes.observe.format_fit import FitSettings, fit_format, save_fit
+    from probes.observe.format.fit import FitSettings, fit_format
+    from probes.observe.format.kept import save_fit
     from probes.prompts.catalog import pattern as find
 
     chosen = find(pattern)
@@ -52,15 +53,13 @@ def fit(
     if json:
         result.save(json)
     table = folding_table(
-        "half", "model", "format", "weakest gate", "accuracy", "heuristic", "gate", caption=""
+        "half", "model", "format", "weakest gate", "score", "heuristic", "gate", caption=""
     )
     for row in result.table().to_dict("records"):
-        accuracy = (
-            f"{row['accuracy']:.2f} [{row['low']:.2f}, {row['high']:.2f}] of {row['prompts']}"
-        )
+        score = f"{row['score']:.2f} [{row['low']:.2f}, {row['high']:.2f}] of {row['prompts']}"
         heuristic = f"{row['heuristic']} {row['heuristic accuracy']:.2f}"
         cells = (row["half"], row["model"], row["format"], row["weakest"])
-        table.add_row(*map(Text, (*cells, accuracy, heuristic, row["gate"])))
+        table.add_row(*map(Text, (*cells, score, heuristic, row["gate"])))
     console = open_console()
     console.print(table)
     if not result.found:

@@ -43,7 +43,7 @@ from probes.comparison.setup.references import (
 from probes.comparison.variables.transfer import Hits, donor_hits
 from probes.errors import ModelError
 from probes.models.model import Model
-from probes.observe.format_fit import pattern_in_format
+from probes.observe.format.kept import pattern_in_format
 from probes.prompts.catalog import pattern
 from probes.prompts.pattern import Pattern
 

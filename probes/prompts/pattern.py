@@ -1,7 +1,7 @@
 """Query patterns: sample questions and counterfactuals, and match free text."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
@@ -43,7 +43,8 @@ class Pattern:
         answers: Name of each answer with its expression over the slots.
         remainder: Expression of the result of the operation; it must be in the number range.
         lexicon: Words of the slots.
-        user_pairs: Pairs from a file, for a pattern of the user's; else empty.
+        user_pairs: Pairs from a file, or of a word pattern; else empty.
+        shuffled: Whether draws from these pairs follow the seed; else they are taken in order.
         wrapper: Prompt format of the questions; plain text by default.
     """
 
@@ -56,6 +57,7 @@ class Pattern:
     remainder: str
     lexicon: Lexicon
     user_pairs: tuple[Pair, ...] = ()
+    shuffled: bool = False
     wrapper: Wrapper = UNWRAPPED
 
     @classmethod
@@ -67,17 +69,16 @@ class Pattern:
         """
         pairs, duplicates = read_pairs(Path(path))
         removed = f" ({duplicates} duplicates removed)" if duplicates else ""
-        return cls(
-            name=Path(path).stem,
-            title=f"pairs of {Path(path).name}{removed}",
-            operation="",
-            opposite=None,
-            templates=(),
-            answers=tuple((name, "") for name, _ in pairs[0].clean.answers),
-            remainder="",
-            lexicon=Lexicon((), (), (), (0, 0), ()),
-            user_pairs=pairs,
-        )
+        return cls.of_pairs(Path(path).stem, f"pairs of {Path(path).name}{removed}", pairs)
+
+    @classmethod
+    def of_pairs(
+        cls, name: str, title: str, pairs: tuple[Pair, ...], *, shuffled: bool = False
+    ) -> "Pattern":
+        """Pattern of given pairs, at least one."""
+        answers = tuple((answer, "") for answer, _ in pairs[0].clean.answers)
+        words = Lexicon((), (), (), (0, 0), ())
+        return cls(name, title, "", None, (), answers, "", words, pairs, shuffled)
 
     @property
     def contrasts(self) -> tuple[str, ...]:
@@ -97,10 +98,10 @@ class Pattern:
         check_count(count)
         if self.user_pairs:
             # Both prompts: a constant answer may be right for all clean ones.
-            sides = [side for pair in self.user_pairs for side in (pair.clean, pair.counterfactual)]
             distinct: dict[str, Question] = {}
-            for side in sides:
-                distinct.setdefault(side.text, side)
+            for pair in self._given_pairs(self.user_pairs, seed):
+                for side in (pair.clean, pair.counterfactual):
+                    distinct.setdefault(side.text, side)
             return tuple(q for q in distinct.values() if keep is None or keep(q))[:count]
         rng, questions = random.Random(f"{seed}:{self.name}"), {}
         for _ in tries(count, questions):
@@ -127,7 +128,7 @@ class Pattern:
                     f"{self.name!r} has {len(own_pairs)} pairs of contrast {contrast!r}: "
                     f"request at most as many as there are, not {count}"
                 )
-            return tuple(own_pairs[:count])
+            return self._given_pairs(own_pairs, seed)[:count]
         rng, pairs = random.Random(f"{seed}:{self.name}:{contrast}"), {}
         templates = self._templates_for(contrast)
         for _ in tries(count, pairs):
@@ -144,6 +145,9 @@ class Pattern:
                 f"{self.name!r} yielded {len(pairs)} of {count} pairs for {contrast!r}: use fewer"
             )
         return tuple(pairs.values())
+
+    def _given_pairs(self, pairs: Sequence[Pair], seed: int) -> tuple[Pair, ...]:
+        return tuple(random.Random(seed).sample(pairs, len(pairs)) if self.shuffled else pairs)
 
     def counterfactuals(
         self, question: Question, contrast: str, *, seed: int
@@ -189,19 +193,18 @@ class Pattern:
             else:
                 free = [word for word in self.lexicon.words(kind) if word not in slots.values()]
                 slots[slot] = rng.choice(free)
-        return self.make_question(template, slots, rng.choice(("digits", "words")))
+        return self.make_question(template, slots, rng.choice(self.lexicon.numerals))
 
     def make_question(
         self, template: Template, slots: SlotValues, numerals: str
     ) -> Question | None:
         """Question with these slots, or None where its answer is out of range."""
-        low, high = self.lexicon.number_range
-        answers = self._evaluate_answers(slots)
+        answers, (low, high) = self._evaluate_answers(slots), self.lexicon.number_range
         numbers = [evaluate_expression(self.remainder, slots), *(value for _, value in answers)]
         in_range = all(low <= value <= high for value in numbers if isinstance(value, int))
         if not in_range or self.wrapper.reserves(slots):
             return None
-        return self._build_question(template, slots, numerals, answers)
+        return self._build_question(template, slots, self.wrapper.numerals(numerals), answers)
 
     def match(self, text: str) -> Question:
         """Match a text with this pattern.
@@ -227,11 +230,8 @@ class Pattern:
     def _build_question(
         self, template: Template, slots: SlotValues, numerals: str, answers: AnswerValues
     ) -> Question:
-        text, roles = template.fill(slots, self.lexicon, numerals)
-        outcomes = (
-            (name, possible_outcomes(self.lexicon, template, slots, value))
-            for name, value in answers
-        )
+        lexicon = self.lexicon
+        text, roles = template.fill(slots, lexicon, numerals)
         question = Question(
             text=text,
             pattern=self.name,
@@ -239,7 +239,7 @@ class Pattern:
             slots=tuple((slot, slots[slot]) for slot in template.slots),
             numerals=numerals,
             answers=tuple((name, str(value)) for name, value in answers),
-            outcomes=tuple(outcomes),
+            outcomes=tuple((n, possible_outcomes(lexicon, template, slots, v)) for n, v in answers),
             roles=roles,
         )
         return self.wrapper.wrap(question)

@@ -63,6 +63,7 @@ FORMATS = st.builds(
     chat=st.booleans(),
     answer=st.sampled_from(ANSWER_FORMS),
     numbers=st.none() | st.tuples(st.integers(0, 99), st.integers(100, 999)),
+    digits=st.booleans(),
     seed=st.integers(0, 10**9 - 1),
 )
 

@@ -21,7 +21,7 @@ from probes.compression.derived_model import DerivedModel
 from probes.errors import ModelError
 from probes.models.model import Model, ModelSpec, load, random_init
 from probes.observe.divergence import answer_as_relative, best_heuristic_accuracy
-from probes.observe.format_fit import pattern_in_format
+from probes.observe.format.kept import pattern_in_format
 from probes.prompts.catalog import pattern as load_pattern
 from probes.prompts.pattern import Pattern
 
@@ -73,7 +73,9 @@ def rate_distortion(
             first,
             models,
             chosen,
-            ComparisonSettings(prompts=settings.prompts, draws=1, seed=settings.seed),
+            ComparisonSettings(
+                prompts=settings.prompts, draws=1, seed=settings.seed, gate=settings.gate
+            ),
         )
         verdicts = [Counter(v.label for v in one.verdicts) for one in family.comparisons]
     bar = tqdm(models, desc="relatives", disable=not progress)

@@ -13,8 +13,7 @@ from probes.prompts.pattern import Pattern
 from probes.prompts.question import Pair, Question, expression_slots
 from probes.prompts.template import Lexicon
 
-_FRACTION = 5  # One verb pair in so many is for examples.
-_WORD_FRACTION = 3
+_FRACTION = 3  # A third of the verbs, and at most a third of the other words, is for examples.
 
 
 def formatted(pattern: Pattern, format: str | PromptFormat) -> Pattern:
@@ -108,7 +107,7 @@ def _split_words(pattern: Pattern, format: PromptFormat) -> tuple[Lexicon, Lexic
     for kind, words in lexicon.choices:
         # An example has one outcome with a noun that does not occur in it.
         needed = most.get(kind, 0) + (kind == "noun")
-        count = min(max(format.shots, needed), len(words) // _WORD_FRACTION)
+        count = min(max(format.shots, needed), len(words) // _FRACTION)
         if most.get(kind) and count < needed:
             raise _too_few(pattern, kind, len(words))
         kept = {*rng.sample(words, count)}
@@ -117,7 +116,7 @@ def _split_words(pattern: Pattern, format: PromptFormat) -> tuple[Lexicon, Lexic
     verbs = lexicon.verbs
     if most.get("verb") and len(verbs) < 2:
         raise _too_few(pattern, "verb", len(verbs))
-    at = {*rng.sample(range(len(verbs)), max(1, len(verbs) // _FRACTION))} if verbs else set()
+    at = {*rng.sample(range(len(verbs)), max(1, round(len(verbs) / _FRACTION)))} if verbs else set()
     for_examples = tuple(verb for n, verb in enumerate(verbs) if n in at)
     for_questions = tuple(verb for n, verb in enumerate(verbs) if n not in at)
     return (
@@ -134,13 +133,21 @@ def _too_few(pattern: Pattern, kind: str, count: int) -> PatternError:
 
 
 def _draw_examples(pattern: Pattern, format: PromptFormat) -> Iterator[Question]:
-    """Draw examples of both operations in turn, with different numbers and answers."""
+    """Draw examples of both operations in turn, with different numbers and answers.
+
+    Two in a row have one template and one form of numbers, so that their operations stand out.
+    """
     sides = [pattern, pattern.flipped()] if pattern.opposite else [pattern]
     sides.sort(key=lambda side: side.name)  # A pattern and its opposite have the same examples.
     rng = random.Random(f"{format.seed}:{sides[0].name}:examples")
+    templates = rng.sample(pattern.templates, len(pattern.templates))
     operands, found = _operands(pattern), dict[Question, None]()
     for _ in tries(format.shots, found):
-        question = sides[len(found) % len(sides)].sample_question(rng)
+        side, n = sides[len(found) % len(sides)], len(found) // len(sides)
+        template = templates[n % len(templates)]
+        drawn = side.sample_question(rng, (template,))
+        numerals = "words" if n % 2 and not format.digits else "digits"
+        question = drawn and side.make_question(template, dict(drawn.slots), numerals)
         if question is None or not _is_telling(question):
             continue
         used = Wrapper(format, tuple(found), operands)

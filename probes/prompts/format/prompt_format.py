@@ -15,7 +15,7 @@ ANSWER_FORMS = ("full", "short", "bare", "bare-short")
 _MAX_SHOTS = 32
 _NAME = re.compile(
     r"(?P<kind>plain|chat-system|chat)?-?(?:few-shot-(?P<shots>\d{1,3}))?"
-    r"(?::(?P<answer>[a-z-]+))?(?:@(?P<low>\d{1,6})-(?P<high>\d{1,6}))?(?:#(?P<seed>\d{1,9}))?"
+    r"(?::(?P<answer>[a-z-]+))?(?:@(?P<low>\d{1,6})-(?P<high>\d{1,6}))?(?P<digits>@digits)?(?:#(?P<seed>\d{1,9}))?"
 )
 
 
@@ -24,8 +24,8 @@ class PromptFormat:
     """Format of prompts; `str` gives its name, and `parse` reads it.
 
     A name is `plain`, `few-shot-4`, `chat`, `chat-system` or `chat-few-shot-4`. It may be followed
-    by a form of the answer (`:short`), a range of numbers (`@0-9`) and a seed of the examples
-    (`#1`).
+    by a form of the answer (`:short`), a range of numbers (`@0-9`), numbers in digits only
+    (`@digits`) and a seed of the examples (`#1`).
 
     Attributes:
         shots: Number of few-shot examples before the question.
@@ -35,6 +35,7 @@ class PromptFormat:
             first answer alone ("Answer: 5"), and "bare" and "bare-short" are the same without the
             words that lead to the answer ("5 foxes", "5").
         numbers: Smallest and largest number; None for the pattern's own range.
+        digits: Whether no number is in words.
         seed: Seed of the examples.
     """
 
@@ -43,6 +44,7 @@ class PromptFormat:
     system: bool = False
     answer: str = "full"
     numbers: tuple[int, int] | None = None
+    digits: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -73,7 +75,8 @@ class PromptFormat:
         if found is None or not (kind or shots) or (kind == PLAIN_NAME and shots):
             raise PatternError(
                 f"Format {name!r:.80} is unknown: known are plain, few-shot-4, chat, chat-system "
-                "and chat-few-shot-4, with :short, :bare or :bare-short and a range as in @0-9"
+                "and chat-few-shot-4, with :short, :bare or :bare-short, and with @0-9 or @digits "
+                "for the numbers"
             )
         numbers = (int(found["low"]), int(found["high"])) if found["low"] else None
         return cls(
@@ -82,6 +85,7 @@ class PromptFormat:
             system=kind == "chat-system",
             answer=found["answer"] or "full",
             numbers=numbers,
+            digits=bool(found["digits"]),
             seed=int(found["seed"] or 0),
         )
 
@@ -93,6 +97,7 @@ class PromptFormat:
                 "-".join(kind) or PLAIN_NAME,
                 f":{self.answer}" if self.answer != "full" else "",
                 f"@{self.numbers[0]}-{self.numbers[1]}" if self.numbers else "",
+                "@digits" if self.digits else "",
                 f"#{self.seed}" if self.seed else "",
             )
         )

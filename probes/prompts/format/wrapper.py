@@ -41,6 +41,10 @@ class Wrapper:
             if self.operands
         )
 
+    def numerals(self, given: str) -> str:
+        """Form of the numbers: "digits" where the format has no words, else the given one."""
+        return "digits" if self.format.digits else given
+
     def wrap(self, question: Question) -> Question:
         """Question in the format. Its own roles remain; what is added has roles of its own.
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def _weakest(gates: Iterable[Gate]) -> Gate | None:
     return max(
         gates,
-        key=lambda gate: (GATE_STATES.index(gate.state), -gate.accuracy.value),
+        key=lambda gate: (GATE_STATES.index(gate.state), -gate.score.value),
         default=None,
     )
 
@@ -51,7 +51,7 @@ class FormatScore:
             return f"{self.model}, {self.format}: {self.reason}"
         return (
             f"{self.model}, {self.format}: {gate.state}. Weakest is {gate.answer} of "
-            f"{gate.pattern!r}: accuracy {gate.accuracy} on {gate.n_questions} prompts, "
+            f"{gate.pattern!r}: {gate.score_name} {gate.score} on {gate.n_questions} prompts, "
             f"{gate.heuristic!r} {gate.heuristic_accuracy:.2f}"
         )
 
@@ -130,9 +130,10 @@ class FormatFit(Result):
                         "format": score.format,
                         "weakest": f"{gate.answer} of {gate.pattern}",
                         "prompts": gate.n_questions,
-                        "accuracy": gate.accuracy.value,
-                        "low": gate.accuracy.low,
-                        "high": gate.accuracy.high,
+                        "asked": gate.score_name,
+                        "score": gate.score.value,
+                        "low": gate.score.low,
+                        "high": gate.score.high,
                         "heuristic": gate.heuristic,
                         "heuristic accuracy": gate.heuristic_accuracy,
                         "gate": gate.state,
