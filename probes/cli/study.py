@@ -9,8 +9,8 @@ from rich.table import Table
 
 from probes.cli.common import (
     MAX_SEED,
-    Format,
     THREADS_HELP,
+    Format,
     GateAsks,
     check_output_paths,
     open_console,

@@ -263,10 +263,8 @@ class Comparison(Result):
     def _survival_line(self) -> str:
         """Which parts of the circuit survive, which do not, and which cannot be told and why."""
         if self.behavior_absent:
-            absent = sorted({gate.model for gate in self.gates if gate.state == "closed"})
-            return (
-                f"Behavior absent in {' and '.join(absent)}: nothing can be said about the circuit."
-            )
+            absent = " and ".join(sorted({g.model for g in self.gates if g.state == "closed"}))
+            return f"Behavior absent in {absent}: nothing can be said about the circuit."
         survives = _names(v for v in self.verdicts if v.subject and v.label in _SURVIVES)
         gone = _names(v for v in self.verdicts if v.subject and v.label in _GONE)
         unshared = _names(v for v in self.verdicts if v.label == "not shared between seeds")

@@ -76,6 +76,7 @@ def test_a_model_without_the_behavior_has_no_format(full, told):
     assert fit.summary()[0].startswith("No format opens the gate of 'take-away-told'")
 
 
+@pytest.mark.slow
 def test_one_format_is_sought_for_two_models(full, told):
     fit = fit_format([full, random_init(full, seed=0)], told, QUICK)
     assert (len(fit.held_out), fit.found) == (2, False)

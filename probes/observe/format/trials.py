@@ -2,9 +2,10 @@
 
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from probes.errors import BatchError, OutcomeError, PatternError, TokenizerError
@@ -105,8 +106,10 @@ class Trials:
 
 
 def _join(first: Behavior, second: Behavior) -> Behavior:
-    parts = {
-        name: torch.cat([getattr(first, name), getattr(second, name)])
-        for name in ("correct", "logit_diff", "predicted")
+    """Behavior on the prompts of both."""
+    pairs = {
+        item.name: (getattr(first, item.name), getattr(second, item.name)) for item in fields(first)
     }
-    return Behavior(first.model, first.answers, **parts)
+    return replace(
+        first, **{n: torch.cat(pair) for n, pair in pairs.items() if isinstance(pair[0], Tensor)}
+    )

@@ -219,6 +219,6 @@ def _method_table(comparison: Comparison) -> Table:
     sizes = (
         f"{comparison.prompts} pairs for each of the contrasts {', '.join(comparison.contrasts)}; "
         f"{comparison.nulls} random-init models of {comparison.other.name}'s shape; seed "
-        f"{comparison.seed}."
+        f"{comparison.seed}; format {comparison.format}."
     )
     return models_table((comparison.full, comparison.other), (sizes, _METHOD_NOTE))
