@@ -112,8 +112,9 @@ def _rank(scores: Sequence[FormatScore], *, coarse: bool = False) -> tuple[float
     format = PromptFormat.parse(scores[0].format)
     errors = _errors(scores)
     worst = max(GATE_STATES.index(score.state) for score in scores)
-    state = float(errors[0] > _MAX_ERRORS) if coarse else float(worst)
-    return state, format.is_short, (format.numbers is not None) + format.digits, *errors
+    state = errors[0] > _MAX_ERRORS if coarse else worst
+    narrow = (format.numbers is not None) + format.digits
+    return float(state), float(format.is_short), float(narrow), *errors
 
 
 def _with_small_numbers(pattern: Pattern, name: str) -> str:
