@@ -43,9 +43,14 @@ def reader_blocks(graph: ComputationGraph) -> Iterator[tuple[int, int]]:
 
 def writers_reaching_logits(
     graph: ComputationGraph, block_masks: Sequence[Tensor]
-) -> Bool[Tensor, " writer"]:
-    """Whether each writer reaches the logits through kept edges of some circuit."""
-    needed = torch.zeros(len(graph.writers), dtype=torch.bool)
+) -> tuple[Bool[Tensor, " writer"], Bool[Tensor, " writer"]]:
+    """Whether each writer reaches the logits through kept edges of some circuit, and from where.
+
+    Returns:
+        Writers that reach them, and those that do so from any token. The others reach them from
+        the token of the readout only: through queries and MLPs of that token, never keys or values.
+    """
+    needed, anywhere = torch.zeros(2, len(graph.writers), dtype=torch.bool)
     roles = max(1, len(graph.roles))
     blocks = list(zip(reader_blocks(graph), block_masks, strict=True))
     for (begin, end), mask in reversed(blocks):
@@ -55,6 +60,9 @@ def writers_reaching_logits(
             count = roles if graph.port(reader) in ("k", "v") else 1
             fed = graph.writers_fed_by(reader)
             if not fed or bool(needed[list(fed)].any()):
-                needed[: used.shape[1]] |= used[row : row + count].any(0)
+                own = used[row : row + count].any(0)
+                needed[: len(own)] |= own
+                if graph.port(reader) in ("k", "v") or bool(anywhere[list(fed)].any()):
+                    anywhere[: len(own)] |= own
             row += count
-    return needed
+    return needed, anywhere
