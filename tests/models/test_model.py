@@ -10,7 +10,7 @@ import probes
 from probes import files
 from probes.errors import ModelError, SiteError
 from probes.models.acceptance import LOGIT_TOLERANCE
-from probes.models.files import loading
+from probes.models.files import loading, names
 from probes.models.model import load, random_init, wrap
 from probes.models.readout import last_token, position_ids
 from probes.testing.equivalent_heads import ungroup_heads
@@ -191,7 +191,7 @@ def test_missing_weights_are_refused_by_name(tmp_path):
 
 def test_a_family_member_loads_by_name_and_a_close_name_is_suggested(tmp_path, monkeypatch):
     tiny_hf("llama", seed=0).save_pretrained(tmp_path / "models" / "teacher")
-    for module in (loading, files):
+    for module in (loading, names, files):
         monkeypatch.setattr(module, "data_folder", lambda: tmp_path)
     assert load("teacher").origin == "family member teacher"
     with pytest.raises(ModelError, match="Did you mean 'teacher'"):
@@ -209,7 +209,7 @@ def test_a_value_that_is_neither_a_name_nor_a_model_is_refused_in_one_line(value
 
 def test_a_random_init_model_of_any_shape_and_seed_loads_by_name(tmp_path, monkeypatch):
     tiny_hf("llama", seed=0).save_pretrained(tmp_path / "models" / "teacher")
-    for module in (loading, files):
+    for module in (loading, names, files):
         monkeypatch.setattr(module, "data_folder", lambda: tmp_path)
     ids, mask = torch.arange(5)[None], torch.ones(1, 5, dtype=torch.bool)
     named = load("random-init:teacher:3").logits(ids, mask)
