@@ -7,11 +7,9 @@ its own, on one thread: with more of them, CPU seconds count threads that wait.
 
 import argparse
 import json
-import random
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,25 +17,11 @@ from pathlib import Path
 
 import torch
 
-from probes.circuits.trace import trace
+from probes.circuits.trace import TraceSettings, trace
 from probes.interventions.sweep import activation_patching
 from probes.models.model import load
 from probes.prompts.catalog import pattern
-from probes.prompts.pattern import Pattern
 from probes.prompts.tokens.pair_batch import sample_pairs, tokenize_pairs
-
-NAMES = (
-    *("Mary", "John", "Tom", "James", "Dan", "Martin", "Amy", "Sarah", "Jack", "Alice", "Peter"),
-    *("Paul", "Anna", "Kate", "Mark", "David", "Emma", "Lucy", "Michael", "George", "Laura"),
-)
-PLACES = ("store", "park", "school", "garden", "office", "house", "station", "market")
-OBJECTS = ("ring", "book", "drink", "bone", "basketball", "computer", "necklace", "kiss")
-TEMPLATES = (
-    "Then, {a} and {b} went to the {place}. {s} gave a {thing} to",
-    "When {a} and {b} got to the {place}, {s} decided to give the {thing} to",
-    "After {a} and {b} went to the {place}, {s} gave a {thing} to",
-    "While {a} and {b} were working at the {place}, {s} gave a {thing} to",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,58 +39,20 @@ class Job:
     goals: dict[str, str]
 
 
-def ioi_pairs(count: int = 160, seed: int = 0) -> Pattern:
-    """Indirect object identification (Wang et al. 2022, 2211.00593) as a pairs file.
-
-    The counterfactual replaces the second mention of the subject by the other name, so that the
-    answers change places.
-    """
-    draw, rows = random.Random(seed), {}
-    while len(rows) < count:
-        a, b = draw.sample(NAMES, 2)
-        subject, answer = draw.sample((a, b), 2)
-        words = {"a": a, "b": b, "place": draw.choice(PLACES), "thing": draw.choice(OBJECTS)}
-        template = draw.choice(TEMPLATES)
-        clean, other = (template.format(**words, s=name) for name in (subject, answer))
-        roles, other_roles = (
-            {
-                "first": [a, 1],
-                "second": [b, 1],
-                "place": words["place"],
-                "subject": [name, 2],
-                "object": words["thing"],
-                "end": ["to", text.split().count("to")],
-            }
-            for name, text in ((subject, clean), (answer, other))
-        )
-        rows[clean] = {
-            "contrast": "subject",
-            "clean": clean,
-            "counterfactual": other,
-            "answer": answer,
-            "counterfactual_answer": subject,
-            "roles": roles,
-            "counterfactual_roles": other_roles,
-        }
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "ioi.jsonl"
-        path.write_text("\n".join(map(json.dumps, rows.values())) + "\n", encoding="utf-8")
-        return pattern(str(path))
-
-
 def trace_ioi(folder: Path, model: str) -> dict[str, float]:
-    """Trace IOI on 32 pairs."""
-    found = trace(folder / model, ioi_pairs())
+    """Trace IOI on 32 pairs whose second subject differs, and evaluate it on 32 others."""
+    settings = TraceSettings(contrasts=("s2",), other_pattern="")
+    found = trace(folder / model, "ioi", settings=settings)
     return {"edges": len(found.circuit), "held-out faithfulness": found.held_out.value.value}
 
 
 def patching_cell(folder: Path, model: str) -> dict[str, float]:
     """CPU seconds of one component, role and pair: all heads and MLPs at the answer's token."""
     loaded = load(folder / model)
-    pairs = sample_pairs(ioi_pairs(), "subject", 4, tokenizers=(loaded.tokenizer,), seed=0)
+    pairs = sample_pairs(pattern("ioi"), "s2", 4, tokenizers=(loaded.tokenizer,), seed=0)
     batch = tokenize_pairs(loaded.tokenizer, pairs, max_length=loaded.shape.context)
     start = time.process_time()
-    effects = activation_patching(loaded, batch, roles=["end"])
+    effects = activation_patching(loaded, batch, roles=["to"])
     cells = int((~effects.per_prompt[..., 0].isnan()).sum())
     return {"cells": cells, "CPU-s a cell": (time.process_time() - start) / cells}
 
