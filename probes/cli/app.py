@@ -64,6 +64,9 @@ class EdgeScoring(StrEnum):
     exact = "exact"
 
 
+Screen = StrEnum("Screen", {"auto": "auto", "never": "never", "always": "always"})
+Null = StrEnum("Null", {"auto": "auto", "random_init": "random-init", "permuted": "permuted"})
+
 _PICTURE_SUFFIXES = (".html", ".png", ".svg", ".pdf")
 
 Model = Annotated[str, typer.Argument(help="Name of a shipped model, a folder, or a hub id.")]
@@ -87,13 +90,21 @@ def compare(
     pattern: PatternName = "take-away",
     prompts: Prompts = 32,
     seed: Seed = 0,
-    nulls: Annotated[int, typer.Option(help="Random-init models for the null.", min=20)] = 20,
+    nulls: Annotated[
+        int, typer.Option(help="Random-init models, or permutations, of the null.", min=20)
+    ] = 20,
     draws: Annotated[
         int, typer.Option(help="Draws of prompts and held-out words for variables.", min=1)
     ] = 5,
     out: Page = Path("report.html"),
     json: Json = None,
     workers: Annotated[int, typer.Option(help="Models measured in parallel.", min=1)] = 2,
+    screen: Annotated[
+        Screen, typer.Option(help="Screen effects by attribution patching: auto for large models.")
+    ] = Screen.auto,
+    null: Annotated[
+        Null, typer.Option(help="random-init models, or permuted measurements: auto by their cost.")
+    ] = Null.auto,
     assert_equivalent: Annotated[
         float | None,
         typer.Option(
@@ -118,6 +129,8 @@ def compare(
         nulls=nulls,
         workers=workers,
         progress=sys.stderr.isatty(),
+        screen=screen.value,
+        null=null.value,
     )
     family = compare_family(full, relatives, pattern, settings)
     result = family.comparisons[0] if len(relatives) == 1 else family
@@ -161,7 +174,9 @@ def claims(
         str, typer.Option(help="Model before tuning, if the provenance does not say.")
     ] = "",
     bases: Annotated[int, typer.Option(help="Prompts to measure on.", min=80, max=100_000)] = 200,
-    nulls: Annotated[int, typer.Option(help="Random-init models for the null.", min=1)] = 20,
+    nulls: Annotated[
+        int, typer.Option(help="Random-init models, or permutations, of the null.", min=1)
+    ] = 20,
     seed: Seed = 0,
     out: Page = Path("claims.html"),
     json: Json = None,
