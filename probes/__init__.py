@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from probes.circuits.edges.edge_attribution import edge_attribution
     from probes.circuits.edges.path_patching import edge_patching, path_patching
     from probes.circuits.faithfulness import faithfulness
+    from probes.circuits.question.ask import ask
     from probes.circuits.task import Task
     from probes.circuits.trace import TraceSettings, trace
     from probes.claims.run import evaluate_claims
@@ -98,6 +99,7 @@ _HOMES = {
     "faithfulness": "circuits.faithfulness",
     "trace": "circuits.trace",
     "TraceSettings": "circuits.trace",
+    "ask": "circuits.question.ask",
     "evaluate_claims": "claims.run",
     "compare": "comparison.compare",
     "compare_family": "comparison.compare",

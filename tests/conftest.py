@@ -1,6 +1,7 @@
 """What several test files share: tokenizers, and one thread, as the tests run beside training."""
 
 import json
+import os
 import string
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
+from probes import load
 from probes.experiments.family.tokenizer import train_tokenizer
 
 torch.set_num_threads(1)
@@ -73,3 +75,36 @@ def tokenizer(request):
     if request.param in ("own", "letters"):
         return request.getfixturevalue(request.param)
     return request.getfixturevalue("shared_tokenizer")(request.param)
+
+
+@pytest.fixture(scope="session")
+def real_folder():
+    """Folder of a pretrained model by its name, or a skip where the machine has none.
+
+    Tests that use it are marked `real`.
+    """
+
+    def find(name):
+        parent = os.environ.get("PROBES_REAL_MODELS")
+        if not parent:
+            pytest.skip("PROBES_REAL_MODELS names no folder with pretrained models")
+        folder = Path(parent) / name
+        if not (folder / "config.json").is_file():
+            pytest.skip(f"no pretrained model at {folder}")
+        return folder
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def real_model(real_folder):
+    """A pretrained model by its name, loaded once, or a skip where the machine has none."""
+    kept = {}
+
+    def read(name):
+        folder = real_folder(name)
+        if name not in kept:
+            kept[name] = load(folder)
+        return kept[name]
+
+    return read

@@ -17,11 +17,13 @@ from probes.circuits.faithfulness import (
 )
 from probes.circuits.pruning import minimality, prune_circuit
 from probes.circuits.reference_runs import Ablation, ReferenceRuns, run_references
-from probes.circuits.result import Specificity, Trace
+from probes.circuits.result import PublishedOverlap, Specificity, Trace
 from probes.circuits.task import TaskSettings, require_open_gate, sample_tasks
 from probes.errors import CircuitError, GateError
-from probes.models.model import ModelSpec, load
+from probes.models.model import Model, ModelSpec, load
+from probes.observe.result import GateCriterion
 from probes.prompts.catalog import pattern as find_pattern
+from probes.prompts.catalog import published_circuit
 from probes.prompts.pattern import Pattern
 
 _RANDOM_CIRCUITS = 100
@@ -36,11 +38,14 @@ class TraceSettings(TaskSettings):
         ablation: What an ablated edge carries; see `run_references`.
         other_pattern: Another pattern, whose circuit is ablated to test specificity; "" for none.
             It is skipped if its gate is closed.
+        gate: What the gate asks; see `GateCriterion`. By default accuracy for patterns with free
+            answers, choice for pairs.
     """
 
     method: AttributionMethod = "eap-ig"
     ablation: Ablation = "counterfactual"
     other_pattern: str | Pattern = "taken"
+    gate: GateCriterion | None = None
 
 
 def trace(
@@ -71,7 +76,9 @@ def trace(
     other = settings.other_pattern
     other = find_pattern(other) if other and isinstance(other, str) else other
     model, seed = load(model), settings.seed
-    gate = require_open_gate(model, own_pattern, settings.answer, seed=seed)
+    gate = require_open_gate(
+        model, own_pattern, settings.answer, seed=seed, criterion=settings.gate
+    )
     settings = replace(settings, answer=gate.answer, other_pattern=other)
     discovery, held_out = sample_tasks(model, own_pattern, settings)
     scores = edge_attribution(model, discovery, method=settings.method, roles=roles)
@@ -101,7 +108,19 @@ def trace(
         stability=scores.stability(size, seed=seed),
         edge_necessities=minimality(runs, circuit, seed=seed),
         specificities=_cross_specificity(own_pattern, circuit, runs, settings),
+        published=_published_overlap(model, own_pattern, circuit),
     )
+
+
+def _published_overlap(model: Model, pattern: Pattern, circuit: Circuit) -> PublishedOverlap | None:
+    """Overlap with the published circuit of a shipped pattern, in the model it was found in."""
+    known = published_circuit(pattern.name)
+    shape = (model.shape.layers, model.shape.heads)
+    if not known or model.name not in known["models"]:
+        return None
+    if shape != (known["layers"], known["heads_per_layer"]):
+        return None  # Another model of this name.
+    return PublishedOverlap.of(circuit, known)
 
 
 def _cross_specificity(

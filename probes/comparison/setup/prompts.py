@@ -16,9 +16,16 @@ from probes.comparison.variables.held_out_folds import (
 from probes.errors import BatchError, PatternError
 from probes.interventions.attribution_patching import ExactCells
 from probes.models.model import Model
+from probes.observe.gate import default_criterion
+from probes.observe.result import GateCriterion
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Pair, Question
-from probes.prompts.tokens.pair_batch import PairBatch, sample_pairs, tokenizable_by, tokenize_pairs
+from probes.prompts.tokens.pair_batch import (
+    PairBatch,
+    sample_pairs,
+    sample_readable_questions,
+    tokenize_pairs,
+)
 from probes.prompts.tokens.tokenization import REST
 
 _GATE_QUESTIONS = 200
@@ -58,6 +65,7 @@ class ComparisonPrompts:
         seed: Seed of all draws.
         screen: Cells that are patched exactly after a screen; None where all are.
         permuted_null: Whether the null permutes measurements, without random-init models.
+        gate_criterion: What the gate asks.
     """
 
     pattern: Pattern
@@ -71,6 +79,7 @@ class ComparisonPrompts:
     seed: int
     screen: ExactCells | None = None
     permuted_null: bool = False
+    gate_criterion: GateCriterion = "accuracy"
 
 
 def sample_comparison_prompts(
@@ -103,10 +112,11 @@ def sample_comparison_prompts(
             folds.append((draw_seed, _sample_folds(pattern, tokenizers, draw_seed, is_screened)))
     except PatternError as error:  # Of the first draw: the pattern does not allow interchange.
         skip_reason = "" if folds else str(error)
-    keep = tokenizable_by(*tokenizers)
     return ComparisonPrompts(
         pattern=pattern,
-        questions=pattern.sample_questions(_GATE_QUESTIONS, seed=seed, keep=keep),
+        questions=sample_readable_questions(
+            pattern, _GATE_QUESTIONS, tokenizers=tokenizers, seed=seed
+        ),
         pairs=pairs,
         roles=roles,
         folds=folds[0][1] if folds else None,
@@ -121,6 +131,7 @@ def sample_comparison_prompts(
         and is_cheaper(
             settings.null, "permuted", [null_operations(*one, settings.nulls) for one in both]
         ),
+        gate_criterion=settings.gate or default_criterion(pattern),
     )
 
 
