@@ -107,12 +107,8 @@ def compare(
     out: Page = Path("report.html"),
     json: Json = None,
     workers: Annotated[int, typer.Option(help="Models measured in parallel.", min=1)] = 2,
-    screen: Annotated[
-        Screen, typer.Option(help="Screen effects by attribution patching: auto for large models.")
-    ] = Screen.auto,
-    null: Annotated[
-        Null, typer.Option(help="random-init models, or permuted measurements: auto by their cost.")
-    ] = Null.auto,
+    screen: Annotated[Screen, typer.Option(help="Attribution patching first.")] = Screen.auto,
+    null: Annotated[Null, typer.Option(help="What gives the thresholds.")] = Null.auto,
     assert_equivalent: Annotated[
         float | None,
         typer.Option(
