@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 from torch import Tensor
 
-from probes.interventions.activation_patching import MLP, Z, run_with_cache
+from probes.interventions.cached_run import MLP, Z, record_run
 from probes.interventions.result import ScreenCheck
 from probes.interventions.sweep import (
     PatchingEffects,
@@ -185,7 +185,7 @@ def _attribute(
         (batch.ids[rows].to(device), batch.mask[rows].to(device), batch.positions[rows].to(device))
         for batch in (pairs.counterfactual, pairs.clean)
     )
-    source = run_with_cache(model, *other)
+    source = record_run(model, *other, for_restarts=False)
     source = source.realigned(pairs.source_positions[rows].to(device))
     after = measure(source.logits, rows.to(device))
     hooks = {kind: _HOOKS[kind] for kind in _HOOKS if kind in kinds}
@@ -195,10 +195,8 @@ def _attribute(
     masks = torch.stack([pairs.role_mask(role)[rows] for role in roles], 1).to(before)
     by_answer = []
     for answer in range(before.shape[1]):
-        grads = iter(
-            torch.autograd.grad(
-                before[:, answer].sum(), [*kept.values()], retain_graph=True, materialize_grads=True
-            )
+        grads = torch.autograd.grad(
+            before[:, answer].sum(), [*kept.values()], retain_graph=True, materialize_grads=True
         )
         slopes = dict(zip(kept, grads, strict=True))
         products = [
