@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from probes.compression.quantization.quantize import quantize
     from probes.errors import ProbeError
     from probes.files import list_models
+    from probes.interventions.attribution_patching import attribution_patching
     from probes.interventions.hotspots import hotspots
     from probes.interventions.interchange import interchange_intervention
     from probes.interventions.subspaces.das import das
@@ -84,6 +85,7 @@ _HOMES = {
     "evaluate_behavior": "observe.behavior",
     "gate": "observe.gate",
     "activation_patching": "interventions.sweep",
+    "attribution_patching": "interventions.attribution_patching",
     "Site": "models.site",
     "edge_patching": "circuits.edges.path_patching",
     "path_patching": "circuits.edges.path_patching",

@@ -192,9 +192,11 @@ class Trace(Result):
         """The findings, one sentence each."""
         circuit, held = self.circuit, self.held_out
         task = dict(circuit.protocol).get("task", "the task")
+        notice = [self.gate.notice] if self.gate.notice else []
         lines = [
-            f"{circuit.model} on {task}: accuracy {self.gate.accuracy.value:.0%}; the gate is "
-            f"{self.gate.state}.",
+            *notice,
+            f"{circuit.model} on {task}: {self.gate.score_name} {self.gate.score.value:.0%}; the "
+            f"gate is {self.gate.state}.",
             f"{held.edges} of {len(circuit.graph)} edges ({held.fraction:.2%}) keep {held.value} "
             f"of the logit difference on held-out prompts ({self.discovery.value} on the discovery "
             f"prompts; requested {self.keep}). It stays positive in "

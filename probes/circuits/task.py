@@ -1,5 +1,6 @@
 """Tasks: token-aligned prompt pairs, and the answer whose logit difference is measured."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,11 +13,16 @@ from probes.errors import BatchError, CircuitError, GateError, PatternError
 from probes.models.model import Model
 from probes.observe.behavior import logit_diff, pair_foils
 from probes.observe.gate import gate
-from probes.observe.result import Gate
+from probes.observe.result import Gate, GateCriterion
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Pair
 from probes.prompts.splits import TextDisjointHalves
-from probes.prompts.tokens.pair_batch import PairBatch, sample_pairs, tokenize_pairs
+from probes.prompts.tokens.pair_batch import (
+    PairBatch,
+    UnreadableTextsWarning,
+    sample_pairs,
+    tokenize_pairs,
+)
 
 _TENSOR_FIELDS = ("clean", "counterfactual", "mask", "readout", "answer", "foils", "role_of")
 
@@ -78,6 +84,13 @@ class Task:
                 f"{int((~keep).sum())} of {len(keep)} pairs are unequal: "
                 f"{unequal.clean.text!r} and {unequal.counterfactual.text!r} differ in the number "
                 "of tokens of some role. Use contrasts whose words have equal token counts."
+            )
+        if not bool(keep.all()):
+            warnings.warn(
+                f"{pairs.pairs[0].clean.pattern}: {int((~keep).sum())} of {len(keep)} pairs are "
+                "left out, as their prompts differ in the number of tokens of some role",
+                UnreadableTextsWarning,
+                stacklevel=2,
             )
         task = cls(
             clean=pairs.clean.ids,
@@ -227,13 +240,20 @@ def sample_tasks(
     return first, second
 
 
-def require_open_gate(model: Model, pattern: Pattern, answer: str = "", *, seed: int) -> Gate:
-    """Gate of one answer of a pattern (by default the first).
+def require_open_gate(
+    model: Model,
+    pattern: Pattern,
+    answer: str = "",
+    *,
+    seed: int,
+    criterion: GateCriterion | None = None,
+) -> Gate:
+    """Gate of one answer of a pattern (by default the first), with the criterion of `gate`.
 
     Raises:
         GateError: The gate is closed, or the pattern has no such answer.
     """
-    gates = gate(model, pattern, seed=seed)
+    gates = gate(model, pattern, seed=seed, criterion=criterion)
     names = [each.answer for each in gates]
     if answer and answer not in names:
         raise GateError(f"{pattern.name!r} has no answer {answer!r}: it has {', '.join(names)}")
@@ -242,10 +262,8 @@ def require_open_gate(model: Model, pattern: Pattern, answer: str = "", *, seed:
         raise GateError(chosen.too_few_reason)
     if chosen.state == "closed":
         raise GateError(
-            f"{model.name} does not have the behavior: {chosen.answer} of {pattern.name!r} has "
-            f"accuracy {chosen.accuracy}, the heuristic {chosen.heuristic!r} "
-            f"{chosen.heuristic_accuracy:.2f}. There is no circuit to trace; choose a model or a "
-            "pattern whose gate is open."
+            f"{chosen.closed_reason} There is no circuit to trace; choose a model or a pattern "
+            "whose gate is open, or the gate none."
         )
     return chosen
 

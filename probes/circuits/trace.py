@@ -21,6 +21,7 @@ from probes.circuits.result import PublishedOverlap, Specificity, Trace
 from probes.circuits.task import TaskSettings, require_open_gate, sample_tasks
 from probes.errors import CircuitError, GateError
 from probes.models.model import Model, ModelSpec, load
+from probes.observe.result import GateCriterion
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.catalog import published_circuit
 from probes.prompts.pattern import Pattern
@@ -37,11 +38,14 @@ class TraceSettings(TaskSettings):
         ablation: What an ablated edge carries; see `run_references`.
         other_pattern: Another pattern, whose circuit is ablated to test specificity; "" for none.
             It is skipped if its gate is closed.
+        gate: What the gate asks; see `GateCriterion`. By default accuracy for patterns with free
+            answers, choice for pairs.
     """
 
     method: AttributionMethod = "eap-ig"
     ablation: Ablation = "counterfactual"
     other_pattern: str | Pattern = "taken"
+    gate: GateCriterion | None = None
 
 
 def trace(
@@ -72,7 +76,9 @@ def trace(
     other = settings.other_pattern
     other = find_pattern(other) if other and isinstance(other, str) else other
     model, seed = load(model), settings.seed
-    gate = require_open_gate(model, own_pattern, settings.answer, seed=seed)
+    gate = require_open_gate(
+        model, own_pattern, settings.answer, seed=seed, criterion=settings.gate
+    )
     settings = replace(settings, answer=gate.answer, other_pattern=other)
     discovery, held_out = sample_tasks(model, own_pattern, settings)
     scores = edge_attribution(model, discovery, method=settings.method, roles=roles)

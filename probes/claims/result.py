@@ -136,6 +136,7 @@ class ClaimsReport(Result):
         """Return accuracies, and one sentence for each claim."""
         number, noun = self.gates[0].accuracy, self.gates[1].accuracy
         return (
+            *(gate.notice for gate in self.gates if gate.notice),
             f"{self.model} on {self.pattern!r}: number right in {number}, noun in {noun}.",
             *(f"{v.claim}, {v.title}: {v.label} ({v.reason})." for v in self.verdicts),
         )

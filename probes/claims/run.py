@@ -40,7 +40,7 @@ from probes.interventions.subspaces.projection import project_states
 from probes.models.model import Model, ModelSpec, load
 from probes.models.site import Site, joined_roles
 from probes.observe.gate import gate
-from probes.observe.result import Gate
+from probes.observe.result import Gate, GateCriterion
 from probes.prompts.catalog import list_patterns
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.interchange_pairs import (
@@ -67,11 +67,13 @@ class ClaimSettings:
             the intervals leave tests undecided: 0 of 30 may be a tenth.
         nulls: Random-init models of the nulls.
         seed: Of prompts, random-init models and searches.
+        gate: What the gate asks; see `GateCriterion`.
     """
 
     bases: int = 200
     nulls: int = 20
     seed: int = 0
+    gate: GateCriterion | None = None
 
 
 def evaluate_claims(
@@ -97,7 +99,7 @@ def evaluate_claims(
     model = load(model)
     if base_model is not None:  # A wrong name ends before the measurements.
         base_model = load(base_model)
-    pattern, gates = _pattern_with_behavior(model, pattern, settings.seed)
+    pattern, gates = _pattern_with_behavior(model, pattern, settings)
     bases, nulls, seed = settings.bases, settings.nulls, settings.seed
     own_hotspots = hotspots(model, pattern, HotspotSettings(bases=bases, nulls=nulls, seed=seed))
     site = own_hotspots.hotspot(OPERATION).site
@@ -153,29 +155,28 @@ def evaluate_claims(
 
 
 def _pattern_with_behavior(
-    model: Model, pattern: str | Pattern, seed: int
+    model: Model, pattern: str | Pattern, settings: ClaimSettings
 ) -> tuple[Pattern, tuple[Gate, ...]]:
     """Return the pattern, or that of the same facts as statements if only its gates are open."""
-    chosen = find_pattern(pattern) if isinstance(pattern, str) else pattern
+    chosen, seed = find_pattern(pattern) if isinstance(pattern, str) else pattern, settings.seed
     # Refuses patterns whose outcomes coincide.
     sample_interchange_pairs(chosen, 1, tokenizers=(model.tokenizer,), seed=seed)
-    gates = gate(model, chosen, seed=seed)
-    if all(one.has_behavior for one in gates):
+    gates = gate(model, chosen, seed=seed, criterion=settings.gate)
+    if all(one.is_passed for one in gates):
         return chosen, gates
     statements = (
         list_patterns().get(chosen.name + _DECLARATIVE_SUFFIX) if isinstance(pattern, str) else None
     )
     if statements is not None:
-        statement_gates = gate(model, statements, seed=seed)
-        if all(one.has_behavior for one in statement_gates):
+        statement_gates = gate(model, statements, seed=seed, criterion=settings.gate)
+        if all(one.is_passed for one in statement_gates):
             return statements, statement_gates
     closed = next(one for one in gates if not one.has_behavior)
     if closed.state == "too few to tell":
         raise GateError(closed.too_few_reason)
     raise GateError(
-        f"{model.name} does not have the behavior: {closed.answer} of {chosen.name!r} is right in "
-        f"{closed.accuracy}, {closed.heuristic!r} in {closed.heuristic_accuracy:.2f}. There is "
-        "nothing to test: choose a model or a pattern whose gate is open."
+        f"{closed.closed_reason} There is nothing to test: choose a model or a pattern whose gate "
+        "is open, or the gate none."
     )
 
 

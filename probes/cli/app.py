@@ -15,6 +15,7 @@ from probes.cli.common import (
     EXIT_NOT_EQUIVALENT,
     EXIT_NOT_TESTED,
     MAX_SEED,
+    GateAsks,
     check_output_paths,
     open_console,
     print_line,
@@ -68,7 +69,9 @@ class EdgeScoring(StrEnum):
 
 _PICTURE_SUFFIXES = (".html", ".png", ".svg", ".pdf")
 
-Model = Annotated[str, typer.Argument(help="Name of a shipped model, a folder, or a hub id.")]
+Model = Annotated[
+    str, typer.Argument(help="Name of a shipped model, a folder, a GGUF file, or a hub id.")
+]
 Json = Annotated[Path | None, typer.Option(help="Where the numbers are written.")]
 Page = Annotated[Path, typer.Option(help="Where the page is written.")]
 PatternName = Annotated[str, typer.Option(help="Name of a pattern, or a .jsonl file of pairs.")]
@@ -89,9 +92,14 @@ def compare(
     pattern: PatternName = "take-away",
     prompts: Prompts = 32,
     seed: Seed = 0,
+    gate: GateAsks = None,
     nulls: Annotated[int, typer.Option(help="Random-init models for the null.", min=20)] = 20,
     draws: Annotated[
-        int, typer.Option(help="Draws of prompts and held-out words for variables.", min=1)
+        int,
+        typer.Option(
+            help="Draws of prompts and held-out words for variables; heads and paths have one.",
+            min=1,
+        ),
     ] = 5,
     out: Page = Path("report.html"),
     json: Json = None,
@@ -117,6 +125,7 @@ def compare(
         prompts=prompts,
         draws=draws,
         seed=seed,
+        gate=gate.value if gate else None,
         nulls=nulls,
         workers=workers,
         progress=sys.stderr.isatty(),
@@ -139,6 +148,7 @@ def trace(
     answer: Annotated[str, typer.Option(help="Answer that is traced; empty: the first.")] = "",
     prompts: Prompts = 32,
     seed: Seed = 0,
+    gate: GateAsks = None,
     out: Page = Path("trace.html"),
     json: Json = None,
 ) -> None:
@@ -148,7 +158,13 @@ def trace(
     from probes.circuits.trace import TraceSettings
     from probes.circuits.trace import trace as run
 
-    settings = TraceSettings(method=method.value, answer=answer, prompts=prompts, seed=seed)
+    settings = TraceSettings(
+        method=method.value,
+        answer=answer,
+        prompts=prompts,
+        seed=seed,
+        gate=gate.value if gate else None,
+    )
     write_with_tables(run(model, pattern, keep=keep, roles=roles, settings=settings), out, json)
 
 
@@ -156,7 +172,7 @@ def trace(
 @reports_errors
 def claims(
     models: Annotated[
-        list[str], typer.Argument(help="Names of shipped models, folders, or hub ids.")
+        list[str], typer.Argument(help="Names of shipped models, folders, GGUF files, or hub ids.")
     ],
     pattern: Annotated[str, typer.Option(help="Name of a pattern.")] = "take-away",
     base_model: Annotated[
@@ -165,6 +181,7 @@ def claims(
     bases: Annotated[int, typer.Option(help="Prompts to measure on.", min=80, max=100_000)] = 200,
     nulls: Annotated[int, typer.Option(help="Random-init models for the null.", min=1)] = 20,
     seed: Seed = 0,
+    gate: GateAsks = None,
     out: Page = Path("claims.html"),
     json: Json = None,
 ) -> None:
@@ -175,7 +192,7 @@ def claims(
     from probes.claims.run import ClaimSettings, evaluate_claims
 
     console, reports = open_console(), list[ClaimsReport]()
-    settings = ClaimSettings(bases=bases, nulls=nulls, seed=seed)
+    settings = ClaimSettings(bases=bases, nulls=nulls, seed=seed, gate=gate.value if gate else None)
     for name in models:
         try:
             reports.append(evaluate_claims(name, pattern, settings, base_model=base_model or None))

@@ -2,9 +2,10 @@
 
 import sys
 from collections.abc import Callable, Iterable
+from enum import StrEnum
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,6 +16,25 @@ from probes.files import check_writable
 
 MAX_SEED = 2**31 - 1
 """Largest seed that NumPy and PyTorch both take."""
+
+
+class GateOption(StrEnum):
+    """What the gate asks of an answer."""
+
+    accuracy = "accuracy"
+    choice = "choice"
+    logit_diff = "logit-diff"
+    none = "none"
+
+
+GateAsks = Annotated[
+    GateOption | None,
+    typer.Option(
+        help="What the gate asks: the whole answer (accuracy), the answer above each foil "
+        "(choice), a positive logit difference, or nothing (none: behavior not established). By "
+        "default accuracy for patterns with free answers, choice for pairs."
+    ),
+]
 
 EXIT_FAILED = 1
 EXIT_NOT_EQUIVALENT = 3

@@ -10,6 +10,7 @@ from rich.table import Table
 from probes.cli.common import (
     MAX_SEED,
     THREADS_HELP,
+    GateAsks,
     check_output_paths,
     open_console,
     print_line,
@@ -31,7 +32,9 @@ _COLUMNS = (
 def study(
     name: Annotated[
         str,
-        typer.Argument(help="labels, names, adapting, tickets, growing, along or fewest."),
+        typer.Argument(
+            help="labels, names, adapting, tickets, growing, along, fewest or inheritance."
+        ),
     ],
     folder: Annotated[Path, typer.Option(help="Folder of the shipped models.")] = Path(
         "data/models"
@@ -64,6 +67,8 @@ def study(
             print_line(console, f"Measured {row['model']}")
     if any("mean_interchange_accuracy" in row for row in rows):
         console.print(_scorecard_table(rows))
+    if any("kin" in row for row in rows):
+        console.print(_separation_table(rows))
     print_line(console, f"Table: {path}, {len(rows)} rows")
 
 
@@ -77,10 +82,26 @@ def _scorecard_table(rows: list[Any]) -> Table:
     return table
 
 
+def _separation_table(rows: list[Any]) -> Table:
+    from probes.experiments.inheritance.result import score_separations
+
+    table = Table("reference", "score", "its students", "others", "AUROC", "exact p", "students")
+    for found in score_separations(rows):
+        auroc = found.auroc
+        table.add_row(
+            *(found.reference, found.score, f"{found.kin:.3g}", f"{found.others:.3g}"),
+            *(str(auroc.value), f"{auroc.p_value:.2g}"),
+            f"{auroc.n_related} + {auroc.n_negative_controls}",
+        )
+    return table
+
+
 @study_app.command("curve")
 @reports_errors
 def curve(
-    parent: Annotated[str, typer.Argument(help="Name of a shipped model, a folder, or a hub id.")],
+    parent: Annotated[
+        str, typer.Argument(help="Name of a shipped model, a folder, a GGUF file, or a hub id.")
+    ],
     relatives: Annotated[list[str], typer.Argument(help="One or more relatives.")],
     pattern: Annotated[
         str, typer.Option(help="Name of a pattern, or a .jsonl file of pairs.")
@@ -96,6 +117,7 @@ def curve(
     seed: Annotated[
         int, typer.Option(help="Seed of prompts, noise and random models.", min=0, max=MAX_SEED)
     ] = 0,
+    gate: GateAsks = None,
     out: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("curve.html"),
     json: Annotated[Path | None, typer.Option(help="Where the numbers are written.")] = None,
 ) -> None:
@@ -105,7 +127,12 @@ def curve(
     from probes.comparison.rate_distortion.measure import RateDistortionSettings, rate_distortion
 
     settings = RateDistortionSettings(
-        bases=bases, prompts=prompts, noise_copies=noise, verdicts=verdicts, seed=seed
+        bases=bases,
+        prompts=prompts,
+        noise_copies=noise,
+        verdicts=verdicts,
+        seed=seed,
+        gate=gate.value if gate else None,
     )
     result = rate_distortion(parent, relatives, pattern, settings, progress=sys.stderr.isatty())
     write_result(result, out, json)

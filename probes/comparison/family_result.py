@@ -7,9 +7,11 @@ import pandas as pd
 
 from probes.comparison.equivalence import EquivalenceCheck, require_all
 from probes.comparison.explanation import Explanation
+from probes.comparison.model_facts import lineage_lines
 from probes.comparison.result import Comparison
 from probes.comparison.verdict import Verdict, error_rate_line
 from probes.errors import SiteError
+from probes.observe.result import Gate
 from probes.result import Result
 
 
@@ -69,7 +71,7 @@ class FamilyComparison(Result):
         for one in self.comparisons:
             gates = one.gates[len(one.answers) :]
             rows[one.other.name] = {
-                **{f"{gate.answer} right": gate.accuracy.value for gate in gates},
+                **{_score_title(gate): gate.score.value for gate in gates},
                 "head similarity": one.mean_pair_score.score.value,
                 "head similarity, random-init (threshold)": one.mean_pair_score.chance_high,
                 "mean interchange accuracy": one.mean_interchange_accuracy,
@@ -108,7 +110,9 @@ class FamilyComparison(Result):
     def summary(self) -> tuple[str, ...]:
         """One line for each relative, and the error rate of all verdicts together."""
         verdicts = [verdict for one in self.comparisons for verdict in one.verdicts]
-        return (*map(_summary_line, self.comparisons), error_rate_line(verdicts))
+        full = self.comparisons[0].full
+        lines = lineage_lines((full, *(one.other for one in self.comparisons)))
+        return (*map(_summary_line, self.comparisons), *lines, error_rate_line(verdicts))
 
     def stability(self) -> pd.DataFrame:
         """Fraction of draws with the most frequent verdict: a row for each variable."""
@@ -149,11 +153,18 @@ def _summary_line(comparison: Comparison) -> str:
     for verdict in comparison.verdicts:
         if verdict.label not in ("no reliable effect",):
             by_label.setdefault(verdict.label, []).append(verdict.display_name)
-    gates = ", ".join(
-        f"{gate.answer} {gate.accuracy.value:.0%} right"
-        for gate in comparison.gates[len(comparison.answers) :]
-    )
+    gates = ", ".join(_score_text(gate) for gate in comparison.gates[len(comparison.answers) :])
     if set(by_label) == {"behavior absent"}:
         return f"{comparison.other.name} ({gates}) – behavior absent."
     verdicts = "; ".join(f"{label}: {', '.join(names)}" for label, names in by_label.items())
-    return f"{comparison.other.name} ({gates}) – {verdicts}."
+    notices = dict.fromkeys(f" {gate.notice}" for gate in comparison.gates if gate.notice)
+    return f"{comparison.other.name} ({gates}) – {verdicts}.{''.join(notices)}"
+
+
+def _score_title(gate: Gate) -> str:
+    return f"{gate.answer} {'above its foils' if gate.criterion == 'choice' else 'right'}"
+
+
+def _score_text(gate: Gate) -> str:
+    word = "above its foils" if gate.criterion == "choice" else "right"
+    return f"{gate.answer} {gate.score.value:.0%} {word}"

@@ -29,6 +29,7 @@ from probes.comparison.variables.stitching import (
 )
 from probes.comparison.variables.transfer import Hits, donor_hits
 from probes.interventions.role_paths import RolePath
+from probes.models.files.lineage import describe_lineage
 from probes.models.model import Model, random_init
 from probes.models.site import Site
 from probes.observe.behavior import Behavior, evaluate_behavior
@@ -140,9 +141,11 @@ def measure_model(model: Model, prompts: ComparisonPrompts) -> ModelMeasurements
     batches = tokenize_contrasts(model, prompts.pairs)
     profiles, effects = profile_heads(model, batches, prompts.roles, kinds=("heads", "mlps"))
     behavior = answer_questions(model, prompts.questions)
-    gates = gate_behavior(behavior, prompts.questions, seed=prompts.seed)
+    gates = gate_behavior(
+        behavior, prompts.questions, seed=prompts.seed, criterion=prompts.gate_criterion
+    )
     donor, recipient, lock = None, None, Lock()
-    open_gates = all(gate.has_behavior for gate in gates)
+    open_gates = all(gate.is_passed for gate in gates)
     if prompts.folds and open_gates:
         recipient = replace(run_recipient(model, prompts.folds, seed=prompts.seed), lock=lock)
         donor = recipient.self_donor
@@ -226,6 +229,5 @@ def model_facts(model: Model) -> ModelFacts:
     """Facts about a model."""
     shape = model.shape
     parameters = int(model.bridge.n_params_total)
-    return ModelFacts(
-        model.name, model.origin, shape.layers, shape.heads, shape.d_model, parameters
-    )
+    sizes = (shape.layers, shape.heads, shape.d_model, parameters)
+    return ModelFacts(model.name, model.origin, *sizes, describe_lineage(model.provenance))

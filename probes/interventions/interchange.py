@@ -15,6 +15,7 @@ from probes.interventions.activation_patching import CachedRun, patch_sites, run
 from probes.models.model import Model
 from probes.models.site import Site
 from probes.prompts.interchange_pairs import BASE, OTHER, InterchangePairs
+from probes.prompts.tokens.answer_tokens import require_distinct_outcomes
 from probes.prompts.tokens.batch import Batch
 from probes.prompts.tokens.pair_batch import tokenize_pairs
 from probes.stats.intervals import Estimate, proportion
@@ -108,6 +109,10 @@ def run_interchange_pairs(
         for name, sampled in (("same", interchange_pairs.same), ("other", interchange_pairs.other))
     }
     batch = pairs["same"].clean
+    for question, *tokens in zip(
+        batch.questions, *(r.outcomes for r in batch.readouts), strict=True
+    ):
+        require_distinct_outcomes(question, tokens)
     if not bool(batch.ids.equal(pairs["other"].clean.ids)):
         raise BatchError(
             "The bases of `same` and `other` have different tokens: sample the pairs again"

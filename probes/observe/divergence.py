@@ -11,10 +11,10 @@ from torch import Tensor
 from probes.models.model import Model
 from probes.observe.behavior import Behavior, evaluate_behavior
 from probes.observe.gate import gate_behavior, heuristic_hits
-from probes.observe.result import BehavioralDistance
+from probes.observe.result import BehavioralDistance, GateCriterion
 from probes.prompts.pattern import Pattern
 from probes.prompts.tokens.batch import Batch, tokenize
-from probes.prompts.tokens.pair_batch import tokenizable_by
+from probes.prompts.tokens.pair_batch import sample_readable_questions
 from probes.stats.intervals import bootstrap_mean, proportion
 
 _PROMPTS_PER_RUN = 100
@@ -60,7 +60,7 @@ def answer_as_reference(
     Raises:
         PatternError: The pattern has fewer questions that the tokenizer supports.
     """
-    questions = pattern.sample_questions(count, seed=seed, keep=tokenizable_by(parent.tokenizer))
+    questions = sample_readable_questions(pattern, count, tokenizers=(parent.tokenizer,), seed=seed)
     batch = tokenize(parent.tokenizer, questions, max_length=parent.shape.context)
     return ReferenceAnswers(
         parent, batch, evaluate_behavior(parent, batch), readout_log_probs(parent, batch)
@@ -96,7 +96,11 @@ def answer_as_relative(reference: ReferenceAnswers, model: Model) -> RelativeAns
 
 
 def behavioral_distance(
-    reference: ReferenceAnswers, answers: RelativeAnswers, *, seed: int
+    reference: ReferenceAnswers,
+    answers: RelativeAnswers,
+    *,
+    seed: int,
+    criterion: GateCriterion = "accuracy",
 ) -> BehavioralDistance:
     """Distance of a relative's answers from the reference's, with 95 % intervals."""
     correct = answers.behavior.correct.numpy()
@@ -108,7 +112,9 @@ def behavioral_distance(
         accuracy={name: proportion(correct[:, k]) for k, name in enumerate(names)},
         all_correct=proportion(correct.min(-1)),
         agreement=proportion(agrees.min(-1)),
-        gates=gate_behavior(answers.behavior, reference.batch.questions, seed=seed),
+        gates=gate_behavior(
+            answers.behavior, reference.batch.questions, seed=seed, criterion=criterion
+        ),
     )
 
 

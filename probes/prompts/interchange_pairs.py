@@ -19,6 +19,7 @@ from probes.prompts.interchange_sampler import OPERATION as OPERATION
 from probes.prompts.interchange_sampler import OTHER as OTHER
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Pair, Question
+from probes.prompts.tokens.answer_tokens import require_distinct_outcomes
 from probes.prompts.tokens.tokenization import tokenize_questions
 
 _MAX_TRIES = 60
@@ -143,5 +144,6 @@ def _same_role_lengths(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]
         for source in (pair.counterfactual for pair in pairs)
     ]
     (base_prompt,) = tokenize_questions(tokenizer, (base,))
+    require_distinct_outcomes(base, base_prompt.outcomes)
     prompts = tokenize_questions(tokenizer, sources, answers_from=[base] * len(sources))
     return all(prompt.roles == base_prompt.roles for prompt in prompts)

@@ -47,7 +47,7 @@ def small(own, seed, layers=2):
 
 def answered(right):
     right = torch.tensor(right)[:, None]
-    return Behavior("m", ("number",), right, right.float(), right.long())
+    return Behavior("m", ("number",), right, right.float(), right.long(), right)
 
 
 def test_an_interval_at_full_marks_does_not_claim_certainty():

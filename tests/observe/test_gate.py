@@ -1,6 +1,7 @@
 """Gates with few questions: too few to tell, and not an absent behavior."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from probes.circuits.task import require_open_gate
 from probes.errors import GateError
 from probes.models.model import wrap
 from probes.observe.behavior import Behavior
-from probes.observe.gate import gate_behavior
+from probes.observe.gate import default_criterion, gate_behavior, heuristic_hits
 from probes.prompts.catalog import pattern
 from probes.testing.tiny_models import tiny_hf
 
@@ -30,12 +31,14 @@ def pairs_pattern(folder, count, answers=("she", "he")):
     return pattern(str(path))
 
 
-def gate_of(given, correct):
+def gate_of(given, correct, preferred=None, criterion="accuracy"):
     questions = given.sample_questions(len(correct), seed=0)
     assert len(questions) == len(correct)
     right = torch.tensor(correct)[:, None]
-    behavior = Behavior("m", ("answer",), right, torch.zeros(len(correct), 1), right.long())
-    (gate,) = gate_behavior(behavior, questions, seed=0)
+    preferred = right if preferred is None else torch.tensor(preferred)[:, None]
+    numbers = torch.full((len(correct), 1), 2.0) + torch.arange(len(correct))[:, None] % 2
+    behavior = Behavior("m", ("answer",), right, numbers, right.long(), preferred)
+    (gate,) = gate_behavior(behavior, questions, seed=0, criterion=criterion)
     return gate
 
 
@@ -78,3 +81,77 @@ def test_a_trace_of_two_pairs_is_refused_as_too_few_and_not_as_absent(own, tmp_p
     model = wrap(tiny_hf("llama", 0, vocab_size=len(own)), name="tiny", tokenizer=own)
     with pytest.raises(GateError, match=r"4 questions are too few to tell whether tiny has .*Give"):
         require_open_gate(model, pairs_pattern(tmp_path, 2), seed=0)
+
+
+# What the gate asks.
+
+
+def test_pairs_are_asked_for_a_choice_and_free_answers_for_accuracy(tmp_path):
+    assert default_criterion(pairs_pattern(tmp_path, 2)) == "choice"
+    assert default_criterion(pattern("take-away")) == "accuracy"
+
+
+def test_an_answer_above_its_foil_opens_the_choice_gate_though_another_token_is_first(tmp_path):
+    given = pairs_pattern(tmp_path, 12)
+    gate = gate_of(given, [False] * 24, [True] * 24, "choice")
+    assert (gate.state, gate.score.value, gate.accuracy.value) == ("open", 1.0, 0.0)
+    assert (gate.chance, gate.heuristic_accuracy) == (0.5, 0.5)
+    assert "answer above its foils 100%" in gate.sentence
+    assert "chance 50%, whole answers right 0%: gate open." in gate.sentence
+    assert gate_of(given, [False] * 24, [True] * 24).state == "closed"
+
+
+def test_answers_above_their_foils_by_chance_close_the_choice_gate(tmp_path):
+    by_chance = [n % 2 == 0 for n in range(24)]
+    gate = gate_of(pairs_pattern(tmp_path, 12), [True] * 24, by_chance, "choice")
+    assert gate.state == "closed"
+    assert gate.closed_reason.startswith(
+        "m does not have the behavior: answer of 'gender' has answ"
+    )
+
+
+def test_a_positive_logit_difference_opens_the_logit_diff_gate(tmp_path):
+    given = pairs_pattern(tmp_path, 12)
+    gate = gate_of(given, [False] * 24, [False] * 24, "logit-diff")
+    assert gate.state == "open"
+    assert gate.logit_diff.low > 0
+    assert "logit difference 2.50" in gate.sentence
+
+
+def test_gate_none_asks_nothing_and_says_so(tmp_path):
+    gate = gate_of(pairs_pattern(tmp_path, 12), [False] * 24, criterion="none")
+    assert (gate.state, gate.has_behavior, gate.is_passed) == ("not established", False, True)
+    assert gate.notice.startswith("Behavior not established: m was not asked")
+    assert gate_of(pairs_pattern(tmp_path, 12), [True] * 24).notice == ""
+
+
+def test_a_choice_without_foils_is_refused():
+    (question,) = pattern("take-away").sample_questions(1, seed=0)
+    bare = replace(question, outcomes=tuple((n, (t,)) for n, t in question.answers))
+    flags = torch.ones(1, 2, dtype=torch.bool)
+    behavior = Behavior("m", ("number", "noun"), flags, flags.float(), flags.long(), flags)
+    with pytest.raises(GateError, match="number of 'take-away' has no foils"):
+        gate_behavior(behavior, [bare], seed=0, criterion="choice")
+
+
+def test_either_name_of_the_prompt_is_a_heuristic(tmp_path):
+    """Indirect objects: whoever says one of the two names is right half of the time."""
+    names = [("Ann", "Bob"), ("Carl", "Dora"), ("Emma", "Finn"), ("Gina", "Hugo")]
+    lines = [
+        {
+            "clean": f"When {a} and {b} met, {a} gave a cup to",
+            "counterfactual": f"When {a} and {b} met, {b} gave a cup to",
+            "answer": b,
+            "counterfactual_answer": a,
+        }
+        for a, b in names
+    ]
+    path = tmp_path / "ioi.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    questions = pattern(str(path)).sample_questions(8, seed=0)
+    hits = heuristic_hits(questions, "answer")
+    assert hits["any outcome that the prompt names"].tolist() == [0.5] * 8
+    assert hits["always Bob"].mean() == 1 / 8
+    only = [replace(q, outcomes=(("answer", (q.answer("answer"), "Zoe")),)) for q in questions]
+    # A single named outcome is the answer itself: copying it is the behavior.
+    assert "any outcome that the prompt names" not in heuristic_hits(only, "answer")

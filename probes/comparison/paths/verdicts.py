@@ -135,7 +135,7 @@ def path_verdicts(effects: Sequence[PathEffect], gates: Sequence[Gate]) -> tuple
     """Verdict on each path of the full model, and on the new ones of the relative."""
     closed = next((gate for gate in gates if gate.state == "closed"), None)
     if closed:
-        reason = f"the gate of {closed.answer} is closed (accuracy {closed.accuracy})"
+        reason = f"the gate of {closed.answer} is closed ({closed.score_name} {closed.score})"
         own = [effect for effect in effects if effect.full.low > MIN_PATH_FRACTION]
         return tuple(Verdict(e.subject, "path", "behavior absent", "", reason) for e in own)
     verdicts = (_verdict(effect) for effect in effects)

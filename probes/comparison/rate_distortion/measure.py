@@ -71,7 +71,9 @@ def rate_distortion(
             first,
             models,
             chosen,
-            ComparisonSettings(prompts=settings.prompts, draws=1, seed=settings.seed),
+            ComparisonSettings(
+                prompts=settings.prompts, draws=1, seed=settings.seed, gate=settings.gate
+            ),
         )
         verdicts = [Counter(v.label for v in one.verdicts) for one in family.comparisons]
     bar = tqdm(models, desc="relatives", disable=not progress)

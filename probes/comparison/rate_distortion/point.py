@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -42,6 +42,8 @@ from probes.observe.divergence import (
     kl_divergence,
     readout_log_probs,
 )
+from probes.observe.gate import default_criterion
+from probes.observe.result import GateCriterion
 from probes.prompts.pattern import Pattern
 from probes.stats.intervals import Estimate, proportion
 
@@ -62,6 +64,8 @@ class RateDistortionSettings:
         nulls: Number of random-init models of the parent's shape; 0 for none.
         verdicts: Whether to count the verdicts of `compare_family`, which takes minutes.
         seed: Seed of questions, noise, random-init models and bootstrap.
+        gate: What the gate asks; see `GateCriterion`. By default accuracy for patterns with free
+            answers, choice for pairs.
     """
 
     bases: int = 200
@@ -70,6 +74,7 @@ class RateDistortionSettings:
     nulls: int = 3
     verdicts: bool = False
     seed: int = 0
+    gate: GateCriterion | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +109,7 @@ def prepare_reference(
     model: Model, pattern: Pattern, settings: RateDistortionSettings
 ) -> ParentReference:
     """Measure the parent."""
+    settings = replace(settings, gate=settings.gate or default_criterion(pattern))
     bases, prompts, seed = settings.bases, settings.prompts, settings.seed
     answers = answer_as_reference(model, pattern, count=bases, seed=seed)
     mechanism_test = sample_mechanism_test(model, pattern, bases=bases, seed=seed)
@@ -139,7 +145,8 @@ def measure_point(
     """Measure a relative, or the parent itself."""
     seed = reference.settings.seed
     answers = answer_as_relative(reference.answers, model)
-    behavior = behavioral_distance(reference.answers, answers, seed=seed)
+    criterion = reference.settings.gate or "accuracy"
+    behavior = behavioral_distance(reference.answers, answers, seed=seed, criterion=criterion)
     same_graph = _same_graph(model, reference.model)
     mechanism, noise = None, None
     if not behavior.behavior_absent:

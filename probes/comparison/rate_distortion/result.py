@@ -173,7 +173,8 @@ class RateDistortionCurve(Result):
 
     def summary(self) -> tuple[str, ...]:
         """One sentence per model, then one per order of losses and per comparison with noise."""
-        lines = [self._parent_line(), *map(_point_line, self.points)]
+        notices = [gate.notice for gate in self.parent.behavior.gates if gate.notice]
+        lines = [*notices, self._parent_line(), *map(_point_line, self.points)]
         capable = [point for point in self.points if point.mechanism]
         for same_graph, prefix in ((True, ""), (False, "At their own sites, in another graph: ")):
             for label, sentence in _ORDER_SENTENCES.items():

@@ -23,7 +23,7 @@ from probes.models.model import Model
 from probes.observe.role_states import RoleStates, capture_role_states
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
-from probes.prompts.tokens.pair_batch import tokenizable_by
+from probes.prompts.tokens.pair_batch import sample_readable_questions
 from probes.prompts.tokens.tokenization import BOS, REST
 from probes.stats.null_threshold import conformal_threshold
 
@@ -115,8 +115,8 @@ def _sample_questions(
         if model.tokenizer is None:
             raise ModelError(f"{model.name!r} has no tokenizer: load it with one")
     tokenizers = list({id(model.tokenizer): model.tokenizer for model in models}.values())
-    questions = pattern.sample_questions(
-        settings.prompts, seed=settings.seed, keep=tokenizable_by(*tokenizers)
+    questions = sample_readable_questions(
+        pattern, settings.prompts, tokenizers=tokenizers, seed=settings.seed
     )
     if len(questions) < _MIN_PROMPTS:
         raise BatchError(f"{len(questions)} prompts are too few: give at least {_MIN_PROMPTS}")

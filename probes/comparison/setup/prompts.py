@@ -14,9 +14,16 @@ from probes.comparison.variables.held_out_folds import (
 )
 from probes.errors import BatchError, PatternError
 from probes.models.model import Model
+from probes.observe.gate import default_criterion
+from probes.observe.result import GateCriterion
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Pair, Question
-from probes.prompts.tokens.pair_batch import PairBatch, sample_pairs, tokenizable_by, tokenize_pairs
+from probes.prompts.tokens.pair_batch import (
+    PairBatch,
+    sample_pairs,
+    sample_readable_questions,
+    tokenize_pairs,
+)
 from probes.prompts.tokens.tokenization import REST
 
 _GATE_QUESTIONS = 200
@@ -53,6 +60,7 @@ class ComparisonPrompts:
         transfer_skip_reason: Why it does not; else "".
         paths: Pairs for role paths.
         seed: Seed of all draws.
+        gate_criterion: What the gate asks.
     """
 
     pattern: Pattern
@@ -64,6 +72,7 @@ class ComparisonPrompts:
     transfer_skip_reason: str
     paths: PathPrompts
     seed: int
+    gate_criterion: GateCriterion = "accuracy"
 
 
 def sample_comparison_prompts(
@@ -85,10 +94,11 @@ def sample_comparison_prompts(
             folds.append((draw_seed, _sample_folds(pattern, tokenizers, draw_seed)))
     except PatternError as error:  # Of the first draw: the pattern does not allow interchange.
         skip_reason = "" if folds else str(error)
-    keep = tokenizable_by(*tokenizers)
     return ComparisonPrompts(
         pattern=pattern,
-        questions=pattern.sample_questions(_GATE_QUESTIONS, seed=seed, keep=keep),
+        questions=sample_readable_questions(
+            pattern, _GATE_QUESTIONS, tokenizers=tokenizers, seed=seed
+        ),
         pairs=pairs,
         roles=_shared_roles([tokenize_contrasts(model, pairs) for model in models]),
         folds=folds[0][1] if folds else None,
@@ -96,6 +106,7 @@ def sample_comparison_prompts(
         transfer_skip_reason=skip_reason,
         paths=sample_path_prompts(pattern, pairs, tokenizers, settings),
         seed=seed,
+        gate_criterion=settings.gate or default_criterion(pattern),
     )
 
 

@@ -7,6 +7,7 @@ from probes.comparison.variables.transfer import with_unique_names
 from probes.errors import ModelError
 from probes.models.model import Model, ModelSpec, load, random_init
 from probes.models.run_checks import require_unedited
+from probes.observe.result import GateCriterion
 
 _SEED_OFFSET = 10_000  # Separates a compared random-init model from those of the null.
 
@@ -18,13 +19,16 @@ class ComparisonSettings:
     Attributes:
         prompts: Pairs for each contrast; role paths are tested on twice as many others.
         draws: Draws of prompts, held-out words, folds and sites for the cross-model interchange.
-            The interval of one draw covers its own prompts only.
+            The interval of one draw covers its own prompts only. Pairs for heads and role paths
+            are drawn once.
         seed: Seed of the prompts, the random-init models and the bootstrap.
         nulls: Number of random-init models of the other's shape.
         other_seed: Model that differs from the full model in its training seed only. By default
             the one that the provenance of the full model names.
         negative_controls: Models trained on the same texts for another task. By default those that
             the provenance of the full model names.
+        gate: What the gate asks; see `GateCriterion`. By default accuracy for patterns with free
+            answers, choice for pairs.
         workers: Models measured in parallel threads. The result does not depend on it; give torch
             one thread if it is more than one.
         progress: Show a progress bar.
@@ -36,6 +40,7 @@ class ComparisonSettings:
     nulls: int = 20
     other_seed: ModelSpec | None = None
     negative_controls: Sequence[ModelSpec] | None = None
+    gate: GateCriterion | None = None
     workers: int = 1
     progress: bool = False
 
@@ -128,5 +133,5 @@ def _deduplicate(models: Sequence[Model], compared: Sequence[Model]) -> list[Mod
 
 def _is_same_model(one: Model, other: Model) -> bool:
     """Whether two values are the same model, loaded once or twice."""
-    stored = one.origin.startswith(("family member ", "folder ", "hub "))
+    stored = one.origin.startswith(("family member ", "folder ", "hub ", "GGUF file "))
     return one.bridge is other.bridge or (stored and one.origin == other.origin)

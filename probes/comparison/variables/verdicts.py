@@ -74,7 +74,7 @@ def absent_variable_verdict(variable: str, gates: Sequence[Gate]) -> Verdict:
     gate = _gate(variable, gates)
     if gate.state == "closed":
         return Verdict(variable, "variable", "behavior absent", "", _absent_reason(gate))
-    if not gate.has_behavior:
+    if not gate.is_passed:
         return Verdict(variable, "variable", "cannot tell", "", gate.too_few_reason)
     reason = f"the gate of {gate.answer} is {gate.state}, but another is closed: no interchange"
     return Verdict(variable, "variable", "cannot tell", "", reason)
@@ -111,7 +111,7 @@ def _label(
     alone, together = other.exclusive_accuracy, other.inclusive_accuracy
     if gate.state == "closed":
         return "behavior absent", _absent_reason(gate)
-    if not gate.has_behavior:
+    if not gate.is_passed:
         return "cannot tell", gate.too_few_reason
     if not full.exclusive_accuracy.low > MIN_INTERCHANGE_ACCURACY:
         reason = "no site of the full model carries it alone in more than half of the pairs"
@@ -234,4 +234,4 @@ def _gate(variable: str, gates: Sequence[Gate]) -> Gate:
 
 
 def _absent_reason(gate: Gate) -> str:
-    return f"the gate of {gate.answer} is closed (accuracy {gate.accuracy})"
+    return f"the gate of {gate.answer} is closed ({gate.score_name} {gate.score})"

@@ -23,12 +23,16 @@ class Readout:
     Attributes:
         name: Answer, such as "number" or "noun".
         start: Position before the answer's first token.
-        position: Position before the token at which the outcomes first differ.
+        position: Position before the token at which the answer first differs from its foils; in
+            pairs, from the other prompt's answer.
         answer: Token of the answer there.
-        outcomes: Tokens of all outcomes there, the answer's first, one tuple a prompt.
+        outcomes: Tokens of the outcomes there, the answer's first, one tuple a prompt. Where a
+            tokenizer splits numbers, foils that differ from the answer elsewhere are left out.
         end: Position after the answer's last token. The answer is correct as a whole when every
             token after `start` and before `end` is the most likely one, also those that the
             outcomes share.
+        choices: For each prompt and foil where the foil first differs from the answer: the position
+            before, the answer's token and the foil's.
     """
 
     name: str
@@ -37,6 +41,7 @@ class Readout:
     answer: Int[Tensor, " prompt"]
     outcomes: tuple[tuple[int, ...], ...]
     end: Int[Tensor, " prompt"]
+    choices: tuple[tuple[tuple[int, int, int], ...], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +138,7 @@ def tokenize(
     Raises:
         BatchError: There is no question, or a text is longer than `max_length`.
         TokenizerError: The tokenizer has no character offsets, or the model has no tokenizer.
-        OutcomeError: Two outcomes of one answer begin with the same token.
+        OutcomeError: An answer and a foil have the same tokens as far as the text goes.
     """
     if isinstance(source, PreTrainedTokenizerBase):
         tokenizer = source
@@ -203,6 +208,10 @@ def pad_prompts(
                 answer=torch.tensor([row.outcomes[k][0] for row in prompts]),
                 outcomes=tuple(row.outcomes[k] for row in prompts),
                 end=torch.tensor([row.answer_ends[k] for row in prompts]) + shift,
+                choices=tuple(
+                    tuple((at - 1 + width - len(row.ids), a, b) for at, a, b in row.choices[k])
+                    for row in prompts
+                ),
             )
         )
     return Batch(

@@ -1,6 +1,8 @@
 """Tokenized pairs: clean and counterfactual prompts with aligned tokens."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
@@ -56,18 +58,67 @@ class PairBatch:
         return self.clean.role_mask(role) & self.has_counterpart
 
 
+class UnreadableTextsWarning(UserWarning):
+    """Questions or pairs whose answers a tokenizer does not tell apart were left out."""
+
+
 def tokenizable_by(*tokenizers: PreTrainedTokenizerBase) -> QuestionFilter:
-    """Filter of questions whose outcomes differ in all tokenizers."""
+    """Filter of questions whose answer all tokenizers tell apart from its foils."""
+    return lambda question: _unreadable_reason(tokenizers, question) is None
+
+
+def _unreadable_reason(
+    tokenizers: Sequence[PreTrainedTokenizerBase], question: Question
+) -> str | None:
+    try:
+        for tokenizer in tokenizers:
+            tokenize_questions(tokenizer, (question,))
+    except OutcomeError as error:
+        return str(error)
+    return None
+
+
+def sample_readable_questions(
+    pattern: Pattern, count: int, *, tokenizers: Sequence[PreTrainedTokenizerBase], seed: int
+) -> tuple[Question, ...]:
+    """Sample questions that all tokenizers can read; a warning says how many they cannot.
+
+    Raises:
+        PatternError: The pattern has fewer such questions.
+        OutcomeError: None of the given pairs has such a question.
+    """
+    with _count_unreadable(pattern, tokenizers, "questions") as keep:
+        questions = pattern.sample_questions(count, seed=seed, keep=keep)
+    if count and not questions:
+        raise OutcomeError(_unreadable_reason(tokenizers, pattern.user_pairs[0].clean) or "")
+    return questions
+
+
+@contextmanager
+def _count_unreadable(
+    pattern: Pattern, tokenizers: Sequence[PreTrainedTokenizerBase], kind: str
+) -> Iterator[QuestionFilter]:
+    """Filter of readable questions, with a warning about the others at the end."""
+    reasons: dict[Question, str | None] = {}
 
     def keep(question: Question) -> bool:
-        try:
-            for tokenizer in tokenizers:
-                tokenize_questions(tokenizer, (question,))
-        except OutcomeError:
-            return False
-        return True
+        if question not in reasons:
+            reasons[question] = _unreadable_reason(tokenizers, question)
+        return reasons[question] is None
 
-    return keep
+    yield keep
+    _warn_unreadable(pattern, kind, list(reasons.values()))
+
+
+def _warn_unreadable(pattern: Pattern, kind: str, reasons: Sequence[str | None]) -> None:
+    unreadable = [reason for reason in reasons if reason is not None]
+    if unreadable:
+        warnings.warn(
+            f"{pattern.name}: {len(unreadable)} of {len(reasons)} {kind} are left out, as their "
+            f"answers are not told apart in this tokenizer: {unreadable[0]}",
+            UnreadableTextsWarning,
+            stacklevel=4,
+        )
 
 
 def sample_pairs(
@@ -80,14 +131,19 @@ def sample_pairs(
 ) -> tuple[Pair, ...]:
     """Draw pairs that all tokenizers can read, with equal token counts per role where possible.
 
+    Of a pattern's given pairs there may be fewer than `count` that they can read. A warning says
+    how many they cannot.
+
     Raises:
         PatternError: The pattern cannot form the contrast, or not so often.
         BatchError: Too few pairs have distinct tokens in this tokenizer.
+        OutcomeError: No given pair has.
     """
     if pattern.user_pairs:
-        return pattern.sample_pairs(contrast, count, seed=seed)
+        return _readable_given_pairs(pattern, contrast, count, tokenizers, seed)
     found: list[Pair] = []
-    drawn = pattern.sample_pairs(contrast, 2 * count, seed=seed, keep=tokenizable_by(*tokenizers))
+    with _count_unreadable(pattern, tokenizers, f"questions for {contrast!r} pairs") as keep:
+        drawn = pattern.sample_pairs(contrast, 2 * count, seed=seed, keep=keep)
     for index, pair in enumerate(drawn):
         if len(found) == count:
             break
@@ -100,6 +156,30 @@ def sample_pairs(
             "distinct tokens: request fewer, or choose other words"
         )
     return tuple(found)
+
+
+def _readable_given_pairs(
+    pattern: Pattern,
+    contrast: str,
+    count: int,
+    tokenizers: Sequence[PreTrainedTokenizerBase],
+    seed: int,
+) -> tuple[Pair, ...]:
+    available = sum(pair.contrast == contrast for pair in pattern.user_pairs)
+    pairs = pattern.sample_pairs(contrast, max(count, available), seed=seed)
+    reasons: list[str | None] = []
+    for pair in pairs:
+        try:
+            for tokenizer in tokenizers:
+                _tokenize_both(tokenizer, (pair,))
+            reasons.append(None)
+        except OutcomeError as error:
+            reasons.append(str(error))
+    readable = [pair for pair, reason in zip(pairs, reasons, strict=True) if reason is None]
+    if count and not readable:
+        raise OutcomeError(reasons[0] or "")
+    _warn_unreadable(pattern, f"{contrast!r} pairs", reasons)
+    return tuple(readable[:count])
 
 
 def _best_counterfactual(
@@ -125,8 +205,8 @@ def _tokenize_both(
 ) -> tuple[tuple[TokenizedPrompt, ...], tuple[TokenizedPrompt, ...]]:
     clean = [pair.clean for pair in pairs]
     other = [pair.counterfactual for pair in pairs]
-    return tokenize_questions(tokenizer, clean), tokenize_questions(
-        tokenizer, other, answers_from=clean
+    return tokenize_questions(tokenizer, clean, rivals=other), tokenize_questions(
+        tokenizer, other, answers_from=clean, rivals=clean
     )
 
 

@@ -8,12 +8,18 @@ tokenizer itself writes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from transformers import PreTrainedTokenizerBase
 
 from probes.errors import BatchError, OutcomeError, TokenizerError
 from probes.prompts.question import Question, Span
+from probes.prompts.tokens.answer_tokens import (
+    OutcomeTokens,
+    find_readout,
+    source_contexts,
+    tokenize_outcomes,
+)
 from probes.prompts.tokens.special_tokens import (
     leading_tokens,
     special_prefix,
@@ -33,9 +39,10 @@ class TokenizedPrompt:
     Attributes:
         ids, roles, tokens: Id, role and text of every token.
         answer_starts: Index of the first token of each answer.
-        outcome_starts: Index at which the outcomes of each answer first differ.
+        outcome_starts: Index at which each answer is read; see `AnswerReadout`.
         answer_ends: Index after the last token of each correct answer.
         outcomes: Tokens of the outcomes at that index, the correct one first.
+        choices: For each answer where each foil first differs from it; see `AnswerReadout`.
     """
 
     ids: tuple[int, ...]
@@ -45,6 +52,7 @@ class TokenizedPrompt:
     outcome_starts: tuple[int, ...]
     answer_ends: tuple[int, ...]
     outcomes: tuple[tuple[int, ...], ...]
+    choices: tuple[tuple[tuple[int, int, int], ...], ...]
 
 
 def tokenize_questions(
@@ -52,21 +60,28 @@ def tokenize_questions(
     questions: Sequence[Question],
     *,
     answers_from: Sequence[Question] | None = None,
+    rivals: Sequence[Question] | None = None,
     add_bos: bool | None = None,
 ) -> tuple[TokenizedPrompt, ...]:
-    """Tokenize questions before padding; arguments and errors as in `tokenize`."""
-    answers_from = answers_from or questions
-    contexts = [
-        question.answer_contexts([text for _, text in source.answers])
-        for question, source in zip(questions, answers_from, strict=True)
-    ]
+    """Tokenize questions before padding; other arguments and errors as in `tokenize`.
+
+    Args:
+        tokenizer: Fast tokenizer.
+        questions: Questions.
+        answers_from: Questions whose answers follow; by default the same.
+        rivals: Questions whose answers each answer is read against where they differ; by default
+            each answer is read where it first differs from any foil.
+        add_bos: As in `tokenize`.
+    """
+    answers_from, rivals = answers_from or questions, rivals or questions
+    contexts = [source_contexts(*pair) for pair in zip(questions, answers_from, strict=True)]
     _check_questions(tokenizer, questions, [texts[-1] for texts in contexts])
     encoded = tokenizer(
         [texts[-1] for texts in contexts],
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
     )
-    outcome_ids = _tokenize_outcomes(tokenizer, questions, contexts)
+    outcomes = tokenize_outcomes(tokenizer, questions, answers_from, rivals)
     prompts = []
     for index, (question, source) in enumerate(zip(questions, answers_from, strict=True)):
         every, added = encoded["input_ids"][index], encoded["special_tokens_mask"][index]
@@ -75,7 +90,7 @@ def tokenize_questions(
         offsets = [encoded["offset_mapping"][index][at] for at in kept]
         written = [text for _, text in source.answers]
         prompt = _locate_answers(
-            tokenizer, question, (ids, offsets), contexts[index], (outcome_ids[index], written)
+            tokenizer, question, (ids, offsets), contexts[index], (outcomes[index], written)
         )
         prefix = leading_tokens(every, added)
         if add_bos is not None:
@@ -96,44 +111,45 @@ def _locate_answers(
     question: Question,
     encoding: tuple[tuple[int, ...], list[tuple[int, int]]],
     contexts: Sequence[str],
-    answers: tuple[list[dict[str, tuple[int, ...]]], list[str]],
+    answers: tuple[Sequence[OutcomeTokens], Sequence[str]],
 ) -> TokenizedPrompt:
     """Prompt without special tokens, from ids and offsets of its text with the written answers.
 
-    `answers` has the ids of the text with each outcome, by answer, and the written answers.
+    `answers` has the tokens of the outcomes, by answer, and the written answers.
     """
-    (ids, offsets), (outcome_ids, written_answers), text = encoding, answers, contexts[-1]
+    (ids, offsets), text = encoding, contexts[-1]
     if not ids:
         raise BatchError(f"{text!r} has no token in this tokenizer: give other words")
     spans = [
         (f"reply_{name}", len(before), len(after))
         for (name, _), (before, after) in zip(question.answers, pairwise(contexts), strict=True)
     ]
-    starts, outcome_starts, ends, outcomes = [], [], [], []
-    for (name, answer), ids_of, written, before in zip(
-        question.answers, outcome_ids, written_answers, contexts[:-1], strict=True
-    ):
+    starts, ends, readouts = [], [], []
+    for outcomes, written, before in zip(*answers, contexts[:-1], strict=True):
         first = next((n for n, (_, end) in enumerate(offsets) if end > len(before)), len(ids) - 1)
-        start, tokens = _first_difference(tokenizer, question, name, ids_of, first)
-        expected = ids_of.get(written, next(iter(ids_of.values()))[:start])
+        readout = find_readout(tokenizer, outcomes, first)
+        answer_ids = outcomes.ids[outcomes.answer]
+        expected = outcomes.ids.get(written, answer_ids[: readout.start])
         if ids[: len(expected)] != expected:
             raise OutcomeError(
-                f"{text!r} has other tokens without the text after {name}: choose words "
+                f"{text!r} has other tokens without the text after {outcomes.name}: choose words "
                 "whose tokens do not depend on what follows"
             )
         _check_boundary(text, offsets[first], len(before))
-        starts.append(min(first, start))
-        outcome_starts.append(start)
-        ends.append(len(ids_of[answer]))
-        outcomes.append(tokens)
+        starts.append(min(first, readout.start))
+        ends.append(len(answer_ids))
+        # Foils that differ later than the written answer does have no position in this text.
+        choices = (c for c in readout.choices if ids[: c[0]] == answer_ids[: c[0]])
+        readouts.append(replace(readout, choices=tuple(choices)))
     return TokenizedPrompt(
         ids,
         assign_roles(text, offsets, (*question.roles, *spans)),
         tuple(text[a:b] for a, b in offsets),
         tuple(starts),
-        tuple(outcome_starts),
+        tuple(readout.start for readout in readouts),
         tuple(ends),
-        tuple(outcomes),
+        tuple(readout.outcomes for readout in readouts),
+        tuple(readout.choices for readout in readouts),
     )
 
 
@@ -204,72 +220,18 @@ def _add_prefix(
         tuple(start + n for start in prompt.outcome_starts),
         tuple(end + n for end in prompt.answer_ends),
         prompt.outcomes,
+        tuple(
+            tuple((at + n, own, other) for at, own, other in choices) for choices in prompt.choices
+        ),
     )
-
-
-def _tokenize_outcomes(
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
-    contexts: Sequence[Sequence[str]],
-) -> list[list[dict[str, tuple[int, ...]]]]:
-    """Token ids of each prompt with each outcome: by prompt, by answer, then by outcome."""
-    texts = [
-        question.append(before, outcome)
-        for question, befores in zip(questions, contexts, strict=True)
-        for (_, outcomes), before in zip(question.outcomes, befores[:-1], strict=True)
-        for outcome in outcomes
-    ]
-    # Plain texts have no answers.
-    encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else ())
-    return [
-        [
-            {outcome: tuple(next(encoded)) for outcome in outcomes}
-            for _, outcomes in question.outcomes
-        ]
-        for question in questions
-    ]
-
-
-def _first_difference(
-    tokenizer: PreTrainedTokenizerBase,
-    question: Question,
-    name: str,
-    outcome_ids: dict[str, tuple[int, ...]],
-    answer_start: int,
-) -> tuple[int, tuple[int, ...]]:
-    """Index at which the outcomes first differ, and their tokens there, the answer's first.
-
-    A single outcome is read at its first token.
-    """
-    encoded = list(outcome_ids.values())
-    shortest = min(len(ids) for ids in encoded)
-    if len(encoded) == 1:
-        start = min(answer_start, shortest - 1)
-    else:
-        start = next(
-            (at for at in range(shortest) if len({ids[at] for ids in encoded}) > 1), shortest
-        )
-    tokens: dict[int, str] = {}
-    for outcome, ids in outcome_ids.items():
-        # An outcome that ends here is a prefix of all others.
-        prefix_of = next(text for text in (*outcome_ids, "") if text != outcome)
-        clash = tokens.get(ids[start]) if start < len(ids) else prefix_of
-        if clash is not None:
-            other = outcome_ids[clash]
-            raise OutcomeError(
-                f"{question.text!r}: the {name} outcomes {outcome!r} "
-                f"({tokenizer.convert_ids_to_tokens(list(ids[start - 1 :]))}) and {clash!r} "
-                f"({tokenizer.convert_ids_to_tokens(list(other[start - 1 :]))}) start with the "
-                "same token at the readout: choose words that differ in this tokenizer"
-            )
-        tokens[ids[start]] = outcome
-    return start, tuple(tokens)
 
 
 def assign_roles(
     text: str, offsets: Sequence[tuple[int, int]], spans: Sequence[Span]
 ) -> tuple[str, ...]:
     """Role with the greatest overlap for every token; white space has the next token's role."""
+    spans = sorted(spans, key=lambda span: span[1])
+    first = 0  # Spans before it end before the token.
     overlapping: list[str | None] = []
     for start, end in offsets:
         while start < end and text[start].isspace():
@@ -279,12 +241,15 @@ def assign_roles(
         if start == end:
             overlapping.append(None)
             continue
-        overlap, role = max(
-            ((min(end, b) - max(start, a), role) for role, a, b in spans),
-            key=lambda candidate: candidate[0],
-            default=(0, REST),
-        )
-        overlapping.append(role if overlap > 0 else REST)
+        while first < len(spans) and spans[first][2] <= start:
+            first += 1
+        overlap, role = 0, REST
+        for name, a, b in islice(spans, first, None):
+            if a >= end:
+                break
+            if (common := min(end, b) - max(start, a)) > overlap:
+                overlap, role = common, name
+        overlapping.append(role)
     roles: list[str] = []
     following = REST
     for role in reversed(overlapping):

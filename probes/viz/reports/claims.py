@@ -169,7 +169,7 @@ def _method_table(reports: Sequence[ClaimsReport]) -> Table:
 def _gate_rows(claims: ClaimsReport) -> dict[str, str]:
     return {"pattern": claims.pattern} | {
         f"gate of {gate.answer}": (
-            f"{gate.state}: accuracy {gate.accuracy} on {gate.n_questions} questions; best "
+            f"{gate.state}: {gate.score_name} {gate.score} on {gate.n_questions} questions; best "
             f"heuristic ({gate.heuristic}): {gate.heuristic_accuracy:.2f}"
         )
         for gate in claims.gates

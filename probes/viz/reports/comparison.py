@@ -32,6 +32,7 @@ _MIN_EFFECT = 0.1  # logits
 _STATE_TONES: dict[str, Tone | None] = {
     "open": "good",
     "partial": None,
+    "not established": "bad",
     "too few to tell": None,
     "closed": "bad",
 }
@@ -39,7 +40,8 @@ _STATE_TONES: dict[str, Tone | None] = {
 _GATE_INTRO = (
     "Circuits are compared only for behavior that a model has. The gate is open if accuracy is "
     "above 80 % and above the best simple heuristic on the same questions, partial if it is only "
-    "above the heuristic, and closed otherwise (95 % intervals)."
+    "above the heuristic, and closed otherwise (95 % intervals). For pairs with foils it asks how "
+    "often the answer is above each foil, in place of accuracy."
 )
 _ATTENTION_INTRO = (
     "Attention pooled from role to role, averaged over the clean prompts. Attention alone is weak "
@@ -107,8 +109,11 @@ def _gate_blocks(comparison: Comparison) -> list[Block]:
     rows = list(map(_gate_interval, comparison.gates))
     for answer, accuracy in zip(comparison.answers, comparison.random_init_accuracy, strict=True):
         rows.append(Interval(f"random-init mean, {answer}", accuracy))
+    by_choice = any(gate.criterion == "choice" for gate in comparison.gates)
     caption, both = "Accuracy of whole answers", "On the questions that both models solve"
-    columns = ("model", "answer", "questions", "accuracy", "best heuristic", "margin",
+    axis = "answer above its foils" if by_choice else "accuracy"
+    caption = "Questions whose answer is above each of its foils" if by_choice else caption
+    columns = ("model", "answer", "questions", axis, "best heuristic", "margin",
                "logit difference", "gate")  # fmt: skip
     solved = [
         [one.model, one.answer, one.items, one.logit_diff or "too few questions"]
@@ -116,7 +121,7 @@ def _gate_blocks(comparison: Comparison) -> list[Block]:
     ]
     note = "Logit difference: logit of the answer minus the mean logit of its foils."
     return [
-        IntervalPlot(rows, caption, (0.0, 1.0), "accuracy", chance_label="best heuristic"),
+        IntervalPlot(rows, caption, (0.0, 1.0), axis, chance_label="best heuristic"),
         Table(columns, list(map(_gate_row, comparison.gates)), align="llrrlrrl"),
         Table(("model", "answer", "questions", columns[-2]), solved, both, "llrr", (note,)),
     ]
@@ -125,12 +130,12 @@ def _gate_blocks(comparison: Comparison) -> list[Block]:
 def _gate_interval(gate: Gate) -> Interval:
     tone = "good" if gate.state == "open" else "bad"
     chance = (0.0, gate.heuristic_accuracy)
-    return Interval.of(f"{gate.model}, {gate.answer}", gate.accuracy, chance=chance, tone=tone)
+    return Interval.of(f"{gate.model}, {gate.answer}", gate.score, chance=chance, tone=tone)
 
 
 def _gate_row(gate: Gate) -> list[CellValue]:
     return [
-        gate.model, gate.answer, gate.n_questions, gate.accuracy,
+        gate.model, gate.answer, gate.n_questions, gate.score,
         f"{gate.heuristic}: {gate.heuristic_accuracy:.2f}", gate.margin, gate.logit_diff,
         TableCell(gate.state, _STATE_TONES[gate.state] or "muted"),
     ]  # fmt: skip

@@ -82,7 +82,7 @@ def family_comparison_page(family: FamilyComparison) -> Picture:
 
 def _lacks_behavior(comparison: Comparison) -> bool:
     """Whether a gate of the relative is not open; the gates of the full model come first."""
-    return not all(gate.has_behavior for gate in comparison.gates[len(comparison.answers) :])
+    return not all(gate.is_passed for gate in comparison.gates[len(comparison.answers) :])
 
 
 def _verdicts_table(family: FamilyComparison) -> Table:

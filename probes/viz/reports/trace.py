@@ -131,7 +131,7 @@ def _method_table(trace: Trace) -> Table:
     gate = trace.gate
     rows = [
         *map(list, trace.circuit.protocol),
-        ["gate", f"{gate.state}: accuracy {gate.accuracy} on {gate.n_questions} questions"],
+        ["gate", f"{gate.state}: {gate.score_name} {gate.score} on {gate.n_questions} questions"],
         ["best heuristic", f"{gate.heuristic}: {gate.heuristic_accuracy:.2f}"],
         ["intervals", "95 %, over prompts: bootstrap; Wilson for fractions of prompts"],
         ["edges of the model", str(len(trace.circuit.graph))],
