@@ -12,7 +12,7 @@ from probes.prompts.tokens.pair_batch import tokenizable_by
 pytestmark = pytest.mark.real
 
 # Least fraction of questions in which the answer beats each foil.
-CHOICES = {"ioi": 0.9, "induction": 0.9, "greater-than": 0.7, "simple-take-away": 0.0}
+CHOICES = {"ioi": 0.9, "induction": 0.6, "greater-than": 0.7, "simple-take-away": 0.0}
 
 
 @pytest.fixture(scope="module")
