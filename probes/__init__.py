@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from probes.circuits.edges.edge_attribution import edge_attribution
     from probes.circuits.edges.path_patching import edge_patching, path_patching
     from probes.circuits.faithfulness import faithfulness
+    from probes.circuits.question.ask import ask
     from probes.circuits.task import Task
     from probes.circuits.trace import TraceSettings, trace
     from probes.claims.run import evaluate_claims
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from probes.compression.quantization.quantize import quantize
     from probes.errors import ProbeError
     from probes.files import list_models
+    from probes.interventions.attribution_patching import attribution_patching
     from probes.interventions.hotspots import hotspots
     from probes.interventions.interchange import interchange_intervention
     from probes.interventions.subspaces.das import das
@@ -83,6 +85,7 @@ _HOMES = {
     "evaluate_behavior": "observe.behavior",
     "gate": "observe.gate",
     "activation_patching": "interventions.sweep",
+    "attribution_patching": "interventions.attribution_patching",
     "Site": "models.site",
     "edge_patching": "circuits.edges.path_patching",
     "path_patching": "circuits.edges.path_patching",
@@ -96,6 +99,7 @@ _HOMES = {
     "faithfulness": "circuits.faithfulness",
     "trace": "circuits.trace",
     "TraceSettings": "circuits.trace",
+    "ask": "circuits.question.ask",
     "evaluate_claims": "claims.run",
     "compare": "comparison.compare",
     "compare_family": "comparison.compare",

@@ -33,6 +33,7 @@ HOMES = {
     "FamilyComparison": "comparison.family_result",
     "ModelCheck": "testing.contract.check_result",
     "ModelChecks": "testing.contract.check_result",
+    "QuestionReport": "circuits.question.result",
     "RateDistortionCurve": "comparison.rate_distortion.result",
     "Trace": "circuits.result",
 }

@@ -14,7 +14,6 @@ not add up. Each reader then reads the residual in which N acts on the heads' ou
 edges carry, and x_v has N(sum over heads u of a_u or r_u) in place of the heads' sum.
 """
 
-from bisect import bisect_left
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +21,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probes.circuits.block_masks import block_masks, writers_reaching_logits
+from probes.circuits.edges.messages import MessageSum
+from probes.circuits.edges.writer_changes import WriterChanges, change_key
 from probes.circuits.reference_runs import ReferenceRuns, ablation_change
 from probes.models.layers.decoder import apply_rotary
 from probes.models.layers.norm import IDENTITY
@@ -30,30 +31,11 @@ _UNCHANGED = -1
 """Index of an input that is that of the starting run."""
 
 
-class _Changes:
-    """Changes of writers' outputs against the starting run, in ascending order of writers.
-
-    `values` is "circuit writer prompt position d_model", filled writer by writer.
-    """
-
-    def __init__(self, values: Tensor, writers: Sequence[int] = ()) -> None:
-        self.values, self.writers = values, list(writers)
-
-    def add(self, writer: int, change: Tensor) -> None:
-        self.values[:, len(self.writers)] = change
-        self.writers.append(writer)
-
-    def upstream(self, count: int) -> tuple[list[int], Tensor]:
-        """The changed writers below `count`, and their changes."""
-        end = bisect_left(self.writers, count)
-        return self.writers[:end], self.values[:, :end]
-
-
 class PatchedPass:
     """One pass of some circuits over some prompts.
 
     Starts from the clean run if `cut_masks` are given, else from the ablated one. Only `changes`
-    grows during the pass.
+    grows during the pass. A pass of one circuit takes from `runs.known` what earlier ones computed.
     """
 
     def __init__(
@@ -72,11 +54,13 @@ class PatchedPass:
             for angles in runs.entry.rotary
         ]
         layers = runs.weights.layers
-        self.heads_sums = [
+        heads_sums = [
             layer.sum_heads(self._slice(z)).flatten(0, 1)
             for layer, z in zip(layers, self.start.z, strict=True)
             if any(each.attn_post_norm is not IDENTITY for each in layers)
         ]
+        post_norms = [layer.attn_post_norm for layer in layers]
+        self.messages = MessageSum(self.shape.heads, post_norms, heads_sums)
         role_of = self._slice(runs.task.role_of).flatten()
         self.role_tokens = [
             (role_of == role).nonzero()[:, 0] for role in range(len(self.graph.roles))
@@ -85,10 +69,11 @@ class PatchedPass:
         self.needed = writers_reaching_logits(self.graph, self.block_masks)
         embed = self._slice(self.start.embed)
         size = (len(masks), int(self.needed.sum()), *embed.shape)
-        self.changes = _Changes(torch.empty(size, device=embed.device, dtype=runs.model.dtype))
+        self.changes = WriterChanges(torch.empty(size, device=embed.device, dtype=runs.model.dtype))
+        self.shares_changes = len(masks) == 1 and cut_masks is None
         self.cut_block_masks, self.cut_changes = (
             self.block_masks,
-            _Changes(embed[None, None][:, :0]),
+            WriterChanges(embed[None, None][:, :0]),
         )
         if cut_masks is not None:
             self.cut_block_masks = block_masks(self.graph, cut_masks)
@@ -97,12 +82,14 @@ class PatchedPass:
     def logit_diffs(self) -> Float[Tensor, "circuit prompt"]:
         """Run all layers."""
         if self.start is self.runs.ablated and self.needed[0]:
-            self.changes.add(0, self._slice(self.runs.clean.embed - self.start.embed))
+            embed = self._slice(self.runs.clean.embed - self.start.embed)
+            self.changes.add(0, embed, change_key(0))
         for layer in range(self.shape.layers):
             self._run_attention(layer)
             self._run_mlp(layer)
         final = self._slice(self.start.activations.resid_final)
-        _, inputs = self._reader_inputs(2 * self.shape.layers, final)
+        block = 2 * self.shape.layers
+        _, inputs = self._reader_inputs(block, final, self._row_edges(block))
         final = final[None] if inputs is None else inputs[:, 0]
         task, weights = self.runs.task[self.prompts], self.runs.weights
         at = torch.arange(len(task), device=final.device)
@@ -113,7 +100,7 @@ class PatchedPass:
     def _slice(self, value: Tensor) -> Tensor:
         return value[self.prompts, self.span]
 
-    def _cut_changes(self) -> _Changes:
+    def _cut_changes(self) -> WriterChanges:
         """What the cut edges change, for writers that have any and differ between the runs."""
         has_cut = torch.zeros(len(self.graph.writers), dtype=torch.bool)
         for mask in self.cut_block_masks:
@@ -125,20 +112,48 @@ class PatchedPass:
         changes = {writer: change for writer, change in changes.items() if bool(change.any())}
         if not changes:
             return self.cut_changes
-        return _Changes(torch.stack([*changes.values()])[None], [*changes])
+        return WriterChanges(torch.stack([*changes.values()])[None], [*changes])
+
+    def _row_edges(self, block: int) -> Bool[Tensor, "row circuit role writer"]:
+        """Edges from changed writers into each row of a block's readers, then the cut ones."""
+        mask = self.block_masks[block]  # circuit role row writer
+        writers, _ = self.changes.upstream(mask.shape[-1])
+        cut_writers, _ = self.cut_changes.upstream(mask.shape[-1])
+        cut_mask = self.cut_block_masks[block][..., cut_writers]
+        return torch.cat([mask[..., writers], cut_mask], -1).permute(2, 0, 1, 3)
+
+    def _row_keys(self, edges: Bool[Tensor, "row circuit role writer"]) -> list[bytes]:
+        """Key of what each row reads, empty where that is unchanged."""
+        read: list[list[bytes | int]] = [[] for _ in range(len(edges))]
+        for row, _, role, writer in edges.nonzero().tolist():
+            read[row] += [role, self.changes.writers[writer], self.changes.keys[writer]]
+        return [change_key(*parts) if parts else b"" for parts in read]
+
+    def _known_change(self, writer: int, row_keys: Sequence[bytes]) -> tuple[bytes, Tensor | None]:
+        """Key of a writer's change from those of the rows that it reads, and the change if known.
+
+        Without keys where circuits share the pass.
+        """
+        if not self.shares_changes:
+            return b"", None
+        key = change_key(writer, self.prompts.start, self.prompts.stop, *row_keys)
+        return key, self.runs.known.get(key)
+
+    def _add_change(self, writer: int, key: bytes, change: Tensor) -> None:
+        if self.shares_changes:
+            self.runs.known.put(key, change)
+        self.changes.add(writer, change, key)
 
     def _reader_inputs(
-        self, block: int, base: Tensor
+        self, block: int, base: Tensor, edges: Bool[Tensor, "row circuit role writer"]
     ) -> tuple[Int[Tensor, " row"], Float[Tensor, "circuit input prompt position d_model"] | None]:
-        """Index of each row's input, and the inputs; rows with equal masks share one.
+        """Index of each row's input, and the inputs; rows with equal edges share one.
 
         Rows whose input is `base` have the index `_UNCHANGED`. There are no inputs if all have it.
         """
-        mask = self.block_masks[block]  # circuit role row writer
-        writers, changes = self.changes.upstream(mask.shape[-1])
-        cut_writers, cut_changes = self.cut_changes.upstream(mask.shape[-1])
-        cut_mask = self.cut_block_masks[block][..., cut_writers]
-        edges = torch.cat([mask[..., writers], cut_mask], -1).permute(2, 0, 1, 3)
+        count = self.block_masks[block].shape[-1]
+        writers, changes = self.changes.upstream(count)
+        cut_writers, cut_changes = self.cut_changes.upstream(count)
         if not bool(edges.any()):
             return torch.full((len(edges),), _UNCHANGED), None
         distinct, group = edges.flatten(1).unique(dim=0, return_inverse=True)
@@ -146,74 +161,63 @@ class PatchedPass:
         index = torch.where(changed, changed.cumsum(0) - 1, _UNCHANGED)[group]
         weights = distinct[changed].unflatten(1, edges.shape[1:]).permute(1, 2, 0, 3)
         weights = weights.to(base.dtype)  # circuit role input writer
-        inputs = base.expand(len(mask), weights.shape[2], *base.shape).clone()
+        inputs = base.expand(self.circuits, weights.shape[2], *base.shape).clone()
         flat = inputs.view(*inputs.shape[:2], -1, base.shape[-1])
         for role, tokens in enumerate(self.role_tokens or [slice(None)]):
             kept, cut = weights[:, role].split([len(writers), len(cut_writers)], -1)
             messages = [(kept, writers, changes), (cut, cut_writers, cut_changes)]
-            for group in self._writer_groups(mask.shape[-1]):
-                self._add_messages(flat, messages, group, tokens)
+            self.messages.add(flat, messages, count, tokens)
         return index, inputs
-
-    def _writer_groups(self, count: int) -> list[range | None]:
-        """The first writers, in groups whose messages add up: None for all that no post-norm sums.
-
-        Other groups are the heads of a layer.
-        """
-        each = self.shape.heads + 1
-        starts = range(1, count, each) if self.heads_sums else ()
-        return [None, *(range(start, start + each - 1) for start in starts)]
-
-    def _add_messages(
-        self,
-        flat: Float[Tensor, "circuit input token d_model"],
-        messages: Sequence[tuple[Tensor, list[int], Tensor]],
-        group: range | None,
-        tokens: Tensor | slice,
-    ) -> None:
-        """Add what some writers' edges bring, given as (weights, writers, changes)."""
-        heads = self.shape.heads
-        total, layer = None, 0 if group is None else group.start // (heads + 1)
-        for part, writers, changes in messages:
-            if self.heads_sums:
-                own = [
-                    slot
-                    for slot, writer in enumerate(writers)
-                    if (writer in group if group else writer % (heads + 1) == 0)
-                ]
-                part, changes = part[..., own], changes[:, own]
-            if not bool(part.any()):
-                continue
-            values = changes.flatten(2, 3)[:, :, tokens]
-            added = (part @ values.flatten(2)).unflatten(-1, values.shape[2:])
-            if group is None:
-                flat[:, :, tokens] += added
-            else:
-                total = added if total is None else total + added
-        if total is not None:
-            norm, before = self.runs.weights.layers[layer].attn_post_norm, self.heads_sums[layer]
-            flat[:, :, tokens] += norm(before[tokens] + total) - norm(before[tokens])
 
     def _run_attention(self, layer: int) -> None:
         heads, kv_heads, start = self.shape.heads, self.shape.kv_heads, self.start
-        base = self._slice(start.activations.resid_pre[layer])
-        index, inputs = self._reader_inputs(2 * layer, base)
+        edges = self._row_edges(2 * layer)
         roles = max(1, len(self.graph.roles))
-        q, k, v = index.split([heads, kv_heads * roles, kv_heads * roles])
-        k, v = (rows.view(kv_heads, roles) for rows in (k, v))
-        from_keys = ((k != _UNCHANGED) | (v != _UNCHANGED)).any(1)
-        changed = (q != _UNCHANGED) | from_keys.repeat_interleave(heads // kv_heads)
+        numbers = torch.arange(len(edges)).split([heads, kv_heads * roles, kv_heads * roles])
+        k_rows, v_rows = (rows.view(kv_heads, roles).tolist() for rows in numbers[1:])
+        changed = edges.flatten(1).any(1).tolist()
+        keys = self._row_keys(edges) if self.shares_changes else []
         first = 1 + layer * (heads + 1)
         needed = self.needed[first : first + heads].nonzero()[:, 0].tolist()
-        live = [head for head in needed if changed[head]]
-        weights, z = self.runs.weights.layers[layer], base
-        if inputs is not None and live:
-            z = self._run_heads(layer, live, (q, k, v), weights.attn_norm(inputs))
-        before, unchanged = self._slice(start.z[layer]), self._slice(start.activations.z[layer])
+        found: dict[int, tuple[bytes, Tensor | None]] = {}
         for head in needed:
-            if head in live or not start.is_consistent:
-                new = z[..., live.index(head), :] if head in live else unchanged[..., head, :]
-                self.changes.add(first + head, (new - before[..., head, :]) @ weights.o[head])
+            kv_head = head * kv_heads // heads
+            rows = [head, *k_rows[kv_head], *v_rows[kv_head]]
+            if any(changed[row] for row in rows):
+                own_keys = [keys[row] for row in rows] if keys else ()
+                found[head] = self._known_change(first + head, own_keys)
+        missing = [head for head, (_, change) in found.items() if change is None]
+        before, unchanged = self._slice(start.z[layer]), self._slice(start.activations.z[layer])
+        z = self._run_missing_heads(layer, missing, edges, numbers) if missing else before
+        output = self.runs.weights.layers[layer].o
+        for head in needed:
+            key, known = found.get(head, (b"", None))
+            if head in missing:
+                change = (z[..., missing.index(head), :] - before[..., head, :]) @ output[head]
+                self._add_change(first + head, key, change)
+            elif known is not None:
+                self.changes.add(first + head, known, key)
+            elif not start.is_consistent:
+                change = (unchanged[..., head, :] - before[..., head, :]) @ output[head]
+                self.changes.add(first + head, change, change_key(first + head))
+
+    def _run_missing_heads(
+        self, layer: int, heads: list[int], edges: Tensor, numbers: Sequence[Tensor]
+    ) -> Float[Tensor, "circuit prompt position head d_head"]:
+        """z of some heads, whose inputs alone are built."""
+        q, k, v = (edges.new_zeros(len(rows), dtype=torch.bool) for rows in numbers)
+        kv_heads, roles = self.shape.kv_heads, max(1, len(self.graph.roles))
+        q[heads] = True
+        owners = [head * kv_heads // self.shape.heads for head in heads]
+        for rows in (k, v):
+            rows.view(kv_heads, roles)[owners] = True
+        base = self._slice(self.start.activations.resid_pre[layer])
+        edges = edges & torch.cat([q, k, v])[:, None, None, None]
+        index, inputs = self._reader_inputs(2 * layer, base, edges)
+        q, k, v = (index[rows] for rows in numbers)
+        k, v = (rows.view(kv_heads, roles) for rows in (k, v))
+        normed = self.runs.weights.layers[layer].attn_norm(base if inputs is None else inputs)
+        return self._run_heads(layer, heads, (q, k, v), normed)
 
     def _run_heads(
         self, layer: int, heads: list[int], indices: tuple[Tensor, ...], normed: Tensor
@@ -271,13 +275,19 @@ class PatchedPass:
         start, writer = self.start, (layer + 1) * (self.shape.heads + 1)
         if not self.needed[writer]:
             return
-        _, inputs = self._reader_inputs(
-            2 * layer + 1, self._slice(start.activations.resid_mid[layer])
-        )
-        before = self._slice(start.mlp_out[layer])
-        if inputs is not None:
-            weights, x = self.runs.weights.layers[layer], inputs[:, 0]
+        edges, before = self._row_edges(2 * layer + 1), self._slice(start.mlp_out[layer])
+        if bool(edges.any()):
+            keys = self._row_keys(edges) if self.shares_changes else []
+            key, change = self._known_change(writer, keys)
+            if change is not None:
+                self.changes.add(writer, change, key)
+                return
+            base = self._slice(start.activations.resid_mid[layer])
+            _, inputs = self._reader_inputs(2 * layer + 1, base, edges)
+            weights = self.runs.weights.layers[layer]
+            x = base[None] if inputs is None else inputs[:, 0]
             new = weights.mlp(weights.mlp_norm(x).flatten(0, 1)).view_as(x)
-            self.changes.add(writer, new - before)
+            self._add_change(writer, key, new - before)
         elif not start.is_consistent:
-            self.changes.add(writer, self._slice(start.activations.mlp_out[layer]) - before)
+            change = self._slice(start.activations.mlp_out[layer]) - before
+            self.changes.add(writer, change, change_key(writer))

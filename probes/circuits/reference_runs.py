@@ -1,6 +1,6 @@
 """Reference runs: the clean run of a task, and the run with every edge ablated."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from probes.circuits.edges.writer_changes import KnownChanges
 from probes.circuits.graph import ComputationGraph
 from probes.circuits.task import Task
 from probes.errors import BatchError, CircuitError
@@ -60,6 +61,7 @@ class ReferenceRuns:
         clean, ablated: The runs with all edges kept, and with none.
         first_position: The position before which nothing differs.
         clean_logit_diffs, ablated_logit_diffs: Logit differences of both runs (logits).
+        known: Changes that passes of these runs have computed and may share.
     """
 
     model: Model
@@ -73,6 +75,7 @@ class ReferenceRuns:
     first_position: int
     clean_logit_diffs: Float[Tensor, " prompt"]
     ablated_logit_diffs: Float[Tensor, " prompt"]
+    known: KnownChanges = field(default_factory=KnownChanges, init=False, repr=False)
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """Results of tracing a circuit: faithfulness, random baselines, edge necessity, specificity."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -109,6 +110,49 @@ class EdgeNecessity:
     p_value: float
 
 
+@dataclass(frozen=True, slots=True)
+class PublishedOverlap:
+    """Heads of a published circuit that a circuit of the same model has.
+
+    Attributes:
+        source: Publication.
+        heads: Number of published heads.
+        found: Those from which an edge of the circuit begins, by their published function.
+        expected: Mean number for as many random heads of the model.
+        p_value: Chance that as many random heads contain so many (hypergeometric).
+    """
+
+    source: str
+    heads: int
+    found: dict[str, tuple[str, ...]]
+    expected: float
+    p_value: float
+
+    @classmethod
+    def of(cls, circuit: Circuit, published: Mapping[str, Any]) -> "PublishedOverlap":
+        """Overlap of a circuit with a published one, as `prompts.catalog` describes it."""
+        from scipy.stats import hypergeom
+
+        own = {edge.source for edge in circuit.edges if ".H" in edge.source}
+        groups = {name: tuple(heads) for name, heads in published["heads"].items()}
+        found = {name: tuple(h for h in heads if h in own) for name, heads in groups.items()}
+        heads = sum(map(len, groups.values()))
+        hits = sum(map(len, found.values()))
+        every = published["layers"] * published["heads_per_layer"]
+        return cls(
+            source=published["source"],
+            heads=heads,
+            found=found,
+            expected=heads * len(own) / every,
+            p_value=float(hypergeom.sf(hits - 1, every, heads, len(own))),
+        )
+
+    @property
+    def hits(self) -> int:
+        """Number of published heads in the circuit."""
+        return sum(map(len, self.found.values()))
+
+
 STABILITY_THRESHOLD = 0.8
 """Mean Jaccard index over resampled prompts that reports ask for (Méloux et al. 2025)."""
 
@@ -129,6 +173,7 @@ class Trace(Result):
         edge_necessities: Necessity of each edge, on held-out prompts.
         specificities: Effect of ablating this circuit, and that of another pattern, on both; empty
             without another pattern.
+        published: Overlap with a published circuit of this model and pattern, or None.
     """
 
     circuit: Circuit
@@ -141,6 +186,7 @@ class Trace(Result):
     stability: float
     edge_necessities: tuple[EdgeNecessity, ...]
     specificities: tuple[Specificity, ...]
+    published: PublishedOverlap | None = None
 
     def summary(self) -> tuple[str, ...]:
         """The findings, one sentence each."""
@@ -173,6 +219,7 @@ class Trace(Result):
             f"{necessary} of {len(self.edge_necessities)} edges are necessary (t-test against "
             "randomly added edges, Holm-corrected).",
             *self._specificity_summary(),
+            *self._published_summary(),
         )
 
     def table(self) -> "pd.DataFrame":
@@ -192,6 +239,15 @@ class Trace(Result):
             f"leaves {format_fraction(by_random)} of {other!r}. The circuit does {word} damage to "
             f"{other!r} than random paths do. Ablating as many edges of {other!r} leaves "
             f"{format_fraction(remaining[other, own])} of {own!r}.",
+        )
+
+    def _published_summary(self) -> tuple[str, ...]:
+        if (known := self.published) is None:
+            return ()
+        return (
+            f"It has {known.hits} of the {known.heads} heads of the published circuit "
+            f"({known.source}); as many random heads have {known.expected:.1f} "
+            f"(p = {known.p_value:.2g}).",
         )
 
     def __repr__(self) -> str:

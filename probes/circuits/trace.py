@@ -17,12 +17,13 @@ from probes.circuits.faithfulness import (
 )
 from probes.circuits.pruning import minimality, prune_circuit
 from probes.circuits.reference_runs import Ablation, ReferenceRuns, run_references
-from probes.circuits.result import Specificity, Trace
+from probes.circuits.result import PublishedOverlap, Specificity, Trace
 from probes.circuits.task import TaskSettings, require_open_gate, sample_tasks
 from probes.errors import CircuitError, GateError
-from probes.models.model import ModelSpec, load
+from probes.models.model import Model, ModelSpec, load
 from probes.observe.result import GateCriterion
 from probes.prompts.catalog import pattern as find_pattern
+from probes.prompts.catalog import published_circuit
 from probes.prompts.pattern import Pattern
 
 _RANDOM_CIRCUITS = 100
@@ -107,7 +108,19 @@ def trace(
         stability=scores.stability(size, seed=seed),
         edge_necessities=minimality(runs, circuit, seed=seed),
         specificities=_cross_specificity(own_pattern, circuit, runs, settings),
+        published=_published_overlap(model, own_pattern, circuit),
     )
+
+
+def _published_overlap(model: Model, pattern: Pattern, circuit: Circuit) -> PublishedOverlap | None:
+    """Overlap with the published circuit of a shipped pattern, in the model it was found in."""
+    known = published_circuit(pattern.name)
+    shape = (model.shape.layers, model.shape.heads)
+    if not known or model.name not in known["models"]:
+        return None
+    if shape != (known["layers"], known["heads_per_layer"]):
+        return None  # Another model of this name.
+    return PublishedOverlap.of(circuit, known)
 
 
 def _cross_specificity(

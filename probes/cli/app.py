@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from probes.cli.ask import ask_app
 from probes.cli.check import check_app
 from probes.cli.common import (
     EXIT_NOT_EQUIVALENT,
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.add_typer(make_app, name="make")
 app.add_typer(study_app)
 app.add_typer(check_app)
+app.add_typer(ask_app)
 
 
 def _print_version(wanted: bool) -> bool:
@@ -67,7 +69,9 @@ class EdgeScoring(StrEnum):
 
 _PICTURE_SUFFIXES = (".html", ".png", ".svg", ".pdf")
 
-Model = Annotated[str, typer.Argument(help="Name of a shipped model, a folder, or a hub id.")]
+Model = Annotated[
+    str, typer.Argument(help="Name of a shipped model, a folder, a GGUF file, or a hub id.")
+]
 Json = Annotated[Path | None, typer.Option(help="Where the numbers are written.")]
 Page = Annotated[Path, typer.Option(help="Where the page is written.")]
 PatternName = Annotated[str, typer.Option(help="Name of a pattern, or a .jsonl file of pairs.")]
@@ -91,7 +95,11 @@ def compare(
     gate: GateAsks = None,
     nulls: Annotated[int, typer.Option(help="Random-init models for the null.", min=20)] = 20,
     draws: Annotated[
-        int, typer.Option(help="Draws of prompts and held-out words for variables.", min=1)
+        int,
+        typer.Option(
+            help="Draws of prompts and held-out words for variables; heads and paths have one.",
+            min=1,
+        ),
     ] = 5,
     out: Page = Path("report.html"),
     json: Json = None,
@@ -164,7 +172,7 @@ def trace(
 @reports_errors
 def claims(
     models: Annotated[
-        list[str], typer.Argument(help="Names of shipped models, folders, or hub ids.")
+        list[str], typer.Argument(help="Names of shipped models, folders, GGUF files, or hub ids.")
     ],
     pattern: Annotated[str, typer.Option(help="Name of a pattern.")] = "take-away",
     base_model: Annotated[

@@ -25,7 +25,7 @@ check_app = typer.Typer()
 @reports_errors
 def check(
     models: Annotated[
-        list[str], typer.Argument(help="Names of shipped models, folders, or hub ids.")
+        list[str], typer.Argument(help="Names of shipped models, folders, GGUF files, or hub ids.")
     ],
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     seed: Annotated[int, typer.Option(help="Seed of the random tokens.", min=0, max=MAX_SEED)] = 0,
@@ -62,7 +62,7 @@ def verify(
     ],
 ) -> None:
     """Compare the files of a model with the SHA-256 in its provenance."""
-    from probes.models.files.loading import find_model
+    from probes.models.files.names import find_model
     from probes.models.files.provenance import changed_files, recorded_hashes
 
     console, exit_code = open_console(), 0

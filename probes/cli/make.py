@@ -27,7 +27,9 @@ def _option(text: str, **limits: Any) -> Any:  # noqa: ANN401
     return typer.Option(help=text, **limits)
 
 
-_Source = Annotated[str, typer.Argument(help="Name of a shipped model, a folder, or a hub id.")]
+_Source = Annotated[
+    str, typer.Argument(help="Name of a shipped model, a folder, a GGUF file, or a hub id.")
+]
 _Members = Annotated[list[str] | None, typer.Argument(help="Names; all by default.")]
 _Work = Annotated[Path, _option("Folder of checkpoints and of models between.")]
 _Name = Annotated[str, _option("Name of the new model, saved in runs/relatives/NAME.")]

@@ -32,7 +32,9 @@ _COLUMNS = (
 def study(
     name: Annotated[
         str,
-        typer.Argument(help="labels, names, adapting, tickets, growing, along or fewest."),
+        typer.Argument(
+            help="labels, names, adapting, tickets, growing, along, fewest or inheritance."
+        ),
     ],
     folder: Annotated[Path, typer.Option(help="Folder of the shipped models.")] = Path(
         "data/models"
@@ -65,6 +67,8 @@ def study(
             print_line(console, f"Measured {row['model']}")
     if any("mean_interchange_accuracy" in row for row in rows):
         console.print(_scorecard_table(rows))
+    if any("kin" in row for row in rows):
+        console.print(_separation_table(rows))
     print_line(console, f"Table: {path}, {len(rows)} rows")
 
 
@@ -78,10 +82,26 @@ def _scorecard_table(rows: list[Any]) -> Table:
     return table
 
 
+def _separation_table(rows: list[Any]) -> Table:
+    from probes.experiments.inheritance.result import score_separations
+
+    table = Table("reference", "score", "its students", "others", "AUROC", "exact p", "students")
+    for found in score_separations(rows):
+        auroc = found.auroc
+        table.add_row(
+            *(found.reference, found.score, f"{found.kin:.3g}", f"{found.others:.3g}"),
+            *(str(auroc.value), f"{auroc.p_value:.2g}"),
+            f"{auroc.n_related} + {auroc.n_negative_controls}",
+        )
+    return table
+
+
 @study_app.command("curve")
 @reports_errors
 def curve(
-    parent: Annotated[str, typer.Argument(help="Name of a shipped model, a folder, or a hub id.")],
+    parent: Annotated[
+        str, typer.Argument(help="Name of a shipped model, a folder, a GGUF file, or a hub id.")
+    ],
     relatives: Annotated[list[str], typer.Argument(help="One or more relatives.")],
     pattern: Annotated[
         str, typer.Option(help="Name of a pattern, or a .jsonl file of pairs.")

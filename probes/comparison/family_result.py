@@ -7,6 +7,7 @@ import pandas as pd
 
 from probes.comparison.equivalence import EquivalenceCheck, require_all
 from probes.comparison.explanation import Explanation
+from probes.comparison.model_facts import lineage_lines
 from probes.comparison.result import Comparison
 from probes.comparison.verdict import Verdict, error_rate_line
 from probes.errors import SiteError
@@ -109,7 +110,9 @@ class FamilyComparison(Result):
     def summary(self) -> tuple[str, ...]:
         """One line for each relative, and the error rate of all verdicts together."""
         verdicts = [verdict for one in self.comparisons for verdict in one.verdicts]
-        return (*map(_summary_line, self.comparisons), error_rate_line(verdicts))
+        full = self.comparisons[0].full
+        lines = lineage_lines((full, *(one.other for one in self.comparisons)))
+        return (*map(_summary_line, self.comparisons), *lines, error_rate_line(verdicts))
 
     def stability(self) -> pd.DataFrame:
         """Fraction of draws with the most frequent verdict: a row for each variable."""

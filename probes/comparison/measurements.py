@@ -29,6 +29,7 @@ from probes.comparison.variables.stitching import (
 )
 from probes.comparison.variables.transfer import Hits, donor_hits
 from probes.interventions.role_paths import RolePath
+from probes.models.files.lineage import describe_lineage
 from probes.models.model import Model, random_init
 from probes.models.site import Site
 from probes.observe.behavior import Behavior, evaluate_behavior
@@ -228,6 +229,5 @@ def model_facts(model: Model) -> ModelFacts:
     """Facts about a model."""
     shape = model.shape
     parameters = int(model.bridge.n_params_total)
-    return ModelFacts(
-        model.name, model.origin, shape.layers, shape.heads, shape.d_model, parameters
-    )
+    sizes = (shape.layers, shape.heads, shape.d_model, parameters)
+    return ModelFacts(model.name, model.origin, *sizes, describe_lineage(model.provenance))

@@ -1,6 +1,6 @@
 """Facts about a compared model, its logit differences, and the data of its plots."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,13 @@ from probes.stats.intervals import Estimate
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """Name, origin and size of a compared model."""
+    """Name, origin and size of a compared model.
+
+    Attributes:
+        name, origin: Its name, and where it was loaded from.
+        layers, heads, d_model, parameters: Its sizes.
+        lineage: How it was made and from what, in words; "" where it is not known.
+    """
 
     name: str
     origin: str
@@ -19,6 +25,12 @@ class ModelFacts:
     heads: int
     d_model: int
     parameters: int
+    lineage: str = ""
+
+
+def lineage_lines(models: Iterable[ModelFacts]) -> list[str]:
+    """How each distilled model was made, which says what "distilled" means there."""
+    return [f"{one.name} is {one.lineage}." for one in models if "distilled from" in one.lineage]
 
 
 @dataclass(frozen=True, eq=False)

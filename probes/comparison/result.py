@@ -10,7 +10,7 @@ import pandas as pd
 from probes.comparison.equivalence import EquivalenceCheck, check_equivalence
 from probes.comparison.explanation import Explanation, FailingPrompt, strongest_effects
 from probes.comparison.heads.result import HeadMatch, MeanPairScore
-from probes.comparison.model_facts import ModelFacts, PlotData, SolvedLogitDiff
+from probes.comparison.model_facts import ModelFacts, PlotData, SolvedLogitDiff, lineage_lines
 from probes.comparison.paths.result import PathCircuit, PathEffect
 from probes.comparison.variables.result import CrossModelTransfer, VariableDraw
 from probes.comparison.verdict import Verdict, error_rate_line
@@ -153,7 +153,11 @@ class Comparison(Result):
         )
 
     def stability(self) -> dict[str, float]:
-        """For each variable, the fraction of draws whose own verdict is its most frequent one."""
+        """For each variable, the fraction of draws whose own verdict is its most frequent one.
+
+        Heads and role paths are not drawn again: their verdicts rest on one draw of pairs, and
+        their intervals resample these pairs. To see which hold, compare with other seeds.
+        """
         labels: dict[str, Counter[str]] = {}
         for draw in self.draws:
             labels.setdefault(draw.variable, Counter())[draw.label] += 1
@@ -222,6 +226,7 @@ class Comparison(Result):
         gates = (
             *(gate.sentence for gate in self.gates),
             *(gate.notice for gate in self.gates if gate.notice),
+            *lineage_lines((self.full, self.other)),
         )
         if self.behavior_absent:
             note = "Heads have pairing scores, but no verdicts."

@@ -15,18 +15,16 @@ from torch import nn
 from probes.errors import FigureError, ModelError
 from probes.files import derived_folder, list_models
 from probes.models.files.loading import (
-    BARE_HUB_IDS,
     check_finite,
     check_saved,
-    find_model,
     load_hf_model,
     parse_dtype,
+    source_provenance,
 )
+from probes.models.files.names import BARE_HUB_IDS, find_model, split_name
 from probes.models.files.provenance import (
     Provenance,
     StorageCost,
-    folder_storage,
-    read_provenance,
     storage_part,
     write_provenance,
 )
@@ -87,14 +85,13 @@ def load_parent(name: str | Path | DerivedModel, *, dtype: str = "float32") -> D
     if isinstance(name, DerivedModel):
         return name
     source, _ = find_model(name)
-    hf_model, tokenizer = load_hf_model(source, parse_dtype(dtype))
+    number_format = parse_dtype(dtype)
+    hf_model, tokenizer = load_hf_model(source, number_format)
     check_finite(hf_model, str(name))
-    folder = Path(source)
-    provenance = read_provenance(folder) if folder.is_dir() else None
-    if provenance is None:
-        cost = folder_storage(folder) if folder.is_dir() else dense_storage(hf_model, bits=16)
-        provenance = Provenance("trained", "", cost)
-    return DerivedModel(folder.name, hf_model.eval(), tokenizer, provenance)
+    provenance = source_provenance(source, number_format) or Provenance(
+        "trained", "", dense_storage(hf_model, bits=16)
+    )
+    return DerivedModel(split_name(name)[0], hf_model.eval(), tokenizer, provenance)
 
 
 def new_model_folder(name: str, *, force: bool = False) -> Path:

@@ -14,6 +14,7 @@ from torch import Tensor
 from probes.errors import BatchError, ModelError, SiteError
 from probes.interventions.activation_patching import TOKENS_PER_BATCH
 from probes.models.model import Model
+from probes.models.readout import last_token
 from probes.models.site import RESID, RESID_OUT
 from probes.prompts.tokens.batch import pad_token_id
 from probes.prompts.tokens.special_tokens import special_prefix
@@ -164,5 +165,5 @@ def _layer_states(
     last = layer == model.shape.layers
     name = f"blocks.{layer - 1}.{RESID_OUT}" if last else f"blocks.{layer}.{RESID}"
     with model.editing({name: kept.append}):
-        model.logits(ids, mask)
+        model.logits(ids, mask, last_token(mask))
     return [states[is_text] for states, is_text in zip(kept[0], mask, strict=True)]

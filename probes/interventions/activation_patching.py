@@ -5,60 +5,29 @@ therefore restarts at the block after the patch, at the first patched position, 
 values of the clean run. The last block and the unembedding run at the read-outs only.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probes.errors import BatchError, SiteError
-from probes.interventions.block_cache import BlockCache, slice_argument
+from probes.errors import BatchError, ModelError, ProbeError, SiteError
+from probes.interventions.cached_run import MLP, BlockCache, CachedRun, Z, record_run
+from probes.models.acceptance import LOGIT_TOLERANCE
 from probes.models.model import Model
 from probes.models.run_checks import require_unedited
 from probes.models.site import RESID, RESID_OUT, Site
 from probes.prompts.tokens.batch import Batch
 
-# Architectures whose blocks are tested to be attention plus MLP; others run in full.
-RESTARTABLE = frozenset({"GPT2LMHeadModel", "LlamaForCausalLM", "GPTNeoXForCausalLM"})
-
 # Tokens of one batch: fills the matrix products and stays within a CPU's cache.
 TOKENS_PER_BATCH = 2048
 
-Z, MLP = "attn.hook_z", "hook_mlp_out"
+_RESTART = "restarts"
+_CHECKED_TOKENS = 5
 
 
-@dataclass(frozen=True, eq=False)
-class CachedRun:
-    """Activations and logits of one run, as far as patching needs them."""
-
-    model: Model
-    ids: Int[Tensor, "prompt position"] = field(repr=False)
-    mask: Bool[Tensor, "prompt position"] = field(repr=False)
-    readout: Int[Tensor, "prompt answer"] = field(repr=False)
-    logits: Float[Tensor, "prompt answer vocab"] = field(repr=False)
-    z: Float[Tensor, "layer prompt position head d_head"] = field(repr=False)
-    mlp_out: Float[Tensor, "layer prompt position d_model"] = field(repr=False)
-    resid: Float[Tensor, "layer+1 prompt position d_model"] = field(repr=False)
-    """Input of every block, and the output of the last."""
-    # Arguments of each block's call, and its keys and values.
-    _block_caches: tuple[tuple[dict, BlockCache], ...] = field(repr=False)
-
-    def realigned(self, index: Int[Tensor, "prompt position"]) -> "CachedRun":
-        """Run whose position p of prompt i has the activations of position index[i, p]."""
-        at = (slice(None), torch.arange(len(index), device=index.device)[:, None], index)
-        return replace(self, z=self.z[at], mlp_out=self.mlp_out[at], resid=self.resid[at])
-
-    def activation(self, site: Site) -> Float[Tensor, "prompt position feature"]:
-        """Activation of a component at all positions."""
-        if isinstance(site.component, int):
-            return self.z[site.layer, :, :, site.component]
-        return (self.mlp_out if site.component == "mlp" else self.resid)[site.layer]
-
-
-@torch.no_grad()
 def run_with_cache(
     model: Model,
     ids: Int[Tensor, "prompt position"],
@@ -67,29 +36,67 @@ def run_with_cache(
 ) -> CachedRun:
     """Run the model once; `readout` holds the positions whose logits are kept.
 
+    Warns where patched runs of the model cannot restart, and are whole passes.
+
     Raises:
         ModelError: The model is being edited.
     """
     require_unedited(model)
-    layers = range(model.shape.layers)
-    values: dict[str, Tensor] = {}
-    caches = [BlockCache() for _ in layers] if model.shape.architecture in RESTARTABLE else []
+    if (problem := restart_problem(model)) is not None:
+        warnings.warn(
+            f"Activation patching of {model.name} ({model.shape.architecture}) is slow: each patch "
+            f"is a whole pass, because its blocks cannot restart ({problem})",
+            stacklevel=2,
+        )
+    return record_run(model, ids, mask, readout, for_restarts=problem is None)
 
-    def stacked(hook: str) -> Tensor:
-        return torch.stack([values[f"blocks.{n}.{hook}"] for n in layers])
 
-    names = [f"blocks.{n}.{hook}" for n in layers for hook in (RESID, Z, MLP, RESID_OUT)]
-    edits = {name: partial(values.__setitem__, name) for name in names}
-    with model.editing(edits), model.recording_kv(caches) as calls:
-        logits = model.logits(ids, mask)
-    readout_logits = logits.take_along_dim(readout[..., None], dim=1)
-    resid = torch.cat([stacked(RESID), stacked(RESID_OUT)[-1:]])
-    # Blocks that did not use their cache cannot restart from it.
-    all_used = all(cache.keys is not None for cache in caches)
-    blocks = tuple(zip(calls, caches, strict=True)) if all_used else ()
-    return CachedRun(
-        model, ids, mask, readout, readout_logits, stacked(Z), stacked(MLP), resid, blocks
+def restart_problem(model: Model) -> str | None:
+    """Why a run of a model cannot restart at a block inside its prompts; None where it can."""
+    if _RESTART not in model.passed_checks and _RESTART not in model.failed_checks:
+        try:
+            _check_restarts(model)
+            model.passed_checks.add(_RESTART)
+        except (ProbeError, *_NO_RESTART) as error:
+            model.failed_checks[_RESTART] = str(error) or type(error).__name__
+    return model.failed_checks.get(_RESTART)
+
+
+# What modules raise that are not made of attention and MLP, or keep a state of their own.
+_NO_RESTART = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError)
+
+
+@torch.no_grad()
+def _check_restarts(model: Model) -> None:
+    """Compare patched runs that restart with whole passes, on a few random tokens.
+
+    Raises:
+        ModelError: They differ.
+    """
+    shape, device = model.shape, model.device
+    length = min(_CHECKED_TOKENS, shape.context)
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(shape.d_vocab, (2, length), generator=draw).to(device)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[1, 0] = length == 1  # Padding, where there is room for it.
+    at = torch.full((2, 1), length - 1, device=device)
+    role = torch.zeros_like(mask)
+    role[:, length // 2] = True
+    clean, source = (
+        record_run(model, (ids + step) % shape.d_vocab, mask, at, for_restarts=True)
+        for step in (0, 1)
     )
+    plain = model.logits(ids, mask, at)
+    allowed = LOGIT_TOLERANCE[model.dtype] * max(1.0, float(plain.abs().max()))
+    pairs = [(clean.logits, plain)]
+    middle = Site(shape.layers // 2, "mlp", "")
+    sites = [Site(0, "resid", ""), Site(0, shape.heads - 1, ""), middle]
+    for batch in _patch_batches(clean, source, sites, {"": role}):
+        restarted, whole = (run(clean, source, batch) for run in (_run_restarted, _run_in_full))
+        pairs.append((restarted, whole))
+    gap = max(float((one - other).abs().max()) for one, other in pairs)
+    if not gap <= allowed:
+        raise ModelError(f"logits of restarted runs differ by {gap:.1e}, {allowed:.1e} allowed")
 
 
 def run_batch_with_cache(model: Model, batch: Batch) -> CachedRun:
@@ -186,15 +193,10 @@ def _run_restarted(clean: CachedRun, source: CachedRun, batch: _PatchBatch) -> T
     model, last = clean.model, clean.model.shape.layers - 1
     span = torch.arange(batch.first_position, batch.end_position, device=clean.ids.device)
     span, readout = span.expand(len(batch.prompt), -1), clean.readout[batch.prompt]
-
-    def arguments(layer: int, positions: Tensor) -> dict:
-        call = clean._block_caches[layer][0]
-        return {k: slice_argument(value, batch.prompt, positions) for k, value in call.items()}
-
     hidden = _block_input(clean, source, batch)
     for layer in range(batch.start_block, last):
-        cache = _cache_before(clean, layer, batch)
-        hidden = model.run_block(layer, hidden, arguments(layer, span), cache)
+        given = clean.block_arguments(layer, batch.prompt, span, batch.end_position)
+        hidden = model.run_block(layer, hidden, given, _cache_before(clean, layer, batch))
     # A read-out before the first position is unchanged; its values here are discarded below.
     readout_hidden = hidden.take_along_dim(
         (readout - batch.first_position).clamp(min=0)[..., None], dim=1
@@ -202,19 +204,20 @@ def _run_restarted(clean: CachedRun, source: CachedRun, batch: _PatchBatch) -> T
     if batch.start_block <= last:
         # Every position contributes keys and values, but only the read-outs need the output.
         cache = _cache_before(clean, last, batch)
-        cache.fill(model, last, hidden, arguments(last, span))
-        readout_hidden = model.run_block(last, readout_hidden, arguments(last, readout), cache)
-    logits = model.bridge.unembed(model.bridge.ln_final(readout_hidden))
+        at_span, at_readout = (
+            clean.block_arguments(last, batch.prompt, positions, batch.end_position)
+            for positions in (span, readout)
+        )
+        cache.fill(model, last, hidden, at_span)
+        readout_hidden = model.run_block(last, readout_hidden, at_readout, cache)
+    logits = model.unembed(readout_hidden)
     reached = batch.changed.cumsum(-1) > 0 if batch.start_block <= last else batch.changed
     read = reached.take_along_dim(readout, dim=1)[..., None]
     return torch.where(read, logits, clean.logits[batch.prompt])
 
 
 def _cache_before(clean: CachedRun, layer: int, batch: _PatchBatch) -> BlockCache:
-    kept = clean._block_caches[layer][1]
-    rows = (
-        t[batch.prompt, :, : batch.end_position] for t in (kept.keys, kept.values) if t is not None
-    )
+    rows = (t[batch.prompt, :, : batch.end_position] for t in clean.keys_values(layer))
     return BlockCache(*rows, first_position=batch.first_position)
 
 
@@ -232,24 +235,28 @@ def _block_input(clean: CachedRun, source: CachedRun, batch: _PatchBatch) -> Ten
 
 
 def _block_output(clean: CachedRun, source: CachedRun, layer: int, points: Tensor) -> Tensor:
-    """Output of a block with one head's z, or the MLP's output, from the source."""
+    """Output of a block with one head's z, or the MLP's output, from the source.
+
+    The block runs at the points alone. What it attends to does not matter, because z is given.
+    """
     prompt, position, component = points
-    block, parallel = clean.model.bridge.blocks[layer], clean.model.shape.parallel
     at, head = (prompt, position), component >= 0
-    z = clean.z[layer][at]
+    z, mlp_out = clean.z[layer][at], source.mlp_out[layer][at]
     z[head, component[head]] = source.z[layer][prompt[head], position[head], component[head]]
-    flat = rearrange(z, "point head d_head -> 1 point (head d_head)")
-    middle = clean.resid[layer][at] + block.attn.o(flat).squeeze(0)
-    mlp = source.mlp_out[layer][at]
-    if parallel:
-        mlp[head] = clean.mlp_out[layer][prompt[head], position[head]]
-    elif bool(head.any()):
-        mlp[head] = block.mlp(block.ln2(middle[head][None])).squeeze(0)
-    return middle + mlp
+    edits = {
+        f"blocks.{layer}.{Z}": lambda _: z[:, None],
+        f"blocks.{layer}.{MLP}": lambda out: torch.where(
+            head[:, None, None], out, mlp_out[:, None]
+        ),
+    }
+    given = clean.block_arguments(layer, prompt, position[:, None], keys=1)
+    with clean.model.hooked(edits):
+        resid = clean.resid[layer][at][:, None]
+        return clean.model.run_block(layer, resid, given, BlockCache())[:, 0]
 
 
 def _run_in_full(clean: CachedRun, source: CachedRun, batch: _PatchBatch) -> Tensor:
-    """Patch in a whole forward pass, for architectures that are not `RESTARTABLE`."""
+    """Patch in a whole forward pass, for models whose blocks cannot restart."""
     p, layer, shape = batch.prompt, batch.start_block, clean.model.shape
 
     def replacing(values: Tensor, *component: int) -> Callable[[Tensor], Tensor]:
@@ -265,8 +272,7 @@ def _run_in_full(clean: CachedRun, source: CachedRun, batch: _PatchBatch) -> Ten
         edits[f"blocks.{layer - 1}.{MLP}"] = replacing(source.mlp_out[layer - 1], -1)
         edits[f"blocks.{layer - 1}.{Z}"] = replacing(source.z[layer - 1], *range(shape.heads))
     with clean.model.editing(edits):
-        logits = clean.model.logits(clean.ids[p], clean.mask[p])
-    return logits.take_along_dim(clean.readout[p][..., None], dim=1)
+        return clean.model.logits(clean.ids[p], clean.mask[p], clean.readout[p])
 
 
 def _check_patch(

@@ -220,8 +220,8 @@ def ablate_heads(
         return lambda value: torch.where(swap, source_z[layer], value)
 
     with model.editing({f"blocks.{layer}.{Z}": edit(layer) for layer in by_layer}):
-        logits = model.logits(runs.clean.ids, runs.clean.mask)
-    predicted = logits.take_along_dim(runs.clean.readout[..., None], dim=1).argmax(-1)
+        logits = model.logits(runs.clean.ids, runs.clean.mask, runs.clean.readout)
+    predicted = logits.argmax(-1)
     both_correct = interchange_intervention(runs, []).unchanged()[0]
     number, noun = (
         proportion((predicted[:, k] == runs.outcome_tokens[k][:, 0]).cpu().numpy()[both_correct])

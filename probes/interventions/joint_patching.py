@@ -133,9 +133,8 @@ def _patch_sets(
             if bool(swap[n].any())
         }
         with model.editing(edits):
-            logits = model.logits(clean.ids[prompt], clean.mask[prompt])
-        readout_logits = logits.take_along_dim(clean.readout[prompt][..., None], dim=1)
-        effects[members, role, prompt] = before[prompt] - measure(readout_logits, prompt)
+            logits = model.logits(clean.ids[prompt], clean.mask[prompt], clean.readout[prompt])
+        effects[members, role, prompt] = before[prompt] - measure(logits, prompt)
     return mask_lacking_roles(effects.permute(2, 0, 1, 3).cpu(), pairs, roles)
 
 

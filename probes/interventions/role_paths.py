@@ -118,12 +118,9 @@ def contrast_effects(model: Model, pairs: PairBatch) -> Float[Tensor, "prompt an
     """Decrease of each answer's logit difference from the clean to the counterfactual run."""
     measure = pair_logit_diffs(pairs, model.device)
     every = torch.arange(len(pairs), device=model.device)
-    at = pairs.clean.positions.to(model.device)[..., None]
+    at = pairs.clean.positions.to(model.device)
     clean, other = (
-        measure(
-            model.logits(b.ids.to(model.device), b.mask.to(model.device)).take_along_dim(at, dim=1),
-            every,
-        )
+        measure(model.logits(b.ids.to(model.device), b.mask.to(model.device), at), every)
         for b in (pairs.clean, pairs.counterfactual)
     )
     return (clean - other).cpu()
@@ -201,26 +198,29 @@ class _Pass:
         self.planned.append(slots)
         return True
 
-    def run(self, model: Model) -> Float[Tensor, "slot prompt position vocab"]:
-        """Logits of the clean run and of each copy."""
+    def run(self, model: Model) -> Float[Tensor, "slot prompt answer vocab"]:
+        """Logits of the clean run and of each copy, where each answer is read."""
         rows = torch.cat(self.sources).to(model.device)
         position = torch.arange(rows.shape[1], device=model.device)
         names = [f"blocks.{layer}.{RESID}" for layer in range(model.shape.layers)]
-        mask = self.pairs.clean.mask.repeat(len(self.ids), 1).to(model.device)
+        mask, at = (
+            each.repeat(len(self.ids), 1).to(model.device)
+            for each in (self.pairs.clean.mask, self.pairs.clean.positions)
+        )
         with model.editing({name: lambda resid: resid[rows, position] for name in names}):
-            logits = model.logits(torch.cat(self.ids).to(model.device), mask)
+            logits = model.logits(torch.cat(self.ids).to(model.device), mask, at)
         return logits.unflatten(0, (-1, len(self.pairs)))
 
     def read(
-        self, logits: Float[Tensor, "slot prompt position vocab"], slots: Mapping[str, int]
+        self, logits: Float[Tensor, "slot prompt answer vocab"], slots: Mapping[str, int]
     ) -> Float[Tensor, "prompt answer vocab"]:
-        """Logits where each answer is read, in the copy of the role of that token."""
+        """Logits of each answer in the copy of the role of the token where it is read."""
         at = self.pairs.clean.positions
         slot = torch.zeros_like(at)
         for role, own in slots.items():
             slot[self.masks[role].gather(1, at)] = own
-        every = torch.arange(len(at), device=logits.device)[:, None]
-        return logits[slot.to(logits.device), every, at.to(logits.device)]
+        prompt, answer = (torch.arange(size, device=logits.device) for size in at.shape)
+        return logits[slot.to(logits.device), prompt[:, None], answer]
 
 
 def candidate_paths(

@@ -4,13 +4,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from probes.errors import SiteError
 from probes.interventions.activation_patching import patch_sites, run_batch_with_cache
+from probes.interventions.result import ScreenCheck
 from probes.models.model import Model
-from probes.models.site import COMPONENT_KINDS, component_sites
+from probes.models.site import COMPONENT_KINDS, Site, component_sites
 from probes.observe.behavior import logit_diff, pair_foils
 from probes.prompts.tokens.pair_batch import PairBatch
 
@@ -31,6 +33,7 @@ class PatchingEffects:
         total: Decrease of the logit difference from the clean to the counterfactual run.
         aligned_fraction: Fraction of prompts whose tokens all have a counterpart in the
             counterfactual.
+        screen: Error of the effects that are approximated; None where one method gave all.
     """
 
     model: str
@@ -41,6 +44,7 @@ class PatchingEffects:
     per_prompt: Float[Tensor, "prompt component role answer"] = field(repr=False)
     total: Float[Tensor, "prompt answer"] = field(repr=False)
     aligned_fraction: float
+    screen: ScreenCheck | None = None
 
     @property
     def mean(self) -> Float[Tensor, "component role answer"]:
@@ -57,7 +61,6 @@ class PatchingEffects:
         )
 
 
-@torch.no_grad()
 def activation_patching(
     model: Model,
     pairs: PairBatch,
@@ -77,25 +80,12 @@ def activation_patching(
         SiteError: A kind is unknown, none is given, or the prompts lack a role.
         ModelError: The model is being edited, or in training mode.
     """
-    roles = tuple(roles) if roles is not None else pairs.clean.roles
-    if not roles or not kinds:
-        raise SiteError(
-            f"Roles {list(roles)} and components {list(kinds)} leave nothing to patch: choose from "
-            f"{', '.join(pairs.clean.roles)} and from {', '.join(COMPONENT_KINDS)}"
-        )
-    clean = run_batch_with_cache(model, pairs.clean)
-    source = run_batch_with_cache(model, pairs.counterfactual)
-    measure = pair_logit_diffs(pairs, model.device)
+    roles = patched_roles(pairs, kinds, roles)
     by_role = [component_sites(model.shape.layers, model.shape.heads, kinds, r) for r in roles]
-    sites = [site for group in by_role for site in group]
-    masks = {role: pairs.role_mask(role).to(model.device) for role in roles}
-    every = torch.arange(len(pairs), device=model.device)
-    before, after = measure(clean.logits, every), measure(source.logits, every)
-    patched = patch_sites(
-        clean, source.realigned(pairs.source_positions.to(model.device)), sites, masks, measure
+    effects, total = patch_cells(model, pairs, [site for group in by_role for site in group])
+    effects = rearrange(
+        effects, "(role part) prompt answer -> prompt part role answer", role=len(roles)
     )
-    effects = (before - patched).reshape(len(roles), -1, len(pairs), before.shape[1])
-    effects = effects.permute(2, 1, 0, 3).cpu()
     return PatchingEffects(
         model=model.name,
         contrast=pairs.contrast,
@@ -103,9 +93,43 @@ def activation_patching(
         roles=roles,
         answers=tuple(readout.name for readout in pairs.clean.readouts),
         per_prompt=mask_lacking_roles(effects, pairs, roles),
-        total=(before - after).cpu(),
+        total=total,
         aligned_fraction=float(pairs.fully_aligned.float().mean()),
     )
+
+
+def patched_roles(
+    pairs: PairBatch, kinds: Sequence[str], roles: Sequence[str] | None
+) -> tuple[str, ...]:
+    """Roles to patch, by default those of the clean prompts.
+
+    Raises:
+        SiteError: There is no role or no kind of component.
+    """
+    roles = tuple(roles) if roles is not None else pairs.clean.roles
+    if not roles or not kinds:
+        raise SiteError(
+            f"Roles {list(roles)} and components {list(kinds)} leave nothing to patch: choose from "
+            f"{', '.join(pairs.clean.roles)} and from {', '.join(COMPONENT_KINDS)}"
+        )
+    return roles
+
+
+@torch.no_grad()
+def patch_cells(
+    model: Model, pairs: PairBatch, sites: Sequence[Site]
+) -> tuple[Float[Tensor, "site prompt answer"], Float[Tensor, "prompt answer"]]:
+    """Exact effect of patching each site, and of the whole contrast."""
+    clean = run_batch_with_cache(model, pairs.clean)
+    source = run_batch_with_cache(model, pairs.counterfactual)
+    measure = pair_logit_diffs(pairs, model.device)
+    masks = {r: pairs.role_mask(r).to(model.device) for r in dict.fromkeys(s.role for s in sites)}
+    every = torch.arange(len(pairs), device=model.device)
+    before, after = measure(clean.logits, every), measure(source.logits, every)
+    patched = patch_sites(
+        clean, source.realigned(pairs.source_positions.to(model.device)), sites, masks, measure
+    )
+    return (before - patched).cpu(), (before - after).cpu()
 
 
 def pair_logit_diffs(

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from probes.errors import ModelError
+from probes.models.readout import last_token
 from probes.prompts.tokens.batch import tokenize
 
 
@@ -29,7 +30,8 @@ def continue_text(
     ids = tokenize(model, text).ids.to(model.device)
     generator = torch.Generator(model.device).manual_seed(seed)
     for _ in range(min(max_new_tokens, model.shape.context - ids.shape[1])):
-        logits = model.logits(ids, torch.ones_like(ids, dtype=torch.bool))[0, -1]
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        logits = model.logits(ids, mask, last_token(mask))[0, 0]
         if temperature > 0:
             weights = (logits.float() / temperature).softmax(-1)
             token = torch.multinomial(weights, 1, generator=generator)

@@ -1,11 +1,10 @@
 """Model: a decoder with its shape and tokenizer, whose activations can be read and edited."""
 
 import copy
-import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from probes.errors import ModelError
 from probes.models.acceptance import check_acceptance, reference_logits
 from probes.models.edits import Edit, hook_edit
-from probes.models.files import loading
+from probes.models.files import loading, names
 from probes.models.files.provenance import Provenance
 from probes.models.generation import continue_text
 from probes.models.layers.attention_hooks import (
@@ -27,6 +26,7 @@ from probes.models.layers.attention_hooks import (
 )
 from probes.models.layers.kv_cache import block_cache_argument, replaced_caches
 from probes.models.process_state import isolated, seeded_init
+from probes.models.readout import run_bridge
 from probes.models.run_checks import require_eval, require_finite, require_tokens
 from probes.models.shape import Shape as Shape
 from probes.models.shape import read_shape
@@ -49,6 +49,8 @@ class Model:
     lock: Any = field(default_factory=threading.RLock, repr=False)
     passed_checks: set[str] = field(default_factory=set, repr=False)
     """Checks that the model passed and that need not run again, such as that of gradients."""
+    failed_checks: dict[str, str] = field(default_factory=dict, repr=False)
+    """What was found by checks that only decide how the model is run, such as that of restarts."""
     active_edits: list[str] = field(default_factory=list, repr=False)
     """Sites and hook names of the `editing` in effect; measurements refuse an edited model."""
 
@@ -64,27 +66,30 @@ class Model:
 
     @torch.no_grad()
     def logits(
-        self, ids: Int[Tensor, "prompt position"], mask: Bool[Tensor, "prompt position"]
-    ) -> Float[Tensor, "prompt position vocab"]:
-        """Logits of the next tokens; `mask` is True for text, False for padding on either side."""
-        return self.forward(ids, mask)
+        self,
+        ids: Int[Tensor, "prompt position"],
+        mask: Bool[Tensor, "prompt position"],
+        at: Int[Tensor, "prompt answer"] | None = None,
+    ) -> Float[Tensor, "prompt _ vocab"]:
+        """Logits of the next tokens at all positions or `at` some; `mask` is False for padding."""
+        return self.forward(ids, mask, at)
 
     def forward(
-        self, ids: Int[Tensor, "prompt position"], mask: Bool[Tensor, "prompt position"]
-    ) -> Float[Tensor, "prompt position vocab"]:
-        """Logits with gradients of activations enabled.
+        self,
+        ids: Int[Tensor, "prompt position"],
+        mask: Bool[Tensor, "prompt position"],
+        at: Int[Tensor, "prompt answer"] | None = None,
+    ) -> Float[Tensor, "prompt _ vocab"]:
+        """Like `logits`, with gradients of activations enabled.
 
         Raises:
             ModelError: A prompt is too long, a token unknown, a logit not finite, or no eval().
         """
         require_eval(self)
         ids = require_tokens(self, ids, mask)
-        given: dict[str, Tensor | bool] = {"attention_mask": mask.long(), "use_cache": False}
-        if "position_ids" in inspect.signature(self.bridge.original_model.forward).parameters:
-            given["position_ids"] = position_ids(mask)
         with self.locked():
-            logits = self.bridge(ids, **given)
-        require_finite(self.name, logits, mask)
+            logits = run_bridge(self.bridge, ids, mask, at)
+        require_finite(self.name, logits, mask if at is None else mask.gather(1, at))
         return logits
 
     def unembed(
@@ -140,10 +145,8 @@ class Model:
     ) -> Iterator[dict[str, Tensor]]:
         """Record activations of the forward pass inside the `with`, by hook name or site.
 
-        Args:
-            names: Hook names or sites.
-            select: Maps an activation to what is kept of it; by default the tensor itself, which
-                in-place operations of the model may still change.
+        `select` maps an activation to what is kept of it; by default the tensor itself, which
+        in-place operations of the model may still change.
         """
         kept: dict[str, Tensor] = {}
 
@@ -195,17 +198,14 @@ class Model:
             self.lock.release()
 
 
-def position_ids(mask: Bool[Tensor, "prompt position"]) -> Int[Tensor, "prompt position"]:
-    """Positions of the tokens of each text from 0, without padding."""
-    return (mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
 ModelSpec = str | Path | Model | loading.HasModel
 
 
-def load(
-    name: ModelSpec,
+def load(  # noqa: PLR0913 (each is an option of its own)
+    source: ModelSpec,
     *,
+    name: str = "",
+    revision: str = "",
     dtype: str = "float32",
     device: str | torch.device | None = None,
     add_bos: bool | None = None,
@@ -214,7 +214,10 @@ def load(
     """Load a model; a `Model` is returned unchanged, and a derived model in memory as a `Model`.
 
     Args:
-        name: Family member, folder, hub id ("gpt2", "owner/name") or "random-init:NAME:SEED".
+        source: Family member, folder, GGUF file, hub id ("gpt2", "owner/name@revision") or
+            "random-init:NAME:SEED"; "NAME=SOURCE" also gives a name.
+        name: Name of the model, by default the last part of its source.
+        revision: Branch, tag or commit of a hub id.
         dtype: "float32", "bfloat16" or "float16".
         device: Device of the weights, PyTorch's default by default.
         add_bos: Whether the tokenizer writes its BOS token, by default as its own files say.
@@ -223,26 +226,20 @@ def load(
     Raises:
         ProbeError: There is no such model, it cannot be loaded, or it has no BOS token to add.
     """
-    if not isinstance(name, str | Path):
-        model = name if isinstance(name, Model) else loading.build_model(name)
+    if not isinstance(source, str | Path):
+        model = source if isinstance(source, Model) else loading.build_model(source)
         if adapter is not None:
-            raise ModelError(f"{name!r} is loaded already: give its folder to add an adapter")
-        return model
-    if (parts := loading.parse_random_init(name)) is not None and adapter is None:
-        like = load(parts[0], dtype=dtype, device=device, add_bos=add_bos)
-        return random_init(like, seed=parts[1])
-    source, origin = loading.find_model(name)
-    with isolated():
-        hf_model, tokenizer = loading.load_hf_model(
-            source, loading.parse_dtype(dtype), add_bos=add_bos, adapter=adapter
-        )
-        with loading.model_errors(f"Could not load {source!r}", "Check its files and the device."):
-            hf_model = hf_model.to(device or torch.get_default_device())
-            provenance = loading.folder_provenance(source)
-        names = (Path(name).name, origin)
-        if adapter is not None:
-            names = (f"{names[0]}+{Path(adapter).name}", f"{origin} with {Path(adapter).resolve()}")
-        return _build_model(hf_model, names, tokenizer, provenance)
+            raise ModelError(f"{source!r} is loaded already: give its folder to add an adapter")
+        return replace(model, name=name) if name else model
+    options = loading.SourceOptions(name, revision, dtype, device, add_bos, adapter)
+    own_name, place = names.split_name(source)
+    if (parts := names.parse_random_init(place)) is None or adapter is not None:
+        with isolated():
+            return _build_model(*loading.load_source(source, options))
+    like = load(parts[0], revision=revision, dtype=dtype, device=device, add_bos=add_bos)
+    model = random_init(like, seed=parts[1])
+    chosen = name or ("" if own_name == place else own_name)
+    return replace(model, name=chosen) if chosen else model
 
 
 def wrap(
@@ -263,25 +260,25 @@ def random_init(model: Model, *, seed: int) -> Model:
 
     The caller's random generators are not touched, and threads do not affect each other.
     """
-    names = (f"{model.name} random-init {seed}", f"random-init like {model.name}, seed {seed}")
+    called = (f"{model.name} random-init {seed}", f"random-init like {model.name}, seed {seed}")
     with isolated():
         from transformers import AutoModelForCausalLM
 
         with seeded_init(seed):
             config = copy.deepcopy(model.config)
             hf_model = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
-        return _build_model(hf_model.to(model.device), names, model.tokenizer)
+        return _build_model(hf_model.to(model.device), called, model.tokenizer)
 
 
 def _build_model(
     hf_model: Any,  # noqa: ANN401
-    names: tuple[str, str],
+    called: tuple[str, str],
     tokenizer: object,
     provenance: Provenance | None = None,
 ) -> Model:
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
-    name, architecture = names[0], type(hf_model).__name__
+    name, architecture = called[0], type(hf_model).__name__
     loading.check_finite(hf_model, name)
     problem = f"{name} ({architecture}) is not supported"
     with loading.model_errors(problem, "Use a decoder such as Llama, GPT-2 or GPT-NeoX."):
@@ -294,7 +291,7 @@ def _build_model(
         bridge.requires_grad_(False)
         split_value_heads(bridge, config)
         shape = read_shape(architecture, config, bridge.cfg)
-        model = Model(*names, shape, tokenizer, bridge, config, provenance)
+        model = Model(*called, shape, tokenizer, bridge, config, provenance)
         check_acceptance(model, reference)
         check_attention_edits(model, reference.ids, reference.mask)
     return model

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from probes.errors import SiteError
 from probes.models.model import Model
+from probes.models.readout import last_token
 from probes.models.site import RESID, RESID_OUT
 from probes.prompts.question import Question
 from probes.prompts.tokens.batch import Batch, tokenize
@@ -139,7 +140,8 @@ def record(
             return value.clone() if select is None else select(value, rows)
 
         with model.recording([hook for group in hooks.values() for hook in group], part) as kept:
-            model.forward(batch.ids[rows].to(model.device), batch.mask[rows].to(model.device))
+            mask = batch.mask[rows].to(model.device)
+            model.forward(batch.ids[rows].to(model.device), mask, last_token(mask))
         missing = [name for name, group in hooks.items() if not kept.keys() >= {*group}]
         if missing:
             raise SiteError(

@@ -39,18 +39,19 @@ def evaluate_behavior(model: Model, batch: Batch, *, batch_size: int = 128) -> B
     """Score the answers of a batch; a second answer is read after the words of the first."""
     correct, logit_diffs, predicted, preferred = [], [], [], []
     for rows in torch.arange(len(batch)).split(batch_size):
-        ids = batch.ids[rows].to(model.device)
-        logits = model.logits(ids, batch.mask[rows].to(model.device)).cpu()
-        most_likely = logits.argmax(-1)
-        row = torch.arange(len(rows))
+        ids, mask = (part[rows].to(model.device) for part in (batch.ids, batch.mask))
+        at = _answer_positions(batch, rows)
+        logits = model.logits(ids, mask, at.to(model.device)).cpu()
+        most_likely = torch.full_like(batch.ids[rows], -1).scatter(1, at, logits.argmax(-1))
         whole = [_whole_answer_correct(most_likely, batch, r, rows) for r in batch.readouts]
         number = [_number_ends(model, most_likely, batch, r, rows) for r in batch.readouts]
         correct.append(torch.stack(whole, 1) & torch.stack(number, 1))
-        preferred.append(torch.stack([_preferred(logits, r, rows) for r in batch.readouts], 1))
-        differences = [
-            logit_diff(logits[row, r.position[rows]], foil_tokens(r)[rows], r.answer[rows])
-            for r in batch.readouts
-        ]
+        preferred.append(torch.stack([_preferred(logits, at, r, rows) for r in batch.readouts], 1))
+        differences = []
+        for r in batch.readouts:
+            column = (at == r.position[rows, None]).int().argmax(1)
+            own = logits[torch.arange(len(rows)), column]
+            differences.append(logit_diff(own, foil_tokens(r)[rows], r.answer[rows]))
         logit_diffs.append(torch.stack(differences, 1))
         predicted.append(most_likely.gather(1, batch.positions[rows]))
     names = tuple(readout.name for readout in batch.readouts)
@@ -65,10 +66,28 @@ def _whole_answer_correct(
     rows: Int[Tensor, " row"],
 ) -> Bool[Tensor, " row"]:
     """Whether each token of the answer, those that all outcomes share included, is predicted."""
-    position = torch.arange(1, batch.ids.shape[1])
-    start, end = readout.start[rows, None], readout.end[rows, None]
-    in_answer = (position > start) & (position < end)
-    return ((most_likely[:, :-1] == batch.ids[rows, 1:]) | ~in_answer).all(-1)
+    is_right = most_likely[:, :-1] == batch.ids[rows, 1:]
+    return (is_right | ~_before_answer(batch, readout, rows)[:, :-1]).all(-1)
+
+
+def _before_answer(
+    batch: Batch, readout: Readout, rows: Int[Tensor, " row"]
+) -> Bool[Tensor, "row position"]:
+    """Positions whose next token is one of the answer."""
+    position = torch.arange(1, batch.ids.shape[1] + 1)
+    return (position > readout.start[rows, None]) & (position < readout.end[rows, None])
+
+
+def _answer_positions(batch: Batch, rows: Int[Tensor, " row"]) -> Int[Tensor, "row answer"]:
+    """Positions at which answers are read, each once; others fill up shorter rows."""
+    is_read = torch.stack([_before_answer(batch, r, rows) for r in batch.readouts]).any(0)
+    is_read = is_read.scatter(1, batch.positions[rows], True)
+    for readout in batch.readouts:
+        is_read = is_read.scatter(1, readout.end[rows, None] - 1, True)  # What ends the answer.
+        for index, row in enumerate(rows.tolist()):
+            is_read[index, [position for position, _, _ in readout.choices[row]]] = True
+    order = is_read.int().argsort(dim=1, descending=True, stable=True)
+    return order[:, : int(is_read.sum(1).max())]
 
 
 def _number_ends(
@@ -94,14 +113,17 @@ def _number_ends(
 
 
 def _preferred(
-    logits: Float[Tensor, "row position vocab"], readout: Readout, rows: Int[Tensor, " row"]
+    logits: Float[Tensor, "row answer vocab"],
+    at: Int[Tensor, "row answer"],
+    readout: Readout,
+    rows: Int[Tensor, " row"],
 ) -> Bool[Tensor, " row"]:
     """Whether the answer beats each of its foils where they first differ."""
     preferred = torch.ones(len(rows), dtype=torch.bool)
     for index, row in enumerate(rows.tolist()):
         for position, answer, foil in readout.choices[row]:
-            at = logits[index, position]
-            preferred[index] &= bool(at[answer] > at[foil])
+            here = logits[index, int((at[index] == position).int().argmax())]
+            preferred[index] &= bool(here[answer] > here[foil])
     return preferred
 
 

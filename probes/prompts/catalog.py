@@ -1,4 +1,4 @@
-"""Catalog of query patterns, from `data/patterns.toml`."""
+"""Catalog of query patterns, from `data/patterns.toml` and `data/real_patterns.toml`."""
 
 import copy
 import tomllib
@@ -12,6 +12,7 @@ from probes.files import data_folder
 from probes.prompts.pattern import OppositePattern, Pattern
 from probes.prompts.question import evaluate_expression
 from probes.prompts.template import Lexicon, parse_templates
+from probes.prompts.word_patterns import read_word_pattern
 
 
 @cache
@@ -27,6 +28,8 @@ def load_lexicon(path: Path) -> Lexicon:
     low, high = numbers["low"], numbers["high"]
     if type(low) is not int or type(high) is not int or not 0 <= low <= high:
         raise PatternError(f"Numbers from {low!r} to {high!r} found: give whole ones, low to high")
+    if not {*numbers.get("numerals", ("digits",))} <= {"digits", "words"}:
+        raise PatternError(f"numerals are {numbers['numerals']!r}: write digits, words or both")
     lexicon = Lexicon(
         slot_kinds=tuple(table["slots"].items()),
         verbs=tuple(
@@ -36,6 +39,7 @@ def load_lexicon(path: Path) -> Lexicon:
         choices=tuple((kind, tuple(words)) for kind, words in table["words"].items()),
         number_range=(low, high),
         number_words=tuple(numbers["words"]),
+        numerals=tuple(numbers.get("numerals", ("digits", "words"))),
     )
     _check_lexicon(lexicon, table["words"])
     return lexicon
@@ -81,12 +85,14 @@ def _check_pattern(found: Pattern) -> None:
 
 @cache
 def list_patterns(path: Path | None = None) -> dict[str, Pattern]:
-    """All patterns of a file (the shipped one by default) by name.
+    """All patterns of a file (of both shipped ones by default) by name.
 
     Raises:
         PatternError: The file is missing or malformed.
     """
-    path = path or data_folder() / "patterns.toml"
+    if path is None:
+        shipped = (data_folder() / name for name in ("patterns.toml", "real_patterns.toml"))
+        return {name: found for one in shipped for name, found in list_patterns(one).items()}
     try:
         return _read_patterns(path)
     except PatternError as error:
@@ -113,10 +119,16 @@ def list_patterns(path: Path | None = None) -> dict[str, Pattern]:
 
 
 def _read_patterns(path: Path) -> dict[str, Pattern]:
-    table, lexicon = _read_toml(path), load_lexicon(path)
-    frames = {name: tuple(parse_templates(entry)) for name, entry in table["frames"].items()}
+    table = _read_toml(path)
+    frames = table.get("frames", {})
+    frames = {name: tuple(parse_templates(entry)) for name, entry in frames.items()}
     patterns = {}
     for name, entry in table["pattern"].items():
+        if "templates" in entry:
+            pairs = read_word_pattern(name, entry, table).pairs()
+            patterns[name] = Pattern.of_pairs(name, entry["title"], pairs, shuffled=True)
+            continue
+        lexicon = load_lexicon(path)
         for suffix in ("", "-told"):
             if entry["frames"] + suffix in frames:
                 opposite = table["pattern"][entry["opposite"]] if "opposite" in entry else None
@@ -172,3 +184,9 @@ def pattern(name: str | Pattern) -> Pattern:
 def held_out_table() -> dict[str, Any]:
     """Table of the family's held-out split."""
     return copy.deepcopy(_read_toml(data_folder() / "patterns.toml")["held_out"])
+
+
+def published_circuit(name: str) -> dict[str, Any]:
+    """Source, models and heads of the published circuit of a pattern; empty if none is known."""
+    table = _read_toml(data_folder() / "real_patterns.toml")
+    return copy.deepcopy(table["published"].get(name, {}))

@@ -106,7 +106,10 @@ class PairSampler:
             )
         token_counts = _TokenCounts(tokenizers)
         while True:
-            frame, numerals = rng.choice(self.pattern.templates), rng.choice(("digits", "words"))
+            frame, numerals = (
+                rng.choice(self.pattern.templates),
+                rng.choice(self.pattern.lexicon.numerals),
+            )
             numbers = self.valid_numbers[rng.randrange(len(self.valid_numbers))].tolist()
             base, source = (dict(zip(self.operands, side, strict=True)) for side in numbers)
             filled = self._fill_slots(frame, base, source, rng, (allowed_words, token_counts))

@@ -1,7 +1,7 @@
 """Query patterns: sample questions and counterfactuals, and match free text."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
@@ -42,7 +42,8 @@ class Pattern:
         answers: Name of each answer with its expression over the slots.
         remainder: Expression of the result of the operation; it must be in the number range.
         lexicon: Words of the slots.
-        user_pairs: Pairs from a file, for a pattern of the user's; else empty.
+        user_pairs: Pairs from a file, or of a word pattern; else empty.
+        shuffled: Whether draws from these pairs follow the seed; else they are taken in order.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Pattern:
     remainder: str
     lexicon: Lexicon
     user_pairs: tuple[Pair, ...] = ()
+    shuffled: bool = False
 
     @classmethod
     def from_pairs(cls, path: str | Path) -> "Pattern":
@@ -64,17 +66,16 @@ class Pattern:
         """
         pairs, duplicates = read_pairs(Path(path))
         removed = f" ({duplicates} duplicates removed)" if duplicates else ""
-        return cls(
-            name=Path(path).stem,
-            title=f"pairs of {Path(path).name}{removed}",
-            operation="",
-            opposite=None,
-            templates=(),
-            answers=tuple((name, "") for name, _ in pairs[0].clean.answers),
-            remainder="",
-            lexicon=Lexicon((), (), (), (0, 0), ()),
-            user_pairs=pairs,
-        )
+        return cls.of_pairs(Path(path).stem, f"pairs of {Path(path).name}{removed}", pairs)
+
+    @classmethod
+    def of_pairs(
+        cls, name: str, title: str, pairs: tuple[Pair, ...], *, shuffled: bool = False
+    ) -> "Pattern":
+        """Pattern of given pairs, at least one."""
+        answers = tuple((answer, "") for answer, _ in pairs[0].clean.answers)
+        words = Lexicon((), (), (), (0, 0), ())
+        return cls(name, title, "", None, (), answers, "", words, pairs, shuffled)
 
     @property
     def contrasts(self) -> tuple[str, ...]:
@@ -94,10 +95,10 @@ class Pattern:
         check_count(count)
         if self.user_pairs:
             # Both prompts: a constant answer may be right for all clean ones.
-            sides = [side for pair in self.user_pairs for side in (pair.clean, pair.counterfactual)]
             distinct: dict[str, Question] = {}
-            for side in sides:
-                distinct.setdefault(side.text, side)
+            for pair in self._given_pairs(self.user_pairs, seed):
+                for side in (pair.clean, pair.counterfactual):
+                    distinct.setdefault(side.text, side)
             return tuple(q for q in distinct.values() if keep is None or keep(q))[:count]
         rng, questions = random.Random(f"{seed}:{self.name}"), {}
         for _ in tries(count, questions):
@@ -124,7 +125,7 @@ class Pattern:
                     f"{self.name!r} has {len(own_pairs)} pairs of contrast {contrast!r}: "
                     f"request at most as many as there are, not {count}"
                 )
-            return tuple(own_pairs[:count])
+            return self._given_pairs(own_pairs, seed)[:count]
         rng, pairs = random.Random(f"{seed}:{self.name}:{contrast}"), {}
         templates = self._templates_for(contrast)
         for _ in tries(count, pairs):
@@ -142,6 +143,9 @@ class Pattern:
                 "request fewer"
             )
         return tuple(pairs.values())
+
+    def _given_pairs(self, pairs: Sequence[Pair], seed: int) -> tuple[Pair, ...]:
+        return tuple(random.Random(seed).sample(pairs, len(pairs)) if self.shuffled else pairs)
 
     def counterfactuals(
         self, question: Question, contrast: str, *, seed: int
@@ -187,7 +191,7 @@ class Pattern:
             else:
                 free = [word for word in self.lexicon.words(kind) if word not in slots.values()]
                 slots[slot] = rng.choice(free)
-        return self.make_question(template, slots, rng.choice(("digits", "words")))
+        return self.make_question(template, slots, rng.choice(self.lexicon.numerals))
 
     def make_question(
         self, template: Template, slots: SlotValues, numerals: str

@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -36,6 +36,7 @@ class Lexicon:
         choices: Words of the kinds noun, name and filler.
         number_range: Smallest and largest number in questions and answers.
         number_words: Numbers from 0 in words.
+        numerals: How questions write numbers: "digits", "words" or either.
     """
 
     slot_kinds: tuple[tuple[str, str], ...]
@@ -43,6 +44,7 @@ class Lexicon:
     choices: tuple[tuple[str, tuple[str, ...]], ...]
     number_range: tuple[int, int]
     number_words: tuple[str, ...]
+    numerals: tuple[str, ...] = ("digits", "words")
 
     def kind_of(self, slot: str) -> str:
         """Kind of a slot."""
@@ -117,11 +119,15 @@ class Template:
         self, slots: Mapping[str, int | str], lexicon: Lexicon, numerals: str
     ) -> tuple[str, tuple[Span, ...]]:
         """Filled text with the character span of every role."""
+        return self.render(
+            lambda part: lexicon.render(part.slot, slots[part.slot], part.form, numerals)
+        )
+
+    def render(self, words_of: Callable[[TemplatePart], str]) -> tuple[str, tuple[Span, ...]]:
+        """Text with the character span of every role, from the words of each slot's part."""
         text, spans = "", []
         for part in self.parts:
-            words = part.text
-            if part.slot:
-                words = lexicon.render(part.slot, slots[part.slot], part.form, numerals)
+            words = words_of(part) if part.slot else part.text
             if part.role:
                 spans.append((part.role, len(text), len(text) + len(words)))
             text += words

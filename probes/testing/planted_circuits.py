@@ -84,7 +84,7 @@ def find_true_edges(model: Model, task: Task) -> frozenset[Edge]:
     """Edges whose exact effect, patched alone, is at least 5 % of the whole effect in size."""
     task, graph = task.to(model), task.computation_graph(model)
     clean, counterfactual = (
-        task.logit_diff(model.logits(ids, task.mask)[torch.arange(len(task)), task.readout])
+        task.logit_diff(model.logits(ids, task.mask, task.readout[:, None])[:, 0])
         for ids in (task.clean, task.counterfactual)
     )
     effects = edge_attribution(model, task, method="exact", per_prompt=False).mean.abs()

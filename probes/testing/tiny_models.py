@@ -12,13 +12,17 @@ POST_NORM_KINDS = ("gemma2", "gemma3", "olmo2")
 """Kinds with norms behind attention and MLP: 1 + weight and soft caps, local and global rotary
 positions with norms of each head's queries and keys, norms of the queries of all heads."""
 
+OTHER_KINDS = ("qwen2", "qwen3", "mistral", "phi3")
+"""Kinds with biases of queries, keys and values, with norms of each head's queries and keys, with a
+sliding window, and with joint matrices of queries, keys and values and of the gated MLP."""
+
 SIZE = {"vocab_size": 97, "max_position_embeddings": 48, "num_hidden_layers": 3, "hidden_size": 32}
 
 
 def tiny_hf(kind: str, seed: int, **overrides: object) -> nn.Module:
     """Random Hugging Face model with 3 layers, 4 heads and width 32.
 
-    `kind` is one of KINDS or POST_NORM_KINDS.
+    `kind` is one of KINDS, POST_NORM_KINDS or OTHER_KINDS.
     """
     from transformers import (
         AutoModelForCausalLM,
@@ -27,7 +31,11 @@ def tiny_hf(kind: str, seed: int, **overrides: object) -> nn.Module:
         GPT2Config,
         GPTNeoXConfig,
         LlamaConfig,
+        MistralConfig,
         Olmo2Config,
+        Phi3Config,
+        Qwen2Config,
+        Qwen3Config,
     )
 
     layers = int(str(overrides.get("num_hidden_layers", SIZE["num_hidden_layers"])))
@@ -44,6 +52,10 @@ def tiny_hf(kind: str, seed: int, **overrides: object) -> nn.Module:
         ),
         "gemma3": (Gemma3TextConfig, gemma | {"layer_types": types[:layers]}),
         "olmo2": (Olmo2Config, grouped),
+        "qwen2": (Qwen2Config, {"intermediate_size": 64, "num_key_value_heads": 2}),
+        "qwen3": (Qwen3Config, grouped),
+        "mistral": (MistralConfig, grouped | {"sliding_window": 4}),
+        "phi3": (Phi3Config, {"intermediate_size": 64, "num_key_value_heads": 2}),
         "neox": (GPTNeoXConfig, {"intermediate_size": 64, "rotary_pct": 0.25}),
     }[kind]
     common = {**SIZE, "num_attention_heads": 4, "initializer_range": 0.15}
@@ -55,7 +67,7 @@ def tiny_hf(kind: str, seed: int, **overrides: object) -> nn.Module:
         for name, weight in hf_model.named_parameters():
             if name.endswith("bias"):
                 nn.init.normal_(weight, std=0.1)
-            elif kind in POST_NORM_KINDS and weight.ndim == 1:
+            elif kind not in KINDS and weight.ndim == 1:
                 nn.init.normal_(weight, mean=float(weight.detach().mean()), std=0.2)
     return hf_model
 

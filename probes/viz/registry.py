@@ -12,7 +12,12 @@ from probes.viz.picture import Picture
 
 _MODULES = (
     *("reports.comparison", "reports.family_comparison", "reports.trace", "reports.claims"),
-    *("reports.rate_distortion", "plots.circuit_diagram", "plots.rate_distortion_plot"),
+    *(
+        "reports.rate_distortion",
+        "reports.question",
+        "plots.circuit_diagram",
+        "plots.rate_distortion_plot",
+    ),
 )
 
 

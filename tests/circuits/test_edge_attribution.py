@@ -491,7 +491,7 @@ def test_a_check_of_gradients_that_tells_nothing_is_retried_with_at_most_two_bat
     checked = []
     monkeypatch.setattr(scoring, "_MAX_GRADIENT_FLOATS", 1)  # One prompt a batch.
     monkeypatch.setattr(
-        scoring.GradientRecorder, "check_gradients", lambda self: checked.append(self) or False
+        scoring, "check_gradients", lambda recorder: checked.append(recorder) or False
     )
     edge_attribution(tiny("llama"), pairs(5), method="eap")
     assert [len(one.task) for one in checked] == [1, 1, 1]

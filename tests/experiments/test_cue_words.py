@@ -325,7 +325,7 @@ class Scripted(Model):
     def device(self):
         return torch.device("cpu")
 
-    def logits(self, ids, mask):
+    def logits(self, ids, mask, at=None):
         token = self.tokenizer.convert_tokens_to_ids
         next_tokens = []
         for row in ids.tolist():
@@ -337,9 +337,8 @@ class Scripted(Model):
                 next_tokens.append(token("Ġ7"))
             else:
                 next_tokens.append(token("." if last in (token("Ġ3"), token("Ġ7")) else "ĠI"))
-        return torch.nn.functional.one_hot(
-            torch.tensor(next_tokens)[:, None].expand_as(ids), len(self.tokenizer)
-        ).float()
+        predicted = torch.tensor(next_tokens)[:, None].expand_as(ids if at is None else at)
+        return torch.nn.functional.one_hot(predicted, len(self.tokenizer)).float()
 
 
 @pytest.fixture(scope="module")

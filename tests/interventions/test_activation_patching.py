@@ -6,9 +6,10 @@ import torch
 from probes.errors import BatchError, ModelError, SiteError
 from probes.interventions import activation_patching as restart
 from probes.interventions.activation_patching import patch_sites, run_with_cache
-from probes.interventions.block_cache import BlockCache
+from probes.interventions.cached_run import BlockCache
+from probes.models.model import Model
 from probes.models.site import Site
-from probes.testing.tiny_models import KINDS, hook_count, tiny
+from probes.testing.tiny_models import KINDS, OTHER_KINDS, POST_NORM_KINDS, hook_count, tiny
 
 PROMPTS, LENGTH, LAYERS = 5, 14, 3
 SPANS = {"padding": (0, 2), "slot": (4, 6), "next": (6, 7), "late": (9, 11), "end": (12, 14)}
@@ -65,9 +66,10 @@ def whole_pass(clean, source, cell, where):
     return logits.take_along_dim(clean.readout[..., None], dim=1)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_patch_equals_a_whole_pass_with_the_activation_replaced(kind):
+@pytest.mark.parametrize("kind", [*KINDS, *POST_NORM_KINDS, *OTHER_KINDS])
+def test_every_patch_equals_a_whole_pass_with_the_activation_replaced(kind, recwarn):
     clean, source = recordings(tiny(kind))
+    assert len(clean._block_caches) == LAYERS and not recwarn.list
     where = positions()
     found = patch_sites(clean, source, CELLS, where, scores)
     wanted = torch.stack([whole_pass(clean, source, c, where).flatten(1) for c in CELLS])
@@ -83,12 +85,25 @@ def test_results_do_not_depend_on_the_size_of_a_batch(tokens, monkeypatch):
     assert torch.allclose(patch_sites(clean, source, CELLS, positions(), scores), wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_blocks_that_are_not_proven_are_patched_by_a_whole_pass(kind, monkeypatch):
-    wanted = patch_sites(*recordings(tiny(kind)), CELLS, positions(), scores)
-    monkeypatch.setattr(restart, "RESTARTABLE", frozenset())
-    found = patch_sites(*recordings(tiny(kind)), CELLS, positions(), scores)
+def test_blocks_that_cannot_restart_are_patched_by_whole_passes_with_a_warning(monkeypatch):
+    wanted = patch_sites(*recordings(tiny("llama")), CELLS, positions(), scores)
+    model = tiny("llama")
+    monkeypatch.setattr(restart.BlockCache, "update", lambda self, keys, values, *_: (keys, values))
+    with pytest.warns(UserWarning, match="does not use its key/value cache") as warned:
+        clean, source = recordings(model)
+    assert clean._block_caches == () and len(str(warned[0].message).splitlines()) == 1
+    found = patch_sites(clean, source, CELLS, positions(), scores)
     assert (found - wanted).abs().max() < 1e-5
+
+
+def test_a_restart_with_other_numbers_than_a_whole_pass_is_not_used(monkeypatch):
+    model, run_block = tiny("llama"), Model.run_block
+    monkeypatch.setattr(Model, "run_block", lambda *given: run_block(*given) * 1.01)
+    with pytest.warns(UserWarning, match="slow.*logits of restarted runs differ by"):
+        clean, source = recordings(model)
+    found = patch_sites(clean, source, CELLS[:9], positions(), scores)
+    wanted = [whole_pass(clean, source, c, positions()).flatten(1) for c in CELLS[:9]]
+    assert (found - torch.stack(wanted)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -132,7 +147,9 @@ def test_a_patch_that_cannot_reach_a_readout_holds_the_clean_value_to_the_last_b
 def test_a_recording_holds_what_the_model_computes():
     clean, _ = recordings(tiny("gpt2"))
     logits = clean.model.logits(clean.ids, clean.mask)
-    assert torch.equal(clean.logits, logits.take_along_dim(clean.readout[..., None], dim=1))
+    torch.testing.assert_close(
+        clean.logits, logits.take_along_dim(clean.readout[..., None], dim=1), atol=1e-6, rtol=0
+    )
     assert clean.resid.shape == (LAYERS + 1, PROMPTS, LENGTH, 32)
     assert clean.z.shape == (LAYERS, PROMPTS, LENGTH, 4, 8)
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from probes.errors import ModelError
-from probes.models.files import loading
+from probes.models.files import names
 from probes.models.files.folder import check_folder
 from probes.models.files.loading import model_errors
 from probes.models.model import load, wrap
@@ -301,7 +301,7 @@ def test_a_hub_model_is_fetched_without_pickles_and_checked_as_a_folder(folder, 
         return str(folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    monkeypatch.setattr(loading, "list_models", lambda: ())
+    monkeypatch.setattr(names, "list_models", lambda: ())
     model = load("owner/name")
     assert (model.name, model.origin, model.provenance) == ("name", "hub owner/name", None)
     assert asked["source"] == "owner/name"

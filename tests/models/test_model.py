@@ -10,8 +10,9 @@ import probes
 from probes import files
 from probes.errors import ModelError, SiteError
 from probes.models.acceptance import LOGIT_TOLERANCE
-from probes.models.files import loading
-from probes.models.model import load, position_ids, random_init, wrap
+from probes.models.files import loading, names
+from probes.models.model import load, random_init, wrap
+from probes.models.readout import last_token, position_ids
 from probes.testing.equivalent_heads import ungroup_heads
 from probes.testing.tiny_models import KINDS, hook_count, tiny, tiny_hf
 
@@ -190,7 +191,7 @@ def test_missing_weights_are_refused_by_name(tmp_path):
 
 def test_a_family_member_loads_by_name_and_a_close_name_is_suggested(tmp_path, monkeypatch):
     tiny_hf("llama", seed=0).save_pretrained(tmp_path / "models" / "teacher")
-    for module in (loading, files):
+    for module in (loading, names, files):
         monkeypatch.setattr(module, "data_folder", lambda: tmp_path)
     assert load("teacher").origin == "family member teacher"
     with pytest.raises(ModelError, match="Did you mean 'teacher'"):
@@ -208,7 +209,7 @@ def test_a_value_that_is_neither_a_name_nor_a_model_is_refused_in_one_line(value
 
 def test_a_random_init_model_of_any_shape_and_seed_loads_by_name(tmp_path, monkeypatch):
     tiny_hf("llama", seed=0).save_pretrained(tmp_path / "models" / "teacher")
-    for module in (loading, files):
+    for module in (loading, names, files):
         monkeypatch.setattr(module, "data_folder", lambda: tmp_path)
     ids, mask = torch.arange(5)[None], torch.ones(1, 5, dtype=torch.bool)
     named = load("random-init:teacher:3").logits(ids, mask)
@@ -285,3 +286,25 @@ def test_add_bos_overrides_the_tokenizer_of_a_loaded_model():
     like = load("random-init:full:0", add_bos=False)
     assert probes.tokenize(like, text).roles == ("rest",)
     assert probes.tokenize(load("full", add_bos=True), text).ids.equal(given.ids)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "neox", "gemma2", "olmo2", "phi3"])
+def test_logits_at_some_positions_are_those_of_all(kind):
+    model = tiny(kind)
+    ids = torch.randint(3, 97, (3, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[1, :4] = False
+    at = torch.tensor([[8, 2], [8, 8], [0, 5]])
+    wanted = model.logits(ids, mask).take_along_dim(at[..., None], dim=1)
+    before = hook_count(model)
+    torch.testing.assert_close(model.logits(ids, mask, at), wanted, atol=1e-6, rtol=0)
+    assert hook_count(model) == before
+
+
+def test_only_the_positions_that_are_read_are_unembedded():
+    model, rows = tiny("llama"), []
+    ids = torch.arange(12).view(2, 6)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    with model.editing({"unembed.hook_in": lambda resid: rows.append(resid.shape[1])}):
+        model.logits(ids, mask, last_token(mask))
+    assert rows == [1]

@@ -12,7 +12,7 @@ from probes.cli.app import app
 from probes.compression.derived_model import load_parent
 from probes.errors import ModelError
 from probes.files import data_folder, list_models
-from probes.models.files import loading
+from probes.models.files import loading, names
 from probes.models.files.provenance import (
     PROVENANCE_FILE,
     Provenance,
@@ -81,7 +81,7 @@ def test_each_shipped_model_records_the_hashes_that_its_files_have(name):
 def test_a_shipped_model_with_a_flipped_bit_is_not_loaded(file, tmp_path, monkeypatch):
     folder = tmp_path / "models" / "scratch"
     shutil.copytree(data_folder() / "models" / "scratch", folder)
-    for module in (loading, files):
+    for module in (loading, names, files):
         monkeypatch.setattr(module, "data_folder", lambda: tmp_path)
     assert load("scratch").name == "scratch"
     flip_bit(folder / file, -100)

@@ -21,12 +21,12 @@ class Scripted(Model):
 
     device = torch.device("cpu")
 
-    def logits(self, ids, mask):
+    def logits(self, ids, mask, at=None):
         logits = torch.zeros(*ids.shape, self.config["vocab"])
         logits[:, :-1].scatter_(2, ids[:, 1:, None], 2.0)
         for row, position, token, value in self.config["script"]:
             logits[row, position, token] = value
-        return logits
+        return logits if at is None else logits.take_along_dim(at[..., None], dim=1)
 
 
 def scripted(vocab, *script):

@@ -14,7 +14,7 @@ from probes.prompts.template import parse_template
 
 FOX = "If I have two foxes and I take away one, how many foxes do I have?"
 SHIPPED = Path(__file__).parents[2] / "data" / "patterns.toml"
-NAMES = tuple(list_patterns())
+NAMES = tuple(list_patterns(SHIPPED))
 NUMBER_WORDS = list_patterns()["take-away"].lexicon.number_words
 CONTRASTS_OF = [(name, contrast) for name in NAMES for contrast in pattern(name).contrasts]
 SAME_FRAME = [pair for pair in CONTRASTS_OF if pair[1] not in ("paraphrase", "order")]
@@ -441,7 +441,7 @@ def test_a_malformed_pattern_file_is_refused(tmp_path, old, new, said):
 def test_a_pattern_file_may_have_a_byte_order_mark_and_windows_line_ends(tmp_path):
     path = tmp_path / "patterns.toml"
     path.write_bytes(b"\xef\xbb\xbf" + SHIPPED.read_bytes().replace(b"\n", b"\r\n"))
-    assert list_patterns(path) == list_patterns()
+    assert list_patterns(path) == list_patterns(SHIPPED)
 
 
 def test_draws_end_where_there_are_no_more():

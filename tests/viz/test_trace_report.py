@@ -16,6 +16,7 @@ from probes.circuits.result import (
     EdgeNecessity,
     Faithfulness,
     FaithfulnessCurve,
+    PublishedOverlap,
     RandomBaseline,
     Specificity,
     Trace,
@@ -186,6 +187,25 @@ def test_without_another_task_the_summary_has_no_specificity():
     lines = made(specificities=()).summary()
     assert len(lines) == 7
     assert "Ablating" not in " ".join(lines)
+
+
+def test_a_circuit_is_held_against_the_heads_that_were_published():
+    known = {
+        "source": "Someone 2022",
+        "layers": 2,
+        "heads_per_layer": 2,
+        "heads": {"reader": ["L0.H1", "L1.H1"], "writer": ["L1.H0"]},
+    }
+    overlap = PublishedOverlap.of(made().circuit, known)
+    assert overlap.found == {"reader": ("L0.H1",), "writer": ("L1.H0",)}
+    # Both of its heads are among 3 of 4: 1.5 are expected, and both with a chance of 3/6.
+    assert (overlap.hits, overlap.heads, overlap.expected) == (2, 3, 1.5)
+    assert overlap.p_value == pytest.approx(0.5)
+    line = made(published=overlap).summary()[-1]
+    assert line == (
+        "It has 2 of the 3 heads of the published circuit (Someone 2022); as many random heads "
+        "have 1.5 (p = 0.5)."
+    )
 
 
 def test_small_negative_numbers_round_to_0():

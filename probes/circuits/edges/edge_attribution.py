@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probes.circuits.edges.edge_scores import EdgeScores, RunningMoments
+from probes.circuits.edges.gradient_check import check_gradients
 from probes.circuits.edges.gradients import (
     SUM_TOLERANCE,
     GradientRecorder,
@@ -29,13 +30,14 @@ from probes.circuits.edges.path_patching import edge_patching
 from probes.circuits.graph import ComputationGraph
 from probes.circuits.task import Task
 from probes.errors import CircuitError, ModelError
+from probes.interventions.activation_patching import restart_problem
 from probes.models.layers.decoder import decompose
 from probes.models.model import Model
 from probes.models.run_checks import require_eval, require_unedited
 
 # Floats that a pass with gradients keeps per token, layer and unit of width: about 20.
-_FLOATS_PER_UNIT, _MAX_GRADIENT_FLOATS = 20, 20_000_000
-# Floats of the writers' changes that are multiplied at once: they should stay in the cache.
+_FLOATS_PER_UNIT, _MAX_GRADIENT_FLOATS = 20, 40_000_000
+# Floats of the writers' changes that are multiplied at once: they stay in the cache.
 _MAX_BLOCK_FLOATS = 4_000_000
 _CHECKED_BATCHES = 3  # An inconclusive check of gradients costs many passes: it is retried twice.
 
@@ -147,12 +149,14 @@ def edge_attribution(
 def _gradient_scores(
     model: Model, task: Task, graph: ComputationGraph, points: tuple[float, ...]
 ) -> Iterator[Float[Tensor, "prompt edge"]]:
-    shape, width, weights = model.shape, task.clean.shape[1], decompose(model)
+    shape, weights = model.shape, decompose(model)
+    width = task.clean.shape[1] - (task.first_difference if restart_problem(model) is None else 0)
     step = max(1, _MAX_GRADIENT_FLOATS // (_FLOATS_PER_UNIT * width * shape.layers * shape.d_model))
     for number, start in enumerate(range(0, len(task), step)):
-        recorder = GradientRecorder(model, weights, task[start : start + step], bool(graph.roles))
+        prompts, by_role = task[start : start + step], bool(graph.roles)
+        recorder = GradientRecorder.begin(model, weights, prompts, by_role=by_role)
         is_due = number < _CHECKED_BATCHES and "gradients" not in model.passed_checks
-        if is_due and recorder.check_gradients():
+        if is_due and check_gradients(recorder):
             model.passed_checks.add("gradients")
         yield _GradientScorer(recorder, graph).scores(points)
 
@@ -168,14 +172,13 @@ class _GradientScorer:
         """Mean of the scores over points between the embeddings of the two runs."""
         recorder, task = self.recorder, self.recorder.task
         ends = {1.0: task.clean, 0.0: task.counterfactual}
-        # The pass at an end of the path also gives the writers' outputs.
         known = {point: recorder.gradients(ends[point]) for point in points if point in ends}
         clean, other = (
             (known[point].outputs if point in known else None) or recorder.outputs(ids)
             for point, ids in ends.items()
         )
         total = torch.zeros(len(task), len(self.graph), device=recorder.model.device)
-        size = len(self.graph.writers) * clean.embed[0, recorder.span].numel()
+        size = len(self.graph.writers) * clean.embed[0].numel()
         chunk = max(1, _MAX_BLOCK_FLOATS // size)
         for point in points:
             run = known.pop(point, None)
@@ -183,7 +186,7 @@ class _GradientScorer:
             for rows in torch.arange(len(task)).split(chunk):
                 changes = self._writer_changes(clean, other, rows, run)
                 scores = torch.cat([*self._score_edges(run, changes, rows)], -1)
-                grad = run.grads["embed"][0][rows, recorder.span]
+                grad = run.grads["embed"][0][rows]
                 self._check_embedding_scores(scores, changes[:, 0], grad)
                 total[rows] += scores / len(points)
             del run, changes, scores  # frees memory before the next pass
@@ -193,58 +196,58 @@ class _GradientScorer:
         self, clean: WriterOutputs, other: WriterOutputs, rows: Tensor, run: ReaderGradients
     ) -> Float[Tensor, "prompt writer position d_model"]:
         """Clean minus counterfactual output of every writer, as readers of the run receive it."""
-        at, heads = (rows, self.recorder.span), self.recorder.model.shape.heads
-        embed = (clean.embed[at] - other.embed[at])[:, None]
+        heads = self.recorder.model.shape.heads
+        embed = (clean.embed[rows] - other.embed[rows])[:, None]
         changes = embed.new_empty((len(rows), len(self.graph.writers), *embed.shape[2:]))
         changes[:, :1] = embed
         for number, layer in enumerate(self.recorder.weights.layers):
             start = 1 + number * (heads + 1)
-            z = clean.z[number][at] - other.z[number][at]
+            z = clean.z[number][rows] - other.z[number][rows]
             change = rearrange(z, "b t h e -> b h t e") @ layer.o
             if (heads_sum := run.heads_sum[number]) is not None:
                 change = layer.attn_post_norm.forward_change(change, heads_sum[rows][:, None])
             changes[:, start : start + heads] = change
-            changes[:, start + heads] = clean.mlp_out[number][at] - other.mlp_out[number][at]
+            changes[:, start + heads] = clean.mlp_out[number][rows] - other.mlp_out[number][rows]
         return changes
 
     def _score_edges(
         self, run: ReaderGradients, changes: Tensor, rows: Tensor
     ) -> Iterator[Float[Tensor, "prompt edge"]]:
         """Scores of the edges into q, into k and v, and into the MLP of each layer, then logits."""
-        weights, at = self.recorder.weights, (rows, self.recorder.span)
-        heads = self.recorder.model.shape.heads
+        weights, heads = self.recorder.weights, self.recorder.model.shape.heads
         for number, layer in enumerate(weights.layers):
             upstream = 1 + number * (heads + 1)
             pre, mid = run.pre[number][rows][:, None], run.mid[number][rows][:, None]
             resid = pre[:, 0]
-            q = layer.input_gradient("q", run.grads["q"][number][at], resid)
+            q = layer.input_gradient("q", run.grads["q"][number][rows], resid)
             q = layer.attn_norm.backward(q, pre)
             yield self._contract(changes[:, :upstream], q, rows)
             keys_values = [
                 layer.attn_norm.backward(layer.input_gradient(port, grad, resid), pre)
-                for port, grad in self._key_value_gradients(run, number, at)
+                for port, grad in self._key_value_gradients(run, number, rows)
             ]
             yield self._contract_keys_values(changes[:, :upstream], keys_values, rows)
-            mlp = run.grads["mlp"][number][at].clone()[:, None]
+            mlp = run.grads["mlp"][number][rows][:, None]
             upstream += 0 if weights.parallel else heads
             mlp = layer.mlp_norm.backward(mlp, mid)
             yield self._contract(changes[:, :upstream], mlp, rows)
-        last = run.grads["logits"][0][at][:, None]
+        last = run.grads["logits"][0][rows][:, None]
         yield self._contract(changes, last, rows, logits=True)
 
     def _key_value_gradients(
-        self, run: ReaderGradients, number: int, at: tuple
+        self, run: ReaderGradients, number: int, rows: Tensor
     ) -> Iterator[tuple[str, Tensor]]:
         """Gradients at k, then at v, with the port; with roles, one for each querying role."""
         if not self.graph.roles:
-            yield "k", run.grads["k"][number][at]
-            yield "v", run.grads["v"][number][at]
+            yield "k", run.grads["k"][number][rows]
+            yield "v", run.grads["v"][number][rows]
             return
         by_role = []
         for role in range(len(self.graph.roles)):
-            has_role = (self.recorder.task.role_of == role)[..., None, None]
+            role_of = self.recorder.task.role_of[:, self.recorder.span]
+            has_role = (role_of == role)[..., None, None]
             z_grad = run.grads["z"][number] * has_role
-            by_role.append([grad[at] for grad in run.keys_and_values(number, z_grad)])
+            by_role.append([grad[rows] for grad in run.keys_and_values(number, z_grad)])
         for index, port in enumerate("kv"):
             for grads in by_role:
                 yield port, grads[index]

@@ -4,7 +4,7 @@ Gradients are those of the logit difference. They are taken at activations only,
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 
@@ -13,25 +13,22 @@ from torch import Tensor
 
 from probes.circuits.task import Task
 from probes.errors import ModelError
-from probes.interventions.activation_patching import MLP, Z
+from probes.interventions.activation_patching import restart_problem
+from probes.interventions.cached_run import MLP, CachedRun, Z, record_run
 from probes.models.layers.decoder import DecoderWeights
 from probes.models.layers.norm import IDENTITY
 from probes.models.model import Model
 
 # Relative difference up to which sums that must be equal agree.
 SUM_TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
-# Difference between a finite difference and the gradient, relative to the gradient's length;
-# rounding error of a logit difference, relative to the largest logit; and that of a slope up to
-# which a step tells, relative to the gradient's length.
-_SLOPE_TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.2, torch.float16: 0.1}
-_ROUNDING_TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 0.02, torch.float16: 0.002}
-_LARGEST_ROUNDING = 0.1
-_STEP_FRACTIONS = (0.1, 0.03, 0.01, 0.003, 0.001)
 
 
 @dataclass(frozen=True, eq=False)
 class WriterOutputs:
-    """What the writers of one run write, heads by their z; tuples have one entry a layer."""
+    """What the writers of one run write from the recorder's span on, heads by their z.
+
+    Tuples have one entry a layer. `embed` may be the first block's input.
+    """
 
     embed: Tensor
     z: tuple[Tensor, ...]
@@ -40,15 +37,16 @@ class WriterOutputs:
 
 @dataclass(frozen=True, eq=False)
 class ReaderGradients:
-    """Residuals of one run, and gradients of the logit difference.
+    """Residuals of one run, and gradients of the logit difference, from the recorder's span on.
 
     Attributes:
-        pre, mid: Residuals that attention and MLPs read, from the recorder's span on.
+        pre, mid: Residuals that attention and MLPs read.
         heads_sum: Sum of heads before the post-norm, a layer each; None for a layer without.
         outputs: What the writers wrote; None if the run began with given embeddings.
         grads: Gradients by name, one entry a layer: "q", "mlp", and "k" and "v", or "z" if edges
             are resolved by roles; one entry for "embed" and "logits".
-        attention: z, k and v of each layer in the autograd graph; empty without roles.
+        attention: z, k and v of each layer in the autograd graph, as the model made them; empty
+            without roles.
     """
 
     pre: tuple[Tensor, ...]
@@ -61,8 +59,10 @@ class ReaderGradients:
     def keys_and_values(self, layer: int, z_grad: Tensor) -> tuple[Tensor, ...]:
         """Gradients at a layer's k and v that come through some gradient at its z."""
         z, k, v = self.attention[layer]
+        start = z.shape[1] - z_grad.shape[1]
+        z_grad = torch.cat([torch.zeros_like(z[:, :start]), z_grad], 1)
         grads = torch.autograd.grad(z, (k, v), z_grad, retain_graph=True)
-        return tuple(_by_head(grad, v) for grad in grads)
+        return tuple(_by_head(grad, v)[:, start:] for grad in grads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,12 +71,26 @@ class GradientRecorder:
 
     Attributes:
         by_role: Whether keys and values are resolved role by role, after the backward pass.
+        clean: Run of the clean prompts, behind whose common beginning other runs restart; None
+            where runs are whole passes.
     """
 
     model: Model
     weights: DecoderWeights
     task: Task
     by_role: bool
+    clean: CachedRun | None
+
+    @classmethod
+    def begin(
+        cls, model: Model, weights: DecoderWeights, task: Task, *, by_role: bool
+    ) -> "GradientRecorder":
+        """Recorder that runs only what is behind the common beginning of all pairs, if it can."""
+        recorder, clean = cls(model, weights, task, by_role, None), None
+        if recorder.span.start and restart_problem(model) is None:
+            given = (task.clean, task.mask, task.readout[:, None])
+            clean = record_run(model, *given, for_restarts=True)
+        return cls(model, weights, task, by_role, clean)
 
     @property
     def span(self) -> slice:
@@ -86,9 +100,26 @@ class GradientRecorder:
     @torch.no_grad()
     def outputs(self, ids: Tensor) -> WriterOutputs:
         """What the writers write in a forward pass of token ids."""
+        if self.clean is not None and ids is self.task.clean:
+            parts = (self.clean.z, self.clean.mlp_out, self.clean.resid)
+            z, mlp_out, resid = (tuple(part[:, :, self.span]) for part in parts)
+            outputs = WriterOutputs(resid[0], z, mlp_out)
+            self._check_residual_sum(outputs, resid[0], resid[-1])
+            return outputs
         with self.model.recording(self._output_hooks()) as kept:
-            self.model.logits(ids, self.task.mask)
+            self._run(ids, kept)
         return self._collect_outputs(kept)
+
+    def _run(self, ids: Tensor, kept: dict[str, Tensor], embed: Tensor | None = None) -> None:
+        """Run token ids, or embeddings from the span on, inside hooks."""
+        if self.clean is None:
+            self.model.forward(ids, self.task.mask, self.task.readout[:, None])
+            return
+        if embed is None:
+            embed = first_block_input(self.model, ids, self.task.mask)[:, self.span]
+        kept["hook_embed"] = embed.detach().requires_grad_(torch.is_grad_enabled())
+        with self.model.locked():
+            self.clean.run_from(self.span.start, kept["hook_embed"])
 
     def _output_hooks(self) -> list[str]:
         layers = range(self.model.shape.layers)
@@ -96,24 +127,35 @@ class GradientRecorder:
         return ends + [f"blocks.{n}.{point}" for point in (Z, MLP) for n in layers]
 
     def _collect_outputs(self, kept: dict[str, Tensor]) -> WriterOutputs:
-        embed, first, last, *rest = (kept[name].detach() for name in self._output_hooks())
+        embed, first, last, *rest = (
+            self._cut(kept[name].detach()) for name in self._output_hooks()
+        )
         layers = self.model.shape.layers
         outputs = WriterOutputs(embed, tuple(rest[:layers]), tuple(rest[layers:]))
         self._check_residual_sum(outputs, first, last)
         return outputs
 
+    def _cut(self, value: Tensor) -> Tensor:
+        """Part of an activation from the span on."""
+        return value[:, self.span] if self.clean is None else value
+
+    def _at_readout(self, value: Tensor) -> Tensor:
+        """Values at the readout, of an activation from the span on."""
+        every = torch.arange(len(value), device=value.device)
+        return value[every, self.task.readout - self.span.start]
+
     def _check_residual_sum(self, outputs: WriterOutputs, first: Tensor, last: Tensor) -> None:
         """Raise if the residual stream is not the sum of what its writers write."""
-        at = (torch.arange(len(last)), self.task.readout)
-        total = first[at]
+        total, last = self._at_readout(first), self._at_readout(last)
         for layer, z, mlp in zip(self.weights.layers, outputs.z, outputs.mlp_out, strict=True):
-            total = total + layer.attn_post_norm(layer.sum_heads(z[at])) + mlp[at]
-        if not bool(last[at].isfinite().all()):
+            heads = layer.attn_post_norm(layer.sum_heads(self._at_readout(z)))
+            total = total + heads + self._at_readout(mlp)
+        if not bool(last.isfinite().all()):
             raise ModelError(
                 f"{self.model.name} gives NaN or infinite activations on these prompts: load it "
                 "with a wider dtype, or check the weights"
             )
-        gap = float((total - last[at]).abs().max() / last[at].abs().max().clamp(min=1e-9))
+        gap = float((total - last).abs().max() / last.abs().max().clamp(min=1e-9))
         if gap > SUM_TOLERANCE[self.model.dtype]:
             raise ModelError(
                 f"The residual stream of {self.model.name} ({self.model.shape.architecture}) is "
@@ -123,7 +165,7 @@ class GradientRecorder:
 
     @torch.enable_grad()
     def gradients(self, ids: Tensor, embed: Tensor | None = None) -> ReaderGradients:
-        """Gradients in a run of token ids, from given embeddings if any."""
+        """Gradients in a run of token ids, from given embeddings behind the beginning if any."""
         layers = self.model.shape.layers
         points = {
             # OLMo-2 has no norm before its MLP.
@@ -146,10 +188,9 @@ class GradientRecorder:
         }
         written = self._output_hooks() if embed is None else [self._output_hooks()[2]]
         with self._retaining([*chain(*hooks.values()), *written], embed) as kept:
-            _readout_logits(self.model, self.task, ids)
+            self._run(ids, kept, embed)
         start, final = kept["hook_embed"], kept[f"blocks.{layers - 1}.hook_resid_post"]
-        at = torch.arange(len(ids), device=ids.device)
-        logits = self.weights.unembed(self.weights.final_norm(final[at, self.task.readout]))
+        logits = self._readout_logits(final)
         names = ("q", "mlp", "z") if self.by_role else ("q", "k", "v", "mlp")
         values = torch.autograd.grad(
             self.task.logit_diff(logits).sum(),
@@ -157,6 +198,7 @@ class GradientRecorder:
             retain_graph=self.by_role,
             materialize_grads=True,
         )
+        values = tuple(map(self._cut, values))
         grads = {"embed": values[:1], "logits": values[1:2]}
         for index, name in enumerate(names):
             grads[name] = values[2 + index * layers : 2 + (index + 1) * layers]
@@ -164,13 +206,12 @@ class GradientRecorder:
         if not self.by_role:
             grads["k"] = tuple(map(_by_head, grads["k"], grads["v"]))
         pre, mid = (
-            tuple(kept[hook].detach()[:, self.span] for hook in hooks[key])
-            for key in ("pre", "mid")
+            tuple(self._cut(kept[hook].detach()) for hook in hooks[key]) for key in ("pre", "mid")
         )
         heads_sum = tuple(
             None
             if layer.attn_post_norm is IDENTITY
-            else layer.sum_heads(kept[hook].detach()[:, self.span])
+            else layer.sum_heads(self._cut(kept[hook].detach()))
             for layer, hook in zip(self.weights.layers, hooks["z"], strict=True)
         )
         outputs = self._collect_outputs(kept) if embed is None else None
@@ -188,72 +229,24 @@ class GradientRecorder:
             return lambda value: kept.setdefault(name, value.view_as(value))
 
         def begin(value: Tensor) -> Tensor:
-            start = (value if embed is None else embed).detach().requires_grad_()
+            start = value if embed is None else torch.cat([value[:, : -embed.shape[1]], embed], 1)
+            start = start.detach().requires_grad_()
             return kept.setdefault("hook_embed", start)
 
         with self.model.editing({name: keep(name) for name in hooks} | {"hook_embed": begin}):
             yield kept
 
-    @torch.no_grad()
-    def check_gradients(self) -> bool:
-        """Compare the first prompt's gradient at the embeddings with finite differences.
+    def _readout_logits(self, final: Tensor) -> Tensor:
+        """Logits from the residual stream behind the last block."""
+        start = final.shape[1] - (self.task.mask.shape[1] - self.span.start)
+        return self.weights.unembed(self.weights.final_norm(self._at_readout(final[:, start:])))
 
-        Random directions are weighted to where the gradient is steep. Curvature requires short
-        steps, and rounding long ones: logits are rounded in proportion to their size, however
-        small their difference and its gradient. So each direction must agree at one of the steps
-        that are long enough to tell, unless these do not agree with each other.
-
-        Returns:
-            Whether any direction agrees; false where rounding and curvature hide all slopes.
-
-        Raises:
-            ModelError: Finite differences of a direction agree with each other, but not with it.
-        """
-        one = GradientRecorder(self.model, self.weights, self.task[:1], self.by_role)
-        run, other = one.gradients(one.task.clean), one.outputs(one.task.counterfactual)
-        embed, grad = (run.outputs or other).embed, run.grads["embed"][0].float()
-        change = (other.embed - embed).float()
-        reaches = (float(change.norm()), float(embed.float().norm()))
-        sizes = {part * reach for part in _STEP_FRACTIONS for reach in reaches if reach}
-        steepness = float(grad.norm())
-        largest_logit = float(one._logits(embed).abs().max())
-        noise = _ROUNDING_TOLERANCE[self.model.dtype] * max(1.0, largest_logit)
-        draw = torch.Generator().manual_seed(0)
-        random = [torch.randn(grad.shape, generator=draw).to(grad) * grad.abs() for _ in range(4)]
-        is_conclusive = False
-        for direction in (change, *random):
-            if not (length := float(direction.norm())):
-                continue
-            slope = float((grad * direction).sum()) / length
-            slopes, gaps = [], []
-            for size in sorted(sizes, reverse=True):
-                step = (direction * (size / length)).to(embed.dtype)
-                ends = [float(one._logit_diff(embed + side * step)) for side in (1, -1)]
-                measured, rounding = (ends[0] - ends[1]) / (2 * size), noise / (2 * size)
-                if rounding > _LARGEST_ROUNDING * max(steepness, abs(measured)):
-                    continue
-                slopes.append(measured)
-                gaps.append(abs(measured - slope) - rounding)
-                if gaps[-1] <= _SLOPE_TOLERANCE[self.model.dtype] * steepness:
-                    is_conclusive = True
-                    break
-            else:
-                if len(gaps) < 2 or abs(slopes[-1] - slopes[-2]) > min(gaps):
-                    continue  # Curved at every step that is long enough: inconclusive.
-                raise ModelError(
-                    f"The gradients of {self.model.name} are wrong: finite differences deviate by "
-                    f"{min(gaps):.2g} per unit, and the gradient has length {steepness:.2g}. "
-                    "Quantized modules can do this silently: dequantize the model before loading "
-                    "it."
-                )
-        return is_conclusive
-
-    def _logits(self, embed: Tensor) -> Tensor:
-        with self.model.editing({"hook_embed": lambda _: embed}):
-            return _readout_logits(self.model, self.task, self.task.clean)
-
-    def _logit_diff(self, embed: Tensor) -> Tensor:
-        return self.task.logit_diff(self._logits(embed))[0]
+    def logits_from(self, embed: Tensor) -> Tensor:
+        """Readout logits of the clean prompts with other embeddings from the span on."""
+        last = self._output_hooks()[2]
+        with self._retaining([last], embed) as kept:
+            self._run(self.task.clean, kept, embed)
+        return self._readout_logits(kept[last])
 
 
 def _by_head(grad: Tensor, like: Tensor) -> Tensor:
@@ -261,6 +254,19 @@ def _by_head(grad: Tensor, like: Tensor) -> Tensor:
     return grad if grad.ndim == like.ndim else grad.unflatten(-1, (-1, like.shape[-1]))
 
 
-def _readout_logits(model: Model, task: Task, ids: Tensor) -> Tensor:
-    logits = model.forward(ids, task.mask)
-    return logits[torch.arange(len(task), device=logits.device), task.readout]
+@torch.no_grad()
+def first_block_input(model: Model, ids: Tensor, mask: Tensor) -> Tensor:
+    """Residual stream before the first block, without the rest of the pass."""
+    kept: list[Tensor] = []
+
+    def stop(value: Tensor) -> None:
+        kept.append(value)
+        raise _FirstInput
+
+    with suppress(_FirstInput), model.hooked({"blocks.0.hook_resid_pre": stop}):
+        model.forward(ids, mask)
+    return kept[0]
+
+
+class _FirstInput(Exception):
+    """Ends a pass at its first block."""

@@ -19,7 +19,8 @@ class ComparisonSettings:
     Attributes:
         prompts: Pairs for each contrast; role paths are tested on twice as many others.
         draws: Draws of prompts, held-out words, folds and sites for the cross-model interchange.
-            The interval of one draw covers its own prompts only.
+            The interval of one draw covers its own prompts only. Pairs for heads and role paths
+            are drawn once.
         seed: Seed of the prompts, the random-init models and the bootstrap.
         nulls: Number of random-init models of the other's shape.
         other_seed: Model that differs from the full model in its training seed only. By default
@@ -132,5 +133,5 @@ def _deduplicate(models: Sequence[Model], compared: Sequence[Model]) -> list[Mod
 
 def _is_same_model(one: Model, other: Model) -> bool:
     """Whether two values are the same model, loaded once or twice."""
-    stored = one.origin.startswith(("family member ", "folder ", "hub "))
+    stored = one.origin.startswith(("family member ", "folder ", "hub ", "GGUF file "))
     return one.bridge is other.bridge or (stored and one.origin == other.origin)

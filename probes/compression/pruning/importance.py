@@ -16,6 +16,7 @@ from probes.compression.pruning.masks import layer_matrices
 from probes.compression.quantization.backends import conv1d_to_linear, linear_layers
 from probes.errors import ModelError
 from probes.models.process_state import suppress_library_warnings
+from probes.models.readout import last_token
 from probes.prompts.pattern import Pattern
 from probes.prompts.tokens.batch import tokenize
 from probes.prompts.tokens.pair_batch import tokenizable_by
@@ -135,8 +136,8 @@ def output_norms(
     hooks = [f"blocks.{layer}.{point}" for layer in range(sizes["layer"])]
     with model.editing({hook: partial(add_moments, hook) for hook in hooks}):
         for ids in batches:
-            mask = torch.ones_like(ids, dtype=torch.bool)
-            model.logits(ids.to(model.device), mask.to(model.device))
+            mask = torch.ones_like(ids, dtype=torch.bool, device=model.device)
+            model.logits(ids.to(model.device), mask, last_token(mask))
     axes = layout.unit_matrices(unit)[layout.writers[unit == "neuron"]]
     norms = []
     for layer, hook in enumerate(hooks):

@@ -23,7 +23,7 @@ from probes.experiments.adaptation.new_words import (
     token_ids,
     unused_words,
 )
-from probes.models.model import position_ids
+from probes.models.readout import position_ids
 from probes.prompts.catalog import pattern as load_pattern
 from probes.prompts.tokens.batch import Batch
 from probes.stats.intervals import Estimate, bootstrap_mean

@@ -25,6 +25,7 @@ from probes.experiments.cue_words.texts import (
     tokenize_cues,
 )
 from probes.models.model import Model
+from probes.models.readout import last_token
 from probes.prompts.tokens.batch import left_pad
 from probes.prompts.tokens.special_tokens import special_prefix
 
@@ -150,7 +151,8 @@ class _GreedyDecoder:
                 ids, mask = left_pad(
                     self.model.tokenizer, [grown[n] for n in batch], self.model.device
                 )
-                next_tokens = self.model.logits(ids, mask)[:, -1].argmax(-1).tolist()
+                logits = self.model.logits(ids, mask, last_token(mask))
+                next_tokens = logits[:, 0].argmax(-1).tolist()
                 for n, token in zip(batch, next_tokens, strict=True):
                     if token not in self.end_tokens:
                         grown[n].append(token)

@@ -26,6 +26,7 @@ from probes.experiments.cue_words.texts import (
 )
 from probes.interventions.activation_patching import patch_sites, run_with_cache
 from probes.models.model import Model
+from probes.models.readout import last_token
 from probes.models.site import Site
 from probes.prompts.tokens.batch import left_pad
 
@@ -171,7 +172,7 @@ def _compare_batch(
     logits = []
     for arm in arms:
         ids, mask = left_pad(model.tokenizer, arm, model.device)
-        logits.append(_to_numpy(model.logits(ids, mask)[:, -1]))
+        logits.append(_to_numpy(model.logits(ids, mask, last_token(mask))[:, 0]))
     known, words = logits[:cues], logits[cues:]
     pairs = list(combinations(known, 2))
     bits = np.stack([jensen_shannon(a, b) for a, b in pairs])

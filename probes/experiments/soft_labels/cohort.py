@@ -4,12 +4,14 @@ A step of a small student costs less than the teacher's forward pass.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from probes.compression.derived_model import DerivedModel, dense_storage, load_parent
 from probes.compression.distillation.plan import TrainingConfig, TrainingPlan, TrainingText
 from probes.compression.distillation.targets import (
     DistillationTargets,
@@ -18,8 +20,15 @@ from probes.compression.distillation.targets import (
 )
 from probes.compression.distillation.trainer import collate
 from probes.errors import ModelError
+from probes.experiments.family.make import family_tokenizer
+from probes.experiments.family.recipes import Recipe, recipe
+from probes.experiments.family.tokenizer import PAD
+from probes.experiments.family.train import random_init_model, training_rows
+from probes.models.files.provenance import Provenance
 
 _BETAS, _MAX_GRAD_NORM, _MIN_RATE_FRACTION = (0.9, 0.98), 1.0, 0.05
+_LEARNING_RATES = {128: 1e-3, 64: 2e-3, 32: 4e-3, 16: 4e-3}  # by width
+_HEAD_WIDTH = 16
 _POOL_BATCHES = 50  # Batches that are sorted by length together, to save padding.
 
 
@@ -79,6 +88,49 @@ def distill_cohort(
             callback(step, models)
     for model in models.values():
         model.eval()
+
+
+def student_recipe(layers: int, width: int, seed: int) -> Recipe:
+    """Recipe of a student from fresh weights, with the learning rate of its width."""
+    return replace(
+        recipe("scratch"), layers=layers, d_model=width, heads=max(1, width // (2 * _HEAD_WIDTH)),
+        d_mlp=3 * width, learning_rate=_LEARNING_RATES[width], seed=seed,
+    )  # fmt: skip
+
+
+def train_students(
+    students: Mapping[str, Recipe], teacher: Path, settings: TrainingConfig, *, work: Path
+) -> list[Path]:
+    """Folders of soft-label students from fresh weights; missing ones are trained as one cohort.
+
+    Args:
+        students: Shapes, seeds and learning rates by name.
+        teacher: Folder of the teacher.
+        settings: Steps, batch and seed of the texts, which are the same for all students.
+        work: Folder of the students.
+    """
+    paths = {name: work / name for name in students}
+    missing = [name for name, path in paths.items() if not (path / "config.json").is_file()]
+    if missing:
+        source, tokenizer = load_parent(teacher), family_tokenizer(work)
+        corpus = replace(
+            recipe("scratch"), seed=settings.seed, items=settings.steps * settings.batch
+        )
+        learners = {
+            name: Learner(
+                random_init_model(students[name], tokenizer), students[name].learning_rate
+            )
+            for name in missing
+        }
+        rows, soft = training_rows(corpus, tokenizer), DistillationTargets("soft")
+        distill_cohort(learners, TrainingPlan(rows, settings, PAD, soft, source.hf_model))
+        for name, learner in learners.items():
+            rate = {"learning_rate": learner.learning_rate, "labels": "soft"}
+            learner.hf_model.half()
+            storage = dense_storage(learner.hf_model, bits=16)
+            provenance = Provenance("distilled", source.name, storage, asdict(settings) | rate)
+            DerivedModel(name, learner.hf_model, tokenizer, provenance).save(paths[name])
+    return list(paths.values())
 
 
 class _StudentOptimizer:

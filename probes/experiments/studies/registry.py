@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from probes.errors import ModelError
+from probes.experiments.inheritance.run import inheritance_rows
 from probes.experiments.studies.grids import grid_rows
 from probes.experiments.studies.single_models import adaptation_rows, fewest_rows, name_study_rows
 from probes.experiments.studies.training_runs import training_dynamics_rows
@@ -18,6 +19,7 @@ STUDIES: Mapping[str, Callable[..., Iterator[TableRow]]] = {
     "growing": partial(grid_rows, "growing"),
     "along": training_dynamics_rows,
     "fewest": fewest_rows,
+    "inheritance": inheritance_rows,
 }
 """Functions that measure the rows of each study."""
 

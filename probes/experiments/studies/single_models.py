@@ -1,24 +1,17 @@
 """Studies of single models: adaptation to new words, "My name is", and fewest parameters."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
-from probes.compression.derived_model import DerivedModel, dense_storage, load_parent
-from probes.compression.distillation.plan import TrainingConfig, TrainingPlan
-from probes.compression.distillation.targets import DistillationTargets
+from probes.compression.distillation.plan import TrainingConfig
 from probes.experiments.adaptation.adapt import adapt
-from probes.experiments.family.make import family_tokenizer
-from probes.experiments.family.recipes import Recipe, recipe
-from probes.experiments.family.tokenizer import PAD
-from probes.experiments.family.train import random_init_model, training_rows
 from probes.experiments.fewest.result import FewestParameters
 from probes.experiments.fewest.search import count_parameters, evaluate_students, fewest_parameters
-from probes.experiments.soft_labels.cohort import Learner, distill_cohort
+from probes.experiments.soft_labels.cohort import student_recipe, train_students
 from probes.experiments.soft_labels.plan import to_name_rows
 from probes.experiments.soft_labels.run import name_study
 from probes.files import TableRow
-from probes.models.files.provenance import Provenance
 from probes.models.model import load
 
 MODELS = ("full", "full-b", "distilled", "distilled-narrow", "scratch")
@@ -34,8 +27,6 @@ SMALL_STUDENTS = {
 """Students of `full` from fresh weights with soft labels: layers, width and seed."""
 
 _TRAINING = TrainingConfig(steps=2500, seed=71, batch=32)
-_LEARNING_RATES = {128: 1e-3, 64: 2e-3, 32: 4e-3, 16: 4e-3}  # by width
-_HEAD_WIDTH = 16
 
 
 def adaptation_rows(
@@ -80,33 +71,5 @@ def fewest_rows(
 
 def train_small_students(*, folder: Path, work: Path) -> list[Path]:
     """Folders of the small students; missing ones are trained."""
-    paths = {name: work / name for name in SMALL_STUDENTS}
-    missing = [name for name, path in paths.items() if not (path / "config.json").is_file()]
-    if missing:
-        teacher, tokenizer = load_parent(folder / "full"), family_tokenizer(work)
-        texts = replace(
-            recipe("scratch"), seed=_TRAINING.seed, items=_TRAINING.steps * _TRAINING.batch
-        )
-        learners = {
-            name: Learner(
-                random_init_model(_student_recipe(*SMALL_STUDENTS[name]), tokenizer),
-                _LEARNING_RATES[SMALL_STUDENTS[name][1]],
-            )
-            for name in missing
-        }
-        rows, soft = training_rows(texts, tokenizer), DistillationTargets("soft")
-        distill_cohort(learners, TrainingPlan(rows, _TRAINING, PAD, soft, teacher.hf_model))
-        for name, learner in learners.items():
-            rate = {"learning_rate": learner.learning_rate, "labels": "soft"}
-            learner.hf_model.half()
-            storage = dense_storage(learner.hf_model, bits=16)
-            provenance = Provenance("distilled", "full", storage, asdict(_TRAINING) | rate)
-            DerivedModel(name, learner.hf_model, tokenizer, provenance).save(paths[name])
-    return list(paths.values())
-
-
-def _student_recipe(layers: int, width: int, seed: int) -> Recipe:
-    heads = max(1, width // (2 * _HEAD_WIDTH))
-    return replace(
-        recipe("scratch"), layers=layers, d_model=width, heads=heads, d_mlp=3 * width, seed=seed
-    )
+    recipes = {name: student_recipe(*shape) for name, shape in SMALL_STUDENTS.items()}
+    return train_students(recipes, folder / "full", _TRAINING, work=work)

@@ -197,8 +197,7 @@ def das(
         rows = batch.to(device)
         subspace = Subspace(layer, site.role, "das", rotation.basis().to(device))
         logits = _run_patched(subspace, clean, source, changed, rows)
-        readout_logits = logits.take_along_dim(readout[rows, :, None], dim=1)[:, 0]
-        loss = cross_entropy(readout_logits.float(), target[rows])
+        loss = cross_entropy(logits[:, objective.readout].float(), target[rows])
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -222,16 +221,20 @@ class _OrthogonalBasis(nn.Module):
 
 
 def _run_patched(
-    subspace: Subspace, clean: CachedRun, source: CachedRun, changed: Tensor, rows: Tensor
+    subspace: Subspace,
+    clean: CachedRun,
+    source: CachedRun,
+    changed: Tensor,
+    rows: Tensor,
 ) -> Tensor:
-    """Logits of some prompts with the source's projection, with gradients enabled."""
+    """Readout logits of some prompts with the source's projection, with gradients enabled."""
     swap, states = changed[rows, :, None], source.resid[subspace.layer][rows]
 
     def patch(value: Tensor) -> Tensor:
         return torch.where(swap, subspace.replace_projection(value, states), value)
 
     with clean.model.editing({f"blocks.{subspace.layer}.{RESID}": patch}):
-        return clean.model.forward(clean.ids[rows], clean.mask[rows])
+        return clean.model.forward(clean.ids[rows], clean.mask[rows], clean.readout[rows])
 
 
 def _prompt_batches(prompts: Tensor, settings: DASSettings) -> Iterator[Tensor]:

@@ -1,6 +1,7 @@
 """Files of a model's folder: what is loaded, and what would be passed over in silence."""
 
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -77,6 +78,20 @@ def check_folder(folder: Path, *, adapter: Path | None = None) -> None:
         )
     for name in loaded:
         _check_number_formats(folder / name)
+
+
+def count_weights(folder: Path) -> int:
+    """Number of weights in a folder's safetensors files, by their headers."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in sorted(folder.glob("[!.]*.safetensors")):
+        if path.name == ADAPTER_WEIGHTS:
+            continue
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (no mapping: it has no iterator)
+                total += math.prod(file.get_slice(key).get_shape())
+    return total
 
 
 def _check_number_formats(path: Path) -> None:

@@ -1,9 +1,8 @@
 """Loading of models and tokenizers: from the family, a folder, derived models or the hub."""
 
-import difflib
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,18 +10,22 @@ import torch
 from torch import nn
 
 from probes.errors import ModelError, ProbeError
-from probes.files import data_folder, derived_folder, list_derived_models, list_models
+from probes.files import data_folder
 from probes.models.acceptance import LOGIT_TOLERANCE, reference_logits
 from probes.models.files.adapter import merge_adapter
-from probes.models.files.folder import check_folder, check_loaded_keys, has_tokenizer
-from probes.models.files.provenance import Provenance, check_files, folder_storage, read_provenance
+from probes.models.files.folder import (
+    check_folder,
+    check_loaded_keys,
+    count_weights,
+    has_tokenizer,
+)
+from probes.models.files.gguf import describe_gguf, gguf_provenance, load_gguf
+from probes.models.files.lineage import card_provenance, published_provenance
+from probes.models.files.memory import require_memory
+from probes.models.files.names import find_model, split_name
+from probes.models.files.provenance import Provenance, check_files, read_provenance
 from probes.models.process_state import suppress_library_warnings
 from probes.prompts.tokens.special_tokens import set_bos
-
-BARE_HUB_IDS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "openai-gpt")
-"""Decoders whose hub id has no owner."""
-
-_MAX_SEED_DIGITS = 18
 
 _HUB_FILES = ("*.json", "*.txt", "*.model", "model.safetensors", "model-*.safetensors")
 
@@ -58,59 +61,6 @@ def build_model(value: object) -> Any:  # noqa: ANN401 (a Model)
     return value.to_model()
 
 
-def parse_random_init(name: object) -> tuple[str, int] | None:
-    """Model and seed of a name such as "random-init:full:3"; None for other names."""
-    kind, _, rest = str(name).partition(":")
-    if kind != "random-init" or not rest:
-        return None
-    like, _, seed = rest.partition(":")
-    if not (seed or "0").isdecimal() or len(seed) > _MAX_SEED_DIGITS:
-        raise ModelError(
-            f"The seed of {str(name)[:80]!r} is {seed[:40]!r}: write a number of up to "
-            f"{_MAX_SEED_DIGITS} digits, as in 'random-init:full:3'"
-        )
-    return like, int(seed or 0)
-
-
-def find_model(name: str | Path) -> tuple[str, str]:
-    """Folder or hub id of a name, and a description of it.
-
-    Raises:
-        ModelError: There is no such model.
-    """
-    text = str(name)
-    if text in list_models():
-        return str(data_folder() / "models" / text), f"family member {text}"
-    folder = Path(name)
-    if _exists(folder / "config.json"):
-        if folder.resolve().name.startswith("."):
-            raise ModelError(
-                f"{text!r} is a hidden folder, which may be an unfinished draft: give a folder "
-                "whose name does not begin with a dot"
-            )
-        return str(folder), f"folder {folder.resolve()}"
-    is_hub_id = re.fullmatch(r"\w[\w.-]{0,95}/[\w.-]{1,96}", text) or text in BARE_HUB_IDS
-    if is_hub_id and not _exists(folder):
-        return text, f"hub {text}"
-    if text in (derived := list_derived_models()):
-        return str(derived_folder() / text), f"made in {derived_folder()}"
-    known = (*list_models(), *derived)
-    near = difflib.get_close_matches(text, known, n=1)
-    raise ModelError(
-        f"No model {text[:200]!r}: not a family name ({', '.join(known) or 'none here'}), a folder "
-        "with config.json, a hub id such as owner/name, or a random-init model such as "
-        f"random-init:full:3. {f'Did you mean {near[0]!r}?' if near else 'Check the name.'}"
-    )
-
-
-def _exists(path: Path) -> bool:
-    """Whether there is a path; not where its name is too long, or no name at all."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
-
-
 def load_hf_model(
     source: str,
     dtype: torch.dtype,
@@ -128,11 +78,17 @@ def load_hf_model(
         # transformers imports torchao, which warns.
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-        folder = _local_folder(source)
+        folder = local_files(source)
         merged = None if adapter is None else Path(adapter)
+        if folder.is_file():
+            hf_model, tokenizer = load_gguf(folder, dtype)
+            if merged is not None:
+                merge_adapter(hf_model, merged)
+            return _with_bos(hf_model, tokenizer, add_bos)
         check_folder(folder, adapter=merged)
         if folder.resolve().parent == (data_folder() / "models").resolve():
             check_files(folder)
+        require_memory(source, count_weights(folder), dtype)
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
         text_config = config.get_text_config()
         if (getattr(text_config, "pad_token_id", None) or 0) >= text_config.vocab_size:
@@ -156,26 +112,86 @@ def load_hf_model(
         tokenizer = None
         if has_tokenizer(folder):
             tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    return _with_bos(hf_model, tokenizer, add_bos)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """How a model is read from its files.
+
+    Attributes:
+        name, revision, dtype, device, add_bos, adapter: As in `load`.
+    """
+
+    name: str = ""
+    revision: str = ""
+    dtype: str = "float32"
+    device: str | torch.device | None = None
+    add_bos: bool | None = None
+    adapter: str | Path | None = None
+
+
+def load_source(
+    source: str | Path, options: SourceOptions
+) -> tuple[nn.Module, tuple[str, str], object, Provenance | None]:
+    """Hugging Face model, its name and origin, its tokenizer and its provenance.
+
+    Raises:
+        ModelError: There is no such model, or it cannot be loaded.
+    """
+    own_name, place = split_name(source)
+    found, origin = find_model(f"{place}@{options.revision}" if options.revision else place)
+    dtype, adapter = parse_dtype(options.dtype), options.adapter
+    hf_model, tokenizer = load_hf_model(found, dtype, add_bos=options.add_bos, adapter=adapter)
+    with model_errors(f"Could not load {found!r}", "Check its files and the device."):
+        hf_model = hf_model.to(options.device or torch.get_default_device())
+        provenance = source_provenance(found, dtype)
+    origin = describe_origin(origin, provenance)
+    if adapter is not None:
+        own_name = f"{own_name}+{Path(adapter).name}"
+        origin = f"{origin} with {Path(adapter).resolve()}"
+    return hf_model, (options.name or own_name, origin), tokenizer, provenance
+
+
+def _with_bos(
+    hf_model: nn.Module, tokenizer: object, add_bos: bool | None
+) -> tuple[nn.Module, object]:
     if add_bos is not None and tokenizer is not None:
         set_bos(tokenizer, add_bos)
     return hf_model, tokenizer
 
 
-def _local_folder(source: str) -> Path:
-    """Folder of a model; a hub id is fetched first, without pickled or second weights."""
-    if Path(source).is_dir():
+def local_files(source: str) -> Path:
+    """Folder or GGUF file of a model; a hub id is fetched first, without pickled weights."""
+    if Path(source).exists():
         return Path(source)
-    from huggingface_hub import snapshot_download
+    import huggingface_hub as hub
 
-    return Path(snapshot_download(source, allow_patterns=[*_HUB_FILES], ignore_patterns=["*/*"]))
+    hub_id, _, revision = source.partition("@")
+    owner, _, rest = hub_id.partition("/")
+    repository, _, file = rest.partition("/")
+    at = {"revision": revision or None}
+    if file:
+        return Path(hub.hf_hub_download(f"{owner}/{repository}", file, **at))
+    patterns = {"allow_patterns": [*_HUB_FILES], "ignore_patterns": ["*/*"]}
+    return Path(hub.snapshot_download(hub_id, **patterns, **at))
 
 
-def folder_provenance(source: str) -> Provenance | None:
-    """Provenance of a model's folder; None for a hub id."""
-    folder = Path(source)
-    if not folder.is_dir():
-        return None
-    return read_provenance(folder) or Provenance("trained", "", folder_storage(folder))
+def source_provenance(source: str, dtype: torch.dtype) -> Provenance | None:
+    """Provenance of a model's folder or GGUF file, or of a hub id whose making is published."""
+    path = local_files(source)
+    if path.is_file():
+        return gguf_provenance(path, dtype)
+    if not Path(source).is_dir():
+        return published_provenance(source, path)
+    return read_provenance(path) or card_provenance(path)
+
+
+def describe_origin(origin: str, provenance: Provenance | None) -> str:
+    """Origin of a model, with the number formats and the rounding of a GGUF file."""
+    if provenance is None or provenance.settings.get("format") != "GGUF":
+        return origin
+    return f"{origin} ({describe_gguf(provenance)})"
 
 
 def check_saved(folder: Path, hf_model: nn.Module, name: str) -> None:

@@ -49,8 +49,8 @@ class Provenance:
     """How a model was made, what it takes to store, and which models to compare it with.
 
     Attributes:
-        kind: "quantized", "distilled", "pruned", "ticket", "grown", or "trained" where no more
-            is known.
+        kind: "quantized", "distilled", "pruned", "ticket", "grown", "tuned", "merged", or
+            "trained" where no more is known.
         parent: The model that it was made from.
         storage: Bits that it takes to store.
         settings: Settings of the method, and what was measured during it.
@@ -59,6 +59,8 @@ class Provenance:
         base_model: Name of the model that it was tuned from; "" if it was not tuned.
         held_out: Axes of `prompts.held_out.family_split` that training left out: "cell", "noun",
             "combination"; empty for other training texts.
+        method: What "distilled" means: "logits matched", "fine-tuned on the teacher's text", ….
+        teacher: The model whose logits or text it was trained on.
         other_seed, control, negative_control: Name or names of its other-seed models, same-shape
             controls and negative controls.
     """
@@ -70,6 +72,8 @@ class Provenance:
     kernel_gap: float | None = None
     base_model: str = ""
     held_out: Sequence[str] = ()
+    method: str = ""
+    teacher: str = ""
     other_seed: ModelNames = ()
     control: ModelNames = ()
     negative_control: ModelNames = ()
@@ -160,7 +164,8 @@ def write_provenance(provenance: Provenance, folder: Path) -> None:
     Empty names and lists of comparison and training are left out.
     """
     content = asdict(provenance) | {"sha256": hash_files(folder)}
-    for name in ("base_model", "held_out", "other_seed", "control", "negative_control"):
+    optional = ("method", "teacher", "other_seed", "control", "negative_control")
+    for name in ("base_model", "held_out", *optional):
         if not content[name]:
             del content[name]
     write_atomic(folder / PROVENANCE_FILE, (json.dumps(content, indent=1) + "\n").encode())
@@ -180,7 +185,7 @@ def read_provenance(folder: Path) -> Provenance | None:
         values: dict[str, Any] = content | {"storage": StorageCost(**content["storage"])}
         result = Provenance(**values)
         compared = (result.base_model, result.other_seed, result.control, result.negative_control)
-        for names in (*compared, result.held_out):
+        for names in (*compared, result.held_out, result.method, result.teacher):
             if not all(isinstance(name, str) for name in _names(names)):
                 raise TypeError(f"{names!r} is not a name or a list of them")
     except (ValueError, TypeError, KeyError) as error:

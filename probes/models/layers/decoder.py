@@ -124,8 +124,7 @@ def capture_decoder(
     last = f"blocks.{layers[-1]}.hook_resid_post"
     known = {hook for hook in chain(*angle_hooks) if hook in points}
     with model.recording({*chain(*names.values()), *known, last, "hook_embed"}) as kept:
-        logits = model.logits(ids, mask)
-    readout_logits = logits[torch.arange(len(ids), device=logits.device), readout]
+        logits = model.logits(ids, mask, readout[:, None])[:, 0]
     # Layers may differ: local and global angles (Gemma-3), or none (SmolLM3).
     rotary = tuple(
         (kept[cos].expand(len(ids), -1, -1), kept[sin].expand(len(ids), -1, -1))
@@ -143,7 +142,7 @@ def capture_decoder(
     }
     embed = kept["hook_embed"]
     position_embed = kept[names["resid_pre"][0]] - embed
-    inputs = DecoderInputs(embed, position_embed, rotary, _causal_mask(mask), readout_logits)
+    inputs = DecoderInputs(embed, position_embed, rotary, _causal_mask(mask), logits)
     activations = DecoderActivations(embed=embed, resid_final=kept[last], **parts)
     _check_rebuilt_logits(model, weights, inputs, readout)
     return inputs, activations

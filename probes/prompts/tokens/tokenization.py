@@ -8,7 +8,7 @@ tokenizer itself writes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from transformers import PreTrainedTokenizerBase
 
@@ -230,6 +230,8 @@ def assign_roles(
     text: str, offsets: Sequence[tuple[int, int]], spans: Sequence[Span]
 ) -> tuple[str, ...]:
     """Role with the greatest overlap for every token; white space has the next token's role."""
+    spans = sorted(spans, key=lambda span: span[1])
+    first = 0  # Spans before it end before the token.
     overlapping: list[str | None] = []
     for start, end in offsets:
         while start < end and text[start].isspace():
@@ -239,12 +241,15 @@ def assign_roles(
         if start == end:
             overlapping.append(None)
             continue
-        overlap, role = max(
-            ((min(end, b) - max(start, a), role) for role, a, b in spans),
-            key=lambda candidate: candidate[0],
-            default=(0, REST),
-        )
-        overlapping.append(role if overlap > 0 else REST)
+        while first < len(spans) and spans[first][2] <= start:
+            first += 1
+        overlap, role = 0, REST
+        for name, a, b in islice(spans, first, None):
+            if a >= end:
+                break
+            if (common := min(end, b) - max(start, a)) > overlap:
+                overlap, role = common, name
+        overlapping.append(role)
     roles: list[str] = []
     following = REST
     for role in reversed(overlapping):

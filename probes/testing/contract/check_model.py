@@ -56,7 +56,8 @@ def check_named_model(name: str | Path, *, dtype: str = "float32", seed: int = 0
 
     A model that the kit refuses to load has one check, "load", with the reason.
     """
-    from probes.models.files.loading import find_model, load_hf_model, parse_dtype
+    from probes.models.files.loading import load_hf_model, parse_dtype
+    from probes.models.files.names import find_model
 
     try:
         model = load(name, dtype=dtype)

@@ -229,11 +229,12 @@ def head_blocks(comparison: Comparison) -> list[Block]:
 def models_table(models: Sequence[ModelFacts], notes: Sequence[str]) -> Table:
     """Shapes of the compared models, with notes on the method."""
     rows = [
-        [m.name, m.origin, f"{m.layers} × {m.heads}", m.d_model, f"{m.parameters:,}"]
+        [m.name, m.origin, m.lineage or "–", f"{m.layers} × {m.heads}", m.d_model,
+         f"{m.parameters:,}"]
         for m in models
-    ]
-    columns = ("model", "origin", "layers × heads", "width", "parameters")
-    return Table(columns, rows, align="llrrr", notes=notes)
+    ]  # fmt: skip
+    columns = ("model", "origin", "how it was made", "layers × heads", "width", "parameters")
+    return Table(columns, rows, align="lllrrr", notes=notes)
 
 
 def _variable_table(comparison: Comparison, verdicts: Sequence[Verdict]) -> Table:

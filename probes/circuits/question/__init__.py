@@ -1,0 +1,1 @@
+"""One question: its answer, its attention, and its use of a circuit of the pattern."""

@@ -1,0 +1,1 @@
+"""What students inherit from their teacher, against equally accurate students of another."""

@@ -1,0 +1,96 @@
+"""AUROC of each score between students of one teacher and equally accurate ones of another."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from probes.stats.auroc import GroupAUROC, group_auroc
+
+SCORES: Mapping[str, bool] = {
+    "accuracy": True,
+    "accuracy_held_out": True,
+    "kl_number": False,
+    "kl_noun": False,
+    "error_consistency": True,
+    "margin_correlation": True,
+    "operation": True,
+    "x": True,
+    "y": True,
+    "object": True,
+    "interchange": True,
+    "cka_embedding": True,
+    "cka": True,
+    "cka_given_token": True,
+    "rsa": True,
+    "weights_ov": True,
+    "weights_qk": True,
+}
+"""Scores by column, and whether a higher value is nearer to the reference.
+
+- `accuracy`, `accuracy_held_out`: of the number, on questions as in training and on number pairs
+  that training left out. The plainest baseline: the reference plays no part in it.
+- `kl_number`, `kl_noun`: KL(reference || student) at the readouts of these answers, in bits, on the
+  held-out questions. The plainest comparison with the reference.
+- `error_consistency`: Cohen's kappa of the correct held-out questions.
+- `margin_correlation`: Spearman's correlation of the number's logit difference over the held-out
+  questions.
+- `operation`, `x`, `y`, `object`: interchange accuracy of the student's states in the reference, by
+  a linear map that saw none of the words; `interchange` is their mean.
+- `cka_embedding`: debiased CKA of the token embeddings at the roles of the pattern.
+- `cka`, `cka_given_token`, `rsa`: mean over the student's layers of the best match among the
+  reference's layers, over prompts at each role.
+- `weights_ov`, `weights_qk`: mean over the student's heads of the largest cosine of their effective
+  maps between tokens with those of the reference's heads.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreSeparation:
+    """How well one score tells the students of the reference from those of the other teacher.
+
+    Attributes:
+        score: Column of the table.
+        reference: Teacher that all students are scored against.
+        kin, others: Mean score of its own students, and of the other teacher's.
+        auroc: Probability that a student of the reference is nearer to it; for all
+            students with a score, those without one are counted in `undefined`.
+        undefined: Number of students without a score.
+    """
+
+    score: str
+    reference: str
+    kin: float
+    others: float
+    auroc: GroupAUROC
+    undefined: int
+
+
+def score_separations(rows: Sequence[Mapping[str, float | str]]) -> tuple[ScoreSeparation, ...]:
+    """AUROC of every score for every reference that has students of both kinds.
+
+    Args:
+        rows: Rows of the table of the study.
+    """
+    separations = []
+    for reference in dict.fromkeys(str(row["reference"]) for row in rows):
+        own = [row for row in rows if row["reference"] == reference]
+        for score, is_similarity in SCORES.items():
+            groups = [
+                np.array([float(row[score]) for row in own if row["kin"] == kin]) for kin in (1, 0)
+            ]
+            defined = [group[np.isfinite(group)] for group in groups]
+            if not all(map(len, defined)):
+                continue
+            sign = 1 if is_similarity else -1
+            separations.append(
+                ScoreSeparation(
+                    score=score,
+                    reference=reference,
+                    kin=float(defined[0].mean()),
+                    others=float(defined[1].mean()),
+                    auroc=group_auroc(sign * defined[0], sign * defined[1]),
+                    undefined=sum(map(len, groups)) - sum(map(len, defined)),
+                )
+            )
+    return tuple(separations)

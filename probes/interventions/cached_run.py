@@ -1,0 +1,167 @@
+"""Recorded runs: activations, and the caches of single blocks from which a run can restart."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from probes.errors import ModelError
+from probes.models.layers.kv_cache import block_cache_argument
+from probes.models.model import Model
+from probes.models.site import RESID, RESID_OUT, Site
+
+Z, MLP = "attn.hook_z", "hook_mlp_out"
+
+
+class BlockCache:
+    """Cache of one block: keeps keys and values before `first_position`, replaces the others."""
+
+    def __init__(self, *keys_values: Tensor, first_position: int = 0) -> None:
+        self.keys, self.values = keys_values or (None, None)
+        self.first_position, self._stop_when_ready = first_position, False
+
+    def update(
+        self, keys: Tensor, values: Tensor, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values that the block attends to, given its new ones."""
+        if self.keys is None or self.values is None:
+            self.keys, self.values = keys, values
+        elif self.first_position < self.keys.shape[2]:
+            self.keys[:, :, self.first_position :] = keys
+            self.values[:, :, self.first_position :] = values
+        if self._stop_when_ready:
+            raise _KeysReady
+        return self.keys, self.values
+
+    def fill(self, model: Model, layer: int, resid: Tensor, arguments: Mapping[str, Any]) -> None:
+        """Compute keys and values from `first_position` on, without the rest of the block."""
+        self._stop_when_ready = True
+        with suppress(_KeysReady):
+            model.run_block(layer, resid, arguments, self)
+        self._stop_when_ready = False
+        self.first_position = self.keys.shape[2] if self.keys is not None else 0
+
+
+class _KeysReady(Exception):
+    """Ends a block's forward pass inside `BlockCache.update`."""
+
+
+def slice_argument(
+    value: Any,  # noqa: ANN401
+    prompt: Int[Tensor, " row"],
+    positions: Int[Tensor, "row position"],
+    keys: int | None = None,
+) -> Any:  # noqa: ANN401
+    """Rows and positions of a block's argument (mask or rotary angles); others are unchanged.
+
+    A mask keeps its first `keys` keys, by default all.
+    """
+    if isinstance(value, tuple):
+        return tuple(slice_argument(v, prompt, positions, keys) for v in value)
+    if not isinstance(value, Tensor) or value.ndim < 2:
+        return value
+    row = (prompt if len(value) > 1 else 0 * prompt)[:, None]
+    if value.ndim == 4:
+        return value[row, 0, positions, :keys][:, None]
+    return value[row, positions]
+
+
+@dataclass(frozen=True, eq=False)
+class CachedRun:
+    """Activations and logits of one run, as far as patching needs them."""
+
+    model: Model
+    ids: Int[Tensor, "prompt position"] = field(repr=False)
+    mask: Bool[Tensor, "prompt position"] = field(repr=False)
+    readout: Int[Tensor, "prompt answer"] = field(repr=False)
+    logits: Float[Tensor, "prompt answer vocab"] = field(repr=False)
+    z: Float[Tensor, "layer prompt position head d_head"] = field(repr=False)
+    mlp_out: Float[Tensor, "layer prompt position d_model"] = field(repr=False)
+    resid: Float[Tensor, "layer+1 prompt position d_model"] = field(repr=False)
+    """Input of every block, and the output of the last."""
+    # Arguments of each block's call, and its keys and values; none where blocks cannot restart.
+    _block_caches: tuple[tuple[dict, BlockCache], ...] = field(repr=False)
+
+    def realigned(self, index: Int[Tensor, "prompt position"]) -> "CachedRun":
+        """Run whose position p of prompt i has the activations of position index[i, p]."""
+        at = (slice(None), torch.arange(len(index), device=index.device)[:, None], index)
+        return replace(self, z=self.z[at], mlp_out=self.mlp_out[at], resid=self.resid[at])
+
+    def activation(self, site: Site) -> Float[Tensor, "prompt position feature"]:
+        """Activation of a component at all positions."""
+        if isinstance(site.component, int):
+            return self.z[site.layer, :, :, site.component]
+        return (self.mlp_out if site.component == "mlp" else self.resid)[site.layer]
+
+    def block_arguments(
+        self,
+        layer: int,
+        prompt: Int[Tensor, " row"],
+        positions: Int[Tensor, "row position"],
+        keys: int | None = None,
+    ) -> dict:
+        """Arguments of a block's call, for some rows and positions."""
+        call = self._block_caches[layer][0]
+        return {k: slice_argument(value, prompt, positions, keys) for k, value in call.items()}
+
+    def keys_values(self, layer: int) -> tuple[Tensor, ...]:
+        """Keys and values of a block."""
+        kept = self._block_caches[layer][1]
+        return tuple(t for t in (kept.keys, kept.values) if t is not None)
+
+    def run_from(
+        self, position: int, resid: Float[Tensor, "prompt later d_model"]
+    ) -> Float[Tensor, "prompt later d_model"]:
+        """Output of the last block from a position on, given the first block's input there.
+
+        Earlier positions are those of this run. Hooks of blocks see the later positions only, and
+        gradients pass.
+        """
+        prompt = torch.arange(len(self.ids), device=self.ids.device)
+        later = torch.arange(position, self.ids.shape[1], device=self.ids.device)
+        later = later.expand(len(prompt), -1)
+        for layer in range(self.model.shape.layers):
+            keys_values = (kept.clone() for kept in self.keys_values(layer))
+            cache = BlockCache(*keys_values, first_position=position)
+            given = self.block_arguments(layer, prompt, later)
+            resid = self.model.run_block(layer, resid, given, cache)
+        return resid
+
+
+@torch.no_grad()
+def record_run(
+    model: Model,
+    ids: Int[Tensor, "prompt position"],
+    mask: Bool[Tensor, "prompt position"],
+    readout: Int[Tensor, "prompt answer"],
+    *,
+    for_restarts: bool,
+) -> CachedRun:
+    """Run a model once; with `for_restarts`, blocks use and record a cache each.
+
+    Raises:
+        ModelError: Some block does not use the cache that it is given.
+    """
+    layers = range(model.shape.layers)
+    values: dict[str, Tensor] = {}
+    caches = [BlockCache() for _ in layers] if for_restarts else []
+    for block in model.bridge.blocks[: len(caches)]:
+        block_cache_argument(block)
+
+    def stacked(hook: str) -> Tensor:
+        return torch.stack([values[f"blocks.{n}.{hook}"] for n in layers])
+
+    names = [f"blocks.{n}.{hook}" for n in layers for hook in (RESID, Z, MLP, RESID_OUT)]
+    edits = {name: partial(values.__setitem__, name) for name in names}
+    with model.editing(edits), model.recording_kv(caches) as calls:
+        logits = model.logits(ids, mask, readout)
+    if any(cache.keys is None for cache in caches):
+        raise ModelError(f"Some block of {model.name} does not use its key/value cache")
+    resid = torch.cat([stacked(RESID), stacked(RESID_OUT)[-1:]])
+    blocks = tuple(zip(calls, caches, strict=True))
+    return CachedRun(model, ids, mask, readout, logits, stacked(Z), stacked(MLP), resid, blocks)

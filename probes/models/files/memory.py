@@ -1,0 +1,50 @@
+"""Memory of this machine, and what a model takes of it."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from probes.errors import ModelError
+
+_CGROUP = Path("/sys/fs/cgroup")
+_GB = 1e9
+
+
+def available_memory() -> int:
+    """Bytes that this process can still take: of the machine, and within its control group."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    with suppress(OSError, ValueError):  # No control group, or one without a limit.
+        limit = int((_CGROUP / "memory.max").read_text())
+        lines = (_CGROUP / "memory.stat").read_text().splitlines()
+        pages = dict(line.split() for line in lines)
+        used = int((_CGROUP / "memory.current").read_text()) - int(pages["inactive_file"])
+        free = min(free, max(limit - used, 0))
+    return free
+
+
+def require_memory(source: str, weights: int, dtype: torch.dtype) -> None:
+    """Refuse a model whose weights do not fit into memory, before they are read.
+
+    Args:
+        source: Name of the model.
+        weights: Number of weights, tied ones once.
+        dtype: Number format that they are loaded in.
+
+    Raises:
+        ModelError: Names the bytes needed and those that are free.
+    """
+    needed, free = weights * dtype.itemsize, available_memory()
+    if needed <= free:
+        return
+    half = torch.bfloat16
+    fix = "Use a smaller model, or a machine with more memory."
+    if weights * half.itemsize <= free:
+        fix = f'Load it with dtype="bfloat16" ({weights * half.itemsize / _GB:.1f} GB).'
+    name = str(dtype).removeprefix("torch.")
+    raise ModelError(
+        f"{source!r} is too big for this machine: its {weights / _GB:.2f} billion weights take "
+        f"{needed / _GB:.1f} GB in {name}, and {free / _GB:.1f} GB of memory are free. {fix}"
+    )
