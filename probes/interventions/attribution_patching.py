@@ -187,8 +187,7 @@ def _attribute(
     after = measure(source.logits, rows.to(device))
     hooks = {kind: _HOOKS[kind] for kind in _HOOKS if kind in kinds}
     with torch.enable_grad(), _retaining(model, [*hooks.values()]) as kept:
-        logits = model.forward(*clean[:2]).take_along_dim(clean[2][..., None], dim=1)
-        before = measure(logits, rows.to(device))
+        before = measure(model.forward(*clean), rows.to(device))
     sources = {"resid": source.resid, "heads": source.z, "mlps": source.mlp_out}
     masks = torch.stack([pairs.role_mask(role)[rows] for role in roles], 1).to(before)
     by_answer = []

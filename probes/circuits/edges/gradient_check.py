@@ -30,7 +30,7 @@ def check_gradients(recorder: GradientRecorder) -> bool:
         ModelError: Finite differences of a direction agree with each other, but not with it.
     """
     model, task = recorder.model, recorder.task[:1]
-    one = GradientRecorder.begin(model, recorder.weights, task, by_role=recorder.by_role)
+    one = GradientRecorder(model, recorder.weights, task, recorder.by_role, clean=None)
     run, other = one.gradients(one.task.clean), one.outputs(one.task.counterfactual)
     embed, grad = (run.outputs or other).embed, run.grads["embed"][0].float()
     change = (other.embed - embed).float()
