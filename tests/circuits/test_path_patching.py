@@ -437,8 +437,8 @@ def only_logits(runs):
     """Inputs of the logits; those of other readers are an error."""
     build = module.PatchedPass._reader_inputs
 
-    def inputs(self, block, base, edges):
+    def inputs(self, block, base, edges, *at):
         assert block == 2 * runs.model.shape.layers
-        return build(self, block, base, edges)
+        return build(self, block, base, edges, *at)
 
     return inputs
