@@ -23,7 +23,7 @@ from torch import Tensor
 from probes.circuits.block_masks import block_masks, writers_reaching_logits
 from probes.circuits.edges.messages import MessageSum
 from probes.circuits.edges.writer_changes import WriterChanges, change_key
-from probes.circuits.reference_runs import ReferenceRuns, ablation_change
+from probes.circuits.reference_runs import ReferenceRuns, ablation_changes, readout_logit_diffs
 from probes.models.layers.decoder import apply_rotary
 from probes.models.layers.norm import IDENTITY
 
@@ -66,18 +66,20 @@ class PatchedPass:
             (role_of == role).nonzero()[:, 0] for role in range(len(self.graph.roles))
         ]
         self.block_masks = block_masks(self.graph, masks)
-        self.needed = writers_reaching_logits(self.graph, self.block_masks)
+        self.needed, self.anywhere = writers_reaching_logits(self.graph, self.block_masks)
+        # The readout of each prompt: its position in the span, and its token in all of the batch.
+        self.readout = runs.task.readout[prompts] - runs.first_position
+        every = torch.arange(len(self.readout), device=self.readout.device)
+        self.readout_tokens = every * self._slice(runs.task.role_of).shape[1] + self.readout
         embed = self._slice(self.start.embed)
         size = (len(masks), int(self.needed.sum()), *embed.shape)
         self.changes = WriterChanges(torch.empty(size, device=embed.device, dtype=runs.model.dtype))
         self.shares_changes = len(masks) == 1 and cut_masks is None
-        self.cut_block_masks, self.cut_changes = (
-            self.block_masks,
-            WriterChanges(embed[None, None][:, :0]),
-        )
+        self.cut_block_masks = self.block_masks
+        self.cut_changes = WriterChanges(embed[None, None][:, :0])
         if cut_masks is not None:
             self.cut_block_masks = block_masks(self.graph, cut_masks)
-            self.cut_changes = self._cut_changes()
+            self.cut_changes = ablation_changes(runs, self.cut_block_masks, self._slice)
 
     def logit_diffs(self) -> Float[Tensor, "circuit prompt"]:
         """Run all layers."""
@@ -87,32 +89,20 @@ class PatchedPass:
         for layer in range(self.shape.layers):
             self._run_attention(layer)
             self._run_mlp(layer)
-        final = self._slice(self.start.activations.resid_final)
-        block = 2 * self.shape.layers
-        _, inputs = self._reader_inputs(block, final, self._row_edges(block))
+        final = self._at_readout(self._slice(self.start.activations.resid_final))
+        block, tokens = 2 * self.shape.layers, self.readout_tokens
+        _, inputs = self._reader_inputs(block, final, self._row_edges(block), tokens)
         final = final[None] if inputs is None else inputs[:, 0]
         task, weights = self.runs.task[self.prompts], self.runs.weights
-        at = torch.arange(len(task), device=final.device)
-        final = final[:, at, task.readout - self.runs.first_position]
-        logits = weights.unembed(weights.final_norm(final))
-        return torch.stack([task.logit_diff(row) for row in logits]).expand(self.circuits, -1)
+        return readout_logit_diffs(weights, task, final[:, :, 0]).expand(self.circuits, -1)
 
     def _slice(self, value: Tensor) -> Tensor:
         return value[self.prompts, self.span]
 
-    def _cut_changes(self) -> WriterChanges:
-        """What the cut edges change, for writers that have any and differ between the runs."""
-        has_cut = torch.zeros(len(self.graph.writers), dtype=torch.bool)
-        for mask in self.cut_block_masks:
-            has_cut[: mask.shape[-1]] |= mask.flatten(0, -2).any(0).cpu()
-        changes = {
-            writer: self._slice(ablation_change(self.runs, writer))
-            for writer in has_cut.nonzero()[:, 0].tolist()
-        }
-        changes = {writer: change for writer, change in changes.items() if bool(change.any())}
-        if not changes:
-            return self.cut_changes
-        return WriterChanges(torch.stack([*changes.values()])[None], [*changes])
+    def _at_readout(
+        self, value: Float[Tensor, "prompt position d_model"]
+    ) -> Float[Tensor, "prompt 1 d_model"]:
+        return value.flatten(0, 1)[self.readout_tokens, None]
 
     def _row_edges(self, block: int) -> Bool[Tensor, "row circuit role writer"]:
         """Edges from changed writers into each row of a block's readers, then the cut ones."""
@@ -130,13 +120,11 @@ class PatchedPass:
         return [change_key(*parts) if parts else b"" for parts in read]
 
     def _known_change(self, writer: int, row_keys: Sequence[bytes]) -> tuple[bytes, Tensor | None]:
-        """Key of a writer's change from those of the rows that it reads, and the change if known.
-
-        Without keys where circuits share the pass.
-        """
+        """Key of a change from those of the rows that its writer reads, and the change if known."""
         if not self.shares_changes:
             return b"", None
-        key = change_key(writer, self.prompts.start, self.prompts.stop, *row_keys)
+        part = (self.prompts.start, self.prompts.stop, int(self.anywhere[writer]))
+        key = change_key(writer, *part, *row_keys)
         return key, self.runs.known.get(key)
 
     def _add_change(self, writer: int, key: bytes, change: Tensor) -> None:
@@ -145,11 +133,16 @@ class PatchedPass:
         self.changes.add(writer, change, key)
 
     def _reader_inputs(
-        self, block: int, base: Tensor, edges: Bool[Tensor, "row circuit role writer"]
+        self,
+        block: int,
+        base: Tensor,
+        edges: Bool[Tensor, "row circuit role writer"],
+        at: Tensor | None = None,
     ) -> tuple[Int[Tensor, " row"], Float[Tensor, "circuit input prompt position d_model"] | None]:
         """Index of each row's input, and the inputs; rows with equal edges share one.
 
         Rows whose input is `base` have the index `_UNCHANGED`. There are no inputs if all have it.
+        `base` is that of the tokens `at`, by default of all.
         """
         count = self.block_masks[block].shape[-1]
         writers, changes = self.changes.upstream(count)
@@ -163,10 +156,15 @@ class PatchedPass:
         weights = weights.to(base.dtype)  # circuit role input writer
         inputs = base.expand(self.circuits, weights.shape[2], *base.shape).clone()
         flat = inputs.view(*inputs.shape[:2], -1, base.shape[-1])
-        for role, tokens in enumerate(self.role_tokens or [slice(None)]):
+        for role, tokens in enumerate(self.role_tokens or [None]):
             kept, cut = weights[:, role].split([len(writers), len(cut_writers)], -1)
             messages = [(kept, writers, changes), (cut, cut_writers, cut_changes)]
-            self.messages.add(flat, messages, count, tokens)
+            own = slice(None) if tokens is None else tokens
+            if at is None:
+                self.messages.add(flat, messages, count, (own, own))
+                continue
+            into = slice(None) if tokens is None else torch.isin(at, tokens).nonzero()[:, 0]
+            self.messages.add(flat, messages, count, (into, at[into]))
         return index, inputs
 
     def _run_attention(self, layer: int) -> None:
@@ -282,12 +280,19 @@ class PatchedPass:
             if change is not None:
                 self.changes.add(writer, change, key)
                 return
-            base = self._slice(start.activations.resid_mid[layer])
-            _, inputs = self._reader_inputs(2 * layer + 1, base, edges)
+            base, at = self._slice(start.activations.resid_mid[layer]), None
+            if not self.anywhere[writer]:
+                base, at = self._at_readout(base), self.readout_tokens
+            _, inputs = self._reader_inputs(2 * layer + 1, base, edges, at)
             weights = self.runs.weights.layers[layer]
             x = base[None] if inputs is None else inputs[:, 0]
             new = weights.mlp(weights.mlp_norm(x).flatten(0, 1)).view_as(x)
-            self._add_change(writer, key, new - before)
+            if at is None:
+                self._add_change(writer, key, new - before)
+                return
+            change = torch.zeros_like(before).expand(len(x), *before.shape).clone()
+            change.flatten(1, 2)[:, at] = (new - self._at_readout(before)).flatten(1, 2)
+            self._add_change(writer, key, change)
         elif not start.is_consistent:
             change = self._slice(start.activations.mlp_out[layer]) - before
             self.changes.add(writer, change, change_key(writer))

@@ -1,5 +1,6 @@
 """Reference runs: the clean run of a task, and the run with every edge ablated."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from probes.circuits.edges.writer_changes import KnownChanges
+from probes.circuits.edges.writer_changes import KnownChanges, WriterChanges
 from probes.circuits.graph import ComputationGraph
 from probes.circuits.task import Task
 from probes.errors import BatchError, CircuitError
@@ -127,7 +128,7 @@ def run_references(
     first = task.first_difference if ablation == "counterfactual" else 0
     at = (torch.arange(len(task), device=model.device), task.readout)
     clean_logit_diffs, ablated_logit_diffs = (
-        task.logit_diff(weights.unembed(weights.final_norm(run.activations.resid_final[at])))
+        readout_logit_diffs(weights, task, run.activations.resid_final[at][None])[0]
         for run in (clean, ablated)
     )
     return ReferenceRuns(
@@ -145,6 +146,20 @@ def run_references(
     )
 
 
+def readout_logit_diffs(
+    weights: DecoderWeights, task: Task, resid: Float[Tensor, "circuit prompt d_model"]
+) -> Float[Tensor, "circuit prompt"]:
+    """Logit differences from the final residual stream at the readouts.
+
+    Only the logits of answers and foils are computed.
+    """
+    tokens = torch.cat([task.answer[:, None], task.foils.clamp(min=0)], 1)
+    logits = weights.token_logits(weights.final_norm(resid), tokens)
+    present = task.foils >= 0
+    foils = logits[..., 1:].where(present, 0.0).sum(-1) / present.sum(1).clamp(min=1)
+    return logits[..., 0] - foils
+
+
 def ablation_change(runs: ReferenceRuns, writer: int) -> Tensor:
     """Change of a writer's output by ablation: ablated minus clean value; before a post-norm."""
     heads = runs.model.shape.heads
@@ -155,6 +170,24 @@ def ablation_change(runs: ReferenceRuns, writer: int) -> Tensor:
         return runs.ablated.mlp_out[layer] - runs.clean.mlp_out[layer]
     change = (runs.ablated.z[layer] - runs.clean.z[layer])[..., head, :]
     return change @ runs.weights.layers[layer].o[head]
+
+
+def ablation_changes(
+    runs: ReferenceRuns, masks: Sequence[Tensor], part: Callable[[Tensor], Tensor]
+) -> WriterChanges:
+    """What ablation changes, at a part of prompts and positions, for writers with a masked edge.
+
+    `masks` are block masks. Writers that the two runs share are left out.
+    """
+    has_edge = torch.zeros(len(runs.graph.writers), dtype=torch.bool)
+    for mask in masks:
+        has_edge[: mask.shape[-1]] |= mask.flatten(0, -2).any(0).cpu()
+    writers = has_edge.nonzero()[:, 0].tolist()
+    changes = {writer: part(ablation_change(runs, writer)) for writer in writers}
+    changes = {writer: change for writer, change in changes.items() if bool(change.any())}
+    if not changes:
+        return WriterChanges(part(runs.clean.embed)[None, None][:, :0])
+    return WriterChanges(torch.stack([*changes.values()])[None], [*changes])
 
 
 def _role_means(task: Task, mean_task: Task, activations: DecoderActivations) -> _WriterValues:

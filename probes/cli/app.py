@@ -67,6 +67,9 @@ class EdgeScoring(StrEnum):
     exact = "exact"
 
 
+Screen = StrEnum("Screen", {"auto": "auto", "never": "never", "always": "always"})
+Null = StrEnum("Null", {"auto": "auto", "random_init": "random-init", "permuted": "permuted"})
+
 _PICTURE_SUFFIXES = (".html", ".png", ".svg", ".pdf")
 
 Model = Annotated[
@@ -93,7 +96,7 @@ def compare(
     prompts: Prompts = 32,
     seed: Seed = 0,
     gate: GateAsks = None,
-    nulls: Annotated[int, typer.Option(help="Random-init models for the null.", min=20)] = 20,
+    nulls: Annotated[int, typer.Option(help="Draws of the null.", min=20)] = 20,
     draws: Annotated[
         int,
         typer.Option(
@@ -104,6 +107,8 @@ def compare(
     out: Page = Path("report.html"),
     json: Json = None,
     workers: Annotated[int, typer.Option(help="Models measured in parallel.", min=1)] = 2,
+    screen: Annotated[Screen, typer.Option(help="Attribution patching first.")] = Screen.auto,
+    null: Annotated[Null, typer.Option(help="What gives the thresholds.")] = Null.auto,
     assert_equivalent: Annotated[
         float | None,
         typer.Option(
@@ -129,6 +134,8 @@ def compare(
         nulls=nulls,
         workers=workers,
         progress=sys.stderr.isatty(),
+        screen=screen.value,
+        null=null.value,
     )
     family = compare_family(full, relatives, pattern, settings)
     result = family.comparisons[0] if len(relatives) == 1 else family

@@ -9,14 +9,12 @@ from probes.comparison.heads.matching import HeadPairing, match_heads, pair_head
 from probes.comparison.heads.profiles import HeadProfiles, similarity_draws
 from probes.comparison.heads.result import MeanPairScore
 from probes.comparison.heads.verdicts import NullModels, head_verdicts
-from probes.comparison.measurements import (
-    model_facts,
-)
+from probes.comparison.measurements import NullDraw, model_facts
+from probes.comparison.method import ComparisonMethod
 from probes.comparison.model_facts import SolvedLogitDiff
 from probes.comparison.pair_transfers import (
     MeasuredPair,
     ReferenceSet,
-    architecture_key,
     pool_directions,
     variable_verdicts,
 )
@@ -40,7 +38,7 @@ def assemble_comparison(
 ) -> Comparison:
     """Comparison of a full model and a relative from what was measured on both."""
     a, b, seed = pair.full, pair.other, settings.seed
-    random_init = references.nulls[architecture_key(b.model)]
+    random_init = references.nulls_of(b.model)
     other_seed = references.other_seed
     profiles = [null.profiles for null in random_init if null.profiles]
     pairings = [pair_heads(a.profiles, null) for null in profiles]
@@ -95,10 +93,7 @@ def assemble_comparison(
         nulls=settings.nulls,
         other_seed=references.other_seed.name if references.other_seed else "",
         gates=(*a.gates, *b.gates),
-        random_init_accuracy=tuple(
-            float(x)
-            for x in np.mean([n.accuracy for n in random_init if n.accuracy is not None], axis=0)
-        ),
+        random_init_accuracy=_mean_accuracy(random_init),
         solved_logit_diffs=_logit_diffs_on_solved({a.name: a.behavior, b.name: b.behavior}, seed),
         matches=matches,
         mean_pair_score=_mean_pair_score(a.profiles, b.profiles, pairings, ceiling, seed),
@@ -117,7 +112,17 @@ def assemble_comparison(
         transfers_to_full=transfers_to_full,
         transfer_skip_reason=shared.transfer_skip_reason,
         failing_prompts=failing_prompts,
+        method=ComparisonMethod(
+            "permuted" if shared.permuted_null else "random-init", (*a.screens, *b.screens)
+        ),
+        edges=references.edges.get(b.name),
     )
+
+
+def _mean_accuracy(random_init: Sequence[NullDraw]) -> tuple[float, ...]:
+    """Mean over random-init models for each answer; empty for a permuted null."""
+    accuracies = [null.accuracy for null in random_init if null.accuracy is not None]
+    return tuple(map(float, np.mean(accuracies, axis=0))) if accuracies else ()
 
 
 def _compare_paths(
@@ -131,7 +136,7 @@ def _compare_paths(
         measured.runs[b.name],
         measured.runs[other_seed.name] if other_seed and other_seed.name != b.name else None,
     )
-    nulls = [null.paths for null in references.nulls[architecture_key(b.model)]]
+    nulls = [null.paths for null in references.nulls_of(b.model)]
     return (
         path_effects(measured.plan, (a.paths, b.paths), runs, nulls, seed=seed),
         path_circuits(measured.plan, a.paths, runs, seed=seed),

@@ -11,15 +11,18 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from tqdm.auto import tqdm
 
 from probes.comparison.assemble import assemble_comparison
+from probes.comparison.circuits.edge_result import EdgeComparison
+from probes.comparison.circuits.edges import compare_edges
 from probes.comparison.family_result import FamilyComparison
 from probes.comparison.measurements import (
     ModelMeasurements,
+    NullDraw,
     NullGroup,
-    RandomInitNull,
     ReferenceModel,
     measure_model,
     measure_null,
     measure_reference,
+    permute_measurements,
     prepare_nulls,
 )
 from probes.comparison.pair_transfers import (
@@ -30,7 +33,7 @@ from probes.comparison.pair_transfers import (
     further_draw,
     run_draw,
 )
-from probes.comparison.paths.measure import PathMeasurements, PathPlan, measure_paths, plan_paths
+from probes.comparison.paths.measure import PathMeasurements, measure_paths, plan_paths
 from probes.comparison.result import Comparison
 from probes.comparison.setup.prompts import ComparisonPrompts, sample_comparison_prompts
 from probes.comparison.setup.references import (
@@ -118,8 +121,9 @@ def compare_family(
         measured = run_all(lambda model: measure_model(model, prompts), [a, *bs], "models")
         paths = _measure_paths(prompts, measured, references.other_seed, run_all)
         against = ReferenceSet(
-            nulls=_measure_nulls(prompts, measured, paths.plan, settings.nulls, run_all),
+            nulls=_measure_nulls(prompts, measured, paths, settings.nulls, run_all),
             paths=paths,
+            edges=_compare_edges(prompts, measured, settings, run_all),
             **_measure_references(references, measured, prompts, run_all),
         )
         pairs = _measure_pairs(prompts, measured, against, run_all)
@@ -155,14 +159,24 @@ def _measure_pairs(
 def _measure_nulls(
     prompts: ComparisonPrompts,
     measured: Sequence[ModelMeasurements],
-    plan: PathPlan,
+    paths: PathMeasurements,
     nulls: int,
     run_all: RunAll,
-) -> dict[object, list[RandomInitNull]]:
-    """Measure the random-init models of each architecture."""
+) -> dict[object, list[NullDraw]]:
+    """Measure the random-init models of each architecture, or permute what was measured."""
+    if prompts.permuted_null:
+        return {
+            one.name: [
+                permute_measurements(one, paths.runs[one.name], prompts.seed + n)
+                for n in range(nulls)
+            ]
+            for one in measured[1:]
+        }
     jobs = [(group, n) for group in _null_groups(prompts, measured) for n in range(nulls)]
-    results = run_all(lambda job: measure_null(*job, prompts, plan), jobs, "random-init models")
-    by_architecture: dict[object, list[RandomInitNull]] = {}
+    results = run_all(
+        lambda job: measure_null(*job, prompts, paths.plan), jobs, "random-init models"
+    )
+    by_architecture: dict[object, list[NullDraw]] = {}
     for (group, _), null in zip(jobs, results, strict=True):
         by_architecture.setdefault(architecture_key(group.template_model), []).append(null)
     return by_architecture
@@ -183,6 +197,29 @@ def _measure_paths(
         models.setdefault(other_seed.name, other_seed)
     runs = run_all(lambda model: measure_paths(model, plan), [*models.values()], "role paths")
     return PathMeasurements(plan, dict(zip(models, runs, strict=True)))
+
+
+def _compare_edges(
+    prompts: ComparisonPrompts,
+    measured: Sequence[ModelMeasurements],
+    settings: ComparisonSettings,
+    run_all: RunAll,
+) -> dict[str, EdgeComparison]:
+    """Compare the full model edge by edge with each relative that has the same graph."""
+    is_wanted = prompts.screen is not None if settings.edges is None else settings.edges
+    full, *relatives = (one.model for one in measured)
+    same = [model for model in relatives if is_wanted and _has_same_graph(full, model)]
+    # One job: the full model cannot run in two threads at once.
+    found = run_all(
+        lambda models: [compare_edges(full, m, prompts) for m in models], [same], "edges"
+    )
+    return dict(zip((model.name for model in same), found[0], strict=True))
+
+
+def _has_same_graph(full: Model, other: Model) -> bool:
+    """Whether two models have the same shape, vocabulary and so the same edges."""
+    tokens = full.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+    return full.shape == other.shape and tokens and full.bridge is not other.bridge
 
 
 def _negative_control_hits(

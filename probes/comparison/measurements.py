@@ -7,13 +7,16 @@ from threading import Lock
 import numpy as np
 
 from probes.comparison.heads.head_sets import ModelHeads
+from probes.comparison.heads.permuted import permute_roles
 from probes.comparison.heads.profiles import HeadProfiles, profile_heads
 from probes.comparison.model_facts import ModelFacts, PlotData
 from probes.comparison.paths.measure import (
     ContrastAnswer,
     PathNull,
     PathPlan,
+    PathRuns,
     measure_null_paths,
+    permute_paths,
     search_paths,
 )
 from probes.comparison.plot_data import measure_plot_data
@@ -28,7 +31,9 @@ from probes.comparison.variables.stitching import (
     tokenize_texts,
 )
 from probes.comparison.variables.transfer import Hits, donor_hits
-from probes.interventions.role_paths import RolePath
+from probes.interventions.attribution_patching import ExactCells
+from probes.interventions.result import ScreenCheck
+from probes.interventions.role_paths.graph import RolePath
 from probes.models.files.lineage import describe_lineage
 from probes.models.model import Model, random_init
 from probes.models.site import Site
@@ -71,6 +76,7 @@ class ModelMeasurements:
         heads: Head profiles and the batches that they were measured on.
         plot_data: Data of its plots.
         exact: For each contrast, fraction of the pairs whose tokens are all aligned.
+        screens: Error of the patching effects for each contrast; empty where all are exact.
         donor: Its states as a donor.
         recipient: Its runs as a recipient; None where a gate is closed.
         paths: Candidate paths with their fractions; empty where a gate is closed.
@@ -82,6 +88,7 @@ class ModelMeasurements:
     heads: ModelHeads
     plot_data: PlotData
     exact: Mapping[str, float]
+    screens: tuple[ScreenCheck, ...]
     donor: Donor | None
     recipient: Recipient | None
     paths: Mapping[ContrastAnswer, Mapping[RolePath, float]]
@@ -121,12 +128,12 @@ class NullGroup:
 
 
 @dataclass(frozen=True, eq=False)
-class RandomInitNull:
-    """Measurements of one random-init model.
+class NullDraw:
+    """Measurements of one random-init model, or permuted ones of a trained model.
 
     Attributes:
         profiles, accuracy: Head profiles, and accuracy of each answer; None where not measured.
-        hits: Interchange hits by name of the recipient.
+        hits: Interchange hits by name of the recipient; empty where not measured.
         paths: Absolute effects of role paths; empty where not measured.
     """
 
@@ -139,7 +146,9 @@ class RandomInitNull:
 def measure_model(model: Model, prompts: ComparisonPrompts) -> ModelMeasurements:
     """Measure answers, patching effects, attention and states of a compared model."""
     batches = tokenize_contrasts(model, prompts.pairs)
-    profiles, effects = profile_heads(model, batches, prompts.roles, kinds=("heads", "mlps"))
+    profiles, effects = profile_heads(
+        model, batches, prompts.roles, kinds=("heads", "mlps"), screen=prompts.screen
+    )
     behavior = answer_questions(model, prompts.questions)
     gates = gate_behavior(
         behavior, prompts.questions, seed=prompts.seed, criterion=prompts.gate_criterion
@@ -155,9 +164,10 @@ def measure_model(model: Model, prompts: ComparisonPrompts) -> ModelMeasurements
         model=model,
         behavior=behavior,
         gates=gates,
-        heads=ModelHeads(model, batches, profiles, lock),
+        heads=ModelHeads(model, batches, profiles, lock, is_screened=prompts.screen is not None),
         plot_data=measure_plot_data(model, batches, prompts.roles, effects),
         exact={contrast: effect.aligned_fraction for contrast, effect in effects.items()},
+        screens=tuple(effect.screen for effect in effects.values() if effect.screen),
         donor=donor,
         recipient=recipient,
         paths=search_paths(model, prompts.paths) if open_gates else {},
@@ -168,7 +178,8 @@ def measure_reference(
     model: Model, prompts: ComparisonPrompts, *, with_sites: bool
 ) -> ReferenceModel:
     """Measure a reference model: the sites of its variables, or its states as a donor."""
-    profiles, _ = profile_heads(model, tokenize_contrasts(model, prompts.pairs), prompts.roles)
+    batches = tokenize_contrasts(model, prompts.pairs)
+    profiles, _ = profile_heads(model, batches, prompts.roles, screen=prompts.screen)
     donor, sites = None, {}
     if prompts.folds and with_sites:
         sites = find_variable_sites(model, prompts.folds, seed=prompts.seed)
@@ -208,7 +219,7 @@ def prepare_nulls(
 
 def measure_null(
     group: NullGroup, number: int, prompts: ComparisonPrompts, plan: PathPlan
-) -> RandomInitNull:
+) -> NullDraw:
     """Measure one random-init model; its seed is that of the prompts plus `number`."""
     model = random_init(group.template_model, seed=prompts.seed + number)
     hits = {}
@@ -218,11 +229,19 @@ def measure_null(
             by_donor = donor_hits(recipient, [donor])
             hits[recipient.name] = by_donor[model.name]
     if group.pairs is None or group.questions is None:
-        return RandomInitNull(None, None, hits, {})
-    profiles, _ = profile_heads(model, group.pairs, prompts.roles)
+        return NullDraw(None, None, hits, {})
+    # Effects without training are small, and the screen is exact where effects are small.
+    screen = ExactCells(0, 0) if prompts.screen else None
+    profiles, _ = profile_heads(model, group.pairs, prompts.roles, screen=screen)
     correct = evaluate_behavior(model, group.questions).correct
     accuracy = correct.float().mean(0).numpy()
-    return RandomInitNull(profiles, accuracy, hits, measure_null_paths(model, plan))
+    return NullDraw(profiles, accuracy, hits, measure_null_paths(model, plan))
+
+
+def permute_measurements(measured: ModelMeasurements, paths: PathRuns, seed: int) -> NullDraw:
+    """One draw of the permuted null of a model, from what was measured; no model runs."""
+    profiles = permute_roles(measured.profiles, seed=seed)
+    return NullDraw(profiles, None, {}, permute_paths(paths, seed=seed))
 
 
 def model_facts(model: Model) -> ModelFacts:

@@ -1,9 +1,10 @@
 """Cross-model interchange between a full model and a relative, draw by draw, and its verdicts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from probes.comparison.measurements import ModelMeasurements, RandomInitNull, ReferenceModel
+from probes.comparison.circuits.edge_result import EdgeComparison
+from probes.comparison.measurements import ModelMeasurements, NullDraw, ReferenceModel
 from probes.comparison.paths.measure import PathMeasurements
 from probes.comparison.setup.prompts import ComparisonPrompts
 from probes.comparison.variables.draws import (
@@ -37,21 +38,28 @@ class ReferenceSet:
     """Models that a pair of models is compared against.
 
     Attributes:
-        nulls: Random-init models, by architecture.
+        nulls: Draws of the null: random-init models by architecture, or permuted measurements by
+            name of the relative.
         other_seed: The full model trained from another seed.
         same_shape: By name of the relative, a control of its shape trained without the full model.
         negative_controls: Models trained on another task.
         paths: Effects of role paths in all models.
         negative_control_hits: By name of the recipient and of the negative control, the prompts
             whose answer an interchange from that control changes to the source's.
+        edges: By name of the relative, the comparison edge by edge where it was made.
     """
 
-    nulls: Mapping[object, Sequence[RandomInitNull]]
+    nulls: Mapping[object, Sequence[NullDraw]]
     other_seed: ReferenceModel | None
     same_shape: Mapping[str, ReferenceModel]
     negative_controls: Sequence[ReferenceModel]
     paths: PathMeasurements
     negative_control_hits: Mapping[str, Mapping[str, Hits]]
+    edges: Mapping[str, EdgeComparison] = field(default_factory=dict)
+
+    def nulls_of(self, model: Model) -> Sequence[NullDraw]:
+        """Draws of the null of a model; none for a donor whose measurements are not permuted."""
+        return self.nulls.get(architecture_key(model)) or self.nulls.get(model.name, ())
 
 
 def architecture_key(model: Model) -> object:
@@ -102,8 +110,12 @@ def first_draw(
 ) -> PairDraw:
     """Transfers with random-init models of the donor's shape and with negative controls."""
 
-    def baselines(donor: ModelMeasurements, recipient: ModelMeasurements) -> TransferBaselines:
-        random_init = references.nulls[architecture_key(donor.model)]
+    def baselines(
+        donor: ModelMeasurements, recipient: ModelMeasurements
+    ) -> TransferBaselines | None:
+        random_init = references.nulls_of(donor.model)
+        if not any(null.hits for null in random_init):
+            return None  # The permuted null: shuffled states and labels are the controls.
         hits = references.negative_control_hits.get(recipient.name, {}).items()
         return TransferBaselines(
             nulls={

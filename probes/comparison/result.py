@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from probes.comparison.circuits.edge_result import EdgeComparison
 from probes.comparison.equivalence import EquivalenceCheck, check_equivalence
 from probes.comparison.explanation import Explanation, FailingPrompt, strongest_effects
 from probes.comparison.heads.result import HeadMatch, MeanPairScore
+from probes.comparison.method import ComparisonMethod
 from probes.comparison.model_facts import ModelFacts, PlotData, SolvedLogitDiff, lineage_lines
 from probes.comparison.paths.result import PathCircuit, PathEffect
 from probes.comparison.variables.result import CrossModelTransfer, VariableDraw
@@ -18,9 +20,6 @@ from probes.errors import SiteError
 from probes.observe.result import Gate
 from probes.result import Result
 from probes.stats.intervals import Estimate
-
-_MAX_THRESHOLD = 0.95
-"""Above this threshold a pairing score has no meaning: random-init models nearly reach 1."""
 
 _SURVIVES = ("kept", "weaker", "stronger", "moved", "split", "merged")
 _GONE = ("lost", "behavior absent")
@@ -37,10 +36,11 @@ class Comparison(Result):
         contrasts: Contrasts that were patched, each with the fraction of its pairs whose tokens
             all have a counterpart.
         roles, answers: Axes of the plots.
-        prompts, seed, nulls: Pairs of each contrast, seed, number of random-init models.
+        prompts, seed, nulls: Pairs of each contrast, seed, number of draws of the null.
         other_seed: Name of the other-seed model, or "".
         gates: Gates of `full`, then of `other`, one for each answer.
-        random_init_accuracy: Mean accuracy of the random-init models for each answer.
+        random_init_accuracy: Mean accuracy of the random-init models for each answer; empty where
+            the null is permuted.
         solved_logit_diffs: Logit differences on the questions that both models solve.
         matches: Partner and pairing score of each head of `full`.
         mean_pair_score: Mean of the pairing scores.
@@ -55,6 +55,8 @@ class Comparison(Result):
         draws: Each variable in each draw of prompts, held-out words, folds and sites.
         transfer_skip_reason: Why there is no cross-model interchange; "" where there is.
         failing_prompts: For each variable and head, prompts on which the models differ most.
+        method: How effects and the null were measured.
+        edges: Comparison edge by edge; None where it was not made.
     """
 
     full: ModelFacts
@@ -84,6 +86,8 @@ class Comparison(Result):
     draws: tuple[VariableDraw, ...] = ()
     transfer_skip_reason: str = ""
     failing_prompts: Mapping[str, tuple[FailingPrompt, ...]] = field(default_factory=dict)
+    method: ComparisonMethod = field(default_factory=ComparisonMethod)
+    edges: EdgeComparison | None = None
 
     @property
     def mean_interchange_accuracy(self) -> float:
@@ -240,23 +244,15 @@ class Comparison(Result):
         )
         if not variables:
             variables = f"no verdicts ({self.transfer_skip_reason or 'none was tested'})"
-        mean = self.mean_pair_score
+        null = f"{self.nulls} {self.method.null_name}"
         threshold = max((match.threshold for match in self.matches), default=0.0)
-        pairing = (
-            f"Mean pairing score {mean.score}; {self.nulls} random-init models {mean.chance:.2f} "
-            f"(threshold {mean.chance_high:.2f})"
-        )
-        pairing += f"; {self.other_seed} {mean.other_seed:.2f}." if self.other_seed else "."
-        if threshold > _MAX_THRESHOLD:
-            pairing = (
-                f"Random-init models reach pairing scores of {threshold:.2f}: these prompts have "
-                "too few roles and contrasts to tell heads apart. Add roles or contrasts."
-            )
         return (
             self._path_line(),
             f"Variables of {self.full.name} in {self.other.name}: {variables}.",
             f"Heads of {self.full.name} in {self.other.name}: {self._head_counts()}.",
-            pairing,
+            self.mean_pair_score.line(null, threshold, self.other_seed),
+            *(self.edges.lines(self.full.name, self.other.name) if self.edges else ()),
+            *self.method.lines(),
         )
 
     def _survival_line(self) -> str:

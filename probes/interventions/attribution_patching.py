@@ -13,15 +13,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 from torch import Tensor
 
-from probes.interventions.activation_patching import MLP, Z, run_with_cache
+from probes.interventions.cached_run import MLP, Z, record_run
 from probes.interventions.result import ScreenCheck
 from probes.interventions.sweep import (
     PatchingEffects,
@@ -102,7 +103,7 @@ def screened_patching(
     *,
     kinds: Sequence[str] = ("heads", "mlps"),
     roles: Sequence[str] | None = None,
-    sample: ExactCells = _EXACT_CELLS,
+    cells: ExactCells = _EXACT_CELLS,
 ) -> PatchingEffects:
     """Attribution patching of all cells, with exact effects where they matter.
 
@@ -113,9 +114,9 @@ def screened_patching(
     means = screen.mean.nan_to_num().abs().amax(-1)
     live = means.flatten().nonzero()[:, 0]
     order = live[means.flatten()[live].argsort(descending=True)].numpy()
-    rng = np.random.default_rng(sample.seed)
-    drawn = rng.permutation(len(order))[: sample.random]
-    chosen = order[np.union1d(np.arange(min(sample.top, len(order))), drawn)]
+    rng = np.random.default_rng(cells.seed)
+    drawn = rng.permutation(len(order))[: cells.random]
+    chosen = order[np.union1d(np.arange(min(cells.top, len(order))), drawn)]
     every = torch.arange(len(pairs))[:, None]
     if not len(chosen):
         return screen
@@ -146,7 +147,7 @@ def _agreement(
     approximate: Float[Tensor, "cell answer"],
     exact: Float[Tensor, "cell answer"],
     is_random: Bool[np.ndarray, " cell"],
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Numbers of a `ScreenCheck`, from mean effects of the cells that were patched exactly."""
     a, b = approximate[is_random].flatten().numpy(), exact[is_random].flatten().numpy()
     top = min(_COMPARED_TOP, len(exact))
@@ -155,7 +156,9 @@ def _agreement(
         for effect in (approximate, exact)
     ]
     return {
-        "spearman": float(spearmanr(a, b).statistic) if len(a) > 1 else float("nan"),
+        "spearman": float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
+        if len(a) > 1
+        else float("nan"),
         "mean_absolute_error": float(np.abs(a - b).mean()) if len(a) else float("nan"),
         "mean_absolute_effect": float(np.abs(b).mean()) if len(a) else float("nan"),
         "top": top,
@@ -182,21 +185,18 @@ def _attribute(
         (batch.ids[rows].to(device), batch.mask[rows].to(device), batch.positions[rows].to(device))
         for batch in (pairs.counterfactual, pairs.clean)
     )
-    source = run_with_cache(model, *other)
+    source = record_run(model, *other, for_restarts=False)
     source = source.realigned(pairs.source_positions[rows].to(device))
     after = measure(source.logits, rows.to(device))
     hooks = {kind: _HOOKS[kind] for kind in _HOOKS if kind in kinds}
     with torch.enable_grad(), _retaining(model, [*hooks.values()]) as kept:
-        logits = model.forward(*clean[:2]).take_along_dim(clean[2][..., None], dim=1)
-        before = measure(logits, rows.to(device))
+        before = measure(model.forward(*clean), rows.to(device))
     sources = {"resid": source.resid, "heads": source.z, "mlps": source.mlp_out}
     masks = torch.stack([pairs.role_mask(role)[rows] for role in roles], 1).to(before)
     by_answer = []
     for answer in range(before.shape[1]):
-        grads = iter(
-            torch.autograd.grad(
-                before[:, answer].sum(), [*kept.values()], retain_graph=True, materialize_grads=True
-            )
+        grads = torch.autograd.grad(
+            before[:, answer].sum(), [*kept.values()], retain_graph=True, materialize_grads=True
         )
         slopes = dict(zip(kept, grads, strict=True))
         products = [

@@ -19,10 +19,17 @@ from probes.circuits.graph import Edge
 from probes.circuits.reference_runs import run_references
 from probes.circuits.task import Task
 from probes.errors import CircuitError, ModelError
-from probes.interventions.activation_patching import MLP, Z
+from probes.interventions.cached_run import MLP, Z
 from probes.models.model import load, wrap
 from probes.testing.equivalent_heads import ungroup_heads
-from probes.testing.tiny_models import KINDS, POST_NORM_KINDS, hook_count, tiny, tiny_hf
+from probes.testing.tiny_models import (
+    KINDS,
+    OTHER_KINDS,
+    POST_NORM_KINDS,
+    hook_count,
+    tiny,
+    tiny_hf,
+)
 
 METHODS = ("eap-ig", "eap", "exact")
 PARTS = {"embed": "embed", "mlp_out": "MLP", "mlp_in": "MLP", "logits": "logits"}
@@ -597,3 +604,15 @@ def test_the_gradient_mode_of_the_caller_has_no_effect(around):
     with around():
         found = edge_attribution(tiny("llama"), task)
     assert torch.equal(found.per_prompt, expected)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *POST_NORM_KINDS, *OTHER_KINDS])
+def test_passes_behind_the_common_beginning_give_the_scores_of_whole_passes(kind):
+    model, task = tiny(kind, num_hidden_layers=2), pairs(width=7, at=4)
+    model.passed_checks.add("gradients")  # Other tests check them, pass by pass.
+    roles = kind in ("llama-gqa", "gemma3")
+    found = edge_attribution(model, task, method=EAPIG(1), roles=roles).per_prompt
+    model.failed_checks["restarts"] = "for comparison"
+    expected = edge_attribution(model, task, method=EAPIG(1), roles=roles).per_prompt
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert expected.abs().max() > 0.05

@@ -406,3 +406,39 @@ def test_a_reference_without_a_token_of_a_role_is_refused():
 def test_no_circuits_give_no_logit_differences():
     runs = run_references(model_of("llama"), pairs())
     assert run_circuits(runs, random_masks(len(runs.graph))[:0]).shape == (0, 2)
+
+
+@pytest.mark.parametrize("roles", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "ablation"), [("llama-gqa", "counterfactual"), ("neox", "zero"), ("gemma2", "mean")]
+)
+def test_circuits_one_after_another_share_changes_and_keep_their_numbers(kind, ablation, roles):
+    """Each differs in one edge from the one before; alone it starts without known changes."""
+    runs = run_references(model_of(kind), pairs(width=6, at=3), roles=roles, ablation=ablation)
+    mask = random_masks(len(runs.graph), (0.4,))[0]
+    for edge in mask.nonzero()[:, 0].tolist()[:: int(mask.sum()) // 6]:
+        mask[edge] = False
+        shared = run_circuits(runs, mask[None], start_from="replaced")
+        close(shared, run_circuits(replace(runs), mask[None], start_from="replaced"))
+
+
+def test_a_circuit_without_one_edge_into_the_logits_computes_no_component_anew(monkeypatch):
+    runs = run_references(tiny("llama"), pairs(width=6, at=3))
+    mask = random_masks(len(runs.graph), (0.4,))
+    into_logits = [n for n in mask[0].nonzero()[:, 0] if runs.graph.edge(int(n)).target == "logits"]
+    before = run_circuits(runs, mask)
+    monkeypatch.setattr(module.PatchedPass, "_run_heads", None)
+    monkeypatch.setattr(module.PatchedPass, "_reader_inputs", only_logits(runs))
+    mask[0, into_logits[0]] = False
+    assert not torch.equal(run_circuits(runs, mask), before)
+
+
+def only_logits(runs):
+    """Inputs of the logits; those of other readers are an error."""
+    build = module.PatchedPass._reader_inputs
+
+    def inputs(self, block, base, edges):
+        assert block == 2 * runs.model.shape.layers
+        return build(self, block, base, edges)
+
+    return inputs

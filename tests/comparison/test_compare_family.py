@@ -16,8 +16,8 @@ from probes.comparison.heads.profiles import HeadProfiles
 from probes.comparison.heads.result import HeadMatch, MeanPairScore
 from probes.comparison.measurements import (
     ModelMeasurements,
+    NullDraw,
     NullGroup,
-    RandomInitNull,
     ReferenceModel,
 )
 from probes.comparison.model_facts import ModelFacts, PlotData
@@ -746,9 +746,7 @@ def references_used(monkeypatch):
     monkeypatch.setattr(
         relatives, "prepare_nulls", lambda like, *_, **__: NullGroup(like, (), None, None, None)
     )
-    monkeypatch.setattr(
-        relatives, "measure_null", lambda *_, **__: RandomInitNull(None, None, {}, {})
-    )
+    monkeypatch.setattr(relatives, "measure_null", lambda *_, **__: NullDraw(None, None, {}, {}))
     monkeypatch.setattr(relatives, "measure_reference", reference)
     monkeypatch.setattr(relatives, "assemble_comparison", spy)
     return calls

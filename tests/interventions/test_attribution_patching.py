@@ -124,7 +124,7 @@ def test_prompts_in_several_batches_have_the_same_effects(model, own, monkeypatc
 def test_screened_cells_have_their_exact_effects(model, own):
     pairs = pairs_of(own, "operation")
     exact, screen = activation_patching(model, pairs), attribution_patching(model, pairs)
-    found = screened_patching(model, pairs, sample=ExactCells(6, 10, seed=3))
+    found = screened_patching(model, pairs, cells=ExactCells(6, 10, seed=3))
     kept, replaced = (
         torch.isclose(found.per_prompt, one.per_prompt, atol=1e-6, equal_nan=True).all(0).all(-1)
         for one in (screen, exact)
@@ -140,7 +140,7 @@ def test_screened_cells_have_their_exact_effects(model, own):
 def test_the_error_of_a_screen_is_that_of_its_random_cells(model, own):
     pairs = pairs_of(own, "operation")
     exact, screen = activation_patching(model, pairs), attribution_patching(model, pairs)
-    check = screened_patching(model, pairs, sample=ExactCells(0, 10_000)).screen
+    check = screened_patching(model, pairs, cells=ExactCells(0, 10_000)).screen
     live = (screen.mean.nan_to_num() != 0).any(-1)
     gap = (screen.mean - exact.mean)[live].abs().mean()
     assert check.random == check.exact == check.cells

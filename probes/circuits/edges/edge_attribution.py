@@ -35,7 +35,7 @@ from probes.models.layers.decoder import decompose
 from probes.models.model import Model
 from probes.models.run_checks import require_eval, require_unedited
 
-# Floats that a pass with gradients keeps per token, layer and unit of width: about 20.
+# Floats that a pass with gradients keeps per token, layer and unit of width.
 _FLOATS_PER_UNIT, _MAX_GRADIENT_FLOATS = 20, 40_000_000
 # Floats of the writers' changes that are multiplied at once: they stay in the cache.
 _MAX_BLOCK_FLOATS = 4_000_000
@@ -149,12 +149,12 @@ def edge_attribution(
 def _gradient_scores(
     model: Model, task: Task, graph: ComputationGraph, points: tuple[float, ...]
 ) -> Iterator[Float[Tensor, "prompt edge"]]:
-    shape, weights = model.shape, decompose(model)
+    shape, weights, by_role = model.shape, decompose(model), bool(graph.roles)
     width = task.clean.shape[1] - (task.first_difference if restart_problem(model) is None else 0)
     step = max(1, _MAX_GRADIENT_FLOATS // (_FLOATS_PER_UNIT * width * shape.layers * shape.d_model))
     for number, start in enumerate(range(0, len(task), step)):
-        prompts, by_role = task[start : start + step], bool(graph.roles)
-        recorder = GradientRecorder.begin(model, weights, prompts, by_role=by_role)
+        part = task[start : start + step]
+        recorder = GradientRecorder.begin(model, weights, part, by_role=by_role)
         is_due = number < _CHECKED_BATCHES and "gradients" not in model.passed_checks
         if is_due and check_gradients(recorder):
             model.passed_checks.add("gradients")
@@ -186,8 +186,7 @@ class _GradientScorer:
             for rows in torch.arange(len(task)).split(chunk):
                 changes = self._writer_changes(clean, other, rows, run)
                 scores = torch.cat([*self._score_edges(run, changes, rows)], -1)
-                grad = run.grads["embed"][0][rows]
-                self._check_embedding_scores(scores, changes[:, 0], grad)
+                self._check_embedding_scores(scores, changes[:, 0], run.grads["embed"][0][rows])
                 total[rows] += scores / len(points)
             del run, changes, scores  # frees memory before the next pass
         return total

@@ -59,10 +59,8 @@ class ReaderGradients:
     def keys_and_values(self, layer: int, z_grad: Tensor) -> tuple[Tensor, ...]:
         """Gradients at a layer's k and v that come through some gradient at its z."""
         z, k, v = self.attention[layer]
-        start = z.shape[1] - z_grad.shape[1]
-        z_grad = torch.cat([torch.zeros_like(z[:, :start]), z_grad], 1)
         grads = torch.autograd.grad(z, (k, v), z_grad, retain_graph=True)
-        return tuple(_by_head(grad, v)[:, start:] for grad in grads)
+        return tuple(_by_head(grad, v) for grad in grads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,40 +84,39 @@ class GradientRecorder:
         cls, model: Model, weights: DecoderWeights, task: Task, *, by_role: bool
     ) -> "GradientRecorder":
         """Recorder that runs only what is behind the common beginning of all pairs, if it can."""
-        recorder, clean = cls(model, weights, task, by_role, None), None
-        if recorder.span.start and restart_problem(model) is None:
+        clean = None
+        if _common_beginning(task) and restart_problem(model) is None:
             given = (task.clean, task.mask, task.readout[:, None])
             clean = record_run(model, *given, for_restarts=True)
         return cls(model, weights, task, by_role, clean)
 
     @property
     def span(self) -> slice:
-        """The positions at which the two runs of the task can differ, and the readout."""
-        return slice(min(self.task.first_difference, int(self.task.readout.min())), None)
+        """The positions of which runs are made: all, or those behind the common beginning."""
+        return slice(0 if self.clean is None else _common_beginning(self.task), None)
 
     @torch.no_grad()
     def outputs(self, ids: Tensor) -> WriterOutputs:
         """What the writers write in a forward pass of token ids."""
-        if self.clean is not None and ids is self.task.clean:
-            parts = (self.clean.z, self.clean.mlp_out, self.clean.resid)
-            z, mlp_out, resid = (tuple(part[:, :, self.span]) for part in parts)
-            outputs = WriterOutputs(resid[0], z, mlp_out)
-            self._check_residual_sum(outputs, resid[0], resid[-1])
-            return outputs
+        embed = self._embed(ids)
         with self.model.recording(self._output_hooks()) as kept:
-            self._run(ids, kept)
+            self._run(ids, kept, embed)
         return self._collect_outputs(kept)
 
-    def _run(self, ids: Tensor, kept: dict[str, Tensor], embed: Tensor | None = None) -> None:
-        """Run token ids, or embeddings from the span on, inside hooks."""
-        if self.clean is None:
+    def _run(self, ids: Tensor, kept: dict[str, Tensor], embed: Tensor | None) -> None:
+        """Run token ids, or embeddings from the span on where runs restart, inside hooks."""
+        if self.clean is None or embed is None:
             self.model.forward(ids, self.task.mask, self.task.readout[:, None])
             return
-        if embed is None:
-            embed = first_block_input(self.model, ids, self.task.mask)[:, self.span]
         kept["hook_embed"] = embed.detach().requires_grad_(torch.is_grad_enabled())
         with self.model.locked():
             self.clean.run_from(self.span.start, kept["hook_embed"])
+
+    def _embed(self, ids: Tensor) -> Tensor | None:
+        """Embeddings of token ids from the span on, where runs restart."""
+        if self.clean is None:
+            return None
+        return first_block_input(self.model, ids, self.task.mask)[:, self.span]
 
     def _output_hooks(self) -> list[str]:
         layers = range(self.model.shape.layers)
@@ -127,17 +124,11 @@ class GradientRecorder:
         return ends + [f"blocks.{n}.{point}" for point in (Z, MLP) for n in layers]
 
     def _collect_outputs(self, kept: dict[str, Tensor]) -> WriterOutputs:
-        embed, first, last, *rest = (
-            self._cut(kept[name].detach()) for name in self._output_hooks()
-        )
+        embed, first, last, *rest = (kept[name].detach() for name in self._output_hooks())
         layers = self.model.shape.layers
         outputs = WriterOutputs(embed, tuple(rest[:layers]), tuple(rest[layers:]))
         self._check_residual_sum(outputs, first, last)
         return outputs
-
-    def _cut(self, value: Tensor) -> Tensor:
-        """Part of an activation from the span on."""
-        return value[:, self.span] if self.clean is None else value
 
     def _at_readout(self, value: Tensor) -> Tensor:
         """Values at the readout, of an activation from the span on."""
@@ -187,8 +178,9 @@ class GradientRecorder:
             for port in "qkv"
         }
         written = self._output_hooks() if embed is None else [self._output_hooks()[2]]
-        with self._retaining([*chain(*hooks.values()), *written], embed) as kept:
-            self._run(ids, kept, embed)
+        begin = self._embed(ids) if embed is None else embed
+        with self._retaining([*chain(*hooks.values()), *written], begin) as kept:
+            self._run(ids, kept, begin)
         start, final = kept["hook_embed"], kept[f"blocks.{layers - 1}.hook_resid_post"]
         logits = self._readout_logits(final)
         names = ("q", "mlp", "z") if self.by_role else ("q", "k", "v", "mlp")
@@ -198,20 +190,15 @@ class GradientRecorder:
             retain_graph=self.by_role,
             materialize_grads=True,
         )
-        values = tuple(map(self._cut, values))
         grads = {"embed": values[:1], "logits": values[1:2]}
         for index, name in enumerate(names):
             grads[name] = values[2 + index * layers : 2 + (index + 1) * layers]
         grads["q"] = tuple(map(_by_head, grads["q"], (kept[hook] for hook in hooks["z"])))
         if not self.by_role:
             grads["k"] = tuple(map(_by_head, grads["k"], grads["v"]))
-        pre, mid = (
-            tuple(self._cut(kept[hook].detach()) for hook in hooks[key]) for key in ("pre", "mid")
-        )
+        pre, mid = (tuple(kept[hook].detach() for hook in hooks[key]) for key in ("pre", "mid"))
         heads_sum = tuple(
-            None
-            if layer.attn_post_norm is IDENTITY
-            else layer.sum_heads(self._cut(kept[hook].detach()))
+            None if layer.attn_post_norm is IDENTITY else layer.sum_heads(kept[hook].detach())
             for layer, hook in zip(self.weights.layers, hooks["z"], strict=True)
         )
         outputs = self._collect_outputs(kept) if embed is None else None
@@ -229,8 +216,7 @@ class GradientRecorder:
             return lambda value: kept.setdefault(name, value.view_as(value))
 
         def begin(value: Tensor) -> Tensor:
-            start = value if embed is None else torch.cat([value[:, : -embed.shape[1]], embed], 1)
-            start = start.detach().requires_grad_()
+            start = (value if embed is None else embed).detach().requires_grad_()
             return kept.setdefault("hook_embed", start)
 
         with self.model.editing({name: keep(name) for name in hooks} | {"hook_embed": begin}):
@@ -238,8 +224,7 @@ class GradientRecorder:
 
     def _readout_logits(self, final: Tensor) -> Tensor:
         """Logits from the residual stream behind the last block."""
-        start = final.shape[1] - (self.task.mask.shape[1] - self.span.start)
-        return self.weights.unembed(self.weights.final_norm(self._at_readout(final[:, start:])))
+        return self.weights.unembed(self.weights.final_norm(self._at_readout(final)))
 
     def logits_from(self, embed: Tensor) -> Tensor:
         """Readout logits of the clean prompts with other embeddings from the span on."""
@@ -252,6 +237,11 @@ class GradientRecorder:
 def _by_head(grad: Tensor, like: Tensor) -> Tensor:
     """Gradient with an axis of heads, which it lacks behind a norm of all heads."""
     return grad if grad.ndim == like.ndim else grad.unflatten(-1, (-1, like.shape[-1]))
+
+
+def _common_beginning(task: Task) -> int:
+    """Number of first positions at which no pair differs and none is read out."""
+    return min(task.first_difference, int(task.readout.min()))
 
 
 @torch.no_grad()

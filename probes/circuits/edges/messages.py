@@ -29,12 +29,13 @@ class MessageSum:
         inputs: Float[Tensor, "circuit input token d_model"],
         messages: Sequence[tuple[Tensor, list[int], Tensor]],
         count: int,
-        tokens: Tensor | slice,
+        tokens: tuple[Tensor | slice, Tensor | slice],
     ) -> None:
         """Add to the inputs at some tokens what the first `count` writers' edges bring.
 
-        Messages are weights "circuit input writer", the writers, and their changes "circuit writer
-        prompt position d_model".
+        Tokens are given by their numbers in the inputs, and in the changes. Messages are weights
+        "circuit input writer", the writers, and their changes "circuit writer prompt position
+        d_model".
         """
         for group in self._writer_groups(count):
             self._add_group(inputs, messages, group, tokens)
@@ -53,8 +54,9 @@ class MessageSum:
         inputs: Tensor,
         messages: Sequence[tuple[Tensor, list[int], Tensor]],
         group: range | None,
-        tokens: Tensor | slice,
+        tokens: tuple[Tensor | slice, Tensor | slice],
     ) -> None:
+        into, own_tokens = tokens
         total, layer = None, 0 if group is None else group.start // (self.heads + 1)
         for weights, writers, changes in messages:
             used = weights.flatten(0, 1).any(0).tolist()
@@ -63,15 +65,15 @@ class MessageSum:
                 continue
             if len(own) < len(writers):
                 weights, changes = weights[..., own], changes[:, own]
-            values = changes.flatten(2, 3)[:, :, tokens]
+            values = changes.flatten(2, 3)[:, :, own_tokens]
             added = (weights @ values.flatten(2)).unflatten(-1, values.shape[2:])
             if group is None:
-                inputs[:, :, tokens] += added
+                inputs[:, :, into] += added
             else:
                 total = added if total is None else total + added
         if total is not None:
             norm, before = self.post_norms[layer], self.heads_sums[layer]
-            inputs[:, :, tokens] += norm(before[tokens] + total) - norm(before[tokens])
+            inputs[:, :, into] += norm(before[own_tokens] + total) - norm(before[own_tokens])
 
     def _is_in(self, writer: int, group: range | None) -> bool:
         if group is not None:

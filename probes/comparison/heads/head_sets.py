@@ -29,6 +29,8 @@ MIN_EXPLAINED = 0.7
 MIN_EFFECT = 0.01
 """Smallest effect fraction of a head with an effect."""
 
+_MAX_PATCHED_SETS = 6  # Sets that are patched jointly in a screened model.
+
 
 @dataclass(frozen=True, eq=False)
 class ModelHeads:
@@ -39,6 +41,8 @@ class ModelHeads:
     profiles: HeadProfiles
     lock: Any = field(default_factory=Lock, repr=False)
     """Held while the model runs, because comparisons in other threads may use it."""
+    is_screened: bool = False
+    """Whether the model is too large to patch every set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +99,17 @@ def search_sets(
 ) -> tuple[HeadSet, ...]:
     """Choose a pair and a triple for each active head and patch them together.
 
-    Sets are chosen on the even prompts and measured on the odd prompts.
+    Sets are chosen on the even prompts and measured on the odd prompts. In a screened model sums of
+    effects replace joint patching, but for the most promising sets.
     """
     a, b = targets.profiles, parts.profiles
-    proposals = propose_sets(a, b, contrast_answers)
+    proposals, summed = propose_sets(a, b, contrast_answers), ()
+    if parts.is_screened:
+        proposals, summed = _most_promising(a, b, contrast_answers, seed=seed)
     names = [tuple(b.heads[k] for k in members) for _, members in proposals]
     sets = list(dict.fromkeys(names))
     if not sets:
-        return ()
+        return summed
     odd_batches = {
         contrast: tokenize_pairs(parts.model.tokenizer, parts.batches[contrast].pairs[1::2])
         for contrast in dict.fromkeys(contrast for contrast, _ in contrast_answers)
@@ -116,11 +123,23 @@ def search_sets(
         contrast_answers,
         {contrast: weights[contrast][:, 1::2] for contrast in odd_batches},
     )
-    return evaluate_sets(
+    patched = evaluate_sets(
         proposals,
         joint[:, [sets.index(name) for name in names]],
         held_out_profiles(a, b, contrast_answers, seed=seed),
     )
+    return (*patched, *summed)
+
+
+def _most_promising(
+    a: HeadProfiles, b: HeadProfiles, contrast_answers: ContrastAnswers, *, seed: int
+) -> tuple[list[tuple[int, tuple[int, ...]]], tuple[HeadSet, ...]]:
+    """Sets to patch jointly, those that a split or merge may rest on, and the other sets."""
+    summed = search_sets_from_profiles(a, b, contrast_answers, seed=seed)
+    promising = [s for s in summed if s.explained.value > PARTIAL_EXPLAINED and s.gain.value > 0]
+    chosen = sorted(promising, key=lambda s: -s.gain.value)[:_MAX_PATCHED_SETS]
+    others = tuple(s for s in summed if s not in chosen)
+    return [(s.target, s.members) for s in chosen], others
 
 
 def search_sets_from_profiles(

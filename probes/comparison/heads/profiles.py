@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 
 from probes.comparison.heads.result import MIN_RELIABILITY
+from probes.interventions.attribution_patching import ExactCells, screened_patching
 from probes.interventions.sweep import PatchingEffects, activation_patching
 from probes.models.model import Model
 from probes.observe.attention import role_attention, uniform_attention
@@ -112,12 +113,20 @@ def profile_heads(
     roles: Sequence[str],
     *,
     kinds: Sequence[str] = ("heads",),
+    screen: ExactCells | None = None,
 ) -> tuple[HeadProfiles, dict[str, PatchingEffects]]:
-    """Measure head profiles; also returns the effects of all components, by contrast."""
+    """Measure head profiles; also returns the effects of all components, by contrast.
+
+    With a `screen`, effects come from attribution patching, and are exact for these cells only.
+    """
     effects, attention, patched, heads = {}, {}, {}, []
     for contrast, pairs in batches.items():
         present = [role for role in roles if role in pairs.clean.roles]
-        swept = activation_patching(model, pairs, kinds=kinds, roles=present)
+        how = {"kinds": kinds, "roles": present}
+        if screen is None:
+            swept = activation_patching(model, pairs, **how)
+        else:
+            swept = screened_patching(model, pairs, **how, cells=screen)
         heads = [k for k, name in enumerate(swept.components) if ".H" in name]
         effects[contrast] = expand_to_roles(swept.per_prompt[:, heads].numpy(), present, roles)
         attention[contrast] = _attention_above_uniform(model, pairs, roles)

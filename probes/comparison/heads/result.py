@@ -7,6 +7,9 @@ from probes.stats.intervals import Estimate
 MIN_RELIABILITY = 0.5
 """Smallest split-half cosine of a head with reliable effects."""
 
+_MAX_THRESHOLD = 0.95
+"""Above this threshold a pairing score has no meaning: models of the null nearly reach 1."""
+
 
 @dataclass(frozen=True, slots=True)
 class HeadMatch:
@@ -57,3 +60,21 @@ class MeanPairScore:
     chance: float
     chance_high: float
     other_seed: float
+
+    def line(self, null: str, threshold: float, other_seed: str) -> str:
+        """Sentence with the score and its null, or why it has no meaning.
+
+        Args:
+            null: Number and name of the draws of the null.
+            threshold: Threshold of the best pair of such a draw.
+            other_seed: Name of the other-seed model, or "".
+        """
+        if threshold > _MAX_THRESHOLD:
+            models = null.split(maxsplit=1)[1].capitalize()
+            return (
+                f"{models} reach pairing scores of {threshold:.2f}: these prompts have too few "
+                "roles and contrasts to tell heads apart. Add roles or contrasts."
+            )
+        line = f"Mean pairing score {self.score}; {null} {self.chance:.2f} "
+        line += f"(threshold {self.chance_high:.2f})"
+        return line + (f"; {other_seed} {self.other_seed:.2f}." if other_seed else ".")

@@ -8,15 +8,17 @@ import numpy as np
 from jaxtyping import Float
 
 from probes.comparison.setup.prompts import PathPrompts
-from probes.interventions.role_paths import (
+from probes.interventions.role_paths.graph import (
     RoleGraph,
     RolePath,
-    candidate_paths,
     changed_roles,
-    contrast_effects,
     join_paths,
-    patch_role_graphs,
     path_roles,
+)
+from probes.interventions.role_paths.patching import (
+    candidate_paths,
+    contrast_effects,
+    patch_role_graphs,
 )
 from probes.models.model import Model
 from probes.prompts.tokens.pair_batch import PairBatch, tokenize_pairs
@@ -34,7 +36,7 @@ ContrastAnswer = tuple[str, str]
 """A contrast, and an answer that it changes."""
 
 PathNull = Mapping[tuple[ContrastAnswer, RolePath], float]
-"""Absolute mean effect of each path in a random-init model, in logits."""
+"""Absolute mean effect of each path in one draw of the null, in logits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +164,19 @@ def measure_null_paths(model: Model, plan: PathPlan) -> PathNull:
                 means = values[..., _number(pairs, key[1])].mean(1).abs().tolist()
                 found |= {(key, path): mean for path, mean in zip(paths, means, strict=True)}
     return found
+
+
+def permute_paths(runs: PathRuns, *, seed: int) -> PathNull:
+    """Absolute mean effect of each path of a model with random signs, in logits.
+
+    The sign of an effect turns where the clean prompt and its counterfactual are exchanged. All
+    paths of a draw have the same signs.
+    """
+    signs = {
+        key: np.random.default_rng(seed).choice([-1.0, 1.0], len(total))
+        for key, total in runs.totals.items()
+    }
+    return {at: float(abs((effect * signs[at[0]]).mean())) for at, effect in runs.effects.items()}
 
 
 def _tokenized(model: Model, pairs: Mapping[str, Sequence]) -> Iterable[tuple[str, PairBatch]]:

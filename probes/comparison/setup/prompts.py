@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from probes.comparison.setup.cost import is_cheaper, null_operations, sweep_operations
 from probes.comparison.setup.references import ComparisonSettings
 from probes.comparison.variables.held_out_folds import (
     HeldOutFolds,
@@ -13,6 +14,7 @@ from probes.comparison.variables.held_out_folds import (
     sample_held_out_folds,
 )
 from probes.errors import BatchError, PatternError
+from probes.interventions.attribution_patching import ExactCells
 from probes.models.model import Model
 from probes.observe.gate import default_criterion
 from probes.observe.result import GateCriterion
@@ -30,6 +32,7 @@ _GATE_QUESTIONS = 200
 _MIN_PAIRS = 4
 _DRAW_SEED_STEP = 10_007  # Seeds that users choose seldom differ by it.
 _TRANSFER_BASES, _TRANSFER_QUESTIONS = 150, 400
+_SCREENED_BASES, _SCREENED_QUESTIONS = 60, 160  # The same where the comparison is screened.
 _PATH_SEED_STEP = 20_011  # Pairs of paths are not those of heads.
 
 
@@ -60,6 +63,8 @@ class ComparisonPrompts:
         transfer_skip_reason: Why it does not; else "".
         paths: Pairs for role paths.
         seed: Seed of all draws.
+        screen: Cells that are patched exactly after a screen; None where all are.
+        permuted_null: Whether the null permutes measurements, without random-init models.
         gate_criterion: What the gate asks.
     """
 
@@ -72,6 +77,8 @@ class ComparisonPrompts:
     transfer_skip_reason: str
     paths: PathPrompts
     seed: int
+    screen: ExactCells | None = None
+    permuted_null: bool = False
     gate_criterion: GateCriterion = "accuracy"
 
 
@@ -81,17 +88,28 @@ def sample_comparison_prompts(
     settings: ComparisonSettings,
     progress: Callable[[Sequence[str]], Iterable[str]],
 ) -> ComparisonPrompts:
-    """Sample prompts that the tokenizers of all models can encode."""
+    """Sample prompts that the tokenizers of all models can encode.
+
+    Where the comparison is screened, variables are measured in one draw of fewer prompts, and role
+    paths on half as many.
+    """
     tokenizers, seed = distinct_tokenizers([model.tokenizer for model in models]), settings.seed
     pairs = {
         contrast: _sample_contrast_pairs(pattern, contrast, settings.prompts, tokenizers, seed)
         for contrast in progress(pattern.contrasts)
     }
+    batches = [tokenize_contrasts(model, pairs) for model in models]
+    roles = _shared_roles(batches)
+    both = list(zip(models, batches, strict=True))
+    is_screened = is_cheaper(
+        settings.screen, "always", [sweep_operations(*one, roles) for one in both]
+    )
+    draws = 1 if is_screened else settings.draws
     folds, skip_reason = [], ""
     try:
-        for draw in range(settings.draws):
+        for draw in range(draws):
             draw_seed = seed + draw * _DRAW_SEED_STEP
-            folds.append((draw_seed, _sample_folds(pattern, tokenizers, draw_seed)))
+            folds.append((draw_seed, _sample_folds(pattern, tokenizers, draw_seed, is_screened)))
     except PatternError as error:  # Of the first draw: the pattern does not allow interchange.
         skip_reason = "" if folds else str(error)
     return ComparisonPrompts(
@@ -100,24 +118,31 @@ def sample_comparison_prompts(
             pattern, _GATE_QUESTIONS, tokenizers=tokenizers, seed=seed
         ),
         pairs=pairs,
-        roles=_shared_roles([tokenize_contrasts(model, pairs) for model in models]),
+        roles=roles,
         folds=folds[0][1] if folds else None,
         further_folds=dict(folds[1:]),
         transfer_skip_reason=skip_reason,
-        paths=sample_path_prompts(pattern, pairs, tokenizers, settings),
+        paths=sample_path_prompts(
+            pattern, pairs, tokenizers, settings, limit=settings.prompts if is_screened else None
+        ),
         seed=seed,
+        screen=ExactCells(seed=seed) if is_screened else None,
+        permuted_null=(is_screened or settings.null == "permuted")
+        and is_cheaper(
+            settings.null, "permuted", [null_operations(*one, settings.nulls) for one in both]
+        ),
         gate_criterion=settings.gate or default_criterion(pattern),
     )
 
 
 def _sample_folds(
-    pattern: Pattern, tokenizers: Sequence[PreTrainedTokenizerBase], seed: int
+    pattern: Pattern, tokenizers: Sequence[PreTrainedTokenizerBase], seed: int, is_screened: bool
 ) -> HeldOutFolds:
     return sample_held_out_folds(
         pattern,
         tokenizers=tokenizers,
-        bases=_TRANSFER_BASES,
-        prompts=_TRANSFER_QUESTIONS,
+        bases=_SCREENED_BASES if is_screened else _TRANSFER_BASES,
+        prompts=_SCREENED_QUESTIONS if is_screened else _TRANSFER_QUESTIONS,
         seed=seed,
     )
 
@@ -150,8 +175,13 @@ def sample_path_prompts(
     sampled: Mapping[str, Sequence[Pair]],
     tokenizers: Sequence[PreTrainedTokenizerBase],
     settings: ComparisonSettings,
+    *,
+    limit: int | None = None,
 ) -> PathPrompts:
-    """Pairs of each contrast that changes an answer; contrasts with too few pairs are left out."""
+    """Pairs of each contrast that changes an answer; contrasts with too few pairs are left out.
+
+    Paths are tested on at most `limit` pairs of a contrast.
+    """
     search, test = {}, {}
     for contrast, few in sampled.items():
         if not any(map(_changes_answer, few)):
@@ -173,7 +203,7 @@ def sample_path_prompts(
         ]
         cut = min(len(kept) // 3, max(_MIN_PAIRS, settings.prompts // 2))
         if cut >= _MIN_PAIRS:
-            search[contrast], test[contrast] = tuple(kept[:cut]), tuple(kept[cut:])
+            search[contrast], test[contrast] = tuple(kept[:cut]), tuple(kept[cut:][:limit])
     return PathPrompts(search, test)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from probes.comparison.setup.cost import NullChoice, ScreenChoice
 from probes.comparison.variables.transfer import with_unique_names
 from probes.errors import ModelError
 from probes.models.model import Model, ModelSpec, load, random_init
@@ -27,6 +28,16 @@ class ComparisonSettings:
             the one that the provenance of the full model names.
         negative_controls: Models trained on the same texts for another task. By default those that
             the provenance of the full model names.
+        screen: How effects of heads and MLPs are measured: "never" patches every component at every
+            role exactly; "always" screens them by attribution patching and patches the strongest
+            and a random sample exactly, which also bounds the other parts (`setup.prompts`); "auto"
+            screens where exact patching of a model needs more than 1e13 operations.
+        null: "random-init" models of the relative's shape; "permuted": the relative's own
+            measurements with permuted roles and signs, without a further pass; "auto" permutes
+            where the comparison is screened and the random-init models need more than 1e13
+            operations.
+        edges: Whether circuits of relatives with the same graph are compared edge by edge; by
+            default where the comparison is screened.
         gate: What the gate asks; see `GateCriterion`. By default accuracy for patterns with free
             answers, choice for pairs.
         workers: Models measured in parallel threads. The result does not depend on it; give torch
@@ -43,6 +54,9 @@ class ComparisonSettings:
     gate: GateCriterion | None = None
     workers: int = 1
     progress: bool = False
+    screen: ScreenChoice = "auto"
+    null: NullChoice = "auto"
+    edges: bool | None = None
 
 
 @dataclass(frozen=True, eq=False)

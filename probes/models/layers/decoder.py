@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 import torch
+from einops import einsum
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -24,11 +25,18 @@ _LOGIT_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e
 
 @dataclass(frozen=True, eq=False)
 class DecoderWeights:
-    """Weights of a decoder."""
+    """Weights of a decoder.
+
+    Attributes:
+        unembed: Logits of all tokens from the normalized residual stream.
+        token_logits: The same for some tokens of each prompt: from "*circuit prompt d_model" and
+            "prompt token" to "*circuit prompt token".
+    """
 
     layers: tuple[DecoderLayer, ...]
     final_norm: Norm
     unembed: Callable[[Tensor], Tensor]
+    token_logits: Callable[[Tensor, Tensor], Tensor]
     parallel: bool
 
 
@@ -98,7 +106,17 @@ def _decompose(model: Model) -> DecoderWeights:
     def unembed(resid: Tensor) -> Tensor:
         return bridge.adapter.apply_output_logits_transform(bridge.unembed(resid))
 
-    return DecoderWeights(tuple(layers), read_norm(bridge.ln_final), unembed, model.shape.parallel)
+    weight, bias = bridge.unembed.W_U.detach().mT, bridge.unembed.b_U.detach()
+    transform = bridge.adapter.apply_output_logits_transform
+
+    def token_logits(resid: Tensor, tokens: Tensor) -> Tensor:
+        logits = einsum(resid, weight[tokens], "... b d, b n d -> ... b n")
+        return transform(logits + bias[tokens])
+
+    final_norm = read_norm(bridge.ln_final)
+    return DecoderWeights(
+        tuple(layers), final_norm, unembed, token_logits, parallel=model.shape.parallel
+    )
 
 
 @torch.no_grad()
@@ -189,9 +207,10 @@ def _check_rebuilt_logits(
         inputs.logits[row],
     )
     try:
-        logits = weights.unembed(
-            weights.final_norm(rebuild_residual(weights, one)[:, readout[longest]])
-        )
+        final = weights.final_norm(rebuild_residual(weights, one)[:, readout[longest]])
+        logits = weights.unembed(final)
+        some = one.logits.topk(4).indices
+        logits = logits.scatter(1, some, weights.token_logits(final, some))
         gap = float((logits - one.logits).abs().max() / one.logits.abs().max().clamp(min=1e-2))
     except (RuntimeError, TypeError):  # The shapes, or the arguments of an MLP, do not fit.
         gap = float("inf")

@@ -107,7 +107,8 @@ def attention_grid(comparison: Comparison) -> Picture:
 
 def _gate_blocks(comparison: Comparison) -> list[Block]:
     rows = list(map(_gate_interval, comparison.gates))
-    for answer, accuracy in zip(comparison.answers, comparison.random_init_accuracy, strict=True):
+    # A permuted null has no accuracy.
+    for answer, accuracy in zip(comparison.answers, comparison.random_init_accuracy, strict=False):
         rows.append(Interval(f"random-init mean, {answer}", accuracy))
     by_choice = any(gate.criterion == "choice" for gate in comparison.gates)
     caption, both = "Accuracy of whole answers", "On the questions that both models solve"
@@ -216,9 +217,12 @@ def _effect_matrix(
 
 
 def _method_table(comparison: Comparison) -> Table:
+    shape = "'s shape" * (comparison.method.null == "random-init")
     sizes = (
         f"{comparison.prompts} pairs for each of the contrasts {', '.join(comparison.contrasts)}; "
-        f"{comparison.nulls} random-init models of {comparison.other.name}'s shape; seed "
+        f"{comparison.nulls} {comparison.method.null_name} of {comparison.other.name}{shape}; seed "
         f"{comparison.seed}."
     )
-    return models_table((comparison.full, comparison.other), (sizes, _METHOD_NOTE))
+    return models_table(
+        (comparison.full, comparison.other), (sizes, _METHOD_NOTE, *comparison.method.lines())
+    )

@@ -1,0 +1,118 @@
+"""Screens, nulls and comparisons of real models with their quantized relatives.
+
+    python -m benchmarks.real_comparisons FOLDER [screen] [compare] [exact]
+
+FOLDER holds the models, as for `benchmarks.real_models`. "screen" holds attribution patching
+against exact patching on random cells; "compare" compares a model with its int4 relative; "exact"
+compares it without a screen, and counts the verdicts that agree (hours of CPU time).
+"""
+
+import argparse
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from probes.comparison.compare import compare
+from probes.comparison.result import Comparison
+from probes.comparison.setup.references import ComparisonSettings
+from probes.compression.quantization.quantize import quantize
+from probes.interventions.attribution_patching import attribution_patching
+from probes.interventions.sweep import patch_cells
+from probes.models.model import Model, load
+from probes.models.site import Site
+from probes.prompts.catalog import pattern
+from probes.prompts.tokens.pair_batch import sample_pairs, tokenize_pairs
+
+
+def screen_error(model: Model, on: str, *, pairs: int = 8, seed: int = 0) -> dict[str, float]:
+    """Attribution against exact effects: rank correlation on random cells, recall of the strongest.
+
+    The strongest exact cells are sought among 300 random cells and the 60 strongest of the screen.
+    """
+    query = pattern(on)
+    contrast = query.contrasts[0]
+    drawn = sample_pairs(query, contrast, pairs, tokenizers=(model.tokenizer,), seed=seed)
+    batch = tokenize_pairs(model.tokenizer, drawn, max_length=model.shape.context)
+    start = time.process_time()
+    screen = attribution_patching(model, batch)
+    screened = time.process_time() - start
+    means = screen.mean[..., 0].nan_to_num()
+    live = means.flatten().nonzero()[:, 0].numpy()
+    order = live[np.argsort(-means.flatten().abs().numpy()[live], kind="stable")]
+    random = np.random.default_rng(seed).permutation(order)[:300]
+    chosen = np.union1d(random, order[:60])
+    sites = [
+        Site(site.layer, site.component, screen.roles[cell % len(screen.roles)])
+        for cell in chosen.tolist()
+        for site in [Site.parse(screen.components[cell // len(screen.roles)])]
+    ]
+    start = time.process_time()
+    exact = patch_cells(model, batch, sites)[0][..., 0].mean(1).numpy()
+    patched = time.process_time() - start
+    approximate = means.flatten().numpy()[chosen]
+    is_random = np.isin(chosen, random)
+    best, found = (
+        set(np.argsort(-np.abs(effect))[:20].tolist()) for effect in (exact, approximate)
+    )
+    return {
+        "live cells": len(live),
+        "CPU-s of the screen": screened,
+        "CPU-s of one exact cell": patched / len(sites),
+        "Spearman": float(spearmanr(exact[is_random], approximate[is_random])[0]),
+        "top-20 recall": len(best & found) / 20,
+        "mean absolute error": float(np.abs(exact - approximate)[is_random].mean()),
+        "mean absolute effect": float(np.abs(exact)[is_random].mean()),
+    }
+
+
+def compare_quantized(model: Model, on: str, **settings: str) -> tuple[Comparison, float]:
+    """Comparison of a model with its int4 relative, and its CPU seconds."""
+    relative = load(quantize(model, "int4"))
+    start = time.process_time()
+    found = compare(model, relative, on, ComparisonSettings(**settings))  # pyright: ignore[reportArgumentType]
+    return found, time.process_time() - start
+
+
+def agreement(screened: Comparison, exact: Comparison, top: int = 20) -> dict[str, float]:
+    """Fraction of equal verdicts: role paths, and the heads with the largest exact effects."""
+    data = exact.plot_data[exact.full.name]
+    strength = np.max([np.abs(np.nan_to_num(e)).max((1, 2)) for e in data.effects.values()], axis=0)
+    heads = [data.components[k] for k in np.argsort(-strength) if ".H" in data.components[k]][:top]
+    labels = [{(v.kind, v.subject): v.label for v in one.verdicts} for one in (screened, exact)]
+    paths = [key for key in labels[1] if key[0] == "path"]
+    return {
+        "paths": float(np.mean([labels[0].get(key) == labels[1][key] for key in paths])),
+        f"{top} strongest heads": float(
+            np.mean([labels[0]["head", head] == labels[1]["head", head] for head in heads])
+        ),
+    }
+
+
+def main() -> None:
+    """Print each measurement with CPU seconds and peak memory."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("jobs", nargs="*", default=["screen", "compare"])
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--pattern", default="ioi")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    model = load(given.folder / given.model)
+    screened = None
+    if "screen" in given.jobs:
+        print(screen_error(model, given.pattern))
+    if {"compare", "exact"} & {*given.jobs}:
+        screened, seconds = compare_quantized(model, given.pattern)
+        print(*screened.summary(), f"{seconds:.0f} CPU-s", sep="\n")
+    if screened and "exact" in given.jobs:
+        exact, seconds = compare_quantized(model, given.pattern, screen="never", null="random-init")
+        print(agreement(screened, exact), f"exact: {seconds:.0f} CPU-s")
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB")
+
+
+if __name__ == "__main__":
+    main()
