@@ -8,7 +8,8 @@ import numpy as np
 from probes.stats.auroc import GroupAUROC, group_auroc
 
 SCORES: Mapping[str, bool] = {
-    "accuracy": True,
+    "accuracy_number": True,
+    "accuracy_noun": True,
     "accuracy_held_out": True,
     "kl_number": False,
     "kl_noun": False,
@@ -28,8 +29,8 @@ SCORES: Mapping[str, bool] = {
 }
 """Scores by column, and whether a higher value is nearer to the reference.
 
-- `accuracy`, `accuracy_held_out`: of the number, on questions as in training and on number pairs
-  that training left out. The plainest baseline: the reference plays no part in it.
+- `accuracy_number`, `accuracy_noun`: on questions as in training; `accuracy_held_out` of the number
+  on number pairs that training left out. The plainest baseline: the reference plays no part in it.
 - `kl_number`, `kl_noun`: KL(reference || student) at the readouts of these answers, in bits, on the
   held-out questions. The plainest comparison with the reference.
 - `error_consistency`: Cohen's kappa of the correct held-out questions.
