@@ -1,13 +1,12 @@
 """Accuracy and logit differences of pretrained models on the shipped patterns, beside plain torch.
 
-The left columns are the kit's. The right ones are one forward pass of transformers for each
-question and outcome, tokenized as plain text.
+The columns `plain` are one forward pass of transformers for each question, tokenized as plain text.
 
 Run with `python -m benchmarks.real_patterns MODEL_FOLDER [QUESTIONS]`.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 
 import torch
@@ -28,15 +27,30 @@ def plain_answer(
     outcomes = question.outcomes[0][1]
     texts = [question.append(question.text, outcome) for outcome in outcomes]
     ids = [tokenizer(text)["input_ids"] for text in texts]
-    start = next(n for n in range(min(map(len, ids))) if len({row[n] for row in ids}) > 1)
+    answer, foils = ids[0], ids[1:]
     prompt = tokenizer(question.text)["input_ids"]
-    n_prompt = sum(
-        1 for _ in takewhile(lambda both: both[0] == both[1], zip(prompt, ids[0], strict=False))
+    n_prompt = common_length(prompt, answer)
+    logits = model(torch.tensor([answer])).logits[0]
+    greedy = all(int(logits[n - 1].argmax()) == answer[n] for n in range(n_prompt, len(answer)))
+    if outcomes[0].isdigit():  # A digit behind it makes another number.
+        greedy &= not tokenizer.convert_ids_to_tokens([int(logits[-1].argmax())])[0][:1].isdigit()
+    starts = [common_length(answer, foil) for foil in foils]
+    start = min(starts)
+    read = [foil[start] for foil, n in zip(foils, starts, strict=True) if n == start]
+    difference = logits[start - 1, answer[start]] - logits[start - 1, read].mean()
+    if not all(n < len(answer) for n in starts):
+        return greedy, float(difference), False
+    chosen = all(
+        float(logits[n - 1, answer[n]]) > float(logits[n - 1, foil[n]])
+        for foil, n in zip(foils, starts, strict=True)
     )
-    logits = model(torch.tensor([ids[0]])).logits[0]
-    greedy = all(int(logits[n - 1].argmax()) == ids[0][n] for n in range(n_prompt, len(ids[0])))
-    answer, *foils = (float(logits[start - 1, row[start]]) for row in ids)
-    return greedy, answer - sum(foils) / len(foils), all(answer > foil for foil in foils)
+    return greedy, float(difference), chosen
+
+
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """Number of first tokens that two texts share."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in takewhile(lambda both: both[0] == both[1], pairs))
 
 
 def rows(folder: str, count: int) -> Iterator[str]:

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from probes.observe.activations import capture
     from probes.observe.attention import role_attention
     from probes.observe.behavior import evaluate_behavior
+    from probes.observe.format.fit import fit_format
     from probes.observe.gate import gate
     from probes.observe.logit_lens import logit_lens
     from probes.prompts.catalog import list_patterns, pattern
@@ -84,6 +85,7 @@ _HOMES = {
     "logit_lens": "observe.logit_lens",
     "evaluate_behavior": "observe.behavior",
     "gate": "observe.gate",
+    "fit_format": "observe.format.fit",
     "activation_patching": "interventions.sweep",
     "attribution_patching": "interventions.attribution_patching",
     "Site": "models.site",

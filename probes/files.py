@@ -128,6 +128,11 @@ def derived_folder() -> Path:
     return Path("runs") / "relatives"
 
 
+def formats_file() -> Path:
+    """File of the prompt formats that `probes fit` found, under the working directory."""
+    return Path("runs") / "formats.json"
+
+
 def list_derived_models() -> tuple[str, ...]:
     """Names of the derived models in `derived_folder`."""
     return _model_names(derived_folder())

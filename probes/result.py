@@ -31,6 +31,7 @@ HOMES = {
     "ClaimsReports": "claims.result",
     "Comparison": "comparison.result",
     "FamilyComparison": "comparison.family_result",
+    "FormatFit": "observe.format.result",
     "ModelCheck": "testing.contract.check_result",
     "ModelChecks": "testing.contract.check_result",
     "QuestionReport": "circuits.question.result",

@@ -173,6 +173,7 @@ class Trace(Result):
         edge_necessities: Necessity of each edge, on held-out prompts.
         specificities: Effect of ablating this circuit, and that of another pattern, on both; empty
             without another pattern.
+        format: Prompt format.
         published: Overlap with a published circuit of this model and pattern, or None.
     """
 
@@ -186,12 +187,14 @@ class Trace(Result):
     stability: float
     edge_necessities: tuple[EdgeNecessity, ...]
     specificities: tuple[Specificity, ...]
+    format: str = "plain"
     published: PublishedOverlap | None = None
 
     def summary(self) -> tuple[str, ...]:
         """The findings, one sentence each."""
         circuit, held = self.circuit, self.held_out
         task = dict(circuit.protocol).get("task", "the task")
+        task += f" in the format {self.format}" if self.format != "plain" else ""
         notice = [self.gate.notice] if self.gate.notice else []
         lines = [
             *notice,

@@ -21,6 +21,7 @@ from probes.circuits.result import PublishedOverlap, Specificity, Trace
 from probes.circuits.task import TaskSettings, require_open_gate, sample_tasks
 from probes.errors import CircuitError, GateError
 from probes.models.model import Model, ModelSpec, load
+from probes.observe.format.kept import pattern_in_format
 from probes.observe.result import GateCriterion
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.catalog import published_circuit
@@ -38,6 +39,7 @@ class TraceSettings(TaskSettings):
         ablation: What an ablated edge carries; see `run_references`.
         other_pattern: Another pattern, whose circuit is ablated to test specificity; "" for none.
             It is skipped if its gate is closed.
+        format: Prompt format, such as "few-shot-4", or "auto"; see `PromptFormat`.
         gate: What the gate asks; see `GateCriterion`. By default accuracy for patterns with free
             answers, choice for pairs.
     """
@@ -45,6 +47,7 @@ class TraceSettings(TaskSettings):
     method: AttributionMethod = "eap-ig"
     ablation: Ablation = "counterfactual"
     other_pattern: str | Pattern = "taken"
+    format: str = "plain"
     gate: GateCriterion | None = None
 
 
@@ -76,6 +79,9 @@ def trace(
     other = settings.other_pattern
     other = find_pattern(other) if other and isinstance(other, str) else other
     model, seed = load(model), settings.seed
+    own_pattern = pattern_in_format(own_pattern, settings.format, [model], seed=seed)
+    if isinstance(other, Pattern) and not own_pattern.user_pairs:
+        other = pattern_in_format(other, str(own_pattern.wrapper.format), [model])
     gate = require_open_gate(
         model, own_pattern, settings.answer, seed=seed, criterion=settings.gate
     )
@@ -108,6 +114,7 @@ def trace(
         stability=scores.stability(size, seed=seed),
         edge_necessities=minimality(runs, circuit, seed=seed),
         specificities=_cross_specificity(own_pattern, circuit, runs, settings),
+        format=str(own_pattern.wrapper.format),
         published=_published_overlap(model, own_pattern, circuit),
     )
 

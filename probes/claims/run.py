@@ -9,6 +9,13 @@ from dataclasses import dataclass
 from probes.claims.base_model import BaseComparisonSettings, compare_with_base, reuse_claim
 from probes.claims.dose_response import dose_response_rows, training_diversity_claim
 from probes.claims.joint_site import find_joint_site
+from probes.claims.patterns import (
+    has_behavior,
+    operation_free_pattern,
+    pattern_with_behavior,
+    statement_pattern,
+    two_object_pattern,
+)
 from probes.claims.result import BaseModelComparison, ClaimsReport
 from probes.claims.separate_path import separate_path_claim
 from probes.claims.shared_state import (
@@ -17,7 +24,7 @@ from probes.claims.shared_state import (
     shared_direction_claim,
     shared_state_claim,
 )
-from probes.errors import GateError, ModelError, PatternError, SiteError
+from probes.errors import ModelError, PatternError, SiteError
 from probes.interventions.confounds import (
     distractor_sentence,
     operation_free_question,
@@ -40,9 +47,7 @@ from probes.interventions.subspaces.projection import project_states
 from probes.models.model import Model, ModelSpec, load
 from probes.models.site import Site, joined_roles
 from probes.observe.gate import gate
-from probes.observe.result import Gate, GateCriterion
-from probes.prompts.catalog import list_patterns
-from probes.prompts.catalog import pattern as find_pattern
+from probes.observe.result import GateCriterion
 from probes.prompts.interchange_pairs import (
     OBJECT,
     OPERATION,
@@ -53,9 +58,7 @@ from probes.prompts.interchange_pairs import (
 from probes.prompts.pattern import Pattern
 from probes.stats.intervals import Estimate
 
-_DECLARATIVE_SUFFIX = "-told"
 _FEW_OBJECTS = 8  # Few enough that each occurs in many prompts.
-_OPERATION_FREE_PATTERNS = {"take-away": "taken", "get-more": "gotten"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +70,14 @@ class ClaimSettings:
             the intervals leave tests undecided: 0 of 30 may be a tenth.
         nulls: Random-init models of the nulls.
         seed: Of prompts, random-init models and searches.
+        format: Prompt format, such as "few-shot-4", or "auto"; see `PromptFormat`.
         gate: What the gate asks; see `GateCriterion`.
     """
 
     bases: int = 200
     nulls: int = 20
     seed: int = 0
+    format: str = "plain"
     gate: GateCriterion | None = None
 
 
@@ -99,7 +104,9 @@ def evaluate_claims(
     model = load(model)
     if base_model is not None:  # A wrong name ends before the measurements.
         base_model = load(base_model)
-    pattern, gates = _pattern_with_behavior(model, pattern, settings)
+    pattern, gates = pattern_with_behavior(
+        model, pattern, settings.format, criterion=settings.gate, seed=settings.seed
+    )
     bases, nulls, seed = settings.bases, settings.nulls, settings.seed
     own_hotspots = hotspots(model, pattern, HotspotSettings(bases=bases, nulls=nulls, seed=seed))
     site = own_hotspots.hotspot(OPERATION).site
@@ -148,35 +155,10 @@ def evaluate_claims(
             ("bases", f"{len(own_hotspots.runs)}, and {len(search_runs)} others to find sites"),
             ("sites", f"{len(own_hotspots.sites)} of the residual stream, by role and layer"),
             ("null", f"best site of {nulls} random-init models, threshold"),
+            ("format", str(pattern.wrapper.format)),
             ("seed", str(seed)),
         ),
         projection=project_states(own_hotspots.runs, site, operation_direction(search_runs, site)),
-    )
-
-
-def _pattern_with_behavior(
-    model: Model, pattern: str | Pattern, settings: ClaimSettings
-) -> tuple[Pattern, tuple[Gate, ...]]:
-    """Return the pattern, or that of the same facts as statements if only its gates are open."""
-    chosen, seed = find_pattern(pattern) if isinstance(pattern, str) else pattern, settings.seed
-    # Refuses patterns whose outcomes coincide.
-    sample_interchange_pairs(chosen, 1, tokenizers=(model.tokenizer,), seed=seed)
-    gates = gate(model, chosen, seed=seed, criterion=settings.gate)
-    if all(one.is_passed for one in gates):
-        return chosen, gates
-    statements = (
-        list_patterns().get(chosen.name + _DECLARATIVE_SUFFIX) if isinstance(pattern, str) else None
-    )
-    if statements is not None:
-        statement_gates = gate(model, statements, seed=seed, criterion=settings.gate)
-        if all(one.is_passed for one in statement_gates):
-            return statements, statement_gates
-    closed = next(one for one in gates if not one.has_behavior)
-    if closed.state == "too few to tell":
-        raise GateError(closed.too_few_reason)
-    raise GateError(
-        f"{closed.closed_reason} There is nothing to test: choose a model or a pattern whose gate "
-        "is open, or the gate none."
     )
 
 
@@ -220,8 +202,8 @@ def _dissociations(
     """Dissociate number and noun with one object in the text, and with two."""
     seed = settings.seed
     own = dissociate(own_hotspots, seed=seed)
-    two_objects = _two_object_pattern(pattern)
-    if two_objects is None or not _has_behavior(model, two_objects, seed):
+    two_objects = two_object_pattern(pattern)
+    if two_objects is None or not has_behavior(model, two_objects, seed):
         return own, None, ()
     both = hotspots(
         model,
@@ -230,26 +212,6 @@ def _dissociations(
         variables=(OPERATION, OBJECT),
     )
     return own, dissociate(both, seed=seed), swap_bindings(both.runs, seed=seed)
-
-
-def _has_behavior(model: Model, pattern: Pattern, seed: int) -> bool:
-    return all(one.has_behavior for one in gate(model, pattern, seed=seed))
-
-
-def _is_shipped(pattern: Pattern) -> bool:
-    return list_patterns().get(pattern.name) == pattern
-
-
-def _suffix(pattern: Pattern) -> str:
-    return _DECLARATIVE_SUFFIX if pattern.name.endswith(_DECLARATIVE_SUFFIX) else ""
-
-
-def _two_object_pattern(pattern: Pattern) -> Pattern | None:
-    """Return the shipped pattern with two objects and the same questions."""
-    known, suffix = list_patterns(), _suffix(pattern)
-    if not _is_shipped(pattern) or pattern.templates != known[f"take-away{suffix}"].templates:
-        return None
-    return known[f"distractor{'' if pattern.operation == 'minus' else '-more'}{suffix}"]
 
 
 def _base_comparison(
@@ -264,7 +226,7 @@ def _base_comparison(
         base_model = model.provenance.base_model if model.provenance else ""
         if not base_model:
             return None, f"no base model of {model.name} is known: name it"
-    statements = list_patterns().get(pattern.name + _DECLARATIVE_SUFFIX)
+    statements = statement_pattern(pattern)
     if statements is None:
         return None, f"{pattern.name!r} has no questions with a pattern of the same statements"
     sizes = BaseComparisonSettings(
@@ -282,12 +244,8 @@ def _verb_detector_tests(
 ) -> tuple[Estimate | None, Estimate | None]:
     """Return the accuracies that a detector of verbs would lower."""
     distractor = distractor_sentence(model, pattern, seed=seed)
-    suffix = _suffix(pattern)
-    name = _OPERATION_FREE_PATTERNS.get(pattern.name.removesuffix(suffix))
-    if name is None or not _is_shipped(pattern):
-        return None, distractor
-    operation_free = list_patterns()[name + suffix]
-    if not gate(model, operation_free, seed=seed)[0].has_behavior:
+    operation_free = operation_free_pattern(pattern)
+    if operation_free is None or not gate(model, operation_free, seed=seed)[0].has_behavior:
         return None, distractor
     return operation_free_question(model, operation_free, site, seed=seed), distractor
 

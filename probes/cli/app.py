@@ -15,6 +15,7 @@ from probes.cli.common import (
     EXIT_NOT_EQUIVALENT,
     EXIT_NOT_TESTED,
     MAX_SEED,
+    Format,
     GateAsks,
     check_output_paths,
     open_console,
@@ -22,6 +23,7 @@ from probes.cli.common import (
     reports_errors,
     silence_libraries,
 )
+from probes.cli.fit import fit_app
 from probes.cli.make import make_app
 from probes.cli.study import study_app
 from probes.cli.tables import write_with_tables
@@ -33,9 +35,8 @@ app = typer.Typer(
     help="Trace the circuits a query pattern drives, and compare them across relatives of a model.",
 )
 app.add_typer(make_app, name="make")
-app.add_typer(study_app)
-app.add_typer(check_app)
-app.add_typer(ask_app)
+for commands in (study_app, check_app, fit_app, ask_app):
+    app.add_typer(commands)
 
 
 def _print_version(wanted: bool) -> bool:
@@ -93,6 +94,7 @@ def compare(
         typer.Argument(help="One or more relatives; random-init is a fresh model of its shape."),
     ],
     pattern: PatternName = "take-away",
+    format: Format = "plain",
     prompts: Prompts = 32,
     seed: Seed = 0,
     gate: GateAsks = None,
@@ -134,6 +136,7 @@ def compare(
         nulls=nulls,
         workers=workers,
         progress=sys.stderr.isatty(),
+        format=format,
         screen=screen.value,
         null=null.value,
     )
@@ -149,6 +152,7 @@ def compare(
 def trace(
     model: Model,
     pattern: PatternName = "take-away",
+    format: Format = "plain",
     method: Annotated[EdgeScoring, typer.Option(help="How edges are scored.")] = EdgeScoring.eap_ig,
     keep: Annotated[float, typer.Option(help="Faithfulness that the circuit keeps.")] = 0.9,
     roles: Annotated[bool, typer.Option(help="Resolve edges by role; 3 times slower.")] = False,
@@ -170,6 +174,7 @@ def trace(
         answer=answer,
         prompts=prompts,
         seed=seed,
+        format=format,
         gate=gate.value if gate else None,
     )
     write_with_tables(run(model, pattern, keep=keep, roles=roles, settings=settings), out, json)
@@ -182,6 +187,7 @@ def claims(
         list[str], typer.Argument(help="Names of shipped models, folders, GGUF files, or hub ids.")
     ],
     pattern: Annotated[str, typer.Option(help="Name of a pattern.")] = "take-away",
+    format: Format = "plain",
     base_model: Annotated[
         str, typer.Option(help="Model before tuning, if the provenance does not say.")
     ] = "",
@@ -199,7 +205,9 @@ def claims(
     from probes.claims.run import ClaimSettings, evaluate_claims
 
     console, reports = open_console(), list[ClaimsReport]()
-    settings = ClaimSettings(bases=bases, nulls=nulls, seed=seed, gate=gate.value if gate else None)
+    settings = ClaimSettings(
+        bases=bases, nulls=nulls, seed=seed, format=format, gate=gate.value if gate else None
+    )
     for name in models:
         try:
             reports.append(evaluate_claims(name, pattern, settings, base_model=base_model or None))

@@ -22,9 +22,9 @@ def ask(
     trace: Annotated[
         Path | None, typer.Option(help="A saved trace (.json) of the model, in place of a new one.")
     ] = None,
-    circuit: Annotated[
-        bool, typer.Option(help="Measure how much of the pattern's circuit the question drives.")
-    ] = True,
+    answer_only: Annotated[
+        bool, typer.Option("--answer-only", help="Trace no circuit: answer and attention only.")
+    ] = False,
     prompts: Annotated[
         int, typer.Option(help="Pairs for each contrast of the trace.", min=4, max=100_000)
     ] = 32,
@@ -47,6 +47,6 @@ def ask(
 
     saved = Trace.load(trace) if trace else None
     settings = AskSettings(
-        pattern=pattern, circuit=saved, trace=circuit, prompts=prompts, seed=seed
+        pattern=pattern, circuit=saved, trace=not answer_only, prompts=prompts, seed=seed
     )
     write_with_tables(run(model, text, settings), out, json)

@@ -43,6 +43,12 @@ EXIT_CHECK_FAILED = 5
 THREADS_HELP = "Threads of torch; more than one is slow on busy cores."
 
 
+Format = Annotated[
+    str,
+    typer.Option(help="Prompt format: plain, few-shot-4, chat, chat-system …, or auto: as fitted."),
+]
+
+
 def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
     """Print a `ProbeError` as one line, and end with exit code 1."""
 

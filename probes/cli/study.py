@@ -10,6 +10,7 @@ from rich.table import Table
 from probes.cli.common import (
     MAX_SEED,
     THREADS_HELP,
+    Format,
     GateAsks,
     check_output_paths,
     open_console,
@@ -106,6 +107,7 @@ def curve(
     pattern: Annotated[
         str, typer.Option(help="Name of a pattern, or a .jsonl file of pairs.")
     ] = "take-away",
+    format: Format = "plain",
     bases: Annotated[int, typer.Option(help="Questions to measure on.", min=16, max=100_000)] = 200,
     prompts: Annotated[int, typer.Option(help="Pairs for the circuit.", min=4, max=100_000)] = 32,
     noise: Annotated[
@@ -132,6 +134,7 @@ def curve(
         noise_copies=noise,
         verdicts=verdicts,
         seed=seed,
+        format=format,
         gate=gate.value if gate else None,
     )
     result = rate_distortion(parent, relatives, pattern, settings, progress=sys.stderr.isatty())

@@ -84,6 +84,7 @@ def assemble_comparison(
         other=model_facts(b.model),
         pattern=shared.pattern.name,
         title=shared.pattern.title,
+        format=str(shared.pattern.wrapper.format),
         example=shared.questions[0].full_text,
         contrasts={contrast: a.exact[contrast] for contrast in shared.pairs},
         roles=shared.roles,

@@ -46,6 +46,7 @@ from probes.comparison.setup.references import (
 from probes.comparison.variables.transfer import Hits, donor_hits
 from probes.errors import ModelError
 from probes.models.model import Model
+from probes.observe.format.kept import pattern_in_format
 from probes.prompts.catalog import pattern
 from probes.prompts.pattern import Pattern
 
@@ -103,6 +104,7 @@ def compare_family(
         raise ModelError(f"draws={settings.draws} found: a comparison needs at least one draw")
     a, bs = load_models(full, others, settings.seed)
     chosen = pattern(on) if isinstance(on, str) else on
+    chosen = pattern_in_format(chosen, settings.format, [a, *bs], seed=settings.seed)
     references = load_references(a, bs, settings)
     workers = settings.workers
     if len({id(model.bridge) for model in (a, *bs)}) <= len(bs):

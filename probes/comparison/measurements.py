@@ -33,7 +33,7 @@ from probes.comparison.variables.stitching import (
 from probes.comparison.variables.transfer import Hits, donor_hits
 from probes.interventions.attribution_patching import ExactCells
 from probes.interventions.result import ScreenCheck
-from probes.interventions.role_paths import RolePath
+from probes.interventions.role_paths.graph import RolePath
 from probes.models.files.lineage import describe_lineage
 from probes.models.model import Model, random_init
 from probes.models.site import Site

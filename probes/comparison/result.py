@@ -31,7 +31,7 @@ class Comparison(Result):
 
     Attributes:
         full, other: The model and the relative.
-        pattern, title: Name of the pattern and its description.
+        pattern, title, format: Name of the pattern, its description and the prompt format.
         example: One question with its answers.
         contrasts: Contrasts that were patched, each with the fraction of its pairs whose tokens
             all have a counterpart.
@@ -86,6 +86,7 @@ class Comparison(Result):
     draws: tuple[VariableDraw, ...] = ()
     transfer_skip_reason: str = ""
     failing_prompts: Mapping[str, tuple[FailingPrompt, ...]] = field(default_factory=dict)
+    format: str = "plain"
     method: ComparisonMethod = field(default_factory=ComparisonMethod)
     edges: EdgeComparison | None = None
 
@@ -258,10 +259,8 @@ class Comparison(Result):
     def _survival_line(self) -> str:
         """Which parts of the circuit survive, which do not, and which cannot be told and why."""
         if self.behavior_absent:
-            absent = sorted({gate.model for gate in self.gates if gate.state == "closed"})
-            return (
-                f"Behavior absent in {' and '.join(absent)}: nothing can be said about the circuit."
-            )
+            absent = " and ".join(sorted({g.model for g in self.gates if g.state == "closed"}))
+            return f"Behavior absent in {absent}: nothing can be said about the circuit."
         survives = _names(v for v in self.verdicts if v.subject and v.label in _SURVIVES)
         gone = _names(v for v in self.verdicts if v.subject and v.label in _GONE)
         unshared = _names(v for v in self.verdicts if v.label == "not shared between seeds")

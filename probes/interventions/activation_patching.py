@@ -133,7 +133,7 @@ def patch_sites(
     _check_patch(clean, source, sites, role_masks)
     clean_measures = measure(clean.logits, torch.arange(len(clean.ids), device=clean.ids.device))
     result = clean_measures.expand(len(sites), *clean_measures.shape).clone()
-    run = _run_restarted if clean._block_caches else _run_in_full
+    run = _run_restarted if clean.restarts else _run_in_full
     with clean.model.locked():
         for rows in _patch_batches(clean, source, sites, role_masks):
             result[rows.site_index, rows.prompt] = measure(run(clean, source, rows), rows.prompt)

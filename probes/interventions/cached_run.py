@@ -87,6 +87,11 @@ class CachedRun:
     # Arguments of each block's call, and its keys and values; none where blocks cannot restart.
     _block_caches: tuple[tuple[dict, BlockCache], ...] = field(repr=False)
 
+    @property
+    def restarts(self) -> bool:
+        """Whether blocks can run again from this run's keys and values."""
+        return bool(self._block_caches)
+
     def realigned(self, index: Int[Tensor, "prompt position"]) -> "CachedRun":
         """Run whose position p of prompt i has the activations of position index[i, p]."""
         at = (slice(None), torch.arange(len(index), device=index.device)[:, None], index)

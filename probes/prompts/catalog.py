@@ -9,6 +9,8 @@ from typing import Any
 
 from probes.errors import PatternError
 from probes.files import data_folder
+from probes.prompts.format.examples import formatted
+from probes.prompts.format.prompt_format import PLAIN_NAME, PromptFormat
 from probes.prompts.pattern import OppositePattern, Pattern
 from probes.prompts.question import evaluate_expression
 from probes.prompts.template import Lexicon, parse_templates
@@ -162,12 +164,18 @@ def _operation_fields(table: dict, name: str, entry: dict, suffix: str) -> dict[
     }
 
 
-def pattern(name: str | Pattern) -> Pattern:
+def pattern(name: str | Pattern, *, format: str | PromptFormat = PLAIN_NAME) -> Pattern:
     """Pattern by its name, or of the user's pairs in a `.jsonl` file; a pattern is returned as is.
 
+    Args:
+        name: Name, path of a pairs file, or a pattern.
+        format: Prompt format, such as "few-shot-4"; see `PromptFormat`.
+
     Raises:
-        PatternError: The name is unknown.
+        PatternError: The name or the format is unknown, or the pattern does not allow the format.
     """
+    if str(format) != PLAIN_NAME:
+        return formatted(pattern(name), format)
     if isinstance(name, Pattern):
         return name
     if str(name).endswith(".jsonl"):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from probes.errors import MatchError, PatternError
 from probes.prompts.draws import check_count, tries
+from probes.prompts.format.wrapper import UNWRAPPED, Wrapper
 from probes.prompts.outcomes import has_distinct_outcomes, possible_outcomes, share_outcomes
 from probes.prompts.pairs_file import read_pairs
 from probes.prompts.question import CONTRASTS, Pair, Question, evaluate_expression
@@ -44,6 +45,7 @@ class Pattern:
         lexicon: Words of the slots.
         user_pairs: Pairs from a file, or of a word pattern; else empty.
         shuffled: Whether draws from these pairs follow the seed; else they are taken in order.
+        wrapper: Prompt format of the questions; plain text by default.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Pattern:
     lexicon: Lexicon
     user_pairs: tuple[Pair, ...] = ()
     shuffled: bool = False
+    wrapper: Wrapper = UNWRAPPED
 
     @classmethod
     def from_pairs(cls, path: str | Path) -> "Pattern":
@@ -132,15 +135,14 @@ class Pattern:
             question = self.sample_question(rng, templates)
             if question is None or question in pairs or not has_distinct_outcomes(question):
                 continue
-            if keep is not None and not keep(question):
+            if keep and not keep(question):
                 continue
             other = next(self.counterfactuals(question, contrast, seed=rng.randrange(2**31)), None)
             if other is not None:
                 pairs[question] = self.make_pair(contrast, question, other)
         if len(pairs) < count:
             raise PatternError(
-                f"{self.name!r} yielded {len(pairs)} of {count} pairs for {contrast!r}: "
-                "request fewer"
+                f"{self.name!r} yielded {len(pairs)} of {count} pairs for {contrast!r}: use fewer"
             )
         return tuple(pairs.values())
 
@@ -197,12 +199,12 @@ class Pattern:
         self, template: Template, slots: SlotValues, numerals: str
     ) -> Question | None:
         """Question with these slots, or None where its answer is out of range."""
-        low, high = self.lexicon.number_range
-        answers = self._evaluate_answers(slots)
+        answers, (low, high) = self._evaluate_answers(slots), self.lexicon.number_range
         numbers = [evaluate_expression(self.remainder, slots), *(value for _, value in answers)]
-        if not all(low <= value <= high for value in numbers if isinstance(value, int)):
+        in_range = all(low <= value <= high for value in numbers if isinstance(value, int))
+        if not in_range or self.wrapper.reserves(slots):
             return None
-        return self._build_question(template, slots, numerals, answers)
+        return self._build_question(template, slots, self.wrapper.numerals(numerals), answers)
 
     def match(self, text: str) -> Question:
         """Match a text with this pattern.
@@ -228,20 +230,19 @@ class Pattern:
     def _build_question(
         self, template: Template, slots: SlotValues, numerals: str, answers: AnswerValues
     ) -> Question:
-        text, roles = template.fill(slots, self.lexicon, numerals)
-        return Question(
+        lexicon = self.lexicon
+        text, roles = template.fill(slots, lexicon, numerals)
+        question = Question(
             text=text,
             pattern=self.name,
             template=template.name,
             slots=tuple((slot, slots[slot]) for slot in template.slots),
             numerals=numerals,
             answers=tuple((name, str(value)) for name, value in answers),
-            outcomes=tuple(
-                (name, possible_outcomes(self.lexicon, template, slots, value))
-                for name, value in answers
-            ),
+            outcomes=tuple((n, possible_outcomes(lexicon, template, slots, v)) for n, v in answers),
             roles=roles,
         )
+        return self.wrapper.wrap(question)
 
     def _contrast_changes(
         self, template: Template, slots: SlotValues, contrast: str, rng: random.Random
@@ -268,10 +269,9 @@ class Pattern:
         """Pattern with the opposite operation."""
         if self.opposite is None:
             raise PatternError(f"Pattern {self.name!r} has no opposite: it forms no such contrast")
-        names = [field.name for field in fields(OppositePattern)]
-        own = OppositePattern(**{name: getattr(self, name) for name in names})
-        other = {name: getattr(self.opposite, name) for name in names}
-        return replace(self, **other, opposite=own)
+        names = tuple(field.name for field in fields(OppositePattern))
+        own, other = ({n: getattr(side, n) for n in names} for side in (self, self.opposite))
+        return replace(self, **other, opposite=OppositePattern(**own))
 
     def _templates_for(self, contrast: str) -> tuple[Template, ...]:
         """Templates in which a contrast can be formed."""

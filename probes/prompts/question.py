@@ -19,6 +19,14 @@ Span = tuple[str, int, int]
 
 
 @dataclass(frozen=True, slots=True)
+class Conversation:
+    """What precedes a question in a chat: a system line, or "", and turns of user and assistant."""
+
+    system: str = ""
+    turns: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """One prompt with its slots, roles and answers.
 
@@ -34,6 +42,9 @@ class Question:
         roles: Character spans, in the order of the text, without overlap.
         delimiter: Text between prompt and answer where neither has white space there: a space, or
             "" for languages without spaces.
+        conversation: What precedes it in the model's chat template, which the tokenizer writes
+            around the text; None outside of a chat.
+        starts_turn: Whether the first answer begins a turn, so that no delimiter precedes it.
     """
 
     text: str
@@ -45,6 +56,8 @@ class Question:
     outcomes: tuple[tuple[str, tuple[str, ...]], ...]
     roles: tuple[Span, ...]
     delimiter: str = " "
+    conversation: Conversation | None = None
+    starts_turn: bool = False
 
     @classmethod
     def from_text(cls, text: str) -> "Question":
@@ -77,7 +90,8 @@ class Question:
 
     def append(self, before: str, answer: str) -> str:
         """Text followed by an answer; white space on either side replaces the delimiter."""
-        return append_answer(before, answer, self.delimiter)
+        delimiter = "" if self.starts_turn and before == self.text else self.delimiter
+        return append_answer(before, answer, delimiter)
 
     def answer_contexts(self, answers: Sequence[str]) -> list[str]:
         """Prompt, then the prompt with the first answer, with the first two answers, and so on."""
@@ -127,6 +141,12 @@ def evaluate_expression(expression: str, slots: Mapping[str, int | str]) -> int 
             "numbers, +, - and *"
         ) from None
     return _evaluate_node(tree.body, expression, slots)
+
+
+def expression_slots(expression: str) -> tuple[str, ...]:
+    """Slots of a valid expression, in its order."""
+    nodes = ast.walk(_parse_expression(expression))
+    return tuple(dict.fromkeys(node.id for node in nodes if isinstance(node, ast.Name)))
 
 
 @cache

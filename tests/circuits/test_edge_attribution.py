@@ -606,13 +606,13 @@ def test_the_gradient_mode_of_the_caller_has_no_effect(around):
     assert torch.equal(found.per_prompt, expected)
 
 
-@pytest.mark.parametrize("roles", [False, True])
 @pytest.mark.parametrize("kind", [*KINDS, *POST_NORM_KINDS, *OTHER_KINDS])
-def test_passes_behind_the_common_beginning_give_the_scores_of_whole_passes(kind, roles):
-    task, whole = pairs(3, width=7, at=4), tiny(kind)
-    whole.failed_checks["restarts"] = "for comparison"
-    for method in (EAP(), EAPIG(2)):
-        expected = edge_attribution(whole, task, method=method, roles=roles).per_prompt
-        found = edge_attribution(tiny(kind), task, method=method, roles=roles).per_prompt
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
-        assert expected.abs().max() > 0.05
+def test_passes_behind_the_common_beginning_give_the_scores_of_whole_passes(kind):
+    model, task = tiny(kind, num_hidden_layers=2), pairs(width=7, at=4)
+    model.passed_checks.add("gradients")  # Other tests check them, pass by pass.
+    roles = kind in ("llama-gqa", "gemma3")
+    found = edge_attribution(model, task, method=EAPIG(1), roles=roles).per_prompt
+    model.failed_checks["restarts"] = "for comparison"
+    expected = edge_attribution(model, task, method=EAPIG(1), roles=roles).per_prompt
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert expected.abs().max() > 0.05

@@ -53,6 +53,20 @@ def test_heatmap_writes_a_picture(folder, tmp_path, suffix):
     assert place.stat().st_size > 1000
 
 
+def test_ask_answers_a_question_or_says_what_it_looked_for(folder, tmp_path):
+    page, numbers = tmp_path / "a.html", tmp_path / "a.json"
+    asked = run("ask", folder, FOX, "--answer-only", "--out", page, "--json", numbers)
+    assert asked.exit_code == 0, asked.output
+    assert "op: 'take away'" in asked.output
+    assert page.stat().st_size > 1000
+    assert run("show", numbers).exit_code == 0
+    other = run("ask", folder, "What is the capital of France?", "--out", tmp_path / "b.html")
+    assert other.exit_code == 1
+    assert other.stderr.count("\n") == 1
+    assert "looked for a question with 'how many'" in other.stderr
+    assert not (tmp_path / "b.html").exists()
+
+
 def test_heatmap_of_one_head_with_roles_on_the_axes(folder, tmp_path):
     place = tmp_path / "h.html"
     words = ("heatmap", folder, FOX, "--pattern", "take-away", "--head", "L0.H1", "--out", place)

@@ -9,7 +9,7 @@ from probes.comparison.paths.measure import PathPlan, found_paths, plan_paths
 from probes.comparison.paths.result import PathEffect
 from probes.comparison.paths.verdicts import path_verdicts
 from probes.comparison.setup.prompts import PathPrompts
-from probes.interventions.role_paths import RolePath
+from probes.interventions.role_paths.graph import RolePath
 from probes.observe.result import Gate
 from probes.stats.intervals import Estimate, bootstrap_ratio_difference
 

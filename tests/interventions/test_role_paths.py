@@ -1,28 +1,33 @@
 """Paths between roles: exact identities, two plain runs as the oracle, planted and equal models."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
 from probes.errors import BatchError
-from probes.interventions.role_paths import (
+from probes.interventions.activation_patching import restart_problem
+from probes.interventions.role_paths.graph import (
     RoleGraph,
     RolePath,
-    candidate_paths,
     changed_roles,
-    contrast_effects,
     join_paths,
-    patch_role_graphs,
     path_roles,
     readout_role,
+)
+from probes.interventions.role_paths.patching import (
+    candidate_paths,
+    contrast_effects,
+    patch_role_graphs,
 )
 from probes.models.model import load
 from probes.prompts.catalog import pattern
 from probes.prompts.tokens.pair_batch import sample_pairs, tokenize_pairs
 from probes.testing.equivalent_layers import insert_silent_layer, rotate_residual
 from probes.testing.planted_patterns import planted_fox
+from probes.testing.tiny_models import tiny
 
 
 def pairs_of(model, contrast, on="take-away", count=6):
@@ -155,6 +160,23 @@ def test_many_graphs_give_what_each_gives_alone():
         alone = patch_role_graphs(model, pairs, [graphs[number]])[0]
         assert torch.allclose(together[number], alone, atol=1e-4)
     assert patch_role_graphs(model, pairs, []).shape == (0, 40, 2)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "neox", "llama-gqa", "gemma3"])
+def test_own_tokens_alone_give_what_whole_copies_give(kind, own):
+    """Padded prompts, absolute and rotary positions, grouped heads, sliding windows."""
+    model = replace(tiny(kind, vocab_size=len(own)), tokenizer=own)
+    assert restart_problem(model) is None
+    pairs = pairs_of(model, "x", count=5)
+    roles = [r for r in path_roles(pairs.clean) if r not in ("x", "answer")]
+    graphs = [RolePath(("x", role, "answer")).graph for role in roles]
+    graphs.append(RoleGraph(frozenset({"x"}), every_edge(pairs)))
+    own_tokens = patch_role_graphs(model, pairs, graphs)
+    model.failed_checks["restarts"] = "a test"
+    with pytest.warns(UserWarning, match="whole pass"):
+        whole = patch_role_graphs(model, pairs, graphs)
+    assert torch.allclose(own_tokens, whole, atol=1e-5 * float(whole.abs().max()) + 1e-6)
+    assert float(own_tokens.abs().max()) > 0
 
 
 def test_words_without_a_role_are_told_apart_by_the_role_before_them():

@@ -153,3 +153,47 @@ def test_tokens_that_the_outcomes_share_count_for_accuracy(letters, text, outcom
         assert not behavior.correct.any()
         # The logit difference is read at the first differing token.
         assert behavior.logit_diff.tolist() == [[2.0]]
+
+
+# Numbers digit by digit.
+
+
+def sum_of(*outcomes):
+    return Question(
+        "5+9=", "ours", "ours", (), "digits", (("a0", outcomes[0]),), (("a0", outcomes),), ()
+    )
+
+
+def scripted_digits(letters, *script):
+    tokens = [(0, position, letters.convert_tokens_to_ids(t), v) for position, t, v in script]
+    config = {"vocab": 101, "script": tokens}
+    return Scripted("scripted", "test", SHAPE, letters, None, config)
+
+
+def test_a_number_is_correct_only_if_all_its_digits_are(letters):
+    """ "5+9= 14": the first digit is read at 4, the second at 5."""
+    batch = tokenize(letters, (sum_of("14", "15", "4"),))
+    assert "".join(batch.tokens[0]) == "5+9= 14"
+    assert evaluate_behavior(scripted_digits(letters), batch).correct.item()
+    for position, digit in ((4, "4"), (5, "5")):
+        model = scripted_digits(letters, (position, digit, 9.0))
+        assert not evaluate_behavior(model, batch).correct.item()
+
+
+def test_a_number_that_goes_on_is_another_number(letters):
+    """ "4" where the model says "42" is wrong, and "4." is right."""
+    batch = tokenize(letters, (sum_of("4", "5"),))
+    for following, right in (("2", False), (".", True)):
+        model = scripted_digits(letters, (5, following, 9.0))
+        assert evaluate_behavior(model, batch).correct.item() is right
+
+
+def test_an_answer_is_preferred_where_it_beats_each_foil_at_its_own_digit(letters):
+    """14 against 15 at the second digit, behind a given 1; against 4 at the first."""
+    batch = tokenize(letters, (sum_of("14", "15", "4"),))
+    silent = (4, "!", 9.0), (5, "!", 9.0)
+    first, second = (4, "4", 8.0), (5, "5", 8.0)
+    for script, preferred in (((), True), ((first,), False), ((second,), False)):
+        behavior = evaluate_behavior(scripted_digits(letters, *silent, *script), batch)
+        assert not behavior.correct.item()
+        assert behavior.preferred.item() is preferred

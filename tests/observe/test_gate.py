@@ -6,12 +6,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from probes.circuits.task import require_open_gate
 from probes.errors import GateError
 from probes.models.model import wrap
 from probes.observe.behavior import Behavior
-from probes.observe.gate import default_criterion, gate_behavior, heuristic_hits
+from probes.observe.gate import (
+    answer_questions,
+    default_criterion,
+    gate,
+    gate_behavior,
+    heuristic_hits,
+)
 from probes.prompts.catalog import pattern
 from probes.testing.tiny_models import tiny_hf
 
@@ -155,3 +162,39 @@ def test_either_name_of_the_prompt_is_a_heuristic(tmp_path):
     only = [replace(q, outcomes=(("answer", (q.answer("answer"), "Zoe")),)) for q in questions]
     # A single named outcome is the answer itself: copying it is the behavior.
     assert "any outcome that the prompt names" not in heuristic_hits(only, "answer")
+
+
+# Pretrained models.
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["ioi", "agreement"])
+def test_pairs_are_judged_by_what_they_ask_on_a_pretrained_model(real_model, name):
+    """SmolLM2 says "." before it agrees, but "is" is above "are" where the noun is singular."""
+    model, given = real_model("smollm2"), pattern(name)
+    (chosen,) = gate(model, given, prompts=40)
+    (whole,) = gate(model, given, prompts=40, criterion="accuracy")
+    assert (chosen.criterion, chosen.state) == ("choice", "open")
+    assert chosen.accuracy == whole.accuracy
+    if name == "agreement":
+        assert whole.accuracy.high < 0.5 < 0.9 < chosen.score.value
+
+
+@pytest.mark.real
+def test_the_choice_of_a_pretrained_model_is_that_of_transformers(real_folder, real_model):
+    questions = pattern("agreement").sample_questions(12, seed=0)
+    behavior = answer_questions(real_model("smollm2"), questions)
+    theirs = AutoModelForCausalLM.from_pretrained(
+        real_folder("smollm2"), dtype=torch.float32, attn_implementation="eager"
+    )
+    tokenizer = real_model("smollm2").tokenizer
+    for row, question in enumerate(questions):
+        ids = tokenizer(question.text, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            logits = theirs(ids).logits[0, -1]
+        answer, *foils = (
+            logits[tokenizer(f" {text}")["input_ids"][0]]
+            for text in dict(question.outcomes)["answer"]
+        )
+        assert bool(behavior.preferred[row, 0]) == all(answer > foil for foil in foils)
+        assert bool(behavior.correct[row, 0]) == bool(answer == logits.max())

@@ -252,7 +252,7 @@ def test_a_tokenizer_without_a_pad_token_can_pad(letters):
 # Readouts.
 
 
-def test_each_answer_is_read_at_the_token_before_its_outcomes_differ(tokenizer):
+def test_each_answer_is_read_where_it_first_differs_from_a_foil(tokenizer):
     questions = sample(tokenizer)
     batch = tokenize(tokenizer, questions)
     for row, question in enumerate(questions):
@@ -261,14 +261,19 @@ def test_each_answer_is_read_at_the_token_before_its_outcomes_differ(tokenizer):
             start, end = int(readout.position[row]) + 1, int(readout.end[row])
             before = batch.ids[row][batch.mask[row]].tolist()
             before = before[: len(before) - (batch.ids.shape[1] - start)]
-            assert len(readout.outcomes[row]) == len(set(readout.outcomes[row])) == len(outcomes)
-            assert readout.answer[row] == readout.outcomes[row][0] == batch.ids[row, start]
-            # Each outcome has the tokens before the readout, then its own token.
+            tokens = readout.outcomes[row]
+            assert len(tokens) == len(set(tokens)) <= len(outcomes)
+            assert readout.answer[row] == tokens[0] == batch.ids[row, start]
+            # Each outcome goes on with one of these tokens; foils with the answer's differ later.
             behind = question.text + ("" if name == "number" else f" {question.answer('number')}")
-            for outcome, token in zip(outcomes, readout.outcomes[row], strict=True):
+            seen = set()
+            for outcome in outcomes:
                 ids = tokenizer(f"{behind} {outcome}", add_special_tokens=False)["input_ids"]
                 ids = [tokenizer.bos_token_id] * (BOS in batch.roles) + ids
-                assert ids[: len(before) + 1] == [*before, token]
+                assert ids[: len(before)] == before
+                seen |= set(ids[len(before) : len(before) + 1])
+            assert seen == set(tokens)
+            assert min(at for at, _, _ in readout.choices[row]) == start - 1
             written = "".join(read(tokenizer, batch.ids[row, :end]).split())
             assert written.endswith((f"{behind} {question.answer(name)}").replace(" ", ""))
 
@@ -316,17 +321,6 @@ def test_an_answer_without_foils_is_read_at_its_first_token(letters, own):
     assert own.convert_ids_to_tokens(list(readout.outcomes[0])) == ["Ġwater"]
 
 
-def test_outcomes_with_the_same_readout_token_are_refused_with_their_tokens(letters):
-    with pytest.raises(OutcomeError) as error:
-        tokenize(letters, (make_question("2+2=", ("4", "12", "17")),))
-    said = str(error.value)
-    assert "'2+2=': the a0 outcomes '17' ([" in said
-    assert "'1', '7'])" in said
-    assert "'12' ([" in said
-    assert "'1', '2'])" in said
-    assert "choose words that differ in this tokenizer" in said
-
-
 @pytest.mark.parametrize("outcomes", [("1", "12"), ("12", "1")])
 def test_an_outcome_that_is_a_prefix_of_another_is_refused_with_its_tokens(letters, outcomes):
     with pytest.raises(OutcomeError) as error:
@@ -335,12 +329,6 @@ def test_an_outcome_that_is_a_prefix_of_another_is_refused_with_its_tokens(lette
     assert "'1' ([" in said
     assert "'12' ([" in said
     assert "'1', '2'])" in said
-
-
-def test_a_digit_tokenizer_cannot_distinguish_12_from_17(shared_tokenizer):
-    text = "If I have 12 foxes and I take away 5, how many foxes do I have?"
-    with pytest.raises(OutcomeError, match=r"'12' .*'▁', '1', '2'.* and '17' .*'▁', '1', '7'"):
-        tokenize(shared_tokenizer("stories"), (pattern("take-away").match(text),))
 
 
 def test_answers_that_merge_with_the_next_word_are_refused():

@@ -10,7 +10,7 @@ from probes.errors import BatchError
 from probes.prompts.catalog import Pattern, pattern
 from probes.prompts.question import Pair
 from probes.prompts.tokens.batch import tokenize
-from probes.prompts.tokens.pair_batch import sample_pairs, tokenizable_by, tokenize_pairs
+from probes.prompts.tokens.pair_batch import sample_pairs, tokenize_pairs
 
 
 def sample(own, contrast, count=4, name="take-away"):
@@ -112,16 +112,6 @@ def test_a_pair_of_equal_questions_aligns_every_token_with_itself(own):
     pairs = tokenize_pairs(own, (Pair("none", question, question),))
     assert pairs.fully_aligned.all()
     assert torch.equal(pairs.clean.ids, pairs.counterfactual.ids)
-
-
-def test_only_questions_with_distinct_outcomes_in_every_tokenizer_are_kept(own, letters):
-    questions = pattern("take-away").sample_questions(40, seed=0)
-    kept = [question for question in questions if tokenizable_by(own, letters)(question)]
-    assert all(tokenizable_by(own)(question) for question in questions)
-    assert 0 < len(kept) < len(questions)
-    for question in kept:
-        numbers = dict(question.outcomes)["number"]
-        assert len({number[0] for number in numbers}) == len(numbers)
 
 
 def test_pairs_for_two_tokenizers_are_aligned_in_both(own, letters):

@@ -248,6 +248,13 @@ def test_the_notes_on_top_have_the_tones_of_the_verdicts(report):
         assert text.startswith(f"{verdict.claim}: {verdict.title}. {verdict.label.capitalize()}: ")
 
 
+def test_a_behavior_that_was_not_established_leads_the_page(report):
+    gates = tuple(replace(g, criterion="none", state="not established") for g in report.gates)
+    asked = replace(report, gates=gates)
+    assert all(line.startswith("Behavior not established") for line in asked.summary()[:2])
+    assert claims_page(ClaimsReports((asked,))).body.count("Behavior not established") == 2
+
+
 def test_models_are_columns_of_one_table_of_verdicts(report, measured_hotspots):
     other = rename(make_report(measured_hotspots, two=YES), "other")
     page = Read(claims_page(ClaimsReports((report, other))).body)

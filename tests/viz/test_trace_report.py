@@ -189,6 +189,20 @@ def test_without_another_task_the_summary_has_no_specificity():
     assert "Ablating" not in " ".join(lines)
 
 
+def test_a_behavior_that_was_not_established_is_said_in_the_summary_and_on_the_page():
+    asked = replace(made().gate, criterion="none", state="not established")
+    found = made(gate=asked)
+    notice, line, *_ = found.summary()
+    assert notice.startswith("Behavior not established: full was not asked whether it has number")
+    assert line.endswith("accuracy 97%; the gate is not established.")
+    assert notice in "".join(Tags(trace_page(found).body).said)
+
+
+def test_a_gate_of_choices_says_what_it_asked():
+    asked = replace(made().gate, criterion="choice", choice=Estimate(1.0, 0.97, 1.0), chance=0.5)
+    assert "answer above its foils 100%; the gate is open." in made(gate=asked).summary()[0]
+
+
 def test_a_circuit_is_held_against_the_heads_that_were_published():
     known = {
         "source": "Someone 2022",

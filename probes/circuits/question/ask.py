@@ -117,6 +117,8 @@ def _check_trace(found: Trace, model: Model) -> None:
 @torch.no_grad()
 def _read_answers(model: Model, question: Question, batch: Batch) -> Iterator[AnswerReading]:
     behavior = evaluate_behavior(model, batch)
+    vocabulary = model.tokenizer.convert_ids_to_tokens([*range(model.shape.d_vocab)])
+    digits = [n for n, token in enumerate(vocabulary) if str(token)[:1].isdigit()]
     for k, (name, outcomes) in enumerate(question.outcomes):
         before = question.answers[:k]
         variants = tuple(
@@ -132,9 +134,13 @@ def _read_answers(model: Model, question: Question, batch: Batch) -> Iterator[An
         log_probs = logits.float().log_softmax(-1)
         readout = rows.readouts[k]
         probabilities = []
-        for row in range(len(variants)):
-            at = torch.arange(int(readout.start[row]) + 1, int(readout.end[row]))
-            probabilities.append(float(log_probs[row, at - 1, rows.ids[row, at]].sum().exp()))
+        for row, outcome in enumerate(outcomes):
+            end = int(readout.end[row])
+            at = torch.arange(int(readout.start[row]) + 1, end)
+            chance = log_probs[row, at - 1, rows.ids[row, at]].sum().exp()
+            if outcome[-1:].isdigit():
+                chance = chance * (1 - log_probs[row, end - 1, digits].exp().sum())
+            probabilities.append(float(chance))
         best = int(behavior.predicted[0, k])
         position = int(readout.position[0])
         yield AnswerReading(

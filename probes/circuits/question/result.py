@@ -19,7 +19,8 @@ class AnswerReading:
     Attributes:
         name: Name of the answer.
         outcomes: Possible texts, the correct one first.
-        probabilities: Of the whole text of each, behind the prompt; 0 to 1.
+        probabilities: Of the whole text of each, behind the prompt; 0 to 1. A number that a digit
+            follows is another number.
         logit_diff: The answer's logit minus the mean logit of its foils, at the readout.
         predicted: Most likely token of the vocabulary at the readout.
         predicted_probability: Its probability.

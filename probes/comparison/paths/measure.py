@@ -8,15 +8,17 @@ import numpy as np
 from jaxtyping import Float
 
 from probes.comparison.setup.prompts import PathPrompts
-from probes.interventions.role_paths import (
+from probes.interventions.role_paths.graph import (
     RoleGraph,
     RolePath,
-    candidate_paths,
     changed_roles,
-    contrast_effects,
     join_paths,
-    patch_role_graphs,
     path_roles,
+)
+from probes.interventions.role_paths.patching import (
+    candidate_paths,
+    contrast_effects,
+    patch_role_graphs,
 )
 from probes.models.model import Model
 from probes.prompts.tokens.pair_batch import PairBatch, tokenize_pairs

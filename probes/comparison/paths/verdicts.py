@@ -37,7 +37,7 @@ from probes.comparison.paths.measure import (
 )
 from probes.comparison.paths.result import PathCircuit, PathEffect
 from probes.comparison.verdict import PATH_EQUIVALENCE, REFERENCE_SITE, Verdict, VerdictLabel
-from probes.interventions.role_paths import RolePath
+from probes.interventions.role_paths.graph import RolePath
 from probes.observe.result import Gate
 from probes.stats.evidence import StatisticalTest, check_above, check_within
 from probes.stats.intervals import (

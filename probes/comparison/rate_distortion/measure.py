@@ -21,6 +21,7 @@ from probes.compression.derived_model import DerivedModel
 from probes.errors import ModelError
 from probes.models.model import Model, ModelSpec, load, random_init
 from probes.observe.divergence import answer_as_relative, best_heuristic_accuracy
+from probes.observe.format.kept import pattern_in_format
 from probes.prompts.catalog import pattern as load_pattern
 from probes.prompts.pattern import Pattern
 
@@ -64,6 +65,7 @@ def rate_distortion(
     """
     chosen = load_pattern(pattern) if isinstance(pattern, str) else pattern
     first, models = _load_models(parent, relatives)
+    chosen = pattern_in_format(chosen, settings.format, [first], seed=settings.seed)
     reference = prepare_reference(first, chosen, settings)
     verdicts: Sequence[Mapping[str, int]] = [{}] * len(models)
     if settings.verdicts:
@@ -85,7 +87,7 @@ def rate_distortion(
         pairs=len(reference.mechanism_test.evaluation),
         heuristic_accuracy=best_heuristic_accuracy(reference.answers),
         random_init=_best_random_init(reference),
-        protocol=tuple(_protocol(reference)),
+        protocol=(("format", str(chosen.wrapper.format)), *_protocol(reference)),
     )
 
 

@@ -64,6 +64,7 @@ class RateDistortionSettings:
         nulls: Number of random-init models of the parent's shape; 0 for none.
         verdicts: Whether to count the verdicts of `compare_family`, which takes minutes.
         seed: Seed of questions, noise, random-init models and bootstrap.
+        format: Prompt format, such as "few-shot-4", or "auto" for that of the parent.
         gate: What the gate asks; see `GateCriterion`. By default accuracy for patterns with free
             answers, choice for pairs.
     """
@@ -74,6 +75,7 @@ class RateDistortionSettings:
     nulls: int = 3
     verdicts: bool = False
     seed: int = 0
+    format: str = "plain"
     gate: GateCriterion | None = None
 
 

@@ -173,8 +173,7 @@ class RateDistortionCurve(Result):
 
     def summary(self) -> tuple[str, ...]:
         """One sentence per model, then one per order of losses and per comparison with noise."""
-        notices = [gate.notice for gate in self.parent.behavior.gates if gate.notice]
-        lines = [*notices, self._parent_line(), *map(_point_line, self.points)]
+        lines = [self._parent_line(), *map(_point_line, self.points)]
         capable = [point for point in self.points if point.mechanism]
         for same_graph, prefix in ((True, ""), (False, "At their own sites, in another graph: ")):
             for label, sentence in _ORDER_SENTENCES.items():
@@ -189,7 +188,9 @@ class RateDistortionCurve(Result):
 
     def _parent_line(self) -> str:
         mechanism, correct = self.parent.mechanism, self.parent.behavior.all_correct
-        line = f"{self.parent.name} on {self.pattern!r}: all answers correct in {correct}"
+        notices = (gate.notice for gate in self.parent.behavior.gates if gate.notice)
+        start = "".join(f"{notice} " for notice in notices)
+        line = f"{start}{self.parent.name} on {self.pattern!r}: all answers correct in {correct}"
         if mechanism is None:
             return f"{line}; behavior absent, so there is no mechanism to lose."
         sites = ", ".join(f"{variable} at {site}" for variable, site in mechanism.sites.items())

@@ -43,6 +43,8 @@ class ComparisonSettings:
         workers: Models measured in parallel threads. The result does not depend on it; give torch
             one thread if it is more than one.
         progress: Show a progress bar.
+        format: Prompt format, such as "few-shot-4", or "auto" for one in which all compared models
+            have the behavior; see `PromptFormat`. Each model reads its own chat template.
     """
 
     prompts: int = 32
@@ -54,6 +56,7 @@ class ComparisonSettings:
     gate: GateCriterion | None = None
     workers: int = 1
     progress: bool = False
+    format: str = "plain"
     screen: ScreenChoice = "auto"
     null: NullChoice = "auto"
     edges: bool | None = None

@@ -27,7 +27,10 @@ from probes.models.files.provenance import Provenance, check_files, read_provena
 from probes.models.process_state import suppress_library_warnings
 from probes.prompts.tokens.special_tokens import set_bos
 
-_HUB_FILES = ("*.json", "*.txt", "*.model", "model.safetensors", "model-*.safetensors")
+_HUB_FILES = (
+    *("*.json", "*.txt", "*.model", "README.md"),
+    *("model.safetensors", "model-*.safetensors"),
+)
 
 
 def parse_dtype(name: str) -> torch.dtype:
@@ -170,11 +173,13 @@ def local_files(source: str) -> Path:
     hub_id, _, revision = source.partition("@")
     owner, _, rest = hub_id.partition("/")
     repository, _, file = rest.partition("/")
-    at = {"revision": revision or None}
+    at = revision or None
     if file:
-        return Path(hub.hf_hub_download(f"{owner}/{repository}", file, **at))
-    patterns = {"allow_patterns": [*_HUB_FILES], "ignore_patterns": ["*/*"]}
-    return Path(hub.snapshot_download(hub_id, **patterns, **at))
+        return Path(hub.hf_hub_download(f"{owner}/{repository}", file, revision=at))
+    kept, left = [*_HUB_FILES], ["*/*"]
+    return Path(
+        hub.snapshot_download(hub_id, revision=at, allow_patterns=kept, ignore_patterns=left)
+    )
 
 
 def source_provenance(source: str, dtype: torch.dtype) -> Provenance | None:

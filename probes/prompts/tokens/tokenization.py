@@ -1,9 +1,8 @@
 """Tokenized prompts: ids with one role for each token, before padding.
 
 A prompt and its answers are tokenized as one text, exactly as given. Roles are assigned by the
-overlap of character offsets without white space, so that any fast tokenizer works. A token of
-white space alone has the role of the next token. The special tokens in front are those that the
-tokenizer itself writes.
+overlap of character offsets without white space, so that any fast tokenizer works. The special
+tokens in front are those that the tokenizer itself writes, or those of the chat template.
 """
 
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from itertools import islice, pairwise
 from transformers import PreTrainedTokenizerBase
 
 from probes.errors import BatchError, OutcomeError, TokenizerError
+from probes.prompts.format.chat import render_chat
 from probes.prompts.question import Question, Span
 from probes.prompts.tokens.answer_tokens import (
     OutcomeTokens,
@@ -74,13 +74,12 @@ def tokenize_questions(
         add_bos: As in `tokenize`.
     """
     answers_from, rivals = answers_from or questions, rivals or questions
+    in_chat = [question.conversation is not None for question in questions]
+    questions = [render_chat(tokenizer, question) for question in questions]
     contexts = [source_contexts(*pair) for pair in zip(questions, answers_from, strict=True)]
-    _check_questions(tokenizer, questions, [texts[-1] for texts in contexts])
-    encoded = tokenizer(
-        [texts[-1] for texts in contexts],
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-    )
+    whole = [texts[-1] for texts in contexts]
+    _check_questions(tokenizer, questions, whole)
+    encoded = tokenizer(whole, return_offsets_mapping=True, return_special_tokens_mask=True)
     outcomes = tokenize_outcomes(tokenizer, questions, answers_from, rivals)
     prompts = []
     for index, (question, source) in enumerate(zip(questions, answers_from, strict=True)):
@@ -92,15 +91,16 @@ def tokenize_questions(
         prompt = _locate_answers(
             tokenizer, question, (ids, offsets), contexts[index], (outcomes[index], written)
         )
-        prefix = leading_tokens(every, added)
+        # A chat template writes the special tokens that it wants.
+        prefix = () if in_chat[index] else leading_tokens(every, added)
         if add_bos is not None:
             prefix = special_prefix(tokenizer, add_bos=add_bos)
         prompts.append(_add_prefix(tokenizer, prompt, prefix))
     texts = (
         (token, text)
-        for prompt in prompts
+        for prompt, is_chat in zip(prompts, in_chat, strict=True)
         for token, role, text in zip(prompt.ids, prompt.roles, prompt.tokens, strict=True)
-        if role != BOS
+        if role != BOS and not is_chat
     )
     warn_about_special_tokens(tokenizer, texts)
     return tuple(prompts)
@@ -157,7 +157,7 @@ def _check_questions(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], texts: Sequence[str]
 ) -> None:
     if not questions:
-        raise BatchError("A batch needs at least one question: none was given. Give one")
+        raise BatchError("A batch needs at least one question: give one")
     if not getattr(tokenizer, "is_fast", False):
         raise TokenizerError(
             f"{type(tokenizer).__name__} has no character offsets, which roles need: load a fast "
@@ -173,10 +173,10 @@ def _check_questions(
                 f"{MAX_CHARACTERS} are tokenized. Shorten it"
             )
         if (surrogate := find_surrogate(text)) is not None:
-            raise BatchError(
-                f"Prompt {index} has a lone surrogate ({surrogate}), which no tokenizer can read: "
-                "decode the text as UTF-8, or remove the character"
+            problem = (
+                f"Prompt {index} has a lone surrogate ({surrogate}), which no tokenizer can read"
             )
+            raise BatchError(f"{problem}: decode the text as UTF-8, or remove the character")
         if [name for name, _ in question.answers] != names:
             raise BatchError(
                 f"{question.text!r} answers {[n for n, _ in question.answers]}, the first prompt "
@@ -229,20 +229,22 @@ def _add_prefix(
 def assign_roles(
     text: str, offsets: Sequence[tuple[int, int]], spans: Sequence[Span]
 ) -> tuple[str, ...]:
-    """Role with the greatest overlap for every token; white space has the next token's role."""
+    """Role with the greatest overlap; white space outside of all spans has the next token's."""
     spans = sorted(spans, key=lambda span: span[1])
     first = 0  # Spans before it end before the token.
     overlapping: list[str | None] = []
-    for start, end in offsets:
+    for begin, stop in offsets:
+        start, end = begin, stop
         while start < end and text[start].isspace():
             start += 1
         while start < end and text[end - 1].isspace():
             end -= 1
-        if start == end:
-            overlapping.append(None)
-            continue
-        while first < len(spans) and spans[first][2] <= start:
+        while first < len(spans) and spans[first][2] <= begin:
             first += 1
+        if start == end:
+            inside = first < len(spans) and spans[first][1] <= begin < stop <= spans[first][2]
+            overlapping.append(spans[first][0] if inside else None)
+            continue
         overlap, role = 0, REST
         for name, a, b in islice(spans, first, None):
             if a >= end:
@@ -250,8 +252,7 @@ def assign_roles(
             if (common := min(end, b) - max(start, a)) > overlap:
                 overlap, role = common, name
         overlapping.append(role)
-    roles: list[str] = []
-    following = REST
+    roles, following = list[str](), REST
     for role in reversed(overlapping):
         following = role or following
         roles.append(following)

@@ -77,7 +77,8 @@ def claims_page(claims: ClaimsReports) -> Picture:
         blocks = [projection_block(group) for group in groups.values()]
         sections.insert(3, ("States as points", _PROJECTION_INTRO, blocks))
     patterns = ", ".join(dict.fromkeys(one.pattern for one in reports))
-    notes = reasons if is_single else list(map(_summary_note, reports))
+    notes = [Note(gate.notice, "bad") for one in reports for gate in one.gates if gate.notice]
+    notes += reasons if is_single else list(map(_summary_note, reports))
     names = ", ".join(one.model for one in reports)
     return page(f"Claims H1a–H5 about {names}", sections, notes, f"Pattern: {patterns}")
 

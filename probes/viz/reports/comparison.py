@@ -221,7 +221,7 @@ def _method_table(comparison: Comparison) -> Table:
     sizes = (
         f"{comparison.prompts} pairs for each of the contrasts {', '.join(comparison.contrasts)}; "
         f"{comparison.nulls} {comparison.method.null_name} of {comparison.other.name}{shape}; seed "
-        f"{comparison.seed}."
+        f"{comparison.seed}; format {comparison.format}."
     )
     return models_table(
         (comparison.full, comparison.other), (sizes, _METHOD_NOTE, *comparison.method.lines())

@@ -131,6 +131,7 @@ def _method_table(trace: Trace) -> Table:
     gate = trace.gate
     rows = [
         *map(list, trace.circuit.protocol),
+        ["format", trace.format],
         ["gate", f"{gate.state}: {gate.score_name} {gate.score} on {gate.n_questions} questions"],
         ["best heuristic", f"{gate.heuristic}: {gate.heuristic_accuracy:.2f}"],
         ["intervals", "95 %, over prompts: bootstrap; Wilson for fractions of prompts"],

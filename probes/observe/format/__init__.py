@@ -1,0 +1,1 @@
+"""Prompt formats of a model: fit, trials, and those that are kept."""

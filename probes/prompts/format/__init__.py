@@ -1,0 +1,1 @@
+"""Prompt formats: few-shot examples, chat templates and forms of the answer."""
