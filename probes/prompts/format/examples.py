@@ -151,8 +151,11 @@ def _draw_examples(pattern: Pattern, format: PromptFormat) -> Iterator[Question]
         if question is None or not _is_telling(question):
             continue
         used = Wrapper(format, tuple(found), operands)
-        answers = [example.answers[0] for example in found]
-        if used.reserves(dict(question.slots)) or question.answers[0] in answers:
+        answers = [example.answers for example in found]
+        firsts = [own[0] for own in answers]
+        if used.reserves(dict(question.slots)) or question.answers[0] in firsts:
+            continue
+        if answers and {*answers[-1][1:]} & {*question.answers[1:]}:  # The same object twice.
             continue
         found[question] = None
     if len(found) < format.shots:
@@ -164,7 +167,8 @@ def _draw_examples(pattern: Pattern, format: PromptFormat) -> Iterator[Question]
 
 
 def _is_telling(question: Question) -> bool:
-    """Whether no number is 0 or 1, and no copied number and no other operation is right."""
-    if any(isinstance(value, int) and value < 2 for _, value in question.slots):
+    """Whether numbers differ, none is 0 or 1, and neither a copy nor another operation is right."""
+    numbers = [value for _, value in question.slots if isinstance(value, int)]
+    if min(numbers, default=2) < 2 or len({*numbers}) < len(numbers):
         return False
     return "number" not in dict(question.outcomes) or has_distinct_outcomes(question)
