@@ -99,13 +99,7 @@ def compare(
     seed: Seed = 0,
     gate: GateAsks = None,
     nulls: Annotated[int, typer.Option(help="Draws of the null.", min=20)] = 20,
-    draws: Annotated[
-        int,
-        typer.Option(
-            help="Draws of prompts and held-out words for variables; heads and paths have one.",
-            min=1,
-        ),
-    ] = 5,
+    draws: Annotated[int, typer.Option(help="Draws of prompts for variables.", min=1)] = 5,
     out: Page = Path("report.html"),
     json: Json = None,
     workers: Annotated[int, typer.Option(help="Models measured in parallel.", min=1)] = 2,
