@@ -68,7 +68,7 @@ def bootstrap_mean(
     weights = bootstrap_weights(n, BOOTSTRAP_DRAWS, seed=seed) / n
     shifts = weights @ (values - mean)
     errors = np.sqrt(np.maximum(weights @ (values - mean) ** 2 - shifts**2, 0) / (n - 1))
-    usable = errors > 1e-9 * error  # A sample of one value has no error.
+    usable = errors > 1e-6 * error  # A sample of one value has no error but that of rounding.
     low, high = np.quantile(shifts[usable] / errors[usable], _TAILS)
     student = student_quantile(n - 1)
     ends = mean - max(high, student) * error, mean + max(-low, student) * error

@@ -111,3 +111,12 @@ def test_a_ratio_over_a_base_near_zero_is_undefined():
     assert str(bootstrap_ratio(far, near_zero, seed=0)) == "undefined"
     found = bootstrap_ratio(far, 2 * far, seed=0)
     assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)
+
+
+def test_rounding_in_samples_of_one_value_does_not_widen_an_interval():
+    """One sample in seven has none of the two other values, and its error is rounding alone."""
+    for count in (63, 126, 200):
+        values = np.full(count, 0.5)
+        values[:2] = -0.5
+        found = bootstrap_mean(values, seed=0)
+        assert 0.3 < found.low < found.value < found.high < 0.6
