@@ -149,6 +149,8 @@ def _check_answers(
             failed.append(gate.too_few_reason)
         elif gate.state == "closed":
             failed.append(f"{gate.answer} is correct in {gate.accuracy} of {gate.model} itself")
+        elif gate.state == "not established":
+            failed.append(f"{gate.answer}: the gate asked nothing of {gate.model} itself")
     for answer, change in zip(comparison.answers, comparison.accuracy_changes, strict=True):
         if change.low <= -margin:
             failed.append(f"{answer}: accuracy changes by {change}")

@@ -6,10 +6,11 @@ a, a': activations of the site in the clean and in the counterfactual run; the g
 the clean run (Nanda 2023; Kramár et al. 2024, arXiv:2403.00745). One pass on each side and one
 backward pass give every component × role, where exact patching runs the model once for each.
 Outputs of heads and MLPs are patched, not queries and keys, so that no site stands directly before
-a saturated softmax, which AtP* corrects. `screened_patching` measures the error that remains.
+a saturated softmax, which AtP* corrects. Sites that act by way of saturated attention still have
+small gradients. `screened_patching` seeks them by a second gradient, and measures the error.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 from torch import Tensor
 
-from probes.interventions.cached_run import MLP, Z, record_run
+from probes.interventions.cached_run import MLP, CachedRun, Z, record_run
 from probes.interventions.result import ScreenCheck
 from probes.interventions.sweep import (
     PatchingEffects,
@@ -41,6 +42,7 @@ _FLOATS_PER_UNIT, _MAX_GRADIENT_FLOATS = 20, 60_000_000  # Kept per token, layer
 _HOOKS = {"resid": RESID, "heads": Z, "mlps": MLP}  # In the order of `component_sites`.
 
 _COMPARED_TOP = 20  # Strongest cells whose recall is printed.
+_PATH_POINTS, _PATH_PAIRS = (1 / 6, 1 / 2, 5 / 6), 8  # Of the second screen for strong cells.
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +85,9 @@ def attribution_patching(
     roles = patched_roles(pairs, kinds, roles)
     require_unedited(model)
     components = component_sites(model.shape.layers, model.shape.heads, kinds, "")
-    parts = [_attribute(model, pairs, rows, kinds, roles) for rows in _batches(model, pairs)]
-    effects, totals = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    batches = _batches(model, pairs, len(pairs))
+    runs = [_attribute(model, pairs, rows, (kinds, roles)) for rows in batches]
+    effects, totals = (torch.cat(part).cpu() for part in zip(*runs, strict=True))
     return PatchingEffects(
         model=model.name,
         contrast=pairs.contrast,
@@ -107,13 +110,16 @@ def screened_patching(
 ) -> PatchingEffects:
     """Attribution patching of all cells, with exact effects where they matter.
 
-    The strongest cells and a random sample are patched exactly and take these effects; the random
-    ones give the error of the screen. Other arguments and errors as in `attribution_patching`.
+    Strong cells are sought by two gradients, of which one finds what is saturated. The strongest
+    and a random sample are patched exactly and take these effects; the random ones give the error.
+    Other arguments and errors as in `attribution_patching`.
     """
     screen = attribution_patching(model, pairs, kinds=kinds, roles=roles)
-    means = screen.mean.nan_to_num().abs().amax(-1)
-    live = means.flatten().nonzero()[:, 0]
-    order = live[means.flatten()[live].argsort(descending=True)].numpy()
+    if not cells.top and not cells.random:
+        return screen
+    strength = _strength(model, pairs, screen, kinds)
+    live = strength.flatten().nonzero()[:, 0]
+    order = live[strength.flatten()[live].argsort(descending=True)].numpy()
     rng = np.random.default_rng(cells.seed)
     drawn = rng.permutation(len(order))[: cells.random]
     chosen = order[np.union1d(np.arange(min(cells.top, len(order))), drawn)]
@@ -138,22 +144,48 @@ def screened_patching(
         cells=len(order),
         exact=len(chosen),
         random=len(drawn),
-        **_agreement(approximate.nanmean(0), exact.nanmean(0), np.isin(chosen, order[drawn])),
+        **_agreement(
+            approximate.nanmean(0),
+            exact.nanmean(0),
+            strength[component, role],
+            np.isin(chosen, order[drawn]),
+        ),
     )
     return replace(screen, per_prompt=per_prompt, screen=check)
+
+
+def _strength(
+    model: Model, pairs: PairBatch, screen: PatchingEffects, kinds: Sequence[str]
+) -> Float[Tensor, "component role"]:
+    """Strength of each cell, by which the ones that are patched exactly are chosen.
+
+    The larger of two approximations. The gradient of the clean run is right for most cells, but
+    near 0 where the answer is saturated: there the mean gradient between the embeddings of both
+    runs finds the strong cells (integrated gradients, Sundararajan et al. 2017, arXiv:1703.01365).
+    """
+    parts = (kinds, screen.roles)
+    runs = [
+        _attribute(model, pairs, rows, parts, _PATH_POINTS)[0].cpu()
+        for rows in _batches(model, pairs, _PATH_PAIRS)
+    ]
+    first = torch.cat(runs)
+    lacking = screen.per_prompt[: len(first)].isnan()
+    along_path = first.masked_fill(lacking, torch.nan).nanmean(0).nan_to_num()
+    return torch.maximum(screen.mean.nan_to_num().abs(), along_path.abs()).amax(-1)
 
 
 def _agreement(
     approximate: Float[Tensor, "cell answer"],
     exact: Float[Tensor, "cell answer"],
+    strength: Float[Tensor, " cell"],
     is_random: Bool[np.ndarray, " cell"],
 ) -> dict[str, Any]:
     """Numbers of a `ScreenCheck`, from mean effects of the cells that were patched exactly."""
     a, b = approximate[is_random].flatten().numpy(), exact[is_random].flatten().numpy()
     top = min(_COMPARED_TOP, len(exact))
     strongest = [
-        set(effect.abs().amax(1).argsort(descending=True)[:top].tolist())
-        for effect in (approximate, exact)
+        set(size.argsort(descending=True)[:top].tolist())
+        for size in (strength, exact.abs().amax(1))
     ]
     return {
         "spearman": float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
@@ -166,72 +198,96 @@ def _agreement(
     }
 
 
-def _batches(model: Model, pairs: PairBatch) -> tuple[Int[Tensor, " row"], ...]:
+def _batches(model: Model, pairs: PairBatch, count: int) -> tuple[Int[Tensor, " row"], ...]:
+    """Numbers of the first pairs, in batches whose graphs fit into memory."""
     shape, width = model.shape, pairs.clean.ids.shape[1]
     floats = _FLOATS_PER_UNIT * width * shape.layers * shape.d_model
-    return torch.arange(len(pairs)).split(max(1, _MAX_GRADIENT_FLOATS // floats))
+    return torch.arange(min(count, len(pairs))).split(max(1, _MAX_GRADIENT_FLOATS // floats))
 
 
 def _attribute(
     model: Model,
     pairs: PairBatch,
     rows: Int[Tensor, " row"],
-    kinds: Sequence[str],
-    roles: Sequence[str],
+    parts: tuple[Sequence[str], Sequence[str]],
+    points: Sequence[float] = (0.0,),
 ) -> tuple[Float[Tensor, "row part role answer"], Float[Tensor, "row answer"]]:
-    """Effects and total effect of some of the pairs."""
+    """Effects and total effect of some of the pairs.
+
+    Args:
+        model, pairs: As in `attribution_patching`.
+        rows: Numbers of the pairs.
+        parts: Kinds of components, and roles.
+        points: Where gradients are taken and averaged: 0 for the clean run, 1 for a run from the
+            embeddings of the counterfactual.
+    """
     device, measure = model.device, pair_logit_diffs(pairs, model.device)
     other, clean = (
         (batch.ids[rows].to(device), batch.mask[rows].to(device), batch.positions[rows].to(device))
         for batch in (pairs.counterfactual, pairs.clean)
     )
+    base = record_run(model, *clean, for_restarts=False)
     source = record_run(model, *other, for_restarts=False)
     source = source.realigned(pairs.source_positions[rows].to(device))
-    after = measure(source.logits, rows.to(device))
-    hooks = {kind: _HOOKS[kind] for kind in _HOOKS if kind in kinds}
-    with torch.enable_grad(), _retaining(model, [*hooks.values()]) as kept:
-        before = measure(model.forward(*clean), rows.to(device))
-    sources = {"resid": source.resid, "heads": source.z, "mlps": source.mlp_out}
-    masks = torch.stack([pairs.role_mask(role)[rows] for role in roles], 1).to(before)
-    by_answer = []
-    for answer in range(before.shape[1]):
-        grads = torch.autograd.grad(
-            before[:, answer].sum(), [*kept.values()], retain_graph=True, materialize_grads=True
+    row, moves = rows.to(device), pairs.has_counterpart[rows].to(device)[..., None]
+    hooks = {kind: hook for kind, hook in _HOOKS.items() if kind in parts[0]}
+    masks = torch.stack([pairs.role_mask(role)[rows] for role in parts[1]], 1).to(source.resid)
+    slopes = []
+    for point in points:
+        start = torch.where(moves, base.resid[0].lerp(source.resid[0], point), base.resid[0])
+        with torch.enable_grad(), _retaining(model, [*hooks.values()], start) as kept:
+            logit_diffs = measure(model.forward(*clean), row)
+        slopes.append(
+            [
+                torch.autograd.grad(
+                    each.sum(), [*kept.values()], retain_graph=True, materialize_grads=True
+                )
+                for each in logit_diffs.unbind(1)
+            ]
         )
-        slopes = dict(zip(kept, grads, strict=True))
-        products = [
-            _products(kept[name], sources[kind][layer], slopes[name])
-            for layer in range(model.shape.layers)
-            for kind, hook in hooks.items()
-            for name in [f"blocks.{layer}.{hook}"]
-        ]
-        by_answer.append(
+    changes = [
+        a - b for a, b in zip(_activations(base, hooks), _activations(source, hooks), strict=True)
+    ]
+    effects = []
+    for by_point in zip(*slopes, strict=True):
+        gradients = [torch.stack(each).mean(0) for each in zip(*by_point, strict=True)]
+        products = [_products(a, grad) for a, grad in zip(changes, gradients, strict=True)]
+        effects.append(
             einsum(torch.cat(products, -1), masks, "row p part, row role p -> row part role")
         )
-    return torch.stack(by_answer, -1), before.detach() - after
+    totals = measure(base.logits, row) - measure(source.logits, row)
+    return torch.stack(effects, -1), totals
+
+
+def _activations(run: CachedRun, hooks: Mapping[str, str]) -> list[Tensor]:
+    """Recorded activations in the order of `_retaining`."""
+    by_kind = {"resid": run.resid, "heads": run.z, "mlps": run.mlp_out}
+    return [by_kind[kind][layer] for layer in range(len(run.z)) for kind in hooks]
 
 
 def _products(
-    clean: Float[Tensor, "row p *part d"],
-    source: Float[Tensor, "row p *part d"],
-    grad: Float[Tensor, "row p *part d"],
+    change: Float[Tensor, "row p *part d"], grad: Float[Tensor, "row p *part d"]
 ) -> Float[Tensor, "row p part"]:
     """First-order effect of each component at each position."""
-    effect = ((clean.detach() - source) * grad).sum(-1)
+    effect = (change * grad).sum(-1)
     return effect if effect.ndim == 3 else effect[..., None]
 
 
 @contextmanager
-def _retaining(model: Model, hooks: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Keep activations of all layers with their autograd graph, which starts at the embeddings."""
+def _retaining(model: Model, hooks: Sequence[str], start: Tensor) -> Iterator[dict[str, Tensor]]:
+    """Keep activations with their autograd graph, from an input of the first block."""
     kept: dict[str, Tensor] = {}
+    names = [f"blocks.{layer}.{hook}" for layer in range(model.shape.layers) for hook in hooks]
+    first = f"blocks.0.{RESID}"
 
     def keep(name: str, value: Tensor) -> Tensor:
         # Autograd gives gradients only at what a hook returns.
         kept[name] = value.view_as(value)
         return kept[name]
 
-    names = [f"blocks.{layer}.{hook}" for layer in range(model.shape.layers) for hook in hooks]
-    start = {"hook_embed": lambda value: value.detach().requires_grad_()}
-    with model.editing(start | {name: partial(keep, name) for name in names}):
+    def begin(_: Tensor) -> Tensor:
+        value = start.detach().requires_grad_()
+        return keep(first, value) if first in names else value
+
+    with model.editing({name: partial(keep, name) for name in names} | {first: begin}):
         yield kept

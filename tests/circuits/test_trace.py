@@ -133,7 +133,7 @@ def test_a_closed_gate_names_the_answer_the_accuracy_and_what_to_do(monkeypatch)
     )
     assert "has accuracy 0.00 [0.00, 0.02]" in message
     assert "the heuristic 'copy x' 0.12" in message
-    assert message.endswith("choose a model or a pattern whose gate is open.")
+    assert message.endswith("choose a model or a pattern whose gate is open, or the gate none.")
 
 
 def test_an_answer_that_the_pattern_lacks_is_refused():

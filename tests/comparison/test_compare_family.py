@@ -398,6 +398,16 @@ def test_two_models_that_cannot_do_it_are_not_equal():
         ).assert_equivalent()
 
 
+def test_a_behavior_that_was_not_established_is_said_and_proves_no_equivalence():
+    gates = tuple(replace(one, criterion="none", state="not established") for one in made().gates)
+    found = made(gates=gates)
+    assert sum(line.startswith("Behavior not established: ") for line in found.summary()) == 4
+    line, _ = FamilyComparison((found,)).summary()
+    assert "Behavior not established: other was not asked whether it has number" in line
+    with pytest.raises(EquivalenceError, match="number: the gate asked nothing of full itself"):
+        found.assert_equivalent()
+
+
 @pytest.mark.slow
 def test_a_rotated_shipped_model_keeps_its_variables_and_two_bits_are_too_few():
     model = load("distilled")

@@ -378,7 +378,7 @@ def test_the_family_page_has_the_metrics_and_a_section_for_each_relative(family)
     rows = {row[0]: row[1:] for row in Read(page.body).text("metric", "permuted")}
     # small, gone, random-init models, copying, permuted
     assert rows["mean interchange accuracy"] == ["0.55", "0.01", "0.33", "0.45", "0.56"]
-    assert rows["answer right"][2:] == ["–", "–", "–"]
+    assert rows["answer above its foils"][2:] == ["–", "–", "–"]
 
 
 def test_interchange_accuracy_below_a_control_is_muted(family):

@@ -8,7 +8,8 @@ import numpy as np
 from probes.stats.auroc import GroupAUROC, group_auroc
 
 SCORES: Mapping[str, bool] = {
-    "accuracy": True,
+    "accuracy_number": True,
+    "accuracy_noun": True,
     "accuracy_held_out": True,
     "kl_number": False,
     "kl_noun": False,
@@ -28,8 +29,8 @@ SCORES: Mapping[str, bool] = {
 }
 """Scores by column, and whether a higher value is nearer to the reference.
 
-- `accuracy`, `accuracy_held_out`: of the number, on questions as in training and on number pairs
-  that training left out. The plainest baseline: the reference plays no part in it.
+- `accuracy_number`, `accuracy_noun`: on questions as in training; `accuracy_held_out` of the number
+  on number pairs that training left out. The plainest baseline: the reference plays no part in it.
 - `kl_number`, `kl_noun`: KL(reference || student) at the readouts of these answers, in bits, on the
   held-out questions. The plainest comparison with the reference.
 - `error_consistency`: Cohen's kappa of the correct held-out questions.
@@ -51,10 +52,11 @@ class ScoreSeparation:
 
     Attributes:
         score: Column of the table.
-        reference: Teacher that all students are scored against.
+        reference: Teacher that all students are scored against, or "A − B" for the difference of
+            their scores against two.
         kin, others: Mean score of its own students, and of the other teacher's.
-        auroc: Probability that a student of the reference is nearer to it; for all
-            students with a score, those without one are counted in `undefined`.
+        auroc: Probability that a student of the reference is nearer to it than one of the other
+            teacher, with its interval.
         undefined: Number of students without a score.
     """
 
@@ -69,28 +71,50 @@ class ScoreSeparation:
 def score_separations(rows: Sequence[Mapping[str, float | str]]) -> tuple[ScoreSeparation, ...]:
     """AUROC of every score for every reference that has students of both kinds.
 
+    With two references there is a third comparison, by the difference of a student's scores against
+    them. A better student may be nearer to both, which cancels there.
+
     Args:
         rows: Rows of the table of the study.
     """
-    separations = []
-    for reference in dict.fromkeys(str(row["reference"]) for row in rows):
-        own = [row for row in rows if row["reference"] == reference]
-        for score, is_similarity in SCORES.items():
-            groups = [
-                np.array([float(row[score]) for row in own if row["kin"] == kin]) for kin in (1, 0)
-            ]
-            defined = [group[np.isfinite(group)] for group in groups]
-            if not all(map(len, defined)):
-                continue
-            sign = 1 if is_similarity else -1
-            separations.append(
-                ScoreSeparation(
-                    score=score,
-                    reference=reference,
-                    kin=float(defined[0].mean()),
-                    others=float(defined[1].mean()),
-                    auroc=group_auroc(sign * defined[0], sign * defined[1]),
-                    undefined=sum(map(len, groups)) - sum(map(len, defined)),
-                )
-            )
-    return tuple(separations)
+    references = dict.fromkeys(str(row["reference"]) for row in rows)
+    groups = {name: [row for row in rows if row["reference"] == name] for name in references}
+    if len(groups) == 2:
+        (first, own), (second, others) = groups.items()
+        against = {row["model"]: row for row in others}
+        groups[f"{first} − {second}"] = [
+            {**row, **_differences(row, against[row["model"]])}
+            for row in own
+            if row["model"] in against
+        ]
+    return tuple(
+        found
+        for reference, group in groups.items()
+        for score in SCORES
+        if (found := _separation(score, reference, group))
+    )
+
+
+def _differences(
+    row: Mapping[str, float | str], other: Mapping[str, float | str]
+) -> dict[str, float]:
+    return {score: float(row[score]) - float(other[score]) for score in SCORES}
+
+
+def _separation(
+    score: str, reference: str, rows: Sequence[Mapping[str, float | str]]
+) -> ScoreSeparation | None:
+    """AUROC of one score; None without a student of each kind."""
+    groups = [np.array([float(row[score]) for row in rows if row["kin"] == kin]) for kin in (1, 0)]
+    kin, others = (group[np.isfinite(group)] for group in groups)
+    if not len(kin) or not len(others):
+        return None
+    sign = 1 if SCORES[score] else -1
+    return ScoreSeparation(
+        score=score,
+        reference=reference,
+        kin=float(kin.mean()),
+        others=float(others.mean()),
+        auroc=group_auroc(sign * kin, sign * others),
+        undefined=sum(map(len, groups)) - len(kin) - len(others),
+    )

@@ -51,7 +51,7 @@ class InheritanceSettings:
     bases: int = 100
     prompts: int = 300
     per_cell: int = 1
-    states: int = 100
+    states: int = 64
     seed: int = 0
 
 
@@ -184,18 +184,18 @@ def error_consistency(first: Bool[np.ndarray, " item"], second: Bool[np.ndarray,
 
 
 def _behavior_scores(reference: ModelRuns, student: ModelRuns) -> TableRow:
-    at = student.held_out.answers.index(_NUMBER)
+    answers = student.held_out.answers
+    at = answers.index(_NUMBER)
     correct = [runs.held_out.correct[:, at].numpy() for runs in (reference, student)]
     margins = [runs.held_out.logit_diff[:, at].double().numpy() for runs in (reference, student)]
-    kl = kl_divergence(reference.log_probs, student.log_probs).double().numpy()
-    row: TableRow = {
-        "accuracy": float(student.trained.correct[:, at].double().mean()),
+    trained = student.trained.correct.double().mean(0).tolist()
+    kl = kl_divergence(reference.log_probs, student.log_probs).double().mean(0).tolist()
+    return {
+        **{f"accuracy_{name}": value for name, value in zip(answers, trained, strict=True)},
         "accuracy_held_out": float(correct[1].mean()),
         "error_consistency": error_consistency(*correct),
         "margin_correlation": float(np.corrcoef([rankdata(margin) for margin in margins])[0, 1]),
-    }
-    return row | {
-        f"kl_{name}": float(kl[:, k].mean()) for k, name in enumerate(student.held_out.answers)
+        **{f"kl_{name}": value for name, value in zip(answers, kl, strict=True)},
     }
 
 

@@ -27,7 +27,10 @@ from probes.models.files.provenance import Provenance, check_files, read_provena
 from probes.models.process_state import suppress_library_warnings
 from probes.prompts.tokens.special_tokens import set_bos
 
-_HUB_FILES = ("*.json", "*.txt", "*.model", "model.safetensors", "model-*.safetensors")
+_HUB_FILES = (
+    *("*.json", "*.txt", "*.model", "README.md"),
+    *("model.safetensors", "model-*.safetensors"),
+)
 
 
 def parse_dtype(name: str) -> torch.dtype:

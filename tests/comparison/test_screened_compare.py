@@ -1,0 +1,127 @@
+"""Comparisons that are screened, with a null that no further model gives."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from probes.comparison.compare import compare
+from probes.comparison.heads.matching import family_wise_threshold, pair_heads
+from probes.comparison.heads.permuted import permute_roles
+from probes.comparison.heads.profiles import HeadProfiles, profile_heads
+from probes.comparison.paths.measure import PathRuns, permute_paths
+from probes.comparison.setup.cost import MAX_OPERATIONS, is_cheaper, sweep_operations
+from probes.comparison.setup.prompts import tokenize_contrasts
+from probes.comparison.setup.references import ComparisonSettings
+from probes.interventions.attribution_patching import ExactCells
+from probes.interventions.role_paths.graph import RolePath
+from probes.models.model import load, random_init, wrap
+from probes.prompts.catalog import pattern
+from probes.prompts.tokens.pair_batch import sample_pairs
+from probes.result import load_result
+from probes.testing.tiny_models import tiny_hf
+from probes.viz.reports.comparison import comparison_page
+
+ROLES = ("x", "op", "y", "answer")
+
+
+def small(own, seed):
+    hf_model = tiny_hf("llama", seed, vocab_size=len(own), max_position_embeddings=128)
+    return wrap(hf_model, name=f"small {seed}", tokenizer=own)
+
+
+@pytest.fixture
+def profiles():
+    rng = np.random.default_rng(0)
+    effects = rng.normal(size=(6, 5, len(ROLES), 2))
+    effects[:, :, 0] = 0  # The contrast comes later.
+    attention = np.tril(rng.normal(size=(6, 5, len(ROLES), len(ROLES))))
+    return HeadProfiles(
+        "m",
+        tuple(f"L0.H{k}" for k in range(5)),
+        ROLES,
+        {"y": effects.reshape(6, 5, -1)},
+        {"y": attention.reshape(6, 5, -1)},
+        {"y": np.ones((6, 2))},
+    )
+
+
+def test_a_permuted_head_keeps_its_strength_and_loses_its_roles(profiles):
+    found = permute_roles(profiles, seed=1)
+    for mine, theirs in ((profiles.effects, found.effects), (profiles.attention, found.attention)):
+        assert not np.array_equal(mine["y"], theirs["y"])
+        np.testing.assert_allclose(np.sort(mine["y"], -1), np.sort(theirs["y"], -1))
+    again = permute_roles(profiles, seed=1)
+    np.testing.assert_array_equal(again.effects["y"], found.effects["y"])
+    assert not np.array_equal(permute_roles(profiles, seed=2).effects["y"], found.effects["y"])
+
+
+def test_a_permuted_head_acts_and_attends_only_where_some_head_does(profiles):
+    found = permute_roles(profiles, seed=1)
+    assert (found.effects["y"].reshape(6, 5, len(ROLES), 2)[:, :, 0] == 0).all()
+    attention = found.attention["y"].reshape(6, 5, len(ROLES), len(ROLES))
+    assert np.array_equal(attention, np.tril(attention))
+
+
+def test_a_path_whose_sign_varies_is_within_the_permuted_null():
+    key, rng = ("op", "number"), np.random.default_rng(0)
+    steady, noise = RolePath(("op", "answer")), RolePath(("op", "y", "answer"))
+    effects = {(key, steady): np.ones(32), (key, noise): rng.normal(size=32)}
+    runs = PathRuns({key: np.ones(32)}, effects, {})
+    draws = [permute_paths(runs, seed=seed) for seed in range(40)]
+    assert max(draw[key, steady] for draw in draws) < 0.6
+    assert np.mean([draw[key, noise] < abs(effects[key, noise].mean()) for draw in draws]) < 0.95
+
+
+def test_a_screened_comparison_says_so_and_saves_it(own, tmp_path):
+    settings = ComparisonSettings(
+        prompts=4, nulls=20, draws=1, screen="always", null="permuted", edges=True
+    )
+    result = compare(small(own, 0), small(own, 1), "take-away", settings)
+    assert result.method.null == "permuted"
+    assert {check.contrast for check in result.method.screens} == {*result.contrasts}
+    assert result.random_init_accuracy == ()
+    assert any("permuted profiles" in line for line in (result.method.null_name,))
+    assert result.edges.skip_reason
+    page = str(comparison_page(result)._repr_html_())
+    assert "Spearman" in page and "null permutes" in page
+    loaded = load_result(result.save(tmp_path / "result.json"))
+    assert loaded.method == replace(result.method) and loaded.edges == result.edges
+
+
+def test_small_models_are_measured_exactly_and_large_ones_screened(own):
+    model = small(own, 0)
+    pairs = sample_pairs(pattern("take-away"), "x", 4, tokenizers=(own,), seed=0)
+    batches = tokenize_contrasts(model, {"x": pairs})
+    operations = sweep_operations(model, batches, ROLES)
+    assert sweep_operations(model, batches, ROLES * 2) == 2 * operations
+    assert not is_cheaper("auto", "always", [operations])
+    assert is_cheaper("auto", "always", [operations, 2 * MAX_OPERATIONS])
+    assert is_cheaper("always", "always", [operations])
+    assert not is_cheaper("never", "always", [2 * MAX_OPERATIONS])
+
+
+@pytest.mark.slow
+def test_further_random_init_models_rarely_exceed_the_permuted_threshold():
+    """The permuted null is stricter than what it stands for: at most the stated rate passes."""
+    full, relative = load("full"), load("distilled")
+    query, draws = pattern("take-away"), 20
+    pairs = {
+        contrast: sample_pairs(query, contrast, 8, tokenizers=(full.tokenizer,), seed=0)
+        for contrast in query.contrasts
+    }
+    batches = tokenize_contrasts(full, pairs)
+    roles = [role for role in next(iter(batches.values())).clean.roles if role != "reply_noun"]
+
+    def profile(model):
+        return profile_heads(model, batches, roles, screen=ExactCells(0, 0))[0]
+
+    a, b = profile(full), profile(relative)
+    permuted = [pair_heads(a, permute_roles(b, seed=seed)).scores for seed in range(draws)]
+    threshold = family_wise_threshold(np.stack(permuted))
+    further = [
+        np.nanmax(pair_heads(a, profile(random_init(relative, seed=100 + seed))).scores)
+        for seed in range(draws)
+    ]
+    assert np.mean(np.array(further) > threshold) <= 0.05
+    assert np.nanmax(pair_heads(a, b).scores) > threshold
