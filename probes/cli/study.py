@@ -86,12 +86,12 @@ def _scorecard_table(rows: list[Any]) -> Table:
 def _separation_table(rows: list[Any]) -> Table:
     from probes.experiments.inheritance.result import score_separations
 
-    table = Table("reference", "score", "its students", "others", "AUROC", "exact p", "students")
+    table = Table("reference", "score", "its students", "others", "AUROC", "p (Holm)", "students")
     for found in score_separations(rows):
         auroc = found.auroc
         table.add_row(
             *(found.reference, found.score, f"{found.kin:.3g}", f"{found.others:.3g}"),
-            *(str(auroc.value), f"{auroc.p_value:.2g}"),
+            *(str(auroc.value), f"{found.p_corrected:.2g}"),
             f"{auroc.n_related} + {auroc.n_negative_controls}",
         )
     return table

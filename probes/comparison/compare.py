@@ -104,8 +104,14 @@ def compare_family(
         raise ModelError(f"draws={settings.draws} found: a comparison needs at least one draw")
     a, bs = load_models(full, others, settings.seed)
     chosen = pattern(on) if isinstance(on, str) else on
-    chosen = pattern_in_format(chosen, settings.format, [a, *bs], seed=settings.seed)
     references = load_references(a, bs, settings)
+    chosen = pattern_in_format(
+        chosen,
+        settings.format,
+        [a, *bs],
+        seed=settings.seed,
+        references=references.not_compared(()),
+    )
     workers = settings.workers
     if len({id(model.bridge) for model in (a, *bs)}) <= len(bs):
         workers = 1  # A model compared with itself cannot run twice at once.

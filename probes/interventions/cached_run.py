@@ -155,7 +155,7 @@ def record_run(
     layers = range(model.shape.layers)
     values: dict[str, Tensor] = {}
     caches = [BlockCache() for _ in layers] if for_restarts else []
-    for block in model.bridge.blocks[: len(caches)]:
+    for block in model.bridge.blocks if for_restarts else ():
         block_cache_argument(block)
 
     def stacked(hook: str) -> Tensor:

@@ -47,6 +47,13 @@ def test_a_divergence_that_is_smaller_in_kin_has_an_auroc_of_one():
     assert (found["kl_number"].kin, found["kl_number"].others) == pytest.approx((0.1, 0.2))
 
 
+def test_p_values_are_corrected_for_all_scores():
+    table = rows([{"y": 0.9 + k} for k in range(4)], [{"y": 0.1 - k} for k in range(4)])
+    found = next(one for one in score_separations(table) if one.score == "y")
+    assert found.auroc.p_value == pytest.approx(2 / 70)
+    assert found.p_corrected == pytest.approx(len(SCORES) * 2 / 70)
+
+
 def test_students_without_a_score_are_left_out_and_counted():
     nan = float("nan")
     table = rows([{"y": 0.9}, {"y": nan}], [{"y": 0.1}, {"y": 0.2}])

@@ -1,11 +1,12 @@
 """AUROC of each score between students of one teacher and equally accurate ones of another."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from probes.stats.auroc import GroupAUROC, group_auroc
+from probes.stats.multiple_testing import holm
 
 SCORES: Mapping[str, bool] = {
     "accuracy_number": True,
@@ -57,6 +58,7 @@ class ScoreSeparation:
         kin, others: Mean score of its own students, and of the other teacher's.
         auroc: Probability that a student of the reference is nearer to it than one of the other
             teacher, with its interval.
+        p_corrected: Its p-value, corrected by Holm's method for all scores of this reference.
         undefined: Number of students without a score.
     """
 
@@ -65,6 +67,7 @@ class ScoreSeparation:
     kin: float
     others: float
     auroc: GroupAUROC
+    p_corrected: float
     undefined: int
 
 
@@ -87,12 +90,12 @@ def score_separations(rows: Sequence[Mapping[str, float | str]]) -> tuple[ScoreS
             for row in own
             if row["model"] in against
         ]
-    return tuple(
-        found
-        for reference, group in groups.items()
-        for score in SCORES
-        if (found := _separation(score, reference, group))
-    )
+    separations = []
+    for reference, group in groups.items():
+        made = [one for score in SCORES if (one := _separation(score, reference, group))]
+        corrected = holm([one.auroc.p_value for one in made])
+        separations += [replace(one, p_corrected=p) for one, p in zip(made, corrected, strict=True)]
+    return tuple(separations)
 
 
 def _differences(
@@ -110,11 +113,13 @@ def _separation(
     if not len(kin) or not len(others):
         return None
     sign = 1 if SCORES[score] else -1
+    auroc = group_auroc(sign * kin, sign * others)
     return ScoreSeparation(
         score=score,
         reference=reference,
         kin=float(kin.mean()),
         others=float(others.mean()),
-        auroc=group_auroc(sign * kin, sign * others),
+        auroc=auroc,
+        p_corrected=auroc.p_value,
         undefined=sum(map(len, groups)) - len(kin) - len(others),
     )

@@ -15,9 +15,8 @@ from probes.prompts.format.prompt_format import PromptFormat
 from probes.prompts.pattern import Pattern
 
 FORMATS = (
-    *("plain", "plain:short", "few-shot-4", "few-shot-4:short", "few-shot-4:bare", "few-shot-8"),
-    *("chat", "chat:bare", "chat-system", "chat-system:bare-short"),
-    *("chat-few-shot-4", "chat-few-shot-4:bare"),
+    *("plain", "few-shot-4", "few-shot-4#1", "few-shot-4#2", "few-shot-4:bare", "few-shot-8"),
+    *("chat", "chat:bare", "chat-system", "chat-few-shot-4"),
 )
 """Formats that `fit_format` tries."""
 
@@ -35,7 +34,8 @@ class FitSettings:
 
     Attributes:
         formats: Names of formats. One without numbers of its own is tried with numbers of one digit
-            first, and then with the pattern's own range and with numbers in words.
+            first, and then with the pattern's own range and with numbers in words. The best one is
+            also tried with the first answer alone.
         prompts: Prompts of each operation in each half, at least 8.
         seed: Seed of the prompts.
         progress: Show a progress bar.
@@ -66,9 +66,7 @@ def fit_format(
     trials = Trials(
         tuple(models), pattern, settings.prompts, settings.seed, progress=settings.progress
     )
-    names = dict.fromkeys(_with_small_numbers(pattern, name) for name in settings.formats)
-    if len(pattern.answers) == 1:  # The short form is the full one.
-        names = [name for name in names if not PromptFormat.parse(name).is_short]
+    names = list(dict.fromkeys(_with_small_numbers(pattern, name) for name in settings.formats))
     few, more = _FIRST_PROMPTS, min(_MORE_PROMPTS, settings.prompts)
     trials.run(names, "formats", few)
     usable = [name for name in names if trials.scores[name][0].gates]
@@ -78,8 +76,9 @@ def fit_format(
             f"{next(iter(trials.scores.values()))[0].reason}"
         )
     usable.sort(key=lambda name: _errors(trials.scores[name]))
-    short = [name for name in usable if PromptFormat.parse(name).is_short]
-    best = [*[name for name in usable if name not in short][:_FINALISTS], *short[:1]]
+    best = usable[:_FINALISTS]
+    if len(pattern.answers) > 1:
+        best.append(_shortened(best[0]))
     trials.run(best, "finalists", more)
     winner = min(best, key=lambda name: _rank(trials.scores[name], coarse=True))
     wider = [name for name in _wider(winner, settings.formats) if name not in trials.scores]
@@ -115,6 +114,12 @@ def _rank(scores: Sequence[FormatScore], *, coarse: bool = False) -> tuple[float
     state = errors[0] > _MAX_ERRORS if coarse else worst
     narrow = (format.numbers is not None) + format.digits
     return float(state), float(format.is_short), float(narrow), *errors
+
+
+def _shortened(name: str) -> str:
+    """The same format with the first answer alone."""
+    format = PromptFormat.parse(name)
+    return str(replace(format, answer="bare-short" if format.is_bare else "short"))
 
 
 def _with_small_numbers(pattern: Pattern, name: str) -> str:

@@ -17,7 +17,12 @@ from probes.prompts.pattern import Pattern
 
 
 def pattern_in_format(
-    pattern: Pattern, format: str, models: Sequence[Model], *, seed: int = 0
+    pattern: Pattern,
+    format: str,
+    models: Sequence[Model],
+    *,
+    seed: int = 0,
+    references: Sequence[Model] = (),
 ) -> Pattern:
     """Pattern in a format that all models can read.
 
@@ -27,6 +32,7 @@ def pattern_in_format(
             if there is none, it is fitted now.
         models: Models that read the prompts.
         seed: Seed of the fit.
+        references: Other models that read them; no format is fitted for these.
 
     Raises:
         GateError: "auto", and no format opens the gate in all models.
@@ -39,8 +45,8 @@ def pattern_in_format(
         format = _auto_format(pattern, models, seed)
     chosen = formatted(pattern, format)
     if chosen.wrapper.format.chat:
-        for model in models:
-            require_template(model.tokenizer)
+        for model in (*models, *references):
+            require_template(model.tokenizer, model.name)
     return chosen
 
 

@@ -82,12 +82,12 @@ def render_chat(tokenizer: Any, question: Question) -> Question:  # noqa: ANN401
     )
 
 
-def require_template(tokenizer: Any) -> None:  # noqa: ANN401
-    """Raise TokenizerError where a tokenizer has no chat template."""
+def require_template(tokenizer: Any, name: str = "") -> None:  # noqa: ANN401
+    """Raise TokenizerError where a tokenizer, that of the model `name`, has no chat template."""
     if not getattr(tokenizer, "chat_template", None):
         raise TokenizerError(
-            f"{type(tokenizer).__name__} has no chat template, which a chat format needs: use "
-            "plain or few-shot-4"
+            f"{name or type(tokenizer).__name__} has no chat template, which a chat format needs: "
+            "use plain or few-shot-4"
         )
 
 
