@@ -21,13 +21,14 @@ _MOST_CHANGED = 10
 def compare_edges(full: Model, other: Model, prompts: ComparisonPrompts) -> EdgeComparison:
     """Compare the circuits of two models edge by edge, on pairs that change the first answer.
 
-    Edges are scored by one gradient at the clean run (EAP) instead of five, and there are fewer
-    pairs and random circuits than `compare_circuits` has by default.
+    Edges are scored by one gradient, halfway between the embeddings of both runs, instead of five,
+    and there are fewer pairs and random circuits than `compare_circuits` has by default. The
+    gradient at the clean run would miss edges behind saturated attention.
     """
     answer = prompts.pattern.answers[0][0] if prompts.pattern.answers else ""
     pairs = _changing_pairs([*prompts.pairs.values()], answer)
     settings = CircuitComparisonSettings(
-        sizes=_SIZES, method=EAP(), draws=_DRAWS, random_circuits=_RANDOM_CIRCUITS,
+        sizes=_SIZES, method=EAP(gradient_at=0.5), draws=_DRAWS, random_circuits=_RANDOM_CIRCUITS,
         seed=prompts.seed,
     )  # fmt: skip
     try:
