@@ -188,9 +188,8 @@ class RateDistortionCurve(Result):
 
     def _parent_line(self) -> str:
         mechanism, correct = self.parent.mechanism, self.parent.behavior.all_correct
-        notices = (gate.notice for gate in self.parent.behavior.gates if gate.notice)
-        start = "".join(f"{notice} " for notice in notices)
-        line = f"{start}{self.parent.name} on {self.pattern!r}: all answers correct in {correct}"
+        notices = "".join(f"{g.notice} " for g in self.parent.behavior.gates if g.notice)
+        line = f"{notices}{self.parent.name} on {self.pattern!r}: all answers correct in {correct}"
         if mechanism is None:
             return f"{line}; behavior absent, so there is no mechanism to lose."
         sites = ", ".join(f"{variable} at {site}" for variable, site in mechanism.sites.items())
