@@ -31,7 +31,7 @@ LAYERS, WIDTH = 2, 64
 COHORTS = ((91, 92, 93, 94, 95), (96, 97, 98, 99, 100))
 """Seeds of students that are trained together, on the same texts."""
 
-STEPS, BATCH, LEARNING_RATE = 2000, 16, 4e-3
+STEPS, BATCH, LEARNING_RATE = 2500, 32, 2e-3
 
 
 @dataclass(frozen=True, slots=True)
