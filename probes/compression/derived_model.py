@@ -5,7 +5,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +76,19 @@ class DerivedModel:
         return folder
 
 
-def load_parent(name: str | Path | DerivedModel, *, dtype: str = "float32") -> DerivedModel:
+def load_parent(name: str | Path | Model | DerivedModel, *, dtype: str = "float32") -> DerivedModel:
     """Load the model to derive from; a `DerivedModel` is returned unchanged.
 
+    A `Model` is read again from the files that it was loaded from.
+
     Raises:
-        ModelError: The name is unknown, or weights are missing or not finite.
+        ModelError: The name is unknown, weights are missing or not finite, or a `Model` was not
+            loaded from files alone.
     """
     if isinstance(name, DerivedModel):
         return name
+    if isinstance(name, Model):
+        return replace(load_parent(_files_of(name), dtype=dtype), name=name.name)
     source, _ = find_model(name)
     number_format = parse_dtype(dtype)
     hf_model, tokenizer = load_hf_model(source, number_format)
@@ -92,6 +97,16 @@ def load_parent(name: str | Path | DerivedModel, *, dtype: str = "float32") -> D
         "trained", "", dense_storage(hf_model, bits=16)
     )
     return DerivedModel(split_name(name)[0], hf_model.eval(), tokenizer, provenance)
+
+
+def _files_of(model: Model) -> str:
+    for kind in ("family member ", "folder ", "GGUF file ", "hub "):
+        if model.origin.startswith(kind) and " with " not in model.origin:
+            return model.origin.removeprefix(kind)
+    raise ModelError(
+        f"{model.name} comes from {model.origin!r}, and a model is derived from files: give its "
+        "name or folder"
+    )
 
 
 def new_model_folder(name: str, *, force: bool = False) -> Path:

@@ -14,6 +14,7 @@ from probes.compression.derived_model import DerivedModel, dense_storage, load_p
 from probes.errors import ModelError
 from probes.models.files.loading import check_finite
 from probes.models.files.provenance import JsonValue, Provenance
+from probes.models.model import Model
 from probes.models.process_state import seeded_init
 
 GROW_METHODS = ("identity", "fresh", "stack", "wider")
@@ -24,7 +25,7 @@ _MIN_FRACTION = 0.5
 
 
 def grow(
-    source: str | Path | DerivedModel,
+    source: str | Path | Model | DerivedModel,
     method: str = "identity",
     size: int | None = None,
     *,

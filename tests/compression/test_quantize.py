@@ -476,3 +476,13 @@ def test_a_quantized_model_in_memory_is_used_as_it_stands():
     assert relative.provenance.kind == "quantized"
     with pytest.raises(ModelError, match="loaded already"):
         pb.load(quantized, adapter="folder")
+
+
+def test_a_loaded_model_is_derived_from_by_the_files_it_came_from():
+    loaded = pb.load("distilled")
+    made, named = quantize(loaded, "rtn-4"), quantize("distilled", "rtn-4")
+    assert (made.name, made.provenance.parent) == (named.name, named.provenance.parent)
+    for one, other in zip(made.hf_model.parameters(), named.hf_model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(ModelError, match="derived from files"):
+        quantize(pb.load("random-init:distilled:1"), "rtn-4")

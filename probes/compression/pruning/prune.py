@@ -31,6 +31,7 @@ from probes.compression.pruning.masks import (
 from probes.errors import ModelError
 from probes.models.files.loading import check_finite
 from probes.models.files.provenance import JsonValue, Provenance, StorageCost
+from probes.models.model import Model
 from probes.models.site import head_name
 
 METHOD_SCOPES = {
@@ -64,7 +65,7 @@ class PruningSettings:
 
 
 def prune(
-    source: str | Path | DerivedModel,
+    source: str | Path | Model | DerivedModel,
     fraction: float | None = None,
     *,
     method: str = "magnitude",

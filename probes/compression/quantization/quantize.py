@@ -26,6 +26,7 @@ from probes.compression.quantization.backends import (
 from probes.compression.quantization.schemes import Scheme, parse_scheme
 from probes.errors import ModelError
 from probes.models.files.provenance import JsonValue, Provenance, StorageCost, storage_part
+from probes.models.model import Model
 from probes.models.process_state import suppress_library_warnings
 from probes.prompts.catalog import pattern
 
@@ -53,7 +54,9 @@ class QuantizationSettings:
 
 
 def quantize(
-    source: str | Path | DerivedModel, scheme: str, settings: QuantizationSettings | None = None
+    source: str | Path | Model | DerivedModel,
+    scheme: str,
+    settings: QuantizationSettings | None = None,
 ) -> DerivedModel:
     """Quantize the matrices of a model's layers, and return the dequantized model.
 
@@ -64,7 +67,7 @@ def quantize(
     on some processors), have a larger gap. "rtn-N" has no kernel and no gap.
 
     Args:
-        source: Name or folder of a model, or a derived model; it is not changed.
+        source: Name or folder of a model, a loaded or a derived model; it is not changed.
         scheme: "int8", "int4" or "int2" (torchao, weights only), "bnb-int8" (LLM.int8, Dettmers
             et al. 2022, arXiv 2208.07339) or "nf4" (Dettmers et al. 2023, arXiv 2305.14314) by
             bitsandbytes, or "rtn-2" to "rtn-16" (round to nearest).
