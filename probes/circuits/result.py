@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from probes.circuits.circuit import Circuit
+from probes.errors import ResultError
 from probes.observe.result import Gate
 from probes.result import Result
 from probes.stats.intervals import Estimate
@@ -207,6 +208,10 @@ class Trace(Result):
             f"All other edges keep {held.complement}.",
         ]
         for null in self.random_baselines:
+            if not null.values:
+                raise ResultError(
+                    f"The baseline of random {null.kind} has 0 circuits: measure it again"
+                )
             middle, highest = np.median(null.values), max(null.values)
             lines.append(
                 f"{len(null.values)} circuits of as many random {null.kind}: median "

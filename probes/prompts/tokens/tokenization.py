@@ -157,7 +157,7 @@ def _check_questions(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], texts: Sequence[str]
 ) -> None:
     if not questions:
-        raise BatchError("A batch needs at least one question: give one")
+        raise BatchError("A batch needs at least one question: 0 found. Give one")
     if not getattr(tokenizer, "is_fast", False):
         raise TokenizerError(
             f"{type(tokenizer).__name__} has no character offsets, which roles need: load a fast "
