@@ -152,7 +152,7 @@ def found(absent):
 def family(found, absent):
     gone = replace(
         absent,
-        other=replace(absent.other, name="gone"),
+        other=replace(absent.other, name="gone", lineage="distilled from big: logits matched"),
         verdicts=tuple(
             Verdict(
                 verdict.subject, verdict.kind, "behavior absent", "", "there is nothing to keep"
@@ -360,9 +360,10 @@ def test_the_family_page_has_one_table_of_all_verdicts(family):
 
 
 def test_the_family_page_leads_with_the_summary_and_marks_absent_behavior(family):
-    notes = Read(family_comparison_page(family).body).notes[:3]
+    notes = Read(family_comparison_page(family).body).notes[:4]
     assert [note[0] for note in notes] == list(family.summary())
-    assert [note[1] for note in notes] == [None, "bad", None]
+    assert notes[2][0] == "gone is distilled from big: logits matched."
+    assert [note[1] for note in notes] == [None, "bad", None, None]
 
 
 def test_the_family_page_has_the_metrics_and_a_section_for_each_relative(family):

@@ -36,7 +36,7 @@ from probes.models.model import Model
 from probes.models.run_checks import require_eval, require_unedited
 
 # Floats that a pass with gradients keeps per token, layer and unit of width.
-_FLOATS_PER_UNIT, _MAX_GRADIENT_FLOATS = 20, 40_000_000
+_FLOATS_PER_UNIT, _MAX_GRADIENT_FLOATS = 20, 20_000_000
 # Floats of the writers' changes that are multiplied at once: they stay in the cache.
 _MAX_BLOCK_FLOATS = 4_000_000
 _CHECKED_BATCHES = 3  # An inconclusive check of gradients costs many passes: it is retried twice.

@@ -7,7 +7,7 @@ import numpy as np
 from probes.comparison.family_result import FamilyComparison
 from probes.comparison.result import Comparison
 from probes.comparison.verdict import Verdict
-from probes.viz.blocks import Block, CellValue, Note, Table, TableCell, Tone
+from probes.viz.blocks import Block, CellValue, Note, Table, TableCell
 from probes.viz.page import Section, page
 from probes.viz.picture import Picture
 from probes.viz.plots.hotspot_map import display_variable
@@ -72,10 +72,9 @@ def family_comparison_page(family: FamilyComparison) -> Picture:
         blocks = variable_blocks(one, tests=False)
         sections.append((f"{one.other.name}: verdicts on variables", intro, blocks))
     sections.append(("Method", "", [_method_table(family)]))
-    tones: list[Tone | None] = ["bad" if _lacks_behavior(c) else None for c in family.comparisons]
-    lines = family.summary()  # One for each relative, then one for all of them.
-    tones.append(None)
-    notes = [Note(line, tone) for line, tone in zip(lines, tones, strict=True)]
+    # The first lines are those of the relatives.
+    lacking = {k for k, one in enumerate(family.comparisons) if _lacks_behavior(one)}
+    notes = [Note(line, "bad" if k in lacking else None) for k, line in enumerate(family.summary())]
     subtitle = f"Pattern “{first.pattern}” ({first.title}).\nExample: {first.example}"
     return page(f"{full} and its relatives {', '.join(family.names)}", sections, notes, subtitle)
 
