@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from probes.circuits.circuit import Circuit
 from probes.circuits.edges.edge_attribution import AttributionMethod, edge_attribution
+from probes.circuits.edges.edge_scores import EdgeScores
 from probes.circuits.faithfulness import (
     evaluate_circuit,
     faithfulness_curve,
@@ -17,8 +18,8 @@ from probes.circuits.faithfulness import (
 )
 from probes.circuits.pruning import minimality, prune_circuit
 from probes.circuits.reference_runs import Ablation, ReferenceRuns, run_references
-from probes.circuits.result import PublishedOverlap, Specificity, Trace
-from probes.circuits.task import TaskSettings, require_open_gate, sample_tasks
+from probes.circuits.result import Faithfulness, PublishedOverlap, Specificity, Trace
+from probes.circuits.task import Task, TaskSettings, require_open_gate, sample_tasks
 from probes.errors import CircuitError, GateError
 from probes.models.model import Model, ModelSpec, load
 from probes.observe.format.kept import pattern_in_format
@@ -88,18 +89,15 @@ def trace(
     settings = replace(settings, answer=gate.answer, other_pattern=other)
     discovery, held_out = sample_tasks(model, own_pattern, settings)
     scores = edge_attribution(model, discovery, method=settings.method, roles=roles)
-    discovery_runs, runs = (
-        run_references(model, task, roles=roles, ablation=settings.ablation)
-        for task in (discovery, held_out)
-    )
-    circuit = prune_circuit(discovery_runs, scores, keep)
+    circuit, discovery_value = _find_circuit(model, discovery, scores, keep, settings)
+    runs = run_references(model, held_out, roles=roles, ablation=settings.ablation)
     size = len(circuit)
     held_out_value = evaluate_circuit(runs, circuit, seed=seed)
     return Trace(
         circuit=circuit,
         gate=gate,
         keep=keep,
-        discovery=evaluate_circuit(discovery_runs, circuit, seed=seed),
+        discovery=discovery_value,
         held_out=held_out_value,
         curve=faithfulness_curve(runs, scores, seed=seed),
         random_baselines=tuple(
@@ -117,6 +115,16 @@ def trace(
         format=str(own_pattern.wrapper.format),
         published=_published_overlap(model, own_pattern, circuit),
     )
+
+
+def _find_circuit(
+    model: Model, task: Task, scores: EdgeScores, keep: float, settings: TraceSettings
+) -> tuple[Circuit, Faithfulness]:
+    """Circuit and its value on the discovery prompts, whose runs are not kept."""
+    roles = bool(scores.graph.roles)
+    runs = run_references(model, task, roles=roles, ablation=settings.ablation)
+    circuit = prune_circuit(runs, scores, keep)
+    return circuit, evaluate_circuit(runs, circuit, seed=settings.seed)
 
 
 def _published_overlap(model: Model, pattern: Pattern, circuit: Circuit) -> PublishedOverlap | None:

@@ -473,7 +473,7 @@ def test_several_relatives_are_written_as_one_page_with_a_table_of_verdicts(
     assert "Cross-model interchange" in page.read_text(encoding="utf-8")
     saved = json.loads(numbers.read_text(encoding="utf-8"))
     assert [one["other"]["name"] for one in saved["comparisons"]] == ["small", "gone"]
-    assert [f"- {line}" for line in family.summary()] == result.stdout.splitlines()[:3]
+    assert [f"- {line}" for line in family.summary()] == result.stdout.splitlines()[:4]
     assert re.search(r"(?m)^│ new +│", result.stdout)
     assert re.findall(r"(?m)^│ (L\d\.H\d)", result.stdout) == ["L0.H0", "L1.H0"]
     assert "partner" not in result.stdout
