@@ -76,7 +76,7 @@ def ask(model: ModelSpec, text: str, settings: AskSettings | None = None) -> Que
 
     Raises:
         MatchError: The text matches no pattern.
-        CircuitError: The saved trace is of another model.
+        CircuitError: The saved trace is of a model with other layers or heads.
         OutcomeError: The tokenizer cannot tell the answer from its foils.
     """
     settings = settings or AskSettings()

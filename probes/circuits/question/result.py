@@ -186,9 +186,10 @@ class QuestionReport(Result):
         use = self.circuit
         if use is None:
             return (f"No circuit: {self.circuit_reason}",)
+        found_in = f", found in {use.circuit.model}" if use.circuit.model != self.model else ""
         lines = [
-            f"The circuit of {use.task} ({len(use.circuit)} of {len(use.circuit.graph)} edges) "
-            f"keeps {use.pattern_faithfulness} of the logit difference on the pattern's held-out "
+            f"The circuit of {use.task}{found_in} ({len(use.circuit)} of "
+            f"{len(use.circuit.graph)} edges) keeps {use.pattern_faithfulness} of the logit difference on the pattern's held-out "
             "prompts."
         ]
         for each in use.contrasts:

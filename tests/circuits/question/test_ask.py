@@ -97,11 +97,13 @@ def test_the_whole_model_keeps_all_of_a_question_and_one_edge_next_to_nothing(fu
     assert all(each.faithfulness.value == pytest.approx(1, abs=1e-3) for each in use.contrasts)
     assert use.inside_share == pytest.approx(1)
     assert len(use.outside) == 0
-    single = Circuit("full", graph, (Edge("embed", "L0.MLP"),), (1.0,), (0.1,))
+    single = Circuit("full-b", graph, (Edge("embed", "L0.MLP"),), (1.0,), (0.1,))
     report = ask(full, FOX, AskSettings(circuit=saved_trace(single)))
     assert all(abs(each.faithfulness.value) < 0.5 for each in report.circuit.contrasts)
     assert len(report.circuit.outside) == 10
     assert report.circuit.inside_share < 0.2
+    # The circuit of a relative is said to be one.
+    assert any("found in full-b" in line for line in report.summary())
 
 
 def test_a_saved_report_is_read_back_and_has_a_page(full, tmp_path):
