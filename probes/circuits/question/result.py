@@ -189,8 +189,8 @@ class QuestionReport(Result):
         found_in = f", found in {use.circuit.model}" if use.circuit.model != self.model else ""
         lines = [
             f"The circuit of {use.task}{found_in} ({len(use.circuit)} of "
-            f"{len(use.circuit.graph)} edges) keeps {use.pattern_faithfulness} of the logit difference on the pattern's held-out "
-            "prompts."
+            f"{len(use.circuit.graph)} edges) keeps {use.pattern_faithfulness} of the logit "
+            "difference on the pattern's held-out prompts."
         ]
         for each in use.contrasts:
             many = each.pairs > 1
