@@ -30,6 +30,7 @@ from probes.cli.training import (
     family_texts,
     minute_lines,
     option,
+    print_plan,
     show_progress,
     student_texts,
     student_training,
@@ -207,7 +208,11 @@ def make_distilled(
     """Distill a model: train a smaller one on its predictions."""
     silence_libraries(threads)
     from probes.compression.derived_model import load_parent
-    from probes.compression.distillation.distill import DistillationSettings, distill
+    from probes.compression.distillation.distill import (
+        DistillationSettings,
+        build_student,
+        distill,
+    )
     from probes.compression.distillation.targets import parse_labels
 
     folder = _new_folder(name or f"{Path(teacher).name}-distilled-{seed}", force)
@@ -225,6 +230,8 @@ def make_distilled(
         progress=show_progress() or minute_lines(training.steps),
     )
     home = checkpoint_folder(folder, force)
+    print_plan(training, home)
+    build_student(origin, settings)  # An impossible one ends before the texts are written.
     rows = texts or student_texts(origin, training, home)
     made = distill(origin, rows, settings, folder=home)
     _save_and_print(made, folder, teacher)

@@ -85,6 +85,13 @@ def student_training(
     return replace(default_training(teacher, start, given.get("steps")), **given, **other)
 
 
+def print_plan(settings: Any, checkpoints: Path) -> None:  # noqa: ANN401
+    """Print what a training run will do."""
+    plan = f"{settings.steps} steps of {settings.batch} texts at rate {settings.learning_rate:g}"
+    kept = f"a checkpoint every {settings.save_every} steps in {checkpoints}"
+    print_line(Console(stderr=True, soft_wrap=True), f"Training: {plan}, {kept}")
+
+
 def show_progress() -> bool:
     """Whether a progress bar can be seen."""
     return sys.stderr.isatty()
