@@ -1,0 +1,44 @@
+"""Time of a model's passes, measured on a few real prompts."""
+
+import time
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from probes.models.model import Model
+
+_SECONDS = 0.7  # About as long takes a timed pass of a large model.
+_FEW = 2
+
+
+def seconds_per_prompt(
+    model: Model,
+    ids: Int[Tensor, "prompt position"],
+    mask: Bool[Tensor, "prompt position"],
+    at: Int[Tensor, "prompt answer"],
+) -> float:
+    """Seconds of a forward pass for each of its prompts: of one CPU core, or of the device.
+
+    Measured in one to three seconds, on as many of the given prompts as the time allows.
+    """
+    ids, mask, at = (value.to(model.device) for value in (ids, mask, at))
+    is_cpu = model.device.type == "cpu"
+    clock = time.thread_time if is_cpu else time.perf_counter
+
+    def timed(rows: int) -> float:
+        start = clock()
+        model.logits(ids[:rows], mask[:rows], at[:rows])
+        if not is_cpu:
+            torch.accelerator.synchronize(model.device)
+        return clock() - start
+
+    timed(_FEW)  # The first pass is slower.
+    rows = int(min(len(ids), max(_FEW, _FEW * _SECONDS / max(timed(_FEW), 1e-6))))
+    first = timed(rows)
+    return min([first, *(timed(rows) for _ in range(1 if first > _SECONDS / 2 else 5))]) / rows
+
+
+def device_name(model: Model) -> str:
+    """What the seconds are of: "CPU", or the device of the weights."""
+    return "CPU" if model.device.type == "cpu" else str(model.device)
