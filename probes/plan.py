@@ -31,7 +31,7 @@ class Stage:
     """
 
     name: str
-    passes: float
+    passes: int
     seconds: float
 
 
@@ -58,10 +58,10 @@ class Plan:
     @property
     def seconds(self) -> float:
         """Estimated time of all stages."""
-        return sum(stage.seconds for stage in self.stages)
+        return sum((stage.seconds for stage in self.stages), 0.0)
 
     @property
-    def passes(self) -> float:
+    def passes(self) -> int:
         """Passes of all stages."""
         return sum(stage.passes for stage in self.stages)
 
@@ -142,10 +142,10 @@ def with_outlook(
 ) -> Plan:
     """The plan with what a budget of half its time would leave out, or of the least time."""
     lowest = fit_to_budget(settings, reductions, 0.0, estimate, is_strict=False)[1].seconds
-    budget = float(_up(max(plan.seconds / 2, lowest)))
+    budget = _up(max(plan.seconds / 2, lowest))
     if budget >= plan.seconds:
         return plan
-    left_out = fit_to_budget(settings, reductions, budget, estimate)[1].left_out
+    left_out = fit_to_budget(settings, reductions, float(budget), estimate)[1].left_out
     text = f"--budget {_option(budget)} would leave out {'; '.join(left_out)}."
     return replace(plan, outlook=(text,))
 
@@ -180,6 +180,6 @@ def _up(seconds: float) -> int:
     return math.ceil(seconds) if seconds <= 120 else 60 * math.ceil(seconds / 60)
 
 
-def _option(seconds: float) -> str:
+def _option(seconds: int) -> str:
     """Whole seconds as an option of the command line."""
-    return f"{seconds:.0f}s" if seconds <= 120 else f"{seconds / 60:.0f}m"
+    return f"{seconds}s" if seconds <= 120 else f"{seconds // 60}m"

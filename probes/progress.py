@@ -33,7 +33,7 @@ class Progress:
         self._every, self._ended, self._bar = every, threading.Event(), None
         if plan and sys.stderr.isatty():
             columns = get_terminal_size((_COLUMNS, 0)).columns or _COLUMNS
-            shape = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+            shape = "{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
             self._bar = tqdm(total=self._total, leave=False, ncols=columns, bar_format=shape)
         elif plan:
             threading.Thread(target=self._write_lines, daemon=True).start()
@@ -51,20 +51,23 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def track(self, items: Iterable[T], stage: str, count: int) -> Iterator[T]:
-        """Yield the items of a stage; each is an equal share of its work."""
+    def track(
+        self, items: Iterable[T], stage: str, count: int, part: tuple[int, int] = (0, 1)
+    ) -> Iterator[T]:
+        """Yield `count` items, each an equal share of a stage, or of part k of n parts of it."""
         self.begin(stage)
         for number, item in enumerate(items, 1):
             yield item
-            self.reach(number / count)
+            self.reach((part[0] + number / count) / part[1])
 
     def begin(self, stage: str) -> None:
-        """Begin a stage; the one before has ended."""
-        self._before += self._shares.pop(self._stage, 0.0)
-        self._stage, self._fraction = stage, 0.0
+        """Begin a stage, or go on with it; another one before has ended."""
+        if stage != self._stage:
+            self._before += self._shares.pop(self._stage, 0.0)
+            self._stage, self._fraction = stage, 0.0
         if self._bar is not None:
             self._bar.set_description(f"{self._command}, {stage}", refresh=False)
-        self.reach(0.0)
+        self.reach(self._fraction)
 
     def reach(self, fraction: float) -> None:
         """Note that a fraction of the stage is done."""

@@ -114,7 +114,7 @@ class _Sizes:
             passes["another pattern"] = self.questions + found * scores + held * (2 + circuits)
         return Plan(
             command="trace",
-            stages=tuple(Stage(name, n, n * self.seconds) for name, n in passes.items()),
+            stages=tuple(Stage(name, round(n), n * self.seconds) for name, n in passes.items()),
             memory=self.memory + round(share * self.pair_memory),
             device=self.device,
         )

@@ -1,0 +1,279 @@
+"""Plan of a comparison: its stages in passes, and the settings that a budget lowers."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedTokenizerBase
+
+from probes.comparison.setup.cost import is_cheaper, null_operations, sweep_operations
+from probes.comparison.setup.prompts import (
+    SCREENED_TRANSFER_SIZES,
+    TRANSFER_SIZES,
+    changes_an_answer,
+    sample_contrast_pairs,
+    shared_roles,
+    tokenize_contrasts,
+)
+from probes.comparison.setup.references import ComparisonSettings, ReferenceModels
+from probes.comparison.variables.held_out_folds import distinct_tokenizers, sample_held_out_folds
+from probes.errors import PatternError
+from probes.interventions.attribution_patching import ExactCells
+from probes.models.files.memory import process_memory
+from probes.models.model import Model
+from probes.models.pass_costs import device_name, seconds_per_prompt
+from probes.observe.gate import GATE_QUESTIONS
+from probes.plan import Plan, Reduction, Stage, fit_to_budget, with_outlook
+from probes.prompts.pattern import Pattern
+from probes.prompts.tokens.pair_batch import PairBatch
+
+# What a prompt costs, in passes, measured on the family and on SmolLM2-135M (docs/performance.md).
+_CELL = 0.13  # Of a run that restarts behind a patched component; without effect it is not run.
+_SITE = 0.35  # The same at a site of the residual stream.
+_GRADIENT = 2.5  # Forward and backward.
+_GRAPH = 0.6  # Of a graph of roles.
+_MAP = 70  # Search of a donor's sites and fit of a map, for each variable.
+_SEARCHED_GRAPHS, _PATH_GRAPHS = 14, 10  # For each contrast.
+_SCREENED_CELL = 0.3  # Of a cell of a large model, which acts on most prompts.
+_INTERCHANGES = 4.5  # Runs of a direction, in those of one donor with the search of its sites.
+_EDGE_PASSES = 12.0  # For each pair.
+_VERDICT = 24.0  # For each pair, of the heads that are patched together.
+_INIT = 50  # Of a random-init model, to make it.
+_FLOATS_PER_UNIT, _FIXED_FLOATS = 20, 60_000_000  # Kept per token, layer and unit; of gradients.
+
+REDUCTIONS = (
+    Reduction("draws", (4, 3, 2, 1), "{less} of {whole} draws of prompts for variables"),
+    Reduction("nulls", (50, 20), "{less} of {whole} draws of the null"),
+    Reduction("null", ("permuted",), "random-init models: the null is permuted"),
+    Reduction("screen", ("always",), "exact patching: effects are screened"),
+    Reduction("prompts", (24, 16, 12, 8), "{less} of {whole} pairs of each contrast"),
+)
+"""What a budget lowers, in this order."""
+
+
+@dataclass(frozen=True, slots=True)
+class _ModelSize:
+    """A model as far as its cost goes.
+
+    Attributes:
+        seconds: Of a pass, for each prompt.
+        heads, components: Cells of all contrasts: heads, or heads and MLPs, at each role.
+        sites: Sites of the residual stream between blocks.
+    """
+
+    seconds: float
+    heads: int
+    components: int
+    sites: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """What a plan is computed from."""
+
+    settings: ComparisonSettings
+    models: tuple[_ModelSize, ...]
+    references: tuple[_ModelSize, ...]
+    other_seed: bool
+    negative: int
+    contrasts: int
+    changing: int
+    variables: int
+    operations: tuple[float, float]
+    memory: int
+    device: str
+
+    def plan(self, settings: ComparisonSettings) -> Plan:
+        """Plan of these settings."""
+        parts = _Passes(self, settings).stages()
+        stages = [
+            Stage(name, round(sum(n for _, n in own)), sum(model.seconds * n for model, n in own))
+            for name, own in parts.items()
+        ]
+        return Plan("compare", tuple(stages), self.memory, self.device)
+
+    def is_screened(self, settings: ComparisonSettings) -> bool:
+        """Whether large models are measured by attribution patching."""
+        share = settings.prompts / self.settings.prompts
+        return is_cheaper(settings.screen, "always", [share * self.operations[0]])
+
+    def is_permuted(self, settings: ComparisonSettings) -> bool:
+        """Whether the null permutes measurements."""
+        share = settings.nulls * settings.prompts / self.settings.prompts
+        can_permute = self.is_screened(settings) or settings.null == "permuted"
+        return can_permute and is_cheaper(settings.null, "permuted", [share * self.operations[1]])
+
+
+class _Passes:
+    """Passes of each model in each stage of a comparison."""
+
+    def __init__(self, sizes: _Sizes, settings: ComparisonSettings) -> None:
+        self.sizes, self.settings, self.pairs = sizes, settings, settings.prompts
+        self.screened, self.permuted = sizes.is_screened(settings), sizes.is_permuted(settings)
+        bases, questions = SCREENED_TRANSFER_SIZES if self.screened else TRANSFER_SIZES
+        self.bases, self.questions = (bases, questions) if sizes.variables else (0, 0)
+
+    def stages(self) -> dict[str, list[tuple[_ModelSize, float]]]:
+        """Models and their passes, by name of the stage."""
+        sizes, settings = self.sizes, self.settings
+        full, *others = sizes.models
+        draws = 1 if self.screened else settings.draws
+        every = [*sizes.models, *sizes.references[: int(sizes.other_seed)]]
+        stages = {
+            "models": [(m, self._profile(m, m.components) + self._model(m)) for m in sizes.models],
+            "role paths": [(m, self._paths()) for m in every],
+            "random-init models": [
+                part
+                for o in others
+                for part in (
+                    (o, settings.nulls * (self._profile(o, o.heads, 0) + self._null())),
+                    (o, settings.nulls * self._hits()),
+                    (full, settings.nulls * (self._donor() + self._hits())),
+                )
+                if not self.permuted
+            ],
+            "edges": [(m, self._edges()) for m in sizes.models if self.screened],
+            "reference models": [
+                (m, self._profile(m, m.heads) + self._donor()) for m in sizes.references
+            ],
+            "negative controls": [(m, sizes.negative * self._hits()) for m in sizes.models],
+            "interchange": [(m, self._interchange()) for o in others for m in (full, o)],
+            "further draws": [
+                (m, (draws - 1) * (self._recipient(m) + self._interchange() * per_model))
+                for m, per_model in [(full, len(others)), *((o, 1) for o in others)]
+            ],
+            "verdicts": [(m, self._verdicts()) for o in others for m in (full, o)],
+        }
+        return {name: own for name, own in stages.items() if sum(n for _, n in own)}
+
+    def _profile(self, model: _ModelSize, cells: int, exact: int | None = None) -> float:
+        contrasts, pairs = self.sizes.contrasts, self.pairs
+        if not self.screened:
+            return pairs * (3 * contrasts + _CELL * cells)
+        screen = ExactCells()
+        exact = screen.top + screen.random if exact is None else exact
+        strong = min(pairs, 8) * (2 + 3 * _GRADIENT) if exact else 0
+        once = 3 + _GRADIENT + (2 + exact * _SCREENED_CELL if exact else 0)
+        return contrasts * (pairs * once + strong)
+
+    def _model(self, model: _ModelSize) -> float:
+        attention = self.sizes.contrasts * self.pairs
+        searched = self.sizes.changing * self.pairs / 2 * (4 + _SEARCHED_GRAPHS * _GRAPH)
+        return GATE_QUESTIONS + attention + searched + self._recipient(model)
+
+    def _donor(self) -> float:
+        return float(self.questions + self.bases)
+
+    def _recipient(self, model: _ModelSize) -> float:
+        searched = self.bases / 2 * (3 + 2 * _SITE * model.sites)
+        return (searched + 3 * self.bases + self._donor()) * bool(self.sizes.variables)
+
+    def _hits(self) -> float:
+        return self.sizes.variables * (_MAP * self.questions / 400 + _SITE * self.bases)
+
+    def _null(self) -> float:
+        paths = self.sizes.changing * 8 * (2 + _PATH_GRAPHS * _GRAPH)
+        return _INIT + GATE_QUESTIONS + self._donor() + paths
+
+    def _interchange(self) -> float:
+        return _INTERCHANGES * self._hits()
+
+    def _paths(self) -> float:
+        tested = self.pairs * (1 if self.screened else 2)
+        circuits = min(tested, 16) * (2 + 7 * _GRAPH)
+        return self.sizes.changing * (tested * (4 + _PATH_GRAPHS * _GRAPH) + circuits)
+
+    def _edges(self) -> float:
+        return 32 * _EDGE_PASSES
+
+    def _verdicts(self) -> float:
+        return self.sizes.contrasts * self.pairs * _VERDICT
+
+
+def plan_comparison(
+    models: Sequence[Model],
+    references: ReferenceModels,
+    pattern: Pattern,
+    settings: ComparisonSettings,
+) -> tuple[Plan, ComparisonSettings]:
+    """Plan of a comparison, from seconds of passes, and the settings that keep to its budget.
+
+    Raises:
+        BudgetError: The budget is below what the lowest settings need.
+        ProbeError: The pattern has too few pairs for the settings.
+    """
+    sizes = _measure_sizes(models, references, pattern, settings)
+    if settings.budget is None:
+        return with_outlook(sizes.plan(settings), settings, REDUCTIONS, sizes.plan), settings
+    lowered, plan = fit_to_budget(settings, REDUCTIONS, settings.budget, sizes.plan)
+    screen = "always" if sizes.is_screened(lowered) else "never"
+    null = "permuted" if sizes.is_permuted(lowered) else "random-init"
+    return plan, replace(lowered, screen=screen, null=null)
+
+
+def _measure_sizes(
+    models: Sequence[Model],
+    references: ReferenceModels,
+    pattern: Pattern,
+    settings: ComparisonSettings,
+) -> _Sizes:
+    tokenizers = distinct_tokenizers([model.tokenizer for model in models])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # The comparison itself warns of what it leaves out.
+        pairs = {
+            contrast: sample_contrast_pairs(
+                pattern, contrast, settings.prompts, tokenizers, settings.seed
+            )
+            for contrast in pattern.contrasts
+        }
+        batches = [tokenize_contrasts(model, pairs) for model in models]
+        variables = _count_variables(pattern, tokenizers, settings.seed)
+    roles = shared_roles(batches)
+    both, known = list(zip(models, batches, strict=True)), dict[object, float]()
+    others = references.not_compared({model.name for model in models})
+
+    def size(model: Model) -> _ModelSize:
+        key = (model.shape, model.dtype)
+        if key not in known:
+            batch = next(iter(tokenize_contrasts(model, pairs).values())).clean
+            known[key] = seconds_per_prompt(model, batch.ids, batch.mask, batch.positions)
+        at = len(roles) * len(pairs) * model.shape.layers
+        sites = len(roles) * (model.shape.layers - 1)
+        return _ModelSize(known[key], at * model.shape.heads, at * (model.shape.heads + 1), sites)
+
+    return _Sizes(
+        settings=settings,
+        models=tuple(map(size, models)),
+        references=tuple(map(size, others)),
+        other_seed=references.other_seed in others,
+        negative=len(references.negative_controls),
+        contrasts=len(pairs),
+        changing=sum(any(map(changes_an_answer, own)) for own in pairs.values()),
+        variables=variables,
+        operations=(
+            max(sweep_operations(*one, roles) for one in both),
+            max(null_operations(*one, 1) for one in both),
+        ),
+        memory=process_memory() + max(map(_extra_memory, models, batches)),
+        device=device_name(models[0]),
+    )
+
+
+def _count_variables(
+    pattern: Pattern, tokenizers: Sequence[PreTrainedTokenizerBase], seed: int
+) -> int:
+    """Variables of the cross-model interchange; 0 where the pattern does not allow it."""
+    try:
+        folds = sample_held_out_folds(
+            pattern, tokenizers=tokenizers, bases=16, prompts=32, seed=seed
+        )
+    except PatternError:
+        return 0
+    return len(folds.variables)
+
+
+def _extra_memory(model: Model, batches: Mapping[str, PairBatch]) -> int:
+    """Bytes that measuring a model takes beside its weights."""
+    widest = max(batch.clean.ids.numel() for batch in batches.values())
+    floats = widest * model.shape.layers * model.shape.d_model * _FLOATS_PER_UNIT
+    return (floats + _FIXED_FLOATS) * model.dtype.itemsize
