@@ -1,5 +1,6 @@
 """Settings of a trace, its plan in passes, and the settings that a budget lowers."""
 
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -7,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from probes.circuits.edges.edge_attribution import EAP, EAPIG, AttributionMethod
 from probes.circuits.faithfulness import FRACTIONS, SPECIFICITY_CIRCUITS
 from probes.circuits.reference_runs import Ablation
-from probes.circuits.task import Task, TaskSettings, sample_tasks
+from probes.circuits.task import TaskSettings, sample_tasks
 from probes.models.files.memory import process_memory
 from probes.models.model import Model
 from probes.models.pass_costs import device_name, seconds_per_prompt
@@ -17,14 +18,16 @@ from probes.plan import Plan, Reduction, Stage, fit_to_budget, with_outlook
 from probes.prompts.pattern import Pattern
 
 # What a prompt costs, in passes, measured on the family and on SmolLM2-135M (docs/performance.md):
-# a gradient with the scores of all edges, a run of a circuit of few edges, which changes few heads
-# and shares what it changed with the run before, and one of any size.
-_GRADIENT, _SMALL_CIRCUIT, _ANY_CIRCUIT = 3.8, 0.11, 0.8
+# a gradient with the scores of all edges, and a run of a circuit of any size, of a pruned one, and
+# of a random one. The last two cost less where the circuit touches few of the heads and MLPs.
+_GRADIENT, _ANY_CIRCUIT, _PRUNED, _RANDOM = 3.6, 0.75, 0.38, 0.24
 _BY_ROLE = 3.0  # Times as much with roles.
-_PRUNING_RUNS = 400  # Circuits that pruning runs; the size of the circuit is not known before.
-_PRUNED_EDGES = 60  # Of the pruned circuit, about.
+# The size of the pruned circuit, and how many circuits pruning runs, are not known before: they
+# are powers of the number of edges that fit the models above.
+_SIZE, _SIZE_POWER, _RUNS, _RUNS_POWER = 6.6, 0.21, 5.6, 0.39
 _FLOATS_PER_UNIT = 16  # Kept of both reference runs, for each token, layer and unit of width.
 _FIXED_FLOATS = 1 << 27  # Of shared changes, and of gradients.
+_PLANNED_PAIRS = 8  # Sampled of each contrast for the plan.
 _POINTS = {"eap": EAP().points, "eap-ig": EAPIG().points}
 
 REDUCTIONS = (
@@ -77,14 +80,29 @@ class TraceSettings(TaskSettings):
 
 @dataclass(frozen=True, slots=True)
 class _Sizes:
-    """What a plan is computed from: pairs of the tasks at full settings, and the cost of a pass."""
+    """What a plan is computed from.
+
+    Attributes:
+        settings: Full settings.
+        pairs: Discovery pairs, and held-out pairs.
+        sampling: Seconds to sample them.
+        questions: Questions of the gate.
+        other: Whether another pattern can be traced.
+        slower: Factor of the time by roles.
+        edges, writers: Of the computation graph.
+        seconds: Of a pass, for each prompt.
+        memory, pair_memory: Bytes, and those that are taken in proportion to the pairs.
+        device: What the seconds are of.
+    """
 
     settings: TraceSettings
-    discovery: int
-    held_out: int
+    pairs: tuple[float, float]
+    sampling: float
     questions: int
     other: bool
-    roles: bool
+    slower: float
+    edges: int
+    writers: int
     seconds: float
     memory: int
     pair_memory: int
@@ -93,31 +111,44 @@ class _Sizes:
     def plan(self, settings: TraceSettings) -> Plan:
         """Plan of these settings."""
         share = settings.prompts / self.settings.prompts
-        found, held = (max(1, round(share * n)) for n in (self.discovery, self.held_out))
-        slower = _BY_ROLE if self.roles else 1.0
-        small, any_size = slower * _SMALL_CIRCUIT, slower * _ANY_CIRCUIT
-        points = getattr(settings.method, "points", None) or _POINTS.get(str(settings.method), ())
-        scores = 2 + len(points) * _GRADIENT * slower
-        runs = min(settings.pruning_runs or _PRUNING_RUNS, _PRUNING_RUNS)
-        added = settings.added_edges + _PRUNED_EDGES
+        found, held = (share * count for count in self.pairs)
+        size = _SIZE * self.edges**_SIZE_POWER
+        touched = self.slower * min(1.0, size / self.writers)
+        any_size, pruned = self.slower * _ANY_CIRCUIT, _PRUNED * touched
+        scores = 2 + len(self.points) * _GRADIENT * self.slower
+        runs = self.pruning_runs
+        if settings.pruning_runs is not None:
+            runs = min(runs, settings.pruning_runs)
         passes = {
             "gate": self.questions,
             "edge scores": found * scores,
-            "pruning": found * (2 + runs * small),
-            "held-out pairs": held * (2 + small + any_size),
+            "pruning": found * (2 + runs * pruned),
+            "held-out pairs": held * (2 + pruned + any_size),
             "curve": held * len(FRACTIONS) * any_size,
-            "random circuits": held * 2 * settings.random_circuits * small,
-            "necessity of edges": held * added * small,
+            "random circuits": held * 2 * settings.random_circuits * _RANDOM * touched,
+            "necessity of edges": held * (settings.added_edges + size) * pruned,
         }
         if settings.other_pattern and self.other:
             circuits = 2 * (2 + SPECIFICITY_CIRCUITS) * any_size
             passes["another pattern"] = self.questions + found * scores + held * (2 + circuits)
+        stages = [Stage(name, round(n), n * self.seconds) for name, n in passes.items()]
         return Plan(
             command="trace",
-            stages=tuple(Stage(name, round(n), n * self.seconds) for name, n in passes.items()),
+            stages=(Stage("sampling", 0, 2 * share * self.sampling), *stages),
             memory=self.memory + round(share * self.pair_memory),
             device=self.device,
         )
+
+    @property
+    def points(self) -> tuple[float, ...]:
+        """Where gradients are taken; none where edges are patched one by one."""
+        method = self.settings.method
+        return _POINTS.get(method, ()) if isinstance(method, str) else method.points
+
+    @property
+    def pruning_runs(self) -> int:
+        """Circuits that pruning runs, about."""
+        return round(_RUNS * self.edges**_RUNS_POWER)
 
 
 def plan_trace(
@@ -129,38 +160,39 @@ def plan_trace(
         BudgetError: The budget is below what the lowest settings need.
         ProbeError: The pattern has too few pairs for the settings.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # The trace itself warns of what it leaves out.
-        tasks = sample_tasks(model, pattern, settings)
-    sizes = _measure_sizes(model, pattern, settings, tasks, roles=roles)
+    sizes = _measure_sizes(model, pattern, settings, roles=roles)
     if settings.budget is None:
         return with_outlook(sizes.plan(settings), settings, REDUCTIONS, sizes.plan), settings
     settings, plan = fit_to_budget(settings, REDUCTIONS, settings.budget, sizes.plan)
-    pruning = next(stage for stage in plan.stages if stage.name == "pruning")
-    spare = (settings.budget - plan.seconds) / pruning.seconds if settings.budget else 0.0
-    return plan, replace(settings, pruning_runs=round(_PRUNING_RUNS * (1 + spare)))
+    pruning = next(stage.seconds for stage in plan.stages if stage.name == "pruning")
+    spare = ((settings.budget or 0.0) - plan.seconds) / pruning
+    return plan, replace(settings, pruning_runs=round(sizes.pruning_runs * (1 + spare)))
 
 
 def _measure_sizes(
-    model: Model,
-    pattern: Pattern,
-    settings: TraceSettings,
-    tasks: tuple[Task, Task],
-    *,
-    roles: bool,
+    model: Model, pattern: Pattern, settings: TraceSettings, *, roles: bool
 ) -> _Sizes:
-    task, shape = tasks[0], model.shape
+    few = settings.prompts if pattern.user_pairs else min(settings.prompts, _PLANNED_PAIRS)
+    start = time.thread_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # The trace itself warns of what it leaves out.
+        tasks = sample_tasks(model, pattern, replace(settings, prompts=few))
+    share = settings.prompts / few
+    sampling = share * (time.thread_time() - start)
+    task, shape, other = tasks[0], model.shape, settings.other_pattern
+    graph = task.computation_graph(model)
     floats = task.clean.shape[1] * shape.layers * shape.d_model * _FLOATS_PER_UNIT
     return _Sizes(
         settings=settings,
-        discovery=len(tasks[0]),
-        held_out=len(tasks[1]),
+        pairs=(share * len(tasks[0]), share * len(tasks[1])),
+        sampling=sampling,
         questions=min(GATE_QUESTIONS, 2 * len(pattern.user_pairs) or GATE_QUESTIONS),
-        other=not pattern.user_pairs
-        and pattern.name != getattr(settings.other_pattern, "name", ""),
-        roles=roles,
+        other=not pattern.user_pairs and pattern.name != getattr(other, "name", ""),
+        slower=_BY_ROLE if roles else 1.0,
+        edges=len(graph),
+        writers=len(graph.writers),
         seconds=seconds_per_prompt(model, task.clean, task.mask, task.readout[:, None]),
         memory=process_memory() + _FIXED_FLOATS * model.dtype.itemsize,
-        pair_memory=floats * len(task) * model.dtype.itemsize,
+        pair_memory=round(share * floats * len(task)) * model.dtype.itemsize,
         device=device_name(model),
     )

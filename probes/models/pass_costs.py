@@ -9,6 +9,7 @@ from torch import Tensor
 from probes.models.model import Model
 
 _SECONDS = 0.7  # About as long takes a timed pass of a large model.
+_TOTAL_SECONDS = 1.5  # So long that other processes do not slow all passes.
 _FEW = 2
 
 
@@ -36,7 +37,8 @@ def seconds_per_prompt(
     timed(_FEW)  # The first pass is slower.
     rows = int(min(len(ids), max(_FEW, _FEW * _SECONDS / max(timed(_FEW), 1e-6))))
     first = timed(rows)
-    return min([first, *(timed(rows) for _ in range(1 if first > _SECONDS / 2 else 5))]) / rows
+    repeats = max(1, int(_TOTAL_SECONDS / max(first, 1e-6)) - 1)
+    return min([first, *(timed(rows) for _ in range(repeats))]) / rows
 
 
 def device_name(model: Model) -> str:

@@ -1,5 +1,6 @@
 """Plan of a comparison: its stages in passes, and the settings that a budget lowers."""
 
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,13 +32,14 @@ from probes.prompts.tokens.pair_batch import PairBatch
 _CELL = 0.13  # Of a run that restarts behind a patched component; without effect it is not run.
 _SITE = 0.35  # The same at a site of the residual stream.
 _GRADIENT = 2.5  # Forward and backward.
-_GRAPH = 0.6  # Of a graph of roles.
+_GRAPH = 0.45  # Of a graph of roles.
 _MAP = 70  # Search of a donor's sites and fit of a map, for each variable.
-_SEARCHED_GRAPHS, _PATH_GRAPHS = 14, 10  # For each contrast.
-_SCREENED_CELL = 0.3  # Of a cell of a large model, which acts on most prompts.
+_PATH_GRAPHS = 3  # Paths of each contrast, about.
+_SCREENED_CELL = 0.2  # Of a cell of a large model, which acts on most prompts.
 _INTERCHANGES = 4.5  # Runs of a direction, in those of one donor with the search of its sites.
-_EDGE_PASSES = 12.0  # For each pair.
-_VERDICT = 24.0  # For each pair, of the heads that are patched together.
+_EDGE_PASSES = 19.0  # For each pair.
+_VERDICT = 21.0  # For each pair, of the heads that are patched together.
+_SAMPLINGS = 5.5  # Draws of all prompts, in those of the pairs.
 _INIT = 50  # Of a random-init model, to make it.
 _FLOATS_PER_UNIT, _FIXED_FLOATS = 20, 60_000_000  # Kept per token, layer and unit; of gradients.
 
@@ -78,6 +80,8 @@ class _Sizes:
     negative: int
     contrasts: int
     changing: int
+    roles: int
+    sampling: float
     variables: int
     operations: tuple[float, float]
     memory: int
@@ -90,7 +94,9 @@ class _Sizes:
             Stage(name, round(sum(n for _, n in own)), sum(model.seconds * n for model, n in own))
             for name, own in parts.items()
         ]
-        return Plan("compare", tuple(stages), self.memory, self.device)
+        share = settings.prompts / self.settings.prompts
+        sampling = Stage("sampling", 0, _SAMPLINGS * share * self.sampling)
+        return Plan("compare", (sampling, *stages), self.memory, self.device)
 
     def is_screened(self, settings: ComparisonSettings) -> bool:
         """Whether large models are measured by attribution patching."""
@@ -158,7 +164,7 @@ class _Passes:
 
     def _model(self, model: _ModelSize) -> float:
         attention = self.sizes.contrasts * self.pairs
-        searched = self.sizes.changing * self.pairs / 2 * (4 + _SEARCHED_GRAPHS * _GRAPH)
+        searched = self.sizes.changing * self.pairs / 2 * (4 + self.sizes.roles * _GRAPH)
         return GATE_QUESTIONS + attention + searched + self._recipient(model)
 
     def _donor(self) -> float:
@@ -217,7 +223,7 @@ def _measure_sizes(
     pattern: Pattern,
     settings: ComparisonSettings,
 ) -> _Sizes:
-    tokenizers = distinct_tokenizers([model.tokenizer for model in models])
+    tokenizers, start = distinct_tokenizers([m.tokenizer for m in models]), time.thread_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # The comparison itself warns of what it leaves out.
         pairs = {
@@ -227,6 +233,7 @@ def _measure_sizes(
             for contrast in pattern.contrasts
         }
         batches = [tokenize_contrasts(model, pairs) for model in models]
+        sampling = time.thread_time() - start
         variables = _count_variables(pattern, tokenizers, settings.seed)
     roles = shared_roles(batches)
     both, known = list(zip(models, batches, strict=True)), dict[object, float]()
@@ -249,6 +256,8 @@ def _measure_sizes(
         negative=len(references.negative_controls),
         contrasts=len(pairs),
         changing=sum(any(map(changes_an_answer, own)) for own in pairs.values()),
+        roles=len(roles),
+        sampling=sampling,
         variables=variables,
         operations=(
             max(sweep_operations(*one, roles) for one in both),
