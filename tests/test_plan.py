@@ -16,6 +16,7 @@ from probes.circuits.trace import TraceSettings, trace
 from probes.circuits.trace_plan import plan_trace
 from probes.cli.app import app
 from probes.comparison.compare import compare
+from probes.comparison.result import Comparison
 from probes.comparison.setup import plan as comparison_plan
 from probes.comparison.setup.plan import plan_comparison
 from probes.comparison.setup.references import ComparisonSettings, load_references
@@ -33,7 +34,6 @@ from probes.plan import (
 )
 from probes.progress import Progress
 from probes.prompts.catalog import pattern
-from probes.result import load_result
 from probes.testing.tiny_models import tiny_hf
 from probes.viz.reports.comparison import comparison_page
 
@@ -162,7 +162,7 @@ def test_passes_grow_with_the_settings():
 
 def test_a_budget_for_a_trace_is_kept_by_fewer_circuits_and_pairs(monkeypatch):
     model, own, plans = load("distilled"), pattern("take-away"), []
-    monkeypatch.setattr(trace_plan, "seconds_per_prompt", lambda *_: 0.001)
+    monkeypatch.setattr(trace_plan, "seconds_per_prompt", lambda *_, **__: 0.001)
     whole = TraceSettings(prompts=8, on_plan=plans.append)
     plan, same = plan_trace(model, own, whole, roles=False)
     assert same == whole
@@ -207,7 +207,7 @@ def small(own, seed):
 @pytest.fixture
 def steady(monkeypatch):
     """Every pass takes a millisecond."""
-    monkeypatch.setattr(comparison_plan, "seconds_per_prompt", lambda *_: 0.001)
+    monkeypatch.setattr(comparison_plan, "seconds_per_prompt", lambda *_, **__: 0.001)
 
 
 def planned(own, **more):
@@ -257,7 +257,7 @@ def test_a_comparison_within_a_budget_says_what_it_leaves_out(own, steady, tmp_p
     line = f"Left out to keep to the budget: {'; '.join(plans[0].left_out)}."
     assert line in found.method.lines()
     assert line in html.unescape(str(comparison_page(found)._repr_html_()))
-    assert load_result(found.save(tmp_path / "found.json")).method == found.method
+    assert Comparison.load(found.save(tmp_path / "found.json")).method == found.method
 
 
 # Progress and commands.
@@ -349,7 +349,7 @@ def test_a_plan_that_cannot_be_made_ends_with_one_line(words, says, tmp_path, mo
 
 def test_a_short_command_prints_no_plan(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(trace_plan, "seconds_per_prompt", lambda *_: 1e-5)
+    monkeypatch.setattr(trace_plan, "seconds_per_prompt", lambda *_, **__: 1e-5)
     found = run("trace", "distilled", "--pattern", "taken", "--prompts", 4)
     assert found.exit_code == 0, found.output
     assert found.stderr == ""

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from probes.models.model import Model
 
-_SECONDS = 0.7  # About as long takes a timed pass of a large model.
-_TOTAL_SECONDS = 1.5  # So long that other processes do not slow all passes.
 _FEW = 2
 
 
@@ -18,10 +16,13 @@ def seconds_per_prompt(
     ids: Int[Tensor, "prompt position"],
     mask: Bool[Tensor, "prompt position"],
     at: Int[Tensor, "prompt answer"],
+    *,
+    limit: float = 1.5,
 ) -> float:
     """Seconds of a forward pass for each of its prompts: of one CPU core, or of the device.
 
-    Measured in one to three seconds, on as many of the given prompts as the time allows.
+    The least of repeated passes, as other processes slow some of them. They take about `limit`
+    seconds, on as many of the given prompts as that allows.
     """
     ids, mask, at = (value.to(model.device) for value in (ids, mask, at))
     is_cpu = model.device.type == "cpu"
@@ -35,9 +36,9 @@ def seconds_per_prompt(
         return clock() - start
 
     timed(_FEW)  # The first pass is slower.
-    rows = int(min(len(ids), max(_FEW, _FEW * _SECONDS / max(timed(_FEW), 1e-6))))
+    rows = int(min(len(ids), max(_FEW, _FEW * limit / 2 / max(timed(_FEW), 1e-6))))
     first = timed(rows)
-    repeats = max(1, int(_TOTAL_SECONDS / max(first, 1e-6)) - 1)
+    repeats = max(1, int(limit / max(first, 1e-6)) - 1)
     return min([first, *(timed(rows) for _ in range(repeats))]) / rows
 
 

@@ -26,7 +26,7 @@ from probes.models.pass_costs import device_name, seconds_per_prompt
 from probes.observe.gate import GATE_QUESTIONS
 from probes.plan import Plan, Reduction, Stage, fit_to_budget, with_outlook
 from probes.prompts.pattern import Pattern
-from probes.prompts.tokens.pair_batch import PairBatch
+from probes.prompts.tokens.pair_batch import PairBatch, tokenize_pairs
 
 # What a prompt costs, in passes, measured on the family and on SmolLM2-135M (docs/performance.md).
 _CELL = 0.13  # Of a run that restarts behind a patched component; without effect it is not run.
@@ -41,6 +41,7 @@ _EDGE_PASSES = 19.0  # For each pair.
 _VERDICT = 21.0  # For each pair, of the heads that are patched together.
 _SAMPLINGS = 5.5  # Draws of all prompts, in those of the pairs.
 _INIT = 50  # Of a random-init model, to make it.
+_SECONDS = 2.0  # Of passes that are timed.
 _FLOATS_PER_UNIT, _FIXED_FLOATS = 20, 60_000_000  # Kept per token, layer and unit; of gradients.
 
 REDUCTIONS = (
@@ -236,14 +237,17 @@ def _measure_sizes(
         sampling = time.thread_time() - start
         variables = _count_variables(pattern, tokenizers, settings.seed)
     roles = shared_roles(batches)
-    both, known = list(zip(models, batches, strict=True)), dict[object, float]()
+    both, first = list(zip(models, batches, strict=True)), next(iter(pairs.values()))
     others = references.not_compared({model.name for model in models})
+    shapes = {(model.shape, model.dtype): model for model in (*others, *models)}
+    known = {}
+    for key, model in shapes.items():
+        batch = tokenize_pairs(model.tokenizer, first, max_length=model.shape.context).clean
+        given, limit = (batch.ids, batch.mask, batch.positions), _SECONDS / len(shapes)
+        known[key] = seconds_per_prompt(model, *given, limit=limit)
 
     def size(model: Model) -> _ModelSize:
         key = (model.shape, model.dtype)
-        if key not in known:
-            batch = next(iter(tokenize_contrasts(model, pairs).values())).clean
-            known[key] = seconds_per_prompt(model, batch.ids, batch.mask, batch.positions)
         at = len(roles) * len(pairs) * model.shape.layers
         sites = len(roles) * (model.shape.layers - 1)
         return _ModelSize(known[key], at * model.shape.heads, at * (model.shape.heads + 1), sites)
