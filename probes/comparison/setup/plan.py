@@ -41,6 +41,7 @@ _EDGE_PASSES = 19.0  # For each pair.
 _VERDICT = 21.0  # For each pair, of the heads that are patched together.
 _SAMPLINGS = 5.5  # Draws of all prompts, in those of the pairs.
 _INIT = 50  # Of a random-init model, to make it.
+_PLANNED_PAIRS = 8  # Sampled of each contrast for the plan.
 _SECONDS = 2.0  # Of passes that are timed.
 _FLOATS_PER_UNIT, _FIXED_FLOATS = 20, 60_000_000  # Kept per token, layer and unit; of gradients.
 
@@ -83,6 +84,7 @@ class _Sizes:
     changing: int
     roles: int
     sampling: float
+    pairs: float
     variables: int
     operations: tuple[float, float]
     memory: int
@@ -115,7 +117,8 @@ class _Passes:
     """Passes of each model in each stage of a comparison."""
 
     def __init__(self, sizes: _Sizes, settings: ComparisonSettings) -> None:
-        self.sizes, self.settings, self.pairs = sizes, settings, settings.prompts
+        self.sizes, self.settings = sizes, settings
+        self.pairs = sizes.pairs * settings.prompts / sizes.settings.prompts
         self.screened, self.permuted = sizes.is_screened(settings), sizes.is_permuted(settings)
         bases, questions = SCREENED_TRANSFER_SIZES if self.screened else TRANSFER_SIZES
         self.bases, self.questions = (bases, questions) if sizes.variables else (0, 0)
@@ -224,13 +227,13 @@ def _measure_sizes(
     pattern: Pattern,
     settings: ComparisonSettings,
 ) -> _Sizes:
+    few = settings.prompts if pattern.user_pairs else min(settings.prompts, _PLANNED_PAIRS)
+    share = settings.prompts / few
     tokenizers, start = distinct_tokenizers([m.tokenizer for m in models]), time.thread_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # The comparison itself warns of what it leaves out.
         pairs = {
-            contrast: sample_contrast_pairs(
-                pattern, contrast, settings.prompts, tokenizers, settings.seed
-            )
+            contrast: sample_contrast_pairs(pattern, contrast, few, tokenizers, settings.seed)
             for contrast in pattern.contrasts
         }
         batches = [tokenize_contrasts(model, pairs) for model in models]
@@ -261,13 +264,14 @@ def _measure_sizes(
         contrasts=len(pairs),
         changing=sum(any(map(changes_an_answer, own)) for own in pairs.values()),
         roles=len(roles),
-        sampling=sampling,
+        sampling=share * sampling,
+        pairs=share * sum(map(len, pairs.values())) / len(pairs),
         variables=variables,
         operations=(
-            max(sweep_operations(*one, roles) for one in both),
-            max(null_operations(*one, 1) for one in both),
+            share * max(sweep_operations(*one, roles) for one in both),
+            share * max(null_operations(*one, 1) for one in both),
         ),
-        memory=process_memory() + max(map(_extra_memory, models, batches)),
+        memory=process_memory() + max(_extra_memory(*one, share) for one in both),
         device=device_name(models[0]),
     )
 
@@ -285,8 +289,8 @@ def _count_variables(
     return len(folds.variables)
 
 
-def _extra_memory(model: Model, batches: Mapping[str, PairBatch]) -> int:
-    """Bytes that measuring a model takes beside its weights."""
+def _extra_memory(model: Model, batches: Mapping[str, PairBatch], share: float) -> int:
+    """Bytes that measuring a model takes beside its weights, for `share` times as many pairs."""
     widest = max(batch.clean.ids.numel() for batch in batches.values())
     floats = widest * model.shape.layers * model.shape.d_model * _FLOATS_PER_UNIT
-    return (floats + _FIXED_FLOATS) * model.dtype.itemsize
+    return (round(share * floats) + _FIXED_FLOATS) * model.dtype.itemsize
