@@ -17,6 +17,9 @@ S = TypeVar("S")
 SHORT_SECONDS = 20.0
 """Estimated time below which a plan is not worth printing."""
 
+LEFT_OUT = "left out to keep to the budget"
+"""Name, in a protocol, of what a budget leaves out."""
+
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -152,7 +155,7 @@ def with_outlook(
 
 def budget_lines(left_out: Sequence[str]) -> tuple[str, ...]:
     """Line of a result that a budget has made smaller; none of a whole one."""
-    return (f"Left out to keep to the budget: {'; '.join(left_out)}.",) if left_out else ()
+    return (f"{LEFT_OUT.capitalize()}: {'; '.join(left_out)}.",) if left_out else ()
 
 
 def parse_duration(text: str) -> float:

@@ -14,6 +14,8 @@ from probes.circuits import trace_plan
 from probes.circuits.result import Trace
 from probes.circuits.trace import TraceSettings, trace
 from probes.circuits.trace_plan import plan_trace
+from probes.claims import plan as claims_plan
+from probes.claims.plan import ClaimSettings, plan_claims
 from probes.cli.app import app
 from probes.comparison.compare import compare
 from probes.comparison.result import Comparison
@@ -331,7 +333,7 @@ def test_plan_prints_what_a_command_would_do_and_does_nothing(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("plan", "list"), "'list' has no plan: choose one of compare, trace"),
+        (("plan", "list"), "'list' has no plan: choose one of compare, trace, claims"),
         (("plan", "trace", "no-model"), "ModelError"),
         (("plan", "trace", "distilled", "--budget", "soon"), "is no duration"),
         (("trace", "distilled", "--budget", "0.001s"), "give --budget"),
@@ -353,3 +355,15 @@ def test_a_short_command_prints_no_plan(tmp_path, monkeypatch):
     found = run("trace", "distilled", "--pattern", "taken", "--prompts", 4)
     assert found.exit_code == 0, found.output
     assert found.stderr == ""
+
+
+def test_claims_within_a_budget_say_what_they_leave_out(monkeypatch):
+    monkeypatch.setattr(claims_plan, "seconds_per_prompt", lambda *_, **__: 0.001)
+    model, own = load("full"), pattern("take-away")
+    whole, same = plan_claims(model, own, ClaimSettings())
+    assert same == ClaimSettings()
+    plan, lowered = plan_claims(model, own, ClaimSettings(budget=0.7 * whole.seconds))
+    assert lowered.bases < 200 and lowered.nulls == 20
+    assert plan.left_out == (f"{200 - lowered.bases} of 200 prompts",)
+    with pytest.raises(BudgetError, match="at the least"):
+        plan_claims(model, own, ClaimSettings(budget=1.0))

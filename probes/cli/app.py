@@ -10,6 +10,7 @@ from rich.table import Table
 
 from probes.cli.ask import ask_app
 from probes.cli.check import check_app
+from probes.cli.claims import claims_app
 from probes.cli.common import (
     MAX_SEED,
     Format,
@@ -26,7 +27,7 @@ from probes.cli.make import make_app
 from probes.cli.plan import Budget, PlanOnly, plan_options, require_planned
 from probes.cli.study import study_app
 from probes.cli.tables import write_with_tables
-from probes.errors import GateError, ProbeError, ResultError
+from probes.errors import ProbeError, ResultError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,7 +35,7 @@ app = typer.Typer(
     help="Trace the circuits a query pattern drives, and compare them across relatives of a model.",
 )
 app.add_typer(make_app, name="make")
-for commands in (study_app, check_app, fit_app, ask_app):
+for commands in (claims_app, study_app, check_app, fit_app, ask_app):
     app.add_typer(commands)
 
 
@@ -178,48 +179,10 @@ def trace(
     write_with_tables(run(model, pattern, keep=keep, roles=roles, settings=settings), out, json)
 
 
-@app.command()
-@reports_errors
-def claims(
-    models: Annotated[
-        list[str], typer.Argument(help="Names of shipped models, folders, GGUF files, or hub ids.")
-    ],
-    pattern: Annotated[str, typer.Option(help="Name of a pattern.")] = "take-away",
-    format: Format = "plain",
-    base_model: Annotated[
-        str, typer.Option(help="Model before tuning, if the provenance does not say.")
-    ] = "",
-    bases: Annotated[int, typer.Option(help="Prompts to measure on.", min=80, max=100_000)] = 200,
-    nulls: Annotated[int, typer.Option(help="Random-init models for the null.", min=1)] = 20,
-    seed: Seed = 0,
-    gate: GateAsks = None,
-    out: Page = Path("claims.html"),
-    json: Json = None,
-) -> None:
-    """Test claims H1a to H5: one operation state for all objects, and a branch for the noun."""
-    check_output_paths(out, json, page=True)
-    silence_libraries()
-    from probes.claims.result import ClaimsReport, ClaimsReports
-    from probes.claims.run import ClaimSettings, evaluate_claims
-
-    console, reports = open_console(), list[ClaimsReport]()
-    settings = ClaimSettings(
-        bases=bases, nulls=nulls, seed=seed, format=format, gate=gate.value if gate else None
-    )
-    for name in models:
-        try:
-            reports.append(evaluate_claims(name, pattern, settings, base_model=base_model or None))
-        except GateError as error:  # The other models are still measured.
-            print_line(console, f"- {name}: behavior absent. {error}")
-    if not reports:
-        raise GateError(f"None of {', '.join(models)} has the behavior: there is nothing to test")
-    write_with_tables(ClaimsReports(tuple(reports)), out, json)
-
-
 @app.command(context_settings={"ignore_unknown_options": True})
 @reports_errors
 def plan(
-    command: Annotated[str, typer.Argument(help="compare or trace.")],
+    command: Annotated[str, typer.Argument(help="compare, trace or claims.")],
     arguments: Annotated[
         list[str] | None, typer.Argument(help="Its arguments and options.")
     ] = None,

@@ -8,7 +8,7 @@ import typer
 from probes.cli.common import open_console, print_line
 from probes.errors import ProbeError
 
-PLANNED = ("compare", "trace")
+PLANNED = ("compare", "trace", "claims")
 """Commands that have a plan."""
 
 Budget = Annotated[
