@@ -124,10 +124,12 @@ def fit_to_budget(
         for value in reduction.values:
             if plan.seconds <= budget:
                 break
+            if isinstance(value, int) and value >= getattr(settings, reduction.field):
+                continue
             lowered = replace(settings, **{reduction.field: value})  # pyright: ignore[reportArgumentType]
             smaller = estimate(lowered)
             if smaller.seconds >= plan.seconds:
-                continue  # It is as low already, or saves nothing here.
+                continue  # It saves nothing here.
             settings, plan, full = lowered, smaller, getattr(whole, reduction.field)
             less = full - value if isinstance(value, int) else full
             left_out[reduction.field] = reduction.text.format(less=less, whole=full)

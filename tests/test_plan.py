@@ -94,6 +94,12 @@ def test_a_setting_that_saves_nothing_is_not_lowered():
     assert plan.left_out == ("16 of 32 pairs",)
 
 
+def test_no_setting_is_raised():
+    found, plan = fit_to_budget(Settings(draws=2), LOWERED, 45.0, estimate)
+    assert found == Settings(draws=1)
+    assert plan.left_out == ("1 of 2 draws",)
+
+
 def test_the_plan_says_what_half_the_time_would_leave_out():
     plan = with_outlook(estimate(Settings()), Settings(), LOWERED, estimate)
     assert plan.outlook == (
@@ -165,6 +171,7 @@ def test_passes_grow_with_the_settings():
 def test_a_budget_for_a_trace_is_kept_by_fewer_circuits_and_pairs(monkeypatch):
     model, own, plans = load("distilled"), pattern("take-away"), []
     monkeypatch.setattr(trace_plan, "seconds_per_prompt", lambda *_, **__: 0.001)
+    monkeypatch.setattr(trace_plan, "thread_time", lambda: 0.0)
     whole = TraceSettings(prompts=8, on_plan=plans.append)
     plan, same = plan_trace(model, own, whole, roles=False)
     assert same == whole
@@ -210,6 +217,7 @@ def small(own, seed):
 def steady(monkeypatch):
     """Every pass takes a millisecond."""
     monkeypatch.setattr(comparison_plan, "seconds_per_prompt", lambda *_, **__: 0.001)
+    monkeypatch.setattr(comparison_plan, "thread_time", lambda: 0.0)
 
 
 def planned(own, **more):
@@ -223,7 +231,7 @@ def test_the_plan_of_a_comparison_follows_its_settings(own, steady):
     whole, settings = planned(own)
     assert settings.screen == settings.null == "auto"
     names = [stage.name for stage in whole.stages]
-    assert names[0] == "models" and "further draws" in names and "random-init models" in names
+    assert names[:2] == ["sampling", "models"] and "further draws" in names and "random-init models" in names
     assert "reference models" not in names  # Nothing names any.
     fewer = [
         planned(own, **more)[0] for more in ({"draws": 1}, {"nulls": 10}, {"screen": "always"})

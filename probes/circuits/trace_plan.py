@@ -1,9 +1,9 @@
 """Settings of a trace, its plan in passes, and the settings that a budget lowers."""
 
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from time import thread_time
 
 from probes.circuits.edges.edge_attribution import EAP, EAPIG, AttributionMethod
 from probes.circuits.faithfulness import FRACTIONS, SPECIFICITY_CIRCUITS
@@ -173,12 +173,12 @@ def _measure_sizes(
     model: Model, pattern: Pattern, settings: TraceSettings, *, roles: bool
 ) -> _Sizes:
     few = settings.prompts if pattern.user_pairs else min(settings.prompts, _PLANNED_PAIRS)
-    start = time.thread_time()
+    start = thread_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # The trace itself warns of what it leaves out.
         tasks = sample_tasks(model, pattern, replace(settings, prompts=few))
     share = settings.prompts / few
-    sampling = share * (time.thread_time() - start)
+    sampling = share * (thread_time() - start)
     task, shape, other = tasks[0], model.shape, settings.other_pattern
     graph = task.computation_graph(model)
     floats = task.clean.shape[1] * shape.layers * shape.d_model * _FLOATS_PER_UNIT

@@ -1,9 +1,9 @@
 """Plan of a comparison: its stages in passes, and the settings that a budget lowers."""
 
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from time import thread_time
 
 from transformers import PreTrainedTokenizerBase
 
@@ -229,7 +229,7 @@ def _measure_sizes(
 ) -> _Sizes:
     few = settings.prompts if pattern.user_pairs else min(settings.prompts, _PLANNED_PAIRS)
     share = settings.prompts / few
-    tokenizers, start = distinct_tokenizers([m.tokenizer for m in models]), time.thread_time()
+    tokenizers, start = distinct_tokenizers([m.tokenizer for m in models]), thread_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # The comparison itself warns of what it leaves out.
         pairs = {
@@ -237,7 +237,7 @@ def _measure_sizes(
             for contrast in pattern.contrasts
         }
         batches = [tokenize_contrasts(model, pairs) for model in models]
-        sampling = time.thread_time() - start
+        sampling = thread_time() - start
         variables = _count_variables(pattern, tokenizers, settings.seed)
     roles = shared_roles(batches)
     both, first = list(zip(models, batches, strict=True)), next(iter(pairs.values()))
