@@ -25,16 +25,22 @@ _BY_ROLE = 3.0  # Times as much with roles.
 # The size of the pruned circuit, and how many circuits pruning runs, are not known before: they
 # are powers of the number of edges that fit the models above.
 _SIZE, _SIZE_POWER, _RUNS, _RUNS_POWER = 6.6, 0.21, 5.6, 0.39
-_FLOATS_PER_UNIT = 16  # Kept of both reference runs, for each token, layer and unit of width.
+_FLOATS_PER_UNIT = 26  # Kept of both reference runs, for each token, layer and unit of width.
 _FIXED_FLOATS = 1 << 27  # Of shared changes, and of gradients.
 _PLANNED_PAIRS = 8  # Sampled of each contrast for the plan.
 _POINTS = {"eap": EAP().points, "eap-ig": EAPIG().points}
 
 REDUCTIONS = (
-    Reduction("random_circuits", (50, 20), "{less} of {whole} random circuits of each kind"),
+    Reduction(
+        "random_circuits", (80, 60, 40, 20), "{less} of {whole} random circuits of each kind"
+    ),
     Reduction("other_pattern", ("",), "specificity against another pattern"),
-    Reduction("added_edges", (20,), "{less} of {whole} added edges in the test of necessity"),
-    Reduction("prompts", (24, 16, 12, 8, 4), "{less} of {whole} pairs of each contrast and half"),
+    Reduction("added_edges", (35, 20), "{less} of {whole} added edges in the test of necessity"),
+    Reduction(
+        "prompts",
+        (28, 24, 20, 16, 14, 12, 10, 8, 6, 4),
+        "{less} of {whole} pairs of each contrast and half",
+    ),
 )
 """What a budget lowers, in this order."""
 

@@ -28,8 +28,8 @@ _TESTS = {
 _FLOATS_PER_UNIT, _FIXED_FLOATS = 14, 60_000_000
 
 REDUCTIONS = (
-    Reduction("bases", (160, 120, 80), "{less} of {whole} prompts"),
-    Reduction("nulls", (10, 5), "{less} of {whole} random-init models"),
+    Reduction("bases", (180, 160, 140, 120, 100, 80), "{less} of {whole} prompts"),
+    Reduction("nulls", (15, 10, 5), "{less} of {whole} random-init models"),
 )
 """What a budget lowers, in this order."""
 

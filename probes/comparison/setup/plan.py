@@ -43,14 +43,17 @@ _SAMPLINGS = 5.5  # Draws of all prompts, in those of the pairs.
 _INIT = 50  # Of a random-init model, to make it.
 _PLANNED_PAIRS = 8  # Sampled of each contrast for the plan.
 _SECONDS = 2.0  # Of passes that are timed.
-_FLOATS_PER_UNIT, _FIXED_FLOATS = 20, 60_000_000  # Kept per token, layer and unit; of gradients.
+# Kept per token, layer and unit of width, per pair of a contrast, and of gradients and others.
+_FLOATS_PER_UNIT, _FLOATS_PER_PAIR, _FIXED_FLOATS = 5, 500_000, 200_000_000
 
 REDUCTIONS = (
     Reduction("draws", (4, 3, 2, 1), "{less} of {whole} draws of prompts for variables"),
-    Reduction("nulls", (50, 20), "{less} of {whole} draws of the null"),
+    Reduction("nulls", (100, 50, 35, 20), "{less} of {whole} draws of the null"),
     Reduction("null", ("permuted",), "random-init models: the null is permuted"),
     Reduction("screen", ("always",), "exact patching: effects are screened"),
-    Reduction("prompts", (24, 16, 12, 8), "{less} of {whole} pairs of each contrast"),
+    Reduction(
+        "prompts", (28, 24, 20, 16, 14, 12, 10, 8), "{less} of {whole} pairs of each contrast"
+    ),
 )
 """What a budget lowers, in this order."""
 
@@ -291,6 +294,8 @@ def _count_variables(
 
 def _extra_memory(model: Model, batches: Mapping[str, PairBatch], share: float) -> int:
     """Bytes that measuring a model takes beside its weights, for `share` times as many pairs."""
-    widest = max(batch.clean.ids.numel() for batch in batches.values())
-    floats = widest * model.shape.layers * model.shape.d_model * _FLOATS_PER_UNIT
-    return (round(share * floats) + _FIXED_FLOATS) * model.dtype.itemsize
+    pairs = sum(len(batch) for batch in batches.values())
+    tokens = sum(batch.clean.ids.numel() for batch in batches.values())
+    kept = tokens * model.shape.layers * model.shape.d_model * _FLOATS_PER_UNIT
+    floats = share * (kept + pairs * _FLOATS_PER_PAIR) + _FIXED_FLOATS
+    return round(floats) * model.dtype.itemsize
