@@ -112,34 +112,52 @@ def fit_to_budget(
 ) -> tuple[S, Plan]:
     """Settings, and their plan, that keep to a budget in seconds.
 
-    Settings are lowered in the given order, each no further than needed before the next. If not
-    `is_strict`, the lowest settings are returned where these take longer.
+    Settings are lowered in the given order, each no further than needed before the next. Then, from
+    the last, each is raised again as far as the budget allows. If not `is_strict`, the lowest
+    settings are returned where these take longer.
 
     Raises:
         BudgetError: Even the lowest settings take longer.
     """
-    whole, left_out = settings, dict[str, str]()
-    plan = estimate(settings)
+    whole, plan = settings, estimate(settings)
     for reduction in reductions:
-        for value in reduction.values:
+        for lowered in _lower(settings, reduction):
             if plan.seconds <= budget:
                 break
-            if isinstance(value, int) and value >= getattr(settings, reduction.field):
-                continue
-            lowered = replace(settings, **{reduction.field: value})  # pyright: ignore[reportArgumentType]
             smaller = estimate(lowered)
-            if smaller.seconds >= plan.seconds:
-                continue  # It saves nothing here.
-            settings, plan, full = lowered, smaller, getattr(whole, reduction.field)
-            less = full - value if isinstance(value, int) else full
-            left_out[reduction.field] = reduction.text.format(less=less, whole=full)
+            if smaller.seconds < plan.seconds:  # Others save nothing here.
+                settings, plan = lowered, smaller
     if plan.seconds > budget and is_strict:
         raise BudgetError(
             f"{plan.command} takes {format_duration(plan.seconds)} at the least here, and the "
             f"budget is {format_duration(budget)}: give --budget {_option(_up(plan.seconds))} or "
             "more, or a smaller model"
         )
-    return settings, replace(plan, left_out=tuple(left_out.values()))
+    for reduction in reversed(reductions):
+        now, full = (getattr(each, reduction.field) for each in (settings, whole))
+        for value in (full, *reduction.values) if now != full else ():
+            raised = replace(settings, **{reduction.field: value})  # pyright: ignore[reportArgumentType]
+            larger = estimate(raised)
+            if value == now or larger.seconds <= budget:
+                settings, plan = raised, larger
+                break
+    left_out = [text for each in reductions if (text := _left_out(settings, whole, each))]
+    return settings, replace(plan, left_out=tuple(left_out))
+
+
+def _lower(settings: S, reduction: Reduction) -> Iterator[S]:
+    """The settings with each lower value."""
+    now = getattr(settings, reduction.field)
+    for value in reduction.values:
+        if not isinstance(value, int) or value < now:
+            yield replace(settings, **{reduction.field: value})  # pyright: ignore[reportArgumentType]
+
+
+def _left_out(settings: S, whole: S, reduction: Reduction) -> str:
+    """What lowered settings leave out of the whole ones by one reduction, in words."""
+    now, full = (getattr(each, reduction.field) for each in (settings, whole))
+    less = full - now if isinstance(now, int) else full
+    return reduction.text.format(less=less, whole=full) if now != full else ""
 
 
 def with_outlook(
