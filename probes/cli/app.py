@@ -3,7 +3,7 @@
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -12,8 +12,6 @@ from rich.table import Table
 from probes.cli.ask import ask_app
 from probes.cli.check import check_app
 from probes.cli.common import (
-    EXIT_NOT_EQUIVALENT,
-    EXIT_NOT_TESTED,
     MAX_SEED,
     Format,
     GateAsks,
@@ -26,8 +24,8 @@ from probes.cli.common import (
 from probes.cli.fit import fit_app
 from probes.cli.make import make_app
 from probes.cli.study import study_app
-from probes.cli.tables import write_with_tables
-from probes.errors import EquivalenceError, GateError, NotTestedError, ProbeError, ResultError
+from probes.cli.tables import exit_unless_equivalent, write_with_tables
+from probes.errors import GateError, ProbeError, ResultError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -100,6 +98,9 @@ def compare(
     gate: GateAsks = None,
     nulls: Annotated[int, typer.Option(help="Draws of the null.", min=20)] = 20,
     draws: Annotated[int, typer.Option(help="Draws of prompts for variables.", min=1)] = 5,
+    repeats: Annotated[
+        int, typer.Option(help="Whole comparisons with other prompts; as many times slower.", min=1)
+    ] = 1,
     out: Page = Path("report.html"),
     json: Json = None,
     workers: Annotated[int, typer.Option(help="Models measured in parallel.", min=1)] = 2,
@@ -125,6 +126,7 @@ def compare(
     settings = ComparisonSettings(
         prompts=prompts,
         draws=draws,
+        repeats=repeats,
         seed=seed,
         gate=gate.value if gate else None,
         nulls=nulls,
@@ -138,7 +140,7 @@ def compare(
     result = family.comparisons[0] if len(relatives) == 1 else family
     write_with_tables(result, out, json)
     if assert_equivalent is not None:
-        _assert_equivalent(result, assert_equivalent)
+        exit_unless_equivalent(result, assert_equivalent)
 
 
 @app.command()
@@ -280,21 +282,3 @@ def list_all() -> None:
     for name, entry in list_patterns().items():
         table.add_row(name, entry.title, ", ".join(entry.contrasts))
     console.print(table)
-
-
-def _assert_equivalent(result: Any, margin: float) -> None:  # noqa: ANN401
-    """Print what was tested; exit with code 3 for a difference, 4 if nothing was tested."""
-    from probes.comparison.equivalence import require_all
-
-    checks = result.equivalence(margin)
-    checks = checks if isinstance(checks, tuple) else (checks,)
-    for line in (line for check in checks for line in check.lines()):
-        print_line(open_console(), f"- {line}")
-    try:
-        require_all(checks)
-    except NotTestedError as error:
-        Console(stderr=True, soft_wrap=True).print(str(error), markup=False, highlight=False)
-        raise typer.Exit(EXIT_NOT_TESTED) from None
-    except EquivalenceError as error:
-        Console(stderr=True, soft_wrap=True).print(str(error), markup=False, highlight=False)
-        raise typer.Exit(EXIT_NOT_EQUIVALENT) from None

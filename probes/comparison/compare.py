@@ -3,17 +3,16 @@
 models → gates, heads and hotspots of each → random-init null → a verdict for each head and variable
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, TypeVar, runtime_checkable
-
-from tqdm.auto import tqdm
+from typing import Any
 
 from probes.comparison.assemble import assemble_comparison
 from probes.comparison.circuits.edge_result import EdgeComparison
 from probes.comparison.circuits.edges import compare_edges
-from probes.comparison.family_result import FamilyComparison
+from probes.comparison.family_result import FamilyComparison, gather_repeats
 from probes.comparison.measurements import (
     ModelMeasurements,
     NullDraw,
@@ -35,6 +34,7 @@ from probes.comparison.pair_transfers import (
 )
 from probes.comparison.paths.measure import PathMeasurements, measure_paths, plan_paths
 from probes.comparison.result import Comparison
+from probes.comparison.setup.parallel import RunAll, progress_bar, run_in_pool
 from probes.comparison.setup.prompts import ComparisonPrompts, sample_comparison_prompts
 from probes.comparison.setup.references import (
     ComparisonSettings,
@@ -50,18 +50,8 @@ from probes.observe.format.kept import pattern_in_format
 from probes.prompts.catalog import pattern
 from probes.prompts.pattern import Pattern
 
-T = TypeVar("T")
-U = TypeVar("U")
 _DEFAULTS = ComparisonSettings()
-
-
-@runtime_checkable
-class RunAll(Protocol):
-    """Function that runs a job on each item."""
-
-    def __call__(self, job: Callable[[T], U], items: Sequence[T], label: str) -> list[U]:
-        """Run the job on each item, in parallel threads and with a progress bar."""
-        ...
+_REPEAT_SEED_STEP = 1_000_003  # Seeds of draws, paths and random-init models do not meet.
 
 
 def compare(
@@ -100,8 +90,11 @@ def compare_family(
         raise ModelError(
             f"nulls={settings.nulls} found: a comparison needs at least one random-init model"
         )
-    if settings.draws < 1:
-        raise ModelError(f"draws={settings.draws} found: a comparison needs at least one draw")
+    if min(settings.draws, settings.repeats) < 1:
+        raise ModelError(
+            f"draws={settings.draws} and repeats={settings.repeats} found: a comparison needs at "
+            "least one of each"
+        )
     a, bs = load_models(full, others, settings.seed)
     chosen = pattern(on) if isinstance(on, str) else on
     references = load_references(a, bs, settings)
@@ -112,19 +105,30 @@ def compare_family(
         seed=settings.seed,
         references=references.not_compared(()),
     )
+    seeds = [settings.seed + k * _REPEAT_SEED_STEP for k in range(settings.repeats)]
+    return gather_repeats(
+        [_compare_once(a, bs, chosen, references, replace(settings, seed=seed)) for seed in seeds]
+    )
+
+
+def _compare_once(
+    a: Model,
+    bs: Sequence[Model],
+    chosen: Pattern,
+    references: ReferenceModels,
+    settings: ComparisonSettings,
+) -> tuple[Comparison, ...]:
+    """Comparisons of loaded models, all on one draw of pairs."""
     workers = settings.workers
     if len({id(model.bridge) for model in (a, *bs)}) <= len(bs):
         workers = 1  # A model compared with itself cannot run twice at once.
     with ThreadPoolExecutor(workers) as pool:
-
-        def run_all(job: Callable[[T], U], items: Sequence[T], label: str) -> list[U]:
-            return list(_progress_bar(pool.map(job, items), label, settings.progress, len(items)))
-
+        run_all = run_in_pool(pool, progress=settings.progress)
         prompts = sample_comparison_prompts(
             chosen,
             [a, *bs],
             settings,
-            lambda items: _progress_bar(items, "pairs", settings.progress),
+            lambda items: progress_bar(items, "pairs", settings.progress),
         )
         measured = run_all(lambda model: measure_model(model, prompts), [a, *bs], "models")
         paths = _measure_paths(prompts, measured, references.other_seed, run_all)
@@ -138,7 +142,7 @@ def compare_family(
         comparisons = run_all(
             lambda pair: assemble_comparison(prompts, pair, against, settings), pairs, "verdicts"
         )
-    return FamilyComparison(tuple(comparisons))
+    return tuple(comparisons)
 
 
 def _measure_pairs(
@@ -288,9 +292,3 @@ def _null_groups(
             prepare_nulls(template, prompts, open_recipients, states_only=key not in compared)
         )
     return groups
-
-
-def _progress_bar(
-    items: Iterable[T], label: str, progress: bool, total: int | None = None
-) -> Iterable[T]:
-    return tqdm(items, desc=label, total=total, leave=False, disable=None if progress else True)
