@@ -34,6 +34,7 @@ from probes.comparison.variables.verdicts import (
 from probes.comparison.verdict import (
     SIMILARITY_EQUIVALENCE,
     STRENGTH_EQUIVALENCE,
+    RepeatedVerdict,
     Verdict,
     VerdictLabel,
 )
@@ -933,16 +934,22 @@ def test_the_verdict_of_a_repeated_comparison_is_that_of_its_first_prompts(tmp_p
     assert "2 comparisons with other prompts" in FamilyComparison((found,))._repr_html_()
 
 
-def test_repeats_have_other_prompts_and_count_every_verdict(small_plan):
-    settings = ComparisonSettings(prompts=4, draws=1, nulls=1, negative_controls=[])
-    once = compare(fox("template"), rotated(), FOX, settings)
-    twice = compare(fox("template"), rotated(), FOX, replace(settings, repeats=2))
-    assert twice.verdicts == once.verdicts
-    assert [draw.seed for draw in twice.draws] == [draw.seed for draw in once.draws]
-    paths = [one for one in twice.repeats if one.kind == "path"]
-    assert paths
-    assert all(one.labels == ("kept", "kept") for one in paths)
-    assert {one.kind for one in twice.repeats} == {"path", "variable", "head"}
+def test_repeats_have_seeds_of_their_own_and_the_first_is_the_comparison_itself(monkeypatch):
+    seeds = []
+
+    def once(a, bs, chosen, references, settings):
+        seeds.append(settings.seed)
+        labels = ["kept", "lost", "lost"]
+        return tuple(
+            made(seed=settings.seed, verdicts=(head("L0.H0", labels[len(seeds) - 1]),)) for _ in bs
+        )
+
+    monkeypatch.setattr(relatives, "_compare_once", once)
+    found = compare(fox("template"), fox("lookup"), FOX, ComparisonSettings(seed=5, repeats=3))
+    assert seeds[0] == found.seed == 5
+    assert len({*seeds}) == 3
+    assert found.verdict("L0.H0").label == "kept"
+    assert found.repeats == (RepeatedVerdict("head", "L0.H0", ("kept", "lost", "lost")),)
 
 
 def test_fewer_than_one_comparison_is_refused():
