@@ -18,6 +18,7 @@ WAYS = {
 """Ways to grow `distilled`, by the start of their recipes, and the control."""
 
 Rows = Sequence[Mapping[str, float | str]]
+BySeed = Mapping[float | str, Estimate]
 
 
 def growth_table(rows: Rows, measure: str = "mean_interchange_accuracy") -> pd.DataFrame:
@@ -53,7 +54,7 @@ def growth_table(rows: Rows, measure: str = "mean_interchange_accuracy") -> pd.D
     )
 
 
-def _gains(found: Mapping[object, Estimate], control: Mapping[object, Estimate]) -> list[Estimate]:
+def _gains(found: BySeed, control: BySeed) -> list[Estimate]:
     """Differences from the control of the same seed."""
     gains = [one.value - control[seed].value for seed, one in found.items()]
     return [Estimate(gain, gain, gain) for gain in gains]
