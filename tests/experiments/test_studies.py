@@ -219,14 +219,14 @@ def grown_row(start, seed, value, **more):
 
 def test_each_way_to_grow_is_compared_with_training_alone_seed_by_seed():
     gains = {"identity:distilled": 0.2, "stack:distilled": 0.0, "wider:distilled": -0.1}
-    controls = {81: 0.3, 82: 0.5, 83: 0.7}
+    controls = {81.0: 0.3, 82.0: 0.5, 83.0: 0.7}
     rows = [grown_row("distilled", seed, value) for seed, value in controls.items()]
     rows += [
         grown_row(start, seed, value + gain)
         for start, gain in gains.items()
         for seed, value in controls.items()
     ]
-    table = growth_table([*rows, grown_row("fresh", 81, 0.9)]).set_index("way")
+    table = growth_table([*rows, grown_row("fresh", 81.0, 0.9)]).set_index("way")
     assert set(table["models"]) == {3}
     # Seeds differ, and the differences do not.
     assert table.loc["identity blocks", "minus not grown"] == "0.20 [0.20, 0.20]"
@@ -234,12 +234,23 @@ def test_each_way_to_grow_is_compared_with_training_alone_seed_by_seed():
     assert table.loc["not grown", "by seed"] == "0.30, 0.50, 0.70"
     assert table.loc["not grown", "mean"].startswith("0.50 [0.")
     assert table.loc["not grown", "minus not grown"] == ""
+    once = growth_table([row for row in rows if row["seed"] == 81.0]).set_index("way")
+    assert once.loc["identity blocks", "minus not grown"] == "0.20"
 
 
 def test_every_way_to_grow_has_three_seeds_and_a_control_of_each():
     ways = {start: {e.seed for e in GROWN_RECIPES if e.start == start} for start in WAYS}
     assert set(map(frozenset, ways.values())) == {frozenset({81, 82, 83})}
-    shown = growth_table(read_study("growing"))
-    assert list(shown["models"]) == [3] * len(WAYS)
-    grown = {row["model"] for row in read_study("growing") if row["layers"] == 4}
-    assert set(circuit_table(read_study("growing"))["model"]) == grown - {"large-scratch"}
+
+
+def test_the_circuit_is_shown_beside_random_paths_where_these_were_measured():
+    faithful = {f"circuit_faithfulness{end}": 0.5 for end in ("", "_low", "_high")}
+    random = {"random_paths": 100.0, "random_paths_median": 0.1, "random_paths_high": 0.2}
+    rows = [
+        grown_row("stack:distilled", 82, 0.5, **faithful, **random, above_random_paths=1.0),
+        grown_row("stack:distilled", 81, 0.5, **faithful, random_paths=""),
+    ]
+    (row,) = circuit_table(rows).to_dict("records")
+    assert row["model"] == "stack:distilled-82"
+    assert row["circuit of the parent"] == "0.50 [0.50, 0.50]"
+    assert (row["random paths, 95th percentile"], row["above"]) == (0.2, 1.0)

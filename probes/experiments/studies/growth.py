@@ -24,8 +24,8 @@ BySeed = Mapping[float | str, Estimate]
 def growth_table(rows: Rows, measure: str = "mean_interchange_accuracy") -> pd.DataFrame:
     """A measure of each way to grow over seeds, and its difference from training alone.
 
-    The interval of a mean covers the prompts and the seeds (Student's t), that of a difference the
-    seeds, with one variance between seeds for all ways. A grown model is compared with the control
+    The interval of a mean covers the prompts and, from two seeds on, the seeds (Student's t), that
+    of a difference the seeds, with one variance between seeds for all ways. A grown model is compared with the control
     of its own seed, which read the same texts.
 
     Args:
@@ -39,7 +39,12 @@ def growth_table(rows: Rows, measure: str = "mean_interchange_accuracy") -> pd.D
     grown = [way for way in WAYS if way != CONTROL]
     means = pool_groups([list(found.values()) for found in by_way.values()], bounds=(0, 1))
     gains = pool_groups([_gains(by_way[way], by_way[CONTROL]) for way in grown], bounds=(-1, 1))
-    gain_of = dict(zip(grown, map(str, gains), strict=True))
+    # One seed has no spread, and so no interval.
+    texts = [
+        str(gain) if len(by_way[way]) > 1 else f"{gain.value:.2f}"
+        for way, gain in zip(grown, gains, strict=True)
+    ]
+    gain_of = dict(zip(grown, texts, strict=True))
     return pd.DataFrame(
         [
             {
