@@ -25,8 +25,8 @@ def growth_table(rows: Rows, measure: str = "mean_interchange_accuracy") -> pd.D
     """A measure of each way to grow over seeds, and its difference from training alone.
 
     The interval of a mean covers the prompts and, from two seeds on, the seeds (Student's t), that
-    of a difference the seeds, with one variance between seeds for all ways. A grown model is compared with the control
-    of its own seed, which read the same texts.
+    of a difference the seeds, with one variance between seeds for all ways. A grown model is
+    compared with the control of its own seed, which read the same texts.
 
     Args:
         rows: Rows of the study.
