@@ -186,7 +186,7 @@ NO_VERDICT = "no verdict"
 
 def repeated_verdicts(comparisons: Sequence[Sequence[Verdict]]) -> tuple[RepeatedVerdict, ...]:
     """Labels of each subject over the verdicts of several comparisons."""
-    by_comparison = [
+    by_comparison: list[dict[tuple[SubjectKind, str], str]] = [
         {(v.kind, v.subject or f"(new) {v.counterpart}"): v.label for v in verdicts}
         for verdicts in comparisons
     ]
