@@ -1,23 +1,13 @@
-"""Tables and tests of results in the terminal."""
+"""Tables of results in the terminal."""
 
 from pathlib import Path
 from typing import Any
 
-import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from probes.cli.common import (
-    EXIT_NOT_EQUIVALENT,
-    EXIT_NOT_TESTED,
-    folding_table,
-    open_console,
-    print_line,
-    write_result,
-)
-from probes.errors import EquivalenceError, NotTestedError
+from probes.cli.common import folding_table, write_result
 
 
 def write_with_tables(result: Any, out: Path, json: Path | None) -> None:  # noqa: ANN401
@@ -28,24 +18,6 @@ def write_with_tables(result: Any, out: Path, json: Path | None) -> None:  # noq
     }
     shown = (table(result) for table in tables.get(type(result).__name__, ()))
     write_result(result, out, json, tables=shown)
-
-
-def exit_unless_equivalent(result: Any, margin: float) -> None:  # noqa: ANN401
-    """Print what was tested; exit with code 3 for a difference, 4 if nothing was tested."""
-    from probes.comparison.equivalence import require_all
-
-    checks = result.equivalence(margin)
-    checks = checks if isinstance(checks, tuple) else (checks,)
-    for line in (line for check in checks for line in check.lines()):
-        print_line(open_console(), f"- {line}")
-    try:
-        require_all(checks)
-    except NotTestedError as error:
-        Console(stderr=True, soft_wrap=True).print(str(error), markup=False, highlight=False)
-        raise typer.Exit(EXIT_NOT_TESTED) from None
-    except EquivalenceError as error:
-        Console(stderr=True, soft_wrap=True).print(str(error), markup=False, highlight=False)
-        raise typer.Exit(EXIT_NOT_EQUIVALENT) from None
 
 
 def _match_table(comparison: Any) -> Table:  # noqa: ANN401

@@ -34,7 +34,8 @@ from probes.comparison.pair_transfers import (
 )
 from probes.comparison.paths.measure import PathMeasurements, measure_paths, plan_paths
 from probes.comparison.result import Comparison
-from probes.comparison.setup.parallel import RunAll, progress_bar, run_in_pool
+from probes.comparison.setup.parallel import RunAll, run_in_pool
+from probes.comparison.setup.plan import plan_comparison
 from probes.comparison.setup.prompts import ComparisonPrompts, sample_comparison_prompts
 from probes.comparison.setup.references import (
     ComparisonSettings,
@@ -47,6 +48,8 @@ from probes.comparison.variables.transfer import Hits, donor_hits
 from probes.errors import ModelError
 from probes.models.model import Model
 from probes.observe.format.kept import pattern_in_format
+from probes.plan import Plan
+from probes.progress import Progress
 from probes.prompts.catalog import pattern
 from probes.prompts.pattern import Pattern
 
@@ -105,32 +108,39 @@ def compare_family(
         seed=settings.seed,
         references=references.not_compared(()),
     )
+    plan = None
+    if settings.is_planned:
+        if settings.budget is not None:  # Of each comparison.
+            settings = replace(settings, budget=settings.budget / settings.repeats)
+        plan, settings = plan_comparison([a, *bs], references, chosen, settings)
+        if settings.on_plan:
+            settings.on_plan(plan)
     seeds = [settings.seed + k * _REPEAT_SEED_STEP for k in range(settings.repeats)]
-    return gather_repeats(
-        [_compare_once(a, bs, chosen, references, replace(settings, seed=seed)) for seed in seeds]
-    )
+    every = [
+        _compare_once([a, *bs], chosen, references, replace(settings, seed=seed), plan)
+        for seed in seeds
+    ]
+    return gather_repeats([[_with_left_out(one, plan) for one in found] for found in every])
 
 
 def _compare_once(
-    a: Model,
-    bs: Sequence[Model],
+    models: Sequence[Model],
     chosen: Pattern,
     references: ReferenceModels,
     settings: ComparisonSettings,
-) -> tuple[Comparison, ...]:
+    plan: Plan | None,
+) -> list[Comparison]:
     """Comparisons of loaded models, all on one draw of pairs."""
     workers = settings.workers
-    if len({id(model.bridge) for model in (a, *bs)}) <= len(bs):
+    if len({id(model.bridge) for model in models}) < len(models):
         workers = 1  # A model compared with itself cannot run twice at once.
-    with ThreadPoolExecutor(workers) as pool:
-        run_all = run_in_pool(pool, progress=settings.progress)
-        prompts = sample_comparison_prompts(
-            chosen,
-            [a, *bs],
-            settings,
-            lambda items: progress_bar(items, "pairs", settings.progress),
-        )
-        measured = run_all(lambda model: measure_model(model, prompts), [a, *bs], "models")
+    with (
+        Progress(plan if settings.progress else None) as progress,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        run_all = run_in_pool(pool, progress)
+        prompts = sample_comparison_prompts(chosen, models, settings)
+        measured = run_all(lambda model: measure_model(model, prompts), models, "models")
         paths = _measure_paths(prompts, measured, references.other_seed, run_all)
         against = ReferenceSet(
             nulls=_measure_nulls(prompts, measured, paths, settings.nulls, run_all),
@@ -139,10 +149,16 @@ def _compare_once(
             **_measure_references(references, measured, prompts, run_all),
         )
         pairs = _measure_pairs(prompts, measured, against, run_all)
-        comparisons = run_all(
+        return run_all(
             lambda pair: assemble_comparison(prompts, pair, against, settings), pairs, "verdicts"
         )
-    return tuple(comparisons)
+
+
+def _with_left_out(comparison: Comparison, plan: Plan | None) -> Comparison:
+    """The comparison, which says what a budget left out."""
+    if plan is None or not plan.left_out:
+        return comparison
+    return replace(comparison, method=replace(comparison.method, left_out=plan.left_out))
 
 
 def _measure_pairs(
@@ -159,10 +175,13 @@ def _measure_pairs(
         lambda other: first_draw(prompts, full, other, references), relatives, "interchange"
     )
     draws = [[first] for first in firsts]
-    for seed, folds in prompts.further_folds.items():
-        runs = run_all(partial(run_draw, folds=folds, seed=seed), measured, "a further draw")
+    stage, parts = "further draws", 2 * len(prompts.further_folds)
+    for number, (seed, folds) in enumerate(prompts.further_folds.items()):
+        run = partial(run_draw, folds=folds, seed=seed)
+        runs = run_all(run, measured, stage, (2 * number, parts))
         jobs = [(runs[0], own) for own in runs[1:]]
-        further = run_all(partial(further_draw, seed=seed), jobs, "interchange")
+        transfer = partial(further_draw, seed=seed)
+        further = run_all(transfer, jobs, stage, (2 * number + 1, parts))
         for one, draw in zip(draws, further, strict=True):
             one.append(draw)
     return [MeasuredPair(full, b, tuple(own)) for b, own in zip(relatives, draws, strict=True)]

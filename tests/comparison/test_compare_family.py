@@ -74,8 +74,7 @@ def rotated():
 def small_plan():
     """Few crossings and few questions: planted models are always right."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sampling, "_TRANSFER_BASES", 120)
-        patched.setattr(sampling, "_TRANSFER_QUESTIONS", 200)
+        patched.setattr(sampling, "TRANSFER_SIZES", (120, 200))
         yield
 
 
@@ -937,11 +936,12 @@ def test_the_verdict_of_a_repeated_comparison_is_that_of_its_first_prompts(tmp_p
 def test_repeats_have_seeds_of_their_own_and_the_first_is_the_comparison_itself(monkeypatch):
     seeds = []
 
-    def once(a, bs, chosen, references, settings):
+    def once(models, chosen, references, settings, plan):
         seeds.append(settings.seed)
         labels = ["kept", "lost", "lost"]
         return tuple(
-            made(seed=settings.seed, verdicts=(head("L0.H0", labels[len(seeds) - 1]),)) for _ in bs
+            made(seed=settings.seed, verdicts=(head("L0.H0", labels[len(seeds) - 1]),))
+            for _ in models[1:]
         )
 
     monkeypatch.setattr(relatives, "_compare_once", once)

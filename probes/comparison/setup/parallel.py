@@ -1,10 +1,10 @@
-"""Jobs on several models in parallel threads, with progress bars."""
+"""Jobs on several models in parallel threads, with progress."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Protocol, TypeVar, runtime_checkable
 
-from tqdm.auto import tqdm
+from probes.progress import Progress
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -14,22 +14,26 @@ U = TypeVar("U")
 class RunAll(Protocol):
     """Function that runs a job on each item."""
 
-    def __call__(self, job: Callable[[T], U], items: Sequence[T], label: str) -> list[U]:
-        """Run the job on each item, in parallel threads and with a progress bar."""
+    def __call__(
+        self,
+        job: Callable[[T], U],
+        items: Sequence[T],
+        label: str,
+        part: tuple[int, int] = (0, 1),
+    ) -> list[U]:
+        """Run the job on each item of a part of a stage, in parallel threads and with progress."""
         ...
 
 
-def run_in_pool(pool: Executor, *, progress: bool) -> RunAll:
+def run_in_pool(pool: Executor, progress: Progress) -> RunAll:
     """Function that runs jobs in the threads of a pool."""
 
-    def run_all(job: Callable[[T], U], items: Sequence[T], label: str) -> list[U]:
-        return list(progress_bar(pool.map(job, items), label, progress, len(items)))
+    def run_all(
+        job: Callable[[T], U],
+        items: Sequence[T],
+        label: str,
+        part: tuple[int, int] = (0, 1),
+    ) -> list[U]:
+        return list(progress.track(pool.map(job, items), label, len(items), part))
 
     return run_all
-
-
-def progress_bar(
-    items: Iterable[T], label: str, progress: bool, total: int | None = None
-) -> Iterable[T]:
-    """The items, with a progress bar if wanted."""
-    return tqdm(items, desc=label, total=total, leave=False, disable=None if progress else True)
