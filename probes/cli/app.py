@@ -100,6 +100,9 @@ def compare(
     gate: GateAsks = None,
     nulls: Annotated[int, typer.Option(help="Draws of the null.", min=20)] = 20,
     draws: Annotated[int, typer.Option(help="Draws of prompts for variables.", min=1)] = 5,
+    repeats: Annotated[
+        int, typer.Option(help="Whole comparisons with other prompts; as many times slower.", min=1)
+    ] = 1,
     out: Page = Path("report.html"),
     json: Json = None,
     workers: Annotated[int, typer.Option(help="Models measured in parallel.", min=1)] = 2,
@@ -127,6 +130,7 @@ def compare(
     settings = ComparisonSettings(
         prompts=prompts,
         draws=draws,
+        repeats=repeats,
         seed=seed,
         gate=gate.value if gate else None,
         nulls=nulls,

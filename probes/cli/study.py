@@ -68,9 +68,22 @@ def study(
             print_line(console, f"Measured {row['model']}")
     if any("mean_interchange_accuracy" in row for row in rows):
         console.print(_scorecard_table(rows))
+    if name == "growing":
+        from probes.experiments.studies.growth import circuit_table, growth_table
+
+        console.print(_frame_table(growth_table(rows)), _frame_table(circuit_table(rows)))
     if any("kin" in row for row in rows):
         console.print(_separation_table(rows))
     print_line(console, f"Table: {path}, {len(rows)} rows")
+
+
+def _frame_table(frame: Any) -> Table:  # noqa: ANN401
+    """Table of a data frame; numbers have two decimals."""
+    table = Table(*map(str, frame.columns))
+    for row in frame.itertuples(index=False):
+        cells = (f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row)
+        table.add_row(*cells)
+    return table
 
 
 def _scorecard_table(rows: list[Any]) -> Table:

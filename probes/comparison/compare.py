@@ -3,16 +3,16 @@
 models → gates, heads and hotspots of each → random-init null → a verdict for each head and variable
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any
 
 from probes.comparison.assemble import assemble_comparison
 from probes.comparison.circuits.edge_result import EdgeComparison
 from probes.comparison.circuits.edges import compare_edges
-from probes.comparison.family_result import FamilyComparison
+from probes.comparison.family_result import FamilyComparison, gather_repeats
 from probes.comparison.measurements import (
     ModelMeasurements,
     NullDraw,
@@ -34,6 +34,7 @@ from probes.comparison.pair_transfers import (
 )
 from probes.comparison.paths.measure import PathMeasurements, measure_paths, plan_paths
 from probes.comparison.result import Comparison
+from probes.comparison.setup.parallel import RunAll, run_in_pool
 from probes.comparison.setup.plan import plan_comparison
 from probes.comparison.setup.prompts import ComparisonPrompts, sample_comparison_prompts
 from probes.comparison.setup.references import (
@@ -52,24 +53,8 @@ from probes.progress import Progress
 from probes.prompts.catalog import pattern
 from probes.prompts.pattern import Pattern
 
-T = TypeVar("T")
-U = TypeVar("U")
 _DEFAULTS = ComparisonSettings()
-
-
-@runtime_checkable
-class RunAll(Protocol):
-    """Function that runs a job on each item."""
-
-    def __call__(
-        self,
-        job: Callable[[T], U],
-        items: Sequence[T],
-        label: str,
-        part: tuple[int, int] = (0, 1),
-    ) -> list[U]:
-        """Run the job on each item of a part of a stage, in parallel threads and with progress."""
-        ...
+_REPEAT_SEED_STEP = 1_000_003  # Seeds of draws, paths and random-init models do not meet.
 
 
 def compare(
@@ -108,8 +93,11 @@ def compare_family(
         raise ModelError(
             f"nulls={settings.nulls} found: a comparison needs at least one random-init model"
         )
-    if settings.draws < 1:
-        raise ModelError(f"draws={settings.draws} found: a comparison needs at least one draw")
+    if min(settings.draws, settings.repeats) < 1:
+        raise ModelError(
+            f"draws={settings.draws} and repeats={settings.repeats} found: a comparison needs at "
+            "least one of each"
+        )
     a, bs = load_models(full, others, settings.seed)
     chosen = pattern(on) if isinstance(on, str) else on
     references = load_references(a, bs, settings)
@@ -122,27 +110,37 @@ def compare_family(
     )
     plan = None
     if settings.is_planned:
+        if settings.budget is not None:  # Of each comparison.
+            settings = replace(settings, budget=settings.budget / settings.repeats)
         plan, settings = plan_comparison([a, *bs], references, chosen, settings)
         if settings.on_plan:
             settings.on_plan(plan)
+    seeds = [settings.seed + k * _REPEAT_SEED_STEP for k in range(settings.repeats)]
+    every = [
+        _compare_once([a, *bs], chosen, references, replace(settings, seed=seed), plan)
+        for seed in seeds
+    ]
+    return gather_repeats([[_with_left_out(one, plan) for one in found] for found in every])
+
+
+def _compare_once(
+    models: Sequence[Model],
+    chosen: Pattern,
+    references: ReferenceModels,
+    settings: ComparisonSettings,
+    plan: Plan | None,
+) -> list[Comparison]:
+    """Comparisons of loaded models, all on one draw of pairs."""
     workers = settings.workers
-    if len({id(model.bridge) for model in (a, *bs)}) <= len(bs):
+    if len({id(model.bridge) for model in models}) < len(models):
         workers = 1  # A model compared with itself cannot run twice at once.
     with (
         Progress(plan if settings.progress else None) as progress,
         ThreadPoolExecutor(workers) as pool,
     ):
-
-        def run_all(
-            job: Callable[[T], U],
-            items: Sequence[T],
-            label: str,
-            part: tuple[int, int] = (0, 1),
-        ) -> list[U]:
-            return list(progress.track(pool.map(job, items), label, len(items), part))
-
-        prompts = sample_comparison_prompts(chosen, [a, *bs], settings)
-        measured = run_all(lambda model: measure_model(model, prompts), [a, *bs], "models")
+        run_all = run_in_pool(pool, progress)
+        prompts = sample_comparison_prompts(chosen, models, settings)
+        measured = run_all(lambda model: measure_model(model, prompts), models, "models")
         paths = _measure_paths(prompts, measured, references.other_seed, run_all)
         against = ReferenceSet(
             nulls=_measure_nulls(prompts, measured, paths, settings.nulls, run_all),
@@ -151,10 +149,9 @@ def compare_family(
             **_measure_references(references, measured, prompts, run_all),
         )
         pairs = _measure_pairs(prompts, measured, against, run_all)
-        comparisons = run_all(
+        return run_all(
             lambda pair: assemble_comparison(prompts, pair, against, settings), pairs, "verdicts"
         )
-    return FamilyComparison(tuple(_with_left_out(one, plan) for one in comparisons))
 
 
 def _with_left_out(comparison: Comparison, plan: Plan | None) -> Comparison:

@@ -1,6 +1,7 @@
 """Family comparison: the verdicts on a model's heads and variables in several relatives."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ from probes.comparison.equivalence import EquivalenceCheck, require_all
 from probes.comparison.explanation import Explanation
 from probes.comparison.model_facts import lineage_lines
 from probes.comparison.result import Comparison
-from probes.comparison.verdict import Verdict, error_rate_line
+from probes.comparison.verdict import Verdict, error_rate_line, repeat_lines, repeated_verdicts
 from probes.errors import SiteError
 from probes.observe.result import Gate
 from probes.result import Result
@@ -112,10 +113,15 @@ class FamilyComparison(Result):
         verdicts = [verdict for one in self.comparisons for verdict in one.verdicts]
         full = self.comparisons[0].full
         lines = lineage_lines((full, *(one.other for one in self.comparisons)))
-        return (*map(_summary_line, self.comparisons), *lines, error_rate_line(verdicts))
+        repeats = (
+            f"{one.other.name} – {line}"
+            for one in self.comparisons
+            for line in repeat_lines(one.repeats)
+        )
+        return (*map(_summary_line, self.comparisons), *lines, error_rate_line(verdicts), *repeats)
 
     def stability(self) -> pd.DataFrame:
-        """Fraction of draws with the most frequent verdict: a row for each variable."""
+        """Fraction with the most frequent verdict, by relative; see `Comparison.stability`."""
         return pd.DataFrame({one.other.name: one.stability() for one in self.comparisons})
 
     def explain(self, subject: str, relative: str) -> Explanation:
@@ -142,6 +148,22 @@ class FamilyComparison(Result):
         return (
             f"<FamilyComparison of {first.full.name} on {first.pattern}: {', '.join(self.names)}>"
         )
+
+
+def gather_repeats(repeats: Sequence[Sequence[Comparison]]) -> FamilyComparison:
+    """Comparisons of the first draw of pairs, each with its verdicts in all draws.
+
+    Args:
+        repeats: For each draw of pairs, the comparisons with the same relatives.
+    """
+    if len(repeats) == 1:
+        return FamilyComparison(tuple(repeats[0]))
+    return FamilyComparison(
+        tuple(
+            replace(found[0], repeats=repeated_verdicts([one.verdicts for one in found]))
+            for found in zip(*repeats, strict=True)
+        )
+    )
 
 
 def _verdict_text(verdict: Verdict) -> str:

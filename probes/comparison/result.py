@@ -1,7 +1,7 @@
 """Comparison of a model with one relative: verdicts on paths, variables and heads, with numbers."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,14 +15,17 @@ from probes.comparison.method import ComparisonMethod
 from probes.comparison.model_facts import ModelFacts, PlotData, SolvedLogitDiff, lineage_lines
 from probes.comparison.paths.result import PathCircuit, PathEffect
 from probes.comparison.variables.result import CrossModelTransfer, VariableDraw
-from probes.comparison.verdict import Verdict, error_rate_line
+from probes.comparison.verdict import (
+    RepeatedVerdict,
+    Verdict,
+    error_rate_line,
+    repeat_lines,
+    survival_line,
+)
 from probes.errors import SiteError
 from probes.observe.result import Gate
 from probes.result import Result
 from probes.stats.intervals import Estimate
-
-_SURVIVES = ("kept", "weaker", "stronger", "moved", "split", "merged")
-_GONE = ("lost", "behavior absent")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +60,7 @@ class Comparison(Result):
         failing_prompts: For each variable and head, prompts on which the models differ most.
         method: How effects and the null were measured.
         edges: Comparison edge by edge; None where it was not made.
+        repeats: Verdicts in this comparison and in those with other prompts; empty without these.
     """
 
     full: ModelFacts
@@ -89,6 +93,7 @@ class Comparison(Result):
     format: str = "plain"
     method: ComparisonMethod = field(default_factory=ComparisonMethod)
     edges: EdgeComparison | None = None
+    repeats: tuple[RepeatedVerdict, ...] = ()
 
     @property
     def mean_interchange_accuracy(self) -> float:
@@ -158,11 +163,13 @@ class Comparison(Result):
         )
 
     def stability(self) -> dict[str, float]:
-        """For each variable, the fraction of draws whose own verdict is its most frequent one.
+        """Fraction of comparisons, or of draws, with the most frequent verdict.
 
-        Heads and role paths are not drawn again: their verdicts rest on one draw of pairs, and
-        their intervals resample these pairs. To see which hold, compare with other seeds.
+        With `repeats`: for each path, variable and head over whole comparisons with other prompts.
+        Without: for each variable over its draws, as heads and role paths are drawn once.
         """
+        if self.repeats:
+            return {one.subject: one.stability for one in self.repeats}
         labels: dict[str, Counter[str]] = {}
         for draw in self.draws:
             labels.setdefault(draw.variable, Counter())[draw.label] += 1
@@ -180,6 +187,19 @@ class Comparison(Result):
                 "verdict": draw.label,
             }
             for draw in self.draws
+        ]
+        return pd.DataFrame(rows)
+
+    def repeat_table(self) -> pd.DataFrame:
+        """Verdicts in repeated comparisons: a row for each path, variable and head."""
+        rows = [
+            {
+                "kind": one.kind,
+                "subject": one.subject,
+                **{str(k + 1): label for k, label in enumerate(one.labels)},
+                "stability": one.stability,
+            }
+            for one in self.repeats
         ]
         return pd.DataFrame(rows)
 
@@ -254,26 +274,14 @@ class Comparison(Result):
             self.mean_pair_score.line(null, threshold, self.other_seed),
             *(self.edges.lines(self.full.name, self.other.name) if self.edges else ()),
             *self.method.lines(),
+            *repeat_lines(self.repeats),
         )
 
     def _survival_line(self) -> str:
-        """Which parts of the circuit survive, which do not, and which cannot be told and why."""
         if self.behavior_absent:
             absent = " and ".join(sorted({g.model for g in self.gates if g.state == "closed"}))
             return f"Behavior absent in {absent}: nothing can be said about the circuit."
-        survives = _names(v for v in self.verdicts if v.subject and v.label in _SURVIVES)
-        gone = _names(v for v in self.verdicts if v.subject and v.label in _GONE)
-        unshared = _names(v for v in self.verdicts if v.label == "not shared between seeds")
-        unknown = [v for v in self.verdicts if v.subject and v.label == "cannot tell"]
-        line = f"In {self.other.name} survive: {survives or 'none'}; lost: {gone or 'none'}; "
-        if unshared:
-            line += f"not shared between seeds: {unshared}; "
-        if not unknown:
-            return line + "cannot tell: none."
-        reasons = Counter(verdict.reason for verdict in unknown).most_common()
-        shown = "; ".join(f"{reason} ({count} of {len(unknown)})" for reason, count in reasons[:2])
-        more = f"; and {len(reasons) - 2} other reasons" if len(reasons) > 2 else ""
-        return line + f"cannot tell: {_names(unknown)}, because {shown}{more}."
+        return survival_line(self.other.name, self.verdicts)
 
     def _path_line(self) -> str:
         counts = Counter(v.label for v in self.verdicts if v.kind == "path")
@@ -289,7 +297,3 @@ class Comparison(Result):
     def __repr__(self) -> str:
         names = f"{self.full.name} | {self.other.name} on {self.pattern}"
         return f"<Comparison {names}: {self._head_counts()}>"
-
-
-def _names(verdicts: Iterable[Verdict]) -> str:
-    return ", ".join(verdict.display_name for verdict in verdicts)

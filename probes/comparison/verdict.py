@@ -32,7 +32,8 @@ A head of the relative that none of these rules uses is "new" by the rule of "lo
 exchanged, or has no reliable effect, or "cannot tell".
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,6 +56,8 @@ VerdictLabel = Literal[
 ]
 SubjectKind = Literal["head", "variable", "path"]
 
+_SURVIVES = ("kept", "weaker", "stronger", "moved", "split", "merged")
+_GONE = ("lost", "behavior absent")
 UNDECIDED = ("no reliable effect", "behavior absent", "cannot tell")
 """Labels that claim nothing about a mechanism."""
 
@@ -128,3 +131,85 @@ def error_rate_line(verdicts: Sequence[Verdict]) -> str:
         f"{decided} of {len(tried)} verdicts are decided; an interval is wrong on one side with "
         f"probability 0.025, so chance alone would decide about {chance:.1f}."
     )
+
+
+def survival_line(relative: str, verdicts: Sequence[Verdict]) -> str:
+    """Which parts of the circuit survive, which do not, and which cannot be told and why."""
+    survives = _names(v for v in verdicts if v.subject and v.label in _SURVIVES)
+    gone = _names(v for v in verdicts if v.subject and v.label in _GONE)
+    unshared = _names(v for v in verdicts if v.label == "not shared between seeds")
+    unknown = [v for v in verdicts if v.subject and v.label == "cannot tell"]
+    line = f"In {relative} survive: {survives or 'none'}; lost: {gone or 'none'}; "
+    if unshared:
+        line += f"not shared between seeds: {unshared}; "
+    if not unknown:
+        return line + "cannot tell: none."
+    reasons = Counter(verdict.reason for verdict in unknown).most_common()
+    shown = "; ".join(f"{reason} ({count} of {len(unknown)})" for reason, count in reasons[:2])
+    more = f"; and {len(reasons) - 2} other reasons" if len(reasons) > 2 else ""
+    return line + f"cannot tell: {_names(unknown)}, because {shown}{more}."
+
+
+def _names(verdicts: Iterable[Verdict]) -> str:
+    return ", ".join(verdict.display_name for verdict in verdicts)
+
+
+@dataclass(frozen=True, slots=True)
+class RepeatedVerdict:
+    """Verdicts on one path, variable or head in comparisons with other prompts.
+
+    Attributes:
+        kind: "path", "variable" or "head".
+        subject: As in `Verdict`; "(new) " and the counterpart for what only the relative has.
+        labels: Label in each comparison; "no verdict" where it found no such path, or where a head
+            of the relative is the counterpart of another.
+    """
+
+    kind: SubjectKind
+    subject: str
+    labels: tuple[str, ...]
+
+    @property
+    def decided(self) -> tuple[str, ...]:
+        """Labels that claim something about a mechanism."""
+        return tuple(label for label in self.labels if label not in (*UNDECIDED, NO_VERDICT))
+
+    @property
+    def stability(self) -> float:
+        """Fraction of the comparisons with the most frequent label."""
+        return max(Counter(self.labels).values()) / len(self.labels)
+
+
+NO_VERDICT = "no verdict"
+"""Label of a subject that a repeated comparison did not test."""
+
+
+def repeated_verdicts(comparisons: Sequence[Sequence[Verdict]]) -> tuple[RepeatedVerdict, ...]:
+    """Labels of each subject over the verdicts of several comparisons."""
+    by_comparison: list[dict[tuple[SubjectKind, str], str]] = [
+        {(v.kind, v.subject or f"(new) {v.counterpart}"): v.label for v in verdicts}
+        for verdicts in comparisons
+    ]
+    subjects = dict.fromkeys(key for labels in by_comparison for key in labels)
+    return tuple(
+        RepeatedVerdict(*key, tuple(labels.get(key, NO_VERDICT) for labels in by_comparison))
+        for key in subjects
+    )
+
+
+def repeat_lines(repeats: Sequence[RepeatedVerdict]) -> tuple[str, ...]:
+    """For each kind, how many verdicts are decided and how many hold in all comparisons."""
+    lines = []
+    for kind in dict.fromkeys(one.kind for one in repeats):
+        own = [one for one in repeats if one.kind == kind and one.decided]
+        labels = [label for one in repeats if one.kind == kind for label in one.labels]
+        tested = sum(label not in (NO_VERDICT, "no reliable effect") for label in labels)
+        decided = sum(len(one.decided) for one in own)
+        agreeing = sum(len({*one.decided}) == 1 for one in own)
+        everywhere = sum({*one.labels} == {*one.decided[:1]} for one in own)
+        lines.append(
+            f"{len(repeats[0].labels)} comparisons with other prompts: {decided} of {tested} "
+            f"verdicts on {kind}s are decided; of {len(own)} {kind}s with a decided one, "
+            f"{agreeing} have no other decided one, {everywhere} the same verdict in all."
+        )
+    return tuple(lines)

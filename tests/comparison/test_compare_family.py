@@ -10,7 +10,7 @@ import pytest
 from probes.comparison import compare as relatives
 from probes.comparison.compare import compare, compare_family
 from probes.comparison.explanation import FailingPrompt
-from probes.comparison.family_result import FamilyComparison
+from probes.comparison.family_result import FamilyComparison, gather_repeats
 from probes.comparison.heads.head_sets import ModelHeads
 from probes.comparison.heads.profiles import HeadProfiles
 from probes.comparison.heads.result import HeadMatch, MeanPairScore
@@ -34,6 +34,7 @@ from probes.comparison.variables.verdicts import (
 from probes.comparison.verdict import (
     SIMILARITY_EQUIVALENCE,
     STRENGTH_EQUIVALENCE,
+    RepeatedVerdict,
     Verdict,
     VerdictLabel,
 )
@@ -888,3 +889,69 @@ def test_zero_random_init_models_are_refused_before_anything_is_measured(referen
     with pytest.raises(ModelError, match="nulls"):
         compare_family(fox("template"), [fox("lexical")], FOX, ComparisonSettings(nulls=0))
     assert not references_used
+
+
+# Comparisons repeated with other prompts.
+
+
+def repeated(*labels_of_heads):
+    """Comparison whose head L0.H0 has each of the labels in turn, if it has a verdict."""
+    every = [
+        (made(verdicts=(*made().verdicts[:2], *([head("L0.H0", label)] if label else []))),)
+        for label in labels_of_heads
+    ]
+    return gather_repeats(every).comparisons[0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "stability", "counts"),
+    [
+        (("kept", "kept", "kept"), 1.0, "3 of 3 verdicts on heads are decided; of 1 heads with a "
+         "decided one, 1 have no other decided one, 1 the same verdict in all."),
+        (("kept", "cannot tell", "kept"), 2 / 3, "2 of 3 verdicts on heads are decided; of 1 heads "
+         "with a decided one, 1 have no other decided one, 0 the same verdict in all."),
+        (("kept", "lost", "cannot tell"), 1 / 3, "2 of 3 verdicts on heads are decided; of 1 heads "
+         "with a decided one, 0 have no other decided one, 0 the same verdict in all."),
+        (("kept", "", "kept"), 2 / 3, "2 of 2 verdicts on heads are decided; of 1 heads with a "
+         "decided one, 1 have no other decided one, 0 the same verdict in all."),
+    ],
+)  # fmt: skip
+def test_repeated_comparisons_say_which_verdicts_hold(labels, stability, counts):
+    found = repeated(*labels)
+    assert found.stability()["L0.H0"] == pytest.approx(stability)
+    assert found.stability()["op"] == 1.0
+    assert f"3 comparisons with other prompts: {counts}" in found.summary()
+    row = found.repeat_table().set_index("subject").loc["L0.H0"]
+    assert [row["1"], row["2"], row["3"]] == [label or "no verdict" for label in labels]
+
+
+def test_the_verdict_of_a_repeated_comparison_is_that_of_its_first_prompts(tmp_path):
+    found = repeated("kept", "lost")
+    assert found.verdict("L0.H0").label == "kept"
+    assert Comparison.load(found.save(tmp_path / "found.json")).repeats == found.repeats
+    assert "2 comparisons with other prompts" in found._repr_html_()
+    assert "2 comparisons with other prompts" in FamilyComparison((found,))._repr_html_()
+
+
+def test_repeats_have_seeds_of_their_own_and_the_first_is_the_comparison_itself(monkeypatch):
+    seeds = []
+
+    def once(models, chosen, references, settings, plan):
+        seeds.append(settings.seed)
+        labels = ["kept", "lost", "lost"]
+        return tuple(
+            made(seed=settings.seed, verdicts=(head("L0.H0", labels[len(seeds) - 1]),))
+            for _ in models[1:]
+        )
+
+    monkeypatch.setattr(relatives, "_compare_once", once)
+    found = compare(fox("template"), fox("lookup"), FOX, ComparisonSettings(seed=5, repeats=3))
+    assert seeds[0] == found.seed == 5
+    assert len({*seeds}) == 3
+    assert found.verdict("L0.H0").label == "kept"
+    assert found.repeats == (RepeatedVerdict("head", "L0.H0", ("kept", "lost", "lost")),)
+
+
+def test_fewer_than_one_comparison_is_refused():
+    with pytest.raises(ModelError, match="repeats=0 found"):
+        compare(fox("template"), rotated(), FOX, ComparisonSettings(repeats=0))

@@ -24,6 +24,7 @@ from probes.experiments.family.recipes import (
 from probes.experiments.scorecard import Scorecard
 from probes.experiments.soft_labels.plan import NameRow
 from probes.experiments.studies.grids import GRIDS, cached_texts
+from probes.experiments.studies.growth import WAYS, circuit_table, growth_table
 from probes.experiments.studies.registry import STUDIES, run_study
 from probes.experiments.studies.tables import read_study
 from probes.experiments.training_dynamics.measures import (
@@ -206,3 +207,50 @@ def test_a_table_whose_writing_is_interrupted_keeps_its_old_rows(tmp_path):
         write_rows([{"model": "a"}, {"model": Interrupted()}], table)
     assert table.read_text() == "model\na\n"
     assert list(tmp_path.iterdir()) == [table]
+
+
+def grown_row(start, seed, value, **more):
+    measured = {
+        "mean_interchange_accuracy": value,
+        **{f"mean_interchange_accuracy_{end}": value for end in ("low", "high")},
+    }
+    return {"model": f"{start}-{seed}", "start": start, "seed": seed, **measured, **more}
+
+
+def test_each_way_to_grow_is_compared_with_training_alone_seed_by_seed():
+    gains = {"identity:distilled": 0.2, "stack:distilled": 0.0, "wider:distilled": -0.1}
+    controls = {81.0: 0.3, 82.0: 0.5, 83.0: 0.7}
+    rows = [grown_row("distilled", seed, value) for seed, value in controls.items()]
+    rows += [
+        grown_row(start, seed, value + gain)
+        for start, gain in gains.items()
+        for seed, value in controls.items()
+    ]
+    table = growth_table([*rows, grown_row("fresh", 81.0, 0.9)]).set_index("way")
+    assert set(table["models"]) == {3}
+    # Seeds differ, and the differences do not.
+    assert table.loc["identity blocks", "minus not grown"] == "0.20 [0.20, 0.20]"
+    assert table.loc["wider", "minus not grown"] == "-0.10 [-0.10, -0.10]"
+    assert table.loc["not grown", "by seed"] == "0.30, 0.50, 0.70"
+    assert table.loc["not grown", "mean"].startswith("0.50 [0.")
+    assert table.loc["not grown", "minus not grown"] == ""
+    once = growth_table([row for row in rows if row["seed"] == 81.0]).set_index("way")
+    assert once.loc["identity blocks", "minus not grown"] == "0.20"
+
+
+def test_every_way_to_grow_has_three_seeds_and_a_control_of_each():
+    ways = {start: {e.seed for e in GROWN_RECIPES if e.start == start} for start in WAYS}
+    assert set(map(frozenset, ways.values())) == {frozenset({81, 82, 83})}
+
+
+def test_the_circuit_is_shown_beside_random_paths_where_these_were_measured():
+    faithful = {f"circuit_faithfulness{end}": 0.5 for end in ("", "_low", "_high")}
+    random = {"random_paths": 100.0, "random_paths_median": 0.1, "random_paths_high": 0.2}
+    rows = [
+        grown_row("stack:distilled", 82, 0.5, **faithful, **random, above_random_paths=1.0),
+        grown_row("stack:distilled", 81, 0.5, **faithful, random_paths=""),
+    ]
+    (row,) = circuit_table(rows).to_dict("records")
+    assert row["model"] == "stack:distilled-82"
+    assert row["circuit of the parent"] == "0.50 [0.50, 0.50]"
+    assert (row["random paths, 95th percentile"], row["above"]) == (0.2, 1.0)

@@ -23,6 +23,8 @@ class ComparisonSettings:
         draws: Draws of prompts, held-out words, folds and sites for the cross-model interchange.
             The interval of one draw covers its own prompts only. Pairs for heads and role paths
             are drawn once.
+        repeats: Whole comparisons, each with other prompts and random-init models. The numbers and
+            verdicts are those of the first; `Comparison.repeats` has the verdicts of all.
         seed: Seed of the prompts, the random-init models and the bootstrap.
         nulls: Number of random-init models of the other's shape.
         other_seed: Model that differs from the full model in its training seed only. By default
@@ -53,6 +55,7 @@ class ComparisonSettings:
 
     prompts: int = 32
     draws: int = 5
+    repeats: int = 1
     seed: int = 0
     nulls: int = 20
     other_seed: ModelSpec | None = None

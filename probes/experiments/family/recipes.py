@@ -241,13 +241,21 @@ TICKETS_BY_PARENT = {
 """Tickets, students and controls of some parents."""
 
 # `distilled`, grown in several ways, and controls with as much training.
-GROWN_RECIPES = (
+_GROWN_IN_EACH_WAY = (
     next(entry for entry in RECIPES if entry.name == "regrown"),
     replace(_GROWN, name="grown-stack", start="stack:distilled"),
     replace(_GROWN, name="grown-wider", start="wider:distilled", layers=2, d_mlp=768),
     replace(_GROWN, name="ungrown", start="distilled", layers=2),
+)
+GROWN_RECIPES = (
+    *_GROWN_IN_EACH_WAY,
     # As many layers times texts as `distilled` and `regrown` together.
     replace(_GROWN, name="large-scratch", start="fresh", items=200_000, steps=4750, batch=64),
+    *(
+        replace(entry, name=f"{entry.name}-{seed}", seed=seed, shipped=False)
+        for seed in (82, 83)
+        for entry in _GROWN_IN_EACH_WAY
+    ),
 )
 
 ALL_RECIPES = tuple(

@@ -4,6 +4,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from probes.circuits.result import RandomBaseline
 from probes.compression.distillation.plan import TrainingText
 from probes.experiments.family.make import GROWTH_METHODS, family_tokenizer, make_member
 from probes.experiments.family.recipes import (
@@ -16,6 +19,7 @@ from probes.experiments.family.recipes import (
 )
 from probes.experiments.family.train import training_rows
 from probes.experiments.new_layers import NewLayers, new_layers
+from probes.experiments.random_paths import random_path_faithfulness
 from probes.experiments.scorecard import (
     ScorecardReference,
     prepare_scorecard_reference,
@@ -110,6 +114,8 @@ def ensure_member(
 
 def _scorecard_row(reference: ScorecardReference, entry: Recipe, model: Model) -> TableRow:
     numbers = scorecard(reference, model).row()
+    if numbers["circuit_faithfulness"] == numbers["circuit_faithfulness"]:  # Of the same shape.
+        numbers |= _random_paths_row(random_path_faithfulness(reference, model))
     provenance = model.provenance
     row: TableRow = {
         "model": numbers.pop("model"),
@@ -127,6 +133,15 @@ def _scorecard_row(reference: ScorecardReference, entry: Recipe, model: Model) -
     if entry.start.partition(":")[0] in GROWTH_METHODS and entry.layers > 2:
         row |= _new_layers_row(new_layers(model))
     return row
+
+
+def _random_paths_row(result: RandomBaseline) -> TableRow:
+    return {
+        "random_paths": float(len(result.values)),
+        "random_paths_median": float(np.median(result.values)),
+        "random_paths_high": float(np.quantile(result.values, 0.95)),
+        "above_random_paths": result.percentile,
+    }
 
 
 def _new_layers_row(result: NewLayers) -> TableRow:

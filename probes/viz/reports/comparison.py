@@ -23,6 +23,7 @@ from probes.viz.reports.verdict_tables import (
     glossary,
     head_blocks,
     models_table,
+    repeat_blocks,
     variable_blocks,
     verdict_cell,
 )
@@ -81,7 +82,7 @@ def comparison_page(comparison: Comparison) -> Picture:
         ("Verdicts on variables", variable_intro, variables),
         ("Verdicts on heads", HEAD_INTRO, [*head_blocks(comparison), glossary("head")]),
         ("Patching effects", _EFFECT_INTRO, _effect_blocks(comparison)),
-        ("Method", "", [_method_table(comparison)]),
+        ("Method", "", [*repeat_blocks(comparison), _method_table(comparison)]),
     ]
     tones: dict[int, Tone | None] = {
         k: _STATE_TONES[gate.state] for k, gate in enumerate(comparison.gates)

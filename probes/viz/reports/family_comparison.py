@@ -20,6 +20,7 @@ from probes.viz.reports.verdict_tables import (
     glossary,
     interchange_skipped,
     models_table,
+    repeat_blocks,
     variable_blocks,
     verdict_cell,
 )
@@ -69,7 +70,7 @@ def family_comparison_page(family: FamilyComparison) -> Picture:
     for one in family.comparisons:
         intro = VARIABLE_INTRO.format(full=full, other=one.other.name)
         intro = intro if one.transfers_to_other else ""
-        blocks = variable_blocks(one, tests=False)
+        blocks = [*variable_blocks(one, tests=False), *repeat_blocks(one)]
         sections.append((f"{one.other.name}: verdicts on variables", intro, blocks))
     sections.append(("Method", "", [_method_table(family)]))
     # The first lines are those of the relatives.

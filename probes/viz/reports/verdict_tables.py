@@ -1,5 +1,6 @@
 """Verdicts on variables and heads as blocks, shared by the pages on comparisons."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from probes.comparison.heads.head_sets import MIN_EXPLAINED, PARTIAL_EXPLAINED
@@ -10,7 +11,7 @@ from probes.comparison.paths.measure import MIN_PATH_FRACTION
 from probes.comparison.paths.verdicts import PATH_MARGIN
 from probes.comparison.result import Comparison
 from probes.comparison.variables.verdicts import MIN_INTERCHANGE_ACCURACY
-from probes.comparison.verdict import SubjectKind, Verdict, VerdictLabel
+from probes.comparison.verdict import NO_VERDICT, SubjectKind, Verdict, VerdictLabel
 from probes.viz.blocks import Block, CellValue, Note, Table, TableCell, Tone
 from probes.viz.html_text import nonbreaking
 from probes.viz.plots.hotspot_map import display_variable
@@ -224,6 +225,25 @@ def head_blocks(comparison: Comparison) -> list[Block]:
         "does not depend on it."
     )
     return [Table(columns, list(map(_head_row, verdicts)), align="lllll", notes=(note,))]
+
+
+def repeat_blocks(comparison: Comparison) -> list[Block]:
+    """Number of comparisons with each verdict, if the comparison was repeated."""
+    if not comparison.repeats:
+        return []
+    rows: list[list[CellValue]] = [
+        [
+            one.kind,
+            display_variable(one.subject),
+            ", ".join(f"{label} {count}" for label, count in Counter(one.labels).most_common()),
+            one.stability,
+        ]
+        for one in comparison.repeats
+        if {*one.labels} - {"no reliable effect", NO_VERDICT}
+    ]
+    caption = f"Verdicts in {len(comparison.repeats[0].labels)} comparisons with other prompts"
+    note = "Stability: fraction of the comparisons with the most frequent verdict."
+    return [Table(("kind", "subject", "verdicts", "stability"), rows, caption, "lllr", (note,))]
 
 
 def models_table(models: Sequence[ModelFacts], notes: Sequence[str]) -> Table:

@@ -1,0 +1,39 @@
+"""Jobs on several models in parallel threads, with progress."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import Protocol, TypeVar, runtime_checkable
+
+from probes.progress import Progress
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+@runtime_checkable
+class RunAll(Protocol):
+    """Function that runs a job on each item."""
+
+    def __call__(
+        self,
+        job: Callable[[T], U],
+        items: Sequence[T],
+        label: str,
+        part: tuple[int, int] = (0, 1),
+    ) -> list[U]:
+        """Run the job on each item of a part of a stage, in parallel threads and with progress."""
+        ...
+
+
+def run_in_pool(pool: Executor, progress: Progress) -> RunAll:
+    """Function that runs jobs in the threads of a pool."""
+
+    def run_all(
+        job: Callable[[T], U],
+        items: Sequence[T],
+        label: str,
+        part: tuple[int, int] = (0, 1),
+    ) -> list[U]:
+        return list(progress.track(pool.map(job, items), label, len(items), part))
+
+    return run_all

@@ -1,0 +1,86 @@
+"""Summary of the study `growing`: each way to grow over its seeds, beside training alone."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from probes.stats.intervals import Estimate, pool_groups
+
+CONTROL = "distilled"
+"""Start of the models that were trained as long without growing."""
+
+WAYS = {
+    "identity:distilled": "identity blocks",
+    "stack:distilled": "stacked",
+    "wider:distilled": "wider",
+    CONTROL: "not grown",
+}
+"""Ways to grow `distilled`, by the start of their recipes, and the control."""
+
+Rows = Sequence[Mapping[str, float | str]]
+BySeed = Mapping[float | str, Estimate]
+
+
+def growth_table(rows: Rows, measure: str = "mean_interchange_accuracy") -> pd.DataFrame:
+    """A measure of each way to grow over seeds, and its difference from training alone.
+
+    The interval of a mean covers the prompts and, from two seeds on, the seeds (Student's t), that
+    of a difference the seeds, with one variance between seeds for all ways. A grown model is
+    compared with the control of its own seed, which read the same texts.
+
+    Args:
+        rows: Rows of the study.
+        measure: Column with an interval, such as "mean_interchange_accuracy" or "cells".
+    """
+    by_way = {
+        way: {row["seed"]: _estimate(row, measure) for row in rows if row["start"] == way}
+        for way in WAYS
+    }
+    grown = [way for way in WAYS if way != CONTROL]
+    means = pool_groups([list(found.values()) for found in by_way.values()], bounds=(0, 1))
+    gains = pool_groups([_gains(by_way[way], by_way[CONTROL]) for way in grown], bounds=(-1, 1))
+    # One seed has no spread, and so no interval.
+    texts = [
+        str(gain) if len(by_way[way]) > 1 else f"{gain.value:.2f}"
+        for way, gain in zip(grown, gains, strict=True)
+    ]
+    gain_of = dict(zip(grown, texts, strict=True))
+    return pd.DataFrame(
+        [
+            {
+                "way": WAYS[way],
+                "models": len(found),
+                "by seed": ", ".join(f"{one.value:.2f}" for one in found.values()),
+                "mean": str(mean),
+                "minus not grown": gain_of.get(way, ""),
+            }
+            for (way, found), mean in zip(by_way.items(), means, strict=True)
+        ]
+    )
+
+
+def _gains(found: BySeed, control: BySeed) -> list[Estimate]:
+    """Differences from the control of the same seed."""
+    gains = [one.value - control[seed].value for seed, one in found.items()]
+    return [Estimate(gain, gain, gain) for gain in gains]
+
+
+def circuit_table(rows: Rows) -> pd.DataFrame:
+    """Faithfulness of the parent's circuit in each model of its shape, beside random paths."""
+    return pd.DataFrame(
+        [
+            {
+                "model": row["model"],
+                "circuit of the parent": str(_estimate(row, "circuit_faithfulness")),
+                "random paths, median": row["random_paths_median"],
+                "random paths, 95th percentile": row["random_paths_high"],
+                "above": row["above_random_paths"],
+            }
+            for row in rows
+            if row.get("random_paths") not in (None, "")
+        ]
+    )
+
+
+def _estimate(row: Mapping[str, float | str], measure: str) -> Estimate:
+    return Estimate(*(float(row[f"{measure}{end}"]) for end in ("", "_low", "_high")))
