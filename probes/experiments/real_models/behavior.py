@@ -28,7 +28,7 @@ from probes.stats.intervals import Estimate
 KEEP = 0.9
 """Faithfulness of the circuit of the full model on the prompts that it is found on."""
 
-SIZES = tuple(2**n for n in range(3, 14))
+SIZES = tuple(round(2 ** (n / 2)) for n in range(6, 27))
 """Numbers of edges that are tried."""
 
 
@@ -80,7 +80,7 @@ def circuit_tasks(
 def kept_circuit(full: Model, discovery: Task, place: Path) -> Circuit:
     """Circuit of the full model in a file; if there is none, it is found and kept there.
 
-    It has the fewest of the edges with the highest scores that keep `KEEP` of the logit difference.
+    It is the smallest by greedy search over the scores that keeps `KEEP` of the logit difference.
 
     Raises:
         CircuitError: Even the most edges that are tried keep less.
@@ -90,7 +90,7 @@ def kept_circuit(full: Model, discovery: Task, place: Path) -> Circuit:
     scores = edge_attribution(full, discovery, per_prompt=False)
     runs = run_references(full, discovery)
     for size in SIZES:
-        circuit = scores.top(size)
+        circuit = scores.greedy(size)
         if float(faithfulness_values(runs, edge_masks(runs, [circuit]))[0]) >= KEEP:
             place.parent.mkdir(parents=True, exist_ok=True)
             circuit.save(place)
