@@ -53,8 +53,8 @@ class StateSizes:
 
     search: int = 8
     fit: int = 12
-    test: int = 20
-    permutations: int = 3
+    test: int = 16
+    permutations: int = 2
     seed: int = 0
 
 
