@@ -31,9 +31,9 @@ from probes.models.site import Site
 from probes.prompts.interchange_pairs import BASE, OPERATION
 
 FAMILY = data_folder() / "models"
+SIZES = BehaviorSizes(questions=12, pairs=8, random_circuits=3)
 SMALL = RealModelSettings(
-    (Behavior("full", "take-away-told", "operation", states=True),),
-    BehaviorSizes(questions=12, pairs=8, random_circuits=3),
+    (Behavior("full", "take-away-told", "operation", states=True, sizes=SIZES),),
     StateSizes(search=4, fit=6, test=6, permutations=2),
 )
 
@@ -99,7 +99,7 @@ def test_a_stopped_study_goes_on_where_it_was(rows, tmp_path):
 
 
 def test_the_circuit_of_a_model_does_nothing_in_a_random_one(tmp_path):
-    full, sizes = load("full"), SMALL.behavior_sizes
+    full, sizes = load("full"), SIZES
     discovery, held_out = circuit_tasks(full, "take-away-told", "operation", sizes)
     circuit = kept_circuit(full, discovery, tmp_path / "circuit.json")
     assert Circuit.load(tmp_path / "circuit.json") == circuit

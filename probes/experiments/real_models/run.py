@@ -39,12 +39,14 @@ class Behavior:
         pattern: Pattern that asks for it.
         contrast: What the counterfactuals of its circuit change; no circuit without one.
         states: Whether the state of its operation is interchanged.
+        sizes: Numbers of prompts for answers and circuits.
     """
 
     model: str
     pattern: str
     contrast: str = ""
     states: bool = False
+    sizes: BehaviorSizes = field(default_factory=BehaviorSizes)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -52,11 +54,12 @@ class Behavior:
         return (ANSWERS, *[CIRCUIT] * bool(self.contrast), *[STATES] * self.states)
 
 
+_QWEN = BehaviorSizes(questions=32, pairs=8)  # Its passes cost four times those of SmolLM2.
 BEHAVIORS = (
     Behavior("smollm2", "ioi", "s2"),
     Behavior("smollm2", "agreement", "number"),
-    Behavior("qwen", "lose", "operation", states=True),
-    Behavior("qwen", "gain"),
+    Behavior("qwen", "lose", "operation", states=True, sizes=_QWEN),
+    Behavior("qwen", "gain", sizes=_QWEN),
 )
 
 
@@ -66,12 +69,10 @@ class RealModelSettings:
 
     Attributes:
         behaviors: Models and patterns.
-        behavior_sizes: Numbers of prompts for answers and circuits.
         state_sizes: Numbers of prompts for states.
     """
 
     behaviors: Sequence[Behavior] = BEHAVIORS
-    behavior_sizes: BehaviorSizes = field(default_factory=BehaviorSizes)
     state_sizes: StateSizes = field(default_factory=StateSizes)
 
 
@@ -130,9 +131,8 @@ class _Measured:
         """Rows of one group."""
         _, relative, pattern, kind = group
         start = time.process_time()
-        sizes = self.settings.behavior_sizes
         measure: Mapping[str, Callable[[], Iterable[TableRow]]] = {
-            ANSWERS: lambda: answer_rows(self.model(relative), pattern, sizes),
+            ANSWERS: lambda: answer_rows(self.model(relative), pattern, behavior.sizes),
             CIRCUIT: lambda: self._circuit_rows(relative, behavior),
             STATES: lambda: self._state_rows(relative, pattern),
         }
@@ -158,7 +158,7 @@ class _Measured:
             self.states.pop(relative, None)
 
     def _circuit_rows(self, relative: str, behavior: Behavior) -> Iterator[TableRow]:
-        full, sizes = self.model(FULL), self.settings.behavior_sizes
+        full, sizes = self.model(FULL), behavior.sizes
         discovery, held_out = circuit_tasks(full, behavior.pattern, behavior.contrast, sizes)
         place = self.work / "real-models" / f"{self.name}-{behavior.pattern}.json"
         circuit = kept_circuit(full, discovery, place)

@@ -51,9 +51,9 @@ class StateSizes:
         seed: Of all samples.
     """
 
-    search: int = 8
-    fit: int = 12
-    test: int = 16
+    search: int = 6
+    fit: int = 8
+    test: int = 10
     permutations: int = 2
     seed: int = 0
 
