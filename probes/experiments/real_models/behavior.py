@@ -28,7 +28,7 @@ from probes.stats.intervals import Estimate
 KEEP = 0.9
 """Faithfulness of the circuit of the full model on the prompts that it is found on."""
 
-SIZES = tuple(round(2 ** (n / 2)) for n in range(6, 27))
+SIZES = tuple(round(2 ** (n / 2)) for n in range(6, 33))
 """Numbers of edges that are tried."""
 
 
@@ -119,7 +119,11 @@ def circuit_rows(
 
 
 def estimate_row(measure: str, value: Estimate, n: int, null: float, note: str = "") -> TableRow:
-    """One measurement with its interval, number of prompts, and null."""
+    """One measurement with its interval, number of prompts, and null.
+
+    A ratio is undefined (NaN) where the interval of its denominator includes 0.
+    """
+    null = null if value.value == value.value else value.value  # No null of an undefined ratio.
     return {
         "measure": measure,
         "value": value.value,
