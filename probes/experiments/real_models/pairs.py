@@ -83,22 +83,15 @@ def _numbers(pattern: Pattern) -> list[tuple[dict[str, int], dict[str, int]]]:
     """Numbers of base and source, from 2 on: 1 has no plural."""
     low, high = max(pattern.lexicon.number_range[0], 2), pattern.lexicon.number_range[1]
     cells = [(x, y) for x, y in product(range(low, high + 1), repeat=2) if x > y and x + y <= high]
-    kept = []
-    for (x, y), (u, v) in product(cells, cells):
-        outcomes = _outcomes(pattern, (x, y), (u, v))
-        if len({*outcomes}) == len(outcomes) and outcomes[1] not in (x, y, u, v):
-            kept.append(({"x": x, "y": y}, {"x": u, "y": v}))
-    return kept
-
-
-def _outcomes(pattern: Pattern, base: tuple[int, int], source: tuple[int, int]) -> tuple[int, ...]:
-    """Outcomes in the order of the labels."""
-
-    def result(cell: tuple[int, int], minus: bool) -> int:
-        return cell[0] - cell[1] if minus else cell[0] + cell[1]
-
     minus = pattern.operation == "minus"
-    return tuple(result(cell, side) for cell in (base, source) for side in (minus, not minus))
+    kept = []
+    for base, source in product(cells, cells):
+        outcomes = [
+            x - y if side else x + y for x, y in (base, source) for side in (minus, not minus)
+        ]
+        if len({*outcomes}) == len(outcomes) and outcomes[1] not in (*base, *source):
+            kept.append(tuple(dict(zip(_OPERANDS, cell, strict=True)) for cell in (base, source)))
+    return kept
 
 
 def _pair(base: Question, source: Question, other_noun: str) -> Pair:
