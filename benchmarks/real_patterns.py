@@ -36,7 +36,8 @@ def plain_answer(
         greedy &= not tokenizer.convert_ids_to_tokens([int(logits[-1].argmax())])[0][:1].isdigit()
     starts = [common_length(answer, foil) for foil in foils]
     start = min(starts)
-    read = [foil[start] for foil, n in zip(foils, starts, strict=True) if n == start]
+    # Foils of one first token, such as 1 and 10 read digit by digit, count once.
+    read = list({foil[start] for foil, n in zip(foils, starts, strict=True) if n == start})
     difference = logits[start - 1, answer[start]] - logits[start - 1, read].mean()
     if not all(n < len(answer) for n in starts):
         return greedy, float(difference), False

@@ -11,7 +11,7 @@ import probes
 from probes.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 PAGES += sorted((ROOT / "probes" / "experiments").glob("*/README.md"))
 PAGE_NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 

@@ -179,7 +179,7 @@ def test_a_small_trace_by_roles_is_saved_as_json_and_as_a_page(tmp_path):
     assert found.table().equals(found.circuit.table())
     broken = found.to_dict()
     broken["random_baselines"][0]["values"] = []
-    with pytest.raises(ResultError, match="random .* has 0 circuits: measure it again"):
+    with pytest.raises(ResultError, match=r"random .* has 0 circuits: measure it again"):
         Trace.from_dict(broken)
     found.save(tmp_path / "t.html")
     assert (tmp_path / "t.html").stat().st_size > 10_000

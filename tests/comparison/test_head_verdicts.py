@@ -6,8 +6,10 @@ from functools import cache
 import numpy as np
 import pytest
 
+from probes.comparison.assemble import _mean_pair_score
 from probes.comparison.heads import head_sets
 from probes.comparison.heads.head_sets import ModelHeads, active_heads, rescale_null
+from probes.comparison.heads.matching import pair_heads
 from probes.comparison.heads.measurements import NullModels
 from probes.comparison.heads.profiles import (
     HeadProfiles,
@@ -36,6 +38,11 @@ def head(seed, noise=0.02):
         "effects": effects[:, None] + noise * noise_rng.normal(size=(3, PROMPTS, FEATURES)),
         "attention": attention + noise * noise_rng.normal(size=(3, PROMPTS, 16)),
     }
+
+
+def noisy(one, seed, noise=20.0):
+    rng = np.random.default_rng(seed)
+    return {name: values + noise * rng.normal(size=values.shape) for name, values in one.items()}
 
 
 def part(whole, fraction):
@@ -339,3 +346,18 @@ def test_a_model_without_a_head_has_lost_that_head_alone(distilled):
     found = head_verdicts(own, measure(equivalent.model), null_models)
     assert [f.subject for f in found if f.label == "lost"] == ["L0.H2"]
     assert not [f for f in found if f.label in ("new", "split", "merged", "moved")]
+
+
+def test_the_fraction_of_a_weak_head_that_a_strong_one_explains_has_a_bound(verdicts_of):
+    weak = profiles([part(head(1), 0.05), head(2)])
+    found = verdicts_of(weak, profiles([head(1), head(2)]))[0]
+    explained = next(test for test in found.tests if test.id == "explained")
+    assert explained.value.value == explained.value.low == -1
+    assert found.label == "cannot tell"
+
+
+def test_heads_with_noisy_effects_have_a_mean_pairing_score_within_its_interval():
+    a, b = (profiles([noisy(head(k), 100 * model + k) for k in range(6)]) for model in range(2))
+    nulls = [pair_heads(a, null) for null in (profiles([head(100 + k) for k in range(6)]),)]
+    score = _mean_pair_score(a, b, nulls, None, 0).score
+    assert score.low < score.value < score.high

@@ -52,7 +52,7 @@ class HeadSet:
     Attributes:
         target: Number of the head.
         members: Numbers of the heads of the set.
-        explained: Fraction of the target's effect fractions that the set explains, at most 1.
+        explained: Fraction of the target's effect fractions that the set explains (-1 to 1).
         gain: Explained fraction minus that of the best single head.
         member_matched: Whether one member alone explains another head.
     """
@@ -84,10 +84,15 @@ def active_heads(
 
 
 def held_out_profiles(
-    targets: HeadProfiles, parts: HeadProfiles, contrast_answers: ContrastAnswers, *, seed: int
+    targets: HeadProfiles,
+    parts: HeadProfiles,
+    contrast_answers: ContrastAnswers,
+    *,
+    seed: int,
+    draws: int = N_DRAWS,
 ) -> HeldOutProfiles:
     """Effect fractions on the odd prompts; both models get the same bootstrap samples."""
-    weights = _odd_prompt_weights(targets, seed)
+    weights = _odd_prompt_weights(targets, seed, draws)
     return HeldOutProfiles(
         targets.effect_fractions(contrast_answers, weights),
         parts.effect_fractions(contrast_answers, weights),
@@ -143,13 +148,18 @@ def _most_promising(
 
 
 def search_sets_from_profiles(
-    targets: HeadProfiles, parts: HeadProfiles, contrast_answers: ContrastAnswers, *, seed: int
+    targets: HeadProfiles,
+    parts: HeadProfiles,
+    contrast_answers: ContrastAnswers,
+    *,
+    seed: int,
+    draws: int = N_DRAWS,
 ) -> tuple[HeadSet, ...]:
     """The same search without a model: sums of effects replace joint patching."""
     proposals = propose_sets(targets, parts, contrast_answers)
     if not proposals:
         return ()
-    held_out = held_out_profiles(targets, parts, contrast_answers, seed=seed)
+    held_out = held_out_profiles(targets, parts, contrast_answers, seed=seed, draws=draws)
     joint = np.stack([held_out.parts[:, list(members)].sum(1) for _, members in proposals], 1)
     return evaluate_sets(proposals, joint, held_out)
 
@@ -182,9 +192,8 @@ def evaluate_sets(
     member_explains = explained_by(held_out.parts[:1], held_out.targets[:1])[0]
     sets = []
     for number, (target, members) in enumerate(proposals):
-        explained = explained_fraction(held_out.targets[:, target], joint[:, number : number + 1])[
-            :, 0
-        ]
+        alone = joint[:, number : number + 1]
+        explained = _bounded_fraction(held_out.targets[:, target], alone)[:, 0]
         other_targets = np.delete(member_explains[list(members)], target, axis=1)
         sets.append(
             HeadSet(
@@ -201,8 +210,15 @@ def evaluate_sets(
 def explained_by(
     targets: Float[np.ndarray, "draw head fraction"], parts: Float[np.ndarray, "draw part fraction"]
 ) -> Float[np.ndarray, "draw head part"]:
-    """Fraction of each target that each part explains, in each draw."""
-    return np.stack([explained_fraction(t, parts) for t in targets.swapaxes(0, 1)], 1)
+    """Fraction of each target that each part explains, in each draw (-1 to 1)."""
+    return np.stack([_bounded_fraction(t, parts) for t in targets.swapaxes(0, 1)], 1)
+
+
+def _bounded_fraction(
+    target: Float[np.ndarray, "draw effect"], parts: Float[np.ndarray, "draw part effect"]
+) -> Float[np.ndarray, "draw part"]:
+    """Fraction that is explained, at least -1: for a weak target it falls without bound."""
+    return np.maximum(explained_fraction(target, parts), -1)
 
 
 def is_detected(head_set: HeadSet, threshold: float) -> bool:
@@ -237,7 +253,9 @@ def gain_threshold(
     for null in nulls:
         rescaled = rescale_null(null, full, contrast_answers)
         models = (rescaled, full) if merge else (full, rescaled)
-        gains.append(best_gain(search_sets_from_profiles(*models, contrast_answers, seed=0)))
+        # The gain of all odd prompts is read alone, so one bootstrap sample is enough.
+        found = search_sets_from_profiles(*models, contrast_answers, seed=0, draws=1)
+        gains.append(best_gain(found))
     return float(conformal_threshold(gains)) if gains else 0.0
 
 
@@ -259,13 +277,13 @@ def rescale_null(
 
 
 def _odd_prompt_weights(
-    profiles: HeadProfiles, seed: int
+    profiles: HeadProfiles, seed: int, draws: int = N_DRAWS
 ) -> dict[str, Float[np.ndarray, "draw _"]]:
     """Weights of the prompts: 0 if even; odd prompts all 1 first, then bootstrap counts."""
     weights = {}
     for number, (contrast, totals) in enumerate(profiles.total_effects.items()):
         count = len(totals) // 2
-        weights[contrast] = np.zeros((1 + N_DRAWS, len(totals)))
+        weights[contrast] = np.zeros((1 + draws, len(totals)))
         weights[contrast][0, 1::2] = 1
-        weights[contrast][1:, 1::2] = bootstrap_weights(count, N_DRAWS, seed=seed + number)
+        weights[contrast][1:, 1::2] = bootstrap_weights(count, draws, seed=seed + number)
     return weights

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -112,13 +113,16 @@ class HeadMeasurements:
 
     def shortfall(self, head: int, partner: int) -> Estimate:
         """Similarity to the partner minus similarity to itself, across halves of the prompts."""
-        a, b = self.a.split_halves(), self.b.split_halves()
-        difference = (
-            _cross_half_similarity(a, b)[:, head, partner]
-            - _cross_half_similarity(a, a)[:, head, head]
-        ).mean()
+        to_partners, to_itself = self._across_halves
+        difference = to_partners[head, partner] - to_itself[head, head]
         deviations = self.similarity[:, head, partner] - self.similarity[0, head, partner]
         return bootstrap_estimate(difference + deviations)
+
+    @cached_property
+    def _across_halves(self) -> tuple[Float[np.ndarray, "head _"], Float[np.ndarray, "head head"]]:
+        """Similarity across halves of the prompts: to the heads of `b`, and to those of `a`."""
+        a, b = self.a.split_halves(), self.b.split_halves()
+        return _cross_half_similarity(a, b).mean(0), _cross_half_similarity(a, a).mean(0)
 
     def relative_strength(self, head: int, partner: int) -> Estimate:
         """Norm of the partner's effect fractions relative to the head's, minus 1."""

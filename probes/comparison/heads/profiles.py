@@ -194,7 +194,7 @@ def cosines(
     a: Float[np.ndarray, "draw head_a feature"], b: Float[np.ndarray, "draw head_b feature"]
 ) -> Float[np.ndarray, "draw head_a head_b"]:
     """Cosine of every pair of vectors; 0 for a zero vector."""
-    return np.einsum("dif,djf->dij", unit_length(a), unit_length(b))
+    return unit_length(a) @ unit_length(b).swapaxes(1, 2)
 
 
 def unit_length(

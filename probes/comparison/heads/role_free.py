@@ -45,7 +45,7 @@ def role_free_similarity(
     best_null_scores = []
     for null in nulls:
         rescaled = rescale_null(null, a, contrast_answers)
-        held_out = held_out_profiles(a, rescaled, contrast_answers, seed=seed)
+        held_out = held_out_profiles(a, rescaled, contrast_answers, seed=seed, draws=1)
         best_null_scores.append(float(_role_free_cosines(held_out, contrast_answers)[0].max()))
     held_out = held_out_profiles(a, b, contrast_answers, seed=seed)
     return RoleFreeSimilarity(
