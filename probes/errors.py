@@ -49,6 +49,10 @@ class GateError(ProbeError):
     """A circuit of a behavior that the model does not have."""
 
 
+class BudgetError(ProbeError):
+    """A budget that is no duration, or below what a command needs."""
+
+
 class EquivalenceError(ProbeError, AssertionError):
     """Two models are not shown to be equivalent: a failed test."""
 

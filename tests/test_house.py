@@ -17,8 +17,18 @@ PACKAGE = ROOT / "probes"
 
 # Each package may import only from those before it, and from itself.
 ORDER = [
-    *("errors", "files", "result", "stats", "prompts", "models", "observe", "compression"),
-    *("interventions", "circuits", "comparison", "claims", "viz", "testing", "experiments", "cli"),
+    *("errors", "files", "plan", "progress", "result", "stats", "prompts", "models", "observe"),
+    *(
+        "compression",
+        "interventions",
+        "circuits",
+        "comparison",
+        "claims",
+        "viz",
+        "testing",
+        "experiments",
+        "cli",
+    ),
 ]
 
 

@@ -25,7 +25,8 @@ from probes.stats.intervals import Estimate, bootstrap_ratio, proportion
 
 # Sizes of the MIB benchmark (Mueller et al. 2025, 2504.13151), as fractions of all edges.
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-_SPECIFICITY_CIRCUITS = 20
+SPECIFICITY_CIRCUITS = 20
+"""Random circuits whose ablation specificity is held against."""
 
 
 def faithfulness(
@@ -167,7 +168,7 @@ def specificity(
             remaining = float(faithfulness_values(runs, kept)[0])
             results.append(Specificity(name, task, int((~kept).sum()), remaining))
         size = max(len(circuit) for circuit in circuits.values())
-        kept = ~sample_random_circuits(runs, size, "paths", _SPECIFICITY_CIRCUITS, seed=seed)
+        kept = ~sample_random_circuits(runs, size, "paths", SPECIFICITY_CIRCUITS, seed=seed)
         remaining = float(faithfulness_values(runs, kept).median())
         results.append(Specificity("random paths", task, size, remaining))
     return tuple(results)

@@ -24,12 +24,15 @@ from probes.stats.multiple_testing import holm
 _ROUNDING_TOLERANCE = 1e-4
 
 
-def prune_circuit(runs: ReferenceRuns, edge_scores: EdgeScores, keep: float) -> Circuit:
+def prune_circuit(
+    runs: ReferenceRuns, edge_scores: EdgeScores, keep: float, *, max_runs: int | None = None
+) -> Circuit:
     """Smallest circuit found whose faithfulness on these prompts is at least `keep`.
 
     Edges are ranked by absolute score. Bisection finds the shortest faithful prefix of that list;
     greedy pruning then removes edges from it, in halving blocks and at last one by one, as ACDC
-    does (Conmy et al. 2023, 2304.14997).
+    does (Conmy et al. 2023, 2304.14997). It stops after `max_runs` circuits; the circuit is as
+    faithful then, but larger, and its protocol says so.
 
     Raises:
         CircuitError: Even all edges keep less, or the two runs do not differ.
@@ -55,12 +58,15 @@ def prune_circuit(runs: ReferenceRuns, edge_scores: EdgeScores, keep: float) -> 
             f"All {len(order)} edges keep {faithfulness_of(order):.3f} of the logit difference, "
             f"less than {keep:g}: request less"
         )
-    kept = _prune_edges(order[: _shortest_prefix(order, is_faithful)], is_faithful)
+    prefix = order[: _shortest_prefix(order, is_faithful)]
+    kept, is_finished = _prune_edges(prefix, is_faithful, max_runs)
     circuit = edge_scores.to_circuit(kept.numpy(), f"bisection and pruning to {keep:.4g}")
     # Otherwise an edge without any input still carries a change.
     if runs.ablated.is_consistent:
         circuit = circuit.connected()
     evaluation = (("judged by ablation", runs.ablation), ("faithfulness", "ratio of means"))
+    if not is_finished:
+        evaluation += (("pruning", f"stopped after {max_runs} circuits"),)
     return replace(circuit, protocol=(*circuit.protocol, *evaluation))
 
 
@@ -78,17 +84,27 @@ def _shortest_prefix(
 
 
 def _prune_edges(
-    kept: Int[Tensor, " edge"], is_faithful: Callable[[Int[Tensor, " _"]], bool]
-) -> Int[Tensor, " _"]:
-    """Greedily drop edges while the rest is faithful, from the weak end, in halving blocks."""
-    block = max(1, len(kept) // 2)
+    kept: Int[Tensor, " edge"],
+    is_faithful: Callable[[Int[Tensor, " _"]], bool],
+    max_runs: int | None,
+) -> tuple[Int[Tensor, " _"], bool]:
+    """Greedily drop edges while the rest is faithful, from the weak end, in halving blocks.
+
+    Also returns whether the last blocks of one edge were tried within the runs.
+    """
+    block, runs = max(1, len(kept) // 2), 0
     while True:
         for start in reversed(range(0, len(kept), block)):
             rest = torch.cat([kept[:start], kept[start + block :]])
-            if len(rest) and is_faithful(rest):
+            if not len(rest):
+                continue
+            if max_runs is not None and runs >= max_runs:
+                return kept, False
+            runs += 1
+            if is_faithful(rest):
                 kept = rest
         if block == 1:
-            return kept
+            return kept, True
         block = max(1, block // 2)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from probes.circuits.circuit import Circuit
 from probes.errors import ResultError
 from probes.observe.result import Gate
+from probes.plan import budget_lines
 from probes.result import Result
 from probes.stats.intervals import Estimate
 
@@ -176,6 +177,7 @@ class Trace(Result):
             without another pattern.
         format: Prompt format.
         published: Overlap with a published circuit of this model and pattern, or None.
+        left_out: What a budget left out, in words; empty for the whole measurement.
     """
 
     circuit: Circuit
@@ -190,6 +192,7 @@ class Trace(Result):
     specificities: tuple[Specificity, ...]
     format: str = "plain"
     published: PublishedOverlap | None = None
+    left_out: tuple[str, ...] = ()
 
     def summary(self) -> tuple[str, ...]:
         """The findings, one sentence each."""
@@ -228,6 +231,7 @@ class Trace(Result):
             "randomly added edges, Holm-corrected).",
             *self._specificity_summary(),
             *self._published_summary(),
+            *self._budget_summary(),
         )
 
     def table(self) -> "pd.DataFrame":
@@ -257,6 +261,11 @@ class Trace(Result):
             f"({known.source}); as many random heads have {known.expected:.1f} "
             f"(p = {known.p_value:.2g}).",
         )
+
+    def _budget_summary(self) -> tuple[str, ...]:
+        pruning = dict(self.circuit.protocol).get("pruning")
+        less = (*self.left_out, *([f"pruning, which {pruning}"] if pruning else ()))
+        return budget_lines(less)
 
     def __repr__(self) -> str:
         held = self.held_out

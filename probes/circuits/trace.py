@@ -4,10 +4,10 @@ gate → discovery and held-out pairs → edge scores → pruned circuit → eva
 """
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from probes.circuits.circuit import Circuit
-from probes.circuits.edges.edge_attribution import AttributionMethod, edge_attribution
+from probes.circuits.edges.edge_attribution import edge_attribution
 from probes.circuits.edges.edge_scores import EdgeScores
 from probes.circuits.faithfulness import (
     evaluate_circuit,
@@ -17,39 +17,18 @@ from probes.circuits.faithfulness import (
     specificity,
 )
 from probes.circuits.pruning import minimality, prune_circuit
-from probes.circuits.reference_runs import Ablation, ReferenceRuns, run_references
+from probes.circuits.reference_runs import ReferenceRuns, run_references
 from probes.circuits.result import Faithfulness, PublishedOverlap, Specificity, Trace
-from probes.circuits.task import Task, TaskSettings, require_open_gate, sample_tasks
+from probes.circuits.task import Task, require_open_gate, sample_tasks
+from probes.circuits.trace_plan import TraceSettings as TraceSettings
+from probes.circuits.trace_plan import plan_trace
 from probes.errors import CircuitError, GateError
 from probes.models.model import Model, ModelSpec, load
 from probes.observe.format.kept import pattern_in_format
-from probes.observe.result import GateCriterion
+from probes.progress import Progress
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.catalog import published_circuit
 from probes.prompts.pattern import Pattern
-
-_RANDOM_CIRCUITS = 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class TraceSettings(TaskSettings):
-    """How `trace` draws pairs, scores edges and evaluates circuits.
-
-    Attributes:
-        method: How edges are scored; see `edge_attribution`.
-        ablation: What an ablated edge carries; see `run_references`.
-        other_pattern: Another pattern, whose circuit is ablated to test specificity; "" for none.
-            It is skipped if its gate is closed.
-        format: Prompt format, such as "few-shot-4", or "auto"; see `PromptFormat`.
-        gate: What the gate asks; see `GateCriterion`. By default accuracy for patterns with free
-            answers, choice for pairs.
-    """
-
-    method: AttributionMethod = "eap-ig"
-    ablation: Ablation = "counterfactual"
-    other_pattern: str | Pattern = "taken"
-    format: str = "plain"
-    gate: GateCriterion | None = None
 
 
 def trace(
@@ -83,37 +62,65 @@ def trace(
     own_pattern = pattern_in_format(own_pattern, settings.format, [model], seed=seed)
     if isinstance(other, Pattern) and not own_pattern.user_pairs:
         other = pattern_in_format(other, str(own_pattern.wrapper.format), [model])
-    gate = require_open_gate(
-        model, own_pattern, settings.answer, seed=seed, criterion=settings.gate
-    )
-    settings = replace(settings, answer=gate.answer, other_pattern=other)
-    discovery, held_out = sample_tasks(model, own_pattern, settings)
+    settings, plan = replace(settings, other_pattern=other), None
+    if settings.is_planned:
+        plan, settings = plan_trace(model, own_pattern, settings, roles=roles)
+        if settings.on_plan:
+            settings.on_plan(plan)
+    with Progress(plan if settings.progress else None) as progress:
+        found = _trace(model, own_pattern, settings, (keep, roles), progress)
+    return replace(found, left_out=plan.left_out) if plan else found
+
+
+def _trace(
+    model: Model,
+    pattern: Pattern,
+    settings: TraceSettings,
+    wanted: tuple[float, bool],
+    progress: Progress,
+) -> Trace:
+    """Trace with settings that are planned; `wanted` are `keep` and `roles`."""
+    (keep, roles), seed = wanted, settings.seed
+    progress.begin("gate")
+    gate = require_open_gate(model, pattern, settings.answer, seed=seed, criterion=settings.gate)
+    settings = replace(settings, answer=gate.answer)
+    discovery, held_out = sample_tasks(model, pattern, settings)
+    progress.begin("edge scores")
     scores = edge_attribution(model, discovery, method=settings.method, roles=roles)
+    progress.begin("pruning")
     circuit, discovery_value = _find_circuit(model, discovery, scores, keep, settings)
-    runs = run_references(model, held_out, roles=roles, ablation=settings.ablation)
     size = len(circuit)
+    progress.begin("held-out pairs")
+    runs = run_references(model, held_out, roles=roles, ablation=settings.ablation)
     held_out_value = evaluate_circuit(runs, circuit, seed=seed)
+    progress.begin("curve")
+    curve = faithfulness_curve(runs, scores, seed=seed)
+    progress.begin("random circuits")
+    baselines = [
+        random_baseline(
+            runs,
+            sample_random_circuits(runs, size, kind, settings.random_circuits, seed=seed),
+            held_out_value.value.value,
+            kind,
+        )
+        for kind in ("paths", "edges")
+    ]
+    progress.begin("necessity of edges")
+    necessities = minimality(runs, circuit, added=settings.added_edges, seed=seed)
+    progress.begin("another pattern")
     return Trace(
         circuit=circuit,
         gate=gate,
         keep=keep,
         discovery=discovery_value,
         held_out=held_out_value,
-        curve=faithfulness_curve(runs, scores, seed=seed),
-        random_baselines=tuple(
-            random_baseline(
-                runs,
-                sample_random_circuits(runs, size, kind, _RANDOM_CIRCUITS, seed=seed),
-                held_out_value.value.value,
-                kind,
-            )
-            for kind in ("paths", "edges")
-        ),
+        curve=curve,
+        random_baselines=tuple(baselines),
         stability=scores.stability(size, seed=seed),
-        edge_necessities=minimality(runs, circuit, seed=seed),
-        specificities=_cross_specificity(own_pattern, circuit, runs, settings),
-        format=str(own_pattern.wrapper.format),
-        published=_published_overlap(model, own_pattern, circuit),
+        edge_necessities=necessities,
+        specificities=_cross_specificity(pattern, circuit, runs, settings),
+        format=str(pattern.wrapper.format),
+        published=_published_overlap(model, pattern, circuit),
     )
 
 
@@ -123,7 +130,7 @@ def _find_circuit(
     """Circuit and its value on the discovery prompts, whose runs are not kept."""
     roles = bool(scores.graph.roles)
     runs = run_references(model, task, roles=roles, ablation=settings.ablation)
-    circuit = prune_circuit(runs, scores, keep)
+    circuit = prune_circuit(runs, scores, keep, max_runs=settings.pruning_runs)
     return circuit, evaluate_circuit(runs, circuit, seed=settings.seed)
 
 

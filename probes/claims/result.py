@@ -19,6 +19,7 @@ from probes.interventions.result import (
 )
 from probes.models.site import Site
 from probes.observe.result import Gate
+from probes.plan import LEFT_OUT
 from probes.result import Result
 from probes.stats.evidence import ClaimVerdict
 from probes.stats.intervals import Estimate
@@ -139,6 +140,7 @@ class ClaimsReport(Result):
             *(gate.notice for gate in self.gates if gate.notice),
             f"{self.model} on {self.pattern!r}: number right in {number}, noun in {noun}.",
             *(f"{v.claim}, {v.title}: {v.label} ({v.reason})." for v in self.verdicts),
+            *(f"{name.capitalize()}: {t}." for name, t in self.protocol if name == LEFT_OUT),
         )
 
     def table(self) -> "pd.DataFrame":

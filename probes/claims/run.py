@@ -4,7 +4,7 @@ gate → hotspots → interventions at the operation's site → tests → one ve
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 
 from probes.claims.base_model import BaseComparisonSettings, compare_with_base, reuse_claim
 from probes.claims.dose_response import dose_response_rows, training_diversity_claim
@@ -16,6 +16,8 @@ from probes.claims.patterns import (
     statement_pattern,
     two_object_pattern,
 )
+from probes.claims.plan import ClaimSettings as ClaimSettings
+from probes.claims.plan import plan_claims
 from probes.claims.result import BaseModelComparison, ClaimsReport
 from probes.claims.separate_path import separate_path_claim
 from probes.claims.shared_state import (
@@ -47,7 +49,10 @@ from probes.interventions.subspaces.projection import project_states
 from probes.models.model import Model, ModelSpec, load
 from probes.models.site import Site, joined_roles
 from probes.observe.gate import gate
-from probes.observe.result import GateCriterion
+from probes.observe.result import Gate
+from probes.plan import LEFT_OUT
+from probes.progress import Progress
+from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.interchange_pairs import (
     OBJECT,
     OPERATION,
@@ -58,33 +63,14 @@ from probes.prompts.interchange_pairs import (
 from probes.prompts.pattern import Pattern
 from probes.stats.intervals import Estimate
 
+_DEFAULTS = ClaimSettings()
 _FEW_OBJECTS = 8  # Few enough that each occurs in many prompts.
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimSettings:
-    """Sizes and seed of the tests of the claims.
-
-    Attributes:
-        bases: Bases of the evaluation; half as many more are used to find sites. With fewer than 80
-            the intervals leave tests undecided: 0 of 30 may be a tenth.
-        nulls: Random-init models of the nulls.
-        seed: Of prompts, random-init models and searches.
-        format: Prompt format, such as "few-shot-4", or "auto"; see `PromptFormat`.
-        gate: What the gate asks; see `GateCriterion`.
-    """
-
-    bases: int = 200
-    nulls: int = 20
-    seed: int = 0
-    format: str = "plain"
-    gate: GateCriterion | None = None
 
 
 def evaluate_claims(
     model: ModelSpec,
     pattern: str | Pattern = "take-away",
-    settings: ClaimSettings = ClaimSettings(),
+    settings: ClaimSettings = _DEFAULTS,
     *,
     base_model: ModelSpec | None = None,
 ) -> ClaimsReport:
@@ -104,10 +90,35 @@ def evaluate_claims(
     model = load(model)
     if base_model is not None:  # A wrong name ends before the measurements.
         base_model = load(base_model)
-    pattern, gates = pattern_with_behavior(
-        model, pattern, settings.format, criterion=settings.gate, seed=settings.seed
-    )
+    plan = None
+    if settings.is_planned:
+        asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
+        plan, settings = plan_claims(model, asked, settings)
+        if settings.on_plan:
+            settings.on_plan(plan)
+    with Progress(plan if settings.progress else None) as progress:
+        progress.begin("gate")
+        behavior = pattern_with_behavior(
+            model, pattern, settings.format, criterion=settings.gate, seed=settings.seed
+        )
+        report = _test_claims(model, behavior, settings, base_model, progress)
+    if plan is None or not plan.left_out:
+        return report
+    left_out = (LEFT_OUT, "; ".join(plan.left_out))
+    return replace(report, protocol=(*report.protocol, left_out))
+
+
+def _test_claims(
+    model: Model,
+    behavior: tuple[Pattern, tuple[Gate, ...]],
+    settings: ClaimSettings,
+    base_model: ModelSpec | None,
+    progress: Progress,
+) -> ClaimsReport:
+    """Test the claims with a pattern whose behavior the model has, given with its gates."""
+    pattern, gates = behavior
     bases, nulls, seed = settings.bases, settings.nulls, settings.seed
+    progress.begin("hotspots")
     own_hotspots = hotspots(model, pattern, HotspotSettings(bases=bases, nulls=nulls, seed=seed))
     site = own_hotspots.hotspot(OPERATION).site
     search_pairs = sample_interchange_pairs(
@@ -118,12 +129,16 @@ def evaluate_claims(
         base_filter=BaseFilter(allowed_words=search_words(pattern)),
     )
     search_runs = run_interchange_pairs(model, search_pairs, joined_roles=joined_roles(site))
+    progress.begin("shared state")
     evidence = _shared_state_evidence(pattern, own_hotspots, search_runs, settings)
     joint_site = find_joint_site(search_runs, own_hotspots, seed=seed)
+    progress.begin("separate paths")
     dissociation, two_objects, binding = _dissociations(model, pattern, own_hotspots, settings)
     ablation = necessity(own_hotspots.runs, evidence.subspace_search.subspace, seed=seed)
     heads = output_heads(search_runs, own_hotspots.runs)
+    progress.begin("directions")
     directions = compare_directions(model, pattern, site, DirectionSettings(seed=seed))
+    progress.begin("base model")
     comparison, reason = _base_comparison(model, pattern, site, base_model, settings)
     fractions = variance_fractions(own_hotspots.runs, [site])
     return ClaimsReport(

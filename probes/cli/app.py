@@ -1,9 +1,8 @@
 """Command line: each command calls one public function, prints its result and writes its page."""
 
-import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -11,9 +10,8 @@ from rich.table import Table
 
 from probes.cli.ask import ask_app
 from probes.cli.check import check_app
+from probes.cli.claims import claims_app
 from probes.cli.common import (
-    EXIT_NOT_EQUIVALENT,
-    EXIT_NOT_TESTED,
     MAX_SEED,
     Format,
     GateAsks,
@@ -21,13 +19,15 @@ from probes.cli.common import (
     open_console,
     print_line,
     reports_errors,
+    require_equivalence,
     silence_libraries,
 )
 from probes.cli.fit import fit_app
 from probes.cli.make import make_app
+from probes.cli.plan import Budget, PlanOnly, plan_options, require_planned
 from probes.cli.study import study_app
 from probes.cli.tables import write_with_tables
-from probes.errors import EquivalenceError, GateError, NotTestedError, ProbeError, ResultError
+from probes.errors import ProbeError, ResultError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,7 +35,7 @@ app = typer.Typer(
     help="Trace the circuits a query pattern drives, and compare them across relatives of a model.",
 )
 app.add_typer(make_app, name="make")
-for commands in (study_app, check_app, fit_app, ask_app):
+for commands in (claims_app, study_app, check_app, fit_app, ask_app):
     app.add_typer(commands)
 
 
@@ -103,6 +103,8 @@ def compare(
     out: Page = Path("report.html"),
     json: Json = None,
     workers: Annotated[int, typer.Option(help="Models measured in parallel.", min=1)] = 2,
+    budget: Budget = "",
+    plan_only: PlanOnly = False,
     screen: Annotated[Screen, typer.Option(help="Attribution patching first.")] = Screen.auto,
     null: Annotated[Null, typer.Option(help="What gives the thresholds.")] = Null.auto,
     assert_equivalent: Annotated[
@@ -129,16 +131,16 @@ def compare(
         gate=gate.value if gate else None,
         nulls=nulls,
         workers=workers,
-        progress=sys.stderr.isatty(),
         format=format,
         screen=screen.value,
         null=null.value,
+        **plan_options(budget, plan_only),
     )
     family = compare_family(full, relatives, pattern, settings)
     result = family.comparisons[0] if len(relatives) == 1 else family
     write_with_tables(result, out, json)
     if assert_equivalent is not None:
-        _assert_equivalent(result, assert_equivalent)
+        require_equivalence(result, assert_equivalent)
 
 
 @app.command()
@@ -154,6 +156,8 @@ def trace(
     prompts: Prompts = 32,
     seed: Seed = 0,
     gate: GateAsks = None,
+    budget: Budget = "",
+    plan_only: PlanOnly = False,
     out: Page = Path("trace.html"),
     json: Json = None,
 ) -> None:
@@ -170,46 +174,22 @@ def trace(
         seed=seed,
         format=format,
         gate=gate.value if gate else None,
+        **plan_options(budget, plan_only),
     )
     write_with_tables(run(model, pattern, keep=keep, roles=roles, settings=settings), out, json)
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})
 @reports_errors
-def claims(
-    models: Annotated[
-        list[str], typer.Argument(help="Names of shipped models, folders, GGUF files, or hub ids.")
-    ],
-    pattern: Annotated[str, typer.Option(help="Name of a pattern.")] = "take-away",
-    format: Format = "plain",
-    base_model: Annotated[
-        str, typer.Option(help="Model before tuning, if the provenance does not say.")
-    ] = "",
-    bases: Annotated[int, typer.Option(help="Prompts to measure on.", min=80, max=100_000)] = 200,
-    nulls: Annotated[int, typer.Option(help="Random-init models for the null.", min=1)] = 20,
-    seed: Seed = 0,
-    gate: GateAsks = None,
-    out: Page = Path("claims.html"),
-    json: Json = None,
+def plan(
+    command: Annotated[str, typer.Argument(help="compare, trace or claims.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="Its arguments and options.")
+    ] = None,
 ) -> None:
-    """Test claims H1a to H5: one operation state for all objects, and a branch for the noun."""
-    check_output_paths(out, json, page=True)
-    silence_libraries()
-    from probes.claims.result import ClaimsReport, ClaimsReports
-    from probes.claims.run import ClaimSettings, evaluate_claims
-
-    console, reports = open_console(), list[ClaimsReport]()
-    settings = ClaimSettings(
-        bases=bases, nulls=nulls, seed=seed, format=format, gate=gate.value if gate else None
-    )
-    for name in models:
-        try:
-            reports.append(evaluate_claims(name, pattern, settings, base_model=base_model or None))
-        except GateError as error:  # The other models are still measured.
-            print_line(console, f"- {name}: behavior absent. {error}")
-    if not reports:
-        raise GateError(f"None of {', '.join(models)} has the behavior: there is nothing to test")
-    write_with_tables(ClaimsReports(tuple(reports)), out, json)
+    """Print what a command would do, and do nothing: passes, time, memory, what a budget costs."""
+    require_planned(command)
+    app([command, *(arguments or ()), "--plan-only"], prog_name="probes")
 
 
 @app.command()
@@ -280,21 +260,3 @@ def list_all() -> None:
     for name, entry in list_patterns().items():
         table.add_row(name, entry.title, ", ".join(entry.contrasts))
     console.print(table)
-
-
-def _assert_equivalent(result: Any, margin: float) -> None:  # noqa: ANN401
-    """Print what was tested; exit with code 3 for a difference, 4 if nothing was tested."""
-    from probes.comparison.equivalence import require_all
-
-    checks = result.equivalence(margin)
-    checks = checks if isinstance(checks, tuple) else (checks,)
-    for line in (line for check in checks for line in check.lines()):
-        print_line(open_console(), f"- {line}")
-    try:
-        require_all(checks)
-    except NotTestedError as error:
-        Console(stderr=True, soft_wrap=True).print(str(error), markup=False, highlight=False)
-        raise typer.Exit(EXIT_NOT_TESTED) from None
-    except EquivalenceError as error:
-        Console(stderr=True, soft_wrap=True).print(str(error), markup=False, highlight=False)
-        raise typer.Exit(EXIT_NOT_EQUIVALENT) from None

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from probes.errors import ProbeError
+from probes.errors import EquivalenceError, NotTestedError, ProbeError
 from probes.files import check_writable
 
 MAX_SEED = 2**31 - 1
@@ -81,9 +81,9 @@ def check_output_paths(out: Path | None, json: Path | None, *, page: bool = Fals
             check_writable(path)
 
 
-def open_console() -> Console:
+def open_console(*, stderr: bool = False) -> Console:
     """Console that does not break lines."""
-    return Console(soft_wrap=True)
+    return Console(soft_wrap=True, stderr=stderr)
 
 
 def print_line(console: Console, line: str) -> None:
@@ -118,6 +118,24 @@ def write_result(
     for table in tables:
         console.print(table)
     print_line(console, f"Page: {out}")
+
+
+def require_equivalence(result: Any, margin: float) -> None:  # noqa: ANN401
+    """Print what was tested; exit with code 3 for a difference, 4 if nothing was tested."""
+    from probes.comparison.equivalence import require_all
+
+    checks = result.equivalence(margin)
+    checks = checks if isinstance(checks, tuple) else (checks,)
+    for line in (line for check in checks for line in check.lines()):
+        print_line(open_console(), f"- {line}")
+    try:
+        require_all(checks)
+    except NotTestedError as error:
+        Console(stderr=True, soft_wrap=True).print(str(error), markup=False, highlight=False)
+        raise typer.Exit(EXIT_NOT_TESTED) from None
+    except EquivalenceError as error:
+        Console(stderr=True, soft_wrap=True).print(str(error), markup=False, highlight=False)
+        raise typer.Exit(EXIT_NOT_EQUIVALENT) from None
 
 
 def silence_libraries(threads: int = 1) -> None:

@@ -3,12 +3,11 @@
 models → gates, heads and hotspots of each → random-init null → a verdict for each head and variable
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeVar, runtime_checkable
-
-from tqdm.auto import tqdm
 
 from probes.comparison.assemble import assemble_comparison
 from probes.comparison.circuits.edge_result import EdgeComparison
@@ -35,6 +34,7 @@ from probes.comparison.pair_transfers import (
 )
 from probes.comparison.paths.measure import PathMeasurements, measure_paths, plan_paths
 from probes.comparison.result import Comparison
+from probes.comparison.setup.plan import plan_comparison
 from probes.comparison.setup.prompts import ComparisonPrompts, sample_comparison_prompts
 from probes.comparison.setup.references import (
     ComparisonSettings,
@@ -47,6 +47,8 @@ from probes.comparison.variables.transfer import Hits, donor_hits
 from probes.errors import ModelError
 from probes.models.model import Model
 from probes.observe.format.kept import pattern_in_format
+from probes.plan import Plan
+from probes.progress import Progress
 from probes.prompts.catalog import pattern
 from probes.prompts.pattern import Pattern
 
@@ -59,8 +61,14 @@ _DEFAULTS = ComparisonSettings()
 class RunAll(Protocol):
     """Function that runs a job on each item."""
 
-    def __call__(self, job: Callable[[T], U], items: Sequence[T], label: str) -> list[U]:
-        """Run the job on each item, in parallel threads and with a progress bar."""
+    def __call__(
+        self,
+        job: Callable[[T], U],
+        items: Sequence[T],
+        label: str,
+        part: tuple[int, int] = (0, 1),
+    ) -> list[U]:
+        """Run the job on each item of a part of a stage, in parallel threads and with progress."""
         ...
 
 
@@ -112,20 +120,28 @@ def compare_family(
         seed=settings.seed,
         references=references.not_compared(()),
     )
+    plan = None
+    if settings.is_planned:
+        plan, settings = plan_comparison([a, *bs], references, chosen, settings)
+        if settings.on_plan:
+            settings.on_plan(plan)
     workers = settings.workers
     if len({id(model.bridge) for model in (a, *bs)}) <= len(bs):
         workers = 1  # A model compared with itself cannot run twice at once.
-    with ThreadPoolExecutor(workers) as pool:
+    with (
+        Progress(plan if settings.progress else None) as progress,
+        ThreadPoolExecutor(workers) as pool,
+    ):
 
-        def run_all(job: Callable[[T], U], items: Sequence[T], label: str) -> list[U]:
-            return list(_progress_bar(pool.map(job, items), label, settings.progress, len(items)))
+        def run_all(
+            job: Callable[[T], U],
+            items: Sequence[T],
+            label: str,
+            part: tuple[int, int] = (0, 1),
+        ) -> list[U]:
+            return list(progress.track(pool.map(job, items), label, len(items), part))
 
-        prompts = sample_comparison_prompts(
-            chosen,
-            [a, *bs],
-            settings,
-            lambda items: _progress_bar(items, "pairs", settings.progress),
-        )
+        prompts = sample_comparison_prompts(chosen, [a, *bs], settings)
         measured = run_all(lambda model: measure_model(model, prompts), [a, *bs], "models")
         paths = _measure_paths(prompts, measured, references.other_seed, run_all)
         against = ReferenceSet(
@@ -138,7 +154,14 @@ def compare_family(
         comparisons = run_all(
             lambda pair: assemble_comparison(prompts, pair, against, settings), pairs, "verdicts"
         )
-    return FamilyComparison(tuple(comparisons))
+    return FamilyComparison(tuple(_with_left_out(one, plan) for one in comparisons))
+
+
+def _with_left_out(comparison: Comparison, plan: Plan | None) -> Comparison:
+    """The comparison, which says what a budget left out."""
+    if plan is None or not plan.left_out:
+        return comparison
+    return replace(comparison, method=replace(comparison.method, left_out=plan.left_out))
 
 
 def _measure_pairs(
@@ -155,10 +178,13 @@ def _measure_pairs(
         lambda other: first_draw(prompts, full, other, references), relatives, "interchange"
     )
     draws = [[first] for first in firsts]
-    for seed, folds in prompts.further_folds.items():
-        runs = run_all(partial(run_draw, folds=folds, seed=seed), measured, "a further draw")
+    stage, parts = "further draws", 2 * len(prompts.further_folds)
+    for number, (seed, folds) in enumerate(prompts.further_folds.items()):
+        run = partial(run_draw, folds=folds, seed=seed)
+        runs = run_all(run, measured, stage, (2 * number, parts))
         jobs = [(runs[0], own) for own in runs[1:]]
-        further = run_all(partial(further_draw, seed=seed), jobs, "interchange")
+        transfer = partial(further_draw, seed=seed)
+        further = run_all(transfer, jobs, stage, (2 * number + 1, parts))
         for one, draw in zip(draws, further, strict=True):
             one.append(draw)
     return [MeasuredPair(full, b, tuple(own)) for b, own in zip(relatives, draws, strict=True)]
@@ -288,9 +314,3 @@ def _null_groups(
             prepare_nulls(template, prompts, open_recipients, states_only=key not in compared)
         )
     return groups
-
-
-def _progress_bar(
-    items: Iterable[T], label: str, progress: bool, total: int | None = None
-) -> Iterable[T]:
-    return tqdm(items, desc=label, total=total, leave=False, disable=None if progress else True)

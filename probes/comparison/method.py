@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from probes.interventions.result import ScreenCheck
+from probes.plan import budget_lines
 
 NullKind = Literal["random-init", "permuted"]
 
@@ -18,10 +19,12 @@ class ComparisonMethod:
             clean and counterfactual prompts exchanged at random.
         screens: Error of the effects of each model and contrast that attribution patching gave;
             empty where every component was patched exactly at every role.
+        left_out: What a budget left out, in words; empty for the whole comparison.
     """
 
     null: NullKind = "random-init"
     screens: tuple[ScreenCheck, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def null_name(self) -> str:
@@ -29,8 +32,8 @@ class ComparisonMethod:
         return "random-init models" if self.null == "random-init" else "permuted profiles"
 
     def lines(self) -> tuple[str, ...]:
-        """Error of the screens, and the null where it is not the usual one."""
-        lines = []
+        """What is left out, error of the screens, and the null where it is not the usual one."""
+        lines = [*budget_lines(self.left_out)]
         if self.screens:
             checks = "; ".join(map(str, self.screens))
             lines.append(f"Effects are screened by attribution patching. {checks}.")

@@ -20,6 +20,9 @@ from probes.stats.intervals import bootstrap_mean, proportion
 OPEN_ACCURACY = 0.8
 """The gate is open where the 95 % interval of the score is above this value."""
 
+GATE_QUESTIONS = 200
+"""Questions of the gate, unless the pattern has fewer."""
+
 MIN_QUESTIONS = 5
 """With fewer questions, those of one or two pairs, no gate is closed: they are too few to tell."""
 
@@ -39,7 +42,7 @@ def gate(
     model: Model,
     pattern: Pattern,
     *,
-    prompts: int = 200,
+    prompts: int = GATE_QUESTIONS,
     seed: int = 0,
     criterion: GateCriterion | None = None,
 ) -> tuple[Gate, ...]:

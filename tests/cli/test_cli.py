@@ -248,7 +248,7 @@ def test_targets_are_tried_before_the_work_begins(command, tmp_path, monkeypatch
     def work(*_, **__):
         raise AssertionError("the work has begun")
 
-    for module in ("app", "check", "study", "make"):
+    for module in ("app", "claims", "check", "study", "make"):
         monkeypatch.setattr(f"probes.cli.{module}.silence_libraries", work)
     *words, option = TARGETS[command]
     suffix = ".json" if option == "--json" else ".csv" if command == "series" else ".html"

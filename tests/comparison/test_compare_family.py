@@ -73,8 +73,7 @@ def rotated():
 def small_plan():
     """Few crossings and few questions: planted models are always right."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sampling, "_TRANSFER_BASES", 120)
-        patched.setattr(sampling, "_TRANSFER_QUESTIONS", 200)
+        patched.setattr(sampling, "TRANSFER_SIZES", (120, 200))
         yield
 
 

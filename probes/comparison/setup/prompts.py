@@ -1,6 +1,6 @@
 """Prompts that all models of a comparison read."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from probes.comparison.variables.held_out_folds import (
 from probes.errors import BatchError, PatternError
 from probes.interventions.attribution_patching import ExactCells
 from probes.models.model import Model
-from probes.observe.gate import default_criterion
+from probes.observe.gate import GATE_QUESTIONS, default_criterion
 from probes.observe.result import GateCriterion
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Pair, Question
@@ -28,12 +28,12 @@ from probes.prompts.tokens.pair_batch import (
 )
 from probes.prompts.tokens.tokenization import REST
 
-_GATE_QUESTIONS = 200
 _MIN_PAIRS = 4
 _DRAW_SEED_STEP = 10_007  # Seeds that users choose seldom differ by it.
-_TRANSFER_BASES, _TRANSFER_QUESTIONS = 150, 400
-_SCREENED_BASES, _SCREENED_QUESTIONS = 60, 160  # The same where the comparison is screened.
 _PATH_SEED_STEP = 20_011  # Pairs of paths are not those of heads.
+
+TRANSFER_SIZES, SCREENED_TRANSFER_SIZES = (150, 400), (60, 160)
+"""Bases and questions of the cross-model interchange; fewer where the comparison is screened."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,6 @@ def sample_comparison_prompts(
     pattern: Pattern,
     models: Sequence[Model],
     settings: ComparisonSettings,
-    progress: Callable[[Sequence[str]], Iterable[str]],
 ) -> ComparisonPrompts:
     """Sample prompts that the tokenizers of all models can encode.
 
@@ -95,11 +94,11 @@ def sample_comparison_prompts(
     """
     tokenizers, seed = distinct_tokenizers([model.tokenizer for model in models]), settings.seed
     pairs = {
-        contrast: _sample_contrast_pairs(pattern, contrast, settings.prompts, tokenizers, seed)
-        for contrast in progress(pattern.contrasts)
+        contrast: sample_contrast_pairs(pattern, contrast, settings.prompts, tokenizers, seed)
+        for contrast in pattern.contrasts
     }
     batches = [tokenize_contrasts(model, pairs) for model in models]
-    roles = _shared_roles(batches)
+    roles = shared_roles(batches)
     both = list(zip(models, batches, strict=True))
     is_screened = is_cheaper(
         settings.screen, "always", [sweep_operations(*one, roles) for one in both]
@@ -115,7 +114,7 @@ def sample_comparison_prompts(
     return ComparisonPrompts(
         pattern=pattern,
         questions=sample_readable_questions(
-            pattern, _GATE_QUESTIONS, tokenizers=tokenizers, seed=seed
+            pattern, GATE_QUESTIONS, tokenizers=tokenizers, seed=seed
         ),
         pairs=pairs,
         roles=roles,
@@ -138,12 +137,9 @@ def sample_comparison_prompts(
 def _sample_folds(
     pattern: Pattern, tokenizers: Sequence[PreTrainedTokenizerBase], seed: int, is_screened: bool
 ) -> HeldOutFolds:
+    bases, prompts = SCREENED_TRANSFER_SIZES if is_screened else TRANSFER_SIZES
     return sample_held_out_folds(
-        pattern,
-        tokenizers=tokenizers,
-        bases=_SCREENED_BASES if is_screened else _TRANSFER_BASES,
-        prompts=_SCREENED_QUESTIONS if is_screened else _TRANSFER_QUESTIONS,
-        seed=seed,
+        pattern, tokenizers=tokenizers, bases=bases, prompts=prompts, seed=seed
     )
 
 
@@ -153,13 +149,14 @@ def tokenize_contrasts(model: Model, pairs: Mapping[str, Sequence[Pair]]) -> dic
     return {c: tokenize_pairs(model.tokenizer, p, max_length=context) for c, p in pairs.items()}
 
 
-def _sample_contrast_pairs(
+def sample_contrast_pairs(
     pattern: Pattern,
     contrast: str,
     prompts: int,
     tokenizers: Sequence[PreTrainedTokenizerBase],
     seed: int,
 ) -> tuple[Pair, ...]:
+    """Sample pairs of a contrast; of a pattern's given pairs there may be fewer."""
     if pattern.user_pairs:
         prompts = min(prompts, sum(pair.contrast == contrast for pair in pattern.user_pairs))
     if prompts < _MIN_PAIRS:
@@ -184,7 +181,7 @@ def sample_path_prompts(
     """
     search, test = {}, {}
     for contrast, few in sampled.items():
-        if not any(map(_changes_answer, few)):
+        if not any(map(changes_an_answer, few)):
             continue
         own = [pair for pair in pattern.user_pairs if pair.contrast == contrast]
         count = len(own) if pattern.user_pairs else 5 * settings.prompts // 2
@@ -199,7 +196,7 @@ def sample_path_prompts(
         kept = [
             pair
             for pair, exact in zip(pairs, aligned, strict=True)
-            if exact and _changes_answer(pair)
+            if exact and changes_an_answer(pair)
         ]
         cut = min(len(kept) // 3, max(_MIN_PAIRS, settings.prompts // 2))
         if cut >= _MIN_PAIRS:
@@ -207,11 +204,12 @@ def sample_path_prompts(
     return PathPrompts(search, test)
 
 
-def _changes_answer(pair: Pair) -> bool:
+def changes_an_answer(pair: Pair) -> bool:
+    """Whether the counterfactual has another answer."""
     return any(pair.changes_answer(name) for name, _ in pair.clean.answers)
 
 
-def _shared_roles(batches_by_model: Sequence[Mapping[str, PairBatch]]) -> tuple[str, ...]:
+def shared_roles(batches_by_model: Sequence[Mapping[str, PairBatch]]) -> tuple[str, ...]:
     """Roles that all models have, by mean position in the first model; the rest role is last.
 
     The role of the last answer is left out, because no token follows it.

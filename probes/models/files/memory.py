@@ -25,6 +25,13 @@ def available_memory() -> int:
     return free
 
 
+def process_memory() -> int:
+    """Bytes of memory that this process has."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
 def require_memory(source: str, weights: int, dtype: torch.dtype) -> None:
     """Refuse a model whose weights do not fit into memory, before they are read.
 

@@ -1,0 +1,73 @@
+"""Command: the claims H1a to H5 in one or more models."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from probes.cli.common import (
+    MAX_SEED,
+    Format,
+    GateAsks,
+    check_output_paths,
+    open_console,
+    print_line,
+    reports_errors,
+    silence_libraries,
+)
+from probes.cli.plan import Budget, PlanOnly, plan_options
+from probes.cli.tables import write_with_tables
+from probes.errors import GateError
+
+claims_app = typer.Typer()
+
+
+@claims_app.command()
+@reports_errors
+def claims(
+    models: Annotated[
+        list[str], typer.Argument(help="Names of shipped models, folders, GGUF files, or hub ids.")
+    ],
+    pattern: Annotated[str, typer.Option(help="Name of a pattern.")] = "take-away",
+    format: Format = "plain",
+    base_model: Annotated[
+        str, typer.Option(help="Model before tuning, if the provenance does not say.")
+    ] = "",
+    bases: Annotated[int, typer.Option(help="Prompts to measure on.", min=80, max=100_000)] = 200,
+    nulls: Annotated[int, typer.Option(help="Random-init models for the null.", min=1)] = 20,
+    seed: Annotated[
+        int, typer.Option(help="Seed of prompts and random models.", min=0, max=MAX_SEED)
+    ] = 0,
+    gate: GateAsks = None,
+    budget: Budget = "",
+    plan_only: PlanOnly = False,
+    out: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("claims.html"),
+    json: Annotated[Path | None, typer.Option(help="Where the numbers are written.")] = None,
+) -> None:
+    """Test claims H1a to H5: one operation state for all objects, and a branch for the noun."""
+    check_output_paths(out, json, page=True)
+    silence_libraries()
+    from probes.claims.result import ClaimsReport, ClaimsReports
+    from probes.claims.run import ClaimSettings, evaluate_claims
+
+    console, reports = open_console(), list[ClaimsReport]()
+    settings = ClaimSettings(
+        bases=bases,
+        nulls=nulls,
+        seed=seed,
+        format=format,
+        gate=gate.value if gate else None,
+        **plan_options(budget, plan_only),
+    )
+    for name in models:
+        try:
+            reports.append(evaluate_claims(name, pattern, settings, base_model=base_model or None))
+        except typer.Exit:  # Only its plan is wanted.
+            continue
+        except GateError as error:  # The other models are still measured.
+            print_line(console, f"- {name}: behavior absent. {error}")
+    if plan_only:
+        return
+    if not reports:
+        raise GateError(f"None of {', '.join(models)} has the behavior: there is nothing to test")
+    write_with_tables(ClaimsReports(tuple(reports)), out, json)
