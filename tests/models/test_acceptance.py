@@ -263,3 +263,27 @@ def test_a_config_that_does_not_describe_its_model_is_refused_and_nothing_saved(
     with pytest.raises(ModelError, match=r"mine was not saved: loaded again, its logits differ"):
         derived(hf_model).save(tmp_path / "after")
     assert [path.name for path in tmp_path.iterdir()] == ["before"]
+
+
+@pytest.mark.parametrize(("slope", "accepted"), [(1e-5, True), (1e-2, False)])
+def test_rounding_that_depends_on_the_length_is_told_from_a_decoder_that_looks_ahead(
+    slope, accepted, monkeypatch
+):
+    hf_model = tiny_hf("llama", seed=0)
+    forward = hf_model.forward
+
+    def shorter_texts_give_smaller_logits(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.logits = output.logits - slope * (8 - kwargs["input_ids"].shape[1])
+        return output
+
+    monkeypatch.setattr(hf_model, "forward", shorter_texts_give_smaller_logits)
+    reference = reference_logits(hf_model)
+    monkeypatch.undo()
+    assert (reference.rounding > 0) == accepted
+    model = tiny("llama")
+    if accepted:
+        check_acceptance(model, reference)
+    else:
+        with pytest.raises(ModelError, match="not a causal decoder"):
+            check_acceptance(model, reference)
