@@ -1,7 +1,5 @@
 """Commands that make models: the shipped models, and relatives of any model."""
 
-import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,36 +16,46 @@ from probes.cli.common import (
     reports_errors,
     silence_libraries,
 )
+from probes.cli.training import (
+    Batch,
+    Device,
+    Rate,
+    Steps,
+    StudentBatch,
+    StudentRate,
+    StudentSteps,
+    StudentTexts,
+    Texts,
+    checkpoint_folder,
+    family_texts,
+    minute_lines,
+    option,
+    print_plan,
+    show_progress,
+    student_texts,
+    student_training,
+)
 from probes.errors import ProbeError
 
 make_app = typer.Typer(no_args_is_help=True, help="Make models.")
-
-
-def _option(text: str, **limits: Any) -> Any:  # noqa: ANN401
-    return typer.Option(help=text, **limits)
 
 
 _Source = Annotated[
     str, typer.Argument(help="Name of a shipped model, a folder, a GGUF file, or a hub id.")
 ]
 _Members = Annotated[list[str] | None, typer.Argument(help="Names; all by default.")]
-_Work = Annotated[Path, _option("Folder of checkpoints and of models between.")]
-_Name = Annotated[str, _option("Name of the new model, saved in runs/relatives/NAME.")]
-_Force = Annotated[bool, _option("Replace a model of this name; train from the start.")]
-_Texts = Annotated[Path | None, _option("Texts, one a line; default: the shipped corpus.")]
-_Steps = Annotated[int, _option("Training steps.", min=0)]
-_Batch = Annotated[int, _option("Texts in each step.", min=1)]
-_Rate = Annotated[float, _option("Learning rate.", min=0.0)]
-_Device = Annotated[str, _option("Device of training; empty: torch's default device.")]
-_Seed = Annotated[int, _option("Random seed.", min=0, max=MAX_SEED)]
-_Threads = Annotated[int, _option(THREADS_HELP, min=1)]
+_Work = Annotated[Path, option("Folder of checkpoints and of models between.")]
+_Name = Annotated[str, option("Name of the new model, saved in runs/relatives/NAME.")]
+_Force = Annotated[bool, option("Replace a model of this name; train from the start.")]
+_Seed = Annotated[int, option("Random seed.", min=0, max=MAX_SEED)]
+_Threads = Annotated[int, option(THREADS_HELP, min=1)]
 
 
 @make_app.command("family")
 @reports_errors
 def make_family(
     members: _Members = None,
-    folder: Annotated[Path, _option("Folder of the new models.")] = Path("runs/family"),
+    folder: Annotated[Path, option("Folder of the new models.")] = Path("runs/family"),
     work: _Work = Path("runs/work"),
     threads: _Threads = 1,
 ) -> None:
@@ -63,10 +71,10 @@ def make_family(
 @reports_errors
 def make_series(
     members: _Members = None,
-    folder: Annotated[Path, _option("Shipped models.")] = Path("data/models"),
+    folder: Annotated[Path, option("Shipped models.")] = Path("data/models"),
     work: _Work = Path("runs/work"),
-    pattern: Annotated[str, _option("Pattern they are measured on.")] = "take-away",
-    out: Annotated[Path, _option("The table.")] = Path("runs/series.csv"),
+    pattern: Annotated[str, option("Pattern they are measured on.")] = "take-away",
+    out: Annotated[Path, option("The table.")] = Path("runs/series.csv"),
     threads: _Threads = 1,
 ) -> None:
     """Train small models over seeds and numbers of objects, and measure them (hours)."""
@@ -87,10 +95,10 @@ def make_series(
 @reports_errors
 def make_quantized(
     model: _Source,
-    scheme: Annotated[str, _option("int8, int4, int2, bnb-int8, nf4, rtn-2 to rtn-16.")] = "int4",
-    group: Annotated[int | None, _option("Weights per scale; 0: whole rows.", min=0)] = None,
-    asymmetric: Annotated[bool, _option("Quantize with a zero point (rtn).")] = False,
-    embeddings: Annotated[bool, _option("Quantize embeddings as well (rtn).")] = False,
+    scheme: Annotated[str, option("int8, int4, int2, bnb-int8, nf4, rtn-2 to rtn-16.")] = "int4",
+    group: Annotated[int | None, option("Weights per scale; 0: whole rows.", min=0)] = None,
+    asymmetric: Annotated[bool, option("Quantize with a zero point (rtn).")] = False,
+    embeddings: Annotated[bool, option("Quantize embeddings as well (rtn).")] = False,
     name: _Name = "",
     force: _Force = False,
     seed: _Seed = 0,
@@ -108,10 +116,10 @@ def make_quantized(
 @reports_errors
 def make_pruned(
     model: _Source,
-    fraction: Annotated[float, _option("Fraction of weights set to zero.", min=0, max=1)] = 0.5,
-    method: Annotated[str, _option("magnitude, wanda, heads, neurons or random.")] = "magnitude",
-    scope: Annotated[str, _option("Weights ranked together; empty: the method's default.")] = "",
-    pattern: Annotated[str, _option("Pattern that scores wanda, heads and neurons.")] = "take-away",
+    fraction: Annotated[float, option("Fraction of weights set to zero.", min=0, max=1)] = 0.5,
+    method: Annotated[str, option("magnitude, wanda, heads, neurons or random.")] = "magnitude",
+    scope: Annotated[str, option("Weights ranked together; empty: the method's default.")] = "",
+    pattern: Annotated[str, option("Pattern that scores wanda, heads and neurons.")] = "take-away",
     name: _Name = "",
     force: _Force = False,
     seed: _Seed = 0,
@@ -135,16 +143,16 @@ def make_pruned(
 @reports_errors
 def make_grown(
     model: _Source,
-    method: Annotated[str, _option("identity, stack or wider.")] = "identity",
-    layers: Annotated[int | None, _option("Layers after growth.", min=1)] = None,
-    width: Annotated[int | None, _option("Neurons of each MLP, for wider.")] = None,
-    steps: _Steps = 0,
-    batch: _Batch = 64,
-    rate: _Rate = 1e-3,
-    texts: _Texts = None,
+    method: Annotated[str, option("identity, stack or wider.")] = "identity",
+    layers: Annotated[int | None, option("Layers after growth.", min=1)] = None,
+    width: Annotated[int | None, option("Neurons of each MLP, for wider.")] = None,
+    steps: Steps = 0,
+    batch: Batch = 64,
+    rate: Rate = 1e-3,
+    texts: Texts = None,
     name: _Name = "",
     force: _Force = False,
-    device: _Device = "",
+    device: Device = "",
     seed: _Seed = 0,
     threads: _Threads = 1,
 ) -> None:
@@ -165,8 +173,8 @@ def make_grown(
     made = grown = grow(model, method, size, seed=seed)
     if steps:
         settings = TrainingConfig(steps, seed, batch=batch, learning_rate=rate, device=device)
-        rows, home = texts or _family_texts(grown, settings), _checkpoint_folder(folder, force)
-        made = continue_training(grown, rows, settings, folder=home, progress=_show_progress())
+        rows, home = texts or family_texts(grown, settings), checkpoint_folder(folder, force)
+        made = continue_training(grown, rows, settings, folder=home, progress=show_progress())
         if texts is None:  # The shipped corpus leaves out what it left out for the parent.
             kept = replace(made.provenance, held_out=grown.provenance.held_out)
             made = replace(made, provenance=kept)
@@ -177,44 +185,55 @@ def make_grown(
 @reports_errors
 def make_distilled(
     teacher: _Source,
-    start: Annotated[str, _option("layers (of the teacher), fresh, or a model.")] = "layers",
-    layers: Annotated[int, _option("Layers of the student; half by default.", min=0)] = 0,
-    width: Annotated[int, _option("Width of a fresh student.", min=0)] = 0,
+    start: Annotated[
+        str, option("layers or alternate (of the teacher), fresh, or a model.")
+    ] = "layers",
+    layers: Annotated[int, option("Layers of the student; half by default.", min=0)] = 0,
+    width: Annotated[int, option("Width of a fresh student.", min=0)] = 0,
     labels: Annotated[
-        str, _option("soft, hard, top-k:8, sampled:12, smoothed:0.1 or permuted.")
+        str, option("soft, hard, top-k:8, sampled:12, smoothed:0.1 or permuted.")
     ] = "soft",
-    teacher_text: Annotated[bool, _option("Train on the teacher's texts.")] = False,
-    temperature: Annotated[float, _option("Temperature of soft labels.")] = 1.0,
-    steps: _Steps = 1500,
-    batch: _Batch = 64,
-    rate: _Rate = 1e-3,
-    texts: _Texts = None,
+    teacher_text: Annotated[bool, option("Train on the teacher's texts.")] = False,
+    temperature: Annotated[float, option("Temperature of soft labels.")] = 1.0,
+    steps: StudentSteps = None,
+    batch: StudentBatch = None,
+    rate: StudentRate = None,
+    texts: StudentTexts = None,
     name: _Name = "",
     force: _Force = False,
-    device: _Device = "",
+    device: Device = "",
     seed: _Seed = 0,
     threads: _Threads = 1,
 ) -> None:
     """Distill a model: train a smaller one on its predictions."""
     silence_libraries(threads)
     from probes.compression.derived_model import load_parent
-    from probes.compression.distillation.distill import DistillationSettings, distill
-    from probes.compression.distillation.plan import TrainingConfig
+    from probes.compression.distillation.distill import (
+        DistillationSettings,
+        build_student,
+        distill,
+    )
     from probes.compression.distillation.targets import parse_labels
 
     folder = _new_folder(name or f"{Path(teacher).name}-distilled-{seed}", force)
+    targets = parse_labels(labels, temperature=temperature)
+    origin = load_parent(teacher)
+    given = {"steps": steps, "batch": batch, "learning_rate": rate}
+    training = student_training(origin, start, given, seed=seed, device=device)
     settings = DistillationSettings(
         start=start,
         layers=layers,
         width=width,
-        labels=parse_labels(labels, temperature=temperature),
+        labels=targets,
         teacher_text=teacher_text,
-        training=TrainingConfig(steps, seed, batch=batch, learning_rate=rate, device=device),
-        progress=_show_progress(),
+        training=training,
+        progress=show_progress() or minute_lines(training.steps),
     )
-    origin = load_parent(teacher)
-    rows = texts or _family_texts(origin, settings.training)
-    made = distill(origin, rows, settings, folder=_checkpoint_folder(folder, force))
+    home = checkpoint_folder(folder, force)
+    print_plan(training, home)
+    build_student(origin, settings)  # An impossible one ends before the texts are written.
+    rows = texts or student_texts(origin, training, home)
+    made = distill(origin, rows, settings, folder=home)
     _save_and_print(made, folder, teacher)
 
 
@@ -222,16 +241,16 @@ def make_distilled(
 @reports_errors
 def make_ticket(
     model: _Source,
-    early: Annotated[str, _option("Early model; known for shipped models.")] = "",
-    rounds: Annotated[int, _option("Rounds of pruning.", min=1)] = 3,
-    fraction: Annotated[float, _option("Pruned in each round.", min=0, max=1)] = 0.5,
-    steps: _Steps = 1500,
-    batch: _Batch = 128,
-    rate: _Rate = 1e-3,
-    texts: _Texts = None,
+    early: Annotated[str, option("Early model; known for shipped models.")] = "",
+    rounds: Annotated[int, option("Rounds of pruning.", min=1)] = 3,
+    fraction: Annotated[float, option("Pruned in each round.", min=0, max=1)] = 0.5,
+    steps: Steps = 1500,
+    batch: Batch = 128,
+    rate: Rate = 1e-3,
+    texts: Texts = None,
     name: _Name = "",
     force: _Force = False,
-    device: _Device = "",
+    device: Device = "",
     seed: _Seed = 0,
     threads: _Threads = 1,
 ) -> None:
@@ -244,11 +263,11 @@ def make_ticket(
 
     folder = _new_folder(name or f"{Path(model).name}-ticket", force)
     training = TrainingConfig(steps, seed, batch=batch, learning_rate=rate, device=device)
-    settings = TicketSettings(rounds, fraction, training, _show_progress())
+    settings = TicketSettings(rounds, fraction, training, show_progress())
     origin = load_parent(model)
     start = early or pretraining_model(origin)
-    rows = texts or _family_texts(origin, training)
-    made = lottery_ticket(origin, start, rows, settings, folder=_checkpoint_folder(folder, force))
+    rows = texts or family_texts(origin, training)
+    made = lottery_ticket(origin, start, rows, settings, folder=checkpoint_folder(folder, force))
     _save_and_print(made, folder, model)
 
 
@@ -257,25 +276,6 @@ def _new_folder(name: str, force: bool) -> Path:
     from probes.compression.derived_model import new_model_folder
 
     return new_model_folder(name, force=force)
-
-
-def _checkpoint_folder(folder: Path, force: bool) -> Path:
-    checkpoints = Path("runs") / "work" / f"{folder.name}-checkpoints"
-    if force:
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    return checkpoints
-
-
-def _family_texts(model: Any, settings: Any) -> Any:  # noqa: ANN401
-    """Texts of the shipped models' corpus, one for each row of the run."""
-    from probes.experiments.family.train import family_corpus
-
-    settings.torch_device()  # A wrong one ends before the texts are written.
-    return family_corpus(model, count=settings.steps * settings.batch, seed=settings.seed)
-
-
-def _show_progress() -> bool:
-    return sys.stderr.isatty()
 
 
 def _save_and_print(derived: Any, folder: Path, source: str) -> None:  # noqa: ANN401

@@ -34,12 +34,13 @@ def study(
     name: Annotated[
         str,
         typer.Argument(
-            help="labels, names, adapting, tickets, growing, along, fewest or inheritance."
+            help="labels, names, adapting, tickets, growing, along, fewest, inheritance or "
+            "real-models."
         ),
     ],
-    folder: Annotated[Path, typer.Option(help="Folder of the shipped models.")] = Path(
-        "data/models"
-    ),
+    folder: Annotated[
+        Path, typer.Option(help="Folder of the shipped models, or of pretrained ones.")
+    ] = Path("data/models"),
     work: Annotated[Path, typer.Option(help="Folder of the new models.")] = Path("runs/work"),
     out: Annotated[
         Path | None, typer.Option(help="Where the table is written; runs/NAME.csv by default.")

@@ -12,9 +12,11 @@ from probes.files import data_folder
 from probes.prompts.format.examples import formatted
 from probes.prompts.format.prompt_format import PLAIN_NAME, PromptFormat
 from probes.prompts.pattern import OppositePattern, Pattern
-from probes.prompts.question import evaluate_expression
+from probes.prompts.question import Question, evaluate_expression
 from probes.prompts.template import Lexicon, parse_templates
 from probes.prompts.word_patterns import read_word_pattern
+
+_UNASKED_SEED = 1_000_003  # Seeds that users choose are seldom above it.
 
 
 @cache
@@ -187,6 +189,34 @@ def pattern(name: str | Pattern, *, format: str | PromptFormat = PLAIN_NAME) -> 
             ".jsonl file of pairs"
         )
     return known[name]
+
+
+def unasked_questions(count: int, *, seed: int) -> dict[str, tuple[Question, ...]]:
+    """Questions of `data/real_patterns.toml` that gates and comparisons do not ask, by pattern.
+
+    Those of word patterns are in none of the shipped pairs, and patterns whose words allow no
+    others are left out. Those of number patterns are drawn with another seed, from more than
+    10,000 questions, so that few coincide.
+
+    Args:
+        count: Most questions of a pattern.
+        seed: Seed of the draws.
+    """
+    path, result = data_folder() / "real_patterns.toml", {}
+    table = _read_toml(path)
+    for name, shipped in list_patterns(path).items():
+        if not shipped.user_pairs:
+            result[name] = shipped.sample_questions(count, seed=_UNASKED_SEED + seed)
+            continue
+        asked = {
+            side.text for pair in shipped.user_pairs for side in (pair.clean, pair.counterfactual)
+        }
+        word_pattern = read_word_pattern(name, table["pattern"][name], table)
+        drawn = word_pattern.pairs(2 * count, seed=f":unasked:{seed}")
+        found = {side.text: side for pair in drawn for side in (pair.clean, pair.counterfactual)}
+        if left := [question for text, question in found.items() if text not in asked]:
+            result[name] = tuple(left[:count])
+    return result
 
 
 def held_out_table() -> dict[str, Any]:

@@ -18,7 +18,7 @@ WordRow = Mapping[str, str]
 N_PAIRS = 128
 """Pairs of each contrast, or as many as the words allow."""
 
-_DRAWS = 4 * N_PAIRS
+_DRAWS_OF_A_PAIR = 4
 _KEYS = {"title", "source", "slots", "templates", "answer", "foils", "contrasts", "delimiter"}
 
 
@@ -67,18 +67,18 @@ class WordPattern:
     contrasts: Mapping[str, _Contrast]
     delimiter: str
 
-    def pairs(self) -> tuple[Pair, ...]:
-        """Distinct pairs of each contrast, at most `N_PAIRS`, drawn with a fixed seed.
+    def pairs(self, count: int = N_PAIRS, *, seed: str = "") -> tuple[Pair, ...]:
+        """Distinct pairs of each contrast, at most `count`, drawn with a fixed seed.
 
         Raises:
             PatternError: A contrast yields no pair.
         """
         found: list[Pair] = []
         for name, contrast in self.contrasts.items():
-            rng, drawn = random.Random(f"{self.name}:{name}"), dict[str, Pair]()
+            rng, drawn = random.Random(f"{self.name}:{name}{seed}"), dict[str, Pair]()
             templates = [(each, contrast.change(each)) for each in self.templates]
-            for _ in range(_DRAWS):
-                if len(drawn) == N_PAIRS:
+            for _ in range(_DRAWS_OF_A_PAIR * count):
+                if len(drawn) == count:
                     break
                 pair = self._draw_pair(name, contrast, rng.choice(templates), rng)
                 if pair is not None:

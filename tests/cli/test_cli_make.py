@@ -14,10 +14,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from probes.cli import training
 from probes.cli.app import app
+from probes.compression.derived_model import DerivedModel
+from probes.compression.distillation import pattern_texts
 from probes.errors import ModelError
 from probes.files import list_derived_models
+from probes.models.files.provenance import Provenance, StorageCost
 from probes.models.model import load
+from probes.testing.tiny_models import tiny_hf
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +91,33 @@ def test_only_known_training_texts_keep_words_held_out(here, more, held_out):
     done = run("make", "grown", "scratch", "--layers", 3, "--name", "more", *more)
     assert done.exit_code == 0, done.output
     assert list(load("more").provenance.held_out) == held_out
+
+
+def test_a_student_of_another_tokenizer_learns_patterns_and_its_teachers_text(
+    here, letters, monkeypatch
+):
+    """Without a file of texts; a run that goes on reads the texts that its teacher wrote."""
+    monkeypatch.setattr(pattern_texts, "_WRITTEN", 4)
+    monkeypatch.setattr(training, "_LINE_SECONDS", 0)
+    hf_model = tiny_hf("llama", seed=0, vocab_size=len(letters), max_position_embeddings=256)
+    made = Provenance("trained", "", StorageCost(0.0, 0.0, 0.0))
+    DerivedModel("mine", hf_model, letters, made).save(here / "mine")
+    words = ("make", "distilled", "mine", "--layers", 2, "--start", "alternate")
+    done = run(*words, *QUICK, "--name", "small")
+    assert done.exit_code == 0, done.output
+    assert "Step 2 of 2: loss" in done.stderr
+    checkpoints = here / "runs" / "work" / "small-checkpoints"
+    assert len(json.loads((checkpoints / "teacher_texts.json").read_text())["texts"]) == 4
+    refused = run(*words[:4], 9, *QUICK, "--name", "large")
+    assert "give a student 1 to 3" in refused.stderr
+    assert not (here / "runs" / "work" / "large-checkpoints").exists()
+    student = load("small")
+    assert student.shape.layers == 2
+    assert student.provenance.settings["start"] == "alternate"
+    assert student.provenance.settings["learning_rate"] == 1e-3
+    shutil.rmtree(here / "runs" / "relatives")
+    monkeypatch.setattr(pattern_texts, "generate_continuations", None)
+    assert run(*words, *QUICK, "--name", "small").exit_code == 0
 
 
 def test_the_gap_to_the_real_kernel_is_printed():

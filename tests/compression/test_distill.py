@@ -138,6 +138,15 @@ def test_a_student_may_continue_another_model_of_the_same_vocabulary(tmp_path, f
         build_student(full, DistillationSettings(str(tmp_path / "other")))
 
 
+def test_a_student_that_continues_a_model_of_another_width_learns_from_the_teacher(tmp_path, full):
+    narrow = load_parent("distilled-narrow")
+    settings = replace(SETTINGS, start="distilled-narrow", layers=0)
+    made = distill(full, family_corpus(full, count=12, seed=0), settings, folder=tmp_path)
+    assert made.hf_model.config.hidden_size == narrow.hf_model.config.hidden_size
+    assert made.hf_model.config.hidden_size != full.hf_model.config.hidden_size
+    assert not all(map(torch.equal, narrow.hf_model.parameters(), made.hf_model.parameters()))
+
+
 def test_texts_are_read_line_by_line(full, tmp_path):
     path = tmp_path / "texts.txt"
     path.write_text("Tom has 3 foxes.\n\nHe gets 2 more.\n", encoding="utf-8")

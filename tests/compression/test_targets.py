@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 
+from probes.compression.distillation import targets
 from probes.compression.distillation.targets import (
     TARGET_KINDS,
     DistillationTargets,
     distillation_loss,
+    mean_loss,
     parse_labels,
     target_distribution,
 )
@@ -89,3 +91,27 @@ def test_invalid_labels_are_refused(text):
     for temperature in (0.0, math.nan, math.inf):
         with pytest.raises(ModelError, match=f"temperature {temperature:g}"):
             DistillationTargets("soft", temperature=temperature)
+
+
+@pytest.mark.parametrize("kind", TARGET_KINDS)
+@pytest.mark.parametrize("chunk", [1, 5 * 3, 5 * 7, 5 * 100])
+def test_a_loss_in_chunks_and_its_gradient_are_those_of_all_tokens_at_once(
+    kind, chunk, monkeypatch
+):
+    monkeypatch.setattr(targets, "_CHUNK", chunk)
+    rng = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(7, 5, generator=rng) for _ in range(2))
+    text = torch.randint(5, (7,), generator=rng)
+    labels, found = DistillationTargets(kind, k=3, temperature=2.0), []
+    for whole in (False, True):
+        generator, logits = torch.Generator().manual_seed(1), student.clone().requires_grad_()
+        if whole and kind in ("sampled", "permuted") and chunk < 5 * 7:
+            return  # Draws in chunks are other draws.
+        if whole:
+            target = target_distribution(labels, text, teacher, generator)
+            loss = distillation_loss(labels, logits, target)
+        else:
+            loss = mean_loss(labels, (logits, teacher, text), generator)
+        loss.backward()
+        found.append((loss.detach(), logits.grad))
+    torch.testing.assert_close(*found)

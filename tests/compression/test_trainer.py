@@ -78,6 +78,19 @@ def test_sampled_labels_are_the_same_after_an_interruption(tmp_path):
     assert torch.equal(weights(train(tmp_path / "stopped", **plan)), straight)
 
 
+def test_every_step_is_reported_with_its_loss_also_after_an_interruption(whole, tmp_path):
+    seen = {}
+    settings, plan = SETTINGS, TrainingPlan(TEXTS, SETTINGS)
+    done = fit(tiny_hf("llama", seed=0), plan, folder=tmp_path / "whole", progress=seen.__setitem__)
+    assert torch.equal(weights(done), whole)
+    assert list(seen) == list(range(1, 9))
+    with pytest.raises(Stop):
+        train(tmp_path / "part", settings=settings, callback=stop_at(5))
+    again = {}
+    fit(tiny_hf("llama", seed=0), plan, folder=tmp_path / "part", progress=again.__setitem__)
+    assert again == {step: seen[step] for step in range(4, 9)}
+
+
 def test_a_finished_run_is_not_run_again(whole, tmp_path):
     train(tmp_path)
     steps = []

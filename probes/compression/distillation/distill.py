@@ -19,12 +19,17 @@ from probes.compression.distillation.texts import (
     load_texts,
     pad_token,
 )
-from probes.compression.distillation.trainer import fit
+from probes.compression.distillation.trainer import TrainingReport, fit
 from probes.errors import ModelError
 from probes.models.files.provenance import Provenance
 from probes.models.process_state import seeded_init
 
 Decoder = TypeVar("Decoder", bound=nn.Module)
+
+LAYER_STARTS = ("layers", "alternate")
+"""Names of the start from evenly spaced layers of the teacher."""
+
+_LARGE = 10_000_000  # Weights.
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +38,14 @@ class DistillationSettings:
 
     Attributes:
         start: "layers" takes evenly spaced layers of the teacher and its embeddings (Sanh et al.
-            2019, arXiv 1910.01108), "fresh" random weights; a name or folder continues that model.
+            2019, arXiv 1910.01108), "alternate" is another name for it, as half of the layers are
+            every second one; "fresh" random weights; a name or folder continues that model.
         layers: Number of layers; half of the teacher's if 0.
         width: Residual width of a fresh student; the teacher's if 0. The head size is kept.
         labels: Targets at each token.
         teacher_text: Whether to train on continuations that the teacher writes.
         training: Settings of the optimizer.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar, or a function to call after every step.
     """
 
     start: str = "layers"
@@ -48,7 +54,7 @@ class DistillationSettings:
     labels: DistillationTargets = field(default_factory=lambda: DistillationTargets("soft"))
     teacher_text: bool = False
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(1500, 0, batch=64))
-    progress: bool = False
+    progress: bool | TrainingReport = False
 
 
 def distill(
@@ -90,6 +96,29 @@ def distill(
     return DerivedModel(f"{origin.name}-distilled", hf_model, origin.tokenizer, made)
 
 
+def default_training(
+    teacher: DerivedModel, start: str = LAYER_STARTS[0], steps: int | None = None
+) -> TrainingConfig:
+    """Return settings that suit the size of a teacher and the start of its student.
+
+    Models of fewer than 10 million weights take those of the shipped models. Others take smaller
+    steps, as in Sanh et al. (2019, arXiv 1910.01108), ten times smaller where a trained model is
+    continued, with little weight decay: a decay of 1 would shrink pretrained weights.
+    """
+    if sum(weight.numel() for weight in teacher.hf_model.parameters()) < _LARGE:
+        return TrainingConfig(1500 if steps is None else steps, 0, batch=64)
+    steps = 1000 if steps is None else steps
+    return TrainingConfig(
+        steps,
+        0,
+        batch=16,
+        learning_rate=5e-4 if start in (*LAYER_STARTS, "fresh") else 5e-5,
+        weight_decay=0.01,
+        warmup=min(100, steps // 10),
+        save_every=100,
+    )
+
+
 def continue_training(
     model: DerivedModel,
     texts: Texts,
@@ -115,7 +144,7 @@ def build_student(teacher: DerivedModel, settings: DistillationSettings) -> nn.M
     """
     config = teacher.hf_model.config
     layers = settings.layers or max(1, int(config.num_hidden_layers) // 2)
-    if settings.start == "layers":
+    if settings.start in LAYER_STARTS:
         if settings.width not in (0, int(config.hidden_size)):
             raise ModelError(
                 f"A student from the teacher's layers has its width, {config.hidden_size}, and "

@@ -125,7 +125,7 @@ class TrainingPlan:
         return {
             "student": hash_model(student),
             "teacher": hash_model(self.teacher) if self.labels.needs_teacher else "",
-            "texts": _hash_texts(self.texts),
+            "texts": hash_texts(self.texts),
             "masks": _hash_tensors(self.masks),
             "pad_token": self.pad_token,
             **{f"labels.{name}": value for name, value in asdict(self.labels).items()},
@@ -203,7 +203,8 @@ def _hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _hash_texts(texts: Sequence[TrainingText]) -> str:
+def hash_texts(texts: Sequence[TrainingText]) -> str:
+    """Return the SHA-256 hash of the tokens of texts."""
     digest = hashlib.sha256()
     for text in texts:
         row = (len(text.ids), text.ignored_prefix, *text.ids)

@@ -8,11 +8,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from probes.errors import ModelError
 
 TargetKind = Literal["hard", "soft", "top-k", "sampled", "smoothed", "permuted"]
 TARGET_KINDS: tuple[TargetKind, ...] = get_args(TargetKind)
+
+_CHUNK = 2**24
+"""Logits whose divergence is computed at once, to bound the memory of a large vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,3 +139,29 @@ def distillation_loss(
     temperature = labels.temperature if soft else 1.0
     log_probabilities = functional.log_softmax(student / temperature, dim=-1)
     return temperature**2 * functional.kl_div(log_probabilities, target, reduction="batchmean")
+
+
+def mean_loss(
+    labels: DistillationTargets,
+    tokens: tuple[
+        Float[Tensor, "token vocab"], Float[Tensor, "token vocab"], Int[Tensor, " token"]
+    ],
+    generator: torch.Generator,
+) -> Float[Tensor, ""]:
+    """Return the mean loss over tokens, from logits of student and teacher and the next tokens.
+
+    Many logits are taken in chunks whose intermediate values are computed again for the gradient.
+    """
+    size = max(1, _CHUNK // tokens[0].shape[-1])
+    total, losses = len(tokens[0]), []
+    for student, teacher, following in zip(*(each.split(size) for each in tokens), strict=True):
+        target = target_distribution(labels, following, teacher.float(), generator)
+        if total <= size:
+            return distillation_loss(labels, student.float(), target)
+        part = checkpoint(
+            lambda one, other: distillation_loss(labels, one.float(), other),
+            *(student, target),
+            use_reentrant=False,
+        )
+        losses.append(part * (len(student) / total))
+    return torch.stack(losses).sum()

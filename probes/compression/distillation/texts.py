@@ -108,6 +108,7 @@ def _generate_batch(
     last, length = stop_and_length
     width = max(map(len, prefixes))
     ids = torch.zeros((len(prefixes), width), dtype=torch.long)
+    device = hf_model.device
     mask = torch.zeros_like(ids)
     for row, prefix in enumerate(prefixes):  # Padding on the left aligns the next tokens.
         ids[row, width - len(prefix) :] = torch.tensor(prefix)
@@ -117,13 +118,14 @@ def _generate_batch(
     for _ in range(max(length - width, 0)):
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -feed.shape[1] :]
         out = hf_model(
-            input_ids=feed,
-            attention_mask=mask,
-            position_ids=positions,
+            input_ids=feed.to(device),
+            attention_mask=mask.to(device),
+            position_ids=positions.to(device),
             use_cache=True,
             **{cache_name: cache},
         )
-        feed = torch.multinomial(out.logits[:, -1].float().softmax(-1), 1, generator=generator)
+        odds = out.logits[:, -1].float().softmax(-1).cpu()
+        feed = torch.multinomial(odds, 1, generator=generator)
         ids = torch.cat([ids, feed], -1)
         mask = torch.cat([mask, unfinished[:, None].long()], -1)
         unfinished = unfinished & (feed[:, 0] != (-1 if last is None else last))

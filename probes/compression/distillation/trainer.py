@@ -23,8 +23,7 @@ from probes.compression.distillation.plan import (
 )
 from probes.compression.distillation.targets import (
     DistillationTargets,
-    distillation_loss,
-    target_distribution,
+    mean_loss,
 )
 from probes.errors import ModelError
 from probes.models.process_state import isolated, suppress_library_warnings
@@ -37,6 +36,9 @@ _WRAPPER_ATTRIBUTES = ("forward", "_original_forward")
 
 TrainingCallback = Callable[[int, nn.Module], None]
 """Called with the number of steps taken and the model, which it must not change."""
+
+TrainingReport = Callable[[int, float], None]
+"""Called with the number of steps taken and the loss of the last one."""
 
 
 class TextDataset(torch.utils.data.Dataset):
@@ -74,7 +76,7 @@ class DistillationTrainer(Trainer):
         self, *args: Any, labels: DistillationTargets, teacher: nn.Module | None, **kw: Any
     ) -> None:
         super().__init__(*args, **kw)
-        self.targets = labels
+        self.targets, self.last_loss = labels, torch.tensor(float("nan"))
         self.teacher = None if teacher is None else teacher.to(self.args.device)
 
     def compute_loss(
@@ -84,16 +86,17 @@ class DistillationTrainer(Trainer):
         feed = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         next_tokens = inputs["labels"][:, 1:]
         trained = next_tokens != _IGNORED_LABEL
-        student = model(**feed).logits[:, :-1][trained].float()
+        student = model(**feed).logits[:, :-1][trained]
         teacher = student.detach()
         if self.teacher is not None:
             with torch.no_grad():
-                teacher = self.teacher(**feed).logits[:, :-1][trained].float()
+                teacher = self.teacher(**feed).logits[:, :-1][trained]
         # Seeded by the step, so a resumed run draws the same labels.
         generator = torch.Generator(teacher.device)
         generator.manual_seed((self.args.seed << 24) + self.state.global_step)
-        target = target_distribution(self.targets, next_tokens[trained], teacher, generator)
-        return distillation_loss(self.targets, student, target)
+        loss = mean_loss(self.targets, (student, teacher, next_tokens[trained]), generator)
+        self.last_loss = loss.detach()
+        return loss
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder, name = Path(str(self.args.output_dir)), f"checkpoint-{self.state.global_step}"
@@ -123,7 +126,7 @@ def _own_forward(model: nn.Module) -> Iterator[None]:
 
 
 class _StepCallback(TrainerCallback):
-    """Applies masks after each step, calls the caller's function, and stops early."""
+    """Applies masks after each step, calls the caller's functions, and stops early."""
 
     def __init__(self, plan: TrainingPlan, callback: TrainingCallback | None) -> None:
         self.masks, self.stop_after = plan.masks, plan.settings.stop_after
@@ -149,13 +152,23 @@ class _StepCallback(TrainerCallback):
             control.should_training_stop = control.should_save = True
 
 
+class _ReportCallback(TrainerCallback):
+    """Reports the loss of each step."""
+
+    def __init__(self, trainer: DistillationTrainer, report: TrainingReport) -> None:
+        self.trainer, self.report = trainer, report
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+        self.report(state.global_step, float(self.trainer.last_loss))
+
+
 def fit(
     hf_model: Any,
     plan: TrainingPlan,
     *,
     folder: Path,
     callback: TrainingCallback | None = None,
-    progress: bool = False,
+    progress: bool | TrainingReport = False,
 ) -> nn.Module:
     """Train a model in place, continuing an interrupted run of the same plan.
 
@@ -166,7 +179,7 @@ def fit(
         plan: Texts, settings, targets, teacher and masks.
         folder: Folder of checkpoints; only the last complete one is kept.
         callback: Called at step 0 and after every step.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar, or a function to call after every step.
 
     Returns:
         The student in evaluation mode.
@@ -198,6 +211,8 @@ def fit(
             teacher=plan.teacher if plan.labels.needs_teacher else None,
         )
         trainer.remove_callback(PrinterCallback)
+        if callable(progress):
+            trainer.add_callback(_ReportCallback(trainer, progress))
         if last and reached == end:
             trainer._load_from_checkpoint(last)  # `train` would take one more step.
         else:
@@ -221,7 +236,7 @@ def _check_teacher(student: Any, plan: TrainingPlan) -> None:
 
 
 def _training_arguments(
-    settings: TrainingConfig, folder: Path, progress: bool
+    settings: TrainingConfig, folder: Path, progress: bool | TrainingReport
 ) -> TrainingArguments:
     device = settings.torch_device()
     return TrainingArguments(
@@ -239,7 +254,7 @@ def _training_arguments(
         logging_steps=100,
         save_steps=settings.save_every,
         report_to=[],
-        disable_tqdm=not progress,
+        disable_tqdm=progress is not True,
         use_cpu=device.type == "cpu",
         bf16=supports_bf16(device),
         seed=settings.seed,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from probes.errors import ModelError
 from probes.experiments.inheritance.run import inheritance_rows
+from probes.experiments.real_models.run import real_model_rows
 from probes.experiments.studies.grids import grid_rows
 from probes.experiments.studies.single_models import adaptation_rows, fewest_rows, name_study_rows
 from probes.experiments.studies.training_runs import training_dynamics_rows
@@ -20,6 +21,7 @@ STUDIES: Mapping[str, Callable[..., Iterator[TableRow]]] = {
     "along": training_dynamics_rows,
     "fewest": fewest_rows,
     "inheritance": inheritance_rows,
+    "real-models": real_model_rows,
 }
 """Functions that measure the rows of each study."""
 

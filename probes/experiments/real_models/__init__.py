@@ -1,0 +1,1 @@
+"""Quantized and pruned relatives of two pretrained models: answers, circuits and states."""
