@@ -24,7 +24,8 @@ class ComparisonSettings:
             The interval of one draw covers its own prompts only. Pairs for heads and role paths
             are drawn once.
         repeats: Whole comparisons, each with other prompts and random-init models. The numbers and
-            verdicts are those of the first; `Comparison.repeats` has the verdicts of all.
+            verdicts are those of the first; `Comparison.repeats` has the verdicts of all. They
+            share the budget equally, and the plan is that of one.
         seed: Seed of the prompts, the random-init models and the bootstrap.
         nulls: Number of random-init models of the other's shape.
         other_seed: Model that differs from the full model in its training seed only. By default
