@@ -15,19 +15,14 @@ from probes.comparison.circuits.edges import compare_edges
 from probes.comparison.family_result import FamilyComparison, gather_repeats
 from probes.comparison.measurements import (
     ModelMeasurements,
-    NullDraw,
-    NullGroup,
     ReferenceModel,
     measure_model,
-    measure_null,
     measure_reference,
-    permute_measurements,
-    prepare_nulls,
 )
+from probes.comparison.nulls import measure_nulls
 from probes.comparison.pair_transfers import (
     MeasuredPair,
     ReferenceSet,
-    architecture_key,
     first_draw,
     further_draw,
     run_draw,
@@ -143,7 +138,7 @@ def _compare_once(
         measured = run_all(lambda model: measure_model(model, prompts), models, "models")
         paths = _measure_paths(prompts, measured, references.other_seed, run_all)
         against = ReferenceSet(
-            nulls=_measure_nulls(prompts, measured, paths, settings.nulls, run_all),
+            nulls=measure_nulls(prompts, measured, paths, settings.nulls, run_all),
             paths=paths,
             edges=_compare_edges(prompts, measured, settings, run_all),
             **_measure_references(references, measured, prompts, run_all),
@@ -185,32 +180,6 @@ def _measure_pairs(
         for one, draw in zip(draws, further, strict=True):
             one.append(draw)
     return [MeasuredPair(full, b, tuple(own)) for b, own in zip(relatives, draws, strict=True)]
-
-
-def _measure_nulls(
-    prompts: ComparisonPrompts,
-    measured: Sequence[ModelMeasurements],
-    paths: PathMeasurements,
-    nulls: int,
-    run_all: RunAll,
-) -> dict[object, list[NullDraw]]:
-    """Measure the random-init models of each architecture, or permute what was measured."""
-    if prompts.permuted_null:
-        return {
-            one.name: [
-                permute_measurements(one, paths.runs[one.name], prompts.seed + n)
-                for n in range(nulls)
-            ]
-            for one in measured[1:]
-        }
-    jobs = [(group, n) for group in _null_groups(prompts, measured) for n in range(nulls)]
-    results = run_all(
-        lambda job: measure_null(*job, prompts, paths.plan), jobs, "random-init models"
-    )
-    by_architecture: dict[object, list[NullDraw]] = {}
-    for (group, _), null in zip(jobs, results, strict=True):
-        by_architecture.setdefault(architecture_key(group.template_model), []).append(null)
-    return by_architecture
 
 
 def _measure_paths(
@@ -289,25 +258,3 @@ def _measure_references(
         "negative_controls": controls,
         "negative_control_hits": _negative_control_hits(prompts, measured, controls, run_all),
     }
-
-
-def _null_groups(
-    prompts: ComparisonPrompts, measured: Sequence[ModelMeasurements]
-) -> list[NullGroup]:
-    """Groups of random-init models, one for each shape.
-
-    Models of the first shape are donors into the others; models of the others' shapes are donors
-    into the first.
-    """
-    first, *others = measured
-    templates = {architecture_key(one.model): one.model for one in reversed(measured)}
-    compared = {architecture_key(one.model) for one in others}
-    groups = []
-    for key, template in templates.items():
-        recipients = [first] if key in compared else []
-        recipients += others if key == architecture_key(first.model) else []
-        open_recipients = [one.recipient for one in recipients if one.recipient]
-        groups.append(
-            prepare_nulls(template, prompts, open_recipients, states_only=key not in compared)
-        )
-    return groups

@@ -283,18 +283,16 @@ def _count_variables(
     pattern: Pattern, tokenizers: Sequence[PreTrainedTokenizerBase], seed: int
 ) -> int:
     """Variables of the cross-model interchange; 0 where the pattern does not allow it."""
+    how = {"tokenizers": tokenizers, "bases": 16, "prompts": 32, "seed": seed}
     try:
-        folds = sample_held_out_folds(
-            pattern, tokenizers=tokenizers, bases=16, prompts=32, seed=seed
-        )
+        return len(sample_held_out_folds(pattern, **how).variables)
     except PatternError:
         return 0
-    return len(folds.variables)
 
 
 def _extra_memory(model: Model, batches: Mapping[str, PairBatch], share: float) -> int:
     """Bytes that measuring a model takes beside its weights, for `share` times as many pairs."""
-    pairs = sum(len(batch) for batch in batches.values())
+    pairs = sum(map(len, batches.values()))
     tokens = sum(batch.clean.ids.numel() for batch in batches.values())
     kept = tokens * model.shape.layers * model.shape.d_model * _FLOATS_PER_UNIT
     floats = share * (kept + pairs * _FLOATS_PER_PAIR) + _FIXED_FLOATS
