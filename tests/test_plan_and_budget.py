@@ -22,7 +22,7 @@ from probes.comparison.result import Comparison
 from probes.comparison.setup import plan as comparison_plan
 from probes.comparison.setup.plan import plan_comparison
 from probes.comparison.setup.references import ComparisonSettings, load_references
-from probes.errors import BudgetError
+from probes.errors import BudgetError, PatternError
 from probes.models.model import Model, load, wrap
 from probes.observe.gate import gate
 from probes.plan import (
@@ -381,3 +381,8 @@ def test_claims_within_a_budget_say_what_they_leave_out(monkeypatch):
     assert plan.left_out == (f"{200 - lowered.bases} of 200 prompts",)
     with pytest.raises(BudgetError, match="at the least"):
         plan_claims(model, own, ClaimSettings(budget=1.0))
+
+
+def test_a_pattern_that_the_claims_refuse_has_no_plan():
+    with pytest.raises(PatternError, match="no opposite operation"):
+        plan_claims(load("full"), pattern("ioi"), ClaimSettings())

@@ -10,6 +10,7 @@ from probes.models.pass_costs import device_name, seconds_per_prompt
 from probes.observe.gate import GATE_QUESTIONS
 from probes.observe.result import GateCriterion
 from probes.plan import Plan, Reduction, Stage, fit_to_budget, with_outlook
+from probes.prompts.interchange_sampler import PairSampler
 from probes.prompts.pattern import Pattern
 from probes.prompts.tokens.batch import tokenize
 from probes.prompts.tokens.pair_batch import sample_readable_questions
@@ -73,8 +74,9 @@ def plan_claims(
 
     Raises:
         BudgetError: The budget is below what the lowest settings need.
-        ProbeError: The pattern has no readable questions.
+        ProbeError: The pattern has no readable questions, or no interchange pairs.
     """
+    PairSampler(pattern)  # A pattern that the tests refuse has no plan.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # The tests themselves warn of what they leave out.
         questions = sample_readable_questions(

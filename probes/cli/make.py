@@ -30,9 +30,8 @@ from probes.cli.training import (
     family_texts,
     minute_lines,
     option,
-    print_plan,
     show_progress,
-    student_texts,
+    student_rows,
     student_training,
 )
 from probes.errors import ProbeError
@@ -208,11 +207,7 @@ def make_distilled(
     """Distill a model: train a smaller one on its predictions."""
     silence_libraries(threads)
     from probes.compression.derived_model import load_parent
-    from probes.compression.distillation.distill import (
-        DistillationSettings,
-        build_student,
-        distill,
-    )
+    from probes.compression.distillation.distill import DistillationSettings, distill
     from probes.compression.distillation.targets import parse_labels
 
     folder = _new_folder(name or f"{Path(teacher).name}-distilled-{seed}", force)
@@ -230,10 +225,7 @@ def make_distilled(
         progress=show_progress() or minute_lines(training.steps),
     )
     home = checkpoint_folder(folder, force)
-    print_plan(training, home)
-    build_student(origin, settings)  # An impossible one ends before the texts are written.
-    rows = texts or student_texts(origin, training, home)
-    made = distill(origin, rows, settings, folder=home)
+    made = distill(origin, student_rows(origin, texts, settings, home), settings, folder=home)
     _save_and_print(made, folder, teacher)
 
 

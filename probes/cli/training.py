@@ -56,8 +56,23 @@ def family_texts(model: Any, settings: Any) -> Any:  # noqa: ANN401
     return family_corpus(model, count=settings.steps * settings.batch, seed=settings.seed)
 
 
-def student_texts(teacher: Any, settings: Any, checkpoints: Path) -> Any:  # noqa: ANN401
-    """Texts of a student without a file: of the shipped corpus, or of patterns and the teacher."""
+def student_rows(teacher: Any, texts: Path | None, settings: Any, checkpoints: Path) -> Any:  # noqa: ANN401
+    """Texts of a student: those of a file, of the shipped corpus, or of patterns and the teacher.
+
+    The plan is printed before the teacher writes, and after all that can be refused was checked.
+    """
+    from probes.compression.distillation.distill import build_student
+    from probes.compression.distillation.texts import load_texts
+
+    training = settings.training
+    build_student(teacher, settings)
+    training.torch_device()
+    rows = load_texts(teacher, texts) if texts else None
+    _print_plan(training, checkpoints)
+    return rows or _student_texts(teacher, training, checkpoints)
+
+
+def _student_texts(teacher: Any, settings: Any, checkpoints: Path) -> Any:  # noqa: ANN401
     from probes.compression.distillation.pattern_texts import pattern_texts
     from probes.experiments.family.train import has_family_tokenizer
 
@@ -85,7 +100,7 @@ def student_training(
     return replace(default_training(teacher, start, given.get("steps")), **given, **other)
 
 
-def print_plan(settings: Any, checkpoints: Path) -> None:  # noqa: ANN401
+def _print_plan(settings: Any, checkpoints: Path) -> None:  # noqa: ANN401
     """Print what a training run will do."""
     plan = f"{settings.steps} steps of {settings.batch} texts at rate {settings.learning_rate:g}"
     kept = f"a checkpoint every {settings.save_every} steps in {checkpoints}"
