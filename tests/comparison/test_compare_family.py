@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from probes.comparison import compare as relatives
+from probes.comparison import nulls
 from probes.comparison.compare import compare, compare_family
 from probes.comparison.explanation import FailingPrompt
 from probes.comparison.family_result import FamilyComparison, gather_repeats
@@ -754,9 +755,9 @@ def references_used(monkeypatch):
     monkeypatch.setattr(relatives, "sample_comparison_prompts", lambda *_: plan)
     monkeypatch.setattr(relatives, "measure_model", measured)
     monkeypatch.setattr(
-        relatives, "prepare_nulls", lambda like, *_, **__: NullGroup(like, (), None, None, None)
+        nulls, "prepare_nulls", lambda like, *_, **__: NullGroup(like, (), None, None, None)
     )
-    monkeypatch.setattr(relatives, "measure_null", lambda *_, **__: NullDraw(None, None, {}, {}))
+    monkeypatch.setattr(nulls, "measure_null", lambda *_, **__: NullDraw(None, None, {}, {}))
     monkeypatch.setattr(relatives, "measure_reference", reference)
     monkeypatch.setattr(relatives, "assemble_comparison", spy)
     return calls
