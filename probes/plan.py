@@ -7,7 +7,7 @@ the fraction or multiple of one that they cost.
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from probes.errors import BudgetError
@@ -85,6 +85,27 @@ class Plan:
             yield f"  {stage.name:<{width}}  {stage.passes:>9,.0f} passes  {time:>8}"
         yield from budget_lines(self.left_out)
         yield from self.outlook
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PlannedSettings:
+    """Settings of a command that is planned; those of each command are added to them.
+
+    Attributes:
+        budget: Most seconds of one core, or of the device; other settings are lowered to keep to
+            it (the `REDUCTIONS` of the command), and the result says which.
+        on_plan: Called with the plan before the work begins.
+        progress: Whether a progress bar is shown, or a line a minute without a terminal.
+    """
+
+    budget: float | None = None
+    on_plan: Callable[[Plan], None] | None = field(default=None, compare=False)
+    progress: bool = field(default=False, compare=False)
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether the work is estimated before it begins."""
+        return self.budget is not None or self.on_plan is not None or self.progress
 
 
 @dataclass(frozen=True, slots=True)

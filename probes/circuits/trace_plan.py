@@ -1,8 +1,7 @@
 """Settings of a trace, its plan in passes, and the settings that a budget lowers."""
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from time import thread_time
 
 from probes.circuits.edges.edge_attribution import EAP, EAPIG, AttributionMethod
@@ -14,7 +13,7 @@ from probes.models.model import Model
 from probes.models.pass_costs import device_name, seconds_per_prompt
 from probes.observe.gate import GATE_QUESTIONS
 from probes.observe.result import GateCriterion
-from probes.plan import Plan, Reduction, Stage, fit_to_budget, with_outlook
+from probes.plan import Plan, PlannedSettings, Reduction, Stage, fit_to_budget, with_outlook
 from probes.prompts.pattern import Pattern
 
 # What a prompt costs, in passes, measured on the family and on SmolLM2-135M (docs/performance.md):
@@ -46,7 +45,7 @@ REDUCTIONS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class TraceSettings(TaskSettings):
+class TraceSettings(TaskSettings, PlannedSettings):
     """How `trace` draws pairs, scores edges and evaluates circuits.
 
     Attributes:
@@ -60,10 +59,6 @@ class TraceSettings(TaskSettings):
         random_circuits: Random circuits of each kind.
         added_edges: Random edges that the necessity of an edge is held against.
         pruning_runs: Most circuits that pruning runs; None for as many as it needs.
-        budget: Most seconds of one core, or of the device; other settings are lowered to keep to
-            it (`REDUCTIONS`), and the result says which.
-        on_plan: Called with the plan before the work begins.
-        progress: Show a progress bar, or a line a minute without a terminal.
     """
 
     method: AttributionMethod = "eap-ig"
@@ -74,14 +69,6 @@ class TraceSettings(TaskSettings):
     random_circuits: int = 100
     added_edges: int = 50
     pruning_runs: int | None = None
-    budget: float | None = None
-    on_plan: Callable[[Plan], None] | None = field(default=None, compare=False)
-    progress: bool = field(default=False, compare=False)
-
-    @property
-    def is_planned(self) -> bool:
-        """Whether the work is estimated before it begins."""
-        return self.budget is not None or self.on_plan is not None or self.progress
 
 
 @dataclass(frozen=True, slots=True)

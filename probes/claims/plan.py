@@ -1,15 +1,14 @@
 """Settings of the tests of the claims, their plan in passes, and what a budget lowers."""
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from probes.models.files.memory import process_memory
 from probes.models.model import Model
 from probes.models.pass_costs import device_name, seconds_per_prompt
 from probes.observe.gate import GATE_QUESTIONS
 from probes.observe.result import GateCriterion
-from probes.plan import Plan, Reduction, Stage, fit_to_budget, with_outlook
+from probes.plan import Plan, PlannedSettings, Reduction, Stage, fit_to_budget, with_outlook
 from probes.prompts.interchange_sampler import PairSampler
 from probes.prompts.pattern import Pattern
 from probes.prompts.tokens.batch import tokenize
@@ -36,7 +35,7 @@ REDUCTIONS = (
 
 
 @dataclass(frozen=True, slots=True)
-class ClaimSettings:
+class ClaimSettings(PlannedSettings):
     """Sizes and seed of the tests of the claims.
 
     Attributes:
@@ -46,10 +45,6 @@ class ClaimSettings:
         seed: Of prompts, random-init models and searches.
         format: Prompt format, such as "few-shot-4", or "auto"; see `PromptFormat`.
         gate: What the gate asks; see `GateCriterion`.
-        budget: Most seconds of one core, or of the device; other settings are lowered to keep to
-            it (`REDUCTIONS`), and the protocol says which.
-        on_plan: Called with the plan before the work begins.
-        progress: Show a progress bar, or a line a minute without a terminal.
     """
 
     bases: int = 200
@@ -57,14 +52,6 @@ class ClaimSettings:
     seed: int = 0
     format: str = "plain"
     gate: GateCriterion | None = None
-    budget: float | None = None
-    on_plan: Callable[[Plan], None] | None = field(default=None, compare=False)
-    progress: bool = field(default=False, compare=False)
-
-    @property
-    def is_planned(self) -> bool:
-        """Whether the work is estimated before it begins."""
-        return self.budget is not None or self.on_plan is not None or self.progress
 
 
 def plan_claims(

@@ -10,7 +10,6 @@ from probes.comparison.heads.profiles import HeadProfiles, similarity_draws
 from probes.comparison.heads.result import MeanPairScore
 from probes.comparison.heads.verdicts import NullModels, head_verdicts
 from probes.comparison.measurements import NullDraw, model_facts
-from probes.comparison.method import ComparisonMethod
 from probes.comparison.model_facts import SolvedLogitDiff
 from probes.comparison.pair_transfers import (
     MeasuredPair,
@@ -21,6 +20,7 @@ from probes.comparison.pair_transfers import (
 from probes.comparison.paths.result import PathCircuit, PathEffect
 from probes.comparison.paths.verdicts import path_circuits, path_effects, path_verdicts
 from probes.comparison.result import Comparison
+from probes.comparison.setup.method import ComparisonMethod
 from probes.comparison.setup.prompts import ComparisonPrompts
 from probes.comparison.setup.references import ComparisonSettings
 from probes.observe.behavior import Behavior

@@ -11,9 +11,9 @@ from probes.comparison.circuits.edge_result import EdgeComparison
 from probes.comparison.equivalence import EquivalenceCheck, check_equivalence
 from probes.comparison.explanation import Explanation, FailingPrompt, strongest_effects
 from probes.comparison.heads.result import HeadMatch, MeanPairScore
-from probes.comparison.method import ComparisonMethod
 from probes.comparison.model_facts import ModelFacts, PlotData, SolvedLogitDiff, lineage_lines
 from probes.comparison.paths.result import PathCircuit, PathEffect
+from probes.comparison.setup.method import ComparisonMethod
 from probes.comparison.variables.result import CrossModelTransfer, VariableDraw
 from probes.comparison.verdict import (
     RepeatedVerdict,

@@ -1,6 +1,6 @@
 """Settings of a comparison, and loading of the compared models and of their reference models."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from probes.comparison.setup.cost import NullChoice, ScreenChoice
@@ -9,13 +9,13 @@ from probes.errors import ModelError
 from probes.models.model import Model, ModelSpec, load, random_init
 from probes.models.run_checks import require_unedited
 from probes.observe.result import GateCriterion
-from probes.plan import Plan
+from probes.plan import PlannedSettings
 
 _SEED_OFFSET = 10_000  # Separates a compared random-init model from those of the null.
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ComparisonSettings:
+class ComparisonSettings(PlannedSettings):
     """Settings of a comparison.
 
     Attributes:
@@ -46,12 +46,8 @@ class ComparisonSettings:
             answers, choice for pairs.
         workers: Models measured in parallel threads. The result does not depend on it; give torch
             one thread if it is more than one.
-        progress: Show a progress bar, or a line a minute without a terminal.
         format: Prompt format, such as "few-shot-4", or "auto" for one in which all compared models
             have the behavior; see `PromptFormat`. Each model reads its own chat template.
-        budget: Most seconds of one core, or of the device; other settings are lowered to keep to
-            it (`setup.plan.REDUCTIONS`), and the result says which.
-        on_plan: Called with the plan before the work begins.
     """
 
     prompts: int = 32
@@ -63,18 +59,10 @@ class ComparisonSettings:
     negative_controls: Sequence[ModelSpec] | None = None
     gate: GateCriterion | None = None
     workers: int = 1
-    progress: bool = False
     format: str = "plain"
     screen: ScreenChoice = "auto"
     null: NullChoice = "auto"
     edges: bool | None = None
-    budget: float | None = None
-    on_plan: Callable[[Plan], None] | None = None
-
-    @property
-    def is_planned(self) -> bool:
-        """Whether the work is estimated before it begins."""
-        return self.budget is not None or self.on_plan is not None or self.progress
 
 
 @dataclass(frozen=True, eq=False)
