@@ -96,11 +96,13 @@ class PlannedSettings:
             it (the `REDUCTIONS` of the command), and the result says which.
         on_plan: Called with the plan before the work begins.
         progress: Whether a progress bar is shown, or a line a minute without a terminal.
+        device: Device of models that are given by name; PyTorch's default device if empty.
     """
 
     budget: float | None = None
     on_plan: Callable[[Plan], None] | None = field(default=None, compare=False)
     progress: bool = field(default=False, compare=False)
+    device: str = ""
 
     @property
     def is_planned(self) -> bool:

@@ -58,7 +58,7 @@ def trace(
     own_pattern = find_pattern(pattern) if isinstance(pattern, str) else pattern
     other = settings.other_pattern
     other = find_pattern(other) if other and isinstance(other, str) else other
-    model, seed = load(model), settings.seed
+    model, seed = load(model, device=settings.device), settings.seed
     own_pattern = pattern_in_format(own_pattern, settings.format, [model], seed=seed)
     if isinstance(other, Pattern) and not own_pattern.user_pairs:
         other = pattern_in_format(other, str(own_pattern.wrapper.format), [model])

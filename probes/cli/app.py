@@ -13,6 +13,7 @@ from probes.cli.check import check_app
 from probes.cli.claims import claims_app
 from probes.cli.common import (
     MAX_SEED,
+    Device,
     Format,
     GateAsks,
     check_output_paths,
@@ -106,6 +107,7 @@ def compare(
     out: Page = Path("report.html"),
     json: Json = None,
     workers: Annotated[int, typer.Option(help="Models measured in parallel.", min=1)] = 2,
+    device: Device = "",
     budget: Budget = "",
     plan_only: PlanOnly = False,
     screen: Annotated[Screen, typer.Option(help="Attribution patching first.")] = Screen.auto,
@@ -136,6 +138,7 @@ def compare(
         nulls=nulls,
         workers=workers,
         format=format,
+        device=device,
         screen=screen.value,
         null=null.value,
         **plan_options(budget, plan_only),
@@ -160,6 +163,7 @@ def trace(
     prompts: Prompts = 32,
     seed: Seed = 0,
     gate: GateAsks = None,
+    device: Device = "",
     budget: Budget = "",
     plan_only: PlanOnly = False,
     out: Page = Path("trace.html"),
@@ -177,6 +181,7 @@ def trace(
         prompts=prompts,
         seed=seed,
         format=format,
+        device=device,
         gate=gate.value if gate else None,
         **plan_options(budget, plan_only),
     )
@@ -222,6 +227,7 @@ def heatmap(
     compare_with: Annotated[str, typer.Option(help="Second model, drawn next to the first.")] = "",
     head: Annotated[str, typer.Option(help="One head only, such as L2.H3.")] = "",
     pattern: Annotated[str, typer.Option(help="Pattern whose roles label the axes.")] = "",
+    device: Device = "",
     out: Annotated[Path, typer.Option(help=".html, .png, .svg or .pdf")] = Path("heatmap.html"),
 ) -> None:
     """Draw the attention of every head of a model on a text."""
@@ -231,11 +237,14 @@ def heatmap(
             f"A picture ends in {', '.join(_PICTURE_SUFFIXES)}, and {out.name!r} not: rename it"
         )
     silence_libraries()
+    from probes.models.model import load
     from probes.prompts.catalog import pattern as find
     from probes.viz.plots.attention.heatmap import heatmap as draw
 
     roles = find(pattern) if pattern else None
-    draw(model, text, compare_with=compare_with or None, head=head, roles=roles).save(out)
+    second = load(compare_with, device=device) if compare_with else None
+    first = load(model, device=device)
+    draw(first, text, compare_with=second, head=head, roles=roles).save(out)
     print_line(open_console(), f"Heatmap: {out}")
 
 

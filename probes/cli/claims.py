@@ -7,6 +7,7 @@ import typer
 
 from probes.cli.common import (
     MAX_SEED,
+    Device,
     Format,
     GateAsks,
     check_output_paths,
@@ -39,6 +40,7 @@ def claims(
         int, typer.Option(help="Seed of prompts and random models.", min=0, max=MAX_SEED)
     ] = 0,
     gate: GateAsks = None,
+    device: Device = "",
     budget: Budget = "",
     plan_only: PlanOnly = False,
     out: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("claims.html"),
@@ -56,6 +58,7 @@ def claims(
         nulls=nulls,
         seed=seed,
         format=format,
+        device=device,
         gate=gate.value if gate else None,
         **plan_options(budget, plan_only),
     )

@@ -43,6 +43,10 @@ EXIT_CHECK_FAILED = 5
 THREADS_HELP = "Threads of torch; more than one is slow on busy cores."
 
 
+Device = Annotated[
+    str, typer.Option(help="Device, such as cpu or cuda; empty: torch's default device.")
+]
+
 Format = Annotated[
     str,
     typer.Option(help="Prompt format: plain, few-shot-4, chat, chat-system …, or auto: as fitted."),

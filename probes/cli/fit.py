@@ -9,6 +9,7 @@ from rich.text import Text
 
 from probes.cli.common import (
     MAX_SEED,
+    Device,
     check_output_paths,
     folding_table,
     open_console,
@@ -34,6 +35,7 @@ def fit(
         int, typer.Option(help="Prompts of each operation in each half.", min=8, max=10_000)
     ] = 32,
     seed: Annotated[int, typer.Option(help="Seed of the prompts.", min=0, max=MAX_SEED)] = 0,
+    device: Device = "",
     json: Annotated[Path | None, typer.Option(help="Where the numbers are written.")] = None,
 ) -> None:
     """Find the prompt format in which a model has a pattern's behavior, and keep it."""
@@ -46,7 +48,7 @@ def fit(
     from probes.prompts.catalog import pattern as find
 
     chosen = find(pattern)
-    loaded = [load(name) for name in models]
+    loaded = [load(name, device=device) for name in models]
     settings = FitSettings(prompts=prompts, seed=seed, progress=sys.stderr.isatty())
     result = fit_format(loaded, chosen, settings)
     save_fit(result, chosen, loaded)

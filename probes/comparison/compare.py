@@ -93,7 +93,7 @@ def compare_family(
             f"draws={settings.draws} and repeats={settings.repeats} found: a comparison needs at "
             "least one of each"
         )
-    a, bs = load_models(full, others, settings.seed)
+    a, bs = load_models(full, others, settings.seed, device=settings.device)
     chosen = pattern(on) if isinstance(on, str) else on
     references = load_references(a, bs, settings)
     chosen = pattern_in_format(
