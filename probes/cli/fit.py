@@ -36,10 +36,11 @@ def fit(
     ] = 32,
     seed: Annotated[int, typer.Option(help="Seed of the prompts.", min=0, max=MAX_SEED)] = 0,
     device: Device = "",
+    out: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("fit.html"),
     json: Annotated[Path | None, typer.Option(help="Where the numbers are written.")] = None,
 ) -> None:
     """Find the prompt format in which a model has a pattern's behavior, and keep it."""
-    check_output_paths(None, json)
+    check_output_paths(out, json, page=True)
     silence_libraries()
     from probes.files import formats_file
     from probes.models.model import load
@@ -52,6 +53,7 @@ def fit(
     settings = FitSettings(prompts=prompts, seed=seed, progress=sys.stderr.isatty())
     result = fit_format(loaded, chosen, settings)
     save_fit(result, chosen, loaded)
+    result.save(out)
     if json:
         result.save(json)
     table = folding_table(
@@ -68,4 +70,5 @@ def fit(
         raise GateError(result.summary()[0])
     for line in result.summary():
         print_line(console, f"- {line}")
+    print_line(console, f"Page: {out}")
     print_line(console, f"Kept in {formats_file()}: --format auto uses it")
