@@ -13,7 +13,7 @@ from torch import Tensor
 from probes.circuits.circuit import Circuit
 from probes.circuits.edges.edge_scores import EdgeScores
 from probes.circuits.edges.path_patching import run_circuits
-from probes.circuits.faithfulness import edge_masks, faithfulness_values
+from probes.circuits.faithfulness import edge_masks
 from probes.circuits.reference_runs import ReferenceRuns
 from probes.circuits.result import EdgeNecessity
 from probes.circuits.selection import random_paths
@@ -25,7 +25,12 @@ _ROUNDING_TOLERANCE = 1e-4
 
 
 def prune_circuit(
-    runs: ReferenceRuns, edge_scores: EdgeScores, keep: float, *, max_runs: int | None = None
+    runs: ReferenceRuns,
+    edge_scores: EdgeScores,
+    keep: float,
+    *,
+    standard_errors: float = 0.0,
+    max_runs: int | None = None,
 ) -> Circuit:
     """Smallest circuit found whose faithfulness on these prompts is at least `keep`.
 
@@ -33,6 +38,10 @@ def prune_circuit(
     greedy pruning then removes edges from it, in halving blocks and at last one by one, as ACDC
     does (Conmy et al. 2023, 2304.14997). It stops after `max_runs` circuits; the circuit is as
     faithful then, but larger, and its protocol says so.
+
+    Of many circuits, pruning selects one that reaches `keep` on these prompts, in part by chance:
+    on others it keeps less. With `standard_errors`, f must be above `keep` by so many of its
+    standard errors over prompts.
 
     Raises:
         CircuitError: Even all edges keep less, or the two runs do not differ.
@@ -45,22 +54,19 @@ def prune_circuit(
         )
     order = edge_scores.mean.abs().argsort(descending=True, stable=True)
 
-    def faithfulness_of(edges: Int[Tensor, " edge"]) -> float:
-        mask = torch.zeros(1, len(edge_scores), dtype=torch.bool)
-        mask[0, edges] = True
-        return float(faithfulness_values(runs, mask)[0])
-
     def is_faithful(edges: Int[Tensor, " edge"]) -> bool:
-        return faithfulness_of(edges) >= keep - 1e-5  # rounding
+        value, error = _faithfulness(runs, edges)
+        return value - standard_errors * error >= keep - 1e-5  # rounding
 
     if not is_faithful(order):
         raise CircuitError(
-            f"All {len(order)} edges keep {faithfulness_of(order):.3f} of the logit difference, "
-            f"less than {keep:g}: request less"
+            f"All {len(order)} edges keep {_faithfulness(runs, order)[0]:.3f} of the logit "
+            f"difference, less than {keep:g}: request less"
         )
     prefix = order[: _shortest_prefix(order, is_faithful)]
     kept, is_finished = _prune_edges(prefix, is_faithful, max_runs)
-    circuit = edge_scores.to_circuit(kept.numpy(), f"bisection and pruning to {keep:.4g}")
+    above = f" and {standard_errors:g} standard errors" if standard_errors else ""
+    circuit = edge_scores.to_circuit(kept.numpy(), f"bisection and pruning to {keep:.4g}{above}")
     # Otherwise an edge without any input still carries a change.
     if runs.ablated.is_consistent:
         circuit = circuit.connected()
@@ -68,6 +74,19 @@ def prune_circuit(
     if not is_finished:
         evaluation += (("pruning", f"stopped after {max_runs} circuits"),)
     return replace(circuit, protocol=(*circuit.protocol, *evaluation))
+
+
+def _faithfulness(runs: ReferenceRuns, edges: Int[Tensor, " edge"]) -> tuple[float, float]:
+    """f of some edges, a ratio of means, and its standard error over prompts."""
+    mask = torch.zeros(1, len(runs.graph), dtype=torch.bool)
+    mask[0, edges] = True
+    kept = (run_circuits(runs, mask)[0] - runs.ablated_logit_diffs).double()
+    gap = (runs.clean_logit_diffs - runs.ablated_logit_diffs).double()
+    value = kept.mean() / gap.mean()
+    if len(gap) < 2:
+        return float(value), 0.0
+    error = (kept - value * gap).std() / (len(gap) ** 0.5 * gap.mean().abs())
+    return float(value), float(error)
 
 
 def _shortest_prefix(

@@ -86,7 +86,7 @@ def _trace(
     settings = replace(settings, answer=gate.answer)
     discovery, held_out = sample_tasks(model, pattern, settings)
     progress.begin("edge scores")
-    scores = edge_attribution(model, discovery, method=settings.method, roles=roles)
+    scores = edge_attribution(model, discovery, method=settings.scoring, roles=roles)
     progress.begin("pruning")
     circuit, discovery_value = _find_circuit(model, discovery, scores, keep, settings)
     size = len(circuit)
@@ -130,7 +130,13 @@ def _find_circuit(
     """Circuit and its value on the discovery prompts, whose runs are not kept."""
     roles = bool(scores.graph.roles)
     runs = run_references(model, task, roles=roles, ablation=settings.ablation)
-    circuit = prune_circuit(runs, scores, keep, max_runs=settings.pruning_runs)
+    circuit = prune_circuit(
+        runs,
+        scores,
+        keep,
+        standard_errors=settings.standard_errors,
+        max_runs=settings.pruning_runs,
+    )
     return circuit, evaluate_circuit(runs, circuit, seed=settings.seed)
 
 
@@ -158,7 +164,7 @@ def _cross_specificity(
         discovery, held_out = sample_tasks(
             model, other, replace(settings, answer=answer, contrasts=())
         )
-        scores = edge_attribution(model, discovery, method=settings.method, roles=roles)
+        scores = edge_attribution(model, discovery, method=settings.scoring, roles=roles)
         other_runs = run_references(model, held_out, roles=roles, ablation=runs.ablation)
         return specificity(
             {own.name: runs, other.name: other_runs},

@@ -27,7 +27,6 @@ _SIZE, _SIZE_POWER, _RUNS, _RUNS_POWER = 6.6, 0.21, 5.6, 0.39
 _FLOATS_PER_UNIT = 26  # Kept of both reference runs, for each token, layer and unit of width.
 _FIXED_FLOATS = 1 << 27  # Of shared changes, and of gradients.
 _PLANNED_PAIRS = 8  # Sampled of each contrast for the plan.
-_POINTS = {"eap": EAP().points, "eap-ig": EAPIG().points}
 
 REDUCTIONS = (
     Reduction(
@@ -57,6 +56,10 @@ class TraceSettings(TaskSettings, PlannedSettings):
         gate: What the gate asks; see `GateCriterion`. By default accuracy for patterns with free
             answers, choice for pairs.
         random_circuits: Random circuits of each kind.
+        ig_steps: Steps of "eap-ig". One takes the gradient halfway between the runs, which ranks
+            edges about as well as five at a third of the cost (docs/performance.md).
+        standard_errors: By how many standard errors over prompts the circuit's faithfulness must
+            be above what it keeps, on the prompts that it is found with; see `prune_circuit`.
         added_edges: Random edges that the necessity of an edge is held against.
         pruning_runs: Most circuits that pruning runs; None for as many as it needs.
     """
@@ -66,9 +69,16 @@ class TraceSettings(TaskSettings, PlannedSettings):
     other_pattern: str | Pattern = "taken"
     format: str = "plain"
     gate: GateCriterion | None = None
+    ig_steps: int = 1
+    standard_errors: float = 1.64
     random_circuits: int = 100
     added_edges: int = 50
     pruning_runs: int | None = None
+
+    @property
+    def scoring(self) -> AttributionMethod:
+        """The method with its number of steps."""
+        return EAPIG(self.ig_steps) if self.method == "eap-ig" else self.method
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +145,9 @@ class _Sizes:
     @property
     def points(self) -> tuple[float, ...]:
         """Where gradients are taken; none where edges are patched one by one."""
-        method = self.settings.method
-        return _POINTS.get(method, ()) if isinstance(method, str) else method.points
+        method = self.settings.scoring
+        method = EAP() if method == "eap" else method
+        return () if isinstance(method, str) else method.points
 
     @property
     def pruning_runs(self) -> int:

@@ -157,6 +157,7 @@ def trace(
     pattern: PatternName = "take-away",
     format: Format = "plain",
     method: Annotated[EdgeScoring, typer.Option(help="How edges are scored.")] = EdgeScoring.eap_ig,
+    ig_steps: Annotated[int, typer.Option(help="Steps of eap-ig.", min=1, max=1000)] = 1,
     keep: Annotated[float, typer.Option(help="Faithfulness that the circuit keeps.")] = 0.9,
     roles: Annotated[bool, typer.Option(help="Resolve edges by role; 3 times slower.")] = False,
     answer: Annotated[str, typer.Option(help="Answer that is traced; empty: the first.")] = "",
@@ -177,6 +178,7 @@ def trace(
 
     settings = TraceSettings(
         method=method.value,
+        ig_steps=ig_steps,
         answer=answer,
         prompts=prompts,
         seed=seed,
