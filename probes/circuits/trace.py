@@ -130,13 +130,7 @@ def _find_circuit(
     """Circuit and its value on the discovery prompts, whose runs are not kept."""
     roles = bool(scores.graph.roles)
     runs = run_references(model, task, roles=roles, ablation=settings.ablation)
-    circuit = prune_circuit(
-        runs,
-        scores,
-        keep,
-        standard_errors=settings.standard_errors,
-        max_runs=settings.pruning_runs,
-    )
+    circuit = prune_circuit(runs, scores, keep, settings.pruning)
     return circuit, evaluate_circuit(runs, circuit, seed=settings.seed)
 
 

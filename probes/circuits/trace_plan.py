@@ -6,6 +6,7 @@ from time import thread_time
 
 from probes.circuits.edges.edge_attribution import EAP, EAPIG, AttributionMethod
 from probes.circuits.faithfulness import FRACTIONS, SPECIFICITY_CIRCUITS
+from probes.circuits.pruning import PruningRule
 from probes.circuits.reference_runs import Ablation
 from probes.circuits.task import TaskSettings, sample_tasks
 from probes.models.files.memory import process_memory
@@ -27,6 +28,9 @@ _SIZE, _SIZE_POWER, _RUNS, _RUNS_POWER = 6.6, 0.21, 5.6, 0.39
 _FLOATS_PER_UNIT = 26  # Kept of both reference runs, for each token, layer and unit of width.
 _FIXED_FLOATS = 1 << 27  # Of shared changes, and of gradients.
 _PLANNED_PAIRS = 8  # Sampled of each contrast for the plan.
+
+TRACE_PRUNING = PruningRule(supporting_first=True, standard_errors=2.58)
+"""How `trace` searches a circuit."""
 
 REDUCTIONS = (
     Reduction(
@@ -58,10 +62,10 @@ class TraceSettings(TaskSettings, PlannedSettings):
         random_circuits: Random circuits of each kind.
         ig_steps: Steps of "eap-ig". One takes the gradient halfway between the runs, which ranks
             edges about as well as five at a third of the cost (docs/performance.md).
-        standard_errors: By how many standard errors over prompts the circuit's faithfulness must
-            be above what it keeps, on the prompts that it is found with; see `prune_circuit`.
+        pruning: How the circuit is searched. By default edges that support the answer come first
+            and f must be above what is kept by 2.58 standard errors, so that it is kept on other
+            prompts, too (docs/method.md).
         added_edges: Random edges that the necessity of an edge is held against.
-        pruning_runs: Most circuits that pruning runs; None for as many as it needs.
     """
 
     method: AttributionMethod = "eap-ig"
@@ -70,10 +74,9 @@ class TraceSettings(TaskSettings, PlannedSettings):
     format: str = "plain"
     gate: GateCriterion | None = None
     ig_steps: int = 1
-    standard_errors: float = 1.64
+    pruning: PruningRule = TRACE_PRUNING
     random_circuits: int = 100
     added_edges: int = 50
-    pruning_runs: int | None = None
 
     @property
     def scoring(self) -> AttributionMethod:
@@ -120,8 +123,8 @@ class _Sizes:
         any_size, pruned = self.slower * _ANY_CIRCUIT, _PRUNED * touched
         scores = 2 + len(self.points) * _GRADIENT * self.slower
         runs = self.pruning_runs
-        if settings.pruning_runs is not None:
-            runs = min(runs, settings.pruning_runs)
+        if settings.pruning.max_runs is not None:
+            runs = min(runs, settings.pruning.max_runs)
         passes = {
             "gate": self.questions,
             "edge scores": found * scores,
@@ -170,7 +173,8 @@ def plan_trace(
     settings, plan = fit_to_budget(settings, REDUCTIONS, settings.budget, sizes.plan)
     pruning = next(stage.seconds for stage in plan.stages if stage.name == "pruning")
     spare = ((settings.budget or 0.0) - plan.seconds) / pruning
-    return plan, replace(settings, pruning_runs=round(sizes.pruning_runs * (1 + spare)))
+    most = round(sizes.pruning_runs * (1 + spare))
+    return plan, replace(settings, pruning=replace(settings.pruning, max_runs=most))
 
 
 def _measure_sizes(
