@@ -44,7 +44,7 @@ THREADS_HELP = "Threads of torch; more than one is slow on busy cores."
 
 
 Device = Annotated[
-    str, typer.Option(help="Device, such as cpu or cuda; empty: torch's default device.")
+    str, typer.Option(help="Device of the models, as torch names it; empty: torch's default.")
 ]
 
 Format = Annotated[
