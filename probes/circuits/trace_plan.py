@@ -19,13 +19,16 @@ from probes.prompts.pattern import Pattern
 
 # What a prompt costs, in passes, measured on the family and on SmolLM2-135M (docs/performance.md):
 # a gradient with the scores of all edges, and a run of a circuit of any size, of a pruned one, and
-# of a random one. The last two cost less where the circuit touches few of the heads and MLPs.
-_GRADIENT, _ANY_CIRCUIT, _PRUNED, _RANDOM = 3.6, 0.75, 0.38, 0.24
+# of a random one. The last two cost less where the circuit touches few of the heads and MLPs; a
+# pruned one runs behind others that share most of it, the less the fewer it touches.
+_GRADIENT, _ANY_CIRCUIT, _PRUNED, _RANDOM = 3.6, 0.5, 0.26, 0.27
+_SHARING_POWER = 1.4
+_GRADIENT_CHECK = 80
 _BY_ROLE = 3.0  # Times as much with roles.
 # The size of the pruned circuit, and how many circuits pruning runs, are not known before: they
 # are powers of the number of edges that fit the models above.
-_SIZE, _SIZE_POWER, _RUNS, _RUNS_POWER = 6.6, 0.21, 5.6, 0.39
-_FLOATS_PER_UNIT = 26  # Kept of both reference runs, for each token, layer and unit of width.
+_SIZE, _SIZE_POWER, _RUNS, _RUNS_POWER = 23.0, 0.033, 42.0, 0.083
+_FLOATS_PER_UNIT = 12  # Kept of both reference runs, for each token, layer and unit of width.
 _FIXED_FLOATS = 1 << 27  # Of shared changes, and of gradients.
 _PLANNED_PAIRS = 8  # Sampled of each contrast for the plan.
 
@@ -119,15 +122,19 @@ class _Sizes:
         share = settings.prompts / self.settings.prompts
         found, held = (share * count for count in self.pairs)
         size = _SIZE * self.edges**_SIZE_POWER
-        touched = self.slower * min(1.0, size / self.writers)
-        any_size, pruned = self.slower * _ANY_CIRCUIT, _PRUNED * touched
+        touched = min(1.0, size / self.writers)
+        any_size, pruned = (
+            self.slower * _ANY_CIRCUIT,
+            self.slower * _PRUNED * touched**_SHARING_POWER,
+        )
+        touched *= self.slower
         scores = 2 + len(self.points) * _GRADIENT * self.slower
         runs = self.pruning_runs
         if settings.pruning.max_runs is not None:
             runs = min(runs, settings.pruning.max_runs)
         passes = {
             "gate": self.questions,
-            "edge scores": found * scores,
+            "edge scores": found * scores + _GRADIENT_CHECK,
             "pruning": found * (2 + runs * pruned),
             "held-out pairs": held * (2 + pruned + any_size),
             "curve": held * len(FRACTIONS) * any_size,
