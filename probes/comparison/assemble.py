@@ -31,8 +31,8 @@ from probes.stats.paired import mcnemar_test
 
 
 def assemble_comparison(
-    shared: ComparisonPrompts,
     pair: MeasuredPair,
+    shared: ComparisonPrompts,
     references: ReferenceSet,
     settings: ComparisonSettings,
 ) -> Comparison:

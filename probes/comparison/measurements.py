@@ -1,8 +1,7 @@
 """Measurements of each compared model, of the reference models, and of random-init models."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from threading import Lock
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,12 +21,12 @@ from probes.comparison.paths.measure import (
 from probes.comparison.plot_data import measure_plot_data
 from probes.comparison.setup.prompts import ComparisonPrompts, tokenize_contrasts
 from probes.comparison.variables.stitching import (
-    Donor,
+    AnyDonor,
+    ModelDonor,
     Recipient,
     TokenizedTexts,
+    find_recipient,
     find_variable_sites,
-    run_donor,
-    run_recipient,
     tokenize_texts,
 )
 from probes.comparison.variables.transfer import Hits, donor_hits
@@ -57,7 +56,7 @@ class ReferenceModel:
 
     model: Model
     profiles: HeadProfiles
-    donor: Donor | None
+    donor: AnyDonor | None
     sites: Mapping[str, Site]
 
     @property
@@ -89,7 +88,7 @@ class ModelMeasurements:
     plot_data: PlotData
     exact: Mapping[str, float]
     screens: tuple[ScreenCheck, ...]
-    donor: Donor | None
+    donor: AnyDonor | None
     recipient: Recipient | None
     paths: Mapping[ContrastAnswer, Mapping[RolePath, float]]
 
@@ -153,18 +152,18 @@ def measure_model(model: Model, prompts: ComparisonPrompts) -> ModelMeasurements
     gates = gate_behavior(
         behavior, prompts.questions, seed=prompts.seed, criterion=prompts.gate_criterion
     )
-    donor, recipient, lock = None, None, Lock()
+    donor, recipient = None, None
     open_gates = all(gate.is_passed for gate in gates)
     if prompts.folds and open_gates:
-        recipient = replace(run_recipient(model, prompts.folds, seed=prompts.seed), lock=lock)
+        recipient = find_recipient(model, prompts.folds, seed=prompts.seed)
         donor = recipient.self_donor
     elif prompts.folds:
-        donor = run_donor(model, prompts.folds)
+        donor = ModelDonor(model, prompts.folds)
     return ModelMeasurements(
         model=model,
         behavior=behavior,
         gates=gates,
-        heads=ModelHeads(model, batches, profiles, lock, is_screened=prompts.screen is not None),
+        heads=ModelHeads(model, batches, profiles, is_screened=prompts.screen is not None),
         plot_data=measure_plot_data(model, batches, prompts.roles, effects),
         exact={contrast: effect.aligned_fraction for contrast, effect in effects.items()},
         screens=tuple(effect.screen for effect in effects.values() if effect.screen),
@@ -184,7 +183,7 @@ def measure_reference(
     if prompts.folds and with_sites:
         sites = find_variable_sites(model, prompts.folds, seed=prompts.seed)
     elif prompts.folds:
-        donor = run_donor(model, prompts.folds)
+        donor = ModelDonor(model, prompts.folds)
     return ReferenceModel(model, profiles, donor, sites)
 
 
@@ -218,13 +217,14 @@ def prepare_nulls(
 
 
 def measure_null(
-    group: NullGroup, number: int, prompts: ComparisonPrompts, plan: PathPlan
+    job: tuple[NullGroup, int], prompts: ComparisonPrompts, plan: PathPlan
 ) -> NullDraw:
-    """Measure one random-init model; its seed is that of the prompts plus `number`."""
+    """Measure one random-init model of a group; its seed is that of the prompts plus its number."""
+    group, number = job
     model = random_init(group.template_model, seed=prompts.seed + number)
     hits = {}
     if prompts.folds and group.tokenized:
-        donor = run_donor(model, prompts.folds, tokenized=group.tokenized)
+        donor = ModelDonor(model, prompts.folds, tokenized=group.tokenized)
         for recipient in group.recipients:
             by_donor = donor_hits(recipient, [donor])
             hits[recipient.name] = by_donor[model.name]

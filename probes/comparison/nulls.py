@@ -1,6 +1,7 @@
 """The null of a comparison: random-init models of each shape, or permuted measurements."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from probes.comparison.measurements import (
     ModelMeasurements,
@@ -33,9 +34,8 @@ def measure_nulls(
             for one in measured[1:]
         }
     jobs = [(group, n) for group in _null_groups(prompts, measured) for n in range(nulls)]
-    results = run_all(
-        lambda job: measure_null(*job, prompts, paths.plan), jobs, "random-init models"
-    )
+    measure = partial(measure_null, prompts=prompts, plan=paths.plan)
+    results = run_all(measure, jobs, "random-init models")
     by_architecture: dict[object, list[NullDraw]] = {}
     for (group, _), null in zip(jobs, results, strict=True):
         by_architecture.setdefault(architecture_key(group.template_model), []).append(null)

@@ -1,7 +1,7 @@
 """Cross-model interchange between a full model and a relative, draw by draw, and its verdicts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from probes.comparison.circuits.edge_result import EdgeComparison
 from probes.comparison.measurements import ModelMeasurements, NullDraw, ReferenceModel
@@ -16,7 +16,7 @@ from probes.comparison.variables.draws import (
 )
 from probes.comparison.variables.held_out_folds import HeldOutFolds
 from probes.comparison.variables.result import CrossModelTransfer, VariableDraw
-from probes.comparison.variables.stitching import Donor, Recipient, run_donor, run_recipient
+from probes.comparison.variables.stitching import AnyDonor, ModelDonor, Recipient, find_recipient
 from probes.comparison.variables.transfer import Hits, TransferBaselines, evaluate_donor
 from probes.comparison.variables.verdicts import (
     VariableSite,
@@ -29,7 +29,7 @@ from probes.models.model import Model
 
 _PROVENANCE_KEYS = ("_name_or_path", "transformers_version")
 
-DrawRuns = tuple[Recipient | None, Donor | None]
+DrawRuns = tuple[Recipient | None, AnyDonor | None]
 """Runs of a model as a recipient, None where a gate is closed, and its states as a donor."""
 
 
@@ -97,15 +97,16 @@ class MeasuredPair:
 def run_draw(measured: ModelMeasurements, folds: HeldOutFolds, seed: int) -> DrawRuns:
     """Run a model on the prompts of a further draw, as a recipient if it is one."""
     if measured.recipient is None:
-        return None, run_donor(measured.model, folds)
-    recipient = run_recipient(measured.model, folds, seed=seed)
-    return replace(recipient, lock=measured.recipient.lock), recipient.self_donor
+        return None, ModelDonor(measured.model, folds)
+    recipient = find_recipient(measured.model, folds, seed=seed)
+    return recipient, recipient.self_donor
 
 
 def first_draw(
     prompts: ComparisonPrompts,
     full: ModelMeasurements,
     other: ModelMeasurements,
+    *,
     references: ReferenceSet,
 ) -> PairDraw:
     """Transfers with random-init models of the donor's shape and with negative controls."""

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from typing import Protocol, TypeVar, runtime_checkable
 
 from probes.progress import Progress
+from probes.scale.store import Store
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -25,8 +27,8 @@ class RunAll(Protocol):
         ...
 
 
-def run_in_pool(pool: Executor, progress: Progress) -> RunAll:
-    """Function that runs jobs in the threads of a pool."""
+def run_in_pool(pool: Executor, progress: Progress, store: Store | None = None) -> RunAll:
+    """Function that runs jobs in the threads of a pool; with a store, those that are not there."""
 
     def run_all(
         job: Callable[[T], U],
@@ -34,6 +36,7 @@ def run_in_pool(pool: Executor, progress: Progress) -> RunAll:
         label: str,
         part: tuple[int, int] = (0, 1),
     ) -> list[U]:
-        return list(progress.track(pool.map(job, items), label, len(items), part))
+        own = partial(store.remember, label, job) if store else job
+        return list(progress.track(pool.map(own, items), label, len(items), part))
 
     return run_all
