@@ -134,6 +134,8 @@ def curve(
         int, typer.Option(help="Seed of prompts, noise and random models.", min=0, max=MAX_SEED)
     ] = 0,
     gate: GateAsks = None,
+    run: RunFolder = DEFAULT_RUN,
+    no_store: NoStore = False,
     out: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("curve.html"),
     json: Annotated[Path | None, typer.Option(help="Where the numbers are written.")] = None,
 ) -> None:
@@ -143,6 +145,7 @@ def curve(
     from probes.comparison.rate_distortion.measure import RateDistortionSettings, rate_distortion
 
     settings = RateDistortionSettings(
+        **store_options(run, no_store),
         bases=bases,
         prompts=prompts,
         noise_copies=noise,

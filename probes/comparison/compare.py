@@ -164,7 +164,7 @@ def _compare_once(
         measured = run_all(partial(measure_model, prompts=prompts), models, "models")
         paths = _measure_paths(prompts, measured, references.other_seed, run_all)
         against = ReferenceSet(
-            nulls=measure_nulls(prompts, measured, paths, settings.nulls, run_all),
+            nulls=measure_nulls(prompts, measured, paths, settings, run_all),
             paths=paths,
             edges=_compare_edges(prompts, measured, settings, run_all),
             **_measure_references(references, measured, prompts, run_all),
@@ -236,6 +236,8 @@ def _compare_edges(
     is_wanted = prompts.screen is not None if settings.edges is None else settings.edges
     full, *relatives = (one.model for one in measured)
     same = [model for model in relatives if is_wanted and _has_same_graph(full, model)]
+    if not same:
+        return {}
     # One job: the full model cannot run in two threads at once.
     found = run_all(partial(_edges_of_each, full=full, prompts=prompts), [same], "edges")
     return dict(zip((model.name for model in same), found[0], strict=True))

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from probes.comparison.circuits.edge_result import EdgeComparison
-from probes.comparison.measurements import ModelMeasurements, NullDraw, ReferenceModel
+from probes.comparison.measurements import ModelMeasurements, ReferenceModel
+from probes.comparison.nulls import NullDraw, architecture_key
 from probes.comparison.paths.measure import PathMeasurements
 from probes.comparison.setup.prompts import ComparisonPrompts
 from probes.comparison.variables.draws import (
@@ -26,8 +27,6 @@ from probes.comparison.variables.verdicts import (
 )
 from probes.comparison.verdict import Verdict
 from probes.models.model import Model
-
-_PROVENANCE_KEYS = ("_name_or_path", "transformers_version")
 
 DrawRuns = tuple[Recipient | None, AnyDonor | None]
 """Runs of a model as a recipient, None where a gate is closed, and its states as a donor."""
@@ -60,12 +59,6 @@ class ReferenceSet:
     def nulls_of(self, model: Model) -> Sequence[NullDraw]:
         """Draws of the null of a model; none for a donor whose measurements are not permuted."""
         return self.nulls.get(architecture_key(model)) or self.nulls.get(model.name, ())
-
-
-def architecture_key(model: Model) -> object:
-    """Key of the random-init models that serve a model: its config without its provenance."""
-    config = {k: v for k, v in model.config.to_dict().items() if k not in _PROVENANCE_KEYS}
-    return (model.shape, str(sorted(config.items())))
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -115,7 +116,7 @@ def model_digest(model: Model) -> str:
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """Bytes of a tensor's numbers, in row-major order."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return memoryview(flat.view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
 
 
 def _digest_model(model: Model) -> str:
@@ -191,7 +192,7 @@ class _Encoder:
             digest = model_digest(value)
             self.models[digest] = value
             return ["model", digest, value.name]
-        if isinstance(value, type | type(encode)) and _is_own(value):
+        if isinstance(value, type | FunctionType) and _is_own(value):
             return ["name", value.__module__, value.__qualname__]
         if is_dataclass(value) and _is_own(type(value)):
             return self.encode_dataclass(value)

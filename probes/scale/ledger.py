@@ -156,7 +156,7 @@ class Ledger:
     def _units(self, text: str, values: tuple = ()) -> list[Unit]:
         with self._open() as base:
             rows = base.execute(text, values).fetchall()
-        return [Unit(*row[:7], None if row[7] is None else bool(row[7])) for row in rows]
+        return [Unit(*row[:-1], None if row[-1] is None else bool(row[-1])) for row in rows]
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

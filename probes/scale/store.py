@@ -11,18 +11,20 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from probes.errors import FigureError, StoreError
 from probes.files import write_atomic
 from probes.models.model import Model
+from probes.plan import PlannedSettings
 from probes.scale.encoding import Digests, decode, encode
 from probes.scale.ledger import Ledger, Run, Unit
 
@@ -64,7 +66,8 @@ class Store:
             return
         self._run, state = self.ledger.begin(self.command), "failed"
         try:
-            yield self
+            with self._lock(f"run-{self._run}"):  # A killed run does not hold it.
+                yield self
             state = "done"
         except KeyboardInterrupt:
             state = "interrupted"
@@ -84,7 +87,7 @@ class Store:
         """
         key = self.key(function, args, kwargs)
         # The lock ends with its process, so that a killed one holds up nobody.
-        with FileLock(self.folder / "locks" / key, thread_local=False):
+        with self._lock(key):
             found = self.ledger.find(key)
             if found is not None:
                 with suppress(_Unreadable):
@@ -100,6 +103,9 @@ class Store:
     def key(self, function: Callable, args: tuple, kwargs: dict[str, Any]) -> str:
         """Key of a unit."""
         return self.digests.of((versions(), function, args, sorted(kwargs.items())))
+
+    def _lock(self, name: str, seconds: float = -1) -> FileLock:
+        return FileLock(self.folder / "locks" / name, seconds, thread_local=False)
 
     def _note(self, key: str, *, reused: bool) -> None:
         if self._run:
@@ -136,8 +142,21 @@ class Store:
         self.ledger.add(Unit(key, *about, digest, len(content), seconds, time.time()))
 
     def runs(self) -> list[Run]:
-        """Runs, the latest first."""
-        return self.ledger.runs()
+        """Runs, the latest first; those that were killed are "killed"."""
+        found = self.ledger.runs()
+        return [
+            replace(run, state="killed")
+            if run.state == "running" and not self._is_held(f"run-{run.id}")
+            else run
+            for run in found
+        ]
+
+    def _is_held(self, name: str) -> bool:
+        try:
+            self._lock(name, 0).acquire().release()
+        except Timeout:
+            return True
+        return False
 
     def broken(self) -> list[Unit]:
         """Units whose file is missing, or is not the one that was written."""
@@ -192,6 +211,23 @@ def _flat(value: object) -> Iterator[object]:
             yield from _flat(part)
     elif isinstance(value, Model) or hasattr(value, "name"):
         yield value
+
+
+def remember_in(
+    settings: PlannedSettings,
+    label: str,
+    function: Callable[P, T],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T:
+    """Result of a whole command: read from the store of its settings, or measured and kept there.
+
+    With a budget it is measured, because the settings that keep to it depend on the machine.
+    """
+    with open_store(settings.run) as store:
+        if store is None or settings.budget is not None:
+            return function(*args, **kwargs)
+        return store.remember(label, function, *args, **kwargs)
 
 
 @contextmanager

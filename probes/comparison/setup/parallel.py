@@ -22,8 +22,13 @@ class RunAll(Protocol):
         items: Sequence[T],
         label: str,
         part: tuple[int, int] = (0, 1),
+        *,
+        is_kept: bool = True,
     ) -> list[U]:
-        """Run the job on each item of a part of a stage, in parallel threads and with progress."""
+        """Run the job on each item of a part of a stage, in parallel threads and with progress.
+
+        With a store the results are kept there, unless the job keeps its own parts.
+        """
         ...
 
 
@@ -35,8 +40,10 @@ def run_in_pool(pool: Executor, progress: Progress, store: Store | None = None) 
         items: Sequence[T],
         label: str,
         part: tuple[int, int] = (0, 1),
+        *,
+        is_kept: bool = True,
     ) -> list[U]:
-        own = partial(store.remember, label, job) if store else job
+        own = partial(store.remember, label, job) if store and is_kept else job
         return list(progress.track(pool.map(own, items), label, len(items), part))
 
     return run_all
