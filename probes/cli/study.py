@@ -19,6 +19,7 @@ from probes.cli.common import (
     silence_libraries,
     write_result,
 )
+from probes.cli.runs import DEFAULT_RUN, NoStore, RunFolder, store_options
 
 study_app = typer.Typer()
 

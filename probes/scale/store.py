@@ -153,10 +153,10 @@ class Store:
 
     def _is_held(self, name: str) -> bool:
         try:
-            self._lock(name, 0).acquire().release()
+            with self._lock(name, 0):
+                return False
         except Timeout:
             return True
-        return False
 
     def broken(self) -> list[Unit]:
         """Units whose file is missing, or is not the one that was written."""

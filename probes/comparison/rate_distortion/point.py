@@ -69,6 +69,7 @@ class RateDistortionSettings:
         gate: What the gate asks; see `GateCriterion`. By default accuracy for patterns with free
             answers, choice for pairs.
         run: Folder of the store of finished work, or a store; see `PlannedSettings`.
+        progress: Whether a progress bar is shown.
     """
 
     bases: int = 200
@@ -80,6 +81,7 @@ class RateDistortionSettings:
     format: str = "plain"
     gate: GateCriterion | None = None
     run: Any = field(default=None, compare=False, metadata={"saved": False})
+    progress: bool = field(default=False, compare=False, metadata={"saved": False})
 
 
 @dataclass(frozen=True, eq=False)
