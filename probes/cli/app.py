@@ -25,7 +25,7 @@ from probes.cli.common import (
 from probes.cli.fit import fit_app
 from probes.cli.make import make_app
 from probes.cli.plan import Budget, PlanOnly, plan_options, require_planned
-from probes.cli.runs import DEFAULT_RUN, NoStore, RunFolder, runs_app, store_options
+from probes.cli.runs import DEFAULT_RUN, NoStore, RunFolder, print_reuse, runs_app, store_options
 from probes.cli.study import study_app
 from probes.cli.tables import write_with_tables
 from probes.errors import ProbeError, ResultError
@@ -148,6 +148,7 @@ def compare(
     family = compare_family(full, relatives, pattern, settings)
     result = family.comparisons[0] if len(relatives) == 1 else family
     write_with_tables(result, out, json)
+    print_reuse(settings)
     if assert_equivalent is not None:
         require_equivalence(result, assert_equivalent)
 
@@ -190,6 +191,7 @@ def trace(
     )
     found = measure(model, pattern, keep=keep, roles=roles, settings=settings)
     write_with_tables(found, out, json)
+    print_reuse(settings)
 
 
 @app.command(context_settings={"ignore_unknown_options": True})

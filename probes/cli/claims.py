@@ -16,7 +16,7 @@ from probes.cli.common import (
     silence_libraries,
 )
 from probes.cli.plan import Budget, PlanOnly, plan_options
-from probes.cli.runs import DEFAULT_RUN, NoStore, RunFolder, store_options
+from probes.cli.runs import DEFAULT_RUN, NoStore, RunFolder, print_reuse, store_options
 from probes.cli.tables import write_with_tables
 from probes.errors import GateError
 
@@ -75,3 +75,4 @@ def claims(
     if not reports:
         raise GateError(f"None of {', '.join(models)} has the behavior: there is nothing to test")
     write_with_tables(ClaimsReports(tuple(reports)), out, json)
+    print_reuse(settings)

@@ -42,6 +42,14 @@ def store_options(run: Path, no_store: bool, *, plan_only: bool = False) -> dict
     return {"run": Store(run, " ".join(["probes", *sys.argv[1:]]))}
 
 
+def print_reuse(settings: Any) -> None:  # noqa: ANN401
+    """Say where the numbers come from, if a store gave all of them."""
+    store = getattr(settings, "run", None)
+    if store is not None and store.reused and not store.measured:
+        line = f"Nothing was measured: all is read from the store in {str(store.folder)!r}, where "
+        print_line(open_console(), line + "the same work was kept (--no-store measures again).")
+
+
 @runs_app.command("list")
 @reports_errors
 def list_runs(run: _Folder = DEFAULT_RUN) -> None:
@@ -55,7 +63,7 @@ def list_runs(run: _Folder = DEFAULT_RUN) -> None:
     console = open_console()
     console.print(table)
     size = sum(unit.bytes for unit in units) / 1e6
-    print_line(console, f"{len(units)} units, {size:,.1f} MB in {str(run)!r}")
+    print_line(console, f"Units: {len(units)}, {size:,.1f} MB in {str(run)!r}")
 
 
 @runs_app.command()
@@ -101,7 +109,7 @@ def prune(
     for path in strays:
         path.unlink(missing_ok=True)
     size = sum(unit.bytes for unit in old) / 1e6
-    line = f"Removed {len(old)} units ({size:,.1f} MB) and {len(strays)} files of killed writers"
+    line = f"Removed units: {len(old)} ({size:,.1f} MB); files of killed writers: {len(strays)}"
     print_line(open_console(), line)
 
 
@@ -122,7 +130,7 @@ def verify(
     if repair:
         store.remove(broken)
     state = "removed" if repair else "broken"
-    print_line(console, f"{len(store.ledger.units())} units in the ledger; {len(broken)} {state}")
+    print_line(console, f"Units in the ledger: {len(store.ledger.units())}; {state}: {len(broken)}")
     if broken and not repair:
         raise typer.Exit(EXIT_CHECK_FAILED)
 

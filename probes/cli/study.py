@@ -19,7 +19,7 @@ from probes.cli.common import (
     silence_libraries,
     write_result,
 )
-from probes.cli.runs import DEFAULT_RUN, NoStore, RunFolder, store_options
+from probes.cli.runs import DEFAULT_RUN, NoStore, RunFolder, print_reuse, store_options
 
 study_app = typer.Typer()
 
@@ -157,3 +157,4 @@ def curve(
     )
     result = rate_distortion(parent, relatives, pattern, settings, progress=sys.stderr.isatty())
     write_result(result, out, json)
+    print_reuse(settings)

@@ -115,6 +115,8 @@ def model_digest(model: Model) -> str:
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """Bytes of a tensor's numbers, in row-major order."""
+    if not tensor.numel():
+        return memoryview(b"")
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
 

@@ -57,6 +57,7 @@ class Store:
                 "with --run, or --no-store"
             ) from error
         self.ledger, self.digests, self._run = Ledger(self.folder / "ledger.sqlite"), Digests(), 0
+        self.reused = self.measured = 0  # Units since the store was opened.
 
     @contextmanager
     def running(self) -> Iterator["Store"]:
@@ -104,10 +105,11 @@ class Store:
         """Key of a unit."""
         return self.digests.of((versions(), function, args, sorted(kwargs.items())))
 
-    def _lock(self, name: str, seconds: float = -1) -> FileLock:
+    def _lock(self, name: str, seconds: float = -1.0) -> FileLock:
         return FileLock(self.folder / "locks" / name, seconds, thread_local=False)
 
     def _note(self, key: str, *, reused: bool) -> None:
+        self.reused, self.measured = self.reused + reused, self.measured + (not reused)
         if self._run:
             self.ledger.use(self._run, key, reused=reused)
 
@@ -153,7 +155,7 @@ class Store:
 
     def _is_held(self, name: str) -> bool:
         try:
-            with self._lock(name, 0):
+            with self._lock(name, 0.0):
                 return False
         except Timeout:
             return True
