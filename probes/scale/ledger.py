@@ -4,7 +4,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from probes.errors import StoreError
@@ -156,8 +156,8 @@ class Ledger:
     def _units(self, text: str, values: tuple = ()) -> list[Unit]:
         with self._open() as base:
             rows = base.execute(text, values).fetchall()
-        units = (Unit(*row) for row in rows)  # SQLite has no booleans.
-        return [replace(u, reused=None if u.reused is None else bool(u.reused)) for u in units]
+        # SQLite has no booleans.
+        return [Unit(*row[:-1], reused=None if row[-1] is None else bool(row[-1])) for row in rows]
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

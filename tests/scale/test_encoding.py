@@ -43,7 +43,7 @@ def test_a_value_is_read_as_it_was_written(value):
 @given(st.frozensets(st.integers() | st.text(max_size=2)))
 def test_a_set_is_read_as_it_was_written_in_any_order(value):
     assert again(value) == value
-    assert Digests().of(set(sorted(value, key=repr))) == Digests().of(value)
+    assert Digests().of(set(value)) == Digests().of(value)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.bool])
