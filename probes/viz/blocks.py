@@ -24,6 +24,8 @@ from probes.viz.plots.heat_table import HeatTableStyle, heat_table
 
 Tone = Literal["good", "bad", "muted"]
 
+_LONG_TEXT = 32
+
 
 class Block(ABC):
     """Part of a page."""
@@ -169,9 +171,11 @@ def _td(value: CellValue, alignment: str) -> str:
     cell = value if isinstance(value, TableCell) else TableCell(_cell_text(value))
     text, hover = (escape(typographic_minus(part)) for part in (cell.text, cell.hover))
     title = f' title="{hover}"' if hover else ""
+    # A long text keeps a readable width in narrow windows, where its table scrolls.
+    width = ' class="pv-long"' if len(cell.text) > _LONG_TEXT else ""
+    tone = _tone_attribute(cell.tone)
     return (
-        f'<td data-align="{alignment}"><span class="pv-tone"{_tone_attribute(cell.tone)}{title}>'
-        f"{text}</span></td>"
+        f'<td data-align="{alignment}"{width}><span class="pv-tone"{tone}{title}>{text}</span></td>'
     )
 
 

@@ -1,0 +1,179 @@
+"""Sentences of a walk-through, in plain words, each with its numbers."""
+
+from collections.abc import Sequence
+
+from probes.comparison.walkthrough.result import Look, ModelWalk, Swap, Walkthrough
+from probes.stats.intervals import Estimate
+
+_STRONG = 0.5
+
+
+def percent(value: float) -> str:
+    """Fraction as a percentage, with a no-break space."""
+    return f"{100 * value:.0f}\N{NO-BREAK SPACE}%"
+
+
+def of_others(swap: Swap) -> str:
+    """In how many of the other questions a swap changes the answer as it should."""
+    return f"in {round(swap.rate.value * swap.prompts)} of {swap.prompts} other questions"
+
+
+class Texts:
+    """Sentences about one walk-through."""
+
+    def __init__(self, walk: Walkthrough) -> None:
+        self.walk = walk
+        self.words = dict(walk.stretches)
+        replies = zip(walk.answers, walk.models[0].reply.split(), strict=False)
+        self.words |= {f"reply_{name}": word for (name, _), word in replies}
+
+    def quoted(self, role: str) -> str:
+        """Words of a role in quotes."""
+        return f"“{self.words.get(role, role)}”"
+
+    def reading(self) -> str:
+        """What a language model does."""
+        return (
+            "A language model reads a text word by word and says which word comes next. Here the "
+            f"text ends in {self.quoted(self.walk.stretches[-1][0])}, and the next words are its "
+            f"answer. Right is “{' '.join(text for _, text in self.walk.answers)}”."
+        )
+
+    def reply(self, one: ModelWalk) -> str:
+        """What a model answers, and how often it is right."""
+        gate = one.gates[0]
+        return (
+            f"It answers “{one.reply}”. In {gate.n_questions} other questions its {gate.answer} is "
+            f"right in {_interval(gate.accuracy)}; the best simple trick ({gate.heuristic}) is "
+            f"right in {percent(gate.heuristic_accuracy)}."
+        )
+
+    def how_to_read(self) -> str:
+        """How the picture is read."""
+        return (
+            '<p class="pv-lead">Each row of the picture is a part of the question, from top to '
+            "bottom. Between a word and the answer there are layers, from left to right. In each "
+            "layer a word has a <b>state</b>: a list of numbers that the model computes from this "
+            "word and from words before it. To find out what a state holds, we take the state from "
+            "a <b>changed question</b>, put it in the place of the old one, and look at what the "
+            "model says.</p>"
+        )
+
+    def looking(self) -> str:
+        """What attention is."""
+        return (
+            "Words take up information from earlier words by attention: a head gives each earlier "
+            "word a weight, and the weights sum to 100 %. A line leads from the word that is read "
+            "to the word that reads it, one layer on; the thicker, the more weight. Looking is not "
+            "yet using: the next steps test what is used."
+        )
+
+    def strongest_look(self, one: ModelWalk) -> str:
+        """Strongest attention of the last word, beside equal attention."""
+        own = [look for look in one.looks if look.query == self.walk.stretches[-1][0]]
+        texts = [self._look(look) for look in sorted(own, key=lambda each: -each.weight)[:2]]
+        return "At the end of the question " + ", and ".join(texts) + "."
+
+    def _look(self, look: Look) -> str:
+        return (
+            f"head {look.head} gives {percent(look.weight)} to {self.quoted(look.key)} (equal "
+            f"weights would give {percent(look.uniform)})"
+        )
+
+    def passing(self) -> str:
+        """What a role path is."""
+        return (
+            "Now only one chain of words may see a changed word; all others still read the old "
+            "question. The number is how much of the change of the answer arrives by this chain "
+            "alone."
+        )
+
+    def meeting_lead(self) -> str:
+        """What it takes for variables to meet."""
+        return (
+            "A shape marks what a state holds: exchange the state, and the answer changes as if "
+            "this word had been changed. The larger the shape, the more often. The ring marks the "
+            "place that holds both numbers and the verb."
+        )
+
+    def meeting(self, one: ModelWalk) -> str:
+        """Where the variables of the number meet."""
+        if not one.meeting:
+            return (
+                "No single state apart from the words themselves holds the numbers and the verb in "
+                "half of the questions: they do not meet in one place that could be exchanged."
+            )
+        first = one.meeting[0]
+        least = min(swap.rate.value for swap in one.meeting)
+        last = " (the output of the last layer: here the answer is ready)"
+        return (
+            f"They meet at {self.quoted(first.role)} behind layer {first.layer} of {one.layers}"
+            f"{last * (first.layer == one.layers)}: each of these exchanges works in at least "
+            f"{percent(least)} of the other questions."
+        )
+
+    def fetching_lead(self) -> str:
+        """What fetching is."""
+        return (
+            "At the word before the answer a head can fetch what other words have computed. The "
+            "output of one head at this word is exchanged, and nothing else."
+        )
+
+    def fetching(self, one: ModelWalk) -> str:
+        """Head that brings the number."""
+        found = [fetch for fetch in one.fetch if fetch.swaps[0].variable != "thing"]
+        if not found:
+            return "No single head brings the number: several share the work."
+        look = found[0].look
+        return (
+            f"Head {look.head} at {self.quoted(look.query)} brings the number. It gives "
+            f"{percent(look.weight)} of its attention to {self.quoted(look.key)} (equal weights: "
+            f"{percent(look.uniform)})."
+        )
+
+    def noun_lead(self) -> str:
+        """Why the noun is looked at."""
+        return (
+            "The answer has a second word. Its experiments change the noun, and the number stays: "
+            "the noun has places and heads of its own."
+        )
+
+    def noun(self, one: ModelWalk) -> str:
+        """Where the noun is held, and who brings it."""
+        texts = []
+        if one.noun:
+            texts.append(
+                f"Apart from its own words, the noun is in the state of "
+                f"{self.quoted(one.noun.role)} behind layer {one.noun.layer}."
+            )
+        found = [fetch for fetch in one.fetch if fetch.swaps[0].variable == "thing"]
+        if found:
+            look = found[0].look
+            texts.append(
+                f"Head {look.head} at {self.quoted(look.query)} brings it: "
+                f"{percent(look.weight)} of its attention is on {self.quoted(look.key)} (equal "
+                f"weights: {percent(look.uniform)})."
+            )
+        return " ".join(texts) or "No single state or head holds the noun apart from its words."
+
+    def in_short(self) -> str:
+        """Places of all models in a list."""
+        return (
+            "<ul>" + "".join(f"<li>{self._short(one)}</li>" for one in self.walk.models) + "</ul>"
+        )
+
+    def _short(self, one: ModelWalk) -> str:
+        from probes.viz.html_text import escape
+
+        return escape(
+            f"{one.model}: {self.meeting(one)} {self.fetching(one)} {self.noun(one)}".strip()
+        )
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{percent(estimate.value)} ({percent(estimate.low)} to {percent(estimate.high)})"
+
+
+def path_names(roles: Sequence[str], texts: Texts) -> str:
+    """Words along a path."""
+    return " → ".join(texts.quoted(role) for role in roles)
