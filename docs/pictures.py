@@ -6,6 +6,7 @@ With a comparison that was saved before, nothing is compared anew.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,18 @@ from probes.viz.reports.path_panels import null_panel, path_panels
 FOLDER = Path(__file__).parent
 FOX = "If I have two foxes and I take away one, how many foxes do I have?"
 FULL, RELATIVES = "full", ("int4", "distilled", "scratch")
+NOTES = (
+    "{layers} layers: the teacher",
+    "weights in 4 bits",
+    "{layers} layers, taught by full",
+    "{layers} layers, not taught",
+)
+CAPTION = (
+    "A line is a way by which a change of a word\nreaches the answer (path patching). Width: the\n"
+    "fraction of the change that it carries alone.\nTested: those found in full or in the relative."
+    "|One model of each kind; {pairs} pairs of questions\nfor each changed word; right: numbers in "
+    "{questions}\nquestions. Null: what a path of a random-init\nmodel exceeds with p = 0.05."
+)
 HEAD = (1, 0)
 
 
@@ -45,11 +58,18 @@ def main() -> None:
         family.save("family.json")
     by_name = dict(zip((full.name, *family.names), models.values(), strict=True))
     words = {name: question_words(model) for name, model in by_name.items()}
-    panels = path_panels(family.comparisons, words)
+    layers = [model.shape.layers for model in models.values()]
+    notes = [note.format(layers=n) for note, n in zip(NOTES, layers, strict=True)]
+    panels = [
+        replace(panel, lines=(note, *panel.lines))
+        for panel, note in zip(path_panels(family.comparisons, words), notes, strict=True)
+    ]
     stretches = [word for word in words[FULL] if not word.is_reply]
     panels.append(null_panel(family.comparisons, stretches))
-    write("mechanism.svg", panels, len(panels))
-    write("mechanism-narrow.svg", panels, 2)
+    first = family.comparisons[0]
+    caption = CAPTION.format(questions=first.gates[0].n_questions, pairs=first.paths[0].pairs)
+    write("mechanism.svg", panels, len(panels), caption.replace("\n", " ").split("|"))
+    write("mechanism-narrow.svg", panels, 2, caption.replace("|", "\n").split("\n"))
     (FOLDER / "heatmap.svg").write_text(svg_document(attention(full)), encoding="utf-8")
 
 
@@ -57,14 +77,15 @@ def question_words(model: pb.Model) -> list[Word]:
     """Words of the fox question by role, and what a model answers."""
     question = match_text(FOX)
     reply = model.generate(question.text, max_new_tokens=8)[len(question.text) :].split()
+    reply = [word.strip(".") for word in reply]
     words = [Word(role, text) for role, text in path_role_texts(question)]
     replies = zip(("reply_number", "reply_noun"), reply, strict=False)
     return [*words, *(Word(role, text, is_reply=True) for role, text in replies)]
 
 
-def write(name: str, panels: list[PathPanel], columns: int) -> None:
+def write(name: str, panels: list[PathPanel], columns: int, lines: list[str]) -> None:
     """Write the panels in rows of some columns."""
-    drawing = role_path_drawing(panels, columns, "Same answers, other mechanism")
+    drawing = role_path_drawing(panels, columns, "Same answers, other mechanism", lines)
     (FOLDER / name).write_text(svg_document(drawing), encoding="utf-8")
 
 
@@ -76,10 +97,18 @@ def attention(model: pb.Model) -> Drawing:
     layer, head = HEAD
     weights = capture(model, batch, ("attention",))["attention"][layer, 0, head, :last, :last]
     tokens = [axis_label(token) for token in batch.tokens[0][:last]]
-    cell, left, top = 30.0, 92.0, 78.0
+    cell, left, top = 27.0, 88.0, 82.0
     colors = apply_colormap(weights.double().numpy(), "sequential")
-    title = f"Where head L{layer}.H{head} of {model.name} looks: rows read, columns are read"
-    parts: list[Part] = [TextLabel(0, 16, title, 15, bold=True)]
+    best = int(weights[-1].argmax())
+    title = (
+        f"Attention of one head (L{layer}.H{head} of {model.name}): at the end it looks at "
+        f"“{tokens[best].strip('␣')}” ({float(weights[-1, best]):.2f})"
+    )
+    parts: list[Part] = [
+        TextLabel(0, 16, title, 15, bold=True),
+        TextLabel(left + 12 * cell, top + 40, "A row is a word that reads,", 12, color="soft"),
+        TextLabel(left + 12 * cell, top + 57, "a column is a word that is read.", 12, color="soft"),
+    ]
     for at, token in enumerate(tokens):
         middle = cell * (at + 0.5)
         parts.append(TextLabel(left - 6, top + middle + 4, token, 12, "end"))

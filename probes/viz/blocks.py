@@ -65,6 +65,7 @@ class Table(Block):
         caption: Line above the table.
         align: `l` or `r` for each column; by default only the first is left-aligned.
         notes: Lines below the table.
+        folded: Whether it opens on a click; then it has a caption. It is printed open.
     """
 
     columns: Sequence[str]
@@ -72,6 +73,7 @@ class Table(Block):
     caption: str = ""
     align: str = ""
     notes: Sequence[str] = ()
+    folded: bool = False
 
     def __post_init__(self) -> None:
         for at, row in enumerate(self.rows):
@@ -96,10 +98,14 @@ class Table(Block):
         )
         lines = "".join(f"<tr>{''.join(map(_td, row, align))}</tr>" for row in self.rows)
         notes = "".join(f'<p class="pv-soft">{escape_lines(note)}</p>' for note in self.notes)
-        return (
-            f'{caption_html(self.caption)}<div class="pv-scroll"><table class="pv-rows">'
-            f"<thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>{notes}"
+        table = (
+            f'<div class="pv-scroll"><table class="pv-rows"><thead><tr>{heads}</tr>'
+            f"</thead><tbody>{lines}</tbody></table></div>{notes}"
         )
+        if not self.folded:
+            return caption_html(self.caption) + table
+        caption = f'<summary class="pv-caption">{escape_lines(self.caption)}</summary>'
+        return f"<details>{caption}{table}</details>"
 
 
 @dataclass(frozen=True)

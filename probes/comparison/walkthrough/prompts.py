@@ -71,18 +71,28 @@ def sample_walkthrough_prompts(
             pairs = [pair for pair in pairs if pair.clean.text != question.text]
         cut = max(1, len(pairs) // 3)
         search[contrast], test[contrast] = tuple(pairs[:cut]), tuple(pairs[cut:][:prompts])
+    shown = {name: _easiest(name, pairs) for name, pairs in own.items()}
     if "x" in own and "y" in own:
-        both = _both_numbers([own["x"][0], *test["x"]], pattern, tokenizers, seed)
-        own[BOTH], test[BOTH] = list(both[:1]), both[1:]
-    kept = {name for name, pairs in test.items() if len(pairs) >= _MIN_PAIRS and own[name]}
+        first = _both_numbers([shown["x"]], pattern, tokenizers, seed)
+        shown |= {BOTH: first[0]} if first else {}
+        test[BOTH] = _both_numbers(test["x"], pattern, tokenizers, seed)
+    kept = {name for name, pairs in test.items() if len(pairs) >= _MIN_PAIRS and name in shown}
     return WalkthroughPrompts(
         question,
-        {name: pairs[0] for name, pairs in own.items() if name in kept},
+        {name: pair for name, pair in shown.items() if name in kept},
         PathPrompts(
             {name: pairs for name, pairs in search.items() if name in kept},
             {name: pairs for name, pairs in test.items() if name in kept},
         ),
     )
+
+
+def _easiest(contrast: str, pairs: Sequence[Pair]) -> Pair:
+    """Changed version that is shown: of numbers the largest with one digit, if there is one."""
+    if contrast not in ("x", "y"):
+        return pairs[0]
+    values = [int(pair.counterfactual[contrast]) for pair in pairs]
+    return pairs[max(range(len(pairs)), key=lambda at: (values[at] < 10, values[at]))]
 
 
 def is_aligned(pair: Pair, tokenizers: Sequence[PreTrainedTokenizerBase]) -> bool:
@@ -136,7 +146,9 @@ def _both_numbers(
         for contrast, other in islice(others, _CANDIDATES):
             both = Pattern.make_pair(BOTH, pair.clean, other)
             answers = {pair.clean.answer("number"), pair.counterfactual.answer("number")}
-            if contrast != "y" or other.answer("number") in answers:
+            answer = other.answer("number")
+            # An answer that stands in the text could have been copied.
+            if contrast != "y" or answer in {*answers, "0", str(other["x"]), str(other["y"])}:
                 continue
             if is_aligned(both, tokenizers):
                 found.append(both)

@@ -93,7 +93,8 @@ class ModelWalk:
         maps: For each variable the fraction of other questions whose answer changes with the state
             of a role before a layer, or behind the last one.
         meeting: Swaps where the numbers and the operation meet; empty where there is no such place.
-        noun: Swap of the object apart from its own words; None where no state holds it.
+        noun: Swap of the object at its own words, in the latest layer in which the answer is
+            still read from there; None without one.
         fetch: Heads that bring the number and the object to where they are read.
     """
 

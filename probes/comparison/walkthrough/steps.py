@@ -105,7 +105,7 @@ def walk_model(runs: WalkRuns, gates: tuple[Gate, ...]) -> ModelWalk:
     # Where only one variable was changed, nothing can meet.
     meeting = _best_place(runs, number, own) if len(number) > 1 else None
     thing = {"thing": searched["thing"]} if "thing" in searched else {}
-    noun = _best_place(runs, thing, set(runs.own_roles("thing"))) if thing else None
+    noun = _last_own_place(runs, thing["thing"]) if thing else None
     looks = attention_looks(model, runs.question)
     text = model.generate(runs.question.text, max_new_tokens=_NEW_TOKENS)
     return ModelWalk(
@@ -163,6 +163,16 @@ def _best_place(runs: WalkRuns, maps: Mapping[str, RateMap], own: set[str]) -> S
         layer, role = np.unravel_index(int(part.T.argmax()), part.T.shape) if part.size else (0, 0)
         if part.size and part[role, layer] >= MIN_RATE:
             return Site(int(layer) + 1, "resid", roles[int(role)])
+    return None
+
+
+def _last_own_place(runs: WalkRuns, rates: RateMap) -> Site | None:
+    """State of the object's own words in the latest layer in which it still sets the answer."""
+    own = [at for at, role in enumerate(runs.roles) if role in runs.own_roles("thing")]
+    for layer in range(runs.model.shape.layers - 1, 0, -1):
+        best = max(own, key=lambda at: rates[at, layer])
+        if rates[best, layer] >= MIN_RATE:
+            return Site(layer, "resid", runs.roles[best])
     return None
 
 

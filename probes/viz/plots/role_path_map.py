@@ -22,27 +22,33 @@ from probes.viz.drawing import (
     truncate_text,
 )
 
-Mark = Literal["own", "kept", "new", "lost", "open"]
-"""State of a path; `own` is one of the full model itself, `open` one that cannot be told."""
+Mark = Literal["own", "kept", "new", "lost", "unshared", "open"]
+"""State of a path.
+
+`own` is one of the full model itself; `unshared` one that is lost, but that the full model lacks as
+well when it is trained from another seed; `open` one that cannot be told.
+"""
 
 _ROW, _CHIP, _WORD = 25.0, 19.0, 92.0  # Rows of words, and the height and width of a word.
 _LEFT, _RIGHT = 34.0, 88.0  # Room for the paths beside the words.
 _PANEL = _LEFT + _WORD + _RIGHT
-_GAP, _HEAD, _FOOT = 10.0, 78.0, 14.0
-_MAX_THICKNESS, _MIN_THICKNESS = 7.0, 1.4
-_ORDER: tuple[Mark, ...] = ("lost", "open", "new", "kept", "own")
+_GAP, _HEAD, _FOOT = 10.0, 74.0, 12.0
+_MAX_THICKNESS, _MIN_THICKNESS = 6.0, 1.5
+_ORDER: tuple[Mark, ...] = ("unshared", "lost", "open", "new", "kept", "own")
 _STROKES: dict[Mark, tuple[str, tuple[float, float] | None]] = {
     "own": ("ink", None),
     "kept": ("kept", None),
     "new": ("new", (9.0, 4.0)),
-    "lost": ("soft", (1.5, 4.0)),
+    "lost": ("up", (2.0, 3.5)),
+    "unshared": ("soft", (2.0, 3.5)),
     "open": ("soft", (5.0, 5.0)),
 }
 _MEANINGS: dict[Mark, str] = {
-    "own": "path of the full model",
+    "own": "role path of the full model",
     "kept": "the relative has it as well",
     "new": "only the relative has it",
     "lost": "lost in the relative",
+    "unshared": "lost, but another seed of the full model lacks it as well",
     "open": "cannot tell",
 }
 
@@ -126,9 +132,11 @@ def _panel(panel: PathPanel, left: Pixels, top: Pixels) -> list[Part]:
     ]
     first = top + _HEAD
     rows = {word.role: first + _ROW * (at + 0.5) for at, word in enumerate(panel.words)}
-    for path in sorted(_edges(panel.paths), key=lambda edge: _ORDER.index(edge.mark)):
-        if all(role in rows for role in path.roles):
-            parts += _arc(path, (rows[path.roles[0]], rows[path.roles[1]]), left)
+    last = {path.roles[-1] for path in panel.paths}
+    for edge in sorted(_edges(panel.paths), key=lambda edge: _ORDER.index(edge.mark)):
+        if all(role in rows for role in edge.roles):
+            start, end = (rows[role] for role in edge.roles)
+            parts += _arc(edge, (start, end), left, is_last=edge.roles[1] in last)
     parts += [
         part for word in panel.words for part in _word(word, left + _LEFT, rows[word.role], panel)
     ]
@@ -169,13 +177,17 @@ def _rank(edge: MarkedPath) -> tuple[int, float]:
     return _ORDER.index(edge.mark), edge.fraction
 
 
-def _arc(edge: MarkedPath, ends: tuple[Pixels, Pixels], left: Pixels) -> list[Part]:
-    """Arc beside the words, with an arrowhead at its end."""
+def _arc(
+    edge: MarkedPath, ends: tuple[Pixels, Pixels], left: Pixels, *, is_last: bool
+) -> list[Part]:
+    """Arc beside the words, with an arrowhead at its end; `is_last` ends at the answer."""
     start, end = ends
     side = -1.0 if edge.is_object else 1.0
     at = left + _LEFT + (0.0 if edge.is_object else _WORD)
     room = (_LEFT if edge.is_object else _RIGHT) - 6
-    bulge = side * min(room / 0.75, 12 + 0.42 * abs(end - start))
+    # Ways by another word bend less than those to the answer, so that they lie apart.
+    bend = 0.44 if is_last else 0.2
+    bulge = side * min(room / 0.75, 12 + bend * abs(end - start))
     color, dash = _STROKES[edge.mark]
     thickness = _MIN_THICKNESS + (_MAX_THICKNESS - _MIN_THICKNESS) * min(1.0, edge.fraction)
     tip = at + side * (5 + thickness * 0.5)

@@ -21,9 +21,9 @@ from probes.viz.drawing import (
 )
 from probes.viz.plots.role_path_map import Word
 
-_ROW, _CHIP, _WORD = 26.0, 20.0, 92.0
-_HEAD, _SIDE = 34.0, 330.0
-_PITCH = (30.0, 62.0)
+_ROW, _CHIP, _WORD = 28.0, 22.0, 100.0
+_HEAD, _SIDE = 34.0, 348.0
+_PITCH = (30.0, 92.0)
 _MIN_RATE = 0.1  # Of a state that is drawn.
 
 COLORS = {"x": "#0b6fb8", "y": "#c65102", "operation": "#00805f", "thing": "#b0518e"}
@@ -119,8 +119,8 @@ def legend_drawing(variables: Sequence[str], words: Mapping[str, str]) -> Drawin
 def _word(word: Word, y: Pixels) -> Group:
     fill, stroke = ("paper", "ink") if word.is_reply else ("wash", "line")
     box = rectangle((1, y - _CHIP / 2, _WORD - 6, _CHIP), fill, stroke)
-    text = truncate_text(word.text, _WORD - 8, 11.0)
-    label = TextLabel(_WORD / 2 - 2, y + 4, text, 12, "middle", bold=word.is_reply)
+    text = truncate_text(word.text, _WORD - 8, 11.5)
+    label = TextLabel(_WORD / 2 - 2, y + 4.5, text, 13, "middle", bold=word.is_reply)
     return Group(word.role, (box, label), css_class="pv-reply" if word.is_reply else "")
 
 
@@ -136,7 +136,7 @@ def _ring(center: tuple[Pixels, Pixels], layer: int) -> list[Part]:
     if layer == 0:
         y = center[1]
         return [rectangle((-1, y - _CHIP / 2 - 2, _WORD - 2, _CHIP + 4), "none", "mark")]
-    return [DrawingShape((center,), "paper", "mark", 2.2, 12.0)]
+    return [DrawingShape((center,), "paper", "mark", 2.4, 14.0)]
 
 
 def _state(
@@ -147,8 +147,8 @@ def _state(
     parts: list[Single] = []
     for name, rate in present.items():
         dx, dy = _OFFSETS[name] if len(present) > 1 else (0, 0)
-        place = (center[0] + 4.6 * dx, center[1] + 4.6 * dy)
-        parts.append(_shape(name, place, 4.6 * rate**0.5))
+        place = (center[0] + 5.4 * dx, center[1] + 5.4 * dy)
+        parts.append(_shape(name, place, 5.2 * rate**0.5))
     texts = ", ".join(f"{LABELS[name]} {rate:.0%}" for name, rate in present.items())
     return Group(f"{role}, behind layer {layer}: {texts}".replace("%", " %"), tuple(parts))
 

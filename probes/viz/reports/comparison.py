@@ -16,7 +16,7 @@ from probes.viz.plots.attention.head_grid import head_grid
 from probes.viz.plots.attention.maps import AttentionMaps
 from probes.viz.plots.interval_plot import Interval, IntervalPlot
 from probes.viz.registry import report
-from probes.viz.reports.path_panels import path_picture
+from probes.viz.reports.path_panels import path_picture, short_answer
 from probes.viz.reports.path_tables import PATH_INTRO, path_blocks
 from probes.viz.reports.verdict_tables import (
     HEAD_INTRO,
@@ -93,13 +93,13 @@ def comparison_page(comparison: Comparison) -> Picture:
 
 
 def _lead(comparison: Comparison) -> list[Block]:
-    """What survives, the role paths in both models, then the findings behind it."""
-    *findings, survival = comparison.summary()
+    """What survives in a sentence, the role paths in both models, then the findings behind it."""
     tones: dict[int, Tone | None] = {
         k: _STATE_TONES[gate.state] for k, gate in enumerate(comparison.gates)
     }
-    notes = [Note(line, tones.get(k)) for k, line in enumerate(findings)]
-    return [Note(survival), *path_picture([comparison]), *notes]
+    notes = [Note(line, tones.get(k)) for k, line in enumerate(comparison.summary())]
+    tone = "bad" if comparison.behavior_absent else None
+    return [Note(short_answer(comparison), tone), *path_picture([comparison]), *notes]
 
 
 def attention_grid(comparison: Comparison) -> Picture:

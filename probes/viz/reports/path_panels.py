@@ -20,9 +20,10 @@ _MARKS: dict[str, Mark] = {
     "stronger": "kept",
     "new": "new",
     "lost": "lost",
-    "not shared between seeds": "lost",
+    "not shared between seeds": "unshared",
     "cannot tell": "open",
 }
+_GONE = ("lost", "unshared")
 NUMBER = "number"
 
 
@@ -36,6 +37,7 @@ def path_panels(
         words: Words of a question by model, with its reply.
     """
     first = comparisons[0]
+    # Each comparison tests what was found in the full model or in its own relative.
     own = {
         effect.subject: _marked(effect, "own", effect.full.value)
         for one in comparisons
@@ -103,6 +105,32 @@ def _position(role: str, roles: Sequence[str]) -> float:
     return (roles.index(name) if name in roles else len(roles)) + 0.5 * (name != role)
 
 
+def short_answer(comparison: Comparison) -> str:
+    """Accuracy of both models, and how many role paths the relative has, in a sentence."""
+    full, other = comparison.full.name, comparison.other.name
+    scores = [
+        f"{gate.score.value:.0%}".replace("%", "\N{NO-BREAK SPACE}%")
+        for gate in (comparison.gates[0], comparison.gates[len(comparison.answers)])
+    ]
+    right = f"{full} is right in {scores[0]}, {other} in {scores[1]}"
+    if comparison.behavior_absent:
+        return f"{right}: the behavior is absent, so nothing can be said about its mechanism."
+    labels = Counter(v.label for v in comparison.verdicts if v.kind == "path")
+    if not labels:
+        return f"{right}; no role path could be tested."
+    marks = Counter[Mark | None]()
+    for label, count in labels.items():
+        marks[path_mark(label)] += count
+    total = sum(marks.values()) - marks["new"]
+    texts = [f"{right}; of {total} role paths {other} has {marks['kept']}"]
+    texts += [f"lost {marks['lost']}"] if marks["lost"] else []
+    if marks["unshared"]:
+        texts.append(f"lacks {marks['unshared']} that another seed of {full} lacks as well")
+    texts += [f"has {marks['new']} of its own"] if marks["new"] else []
+    texts += [f"cannot be told about {marks['open']}"] if marks["open"] else []
+    return ", ".join(texts) + "."
+
+
 def null_panel(comparisons: Sequence[Comparison], words: Sequence[Word]) -> PathPanel:
     """Panel of the null: the largest threshold of any path that was tested."""
     first = comparisons[0]
@@ -110,11 +138,11 @@ def null_panel(comparisons: Sequence[Comparison], words: Sequence[Word]) -> Path
     largest = max(null_fraction(one) for one in comparisons)
     return PathPanel(
         "null",
-        f"{accuracy[0]:.0%} right" if accuracy else "no accuracy",
-        (f"{first.nulls} {first.method.null_name}", "of each shape"),
+        _right(accuracy[0]) if accuracy else "",
+        (f"{first.nulls} {first.method.null_name}",),
         tuple(words),
         (),
-        f"no path\nabove {largest:.1%}\nof the effect".replace("%", " %"),
+        f"no path\nabove {largest:.1%}\nof the effect".replace("%", "\N{NO-BREAK SPACE}%"),
     )
 
 
@@ -131,16 +159,18 @@ def null_fraction(comparison: Comparison) -> float:
 
 
 def _relative_panel(one: Comparison, words: Sequence[Word]) -> PathPanel:
+    """Paths of the full model in a relative, and those that are new there."""
     verdicts = {v.subject or v.counterpart: v.label for v in one.verdicts if v.kind == "path"}
     paths = [
-        _marked(effect, mark, effect.full.value if mark == "lost" else effect.other.value)
+        _marked(
+            effect, mark, effect.full.value if mark in ("lost", "unshared") else effect.other.value
+        )
         for effect in one.paths
         if (mark := path_mark(verdicts.get(effect.subject, ""))) is not None
     ]
     counts = Counter(path.mark for path in paths)
-    # Of a path that cannot be told, the full model may be what is open.
-    total = counts["kept"] + counts["lost"]
-    texts = [f"{counts['kept']} of {total} paths kept"]
+    total = sum(counts.values()) - counts["new"]
+    texts = [f"has {counts['kept']} of {total} paths"]
     texts += [f"{counts[mark]} {mark}" for mark in ("new", "open") if counts[mark]]
     absent = one.behavior_absent
     return PathPanel(
@@ -169,5 +199,8 @@ def _marked(effect: PathEffect, mark: Mark, fraction: float) -> MarkedPath:
 
 
 def _score(comparison: Comparison, at: int) -> str:
-    gate = comparison.gates[at]
-    return f"{gate.score.value:.1%} right".replace("%", " %").replace(".0 ", " ")
+    return _right(comparison.gates[at].score.value)
+
+
+def _right(fraction: float) -> str:
+    return f"{fraction:.0%} right".replace("%", "\N{NO-BREAK SPACE}%")

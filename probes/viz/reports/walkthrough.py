@@ -20,9 +20,10 @@ from probes.viz.plots.walkthrough_scene import (
 )
 from probes.viz.registry import report
 from probes.viz.reports.walkthrough_paths import path_part
-from probes.viz.reports.walkthrough_texts import Texts, of_others, percent
+from probes.viz.reports.walkthrough_texts import Texts, percent
 
 _MIN_LOOK = 0.3
+_ORDER = ("x", "y", "operation", "x and y", "thing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,7 @@ def _steps(walk: Walkthrough) -> list[Step]:
             "Where the answer is fetched",
             texts.fetching_lead(),
             [_fetch_part(walk, one, texts) for one in walk.models],
+            _legend(walk),
         ),
     ]
     if len(walk.answers) > 1:
@@ -116,6 +118,7 @@ def _steps(walk: Walkthrough) -> list[Step]:
                 "The noun goes another way",
                 texts.noun_lead(),
                 [_noun_part(walk, one, texts) for one in walk.models],
+                _legend(walk),
             )
         )
     return [*steps, Step("In short", "", [], texts.in_short())]
@@ -192,48 +195,40 @@ def _legend(walk: Walkthrough) -> str:
 
 
 def _step_html(walk: Walkthrough, at: int, step: Step) -> str:
-    parts = "".join(map(_part_html, step.parts))
+    texts = Texts(walk)
+    parts = "".join(_part_html(part, texts) for part in step.parts)
     lead = f'<p class="pv-lead">{escape_lines(step.lead)}</p>' if step.lead else ""
-    rest = step.rest
     return (
         f'<section class="pv-step" aria-labelledby="pv-step-{at}"><h2 id="pv-step-{at}" '
         f'tabindex="-1">{at}. {escape(step.heading)}</h2>{lead}'
-        f'<div class="pv-pair">{parts}</div>{rest}</section>'
+        f'{step.rest}<div class="pv-pair">{parts}</div></section>'
     )
 
 
-def _part_html(part: Part) -> str:
+def _part_html(part: Part, texts: Texts) -> str:
     text = f"<p>{escape_lines(part.text)}</p>" if part.text else ""
-    swaps = "".join(map(_swap_html, part.swaps))
-    table = f'<ul class="pv-tries">{swaps}</ul>' if swaps else ""
-    return f'<div class="pv-model"><h3>{escape(part.model)}</h3>{text}{part.drawing}{table}</div>'
+    ranked = sorted(part.swaps, key=lambda swap: _ORDER.index(swap.variable))
+    tries = "".join(_swap_html(swap, texts) for swap in ranked)
+    tries = f'<ul class="pv-tries">{tries}</ul>' if tries else ""
+    return (
+        f'<div class="pv-model"><h3>{escape(part.model)}</h3>{text}'
+        f'<div class="pv-try-it">{part.drawing}{tries}</div></div>'
+    )
 
 
-def _swap_html(swap: Swap) -> str:
+def _swap_html(swap: Swap, texts: Texts) -> str:
     """One intervention: what is put where, what the model says, and how often with others."""
     tone = "good" if swap.says == swap.expected else "bad"
-    where = "" if swap.layer == 0 and "H" not in swap.site else f" at {_place(swap)}"
-    control = f"elsewhere at most {percent(swap.elsewhere)}; " if where else ""
-    kept = ""
-    if swap.other_kept is not None:
-        other = "number" if swap.variable == "thing" else "noun"
-        kept = f"; the {other} stays in {percent(swap.other_kept.value)}"
+    place = texts.place(swap)
+    where = f' <span class="pv-soft">{escape(place)}</span>' if place else ""
     index = 1 if swap.variable == "thing" else 0
     return (
         f'<li><button type="button" class="pv-try" data-says="{escape(swap.says)}" '
         f'data-reply="{index}" aria-pressed="false">put <b>{escape(swap.new)}</b> for '
-        f"“{escape(swap.old)}”{escape(where)}</button> "
-        f'<span class="pv-said">the model says <b class="pv-tone" data-tone="{tone}">'
-        f"{escape(swap.says)}</b></span>"
-        f'<span class="pv-soft">{of_others(swap)}; {control}untrained models at most '
-        f"{percent(swap.null)}{kept}</span></li>"
+        f'“{escape(swap.old)}”{where}</button> <span class="pv-said">{escape(texts.model_says)} '
+        f'<b class="pv-tone" data-tone="{tone}">{escape(swap.says)}</b></span>'
+        f'<span class="pv-soft">{escape(texts.numbers(swap))}</span></li>'
     )
-
-
-def _place(swap: Swap) -> str:
-    if "resid" in swap.site:
-        return f"{swap.role}, behind layer {swap.layer}"
-    return f"head {swap.site.split('@')[0]}"
 
 
 def _method(walk: Walkthrough) -> str:

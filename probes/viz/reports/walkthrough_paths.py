@@ -47,7 +47,7 @@ def _panel(walk: Walkthrough, one: ModelWalk, at: int, shown: list[PathEffect]) 
         if at == 0:
             mark = None if mark == "new" else "own"
         if mark is not None:
-            is_full = at == 0 or mark == "lost"
+            is_full = at == 0 or mark in ("lost", "unshared")
             value = effect.full.value if is_full else effect.other.value
             paths.append(MarkedPath(effect.roles, mark, value, effect.answer != NUMBER))
     return PathPanel(one.model, "", (), tuple(words), tuple(paths))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from probes.comparison.walkthrough.result import Look, ModelWalk, Swap, Walkthrough
 from probes.stats.intervals import Estimate
+from probes.viz.html_text import escape
 
 _STRONG = 0.5
 
@@ -11,11 +12,6 @@ _STRONG = 0.5
 def percent(value: float) -> str:
     """Fraction as a percentage, with a no-break space."""
     return f"{100 * value:.0f}\N{NO-BREAK SPACE}%"
-
-
-def of_others(swap: Swap) -> str:
-    """In how many of the other questions a swap changes the answer as it should."""
-    return f"in {round(swap.rate.value * swap.prompts)} of {swap.prompts} other questions"
 
 
 class Texts:
@@ -30,6 +26,30 @@ class Texts:
     def quoted(self, role: str) -> str:
         """Words of a role in quotes."""
         return f"“{self.words.get(role, role)}”"
+
+    model_says = "the model says"
+
+    def place(self, swap: Swap) -> str:
+        """Where a swap is made; "" where the word itself is changed."""
+        if "resid" not in swap.site:
+            return f"in the output of head {swap.site.split('@')[0]} at {self.quoted(swap.role)}"
+        if swap.layer == 0:
+            return ""
+        return f"in the state of {self.quoted(swap.role)} behind layer {swap.layer}"
+
+    def numbers(self, swap: Swap) -> str:
+        """How often a swap works in other questions, and its controls."""
+        works = round(swap.rate.value * swap.prompts)
+        texts = [f"right in {works} of {swap.prompts} other questions"]
+        if self.place(swap):
+            is_state = "resid" in swap.site
+            elsewhere = "other words of this layer" if is_state else "other heads"
+            texts.append(f"{elsewhere}: at most {percent(swap.elsewhere)}")
+        texts.append(f"untrained models: {percent(swap.null)}")
+        if swap.other_kept is not None:
+            other = "number" if swap.variable == "thing" else "noun"
+            texts.append(f"the {other} stays in {percent(swap.other_kept.value)}")
+        return "; ".join(texts)
 
     def reading(self) -> str:
         """What a language model does."""
@@ -126,7 +146,8 @@ class Texts:
             return "No single head brings the number: several share the work."
         look = found[0].look
         return (
-            f"Head {look.head} at {self.quoted(look.query)} brings the number. It gives "
+            f"Head {look.head} (in layer {look.layer + 1}) at {self.quoted(look.query)} brings "
+            f"the number. It gives "
             f"{percent(look.weight)} of its attention to {self.quoted(look.key)} (equal weights: "
             f"{percent(look.uniform)})."
         )
@@ -143,8 +164,8 @@ class Texts:
         texts = []
         if one.noun:
             texts.append(
-                f"Apart from its own words, the noun is in the state of "
-                f"{self.quoted(one.noun.role)} behind layer {one.noun.layer}."
+                f"The noun waits at {self.quoted(one.noun.role)}: behind layer {one.noun.layer} of "
+                f"{one.layers} its state there still sets the answer."
             )
         found = [fetch for fetch in one.fetch if fetch.swaps[0].variable == "thing"]
         if found:
@@ -154,7 +175,9 @@ class Texts:
                 f"{percent(look.weight)} of its attention is on {self.quoted(look.key)} (equal "
                 f"weights: {percent(look.uniform)})."
             )
-        return " ".join(texts) or "No single state or head holds the noun apart from its words."
+        else:
+            texts.append("No single head brings it: several share the work.")
+        return " ".join(texts)
 
     def in_short(self) -> str:
         """Places of all models in a list."""
@@ -163,8 +186,6 @@ class Texts:
         )
 
     def _short(self, one: ModelWalk) -> str:
-        from probes.viz.html_text import escape
-
         return escape(
             f"{one.model}: {self.meeting(one)} {self.fetching(one)} {self.noun(one)}".strip()
         )
