@@ -1,5 +1,6 @@
 """Explain: one question, step by step through a model, and the same in a relative."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from probes.comparison.paths.measure import (
@@ -90,7 +91,11 @@ def explain(
     ]
     runs = [WalkRuns.of(one, null, prompts) for one, null in zip(models, nulls, strict=True)]
     walks = tuple(walk_model(one, own) for one, own in zip(runs, gates, strict=True))
-    paths, labels = _role_paths(models, nulls[-1], prompts, gates[-1], settings.seed)
+    known = models[0].provenance.other_seeds if models[0].provenance else ()
+    other_seed = load(known[0]) if known and len(models) > 1 else None
+    paths, labels = _role_paths(
+        _PathModels(models[0], models[-1], other_seed, nulls[-1]), prompts, gates[-1], settings.seed
+    )
     return Walkthrough(
         text=question.text,
         pattern=question.pattern,
@@ -100,6 +105,7 @@ def explain(
         models=walks,
         paths=paths,
         path_labels=labels,
+        other_seed=other_seed.name if other_seed else "",
         skipped=skipped,
         prompts=settings.prompts,
         nulls=settings.nulls,
@@ -132,24 +138,29 @@ def _require_answer(model: Model, question: Question, seed: int) -> tuple[Gate, 
     return tuple(own)
 
 
+@dataclass(frozen=True, eq=False)
+class _PathModels:
+    full: Model
+    other: Model
+    other_seed: Model | None
+    nulls: Sequence[Model]
+
+
 def _role_paths(
-    models: list[Model],
-    nulls: list[Model],
-    prompts: WalkthroughPrompts,
-    gates: tuple[Gate, ...],
-    seed: int,
+    models: _PathModels, prompts: WalkthroughPrompts, gates: tuple[Gate, ...], seed: int
 ) -> tuple[tuple[PathEffect, ...], dict[str, str]]:
-    """Role paths of the first model and of the last, with the verdicts on those in the last."""
+    """Role paths of the model and of its relative, with the verdicts on those in the relative."""
     test = {name: pairs for name, pairs in prompts.others.test.items() if name != BOTH}
     pairs = PathPrompts(prompts.others.search, test)
-    found = [search_paths(one, pairs) for one in models]
+    both = list(dict.fromkeys((models.full, models.other)))
+    found = [search_paths(one, pairs) for one in both]
     plan = plan_paths(found[0], found[1:], pairs, seed=seed)
-    runs = [measure_paths(one, plan) for one in models]
+    runs = [measure_paths(one, plan) for one in both]
     effects = path_effects(
         plan,
-        (found[0], found[-1]),
-        (runs[0], runs[-1], None),
-        [measure_null_paths(null, plan) for null in nulls],
+        found,
+        (runs[0], runs[-1], measure_paths(models.other_seed, plan) if models.other_seed else None),
+        [measure_null_paths(null, plan) for null in models.nulls],
         seed=seed,
     )
     verdicts = path_verdicts(effects, gates)

@@ -69,7 +69,7 @@ class Swap:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Head that brings an answer to the role where it is read.
+    """Head that, alone, brings an answer most often to the role where it is read.
 
     Attributes:
         look: Where it attends there.
@@ -78,6 +78,16 @@ class Fetch:
 
     look: Look
     swaps: tuple[Swap, ...]
+
+    @property
+    def is_object(self) -> bool:
+        """Whether it brings the object, and not the number."""
+        return self.swaps[0].variable == "thing"
+
+    @property
+    def rate(self) -> float:
+        """Mean rate of its swaps."""
+        return float(np.mean([swap.rate.value for swap in self.swaps]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +105,7 @@ class ModelWalk:
         meeting: Swaps where the numbers and the operation meet; empty where there is no such place.
         noun: Swap of the object at its own words, in the latest layer in which the answer is
             still read from there; None without one.
-        fetch: Heads that bring the number and the object to where they are read.
+        fetch: Best head of the number and of the object, at the role where each is read.
     """
 
     model: str
@@ -128,6 +138,7 @@ class Walkthrough(Result):
         models: Steps of the model, and of the relative.
         paths: Role paths that were found in one of them, with their effects in both.
         path_labels: Verdict on each path in the relative; without a relative those of the model.
+        other_seed: Model that differs from the first in its seed, or "".
         skipped: Why the relative has no steps; "".
         prompts, nulls, seed: Other questions of each variable, random-init models, seed.
     """
@@ -140,6 +151,7 @@ class Walkthrough(Result):
     models: tuple[ModelWalk, ...]
     paths: tuple[PathEffect, ...]
     path_labels: Mapping[str, str]
+    other_seed: str
     skipped: str
     prompts: int
     nulls: int

@@ -34,7 +34,7 @@ OWN_ROLES = {
 }
 """Roles whose words a variable changes, where the question has them."""
 MIN_RATE = 0.5
-"""Fraction of questions below which no place or head counts as holding a variable."""
+"""Fraction of questions below which no place counts as holding a variable."""
 _NEW_TOKENS = 8
 
 RateMap = Float[np.ndarray, "role layer"]
@@ -124,9 +124,9 @@ def walk_model(runs: WalkRuns, gates: tuple[Gate, ...]) -> ModelWalk:
         ),
         noun=None if noun is None else _swap(runs, "thing", noun, sites),
         fetch=tuple(
-            fetch
+            _fetch(runs, names, runs.reading_role(answer), looks)
             for answer, names in ((NUMBER, runs.number_variables), (NOUN, list(thing)))
-            if names and (fetch := _fetch(runs, names, runs.reading_role(answer), looks))
+            if names
         ),
     )
 
@@ -213,10 +213,8 @@ def _swap(runs: WalkRuns, variable: str, site: Site, sites: Sequence[Site]) -> S
     )
 
 
-def _fetch(
-    runs: WalkRuns, variables: Sequence[str], role: str, looks: Sequence[Look]
-) -> Fetch | None:
-    """Head that brings an answer to the role where it is read; None where no single one does."""
+def _fetch(runs: WalkRuns, variables: Sequence[str], role: str, looks: Sequence[Look]) -> Fetch:
+    """Head that brings an answer most often to the role where it is read."""
     heads = head_sites(runs.model, role)
     rates = np.mean(
         [
@@ -226,7 +224,5 @@ def _fetch(
         axis=0,
     )
     best = heads[int(rates.argmax())]
-    if rates.max() < MIN_RATE:
-        return None
     look = next(one for one in looks if one.head == best.component_name and one.query == role)
     return Fetch(look, tuple(_swap(runs, name, best, heads) for name in variables))

@@ -76,7 +76,7 @@ def _steps(walk: Walkthrough) -> list[Step]:
         ),
         Step(
             "Change a word, and the answer follows",
-            "A word of the question is exchanged. Click a line to see what the model says then.",
+            "A word of the question is exchanged. Click an exchange to see in the drawing what the model says then.",
             [
                 Part(one.model, "", _scene(walk, one, rings=_rings(one.words)), one.words)
                 for one in walk.models
@@ -125,7 +125,7 @@ def _steps(walk: Walkthrough) -> list[Step]:
 
 
 def _fetch_part(walk: Walkthrough, one: ModelWalk, texts: Texts) -> Part:
-    found = [fetch for fetch in one.fetch if fetch.swaps[0].variable != "thing"]
+    found = [fetch for fetch in one.fetch if not fetch.is_object]
     lines = [_line(fetch.look) for fetch in found]
     swaps = [swap for fetch in found for swap in fetch.swaps]
     scene = _scene(walk, one, states=True, lines=lines, rings=_rings(one.meeting))
@@ -133,7 +133,7 @@ def _fetch_part(walk: Walkthrough, one: ModelWalk, texts: Texts) -> Part:
 
 
 def _noun_part(walk: Walkthrough, one: ModelWalk, texts: Texts) -> Part:
-    found = [fetch for fetch in one.fetch if fetch.swaps[0].variable == "thing"]
+    found = [fetch for fetch in one.fetch if fetch.is_object]
     swaps = [*([one.noun] if one.noun else ()), *(swap for fetch in found for swap in fetch.swaps)]
     scene = _scene(
         walk,

@@ -8,7 +8,7 @@ from probes.viz.plots.role_path_map import MarkedPath, PathPanel, Word, role_pat
 from probes.viz.plots.walkthrough_scene import LABELS
 from probes.viz.reports.path_panels import NUMBER, path_mark
 from probes.viz.reports.verdict_tables import TONES
-from probes.viz.reports.walkthrough_texts import Texts, path_names, percent
+from probes.viz.reports.walkthrough_texts import Texts, percent
 
 
 def path_part(walk: Walkthrough) -> str:
@@ -21,7 +21,7 @@ def path_part(walk: Walkthrough) -> str:
     rows = [
         [
             LABELS[effect.contrast],
-            path_names(effect.roles, texts),
+            texts.chain(effect.roles),
             effect.full,
             *([effect.other, _verdict(walk, effect)] if len(names) > 1 else []),
             percent(_null(effect)),

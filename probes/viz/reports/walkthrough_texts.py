@@ -1,8 +1,10 @@
 """Sentences of a walk-through, in plain words, each with its numbers."""
 
+from collections import Counter
 from collections.abc import Sequence
 
-from probes.comparison.walkthrough.result import Look, ModelWalk, Swap, Walkthrough
+from probes.comparison.paths.result import PathEffect
+from probes.comparison.walkthrough.result import Fetch, Look, ModelWalk, Swap, Walkthrough
 from probes.stats.intervals import Estimate
 from probes.viz.html_text import escape
 
@@ -140,16 +142,20 @@ class Texts:
         )
 
     def fetching(self, one: ModelWalk) -> str:
-        """Head that brings the number."""
-        found = [fetch for fetch in one.fetch if fetch.swaps[0].variable != "thing"]
-        if not found:
-            return "No single head brings the number: several share the work."
-        look = found[0].look
+        """Head that brings the number, if one does."""
+        return " ".join(self._bring(f, "number") for f in one.fetch if not f.is_object)
+
+    def _bring(self, fetch: Fetch, answer: str) -> str:
+        look = fetch.look
+        name = f"head {look.head} (in layer {look.layer + 1}) at {self.quoted(look.query)}"
+        if fetch.rate < _STRONG:
+            return (
+                f"No single head brings the {answer}: the best, {name}, sets it in "
+                f"{percent(fetch.rate)} of the other questions, so several share the work."
+            )
         return (
-            f"Head {look.head} (in layer {look.layer + 1}) at {self.quoted(look.query)} brings "
-            f"the number. It gives "
-            f"{percent(look.weight)} of its attention to {self.quoted(look.key)} (equal weights: "
-            f"{percent(look.uniform)})."
+            f"H{name[1:]} brings the {answer}. It gives {percent(look.weight)} of its attention to "
+            f"{self.quoted(look.key)} (equal weights: {percent(look.uniform)})."
         )
 
     def noun_lead(self) -> str:
@@ -167,17 +173,43 @@ class Texts:
                 f"The noun waits at {self.quoted(one.noun.role)}: behind layer {one.noun.layer} of "
                 f"{one.layers} its state there still sets the answer."
             )
-        found = [fetch for fetch in one.fetch if fetch.swaps[0].variable == "thing"]
-        if found:
-            look = found[0].look
+        texts += [self._bring(fetch, "noun") for fetch in one.fetch if fetch.is_object]
+        chains = [effect for effect in self.walk.paths if effect.contrast == "thing"]
+        if chains:
+            share = [self._share(effect, one) for effect in chains]
+            best = max(range(len(chains)), key=lambda at: share[at])
             texts.append(
-                f"Head {look.head} at {self.quoted(look.query)} brings it: "
-                f"{percent(look.weight)} of its attention is on {self.quoted(look.key)} (equal "
-                f"weights: {percent(look.uniform)})."
+                f"The chain {self.chain(chains[best].roles)} alone carries {percent(share[best])} "
+                "of the change of the noun."
             )
-        else:
-            texts.append("No single head brings it: several share the work.")
         return " ".join(texts)
+
+    def _share(self, effect: PathEffect, one: ModelWalk) -> float:
+        return (effect.full if one is self.walk.models[0] else effect.other).value
+
+    def chain(self, roles: Sequence[str]) -> str:
+        """Words along a path."""
+        return " → ".join(self.quoted(role) for role in roles)
+
+    def chains(self, one: ModelWalk) -> str:
+        """How many chains of words the relative has of those of the model; "" for the model."""
+        if one is self.walk.models[0]:
+            return ""
+        full, counts = self.walk.models[0].model, Counter(self.walk.path_labels.values())
+        has = sum(counts[label] for label in ("kept", "weaker", "stronger"))
+        seed = self.walk.other_seed
+        texts = [
+            f"of {sum(counts.values()) - counts['new']} chains of {full} it has {has}",
+            *([f"lost {counts['lost']}"] if counts["lost"] else []),
+            *(
+                [f"lacks {n}, as {seed}, another seed of {full}, does"]
+                if (n := counts["not shared between seeds"])
+                else []
+            ),
+            *([f"cannot be told about {counts['cannot tell']}"] if counts["cannot tell"] else []),
+            *([f"has {counts['new']} of its own"] if counts["new"] else []),
+        ]
+        return f"Ways of the words: {', '.join(texts)}."
 
     def in_short(self) -> str:
         """Places of all models in a list."""
@@ -187,14 +219,10 @@ class Texts:
 
     def _short(self, one: ModelWalk) -> str:
         return escape(
-            f"{one.model}: {self.meeting(one)} {self.fetching(one)} {self.noun(one)}".strip()
+            f"{one.model}: {self.chains(one)} {self.meeting(one)} {self.fetching(one)} "
+            f"{self.noun(one)}"
         )
 
 
 def _interval(estimate: Estimate) -> str:
     return f"{percent(estimate.value)} ({percent(estimate.low)} to {percent(estimate.high)})"
-
-
-def path_names(roles: Sequence[str], texts: Texts) -> str:
-    """Words along a path."""
-    return " → ".join(texts.quoted(role) for role in roles)
