@@ -76,7 +76,7 @@ def _steps(walk: Walkthrough) -> list[Step]:
         ),
         Step(
             "Change a word, and the answer follows",
-            "A word of the question is exchanged. Click an exchange to see in the drawing what the model says then.",
+            "A word of the question is exchanged. Click one to see what the model says then.",
             [
                 Part(one.model, "", _scene(walk, one, rings=_rings(one.words)), one.words)
                 for one in walk.models
