@@ -31,7 +31,9 @@
     };
   };
 
-  const ink = ([r, g, b]) => (0.299 * r + 0.587 * g + 0.114 * b < 140 ? "#fff" : "#16181d");
+  const linear = (n) => (n / 255 <= 0.04045 ? n / 255 / 12.92 : ((n / 255 + 0.055) / 1.055) ** 2.4);
+  const luminance = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+  const ink = (rgb) => ((luminance(rgb) + 0.05) ** 2 < 1.05 * 0.05 ? "#fff" : "#000");
   const peak = (values) => values.reduce((top, v) => (Math.abs(v) > top ? Math.abs(v) : top), 0);
 
   function exact(value, error, signed) {
