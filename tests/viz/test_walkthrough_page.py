@@ -102,20 +102,20 @@ def test_each_exchange_has_its_number_its_control_and_its_null():
     tries = re.findall(r"<li><button.*?</li>", body)
     assert len(tries) == sum(len(one.swaps()) for one in walk().models)
     for text in tries:
-        assert "right in 29 of 32 other questions" in text and "untrained models: 0" in text
+        assert "right in 29 of 32 other questions (80–100" in text and "untrained models: 0" in text
         assert "the noun stays in 100" in text or "the number stays in 100" in text
         assert "other words of this layer" in text or "other heads" in text or "layer" not in text
 
 
 def test_a_place_that_no_state_holds_is_said_to_be_none():
     body = walkthrough_page(walk()).body
-    assert "They meet at “do I have?” behind layer 1 of 4" in body
+    assert "The numbers and the verb meet at “do I have?” behind layer 1 of 4" in body
     assert "No single state apart from the words themselves holds" in body
 
 
 def test_what_another_seed_lacks_is_not_called_lost_in_the_relative():
     body = walkthrough_page(walk()).body
-    assert "lacks 1, as full-b, another seed of full, does" in body
+    assert "lacks 1, as does full-b, another seed of full" in body
     assert "lost in the relative" not in body
 
 
@@ -123,7 +123,7 @@ def test_a_weak_head_is_not_said_to_bring_the_answer():
     one = model_walk("full", 4)
     weak = replace(one.fetch[0], swaps=(replace(one.fetch[0].swaps[0], rate=NONE),))
     body = walkthrough_page(walk(models=(replace(one, fetch=(weak,)),))).body
-    assert "No single head brings the number: the best, head L3.H0" in body
+    assert "No head alone brings the number: the best, head L3.H0" in body
 
 
 def test_a_question_without_a_noun_and_a_relative_left_out():

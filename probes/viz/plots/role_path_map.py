@@ -32,7 +32,7 @@ well when it is trained from another seed; `open` one that cannot be told.
 _ROW, _CHIP, _WORD = 25.0, 19.0, 92.0  # Rows of words, and the height and width of a word.
 _LEFT, _RIGHT = 34.0, 88.0  # Room for the paths beside the words.
 _PANEL = _LEFT + _WORD + _RIGHT
-_GAP, _HEAD, _FOOT = 10.0, 74.0, 12.0
+_GAP, _FOOT = 4.0, 12.0
 _MAX_THICKNESS, _MIN_THICKNESS = 6.0, 1.5
 _ORDER: tuple[Mark, ...] = ("unshared", "lost", "open", "new", "kept", "own")
 _STROKES: dict[Mark, tuple[str, tuple[float, float] | None]] = {
@@ -105,12 +105,14 @@ def role_path_drawing(
 ) -> Drawing:
     """Panels in rows of `columns`, below a title and above a legend with further lines."""
     width = columns * _PANEL + (columns - 1) * _GAP
-    tall = _HEAD + _ROW * max(len(panel.words) for panel in panels) + _FOOT
+    head = max(24 + 19 * bool(panel.score) + 15.5 * len(panel.lines) for panel in panels)
+    tall = head + _ROW * max(len(panel.words) for panel in panels) + _FOOT
     parts: list[Part] = [TextLabel(0, 24, title, 24, bold=True)] if title else []
     top = 44.0 if title else 4.0
     for at, panel in enumerate(panels):
         left = (at % columns) * (_PANEL + _GAP)
-        parts += _panel(panel, left, top + (at // columns) * tall)
+        y = top + (at // columns) * tall
+        parts += [*_heading(panel, left, y), *_words_and_paths(panel, left, y + head)]
     y = top + -(-len(panels) // columns) * tall + 8
     marks = [mark for mark in _MEANINGS if any(p.mark == mark for one in panels for p in one.paths)]
     legend, y = _legend(marks, y, width)
@@ -121,7 +123,7 @@ def role_path_drawing(
     return Drawing(width, y + 2, tuple(parts), title or "Role paths", _description(panels))
 
 
-def _panel(panel: PathPanel, left: Pixels, top: Pixels) -> list[Part]:
+def _heading(panel: PathPanel, left: Pixels, top: Pixels) -> list[Part]:
     parts: list[Part] = [
         TextLabel(left + _LEFT, top + 16, panel.name, 16, bold=True),
         TextLabel(left + _LEFT, top + 35, panel.score, 14, bold=True),
@@ -130,7 +132,11 @@ def _panel(panel: PathPanel, left: Pixels, top: Pixels) -> list[Part]:
         TextLabel(left + _LEFT, top + 51 + 15 * at, line, 11.5, color="soft")
         for at, line in enumerate(panel.lines)
     ]
-    first = top + _HEAD
+    return parts
+
+
+def _words_and_paths(panel: PathPanel, left: Pixels, first: Pixels) -> list[Part]:
+    parts: list[Part] = []
     rows = {word.role: first + _ROW * (at + 0.5) for at, word in enumerate(panel.words)}
     last = {path.roles[-1] for path in panel.paths}
     for edge in sorted(_edges(panel.paths), key=lambda edge: _ORDER.index(edge.mark)):

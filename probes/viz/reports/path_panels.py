@@ -108,11 +108,10 @@ def _position(role: str, roles: Sequence[str]) -> float:
 def short_answer(comparison: Comparison) -> str:
     """Accuracy of both models, and how many role paths the relative has, in a sentence."""
     full, other = comparison.full.name, comparison.other.name
-    scores = [
-        f"{gate.score.value:.0%}".replace("%", "\N{NO-BREAK SPACE}%")
-        for gate in (comparison.gates[0], comparison.gates[len(comparison.answers)])
-    ]
-    right = f"{full} is right in {scores[0]}, {other} in {scores[1]}"
+    gates = (comparison.gates[0], comparison.gates[len(comparison.answers)])
+    scores = [_percent(gate.score.value) for gate in gates]
+    does = "has the answer above its foils" if gates[0].criterion == "choice" else "is right"
+    right = f"{full} {does} in {scores[0]}, {other} in {scores[1]}"
     if comparison.behavior_absent:
         return f"{right}: the behavior is absent, so nothing can be said about its mechanism."
     labels = Counter(v.label for v in comparison.verdicts if v.kind == "path")
@@ -138,7 +137,7 @@ def null_panel(comparisons: Sequence[Comparison], words: Sequence[Word]) -> Path
     largest = max(null_fraction(one) for one in comparisons)
     return PathPanel(
         "null",
-        _right(accuracy[0]) if accuracy else "",
+        f"{_percent(accuracy[0])} right" if accuracy else "",
         (f"{first.nulls} {first.method.null_name}",),
         tuple(words),
         (),
@@ -199,8 +198,10 @@ def _marked(effect: PathEffect, mark: Mark, fraction: float) -> MarkedPath:
 
 
 def _score(comparison: Comparison, at: int) -> str:
-    return _right(comparison.gates[at].score.value)
+    gate = comparison.gates[at]
+    what = "above foils" if gate.criterion == "choice" else "right"
+    return f"{_percent(gate.score.value)} {what}"
 
 
-def _right(fraction: float) -> str:
-    return f"{fraction:.0%} right".replace("%", "\N{NO-BREAK SPACE}%")
+def _percent(fraction: float) -> str:
+    return f"{fraction:.0%}".replace("%", "\N{NO-BREAK SPACE}%")

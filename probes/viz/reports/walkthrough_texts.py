@@ -42,7 +42,8 @@ class Texts:
     def numbers(self, swap: Swap) -> str:
         """How often a swap works in other questions, and its controls."""
         works = round(swap.rate.value * swap.prompts)
-        texts = [f"right in {works} of {swap.prompts} other questions"]
+        ends = f"{100 * swap.rate.low:.0f}–{percent(swap.rate.high)}"
+        texts = [f"right in {works} of {swap.prompts} other questions ({ends})"]
         if self.place(swap):
             is_state = "resid" in swap.site
             elsewhere = "other words of this layer" if is_state else "other heads"
@@ -129,8 +130,9 @@ class Texts:
         least = min(swap.rate.value for swap in one.meeting)
         last = " (the output of the last layer: here the answer is ready)"
         return (
-            f"They meet at {self.quoted(first.role)} behind layer {first.layer} of {one.layers}"
-            f"{last * (first.layer == one.layers)}: each of these exchanges works in at least "
+            f"The numbers and the verb meet at {self.quoted(first.role)} behind layer "
+            f"{first.layer} of {one.layers}{last * (first.layer == one.layers)}: each of these "
+            "exchanges works in at least "
             f"{percent(least)} of the other questions."
         )
 
@@ -150,8 +152,8 @@ class Texts:
         name = f"head {look.head} (in layer {look.layer + 1}) at {self.quoted(look.query)}"
         if fetch.rate < _STRONG:
             return (
-                f"No single head brings the {answer}: the best, {name}, sets it in "
-                f"{percent(fetch.rate)} of the other questions, so several share the work."
+                f"No head alone brings the {answer}: the best, {name}, sets it in "
+                f"{percent(fetch.rate)} of the other questions."
             )
         return (
             f"H{name[1:]} brings the {answer}. It gives {percent(look.weight)} of its attention to "
@@ -202,7 +204,7 @@ class Texts:
             f"of {sum(counts.values()) - counts['new']} chains of {full} it has {has}",
             *([f"lost {counts['lost']}"] if counts["lost"] else []),
             *(
-                [f"lacks {n}, as {seed}, another seed of {full}, does"]
+                [f"lacks {n}, as does {seed}, another seed of {full}"]
                 if (n := counts["not shared between seeds"])
                 else []
             ),
