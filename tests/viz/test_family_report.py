@@ -363,7 +363,7 @@ def test_the_family_page_leads_with_the_summary_and_marks_absent_behavior(family
     answers, notes = (
         Read(family_comparison_page(family).body).notes[a:b] for a, b in ((0, 2), (2, 6))
     )
-    assert answers[0][0].startswith("big has the answer above its foils in 50\xa0%, small in 38")
+    assert answers[0][0].startswith("big has the answer above its foils in 50 %, small in 38")
     assert answers[1][0].endswith("nothing can be said about its mechanism.")
     assert [note[0] for note in notes] == list(family.summary())
     assert notes[2][0] == "gone is distilled from big: logits matched."
