@@ -22,6 +22,7 @@ from probes.cli.common import (
     require_equivalence,
     silence_libraries,
 )
+from probes.cli.explain import explain_app
 from probes.cli.fit import fit_app
 from probes.cli.make import make_app
 from probes.cli.plan import Budget, PlanOnly, plan_options, require_planned
@@ -37,7 +38,7 @@ app = typer.Typer(
 )
 app.add_typer(make_app, name="make")
 app.add_typer(runs_app, name="runs")
-for commands in (claims_app, study_app, check_app, fit_app, ask_app):
+for commands in (claims_app, study_app, check_app, fit_app, ask_app, explain_app):
     app.add_typer(commands)
 
 

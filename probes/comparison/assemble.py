@@ -26,6 +26,7 @@ from probes.comparison.setup.prompts import ComparisonPrompts
 from probes.comparison.setup.references import ComparisonSettings
 from probes.observe.behavior import Behavior
 from probes.observe.result import GATE_STATES, Gate, GateState
+from probes.prompts.catalog import example_question
 from probes.stats.intervals import bootstrap_mean, percentile_interval
 from probes.stats.null_threshold import conformal_threshold
 from probes.stats.paired import mcnemar_test
@@ -86,7 +87,7 @@ def assemble_comparison(
         pattern=shared.pattern.name,
         title=shared.pattern.title,
         format=str(shared.pattern.wrapper.format),
-        example=shared.questions[0].full_text,
+        example=(example_question(shared.pattern) or shared.questions[0]).full_text,
         contrasts={contrast: a.exact[contrast] for contrast in shared.pairs},
         roles=shared.roles,
         answers=a.behavior.answers,

@@ -15,6 +15,7 @@ _MODULES = (
     *(
         "reports.rate_distortion",
         "reports.question",
+        "reports.walkthrough",
         "plots.circuit_diagram",
         "plots.rate_distortion_plot",
     ),
