@@ -17,6 +17,7 @@ from probes.cli.common import (
     silence_libraries,
 )
 from probes.cli.plan import Budget, PlanOnly, plan_options
+from probes.cli.runs import DEFAULT_RUN, NoStore, RunFolder, print_reuse, store_options
 from probes.cli.tables import write_with_tables
 from probes.errors import GateError
 
@@ -43,6 +44,8 @@ def claims(
     device: Device = "",
     budget: Budget = "",
     plan_only: PlanOnly = False,
+    run: RunFolder = DEFAULT_RUN,
+    no_store: NoStore = False,
     out: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("claims.html"),
     json: Annotated[Path | None, typer.Option(help="Where the numbers are written.")] = None,
 ) -> None:
@@ -61,6 +64,7 @@ def claims(
         device=device,
         gate=gate.value if gate else None,
         **plan_options(budget, plan_only),
+        **store_options(run, no_store, plan_only=plan_only),
     )
     for name in models:
         try:
@@ -74,3 +78,4 @@ def claims(
     if not reports:
         raise GateError(f"None of {', '.join(models)} has the behavior: there is nothing to test")
     write_with_tables(ClaimsReports(tuple(reports)), out, json)
+    print_reuse(settings)

@@ -20,6 +20,7 @@ from probes.cli.common import (
     silence_libraries,
     write_result,
 )
+from probes.cli.runs import DEFAULT_RUN, NoStore, RunFolder, print_reuse, store_options
 
 study_app = typer.Typer()
 
@@ -136,6 +137,8 @@ def curve(
     ] = 0,
     gate: GateAsks = None,
     device: Device = "",
+    run: RunFolder = DEFAULT_RUN,
+    no_store: NoStore = False,
     out: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("curve.html"),
     json: Annotated[Path | None, typer.Option(help="Where the numbers are written.")] = None,
 ) -> None:
@@ -146,6 +149,7 @@ def curve(
     from probes.models.model import load
 
     settings = RateDistortionSettings(
+        **store_options(run, no_store),
         bases=bases,
         prompts=prompts,
         noise_copies=noise,
@@ -157,3 +161,4 @@ def curve(
     loaded = [load(name, device=device) for name in (parent, *relatives)]
     result = rate_distortion(loaded[0], loaded[1:], pattern, settings, progress=sys.stderr.isatty())
     write_result(result, out, json)
+    print_reuse(settings)

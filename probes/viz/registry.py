@@ -16,6 +16,7 @@ _MODULES = (
         "reports.rate_distortion",
         "reports.question",
         "reports.format_fit",
+        "reports.walkthrough",
         "plots.circuit_diagram",
         "plots.rate_distortion_plot",
     ),
