@@ -15,8 +15,8 @@ _MODULES = (
     *(
         "reports.rate_distortion",
         "reports.question",
-        "reports.format_fit",
         "reports.walkthrough",
+        "reports.format_fit",
         "plots.circuit_diagram",
         "plots.rate_distortion_plot",
     ),
