@@ -17,9 +17,9 @@ import sys
 import tempfile
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM
 
 from benchmarks.attribution_vs_peers import ENVS, PEERS, environment
@@ -47,7 +47,7 @@ def own_seconds(model: Model, task: Task, repeats: int) -> dict[str, float]:
     }
 
 
-def repeat_keys_and_values(hf_model: nn.Module) -> nn.Module:
+def repeat_keys_and_values(hf_model: Any) -> Any:  # noqa: ANN401 (a model of transformers)
     """The same function with keys and values of each head."""
     config = hf_model.config
     groups, size = config.num_key_value_heads, config.num_attention_heads
@@ -63,7 +63,7 @@ def repeat_keys_and_values(hf_model: nn.Module) -> nn.Module:
 
 def write_inputs(source: Path, task: Task, folder: Path) -> None:
     """Write what the peers read: the repeated model, and the pairs by length."""
-    hf_model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    hf_model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     repeated = repeat_keys_and_values(hf_model)
     rows = {}
     for n, mask in enumerate(task.mask):
