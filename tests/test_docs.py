@@ -50,7 +50,8 @@ def test_commands_and_their_options_exist(name):
             del words[1]
         if words[:1] != ["probes"] or len(words) < 2 or not words[1][0].isalpha():
             continue
-        for last in re.split(r"\||,", words[2] if words[1] in ("make", "runs") and len(words) > 2 else ""):
+        has_own_commands = words[1] in ("make", "runs") and len(words) > 2
+        for last in re.split(r"\||,", words[2] if has_own_commands else ""):
             command = " ".join(["probes", words[1], last]).strip()
             if command not in COMMANDS:
                 command = f"probes {words[1]}"
