@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from torch import set_num_threads
 
+from probes.comparison.variables.donors import find_recipient, find_variable_sites
 from probes.comparison.variables.draws import (
     MeasuredDraw,
     pool_sites,
@@ -27,7 +28,6 @@ from probes.comparison.variables.draws import (
 )
 from probes.comparison.variables.held_out_folds import sample_held_out_folds
 from probes.comparison.variables.result import CrossModelTransfer
-from probes.comparison.variables.stitching import find_recipient, find_variable_sites
 from probes.comparison.variables.transfer import evaluate_donor
 from probes.comparison.variables.verdicts import variable_site, variable_verdict
 from probes.comparison.verdict import Verdict

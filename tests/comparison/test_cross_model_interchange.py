@@ -8,14 +8,12 @@ import pytest
 import torch
 
 from probes.comparison.variables.control_donors import label_donor, shuffled_donor
+from probes.comparison.variables.donors import Donor, ModelDonor, find_recipient
 from probes.comparison.variables.held_out_folds import sample_held_out_folds
 from probes.comparison.variables.linear_maps import MapKind, fit_map
 from probes.comparison.variables.stitching import (
-    Donor,
-    ModelDonor,
     embedding_sites,
     find_donor_sites,
-    find_recipient,
     self_sites,
     stitched_hits,
 )
