@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 from torch import set_num_threads
 
+from benchmarks import verdict_calibration
+from benchmarks.verdict_calibration import Table, markdown
 from probes.comparison.variables.draws import (
     MeasuredDraw,
     pool_sites,
@@ -41,8 +43,6 @@ _POOLED = 5
 _FIRST_SEED = 50_000
 _BASES, _QUESTIONS = 150, 400
 _SIMULATIONS = 1000
-
-Table = list[list[str]]
 
 
 @dataclass(frozen=True)
@@ -216,12 +216,6 @@ def null_table() -> Table:
     return rows
 
 
-def markdown(columns: Sequence[str], rows: Table) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in (columns, ["---"] * len(columns), *rows)]
-    return "\n".join(lines)
-
-
 def page(setting: Setting, draws: Sequence[Draw]) -> str:
     """The page docs/calibration.md."""
     rows, covered = coverage_table(draws)
@@ -237,8 +231,9 @@ def page(setting: Setting, draws: Sequence[Draw]) -> str:
         "\n\n".join(
             [
                 "# Calibration",
-                "How often the intervals contain what they estimate, and how stable the verdicts "
-                f"are. Written by `python -m benchmarks.interval_coverage --draws {len(draws)} "
+                "How often the intervals contain what they estimate, how often verdicts are wrong, "
+                "how stable they are, and how many prompts they take. "
+                f"Written by `python -m benchmarks.interval_coverage --draws {len(draws)} "
                 "--page docs/calibration.md`.",
                 "## Interchange accuracy, over draws of prompts and words",
                 f"`full` and `{setting.other.name}` on `take-away`, {len(draws)} independent "
@@ -255,6 +250,7 @@ def page(setting: Setting, draws: Sequence[Draw]) -> str:
                     ("variable", "single draws", "five draws", "stability"),
                     stability_table(setting, draws),
                 ),
+                *verdict_calibration.sections(),
                 "## Means and proportions of few prompts",
                 f"Coverage of the 95 % interval in {_SIMULATIONS} simulated samples, by number of "
                 "prompts. Means: the union of bootstrap-t and Student's t. No interval covers a "
