@@ -153,7 +153,8 @@ def main() -> None:
         wrong += wrong_here
         print(*rows, sep="\n", flush=True)
     if given.page:
-        given.page.write_text(_INTRO + "\n".join(lines).rstrip() + "\n", encoding="utf-8")
+        intro = _INTRO.format(prompts=" ".join(map(str, given.prompts)))
+        given.page.write_text(intro + "\n".join(lines).rstrip() + "\n", encoding="utf-8")
     raise SystemExit(bool(wrong))
 
 
@@ -195,7 +196,7 @@ def table(seeds: int, prompts: int) -> tuple[list[str], int]:
 
 _INTRO = """# Verdicts on role paths at other prompts
 
-`python -m benchmarks.path_verdicts --prompts 32 8 --page docs/path_verdicts.md` writes this page.
+`python -m benchmarks.path_verdicts --prompts {prompts} --page docs/path_verdicts.md` writes this page.
 
 The comparison with `full` is repeated with other prompts, words and numbers. Decided: neither
 "cannot tell" nor "behavior absent". Wrong: a relative that is known to have the same paths (a copy
