@@ -196,7 +196,8 @@ def table(seeds: int, prompts: int) -> tuple[list[str], int]:
 
 _INTRO = """# Verdicts on role paths at other prompts
 
-`python -m benchmarks.path_verdicts --prompts {prompts} --page docs/path_verdicts.md` writes this page.
+`python -m benchmarks.path_verdicts --prompts {prompts} --page docs/path_verdicts.md` writes
+this page.
 
 The comparison with `full` is repeated with other prompts, words and numbers. Decided: neither
 "cannot tell" nor "behavior absent". Wrong: a relative that is known to have the same paths (a copy
