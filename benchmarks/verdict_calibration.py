@@ -1,6 +1,6 @@
 """Sections of docs/calibration.md on verdicts: wrong ones, stable ones, and number of prompts.
 
-    python -m benchmarks.verdict_calibration [--seeds 20] [--kept runs/verdict_calibration]
+    python -m benchmarks.verdict_calibration [--repeats 5] [--kept runs/verdict_calibration]
 
 Prints the sections. Verdicts are kept in files, so that a run that is cut off goes on.
 `python -m benchmarks.interval_coverage --page docs/calibration.md` writes them into the page.
@@ -8,7 +8,7 @@ Prints the sections. Verdicts are kept in files, so that a run that is cut off g
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -22,14 +22,13 @@ from benchmarks import path_verdicts, planted_verdicts, verdict_errors
 from benchmarks.judged import JudgedVerdict, kept_verdicts
 from probes.comparison.compare import compare
 from probes.comparison.setup.references import ComparisonSettings
-from probes.comparison.verdict import NO_VERDICT, RepeatedVerdict
+from probes.comparison.verdict import NO_VERDICT, UNDECIDED, RepeatedVerdict
 from probes.stats.intervals import proportion
 from probes.stats.power import minimum_detectable_effect
 
 KEPT = Path("runs/verdict_calibration")
-SEEDS = 20
-_SEED_STEP = 1_000_003  # As `compare --repeats`.
-_POWER_SEEDS = 5
+REPEATS = 5
+_PATH_SEEDS, _REWRITE_SEEDS, _POWER_SEEDS = 1, 1, 3
 _PROMPTS = (4, 8, 16, 32)
 _RELATIVES = ("distilled", "full-b")
 _ITEMS = (20, 50, 100, 200, 400, 1000)
@@ -48,9 +47,7 @@ def known_verdicts(kept: Path) -> list[JudgedVerdict]:
     rewrites = [
         kept_verdicts(
             kept / f"heads-{name}.csv",
-            lambda name=name: (
-                one for found in verdict_errors.judged_verdicts(name).values() for one, _ in found
-            ),
+            lambda name=name: _rewritten(name),
         )
         for name in ("full", "distilled")
     ]
@@ -59,12 +56,17 @@ def known_verdicts(kept: Path) -> list[JudgedVerdict]:
     return [one for one in chain(planted, paths, *rewrites) if one.known]
 
 
+def _rewritten(name: str) -> Iterator[JudgedVerdict]:
+    for found in verdict_errors.judged_verdicts(name, seeds=_REWRITE_SEEDS).values():
+        yield from (one for one, _ in found)
+
+
 def _known_paths() -> list[JudgedVerdict]:
     found = []
     for group in path_verdicts.groups():
         known = (*group.equivalent, *path_verdicts.NEGATIVE)
         relatives = {name: one for name, one in group.relatives.items() if name in known}
-        found += path_verdicts.judged_verdicts(replace(group, relatives=relatives), 5, 32)
+        found += path_verdicts.judged_verdicts(replace(group, relatives=relatives), _PATH_SEEDS, 32)
     return found
 
 
@@ -81,60 +83,44 @@ def wrong_table(judged: Sequence[JudgedVerdict]) -> Table:
     return rows
 
 
-def comparisons(kept: Path, seeds: int) -> list[JudgedVerdict]:
-    """Verdicts of whole comparisons of `full` with `distilled`, each with other prompts.
-
-    One draw for variables: `interval_coverage` repeats their draws a hundred times.
-    """
-    found: list[JudgedVerdict] = []
-    for seed in range(seeds):
-        path = kept / f"comparison-{seed}.csv"
-        found += kept_verdicts(path, lambda seed=seed: _comparison(seed))
-    return found
+def comparisons(kept: Path, repeats: int) -> Sequence[JudgedVerdict]:
+    """Verdicts of whole comparisons of `full` with `distilled`, each with other prompts."""
+    return kept_verdicts(kept / f"comparisons-{repeats}.csv", lambda: _comparisons(repeats))
 
 
-def _comparison(seed: int) -> list[JudgedVerdict]:
-    settings = ComparisonSettings(seed=seed * _SEED_STEP, draws=1)
-    return [
-        JudgedVerdict(
-            "distilled",
-            one.kind,
-            one.subject or f"(new) {one.counterpart}",
-            one.label,
-            wrong=False,
-            seed=seed,
-            known=False,
-        )
-        for one in compare("full", "distilled", "take-away", settings).verdicts
-    ]
+def _comparisons(repeats: int) -> Iterator[JudgedVerdict]:
+    settings = ComparisonSettings(repeats=repeats)
+    for one in compare("full", "distilled", "take-away", settings).repeats:
+        for seed, label in enumerate(one.labels):
+            if label != NO_VERDICT:
+                yield JudgedVerdict("distilled", one.kind, one.subject, label, False, seed, False)
 
 
 def stability_table(judged: Sequence[JudgedVerdict]) -> Table:
-    """For paths and heads: decided verdicts, and how many have one label at all seeds."""
-    seeds = list(dict.fromkeys(one.seed for one in judged))
+    """By kind: decided verdicts, and how many subjects have one decided word at all seeds."""
+    seeds = sorted({one.seed for one in judged})
     rows = []
-    for kind in ("path", "head"):
+    for kind in ("path", "variable", "head"):
         by_subject: dict[str, dict[int, str]] = {}
         for one in judged:
-            if one.kind == kind and one.label != "no reliable effect":
+            if one.kind == kind:
                 by_subject.setdefault(one.subject, {})[one.seed] = one.label
         repeated = [
             RepeatedVerdict(kind, name, tuple(labels.get(seed, NO_VERDICT) for seed in seeds))
             for name, labels in by_subject.items()
         ]
-        labels = [label for one in repeated for label in one.labels if label != NO_VERDICT]
-        decided = sum(len(one.decided) for one in repeated)
-        with_word = [one for one in repeated if one.decided]
-        agreeing = sum(len({*one.decided}) == 1 for one in with_word)
-        share = [max(Counter(one.decided).values()) / len(one.decided) for one in with_word]
+        idle = (NO_VERDICT, "no reliable effect")
+        tried = [label for one in repeated for label in one.labels if label not in idle]
+        decided = [one for one in repeated if one.decided]
+        one_word = np.array([len({*one.decided}) == 1 for one in decided])
+        everywhere = sum(one.stability == 1 for one in decided)
         rows.append(
             [
                 kind,
-                str(len(repeated)),
-                f"{decided} of {len(labels)} ({decided / max(len(labels), 1):.2f})",
-                f"{agreeing} of {len(with_word)}",
-                f"{np.mean(share):.2f}" if share else "–",
-                f"{np.mean([one.stability for one in repeated]):.2f}",
+                str(proportion(np.array([label not in UNDECIDED for label in tried]))),
+                str(len(decided)),
+                str(proportion(one_word)) if decided else "–",
+                str(everywhere),
             ]
         )
     return rows
@@ -167,56 +153,47 @@ def accuracy_power() -> Table:
     return rows
 
 
-def sections(kept: Path = KEPT, seeds: int = SEEDS) -> list[str]:
+def sections(kept: Path = KEPT, repeats: int = REPEATS) -> list[str]:
     """The sections, as paragraphs."""
-    repeated = comparisons(kept, seeds)
+    known, repeated, power = known_verdicts(kept), comparisons(kept, repeats), path_power(kept)
     return [
         "## Wrong verdicts",
-        "Verdicts on relatives whose mechanism is known: 13 hand-built relatives of a hand-built "
-        "model (variables; role paths of the seven that compute the same), copies of `full` with "
-        "the residual stream rotated, the heads permuted or int8 weights, three hand-built copies, "
-        "and the negative controls `copying` and `permuted` (role paths, 5 seeds of prompts), and "
-        "8 rewrites of `full` and of `distilled` that compute the same (heads, 5 seeds of "
-        "rewrites). A word without a row was never said of these. Of words that no such relative "
-        "deserves, such as weaker or stronger, only false use is counted.",
-        markdown(("on", "verdict", "said", "wrong", "rate"), wrong_table(known_verdicts(kept))),
-        "## Stability of verdicts on role paths and heads",
-        f"`full` and `distilled` on `take-away`, {seeds} comparisons with other prompts, words and "
-        'numbers (n = 1 model each). Decided: neither "cannot tell" nor "no reliable effect". '
-        "One word: no other decided verdict at any seed. Share of the most frequent word: among "
-        "decided verdicts, mean over subjects; among all comparisons, those without a verdict on "
-        "it included. Variables are in the table above.",
-        markdown(
-            (
-                "on",
-                "subjects",
-                "decided",
-                "with one word",
-                "share among decided",
-                "share among all comparisons",
-            ),
-            stability_table(repeated),
-        ),
+        "Verdicts on relatives whose mechanism is known. Variables: 13 hand-built relatives of a "
+        "hand-built model. Role paths: those seven of them that compute the same, three copies of "
+        "`full` (residual stream rotated, heads permuted, int8), three of a hand-built model, and "
+        f"the negative controls `copying` and `permuted` ({_PATH_SEEDS} seeds of prompts). Heads: "
+        f"8 rewrites of `full` and of `distilled` that compute the same ({_REWRITE_SEEDS} of each "
+        "kind). A label is wrong if the mechanism does not allow it; \"cannot tell\" is never "
+        "wrong. A label without a row was given to none of them. In brackets: 95 %.",
+        markdown(("on", "verdict", "given", "wrong", "fraction wrong"), wrong_table(known)),
+        "## Stability at other prompts",
+        f"`full` and `distilled` on `take-away`, {repeats} whole comparisons with other prompts, "
+        "words, numbers and random-init models (n = 1 model each; `probes compare full distilled "
+        f"--repeats {repeats}`). Decided: neither \"cannot tell\" nor \"no reliable effect\". One "
+        "word: no comparison gives another decided verdict. In all: the same verdict in every "
+        "comparison.",
+        markdown(("on", "decided", "with a decided verdict", "one word", "in all"),
+                 stability_table(repeated)),
         "## Power against number of prompts",
         f"Role paths: fraction of verdicts that are decided, {_POWER_SEEDS} seeds of prompts "
         "(`full` with each relative, n = 1 model each). `compare` tests paths on 64 pairs by "
-        "default; a verdict that is open says about how many pairs would decide it.",
-        markdown(("relative", "pairs of each contrast", "verdicts", "decided"), path_power(kept)),
+        "default; a verdict that is open says how many pairs would decide it.",
+        markdown(("relative", "pairs of each contrast", "verdicts", "decided"), power),
         "Accuracy: smallest fall that McNemar's exact test finds with probability 0.8 at level "
         "0.05, by number of questions (computed, `probes.stats.power`). Only falls: no answer "
         "turns right. Independent: the two models' answers to a question are independent.",
         markdown(("accuracy", "answers", *map(str, _ITEMS)), accuracy_power()),
-    ]
+    ]  # fmt: skip
 
 
 def main() -> None:
     """Print the sections."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--kept", type=Path, default=KEPT)
     options = parser.parse_args()
     set_num_threads(1)
-    print("\n\n".join(sections(options.kept, options.seeds)))
+    print("\n\n".join(sections(options.kept, options.repeats)))
 
 
 if __name__ == "__main__":
