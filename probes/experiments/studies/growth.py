@@ -46,18 +46,17 @@ def growth_table(
         for way in WAYS
         if any(row["start"] == way for row in measured)
     }
-    control = by_way.get(CONTROL)
-    grown = [way for way in by_way if way != CONTROL] if control else []
+    control = by_way.get(CONTROL, {})
     means = pool_groups([list(found.values()) for found in by_way.values()], bounds=bounds)
     size = bounds[1] - bounds[0]
-    differences = [_gains(by_way[way], control) for way in grown] if control else []
-    gains = pool_groups(differences, bounds=(-size, size))
+    differences = {w: _gains(found, control) for w, found in by_way.items() if w != CONTROL}
+    differences = {way: found for way, found in differences.items() if found}
+    gains = pool_groups(list(differences.values()), bounds=(-size, size))
     # One seed has no spread, and so no interval.
-    texts = [
-        str(gain) if len(by_way[way]) > 1 else f"{gain.value:.2f}"
-        for way, gain in zip(grown, gains, strict=True)
-    ]
-    gain_of = dict(zip(grown, texts, strict=True))
+    gain_of = {
+        way: str(gain) if len(found) > 1 else f"{gain.value:.2f}"
+        for (way, found), gain in zip(differences.items(), gains, strict=True)
+    }
     return pd.DataFrame(
         [
             {
@@ -78,8 +77,8 @@ def _has(row: Mapping[str, float | str], measure: str) -> bool:
 
 
 def _gains(found: BySeed, control: BySeed) -> list[Estimate]:
-    """Differences from the control of the same seed."""
-    gains = [one.value - control[seed].value for seed, one in found.items()]
+    """Differences from the control of the same seed, where there is one."""
+    gains = [one.value - control[seed].value for seed, one in found.items() if seed in control]
     return [Estimate(gain, gain, gain) for gain in gains]
 
 
