@@ -1,6 +1,6 @@
 """Coverage of the kit's intervals, and stability of its verdicts on variables.
 
-    python -m benchmarks.interval_coverage [--draws 100] [--relative distilled] [--page FILE]
+    python -m benchmarks.interval_coverage [--draws 100] [--repeats 5] [--page FILE]
 
 Interchange accuracies of two shipped models are measured in many independent draws of prompts,
 held-out words, folds and sites. Every five draws are pooled as `compare` pools them. Printed are
@@ -216,7 +216,7 @@ def null_table() -> Table:
     return rows
 
 
-def page(setting: Setting, draws: Sequence[Draw]) -> str:
+def page(setting: Setting, draws: Sequence[Draw], repeats: int) -> str:
     """The page docs/calibration.md."""
     rows, covered = coverage_table(draws)
     # The cells of one draw share its prompts: the mean over cells is one value for each draw.
@@ -234,7 +234,7 @@ def page(setting: Setting, draws: Sequence[Draw]) -> str:
                 "How often the intervals contain what they estimate, how often verdicts are wrong, "
                 "how stable they are, and how many prompts they take. "
                 f"Written by `python -m benchmarks.interval_coverage --draws {len(draws)} "
-                "--page docs/calibration.md`.",
+                f"--repeats {repeats} --page docs/calibration.md`.",
                 "## Interchange accuracy, over draws of prompts and words",
                 f"`full` and `{setting.other.name}` on `take-away`, {len(draws)} independent "
                 "draws of prompts, held-out words, folds and sites (n = 1 model each). An "
@@ -250,7 +250,7 @@ def page(setting: Setting, draws: Sequence[Draw]) -> str:
                     ("variable", "single draws", "five draws", "stability"),
                     stability_table(setting, draws),
                 ),
-                *verdict_calibration.sections(),
+                *verdict_calibration.sections(repeats=repeats),
                 "## Means and proportions of few prompts",
                 f"Coverage of the 95 % interval in {_SIMULATIONS} simulated samples, by number of "
                 "prompts. Means: the union of bootstrap-t and Student's t. No interval covers a "
@@ -273,13 +273,14 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=100)
     parser.add_argument("--relative", default="distilled")
     parser.add_argument("--kept", type=Path, help="file of draws; default: one for each relative")
+    parser.add_argument("--repeats", type=int, default=verdict_calibration.REPEATS)
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     set_num_threads(1)
     kept = options.kept or Path(f"runs/interval_coverage-{options.relative}.pickle")
     kept.parent.mkdir(parents=True, exist_ok=True)
     setting = Setting.of(options.relative)
-    text = page(setting, measure_draws(setting, options.draws, kept))
+    text = page(setting, measure_draws(setting, options.draws, kept), options.repeats)
     if options.page:
         options.page.write_text(text, encoding="utf-8")
     else:

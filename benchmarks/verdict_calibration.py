@@ -154,36 +154,50 @@ def accuracy_power() -> Table:
 
 
 def sections(kept: Path = KEPT, repeats: int = REPEATS) -> list[str]:
-    """The sections, as paragraphs."""
-    known, repeated, power = known_verdicts(kept), comparisons(kept, repeats), path_power(kept)
+    """The sections, as paragraphs; stability is left out if nothing is repeated."""
+    stable = _stability(comparisons(kept, repeats), repeats) if repeats else []
+    return [*_wrong(known_verdicts(kept)), *stable, *_power(path_power(kept))]
+
+
+def _wrong(known: Sequence[JudgedVerdict]) -> list[str]:
     return [
         "## Wrong verdicts",
         "Verdicts on relatives whose mechanism is known. Variables: 13 hand-built relatives of a "
         "hand-built model. Role paths: those seven of them that compute the same, three copies of "
         "`full` (residual stream rotated, heads permuted, int8), three of a hand-built model, and "
-        f"the negative controls `copying` and `permuted` ({_PATH_SEEDS} seeds of prompts). Heads: "
-        f"8 rewrites of `full` and of `distilled` that compute the same ({_REWRITE_SEEDS} of each "
-        "kind). A label is wrong if the mechanism does not allow it; \"cannot tell\" is never "
-        "wrong. A label without a row was given to none of them. In brackets: 95 %.",
+        f"the negative controls `copying` and `permuted` (seeds of prompts: {_PATH_SEEDS}). Heads: "
+        "8 rewrites of `full` and of `distilled` that compute the same (of each kind: "
+        f'{_REWRITE_SEEDS}). A label is wrong if the mechanism does not allow it; "cannot tell" is '
+        "never wrong. A label without a row was given to none of them. In brackets: 95 %.",
         markdown(("on", "verdict", "given", "wrong", "fraction wrong"), wrong_table(known)),
+    ]
+
+
+def _stability(judged: Sequence[JudgedVerdict], repeats: int) -> list[str]:
+    columns = ("on", "decided", "with a decided verdict", "one word", "in all")
+    return [
         "## Stability at other prompts",
         f"`full` and `distilled` on `take-away`, {repeats} whole comparisons with other prompts, "
         "words, numbers and random-init models (n = 1 model each; `probes compare full distilled "
-        f"--repeats {repeats}`). Decided: neither \"cannot tell\" nor \"no reliable effect\". One "
+        f'--repeats {repeats}`). Decided: neither "cannot tell" nor "no reliable effect". One '
         "word: no comparison gives another decided verdict. In all: the same verdict in every "
         "comparison.",
-        markdown(("on", "decided", "with a decided verdict", "one word", "in all"),
-                 stability_table(repeated)),
+        markdown(columns, stability_table(judged)),
+    ]
+
+
+def _power(rows: Table) -> list[str]:
+    return [
         "## Power against number of prompts",
-        f"Role paths: fraction of verdicts that are decided, {_POWER_SEEDS} seeds of prompts "
-        "(`full` with each relative, n = 1 model each). `compare` tests paths on 64 pairs by "
-        "default; a verdict that is open says how many pairs would decide it.",
-        markdown(("relative", "pairs of each contrast", "verdicts", "decided"), power),
+        "Role paths: fraction of verdicts that are decided (`full` with each relative, n = 1 model "
+        f"each; seeds of prompts: {_POWER_SEEDS}). `compare` tests paths on 64 pairs by default; a "
+        "verdict that is open says how many pairs would decide it.",
+        markdown(("relative", "pairs of each contrast", "verdicts", "decided"), rows),
         "Accuracy: smallest fall that McNemar's exact test finds with probability 0.8 at level "
         "0.05, by number of questions (computed, `probes.stats.power`). Only falls: no answer "
         "turns right. Independent: the two models' answers to a question are independent.",
         markdown(("accuracy", "answers", *map(str, _ITEMS)), accuracy_power()),
-    ]  # fmt: skip
+    ]
 
 
 def main() -> None:
