@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from probes.comparison.result import Comparison
     from probes.comparison.setup.references import ComparisonSettings
     from probes.comparison.variables.transfer import cross_model_interchange
+    from probes.comparison.walkthrough.explain import explain
     from probes.compression.distillation.distill import distill
     from probes.compression.grow import grow
     from probes.compression.pruning.lottery_ticket import lottery_ticket
@@ -108,6 +109,7 @@ _HOMES = {
     "ComparisonSettings": "comparison.setup.references",
     "Comparison": "comparison.result",
     "FamilyComparison": "comparison.family_result",
+    "explain": "comparison.walkthrough.explain",
     "cross_model_interchange": "comparison.variables.transfer",
     "transfer_circuit": "comparison.circuits.transfer",
     "compare_circuits": "comparison.circuits.compare",

@@ -13,6 +13,7 @@ from probes.cli.check import check_app
 from probes.cli.claims import claims_app
 from probes.cli.common import (
     MAX_SEED,
+    Device,
     Format,
     GateAsks,
     check_output_paths,
@@ -22,9 +23,11 @@ from probes.cli.common import (
     require_equivalence,
     silence_libraries,
 )
+from probes.cli.explain import explain_app
 from probes.cli.fit import fit_app
 from probes.cli.make import make_app
 from probes.cli.plan import Budget, PlanOnly, plan_options, require_planned
+from probes.cli.runs import DEFAULT_RUN, NoStore, RunFolder, print_reuse, runs_app, store_options
 from probes.cli.study import study_app
 from probes.cli.tables import write_with_tables
 from probes.errors import ProbeError, ResultError
@@ -35,7 +38,8 @@ app = typer.Typer(
     help="Trace the circuits a query pattern drives, and compare them across relatives of a model.",
 )
 app.add_typer(make_app, name="make")
-for commands in (claims_app, study_app, check_app, fit_app, ask_app):
+app.add_typer(runs_app, name="runs")
+for commands in (claims_app, study_app, check_app, fit_app, ask_app, explain_app):
     app.add_typer(commands)
 
 
@@ -106,8 +110,11 @@ def compare(
     out: Page = Path("report.html"),
     json: Json = None,
     workers: Annotated[int, typer.Option(help="Models measured in parallel.", min=1)] = 2,
+    device: Device = "",
     budget: Budget = "",
     plan_only: PlanOnly = False,
+    run: RunFolder = DEFAULT_RUN,
+    no_store: NoStore = False,
     screen: Annotated[Screen, typer.Option(help="Attribution patching first.")] = Screen.auto,
     null: Annotated[Null, typer.Option(help="What gives the thresholds.")] = Null.auto,
     assert_equivalent: Annotated[
@@ -136,13 +143,16 @@ def compare(
         nulls=nulls,
         workers=workers,
         format=format,
+        device=device,
         screen=screen.value,
         null=null.value,
         **plan_options(budget, plan_only),
+        **store_options(run, no_store, plan_only=plan_only),
     )
     family = compare_family(full, relatives, pattern, settings)
     result = family.comparisons[0] if len(relatives) == 1 else family
     write_with_tables(result, out, json)
+    print_reuse(settings)
     if assert_equivalent is not None:
         require_equivalence(result, assert_equivalent)
 
@@ -154,14 +164,18 @@ def trace(
     pattern: PatternName = "take-away",
     format: Format = "plain",
     method: Annotated[EdgeScoring, typer.Option(help="How edges are scored.")] = EdgeScoring.eap_ig,
+    ig_steps: Annotated[int, typer.Option(help="Steps of eap-ig.", min=1, max=1000)] = 1,
     keep: Annotated[float, typer.Option(help="Faithfulness that the circuit keeps.")] = 0.9,
     roles: Annotated[bool, typer.Option(help="Resolve edges by role; 3 times slower.")] = False,
     answer: Annotated[str, typer.Option(help="Answer that is traced; empty: the first.")] = "",
     prompts: Prompts = 32,
     seed: Seed = 0,
     gate: GateAsks = None,
+    device: Device = "",
     budget: Budget = "",
     plan_only: PlanOnly = False,
+    run: RunFolder = DEFAULT_RUN,
+    no_store: NoStore = False,
     out: Page = Path("trace.html"),
     json: Json = None,
 ) -> None:
@@ -169,18 +183,23 @@ def trace(
     check_output_paths(out, json, page=True)
     silence_libraries()
     from probes.circuits.trace import TraceSettings
-    from probes.circuits.trace import trace as run
+    from probes.circuits.trace import trace as measure
 
     settings = TraceSettings(
         method=method.value,
+        ig_steps=ig_steps,
         answer=answer,
         prompts=prompts,
         seed=seed,
         format=format,
+        device=device,
         gate=gate.value if gate else None,
         **plan_options(budget, plan_only),
+        **store_options(run, no_store, plan_only=plan_only),
     )
-    write_with_tables(run(model, pattern, keep=keep, roles=roles, settings=settings), out, json)
+    found = measure(model, pattern, keep=keep, roles=roles, settings=settings)
+    write_with_tables(found, out, json)
+    print_reuse(settings)
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -222,6 +241,7 @@ def heatmap(
     compare_with: Annotated[str, typer.Option(help="Second model, drawn next to the first.")] = "",
     head: Annotated[str, typer.Option(help="One head only, such as L2.H3.")] = "",
     pattern: Annotated[str, typer.Option(help="Pattern whose roles label the axes.")] = "",
+    device: Device = "",
     out: Annotated[Path, typer.Option(help=".html, .png, .svg or .pdf")] = Path("heatmap.html"),
 ) -> None:
     """Draw the attention of every head of a model on a text."""
@@ -231,11 +251,14 @@ def heatmap(
             f"A picture ends in {', '.join(_PICTURE_SUFFIXES)}, and {out.name!r} not: rename it"
         )
     silence_libraries()
+    from probes.models.model import load
     from probes.prompts.catalog import pattern as find
     from probes.viz.plots.attention.heatmap import heatmap as draw
 
     roles = find(pattern) if pattern else None
-    draw(model, text, compare_with=compare_with or None, head=head, roles=roles).save(out)
+    second = load(compare_with, device=device) if compare_with else None
+    first = load(model, device=device)
+    draw(first, text, compare_with=second, head=head, roles=roles).save(out)
     print_line(open_console(), f"Heatmap: {out}")
 
 

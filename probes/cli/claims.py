@@ -7,6 +7,7 @@ import typer
 
 from probes.cli.common import (
     MAX_SEED,
+    Device,
     Format,
     GateAsks,
     check_output_paths,
@@ -16,6 +17,7 @@ from probes.cli.common import (
     silence_libraries,
 )
 from probes.cli.plan import Budget, PlanOnly, plan_options
+from probes.cli.runs import DEFAULT_RUN, NoStore, RunFolder, print_reuse, store_options
 from probes.cli.tables import write_with_tables
 from probes.errors import GateError
 
@@ -39,8 +41,11 @@ def claims(
         int, typer.Option(help="Seed of prompts and random models.", min=0, max=MAX_SEED)
     ] = 0,
     gate: GateAsks = None,
+    device: Device = "",
     budget: Budget = "",
     plan_only: PlanOnly = False,
+    run: RunFolder = DEFAULT_RUN,
+    no_store: NoStore = False,
     out: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("claims.html"),
     json: Annotated[Path | None, typer.Option(help="Where the numbers are written.")] = None,
 ) -> None:
@@ -56,8 +61,10 @@ def claims(
         nulls=nulls,
         seed=seed,
         format=format,
+        device=device,
         gate=gate.value if gate else None,
         **plan_options(budget, plan_only),
+        **store_options(run, no_store, plan_only=plan_only),
     )
     for name in models:
         try:
@@ -71,3 +78,4 @@ def claims(
     if not reports:
         raise GateError(f"None of {', '.join(models)} has the behavior: there is nothing to test")
     write_with_tables(ClaimsReports(tuple(reports)), out, json)
+    print_reuse(settings)

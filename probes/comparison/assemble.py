@@ -9,8 +9,9 @@ from probes.comparison.heads.matching import HeadPairing, match_heads, pair_head
 from probes.comparison.heads.profiles import HeadProfiles, similarity_draws
 from probes.comparison.heads.result import MeanPairScore
 from probes.comparison.heads.verdicts import NullModels, head_verdicts
-from probes.comparison.measurements import NullDraw, model_facts
+from probes.comparison.measurements import model_facts
 from probes.comparison.model_facts import SolvedLogitDiff
+from probes.comparison.nulls import NullDraw
 from probes.comparison.pair_transfers import (
     MeasuredPair,
     ReferenceSet,
@@ -25,14 +26,15 @@ from probes.comparison.setup.prompts import ComparisonPrompts
 from probes.comparison.setup.references import ComparisonSettings
 from probes.observe.behavior import Behavior
 from probes.observe.result import GATE_STATES, Gate, GateState
+from probes.prompts.catalog import example_question
 from probes.stats.intervals import bootstrap_mean, percentile_interval
 from probes.stats.null_threshold import conformal_threshold
 from probes.stats.paired import mcnemar_test
 
 
 def assemble_comparison(
-    shared: ComparisonPrompts,
     pair: MeasuredPair,
+    shared: ComparisonPrompts,
     references: ReferenceSet,
     settings: ComparisonSettings,
 ) -> Comparison:
@@ -85,7 +87,7 @@ def assemble_comparison(
         pattern=shared.pattern.name,
         title=shared.pattern.title,
         format=str(shared.pattern.wrapper.format),
-        example=shared.questions[0].full_text,
+        example=(example_question(shared.pattern) or shared.questions[0]).full_text,
         contrasts={contrast: a.exact[contrast] for contrast in shared.pairs},
         roles=shared.roles,
         answers=a.behavior.answers,

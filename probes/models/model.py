@@ -20,9 +20,9 @@ from probes.models.files import loading, names
 from probes.models.files.provenance import Provenance
 from probes.models.generation import continue_text
 from probes.models.layers.attention_hooks import (
+    adapt_attention,
     check_attention_edits,
     require_effect,
-    split_value_heads,
 )
 from probes.models.layers.kv_cache import block_cache_argument, replaced_caches
 from probes.models.process_state import isolated, seeded_init
@@ -47,6 +47,9 @@ class Model:
     provenance: Provenance | None = field(default=None, repr=False)
     """How it was made and what it takes to store, where known."""
     lock: Any = field(default_factory=threading.RLock, repr=False)
+    """Held during a pass; another thread's pass meanwhile is an error."""
+    turn: Any = field(default_factory=threading.RLock, repr=False)
+    """Held by jobs that wait for one another, where several threads share the model."""
     passed_checks: set[str] = field(default_factory=set, repr=False)
     """Checks that the model passed and that need not run again, such as that of gradients."""
     failed_checks: dict[str, str] = field(default_factory=dict, repr=False)
@@ -289,7 +292,7 @@ def _build_model(
         bridge = build_bridge_from_module(hf_model, architecture, hf_config=hf_model.config)
         # Nothing here trains it: passes keep no activations for gradients of weights.
         bridge.requires_grad_(False)
-        split_value_heads(bridge, config)
+        adapt_attention(bridge, config)
         shape = read_shape(architecture, config, bridge.cfg)
         model = Model(*called, shape, tokenizer, bridge, config, provenance)
         check_acceptance(model, reference)

@@ -191,6 +191,13 @@ def pattern(name: str | Pattern, *, format: str | PromptFormat = PLAIN_NAME) -> 
     return known[name]
 
 
+def example_question(own: Pattern) -> Question | None:
+    """Question that the catalog names as the example of a pattern; None without one."""
+    known = _read_toml(data_folder() / "patterns.toml")["pattern"].get(own.name, {})
+    is_shipped = "example" in known and own == list_patterns()[own.name]
+    return own.match(known["example"]) if is_shipped else None
+
+
 def unasked_questions(count: int, *, seed: int) -> dict[str, tuple[Question, ...]]:
     """Questions of `data/real_patterns.toml` that gates and comparisons do not ask, by pattern.
 

@@ -24,6 +24,8 @@ from probes.viz.plots.heat_table import HeatTableStyle, heat_table
 
 Tone = Literal["good", "bad", "muted"]
 
+_LONG_TEXT = 32
+
 
 class Block(ABC):
     """Part of a page."""
@@ -63,6 +65,7 @@ class Table(Block):
         caption: Line above the table.
         align: `l` or `r` for each column; by default only the first is left-aligned.
         notes: Lines below the table.
+        folded: Whether it opens on a click; then it has a caption. It is printed open.
     """
 
     columns: Sequence[str]
@@ -70,6 +73,7 @@ class Table(Block):
     caption: str = ""
     align: str = ""
     notes: Sequence[str] = ()
+    folded: bool = False
 
     def __post_init__(self) -> None:
         for at, row in enumerate(self.rows):
@@ -94,10 +98,14 @@ class Table(Block):
         )
         lines = "".join(f"<tr>{''.join(map(_td, row, align))}</tr>" for row in self.rows)
         notes = "".join(f'<p class="pv-soft">{escape_lines(note)}</p>' for note in self.notes)
-        return (
-            f'{caption_html(self.caption)}<div class="pv-scroll"><table class="pv-rows">'
-            f"<thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>{notes}"
+        table = (
+            f'<div class="pv-scroll"><table class="pv-rows"><thead><tr>{heads}</tr>'
+            f"</thead><tbody>{lines}</tbody></table></div>{notes}"
         )
+        if not self.folded:
+            return caption_html(self.caption) + table
+        caption = f'<summary class="pv-caption">{escape_lines(self.caption)}</summary>'
+        return f"<details>{caption}{table}</details>"
 
 
 @dataclass(frozen=True)
@@ -169,9 +177,11 @@ def _td(value: CellValue, alignment: str) -> str:
     cell = value if isinstance(value, TableCell) else TableCell(_cell_text(value))
     text, hover = (escape(typographic_minus(part)) for part in (cell.text, cell.hover))
     title = f' title="{hover}"' if hover else ""
+    # A long text keeps a readable width in narrow windows, where its table scrolls.
+    width = ' class="pv-long"' if len(cell.text) > _LONG_TEXT else ""
+    tone = _tone_attribute(cell.tone)
     return (
-        f'<td data-align="{alignment}"><span class="pv-tone"{_tone_attribute(cell.tone)}{title}>'
-        f"{text}</span></td>"
+        f'<td data-align="{alignment}"{width}><span class="pv-tone"{tone}{title}>{text}</span></td>'
     )
 
 

@@ -54,9 +54,11 @@ def to_hex(color: UInt8[np.ndarray, "3"] | tuple[int, int, int]) -> str:
 
 
 def text_color(color: UInt8[np.ndarray, "3"]) -> str:
-    """White or near black, whichever is readable on the color."""
-    red, green, blue = (int(channel) for channel in color)
-    return "#fff" if 0.299 * red + 0.587 * green + 0.114 * blue < 140 else "#16181d"
+    """White or black, whichever has more contrast with the color: at least 4.5, as WCAG 2 asks."""
+    channels = color.astype(float) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    luminance = float(linear @ (0.2126, 0.7152, 0.0722))
+    return "#fff" if (luminance + 0.05) ** 2 < 1.05 * 0.05 else "#000"
 
 
 def css_gradient(scale: ColorScale) -> str:

@@ -1,6 +1,7 @@
 """Vector drawings: SVG in a page, a matplotlib figure in a file."""
 
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -11,6 +12,7 @@ from probes.viz.blocks import Table
 from probes.viz.colors import apply_colormap, to_hex
 from probes.viz.html_text import escape, show_invisible
 
+_MARGIN = 14
 WIDTH = 900.0
 """Preferred width of a drawing in pixels."""
 
@@ -38,9 +40,16 @@ HOVER_STYLE = (
 
 LIGHT_COLORS = {
     "ink": "#16181d", "soft": "#5d6470", "line": "#dfe2e7", "paper": "#ffffff", "wash": "#f5f6f8",
-    "mark": "#d6246e", "up": "#b31f2e", "down": "#256aad", "none": "none", "transparent": "none",
+    "mark": "#d6246e", "up": "#b31f2e", "down": "#256aad", "kept": "#0b6fb8", "new": "#c65102",
+    "none": "none", "transparent": "none",
 }  # fmt: skip
 """Named colors of the page, in light mode; a transparent shape catches the mouse."""
+
+DARK_COLORS = {
+    "ink": "#e9ebef", "soft": "#a3aab6", "line": "#343942", "paper": "#14161a", "wash": "#1d2026",
+    "mark": "#ff6aa8", "up": "#e48066", "down": "#6bacd1", "kept": "#5ab0f2", "new": "#ff9d4d",
+}  # fmt: skip
+"""The same in dark mode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +153,26 @@ def scrollable_svg(drawing: Drawing, css_class: str) -> str:
         f'viewBox="0 0 {drawing.width:.0f} {drawing.height:.0f}" font-size="11" fill="var(--ink)">'
         f"<desc>{escape(drawing.description)}</desc>{''.join(map(_svg, drawing.parts))}</svg></div>"
     )
+
+
+def svg_document(drawing: Drawing) -> str:
+    """SVG file that is light or dark as its reader prefers, on a ground of its own."""
+    width, height = (f"{side + 2 * _MARGIN:.0f}" for side in (drawing.width, drawing.height))
+    light, dark = (_css_variables(colors) for colors in (LIGHT_COLORS, DARK_COLORS))
+    name = escape(drawing.name)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{name}" width="{width}" '
+        f'height="{height}" viewBox="{-_MARGIN} {-_MARGIN} {width} {height}" font-size="11" '
+        f'font-family="system-ui,-apple-system,Segoe UI,Roboto,Noto Sans,DejaVu Sans,sans-serif" '
+        f'fill="var(--ink)"><title>{name}</title><desc>{escape(drawing.description)}</desc>'
+        f"<style>svg{{{light}}}@media (prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
+        f'<rect x="{-_MARGIN}" y="{-_MARGIN}" width="100%" height="100%" rx="8" '
+        f'fill="var(--paper)"/>{"".join(map(_svg, drawing.parts))}</svg>\n'
+    )
+
+
+def _css_variables(colors: Mapping[str, str]) -> str:
+    return "".join(f"--{name}:{color};" for name, color in colors.items() if color != "none")
 
 
 def collapsed_table(table: Table) -> str:

@@ -7,12 +7,14 @@ import zlib
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from probes.viz.colors import MISSING_COLOR
+
 # Larger arrays take one byte a value: thousandths cannot be read off such a picture.
 _MAX_16_BIT_VALUES = 300_000
 
 
 def encode_png(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
-    """PNG file of RGB pixels."""
+    """PNG file of RGB pixels; the color of missing cells is transparent."""
     height, width, _ = pixels.shape
     rows = pixels.reshape(height, -1)
     # Filter 2 stores each line as the difference from the line above: repeated lines cost nothing.
@@ -22,6 +24,7 @@ def encode_png(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
     return (
         b"\x89PNG\r\n\x1a\n"
         + _png_chunk(b"IHDR", header)
+        + _png_chunk(b"tRNS", struct.pack(">HHH", *MISSING_COLOR))
         + _png_chunk(b"IDAT", zlib.compress(lines.tobytes(), 9))
         + _png_chunk(b"IEND", b"")
     )

@@ -1,7 +1,8 @@
 """Page of a report: title, verdicts, contents, and numbered sections."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import takewhile
 
 from probes.viz.blocks import Block, Note
 from probes.viz.html_text import escape, escape_lines, show_invisible
@@ -14,27 +15,42 @@ Section = tuple[str, str, Sequence[Block | Picture]]
 def page(
     title: str,
     sections: Sequence[Section],
-    verdicts: Sequence[Note] = (),
+    lead: Sequence[Block | Picture] = (),
     subtitle: str = "",
+    folded: Collection[str] = (),
 ) -> Picture:
     """Page in one HTML file.
 
     Args:
         title: Heading of the page.
         sections: Heading, introduction and content of each section.
-        verdicts: Findings in large type at the top.
+        lead: What stands above them: findings, in large type down to the first block that is no
+            note, such as a drawing.
         subtitle: Line below the title.
+        folded: Headings of sections that open on a click; they are printed open.
     """
-    lines = "".join(note.body for note in verdicts)
     header = (
         f"<header><h1>{escape(title)}</h1>"
         + (f'<p class="pv-sub">{escape_lines(subtitle)}</p>' if subtitle else "")
-        + (f'<div class="pv-verdicts">{lines}</div>' if lines else "")
+        + _lead(lead)
         + (_contents(sections) if len(sections) > 1 else "")
         + "</header>"
     )
-    parts = "".join(_section_html(at, section) for at, section in enumerate(sections, start=1))
+    parts = "".join(
+        _section_html(at, section, is_folded=section[0] in folded)
+        for at, section in enumerate(sections, start=1)
+    )
     return Picture(show_invisible(title), header + parts)
+
+
+def _lead(blocks: Sequence[Block | Picture]) -> str:
+    verdicts = list(takewhile(lambda block: isinstance(block, Note), blocks))
+    large = "".join(note.body for note in verdicts)
+    rest = "".join(
+        block.body if isinstance(block, Note) else f'<div class="pv-block">{block.body}</div>'
+        for block in blocks[len(verdicts) :]
+    )
+    return (f'<div class="pv-verdicts">{large}</div>' if large else "") + rest
 
 
 def _contents(sections: Sequence[Section]) -> str:
@@ -50,11 +66,11 @@ def _anchor(heading: str, index: int) -> str:
     return f"part-{zlib.crc32(heading.encode(errors='replace')):08x}-{index}"
 
 
-def _section_html(index: int, section: Section) -> str:
+def _section_html(index: int, section: Section, *, is_folded: bool) -> str:
     heading, intro, blocks = section
     body = "".join(f'<div class="pv-block">{block.body}</div>' for block in blocks)
     paragraph = f'<p class="pv-lead">{escape_lines(intro)}</p>' if intro else ""
-    return (
-        f'<section class="pv-part" id="{_anchor(heading, index)}"><h2>{index}. '
-        f"{escape(heading)}</h2>{paragraph}{body}</section>"
-    )
+    title, content = f"<h2>{index}. {escape(heading)}</h2>", f"{paragraph}{body}"
+    if is_folded:
+        title, content = "", f"<details><summary>{title}</summary>{content}</details>"
+    return f'<section class="pv-part" id="{_anchor(heading, index)}">{title}{content}</section>'

@@ -1,7 +1,6 @@
 """The pages in a real browser without a network. Needs playwright and a Chromium of the system."""
 
-import shutil
-from pathlib import Path
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,47 +11,7 @@ from probes.viz import AttentionMaps, Interval, IntervalPlot, Matrix, Note, Tabl
 
 pytestmark = pytest.mark.slow
 
-_PLACES = ("chromium", "chromium-browser", "google-chrome", "/usr/lib/chromium/chromium")
 NASTY = ("</script>", "<img src=x onerror=alert(1)>", "&", "\n", "\u202eabc", "\ud800", " the", "'")
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    binary = next((found for name in _PLACES if (found := shutil.which(name))), None)
-    if binary is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    arguments = ["--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=binary, args=arguments)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(chromium, tmp_path):
-    """Opens a picture; afterwards nothing may have been fetched and nothing may have failed."""
-    wrong, contexts = [], []
-
-    def open_page(picture, width=1280, **options):
-        context = chromium.new_context(viewport={"width": width, "height": 900}, **options)
-        contexts.append(context)
-        tab = context.new_page()
-        place = picture if isinstance(picture, Path) else picture.save(tmp_path / "picture.html")
-        tab.on("console", lambda message: wrong.append(message.text))
-        tab.on("pageerror", lambda error: wrong.append(str(error)))
-        tab.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
-        tab.on("request", lambda asked: asked.url.startswith("data:") or wrong.append(asked.url))
-        tab.goto(place.as_uri())
-        wrong.remove(place.as_uri())
-        if options.get("java_script_enabled", True) and tab.locator(".pv-grid").count():
-            tab.wait_for_selector(".pv-grid.pv-ready")
-        return tab
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert wrong == []
 
 
 def heads(model, layers, labels=("bos", "x", "op", "ask"), seed=0):
@@ -164,18 +123,74 @@ def test_two_notebook_cells_are_independent(visit, tmp_path):
     assert "L0.H0" in two.locator(".pv-detail figcaption").first.inner_text()
 
 
-@pytest.mark.parametrize("width", [700, 1280])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_whole_page_is_drawn_and_fits_the_window(visit, width, scheme, tmp_path):
+def whole_page():
+    reason = "a text of some length, which must not become a column of single words"
     blocks = [
-        Table(["head", "score"], [["L0.H1", "0.71"]], caption="Scores"),
+        Table(["head", "score", "why"], [["L0.H1", "0.71", reason]], caption="Scores"),
+        Table(["head", "why"], [["L0.H1", reason]], caption="Folded", folded=True),
         IntervalPlot(
             [Interval("full", 0.9, 0.8, 0.95, chance=(0.1, 0.2), null=(0.3,), upper_reference=1.0)]
         ),
-        Matrix(np.eye(3) - 0.5, list("abc"), list("xyz"), caption="Effects"),
+        Matrix(np.eye(3) - 0.5, list("abc"), ["xyg", "query", "jpq"], caption="Effects"),
         grid(),
     ]
-    tab = visit(page("Report", [("One", "Lead.", blocks)]), width, color_scheme=scheme)
+    lead = [Note("The answer."), circuit().picture(), Note("Evidence.", "good")]
+    sections = [("One", "Lead.", blocks), ("Two", "", [Note("Method.")])]
+    return page("Report", sections, lead, "sub", folded=("Two",))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_in_a_whole_page(visit, violations, scheme):
+    tab = visit(whole_page(), color_scheme=scheme)
+    tab.locator("details").evaluate_all("all => all.forEach(x => { x.open = true; })")
+    assert violations(tab) == []
+
+
+def test_long_texts_keep_their_width_and_headers_their_descenders(visit):
+    tab = visit(whole_page(), 390)
+    assert tab.locator(".pv-rows td.pv-long").first.bounding_box()["width"] >= 180
+    heads = tab.locator(".pv-wide th[scope=col] span")
+    sizes = heads.evaluate_all("all => all.map(x => [x.scrollHeight, x.clientHeight])")
+    assert all(inner <= outer for inner, outer in sizes)
+    boxes = [heads.nth(n).bounding_box() for n in range(3)]
+    assert all(a["x"] + a["width"] + 8 < b["x"] for a, b in pairwise(boxes))
+
+
+def test_what_is_folded_is_printed_open(visit):
+    tab = visit(whole_page())
+    folded = tab.locator("details", has_text="Method.").locator(".pv-note")
+    assert not folded.is_visible()
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert folded.is_visible()
+    tab.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert not folded.is_visible()
+
+
+def color_of(tab, css_class):
+    paint = "x => getComputedStyle(x).backgroundColor.match(/[0-9.]+/g).slice(0, 3).map(Number)"
+    return sum(tab.locator(css_class).first.evaluate(paint))
+
+
+@pytest.mark.parametrize("theme", ["true", "false"])
+def test_a_notebook_cell_follows_the_theme_of_the_notebook(visit, theme, tmp_path):
+    """Under a desktop of the other scheme."""
+    place = tmp_path / "cell.html"
+    cell = grid()._repr_html_()
+    place.write_text(f"<!doctype html><meta charset=utf-8><body data-jp-theme-light={theme}>{cell}")
+    tab = visit(place, color_scheme="dark" if theme == "true" else "light")
+    is_light = theme == "true"
+    assert (color_of(tab, ".pv") > 600) == is_light
+    assert (color_of(tab, ".pv-heat td.pv-none") > 600) == is_light
+    flipped = tab.locator("[data-panel=change] img").first.evaluate(
+        "x => getComputedStyle(x).filter"
+    )
+    assert (flipped == "none") == is_light
+
+
+@pytest.mark.parametrize("width", [390, 700, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_whole_page_is_drawn_and_fits_the_window(visit, width, scheme, tmp_path):
+    tab = visit(whole_page(), width, color_scheme=scheme)
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     shot = tab.screenshot(full_page=True, path=tmp_path / "shot.png")
     image = pytest.importorskip("matplotlib.image").imread(tmp_path / "shot.png")

@@ -229,7 +229,8 @@ def test_signs_have_the_colors_of_the_signed_scale():
     html = circuit_diagram(CROWDS["few"])._repr_html_()
     signs = np.array([0.78, -0.78, 0.5, -0.5])
     light_and_dark = [to_hex(color) for color in apply_colormap(signs, "diverging")]
-    assert re.findall(r"--(?:up|down):(#\w+)", html) == light_and_dark
+    pairs = re.findall(r"--(?:up|down):light-dark\((#\w+),(#\w+)\)", html)
+    assert [color for scheme in zip(*pairs, strict=True) for color in scheme] == light_and_dark
     assert [LIGHT_COLORS[name] for name in ("up", "down")] == light_and_dark[:2]
 
 

@@ -360,10 +360,14 @@ def test_the_family_page_has_one_table_of_all_verdicts(family):
 
 
 def test_the_family_page_leads_with_the_summary_and_marks_absent_behavior(family):
-    notes = Read(family_comparison_page(family).body).notes[:4]
+    answers, notes = (
+        Read(family_comparison_page(family).body).notes[a:b] for a, b in ((0, 2), (2, 6))
+    )
+    assert answers[0][0].startswith("big has the answer above its foils in 50 %, small in 38")
+    assert answers[1][0].endswith("nothing can be said about its mechanism.")
     assert [note[0] for note in notes] == list(family.summary())
     assert notes[2][0] == "gone is distilled from big: logits matched."
-    assert [note[1] for note in notes] == [None, "bad", None, None]
+    assert [note[1] for note in (*answers, *notes)] == [None, "bad", None, "bad", None, None]
 
 
 def test_the_family_page_has_the_metrics_and_a_section_for_each_relative(family):

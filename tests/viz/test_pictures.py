@@ -23,9 +23,11 @@ from probes.viz import (
     head_map,
     page,
 )
-from probes.viz.colors import COLOR_STOPS, MISSING_COLOR, apply_colormap, to_hex
+from probes.viz.colors import COLOR_STOPS, MISSING_COLOR, apply_colormap, text_color, to_hex
+from probes.viz.drawing import DARK_COLORS, LIGHT_COLORS
 from probes.viz.embedding_data import encode_array, encode_png
 from probes.viz.html_text import axis_label, escape, json_attribute, show_invisible
+from probes.viz.picture import html_fragment
 from probes.viz.plots.heat_table import HeatTableStyle, format_short
 
 NASTY = (
@@ -256,7 +258,29 @@ def test_styles_stay_inside_the_picture(picture):
     flat = re.sub(r"@media[^{]*\{|/\*.*?\*/", "", style)
     for rule in re.findall(r"([^{}]+)\{", flat):
         for selector in re.split(r",(?![^()]*\))", rule):
-            assert selector.strip().startswith((".pv", "body.pv-page")), selector
+            # The theme of a notebook stands on an element around the picture.
+            own = re.sub(r"^(\[data-jp-theme-light=\w+\]|\.vscode-\w+) ", "", selector.strip())
+            assert own.startswith((".pv", "body.pv-page")), selector
+
+
+def test_drawings_in_files_have_the_colors_of_the_page():
+    style = html_fragment("")
+    for name, dark in DARK_COLORS.items():
+        light = {"#ffffff": "#fff"}.get(LIGHT_COLORS[name], LIGHT_COLORS[name])
+        assert f"--{name}:light-dark({light},{dark})" in style
+    assert {name for name, color in LIGHT_COLORS.items() if color != "none"} == set(DARK_COLORS)
+
+
+def test_numbers_on_colors_have_enough_contrast():
+    """WCAG 2 asks for 4.5."""
+    for scale in COLOR_STOPS:
+        for color in apply_colormap(np.linspace(-1, 1, 101), scale):
+            linear = np.where(
+                color <= 0.04045 * 255, color / 255 / 12.92, ((color / 255 + 0.055) / 1.055) ** 2.4
+            )
+            ground = 0.05 + linear @ (0.2126, 0.7152, 0.0722)
+            contrast = 1.05 / ground if text_color(color) == "#fff" else ground / 0.05
+            assert contrast >= 4.5
 
 
 def test_the_same_picture_is_the_same_page(tmp_path):

@@ -1,7 +1,7 @@
 """Settings of a comparison, and loading of the compared models and of their reference models."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from probes.comparison.setup.cost import NullChoice, ScreenChoice
 from probes.comparison.variables.transfer import with_unique_names
@@ -58,7 +58,7 @@ class ComparisonSettings(PlannedSettings):
     other_seed: ModelSpec | None = None
     negative_controls: Sequence[ModelSpec] | None = None
     gate: GateCriterion | None = None
-    workers: int = 1
+    workers: int = field(default=1, metadata={"saved": False})
     format: str = "plain"
     screen: ScreenChoice = "auto"
     null: NullChoice = "auto"
@@ -90,15 +90,17 @@ class ReferenceModels:
 
 
 def load_models(
-    full: ModelSpec, others: Sequence[ModelSpec], seed: int
+    full: ModelSpec, others: Sequence[ModelSpec], seed: int, *, device: str = ""
 ) -> tuple[Model, list[Model]]:
     """Load the models, with unique names."""
     if not others:
         name = str(getattr(full, "name", full))
         raise ModelError(f"Only one model was given, {name!r}: name a relative to compare it with")
-    a = load(full)
+    a = load(full, device=device)
     relatives = [
-        random_init(a, seed=seed + _SEED_OFFSET) if other == "random-init" else load(other)
+        random_init(a, seed=seed + _SEED_OFFSET)
+        if other == "random-init"
+        else load(other, device=device)
         for other in others
     ]
     for model in (a, *relatives):
@@ -131,7 +133,7 @@ def load_references(
         *shaped.values(),
         *negative_controls,
     ]
-    every = _deduplicate(list(map(load, given)), [a, *bs])
+    every = _deduplicate([load(one, device=settings.device) for one in given], [a, *bs])
     if seed_model is not None:
         seed_model, *every = every
     return ReferenceModels(

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from probes.prompts.question import Question
 from probes.prompts.tokens.batch import Batch
 from probes.prompts.tokens.pair_batch import PairBatch
 from probes.prompts.tokens.tokenization import REST
@@ -87,6 +88,16 @@ def path_roles(batch: Batch) -> dict[str, Bool[Tensor, "prompt position"]]:
         if bool((following == number).any()):
             masks[f"after {role}"] = following == number
     return masks
+
+
+def path_role_texts(question: Question) -> tuple[tuple[str, str], ...]:
+    """Roles of `path_roles` with their words, in the order of the text; spaces have no role."""
+    texts: list[tuple[str, str]] = []
+    end, between = 0, REST
+    for role, start, stop in (*question.roles, ("", len(question.text), len(question.text))):
+        texts += [(between, question.text[end:start].strip()), (role, question.text[start:stop])]
+        end, between = stop, f"after {role}"
+    return tuple((role, words) for role, words in texts if words)
 
 
 def changed_roles(pairs: PairBatch) -> tuple[str, ...]:

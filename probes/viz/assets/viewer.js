@@ -31,7 +31,9 @@
     };
   };
 
-  const ink = ([r, g, b]) => (0.299 * r + 0.587 * g + 0.114 * b < 140 ? "#fff" : "#16181d");
+  const linear = (n) => (n / 255 <= 0.04045 ? n / 255 / 12.92 : ((n / 255 + 0.055) / 1.055) ** 2.4);
+  const luminance = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+  const ink = (rgb) => ((luminance(rgb) + 0.05) ** 2 < 1.05 * 0.05 ? "#fff" : "#000");
   const peak = (values) => values.reduce((top, v) => (Math.abs(v) > top ? Math.abs(v) : top), 0);
 
   function exact(value, error, signed) {
@@ -50,7 +52,7 @@
   }
 
   function table(map, color) {
-    const node = make("table", "pv-heat" + (map.cell < 20 ? " pv-small" : ""));
+    const node = make("table", "pv-heat" + (map.cell < 20 ? " pv-small" : "") + (map.signed ? " pv-signed" : ""));
     node.style.setProperty("--cell", map.cell + "px");
     node.tabIndex = 0;
     node.setAttribute("aria-label", `${map.name} ${map.head}`);
@@ -91,7 +93,7 @@
     const pen = canvas.getContext("2d");
     const pixels = pen.createImageData(canvas.width, canvas.height);
     map.values.forEach((value, at) => {
-      pixels.data.set([...color(value, map.signed, map.top), 255], at * 4);
+      pixels.data.set([...color(value, map.signed, map.top), Number.isNaN(value) ? 0 : 255], at * 4);
     });
     pen.putImageData(pixels, 0, 0);
     const large = make("canvas");
@@ -252,9 +254,109 @@
     });
   }
 
+  // Steps of a walk-through: one at a time, by buttons, by arrow keys on them, or played.
+  function walk(root) {
+    const steps = [...root.querySelectorAll(".pv-step")];
+    const bar = make("div", "pv-walkbar");
+    bar.setAttribute("role", "group");
+    bar.setAttribute("aria-label", "Steps");
+    const press = (text, act) => {
+      const button = make("button", "", text);
+      button.type = "button";
+      button.addEventListener("click", act);
+      bar.append(button);
+      return button;
+    };
+    let [now, timer, every] = [0, 0, false];
+    const show = (to) => {
+      now = Math.min(steps.length - 1, Math.max(0, to));
+      steps.forEach((step, at) => step.toggleAttribute("data-off", !every && at !== now));
+      dots.forEach((dot, at) => dot.setAttribute("aria-current", at === now ? "step" : "false"));
+      [back.disabled, next.disabled] = [now === 0, now === steps.length - 1];
+      place.textContent = `Step ${now + 1} of ${steps.length}`;
+      if (now === steps.length - 1) stop();
+    };
+    const stop = () => {
+      clearInterval(timer);
+      timer = 0;
+      play.textContent = "Play";
+    };
+    const go = (to) => {
+      stop();
+      show(to);
+    };
+    const back = press("Back", () => go(now - 1));
+    const dots = steps.map((step, at) => {
+      const dot = press(String(at + 1), () => go(at));
+      dot.setAttribute("aria-label", step.querySelector("h2").textContent);
+      return dot;
+    });
+    const next = press("Next", () => go(now + 1));
+    const play = press("Play", () => {
+      if (timer) return stop();
+      if (now === steps.length - 1) show(0);
+      timer = setInterval(() => show(now + 1), 6000);
+      play.textContent = "Pause";
+    });
+    const all = press("All steps", () => {
+      every = !every;
+      all.setAttribute("aria-pressed", every);
+      go(now);
+    });
+    all.setAttribute("aria-pressed", "false");
+    const place = make("span", "pv-place");
+    place.setAttribute("role", "status");
+    bar.append(place);
+    bar.addEventListener("keydown", (event) => {
+      const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (!by) return;
+      event.preventDefault();
+      go(now + by);
+    });
+    root.prepend(bar);
+    root.addEventListener("click", (event) => {
+      const button = event.target.closest(".pv-try");
+      if (button) attempt(button);
+    });
+    show(0);
+  }
+
+  // An intervention that is clicked: the reply in the drawing becomes what the model said.
+  function attempt(button) {
+    const model = button.closest(".pv-model");
+    const pressed = button.getAttribute("aria-pressed") === "true";
+    const replies = model.querySelectorAll(".pv-reply text");
+    for (const reply of replies) {
+      reply.dataset.same ??= reply.textContent;
+      reply.textContent = reply.dataset.same;
+      reply.closest(".pv-reply").classList.remove("pv-changed");
+    }
+    for (const other of model.querySelectorAll(".pv-try")) other.setAttribute("aria-pressed", "false");
+    const reply = replies[Number(button.dataset.reply)];
+    if (pressed || !reply) return;
+    button.setAttribute("aria-pressed", "true");
+    reply.textContent = button.dataset.says;
+    reply.closest(".pv-reply").classList.add("pv-changed");
+  }
+
+  // Paper has no clicks: what is folded is printed open.
+  addEventListener("beforeprint", () => {
+    for (const part of document.querySelectorAll(".pv details:not([open])")) {
+      part.dataset.closed = "";
+      part.open = true;
+    }
+  });
+  addEventListener("afterprint", () => {
+    for (const part of document.querySelectorAll(".pv details[data-closed]")) {
+      delete part.dataset.closed;
+      part.open = false;
+    }
+  });
+
   for (const root of document.querySelectorAll(".pv:not([data-ready])")) {
     root.dataset.ready = "";
     hover(root);
+    root.querySelectorAll(".pv-walk").forEach(walk);
     if (typeof DecompressionStream === "undefined") continue; // Old browsers keep the plain picture.
     root.querySelectorAll(".pv-grid").forEach(grid);
   }

@@ -90,6 +90,7 @@ def heat_table(
         header = f'<th scope="row" title="{escape(name)}">{escape(axis_label(name))}</th>'
         lines.append(f"<tr>{header}{cells}</tr>")
     small = "" if style.cell_px >= _MIN_NUMBER_WIDTH else " pv-small"
+    small += " pv-signed" if style.signed else ""
     return (
         f'<table class="pv-heat{small}" style="--cell:{style.cell_px}px" tabindex="0" '
         f'aria-label="{escape(style.name)}">{"".join(lines)}</table>'

@@ -16,6 +16,7 @@ from probes.viz.plots.attention.head_grid import head_grid
 from probes.viz.plots.attention.maps import AttentionMaps
 from probes.viz.plots.interval_plot import Interval, IntervalPlot
 from probes.viz.registry import report
+from probes.viz.reports.path_panels import path_picture, short_answer
 from probes.viz.reports.path_tables import PATH_INTRO, path_blocks
 from probes.viz.reports.verdict_tables import (
     HEAD_INTRO,
@@ -30,6 +31,7 @@ from probes.viz.reports.verdict_tables import (
 
 _MAX_COMPONENTS = 6
 _MIN_EFFECT = 0.1  # logits
+_FOLDED = ("Head pairing", "Patching effects", "Method")
 _STATE_TONES: dict[str, Tone | None] = {
     "open": "good",
     "partial": None,
@@ -84,14 +86,20 @@ def comparison_page(comparison: Comparison) -> Picture:
         ("Patching effects", _EFFECT_INTRO, _effect_blocks(comparison)),
         ("Method", "", [*repeat_blocks(comparison), _method_table(comparison)]),
     ]
+    subtitle = (
+        f"Pattern “{comparison.pattern}” ({comparison.title}).\nExample: {comparison.example}"
+    )
+    return page(f"{full} | {other}", sections, _lead(comparison), subtitle, _FOLDED)
+
+
+def _lead(comparison: Comparison) -> list[Block]:
+    """What survives in a sentence, the role paths in both models, then the findings behind it."""
     tones: dict[int, Tone | None] = {
         k: _STATE_TONES[gate.state] for k, gate in enumerate(comparison.gates)
     }
     notes = [Note(line, tones.get(k)) for k, line in enumerate(comparison.summary())]
-    subtitle = (
-        f"Pattern “{comparison.pattern}” ({comparison.title}).\nExample: {comparison.example}"
-    )
-    return page(f"{full} | {other}", sections, notes, subtitle)
+    tone = "bad" if comparison.behavior_absent else None
+    return [Note(short_answer(comparison), tone), *path_picture([comparison]), *notes]
 
 
 def attention_grid(comparison: Comparison) -> Picture:

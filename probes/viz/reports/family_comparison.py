@@ -13,6 +13,7 @@ from probes.viz.picture import Picture
 from probes.viz.plots.hotspot_map import display_variable
 from probes.viz.plots.interval_plot import Interval, IntervalPlot
 from probes.viz.registry import report
+from probes.viz.reports.path_panels import path_picture, short_answer
 from probes.viz.reports.transfer_tables import donor_plot, negative_control_rows
 from probes.viz.reports.verdict_tables import (
     VARIABLE_DEFINITION,
@@ -77,7 +78,12 @@ def family_comparison_page(family: FamilyComparison) -> Picture:
     lacking = {k for k, one in enumerate(family.comparisons) if _lacks_behavior(one)}
     notes = [Note(line, "bad" if k in lacking else None) for k, line in enumerate(family.summary())]
     subtitle = f"Pattern “{first.pattern}” ({first.title}).\nExample: {first.example}"
-    return page(f"{full} and its relatives {', '.join(family.names)}", sections, notes, subtitle)
+    answers = [
+        Note(short_answer(one), "bad" if k in lacking else None)
+        for k, one in enumerate(family.comparisons)
+    ]
+    lead = [*answers, *path_picture(family.comparisons), *notes]
+    return page(f"{full} and its relatives {', '.join(family.names)}", sections, lead, subtitle)
 
 
 def _lacks_behavior(comparison: Comparison) -> bool:

@@ -43,7 +43,7 @@ _SPECIFICITY_INTRO = (
 def trace_page(trace: Trace) -> Picture:
     """Page of one trace."""
     sections: list[Section] = [
-        ("Circuit", _CIRCUIT_INTRO, [circuit_diagram(trace.circuit), _edges_table(trace)]),
+        ("Circuit", _CIRCUIT_INTRO, [_edges_table(trace)]),
         ("Faithfulness", _FAITHFULNESS_INTRO, [_held_out_plot(trace), _curve_plot(trace)]),
         ("Random baselines", _RANDOM_INTRO, [_random_table(trace)]),
     ]
@@ -56,7 +56,8 @@ def trace_page(trace: Trace) -> Picture:
     tones |= {k: stable for k, line in enumerate(lines) if "Jaccard" in line}
     notes = [Note(line, tones.get(k)) for k, line in enumerate(lines)]
     task = dict(trace.circuit.protocol).get("task", "a task")
-    return page(f"Circuit of {trace.circuit.model}", sections, notes, task)
+    lead = [*notes[:2], circuit_diagram(trace.circuit), *notes[2:]]
+    return page(f"Circuit of {trace.circuit.model}", sections, lead, task)
 
 
 def _edges_table(trace: Trace) -> Table:

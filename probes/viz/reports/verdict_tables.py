@@ -126,7 +126,7 @@ def glossary(*kinds: SubjectKind) -> Table:
         "sites and heads can be lost."
     )
     notes = [never_lost] if "variable" in kinds else []
-    return Table(columns, rows, "Meaning of the verdicts", "l" * len(columns), notes)
+    return Table(columns, rows, "Meaning of the verdicts", "l" * len(columns), notes, folded=True)
 
 
 def verdict_cell(verdict: Verdict, *, with_counterpart: bool = False, hover: str = "") -> TableCell:
@@ -189,7 +189,8 @@ def variable_blocks(comparison: Comparison, *, tests: bool = True) -> list[Block
             [display_variable(v.subject), *evidence_row(test)] for v in verdicts for test in v.tests
         ]
         columns = ("variable", *EVIDENCE_COLUMNS)
-        blocks.append(Table(columns, rows, "Tests behind the verdicts", "llrlll", (BRACKETS_NOTE,)))
+        caption = f"Tests behind the verdicts ({len(rows)})"
+        blocks.append(Table(columns, rows, caption, "llrlll", (BRACKETS_NOTE,), folded=True))
     prompts = [
         [display_variable(verdict.subject), prompt.text, prompt.source]
         for verdict in verdicts
@@ -201,7 +202,7 @@ def variable_blocks(comparison: Comparison, *, tests: bool = True) -> list[Block
             f"{full}"
         )
         columns = ("variable", "base question", "source question")
-        blocks.append(Table(columns, prompts, caption, "lll"))
+        blocks.append(Table(columns, prompts, caption, "lll", folded=True))
     return blocks
 
 

@@ -1,6 +1,9 @@
 """Attention heatmap of a model on one text."""
 
+from collections.abc import Sequence
+
 import numpy as np
+from einops import rearrange
 
 from probes.errors import ModelError
 from probes.models.model import Model, load
@@ -11,7 +14,7 @@ from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
 from probes.prompts.tokens.batch import tokenize
 from probes.viz.picture import Picture
-from probes.viz.plots.attention.head_grid import head_grid, head_map
+from probes.viz.plots.attention.head_grid import Head, HeadPair, head_grid, head_map
 from probes.viz.plots.attention.maps import AttentionMaps
 
 
@@ -28,7 +31,8 @@ def heatmap(
     Args:
         model: Model, or a name that `load` takes.
         text: Free text, or a question of a pattern, which is followed by its answers.
-        compare_with: Second model, shown with the difference where tokens agree.
+        compare_with: Second model, shown with the difference where tokens agree. Heads of models of
+            another shape are paired by how alike they attend in this text.
         head: Show only this head, such as "L2.H3".
         roles: Pattern whose roles are the axes in place of tokens.
 
@@ -41,7 +45,38 @@ def heatmap(
     if head:
         return head_map(left, *parse_head(head))
     right = _attention_maps(load(compare_with), text, roles) if compare_with else None
-    return head_grid(left, right)
+    pairs = _pairs_by_attention(left, right) if right else None
+    return head_grid(left, right, pairs, start=_sharpest_head(left, pairs))
+
+
+def _sharpest_head(maps: AttentionMaps, pairs: Sequence[HeadPair] | None) -> Head:
+    """Head whose queries attend most to one earlier token other than the first, on average."""
+    weights = np.nan_to_num(maps.weights).copy()
+    weights[..., 0] = 0
+    for query in range(min(weights.shape[-2:])):
+        weights[..., query, query] = 0
+    sharpness = weights.max(-1).mean(-1)
+    known = dict(pairs) if pairs else dict.fromkeys(np.ndindex(sharpness.shape))
+    return max(known, key=lambda head: float(sharpness[head]))
+
+
+def _pairs_by_attention(left: AttentionMaps, right: AttentionMaps) -> list[HeadPair] | None:
+    """One-to-one pairs of heads that attend most alike, where the models differ in shape.
+
+    None where heads of the same layer and number are comparable, or the texts have other tokens.
+    """
+    same_shape = left.weights.shape == right.weights.shape
+    if same_shape or left.weights.shape[2:] != right.weights.shape[2:]:
+        return None
+    from scipy.optimize import linear_sum_assignment
+
+    rows = [
+        rearrange(np.nan_to_num(maps.weights), "layer head query key -> (layer head) (query key)")
+        for maps in (left, right)
+    ]
+    unit = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in rows]
+    found = zip(*linear_sum_assignment(-unit[0] @ unit[1].T), strict=True)
+    return [(divmod(int(a), left.heads), divmod(int(b), right.heads)) for a, b in found]
 
 
 def _attention_maps(model: Model, text: str | Question, roles: Pattern | None) -> AttentionMaps:

@@ -1,0 +1,1 @@
+"""Walk-through: one question, step by step through a model and a relative, by interventions."""

@@ -1,0 +1,230 @@
+"""Sentences of a walk-through, in plain words, each with its numbers."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from probes.comparison.paths.result import PathEffect
+from probes.comparison.walkthrough.result import Fetch, Look, ModelWalk, Swap, Walkthrough
+from probes.stats.intervals import Estimate
+from probes.viz.html_text import escape
+
+_STRONG = 0.5
+
+
+def percent(value: float) -> str:
+    """Fraction as a percentage, with a no-break space."""
+    return f"{100 * value:.0f}\N{NO-BREAK SPACE}%"
+
+
+class Texts:
+    """Sentences about one walk-through."""
+
+    def __init__(self, walk: Walkthrough) -> None:
+        self.walk = walk
+        self.words = dict(walk.stretches)
+        replies = zip(walk.answers, walk.models[0].reply.split(), strict=False)
+        self.words |= {f"reply_{name}": word for (name, _), word in replies}
+
+    def quoted(self, role: str) -> str:
+        """Words of a role in quotes."""
+        return f"“{self.words.get(role, role)}”"
+
+    model_says = "the model says"
+
+    def place(self, swap: Swap) -> str:
+        """Where a swap is made; "" where the word itself is changed."""
+        if "resid" not in swap.site:
+            return f"in the output of head {swap.site.split('@')[0]} at {self.quoted(swap.role)}"
+        if swap.layer == 0:
+            return ""
+        return f"in the state of {self.quoted(swap.role)} behind layer {swap.layer}"
+
+    def numbers(self, swap: Swap) -> str:
+        """How often a swap works in other questions, and its controls."""
+        works = round(swap.rate.value * swap.prompts)
+        ends = f"{100 * swap.rate.low:.0f}–{percent(swap.rate.high)}"
+        texts = [f"right in {works} of {swap.prompts} other questions ({ends})"]
+        if self.place(swap):
+            is_state = "resid" in swap.site
+            elsewhere = "other words of this layer" if is_state else "other heads"
+            texts.append(f"{elsewhere}: at most {percent(swap.elsewhere)}")
+        texts.append(f"untrained models: {percent(swap.null)}")
+        if swap.other_kept is not None:
+            other = "number" if swap.variable == "thing" else "noun"
+            texts.append(f"the {other} stays in {percent(swap.other_kept.value)}")
+        return "; ".join(texts)
+
+    def reading(self) -> str:
+        """What a language model does."""
+        return (
+            "A language model reads a text word by word and says which word comes next. Here the "
+            f"text ends in {self.quoted(self.walk.stretches[-1][0])}, and the next words are its "
+            f"answer. Right is “{' '.join(text for _, text in self.walk.answers)}”."
+        )
+
+    def reply(self, one: ModelWalk) -> str:
+        """What a model answers, and how often it is right."""
+        gate = one.gates[0]
+        return (
+            f"It answers “{one.reply}”. In {gate.n_questions} other questions its {gate.answer} is "
+            f"right in {_interval(gate.accuracy)}; the best simple trick ({gate.heuristic}) is "
+            f"right in {percent(gate.heuristic_accuracy)}."
+        )
+
+    def how_to_read(self) -> str:
+        """How the picture is read."""
+        return (
+            '<p class="pv-lead">Each row of the picture is a part of the question, from top to '
+            "bottom. Between a word and the answer there are layers, from left to right. In each "
+            "layer a word has a <b>state</b>: a list of numbers that the model computes from this "
+            "word and from words before it. To find out what a state holds, we take the state from "
+            "a <b>changed question</b>, put it in the place of the old one, and look at what the "
+            "model says.</p>"
+        )
+
+    def looking(self) -> str:
+        """What attention is."""
+        return (
+            "Words take up information from earlier words by attention: a head gives each earlier "
+            "word a weight, and the weights sum to 100 %. A line leads from the word that is read "
+            "to the word that reads it, one layer on; the thicker, the more weight. Looking is not "
+            "yet using: the next steps test what is used."
+        )
+
+    def strongest_look(self, one: ModelWalk) -> str:
+        """Strongest attention of the last word, beside equal attention."""
+        own = [look for look in one.looks if look.query == self.walk.stretches[-1][0]]
+        texts = [self._look(look) for look in sorted(own, key=lambda each: -each.weight)[:2]]
+        return "At the end of the question " + ", and ".join(texts) + "."
+
+    def _look(self, look: Look) -> str:
+        return (
+            f"head {look.head} gives {percent(look.weight)} to {self.quoted(look.key)} (equal "
+            f"weights would give {percent(look.uniform)})"
+        )
+
+    def passing(self) -> str:
+        """What a role path is."""
+        return (
+            "Now only one chain of words may see a changed word; all others still read the old "
+            "question. The number is how much of the change of the answer arrives by this chain "
+            "alone."
+        )
+
+    def meeting_lead(self) -> str:
+        """What it takes for variables to meet."""
+        return (
+            "A shape marks what a state holds: exchange the state, and the answer changes as if "
+            "this word had been changed. The larger the shape, the more often. The ring marks the "
+            "place that holds both numbers and the verb."
+        )
+
+    def meeting(self, one: ModelWalk) -> str:
+        """Where the variables of the number meet."""
+        if not one.meeting:
+            return (
+                "No single state apart from the words themselves holds the numbers and the verb in "
+                "half of the questions: they do not meet in one place that could be exchanged."
+            )
+        first = one.meeting[0]
+        least = min(swap.rate.value for swap in one.meeting)
+        last = " (the output of the last layer: here the answer is ready)"
+        return (
+            f"The numbers and the verb meet at {self.quoted(first.role)} behind layer "
+            f"{first.layer} of {one.layers}{last * (first.layer == one.layers)}: each of these "
+            "exchanges works in at least "
+            f"{percent(least)} of the other questions."
+        )
+
+    def fetching_lead(self) -> str:
+        """What fetching is."""
+        return (
+            "At the word before the answer a head can fetch what other words have computed. The "
+            "output of one head at this word is exchanged, and nothing else."
+        )
+
+    def fetching(self, one: ModelWalk) -> str:
+        """Head that brings the number, if one does."""
+        return " ".join(self._bring(f, "number") for f in one.fetch if not f.is_object)
+
+    def _bring(self, fetch: Fetch, answer: str) -> str:
+        look = fetch.look
+        name = f"head {look.head} (in layer {look.layer + 1}) at {self.quoted(look.query)}"
+        if fetch.rate < _STRONG:
+            return (
+                f"No head alone brings the {answer}: the best, {name}, sets it in "
+                f"{percent(fetch.rate)} of the other questions."
+            )
+        return (
+            f"H{name[1:]} brings the {answer}. It gives {percent(look.weight)} of its attention to "
+            f"{self.quoted(look.key)} (equal weights: {percent(look.uniform)})."
+        )
+
+    def noun_lead(self) -> str:
+        """Why the noun is looked at."""
+        return (
+            "The answer has a second word. Its experiments change the noun, and the number stays: "
+            "the noun has places and heads of its own."
+        )
+
+    def noun(self, one: ModelWalk) -> str:
+        """Where the noun is held, and who brings it."""
+        texts = []
+        if one.noun:
+            texts.append(
+                f"The noun waits at {self.quoted(one.noun.role)}: behind layer {one.noun.layer} of "
+                f"{one.layers} its state there still sets the answer."
+            )
+        texts += [self._bring(fetch, "noun") for fetch in one.fetch if fetch.is_object]
+        chains = [effect for effect in self.walk.paths if effect.contrast == "thing"]
+        if chains:
+            share = [self._share(effect, one) for effect in chains]
+            best = max(range(len(chains)), key=lambda at: share[at])
+            texts.append(
+                f"The chain {self.chain(chains[best].roles)} alone carries {percent(share[best])} "
+                "of the change of the noun."
+            )
+        return " ".join(texts)
+
+    def _share(self, effect: PathEffect, one: ModelWalk) -> float:
+        return (effect.full if one is self.walk.models[0] else effect.other).value
+
+    def chain(self, roles: Sequence[str]) -> str:
+        """Words along a path."""
+        return " → ".join(self.quoted(role) for role in roles)
+
+    def chains(self, one: ModelWalk) -> str:
+        """How many chains of words the relative has of those of the model; "" for the model."""
+        if one is self.walk.models[0]:
+            return ""
+        full, counts = self.walk.models[0].model, Counter(self.walk.path_labels.values())
+        has = sum(counts[label] for label in ("kept", "weaker", "stronger"))
+        seed = self.walk.other_seed
+        texts = [
+            f"of {sum(counts.values()) - counts['new']} chains of {full} it has {has}",
+            *([f"lost {counts['lost']}"] if counts["lost"] else []),
+            *(
+                [f"lacks {n}, as does {seed}, another seed of {full}"]
+                if (n := counts["not shared between seeds"])
+                else []
+            ),
+            *([f"cannot be told about {counts['cannot tell']}"] if counts["cannot tell"] else []),
+            *([f"has {counts['new']} of its own"] if counts["new"] else []),
+        ]
+        return f"Ways of the words: {', '.join(texts)}."
+
+    def in_short(self) -> str:
+        """Places of all models in a list."""
+        return (
+            "<ul>" + "".join(f"<li>{self._short(one)}</li>" for one in self.walk.models) + "</ul>"
+        )
+
+    def _short(self, one: ModelWalk) -> str:
+        return escape(
+            f"{one.model}: {self.chains(one)} {self.meeting(one)} {self.fetching(one)} "
+            f"{self.noun(one)}"
+        )
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{percent(estimate.value)} ({percent(estimate.low)} to {percent(estimate.high)})"
