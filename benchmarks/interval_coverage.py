@@ -216,7 +216,7 @@ def null_table() -> Table:
     return rows
 
 
-def page(setting: Setting, draws: Sequence[Draw], repeats: int) -> str:
+def page(setting: Setting, draws: Sequence[Draw], repeats: int, *, measure: bool = True) -> str:
     """The page docs/calibration.md."""
     rows, covered = coverage_table(draws)
     # The cells of one draw share its prompts: the mean over cells is one value for each draw.
@@ -250,7 +250,7 @@ def page(setting: Setting, draws: Sequence[Draw], repeats: int) -> str:
                     ("variable", "single draws", "five draws", "stability"),
                     stability_table(setting, draws),
                 ),
-                *verdict_calibration.sections(repeats=repeats),
+                *verdict_calibration.sections(repeats=repeats, measure=measure),
                 "## Means and proportions of few prompts",
                 f"Coverage of the 95 % interval in {_SIMULATIONS} simulated samples, by number of "
                 "prompts. Means: the union of bootstrap-t and Student's t. No interval covers a "
@@ -274,13 +274,15 @@ def main() -> None:
     parser.add_argument("--relative", default="distilled")
     parser.add_argument("--kept", type=Path, help="file of draws; default: one for each relative")
     parser.add_argument("--repeats", type=int, default=verdict_calibration.REPEATS)
+    parser.add_argument("--as-kept", action="store_true", help="verdicts of earlier runs only")
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     set_num_threads(1)
     kept = options.kept or Path(f"runs/interval_coverage-{options.relative}.pickle")
     kept.parent.mkdir(parents=True, exist_ok=True)
     setting = Setting.of(options.relative)
-    text = page(setting, measure_draws(setting, options.draws, kept), options.repeats)
+    draws = measure_draws(setting, options.draws, kept)
+    text = page(setting, draws, options.repeats, measure=not options.as_kept)
     if options.page:
         options.page.write_text(text, encoding="utf-8")
     else:

@@ -8,7 +8,7 @@ Prints the sections. Verdicts are kept in files, so that a run that is cut off g
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -42,18 +42,34 @@ def markdown(columns: Sequence[str], rows: Table) -> str:
     return "\n".join(lines)
 
 
-def known_verdicts(kept: Path) -> list[JudgedVerdict]:
-    """Verdicts on relatives whose mechanism is known."""
-    rewrites = [
-        kept_verdicts(
-            kept / f"heads-{name}.csv",
-            lambda name=name: _rewritten(name),
-        )
-        for name in ("full", "distilled")
-    ]
-    planted = kept_verdicts(kept / "planted.csv", planted_verdicts.judged_verdicts)
-    paths = kept_verdicts(kept / "paths-known.csv", _known_paths)
-    return [one for one in chain(planted, paths, *rewrites) if one.known]
+def known_verdicts(kept: Path, *, measure: bool = True) -> dict[str, list[JudgedVerdict]]:
+    """Verdicts on relatives whose mechanism is known, by a sentence on the relatives."""
+    sources: dict[str, tuple[str, Callable[[], Iterable[JudgedVerdict]]]] = {
+        "planted": (
+            "Variables: 13 hand-built relatives of a hand-built model; role paths: those seven of "
+            "them that compute the same.",
+            planted_verdicts.judged_verdicts,
+        ),
+        "paths-known": (
+            "Role paths: three copies of `full` (residual stream rotated, heads permuted, int8), "
+            "three of a hand-built model, and the negative controls `copying` and `permuted` "
+            f"(seeds of prompts: {_PATH_SEEDS}).",
+            _known_paths,
+        ),
+        **{
+            f"heads-{name}": (
+                f"Heads: 8 rewrites of `{name}` that compute the same (of each kind: "
+                f"{_REWRITE_SEEDS}).",
+                partial(_rewritten, name),
+            )
+            for name in ("full", "distilled")
+        },
+    }
+    return {
+        sentence: [one for one in kept_verdicts(kept / f"{name}.csv", run) if one.known]
+        for name, (sentence, run) in sources.items()
+        if measure or (kept / f"{name}.csv").is_file()
+    }
 
 
 def _rewritten(name: str) -> Iterator[JudgedVerdict]:
@@ -85,7 +101,11 @@ def wrong_table(judged: Sequence[JudgedVerdict]) -> Table:
 
 def comparisons(kept: Path, repeats: int) -> Sequence[JudgedVerdict]:
     """Verdicts of whole comparisons of `full` with `distilled`, each with other prompts."""
-    return kept_verdicts(kept / f"comparisons-{repeats}.csv", lambda: _comparisons(repeats))
+    return kept_verdicts(_comparisons_file(kept, repeats), lambda: _comparisons(repeats))
+
+
+def _comparisons_file(kept: Path, repeats: int) -> Path:
+    return kept / f"comparisons-{repeats}.csv"
 
 
 def _comparisons(repeats: int) -> Iterator[JudgedVerdict]:
@@ -126,14 +146,17 @@ def stability_table(judged: Sequence[JudgedVerdict]) -> Table:
     return rows
 
 
-def path_power(kept: Path) -> Table:
+def path_power(kept: Path, *, measure: bool = True) -> Table:
     """Decided verdicts on paths by number of prompts."""
     family = path_verdicts.groups()[0]
     group = replace(family, relatives={name: family.relatives[name] for name in _RELATIVES})
     rows = []
     for prompts in _PROMPTS:
+        path = kept / f"paths-{prompts}.csv"
+        if not measure and not path.is_file():
+            continue
         run = partial(path_verdicts.judged_verdicts, group, _POWER_SEEDS, prompts)
-        judged = kept_verdicts(kept / f"paths-{prompts}.csv", run)
+        judged = kept_verdicts(path, run)
         for name in _RELATIVES:
             decided = np.array([one.decided for one in judged if one.relative == name])
             pairs = 5 * prompts // 2 - prompts // 2
@@ -153,23 +176,26 @@ def accuracy_power() -> Table:
     return rows
 
 
-def sections(kept: Path = KEPT, repeats: int = REPEATS) -> list[str]:
-    """The sections, as paragraphs; stability is left out if nothing is repeated."""
-    stable = _stability(comparisons(kept, repeats), repeats) if repeats else []
-    return [*_wrong(known_verdicts(kept)), *stable, *_power(path_power(kept))]
+def sections(kept: Path = KEPT, repeats: int = REPEATS, *, measure: bool = True) -> list[str]:
+    """The sections, as paragraphs; without `measure`, those that an earlier run kept."""
+    known, found = known_verdicts(kept, measure=measure), []
+    if known:
+        found += _wrong(known)
+    if measure or _comparisons_file(kept, repeats).is_file():
+        found += _stability(comparisons(kept, repeats), repeats)
+    return [*found, *_power(path_power(kept, measure=measure))]
 
 
-def _wrong(known: Sequence[JudgedVerdict]) -> list[str]:
+def _wrong(known: Mapping[str, Sequence[JudgedVerdict]]) -> list[str]:
     return [
         "## Wrong verdicts",
-        "Verdicts on relatives whose mechanism is known. Variables: 13 hand-built relatives of a "
-        "hand-built model. Role paths: those seven of them that compute the same, three copies of "
-        "`full` (residual stream rotated, heads permuted, int8), three of a hand-built model, and "
-        f"the negative controls `copying` and `permuted` (seeds of prompts: {_PATH_SEEDS}). Heads: "
-        "8 rewrites of `full` and of `distilled` that compute the same (of each kind: "
-        f'{_REWRITE_SEEDS}). A label is wrong if the mechanism does not allow it; "cannot tell" is '
-        "never wrong. A label without a row was given to none of them. In brackets: 95 %.",
-        markdown(("on", "verdict", "given", "wrong", "fraction wrong"), wrong_table(known)),
+        f"Verdicts on relatives whose mechanism is known. {' '.join(known)} A label is wrong if "
+        'the mechanism does not allow it; "cannot tell" is never wrong. A label without a row was '
+        "given to none of them. In brackets: 95 %.",
+        markdown(
+            ("on", "verdict", "given", "wrong", "fraction wrong"),
+            wrong_table(list(chain.from_iterable(known.values()))),
+        ),
     ]
 
 
@@ -187,12 +213,15 @@ def _stability(judged: Sequence[JudgedVerdict], repeats: int) -> list[str]:
 
 
 def _power(rows: Table) -> list[str]:
-    return [
-        "## Power against number of prompts",
+    paths = [
         "Role paths: fraction of verdicts that are decided (`full` with each relative, n = 1 model "
         f"each; seeds of prompts: {_POWER_SEEDS}). `compare` tests paths on 64 pairs by default; a "
         "verdict that is open says how many pairs would decide it.",
         markdown(("relative", "pairs of each contrast", "verdicts", "decided"), rows),
+    ]
+    return [
+        "## Power against number of prompts",
+        *(paths if rows else []),
         "Accuracy: smallest fall that McNemar's exact test finds with probability 0.8 at level "
         "0.05, by number of questions (computed, `probes.stats.power`). Only falls: no answer "
         "turns right. Independent: the two models' answers to a question are independent.",
