@@ -231,10 +231,11 @@ def page(setting: Setting, draws: Sequence[Draw], repeats: int, *, measure: bool
         "\n\n".join(
             [
                 "# Calibration",
-                "How often the intervals contain what they estimate, how often verdicts are wrong, "
-                "how stable they are, and how many prompts they take. "
+                "How often the intervals contain what they estimate, how stable the verdicts are, "
+                "and how many prompts they take. Wrong verdicts: see [method](method.md#verdicts). "
                 f"Written by `python -m benchmarks.interval_coverage --draws {len(draws)} "
-                f"--repeats {repeats} --page docs/calibration.md`.",
+                f"--repeats {repeats}{'' if measure else ' --as-kept'} "
+                "--page docs/calibration.md`.",
                 "## Interchange accuracy, over draws of prompts and words",
                 f"`full` and `{setting.other.name}` on `take-away`, {len(draws)} independent "
                 "draws of prompts, held-out words, folds and sites (n = 1 model each). An "
