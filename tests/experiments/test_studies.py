@@ -242,9 +242,9 @@ def test_ways_without_a_measure_are_left_out_and_without_a_control_have_no_diffe
     faithful = {"circuit_faithfulness": -0.1, "circuit_faithfulness_low": -0.2}
     faithful |= {"circuit_faithfulness_high": 0.0}
     rows = [
-        grown_row("stack:distilled", 81, 0.5, **faithful),
-        grown_row("wider:distilled", 81, 0.5, circuit_faithfulness=float("nan")),
-        grown_row("distilled", 81, 0.5, circuit_faithfulness=""),
+        grown_row("stack:distilled", 81.0, 0.5, **faithful),
+        grown_row("wider:distilled", 81.0, 0.5, circuit_faithfulness=float("nan")),
+        grown_row("distilled", 81.0, 0.5, circuit_faithfulness=""),
     ]
     table = growth_table(rows, "circuit_faithfulness", bounds=(-1, 1))
     assert table.to_dict("records") == [
