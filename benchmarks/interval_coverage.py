@@ -27,7 +27,7 @@ from probes.comparison.variables.draws import (
 )
 from probes.comparison.variables.held_out_folds import sample_held_out_folds
 from probes.comparison.variables.result import CrossModelTransfer
-from probes.comparison.variables.stitching import find_variable_sites, run_recipient
+from probes.comparison.variables.stitching import find_recipient, find_variable_sites
 from probes.comparison.variables.transfer import evaluate_donor
 from probes.comparison.variables.verdicts import variable_site, variable_verdict
 from probes.comparison.verdict import Verdict
@@ -74,7 +74,7 @@ class Setting:
     def measure(self, seed: int) -> Draw:
         """Transfers in both directions and the verdict of one draw."""
         folds = _folds(self.full, seed)
-        a, b = (run_recipient(model, folds, seed=seed) for model in (self.full, self.other))
+        a, b = (find_recipient(model, folds, seed=seed) for model in (self.full, self.other))
         names = folds.variables
         there = evaluate_donor(b, a.self_donor, names, None, seed=seed)
         back = evaluate_donor(a, b.self_donor, names, None, seed=seed)

@@ -16,7 +16,7 @@ import torch
 
 import probes as pb
 from probes.comparison.variables.held_out_folds import sample_held_out_folds
-from probes.comparison.variables.stitching import run_donor, run_recipient
+from probes.comparison.variables.stitching import ModelDonor, find_recipient
 from probes.comparison.variables.transfer import donor_hits
 from probes.experiments.distilled_circuits.score import ScoreSettings, distilled_circuits_score
 from probes.models.model import Model
@@ -36,10 +36,10 @@ def main() -> None:
     torch.set_num_threads(1)
     full, pattern = pb.load("full"), pb.pattern("take-away")
     trials = sample_held_out_folds(pattern, tokenizers=(full.tokenizer,), bases=200, prompts=400)
-    recipient = run_recipient(full, trials)
+    recipient = find_recipient(full, trials)
     rows = []
     for kind, model in models(args.folder, args.nulls):
-        (hits,) = donor_hits(recipient, [run_donor(model, trials)]).values()
+        (hits,) = donor_hits(recipient, [ModelDonor(model, trials)]).values()
         shares = {variable: float(hit.mean()) for variable, hit in hits.items()}
         mean_interchange_accuracy = sum(shares.values()) / len(shares)
         rows.append(

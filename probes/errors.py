@@ -37,6 +37,10 @@ class FigureError(ProbeError):
     """A picture or file that cannot be drawn or saved."""
 
 
+class StoreError(ProbeError):
+    """A store of finished work that cannot be read or written, or a value it cannot hold."""
+
+
 class ResultError(ProbeError):
     """A saved result that cannot be read."""
 

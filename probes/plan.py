@@ -96,11 +96,16 @@ class PlannedSettings:
             it (the `REDUCTIONS` of the command), and the result says which.
         on_plan: Called with the plan before the work begins.
         progress: Whether a progress bar is shown, or a line a minute without a terminal.
+        run: Folder of the store of finished work (`scale.store.Store`), or a store. What is there
+            is read, what is measured is kept; by default neither.
     """
 
-    budget: float | None = None
-    on_plan: Callable[[Plan], None] | None = field(default=None, compare=False)
-    progress: bool = field(default=False, compare=False)
+    budget: float | None = field(default=None, metadata={"saved": False})
+    on_plan: Callable[[Plan], None] | None = field(
+        default=None, compare=False, metadata={"saved": False}
+    )
+    progress: bool = field(default=False, compare=False, metadata={"saved": False})
+    run: Any = field(default=None, compare=False, metadata={"saved": False})
 
     @property
     def is_planned(self) -> bool:

@@ -17,7 +17,9 @@ PACKAGE = ROOT / "probes"
 
 # Each package may import only from those before it, and from itself.
 ORDER = [
-    *("errors", "files", "plan", "progress", "result", "stats", "prompts", "models", "observe"),
+    *("errors", "files", "plan", "progress", "result", "stats", "prompts", "models"),
+    "scale",
+    "observe",
     *(
         "compression",
         "interventions",

@@ -29,6 +29,7 @@ from probes.progress import Progress
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.catalog import published_circuit
 from probes.prompts.pattern import Pattern
+from probes.scale.store import remember_in
 
 
 def trace(
@@ -62,13 +63,22 @@ def trace(
     own_pattern = pattern_in_format(own_pattern, settings.format, [model], seed=seed)
     if isinstance(other, Pattern) and not own_pattern.user_pairs:
         other = pattern_in_format(other, str(own_pattern.wrapper.format), [model])
-    settings, plan = replace(settings, other_pattern=other), None
+    settings = replace(settings, other_pattern=other)
+    wanted = (keep, roles)
+    return remember_in(settings, "trace", _plan_and_trace, model, own_pattern, settings, wanted)
+
+
+def _plan_and_trace(
+    model: Model, pattern: Pattern, settings: TraceSettings, wanted: tuple[float, bool]
+) -> Trace:
+    """Trace a loaded model; `wanted` are `keep` and `roles`."""
+    plan = None
     if settings.is_planned:
-        plan, settings = plan_trace(model, own_pattern, settings, roles=roles)
+        plan, settings = plan_trace(model, pattern, settings, roles=wanted[1])
         if settings.on_plan:
             settings.on_plan(plan)
     with Progress(plan if settings.progress else None) as progress:
-        found = _trace(model, own_pattern, settings, (keep, roles), progress)
+        found = _trace(model, pattern, settings, wanted, progress)
     return replace(found, left_out=plan.left_out) if plan else found
 
 

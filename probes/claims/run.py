@@ -61,6 +61,7 @@ from probes.prompts.interchange_pairs import (
     sample_interchange_pairs,
 )
 from probes.prompts.pattern import Pattern
+from probes.scale.store import remember_in
 from probes.stats.intervals import Estimate
 
 _DEFAULTS = ClaimSettings()
@@ -90,9 +91,22 @@ def evaluate_claims(
     model = load(model)
     if base_model is not None:  # A wrong name ends before the measurements.
         base_model = load(base_model)
+    asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
+    return remember_in(
+        settings, "claims", _plan_and_evaluate, model, pattern, asked, settings, base_model
+    )
+
+
+def _plan_and_evaluate(
+    model: Model,
+    pattern: str | Pattern,
+    asked: Pattern,
+    settings: ClaimSettings,
+    base_model: ModelSpec | None,
+) -> ClaimsReport:
+    """Test the claims in a loaded model."""
     plan = None
     if settings.is_planned:
-        asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
         plan, settings = plan_claims(model, asked, settings)
         if settings.on_plan:
             settings.on_plan(plan)

@@ -26,6 +26,7 @@ from probes.cli.explain import explain_app
 from probes.cli.fit import fit_app
 from probes.cli.make import make_app
 from probes.cli.plan import Budget, PlanOnly, plan_options, require_planned
+from probes.cli.runs import DEFAULT_RUN, NoStore, RunFolder, print_reuse, runs_app, store_options
 from probes.cli.study import study_app
 from probes.cli.tables import write_with_tables
 from probes.errors import ProbeError, ResultError
@@ -36,6 +37,7 @@ app = typer.Typer(
     help="Trace the circuits a query pattern drives, and compare them across relatives of a model.",
 )
 app.add_typer(make_app, name="make")
+app.add_typer(runs_app, name="runs")
 for commands in (claims_app, study_app, check_app, fit_app, ask_app, explain_app):
     app.add_typer(commands)
 
@@ -109,6 +111,8 @@ def compare(
     workers: Annotated[int, typer.Option(help="Models measured in parallel.", min=1)] = 2,
     budget: Budget = "",
     plan_only: PlanOnly = False,
+    run: RunFolder = DEFAULT_RUN,
+    no_store: NoStore = False,
     screen: Annotated[Screen, typer.Option(help="Attribution patching first.")] = Screen.auto,
     null: Annotated[Null, typer.Option(help="What gives the thresholds.")] = Null.auto,
     assert_equivalent: Annotated[
@@ -140,10 +144,12 @@ def compare(
         screen=screen.value,
         null=null.value,
         **plan_options(budget, plan_only),
+        **store_options(run, no_store, plan_only=plan_only),
     )
     family = compare_family(full, relatives, pattern, settings)
     result = family.comparisons[0] if len(relatives) == 1 else family
     write_with_tables(result, out, json)
+    print_reuse(settings)
     if assert_equivalent is not None:
         require_equivalence(result, assert_equivalent)
 
@@ -163,6 +169,8 @@ def trace(
     gate: GateAsks = None,
     budget: Budget = "",
     plan_only: PlanOnly = False,
+    run: RunFolder = DEFAULT_RUN,
+    no_store: NoStore = False,
     out: Page = Path("trace.html"),
     json: Json = None,
 ) -> None:
@@ -170,7 +178,7 @@ def trace(
     check_output_paths(out, json, page=True)
     silence_libraries()
     from probes.circuits.trace import TraceSettings
-    from probes.circuits.trace import trace as run
+    from probes.circuits.trace import trace as measure
 
     settings = TraceSettings(
         method=method.value,
@@ -180,8 +188,11 @@ def trace(
         format=format,
         gate=gate.value if gate else None,
         **plan_options(budget, plan_only),
+        **store_options(run, no_store, plan_only=plan_only),
     )
-    write_with_tables(run(model, pattern, keep=keep, roles=roles, settings=settings), out, json)
+    found = measure(model, pattern, keep=keep, roles=roles, settings=settings)
+    write_with_tables(found, out, json)
+    print_reuse(settings)
 
 
 @app.command(context_settings={"ignore_unknown_options": True})

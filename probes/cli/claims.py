@@ -16,6 +16,7 @@ from probes.cli.common import (
     silence_libraries,
 )
 from probes.cli.plan import Budget, PlanOnly, plan_options
+from probes.cli.runs import DEFAULT_RUN, NoStore, RunFolder, print_reuse, store_options
 from probes.cli.tables import write_with_tables
 from probes.errors import GateError
 
@@ -41,6 +42,8 @@ def claims(
     gate: GateAsks = None,
     budget: Budget = "",
     plan_only: PlanOnly = False,
+    run: RunFolder = DEFAULT_RUN,
+    no_store: NoStore = False,
     out: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("claims.html"),
     json: Annotated[Path | None, typer.Option(help="Where the numbers are written.")] = None,
 ) -> None:
@@ -58,6 +61,7 @@ def claims(
         format=format,
         gate=gate.value if gate else None,
         **plan_options(budget, plan_only),
+        **store_options(run, no_store, plan_only=plan_only),
     )
     for name in models:
         try:
@@ -71,3 +75,4 @@ def claims(
     if not reports:
         raise GateError(f"None of {', '.join(models)} has the behavior: there is nothing to test")
     write_with_tables(ClaimsReports(tuple(reports)), out, json)
+    print_reuse(settings)

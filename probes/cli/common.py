@@ -40,6 +40,7 @@ EXIT_FAILED = 1
 EXIT_NOT_EQUIVALENT = 3
 EXIT_NOT_TESTED = 4
 EXIT_CHECK_FAILED = 5
+EXIT_INTERRUPTED = 130
 THREADS_HELP = "Threads of torch; more than one is slow on busy cores."
 
 
@@ -61,6 +62,13 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
                 f"{type(error).__name__}: {error}", markup=False, highlight=False
             )
             raise typer.Exit(EXIT_FAILED) from None
+        except KeyboardInterrupt:
+            line = "Interrupted."
+            if "run" in kwargs and not kwargs.get("no_store"):
+                line += f" What is finished is kept in {str(kwargs['run'])!r}: give the same "
+                line += "command again to go on."
+            open_console(stderr=True).print(line, markup=False, highlight=False)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
 
     return run
 

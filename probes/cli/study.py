@@ -19,6 +19,7 @@ from probes.cli.common import (
     silence_libraries,
     write_result,
 )
+from probes.cli.runs import DEFAULT_RUN, NoStore, RunFolder, print_reuse, store_options
 
 study_app = typer.Typer()
 
@@ -134,6 +135,8 @@ def curve(
         int, typer.Option(help="Seed of prompts, noise and random models.", min=0, max=MAX_SEED)
     ] = 0,
     gate: GateAsks = None,
+    run: RunFolder = DEFAULT_RUN,
+    no_store: NoStore = False,
     out: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("curve.html"),
     json: Annotated[Path | None, typer.Option(help="Where the numbers are written.")] = None,
 ) -> None:
@@ -143,6 +146,7 @@ def curve(
     from probes.comparison.rate_distortion.measure import RateDistortionSettings, rate_distortion
 
     settings = RateDistortionSettings(
+        **store_options(run, no_store),
         bases=bases,
         prompts=prompts,
         noise_copies=noise,
@@ -153,3 +157,4 @@ def curve(
     )
     result = rate_distortion(parent, relatives, pattern, settings, progress=sys.stderr.isatty())
     write_result(result, out, json)
+    print_reuse(settings)

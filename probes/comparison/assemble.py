@@ -9,8 +9,9 @@ from probes.comparison.heads.matching import HeadPairing, match_heads, pair_head
 from probes.comparison.heads.profiles import HeadProfiles, similarity_draws
 from probes.comparison.heads.result import MeanPairScore
 from probes.comparison.heads.verdicts import NullModels, head_verdicts
-from probes.comparison.measurements import NullDraw, model_facts
+from probes.comparison.measurements import model_facts
 from probes.comparison.model_facts import SolvedLogitDiff
+from probes.comparison.nulls import NullDraw
 from probes.comparison.pair_transfers import (
     MeasuredPair,
     ReferenceSet,
@@ -32,8 +33,8 @@ from probes.stats.paired import mcnemar_test
 
 
 def assemble_comparison(
-    shared: ComparisonPrompts,
     pair: MeasuredPair,
+    shared: ComparisonPrompts,
     references: ReferenceSet,
     settings: ComparisonSettings,
 ) -> Comparison:

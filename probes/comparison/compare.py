@@ -47,6 +47,7 @@ from probes.plan import Plan
 from probes.progress import Progress
 from probes.prompts.catalog import pattern
 from probes.prompts.pattern import Pattern
+from probes.scale.store import Store, open_store
 
 _DEFAULTS = ComparisonSettings()
 _REPEAT_SEED_STEP = 1_000_003  # Seeds of draws, paths and random-init models do not meet.
@@ -93,7 +94,18 @@ def compare_family(
             f"draws={settings.draws} and repeats={settings.repeats} found: a comparison needs at "
             "least one of each"
         )
-    a, bs = load_models(full, others, settings.seed)
+    with open_store(settings.run) as store:
+        return _compare_in(store, (full, others), on, settings)
+
+
+def _compare_in(
+    store: Store | None,
+    specs: tuple[ModelSpec, Sequence[ModelSpec]],
+    on: str | Pattern,
+    settings: ComparisonSettings,
+) -> FamilyComparison:
+    """Compare with a store; a comparison of the same models and settings is read from it."""
+    a, bs = load_models(*specs, settings.seed)
     chosen = pattern(on) if isinstance(on, str) else on
     references = load_references(a, bs, settings)
     chosen = pattern_in_format(
@@ -103,16 +115,30 @@ def compare_family(
         seed=settings.seed,
         references=references.not_compared(()),
     )
+    whole = partial(_compare_loaded, [a, *bs], chosen, references)
+    settings = replace(settings, run=store)
+    if store is None or settings.budget is not None:  # A budget gives other settings each time.
+        return whole(settings)
+    return store.remember("comparison", whole, settings)
+
+
+def _compare_loaded(
+    models: Sequence[Model],
+    chosen: Pattern,
+    references: ReferenceModels,
+    settings: ComparisonSettings,
+) -> FamilyComparison:
+    """Plan and compare loaded models."""
     plan = None
     if settings.is_planned:
         if settings.budget is not None:  # Of each comparison.
             settings = replace(settings, budget=settings.budget / settings.repeats)
-        plan, settings = plan_comparison([a, *bs], references, chosen, settings)
+        plan, settings = plan_comparison(models, references, chosen, settings)
         if settings.on_plan:
             settings.on_plan(plan)
     seeds = [settings.seed + k * _REPEAT_SEED_STEP for k in range(settings.repeats)]
     every = [
-        _compare_once([a, *bs], chosen, references, replace(settings, seed=seed), plan)
+        _compare_once(models, chosen, references, replace(settings, seed=seed), plan)
         for seed in seeds
     ]
     return gather_repeats([[_with_left_out(one, plan) for one in found] for found in every])
@@ -133,20 +159,21 @@ def _compare_once(
         Progress(plan if settings.progress else None) as progress,
         ThreadPoolExecutor(workers) as pool,
     ):
-        run_all = run_in_pool(pool, progress)
+        run_all = run_in_pool(pool, progress, settings.run)
         prompts = sample_comparison_prompts(chosen, models, settings)
-        measured = run_all(lambda model: measure_model(model, prompts), models, "models")
+        measured = run_all(partial(measure_model, prompts=prompts), models, "models")
         paths = _measure_paths(prompts, measured, references.other_seed, run_all)
         against = ReferenceSet(
-            nulls=measure_nulls(prompts, measured, paths, settings.nulls, run_all),
+            nulls=measure_nulls(prompts, measured, paths, settings, run_all),
             paths=paths,
             edges=_compare_edges(prompts, measured, settings, run_all),
             **_measure_references(references, measured, prompts, run_all),
         )
         pairs = _measure_pairs(prompts, measured, against, run_all)
-        return run_all(
-            lambda pair: assemble_comparison(prompts, pair, against, settings), pairs, "verdicts"
+        assemble = partial(
+            assemble_comparison, shared=prompts, references=against, settings=settings
         )
+        return run_all(assemble, pairs, "verdicts")
 
 
 def _with_left_out(comparison: Comparison, plan: Plan | None) -> Comparison:
@@ -167,7 +194,7 @@ def _measure_pairs(
     if prompts.folds is None:
         return [MeasuredPair(full, other, ()) for other in relatives]
     firsts = run_all(
-        lambda other: first_draw(prompts, full, other, references), relatives, "interchange"
+        partial(first_draw, prompts, full, references=references), relatives, "interchange"
     )
     draws = [[first] for first in firsts]
     stage, parts = "further draws", 2 * len(prompts.further_folds)
@@ -195,7 +222,7 @@ def _measure_paths(
     models = {one.name: one.model for one in measured}
     if other_seed:
         models.setdefault(other_seed.name, other_seed)
-    runs = run_all(lambda model: measure_paths(model, plan), [*models.values()], "role paths")
+    runs = run_all(partial(measure_paths, plan=plan), [*models.values()], "role paths")
     return PathMeasurements(plan, dict(zip(models, runs, strict=True)))
 
 
@@ -209,17 +236,28 @@ def _compare_edges(
     is_wanted = prompts.screen is not None if settings.edges is None else settings.edges
     full, *relatives = (one.model for one in measured)
     same = [model for model in relatives if is_wanted and _has_same_graph(full, model)]
+    if not same:
+        return {}
     # One job: the full model cannot run in two threads at once.
-    found = run_all(
-        lambda models: [compare_edges(full, m, prompts) for m in models], [same], "edges"
-    )
+    found = run_all(partial(_edges_of_each, full=full, prompts=prompts), [same], "edges")
     return dict(zip((model.name for model in same), found[0], strict=True))
+
+
+def _edges_of_each(
+    relatives: Sequence[Model], full: Model, prompts: ComparisonPrompts
+) -> list[EdgeComparison]:
+    return [compare_edges(full, relative, prompts) for relative in relatives]
 
 
 def _has_same_graph(full: Model, other: Model) -> bool:
     """Whether two models have the same shape, vocabulary and so the same edges."""
     tokens = full.tokenizer.get_vocab() == other.tokenizer.get_vocab()
     return full.shape == other.shape and tokens and full.bridge is not other.bridge
+
+
+def _measure_reference(job: tuple[Model, bool], prompts: ComparisonPrompts) -> ReferenceModel:
+    model, with_sites = job
+    return measure_reference(model, prompts, with_sites=with_sites)
 
 
 def _negative_control_hits(
@@ -233,7 +271,7 @@ def _negative_control_hits(
     if prompts.folds is None:
         return {}
     donors = [one.donor for one in negative_controls if one.donor]
-    hits = run_all(lambda recipient: donor_hits(recipient, donors), recipients, "negative controls")
+    hits = run_all(partial(donor_hits, donors=donors), recipients, "negative controls")
     return dict(zip((recipient.name for recipient in recipients), hits, strict=True))
 
 
@@ -245,10 +283,10 @@ def _measure_references(
 ) -> dict[str, Any]:
     """Measure the reference models that are not compared, and name the role of each."""
     by_name = {one.name: one.as_reference() for one in measured}
+    others = references.not_compared(by_name)
+    jobs = [(model, model is references.other_seed) for model in others]
     for reference in run_all(
-        lambda model: measure_reference(model, prompts, with_sites=model is references.other_seed),
-        references.not_compared(by_name),
-        "reference models",
+        partial(_measure_reference, prompts=prompts), jobs, "reference models"
     ):
         by_name[reference.name] = reference
     controls = [by_name[model.name] for model in references.negative_controls]

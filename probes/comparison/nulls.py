@@ -1,26 +1,109 @@
 """The null of a comparison: random-init models of each shape, or permuted measurements."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
-from probes.comparison.measurements import (
-    ModelMeasurements,
-    NullDraw,
-    NullGroup,
-    measure_null,
-    permute_measurements,
-    prepare_nulls,
+import numpy as np
+
+from probes.comparison.heads.permuted import permute_roles
+from probes.comparison.heads.profiles import HeadProfiles, profile_heads
+from probes.comparison.measurements import ModelMeasurements
+from probes.comparison.paths.measure import (
+    PathMeasurements,
+    PathNull,
+    PathPlan,
+    PathRuns,
+    measure_null_paths,
+    permute_paths,
 )
-from probes.comparison.pair_transfers import architecture_key
-from probes.comparison.paths.measure import PathMeasurements
 from probes.comparison.setup.parallel import RunAll
-from probes.comparison.setup.prompts import ComparisonPrompts
+from probes.comparison.setup.prompts import ComparisonPrompts, tokenize_contrasts
+from probes.comparison.setup.references import ComparisonSettings
+from probes.comparison.variables.stitching import (
+    ModelDonor,
+    Recipient,
+    TokenizedTexts,
+    tokenize_texts,
+)
+from probes.comparison.variables.transfer import Hits, donor_hits
+from probes.interventions.attribution_patching import ExactCells
+from probes.models.model import Model, random_init
+from probes.observe.behavior import evaluate_behavior
+from probes.prompts.tokens.batch import Batch, tokenize
+from probes.prompts.tokens.pair_batch import PairBatch
+
+_PROVENANCE_KEYS = ("_name_or_path", "transformers_version")
+_STAGE = "random-init models"
+
+
+@dataclass(frozen=True, eq=False)
+class RandomInit:
+    """Random-init model, which is made when it first runs.
+
+    Attributes:
+        template: A trained model of its shape.
+        seed: Its seed, which alone determines its weights.
+    """
+
+    template: Model
+    seed: int
+    _made: list[Model] = field(default_factory=list, init=False, repr=False)
+
+    def identity(self) -> object:
+        """All that shapes it: any trained model of its shape gives the same."""
+        tokens = self.template.tokenizer.backend_tokenizer.to_str()
+        kind = (str(self.template.dtype), self.template.device.type)
+        return architecture_key(self.template), tokens, kind, self.seed
+
+    @property
+    def model(self) -> Model:
+        """The model."""
+        if not self._made:
+            own = random_init(self.template, seed=self.seed)
+            self._made.append(replace(own, name=f"random-init {self.seed}"))
+        return self._made[0]
+
+
+@dataclass(frozen=True, eq=False)
+class NullGroup:
+    """Random-init models of one shape, and what they all read.
+
+    Attributes:
+        template_model: A trained model of the shape.
+        recipients: Models that receive their states.
+        tokenized: Texts that give these states.
+        pairs, questions: Prompts for head profiles and accuracy; None where these are not measured.
+    """
+
+    template_model: Model
+    recipients: Sequence[Recipient]
+    tokenized: TokenizedTexts | None
+    pairs: Mapping[str, PairBatch] | None
+    questions: Batch | None
+
+
+@dataclass(frozen=True, eq=False)
+class NullDraw:
+    """Measurements of one random-init model, or permuted ones of a trained model.
+
+    Attributes:
+        profiles, accuracy: Head profiles, and accuracy of each answer; None where not measured.
+        hits: Interchange hits by name of the recipient; empty where not measured.
+        paths: Absolute effects of role paths; empty where not measured.
+    """
+
+    profiles: HeadProfiles | None
+    accuracy: np.ndarray | None
+    hits: Mapping[str, Hits]
+    paths: PathNull
 
 
 def measure_nulls(
     prompts: ComparisonPrompts,
     measured: Sequence[ModelMeasurements],
     paths: PathMeasurements,
-    nulls: int,
+    settings: ComparisonSettings,
     run_all: RunAll,
 ) -> dict[object, list[NullDraw]]:
     """Measure the random-init models of each architecture, or permute what was measured."""
@@ -28,14 +111,15 @@ def measure_nulls(
         return {
             one.name: [
                 permute_measurements(one, paths.runs[one.name], prompts.seed + n)
-                for n in range(nulls)
+                for n in range(settings.nulls)
             ]
             for one in measured[1:]
         }
-    jobs = [(group, n) for group in _null_groups(prompts, measured) for n in range(nulls)]
-    results = run_all(
-        lambda job: measure_null(*job, prompts, paths.plan), jobs, "random-init models"
-    )
+    jobs = [(group, n) for group in _null_groups(prompts, measured) for n in range(settings.nulls)]
+    # Kept in parts, which comparisons with other relatives share.
+    remember = partial(settings.run.remember, _STAGE) if settings.run else _call
+    measure = partial(measure_null, prompts=prompts, plan=paths.plan, remember=remember)
+    results = run_all(measure, jobs, _STAGE, is_kept=False)
     by_architecture: dict[object, list[NullDraw]] = {}
     for (group, _), null in zip(jobs, results, strict=True):
         by_architecture.setdefault(architecture_key(group.template_model), []).append(null)
@@ -62,3 +146,98 @@ def _null_groups(
             prepare_nulls(template, prompts, open_recipients, states_only=key not in compared)
         )
     return groups
+
+
+def prepare_nulls(
+    template_model: Model,
+    prompts: ComparisonPrompts,
+    recipients: Sequence[Recipient],
+    *,
+    states_only: bool,
+) -> NullGroup:
+    """Tokenize what the random-init models of one shape read.
+
+    Args:
+        template_model: A trained model of the shape.
+        prompts: Prompts of the comparison.
+        recipients: Models that receive the states of the random-init models.
+        states_only: Whether to measure no head profiles and no accuracy.
+    """
+    folds, context = prompts.folds, template_model.shape.context
+    pairs = questions = None
+    if not states_only:
+        pairs = tokenize_contrasts(template_model, prompts.pairs)
+        questions = tokenize(template_model.tokenizer, prompts.questions, max_length=context)
+    return NullGroup(
+        template_model=template_model,
+        recipients=recipients if folds else (),
+        tokenized=tokenize_texts(template_model, folds) if folds and recipients else None,
+        pairs=pairs,
+        questions=questions,
+    )
+
+
+def measure_null(
+    job: tuple[NullGroup, int],
+    prompts: ComparisonPrompts,
+    plan: PathPlan,
+    remember: Callable,
+) -> NullDraw:
+    """Measure one random-init model of a group; its seed is that of the prompts plus its number.
+
+    Args:
+        job: The group and the number.
+        prompts, plan: Prompts and role paths of the comparison.
+        remember: Runs a function on its arguments, or reads its result from a store.
+    """
+    group, number = job
+    null = RandomInit(group.template_model, prompts.seed + number)
+    hits = {
+        recipient.name: remember(_null_hits, null, recipient, group.tokenized)
+        for recipient in group.recipients
+    }
+    if group.pairs is None or group.questions is None:
+        return NullDraw(None, None, hits, {})
+    # Effects without training are small, and the screen is exact where effects are small.
+    screen = ExactCells(0, 0) if prompts.screen else None
+    profiles = remember(_null_profiles, null, group.pairs, prompts.roles, screen)
+    accuracy = remember(_null_accuracy, null, group.questions)
+    return NullDraw(profiles, accuracy, hits, remember(_null_paths, null, plan))
+
+
+def _null_hits(null: RandomInit, recipient: Recipient, tokenized: TokenizedTexts) -> Hits:
+    donor = ModelDonor(null.model, recipient.folds, tokenized)
+    return donor_hits(recipient, [donor])[donor.name]
+
+
+def _null_profiles(
+    null: RandomInit,
+    pairs: Mapping[str, PairBatch],
+    roles: Sequence[str],
+    screen: ExactCells | None,
+) -> HeadProfiles:
+    return profile_heads(null.model, pairs, roles, screen=screen)[0]
+
+
+def _null_accuracy(null: RandomInit, questions: Batch) -> np.ndarray:
+    return evaluate_behavior(null.model, questions).correct.float().mean(0).numpy()
+
+
+def _null_paths(null: RandomInit, plan: PathPlan) -> PathNull:
+    return measure_null_paths(null.model, plan)
+
+
+def permute_measurements(measured: ModelMeasurements, paths: PathRuns, seed: int) -> NullDraw:
+    """One draw of the permuted null of a model, from what was measured; no model runs."""
+    profiles = permute_roles(measured.profiles, seed=seed)
+    return NullDraw(profiles, None, {}, permute_paths(paths, seed=seed))
+
+
+def architecture_key(model: Model) -> object:
+    """Key of the random-init models that serve a model: its config without its provenance."""
+    config = {k: v for k, v in model.config.to_dict().items() if k not in _PROVENANCE_KEYS}
+    return (model.shape, str(sorted(config.items())))
+
+
+def _call(function: Callable, *args: object) -> object:
+    return function(*args)

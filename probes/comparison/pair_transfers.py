@@ -1,10 +1,11 @@
 """Cross-model interchange between a full model and a relative, draw by draw, and its verdicts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from probes.comparison.circuits.edge_result import EdgeComparison
-from probes.comparison.measurements import ModelMeasurements, NullDraw, ReferenceModel
+from probes.comparison.measurements import ModelMeasurements, ReferenceModel
+from probes.comparison.nulls import NullDraw, architecture_key
 from probes.comparison.paths.measure import PathMeasurements
 from probes.comparison.setup.prompts import ComparisonPrompts
 from probes.comparison.variables.draws import (
@@ -16,7 +17,7 @@ from probes.comparison.variables.draws import (
 )
 from probes.comparison.variables.held_out_folds import HeldOutFolds
 from probes.comparison.variables.result import CrossModelTransfer, VariableDraw
-from probes.comparison.variables.stitching import Donor, Recipient, run_donor, run_recipient
+from probes.comparison.variables.stitching import AnyDonor, ModelDonor, Recipient, find_recipient
 from probes.comparison.variables.transfer import Hits, TransferBaselines, evaluate_donor
 from probes.comparison.variables.verdicts import (
     VariableSite,
@@ -27,9 +28,7 @@ from probes.comparison.variables.verdicts import (
 from probes.comparison.verdict import Verdict
 from probes.models.model import Model
 
-_PROVENANCE_KEYS = ("_name_or_path", "transformers_version")
-
-DrawRuns = tuple[Recipient | None, Donor | None]
+DrawRuns = tuple[Recipient | None, AnyDonor | None]
 """Runs of a model as a recipient, None where a gate is closed, and its states as a donor."""
 
 
@@ -62,12 +61,6 @@ class ReferenceSet:
         return self.nulls.get(architecture_key(model)) or self.nulls.get(model.name, ())
 
 
-def architecture_key(model: Model) -> object:
-    """Key of the random-init models that serve a model: its config without its provenance."""
-    config = {k: v for k, v in model.config.to_dict().items() if k not in _PROVENANCE_KEYS}
-    return (model.shape, str(sorted(config.items())))
-
-
 @dataclass(frozen=True, eq=False)
 class PairDraw:
     """Transfers between a full model and a relative in one draw of prompts, words and folds.
@@ -97,15 +90,16 @@ class MeasuredPair:
 def run_draw(measured: ModelMeasurements, folds: HeldOutFolds, seed: int) -> DrawRuns:
     """Run a model on the prompts of a further draw, as a recipient if it is one."""
     if measured.recipient is None:
-        return None, run_donor(measured.model, folds)
-    recipient = run_recipient(measured.model, folds, seed=seed)
-    return replace(recipient, lock=measured.recipient.lock), recipient.self_donor
+        return None, ModelDonor(measured.model, folds)
+    recipient = find_recipient(measured.model, folds, seed=seed)
+    return recipient, recipient.self_donor
 
 
 def first_draw(
     prompts: ComparisonPrompts,
     full: ModelMeasurements,
     other: ModelMeasurements,
+    *,
     references: ReferenceSet,
 ) -> PairDraw:
     """Transfers with random-init models of the donor's shape and with negative controls."""

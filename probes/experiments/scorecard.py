@@ -26,10 +26,10 @@ from probes.comparison.variables.held_out_folds import (
     sample_held_out_folds,
 )
 from probes.comparison.variables.stitching import (
+    ModelDonor,
     Recipient,
+    find_recipient,
     find_variable_sites,
-    run_donor,
-    run_recipient,
 )
 from probes.comparison.variables.transfer import donor_hits
 from probes.errors import ModelError
@@ -138,7 +138,7 @@ def prepare_scorecard_reference(
     return ScorecardReference(
         parent=model,
         folds=folds,
-        recipient=run_recipient(model, folds, seed=seed),
+        recipient=find_recipient(model, folds, seed=seed),
         questions=tuple(pattern.sample_questions(_KL_QUESTIONS, seed=seed + 3, keep=tokenizable)),
         axis_questions=tuple(
             all_axis_questions(model.tokenizer, per_cell=settings.per_cell, seed=seed)
@@ -215,7 +215,7 @@ def scorecard(reference: ScorecardReference, relative: ModelSpec) -> Scorecard:
             f"{model.name} and {reference.parent.name} have different tokenizers, so their tokens "
             "cannot be compared: use `compare`"
         )
-    (hits,) = donor_hits(reference.recipient, [run_donor(model, reference.folds)]).values()
+    (hits,) = donor_hits(reference.recipient, [ModelDonor(model, reference.folds)]).values()
     site, own = _own_interchange(reference, model)
     return Scorecard(
         model=model.name,

@@ -47,10 +47,15 @@ class Model:
     provenance: Provenance | None = field(default=None, repr=False)
     """How it was made and what it takes to store, where known."""
     lock: Any = field(default_factory=threading.RLock, repr=False)
+    """Held during a pass; another thread's pass meanwhile is an error."""
+    turn: Any = field(default_factory=threading.RLock, repr=False)
+    """Held by jobs that wait for one another, where several threads share the model."""
     passed_checks: set[str] = field(default_factory=set, repr=False)
     """Checks that the model passed and that need not run again, such as that of gradients."""
     failed_checks: dict[str, str] = field(default_factory=dict, repr=False)
     """What was found by checks that only decide how the model is run, such as that of restarts."""
+    digests: dict[str, str] = field(default_factory=dict, repr=False)
+    """Digests of its weights and facts, once they are computed."""
     active_edits: list[str] = field(default_factory=list, repr=False)
     """Sites and hook names of the `editing` in effect; measurements refuse an edited model."""
 

@@ -12,10 +12,10 @@ from probes.comparison.variables.held_out_folds import sample_held_out_folds
 from probes.comparison.variables.linear_maps import MapKind, fit_map
 from probes.comparison.variables.stitching import (
     Donor,
+    ModelDonor,
     embedding_sites,
     find_donor_sites,
-    run_donor,
-    run_recipient,
+    find_recipient,
     self_sites,
     stitched_hits,
 )
@@ -65,14 +65,14 @@ def folds():
 
 @cache
 def recipient(kind="template"):
-    return run_recipient(model(kind), folds())
+    return find_recipient(model(kind), folds())
 
 
 @cache
 def donor(kind, seed=0):
     if kind == "net":
-        return run_donor(random_init(model("template"), seed=seed), folds())
-    return run_donor(model(kind, seed), folds())
+        return ModelDonor(random_init(model("template"), seed=seed), folds())
+    return ModelDonor(model(kind, seed), folds())
 
 
 @cache
@@ -225,7 +225,7 @@ def planted_accuracy(kind, variable, seed=0):
 
 @cache
 def read(kind, seed=0):
-    return run_donor(planted_fox(kind, seed=seed).model, folds())
+    return ModelDonor(planted_fox(kind, seed=seed).model, folds())
 
 
 # Controls.
@@ -387,7 +387,7 @@ def test_a_pattern_without_an_opposite_is_refused():
 def test_a_donor_may_have_another_width_and_depth():
     words = model("template").tokenizer
     small = wrap(tiny_hf("neox", 0, vocab_size=len(words)), name="small", tokenizer=words)
-    donor_states = run_donor(small, folds())
+    donor_states = ModelDonor(small, folds())
     at = find_donor_sites(recipient(), donor_states, OPERATION)
     assert stitched_hits(recipient(), donor_states, OPERATION, at).mean() < 0.3
     with pytest.raises(BatchError, match="32 dimensions to 256"):

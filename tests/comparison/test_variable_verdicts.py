@@ -13,7 +13,7 @@ from probes.comparison.variables.draws import (
 )
 from probes.comparison.variables.held_out_folds import sample_held_out_folds
 from probes.comparison.variables.result import CrossModelTransfer
-from probes.comparison.variables.stitching import run_recipient
+from probes.comparison.variables.stitching import find_recipient
 from probes.comparison.variables.verdicts import (
     VariableSite,
     absent_variable_verdict,
@@ -308,7 +308,7 @@ def test_planted_models_carry_each_variable_only_at_its_own_word(kind):
     folds = sample_held_out_folds(
         fox.pattern, tokenizers=(fox.model.tokenizer,), bases=30, prompts=60
     )
-    recipient = run_recipient(fox.model, folds)
+    recipient = find_recipient(fox.model, folds)
     for variable in folds.variables:
         verdict = variable_site(recipient, variable)
         own = "op" if variable == "operation" else variable

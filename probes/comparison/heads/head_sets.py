@@ -1,9 +1,7 @@
 """Sets of heads that together do the work of one head of the other model: splits and merges."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from threading import Lock
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -39,8 +37,6 @@ class ModelHeads:
     model: Model
     batches: Mapping[str, PairBatch]
     profiles: HeadProfiles
-    lock: Any = field(default_factory=Lock, repr=False)
-    """Held while the model runs, because comparisons in other threads may use it."""
     is_screened: bool = False
     """Whether the model is too large to patch every set."""
 
@@ -119,7 +115,7 @@ def search_sets(
         contrast: tokenize_pairs(parts.model.tokenizer, parts.batches[contrast].pairs[1::2])
         for contrast in dict.fromkeys(contrast for contrast, _ in contrast_answers)
     }
-    with parts.lock:
+    with parts.model.turn:
         effects = joint_effects(parts.model, odd_batches, sets, b.roles)
     weights = _odd_prompt_weights(b, seed)
     joint = effect_fractions(

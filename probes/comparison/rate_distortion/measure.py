@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 from tqdm.auto import tqdm
 
@@ -24,6 +26,7 @@ from probes.observe.divergence import answer_as_relative, best_heuristic_accurac
 from probes.observe.format.kept import pattern_in_format
 from probes.prompts.catalog import pattern as load_pattern
 from probes.prompts.pattern import Pattern
+from probes.scale.store import open_store
 
 _DEFAULTS = RateDistortionSettings()
 
@@ -66,6 +69,20 @@ def rate_distortion(
     chosen = load_pattern(pattern) if isinstance(pattern, str) else pattern
     first, models = _load_models(parent, relatives)
     chosen = pattern_in_format(chosen, settings.format, [first], seed=settings.seed)
+    with open_store(settings.run) as store:
+        settings = replace(settings, run=store, progress=progress)
+        if store is None:
+            return _measure_curve(first, models, chosen, settings)
+        return store.remember("curve", _measure_curve, first, models, chosen, settings)
+
+
+def _measure_curve(
+    first: Model,
+    models: Sequence[Model],
+    chosen: Pattern,
+    settings: RateDistortionSettings,
+) -> RateDistortionCurve:
+    """Measure the curve of loaded models; with a store, each relative that is not there."""
     reference = prepare_reference(first, chosen, settings)
     verdicts: Sequence[Mapping[str, int]] = [{}] * len(models)
     if settings.verdicts:
@@ -74,12 +91,21 @@ def rate_distortion(
             models,
             chosen,
             ComparisonSettings(
-                prompts=settings.prompts, draws=1, seed=settings.seed, gate=settings.gate
+                prompts=settings.prompts,
+                draws=1,
+                seed=settings.seed,
+                gate=settings.gate,
+                run=settings.run,
             ),
         )
         verdicts = [Counter(v.label for v in one.verdicts) for one in family.comparisons]
-    bar = tqdm(models, desc="relatives", disable=not progress)
-    points = [measure_point(m, reference, counts) for m, counts in zip(bar, verdicts, strict=True)]
+    bar = tqdm(models, desc="relatives", disable=not settings.progress)
+    measure = (
+        partial(settings.run.remember, "point", measure_point) if settings.run else measure_point
+    )
+    points = [
+        measure(model, reference, counts) for model, counts in zip(bar, verdicts, strict=True)
+    ]
     return RateDistortionCurve(
         parent=measure_point(first, reference),
         points=tuple(points),

@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -67,6 +68,8 @@ class RateDistortionSettings:
         format: Prompt format, such as "few-shot-4", or "auto" for that of the parent.
         gate: What the gate asks; see `GateCriterion`. By default accuracy for patterns with free
             answers, choice for pairs.
+        run: Folder of the store of finished work, or a store; see `PlannedSettings`.
+        progress: Whether a progress bar is shown.
     """
 
     bases: int = 200
@@ -77,6 +80,8 @@ class RateDistortionSettings:
     seed: int = 0
     format: str = "plain"
     gate: GateCriterion | None = None
+    run: Any = field(default=None, compare=False, metadata={"saved": False})
+    progress: bool = field(default=False, compare=False, metadata={"saved": False})
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +90,7 @@ class ParentReference:
 
     Attributes:
         model: The parent.
+        pattern: The pattern.
         settings: The settings.
         answers: Its answers to the questions.
         mechanism_test: The interchange task.
@@ -95,6 +101,7 @@ class ParentReference:
     """
 
     model: Model
+    pattern: Pattern
     settings: RateDistortionSettings
     answers: ReferenceAnswers
     mechanism_test: MechanismTest
@@ -105,6 +112,10 @@ class ParentReference:
     circuit: Circuit | None = None
     discovery_task: Task | None = None
     evaluation_task: Task | None = None
+
+    def identity(self) -> object:
+        """All that shapes the measurements."""
+        return self.model, self.pattern, self.settings
 
 
 def prepare_reference(
@@ -128,6 +139,7 @@ def prepare_reference(
         circuit = _find_circuit(model, discovery_task)
     return ParentReference(
         model=model,
+        pattern=pattern,
         settings=settings,
         answers=answers,
         mechanism_test=mechanism_test,

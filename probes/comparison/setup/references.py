@@ -1,7 +1,7 @@
 """Settings of a comparison, and loading of the compared models and of their reference models."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from probes.comparison.setup.cost import NullChoice, ScreenChoice
 from probes.comparison.variables.transfer import with_unique_names
@@ -58,7 +58,7 @@ class ComparisonSettings(PlannedSettings):
     other_seed: ModelSpec | None = None
     negative_controls: Sequence[ModelSpec] | None = None
     gate: GateCriterion | None = None
-    workers: int = 1
+    workers: int = field(default=1, metadata={"saved": False})
     format: str = "plain"
     screen: ScreenChoice = "auto"
     null: NullChoice = "auto"

@@ -7,11 +7,11 @@ import torch
 from torch.nn.functional import one_hot
 
 from probes.comparison.variables.held_out_folds import HeldOutFolds
-from probes.comparison.variables.stitching import Donor
+from probes.comparison.variables.stitching import AnyDonor, Donor
 from probes.observe.activations import Activations
 
 
-def label_donor(donor: Donor, folds: HeldOutFolds, variable: str) -> Donor:
+def label_donor(donor: AnyDonor, folds: HeldOutFolds, variable: str) -> Donor:
     """Control whose states are the one-hot code of the variable's word."""
     words = sorted({*folds.question_forms(variable), *folds.source_forms(variable)})
 
@@ -27,7 +27,7 @@ def label_donor(donor: Donor, folds: HeldOutFolds, variable: str) -> Donor:
     )
 
 
-def shuffled_donor(donor: Donor, folds: HeldOutFolds, *, seed: int) -> Donor:
+def shuffled_donor(donor: AnyDonor, folds: HeldOutFolds, *, seed: int) -> Donor:
     """Control whose training states are permuted among the questions of each template."""
     order = np.arange(len(folds.questions))
     rng = np.random.default_rng(seed)
@@ -35,4 +35,4 @@ def shuffled_donor(donor: Donor, folds: HeldOutFolds, *, seed: int) -> Donor:
     for template in np.unique(templates):
         rows = np.flatnonzero(templates == template)
         order[rows] = rng.permutation(rows)
-    return replace(donor, name="shuffled", train_order=torch.from_numpy(order))
+    return Donor("shuffled", donor.train_states, donor.source_states, torch.from_numpy(order))

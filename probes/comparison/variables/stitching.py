@@ -6,8 +6,6 @@ replace those of the bases of interchange pairs.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from threading import Lock
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +28,7 @@ from probes.models.site import Site, joined_roles
 from probes.observe.activations import Activations, capture
 from probes.prompts.interchange_pairs import OPERATION, BaseFilter, sample_interchange_pairs
 from probes.prompts.tokens.batch import Batch, tokenize
+from probes.result import not_saved
 
 _R2_TOLERANCE = 0.01  # Smaller differences of R² are ignored.
 _CLASS_DIMENSIONS = 8  # Dimensions of class means that donor sites are scored on.
@@ -46,10 +45,10 @@ TokenizedTexts = tuple[Batch, Batch]
 
 @dataclass(frozen=True, eq=False)
 class Donor:
-    """States of a model, or of a control in its place.
+    """States of a control in the place of a model.
 
     Attributes:
-        name: Name of the model or control.
+        name: Name of the control.
         train_states: States on the questions.
         source_states: States on the sources of the interchange pairs.
         train_order: Question whose states are paired with each question of the recipient; None
@@ -63,27 +62,89 @@ class Donor:
 
 
 @dataclass(frozen=True, eq=False)
-class Recipient:
-    """A model that receives states.
+class ModelDonor:
+    """A model whose states are those of a donor; it runs when they are first read.
 
     Attributes:
-        folds: Prompts and their splits.
-        runs: Its runs on the interchange pairs.
-        self_donor: Its own states.
-        sites: Site of each variable, found on other prompts.
-        lock: Held while the model runs, because several threads may use it.
+        model: The model.
+        folds: What it reads.
+        tokenized: The same, tokenized; by default with its own tokenizer.
     """
 
+    model: Model
     folds: HeldOutFolds
-    runs: InterchangeRuns
-    self_donor: Donor
-    sites: Mapping[str, Site]
-    lock: Any = field(default_factory=Lock, repr=False)
+    tokenized: TokenizedTexts | None = not_saved()
+    _kept: dict[str, Activations] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def name(self) -> str:
         """Name of the model."""
-        return self.runs.model.name
+        return self.model.name
+
+    @property
+    def train_states(self) -> Activations:
+        """States on the questions."""
+        return self._states("train")
+
+    @property
+    def source_states(self) -> Activations:
+        """States on the sources of the interchange pairs."""
+        return self._states("source")
+
+    @property
+    def train_order(self) -> None:
+        """Each question is paired with itself."""
+
+    def _states(self, kind: str) -> Activations:
+        with self.model.turn:  # Another thread may need the same states.
+            if not self._kept:
+                texts = self.tokenized or tokenize_texts(self.model, self.folds)
+                for name, batch in zip(("train", "source"), texts, strict=True):
+                    self._kept[name] = capture(self.model, batch, ("resid",))
+        return self._kept[kind]
+
+
+AnyDonor = Donor | ModelDonor
+"""States from a control or from a model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Recipient:
+    """A model that receives states; it runs when its runs are first read.
+
+    Attributes:
+        folds: Prompts and their splits.
+        model: The model.
+        sites: Site of each variable, found on other prompts.
+        self_donor: Its own states.
+    """
+
+    folds: HeldOutFolds
+    model: Model
+    sites: Mapping[str, Site]
+    _kept: list[InterchangeRuns] = field(default_factory=list, init=False, repr=False)
+    self_donor: ModelDonor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "self_donor", ModelDonor(self.model, self.folds))
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self.model.name
+
+    @property
+    def runs(self) -> InterchangeRuns:
+        """Its runs on the interchange pairs."""
+        with self.model.turn:  # Another thread may need the same runs.
+            if not self._kept:
+                roles = joined_roles(*self.sites.values())
+                self._kept.append(
+                    run_interchange_pairs(
+                        self.model, self.folds.interchange_pairs, joined_roles=roles
+                    )
+                )
+        return self._kept[0]
 
 
 def tokenize_texts(model: Model, folds: HeldOutFolds) -> TokenizedTexts:
@@ -93,16 +154,6 @@ def tokenize_texts(model: Model, folds: HeldOutFolds) -> TokenizedTexts:
     return (
         tokenize(model.tokenizer, folds.questions, max_length=context),
         tokenize(model.tokenizer, sources, answers_from=bases, max_length=context),
-    )
-
-
-def run_donor(
-    model: Model, folds: HeldOutFolds, *, tokenized: TokenizedTexts | None = None
-) -> Donor:
-    """Run a donor on questions and sources; `tokenized` may come from `tokenize_texts`."""
-    questions, sources = tokenized or tokenize_texts(model, folds)
-    return Donor(
-        model.name, capture(model, questions, ("resid",)), capture(model, sources, ("resid",))
     )
 
 
@@ -122,13 +173,9 @@ def find_variable_sites(model: Model, folds: HeldOutFolds, *, seed: int = 0) -> 
     return dict(zip(folds.variables, sites, strict=True))
 
 
-def run_recipient(model: Model, folds: HeldOutFolds, *, seed: int = 0) -> Recipient:
-    """Find the sites of a recipient and run it on all prompts."""
-    sites = find_variable_sites(model, folds, seed=seed)
-    runs = run_interchange_pairs(
-        model, folds.interchange_pairs, joined_roles=joined_roles(*sites.values())
-    )
-    return Recipient(folds, runs, run_donor(model, folds), sites)
+def find_recipient(model: Model, folds: HeldOutFolds, *, seed: int = 0) -> Recipient:
+    """Find the sites of a model that receives states."""
+    return Recipient(folds, model, find_variable_sites(model, folds, seed=seed))
 
 
 def embedding_sites(recipient: Recipient, variable: str) -> DonorSites:
@@ -143,7 +190,7 @@ def self_sites(recipient: Recipient, variable: str) -> DonorSites:
     return {part: (site.layer, part) for part in site.role.split("+")}
 
 
-def find_donor_sites(recipient: Recipient, donor: Donor, variable: str) -> DonorSites:
+def find_donor_sites(recipient: Recipient, donor: AnyDonor, variable: str) -> DonorSites:
     """Find the layers and roles whose states predict those of the recipient best.
 
     The targets are the recipient's coordinates along the class means of the variable. R² is
@@ -168,7 +215,7 @@ def find_donor_sites(recipient: Recipient, donor: Donor, variable: str) -> Donor
 
 def stitched_hits(
     recipient: Recipient,
-    donor: Donor,
+    donor: AnyDonor,
     variable: str,
     donor_sites: DonorSites,
     *,
@@ -197,7 +244,7 @@ def stitched_hits(
             for rows, positions, states in _source_rows(runs.batch, donor, donor_site, part, test):
                 resid[rows, positions] = linear_map(states).to(resid)
     source = with_residual(runs, site.layer, resid)
-    with recipient.lock:
+    with recipient.model.turn:
         outcomes = interchange_intervention(runs, [site], source=source)
     return takes_only(outcomes, variable)[0][recipient.folds.test_mask(variable)]
 
@@ -206,7 +253,7 @@ def _variable_role(variable: str) -> str:
     return "op" if variable == OPERATION else variable
 
 
-def _candidate_roles(recipient: Recipient, donor: Donor, variable: str) -> list[str]:
+def _candidate_roles(recipient: Recipient, donor: AnyDonor, variable: str) -> list[str]:
     """Roles from the variable's own on, without answers."""
     own = _variable_role(variable)
     order = [role for role in donor.train_states.roles if not role.startswith("reply")]
@@ -241,7 +288,7 @@ def _held_out_r2(x: Float[Tensor, "question d_model"], target: Tensor, held_out:
 
 def _train_rows(
     recipient: Recipient,
-    donor: Donor,
+    donor: AnyDonor,
     donor_site: LayerRole,
     recipient_site: LayerRole,
     train: Bool[Tensor, " question"],
@@ -260,7 +307,7 @@ def _train_rows(
 
 def _source_rows(
     batch: Batch,
-    donor: Donor,
+    donor: AnyDonor,
     donor_site: LayerRole,
     part: str,
     test: Bool[Tensor, " prompt"],

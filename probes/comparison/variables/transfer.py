@@ -20,13 +20,13 @@ from probes.comparison.variables.result import (
     CrossModelTransfer,
 )
 from probes.comparison.variables.stitching import (
-    Donor,
+    AnyDonor,
     DonorSites,
+    ModelDonor,
     Recipient,
     embedding_sites,
     find_donor_sites,
-    run_donor,
-    run_recipient,
+    find_recipient,
     self_sites,
     stitched_hits,
 )
@@ -102,13 +102,13 @@ def cross_model_interchange(
         seed=seed,
     )
     variables = settings.variables or folds.variables
-    receiving = run_recipient(b, folds, seed=seed)
-    nulls = (run_donor(random_init(a, seed=seed + n), folds) for n in range(settings.nulls))
+    receiving = find_recipient(b, folds, seed=seed)
+    nulls = (ModelDonor(random_init(a, seed=seed + n), folds) for n in range(settings.nulls))
     baselines = TransferBaselines(
         donor_hits(receiving, nulls, variables),
-        donor_hits(receiving, (run_donor(model, folds) for model in controls), variables),
+        donor_hits(receiving, (ModelDonor(model, folds) for model in controls), variables),
     )
-    return evaluate_donor(receiving, run_donor(a, folds), variables, baselines, seed=seed)
+    return evaluate_donor(receiving, ModelDonor(a, folds), variables, baselines, seed=seed)
 
 
 def with_unique_names(models: Iterable[Model], taken: Sequence[str]) -> list[Model]:
@@ -124,7 +124,7 @@ def with_unique_names(models: Iterable[Model], taken: Sequence[str]) -> list[Mod
 
 
 def donor_hits(
-    recipient: Recipient, donors: Iterable[Donor], variables: Sequence[str] = ()
+    recipient: Recipient, donors: Iterable[AnyDonor], variables: Sequence[str] = ()
 ) -> dict[str, Hits]:
     """Hits of each donor through a ridge map at its best sites; all variables by default."""
     variables = variables or recipient.folds.variables
@@ -141,14 +141,14 @@ def donor_hits(
 
 def own_hits(recipient: Recipient, variable: str) -> Bool[np.ndarray, " prompt"]:
     """Hits of a model's own states at its site of a variable, without a map."""
-    with recipient.lock:
+    with recipient.model.turn:
         outcomes = interchange_intervention(recipient.runs, [recipient.sites[variable]])
     return takes_only(outcomes, variable)[0][recipient.folds.test_mask(variable)]
 
 
 def evaluate_donor(
     recipient: Recipient,
-    donor: Donor,
+    donor: AnyDonor,
     variables: Sequence[str],
     baselines: TransferBaselines | None,
     *,
@@ -173,7 +173,7 @@ def evaluate_donor(
 
 
 def _evaluate_variable(
-    recipient: Recipient, donor: Donor, variable: str, baselines: TransferBaselines, seed: int
+    recipient: Recipient, donor: AnyDonor, variable: str, baselines: TransferBaselines, seed: int
 ) -> CrossModelTransfer:
     nulls = {name: hits[variable] for name, hits in baselines.nulls.items()}
     sites = find_donor_sites(recipient, donor, variable)
@@ -216,7 +216,7 @@ def _evaluate_variable(
 
 
 def _map_hits(
-    recipient: Recipient, donor: Donor, variable: str, donor_sites: DonorSites
+    recipient: Recipient, donor: AnyDonor, variable: str, donor_sites: DonorSites
 ) -> Iterator[tuple[MapKind, Bool[np.ndarray, " prompt"]]]:
     """Hits by kind of map; the identity needs equal widths."""
     d_from, d_to = (
@@ -229,7 +229,7 @@ def _map_hits(
 
 
 def _control_hits(
-    recipient: Recipient, donor: Donor, variable: str, donor_sites: DonorSites, seed: int
+    recipient: Recipient, donor: AnyDonor, variable: str, donor_sites: DonorSites, seed: int
 ) -> Iterator[tuple[str, Bool[np.ndarray, " prompt"]]]:
     own_word = embedding_sites(recipient, variable)
     label = label_donor(donor, recipient.folds, variable)

@@ -61,7 +61,7 @@ class VariableSite:
 def variable_site(recipient: Recipient, variable: str) -> VariableSite:
     """Interchange accuracy of a model's own states at its site of a variable."""
     site, test = recipient.sites[variable], recipient.folds.test_mask(variable)
-    with recipient.lock:
+    with recipient.model.turn:
         outcomes = interchange_intervention(recipient.runs, [site])
     exclusive = inclusive = proportion(takes_only(outcomes, variable)[0][test])
     if variable != OBJECT:

@@ -14,11 +14,11 @@ from probes.comparison.representations.compare import (
 from probes.comparison.representations.weights import weight_similarity
 from probes.comparison.variables.held_out_folds import HeldOutFolds, sample_held_out_folds
 from probes.comparison.variables.stitching import (
-    Donor,
+    AnyDonor,
+    ModelDonor,
     Recipient,
     TokenizedTexts,
-    run_donor,
-    run_recipient,
+    find_recipient,
     tokenize_texts,
 )
 from probes.comparison.variables.transfer import donor_hits
@@ -92,7 +92,7 @@ class ModelRuns:
     trained: Behavior
     held_out: Behavior
     log_probs: Float[torch.Tensor, "prompt answer vocab"]
-    donors: tuple[Donor, ...]
+    donors: tuple[AnyDonor, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +142,7 @@ def run_model(model: Model, prompts: SharedPrompts) -> ModelRuns:
         evaluate_behavior(model, prompts.held_out),
         readout_log_probs(model, prompts.held_out),
         tuple(
-            run_donor(model, folds, tokenized=tokenized)
+            ModelDonor(model, folds, tokenized=tokenized)
             for folds, tokenized in zip(prompts.folds, prompts.tokenized, strict=True)
         ),
     )
@@ -151,7 +151,7 @@ def run_model(model: Model, prompts: SharedPrompts) -> ModelRuns:
 def run_reference(model: Model, prompts: SharedPrompts) -> InheritanceReference:
     """Run a model as a reference: its sites are found anew in each draw."""
     recipients = tuple(
-        run_recipient(model, folds, seed=prompts.settings.seed + draw)
+        find_recipient(model, folds, seed=prompts.settings.seed + draw)
         for draw, folds in enumerate(prompts.folds)
     )
     return InheritanceReference(run_model(model, prompts), recipients)

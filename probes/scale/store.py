@@ -1,0 +1,242 @@
+"""Store of finished work: a unit that was measured once is read again.
+
+A unit is a function of values. Its key is the digest of everything that shapes its result: the
+function, its arguments (weights, prompts, settings, seeds) and the versions of the code. Files are
+written whole, then noted in the ledger; what is not in the ledger was not measured.
+"""
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from probes.errors import FigureError, StoreError
+from probes.files import write_atomic
+from probes.models.model import Model
+from probes.plan import PlannedSettings
+from probes.scale.encoding import Digests, decode, encode
+from probes.scale.ledger import Ledger, Run, Unit
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_LIBRARIES = ("torch", "transformers", "transformer-lens", "numpy", "scipy")
+_TREE = "tree"
+
+
+class Store:
+    """Folder of finished units; several threads and processes may share it.
+
+    Args:
+        folder: Where it is, or will be.
+        command: Command line that its run is listed under.
+
+    Raises:
+        StoreError: The folder cannot be used.
+    """
+
+    def __init__(self, folder: str | Path, command: str = "") -> None:
+        self.folder, self.command = Path(folder), command
+        try:
+            for part in ("units", "locks"):
+                (self.folder / part).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"There can be no store in {str(folder)!r} ({error.strerror}): give another folder "
+                "with --run, or --no-store"
+            ) from error
+        self.ledger, self.digests, self._run = Ledger(self.folder / "ledger.sqlite"), Digests(), 0
+        self.reused = self.measured = 0  # Units since the store was opened.
+
+    @contextmanager
+    def running(self) -> Iterator["Store"]:
+        """Note the units that are used inside as those of one run; outer runs go on."""
+        if self._run:
+            yield self
+            return
+        self._run, state = self.ledger.begin(self.command), "failed"
+        try:
+            with self._lock(f"run-{self._run}"):  # A killed run does not hold it.
+                yield self
+            state = "done"
+        except KeyboardInterrupt:
+            state = "interrupted"
+            raise
+        finally:
+            with suppress(StoreError):  # A full disk must not hide the error that is on its way.
+                self.ledger.end(self._run, state)
+            self._run = 0
+
+    def remember(
+        self, label: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Return the stored result of a function of this package, or measure and store it.
+
+        Raises:
+            StoreError: Arguments or result have no plain form, or a file cannot be written.
+        """
+        key = self.key(function, args, kwargs)
+        # The lock ends with its process, so that a killed one holds up nobody.
+        with self._lock(key):
+            found = self.ledger.find(key)
+            if found is not None:
+                with suppress(_Unreadable):
+                    value = self._read(found)
+                    self._note(key, reused=True)
+                    return value
+            began = time.perf_counter()
+            value = function(*args, **kwargs)
+            self._write(key, (label, _subject(args)), value, time.perf_counter() - began)
+        self._note(key, reused=False)
+        return value
+
+    def key(self, function: Callable, args: tuple, kwargs: dict[str, Any]) -> str:
+        """Key of a unit."""
+        return self.digests.of((versions(), function, args, sorted(kwargs.items())))
+
+    def _lock(self, name: str, seconds: float = -1.0) -> FileLock:
+        return FileLock(self.folder / "locks" / name, seconds, thread_local=False)
+
+    def _note(self, key: str, *, reused: bool) -> None:
+        self.reused, self.measured = self.reused + reused, self.measured + (not reused)
+        if self._run:
+            self.ledger.use(self._run, key, reused=reused)
+
+    def path(self, key: str) -> Path:
+        """File of a unit."""
+        return self.folder / "units" / key[:2] / f"{key}.safetensors"
+
+    def _read(self, unit: Unit) -> Any:  # noqa: ANN401
+        path = self.path(unit.key)
+        if _digest(path) != unit.digest:
+            raise _Unreadable
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return decode(json.loads(file.metadata()[_TREE]), tensors, self.digests.models)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise _Unreadable from error
+
+    def _write(self, key: str, about: tuple[str, str], value: object, seconds: float) -> None:
+        encoded, path = encode(value), self.path(key)
+        tensors = {name: tensor.cpu().clone() for name, tensor in encoded.tensors.items()}
+        content = save(tensors, {_TREE: json.dumps(encoded.tree, separators=(",", ":"))})
+        try:
+            path.parent.mkdir(exist_ok=True)
+            write_atomic(path, content)
+        except (OSError, FigureError) as error:
+            raise StoreError(
+                f"What was measured cannot be kept in {str(self.folder)!r} ({error}): free the "
+                "disk and run the same command again, or use --no-store"
+            ) from error
+        digest = hashlib.sha256(content).hexdigest()
+        self.ledger.add(Unit(key, *about, digest, len(content), seconds, time.time()))
+
+    def runs(self) -> list[Run]:
+        """Runs, the latest first; those that were killed are "killed"."""
+        found = self.ledger.runs()
+        return [
+            replace(run, state="killed")
+            if run.state == "running" and not self._is_held(f"run-{run.id}")
+            else run
+            for run in found
+        ]
+
+    def _is_held(self, name: str) -> bool:
+        try:
+            with self._lock(name, 0.0):
+                return False
+        except Timeout:
+            return True
+
+    def broken(self) -> list[Unit]:
+        """Units whose file is missing, or is not the one that was written."""
+        return [unit for unit in self.ledger.units() if _digest(self.path(unit.key)) != unit.digest]
+
+    def remove(self, units: list[Unit]) -> None:
+        """Remove units: first from the ledger, then their files."""
+        self.ledger.remove([unit.key for unit in units])
+        for unit in units:
+            self.path(unit.key).unlink(missing_ok=True)
+            (self.folder / "locks" / unit.key).unlink(missing_ok=True)
+
+    def strays(self) -> list[Path]:
+        """Files of units that the ledger does not know: those of killed writers."""
+        known = {self.path(unit.key) for unit in self.ledger.units()}
+        return [path for path in (self.folder / "units").glob("*/*") if path not in known]
+
+
+class _Unreadable(Exception):
+    """A stored unit that cannot be read, and is measured again."""
+
+
+@cache
+def versions() -> tuple[str, ...]:
+    """Versions of everything that shapes a result: this package's sources, libraries, machine."""
+    root = Path(__file__).resolve().parents[1]
+    sources = hashlib.blake2b(digest_size=20)
+    for path in sorted(root.rglob("*.py")):
+        sources.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    libraries = (f"{name} {metadata.version(name)}" for name in _LIBRARIES)
+    return (sources.hexdigest(), *libraries, platform.machine())
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file; empty if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def _subject(args: tuple) -> str:
+    """Names of the models among a unit's arguments."""
+    names = (getattr(part, "name", "") for part in _flat(args))
+    return ", ".join(dict.fromkeys(name for name in names if isinstance(name, str) and name))
+
+
+def _flat(value: object) -> Iterator[object]:
+    if isinstance(value, tuple | list):
+        for part in value:
+            yield from _flat(part)
+    elif isinstance(value, Model) or hasattr(value, "name"):
+        yield value
+
+
+def remember_in(
+    settings: PlannedSettings,
+    label: str,
+    function: Callable[P, T],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T:
+    """Result of a whole command: read from the store of its settings, or measured and kept there.
+
+    With a budget it is measured, because the settings that keep to it depend on the machine.
+    """
+    with open_store(settings.run) as store:
+        if store is None or settings.budget is not None:
+            return function(*args, **kwargs)
+        return store.remember(label, function, *args, **kwargs)
+
+
+@contextmanager
+def open_store(place: "str | Path | Store | None") -> Iterator["Store | None"]:
+    """Open a store by its folder, and note what is used inside as one run; none without a place."""
+    if place is None:
+        yield None
+        return
+    with (place if isinstance(place, Store) else Store(place)).running() as store:
+        yield store
