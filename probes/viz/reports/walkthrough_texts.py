@@ -8,7 +8,8 @@ from probes.comparison.walkthrough.result import Fetch, Look, ModelWalk, Swap, W
 from probes.stats.intervals import Estimate
 from probes.viz.html_text import escape
 
-_STRONG = 0.5
+STRONG = 0.5
+"""Rate from which a head is said to bring an answer."""
 
 
 def percent(value: float) -> str:
@@ -150,7 +151,7 @@ class Texts:
     def _bring(self, fetch: Fetch, answer: str) -> str:
         look = fetch.look
         name = f"head {look.head} (in layer {look.layer + 1}) at {self.quoted(look.query)}"
-        if fetch.rate < _STRONG:
+        if fetch.rate < STRONG:
             return (
                 f"No head alone brings the {answer}: the best, {name}, sets it in "
                 f"{percent(fetch.rate)} of the other questions."
@@ -163,8 +164,8 @@ class Texts:
     def noun_lead(self) -> str:
         """Why the noun is looked at."""
         return (
-            "The answer has a second word. Its experiments change the noun, and the number stays: "
-            "the noun has places and heads of its own."
+            "The answer has a second word, the noun. These exchanges change the noun alone; below "
+            "each stands how often the number stays as it was."
         )
 
     def noun(self, one: ModelWalk) -> str:
