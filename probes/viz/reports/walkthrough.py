@@ -23,6 +23,7 @@ from probes.viz.reports.walkthrough_paths import path_part
 from probes.viz.reports.walkthrough_texts import STRONG, Texts, percent
 
 _MIN_LOOK = 0.3
+_MEETING = "Where the parts of the number meet"
 _ORDER = ("x", "y", "operation", "x and y", "thing")
 
 
@@ -92,7 +93,7 @@ def _steps(walk: Walkthrough) -> list[Step]:
         ),
         Step("Which words pass it on", texts.passing(), [], path_part(walk)),
         Step(
-            "Where the numbers and the verb meet",
+            _MEETING,
             texts.meeting_lead(),
             [
                 Part(
@@ -112,6 +113,8 @@ def _steps(walk: Walkthrough) -> list[Step]:
             _legend(walk),
         ),
     ]
+    if len(texts.parts(walk.models[0])) < 2:  # A single part has nothing to meet.
+        steps = [step for step in steps if step.heading != _MEETING]
     if len(walk.answers) > 1:
         steps.append(
             Step(

@@ -7,6 +7,7 @@ from probes.comparison.paths.result import PathEffect
 from probes.comparison.walkthrough.result import Fetch, Look, ModelWalk, Swap, Walkthrough
 from probes.stats.intervals import Estimate
 from probes.viz.html_text import escape
+from probes.viz.plots.walkthrough_scene import LABELS
 
 STRONG = 0.5
 """Rate from which a head is said to bring an answer."""
@@ -116,26 +117,34 @@ class Texts:
         """What it takes for variables to meet."""
         return (
             "A shape marks what a state holds: exchange the state, and the answer changes as if "
-            "this word had been changed. The larger the shape, the more often. The ring marks the "
-            "place that holds both numbers and the verb."
+            "this word had been changed. The larger the shape, the more often. A ring marks the "
+            "place, chosen on other questions, that holds all of them."
         )
 
     def meeting(self, one: ModelWalk) -> str:
         """Where the variables of the number meet."""
+        parts = self.parts(one)
+        if len(parts) < 2:
+            return ""
+        together = f"{', '.join(parts[:-1])} and {parts[-1]}"
         if not one.meeting:
             return (
-                "No single state apart from the words themselves holds the numbers and the verb in "
-                "half of the questions: they do not meet in one place that could be exchanged."
+                f"No single state apart from the words themselves holds {together} in half of the "
+                "questions: they do not meet in one place that could be exchanged."
             )
         first = one.meeting[0]
         least = min(swap.rate.value for swap in one.meeting)
         last = " (the output of the last layer: here the answer is ready)"
         return (
-            f"The numbers and the verb meet at {self.quoted(first.role)} behind layer "
+            f"{together[0].upper()}{together[1:]} meet at {self.quoted(first.role)} behind layer "
             f"{first.layer} of {one.layers}{last * (first.layer == one.layers)}: each of these "
-            "exchanges works in at least "
-            f"{percent(least)} of the other questions."
+            f"exchanges works in at least {percent(least)} of the other questions."
         )
+
+    def parts(self, one: ModelWalk) -> list[str]:
+        """Variables of the number that were changed one at a time, in words."""
+        changed = [swap.variable for swap in one.words]
+        return [f"the {LABELS[name]}" for name in ("x", "y", "operation") if name in changed]
 
     def fetching_lead(self) -> str:
         """What fetching is."""
