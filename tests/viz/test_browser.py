@@ -129,7 +129,10 @@ def whole_page():
         Table(["head", "score", "why"], [["L0.H1", "0.71", reason]], caption="Scores"),
         Table(["head", "why"], [["L0.H1", reason]], caption="Folded", folded=True),
         IntervalPlot(
-            [Interval("full", 0.9, 0.8, 0.95, chance=(0.1, 0.2), null=(0.3,), upper_reference=1.0)]
+            [
+                Interval("full", 0.9, 0.8, 0.95, chance=(0.1, 0.2), null=(0.3,)),
+                Interval("copying-for-long (negative control)", 0.9, 0.8, 1.0, upper_reference=1.0),
+            ]
         ),
         Matrix(np.eye(3) - 0.5, list("abc"), ["xyg", "query", "jpq"], caption="Effects"),
         grid(),
