@@ -1,10 +1,12 @@
 """Screens, nulls and comparisons of real models with their quantized relatives.
 
     python -m benchmarks.real_comparisons FOLDER [screen] [compare] [exact]
+    python -m benchmarks.real_comparisons FOLDER compare --model qwen --pattern simple-take-away
 
 FOLDER holds the models, as for `benchmarks.real_models`. "screen" holds attribution patching
 against exact patching on random cells; "compare" compares a model with its int4 relative; "exact"
-compares it without a screen, and counts the verdicts that agree (hours of CPU time).
+compares it without a screen, and counts the verdicts that agree. Beside random-init models
+(`--exact-null random-init`) the exact comparison takes hours of CPU time.
 """
 
 import argparse
@@ -27,6 +29,7 @@ from probes.interventions.attribution_patching import (
 from probes.models.model import Model, load
 from probes.prompts.catalog import pattern
 from probes.prompts.tokens.pair_batch import sample_pairs, tokenize_pairs
+from probes.stats.intervals import proportion
 
 
 def screen_error(model: Model, on: str, *, pairs: int = 8, seed: int = 0) -> str:
@@ -46,27 +49,34 @@ def screen_error(model: Model, on: str, *, pairs: int = 8, seed: int = 0) -> str
     )
 
 
-def compare_quantized(model: Model, on: str, **settings: str) -> tuple[Comparison, float]:
+def compare_quantized(
+    model: Model, on: str, settings: ComparisonSettings
+) -> tuple[Comparison, float]:
     """Comparison of a model with its int4 relative, and its CPU seconds."""
     relative = load(quantize(model, "int4"))
     start = time.process_time()
-    found = compare(model, relative, on, ComparisonSettings(**settings))  # pyright: ignore[reportArgumentType]
+    found = compare(model, relative, on, settings)
     return found, time.process_time() - start
 
 
-def agreement(screened: Comparison, exact: Comparison, top: int = 20) -> dict[str, float]:
-    """Fraction of equal verdicts: role paths, and the heads with the largest exact effects."""
+def agreement(screened: Comparison, exact: Comparison, top: int = 20) -> list[str]:
+    """Equal verdicts, and the others: role paths, and the heads with the largest exact effects."""
     data = exact.plot_data[exact.full.name]
     strength = np.max([np.abs(np.nan_to_num(e)).max((1, 2)) for e in data.effects.values()], axis=0)
     heads = [data.components[k] for k in np.argsort(-strength) if ".H" in data.components[k]][:top]
     labels = [{(v.kind, v.subject): v.label for v in one.verdicts} for one in (screened, exact)]
-    paths = [key for key in labels[1] if key[0] == "path"]
-    return {
-        "paths": float(np.mean([labels[0].get(key) == labels[1][key] for key in paths])),
-        f"{top} strongest heads": float(
-            np.mean([labels[0]["head", head] == labels[1]["head", head] for head in heads])
-        ),
+    groups = {
+        "role paths": [key for key in labels[1] if key[0] == "path"],
+        f"{top} strongest heads": [("head", head) for head in heads],
+        "all heads": [key for key in labels[1] if key[0] == "head"],
     }
+    lines = []
+    for name, keys in groups.items():
+        pairs = {key[1]: (labels[0].get(key), labels[1][key]) for key in keys}
+        differ = [f"{key}: {a} / {b}" for key, (a, b) in pairs.items() if a != b]
+        equal = proportion(np.array([a == b for a, b in pairs.values()]))
+        lines.append(f"{name}: {equal} of {len(keys)} as in the exact run. {'; '.join(differ)}")
+    return lines
 
 
 def main() -> None:
@@ -76,6 +86,8 @@ def main() -> None:
     parser.add_argument("jobs", nargs="*", default=["screen", "compare"])
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--pattern", default="ioi")
+    parser.add_argument("--prompts", type=int, default=32, help="pairs of each contrast")
+    parser.add_argument("--exact-null", choices=["permuted", "random-init"], default="permuted")
     given = parser.parse_args()
     torch.set_num_threads(1)
     model = load(given.folder / given.model)
@@ -83,11 +95,13 @@ def main() -> None:
     if "screen" in given.jobs:
         print(screen_error(model, given.pattern))
     if {"compare", "exact"} & {*given.jobs}:
-        screened, seconds = compare_quantized(model, given.pattern)
+        settings = ComparisonSettings(prompts=given.prompts, screen="always", null="permuted")
+        screened, seconds = compare_quantized(model, given.pattern, settings)
         print(*screened.summary(), f"{seconds:.0f} CPU-s", sep="\n")
     if screened and "exact" in given.jobs:
-        exact, seconds = compare_quantized(model, given.pattern, screen="never", null="random-init")
-        print(agreement(screened, exact), f"exact: {seconds:.0f} CPU-s")
+        settings = ComparisonSettings(prompts=given.prompts, screen="never", null=given.exact_null)
+        exact, seconds = compare_quantized(model, given.pattern, settings)
+        print(*agreement(screened, exact), f"exact: {seconds:.0f} CPU-s", sep="\n")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB")
 
 

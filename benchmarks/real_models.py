@@ -17,7 +17,13 @@ from pathlib import Path
 
 import torch
 
+from probes.circuits.edges.edge_attribution import EAPIG, edge_attribution
+from probes.circuits.faithfulness import evaluate_circuit
+from probes.circuits.pruning import PruningRule, prune_circuit
+from probes.circuits.reference_runs import run_references
+from probes.circuits.task import TaskSettings, sample_tasks
 from probes.circuits.trace import TraceSettings, trace
+from probes.circuits.trace_plan import TRACE_PRUNING
 from probes.interventions.sweep import activation_patching
 from probes.models.model import load
 from probes.prompts.catalog import pattern
@@ -46,6 +52,28 @@ def trace_ioi(folder: Path, model: str) -> dict[str, float]:
     return {"edges": len(found.circuit), "held-out faithfulness": found.held_out.value.value}
 
 
+def circuit_overlap(folder: Path, model: str) -> dict[str, float]:
+    """Circuits of `trace` and of five steps of EAP-IG, pruned by the size of scores to f >= 0.9.
+
+    Jaccard index of their edges, and of the heads and MLPs that the edges begin at.
+    """
+    loaded = load(folder / model)
+    discovery, held_out = sample_tasks(loaded, pattern("ioi"), TaskSettings(contrasts=("s2",)))
+    found = {}
+    for name, steps, rule in (("trace", 1, TRACE_PRUNING), ("five steps", 5, PruningRule())):
+        scores = edge_attribution(loaded, discovery, method=EAPIG(steps))
+        found[name] = prune_circuit(run_references(loaded, discovery), scores, 0.9, rule)
+    runs = run_references(loaded, held_out)
+    figures = {f"edges, {name}": float(len(circuit)) for name, circuit in found.items()}
+    for name, circuit in found.items():
+        figures[f"held-out faithfulness, {name}"] = evaluate_circuit(runs, circuit).value.value
+    edges = [{*circuit.edges} for circuit in found.values()]
+    nodes = [{edge.source for edge in circuit.edges} for circuit in found.values()]
+    for name, (one, other) in (("edges", edges), ("heads and MLPs", nodes)):
+        figures[f"Jaccard of {name}"] = len(one & other) / len(one | other)
+    return figures
+
+
 def patching_cell(folder: Path, model: str) -> dict[str, float]:
     """CPU seconds of one component, role and pair: all heads and MLPs at the answer's token."""
     loaded = load(folder / model)
@@ -68,6 +96,7 @@ JOBS = (
         lambda folder: trace_ioi(folder, "qwen"),
         {"CPU-s": "<= 500", "GB": "<= 6"},
     ),
+    Job("overlap-smollm2", lambda folder: circuit_overlap(folder, "smollm2"), {}),
     Job("cell-smollm2", lambda folder: patching_cell(folder, "smollm2"), {}),
     Job("cell-qwen", lambda folder: patching_cell(folder, "qwen"), {"CPU-s a cell": "<= 0.02"}),
 )

@@ -98,6 +98,7 @@ class PlannedSettings:
         progress: Whether a progress bar is shown, or a line a minute without a terminal.
         run: Folder of the store of finished work (`scale.store.Store`), or a store. What is there
             is read, what is measured is kept; by default neither.
+        device: Device of models that are given by name; PyTorch's default device if empty.
     """
 
     budget: float | None = field(default=None, metadata={"saved": False})
@@ -106,6 +107,7 @@ class PlannedSettings:
     )
     progress: bool = field(default=False, compare=False, metadata={"saved": False})
     run: Any = field(default=None, compare=False, metadata={"saved": False})
+    device: str = field(default="", metadata={"saved": False})
 
     @property
     def is_planned(self) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from probes.circuits import trace_plan
+from probes.circuits.pruning import PruningRule
 from probes.circuits.result import Trace
 from probes.circuits.trace import TraceSettings, trace
 from probes.circuits.trace_plan import plan_trace
@@ -198,7 +199,7 @@ def test_a_trace_with_a_plan_is_the_same_trace():
 def test_pruning_that_stops_early_is_as_faithful_and_says_so():
     settings = TraceSettings(prompts=4, other_pattern="", random_circuits=1, added_edges=1)
     whole = trace("full", settings=settings)
-    short = trace("full", settings=replace(settings, pruning_runs=2))
+    short = trace("full", settings=replace(settings, pruning=PruningRule(max_runs=2)))
     assert len(short.circuit) > len(whole.circuit)
     assert short.discovery.value.value >= short.keep - 1e-4
     assert dict(short.circuit.protocol)["pruning"] == "stopped after 2 circuits"

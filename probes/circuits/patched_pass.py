@@ -55,7 +55,7 @@ class PatchedPass:
         ]
         layers = runs.weights.layers
         heads_sums = [
-            layer.sum_heads(self._slice(z)).flatten(0, 1)
+            layer.sum_heads(z[prompts]).flatten(0, 1)
             for layer, z in zip(layers, self.start.z, strict=True)
             if any(each.attn_post_norm is not IDENTITY for each in layers)
         ]
@@ -71,7 +71,7 @@ class PatchedPass:
         self.readout = runs.task.readout[prompts] - runs.first_position
         every = torch.arange(len(self.readout), device=self.readout.device)
         self.readout_tokens = every * self._slice(runs.task.role_of).shape[1] + self.readout
-        embed = self._slice(self.start.embed)
+        embed = self.start.embed[prompts]
         size = (len(masks), int(self.needed.sum()), *embed.shape)
         self.changes = WriterChanges(torch.empty(size, device=embed.device, dtype=runs.model.dtype))
         self.shares_changes = len(masks) == 1 and cut_masks is None
@@ -79,17 +79,17 @@ class PatchedPass:
         self.cut_changes = WriterChanges(embed[None, None][:, :0])
         if cut_masks is not None:
             self.cut_block_masks = block_masks(self.graph, cut_masks)
-            self.cut_changes = ablation_changes(runs, self.cut_block_masks, self._slice)
+            self.cut_changes = ablation_changes(runs, self.cut_block_masks, prompts)
 
     def logit_diffs(self) -> Float[Tensor, "circuit prompt"]:
         """Run all layers."""
         if self.start is self.runs.ablated and self.needed[0]:
-            embed = self._slice(self.runs.clean.embed - self.start.embed)
+            embed = (self.runs.clean.embed - self.start.embed)[self.prompts]
             self.changes.add(0, embed, change_key(0))
         for layer in range(self.shape.layers):
             self._run_attention(layer)
             self._run_mlp(layer)
-        final = self._at_readout(self._slice(self.start.activations.resid_final))
+        final = self._at_readout(self.start.activations.resid_final[self.prompts])
         block, tokens = 2 * self.shape.layers, self.readout_tokens
         _, inputs = self._reader_inputs(block, final, self._row_edges(block), tokens)
         final = final[None] if inputs is None else inputs[:, 0]
@@ -97,6 +97,7 @@ class PatchedPass:
         return readout_logit_diffs(weights, task, final[:, :, 0]).expand(self.circuits, -1)
 
     def _slice(self, value: Tensor) -> Tensor:
+        """Part of a value that stands at all positions."""
         return value[self.prompts, self.span]
 
     def _at_readout(
@@ -185,7 +186,7 @@ class PatchedPass:
                 own_keys = [keys[row] for row in rows] if keys else ()
                 found[head] = self._known_change(first + head, own_keys)
         missing = [head for head, (_, change) in found.items() if change is None]
-        before, unchanged = self._slice(start.z[layer]), self._slice(start.activations.z[layer])
+        before, unchanged = start.z[layer][self.prompts], start.activations.z[layer][self.prompts]
         z = self._run_missing_heads(layer, missing, edges, numbers) if missing else before
         output = self.runs.weights.layers[layer].o
         for head in needed:
@@ -209,7 +210,7 @@ class PatchedPass:
         owners = [head * kv_heads // self.shape.heads for head in heads]
         for rows in (k, v):
             rows.view(kv_heads, roles)[owners] = True
-        base = self._slice(self.start.activations.resid_pre[layer])
+        base = self.start.activations.resid_pre[layer][self.prompts]
         edges = edges & torch.cat([q, k, v])[:, None, None, None]
         index, inputs = self._reader_inputs(2 * layer, base, edges)
         q, k, v = (index[rows] for rows in numbers)
@@ -259,7 +260,7 @@ class PatchedPass:
         """q, k or v of some heads, each from its own input; k and v at all positions."""
         weights = self.runs.weights.layers[layer]
         run = getattr(self.start.activations, port)[layer][self.prompts][..., heads, :]
-        run, span = (run[:, self.span], slice(None)) if port == "q" else (run, self.span)
+        span = slice(None) if port == "q" else self.span
         values = run.expand(self.circuits, *run.shape).clone()
         rotary = self.rotary[layer]
         of_head = [int(index[head]) for head in heads]
@@ -273,14 +274,14 @@ class PatchedPass:
         start, writer = self.start, (layer + 1) * (self.shape.heads + 1)
         if not self.needed[writer]:
             return
-        edges, before = self._row_edges(2 * layer + 1), self._slice(start.mlp_out[layer])
+        edges, before = self._row_edges(2 * layer + 1), start.mlp_out[layer][self.prompts]
         if bool(edges.any()):
             keys = self._row_keys(edges) if self.shares_changes else []
             key, change = self._known_change(writer, keys)
             if change is not None:
                 self.changes.add(writer, change, key)
                 return
-            base, at = self._slice(start.activations.resid_mid[layer]), None
+            base, at = start.activations.resid_mid[layer][self.prompts], None
             if not self.anywhere[writer]:
                 base, at = self._at_readout(base), self.readout_tokens
             _, inputs = self._reader_inputs(2 * layer + 1, base, edges, at)
@@ -294,5 +295,5 @@ class PatchedPass:
             change.flatten(1, 2)[:, at] = (new - self._at_readout(before)).flatten(1, 2)
             self._add_change(writer, key, change)
         elif not start.is_consistent:
-            change = self._slice(start.activations.mlp_out[layer]) - before
+            change = start.activations.mlp_out[layer][self.prompts] - before
             self.changes.add(writer, change, change_key(writer))

@@ -1,7 +1,7 @@
 """Pruning: the smallest faithful circuit, and which of its edges are necessary."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from probes.circuits.circuit import Circuit
 from probes.circuits.edges.edge_scores import EdgeScores
 from probes.circuits.edges.path_patching import run_circuits
-from probes.circuits.faithfulness import edge_masks, faithfulness_values
+from probes.circuits.faithfulness import edge_masks
 from probes.circuits.reference_runs import ReferenceRuns
 from probes.circuits.result import EdgeNecessity
 from probes.circuits.selection import random_paths
@@ -24,15 +24,37 @@ from probes.stats.multiple_testing import holm
 _ROUNDING_TOLERANCE = 1e-4
 
 
+@dataclass(frozen=True, slots=True)
+class PruningRule:
+    """Which circuits are tried, and which are faithful.
+
+    Attributes:
+        supporting_first: Whether edges that support the answer are tried first and those that speak
+            against it last, the weakest first; otherwise all by the size of their score.
+        standard_errors: By how many standard errors over prompts f must be above what is kept. Of
+            many circuits, pruning selects one that reaches it in part by chance; on other prompts
+            it keeps less.
+        max_runs: Most circuits that are run; None for as many as needed.
+    """
+
+    supporting_first: bool = False
+    standard_errors: float = 0.0
+    max_runs: int | None = None
+
+    def __str__(self) -> str:
+        above = f" and {self.standard_errors:g} standard errors" if self.standard_errors else ""
+        return above + ", supporting edges first" * self.supporting_first
+
+
 def prune_circuit(
-    runs: ReferenceRuns, edge_scores: EdgeScores, keep: float, *, max_runs: int | None = None
+    runs: ReferenceRuns, edge_scores: EdgeScores, keep: float, rule: PruningRule = PruningRule()
 ) -> Circuit:
     """Smallest circuit found whose faithfulness on these prompts is at least `keep`.
 
-    Edges are ranked by absolute score. Bisection finds the shortest faithful prefix of that list;
-    greedy pruning then removes edges from it, in halving blocks and at last one by one, as ACDC
-    does (Conmy et al. 2023, 2304.14997). It stops after `max_runs` circuits; the circuit is as
-    faithful then, but larger, and its protocol says so.
+    Edges are ranked by their scores. Bisection finds a short faithful prefix of that list; greedy
+    pruning then removes edges from it, in halving blocks and at last one by one, as ACDC does
+    (Conmy et al. 2023, 2304.14997). It stops after the rule's `max_runs` circuits; the circuit is
+    as faithful then, but larger, and its protocol says so.
 
     Raises:
         CircuitError: Even all edges keep less, or the two runs do not differ.
@@ -43,31 +65,42 @@ def prune_circuit(
             f"The logit difference drops by {gap:.1e} from the clean to the ablated run: there is "
             "nothing for a circuit to keep. Choose contrasts that change the answer."
         )
-    order = edge_scores.mean.abs().argsort(descending=True, stable=True)
-
-    def faithfulness_of(edges: Int[Tensor, " edge"]) -> float:
-        mask = torch.zeros(1, len(edge_scores), dtype=torch.bool)
-        mask[0, edges] = True
-        return float(faithfulness_values(runs, mask)[0])
+    ranks = edge_scores.mean * (1 if gap > 0 else -1)
+    ranks = ranks if rule.supporting_first else ranks.abs()
+    order = ranks.argsort(descending=True, stable=True)
 
     def is_faithful(edges: Int[Tensor, " edge"]) -> bool:
-        return faithfulness_of(edges) >= keep - 1e-5  # rounding
+        value, error = _faithfulness(runs, edges)
+        return value - rule.standard_errors * error >= keep - 1e-5  # rounding
 
     if not is_faithful(order):
         raise CircuitError(
-            f"All {len(order)} edges keep {faithfulness_of(order):.3f} of the logit difference, "
-            f"less than {keep:g}: request less"
+            f"All {len(order)} edges keep {_faithfulness(runs, order)[0]:.3f} of the logit "
+            f"difference, less than {keep:g}: request less"
         )
     prefix = order[: _shortest_prefix(order, is_faithful)]
-    kept, is_finished = _prune_edges(prefix, is_faithful, max_runs)
-    circuit = edge_scores.to_circuit(kept.numpy(), f"bisection and pruning to {keep:.4g}")
+    kept, is_finished = _prune_edges(prefix, is_faithful, rule.max_runs)
+    circuit = edge_scores.to_circuit(kept.numpy(), f"bisection and pruning to {keep:.4g}{rule}")
     # Otherwise an edge without any input still carries a change.
     if runs.ablated.is_consistent:
         circuit = circuit.connected()
     evaluation = (("judged by ablation", runs.ablation), ("faithfulness", "ratio of means"))
     if not is_finished:
-        evaluation += (("pruning", f"stopped after {max_runs} circuits"),)
+        evaluation += (("pruning", f"stopped after {rule.max_runs} circuits"),)
     return replace(circuit, protocol=(*circuit.protocol, *evaluation))
+
+
+def _faithfulness(runs: ReferenceRuns, edges: Int[Tensor, " edge"]) -> tuple[float, float]:
+    """f of some edges, a ratio of means, and its standard error over prompts."""
+    mask = torch.zeros(1, len(runs.graph), dtype=torch.bool)
+    mask[0, edges] = True
+    kept = (run_circuits(runs, mask)[0] - runs.ablated_logit_diffs).double()
+    gap = (runs.clean_logit_diffs - runs.ablated_logit_diffs).double()
+    value = kept.mean() / gap.mean()
+    if len(gap) < 2:
+        return float(value), 0.0
+    error = (kept - value * gap).std() / (len(gap) ** 0.5 * gap.mean().abs())
+    return float(value), float(error)
 
 
 def _shortest_prefix(

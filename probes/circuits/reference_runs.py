@@ -1,6 +1,6 @@
 """Reference runs: the clean run of a task, and the run with every edge ablated."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,7 +34,9 @@ _WriterValues = tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run from which patched passes start.
+    """A run from which patched passes start: what it has from the first position on.
+
+    Keys and values are those of all positions.
 
     Attributes:
         activations: What readers read, and what writers make of it.
@@ -51,6 +53,20 @@ class Run:
     def is_consistent(self) -> bool:
         """Whether edges carry what the writers compute."""
         return self.z is self.activations.z
+
+    @classmethod
+    def begin(cls, activations: DecoderActivations, first: int) -> "Run":
+        """Run whose edges carry what its writers compute, from the first position on."""
+        if first == 0:
+            return cls(activations, activations.embed, activations.z, activations.mlp_out)
+        kept: dict = {"k": activations.k, "v": activations.v}
+        for name in ("embed", "resid_final"):
+            kept[name] = getattr(activations, name)[:, first:].clone()
+        for name in ("resid_pre", "resid_mid", "q", "z", "mlp_out"):
+            # Copies: a view would keep all positions in memory.
+            kept[name] = tuple(value[:, first:].clone() for value in getattr(activations, name))
+        activations = DecoderActivations(**kept)
+        return cls(activations, activations.embed, activations.z, activations.mlp_out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,23 +126,20 @@ def run_references(
     require_eval(model)
     require_unedited(model)
     weights, task = decompose(model), task.to(model)
-    entry, activations = capture_decoder(model, weights, task.clean, task.mask, task.readout)
-    clean = Run(activations, activations.embed, activations.z, activations.mlp_out)
+    first = task.first_difference if ablation == "counterfactual" else 0
+    first = min(first, int(task.readout.min()))
+    entry, clean = _capture_run(model, weights, task, task.clean, first)
     if ablation == "zero":
         z, mlp_out = (tuple(map(torch.zeros_like, values)) for values in (clean.z, clean.mlp_out))
         values = (torch.zeros_like(clean.embed), z, mlp_out)
         ablated = _run_with_constants(clean, weights, entry, values)
     else:
         other = task if mean_task is None or ablation != "mean" else mean_task.to(model)
-        _, activations = capture_decoder(
-            model, weights, other.counterfactual, other.mask, other.readout
-        )
-        ablated = Run(activations, activations.embed, activations.z, activations.mlp_out)
+        _, ablated = _capture_run(model, weights, other, other.counterfactual, first)
         if ablation == "mean":
-            values = _role_means(task, other, activations)
+            values = _role_means(task, other, ablated.activations)
             ablated = _run_with_constants(clean, weights, entry, values)
-    first = task.first_difference if ablation == "counterfactual" else 0
-    at = (torch.arange(len(task), device=model.device), task.readout)
+    at = (torch.arange(len(task), device=model.device), task.readout - first)
     clean_logit_diffs, ablated_logit_diffs = (
         readout_logit_diffs(weights, task, run.activations.resid_final[at][None])[0]
         for run in (clean, ablated)
@@ -140,10 +153,18 @@ def run_references(
         entry=entry,
         clean=clean,
         ablated=ablated,
-        first_position=min(first, int(task.readout.min())),
+        first_position=first,
         clean_logit_diffs=clean_logit_diffs,
         ablated_logit_diffs=ablated_logit_diffs,
     )
+
+
+def _capture_run(
+    model: Model, weights: DecoderWeights, task: Task, ids: Tensor, first: int
+) -> tuple[DecoderInputs, Run]:
+    """Run of token ids; what is before the first position is freed before the next run."""
+    entry, activations = capture_decoder(model, weights, ids, task.mask, task.readout)
+    return entry, Run.begin(activations, first)
 
 
 def readout_logit_diffs(
@@ -161,7 +182,7 @@ def readout_logit_diffs(
 
 
 def ablation_change(runs: ReferenceRuns, writer: int) -> Tensor:
-    """Change of a writer's output by ablation: ablated minus clean value; before a post-norm."""
+    """Ablated minus clean output of a writer from the first position on; before a post-norm."""
     heads = runs.model.shape.heads
     if writer == 0:
         return runs.ablated.embed - runs.clean.embed
@@ -172,10 +193,8 @@ def ablation_change(runs: ReferenceRuns, writer: int) -> Tensor:
     return change @ runs.weights.layers[layer].o[head]
 
 
-def ablation_changes(
-    runs: ReferenceRuns, masks: Sequence[Tensor], part: Callable[[Tensor], Tensor]
-) -> WriterChanges:
-    """What ablation changes, at a part of prompts and positions, for writers with a masked edge.
+def ablation_changes(runs: ReferenceRuns, masks: Sequence[Tensor], prompts: slice) -> WriterChanges:
+    """What ablation changes in some prompts, for writers with a masked edge.
 
     `masks` are block masks. Writers that the two runs share are left out.
     """
@@ -183,10 +202,10 @@ def ablation_changes(
     for mask in masks:
         has_edge[: mask.shape[-1]] |= mask.flatten(0, -2).any(0).cpu()
     writers = has_edge.nonzero()[:, 0].tolist()
-    changes = {writer: part(ablation_change(runs, writer)) for writer in writers}
+    changes = {writer: ablation_change(runs, writer)[prompts] for writer in writers}
     changes = {writer: change for writer, change in changes.items() if bool(change.any())}
     if not changes:
-        return WriterChanges(part(runs.clean.embed)[None, None][:, :0])
+        return WriterChanges(runs.clean.embed[prompts][None, None][:, :0])
     return WriterChanges(torch.stack([*changes.values()])[None], [*changes])
 
 

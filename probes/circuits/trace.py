@@ -59,7 +59,7 @@ def trace(
     own_pattern = find_pattern(pattern) if isinstance(pattern, str) else pattern
     other = settings.other_pattern
     other = find_pattern(other) if other and isinstance(other, str) else other
-    model, seed = load(model), settings.seed
+    model, seed = load(model, device=settings.device), settings.seed
     own_pattern = pattern_in_format(own_pattern, settings.format, [model], seed=seed)
     if isinstance(other, Pattern) and not own_pattern.user_pairs:
         other = pattern_in_format(other, str(own_pattern.wrapper.format), [model])
@@ -96,7 +96,7 @@ def _trace(
     settings = replace(settings, answer=gate.answer)
     discovery, held_out = sample_tasks(model, pattern, settings)
     progress.begin("edge scores")
-    scores = edge_attribution(model, discovery, method=settings.method, roles=roles)
+    scores = edge_attribution(model, discovery, method=settings.scoring, roles=roles)
     progress.begin("pruning")
     circuit, discovery_value = _find_circuit(model, discovery, scores, keep, settings)
     size = len(circuit)
@@ -140,7 +140,7 @@ def _find_circuit(
     """Circuit and its value on the discovery prompts, whose runs are not kept."""
     roles = bool(scores.graph.roles)
     runs = run_references(model, task, roles=roles, ablation=settings.ablation)
-    circuit = prune_circuit(runs, scores, keep, max_runs=settings.pruning_runs)
+    circuit = prune_circuit(runs, scores, keep, settings.pruning)
     return circuit, evaluate_circuit(runs, circuit, seed=settings.seed)
 
 
@@ -168,7 +168,7 @@ def _cross_specificity(
         discovery, held_out = sample_tasks(
             model, other, replace(settings, answer=answer, contrasts=())
         )
-        scores = edge_attribution(model, discovery, method=settings.method, roles=roles)
+        scores = edge_attribution(model, discovery, method=settings.scoring, roles=roles)
         other_runs = run_references(model, held_out, roles=roles, ablation=runs.ablation)
         return specificity(
             {own.name: runs, other.name: other_runs},

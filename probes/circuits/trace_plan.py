@@ -6,6 +6,7 @@ from time import thread_time
 
 from probes.circuits.edges.edge_attribution import EAP, EAPIG, AttributionMethod
 from probes.circuits.faithfulness import FRACTIONS, SPECIFICITY_CIRCUITS
+from probes.circuits.pruning import PruningRule
 from probes.circuits.reference_runs import Ablation
 from probes.circuits.task import TaskSettings, sample_tasks
 from probes.models.files.memory import process_memory
@@ -18,16 +19,21 @@ from probes.prompts.pattern import Pattern
 
 # What a prompt costs, in passes, measured on the family and on SmolLM2-135M (docs/performance.md):
 # a gradient with the scores of all edges, and a run of a circuit of any size, of a pruned one, and
-# of a random one. The last two cost less where the circuit touches few of the heads and MLPs.
-_GRADIENT, _ANY_CIRCUIT, _PRUNED, _RANDOM = 3.6, 0.75, 0.38, 0.24
+# of a random one. The last two cost less where the circuit touches few of the heads and MLPs; a
+# pruned one runs behind others that share most of it, the less the fewer it touches.
+_GRADIENT, _ANY_CIRCUIT, _PRUNED, _RANDOM = 3.6, 0.5, 0.26, 0.27
+_SHARING_POWER = 1.4
+_GRADIENT_CHECK = 80
 _BY_ROLE = 3.0  # Times as much with roles.
 # The size of the pruned circuit, and how many circuits pruning runs, are not known before: they
 # are powers of the number of edges that fit the models above.
-_SIZE, _SIZE_POWER, _RUNS, _RUNS_POWER = 6.6, 0.21, 5.6, 0.39
-_FLOATS_PER_UNIT = 26  # Kept of both reference runs, for each token, layer and unit of width.
+_SIZE, _SIZE_POWER, _RUNS, _RUNS_POWER = 23.0, 0.033, 42.0, 0.083
+_FLOATS_PER_UNIT = 12  # Kept of both reference runs, for each token, layer and unit of width.
 _FIXED_FLOATS = 1 << 27  # Of shared changes, and of gradients.
 _PLANNED_PAIRS = 8  # Sampled of each contrast for the plan.
-_POINTS = {"eap": EAP().points, "eap-ig": EAPIG().points}
+
+TRACE_PRUNING = PruningRule(supporting_first=True, standard_errors=2.58)
+"""How `trace` searches a circuit."""
 
 REDUCTIONS = (
     Reduction(
@@ -57,8 +63,12 @@ class TraceSettings(TaskSettings, PlannedSettings):
         gate: What the gate asks; see `GateCriterion`. By default accuracy for patterns with free
             answers, choice for pairs.
         random_circuits: Random circuits of each kind.
+        ig_steps: Steps of "eap-ig". One takes the gradient halfway between the runs, which ranks
+            edges about as well as five at a third of the cost (docs/performance.md).
+        pruning: How the circuit is searched. By default edges that support the answer come first
+            and f must be above what is kept by 2.58 standard errors, so that it is kept on other
+            prompts, too (docs/method.md).
         added_edges: Random edges that the necessity of an edge is held against.
-        pruning_runs: Most circuits that pruning runs; None for as many as it needs.
     """
 
     method: AttributionMethod = "eap-ig"
@@ -66,9 +76,15 @@ class TraceSettings(TaskSettings, PlannedSettings):
     other_pattern: str | Pattern = "taken"
     format: str = "plain"
     gate: GateCriterion | None = None
+    ig_steps: int = 1
+    pruning: PruningRule = TRACE_PRUNING
     random_circuits: int = 100
     added_edges: int = 50
-    pruning_runs: int | None = None
+
+    @property
+    def scoring(self) -> AttributionMethod:
+        """The method with its number of steps."""
+        return EAPIG(self.ig_steps) if self.method == "eap-ig" else self.method
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +122,19 @@ class _Sizes:
         share = settings.prompts / self.settings.prompts
         found, held = (share * count for count in self.pairs)
         size = _SIZE * self.edges**_SIZE_POWER
-        touched = self.slower * min(1.0, size / self.writers)
-        any_size, pruned = self.slower * _ANY_CIRCUIT, _PRUNED * touched
+        touched = min(1.0, size / self.writers)
+        any_size, pruned = (
+            self.slower * _ANY_CIRCUIT,
+            self.slower * _PRUNED * touched**_SHARING_POWER,
+        )
+        touched *= self.slower
         scores = 2 + len(self.points) * _GRADIENT * self.slower
         runs = self.pruning_runs
-        if settings.pruning_runs is not None:
-            runs = min(runs, settings.pruning_runs)
+        if settings.pruning.max_runs is not None:
+            runs = min(runs, settings.pruning.max_runs)
         passes = {
             "gate": self.questions,
-            "edge scores": found * scores,
+            "edge scores": found * scores + _GRADIENT_CHECK,
             "pruning": found * (2 + runs * pruned),
             "held-out pairs": held * (2 + pruned + any_size),
             "curve": held * len(FRACTIONS) * any_size,
@@ -135,8 +155,9 @@ class _Sizes:
     @property
     def points(self) -> tuple[float, ...]:
         """Where gradients are taken; none where edges are patched one by one."""
-        method = self.settings.method
-        return _POINTS.get(method, ()) if isinstance(method, str) else method.points
+        method = self.settings.scoring
+        method = EAP() if method == "eap" else method
+        return () if isinstance(method, str) else method.points
 
     @property
     def pruning_runs(self) -> int:
@@ -159,7 +180,8 @@ def plan_trace(
     settings, plan = fit_to_budget(settings, REDUCTIONS, settings.budget, sizes.plan)
     pruning = next(stage.seconds for stage in plan.stages if stage.name == "pruning")
     spare = ((settings.budget or 0.0) - plan.seconds) / pruning
-    return plan, replace(settings, pruning_runs=round(sizes.pruning_runs * (1 + spare)))
+    most = round(sizes.pruning_runs * (1 + spare))
+    return plan, replace(settings, pruning=replace(settings.pruning, max_runs=most))
 
 
 def _measure_sizes(

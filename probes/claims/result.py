@@ -27,6 +27,9 @@ from probes.stats.intervals import Estimate
 if TYPE_CHECKING:
     import pandas as pd
 
+NUMBER_OUTCOMES = "number outcomes"
+"""Name, in a protocol, of the outcomes that a narrow range of numbers cannot tell apart."""
+
 
 @dataclass(frozen=True, eq=False)
 class JointSite:
@@ -140,7 +143,11 @@ class ClaimsReport(Result):
             *(gate.notice for gate in self.gates if gate.notice),
             f"{self.model} on {self.pattern!r}: number right in {number}, noun in {noun}.",
             *(f"{v.claim}, {v.title}: {v.label} ({v.reason})." for v in self.verdicts),
-            *(f"{name.capitalize()}: {t}." for name, t in self.protocol if name == LEFT_OUT),
+            *(
+                f"{name.capitalize()}: {text}."
+                for name, text in self.protocol
+                if name in (LEFT_OUT, NUMBER_OUTCOMES)
+            ),
         )
 
     def table(self) -> "pd.DataFrame":

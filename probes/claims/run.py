@@ -18,7 +18,7 @@ from probes.claims.patterns import (
 )
 from probes.claims.plan import ClaimSettings as ClaimSettings
 from probes.claims.plan import plan_claims
-from probes.claims.result import BaseModelComparison, ClaimsReport
+from probes.claims.result import NUMBER_OUTCOMES, BaseModelComparison, ClaimsReport
 from probes.claims.separate_path import separate_path_claim
 from probes.claims.shared_state import (
     SharedStateEvidence,
@@ -88,9 +88,9 @@ def evaluate_claims(
         GateError: The model does not have the behavior.
         PatternError: The outcomes of the pattern coincide, or it has too few words.
     """
-    model = load(model)
+    model = load(model, device=settings.device)
     if base_model is not None:  # A wrong name ends before the measurements.
-        base_model = load(base_model)
+        base_model = load(base_model, device=settings.device)
     asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
     return remember_in(
         settings, "claims", _plan_and_evaluate, model, pattern, asked, settings, base_model
@@ -186,9 +186,19 @@ def _test_claims(
             ("null", f"best site of {nulls} random-init models, threshold"),
             ("format", str(pattern.wrapper.format)),
             ("seed", str(seed)),
+            *_merged_outcomes(own_hotspots.runs.interchange_pairs),
         ),
         projection=project_states(own_hotspots.runs, site, operation_direction(search_runs, site)),
     )
+
+
+def _merged_outcomes(pairs: InterchangePairs) -> tuple[tuple[str, str], ...]:
+    """What the numbers of a narrow range cannot tell apart, for the protocol."""
+    if not (merged := pairs.merged_copies):
+        return ()
+    count = len(pairs.number_labels)
+    text = f"{count} of {count + len(merged)}; {', '.join(merged)} may equal others"
+    return ((NUMBER_OUTCOMES, text),)
 
 
 def _shared_state_evidence(
@@ -262,7 +272,8 @@ def _base_comparison(
         bases=settings.bases // 2, nulls=settings.nulls, seed=settings.seed
     )
     try:
-        found = compare_with_base(model, load(base_model), (pattern, statements), site, sizes)
+        loaded = load(base_model, device=settings.device)
+        found = compare_with_base(model, loaded, (pattern, statements), site, sizes)
     except (ModelError, SiteError) as error:  # The base model is absent, or lacks the site.
         return None, str(error)
     return found, ""

@@ -13,6 +13,7 @@ from probes.cli.check import check_app
 from probes.cli.claims import claims_app
 from probes.cli.common import (
     MAX_SEED,
+    Device,
     Format,
     GateAsks,
     check_output_paths,
@@ -109,6 +110,7 @@ def compare(
     out: Page = Path("report.html"),
     json: Json = None,
     workers: Annotated[int, typer.Option(help="Models measured in parallel.", min=1)] = 2,
+    device: Device = "",
     budget: Budget = "",
     plan_only: PlanOnly = False,
     run: RunFolder = DEFAULT_RUN,
@@ -141,6 +143,7 @@ def compare(
         nulls=nulls,
         workers=workers,
         format=format,
+        device=device,
         screen=screen.value,
         null=null.value,
         **plan_options(budget, plan_only),
@@ -161,12 +164,14 @@ def trace(
     pattern: PatternName = "take-away",
     format: Format = "plain",
     method: Annotated[EdgeScoring, typer.Option(help="How edges are scored.")] = EdgeScoring.eap_ig,
+    ig_steps: Annotated[int, typer.Option(help="Steps of eap-ig.", min=1, max=1000)] = 1,
     keep: Annotated[float, typer.Option(help="Faithfulness that the circuit keeps.")] = 0.9,
     roles: Annotated[bool, typer.Option(help="Resolve edges by role; 3 times slower.")] = False,
     answer: Annotated[str, typer.Option(help="Answer that is traced; empty: the first.")] = "",
     prompts: Prompts = 32,
     seed: Seed = 0,
     gate: GateAsks = None,
+    device: Device = "",
     budget: Budget = "",
     plan_only: PlanOnly = False,
     run: RunFolder = DEFAULT_RUN,
@@ -182,10 +187,12 @@ def trace(
 
     settings = TraceSettings(
         method=method.value,
+        ig_steps=ig_steps,
         answer=answer,
         prompts=prompts,
         seed=seed,
         format=format,
+        device=device,
         gate=gate.value if gate else None,
         **plan_options(budget, plan_only),
         **store_options(run, no_store, plan_only=plan_only),
@@ -234,6 +241,7 @@ def heatmap(
     compare_with: Annotated[str, typer.Option(help="Second model, drawn next to the first.")] = "",
     head: Annotated[str, typer.Option(help="One head only, such as L2.H3.")] = "",
     pattern: Annotated[str, typer.Option(help="Pattern whose roles label the axes.")] = "",
+    device: Device = "",
     out: Annotated[Path, typer.Option(help=".html, .png, .svg or .pdf")] = Path("heatmap.html"),
 ) -> None:
     """Draw the attention of every head of a model on a text."""
@@ -243,11 +251,14 @@ def heatmap(
             f"A picture ends in {', '.join(_PICTURE_SUFFIXES)}, and {out.name!r} not: rename it"
         )
     silence_libraries()
+    from probes.models.model import load
     from probes.prompts.catalog import pattern as find
     from probes.viz.plots.attention.heatmap import heatmap as draw
 
     roles = find(pattern) if pattern else None
-    draw(model, text, compare_with=compare_with or None, head=head, roles=roles).save(out)
+    second = load(compare_with, device=device) if compare_with else None
+    first = load(model, device=device)
+    draw(first, text, compare_with=second, head=head, roles=roles).save(out)
     print_line(open_console(), f"Heatmap: {out}")
 
 

@@ -5,7 +5,13 @@ from typing import Annotated
 
 import typer
 
-from probes.cli.common import MAX_SEED, check_output_paths, reports_errors, silence_libraries
+from probes.cli.common import (
+    MAX_SEED,
+    Device,
+    check_output_paths,
+    reports_errors,
+    silence_libraries,
+)
 from probes.cli.tables import write_with_tables
 
 ask_app = typer.Typer()
@@ -32,6 +38,7 @@ def ask(
         int,
         typer.Option(help="Seed of prompts, random circuits and bootstrap.", min=0, max=MAX_SEED),
     ] = 0,
+    device: Device = "",
     out: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("ask.html"),
     json: Annotated[Path | None, typer.Option(help="Where the numbers are written.")] = None,
 ) -> None:
@@ -44,9 +51,10 @@ def ask(
     from probes.circuits.question.ask import AskSettings
     from probes.circuits.question.ask import ask as run
     from probes.circuits.result import Trace
+    from probes.models.model import load
 
     saved = Trace.load(trace) if trace else None
     settings = AskSettings(
         pattern=pattern, circuit=saved, trace=not answer_only, prompts=prompts, seed=seed
     )
-    write_with_tables(run(model, text, settings), out, json)
+    write_with_tables(run(load(model, device=device), text, settings), out, json)

@@ -7,6 +7,7 @@ import typer
 
 from probes.cli.common import (
     MAX_SEED,
+    Device,
     Format,
     GateAsks,
     check_output_paths,
@@ -40,6 +41,7 @@ def claims(
         int, typer.Option(help="Seed of prompts and random models.", min=0, max=MAX_SEED)
     ] = 0,
     gate: GateAsks = None,
+    device: Device = "",
     budget: Budget = "",
     plan_only: PlanOnly = False,
     run: RunFolder = DEFAULT_RUN,
@@ -59,6 +61,7 @@ def claims(
         nulls=nulls,
         seed=seed,
         format=format,
+        device=device,
         gate=gate.value if gate else None,
         **plan_options(budget, plan_only),
         **store_options(run, no_store, plan_only=plan_only),

@@ -44,6 +44,10 @@ EXIT_INTERRUPTED = 130
 THREADS_HELP = "Threads of torch; more than one is slow on busy cores."
 
 
+Device = Annotated[
+    str, typer.Option(help="Device of the models, as torch names it; empty: torch's default.")
+]
+
 Format = Annotated[
     str,
     typer.Option(help="Prompt format: plain, few-shot-4, chat, chat-system …, or auto: as fitted."),

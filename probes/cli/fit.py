@@ -9,6 +9,7 @@ from rich.text import Text
 
 from probes.cli.common import (
     MAX_SEED,
+    Device,
     check_output_paths,
     folding_table,
     open_console,
@@ -34,10 +35,12 @@ def fit(
         int, typer.Option(help="Prompts of each operation in each half.", min=8, max=10_000)
     ] = 32,
     seed: Annotated[int, typer.Option(help="Seed of the prompts.", min=0, max=MAX_SEED)] = 0,
+    device: Device = "",
+    out: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("fit.html"),
     json: Annotated[Path | None, typer.Option(help="Where the numbers are written.")] = None,
 ) -> None:
     """Find the prompt format in which a model has a pattern's behavior, and keep it."""
-    check_output_paths(None, json)
+    check_output_paths(out, json, page=True)
     silence_libraries()
     from probes.files import formats_file
     from probes.models.model import load
@@ -46,10 +49,11 @@ def fit(
     from probes.prompts.catalog import pattern as find
 
     chosen = find(pattern)
-    loaded = [load(name) for name in models]
+    loaded = [load(name, device=device) for name in models]
     settings = FitSettings(prompts=prompts, seed=seed, progress=sys.stderr.isatty())
     result = fit_format(loaded, chosen, settings)
     save_fit(result, chosen, loaded)
+    result.save(out)
     if json:
         result.save(json)
     table = folding_table(
@@ -66,4 +70,5 @@ def fit(
         raise GateError(result.summary()[0])
     for line in result.summary():
         print_line(console, f"- {line}")
+    print_line(console, f"Page: {out}")
     print_line(console, f"Kept in {formats_file()}: --format auto uses it")

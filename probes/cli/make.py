@@ -10,6 +10,7 @@ from rich.table import Table
 from probes.cli.common import (
     MAX_SEED,
     THREADS_HELP,
+    Device,
     check_output_paths,
     open_console,
     print_line,
@@ -18,7 +19,6 @@ from probes.cli.common import (
 )
 from probes.cli.training import (
     Batch,
-    Device,
     Rate,
     Steps,
     StudentBatch,

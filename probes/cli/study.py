@@ -10,6 +10,7 @@ from rich.table import Table
 from probes.cli.common import (
     MAX_SEED,
     THREADS_HELP,
+    Device,
     Format,
     GateAsks,
     check_output_paths,
@@ -135,6 +136,7 @@ def curve(
         int, typer.Option(help="Seed of prompts, noise and random models.", min=0, max=MAX_SEED)
     ] = 0,
     gate: GateAsks = None,
+    device: Device = "",
     run: RunFolder = DEFAULT_RUN,
     no_store: NoStore = False,
     out: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("curve.html"),
@@ -144,6 +146,7 @@ def curve(
     check_output_paths(out, json, page=True)
     silence_libraries()
     from probes.comparison.rate_distortion.measure import RateDistortionSettings, rate_distortion
+    from probes.models.model import load
 
     settings = RateDistortionSettings(
         **store_options(run, no_store),
@@ -155,6 +158,7 @@ def curve(
         format=format,
         gate=gate.value if gate else None,
     )
-    result = rate_distortion(parent, relatives, pattern, settings, progress=sys.stderr.isatty())
+    loaded = [load(name, device=device) for name in (parent, *relatives)]
+    result = rate_distortion(loaded[0], loaded[1:], pattern, settings, progress=sys.stderr.isatty())
     write_result(result, out, json)
     print_reuse(settings)

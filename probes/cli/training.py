@@ -25,7 +25,6 @@ Texts = Annotated[Path | None, option("Texts, one a line; default: the shipped c
 Steps = Annotated[int, option("Training steps.", min=0)]
 Batch = Annotated[int, option("Texts in each step.", min=1)]
 Rate = Annotated[float, option("Learning rate.", min=0.0)]
-Device = Annotated[str, option("Device of training; empty: torch's default device.")]
 
 _BY_SIZE = "default: by the size of the model"
 StudentSteps = Annotated[int | None, option(f"Training steps; {_BY_SIZE}.", min=0)]

@@ -105,7 +105,7 @@ def _compare_in(
     settings: ComparisonSettings,
 ) -> FamilyComparison:
     """Compare with a store; a comparison of the same models and settings is read from it."""
-    a, bs = load_models(*specs, settings.seed)
+    a, bs = load_models(*specs, settings.seed, device=settings.device)
     chosen = pattern(on) if isinstance(on, str) else on
     references = load_references(a, bs, settings)
     chosen = pattern_in_format(

@@ -20,9 +20,9 @@ from probes.models.files import loading, names
 from probes.models.files.provenance import Provenance
 from probes.models.generation import continue_text
 from probes.models.layers.attention_hooks import (
+    adapt_attention,
     check_attention_edits,
     require_effect,
-    split_value_heads,
 )
 from probes.models.layers.kv_cache import block_cache_argument, replaced_caches
 from probes.models.process_state import isolated, seeded_init
@@ -54,8 +54,6 @@ class Model:
     """Checks that the model passed and that need not run again, such as that of gradients."""
     failed_checks: dict[str, str] = field(default_factory=dict, repr=False)
     """What was found by checks that only decide how the model is run, such as that of restarts."""
-    digests: dict[str, str] = field(default_factory=dict, repr=False)
-    """Digests of its weights and facts, once they are computed."""
     active_edits: list[str] = field(default_factory=list, repr=False)
     """Sites and hook names of the `editing` in effect; measurements refuse an edited model."""
 
@@ -294,7 +292,7 @@ def _build_model(
         bridge = build_bridge_from_module(hf_model, architecture, hf_config=hf_model.config)
         # Nothing here trains it: passes keep no activations for gradients of weights.
         bridge.requires_grad_(False)
-        split_value_heads(bridge, config)
+        adapt_attention(bridge, config)
         shape = read_shape(architecture, config, bridge.cfg)
         model = Model(*called, shape, tokenizer, bridge, config, provenance)
         check_acceptance(model, reference)

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from probes.errors import OutcomeError, PatternError
 from probes.prompts.interchange_sampler import BASE as BASE
-from probes.prompts.interchange_sampler import NUMBER_ANSWER, PairSampler
+from probes.prompts.interchange_sampler import COPIES, NUMBER_ANSWER, PairSampler
 from probes.prompts.interchange_sampler import OBJECT as OBJECT
 from probes.prompts.interchange_sampler import OPERATION as OPERATION
 from probes.prompts.interchange_sampler import OTHER as OTHER
@@ -33,7 +33,7 @@ class InterchangePairs:
         pattern: Name of the pattern of the bases.
         number_labels: Meaning of each number outcome: "base"; then the variables with the
             source's value, joined by " + " (all of them: the source's answer); then copied
-            numbers, as "copies x" and "copies source x".
+            numbers, as "copies x" and "copies source x", where the range of numbers has as many.
         object_labels: The same for the object: "base", "thing" (the source's), then other
             objects of the base.
         same: Bases with sources about the same object.
@@ -53,6 +53,13 @@ class InterchangePairs:
     def source_label(self) -> str:
         """Label of the source's answer: all variables take the source's value."""
         return max(self.number_labels, key=lambda label: label.count(" + "))
+
+    @property
+    def merged_copies(self) -> tuple[str, ...]:
+        """Copied numbers that are no outcomes: they may equal others in so narrow a range."""
+        operands = self.source_label.split(" + ")[1:]
+        every = [f"{copied}{operand}" for copied in COPIES for operand in operands]
+        return tuple(label for label in every if label not in self.number_labels)
 
     def target_number(self, index: int, label: str) -> str:
         """Number that a label stands for in one base."""
@@ -129,7 +136,8 @@ def sample_interchange_pairs(
         raise PatternError(
             f"Only {len(pairs_of_base)} of {count} bases of {pattern.name!r} have outcomes that "
             "are all different tokens and pass the filter: request fewer, allow more words, keep "
-            "more, or take a wider range of numbers"
+            "more, or take a wider range of numbers; for a tokenizer that reads digits one by one, "
+            "numbers of one digit, as the format 'plain@0-9' has"
         )
     same, other = zip(*pairs_of_base.values(), strict=True)
     return InterchangePairs(pattern.name, *labels, same, other)

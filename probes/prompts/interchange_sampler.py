@@ -17,11 +17,15 @@ from probes.prompts.pattern import Pattern
 from probes.prompts.question import Pair, Question, evaluate_expression
 from probes.prompts.template import Template
 
+COPIES = ("copies ", "copies source ")
+"""Beginnings of the labels of copied numbers: of the base, and of the source."""
+
 BASE, OPERATION, OBJECT, OTHER = "base", "operation", "thing", "other"
 """Labels of outcomes: the base's value, the operation's, the object's, and any other answer."""
 
 NUMBER_ANSWER, OBJECT_ANSWER = "number", "noun"
 _DRAWS = 100_000
+_FEWEST_NUMBERS = 8  # Numbers of base and source; with fewer, copies are no outcomes.
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,8 @@ class PairSampler:
             raise PatternError(
                 f"The outcomes of {name!r} collide: no numbers from "
                 f"{self.pattern.lexicon.number_range} make {answers[NUMBER_ANSWER]!r} and "
-                f"{dict(self.flipped.answers)[NUMBER_ANSWER]!r} differ for base and source, each "
-                "operand and each number copied"
+                f"{dict(self.flipped.answers)[NUMBER_ANSWER]!r} differ for base and source and "
+                "each operand"
             )
 
     def _slots_of_kind(self, kind: str) -> set[str]:
@@ -85,10 +89,38 @@ class PairSampler:
         return int(evaluate_expression(dict(side.answers)[NUMBER_ANSWER], slots))
 
     @cached_property
+    def copies(self) -> tuple[str, ...]:
+        """The `COPIES` that are outcomes: in a narrow range, copied numbers equal other outcomes.
+
+        Tokenizers that read digits one by one have ten numbers, and all outcomes are twelve.
+        """
+        kept = [copies for count in (2, 1) if self._has_enough(copies := COPIES[:count])]
+        return kept[0] if kept else ()
+
+    def _has_enough(self, copies: tuple[str, ...]) -> bool:
+        return len(self._numbers_beside(copies)) >= _FEWEST_NUMBERS
+
+    @property
     def valid_numbers(self) -> Int[np.ndarray, "cell side operand"]:
         """Numbers of base and source with which all outcomes differ."""
+        return self._numbers_beside(self.copies)
+
+    def _numbers_beside(self, copies: tuple[str, ...]) -> Int[np.ndarray, "cell side operand"]:
         rules = tuple(dict(side.answers)[NUMBER_ANSWER] for side in (self.pattern, self.flipped))
-        return _valid_numbers(self.operands, rules, self.pattern.lexicon.number_range)
+        counted = tuple(map(self._is_counted, self.operands))
+        span = self.pattern.lexicon.number_range
+        return _valid_numbers(self.operands, rules, span, copies, counted)
+
+    def _is_counted(self, operand: str) -> bool:
+        """Whether a noun follows an operand somewhere."""
+        nouns = self._slots_of_kind("noun")
+        return any(
+            one.slot == operand and between.text == " " and other.slot in nouns
+            for template in self.pattern.templates
+            for one, between, other in zip(
+                template.parts, template.parts[1:], template.parts[2:], strict=False
+            )
+        )
 
     def sample(
         self,
@@ -178,8 +210,8 @@ class PairSampler:
             slots = {s: (source_slots if s in subset else base_slots)[s] for s in self.operands}
             label = " + ".join(subset) or BASE
             number[label] = str(self._number_answer(slots, OPERATION in subset))
-        number |= {f"copies {s}": str(base_slots[s]) for s in self.operands}
-        number |= {f"copies source {s}": str(source_slots[s]) for s in self.operands}
+        for copied, slots in zip(self.copies, (base_slots, source_slots), strict=False):
+            number |= {f"{copied}{s}": str(slots[s]) for s in self.operands}
         noun = {
             s: str(d[self.object_slot]) for s, d in ((BASE, base_slots), (OBJECT, source_slots))
         }
@@ -205,7 +237,11 @@ def _variable_subsets(operands: Sequence[str]) -> tuple[tuple[str, ...], ...]:
 
 @cache
 def _valid_numbers(
-    operands: tuple[str, ...], rules: tuple[str, ...], numbers: tuple[int, int]
+    operands: tuple[str, ...],
+    rules: tuple[str, ...],
+    numbers: tuple[int, int],
+    copies: tuple[str, ...],
+    counted: tuple[bool, ...],
 ) -> Int[np.ndarray, "cell side operand"]:
     """Random (base, source) number pairs, kept where all outcomes are in range and differ."""
     (low, high), subsets = numbers, _variable_subsets(operands)
@@ -221,10 +257,13 @@ def _valid_numbers(
     for subset in subsets:
         mixed = [drawn[:, int(s in subset), k] - low for k, s in enumerate(operands)]
         results.append(table[(int(OPERATION in subset), *mixed)])
-    outcomes = np.stack([*results, *drawn.reshape(len(drawn), -1).T], 1)
+    operand_values = drawn.reshape(len(drawn), -1)
+    copied = operand_values[:, : len(copies) * len(operands)]
+    outcomes = np.concatenate([np.stack(results, 1), copied], 1)
     inside = ((outcomes >= max(low, 0)) & (outcomes <= high)).all(1)
     # 0 leaves a number as it is, and 1 has no plural.
-    countable = (outcomes[:, len(subsets) :] > 0).all(1) & (outcomes != 1).all(1)
+    countable = (operand_values > 0).all(1) & (outcomes != 1).all(1)
+    countable &= (drawn[:, :, list(counted)] != 1).all((1, 2))
     distinct = (np.diff(np.sort(outcomes, 1), axis=1) > 0).all(1)
     return rng.permutation(drawn[inside & countable & distinct])
 

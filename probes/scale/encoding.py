@@ -1,8 +1,7 @@
 """Encoding of measured values as plain JSON and tensors, without pickle.
 
 A value is a tree of numbers, texts, collections, arrays, tensors and dataclasses of this package.
-A `Model` becomes a reference, its digest, and is found again among the models at hand. Decoding
-builds dataclasses of this package only, through their constructors, and runs no code of the file.
+A `Model` becomes a reference, its digest. `decoding.decode` is the inverse of `encode`.
 """
 
 import hashlib
@@ -13,7 +12,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -27,7 +25,7 @@ from probes.errors import StoreError
 from probes.models.model import Model
 from probes.result import is_saved
 
-_PACKAGE = "probes."
+PACKAGE = "probes."
 
 Tree = Any
 """A JSON value: null, a boolean, a number, a text, or a list that begins with its kind."""
@@ -48,22 +46,27 @@ class Encoded:
     models: Mapping[str, Model]
 
 
-def encode(value: object) -> Encoded:
+def encode(value: object, digests: "Digests | None" = None) -> Encoded:
     """Encode a value.
+
+    Args:
+        value: What to encode.
+        digests: Where the digests of its models are known from.
 
     Raises:
         StoreError: It holds something that has no plain form.
     """
-    encoder = _Encoder()
+    encoder = _Encoder(digests or Digests())
     tree = encoder.encode(value)
     return Encoded(tree, encoder.tensors, encoder.models)
 
 
 @dataclass(eq=False)
 class Digests:
-    """Digests of values, and of the dataclasses in them that were met before.
+    """Digests of values, and of the models and dataclasses in them that were met before.
 
-    Equal values have equal digests, whether they were measured or read from a file.
+    Equal values have equal digests, whether they were measured or read from a file. Models and
+    dataclasses must not change while the digests are in use.
     """
 
     models: WeakValueDictionary[str, Model] = field(default_factory=WeakValueDictionary)
@@ -76,29 +79,28 @@ class Digests:
         Raises:
             StoreError: It holds something that has no plain form.
         """
-        encoder = _Encoder(digests=self)
+        encoder = _Encoder(self, is_key=True)
         tree = encoder.encode(value)
         self.models.update(encoder.models)
         return _hash(_dumps(tree))
 
+    def of_model(self, model: Model) -> str:
+        """Digest of a model."""
+        known = self.find(model)
+        if known is None:
+            known = model_digest(model)
+            self.keep(model, known)
+        return known
+
     def find(self, value: object) -> str | None:
-        """Digest of a dataclass that was met before and still exists."""
+        """Digest of a model or dataclass that was met before and still exists."""
         reference, digest = self._known.get(id(value), (None, None))
         return digest if reference is not None and reference() is value else None
 
     def keep(self, value: object, digest: str) -> None:
-        """Keep the digest of a dataclass as long as it exists."""
+        """Keep the digest of a model or dataclass as long as it exists."""
         with suppress(TypeError):  # Some dataclasses with slots cannot be referred to weakly.
             self._known[id(value)] = (weakref.ref(value), digest)
-
-
-def decode(tree: Tree, tensors: Mapping[str, Tensor], models: Mapping[str, Model]) -> Any:  # noqa: ANN401
-    """Return the value that `encode` encoded; its models are found by their digests.
-
-    Raises:
-        StoreError: A part is unknown, or a model is missing.
-    """
-    return _Decoder(tensors, models).decode(tree)
 
 
 def model_digest(model: Model) -> str:
@@ -106,22 +108,6 @@ def model_digest(model: Model) -> str:
 
     Its name, origin and provenance, its configuration, its tokenizer, and every weight.
     """
-    # The weights of a loaded model do not change, except inside `editing`, which is refused.
-    found = model.digests.get("whole")
-    if found is None:
-        found = model.digests["whole"] = _digest_model(model)
-    return found
-
-
-def tensor_bytes(tensor: Tensor) -> memoryview:
-    """Bytes of a tensor's numbers, in row-major order."""
-    if not tensor.numel():
-        return memoryview(b"")
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
-
-
-def _digest_model(model: Model) -> str:
     total = hashlib.blake2b(digest_size=20)
     backend = getattr(model.tokenizer, "backend_tokenizer", None)
     facts = (
@@ -138,6 +124,14 @@ def _digest_model(model: Model) -> str:
     return total.hexdigest()
 
 
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """Bytes of a tensor's numbers, in row-major order."""
+    if not tensor.numel():
+        return memoryview(b"")
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
+
+
 def _hash(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=20).hexdigest()
 
@@ -148,9 +142,10 @@ def _dumps(tree: Tree) -> bytes:
 
 @dataclass(eq=False)
 class _Encoder:
+    digests: Digests
+    is_key: bool = False
     tensors: dict[str, Tensor] = field(default_factory=dict)
     models: dict[str, Model] = field(default_factory=dict)
-    digests: Digests | None = None
     seen: dict[int, tuple[object, str]] = field(default_factory=dict)
 
     def encode(self, value: object) -> Tree:
@@ -191,7 +186,7 @@ class _Encoder:
     def encode_object(self, value: object) -> Tree:
         """Encode a model, or a dataclass, class or function of this package."""
         if isinstance(value, Model):
-            digest = model_digest(value)
+            digest = self.digests.of_model(value)
             self.models[digest] = value
             return ["model", digest, value.name]
         if isinstance(value, type | FunctionType) and _is_own(value):
@@ -204,10 +199,10 @@ class _Encoder:
         )
 
     def encode_dataclass(self, value: Any) -> Tree:  # noqa: ANN401
-        """Encode a dataclass; as its digest where digests are wanted."""
-        if self.digests and (known := self.digests.find(value)):
+        """Encode a dataclass; in a key, as its digest."""
+        if self.is_key and (known := self.digests.find(value)):
             return ["digest", known]
-        own = value.identity() if self.digests and hasattr(value, "identity") else value
+        own = value.identity() if self.is_key and hasattr(value, "identity") else value
         if own is not value:
             return ["identity", type(value).__qualname__, self.encode(own)]
         parts = [
@@ -216,7 +211,7 @@ class _Encoder:
             if is_saved(item)
         ]
         tree = ["object", type(value).__module__, type(value).__qualname__, *parts]
-        if self.digests is None:
+        if not self.is_key:
             return tree
         digest = _hash(_dumps(tree))
         self.digests.keep(value, digest)
@@ -234,67 +229,5 @@ class _Encoder:
         return found[1]
 
 
-@dataclass(eq=False)
-class _Decoder:
-    tensors: Mapping[str, Tensor]
-    models: Mapping[str, Model]
-
-    def decode(self, tree: Tree) -> Any:  # noqa: ANN401
-        """Decode any value."""
-        if not isinstance(tree, list):
-            return tree
-        kind, *rest = tree
-        if kind not in _KINDS:
-            raise StoreError(f"A stored value has a part of kind {kind!r}: measure it again")
-        return _KINDS[kind](self, *rest)
-
-    def decode_model(self, digest: str, name: str) -> Model:
-        """Find a model."""
-        if digest not in self.models:
-            raise StoreError(f"A stored value refers to {name!r}, which is not loaded: load it")
-        return self.models[digest]
-
-    def decode_object(self, module: str, name: str, *parts: Tree) -> object:
-        """Build a dataclass."""
-        own = _find(module, name)
-        if not (isinstance(own, type) and is_dataclass(own)):
-            raise StoreError(f"A stored value has a {module}.{name}, which is no dataclass")
-        return own(**{field_name: self.decode(part) for field_name, part in parts})
-
-    def decode_partial(self, *parts: Tree) -> Any:  # noqa: ANN401
-        """Build a function with arguments."""
-        function, arguments, keywords = map(self.decode, parts)
-        return partial(function, *arguments, **keywords)
-
-
-_KINDS: dict[str, Any] = {
-    "float": lambda _, text: float(text),
-    "list": lambda own, *parts: [own.decode(part) for part in parts],
-    "tuple": lambda own, *parts: tuple(own.decode(part) for part in parts),
-    "set": lambda own, *parts: frozenset(own.decode(part) for part in parts),
-    "dict": lambda own, *pairs: {own.decode(key): own.decode(part) for key, part in pairs},
-    "tensor": lambda own, number: own.tensors[number],
-    "array": lambda own, number: own.tensors[number].numpy(),
-    "scalar": lambda own, number: own.tensors[number].numpy()[()],
-    "texts": lambda own, kind, shape, *parts: np.array(list(map(own.decode, parts)), kind).reshape(
-        shape
-    ),
-    "path": lambda _, text: Path(text),
-    "partial": _Decoder.decode_partial,
-    "model": _Decoder.decode_model,
-    "name": lambda _, module, name: _find(module, name),
-    "object": _Decoder.decode_object,
-}
-
-
 def _is_own(value: Any) -> bool:  # noqa: ANN401
-    return value.__module__.startswith(_PACKAGE) and "<" not in value.__qualname__
-
-
-def _find(module: str, name: str) -> Any:  # noqa: ANN401
-    if not module.startswith(_PACKAGE):
-        raise StoreError(f"A stored value names {module}.{name}, which is not of this package")
-    found: Any = import_module(module)
-    for part in name.split("."):
-        found = getattr(found, part)
-    return found
+    return value.__module__.startswith(PACKAGE) and "<" not in value.__qualname__

@@ -25,7 +25,8 @@ from probes.errors import FigureError, StoreError
 from probes.files import write_atomic
 from probes.models.model import Model
 from probes.plan import PlannedSettings
-from probes.scale.encoding import Digests, decode, encode
+from probes.scale.decoding import decode
+from probes.scale.encoding import Digests, encode
 from probes.scale.ledger import Ledger, Run, Unit
 
 P = ParamSpec("P")
@@ -129,7 +130,7 @@ class Store:
             raise _Unreadable from error
 
     def _write(self, key: str, about: tuple[str, str], value: object, seconds: float) -> None:
-        encoded, path = encode(value), self.path(key)
+        encoded, path = encode(value, self.digests), self.path(key)
         tensors = {name: tensor.cpu().clone() for name, tensor in encoded.tensors.items()}
         content = save(tensors, {_TREE: json.dumps(encoded.tree, separators=(",", ":"))})
         try:

@@ -6,10 +6,11 @@ from functools import cache
 import pytest
 import torch
 
-from probes.circuits.edges.edge_attribution import edge_attribution
+from probes.circuits.edges.edge_attribution import EAPIG, edge_attribution
+from probes.circuits.edges.path_patching import run_circuits
 from probes.circuits.faithfulness import edge_masks, faithfulness_values
 from probes.circuits.graph import Edge
-from probes.circuits.pruning import minimality, prune_circuit
+from probes.circuits.pruning import PruningRule, minimality, prune_circuit
 from probes.circuits.reference_runs import run_references
 from probes.circuits.task import Task
 from probes.errors import CircuitError
@@ -35,6 +36,36 @@ def faithfulness_of(runs, circuit):
 def test_pruning_finds_the_planted_circuit_edge_for_edge(seed):
     found, runs, scores = planted(seed)
     assert set(prune_circuit(runs, scores, 0.9).edges) == found.truth
+
+
+@pytest.mark.parametrize("build", [induction, and_gate, decoy, or_gate])
+@pytest.mark.parametrize("errors", [0.0, 1.64])
+def test_it_is_found_if_supporting_edges_are_tried_first(build, errors):
+    found = build(0) if build is induction else build()
+    runs = run_references(found.model, found.task)
+    scores = edge_attribution(found.model, found.task, method=EAPIG(steps=1))
+    rule = PruningRule(supporting_first=True, standard_errors=errors)
+    circuit = prune_circuit(runs, scores, 0.9, rule)
+    if build is or_gate:
+        assert set(circuit.edges) < found.truth
+        assert len(circuit) == 3
+    elif build is decoy:
+        assert set(circuit.edges) == set(prune_circuit(runs, scores, 0.9).edges)
+    else:
+        assert set(circuit.edges) == found.truth
+
+
+@pytest.mark.parametrize("supporting_first", [False, True])
+def test_faithfulness_is_above_what_is_kept_by_the_requested_standard_errors(supporting_first):
+    runs, scores = noisy()
+    rule = PruningRule(supporting_first=supporting_first, standard_errors=2.0)
+    circuit = prune_circuit(runs, scores, 0.8, rule)
+    kept = run_circuits(runs, edge_masks(runs, [circuit]))[0] - runs.ablated_logit_diffs
+    gap = runs.clean_logit_diffs - runs.ablated_logit_diffs
+    value = float(kept.mean() / gap.mean())
+    residuals = (kept - value * gap).double().numpy() / float(gap.mean())
+    assert value - 2 * residuals.std(ddof=1) / len(gap) ** 0.5 >= 0.8 - 1e-4
+    assert "2 standard errors" in dict(circuit.protocol)["selection"]
 
 
 def test_pruning_finds_it_even_if_the_scores_are_random():

@@ -36,7 +36,8 @@ def run(*words):
 @pytest.mark.slow
 def test_compare_writes_the_page_and_the_numbers(folder, tmp_path):
     page, numbers = tmp_path / "r.html", tmp_path / "r.json"
-    found = run("compare", folder, folder, "--prompts", 4, "--out", page, "--json", numbers)
+    words = ("--prompts", 4, "--out", page, "--json", numbers, "--device", "cpu")
+    found = run("compare", folder, folder, *words)
     assert found.exit_code == 0, found.output
     assert page.stat().st_size > 1000
     assert numbers.stat().st_size > 1000
@@ -111,6 +112,18 @@ MISTAKES = {
     "trace of no pattern": (("trace", "{model}", "--pattern", "fox"), "'fox' is unknown"),
     "a result that is a folder": (("show", "."), "is a folder: give a .json file"),
     "a page with a long name": (("trace", "{model}", "--out", "x" * 500 + ".html"), "too long"),
+    **{
+        f"{words[0]} on no device": ((*words, "--device", "gpu"), "device 'gpu' cannot be used")
+        for words in (
+            ("compare", "{model}", "{model}"),
+            ("trace", "{model}"),
+            ("claims", "{model}"),
+            ("heatmap", "{model}", "Hello."),
+            ("ask", "{model}", FOX),
+            ("fit", "{model}"),
+            ("curve", "{model}", "{model}"),
+        )
+    },
     "an unknown base": (("claims", "{model}", "--base-model", "bass"), "No model 'bass'"),
 }
 

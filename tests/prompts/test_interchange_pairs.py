@@ -102,6 +102,23 @@ def test_each_label_has_the_number_of_its_mix(case):
             assert found.target_number(index, label) == str(wanted)
 
 
+def test_ten_numbers_leave_all_mixes_of_base_and_source_and_no_copies():
+    """Tokenizers that read digits one by one have ten numbers, and all outcomes are twelve."""
+    narrow = replace(FOX, lexicon=replace(FOX.lexicon, number_range=(0, 9)))
+    found = draw(12, pattern=narrow)
+    assert found.number_labels == MIXES
+    assert found.merged_copies == COPIES
+    for pair in found.same:
+        numbers = dict(pair.clean.outcomes)["number"]
+        assert len(set(numbers)) == len(MIXES)
+        assert {int(number) for number in numbers} <= {0, *range(2, 10)}
+        assert 1 not in (dict(pair.clean.slots)["x"], dict(pair.counterfactual.slots)["x"])
+
+
+def test_all_copies_are_outcomes_where_the_range_has_as_many_numbers(drawn):
+    assert drawn.merged_copies == ()
+
+
 def test_object_outcomes_are_those_of_base_source_and_bystander(case):
     _, _, found = case
     for pair, (here, _, there) in zip(found.other, sides(found), strict=True):
@@ -279,8 +296,8 @@ def test_a_pattern_whose_answer_is_a_copy_is_refused(name):
         (replace(FOX, answers=(("number", "x - y"),)), "then a noun slot"),
         (answered("x - y", "x + y", noun="op"), "then a noun slot"),
         (
-            replace(FOX, lexicon=replace(FOX.lexicon, number_range=(0, 9))),
-            r"no numbers from \(0, 9\)",
+            replace(FOX, lexicon=replace(FOX.lexicon, number_range=(0, 6))),
+            r"no numbers from \(0, 6\)",
         ),
     ],
 )

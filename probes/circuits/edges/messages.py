@@ -63,7 +63,9 @@ class MessageSum:
             own = [n for n, writer in enumerate(writers) if used[n] and self._is_in(writer, group)]
             if not own:
                 continue
-            if len(own) < len(writers):
+            # Of most writers, all are multiplied: a copy of large changes costs more.
+            is_most = group is None and not self.heads_sums and 2 * len(own) > len(writers)
+            if len(own) < len(writers) and not is_most:
                 weights, changes = weights[..., own], changes[:, own]
             values = changes.flatten(2, 3)[:, :, own_tokens]
             added = (weights @ values.flatten(2)).unflatten(-1, values.shape[2:])

@@ -19,6 +19,8 @@ from probes.models.model import Model
 _MAX_FLOATS = 1 << 25
 # Floats of one writer's changes up to which circuits share a pass; beyond, sharing saves nothing.
 _MAX_SHARED_FLOATS = 1 << 18
+# Circuits that share a pass at the least: a pass of one takes what earlier ones have computed.
+_FEWEST_SHARED = 4
 # Edges cut in one call: the masks are small, and neighbors share their unchanged layers.
 _EDGES_PER_PASS = 64
 
@@ -42,7 +44,8 @@ def edge_patching(
     changes = [ablation_change(runs, writer) for writer in range(len(graph.writers))]
     changed = (torch.stack(changes) != 0).any(-1)  # writer prompt position
     if roles:
-        of_role = [(runs.task.role_of == n) for n in range(len(graph.roles))]
+        role_of = runs.task.role_of[:, runs.first_position :]
+        of_role = [role_of == n for n in range(len(graph.roles))]
         changed = torch.stack([(changed & tokens).any(2).any(1) for tokens in of_role], 1)
     else:
         changed = changed.any(2).any(1)[:, None]
@@ -131,7 +134,8 @@ def run_circuits(
     result = torch.empty(len(masks), len(runs.task), device=runs.model.device)
     for ablated in (True, False):
         indices = (from_ablated == ablated).nonzero()[:, 0]
-        for rows in indices.split(shared) if len(indices) else ():
+        together = 1 if ablated and shared < _FEWEST_SHARED else shared
+        for rows in indices.split(together) if len(indices) else ():
             step = max(1, _MAX_FLOATS // (len(rows) * len(runs.graph.writers) * size))
             for start in range(0, len(runs.task), step):
                 prompts = slice(start, min(start + step, len(runs.task)))

@@ -90,15 +90,17 @@ class ReferenceModels:
 
 
 def load_models(
-    full: ModelSpec, others: Sequence[ModelSpec], seed: int
+    full: ModelSpec, others: Sequence[ModelSpec], seed: int, *, device: str = ""
 ) -> tuple[Model, list[Model]]:
     """Load the models, with unique names."""
     if not others:
         name = str(getattr(full, "name", full))
         raise ModelError(f"Only one model was given, {name!r}: name a relative to compare it with")
-    a = load(full)
+    a = load(full, device=device)
     relatives = [
-        random_init(a, seed=seed + _SEED_OFFSET) if other == "random-init" else load(other)
+        random_init(a, seed=seed + _SEED_OFFSET)
+        if other == "random-init"
+        else load(other, device=device)
         for other in others
     ]
     for model in (a, *relatives):
@@ -131,7 +133,7 @@ def load_references(
         *shaped.values(),
         *negative_controls,
     ]
-    every = _deduplicate(list(map(load, given)), [a, *bs])
+    every = _deduplicate([load(one, device=settings.device) for one in given], [a, *bs])
     if seed_model is not None:
         seed_model, *every = every
     return ReferenceModels(

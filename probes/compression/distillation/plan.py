@@ -17,6 +17,7 @@ import probes
 from probes.compression.distillation.targets import DistillationTargets
 from probes.errors import ModelError
 from probes.files import write_atomic
+from probes.models.files.loading import find_device
 
 PLAN_FILE = "plan.json"
 """Name of the fingerprint in a folder of checkpoints."""
@@ -81,15 +82,7 @@ class TrainingConfig:
         Raises:
             ModelError: There is no such device.
         """
-        if not self.device:
-            return torch.get_default_device()
-        try:
-            return torch.empty(0, device=self.device).device
-        except (RuntimeError, AssertionError) as error:
-            raise ModelError(
-                f"The device {self.device!r} cannot be used ({str(error).splitlines()[0]:.80}): "
-                "give one that this computer has, such as 'cpu' or 'cuda'"
-            ) from error
+        return find_device(self.device)
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,6 +41,23 @@ def parse_dtype(name: str) -> torch.dtype:
     return known[name]
 
 
+def find_device(name: str | torch.device | None) -> torch.device:
+    """Device by its name; PyTorch's default device if that is empty.
+
+    Raises:
+        ModelError: There is no such device.
+    """
+    if not name:
+        return torch.get_default_device()
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"The device {str(name)!r} cannot be used ({str(error).splitlines()[0]:.80}): "
+            "give one that this computer has, such as 'cpu' or 'cuda'"
+        ) from error
+
+
 @runtime_checkable
 class HasModel(Protocol):
     """A model in memory that can be built as a `Model`, such as what `quantize` returns."""
@@ -142,12 +159,13 @@ def load_source(
     Raises:
         ModelError: There is no such model, or it cannot be loaded.
     """
+    device = find_device(options.device)  # A wrong one ends before the files are read.
     own_name, place = split_name(source)
     found, origin = find_model(f"{place}@{options.revision}" if options.revision else place)
     dtype, adapter = parse_dtype(options.dtype), options.adapter
     hf_model, tokenizer = load_hf_model(found, dtype, add_bos=options.add_bos, adapter=adapter)
     with model_errors(f"Could not load {found!r}", "Check its files and the device."):
-        hf_model = hf_model.to(options.device or torch.get_default_device())
+        hf_model = hf_model.to(device)
         provenance = source_provenance(found, dtype)
     origin = describe_origin(origin, provenance)
     if adapter is not None:

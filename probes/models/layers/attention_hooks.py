@@ -6,11 +6,18 @@ import torch
 from torch import Tensor
 
 from probes.errors import SiteError
+from probes.models.layers.kv_cache import accept_cache_argument
 
 EDITABLE_CHECK = "edits of {}"
 """Entry of `Model.passed_checks` for a hook whose edits have an effect."""
 
 _PATTERN, _SCORES, _Z = "attn.hook_pattern", "attn.hook_attn_scores", "attn.hook_z"
+
+
+def adapt_attention(bridge: Any, config: Any) -> None:  # noqa: ANN401
+    """Make the attention of a bridge what this kit and this release of transformers need."""
+    split_value_heads(bridge, config)
+    accept_cache_argument(bridge.blocks)
 
 
 def split_value_heads(bridge: Any, config: Any) -> None:  # noqa: ANN401

@@ -1,15 +1,17 @@
 """Key/value caches: the argument's name in each release, and caches replaced block by block."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from probes.errors import ModelError
 
-CACHE_ARGUMENTS = ("cache", "past_key_values", "layer_past")
+_NEW_NAME, _OLD_NAME = "cache", "past_key_values"
+CACHE_ARGUMENTS = (_NEW_NAME, _OLD_NAME, "layer_past")
 
 
 @contextmanager
@@ -32,6 +34,28 @@ def replaced_caches(blocks: Any, caches: Sequence[object]) -> Iterator[list[dict
     finally:
         for handle in handles:
             handle.remove()
+
+
+def accept_cache_argument(blocks: Any) -> None:  # noqa: ANN401
+    """Let attention find the cache that transformers 5.24 and later call `cache`.
+
+    TransformerLens 4.3 looks for it under the earlier names only, and would attend to the new
+    tokens alone.
+    """
+    for block in blocks:
+        attention: Any = getattr(block, "attn", None)
+        update = getattr(attention, "_update_kv_cache", None)
+        known = inspect.signature(block.original_component.forward).parameters
+        if update is not None and _NEW_NAME in known:
+            attention._update_kv_cache = partial(_update_under_new_name, update)
+
+
+def _update_under_new_name(
+    update: Callable[..., tuple[Tensor, Tensor]], keys: Tensor, values: Tensor, **given: object
+) -> tuple[Tensor, Tensor]:
+    if given.get(_OLD_NAME) is None:
+        given[_OLD_NAME] = given.get(_NEW_NAME)
+    return update(keys, values, **given)
 
 
 def _block_arguments(block: Any) -> list[str]:  # noqa: ANN401
