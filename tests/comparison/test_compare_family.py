@@ -18,13 +18,9 @@ from probes.comparison.family_result import FamilyComparison, gather_repeats
 from probes.comparison.heads.head_sets import ModelHeads
 from probes.comparison.heads.profiles import HeadProfiles
 from probes.comparison.heads.result import HeadMatch, MeanPairScore
-from probes.comparison.measurements import (
-    ModelMeasurements,
-    NullDraw,
-    NullGroup,
-    ReferenceModel,
-)
+from probes.comparison.measurements import ModelMeasurements, ReferenceModel
 from probes.comparison.model_facts import ModelFacts, PlotData
+from probes.comparison.nulls import NullDraw, NullGroup
 from probes.comparison.result import Comparison
 from probes.comparison.setup import prompts as sampling
 from probes.comparison.setup.prompts import ComparisonPrompts, PathPrompts
