@@ -1,6 +1,6 @@
 """Coverage of the kit's intervals, and stability of its verdicts on variables.
 
-    python -m benchmarks.interval_coverage [--draws 100] [--relative distilled] [--page FILE]
+    python -m benchmarks.interval_coverage [--draws 100] [--repeats 5] [--page FILE]
 
 Interchange accuracies of two shipped models are measured in many independent draws of prompts,
 held-out words, folds and sites. Every five draws are pooled as `compare` pools them. Printed are
@@ -18,6 +18,9 @@ from pathlib import Path
 import numpy as np
 from torch import set_num_threads
 
+from benchmarks import verdict_calibration
+from benchmarks.verdict_calibration import Table, markdown
+from probes.comparison.variables.donors import find_recipient, find_variable_sites
 from probes.comparison.variables.draws import (
     MeasuredDraw,
     pool_sites,
@@ -27,7 +30,6 @@ from probes.comparison.variables.draws import (
 )
 from probes.comparison.variables.held_out_folds import sample_held_out_folds
 from probes.comparison.variables.result import CrossModelTransfer
-from probes.comparison.variables.stitching import find_recipient, find_variable_sites
 from probes.comparison.variables.transfer import evaluate_donor
 from probes.comparison.variables.verdicts import variable_site, variable_verdict
 from probes.comparison.verdict import Verdict
@@ -41,8 +43,6 @@ _POOLED = 5
 _FIRST_SEED = 50_000
 _BASES, _QUESTIONS = 150, 400
 _SIMULATIONS = 1000
-
-Table = list[list[str]]
 
 
 @dataclass(frozen=True)
@@ -216,13 +216,7 @@ def null_table() -> Table:
     return rows
 
 
-def markdown(columns: Sequence[str], rows: Table) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in (columns, ["---"] * len(columns), *rows)]
-    return "\n".join(lines)
-
-
-def page(setting: Setting, draws: Sequence[Draw]) -> str:
+def page(setting: Setting, draws: Sequence[Draw], repeats: int, *, measure: bool = True) -> str:
     """The page docs/calibration.md."""
     rows, covered = coverage_table(draws)
     # The cells of one draw share its prompts: the mean over cells is one value for each draw.
@@ -237,8 +231,10 @@ def page(setting: Setting, draws: Sequence[Draw]) -> str:
         "\n\n".join(
             [
                 "# Calibration",
-                "How often the intervals contain what they estimate, and how stable the verdicts "
-                f"are. Written by `python -m benchmarks.interval_coverage --draws {len(draws)} "
+                "How often the intervals contain what they estimate, how stable the verdicts are, "
+                "and how many prompts they take. Wrong verdicts: see [method](method.md#verdicts). "
+                f"Written by `python -m benchmarks.interval_coverage --draws {len(draws)} "
+                f"--repeats {repeats}{'' if measure else ' --as-kept'} "
                 "--page docs/calibration.md`.",
                 "## Interchange accuracy, over draws of prompts and words",
                 f"`full` and `{setting.other.name}` on `take-away`, {len(draws)} independent "
@@ -255,6 +251,7 @@ def page(setting: Setting, draws: Sequence[Draw]) -> str:
                     ("variable", "single draws", "five draws", "stability"),
                     stability_table(setting, draws),
                 ),
+                *verdict_calibration.sections(repeats=repeats, measure=measure),
                 "## Means and proportions of few prompts",
                 f"Coverage of the 95 % interval in {_SIMULATIONS} simulated samples, by number of "
                 "prompts. Means: the union of bootstrap-t and Student's t. No interval covers a "
@@ -277,13 +274,16 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=100)
     parser.add_argument("--relative", default="distilled")
     parser.add_argument("--kept", type=Path, help="file of draws; default: one for each relative")
+    parser.add_argument("--repeats", type=int, default=verdict_calibration.REPEATS)
+    parser.add_argument("--as-kept", action="store_true", help="verdicts of earlier runs only")
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     set_num_threads(1)
     kept = options.kept or Path(f"runs/interval_coverage-{options.relative}.pickle")
     kept.parent.mkdir(parents=True, exist_ok=True)
     setting = Setting.of(options.relative)
-    text = page(setting, measure_draws(setting, options.draws, kept))
+    draws = measure_draws(setting, options.draws, kept)
+    text = page(setting, draws, options.repeats, measure=not options.as_kept)
     if options.page:
         options.page.write_text(text, encoding="utf-8")
     else:

@@ -10,12 +10,13 @@ same paths. Negative controls must have no verdict on a mechanism. Fails if any 
 
 import argparse
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import set_num_threads
 
+from benchmarks.judged import JudgedVerdict
 from probes.comparison.paths.measure import (
     measure_null_paths,
     measure_paths,
@@ -119,6 +120,24 @@ def is_wrong(name: str, verdict: Verdict, group: Group) -> bool:
     return name in NEGATIVE and verdict.label not in UNDECIDED
 
 
+def judged_verdicts(group: Group, seeds: int, prompts: int) -> Iterator[JudgedVerdict]:
+    """Judge the verdicts on the paths of each relative, at each seed of the prompts."""
+    for seed in range(seeds):
+        for name, verdicts in verdicts_of(
+            group, ComparisonSettings(prompts=prompts, seed=seed)
+        ).items():
+            for verdict in verdicts:
+                yield JudgedVerdict(
+                    name,
+                    "path",
+                    verdict.subject or verdict.counterpart,
+                    verdict.label,
+                    is_wrong(name, verdict, group),
+                    seed,
+                    known=name in group.equivalent or name in NEGATIVE,
+                )
+
+
 def main() -> None:
     """Repeat the comparison, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -134,7 +153,8 @@ def main() -> None:
         wrong += wrong_here
         print(*rows, sep="\n", flush=True)
     if given.page:
-        given.page.write_text(_INTRO + "\n".join(lines).rstrip() + "\n", encoding="utf-8")
+        intro = _INTRO.format(prompts=" ".join(map(str, given.prompts)))
+        given.page.write_text(intro + "\n".join(lines).rstrip() + "\n", encoding="utf-8")
     raise SystemExit(bool(wrong))
 
 
@@ -143,12 +163,9 @@ def table(seeds: int, prompts: int) -> tuple[list[str], int]:
     labels: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     wrong: dict[str, int] = defaultdict(int)
     for group in groups():
-        for seed in range(seeds):
-            settings = ComparisonSettings(prompts=prompts, seed=seed)
-            for name, verdicts in verdicts_of(group, settings).items():
-                for verdict in verdicts:
-                    labels[name][verdict.subject or verdict.counterpart].append(verdict.label)
-                    wrong[name] += is_wrong(name, verdict, group)
+        for one in judged_verdicts(group, seeds, prompts):
+            labels[one.relative][one.subject].append(one.label)
+            wrong[one.relative] += one.wrong
     rows = [
         f"## {5 * prompts // 2 - prompts // 2} test pairs for each contrast, {seeds} seeds",
         "",
@@ -179,7 +196,8 @@ def table(seeds: int, prompts: int) -> tuple[list[str], int]:
 
 _INTRO = """# Verdicts on role paths at other prompts
 
-`python -m benchmarks.path_verdicts --prompts 32 8 --page docs/path_verdicts.md` writes this page.
+`python -m benchmarks.path_verdicts --prompts {prompts} --page docs/path_verdicts.md` writes
+this page.
 
 The comparison with `full` is repeated with other prompts, words and numbers. Decided: neither
 "cannot tell" nor "behavior absent". Wrong: a relative that is known to have the same paths (a copy

@@ -10,10 +10,12 @@ a label that the mechanism does not allow. Fails if any is.
 
 import argparse
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from torch import set_num_threads
 
+from benchmarks.judged import JudgedVerdict
 from probes.comparison.compare import compare_family
 from probes.comparison.setup.references import ComparisonSettings
 from probes.models.model import Model, random_init
@@ -64,20 +66,14 @@ def relatives(seed: int) -> list[Relative]:
     ]
 
 
-def main() -> None:
-    """Compare, print a row for each relative, and count."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--draws", type=int, default=2)
-    parser.add_argument("--seeds", type=int, default=1)
-    options = parser.parse_args()
-    set_num_threads(1)
-    counts: Counter[str] = Counter()
-    for seed in range(options.seeds):
+def judged_verdicts(seeds: int = 1, draws: int = 2) -> Iterator[JudgedVerdict]:
+    """Compare, and judge the verdicts on variables and role paths of each relative."""
+    for seed in range(seeds):
         tried = relatives(seed)
         full = planted_fox("template", seed=seed).model
         settings = ComparisonSettings(
             prompts=8,
-            draws=options.draws,
+            draws=draws,
             seed=seed,
             nulls=2,
             other_seed=planted_fox("template", seed=seed + 7).model,
@@ -86,21 +82,43 @@ def main() -> None:
         named = [replace(one.model, name=one.name) for one in tried]
         family = compare_family(full, named, fox_pattern(), settings)
         for one in tried:
-            cells = []
             for variable, allowed in one.allowed.items():
                 label = family[one.name].verdict(variable).label
                 wrong = label != "cannot tell" and label not in allowed
-                counts["wrong" if wrong else "open" if label == "cannot tell" else "right"] += 1
-                cells.append(f"{variable} {label}{' (WRONG)' * wrong}")
-            paths = Counter(v.label for v in family[one.name].verdicts if v.kind == "path")
-            if one.allowed is SAME:  # All else would contradict what is the same computation.
-                counts["wrong"] += sum(n for label, n in paths.items() if label not in _SAME_PATH)
-                counts["right"] += paths["kept"]
-            cells.append("paths " + ", ".join(f"{n} {label}" for label, n in paths.items()))
-            print(f"{one.name}: {', '.join(cells)}", flush=True)
-    decided = counts["right"] + counts["wrong"]
-    print(f"{counts.total()} verdicts, {decided} decided, {counts['wrong']} wrong")
-    raise SystemExit(counts["wrong"] > 0)
+                yield JudgedVerdict(one.name, "variable", variable, label, wrong, seed)
+            for verdict in family[one.name].verdicts:
+                if verdict.kind == "path":
+                    # All but these contradicts what is the same computation.
+                    wrong = one.allowed is SAME and verdict.label not in _SAME_PATH
+                    subject, known = verdict.subject or verdict.counterpart, one.allowed is SAME
+                    yield JudgedVerdict(
+                        one.name, "path", subject, verdict.label, wrong, seed, known
+                    )
+
+
+def main() -> None:
+    """Print a row for each relative, and count."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--draws", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=1)
+    options = parser.parse_args()
+    set_num_threads(1)
+    judged = list(judged_verdicts(options.seeds, options.draws))
+    for seed, name in dict.fromkeys((one.seed, one.relative) for one in judged):
+        own = [one for one in judged if (one.seed, one.relative) == (seed, name)]
+        cells = [
+            f"{one.subject} {one.label}{' (WRONG)' * one.wrong}"
+            for one in own
+            if one.kind == "variable"
+        ]
+        paths = Counter(one.label for one in own if one.kind == "path")
+        cells.append("paths " + ", ".join(f"{n} {label}" for label, n in paths.items()))
+        print(f"{name}: {', '.join(cells)}")
+    known = [one for one in judged if one.known]
+    decided = sum(one.label != "cannot tell" for one in known)
+    wrong = sum(one.wrong for one in known)
+    print(f"{len(known)} verdicts, {decided} decided, {wrong} wrong")
+    raise SystemExit(wrong > 0)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 import probes as pb
+from probes.comparison.variables.donors import ModelDonor, find_recipient
 from probes.comparison.variables.held_out_folds import sample_held_out_folds
-from probes.comparison.variables.stitching import ModelDonor, find_recipient
 from probes.comparison.variables.transfer import donor_hits
 from probes.experiments.distilled_circuits.score import ScoreSettings, distilled_circuits_score
 from probes.models.model import Model

@@ -1,6 +1,6 @@
 """Errors of head verdicts on function-preserving rewrites, whose verdicts are known.
 
-    python benchmarks/verdict_errors.py [--seeds 5] [--pairs 16] [--models full distilled]
+    python -m benchmarks.verdict_errors [--seeds 5] [--pairs 16] [--models full distilled]
 
 An equivalent model computes the same function as the model that it was made of, so the true verdict
 of each head is known: the same head elsewhere, two halves, a half, or no head. Rows are rewrites;
@@ -12,12 +12,13 @@ verdict.
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from torch import set_num_threads
 
+from benchmarks.judged import JudgedVerdict
 from probes.comparison.heads.head_sets import ModelHeads, active_heads
 from probes.comparison.heads.measurements import NullModels
 from probes.comparison.heads.profiles import affected_answers, effect_fractions, profile_heads
@@ -124,24 +125,57 @@ def true_verdict(equivalent: EquivalentModel, head: str) -> tuple[str, frozenset
     return ("merged" if len(shared) > 1 else "kept"), counterparts
 
 
-def count_verdicts(equivalent: EquivalentModel, verdicts: tuple[Verdict, ...]) -> Counter[str]:
+def judge_heads(
+    rewrite: str, equivalent: EquivalentModel, verdicts: tuple[Verdict, ...], seed: int
+) -> Iterator[tuple[JudgedVerdict, str]]:
+    """Judge the verdicts on reliable heads, and on heads called new; with the right label."""
+    for verdict in verdicts:
+        if verdict.label == "no reliable effect" or not (verdict.subject or verdict.label == "new"):
+            continue
+        truth, found = ("none", frozenset()), frozenset(verdict.counterpart.split(" + ")) - {""}
+        if verdict.subject:
+            truth = true_verdict(equivalent, verdict.subject)
+        wrong = verdict.label != "cannot tell" and (verdict.label, found) != truth
+        subject = verdict.subject or verdict.counterpart
+        yield JudgedVerdict(rewrite, "head", subject, verdict.label, wrong, seed), truth[0]
+
+
+def count_verdicts(judged: Iterable[tuple[JudgedVerdict, str]]) -> Counter[str]:
     """Counts of right, open and wrong verdicts."""
     count: Counter[str] = Counter()
-    for verdict in verdicts:
-        if not verdict.subject:
-            count["wrong: new"] += verdict.label == "new"
-            continue
-        if verdict.label == "no reliable effect":
-            continue
-        count["heads"] += 1
-        truth = true_verdict(equivalent, verdict.subject)
-        if verdict.label == "cannot tell":
+    for one, truth in judged:
+        count["heads"] += truth != "none"  # Heads that only the equivalent model has do not count.
+        if one.label == "cannot tell":
             count["open"] += 1
-        elif (verdict.label, frozenset(verdict.counterpart.split(" + ")) - {""}) == truth:
-            count["right"] += 1
+        elif one.wrong:
+            count["wrong: new" if truth == "none" else f"wrong: {truth} called {one.label}"] += 1
         else:
-            count[f"wrong: {truth[0]} called {verdict.label}"] += 1
+            count["right"] += 1
     return count
+
+
+Judged = list[tuple[JudgedVerdict, str]]
+
+
+def judged_verdicts(
+    name: str, *, seeds: int = 5, pairs: int = 16, nulls: int = 20, only: Collection[str] = ()
+) -> dict[str, Judged]:
+    """Verdicts on the rewrites of a model, each with the right label, by rewrite."""
+    original = measure_original(name, pairs, 0)
+    found: dict[str, Judged] = {}
+    for seed in range(seeds):
+        for rewrite, make in rewrites(original, seed):
+            if only and rewrite not in only:
+                continue
+            equivalent = make()
+            is_merged = rewrite == "merged heads"
+            # For merged heads the split model is the full one, and this model its relative.
+            full = measure(original, _split(original, seed)) if is_merged else original.heads
+            other = original.heads if is_merged else measure(original, equivalent.model)
+            null = null_models(original, other.model, nulls)
+            verdicts = head_verdicts(full, other, null, seed=seed)
+            found.setdefault(rewrite, []).extend(judge_heads(rewrite, equivalent, verdicts, seed))
+    return found
 
 
 def main() -> None:
@@ -156,21 +190,11 @@ def main() -> None:
     set_num_threads(1)
     total: Counter[str] = Counter()
     for name in args.models:
-        original = measure_original(name, args.pairs, 0)
-        counts: dict[str, Counter[str]] = {}
-        for seed in range(args.seeds):
-            for rewrite, make in rewrites(original, seed):
-                if args.only and rewrite not in args.only:
-                    continue
-                equivalent = make()
-                is_merged = rewrite == "merged heads"
-                # For merged heads the split model is the full one, and this model its relative.
-                full = measure(original, _split(original, seed)) if is_merged else original.heads
-                other = original.heads if is_merged else measure(original, equivalent.model)
-                nulls = null_models(original, other.model, args.nulls)
-                verdicts = head_verdicts(full, other, nulls, seed=seed)
-                counts.setdefault(rewrite, Counter()).update(count_verdicts(equivalent, verdicts))
-        for rewrite, count in counts.items():
+        judged = judged_verdicts(
+            name, seeds=args.seeds, pairs=args.pairs, nulls=args.nulls, only=args.only
+        )
+        for rewrite, found in judged.items():
+            count = count_verdicts(found)
             total.update(count)
             wrong = {key: n for key, n in count.items() if key.startswith("wrong") and n}
             print(

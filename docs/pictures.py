@@ -1,8 +1,8 @@
 """Draw the pictures of the README from real runs.
 
-python docs/pictures.py [comparison.json]
+python docs/pictures.py [runs/pictures.json]
 
-With a comparison that was saved before, nothing is compared anew.
+With the comparison that it saved before, nothing is compared anew.
 """
 
 import sys
@@ -24,6 +24,7 @@ from probes.viz.plots.role_path_map import PathPanel, Word, role_path_drawing
 from probes.viz.reports.path_panels import null_panel, path_panels
 
 FOLDER = Path(__file__).parent
+KEPT = Path("runs") / "pictures.json"
 FOX = "If I have two foxes and I take away one, how many foxes do I have?"
 FULL, RELATIVES = "full", ("int4", "distilled", "scratch")
 NOTES = (
@@ -55,7 +56,8 @@ def main() -> None:
             "take-away",
             ComparisonSettings(draws=1, workers=2),
         )
-        family.save("family.json")
+        KEPT.parent.mkdir(exist_ok=True)
+        family.save(KEPT)
     by_name = dict(zip((full.name, *family.names), models.values(), strict=True))
     words = {name: question_words(model) for name, model in by_name.items()}
     layers = [model.shape.layers for model in models.values()]

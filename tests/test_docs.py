@@ -81,3 +81,19 @@ def test_the_map_in_contributing_names_every_module():
         and f"`{path.stem}`" not in text
     ]
     assert not missing
+
+
+def test_the_readme_says_of_its_picture_what_the_picture_shows():
+    alt = re.search(
+        r'<img src="docs/mechanism.svg" alt="([^"]*)"',
+        (ROOT / "README.md").read_text(encoding="utf-8"),
+    )[1]
+    for name in ("mechanism.svg", "mechanism-narrow.svg"):
+        drawn = (ROOT / "docs" / name).read_text(encoding="utf-8").replace("\xa0", " ")
+        texts = re.findall(r"<text[^>]*>([^<]*)</text>", drawn)
+        for number in re.findall(r"\d+ % right", alt):
+            assert number in texts
+        for model, count in (("Full", "11 role paths"), ("In 4 bits", "has 10 of 10 paths")):
+            assert model in alt and count in texts
+        assert "5 of 11" in alt and sum("5 of 11 paths" in text for text in texts) == 2
+        assert "above 0.2 %" in texts and "0.2 % of the effect" in alt

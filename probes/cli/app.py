@@ -121,8 +121,8 @@ def compare(
         float | None,
         typer.Option(
             help="Exit with code 3 unless each relative is equivalent to the full model within "
-            "this margin, a fraction of prompts; with code 4 if no variable and no head could be "
-            "tested. The report is written first.",
+            "this margin, a fraction of prompts; with code 4 if no path, variable or head could "
+            "be tested. The report is written first.",
             min=0.0,
             max=1.0,
         ),

@@ -12,7 +12,7 @@ from probes.comparison.paths.measure import (
 )
 from probes.comparison.plot_data import measure_plot_data
 from probes.comparison.setup.prompts import ComparisonPrompts, tokenize_contrasts
-from probes.comparison.variables.stitching import (
+from probes.comparison.variables.donors import (
     AnyDonor,
     ModelDonor,
     Recipient,

@@ -20,12 +20,7 @@ from probes.comparison.paths.measure import (
 from probes.comparison.setup.parallel import RunAll
 from probes.comparison.setup.prompts import ComparisonPrompts, tokenize_contrasts
 from probes.comparison.setup.references import ComparisonSettings
-from probes.comparison.variables.stitching import (
-    ModelDonor,
-    Recipient,
-    TokenizedTexts,
-    tokenize_texts,
-)
+from probes.comparison.variables.donors import ModelDonor, Recipient, TokenizedTexts, tokenize_texts
 from probes.comparison.variables.transfer import Hits, donor_hits
 from probes.interventions.attribution_patching import ExactCells
 from probes.models.model import Model, random_init

@@ -8,6 +8,7 @@ from probes.comparison.measurements import ModelMeasurements, ReferenceModel
 from probes.comparison.nulls import NullDraw, architecture_key
 from probes.comparison.paths.measure import PathMeasurements
 from probes.comparison.setup.prompts import ComparisonPrompts
+from probes.comparison.variables.donors import AnyDonor, ModelDonor, Recipient, find_recipient
 from probes.comparison.variables.draws import (
     MeasuredDraw,
     pool_sites,
@@ -17,7 +18,6 @@ from probes.comparison.variables.draws import (
 )
 from probes.comparison.variables.held_out_folds import HeldOutFolds
 from probes.comparison.variables.result import CrossModelTransfer, VariableDraw
-from probes.comparison.variables.stitching import AnyDonor, ModelDonor, Recipient, find_recipient
 from probes.comparison.variables.transfer import Hits, TransferBaselines, evaluate_donor
 from probes.comparison.variables.verdicts import (
     VariableSite,

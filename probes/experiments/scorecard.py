@@ -20,16 +20,16 @@ from probes.circuits.faithfulness import faithfulness
 from probes.circuits.pruning import prune_circuit
 from probes.circuits.reference_runs import run_references
 from probes.circuits.task import Task, TaskSettings, sample_tasks
-from probes.comparison.variables.held_out_folds import (
-    HeldOutFolds,
-    distinct_tokenizers,
-    sample_held_out_folds,
-)
-from probes.comparison.variables.stitching import (
+from probes.comparison.variables.donors import (
     ModelDonor,
     Recipient,
     find_recipient,
     find_variable_sites,
+)
+from probes.comparison.variables.held_out_folds import (
+    HeldOutFolds,
+    distinct_tokenizers,
+    sample_held_out_folds,
 )
 from probes.comparison.variables.transfer import donor_hits
 from probes.errors import ModelError

@@ -3,9 +3,10 @@
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
 
 from probes.errors import StoreError
 
@@ -75,7 +76,8 @@ class Ledger:
     """The table of finished units and of runs, shared by all processes that use a folder."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self._lock = path, RLock()
+        self._base: sqlite3.Connection | None = None
         with self._open() as base:
             version = base.execute("PRAGMA user_version").fetchone()[0]
             if version not in (0, _SCHEMA):
@@ -159,13 +161,26 @@ class Ledger:
         # SQLite has no booleans.
         return [Unit(*row[:-1], reused=None if row[-1] is None else bool(row[-1])) for row in rows]
 
+    def close(self) -> None:
+        """Close the file; it is opened again when it is needed."""
+        with self._lock:
+            base, self._base = self._base, None
+            if base is not None:
+                base.close()
+
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """Open the file and commit; threads and processes each have a connection of their own."""
+        """Give the connection, which threads share in turn, and commit."""
         try:
-            with closing(sqlite3.connect(self.path, timeout=_SECONDS)) as base, base:
-                base.execute("PRAGMA synchronous=NORMAL")
-                yield base
+            # Opened once: closing the last connection writes the log back to the disk.
+            with self._lock:
+                if self._base is None:
+                    self._base = sqlite3.connect(
+                        self.path, timeout=_SECONDS, check_same_thread=False
+                    )
+                    self._base.execute("PRAGMA synchronous=NORMAL")
+                with self._base:
+                    yield self._base
         except sqlite3.Error as error:
             raise StoreError(
                 f"The ledger {str(self.path)!r} cannot be used ({error}): free the disk, move the "

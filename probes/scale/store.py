@@ -7,14 +7,17 @@ written whole, then noted in the ledger; what is not in the ledger was not measu
 
 import hashlib
 import json
+import os
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
+from threading import RLock
 from typing import Any, ParamSpec, TypeVar
 
 from filelock import FileLock, Timeout
@@ -33,7 +36,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _LIBRARIES = ("torch", "transformers", "transformer-lens", "numpy", "scipy")
-_TREE = "tree"
+_TREE, _LEDGER = "tree", "ledger.sqlite"
 
 
 class Store:
@@ -49,26 +52,41 @@ class Store:
 
     def __init__(self, folder: str | Path, command: str = "") -> None:
         self.folder, self.command = Path(folder), command
-        try:
-            for part in ("units", "locks"):
-                (self.folder / part).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(
-                f"There can be no store in {str(folder)!r} ({error.strerror}): give another folder "
-                "with --run, or --no-store"
-            ) from error
-        self.ledger, self.digests, self._run = Ledger(self.folder / "ledger.sqlite"), Digests(), 0
         self.reused = self.measured = 0  # Units since the store was opened.
+        self.digests, self._run, self._is_open, self._guard = Digests(), 0, False, RLock()
+        ancestor = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
+            reason = "is no folder" if not ancestor.is_dir() else "cannot be written"
+            raise StoreError(
+                f"There can be no store in {str(folder)!r} ({str(ancestor)!r} {reason}): give "
+                "another folder with --run, or --no-store"
+            )
+        if self.exists:
+            self.ledger.close()  # Another schema, or no ledger at all, ends before the work begins.
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything was kept; until then no file is made."""
+        return (self.folder / _LEDGER).is_file()
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Its ledger, which is made if there is none."""
+        try:
+            (self.folder / "units").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._cannot_keep(error) from error
+        return Ledger(self.folder / _LEDGER)
 
     @contextmanager
     def running(self) -> Iterator["Store"]:
         """Note the units that are used inside as those of one run; outer runs go on."""
-        if self._run:
+        if self._is_open:
             yield self
             return
-        self._run, state = self.ledger.begin(self.command), "failed"
+        self._is_open, state = True, "failed"
         try:
-            with self._lock(f"run-{self._run}"):  # A killed run does not hold it.
+            with ExitStack() as self._run_lock:
                 yield self
             state = "done"
         except KeyboardInterrupt:
@@ -76,8 +94,10 @@ class Store:
             raise
         finally:
             with suppress(StoreError):  # A full disk must not hide the error that is on its way.
-                self.ledger.end(self._run, state)
-            self._run = 0
+                if self._run:
+                    self.ledger.end(self._run, state)
+                    self.ledger.close()
+            self._run, self._is_open = 0, False
 
     def remember(
         self, label: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
@@ -88,9 +108,8 @@ class Store:
             StoreError: Arguments or result have no plain form, or a file cannot be written.
         """
         key = self.key(function, args, kwargs)
-        # The lock ends with its process, so that a killed one holds up nobody.
-        with self._lock(key):
-            found = self.ledger.find(key)
+        with self._locked(key):
+            found = self.ledger.find(key) if self.exists else None
             if found is not None:
                 with suppress(_Unreadable):
                     value = self._read(found)
@@ -99,20 +118,33 @@ class Store:
             began = time.perf_counter()
             value = function(*args, **kwargs)
             self._write(key, (label, _subject(args)), value, time.perf_counter() - began)
-        self._note(key, reused=False)
+            self._note(key, reused=False)
         return value
 
     def key(self, function: Callable, args: tuple, kwargs: dict[str, Any]) -> str:
         """Key of a unit."""
         return self.digests.of((versions(), function, args, sorted(kwargs.items())))
 
-    def _lock(self, name: str, seconds: float = -1.0) -> FileLock:
-        return FileLock(self.folder / "locks" / name, seconds, thread_local=False)
+    @contextmanager
+    def _locked(self, name: str, seconds: float = -1.0) -> Iterator[None]:
+        """Hold a lock that ends with its process, so that a killed one holds up nobody."""
+        user = os.getuid() if hasattr(os, "getuid") else 0
+        place = hashlib.blake2b(str(self.folder.resolve()).encode(), digest_size=10).hexdigest()
+        folder = Path(tempfile.gettempdir()) / f"probes-locks-{user}" / place
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / name, seconds, thread_local=False):
+            yield
+            # Whoever waits for this file finds the unit in the ledger afterwards.
+            (folder / name).unlink(missing_ok=True)
 
     def _note(self, key: str, *, reused: bool) -> None:
-        self.reused, self.measured = self.reused + reused, self.measured + (not reused)
-        if self._run:
-            self.ledger.use(self._run, key, reused=reused)
+        with self._guard:  # Threads of one run begin it once.
+            self.reused, self.measured = self.reused + reused, self.measured + (not reused)
+            if self._is_open and not self._run:
+                self._run = self.ledger.begin(self.command)
+                self._run_lock.enter_context(self._locked(f"run-{self._run}"))
+            if self._run:
+                self.ledger.use(self._run, key, reused=reused)
 
     def path(self, key: str) -> Path:
         """File of a unit."""
@@ -131,18 +163,22 @@ class Store:
 
     def _write(self, key: str, about: tuple[str, str], value: object, seconds: float) -> None:
         encoded, path = encode(value, self.digests), self.path(key)
+        ledger = self.ledger
         tensors = {name: tensor.cpu().clone() for name, tensor in encoded.tensors.items()}
         content = save(tensors, {_TREE: json.dumps(encoded.tree, separators=(",", ":"))})
         try:
             path.parent.mkdir(exist_ok=True)
             write_atomic(path, content)
         except (OSError, FigureError) as error:
-            raise StoreError(
-                f"What was measured cannot be kept in {str(self.folder)!r} ({error}): free the "
-                "disk and run the same command again, or use --no-store"
-            ) from error
+            raise self._cannot_keep(error) from error
         digest = hashlib.sha256(content).hexdigest()
-        self.ledger.add(Unit(key, *about, digest, len(content), seconds, time.time()))
+        ledger.add(Unit(key, *about, digest, len(content), seconds, time.time()))
+
+    def _cannot_keep(self, error: Exception) -> StoreError:
+        return StoreError(
+            f"What was measured cannot be kept in {str(self.folder)!r} ({error}): free the disk "
+            "and run the same command again, or use --no-store"
+        )
 
     def runs(self) -> list[Run]:
         """Runs, the latest first; those that were killed are "killed"."""
@@ -156,7 +192,7 @@ class Store:
 
     def _is_held(self, name: str) -> bool:
         try:
-            with self._lock(name, 0.0):
+            with self._locked(name, 0.0):
                 return False
         except Timeout:
             return True
@@ -170,7 +206,6 @@ class Store:
         self.ledger.remove([unit.key for unit in units])
         for unit in units:
             self.path(unit.key).unlink(missing_ok=True)
-            (self.folder / "locks" / unit.key).unlink(missing_ok=True)
 
     def strays(self) -> list[Path]:
         """Files of units that the ledger does not know: those of killed writers."""

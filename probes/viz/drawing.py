@@ -13,6 +13,7 @@ from probes.viz.colors import apply_colormap, to_hex
 from probes.viz.html_text import escape, show_invisible
 
 _MARGIN = 14
+_FITTING_WIDTH = 520.0  # Wider drawings would be too small to read in a narrow window.
 WIDTH = 900.0
 """Preferred width of a drawing in pixels."""
 
@@ -27,6 +28,7 @@ PALETTE = (
 )  # fmt: skip
 _DRAWING_STYLE = (
     ".pv.pv .pv-sheet{display:block;max-width:none;overflow:visible}"
+    ".pv.pv .pv-sheet.pv-fit{max-width:100%;height:auto}"
     ".pv.pv .pv-sheet path~text{pointer-events:none}"
     ".pv.pv .pv-cloud g>*{fill-opacity:.85}"
     ".pv.pv .pv-cloud g:hover>*{stroke:var(--ink);stroke-width:3px;fill-opacity:1}"
@@ -146,6 +148,7 @@ def scrollable_svg(drawing: Drawing, css_class: str) -> str:
     """SVG that scrolls where it is too wide."""
     name = escape(drawing.name)
     size = f'width="{drawing.width:.0f}" height="{drawing.height:.0f}"'
+    css_class += " pv-fit" * (drawing.width <= _FITTING_WIDTH)
     return (
         f'<style>{_DRAWING_STYLE}</style><div class="pv-scroll" tabindex="0" role="group" '
         f'aria-label="{name}">'

@@ -1,12 +1,15 @@
 """Comparison of a model with its relatives: verdicts, numbers, explanations and equivalence."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
+import typer
 
+from probes.cli.common import require_equivalence
 from probes.comparison import compare as relatives
 from probes.comparison import nulls
 from probes.comparison.compare import compare, compare_family
@@ -15,13 +18,9 @@ from probes.comparison.family_result import FamilyComparison, gather_repeats
 from probes.comparison.heads.head_sets import ModelHeads
 from probes.comparison.heads.profiles import HeadProfiles
 from probes.comparison.heads.result import HeadMatch, MeanPairScore
-from probes.comparison.measurements import (
-    ModelMeasurements,
-    NullDraw,
-    NullGroup,
-    ReferenceModel,
-)
+from probes.comparison.measurements import ModelMeasurements, ReferenceModel
 from probes.comparison.model_facts import ModelFacts, PlotData
+from probes.comparison.nulls import NullDraw, NullGroup
 from probes.comparison.result import Comparison
 from probes.comparison.setup import prompts as sampling
 from probes.comparison.setup.prompts import ComparisonPrompts, PathPrompts
@@ -338,6 +337,22 @@ def test_a_comparison_that_tested_no_mechanism_cannot_pass(verdicts):
     assert not check.mechanism_tested
     assert "accuracy of number" in check.passed
     assert "not tested: " in " ".join(check.lines())
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "code"),
+    [
+        ((head("L0.H0"),), None),
+        ((head("L0.H0", "lost", "", equal=None),), 3),
+        ((head("L0.H0", "no reliable effect", "", equal=None),), 4),
+        ((), 4),
+    ],
+)
+def test_the_exit_code_tells_a_difference_from_a_mechanism_that_was_not_tested(verdicts, code):
+    found = made(verdicts=verdicts, transfers_to_other=(), transfer_skip_reason="pairs of your own")
+    with pytest.raises(typer.Exit) if code else nullcontext() as stopped:
+        require_equivalence(found, 0.1)
+    assert not code or stopped.value.exit_code == code
 
 
 def test_what_was_tested_and_what_was_not_is_listed():

@@ -8,14 +8,12 @@ import pytest
 import torch
 
 from probes.comparison.variables.control_donors import label_donor, shuffled_donor
+from probes.comparison.variables.donors import Donor, ModelDonor, find_recipient
 from probes.comparison.variables.held_out_folds import sample_held_out_folds
 from probes.comparison.variables.linear_maps import MapKind, fit_map
 from probes.comparison.variables.stitching import (
-    Donor,
-    ModelDonor,
     embedding_sites,
     find_donor_sites,
-    find_recipient,
     self_sites,
     stitched_hits,
 )
@@ -274,7 +272,8 @@ def test_training_states_are_shuffled_within_a_template_and_reproducibly():
 
 
 def test_the_order_of_training_states_decides_which_rows_are_paired():
-    donor_in_order = replace(donor("rotated"), train_order=torch.arange(PROMPTS))
+    states = (donor("rotated").train_states, donor("rotated").source_states)
+    donor_in_order = Donor("rotated", *states, torch.arange(PROMPTS))
     at = donor_sites("rotated", OPERATION)
     hits = (
         stitched_hits(recipient(), one, OPERATION, at) for one in (donor("rotated"), donor_in_order)

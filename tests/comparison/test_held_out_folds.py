@@ -7,9 +7,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from probes.comparison.variables import stitching
+from probes.comparison.variables import donors
+from probes.comparison.variables.donors import find_variable_sites
 from probes.comparison.variables.held_out_folds import HeldOutFolds, sample_held_out_folds
-from probes.comparison.variables.stitching import find_variable_sites
 from probes.errors import PatternError
 from probes.interventions.confounds import verb_groups
 from probes.interventions.site_search import search_words
@@ -190,7 +190,7 @@ def test_no_test_pair_is_used_for_finding_sites(monkeypatch, seed):
         searched.append(pairs)
         return [Site(1, "resid", "op")] * len(variables)
 
-    monkeypatch.setattr(stitching, "find_sites", spy)
+    monkeypatch.setattr(donors, "find_sites", spy)
     assert set(find_variable_sites(planted_fox("template").model, drawn, seed=seed)) == set(
         drawn.variables
     )

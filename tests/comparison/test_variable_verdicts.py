@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from probes.comparison.variables.donors import find_recipient
 from probes.comparison.variables.draws import (
     MeasuredDraw,
     pool_sites,
@@ -13,7 +14,6 @@ from probes.comparison.variables.draws import (
 )
 from probes.comparison.variables.held_out_folds import sample_held_out_folds
 from probes.comparison.variables.result import CrossModelTransfer
-from probes.comparison.variables.stitching import find_recipient
 from probes.comparison.variables.verdicts import (
     VariableSite,
     absent_variable_verdict,

@@ -16,6 +16,8 @@ from probes.models.site import Site
 from probes.prompts.catalog import pattern
 from probes.prompts.english.match import match_text
 
+pytestmark = pytest.mark.slow
+
 FOX = "If I have two foxes and I take away one, how many foxes do I have?"
 SMALL = ExplainSettings(prompts=8, nulls=1)
 

@@ -238,6 +238,21 @@ def test_each_way_to_grow_is_compared_with_training_alone_seed_by_seed():
     assert once.loc["identity blocks", "minus not grown"] == "0.20"
 
 
+def test_ways_without_a_measure_are_left_out_and_without_a_control_have_no_difference():
+    faithful = {"circuit_faithfulness": -0.1, "circuit_faithfulness_low": -0.2}
+    faithful |= {"circuit_faithfulness_high": 0.0}
+    rows = [
+        grown_row("stack:distilled", 81.0, 0.5, **faithful),
+        grown_row("wider:distilled", 81.0, 0.5, circuit_faithfulness=float("nan")),
+        grown_row("distilled", 81.0, 0.5, circuit_faithfulness=""),
+    ]
+    table = growth_table(rows, "circuit_faithfulness", bounds=(-1, 1))
+    assert table.to_dict("records") == [
+        {"way": "stacked", "models": 1, "by seed": "-0.10", "mean": "-0.10 [-0.20, 0.00]"}
+        | {"minus not grown": ""}
+    ]
+
+
 def test_every_way_to_grow_has_three_seeds_and_a_control_of_each():
     ways = {start: {e.seed for e in GROWN_RECIPES if e.start == start} for start in WAYS}
     assert set(map(frozenset, ways.values())) == {frozenset({81, 82, 83})}

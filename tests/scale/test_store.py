@@ -78,6 +78,13 @@ def test_a_broken_file_is_found_and_measured_again(tmp_path, calls, harm):
     assert not store.broken()
 
 
+def test_an_error_before_anything_is_finished_leaves_no_file(tmp_path, calls):
+    _, measure = calls
+    with pytest.raises(TypeError), Store(tmp_path / "runs").running() as store:
+        store.remember("mean", measure, "words", seed=2)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_error_keeps_nothing_and_the_run_is_failed(tmp_path, calls):
     _, measure = calls
     store = Store(tmp_path, "probes compare a b")
@@ -196,7 +203,7 @@ def test_a_folder_that_cannot_be_a_store_is_one_line(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(StoreError, match=r"There can be no store in .*give another folder"):
         Store(tmp_path / "file")
-    Store(tmp_path / "newer")
+    Store(tmp_path / "newer").remember("mean", bootstrap_mean, SAMPLE, seed=1)
     with sqlite3.connect(tmp_path / "newer" / "ledger.sqlite") as base:
         base.execute("PRAGMA user_version=99")
     with pytest.raises(StoreError, match="has schema 99, and this version reads 1"):

@@ -129,7 +129,10 @@ def whole_page():
         Table(["head", "score", "why"], [["L0.H1", "0.71", reason]], caption="Scores"),
         Table(["head", "why"], [["L0.H1", reason]], caption="Folded", folded=True),
         IntervalPlot(
-            [Interval("full", 0.9, 0.8, 0.95, chance=(0.1, 0.2), null=(0.3,), upper_reference=1.0)]
+            [
+                Interval("full", 0.9, 0.8, 0.95, chance=(0.1, 0.2), null=(0.3,)),
+                Interval("copying-for-long (negative control)", 0.9, 0.8, 1.0, upper_reference=1.0),
+            ]
         ),
         Matrix(np.eye(3) - 0.5, list("abc"), ["xyg", "query", "jpq"], caption="Effects"),
         grid(),
@@ -149,6 +152,8 @@ def test_axe_finds_nothing_serious_in_a_whole_page(visit, violations, scheme):
 def test_long_texts_keep_their_width_and_headers_their_descenders(visit):
     tab = visit(whole_page(), 390)
     assert tab.locator(".pv-rows td.pv-long").first.bounding_box()["width"] >= 180
+    labels = tab.locator(".pv-line th[scope=row]")
+    assert all(labels.nth(n).bounding_box()["width"] >= 80 for n in range(2))
     heads = tab.locator(".pv-wide th[scope=col] span")
     sizes = heads.evaluate_all("all => all.map(x => [x.scrollHeight, x.clientHeight])")
     assert all(inner <= outer for inner, outer in sizes)

@@ -28,6 +28,7 @@ from probes.viz.drawing import DARK_COLORS, LIGHT_COLORS
 from probes.viz.embedding_data import encode_array, encode_png
 from probes.viz.html_text import axis_label, escape, json_attribute, show_invisible
 from probes.viz.picture import html_fragment
+from probes.viz.plots.attention.heatmap import _pairs_by_attention, _sharpest_head
 from probes.viz.plots.heat_table import HeatTableStyle, format_short
 
 NASTY = (
@@ -545,3 +546,24 @@ def test_viz_imports_without_torch():
 
 def test_pictures_are_compared_by_identity():
     assert Picture("a", "b") != Picture("a", "b")
+
+
+def sharp(at, layers=2, size=4):
+    """Uniform heads, but one whose queries attend to the token before them."""
+    weights = np.tril(np.ones((layers, 2, size, size)))
+    weights[at] = 0.01
+    weights[at][np.arange(1, size), np.arange(size - 1)] = 1.0
+    weights = np.tril(weights)
+    weights /= weights.sum(-1, keepdims=True)
+    return AttentionMaps("m", weights, tuple("abcd"), tuple("abcd"))
+
+
+def test_a_heatmap_opens_on_the_head_that_attends_most_to_one_token():
+    assert _sharpest_head(sharp((1, 0)), None) == (1, 0)
+    assert _sharpest_head(sharp((0, 1)), [((0, 1), (0, 0))]) == (0, 1)
+
+
+def test_heads_of_models_of_another_depth_are_paired_by_their_attention():
+    assert _pairs_by_attention(sharp((1, 0)), sharp((0, 1))) is None
+    pairs = dict(_pairs_by_attention(sharp((1, 0)), sharp((0, 1), layers=1)))
+    assert pairs[1, 0] == (0, 1) and len(pairs) == 2

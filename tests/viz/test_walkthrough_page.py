@@ -109,8 +109,14 @@ def test_each_exchange_has_its_number_its_control_and_its_null():
 
 def test_a_place_that_no_state_holds_is_said_to_be_none():
     body = walkthrough_page(walk()).body
-    assert "The numbers and the verb meet at “do I have?” behind layer 1 of 4" in body
-    assert "No single state apart from the words themselves holds" in body
+    assert "The first number and the second number meet at “do I have?” behind layer 1 of 4" in body
+    assert "No single state apart from the words themselves holds the first number and" in body
+
+
+def test_a_single_part_has_nothing_to_meet():
+    one = model_walk("full", 4)
+    body = walkthrough_page(walk(models=(replace(one, words=one.words[:1], meeting=()),))).body
+    assert "meet" not in body
 
 
 def test_what_another_seed_lacks_is_not_called_lost_in_the_relative():
@@ -130,7 +136,7 @@ def test_a_question_without_a_noun_and_a_relative_left_out():
     one = replace(model_walk("full", 4, "1"), noun=None)
     made = walk(models=(one,), answers=(("number", "1"),), paths=(), path_labels={}, skipped="why")
     body = walkthrough_page(made).body
-    assert "The noun goes another way" not in body and "why" in body
+    assert "Which way the noun goes" not in body and "why" in body
 
 
 def test_hostile_texts_stay_texts():

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch.nn.functional import one_hot
 
+from probes.comparison.variables.donors import AnyDonor, Donor
 from probes.comparison.variables.held_out_folds import HeldOutFolds
-from probes.comparison.variables.stitching import AnyDonor, Donor
 from probes.observe.activations import Activations
 
 

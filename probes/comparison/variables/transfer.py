@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from probes.comparison.variables.control_donors import label_donor, shuffled_donor
+from probes.comparison.variables.donors import AnyDonor, ModelDonor, Recipient, find_recipient
 from probes.comparison.variables.held_out_folds import distinct_tokenizers, sample_held_out_folds
 from probes.comparison.variables.linear_maps import MAP_KINDS, MapKind
 from probes.comparison.variables.result import (
@@ -20,13 +21,9 @@ from probes.comparison.variables.result import (
     CrossModelTransfer,
 )
 from probes.comparison.variables.stitching import (
-    AnyDonor,
     DonorSites,
-    ModelDonor,
-    Recipient,
     embedding_sites,
     find_donor_sites,
-    find_recipient,
     self_sites,
     stitched_hits,
 )

@@ -24,8 +24,8 @@ A variable is never lost while the gate is open, because the answer depends on i
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from probes.comparison.variables.donors import Recipient
 from probes.comparison.variables.result import EMBEDDING_CONTROL, CrossModelTransfer
-from probes.comparison.variables.stitching import Recipient
 from probes.comparison.verdict import NON_INFERIORITY, REFERENCE_SITE, Verdict, VerdictLabel
 from probes.interventions.interchange import interchange_intervention
 from probes.interventions.site_search import takes_only

@@ -11,6 +11,7 @@ from probes.comparison.paths.measure import (
 )
 from probes.comparison.paths.verdicts import path_effects, path_verdicts
 from probes.comparison.setup.prompts import PathPrompts
+from probes.comparison.verdict import VerdictLabel
 from probes.comparison.walkthrough.prompts import (
     BOTH,
     WalkthroughPrompts,
@@ -148,7 +149,7 @@ class _PathModels:
 
 def _role_paths(
     models: _PathModels, prompts: WalkthroughPrompts, gates: tuple[Gate, ...], seed: int
-) -> tuple[tuple[PathEffect, ...], dict[str, str]]:
+) -> tuple[tuple[PathEffect, ...], dict[str, VerdictLabel]]:
     """Role paths of the model and of its relative, with the verdicts on those in the relative."""
     test = {name: pairs for name, pairs in prompts.others.test.items() if name != BOTH}
     pairs = PathPrompts(prompts.others.search, test)

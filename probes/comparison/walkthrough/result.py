@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from probes.comparison.paths.result import PathEffect
+from probes.comparison.verdict import VerdictLabel
 from probes.observe.result import Gate
 from probes.result import Result
 from probes.stats.intervals import Estimate
@@ -150,7 +151,7 @@ class Walkthrough(Result):
     roles: tuple[str, ...]
     models: tuple[ModelWalk, ...]
     paths: tuple[PathEffect, ...]
-    path_labels: Mapping[str, str]
+    path_labels: Mapping[str, VerdictLabel]
     other_seed: str
     skipped: str
     prompts: int

@@ -12,8 +12,7 @@ from probes.comparison.representations.compare import (
     representation_similarity,
 )
 from probes.comparison.representations.weights import weight_similarity
-from probes.comparison.variables.held_out_folds import HeldOutFolds, sample_held_out_folds
-from probes.comparison.variables.stitching import (
+from probes.comparison.variables.donors import (
     AnyDonor,
     ModelDonor,
     Recipient,
@@ -21,6 +20,7 @@ from probes.comparison.variables.stitching import (
     find_recipient,
     tokenize_texts,
 )
+from probes.comparison.variables.held_out_folds import HeldOutFolds, sample_held_out_folds
 from probes.comparison.variables.transfer import donor_hits
 from probes.experiments.family.accuracy import all_axis_questions
 from probes.files import TableRow

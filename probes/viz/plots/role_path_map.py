@@ -114,7 +114,9 @@ def role_path_drawing(
         y = top + (at // columns) * tall
         parts += [*_heading(panel, left, y), *_words_and_paths(panel, left, y + head)]
     y = top + -(-len(panels) // columns) * tall + 8
-    marks = [mark for mark in _MEANINGS if any(p.mark == mark for one in panels for p in one.paths)]
+    marks: list[Mark] = [
+        mark for mark in _MEANINGS if any(p.mark == mark for one in panels for p in one.paths)
+    ]
     legend, y = _legend(marks, y, width)
     parts += legend
     for line in lines:

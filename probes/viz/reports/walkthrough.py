@@ -20,9 +20,10 @@ from probes.viz.plots.walkthrough_scene import (
 )
 from probes.viz.registry import report
 from probes.viz.reports.walkthrough_paths import path_part
-from probes.viz.reports.walkthrough_texts import Texts, percent
+from probes.viz.reports.walkthrough_texts import STRONG, Texts, percent
 
 _MIN_LOOK = 0.3
+_MEETING = "Where the parts of the number meet"
 _ORDER = ("x", "y", "operation", "x and y", "thing")
 
 
@@ -75,7 +76,7 @@ def _steps(walk: Walkthrough) -> list[Step]:
             texts.how_to_read(),
         ),
         Step(
-            "Change a word, and the answer follows",
+            "Does the answer follow a changed word?",
             "A word of the question is exchanged. Click one to see what the model says then.",
             [
                 Part(one.model, "", _scene(walk, one, rings=_rings(one.words)), one.words)
@@ -92,7 +93,7 @@ def _steps(walk: Walkthrough) -> list[Step]:
         ),
         Step("Which words pass it on", texts.passing(), [], path_part(walk)),
         Step(
-            "Where the numbers and the verb meet",
+            _MEETING,
             texts.meeting_lead(),
             [
                 Part(
@@ -112,10 +113,12 @@ def _steps(walk: Walkthrough) -> list[Step]:
             _legend(walk),
         ),
     ]
+    if len(texts.parts(walk.models[0])) < 2:  # A single part has nothing to meet.
+        steps = [step for step in steps if step.heading != _MEETING]
     if len(walk.answers) > 1:
         steps.append(
             Step(
-                "The noun goes another way",
+                "Which way the noun goes",
                 texts.noun_lead(),
                 [_noun_part(walk, one, texts) for one in walk.models],
                 _legend(walk),
@@ -126,7 +129,7 @@ def _steps(walk: Walkthrough) -> list[Step]:
 
 def _fetch_part(walk: Walkthrough, one: ModelWalk, texts: Texts) -> Part:
     found = [fetch for fetch in one.fetch if not fetch.is_object]
-    lines = [_line(fetch.look) for fetch in found]
+    lines = [_line(fetch.look) for fetch in found if fetch.rate >= STRONG]
     swaps = [swap for fetch in found for swap in fetch.swaps]
     scene = _scene(walk, one, states=True, lines=lines, rings=_rings(one.meeting))
     return Part(one.model, texts.fetching(one), scene, swaps)
@@ -139,7 +142,7 @@ def _noun_part(walk: Walkthrough, one: ModelWalk, texts: Texts) -> Part:
         walk,
         one,
         states=True,
-        lines=[_line(fetch.look) for fetch in found],
+        lines=[_line(fetch.look) for fetch in found if fetch.rate >= STRONG],
         rings=_rings([one.noun] if one.noun else ()),
     )
     return Part(one.model, texts.noun(one), scene, swaps)

@@ -55,7 +55,7 @@ def _panel(walk: Walkthrough, one: ModelWalk, at: int, shown: list[PathEffect]) 
 
 def _verdict(walk: Walkthrough, effect: PathEffect) -> TableCell:
     label = walk.path_labels[effect.subject]
-    return TableCell(label, TONES.get(label))
+    return TableCell(label, TONES[label])
 
 
 def _null(effect: PathEffect) -> float:

@@ -7,8 +7,10 @@ from probes.comparison.paths.result import PathEffect
 from probes.comparison.walkthrough.result import Fetch, Look, ModelWalk, Swap, Walkthrough
 from probes.stats.intervals import Estimate
 from probes.viz.html_text import escape
+from probes.viz.plots.walkthrough_scene import LABELS
 
-_STRONG = 0.5
+STRONG = 0.5
+"""Rate from which a head is said to bring an answer."""
 
 
 def percent(value: float) -> str:
@@ -115,26 +117,34 @@ class Texts:
         """What it takes for variables to meet."""
         return (
             "A shape marks what a state holds: exchange the state, and the answer changes as if "
-            "this word had been changed. The larger the shape, the more often. The ring marks the "
-            "place that holds both numbers and the verb."
+            "this word had been changed. The larger the shape, the more often. A ring marks the "
+            "place, chosen on other questions, that holds all of them."
         )
 
     def meeting(self, one: ModelWalk) -> str:
         """Where the variables of the number meet."""
+        parts = self.parts(one)
+        if len(parts) < 2:
+            return ""
+        together = f"{', '.join(parts[:-1])} and {parts[-1]}"
         if not one.meeting:
             return (
-                "No single state apart from the words themselves holds the numbers and the verb in "
-                "half of the questions: they do not meet in one place that could be exchanged."
+                f"No single state apart from the words themselves holds {together} in half of the "
+                "questions: they do not meet in one place that could be exchanged."
             )
         first = one.meeting[0]
         least = min(swap.rate.value for swap in one.meeting)
         last = " (the output of the last layer: here the answer is ready)"
         return (
-            f"The numbers and the verb meet at {self.quoted(first.role)} behind layer "
+            f"{together[0].upper()}{together[1:]} meet at {self.quoted(first.role)} behind layer "
             f"{first.layer} of {one.layers}{last * (first.layer == one.layers)}: each of these "
-            "exchanges works in at least "
-            f"{percent(least)} of the other questions."
+            f"exchanges works in at least {percent(least)} of the other questions."
         )
+
+    def parts(self, one: ModelWalk) -> list[str]:
+        """Variables of the number that were changed one at a time, in words."""
+        changed = [swap.variable for swap in one.words]
+        return [f"the {LABELS[name]}" for name in ("x", "y", "operation") if name in changed]
 
     def fetching_lead(self) -> str:
         """What fetching is."""
@@ -150,7 +160,7 @@ class Texts:
     def _bring(self, fetch: Fetch, answer: str) -> str:
         look = fetch.look
         name = f"head {look.head} (in layer {look.layer + 1}) at {self.quoted(look.query)}"
-        if fetch.rate < _STRONG:
+        if fetch.rate < STRONG:
             return (
                 f"No head alone brings the {answer}: the best, {name}, sets it in "
                 f"{percent(fetch.rate)} of the other questions."
@@ -163,8 +173,8 @@ class Texts:
     def noun_lead(self) -> str:
         """Why the noun is looked at."""
         return (
-            "The answer has a second word. Its experiments change the noun, and the number stays: "
-            "the noun has places and heads of its own."
+            "The answer has a second word, the noun. These exchanges change the noun alone; below "
+            "each stands how often the number stays as it was."
         )
 
     def noun(self, one: ModelWalk) -> str:
