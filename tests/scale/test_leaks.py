@@ -14,7 +14,7 @@ from probes.scale.store import Store
 from probes.stats.intervals import bootstrap_mean
 from probes.testing.tiny_models import hook_count
 
-TIMES, WARM = 50, 8
+TIMES, WARM = 50, 20
 MOST_GROWTH = 12e6  # Bytes; a leaked batch of activations of these models is 0.3 MB a call.
 FILES = Path("/proc/self/fd")
 FOX = "If I have two foxes and I take away one, how many foxes do I have?"
