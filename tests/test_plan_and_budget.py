@@ -180,9 +180,11 @@ def test_a_budget_for_a_trace_is_kept_by_fewer_circuits_and_pairs(monkeypatch):
     found = trace(model, own, settings=replace(whole, budget=plan.seconds / 3))
     assert plans[0].seconds <= plan.seconds / 3
     assert found.left_out == plans[0].left_out
-    assert found.left_out[0] == "80 of 100 random circuits of each kind"
-    assert {len(null.values) for null in found.random_baselines} == {20}
-    assert found.summary()[-1].startswith("Left out to keep to the budget: 80 of 100 random")
+    (circuits,) = {len(null.values) for null in found.random_baselines}
+    assert 20 <= circuits < 100
+    left_out = f"{100 - circuits} of 100 random circuits of each kind"
+    assert found.left_out[0] == left_out
+    assert found.summary()[-1].startswith(f"Left out to keep to the budget: {left_out}")
     assert Trace.from_dict(found.to_dict()).left_out == found.left_out
     with pytest.raises(BudgetError, match="at the least"):
         plan_trace(model, own, replace(whole, budget=0.01), roles=False)

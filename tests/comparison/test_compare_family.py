@@ -743,14 +743,14 @@ def references_used(monkeypatch):
     calls = []
     empty = HeadProfiles("none", (), (), {}, {}, {})
 
-    def spy(plan, pair, references, settings):
+    def spy(pair, shared, references, settings):
         calls.append((pair.other.name, references))
         return made()
 
     def reference(model, *_, **__):
         return ReferenceModel(model, empty, None, {})
 
-    def measured(model, plan):
+    def measured(model, prompts):
         one = object.__new__(ModelMeasurements)  # With only the fields that are read here.
         known = {
             "model": model,
