@@ -1,12 +1,13 @@
 """Kill commands at random moments: nothing half-made is left, and resumed work ends the same.
 
-    python -m benchmarks.faults.kills [--times 10] [--commands distilled quantized compare study]
+    python -m benchmarks.faults.kills [--times 10] [--signal KILL|INT|TERM]
+        [--commands distilled quantized compare trace study]
 
-Each command runs once whole. Then it is killed (SIGKILL) at random moments of its run, and after
-each kill every listed model must load and have its recorded hashes, and every file of results and
-every table must be whole. A command that was killed is started again where it stopped, in the same
-folder; once it ends, its folder is compared with that of the whole run, byte by byte, and it begins
-anew.
+Each command runs once whole. Then it is stopped at random moments of its run, and after each stop
+every listed model must load and have its recorded hashes, every unit of the store must have its
+own, and every file of results and every table must be whole. A command that was stopped is started
+again in the same folder; once it ends, its folder is compared with that of the whole run, byte by
+byte, and it begins anew.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +33,7 @@ from probes.models.model import load
 from probes.prompts.catalog import pattern
 from probes.prompts.question import Pair
 from probes.result import load_result
+from probes.scale.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 _QUICK = ("--steps", "6", "--batch", "2", "--texts", "texts.txt")
@@ -42,11 +45,17 @@ COMMANDS = {
         *("compare", "scratch", "distilled", "--draws", "1", "--prompts", "4", "--seed", "0"),
         *("--pattern", "pairs.jsonl", "--out", "c.html", "--json", "c.json"),
     ),
+    "trace": (
+        *("trace", "scratch", "--prompts", "8", "--pattern", "take-away"),
+        *("--out", "t.html", "--json", "t.json"),
+    ),
     # The table lacks two rows, and the parent is as small as the models of these rows.
     "study": ("study", "growing", "--folder", "family"),
 }
 _STUDY = "growing"
 _UNMEASURED = ("distilled", "scratch")
+_STOP_SECONDS = 120  # After which a command that was asked to stop hangs.
+_INTERRUPTED = 130  # Exit code after SIGINT.
 _MODELS = {"full": "scratch", "distilled": "distilled", "scratch": "scratch"}
 
 
@@ -114,6 +123,9 @@ def faults(folder: Path) -> list[str]:
             found += [f"{name} has another hash" for name in changed or ()]
         except ProbeError as error:
             found.append(str(error))
+    if (folder / "runs" / "ledger.sqlite").is_file():
+        broken = Store(folder / "runs").broken()
+        found += [f"the unit {unit.label} of the store is broken" for unit in broken]
     for path in folder.glob("*.json"):
         try:
             load_result(path)
@@ -132,8 +144,8 @@ def faults(folder: Path) -> list[str]:
     return found
 
 
-def kill_at_random(name: str, times: int, place: Path) -> Count:
-    """Kill a command some times, and compare what its runs have made."""
+def stop_at_random(name: str, times: int, place: Path, stop: signal.Signals) -> Count:
+    """Stop a command some times, and compare what its runs have made."""
     words, count, moments = COMMANDS[name], Count(), random.Random(name)
     whole = new_folder(place, f"{name}-whole")
     begun = time.monotonic()
@@ -148,13 +160,13 @@ def kill_at_random(name: str, times: int, place: Path) -> Count:
         with suppress(subprocess.TimeoutExpired):
             process.wait(limit)
         if process.poll() is None:
-            process.kill()
-            process.wait()
+            process.send_signal(stop)
+            process.wait(_STOP_SECONDS)
             count.kills, kills_of_run = count.kills + 1, kills_of_run + 1
         for fault in faults(folder):
             count.wrong += 1
             print(f"  {name}, after kill {count.kills}: {fault}", flush=True)
-        if process.returncode >= 0:
+        if process.returncode not in (-stop, _INTERRUPTED):
             count.finished += 1
             if made(folder) != expected:
                 count.wrong += 1
@@ -169,14 +181,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=10, help="Kills of each command.")
     parser.add_argument("--commands", nargs="*", default=[*COMMANDS], choices=[*COMMANDS])
+    parser.add_argument("--signal", default="KILL", choices=["KILL", "INT", "TERM"])
     given = parser.parse_args()
+    stop = signal.Signals[f"SIG{given.signal}"]
     wrong = 0
     with tempfile.TemporaryDirectory() as place:
         for name in given.commands:
-            count = kill_at_random(name, given.times, Path(place))
+            count = stop_at_random(name, given.times, Path(place), stop)
             wrong += count.wrong
             print(
-                f"{name}: {count.kills} kills, {count.finished} runs ended, {count.wrong} wrong",
+                f"{name}: {count.kills} times {stop.name}, {count.finished} runs ended, "
+                f"{count.wrong} wrong",
                 flush=True,
             )
     sys.exit(bool(wrong))
