@@ -12,6 +12,7 @@ from probes.cli.common import (
     reports_errors,
     silence_libraries,
 )
+from probes.cli.runs import DEFAULT_RUN, NoStore, RunFolder, store_options
 from probes.cli.tables import write_with_tables
 
 ask_app = typer.Typer()
@@ -39,6 +40,8 @@ def ask(
         typer.Option(help="Seed of prompts, random circuits and bootstrap.", min=0, max=MAX_SEED),
     ] = 0,
     device: Device = "",
+    run: RunFolder = DEFAULT_RUN,
+    no_store: NoStore = False,
     out: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("ask.html"),
     json: Annotated[Path | None, typer.Option(help="Where the numbers are written.")] = None,
 ) -> None:
@@ -49,12 +52,17 @@ def ask(
     match_text(text)  # A text without a pattern is refused before anything is loaded.
     silence_libraries()
     from probes.circuits.question.ask import AskSettings
-    from probes.circuits.question.ask import ask as run
+    from probes.circuits.question.ask import ask as answer
     from probes.circuits.result import Trace
     from probes.models.model import load
 
     saved = Trace.load(trace) if trace else None
     settings = AskSettings(
-        pattern=pattern, circuit=saved, trace=not answer_only, prompts=prompts, seed=seed
+        pattern=pattern,
+        circuit=saved,
+        trace=not answer_only,
+        prompts=prompts,
+        seed=seed,
+        **store_options(run, no_store),
     )
-    write_with_tables(run(load(model, device=device), text, settings), out, json)
+    write_with_tables(answer(load(model, device=device), text, settings), out, json)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from probes.cli.common import MAX_SEED, check_output_paths, reports_errors, silence_libraries
+from probes.cli.runs import DEFAULT_RUN, NoStore, RunFolder, print_reuse, store_options
 from probes.cli.tables import write_with_tables
 
 explain_app = typer.Typer()
@@ -24,6 +25,8 @@ def explain(
     seed: Annotated[
         int, typer.Option(help="Seed of questions and random models.", min=0, max=MAX_SEED)
     ] = 0,
+    run: RunFolder = DEFAULT_RUN,
+    no_store: NoStore = False,
     out: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("explain.html"),
     json: Annotated[Path | None, typer.Option(help="Where the numbers are written.")] = None,
 ) -> None:
@@ -34,7 +37,10 @@ def explain(
     match_text(text)  # A text without a pattern is refused before anything is loaded.
     silence_libraries()
     from probes.comparison.walkthrough.explain import ExplainSettings
-    from probes.comparison.walkthrough.explain import explain as run
+    from probes.comparison.walkthrough.explain import explain as walk
 
-    settings = ExplainSettings(prompts=prompts, nulls=nulls, seed=seed)
-    write_with_tables(run(model, text, beside or None, settings), out, json)
+    settings = ExplainSettings(
+        prompts=prompts, nulls=nulls, seed=seed, **store_options(run, no_store)
+    )
+    write_with_tables(walk(model, text, beside or None, settings), out, json)
+    print_reuse(settings)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,6 +55,7 @@ class AskSettings:
         trace: Whether a circuit is looked at at all.
         prompts: Pairs of each contrast for the trace.
         seed: Seed of the trace, of the counterfactuals and of the random circuits.
+        run: Folder of the store that the trace is kept in, or a store; see `PlannedSettings`.
     """
 
     pattern: str | Pattern = ""
@@ -61,6 +63,7 @@ class AskSettings:
     trace: bool = True
     prompts: int = 32
     seed: int = 0
+    run: Any = None
 
 
 def ask(model: ModelSpec, text: str, settings: AskSettings | None = None) -> QuestionReport:
@@ -187,7 +190,9 @@ def _use_circuit(
     found = settings.circuit
     if found is None:
         traced = settings.pattern or own_pattern
-        options = TraceSettings(prompts=settings.prompts, seed=settings.seed, other_pattern="")
+        options = TraceSettings(
+            prompts=settings.prompts, seed=settings.seed, other_pattern="", run=settings.run
+        )
         try:
             found = trace(model, traced, settings=options)
         except GateError as error:

@@ -1,7 +1,8 @@
 """Explain: one question, step by step through a model, and the same in a relative."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from probes.comparison.paths.measure import (
     measure_null_paths,
@@ -27,6 +28,7 @@ from probes.observe.result import Gate
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.english.match import match_text
 from probes.prompts.question import Question
+from probes.scale.store import open_store
 
 _SEED_OFFSET = 1_000
 
@@ -39,11 +41,13 @@ class ExplainSettings:
         prompts: Other questions of the same form, for each variable that is changed.
         nulls: Random-init models of each shape.
         seed: Seed of the questions, of the random-init models and of the bootstrap.
+        run: Folder of the store of finished work, or a store; see `PlannedSettings`.
     """
 
     prompts: int = 32
     nulls: int = 5
     seed: int = 0
+    run: Any = field(default=None, compare=False, metadata={"saved": False})
 
 
 def explain(
@@ -71,6 +75,18 @@ def explain(
     settings = settings or ExplainSettings()
     question = match_text(text)
     models = [load(model), *([load(beside)] if beside is not None else [])]
+    known = models[0].provenance.other_seeds if models[0].provenance else ()
+    other_seed = load(known[0]) if known and len(models) > 1 else None
+    with open_store(settings.run) as store:
+        if store is None:
+            return _walk_through(models, question, settings, other_seed)
+        return store.remember("explain", _walk_through, models, question, settings, other_seed)
+
+
+def _walk_through(
+    models: Sequence[Model], question: Question, settings: ExplainSettings, other_seed: Model | None
+) -> Walkthrough:
+    """Walk a question through loaded models."""
     gates = [_require_answer(models[0], question, settings.seed)]
     skipped = ""
     for other in models[1:]:
@@ -79,6 +95,7 @@ def explain(
         except GateError as error:
             skipped = str(error)
     models = models[: len(gates)]
+    other_seed = other_seed if len(models) > 1 else None
     prompts = sample_walkthrough_prompts(
         question,
         find_pattern(question.pattern),
@@ -92,8 +109,6 @@ def explain(
     ]
     runs = [WalkRuns.of(one, null, prompts) for one, null in zip(models, nulls, strict=True)]
     walks = tuple(walk_model(one, own) for one, own in zip(runs, gates, strict=True))
-    known = models[0].provenance.other_seeds if models[0].provenance else ()
-    other_seed = load(known[0]) if known and len(models) > 1 else None
     paths, labels = _role_paths(
         _PathModels(models[0], models[-1], other_seed, nulls[-1]), prompts, gates[-1], settings.seed
     )
