@@ -100,7 +100,7 @@ class PairSampler:
     def _has_enough(self, copies: tuple[str, ...]) -> bool:
         return len(self._numbers_beside(copies)) >= _FEWEST_NUMBERS
 
-    @property
+    @cached_property
     def valid_numbers(self) -> Int[np.ndarray, "cell side operand"]:
         """Numbers of base and source with which all outcomes differ."""
         return self._numbers_beside(self.copies)
