@@ -23,6 +23,7 @@ from probes.prompts.tokens.answer_tokens import require_distinct_outcomes
 from probes.prompts.tokens.tokenization import tokenize_questions
 
 _MAX_TRIES = 60
+_MAX_MISSES = 5_000  # Draws in a row without a new base, after which there are no more.
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +114,11 @@ def sample_interchange_pairs(
     """
     sampler = PairSampler(pattern)
     rng, pairs_of_base = random.Random(f"{seed}:{pattern.name}:crossings"), {}
-    labels = None
-    for draw in islice(
-        sampler.sample(rng, tokenizers, base_filter.allowed_words), count * _MAX_TRIES
+    labels, last = None, 0
+    for number, draw in enumerate(
+        islice(sampler.sample(rng, tokenizers, base_filter.allowed_words), count * _MAX_TRIES)
     ):
-        if len(pairs_of_base) == count:
+        if len(pairs_of_base) == count or number - last > _MAX_MISSES:
             break
         if draw is None or draw[0].text in pairs_of_base or not base_filter.keep(draw[0]):
             continue
@@ -131,7 +132,7 @@ def sample_interchange_pairs(
             continue
         if aligned and labels in (None, (number_labels, object_labels)):
             labels = number_labels, object_labels
-            pairs_of_base[base.text] = same, other
+            pairs_of_base[base.text], last = (same, other), number
     if len(pairs_of_base) < count or labels is None:
         raise PatternError(
             f"Only {len(pairs_of_base)} of {count} bases of {pattern.name!r} have outcomes that "
