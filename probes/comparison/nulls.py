@@ -21,6 +21,7 @@ from probes.comparison.setup.parallel import RunAll
 from probes.comparison.setup.prompts import ComparisonPrompts, tokenize_contrasts
 from probes.comparison.setup.references import ComparisonSettings
 from probes.comparison.variables.donors import ModelDonor, Recipient, TokenizedTexts, tokenize_texts
+from probes.comparison.variables.held_out_folds import HeldOutFolds
 from probes.comparison.variables.transfer import Hits, donor_hits
 from probes.interventions.attribution_patching import ExactCells
 from probes.models.model import Model, random_init
@@ -44,6 +45,7 @@ class RandomInit:
     template: Model
     seed: int
     _made: list[Model] = field(default_factory=list, init=False, repr=False)
+    _donors: list[ModelDonor] = field(default_factory=list, init=False, repr=False)
 
     def identity(self) -> object:
         """All that shapes it: any trained model of its shape gives the same."""
@@ -58,6 +60,12 @@ class RandomInit:
             own = random_init(self.template, seed=self.seed)
             self._made.append(replace(own, name=f"random-init {self.seed}"))
         return self._made[0]
+
+    def donor(self, folds: HeldOutFolds, tokenized: TokenizedTexts) -> ModelDonor:
+        """Its states on the prompts of a comparison, which all recipients share."""
+        if not self._donors:
+            self._donors.append(ModelDonor(self.model, folds, tokenized))
+        return self._donors[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +209,7 @@ def measure_null(
 
 
 def _null_hits(null: RandomInit, recipient: Recipient, tokenized: TokenizedTexts) -> Hits:
-    donor = ModelDonor(null.model, recipient.folds, tokenized)
+    donor = null.donor(recipient.folds, tokenized)
     return donor_hits(recipient, [donor])[donor.name]
 
 
