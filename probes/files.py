@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import os
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +22,8 @@ def write_atomic(path: Path, content: bytes) -> None:
     try:
         with draft.open("xb") as stream:
             stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())  # A name never stands for bytes that a power cut loses.
         draft.replace(path)
     except (OSError, ValueError) as error:
         raise _unwritable(path, error) from error

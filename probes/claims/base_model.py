@@ -20,7 +20,7 @@ from probes.interventions.subspaces.directions import (
     operation_direction,
     patch_direction,
 )
-from probes.models.model import Model, random_init
+from probes.models.model import Model, ModelSpec, load, random_init
 from probes.models.site import Site, joined_roles
 from probes.prompts.interchange_pairs import BaseFilter, InterchangePairs, sample_interchange_pairs
 from probes.prompts.pattern import Pattern
@@ -59,6 +59,25 @@ class BaseComparisonSettings:
     nulls: int = 20
     null_bases: int = 24
     seed: int = 0
+
+
+def find_base_model(model: Model, named: ModelSpec | None, *, device: str) -> Model | str:
+    """Load the model before tuning, by default that of the provenance; or say why there is none.
+
+    Raises:
+        ModelError: The one that is named cannot be loaded.
+    """
+    if named is not None:
+        return load(named, device=device)
+    name = model.provenance.base_model if model.provenance else ""
+    try:
+        return (
+            load(name, device=device)
+            if name
+            else f"no base model of {model.name} is known: name it"
+        )
+    except ModelError as error:
+        return str(error)
 
 
 def compare_with_base(

@@ -1,5 +1,6 @@
 """Patterns of the claims: the one with the behavior, and shipped ones that are related to it."""
 
+from probes.claims.plan import ClaimSettings
 from probes.errors import GateError
 from probes.models.model import Model
 from probes.observe.format.kept import pattern_in_format
@@ -8,11 +9,19 @@ from probes.observe.result import Gate, GateCriterion
 from probes.prompts.catalog import list_patterns
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.format.examples import formatted
+from probes.prompts.format.prompt_format import AUTO
 from probes.prompts.interchange_pairs import sample_interchange_pairs
 from probes.prompts.pattern import Pattern
 
 _DECLARATIVE_SUFFIX = "-told"
 _OPERATION_FREE_PATTERNS = {"take-away": "taken", "get-more": "gotten"}
+
+
+def resolve_format(model: Model, pattern: Pattern, settings: ClaimSettings) -> str:
+    """Name of the prompt format; "auto" is the one that was fitted for the model and kept."""
+    if settings.format != AUTO:
+        return settings.format
+    return str(pattern_in_format(pattern, AUTO, [model], seed=settings.seed).wrapper.format)
 
 
 def pattern_with_behavior(

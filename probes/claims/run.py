@@ -6,13 +6,19 @@ gate → hotspots → interventions at the operation's site → tests → one ve
 from collections.abc import Callable
 from dataclasses import replace
 
-from probes.claims.base_model import BaseComparisonSettings, compare_with_base, reuse_claim
+from probes.claims.base_model import (
+    BaseComparisonSettings,
+    compare_with_base,
+    find_base_model,
+    reuse_claim,
+)
 from probes.claims.dose_response import dose_response_rows, training_diversity_claim
 from probes.claims.joint_site import find_joint_site
 from probes.claims.patterns import (
     has_behavior,
     operation_free_pattern,
     pattern_with_behavior,
+    resolve_format,
     statement_pattern,
     two_object_pattern,
 )
@@ -89,22 +95,20 @@ def evaluate_claims(
         PatternError: The outcomes of the pattern coincide, or it has too few words.
     """
     model = load(model, device=settings.device)
-    if base_model is not None:  # A wrong name ends before the measurements.
-        base_model = load(base_model, device=settings.device)
+    base = find_base_model(model, base_model, device=settings.device)
     asked = find_pattern(pattern) if isinstance(pattern, str) else pattern
-    return remember_in(
-        settings, "claims", _plan_and_evaluate, model, pattern, asked, settings, base_model
-    )
+    settings = replace(settings, format=resolve_format(model, asked, settings))
+    return remember_in(settings, "claims", _evaluate, model, pattern, asked, settings, base)
 
 
-def _plan_and_evaluate(
+def _evaluate(
     model: Model,
     pattern: str | Pattern,
     asked: Pattern,
     settings: ClaimSettings,
-    base_model: ModelSpec | None,
+    base: Model | str,
 ) -> ClaimsReport:
-    """Test the claims in a loaded model."""
+    """Test the claims in a loaded model; `base` is its base model, or why there is none."""
     plan = None
     if settings.is_planned:
         plan, settings = plan_claims(model, asked, settings)
@@ -115,7 +119,7 @@ def _plan_and_evaluate(
         behavior = pattern_with_behavior(
             model, pattern, settings.format, criterion=settings.gate, seed=settings.seed
         )
-        report = _test_claims(model, behavior, settings, base_model, progress)
+        report = _test_claims(model, behavior, settings, base, progress)
     if plan is None or not plan.left_out:
         return report
     left_out = (LEFT_OUT, "; ".join(plan.left_out))
@@ -126,7 +130,7 @@ def _test_claims(
     model: Model,
     behavior: tuple[Pattern, tuple[Gate, ...]],
     settings: ClaimSettings,
-    base_model: ModelSpec | None,
+    base: Model | str,
     progress: Progress,
 ) -> ClaimsReport:
     """Test the claims with a pattern whose behavior the model has, given with its gates."""
@@ -153,7 +157,7 @@ def _test_claims(
     progress.begin("directions")
     directions = compare_directions(model, pattern, site, DirectionSettings(seed=seed))
     progress.begin("base model")
-    comparison, reason = _base_comparison(model, pattern, site, base_model, settings)
+    comparison, reason = _base_comparison(model, pattern, site, base, settings)
     fractions = variance_fractions(own_hotspots.runs, [site])
     return ClaimsReport(
         model=model.name,
@@ -257,14 +261,12 @@ def _base_comparison(
     model: Model,
     pattern: Pattern,
     site: Site,
-    base_model: ModelSpec | None,
+    base: Model | str,
     settings: ClaimSettings,
 ) -> tuple[BaseModelComparison | None, str]:
     """Compare a model with its base model, or return the reason why that is impossible."""
-    if base_model is None:
-        base_model = model.provenance.base_model if model.provenance else ""
-        if not base_model:
-            return None, f"no base model of {model.name} is known: name it"
+    if isinstance(base, str):
+        return None, base
     statements = statement_pattern(pattern)
     if statements is None:
         return None, f"{pattern.name!r} has no questions with a pattern of the same statements"
@@ -272,9 +274,8 @@ def _base_comparison(
         bases=settings.bases // 2, nulls=settings.nulls, seed=settings.seed
     )
     try:
-        loaded = load(base_model, device=settings.device)
-        found = compare_with_base(model, loaded, (pattern, statements), site, sizes)
-    except (ModelError, SiteError) as error:  # The base model is absent, or lacks the site.
+        found = compare_with_base(model, base, (pattern, statements), site, sizes)
+    except (ModelError, SiteError) as error:  # Such as a base model that lacks the site.
         return None, str(error)
     return found, ""
 

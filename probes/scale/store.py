@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from probes.errors import FigureError, StoreError
-from probes.files import write_atomic
+from probes.files import data_folder, write_atomic
 from probes.models.model import Model
 from probes.plan import PlannedSettings
 from probes.scale.decoding import decode
@@ -35,7 +35,10 @@ from probes.scale.ledger import Ledger, Run, Unit
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_DATA = (".toml", ".csv", ".json", ".jsonl")
 _LIBRARIES = ("torch", "transformers", "transformer-lens", "numpy", "scipy")
+# What a file can raise that is whole, but of a model that is gone or of other classes.
+_BROKEN = (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, StoreError)
 _TREE, _LEDGER = "tree", "ledger.sqlite"
 
 
@@ -131,7 +134,13 @@ class Store:
         user = os.getuid() if hasattr(os, "getuid") else 0
         place = hashlib.blake2b(str(self.folder.resolve()).encode(), digest_size=10).hexdigest()
         folder = Path(tempfile.gettempdir()) / f"probes-locks-{user}" / place
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"There can be no locks in {str(folder)!r} ({error.strerror}): set TMPDIR to a "
+                "folder that can be written, or use --no-store"
+            ) from error
         with FileLock(folder / name, seconds, thread_local=False):
             yield
             # Whoever waits for this file finds the unit in the ledger afterwards.
@@ -158,7 +167,7 @@ class Store:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 return decode(json.loads(file.metadata()[_TREE]), tensors, self.digests.models)
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except _BROKEN as error:
             raise _Unreadable from error
 
     def _write(self, key: str, about: tuple[str, str], value: object, seconds: float) -> None:
@@ -219,11 +228,14 @@ class _Unreadable(Exception):
 
 @cache
 def versions() -> tuple[str, ...]:
-    """Versions of everything that shapes a result: this package's sources, libraries, machine."""
-    root = Path(__file__).resolve().parents[1]
-    sources = hashlib.blake2b(digest_size=20)
-    for path in sorted(root.rglob("*.py")):
-        sources.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    """Versions of everything that shapes a result: this package, its data, libraries, machine.
+
+    Weights are not read here: those of each model are in the keys of its units.
+    """
+    sources, package = hashlib.blake2b(digest_size=20), Path(__file__).resolve().parents[1]
+    data = [path for end in _DATA for path in data_folder().rglob(f"*{end}")]
+    for path in (*sorted(package.rglob("*.py")), *sorted(data)):
+        sources.update(f"{path.name}\0".encode() + path.read_bytes())
     libraries = (f"{name} {metadata.version(name)}" for name in _LIBRARIES)
     return (sources.hexdigest(), *libraries, platform.machine())
 

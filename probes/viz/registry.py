@@ -15,7 +15,7 @@ _MODULES = (
     *(
         "reports.rate_distortion",
         "reports.question",
-        "reports.walkthrough",
+        "reports.walkthrough.page",
         "reports.format_fit",
         "plots.circuit_diagram",
         "plots.rate_distortion_plot",

@@ -40,8 +40,8 @@ from probes.result import load_result, page_of
 from probes.stats.evidence import behavior_absent
 from probes.stats.intervals import Estimate
 from probes.testing.planted_patterns import planted_fox
-from probes.viz.reports.claim_tables import claim_tests_table, dose_response_blocks, verdict_reason
 from probes.viz.reports.claims import claims_page
+from probes.viz.reports.tables.claims import claim_tests_table, dose_response_blocks, verdict_reason
 
 NASTY = "<script>alert('1')</script>&\"\u202e"
 PARTS = [

@@ -26,8 +26,8 @@ from probes.testing.tiny_models import tiny_hf
 from probes.viz.html_text import typographic_minus
 from probes.viz.reports.comparison import comparison_page
 from probes.viz.reports.family_comparison import family_comparison_page
-from probes.viz.reports.transfer_tables import donor_plot, interchange_plot, transfer_tables
-from probes.viz.reports.verdict_tables import (
+from probes.viz.reports.tables.transfers import donor_plot, interchange_plot, transfer_tables
+from probes.viz.reports.tables.verdicts import (
     TONES,
     glossary,
     head_blocks,

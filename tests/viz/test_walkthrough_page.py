@@ -10,7 +10,7 @@ from probes.comparison.paths.result import PathEffect
 from probes.comparison.walkthrough.result import Fetch, Look, ModelWalk, Swap, Walkthrough
 from probes.observe.result import Gate
 from probes.stats.intervals import Estimate
-from probes.viz.reports.walkthrough import walkthrough_page
+from probes.viz.reports.walkthrough.page import walkthrough_page
 
 SURE, NONE = Estimate(0.9, 0.8, 1.0), Estimate(0.0, 0.0, 0.1)
 ROLES = ("x", "thing", "op", "y", "ask", "after ask", "answer", "reply_number")

@@ -68,7 +68,7 @@ class MarkedPath:
 
     Attributes:
         roles: Roles along the path.
-        mark: What became of it.
+        mark: Its verdict, which sets color and stroke.
         fraction: Fraction of the effect that it carries; of a lost path, in the full model.
         is_object: Whether it carries the object, and not the number.
     """

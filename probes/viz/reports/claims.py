@@ -12,7 +12,7 @@ from probes.viz.picture import Picture
 from probes.viz.plots.hotspot_map import HotspotMapBlock
 from probes.viz.plots.state_projection import projection_block
 from probes.viz.registry import report
-from probes.viz.reports.claim_tables import (
+from probes.viz.reports.tables.claims import (
     BASE_MODEL_INTRO,
     DIRECTION_INTRO,
     DOSE_RESPONSE_INTRO,
@@ -28,7 +28,7 @@ from probes.viz.reports.claim_tables import (
     state_blocks,
     verdict_reason,
 )
-from probes.viz.reports.hotspot_tables import HOTSPOTS_INTRO, example_table, hotspot_blocks
+from probes.viz.reports.tables.hotspots import HOTSPOTS_INTRO, example_table, hotspot_blocks
 
 _TONES: dict[str, Tone] = {"holds": "good", "fails": "bad"}
 _VERDICT_INTRO = (

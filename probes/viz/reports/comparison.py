@@ -17,8 +17,8 @@ from probes.viz.plots.attention.maps import AttentionMaps
 from probes.viz.plots.interval_plot import Interval, IntervalPlot
 from probes.viz.registry import report
 from probes.viz.reports.path_panels import path_picture, short_answer
-from probes.viz.reports.path_tables import PATH_INTRO, path_blocks
-from probes.viz.reports.verdict_tables import (
+from probes.viz.reports.tables.paths import PATH_INTRO, path_blocks
+from probes.viz.reports.tables.verdicts import (
     HEAD_INTRO,
     VARIABLE_INTRO,
     glossary,

@@ -14,8 +14,8 @@ from probes.viz.plots.hotspot_map import display_variable
 from probes.viz.plots.interval_plot import Interval, IntervalPlot
 from probes.viz.registry import report
 from probes.viz.reports.path_panels import path_picture, short_answer
-from probes.viz.reports.transfer_tables import donor_plot, negative_control_rows
-from probes.viz.reports.verdict_tables import (
+from probes.viz.reports.tables.transfers import donor_plot, negative_control_rows
+from probes.viz.reports.tables.verdicts import (
     VARIABLE_DEFINITION,
     VARIABLE_INTRO,
     glossary,

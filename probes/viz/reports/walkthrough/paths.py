@@ -7,8 +7,8 @@ from probes.viz.drawing import scrollable_svg
 from probes.viz.plots.role_path_map import MarkedPath, PathPanel, Word, role_path_drawing
 from probes.viz.plots.walkthrough_scene import LABELS
 from probes.viz.reports.path_panels import NUMBER, path_mark
-from probes.viz.reports.verdict_tables import TONES
-from probes.viz.reports.walkthrough_texts import Texts, percent
+from probes.viz.reports.tables.verdicts import TONES
+from probes.viz.reports.walkthrough.texts import Texts, percent
 
 
 def path_part(walk: Walkthrough) -> str:

@@ -15,14 +15,14 @@ from probes.comparison.verdict import NO_VERDICT, SubjectKind, Verdict, VerdictL
 from probes.viz.blocks import Block, CellValue, Note, Table, TableCell, Tone
 from probes.viz.html_text import nonbreaking
 from probes.viz.plots.hotspot_map import display_variable
-from probes.viz.reports.evidence_tables import (
+from probes.viz.reports.tables.evidence import (
     BRACKETS_NOTE,
     EVIDENCE_COLUMNS,
     evidence_row,
     evidence_text,
     passed_text,
 )
-from probes.viz.reports.transfer_tables import interchange_plot, transfer_tables
+from probes.viz.reports.tables.transfers import interchange_plot, transfer_tables
 
 TONES: dict[VerdictLabel, Tone | None] = {
     "kept": "good",

@@ -19,8 +19,8 @@ from probes.viz.plots.walkthrough_scene import (
     scene_drawing,
 )
 from probes.viz.registry import report
-from probes.viz.reports.walkthrough_paths import path_part
-from probes.viz.reports.walkthrough_texts import STRONG, Texts, percent
+from probes.viz.reports.walkthrough.paths import path_part
+from probes.viz.reports.walkthrough.texts import STRONG, Texts, percent
 
 _MIN_LOOK = 0.3
 _MEETING = "Where the parts of the number meet"

@@ -2,7 +2,7 @@
 
 from probes.comparison.result import Comparison
 from probes.viz.blocks import Block, Note, Table
-from probes.viz.reports.verdict_tables import tests_text, verdict_cell
+from probes.viz.reports.tables.verdicts import tests_text, verdict_cell
 
 PATH_INTRO = (
     "A role path says by way of which words a contrast reaches the answer: “x → op → answer” means "

@@ -15,7 +15,7 @@ from probes.viz.blocks import Block, CellValue, Table, TableCell
 from probes.viz.html_text import format_number
 from probes.viz.plots.hotspot_map import display_variable
 from probes.viz.plots.interval_plot import Interval, IntervalPlot
-from probes.viz.reports.evidence_tables import (
+from probes.viz.reports.tables.evidence import (
     BRACKETS_NOTE,
     EVIDENCE_COLUMNS,
     evidence_row,

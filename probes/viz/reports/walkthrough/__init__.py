@@ -1,0 +1,1 @@
+"""The page of a walk-through: its steps, its role paths, its sentences."""
