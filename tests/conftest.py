@@ -55,13 +55,25 @@ SHARED_TOKENIZERS = {
 
 
 @pytest.fixture(scope="session")
-def shared_tokenizer():
+def shared_data():
+    """A path inside the shared folder, or a skip where there is none."""
+
+    def find(*parts):
+        path = SHARED.joinpath(*parts)
+        if not path.exists():
+            pytest.skip(f"no shared data at {path}")
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def shared_tokenizer(shared_data):
     """Read a tokenizer of the shared folder by its name, or skip where there is none."""
     kept = {}
 
     def read(name):
-        if not SHARED.is_dir():
-            pytest.skip(f"no shared folder at {SHARED}")
+        shared_data("tokenizers")
         if name not in kept:
             kept[name] = SHARED_TOKENIZERS[name]()
         return kept[name]

@@ -23,8 +23,6 @@ from probes.models.files.provenance import Provenance
 from probes.prompts.tokens.batch import tokenize
 from probes.testing.tiny_models import KINDS, tiny_hf
 
-STORIES = Path(__file__).resolve().parents[3] / "shared" / "data" / "stories260K"
-
 LIBRARIES = {
     "int8": "torchao",
     "int4": "torchao",
@@ -342,11 +340,10 @@ def test_more_bits_are_closer_to_the_parent(distilled):
     assert gone == sorted(gone, reverse=True) and gone[-1] < 1e-2 < gone[0]
 
 
-@pytest.mark.skipif(not STORIES.is_dir(), reason=f"no shared folder at {STORIES.parent}")
 @pytest.mark.parametrize("scheme", LIBRARIES)
-def test_a_real_model_with_grouped_heads_and_odd_widths(scheme):
+def test_a_real_model_with_grouped_heads_and_odd_widths(scheme, shared_data):
     need(scheme)
-    found = quantize(STORIES, scheme)
+    found = quantize(shared_data("stories260K"), scheme)
     assert found.provenance.settings["linears"] == 5 * 7
     assert found.provenance.kernel_gap is None or found.provenance.kernel_gap < (
         1e-4 if scheme[:3] == "int" else 1

@@ -450,11 +450,8 @@ def test_impossible_forcing_is_refused(script):
         result([[True], [True]]).accuracy("c", 1)
 
 
-def test_another_model_continues_texts_of_the_user(shared_tokenizer):
-    shared_tokenizer("stories")  # skips where there is none
-    from conftest import SHARED
-
-    model = probes.load(SHARED / "stories260K")
+def test_another_model_continues_texts_of_the_user(shared_data):
+    model = probes.load(shared_data("stories260K"))
     texts = ["Once upon a time there was a dog", "Tom had a red ball"]
     divergence = next_token_divergence(model, texts, ("One", "They"), TWO_WORDS)
     assert divergence.bits.shape == (1, 2) and divergence.bits.min() > 0

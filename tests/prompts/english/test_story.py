@@ -14,7 +14,6 @@ from probes.prompts.english.story import read_story
 from probes.prompts.english.words import verb_forms
 from probes.stats.intervals import proportion
 
-SVAMP = Path(__file__).resolve().parents[4] / "shared" / "data" / "svamp" / "SVAMP.json"
 LABELS = json.loads(Path(__file__).with_name("svamp_labels.json").read_text(encoding="utf-8"))
 
 
@@ -104,10 +103,8 @@ def test_tens_of_verbs_are_known_in_all_their_forms():
 
 
 @pytest.fixture(scope="module")
-def svamp():
-    if not SVAMP.exists():
-        pytest.skip(f"no SVAMP at {SVAMP}")
-    entries = json.loads(SVAMP.read_text(encoding="utf-8"))
+def svamp(shared_data):
+    entries = json.loads(shared_data("svamp", "SVAMP.json").read_text(encoding="utf-8"))
     found = {}
     for entry in entries:
         body = entry["Body"].strip()
