@@ -41,6 +41,10 @@ class StoreError(ProbeError):
     """A store of finished work that cannot be read or written, or a value it cannot hold."""
 
 
+class EngineError(ProbeError):
+    """An engine that cannot run, or work that its workers did not return."""
+
+
 class ResultError(ProbeError):
     """A saved result that cannot be read."""
 

@@ -48,6 +48,16 @@ Device = Annotated[
     str, typer.Option(help="Device of the models, as torch names it; empty: torch's default.")
 ]
 
+EngineName = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        help="Where units run: inprocess, ray (a cluster of this machine, or that of RAY_ADDRESS), "
+        "or ray:ADDRESS.",
+    ),
+]
+Workers = Annotated[int, typer.Option(help="Units that run at once.", min=1)]
+
 Format = Annotated[
     str,
     typer.Option(help="Prompt format: plain, few-shot-4, chat, chat-system …, or auto: as fitted."),

@@ -11,8 +11,10 @@ from probes.cli.common import (
     MAX_SEED,
     THREADS_HELP,
     Device,
+    EngineName,
     Format,
     GateAsks,
+    Workers,
     check_output_paths,
     open_console,
     print_line,
@@ -137,6 +139,8 @@ def curve(
     ] = 0,
     gate: GateAsks = None,
     device: Device = "",
+    engine: EngineName = "inprocess",
+    workers: Workers = 2,
     run: RunFolder = DEFAULT_RUN,
     no_store: NoStore = False,
     out: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("curve.html"),
@@ -157,6 +161,8 @@ def curve(
         seed=seed,
         format=format,
         gate=gate.value if gate else None,
+        engine=engine,
+        workers=workers,
     )
     loaded = [load(name, device=device) for name in (parent, *relatives)]
     result = rate_distortion(loaded[0], loaded[1:], pattern, settings, progress=sys.stderr.isatty())

@@ -47,6 +47,7 @@ from probes.plan import Plan
 from probes.progress import Progress
 from probes.prompts.catalog import pattern
 from probes.prompts.pattern import Pattern
+from probes.scale.engine import open_engine, unit_runner
 from probes.scale.store import Store, open_store
 
 _DEFAULTS = ComparisonSettings()
@@ -137,10 +138,14 @@ def _compare_loaded(
         if settings.on_plan:
             settings.on_plan(plan)
     seeds = [settings.seed + k * _REPEAT_SEED_STEP for k in range(settings.repeats)]
-    every = [
-        _compare_once(models, chosen, references, replace(settings, seed=seed), plan)
-        for seed in seeds
-    ]
+    # A model compared with itself cannot run twice at once.
+    workers = settings.workers if len({id(one.bridge) for one in models}) == len(models) else 1
+    with open_engine(settings.engine, workers=workers, device=settings.device) as engine:
+        settings = replace(settings, engine=engine)
+        every = [
+            _compare_once(models, chosen, references, replace(settings, seed=seed), plan)
+            for seed in seeds
+        ]
     return gather_repeats([[_with_left_out(one, plan) for one in found] for found in every])
 
 
@@ -152,14 +157,11 @@ def _compare_once(
     plan: Plan | None,
 ) -> list[Comparison]:
     """Comparisons of loaded models, all on one draw of pairs."""
-    workers = settings.workers
-    if len({id(model.bridge) for model in models}) < len(models):
-        workers = 1  # A model compared with itself cannot run twice at once.
     with (
         Progress(plan if settings.progress else None) as progress,
-        ThreadPoolExecutor(workers) as pool,
+        ThreadPoolExecutor(settings.engine.workers) as pool,
     ):
-        run_all = run_in_pool(pool, progress, settings.run)
+        run_all = run_in_pool(pool, progress, unit_runner(settings.run, settings.engine))
         prompts = sample_comparison_prompts(chosen, models, settings)
         measured = run_all(partial(measure_model, prompts=prompts), models, "models")
         paths = _measure_paths(prompts, measured, references.other_seed, run_all)

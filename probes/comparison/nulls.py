@@ -28,6 +28,7 @@ from probes.models.model import Model, random_init
 from probes.observe.behavior import evaluate_behavior
 from probes.prompts.tokens.batch import Batch, tokenize
 from probes.prompts.tokens.pair_batch import PairBatch
+from probes.scale.engine import unit_runner
 
 _PROVENANCE_KEYS = ("_name_or_path", "transformers_version")
 _STAGE = "random-init models"
@@ -120,9 +121,9 @@ def measure_nulls(
         }
     jobs = [(group, n) for group in _null_groups(prompts, measured) for n in range(settings.nulls)]
     # Kept in parts, which comparisons with other relatives share.
-    remember = partial(settings.run.remember, _STAGE) if settings.run else _call
-    measure = partial(measure_null, prompts=prompts, plan=paths.plan, remember=remember)
-    results = run_all(measure, jobs, _STAGE, is_kept=False)
+    run_unit = partial(unit_runner(settings.run, settings.engine), _STAGE)
+    measure = partial(measure_null, prompts=prompts, plan=paths.plan, run_unit=run_unit)
+    results = run_all(measure, jobs, _STAGE, is_unit=False)
     by_architecture: dict[object, list[NullDraw]] = {}
     for (group, _), null in zip(jobs, results, strict=True):
         by_architecture.setdefault(architecture_key(group.template_model), []).append(null)
@@ -184,28 +185,28 @@ def measure_null(
     job: tuple[NullGroup, int],
     prompts: ComparisonPrompts,
     plan: PathPlan,
-    remember: Callable,
+    run_unit: Callable,
 ) -> NullDraw:
     """Measure one random-init model of a group; its seed is that of the prompts plus its number.
 
     Args:
         job: The group and the number.
         prompts, plan: Prompts and role paths of the comparison.
-        remember: Runs a function on its arguments, or reads its result from a store.
+        run_unit: Runs a function on its arguments, or reads its result from a store.
     """
     group, number = job
     null = RandomInit(group.template_model, prompts.seed + number)
     hits = {
-        recipient.name: remember(_null_hits, null, recipient, group.tokenized)
+        recipient.name: run_unit(_null_hits, null, recipient, group.tokenized)
         for recipient in group.recipients
     }
     if group.pairs is None or group.questions is None:
         return NullDraw(None, None, hits, {})
     # Effects without training are small, and the screen is exact where effects are small.
     screen = ExactCells(0, 0) if prompts.screen else None
-    profiles = remember(_null_profiles, null, group.pairs, prompts.roles, screen)
-    accuracy = remember(_null_accuracy, null, group.questions)
-    return NullDraw(profiles, accuracy, hits, remember(_null_paths, null, plan))
+    profiles = run_unit(_null_profiles, null, group.pairs, prompts.roles, screen)
+    accuracy = run_unit(_null_accuracy, null, group.questions)
+    return NullDraw(profiles, accuracy, hits, run_unit(_null_paths, null, plan))
 
 
 def _null_hits(null: RandomInit, recipient: Recipient, tokenized: TokenizedTexts) -> Hits:
@@ -240,7 +241,3 @@ def architecture_key(model: Model) -> object:
     """Key of the random-init models that serve a model: its config without its provenance."""
     config = {k: v for k, v in model.config.to_dict().items() if k not in _PROVENANCE_KEYS}
     return (model.shape, str(sorted(config.items())))
-
-
-def _call(function: Callable, *args: object) -> object:
-    return function(*args)

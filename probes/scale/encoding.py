@@ -82,7 +82,7 @@ class Digests:
         encoder = _Encoder(self, is_key=True)
         tree = encoder.encode(value)
         self.models.update(encoder.models)
-        return _hash(_dumps(tree))
+        return hash_tree(tree)
 
     def of_model(self, model: Model) -> str:
         """Digest of a model."""
@@ -132,8 +132,9 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     return memoryview(flat.view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
 
 
-def _hash(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=20).hexdigest()
+def hash_tree(tree: Tree) -> str:
+    """Digest of an encoded value."""
+    return hashlib.blake2b(_dumps(tree), digest_size=20).hexdigest()
 
 
 def _dumps(tree: Tree) -> bytes:
@@ -213,7 +214,7 @@ class _Encoder:
         tree = ["object", type(value).__module__, type(value).__qualname__, *parts]
         if not self.is_key:
             return tree
-        digest = _hash(_dumps(tree))
+        digest = hash_tree(tree)
         self.digests.keep(value, digest)
         return ["digest", digest]
 

@@ -8,14 +8,12 @@ written whole, then noted in the ledger; what is not in the ledger was not measu
 import hashlib
 import json
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from functools import cache, cached_property
-from importlib import metadata
+from functools import cached_property
 from pathlib import Path
 from threading import RLock
 from typing import Any, ParamSpec, TypeVar
@@ -25,18 +23,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from probes.errors import FigureError, StoreError
-from probes.files import data_folder, write_atomic
+from probes.files import write_atomic
 from probes.models.model import Model
 from probes.plan import PlannedSettings
 from probes.scale.decoding import decode
 from probes.scale.encoding import Digests, encode
 from probes.scale.ledger import Ledger, Run, Unit
+from probes.scale.versions import versions
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_DATA = (".toml", ".csv", ".json", ".jsonl")
-_LIBRARIES = ("torch", "transformers", "transformer-lens", "numpy", "scipy")
 # What a file can raise that is whole, but of a model that is gone or of other classes.
 _BROKEN = (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, StoreError)
 _TREE, _LEDGER = "tree", "ledger.sqlite"
@@ -110,6 +107,17 @@ class Store:
         Raises:
             StoreError: Arguments or result have no plain form, or a file cannot be written.
         """
+        return self.remember_by(_call, label, function, *args, **kwargs)
+
+    def remember_by(
+        self,
+        call: Callable[..., Any],
+        label: str,
+        function: Callable[P, T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Like `remember`; `call(function, *args, **kwargs)` measures, as an engine does."""
         key = self.key(function, args, kwargs)
         with self._locked(key):
             found = self.ledger.find(key) if self.exists else None
@@ -119,7 +127,7 @@ class Store:
                     self._note(key, reused=True)
                     return value
             began = time.perf_counter()
-            value = function(*args, **kwargs)
+            value = call(function, *args, **kwargs)
             self._write(key, (label, _subject(args)), value, time.perf_counter() - began)
             self._note(key, reused=False)
         return value
@@ -222,22 +230,12 @@ class Store:
         return [path for path in (self.folder / "units").glob("*/*") if path not in known]
 
 
+def _call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    return function(*args, **kwargs)
+
+
 class _Unreadable(Exception):
     """A stored unit that cannot be read, and is measured again."""
-
-
-@cache
-def versions() -> tuple[str, ...]:
-    """Versions of everything that shapes a result: this package, its data, libraries, machine.
-
-    Weights are not read here: those of each model are in the keys of its units.
-    """
-    sources, package = hashlib.blake2b(digest_size=20), Path(__file__).resolve().parents[1]
-    data = [path for end in _DATA for path in data_folder().rglob(f"*{end}")]
-    for path in (*sorted(package.rglob("*.py")), *sorted(data)):
-        sources.update(f"{path.name}\0".encode() + path.read_bytes())
-    libraries = (f"{name} {metadata.version(name)}" for name in _LIBRARIES)
-    return (sources.hexdigest(), *libraries, platform.machine())
 
 
 def _digest(path: Path) -> str:

@@ -6,8 +6,9 @@ from probes.claims.result import ClaimsReport
 from probes.claims.run import ClaimSettings, evaluate_claims
 from probes.models.model import load
 from probes.observe.format import kept
-from probes.scale import store as store_module
-from probes.scale.store import Store, versions
+from probes.scale import versions as versions_module
+from probes.scale.store import Store
+from probes.scale.versions import versions
 
 
 def test_the_base_model_and_the_fitted_format_are_in_the_key_of_claims(monkeypatch, tmp_path):
@@ -33,7 +34,7 @@ def test_the_base_model_and_the_fitted_format_are_in_the_key_of_claims(monkeypat
 def test_shipped_data_is_part_of_the_versions(monkeypatch, tmp_path):
     before = versions()
     (tmp_path / "patterns.toml").write_text("changed")
-    monkeypatch.setattr(store_module, "data_folder", lambda: tmp_path)
+    monkeypatch.setattr(versions_module, "data_folder", lambda: tmp_path)
     versions.cache_clear()
     try:
         assert versions() != before

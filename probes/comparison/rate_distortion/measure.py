@@ -2,8 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import repeat
 
 from tqdm.auto import tqdm
 
@@ -16,7 +18,7 @@ from probes.comparison.rate_distortion.point import (
     measure_point,
     prepare_reference,
 )
-from probes.comparison.rate_distortion.result import RateDistortionCurve
+from probes.comparison.rate_distortion.result import CurvePoint, RateDistortionCurve
 from probes.comparison.setup.references import ComparisonSettings
 from probes.comparison.variables.transfer import with_unique_names
 from probes.compression.derived_model import DerivedModel
@@ -26,6 +28,7 @@ from probes.observe.divergence import answer_as_relative, best_heuristic_accurac
 from probes.observe.format.kept import pattern_in_format
 from probes.prompts.catalog import pattern as load_pattern
 from probes.prompts.pattern import Pattern
+from probes.scale.engine import IN_PROCESS, open_engine, unit_runner
 from probes.scale.store import open_store
 
 _DEFAULTS = RateDistortionSettings()
@@ -96,16 +99,12 @@ def _measure_curve(
                 seed=settings.seed,
                 gate=settings.gate,
                 run=settings.run,
+                engine=settings.engine,
+                workers=settings.workers,
             ),
         )
         verdicts = [Counter(v.label for v in one.verdicts) for one in family.comparisons]
-    bar = tqdm(models, desc="relatives", disable=not settings.progress)
-    measure = (
-        partial(settings.run.remember, "point", measure_point) if settings.run else measure_point
-    )
-    points = [
-        measure(model, reference, counts) for model, counts in zip(bar, verdicts, strict=True)
-    ]
+    points = _measure_points(models, reference, verdicts, settings)
     return RateDistortionCurve(
         parent=measure_point(first, reference),
         points=tuple(points),
@@ -115,6 +114,27 @@ def _measure_curve(
         random_init=_best_random_init(reference),
         protocol=(("format", str(chosen.wrapper.format)), *_protocol(reference)),
     )
+
+
+def _measure_points(
+    models: Sequence[Model],
+    reference: ParentReference,
+    verdicts: Sequence[Mapping[str, int]],
+    settings: RateDistortionSettings,
+) -> list[CurvePoint]:
+    """Point of each relative; in this process one at a time, because all run the parent."""
+    workers = 1 if settings.engine == IN_PROCESS else settings.workers
+    with (
+        open_engine(settings.engine, workers=workers, device=models[0].device.type) as engine,
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=len(models), desc="relatives", disable=not settings.progress) as bar,
+    ):
+        measure = partial(unit_runner(settings.run, engine), "point", measure_point)
+        found = []
+        for point in pool.map(measure, models, repeat(reference), verdicts):
+            found.append(point)
+            bar.update()
+        return found
 
 
 def _load_models(

@@ -70,6 +70,7 @@ class RateDistortionSettings:
             answers, choice for pairs.
         run: Folder of the store of finished work, or a store; see `PlannedSettings`.
         progress: Whether a progress bar is shown.
+        engine, workers: As in `PlannedSettings`; without Ray one relative is measured at a time.
     """
 
     bases: int = 200
@@ -82,6 +83,8 @@ class RateDistortionSettings:
     gate: GateCriterion | None = None
     run: Any = field(default=None, compare=False, metadata={"saved": False})
     progress: bool = field(default=False, compare=False, metadata={"saved": False})
+    engine: Any = field(default="inprocess", compare=False, metadata={"saved": False})
+    workers: int = field(default=1, compare=False, metadata={"saved": False})
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from probes.progress import Progress
-from probes.scale.store import Store
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -23,17 +22,19 @@ class RunAll(Protocol):
         label: str,
         part: tuple[int, int] = (0, 1),
         *,
-        is_kept: bool = True,
+        is_unit: bool = True,
     ) -> list[U]:
         """Run the job on each item of a part of a stage, in parallel threads and with progress.
 
-        With a store the results are kept there, unless the job keeps its own parts.
+        Each is a unit, unless the job runs its own parts as units; see `scale.engine`.
         """
         ...
 
 
-def run_in_pool(pool: Executor, progress: Progress, store: Store | None = None) -> RunAll:
-    """Function that runs jobs in the threads of a pool; with a store, those that are not there."""
+def run_in_pool(
+    pool: Executor, progress: Progress, run_unit: Callable[..., Any] | None = None
+) -> RunAll:
+    """Function that runs jobs in the threads of a pool; `run_unit` is as `unit_runner` makes it."""
 
     def run_all(
         job: Callable[[T], U],
@@ -41,9 +42,9 @@ def run_in_pool(pool: Executor, progress: Progress, store: Store | None = None) 
         label: str,
         part: tuple[int, int] = (0, 1),
         *,
-        is_kept: bool = True,
+        is_unit: bool = True,
     ) -> list[U]:
-        own = partial(store.remember, label, job) if store and is_kept else job
+        own = partial(run_unit, label, job) if run_unit and is_unit else job
         return list(progress.track(pool.map(own, items), label, len(items), part))
 
     return run_all

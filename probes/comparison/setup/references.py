@@ -1,7 +1,7 @@
 """Settings of a comparison, and loading of the compared models and of their reference models."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from probes.comparison.setup.cost import NullChoice, ScreenChoice
 from probes.comparison.variables.transfer import with_unique_names
@@ -44,8 +44,6 @@ class ComparisonSettings(PlannedSettings):
             default where the comparison is screened.
         gate: What the gate asks; see `GateCriterion`. By default accuracy for patterns with free
             answers, choice for pairs.
-        workers: Models measured in parallel threads. The result does not depend on it; give torch
-            one thread if it is more than one.
         format: Prompt format, such as "few-shot-4", or "auto" for one in which all compared models
             have the behavior; see `PromptFormat`. Each model reads its own chat template.
     """
@@ -58,7 +56,6 @@ class ComparisonSettings(PlannedSettings):
     other_seed: ModelSpec | None = None
     negative_controls: Sequence[ModelSpec] | None = None
     gate: GateCriterion | None = None
-    workers: int = field(default=1, metadata={"saved": False})
     format: str = "plain"
     screen: ScreenChoice = "auto"
     null: NullChoice = "auto"

@@ -1,0 +1,80 @@
+"""Engine: where the units of a command run, in threads of this process or in workers of Ray.
+
+A unit is a function of this package on values that `scale.encoding` encodes, so that any engine
+gives the same result.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
+
+from probes.errors import EngineError
+from probes.scale.store import Store
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+IN_PROCESS, RAY = "inprocess", "ray"
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Runs units.
+
+    Attributes:
+        workers: Units that it runs at once; more threads would wait.
+    """
+
+    workers: int
+
+    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Result of a function; threads may call at once."""
+        ...
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """Engine that calls the function in the thread that asks."""
+
+    workers: int = 1
+
+    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Result of a function."""
+        return function(*args, **kwargs)
+
+
+@contextmanager
+def open_engine(name: str | Engine, *, workers: int = 1, device: str = "") -> Iterator[Engine]:
+    """Open an engine; its workers end with the `with`.
+
+    Args:
+        name: "inprocess", "ray" (a cluster that RAY_ADDRESS names, else one of this machine),
+            "ray:ADDRESS" for a cluster that exists, or an engine, which stays open.
+        workers: Units at once.
+        device: Device of the models; a worker of Ray gets a GPU for "cuda".
+
+    Raises:
+        EngineError: There is no such engine, Ray is not installed, or the cluster is too small.
+    """
+    if not isinstance(name, str):
+        yield name
+        return
+    kind, _, address = name.partition(":")
+    if kind not in (IN_PROCESS, RAY) or (kind == IN_PROCESS and address):
+        raise EngineError(f"No engine {name!r}: choose {IN_PROCESS}, {RAY} or {RAY}:ADDRESS")
+    if kind == IN_PROCESS:
+        yield InProcess(workers)
+        return
+    from probes.scale.ray_engine import open_ray
+
+    with open_ray(address, workers=workers, device=device) as engine:
+        yield engine
+
+
+def unit_runner(store: Store | None, engine: Engine) -> Callable[..., Any]:
+    """Function (label, function, *arguments) that runs a unit, or reads it from the store."""
+    if store is None:
+        return lambda _, function, *args, **kwargs: engine.call(function, *args, **kwargs)
+    return partial(store.remember_by, engine.call)

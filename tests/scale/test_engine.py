@@ -1,0 +1,115 @@
+"""Engines: a unit gives the same wherever it runs, and its errors and warnings arrive."""
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+
+import probes as pb
+from probes.errors import EngineError, ModelError
+from probes.models.files.loading import parse_dtype
+from probes.observe.behavior import evaluate_behavior
+from probes.prompts.catalog import pattern
+from probes.prompts.tokens.batch import tokenize
+from probes.scale.encoding import Digests, model_digest
+from probes.scale.engine import InProcess, open_engine, unit_runner
+from probes.scale.packed_model import pack_model, unpack_model
+from probes.scale.store import Store
+from probes.scale.worker import Packer, Worker, value_of
+from probes.stats.intervals import bootstrap_mean
+from probes.testing.tiny_models import KINDS, OTHER_KINDS, POST_NORM_KINDS, tiny
+
+FOX = "If I have two foxes and I take away one, how many foxes do I have?"
+VALUES = torch.arange(8.0).numpy()
+
+
+class ByBytes:
+    """Engine whose units cross to a worker of this process and back as bytes."""
+
+    workers = 1
+
+    def __init__(self):
+        self.packer, self.places = Packer(lambda packed: packed), {}
+        self.fetched, self.outcomes = [], []
+        self.worker = Worker(self.fetch)
+
+    def fetch(self, digest):
+        self.fetched.append(digest)
+        return self.places[digest]
+
+    def call(self, function, *args, **kwargs):
+        unit, places = self.packer.pack(function, args, kwargs)
+        self.places |= places
+        self.outcomes.append(self.worker.run(unit))
+        return value_of(self.outcomes[-1], self.packer.models)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *POST_NORM_KINDS, *OTHER_KINDS])
+def test_a_packed_model_is_built_as_an_equal_one(kind):
+    model = tiny(kind)
+    built = unpack_model(pack_model(model))
+    assert model_digest(built) == model_digest(model)
+    ids = torch.arange(1, 13).reshape(2, 6)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    assert torch.equal(built.logits(ids, mask), model.logits(ids, mask))
+
+
+def test_a_quantized_model_travels_with_its_tokenizer_and_provenance():
+    model = pb.load(pb.quantize("distilled", "int4"))
+    built = unpack_model(pack_model(model))
+    assert model_digest(built) == model_digest(model)
+    assert built.provenance == model.provenance
+    text = "If I have two foxes"
+    assert built.tokenizer(text).input_ids == model.tokenizer(text).input_ids
+
+
+def test_a_model_that_is_built_as_another_is_refused():
+    packed = pack_model(tiny("llama"))
+    with pytest.raises(EngineError, match="cannot be built by a worker"):
+        unpack_model(replace(packed, digest="0" * 40))
+
+
+def test_a_unit_gives_the_same_as_bytes():
+    engine = ByBytes()
+    assert engine.call(bootstrap_mean, VALUES, seed=3) == bootstrap_mean(VALUES, seed=3)
+    model = pb.load("distilled")
+    batch = tokenize(model.tokenizer, [pattern("take-away").match(FOX)])
+    there, here = (run(evaluate_behavior, model, batch) for run in (engine.call, InProcess().call))
+    assert torch.equal(there.correct, here.correct)
+
+
+def test_models_and_arguments_are_built_once():
+    engine, model = ByBytes(), pb.load("distilled")
+    batch = tokenize(model.tokenizer, [pattern("take-away").match(FOX)])
+    for _ in range(3):
+        engine.call(evaluate_behavior, model, batch)
+    assert sorted(engine.fetched) == sorted([model_digest(model), Digests().of(batch)])
+
+
+def test_an_error_arrives_as_what_it_was_and_a_warning_is_given_again():
+    engine = ByBytes()
+    with pytest.raises(ModelError, match="float7"):
+        engine.call(parse_dtype, "float7")
+    engine.worker._value = lambda unit: 1 / 0
+    with pytest.raises(EngineError, match="ZeroDivisionError") as failed:
+        engine.call(bootstrap_mean, VALUES, seed=3)
+    assert "line" in failed.value.__notes__[0]
+    engine.worker._value = lambda unit: warnings.warn("four texts are left out", stacklevel=1)
+    with pytest.warns(UserWarning, match="four texts"), pytest.raises(EngineError):
+        engine.call(bootstrap_mean, VALUES, seed=3)
+
+
+def test_a_store_keeps_what_an_engine_measures(tmp_path):
+    engine, store = ByBytes(), Store(tmp_path)
+    run_unit = unit_runner(store, engine)
+    first = run_unit("mean", bootstrap_mean, VALUES, seed=3)
+    again = unit_runner(Store(tmp_path), engine)("mean", bootstrap_mean, VALUES, seed=3)
+    assert again == first == Store(tmp_path).remember("mean", bootstrap_mean, VALUES, seed=3)
+    assert len(engine.outcomes) == 1
+
+
+@pytest.mark.parametrize("name", ["spark", "inprocess:there", ""])
+def test_an_engine_that_does_not_exist_is_refused(name):
+    with pytest.raises(EngineError, match="choose inprocess, ray or ray:ADDRESS"):
+        open_engine(name).__enter__()
