@@ -32,7 +32,13 @@ _EDGE = re.compile(f"{_ENDPOINT}(?:->|→){_ENDPOINT}")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Edge:
-    """One edge, such as "L0.H1" to "L2.H3.q"; roles are empty where they are not resolved."""
+    """One edge from a writer to a reader.
+
+    Attributes:
+        source: Writer: "embed", a head such as "L0.H1", or an MLP such as "L0.MLP".
+        target: Reader: "L2.H3.q" (also k, v), an MLP, or "logits".
+        source_role, target_role: Roles; empty where edges are not resolved by roles.
+    """
 
     source: str
     target: str
