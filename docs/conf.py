@@ -90,8 +90,6 @@ def prepare_docstring(app, what, name, obj, options, lines):
             line = f"    {entry[1]} ({found}){entry[2]}" if found else line
         line = re.sub(r"\|(?=\w)|(?<=\w)\|", r"\|", line)  # |weight| is no substitution.
         lines[number] = re.sub(r"(?<![`:\w])`([^`]+)`(?!`)", link_code, line)
-    if what == "property":
-        lines.insert(0, "")  # Otherwise napoleon takes what precedes a colon for a type.
 
 
 def link_error(match):

@@ -98,7 +98,7 @@ class ComputationGraph:
 
     @cached_property
     def readers(self) -> tuple[str, ...]:
-        """Names of the readers: q of each head, k and v of each head or group, MLP; then logits."""
+        """Names of the readers (q of each head, k and v of each head or group, MLP), then logits."""
         names = []
         for layer in range(self.layers):
             names += [f"L{layer}.H{head}.q" for head in range(self.heads)]
@@ -155,7 +155,7 @@ class ComputationGraph:
 
     @cached_property
     def edge_table(self) -> np.ndarray:
-        """Indices "column edge": source, target, source role, target role."""
+        """Indices "column edge" of source, target, source role and target role."""
         blocks = []
         for reader in range(len(self.readers)):
             upstream = self.upstream_count(reader)

@@ -44,7 +44,6 @@ class Model:
     bridge: Any = field(repr=False)
     """TransformerLens bridge."""
     config: Any = field(repr=False)
-    """Configuration of the Hugging Face model."""
     provenance: Provenance | None = field(default=None, repr=False)
     """How it was made and what it takes to store, where known."""
     lock: Any = field(default_factory=threading.RLock, repr=False)
@@ -114,9 +113,8 @@ class Model:
 
         Args:
             edits: Functions by site ("L1.H0", "L1.MLP", "L2.resid") or hook name
-                ("blocks.1.attn.hook_z"). A function maps the activation to its replacement of
-                equal shape and dtype, or to None to keep it. A head's activation is its `z`,
-                "prompt position d_head".
+                ("blocks.1.attn.hook_z"). A function maps the activation to another one of equal
+                shape and dtype, or to None to keep it. A head's is `z`, "prompt position d_head".
 
         Raises:
             SiteError: The model has no such activation, or the replacement has another shape.
@@ -250,8 +248,7 @@ def wrap(
     Args:
         hf_model: Causal decoder of transformers, with its weights.
         name, origin: Name of the model, and where it is from, in words.
-        tokenizer: Its fast tokenizer; without one, texts and patterns cannot be read.
-        provenance: How it was made, where that is known.
+        tokenizer, provenance: Its fast tokenizer, and how it was made; None where there is none.
 
     Raises:
         ModelError: The architecture is not supported, a weight is not finite, or logits differ.
@@ -261,7 +258,11 @@ def wrap(
 
 
 def random_init(model: Model, *, seed: int) -> Model:
-    """Random-init model of the architecture of `model`; the weights depend on `seed` alone."""
+    """Random-init model of the architecture of `model`; the weights depend on `seed` alone.
+
+    Raises:
+        ModelError: The seed is out of range.
+    """
     called = (f"{model.name} random-init {seed}", f"random-init like {model.name}, seed {seed}")
     with isolated():
         from transformers import AutoModelForCausalLM

@@ -79,7 +79,7 @@ def path_patching(model: Model, task: Task, path: Sequence[str]) -> Float[Tensor
             2304.05969).
 
     Returns:
-        The drop of each prompt. Above 0: the path supports the answer.
+        The drop of each prompt; above 0, the path supports the answer.
 
     Raises:
         CircuitError: Two components of the path are not connected by an edge.
