@@ -129,7 +129,7 @@ class Result(ABC):
 
 
 def load_result(path: str | Path) -> Result:
-    """Read any saved result (.json), without torch; the file says which type it is.
+    """Read any saved result (.json at `path`), without torch; the file says which type it is.
 
     Raises:
         ResultError: The file cannot be read, or holds no result of this version.

@@ -1,7 +1,9 @@
 """The documentation names only what exists: functions, commands, options and pages."""
 
 import ast
+import inspect
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,9 @@ import probes
 from probes.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES += sorted((ROOT / "probes" / "experiments").glob("*/README.md"))
 PAGE_NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-
 
 def options(command, prefix="probes"):
     """The options of a command and of its subcommands, by name."""
@@ -44,10 +45,8 @@ def test_commands_and_their_options_exist(name):
         lines += [line.removeprefix(".venv/bin/") for line in block.splitlines()]
     for line in lines:
         words = line.split()
-        if (
-            words[1:2] == ["plan"] and f"probes {words[2]}" in COMMANDS
-        ):  # The options are those of the command that is planned.
-            del words[1]
+        if words[1:2] == ["plan"] and f"probes {' '.join(words[2:3])}" in COMMANDS:
+            del words[1]  # The options are those of the command that is planned.
         if words[:1] != ["probes"] or len(words) < 2 or not words[1][0].isalpha():
             continue
         has_own_commands = words[1] in ("make", "runs") and len(words) > 2
@@ -66,6 +65,37 @@ def test_links_lead_to_files(name):
     for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
         if "://" not in link and not link.startswith("mailto:"):
             assert ((ROOT / name).parent / link).exists(), link
+
+
+@pytest.mark.parametrize("name", PAGE_NAMES)
+def test_full_names_in_text_can_be_imported(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for full in re.findall(r"(?:`|:: )(probes(?:\.\w+)+)", text):
+        found, parts = probes, full.split(".")[1:]
+        for count, part in enumerate(parts, 1):
+            if not hasattr(found, part):
+                import_module(".".join(["probes", *parts[:count]]))
+            found = getattr(found, part)
+
+
+def test_each_public_name_is_once_on_a_reference_page():
+    pages = (ROOT / "docs" / "reference").glob("*.md")
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    described = re.findall(r"^\.\. auto\w+:: probes\.(\w+)$", text, re.MULTILINE)
+    assert sorted(described) == sorted(set(probes.__all__) - {"__version__"})
+
+
+@pytest.mark.parametrize("name", [n for n in probes.__all__ if n != "__version__"])
+def test_a_public_function_says_what_its_arguments_and_its_errors_are(name):
+    function = getattr(probes, name)
+    if not inspect.isfunction(function):
+        pytest.skip("a type: its attributes are on its page")
+    text = inspect.getdoc(function)
+    entries = re.findall(r"^    ([\w, ]+): ", text, re.MULTILINE)
+    described = {argument for entry in entries for argument in entry.split(", ")}
+    described |= set(re.findall(r"`(\w+)`", text))
+    assert not set(inspect.signature(function).parameters) - described
+    assert "Raises:" in text or "errors as in" in text or name == "list_models"
 
 
 def test_the_map_in_contributing_names_every_module():

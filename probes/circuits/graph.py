@@ -32,7 +32,13 @@ _EDGE = re.compile(f"{_ENDPOINT}(?:->|→){_ENDPOINT}")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Edge:
-    """One edge, such as "L0.H1" to "L2.H3.q"; roles are empty where they are not resolved."""
+    """One edge from a writer to a reader.
+
+    Attributes:
+        source: Writer: "embed", a head such as "L0.H1", or an MLP such as "L0.MLP".
+        target: Reader: "L2.H3.q" (also k, v), an MLP, or "logits".
+        source_role, target_role: Roles; empty where edges are not resolved by roles.
+    """
 
     source: str
     target: str
@@ -92,7 +98,7 @@ class ComputationGraph:
 
     @cached_property
     def readers(self) -> tuple[str, ...]:
-        """Names of the readers: q of each head, k and v of each head or group, MLP; then logits."""
+        """Names of the readers (q of each head, k and v of each head or group, MLP), then logits."""
         names = []
         for layer in range(self.layers):
             names += [f"L{layer}.H{head}.q" for head in range(self.heads)]
@@ -149,7 +155,7 @@ class ComputationGraph:
 
     @cached_property
     def edge_table(self) -> np.ndarray:
-        """Indices "column edge": source, target, source role, target role."""
+        """Indices "column edge" of source, target, source role and target role."""
         blocks = []
         for reader in range(len(self.readers)):
             upstream = self.upstream_count(reader)

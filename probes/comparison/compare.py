@@ -66,6 +66,7 @@ def compare(
         full, other: Models, or names that `load` takes; "random-init" is a fresh model of the
             shape of `full`.
         on: Pattern, its name, or the path of a file of pairs.
+        settings: Sizes, seed, controls, and how much is measured exactly.
 
     Raises:
         ProbeError: A model, pattern or file is unknown or does not fit.
@@ -79,7 +80,7 @@ def compare_family(
     on: str | Pattern = "take-away",
     settings: ComparisonSettings = _DEFAULTS,
 ) -> FamilyComparison:
-    """Compare a model with several relatives; arguments as in `compare`.
+    """Compare `full` with several relatives, `others`; `on` and `settings` as in `compare`.
 
     Each model, and each random-init model, is measured once.
 

@@ -52,7 +52,13 @@ class PlotData:
 
 @dataclass(frozen=True, slots=True)
 class SolvedLogitDiff:
-    """Logit difference of one model and answer on the questions that both models solve."""
+    """Logit difference of one model and answer on the questions that both models solve.
+
+    Attributes:
+        model, answer: Their names.
+        items: Number of questions that both solve.
+        logit_diff: Its mean, in logits; None without such questions.
+    """
 
     model: str
     answer: str

@@ -33,7 +33,14 @@ from probes.models.model import Model, wrap
 
 @dataclass(frozen=True, eq=False)
 class DerivedModel:
-    """A Hugging Face causal model with its name, tokenizer and provenance."""
+    """A Hugging Face causal model with its name, tokenizer and provenance.
+
+    Attributes:
+        name: Its name.
+        hf_model: The model of transformers, in plain floats.
+        tokenizer: Its fast tokenizer, or None.
+        provenance: How it was made, from what, and what it takes to store.
+    """
 
     name: str
     hf_model: Any = field(repr=False)

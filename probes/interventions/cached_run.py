@@ -73,7 +73,17 @@ def slice_argument(
 
 @dataclass(frozen=True, eq=False)
 class CachedRun:
-    """Activations and logits of one run, as far as patching needs them."""
+    """Activations and logits of one run, as far as patching needs them.
+
+    Attributes:
+        model: The model.
+        ids, mask: Tokens of the prompts, and False for padding.
+        readout: Positions whose logits are kept.
+        logits: Logits of the next token there.
+        z: Attention-weighted values of each head, before the output matrix.
+        mlp_out: Output of each MLP.
+        resid: Input of every block, and the output of the last.
+    """
 
     model: Model
     ids: Int[Tensor, "prompt position"] = field(repr=False)
@@ -83,7 +93,6 @@ class CachedRun:
     z: Float[Tensor, "layer prompt position head d_head"] = field(repr=False)
     mlp_out: Float[Tensor, "layer prompt position d_model"] = field(repr=False)
     resid: Float[Tensor, "layer+1 prompt position d_model"] = field(repr=False)
-    """Input of every block, and the output of the last."""
     # Arguments of each block's call, and its keys and values; none where blocks cannot restart.
     _block_caches: tuple[tuple[dict, BlockCache], ...] = field(repr=False)
 

@@ -278,6 +278,7 @@ class StateProjection:
     the right of bases and larger answers above smaller ones, on average.
 
     Attributes:
+        model, site: The model, and the site whose states are projected.
         prompts: The texts.
         labels: For each prompt "operation" (such as "minus"), "number" (the answer), and "verb",
             "x", "y" and "object" where its pattern has them.

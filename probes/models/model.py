@@ -25,16 +25,16 @@ from probes.models.layers.attention_hooks import (
     require_effect,
 )
 from probes.models.layers.kv_cache import block_cache_argument, replaced_caches
-from probes.models.process_state import isolated, seeded_init
+from probes.models.process_state import exclusive, isolated, seeded_init
 from probes.models.readout import run_bridge
-from probes.models.run_checks import require_eval, require_finite, require_tokens
+from probes.models.run_checks import require_eval, require_finite, require_tokens, require_unembed
 from probes.models.shape import Shape as Shape
 from probes.models.shape import read_shape
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """Causal language model whose activations can be read and edited by name."""
+    """Causal language model (`name`, from `origin`) whose activations can be read and edited."""
 
     name: str
     origin: str
@@ -103,11 +103,7 @@ class Model:
         Raises:
             ModelError: At the last layer these are not the model's own logits.
         """
-        if "unembed" not in self.passed_checks:
-            raise ModelError(
-                f"The logit lens of {self.name} ({self.shape.architecture}) is not supported: its "
-                "final norm and unembedding do not give its own logits. Use another model."
-            )
+        require_unembed(self)
         logits = self.bridge.unembed(self.bridge.ln_final(resid))
         return self.bridge.adapter.apply_output_logits_transform(logits)
 
@@ -117,9 +113,8 @@ class Model:
 
         Args:
             edits: Functions by site ("L1.H0", "L1.MLP", "L2.resid") or hook name
-                ("blocks.1.attn.hook_z"). A function maps the activation to its replacement of
-                equal shape and dtype, or to None to keep it. A head's activation is its `z`,
-                "prompt position d_head".
+                ("blocks.1.attn.hook_z"). A function maps the activation to another one of equal
+                shape and dtype, or to None to keep it. A head's is `z`, "prompt position d_head".
 
         Raises:
             SiteError: The model has no such activation, or the replacement has another shape.
@@ -192,13 +187,8 @@ class Model:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Exclude other threads: their passes would show the edits of this one."""
-        if not self.lock.acquire(blocking=False):
-            text = f"{self.name} is in use by another thread: load one model for each thread"
-            raise ModelError(text)
-        try:
+        with exclusive(self.lock, self.name):
             yield
-        finally:
-            self.lock.release()
 
 
 ModelSpec = str | Path | Model | loading.HasModel
@@ -253,15 +243,25 @@ def wrap(
     origin: str = "in memory",
     provenance: Provenance | None = None,
 ) -> Model:
-    """Model from a copy of a Hugging Face causal model."""
+    """Model from a copy of a Hugging Face causal model, which is not changed.
+
+    Args:
+        hf_model: Causal decoder of transformers, with its weights.
+        name, origin: Name of the model, and where it is from, in words.
+        tokenizer, provenance: Its fast tokenizer, and how it was made; None where there is none.
+
+    Raises:
+        ModelError: The architecture is not supported, a weight is not finite, or logits differ.
+    """
     with isolated():
         return _build_model(copy.deepcopy(hf_model), (name, origin), tokenizer, provenance)
 
 
 def random_init(model: Model, *, seed: int) -> Model:
-    """Random-init model of the same architecture; the weights depend on `seed` alone.
+    """Random-init model of the architecture of `model`; the weights depend on `seed` alone.
 
-    The caller's random generators are not touched, and threads do not affect each other.
+    Raises:
+        ModelError: The seed is out of range.
     """
     called = (f"{model.name} random-init {seed}", f"random-init like {model.name}, seed {seed}")
     with isolated():

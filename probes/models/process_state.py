@@ -65,6 +65,21 @@ def seeded_init(seed: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def exclusive(lock: Any, name: str) -> Iterator[None]:  # noqa: ANN401 (an RLock)
+    """Hold the lock of a model; a second thread is an error, and does not wait.
+
+    Raises:
+        ModelError: Another thread holds it.
+    """
+    if not lock.acquire(blocking=False):
+        raise ModelError(f"{name} is in use by another thread: load one model for each thread")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 class _PrivateGenerator(TorchDispatchMode):
     """Pass one generator to all random operations of this thread that name none."""
 

@@ -16,6 +16,15 @@ def require_eval(model: Any) -> None:  # noqa: ANN401 (a Model)
         )
 
 
+def require_unembed(model: Any) -> None:  # noqa: ANN401 (a Model)
+    """Raise ModelError where final norm and unembedding do not give the model's own logits."""
+    if "unembed" not in model.passed_checks:
+        raise ModelError(
+            f"The logit lens of {model.name} ({model.shape.architecture}) is not supported: its "
+            "final norm and unembedding do not give its own logits. Use another model."
+        )
+
+
 def require_unedited(model: Any) -> None:  # noqa: ANN401 (a Model)
     """Raise ModelError inside `Model.editing`: a result would name the model without its edits."""
     if model.active_edits:

@@ -64,7 +64,19 @@ def pool_by_role(
 def role_attention(
     model: Model, batch: Batch, *, activations: Activations | None = None
 ) -> RoleAttention:
-    """Attention of a batch pooled by role; `activations` of the same batch save the run."""
+    """Attention of a batch pooled by role: summed over keys, averaged over queries.
+
+    Args:
+        model: Any decoder.
+        batch: Tokenized prompts with roles.
+        activations: "attention" of the same batch, as `capture` gives it, which saves the run.
+
+    Returns:
+        Attention of each prompt, "prompt layer head role role_key", 0 to 1.
+
+    Raises:
+        ModelError: A prompt is too long for the model, or a logit is not finite.
+    """
     activations = activations or capture(model, batch, ("attention",))
     return RoleAttention(
         model.name, batch.roles, pool_by_role(activations["attention"], batch).cpu()

@@ -36,7 +36,19 @@ class Behavior:
 
 @torch.no_grad()
 def evaluate_behavior(model: Model, batch: Batch, *, batch_size: int = 128) -> Behavior:
-    """Score the answers of a batch; a second answer is read after the words of the first."""
+    """Score the answers of a batch; a second answer is read after the words of the first.
+
+    Args:
+        model: Any decoder with a tokenizer.
+        batch: Tokenized questions with their answers.
+        batch_size: Prompts of one pass; the result does not depend on it.
+
+    Returns:
+        Right or wrong, logit difference (logits) and prediction, "prompt answer" each.
+
+    Raises:
+        ModelError: A prompt is too long for the model, or a logit is not finite.
+    """
     correct, logit_diffs, predicted, preferred = [], [], [], []
     for rows in torch.arange(len(batch)).split(batch_size):
         ids, mask = (part[rows].to(model.device) for part in (batch.ids, batch.mask))

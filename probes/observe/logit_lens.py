@@ -44,6 +44,14 @@ def logit_lens(model: Model, batch: Batch, *, activations: Activations | None = 
     A logit difference of 0 at an early layer does not show that the answer is absent: the stream
     may hold it in directions that the unembedding does not read.
 
+    Args:
+        model: Decoder whose final norm and unembedding give its logits.
+        batch: Tokenized prompts with roles and answers.
+        activations: "resid" of the same batch, as `capture` gives it, which saves the run.
+
+    Returns:
+        Logit differences in logits, by prompt, layer, role and answer.
+
     Raises:
         ModelError: The lens does not give the model's own logits at the last layer.
     """

@@ -68,7 +68,7 @@ class Gate:
 
     @property
     def is_passed(self) -> bool:
-        """Whether the mechanism is measured: the gate is open or partial, or asks nothing."""
+        """Whether the mechanism is measured, because the gate is open or partial, or asks nothing."""
         return self.has_behavior or self.state == "not established"
 
     @property
@@ -79,7 +79,7 @@ class Gate:
 
     @property
     def score_name(self) -> str:
-        """Words for the score: "accuracy", or that the answer is above its foils."""
+        """Words for the score, "accuracy" or that the answer is above its foils."""
         return "answer above its foils" if self.criterion == "choice" else "accuracy"
 
     @property

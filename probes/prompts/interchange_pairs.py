@@ -52,12 +52,12 @@ class InterchangePairs:
 
     @property
     def source_label(self) -> str:
-        """Label of the source's answer: all variables take the source's value."""
+        """Label of the source's answer, in which all variables take the source's value."""
         return max(self.number_labels, key=lambda label: label.count(" + "))
 
     @property
     def merged_copies(self) -> tuple[str, ...]:
-        """Copied numbers that are no outcomes: they may equal others in so narrow a range."""
+        """Copied numbers that are no outcomes, as they may equal others in so narrow a range."""
         operands = self.source_label.split(" + ")[1:]
         every = [f"{copied}{operand}" for copied in COPIES for operand in operands]
         return tuple(label for label in every if label not in self.number_labels)

@@ -17,7 +17,12 @@ _TAILS = ((1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2)
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number with its 95 % interval."""
+    """A number with its 95 % interval.
+
+    Attributes:
+        value: The estimate.
+        low, high: Limits of the interval; NaN where there is none.
+    """
 
     value: float
     low: float

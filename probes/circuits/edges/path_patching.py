@@ -34,6 +34,15 @@ def edge_patching(
     Each edge in turn carries the counterfactual's value, and everything after it follows. Edges
     into one layer share a pass, which starts at that layer.
 
+    Args:
+        model: A decoder whose blocks are sums of heads and MLP, with or without post-norms.
+        task: Aligned pairs of prompts.
+        roles: Whether edges are resolved by roles.
+        edges: Edges to patch; all of the graph by default.
+
+    Returns:
+        A drop for each edge, in the order of `edges` or of the graph, and prompt.
+
     Raises:
         CircuitError: An edge does not exist.
     """
@@ -68,6 +77,9 @@ def path_patching(model: Model, task: Task, path: Sequence[str]) -> Float[Tensor
             path runs on its clean input, changed only by the component before it; after the last
             reader everything follows (Wang et al. 2022, 2211.00593; Goldowsky-Dill et al. 2023,
             2304.05969).
+
+    Returns:
+        The drop of each prompt; above 0, the path supports the answer.
 
     Raises:
         CircuitError: Two components of the path are not connected by an edge.

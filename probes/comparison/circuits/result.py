@@ -72,7 +72,7 @@ class CircuitComparison:
 
     @property
     def middle_size(self) -> SizeComparison:
-        """The size that the summary describes: the middle one, whatever the results."""
+        """The size that the summary describes, the middle one whatever the results."""
         return self.sizes[len(self.sizes) // 2]
 
     def circuits(self, at: SizeComparison) -> tuple[Circuit, Circuit]:

@@ -56,6 +56,11 @@ def fit_format(
     then as many answers and as wide a range of numbers as possible; then the best accuracy. It is
     selected on one half of the prompts and reported on the other, because selection inflates.
 
+    Args:
+        models: One model or several; with several, one format for all is sought.
+        pattern: Pattern in plain text.
+        settings: Formats to try, sizes and seed.
+
     Raises:
         PatternError: No format can be applied to the pattern.
     """

@@ -134,6 +134,13 @@ def sample_pairs(
     Of a pattern's given pairs there may be fewer than `count` that they can read. A warning says
     how many they cannot.
 
+    Args:
+        pattern: Pattern to draw from.
+        contrast: The one thing in which a pair differs, of `pattern.contrasts`.
+        count: Number of pairs.
+        tokenizers: Fast tokenizers of all models that are to read the pairs.
+        seed: Seed of the draw.
+
     Raises:
         PatternError: The pattern cannot form the contrast, or not so often.
         BatchError: Too few pairs have distinct tokens in this tokenizer.
@@ -213,7 +220,13 @@ def _tokenize_both(
 def tokenize_pairs(
     tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, max_length: int | None = None
 ) -> PairBatch:
-    """Tokenize pairs and align their tokens; errors as in `tokenize`."""
+    """Tokenize pairs and align their tokens role by role; errors as in `tokenize`.
+
+    Args:
+        tokenizer: Fast tokenizer of the model.
+        pairs: Pairs of one or several contrasts.
+        max_length: Most tokens of a prompt; no limit by default.
+    """
     if not pairs:
         raise BatchError("A batch needs at least one pair: none was given")
     clean_rows, other_rows = _tokenize_both(tokenizer, pairs)

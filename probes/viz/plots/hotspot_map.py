@@ -48,6 +48,10 @@ def hotspot_map(results: Sequence[Hotspots], *, title: str = "") -> Picture:
     A cell is the fraction of prompts in which only this variable changed, with the null of
     random-init models. Rings mark the hotspots, which were selected on other prompts.
 
+    Args:
+        results: Results of `hotspots`, one for each model.
+        title: Title of the picture.
+
     Raises:
         FigureError: There is no result, or none with a variable.
     """
