@@ -339,6 +339,51 @@
     reply.closest(".pv-reply").classList.add("pv-changed");
   }
 
+  // A circuit: a path, an edge or a node under the mouse or with the focus stands out, with evidence.
+  function circuit(root) {
+    const line = root.querySelector(".pv-evidence");
+    const rest = line.textContent;
+    const wires = [...root.querySelectorAll(".pv-wire")];
+    const rows = [...root.querySelectorAll("tr[data-edges]")];
+    const edge = (wire) => wire.getAttribute("class").match(/pv-e(\d+)/)[1];
+    const says = (group) => group.querySelector("title").textContent;
+    const along = (row) => row.dataset.edges.split(" ");
+    let kept = null;
+
+    const light = (edges, chosen, text) => {
+      for (const wire of wires) wire.classList.toggle("pv-lit", edges.includes(edge(wire)));
+      for (const row of rows) row.classList.toggle("pv-lit", row === chosen);
+      root.classList.toggle("pv-lighting", Boolean(chosen));
+      line.textContent = text;
+    };
+    const show = (part) => {
+      if (!part) return light([], null, rest);
+      if (part.matches(".pv-node")) return light([], null, says(part));
+      if (part.matches(".pv-wire")) {
+        const own = rows.find((row) => along(row).includes(edge(part)));
+        light(own ? along(own) : [], null, says(part));
+        if (own) own.classList.add("pv-lit");
+        return;
+      }
+      const texts = along(part).map((number) => says(wires.find((wire) => edge(wire) === number)));
+      light(along(part), part, texts.join("\n"));
+    };
+    const found = (event) => event.target.closest(".pv-wire, .pv-node, tr[data-edges]");
+    root.addEventListener("pointerover", (event) => show(found(event) || kept));
+    root.addEventListener("pointerleave", () => show(kept));
+    root.addEventListener("focusin", (event) => show(found(event) || kept));
+    root.addEventListener("focusout", () => show(kept));
+    root.addEventListener("click", (event) => {
+      const part = found(event);
+      kept = part === kept ? null : part;
+      show(kept);
+    });
+    root.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") show((kept = null));
+    });
+    root.classList.add("pv-live-ready");
+  }
+
   // Paper has no clicks: what is folded is printed open.
   addEventListener("beforeprint", () => {
     for (const part of document.querySelectorAll(".pv details:not([open])")) {
@@ -357,6 +402,7 @@
     root.dataset.ready = "";
     hover(root);
     root.querySelectorAll(".pv-walk").forEach(walk);
+    root.querySelectorAll(".pv-traced").forEach(circuit);
     if (typeof DecompressionStream === "undefined") continue; // Old browsers keep the plain picture.
     root.querySelectorAll(".pv-grid").forEach(grid);
   }
