@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from probes.circuits.trace import TraceSettings, trace
     from probes.claims.run import evaluate_claims
     from probes.comparison.circuits.compare import compare_circuits
+    from probes.comparison.circuits.traces import compare_traces
     from probes.comparison.circuits.transfer import transfer_circuit
     from probes.comparison.compare import compare, compare_family
     from probes.comparison.family_result import FamilyComparison
@@ -113,6 +114,7 @@ _HOMES = {
     "cross_model_interchange": "comparison.variables.transfer",
     "transfer_circuit": "comparison.circuits.transfer",
     "compare_circuits": "comparison.circuits.compare",
+    "compare_traces": "comparison.circuits.traces",
     "representation_similarity": "comparison.representations.compare",
     "weight_similarity": "comparison.representations.weights",
     "rate_distortion": "comparison.rate_distortion.measure",

@@ -37,6 +37,7 @@ HOMES = {
     "QuestionReport": "circuits.question.result",
     "RateDistortionCurve": "comparison.rate_distortion.result",
     "Trace": "circuits.result",
+    "TraceComparison": "comparison.circuits.trace_result",
     "Walkthrough": "comparison.walkthrough.result",
 }
 """Module of each type of result that `load_result` reads."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from probes.circuits.circuit_json import parse_circuit, serialize_circuit
 from probes.circuits.graph import LOGITS, ComputationGraph, Edge
+from probes.circuits.head_roles import HeadRole, with_heads
 from probes.circuits.selection import connected_edges, edges_above, greedy_edges, top_edges
 from probes.errors import CircuitError, ResultError
 from probes.files import write_atomic
@@ -38,6 +39,7 @@ class Circuit(Result):
             support the answer.
         errors: Standard error of each score over prompts (logits); NaN if unknown.
         protocol: How the circuit was found, as pairs of names and values.
+        head_roles: Roles of its heads; empty if they were not measured.
         edge_indices: Numbers of the edges in the graph, ascending; computed.
     """
 
@@ -47,6 +49,7 @@ class Circuit(Result):
     scores: tuple[float, ...]
     errors: tuple[float, ...]
     protocol: tuple[tuple[str, str], ...] = ()
+    head_roles: tuple[HeadRole, ...] = ()
     edge_indices: np.ndarray = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -78,6 +81,8 @@ class Circuit(Result):
         for name, column in columns.items():
             object.__setattr__(self, name, tuple(column[n] for n in order.tolist()))
         object.__setattr__(self, "edge_indices", indices)
+        own_roles = with_heads(self.head_roles, self.nodes) if self.head_roles else ()
+        object.__setattr__(self, "head_roles", own_roles)
 
     @classmethod
     def from_scores(
@@ -192,7 +197,7 @@ class Circuit(Result):
     def to_json(self) -> str:
         """JSON with one edge a line; an unknown error is null."""
         rows = list(zip(self.edges, self.scores, self.errors, strict=True))
-        return serialize_circuit(self.model, self.graph, rows, self.protocol)
+        return serialize_circuit(self.model, self.graph, rows, self.protocol, self.head_roles)
 
     @classmethod
     def from_json(cls, text: str) -> "Circuit":
@@ -201,9 +206,9 @@ class Circuit(Result):
         Raises:
             CircuitError: The text is no circuit, has another schema, or names impossible edges.
         """
-        model, graph, rows, protocol = parse_circuit(text)
+        model, graph, rows, *rest = parse_circuit(text)
         edges, scores, errors = zip(*rows, strict=True) if rows else ((), (), ())
-        return cls(model, graph, edges, scores, errors, protocol)
+        return cls(model, graph, edges, scores, errors, *rest)
 
     def summary(self) -> tuple[str, ...]:
         """Size and strongest edges."""
@@ -245,13 +250,9 @@ class Circuit(Result):
             CircuitError: The file cannot be read, or holds no circuit.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, CircuitError) as error:
             raise CircuitError(f"Cannot read a circuit from {str(path)!r}: {error}") from error
-        try:
-            return cls.from_json(text)
-        except CircuitError as error:
-            raise CircuitError(f"{str(path)!r}: {error}") from error
 
     def picture(self, *, title: str = "") -> Any:  # noqa: ANN401
         """Diagram: layers from the bottom up, lines as thick as their scores."""
@@ -275,12 +276,8 @@ class Circuit(Result):
     def _subset(self, indices: np.ndarray) -> "Circuit":
         """Circuit of some of its own edges, by their numbers."""
         rows = np.searchsorted(self.edge_indices, indices).tolist()
-        return replace(
-            self,
-            edges=tuple(self.edges[row] for row in rows),
-            scores=tuple(self.scores[row] for row in rows),
-            errors=tuple(self.errors[row] for row in rows),
-        )
+        columns = {"edges": self.edges, "scores": self.scores, "errors": self.errors}
+        return replace(self, **{n: tuple(each[row] for row in rows) for n, each in columns.items()})
 
     def _combine(
         self, other: "Circuit", graph: ComputationGraph, keep: set[Edge], operation: str
@@ -297,4 +294,5 @@ class Circuit(Result):
             tuple(values[edge][0] for edge in keep),
             tuple(values[edge][1] for edge in keep),
             (*shared, ("kept", operation)),
+            (*other.head_roles, *self.head_roles),
         )

@@ -3,10 +3,12 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import astuple, fields
 from itertools import pairwise
 from typing import Any
 
 from probes.circuits.graph import ComputationGraph, Edge
+from probes.circuits.head_roles import HeadRole
 from probes.errors import CircuitError
 from probes.result import SCHEMA
 
@@ -25,8 +27,9 @@ def serialize_circuit(
     graph: ComputationGraph,
     rows: Sequence[EdgeRow],
     protocol: tuple[tuple[str, str], ...],
+    head_roles: Sequence[HeadRole] = (),
 ) -> str:
-    """Put a circuit into JSON; an unknown error is null."""
+    """Put a circuit into JSON; an unknown error is null, and roles of heads are there if known."""
     names = (*_SIZES, "parallel", "roles", "role_pairs", "readouts")
     head = {
         "result": "Circuit",
@@ -35,6 +38,7 @@ def serialize_circuit(
         "protocol": protocol,
         "graph": {name: getattr(graph, name) for name in names},
     }
+    head |= {"head_roles": [astuple(role) for role in head_roles]} if head_roles else {}
     lines = [
         json.dumps(
             [e.source, e.target, e.source_role, e.target_role, s, None if math.isnan(x) else x],
@@ -49,8 +53,8 @@ def serialize_circuit(
 
 def parse_circuit(
     text: str,
-) -> tuple[str, ComputationGraph, list[EdgeRow], tuple[tuple[str, str], ...]]:
-    """Take a circuit out of JSON: model, graph, rows and protocol, as they went in.
+) -> tuple[str, ComputationGraph, list[EdgeRow], tuple[tuple[str, str], ...], tuple[HeadRole, ...]]:
+    """Take a circuit out of JSON: model, graph, rows, protocol and roles, as they went in.
 
     Raises:
         CircuitError: It is no circuit, or one of another schema, or broken.
@@ -72,6 +76,8 @@ def parse_circuit(
         _parse_graph(_require_key(plain, "graph")),
         [_parse_edge(row) for row in _require_list(_require_key(plain, "edges"), "edges")],
         _parse_pairs(_require_key(plain, "protocol"), "protocol"),
+        # Files that were written before heads had roles lack them.
+        tuple(map(_parse_head_role, _require_list(plain.get("head_roles", []), "head_roles"))),
     )
 
 
@@ -160,3 +166,14 @@ def _parse_edge(row: object) -> EdgeRow:
         return Edge(*names), float(score), math.nan if error is None else float(error)
     except OverflowError as overflow:
         raise _invalid_value("edges", row, f"lists of {wanted}") from overflow
+
+
+def _parse_head_role(row: object) -> HeadRole:
+    wanted = "lists of a head, the roles that it writes for and reads from, and two numbers"
+    if not isinstance(row, list) or len(row) != len(fields(HeadRole)):
+        raise _invalid_value("head_roles", row, wanted)
+    *names, fraction, attention = row
+    is_number = type(fraction) in (int, float) and type(attention) in (int, float)
+    if not all(isinstance(name, str) for name in names) or not is_number:
+        raise _invalid_value("head_roles", row, wanted)
+    return HeadRole(*names, float(fraction), float(attention))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from probes.circuits.circuit import Circuit
 from probes.circuits.edges.edge_attribution import edge_attribution
 from probes.circuits.edges.edge_scores import EdgeScores
+from probes.circuits.edges.head_effects import label_heads
 from probes.circuits.faithfulness import (
     evaluate_circuit,
     faithfulness_curve,
@@ -99,7 +100,8 @@ def _trace(
     scores = edge_attribution(model, discovery, method=settings.scoring, roles=roles)
     progress.begin("pruning")
     circuit, discovery_value = _find_circuit(model, discovery, scores, keep, settings)
-    size = len(circuit)
+    size, heads = len(circuit), (node.split("@")[0] for node in circuit.nodes if ".H" in node)
+    circuit = replace(circuit, head_roles=label_heads(model, discovery, heads))
     progress.begin("held-out pairs")
     runs = run_references(model, held_out, roles=roles, ablation=settings.ablation)
     held_out_value = evaluate_circuit(runs, circuit, seed=seed)

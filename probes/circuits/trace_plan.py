@@ -24,6 +24,7 @@ from probes.prompts.pattern import Pattern
 _GRADIENT, _ANY_CIRCUIT, _PRUNED, _RANDOM = 3.6, 0.5, 0.26, 0.27
 _SHARING_POWER = 1.4
 _GRADIENT_CHECK = 80
+_LABELS = 32 * (4 + _GRADIENT)  # Roles of heads, on a few pairs.
 _BY_ROLE = 3.0  # Times as much with roles.
 # The size of the pruned circuit, and how many circuits pruning runs, are not known before: they
 # are powers of the number of edges that fit the models above.
@@ -135,7 +136,7 @@ class _Sizes:
         passes = {
             "gate": self.questions,
             "edge scores": found * scores + _GRADIENT_CHECK,
-            "pruning": found * (2 + runs * pruned),
+            "pruning": found * (2 + runs * pruned) + _LABELS,
             "held-out pairs": held * (2 + pruned + any_size),
             "curve": held * len(FRACTIONS) * any_size,
             "random circuits": held * 2 * settings.random_circuits * _RANDOM * touched,

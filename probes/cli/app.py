@@ -166,6 +166,12 @@ def compare(
 def trace(
     model: Model,
     pattern: PatternName = "take-away",
+    beside: Annotated[
+        str,
+        typer.Option(
+            help="A relative of equal shape: both circuits are traced and compared edge by edge."
+        ),
+    ] = "",
     format: Format = "plain",
     method: Annotated[EdgeScoring, typer.Option(help="How edges are scored.")] = EdgeScoring.eap_ig,
     ig_steps: Annotated[int, typer.Option(help="Steps of eap-ig.", min=1, max=1000)] = 1,
@@ -188,6 +194,7 @@ def trace(
     silence_libraries()
     from probes.circuits.trace import TraceSettings
     from probes.circuits.trace import trace as measure
+    from probes.comparison.circuits.traces import compare_traces
 
     settings = TraceSettings(
         method=method.value,
@@ -201,7 +208,11 @@ def trace(
         **plan_options(budget, plan_only),
         **store_options(run, no_store, plan_only=plan_only),
     )
-    found = measure(model, pattern, keep=keep, roles=roles, settings=settings)
+    asked = {"keep": keep, "roles": roles, "settings": settings}
+    if beside and not plan_only:
+        found = compare_traces(model, beside, pattern, **asked)
+    else:
+        found = measure(model, pattern, **asked)
     write_with_tables(found, out, json)
     print_reuse(settings)
 

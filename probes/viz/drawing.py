@@ -158,6 +158,14 @@ def scrollable_svg(drawing: Drawing, css_class: str) -> str:
     )
 
 
+def inline_svg(parts: tuple[Part, ...], width: int, height: int) -> str:
+    """Small drawing inside a line of text, which says the same."""
+    return (
+        f'<svg class="pv-inline" width="{width}" height="{height}" aria-hidden="true">'
+        f"{''.join(map(_svg, parts))}</svg>"
+    )
+
+
 def svg_document(drawing: Drawing) -> str:
     """SVG file that is light or dark as its reader prefers, on a ground of its own."""
     width, height = (f"{side + 2 * _MARGIN:.0f}" for side in (drawing.width, drawing.height))

@@ -9,8 +9,8 @@ from jaxtyping import Float, UInt8
 
 from probes.viz.colors import MISSING_COLOR
 
-# Larger arrays take one byte a value: thousandths cannot be read off such a picture.
-_MAX_16_BIT_VALUES = 300_000
+# Values of larger arrays are thousandths, which is what the viewer shows; these deflate better.
+_MAX_FINE_VALUES = 300_000
 
 
 def encode_png(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
@@ -37,10 +37,10 @@ def png_data_uri(pixels: UInt8[np.ndarray, "height width 3"]) -> str:
 
 def encode_array(values: Float[np.ndarray, "..."], vmax: float = 1.0) -> dict[str, object]:
     """Quantize values in [0, vmax] to integer levels, deflated, in base64; NaN is `levels` + 1."""
-    levels = 65534 if values.size <= _MAX_16_BIT_VALUES else 254
+    levels = 65534 if values.size <= _MAX_FINE_VALUES else 1000
     unit = np.clip(np.nan_to_num(values) / (vmax or 1.0), 0, 1)
     ints = np.where(np.isnan(values), levels + 1, np.rint(unit * levels))
-    raw = ints.astype("<u2" if levels > 255 else "u1").tobytes()
+    raw = ints.astype("<u2").tobytes()
     text = base64.b64encode(zlib.compress(raw, 9)).decode()
     return {"levels": levels, "top": float(vmax), "text": text}
 

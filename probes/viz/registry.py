@@ -11,13 +11,14 @@ from probes.errors import FigureError
 from probes.viz.picture import Picture
 
 _MODULES = (
-    *("reports.comparison", "reports.family_comparison", "reports.trace", "reports.claims"),
+    *("reports.comparison", "reports.family_comparison", "reports.trace", "reports.trace_pair"),
     *(
+        "reports.claims",
         "reports.rate_distortion",
         "reports.question",
         "reports.walkthrough.page",
         "reports.format_fit",
-        "plots.circuit_diagram",
+        "plots.circuit.diagram",
         "plots.rate_distortion_plot",
     ),
 )

@@ -278,3 +278,126 @@ def test_two_circuits_on_a_page_fade_independently(visit):
     )
     assert clear[: len(WIRES)] == [1] * len(WIRES)
     assert sorted(clear[len(WIRES) :]) == [0.18] * (len(WIRES) - 1) + [1]
+
+
+# --- long texts -------------------------------------------------------------------------------
+
+
+def long_text(model, tokens=300, shift=1):
+    weights = np.zeros((1, 4, tokens, tokens))
+    for head in range(4):
+        for query in range(tokens):
+            weights[0, head, query, 0] += 0.25
+            weights[0, head, query, max(0, query - head - shift)] += 0.75
+    weights[..., np.triu(np.ones((tokens, tokens), dtype=bool), k=1)] = np.nan
+    labels = tuple(f"t{at}" for at in range(tokens))
+    return AttentionMaps(model, weights, labels, labels, kv_heads=2)
+
+
+def labels_of_windows(tab):
+    """First and last query, and first and last key, of each enlarged part."""
+    return tab.locator(".pv-detail .pv-heat").evaluate_all(
+        """all => all.map(table => {
+            const rows = [...table.querySelectorAll('th[scope=row]')].map(x => x.textContent);
+            const columns = [...table.querySelectorAll('th[scope=col]')].map(x => x.textContent);
+            return [rows[0], rows.at(-1), columns[0], columns.at(-1)].join(' ');
+        })"""
+    )
+
+
+def test_a_long_map_opens_in_parts_that_move_and_zoom_together(visit):
+    tab = visit(head_grid(long_text("full"), long_text("int4", shift=5)))
+    assert tab.locator(".pv-detail td[data-v]").count() == 3 * 20 * 20
+    before = labels_of_windows(tab)
+    assert len(set(before)) == 1 and len(before) == 3
+    tab.locator(".pv-overview").nth(2).focus()
+    tab.keyboard.press("ArrowDown")
+    moved = labels_of_windows(tab)
+    assert moved != before and len(set(moved)) == 1
+    assert moved[0].split()[2:] == before[0].split()[2:]  # The keys stay.
+    tab.keyboard.press("+")
+    assert tab.locator(".pv-detail td[data-v]").count() == 3 * 10 * 10
+    tab.locator(".pv-overview").first.click(position={"x": 5, "y": 300})
+    assert labels_of_windows(tab)[0].startswith("t2") and "t0 t9" in labels_of_windows(tab)[0]
+
+
+def test_a_head_of_a_long_text_shows_its_exact_cells(visit):
+    tab = visit(head_grid(long_text("full")))
+    tab.locator(".pv-overview").click(position={"x": 2, "y": 2})
+    assert tab.locator(".pv-detail td[data-v]").first.get_attribute("data-v") == "1.000"
+    assert "0.750" in numbers(tab) and "0.250" in numbers(tab)
+    assert "shares K,V with H1" in enlarged(tab)[0]
+
+
+def test_the_first_key_can_be_left_out_and_the_rest_renormalized(visit):
+    tab = visit(head_grid(long_text("full", tokens=12)))
+    assert {"0.750", "0.250"} <= set(numbers(tab))
+    images = "all => all.map(x => x.src)"
+    same = tab.locator(".pv-thumb img").evaluate_all(images)
+    tab.locator(".pv-no-sink").check()
+    assert set(numbers(tab)) == {"1.000", "0.000", "no such cell"}
+    assert "without the first key" in enlarged(tab)[0]
+    assert tab.locator(".pv-thumb img").evaluate_all(images) != same
+    tab.locator(".pv-no-sink").uncheck()
+    assert tab.locator(".pv-thumb img").evaluate_all(images) == same
+
+
+def test_1024_tokens_of_two_models_open_within_seconds_and_fit_a_narrow_window(visit, violations):
+    tab = visit(head_grid(long_text("full", 1024), long_text("int4", 1024, shift=9)), 390)
+    assert tab.locator(".pv-detail td[data-v]").count() == 3 * 20 * 20
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    tab.locator("[data-panel=left] [data-at='2']").click()
+    assert enlarged(tab)[0].startswith("full L0.H2")
+    assert violations(tab) == []
+
+
+# --- circuits of two models -------------------------------------------------------------------
+
+
+def lit(tab):
+    return set(
+        tab.locator(".pv-wire.pv-lit > title").evaluate_all(
+            "all => all.map(x => x.textContent.split(':')[0].replace('→', '->'))"
+        )
+    )
+
+
+def test_a_path_of_the_table_lights_up_and_shows_its_evidence(visit):
+    tab = visit(circuit().picture())
+    row = tab.locator("tr[data-edges]", has_text="embed → L0.H0.v → L1.MLP → logits")
+    way = {"embed->L0.H0.v", "L0.H0->L1.MLP", "L1.MLP->logits"}
+    row.hover()
+    assert lit(tab) == way
+    assert {clear for name, (clear, _, _) in fades(tab).items() if name not in way} == {0.1}
+    minus = "\N{MINUS SIGN}"
+    assert f"L0.H0->L1.MLP: {minus}1.500 ± 0.100" in tab.locator(".pv-evidence").inner_text()
+    tab.mouse.move(1, 1)
+    assert lit(tab) == set()
+    row.locator("button").click()
+    tab.mouse.move(1, 1)
+    assert lit(tab) == way  # A click keeps it.
+    tab.keyboard.press("Escape")
+    assert lit(tab) == set()
+
+
+def test_the_keyboard_reaches_every_path(visit):
+    tab = visit(circuit().picture())
+    seen = set()
+    for _ in range(12):
+        tab.keyboard.press("Tab")
+        seen |= lit(tab)
+    assert seen == set(WIRES)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_circuit_with_its_paths_fits_the_window_and_is_accessible(
+    visit, violations, width, scheme
+):
+    tab = visit(circuit().picture(), width, color_scheme=scheme)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    clipped = tab.locator(".pv-paths td").evaluate_all(
+        "all => all.filter(x => x.scrollWidth > x.clientWidth + 1).length"
+    )
+    assert clipped == 0
+    assert violations(tab) == []

@@ -1,5 +1,7 @@
 import re
 import sys
+from dataclasses import replace
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import numpy as np
@@ -7,14 +9,17 @@ import pytest
 
 from probes.circuits.circuit import Circuit
 from probes.circuits.graph import ComputationGraph, Edge
+from probes.circuits.head_roles import HeadRole
+from probes.circuits.selection import random_paths
 from probes.errors import FigureError
 from probes.viz.colors import apply_colormap, to_hex
 from probes.viz.drawing import LIGHT_COLORS
-from probes.viz.plots.circuit_diagram import MAX_EDGES, circuit_diagram, circuit_summary
-from probes.viz.plots.circuit_layout import MLP_SIZE, layout_circuit
+from probes.viz.plots.circuit.diagram import MAX_EDGES, circuit_diagram, circuit_summary
+from probes.viz.plots.circuit.layout import MLP_SIZE, layout_circuit
 
 MINUS = "\N{MINUS SIGN}"
 PLAIN = ComputationGraph(4, 4, 4)
+PARALLEL = ComputationGraph(3, 4, 1, True)
 NAMES = ("bos", "name", "x", "op", "answer")
 ROLES = ComputationGraph(
     3, 4, 4, False, NAMES,
@@ -115,22 +120,86 @@ def test_everything_is_inside_the_drawing(name):
 
 
 def test_layers_rise_from_the_embedding_to_the_logits():
-    nodes = {node.name: node for node in layout_circuit(CROWDS["few"], MAX_EDGES).nodes}
-    order = ["embed", "L0.H1", "L0.MLP", "L1.H1", "L1.MLP", "L3.H1", "L3.MLP", "logits"]
-    heights = [nodes[name].y for name in order]
-    assert heights == sorted(heights) and len(set(heights)) == len(heights)
-    assert nodes["L0.H1"].x == nodes["L3.H1"].x
+    chain = ["embed", "L0.H1", "L0.MLP", "L1.H1", "L1.MLP", "L3.H1", "L3.MLP", "logits"]
+    names = [f"{a}->{b}{'.v' if '.H' in b else ''}" for a, b in pairwise(chain)]
+    nodes = layout_circuit(made(dict.fromkeys(names, 1.0)), MAX_EDGES).nodes
+    heights = {node.name: node.y for node in nodes}
+    assert [*heights] == chain
+    assert [*heights.values()] == sorted({*heights.values()})
 
 
 def test_a_parallel_mlp_is_in_the_row_of_its_heads():
-    nodes = {node.name: node for node in layout_circuit(CROWDS["parallel"], MAX_EDGES).nodes}
+    whole = Circuit.from_scores("p", PARALLEL, np.ones(len(PARALLEL)))
+    nodes = {node.name: node for node in layout_circuit(whole, MAX_EDGES).nodes}
     assert nodes["L1.H0"].y == nodes["L1.MLP"].y < nodes["L2.H0"].y
 
 
-def test_without_roles_nodes_without_edges_show_the_shape_of_the_model():
-    nodes = layout_circuit(made({"embed->L0.H0.v": 1.0, "L0.H0->logits": 1.0}), MAX_EDGES).nodes
-    assert len(nodes) == 4 * 5 + 2
-    assert [node.name for node in nodes if node.has_edges] == ["embed", "L0.H0", "logits"]
+DEEP = ComputationGraph(30, 9, 3)
+SPARSE = {
+    "embed->L4.KV1.v": 1.0,
+    "L4.H3->L4.MLP": 1.0,
+    "L4.MLP->L11.KV0.v": 2.0,
+    "L11.H2->logits": 1.0,
+}
+
+
+def test_only_members_are_drawn():
+    nodes = layout_circuit(made(SPARSE, DEEP), MAX_EDGES).nodes
+    assert [node.name for node in nodes] == ["embed", "L4.H3", "L4.MLP", "L11.H2", "logits"]
+
+
+def test_layers_without_a_member_are_one_thin_row_that_counts_them():
+    drawn = layout_circuit(made(SPARSE, DEEP), MAX_EDGES)
+    assert [text for text, _ in drawn.rows] == ["layer 4", "layer 11"]
+    texts, heights = zip(*drawn.empty_rows, strict=True)
+    assert texts == ("layers 0–3: none", "layers 5–10: none", "layers 12–29: none")
+    nodes = {node.name: node.y for node in drawn.nodes}
+    order = [nodes["embed"], heights[0], nodes["L4.H3"], nodes["L4.MLP"], heights[1],
+             nodes["L11.H2"], heights[2], nodes["logits"]]  # fmt: skip
+    assert order == sorted(order)
+    assert drawn.height < 320
+    one = layout_circuit(made({"embed->L1.MLP": 1.0}, ComputationGraph(2, 1, 1)), MAX_EDGES)
+    assert [text for text, _ in one.empty_rows] == ["layer 0: none"]
+
+
+def test_a_head_bears_the_roles_that_it_reads_from_and_writes_for():
+    roles = (HeadRole("L4.H3", "answer", "name", 0.81, 0.4), HeadRole("L9.H0", "x", "y", 1.0, 1.0))
+    circuit = replace(made(SPARSE, DEEP), head_roles=roles)
+    labels = [text.text for text in drawing(circuit).iter("text")]
+    assert "answer ← name" in labels and "x ← y" not in labels
+    said = [group.findtext("title") for group in drawing(circuit).iter("g")]
+    assert "L4.H3: answer ← name: 81% of the effect of the head, mean attention 0.40" in said
+    assert "roles between which" not in circuit_diagram(made(SPARSE, DEEP)).body
+
+
+def test_a_circuit_of_a_graph_of_70000_edges_is_drawn_small():
+    assert len(DEEP) > 70_000
+    draw = np.random.default_rng(0)
+    scores = np.full(len(DEEP), np.nan)
+    scores[random_paths(DEEP, 80, draw)] = draw.random(80)
+    circuit = Circuit.from_scores("deep", DEEP, scores)
+    drawn = layout_circuit(circuit, MAX_EDGES)
+    assert {node.name for node in drawn.nodes} <= {*circuit.nodes, "logits"}
+    assert len(circuit_diagram(circuit).body) < 300_000
+
+
+def listed(picture):
+    """Path, cells and edges of each row of the table of paths."""
+    rows = re.findall(r'<tr data-edges="([\d ]*)">(.*?)</tr>', picture.body, re.DOTALL)
+    return [
+        (re.sub("<.*?>", "|", line).strip("|").split("|"), marks.split()) for marks, line in rows
+    ]
+
+
+def test_the_paths_stand_beside_the_diagram_with_their_weakest_edge():
+    circuit = made({"embed->L0.H0.v": 3.0, "L0.H0->logits": -2.0, "embed->logits": 0.5})
+    (first, edges), (second, others) = listed(circuit_diagram(circuit))
+    assert first[0] == "embed → L0.H0.v → logits" and first[-1] == "2.00"
+    assert second[0] == "embed → logits" and second[-1] == "0.50"
+    names = [str(circuit.edges[int(at)]) for at in edges]
+    assert names == ["embed->L0.H0.v", "L0.H0->logits"] and len(others) == 1
+    drawn = circuit_diagram(circuit).body
+    assert all(f"pv-e{at} " in drawn for at in (*edges, *others))
 
 
 def test_with_roles_a_node_is_in_the_column_of_its_role():

@@ -339,7 +339,7 @@ def notes(body):
 
 
 def test_every_edge_is_a_row_with_score_error_necessity_and_p():
-    table = rows(trace_page(made()).body)[0]
+    table = rows(trace_page(made()).body)[1]
     assert [row[0] for row in table[1:]] == [str(edge) for edge in made().circuit.edges]
     found = {row[0]: row[1:] for row in table[1:]}
     assert found["embed->L0.H1.v"] == ["1.25", "0.13", "0.410", "4.0e-04"]
@@ -349,7 +349,7 @@ def test_every_edge_is_a_row_with_score_error_necessity_and_p():
 
 
 def test_an_edge_without_a_necessity_has_dashes():
-    table = rows(trace_page(made(edge_necessities=made().edge_necessities[1:])).body)[0]
+    table = rows(trace_page(made(edge_necessities=made().edge_necessities[1:])).body)[1]
     assert table[1] == ["embed->L0.H1.v", "1.25", "0.13", "–", "–"]
 
 
@@ -363,11 +363,11 @@ def test_the_sections_have_the_numbers_of_the_fields():
     ):  # fmt: skip
         assert text in words, text
     tables = rows(body)
-    assert ["random paths", "3", "0.220", "0.590", "66%"] in tables[3]
-    assert ["random edges", "3", "0.030", "0.070", "100%"] in tables[3]
-    assert ["take-away", "4", "taken", "0.31"] in tables[4]
-    assert ["random paths", "4", "take-away", "0.53"] in tables[4]
-    how = dict(map(tuple, tables[5][1:]))
+    assert ["random paths", "3", "0.220", "0.590", "66%"] in tables[4]
+    assert ["random edges", "3", "0.030", "0.070", "100%"] in tables[4]
+    assert ["take-away", "4", "taken", "0.31"] in tables[5]
+    assert ["random paths", "4", "take-away", "0.53"] in tables[5]
+    how = dict(map(tuple, tables[6][1:]))
     assert how["method"] == "eap-ig, 5 midpoints"
     assert how["gate"] == "open: accuracy 0.97 [0.94, 0.99] on 200 questions"
     assert how["best heuristic"] == "copy x: 0.12"

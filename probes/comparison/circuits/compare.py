@@ -18,7 +18,11 @@ from probes.circuits.edges.edge_scores import EdgeScores
 from probes.circuits.faithfulness import edge_masks
 from probes.circuits.reference_runs import ReferenceRuns
 from probes.circuits.task import Task, TaskSettings, sample_tasks
-from probes.comparison.circuits.edge_tests import edge_changes, min_detectable_edges
+from probes.comparison.circuits.edge_tests import (
+    EdgeChange,
+    edge_changes,
+    min_detectable_edges,
+)
 from probes.comparison.circuits.overlap import Overlap, edge_overlaps, node_overlap, sum_by_group
 from probes.comparison.circuits.result import CircuitComparison, SizeComparison
 from probes.comparison.circuits.transfer import evaluate_transfer, run_open_task
@@ -33,6 +37,7 @@ SIZES = (0.01, 0.02, 0.05, 0.1, 0.2)
 
 _MIN_PAIRS = 8  # Groups of pairs in a half; fewer leave too few sign patterns.
 _NEGLIGIBLE = 1e-4  # Rounding error of a score, relative to the drop of the logit difference.
+_INSTEAD = "`probes compare`, or pb.compare"
 _SHAPE = (("layers", "layers"), ("heads", "heads"), ("kv_heads", "heads for keys and values"))
 
 
@@ -86,7 +91,7 @@ def compare_circuits(
     seed, (one, two) = settings.seed, (load(a), load(b))
     if one.name == two.name:
         two = replace(two, name=f"{two.name} (2)")
-    _require_same_graph(one, two)
+    require_same_graph(one, two)
     source = pattern(task) if isinstance(task, str) else task
     if isinstance(source, Task):
         groups = _require_groups(source, 2 * _MIN_PAIRS, "find and to evaluate circuits")
@@ -108,22 +113,14 @@ def compare_circuits(
     largest_drop = max(
         float((each.clean_logit_diffs - each.ablated_logit_diffs).mean()) for each in runs
     )
-    means_a, means_b = (
-        rows.double().numpy() * len(rows) / len(groups) for rows in (rows_a, rows_b)
-    )
+    changes, _ = changed_edges(discovery, edge_scores, largest_drop, seed=seed)
     return CircuitComparison(
         a=one.name,
         b=two.name,
         logit_diffs=(_mean_logit_diff(runs[0], seed), _mean_logit_diff(runs[1], seed)),
         sizes=tuple(_compare_at_size(edge_scores, runs, each, settings) for each in by_size),
         weighted_overlap=weighted_overlap,
-        edge_changes=edge_changes(
-            edge_scores[0].graph,
-            means_a,
-            means_b,
-            min_difference=_NEGLIGIBLE * largest_drop,
-            seed=seed,
-        ),
+        edge_changes=changes,
         min_detectable_edges=min_detectable_edges(len(rows_a), len(edge_scores[0])),
         edge_scores=edge_scores,
         protocol=(
@@ -136,7 +133,7 @@ def compare_circuits(
     )
 
 
-def _require_same_graph(a: Model, b: Model) -> None:
+def require_same_graph(a: Model, b: Model) -> None:
     """Raise if edges or tokens of two models differ."""
     shapes = [
         ", ".join(f"{getattr(m.shape, name)} {word}" for name, word in _SHAPE) for m in (a, b)
@@ -145,21 +142,44 @@ def _require_same_graph(a: Model, b: Model) -> None:
     if shapes[0] != shapes[1] or kinds[0] != kinds[1]:
         raise CircuitError(
             f"{a.name} has {shapes[0]} (attention and MLP {kinds[0]}), {b.name} {shapes[1]} "
-            f"({kinds[1]}): their edges differ. Compare what their heads do: compare(a, b)."
+            f"({kinds[1]}): their edges differ. Compare their role paths and heads: {_INSTEAD}."
         )
     tokens = [None if m.tokenizer is None else m.tokenizer.get_vocab() for m in (a, b)]
     if tokens[0] and tokens[1] and tokens[0] != tokens[1]:
         raise CircuitError(
             f"{a.name} and {b.name} have different vocabularies, of {len(tokens[0])} and "
-            f"{len(tokens[1])} tokens: they do not read the same prompts. Compare what their heads "
-            "do: compare(a, b)."
+            f"{len(tokens[1])} tokens: they do not read the same prompts. Compare their role paths "
+            f"and heads: {_INSTEAD}."
         )
 
 
-def _require_groups(task: Task, minimum: int, purpose: str) -> Int[np.ndarray, " prompt"]:
-    """Group of each pair; pairs with a common text share one. Raise if there are too few."""
+def changed_edges(
+    task: Task, edge_scores: Sequence[EdgeScores], drop: float, *, seed: int
+) -> tuple[tuple[EdgeChange, ...], int]:
+    """Edges whose scores differ between two models, and the number of groups of prompts.
+
+    Args:
+        task: The scored pairs; those with a common text are one group of the test.
+        edge_scores: Scores of each prompt in both models.
+        drop: Largest drop of the logit difference, in proportion to which a difference is 0.
+        seed: Seed of signs and bootstrap.
+    """
+    groups = _text_groups(task)
+    rows = [_sum_scores_by_group(scores, groups) for scores in edge_scores]
+    means = (each.double().numpy() * len(each) / len(groups) for each in rows)
+    graph, least = edge_scores[0].graph, _NEGLIGIBLE * drop
+    return edge_changes(graph, *means, min_difference=least, seed=seed), len(rows[0])
+
+
+def _text_groups(task: Task) -> Int[np.ndarray, " prompt"]:
+    """Group of each pair; pairs with a common text share one."""
     texts = [[tuple(row) for row in ids.tolist()] for ids in (task.clean, task.counterfactual)]
-    groups = text_groups(list(zip(*texts, strict=True)))
+    return text_groups(list(zip(*texts, strict=True)))
+
+
+def _require_groups(task: Task, minimum: int, purpose: str) -> Int[np.ndarray, " prompt"]:
+    """Groups of the pairs of a task. Raise if there are too few."""
+    groups = _text_groups(task)
     if (count := len(np.unique(groups))) < minimum:
         raise CircuitError(
             f"There are {count} pairs without a common text to {purpose}, and {minimum} are "

@@ -1,8 +1,58 @@
 """Edges of two models with the same graph as part of a comparison, without torch."""
 
 from dataclasses import dataclass
+from typing import Literal
 
+from probes.circuits.result import format_fraction
 from probes.stats.intervals import Estimate
+
+TransferLabel = Literal["works", "falls short", "cannot tell", "no circuit"]
+
+MARGIN = 0.1
+"""A transferred circuit works if its faithfulness is at most this much below the own one's."""
+
+MIN_OWN_FRACTION = 0.5
+"""Faithfulness that the interval of a model's own circuit must exceed to count as a circuit."""
+
+
+_TRANSFER_SENTENCES = {
+    "works": "it works there as well",
+    "falls short": "it falls short",
+    "cannot tell": "these prompts cannot tell whether it works as well",
+    "no circuit": "so few edges are no circuit of the model, and nothing follows",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitTransfer:
+    """Faithfulness of two circuits of one size in one model, on held-out prompts.
+
+    Attributes:
+        model: The model in which they run.
+        own: Faithfulness of the model's own circuit.
+        transferred: Faithfulness of the other model's circuit.
+        gap: `transferred` minus `own`, both capped at 1.
+        chance, chance_high: Median and maximum over as many edges of random paths.
+        label: "works" if the 95 % interval of the gap is above -0.1, "falls short" if it is below,
+            else "cannot tell"; "no circuit" if the interval of `own` does not exceed both 0.5 and
+            `chance_high`, so that the gap says nothing.
+    """
+
+    model: str
+    own: Estimate
+    transferred: Estimate
+    gap: Estimate
+    chance: float
+    chance_high: float
+    label: TransferLabel
+
+    def sentence(self, other: str) -> str:
+        """What the circuit of the other model keeps here, beside its own and random paths."""
+        return (
+            f"In {self.model} the circuit of {other} keeps {self.transferred} of the logit "
+            f"difference, its own {self.own}, random paths {format_fraction(self.chance)} "
+            f"(highest {format_fraction(self.chance_high)}): {_TRANSFER_SENTENCES[self.label]}."
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,22 +7,14 @@ import pandas as pd
 
 from probes.circuits.circuit import Circuit
 from probes.circuits.edges.edge_scores import EdgeScores
-from probes.circuits.result import format_fraction
+from probes.comparison.circuits.edge_result import CircuitTransfer
 from probes.comparison.circuits.edge_tests import FDR_LEVEL, EdgeChange
 from probes.comparison.circuits.overlap import Overlap
-from probes.comparison.circuits.transfer import CircuitTransfer
 from probes.stats.intervals import Estimate
 
 SCHEMA = 1
 
 _WEAK_FRACTION = 0.5  # A logit difference below this fraction of the other model's is noted.
-
-_TRANSFER_SENTENCES = {
-    "works": "it works there as well",
-    "falls short": "it falls short",
-    "cannot tell": "these prompts cannot tell whether it works as well",
-    "no circuit": "so few edges are no circuit of the model, and nothing follows",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +99,8 @@ class CircuitComparison:
             f"Between halves of the prompts, the Jaccard index is {overlap.within_a} within "
             f"{self.a}, {overlap.within_b} within {self.b} and {overlap.between} between them: the "
             f"difference of the models {excess} that of the prompts (excess {overlap.excess}).",
-            *(self._transfer_line(transfer) for transfer in (at.in_b, at.in_a)),
+            at.in_b.sentence(self.a),
+            at.in_a.sentence(self.b),
             *self._overlap_lines(),
             self._edge_line(),
         )
@@ -126,15 +119,6 @@ class CircuitComparison:
             line,
             f"{name} has only {less / more:.0%} of the other's logit difference; what circuits "
             "keep is relative to each model's own.",
-        )
-
-    def _transfer_line(self, transfer: CircuitTransfer) -> str:
-        other = self.a if transfer.model == self.b else self.b
-        return (
-            f"In {transfer.model} the circuit of {other} keeps {transfer.transferred} of the logit "
-            f"difference, its own {transfer.own}, random paths {format_fraction(transfer.chance)} "
-            f"(highest {format_fraction(transfer.chance_high)}): "
-            f"{_TRANSFER_SENTENCES[transfer.label]}."
         )
 
     def _overlap_lines(self) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ partners of a circuit's heads in a model of any shape.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -24,6 +23,12 @@ from probes.circuits.faithfulness import (
 from probes.circuits.graph import ComputationGraph
 from probes.circuits.reference_runs import ReferenceRuns, run_references
 from probes.circuits.task import Task, TaskSettings, require_open_gate, sample_tasks
+from probes.comparison.circuits.edge_result import (
+    MARGIN,
+    MIN_OWN_FRACTION,
+    CircuitTransfer,
+    TransferLabel,
+)
 from probes.errors import CircuitError, GateError
 from probes.models.model import Model
 from probes.models.site import head_names
@@ -31,38 +36,6 @@ from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.pattern import Pattern
 from probes.stats.intervals import BOOTSTRAP_DRAWS, Estimate, bootstrap_weights, percentile_interval
 from probes.stats.null_threshold import conformal_threshold
-
-TransferLabel = Literal["works", "falls short", "cannot tell", "no circuit"]
-
-MARGIN = 0.1
-"""A transferred circuit works if its faithfulness is at most this much below the own one's."""
-
-MIN_OWN_FRACTION = 0.5
-"""Faithfulness that the interval of a model's own circuit must exceed to count as a circuit."""
-
-
-@dataclass(frozen=True, slots=True)
-class CircuitTransfer:
-    """Faithfulness of two circuits of one size in one model, on held-out prompts.
-
-    Attributes:
-        model: The model in which they run.
-        own: Faithfulness of the model's own circuit.
-        transferred: Faithfulness of the other model's circuit.
-        gap: `transferred` minus `own`, both capped at 1.
-        chance, chance_high: Median and maximum over as many edges of random paths.
-        label: "works" if the 95 % interval of the gap is above -0.1, "falls short" if it is below,
-            else "cannot tell"; "no circuit" if the interval of `own` does not exceed both 0.5 and
-            `chance_high`, so that the gap says nothing.
-    """
-
-    model: str
-    own: Estimate
-    transferred: Estimate
-    gap: Estimate
-    chance: float
-    chance_high: float
-    label: TransferLabel
 
 
 def run_open_task(model: Model, task: Task) -> ReferenceRuns:
@@ -96,14 +69,16 @@ def evaluate_transfer(
     random_circuits: int = 10,
     seed: int = 0,
 ) -> CircuitTransfer:
-    """Run a model's own circuit and another model's, given as edge masks of equal size.
+    """Run a model's own circuit and another model's, given as edge masks.
 
     Args:
         runs: The model on held-out prompts.
         own, transferred: Masks of the edges.
-        random_circuits: Number of circuits of random paths for the chance level.
+        random_circuits: Number of circuits of random paths, as large as the larger circuit, for
+            the chance level.
         seed: Seed of the bootstrap and of the random paths.
     """
+    size = int(max(own.sum(), transferred.sum()))
     logit_diffs = run_circuits(runs, torch.stack([own, transferred]))
     own_f, transferred_f = (faithfulness_estimate(runs, each, seed=seed) for each in logit_diffs)
     gap = percentile_interval(
@@ -111,7 +86,7 @@ def evaluate_transfer(
         _bootstrap_gaps(runs, logit_diffs, seed),
     )
     chance = faithfulness_values(
-        runs, sample_random_circuits(runs, int(own.sum()), "paths", random_circuits, seed=seed)
+        runs, sample_random_circuits(runs, size, "paths", random_circuits, seed=seed)
     )
     highest = float(chance.max())
     label: TransferLabel = "cannot tell"

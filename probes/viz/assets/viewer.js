@@ -8,25 +8,27 @@
     return node;
   };
 
+  const LARGE = 40; // Cells a side above which a map is shown in parts: a table of all would freeze the page.
+
   async function unpack({ levels, top, text }) {
     const bytes = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
     const raw = await new Response(stream).arrayBuffer();
-    const ints = levels > 255 ? new Uint16Array(raw) : new Uint8Array(raw);
-    return Float32Array.from(ints, (n) => (n > levels ? NaN : (n / levels) * top));
+    return Float32Array.from(new Uint16Array(raw), (n) => (n > levels ? NaN : (n / levels) * top));
   }
 
   const painter = (stops, missing) => {
-    const rgb = (hex, at) => [0, 2, 4].map((by) => parseInt(hex.slice(at * 6 + by, at * 6 + by + 2), 16));
-    const gray = rgb(missing.slice(1), 0);
+    const read = (hex) => hex.match(/.{6}/g).map((one) => [0, 2, 4].map((by) => parseInt(one.slice(by, by + 2), 16)));
+    const [gray] = read(missing.slice(1));
+    const tables = { sequential: read(stops.sequential), diverging: read(stops.diverging) };
     return (value, signed, top) => {
       if (Number.isNaN(value)) return gray;
-      const table = signed ? stops.diverging : stops.sequential;
-      const last = table.length / 6 - 1;
+      const table = signed ? tables.diverging : tables.sequential;
+      const last = table.length - 1;
       const unit = value / (top || 1);
       const position = Math.min(1, Math.max(0, signed ? (unit + 1) / 2 : unit)) * last;
       const low = Math.min(last - 1, Math.floor(position));
-      const [a, b] = [rgb(table, low), rgb(table, low + 1)];
+      const [a, b] = [table[low], table[low + 1]];
       return a.map((from, i) => Math.floor(from + (b[i] - from) * (position - low) + 0.5));
     };
   };
@@ -105,6 +107,21 @@
     return large.toDataURL();
   }
 
+  const unpackAll = async (packed) => {
+    const pairs = Object.entries(packed).map(async ([at, one]) => [Number(at), await unpack(one)]);
+    return new Map(await Promise.all(pairs));
+  };
+
+  // Attention to the first key is left out, and the rest of each row is divided by its sum.
+  function withoutFirst(values, columns, first) {
+    return values.map((value, at) => {
+      const [row, column] = [Math.floor(at / columns), at % columns];
+      const left = 1 - (first ? first[row] : values[row * columns]);
+      if (left < 1e-4 || (!first && column === 0)) return NaN;
+      return (value - (first && column === 0 ? first[row] : 0)) / left;
+    });
+  }
+
   async function grid(root) {
     const spec = JSON.parse(root.dataset.maps);
     const color = painter(spec.stops, spec.missing);
@@ -113,49 +130,119 @@
       size: model.rows.length * model.columns.length,
       weights: await unpack(model.weights),
       errors: model.error && (await unpack(model.error)),
+      first: model.long && (await unpack(model.long.first)),
+      exact: await unpackAll(model.long ? model.long.exact : {}),
     })));
     const [left, right] = models;
     const detail = root.querySelector(".pv-detail");
-    const own = root.querySelector(".pv-own");
+    const [own, noSink] = [root.querySelector(".pv-own"), root.querySelector(".pv-no-sink")];
     const toRight = new Map(spec.links);
     const toLeft = new Map(spec.links.map(([a, b]) => [b, a]));
+    const view = { query: 0.12, key: 0.12, cells: 20 };
+    let windows = [];
     let chosen = { left: spec.start, right: toRight.get(spec.start) };
 
-    const title = (model, at) => `L${Math.floor(at / model.heads)}.H${at % model.heads}`;
-    const map = (model, at) => {
-      const cut = (all) => all && all.subarray(at * model.size, (at + 1) * model.size);
-      const values = cut(model.weights);
+    const title = (model, at) => model.labels[at].split(" ")[0];
+    // `pooled` maps of a long text are those of blocks, also where a head is there token by token.
+    const map = (model, at, pooled = false) => {
+      const exact = pooled ? undefined : model.exact.get(at);
+      const cut = (all, size = model.size) => all && all.subarray(at * size, (at + 1) * size);
+      const { rows, columns } = exact ? { rows: model.long.tokens, columns: model.long.tokens } : model;
+      let values = exact || cut(model.weights);
+      if (noSink.checked) values = withoutFirst(values, columns.length, !exact && cut(model.first, model.rows.length));
       const top = own.checked ? peak(values) : 1;
-      return { ...model, values, errors: cut(model.errors), signed: false, top, head: title(model, at) };
+      const errors = noSink.checked ? null : cut(model.errors);
+      return { ...model, rows, columns, values, errors, signed: false, top, head: title(model, at), label: model.labels[at] };
     };
-    const change = (a, b) => {
-      const [from, to] = [map(left, a), map(right, b)];
+    const change = (a, b, coarse = false) => {
+      const pooled = coarse || !(left.exact.has(a) && right.exact.has(b));
+      const [from, to] = [map(left, a, pooled), map(right, b, pooled)];
       const values = to.values.map((value, i) => value - from.values[i]);
       const [name, head] = [`${right.name} − ${left.name}`, `${to.head} − ${from.head}`];
-      return { ...from, name, head, values, errors: null, signed: true, top: own.checked ? peak(values) : 1 };
+      return { ...from, name, head, label: head, values, errors: null, signed: true, top: own.checked ? peak(values) : 1 };
     };
 
-    const figure = (map) => {
+    const figure = (map, behind = map) => {
       const node = make("figure", "pv-map");
       const caption = make("figcaption");
-      caption.append(make("b", "", map.name), " " + map.head);
+      caption.append(make("b", "", map.name), " " + map.label);
+      if (noSink.checked) caption.append(make("span", "pv-soft", " without the first key"));
       if (own.checked) caption.append(make("span", "pv-soft", ` to ${map.signed ? "±" : ""}${map.top.toFixed(2)}`));
       const [room, most] = right ? [310, 30] : [620, 40];
-      map.cell = Math.max(9, Math.min(most, Math.floor(room / map.columns.length) - 1));
+      const fit = (cells) => Math.max(9, Math.min(most, Math.floor(room / cells) - 1));
       const scroll = make("div", "pv-scroll");
-      scroll.append(table(map, color));
-      node.append(caption, scroll);
+      node.append(caption);
+      if (map.rows.length > LARGE) node.append(overview(map, picture(behind, color, room), room, (part) => {
+        part.cell = fit(part.columns.length * 1.25); // Beside the labels, as wide as the image.
+        scroll.replaceChildren(table(part, color));
+      }));
+      else scroll.append(table({ ...map, cell: fit(map.columns.length) }, color));
+      node.append(scroll);
       return node;
+    };
+    // A large map as an image with a window, whose cells stand below it; all windows move together.
+    const overview = (map, source, room, show) => {
+      const box = make("div", "pv-overview");
+      const image = make("img");
+      image.alt = "";
+      image.src = source;
+      const frame = make("div", "pv-window");
+      box.append(image, frame);
+      box.style.width = room + "px";
+      box.tabIndex = 0;
+      box.setAttribute("role", "group");
+      box.setAttribute("aria-label", `${map.name} ${map.head}, ${map.rows.length} by ${map.columns.length}: arrow keys move the window, plus and minus zoom`);
+      const cut = (size, at) => {
+        const count = Math.min(view.cells, size);
+        const start = Math.round(Math.min(size - count, Math.max(0, at * size - count / 2)));
+        return [start, start + count];
+      };
+      windows.push(() => {
+        const [[top, bottom], [from, to]] = [cut(map.rows.length, view.query), cut(map.columns.length, view.key)];
+        const part = { ...map, rows: map.rows.slice(top, bottom), columns: map.columns.slice(from, to) };
+        const take = (all) => all && part.rows.flatMap((_, q) => [...all.subarray((top + q) * map.columns.length + from, (top + q) * map.columns.length + to)]);
+        show({ ...part, values: take(map.values), errors: take(map.errors) });
+        const percent = (n, size) => (100 * n) / size + "%";
+        frame.style.inset = `${percent(top, map.rows.length)} auto auto ${percent(from, map.columns.length)}`;
+        frame.style.width = percent(to - from, map.columns.length);
+        frame.style.height = percent(bottom - top, map.rows.length);
+      });
+      const point = (event) => {
+        const place = box.getBoundingClientRect();
+        look((event.clientY - place.top) / place.height, (event.clientX - place.left) / place.width);
+      };
+      box.addEventListener("pointerdown", (event) => {
+        box.setPointerCapture(event.pointerId);
+        point(event);
+      });
+      box.addEventListener("pointermove", (event) => event.buttons && point(event));
+      box.addEventListener("keydown", (event) => {
+        const zoom = { "+": 0.5, "=": 0.5, "-": 2 }[event.key];
+        const step = view.cells / 4 / map.rows.length;
+        const by = { ArrowLeft: [0, -step], ArrowRight: [0, step], ArrowUp: [-step, 0], ArrowDown: [step, 0] }[event.key];
+        if (!zoom && !by) return;
+        event.preventDefault();
+        if (zoom) view.cells = Math.min(LARGE, Math.max(10, Math.round(view.cells * zoom)));
+        look(view.query + (by ? by[0] : 0), view.key + (by ? by[1] : 0));
+      });
+      return box;
+    };
+    const look = (query, key) => {
+      const inside = (at) => Math.min(1, Math.max(0, at));
+      [view.query, view.key] = [inside(query), inside(key)];
+      for (const update of windows) update();
     };
     const absent = (model) => make("p", "pv-absent", `No partner in ${model.name}`);
 
     const enlarge = () => {
       const { left: a, right: b } = chosen;
+      windows = [];
       const row = make("div", "pv-maps");
-      row.append(a === undefined ? absent(left) : figure(map(left, a)));
-      if (right) row.append(b === undefined ? absent(right) : figure(map(right, b)));
-      if (spec.change && a !== undefined && b !== undefined) row.append(figure(change(a, b)));
+      row.append(a === undefined ? absent(left) : figure(map(left, a), map(left, a, true)));
+      if (right) row.append(b === undefined ? absent(right) : figure(map(right, b), map(right, b, true)));
+      if (spec.change && a !== undefined && b !== undefined) row.append(figure(change(a, b), change(a, b, true)));
       detail.replaceChildren(row);
+      look(view.query, view.key);
     };
     const mark = () => {
       const selected = { left: chosen.left, right: chosen.right, change: chosen.left === undefined ? undefined : chosen.right };
@@ -174,9 +261,9 @@
         const [panel, at] = [thumb.closest("[data-panel]").dataset.panel, Number(thumb.dataset.at)];
         const image = thumb.querySelector("img");
         image.dataset.same ??= image.src;
-        if (!own.checked) image.src = image.dataset.same;
-        else if (panel !== "change") image.src = picture(map(panel === "left" ? left : right, at), color, image.width);
-        else if (toLeft.has(at)) image.src = picture(change(toLeft.get(at), at), color, image.width);
+        if (!own.checked && !noSink.checked) image.src = image.dataset.same;
+        else if (panel !== "change") image.src = picture(map(panel === "left" ? left : right, at, true), color, image.width);
+        else if (toLeft.has(at)) image.src = picture(change(toLeft.get(at), at, true), color, image.width);
       }
       for (const end of root.querySelectorAll(".pv-key > i")) {
         end.dataset.same ??= end.textContent;
@@ -208,7 +295,7 @@
       const next = event.key === "Home" ? all[0] : event.key === "End" ? all[all.length - 1] : all[at];
       if (next) next.focus();
     });
-    own.addEventListener("change", recolor);
+    for (const box of [own, noSink]) box.addEventListener("change", recolor);
     mark();
     if (!spec.plain) enlarge();
     root.classList.add("pv-ready");
@@ -339,6 +426,51 @@
     reply.closest(".pv-reply").classList.add("pv-changed");
   }
 
+  // A circuit: a path, an edge or a node under the mouse or with the focus stands out, with evidence.
+  function circuit(root) {
+    const line = root.querySelector(".pv-evidence");
+    const rest = line.textContent;
+    const wires = [...root.querySelectorAll(".pv-wire")];
+    const rows = [...root.querySelectorAll("tr[data-edges]")];
+    const edge = (wire) => wire.getAttribute("class").match(/pv-e(\d+)/)[1];
+    const says = (group) => group.querySelector("title").textContent;
+    const along = (row) => row.dataset.edges.split(" ");
+    let kept = null;
+
+    const light = (edges, chosen, text) => {
+      for (const wire of wires) wire.classList.toggle("pv-lit", edges.includes(edge(wire)));
+      for (const row of rows) row.classList.toggle("pv-lit", row === chosen);
+      root.classList.toggle("pv-lighting", Boolean(chosen));
+      line.textContent = text;
+    };
+    const show = (part) => {
+      if (!part) return light([], null, rest);
+      if (part.matches(".pv-node")) return light([], null, says(part));
+      if (part.matches(".pv-wire")) {
+        const own = rows.find((row) => along(row).includes(edge(part)));
+        light(own ? along(own) : [], null, says(part));
+        if (own) own.classList.add("pv-lit");
+        return;
+      }
+      const texts = along(part).map((number) => says(wires.find((wire) => edge(wire) === number)));
+      light(along(part), part, texts.join("\n"));
+    };
+    const found = (event) => event.target.closest(".pv-wire, .pv-node, tr[data-edges]");
+    root.addEventListener("pointerover", (event) => show(found(event) || kept));
+    root.addEventListener("pointerleave", () => show(kept));
+    root.addEventListener("focusin", (event) => show(found(event) || kept));
+    root.addEventListener("focusout", () => show(kept));
+    root.addEventListener("click", (event) => {
+      const part = found(event);
+      kept = part === kept ? null : part;
+      show(kept);
+    });
+    root.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") show((kept = null));
+    });
+    root.classList.add("pv-live-ready");
+  }
+
   // Paper has no clicks: what is folded is printed open.
   addEventListener("beforeprint", () => {
     for (const part of document.querySelectorAll(".pv details:not([open])")) {
@@ -357,6 +489,7 @@
     root.dataset.ready = "";
     hover(root);
     root.querySelectorAll(".pv-walk").forEach(walk);
+    root.querySelectorAll(".pv-traced").forEach(circuit);
     if (typeof DecompressionStream === "undefined") continue; // Old browsers keep the plain picture.
     root.querySelectorAll(".pv-grid").forEach(grid);
   }

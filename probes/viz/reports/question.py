@@ -6,7 +6,7 @@ from probes.circuits.question.result import AnswerReading, CircuitUse, QuestionR
 from probes.viz.blocks import Block, Matrix, Note, Table, TableCell, Tone
 from probes.viz.page import Section, page
 from probes.viz.picture import Picture
-from probes.viz.plots.circuit_diagram import circuit_diagram
+from probes.viz.plots.circuit.diagram import circuit_diagram
 from probes.viz.plots.interval_plot import Interval, IntervalPlot
 from probes.viz.registry import report
 

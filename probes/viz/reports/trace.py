@@ -1,5 +1,7 @@
 """Page of a traced circuit: diagram, faithfulness, random baselines, specificity and method."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from probes.circuits.result import (
@@ -10,7 +12,7 @@ from probes.viz.blocks import Block, Note, Table, TableCell, Tone
 from probes.viz.html_text import format_number
 from probes.viz.page import Section, page
 from probes.viz.picture import Picture
-from probes.viz.plots.circuit_diagram import circuit_diagram
+from probes.viz.plots.circuit.diagram import circuit_diagram
 from probes.viz.plots.interval_plot import Interval, IntervalPlot
 from probes.viz.registry import report
 
@@ -21,7 +23,7 @@ _CIRCUIT_INTRO = (
     "the edge is removed from the circuit, on held-out prompts. p is from a t-test against "
     "randomly added edges, with Holm correction."
 )
-_FAITHFULNESS_INTRO = (
+FAITHFULNESS_INTRO = (
     "Faithfulness f is the fraction of the logit difference that remains when only the edges of "
     "the circuit carry clean values and all others carry counterfactual values. 1 equals the "
     "whole model, 0 equals the counterfactual run. The held-out prompts were not used to find the "
@@ -44,7 +46,7 @@ def trace_page(trace: Trace) -> Picture:
     """Page of one trace."""
     sections: list[Section] = [
         ("Circuit", _CIRCUIT_INTRO, [_edges_table(trace)]),
-        ("Faithfulness", _FAITHFULNESS_INTRO, [_held_out_plot(trace), _curve_plot(trace)]),
+        ("Faithfulness", FAITHFULNESS_INTRO, [_held_out_plot(trace), _curve_plot(trace)]),
         ("Random baselines", _RANDOM_INTRO, [_random_table(trace)]),
     ]
     if trace.specificities:
@@ -56,8 +58,19 @@ def trace_page(trace: Trace) -> Picture:
     tones |= {k: stable for k, line in enumerate(lines) if "Jaccard" in line}
     notes = [Note(line, tones.get(k)) for k, line in enumerate(lines)]
     task = dict(trace.circuit.protocol).get("task", "a task")
-    lead = [*notes[:2], circuit_diagram(trace.circuit), *notes[2:]]
+    drawn = circuit_diagram(trace.circuit, evidence=_necessities(trace))
+    lead = [*notes[:2], drawn, *notes[2:]]
     return page(f"Circuit of {trace.circuit.model}", sections, lead, task)
+
+
+def _necessities(trace: Trace) -> Callable[[str], str]:
+    """What is known of the necessity of an edge, by its name."""
+    texts = {
+        each.edge: f"; without it f drops by {format_number(each.faithfulness_drop, 3)}, "
+        f"p = {_p_text(each.p_value)}"
+        for each in trace.edge_necessities
+    }
+    return lambda edge: texts.get(edge, "")
 
 
 def _edges_table(trace: Trace) -> Table:
@@ -74,8 +87,11 @@ def _edges_table(trace: Trace) -> Table:
 
 
 def _p_value_cell(value: float) -> TableCell:
-    text = f"{value:.1e}" if value < 0.001 else f"{value:.3f}"
-    return TableCell(text, "good" if value < 0.05 else "muted")
+    return TableCell(_p_text(value), "good" if value < 0.05 else "muted")
+
+
+def _p_text(value: float) -> str:
+    return f"{value:.1e}" if value < 0.001 else f"{value:.3f}"
 
 
 def _held_out_plot(trace: Trace) -> IntervalPlot:
@@ -129,8 +145,13 @@ def _specificity_table(trace: Trace) -> Table:
 
 
 def _method_table(trace: Trace) -> Table:
+    return Table(("setting", "value"), method_rows(trace), align="ll")
+
+
+def method_rows(trace: Trace) -> list[list[str]]:
+    """Name and value of each setting of a trace."""
     gate = trace.gate
-    rows = [
+    return [
         *map(list, trace.circuit.protocol),
         ["format", trace.format],
         ["gate", f"{gate.state}: {gate.score_name} {gate.score} on {gate.n_questions} questions"],
@@ -138,4 +159,3 @@ def _method_table(trace: Trace) -> Table:
         ["intervals", "95 %, over prompts: bootstrap; Wilson for fractions of prompts"],
         ["edges of the model", str(len(trace.circuit.graph))],
     ]
-    return Table(("setting", "value"), rows, align="ll")

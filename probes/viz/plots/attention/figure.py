@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
 
 from probes.viz.colors import ColorScale, apply_colormap, text_color
 from probes.viz.figure import drawable_text
@@ -16,32 +17,55 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _GAP = 0.12  # In widths of a head.
+_MAX_NUMBERED, _MAX_TICKS, _MAX_INCHES = 20, 64, 12.0
 _NUMBER_STYLE = HeatTableStyle("", cell_px=22)
 
 
 def draw_head(figure: "Figure", maps: AttentionMaps, layer: int, head: int) -> None:
     """One head with labels on both axes and, where they fit, numbers in the cells."""
-    queries, keys = len(maps.rows), len(maps.columns)
-    cell = 0.34 if max(queries, keys) <= 20 else 0.2
-    figure.set_size_inches(cell * keys + 1.9, cell * queries + 1.8)
-    axes, bar = figure.subplots(2, height_ratios=(cell * queries, 0.14))
-    weights = maps.weights[layer, head]
+    _, rows, columns = _exact(maps, layer, head)
+    cell = _cell_inches(max(len(rows), len(columns)))
+    figure.set_size_inches(cell * len(columns) + 1.9, cell * len(rows) + 1.8)
+    axes, bar = figure.subplots(2, height_ratios=(cell * len(rows), 0.14))
+    draw_head_on(axes, maps, layer, head)
+    _colorbar(bar, "sequential")
+
+
+def draw_head_on(axes: "Axes", maps: AttentionMaps, layer: int, head: int) -> None:
+    """One head on axes of a figure that the caller made, without a color bar."""
+    weights, rows, columns = _exact(maps, layer, head)
     colors = apply_colormap(weights, "sequential")
     axes.imshow(colors, interpolation="nearest")
     style: dict[str, Any] = {"fontsize": 8, "parse_math": False}
-    columns, rows = (
-        [drawable_text(axis_label(n)) for n in side] for side in (maps.columns, maps.rows)
-    )
-    axes.set_xticks(range(keys), columns, rotation=90, **style)
-    axes.set_yticks(range(queries), rows, **style)
+    for names, set_ticks, turn in (
+        (columns, axes.set_xticks, {"rotation": 90}), (rows, axes.set_yticks, {})
+    ):  # fmt: skip
+        shown = range(0, len(names), -(-len(names) // _MAX_TICKS))
+        labels = [drawable_text(axis_label(names[at])) for at in shown]
+        set_ticks(list(shown), labels, **turn, **style)
     _hide_frame(axes)
-    for (query, key), value in np.ndenumerate(weights if cell > 0.3 else np.empty((0, 0))):
+    has_numbers = max(weights.shape) <= _MAX_NUMBERED
+    for (query, key), value in np.ndenumerate(weights if has_numbers else np.empty((0, 0))):
         text, color = format_short(float(value), _NUMBER_STYLE), text_color(colors[query, key])
         axes.text(key, query, text, ha="center", va="center", fontsize=7, color=color)
     axes.set_xlabel("key: attended to")
     axes.set_ylabel("query: attends")
-    axes.set_title(f"{drawable_text(maps.model)} L{layer}.H{head}", parse_math=False, fontsize=10)
-    _colorbar(bar, "sequential")
+    name = maps.names[0] if maps.names else f"L{layer}.H{head}"
+    axes.set_title(f"{drawable_text(maps.model)} {name}", parse_math=False, fontsize=10)
+
+
+def _exact(
+    maps: AttentionMaps, layer: int, head: int
+) -> tuple[Float[np.ndarray, "query key"], tuple[str, ...], tuple[str, ...]]:
+    """A head with the labels of its axes; token by token where it is not pooled."""
+    text = maps.long_text
+    if text is not None and (layer, head) in text.exact:
+        return text.exact[layer, head], text.tokens, text.tokens
+    return maps.weights[layer, head], maps.rows, maps.columns
+
+
+def _cell_inches(cells: int) -> float:
+    return 0.34 if cells <= _MAX_NUMBERED else min(0.2, _MAX_INCHES / cells)
 
 
 def draw_grid(figure: "Figure", panels: tuple[Panel, ...]) -> None:
@@ -53,14 +77,15 @@ def draw_grid(figure: "Figure", panels: tuple[Panel, ...]) -> None:
     ratios: dict[str, Any] = {"width_ratios": widths, "height_ratios": (height, 0.12)}
     grid = figure.subplots(2, len(panels), squeeze=False, gridspec_kw=ratios)
     for axes, bar, panel in zip(*grid, panels, strict=True):
-        _draw_panel(axes, panel)
+        draw_heads_on(axes, panel)
         if panel.key == "right":
             bar.set_axis_off()
         else:
             _colorbar(bar, panel.scale)
 
 
-def _draw_panel(axes: "Axes", panel: Panel) -> None:
+def draw_heads_on(axes: "Axes", panel: Panel) -> None:
+    """All heads of a panel on axes of a figure that the caller made."""
     layers, heads = panel.weights.shape[:2]
     half = (1 - _GAP) / 2
     for layer, head in np.ndindex(layers, heads):

@@ -4,38 +4,44 @@ Differences are right minus left, between paired heads, where both models have e
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from probes.errors import FigureError
 from probes.models.site import head_name, head_names
 from probes.viz.colors import COLOR_STOPS, MISSING_COLOR, ColorScale, css_gradient, to_hex
-from probes.viz.embedding_data import encode_array
-from probes.viz.html_text import MINUS, axis_label, escape, json_attribute, show_invisible
+from probes.viz.html_text import MINUS, escape, json_attribute, show_invisible
 from probes.viz.picture import Picture
 from probes.viz.plots.attention.figure import draw_grid, draw_head
-from probes.viz.plots.attention.maps import AttentionMaps
+from probes.viz.plots.attention.maps import AttentionMaps, Head
+from probes.viz.plots.attention.pooling import block_size, pool_text
 from probes.viz.plots.attention.thumbnails import Panel, panel_table, thumbnail_width
+from probes.viz.plots.attention.viewer_data import head_labels, long_text_note, model_data
 from probes.viz.plots.heat_table import HeatTableStyle, cell_width, heat_table
 
-Head = tuple[int, int]
-"""Layer and number."""
 HeadPair = tuple[Head, Head]
 
-_MAX_CELLS = 5_000_000
+
 # Larger maps are left to the script: as HTML they would outweigh the rest of the page.
 _MAX_STATIC_CELLS = 700
-_OWN_SCALE_BOX = (
+_BOXES = (
     '<label class="pv-live"><input type="checkbox" class="pv-own"> '
-    "color each head up to its own maximum</label>"
+    "color each head up to its own maximum</label> "
+    '<label class="pv-live"><input type="checkbox" class="pv-no-sink"> '
+    "leave out attention to the first key, and renormalize the rest</label>"
 )
 
 
 def head_map(maps: AttentionMaps, layer: int, head: int) -> Picture:
-    """One head with its labels and numbers."""
+    """One head with its labels and numbers; the map of a long text opens in parts."""
     maps.check_head(layer, head)
     title = maps.title or f"Attention of {maps.model} {head_name(layer, head)}"
+    if maps.weights[0, 0].size > _MAX_STATIC_CELLS:
+        return replace(
+            head_grid(one_head(maps, layer, head)),
+            draw=lambda figure: draw_head(figure, maps, layer, head),
+        )
     figure = _head_figure(maps, (layer, head), cell_width(len(maps.columns)))
     body = f"{_heading(title)}{_legend(('sequential',))}{figure}"
     return Picture(show_invisible(title), body, lambda figure: draw_head(figure, maps, layer, head))
@@ -56,14 +62,11 @@ def head_grid(
             layer and number.
         start: The (layer, head) of `left` that is enlarged at first.
     """
-    if left.weights.size + (right.weights.size if right else 0) > _MAX_CELLS:
-        raise FigureError(
-            f"{left.weights.size:,} cells are too many for one page: "
-            "show fewer layers, a shorter prompt, or roles in place of tokens"
-        )
     links = _head_pairs(left, right, pairs) if right else ()
-    grid = _Grid(left, right, links, start or (links[0][0] if links else (0, 0)))
-    left.check_head(*grid.start)
+    start = start or (links[0][0] if links else (0, 0))
+    left.check_head(*start)
+    left, right = _fit_to_page(left, right, dict(links), start)
+    grid = _Grid(left, right, links, start)
     panels = grid.panels()
     heads = max(panel.weights.shape[1] for panel in panels)
     columns = " pv-two" if 4 < heads <= 16 and right else ""
@@ -73,12 +76,48 @@ def head_grid(
     title = left.title or f"Attention of {left.model}{both}"
     body = (
         f'<section class="pv-grid" data-maps="{json_attribute(grid.viewer_data())}">'
-        f"{_heading(title)}{_legend(scales)}"
-        f'{_OWN_SCALE_BOX}<div class="pv-panels{columns}">{tables}</div>'
+        f"{_heading(title)}{_legend(scales)}{long_text_note(grid.models)}"
+        f'{_BOXES}<div class="pv-panels{columns}">{tables}</div>'
         f'{_pairing_note(grid, pairs)}<div class="pv-detail" aria-live="polite">'
         f"{grid.enlarged()}</div></section>"
     )
     return Picture(show_invisible(title), body, lambda figure: draw_grid(figure, panels))
+
+
+def head_panel(maps: AttentionMaps, key: str = "left") -> Panel:
+    """Panel of all heads of a model."""
+    return Panel(key, maps.model, maps.weights, False, head_labels(maps), maps.kv_heads)
+
+
+def one_head(maps: AttentionMaps, layer: int, head: int) -> AttentionMaps:
+    """Maps that hold one head, under its own name."""
+    at = (slice(layer, layer + 1), slice(head, head + 1))
+    text = maps.long_text
+    if text is not None:
+        kept = {(0, 0): text.exact[layer, head]} if (layer, head) in text.exact else {}
+        text = replace(text, first_key=text.first_key[at], exact=kept)
+    error = None if maps.error is None else maps.error[at]
+    name = f"{maps.model} {head_name(layer, head)}"
+    return replace(
+        maps, weights=maps.weights[at], error=error, kv_heads=0, long_text=text,
+        title=maps.title or f"Attention of {name}", names=(head_name(layer, head),),
+    )  # fmt: skip
+
+
+def _fit_to_page(
+    left: AttentionMaps, right: AttentionMaps | None, partner: dict[Head, Head], start: Head
+) -> tuple[AttentionMaps, AttentionMaps | None]:
+    """Both models' maps, pooled if they are too large, but for the start and its partner."""
+    models = [left] if right is None else [left, right]
+    heads = sum(maps.layers * maps.heads for maps in models)
+    tokens = max(len(maps.columns) for maps in models)
+    block, exact = block_size(tokens, heads), [start]
+    if block == 1 or any(maps.long_text for maps in models):
+        return left, right
+    left = pool_text(left, exact, block)
+    if right is not None:
+        right = pool_text(right, [partner[head] for head in exact if head in partner], block)
+    return left, right
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +137,7 @@ class _Grid:
     def has_difference(self) -> bool:
         """Whether cells of the two models have the same meaning."""
         left, right = self.left, self.right
-        return right is not None and (left.rows, left.columns) == (right.rows, right.columns)
+        return right is not None and left.axes == right.axes
 
     @property
     def difference_name(self) -> str:
@@ -110,24 +149,22 @@ class _Grid:
         return sum(maps.weights[0, 0].size for maps in self.models) <= _MAX_STATIC_CELLS
 
     def panels(self) -> tuple[Panel, ...]:
-        panels = tuple(
-            Panel(key, maps.model, maps.weights, False, head_names(maps.layers, maps.heads))
-            for key, maps in zip(("left", "right"), self.models, strict=False)
-        )
+        panels = tuple(map(head_panel, self.models, ("left", "right")))
         if self.right is None or not self.has_difference:
             return panels
         change = np.full(self.right.weights.shape, np.nan)
-        names = list(panels[1].names)
+        names = list(head_names(self.right.layers, self.right.heads))
         for of_left, of_right in self.pairs:
             change[of_right] = self.right.weights[of_right] - self.left.weights[of_left]
             names[of_right[0] * self.right.heads + of_right[1]] += f" {MINUS} {head_name(*of_left)}"
-        return *panels, Panel("change", self.difference_name, change, True, tuple(names))
+        kv_heads = self.right.kv_heads
+        return *panels, Panel("change", self.difference_name, change, True, tuple(names), kv_heads)
 
     def viewer_data(self) -> dict[str, object]:
         """Data of the viewer script."""
         heads = [maps.heads for maps in self.models]
         return {
-            "models": list(map(_model_data, self.models)),
+            "models": list(map(model_data, self.models)),
             "links": [[a[0] * heads[0] + a[1], b[0] * heads[1] + b[1]] for a, b in self.pairs],
             "change": self.has_difference,
             "start": self.start[0] * heads[0] + self.start[1],
@@ -174,18 +211,6 @@ def _head_pairs(
                 "give each head at most one partner"
             )
     return tuple(pairs)
-
-
-def _model_data(maps: AttentionMaps) -> dict[str, object]:
-    top = 0.0 if maps.error is None else float(np.nanmax(maps.error, initial=0.0))
-    return {
-        "name": show_invisible(maps.model),
-        "heads": maps.heads,
-        "rows": list(map(axis_label, maps.rows)),
-        "columns": list(map(axis_label, maps.columns)),
-        "weights": encode_array(maps.weights),
-        "error": None if maps.error is None else encode_array(maps.error, top),
-    }
 
 
 def _head_figure(maps: AttentionMaps, head: Head, width: int) -> str:

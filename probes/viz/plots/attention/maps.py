@@ -1,5 +1,6 @@
 """Attention of all heads of one model, with labels of queries and keys."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,27 @@ from jaxtyping import Float
 
 from probes.errors import FigureError
 
+Head = tuple[int, int]
+"""Layer and number."""
+
 _TOLERANCE = 1e-3  # Rounding can lift averages of softmax rows above 1.
+
+
+@dataclass(frozen=True, eq=False)
+class LongText:
+    """Tokens of a text whose maps are pooled in blocks, and the heads that are not.
+
+    Attributes:
+        tokens: Its tokens.
+        block: Tokens of a block.
+        first_key: Attention of each block of queries to the first token.
+        exact: Maps of some heads, token by token.
+    """
+
+    tokens: tuple[str, ...]
+    block: int
+    first_key: Float[np.ndarray, "layer head row"]
+    exact: Mapping[Head, Float[np.ndarray, "query key"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +42,9 @@ class AttentionMaps:
         columns: Label of each key.
         error: Standard error of each weight, or None.
         title: Line above the picture.
+        kv_heads: Number of heads for keys and values, shared by groups of heads; 0 if unknown.
+        names: Names of the heads; empty for those of a whole model.
+        long_text: What blocks of tokens stand for, where rows and columns are blocks.
     """
 
     model: str
@@ -29,6 +53,9 @@ class AttentionMaps:
     columns: tuple[str, ...]
     error: Float[np.ndarray, "layer head query key"] | None = None
     title: str = ""
+    kv_heads: int = 0
+    names: tuple[str, ...] = ()
+    long_text: LongText | None = None
 
     def __post_init__(self) -> None:
         shape = np.shape(self.weights)
@@ -50,6 +77,10 @@ class AttentionMaps:
             )
         if self.error is not None:
             self._check_error(self.error)
+        if self.kv_heads < 0 or (self.kv_heads and shape[1] % self.kv_heads):
+            raise FigureError(
+                f"kv_heads is {self.kv_heads} for {shape[1]} heads: give a divisor, or 0 if unknown"
+            )
 
     def _check_error(self, error: Float[np.ndarray, "layer head query key"]) -> None:
         if np.shape(error) != np.shape(self.weights):
@@ -81,6 +112,18 @@ class AttentionMaps:
     def heads(self) -> int:
         """Number of heads in a layer."""
         return self.weights.shape[1]
+
+    @property
+    def axes(self) -> tuple[tuple[str, ...], ...]:
+        """Labels of both axes, and the tokens behind them: cells of equal axes compare."""
+        tokens = self.long_text.tokens if self.long_text else ()
+        return self.rows, self.columns, tokens
+
+    def sharers(self, head: int) -> tuple[int, ...]:
+        """Other heads of a layer that share the keys and values of a head."""
+        size = self.heads // self.kv_heads if self.kv_heads else 1
+        first = head // size * size
+        return tuple(other for other in range(first, first + size) if other != head)
 
     def __repr__(self) -> str:
         return (

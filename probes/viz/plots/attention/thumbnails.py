@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 import numpy as np
-from einops import rearrange
 from jaxtyping import Float
 
 from probes.viz.colors import ColorScale, apply_colormap
 from probes.viz.embedding_data import png_data_uri
 from probes.viz.html_text import escape, typographic_minus
+from probes.viz.plots.attention.pooling import pool_blocks
 
-# Larger maps are averaged in blocks.
+# Larger maps are pooled in blocks.
 _MAX_CELLS = 48
 
 
@@ -24,6 +24,7 @@ class Panel:
         weights: Attention or its difference; missing heads are NaN.
         signed: Whether the panel shows differences.
         names: Name of each head, layer after layer.
+        kv_heads: Number of heads for keys and values; 0 if unknown.
     """
 
     key: str
@@ -31,6 +32,7 @@ class Panel:
     weights: Float[np.ndarray, "layer head query key"]
     signed: bool
     names: tuple[str, ...]
+    kv_heads: int = 0
 
     @property
     def scale(self) -> ColorScale:
@@ -43,6 +45,13 @@ def panel_table(panel: Panel, width: int) -> str:
     layers, heads = panel.weights.shape[:2]
     header = "".join(f'<th scope="col">H{head}</th>' for head in range(heads))
     lines = [f"<tr><td></td>{header}</tr>"]
+    if 0 < panel.kv_heads < heads:
+        size = heads // panel.kv_heads
+        groups = "".join(
+            f'<th scope="colgroup" colspan="{size}" class="pv-group">K,V {group}</th>'
+            for group in range(panel.kv_heads)
+        )
+        lines.insert(0, f"<tr><td></td>{groups}</tr>")
     for layer in range(layers):
         cells = "".join(_thumbnail(panel, layer, head, width) for head in range(heads))
         lines.append(f'<tr><th scope="row">L{layer}</th>{cells}</tr>')
@@ -76,7 +85,7 @@ def _thumbnail(panel: Panel, layer: int, head: int, width: int) -> str:
         change = typographic_minus(f"{largest_change(weights):+.2f}")
         text += f": largest change {change}"
         note = f'<span class="pv-change">{change}</span>'
-    cells = _block_means(weights)
+    cells = pool_blocks(weights, -(-max(weights.shape) // _MAX_CELLS))
     times, shrink = _pixel_scale(max(cells.shape), width)
     image = apply_colormap(cells, panel.scale).repeat(times, axis=0).repeat(times, axis=1)
     size = f'width="{round(image.shape[1] * shrink)}" height="{round(image.shape[0] * shrink)}"'
@@ -95,16 +104,3 @@ def _pixel_scale(count: int, width: int) -> tuple[int, float]:
     if times * count >= 0.85 * width:
         return times, 1.0
     return times + 1, min(1.0, width / ((times + 1) * count))
-
-
-def _block_means(weights: Float[np.ndarray, "query key"]) -> Float[np.ndarray, "row column"]:
-    """Means over square blocks of cells, without NaN."""
-    block = -(-max(weights.shape) // _MAX_CELLS)
-    if block == 1:
-        return weights
-    padding = [(0, -size % block) for size in weights.shape]
-    padded = np.pad(weights, padding, constant_values=np.nan)
-    blocks = rearrange(padded, "(row a) (column b) -> row column (a b)", a=block, b=block)
-    known = ~np.isnan(blocks)
-    total, count = np.where(known, blocks, 0).sum(axis=-1), known.sum(axis=-1)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)

@@ -18,14 +18,18 @@ Point = tuple[float, float]
 
 @dataclass(eq=False)
 class Node:
-    """Box of a writer, or of the logits, at a role; (x, y) is its center."""
+    """Box of a writer, or of the logits, at a role; (x, y) is its center.
+
+    `role_label` and `evidence` are the roles of a head, in short and with their numbers.
+    """
 
     name: str
     label: str
     kind: str
     row: int
     column: int
-    has_edges: bool
+    role_label: str = ""
+    evidence: str = ""
     x: float = 0.0
     y: float = 0.0
     width: float = HEAD_SIZE
