@@ -467,7 +467,7 @@ def test_pages_stay_small(layers, count, tokens, most):
     ours = heads("full", layers, count, [f"t{at}" for at in range(tokens)])
     theirs = heads("distilled", layers // 2, count, ours.rows, seed=1)
     ours, theirs = (AttentionMaps(m.model, m.weights, m.rows, m.columns) for m in (ours, theirs))
-    assert len(head_grid(ours, theirs)._repr_html_()) < most * 1024
+    assert len(html_fragment(head_grid(ours, theirs).body)) < most * 1024
 
 
 def test_a_grid_too_large_for_a_page_is_refused():
