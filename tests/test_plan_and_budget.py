@@ -275,7 +275,7 @@ def test_a_comparison_within_a_budget_says_what_it_leaves_out(own, steady, tmp_p
     assert found.method.left_out == plans[0].left_out
     line = f"Left out to keep to the budget: {'; '.join(plans[0].left_out)}."
     assert line in found.method.lines()
-    assert line in html.unescape(str(comparison_page(found)._repr_html_()))
+    assert line in html.unescape(comparison_page(found).body)
     assert Comparison.load(found.save(tmp_path / "found.json")).method == found.method
 
 

@@ -24,7 +24,7 @@ T = TypeVar("T")
 ATTEMPTS = 3
 """Workers that a unit may end before it is given up."""
 
-# Read by Ray when it is imported and started: more patience than its own 15 to 30 seconds, which are
+# Read by Ray when it starts: more patience than its own 15 to 30 seconds, which are
 # too few on a busy machine, and no count of users that is sent anywhere.
 _ENVIRONMENT = {
     "RAY_raylet_start_wait_time_s": "120",

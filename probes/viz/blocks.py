@@ -19,7 +19,7 @@ from probes.viz.html_text import (
     show_invisible,
     typographic_minus,
 )
-from probes.viz.picture import html_fragment
+from probes.viz.picture import notebook_cell
 from probes.viz.plots.heat_table import HeatTableStyle, heat_table
 
 Tone = Literal["good", "bad", "muted"]
@@ -36,7 +36,7 @@ class Block(ABC):
         """HTML with all text escaped."""
 
     def _repr_html_(self) -> str:
-        return html_fragment(self.body)
+        return notebook_cell(self)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({show_invisible(getattr(self, 'caption', ''))!r})"

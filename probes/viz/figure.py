@@ -28,8 +28,8 @@ def drawing_picture(title: str, body: str, drawing: Drawing) -> Picture:
 
 
 def draw_figure(figure: "Figure", drawing: Drawing, title: str) -> None:
-    """Draw with a title above; all positions are given in pixels."""
-    lines = wrap(show_invisible(title), int(drawing.width / 9.5)) or [""]
+    """Draw with a title above, if there is one; all positions are given in pixels."""
+    lines = wrap(show_invisible(title), int(drawing.width / 9.5))
     head = 8.0 + 20 * len(lines)
     figure.set_size_inches((drawing.width + 16) / 96, (drawing.height + head + 12) / 96)
     figure.set_layout_engine("none")

@@ -7,6 +7,7 @@ from itertools import takewhile
 from probes.viz.blocks import Block, Note
 from probes.viz.html_text import escape, escape_lines, show_invisible
 from probes.viz.picture import Picture
+from probes.viz.static import static_html
 
 Section = tuple[str, str, Sequence[Block | Picture]]
 """Heading, introduction and content."""
@@ -40,7 +41,26 @@ def page(
         _section_html(at, section, is_folded=section[0] in folded)
         for at, section in enumerate(sections, start=1)
     )
-    return Picture(show_invisible(title), header + parts)
+    shown = [(at, one) for at, one in enumerate(sections, start=1) if one[0] not in folded]
+    top = f"<h3>{escape(title)}</h3><p>{escape_lines(subtitle)}</p>"
+    return Picture(
+        show_invisible(title), header + parts, static=lambda: top + _static(lead, shown, folded)
+    )
+
+
+def _static(
+    lead: Sequence[Block | Picture],
+    sections: Sequence[tuple[int, Section]],
+    left_out: Collection[str],
+) -> str:
+    """Findings, and the main sections below them folded."""
+    parts = [
+        f"<details><summary><b>{at}. {escape(heading)}</b></summary>"
+        f"<p>{escape_lines(intro)}</p>{''.join(map(static_html, blocks))}</details>"
+        for at, (heading, intro, blocks) in sections
+    ]
+    rest = f"<p>Left out without scripts: {escape(', '.join(left_out))}.</p>" if left_out else ""
+    return "".join(map(static_html, lead)) + "".join(parts) + rest
 
 
 def _lead(blocks: Sequence[Block | Picture]) -> str:

@@ -1,16 +1,22 @@
 """Picture: HTML that shows itself in a notebook and saves as a page or a figure.
 
-A page is one file that fetches nothing; its content security policy enforces this. The fragment
-for a notebook is plain HTML with images inside. Its script only adds to it, so a notebook that
-runs no scripts still shows the picture.
+A page is one file that fetches nothing; its content security policy enforces this.
+
+A notebook gets a static picture, which its script replaces by the interactive one. Viewers that
+do not trust a notebook remove scripts, styles and most attributes, and keep what stands between
+the tags: JupyterLab (its sanitizer allows images with their data inside), and GitHub, which also
+removes `class`, `style` and `hidden`. So the interactive picture is packed into an attribute, where
+a viewer without scripts shows nothing of it.
 """
 
 import base64
 import hashlib
 import io
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +28,12 @@ from probes.viz.html_text import escape
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from probes.viz.blocks import Block
+
 _SUFFIXES = (".html", ".png", ".svg", ".pdf")
+
+Draw = Callable[["Figure"], None]
+"""Draws on an empty matplotlib figure."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +44,14 @@ class Picture:
         title: One line of plain text.
         body: HTML with all text escaped.
         draw: Draws on an empty matplotlib figure; None for pages, which have no figure.
+        static: Makes the HTML that a notebook shows where scripts do not run; by default the
+            figure, or the body with its drawings as images.
     """
 
     title: str
     body: str
-    draw: "Callable[[Figure], None] | None" = None
+    draw: Draw | None = None
+    static: Callable[[], str] | None = None
 
     def save(self, path: str | Path) -> Path:
         """Write as .html, or with matplotlib as .png, .svg or .pdf.
@@ -58,7 +72,7 @@ class Picture:
         return path
 
     def _repr_html_(self) -> str:
-        return html_fragment(self.body)
+        return notebook_cell(self, self.static)
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
         return {"text/html": self._repr_html_(), "text/plain": repr(self)}
@@ -67,8 +81,24 @@ class Picture:
         return f"Picture({self.title!r}, {len(self.body) // 1024 + 1} kB)"
 
 
+def notebook_cell(part: "Picture | Block", static: Callable[[], str] | None = None) -> str:
+    """Static HTML of a picture or a block, which its script replaces by the interactive one.
+
+    Without matplotlib there is no static picture, and the interactive one stands there as it is.
+    """
+    live = html_fragment(part.body)
+    try:
+        # Found late and by name: it draws, so it imports this file.
+        shown = static() if static else import_module("probes.viz.static").static_html(part)
+    except FigureError:
+        return live
+    packed = base64.b64encode(zlib.compress(live.encode(), 9)).decode()
+    script = _asset("cell.js")
+    return f'<div class="pv-cell" data-live="{packed}">{shown}</div><script>{script}</script>'
+
+
 def html_fragment(body: str) -> str:
-    """Body with style and script for a notebook cell; styles do not leak out of it."""
+    """Body with style and script; styles do not leak out of it."""
     style, script = _asset("style.css"), _asset("viewer.js")
     return f'<style>{style}</style><div class="pv">{body}</div><script>{script}</script>'
 
@@ -102,6 +132,15 @@ def _render(picture: Picture, suffix: str) -> bytes:
             f"{picture.title!r} is a page and has no {suffix} form: save it as .html, "
             "or save one of its pictures"
         )
+    return figure_bytes(picture.draw, suffix, 200.0)
+
+
+def figure_bytes(draw: Draw, suffix: str, dpi: float) -> bytes:
+    """Figure file in the format of a suffix.
+
+    Raises:
+        FigureError: There is no matplotlib.
+    """
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
@@ -114,7 +153,7 @@ def _render(picture: Picture, suffix: str) -> bytes:
     # A fixed salt and no date: equal pictures are equal files.
     with rc_context({"svg.hashsalt": "probes", "svg.fonttype": "path"}):
         figure = Figure(layout="constrained", facecolor="white")
-        picture.draw(figure)
+        draw(figure)
         date = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix)
-        figure.savefig(stream, format=suffix[1:], dpi=200, metadata=date)
+        figure.savefig(stream, format=suffix[1:], dpi=dpi, metadata=date)
     return stream.getvalue()

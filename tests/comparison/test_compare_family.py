@@ -945,8 +945,8 @@ def test_the_verdict_of_a_repeated_comparison_is_that_of_its_first_prompts(tmp_p
     found = repeated("kept", "lost")
     assert found.verdict("L0.H0").label == "kept"
     assert Comparison.load(found.save(tmp_path / "found.json")).repeats == found.repeats
-    assert "2 comparisons with other prompts" in found._repr_html_()
-    assert "2 comparisons with other prompts" in FamilyComparison((found,))._repr_html_()
+    assert "2 comparisons with other prompts" in found.picture().body
+    assert "2 comparisons with other prompts" in FamilyComparison((found,)).picture().body
 
 
 def test_repeats_have_seeds_of_their_own_and_the_first_is_the_comparison_itself(monkeypatch):

@@ -83,7 +83,7 @@ def test_a_screened_comparison_says_so_and_saves_it(own, tmp_path):
     assert result.random_init_accuracy == ()
     assert any("permuted profiles" in line for line in (result.method.null_name,))
     assert result.edges.skip_reason
-    page = str(comparison_page(result)._repr_html_())
+    page = comparison_page(result).body
     assert "Spearman" in page and "null permutes" in page
     loaded = load_result(result.save(tmp_path / "result.json"))
     assert loaded.method == replace(result.method) and loaded.edges == result.edges

@@ -65,12 +65,12 @@ def test_the_reported_accuracy_is_that_of_other_prompts(full, told):
 
 
 def test_the_page_shows_every_format_with_its_gate(fitted, full, told):
-    page = fitted._repr_html_()
+    page = fitted.picture().body
     assert "plain: selected for full on" in page
     for score in fitted.selection:
         assert score.format in page
     refused = fit_format([random_init(full, seed=0)], told, QUICK)
-    assert "No format opens the gate" in refused._repr_html_()
+    assert "No format opens the gate" in refused.picture().body
 
 
 def test_the_result_is_read_back_and_gives_a_row_for_each_half(fitted, tmp_path):

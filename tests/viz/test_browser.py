@@ -117,6 +117,7 @@ def test_two_notebook_cells_are_independent(visit, tmp_path):
     place = tmp_path / "cells.html"
     place.write_text("<!doctype html><meta charset=utf-8>" + "".join(cells), encoding="utf-8")
     tab = visit(place)
+    tab.wait_for_function("document.querySelectorAll('.pv-ready').length === 2")
     one, two = (tab.locator(".pv-grid").nth(at) for at in (0, 1))
     one.locator("[data-panel=left] [data-at='3']").click()
     assert "L0.H3" in one.locator(".pv-detail figcaption").first.inner_text()
@@ -183,6 +184,7 @@ def test_a_notebook_cell_follows_the_theme_of_the_notebook(visit, theme, tmp_pat
     cell = grid()._repr_html_()
     place.write_text(f"<!doctype html><meta charset=utf-8><body data-jp-theme-light={theme}>{cell}")
     tab = visit(place, color_scheme="dark" if theme == "true" else "light")
+    tab.wait_for_selector(".pv-ready")
     is_light = theme == "true"
     assert (color_of(tab, ".pv") > 600) == is_light
     assert (color_of(tab, ".pv-heat td.pv-none") > 600) == is_light

@@ -14,6 +14,7 @@ from probes.circuits.selection import random_paths
 from probes.errors import FigureError
 from probes.viz.colors import apply_colormap, to_hex
 from probes.viz.drawing import LIGHT_COLORS
+from probes.viz.picture import html_fragment
 from probes.viz.plots.circuit.diagram import MAX_EDGES, circuit_diagram, circuit_summary
 from probes.viz.plots.circuit.layout import MLP_SIZE, layout_circuit
 
@@ -295,7 +296,7 @@ def test_the_drawing_has_a_description_for_screen_readers():
 
 
 def test_signs_have_the_colors_of_the_signed_scale():
-    html = circuit_diagram(CROWDS["few"])._repr_html_()
+    html = html_fragment(circuit_diagram(CROWDS["few"]).body)
     signs = np.array([0.78, -0.78, 0.5, -0.5])
     light_and_dark = [to_hex(color) for color in apply_colormap(signs, "diverging")]
     pairs = re.findall(r"--(?:up|down):light-dark\((#\w+),(#\w+)\)", html)

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from einops import rearrange
 from jaxtyping import Float
 
 from probes.viz.colors import ColorScale, apply_colormap, text_color
@@ -86,17 +87,21 @@ def draw_grid(figure: "Figure", panels: tuple[Panel, ...]) -> None:
 
 def draw_heads_on(axes: "Axes", panel: Panel) -> None:
     """All heads of a panel on axes of a figure that the caller made."""
-    layers, heads = panel.weights.shape[:2]
-    half = (1 - _GAP) / 2
+    layers, heads, queries, keys = panel.weights.shape
+    # One image of all heads: hundreds of small ones would take a minute.
+    rows, columns = (size + max(1, round(_GAP * size)) for size in (queries, keys))
+    image = np.full((layers, rows, heads, columns, 3), 255, dtype=np.uint8)
+    top, left = (rows - queries) // 2, (columns - keys) // 2
     for layer, head in np.ndindex(layers, heads):
-        weights = panel.weights[layer, head]
-        extent = (head - half, head + half, layer + half, layer - half)
-        colors = apply_colormap(weights, panel.scale)
-        axes.imshow(colors, extent=extent, interpolation="nearest", aspect="equal")
-        change = largest_change(weights)
+        colors = apply_colormap(panel.weights[layer, head], panel.scale)
+        image[layer, top : top + queries, head, left : left + keys] = colors
+        change = largest_change(panel.weights[layer, head])
         if panel.signed and not np.isnan(change):
             text = typographic_minus(f"{change:+.2f}")
-            axes.text(head, layer - half * 0.75, text, ha="center", va="center", fontsize=6)
+            axes.text(head, layer - 0.33, text, ha="center", va="center", fontsize=6)
+    flat = rearrange(image, "layer row head column color -> (layer row) (head column) color")
+    extent = (-0.5, heads - 0.5, layers - 0.5, -0.5)
+    axes.imshow(flat, extent=extent, interpolation="nearest", aspect="equal")
     axes.set_xlim(-0.5, heads - 0.5)
     axes.set_ylim(layers - 0.5, -0.5)
     axes.set_xticks(range(heads), [f"H{head}" for head in range(heads)], fontsize=7)
