@@ -121,10 +121,10 @@ class Worker:
     """Runs units one after another.
 
     Args:
-        fetch: Gives what was put for a digest.
+        fetch: Gives the packed model or dataclass of a digest.
     """
 
-    def __init__(self, fetch: Callable[[str], PackedModel | Message]) -> None:
+    def __init__(self, fetch: Callable[[str], Any]) -> None:
         set_num_threads(1)  # Two threads on a busy core are many times slower than one.
         self._fetch, self._digests = fetch, Digests()
         self._models, self._kept = dict[str, Model](), OrderedDict[str, Any]()
