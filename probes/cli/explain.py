@@ -5,7 +5,13 @@ from typing import Annotated
 
 import typer
 
-from probes.cli.common import MAX_SEED, check_output_paths, reports_errors, silence_libraries
+from probes.cli.common import (
+    MAX_SEED,
+    Device,
+    check_output_paths,
+    reports_errors,
+    silence_libraries,
+)
 from probes.cli.runs import DEFAULT_RUN, NoStore, RunFolder, print_reuse, store_options
 from probes.cli.tables import write_with_tables
 
@@ -25,6 +31,7 @@ def explain(
     seed: Annotated[
         int, typer.Option(help="Seed of questions and random models.", min=0, max=MAX_SEED)
     ] = 0,
+    device: Device = "",
     run: RunFolder = DEFAULT_RUN,
     no_store: NoStore = False,
     out: Annotated[Path, typer.Option(help="Where the page is written.")] = Path("explain.html"),
@@ -40,7 +47,11 @@ def explain(
     from probes.comparison.walkthrough.explain import explain as walk
 
     settings = ExplainSettings(
-        prompts=prompts, nulls=nulls, seed=seed, **store_options(run, no_store)
+        prompts=prompts,
+        nulls=nulls,
+        seed=seed,
+        device=device,
+        **store_options(run, no_store),
     )
     write_with_tables(walk(model, text, beside or None, settings), out, json)
     print_reuse(settings)

@@ -120,6 +120,7 @@ MISTAKES = {
             ("claims", "{model}"),
             ("heatmap", "{model}", "Hello."),
             ("ask", "{model}", FOX),
+            ("explain", "{model}", FOX),
             ("fit", "{model}"),
             ("curve", "{model}", "{model}"),
         )

@@ -42,12 +42,14 @@ class ExplainSettings:
         nulls: Random-init models of each shape.
         seed: Seed of the questions, of the random-init models and of the bootstrap.
         run: Folder of the store of finished work, or a store; see `PlannedSettings`.
+        device: Device of models that are given by name; PyTorch's default device if empty.
     """
 
     prompts: int = 32
     nulls: int = 5
     seed: int = 0
     run: Any = field(default=None, compare=False, metadata={"saved": False})
+    device: str = field(default="", metadata={"saved": False})
 
 
 def explain(
@@ -74,9 +76,10 @@ def explain(
     """
     settings = settings or ExplainSettings()
     question = match_text(text)
-    models = [load(model), *([load(beside)] if beside is not None else [])]
+    specs, device = [model, *([beside] if beside is not None else [])], settings.device
+    models = [load(one, device=device) for one in specs]
     known = models[0].provenance.other_seeds if models[0].provenance else ()
-    other_seed = load(known[0]) if known and len(models) > 1 else None
+    other_seed = load(known[0], device=device) if known and len(models) > 1 else None
     with open_store(settings.run) as store:
         if store is None:
             return _walk_through(models, question, settings, other_seed)
