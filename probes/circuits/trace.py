@@ -30,7 +30,7 @@ from probes.progress import Progress
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.catalog import published_circuit
 from probes.prompts.pattern import Pattern
-from probes.scale.store import remember_in
+from probes.scale.commands import remember_in
 
 
 def trace(

@@ -67,7 +67,7 @@ from probes.prompts.interchange_pairs import (
     sample_interchange_pairs,
 )
 from probes.prompts.pattern import Pattern
-from probes.scale.store import remember_in
+from probes.scale.commands import remember_in
 from probes.stats.intervals import Estimate
 
 _DEFAULTS = ClaimSettings()

@@ -11,7 +11,7 @@ from typing import Any
 
 from probes.comparison.assemble import assemble_comparison
 from probes.comparison.circuits.edge_result import EdgeComparison
-from probes.comparison.circuits.edges import compare_edges
+from probes.comparison.circuits.edges import compare_edges, has_same_graph
 from probes.comparison.family_result import FamilyComparison, gather_repeats
 from probes.comparison.measurements import (
     ModelMeasurements,
@@ -47,8 +47,9 @@ from probes.plan import Plan
 from probes.progress import Progress
 from probes.prompts.catalog import pattern
 from probes.prompts.pattern import Pattern
+from probes.scale.commands import open_store, remember_command
 from probes.scale.engine import open_engine, unit_runner
-from probes.scale.store import Store, open_store
+from probes.scale.store import Store
 
 _DEFAULTS = ComparisonSettings()
 _REPEAT_SEED_STEP = 1_000_003  # Seeds of draws, paths and random-init models do not meet.
@@ -121,7 +122,7 @@ def _compare_in(
     settings = replace(settings, run=store)
     if store is None or settings.budget is not None:  # A budget gives other settings each time.
         return whole(settings)
-    return store.remember("comparison", whole, settings)
+    return remember_command(store, "comparison", whole, settings)
 
 
 def _compare_loaded(
@@ -238,7 +239,7 @@ def _compare_edges(
     """Compare the full model edge by edge with each relative that has the same graph."""
     is_wanted = prompts.screen is not None if settings.edges is None else settings.edges
     full, *relatives = (one.model for one in measured)
-    same = [model for model in relatives if is_wanted and _has_same_graph(full, model)]
+    same = [model for model in relatives if is_wanted and has_same_graph(full, model)]
     if not same:
         return {}
     # One job: the full model cannot run in two threads at once.
@@ -250,12 +251,6 @@ def _edges_of_each(
     relatives: Sequence[Model], full: Model, prompts: ComparisonPrompts
 ) -> list[EdgeComparison]:
     return [compare_edges(full, relative, prompts) for relative in relatives]
-
-
-def _has_same_graph(full: Model, other: Model) -> bool:
-    """Whether two models have the same shape, vocabulary and so the same edges."""
-    tokens = full.tokenizer.get_vocab() == other.tokenizer.get_vocab()
-    return full.shape == other.shape and tokens and full.bridge is not other.bridge
 
 
 def _measure_reference(job: tuple[Model, bool], prompts: ComparisonPrompts) -> ReferenceModel:

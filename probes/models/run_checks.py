@@ -34,6 +34,18 @@ def require_unedited(model: Any) -> None:  # noqa: ANN401 (a Model)
         )
 
 
+def hook_count(model: Any) -> int:  # noqa: ANN401 (a Model)
+    """Number of hooks on the bridge, of torch and of hook points, without the bridge's own."""
+    count = 0
+    for module in model.bridge.modules():
+        # Blocks register these at their first pass and keep them.
+        count -= len(getattr(module, "_capture_hook_handles", ()))
+        count += len(module._forward_hooks) + len(module._forward_pre_hooks)
+        count += len(module._backward_hooks) + len(module._backward_pre_hooks)
+        count += len(getattr(module, "fwd_hooks", ())) + len(getattr(module, "bwd_hooks", ()))
+    return count
+
+
 def require_tokens(
     model: Any,  # noqa: ANN401 (a Model)
     ids: Int[Tensor, "prompt position"],

@@ -53,7 +53,7 @@ def open_engine(name: str | Engine, *, workers: int = 1, device: str = "") -> It
         name: "inprocess", "ray" (a cluster that RAY_ADDRESS names, else one of this machine),
             "ray:ADDRESS" for a cluster that exists, or an engine, which stays open.
         workers: Units at once.
-        device: Device of the models; a worker of Ray gets a GPU for "cuda".
+        device: Device of the models; a worker of Ray gets a GPU unless it is the CPU.
 
     Raises:
         EngineError: There is no such engine, Ray is not installed, or the cluster is too small.

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, ParamSpec, TypeVar
 
+import torch
+
 from probes.errors import EngineError
 from probes.scale.versions import versions
 from probes.scale.worker import Packer, Worker, value_of
@@ -158,7 +160,7 @@ def open_ray(address: str = "", *, workers: int = 1, device: str = "") -> Iterat
     Args:
         address: Address of a cluster; empty for RAY_ADDRESS, and without it a cluster that ends
             with the `with`, has no dashboard and listens to this machine alone.
-        workers: Number of workers; each has a core, and a GPU if `device` is one.
+        workers: Number of workers; each has a core, and a GPU unless `device` is the CPU.
         device: Device of the models.
 
     Raises:
@@ -166,7 +168,7 @@ def open_ray(address: str = "", *, workers: int = 1, device: str = "") -> Iterat
     """
     ray = _import_ray()
     address = address or os.environ.get("RAY_ADDRESS", "")
-    options = {"num_cpus": 1, "num_gpus": int(device.startswith("cuda"))}
+    options = {"num_cpus": 1, "num_gpus": int(_is_accelerator(device))}
     was_open = ray.is_initialized()
     try:
         if not was_open:
@@ -180,6 +182,10 @@ def open_ray(address: str = "", *, workers: int = 1, device: str = "") -> Iterat
     finally:
         if not was_open:
             ray.shutdown()
+
+
+def _is_accelerator(device: str) -> bool:
+    return bool(device) and torch.device(device).type != "cpu"
 
 
 def _import_ray() -> Any:  # noqa: ANN401

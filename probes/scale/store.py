@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from threading import RLock
 from typing import Any, ParamSpec, TypeVar
@@ -25,7 +25,6 @@ from safetensors.torch import save
 from probes.errors import FigureError, StoreError
 from probes.files import write_atomic
 from probes.models.model import Model
-from probes.plan import PlannedSettings
 from probes.scale.decoding import decode
 from probes.scale.encoding import Digests, encode
 from probes.scale.ledger import Ledger, Run, Unit
@@ -249,40 +248,16 @@ def _digest(path: Path) -> str:
 
 def _subject(args: tuple) -> str:
     """Names of the models among a unit's arguments."""
-    names = (getattr(part, "name", "") for part in _flat(args))
+    names = (getattr(part, "name", "") for part in flat_values(args))
     return ", ".join(dict.fromkeys(name for name in names if isinstance(name, str) and name))
 
 
-def _flat(value: object) -> Iterator[object]:
+def flat_values(value: object) -> Iterator[object]:
+    """Models and other named values among arguments, also those of functions."""
+    if isinstance(value, partial):
+        value = (*value.args, *value.keywords.values())
     if isinstance(value, tuple | list):
         for part in value:
-            yield from _flat(part)
+            yield from flat_values(part)
     elif isinstance(value, Model) or hasattr(value, "name"):
         yield value
-
-
-def remember_in(
-    settings: PlannedSettings,
-    label: str,
-    function: Callable[P, T],
-    *args: P.args,
-    **kwargs: P.kwargs,
-) -> T:
-    """Result of a whole command: read from the store of its settings, or measured and kept there.
-
-    With a budget it is measured, because the settings that keep to it depend on the machine.
-    """
-    with open_store(settings.run) as store:
-        if store is None or settings.budget is not None:
-            return function(*args, **kwargs)
-        return store.remember(label, function, *args, **kwargs)
-
-
-@contextmanager
-def open_store(place: "str | Path | Store | None") -> Iterator["Store | None"]:
-    """Open a store by its folder, and note what is used inside as one run; none without a place."""
-    if place is None:
-        yield None
-        return
-    with (place if isinstance(place, Store) else Store(place)).running() as store:
-        yield store

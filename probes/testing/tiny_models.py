@@ -4,6 +4,7 @@ from torch import nn
 
 from probes.models.model import Model, wrap
 from probes.models.process_state import seeded_init
+from probes.models.run_checks import hook_count as hook_count
 
 KINDS = ("gpt2", "llama", "llama-gqa", "neox")
 """Kinds of tiny models: absolute and rotary positions, grouped queries, parallel blocks."""
@@ -75,15 +76,3 @@ def tiny_hf(kind: str, seed: int, **overrides: object) -> nn.Module:
 def tiny(kind: str, seed: int = 0, **overrides: object) -> Model:
     """`tiny_hf`, wrapped."""
     return wrap(tiny_hf(kind, seed, **overrides), name=f"tiny {kind}")
-
-
-def hook_count(model: Model) -> int:
-    """Number of hooks on the bridge, of torch and of hook points, without the bridge's own."""
-    count = 0
-    for module in model.bridge.modules():
-        # Blocks register these at their first pass and keep them.
-        count -= len(getattr(module, "_capture_hook_handles", ()))
-        count += len(module._forward_hooks) + len(module._forward_pre_hooks)
-        count += len(module._backward_hooks) + len(module._backward_pre_hooks)
-        count += len(getattr(module, "fwd_hooks", ())) + len(getattr(module, "bwd_hooks", ()))
-    return count

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ import torch
 from probes.errors import StoreError
 from probes.files import write_atomic
 from probes.scale import store as store_module
+from probes.scale.commands import remember_command
+from probes.scale.encoding import model_digest
 from probes.scale.store import Store
 from probes.stats.intervals import bootstrap_mean
 from probes.testing.tiny_models import tiny
@@ -52,6 +55,16 @@ def test_other_arguments_or_versions_are_measured(tmp_path, calls, monkeypatch):
     monkeypatch.setattr(store_module, "versions", lambda: ("other",))
     store.remember("mean", measure, SAMPLE, seed=3)
     assert made == [3, 4, 3, 3]
+
+
+def test_a_model_with_hooks_of_the_user_is_refused(tmp_path):
+    model, store = tiny("llama"), Store(tmp_path)
+    digest = remember_command(store, "digest", model_digest, model)
+    handle = model.bridge.blocks[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(StoreError, match="has 1 hooks"):
+        remember_command(store, "digest", partial(model_digest, model))
+    handle.remove()
+    assert remember_command(store, "digest", model_digest, model) == digest
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "remove", "swap"])

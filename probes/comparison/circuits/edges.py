@@ -76,3 +76,9 @@ def _circuits(at: SizeComparison) -> EdgeCircuits:
         label_other=at.in_b.label,
         random=at.in_b.chance_high,
     )
+
+
+def has_same_graph(full: Model, other: Model) -> bool:
+    """Whether two models have the same shape, vocabulary and so the same edges."""
+    tokens = full.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+    return full.shape == other.shape and tokens and full.bridge is not other.bridge

@@ -25,7 +25,7 @@ from probes.models.model import Model, ModelSpec, load
 from probes.observe.format.kept import pattern_in_format
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.pattern import Pattern
-from probes.scale.store import remember_in
+from probes.scale.commands import remember_in
 
 
 def compare_traces(  # noqa: PLR0913 (those of `trace`, and a second model)

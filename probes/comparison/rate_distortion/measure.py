@@ -28,8 +28,8 @@ from probes.observe.divergence import answer_as_relative, best_heuristic_accurac
 from probes.observe.format.kept import pattern_in_format
 from probes.prompts.catalog import pattern as load_pattern
 from probes.prompts.pattern import Pattern
+from probes.scale.commands import open_store, remember_command
 from probes.scale.engine import IN_PROCESS, open_engine, unit_runner
-from probes.scale.store import open_store
 
 _DEFAULTS = RateDistortionSettings()
 
@@ -76,7 +76,7 @@ def rate_distortion(
         settings = replace(settings, run=store, progress=progress)
         if store is None:
             return _measure_curve(first, models, chosen, settings)
-        return store.remember("curve", _measure_curve, first, models, chosen, settings)
+        return remember_command(store, "curve", _measure_curve, first, models, chosen, settings)
 
 
 def _measure_curve(

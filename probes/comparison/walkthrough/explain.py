@@ -28,7 +28,7 @@ from probes.observe.result import Gate
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.english.match import match_text
 from probes.prompts.question import Question
-from probes.scale.store import open_store
+from probes.scale.commands import open_store, remember_command
 
 _SEED_OFFSET = 1_000
 
@@ -83,7 +83,9 @@ def explain(
     with open_store(settings.run) as store:
         if store is None:
             return _walk_through(models, question, settings, other_seed)
-        return store.remember("explain", _walk_through, models, question, settings, other_seed)
+        return remember_command(
+            store, "explain", _walk_through, models, question, settings, other_seed
+        )
 
 
 def _walk_through(
