@@ -105,8 +105,10 @@ def link_code(match):
 
 def prepare_signature(app, what, name, obj, options, signature, returned):
     """Drop the signature of results, which nobody makes by hand; name what `repr` writes out."""
-    if is_result(obj) or not signature:
-        return "", returned
+    if is_result(obj):
+        return "", None
+    if not signature:
+        return None
     signature = signature.replace(MODEL_SPEC, "~probes.models.model.ModelSpec")
     return re.sub(r"(\w+) = _DEFAULTS", r"\1 = \1()", signature), returned
 

@@ -17,6 +17,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES += sorted((ROOT / "probes" / "experiments").glob("*/README.md"))
 PAGE_NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
+
 def options(command, prefix="probes"):
     """The options of a command and of its subcommands, by name."""
     found = {prefix: {name for item in command.params for name in item.opts}}
