@@ -104,10 +104,13 @@ def link_code(match):
 
 
 def prepare_signature(app, what, name, obj, options, signature, returned):
-    """Drop the signature of results, which nobody makes by hand; name the union of all models."""
+    """Drop the signature of results, which nobody makes by hand; name what `repr` writes out."""
     if is_result(obj):
         return "", None
-    return signature and signature.replace(MODEL_SPEC, "~probes.models.model.ModelSpec"), returned
+    if not signature:
+        return None
+    signature = signature.replace(MODEL_SPEC, "~probes.models.model.ModelSpec")
+    return re.sub(r"(\w+) = _DEFAULTS", r"\1 = \1()", signature), returned
 
 
 def is_result(obj):

@@ -98,7 +98,7 @@ class ComputationGraph:
 
     @cached_property
     def readers(self) -> tuple[str, ...]:
-        """Names of the readers (q of each head, k and v of each head or group, MLP), then logits."""
+        """Names of the readers (q of a head, k and v of a head or group, MLP), then logits."""
         names = []
         for layer in range(self.layers):
             names += [f"L{layer}.H{head}.q" for head in range(self.heads)]

@@ -68,7 +68,7 @@ class Gate:
 
     @property
     def is_passed(self) -> bool:
-        """Whether the mechanism is measured, because the gate is open or partial, or asks nothing."""
+        """Whether the mechanism is measured, as the gate is open or partial, or asks nothing."""
         return self.has_behavior or self.state == "not established"
 
     @property
