@@ -258,7 +258,7 @@ def cards(body):
 def drawn_tests(card):
     """Label, tone and number of each row of the plot of a card."""
     row = re.compile(
-        r'<tr(?: data-tone="(\w+)")?><th scope="row" title="(.*?)">.*?<span.*?>([^<]*)</span></td></tr>',
+        r'<tr(?: data-tone="(\w+)")?><th scope="row" title="(.*?)">.*?<span.*?>([^<]*)</span></td>',
         re.DOTALL,
     )
     return [(html.unescape(name), tone, text) for tone, name, text in row.findall(card)]
