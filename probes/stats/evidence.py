@@ -95,8 +95,8 @@ def check_within(
     else:
         meaning = "below: {}; above: {}".format(*meaning_if_failed)
     passed = _decide(inside, below or above)
-    ends = {"above": -margin, "below": margin}
-    return StatisticalTest(name, meaning, value, f"within ±{margin:.2f}", passed, id=id, **ends)
+    text = f"within ±{margin:.2f}"
+    return StatisticalTest(name, meaning, value, text, passed, id=id, above=-margin, below=margin)
 
 
 def skipped_test(name: str, reason: str, *, id: str, is_deciding: bool = True) -> StatisticalTest:

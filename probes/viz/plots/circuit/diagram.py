@@ -99,7 +99,8 @@ def circuit_diagram(
         for edge, score, error in zip(shown.edges, shown.scores, shown.errors, strict=True)
     )
     meanings: list[tuple[Stroke, str]] = [("up", "raises the logit difference")]
-    meanings += [("down", "lowers it")] if min(shown.scores) < 0 else []
+    if min(shown.scores) < 0:
+        meanings.append(("down", "lowers it"))
     scene = CircuitScene(
         circuit=shown,
         strokes=tuple("down" if score < 0 else "up" for score in shown.scores),
