@@ -206,9 +206,9 @@ class Circuit(Result):
         Raises:
             CircuitError: The text is no circuit, has another schema, or names impossible edges.
         """
-        model, graph, rows, *rest = parse_circuit(text)
+        model, graph, rows, protocol, head_roles = parse_circuit(text)
         edges, scores, errors = zip(*rows, strict=True) if rows else ((), (), ())
-        return cls(model, graph, edges, scores, errors, *rest)
+        return cls(model, graph, edges, scores, errors, protocol, head_roles)
 
     def summary(self) -> tuple[str, ...]:
         """Size and strongest edges."""

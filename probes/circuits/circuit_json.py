@@ -172,8 +172,8 @@ def _parse_head_role(row: object) -> HeadRole:
     wanted = "lists of a head, the roles that it writes for and reads from, and two numbers"
     if not isinstance(row, list) or len(row) != len(fields(HeadRole)):
         raise _invalid_value("head_roles", row, wanted)
-    *names, fraction, attention = row
+    head, query, key, fraction, attention = row
     is_number = type(fraction) in (int, float) and type(attention) in (int, float)
-    if not all(isinstance(name, str) for name in names) or not is_number:
+    if not all(isinstance(name, str) for name in (head, query, key)) or not is_number:
         raise _invalid_value("head_roles", row, wanted)
-    return HeadRole(*names, float(fraction), float(attention))
+    return HeadRole(head, query, key, float(fraction), float(attention))

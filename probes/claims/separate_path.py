@@ -121,6 +121,7 @@ def _necessity_tests(necessity: Necessity) -> list[StatisticalTest]:
             f"above more than {_PERCENTILE:.2f} of {len(necessity.null_excesses)} random subspaces",
             percentile > _PERCENTILE,
             id="necessity_percentile",
+            above=_PERCENTILE,
         ),
     ]
 

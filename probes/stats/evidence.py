@@ -22,6 +22,8 @@ class StatisticalTest:
             it is on the other side, None where it includes the threshold or there is no value.
         is_deciding: Whether the verdict depends on it.
         id: Stable identifier, such as "similarity"; code finds a test by it, not by its name.
+        above, below: Ends of the range in which the whole interval must lie to pass, as numbers;
+            None where the range is open, or the threshold is no number.
     """
 
     name: str
@@ -31,6 +33,8 @@ class StatisticalTest:
     passed: bool | None
     is_deciding: bool = True
     id: str = field(kw_only=True)
+    above: float | None = field(default=None, kw_only=True)
+    below: float | None = field(default=None, kw_only=True)
 
     def non_deciding(self) -> "StatisticalTest":
         """The same test, reported but without influence on the verdict."""
@@ -62,7 +66,8 @@ def check_above(
 ) -> StatisticalTest:
     """Test whether the 95 % interval lies above a threshold."""
     passed = _decide(value.low > threshold, value.high <= threshold)
-    return StatisticalTest(name, meaning_if_failed, value, f"above {threshold:.2f}", passed, id=id)
+    text = f"above {threshold:.2f}"
+    return StatisticalTest(name, meaning_if_failed, value, text, passed, id=id, above=threshold)
 
 
 def check_below(
@@ -70,7 +75,8 @@ def check_below(
 ) -> StatisticalTest:
     """Test whether the 95 % interval lies below a threshold."""
     passed = _decide(value.high < threshold, value.low >= threshold)
-    return StatisticalTest(name, meaning_if_failed, value, f"below {threshold:.2f}", passed, id=id)
+    text = f"below {threshold:.2f}"
+    return StatisticalTest(name, meaning_if_failed, value, text, passed, id=id, below=threshold)
 
 
 def check_within(
@@ -89,7 +95,8 @@ def check_within(
     else:
         meaning = "below: {}; above: {}".format(*meaning_if_failed)
     passed = _decide(inside, below or above)
-    return StatisticalTest(name, meaning, value, f"within ±{margin:.2f}", passed, id=id)
+    text = f"within ±{margin:.2f}"
+    return StatisticalTest(name, meaning, value, text, passed, id=id, above=-margin, below=margin)
 
 
 def skipped_test(name: str, reason: str, *, id: str, is_deciding: bool = True) -> StatisticalTest:

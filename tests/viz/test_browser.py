@@ -244,7 +244,9 @@ def test_an_edge_under_the_mouse_stands_out(visit, scripts):
     assert {clear for clear, _, _ in before.values()} == {1}
     for name, (_, x, y) in before.items():
         tab.mouse.move(x, y)
-        assert {wire for wire, (clear, _, _) in fades(tab).items() if clear == 1} == {name}
+        clear = {wire for wire, (clear, _, _) in fades(tab).items() if clear == 1}
+        # The script adds the path that the edge is on.
+        assert name in clear and (clear == lit(tab) if scripts else clear == {name})
         assert sorted({clear for clear, _, _ in fades(tab).values()}) == [0.18, 1]
     tab.mouse.move(1, 1)
     assert {clear for clear, _, _ in fades(tab).values()} == {1}
@@ -279,7 +281,7 @@ def test_two_circuits_on_a_page_fade_independently(visit):
         "all => all.map(wire => +getComputedStyle(wire).opacity)"
     )
     assert clear[: len(WIRES)] == [1] * len(WIRES)
-    assert sorted(clear[len(WIRES) :]) == [0.18] * (len(WIRES) - 1) + [1]
+    assert sorted(set(clear[len(WIRES) :])) == [0.18, 1]
 
 
 # --- long texts -------------------------------------------------------------------------------

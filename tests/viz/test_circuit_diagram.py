@@ -153,14 +153,14 @@ def test_layers_without_a_member_are_one_thin_row_that_counts_them():
     drawn = layout_circuit(made(SPARSE, DEEP), MAX_EDGES)
     assert [text for text, _ in drawn.rows] == ["layer 4", "layer 11"]
     texts, heights = zip(*drawn.empty_rows, strict=True)
-    assert texts == ("layers 0–3: none", "layers 5–10: none", "layers 12–29: none")
+    assert texts == ("0–3: none", "5–10: none", "12–29: none")
     nodes = {node.name: node.y for node in drawn.nodes}
     order = [nodes["embed"], heights[0], nodes["L4.H3"], nodes["L4.MLP"], heights[1],
              nodes["L11.H2"], heights[2], nodes["logits"]]  # fmt: skip
     assert order == sorted(order)
     assert drawn.height < 320
     one = layout_circuit(made({"embed->L1.MLP": 1.0}, ComputationGraph(2, 1, 1)), MAX_EDGES)
-    assert [text for text, _ in one.empty_rows] == ["layer 0: none"]
+    assert [text for text, _ in one.empty_rows] == ["0: none"]
 
 
 def test_a_head_bears_the_roles_that_it_reads_from_and_writes_for():

@@ -1,5 +1,6 @@
 """Page of the claims: real hotspots of a planted model, all other numbers set by hand."""
 
+import html
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -246,6 +247,62 @@ def test_the_notes_on_top_have_the_tones_of_the_verdicts(report):
     assert [tone for tone, _ in found] == [tones[one.label] for one in report.verdicts]
     for verdict, (_, text) in zip(report.verdicts, found, strict=True):
         assert text.startswith(f"{verdict.claim}: {verdict.title}. {verdict.label.capitalize()}: ")
+
+
+def cards(body):
+    """The card of each claim as HTML, above the contents of the page."""
+    lead = body[: body.index("<nav")]
+    return re.findall(r'<section class="pv-card">.*?</section>', lead, re.DOTALL)
+
+
+def drawn_tests(card):
+    """Label, tone and number of each row of the plot of a card."""
+    row = re.compile(
+        r'<tr(?: data-tone="(\w+)")?><th scope="row" title="(.*?)">.*?<span.*?>([^<]*)</span></td>',
+        re.DOTALL,
+    )
+    return [(html.unescape(name), tone, text) for tone, name, text in row.findall(card)]
+
+
+def test_the_page_begins_with_one_picture_for_each_claim(report):
+    body = claims_page(ClaimsReports((report,))).body
+    found = cards(body)
+    assert len(found) == len(report.verdicts) == 6
+    tones = {True: "good", False: "bad", None: "muted"}
+    for verdict, card in zip(report.verdicts, found, strict=True):
+        assert f"{verdict.claim}: " in card
+        tests = [t for t in verdict.tests if t.is_deciding and t.value and (t.above or t.below)]
+        zero = [t for t in verdict.tests if t.is_deciding and t.value and t.above == 0]
+        assert len(drawn_tests(card)) == len(tests) + len([t for t in zero if not t.below])
+        names = {t.name: tones[t.passed] for t in tests}
+        assert names.items() <= {name: tone for name, tone, _ in drawn_tests(card)}.items()
+    assert body.index("pv-cards") < body.index("<nav")
+
+
+def test_a_test_is_drawn_with_the_range_in_which_it_passes(report):
+    (card,) = [card for card in cards(claims_page(ClaimsReports((report,))).body) if "H3" in card]
+    bands = re.findall(r'class="pv-band" x="([\d.]+)%" y="4" width="([\d.]+)%"', card)
+    low, high = -0.1, 1.0  # The axis: from the range within ±0.10 to 1.
+    own, difference = (tuple(map(float, band)) for band in bands)
+    at = lambda value: 100 * (value - low) / (high - low)  # noqa: E731
+    assert own == pytest.approx((at(0.5), 100 - at(0.5)), abs=0.02)
+    assert difference == pytest.approx((0, at(0.1)), abs=0.02)
+
+
+def test_of_several_models_the_test_nearest_to_failure_is_drawn(report, measured_hotspots):
+    other = rename(make_report(measured_hotspots, two=YES), "other")
+    (card,) = [c for c in cards(claims_page(ClaimsReports((report, other))).body) if "H2:" in c]
+    name = "two objects: the object's site leaves the number"
+    assert drawn_tests(card) == [
+        (f"{report.model}: {name}", "muted", "0.12 [0.04, 0.31]"),
+        (f"other: {name}", "bad", "0.97 [0.91, 0.99]"),
+    ]
+
+
+def test_the_details_of_claims_are_folded_below(report):
+    body = claims_page(ClaimsReports((report,))).body
+    folded = re.findall(r"<details><summary><h2>\d+\. (.*?)</h2>", body)
+    assert folded == [heading for heading in PARTS if heading != "Verdicts"]
 
 
 def test_a_behavior_that_was_not_established_leads_the_page(report):

@@ -30,7 +30,7 @@ from probes.viz.drawing import DARK_COLORS, LIGHT_COLORS
 from probes.viz.embedding_data import encode_array, encode_png
 from probes.viz.html_text import axis_label, escape, json_attribute, show_invisible
 from probes.viz.picture import html_fragment
-from probes.viz.plots.attention.heatmap import _pairs_by_attention, _sharpest_head
+from probes.viz.plots.attention.heatmap import _pairs_by_attention, _sharpest_heads
 from probes.viz.plots.heat_table import HeatTableStyle, format_short
 
 NASTY = (
@@ -561,8 +561,8 @@ def sharp(at, layers=2, size=4):
 
 
 def test_a_heatmap_opens_on_the_head_that_attends_most_to_one_token():
-    assert _sharpest_head(sharp((1, 0)), None) == (1, 0)
-    assert _sharpest_head(sharp((0, 1)), [((0, 1), (0, 0))]) == (0, 1)
+    assert _sharpest_heads(sharp((1, 0)), None)[0] == (1, 0)
+    assert _sharpest_heads(sharp((0, 1)), [((0, 1), (0, 0))]) == [(0, 1)]
 
 
 def test_heads_of_models_of_another_depth_are_paired_by_their_attention():

@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from probes.claims.dose_response import read_dose_rows
 from probes.claims.result import ClaimsReport, ClaimsReports
 from probes.interventions.result import StateProjection
-from probes.stats.evidence import ClaimVerdict
 from probes.viz.blocks import Block, CellValue, Note, Table, TableCell, Tone
 from probes.viz.page import Section, page
 from probes.viz.picture import Picture
 from probes.viz.plots.hotspot_map import HotspotMapBlock
 from probes.viz.plots.state_projection import projection_block
 from probes.viz.registry import report
+from probes.viz.reports.tables.claim_pictures import ClaimPictures, verdict_tone
 from probes.viz.reports.tables.claims import (
     BASE_MODEL_INTRO,
     DIRECTION_INTRO,
@@ -30,7 +30,6 @@ from probes.viz.reports.tables.claims import (
 )
 from probes.viz.reports.tables.hotspots import HOTSPOTS_INTRO, example_table, hotspot_blocks
 
-_TONES: dict[str, Tone] = {"holds": "good", "fails": "bad"}
 _VERDICT_INTRO = (
     "A claim holds if all its deciding tests passed, and fails if one of them failed. It is "
     "“cannot tell” if the 95 % interval of a deciding test includes its threshold, or if a test "
@@ -48,8 +47,8 @@ def claims_page(claims: ClaimsReports) -> Picture:
     """Page of the claims about several models, side by side."""
     reports = claims.reports
     projections = [one.projection for one in reports if one.projection is not None]
-    is_single, reasons = len(reports) == 1, _reason_notes(reports)
-    verdicts = [_verdicts_table(reports), *(() if is_single else reasons)]
+    is_single = len(reports) == 1
+    verdicts = [_verdicts_table(reports), *(() if is_single else _reason_notes(reports))]
     sections: list[Section] = [
         ("Verdicts", _VERDICT_INTRO, verdicts),
         ("Sites of the variables", HOTSPOTS_INTRO, _hotspots_section(reports)),
@@ -78,18 +77,17 @@ def claims_page(claims: ClaimsReports) -> Picture:
         sections.insert(3, ("States as points", _PROJECTION_INTRO, blocks))
     patterns = ", ".join(dict.fromkeys(one.pattern for one in reports))
     notes = [Note(gate.notice, "bad") for one in reports for gate in one.gates if gate.notice]
-    notes += reasons if is_single else list(map(_summary_note, reports))
+    notes += [] if is_single else list(map(_summary_note, reports))
     names = ", ".join(one.model for one in reports)
-    return page(f"Claims H1a–H5 about {names}", sections, notes, f"Pattern: {patterns}")
+    lead = [*notes, ClaimPictures(reports)]
+    folded = [heading for heading, _, _ in sections if heading != "Verdicts"]
+    title = f"Claims H1a–H5 about {names}"
+    return page(title, sections, lead, f"Pattern: {patterns}", folded)
 
 
 @report.register
 def _single_claims_page(claims: ClaimsReport) -> Picture:
     return claims_page(ClaimsReports((claims,)))
-
-
-def _tone(verdict: ClaimVerdict) -> Tone:
-    return _TONES.get(verdict.label, "muted")
 
 
 def _summary_note(claims: ClaimsReport) -> Note:
@@ -98,7 +96,7 @@ def _summary_note(claims: ClaimsReport) -> Note:
     for verdict in claims.verdicts:
         by_label.setdefault(verdict.label, []).append(verdict.claim)
     text = "; ".join(f"{', '.join(names)}: {label}" for label, names in by_label.items())
-    tones = {_tone(verdict) for verdict in claims.verdicts}
+    tones = {verdict_tone(verdict) for verdict in claims.verdicts}
     tone: Tone = "bad" if "bad" in tones else "muted" if "muted" in tones else "good"
     return Note(f"{claims.model} – {text}", tone)
 
@@ -106,11 +104,10 @@ def _summary_note(claims: ClaimsReport) -> Note:
 def _reason_notes(reports: Sequence[ClaimsReport]) -> list[Note]:
     notes = []
     for one in reports:
-        model = f"{one.model}, " if len(reports) > 1 else ""
         for verdict in one.verdicts:
             reason = f"{verdict.label.capitalize()}: {verdict_reason(verdict)}."
-            text = f"{model}{verdict.claim}: {verdict.title}. {reason}"
-            notes.append(Note(text, _tone(verdict)))
+            text = f"{one.model}, {verdict.claim}: {verdict.title}. {reason}"
+            notes.append(Note(text, verdict_tone(verdict)))
     return notes
 
 
@@ -118,7 +115,7 @@ def _verdicts_table(reports: Sequence[ClaimsReport]) -> Table:
     rows: list[list[CellValue]] = []
     for first in reports[0].verdicts:
         verdicts = [one.verdict(first.claim) for one in reports]
-        cells = [TableCell(v.label, _tone(v), verdict_reason(v)) for v in verdicts]
+        cells = [TableCell(v.label, verdict_tone(v), verdict_reason(v)) for v in verdicts]
         rows.append([f"{first.claim}: {first.title}", *cells])
     return _model_columns("claim", rows, reports)
 

@@ -52,6 +52,7 @@ _MIN_BAR_HEIGHT = 20.0  # Lower boxes have no room for text.
 
 _NOTE = "Edges run upward, from the embedding to the logits"
 _PORT_NOTE = "q, k, v: input of the head that reads the edge"
+_EMPTY_NOTE = "Thin rows: layers without a member of the circuit"
 _ROLE_NOTE = "to ← from: roles between which the largest part of the effect of the head passes"
 _GROUP_NOTE = "An edge to shared keys or values is drawn into each head that shares them"
 
@@ -99,7 +100,8 @@ def circuit_diagram(
         for edge, score, error in zip(shown.edges, shown.scores, shown.errors, strict=True)
     )
     meanings: list[tuple[Stroke, str]] = [("up", "raises the logit difference")]
-    meanings += [("down", "lowers it")] if min(shown.scores) < 0 else []
+    if min(shown.scores) < 0:
+        meanings.append(("down", "lowers it"))
     scene = CircuitScene(
         circuit=shown,
         strokes=tuple("down" if score < 0 else "up" for score in shown.scores),
@@ -163,6 +165,7 @@ def _draw_circuit(layout: CircuitLayout, scene: CircuitScene) -> Drawing:
     """Notes and legend, then the layout with y turned downward."""
     notes = [scene.size, _NOTE]
     notes += [_PORT_NOTE] if any(line.port in PORT_OFFSETS for line in layout.lines) else []
+    notes += [_EMPTY_NOTE] if layout.empty_rows else []
     notes += [_ROLE_NOTE] if any(node.role_label for node in layout.nodes) else []
     notes += [_GROUP_NOTE] if len(layout.lines) > len(layout.scores) else []
     parts: list[Part] = [

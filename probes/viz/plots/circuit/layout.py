@@ -148,10 +148,10 @@ def _set_columns(
 ) -> tuple[Column, ...]:
     """Set x and width of every node; return the columns: one for each role, or one for all."""
     roles, start = circuit.graph.roles, left
-    gap = 14.0 + min(len(lines), 150) / (12 if roles else 8)
+    gap = (14.0 if roles else 12.0) + min(len(lines), 150) / (12 if roles else 16)
     cells: dict[tuple[int, int], list[int]] = defaultdict(list)
     for at, node in enumerate(nodes):
-        label_width = text_width(node.role_label, ROLE_FONT_SIZE) + 32 if node.role_label else 0
+        label_width = text_width(node.role_label, ROLE_FONT_SIZE) + 28 if node.role_label else 0
         node.width = max(MLP_SIZE if node.kind == "mlp" else HEAD_SIZE, label_width)
         if not node.is_bar:
             cells[node.column, node.row].append(at)
@@ -226,6 +226,5 @@ def _set_rows(
 
 
 def _empty_label(layers: range) -> str:
-    if len(layers) == 1:
-        return f"layer {layers[0]}: none"
-    return f"layers {layers[0]}–{layers[-1]}: none"
+    ends = f"{layers[0]}–{layers[-1]}" if len(layers) > 1 else str(layers[0])
+    return f"{ends}: none"

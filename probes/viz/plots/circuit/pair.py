@@ -12,6 +12,8 @@ from probes.viz.plots.circuit.paths import PathRow
 from probes.viz.plots.heat_table import format_exact
 from probes.viz.registry import figure
 
+_MARKS: tuple[EdgeMark, ...] = ("kept", "lost", "new")
+
 
 def mark_text(mark: EdgeMark, comparison: TraceComparison) -> str:
     """Whose circuit has an edge or a path."""
@@ -39,18 +41,14 @@ def trace_pair_diagram(comparison: TraceComparison, *, title: str = "") -> Pictu
     both = comparison.a.circuit | comparison.b.circuit
     union = Circuit.from_scores(f"{first} and {second}", graph, scores)
     shown = drawable(_with_roles(union, both))
-    counts = {mark: comparison.count(mark) for mark in ("kept", "lost", "new")}
-    size = ", ".join(
-        f"{count} {mark_text(mark, comparison)}" for mark, count in counts.items() if count
-    )
+    marks: list[EdgeMark] = [mark for mark in _MARKS if comparison.count(mark)]
+    size = ", ".join(f"{comparison.count(mark)} {mark_text(mark, comparison)}" for mark in marks)
     left_out = len(union) - len(shown)
     scene = CircuitScene(
         circuit=shown,
         strokes=tuple(by_name[str(edge)].mark for edge in shown.edges),
         evidence=tuple(_evidence(by_name[str(edge)], comparison) for edge in shown.edges),
-        meanings=tuple(
-            (mark, mark_text(mark, comparison)) for mark, count in counts.items() if count
-        ),
+        meanings=tuple((mark, mark_text(mark, comparison)) for mark in marks),
         title=title or f"Circuits of {first} and {second}",
         size=f"Edges: {size}" + (f"; {left_out} weaker are not drawn" if left_out else ""),
     )
