@@ -19,7 +19,7 @@ from functools import cache
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from probes.errors import FigureError
 from probes.files import write_atomic
@@ -28,12 +28,19 @@ from probes.viz.html_text import escape
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from probes.viz.blocks import Block
-
 _SUFFIXES = (".html", ".png", ".svg", ".pdf")
 
 Draw = Callable[["Figure"], None]
 """Draws on an empty matplotlib figure."""
+
+
+class HasBody(Protocol):
+    """A picture, or a block of a page."""
+
+    @property
+    def body(self) -> str:
+        """HTML with all text escaped."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +88,7 @@ class Picture:
         return f"Picture({self.title!r}, {len(self.body) // 1024 + 1} kB)"
 
 
-def notebook_cell(part: "Picture | Block", static: Callable[[], str] | None = None) -> str:
+def notebook_cell(part: HasBody, static: Callable[[], str] | None = None) -> str:
     """Static HTML of a picture or a block, which its script replaces by the interactive one.
 
     Without matplotlib there is no static picture, and the interactive one stands there as it is.
