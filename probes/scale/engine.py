@@ -21,13 +21,12 @@ IN_PROCESS, RAY = "inprocess", "ray"
 
 @runtime_checkable
 class Engine(Protocol):
-    """Runs units.
+    """Runs units."""
 
-    Attributes:
-        workers: Units that it runs at once; more threads would wait.
-    """
-
-    workers: int
+    @property
+    def workers(self) -> int:
+        """Units that it runs at once; more threads would wait."""
+        ...
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Result of a function; threads may call at once."""

@@ -19,7 +19,7 @@ from functools import cache
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from probes.errors import FigureError
 from probes.files import write_atomic
@@ -34,6 +34,7 @@ Draw = Callable[["Figure"], None]
 """Draws on an empty matplotlib figure."""
 
 
+@runtime_checkable
 class HasBody(Protocol):
     """A picture, or a block of a page."""
 
