@@ -2,7 +2,6 @@
 
 Asked: ten relatives or more in ten minutes, on two cores without an accelerator, once they exist.
 Run with `python benchmarks/curve.py [OUT]`; it prints seconds of processor time and of the clock.
-`data/studies/curve.json`, which notebook 05 reads, is such an OUT.
 """
 
 import sys
@@ -14,11 +13,10 @@ import torch
 from probes.comparison.rate_distortion.measure import rate_distortion
 from probes.compression.pruning.prune import prune
 from probes.compression.quantization.quantize import quantize
-from probes.prompts.catalog import pattern
 
-SCHEMES = ("int8", "bnb-int8", "rtn-6", "rtn-5", "int4", "nf4", "rtn-3", "int2")
+SCHEMES = ("int8", "rtn-6", "int4", "nf4", "rtn-3", "int2")
 SHARES = (0.3, 0.5, 0.8)
-TRAINED = ("ticket", "distilled", "distilled-narrow", "scratch", "regrown", "random-init:full:1")
+TRAINED = ("ticket", "distilled", "distilled-narrow", "scratch", "regrown")
 
 
 def main() -> None:
@@ -26,11 +24,6 @@ def main() -> None:
     torch.set_num_threads(1)
     relatives = [quantize("full", scheme) for scheme in SCHEMES]
     relatives += [prune("full", share) for share in SHARES]
-    relatives.append(prune("full", 0.5, method="random"))
-    # Methods that look at activations need texts.
-    texts = pattern("take-away")
-    relatives.append(prune("full", 0.5, method="wanda", calibration=texts))
-    relatives.append(prune("full", 0.25, method="heads", calibration=texts))
     busy, clock = time.process_time(), time.perf_counter()
     found = rate_distortion("full", [*relatives, *TRAINED])
     busy, clock = time.process_time() - busy, time.perf_counter() - clock
