@@ -19,7 +19,7 @@ from functools import cache
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from probes.errors import FigureError
 from probes.files import write_atomic
@@ -27,8 +27,6 @@ from probes.viz.html_text import escape
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from probes.viz.blocks import Block
 
 _SUFFIXES = (".html", ".png", ".svg", ".pdf")
 
@@ -81,7 +79,17 @@ class Picture:
         return f"Picture({self.title!r}, {len(self.body) // 1024 + 1} kB)"
 
 
-def notebook_cell(part: "Picture | Block", static: Callable[[], str] | None = None) -> str:
+@runtime_checkable
+class HasBody(Protocol):
+    """Picture or block."""
+
+    @property
+    def body(self) -> str:
+        """HTML with all text escaped."""
+        ...
+
+
+def notebook_cell(part: HasBody, static: Callable[[], str] | None = None) -> str:
     """Static HTML of a picture or a block, which its script replaces by the interactive one.
 
     Without matplotlib there is no static picture, and the interactive one stands there as it is.

@@ -6,16 +6,12 @@ Drawings are images, made by matplotlib. Tables and texts stay as they are.
 import base64
 import io
 import re
-from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from probes.viz.drawing import Curve, Drawing, DrawingShape, Group, Part, Single, TextLabel
 from probes.viz.figure import draw_figure
 from probes.viz.html_text import escape
-from probes.viz.picture import Draw, Picture, figure_bytes
-
-if TYPE_CHECKING:
-    from probes.viz.blocks import Block
+from probes.viz.picture import Draw, HasBody, Picture, figure_bytes
 
 _COLORS = 256
 _SCALE = 1.5
@@ -31,15 +27,14 @@ _ONLY_STYLED = re.compile(
 _FOR_SCRIPTS = re.compile(r' (?:class|title|role|tabindex|id|data-[\w-]+|aria-[\w-]+)="[^"]*"')
 
 
-def static_html(part: "Picture | Block") -> str:
+def static_html(part: HasBody) -> str:
     """HTML of a picture or a block that needs neither scripts nor styles.
 
     Raises:
         FigureError: There is something to draw and no matplotlib.
     """
-    draw = part.draw if isinstance(part, Picture) else None
-    if draw:
-        return _image(draw, part.title)
+    if isinstance(part, Picture) and part.draw:
+        return _image(part.draw, part.title)
     body = _ONLY_STYLED.sub("", part.body)
     body = _SHEET.sub(lambda found: _drawing_image(parse_svg(found[0])), body)
     while _INNERMOST_SVG.search(body):
