@@ -157,10 +157,10 @@ def test_a_path_does_not_change_its_role_inside_a_head():
 def test_selection_is_fast_for_the_largest_graph():
     graph = ComputationGraph(12, 12, 12)
     scores = np.random.default_rng(0).normal(size=len(graph))
-    begin = time.perf_counter()
+    begin = time.process_time()
     selected = greedy_edges(graph, scores, len(graph) // 20)
     connected = connected_edges(graph, selected)
-    assert time.perf_counter() - begin < 1.5
+    assert time.process_time() - begin < 1.5
     assert len(selected) == 1624 and set(connected) <= set(selected)
 
 
@@ -220,9 +220,9 @@ def test_a_circuit_is_immutable():
 def test_a_circuit_of_a_whole_large_model_is_fast():
     graph = ComputationGraph(12, 12, 12)
     circuit = Circuit.from_scores("full", graph, np.ones(len(graph)))
-    begin = time.perf_counter()
+    begin = time.process_time()
     again = replace(circuit)
-    assert time.perf_counter() - begin < 0.5
+    assert time.process_time() - begin < 0.5
     assert len(again) == 32_491 and again.fraction == 1.0
 
 

@@ -192,10 +192,3 @@ def test_axe_finds_nothing_serious(visit, violations, scheme):
     tab = visit(walkthrough_page(walk()), color_scheme=scheme)
     tab.get_by_role("button", name="All steps").click()
     assert violations(tab) == []
-
-
-@pytest.mark.slow
-def test_it_paints_within_a_second(visit):
-    tab = visit(walkthrough_page(walk()))
-    paint = "performance.getEntriesByType('paint').find(x => x.name == 'first-contentful-paint')"
-    assert tab.evaluate(f"{paint}.startTime") < 1000
