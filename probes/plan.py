@@ -99,10 +99,6 @@ class PlannedSettings:
         run: Folder of the store of finished work (`scale.store.Store`), or a store. What is there
             is read, what is measured is kept; by default neither.
         device: Device of models that are given by name; PyTorch's default device if empty.
-        engine: Where units run: "inprocess", "ray" or "ray:ADDRESS"; see `scale.engine`. The result
-            does not depend on it.
-        workers: Units that run at once. The result does not depend on it; give torch one thread if
-            it is more than one.
     """
 
     budget: float | None = field(default=None, metadata={"saved": False})
@@ -112,8 +108,6 @@ class PlannedSettings:
     progress: bool = field(default=False, compare=False, metadata={"saved": False})
     run: Any = field(default=None, compare=False, metadata={"saved": False})
     device: str = field(default="", metadata={"saved": False})
-    engine: Any = field(default="inprocess", compare=False, metadata={"saved": False})
-    workers: int = field(default=1, compare=False, metadata={"saved": False})
 
     @property
     def is_planned(self) -> bool:

@@ -137,14 +137,9 @@ class ComputationGraph:
         same = [(index, index) for index in number.values()] or [(0, 0)]
         across = [(number[a], number[b]) for a, b in self.role_pairs] if self.roles else same
         read = [(number[role], number[role]) for role in self.readouts] if self.roles else same
-        pairs: dict[Port, list[tuple[int, int]]] = {
-            "q": same,
-            "k": across,
-            "v": across,
-            "mlp": same,
-            "logits": read,
-        }
-        return {port: {pair: n for n, pair in enumerate(each)} for port, each in pairs.items()}
+        ports: tuple[Port, ...] = ("q", "k", "v", "mlp", "logits")
+        pairs = zip(ports, (same, across, across, same, read), strict=True)
+        return {port: {pair: n for n, pair in enumerate(each)} for port, each in pairs}
 
     @cached_property
     def edge_offsets(self) -> np.ndarray:

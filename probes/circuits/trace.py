@@ -26,6 +26,7 @@ from probes.circuits.trace_plan import plan_trace
 from probes.errors import CircuitError, GateError
 from probes.models.model import Model, ModelSpec, load
 from probes.observe.format.kept import pattern_in_format
+from probes.observe.result import Gate
 from probes.progress import Progress
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.catalog import published_circuit
@@ -73,28 +74,29 @@ def _plan_and_trace(
     model: Model, pattern: Pattern, settings: TraceSettings, wanted: tuple[float, bool]
 ) -> Trace:
     """Trace a loaded model; `wanted` are `keep` and `roles`."""
-    plan = None
+    plan, seed = None, settings.seed
+    # A closed gate is told before a plan is printed.
+    gate = require_open_gate(model, pattern, settings.answer, seed=seed, criterion=settings.gate)
+    settings = replace(settings, answer=gate.answer)
     if settings.is_planned:
         plan, settings = plan_trace(model, pattern, settings, roles=wanted[1])
         if settings.on_plan:
             settings.on_plan(plan)
     with Progress(plan if settings.progress else None) as progress:
-        found = _trace(model, pattern, settings, wanted, progress)
+        progress.begin("gate")
+        found = _trace(model, (pattern, gate), settings, wanted, progress)
     return replace(found, left_out=plan.left_out) if plan else found
 
 
 def _trace(
     model: Model,
-    pattern: Pattern,
+    behavior: tuple[Pattern, Gate],
     settings: TraceSettings,
     wanted: tuple[float, bool],
     progress: Progress,
 ) -> Trace:
-    """Trace with settings that are planned; `wanted` are `keep` and `roles`."""
-    (keep, roles), seed = wanted, settings.seed
-    progress.begin("gate")
-    gate = require_open_gate(model, pattern, settings.answer, seed=seed, criterion=settings.gate)
-    settings = replace(settings, answer=gate.answer)
+    """Trace a behavior, a pattern with its open gate, with settings that are planned."""
+    (pattern, gate), (keep, roles), seed = behavior, wanted, settings.seed
     discovery, held_out = sample_tasks(model, pattern, settings)
     progress.begin("edge scores")
     scores = edge_attribution(model, discovery, method=settings.scoring, roles=roles)

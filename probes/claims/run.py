@@ -110,15 +110,16 @@ def _evaluate(
 ) -> ClaimsReport:
     """Test the claims in a loaded model; `base` is its base model, or why there is none."""
     plan = None
+    # A closed gate is told before a plan is printed.
+    behavior = pattern_with_behavior(
+        model, pattern, settings.format, criterion=settings.gate, seed=settings.seed
+    )
     if settings.is_planned:
         plan, settings = plan_claims(model, asked, settings)
         if settings.on_plan:
             settings.on_plan(plan)
     with Progress(plan if settings.progress else None) as progress:
         progress.begin("gate")
-        behavior = pattern_with_behavior(
-            model, pattern, settings.format, criterion=settings.gate, seed=settings.seed
-        )
         report = _test_claims(model, behavior, settings, base, progress)
     if plan is None or not plan.left_out:
         return report

@@ -58,9 +58,7 @@ def _print_version(wanted: bool) -> bool:
 def main(
     version: Annotated[
         bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version."
-        ),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print version."),
     ] = False,
 ) -> None:
     """Trace the circuits a query pattern drives, and compare them across relatives of a model."""
@@ -168,9 +166,7 @@ def trace(
     pattern: PatternName = "take-away",
     beside: Annotated[
         str,
-        typer.Option(
-            help="A relative of equal shape: both circuits are traced and compared edge by edge."
-        ),
+        typer.Option(help="A relative of equal shape; the circuits are compared edge by edge."),
     ] = "",
     format: Format = "plain",
     method: Annotated[EdgeScoring, typer.Option(help="How edges are scored.")] = EdgeScoring.eap_ig,

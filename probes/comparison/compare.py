@@ -48,7 +48,7 @@ from probes.progress import Progress
 from probes.prompts.catalog import pattern
 from probes.prompts.pattern import Pattern
 from probes.scale.commands import open_store, remember_command
-from probes.scale.engine import open_engine, unit_runner
+from probes.scale.engine import InProcess, open_engine, unit_runner
 from probes.scale.store import Store
 
 _DEFAULTS = ComparisonSettings()
@@ -140,9 +140,10 @@ def _compare_loaded(
         if settings.on_plan:
             settings.on_plan(plan)
     seeds = [settings.seed + k * _REPEAT_SEED_STEP for k in range(settings.repeats)]
-    # A model compared with itself cannot run twice at once.
-    workers = settings.workers if len({id(one.bridge) for one in models}) == len(models) else 1
-    with open_engine(settings.engine, workers=workers, device=settings.device) as engine:
+    with open_engine(settings.engine, workers=settings.workers, device=settings.device) as engine:
+        # A model compared with itself cannot run twice at once in one process.
+        if isinstance(engine, InProcess) and len({id(m.bridge) for m in models}) < len(models):
+            engine = InProcess()
         settings = replace(settings, engine=engine)
         every = [
             _compare_once(models, chosen, references, replace(settings, seed=seed), plan)

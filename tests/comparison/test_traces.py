@@ -21,17 +21,17 @@ from probes.testing.equivalent_layers import round_weights
 
 HALF = Estimate(0.5, 0.4, 0.6)
 MARKS = {
-    "embed->L0.H0.v": "kept",
-    "L0.H0->logits": "kept",
-    "embed->L0.H1.k": "lost",
-    "L0.H1->logits": "lost",
-    "embed->L0.MLP": "new",
-    "L0.MLP->logits": "new",
+    "embed->L0.H0.v": "both",
+    "L0.H0->logits": "both",
+    "embed->L0.H1.k": "a only",
+    "L0.H1->logits": "a only",
+    "embed->L0.MLP": "b only",
+    "L0.MLP->logits": "b only",
 }
 
 
 def traced(name, own):
-    edges = tuple(Edge.parse(edge) for edge, mark in MARKS.items() if mark in ("kept", own))
+    edges = tuple(Edge.parse(edge) for edge, mark in MARKS.items() if mark in ("both", own))
     kept = Faithfulness(4, 0.3, HALF, (0.5,), HALF, HALF)
     return Trace(
         circuit=Circuit(name, ComputationGraph(1, 2, 2), edges, (1.0,) * 4, (0.1,) * 4),
@@ -54,8 +54,8 @@ def compared(differs="L0.H1->logits"):
     )
     low, high = Estimate(0.2, 0.1, 0.3), Estimate(0.9, 0.8, 1.0)
     return TraceComparison(
-        a=traced("full", "lost"),
-        b=traced("int4", "new"),
+        a=traced("full", "a only"),
+        b=traced("int4", "b only"),
         edges=edges,
         in_a=CircuitTransfer("full", high, high, Estimate(0.0, -0.02, 0.02), 0.0, 0.1, "works"),
         in_b=CircuitTransfer(
@@ -81,9 +81,9 @@ def test_the_summary_has_the_overlap_beside_chance_and_each_circuit_in_each_mode
 def test_a_path_is_kept_if_all_its_edges_are():
     marks = {str(each.path): each.mark for each in compared().paths()}
     assert marks == {
-        "embed → L0.H0.v → logits": "kept",
-        "embed → L0.H1.k → logits": "lost",
-        "embed → L0.MLP → logits": "new",
+        "embed → L0.H0.v → logits": "both",
+        "embed → L0.H1.k → logits": "a only",
+        "embed → L0.MLP → logits": "b only",
     }
 
 
@@ -151,7 +151,7 @@ def test_full_is_compared_with_itself_in_eight_bits_and_in_three():
     fine = compare_traces(full, round_weights(full, 8), "take-away", settings=settings)
     assert fine.jaccard > 0.8 > max(fine.random_jaccards)
     assert fine.in_a.label == fine.in_b.label == "works"
-    assert {edge.edge for edge in fine.edges if edge.mark != "new"} == {
+    assert {edge.edge for edge in fine.edges if edge.mark != "b only"} == {
         str(edge) for edge in fine.a.circuit.edges
     }
     for edge, score in zip(fine.a.circuit.edges, fine.a.circuit.scores, strict=True):

@@ -1,12 +1,16 @@
 """Engines: a unit gives the same wherever it runs, and its errors and warnings arrive."""
 
+import json
 import warnings
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
 import probes as pb
+from probes.circuits.trace import TraceSettings
+from probes.claims.run import ClaimSettings
+from probes.comparison.rate_distortion.measure import RateDistortionSettings
 from probes.errors import EngineError, ModelError
 from probes.models.files.loading import parse_dtype
 from probes.observe.behavior import evaluate_behavior
@@ -107,6 +111,22 @@ def test_a_store_keeps_what_an_engine_measures(tmp_path):
     again = unit_runner(Store(tmp_path), engine)("mean", bootstrap_mean, VALUES, seed=3)
     assert again == first == Store(tmp_path).remember("mean", bootstrap_mean, VALUES, seed=3)
     assert len(engine.outcomes) == 1
+
+
+@pytest.mark.slow
+def test_a_curve_is_the_same_as_bytes():
+    relatives = [pb.quantize("distilled", "int4"), "distilled-narrow"]
+    settings = RateDistortionSettings(bases=20, prompts=4, noise_copies=1, nulls=1)
+    here, there = (
+        pb.rate_distortion("distilled", relatives, settings=replace(settings, engine=engine))
+        for engine in ("inprocess", ByBytes())
+    )
+    assert json.dumps(there.to_dict()) == json.dumps(here.to_dict())
+
+
+@pytest.mark.parametrize("settings", [TraceSettings, ClaimSettings])
+def test_settings_that_no_engine_reads_have_none(settings):
+    assert not {"engine", "workers"} & {each.name for each in fields(settings)}
 
 
 @pytest.mark.parametrize("name", ["spark", "inprocess:there", ""])

@@ -13,7 +13,7 @@ from probes.result import Result
 if TYPE_CHECKING:
     import pandas as pd
 
-EdgeMark = Literal["kept", "lost", "new"]
+EdgeMark = Literal["both", "a only", "b only"]
 """An edge in both circuits, only in that of the first model, or only in that of the second."""
 
 
@@ -45,8 +45,8 @@ class TracedPath:
 
     Attributes:
         path: The path, with its strength in the model that has it: the first where both do.
-        mark: "kept" if all its edges are in both circuits, "lost" if the second model's circuit
-            lacks one, "new" if the path is in that of the second and the first's lacks one.
+        mark: "both" if all its edges are in both circuits, "a only" if the second model's circuit
+            lacks one, "b only" if the path is in that of the second and the first's lacks one.
     """
 
     path: CircuitPath
@@ -94,16 +94,16 @@ class TraceComparison(Result):
         """
         own, others = ({*trace.circuit.edges} for trace in (self.a, self.b))
         first = [
-            TracedPath(path, "kept" if others.issuperset(path.edges) else "lost")
+            TracedPath(path, "both" if others.issuperset(path.edges) else "a only")
             for path in circuit_paths(self.a.circuit)
         ]
         second = circuit_paths(self.b.circuit)
-        return (*first, *(TracedPath(p, "new") for p in second if not own.issuperset(p.edges)))
+        return (*first, *(TracedPath(p, "b only") for p in second if not own.issuperset(p.edges)))
 
     def summary(self) -> tuple[str, ...]:
         """The findings, one sentence each."""
         first, second = self.names
-        one_only = [edge for edge in self.edges if edge.mark != "kept"]
+        one_only = [edge for edge in self.edges if edge.mark != "both"]
         differing = sum(edge.differs for edge in one_only)
         chance = self.random_jaccards
         size_a, size_b = len(self.a.circuit), len(self.b.circuit)
@@ -112,7 +112,7 @@ class TraceComparison(Result):
             power = f"; fewer than {self.min_detectable_edges} edges cannot be told"
         lines = [
             *(trace.gate.notice for trace in (self.a, self.b) if trace.gate.notice),
-            f"{self.count('kept')} of the {size_a} edges of the circuit of {first} are in that of "
+            f"{self.count('both')} of the {size_a} edges of the circuit of {first} are in that of "
             f"{second} as well, which has {size_b}: Jaccard index {self.jaccard:.2f} ("
             f"{len(chance)} pairs of circuits of random paths of these sizes: mean "
             f"{np.mean(chance):.2f}, highest {max(chance):.2f}).",
@@ -126,8 +126,8 @@ class TraceComparison(Result):
                 f"rate 5 %{power}); the others are not shown to differ."
             )
         paths = self.paths()
-        kept = sum(path.mark == "kept" for path in paths)
-        whole = sum(path.mark != "new" for path in paths)
+        kept = sum(path.mark == "both" for path in paths)
+        whole = sum(path.mark != "b only" for path in paths)
         lines.append(f"{kept} of {whole} paths of {first} are whole in the circuit of {second}.")
         return tuple(lines)
 
@@ -147,6 +147,6 @@ class TraceComparison(Result):
     def __repr__(self) -> str:
         first, second = self.names
         return (
-            f"<TraceComparison of {first} and {second}: {self.count('kept')} edges in both, "
-            f"{self.count('lost')} and {self.count('new')} in one>"
+            f"<TraceComparison of {first} and {second}: {self.count('both')} edges in both, "
+            f"{self.count('a only')} and {self.count('b only')} in one>"
         )

@@ -92,7 +92,7 @@ def _compare(
     values = [(s.mean.tolist(), s.error.tolist()) for s in scores]
     found = []
     for edge in edges:
-        mark: EdgeMark = "kept" if edge in own & others else "lost" if edge in own else "new"
+        mark: EdgeMark = "both" if edge in own & others else "a only" if edge in own else "b only"
         at = graph.index_of(edge)
         (a, a_error), (b, b_error) = ((mean[at], error[at]) for mean, error in values)
         found.append(TracedEdge(str(edge), mark, a, b, a_error, b_error, str(edge) in changed))

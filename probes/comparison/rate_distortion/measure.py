@@ -11,13 +11,13 @@ from tqdm.auto import tqdm
 
 from probes.comparison.compare import compare_family
 from probes.comparison.rate_distortion.mechanism import interchange_outcome, record_runs
-from probes.comparison.rate_distortion.point import (
+from probes.comparison.rate_distortion.parent import (
     KEPT_FRACTION,
+    CurveParent,
     ParentReference,
     RateDistortionSettings,
-    measure_point,
-    prepare_reference,
 )
+from probes.comparison.rate_distortion.point import measure_point, measure_relative
 from probes.comparison.rate_distortion.result import CurvePoint, RateDistortionCurve
 from probes.comparison.setup.references import ComparisonSettings
 from probes.comparison.variables.transfer import with_unique_names
@@ -29,7 +29,7 @@ from probes.observe.format.kept import pattern_in_format
 from probes.prompts.catalog import pattern as load_pattern
 from probes.prompts.pattern import Pattern
 from probes.scale.commands import open_store, remember_command
-from probes.scale.engine import IN_PROCESS, open_engine, unit_runner
+from probes.scale.engine import InProcess, open_engine, unit_runner
 
 _DEFAULTS = RateDistortionSettings()
 
@@ -86,11 +86,19 @@ def _measure_curve(
     settings: RateDistortionSettings,
 ) -> RateDistortionCurve:
     """Measure the curve of loaded models; with a store, each relative that is not there."""
-    reference = prepare_reference(first, chosen, settings)
+    device = models[0].device.type
+    with open_engine(settings.engine, workers=settings.workers, device=device) as engine:
+        parent = CurveParent(first, chosen, replace(settings, engine=engine))
+        return _measure_on_engine(parent, models)
+
+
+def _measure_on_engine(parent: CurveParent, models: Sequence[Model]) -> RateDistortionCurve:
+    """Measure the curve with an open engine."""
+    reference, chosen, settings = parent.reference, parent.pattern, parent.settings
     verdicts: Sequence[Mapping[str, int]] = [{}] * len(models)
     if settings.verdicts:
         family = compare_family(
-            first,
+            parent.model,
             models,
             chosen,
             ComparisonSettings(
@@ -104,9 +112,9 @@ def _measure_curve(
             ),
         )
         verdicts = [Counter(v.label for v in one.verdicts) for one in family.comparisons]
-    points = _measure_points(models, reference, verdicts, settings)
+    points = _measure_points(models, parent, verdicts)
     return RateDistortionCurve(
-        parent=measure_point(first, reference),
+        parent=measure_point(parent.model, reference),
         points=tuple(points),
         pattern=chosen.name,
         pairs=len(reference.mechanism_test.evaluation),
@@ -117,21 +125,19 @@ def _measure_curve(
 
 
 def _measure_points(
-    models: Sequence[Model],
-    reference: ParentReference,
-    verdicts: Sequence[Mapping[str, int]],
-    settings: RateDistortionSettings,
+    models: Sequence[Model], parent: CurveParent, verdicts: Sequence[Mapping[str, int]]
 ) -> list[CurvePoint]:
     """Point of each relative; in this process one at a time, because all run the parent."""
-    workers = 1 if settings.engine == IN_PROCESS else settings.workers
+    settings = parent.settings
+    engine = settings.engine
+    workers = 1 if isinstance(engine, InProcess) else engine.workers
     with (
-        open_engine(settings.engine, workers=workers, device=models[0].device.type) as engine,
         ThreadPoolExecutor(workers) as pool,
         tqdm(total=len(models), desc="relatives", disable=not settings.progress) as bar,
     ):
-        measure = partial(unit_runner(settings.run, engine), "point", measure_point)
+        measure = partial(unit_runner(settings.run, engine), "point", measure_relative)
         found = []
-        for point in pool.map(measure, models, repeat(reference), verdicts):
+        for point in pool.map(measure, models, repeat(parent), verdicts):
             found.append(point)
             bar.update()
         return found

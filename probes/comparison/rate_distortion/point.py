@@ -1,28 +1,18 @@
 """One point of a rate–distortion curve: storage, behavior and mechanism of a relative."""
 
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
 from probes.circuits.circuit import Circuit
-from probes.circuits.edges.edge_attribution import edge_attribution
 from probes.circuits.edges.path_patching import run_circuits
 from probes.circuits.faithfulness import edge_masks, faithfulness_estimate
-from probes.circuits.pruning import prune_circuit
 from probes.circuits.reference_runs import run_references
-from probes.circuits.task import Task, TaskSettings, sample_tasks
 from probes.comparison.rate_distortion.mechanism import (
     InterchangeOutcome,
-    MechanismTest,
-    RecordedRuns,
-    VariableSites,
     interchange_outcome,
     record_runs,
-    sample_mechanism_test,
 )
 from probes.comparison.rate_distortion.order import (
     NoisyCopy,
@@ -30,130 +20,26 @@ from probes.comparison.rate_distortion.order import (
     loss_order,
     shared_interchange_accuracy,
 )
+from probes.comparison.rate_distortion.parent import CurveParent, ParentReference, find_circuit
 from probes.comparison.rate_distortion.result import UNKNOWN, CurvePoint, Mechanism, NoiseComparison
-from probes.comparison.rate_distortion.weight_noise import NoisyModel, match_noise, noisy_model
+from probes.comparison.rate_distortion.weight_noise import match_noise
 from probes.compression.storage import measure_rate
-from probes.errors import CircuitError, PatternError
+from probes.errors import CircuitError
 from probes.models.model import Model
 from probes.observe.divergence import (
-    ReferenceAnswers,
-    answer_as_reference,
     answer_as_relative,
     behavioral_distance,
     kl_divergence,
     readout_log_probs,
 )
-from probes.observe.gate import default_criterion
-from probes.observe.result import GateCriterion
-from probes.prompts.pattern import Pattern
 from probes.stats.intervals import Estimate, proportion
 
-KEPT_FRACTION = 0.9
-"""Smallest faithfulness of the parent's circuit."""
 
-
-@dataclass(frozen=True)
-class RateDistortionSettings:
-    """Settings of `rate_distortion`.
-
-    Attributes:
-        bases: Number of questions for the behavior, and of interchange pairs (or pairs of each
-            contrast) for the mechanism; half as many find the sites.
-        prompts: Number of pairs of each contrast that find the circuit, and that evaluate it.
-        noise_copies: Number of copies of the parent with weight noise for each relative with its
-            graph that is quantized, pruned, a lottery ticket or of unknown origin; 0 for none.
-        nulls: Number of random-init models of the parent's shape; 0 for none.
-        verdicts: Whether to count the verdicts of `compare_family`, which takes minutes.
-        seed: Seed of questions, noise, random-init models and bootstrap.
-        format: Prompt format, such as "few-shot-4", or "auto" for that of the parent.
-        gate: What the gate asks; see `GateCriterion`. By default accuracy for patterns with free
-            answers, choice for pairs.
-        run: Folder of the store of finished work, or a store; see `PlannedSettings`.
-        progress: Whether a progress bar is shown.
-        engine, workers: As in `PlannedSettings`; without Ray one relative is measured at a time.
-    """
-
-    bases: int = 200
-    prompts: int = 32
-    noise_copies: int = 3
-    nulls: int = 3
-    verdicts: bool = False
-    seed: int = 0
-    format: str = "plain"
-    gate: GateCriterion | None = None
-    run: Any = field(default=None, compare=False, metadata={"saved": False})
-    progress: bool = field(default=False, compare=False, metadata={"saved": False})
-    engine: Any = field(default="inprocess", compare=False, metadata={"saved": False})
-    workers: int = field(default=1, compare=False, metadata={"saved": False})
-
-
-@dataclass(frozen=True, eq=False)
-class ParentReference:
-    """Measurements of the parent, made once for all relatives.
-
-    Attributes:
-        model: The parent.
-        pattern: The pattern.
-        settings: The settings.
-        answers: Its answers to the questions.
-        mechanism_test: The interchange task.
-        sites: Its site of each variable.
-        runs, outcome: Its runs and answers on the task.
-        noisy: Its copy for weight noise; None without noise copies.
-        circuit, discovery_task, evaluation_task: None if the pattern gives no circuit.
-    """
-
-    model: Model
-    pattern: Pattern
-    settings: RateDistortionSettings
-    answers: ReferenceAnswers
-    mechanism_test: MechanismTest
-    sites: VariableSites
-    runs: RecordedRuns
-    outcome: InterchangeOutcome
-    noisy: NoisyModel | None
-    circuit: Circuit | None = None
-    discovery_task: Task | None = None
-    evaluation_task: Task | None = None
-
-    def identity(self) -> object:
-        """All that shapes the measurements."""
-        return self.model, self.pattern, self.settings
-
-
-def prepare_reference(
-    model: Model, pattern: Pattern, settings: RateDistortionSettings
-) -> ParentReference:
-    """Measure the parent."""
-    settings = replace(settings, gate=settings.gate or default_criterion(pattern))
-    bases, prompts, seed = settings.bases, settings.prompts, settings.seed
-    answers = answer_as_reference(model, pattern, count=bases, seed=seed)
-    mechanism_test = sample_mechanism_test(model, pattern, bases=bases, seed=seed)
-    sites = mechanism_test.find_sites(model)
-    runs = record_runs(model, mechanism_test.evaluation)
-    circuit, discovery_task, evaluation_task = None, None, None
-    # Too few pairs, or pairs with different roles, give no circuit.
-    with suppress(CircuitError, PatternError):
-        if pattern.user_pairs:
-            prompts = min(prompts, *Counter(p.contrast for p in pattern.user_pairs).values()) // 2
-        discovery_task, evaluation_task = sample_tasks(
-            model, pattern, TaskSettings(prompts=max(prompts, 1), seed=seed)
-        )
-        circuit = _find_circuit(model, discovery_task)
-    return ParentReference(
-        model=model,
-        pattern=pattern,
-        settings=settings,
-        answers=answers,
-        mechanism_test=mechanism_test,
-        sites=sites,
-        runs=runs,
-        outcome=interchange_outcome(runs, sites),
-        noisy=noisy_model(model) if settings.noise_copies else None,
-        circuit=circuit,
-        discovery_task=discovery_task,
-        evaluation_task=evaluation_task,
-    )
+def measure_relative(
+    model: Model, parent: CurveParent, verdict_counts: Mapping[str, int]
+) -> CurvePoint:
+    """Measure a relative: the unit of a curve, which runs in any process."""
+    return measure_point(model, parent.reference, verdict_counts)
 
 
 def measure_point(
@@ -180,11 +66,6 @@ def measure_point(
         noise=noise,
         verdicts=dict(verdict_counts or {}),
     )
-
-
-def _find_circuit(model: Model, discovery_task: Task) -> Circuit:
-    scores = edge_attribution(model, discovery_task)
-    return prune_circuit(run_references(model, discovery_task), scores, KEPT_FRACTION)
 
 
 def _same_graph(a: Model, b: Model) -> bool:
@@ -254,7 +135,7 @@ def _own_circuit(model: Model, reference: ParentReference) -> Circuit | None:
     """Circuit of a relative with another graph; the parent's if the relative's is not found."""
     if reference.discovery_task is not None:
         with suppress(CircuitError):
-            return _find_circuit(model, reference.discovery_task)
+            return find_circuit(model, reference.discovery_task)
     return reference.circuit
 
 

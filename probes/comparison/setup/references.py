@@ -1,7 +1,8 @@
 """Settings of a comparison, and loading of the compared models and of their reference models."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from probes.comparison.setup.cost import NullChoice, ScreenChoice
 from probes.comparison.variables.transfer import with_unique_names
@@ -46,6 +47,10 @@ class ComparisonSettings(PlannedSettings):
             answers, choice for pairs.
         format: Prompt format, such as "few-shot-4", or "auto" for one in which all compared models
             have the behavior; see `PromptFormat`. Each model reads its own chat template.
+        engine: Where units run: "inprocess", "ray" or "ray:ADDRESS"; see `scale.engine`. The result
+            does not depend on it.
+        workers: Units that run at once. The result does not depend on it; give torch one thread if
+            it is more than one.
     """
 
     prompts: int = 32
@@ -60,6 +65,8 @@ class ComparisonSettings(PlannedSettings):
     screen: ScreenChoice = "auto"
     null: NullChoice = "auto"
     edges: bool | None = None
+    engine: Any = field(default="inprocess", compare=False, metadata={"saved": False})
+    workers: int = field(default=1, compare=False, metadata={"saved": False})
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,11 +19,11 @@ _EDGES_INTRO = (
     "(sign-flip test over prompts, all edges of the graph, false discovery rate 5 %)."
 )
 _TRANSFER_INTRO = (
-    FAITHFULNESS_INTRO + " Each circuit is run in each model. Other edges can do the same work: a "
-    "lost edge is no lost ability while the circuit works in the other model."
+    FAITHFULNESS_INTRO + " Each circuit is run in each model. Other edges can do the same work: an "
+    "edge of one circuit only is no lost ability while that circuit works in the other model."
 )
 _TONES: dict[str, Tone] = {"works": "good", "falls short": "bad"}
-_MARK_TONES: dict[str, Tone | None] = {"kept": None, "lost": "bad", "new": "muted"}
+_MARK_TONES: dict[str, Tone | None] = {"both": None, "a only": "muted", "b only": "muted"}
 
 
 @report.register
@@ -63,7 +63,7 @@ def _transfer_plot(comparison: TraceComparison) -> Block:
 
 
 def _edges_table(comparison: TraceComparison) -> Table:
-    order = {"lost": 0, "new": 1, "kept": 2}
+    order = {"a only": 0, "b only": 1, "both": 2}
     rows = [
         _edge_row(edge, comparison)
         for edge in sorted(comparison.edges, key=lambda e: order[e.mark])

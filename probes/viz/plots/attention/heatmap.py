@@ -72,10 +72,10 @@ def heatmap(  # noqa: PLR0913 (each is an option of its own)
     if head:
         place = parse_head(head)
         left.check_head(*place)
-        picture = head_map(_with_exact(one, text, left, [place]), *place)
+        left = _with_exact(one, text, left, [place])
         if ax is not None:
-            draw_head_on(ax, _with_exact(one, text, left, [place]), *place)
-        return picture
+            draw_head_on(ax, left, *place)
+        return head_map(left, *place)
     if two is None:
         best = _sharpest_heads(left, None)
         left = _with_exact(one, text, left, best[: _exact_count(left, 1)])

@@ -35,15 +35,15 @@ from probes.viz.registry import figure, report
 MAX_EDGES = 300
 """More edges are not drawn, because nobody can follow them."""
 
-Stroke = Literal["up", "down", "kept", "lost", "new"]
+Stroke = Literal["up", "down", "both", "a only", "b only"]
 """How an edge is drawn: by its sign, or by whose circuit it is in."""
 
 STROKES: dict[Stroke, tuple[str, tuple[float, float] | None]] = {
     "up": ("up", None),
     "down": ("down", (5.0, 3.0)),
-    "kept": ("kept", None),
-    "lost": ("up", (2.0, 3.5)),
-    "new": ("new", (9.0, 4.0)),
+    "both": ("kept", None),
+    "a only": ("up", (2.0, 3.5)),
+    "b only": ("new", (9.0, 4.0)),
 }
 
 _TABLE_EDGES = 10
@@ -197,7 +197,7 @@ def _draw_edge(layout: CircuitLayout, scene: CircuitScene, line: EdgeLine, botto
     thickness, opacity = _thickness(fraction), 0.55 + 0.4 * fraction**0.5
     stroke = scene.strokes[line.edge]
     color, dash = STROKES[stroke]
-    if stroke in ("lost", "new"):
+    if stroke in ("a only", "b only"):
         thickness, opacity = max(thickness, 1.8), 0.95  # Dots of a hairline cannot be seen.
     return Group(
         scene.evidence[line.edge],

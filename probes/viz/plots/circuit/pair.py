@@ -12,13 +12,13 @@ from probes.viz.plots.circuit.paths import PathRow
 from probes.viz.plots.heat_table import format_exact
 from probes.viz.registry import figure
 
-_MARKS: tuple[EdgeMark, ...] = ("kept", "lost", "new")
+_MARKS: tuple[EdgeMark, ...] = ("both", "a only", "b only")
 
 
 def mark_text(mark: EdgeMark, comparison: TraceComparison) -> str:
     """Whose circuit has an edge or a path."""
     first, second = comparison.names
-    return {"kept": "in both", "lost": f"only in {first}", "new": f"only in {second}"}[mark]
+    return {"both": "in both", "a only": f"only in {first}", "b only": f"only in {second}"}[mark]
 
 
 @figure.register
@@ -73,7 +73,7 @@ def _with_roles(circuit: Circuit, both: Circuit) -> Circuit:
 
 def _score(edge: TracedEdge) -> float:
     """Larger score among the models whose circuit has the edge."""
-    scores = {"kept": (edge.a, edge.b), "lost": (edge.a,), "new": (edge.b,)}[edge.mark]
+    scores = {"both": (edge.a, edge.b), "a only": (edge.a,), "b only": (edge.b,)}[edge.mark]
     return max(scores, key=abs)
 
 
