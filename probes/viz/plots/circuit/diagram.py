@@ -48,6 +48,7 @@ STROKES: dict[Stroke, tuple[str, tuple[float, float] | None]] = {
 
 _TABLE_EDGES = 10
 _MAX_THICKNESS, _MIN_THICKNESS = 7.0, 0.9
+_NOTE_WIDTH = 340.0  # Notes and legend are read without scrolling on the screen of a telephone.
 _MIN_BAR_HEIGHT = 20.0  # Lower boxes have no room for text.
 
 _NOTE = "Edges run upward, from the embedding to the logits"
@@ -168,11 +169,12 @@ def _draw_circuit(layout: CircuitLayout, scene: CircuitScene) -> Drawing:
     notes += [_EMPTY_NOTE] if layout.empty_rows else []
     notes += [_ROLE_NOTE] if any(node.role_label for node in layout.nodes) else []
     notes += [_GROUP_NOTE] if len(layout.lines) > len(layout.scores) else []
+    lines = [line for note in notes for line in _wrap(note)]
     parts: list[Part] = [
-        TextLabel(0, 11 + 16 * at, note, color="soft") for at, note in enumerate(notes)
+        TextLabel(0, 11 + 16 * at, line, color="soft") for at, line in enumerate(lines)
     ]
-    width = max(layout.width, *(text_width(note, 11) for note in notes))
-    legend, top = _legend(layout, scene, 16.0 * len(notes) + 12, width)
+    width = max(layout.width, *(text_width(line, 11) for line in lines))
+    legend, top = _legend(layout, scene, 16.0 * len(lines) + 12)
     parts += legend
     bottom = top + layout.height
     for at, (text, name, left, right) in enumerate(layout.columns):
@@ -187,6 +189,18 @@ def _draw_circuit(layout: CircuitLayout, scene: CircuitScene) -> Drawing:
     parts += [_draw_edge(layout, scene, line, bottom) for line in layout.lines]
     parts += [_draw_node(node, at, bottom) for at, node in enumerate(layout.nodes)]
     return Drawing(width, bottom, tuple(parts), scene.title, f"{_NOTE}. {scene.size}.")
+
+
+def _wrap(note: str) -> list[str]:
+    """The words of a note in lines that are at most `_NOTE_WIDTH` wide."""
+    lines = [""]
+    for word in note.split(" "):
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and text_width(longer, 11) > _NOTE_WIDTH:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
 
 
 def _draw_edge(layout: CircuitLayout, scene: CircuitScene, line: EdgeLine, bottom: Pixels) -> Group:
@@ -236,9 +250,7 @@ def _thickness(fraction: float) -> float:
     return _MIN_THICKNESS + (_MAX_THICKNESS - _MIN_THICKNESS) * fraction
 
 
-def _legend(
-    layout: CircuitLayout, scene: CircuitScene, y: Pixels, width: Pixels
-) -> tuple[list[Part], Pixels]:
+def _legend(layout: CircuitLayout, scene: CircuitScene, y: Pixels) -> tuple[list[Part], Pixels]:
     """Thickness of two scores and meaning of color and dashes; then where the diagram begins."""
     first = "up" if scene.meanings[0][0] == "up" else "ink"
     samples = [
@@ -250,7 +262,7 @@ def _legend(
     x = 2.0
     for text, thickness, color, dash in samples:
         step = 50 + text_width(text, 11)
-        if x > 2 and x + step > width + 16:
+        if x > 2 and x + step > _NOTE_WIDTH + 16:
             x, y = 2.0, y + 17
         ends = ((x, y), (x + 10, y), (x + 18, y), (x + 28, y))
         parts.append(Curve(ends, color, thickness, dash=dash))
