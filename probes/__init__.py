@@ -135,12 +135,9 @@ __all__ = [*_HOMES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
+        from probes.scale.versions import package_version
 
-        try:
-            return version("circuit-relatives")
-        except PackageNotFoundError:  # A checkout on the path, not installed under this name.
-            return "0+unknown"
+        return package_version()
     if name not in _HOMES:
         raise AttributeError(f"module 'probes' has no attribute {name!r}")
     return getattr(import_module(f"probes.{_HOMES[name]}"), name)

@@ -1,5 +1,6 @@
 """Comparison of two measured models: their verdicts, matches, transfers and failing prompts."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -27,6 +28,7 @@ from probes.comparison.setup.references import ComparisonSettings
 from probes.observe.behavior import Behavior
 from probes.observe.result import GATE_STATES, Gate, GateState
 from probes.prompts.catalog import example_question
+from probes.scale.versions import package_version
 from probes.stats.intervals import bootstrap_mean, percentile_interval
 from probes.stats.null_threshold import conformal_threshold
 from probes.stats.paired import mcnemar_test
@@ -116,10 +118,33 @@ def assemble_comparison(
         transfer_skip_reason=shared.transfer_skip_reason,
         failing_prompts=failing_prompts,
         method=ComparisonMethod(
-            "permuted" if shared.permuted_null else "random-init", (*a.screens, *b.screens)
+            "permuted" if shared.permuted_null else "random-init",
+            (*a.screens, *b.screens),
+            command=_command((a.name, b.name), shared, settings),
+            version=package_version(),
         ),
         edges=references.edges.get(b.name),
     )
+
+
+def _command(
+    names: tuple[str, str], shared: ComparisonPrompts, settings: ComparisonSettings
+) -> str:
+    """Command line of a comparison of two models."""
+    options: dict[str, object] = {
+        "pattern": shared.pattern.name,
+        "format": shared.pattern.wrapper.format,
+        "prompts": settings.prompts,
+        "seed": settings.seed,
+        "nulls": settings.nulls,
+        "draws": settings.draws,
+        "screen": settings.screen,
+        "null": settings.null,
+    }
+    if settings.gate:
+        options["gate"] = settings.gate
+    words = (word for name, value in options.items() for word in (f"--{name}", str(value)))
+    return shlex.join(["probes", "compare", *names, *words])
 
 
 def _mean_accuracy(random_init: Sequence[NullDraw]) -> tuple[float, ...]:

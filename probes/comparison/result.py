@@ -287,8 +287,15 @@ class Comparison(Result):
         counts = Counter(v.label for v in self.verdicts if v.kind == "path")
         paths = ", ".join(f"{n} {label}" for label, n in counts.most_common()) or "none was tested"
         line = f"Role paths of {self.full.name} in {self.other.name}: {paths}"
-        whole = ", ".join(f"{one.contrast} {one.other}" for one in self.path_circuits)
-        return f"{line}; together they carry {whole} of the effect." if whole else f"{line}."
+        whole = ", ".join(
+            f"{one.contrast} {one.other} (paths: {len(one.paths)})" for one in self.path_circuits
+        )
+        if not whole:
+            return f"{line}."
+        return (
+            f"{line}; the paths that the search found in {self.full.name} carry together, of the "
+            f"effect in {self.other.name}: {whole}."
+        )
 
     def _head_counts(self) -> str:
         counts = Counter(self.head_labels.values())

@@ -56,7 +56,8 @@ VerdictLabel = Literal[
 ]
 SubjectKind = Literal["head", "variable", "path"]
 
-_SURVIVES = ("kept", "weaker", "stronger", "moved", "split", "merged")
+_CHANGED = ("weaker", "stronger", "moved", "split", "merged")
+_SURVIVES = ("kept", *_CHANGED)
 _GONE = ("lost", "behavior absent")
 UNDECIDED = ("no reliable effect", "behavior absent", "cannot tell")
 """Labels that claim nothing about a mechanism."""
@@ -151,7 +152,10 @@ def survival_line(relative: str, verdicts: Sequence[Verdict]) -> str:
 
 
 def _names(verdicts: Iterable[Verdict]) -> str:
-    return ", ".join(verdict.display_name for verdict in verdicts)
+    return ", ".join(
+        f"{one.display_name} ({one.label})" if one.label in _CHANGED else one.display_name
+        for one in verdicts
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,14 @@ _DATA = (".toml", ".csv", ".json", ".jsonl")
 _LIBRARIES = ("torch", "transformers", "transformer-lens", "numpy", "scipy")
 
 
+def package_version() -> str:
+    """Version of this package."""
+    try:
+        return metadata.version("circuit-relatives")
+    except metadata.PackageNotFoundError:  # A checkout on the path, not installed.
+        return "0+unknown"
+
+
 @cache
 def versions() -> tuple[str, ...]:
     """Versions of everything that shapes a result: this package, its data, libraries, machine.

@@ -240,7 +240,7 @@ def test_shared_keys_are_drawn_into_the_heads_that_write_into_the_circuit():
     circuit = made({"embed->L0.KV1.k": 1.0}, wiring)
     drawn = layout_circuit(circuit, MAX_EDGES)
     assert {drawn.nodes[line.target].name for line in drawn.lines} == {"L0.H2", "L0.H3"}
-    assert "drawn into each head that shares them" in circuit_diagram(circuit).body
+    assert "An edge to shared keys or values" in circuit_diagram(circuit).body
 
 
 # --- the page ---------------------------------------------------------------------------------

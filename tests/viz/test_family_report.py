@@ -591,4 +591,4 @@ def test_the_page_shows_the_role_paths_with_their_fractions_and_the_circuits(fou
     assert one.verdict("operation: op → answer").label == "not shared between seeds"
     assert len(one.explain("operation: op → answer").interventions) == 1
     (line,) = [line for line in one.summary() if line.startswith("Role paths of")]
-    assert "1 not shared between seeds; together they carry operation 0.00" in line
+    assert "in big carry together, of the effect in small: operation 0.00" in line

@@ -11,6 +11,7 @@ from probes.comparison.walkthrough.result import Fetch, Look, ModelWalk, Swap, W
 from probes.observe.result import Gate
 from probes.stats.intervals import Estimate
 from probes.viz.reports.walkthrough.page import walkthrough_page
+from probes.viz.reports.walkthrough.texts import Texts
 
 SURE, NONE = Estimate(0.9, 0.8, 1.0), Estimate(0.0, 0.0, 0.1)
 ROLES = ("x", "thing", "op", "y", "ask", "after ask", "answer", "reply_number")
@@ -102,15 +103,31 @@ def test_each_exchange_has_its_number_its_control_and_its_null():
     tries = re.findall(r"<li><button.*?</li>", body)
     assert len(tries) == sum(len(one.swaps()) for one in walk().models)
     for text in tries:
-        assert "right in 29 of 32 other questions (80–100" in text and "untrained models: 0" in text
+        assert (
+            "right in 29 of 32 other questions (interval 80–100" in text
+            and "untrained models: 0" in text
+        )
         assert "the noun stays in 100" in text or "the number stays in 100" in text
         assert "other words of this layer" in text or "other heads" in text or "layer" not in text
 
 
 def test_a_place_that_no_state_holds_is_said_to_be_none():
     body = walkthrough_page(walk()).body
-    assert "The first number and the second number meet at “do I have?” behind layer 1 of 4" in body
+    assert "The first number and the second number meet at “do I have?” after layer 1 of 4" in body
     assert "No single state apart from the words themselves holds the first number and" in body
+
+
+def test_what_meets_in_the_output_of_the_last_layer_has_met_nowhere_before_the_answer():
+    one = replace(model_walk("full", 4), layers=1)
+    body = walkthrough_page(walk(models=(one,))).body
+    assert "No meeting place before the answer was found. Only in the output" in body
+    assert "No place before the answer was found where the first number and the" in body
+
+
+def test_equal_words_are_told_apart_by_their_number():
+    twice = (*STRETCHES[:-1], ("after thing", "foxes"), STRETCHES[-1])
+    texts = Texts(walk(stretches=twice))
+    assert texts.quoted("after thing") == "“foxes” (no. 2)"
 
 
 def test_a_single_part_has_nothing_to_meet():
@@ -129,7 +146,7 @@ def test_a_weak_head_is_not_said_to_bring_the_answer():
     one = model_walk("full", 4)
     weak = replace(one.fetch[0], swaps=(replace(one.fetch[0].swaps[0], rate=NONE),))
     body = walkthrough_page(walk(models=(replace(one, fetch=(weak,)),))).body
-    assert "No head alone brings the number: the best, head L3.H0" in body
+    assert "No head alone brings the number: head L3.H0" in body
 
 
 def test_a_question_without_a_noun_and_a_relative_left_out():

@@ -20,11 +20,16 @@ class ComparisonMethod:
         screens: Error of the effects of each model and contrast that attribution patching gave;
             empty where every component was patched exactly at every role.
         left_out: What a budget left out, in words; empty for the whole comparison.
+        command: Command line that repeats the comparison, of models that `load` finds by these
+            names; "" where it is not known.
+        version: Version of this package.
     """
 
     null: NullKind = "random-init"
     screens: tuple[ScreenCheck, ...] = ()
     left_out: tuple[str, ...] = ()
+    command: str = ""
+    version: str = ""
 
     @property
     def null_name(self) -> str:

@@ -151,7 +151,7 @@ def _same_roles(transfer: CrossModelTransfer) -> tuple[VerdictLabel, str]:
     if transfer.shortfall.high < NON_INFERIORITY_MARGIN and accuracy.low > best:
         if not worst.low > MIN_INTERCHANGE_ACCURACY:
             return "cannot tell", f"same role, but not for all verbs: {worst} with {verbs!r}"
-        return "kept", f"same role: {numbers}, best control {best:.2f}"
+        return "kept", f"same role: {numbers}, best of the nulls {best:.2f}"
     if transfer.shortfall.low > NON_INFERIORITY_MARGIN:
         return "cannot tell", f"same role, but another code: {numbers}"
     if not own.low > MIN_INTERCHANGE_ACCURACY:

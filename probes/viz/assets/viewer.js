@@ -360,7 +360,7 @@
       steps.forEach((step, at) => step.toggleAttribute("data-off", !every && at !== now));
       dots.forEach((dot, at) => dot.setAttribute("aria-current", at === now ? "step" : "false"));
       [back.disabled, next.disabled] = [now === 0, now === steps.length - 1];
-      place.textContent = `Step ${now + 1} of ${steps.length}`;
+      place.textContent = every ? "All steps" : `Step ${now + 1} of ${steps.length}`;
       if (now === steps.length - 1) stop();
     };
     const stop = () => {

@@ -150,7 +150,7 @@ def _state(
         place = (center[0] + 5.4 * dx, center[1] + 5.4 * dy)
         parts.append(_shape(name, place, 5.2 * rate**0.5))
     texts = ", ".join(f"{LABELS[name]} {rate:.0%}" for name, rate in present.items())
-    return Group(f"{role}, behind layer {layer}: {texts}".replace("%", " %"), tuple(parts))
+    return Group(f"{role}, after layer {layer}: {texts}".replace("%", " %"), tuple(parts))
 
 
 def _shape(variable: str, center: tuple[Pixels, Pixels], radius: Pixels) -> DrawingShape:
@@ -171,7 +171,7 @@ def _description(scene: Scene) -> str:
     texts = []
     for name, rates in scene.maps.items():
         held = [
-            f"{role} behind layer {layer}"
+            f"{role} after layer {layer}"
             for row, role in enumerate(scene.roles)
             for layer in range(1, scene.layers + 1)
             if rates[row, layer] >= 0.5

@@ -225,6 +225,12 @@ def _effect_matrix(
     return Matrix(values[cells], rows, columns, error=errors[cells], caption=caption)
 
 
+def _how_to_repeat(comparison: Comparison) -> list[str]:
+    method = comparison.method
+    version = f" (version {method.version})" if method.version else ""
+    return [f"To repeat it{version}: {method.command}"] if method.command else []
+
+
 def _method_table(comparison: Comparison) -> Table:
     shape = "'s shape" * (comparison.method.null == "random-init")
     sizes = (
@@ -233,5 +239,6 @@ def _method_table(comparison: Comparison) -> Table:
         f"{comparison.seed}; format {comparison.format}."
     )
     return models_table(
-        (comparison.full, comparison.other), (sizes, _METHOD_NOTE, *comparison.method.lines())
+        (comparison.full, comparison.other),
+        (sizes, _METHOD_NOTE, *comparison.method.lines(), *_how_to_repeat(comparison)),
     )

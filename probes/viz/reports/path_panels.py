@@ -117,16 +117,15 @@ def short_answer(comparison: Comparison) -> str:
     labels = Counter(v.label for v in comparison.verdicts if v.kind == "path")
     if not labels:
         return f"{right}; no role path could be tested."
-    marks = Counter[Mark | None]()
-    for label, count in labels.items():
-        marks[path_mark(label)] += count
-    total = sum(marks.values()) - marks["new"]
-    texts = [f"{right}; of {total} role paths {other} has {marks['kept']}"]
-    texts += [f"lost {marks['lost']}"] if marks["lost"] else []
-    if marks["unshared"]:
-        texts.append(f"lacks {marks['unshared']} that another seed of {full} lacks as well")
-    texts += [f"has {marks['new']} of its own"] if marks["new"] else []
-    texts += [f"cannot be told about {marks['open']}"] if marks["open"] else []
+    total = sum(labels.values()) - labels["new"]
+    texts = [f"{right}; of {total} role paths {other} keeps {labels['kept']}"]
+    for label, how in (("stronger", "more"), ("weaker", "less")):
+        texts += [f"uses {labels[label]} {how} than {full}"] if labels[label] else []
+    texts += [f"lost {labels['lost']}"] if labels["lost"] else []
+    if unshared := labels["not shared between seeds"]:
+        texts.append(f"lacks {unshared} that another seed of {full} lacks as well")
+    texts += [f"has {labels['new']} of its own"] if labels["new"] else []
+    texts += [f"cannot be told about {labels['cannot tell']}"] if labels["cannot tell"] else []
     return ", ".join(texts) + "."
 
 

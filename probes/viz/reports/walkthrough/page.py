@@ -51,7 +51,7 @@ class Step:
 def walkthrough_page(walk: Walkthrough) -> Picture:
     """Page of a walk-through."""
     names = " and ".join(one.model for one in walk.models)
-    steps = _steps(walk)
+    steps, texts = _steps(walk), Texts(walk)
     body = "".join(_step_html(walk, at, step) for at, step in enumerate(steps, 1))
     skipped = f'<div class="pv-note" data-tone="bad">{escape(walk.skipped)}</div>' * bool(
         walk.skipped
@@ -61,7 +61,8 @@ def walkthrough_page(walk: Walkthrough) -> Picture:
         show_invisible(f"{question} – {names}"),
         f"<header><h1>{escape(question)}</h1>"
         f'<p class="pv-sub">How {escape(names)} get{"s" * (len(walk.models) == 1)} to the answer: '
-        f"each claim is an experiment on the model, with its number.</p>{skipped}</header>"
+        f"each claim is an experiment on the model, with its number.</p>{texts.in_short()}"
+        f"{skipped}</header>"
         f'<div class="pv-walk" data-steps="{len(steps)}">{body}</div>{_method(walk)}',
     )
 
@@ -240,8 +241,8 @@ def _method(walk: Walkthrough) -> str:
         + escape(
             f"Each experiment exchanges one state for that of a changed question with as many "
             f"words. Places were chosen on some questions of this form and measured on up to "
-            f"{walk.prompts} others, whose fraction is given with its 95 % interval. “Elsewhere” "
-            "is the best other word of the same layer, or the best other head. Untrained models: "
+            f"{walk.prompts} others, whose fraction is given with its 95 % interval. Other words "
+            "of this layer, other heads: the best of them. Untrained models: "
             f"the best of {walk.nulls} with random weights. One model of each kind, seed "
             f"{walk.seed}: another training may give another way."
         )

@@ -32,6 +32,14 @@ def path_part(walk: Walkthrough) -> str:
     notes = (
         "Fraction of the change of the answer that this chain carries alone, with its 95 % "
         f"interval; untrained: threshold of {walk.nulls} models with random weights.",
+        *(
+            [
+                f"Not shared between seeds: {walk.other_seed}, which is {names[0]} trained from "
+                "another seed, lacks the chain as well."
+            ]
+            if "not shared between seeds" in walk.path_labels.values()
+            else []
+        ),
     )
     align = "ll" + "r" * len(names) + "l" * (len(names) > 1) + "r"
     return scrollable_svg(drawing, "pv-scene") + Table(columns, rows, "", align, notes).body

@@ -1,7 +1,7 @@
 """Sentences of a walk-through, in plain words, each with its numbers."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from probes.comparison.paths.result import PathEffect
 from probes.comparison.walkthrough.result import Fetch, Look, ModelWalk, Swap, Walkthrough
@@ -11,6 +11,8 @@ from probes.viz.plots.walkthrough_scene import LABELS
 
 STRONG = 0.5
 """Rate from which a head is said to bring an answer."""
+
+_TRICKS = {"copy x": "repeat the first number", "copy y": "repeat the second number"}
 
 
 def percent(value: float) -> str:
@@ -26,10 +28,11 @@ class Texts:
         self.words = dict(walk.stretches)
         replies = zip(walk.answers, walk.models[0].reply.split(), strict=False)
         self.words |= {f"reply_{name}": word for (name, _), word in replies}
+        self.which = dict(_which_of_equal(walk.stretches))
 
     def quoted(self, role: str) -> str:
-        """Words of a role in quotes."""
-        return f"“{self.words.get(role, role)}”"
+        """Words of a role in quotes, and which of equal ones they are."""
+        return f"“{self.words.get(role, role)}”{self.which.get(role, '')}"
 
     model_says = "the model says"
 
@@ -39,13 +42,13 @@ class Texts:
             return f"in the output of head {swap.site.split('@')[0]} at {self.quoted(swap.role)}"
         if swap.layer == 0:
             return ""
-        return f"in the state of {self.quoted(swap.role)} behind layer {swap.layer}"
+        return f"in the state of {self.quoted(swap.role)} after layer {swap.layer}"
 
     def numbers(self, swap: Swap) -> str:
         """How often a swap works in other questions, and its controls."""
         works = round(swap.rate.value * swap.prompts)
         ends = f"{100 * swap.rate.low:.0f}–{percent(swap.rate.high)}"
-        texts = [f"right in {works} of {swap.prompts} other questions ({ends})"]
+        texts = [f"right in {works} of {swap.prompts} other questions (interval {ends})"]
         if self.place(swap):
             is_state = "resid" in swap.site
             elsewhere = "other words of this layer" if is_state else "other heads"
@@ -68,9 +71,10 @@ class Texts:
         """What a model answers, and how often it is right."""
         gate = one.gates[0]
         return (
-            f"It answers “{one.reply}”. In {gate.n_questions} other questions its {gate.answer} is "
-            f"right in {_interval(gate.accuracy)}; the best simple trick ({gate.heuristic}) is "
-            f"right in {percent(gate.heuristic_accuracy)}."
+            f"{one.layers} layers. It answers “{one.reply}”. In {gate.n_questions} other questions "
+            f"its {gate.answer} is right in {_interval(gate.accuracy)}; the best simple trick "
+            f"({_TRICKS.get(gate.heuristic, gate.heuristic)}) is right in "
+            f"{percent(gate.heuristic_accuracy)}."
         )
 
     def how_to_read(self) -> str:
@@ -87,8 +91,10 @@ class Texts:
     def looking(self) -> str:
         """What attention is."""
         return (
-            "Words take up information from earlier words by attention: a head gives each earlier "
-            "word a weight, and the weights sum to 100 %. A line leads from the word that is read "
+            "Words take up information from earlier words by attention. A head is one of several "
+            "readers in a layer: it gives each earlier word a weight, and the weights sum to "
+            "100 %. Names count from 0: L1.H3 is the fourth head of the second layer. A line leads "
+            "from the word that is read "
             "to the word that reads it, one layer on; the thicker, the more weight. Looking is not "
             "yet using: the next steps test what is used."
         )
@@ -101,8 +107,8 @@ class Texts:
 
     def _look(self, look: Look) -> str:
         return (
-            f"head {look.head} gives {percent(look.weight)} to {self.quoted(look.key)} (equal "
-            f"weights would give {percent(look.uniform)})"
+            f"head {look.head} gives {percent(look.weight)} to {self.quoted(look.key)} (if it "
+            f"looked at all words so far equally: {percent(look.uniform)})"
         )
 
     def passing(self) -> str:
@@ -134,11 +140,16 @@ class Texts:
             )
         first = one.meeting[0]
         least = min(swap.rate.value for swap in one.meeting)
-        last = " (the output of the last layer: here the answer is ready)"
+        works = f"each of these exchanges works in at least {percent(least)} of the other questions"
+        if first.layer == one.layers:
+            return (
+                f"No meeting place before the answer was found. Only in the output of the last "
+                f"layer at {self.quoted(first.role)}, where the answer is ready, are {together} "
+                f"held together: {works}."
+            )
         return (
-            f"{together[0].upper()}{together[1:]} meet at {self.quoted(first.role)} behind layer "
-            f"{first.layer} of {one.layers}{last * (first.layer == one.layers)}: each of these "
-            f"exchanges works in at least {percent(least)} of the other questions."
+            f"{together[0].upper()}{together[1:]} meet at {self.quoted(first.role)} after layer "
+            f"{first.layer} of {one.layers}: {works}."
         )
 
     def parts(self, one: ModelWalk) -> list[str]:
@@ -162,12 +173,13 @@ class Texts:
         name = f"head {look.head} (in layer {look.layer + 1}) at {self.quoted(look.query)}"
         if fetch.rate < STRONG:
             return (
-                f"No head alone brings the {answer}: the best, {name}, sets it in "
-                f"{percent(fetch.rate)} of the other questions."
+                f"No head alone brings the {answer}: {name}, the best on average over the "
+                f"exchanges, sets it in {percent(fetch.rate)} of the other questions."
             )
         return (
             f"H{name[1:]} brings the {answer}. It gives {percent(look.weight)} of its attention to "
-            f"{self.quoted(look.key)} (equal weights: {percent(look.uniform)})."
+            f"{self.quoted(look.key)} (if it looked at all words equally: "
+            f"{percent(look.uniform)})."
         )
 
     def noun_lead(self) -> str:
@@ -181,8 +193,11 @@ class Texts:
         """Where the noun is held, and who brings it."""
         texts = []
         if one.noun:
+            start = (
+                "The noun goes another way than the number: it" if _is_apart(one) else "The noun"
+            )
             texts.append(
-                f"The noun waits at {self.quoted(one.noun.role)}: behind layer {one.noun.layer} of "
+                f"{start} waits at {self.quoted(one.noun.role)}; after layer {one.noun.layer} of "
                 f"{one.layers} its state there still sets the answer."
             )
         texts += [self._bring(fetch, "noun") for fetch in one.fetch if fetch.is_object]
@@ -230,10 +245,47 @@ class Texts:
         )
 
     def _short(self, one: ModelWalk) -> str:
-        return escape(
-            f"{one.model}: {self.chains(one)} {self.meeting(one)} {self.fetching(one)} "
-            f"{self.noun(one)}"
+        texts = [self._short_meeting(one)]
+        for fetch in one.fetch:
+            if not fetch.is_object and fetch.rate >= STRONG:
+                place, source = self.quoted(fetch.look.query), self.quoted(fetch.look.key)
+                texts.append(f"At {place} the number is read, mostly from {source}.")
+        if one.noun:
+            way = "goes another way, from" if _is_apart(one) else "is read from"
+            texts.append(f"The noun {way} {self.quoted(one.noun.role)}.")
+        return escape(" ".join(filter(None, (f"{one.model}:", *texts, self.chains(one)))))
+
+    def _short_meeting(self, one: ModelWalk) -> str:
+        parts = self.parts(one)
+        if len(parts) < 2:
+            return ""
+        together = f"{', '.join(parts[:-1])} and {parts[-1]}"
+        if not one.meeting or one.meeting[0].layer == one.layers:
+            return f"No place before the answer was found where {together} come together."
+        rates, null = [s.rate.value for s in one.meeting], max(s.null for s in one.meeting)
+        return (
+            f"{together[0].upper()}{together[1:]} come together at "
+            f"{self.quoted(one.meeting[0].role)}: what is put there sets the answer in "
+            f"{percent(min(rates))} to {percent(max(rates))} of other questions (untrained models: "
+            f"at most {percent(null)})."
         )
+
+
+def _is_apart(one: ModelWalk) -> bool:
+    """Whether the noun has a place of its own: exchanges there keep the number, and back."""
+    if not one.noun or not one.meeting or one.noun.role == one.meeting[0].role:
+        return False
+    kept = [swap.other_kept for swap in (*one.meeting, one.noun)]
+    return all(each is not None and each.value >= STRONG for each in kept)
+
+
+def _which_of_equal(stretches: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Roles whose words stand several times in the question, with the number of each."""
+    count, seen = Counter(text for _, text in stretches), Counter[str]()
+    for role, text in stretches:
+        seen[text] += 1
+        if count[text] > 1:
+            yield role, f" (no. {seen[text]})"
 
 
 def _interval(estimate: Estimate) -> str:
