@@ -27,11 +27,14 @@ from probes.comparison.setup.prompts import ComparisonPrompts
 from probes.comparison.setup.references import ComparisonSettings
 from probes.observe.behavior import Behavior
 from probes.observe.result import GATE_STATES, Gate, GateState
-from probes.prompts.catalog import example_question
+from probes.prompts.catalog import example_question, list_patterns
+from probes.prompts.pattern import Pattern
 from probes.scale.versions import package_version
 from probes.stats.intervals import bootstrap_mean, percentile_interval
 from probes.stats.null_threshold import conformal_threshold
 from probes.stats.paired import mcnemar_test
+
+_LEAST_PROMPTS, _LEAST_NULLS = 4, 20  # Of the command line.
 
 
 def assemble_comparison(
@@ -120,20 +123,21 @@ def assemble_comparison(
         method=ComparisonMethod(
             "permuted" if shared.permuted_null else "random-init",
             (*a.screens, *b.screens),
-            command=_command((a.name, b.name), shared, settings),
+            command=_command((a.name, b.name), shared.pattern, settings),
             version=package_version(),
         ),
         edges=references.edges.get(b.name),
     )
 
 
-def _command(
-    names: tuple[str, str], shared: ComparisonPrompts, settings: ComparisonSettings
-) -> str:
-    """Command line of a comparison of two models."""
+def _command(names: tuple[str, str], on: Pattern, settings: ComparisonSettings) -> str:
+    """Command line of a comparison of two models; "" for settings that it does not take."""
+    is_custom = settings.other_seed is not None or settings.negative_controls is not None
+    if is_custom or settings.prompts < _LEAST_PROMPTS or settings.nulls < _LEAST_NULLS:
+        return ""
     options: dict[str, object] = {
-        "pattern": shared.pattern.name,
-        "format": shared.pattern.wrapper.format,
+        "pattern": on.name if on.name in list_patterns() else f"{on.name}.jsonl",
+        "format": on.wrapper.format,
         "prompts": settings.prompts,
         "seed": settings.seed,
         "nulls": settings.nulls,

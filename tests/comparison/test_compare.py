@@ -1,12 +1,17 @@
 """Comparing relatives: intervals, gates, profiles, matches, and the whole main job."""
 
 import json
+import shlex
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from typer.main import get_command
 
+import probes
+from probes.cli.app import app
+from probes.comparison.assemble import _command
 from probes.comparison.compare import compare
 from probes.comparison.heads.matching import family_wise_threshold, match_heads, pair_heads
 from probes.comparison.heads.profiles import HeadProfiles, head_similarity
@@ -181,6 +186,20 @@ def test_random_init_models_lack_the_behavior(compared):
     assert compared.behavior_absent
     assert set(compared.table()["verdict"]) == {"behavior absent"}
     assert any("absent" in line for line in compared.summary())
+
+
+def test_the_command_that_repeats_a_comparison_is_one_of_the_command_line(compared):
+    assert compared.method.command == ""  # The command line asks for 20 null models.
+    settings, pairs = ComparisonSettings(nulls=20, gate="accuracy"), pattern("take-away")
+    words = shlex.split(_command(("full", "dis tilled"), pairs, settings))
+    assert words[:4] == ["probes", "compare", "full", "dis tilled"]
+    asked = get_command(app).commands["compare"].make_context("compare", words[2:])
+    assert asked.params["full"] == "full"
+    assert [*asked.params["relatives"]] == ["dis tilled"]
+    assert asked.params["prompts"] == settings.prompts and asked.params["nulls"] == 20
+    words = shlex.split(_command(("a", "b"), replace(pairs, name="she"), settings))
+    assert words[words.index("--pattern") + 1] == "she.jsonl"
+    assert compared.method.version == probes.__version__
 
 
 def test_chance_is_computed_behind_a_closed_gate(compared):

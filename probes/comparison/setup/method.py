@@ -21,7 +21,7 @@ class ComparisonMethod:
             empty where every component was patched exactly at every role.
         left_out: What a budget left out, in words; empty for the whole comparison.
         command: Command line that repeats the comparison, of models that `load` finds by these
-            names; "" where it is not known.
+            names; "" where the settings have no such line.
         version: Version of this package.
     """
 
