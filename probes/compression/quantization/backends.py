@@ -1,5 +1,6 @@
 """Quantization of linear layers by torchao, bitsandbytes or the kit's own rounding."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -124,11 +125,21 @@ def library_version(backend: Backend) -> str:
 
 
 def quantize_layers(
-    hf_model: nn.Module, names: list[str], scheme: Scheme
-) -> dict[str, QuantizedWeight]:
-    """Quantize the named linear layers in place, and return their dequantized weights.
+    hf_model: nn.Module,
+    names: list[str],
+    scheme: Scheme,
+    take: Callable[[str, QuantizedWeight], None],
+) -> None:
+    """Quantize the named linear layers, and hand their dequantized weights on, one at a time.
 
-    Weights are read before the first forward pass, because bitsandbytes repacks them then.
+    Libraries quantize in place; the kit's own rounding leaves the layers as they are. Weights are
+    read before the first forward pass, because bitsandbytes repacks them then.
+
+    Args:
+        hf_model: Model with linear layers; with the kit's own rounding also Conv1D ones.
+        names: Names of the layers.
+        scheme: The scheme.
+        take: Called with the name and the weight of each layer.
 
     Raises:
         ModelError: The library is missing, or skipped a layer.
@@ -136,11 +147,14 @@ def quantize_layers(
     library_version(scheme.backend)
     # Also restores the random state: new layers have random weights until they are replaced.
     with suppress_library_warnings(), torch.no_grad():
-        if scheme.backend == "torchao":
-            return _quantize_torchao(hf_model, names, scheme)
-        if scheme.backend == "bitsandbytes":
-            return _quantize_bitsandbytes(hf_model, names, scheme)
-        return {name: round_weight(_weight(hf_model, name), scheme) for name in names}
+        match scheme.backend:
+            case "torchao":
+                _quantize_torchao(hf_model, names, scheme, take)
+            case "bitsandbytes":
+                _quantize_bitsandbytes(hf_model, names, scheme, take)
+            case _:
+                for name in names:
+                    take(name, round_weight(weight_matrix(hf_model.get_submodule(name)), scheme))
 
 
 def round_weight(weight: Float[Tensor, "row column"], scheme: Scheme) -> QuantizedWeight:
@@ -153,8 +167,11 @@ def round_weight(weight: Float[Tensor, "row column"], scheme: Scheme) -> Quantiz
 
 
 def _quantize_torchao(
-    hf_model: nn.Module, names: list[str], scheme: Scheme
-) -> dict[str, QuantizedWeight]:
+    hf_model: nn.Module,
+    names: list[str],
+    scheme: Scheme,
+    take: Callable[[str, QuantizedWeight], None],
+) -> None:
     from torchao.quantization import quantize_
     from torchao.utils import TorchAOBaseTensor
 
@@ -164,13 +181,11 @@ def _quantize_torchao(
     _refuse_skipped([n for n, w in weights.items() if not isinstance(w, TorchAOBaseTensor)], scheme)
     # The kernel dequantizes groups, and everything below 8 bits, before it multiplies.
     fused = scheme.name == "int8" and scheme.group is None
-    found = {}
     for name, weight in weights.items():
         # Symmetric schemes carry zero points as well, all 0.
         zeros = 0 if scheme.symmetric else weight.zero_point.numel() * scheme.bits
         values = weight.dequantize().float()
-        found[name] = QuantizedWeight(values, _count_bits(weight.scale), float(zeros), fused)
-    return found
+        take(name, QuantizedWeight(values, _count_bits(weight.scale), float(zeros), fused))
 
 
 def _torchao_config(scheme: Scheme) -> Any:  # noqa: ANN401 (the library's own type)
@@ -195,10 +210,13 @@ def _torchao_config(scheme: Scheme) -> Any:  # noqa: ANN401 (the library's own t
 
 
 def _quantize_bitsandbytes(
-    hf_model: nn.Module, names: list[str], scheme: Scheme
-) -> dict[str, QuantizedWeight]:
+    hf_model: nn.Module,
+    names: list[str],
+    scheme: Scheme,
+    take: Callable[[str, QuantizedWeight], None],
+) -> None:
     build, read = (_nf4_layer, _read_nf4) if scheme.name == "nf4" else (_int8_layer, _read_int8)
-    found, left = {}, []
+    left = []
     for name in names:
         old: Any = hf_model.get_submodule(name)
         new = build(old, scheme)
@@ -207,9 +225,8 @@ def _quantize_bitsandbytes(
         if (packed := read(new)) is None:
             left.append(name)
         else:
-            found[name] = packed
+            take(name, packed)
     _refuse_skipped(left, scheme)
-    return found
 
 
 def _int8_layer(old: nn.Linear, _: Scheme) -> Any:  # noqa: ANN401 (the library's own type)

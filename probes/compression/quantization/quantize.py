@@ -2,7 +2,8 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -80,36 +81,51 @@ def quantize(
     settings = settings or QuantizationSettings()
     origin = load_parent(source)
     names = linear_layers(origin.hf_model, origin.name)
-    result = copy.deepcopy(origin.hf_model).float().eval()
+    # What was read for this call alone need not be copied.
+    is_own = origin is not source
+    result = (origin.hf_model if is_own else copy.deepcopy(origin.hf_model)).float().eval()
     tables = _embedding_tables(result) if settings.embeddings else {}
-    old = {name: weight_matrix(result.get_submodule(name)).clone() for name in names}
-    widths = {weight.shape[1] for weight in (*old.values(), *tables.values())}
+    old = [weight_matrix(result.get_submodule(name)) for name in names]
+    sizes = sum(w.numel() for w in old), sum(int((w != 0).sum()) for w in old)
+    widths = {weight.shape[1] for weight in (*old, *tables.values())}
     chosen = parse_scheme(scheme, group=settings.group, symmetric=settings.symmetric, widths=widths)
     if settings.embeddings and chosen.backend != "rounding":
         raise ModelError(
             f"{scheme} does not round embeddings: use 'rtn-{chosen.bits}', or embeddings=False."
         )
-    kernel = conv1d_to_linear(copy.deepcopy(result), names)
-    packed = quantize_layers(kernel, names, chosen)
-    for name in names:
-        _check_quantized(packed[name], old[name], chosen, name)
-        set_weight(result, name, packed[name].weight)
+    has_kernel = chosen.backend != "rounding"
+    kernel = conv1d_to_linear(_sharing_copy(result), names) if has_kernel else result
+    packed: dict[str, QuantizedWeight] = {}
+
+    def take(name: str, part: QuantizedWeight) -> None:
+        """Put a weight into the result, and keep what is told about it."""
+        _check_quantized(part, weight_matrix(result.get_submodule(name)), chosen, name)
+        set_weight(result, name, part.weight)
+        packed[name] = replace(part, weight=part.weight[:0].clone())
+
+    quantize_layers(kernel, names, chosen, take)
     rounded_tables = {name: round_weight(table.detach(), chosen) for name, table in tables.items()}
     for name, table in tables.items():
         table.data.copy_(rounded_tables[name].weight)
     gap = None
-    if chosen.backend != "rounding":
+    if has_kernel:
         gap = _kernel_gap(kernel, result, _test_inputs(origin, settings.seed))
     made = Provenance(
         kind="quantized",
         parent=origin.name,
-        storage=_storage_cost(origin, old, packed, rounded_tables, chosen),
+        storage=_storage_cost(origin, sizes, packed, rounded_tables, chosen),
         settings=_scheme_settings(chosen, packed)
         | {"embeddings": settings.embeddings, "seed": settings.seed},
         kernel_gap=gap,
         held_out=origin.provenance.held_out,
     )
     return DerivedModel(f"{origin.name}-{scheme}", result, origin.tokenizer, made)
+
+
+def _sharing_copy(hf_model: nn.Module) -> nn.Module:
+    """Copy of a model with the same tensors; libraries put new ones in the place of those."""
+    tensors = chain(hf_model.parameters(), hf_model.buffers())
+    return copy.deepcopy(hf_model, {id(tensor): tensor for tensor in tensors})
 
 
 def _embedding_tables(hf_model: nn.Module) -> dict[str, nn.Parameter]:
@@ -148,16 +164,17 @@ def _scheme_settings(scheme: Scheme, packed: Mapping[str, QuantizedWeight]) -> d
 
 def _storage_cost(
     origin: DerivedModel,
-    old: Mapping[str, Tensor],
+    sizes: tuple[int, int],
     packed: Mapping[str, QuantizedWeight],
     rounded_tables: Mapping[str, QuantizedWeight],
     scheme: Scheme,
 ) -> StorageCost:
+    """Storage; `sizes` are the numbers of quantized weights, and of those that are not 0."""
     before, whole = origin.provenance.storage, dense_storage(origin.hf_model, bits=16)
     # An index of kept weights means that the others are not stored.
-    sparse = before.mask_index > 0
-    kept = sum(int((w != 0).sum()) if sparse else w.numel() for w in old.values())
-    rest = whole.weights - 16 * sum(w.numel() for w in old.values())
+    count, nonzero = sizes
+    kept = nonzero if before.mask_index > 0 else count
+    rest = whole.weights - 16 * count
     tables = sum(
         p.weight.numel() * scheme.bits + p.scale_bits + p.zero_point_bits
         for p in rounded_tables.values()
@@ -195,7 +212,7 @@ def _kernel_gap(kernel: Any, result: Any, texts: list[Int[Tensor, "_ _"]]) -> fl
     with suppress_library_warnings():
         for ids in texts:
             given = {"input_ids": ids.to(device), "use_cache": False}
-            difference = (kernel(**given).logits - result(**given).logits).abs().max()
+            difference = kernel(**given).logits.sub_(result(**given).logits).abs_().max()
             if not difference.isfinite():
                 raise ModelError(
                     "The library's kernel gives NaN or infinite logits: use an 'rtn-N' scheme."
