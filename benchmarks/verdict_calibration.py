@@ -29,7 +29,7 @@ from probes.stats.power import minimum_detectable_effect
 KEPT = Path("runs/verdict_calibration")
 REPEATS = 5
 _PATH_SEEDS, _REWRITE_SEEDS, _POWER_SEEDS = 1, 1, 3
-_PROMPTS = (4, 8, 16, 32)
+_PROMPTS = (8, 16, 32)
 _RELATIVES = ("distilled", "full-b")
 _ITEMS = (20, 50, 100, 200, 400, 1000)
 
