@@ -232,7 +232,8 @@ def page(setting: Setting, draws: Sequence[Draw], repeats: int, *, measure: bool
             [
                 "# Calibration",
                 "How often the intervals contain what they estimate, how stable the verdicts are, "
-                "and how many prompts they take. Wrong verdicts: see [method](method.md#verdicts). "
+                "and how many prompts they take. How verdicts are made: "
+                "[method](method.md#verdicts). "
                 f"Written by `python -m benchmarks.interval_coverage --draws {len(draws)} "
                 f"--repeats {repeats}{'' if measure else ' --as-kept'} "
                 "--page docs/calibration.md`.",
