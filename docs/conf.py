@@ -56,7 +56,7 @@ nitpick_ignore_regex = [
     (
         "py:.*",
         r"(torch|numpy|pandas|pathlib|collections|typing|transformers|jaxtyping|networkx|np|pd"
-        r"|random|Callable|Tensor|ndarray|Figure|Any|type|enum|abc|dict|probes\.result\.R)\b.*",
+        r"|random|Callable|Tensor|ndarray|Figure|Axes|Any|type|enum|abc|dict|probes\.result\.R)\b.*",
     ),
 ]
 
