@@ -183,14 +183,21 @@ def _from_dict(plain: object) -> Result:
     own = getattr(import_module(f"probes.{HOMES[kind]}"), kind)
     try:
         result = _converter().structure(plain, own)
-        result.summary()  # Each saved result has one: numbers without it do not fit together.
-        return result
     except ResultError:
         raise
     except Exception as error:  # A broken file can raise anything in a conversion.
         raise ResultError(
             f"This {kind} is broken ({_first_cause(error)}): save it again"
         ) from error
+    try:
+        result.summary()  # Each saved result has one: parts without it do not fit together.
+    except ResultError:
+        raise
+    except Exception as error:
+        raise ResultError(
+            f"The parts of this {kind} do not fit together ({error!r:.200} found): save it again"
+        ) from error
+    return result
 
 
 def _first_cause(error: BaseException) -> str:

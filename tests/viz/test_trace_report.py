@@ -21,9 +21,9 @@ from probes.circuits.result import (
     Specificity,
     Trace,
 )
-from probes.errors import FigureError
+from probes.errors import FigureError, ResultError
 from probes.observe.result import Gate
-from probes.result import SCHEMA, load_result, page_of
+from probes.result import SCHEMA, Result, load_result, page_of
 from probes.stats.intervals import Estimate
 from probes.viz.reports.trace import trace_page
 
@@ -181,6 +181,13 @@ def test_a_circuit_is_stable_from_the_threshold_on(stability, word):
 def test_damage_to_the_other_task_is_compared_with_random_paths(stranger, lot, word):
     last = made(specificities=damages(stranger=stranger, lot=lot)).summary()[-1]
     assert f"The circuit does {word} damage to 'taken' than random paths do" in last
+
+
+def test_a_saved_trace_whose_parts_do_not_fit_together_is_refused_in_one_line():
+    plain = made().to_dict()
+    plain["specificities"][0]["cut_circuit"] = "another"
+    with pytest.raises(ResultError, match=r"parts of this Trace do not fit .* found\): save it"):
+        Result.from_dict(plain)
 
 
 def test_without_another_task_the_summary_has_no_specificity():
