@@ -95,6 +95,7 @@ class PlannedSettings:
         budget: Most seconds of one core, or of the device; other settings are lowered to keep to
             it (the `REDUCTIONS` of the command), and the result says which.
         on_plan: Called with the plan before the work begins.
+        plan_only: Whether `on_plan` ends the work, so that no gate is asked before it.
         progress: Whether a progress bar is shown, or a line a minute without a terminal.
         run: Folder of the store of finished work (`scale.store.Store`), or a store. What is there
             is read, what is measured is kept; by default neither.
@@ -105,6 +106,7 @@ class PlannedSettings:
     on_plan: Callable[[Plan], None] | None = field(
         default=None, compare=False, metadata={"saved": False}
     )
+    plan_only: bool = field(default=False, compare=False, metadata={"saved": False})
     progress: bool = field(default=False, compare=False, metadata={"saved": False})
     run: Any = field(default=None, compare=False, metadata={"saved": False})
     device: str = field(default="", metadata={"saved": False})

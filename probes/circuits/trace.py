@@ -75,6 +75,8 @@ def _plan_and_trace(
 ) -> Trace:
     """Trace a loaded model; `wanted` are `keep` and `roles`."""
     plan, seed = None, settings.seed
+    if settings.plan_only and settings.on_plan:
+        settings.on_plan(plan_trace(model, pattern, settings, roles=wanted[1])[0])
     # A closed gate is told before a plan is printed.
     gate = require_open_gate(model, pattern, settings.answer, seed=seed, criterion=settings.gate)
     settings = replace(settings, answer=gate.answer)

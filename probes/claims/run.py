@@ -110,6 +110,8 @@ def _evaluate(
 ) -> ClaimsReport:
     """Test the claims in a loaded model; `base` is its base model, or why there is none."""
     plan = None
+    if settings.plan_only and settings.on_plan:
+        settings.on_plan(plan_claims(model, asked, settings)[0])
     # A closed gate is told before a plan is printed.
     behavior = pattern_with_behavior(
         model, pattern, settings.format, criterion=settings.gate, seed=settings.seed

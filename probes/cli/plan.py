@@ -32,7 +32,8 @@ def plan_options(budget: str, plan_only: bool) -> dict[str, Any]:
     from probes.plan import parse_duration
 
     seconds = parse_duration(budget) if budget else None
-    return {"budget": seconds, "on_plan": _announcer(is_all=plan_only), "progress": True}
+    announce = _announcer(is_all=plan_only)
+    return {"budget": seconds, "on_plan": announce, "plan_only": plan_only, "progress": True}
 
 
 def _announcer(*, is_all: bool) -> Callable[[Any], None]:

@@ -25,6 +25,9 @@ from probes.comparison.result import Comparison
 from probes.comparison.setup.method import ComparisonMethod
 from probes.comparison.setup.prompts import ComparisonPrompts
 from probes.comparison.setup.references import ComparisonSettings
+from probes.files import list_derived_models
+from probes.models.files.names import stored_source
+from probes.models.model import Model
 from probes.observe.behavior import Behavior
 from probes.observe.result import GATE_STATES, Gate, GateState
 from probes.prompts.catalog import example_question, list_patterns
@@ -123,17 +126,20 @@ def assemble_comparison(
         method=ComparisonMethod(
             "permuted" if shared.permuted_null else "random-init",
             (*a.screens, *b.screens),
-            command=_command((a.name, b.name), shared.pattern, settings),
+            command=_command((a.model, b.model), shared.pattern, settings),
             version=package_version(),
         ),
         edges=references.edges.get(b.name),
     )
 
 
-def _command(names: tuple[str, str], on: Pattern, settings: ComparisonSettings) -> str:
-    """Command line of a comparison of two models; "" for settings that it does not take."""
-    is_custom = settings.other_seed is not None or settings.negative_controls is not None
-    if is_custom or settings.prompts < _LEAST_PROMPTS or settings.nulls < _LEAST_NULLS:
+def _command(models: tuple[Model, Model], on: Pattern, settings: ComparisonSettings) -> str:
+    """Command line of a comparison; "" for models or settings that it does not take."""
+    made = list_derived_models()
+    names = [stored_source(m.origin) or (m.name if m.name in made else "") for m in models]
+    own = (settings.other_seed, settings.negative_controls, settings.edges)
+    is_small = settings.prompts < _LEAST_PROMPTS or settings.nulls < _LEAST_NULLS
+    if is_small or not all(names) or any(each is not None for each in own):
         return ""
     options: dict[str, object] = {
         "pattern": on.name if on.name in list_patterns() else f"{on.name}.jsonl",

@@ -21,7 +21,7 @@ from probes.models.files.loading import (
     parse_dtype,
     source_provenance,
 )
-from probes.models.files.names import BARE_HUB_IDS, find_model, split_name
+from probes.models.files.names import BARE_HUB_IDS, find_model, split_name, stored_source
 from probes.models.files.provenance import (
     Provenance,
     StorageCost,
@@ -107,9 +107,8 @@ def load_parent(name: str | Path | Model | DerivedModel, *, dtype: str = "float3
 
 
 def _files_of(model: Model) -> str:
-    for kind in ("family member ", "folder ", "GGUF file ", "hub "):
-        if model.origin.startswith(kind) and " with " not in model.origin:
-            return model.origin.removeprefix(kind)
+    if source := stored_source(model.origin):
+        return source
     raise ModelError(
         f"{model.name} comes from {model.origin!r}, and a model is derived from files: give its "
         "name or folder"

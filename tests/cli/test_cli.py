@@ -75,6 +75,13 @@ def test_heatmap_of_one_head_with_roles_on_the_axes(folder, tmp_path):
     assert "thing_asked" in place.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("command", ["trace", "claims"])
+def test_a_plan_alone_asks_no_gate(command, folder):
+    found = run("plan", command, folder)
+    assert found.exit_code == 0
+    assert f"Plan of {command}" in found.output
+
+
 def test_list_names_the_family_and_the_patterns():
     found = run("list")
     assert found.exit_code == 0

@@ -191,14 +191,17 @@ def test_random_init_models_lack_the_behavior(compared):
 def test_the_command_that_repeats_a_comparison_is_one_of_the_command_line(compared):
     assert compared.method.command == ""  # The command line asks for 20 null models.
     settings, pairs = ComparisonSettings(nulls=20, gate="accuracy"), pattern("take-away")
-    words = shlex.split(_command(("full", "dis tilled"), pairs, settings))
-    assert words[:4] == ["probes", "compare", "full", "dis tilled"]
+    one, two = (wrap(tiny_hf("llama", seed), name="m") for seed in (0, 1))
+    full = replace(one, origin="family member full"), replace(two, origin="folder /a b/c")
+    words = shlex.split(_command(full, pairs, settings))
+    assert words[:4] == ["probes", "compare", "full", "/a b/c"]
     asked = get_command(app).commands["compare"].make_context("compare", words[2:])
     assert asked.params["full"] == "full"
-    assert [*asked.params["relatives"]] == ["dis tilled"]
+    assert [*asked.params["relatives"]] == ["/a b/c"]
     assert asked.params["prompts"] == settings.prompts and asked.params["nulls"] == 20
-    words = shlex.split(_command(("a", "b"), replace(pairs, name="she"), settings))
+    words = shlex.split(_command(full, replace(pairs, name="she"), settings))
     assert words[words.index("--pattern") + 1] == "she.jsonl"
+    assert _command((full[0], two), pairs, settings) == ""  # Made in memory.
     assert compared.method.version == probes.__version__
 
 

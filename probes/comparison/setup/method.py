@@ -20,8 +20,7 @@ class ComparisonMethod:
         screens: Error of the effects of each model and contrast that attribution patching gave;
             empty where every component was patched exactly at every role.
         left_out: What a budget left out, in words; empty for the whole comparison.
-        command: Command line that repeats the comparison, of models that `load` finds by these
-            names; "" where the settings have no such line.
+        command: Command line that repeats the comparison; "" where models or settings have none.
         version: Version of this package.
     """
 

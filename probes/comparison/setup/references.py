@@ -7,6 +7,7 @@ from typing import Any
 from probes.comparison.setup.cost import NullChoice, ScreenChoice
 from probes.comparison.variables.transfer import with_unique_names
 from probes.errors import ModelError
+from probes.models.files.names import stored_source
 from probes.models.model import Model, ModelSpec, load, random_init
 from probes.models.run_checks import require_unedited
 from probes.observe.result import GateCriterion
@@ -159,5 +160,5 @@ def _deduplicate(models: Sequence[Model], compared: Sequence[Model]) -> list[Mod
 
 def _is_same_model(one: Model, other: Model) -> bool:
     """Whether two values are the same model, loaded once or twice."""
-    stored = one.origin.startswith(("family member ", "folder ", "hub ", "GGUF file "))
+    stored = bool(stored_source(one.origin))
     return one.bridge is other.bridge or (stored and one.origin == other.origin)

@@ -50,6 +50,15 @@ def split_name(spec: str | Path) -> tuple[str, str]:
     return (path.parent if path.name in _PLAIN_FOLDERS else path).name, text
 
 
+_STORED = ("family member ", "folder ", "GGUF file ", "hub ")
+
+
+def stored_source(origin: str) -> str:
+    """What `load` takes for a model of this origin; "" where it was not read from files alone."""
+    kind = next((kind for kind in _STORED if origin.startswith(kind)), "")
+    return origin.removeprefix(kind) if kind and " with " not in origin else ""
+
+
 def find_model(name: str | Path) -> tuple[str, str]:
     """Folder, GGUF file or hub id of a name, and a description of it.
 
