@@ -126,6 +126,7 @@ def assemble_comparison(
         method=ComparisonMethod(
             "permuted" if shared.permuted_null else "random-init",
             (*a.screens, *b.screens),
+            null_screens=tuple(check for null in random_init for check in null.screens),
             command=_command((a.model, b.model), shared.pattern, settings),
             version=package_version(),
         ),

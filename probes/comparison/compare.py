@@ -47,6 +47,7 @@ from probes.plan import Plan
 from probes.progress import Progress
 from probes.prompts.catalog import pattern
 from probes.prompts.pattern import Pattern
+from probes.prompts.tokens.tokenization import tokenize_once
 from probes.scale.commands import open_store, remember_command
 from probes.scale.engine import InProcess, open_engine, unit_runner
 from probes.scale.store import Store
@@ -97,7 +98,7 @@ def compare_family(
             f"draws={settings.draws} and repeats={settings.repeats} found: a comparison needs at "
             "least one of each"
         )
-    with open_store(settings.run) as store:
+    with open_store(settings.run) as store, tokenize_once():
         return _compare_in(store, (full, others), on, settings)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from probes.comparison.heads.head_sets import ModelHeads
-from probes.comparison.heads.profiles import HeadProfiles, profile_heads
+from probes.comparison.heads.profiles import HeadProfiles, profile_heads, screen_checks
 from probes.comparison.model_facts import ModelFacts, PlotData
 from probes.comparison.paths.measure import (
     ContrastAnswer,
@@ -118,7 +118,7 @@ def measure_model(model: Model, prompts: ComparisonPrompts) -> ModelMeasurements
         heads=ModelHeads(model, batches, profiles, is_screened=prompts.screen is not None),
         plot_data=measure_plot_data(model, batches, prompts.roles, effects),
         exact={contrast: effect.aligned_fraction for contrast, effect in effects.items()},
-        screens=tuple(effect.screen for effect in effects.values() if effect.screen),
+        screens=screen_checks(effects),
         donor=donor,
         recipient=recipient,
         paths=search_paths(model, prompts.paths) if open_gates else {},

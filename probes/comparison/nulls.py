@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from probes.comparison.heads.permuted import permute_roles
-from probes.comparison.heads.profiles import HeadProfiles, profile_heads
+from probes.comparison.heads.profiles import HeadProfiles, profile_heads, screen_checks
 from probes.comparison.measurements import ModelMeasurements
 from probes.comparison.paths.measure import (
     PathMeasurements,
@@ -24,6 +24,7 @@ from probes.comparison.variables.donors import ModelDonor, Recipient, TokenizedT
 from probes.comparison.variables.held_out_folds import HeldOutFolds
 from probes.comparison.variables.transfer import Hits, donor_hits
 from probes.interventions.attribution_patching import ExactCells
+from probes.interventions.result import ScreenCheck
 from probes.models.model import Model, random_init
 from probes.observe.behavior import evaluate_behavior
 from probes.prompts.tokens.batch import Batch, tokenize
@@ -32,6 +33,9 @@ from probes.scale.engine import unit_runner
 
 _PROVENANCE_KEYS = ("_name_or_path", "transformers_version")
 _STAGE = "random-init models"
+# Effects without training are small, and where effects are small attribution patching is right:
+# this many random cells of each contrast are patched exactly in one of the models.
+_CHECKED_CELLS = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,12 +99,14 @@ class NullDraw:
         profiles, accuracy: Head profiles, and accuracy of each answer; None where not measured.
         hits: Interchange hits by name of the recipient; empty where not measured.
         paths: Absolute effects of role paths; empty where not measured.
+        screens: Error of the effects of heads, where some were also patched exactly.
     """
 
     profiles: HeadProfiles | None
     accuracy: np.ndarray | None
     hits: Mapping[str, Hits]
     paths: PathNull
+    screens: tuple[ScreenCheck, ...] = ()
 
 
 def measure_nulls(
@@ -202,11 +208,10 @@ def measure_null(
     }
     if group.pairs is None or group.questions is None:
         return NullDraw(None, None, hits, {})
-    # Effects without training are small, and the screen is exact where effects are small.
-    screen = ExactCells(0, 0) if prompts.screen else None
-    profiles = run_unit(_null_profiles, null, group.pairs, prompts.roles, screen)
+    screen = ExactCells(0, 0 if number else _CHECKED_CELLS, seed=prompts.seed)
+    profiles, screens = run_unit(_null_profiles, null, group.pairs, prompts.roles, screen)
     accuracy = run_unit(_null_accuracy, null, group.questions)
-    return NullDraw(profiles, accuracy, hits, run_unit(_null_paths, null, plan))
+    return NullDraw(profiles, accuracy, hits, run_unit(_null_paths, null, plan), screens)
 
 
 def _null_hits(null: RandomInit, recipient: Recipient, tokenized: TokenizedTexts) -> Hits:
@@ -218,9 +223,10 @@ def _null_profiles(
     null: RandomInit,
     pairs: Mapping[str, PairBatch],
     roles: Sequence[str],
-    screen: ExactCells | None,
-) -> HeadProfiles:
-    return profile_heads(null.model, pairs, roles, screen=screen)[0]
+    screen: ExactCells,
+) -> tuple[HeadProfiles, tuple[ScreenCheck, ...]]:
+    profiles, effects = profile_heads(null.model, pairs, roles, screen=screen)
+    return profiles, screen_checks(effects)
 
 
 def _null_accuracy(null: RandomInit, questions: Batch) -> np.ndarray:

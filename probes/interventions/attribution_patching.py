@@ -226,15 +226,17 @@ def _attribute(
         (batch.ids[rows].to(device), batch.mask[rows].to(device), batch.positions[rows].to(device))
         for batch in (pairs.counterfactual, pairs.clean)
     )
-    base = record_run(model, *clean, for_restarts=False)
+    # The run whose gradient is taken is the clean run itself, unless it starts along the path.
+    base = record_run(model, *clean, for_restarts=False) if any(points) else None
     source = record_run(model, *other, for_restarts=False)
     source = source.realigned(pairs.source_positions[rows].to(device))
     row, moves = rows.to(device), pairs.has_counterpart[rows].to(device)[..., None]
     hooks = {kind: hook for kind, hook in _HOOKS.items() if kind in parts[0]}
     masks = torch.stack([pairs.role_mask(role)[rows] for role in parts[1]], 1).to(source.resid)
-    slopes = []
+    slopes, start = [], None
     for point in points:
-        start = torch.where(moves, base.resid[0].lerp(source.resid[0], point), base.resid[0])
+        if base:
+            start = torch.where(moves, base.resid[0].lerp(source.resid[0], point), base.resid[0])
         with torch.enable_grad(), _retaining(model, [*hooks.values()], start) as kept:
             logit_diffs = measure(model.forward(*clean), row)
         slopes.append(
@@ -245,9 +247,9 @@ def _attribute(
                 for each in logit_diffs.unbind(1)
             ]
         )
-    changes = [
-        a - b for a, b in zip(_activations(base, hooks), _activations(source, hooks), strict=True)
-    ]
+    own = _activations(base, hooks) if base else [value.detach() for value in kept.values()]
+    before = measure(base.logits, row) if base else logit_diffs.detach()
+    changes = [a - b for a, b in zip(own, _activations(source, hooks), strict=True)]
     effects = []
     for by_point in zip(*slopes, strict=True):
         gradients = [torch.stack(each).mean(0) for each in zip(*by_point, strict=True)]
@@ -255,8 +257,7 @@ def _attribute(
         effects.append(
             einsum(torch.cat(products, -1), masks, "row p part, row role p -> row part role")
         )
-    totals = measure(base.logits, row) - measure(source.logits, row)
-    return torch.stack(effects, -1), totals
+    return torch.stack(effects, -1), before - measure(source.logits, row)
 
 
 def _activations(run: CachedRun, hooks: Mapping[str, str]) -> list[Tensor]:
@@ -274,7 +275,9 @@ def _products(
 
 
 @contextmanager
-def _retaining(model: Model, hooks: Sequence[str], start: Tensor) -> Iterator[dict[str, Tensor]]:
+def _retaining(
+    model: Model, hooks: Sequence[str], start: Tensor | None
+) -> Iterator[dict[str, Tensor]]:
     """Keep activations with their autograd graph, from an input of the first block."""
     kept: dict[str, Tensor] = {}
     names = [f"blocks.{layer}.{hook}" for layer in range(model.shape.layers) for hook in hooks]
@@ -285,8 +288,8 @@ def _retaining(model: Model, hooks: Sequence[str], start: Tensor) -> Iterator[di
         kept[name] = value.view_as(value)
         return kept[name]
 
-    def begin(_: Tensor) -> Tensor:
-        value = start.detach().requires_grad_()
+    def begin(value: Tensor) -> Tensor:
+        value = (value if start is None else start).detach().requires_grad_()
         return keep(first, value) if first in names else value
 
     with model.editing({name: partial(keep, name) for name in names} | {first: begin}):

@@ -1,11 +1,13 @@
 """Capture: run prompts once and keep the named activations."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from probes.errors import SiteError
 from probes.models.model import Model
@@ -133,23 +135,40 @@ def record(
     hooks = {name: [f"blocks.{k}.{HOOK_POINTS[name]}" for k in layers] for name in names}
     if "resid" in hooks:
         hooks["resid"].append(f"blocks.{layers[-1]}.{RESID_OUT}")
-    chunks: list[dict[str, Tensor]] = []
-    for rows in torch.arange(len(batch)).split(_PROMPTS_PER_RUN):
+    kept: dict[str, Tensor] = {}
+    seen: set[str] = set()
 
-        def part(value: Tensor, rows: Tensor = rows) -> Tensor:
-            return value.clone() if select is None else select(value, rows)
+    def keep(at: tuple[str, int], rows: Int[Tensor, " row"], padding: int, value: Tensor) -> None:
+        name, layer = at
+        seen.add(hooks[name][layer])
+        if padding:  # The last axes of a pattern are queries and keys.
+            left = (padding, 0) if name == "attention" else (0, 0) * (value.ndim - 2)
+            value = pad(value, (*left, padding, 0))
+        part = value if select is None else select(value, rows)
+        if name not in kept:
+            kept[name] = part.new_empty((len(hooks[name]), len(batch), *part.shape[1:]))
+        kept[name][layer, rows] = part
 
-        with model.recording([hook for group in hooks.values() for hook in group], part) as kept:
-            mask = batch.mask[rows].to(model.device)
-            model.forward(batch.ids[rows].to(model.device), mask, last_token(mask))
-        missing = [name for name, group in hooks.items() if not kept.keys() >= {*group}]
-        if missing:
+    for rows, padding in _passes(batch):
+        seen.clear()
+        edits = {
+            hook: partial(keep, (name, layer), rows, padding)
+            for name, group in hooks.items()
+            for layer, hook in enumerate(group)
+        }
+        with model.hooked(edits):
+            mask = batch.mask[rows, padding:].to(model.device)
+            model.forward(batch.ids[rows, padding:].to(model.device), mask, last_token(mask))
+        if missing := [name for name, group in hooks.items() if not seen >= {*group}]:
             raise SiteError(
                 f"{model.name} ({model.shape.architecture}) does not compute {missing} in every "
                 "block: capture other activations"
             )
-        chunks.append(kept)
-    return {
-        name: torch.stack([torch.cat([kept[hook] for kept in chunks]) for hook in group])
-        for name, group in hooks.items()
-    }
+    return kept
+
+
+def _passes(batch: Batch) -> Iterator[tuple[Int[Tensor, " row"], int]]:
+    """Prompts of each pass, which are about equally long, and the padding before all of them."""
+    lengths = batch.mask.sum(-1)
+    for rows in lengths.argsort(stable=True).split(_PROMPTS_PER_RUN):
+        yield rows, int(batch.ids.shape[1] - lengths[rows].max())

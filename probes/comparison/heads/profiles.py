@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 
 from probes.comparison.heads.result import MIN_RELIABILITY
 from probes.interventions.attribution_patching import ExactCells, screened_patching
+from probes.interventions.result import ScreenCheck
 from probes.interventions.sweep import PatchingEffects, activation_patching
 from probes.models.model import Model
 from probes.observe.attention import role_attention, uniform_attention
@@ -134,6 +135,11 @@ def profile_heads(
     names = tuple(next(iter(patched.values())).components[k] for k in heads)
     totals = {contrast: swept.total.double().numpy() for contrast, swept in patched.items()}
     return HeadProfiles(model.name, names, tuple(roles), effects, attention, totals), patched
+
+
+def screen_checks(effects: Mapping[str, PatchingEffects]) -> tuple[ScreenCheck, ...]:
+    """Error of the effects of each contrast that attribution patching gave."""
+    return tuple(effect.screen for effect in effects.values() if effect.screen)
 
 
 def head_similarity(a: MeanProfiles, b: MeanProfiles) -> Float[np.ndarray, "draw head_a head_b"]:

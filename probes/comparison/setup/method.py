@@ -1,7 +1,10 @@
 """How the effects and the null of a comparison were measured: exact or screened, models or not."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
 
 from probes.interventions.result import ScreenCheck
 from probes.plan import budget_lines
@@ -19,6 +22,7 @@ class ComparisonMethod:
             clean and counterfactual prompts exchanged at random.
         screens: Error of the effects of each model and contrast that attribution patching gave;
             empty where every component was patched exactly at every role.
+        null_screens: The same for heads of one of the random-init models.
         left_out: What a budget left out, in words; empty for the whole comparison.
         command: Command line that repeats the comparison; "" where models or settings have none.
         version: Version of this package.
@@ -26,6 +30,7 @@ class ComparisonMethod:
 
     null: NullKind = "random-init"
     screens: tuple[ScreenCheck, ...] = ()
+    null_screens: tuple[ScreenCheck, ...] = ()
     left_out: tuple[str, ...] = ()
     command: str = ""
     version: str = ""
@@ -41,6 +46,12 @@ class ComparisonMethod:
         if self.screens:
             checks = "; ".join(map(str, self.screens))
             lines.append(f"Effects are screened by attribution patching. {checks}.")
+        if self.null_screens:
+            lines.append(
+                "Heads of random-init models are measured by attribution patching. In one of them "
+                f"{sum(check.exact for check in self.null_screens)} random cells were also patched "
+                f"exactly: {_agreement(self.null_screens)}."
+            )
         if self.null == "permuted":
             lines.append(
                 "The null permutes the relative's own measurements (roles of each head, signs of "
@@ -48,3 +59,16 @@ class ComparisonMethod:
                 "measures them."
             )
         return tuple(lines)
+
+
+def _agreement(checks: Sequence[ScreenCheck]) -> str:
+    """Rank correlation and relative error over the random cells of all contrasts."""
+    counts = np.array([check.random for check in checks])
+    error, effect, spearman = (
+        float(np.average(values, weights=counts))
+        for values in zip(
+            *((c.mean_absolute_error, c.mean_absolute_effect, c.spearman) for c in checks),
+            strict=True,
+        )
+    )
+    return f"mean Spearman {spearman:.2f}, mean absolute error {error / effect:.0%} of the effect"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from contextvars import copy_context
 from functools import partial
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -45,6 +46,8 @@ def run_in_pool(
         is_unit: bool = True,
     ) -> list[U]:
         own = partial(run_unit, label, job) if run_unit and is_unit else job
-        return list(progress.track(pool.map(own, items), label, len(items), part))
+        contexts = [copy_context() for _ in items]  # Of `tokenize_once`.
+        done = pool.map(lambda context, item: context.run(own, item), contexts, items)
+        return list(progress.track(done, label, len(items), part))
 
     return run_all

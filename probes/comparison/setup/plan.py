@@ -139,7 +139,7 @@ class _Passes:
                 part
                 for o in others
                 for part in (
-                    (o, settings.nulls * (self._profile(o, o.heads, 0) + self._null())),
+                    (o, settings.nulls * (self._attributed() + self._null())),
                     (o, settings.nulls * self._hits()),
                     (full, settings.nulls * (self._donor() + self._hits())),
                 )
@@ -159,15 +159,17 @@ class _Passes:
         }
         return {name: own for name, own in stages.items() if sum(n for _, n in own)}
 
-    def _profile(self, model: _ModelSize, cells: int, exact: int | None = None) -> float:
+    def _profile(self, model: _ModelSize, cells: int) -> float:
         contrasts, pairs = self.sizes.contrasts, self.pairs
         if not self.screened:
             return pairs * (3 * contrasts + _CELL * cells)
         screen = ExactCells()
-        exact = screen.top + screen.random if exact is None else exact
-        strong = min(pairs, 8) * (2 + 3 * _GRADIENT) if exact else 0
-        once = 3 + _GRADIENT + (2 + exact * _SCREENED_CELL if exact else 0)
-        return contrasts * (pairs * once + strong)
+        strong = min(pairs, 8) * (2 + 3 * _GRADIENT)
+        exact = pairs * (2 + (screen.top + screen.random) * _SCREENED_CELL)
+        return self._attributed() + contrasts * (exact + strong)
+
+    def _attributed(self) -> float:
+        return self.sizes.contrasts * self.pairs * (3 + _GRADIENT)
 
     def _model(self, model: _ModelSize) -> float:
         attention = self.sizes.contrasts * self.pairs

@@ -1,10 +1,11 @@
 """Settings of a comparison, and loading of the compared models and of their reference models."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from probes.comparison.setup.cost import NullChoice, ScreenChoice
+from probes.comparison.variables.held_out_folds import tokenizer_rules
 from probes.comparison.variables.transfer import with_unique_names
 from probes.errors import ModelError
 from probes.models.files.names import stored_source
@@ -37,7 +38,8 @@ class ComparisonSettings(PlannedSettings):
         screen: How effects of heads and MLPs are measured: "never" patches every component at every
             role exactly; "always" screens them by attribution patching and patches the strongest
             and a random sample exactly, which also bounds the other parts (`setup.prompts`); "auto"
-            screens where exact patching of a model needs more than 1e13 operations.
+            screens where exact patching of a model needs more than 1e13 operations. Heads of
+            random-init models are always measured by attribution patching.
         null: "random-init" models of the relative's shape; "permuted": the relative's own
             measurements with permuted roles and signs, without a further pass; "auto" permutes
             where the comparison is screened and the random-init models need more than 1e13
@@ -112,7 +114,8 @@ def load_models(
         require_unedited(model)
         if model.tokenizer is None:
             raise ModelError(f"{model.name!r} has no tokenizer: add its files and load again")
-    return a, with_unique_names(relatives, [a.name])
+    a, *relatives = _share_tokenizers([a, *with_unique_names(relatives, [a.name])])
+    return a, relatives
 
 
 def load_references(
@@ -138,7 +141,8 @@ def load_references(
         *shaped.values(),
         *negative_controls,
     ]
-    every = _deduplicate([load(one, device=settings.device) for one in given], [a, *bs])
+    loaded = [load(one, device=settings.device) for one in given]
+    every = _share_tokenizers([a, *bs, *_deduplicate(loaded, [a, *bs])])[1 + len(bs) :]
     if seed_model is not None:
         seed_model, *every = every
     return ReferenceModels(
@@ -146,6 +150,21 @@ def load_references(
         same_shape=dict(zip(shaped, every, strict=False)),
         negative_controls=list({model.name: model for model in every[len(shaped) :]}.values()),
     )
+
+
+def _share_tokenizers(models: Sequence[Model]) -> list[Model]:
+    """Models that share the tokenizers that do the same, so that they can share its prompts."""
+    first: dict[object, Any] = {}
+    return [
+        replace(one, tokenizer=first.setdefault(_tokenizer_key(one), one.tokenizer))
+        for one in models
+    ]
+
+
+def _tokenizer_key(model: Model) -> object:
+    if not getattr(model.tokenizer, "is_fast", False):
+        return model.name
+    return tokenizer_rules(model.tokenizer), str(model.tokenizer.chat_template)
 
 
 def _deduplicate(models: Sequence[Model], compared: Sequence[Model]) -> list[Model]:

@@ -142,10 +142,11 @@ def distinct_tokenizers(
     tokenizers: Sequence[PreTrainedTokenizerBase],
 ) -> list[PreTrainedTokenizerBase]:
     """Remove tokenizers that tokenize exactly as an earlier one; relatives often share one."""
-    return list({_tokenizer_rules(tokenizer): tokenizer for tokenizer in tokenizers}.values())
+    return list({tokenizer_rules(tokenizer): tokenizer for tokenizer in tokenizers}.values())
 
 
-def _tokenizer_rules(tokenizer: Any) -> str:  # noqa: ANN401 (only fast tokenizers have a backend)
+def tokenizer_rules(tokenizer: Any) -> str:  # noqa: ANN401 (only fast tokenizers have a backend)
+    """All that shapes the tokens of a text."""
     return f"{tokenizer.special_tokens_map} {tokenizer.backend_tokenizer.to_str()}"
 
 

@@ -5,7 +5,9 @@ overlap of character offsets without white space, so that any fast tokenizer wor
 tokens in front are those that the tokenizer itself writes, or those of the chat template.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 
@@ -27,6 +29,8 @@ from probes.prompts.tokens.special_tokens import (
 )
 
 REST, BOS = "rest", "bos"
+
+_PROMPTS: ContextVar[dict[tuple, "TokenizedPrompt"] | None] = ContextVar("prompts", default=None)
 
 MAX_CHARACTERS = 500_000
 """Most characters of a prompt with its answers; longer texts are refused before tokenization."""
@@ -55,6 +59,19 @@ class TokenizedPrompt:
     choices: tuple[tuple[tuple[int, int, int], ...], ...]
 
 
+@contextmanager
+def tokenize_once() -> Iterator[None]:
+    """Context in which each question is tokenized once for each tokenizer, which must not change.
+
+    Threads take part that run in a copy of it.
+    """
+    before = _PROMPTS.set({})
+    try:
+        yield
+    finally:
+        _PROMPTS.reset(before)
+
+
 def tokenize_questions(
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
@@ -74,6 +91,27 @@ def tokenize_questions(
         add_bos: As in `tokenize`.
     """
     answers_from, rivals = answers_from or questions, rivals or questions
+    _check_answer_names(questions)
+    kept = _PROMPTS.get()
+    if kept is None:
+        return _tokenize(tokenizer, questions, answers_from, rivals, add_bos)
+    keys = [
+        (id(tokenizer), add_bos, *texts)
+        for texts in zip(questions, answers_from, rivals, strict=True)
+    ]
+    if new := [key for key in dict.fromkeys(keys) if key not in kept]:
+        _, _, *texts = zip(*new, strict=True)
+        kept.update(zip(new, _tokenize(tokenizer, *texts, add_bos), strict=True))
+    return tuple(kept[key] for key in keys)
+
+
+def _tokenize(
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    answers_from: Sequence[Question],
+    rivals: Sequence[Question],
+    add_bos: bool | None,
+) -> tuple[TokenizedPrompt, ...]:
     in_chat = [question.conversation is not None for question in questions]
     questions = [render_chat(tokenizer, question) for question in questions]
     contexts = [source_contexts(*pair) for pair in zip(questions, answers_from, strict=True)]
@@ -153,17 +191,26 @@ def _locate_answers(
     )
 
 
+def _check_answer_names(questions: Sequence[Question]) -> None:
+    if not questions:
+        raise BatchError("A batch needs at least one question: 0 found. Give one")
+    names = [name for name, _ in questions[0].answers]
+    for question in questions:
+        if [name for name, _ in question.answers] != names:
+            raise BatchError(
+                f"{question.text!r} answers {[n for n, _ in question.answers]}, the first prompt "
+                f"{names}: put questions with the same answers in one batch"
+            )
+
+
 def _check_questions(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], texts: Sequence[str]
 ) -> None:
-    if not questions:
-        raise BatchError("A batch needs at least one question: 0 found. Give one")
     if not getattr(tokenizer, "is_fast", False):
         raise TokenizerError(
             f"{type(tokenizer).__name__} has no character offsets, which roles need: load a fast "
             "tokenizer (a folder with tokenizer.json)"
         )
-    names = [name for name, _ in questions[0].answers]
     for index, (question, text) in enumerate(zip(questions, texts, strict=True)):
         if not question.text.strip():
             raise BatchError(f"Prompt {index} has no text: give a text that is not empty")
@@ -177,11 +224,6 @@ def _check_questions(
                 f"Prompt {index} has a lone surrogate ({surrogate}), which no tokenizer can read"
             )
             raise BatchError(f"{problem}: decode the text as UTF-8, or remove the character")
-        if [name for name, _ in question.answers] != names:
-            raise BatchError(
-                f"{question.text!r} answers {[n for n, _ in question.answers]}, the first prompt "
-                f"{names}: put questions with the same answers in one batch"
-            )
 
 
 def find_surrogate(text: str) -> str | None:
