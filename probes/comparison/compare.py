@@ -47,7 +47,7 @@ from probes.plan import Plan
 from probes.progress import Progress
 from probes.prompts.catalog import pattern
 from probes.prompts.pattern import Pattern
-from probes.prompts.tokens.tokenization import tokenize_once
+from probes.prompts.tokens.once import tokenize_once
 from probes.scale.commands import open_store, remember_command
 from probes.scale.engine import InProcess, open_engine, unit_runner
 from probes.scale.store import Store

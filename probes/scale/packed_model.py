@@ -70,8 +70,8 @@ def pack_model(model: Model, digest: str = "") -> PackedModel:
     )
 
 
-def unpack_model(packed: PackedModel) -> Model:
-    """Build the model that was packed.
+def unpack_model(packed: PackedModel, tokenizer: Any = None) -> Model:  # noqa: ANN401
+    """Build the model that was packed, by default with a tokenizer of its own.
 
     Raises:
         EngineError: What is built is another model: another version of a library, or a model whose
@@ -88,7 +88,7 @@ def unpack_model(packed: PackedModel) -> Model:
         hf_model.to(packed.device),
         name=packed.name,
         origin=packed.origin,
-        tokenizer=_read_tokenizer(packed.tokenizer),
+        tokenizer=tokenizer or read_tokenizer(packed.tokenizer),
         provenance=decode(packed.provenance, {}, {}),
     )
     if model_digest(model) != packed.digest:
@@ -128,7 +128,8 @@ def _tokenizer_files(tokenizer: Any) -> dict[str, bytes]:  # noqa: ANN401
         return {path.name: path.read_bytes() for path in sorted(files)}
 
 
-def _read_tokenizer(files: Mapping[str, bytes]) -> Any:  # noqa: ANN401
+def read_tokenizer(files: Mapping[str, bytes]) -> Any:  # noqa: ANN401
+    """Tokenizer from its files; None from none."""
     if not files:
         return None
     from transformers import AutoTokenizer

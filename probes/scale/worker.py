@@ -19,9 +19,10 @@ from torch import set_num_threads
 from probes import errors
 from probes.errors import EngineError, ProbeError
 from probes.models.model import Model
+from probes.prompts.tokens.once import tokenizing_once
 from probes.scale.decoding import decode
 from probes.scale.encoding import Digests, encode
-from probes.scale.packed_model import PackedModel, pack_model, unpack_model
+from probes.scale.packed_model import PackedModel, pack_model, read_tokenizer, unpack_model
 
 _KEPT = 32  # Dataclasses that a worker keeps; a random-init model can be one.
 
@@ -128,13 +129,14 @@ class Worker:
         set_num_threads(1)  # Two threads on a busy core are many times slower than one.
         self._fetch, self._digests = fetch, Digests()
         self._models, self._kept = dict[str, Model](), OrderedDict[str, Any]()
+        self._tokenizers, self._context = dict[object, Any](), tokenizing_once()
 
     def run(self, unit: Message) -> Outcome:
         """Run a unit: a function, its arguments and its keyword arguments."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             try:
-                value, error = self._value(unit), None
+                value, error = self._context.run(self._value, unit), None
             except ProbeError as failed:
                 value, error = None, (type(failed).__name__, str(failed), "")
             except Exception as failed:
@@ -151,10 +153,18 @@ class Worker:
     def _read(self, message: Message) -> Any:  # noqa: ANN401
         for digest in message.models:
             if digest not in self._models:
-                model = unpack_model(self._fetch(digest))
+                packed = self._fetch(digest)
+                model = unpack_model(packed, self._tokenizer(packed))
                 self._models[digest] = model
                 self._digests.keep(model, digest)
         return decode(json.loads(message.tree), load(message.tensors), self._models)
+
+    def _tokenizer(self, packed: PackedModel) -> Any:  # noqa: ANN401
+        """Tokenizer of a packed model, which models of equal files share."""
+        files = tuple(sorted(packed.tokenizer.items()))
+        if files not in self._tokenizers:
+            self._tokenizers[files] = read_tokenizer(packed.tokenizer)
+        return self._tokenizers[files]
 
     def _find(self, value: Any) -> Any:  # noqa: ANN401
         """The value with dataclasses in the place of references."""

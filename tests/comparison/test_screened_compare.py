@@ -89,6 +89,18 @@ def test_a_screened_comparison_says_so_and_saves_it(own, tmp_path):
     assert loaded.method == replace(result.method) and loaded.edges == result.edges
 
 
+def test_heads_of_random_init_models_are_screened_and_the_error_is_told(own, tmp_path):
+    settings = ComparisonSettings(prompts=4, nulls=2, draws=1)
+    result = compare(small(own, 0), small(own, 1), "take-away", settings)
+    checks = result.method.null_screens
+    assert {check.contrast for check in checks} == {*result.contrasts}
+    assert all(check.exact == check.random > 0 for check in checks)
+    assert not result.method.screens
+    (line,) = [line for line in result.method.lines() if "random-init models" in line]
+    assert f"{sum(check.exact for check in checks)} random cells" in line and "Spearman" in line
+    assert load_result(result.save(tmp_path / "result.json")).method == result.method
+
+
 def test_small_models_are_measured_exactly_and_large_ones_screened(own):
     model = small(own, 0)
     pairs = sample_pairs(pattern("take-away"), "x", 4, tokenizers=(own,), seed=0)

@@ -9,7 +9,8 @@ import probes as pb
 from probes.errors import BatchError, SiteError
 from probes.interventions.activation_patching import run_with_cache
 from probes.models.model import wrap
-from probes.observe.activations import Activations, capture, last_positions
+from probes.observe import activations
+from probes.observe.activations import Activations, capture, last_positions, record
 from probes.prompts.catalog import pattern
 from probes.prompts.tokens.batch import tokenize
 from probes.testing.planted_patterns import fox_pattern, planted_fox
@@ -99,6 +100,18 @@ def test_chunks_of_prompts_change_nothing():
     torch.testing.assert_close(
         every.states_at("op", 2)[195:205], few.states_at("op", 2), atol=1e-4, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("name", ["resid", "attention", "z", "mlp_out"])
+def test_prompts_of_any_length_are_captured_as_each_alone(name, grouped, own, monkeypatch):
+    monkeypatch.setattr(activations, "_PROMPTS_PER_RUN", 3)
+    model, batch = grouped
+    found, lengths = record(model, batch, (name,))[name], batch.mask.sum(-1).tolist()
+    assert len({*lengths}) > 3
+    for row, count in enumerate(lengths):
+        alone = record(model, tokenize(own, batch.questions[row : row + 1]), (name,))[name]
+        last = found[:, row, :, -count:, -count:] if name == "attention" else found[:, row, -count:]
+        torch.testing.assert_close(last, alone[:, 0], atol=1e-5, rtol=1e-4)
 
 
 def test_a_capture_leaves_no_hook_and_no_gradient_behind(grouped):

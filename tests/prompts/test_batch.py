@@ -11,7 +11,9 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from probes.errors import BatchError, OutcomeError, SiteError, TokenizerError
 from probes.prompts.catalog import pattern
 from probes.prompts.question import Question
+from probes.prompts.tokens import tokenization
 from probes.prompts.tokens.batch import tokenize
+from probes.prompts.tokens.once import tokenize_once
 from probes.prompts.tokens.pair_batch import tokenizable_by
 from probes.prompts.tokens.special_tokens import SpecialTokenWarning, set_bos, special_prefix
 from probes.prompts.tokens.tokenization import BOS, assign_roles
@@ -49,6 +51,29 @@ def read(tokenizer, ids):
 def text_of(tokenizer, batch, row, role):
     """Text of the tokens of a role, without spaces."""
     return "".join(read(tokenizer, batch.ids[row][batch.role_mask(role)[row]]).split())
+
+
+# Prompts that are tokenized once.
+
+
+def test_each_question_is_tokenized_once_in_its_context(own, monkeypatch):
+    first, second = sample(own), sample(own)[2:]
+    expected = [tokenize(own, questions) for questions in (first, second)]
+    counts, tokenized = [], tokenization._tokenize
+    monkeypatch.setattr(
+        tokenization, "_tokenize", lambda *a: counts.append(len(a[2])) or tokenized(*a)
+    )
+    with tokenize_once():
+        found = [tokenize(own, questions) for questions in (first, second)]
+        tokenize(deepcopy(own), second)
+        tokenize(own, second, add_bos=False)
+        with pytest.raises(BatchError, match="same answers"):
+            tokenize(own, [*first, make_question("A fox", ("sat", "ran"))])
+    tokenize(own, second)
+    assert counts == [8, 6, 6, 6]  # Another tokenizer, another prefix, and after the context.
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.ids, other.ids) and one.tokens == other.tokens
+        assert torch.equal(one.role_of, other.role_of) and one.roles == other.roles
 
 
 # Roles, on every kind of tokenizer.

@@ -14,7 +14,9 @@ from probes.comparison.rate_distortion.measure import RateDistortionSettings
 from probes.errors import EngineError, ModelError
 from probes.models.files.loading import parse_dtype
 from probes.observe.behavior import evaluate_behavior
+from probes.observe.gate import answer_questions
 from probes.prompts.catalog import pattern
+from probes.prompts.tokens import tokenization
 from probes.prompts.tokens.batch import tokenize
 from probes.scale.encoding import Digests, model_digest
 from probes.scale.engine import InProcess, open_engine, unit_runner
@@ -89,6 +91,19 @@ def test_models_and_arguments_are_built_once():
     for _ in range(3):
         engine.call(evaluate_behavior, model, batch)
     assert sorted(engine.fetched) == sorted([model_digest(model), Digests().of(batch)])
+
+
+def test_models_of_equal_tokenizers_share_one_and_its_prompts(monkeypatch):
+    engine, questions = ByBytes(), [pattern("take-away").match(FOX)]
+    first, second = pb.load("distilled"), pb.load("full")
+    tokenized = []
+    kept = tokenization._tokenize
+    monkeypatch.setattr(tokenization, "_tokenize", lambda *a: tokenized.append(a) or kept(*a))
+    for model in (first, second, first):
+        assert engine.call(answer_questions, model, questions).correct.all()
+    assert len(tokenized) == 1
+    here, there = engine.worker._models.values()
+    assert here.tokenizer is there.tokenizer
 
 
 def test_an_error_arrives_as_what_it_was_and_a_warning_is_given_again():

@@ -5,10 +5,9 @@ overlap of character offsets without white space, so that any fast tokenizer wor
 tokens in front are those that the tokenizer itself writes, or those of the chat template.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice, pairwise
 
 from transformers import PreTrainedTokenizerBase
@@ -22,6 +21,7 @@ from probes.prompts.tokens.answer_tokens import (
     source_contexts,
     tokenize_outcomes,
 )
+from probes.prompts.tokens.once import each_once
 from probes.prompts.tokens.special_tokens import (
     leading_tokens,
     special_prefix,
@@ -29,8 +29,6 @@ from probes.prompts.tokens.special_tokens import (
 )
 
 REST, BOS = "rest", "bos"
-
-_PROMPTS: ContextVar[dict[tuple, "TokenizedPrompt"] | None] = ContextVar("prompts", default=None)
 
 MAX_CHARACTERS = 500_000
 """Most characters of a prompt with its answers; longer texts are refused before tokenization."""
@@ -59,19 +57,6 @@ class TokenizedPrompt:
     choices: tuple[tuple[tuple[int, int, int], ...], ...]
 
 
-@contextmanager
-def tokenize_once() -> Iterator[None]:
-    """Context in which each question is tokenized once for each tokenizer, which must not change.
-
-    Threads take part that run in a copy of it.
-    """
-    before = _PROMPTS.set({})
-    try:
-        yield
-    finally:
-        _PROMPTS.reset(before)
-
-
 def tokenize_questions(
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
@@ -92,26 +77,17 @@ def tokenize_questions(
     """
     answers_from, rivals = answers_from or questions, rivals or questions
     _check_answer_names(questions)
-    kept = _PROMPTS.get()
-    if kept is None:
-        return _tokenize(tokenizer, questions, answers_from, rivals, add_bos)
-    keys = [
-        (id(tokenizer), add_bos, *texts)
-        for texts in zip(questions, answers_from, rivals, strict=True)
-    ]
-    if new := [key for key in dict.fromkeys(keys) if key not in kept]:
-        _, _, *texts = zip(*new, strict=True)
-        kept.update(zip(new, _tokenize(tokenizer, *texts, add_bos), strict=True))
-    return tuple(kept[key] for key in keys)
+    prompts = list(zip(questions, answers_from, rivals, strict=True))
+    # A tokenizer's hash is its identity.
+    return each_once(partial(_tokenize, tokenizer, add_bos), (tokenizer, add_bos), prompts)
 
 
 def _tokenize(
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
-    answers_from: Sequence[Question],
-    rivals: Sequence[Question],
     add_bos: bool | None,
+    given: Sequence[tuple[Question, Question, Question]],
 ) -> tuple[TokenizedPrompt, ...]:
+    questions, answers_from, rivals = zip(*given, strict=True)
     in_chat = [question.conversation is not None for question in questions]
     questions = [render_chat(tokenizer, question) for question in questions]
     contexts = [source_contexts(*pair) for pair in zip(questions, answers_from, strict=True)]
