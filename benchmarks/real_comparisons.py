@@ -21,11 +21,8 @@ from probes.comparison.compare import compare
 from probes.comparison.result import Comparison
 from probes.comparison.setup.references import ComparisonSettings
 from probes.compression.quantization.quantize import quantize
-from probes.interventions.attribution_patching import (
-    ExactCells,
-    attribution_patching,
-    screened_patching,
-)
+from probes.interventions.attribution_patching import attribution_patching
+from probes.interventions.screened_patching import ExactCells, screened_patching
 from probes.models.model import Model, load
 from probes.prompts.catalog import pattern
 from probes.prompts.tokens.pair_batch import sample_pairs, tokenize_pairs

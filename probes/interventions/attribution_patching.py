@@ -12,55 +12,28 @@ small gradients. `screened_patching` seeks them by a second gradient, and measur
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
-import numpy as np
 import torch
-from einops import einsum, rearrange
-from jaxtyping import Bool, Float, Int
-from scipy.stats import rankdata
+from einops import einsum
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from probes.interventions.cached_run import MLP, CachedRun, Z, record_run
-from probes.interventions.result import ScreenCheck
 from probes.interventions.sweep import (
     PatchingEffects,
     mask_lacking_roles,
     pair_logit_diffs,
-    patch_cells,
     patched_roles,
 )
 from probes.models.model import Model
 from probes.models.run_checks import require_unedited
-from probes.models.site import RESID, Site, component_sites
+from probes.models.site import RESID, component_sites
 from probes.prompts.tokens.pair_batch import PairBatch
 
 _FLOATS_PER_UNIT, _MAX_GRADIENT_FLOATS = 20, 60_000_000  # Kept per token, layer and unit of width.
 
 _HOOKS = {"resid": RESID, "heads": Z, "mlps": MLP}  # In the order of `component_sites`.
-
-_COMPARED_TOP = 20  # Strongest cells whose recall is printed.
-_PATH_POINTS, _PATH_PAIRS = (1 / 6, 1 / 2, 5 / 6), 8  # Of the second screen for strong cells.
-
-
-@dataclass(frozen=True, slots=True)
-class ExactCells:
-    """Cells, components at a role, that are patched exactly after a screen.
-
-    Attributes:
-        top: Number of strongest cells.
-        random: Number of cells of a random sample among all whose activation changes.
-        seed: Seed of the sample.
-    """
-
-    top: int = 40
-    random: int = 40
-    seed: int = 0
-
-
-_EXACT_CELLS = ExactCells()
 
 
 def attribution_patching(
@@ -85,9 +58,7 @@ def attribution_patching(
     roles = patched_roles(pairs, kinds, roles)
     require_unedited(model)
     components = component_sites(model.shape.layers, model.shape.heads, kinds, "")
-    batches = _batches(model, pairs, len(pairs))
-    runs = [_attribute(model, pairs, rows, (kinds, roles)) for rows in batches]
-    effects, totals = (torch.cat(part).cpu() for part in zip(*runs, strict=True))
+    effects, totals = attribute_pairs(model, pairs, (kinds, roles))
     return PatchingEffects(
         model=model.name,
         contrast=pairs.contrast,
@@ -100,102 +71,23 @@ def attribution_patching(
     )
 
 
-def screened_patching(
+def attribute_pairs(
     model: Model,
     pairs: PairBatch,
+    parts: tuple[Sequence[str], Sequence[str]],
     *,
-    kinds: Sequence[str] = ("heads", "mlps"),
-    roles: Sequence[str] | None = None,
-    cells: ExactCells = _EXACT_CELLS,
-) -> PatchingEffects:
-    """Attribution patching of all cells, with exact effects where they matter.
+    count: int | None = None,
+    points: Sequence[float] = (0.0,),
+) -> tuple[Float[Tensor, "prompt part role answer"], Float[Tensor, "prompt answer"]]:
+    """Effects of each part and total effects of the first `count` pairs, by default of all.
 
-    Strong cells are sought by two gradients, of which one finds what is saturated. The strongest
-    and a random sample are patched exactly and take these effects; the random ones give the error.
-    Other arguments and errors as in `attribution_patching`.
+    `parts` are kinds of components, and roles. Gradients are averaged over `points`: 0 is the clean
+    run, 1 a run from the embeddings of the counterfactual.
     """
-    screen = attribution_patching(model, pairs, kinds=kinds, roles=roles)
-    if not cells.top and not cells.random:
-        return screen
-    strength = _strength(model, pairs, screen, kinds)
-    live = strength.flatten().nonzero()[:, 0]
-    order = live[strength.flatten()[live].argsort(descending=True)].numpy()
-    rng = np.random.default_rng(cells.seed)
-    drawn = rng.permutation(len(order))[: cells.random]
-    chosen = order[np.union1d(np.arange(min(cells.top, len(order))), drawn)]
-    every = torch.arange(len(pairs))[:, None]
-    if not len(chosen):
-        return screen
-    component, role = torch.from_numpy(chosen // len(screen.roles)), chosen % len(screen.roles)
-    role = torch.from_numpy(role)
-    sites = [
-        replace(Site.parse(screen.components[c]), role=screen.roles[r])
-        for c, r in zip(component.tolist(), role.tolist(), strict=True)
-    ]
-    exact = rearrange(
-        patch_cells(model, pairs, sites)[0], "cell prompt answer -> prompt cell answer"
-    )
-    approximate = screen.per_prompt[:, component, role]
-    exact = exact.masked_fill(approximate.isnan(), torch.nan)
-    per_prompt = screen.per_prompt.index_put((every, component, role), exact)
-    check = ScreenCheck(
-        screen.model,
-        screen.contrast,
-        cells=len(order),
-        exact=len(chosen),
-        random=len(drawn),
-        **_agreement(
-            approximate.nanmean(0),
-            exact.nanmean(0),
-            strength[component, role],
-            np.isin(chosen, order[drawn]),
-        ),
-    )
-    return replace(screen, per_prompt=per_prompt, screen=check)
-
-
-def _strength(
-    model: Model, pairs: PairBatch, screen: PatchingEffects, kinds: Sequence[str]
-) -> Float[Tensor, "component role"]:
-    """Strength of each cell, by which the ones that are patched exactly are chosen.
-
-    The larger of two approximations. The gradient of the clean run is right for most cells, but
-    near 0 where the answer is saturated: there the mean gradient between the embeddings of both
-    runs finds the strong cells (integrated gradients, Sundararajan et al. 2017, arXiv:1703.01365).
-    """
-    parts = (kinds, screen.roles)
-    runs = [
-        _attribute(model, pairs, rows, parts, _PATH_POINTS)[0].cpu()
-        for rows in _batches(model, pairs, _PATH_PAIRS)
-    ]
-    first = torch.cat(runs)
-    lacking = screen.per_prompt[: len(first)].isnan()
-    along_path = first.masked_fill(lacking, torch.nan).nanmean(0).nan_to_num()
-    return torch.maximum(screen.mean.nan_to_num().abs(), along_path.abs()).amax(-1)
-
-
-def _agreement(
-    approximate: Float[Tensor, "cell answer"],
-    exact: Float[Tensor, "cell answer"],
-    strength: Float[Tensor, " cell"],
-    is_random: Bool[np.ndarray, " cell"],
-) -> dict[str, Any]:
-    """Numbers of a `ScreenCheck`, from mean effects of the cells that were patched exactly."""
-    a, b = approximate[is_random].flatten().numpy(), exact[is_random].flatten().numpy()
-    top = min(_COMPARED_TOP, len(exact))
-    strongest = [
-        set(size.argsort(descending=True)[:top].tolist())
-        for size in (strength, exact.abs().amax(1))
-    ]
-    return {
-        "spearman": float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
-        if len(a) > 1
-        else float("nan"),
-        "mean_absolute_error": float(np.abs(a - b).mean()) if len(a) else float("nan"),
-        "mean_absolute_effect": float(np.abs(b).mean()) if len(a) else float("nan"),
-        "top": top,
-        "top_recall": len(strongest[0] & strongest[1]) / top,
-    }
+    batches = _batches(model, pairs, len(pairs) if count is None else count)
+    runs = [_attribute(model, pairs, rows, parts, points) for rows in batches]
+    effects, totals = (torch.cat(each).cpu() for each in zip(*runs, strict=True))
+    return effects, totals
 
 
 def _batches(model: Model, pairs: PairBatch, count: int) -> tuple[Int[Tensor, " row"], ...]:
@@ -210,17 +102,9 @@ def _attribute(
     pairs: PairBatch,
     rows: Int[Tensor, " row"],
     parts: tuple[Sequence[str], Sequence[str]],
-    points: Sequence[float] = (0.0,),
+    points: Sequence[float],
 ) -> tuple[Float[Tensor, "row part role answer"], Float[Tensor, "row answer"]]:
-    """Effects and total effect of some of the pairs.
-
-    Args:
-        model, pairs: As in `attribution_patching`.
-        rows: Numbers of the pairs.
-        parts: Kinds of components, and roles.
-        points: Where gradients are taken and averaged: 0 for the clean run, 1 for a run from the
-            embeddings of the counterfactual.
-    """
+    """Effects and total effects of some of the pairs, whose numbers are `rows`."""
     device, measure = model.device, pair_logit_diffs(pairs, model.device)
     other, clean = (
         (batch.ids[rows].to(device), batch.mask[rows].to(device), batch.positions[rows].to(device))

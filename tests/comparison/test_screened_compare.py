@@ -13,8 +13,8 @@ from probes.comparison.paths.measure import PathRuns, permute_paths
 from probes.comparison.setup.cost import MAX_OPERATIONS, is_cheaper, sweep_operations
 from probes.comparison.setup.prompts import tokenize_contrasts
 from probes.comparison.setup.references import ComparisonSettings
-from probes.interventions.attribution_patching import ExactCells
 from probes.interventions.role_paths.graph import RolePath
+from probes.interventions.screened_patching import ExactCells
 from probes.models.model import load, random_init, wrap
 from probes.prompts.catalog import pattern
 from probes.prompts.tokens.pair_batch import sample_pairs

@@ -4,11 +4,8 @@ import pytest
 import torch
 
 from probes.errors import SiteError
-from probes.interventions.attribution_patching import (
-    ExactCells,
-    attribution_patching,
-    screened_patching,
-)
+from probes.interventions.attribution_patching import attribution_patching
+from probes.interventions.screened_patching import ExactCells, screened_patching
 from probes.interventions.sweep import activation_patching
 from probes.models.model import wrap
 from probes.observe.activations import capture

@@ -6,15 +6,16 @@ uniformly, because all causal heads share the latter.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from einops import rearrange
 from jaxtyping import Bool, Float
 
 from probes.comparison.heads.result import MIN_RELIABILITY
-from probes.interventions.attribution_patching import ExactCells, screened_patching
+from probes.interventions.attribution_patching import attribution_patching
 from probes.interventions.result import ScreenCheck
+from probes.interventions.screened_patching import ExactCells, confirm_exactly
 from probes.interventions.sweep import PatchingEffects, activation_patching
 from probes.models.model import Model
 from probes.observe.attention import role_attention, uniform_attention
@@ -120,21 +121,46 @@ def profile_heads(
 
     With a `screen`, effects come from attribution patching, and are exact for these cells only.
     """
-    effects, attention, patched, heads = {}, {}, {}, []
+    effects, attention, heads = {}, {}, []
+    patched = _patch_contrasts(model, batches, roles, kinds=kinds, screen=screen)
     for contrast, pairs in batches.items():
-        present = [role for role in roles if role in pairs.clean.roles]
-        how = {"kinds": kinds, "roles": present}
-        if screen is None:
-            swept = activation_patching(model, pairs, **how)
-        else:
-            swept = screened_patching(model, pairs, **how, cells=screen)
+        swept = patched[contrast]
         heads = [k for k, name in enumerate(swept.components) if ".H" in name]
-        effects[contrast] = expand_to_roles(swept.per_prompt[:, heads].numpy(), present, roles)
+        effects[contrast] = expand_to_roles(swept.per_prompt[:, heads].numpy(), swept.roles, roles)
         attention[contrast] = _attention_above_uniform(model, pairs, roles)
-        patched[contrast] = swept
     names = tuple(next(iter(patched.values())).components[k] for k in heads)
     totals = {contrast: swept.total.double().numpy() for contrast, swept in patched.items()}
     return HeadProfiles(model.name, names, tuple(roles), effects, attention, totals), patched
+
+
+def _patch_contrasts(
+    model: Model,
+    batches: Mapping[str, PairBatch],
+    roles: Sequence[str],
+    *,
+    kinds: Sequence[str],
+    screen: ExactCells | None,
+) -> dict[str, PatchingEffects]:
+    """Effects of all components at the roles of each contrast.
+
+    After a screen, the strongest cells are patched exactly for contrasts that change an answer
+    enough to be compared, and for the others as many random ones as give the error.
+    """
+    patched = {}
+    for contrast, pairs in batches.items():
+        how = {"kinds": kinds, "roles": [r for r in roles if r in pairs.clean.roles]}
+        patch = activation_patching if screen is None else attribution_patching
+        patched[contrast] = patch(model, pairs, **how)
+    if screen is None or not (screen.top or screen.random):
+        return patched
+    totals = {contrast: swept.total.double().numpy() for contrast, swept in patched.items()}
+    compared = {contrast for contrast, _ in _affected(totals)}
+    for contrast, pairs in batches.items():
+        cells = screen if contrast in compared else replace(screen, top=0)
+        patched[contrast] = confirm_exactly(
+            model, pairs, patched[contrast], kinds=kinds, cells=cells
+        )
+    return patched
 
 
 def screen_checks(effects: Mapping[str, PatchingEffects]) -> tuple[ScreenCheck, ...]:
@@ -160,16 +186,20 @@ def affected_answers(*models: HeadProfiles) -> tuple[tuple[str, int], ...]:
 
     Fractions of other answers are undefined or unstable.
     """
-    affected = []
-    for model in models:
-        means = {
-            (contrast, k): abs(float(mean))
-            for contrast, totals in model.total_effects.items()
-            for k, mean in enumerate(totals.mean(0))
-        }
-        largest = max(means.values(), default=0.0)
-        affected.append({at for at, mean in means.items() if mean > _MIN_TOTAL_EFFECT * largest})
+    affected = [_affected(model.total_effects) for model in models]
     return tuple(sorted(set.intersection(*affected))) if affected else ()
+
+
+def _affected(
+    total_effects: Mapping[str, Float[np.ndarray, "_ answer"]],
+) -> set[tuple[str, int]]:
+    means = {
+        (contrast, k): abs(float(mean))
+        for contrast, totals in total_effects.items()
+        for k, mean in enumerate(totals.mean(0))
+    }
+    largest = max(means.values(), default=0.0)
+    return {at for at, mean in means.items() if mean > _MIN_TOTAL_EFFECT * largest}
 
 
 def effect_fractions(

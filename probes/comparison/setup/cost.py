@@ -1,4 +1,4 @@
-"""Cost of exact patching and of random-init models, by which large models are measured in less.
+"""Cost of exact patching, of random-init models and of memory, by which a comparison is planned.
 
 Costs are counted in floating-point operations, not in seconds, so that a result does not depend on
 the machine.
@@ -7,6 +7,7 @@ the machine.
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from probes.interventions.screened_patching import ExactCells
 from probes.models.model import Model
 from probes.prompts.tokens.pair_batch import PairBatch
 
@@ -17,6 +18,14 @@ MAX_OPERATIONS = 1e13
 """Operations of exact patching, or of all random-init models, above which "auto" takes the cheaper
 way: one to two minutes of one CPU core for each model."""
 
+_EXACT_OPERATIONS = 2e13
+"""Operations of the cells of one model that are patched exactly after a screen, unless these are
+very few: three to four minutes of one CPU core."""
+
+# Kept per token, layer and unit of width, per pair of a contrast, and of gradients and others.
+_FLOATS_PER_UNIT, _FLOATS_PER_PAIR, _FIXED_FLOATS = 5, 500_000, 200_000_000
+
+_LEAST_CELLS = 10  # Strongest and random cells of each contrast.
 _NULL_PASSES = 8  # Passes of a random-init model over all pairs, with those of role paths.
 
 
@@ -28,6 +37,20 @@ def sweep_operations(model: Model, pairs: Mapping[str, PairBatch], roles: Sequen
     shape = model.shape
     cells = shape.layers * (shape.heads + 1) * len(roles)
     return cells * _pass_operations(model, pairs) / 4
+
+
+def exact_cells(
+    models: Sequence[tuple[Model, Mapping[str, PairBatch]]], *, seed: int = 0, scale: float = 1.0
+) -> ExactCells:
+    """Cells of each contrast that are patched exactly after a screen; fewer of a large model.
+
+    `models` have their pairs with them; `scale` is how often as many will be measured.
+    """
+    most = ExactCells(seed=seed)
+    operations = max(_pass_operations(*one) for one in models) * scale / 4  # Of a cell.
+    share = min(1.0, _EXACT_OPERATIONS / (operations * (most.top + most.random)))
+    top, random = (max(_LEAST_CELLS, round(share * n)) for n in (most.top, most.random))
+    return ExactCells(top, random, seed)
 
 
 def null_operations(model: Model, pairs: Mapping[str, PairBatch], nulls: int) -> float:
@@ -45,3 +68,12 @@ def _pass_operations(model: Model, pairs: Mapping[str, PairBatch]) -> float:
 def is_cheaper(choice: str, cheap: str, operations: Sequence[float]) -> bool:
     """Whether a setting takes the cheaper way; "auto" does above `MAX_OPERATIONS`."""
     return choice == cheap or (choice == "auto" and max(operations) > MAX_OPERATIONS)
+
+
+def extra_memory(model: Model, batches: Mapping[str, PairBatch], share: float) -> int:
+    """Bytes that measuring a model takes beside its weights, for `share` times as many pairs."""
+    pairs = sum(map(len, batches.values()))
+    tokens = sum(batch.clean.ids.numel() for batch in batches.values())
+    kept = tokens * model.shape.layers * model.shape.d_model * _FLOATS_PER_UNIT
+    floats = share * (kept + pairs * _FLOATS_PER_PAIR) + _FIXED_FLOATS
+    return round(floats) * model.dtype.itemsize

@@ -1,13 +1,19 @@
 """Plan of a comparison: its stages in passes, and the settings that a budget lowers."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import thread_time
 
 from transformers import PreTrainedTokenizerBase
 
-from probes.comparison.setup.cost import is_cheaper, null_operations, sweep_operations
+from probes.comparison.setup.cost import (
+    exact_cells,
+    extra_memory,
+    is_cheaper,
+    null_operations,
+    sweep_operations,
+)
 from probes.comparison.setup.prompts import (
     SCREENED_TRANSFER_SIZES,
     TRANSFER_SIZES,
@@ -19,14 +25,14 @@ from probes.comparison.setup.prompts import (
 from probes.comparison.setup.references import ComparisonSettings, ReferenceModels
 from probes.comparison.variables.held_out_folds import distinct_tokenizers, sample_held_out_folds
 from probes.errors import PatternError
-from probes.interventions.attribution_patching import ExactCells
+from probes.interventions.screened_patching import ExactCells
 from probes.models.files.memory import process_memory
 from probes.models.model import Model
 from probes.models.pass_costs import device_name, seconds_per_prompt
 from probes.observe.gate import GATE_QUESTIONS
 from probes.plan import Plan, Reduction, Stage, fit_to_budget, with_outlook
 from probes.prompts.pattern import Pattern
-from probes.prompts.tokens.pair_batch import PairBatch, tokenize_pairs
+from probes.prompts.tokens.pair_batch import tokenize_pairs
 
 # What a prompt costs, in passes, measured on the family and on SmolLM2-135M (docs/performance.md).
 _CELL = 0.13  # Of a run that restarts behind a patched component; without effect it is not run.
@@ -43,8 +49,6 @@ _SAMPLINGS = 5.5  # Draws of all prompts, in those of the pairs.
 _INIT = 50  # Of a random-init model, to make it.
 _PLANNED_PAIRS = 8  # Sampled of each contrast for the plan.
 _SECONDS = 2.0  # Of passes that are timed.
-# Kept per token, layer and unit of width, per pair of a contrast, and of gradients and others.
-_FLOATS_PER_UNIT, _FLOATS_PER_PAIR, _FIXED_FLOATS = 5, 500_000, 200_000_000
 
 REDUCTIONS = (
     Reduction("draws", (4, 3, 2, 1), "{less} of {whole} draws of prompts for variables"),
@@ -90,6 +94,7 @@ class _Sizes:
     pairs: float
     variables: int
     operations: tuple[float, float]
+    exact: ExactCells
     memory: int
     device: str
 
@@ -163,10 +168,9 @@ class _Passes:
         contrasts, pairs = self.sizes.contrasts, self.pairs
         if not self.screened:
             return pairs * (3 * contrasts + _CELL * cells)
-        screen = ExactCells()
-        strong = min(pairs, 8) * (2 + 3 * _GRADIENT)
-        exact = pairs * (2 + (screen.top + screen.random) * _SCREENED_CELL)
-        return self._attributed() + contrasts * (exact + strong)
+        strong, exact = min(pairs, 8) * (2 + 3 * _GRADIENT), self.sizes.exact
+        confirmed = pairs * (2 + (exact.top + exact.random) * _SCREENED_CELL)
+        return self._attributed() + contrasts * (confirmed + strong)
 
     def _attributed(self) -> float:
         return self.sizes.contrasts * self.pairs * (3 + _GRADIENT)
@@ -244,8 +248,8 @@ def _measure_sizes(
         batches = [tokenize_contrasts(model, pairs) for model in models]
         sampling = thread_time() - start
         variables = _count_variables(pattern, tokenizers, settings.seed)
-    roles = shared_roles(batches)
-    both, first = list(zip(models, batches, strict=True)), next(iter(pairs.values()))
+    roles, both = shared_roles(batches), list(zip(models, batches, strict=True))
+    first = next(iter(pairs.values()))
     others = references.not_compared({model.name for model in models})
     shapes = {(model.shape, model.dtype): model for model in (*others, *models)}
     known = {}
@@ -276,7 +280,8 @@ def _measure_sizes(
             share * max(sweep_operations(*one, roles) for one in both),
             share * max(null_operations(*one, 1) for one in both),
         ),
-        memory=process_memory() + max(_extra_memory(*one, share) for one in both),
+        exact=exact_cells(both, scale=share),
+        memory=process_memory() + max(extra_memory(*one, share) for one in both),
         device=device_name(models[0]),
     )
 
@@ -290,12 +295,3 @@ def _count_variables(
         return len(sample_held_out_folds(pattern, **how).variables)
     except PatternError:
         return 0
-
-
-def _extra_memory(model: Model, batches: Mapping[str, PairBatch], share: float) -> int:
-    """Bytes that measuring a model takes beside its weights, for `share` times as many pairs."""
-    pairs = sum(map(len, batches.values()))
-    tokens = sum(batch.clean.ids.numel() for batch in batches.values())
-    kept = tokens * model.shape.layers * model.shape.d_model * _FLOATS_PER_UNIT
-    floats = share * (kept + pairs * _FLOATS_PER_PAIR) + _FIXED_FLOATS
-    return round(floats) * model.dtype.itemsize

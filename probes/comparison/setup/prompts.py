@@ -6,7 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from probes.comparison.setup.cost import is_cheaper, null_operations, sweep_operations
+from probes.comparison.setup.cost import (
+    exact_cells,
+    is_cheaper,
+    null_operations,
+    sweep_operations,
+)
 from probes.comparison.setup.references import ComparisonSettings
 from probes.comparison.variables.held_out_folds import (
     HeldOutFolds,
@@ -14,7 +19,7 @@ from probes.comparison.variables.held_out_folds import (
     sample_held_out_folds,
 )
 from probes.errors import BatchError, PatternError
-from probes.interventions.attribution_patching import ExactCells
+from probes.interventions.screened_patching import ExactCells
 from probes.models.model import Model
 from probes.observe.gate import GATE_QUESTIONS, default_criterion
 from probes.observe.result import GateCriterion
@@ -125,7 +130,7 @@ def sample_comparison_prompts(
             pattern, pairs, tokenizers, settings, limit=settings.prompts if is_screened else None
         ),
         seed=seed,
-        screen=ExactCells(seed=seed) if is_screened else None,
+        screen=exact_cells(both, seed=seed) if is_screened else None,
         permuted_null=(is_screened or settings.null == "permuted")
         and is_cheaper(
             settings.null, "permuted", [null_operations(*one, settings.nulls) for one in both]
