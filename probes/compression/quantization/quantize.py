@@ -26,12 +26,14 @@ from probes.compression.quantization.backends import (
 )
 from probes.compression.quantization.schemes import Scheme, parse_scheme
 from probes.errors import ModelError
+from probes.models.files.memory import release_memory
 from probes.models.files.provenance import JsonValue, Provenance, StorageCost, storage_part
 from probes.models.model import Model
 from probes.models.process_state import suppress_library_warnings
 from probes.prompts.catalog import pattern
 
 # Inputs on which the real kernel is compared: random texts of this length, and questions.
+_LARGE = 1_000_000  # Bytes of a matrix after which freed memory is given back.
 _N_TEXTS, _TEXT_LENGTH, _N_QUESTIONS = 8, 64, 8
 
 
@@ -102,6 +104,8 @@ def quantize(
         _check_quantized(part, weight_matrix(result.get_submodule(name)), chosen, name)
         set_weight(result, name, part.weight)
         packed[name] = replace(part, weight=part.weight[:0].clone())
+        if part.weight.nbytes > _LARGE:
+            release_memory()
 
     quantize_layers(kernel, names, chosen, take)
     rounded_tables = {name: round_weight(table.detach(), chosen) for name, table in tables.items()}

@@ -1,5 +1,6 @@
 """Memory of this machine, and what a model takes of it."""
 
+import ctypes
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,6 +31,15 @@ def process_memory() -> int:
     import psutil
 
     return int(psutil.Process().memory_info().rss)
+
+
+def release_memory() -> None:
+    """Give freed memory back to the system, where the C library can.
+
+    glibc keeps blocks of many sizes: gigabytes after the matrices of a large model were replaced.
+    """
+    with suppress(OSError, AttributeError):  # Another C library.
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def require_memory(source: str, weights: int, dtype: torch.dtype) -> None:
