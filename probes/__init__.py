@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from probes.comparison.family_result import FamilyComparison
     from probes.comparison.rate_distortion.measure import rate_distortion
     from probes.comparison.representations.compare import representation_similarity
+    from probes.comparison.representations.tokens import TokenSimilaritySettings, token_similarity
     from probes.comparison.representations.weights import weight_similarity
     from probes.comparison.result import Comparison
     from probes.comparison.setup.references import ComparisonSettings
@@ -116,6 +117,8 @@ _HOMES = {
     "compare_circuits": "comparison.circuits.compare",
     "compare_traces": "comparison.circuits.traces",
     "representation_similarity": "comparison.representations.compare",
+    "token_similarity": "comparison.representations.tokens",
+    "TokenSimilaritySettings": "comparison.representations.tokens",
     "weight_similarity": "comparison.representations.weights",
     "rate_distortion": "comparison.rate_distortion.measure",
     "quantize": "compression.quantization.quantize",

@@ -36,6 +36,7 @@ HOMES = {
     "ModelChecks": "testing.contract.check_result",
     "QuestionReport": "circuits.question.result",
     "RateDistortionCurve": "comparison.rate_distortion.result",
+    "TokenSimilarity": "comparison.representations.token_result",
     "Trace": "circuits.result",
     "TraceComparison": "comparison.circuits.trace_result",
     "Walkthrough": "comparison.walkthrough.result",

@@ -43,7 +43,7 @@ def test_every_type_of_result_is_found_and_imports_without_torch():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert not {"torch", "transformers", "transformer_lens", "scipy"} & set(done.stdout.split())
-    assert len(HOMES) == 13
+    assert len(HOMES) == 14
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ _MODULES = (
         "reports.question",
         "reports.walkthrough.page",
         "reports.format_fit",
+        "reports.token_similarity",
         "plots.circuit.diagram",
         "plots.rate_distortion_plot",
     ),
