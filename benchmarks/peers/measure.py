@@ -100,7 +100,7 @@ def measure(run: Run, repeats: int, patience: float = 60.0) -> Cost:
     """
     before = _settle()
     first = cpu(run)
-    growth = _peak() - before
+    growth = peak_memory() - before
     times: list[float] = []
     while len(times) < repeats and first + sum(times) < patience:
         times.append(cpu(run))
@@ -158,10 +158,11 @@ def _settle() -> float:
         ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    return _peak()
+    return peak_memory()
 
 
-def _peak() -> float:
+def peak_memory() -> float:
+    """Return the peak of memory of this process, in MB."""
     # Not ru_maxrss where there is a choice: a child inherits that from the process that began it.
     status = Path("/proc/self/status")
     if status.exists():

@@ -1,4 +1,4 @@
-"""Residual streams of models at the tokens of many texts, chunk by chunk."""
+"""Residual streams of models at the tokens of many texts, chunk by chunk, and pairs of texts."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +14,8 @@ from probes.observe.activations import record
 from probes.prompts.question import Question
 from probes.prompts.tokens.batch import pad_prompts, pad_token_id
 from probes.prompts.tokens.tokenization import BOS, TokenizedPrompt, tokenize_questions
+
+_LENGTH_NOISE = 0.2  # Texts of the null differ in length by about a fifth.
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +62,32 @@ def read_states(
             chunk, tokens = [], 0
     if chunk:
         yield _capture(models, chunk)
+
+
+def pair_across_texts(
+    text: Int[np.ndarray, " row"], generator: np.random.Generator
+) -> tuple[Int[np.ndarray, " pair"], Int[np.ndarray, " pair"]]:
+    """Pair each text with another of about its length: their first tokens, their second, and so on.
+
+    A random derangement of the texts. The end of the longer text of a pair has no partner.
+
+    Args:
+        text: Text of each row; rows of one text are in the order of its tokens.
+        generator: Source of the derangement.
+    """
+    _, text, lengths = np.unique(text, return_inverse=True, return_counts=True)
+    if len(lengths) < 2:
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    rows = np.argsort(text, kind="stable")
+    starts = np.cumsum(lengths) - lengths
+    # Each text with the next by length, roughly: so the permutations differ, and few tokens lack a
+    # partner.
+    order = np.argsort(np.log(lengths) + _LENGTH_NOISE * generator.random(len(lengths)))
+    partner = np.roll(order, -1)
+    shared = np.minimum(lengths[order], lengths[partner])
+    place = np.arange(shared.sum()) - np.repeat(np.cumsum(shared) - shared, shared)
+    first, second = (rows[np.repeat(starts[one], shared) + place] for one in (order, partner))
+    return first, second
 
 
 def _tokenize_each(models: Sequence[Model], texts: Iterable[str | Question]) -> Iterator[_Text]:

@@ -12,7 +12,11 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.stats import t as student
 
-from probes.comparison.representations.token_chunks import TokenStates, read_states
+from probes.comparison.representations.token_chunks import (
+    TokenStates,
+    pair_across_texts,
+    read_states,
+)
 from probes.comparison.representations.token_result import LayerSimilarity, TokenSimilarity
 from probes.comparison.representations.token_sums import (
     CrossSums,
@@ -31,7 +35,6 @@ from probes.stats.null_threshold import conformal_threshold
 
 _MOST_BYTES = 10**9  # Of sums for which all pairs of layers are the default.
 _CHUNK_BYTES, _MOST_CHUNK_TOKENS = 2**26, 4096
-_LENGTH_NOISE = 0.2  # Texts of the null differ in length by about a fifth.
 _TEXTS_PER_BLOCK, _MIN_TOKENS = 2, 4
 
 
@@ -163,32 +166,6 @@ def _choose_pairs(a: Model, b: Model, settings: TokenSimilaritySettings) -> Laye
 def _chunk_tokens(models: Sequence[Model], settings: TokenSimilaritySettings) -> int:
     row_bytes = sum(8 * (m.shape.layers + 1) * m.shape.d_model for m in models)
     return settings.chunk_tokens or max(1, min(_MOST_CHUNK_TOKENS, _CHUNK_BYTES // row_bytes))
-
-
-def pair_across_texts(
-    text: Int[np.ndarray, " row"], generator: np.random.Generator
-) -> tuple[Int[np.ndarray, " pair"], Int[np.ndarray, " pair"]]:
-    """Pair each text with another of about its length: their first tokens, their second, and so on.
-
-    A random derangement of the texts. The end of the longer text of a pair has no partner.
-
-    Args:
-        text: Text of each row; rows of one text are in the order of its tokens.
-        generator: Source of the derangement.
-    """
-    _, text, lengths = np.unique(text, return_inverse=True, return_counts=True)
-    if len(lengths) < 2:
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    rows = np.argsort(text, kind="stable")
-    starts = np.cumsum(lengths) - lengths
-    # Each text with the next by length, roughly: so the permutations differ, and few tokens lack a
-    # partner.
-    order = np.argsort(np.log(lengths) + _LENGTH_NOISE * generator.random(len(lengths)))
-    partner = np.roll(order, -1)
-    shared = np.minimum(lengths[order], lengths[partner])
-    place = np.arange(shared.sum()) - np.repeat(np.cumsum(shared) - shared, shared)
-    first, second = (rows[np.repeat(starts[one], shared) + place] for one in (order, partner))
-    return first, second
 
 
 @dataclass(frozen=True, eq=False)
