@@ -44,7 +44,7 @@ class TokenSimilaritySettings:
 
     Attributes:
         layers: "all" pairs of layers, "matched" for the pairs of equal depth, or the pairs. By
-            default all pairs where the sums take at most 1 GB, else the matched ones.
+            default all pairs where the sums of a and b take at most 1 GB, else the matched ones.
         blocks: Blocks of texts of the jackknife, at least 2. Each has its own sums.
         neighbors: Number of successive texts that depend on each other, such as the paragraphs of
             a document or variants of a question. They enter one block.
@@ -114,6 +114,8 @@ def token_similarity(
     pairs = _choose_pairs(a, b, settings)
     sums: _StreamSums | None = None
     for chunk in read_states(models, texts, _chunk_tokens(models, settings)):
+        if not len(chunk.text):  # Texts of special tokens alone.
+            continue
         if sums is None:
             sums = _StreamSums.zeros(pairs, chunk, settings)
         sums.add(chunk, settings)
@@ -198,8 +200,6 @@ class _StreamSums:
         )
 
     def add(self, chunk: TokenStates, settings: TokenSimilaritySettings) -> None:
-        if not len(chunk.text):
-            return
         sums = self.blocks[0]
         a, b = (
             row_features(states, shift)
