@@ -22,6 +22,7 @@ from probes.cli.common import (
     silence_libraries,
     write_result,
 )
+from probes.cli.plan import Budget, PlanOnly, plan_options
 from probes.cli.runs import DEFAULT_RUN, NoStore, RunFolder, print_reuse, store_options
 
 study_app = typer.Typer()
@@ -139,6 +140,8 @@ def curve(
     ] = 0,
     gate: GateAsks = None,
     device: Device = "",
+    budget: Budget = "",
+    plan_only: PlanOnly = False,
     engine: EngineName = "inprocess",
     workers: Workers = 2,
     run: RunFolder = DEFAULT_RUN,
@@ -150,10 +153,10 @@ def curve(
     check_output_paths(out, json, page=True)
     silence_libraries()
     from probes.comparison.rate_distortion.measure import RateDistortionSettings, rate_distortion
-    from probes.models.model import load
 
     settings = RateDistortionSettings(
-        **store_options(run, no_store),
+        **plan_options(budget, plan_only),
+        **store_options(run, no_store, plan_only=plan_only),
         bases=bases,
         prompts=prompts,
         noise_copies=noise,
@@ -161,10 +164,10 @@ def curve(
         seed=seed,
         format=format,
         gate=gate.value if gate else None,
+        device=device,
         engine=engine,
         workers=workers,
     )
-    loaded = [load(name, device=device) for name in (parent, *relatives)]
-    result = rate_distortion(loaded[0], loaded[1:], pattern, settings, progress=sys.stderr.isatty())
+    result = rate_distortion(parent, relatives, pattern, settings)
     write_result(result, out, json)
     print_reuse(settings)

@@ -7,8 +7,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import repeat
 
-from tqdm.auto import tqdm
-
 from probes.comparison.compare import compare_family
 from probes.comparison.rate_distortion.mechanism import interchange_outcome, record_runs
 from probes.comparison.rate_distortion.parent import (
@@ -17,15 +15,17 @@ from probes.comparison.rate_distortion.parent import (
     ParentReference,
     RateDistortionSettings,
 )
+from probes.comparison.rate_distortion.plan import RELATIVES, plan_curve
 from probes.comparison.rate_distortion.point import measure_point, measure_relative
 from probes.comparison.rate_distortion.result import CurvePoint, RateDistortionCurve
-from probes.comparison.setup.references import ComparisonSettings
 from probes.comparison.variables.transfer import with_unique_names
 from probes.compression.derived_model import DerivedModel
 from probes.errors import ModelError
 from probes.models.model import Model, ModelSpec, load, random_init
 from probes.observe.divergence import answer_as_relative, best_heuristic_accuracy
 from probes.observe.format.kept import pattern_in_format
+from probes.plan import LEFT_OUT
+from probes.progress import Progress
 from probes.prompts.catalog import pattern as load_pattern
 from probes.prompts.pattern import Pattern
 from probes.scale.commands import open_store, remember_command
@@ -61,20 +61,22 @@ def rate_distortion(
         parent: A model, or a name that `load` accepts.
         relatives: Models derived from it, or any others with its vocabulary.
         pattern: A pattern with an opposite, or one of pairs, such as a .jsonl file.
-        settings: Numbers of prompts, noise copies and nulls, and the seed.
+        settings: Numbers of prompts, noise copies and nulls, and the seed. With a budget it is
+            measured each time.
         progress: Whether to show a progress bar.
 
     Raises:
         PatternError: The pattern is unknown or has too few prompts.
+        BudgetError: The budget is below what the lowest settings need.
         ModelError: A model is unknown or broken, has another vocabulary or no tokenizer, or the
             parent has only one block.
     """
     chosen = load_pattern(pattern) if isinstance(pattern, str) else pattern
-    first, models = _load_models(parent, relatives)
+    first, models = _load_models(parent, relatives, settings.device)
     chosen = pattern_in_format(chosen, settings.format, [first], seed=settings.seed)
     with open_store(settings.run) as store:
-        settings = replace(settings, run=store, progress=progress)
-        if store is None:
+        settings = replace(settings, run=store, progress=progress or settings.progress)
+        if store is None or settings.budget is not None:  # A budget gives other settings each time.
             return _measure_curve(first, models, chosen, settings)
         return remember_command(store, "curve", _measure_curve, first, models, chosen, settings)
 
@@ -85,36 +87,41 @@ def _measure_curve(
     chosen: Pattern,
     settings: RateDistortionSettings,
 ) -> RateDistortionCurve:
-    """Measure the curve of loaded models; with a store, each relative that is not there."""
+    """Plan and measure the curve of loaded models; with a store, each relative not there."""
+    plan = None
+    if settings.is_planned:
+        plan, settings = plan_curve(first, models, chosen, settings)
+        if settings.on_plan:
+            settings.on_plan(plan)
     device = models[0].device.type
-    with open_engine(settings.engine, workers=settings.workers, device=device) as engine:
+    with (
+        open_engine(settings.engine, workers=settings.workers, device=device) as engine,
+        Progress(plan if settings.progress else None) as progress,
+    ):
         parent = CurveParent(first, chosen, replace(settings, engine=engine))
-        return _measure_on_engine(parent, models)
+        curve = _measure_on_engine(parent, models, progress)
+    if plan is None or not plan.left_out:
+        return curve
+    left_out = (LEFT_OUT, "; ".join(plan.left_out))
+    return replace(curve, protocol=(*curve.protocol, left_out))
 
 
-def _measure_on_engine(parent: CurveParent, models: Sequence[Model]) -> RateDistortionCurve:
+def _measure_on_engine(
+    parent: CurveParent, models: Sequence[Model], progress: Progress
+) -> RateDistortionCurve:
     """Measure the curve with an open engine."""
+    progress.begin("parent")
     reference, chosen, settings = parent.reference, parent.pattern, parent.settings
+    itself = measure_point(parent.model, reference)
     verdicts: Sequence[Mapping[str, int]] = [{}] * len(models)
     if settings.verdicts:
-        family = compare_family(
-            parent.model,
-            models,
-            chosen,
-            ComparisonSettings(
-                prompts=settings.prompts,
-                draws=1,
-                seed=settings.seed,
-                gate=settings.gate,
-                run=settings.run,
-                engine=settings.engine,
-                workers=settings.workers,
-            ),
-        )
+        progress.begin("verdicts")
+        family = compare_family(parent.model, models, chosen, settings.comparison)
         verdicts = [Counter(v.label for v in one.verdicts) for one in family.comparisons]
-    points = _measure_points(models, parent, verdicts)
+    points = _measure_points(models, parent, verdicts, progress)
+    progress.begin("random-init models")
     return RateDistortionCurve(
-        parent=measure_point(parent.model, reference),
+        parent=itself,
         points=tuple(points),
         pattern=chosen.name,
         pairs=len(reference.mechanism_test.evaluation),
@@ -125,32 +132,29 @@ def _measure_on_engine(parent: CurveParent, models: Sequence[Model]) -> RateDist
 
 
 def _measure_points(
-    models: Sequence[Model], parent: CurveParent, verdicts: Sequence[Mapping[str, int]]
+    models: Sequence[Model],
+    parent: CurveParent,
+    verdicts: Sequence[Mapping[str, int]],
+    progress: Progress,
 ) -> list[CurvePoint]:
     """Point of each relative; in this process one at a time, because all run the parent."""
     settings = parent.settings
     engine = settings.engine
     workers = 1 if isinstance(engine, InProcess) else engine.workers
-    with (
-        ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(models), desc="relatives", disable=not settings.progress) as bar,
-    ):
+    with ThreadPoolExecutor(workers) as pool:
         measure = partial(unit_runner(settings.run, engine), "point", measure_relative)
-        found = []
-        for point in pool.map(measure, models, repeat(parent), verdicts):
-            found.append(point)
-            bar.update()
-        return found
+        points = pool.map(measure, models, repeat(parent), verdicts)
+        return list(progress.track(points, RELATIVES, len(models)))
 
 
 def _load_models(
-    parent: AnyModelSpec, relatives: Sequence[AnyModelSpec]
+    parent: AnyModelSpec, relatives: Sequence[AnyModelSpec], device: str
 ) -> tuple[Model, list[Model]]:
     """Load all models, and refuse those with another vocabulary."""
     if not relatives:
         raise ModelError("There is no relative to measure: name at least one")
     first, *others = (
-        one.to_model() if isinstance(one, DerivedModel) else load(one)
+        one.to_model() if isinstance(one, DerivedModel) else load(one, device=device)
         for one in (parent, *relatives)
     )
     for model in (first, *others):

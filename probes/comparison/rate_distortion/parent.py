@@ -21,11 +21,13 @@ from probes.comparison.rate_distortion.mechanism import (
     sample_mechanism_test,
 )
 from probes.comparison.rate_distortion.weight_noise import NoisyModel, noisy_model
+from probes.comparison.setup.references import ComparisonSettings
 from probes.errors import CircuitError, PatternError
 from probes.models.model import Model
 from probes.observe.divergence import ReferenceAnswers, answer_as_reference
 from probes.observe.gate import default_criterion
 from probes.observe.result import GateCriterion
+from probes.plan import PlannedSettings
 from probes.prompts.pattern import Pattern
 
 KEPT_FRACTION = 0.9
@@ -33,7 +35,7 @@ KEPT_FRACTION = 0.9
 
 
 @dataclass(frozen=True)
-class RateDistortionSettings:
+class RateDistortionSettings(PlannedSettings):
     """Settings of `rate_distortion`.
 
     Attributes:
@@ -48,8 +50,6 @@ class RateDistortionSettings:
         format: Prompt format, such as "few-shot-4", or "auto" for that of the parent.
         gate: What the gate asks; see `GateCriterion`. By default accuracy for patterns with free
             answers, choice for pairs.
-        run: Folder of the store of finished work, or a store; see `PlannedSettings`.
-        progress: Whether a progress bar is shown.
         engine, workers: As in `ComparisonSettings`; without Ray one relative is measured at a time.
     """
 
@@ -61,10 +61,21 @@ class RateDistortionSettings:
     seed: int = 0
     format: str = "plain"
     gate: GateCriterion | None = None
-    run: Any = field(default=None, compare=False, metadata={"saved": False})
-    progress: bool = field(default=False, compare=False, metadata={"saved": False})
     engine: Any = field(default="inprocess", compare=False, metadata={"saved": False})
     workers: int = field(default=1, compare=False, metadata={"saved": False})
+
+    @property
+    def comparison(self) -> ComparisonSettings:
+        """Settings of the comparison that gives the verdicts."""
+        return ComparisonSettings(
+            prompts=self.prompts,
+            draws=1,
+            seed=self.seed,
+            gate=self.gate,
+            run=self.run,
+            engine=self.engine,
+            workers=self.workers,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +131,7 @@ def prepare_reference(
 ) -> ParentReference:
     """Measure the parent."""
     settings = replace(settings, gate=settings.gate or default_criterion(pattern))
-    bases, prompts, seed = settings.bases, settings.prompts, settings.seed
+    bases, seed = settings.bases, settings.seed
     answers = answer_as_reference(model, pattern, count=bases, seed=seed)
     mechanism_test = sample_mechanism_test(model, pattern, bases=bases, seed=seed)
     sites = mechanism_test.find_sites(model)
@@ -128,10 +139,8 @@ def prepare_reference(
     circuit, discovery_task, evaluation_task = None, None, None
     # Too few pairs, or pairs with different roles, give no circuit.
     with suppress(CircuitError, PatternError):
-        if pattern.user_pairs:
-            prompts = min(prompts, *Counter(p.contrast for p in pattern.user_pairs).values()) // 2
-        discovery_task, evaluation_task = sample_tasks(
-            model, pattern, TaskSettings(prompts=max(prompts, 1), seed=seed)
+        discovery_task, evaluation_task = sample_circuit_tasks(
+            model, pattern, prompts=settings.prompts, seed=seed
         )
         circuit = find_circuit(model, discovery_task)
     return ParentReference(
@@ -148,6 +157,25 @@ def prepare_reference(
         discovery_task=discovery_task,
         evaluation_task=evaluation_task,
     )
+
+
+def circuit_prompts(pattern: Pattern, prompts: int) -> int:
+    """Pairs of each contrast that find the circuit: half of what a file of pairs has at most."""
+    if pattern.user_pairs:
+        prompts = min(prompts, *Counter(p.contrast for p in pattern.user_pairs).values()) // 2
+    return max(prompts, 1)
+
+
+def sample_circuit_tasks(
+    model: Model, pattern: Pattern, *, prompts: int, seed: int
+) -> tuple[Task, Task]:
+    """Pairs that find the circuit, and pairs that evaluate it.
+
+    Raises:
+        CircuitError, PatternError: The pattern has too few pairs, or pairs with different roles.
+    """
+    settings = TaskSettings(prompts=circuit_prompts(pattern, prompts), seed=seed)
+    return sample_tasks(model, pattern, settings)
 
 
 def find_circuit(model: Model, discovery_task: Task) -> Circuit:

@@ -50,31 +50,31 @@ def measure_point(
     answers = answer_as_relative(reference.answers, model)
     criterion = reference.settings.gate or "accuracy"
     behavior = behavioral_distance(reference.answers, answers, seed=seed, criterion=criterion)
-    same_graph = _same_graph(model, reference.model)
+    is_same = same_graph(model, reference.model)
     mechanism, noise = None, None
     if not behavior.behavior_absent:
         mechanism, outcome = _measure_mechanism(model, reference)
-        if same_graph and _is_compressed(model) and model is not reference.model:
+        if is_same and is_compressed(model) and model is not reference.model:
             noise = _compare_with_copies(outcome, behavior.readout_kl, reference)
     return CurvePoint(
         name=model.name,
         kind=model.provenance.kind if model.provenance else _training_kind(model),
         rate=measure_rate(model),
         behavior=behavior,
-        same_graph=same_graph,
+        same_graph=is_same,
         mechanism=mechanism,
         noise=noise,
         verdicts=dict(verdict_counts or {}),
     )
 
 
-def _same_graph(a: Model, b: Model) -> bool:
+def same_graph(a: Model, b: Model) -> bool:
     """Whether two models have the same computation graph and widths."""
     names = ("architecture", "layers", "heads", "kv_heads", "d_model", "d_head", "parallel")
     return all(getattr(a.shape, name) == getattr(b.shape, name) for name in names)
 
 
-def _is_compressed(model: Model) -> bool:
+def is_compressed(model: Model) -> bool:
     """Whether the weights may be the parent's, changed but not trained anew."""
     return model.provenance is None or model.provenance.kind in ("quantized", "pruned", "ticket")
 
@@ -92,15 +92,15 @@ def _measure_mechanism(
     else:
         runs = record_runs(model, reference.mechanism_test.evaluation)
         own_sites = reference.mechanism_test.find_sites(model)
-    same_graph = _same_graph(model, reference.model)
-    sites = reference.sites if same_graph else own_sites
+    is_same = same_graph(model, reference.model)
+    sites = reference.sites if is_same else own_sites
     outcome, at_own_sites = interchange_outcome(runs, sites), interchange_outcome(runs, own_sites)
     both = parent.solved & outcome.solved
     parent_states, circuit_kept = {}, UNKNOWN
-    if same_graph:
+    if is_same:
         parent_states = interchange_outcome(runs, sites, source=reference.runs.source).hits
         circuit_kept = _circuit_faithfulness(model, reference)
-    circuit = reference.circuit if same_graph else _own_circuit(model, reference)
+    circuit = reference.circuit if is_same else _own_circuit(model, reference)
     mechanism = Mechanism(
         sites={name: str(site) for name, site in sites.items()},
         own_sites={name: str(site) for name, site in own_sites.items()},

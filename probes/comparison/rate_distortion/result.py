@@ -10,6 +10,7 @@ import pandas as pd
 from probes.errors import SiteError
 from probes.models.files.provenance import Rate
 from probes.observe.result import GATE_STATES, BehavioralDistance
+from probes.plan import LEFT_OUT
 from probes.result import Result, figure_of
 from probes.stats.intervals import Estimate
 
@@ -164,8 +165,9 @@ class RateDistortionCurve(Result):
         for point in (self.parent, *self.points):
             if point.name == name:
                 return point
-        names = [point.name for point in self.points]
-        raise SiteError(f"{name!r} is not on the curve: choose from {names}")
+        raise SiteError(
+            f"{name!r} is not on the curve: choose from {[p.name for p in self.points]}"
+        )
 
     def table(self) -> pd.DataFrame:
         """One row per model, the parent first; NaN for what was not measured."""
@@ -175,15 +177,15 @@ class RateDistortionCurve(Result):
         """One sentence per model, then one per order of losses and per comparison with noise."""
         lines = [self._parent_line(), *map(_point_line, self.points)]
         capable = [point for point in self.points if point.mechanism]
-        for same_graph, prefix in ((True, ""), (False, "At their own sites, in another graph: ")):
+        for same, prefix in ((True, ""), (False, "At their own sites, in another graph: ")):
             for label, sentence in _ORDER_SENTENCES.items():
-                names = [p.name for p in capable if p.same_graph is same_graph and p.label == label]
-                if names:
-                    start = sentence if same_graph else sentence[0].lower() + sentence[1:]
+                if names := [p.name for p in capable if p.same_graph is same and p.label == label]:
+                    start = sentence if same else sentence[0].lower() + sentence[1:]
                     lines.append(f"{prefix}{start}: {', '.join(names)}.")
         for label, sentence in _NOISE_SENTENCES.items():
             if names := [p.name for p in capable if p.noise and p.noise.label == label]:
                 lines.append(f"{sentence}: {', '.join(names)}.")
+        lines += [f"{key.capitalize()}: {text}." for key, text in self.protocol if key == LEFT_OUT]
         return tuple(lines)
 
     def _parent_line(self) -> str:
