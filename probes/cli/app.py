@@ -216,13 +216,13 @@ def trace(
 @app.command(context_settings={"ignore_unknown_options": True})
 @reports_errors
 def plan(
-    command: Annotated[str, typer.Argument(help="compare, trace or claims.")],
+    command: Annotated[str, typer.Argument(help="compare, trace, claims, curve or make.")],
     arguments: Annotated[
-        list[str] | None, typer.Argument(help="Its arguments and options.")
+        list[str] | None, typer.Argument(help="Its arguments and options; for make its kind first.")
     ] = None,
 ) -> None:
     """Print what a command would do, and do nothing: passes, time, memory, what a budget costs."""
-    require_planned(command)
+    require_planned(command, arguments or ())
     app([command, *(arguments or ()), "--plan-only"], prog_name="probes")
 
 

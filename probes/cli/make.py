@@ -2,10 +2,9 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from probes.cli.common import (
     MAX_SEED,
@@ -17,6 +16,7 @@ from probes.cli.common import (
     reports_errors,
     silence_libraries,
 )
+from probes.cli.plan import Budget, PlanOnly, make_settings
 from probes.cli.training import (
     Batch,
     Rate,
@@ -26,11 +26,13 @@ from probes.cli.training import (
     StudentSteps,
     StudentTexts,
     Texts,
+    announce,
+    announce_training,
     checkpoint_folder,
     family_texts,
-    minute_lines,
+    follow_training,
     option,
-    show_progress,
+    save_and_print,
     student_rows,
     student_training,
 )
@@ -100,15 +102,23 @@ def make_quantized(
     embeddings: Annotated[bool, option("Quantize embeddings as well (rtn).")] = False,
     name: _Name = "",
     force: _Force = False,
+    budget: Budget = "",
+    plan_only: PlanOnly = False,
     seed: _Seed = 0,
 ) -> None:
     """Quantize a model, and measure how far the real kernel is from the rounded weights."""
     silence_libraries()
+    asked = make_settings("quantized", budget, plan_only)
+    from probes.compression.derived_model import load_parent
+    from probes.compression.plan import plan_quantization
     from probes.compression.quantization.quantize import QuantizationSettings, quantize
 
     folder = _new_folder(name or f"{Path(model).name}-{scheme}", force)
-    made = quantize(model, scheme, QuantizationSettings(group, not asymmetric, embeddings, seed))
-    _save_and_print(made, folder, model)
+    settings = QuantizationSettings(group, not asymmetric, embeddings, seed)
+    # It is read again: what `quantize` reads itself it need not copy.
+    announce(plan_quantization(load_parent(model), scheme, settings), asked)
+    made = quantize(model, scheme, settings)
+    save_and_print(made, folder, model)
 
 
 @make_app.command("pruned")
@@ -121,21 +131,26 @@ def make_pruned(
     pattern: Annotated[str, option("Pattern that scores wanda, heads and neurons.")] = "take-away",
     name: _Name = "",
     force: _Force = False,
+    budget: Budget = "",
+    plan_only: PlanOnly = False,
     seed: _Seed = 0,
 ) -> None:
     """Prune a model: set a fraction of its weights to zero."""
     silence_libraries()
+    asked = make_settings("pruned", budget, plan_only)
+    from probes.compression.derived_model import load_parent
+    from probes.compression.plan import plan_pruning
     from probes.compression.pruning.prune import METHOD_SCOPES, PruningSettings, prune
     from probes.prompts.catalog import pattern as load_pattern
 
     suffix = f"-{scope}" if scope and scope not in METHOD_SCOPES.get(method, ())[:1] else ""
     default = f"{Path(model).name}-{method}{suffix}-{float(f'{fraction:.4g}'):g}"
     folder = _new_folder(name or default, force)
-    settings = PruningSettings(scope=scope or None, seed=seed)
-    made = prune(
-        model, fraction, method=method, calibration=load_pattern(pattern), settings=settings
-    )
-    _save_and_print(made, folder, model)
+    settings, texts = PruningSettings(scope=scope or None, seed=seed), load_pattern(pattern)
+    origin = load_parent(model)
+    announce(plan_pruning(origin, method, texts, settings), asked)
+    made = prune(origin, fraction, method=method, calibration=texts, settings=settings)
+    save_and_print(made, folder, model)
 
 
 @make_app.command("grown")
@@ -151,15 +166,19 @@ def make_grown(
     texts: Texts = None,
     name: _Name = "",
     force: _Force = False,
+    budget: Budget = "",
+    plan_only: PlanOnly = False,
     device: Device = "",
     seed: _Seed = 0,
     threads: _Threads = 1,
 ) -> None:
     """Grow a model by layers or neurons; with --steps, train it further."""
     silence_libraries(threads)
+    asked = make_settings("grown", budget, plan_only)
     from probes.compression.distillation.distill import continue_training
     from probes.compression.distillation.plan import TrainingConfig
     from probes.compression.grow import grow
+    from probes.compression.plan import plan_growth
 
     if (layers is None) == (width is None):
         raise ProbeError("Growth needs either --layers or, for 'wider', --width: give one of them")
@@ -170,14 +189,17 @@ def make_grown(
     size = layers or width
     folder = _new_folder(name or f"{Path(model).name}-{method}-{size}", force)
     made = grown = grow(model, method, size, seed=seed)
+    plan = None if steps else announce(plan_growth(grown), asked)
     if steps:
         settings = TrainingConfig(steps, seed, batch=batch, learning_rate=rate, device=device)
+        plan, settings = announce_training(grown, grown.hf_model, texts, settings, asked)
         rows, home = texts or family_texts(grown, settings), checkpoint_folder(folder, force)
-        made = continue_training(grown, rows, settings, folder=home, progress=show_progress())
+        with follow_training(plan, settings) as report:
+            made = continue_training(grown, rows, settings, folder=home, progress=report)
         if texts is None:  # The shipped corpus leaves out what it left out for the parent.
             kept = replace(made.provenance, held_out=grown.provenance.held_out)
             made = replace(made, provenance=kept)
-    _save_and_print(made, folder, model)
+    save_and_print(made, folder, model, plan)
 
 
 @make_app.command("distilled")
@@ -200,33 +222,40 @@ def make_distilled(
     texts: StudentTexts = None,
     name: _Name = "",
     force: _Force = False,
+    budget: Budget = "",
+    plan_only: PlanOnly = False,
     device: Device = "",
     seed: _Seed = 0,
     threads: _Threads = 1,
 ) -> None:
     """Distill a model: train a smaller one on its predictions."""
     silence_libraries(threads)
+    asked = make_settings("distilled", budget, plan_only)
     from probes.compression.derived_model import load_parent
-    from probes.compression.distillation.distill import DistillationSettings, distill
+    from probes.compression.distillation.distill import (
+        DistillationSettings,
+        build_student,
+        distill,
+    )
     from probes.compression.distillation.targets import parse_labels
 
     folder = _new_folder(name or f"{Path(teacher).name}-distilled-{seed}", force)
     targets = parse_labels(labels, temperature=temperature)
     origin = load_parent(teacher)
-    given = {"steps": steps, "batch": batch, "learning_rate": rate}
-    training = student_training(origin, start, given, seed=seed, device=device)
-    settings = DistillationSettings(
-        start=start,
-        layers=layers,
-        width=width,
-        labels=targets,
-        teacher_text=teacher_text,
-        training=training,
-        progress=show_progress() or minute_lines(training.steps),
+    given = {"steps": steps, "batch": batch, "learning_rate": rate, "seed": seed, "device": device}
+    training = student_training(origin, start, given)
+    settings = DistillationSettings(start, layers, width, targets, teacher_text, training)
+    student = build_student(origin, settings)
+    plan, less = announce_training(
+        origin, student, texts, training, asked, labels=targets, writes=teacher_text
     )
+    training = student_training(origin, start, given | {"steps": less.steps})  # And its warmup.
     home = checkpoint_folder(folder, force)
-    made = distill(origin, student_rows(origin, texts, settings, home), settings, folder=home)
-    _save_and_print(made, folder, teacher)
+    rows = student_rows(origin, texts, training, home)
+    with follow_training(plan, training) as report:
+        settings = replace(settings, training=training, progress=report)
+        made = distill(origin, rows, settings, folder=home)
+    save_and_print(made, folder, teacher, plan)
 
 
 @make_app.command("ticket")
@@ -242,12 +271,15 @@ def make_ticket(
     texts: Texts = None,
     name: _Name = "",
     force: _Force = False,
+    budget: Budget = "",
+    plan_only: PlanOnly = False,
     device: Device = "",
     seed: _Seed = 0,
     threads: _Threads = 1,
 ) -> None:
     """Find a lottery ticket: prune, rewind to early weights, train again, in rounds."""
     silence_libraries(threads)
+    asked = make_settings("ticket", budget, plan_only, rounds=rounds)
     from probes.compression.derived_model import load_parent
     from probes.compression.distillation.plan import TrainingConfig
     from probes.compression.pruning.lottery_ticket import TicketSettings, lottery_ticket
@@ -255,12 +287,14 @@ def make_ticket(
 
     folder = _new_folder(name or f"{Path(model).name}-ticket", force)
     training = TrainingConfig(steps, seed, batch=batch, learning_rate=rate, device=device)
-    settings = TicketSettings(rounds, fraction, training, show_progress())
     origin = load_parent(model)
-    start = early or pretraining_model(origin)
-    rows = texts or family_texts(origin, training)
-    made = lottery_ticket(origin, start, rows, settings, folder=checkpoint_folder(folder, force))
-    _save_and_print(made, folder, model)
+    first = load_parent(early or pretraining_model(origin))
+    plan, training = announce_training(origin, first.hf_model, texts, training, asked)
+    rows, home = texts or family_texts(origin, training), checkpoint_folder(folder, force)
+    with follow_training(plan, training, rounds) as report:
+        settings = TicketSettings(rounds, fraction, training, report)
+        made = lottery_ticket(origin, first, rows, settings, folder=home)
+    save_and_print(made, folder, model, plan)
 
 
 def _new_folder(name: str, force: bool) -> Path:
@@ -268,24 +302,3 @@ def _new_folder(name: str, force: bool) -> Path:
     from probes.compression.derived_model import new_model_folder
 
     return new_model_folder(name, force=force)
-
-
-def _save_and_print(derived: Any, folder: Path, source: str) -> None:  # noqa: ANN401
-    """Save a derived model, and print its storage cost and its parent's."""
-    from probes.compression.derived_model import load_parent
-
-    name = folder.name
-    derived = replace(derived, name=name)
-    path = derived.save(folder)
-    console = open_console()
-    table = Table("", Path(source).name, name)
-    sides = (load_parent(source).provenance.storage, derived.provenance.storage)
-    for part in ("weights", "scales", "zero_points", "mask_index", "embeddings", "other", "total"):
-        numbers = [getattr(side, part) for side in sides]
-        if any(numbers):
-            table.add_row(f"{part}, kB", *(f"{number / 8e3:.1f}" for number in numbers))
-    console.print(table)
-    if derived.provenance.kernel_gap is not None:
-        gap = f"{derived.provenance.kernel_gap:.2g}"
-        print_line(console, f"Largest difference of a logit from the real kernel: {gap}")
-    print_line(console, f"Made {path}: load it as {name!r}")

@@ -1,6 +1,6 @@
 """Plans of commands: what they print before the work begins, and the options for it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -8,7 +8,10 @@ import typer
 from probes.cli.common import open_console, print_line
 from probes.errors import ProbeError
 
-PLANNED = ("compare", "trace", "claims")
+MADE = ("quantized", "pruned", "grown", "distilled", "ticket")
+"""Commands of `make` that have a plan."""
+
+PLANNED = ("compare", "trace", "claims", "curve", *(f"make {kind}" for kind in MADE))
 """Commands that have a plan."""
 
 Budget = Annotated[
@@ -21,10 +24,11 @@ Budget = Annotated[
 PlanOnly = Annotated[bool, typer.Option("--plan-only", hidden=True)]
 
 
-def require_planned(command: str) -> None:
+def require_planned(command: str, arguments: Sequence[str]) -> None:
     """Refuse a command that has no plan."""
-    if command not in PLANNED:
-        raise ProbeError(f"{command!r} has no plan: choose one of {', '.join(PLANNED)}")
+    named = " ".join([command, *arguments[:1]]) if command == "make" else command
+    if named not in PLANNED:
+        raise ProbeError(f"{named!r} has no plan: choose one of {', '.join(PLANNED)}")
 
 
 def plan_options(budget: str, plan_only: bool) -> dict[str, Any]:
@@ -34,6 +38,14 @@ def plan_options(budget: str, plan_only: bool) -> dict[str, Any]:
     seconds = parse_duration(budget) if budget else None
     announce = _announcer(is_all=plan_only)
     return {"budget": seconds, "on_plan": announce, "plan_only": plan_only, "progress": True}
+
+
+def make_settings(kind: str, budget: str, plan_only: bool, *, rounds: int = 0) -> Any:  # noqa: ANN401
+    """Name and budget of a command of `make`, and how its plan is told."""
+    options = plan_options(budget, plan_only)  # A wrong duration ends before torch is loaded.
+    from probes.compression.plan import MakeSettings
+
+    return MakeSettings(command=f"make {kind}", rounds=rounds, **options)
 
 
 def _announcer(*, is_all: bool) -> Callable[[Any], None]:

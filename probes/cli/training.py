@@ -3,17 +3,21 @@
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
-from probes.cli.common import print_line
+from probes.cli.common import open_console, print_line
+from probes.progress import Progress
 
 _LINE_SECONDS = 60
+_WRITTEN = 32  # Texts that a teacher writes to tell the time of all.
 
 
 def option(text: str, **limits: Any) -> Any:  # noqa: ANN401
@@ -55,17 +59,86 @@ def family_texts(model: Any, settings: Any) -> Any:  # noqa: ANN401
     return family_corpus(model, count=settings.steps * settings.batch, seed=settings.seed)
 
 
-def student_rows(teacher: Any, texts: Path | None, settings: Any, checkpoints: Path) -> Any:  # noqa: ANN401
+def _sample_texts(
+    model: Any,  # noqa: ANN401
+    texts: Path | None,
+    settings: Any,  # noqa: ANN401
+    *,
+    writes: bool = False,
+    patterns: bool = False,
+) -> Any:  # noqa: ANN401
+    """Some texts of a training run (`TextSample`), and the time that all of them take.
+
+    `writes`: the teacher writes the texts anew. `patterns`: where the shipped corpus does not fit,
+    they are questions of patterns, and texts that the teacher writes once.
+    """
+    from probes.compression.distillation import pattern_texts
+    from probes.compression.distillation.texts import generate_continuations, load_texts
+    from probes.compression.plan import TIMED_STEPS, TextSample
+    from probes.experiments.family.train import has_family_tokenizer
+
+    device, once, each = settings.torch_device(), 0.0, 0.0
+    few = min(settings.steps, TIMED_STEPS) * settings.batch
+    begun = time.thread_time()
+    if texts or not patterns or has_family_tokenizer(model):
+        fewer = replace(settings, steps=min(settings.steps, TIMED_STEPS))
+        rows = load_texts(model, texts) if texts else family_texts(model, fewer)
+        each = 0.0 if texts else (time.thread_time() - begun) / few
+    else:
+        model.hf_model.to(device)
+        rows = pattern_texts.pattern_questions(model, seed=settings.seed)
+        once = pattern_texts.time_written_texts(model, rows, seed=settings.seed)
+    if writes:
+        begun, count = time.thread_time(), len(rows)
+        rows = generate_continuations(model, rows[:_WRITTEN], seed=settings.seed)
+        spent = (time.thread_time() - begun) / len(rows)
+        once, each = (once + count * spent, each) if texts else (once, each + spent)
+    return TextSample(rows, each, once)
+
+
+def announce(plan: Any, asked: Any) -> Any:  # noqa: ANN401
+    """Tell the plan of a command that nothing can lower, and return it."""
+    from probes.compression.plan import require_budget
+
+    asked.on_plan(require_budget(plan, asked))
+    return plan
+
+
+def announce_training(
+    origin: Any,  # noqa: ANN401
+    student: Any,  # noqa: ANN401
+    texts: Path | None,
+    settings: Any,  # noqa: ANN401
+    asked: Any,  # noqa: ANN401
+    *,
+    labels: Any = None,  # noqa: ANN401
+    writes: bool = False,
+) -> tuple[Any, Any]:
+    """Tell the plan of a training run; return it, and the settings that keep to the budget.
+
+    `labels` are those of a teacher, `origin`; `writes`: it writes the texts.
+    """
+    from probes.compression.distillation.plan import TrainingPlan
+    from probes.compression.distillation.texts import pad_token
+    from probes.compression.plan import plan_training
+
+    sample = _sample_texts(origin, texts, settings, writes=writes, patterns=labels is not None)
+    run = TrainingPlan(sample.rows, settings, pad_token(origin))
+    if labels is not None:
+        teacher = origin.hf_model if labels.needs_teacher else None
+        run = replace(run, labels=labels, teacher=teacher)
+    plan, settings = plan_training(student, run, sample, asked)
+    asked.on_plan(plan)
+    return plan, settings
+
+
+def student_rows(teacher: Any, texts: Path | None, training: Any, checkpoints: Path) -> Any:  # noqa: ANN401
     """Texts of a student: those of a file, of the shipped corpus, or of patterns and the teacher.
 
-    The plan is printed before the teacher writes, and after all that can be refused was checked.
+    The settings are printed before the teacher writes.
     """
-    from probes.compression.distillation.distill import build_student
     from probes.compression.distillation.texts import load_texts
 
-    training = settings.training
-    build_student(teacher, settings)
-    training.torch_device()
     rows = load_texts(teacher, texts) if texts else None
     _print_plan(training, checkpoints)
     return rows or _student_texts(teacher, training, checkpoints)
@@ -86,17 +159,12 @@ def _student_texts(teacher: Any, settings: Any, checkpoints: Path) -> Any:  # no
     )
 
 
-def student_training(
-    teacher: Any,  # noqa: ANN401
-    start: str,
-    given: dict[str, Any],
-    **other: Any,  # noqa: ANN401
-) -> Any:  # noqa: ANN401
+def student_training(teacher: Any, start: str, given: dict[str, Any]) -> Any:  # noqa: ANN401
     """Settings of a student's training: the given ones, else those that suit the teacher's size."""
     from probes.compression.distillation.distill import default_training
 
     given = {name: value for name, value in given.items() if value is not None}
-    return replace(default_training(teacher, start, given.get("steps")), **given, **other)
+    return replace(default_training(teacher, start, given.get("steps")), **given)
 
 
 def _print_plan(settings: Any, checkpoints: Path) -> None:  # noqa: ANN401
@@ -106,9 +174,23 @@ def _print_plan(settings: Any, checkpoints: Path) -> None:  # noqa: ANN401
     print_line(Console(stderr=True, soft_wrap=True), f"Training: {plan}, {kept}")
 
 
-def show_progress() -> bool:
-    """Whether a progress bar can be seen."""
-    return sys.stderr.isatty()
+@contextmanager
+def follow_training(plan: Any, settings: Any, rounds: int = 1) -> Iterator[Callable]:  # noqa: ANN401
+    """Report of a training run: a bar that counts the plan's work, or a line a minute."""
+    if not sys.stderr.isatty():
+        yield minute_lines(settings.steps)
+        return
+    before, last = 0, 0
+    with Progress(plan) as progress:
+        progress.begin("training")
+
+        def report(step: int, _: float) -> None:
+            nonlocal before, last
+            before += last * (step < last)  # Another round begins.
+            last = step
+            progress.reach((before + step) / (rounds * settings.steps))
+
+        yield report
 
 
 def minute_lines(steps: int) -> Callable[[int, float], None]:
@@ -120,7 +202,9 @@ def minute_lines(steps: int) -> Callable[[int, float], None]:
     def report(step: int, loss: float) -> None:
         nonlocal first, last
         now = time.monotonic()
-        if first is None:  # What precedes the first step tells no speed.
+        if (
+            first is None or step <= first[0]
+        ):  # Another round begins. What precedes the first step tells no speed.
             first, last = (step, now), now
             return
         if now - last < _LINE_SECONDS:
@@ -130,3 +214,28 @@ def minute_lines(steps: int) -> Callable[[int, float], None]:
         print_line(console, f"Step {step} of {steps}: loss {loss:.3f}, {left}")
 
     return report
+
+
+def save_and_print(derived: Any, folder: Path, source: str, plan: Any = None) -> None:  # noqa: ANN401
+    """Save a derived model with what a budget left out; print its storage cost and its parent's."""
+    from probes.compression.derived_model import load_parent
+    from probes.plan import LEFT_OUT, budget_lines
+
+    name, made = folder.name, derived.provenance
+    if plan and plan.left_out:
+        made = replace(made, settings={**made.settings, LEFT_OUT: "; ".join(plan.left_out)})
+    path = replace(derived, name=name, provenance=made).save(folder)
+    console = open_console()
+    table = Table("", Path(source).name, name)
+    sides = (load_parent(source).provenance.storage, made.storage)
+    for part in ("weights", "scales", "zero_points", "mask_index", "embeddings", "other", "total"):
+        numbers = [getattr(side, part) for side in sides]
+        if any(numbers):
+            table.add_row(f"{part}, kB", *(f"{number / 8e3:.1f}" for number in numbers))
+    console.print(table)
+    if made.kernel_gap is not None:
+        gap = f"{made.kernel_gap:.2g}"
+        print_line(console, f"Largest difference of a logit from the real kernel: {gap}")
+    for line in budget_lines(plan.left_out if plan else ()):
+        print_line(console, line)
+    print_line(console, f"Made {path}: load it as {name!r}")

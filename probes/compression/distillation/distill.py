@@ -125,7 +125,7 @@ def continue_training(
     settings: TrainingConfig,
     *,
     folder: Path,
-    progress: bool = False,
+    progress: bool | TrainingReport = False,
 ) -> DerivedModel:
     """Train a copy of a model on the tokens of texts, which may hold what training left out."""
     hf_model = copy.deepcopy(model.hf_model)

@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from probes.prompts.tokens.special_tokens import special_prefix
 
 _QUESTIONS, _WRITTEN = 512, 1024
 """Most questions of a pattern, and texts that the teacher writes."""
+
+_TIMED = 32
+"""Texts that are written to tell the time of all."""
 
 _BEGINNING, _LENGTH = 0.25, 40
 """Fraction of a prompt that the teacher continues, and tokens of the whole text."""
@@ -32,19 +36,35 @@ def pattern_texts(
     Raises:
         ModelError: The teacher has no tokenizer.
     """
-    if teacher.tokenizer is None:
-        raise ModelError(f"{teacher.name} has no tokenizer: save one in the folder of its weights")
-    questions = unasked_questions(_QUESTIONS, seed=seed)
-    texts = [question.full_text for each in questions.values() for question in each]
-    prefix, rng = special_prefix(teacher.tokenizer), random.Random(seed)
-    found = teacher.tokenizer(texts, add_special_tokens=False).input_ids
-    prompts = [TrainingText((*prefix, *ids)) for ids in found]
+    prompts, rng = pattern_questions(teacher, seed=seed), random.Random(seed)
     sources = rng.sample(prompts, min(_WRITTEN, len(prompts)))
     distinct = [*prompts, *_written_texts(teacher, sources, seed, written_file)]
     result: list[TrainingText] = []
     while len(result) < count:
         result += rng.sample(distinct, len(distinct))
     return result[:count]
+
+
+def pattern_questions(teacher: DerivedModel, *, seed: int) -> list[TrainingText]:
+    """Questions of the patterns for pretrained models, with their answers.
+
+    Raises:
+        ModelError: The teacher has no tokenizer.
+    """
+    if teacher.tokenizer is None:
+        raise ModelError(f"{teacher.name} has no tokenizer: save one in the folder of its weights")
+    questions = unasked_questions(_QUESTIONS, seed=seed)
+    texts = [question.full_text for each in questions.values() for question in each]
+    prefix = special_prefix(teacher.tokenizer)
+    found = teacher.tokenizer(texts, add_special_tokens=False).input_ids
+    return [TrainingText((*prefix, *ids)) for ids in found]
+
+
+def time_written_texts(teacher: DerivedModel, prompts: list[TrainingText], *, seed: int) -> float:
+    """Seconds in which the teacher writes the texts of `pattern_texts`, from a few of them."""
+    few, start = prompts[:_TIMED], time.thread_time()
+    generate_continuations(teacher, few, seed=seed, prefix_fraction=_BEGINNING, length=_LENGTH)
+    return (time.thread_time() - start) / len(few) * min(_WRITTEN, len(prompts))
 
 
 def _written_texts(

@@ -16,7 +16,7 @@ from torch import nn
 from probes.compression.derived_model import DerivedModel, load_parent
 from probes.compression.distillation.plan import TrainingConfig, TrainingPlan
 from probes.compression.distillation.texts import Texts, load_texts, pad_token
-from probes.compression.distillation.trainer import fit
+from probes.compression.distillation.trainer import TrainingReport, fit
 from probes.compression.pruning.masks import (
     Masks,
     apply_masks,
@@ -39,13 +39,13 @@ class TicketSettings:
         rounds: Number of rounds.
         fraction: Fraction of the remaining weights to prune in each round, 0 to 1.
         training: Settings of the training in each round.
-        progress: Whether to show progress bars.
+        progress: Whether to show progress bars, or a function to call after every step.
     """
 
     rounds: int = 3
     fraction: float = 0.5
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(1500, 0))
-    progress: bool = False
+    progress: bool | TrainingReport = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -97,7 +97,7 @@ def prune(
     """
     settings = settings or PruningSettings()
     origin = load_parent(source)
-    scope = _check_scope(origin, method, settings.scope)
+    scope = check_scope(origin, method, settings.scope)
     if settings.like is not None and method != "random":
         raise ModelError(f"Only 'random' matches other masks: leave out like for {method!r}")
     record: dict[str, JsonValue] = {"method": method, "scope": scope, "seed": settings.seed}
@@ -209,7 +209,13 @@ def _unit_storage(hf_model: nn.Module) -> StorageCost | None:
     return replace(whole, weights=whole.weights - 16 * missing, mask_index=float(index))
 
 
-def _check_scope(origin: DerivedModel, method: str, scope: str | None) -> str:
+def check_scope(origin: DerivedModel, method: str, scope: str | None) -> str:
+    """Scope of a method: the given one, or its default.
+
+    Raises:
+        ModelError: Weights are not finite, the method or scope is unknown, or the model is
+            quantized.
+    """
     check_finite(origin.hf_model, origin.name)
     if method not in METHOD_SCOPES:
         raise ModelError(f"Unknown method {method!r}: use one of {', '.join(METHOD_SCOPES)}")

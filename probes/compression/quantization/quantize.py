@@ -113,7 +113,7 @@ def quantize(
         table.data.copy_(rounded_tables[name].weight)
     gap = None
     if has_kernel:
-        gap = _kernel_gap(kernel, result, _test_inputs(origin, settings.seed))
+        gap = _kernel_gap(kernel, result, kernel_test_inputs(origin, settings.seed))
     made = Provenance(
         kind="quantized",
         parent=origin.name,
@@ -193,7 +193,7 @@ def _storage_cost(
     )
 
 
-def _test_inputs(origin: DerivedModel, seed: int) -> list[Int[Tensor, "_ _"]]:
+def kernel_test_inputs(origin: DerivedModel, seed: int) -> list[Int[Tensor, "_ _"]]:
     """Random texts, and questions if the model has a tokenizer."""
     hf_model = origin.hf_model
     vocab = hf_model.get_input_embeddings().weight.shape[0]
