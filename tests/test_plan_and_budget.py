@@ -350,7 +350,14 @@ def test_plan_prints_what_a_command_would_do_and_does_nothing(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("plan", "list"), "'list' has no plan: choose one of compare, trace, claims"),
+        (("plan", "list"), "'list' has no plan: choose one of compare, trace, claims, curve, make"),
+        (("plan", "make"), "'make' has no plan"),
+        (("plan", "make", "family"), "'make family' has no plan"),
+        (("make", "quantized", "scratch", "--budget", "0.001s"), "give --budget"),
+        (("make", "pruned", "scratch", "--budget", "0.001s"), "give --budget"),
+        (("make", "distilled", "scratch", "--budget", "0.001s"), "give --budget"),
+        (("make", "distilled", "scratch", "--budget", "soon"), "is no duration"),
+        (("curve", "full", "distilled", "--budget", "0.001s"), "give --budget"),
         (("plan", "trace", "no-model"), "ModelError"),
         (("plan", "trace", "distilled", "--budget", "soon"), "is no duration"),
         (("trace", "distilled", "--budget", "0.001s"), "give --budget"),

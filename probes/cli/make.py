@@ -31,6 +31,7 @@ from probes.cli.training import (
     checkpoint_folder,
     family_texts,
     follow_training,
+    new_folder,
     option,
     save_and_print,
     student_rows,
@@ -113,7 +114,7 @@ def make_quantized(
     from probes.compression.plan import plan_quantization
     from probes.compression.quantization.quantize import QuantizationSettings, quantize
 
-    folder = _new_folder(name or f"{Path(model).name}-{scheme}", force)
+    folder = new_folder(name or f"{Path(model).name}-{scheme}", force)
     settings = QuantizationSettings(group, not asymmetric, embeddings, seed)
     # It is read again: what `quantize` reads itself it need not copy.
     announce(plan_quantization(load_parent(model), scheme, settings), asked)
@@ -145,7 +146,7 @@ def make_pruned(
 
     suffix = f"-{scope}" if scope and scope not in METHOD_SCOPES.get(method, ())[:1] else ""
     default = f"{Path(model).name}-{method}{suffix}-{float(f'{fraction:.4g}'):g}"
-    folder = _new_folder(name or default, force)
+    folder = new_folder(name or default, force)
     settings, texts = PruningSettings(scope=scope or None, seed=seed), load_pattern(pattern)
     origin = load_parent(model)
     announce(plan_pruning(origin, method, texts, settings), asked)
@@ -187,7 +188,7 @@ def make_grown(
             f"{method!r} does not fit the option: 'wider' takes --width, others --layers"
         )
     size = layers or width
-    folder = _new_folder(name or f"{Path(model).name}-{method}-{size}", force)
+    folder = new_folder(name or f"{Path(model).name}-{method}-{size}", force)
     made = grown = grow(model, method, size, seed=seed)
     plan = None if steps else announce(plan_growth(grown), asked)
     if steps:
@@ -239,7 +240,7 @@ def make_distilled(
     )
     from probes.compression.distillation.targets import parse_labels
 
-    folder = _new_folder(name or f"{Path(teacher).name}-distilled-{seed}", force)
+    folder = new_folder(name or f"{Path(teacher).name}-distilled-{seed}", force)
     targets = parse_labels(labels, temperature=temperature)
     origin = load_parent(teacher)
     given = {"steps": steps, "batch": batch, "learning_rate": rate, "seed": seed, "device": device}
@@ -285,7 +286,7 @@ def make_ticket(
     from probes.compression.pruning.lottery_ticket import TicketSettings, lottery_ticket
     from probes.experiments.family.make import pretraining_model
 
-    folder = _new_folder(name or f"{Path(model).name}-ticket", force)
+    folder = new_folder(name or f"{Path(model).name}-ticket", force)
     training = TrainingConfig(steps, seed, batch=batch, learning_rate=rate, device=device)
     origin = load_parent(model)
     first = load_parent(early or pretraining_model(origin))
@@ -295,10 +296,3 @@ def make_ticket(
         settings = TicketSettings(rounds, fraction, training, report)
         made = lottery_ticket(origin, first, rows, settings, folder=home)
     save_and_print(made, folder, model, plan)
-
-
-def _new_folder(name: str, force: bool) -> Path:
-    """Folder of the new model; its name is checked first."""
-    from probes.compression.derived_model import new_model_folder
-
-    return new_model_folder(name, force=force)

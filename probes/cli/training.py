@@ -43,6 +43,13 @@ StudentTexts = Annotated[
 ]
 
 
+def new_folder(name: str, force: bool) -> Path:
+    """Folder of the new model; its name is checked first."""
+    from probes.compression.derived_model import new_model_folder
+
+    return new_model_folder(name, force=force)
+
+
 def checkpoint_folder(folder: Path, force: bool) -> Path:
     """Folder of the checkpoints of a new model; emptied if it is trained from the start."""
     checkpoints = Path("runs") / "work" / f"{folder.name}-checkpoints"

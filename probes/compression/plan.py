@@ -33,7 +33,7 @@ _BACKWARD = 2  # Passes of a gradient, besides the forward pass.
 _ROUNDED, _RANKED, _RANKED_UNITS, _COPIED, _SAVED = 12, 105, 66, 9, 9
 _KERNEL = 2.1  # Passes of the library's kernel and of the plain floats, for each test input.
 _BYTES_ROUNDED, _BYTES_RANKED = 8, 28  # Of each weight, besides the model.
-_FLOATS_PER_UNIT = 30  # Kept for the gradient, for each token, layer and unit of width.
+_FLOATS_PER_UNIT = 90  # Kept for the gradient, for each token, layer and unit of width.
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +145,7 @@ def plan_pruning(
     texts = tokenize_calibration(origin, calibration, seed=settings.seed) if scored else []
     ranked = _RANKED_UNITS if method in ("heads", "neurons") else _RANKED
     stages = (
-        _passes("calibration", origin, texts, 1),
+        _passes("calibration", origin, texts, 1.0),
         Stage("ranking", 0, ranked * weights * 1e-9),
         _saving(weights),
     )

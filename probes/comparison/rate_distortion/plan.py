@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from time import thread_time
+from time import perf_counter, thread_time
 
-from probes.comparison.rate_distortion.mechanism import sample_mechanism_test
+from probes.comparison.rate_distortion.mechanism import MechanismTest, sample_mechanism_test
 from probes.comparison.rate_distortion.parent import (
     RateDistortionSettings,
     circuit_prompts,
@@ -27,13 +27,13 @@ from probes.prompts.pattern import Pattern
 _ANSWERS, _PARENT_ANSWERS = 3.8, 1.1  # Of a question: the relative's part, and the parent's.
 _READOUTS = 1.2  # Of a question, for its KL alone.
 _RUNS = 2.5  # Of a pair, without intervention.
-_SITE = 0.3  # Of a site in the search, with the second search of joined roles.
+_SITE = 0.3  # Of a site in the search, in a model too large to time it.
 _VARIABLE = 0.37  # Of an interchange at a known site.
 _FAITHFULNESS, _CIRCUIT = 3.3, 44.0  # Of a pair: a known circuit, and the search of one.
 _COPY = 95  # To make a copy with weight noise, or a random-init model.
 _MATCHED = 4  # Copies that are tried for one whose KL is that of the relative.
 _POINT = 100  # Intervals and storage of a point.
-_PLANNED_BASES, _PLANNED_PROMPTS = 32, 8  # Sampled for the plan.
+_PLANNED_BASES, _PLANNED_PROMPTS = 24, 8  # Sampled for the plan.
 _SECONDS = 2.0  # Of passes that are timed.
 # Kept per token, layer and unit of width, and of gradients and others.
 _FLOATS_PER_UNIT, _FIXED_FLOATS = 70, 60_000_000
@@ -62,7 +62,7 @@ class _Sizes:
         same_graph, noisy: Of each relative: whether it has the parent's graph, and copies with
             weight noise.
         variables: Variables that are interchanged.
-        sites: Sites of the search in the parent, and in each relative.
+        searches: Passes of the search of sites for each pair, in the parent and each relative.
         pairs: Pairs for the circuit, for each prompt of the settings; 0 if there is no circuit.
         sampling: Seconds to sample the texts of one base, and the pairs of one prompt.
         verdicts: Stage of the full settings.
@@ -77,7 +77,7 @@ class _Sizes:
     same_graph: tuple[bool, ...]
     noisy: tuple[bool, ...]
     variables: tuple[str, ...]
-    sites: tuple[int, ...]
+    searches: tuple[float, ...]
     pairs: float
     sampling: tuple[float, float]
     verdicts: Stage
@@ -91,15 +91,10 @@ class _Sizes:
         pairs = self.pairs * circuit_prompts(self.pattern, settings.prompts)
         interchange = _VARIABLE * len(self.variables) * tested
         answers, runs = _ANSWERS * questions + _POINT, _RUNS * tested
-        sources = 1 + self._has_opposite
-
-        def search(sites: int) -> float:
-            return searched * (1 + sources * (1 + _SITE * sites))
-
         parent = (
             (1.0 + _READOUTS + _ANSWERS) * questions
             + _POINT
-            + search(self.sites[0])
+            + searched * self.searches[0]
             + runs
             + 4 * interchange
             + (_CIRCUIT + _FAITHFULNESS) * pairs
@@ -108,7 +103,7 @@ class _Sizes:
         copy += _MATCHED * (_COPY + _READOUTS * questions)
         relatives, seconds = 0.0, 0.0
         for number, own in enumerate(self.relatives):
-            passes = answers + search(self.sites[number + 1]) + runs
+            passes = answers + searched * self.searches[number + 1] + runs
             if self.same_graph[number]:
                 passes += 3 * interchange + _FAITHFULNESS * pairs
             else:
@@ -133,18 +128,18 @@ class _Sizes:
         stages = tuple(stage for stage in stages if stage.seconds)
         return Plan("curve", stages, self.memory + settings.bases * self.base_memory, self.device)
 
-    @property
-    def _has_opposite(self) -> bool:
-        return not self.pattern.user_pairs and self.pattern.opposite is not None
-
     def _counts(self, bases: int) -> tuple[float, float, float]:
         """Questions, pairs that are tested, and pairs for the search of sites."""
         questions = min(bases, 2 * len(self.pattern.user_pairs) or bases)
-        if self._has_opposite:
+        if _has_opposite(self.pattern):
             return questions, bases, max(bases // 2, 8)
         available = Counter(pair.contrast for pair in self.pattern.user_pairs)
         half = sum(min(2 * bases, available[name] or 2 * bases) for name in self.variables) / 2
         return questions, half, half
+
+
+def _has_opposite(pattern: Pattern) -> bool:
+    return not pattern.user_pairs and pattern.opposite is not None
 
 
 def plan_curve(
@@ -177,13 +172,13 @@ def _measure_sizes(
     pairs, begun = 0.0, thread_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # The curve itself warns of what it leaves out.
-        test = sample_mechanism_test(parent, pattern, bases=few, seed=settings.seed).evaluation
+        test = sample_mechanism_test(parent, pattern, bases=few, seed=settings.seed)
         middle = thread_time()
         with suppress(CircuitError, PatternError):
             tasks = sample_circuit_tasks(parent, pattern, prompts=fewer, seed=settings.seed)
             pairs = len(tasks[0]) / circuit_prompts(pattern, fewer)
     sampling = ((middle - begun) / few, (thread_time() - middle) / fewer)
-    clean, every = test.pairs.clean, (parent, *relatives)
+    clean, every = test.evaluation.pairs.clean, (parent, *relatives)
     shapes = {(model.shape, model.dtype): model for model in every}
     limit = _SECONDS / len(shapes)
     known = {
@@ -203,8 +198,10 @@ def _measure_sizes(
             same and is_compressed(model) and model is not parent
             for same, model in zip(alike, relatives, strict=True)
         ),
-        variables=test.variables,
-        sites=tuple((model.shape.layers - 1) * len(clean.roles) for model in every),
+        variables=test.evaluation.variables,
+        searches=tuple(
+            _search_passes(model, pattern, test, known[model.shape, model.dtype]) for model in every
+        ),
         pairs=pairs,
         sampling=sampling,
         verdicts=_plan_verdicts(every, pattern, settings),
@@ -212,6 +209,24 @@ def _measure_sizes(
         base_memory=floats * parent.dtype.itemsize,
         device=device_name(parent),
     )
+
+
+def _search_passes(model: Model, pattern: Pattern, test: MechanismTest, seconds: float) -> float:
+    """Passes of the search of sites for each pair.
+
+    A short search is timed on the few pairs of a plan: in a damaged model, in which no site alone
+    holds a variable, roles are joined, and it takes up to ten times as long.
+    """
+    task = test.evaluation
+    sites = (model.shape.layers - 1) * len(task.pairs.clean.roles)
+    passes = 1 + (1 + _has_opposite(pattern)) * (1 + _SITE * sites)
+    pairs = max(len(task) // 2, 8) if _has_opposite(pattern) else len(task)
+    if pairs * passes * seconds > _SECONDS:
+        return passes
+    clock = thread_time if model.device.type == "cpu" else perf_counter
+    start = clock()
+    test.find_sites(model)
+    return (clock() - start) / pairs / seconds
 
 
 def _plan_verdicts(
