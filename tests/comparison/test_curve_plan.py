@@ -70,7 +70,7 @@ def test_a_budget_leaves_out_nulls_then_copies_then_questions(models, steady):
     assert plan.left_out == (f"{3 - lowered.nulls} of 3 random-init models",)
     plan, lowered = planned(models, replace(settings, budget=0.5 * whole))
     assert plan.seconds <= 0.5 * whole
-    assert "2 of 3 random-init models" in plan.left_out
+    assert any(text.endswith("of 3 random-init models") for text in plan.left_out)
     assert any(text.endswith("of 3 copies with weight noise") for text in plan.left_out)
     assert lowered.bases >= 80 and lowered.prompts >= 8
     with pytest.raises(BudgetError, match=r"curve takes .* at the least"):

@@ -1,6 +1,7 @@
 """Plans of models that are made: steps that are counted and timed, and budgets that are kept."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,8 @@ def test_the_planned_passes_of_training_are_those_that_run(monkeypatch, tmp_path
     student, teacher, rows = tiny_hf("llama", 1), tiny_hf("llama", 0), []
     for model in (student, teacher):
         model.register_forward_hook(lambda _, __, out: rows.append(len(out.logits)))
-    student.lm_head.register_full_backward_hook(lambda _, __, out: rows.extend([len(out[0])] * 2))
+    head: Any = student.lm_head
+    head.register_full_backward_hook(lambda _, __, out: rows.extend([len(out[0])] * 2))
     fit(student, TrainingPlan(TEXTS, settings, 0, SOFT, teacher), folder=tmp_path)
     assert sum(rows) == {stage.name: stage.passes for stage in plan.stages}["training"] == 24
 
@@ -154,7 +156,9 @@ def test_a_model_trained_within_a_budget_says_what_was_left_out(here, steady):
     done = run(*words, "--steps", 20, "--budget", "5.5s", "--name", "short")
     assert done.exit_code == 0, done.output
     assert "Left out to keep to the budget: 15 of 20 training steps." in done.stdout
-    settings = load("short").provenance.settings
+    made = load("short").provenance
+    assert made is not None
+    settings = made.settings
     assert settings["steps"] == 5
     assert settings[LEFT_OUT] == "15 of 20 training steps"
     assert run(*words, "--steps", 5, "--name", "five").exit_code == 0

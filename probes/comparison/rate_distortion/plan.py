@@ -128,13 +128,13 @@ class _Sizes:
         stages = tuple(stage for stage in stages if stage.seconds)
         return Plan("curve", stages, self.memory + settings.bases * self.base_memory, self.device)
 
-    def _counts(self, bases: int) -> tuple[float, float, float]:
+    def _counts(self, bases: int) -> tuple[int, int, int]:
         """Questions, pairs that are tested, and pairs for the search of sites."""
         questions = min(bases, 2 * len(self.pattern.user_pairs) or bases)
         if _has_opposite(self.pattern):
             return questions, bases, max(bases // 2, 8)
         available = Counter(pair.contrast for pair in self.pattern.user_pairs)
-        half = sum(min(2 * bases, available[name] or 2 * bases) for name in self.variables) / 2
+        half = sum(min(2 * bases, available[name] or 2 * bases) for name in self.variables) // 2
         return questions, half, half
 
 
