@@ -247,8 +247,9 @@ def make_distilled(
     training = student_training(origin, start, given)
     settings = DistillationSettings(start, layers, width, targets, teacher_text, training)
     student = build_student(origin, settings)
+    old = checkpoint_folder(folder, False)  # Nothing is removed before the plan.
     plan, less = announce_training(
-        origin, student, texts, training, asked, labels=targets, writes=teacher_text
+        origin, student, texts, training, asked, labels=targets, writes=teacher_text, kept=old
     )
     training = student_training(origin, start, given | {"steps": less.steps})  # And its warmup.
     home = checkpoint_folder(folder, force)

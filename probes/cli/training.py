@@ -17,6 +17,7 @@ from probes.cli.common import open_console, print_line
 from probes.progress import Progress
 
 _LINE_SECONDS = 60
+_WRITTEN_FILE = "teacher_texts.json"
 _WRITTEN = 32  # Texts that a teacher writes to tell the time of all.
 
 
@@ -72,12 +73,12 @@ def _sample_texts(
     settings: Any,  # noqa: ANN401
     *,
     writes: bool = False,
-    patterns: bool = False,
+    patterns: Path | None = None,
 ) -> Any:  # noqa: ANN401
     """Some texts of a training run (`TextSample`), and the time that all of them take.
 
     `writes`: the teacher writes the texts anew. `patterns`: where the shipped corpus does not fit,
-    they are questions of patterns, and texts that the teacher writes once.
+    they are questions of patterns, and texts that the teacher writes once, into this folder.
     """
     from probes.compression.distillation import pattern_texts
     from probes.compression.distillation.texts import generate_continuations, load_texts
@@ -87,14 +88,15 @@ def _sample_texts(
     device, once, each = settings.torch_device(), 0.0, 0.0
     few = min(settings.steps, TIMED_STEPS) * settings.batch
     begun = time.thread_time()
-    if texts or not patterns or has_family_tokenizer(model):
+    if texts or patterns is None or has_family_tokenizer(model):
         fewer = replace(settings, steps=min(settings.steps, TIMED_STEPS))
         rows = load_texts(model, texts) if texts else family_texts(model, fewer)
         each = 0.0 if texts else (time.thread_time() - begun) / few
     else:
         model.hf_model.to(device)
         rows = pattern_texts.pattern_questions(model, seed=settings.seed)
-        once = pattern_texts.time_written_texts(model, rows, seed=settings.seed)
+        if not (patterns / _WRITTEN_FILE).is_file():
+            once = pattern_texts.time_written_texts(model, rows, seed=settings.seed)
     if writes:
         begun, count = time.thread_time(), len(rows)
         rows = generate_continuations(model, rows[:_WRITTEN], seed=settings.seed)
@@ -120,16 +122,18 @@ def announce_training(
     *,
     labels: Any = None,  # noqa: ANN401
     writes: bool = False,
+    kept: Path | None = None,
 ) -> tuple[Any, Any]:
     """Tell the plan of a training run; return it, and the settings that keep to the budget.
 
-    `labels` are those of a teacher, `origin`; `writes`: it writes the texts.
+    `labels` are those of a teacher, `origin`; `writes`: it writes the texts; `kept`: checkpoints of
+    its student.
     """
     from probes.compression.distillation.plan import TrainingPlan
     from probes.compression.distillation.texts import pad_token
     from probes.compression.plan import plan_training
 
-    sample = _sample_texts(origin, texts, settings, writes=writes, patterns=labels is not None)
+    sample = _sample_texts(origin, texts, settings, writes=writes, patterns=kept)
     run = TrainingPlan(sample.rows, settings, pad_token(origin))
     if labels is not None:
         teacher = origin.hf_model if labels.needs_teacher else None
@@ -162,7 +166,7 @@ def _student_texts(teacher: Any, settings: Any, checkpoints: Path) -> Any:  # no
         teacher,
         settings.steps * settings.batch,
         seed=settings.seed,
-        written_file=checkpoints / "teacher_texts.json",
+        written_file=checkpoints / _WRITTEN_FILE,
     )
 
 
