@@ -52,12 +52,15 @@ def study(
     ] = None,
     fresh: Annotated[bool, typer.Option(help="Measure known rows again.")] = False,
     threads: Annotated[int, typer.Option(help=THREADS_HELP, min=1)] = 1,
+    engine: EngineName = "inprocess",
+    workers: Workers = 2,
 ) -> None:
     """Make relatives that differ in one factor, measure each, and write one table (hours)."""
     silence_libraries(threads)
     from probes.experiments.studies.registry import STUDIES, run_study
     from probes.experiments.studies.tables import read_study
     from probes.files import write_rows
+    from probes.scale.engine import open_engine
 
     path = out or Path("runs") / f"{name}.csv"
     if name in STUDIES:
@@ -66,12 +69,13 @@ def study(
     known = [] if fresh else read_study(name, path)
     rows: list[Any] = []
     console = open_console()
-    for row in run_study(name, folder=folder, work=work, known=known):
-        rows.append(row)
-        if len(rows) >= len(known):  # A run that is stopped does not shorten the table.
-            write_rows(rows, path)
-        if sys.stderr.isatty() and "model" in row:
-            print_line(console, f"Measured {row['model']}")
+    with open_engine(engine, workers=workers) as opened:
+        for row in run_study(name, folder=folder, work=work, known=known, engine=opened):
+            rows.append(row)
+            if len(rows) >= len(known):  # A run that is stopped does not shorten the table.
+                write_rows(rows, path)
+            if sys.stderr.isatty() and "model" in row:
+                print_line(console, f"Measured {row['model']}")
     if any("mean_interchange_accuracy" in row for row in rows):
         console.print(_scorecard_table(rows))
     if name == "growing":

@@ -5,6 +5,7 @@ gives the same result.
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -44,6 +45,10 @@ class InProcess:
         return function(*args, **kwargs)
 
 
+HERE = InProcess()
+"""Engine of who names none."""
+
+
 @contextmanager
 def open_engine(name: str | Engine, *, workers: int = 1, device: str = "") -> Iterator[Engine]:
     """Open an engine; its workers end with the `with`.
@@ -70,6 +75,42 @@ def open_engine(name: str | Engine, *, workers: int = 1, device: str = "") -> It
 
     with open_ray(address, workers=workers, device=device) as engine:
         yield engine
+
+
+class Started(Protocol):
+    """Unit that was started."""
+
+    def result(self) -> Any:  # noqa: ANN401
+        """Its result; waits for it, and raises its error."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Here:
+    """Unit that begins when its result is asked for, in the thread that asks."""
+
+    unit: Callable[[], Any]
+
+    def result(self) -> Any:  # noqa: ANN401
+        """Its result."""
+        return self.unit()
+
+
+@contextmanager
+def starting(engine: Engine) -> Iterator[Callable[..., Started]]:
+    """Function (function, *arguments) that starts a unit beside others.
+
+    In this process a unit begins when its result is asked for, because models that units share
+    cannot run twice at once. Units that have not begun at the end of the `with` never do.
+    """
+    if isinstance(engine, InProcess):
+        yield lambda function, *args, **kwargs: _Here(partial(function, *args, **kwargs))
+        return
+    pool = ThreadPoolExecutor(engine.workers)
+    try:
+        yield partial(pool.submit, engine.call)
+    finally:  # An error does not wait for units that run: they end with their workers.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def unit_runner(store: Store | None, engine: Engine) -> Callable[..., Any]:

@@ -78,6 +78,7 @@ class RayEngine:
     workers: int
     options: dict[str, Any]
     restarts: int = 0
+    _is_closed: bool = field(default=False, init=False)
     _slots: list[_Slot] = field(default_factory=list, init=False)
     _packer: Packer = field(init=False)
     _guard: Any = field(default_factory=threading.RLock, init=False)
@@ -120,6 +121,8 @@ class RayEngine:
                     slot.actor = self._start()
                 return ray.get(slot.actor.run.remote(unit, references))
             except RayActorError:
+                if self._is_closed:  # Nothing starts again behind an error or Ctrl-C.
+                    raise EngineError(f"{name} ended with its engine") from None
                 slot.actor, self.restarts = None, self.restarts + 1
         raise EngineError(
             f"{name} ended its worker {ATTEMPTS} times, most likely for want of memory: give "
@@ -142,6 +145,7 @@ class RayEngine:
         """End the workers."""
         import ray
 
+        self._is_closed = True
         for slot in self._slots:
             if slot.actor is not None:
                 ray.kill(slot.actor)

@@ -1,17 +1,24 @@
 """Engines: a unit gives the same wherever it runs, and its errors and warnings arrive."""
 
 import json
+import threading
 import warnings
 from dataclasses import fields, replace
+from functools import partial
 
 import pytest
 import torch
 
 import probes as pb
 from probes.circuits.trace import TraceSettings
-from probes.claims.run import ClaimSettings
+from probes.claims.run import ClaimSettings, evaluate_claims
 from probes.comparison.rate_distortion.measure import RateDistortionSettings
 from probes.errors import EngineError, ModelError
+from probes.experiments.soft_labels.plan import NameStudySettings
+from probes.experiments.soft_labels.run import name_study
+from probes.experiments.studies.parts import Part, run_parts
+from probes.experiments.studies.registry import run_study
+from probes.interventions.hotspots import HotspotSettings
 from probes.models.files.loading import parse_dtype
 from probes.observe.behavior import evaluate_behavior
 from probes.observe.gate import answer_questions
@@ -19,7 +26,7 @@ from probes.prompts.catalog import pattern
 from probes.prompts.tokens import tokenization
 from probes.prompts.tokens.batch import tokenize
 from probes.scale.encoding import Digests, model_digest
-from probes.scale.engine import InProcess, open_engine, unit_runner
+from probes.scale.engine import HERE, InProcess, open_engine, unit_runner
 from probes.scale.packed_model import pack_model, unpack_model
 from probes.scale.store import Store
 from probes.scale.worker import Packer, Worker, value_of
@@ -28,6 +35,10 @@ from probes.testing.tiny_models import KINDS, OTHER_KINDS, POST_NORM_KINDS, tiny
 
 FOX = "If I have two foxes and I take away one, how many foxes do I have?"
 VALUES = torch.arange(8.0).numpy()
+SMALL_PLAN = NameStudySettings(
+    updates=3, batch=2, layers=1, width=16, heads=2, warmup=1, seeds=(1, 2), tuning_seed=9,
+    rates=(0.01,), test=4, first_look=1,
+)  # fmt: skip
 
 
 class ByBytes:
@@ -38,17 +49,18 @@ class ByBytes:
     def __init__(self):
         self.packer, self.places = Packer(lambda packed: packed), {}
         self.fetched, self.outcomes = [], []
-        self.worker = Worker(self.fetch)
+        self.worker, self.lock = Worker(self.fetch), threading.Lock()
 
     def fetch(self, digest):
         self.fetched.append(digest)
         return self.places[digest]
 
     def call(self, function, *args, **kwargs):
-        unit, places = self.packer.pack(function, args, kwargs)
-        self.places |= places
-        self.outcomes.append(self.worker.run(unit))
-        return value_of(self.outcomes[-1], self.packer.models)
+        with self.lock:
+            unit, places = self.packer.pack(function, args, kwargs)
+            self.places |= places
+            self.outcomes.append(self.worker.run(unit))
+            return value_of(self.outcomes[-1], self.packer.models)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *POST_NORM_KINDS, *OTHER_KINDS])
@@ -139,7 +151,45 @@ def test_a_curve_is_the_same_as_bytes():
     assert json.dumps(there.to_dict()) == json.dumps(here.to_dict())
 
 
-@pytest.mark.parametrize("settings", [TraceSettings, ClaimSettings])
+@pytest.mark.slow
+def test_claims_are_the_same_as_bytes():
+    settings, engine = ClaimSettings(bases=40, nulls=2), ByBytes()
+    here, there = (
+        evaluate_claims("full", settings=replace(settings, engine=each))
+        for each in ("inprocess", engine)
+    )
+    assert json.dumps(there.to_dict()) == json.dumps(here.to_dict())
+    assert len(engine.outcomes) == 2 + 4
+
+
+def test_a_part_that_fails_is_named_and_the_rows_of_the_others_are_given():
+    parts = [
+        Part("first", known=["known"]),
+        Part("second", partial(parse_dtype, "float7")),
+        Part("third", partial(list, VALUES[:2])),
+        Part("fourth", partial(parse_dtype, "float9")),
+    ]
+    rows = run_parts(parts, HERE)
+    assert [next(rows) for _ in range(3)] == ["known", 0.0, 1.0]
+    with pytest.raises(ModelError, match=r"second is not measured.*float7.*fourth failed, too"):
+        next(rows)
+
+
+def test_the_runs_of_a_study_are_the_same_as_bytes():
+    engine = ByBytes()
+    here, there = (
+        [*name_study(("soft", "hard"), plan=SMALL_PLAN, engine=each)] for each in (HERE, engine)
+    )
+    assert there == here
+    assert len(engine.outcomes) == 4
+
+
+def test_a_study_without_units_is_refused_on_an_engine(tmp_path):
+    with pytest.raises(EngineError, match="'real-models' runs in one process"):
+        run_study("real-models", folder=tmp_path, work=tmp_path, engine=ByBytes())
+
+
+@pytest.mark.parametrize("settings", [TraceSettings, HotspotSettings])
 def test_settings_that_no_engine_reads_have_none(settings):
     assert not {"engine", "workers"} & {each.name for each in fields(settings)}
 

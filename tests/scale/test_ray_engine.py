@@ -4,16 +4,24 @@ import os
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 import probes as pb
 from probes.comparison.setup.references import ComparisonSettings
 from probes.errors import EngineError
-from probes.scale.engine import open_engine
+from probes.experiments.family.recipes import recipe
+from probes.experiments.studies import grids
+from probes.experiments.studies.grids import ModelGrid
+from probes.experiments.studies.registry import run_study
+from probes.files import data_folder, write_rows
+from probes.scale.engine import HERE, open_engine
 from probes.stats.intervals import bootstrap_mean
 
+FAMILY = data_folder() / "models"
 SMALL = {"prompts": 4, "draws": 1, "nulls": 2}
 
 
@@ -78,3 +86,26 @@ def test_a_unit_that_ends_every_worker_is_named(engine):
 def test_more_workers_than_cores_are_refused(engine):
     with pytest.raises(EngineError, match="give fewer --workers"), open_engine("ray", workers=999):
         pass
+
+
+@pytest.mark.slow
+def test_a_study_trains_and_measures_the_same_models(engine, tmp_path, monkeypatch):
+    small = replace(
+        recipe("scratch"), layers=2, d_model=32, heads=2, d_mlp=32, items=64, steps=6, batch=8,
+        shipped=False,
+    )  # fmt: skip
+    members = (
+        replace(small, name="small-1"),
+        replace(small, name="small-2", seed=6, start="fresh", teacher="distilled"),
+    )
+    monkeypatch.setitem(grids.GRIDS, "labels", (ModelGrid("distilled", members),))
+    tables, weights = [], []
+    for place, each in (("here", HERE), ("there", engine)):
+        work = tmp_path / place
+        AutoTokenizer.from_pretrained(FAMILY / "full").save_pretrained(work / "tokenizer")
+        table = work / "labels.csv"
+        write_rows([*run_study("labels", folder=FAMILY, work=work, engine=each)], table)
+        tables.append(table.read_bytes())
+        weights.append([(work / m.name / "model.safetensors").read_bytes() for m in members])
+    assert tables[0] == tables[1]
+    assert weights[0] == weights[1]

@@ -1,11 +1,12 @@
 """Training of the shipped models, in the order in which they need each other."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from probes.compression.derived_model import DerivedModel, dense_storage, load_parent
@@ -50,26 +51,28 @@ def make_members(names: Sequence[str] = (), *, folder: Path, work: Path) -> Iter
             yield make_member(entry.name, folder=folder, work=work)
 
 
-def make_member(name: str, *, folder: Path, work: Path, texts: Sequence[TrainingText] = ()) -> Path:
+def make_member(
+    member: str | Recipe, *, folder: Path, work: Path, texts: Sequence[TrainingText] = ()
+) -> Path:
     """Train one model and save it in `folder`, or in `work` if it is not shipped.
 
     Args:
-        name: Name of a recipe.
+        member: A recipe, or its name.
         folder, work: Folders of the models that it starts from, its teacher, and its masks.
         texts: Training texts of its recipe, if they are at hand.
 
     Raises:
         ModelError: The name is unknown, or a model that it needs is missing.
     """
-    chosen = recipe(name)
+    chosen = recipe(member) if isinstance(member, str) else member
     initial = initialize_member(chosen, folder=folder, work=work)
-    trained = initial.train(work / f"{name}-checkpoints", texts=texts)
+    trained = initial.train(work / f"{chosen.name}-checkpoints", texts=texts)
     apply_masks(initial.masks, trained)
     # Half precision keeps a model below 4 MB; the numbers of a card are of the saved weights.
     trained.half()
     target = _member_folder(chosen, folder, work)
     provenance = _provenance(chosen, trained, initial.masks, folder, work)
-    DerivedModel(name, trained, initial.tokenizer, provenance).save(target)
+    DerivedModel(chosen.name, trained, initial.tokenizer, provenance).save(target)
     if chosen.shipped:
         write_card(target)
     return target
@@ -166,10 +169,32 @@ def _how_made(
 
 def family_tokenizer(work: Path) -> PreTrainedTokenizerFast:
     """Tokenizer of the shipped models; it is trained if it is missing."""
-    path = work / "tokenizer"
-    if not path.exists():
-        train_tokenizer(seed=_TOKENIZER_SEED).save_pretrained(path)
-    return AutoTokenizer.from_pretrained(path)
+
+    def make() -> None:
+        train_tokenizer(seed=_TOKENIZER_SEED).save_pretrained(draft)
+        draft.rename(path)
+
+    path, draft = work / "tokenizer", work / "tokenizer-draft"
+    return AutoTokenizer.from_pretrained(make_once(path, make))
+
+
+def make_once(path: Path, make: Callable[[], object]) -> Path:
+    """Make the folder of a model or tokenizer if it is missing; other processes wait for it."""
+    if not _is_made(path):
+        with lock_folder(path):
+            if not _is_made(path):
+                make()
+    return path
+
+
+def lock_folder(path: Path) -> FileLock:
+    """Lock, for a `with`, of a folder that is being made; it ends with its process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)
+
+
+def _is_made(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("config.json", "tokenizer_config.json"))
 
 
 def _member_folder(chosen: Recipe, folder: Path, work: Path) -> Path:
@@ -229,14 +254,16 @@ def pretraining_model(trained: DerivedModel) -> DerivedModel:
 
 def _early_model(chosen: Recipe, steps: int, folder: Path, work: Path) -> LlamaForCausalLM:
     """Model of a recipe after some steps; training is deterministic."""
-    path = work / f"{chosen.name}-early-{steps}"
-    if not (path / "config.json").is_file():
+
+    def make() -> None:
         initial = initialize_member(chosen, folder=folder, work=work)
         early = initial.train(path.with_name(f"{path.name}-checkpoints"), until=steps)
         storage = dense_storage(early, bits=32)
         provenance = Provenance("trained", chosen.name, storage, {"until": steps})
         DerivedModel(path.name, early, initial.tokenizer, provenance).save(path)
-    return load_parent(path).hf_model
+
+    path = work / f"{chosen.name}-early-{steps}"
+    return load_parent(make_once(path, make)).hf_model
 
 
 def _masks(chosen: Recipe, folder: Path, work: Path) -> Masks:

@@ -11,20 +11,26 @@ Design
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 
 from probes.compression.distillation.plan import TrainingConfig
 from probes.experiments.inheritance.scores import (
+    InheritanceReference,
     InheritanceSettings,
+    SharedPrompts,
     inheritance_scores,
     run_model,
     run_reference,
     sample_shared_prompts,
 )
 from probes.experiments.soft_labels.cohort import student_recipe, train_students
+from probes.experiments.studies.parts import Part, run_parts
 from probes.files import TableRow
 from probes.models.model import load
 from probes.prompts.catalog import pattern
+from probes.scale.engine import HERE, Engine
 
 TEACHERS = ("full", "full-b")
 LAYERS, WIDTH = 2, 64
@@ -47,49 +53,89 @@ class InheritanceStudent:
         return f"student-of-{self.teacher}-{self.seed}"
 
 
+@dataclass(frozen=True)
+class Teachers:
+    """The teachers as an argument of units.
+
+    Attributes:
+        folder: Folder of the shipped models.
+    """
+
+    folder: Path
+
+    @cached_property
+    def references(self) -> tuple[SharedPrompts, list[InheritanceReference]]:
+        """The prompts, and the teachers' runs on them, made at first use."""
+        teachers = [load(self.folder / teacher) for teacher in TEACHERS]
+        prompts = sample_shared_prompts(teachers[0], pattern("take-away"), InheritanceSettings())
+        return prompts, [run_reference(teacher, prompts) for teacher in teachers]
+
+
 def inheritance_rows(
-    *, folder: Path, work: Path, known: Sequence[Mapping[str, float | str]] = ()
+    *,
+    folder: Path,
+    work: Path,
+    known: Sequence[Mapping[str, float | str]] = (),
+    engine: Engine = HERE,
 ) -> Iterator[TableRow]:
-    """Scores of each student against each teacher; arguments as in `run_study`."""
-    done = {(row["model"], row["reference"]): dict(row) for row in known}
-    settings, prompts, references = InheritanceSettings(), None, ()
-    for student, path in train_inheritance_students(folder=folder, work=work, done=done):
-        keys = [(student.name, teacher) for teacher in TEACHERS]
-        if all(key in done for key in keys):
-            yield from (done[key] for key in keys)
-            continue
-        if prompts is None:
-            teachers = [load(folder / teacher) for teacher in TEACHERS]
-            prompts = sample_shared_prompts(teachers[0], pattern("take-away"), settings)
-            references = [run_reference(teacher, prompts) for teacher in teachers]
-        runs = run_model(load(path), prompts)
-        for reference in references:
-            name = reference.runs.model.name
-            yield {
-                "model": student.name,
-                "teacher": student.teacher,
-                "seed": float(student.seed),
-                "reference": name,
-                "kin": float(student.teacher == name),
-                **inheritance_scores(reference, runs, prompts),
-            }
+    """Scores of each student against each teacher; arguments as in `run_study`.
+
+    Students that are trained together are one unit.
+    """
+    done = {(str(row["model"]), str(row["reference"])): dict(row) for row in known}
+    teachers, parts = Teachers(folder), []
+    for seeds, teacher in product(COHORTS, TEACHERS):
+        students = [InheritanceStudent(teacher, seed) for seed in seeds]
+        keys = [(student.name, reference) for student in students for reference in TEACHERS]
+        rows = [done[key] for key in keys if key in done]
+        name = f"students of {teacher}, seeds {seeds[0]} to {seeds[-1]}"
+        measure = partial(_measure_students, teachers, students, work, rows)
+        is_known = len(rows) == len(keys)
+        parts.append(Part(name, known=rows) if is_known else Part(name, measure))
+    return run_parts(parts, engine)
+
+
+def _measure_students(
+    teachers: Teachers,
+    students: Sequence[InheritanceStudent],
+    work: Path,
+    known: Sequence[TableRow],
+) -> list[TableRow]:
+    """Train students of one teacher if they are missing, and measure those that are not known."""
+    found: list[TableRow] = []
+    paths = train_inheritance_students(students, folder=teachers.folder, work=work)
+    for student, path in zip(students, paths, strict=True):
+        rows = [row for row in known if row["model"] == student.name]
+        found += rows if len(rows) == len(TEACHERS) else _student_rows(teachers, student, path)
+    return found
+
+
+def _student_rows(
+    teachers: Teachers, student: InheritanceStudent, path: Path
+) -> Iterator[TableRow]:
+    prompts, references = teachers.references
+    runs = run_model(load(path), prompts)
+    for reference in references:
+        name = reference.runs.model.name
+        yield {
+            "model": student.name,
+            "teacher": student.teacher,
+            "seed": float(student.seed),
+            "reference": name,
+            "kin": float(student.teacher == name),
+            **inheritance_scores(reference, runs, prompts),
+        }
 
 
 def train_inheritance_students(
-    *, folder: Path, work: Path, done: Mapping[tuple, object] = {}
-) -> Iterator[tuple[InheritanceStudent, Path]]:
-    """Students with their folders, cohort by cohort; missing ones are trained unless measured."""
-    for seeds in COHORTS:
-        for teacher in TEACHERS:
-            students = [InheritanceStudent(teacher, seed) for seed in seeds]
-            paths = [work / student.name for student in students]
-            if not all((s.name, t) in done for s in students for t in TEACHERS):
-                recipes = {
-                    s.name: replace(
-                        student_recipe(LAYERS, WIDTH, s.seed), learning_rate=LEARNING_RATE
-                    )
-                    for s in students
-                }
-                training = TrainingConfig(STEPS, seeds[0], batch=BATCH)
-                paths = train_students(recipes, folder / teacher, training, work=work)
-            yield from zip(students, paths, strict=True)
+    students: Sequence[InheritanceStudent], *, folder: Path, work: Path
+) -> list[Path]:
+    """Folders of students of one teacher; missing ones are trained together."""
+    recipes = {
+        student.name: replace(
+            student_recipe(LAYERS, WIDTH, student.seed), learning_rate=LEARNING_RATE
+        )
+        for student in students
+    }
+    training = TrainingConfig(STEPS, students[0].seed, batch=BATCH)
+    return train_students(recipes, folder / students[0].teacher, training, work=work)

@@ -28,6 +28,7 @@ Design
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,8 @@ from probes.experiments.soft_labels.texts import (
     tokenize_name_texts,
     true_name_distribution,
 )
+from probes.experiments.studies.parts import Part, run_parts
+from probes.scale.engine import HERE, Engine
 
 _TEST_SEED = 900_000
 _NO_SCORES = (float("nan"),) * 6
@@ -76,6 +79,7 @@ def name_study(
     plan: NameStudySettings | None = None,
     done: Sequence[NameRow] = (),
     teacher: str | Path | DerivedModel = "full",
+    engine: Engine = HERE,
 ) -> Iterator[tuple[NameRow, ...]]:
     """Tune and run arms; the rows of each run as it ends.
 
@@ -84,6 +88,7 @@ def name_study(
         plan: Size of the study; by default that of the shipped table.
         done: Rows of an earlier run of the same plan; its complete runs are not repeated.
         teacher: Teacher.
+        engine: Where the runs of the seeds are trained, one a unit; learning rates are tuned here.
 
     Raises:
         ModelError: An arm is unknown.
@@ -92,7 +97,8 @@ def name_study(
     for arm in arms:
         if arm not in ARMS:
             raise ModelError(f"There is no arm {arm!r}: use one of {', '.join(ARMS)}")
-    setup = _shared_setup(load_parent(teacher), plan)
+    name_teacher = NameTeacher(teacher, plan)
+    setup = name_teacher.setup
     for new in _reference_rows(setup, rows):
         rows += new
         yield new
@@ -101,15 +107,21 @@ def name_study(
             new = _run(setup, NameRow("tuning", arm, plan.tuning_seed, rate, 0, *_NO_SCORES))
             rows += new
             yield new
+    rates = chosen_rates(rows, plan)
     # Seeds are the outer loop, so that a study that is stopped has all arms of fewer seeds.
-    for seed in plan.seeds:
-        for arm in arms:
-            rate = chosen_rates(rows, plan)[ARMS[arm].rate_from or arm].rate
-            run = NameRow("run", arm, seed, rate, 0, *_NO_SCORES)
-            if not is_complete(rows, run, plan):
-                new = _run(setup, run)
-                rows += new
-                yield new
+    runs = [
+        NameRow("run", arm, seed, rates[ARMS[arm].rate_from or arm].rate, 0, *_NO_SCORES)
+        for seed in plan.seeds
+        for arm in arms
+    ]
+    yield from run_parts(
+        [
+            Part(f"{run.arm}, seed {run.seed}", partial(_run_student, name_teacher, run))
+            for run in runs
+            if not is_complete(rows, run, plan)
+        ],
+        engine,
+    )
 
 
 def name_label_information(
@@ -129,6 +141,28 @@ class _SharedSetup:
     tokenizer: PreTrainedTokenizerFast
     test: TeacherTargets
     truth: Float[Tensor, " vocab"]
+
+
+@dataclass(frozen=True)
+class NameTeacher:
+    """Teacher and plan as an argument of units.
+
+    Attributes:
+        source: Teacher; in a unit that another process runs, its name or folder.
+        plan: Size of the study.
+    """
+
+    source: str | Path | DerivedModel
+    plan: NameStudySettings
+
+    @cached_property
+    def setup(self) -> _SharedSetup:
+        """What all runs share, made at first use."""
+        return _shared_setup(load_parent(self.source), self.plan)
+
+
+def _run_student(teacher: NameTeacher, run: NameRow) -> list[tuple[NameRow, ...]]:
+    return [_run(teacher.setup, run)]
 
 
 def _shared_setup(teacher: DerivedModel, plan: NameStudySettings) -> _SharedSetup:

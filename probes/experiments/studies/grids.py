@@ -2,14 +2,21 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 
 from probes.circuits.result import RandomBaseline
 from probes.compression.distillation.plan import TrainingText
-from probes.experiments.family.make import GROWTH_METHODS, family_tokenizer, make_member
+from probes.experiments.family.make import (
+    GROWTH_METHODS,
+    family_tokenizer,
+    make_member,
+    make_once,
+)
 from probes.experiments.family.recipes import (
+    ALL_RECIPES,
     GROWN_RECIPES,
     LABELS_GRID,
     TICKET_RECIPES,
@@ -25,8 +32,10 @@ from probes.experiments.scorecard import (
     prepare_scorecard_reference,
     scorecard,
 )
+from probes.experiments.studies.parts import Part, run_parts
 from probes.files import TableRow
 from probes.models.model import Model, load
+from probes.scale.engine import HERE, Engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +70,60 @@ GRIDS: Mapping[str, tuple[ModelGrid, ...]] = {
 """Grids by study."""
 
 
+@dataclass(frozen=True)
+class StudyFolders:
+    """Folders of a study, as an argument of its units.
+
+    Attributes:
+        folder: Folder of the shipped models.
+        work: Folder of the study's models.
+    """
+
+    folder: Path
+    work: Path
+
+    @cached_property
+    def texts(self) -> Callable[[Recipe], list[TrainingText]]:
+        """Training texts of a recipe; kept for the next recipe with the same texts."""
+        return cached_texts(self.work)
+
+    def ensure(self, entry: Recipe) -> Path:
+        """Folder of a model, which is trained if it is missing, as are those that it needs."""
+
+        def make() -> None:
+            for name in _needed(entry):
+                self.ensure(recipe(name))
+            texts = self.texts(entry)
+            make_member(entry, folder=self.folder, work=self.work, texts=texts)
+
+        return make_once((self.folder if entry.shipped else self.work) / entry.name, make)
+
+
+@dataclass(frozen=True)
+class GridParent:
+    """Parent of a grid, as an argument of its units.
+
+    Attributes:
+        name: Its name.
+        folders: Where it is; some parents are trained for the study, too.
+    """
+
+    name: str
+    folders: StudyFolders
+
+    @cached_property
+    def reference(self) -> ScorecardReference:
+        """Its runs, made at first use."""
+        return prepare_scorecard_reference(self.folders.ensure(recipe(self.name)))
+
+
 def grid_rows(
-    name: str, *, folder: Path, work: Path, known: Sequence[Mapping[str, float | str]] = ()
+    name: str,
+    *,
+    folder: Path,
+    work: Path,
+    known: Sequence[Mapping[str, float | str]] = (),
+    engine: Engine = HERE,
 ) -> Iterator[TableRow]:
     """Scorecards of the models of a study; missing models are trained.
 
@@ -71,20 +132,30 @@ def grid_rows(
         folder: Folder of the shipped models.
         work: Folder of the study's models.
         known: Rows that are not measured again.
+        engine: Where models are trained and measured, one a unit.
     """
     done = {(row["parent"], row["model"]): dict(row) for row in known}
+    folders, parts = StudyFolders(folder, work), []
     for grid in GRIDS[name]:
-        texts = cached_texts(work)
-        reference: ScorecardReference | None = None
+        parent = GridParent(grid.parent, folders)
         for entry in (*map(recipe, grid.references), *grid.recipes):
-            if (grid.parent, entry.name) in done:
-                yield done[grid.parent, entry.name]
-                continue
-            # Some parents are trained for the study, too.
-            reference = reference or prepare_scorecard_reference(
-                ensure_member(recipe(grid.parent), folder, work, texts)
-            )
-            yield _scorecard_row(reference, entry, load(ensure_member(entry, folder, work, texts)))
+            row = done.get((grid.parent, entry.name))
+            measure = partial(_measure_member, parent, entry)
+            parts.append(Part(entry.name, known=[row]) if row else Part(entry.name, measure))
+    return run_parts(parts, engine)
+
+
+def _measure_member(parent: GridParent, entry: Recipe) -> list[TableRow]:
+    """Train a model if it is missing, and measure it."""
+    model = load(parent.folders.ensure(entry))
+    return [_scorecard_row(parent.reference, entry, model)]
+
+
+def _needed(entry: Recipe) -> list[str]:
+    """Models of the study that a recipe begins with, learns from, or has its masks from."""
+    own = {one.name for one in ALL_RECIPES if not one.shipped}
+    parts = (*entry.start.split(":"), *entry.masks.split(":"), entry.teacher)
+    return [name for name in dict.fromkeys(parts) if name in own]
 
 
 def cached_texts(work: Path) -> Callable[[Recipe], list[TrainingText]]:
@@ -100,16 +171,6 @@ def cached_texts(work: Path) -> Callable[[Recipe], list[TrainingText]]:
         return kept[key]
 
     return texts
-
-
-def ensure_member(
-    entry: Recipe, folder: Path, work: Path, texts: Callable[[Recipe], list[TrainingText]]
-) -> Path:
-    """Folder of a model, which is trained if it is missing."""
-    path = (folder if entry.shipped else work) / entry.name
-    if not (path / "config.json").is_file():
-        make_member(entry.name, folder=folder, work=work, texts=texts(entry))
-    return path
 
 
 def _scorecard_row(reference: ScorecardReference, entry: Recipe, model: Model) -> TableRow:

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ from torch import nn
 
 from probes.compression.derived_model import DerivedModel, dense_storage
 from probes.compression.distillation.plan import last_checkpoint
-from probes.experiments.family.make import initialize_member
+from probes.experiments.family.make import initialize_member, lock_folder
 from probes.experiments.family.recipes import recipe
-from probes.experiments.studies.grids import cached_texts, ensure_member
+from probes.experiments.studies.grids import StudyFolders
+from probes.experiments.studies.parts import Part, run_parts
 from probes.experiments.training_dynamics.trajectory import Checkpoint, training_trajectory
 from probes.files import TableRow
 from probes.models.files.provenance import Provenance
+from probes.scale.engine import HERE, Engine
 
 _EARLY = (0, 50, 100, 200, 400, 600, 800)
 
@@ -67,28 +70,35 @@ RUNS = (
 
 
 def training_dynamics_rows(
-    *, folder: Path, work: Path, known: Sequence[Mapping[str, float | str]] = ()
+    *,
+    folder: Path,
+    work: Path,
+    known: Sequence[Mapping[str, float | str]] = (),
+    engine: Engine = HERE,
 ) -> Iterator[TableRow]:
-    """Train models again with checkpoints, and measure them; arguments as in `run_study`."""
-    done = {row["run"] for row in known}
-    texts = cached_texts(work)
+    """Train models again with checkpoints, and measure them, one run a unit; see `run_study`."""
+    folders, parts = StudyFolders(folder, work), []
     for run in RUNS:
-        if run.name in done:
-            yield from (dict(row) for row in known if row["run"] == run.name)
-            continue
-        final, other_seed = (
-            ensure_member(recipe(name), folder, work, texts) for name in (run.final, run.other_seed)
-        )
-        checkpoints: list[Checkpoint] = []
-        before = 0
-        for name, steps in run.stages:
-            paths = checkpoint_folders(name, steps, folder=folder, work=work)
-            checkpoints += [(before + step, path) for step, path in zip(steps, paths, strict=True)]
-            before += steps[-1]
-        result = training_trajectory(checkpoints, final, run.pattern, other_seeds=(other_seed,))
-        common = {"run": run.name, "pattern": run.pattern, "final_model": run.final}
-        for row in result.table().to_dict("records"):
-            yield {**common, **{str(name): value for name, value in row.items()}}
+        rows = [dict(row) for row in known if row["run"] == run.name]
+        measure = partial(_measure_run, folders, run)
+        parts.append(Part(run.name, known=rows) if rows else Part(run.name, measure))
+    return run_parts(parts, engine)
+
+
+def _measure_run(folders: StudyFolders, run: TrainingRun) -> list[TableRow]:
+    """Train the models of a run if they are missing, and measure its checkpoints."""
+    final, other_seed = (folders.ensure(recipe(name)) for name in (run.final, run.other_seed))
+    checkpoints: list[Checkpoint] = []
+    before = 0
+    for name, steps in run.stages:
+        with lock_folder(folders.work / f"{name}-along"):  # Other runs have some of them, too.
+            paths = checkpoint_folders(name, steps, folder=folders.folder, work=folders.work)
+        checkpoints += [(before + step, path) for step, path in zip(steps, paths, strict=True)]
+        before += steps[-1]
+    result = training_trajectory(checkpoints, final, run.pattern, other_seeds=(other_seed,))
+    common = {"run": run.name, "pattern": run.pattern, "final_model": run.final}
+    rows = result.table().to_dict("records")
+    return [{**common, **{str(name): value for name, value in row.items()}} for row in rows]
 
 
 def checkpoint_folders(name: str, steps: Sequence[int], *, folder: Path, work: Path) -> list[Path]:
