@@ -1,7 +1,8 @@
 """Settings of the tests of the claims, their plan in passes, and what a budget lowers."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from probes.models.files.memory import process_memory
 from probes.models.model import Model
@@ -45,6 +46,7 @@ class ClaimSettings(PlannedSettings):
         seed: Of prompts, random-init models and searches.
         format: Prompt format, such as "few-shot-4", or "auto"; see `PromptFormat`.
         gate: What the gate asks; see `GateCriterion`.
+        engine, workers: As in `ComparisonSettings`; without Ray one part is tested at a time.
     """
 
     bases: int = 200
@@ -52,6 +54,8 @@ class ClaimSettings(PlannedSettings):
     seed: int = 0
     format: str = "plain"
     gate: GateCriterion | None = None
+    engine: Any = field(default="inprocess", compare=False, metadata={"saved": False})
+    workers: int = field(default=1, compare=False, metadata={"saved": False})
 
 
 def plan_claims(

@@ -3,28 +3,15 @@
 gate → hotspots → interventions at the operation's site → tests → one verdict for each claim
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
-from probes.claims.base_model import (
-    BaseComparisonSettings,
-    compare_with_base,
-    find_base_model,
-    reuse_claim,
-)
+from probes.claims.base_model import find_base_model, reuse_claim
 from probes.claims.dose_response import dose_response_rows, training_diversity_claim
 from probes.claims.joint_site import find_joint_site
-from probes.claims.patterns import (
-    has_behavior,
-    operation_free_pattern,
-    pattern_with_behavior,
-    resolve_format,
-    statement_pattern,
-    two_object_pattern,
-)
+from probes.claims.patterns import pattern_with_behavior, resolve_format
 from probes.claims.plan import ClaimSettings as ClaimSettings
 from probes.claims.plan import plan_claims
-from probes.claims.result import NUMBER_OUTCOMES, BaseModelComparison, ClaimsReport
+from probes.claims.result import NUMBER_OUTCOMES, ClaimsReport
 from probes.claims.separate_path import separate_path_claim
 from probes.claims.shared_state import (
     SharedStateEvidence,
@@ -32,19 +19,19 @@ from probes.claims.shared_state import (
     shared_direction_claim,
     shared_state_claim,
 )
-from probes.errors import ModelError, PatternError, SiteError
-from probes.interventions.confounds import (
-    distractor_sentence,
-    operation_free_question,
-    unseen_verbs,
+from probes.claims.units import (
+    SiteTests,
+    compare_base,
+    dissociate_two_objects,
+    run_site_tests,
 )
-from probes.interventions.dissociation import dissociate, necessity, output_heads, swap_bindings
+from probes.interventions.dissociation import dissociate, necessity, output_heads
 from probes.interventions.hotspot_result import Hotspots
 from probes.interventions.hotspots import HotspotSettings, hotspots
 from probes.interventions.interchange import InterchangeRuns, run_interchange_pairs
-from probes.interventions.result import BindingSwap, Dissociation, UnseenVerbs
+from probes.interventions.result import DASResult
 from probes.interventions.site_search import search_words
-from probes.interventions.subspaces.das_search import decode_object, search_subspace
+from probes.interventions.subspaces.das_search import search_subspace
 from probes.interventions.subspaces.directions import (
     DirectionSettings,
     compare_directions,
@@ -54,13 +41,11 @@ from probes.interventions.subspaces.geometry import variance_fractions
 from probes.interventions.subspaces.projection import project_states
 from probes.models.model import Model, ModelSpec, load
 from probes.models.site import Site, joined_roles
-from probes.observe.gate import gate
 from probes.observe.result import Gate
 from probes.plan import LEFT_OUT
 from probes.progress import Progress
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.interchange_pairs import (
-    OBJECT,
     OPERATION,
     BaseFilter,
     InterchangePairs,
@@ -68,10 +53,9 @@ from probes.prompts.interchange_pairs import (
 )
 from probes.prompts.pattern import Pattern
 from probes.scale.commands import remember_in
-from probes.stats.intervals import Estimate
+from probes.scale.engine import open_engine, starting
 
 _DEFAULTS = ClaimSettings()
-_FEW_OBJECTS = 8  # Few enough that each occurs in many prompts.
 
 
 def evaluate_claims(
@@ -120,8 +104,12 @@ def _evaluate(
         plan, settings = plan_claims(model, asked, settings)
         if settings.on_plan:
             settings.on_plan(plan)
-    with Progress(plan if settings.progress else None) as progress:
+    with (
+        Progress(plan if settings.progress else None) as progress,
+        open_engine(settings.engine, workers=settings.workers, device=settings.device) as engine,
+    ):
         progress.begin("gate")
+        settings = replace(settings, engine=engine)
         report = _test_claims(model, behavior, settings, base, progress)
     if plan is None or not plan.left_out:
         return report
@@ -140,27 +128,35 @@ def _test_claims(
     pattern, gates = behavior
     bases, nulls, seed = settings.bases, settings.nulls, settings.seed
     progress.begin("hotspots")
-    own_hotspots = hotspots(model, pattern, HotspotSettings(bases=bases, nulls=nulls, seed=seed))
-    site = own_hotspots.hotspot(OPERATION).site
-    search_pairs = sample_interchange_pairs(
-        pattern,
-        max(bases // 2, 8),
-        tokenizers=(model.tokenizer,),
-        seed=seed + 1,
-        base_filter=BaseFilter(allowed_words=search_words(pattern)),
-    )
-    search_runs = run_interchange_pairs(model, search_pairs, joined_roles=joined_roles(site))
-    progress.begin("shared state")
-    evidence = _shared_state_evidence(pattern, own_hotspots, search_runs, settings)
-    joint_site = find_joint_site(search_runs, own_hotspots, seed=seed)
-    progress.begin("separate paths")
-    dissociation, two_objects, binding = _dissociations(model, pattern, own_hotspots, settings)
-    ablation = necessity(own_hotspots.runs, evidence.subspace_search.subspace, seed=seed)
-    heads = output_heads(search_runs, own_hotspots.runs)
-    progress.begin("directions")
-    directions = compare_directions(model, pattern, site, DirectionSettings(seed=seed))
-    progress.begin("base model")
-    comparison, reason = _base_comparison(model, pattern, site, base, settings)
+    with starting(settings.engine) as start:
+        # What needs no run of another part is a unit.
+        two_objects_unit = start(dissociate_two_objects, model, pattern, settings)
+        own_hotspots = hotspots(
+            model,
+            pattern,
+            HotspotSettings(bases=bases, nulls=nulls, seed=seed),
+            engine=settings.engine,
+        )
+        site = own_hotspots.hotspot(OPERATION).site
+        site_unit = start(run_site_tests, model, pattern, site, settings)
+        directions_unit = start(
+            compare_directions, model, pattern, site, DirectionSettings(seed=seed)
+        )
+        base_unit = start(compare_base, model, pattern, site, base, settings)
+        search_runs = _run_search_pairs(model, pattern, site, settings)
+        progress.begin("shared state")
+        subspaces = search_subspace(search_runs, own_hotspots.runs, site, seed=seed)
+        joint_site = find_joint_site(search_runs, own_hotspots, seed=seed)
+        evidence = _shared_state_evidence(model, own_hotspots, subspaces, site_unit.result())
+        progress.begin("separate paths")
+        dissociation = dissociate(own_hotspots, seed=seed)
+        ablation = necessity(own_hotspots.runs, subspaces.subspace, seed=seed)
+        heads = output_heads(search_runs, own_hotspots.runs)
+        two_objects, binding = two_objects_unit.result()
+        progress.begin("directions")
+        directions = directions_unit.result()
+        progress.begin("base model")
+        comparison, reason = base_unit.result()
     fractions = variance_fractions(own_hotspots.runs, [site])
     return ClaimsReport(
         model=model.name,
@@ -208,95 +204,30 @@ def _merged_outcomes(pairs: InterchangePairs) -> tuple[tuple[str, str], ...]:
     return ((NUMBER_OUTCOMES, text),)
 
 
+def _run_search_pairs(
+    model: Model, pattern: Pattern, site: Site, settings: ClaimSettings
+) -> InterchangeRuns:
+    """Run pairs that find sites, subspaces and heads."""
+    pairs = sample_interchange_pairs(
+        pattern,
+        max(settings.bases // 2, 8),
+        tokenizers=(model.tokenizer,),
+        seed=settings.seed + 1,
+        base_filter=BaseFilter(allowed_words=search_words(pattern)),
+    )
+    return run_interchange_pairs(model, pairs, joined_roles=joined_roles(site))
+
+
 def _shared_state_evidence(
-    pattern: Pattern, own_hotspots: Hotspots, search_runs: InterchangeRuns, settings: ClaimSettings
+    model: Model, own_hotspots: Hotspots, subspaces: DASResult, found: SiteTests
 ) -> SharedStateEvidence:
-    """Measure what H1a depends on, at the operation's site."""
-    model, seed = search_runs.model, settings.seed
-    site = own_hotspots.hotspot(OPERATION).site
-    few_objects = _sample_few_objects(model, pattern, seed)
-    operation_free, distractor = _verb_detector_tests(model, pattern, site, seed)
+    """What H1a depends on, at the operation's site."""
     return SharedStateEvidence(
         hotspots=own_hotspots,
-        object_decoding=decode_object(model, few_objects, site, seed=seed),
-        unseen_verbs=_none_if_too_few_verbs(
-            lambda: unseen_verbs(model, pattern, site, bases=settings.bases // 5, seed=seed)
-        ),
-        subspace_search=search_subspace(search_runs, own_hotspots.runs, site, seed=seed),
-        operation_free_accuracy=operation_free,
-        distractor_accuracy=distractor,
+        object_decoding=found.object_decoding,
+        unseen_verbs=found.unseen_verbs,
+        subspace_search=subspaces,
+        operation_free_accuracy=found.operation_free_accuracy,
+        distractor_accuracy=found.distractor_accuracy,
         held_out=model.provenance.held_out if model.provenance else (),
     )
-
-
-def _sample_few_objects(model: Model, pattern: Pattern, seed: int) -> InterchangePairs:
-    """Sample bases about few objects, so that each occurs in many."""
-    words = {OBJECT: list(pattern.lexicon.words("noun")[:_FEW_OBJECTS])}
-    count = 20 * _FEW_OBJECTS
-    return sample_interchange_pairs(
-        pattern,
-        count,
-        tokenizers=(model.tokenizer,),
-        seed=seed + 2,
-        base_filter=BaseFilter(allowed_words=words),
-    )
-
-
-def _dissociations(
-    model: Model, pattern: Pattern, own_hotspots: Hotspots, settings: ClaimSettings
-) -> tuple[Dissociation, Dissociation | None, tuple[BindingSwap, ...]]:
-    """Dissociate number and noun with one object in the text, and with two."""
-    seed = settings.seed
-    own = dissociate(own_hotspots, seed=seed)
-    two_objects = two_object_pattern(pattern)
-    if two_objects is None or not has_behavior(model, two_objects, seed):
-        return own, None, ()
-    both = hotspots(
-        model,
-        two_objects,
-        HotspotSettings(bases=settings.bases // 2, nulls=0, seed=seed),
-        variables=(OPERATION, OBJECT),
-    )
-    return own, dissociate(both, seed=seed), swap_bindings(both.runs, seed=seed)
-
-
-def _base_comparison(
-    model: Model,
-    pattern: Pattern,
-    site: Site,
-    base: Model | str,
-    settings: ClaimSettings,
-) -> tuple[BaseModelComparison | None, str]:
-    """Compare a model with its base model, or return the reason why that is impossible."""
-    if isinstance(base, str):
-        return None, base
-    statements = statement_pattern(pattern)
-    if statements is None:
-        return None, f"{pattern.name!r} has no questions with a pattern of the same statements"
-    sizes = BaseComparisonSettings(
-        bases=settings.bases // 2, nulls=settings.nulls, seed=settings.seed
-    )
-    try:
-        found = compare_with_base(model, base, (pattern, statements), site, sizes)
-    except (ModelError, SiteError) as error:  # Such as a base model that lacks the site.
-        return None, str(error)
-    return found, ""
-
-
-def _verb_detector_tests(
-    model: Model, pattern: Pattern, site: Site, seed: int
-) -> tuple[Estimate | None, Estimate | None]:
-    """Return the accuracies that a detector of verbs would lower."""
-    distractor = distractor_sentence(model, pattern, seed=seed)
-    operation_free = operation_free_pattern(pattern)
-    if operation_free is None or not gate(model, operation_free, seed=seed)[0].has_behavior:
-        return None, distractor
-    return operation_free_question(model, operation_free, site, seed=seed), distractor
-
-
-def _none_if_too_few_verbs(run: Callable[[], UnseenVerbs]) -> UnseenVerbs | None:
-    """Return None where a pattern has too few verbs to hold some out."""
-    try:
-        return run()
-    except PatternError:
-        return None

@@ -44,6 +44,7 @@ from probes.prompts.interchange_pairs import (
 from probes.prompts.interchange_sampler import NUMBER_ANSWER
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
+from probes.scale.engine import HERE, Engine, starting
 from probes.stats.intervals import proportion
 from probes.stats.null_threshold import conformal_threshold
 from probes.stats.paired import mcnemar_test
@@ -72,6 +73,7 @@ def hotspots(
     settings: HotspotSettings = HotspotSettings(),
     *,
     variables: Sequence[str] = (),
+    engine: Engine = HERE,
 ) -> Hotspots:
     """Find the site of each variable on some prompts and evaluate it on others.
 
@@ -80,6 +82,7 @@ def hotspots(
         pattern: Pattern with an opposite, whose outcomes are different tokens.
         settings: Sizes and seed.
         variables: "operation", operands, "thing"; all of the pattern's by default.
+        engine: Where random-init models are measured, one a unit.
 
     Raises:
         PatternError: Outcomes of the pattern coincide, there are too few bases, or it has no such
@@ -113,13 +116,20 @@ def hotspots(
         raise PatternError(
             f"{pattern.name!r} has no variable {sorted(unknown)}: choose from {', '.join(known)}"
         )
-    chosen = find_sites(model, search_pairs, variables)
-    joined = joined_roles(*chosen)
-    runs = run_interchange_pairs(model, pairs, joined_roles=joined)
-    sites = [*all_sites(runs), *(site for site in chosen if site.role in joined)]
-    outcomes = interchange_both(runs, sites)
-    clean = interchange_intervention(runs, [])
-    unseen = _run_unseen(model, pattern, chosen, settings)
+    null_pairs = pairs.select(range(min(settings.null_bases, len(pairs))))
+    with starting(engine) as start:
+        null_units = [
+            start(_best_null_rates, model, null_pairs, variables, seed=seed + n)
+            for n in range(settings.nulls)
+        ]
+        chosen = find_sites(model, search_pairs, variables)
+        joined = joined_roles(*chosen)
+        runs = run_interchange_pairs(model, pairs, joined_roles=joined)
+        sites = [*all_sites(runs), *(site for site in chosen if site.role in joined)]
+        outcomes = interchange_both(runs, sites)
+        clean = interchange_intervention(runs, [])
+        unseen = _run_unseen(model, pattern, chosen, settings)
+        null_rates = [unit.result() for unit in null_units]
     return Hotspots(
         model=model.name,
         pattern=pattern.name,
@@ -133,7 +143,7 @@ def hotspots(
             _measure_hotspot(variable, site, outcomes, unseen)
             for variable, site in zip(variables, chosen, strict=True)
         ),
-        thresholds=_null_thresholds(model, pairs, variables, settings),
+        thresholds=_null_thresholds(null_rates, (*variables, pairs.source_label)),
         maps={
             variable: _variable_map(runs, sites, outcomes[0], variable) for variable in variables
         },
@@ -249,20 +259,23 @@ def _measure_hotspot(
     )
 
 
-def _null_thresholds(
-    model: Model, pairs: InterchangePairs, variables: Sequence[str], settings: HotspotSettings
-) -> dict[str, float]:
-    """Threshold of the best site's rate in a random-init model, searched and scored on one set.
+def _best_null_rates(
+    model: Model, pairs: InterchangePairs, variables: tuple[str, ...], *, seed: int
+) -> Float[np.ndarray, " variable"]:
+    """Rate of the best site in a random-init model, searched and scored on one set.
 
-    The last threshold is that of all variables of the number together.
+    The last rate is that of all variables of the number together.
     """
-    variables = (*variables, pairs.source_label)
-    pairs, best = pairs.select(range(min(settings.null_bases, len(pairs)))), []
-    for n in range(settings.nulls):
-        runs = run_interchange_pairs(random_init(model, seed=settings.seed + n), pairs)
-        outcomes = interchange_intervention(runs, inner_sites(runs))
-        best.append([takes_only(outcomes, variable).mean(1).max() for variable in variables])
-    if not best:
+    runs = run_interchange_pairs(random_init(model, seed=seed), pairs)
+    outcomes = interchange_intervention(runs, inner_sites(runs))
+    every = (*variables, pairs.source_label)
+    return np.array([takes_only(outcomes, variable).mean(1).max() for variable in every])
+
+
+def _null_thresholds(
+    rates: Sequence[Float[np.ndarray, " variable"]], variables: Sequence[str]
+) -> dict[str, float]:
+    """Threshold of each variable from the rates of random-init models."""
+    if not rates:
         return dict.fromkeys(variables, float("nan"))
-    levels = conformal_threshold(np.array(best))
-    return dict(zip(variables, map(float, levels), strict=True))
+    return dict(zip(variables, map(float, conformal_threshold(np.array(rates))), strict=True))
