@@ -4,7 +4,8 @@ gate → discovery and held-out pairs → edge scores → pruned circuit → eva
 """
 
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from probes.circuits.circuit import Circuit
 from probes.circuits.edges.edge_attribution import edge_attribution
@@ -18,8 +19,15 @@ from probes.circuits.faithfulness import (
     specificity,
 )
 from probes.circuits.pruning import minimality, prune_circuit
-from probes.circuits.reference_runs import ReferenceRuns, run_references
-from probes.circuits.result import Faithfulness, PublishedOverlap, Specificity, Trace
+from probes.circuits.reference_runs import Ablation, ReferenceRuns, run_references
+from probes.circuits.result import (
+    EdgeNecessity,
+    Faithfulness,
+    PublishedOverlap,
+    RandomBaseline,
+    Specificity,
+    Trace,
+)
 from probes.circuits.task import Task, require_open_gate, sample_tasks
 from probes.circuits.trace_plan import TraceSettings as TraceSettings
 from probes.circuits.trace_plan import plan_trace
@@ -32,6 +40,29 @@ from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.catalog import published_circuit
 from probes.prompts.pattern import Pattern
 from probes.scale.commands import remember_in
+from probes.scale.engine import open_engine, starting
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOutRuns:
+    """Runs of a model on held-out pairs, as an argument of units: each process makes its own.
+
+    Attributes:
+        model: Model.
+        task: Held-out pairs.
+        roles: Whether edges are resolved by roles.
+        ablation: What an ablated edge carries.
+    """
+
+    model: Model
+    task: Task
+    roles: bool
+    ablation: Ablation
+
+    @cached_property
+    def runs(self) -> ReferenceRuns:
+        """The clean and the counterfactual run, made at first use."""
+        return run_references(self.model, self.task, roles=self.roles, ablation=self.ablation)
 
 
 def trace(
@@ -84,8 +115,12 @@ def _plan_and_trace(
         plan, settings = plan_trace(model, pattern, settings, roles=wanted[1])
         if settings.on_plan:
             settings.on_plan(plan)
-    with Progress(plan if settings.progress else None) as progress:
+    with (
+        Progress(plan if settings.progress else None) as progress,
+        open_engine(settings.engine, workers=settings.workers, device=settings.device) as engine,
+    ):
         progress.begin("gate")
+        settings = replace(settings, engine=engine)
         found = _trace(model, (pattern, gate), settings, wanted, progress)
     return replace(found, left_out=plan.left_out) if plan else found
 
@@ -107,23 +142,24 @@ def _trace(
     size, heads = len(circuit), (node.split("@")[0] for node in circuit.nodes if ".H" in node)
     circuit = replace(circuit, head_roles=label_heads(model, discovery, heads))
     progress.begin("held-out pairs")
-    runs = run_references(model, held_out, roles=roles, ablation=settings.ablation)
-    held_out_value = evaluate_circuit(runs, circuit, seed=seed)
-    progress.begin("curve")
-    curve = faithfulness_curve(runs, scores, seed=seed)
-    progress.begin("random circuits")
-    baselines = [
-        random_baseline(
-            runs,
-            sample_random_circuits(runs, size, kind, settings.random_circuits, seed=seed),
-            held_out_value.value.value,
-            kind,
-        )
-        for kind in ("paths", "edges")
-    ]
-    progress.begin("necessity of edges")
-    necessities = minimality(runs, circuit, added=settings.added_edges, seed=seed)
-    progress.begin("another pattern")
+    shared = HeldOutRuns(model, held_out, roles, settings.ablation)
+    with starting(settings.engine) as start:
+        other_unit = start(_cross_specificity, pattern, circuit, shared, settings)
+        held_out_value = evaluate_circuit(shared.runs, circuit, seed=seed)
+        value = held_out_value.value.value
+        baseline_units = [
+            start(_random_baseline, shared, size, value, kind, settings)
+            for kind in ("paths", "edges")
+        ]
+        necessity_unit = start(_necessities, shared, circuit, settings)
+        progress.begin("curve")
+        curve = faithfulness_curve(shared.runs, scores, seed=seed)
+        progress.begin("random circuits")
+        baselines = [unit.result() for unit in baseline_units]
+        progress.begin("necessity of edges")
+        necessities = necessity_unit.result()
+        progress.begin("another pattern")
+        specificities = other_unit.result()
     return Trace(
         circuit=circuit,
         gate=gate,
@@ -134,7 +170,7 @@ def _trace(
         random_baselines=tuple(baselines),
         stability=scores.stability(size, seed=seed),
         edge_necessities=necessities,
-        specificities=_cross_specificity(pattern, circuit, runs, settings),
+        specificities=specificities,
         format=str(pattern.wrapper.format),
         published=_published_overlap(model, pattern, circuit),
     )
@@ -150,6 +186,21 @@ def _find_circuit(
     return circuit, evaluate_circuit(runs, circuit, seed=settings.seed)
 
 
+def _random_baseline(
+    shared: HeldOutRuns, size: int, value: float, kind: str, settings: TraceSettings
+) -> RandomBaseline:
+    """Compare the circuit's f, `value`, with random circuits of as many edges."""
+    runs, count = shared.runs, settings.random_circuits
+    masks = sample_random_circuits(runs, size, kind, count, seed=settings.seed)
+    return random_baseline(runs, masks, value, kind)
+
+
+def _necessities(
+    shared: HeldOutRuns, circuit: Circuit, settings: TraceSettings
+) -> tuple[EdgeNecessity, ...]:
+    return minimality(shared.runs, circuit, added=settings.added_edges, seed=settings.seed)
+
+
 def _published_overlap(model: Model, pattern: Pattern, circuit: Circuit) -> PublishedOverlap | None:
     """Overlap with the published circuit of a shipped pattern, in the model it was found in."""
     known = published_circuit(pattern.name)
@@ -162,13 +213,13 @@ def _published_overlap(model: Model, pattern: Pattern, circuit: Circuit) -> Publ
 
 
 def _cross_specificity(
-    own: Pattern, circuit: Circuit, runs: ReferenceRuns, settings: TraceSettings
+    own: Pattern, circuit: Circuit, shared: HeldOutRuns, settings: TraceSettings
 ) -> tuple[Specificity, ...]:
     """Ablate the circuits of two patterns, of as many edges, in the tasks of both."""
     other = settings.other_pattern
     if own.user_pairs or isinstance(other, str) or other.name == own.name:
         return ()
-    model, roles = runs.model, bool(circuit.graph.roles)
+    model, roles, runs = shared.model, shared.roles, shared.runs
     with suppress(GateError):
         answer = require_open_gate(model, other, seed=settings.seed).answer
         discovery, held_out = sample_tasks(

@@ -1,8 +1,9 @@
 """Settings of a trace, its plan in passes, and the settings that a budget lowers."""
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from time import thread_time
+from typing import Any
 
 from probes.circuits.edges.edge_attribution import EAP, EAPIG, AttributionMethod
 from probes.circuits.faithfulness import FRACTIONS, SPECIFICITY_CIRCUITS
@@ -70,6 +71,7 @@ class TraceSettings(TaskSettings, PlannedSettings):
             and f must be above what is kept by 2.58 standard errors, so that it is kept on other
             prompts, too (docs/method.md).
         added_edges: Random edges that the necessity of an edge is held against.
+        engine, workers: As in `ComparisonSettings`; without Ray one part is measured at a time.
     """
 
     method: AttributionMethod = "eap-ig"
@@ -81,6 +83,8 @@ class TraceSettings(TaskSettings, PlannedSettings):
     pruning: PruningRule = TRACE_PRUNING
     random_circuits: int = 100
     added_edges: int = 50
+    engine: Any = field(default="inprocess", compare=False, metadata={"saved": False})
+    workers: int = field(default=1, compare=False, metadata={"saved": False})
 
     @property
     def scoring(self) -> AttributionMethod:

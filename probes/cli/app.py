@@ -64,14 +64,7 @@ def main(
     """Trace the circuits a query pattern drives, and compare them across relatives of a model."""
 
 
-class EdgeScoring(StrEnum):
-    """How edges are scored."""
-
-    eap_ig = "eap-ig"
-    eap = "eap"
-    exact = "exact"
-
-
+EdgeScoring = StrEnum("EdgeScoring", {"eap_ig": "eap-ig", "eap": "eap", "exact": "exact"})
 Screen = StrEnum("Screen", {"auto": "auto", "never": "never", "always": "always"})
 Null = StrEnum("Null", {"auto": "auto", "random_init": "random-init", "permuted": "permuted"})
 
@@ -178,6 +171,8 @@ def trace(
     seed: Seed = 0,
     gate: GateAsks = None,
     device: Device = "",
+    engine: EngineName = "inprocess",
+    workers: Workers = 2,
     budget: Budget = "",
     plan_only: PlanOnly = False,
     run: RunFolder = DEFAULT_RUN,
@@ -200,6 +195,8 @@ def trace(
         seed=seed,
         format=format,
         device=device,
+        engine=engine,
+        workers=workers,
         gate=gate.value if gate else None,
         **plan_options(budget, plan_only),
         **store_options(run, no_store, plan_only=plan_only),

@@ -10,17 +10,19 @@ import pytest
 import torch
 
 import probes as pb
+from probes.circuits.question.ask import AskSettings
 from probes.circuits.trace import TraceSettings
 from probes.claims.run import ClaimSettings, evaluate_claims
 from probes.comparison.rate_distortion.measure import RateDistortionSettings
+from probes.comparison.walkthrough.explain import ExplainSettings
 from probes.errors import EngineError, ModelError
 from probes.experiments.soft_labels.plan import NameStudySettings
 from probes.experiments.soft_labels.run import name_study
 from probes.experiments.studies.parts import Part, run_parts
 from probes.experiments.studies.registry import run_study
-from probes.interventions.hotspots import HotspotSettings
 from probes.models.files.loading import parse_dtype
 from probes.observe.behavior import evaluate_behavior
+from probes.observe.format.fit import FitSettings
 from probes.observe.gate import answer_questions
 from probes.prompts.catalog import pattern
 from probes.prompts.tokens import tokenization
@@ -152,6 +154,17 @@ def test_a_curve_is_the_same_as_bytes():
 
 
 @pytest.mark.slow
+def test_a_trace_is_the_same_as_bytes():
+    sizes, engine = {"prompts": 4, "random_circuits": 4, "added_edges": 4}, ByBytes()
+    here, there = (
+        pb.trace("distilled", settings=TraceSettings(**sizes, engine=each))
+        for each in ("inprocess", engine)
+    )
+    assert json.dumps(there.to_dict()) == json.dumps(here.to_dict())
+    assert len(engine.outcomes) == 4
+
+
+@pytest.mark.slow
 def test_claims_are_the_same_as_bytes():
     settings, engine = ClaimSettings(bases=40, nulls=2), ByBytes()
     here, there = (
@@ -189,7 +202,7 @@ def test_a_study_without_units_is_refused_on_an_engine(tmp_path):
         run_study("real-models", folder=tmp_path, work=tmp_path, engine=ByBytes())
 
 
-@pytest.mark.parametrize("settings", [TraceSettings, HotspotSettings])
+@pytest.mark.parametrize("settings", [AskSettings, ExplainSettings, FitSettings])
 def test_settings_that_no_engine_reads_have_none(settings):
     assert not {"engine", "workers"} & {each.name for each in fields(settings)}
 

@@ -26,6 +26,7 @@ from probes.observe.format.kept import pattern_in_format
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.pattern import Pattern
 from probes.scale.commands import remember_in
+from probes.scale.engine import open_engine
 
 
 def compare_traces(  # noqa: PLR0913 (those of `trace`, and a second model)
@@ -56,9 +57,11 @@ def compare_traces(  # noqa: PLR0913 (those of `trace`, and a second model)
     require_same_graph(one, two)
     chosen = pattern_in_format(chosen, settings.format, [one, two], seed=settings.seed)
     settings = replace(settings, format="plain")  # The pattern is in its format now.
-    first, second = (
-        trace(model, chosen, keep=keep, roles=roles, settings=settings) for model in (one, two)
-    )
+    with open_engine(settings.engine, workers=settings.workers, device=settings.device) as engine:
+        on_engine = replace(settings, engine=engine)
+        first, second = (
+            trace(model, chosen, keep=keep, roles=roles, settings=on_engine) for model in (one, two)
+        )
     return remember_in(
         settings, "comparison of traces", _compare, (one, two), chosen, settings, (first, second)
     )
