@@ -158,6 +158,12 @@ def test_a_curve_is_drawn_from_made_relatives(here):
     assert "<svg" in (here / "curve.html").read_text(encoding="utf-8")
 
 
+def test_an_engine_that_is_none_is_refused_before_a_study_begins():
+    found = run("study", "labels", "--engine", "spark")
+    assert found.exit_code == 1
+    assert "No engine 'spark'" in found.stderr
+
+
 def test_a_study_that_is_none_is_refused():
     found = run("study", "luck")
     assert found.exit_code == 1

@@ -1,6 +1,8 @@
 """The shipped models: nothing held out is in their corpus, and their cards are true."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 
@@ -18,7 +20,12 @@ from probes.experiments.family.accuracy import (
     evaluate_axes,
 )
 from probes.experiments.family.corpus import CorpusSettings, sample_texts
-from probes.experiments.family.make import _initial_model, make_members, pretraining_model
+from probes.experiments.family.make import (
+    _initial_model,
+    make_members,
+    make_once,
+    pretraining_model,
+)
 from probes.experiments.family.recipes import COMPARED_WITH, NEGATIVE_CONTROL_TASKS, RECIPES, recipe
 from probes.experiments.family.tokenizer import BOS, EOS, PAD, SPLIT_WORDS
 from probes.experiments.family.train import family_corpus, has_family_tokenizer
@@ -29,6 +36,20 @@ from probes.prompts.catalog import list_patterns, pattern
 from probes.prompts.held_out import family_split, valid_number_pairs
 
 SHIPPED = [entry.name for entry in RECIPES if entry.shipped]
+
+
+def test_a_model_that_several_need_at_once_is_made_by_one_of_them(tmp_path):
+    made, path = [], tmp_path / "work" / "model"
+
+    def make():
+        made.append(path)
+        time.sleep(0.1)
+        path.mkdir()
+        (path / "config.json").touch()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert {*pool.map(lambda _: make_once(path, make), range(4))} == {path}
+    assert made == [path]
 
 
 @pytest.mark.parametrize("kind", ["statements", "questions"])

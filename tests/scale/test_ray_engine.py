@@ -11,6 +11,8 @@ import pytest
 from transformers import AutoTokenizer
 
 import probes as pb
+from probes.circuits.trace import TraceSettings
+from probes.claims.run import ClaimSettings
 from probes.comparison.setup.references import ComparisonSettings
 from probes.errors import EngineError
 from probes.experiments.family.recipes import recipe
@@ -109,3 +111,18 @@ def test_a_study_trains_and_measures_the_same_models(engine, tmp_path, monkeypat
         weights.append([(work / m.name / "model.safetensors").read_bytes() for m in members])
     assert tables[0] == tables[1]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_two_traces_and_claims_are_the_same(engine, tmp_path):
+    trace = TraceSettings(prompts=4, random_circuits=8, added_edges=8)
+    claims = ClaimSettings(bases=40, nulls=2)
+    results = [
+        (
+            pb.compare_traces("full", "full-b", settings=replace(trace, engine=each)),
+            pb.evaluate_claims("full", settings=replace(claims, engine=each)),
+        )
+        for each in ("inprocess", engine)
+    ]
+    for here, there in zip(*results, strict=True):
+        assert as_json(there, tmp_path) == as_json(here, tmp_path)
