@@ -27,8 +27,10 @@ ATTEMPTS = 3
 """Workers that a unit may end before it is given up."""
 
 # Read by Ray when it starts: more patience than its own 15 to 30 seconds, which are
-# too few on a busy machine, and no count of users that is sent anywhere.
+# too few on a busy machine; workers of the priority that units have in this process, because at
+# Ray's own (nice 15) they starve there; and no count of users that is sent anywhere.
 _ENVIRONMENT = {
+    "RAY_worker_niceness": "0",
     "RAY_raylet_start_wait_time_s": "120",
     "RAY_agent_register_timeout_ms": "120000",
     "RAY_USAGE_STATS_ENABLED": "0",
