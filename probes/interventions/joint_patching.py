@@ -10,12 +10,8 @@ from scipy.optimize import lsq_linear
 from torch import Tensor
 
 from probes.errors import SiteError
-from probes.interventions.activation_patching import (
-    TOKENS_PER_BATCH,
-    CachedRun,
-    Z,
-    run_batch_with_cache,
-)
+from probes.interventions.activation_patching import TOKENS_PER_BATCH, run_batch_with_cache
+from probes.interventions.cached_run import BlockCache, CachedRun, Z
 from probes.interventions.sweep import mask_lacking_roles, pair_logit_diffs
 from probes.models.model import Model
 from probes.models.site import head_names, parse_head
@@ -36,7 +32,9 @@ def joint_effects(
     sets: Sequence[Sequence[str]],
     roles: Sequence[str],
 ) -> dict[str, Float[np.ndarray, "_ set effect"]]:
-    """Patch all heads of a set at once, one role at a time, in whole forward passes.
+    """Patch all heads of a set at once, one role at a time.
+
+    A run restarts at the block of the first patched head and the first patched position.
 
     Args:
         model: Model to patch.
@@ -124,17 +122,13 @@ def _patch_sets(
     role_masks = torch.stack([pairs.role_mask(role) for role in roles]).to(model.device)
     set_masks = set_masks.to(model.device)
     effects = torch.zeros(len(set_masks), len(roles), *before.shape, device=model.device)
-    for members, role, prompt in _patch_batches(clean, source, set_masks, role_masks):
-        positions = role_masks[role, prompt][None, :, :, None]
-        swap = positions & set_masks[members].transpose(0, 1)[:, :, None]
-        edits = {
-            f"blocks.{n}.{Z}": _replace_heads(swap[n], source.z[n, prompt])
-            for n in range(len(swap))
-            if bool(swap[n].any())
-        }
-        with model.editing(edits):
-            logits = model.logits(clean.ids[prompt], clean.mask[prompt], clean.readout[prompt])
-        effects[members, role, prompt] = before[prompt] - measure(logits, prompt)
+    run = _run_restarted if clean.restarts else _run_in_full
+    with model.locked():
+        for members, role, prompt in _patch_batches(clean, source, set_masks, role_masks):
+            positions = role_masks[role, prompt][None, :, :, None]
+            swap = positions & set_masks[members].transpose(0, 1)[:, :, None]
+            logits = run(clean, source, prompt, swap)
+            effects[members, role, prompt] = before[prompt] - measure(logits, prompt)
     return mask_lacking_roles(effects.permute(2, 0, 1, 3).cpu(), pairs, roles)
 
 
@@ -144,10 +138,60 @@ def _patch_batches(
     set_masks: Bool[Tensor, "set layer head"],
     role_masks: Bool[Tensor, "role prompt position"],
 ) -> Iterator[Int[Tensor, "axis row"]]:
-    """Batches of (set, role, prompt) whose patch changes any z."""
+    """Batches of (set, role, prompt) whose patch changes any z, by first layer and position."""
     differs = (clean.z != source.z).any(-1)  # layer prompt position head
     rows = torch.einsum("lpth,rpt,slh->srp", differs.float(), role_masks.float(), set_masks.float())
-    yield from (rows > 0).nonzero().T.split(max(1, TOKENS_PER_BATCH // clean.ids.shape[1]), dim=1)
+    members, role, prompt = (rows > 0).nonzero(as_tuple=True)
+    layer = set_masks.any(-1).int().argmax(-1)[members]
+    first, width = role_masks.int().argmax(-1)[role, prompt], clean.ids.shape[1]
+    order = (layer * width + first).argsort(stable=True)
+    while len(order):
+        start = order[0]
+        size = max(1, TOKENS_PER_BATCH // (width - int(first[start])))
+        now = order[:size][layer[order[:size]] == layer[start]]
+        order = order[len(now) :]
+        yield torch.stack([members[now], role[now], prompt[now]])
+
+
+def _run_in_full(
+    clean: CachedRun,
+    source: CachedRun,
+    prompt: Int[Tensor, " row"],
+    swap: Bool[Tensor, "layer row position head"],
+) -> Float[Tensor, "row answer vocab"]:
+    model = clean.model
+    edits = {
+        f"blocks.{n}.{Z}": _replace_heads(swap[n], source.z[n, prompt])
+        for n in range(len(swap))
+        if bool(swap[n].any())
+    }
+    with model.editing(edits):
+        return model.logits(clean.ids[prompt], clean.mask[prompt], clean.readout[prompt])
+
+
+def _run_restarted(
+    clean: CachedRun,
+    source: CachedRun,
+    prompt: Int[Tensor, " row"],
+    swap: Bool[Tensor, "layer row position head"],
+) -> Float[Tensor, "row answer vocab"]:
+    """Logits at the read-outs of runs that restart where the first swap is."""
+    model, readout = clean.model, clean.readout[prompt]
+    start, first = (int(swap.any(axes).int().argmax()) for axes in ((1, 2, 3), (0, 1, 3)))
+    end = max(int(clean.readout.max()), first) + 1
+    span = torch.arange(first, end, device=prompt.device).expand(len(prompt), -1)
+    hidden = clean.resid[start][prompt, first:end]
+    for layer in range(start, model.shape.layers):
+        given = clean.block_arguments(layer, prompt, span, end)
+        kept = (t[prompt, :, :end] for t in clean.keys_values(layer))
+        here, z = swap[layer][:, first:end], source.z[layer, prompt, first:end]
+        edits = {f"blocks.{layer}.{Z}": _replace_heads(here, z)} if bool(here.any()) else {}
+        with model.hooked(edits):
+            cache = BlockCache(*kept, first_position=first)
+            hidden = model.run_block(layer, hidden, given, cache)
+    at = (readout - first).clamp(min=0)[..., None]
+    logits = model.unembed(hidden.take_along_dim(at, dim=1))
+    return torch.where((readout >= first)[..., None], logits, clean.logits[prompt])
 
 
 def _replace_heads(

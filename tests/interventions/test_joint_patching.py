@@ -14,7 +14,7 @@ from probes.interventions.sweep import activation_patching
 from probes.observe.behavior import logit_diff, pair_foils
 from probes.prompts.catalog import pattern
 from probes.prompts.tokens.pair_batch import sample_pairs, tokenize_pairs
-from probes.testing.tiny_models import KINDS, hook_count, tiny
+from probes.testing.tiny_models import KINDS, POST_NORM_KINDS, hook_count, tiny
 
 ROLES = ("x", "op", "y", "thing_asked", "answer", "rest", "nowhere")
 HEADS = [f"L{n}.H{h}" for n in range(3) for h in range(4)]
@@ -69,7 +69,7 @@ def by_hand(net, pairs, heads, role):
         return (before - leads(net.logits(pairs.clean.ids, pairs.clean.mask))).numpy()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *POST_NORM_KINDS])
 def test_two_heads_patched_together_equal_two_edits_of_a_whole_pass(kind, own):
     net, given = model(kind, len(own)), batches(own, ("x",))
     sets = [("L0.H1", "L2.H3"), ("L1.H0", "L1.H2"), ("L2.H0", "L0.H0", "L1.H3")]
@@ -80,6 +80,16 @@ def test_two_heads_patched_together_equal_two_edits_of_a_whole_pass(kind, own):
             assert found[:, number, ROLES.index(role)] == pytest.approx(wanted, abs=1e-5)
     assert np.nanmax(np.abs(found)) > 1e-2
     assert hook_count(net) == 0
+
+
+def test_runs_that_restart_equal_whole_passes(own):
+    sets = [("L0.H1", "L2.H3"), ("L1.H0", "L1.H2", "L2.H0")]
+    given, whole = batches(own, ("x",)), tiny("llama", vocab_size=len(own))
+    whole.failed_checks["restarts"] = "as a test"
+    with pytest.warns(UserWarning, match="is slow"):
+        expected = joint_effects(whole, given, sets, ROLES)["x"]
+    found = joint_effects(tiny("llama", vocab_size=len(own)), given, sets, ROLES)["x"]
+    assert found == pytest.approx(expected, abs=1e-5, nan_ok=True)
 
 
 def test_together_is_not_the_sum_where_one_head_reads_the_other(own):
