@@ -20,13 +20,7 @@ from probes.comparison.measurements import (
     measure_reference,
 )
 from probes.comparison.nulls import measure_nulls
-from probes.comparison.pair_transfers import (
-    MeasuredPair,
-    ReferenceSet,
-    first_draw,
-    further_draw,
-    run_draw,
-)
+from probes.comparison.pair_transfers import ReferenceSet, measure_pairs
 from probes.comparison.paths.measure import PathMeasurements, measure_paths, plan_paths
 from probes.comparison.result import Comparison
 from probes.comparison.setup.parallel import RunAll, run_in_pool
@@ -175,7 +169,8 @@ def _compare_once(
             edges=_compare_edges(prompts, measured, settings, run_all),
             **_measure_references(references, measured, prompts, run_all),
         )
-        pairs = _measure_pairs(prompts, measured, against, run_all)
+        run_unit = unit_runner(settings.run, settings.engine)
+        pairs = measure_pairs(prompts, measured, against, run_all, run_unit)
         assemble = partial(
             assemble_comparison, shared=prompts, references=against, settings=settings
         )
@@ -187,32 +182,6 @@ def _with_left_out(comparison: Comparison, plan: Plan | None) -> Comparison:
     if plan is None or not plan.left_out:
         return comparison
     return replace(comparison, method=replace(comparison.method, left_out=plan.left_out))
-
-
-def _measure_pairs(
-    prompts: ComparisonPrompts,
-    measured: Sequence[ModelMeasurements],
-    references: ReferenceSet,
-    run_all: RunAll,
-) -> list[MeasuredPair]:
-    """Interchange between the full model and each relative; the runs of one draw at a time."""
-    full, *relatives = measured
-    if prompts.folds is None:
-        return [MeasuredPair(full, other, ()) for other in relatives]
-    firsts = run_all(
-        partial(first_draw, prompts, full, references=references), relatives, "interchange"
-    )
-    draws = [[first] for first in firsts]
-    stage, parts = "further draws", 2 * len(prompts.further_folds)
-    for number, (seed, folds) in enumerate(prompts.further_folds.items()):
-        run = partial(run_draw, folds=folds, seed=seed)
-        runs = run_all(run, measured, stage, (2 * number, parts))
-        jobs = [(runs[0], own) for own in runs[1:]]
-        transfer = partial(further_draw, seed=seed)
-        further = run_all(transfer, jobs, stage, (2 * number + 1, parts))
-        for one, draw in zip(draws, further, strict=True):
-            one.append(draw)
-    return [MeasuredPair(full, b, tuple(own)) for b, own in zip(relatives, draws, strict=True)]
 
 
 def _measure_paths(

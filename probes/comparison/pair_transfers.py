@@ -1,12 +1,15 @@
 """Cross-model interchange between a full model and a relative, draw by draw, and its verdicts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from probes.comparison.circuits.edge_result import EdgeComparison
 from probes.comparison.measurements import ModelMeasurements, ReferenceModel
 from probes.comparison.nulls import NullDraw, architecture_key
 from probes.comparison.paths.measure import PathMeasurements
+from probes.comparison.setup.parallel import RunAll
 from probes.comparison.setup.prompts import ComparisonPrompts
 from probes.comparison.variables.donors import AnyDonor, ModelDonor, Recipient, find_recipient
 from probes.comparison.variables.draws import (
@@ -27,6 +30,8 @@ from probes.comparison.variables.verdicts import (
 )
 from probes.comparison.verdict import Verdict
 from probes.models.model import Model
+
+_FURTHER = "further draws"
 
 DrawRuns = tuple[Recipient | None, AnyDonor | None]
 """Runs of a model as a recipient, None where a gate is closed, and its states as a donor."""
@@ -87,11 +92,45 @@ class MeasuredPair:
     draws: tuple[PairDraw, ...]
 
 
+def measure_pairs(
+    prompts: ComparisonPrompts,
+    measured: Sequence[ModelMeasurements],
+    references: ReferenceSet,
+    run_all: RunAll,
+    run_unit: Callable[..., Any],
+) -> list[MeasuredPair]:
+    """Interchange between the full model and each relative; `run_unit` is that of `run_all`."""
+    full, *relatives = measured
+    if prompts.folds is None:
+        return [MeasuredPair(full, other, ()) for other in relatives]
+    first = partial(first_draw, prompts, full, references=references)
+    firsts = run_all(first, relatives, "interchange")
+    # A draw at a time in each thread, so that the runs of few draws are in memory.
+    draw = partial(_further_draws, measured=measured, run_unit=partial(run_unit, _FURTHER))
+    draws = [firsts, *run_all(draw, [*prompts.further_folds.items()], _FURTHER, is_unit=False)]
+    return [
+        MeasuredPair(full, other, tuple(own))
+        for other, own in zip(relatives, zip(*draws, strict=True), strict=True)
+    ]
+
+
+def _further_draws(
+    draw: tuple[int, HeldOutFolds],
+    measured: Sequence[ModelMeasurements],
+    run_unit: Callable[..., Any],
+) -> list[PairDraw]:
+    """Transfers of each relative in one further draw, given with its seed."""
+    seed, folds = draw
+    full, *relatives = (run_unit(run_draw, one, folds=folds, seed=seed) for one in measured)
+    return [run_unit(further_draw, (full, relative), seed=seed) for relative in relatives]
+
+
 def run_draw(measured: ModelMeasurements, folds: HeldOutFolds, seed: int) -> DrawRuns:
     """Run a model on the prompts of a further draw, as a recipient if it is one."""
     if measured.recipient is None:
         return None, ModelDonor(measured.model, folds)
-    recipient = find_recipient(measured.model, folds, seed=seed)
+    with measured.model.turn:  # Another thread may run another draw.
+        recipient = find_recipient(measured.model, folds, seed=seed)
     return recipient, recipient.self_donor
 
 
