@@ -28,7 +28,7 @@ def test_a_patch_of_qwen_that_restarts_equals_a_hook_on_transformers(
     real_folder, real_model, recwarn
 ):
     """One head's output at the second subject, from the counterfactual into the clean prompt."""
-    model, layer, head = real_model("qwen"), 17, 4
+    model, layer, head = real_model("qwen"), 13, 2
     texts = (
         f"When Mary and John went to the store, {name} gave a ring to" for name in ("John", "Mary")
     )
@@ -58,7 +58,5 @@ def test_a_patch_of_qwen_that_restarts_equals_a_hook_on_transformers(
         theirs(other, use_cache=False)
         expected = theirs(ids, use_cache=False).logits[:, -1]
     handle.remove()
-    tolerance = 1e-4
-    torch.testing.assert_close(found[0, :, 0], expected, rtol=0, atol=tolerance)
-    # The head moves the logits by 0.009: far more than the two may differ.
-    assert (expected - clean.logits[:, 0]).abs().max() > 50 * tolerance
+    torch.testing.assert_close(found[0, :, 0], expected, rtol=0, atol=1e-4)
+    assert (expected - clean.logits[:, 0]).abs().max() > 0.1
