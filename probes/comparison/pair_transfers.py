@@ -105,7 +105,7 @@ def measure_pairs(
         return [MeasuredPair(full, other, ()) for other in relatives]
     first = partial(first_draw, prompts, full, references=references)
     firsts = run_all(first, relatives, "interchange")
-    # A draw at a time in each thread, so that the runs of few draws are in memory.
+    # A draw at a time in each thread, and a relative at a time in it: few runs are in memory.
     draw = partial(_further_draws, measured=measured, run_unit=partial(run_unit, _FURTHER))
     draws = [firsts, *run_all(draw, [*prompts.further_folds.items()], _FURTHER, is_unit=False)]
     return [
@@ -121,8 +121,9 @@ def _further_draws(
 ) -> list[PairDraw]:
     """Transfers of each relative in one further draw, given with its seed."""
     seed, folds = draw
-    full, *relatives = (run_unit(run_draw, one, folds=folds, seed=seed) for one in measured)
-    return [run_unit(further_draw, (full, relative), seed=seed) for relative in relatives]
+    run = partial(run_unit, run_draw, folds=folds, seed=seed)
+    full, relatives = run(measured[0]), measured[1:]
+    return [run_unit(further_draw, (full, run(relative)), seed=seed) for relative in relatives]
 
 
 def run_draw(measured: ModelMeasurements, folds: HeldOutFolds, seed: int) -> DrawRuns:

@@ -191,22 +191,20 @@ def _reaches_readout(clean: CachedRun, start_block: int) -> Bool[Tensor, "prompt
 
 def _run_restarted(clean: CachedRun, source: CachedRun, batch: _PatchBatch) -> Tensor:
     model, last = clean.model, clean.model.shape.layers - 1
-    span = torch.arange(batch.first_position, batch.end_position, device=clean.ids.device)
-    span, readout = span.expand(len(batch.prompt), -1), clean.readout[batch.prompt]
+    span, readout = (batch.first_position, batch.end_position), clean.readout[batch.prompt]
     hidden = _block_input(clean, source, batch)
-    for layer in range(batch.start_block, last):
-        given = clean.block_arguments(layer, batch.prompt, span, batch.end_position)
-        hidden = model.run_block(layer, hidden, given, _cache_before(clean, layer, batch))
+    hidden = clean.run_blocks(range(batch.start_block, last), batch.prompt, span, hidden)
     # A read-out before the first position is unchanged; its values here are discarded below.
     readout_hidden = hidden.take_along_dim(
         (readout - batch.first_position).clamp(min=0)[..., None], dim=1
     )
     if batch.start_block <= last:
         # Every position contributes keys and values, but only the read-outs need the output.
-        cache = _cache_before(clean, last, batch)
+        cache = clean.cache_before(last, batch.prompt, span)
+        later = torch.arange(*span, device=clean.ids.device).expand(len(batch.prompt), -1)
         at_span, at_readout = (
             clean.block_arguments(last, batch.prompt, positions, batch.end_position)
-            for positions in (span, readout)
+            for positions in (later, readout)
         )
         cache.fill(model, last, hidden, at_span)
         readout_hidden = model.run_block(last, readout_hidden, at_readout, cache)
@@ -214,11 +212,6 @@ def _run_restarted(clean: CachedRun, source: CachedRun, batch: _PatchBatch) -> T
     reached = batch.changed.cumsum(-1) > 0 if batch.start_block <= last else batch.changed
     read = reached.take_along_dim(readout, dim=1)[..., None]
     return torch.where(read, logits, clean.logits[batch.prompt])
-
-
-def _cache_before(clean: CachedRun, layer: int, batch: _PatchBatch) -> BlockCache:
-    rows = (t[batch.prompt, :, : batch.end_position] for t in clean.keys_values(layer))
-    return BlockCache(*rows, first_position=batch.first_position)
 
 
 def _block_input(clean: CachedRun, source: CachedRun, batch: _PatchBatch) -> Tensor:

@@ -137,14 +137,39 @@ class CachedRun:
         gradients pass.
         """
         prompt = torch.arange(len(self.ids), device=self.ids.device)
-        later = torch.arange(position, self.ids.shape[1], device=self.ids.device)
-        later = later.expand(len(prompt), -1)
-        for layer in range(self.model.shape.layers):
-            keys_values = (kept.clone() for kept in self.keys_values(layer))
-            cache = BlockCache(*keys_values, first_position=position)
-            given = self.block_arguments(layer, prompt, later)
+        span = (position, self.ids.shape[1])
+        return self.run_blocks(range(self.model.shape.layers), prompt, span, resid)
+
+    def run_blocks(
+        self,
+        blocks: range,
+        prompt: Int[Tensor, " row"],
+        span: tuple[int, int],
+        resid: Float[Tensor, "row later d_model"],
+    ) -> Float[Tensor, "row later d_model"]:
+        """Output of the last of some blocks, given the input of the first.
+
+        Args:
+            blocks: Layers of the blocks.
+            prompt: Prompt of each row, whose earlier positions are those of this run.
+            span: First position, and the one after the last.
+            resid: Input of the first block in the span.
+        """
+        first, end = span
+        later = torch.arange(first, end, device=prompt.device).expand(len(prompt), -1)
+        for layer in blocks:
+            given = self.block_arguments(layer, prompt, later, end)
+            cache = self.cache_before(layer, prompt, span)
             resid = self.model.run_block(layer, resid, given, cache)
         return resid
+
+    def cache_before(
+        self, layer: int, prompt: Int[Tensor, " row"], span: tuple[int, int]
+    ) -> BlockCache:
+        """Copy of a block's cache for some rows, in which the positions of a span are replaced."""
+        first, end = span
+        rows = (kept[prompt, :, :end] for kept in self.keys_values(layer))
+        return BlockCache(*rows, first_position=first)
 
 
 @torch.no_grad()

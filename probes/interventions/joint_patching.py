@@ -11,7 +11,7 @@ from torch import Tensor
 
 from probes.errors import SiteError
 from probes.interventions.activation_patching import TOKENS_PER_BATCH, run_batch_with_cache
-from probes.interventions.cached_run import BlockCache, CachedRun, Z
+from probes.interventions.cached_run import CachedRun, Z
 from probes.interventions.sweep import mask_lacking_roles, pair_logit_diffs
 from probes.models.model import Model
 from probes.models.site import head_names, parse_head
@@ -122,12 +122,11 @@ def _patch_sets(
     role_masks = torch.stack([pairs.role_mask(role) for role in roles]).to(model.device)
     set_masks = set_masks.to(model.device)
     effects = torch.zeros(len(set_masks), len(roles), *before.shape, device=model.device)
-    run = _run_restarted if clean.restarts else _run_in_full
     with model.locked():
         for members, role, prompt in _patch_batches(clean, source, set_masks, role_masks):
             positions = role_masks[role, prompt][None, :, :, None]
             swap = positions & set_masks[members].transpose(0, 1)[:, :, None]
-            logits = run(clean, source, prompt, swap)
+            logits = _run_patched(clean, source, prompt, swap)
             effects[members, role, prompt] = before[prompt] - measure(logits, prompt)
     return mask_lacking_roles(effects.permute(2, 0, 1, 3).cpu(), pairs, roles)
 
@@ -153,45 +152,39 @@ def _patch_batches(
         yield torch.stack([members[now], role[now], prompt[now]])
 
 
-def _run_in_full(
+def _run_patched(
     clean: CachedRun,
     source: CachedRun,
     prompt: Int[Tensor, " row"],
     swap: Bool[Tensor, "layer row position head"],
 ) -> Float[Tensor, "row answer vocab"]:
-    model = clean.model
-    edits = {
-        f"blocks.{n}.{Z}": _replace_heads(swap[n], source.z[n, prompt])
-        for n in range(len(swap))
-        if bool(swap[n].any())
-    }
-    with model.editing(edits):
-        return model.logits(clean.ids[prompt], clean.mask[prompt], clean.readout[prompt])
-
-
-def _run_restarted(
-    clean: CachedRun,
-    source: CachedRun,
-    prompt: Int[Tensor, " row"],
-    swap: Bool[Tensor, "layer row position head"],
-) -> Float[Tensor, "row answer vocab"]:
-    """Logits at the read-outs of runs that restart where the first swap is."""
+    """Logits at the read-outs of runs that restart where the first swap is, if they can."""
     model, readout = clean.model, clean.readout[prompt]
     start, first = (int(swap.any(axes).int().argmax()) for axes in ((1, 2, 3), (0, 1, 3)))
-    end = max(int(clean.readout.max()), first) + 1
-    span = torch.arange(first, end, device=prompt.device).expand(len(prompt), -1)
-    hidden = clean.resid[start][prompt, first:end]
-    for layer in range(start, model.shape.layers):
-        given = clean.block_arguments(layer, prompt, span, end)
-        kept = (t[prompt, :, :end] for t in clean.keys_values(layer))
-        here, z = swap[layer][:, first:end], source.z[layer, prompt, first:end]
-        edits = {f"blocks.{layer}.{Z}": _replace_heads(here, z)} if bool(here.any()) else {}
-        with model.hooked(edits):
-            cache = BlockCache(*kept, first_position=first)
-            hidden = model.run_block(layer, hidden, given, cache)
+    if not clean.restarts:
+        with model.editing(_edits(source, prompt, swap, slice(None))):
+            return model.logits(clean.ids[prompt], clean.mask[prompt], readout)
+    span = (first, max(int(clean.readout.max()), first) + 1)
+    hidden = clean.resid[start][prompt, slice(*span)]
+    with model.hooked(_edits(source, prompt, swap, slice(*span))):
+        hidden = clean.run_blocks(range(start, model.shape.layers), prompt, span, hidden)
     at = (readout - first).clamp(min=0)[..., None]
     logits = model.unembed(hidden.take_along_dim(at, dim=1))
     return torch.where((readout >= first)[..., None], logits, clean.logits[prompt])
+
+
+def _edits(
+    source: CachedRun,
+    prompt: Int[Tensor, " row"],
+    swap: Bool[Tensor, "layer row position head"],
+    span: slice,
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Edit of each block in which a head is swapped, at some positions."""
+    return {
+        f"blocks.{n}.{Z}": _replace_heads(swap[n][:, span], source.z[n, prompt][:, span])
+        for n in range(len(swap))
+        if bool(swap[n].any())
+    }
 
 
 def _replace_heads(

@@ -11,8 +11,10 @@ from probes.comparison.heads.permuted import permute_roles
 from probes.comparison.heads.profiles import HeadProfiles, profile_heads
 from probes.comparison.paths.measure import PathRuns, permute_paths
 from probes.comparison.setup.cost import MAX_OPERATIONS, is_cheaper, sweep_operations
+from probes.comparison.setup.method import ComparisonMethod
 from probes.comparison.setup.prompts import tokenize_contrasts
 from probes.comparison.setup.references import ComparisonSettings
+from probes.interventions.result import ScreenCheck
 from probes.interventions.role_paths.graph import RolePath
 from probes.interventions.screened_patching import ExactCells
 from probes.models.model import load, random_init, wrap
@@ -99,6 +101,18 @@ def test_heads_of_random_init_models_are_screened_and_the_error_is_told(own, tmp
     (line,) = [line for line in result.method.lines() if "random-init models" in line]
     assert f"{sum(check.exact for check in checks)} random cells" in line and "Spearman" in line
     assert load_result(result.save(tmp_path / "result.json")).method == result.method
+
+
+def test_the_error_of_a_null_without_any_effect_is_told_in_logits():
+    none = ScreenCheck("random-init 0", "name", 9, 5, 5, float("nan"), 0.0, 0.0, 5, 1.0)
+    some = replace(none, contrast="x", random=15, spearman=0.9, mean_absolute_error=0.02)
+    (line,) = ComparisonMethod(null_screens=(none,)).lines()
+    assert "mean absolute error 0.000 logits" in line
+    (line,) = ComparisonMethod(null_screens=(none, some)).lines()
+    assert "mean absolute error 0.015 logits" in line
+    effect = replace(some, mean_absolute_effect=0.2)
+    (line,) = ComparisonMethod(null_screens=(none, effect)).lines()
+    assert "mean Spearman 0.90, mean absolute error 10% of the effect" in line
 
 
 def test_small_models_are_measured_exactly_and_large_ones_screened(own):

@@ -63,12 +63,19 @@ class ComparisonMethod:
 
 def _agreement(checks: Sequence[ScreenCheck]) -> str:
     """Rank correlation and relative error over the random cells of all contrasts."""
-    counts = np.array([check.random for check in checks])
-    error, effect, spearman = (
-        float(np.average(values, weights=counts))
-        for values in zip(
-            *((c.mean_absolute_error, c.mean_absolute_effect, c.spearman) for c in checks),
+    count, error, effect = (
+        sum(weights)
+        for weights in zip(
+            *(
+                (c.random, c.random * c.mean_absolute_error, c.random * c.mean_absolute_effect)
+                for c in checks
+            ),
             strict=True,
         )
     )
+    # Effects of one size have no ranks.
+    ranked = [check for check in checks if not np.isnan(check.spearman)]
+    if not ranked or not effect:
+        return f"mean absolute error {error / count:.3f} logits"
+    spearman = np.average([c.spearman for c in ranked], weights=[c.random for c in ranked])
     return f"mean Spearman {spearman:.2f}, mean absolute error {error / effect:.0%} of the effect"

@@ -38,7 +38,7 @@ def release_memory() -> None:
 
     glibc keeps blocks of many sizes: gigabytes after the matrices of a large model were replaced.
     """
-    with suppress(OSError, AttributeError):  # Another C library.
+    with suppress(OSError, AttributeError, TypeError):  # Another C library, or none by that name.
         ctypes.CDLL(None).malloc_trim(0)
 
 
