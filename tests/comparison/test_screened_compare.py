@@ -1,5 +1,6 @@
 """Comparisons that are screened, with a null that no further model gives."""
 
+import html
 from dataclasses import replace
 
 import numpy as np
@@ -98,20 +99,21 @@ def test_heads_of_random_init_models_are_screened_and_the_error_is_told(own, tmp
     assert {check.contrast for check in checks} == {*result.contrasts}
     assert all(check.exact == check.random > 0 for check in checks)
     assert not result.method.screens
-    (line,) = [line for line in result.method.lines() if "random-init models" in line]
+    (line,) = result.method.null_lines()
     assert f"{sum(check.exact for check in checks)} random cells" in line and "Spearman" in line
+    assert line in html.unescape(comparison_page(result).body) and line not in result.summary()
     assert load_result(result.save(tmp_path / "result.json")).method == result.method
 
 
 def test_the_error_of_a_null_without_any_effect_is_told_in_logits():
     none = ScreenCheck("random-init 0", "name", 9, 5, 5, float("nan"), 0.0, 0.0, 5, 1.0)
     some = replace(none, contrast="x", random=15, spearman=0.9, mean_absolute_error=0.02)
-    (line,) = ComparisonMethod(null_screens=(none,)).lines()
+    (line,) = ComparisonMethod(null_screens=(none,)).null_lines()
     assert "mean absolute error 0.000 logits" in line
-    (line,) = ComparisonMethod(null_screens=(none, some)).lines()
+    (line,) = ComparisonMethod(null_screens=(none, some)).null_lines()
     assert "mean absolute error 0.015 logits" in line
     effect = replace(some, mean_absolute_effect=0.2)
-    (line,) = ComparisonMethod(null_screens=(none, effect)).lines()
+    (line,) = ComparisonMethod(null_screens=(none, effect)).null_lines()
     assert "mean Spearman 0.90, mean absolute error 10% of the effect" in line
 
 

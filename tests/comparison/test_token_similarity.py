@@ -7,6 +7,7 @@ import pytest
 
 import probes
 from probes.comparison.representations.token_chunks import pair_across_texts, read_states
+from probes.comparison.representations.token_result import LayerSimilarity, TokenSimilarity
 from probes.comparison.representations.token_sums import TokenSums, row_features, sums_bytes
 from probes.comparison.representations.tokens import (
     TokenSimilaritySettings,
@@ -19,6 +20,7 @@ from probes.observe.activations import record
 from probes.prompts.question import Question
 from probes.prompts.tokens.tokenization import BOS
 from probes.result import load_result
+from probes.stats.intervals import Estimate
 from probes.testing.tiny_models import tiny, tiny_hf
 
 LAYERS = ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1))
@@ -367,6 +369,25 @@ def test_a_saved_result_is_read_again(full, distilled, texts, tmp_path):
     page = result.save(tmp_path / "tokens.html").read_text(encoding="utf-8")
     assert "full and distilled over tokens" in page
     assert "48 texts, 15 pairs of layers" in result.summary()[0]
+
+
+def similar(layer, low, chance_high):
+    estimate = Estimate((low + 1) / 2, low, 1.0)
+    return LayerSimilarity(layer, layer, estimate, chance_high - 0.1, chance_high, float("nan"))
+
+
+def test_layers_that_chance_explains_are_named(tmp_path):
+    pairs = [similar(0, 0.9, 0.3), *(similar(n, 0.8, 0.95) for n in range(1, 9))]
+    result = TokenSimilarity("a", "b", "", 20, 100, 90, 8, 4, 0, tuple(pairs))
+    assert [pair.is_above_chance for pair in pairs] == [True] + [False] * 8
+    found = "\n".join(result.summary())
+    assert "1 of 9 pairs of layers are above their own threshold" in found
+    assert "not L1–L1, L2–L2, L3–L3, L4–L4, L5–L5, L6–L6 and 2 others." in found
+    assert "massive activation" in found
+    page = result.save(tmp_path / "few.html").read_text(encoding="utf-8")
+    assert "chance, from its mean to the threshold" in page  # No matrix that is mostly empty.
+    clear = replace(result, pairs=tuple(pairs[:1]))
+    assert "1 of 1 pairs" in clear.summary()[-1] and "massive" not in clear.summary()[-1]
 
 
 # Errors.

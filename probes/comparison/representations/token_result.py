@@ -13,6 +13,9 @@ from probes.stats.intervals import Estimate
 if TYPE_CHECKING:
     import pandas as pd
 
+_NAMED = 6  # Most pairs of layers that a sentence names.
+_HIGH_CHANCE = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class LayerSimilarity:
@@ -33,6 +36,16 @@ class LayerSimilarity:
     chance: float
     chance_high: float
     other_seed: float
+
+    @property
+    def name(self) -> str:
+        """The layers, such as "L3–L2"."""
+        return f"L{self.layer_a}–L{self.layer_b}"
+
+    @property
+    def is_above_chance(self) -> bool:
+        """Whether the whole interval is above the threshold; False where one of them is unknown."""
+        return self.cka.low > self.chance_high
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -94,16 +107,32 @@ class TokenSimilarity(Result):
         ]
         if best := self._most_similar():
             lines.append(f"Most similar to each layer of {self.a}: {best}.")
-        highest = max((p.chance_high for p in self.pairs if not np.isnan(p.chance)), default=None)
-        if highest is None:
-            lines.append("No null: no text could be paired with another one.")
-        else:
-            drawn = "once" if self.permutations == 1 else f"{self.permutations} times"
+        return (*lines, *self._chance_lines())
+
+    def _chance_lines(self) -> list[str]:
+        """Null of the pairs, and which of them are not above their own."""
+        known = [pair for pair in self.pairs if not np.isnan(pair.chance)]
+        if not known:
+            return ["No null: no text could be paired with another one."]
+        highest = max(pair.chance_high for pair in known)
+        drawn = "once" if self.permutations == 1 else f"{self.permutations} times"
+        lines = [
+            f"Chance: with the texts of {self.b} permuted ({drawn}, {self.null_tokens:,} tokens), "
+            f"no pair of layers is above {highest + 0.0:.4f}."
+        ]
+        others = [pair.name for pair in known if not pair.is_above_chance]
+        named = ", ".join(others[:_NAMED])
+        more = f" and {len(others) - _NAMED} others" if len(others) > _NAMED else ""
+        lines.append(
+            f"{len(known) - len(others)} of {len(known)} pairs of layers are above their own "
+            "threshold with the whole interval" + (f"; not {named}{more}." if others else ".")
+        )
+        if highest > _HIGH_CHANCE:
             lines.append(
-                f"Chance: with the texts of {self.b} permuted ({drawn}, {self.null_tokens:,} "
-                f"tokens), no pair of layers is above {highest + 0.0:.4f}."
+                "A threshold above 0.5 says that the same place has nearly the same state in every "
+                "text, as the massive activation of a first token: CKA is of little use there."
             )
-        return tuple(lines)
+        return lines
 
     def _most_similar(self) -> str:
         """For each layer of a the layer of b with the highest CKA, where there is a choice."""

@@ -46,12 +46,6 @@ class ComparisonMethod:
         if self.screens:
             checks = "; ".join(map(str, self.screens))
             lines.append(f"Effects are screened by attribution patching. {checks}.")
-        if self.null_screens:
-            lines.append(
-                "Heads of random-init models are measured by attribution patching. In one of them "
-                f"{sum(check.exact for check in self.null_screens)} random cells were also patched "
-                f"exactly: {_agreement(self.null_screens)}."
-            )
         if self.null == "permuted":
             lines.append(
                 "The null permutes the relative's own measurements (roles of each head, signs of "
@@ -59,6 +53,16 @@ class ComparisonMethod:
                 "measures them."
             )
         return tuple(lines)
+
+    def null_lines(self) -> tuple[str, ...]:
+        """How heads of random-init models were measured: a detail, which a summary leaves out."""
+        if not self.null_screens:
+            return ()
+        exact = sum(check.exact for check in self.null_screens)
+        return (
+            "Heads of random-init models are measured by attribution patching. In one of them "
+            f"{exact} random cells were also patched exactly: {_agreement(self.null_screens)}.",
+        )
 
 
 def _agreement(checks: Sequence[ScreenCheck]) -> str:

@@ -240,5 +240,8 @@ def _method_table(comparison: Comparison) -> Table:
     )
     return models_table(
         (comparison.full, comparison.other),
-        (sizes, _METHOD_NOTE, *comparison.method.lines(), *_how_to_repeat(comparison)),
+        (
+            *(sizes, _METHOD_NOTE, *comparison.method.lines(), *comparison.method.null_lines()),
+            *_how_to_repeat(comparison),
+        ),
     )
