@@ -8,6 +8,7 @@ from probes.comparison.rate_distortion import plan as curve_plan
 from probes.comparison.rate_distortion.measure import RateDistortionSettings, rate_distortion
 from probes.comparison.rate_distortion.plan import RELATIVES, plan_curve
 from probes.comparison.rate_distortion.result import RateDistortionCurve
+from probes.comparison.setup import plan as comparison_plan
 from probes.errors import BudgetError
 from probes.models.model import load
 from probes.plan import LEFT_OUT
@@ -19,9 +20,10 @@ SMALL = RateDistortionSettings(bases=24, prompts=8, noise_copies=2, nulls=2)
 
 @pytest.fixture
 def steady(monkeypatch):
-    """Every pass takes a millisecond, and nothing else takes time."""
-    monkeypatch.setattr(curve_plan, "seconds_per_prompt", lambda *_, **__: 0.001)
-    monkeypatch.setattr(curve_plan, "thread_time", lambda: 0.0)
+    """Every pass takes a millisecond, also those of the verdicts; nothing else takes time."""
+    for plan in (curve_plan, comparison_plan):
+        monkeypatch.setattr(plan, "seconds_per_prompt", lambda *_, **__: 0.001)
+        monkeypatch.setattr(plan, "thread_time", lambda: 0.0)
     monkeypatch.setattr(curve_plan, "_SECONDS", 0.0)
 
 
