@@ -284,16 +284,26 @@ def test_one_prompt_has_no_error():
 @pytest.mark.parametrize("roles", [False, True])
 @EACH
 def test_scores_do_not_depend_on_the_batch_size(kind, roles, monkeypatch):
-    from probes.circuits.edges import edge_attribution as scoring
-
     model, task = model_of(kind), pairs(3)
     whole = edge_attribution(model, task, method=EAPIG(steps=2), roles=roles)
-    for name in ("_MAX_GRADIENT_FLOATS", "_MAX_BLOCK_FLOATS"):
-        monkeypatch.setattr(scoring, name, 1)
+    for name in ("edge_attribution._MAX_GRADIENT_FLOATS", "gradient_scores._MAX_BLOCK_FLOATS"):
+        monkeypatch.setattr(f"probes.circuits.edges.{name}", 1)
         parts = edge_attribution(model, task, method=EAPIG(steps=2), roles=roles)
         close(parts.per_prompt, whole.per_prompt)
         close(parts.mean, whole.mean)
         close(parts.error, whole.error)
+
+
+@pytest.mark.parametrize("roles", [False, True])
+@EACH
+def test_scores_of_several_steps_are_the_mean_of_those_at_each_midpoint(kind, roles):
+    model, task = model_of(kind), pairs(3)
+    whole = edge_attribution(model, task, method=EAPIG(steps=3), roles=roles)
+    each = [
+        edge_attribution(model, task, method=EAP(gradient_at=at), roles=roles).per_prompt
+        for at in EAPIG(steps=3).points
+    ]
+    close(whole.per_prompt, torch.stack(each).mean(0))
 
 
 def padded(task, by):
