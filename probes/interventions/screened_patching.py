@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 from torch import Tensor
 
@@ -22,7 +22,8 @@ from probes.models.site import Site
 from probes.prompts.tokens.pair_batch import PairBatch
 
 _COMPARED_TOP = 20  # Strongest cells whose recall is printed.
-_PATH_POINTS, _PATH_PAIRS = (1 / 6, 1 / 2, 5 / 6), 8  # Of the second screen for strong cells.
+_PATH_POINTS = (1 / 6, 1 / 2, 5 / 6)  # Of the second screen for strong cells.
+_FEW_PAIRS = 8  # Of the second screen, and of the random cells that give the error.
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +71,54 @@ def confirm_exactly(
     """Effects of attribution patching with exact ones where they matter.
 
     Strong cells are sought by two gradients, of which one finds what is saturated. The strongest
-    and a random sample are patched exactly and take these effects; the random ones give the error.
+    are patched exactly and take these effects. A random sample, which is patched exactly on the
+    first 8 pairs, gives the error; its cells take exact effects where there are no more pairs.
     """
     if not cells.top and not cells.random:
         return screen
-    strength = _strength(model, pairs, screen, kinds)
+    strength = screen.mean.nan_to_num().abs().amax(-1)
+    if cells.top:
+        strength = torch.maximum(strength, _strength_along_path(model, pairs, screen, kinds))
     live = strength.flatten().nonzero()[:, 0]
     order = live[strength.flatten()[live].argsort(descending=True)].numpy()
-    rng = np.random.default_rng(cells.seed)
-    drawn = rng.permutation(len(order))[: cells.random]
-    chosen = order[np.union1d(np.arange(min(cells.top, len(order))), drawn)]
-    every = torch.arange(len(pairs))[:, None]
-    if not len(chosen):
+    drawn = order[np.random.default_rng(cells.seed).permutation(len(order))[: cells.random]]
+    strongest = order[: cells.top]
+    if not len(strongest) and not len(drawn):
         return screen
-    component, role = torch.from_numpy(chosen // len(screen.roles)), chosen % len(screen.roles)
-    role = torch.from_numpy(role)
+    at, exact = _patch_exactly(model, pairs, screen, strongest)
+    sample, few = np.setdiff1d(drawn, strongest), pairs.first(_FEW_PAIRS)
+    checked_at, checked = _patch_exactly(model, few, screen, sample)
+    component, role = (torch.cat(each) for each in zip(at, checked_at, strict=True))
+    both = torch.cat([exact[: len(few)], checked], 1)
+    if len(few) == len(pairs):
+        at, exact = (component, role), both
+    check = ScreenCheck(
+        screen.model,
+        screen.contrast,
+        cells=len(order),
+        exact=len(component),
+        random=len(drawn),
+        **_agreement(
+            screen.per_prompt[: len(few), component, role].nanmean(0),
+            both.nanmean(0),
+            strength[component, role],
+            np.isin(np.concatenate([strongest, sample]), drawn),
+        ),
+    )
+    every = torch.arange(len(pairs))[:, None]
+    per_prompt = screen.per_prompt.index_put((every, *at), exact)
+    return replace(screen, per_prompt=per_prompt, screen=check)
+
+
+def _patch_exactly(
+    model: Model, pairs: PairBatch, screen: PatchingEffects, chosen: Int[np.ndarray, " cell"]
+) -> tuple[tuple[Tensor, Tensor], Float[Tensor, "prompt cell answer"]]:
+    """Component and role of each of some cells of a screen, and exact effects on these pairs."""
+    number = torch.from_numpy(chosen)
+    component, role = number // len(screen.roles), number % len(screen.roles)
+    approximate = screen.per_prompt[: len(pairs), component, role]
+    if not len(chosen):
+        return (component, role), approximate
     sites = [
         replace(Site.parse(screen.components[c]), role=screen.roles[r])
         for c, r in zip(component.tolist(), role.tolist(), strict=True)
@@ -92,39 +126,22 @@ def confirm_exactly(
     exact = rearrange(
         patch_cells(model, pairs, sites)[0], "cell prompt answer -> prompt cell answer"
     )
-    approximate = screen.per_prompt[:, component, role]
-    exact = exact.masked_fill(approximate.isnan(), torch.nan)
-    per_prompt = screen.per_prompt.index_put((every, component, role), exact)
-    check = ScreenCheck(
-        screen.model,
-        screen.contrast,
-        cells=len(order),
-        exact=len(chosen),
-        random=len(drawn),
-        **_agreement(
-            approximate.nanmean(0),
-            exact.nanmean(0),
-            strength[component, role],
-            np.isin(chosen, order[drawn]),
-        ),
-    )
-    return replace(screen, per_prompt=per_prompt, screen=check)
+    return (component, role), exact.masked_fill(approximate.isnan(), torch.nan)
 
 
-def _strength(
+def _strength_along_path(
     model: Model, pairs: PairBatch, screen: PatchingEffects, kinds: Sequence[str]
 ) -> Float[Tensor, "component role"]:
-    """Strength of each cell, by which the ones that are patched exactly are chosen.
+    """Strength of each cell by the mean gradient between the embeddings of both runs.
 
-    The larger of two approximations. The gradient of the clean run is right for most cells, but
-    near 0 where the answer is saturated: there the mean gradient between the embeddings of both
-    runs finds the strong cells (integrated gradients, Sundararajan et al. 2017, arXiv:1703.01365).
+    The gradient of the clean run is right for most cells, but near 0 where the answer is saturated:
+    there this one finds the strong cells (integrated gradients, Sundararajan et al. 2017,
+    arXiv:1703.01365).
     """
     parts = (kinds, screen.roles)
-    first, _ = attribute_pairs(model, pairs, parts, count=_PATH_PAIRS, points=_PATH_POINTS)
+    first, _ = attribute_pairs(model, pairs, parts, count=_FEW_PAIRS, points=_PATH_POINTS)
     lacking = screen.per_prompt[: len(first)].isnan()
-    along_path = first.masked_fill(lacking, torch.nan).nanmean(0).nan_to_num()
-    return torch.maximum(screen.mean.nan_to_num().abs(), along_path.abs()).amax(-1)
+    return first.masked_fill(lacking, torch.nan).nanmean(0).nan_to_num().abs().amax(-1)
 
 
 def _agreement(

@@ -146,6 +146,26 @@ def test_the_error_of_a_screen_is_that_of_its_random_cells(model, own):
     assert 0.5 <= check.top_recall <= 1
 
 
+def test_random_cells_of_many_pairs_are_patched_exactly_on_the_first_eight(model, own):
+    pairs = pairs_of(own, "operation", 12)
+    exact, screen = activation_patching(model, pairs), attribution_patching(model, pairs)
+    found = screened_patching(model, pairs, cells=ExactCells(6, 10_000))
+    replaced = ~torch.isclose(found.per_prompt, screen.per_prompt, atol=1e-6, equal_nan=True).all(
+        -1
+    )
+    assert int(replaced.any(0).sum()) <= 6 < found.screen.exact == found.screen.cells
+    torch.testing.assert_close(
+        found.per_prompt[replaced], exact.per_prompt[replaced], atol=1e-5, rtol=0
+    )
+    live = (screen.mean.nan_to_num() != 0).any(-1)
+    gap = (screen.per_prompt[:8].nanmean(0) - exact.per_prompt[:8].nanmean(0))[live].abs().mean()
+    assert found.screen.mean_absolute_error == pytest.approx(float(gap), rel=1e-4)
+    few = activation_patching(model, pairs.first(8))
+    torch.testing.assert_close(
+        few.per_prompt, exact.per_prompt[:8], atol=1e-5, rtol=0, equal_nan=True
+    )
+
+
 def test_no_hook_and_no_gradient_is_left_behind(model, own):
     pairs = pairs_of(own, "x", 2)
     model.logits(pairs.clean.ids, pairs.clean.mask)

@@ -20,7 +20,7 @@ way: one to two minutes of one CPU core for each model."""
 
 _EXACT_OPERATIONS = 2e13
 """Operations of the cells of one model that are patched exactly after a screen, unless these are
-very few: three to four minutes of one CPU core."""
+very few: at most three to four minutes of one CPU core, as random cells take 8 pairs only."""
 
 # Kept per token, layer and unit of width, per pair of a contrast, and of gradients and others.
 _FLOATS_PER_UNIT, _FLOATS_PER_PAIR, _FIXED_FLOATS = 5, 500_000, 200_000_000

@@ -168,9 +168,10 @@ class _Passes:
         contrasts, pairs = self.sizes.contrasts, self.pairs
         if not self.screened:
             return pairs * (3 * contrasts + _CELL * cells)
-        strong, exact = min(pairs, 8) * (2 + 3 * _GRADIENT), self.sizes.exact
-        confirmed = pairs * (2 + (exact.top + exact.random) * _SCREENED_CELL)
-        return self._attributed() + contrasts * (confirmed + strong)
+        few, exact = min(pairs, 8), self.sizes.exact
+        strong = few * (2 + 3 * _GRADIENT) + pairs * (2 + exact.top * _SCREENED_CELL)
+        checked = few * (2 + exact.random * _SCREENED_CELL)
+        return self._attributed() + self.sizes.changing * strong + contrasts * checked
 
     def _attributed(self) -> float:
         return self.sizes.contrasts * self.pairs * (3 + _GRADIENT)

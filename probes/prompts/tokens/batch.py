@@ -43,6 +43,11 @@ class Readout:
     end: Int[Tensor, " prompt"]
     choices: tuple[tuple[tuple[int, int, int], ...], ...] = ()
 
+    def first(self, count: int) -> "Readout":
+        """Readout of the first prompts."""
+        whole = (self.start, self.position, self.answer, self.outcomes, self.end, self.choices)
+        return Readout(self.name, *(value[:count] for value in whole))
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -75,6 +80,18 @@ class Batch:
             f"Batch({len(self)} prompts of {self.ids.shape[1]} positions, first "
             f"{self.questions[0].text[:80]!r}; roles {', '.join(self.roles)[:400]}; "
             f"answers {answers})"
+        )
+
+    def first(self, count: int) -> "Batch":
+        """Batch of the first prompts, as wide and with the same roles."""
+        return Batch(
+            self.questions[:count],
+            self.ids[:count],
+            self.mask[:count],
+            self.roles,
+            self.role_of[:count],
+            self.tokens[:count],
+            tuple(readout.first(count) for readout in self.readouts),
         )
 
     def role_mask(self, role: str) -> Bool[Tensor, "prompt position"]:

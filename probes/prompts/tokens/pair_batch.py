@@ -53,6 +53,18 @@ class PairBatch:
             f"clean {self.clean!r})"
         )
 
+    def first(self, count: int) -> "PairBatch":
+        """Batch of the first pairs, as wide and with the same roles."""
+        return PairBatch(
+            self.contrast,
+            self.pairs[:count],
+            self.clean.first(count),
+            self.counterfactual.first(count),
+            self.source_positions[:count],
+            self.has_counterpart[:count],
+            self.fully_aligned[:count],
+        )
+
     def role_mask(self, role: str) -> Bool[Tensor, "prompt position"]:
         """Mask of the clean tokens of a role that have a counterpart."""
         return self.clean.role_mask(role) & self.has_counterpart
