@@ -12,7 +12,11 @@ compares it without a screen, and counts the verdicts that agree. Beside random-
 import argparse
 import resource
 import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -46,13 +50,17 @@ def screen_error(model: Model, on: str, *, pairs: int = 8, seed: int = 0) -> str
     )
 
 
-def compare_quantized(
-    model: Model, on: str, settings: ComparisonSettings
+def save_quantized(source: Path, folder: Path) -> Path:
+    """Write the int4 relative of a model, as `probes make quantized` does."""
+    return quantize(source, "int4").save(folder / f"{source.name}-int4")
+
+
+def compare_timed(
+    models: tuple[Model, Model], on: str, settings: ComparisonSettings
 ) -> tuple[Comparison, float]:
-    """Comparison of a model with its int4 relative, and its CPU seconds."""
-    relative = load(quantize(model, "int4"))
+    """Comparison of two models, and its CPU seconds."""
     start = time.process_time()
-    found = compare(model, relative, on, settings)
+    found = compare(*models, on, settings)
     return found, time.process_time() - start
 
 
@@ -88,17 +96,20 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     model = load(given.folder / given.model)
-    screened = None
     if "screen" in given.jobs:
         print(screen_error(model, given.pattern))
     if {"compare", "exact"} & {*given.jobs}:
+        with TemporaryDirectory() as folder, ProcessPoolExecutor(1, get_context("spawn")) as other:
+            # In a process of its own, whose memory is not that of the comparison.
+            made = other.submit(save_quantized, given.folder / given.model, Path(folder)).result()
+            models = (model, load(made))
         settings = ComparisonSettings(prompts=given.prompts, screen="always", null="permuted")
-        screened, seconds = compare_quantized(model, given.pattern, settings)
+        screened, seconds = compare_timed(models, given.pattern, settings)
         print(*screened.summary(), f"{seconds:.0f} CPU-s", sep="\n")
-    if screened and "exact" in given.jobs:
-        settings = ComparisonSettings(prompts=given.prompts, screen="never", null=given.exact_null)
-        exact, seconds = compare_quantized(model, given.pattern, settings)
-        print(*agreement(screened, exact), f"exact: {seconds:.0f} CPU-s", sep="\n")
+        if "exact" in given.jobs:
+            settings = replace(settings, screen="never", null=given.exact_null)
+            exact, seconds = compare_timed(models, given.pattern, settings)
+            print(*agreement(screened, exact), f"exact: {seconds:.0f} CPU-s", sep="\n")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB")
 
 

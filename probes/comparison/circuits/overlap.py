@@ -152,23 +152,29 @@ def _permutation_chance(
     """Mean weighted Jaccard index where one model's scores are permuted."""
     draw = torch.Generator().manual_seed(seed)
     (rank, x), (_, y) = scores
-    order = torch.rand(_RANDOM_DRAWS, y.shape[1], generator=draw).argsort(1)
-    ranks = rank.expand(_RANDOM_DRAWS, -1)
-    permuted = (ranks, y[0, order])
-    return float(_jaccard((ranks, x.expand(_RANDOM_DRAWS, -1)), permuted, counts[:1])[:, -1].mean())
+    found = []
+    for rows in torch.arange(_RANDOM_DRAWS).split(max(1, _BLOCK // y.shape[1])):
+        order = torch.rand(len(rows), y.shape[1], generator=draw).argsort(1)
+        ranks = rank.expand(len(rows), -1)
+        permuted = (ranks, y[0, order])
+        found.append(_jaccard((ranks, x.expand(len(rows), -1)), permuted, counts[:1])[:, -1])
+    return float(torch.cat(found).mean())
 
 
 def touched_writers(
     graph: ComputationGraph, kept: Bool[Tensor, "circuit edge"]
 ) -> Bool[Tensor, "circuit writer"]:
     """Whether each writer has a kept edge in or out."""
-    ends = torch.zeros(len(graph), len(graph.writers))
-    ends[torch.arange(len(graph)), torch.from_numpy(graph.edge_table[0])] = 1
+    writers, (source, target) = len(graph.writers), graph.edge_table[:2]
+    touched = torch.zeros(len(kept), writers, dtype=torch.bool)
+    circuit, edge = kept.nonzero().unbind(1)
+    touched[circuit, torch.from_numpy(source)[edge]] = True
+    fed = torch.zeros(len(graph.readers), writers, dtype=torch.bool)
     for reader in range(len(graph.readers)):
-        into = torch.from_numpy(graph.edge_table[1] == reader)
-        for writer in graph.writers_fed_by(reader):
-            ends[into, writer] = 1
-    return (kept.float() @ ends) > 0
+        fed[reader, list(graph.writers_fed_by(reader))] = True
+    reads = torch.zeros(len(kept), len(graph.readers), dtype=torch.bool)
+    reads[circuit, torch.from_numpy(target)[edge]] = True
+    return touched | ((reads.float() @ fed.float()) > 0)
 
 
 def node_overlap(
@@ -176,9 +182,11 @@ def node_overlap(
 ) -> tuple[float, float]:
     """Jaccard index of the writers that two circuits touch, and that of random circuits."""
     one, two = touched_writers(graph, kept)
-    size, draw = int(kept[0].sum()), torch.Generator().manual_seed(seed)
-    order = torch.rand(2 * _RANDOM_DRAWS, len(graph), generator=draw).argsort(1)
-    first, second = touched_writers(graph, order < size).split(_RANDOM_DRAWS)
+    size, rng = int(kept[0].sum()), np.random.default_rng(seed)
+    drawn = torch.zeros(2 * _RANDOM_DRAWS, len(graph), dtype=torch.bool)
+    for row in drawn:
+        row[torch.from_numpy(rng.choice(len(graph), size, replace=False, shuffle=False))] = True
+    first, second = touched_writers(graph, drawn).split(_RANDOM_DRAWS)
     chance = (first & second).sum(1) / (first | second).sum(1)
     return float((one & two).sum() / (one | two).sum()), float(chance.mean())
 
