@@ -31,6 +31,8 @@ def joint_effects(
     batches: Mapping[str, PairBatch],
     sets: Sequence[Sequence[str]],
     roles: Sequence[str],
+    *,
+    at: Mapping[str, Bool[np.ndarray, "set role"]] | None = None,
 ) -> dict[str, Float[np.ndarray, "_ set effect"]]:
     """Patch all heads of a set at once, one role at a time.
 
@@ -41,6 +43,8 @@ def joint_effects(
         batches: Pairs of each contrast.
         sets: Names of heads, such as ("L0.H3", "L1.H2").
         roles: Roles to patch.
+        at: Whether each set is patched at each role, by contrast; by default every one is. Where it
+            is not, its effect is 0.
 
     Returns:
         Effects of each contrast, in the layout of `Profiles.effects` with sets in place of heads.
@@ -52,7 +56,9 @@ def joint_effects(
     effects = {}
     for contrast, pairs in batches.items():
         present = [role for role in roles if role in pairs.clean.roles]
-        patched = _patch_sets(model, pairs, set_masks, present).numpy()
+        each = np.ones((len(sets), len(roles)), dtype=bool) if at is None else at[contrast]
+        wanted = torch.from_numpy(each[:, [roles.index(role) for role in present]])
+        patched = _patch_sets(model, pairs, set_masks, present, wanted).numpy()
         effects[contrast] = expand_to_roles(patched, present, roles)
     return effects
 
@@ -113,6 +119,7 @@ def _patch_sets(
     pairs: PairBatch,
     set_masks: Bool[Tensor, "set layer head"],
     roles: Sequence[str],
+    wanted: Bool[Tensor, "set role"],
 ) -> Float[Tensor, "prompt set role answer"]:
     clean = run_batch_with_cache(model, pairs.clean)
     source = run_batch_with_cache(model, pairs.counterfactual)
@@ -123,7 +130,8 @@ def _patch_sets(
     set_masks = set_masks.to(model.device)
     effects = torch.zeros(len(set_masks), len(roles), *before.shape, device=model.device)
     with model.locked():
-        for members, role, prompt in _patch_batches(clean, source, set_masks, role_masks):
+        wanted = wanted.to(model.device)
+        for members, role, prompt in _patch_batches(clean, source, set_masks, role_masks, wanted):
             positions = role_masks[role, prompt][None, :, :, None]
             swap = positions & set_masks[members].transpose(0, 1)[:, :, None]
             logits = _run_patched(clean, source, prompt, swap)
@@ -136,11 +144,12 @@ def _patch_batches(
     source: CachedRun,
     set_masks: Bool[Tensor, "set layer head"],
     role_masks: Bool[Tensor, "role prompt position"],
+    wanted: Bool[Tensor, "set role"],
 ) -> Iterator[Int[Tensor, "axis row"]]:
-    """Batches of (set, role, prompt) whose patch changes any z, by first layer and position."""
+    """Wanted (set, role, prompt) whose patch changes any z, by first layer and position."""
     differs = (clean.z != source.z).any(-1)  # layer prompt position head
     rows = torch.einsum("lpth,rpt,slh->srp", differs.float(), role_masks.float(), set_masks.float())
-    members, role, prompt = (rows > 0).nonzero(as_tuple=True)
+    members, role, prompt = ((rows > 0) & wanted[..., None]).nonzero(as_tuple=True)
     layer = set_masks.any(-1).int().argmax(-1)[members]
     first, width = role_masks.int().argmax(-1)[role, prompt], clean.ids.shape[1]
     order = (layer * width + first).argsort(stable=True)

@@ -8,7 +8,7 @@ import pytest
 
 from probes.comparison.assemble import _mean_pair_score
 from probes.comparison.heads import head_sets
-from probes.comparison.heads.head_sets import ModelHeads, active_heads, rescale_null
+from probes.comparison.heads.head_sets import ModelHeads, active_heads
 from probes.comparison.heads.matching import pair_heads
 from probes.comparison.heads.measurements import NullModels
 from probes.comparison.heads.profiles import (
@@ -17,6 +17,7 @@ from probes.comparison.heads.profiles import (
     effect_fractions,
     profile_heads,
 )
+from probes.comparison.heads.set_thresholds import rescale_null
 from probes.comparison.heads.verdicts import head_verdicts
 from probes.models.model import load, random_init
 from probes.prompts.catalog import pattern

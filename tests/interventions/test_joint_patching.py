@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from probes.comparison.heads.head_sets import MIN_EFFECT, ModelHeads, _patch_jointly
 from probes.comparison.heads.profiles import profile_heads
 from probes.errors import SiteError
 from probes.interventions.joint_patching import candidate_sets, explained_fraction, joint_effects
@@ -80,6 +81,20 @@ def test_two_heads_patched_together_equal_two_edits_of_a_whole_pass(kind, own):
             assert found[:, number, ROLES.index(role)] == pytest.approx(wanted, abs=1e-5)
     assert np.nanmax(np.abs(found)) > 1e-2
     assert hook_count(net) == 0
+
+
+def test_sets_are_patched_at_the_asked_roles_alone(own):
+    net, given = model("llama", len(own)), batches(own, ("x",))
+    sets = [("L0.H1", "L2.H3"), ("L1.H0", "L1.H2")]
+    at = np.zeros((2, len(ROLES)), dtype=bool)
+    at[0, ROLES.index("x")] = at[1, ROLES.index("answer")] = True
+    whole, some = (
+        joint_effects(net, given, sets, ROLES, **more)["x"].reshape(4, 2, len(ROLES), 2)
+        for more in ({}, {"at": {"x": at}})
+    )
+    expected = np.where(at[..., None] | np.isnan(whole), whole, 0.0)
+    assert some == pytest.approx(expected, abs=1e-5, nan_ok=True)
+    assert (np.abs(some[:, at]) > 0).any()
 
 
 def test_runs_that_restart_equal_whole_passes(own):
@@ -157,3 +172,31 @@ def test_what_is_explained_counts_strength_and_not_direction_alone():
     rows = np.array([[3.0, 4.0], [1.5, 2.0], [0.0, 0.0], [6.0, 8.0], [-3.0, -4.0]])
     assert explained_fraction(target, rows) == pytest.approx(np.array([1, 0.75, 0, 0, -3]))
     assert explained_fraction(np.zeros(2), rows).max() == -np.inf
+
+
+def test_in_a_screened_model_sets_are_patched_jointly_where_two_of_their_heads_act(own):
+    net, given = model("llama", len(own)), batches(own)
+    profiles, _ = profile_heads(net, given, ROLES)
+    sets, answers = [("L0.H1", "L2.H3"), ("L1.H0", "L1.H2", "L2.H0")], [("x", 0), ("operation", 0)]
+    odd = {c: tokenize_pairs(own, pairs.pairs[1::2]) for c, pairs in given.items()}
+    joint, mixed = (
+        _patch_jointly(ModelHeads(net, given, profiles, is_screened), odd, sets, answers)
+        for is_screened in (False, True)
+    )
+    kinds = set()
+    for contrast in given:
+        totals = profiles.total_effects[contrast]
+        every = profiles.effects[contrast].reshape(len(totals), 12, len(ROLES), -1)
+        fractions = np.nan_to_num(every[::2, ..., 0].mean(0) / totals[::2, 0].mean())
+        for number, names in enumerate(sets):
+            own_heads = [profiles.heads.index(name) for name in names]
+            summed = every[1::2, own_heads].sum(1)
+            acting = (np.abs(fractions[own_heads]) >= MIN_EFFECT).sum(0) >= 2
+            patched, found = (
+                one[contrast].reshape(len(summed), len(sets), len(ROLES), -1)[:, number]
+                for one in (joint, mixed)
+            )
+            expected = np.where(acting[:, None], patched, summed)
+            assert found == pytest.approx(expected, abs=1e-5, nan_ok=True)
+            kinds |= set(acting.tolist())
+    assert kinds == {True, False}

@@ -1,7 +1,7 @@
 """Sets of heads that together do the work of one head of the other model: splits and merges."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -16,7 +16,6 @@ from probes.interventions.joint_patching import candidate_sets, explained_fracti
 from probes.models.model import Model
 from probes.prompts.tokens.pair_batch import PairBatch, tokenize_pairs
 from probes.stats.intervals import Estimate, bootstrap_estimate, bootstrap_weights
-from probes.stats.null_threshold import conformal_threshold
 
 PARTIAL_EXPLAINED = 0.5
 """Explained fraction below which a head or set has at most a part of the work."""
@@ -101,7 +100,8 @@ def search_sets(
     """Choose a pair and a triple for each active head and patch them together.
 
     Sets are chosen on the even prompts and measured on the odd prompts. In a screened model sums of
-    effects replace joint patching, but for the most promising sets.
+    effects replace joint patching, but for the most promising sets at the roles where two of their
+    heads act.
     """
     a, b = targets.profiles, parts.profiles
     proposals, summed = propose_sets(a, b, contrast_answers), ()
@@ -116,7 +116,7 @@ def search_sets(
         for contrast in dict.fromkeys(contrast for contrast, _ in contrast_answers)
     }
     with parts.model.turn:
-        effects = joint_effects(parts.model, odd_batches, sets, b.roles)
+        effects = _patch_jointly(parts, odd_batches, sets, contrast_answers)
     weights = _odd_prompt_weights(b, seed)
     joint = effect_fractions(
         effects,
@@ -130,6 +130,37 @@ def search_sets(
         held_out_profiles(a, b, contrast_answers, seed=seed),
     )
     return (*patched, *summed)
+
+
+def _patch_jointly(
+    parts: ModelHeads,
+    odd_batches: Mapping[str, PairBatch],
+    sets: Sequence[tuple[str, ...]],
+    contrast_answers: ContrastAnswers,
+) -> dict[str, Float[np.ndarray, "_ set effect"]]:
+    """Effects of sets on the odd prompts, by contrast.
+
+    In a screened model, effects of single heads are added at roles where fewer than two heads of
+    the set act on the even prompts.
+    """
+    b = parts.profiles
+    if not parts.is_screened:
+        return joint_effects(parts.model, odd_batches, sets, b.roles)
+    members = [[b.heads.index(name) for name in names] for names in sets]
+    fractions = b.effect_fractions(contrast_answers, _even_weights(b))[0]
+    acts = np.abs(fractions).reshape(len(b.heads), len(contrast_answers), -1) >= MIN_EFFECT
+    at = {}
+    for contrast in odd_batches:
+        answers = [own == contrast for own, _ in contrast_answers]
+        heads = acts[:, answers].any(1)
+        at[contrast] = np.stack([heads[own].sum(0) >= 2 for own in members])
+    joint = joint_effects(parts.model, odd_batches, sets, b.roles, at=at)
+    effects = {}
+    for contrast, patched in joint.items():
+        summed = np.stack([b.effects[contrast][1::2][:, own].sum(1) for own in members], 1)
+        answers = b.total_effects[contrast].shape[1]
+        effects[contrast] = np.where(np.repeat(at[contrast], answers, 1), patched, summed)
+    return effects
 
 
 def _most_promising(
@@ -164,10 +195,7 @@ def propose_sets(
     targets: HeadProfiles, parts: HeadProfiles, contrast_answers: ContrastAnswers
 ) -> list[tuple[int, tuple[int, ...]]]:
     """Targets with candidate sets, chosen on the even prompts by sums of effect fractions."""
-    even = {
-        c: (np.arange(len(t))[None] % 2 == 0).astype(float)
-        for c, t in targets.total_effects.items()
-    }
+    even = _even_weights(targets)
     target_fractions = targets.effect_fractions(contrast_answers, even)[0]
     part_fractions = parts.effect_fractions(contrast_answers, even)[0]
     usable = active_heads(parts, contrast_answers).nonzero()[0]
@@ -226,50 +254,12 @@ def is_detected(head_set: HeadSet, threshold: float) -> bool:
     )
 
 
-def best_gain(sets: Sequence[HeadSet]) -> float:
-    """Largest gain of a set that explains enough, or 0."""
-    gains = [
-        s.gain.value for s in sets if s.explained.value >= MIN_EXPLAINED and not s.member_matched
-    ]
-    return max(gains, default=0.0)
-
-
-def gain_threshold(
-    full: HeadProfiles,
-    nulls: Sequence[HeadProfiles],
-    contrast_answers: ContrastAnswers,
-    *,
-    merge: bool,
-) -> float:
-    """Threshold of the best gain that the same search finds in a random-init model.
-
-    Effects of random-init models are small, so they add up: sums replace joint patching.
-    """
-    gains = []
-    for null in nulls:
-        rescaled = rescale_null(null, full, contrast_answers)
-        models = (rescaled, full) if merge else (full, rescaled)
-        # The gain of all odd prompts is read alone, so one bootstrap sample is enough.
-        found = search_sets_from_profiles(*models, contrast_answers, seed=0, draws=1)
-        gains.append(best_gain(found))
-    return float(conformal_threshold(gains)) if gains else 0.0
-
-
-def rescale_null(
-    null: HeadProfiles, like: HeadProfiles, contrast_answers: ContrastAnswers
-) -> HeadProfiles:
-    """Scale a random-init model so that its strongest head equals that of a trained model.
-
-    Its own total effects are near 0, so that fractions of them are undefined.
-    """
-    ones = {contrast: np.ones_like(t) for contrast, t in like.total_effects.items()}
-    unscaled = replace(null, total_effects=ones)
-    strongest_null, strongest = (
-        np.linalg.norm(profiles.effect_fractions(contrast_answers)[0], axis=1).max()
-        for profiles in (unscaled, like)
-    )
-    factor = strongest_null / strongest if strongest_null > 0 else 1.0
-    return replace(null, total_effects={contrast: factor * one for contrast, one in ones.items()})
+def _even_weights(profiles: HeadProfiles) -> dict[str, Float[np.ndarray, "1 _"]]:
+    """Weights of the prompts of each contrast: 1 if even, else 0."""
+    return {
+        contrast: (np.arange(len(totals))[None] % 2 == 0).astype(float)
+        for contrast, totals in profiles.total_effects.items()
+    }
 
 
 def _odd_prompt_weights(

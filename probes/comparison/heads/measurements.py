@@ -13,7 +13,6 @@ from probes.comparison.heads.head_sets import (
     ModelHeads,
     active_heads,
     explained_by,
-    gain_threshold,
     held_out_profiles,
     is_detected,
     search_sets,
@@ -28,6 +27,7 @@ from probes.comparison.heads.profiles import (
     similarity_draws,
 )
 from probes.comparison.heads.role_free import RoleFreeSimilarity, role_free_similarity
+from probes.comparison.heads.set_thresholds import gain_threshold
 from probes.stats.intervals import Estimate, bootstrap_estimate
 
 MIN_GAIN = 0.1

@@ -7,8 +7,9 @@ import numpy as np
 from einops import rearrange, reduce
 from jaxtyping import Float, Int
 
-from probes.comparison.heads.head_sets import HeldOutProfiles, held_out_profiles, rescale_null
+from probes.comparison.heads.head_sets import HeldOutProfiles, held_out_profiles
 from probes.comparison.heads.profiles import ContrastAnswers, HeadProfiles, cosines
+from probes.comparison.heads.set_thresholds import rescale_null
 from probes.stats.null_threshold import conformal_threshold
 
 
