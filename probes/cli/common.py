@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from probes.cli.interrupts import exit_code, interrupt_line, terminable
 from probes.errors import EquivalenceError, NotTestedError, ProbeError
 from probes.files import check_writable
 
@@ -40,7 +41,6 @@ EXIT_FAILED = 1
 EXIT_NOT_EQUIVALENT = 3
 EXIT_NOT_TESTED = 4
 EXIT_CHECK_FAILED = 5
-EXIT_INTERRUPTED = 130
 THREADS_HELP = "Threads of torch; more than one is slow on busy cores."
 
 
@@ -65,24 +65,21 @@ Format = Annotated[
 
 
 def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Print a `ProbeError` as one line, and end with exit code 1."""
+    """Print a `ProbeError` or an interrupt as one line; end with exit code 1, or 130 and 143."""
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         try:
-            command(*args, **kwargs)
+            with terminable():
+                command(*args, **kwargs)
         except ProbeError as error:
             Console(stderr=True, soft_wrap=True).print(
                 f"{type(error).__name__}: {error}", markup=False, highlight=False
             )
             raise typer.Exit(EXIT_FAILED) from None
-        except KeyboardInterrupt:
-            line = "Interrupted."
-            if "run" in kwargs and not kwargs.get("no_store"):
-                line += f" What is finished is kept in {str(kwargs['run'])!r}: give the same "
-                line += "command again to go on."
-            open_console(stderr=True).print(line, markup=False, highlight=False)
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except KeyboardInterrupt as interrupt:
+            print_line(open_console(stderr=True), interrupt_line(interrupt, kwargs))
+            raise typer.Exit(exit_code(interrupt)) from None
 
     return run
 

@@ -6,6 +6,7 @@ that units share travel once, through Ray's object store; all else travels as JS
 
 import logging
 import os
+import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -211,7 +212,7 @@ def _begin(ray: Any, address: str, workers: int) -> None:  # noqa: ANN401
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     own = {"num_cpus": workers, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _same_handler(signal.SIGTERM):
             warnings.simplefilter("ignore")
             ray.init(address=address or "local", **quiet, **({} if address else own))
     except Exception as error:  # Ray raises plain Exceptions where it does not start.
@@ -221,6 +222,15 @@ def _begin(ray: Any, address: str, workers: int) -> None:  # noqa: ANN401
             f"Ray did not reach {where} ({text[:200]}): check the address, or use --engine "
             "inprocess"
         ) from error
+
+
+@contextmanager
+def _same_handler(number: int) -> Iterator[None]:
+    """Keep the handler of a signal, which Ray replaces by one that ends the process at once."""
+    before = signal.getsignal(number)
+    yield
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(number, before)
 
 
 def _require(found: dict[str, float], workers: int, options: dict[str, Any]) -> None:

@@ -1,14 +1,18 @@
 """`probes runs`: what was kept, and whether it is whole."""
 
 import os
+import signal
+import time
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from probes.__main__ import main
 from probes.cli import common
 from probes.cli.app import app
 from probes.cli.common import reports_errors
+from probes.cli.interrupts import Terminated, interrupt_line
 from probes.scale.store import Store
 from probes.stats.intervals import bootstrap_mean
 from probes.testing.tiny_models import tiny_hf
@@ -101,6 +105,50 @@ def test_an_interrupt_is_one_line_that_says_how_to_go_on(capsys):
         assert told.startswith("Interrupted.")
         assert line in told
         assert told.count("\n") == 1
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(capsys):
+    @reports_errors
+    def command(*, run):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(common.typer.Exit) as ended:
+        command(run="r")
+    assert ended.value.exit_code == 143
+    line = "Terminated. What is finished is kept in 'r': give the same command again to go on.\n"
+    assert capsys.readouterr().err == line
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("options", "places"),
+    [
+        ({"run": "r", "no_store": False}, "'r'"),
+        ({"steps": 3}, "'runs/work'"),
+        (
+            {"name": "growing", "work": "w", "fresh": False, "out": None},
+            "'w' and 'runs/growing.csv'",
+        ),
+        ({"name": "growing", "work": "w", "fresh": True, "out": None}, "'w'"),
+    ],
+)
+def test_the_line_of_an_interrupt_names_where_work_is_kept(options, places):
+    line = interrupt_line(KeyboardInterrupt(), options)
+    told = f"What is finished is kept in {places}: give the same command again to go on."
+    assert line == f"Interrupted. {told}"
+
+
+def test_an_interrupt_before_a_command_begins_is_one_line(monkeypatch, capsys):
+    def app(**_):
+        raise Terminated
+
+    monkeypatch.setattr("probes.cli.app.app", app)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 143
+    assert capsys.readouterr().err.startswith("Terminated. No unfinished work is kept:")
 
 
 @pytest.mark.slow

@@ -1,0 +1,65 @@
+"""Interrupts: Ctrl-C and SIGTERM end a command in one line, which says what is kept."""
+
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which batch systems and shutdowns send: it stops a command as Ctrl-C does."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM raise `Terminated` inside; other threads than the main one get no signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def exit_code(error: KeyboardInterrupt) -> int:
+    """Exit code after an interrupt: 128 and the number of the signal."""
+    return EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED
+
+
+def interrupt_line(error: KeyboardInterrupt, options: Mapping[str, Any]) -> str:
+    """Line for a command that was interrupted: what is kept, and how to go on.
+
+    Args:
+        error: The interrupt.
+        options: Arguments and options of the command.
+    """
+    what = "Terminated." if isinstance(error, Terminated) else "Interrupted."
+    places = " and ".join(repr(str(place)) for place in _kept_in(options))
+    if not places:
+        return f"{what} No unfinished work is kept: give the same command again to start anew."
+    return f"{what} What is finished is kept in {places}: give the same command again to go on."
+
+
+def _kept_in(options: Mapping[str, Any]) -> list[Path]:
+    """Files and folders from which a command goes on: its store, its table, its checkpoints."""
+    if "run" in options and not options.get("no_store"):
+        return [Path(options["run"])]
+    places = []
+    if "work" in options:
+        places.append(Path(options["work"]))
+    elif "steps" in options:
+        places.append(Path("runs") / "work")
+    if "fresh" in options and not options["fresh"]:
+        places.append(Path(options.get("out") or f"runs/{options['name']}.csv"))
+    return places
