@@ -1,62 +1,77 @@
-"""Kill commands at random moments: nothing half-made is left, and resumed work ends the same.
+"""Stop commands at random moments: nothing half-made is left, and resumed work ends the same.
 
-    python -m benchmarks.faults.kills [--times 10] [--signal KILL|INT|TERM]
+    python -m benchmarks.faults.kills [--times 10] [--signal KILL|INT|TERM] [--engine ray]
+        [--victim worker] [--trial full-disk|flipped-bit] [--fork]
         [--commands distilled quantized compare trace study]
 
 Each command runs once whole. Then it is stopped at random moments of its run, and after each stop
 every listed model must load and have its recorded hashes, every unit of the store must have its
-own, and every file of results and every table must be whole. A command that was stopped is started
-again in the same folder; once it ends, its folder is compared with that of the whole run, byte by
-byte, and it begins anew.
+own, and every file of results and every table must be whole. What was noted as finished before a
+stop, units and rows, must be there unchanged after the rerun: at most the units in work are
+measured again. After INT and TERM the last line must say what is kept and how to go on. A command
+that was stopped is started again in the same folder; once it ends, its folder is compared with
+that of the whole run, byte by byte, and it begins anew.
+
+With `--victim worker` a random worker of Ray is killed, and the command must end as if nothing had
+been. `--trial full-disk` runs on a disk in memory that becomes full; `--trial flipped-bit` changes
+a bit of a stored unit. `--fork` starts commands from a process that has loaded the libraries, so
+that more kills fall into the work.
 """
 
 import argparse
-import csv
-import json
 import os
 import random
-import shutil
+import re
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from probes.errors import ProbeError
-from probes.experiments.studies.tables import read_study
-from probes.files import TableRow, data_folder, write_rows
-from probes.models.files.provenance import changed_files
-from probes.models.model import load
-from probes.prompts.catalog import pattern
-from probes.prompts.question import Pair
-from probes.result import load_result
-from probes.scale.store import Store
+from benchmarks.faults.disk_and_bits import NoDiskError, fill_disk, flip_bits
+from benchmarks.faults.kept import Kept, faults, kept, made
+from benchmarks.faults.killed_commands import (
+    COMMANDS,
+    LOG,
+    ON_ENGINES,
+    Started,
+    command,
+    new_folder,
+    start,
+)
 
-ROOT = Path(__file__).resolve().parents[2]
-_QUICK = ("--steps", "6", "--batch", "2", "--texts", "texts.txt")
-COMMANDS = {
-    "distilled": ("make", "distilled", "scratch", *_QUICK, "--name", "mine"),
-    "quantized": ("make", "quantized", "scratch", "--scheme", "rtn-3", "--name", "mine"),
-    # A pairs file has no variables to measure, which would take most of the time.
-    "compare": (
-        *("compare", "scratch", "distilled", "--draws", "1", "--prompts", "4", "--seed", "0"),
-        *("--pattern", "pairs.jsonl", "--out", "c.html", "--json", "c.json"),
-    ),
-    "trace": (
-        *("trace", "scratch", "--prompts", "8", "--pattern", "take-away"),
-        *("--out", "t.html", "--json", "t.json"),
-    ),
-    # The table lacks two rows, and the parent is as small as the models of these rows.
-    "study": ("study", "growing", "--folder", "family"),
-}
-_STUDY = "growing"
-_UNMEASURED = ("distilled", "scratch")
 _STOP_SECONDS = 120  # After which a command that was asked to stop hangs.
-_INTERRUPTED = 130  # Exit code after SIGINT.
-_MODELS = {"full": "scratch", "distilled": "distilled", "scratch": "scratch"}
+_HANG_SECONDS = 900
+_OUTLIVING_SECONDS = 30
+_MOST_KILLS = 4  # Of one run: its last start has all the time it needs.
+_INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
+_LAST_LINE = re.compile(r"(Interrupted|Terminated)\. .* kept.*: give the same command again to ")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How a command is stopped.
+
+    Attributes:
+        name: Command.
+        times: Kills.
+        stop: Signal.
+        engine: Engine that runs its units.
+        fork: Whether it starts from a process that has loaded the libraries.
+    """
+
+    name: str
+    times: int
+    stop: signal.Signals
+    engine: str
+    fork: bool
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The command line."""
+        return command(self.name, self.engine)
 
 
 @dataclass
@@ -66,134 +81,165 @@ class Count:
     kills: int = 0
     finished: int = 0
     wrong: int = 0
+    acknowledged: int = 0
+
+    def note(self, name: str, found: list[str]) -> None:
+        """Count and print faults."""
+        self.wrong += len(found)
+        for fault in found:
+            print(f"  {name}, after kill {self.kills}: {fault}", flush=True)
+
+    def line(self, name: str, what: str) -> str:
+        """Summary."""
+        return (
+            f"{name}: {self.kills} times {what}, {self.finished} runs ended, "
+            f"{self.acknowledged} finished units and rows found again, {self.wrong} wrong"
+        )
 
 
-def start(words: tuple[str, ...], folder: Path) -> subprocess.Popen:
-    """Start a command in a folder."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment["HF_HUB_OFFLINE"] = "1"
-    command = [sys.executable, "-m", "probes", *words]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, cwd=folder, env=environment, **quiet)
+def run_whole(trial: Trial, place: Path) -> tuple[float, dict[str, bytes]]:
+    """Seconds and results of a run that nothing stops."""
+    whole = new_folder(place, f"{trial.name}-whole")
+    seconds = 0.0
+    for _ in range(2 if trial.fork else 1):  # The first fork loads the libraries.
+        whole, begun = new_folder(place, f"{trial.name}-whole"), time.monotonic()
+        process = start(trial.words, whole, fork=trial.fork)
+        if process.wait(None):
+            raise SystemExit(f"{trial.name} fails without a kill: {process.last_line()}")
+        seconds = time.monotonic() - begun
+    print(f"  {trial.name}: a whole run takes {seconds:.1f} s", flush=True)
+    return seconds, made(whole)
 
 
-def new_folder(parent: Path, name: str) -> Path:
-    """Folder with training texts, pairs, models and a table, and nothing made of them."""
-    folder = parent / name
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "runs").mkdir(parents=True)
-    (folder / "family").mkdir()
-    (folder / "texts.txt").write_text("I have two foxes.\nThe cat has a hat.\n")
-    pairs = pattern("take-away").sample_pairs("operation", 4, seed=0)
-    (folder / "pairs.jsonl").write_text("".join(map(_pair_line, pairs)))
-    for name, source in _MODELS.items():
-        (folder / "family" / name).symlink_to(data_folder() / "models" / source)
-    write_rows(_known_rows(), folder / "runs" / f"{_STUDY}.csv")
-    return folder
-
-
-def _known_rows() -> list[TableRow]:
-    return [row for row in read_study(_STUDY) if row["model"] not in _UNMEASURED]
-
-
-def _pair_line(pair: Pair) -> str:
-    texts = {"clean": pair.clean.text, "counterfactual": pair.counterfactual.text}
-    answers = (dict(side.answers)["number"] for side in (pair.clean, pair.counterfactual))
-    line = texts | dict(zip(("answer", "counterfactual_answer"), answers, strict=True))
-    return json.dumps(line) + "\n"
-
-
-def made(folder: Path) -> dict[str, bytes]:
-    """Bytes of the models and numbers that a command has made."""
-    models = folder / "runs" / "relatives"
-    results = (p for ends in ("*.json", "*.html", "runs/*.csv") for p in folder.glob(ends))
-    paths = [*models.glob("[!.]*/*"), *results]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(paths)}
-
-
-def faults(folder: Path) -> list[str]:
-    """What is half-made in a folder: nothing, if all is right."""
-    found = []
-    for model in (folder / "runs" / "relatives").glob("[!.]*/config.json"):
-        try:
-            load(model.parent)
-            changed = changed_files(model.parent)
-            if changed is None:
-                found.append(f"{model.parent} records no hashes")
-            found += [f"{name} has another hash" for name in changed or ()]
-        except ProbeError as error:
-            found.append(str(error))
-    if (folder / "runs" / "ledger.sqlite").is_file():
-        broken = Store(folder / "runs").broken()
-        found += [f"the unit {unit.label} of the store is broken" for unit in broken]
-    for path in folder.glob("*.json"):
-        try:
-            load_result(path)
-        except ProbeError as error:
-            found.append(str(error))
-    found += [str(p) for p in folder.glob("*.html") if not p.read_bytes().rstrip().endswith(b">")]
-    for path in folder.glob("runs/*.csv"):
-        text = path.read_text()
-        rows = list(csv.reader(text.splitlines()))
-        uneven = len({len(row) for row in rows}) > 1
-        if uneven or len(rows) <= len(_known_rows()) or not text.endswith("\n"):
-            found.append(f"{path} is not whole")
-    for path in folder.glob("runs/work/**/checkpoint-*/trainer_state.json"):
-        with suppress(FileNotFoundError):
-            json.loads(path.read_text())
-    return found
-
-
-def stop_at_random(name: str, times: int, place: Path, stop: signal.Signals) -> Count:
+def stop_at_random(trial: Trial, place: Path) -> Count:
     """Stop a command some times, and compare what its runs have made."""
-    words, count, moments = COMMANDS[name], Count(), random.Random(name)
-    whole = new_folder(place, f"{name}-whole")
-    begun = time.monotonic()
-    if start(words, whole).wait():
-        raise SystemExit(f"{name} fails without a kill")
-    seconds, expected = time.monotonic() - begun, made(whole)
-    folder, kills_of_run = new_folder(place, name), 0
-    while count.kills < times:
-        process = start(words, folder)
-        # A run that is killed often must still end: its last start has all the time it needs.
-        limit = moments.uniform(0, 1.1) * seconds if kills_of_run < 4 else None
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(limit)
-        if process.poll() is None:
-            process.send_signal(stop)
-            process.wait(_STOP_SECONDS)
-            count.kills, kills_of_run = count.kills + 1, kills_of_run + 1
-        for fault in faults(folder):
-            count.wrong += 1
-            print(f"  {name}, after kill {count.kills}: {fault}", flush=True)
-        if process.returncode not in (-stop, _INTERRUPTED):
+    count, moments = Count(), random.Random(f"{trial.name} {trial.stop.name}")
+    seconds, expected = run_whole(trial, place)
+    folder, kills_of_run = new_folder(place, trial.name), 0
+    before = kept(folder)
+    while count.kills < trial.times or kills_of_run:
+        process, found, stopped = start(trial.words, folder, fork=trial.fork), [], False
+        is_last = kills_of_run >= _MOST_KILLS or count.kills >= trial.times
+        code = process.wait(_HANG_SECONDS if is_last else moments.uniform(0, 1.1) * seconds)
+        if code is None and not is_last:
+            code, found = _stop(process, trial.stop)
+            stopped = code != 0  # It may have ended before the signal came.
+            count.kills, kills_of_run = count.kills + stopped, kills_of_run + 1
+        if code is None:
+            raise SystemExit(f"{trial.name} hangs in {folder}")
+        before = _compare(before, folder, count, found)
+        if not stopped:
             count.finished += 1
+            if code != 0:
+                found.append(f"it fails with code {code}: {process.last_line()}")
             if made(folder) != expected:
-                count.wrong += 1
-                print(f"  {name}: other bytes after {kills_of_run} kills", flush=True)
-            folder, kills_of_run = new_folder(place, name), 0
-            print(f"  {name}: {count.kills} kills so far, {count.wrong} wrong", flush=True)
+                found.append(f"other bytes after {kills_of_run} kills")
+            folder, kills_of_run = new_folder(place, trial.name), 0
+            before = kept(folder)
+        count.note(trial.name, found)
+        print(f"  {trial.name}: {count.kills} kills, {count.wrong} wrong", flush=True)
+    return count
+
+
+def _compare(before: Kept, folder: Path, count: Count, found: list[str]) -> Kept:
+    """What is kept now; adds what is half-made, and what was kept before and is not now."""
+    now = kept(folder)
+    count.acknowledged += before.finished
+    found += [*faults(folder), *before.lost_in(now)]
+    return now
+
+
+def _stop(process: Started, stop: signal.Signals) -> tuple[int | None, list[str]]:
+    """Exit code of a command that is told to stop, and what is wrong with its end."""
+    is_listening, found = process.is_listening(), []
+    process.send(stop)
+    code = process.wait(_STOP_SECONDS)
+    if code is None:
+        return None, []
+    outliving = process.outliving(_OUTLIVING_SECONDS)
+    if outliving:
+        found.append(f"processes outlive the command: {', '.join(outliving)}")
+    if code == 0:
+        return code, found  # It had ended, or was about to.
+    if stop is signal.SIGKILL or not is_listening:  # Nothing had begun that could say a line.
+        return code, found
+    if code != _INTERRUPTED[stop]:
+        found.append(f"{stop.name} ends with code {code}: {process.last_line()}")
+    elif not _LAST_LINE.match(process.last_line()):
+        found.append(f"{stop.name} ends without a line: {process.last_line()}")
+    return code, found
+
+
+def kill_workers(trial: Trial, place: Path) -> Count:
+    """Kill a random worker in each run; the command ends as if nothing had been."""
+    count, moments = Count(), random.Random(f"{trial.name} worker")
+    seconds, expected = run_whole(trial, place)
+    while count.kills < trial.times:
+        folder, found = new_folder(place, trial.name), []
+        process = start(trial.words, folder, fork=trial.fork)
+        code = process.wait(moments.uniform(0, 1) * seconds)
+        while code is None and not (workers := process.ray_workers()):
+            code = process.wait(0.05)
+        if code is None:
+            moments.choice(workers).kill()
+            count.kills += 1
+            code = process.wait(_HANG_SECONDS)
+        count.finished += 1
+        if code != 0:
+            found.append(f"it ends with code {code}: {process.last_line()}")
+        if made(folder) != expected:
+            found.append("other bytes after a killed worker")
+        count.note(trial.name, [*found, *faults(folder)])
+        print(f"  {trial.name}: {count.kills} kills, {count.wrong} wrong", flush=True)
+    return count
+
+
+def harm(trial: Trial, kind: str, place: Path) -> Count:
+    """Fill the disk of a command, or flip a bit of its store, some times."""
+    trials = {"full-disk": fill_disk, "flipped-bit": flip_bits}[kind]
+    count = Count()
+    each = trials(trial.words, place, random.Random(f"{trial.name} {kind}"), fork=trial.fork)
+    for is_harmed, found in islice(each, trial.times):
+        count.kills, count.finished = count.kills + is_harmed, count.finished + 1
+        count.note(trial.name, found)
+    each.close()
     return count
 
 
 def main() -> None:
-    """Kill each command, and print what came of it."""
+    """Stop each command, and print what came of it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=10, help="Kills of each command.")
-    parser.add_argument("--commands", nargs="*", default=[*COMMANDS], choices=[*COMMANDS])
+    parser.add_argument("--commands", nargs="*", default=None, choices=[*COMMANDS])
     parser.add_argument("--signal", default="KILL", choices=["KILL", "INT", "TERM"])
+    parser.add_argument("--engine", default="inprocess", choices=["inprocess", "ray"])
+    parser.add_argument("--victim", default="driver", choices=["driver", "worker"])
+    parser.add_argument("--trial", default="kill", choices=["kill", "full-disk", "flipped-bit"])
+    parser.add_argument("--fork", action="store_true", help="Libraries are loaded before.")
     given = parser.parse_args()
-    stop = signal.Signals[f"SIG{given.signal}"]
-    wrong = 0
-    with tempfile.TemporaryDirectory() as place:
-        for name in given.commands:
-            count = stop_at_random(name, given.times, Path(place), stop)
+    if given.victim == "worker" and given.engine != "ray":
+        parser.error("workers are processes of --engine ray")
+    stop, wrong = signal.Signals[f"SIG{given.signal}"], 0
+    names = given.commands or [*(ON_ENGINES if given.engine == "ray" else COMMANDS)]
+    what = stop.name if given.trial == "kill" else given.trial
+    what = "a worker killed" if given.victim == "worker" else what
+    # Ray's sockets have short paths.
+    with tempfile.TemporaryDirectory(prefix="k", dir="/tmp") as place:
+        os.environ["RAY_TMPDIR"] = str(Path(place, "ray"))
+        for name in names:
+            trial = Trial(name, given.times, stop, given.engine, given.fork)
+            try:
+                if given.trial != "kill":
+                    count = harm(trial, given.trial, Path(place))
+                else:
+                    run = kill_workers if given.victim == "worker" else stop_at_random
+                    count = run(trial, Path(place))
+            except NoDiskError as error:
+                print(f"{name}: skipped, no small disk can be mounted ({error})", flush=True)
+                continue
             wrong += count.wrong
-            print(
-                f"{name}: {count.kills} times {stop.name}, {count.finished} runs ended, "
-                f"{count.wrong} wrong",
-                flush=True,
-            )
+            print(count.line(name, f"{what}, engine {given.engine}"), flush=True)
+    LOG.unlink(missing_ok=True)
     sys.exit(bool(wrong))
 
 
