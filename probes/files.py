@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import os
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -12,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from probes.errors import FigureError, ProbeError
+
+# What spreadsheets take for a formula; a number is none.
+_FORMULA = re.compile(r"([=@\t\r]|[+-](?!\d*\.?\d+(e[+-]?\d+)?$))(?=.)", re.IGNORECASE)
+_GUARDED = re.compile(f"'{_FORMULA.pattern}", re.IGNORECASE)
 
 TableRow = dict[str, float | str]
 
@@ -75,7 +80,7 @@ def to_jsonable(value: object) -> Any:  # noqa: ANN401
 
 
 def read_rows(path: Path) -> list[TableRow]:
-    """Rows of a CSV file, numbers as floats; none if there is no file."""
+    """Rows of a CSV file that `write_rows` wrote, numbers as floats; none if there is no file."""
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:
@@ -95,16 +100,28 @@ def write_rows(rows: Sequence[Mapping[str, object]], path: Path) -> None:
     write_atomic(path, text.getvalue().encode())
 
 
+def write_frame(frame: Any, path: Path, *, index: bool) -> None:  # noqa: ANN401 (pandas)
+    """Write a data frame as CSV, atomically; `index`: with the names of its rows."""
+    frame = frame.map(as_text)
+    frame.index = frame.index.map(as_text)
+    write_atomic(path, frame.to_csv(index=index, lineterminator="\n").encode())
+
+
+def as_text(value: object) -> object:
+    """A text that a spreadsheet would run as a formula, with an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
 def _parse_value(text: str) -> float | str:
     try:
         return float(text)
     except ValueError:
-        return text
+        return text[1:] if _GUARDED.match(text) else text
 
 
 def _format_value(value: object) -> object:
     if not isinstance(value, float):
-        return value
+        return as_text(value)
     return f"{value:.0f}" if value.is_integer() else f"{value:.4g}"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from probes.errors import ResultError
-from probes.files import to_jsonable, write_atomic
+from probes.files import to_jsonable, write_atomic, write_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,7 +107,7 @@ class Result(ABC):
             case ".csv":
                 table = self.table()
                 named = table.index.dtype == object
-                write_atomic(path, table.to_csv(index=named, lineterminator="\n").encode())
+                write_frame(table, path, index=named)
             case ".html":
                 page_of(self).save(path)
             case _:

@@ -278,7 +278,7 @@ def list_all() -> None:
     from probes.models.files.provenance import read_provenance
     from probes.prompts.catalog import list_patterns
 
-    console = Console()
+    console = open_console(soft_wrap=False)
     models = Table("model", "what it is", title="Shipped models", title_justify="left")
     for name in list_models():
         models.add_row(name, model_note(name))

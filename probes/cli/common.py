@@ -1,5 +1,6 @@
 """Common parts of the commands: errors in one line, writable files, quiet libraries."""
 
+import re
 import sys
 from collections.abc import Callable, Iterable
 from enum import StrEnum
@@ -10,8 +11,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from probes.cli.interrupts import exit_code, interrupt_line, terminable
+from probes.cli.interrupts import exit_code, interrupt_line, memory_line, terminable
 from probes.errors import EquivalenceError, NotTestedError, ProbeError
 from probes.files import check_writable
 
@@ -36,6 +38,9 @@ GateAsks = Annotated[
         "default accuracy for patterns with free answers, choice for pairs."
     ),
 ]
+
+# What steers a terminal or turns the direction of a text, without tab and line end.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 EXIT_FAILED = 1
 EXIT_NOT_EQUIVALENT = 3
@@ -73,9 +78,13 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
             with terminable():
                 command(*args, **kwargs)
         except ProbeError as error:
-            Console(stderr=True, soft_wrap=True).print(
-                f"{type(error).__name__}: {error}", markup=False, highlight=False
-            )
+            print_line(open_console(stderr=True), f"{type(error).__name__}: {error}")
+            raise typer.Exit(EXIT_FAILED) from None
+        except (MemoryError, RuntimeError) as error:  # torch raises its own kinds of the latter.
+            line = memory_line(error, kwargs)
+            if not line:
+                raise
+            print_line(open_console(stderr=True), line)
             raise typer.Exit(EXIT_FAILED) from None
         except KeyboardInterrupt as interrupt:
             print_line(open_console(stderr=True), interrupt_line(interrupt, kwargs))
@@ -100,9 +109,17 @@ def check_output_paths(out: Path | None, json: Path | None, *, page: bool = Fals
             check_writable(path)
 
 
-def open_console(*, stderr: bool = False) -> Console:
-    """Console that does not break lines."""
-    return Console(soft_wrap=True, stderr=stderr)
+class PlainConsole(Console):
+    """Console that shows control characters of a text as escapes, so that no name steers it."""
+
+    def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401
+        """Text of a string: names of models and words of patterns are data."""
+        return super().render_str(_CONTROL.sub(lambda found: repr(found[0])[1:-1], text), **options)
+
+
+def open_console(*, stderr: bool = False, soft_wrap: bool = True) -> Console:
+    """Console that does not break lines, unless `soft_wrap` is false."""
+    return PlainConsole(soft_wrap=soft_wrap, stderr=stderr)
 
 
 def print_line(console: Console, line: str) -> None:
@@ -150,17 +167,17 @@ def require_equivalence(result: Any, margin: float) -> None:  # noqa: ANN401
     try:
         require_all(checks)
     except NotTestedError as error:
-        Console(stderr=True, soft_wrap=True).print(str(error), markup=False, highlight=False)
+        print_line(open_console(stderr=True), str(error))
         raise typer.Exit(EXIT_NOT_TESTED) from None
     except EquivalenceError as error:
-        Console(stderr=True, soft_wrap=True).print(str(error), markup=False, highlight=False)
+        print_line(open_console(stderr=True), str(error))
         raise typer.Exit(EXIT_NOT_EQUIVALENT) from None
 
 
 def silence_libraries(threads: int = 1) -> None:
     """Set torch's threads, and silence the progress bars and notices of libraries."""
     if sys.stderr.isatty():
-        Console(stderr=True).print("Loading …", style="dim")
+        open_console(stderr=True).print("Loading …", style="dim")
     import torch
     from transformers.utils import logging
 

@@ -1,4 +1,4 @@
-"""Interrupts: Ctrl-C and SIGTERM end a command in one line, which says what is kept."""
+"""Interrupts: Ctrl-C, SIGTERM and full memory end a command in one line; it says what is kept."""
 
 import signal
 import threading
@@ -45,10 +45,26 @@ def interrupt_line(error: KeyboardInterrupt, options: Mapping[str, Any]) -> str:
         options: Arguments and options of the command.
     """
     what = "Terminated." if isinstance(error, Terminated) else "Interrupted."
+    return f"{what} {_kept_line(options)}"
+
+
+def memory_line(error: Exception, options: Mapping[str, Any]) -> str:
+    """Line for a command that ran out of memory; empty for another error."""
+    text = " ".join(str(error).split())
+    named = ("out of memory", "can't allocate memory")  # torch: devices, and the CPU.
+    if not isinstance(error, MemoryError) and not any(name in text.lower() for name in named):
+        return ""
+    return (
+        f"MemoryError: The memory is full ({text[:200]}): give fewer prompts, texts or workers, or "
+        f"a smaller model. {_kept_line(options)}"
+    )
+
+
+def _kept_line(options: Mapping[str, Any]) -> str:
     places = " and ".join(repr(str(place)) for place in _kept_in(options))
     if not places:
-        return f"{what} No unfinished work is kept: give the same command again to start anew."
-    return f"{what} What is finished is kept in {places}: give the same command again to go on."
+        return "No unfinished work is kept: give the same command again to start anew."
+    return f"What is finished is kept in {places}: give the same command again to go on."
 
 
 def _kept_in(options: Mapping[str, Any]) -> list[Path]:

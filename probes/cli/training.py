@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from probes.cli.common import open_console, print_line
@@ -182,7 +181,7 @@ def _print_plan(settings: Any, checkpoints: Path) -> None:  # noqa: ANN401
     """Print what a training run will do."""
     plan = f"{settings.steps} steps of {settings.batch} texts at rate {settings.learning_rate:g}"
     kept = f"a checkpoint every {settings.save_every} steps in {checkpoints}"
-    print_line(Console(stderr=True, soft_wrap=True), f"Training: {plan}, {kept}")
+    print_line(open_console(stderr=True), f"Training: {plan}, {kept}")
 
 
 @contextmanager
@@ -206,7 +205,7 @@ def follow_training(plan: Any, settings: Any, rounds: int = 1) -> Iterator[Calla
 
 def minute_lines(steps: int) -> Callable[[int, float], None]:
     """Report of a training run, a line a minute."""
-    console = Console(stderr=True, soft_wrap=True)
+    console = open_console(stderr=True)
     first: tuple[int, float] | None = None
     last = 0.0
 

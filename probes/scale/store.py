@@ -8,6 +8,7 @@ written whole, then noted in the ledger; what is not in the ledger was not measu
 import hashlib
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ T = TypeVar("T")
 
 # What a file can raise that is whole, but of a model that is gone or of other classes.
 _BROKEN = (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, StoreError)
+_KEY = re.compile(r"[0-9a-f]{16,128}")
 _TREE, _LEDGER = "tree", "ledger.sqlite"
 
 
@@ -163,7 +165,16 @@ class Store:
                 self.ledger.use(self._run, key, reused=reused)
 
     def path(self, key: str) -> Path:
-        """File of a unit."""
+        """File of a unit.
+
+        Raises:
+            StoreError: The key is no digest: a ledger that was edited names files elsewhere.
+        """
+        if not _KEY.fullmatch(key):
+            raise StoreError(
+                f"The ledger of {str(self.folder)!r} has a unit {key[:80]!r}, which is no digest: "
+                "give another folder with --run"
+            )
         return self.folder / "units" / key[:2] / f"{key}.safetensors"
 
     def _read(self, unit: Unit) -> Any:  # noqa: ANN401
@@ -219,9 +230,10 @@ class Store:
 
     def remove(self, units: list[Unit]) -> None:
         """Remove units: first from the ledger, then their files."""
+        paths = [self.path(unit.key) for unit in units]
         self.ledger.remove([unit.key for unit in units])
-        for unit in units:
-            self.path(unit.key).unlink(missing_ok=True)
+        for path in paths:
+            path.unlink(missing_ok=True)
 
     def strays(self) -> list[Path]:
         """Files of units that the ledger does not know: those of killed writers."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from probes.circuits.result import Faithfulness
 from probes.errors import ProbeError
-from probes.files import to_jsonable, write_atomic
+from probes.files import to_jsonable, write_atomic, write_frame
 from probes.observe.result import Gate
 from probes.stats.intervals import Estimate
 
@@ -235,7 +235,7 @@ class FewestParameters:
     def save(self, path: str | Path) -> None:
         """Write the table (.csv) or all numbers (.json), atomically."""
         if Path(path).suffix == ".csv":
-            write_atomic(Path(path), self.table().to_csv(index=False).encode())
+            write_frame(self.table(), Path(path), index=False)
             return
         plain = {
             "pattern": self.pattern,
