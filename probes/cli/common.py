@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from probes.cli.interrupts import exit_code, interrupt_line, memory_line, terminable
+from probes.cli.interrupts import exit_code, interrupt_line, resource_line, terminable
 from probes.errors import EquivalenceError, NotTestedError, ProbeError
 from probes.files import check_writable
 
@@ -80,8 +80,8 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
         except ProbeError as error:
             print_line(open_console(stderr=True), f"{type(error).__name__}: {error}")
             raise typer.Exit(EXIT_FAILED) from None
-        except (MemoryError, RuntimeError) as error:  # torch raises its own kinds of the latter.
-            line = memory_line(error, kwargs)
+        except Exception as error:  # Libraries have kinds of their own for full memory and disks.
+            line = resource_line(error, kwargs)
             if not line:
                 raise
             print_line(open_console(stderr=True), line)

@@ -1,5 +1,6 @@
-"""Interrupts: Ctrl-C, SIGTERM and full memory end a command in one line; it says what is kept."""
+"""Interrupts: Ctrl-C, SIGTERM and what is full end a command in one line."""
 
+import errno
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -7,6 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+# As torch says it of devices and of the CPU, and safetensors and torch of files.
+_NO_MEMORY = ("out of memory", "can't allocate memory")
+_NO_DISK = ("No space left on device", "PytorchStreamWriter failed writing")
 
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
 
@@ -48,16 +53,20 @@ def interrupt_line(error: KeyboardInterrupt, options: Mapping[str, Any]) -> str:
     return f"{what} {_kept_line(options)}"
 
 
-def memory_line(error: Exception, options: Mapping[str, Any]) -> str:
-    """Line for a command that ran out of memory; empty for another error."""
+def resource_line(error: Exception, options: Mapping[str, Any]) -> str:
+    """Line for a command that ran out of memory or of disk; empty for another error."""
     text = " ".join(str(error).split())
-    named = ("out of memory", "can't allocate memory")  # torch: devices, and the CPU.
-    if not isinstance(error, MemoryError) and not any(name in text.lower() for name in named):
-        return ""
-    return (
-        f"MemoryError: The memory is full ({text[:200]}): give fewer prompts, texts or workers, or "
-        f"a smaller model. {_kept_line(options)}"
-    )
+    if isinstance(error, MemoryError) or _names(_NO_MEMORY, text):
+        what = f"MemoryError: The memory is full ({text[:200]}): give fewer prompts, texts or"
+        return f"{what} workers, or a smaller model. {_kept_line(options)}"
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if is_full or _names(_NO_DISK, text):
+        return f"OSError: The disk is full ({text[:200]}): free it. {_kept_line(options)}"
+    return ""
+
+
+def _names(reasons: tuple[str, ...], text: str) -> bool:
+    return any(reason in text for reason in reasons)
 
 
 def _kept_line(options: Mapping[str, Any]) -> str:

@@ -124,6 +124,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
         train(tmp_path)
     assert last_checkpoint(tmp_path).endswith("checkpoint-3")
     assert not (tmp_path / "checkpoint-6").exists()
+    assert not (tmp_path / ".draft").exists()
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import typer
+from safetensors import SafetensorError
 
 from probes.cli import common
 from probes.cli.common import PlainConsole, print_line, reports_errors
@@ -185,6 +186,31 @@ def test_full_memory_is_one_line_that_says_how_to_go_on(error, capsys, tmp_path)
     store = Store(tmp_path / "runs")
     assert [run.state for run in store.runs()] == ["failed"]
     assert len(store.ledger.units()) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device"),
+        RuntimeError(
+            "[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing"
+        ),
+    ],
+    ids=["python", "safetensors", "torch"],
+)
+def test_a_disk_that_fills_up_while_a_model_is_trained_is_one_line(error, capsys):
+    @reports_errors
+    def command(*, steps):
+        raise error
+
+    with pytest.raises(typer.Exit) as ended:
+        command(steps=3)
+    assert ended.value.exit_code == 1
+    told = capsys.readouterr().err
+    assert told.startswith("OSError: The disk is full (")
+    assert told.endswith("kept in 'runs/work': give the same command again to go on.\n")
+    assert told.count("\n") == 1
 
 
 def test_another_error_of_torch_is_not_taken_for_full_memory():

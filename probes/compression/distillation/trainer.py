@@ -105,6 +105,9 @@ class DistillationTrainer(Trainer):
         try:
             self.args.output_dir = str(draft)
             super()._save_checkpoint(model, trial)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)  # On a full disk it takes the last room.
+            raise
         finally:
             self.args.output_dir = str(folder)
         shutil.rmtree(folder / name, ignore_errors=True)
