@@ -1,6 +1,7 @@
 """The engine on Ray: the same result as in this process, also when workers end."""
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from probes.experiments.studies import grids
 from probes.experiments.studies.grids import ModelGrid
 from probes.experiments.studies.registry import run_study
 from probes.files import data_folder, write_rows
+from probes.scale import ray_engine
 from probes.scale.engine import HERE, open_engine
 from probes.stats.intervals import bootstrap_mean
 
@@ -82,6 +84,26 @@ def test_a_unit_that_ends_every_worker_is_named(engine):
         engine._run(engine._slots[0], EndsItsWorker(), {}, "the unit")
     values = np.array([1.0, 2.0, 3.0])
     assert engine.call(bootstrap_mean, values, seed=0) == bootstrap_mean(values, seed=0)
+
+
+@pytest.mark.slow
+def test_a_worker_with_other_versions_is_refused(engine, monkeypatch):
+    import ray
+
+    slot = engine._slots[0]
+    if slot.actor is not None:  # Its core is for the worker that is started here.
+        ray.kill(slot.actor)
+        slot.actor = None
+    monkeypatch.setattr(ray_engine, "versions", lambda: ("other",))
+    with pytest.raises(EngineError, match=r"has other versions .* install the same package"):
+        engine._start()
+
+
+def test_ray_does_not_take_the_handler_of_sigterm():
+    before = signal.getsignal(signal.SIGTERM)
+    with ray_engine._same_handler(signal.SIGTERM):
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.slow
