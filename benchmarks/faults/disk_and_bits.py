@@ -24,7 +24,7 @@ class NoDiskError(Exception):
 @contextmanager
 def small_disk(place: Path) -> Iterator[Path]:
     """Folder on a disk of its own, in memory."""
-    place.mkdir()
+    place.mkdir(exist_ok=True)
     told = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={_ROOMY}", "tmpfs", str(place)],
         capture_output=True,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from probes.compression.distillation.plan import (
     TrainingConfig,
@@ -18,7 +19,7 @@ from probes.compression.distillation.plan import (
 )
 from probes.compression.distillation.targets import DistillationTargets
 from probes.compression.distillation.trainer import fit
-from probes.errors import ModelError
+from probes.errors import ModelError, StoreError
 from probes.testing.tiny_models import tiny_hf
 
 TEXTS = [
@@ -107,7 +108,16 @@ def test_an_incomplete_checkpoint_is_ignored(tmp_path):
     assert last_checkpoint(tmp_path) is None
 
 
-def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 3072 vs 2964"),
+    ],
+    ids=["python", "safetensors", "torch"],
+)
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch, error):
     from transformers import Trainer
 
     real, calls = Trainer._save_checkpoint, []
@@ -116,12 +126,14 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
         calls.append(self.state.global_step)
         if len(calls) == 2:
             (Path(self.args.output_dir) / "checkpoint-6").mkdir(parents=True)
-            raise OSError(28, "No space left on device")
+            raise error
         return real(self, *args)
 
     monkeypatch.setattr(Trainer, "_save_checkpoint", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StoreError, match=r"No space|unexpected pos") as told:
         train(tmp_path)
+    assert str(told.value).startswith("The checkpoint-6 cannot be written in ")
+    assert told.value.__cause__ is error
     assert last_checkpoint(tmp_path).endswith("checkpoint-3")
     assert not (tmp_path / "checkpoint-6").exists()
     assert not (tmp_path / ".draft").exists()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from probes.compression.distillation.plan import (
@@ -25,7 +26,7 @@ from probes.compression.distillation.targets import (
     DistillationTargets,
     mean_loss,
 )
-from probes.errors import ModelError
+from probes.errors import ModelError, StoreError
 from probes.models.process_state import isolated, suppress_library_warnings
 
 with suppress_library_warnings():  # It imports torchao, if installed, which warns.
@@ -105,8 +106,14 @@ class DistillationTrainer(Trainer):
         try:
             self.args.output_dir = str(draft)
             super()._save_checkpoint(model, trial)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(draft, ignore_errors=True)  # On a full disk it takes the last room.
+            if _is_of_writing(error):
+                reason = " ".join(str(error).split())[:200]
+                raise StoreError(
+                    f"The {name} cannot be written in {str(folder)!r} ({reason}): free the disk "
+                    "and run the same again; it goes on from the checkpoint before"
+                ) from error
             raise
         finally:
             self.args.output_dir = str(folder)
@@ -116,6 +123,12 @@ class DistillationTrainer(Trainer):
         for old in folder.glob("checkpoint-*"):
             if old.name != name:
                 shutil.rmtree(old)
+
+
+def _is_of_writing(error: BaseException) -> bool:
+    """Whether a file could not be written: torch raises a RuntimeError of its archives."""
+    is_archive = isinstance(error, RuntimeError) and "inline_container" in str(error)
+    return is_archive or isinstance(error, OSError | SafetensorError)
 
 
 @contextmanager
@@ -190,6 +203,7 @@ def fit(
     Raises:
         ModelError: The labels need a teacher and there is none, its vocabulary differs, or the
             folder has checkpoints of another plan or of a later step.
+        StoreError: A checkpoint cannot be written.
     """
     _check_teacher(hf_model, plan)
     if plan.teacher is not None:
