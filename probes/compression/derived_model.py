@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from probes.errors import FigureError, ModelError
@@ -170,9 +171,10 @@ def write_folder_atomic(folder: Path, write: Callable[[Path], None]) -> None:
             folder.rename(old)
         draft.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise FigureError(
-            f"cannot write {str(folder)!r} ({error.strerror or error}): choose another place"
+            f"cannot write {str(folder)!r} ({reason}): choose another place"
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 
 from probes.cli import common
 from probes.cli.common import PlainConsole, print_line, reports_errors
-from probes.errors import StoreError
+from probes.compression.derived_model import write_folder_atomic
+from probes.errors import FigureError, StoreError
 from probes.files import as_text, read_rows, to_jsonable, write_frame, write_rows
 from probes.scale.store import Store
 from probes.stats.intervals import bootstrap_mean
@@ -186,6 +187,21 @@ def test_full_memory_is_one_line_that_says_how_to_go_on(error, capsys, tmp_path)
     store = Store(tmp_path / "runs")
     assert [run.state for run in store.runs()] == ["failed"]
     assert len(store.ledger.units()) == 1
+
+
+@pytest.mark.parametrize("kind", [OSError, SafetensorError])
+def test_a_model_that_does_not_fit_on_the_disk_leaves_nothing_and_the_old_one_stays(tmp_path, kind):
+    def write(draft):
+        (draft / "config.json").write_text("{")
+        raise kind("No space left on device")
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(FigureError, match=r"cannot write .*No space left on device"):
+        write_folder_atomic(folder, write)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (folder / "config.json").read_text() == "{}"
 
 
 @pytest.mark.parametrize(
