@@ -47,6 +47,7 @@ _HANG_SECONDS = 900
 _OUTLIVING_SECONDS = 30
 _MOST_KILLS = 4  # Of one run: its last start has all the time it needs.
 _INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
+_EXISTS = "exists: choose another name"
 _LAST_LINE = re.compile(r"(Interrupted|Terminated)\. .* kept.*: give the same command again to ")
 
 
@@ -81,6 +82,7 @@ class Count:
     kills: int = 0
     finished: int = 0
     wrong: int = 0
+    late: int = 0
     acknowledged: int = 0
 
     def note(self, name: str, found: list[str]) -> None:
@@ -92,7 +94,8 @@ class Count:
     def line(self, name: str, what: str) -> str:
         """Summary."""
         return (
-            f"{name}: {self.kills} times {what}, {self.finished} runs ended, "
+            f"{name}: {self.kills} times {what}, {self.late} times too late, "
+            f"{self.finished} runs ended, "
             f"{self.acknowledged} finished units and rows found again, {self.wrong} wrong"
         )
 
@@ -124,13 +127,15 @@ def stop_at_random(trial: Trial, place: Path) -> Count:
         if code is None and not is_last:
             code, found = _stop(process, trial.stop)
             stopped = code != 0  # It may have ended before the signal came.
+            count.late += code == 0
             count.kills, kills_of_run = count.kills + stopped, kills_of_run + 1
         if code is None:
             raise SystemExit(f"{trial.name} hangs in {folder}")
         before = _compare(before, folder, count, found)
         if not stopped:
             count.finished += 1
-            if code != 0:
+            # A model that was saved before the kill is not made again.
+            if code != 0 and _EXISTS not in process.last_line():
                 found.append(f"it fails with code {code}: {process.last_line()}")
             if made(folder) != expected:
                 found.append(f"other bytes after {kills_of_run} kills")
@@ -219,6 +224,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.victim == "worker" and given.engine != "ray":
         parser.error("workers are processes of --engine ray")
+    # A shell lets what it starts in the background ignore Ctrl-C, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     stop, wrong = signal.Signals[f"SIG{given.signal}"], 0
     names = given.commands or [*(ON_ENGINES if given.engine == "ray" else COMMANDS)]
     what = stop.name if given.trial == "kill" else given.trial
