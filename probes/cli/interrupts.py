@@ -77,7 +77,7 @@ def _kept_line(options: Mapping[str, Any]) -> str:
 
 
 def _kept_in(options: Mapping[str, Any]) -> list[Path]:
-    """Files and folders from which a command goes on: its store, its table, its checkpoints."""
+    """Files and folders from which a command goes on: its store, table, checkpoints, models."""
     if "run" in options and not options.get("no_store"):
         return [Path(options["run"])]
     places = []
@@ -85,6 +85,8 @@ def _kept_in(options: Mapping[str, Any]) -> list[Path]:
         places.append(Path(options["work"]))
     elif "steps" in options:
         places.append(Path("runs") / "work")
+    if "force" in options:  # A command that makes a model may have saved it already.
+        places.append(Path("runs") / "relatives")
     if "fresh" in options and not options["fresh"]:
         places.append(Path(options.get("out") or f"runs/{options['name']}.csv"))
     return places

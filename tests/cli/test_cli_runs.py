@@ -127,6 +127,8 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(capsys):
     [
         ({"run": "r", "no_store": False}, "'r'"),
         ({"steps": 3}, "'runs/work'"),
+        ({"steps": 3, "force": False}, "'runs/work' and 'runs/relatives'"),
+        ({"scheme": "int4", "force": True}, "'runs/relatives'"),
         (
             {"name": "growing", "work": "w", "fresh": False, "out": None},
             "'w' and 'runs/growing.csv'",
