@@ -25,6 +25,10 @@ class BatchError(ProbeError):
     """Prompts that do not fit into one batch: none at all, or one too long."""
 
 
+class OutOfMemoryError(BatchError):
+    """A single prompt that does not fit into the memory of the device."""
+
+
 class ModelError(ProbeError):
     """A model that cannot be found, loaded or trusted."""
 

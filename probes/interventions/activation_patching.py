@@ -7,15 +7,24 @@ values of the clean run. The last block and the unembedding run at the read-outs
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probes.errors import BatchError, ModelError, ProbeError, SiteError
-from probes.interventions.cached_run import MLP, BlockCache, CachedRun, Z, record_run
+from probes.errors import ModelError, ProbeError
+from probes.interventions.cached_run import (
+    MLP,
+    BlockCache,
+    CachedRun,
+    Z,
+    record_run,
+    require_patchable,
+    run_patches,
+)
 from probes.models.acceptance import LOGIT_TOLERANCE
+from probes.models.files.memory import is_out_of_memory
 from probes.models.model import Model
 from probes.models.run_checks import require_unedited
 from probes.models.site import RESID, RESID_OUT, Site
@@ -58,6 +67,8 @@ def restart_problem(model: Model) -> str | None:
             _check_restarts(model)
             model.passed_checks.add(_RESTART)
         except (ProbeError, *_NO_RESTART) as error:
+            if is_out_of_memory(error):
+                raise  # It says nothing about the blocks.
             model.failed_checks[_RESTART] = str(error) or type(error).__name__
     return model.failed_checks.get(_RESTART)
 
@@ -99,10 +110,14 @@ def _check_restarts(model: Model) -> None:
         raise ModelError(f"logits of restarted runs differ by {gap:.1e}, {allowed:.1e} allowed")
 
 
-def run_batch_with_cache(model: Model, batch: Batch) -> CachedRun:
-    """Run a batch once, read out where its answers begin."""
-    ids, mask = batch.ids.to(model.device), batch.mask.to(model.device)
-    return run_with_cache(model, ids, mask, batch.positions.to(model.device))
+def run_batch_with_cache(
+    model: Model, batch: Batch, rows: Int[Tensor, " row"] | None = None
+) -> CachedRun:
+    """Run a batch, or some of its prompts, once, read out where its answers begin."""
+    given = (batch.ids, batch.mask, batch.positions)
+    if rows is not None:
+        given = tuple(each[rows] for each in given)
+    return run_with_cache(model, *(each.to(model.device) for each in given))
 
 
 @torch.no_grad()
@@ -130,13 +145,19 @@ def patch_sites(
         SiteError: A site or role does not exist.
         BatchError: The runs differ in size.
     """
-    _check_patch(clean, source, sites, role_masks)
+    require_patchable(clean, source, sites, role_masks)
     clean_measures = measure(clean.logits, torch.arange(len(clean.ids), device=clean.ids.device))
     result = clean_measures.expand(len(sites), *clean_measures.shape).clone()
     run = _run_restarted if clean.restarts else _run_in_full
     with clean.model.locked():
-        for rows in _patch_batches(clean, source, sites, role_masks):
-            result[rows.site_index, rows.prompt] = measure(run(clean, source, rows), rows.prompt)
+        for batch in _patch_batches(clean, source, sites, role_masks):
+
+            def patch(rows: Tensor, batch: _PatchBatch = batch) -> None:
+                part = batch.select(rows)
+                measured = measure(run(clean, source, part), part.prompt)
+                result[part.site_index, part.prompt] = measured
+
+            run_patches(clean, patch, len(batch.prompt), batch.end_position - batch.first_position)
     return result
 
 
@@ -153,6 +174,11 @@ class _PatchBatch:
     component: Int[Tensor, " row"]
     """Head, -1 for the MLP, -2 for the residual stream."""
     changed: Bool[Tensor, "row position"]
+
+    def select(self, rows: Int[Tensor, " row"]) -> "_PatchBatch":
+        """Some of the runs."""
+        names = ("site_index", "prompt", "component", "changed")
+        return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
 
 def _patch_batches(
@@ -266,23 +292,3 @@ def _run_in_full(clean: CachedRun, source: CachedRun, batch: _PatchBatch) -> Ten
         edits[f"blocks.{layer - 1}.{Z}"] = replacing(source.z[layer - 1], *range(shape.heads))
     with clean.model.editing(edits):
         return clean.model.logits(clean.ids[p], clean.mask[p], clean.readout[p])
-
-
-def _check_patch(
-    clean: CachedRun, source: CachedRun, sites: Sequence[Site], role_masks: Mapping[str, Tensor]
-) -> None:
-    shape, sizes = clean.model.shape, (tuple(source.z.shape), tuple(clean.z.shape))
-    if sizes[0] != sizes[1]:
-        raise BatchError(
-            f"Source and clean run differ in size: z is {sizes[0]} and {sizes[1]}. Run both on "
-            "batches of one size, with models of one shape."
-        )
-    known = ("resid", "mlp", *range(shape.heads))
-    for site in sites:
-        layers = range(shape.layers + (site.component == "resid"))
-        if site.layer not in layers or site.component not in known or site.role not in role_masks:
-            raise SiteError(
-                f"{clean.model.name} cannot be patched at {site}: choose a layer below "
-                f"{len(layers)}, 'resid', 'mlp' or a head below {shape.heads}, and a role of "
-                f"{', '.join(role_masks)}"
-            )

@@ -26,12 +26,13 @@ from probes.interventions.sweep import (
     pair_logit_diffs,
     patched_roles,
 )
+from probes.models.micro_batches import MicroBatches, run_micro_batches
 from probes.models.model import Model
 from probes.models.run_checks import require_unedited
 from probes.models.site import RESID, component_sites
 from probes.prompts.tokens.pair_batch import PairBatch
 
-_FLOATS_PER_UNIT, _MAX_GRADIENT_FLOATS = 20, 60_000_000  # Kept per token, layer and unit of width.
+_MAX_GRADIENT_FLOATS = 60_000_000  # Activations that a pass with gradients keeps.
 
 _HOOKS = {"resid": RESID, "heads": Z, "mlps": MLP}  # In the order of `component_sites`.
 
@@ -84,17 +85,14 @@ def attribute_pairs(
     `parts` are kinds of components, and roles. Gradients are averaged over `points`: 0 is the clean
     run, 1 a run from the embeddings of the counterfactual.
     """
-    batches = _batches(model, pairs, len(pairs) if count is None else count)
-    runs = [_attribute(model, pairs, rows, parts, points) for rows in batches]
-    effects, totals = (torch.cat(each).cpu() for each in zip(*runs, strict=True))
+    rows = torch.arange(len(pairs) if count is None else min(count, len(pairs)))
+    what, width = "attribution patching", pairs.clean.ids.shape[1]
+    batches = MicroBatches.of_gradients(what, model, width, _MAX_GRADIENT_FLOATS)
+    runs = run_micro_batches(
+        model, rows, lambda part: _attribute(model, pairs, part, parts, points), batches
+    )
+    effects, totals = (torch.cat(each) for each in zip(*runs, strict=True))
     return effects, totals
-
-
-def _batches(model: Model, pairs: PairBatch, count: int) -> tuple[Int[Tensor, " row"], ...]:
-    """Numbers of the first pairs, in batches whose graphs fit into memory."""
-    shape, width = model.shape, pairs.clean.ids.shape[1]
-    floats = _FLOATS_PER_UNIT * width * shape.layers * shape.d_model
-    return torch.arange(min(count, len(pairs))).split(max(1, _MAX_GRADIENT_FLOATS // floats))
 
 
 def _attribute(
@@ -141,7 +139,8 @@ def _attribute(
         effects.append(
             einsum(torch.cat(products, -1), masks, "row p part, row role p -> row part role")
         )
-    return torch.stack(effects, -1), before - measure(source.logits, row)
+    total = before - measure(source.logits, row)
+    return torch.stack(effects, -1).detach().cpu(), total.detach().cpu()
 
 
 def _activations(run: CachedRun, hooks: Mapping[str, str]) -> list[Tensor]:

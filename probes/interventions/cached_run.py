@@ -1,6 +1,6 @@
 """Recorded runs: activations, and the caches of single blocks from which a run can restart."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probes.errors import ModelError
+from probes.errors import BatchError, ModelError, SiteError
 from probes.models.layers.kv_cache import block_cache_argument
+from probes.models.micro_batches import MicroBatches, run_micro_batches
 from probes.models.model import Model
 from probes.models.site import RESID, RESID_OUT, Site
 
@@ -204,3 +205,39 @@ def record_run(
     resid = torch.cat([stacked(RESID), stacked(RESID_OUT)[-1:]])
     blocks = tuple(zip(calls, caches, strict=True))
     return CachedRun(model, ids, mask, readout, logits, stacked(Z), stacked(MLP), resid, blocks)
+
+
+def run_patches(
+    clean: CachedRun, patch: Callable[[Int[Tensor, " row"]], None], count: int, width: int
+) -> None:
+    """Call a function on all patched runs of `width` tokens, or on fewer where memory runs out."""
+    rows = torch.arange(count, device=clean.ids.device)
+    batches = MicroBatches("activation patching", count, width)
+    for _ in run_micro_batches(clean.model, rows, patch, batches):
+        pass
+
+
+def require_patchable(
+    clean: CachedRun, source: CachedRun, sites: Sequence[Site], role_masks: Mapping[str, Tensor]
+) -> None:
+    """Check that runs fit together and that sites and roles exist.
+
+    Raises:
+        SiteError: A site or role does not exist.
+        BatchError: The runs differ in size.
+    """
+    shape, sizes = clean.model.shape, (tuple(source.z.shape), tuple(clean.z.shape))
+    if sizes[0] != sizes[1]:
+        raise BatchError(
+            f"Source and clean run differ in size: z is {sizes[0]} and {sizes[1]}. Run both on "
+            "batches of one size, with models of one shape."
+        )
+    known = ("resid", "mlp", *range(shape.heads))
+    for site in sites:
+        layers = range(shape.layers + (site.component == "resid"))
+        if site.layer not in layers or site.component not in known or site.role not in role_masks:
+            raise SiteError(
+                f"{clean.model.name} cannot be patched at {site}: choose a layer below "
+                f"{len(layers)}, 'resid', 'mlp' or a head below {shape.heads}, and a role of "
+                f"{', '.join(role_masks)}"
+            )

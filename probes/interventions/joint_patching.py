@@ -10,9 +10,14 @@ from scipy.optimize import lsq_linear
 from torch import Tensor
 
 from probes.errors import SiteError
-from probes.interventions.activation_patching import TOKENS_PER_BATCH, run_batch_with_cache
-from probes.interventions.cached_run import CachedRun, Z
-from probes.interventions.sweep import mask_lacking_roles, pair_logit_diffs
+from probes.interventions.activation_patching import TOKENS_PER_BATCH
+from probes.interventions.cached_run import CachedRun, Z, run_patches
+from probes.interventions.sweep import (
+    mask_lacking_roles,
+    pair_logit_diffs,
+    pair_runs,
+    run_in_pairs,
+)
 from probes.models.model import Model
 from probes.models.site import head_names, parse_head
 from probes.prompts.tokens.pair_batch import PairBatch
@@ -121,22 +126,30 @@ def _patch_sets(
     roles: Sequence[str],
     wanted: Bool[Tensor, "set role"],
 ) -> Float[Tensor, "prompt set role answer"]:
-    clean = run_batch_with_cache(model, pairs.clean)
-    source = run_batch_with_cache(model, pairs.counterfactual)
-    source = source.realigned(pairs.source_positions.to(model.device))
+    set_masks, wanted = set_masks.to(model.device), wanted.to(model.device)
     measure = pair_logit_diffs(pairs, model.device)
-    before = measure(clean.logits, torch.arange(len(pairs), device=model.device))
-    role_masks = torch.stack([pairs.role_mask(role) for role in roles]).to(model.device)
-    set_masks = set_masks.to(model.device)
-    effects = torch.zeros(len(set_masks), len(roles), *before.shape, device=model.device)
-    with model.locked():
-        wanted = wanted.to(model.device)
-        for members, role, prompt in _patch_batches(clean, source, set_masks, role_masks, wanted):
-            positions = role_masks[role, prompt][None, :, :, None]
-            swap = positions & set_masks[members].transpose(0, 1)[:, :, None]
-            logits = _run_patched(clean, source, prompt, swap)
-            effects[members, role, prompt] = before[prompt] - measure(logits, prompt)
-    return mask_lacking_roles(effects.permute(2, 0, 1, 3).cpu(), pairs, roles)
+
+    def patch(rows: Int[Tensor, " row"]) -> Tensor:
+        index, (clean, source) = rows.to(model.device), pair_runs(model, pairs, rows)
+        source = source.realigned(pairs.source_positions[rows].to(model.device))
+        role_masks = torch.stack([pairs.role_mask(role)[rows] for role in roles]).to(model.device)
+        before = measure(clean.logits, index)
+        effects = torch.zeros(len(set_masks), len(roles), *before.shape, device=model.device)
+        with model.locked():
+            for batch in _patch_batches(clean, source, set_masks, role_masks, wanted):
+
+                def patch_some(runs: Tensor, batch: Tensor = batch) -> None:
+                    members, role, prompt = batch[:, runs]
+                    positions = role_masks[role, prompt][None, :, :, None]
+                    swap = positions & set_masks[members].transpose(0, 1)[:, :, None]
+                    logits = _run_patched(clean, source, prompt, swap)
+                    changed = before[prompt] - measure(logits, index[prompt])
+                    effects[members, role, prompt] = changed
+
+                run_patches(clean, patch_some, batch.shape[1], clean.ids.shape[1])
+        return effects.permute(2, 0, 1, 3).cpu()
+
+    return mask_lacking_roles(torch.cat(run_in_pairs(model, pairs, patch)), pairs, roles)
 
 
 def _patch_batches(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from einops import rearrange
@@ -10,11 +11,18 @@ from torch import Tensor
 
 from probes.errors import SiteError
 from probes.interventions.activation_patching import patch_sites, run_batch_with_cache
+from probes.interventions.cached_run import CachedRun
 from probes.interventions.result import ScreenCheck
+from probes.models.micro_batches import MicroBatches, fitting_prompts, run_micro_batches
 from probes.models.model import Model
 from probes.models.site import COMPONENT_KINDS, Site, component_sites
 from probes.observe.behavior import logit_diff, pair_foils
 from probes.prompts.tokens.pair_batch import PairBatch
+
+T = TypeVar("T")
+
+# Residual stream, z, MLP output, keys and values of two runs, with the copies that stack them.
+_KEPT_UNITS = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,16 +128,42 @@ def patch_cells(
     model: Model, pairs: PairBatch, sites: Sequence[Site]
 ) -> tuple[Float[Tensor, "site prompt answer"], Float[Tensor, "prompt answer"]]:
     """Exact effect of patching each site, and of the whole contrast."""
-    clean = run_batch_with_cache(model, pairs.clean)
-    source = run_batch_with_cache(model, pairs.counterfactual)
     measure = pair_logit_diffs(pairs, model.device)
-    masks = {r: pairs.role_mask(r).to(model.device) for r in dict.fromkeys(s.role for s in sites)}
-    every = torch.arange(len(pairs), device=model.device)
-    before, after = measure(clean.logits, every), measure(source.logits, every)
-    patched = patch_sites(
-        clean, source.realigned(pairs.source_positions.to(model.device)), sites, masks, measure
-    )
-    return (before - patched).cpu(), (before - after).cpu()
+    masks = {r: pairs.role_mask(r) for r in dict.fromkeys(s.role for s in sites)}
+
+    def patch(rows: Int[Tensor, " row"]) -> tuple[Tensor, Tensor]:
+        clean, source = pair_runs(model, pairs, rows)
+        index = rows.to(model.device)
+        here = {role: mask[rows].to(model.device) for role, mask in masks.items()}
+        before, after = measure(clean.logits, index), measure(source.logits, index)
+        source = source.realigned(pairs.source_positions[rows].to(model.device))
+        patched = patch_sites(
+            clean, source, sites, here, lambda logits, prompt: measure(logits, index[prompt])
+        )
+        return (before - patched).cpu(), (before - after).cpu()
+
+    effects, totals = zip(*run_in_pairs(model, pairs, patch), strict=True)
+    return torch.cat(effects, 1), torch.cat(totals)
+
+
+def run_in_pairs(
+    model: Model, pairs: PairBatch, run: Callable[[Int[Tensor, " row"]], T]
+) -> list[T]:
+    """Results of a function that caches runs of all pairs, or of fewer where memory runs out."""
+    width = pairs.clean.ids.shape[1]
+    read = 2 * len(pairs.clean.readouts)
+    size = fitting_prompts(model, len(pairs), width=width, read=read, kept=_KEPT_UNITS)
+    batches = MicroBatches("recording pairs", size, width)
+    return [*run_micro_batches(model, torch.arange(len(pairs)), run, batches)]
+
+
+def pair_runs(
+    model: Model, pairs: PairBatch, rows: Int[Tensor, " row"]
+) -> tuple[CachedRun, CachedRun]:
+    """Cached runs of the clean prompts and of the counterfactuals of some pairs."""
+    batches = (pairs.clean, pairs.counterfactual)
+    clean, source = (run_batch_with_cache(model, batch, rows) for batch in batches)
+    return clean, source
 
 
 def pair_logit_diffs(

@@ -25,7 +25,7 @@ from probes.models.layers.attention_hooks import (
     require_effect,
 )
 from probes.models.layers.kv_cache import block_cache_argument, replaced_caches
-from probes.models.process_state import exclusive, isolated, seeded_init
+from probes.models.process_state import exclusive, isolated
 from probes.models.readout import run_bridge
 from probes.models.run_checks import require_eval, require_finite, require_tokens, require_unembed
 from probes.models.shape import Shape as Shape
@@ -54,6 +54,8 @@ class Model:
     """Checks that the model passed and that need not run again, such as that of gradients."""
     failed_checks: dict[str, str] = field(default_factory=dict, repr=False)
     """What was found by checks that only decide how the model is run, such as that of restarts."""
+    batch_tokens: dict[str, int] = field(default_factory=dict, repr=False)
+    """Most tokens of a pass of each kind that has run out of memory (`micro_batches`)."""
     active_edits: list[str] = field(default_factory=list, repr=False)
     """Sites and hook names of the `editing` in effect; measurements refuse an edited model."""
 
@@ -265,11 +267,7 @@ def random_init(model: Model, *, seed: int) -> Model:
     """
     called = (f"{model.name} random-init {seed}", f"random-init like {model.name}, seed {seed}")
     with isolated():
-        from transformers import AutoModelForCausalLM
-
-        with seeded_init(seed):
-            config = copy.deepcopy(model.config)
-            hf_model = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+        hf_model = loading.random_hf_model(model.config, model.dtype, seed)
         return _build_model(hf_model.to(model.device), called, model.tokenizer)
 
 

@@ -1,6 +1,6 @@
 """Capture: run prompts once and keep the named activations."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from probes.errors import SiteError
+from probes.models.micro_batches import MicroBatches, fitting_prompts, run_micro_batches
 from probes.models.model import Model
 from probes.models.readout import last_token
 from probes.models.site import RESID, RESID_OUT
@@ -135,6 +136,7 @@ def record(
     hooks = {name: [f"blocks.{k}.{HOOK_POINTS[name]}" for k in layers] for name in names}
     if "resid" in hooks:
         hooks["resid"].append(f"blocks.{layers[-1]}.{RESID_OUT}")
+    width = batch.ids.shape[1]
     kept: dict[str, Tensor] = {}
     seen: set[str] = set()
 
@@ -149,8 +151,11 @@ def record(
             kept[name] = part.new_empty((len(hooks[name]), len(batch), *part.shape[1:]))
         kept[name][layer, rows] = part
 
-    for rows, padding in _passes(batch):
+    lengths = batch.mask.sum(-1)
+
+    def run(rows: Int[Tensor, " row"]) -> None:
         seen.clear()
+        padding = int(width - lengths[rows].max())  # Before all of these prompts.
         edits = {
             hook: partial(keep, (name, layer), rows, padding)
             for name, group in hooks.items()
@@ -164,11 +169,9 @@ def record(
                 f"{model.name} ({model.shape.architecture}) does not compute {missing} in every "
                 "block: capture other activations"
             )
+
+    order = lengths.argsort(stable=True)  # Prompts of one pass are about equally long.
+    size = fitting_prompts(model, _PROMPTS_PER_RUN, width=width)
+    for _ in run_micro_batches(model, order, run, MicroBatches("capturing", size, width)):
+        pass
     return kept
-
-
-def _passes(batch: Batch) -> Iterator[tuple[Int[Tensor, " row"], int]]:
-    """Prompts of each pass, which are about equally long, and the padding before all of them."""
-    lengths = batch.mask.sum(-1)
-    for rows in lengths.argsort(stable=True).split(_PROMPTS_PER_RUN):
-        yield rows, int(batch.ids.shape[1] - lengths[rows].max())

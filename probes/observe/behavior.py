@@ -6,9 +6,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from probes.models.micro_batches import MicroBatches, fitting_prompts, run_micro_batches
 from probes.models.model import Model
 from probes.prompts.tokens.batch import Batch, Readout
 from probes.prompts.tokens.pair_batch import PairBatch
+
+_READ_PER_ANSWER = 8  # Positions at which an answer is read, at the most in all but odd patterns.
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +44,8 @@ def evaluate_behavior(model: Model, batch: Batch, *, batch_size: int = 128) -> B
     Args:
         model: Any decoder with a tokenizer.
         batch: Tokenized questions with their answers.
-        batch_size: Prompts of one pass; the result does not depend on it.
+        batch_size: Prompts of one pass, fewer where memory runs out; the result does not depend on
+            it.
 
     Returns:
         Right or wrong, logit difference (logits) and prediction, "prompt answer" each.
@@ -49,26 +53,31 @@ def evaluate_behavior(model: Model, batch: Batch, *, batch_size: int = 128) -> B
     Raises:
         ModelError: A prompt is too long for the model, or a logit is not finite.
     """
-    correct, logit_diffs, predicted, preferred = [], [], [], []
-    for rows in torch.arange(len(batch)).split(batch_size):
+
+    def score(rows: Int[Tensor, " row"]) -> tuple[Tensor, ...]:
         ids, mask = (part[rows].to(model.device) for part in (batch.ids, batch.mask))
         at = _answer_positions(batch, rows)
         logits = model.logits(ids, mask, at.to(model.device)).cpu()
         most_likely = torch.full_like(batch.ids[rows], -1).scatter(1, at, logits.argmax(-1))
         whole = [_whole_answer_correct(most_likely, batch, r, rows) for r in batch.readouts]
         number = [_number_ends(model, most_likely, batch, r, rows) for r in batch.readouts]
-        correct.append(torch.stack(whole, 1) & torch.stack(number, 1))
-        preferred.append(torch.stack([_preferred(logits, at, r, rows) for r in batch.readouts], 1))
+        correct = torch.stack(whole, 1) & torch.stack(number, 1)
+        preferred = torch.stack([_preferred(logits, at, r, rows) for r in batch.readouts], 1)
         differences = []
         for r in batch.readouts:
             column = (at == r.position[rows, None]).int().argmax(1)
             own = logits[torch.arange(len(rows)), column]
             differences.append(logit_diff(own, foil_tokens(r)[rows], r.answer[rows]))
-        logit_diffs.append(torch.stack(differences, 1))
-        predicted.append(most_likely.gather(1, batch.positions[rows]))
-    names = tuple(readout.name for readout in batch.readouts)
-    columns = (torch.cat(each) for each in (correct, logit_diffs, predicted, preferred))
-    return Behavior(model.name, names, *columns)
+        predicted = most_likely.gather(1, batch.positions[rows])
+        return correct, torch.stack(differences, 1), predicted, preferred
+
+    names, width = tuple(readout.name for readout in batch.readouts), batch.ids.shape[1]
+    read = _READ_PER_ANSWER * len(names)
+    size = fitting_prompts(model, batch_size, width=width, read=read)
+    every = torch.arange(len(batch))
+    batches = MicroBatches("reading answers", size, width)
+    parts = run_micro_batches(model, every, score, batches)
+    return Behavior(model.name, names, *(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
 def _whole_answer_correct(

@@ -1,6 +1,7 @@
 """Behavioral distance: KL divergence, agreement and accuracy against a reference model."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from probes.models.micro_batches import MicroBatches, fitting_prompts, run_micro_batches
 from probes.models.model import Model
 from probes.observe.behavior import Behavior, evaluate_behavior
 from probes.observe.gate import gate_behavior, heuristic_hits
@@ -70,12 +72,13 @@ def answer_as_reference(
 @torch.no_grad()
 def readout_log_probs(model: Model, batch: Batch) -> Float[Tensor, "prompt answer vocab"]:
     """Log probabilities of all tokens at the readouts (base 2)."""
-    chunks = []
-    for rows in torch.arange(len(batch)).split(_PROMPTS_PER_RUN):
+
+    def read(rows: Int[Tensor, " row"]) -> Tensor:
         log_probs = _log_probs(model, batch, rows)
         positions = batch.positions[rows].to(log_probs.device)
-        chunks.append(log_probs.take_along_dim(positions[..., None], dim=1).cpu())
-    return torch.cat(chunks)
+        return log_probs.take_along_dim(positions[..., None], dim=1).cpu()
+
+    return torch.cat(_in_batches(model, batch, read))
 
 
 def kl_divergence(
@@ -127,15 +130,26 @@ def best_heuristic_accuracy(reference: ReferenceAnswers) -> float:
 
 @torch.no_grad()
 def _text_kl(reference: ReferenceAnswers, model: Model) -> Float[np.ndarray, " prompt"]:
-    chunks, batch = [], reference.batch
+    batch = reference.batch
+
     # The parent runs again: its log probabilities at all tokens would not fit in memory.
-    for rows in torch.arange(len(batch)).split(_PROMPTS_PER_RUN):
+    def compare(rows: Int[Tensor, " row"]) -> Tensor:
         kl = kl_divergence(
             _log_probs(reference.parent, batch, rows).cpu(), _log_probs(model, batch, rows).cpu()
         )
         has_next = _has_next_token(batch.mask[rows])
-        chunks.append((kl * has_next).sum(1) / has_next.sum(1))
-    return torch.cat(chunks).double().numpy()
+        return (kl * has_next).sum(1) / has_next.sum(1)
+
+    return torch.cat(_in_batches(model, batch, compare)).double().numpy()
+
+
+def _in_batches(
+    model: Model, batch: Batch, run: Callable[[Int[Tensor, " row"]], Tensor]
+) -> list[Tensor]:
+    """Results of a function that needs the logits at all tokens, in batches that fit in memory."""
+    width, every = batch.ids.shape[1], torch.arange(len(batch))
+    size = fitting_prompts(model, _PROMPTS_PER_RUN, width=width, read=2 * width)
+    return [*run_micro_batches(model, every, run, MicroBatches("reading texts", size, width))]
 
 
 def _has_next_token(mask: Bool[Tensor, "row position"]) -> Bool[Tensor, "row position"]:

@@ -504,11 +504,12 @@ def test_a_prompt_without_a_slope_tells_nothing_about_the_gradients():
 
 def test_a_check_of_gradients_that_tells_nothing_is_retried_with_at_most_two_batches(monkeypatch):
     from probes.circuits.edges import edge_attribution as scoring
+    from probes.circuits.edges import gradient_check
 
     checked = []
     monkeypatch.setattr(scoring, "_MAX_GRADIENT_FLOATS", 1)  # One prompt a batch.
     monkeypatch.setattr(
-        scoring, "check_gradients", lambda recorder: checked.append(recorder) or False
+        gradient_check, "check_gradients", lambda recorder: checked.append(recorder) or False
     )
     edge_attribution(tiny("llama"), pairs(5), method="eap")
     assert [len(one.task) for one in checked] == [1, 1, 1]

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from probes.circuits.edges.edge_scores import EdgeScores, RunningMoments
-from probes.circuits.edges.gradient_check import check_gradients
+from probes.circuits.edges.gradient_check import check_first_gradients
 from probes.circuits.edges.gradient_scores import GradientScorer
 from probes.circuits.edges.gradients import GradientRecorder
 from probes.circuits.edges.path_patching import edge_patching
@@ -18,13 +18,11 @@ from probes.circuits.task import Task
 from probes.errors import CircuitError
 from probes.interventions.activation_patching import restart_problem
 from probes.models.layers.decoder import decompose
+from probes.models.micro_batches import MicroBatches, run_micro_batches
 from probes.models.model import Model
 from probes.models.run_checks import require_eval, require_unedited
 
-# Floats that a pass with gradients keeps per token, layer and unit of width; and those of them that
-# are kept until the gradients of all points are there.
-_FLOATS_PER_UNIT, _FLOATS_PER_POINT, _MAX_GRADIENT_FLOATS = 20, 6, 60_000_000
-_CHECKED_BATCHES = 3  # An inconclusive check of gradients costs many passes: it is retried twice.
+_MAX_GRADIENT_FLOATS = 60_000_000  # Activations that a pass with gradients keeps.
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +132,17 @@ def edge_attribution(
 def _gradient_scores(
     model: Model, task: Task, graph: ComputationGraph, points: tuple[float, ...]
 ) -> Iterator[Float[Tensor, "prompt edge"]]:
-    shape, weights, by_role = model.shape, decompose(model), bool(graph.roles)
+    weights, by_role = decompose(model), bool(graph.roles)
     width = task.clean.shape[1] - (task.first_difference if restart_problem(model) is None else 0)
-    floats = _FLOATS_PER_UNIT + _FLOATS_PER_POINT * (len(points) - 1)
-    step = max(1, _MAX_GRADIENT_FLOATS // (floats * width * shape.layers * shape.d_model))
-    for number, start in enumerate(range(0, len(task), step)):
-        part = task[start : start + step]
-        recorder = GradientRecorder.begin(model, weights, part, by_role=by_role)
-        is_due = number < _CHECKED_BATCHES and "gradients" not in model.passed_checks
-        if is_due and check_gradients(recorder):
-            model.passed_checks.add("gradients")
-        yield GradientScorer(recorder, graph).scores(points)
+    what = "edge attribution"
+    batches = MicroBatches.of_gradients(
+        what, model, width, _MAX_GRADIENT_FLOATS, points=len(points)
+    )
+    inconclusive: list[Model] = []
+
+    def score(rows: Int[Tensor, " row"]) -> Tensor:
+        recorder = GradientRecorder.begin(model, weights, task[rows], by_role=by_role)
+        check_first_gradients(recorder, inconclusive)
+        return GradientScorer(recorder, graph).scores(points)
+
+    yield from run_micro_batches(model, torch.arange(len(task)), score, batches)

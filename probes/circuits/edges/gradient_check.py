@@ -4,6 +4,7 @@ import torch
 
 from probes.circuits.edges.gradients import GradientRecorder
 from probes.errors import ModelError
+from probes.models.model import Model
 
 # Difference between a finite difference and the gradient, relative to the gradient's length;
 # rounding error of a logit difference, relative to the largest logit; and that of a slope up to
@@ -12,6 +13,26 @@ _SLOPE_TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.2, torch.float16: 0.1
 _ROUNDING_TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 0.02, torch.float16: 0.002}
 _LARGEST_ROUNDING = 0.1
 _STEP_FRACTIONS = (0.1, 0.03, 0.01, 0.003, 0.001)
+_MOST_CHECKS = 3  # An inconclusive check costs many passes: it is retried twice.
+
+
+def check_first_gradients(recorder: GradientRecorder, inconclusive: list[Model]) -> None:
+    """Check gradients of a batch, unless the model passed before or checks tell nothing.
+
+    Args:
+        recorder: Runs the model on the batch.
+        inconclusive: Grows by the model where the check is inconclusive.
+
+    Raises:
+        ModelError: The gradients are wrong.
+    """
+    model = recorder.model
+    if "gradients" in model.passed_checks or len(inconclusive) >= _MOST_CHECKS:
+        return
+    if check_gradients(recorder):
+        model.passed_checks.add("gradients")
+    else:
+        inconclusive.append(model)
 
 
 @torch.no_grad()

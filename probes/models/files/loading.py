@@ -1,5 +1,6 @@
 """Loading of models and tokenizers: from the family, a folder, derived models or the hub."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from probes.models.files.lineage import card_provenance, published_provenance
 from probes.models.files.memory import require_memory
 from probes.models.files.names import find_model, split_name
 from probes.models.files.provenance import Provenance, check_files, read_provenance
-from probes.models.process_state import suppress_library_warnings
+from probes.models.process_state import seeded_init, suppress_library_warnings
 from probes.prompts.tokens.special_tokens import set_bos
 
 _HUB_FILES = (
@@ -133,6 +134,18 @@ def load_hf_model(
         if has_tokenizer(folder):
             tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     return _with_bos(hf_model, tokenizer, add_bos)
+
+
+def random_hf_model(config: Any, dtype: torch.dtype, seed: int) -> nn.Module:  # noqa: ANN401
+    """Hugging Face model of a config with initial weights, which depend on `seed` alone.
+
+    Raises:
+        ModelError: The seed is out of range.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with seeded_init(seed):
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
 
 
 @dataclass(frozen=True, slots=True)

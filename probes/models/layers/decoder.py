@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probes.errors import ModelError
+from probes.models.files.memory import is_out_of_memory
 from probes.models.layers.decoder_layer import DecoderLayer, read_layer
 from probes.models.layers.norm import Norm, read_norm
 from probes.models.model import Model
@@ -93,6 +94,8 @@ def decompose(model: Model) -> DecoderWeights:
     try:
         return _decompose(model)
     except (AttributeError, RuntimeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
             f"The blocks of {model.name} ({model.shape.architecture}) cannot be "
             f"decomposed: {error}. Use a decoder such as Llama, GPT-2 or GPT-NeoX."
@@ -212,7 +215,10 @@ def _check_rebuilt_logits(
         some = one.logits.topk(4).indices
         logits = logits.scatter(1, some, weights.token_logits(final, some))
         gap = float((logits - one.logits).abs().max() / one.logits.abs().max().clamp(min=1e-2))
-    except (RuntimeError, TypeError):  # The shapes, or the arguments of an MLP, do not fit.
+    except (RuntimeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
+        # The shapes, or the arguments of an MLP, do not fit.
         gap = float("inf")
     if not gap <= _LOGIT_TOLERANCE[model.dtype]:
         raise ModelError(
