@@ -28,13 +28,14 @@ def continue_text(
             f"{seed!s:.40}: give numbers of 0 or more, and a seed below 2**63"
         )
     ids = tokenize(model, text).ids.to(model.device)
-    generator = torch.Generator(model.device).manual_seed(seed)
+    # Tokens are drawn on the CPU, so that a seed draws the same ones on every device.
+    generator = torch.Generator().manual_seed(seed)
     for _ in range(min(max_new_tokens, model.shape.context - ids.shape[1])):
         mask = torch.ones_like(ids, dtype=torch.bool)
         logits = model.logits(ids, mask, last_token(mask))[0, 0]
         if temperature > 0:
-            weights = (logits.float() / temperature).softmax(-1)
-            token = torch.multinomial(weights, 1, generator=generator)
+            weights = (logits.float() / temperature).softmax(-1).cpu()
+            token = torch.multinomial(weights, 1, generator=generator).to(ids.device)
         else:
             token = logits.argmax(-1, keepdim=True)
         if int(token) == model.tokenizer.eos_token_id:

@@ -34,8 +34,8 @@ def free_memory(device: torch.device) -> int | None:
     """Bytes that tensors can still take on a device; None where the device does not say."""
     if device.type == "cpu":
         return available_memory()
-    module = torch.get_device_module(device)
     with suppress(AttributeError, RuntimeError, NotImplementedError):
+        module = torch.get_device_module(device)
         free, _ = module.mem_get_info(device)
         # PyTorch keeps freed blocks for itself, and uses them again.
         return int(free + module.memory_reserved(device) - module.memory_allocated(device))
