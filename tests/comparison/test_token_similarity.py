@@ -262,6 +262,32 @@ def test_the_result_is_the_gram_form_over_all_tokens_of_all_texts(full, distille
         assert np.isnan(pair.other_seed)
 
 
+def test_named_pairs_keep_sums_of_their_own_layers_alone(full, distilled, texts, monkeypatch):
+    module, sizes = "probes.comparison.representations.tokens.require_room", []
+    monkeypatch.setattr(module, lambda _names, _count, size: sizes.append(size))
+    twin, few = probes.load("full-b"), replace(SMALL, layers=((3, 1), (0, 1)))
+    every = token_similarity(full, distilled, texts, other_seed=twin, settings=SMALL)
+    named = token_similarity(full, distilled, texts, other_seed=twin, settings=few)
+    assert [(p.layer_a, p.layer_b) for p in named.pairs] == [(3, 1), (0, 1)]
+    for pair in named.pairs:
+        whole = every.pair(pair.layer_a, pair.layer_b)
+        assert pair.cka.value == pytest.approx(whole.cka.value, abs=1e-12)
+        assert pair.other_seed == pytest.approx(whole.other_seed, abs=1e-12)
+    shapes = [(2, full.shape.d_model), (1, distilled.shape.d_model)]
+    own = sums_bytes(((1, 0), (0, 0)), shapes, blocks=SMALL.blocks, permutations=2)
+    assert sizes[1] == own < sizes[0]
+
+
+def test_sums_that_do_not_fit_into_memory_are_refused_before_a_text_is_read(
+    full, distilled, monkeypatch
+):
+    module = "probes.comparison.representations.token_sums.available_memory"
+    monkeypatch.setattr(module, lambda: 10)
+    wanted = r"The sums of 15 pairs of layers of full and distilled take 0\.\d GB.* name fewer"
+    with pytest.raises(BatchError, match=wanted):
+        token_similarity(full, distilled, iter(()), settings=SMALL)
+
+
 def test_rows_are_the_states_of_each_text_alone_without_its_start_token(full, texts):
     chunk = read_at_once([full], texts)
     for number in (0, 7, 33):

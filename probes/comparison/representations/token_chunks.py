@@ -31,6 +31,13 @@ class TokenStates:
     states: tuple[Float[np.ndarray, "_ row _"], ...]
     text: Int[np.ndarray, " row"]
 
+    def of_layers(self, layers: Sequence[Sequence[int]]) -> "TokenStates":
+        """States of some layers of each model."""
+        states = zip(self.states, layers, strict=True)
+        return TokenStates(
+            tuple(own if len(kept) == len(own) else own[[*kept]] for own, kept in states), self.text
+        )
+
 
 @dataclass(frozen=True)
 class _Text:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from probes.errors import BatchError
+from probes.models.files.memory import available_memory
 
 LayerPairs = tuple[tuple[int, int], ...]
 """Layers x and y of each pair."""
@@ -199,6 +200,20 @@ def sums_bytes(
     (layers_a, width_a), (layers_b, width_b) = ((n, width + _EXTRA) for n, width in shapes)
     own = layers_a * width_a**2 + layers_b * width_b**2
     return 8 * (blocks * own + (blocks + permutations) * len(pairs) * width_a * width_b)
+
+
+def require_room(names: tuple[str, str], pairs: int, size: int) -> None:
+    """Refuse sums of so many bytes that do not fit into memory, before a text is read.
+
+    Raises:
+        BatchError: They do not fit.
+    """
+    if size > (free := available_memory()):
+        raise BatchError(
+            f"The sums of {pairs} pairs of layers of {names[0]} and {names[1]} take "
+            f"{size / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free: name fewer pairs of "
+            "layers, or set fewer blocks and permutations"
+        )
 
 
 def _shift_features(gap: Float[np.ndarray, " d"]) -> Float[np.ndarray, "_ _"]:

@@ -22,6 +22,7 @@ from probes.comparison.representations.token_sums import (
     CrossSums,
     LayerPairs,
     TokenSums,
+    require_room,
     row_features,
     same_layers,
     sums_bytes,
@@ -96,7 +97,7 @@ def token_similarity(
 
     Raises:
         BatchError: No text, fewer than 2 texts a block, a text longer than a context, too few
-            tokens, or a setting out of range.
+            tokens, a setting out of range, or sums that do not fit into memory.
         TokenizerError: The tokenizers read a text as different tokens.
         SiteError: A pair of layers is not in the models.
         ModelError: Layers of unequal depth are to be matched, or a model has no tokenizer, edits in
@@ -112,12 +113,18 @@ def token_similarity(
             f"{a.shape.layers}: give as other seed a model of the shape of {a.name}"
         )
     pairs = _choose_pairs(a, b, settings)
+    used = tuple(sorted({*layers}) for layers in zip(*pairs, strict=True))
+    kept = tuple((used[0].index(one), used[1].index(other)) for one, other in pairs)
+    shapes = [(len(own), m.shape.d_model) for m, own in zip((a, b), used, strict=True)]
+    counts = {"blocks": settings.blocks, "permutations": settings.permutations}
+    require_room((a.name, b.name), len(pairs), sums_bytes(kept, shapes, **counts))
     sums: _StreamSums | None = None
     for chunk in read_states(models, texts, _chunk_tokens(models, settings)):
         if not len(chunk.text):  # Texts of special tokens alone.
             continue
+        chunk = chunk.of_layers((*used, used[0])[: len(models)])
         if sums is None:
-            sums = _StreamSums.zeros(pairs, chunk, settings)
+            sums = _StreamSums.zeros(kept, chunk, settings)
         sums.add(chunk, settings)
     if sums is None:
         raise BatchError("No text is given: give at least 2 for each block")
@@ -262,9 +269,9 @@ def _to_result(
                 Estimate(float(cka[n]), float(low[n]), float(high[n])),
                 float(chance[n]),
                 float(chance_high[n]),
-                float(floor[pair[0]]),
+                float(floor[own]),
             )
-            for n, pair in enumerate(pairs)
+            for n, (pair, (own, _)) in enumerate(zip(pairs, sums.blocks[0].ab.pairs, strict=True))
         ),
     )
 
