@@ -280,6 +280,7 @@ def _build_model(
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
     name, architecture = called[0], type(hf_model).__name__
+    loading.require_one_device(hf_model, name)
     loading.check_finite(hf_model, name)
     problem = f"{name} ({architecture}) is not supported"
     with loading.model_errors(problem, "Use a decoder such as Llama, GPT-2 or GPT-NeoX."):

@@ -1,5 +1,6 @@
 """Every wrapped model gives Hugging Face's logits, or is refused in one line."""
 
+import accelerate
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -153,6 +154,16 @@ def test_a_change_of_one_weight_after_wrapping_is_noticed():
         next(iter(model.bridge.parameters()))[int(reference.ids[0, 3])] += 0.01
     with pytest.raises(ModelError, match=r"changed .* logits differ from Hugging Face's by"):
         check_acceptance(model, reference)
+
+
+def test_weights_that_accelerate_offloads_or_splits_are_refused():
+    offloaded = accelerate.cpu_offload(tiny_hf("llama", 0), torch.device("cpu"))
+    split = tiny_hf("llama", 0)
+    split.lm_head.to("meta")
+    for hf_model, places in ((offloaded, r"offloaded \(meta\)"), (split, r"cpu, offloaded")):
+        wanted = f"weights of large are split: {places}.*load it without device_map or offloading"
+        with pytest.raises(ModelError, match=wanted):
+            wrap(hf_model, name="large")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

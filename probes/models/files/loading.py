@@ -252,6 +252,18 @@ def check_saved(folder: Path, hf_model: nn.Module, name: str) -> None:
         )
 
 
+def require_one_device(hf_model: nn.Module, name: str) -> None:
+    """Raise ModelError for weights on several devices, or offloaded by accelerate."""
+    devices = sorted({str(weight.device) for weight in hf_model.parameters()})
+    if len(devices) > 1 or "meta" in devices:
+        places = ", ".join("offloaded (meta)" if each == "meta" else each for each in devices)
+        raise ModelError(
+            f"The weights of {name} are split: {places}. A model runs on one device, because "
+            "patched runs restart at any block and gradients need all weights in place: load it "
+            "without device_map or offloading, on a device that it fits on"
+        )
+
+
 def check_finite(hf_model: nn.Module, name: str) -> None:
     """Raise ModelError for weights that are NaN or infinite."""
     for key, tensor in hf_model.state_dict().items():
