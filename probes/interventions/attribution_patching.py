@@ -114,7 +114,7 @@ def _attribute(
     source = source.realigned(pairs.source_positions[rows].to(device))
     row, moves = rows.to(device), pairs.has_counterpart[rows].to(device)[..., None]
     hooks = {kind: hook for kind, hook in _HOOKS.items() if kind in parts[0]}
-    masks = torch.stack([pairs.role_mask(role)[rows] for role in parts[1]], 1).to(source.resid)
+    masks = torch.stack([pairs.role_mask(role)[rows] for role in parts[1]], 1).to(device).float()
     slopes, start = [], None
     for point in points:
         if base:
@@ -153,7 +153,7 @@ def _products(
     change: Float[Tensor, "row p *part d"], grad: Float[Tensor, "row p *part d"]
 ) -> Float[Tensor, "row p part"]:
     """First-order effect of each component at each position."""
-    effect = (change * grad).sum(-1)
+    effect = (change.float() * grad.float()).sum(-1)
     return effect if effect.ndim == 3 else effect[..., None]
 
 

@@ -45,9 +45,9 @@ def pool_by_role(
     attention: Float[Tensor, "layer prompt head query key"], batch: Batch
 ) -> Float[Tensor, "prompt layer head role role_key"]:
     """Sum attention over the keys of a role, then average it over the queries of a role."""
-    member = _role_membership(batch).to(attention.device, attention.dtype)
+    member = _role_membership(batch).to(attention.device).float()
     to_role = einsum(
-        attention,
+        attention.float(),
         member,
         "layer prompt head query key, prompt role_key key -> layer prompt head query role_key",
     )

@@ -162,11 +162,14 @@ def logit_diff(
     foils: Int[Tensor, "row outcome"],
     answer: Int[Tensor, " row"],
 ) -> Float[Tensor, " row"]:
-    """The answer's logit minus the mean logit of its foils; the logit itself without foils."""
+    """The answer's logit minus the mean logit of its foils; the logit itself without foils.
+
+    In single precision, whatever the format of the weights.
+    """
     present = foils >= 0
-    foil_logits = logits.gather(1, foils.clamp(min=0)).where(present, 0.0)
+    foil_logits = logits.gather(1, foils.clamp(min=0)).float().where(present, 0.0)
     mean = foil_logits.sum(1) / present.sum(1).clamp(min=1)
-    return logits.gather(1, answer[:, None])[:, 0] - mean
+    return logits.gather(1, answer[:, None])[:, 0].float() - mean
 
 
 def pair_foils(pairs: PairBatch) -> tuple[Int[Tensor, "prompt outcome"], ...]:

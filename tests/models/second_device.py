@@ -11,7 +11,6 @@ from unittest import mock
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 SECOND = torch.device("lazy")
 """Autograd runs it in the thread of the CPU, so that it needs no driver."""
@@ -92,24 +91,40 @@ def _map_here(_pool, job, *items):
 
 
 def _dispatch(func, args, kwargs):
-    name = func.overloadpacket._qualified_op_name.split("::")[1]
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-    own = [each for each in tensors if isinstance(each, SecondTensor)]
-    if own and name not in _COPIES:
+    name = func.overloadpacket.__name__
+    tensors = [*_tensors(args), *_tensors(kwargs.values())]
+    is_own = any(type(each) is SecondTensor for each in tensors)
+    if is_own and name not in _COPIES:
         _require_one_device(name, args, tensors)
-    given = {
-        key: torch.device("cpu") if key == "device" and _is_second(value) else value
-        for key, value in kwargs.items()
-    }
-    plain_args, given = tree_map_only(SecondTensor, lambda each: each.held, (args, given))
-    out = func(*plain_args, **given)
-    if name == "_local_scalar_dense":
+    given = {key: _held(value) for key, value in kwargs.items()}
+    if kwargs.get("device") is not None:
+        is_own = _is_second(kwargs["device"])
+        given["device"] = torch.device("cpu") if is_own else kwargs["device"]
+    out = func(*_held(args), **given)
+    if not is_own or name == "_local_scalar_dense":
         return out
-    writes = func._schema.arguments and func._schema.arguments[0].alias_info
-    if writes and writes.is_write:
-        return args[0]
-    is_own = _is_second(kwargs["device"]) if kwargs.get("device") is not None else bool(own)
-    return tree_map_only(torch.Tensor, SecondTensor, out) if is_own else out
+    writes = func._schema.arguments[0].alias_info if func._schema.arguments else None
+    return args[0] if writes and writes.is_write else _wrapped(out)
+
+
+def _tensors(values):
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
+def _held(value):
+    if type(value) is SecondTensor:
+        return value.held
+    return type(value)(map(_held, value)) if type(value) in (list, tuple) else value
+
+
+def _wrapped(value):
+    if isinstance(value, torch.Tensor):
+        return SecondTensor(value)
+    return type(value)(map(_wrapped, value)) if type(value) in (list, tuple) else value
 
 
 def _require_one_device(name, args, tensors):
