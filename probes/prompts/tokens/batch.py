@@ -45,8 +45,15 @@ class Readout:
 
     def first(self, count: int) -> "Readout":
         """Readout of the first prompts."""
-        whole = (self.start, self.position, self.answer, self.outcomes, self.end, self.choices)
-        return Readout(self.name, *(value[:count] for value in whole))
+        return Readout(
+            self.name,
+            self.start[:count],
+            self.position[:count],
+            self.answer[:count],
+            self.outcomes[:count],
+            self.end[:count],
+            self.choices[:count],
+        )
 
 
 @dataclass(frozen=True, eq=False)
