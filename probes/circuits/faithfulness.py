@@ -105,7 +105,7 @@ def faithfulness_estimate(
 ) -> Estimate:
     """f with its bootstrap interval over prompts."""
     kept, whole, ablated = (
-        values.double().cpu().numpy()
+        values.cpu().double().numpy()
         for values in (logit_diffs, runs.clean_logit_diffs, runs.ablated_logit_diffs)
     )
     return bootstrap_ratio(kept - ablated, whole - ablated, seed=seed)
@@ -113,9 +113,10 @@ def faithfulness_estimate(
 
 def faithfulness_values(runs: ReferenceRuns, masks: Tensor) -> Float[Tensor, " circuit"]:
     """f of edge masks "circuit edge", without intervals."""
-    logit_diffs = run_circuits(runs, masks).double()
-    gap = (runs.clean_logit_diffs - runs.ablated_logit_diffs).double().mean()
-    return ((logit_diffs - runs.ablated_logit_diffs).mean(1) / gap).cpu()
+    # Some devices have no double precision.
+    logit_diffs = run_circuits(runs, masks).cpu().double()
+    gap = (runs.clean_logit_diffs - runs.ablated_logit_diffs).cpu().double().mean()
+    return (logit_diffs - runs.ablated_logit_diffs.cpu()).mean(1) / gap
 
 
 def faithfulness_curve(

@@ -94,8 +94,8 @@ def _faithfulness(runs: ReferenceRuns, edges: Int[Tensor, " edge"]) -> tuple[flo
     """f of some edges, a ratio of means, and its standard error over prompts."""
     mask = torch.zeros(1, len(runs.graph), dtype=torch.bool)
     mask[0, edges] = True
-    kept = (run_circuits(runs, mask)[0] - runs.ablated_logit_diffs).double()
-    gap = (runs.clean_logit_diffs - runs.ablated_logit_diffs).double()
+    kept = (run_circuits(runs, mask)[0] - runs.ablated_logit_diffs).cpu().double()
+    gap = (runs.clean_logit_diffs - runs.ablated_logit_diffs).cpu().double()
     value = kept.mean() / gap.mean()
     if len(gap) < 2:
         return float(value), 0.0

@@ -23,9 +23,12 @@ class SecondTensor(torch.Tensor):
     """A tensor of the second device; `held` is the CPU tensor with its values."""
 
     held: torch.Tensor
+    has_doubles = True
 
     @staticmethod
     def __new__(cls, held):
+        if held.dtype is torch.float64 and not cls.has_doubles:
+            raise TypeError("This device has no double precision")
         made = torch.Tensor._make_wrapper_subclass(
             cls,
             held.size(),
@@ -79,9 +82,14 @@ def _is_second(device):
 
 
 @contextmanager
-def second_device():
-    """Make the device usable in this thread, which also runs the jobs of thread pools."""
-    with _Functions(), _Dispatch(), mock.patch.object(ThreadPoolExecutor, "map", _map_here):
+def second_device(*, has_doubles=True):
+    """Make the device usable in this thread, which also runs the jobs of thread pools.
+
+    Devices of Apple have no double precision.
+    """
+    inline = mock.patch.object(ThreadPoolExecutor, "map", _map_here)
+    doubles = mock.patch.object(SecondTensor, "has_doubles", has_doubles)
+    with _Functions(), _Dispatch(), inline, doubles:
         yield SECOND
 
 

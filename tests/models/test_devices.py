@@ -5,6 +5,7 @@ It does not show what kernels of an accelerator compute, how much memory they ta
 trainer of transformers does there. Tests marked `gpu` run all on a real one where there is one.
 """
 
+import numpy as np
 import pytest
 import torch
 import typer
@@ -12,7 +13,10 @@ from measurements import FOX, MEASUREMENTS
 from second_device import SecondTensor, second_device
 from typer.testing import CliRunner
 
+from probes import ComparisonSettings, compare
 from probes.cli.app import app
+from probes.comparison.representations.tokens import TokenSimilaritySettings, token_similarity
+from probes.comparison.representations.weights import weight_similarity
 from probes.models.model import load
 
 QUICK = ("--steps", 2, "--batch", 2, "--texts", "texts.txt", "--name", "new")
@@ -66,6 +70,33 @@ def test_a_measurement_on_another_device_mixes_no_devices_and_is_the_same(
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4, equal_nan=True)
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_weights_and_states_of_models_on_two_devices_are_compared(swapped, on_cpu, on_second):
+    settings = TokenSimilaritySettings(blocks=2, permutations=1)
+    texts = [f"Tom had {number} dogs and a cat." for number in ("two", "three", "nine", "four")]
+
+    def measure(a, b):
+        return (
+            token_similarity(a, b, texts, settings=settings).matrix,
+            weight_similarity(a, b, permutations=1).ov,
+        )
+
+    expected = measure(on_cpu, on_cpu)
+    with second_device():
+        found = measure(on_second, on_cpu) if swapped else measure(on_cpu, on_second)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_models_on_two_devices_are_compared(on_second, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda _: None)
+    settings = ComparisonSettings(prompts=4, null="permuted", draws=1)
+    with second_device():
+        found = compare(on_second, "distilled", "take-away", settings)
+    assert "gate open" in next(iter(found.summary()))
+
+
 def test_the_second_device_refuses_what_an_accelerator_refuses():
     with second_device() as device:
         here, there = torch.ones(3, 2), torch.ones(3, 2, device=device)
@@ -117,6 +148,15 @@ def test_a_command_on_another_device_mixes_no_devices(name, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda _: None)
     with second_device() as device:
+        run(name, device, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["heatmap", "fit", "trace", "curve", "compare"])
+def test_a_command_needs_no_double_precision_of_its_device(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda _: None)
+    with second_device(has_doubles=False) as device:
         run(name, device, tmp_path)
 
 

@@ -122,7 +122,7 @@ class RunningMoments:
 
     def add(self, rows: Float[Tensor, "prompt edge"]) -> None:
         """Add rows of scores."""
-        rows = rows.double().cpu()
+        rows = rows.cpu().double()
         before, self.count = self.count, self.count + len(rows)
         shift = rows.mean(0) - self.mean
         spread = (rows - rows.mean(0)).square().sum(0)

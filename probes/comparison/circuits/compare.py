@@ -196,7 +196,7 @@ def _sum_scores_by_group(
 
 
 def _mean_logit_diff(runs: ReferenceRuns, seed: int) -> Estimate:
-    return bootstrap_mean(runs.clean_logit_diffs.double().cpu().numpy(), seed=seed)
+    return bootstrap_mean(runs.clean_logit_diffs.cpu().double().numpy(), seed=seed)
 
 
 def _compare_at_size(

@@ -113,7 +113,7 @@ def _bootstrap_gaps(
     """Bootstrap draws of the transferred minus the own faithfulness, both capped at 1."""
     weights = bootstrap_weights(logit_diffs.shape[1], BOOTSTRAP_DRAWS, seed=seed)
     both, clean, ablated = (
-        values.double().cpu().numpy()
+        values.cpu().double().numpy()
         for values in (logit_diffs, runs.clean_logit_diffs, runs.ablated_logit_diffs)
     )
     ratios = (both - ablated) @ weights.T / ((clean - ablated) @ weights.T)

@@ -4,7 +4,7 @@ Both maps go from tokens to tokens, so rotating the residual stream and reorderi
 nothing. No vocabulary × vocabulary matrix is computed.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pandas as pd
@@ -83,6 +83,12 @@ class _FoldedWeights:
     v: Float[Tensor, "head d_model d_head"]
     o: Float[Tensor, "head d_head d_model"]
 
+    def to(self, device: torch.device) -> "_FoldedWeights":
+        """The same factors on a device: two models can be on two."""
+        return _FoldedWeights(
+            **{each.name: getattr(self, each.name).to(device) for each in fields(self)}
+        )
+
 
 @torch.no_grad()
 def weight_similarity(
@@ -112,7 +118,7 @@ def weight_similarity(
     if permutations < 1:
         raise BatchError(f"{permutations} permutations are too few: give at least 1")
     _require_same_vocabulary(a, b)
-    folded_a, folded_b = _fold_norms(a), _fold_norms(b)
+    folded_a, folded_b = _fold_norms(a), _fold_norms(b).to(a.device)
     norms = _frobenius_norms(folded_a), _frobenius_norms(folded_b)
     ov, qk = _cosines(folded_a, folded_b, norms)
     generator = torch.Generator().manual_seed(seed)

@@ -142,7 +142,7 @@ def localize_cue(
         )
     sites = [Site(n, "resid", p) for n in range(model.shape.layers + 1) for p in masks]
     remaining = patch_sites(runs[0], runs[1], sites, masks, measure)[..., 0]
-    remaining = remaining.unflatten(0, (-1, len(masks))).double().cpu().numpy()
+    remaining = remaining.unflatten(0, (-1, len(masks))).cpu().double().numpy()
     return CueLocalization(
         model=model.name,
         first=first,
@@ -150,7 +150,7 @@ def localize_cue(
         given_answer=given_answer,
         positions=tuple(masks),
         remaining=remaining,
-        total=total[:, 0].double().cpu().numpy(),
+        total=total[:, 0].cpu().double().numpy(),
         seed=seed,
     )
 

@@ -244,4 +244,4 @@ def require_same_shape(model: Model, shape: Shape) -> None:
 
 
 def _to_numpy(values: Tensor) -> Float[np.ndarray, " prompt"]:
-    return values.double().cpu().numpy()
+    return values.cpu().double().numpy()

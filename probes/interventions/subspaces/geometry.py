@@ -103,7 +103,7 @@ def decode_labels(
             "cannot be decoded: give two or more classes with two or more rows each"
         )
     generator = torch.Generator().manual_seed(seed)
-    states, index = states.double().cpu(), index.cpu()
+    states, index = states.cpu().double(), index.cpu()
     accuracy = _cross_validated_recall(states, index, generator)
     shuffled = [
         _cross_validated_recall(

@@ -174,7 +174,7 @@ def _with_exact(
     layers = sorted({layer for layer, _ in heads})
     kept = _patterns(model, _tokenized(model, text, None), layers, lambda pattern: pattern[0])
     exact = {
-        (layer, head): _masked(kept[layer][head].double().cpu().numpy()) for layer, head in heads
+        (layer, head): _masked(kept[layer][head].cpu().double().numpy()) for layer, head in heads
     }
     return replace(maps, long_text=replace(maps.long_text, exact=exact))
 
