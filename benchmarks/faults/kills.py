@@ -44,7 +44,7 @@ from benchmarks.faults.killed_commands import (
 
 _STOP_SECONDS = 120  # After which a command that was asked to stop hangs.
 _HANG_SECONDS = 900
-_OUTLIVING_SECONDS = 30
+_OUTLIVING_SECONDS = 120  # Agents of Ray notice after a minute that their node is gone.
 _MOST_KILLS = 4  # Of one run: its last start has all the time it needs.
 _INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
 _EXISTS = "exists: choose another name"
