@@ -142,10 +142,22 @@ def test_the_line_of_an_interrupt_names_where_work_is_kept(options, places):
     assert line == f"Interrupted. {told}"
 
 
-def test_an_interrupt_before_a_command_begins_is_one_line(monkeypatch, capsys):
-    def app(**_):
-        raise Terminated
+def raises_at_once(**_):
+    raise Terminated
 
+
+def interrupted_in_its_options(**words):
+    one = common.typer.Typer()
+
+    @one.command()
+    def command(option: str = common.typer.Option("", callback=lambda _: raises_at_once())):
+        """Read an option."""
+
+    one(args=[], **words)
+
+
+@pytest.mark.parametrize("app", [raises_at_once, interrupted_in_its_options])
+def test_an_interrupt_before_a_command_begins_is_one_line(monkeypatch, capsys, app):
     monkeypatch.setattr("probes.cli.app.app", app)
     with pytest.raises(SystemExit) as ended:
         main()
