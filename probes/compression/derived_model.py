@@ -1,10 +1,12 @@
 """Derived models: a Hugging Face model with its tokenizer and provenance."""
 
+import glob
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -149,12 +151,14 @@ def dense_storage(hf_model: nn.Module, *, bits: int) -> StorageCost:
 def write_folder_atomic(folder: Path, write: Callable[[Path], None]) -> None:
     """Write a model folder to a temporary place and move it when complete.
 
-    An existing model is replaced then, and kept if `write` fails.
+    An existing model is replaced then, and kept if anything fails; one whose replacement was cut
+    off in between gets its name back first.
 
     Raises:
         ModelError: The folder holds something other than a model.
         FigureError: The folder cannot be written.
     """
+    _restore_replaced(folder)
     if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
         raise ModelError(
             f"{str(folder)!r} holds something other than a model: choose another folder"
@@ -170,14 +174,24 @@ def write_folder_atomic(folder: Path, write: Callable[[Path], None]) -> None:
         if folder.exists():
             folder.rename(old)
         draft.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise FigureError(
             f"cannot write {str(folder)!r} ({reason}): choose another place"
         ) from error
     finally:
+        _restore_replaced(folder)
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _restore_replaced(folder: Path) -> None:
+    """Move a model back whose replacement did not come, and remove those that were replaced."""
+    for old in folder.parent.glob(f".{glob.escape(folder.name)}.*.old"):
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                old.rename(folder)
 
 
 @torch.no_grad()

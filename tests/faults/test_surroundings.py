@@ -6,6 +6,8 @@ import locale
 import os
 import sqlite3
 import time
+from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -200,6 +202,42 @@ def test_a_model_that_does_not_fit_on_the_disk_leaves_nothing_and_the_old_one_st
     (folder / "config.json").write_text("{}")
     with pytest.raises(FigureError, match=r"cannot write .*No space left on device"):
         write_folder_atomic(folder, write)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (folder / "config.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["replaced", "kept"])
+def test_a_model_whose_replacement_was_killed_has_its_name_back_before_the_next(tmp_path, fails):
+    """The kill came between two renames: the old model had left, and the new one was not there."""
+    old, folder = tmp_path / ".model.0123abcd.old", tmp_path / "model"
+    old.mkdir()
+    (old / "config.json").write_text("{}")
+
+    def write(draft):
+        assert (folder / "config.json").read_text() == "{}"
+        if fails:
+            raise OSError(28, "No space left on device")
+        (draft / "config.json").write_text("{ }")
+
+    with pytest.raises(FigureError) if fails else nullcontext():
+        write_folder_atomic(folder, write)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (folder / "config.json").read_text() == ("{}" if fails else "{ }")
+
+
+def test_a_model_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch):
+    folder, rename = tmp_path / "model", Path.rename
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+
+    def refuse(path, target):
+        if path.suffix == ".part":
+            raise PermissionError(13, "Permission denied")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(FigureError, match="Permission denied"):
+        write_folder_atomic(folder, lambda draft: (draft / "config.json").write_text("{ }"))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (folder / "config.json").read_text() == "{}"
 
