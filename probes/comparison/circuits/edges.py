@@ -9,6 +9,7 @@ from probes.comparison.circuits.edge_result import EdgeCircuits, EdgeComparison
 from probes.comparison.circuits.result import SizeComparison
 from probes.comparison.setup.prompts import ComparisonPrompts
 from probes.errors import BatchError, CircuitError, GateError
+from probes.models.files.memory import release_memory
 from probes.models.model import Model
 from probes.prompts.question import Pair
 from probes.prompts.tokens.pair_batch import tokenize_pairs
@@ -25,6 +26,8 @@ def compare_edges(full: Model, other: Model, prompts: ComparisonPrompts) -> Edge
     and there are fewer pairs and random circuits than `compare_circuits` has by default. The
     gradient at the clean run would miss edges behind saturated attention.
     """
+    # Screened models are large: what stages leave behind as free blocks would be gigabytes.
+    release_memory()
     answer = prompts.pattern.answers[0][0] if prompts.pattern.answers else ""
     pairs = _changing_pairs([*prompts.pairs.values()], answer)
     settings = CircuitComparisonSettings(
@@ -39,6 +42,8 @@ def compare_edges(full: Model, other: Model, prompts: ComparisonPrompts) -> Edge
         found = compare_circuits(full, other, task, settings)
     except (BatchError, CircuitError, GateError) as error:
         return EdgeComparison(skip_reason=str(error))
+    finally:
+        release_memory()
     held_out = int(dict(found.protocol)["held-out prompts"])
     return EdgeComparison(
         all_edges=len(found.edge_scores[0]),
