@@ -24,6 +24,7 @@ from probes.interventions.role_paths.graph import RolePath
 from probes.models.files.lineage import describe_lineage
 from probes.models.model import Model
 from probes.models.site import Site
+from probes.observe.attention import role_attention
 from probes.observe.behavior import Behavior
 from probes.observe.gate import answer_questions, gate_behavior
 from probes.observe.result import Gate
@@ -97,8 +98,14 @@ class ModelMeasurements:
 def measure_model(model: Model, prompts: ComparisonPrompts) -> ModelMeasurements:
     """Measure answers, patching effects, attention and states of a compared model."""
     batches = tokenize_contrasts(model, prompts.pairs)
+    attention = {c: role_attention(model, pairs.clean) for c, pairs in batches.items()}
     profiles, effects = profile_heads(
-        model, batches, prompts.roles, kinds=("heads", "mlps"), screen=prompts.screen
+        model,
+        batches,
+        prompts.roles,
+        kinds=("heads", "mlps"),
+        screen=prompts.screen,
+        attention_of=attention,
     )
     behavior = answer_questions(model, prompts.questions)
     gates = gate_behavior(
@@ -116,7 +123,7 @@ def measure_model(model: Model, prompts: ComparisonPrompts) -> ModelMeasurements
         behavior=behavior,
         gates=gates,
         heads=ModelHeads(model, batches, profiles, is_screened=prompts.screen is not None),
-        plot_data=measure_plot_data(model, batches, prompts.roles, effects),
+        plot_data=measure_plot_data([*attention.values()], prompts.roles, effects),
         exact={contrast: effect.aligned_fraction for contrast, effect in effects.items()},
         screens=screen_checks(effects),
         donor=donor,

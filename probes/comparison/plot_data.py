@@ -1,4 +1,4 @@
-"""Measure the data of the plots of one compared model."""
+"""Data of the plots of one compared model."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,20 +7,17 @@ import numpy as np
 from probes.comparison.heads.profiles import expand_attention
 from probes.comparison.model_facts import PlotData
 from probes.interventions.sweep import PatchingEffects
-from probes.models.model import Model
-from probes.observe.attention import role_attention
-from probes.prompts.tokens.pair_batch import PairBatch
+from probes.observe.attention import RoleAttention
 
 
 def measure_plot_data(
-    model: Model,
-    batches: Mapping[str, PairBatch],
+    attention: Sequence[RoleAttention],
     roles: tuple[str, ...],
     effects: Mapping[str, PatchingEffects],
 ) -> PlotData:
-    """Role attention on the clean prompts, and the given patching effects on the shared roles."""
+    """Attention on the clean prompts of all contrasts, and effects, both on the shared roles."""
     return PlotData(
-        *_pooled_attention(model, batches, roles),
+        *_pooled_attention(attention, roles),
         next(iter(effects.values())).components,
         {c: _expand_to_roles(e.mean.numpy(), e.roles, roles) for c, e in effects.items()},
         {c: _expand_to_roles(e.standard_error.numpy(), e.roles, roles) for c, e in effects.items()},
@@ -28,12 +25,11 @@ def measure_plot_data(
 
 
 def _pooled_attention(
-    model: Model, batches: Mapping[str, PairBatch], roles: tuple[str, ...]
+    attention: Sequence[RoleAttention], roles: tuple[str, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard error over the clean prompts of all contrasts."""
-    pooled = [role_attention(model, pairs.clean) for pairs in batches.values()]
     values = np.concatenate(
-        [expand_attention(one.per_prompt.numpy(), one.roles, roles) for one in pooled]
+        [expand_attention(one.per_prompt.numpy(), one.roles, roles) for one in attention]
     )
     count = (~np.isnan(values)).sum(0)
     mean = np.where(count > 0, np.nansum(values, 0) / np.maximum(count, 1), np.nan)

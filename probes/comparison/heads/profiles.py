@@ -18,7 +18,7 @@ from probes.interventions.result import ScreenCheck
 from probes.interventions.screened_patching import ExactCells, confirm_exactly
 from probes.interventions.sweep import PatchingEffects, activation_patching
 from probes.models.model import Model
-from probes.observe.attention import role_attention, uniform_attention
+from probes.observe.attention import RoleAttention, role_attention, uniform_attention
 from probes.prompts.tokens.pair_batch import PairBatch
 from probes.prompts.tokens.role_axis import expand_to_roles
 from probes.stats.intervals import bootstrap_weights
@@ -109,17 +109,19 @@ class MeanProfiles:
     attention: Float[np.ndarray, "draw head gaze"]
 
 
-def profile_heads(
+def profile_heads(  # noqa: PLR0913 (each is an option of its own)
     model: Model,
     batches: Mapping[str, PairBatch],
     roles: Sequence[str],
     *,
     kinds: Sequence[str] = ("heads",),
     screen: ExactCells | None = None,
+    attention_of: Mapping[str, RoleAttention] | None = None,
 ) -> tuple[HeadProfiles, dict[str, PatchingEffects]]:
     """Measure head profiles; also returns the effects of all components, by contrast.
 
     With a `screen`, effects come from attribution patching, and are exact for these cells only.
+    `attention_of` is the attention on the clean prompts of each contrast, which saves their run.
     """
     effects, attention, heads = {}, {}, []
     patched = _patch_contrasts(model, batches, roles, kinds=kinds, screen=screen)
@@ -127,7 +129,8 @@ def profile_heads(
         swept = patched[contrast]
         heads = [k for k, name in enumerate(swept.components) if ".H" in name]
         effects[contrast] = expand_to_roles(swept.per_prompt[:, heads].numpy(), swept.roles, roles)
-        attention[contrast] = _attention_above_uniform(model, pairs, roles)
+        pooled = attention_of[contrast] if attention_of else role_attention(model, pairs.clean)
+        attention[contrast] = _attention_above_uniform(pooled, pairs, roles)
     names = tuple(next(iter(patched.values())).components[k] for k in heads)
     totals = {contrast: swept.total.double().numpy() for contrast, swept in patched.items()}
     return HeadProfiles(model.name, names, tuple(roles), effects, attention, totals), patched
@@ -256,9 +259,8 @@ def expand_attention(
 
 
 def _attention_above_uniform(
-    model: Model, pairs: PairBatch, roles: Sequence[str]
+    pooled: RoleAttention, pairs: PairBatch, roles: Sequence[str]
 ) -> Float[np.ndarray, "prompt head feature"]:
-    pooled = role_attention(model, pairs.clean)
     uniform = rearrange(
         uniform_attention(pairs.clean), "prompt role role_key -> prompt 1 1 role role_key"
     )

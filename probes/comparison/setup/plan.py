@@ -177,9 +177,8 @@ class _Passes:
         return self.sizes.contrasts * self.pairs * (3 + _GRADIENT)
 
     def _model(self, model: _ModelSize) -> float:
-        attention = self.sizes.contrasts * self.pairs
         searched = self.sizes.changing * self.pairs / 2 * (4 + self.sizes.roles * _GRAPH)
-        return GATE_QUESTIONS + attention + searched + self._recipient(model)
+        return GATE_QUESTIONS + searched + self._recipient(model)
 
     def _donor(self) -> float:
         return float(self.questions + self.bases)
