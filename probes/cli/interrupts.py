@@ -9,8 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-# As torch says it of devices and of the CPU, and safetensors and torch of files.
-_NO_MEMORY = ("out of memory", "can't allocate memory")
+# As safetensors and torch say it of files.
 _NO_DISK = ("No space left on device", "PytorchStreamWriter failed writing")
 
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
@@ -55,18 +54,16 @@ def interrupt_line(error: KeyboardInterrupt, options: Mapping[str, Any]) -> str:
 
 def resource_line(error: Exception, options: Mapping[str, Any]) -> str:
     """Line for a command that ran out of memory or of disk; empty for another error."""
+    from probes.models.files.memory import is_out_of_memory
+
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or _names(_NO_MEMORY, text):
+    if is_out_of_memory(error):
         what = f"MemoryError: The memory is full ({text[:200]}): give fewer prompts, texts or"
         return f"{what} workers, or a smaller model. {_kept_line(options)}"
     is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if is_full or _names(_NO_DISK, text):
+    if is_full or any(reason in text for reason in _NO_DISK):
         return f"OSError: The disk is full ({text[:200]}): free it. {_kept_line(options)}"
     return ""
-
-
-def _names(reasons: tuple[str, ...], text: str) -> bool:
-    return any(reason in text for reason in reasons)
 
 
 def _kept_line(options: Mapping[str, Any]) -> str:
