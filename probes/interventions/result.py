@@ -37,7 +37,7 @@ class IntrinsicDimension:
 class ScreenCheck:
     """Agreement of attribution patching with exact patching of the same cells.
 
-    A cell is a component at a role.
+    A cell is a component at a role. Effects are means over the first 8 pairs.
 
     Attributes:
         model, contrast: What was patched.

@@ -23,7 +23,9 @@ from probes.prompts.tokens.pair_batch import PairBatch
 
 _COMPARED_TOP = 20  # Strongest cells whose recall is printed.
 _PATH_POINTS = (1 / 6, 1 / 2, 5 / 6)  # Of the second screen for strong cells.
-_FEW_PAIRS = 8  # Of the second screen, and of the random cells that give the error.
+
+CHECKED_PAIRS = 8
+"""Pairs of the second screen, and of the random cells that give the error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ def confirm_exactly(
     if not len(strongest) and not len(drawn):
         return screen
     at, exact = _patch_exactly(model, pairs, screen, strongest)
-    sample, few = np.setdiff1d(drawn, strongest), pairs.first(_FEW_PAIRS)
+    sample, few = np.setdiff1d(drawn, strongest), pairs.first(CHECKED_PAIRS)
     checked_at, checked = _patch_exactly(model, few, screen, sample)
     component, role = (torch.cat(each) for each in zip(at, checked_at, strict=True))
     both = torch.cat([exact[: len(few)], checked], 1)
@@ -139,7 +141,7 @@ def _strength_along_path(
     arXiv:1703.01365).
     """
     parts = (kinds, screen.roles)
-    first, _ = attribute_pairs(model, pairs, parts, count=_FEW_PAIRS, points=_PATH_POINTS)
+    first, _ = attribute_pairs(model, pairs, parts, count=CHECKED_PAIRS, points=_PATH_POINTS)
     lacking = screen.per_prompt[: len(first)].isnan()
     return first.masked_fill(lacking, torch.nan).nanmean(0).nan_to_num().abs().amax(-1)
 

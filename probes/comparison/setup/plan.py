@@ -25,7 +25,7 @@ from probes.comparison.setup.prompts import (
 from probes.comparison.setup.references import ComparisonSettings, ReferenceModels
 from probes.comparison.variables.held_out_folds import distinct_tokenizers, sample_held_out_folds
 from probes.errors import PatternError
-from probes.interventions.screened_patching import ExactCells
+from probes.interventions.screened_patching import CHECKED_PAIRS, ExactCells
 from probes.models.files.memory import process_memory
 from probes.models.model import Model
 from probes.models.pass_costs import device_name, seconds_per_prompt
@@ -168,7 +168,7 @@ class _Passes:
         contrasts, pairs = self.sizes.contrasts, self.pairs
         if not self.screened:
             return pairs * (3 * contrasts + _CELL * cells)
-        few, exact = min(pairs, 8), self.sizes.exact
+        few, exact = min(pairs, CHECKED_PAIRS), self.sizes.exact
         strong = few * (2 + 3 * _GRADIENT) + pairs * (2 + exact.top * _SCREENED_CELL)
         checked = few * (2 + exact.random * _SCREENED_CELL)
         return self._attributed() + self.sizes.changing * strong + contrasts * checked
