@@ -12,7 +12,7 @@ from probes.comparison.equivalence import EquivalenceCheck, check_equivalence
 from probes.comparison.explanation import Explanation, FailingPrompt, strongest_effects
 from probes.comparison.heads.result import HeadMatch, MeanPairScore
 from probes.comparison.model_facts import ModelFacts, PlotData, SolvedLogitDiff, lineage_lines
-from probes.comparison.paths.result import PathCircuit, PathEffect
+from probes.comparison.paths.result import PathCircuit, PathEffect, paths_line
 from probes.comparison.setup.method import ComparisonMethod
 from probes.comparison.variables.result import CrossModelTransfer, VariableDraw
 from probes.comparison.verdict import (
@@ -268,7 +268,7 @@ class Comparison(Result):
         null = f"{self.nulls} {self.method.null_name}"
         threshold = max((match.threshold for match in self.matches), default=0.0)
         return (
-            self._path_line(),
+            paths_line(self.full.name, self.other.name, self.verdicts, self.path_circuits),
             f"Variables of {self.full.name} in {self.other.name}: {variables}.",
             f"Heads of {self.full.name} in {self.other.name}: {self._head_counts()}.",
             self.mean_pair_score.line(null, threshold, self.other_seed),
@@ -282,20 +282,6 @@ class Comparison(Result):
             absent = " and ".join(sorted({g.model for g in self.gates if g.state == "closed"}))
             return f"Behavior absent in {absent}: nothing can be said about the circuit."
         return survival_line(self.other.name, self.verdicts)
-
-    def _path_line(self) -> str:
-        counts = Counter(v.label for v in self.verdicts if v.kind == "path")
-        paths = ", ".join(f"{n} {label}" for label, n in counts.most_common()) or "none was tested"
-        line = f"Role paths of {self.full.name} in {self.other.name}: {paths}"
-        whole = ", ".join(
-            f"{one.contrast} {one.other} (paths: {len(one.paths)})" for one in self.path_circuits
-        )
-        if not whole:
-            return f"{line}."
-        return (
-            f"{line}; the paths that the search found in {self.full.name} carry together, of the "
-            f"effect in {self.other.name}: {whole}."
-        )
 
     def _head_counts(self) -> str:
         counts = Counter(self.head_labels.values())

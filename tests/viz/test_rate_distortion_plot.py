@@ -11,13 +11,8 @@ from svg_reader import (
     NASTY,
 )
 
-from probes.comparison.rate_distortion.result import (
-    CurvePoint,
-    LossOrder,
-    Mechanism,
-    NoiseComparison,
-    RateDistortionCurve,
-)
+from probes.comparison.rate_distortion.losses import LossOrder, NoiseComparison
+from probes.comparison.rate_distortion.result import CurvePoint, Mechanism, RateDistortionCurve
 from probes.models.files.provenance import Rate, StorageCost
 from probes.observe.result import BehavioralDistance, Gate
 from probes.result import load_result, page_of

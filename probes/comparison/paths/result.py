@@ -1,7 +1,10 @@
 """Result of comparing role paths: the fraction of an effect that each path carries."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from probes.comparison.verdict import Verdict
 from probes.stats.intervals import Estimate
 
 
@@ -75,3 +78,19 @@ class PathCircuit:
     random: float
     rest_full: Estimate
     rest_other: Estimate
+
+
+def paths_line(
+    full: str, other: str, verdicts: Sequence[Verdict], circuits: Sequence[PathCircuit]
+) -> str:
+    """Numbers of verdicts on role paths, and what the paths of the full model carry together."""
+    counts = Counter(v.label for v in verdicts if v.kind == "path")
+    paths = ", ".join(f"{n} {label}" for label, n in counts.most_common()) or "none was tested"
+    line = f"Role paths of {full} in {other}: {paths}"
+    whole = ", ".join(f"{one.contrast} {one.other} (paths: {len(one.paths)})" for one in circuits)
+    if not whole:
+        return f"{line}."
+    return (
+        f"{line}; the paths that the search found in {full} carry together, of the effect in "
+        f"{other}: {whole}."
+    )

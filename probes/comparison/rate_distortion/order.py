@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from probes.comparison.rate_distortion.mechanism import InterchangeOutcome
-from probes.comparison.rate_distortion.result import (
+from probes.comparison.rate_distortion.losses import (
     UNKNOWN,
     LossOrder,
     LossOrderLabel,
     NoiseComparison,
     NoiseLabel,
 )
+from probes.comparison.rate_distortion.mechanism import InterchangeOutcome
 from probes.stats.intervals import (
     BOOTSTRAP_DRAWS,
     Estimate,

@@ -9,6 +9,7 @@ from probes.circuits.circuit import Circuit
 from probes.circuits.edges.path_patching import run_circuits
 from probes.circuits.faithfulness import edge_masks, faithfulness_estimate
 from probes.circuits.reference_runs import run_references
+from probes.comparison.rate_distortion.losses import UNKNOWN, NoiseComparison
 from probes.comparison.rate_distortion.mechanism import (
     InterchangeOutcome,
     interchange_outcome,
@@ -21,7 +22,7 @@ from probes.comparison.rate_distortion.order import (
     shared_interchange_accuracy,
 )
 from probes.comparison.rate_distortion.parent import CurveParent, ParentReference, find_circuit
-from probes.comparison.rate_distortion.result import UNKNOWN, CurvePoint, Mechanism, NoiseComparison
+from probes.comparison.rate_distortion.result import CurvePoint, Mechanism
 from probes.comparison.rate_distortion.weight_noise import match_noise
 from probes.compression.storage import measure_rate
 from probes.errors import CircuitError
