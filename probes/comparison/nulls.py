@@ -125,7 +125,9 @@ def measure_nulls(
             ]
             for one in measured[1:]
         }
-    jobs = [(group, n) for group in _null_groups(prompts, measured) for n in range(settings.nulls)]
+    groups = _null_groups(prompts, measured)
+    # In turn: jobs at the same time mostly have other recipients, which run one job at a time.
+    jobs = [(group, n) for n in range(settings.nulls) for group in groups]
     # Kept in parts, which comparisons with other relatives share.
     run_unit = partial(unit_runner(settings.run, settings.engine), _STAGE)
     measure = partial(measure_null, prompts=prompts, plan=paths.plan, run_unit=run_unit)

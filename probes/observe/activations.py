@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float, Int
@@ -56,12 +56,20 @@ class Activations:
         sizes = ", ".join(f"{name} {[*tensor.shape]}" for name, tensor in self.tensors.items())
         return f"Activations({self.model!r}: {sizes}; {self.batch!r})"
 
-    @property
+    @cached_property
+    def _spans(self) -> dict[str, tuple[Int[Tensor, " prompt"], Int[Tensor, " prompt"]]]:
+        """First and last position of each role; a search for sites asks for them at every layer."""
+        masks = {role: self.batch.role_mask(role) for role in self.batch.roles}
+        return {
+            role: (mask.int().argmax(-1), last_positions(self.batch, role))
+            for role, mask in masks.items()
+        }
+
+    @cached_property
     def roles(self) -> tuple[str, ...]:
         """Roles that every prompt has, in the order of the texts."""
-        ends = {role: last_positions(self.batch, role) for role in self.batch.roles}
-        shared = [role for role, end in ends.items() if bool((end >= 0).all())]
-        return tuple(sorted(shared, key=lambda role: float(ends[role].float().mean())))
+        ends = {role: end for role, (_, end) in self._spans.items() if bool((end >= 0).all())}
+        return tuple(sorted(ends, key=lambda role: float(ends[role].float().mean())))
 
     def token_counts(self, role: str) -> Int[Tensor, " prompt"]:
         """Number of tokens of a role in each prompt."""
@@ -77,10 +85,10 @@ class Activations:
         Raises:
             SiteError: A prompt lacks the role.
         """
-        end = last_positions(self.batch, role)
-        if bool((end < 0).any()):
+        if role not in self.roles:
+            self.batch.role_mask(role)  # Says which roles there are.
             raise SiteError(f"Some prompts have no role {role!r}: choose one that all have")
-        first = self.batch.role_mask(role).int().argmax(-1)
+        first, end = self._spans[role]
         position = (end - offset_from_end).clamp(min=first)
         return self["resid"][layer][torch.arange(len(self)), position].float().cpu()
 
