@@ -202,7 +202,7 @@ def _build_wider(hf_model: Any, layout: BlockLayout, width: int, seed: int) -> n
             if part in layout.writers:
                 # Broadcast along the axis of d_model.
                 scale = fractions if axis == 1 else fractions[:, None]
-                weight = (weight.double() * scale.to(old.device)).to(old.dtype)
+                weight = (weight.cpu().double() * scale).to(old)
             elif f"{path}.bias" in state:
                 bias = state[f"{path}.bias"]
                 state[f"{path}.bias"] = bias.index_select(0, copied.to(bias.device))

@@ -27,6 +27,7 @@ from probes.interventions.result import (
     OutputHeads,
 )
 from probes.interventions.subspaces.das import Subspace, random_subspace
+from probes.models.double_precision import to_double
 from probes.models.edits import Edit
 from probes.models.site import Site, head_name, parse_head
 from probes.prompts.interchange_pairs import BASE, OBJECT, OPERATION
@@ -120,14 +121,14 @@ def _control_direction(
     dominant direction would be nearly the same direction.
     """
     size = states.shape[1]
-    candidates = random_subspace(size, size, seed=seed).to(basis).double()
-    own = basis.double()
+    own, states = to_double(basis), to_double(states)
+    candidates = random_subspace(size, size, seed=seed).to(basis.dtype).to(own)
     rest = candidates - candidates @ own.T @ own
     rest = torch.linalg.qr(rest[: size - len(own)].T).Q.T
-    centered = states.double() - states.double().mean(0)
+    centered = states - states.mean(0)
     variance = (centered @ rest.T).square().sum(0).cumsum(0)
     wanted = (centered @ own.T).square().sum()
-    return rest[: 1 + int((variance < wanted).sum())].to(basis.dtype)
+    return rest[: 1 + int((variance < wanted).sum())].to(basis)
 
 
 def _log_odds(outcomes: InterchangeOutcomes, answer: int) -> Float[np.ndarray, "site prompt"]:

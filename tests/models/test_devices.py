@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import typer
-from measurements import FOX, MEASUREMENTS
+from measurements import FOX, MEASUREMENTS, questions
 from second_device import SecondTensor, second_device
 from typer.testing import CliRunner
 
@@ -17,7 +17,10 @@ from probes import ComparisonSettings, compare
 from probes.cli.app import app
 from probes.comparison.representations.tokens import TokenSimilaritySettings, token_similarity
 from probes.comparison.representations.weights import weight_similarity
+from probes.interventions.subspaces.das import mean_difference, principal_directions
+from probes.interventions.subspaces.geometry import intrinsic_dimension, off_manifold_distance
 from probes.models.model import load
+from probes.observe.activations import capture
 
 QUICK = ("--steps", 2, "--batch", 2, "--texts", "texts.txt", "--name", "new")
 COMMANDS = {
@@ -88,6 +91,26 @@ def test_the_weights_and_states_of_models_on_two_devices_are_compared(swapped, o
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+def test_weights_and_subspaces_need_no_double_precision_of_their_device(on_cpu):
+    def measure(model):
+        states = capture(model, questions(model, 20), ("resid",))["resid"][2, :, 3]
+        labels = torch.arange(len(states), device=states.device) % 2
+        basis = mean_difference(states, labels)
+        return (
+            weight_similarity(model, model, permutations=1).ov,
+            basis.cpu(),
+            principal_directions(states, 3).cpu(),
+            off_manifold_distance(states, states + basis).cpu(),
+            intrinsic_dimension(states).participation_ratio,
+        )
+
+    expected = measure(on_cpu)
+    with second_device(has_doubles=False) as device:
+        found = measure(load("full", device=device))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.slow
 def test_models_on_two_devices_are_compared(on_second, monkeypatch):
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda _: None)
@@ -152,7 +175,7 @@ def test_a_command_on_another_device_mixes_no_devices(name, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["heatmap", "fit", "trace", "curve", "compare"])
+@pytest.mark.parametrize("name", ["heatmap", "fit", "trace", "curve", "compare", "claims"])
 def test_a_command_needs_no_double_precision_of_its_device(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda _: None)

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probes.errors import BatchError, ModelError
+from probes.models.double_precision import to_double
 from probes.models.layers.decoder import DecoderWeights, decompose
 from probes.models.layers.norm import IDENTITY, Norm
 from probes.models.model import Model
@@ -118,7 +119,8 @@ def weight_similarity(
     if permutations < 1:
         raise BatchError(f"{permutations} permutations are too few: give at least 1")
     _require_same_vocabulary(a, b)
-    folded_a, folded_b = _fold_norms(a), _fold_norms(b).to(a.device)
+    folded_a, folded_b = _fold_norms(a), _fold_norms(b)
+    folded_b = folded_b.to(folded_a.embed.device)
     norms = _frobenius_norms(folded_a), _frobenius_norms(folded_b)
     ov, qk = _cosines(folded_a, folded_b, norms)
     generator = torch.Generator().manual_seed(seed)
@@ -186,14 +188,15 @@ def _inner_products(a: _FoldedWeights, b: _FoldedWeights) -> tuple[Tensor, Tenso
 def _fold_norms(model: Model) -> _FoldedWeights:
     weights = decompose(model)
     _require_linear_maps(model, weights)
-    embed, unembed = model.bridge.W_E.detach().double(), model.bridge.W_U.detach().double().T
+    embed = to_double(model.bridge.W_E.detach())
+    unembed = to_double(model.bridge.W_U.detach()).T
     heads: dict[str, list[Tensor]] = {name: [] for name in "qkvo"}
     for layer in weights.layers:
         for name in "qkv":
-            folded = _fold_norm(layer.attn_norm, getattr(layer, name).double())
+            folded = _fold_norm(layer.attn_norm, to_double(getattr(layer, name)))
             each = 1 if name == "q" else len(layer.q) // len(layer.k)
             heads[name].append(repeat(folded, "head d h -> (head each) d h", each=each))
-        heads["o"].append(layer.o.double())
+        heads["o"].append(to_double(layer.o))
     return _FoldedWeights(
         embed=embed,
         centered_embed=embed - embed.mean(0),
@@ -208,7 +211,7 @@ def _fold_norm(
     """Fold a norm with scale 1 into the matrix that reads its output."""
     if norm.weight is None:
         return weight
-    folded = norm.weight.double()[:, None] * weight
+    folded = to_double(norm.weight)[:, None] * weight
     return folded - folded.mean(-2, keepdim=True) if norm.centered else folded
 
 

@@ -15,6 +15,7 @@ from probes.compression.derived_model import DerivedModel
 from probes.compression.pruning.masks import layer_matrices
 from probes.compression.quantization.backends import conv1d_to_linear, linear_layers
 from probes.errors import ModelError
+from probes.models.double_precision import to_double
 from probes.models.process_state import suppress_library_warnings
 from probes.models.readout import last_token
 from probes.prompts.pattern import Pattern
@@ -124,7 +125,7 @@ def output_norms(
     sums: dict[str, Tensor] = {}
 
     def add_moments(hook: str, activation: Tensor) -> None:
-        value = activation.detach().double()
+        value = to_double(activation.detach())
         if unit == "head":
             axes = "prompt position head one, prompt position head two -> head one two"
             found = einsum(value, value, axes)
@@ -141,7 +142,7 @@ def output_norms(
     axes = layout.unit_matrices(unit)[layout.writers[unit == "neuron"]]
     norms = []
     for layer, hook in enumerate(hooks):
-        out = own[layout.writer_weight(unit, layer)].detach().double()
+        out = to_double(own[layout.writer_weight(unit, layer)].detach())
         if unit == "head":
             out = rearrange(out, f"{axes} -> head d_head d_model", head=sizes["head"])
             gram = einsum(out, out, "head one d_model, head two d_model -> head one two")

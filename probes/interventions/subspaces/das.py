@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from probes.errors import BatchError, SiteError
 from probes.interventions.activation_patching import CachedRun
+from probes.models.double_precision import to_double
 from probes.models.process_state import seeded_init
 from probes.models.run_checks import require_eval
 from probes.models.site import RESID, Site
@@ -78,15 +79,15 @@ def mean_difference(
             f"Class means need two or more classes with two or more rows each: {len(classes)} "
             f"classes of {sorted(count.tolist())[:5]} rows found"
         )
-    states = states.double()
-    means = torch.zeros(len(classes), states.shape[1], dtype=states.dtype, device=states.device)
-    means = means.index_add(0, index, states) / count[:, None]
+    rows = to_double(states)
+    means = rows.new_zeros(len(classes), rows.shape[1])
+    means = means.index_add(0, index.to(rows.device), rows) / count.to(rows.device)[:, None]
     basis = _svd_directions(means - means.mean(0), len(classes) - 1)
     if len(basis) == 0:
         raise BatchError(
             f"The {len(classes)} classes have the same mean: choose another layer or role"
         )
-    return basis.float()
+    return basis.float().to(states.device)
 
 
 def principal_directions(
@@ -98,13 +99,14 @@ def principal_directions(
         BatchError: The states vary in fewer than `dims` dimensions.
     """
     _check_dims(dims, states.shape[1])
-    basis = _svd_directions(states.double() - states.double().mean(0), dims)
+    rows = to_double(states)
+    basis = _svd_directions(rows - rows.mean(0), dims)
     if len(basis) < dims:
         raise BatchError(
             f"{len(states)} states vary in {len(basis)} dimensions, {dims} were requested: request "
             "fewer, or give more states"
         )
-    return basis.float()
+    return basis.float().to(states.device)
 
 
 def random_subspace(dims: int, d_model: int, *, seed: int) -> Float[Tensor, "{dims} {d_model}"]:

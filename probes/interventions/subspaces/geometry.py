@@ -11,6 +11,7 @@ from torch import Tensor
 from probes.errors import BatchError
 from probes.interventions.interchange import InterchangeRuns
 from probes.interventions.result import DecodingResult, IntrinsicDimension
+from probes.models.double_precision import to_double
 from probes.models.site import Site
 from probes.prompts.interchange_pairs import OPERATION
 from probes.prompts.question import Question
@@ -53,7 +54,7 @@ def off_manifold_distance(
             "their distances are 0: choose a later layer, or drop repeated states"
         )
     distances = _mean_nearest_distance(_distances(patched, natural), n_neighbors)
-    return (distances / unit).to(patched.dtype)
+    return (distances / unit).to(patched)
 
 
 def intrinsic_dimension(states: Float[Tensor, "row d_model"]) -> IntrinsicDimension:
@@ -66,13 +67,14 @@ def intrinsic_dimension(states: Float[Tensor, "row d_model"]) -> IntrinsicDimens
     Raises:
         BatchError: Fewer than 10 states are distinct.
     """
-    distinct = states.double().unique(dim=0)
+    states = to_double(states)
+    distinct = states.unique(dim=0)
     if len(distinct) < _MIN_STATES:
         raise BatchError(
             f"{len(distinct)} distinct states of {len(states)} are too few to estimate a "
             f"dimension: give {_MIN_STATES} or more"
         )
-    variance = torch.linalg.svdvals(states.double() - states.double().mean(0)).square()
+    variance = torch.linalg.svdvals(states - states.mean(0)).square()
     participation = variance.sum().square() / variance.square().sum()
     distances = _distances(distinct, distinct).fill_diagonal_(torch.inf)
     first, second = distances.topk(2, largest=False).values.unbind(-1)
@@ -171,7 +173,7 @@ def _class_means(states: Tensor, class_index: Tensor) -> Tensor:
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:
     # Matrix products would round small distances to 0.
-    return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    return torch.cdist(to_double(a), to_double(b), compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _mean_nearest_distance(distances: Tensor, n_neighbors: int) -> Tensor:
@@ -193,7 +195,7 @@ def variance_fractions(
     for n, site in enumerate(sites):
         if not bool(runs.role_masks[site.role].any(-1).all()):
             continue
-        states = torch.cat([runs.states(site), runs.states(site, "other")]).double()
+        states = to_double(torch.cat([runs.states(site), runs.states(site, "other")]))
         for factor, level in levels.items():
             fractions[factor][n] = omega_squared(states, level)
     return fractions

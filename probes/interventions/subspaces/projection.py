@@ -9,6 +9,7 @@ from probes.errors import SiteError
 from probes.interventions.interchange import InterchangeRuns
 from probes.interventions.result import LabelValues, StateProjection
 from probes.interventions.subspaces.das import Subspace, principal_directions
+from probes.models.double_precision import to_double
 from probes.models.site import Site
 from probes.prompts.catalog import list_patterns
 from probes.prompts.interchange_pairs import OBJECT
@@ -30,7 +31,7 @@ def project_states(runs: InterchangeRuns, site: Site, direction: Subspace) -> St
         BatchError: The states vary in fewer than two dimensions.
     """
     _check_direction(site, direction)
-    states = torch.cat([runs.states(site), runs.states(site, "other")]).double()
+    states = to_double(torch.cat([runs.states(site), runs.states(site, "other")]))
     states = states - states.mean(0)
     pairs = runs.interchange_pairs.other
     questions = [pair.clean for pair in pairs] + [pair.counterfactual for pair in pairs]
