@@ -118,12 +118,9 @@ def measure_nulls(
 ) -> dict[object, list[NullDraw]]:
     """Measure the random-init models of each architecture, or permute what was measured."""
     if prompts.permuted_null:
+        seeds = [prompts.seed + n for n in range(settings.nulls)]
         return {
-            one.name: [
-                permute_measurements(one, paths.runs[one.name], prompts.seed + n)
-                for n in range(settings.nulls)
-            ]
-            for one in measured[1:]
+            one.name: permute_measurements(one, paths.runs[one.name], seeds) for one in measured[1:]
         }
     groups = _null_groups(prompts, measured)
     # In turn: jobs at the same time mostly have other recipients, which run one job at a time.
@@ -228,7 +225,7 @@ def _null_profiles(
     screen: ExactCells,
 ) -> tuple[HeadProfiles, tuple[ScreenCheck, ...]]:
     profiles, effects = profile_heads(null.model, pairs, roles, screen=screen)
-    return profiles, screen_checks(effects)
+    return profiles.averaged(), screen_checks(effects)
 
 
 def _null_accuracy(null: RandomInit, questions: Batch) -> np.ndarray:
@@ -239,10 +236,15 @@ def _null_paths(null: RandomInit, plan: PathPlan) -> PathNull:
     return measure_null_paths(null.model, plan)
 
 
-def permute_measurements(measured: ModelMeasurements, paths: PathRuns, seed: int) -> NullDraw:
-    """One draw of the permuted null of a model, from what was measured; no model runs."""
-    profiles = permute_roles(measured.profiles, seed=seed)
-    return NullDraw(profiles, None, {}, permute_paths(paths, seed=seed))
+def permute_measurements(
+    measured: ModelMeasurements, paths: PathRuns, seeds: Sequence[int]
+) -> list[NullDraw]:
+    """Draws of the permuted null of a model, from what was measured; no model runs."""
+    profiles = measured.profiles.averaged()
+    return [
+        NullDraw(permute_roles(profiles, seed=n), None, {}, permute_paths(paths, seed=n))
+        for n in seeds
+    ]
 
 
 def architecture_key(model: Model) -> object:

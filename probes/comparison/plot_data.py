@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from probes.comparison.heads.profiles import expand_attention
 from probes.comparison.model_facts import PlotData
@@ -28,9 +29,19 @@ def _pooled_attention(
     attention: Sequence[RoleAttention], roles: tuple[str, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard error over the clean prompts of all contrasts."""
-    values = np.concatenate(
-        [expand_attention(one.per_prompt.numpy(), one.roles, roles) for one in attention]
-    )
+    # Layer by layer, in double precision: all of a large model's take gigabytes.
+    layers = range(attention[0].per_prompt.shape[1])
+    means, errors = zip(*(_layer_moments(attention, roles, layer) for layer in layers), strict=True)
+    return np.stack(means), np.stack(errors)
+
+
+def _layer_moments(
+    attention: Sequence[RoleAttention], roles: tuple[str, ...], layer: int
+) -> tuple[Float[np.ndarray, "head role role_key"], Float[np.ndarray, "head role role_key"]]:
+    """Mean and standard error over the prompts of one layer."""
+    own = slice(layer, layer + 1)
+    each = [expand_attention(a.per_prompt[:, own].numpy(), a.roles, roles) for a in attention]
+    values = np.concatenate(each)[:, 0].astype(np.float64)
     count = (~np.isnan(values)).sum(0)
     mean = np.where(count > 0, np.nansum(values, 0) / np.maximum(count, 1), np.nan)
     variance = np.nansum((values - mean) ** 2, 0) / np.maximum(count * (count - 1), 1)

@@ -9,7 +9,12 @@ import pytest
 from probes.comparison.compare import compare
 from probes.comparison.heads.matching import family_wise_threshold, pair_heads
 from probes.comparison.heads.permuted import permute_roles
-from probes.comparison.heads.profiles import HeadProfiles, profile_heads
+from probes.comparison.heads.profiles import (
+    N_DRAWS,
+    HeadProfiles,
+    profile_heads,
+    similarity_draws,
+)
 from probes.comparison.paths.measure import PathRuns, permute_paths
 from probes.comparison.setup.cost import MAX_OPERATIONS, is_cheaper, sweep_operations
 from probes.comparison.setup.method import ComparisonMethod
@@ -64,6 +69,31 @@ def test_a_permuted_head_acts_and_attends_only_where_some_head_does(profiles):
     assert (found.effects["y"].reshape(6, 5, len(ROLES), 2)[:, :, 0] == 0).all()
     attention = found.attention["y"].reshape(6, 5, len(ROLES), len(ROLES))
     assert np.array_equal(attention, np.tril(attention))
+
+
+def test_permuting_the_mean_attention_gives_the_mean_of_the_permuted_attention(profiles):
+    two = replace(
+        profiles,
+        effects={**profiles.effects, "z": profiles.effects["y"][:3]},
+        attention={**profiles.attention, "z": profiles.attention["y"][:3] + 1},
+    )
+    two.attention["z"].reshape(3, 5, len(ROLES), len(ROLES))[:, :, 1] = np.nan
+    averaged = two.averaged()
+    assert averaged.attention == {}
+    for seed in range(3):
+        found, expected = (permute_roles(each, seed=seed).mean() for each in (averaged, two))
+        np.testing.assert_allclose(found.attention, expected.attention, atol=1e-12)
+        np.testing.assert_allclose(found.effects, expected.effects, atol=1e-12)
+
+
+def test_heads_are_averaged_and_compared_in_blocks_of_any_size(profiles, monkeypatch):
+    other = permute_roles(profiles, seed=1)
+    expected = similarity_draws(profiles, other, seed=0)
+    assert expected.shape == (1 + N_DRAWS, 5, 5)
+    for module in ("means", "profiles"):
+        monkeypatch.setattr(f"probes.comparison.heads.{module}.BLOCK", 700)
+    fresh = replace(profiles)  # Without the mean that it keeps.
+    np.testing.assert_allclose(similarity_draws(fresh, other, seed=0), expected, atol=1e-6)
 
 
 def test_a_path_whose_sign_varies_is_within_the_permuted_null():

@@ -235,7 +235,11 @@ def explained_by(
     targets: Float[np.ndarray, "draw head fraction"], parts: Float[np.ndarray, "draw part fraction"]
 ) -> Float[np.ndarray, "draw head part"]:
     """Fraction of each target that each part explains, in each draw (-1 to 1)."""
-    return np.stack([_bounded_fraction(t, parts) for t in targets.swapaxes(0, 1)], 1)
+    # In single precision: the pairs of two large models are many.
+    explained = np.empty((*targets.shape[:2], parts.shape[1]), dtype=np.float32)
+    for number in range(targets.shape[1]):
+        explained[:, number] = _bounded_fraction(targets[:, number], parts)
+    return explained
 
 
 def _bounded_fraction(

@@ -18,11 +18,13 @@ def permute_roles(profiles: HeadProfiles, *, seed: int) -> HeadProfiles:
     sharply than those of random-init models, so that this null is the stricter one.
     """
     rng, roles = np.random.default_rng(seed), len(profiles.roles)
-    return replace(
-        profiles,
-        effects={c: _permute_effects(e, roles, rng) for c, e in profiles.effects.items()},
-        attention=_permute_attention(profiles.attention, roles, rng),
-    )
+    effects = {c: _permute_effects(e, roles, rng) for c, e in profiles.effects.items()}
+    if profiles.mean_attention is None:
+        attention = _permute_attention(profiles.attention, roles, rng)
+        return replace(profiles, effects=effects, attention=attention)
+    # All prompts have the same permutations, so that the mean can be permuted in their place.
+    mean = _permute_attention({"mean": profiles.mean_attention[None]}, roles, rng)["mean"][0]
+    return replace(profiles, effects=effects, mean_attention=mean)
 
 
 def _permute_effects(

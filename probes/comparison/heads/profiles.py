@@ -5,13 +5,15 @@ by contrast and role (logits). Attention: role-to-role attention minus that of a
 uniformly, because all causal heads share the latter.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from einops import rearrange
 from jaxtyping import Bool, Float
 
+from probes.comparison.heads.means import BLOCK, half_weights, weighted_mean
 from probes.comparison.heads.result import MIN_RELIABILITY
 from probes.interventions.attribution_patching import attribution_patching
 from probes.interventions.result import ScreenCheck
@@ -43,6 +45,7 @@ class HeadProfiles:
         effects: Patching effects by contrast; NaN where a prompt lacks the role.
         attention: Attention minus uniform attention on the clean prompts of each contrast.
         total_effects: Effect of replacing all components, by contrast (logits).
+        mean_attention: Mean of the attention where that of single prompts is not kept; else None.
     """
 
     model: str
@@ -51,11 +54,12 @@ class HeadProfiles:
     effects: Mapping[str, Float[np.ndarray, "_ head effect"]]
     attention: Mapping[str, Float[np.ndarray, "_ head gaze"]]
     total_effects: Mapping[str, Float[np.ndarray, "_ answer"]] = field(default_factory=dict)
+    mean_attention: Float[np.ndarray, "head gaze"] | None = None
 
     @property
     def reliability(self) -> Float[np.ndarray, " head"]:
         """Cosine of each head's effects on the even and on the odd prompts."""
-        first, second = unit_length(self.split_halves().effects)
+        first, second = unit_length(self._mean_effects(self._split_weights()))
         return (first * second).sum(-1)
 
     @property
@@ -65,20 +69,34 @@ class HeadProfiles:
 
     def mean(self) -> "MeanProfiles":
         """Mean over all prompts; one draw."""
-        return self._weighted_mean(self._equal_weights())
+        return self._mean
+
+    @cached_property
+    def _mean(self) -> "MeanProfiles":
+        if self.mean_attention is None:
+            return self._weighted_mean(self._equal_weights())
+        return MeanProfiles(self._mean_effects(self._equal_weights()), self.mean_attention[None])
+
+    def averaged(self) -> "HeadProfiles":
+        """Profiles without the attention of single prompts, which is large; its mean is kept."""
+        return replace(self, attention={}, mean_attention=self.mean().attention[0])
 
     def split_halves(self) -> "MeanProfiles":
         """Means over the even and over the odd prompts; two draws."""
-        return self._weighted_mean({c: _half_weights(len(e)) for c, e in self.effects.items()})
+        return self._weighted_mean(self._split_weights())
 
-    def bootstrap(self, *, seed: int) -> "MeanProfiles":
-        """Means over bootstrap samples; the same seed gives the same prompts in every model."""
-        return self._weighted_mean(
-            {
-                c: bootstrap_weights(len(e), N_DRAWS, seed=seed + k)
-                for k, (c, e) in enumerate(self.effects.items())
-            }
-        )
+    def bootstrap(self, *, seed: int) -> Iterator["MeanProfiles"]:
+        """Means over bootstrap samples, some at a time: all of a large model's take gigabytes.
+
+        The same seed gives the same prompts in every model.
+        """
+        weights = {
+            c: bootstrap_weights(len(e), N_DRAWS, seed=seed + k)
+            for k, (c, e) in enumerate(self.effects.items())
+        }
+        step = max(1, BLOCK // max(1, len(self.heads) * len(self.roles) ** 2))
+        for start in range(0, N_DRAWS, step):
+            yield self._weighted_mean({c: w[start : start + step] for c, w in weights.items()})
 
     def effect_fractions(
         self,
@@ -92,13 +110,21 @@ class HeadProfiles:
     def _equal_weights(self) -> dict[str, Float[np.ndarray, "1 _"]]:
         return {c: np.ones((1, len(e))) for c, e in self.effects.items()}
 
+    def _split_weights(self) -> dict[str, Float[np.ndarray, "2 _"]]:
+        return {c: half_weights(len(e)) for c, e in self.effects.items()}
+
+    def _mean_effects(
+        self, weights: Mapping[str, Float[np.ndarray, "draw _"]]
+    ) -> Float[np.ndarray, "draw head effect"]:
+        effects = [weighted_mean(weights[c], [e]) for c, e in self.effects.items()]
+        return np.concatenate(effects, axis=2)
+
     def _weighted_mean(self, weights: Mapping[str, Float[np.ndarray, "draw _"]]) -> "MeanProfiles":
-        effects = [_weighted_mean(weights[c], e) for c, e in self.effects.items()]
-        attention = _weighted_mean(
+        attention = weighted_mean(
             np.concatenate([weights[c] for c in self.attention], axis=1),
-            np.concatenate(list(self.attention.values()), axis=0),
+            [*self.attention.values()],
         )
-        return MeanProfiles(np.concatenate(effects, axis=2), attention)
+        return MeanProfiles(self._mean_effects(weights), attention)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,8 +206,10 @@ def similarity_draws(
     a: HeadProfiles, b: HeadProfiles, *, seed: int
 ) -> Float[np.ndarray, "draw head_a head_b"]:
     """Similarity on all prompts (first draw) and on bootstrap samples (other draws)."""
-    drawn = head_similarity(a.bootstrap(seed=seed), b.bootstrap(seed=seed))
-    return np.concatenate([head_similarity(a.mean(), b.mean()), drawn])
+    samples = zip(a.bootstrap(seed=seed), b.bootstrap(seed=seed), strict=True)
+    # In single precision: the pairs of two large models are many.
+    draws = [head_similarity(*each).astype(np.float32) for each in samples]
+    return np.concatenate([head_similarity(a.mean(), b.mean()).astype(np.float32), *draws])
 
 
 def affected_answers(*models: HeadProfiles) -> tuple[tuple[str, int], ...]:
@@ -220,7 +248,7 @@ def effect_fractions(
     for contrast, answer in contrast_answers:
         weight, total = weights[contrast], total_effects[contrast]
         mean_effects = rearrange(
-            _weighted_mean(weight, effects[contrast]),
+            weighted_mean(weight, [effects[contrast]]),
             "draw head (role answer) -> draw head role answer",
             answer=total.shape[1],
         )
@@ -253,7 +281,8 @@ def expand_attention(
     shared = [role for role in roles if role in present_roles]
     source = np.array([present_roles.index(role) for role in shared])
     target = np.array([roles.index(role) for role in shared])
-    expanded = np.full((*attention.shape[:3], len(roles), len(roles)), np.nan)
+    size = (*attention.shape[:3], len(roles), len(roles))
+    expanded = np.full(size, np.nan, dtype=attention.dtype)
     expanded[..., target[:, None], target] = attention[..., source[:, None], source]
     return expanded
 
@@ -268,18 +297,3 @@ def _attention_above_uniform(
     return rearrange(
         expanded, "prompt layer head role role_key -> prompt (layer head) (role role_key)"
     )
-
-
-def _weighted_mean(
-    weights: Float[np.ndarray, "draw prompt"], values: Float[np.ndarray, "prompt head feature"]
-) -> Float[np.ndarray, "draw head feature"]:
-    """Mean over the prompts that have a feature; 0 where none has it."""
-    present = ~np.isnan(values)
-    total = np.einsum("dp,phf->dhf", weights, np.where(present, values, 0.0), optimize=True)
-    weight = np.einsum("dp,phf->dhf", weights, present.astype(np.float64), optimize=True)
-    return np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
-
-
-def _half_weights(count: int) -> Float[np.ndarray, "2 prompt"]:
-    even = (np.arange(count) % 2 == 0).astype(np.float64)
-    return np.stack([even, 1 - even])

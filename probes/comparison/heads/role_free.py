@@ -66,7 +66,7 @@ def _role_free_cosines(
         )
         for f in (held_out.targets, held_out.parts)
     )
-    return cosines(*sums)
+    return cosines(*sums).astype(np.float32)
 
 
 def _strongest_role(

@@ -14,6 +14,6 @@ def expand_to_roles(
 ) -> Float[np.ndarray, "prompt head feature"]:
     """Effects over all roles, NaN for the roles that the prompts lack."""
     prompts, heads, _, answers = each.shape
-    full = np.full((prompts, heads, len(roles), answers), np.nan, dtype=np.float64)
+    full = np.full((prompts, heads, len(roles), answers), np.nan, dtype=each.dtype)
     full[:, :, [roles.index(role) for role in present_roles]] = each
     return rearrange(full, "prompt head role answer -> prompt head (role answer)")
