@@ -10,14 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from probes.circuits.edges.edge_attribution import AttributionMethod, edge_attribution
 from probes.circuits.edges.edge_scores import EdgeScores
 from probes.circuits.faithfulness import edge_masks
-from probes.circuits.reference_runs import ReferenceRuns
 from probes.circuits.task import Task, TaskSettings, sample_tasks
+from probes.comparison.circuits.edge_result import CircuitTransfer
 from probes.comparison.circuits.edge_tests import (
     EdgeChange,
     edge_changes,
@@ -100,7 +101,8 @@ def compare_circuits(
         discovery, held_out = sample_tasks(one, source, settings)
     groups = _require_groups(discovery, _MIN_PAIRS, "find circuits")
     _require_groups(held_out, _MIN_PAIRS, "evaluate circuits")
-    runs = (run_open_task(one, held_out), run_open_task(two, held_out))
+    # Runs of two large models are not kept while edges are scored.
+    logit_diffs = (_open_logit_diffs(one, held_out), _open_logit_diffs(two, held_out))
     edge_scores = (
         edge_attribution(one, discovery, method=settings.method),
         edge_attribution(two, discovery, method=settings.method),
@@ -110,15 +112,23 @@ def compare_circuits(
     *by_size, weighted_overlap = edge_overlaps(
         rows_a, rows_b, counts, times=settings.draws, seed=seed
     )
-    largest_drop = max(
-        float((each.clean_logit_diffs - each.ablated_logit_diffs).mean()) for each in runs
+    largest_drop = max(float((clean - ablated).mean()) for clean, ablated in logit_diffs)
+    in_a, in_b = (
+        _transfers((one, two)[m], held_out, (edge_scores[m], edge_scores[1 - m]), counts, settings)
+        for m in (0, 1)
     )
     changes, _ = changed_edges(discovery, edge_scores, largest_drop, seed=seed)
     return CircuitComparison(
         a=one.name,
         b=two.name,
-        logit_diffs=(_mean_logit_diff(runs[0], seed), _mean_logit_diff(runs[1], seed)),
-        sizes=tuple(_compare_at_size(edge_scores, runs, each, settings) for each in by_size),
+        logit_diffs=(
+            _mean(logit_diffs[0][0], seed),
+            _mean(logit_diffs[1][0], seed),
+        ),
+        sizes=tuple(
+            _size_comparison(edge_scores, each, own, seed)
+            for each, *own in zip(by_size, in_a, in_b, strict=True)
+        ),
         weighted_overlap=weighted_overlap,
         edge_changes=changes,
         min_detectable_edges=min_detectable_edges(len(rows_a), len(edge_scores[0])),
@@ -195,19 +205,42 @@ def _sum_scores_by_group(
     return sum_by_group(edge_scores.per_prompt, groups)
 
 
-def _mean_logit_diff(runs: ReferenceRuns, seed: int) -> Estimate:
-    return bootstrap_mean(runs.clean_logit_diffs.cpu().double().numpy(), seed=seed)
+def _open_logit_diffs(model: Model, task: Task) -> tuple[Tensor, Tensor]:
+    """Logit differences of the clean and of the counterfactual prompts; the gate must be open."""
+    runs = run_open_task(model, task)
+    return runs.clean_logit_diffs, runs.ablated_logit_diffs
 
 
-def _compare_at_size(
-    edge_scores: Sequence[EdgeScores],
-    runs: Sequence[ReferenceRuns],
-    overlap: Overlap,
+def _mean(logit_diffs: Tensor, seed: int) -> Estimate:
+    return bootstrap_mean(logit_diffs.cpu().double().numpy(), seed=seed)
+
+
+def _transfers(
+    model: Model,
+    held_out: Task,
+    edge_scores: tuple[EdgeScores, EdgeScores],
+    counts: Sequence[int],
     settings: CircuitComparisonSettings,
+) -> list[CircuitTransfer]:
+    """Circuits of each size in one model; the scores are its own, then those of the other."""
+    runs, transfers = run_open_task(model, held_out), []
+    for count in counts:
+        own, other = edge_masks(runs, [scores.top(count) for scores in edge_scores])
+        how = {"random_circuits": settings.random_circuits, "seed": settings.seed}
+        transfers.append(evaluate_transfer(runs, own, other, **how))
+    return transfers
+
+
+def _size_comparison(
+    edge_scores: Sequence[EdgeScores],
+    overlap: Overlap,
+    transfers: Sequence[CircuitTransfer],
+    seed: int,
 ) -> SizeComparison:
     graph = edge_scores[0].graph
-    masks = edge_masks(runs[0], [scores.top(overlap.edges) for scores in edge_scores])
-    nodes, random_nodes = node_overlap(graph, masks, seed=settings.seed)
-    how = {"random_circuits": settings.random_circuits, "seed": settings.seed}
-    in_a, in_b = (evaluate_transfer(runs[m], masks[m], masks[1 - m], **how) for m in (0, 1))
+    masks = torch.zeros(2, len(graph), dtype=torch.bool)
+    for mask, scores in zip(masks, edge_scores, strict=True):
+        mask[scores.top(overlap.edges).edge_indices] = True
+    nodes, random_nodes = node_overlap(graph, masks, seed=seed)
+    in_a, in_b = transfers
     return SizeComparison(overlap.edges / len(graph), overlap, nodes, random_nodes, in_a, in_b)
