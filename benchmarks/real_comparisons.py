@@ -28,6 +28,7 @@ from probes.compression.quantization.quantize import quantize
 from probes.interventions.attribution_patching import attribution_patching
 from probes.interventions.screened_patching import ExactCells, screened_patching
 from probes.models.model import Model, load
+from probes.models.shared_weights import share_weights
 from probes.prompts.catalog import pattern
 from probes.prompts.tokens.pair_batch import sample_pairs, tokenize_pairs
 from probes.stats.intervals import proportion
@@ -103,6 +104,8 @@ def main() -> None:
             # In a process of its own, whose memory is not that of the comparison.
             made = other.submit(save_quantized, given.folder / given.model, Path(folder)).result()
             models = (model, load(made))
+        # As `compare` does with models that it loads itself.
+        share_weights(models)
         settings = ComparisonSettings(prompts=given.prompts, screen="always", null="permuted")
         screened, seconds = compare_timed(models, given.pattern, settings)
         print(*screened.summary(), f"{seconds:.0f} CPU-s", sep="\n")

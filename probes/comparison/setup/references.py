@@ -11,6 +11,7 @@ from probes.errors import ModelError
 from probes.models.files.names import stored_source
 from probes.models.model import Model, ModelSpec, load, random_init
 from probes.models.run_checks import require_unedited
+from probes.models.shared_weights import share_weights
 from probes.observe.result import GateCriterion
 from probes.plan import PlannedSettings
 
@@ -110,6 +111,9 @@ def load_models(
         else load(other, device=device)
         for other in others
     ]
+    given = [spec for spec in (full, *others) if isinstance(spec, Model)]
+    # Models of the caller keep weights of their own.
+    share_weights([one for one in (a, *relatives) if one not in given])
     for model in (a, *relatives):
         require_unedited(model)
         if model.tokenizer is None:
