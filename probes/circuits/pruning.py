@@ -1,6 +1,6 @@
 """Pruning: the smallest faithful circuit, and which of its edges are necessary."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,12 +14,16 @@ from probes.circuits.circuit import Circuit
 from probes.circuits.edges.edge_scores import EdgeScores
 from probes.circuits.edges.path_patching import run_circuits
 from probes.circuits.faithfulness import edge_masks
+from probes.circuits.held_runs import HeldRuns
 from probes.circuits.reference_runs import ReferenceRuns
 from probes.circuits.result import EdgeNecessity
 from probes.circuits.selection import random_paths
 from probes.errors import CircuitError
 from probes.stats.multiple_testing import holm
 
+# Circuits that pruning tries in one call where the runs of all pairs are not in memory: each call
+# makes these runs anew.
+_TRIED_TOGETHER = 16
 # Rounding error of a logit difference, as a fraction of the gap between the two runs.
 _ROUNDING_TOLERANCE = 1e-4
 
@@ -69,20 +73,24 @@ def prune_circuit(
     ranks = ranks if rule.supporting_first else ranks.abs()
     order = ranks.argsort(descending=True, stable=True)
 
+    def are_faithful(circuits: Sequence[Int[Tensor, " _"]]) -> list[bool]:
+        values = _faithfulness(runs, circuits)
+        return [f - rule.standard_errors * error >= keep - 1e-5 for f, error in values]  # rounding
+
     def is_faithful(edges: Int[Tensor, " edge"]) -> bool:
-        value, error = _faithfulness(runs, edges)
-        return value - rule.standard_errors * error >= keep - 1e-5  # rounding
+        return are_faithful([edges])[0]
 
     if not is_faithful(order):
         raise CircuitError(
-            f"All {len(order)} edges keep {_faithfulness(runs, order)[0]:.3f} of the logit "
+            f"All {len(order)} edges keep {_faithfulness(runs, [order])[0][0]:.3f} of the logit "
             f"difference, less than {keep:g}: request less"
         )
     prefix = order[: _shortest_prefix(order, is_faithful)]
-    kept, is_finished = _prune_edges(prefix, is_faithful, rule.max_runs)
+    together = 1 if isinstance(runs, HeldRuns) else _TRIED_TOGETHER
+    kept, is_finished = _prune_edges(prefix, are_faithful, rule.max_runs, together)
     circuit = edge_scores.to_circuit(kept.numpy(), f"bisection and pruning to {keep:.4g}{rule}")
     # Otherwise an edge without any input still carries a change.
-    if runs.ablated.is_consistent:
+    if runs.is_consistent:
         circuit = circuit.connected()
     evaluation = (("judged by ablation", runs.ablation), ("faithfulness", "ratio of means"))
     if not is_finished:
@@ -90,17 +98,22 @@ def prune_circuit(
     return replace(circuit, protocol=(*circuit.protocol, *evaluation))
 
 
-def _faithfulness(runs: ReferenceRuns, edges: Int[Tensor, " edge"]) -> tuple[float, float]:
-    """f of some edges, a ratio of means, and its standard error over prompts."""
-    mask = torch.zeros(1, len(runs.graph), dtype=torch.bool)
-    mask[0, edges] = True
-    kept = (run_circuits(runs, mask)[0] - runs.ablated_logit_diffs).cpu().double()
+def _faithfulness(
+    runs: ReferenceRuns, circuits: Sequence[Int[Tensor, " _"]]
+) -> list[tuple[float, float]]:
+    """f of each circuit, a ratio of means, and its standard error over prompts."""
+    masks = torch.zeros(len(circuits), len(runs.graph), dtype=torch.bool)
+    for mask, edges in zip(masks, circuits, strict=True):
+        mask[edges] = True
+    every = (run_circuits(runs, masks) - runs.ablated_logit_diffs).cpu().double()
     gap = (runs.clean_logit_diffs - runs.ablated_logit_diffs).cpu().double()
-    value = kept.mean() / gap.mean()
-    if len(gap) < 2:
-        return float(value), 0.0
-    error = (kept - value * gap).std() / (len(gap) ** 0.5 * gap.mean().abs())
-    return float(value), float(error)
+    found = []
+    for kept in every:
+        value, error = kept.mean() / gap.mean(), 0.0
+        if len(gap) > 1:
+            error = (kept - value * gap).std() / (len(gap) ** 0.5 * gap.mean().abs())
+        found.append((float(value), float(error)))
+    return found
 
 
 def _shortest_prefix(
@@ -118,24 +131,30 @@ def _shortest_prefix(
 
 def _prune_edges(
     kept: Int[Tensor, " edge"],
-    is_faithful: Callable[[Int[Tensor, " _"]], bool],
+    are_faithful: Callable[[Sequence[Int[Tensor, " _"]]], list[bool]],
     max_runs: int | None,
+    together: int,
 ) -> tuple[Int[Tensor, " _"], bool]:
     """Greedily drop edges while the rest is faithful, from the weak end, in halving blocks.
 
-    Also returns whether the last blocks of one edge were tried within the runs.
+    The next blocks are tried `together`, as if all were needed; those behind the first that is not
+    are tried again without it. Also returns whether the last blocks of one edge were tried within
+    the runs.
     """
     block, runs = max(1, len(kept) // 2), 0
     while True:
-        for start in reversed(range(0, len(kept), block)):
-            rest = torch.cat([kept[:start], kept[start + block :]])
-            if not len(rest):
-                continue
-            if max_runs is not None and runs >= max_runs:
+        starts = [*reversed(range(0, len(kept), block))]
+        while starts:
+            left = together if max_runs is None else min(together, max_runs - runs)
+            rests = [torch.cat([kept[:at], kept[at + block :]]) for at in starts[:together]]
+            tried = [rest for rest in rests if len(rest)][: max(left, 0)]
+            if not tried and len(kept) > block:
                 return kept, False
-            runs += 1
-            if is_faithful(rest):
-                kept = rest
+            found = are_faithful(tried) if tried else []
+            needed = found.index(True) if True in found else len(found)
+            runs += min(needed + 1, len(found))
+            kept = tried[needed] if needed < len(found) else kept
+            starts = starts[max(1, min(needed + 1, len(found))) :]
         if block == 1:
             return kept, True
         block = max(1, block // 2)

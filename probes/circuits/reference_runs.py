@@ -1,19 +1,27 @@
 """Reference runs: the clean run of a task, and the run with every edge ablated."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TypeVar
 
 import torch
 from einops import einsum
-from jaxtyping import Float
+from jaxtyping import Int
 from torch import Tensor
-from torch.nn.functional import one_hot
 
-from probes.circuits.edges.writer_changes import KnownChanges, WriterChanges
+from probes.circuits.ablated_values import (
+    RoleMeans,
+    WriterValues,
+    require_roles,
+    role_means,
+    role_sums,
+)
 from probes.circuits.graph import ComputationGraph
+from probes.circuits.held_runs import Ablation as Ablation
+from probes.circuits.held_runs import HeldRuns, Run, readout_logit_diffs
+from probes.circuits.held_runs import ReferenceRuns as ReferenceRuns
 from probes.circuits.task import Task
-from probes.errors import BatchError, CircuitError
+from probes.errors import CircuitError
 from probes.models.layers.decoder import (
     DecoderActivations,
     DecoderInputs,
@@ -23,76 +31,78 @@ from probes.models.layers.decoder import (
     decompose,
 )
 from probes.models.layers.norm import IDENTITY
+from probes.models.micro_batches import MicroBatches, run_micro_batches
 from probes.models.model import Model
 from probes.models.run_checks import require_eval, require_unedited
 
-Ablation = Literal["counterfactual", "mean", "zero"]
+T = TypeVar("T")
 
-_WriterValues = tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]
-"""Values of the embedding, of z and of MLPs, as edges carry them."""
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """A run from which patched passes start: what it has from the first position on.
-
-    Keys and values are those of all positions.
-
-    Attributes:
-        activations: What readers read, and what writers make of it.
-        embed, z, mlp_out: What the edges carry; differs from `activations` where edges carry means
-            or zeros.
-    """
-
-    activations: DecoderActivations
-    embed: Tensor
-    z: tuple[Tensor, ...]
-    mlp_out: tuple[Tensor, ...]
-
-    @property
-    def is_consistent(self) -> bool:
-        """Whether edges carry what the writers compute."""
-        return self.z is self.activations.z
-
-    @classmethod
-    def begin(cls, activations: DecoderActivations, first: int) -> "Run":
-        """Run whose edges carry what its writers compute, from the first position on."""
-        if first == 0:
-            return cls(activations, activations.embed, activations.z, activations.mlp_out)
-        kept: dict = {"k": activations.k, "v": activations.v}
-        for name in ("embed", "resid_final"):
-            kept[name] = getattr(activations, name)[:, first:].clone()
-        for name in ("resid_pre", "resid_mid", "q", "z", "mlp_out"):
-            # Copies: a view would keep all positions in memory.
-            kept[name] = tuple(value[:, first:].clone() for value in getattr(activations, name))
-        activations = DecoderActivations(**kept)
-        return cls(activations, activations.embed, activations.z, activations.mlp_out)
+# Floats of the activations of both runs that are kept: 2 GB.
+_MAX_RUN_FLOATS = 1 << 29
 
 
 @dataclass(frozen=True, eq=False)
-class ReferenceRuns:
-    """What all circuits of one model and task share.
+class StreamedRuns(ReferenceRuns):
+    """Reference runs of many pairs, which are made anew for some of these at a time."""
 
-    Attributes:
-        graph: Numbers the edges of masks.
-        clean, ablated: The runs with all edges kept, and with none.
-        first_position: The position before which nothing differs.
-        clean_logit_diffs, ablated_logit_diffs: Logit differences of both runs (logits).
-        known: Changes that passes of these runs have computed and may share.
-    """
+    maker: "_RunMaker" = field(repr=False)
+
+    def each_part(self, run: Callable[[HeldRuns], T]) -> Iterator[T]:
+        """The results of parts of the prompts."""
+        yield from self.maker.each_part(run)
+
+
+@dataclass(frozen=True, eq=False)
+class _RunMaker:
+    """Makes the runs of parts of a task; other attributes as in `ReferenceRuns`."""
 
     model: Model
     task: Task
     graph: ComputationGraph
     ablation: Ablation
     weights: DecoderWeights
-    entry: DecoderInputs
-    clean: Run
-    ablated: Run
     first_position: int
-    clean_logit_diffs: Float[Tensor, " prompt"]
-    ablated_logit_diffs: Float[Tensor, " prompt"]
-    known: KnownChanges = field(default_factory=KnownChanges, init=False, repr=False)
+    means: RoleMeans | None
+
+    def each_part(self, run: Callable[[HeldRuns], T]) -> Iterator[T]:
+        rows = torch.arange(len(self.task), device=self.model.device)
+        return run_micro_batches(
+            self.model,
+            rows,
+            lambda part: run(self.hold(part)),
+            _batches(self.model, self.task, self.first_position),
+        )
+
+    def hold(self, rows: Int[Tensor, " row"]) -> HeldRuns:
+        """Runs of some pairs."""
+        task = self.task if len(rows) == len(self.task) else self.task[rows]
+        first, weights = self.first_position, self.weights
+        entry, clean = _capture_run(self.model, weights, task, task.clean, first)
+        if self.ablation == "counterfactual":
+            _, ablated = _capture_run(self.model, weights, task, task.counterfactual, first)
+        else:
+            values = _zeros(clean)
+            if self.means is not None:
+                values = self.means.at(task, self.model.shape.heads)
+            ablated = _run_with_constants(clean, weights, entry, values)
+        at = (torch.arange(len(task), device=self.model.device), task.readout - first)
+        clean_logit_diffs, ablated_logit_diffs = (
+            readout_logit_diffs(weights, task, run.activations.resid_final[at][None])[0]
+            for run in (clean, ablated)
+        )
+        return HeldRuns(
+            model=self.model,
+            task=task,
+            graph=self.graph,
+            ablation=self.ablation,
+            weights=weights,
+            first_position=first,
+            clean_logit_diffs=clean_logit_diffs,
+            ablated_logit_diffs=ablated_logit_diffs,
+            entry=entry,
+            clean=clean,
+            ablated=ablated,
+        )
 
 
 @torch.no_grad()
@@ -105,6 +115,9 @@ def run_references(
     mean_task: Task | None = None,
 ) -> ReferenceRuns:
     """Run a task's clean and counterfactual prompts once, for all circuits.
+
+    The activations are kept where they take at most 2 GB. Those of more pairs are computed anew
+    for each call that runs circuits, so that memory does not grow with the number of pairs.
 
     Args:
         model: A decoder whose blocks are sums of heads and MLP, with or without post-norms.
@@ -128,35 +141,52 @@ def run_references(
     weights, task = decompose(model), task.to(model)
     first = task.first_difference if ablation == "counterfactual" else 0
     first = min(first, int(task.readout.min()))
-    entry, clean = _capture_run(model, weights, task, task.clean, first)
-    if ablation == "zero":
-        z, mlp_out = (tuple(map(torch.zeros_like, values)) for values in (clean.z, clean.mlp_out))
-        values = (torch.zeros_like(clean.embed), z, mlp_out)
-        ablated = _run_with_constants(clean, weights, entry, values)
-    else:
-        other = task if mean_task is None or ablation != "mean" else mean_task.to(model)
-        _, ablated = _capture_run(model, weights, other, other.counterfactual, first)
-        if ablation == "mean":
-            values = _role_means(task, other, ablated.activations)
-            ablated = _run_with_constants(clean, weights, entry, values)
-    at = (torch.arange(len(task), device=model.device), task.readout - first)
-    clean_logit_diffs, ablated_logit_diffs = (
-        readout_logit_diffs(weights, task, run.activations.resid_final[at][None])[0]
-        for run in (clean, ablated)
-    )
-    return ReferenceRuns(
-        model=model,
-        task=task,
-        graph=task.computation_graph(model, roles=roles),
-        ablation=ablation,
-        weights=weights,
-        entry=entry,
-        clean=clean,
-        ablated=ablated,
-        first_position=first,
-        clean_logit_diffs=clean_logit_diffs,
-        ablated_logit_diffs=ablated_logit_diffs,
-    )
+    means = None
+    if ablation == "mean":
+        means = _role_means(model, weights, task, task if mean_task is None else mean_task)
+    graph = task.computation_graph(model, roles=roles)
+    maker = _RunMaker(model, task, graph, ablation, weights, first, means)
+    kept: list[HeldRuns] = []
+
+    def measure(runs: HeldRuns) -> tuple[Tensor, Tensor]:
+        if len(runs.task) == len(task):
+            kept.append(runs)
+        return runs.clean_logit_diffs, runs.ablated_logit_diffs
+
+    clean, ablated = (torch.cat(each) for each in zip(*maker.each_part(measure), strict=True))
+    if kept:
+        return kept[0]
+    return StreamedRuns(model, task, graph, ablation, weights, first, clean, ablated, maker)
+
+
+def _batches(model: Model, task: Task, first: int) -> MicroBatches:
+    """Most pairs whose runs are in memory."""
+    shape, width = model.shape, task.clean.shape[1]
+    heads, kv_heads = shape.heads * shape.d_head, shape.kv_heads * shape.d_head
+    floats = (width - first) * (3 * shape.d_model + 2 * heads) + width * 2 * kv_heads
+    pairs = _MAX_RUN_FLOATS // (2 * shape.layers * floats)
+    return MicroBatches("recording runs", max(1, pairs), width)
+
+
+def _role_means(model: Model, weights: DecoderWeights, task: Task, other: Task) -> RoleMeans:
+    """Means over the tokens of the counterfactuals of another task."""
+    require_roles(task, other)
+    other = other.to(model)
+
+    def run(rows: Int[Tensor, " row"]) -> list[Tensor]:
+        part = other[rows]
+        _, activations = capture_decoder(
+            model, weights, part.counterfactual, part.mask, part.readout
+        )
+        return role_sums(part, activations)
+
+    rows = torch.arange(len(other), device=model.device)
+    return role_means(other.roles, run_micro_batches(model, rows, run, _batches(model, other, 0)))
+
+
+def _zeros(run: Run) -> WriterValues:
+    z, mlp_out = (tuple(map(torch.zeros_like, values)) for values in (run.z, run.mlp_out))
+    return torch.zeros_like(run.embed), z, mlp_out
 
 
 def _capture_run(
@@ -167,77 +197,8 @@ def _capture_run(
     return entry, Run.begin(activations, first)
 
 
-def readout_logit_diffs(
-    weights: DecoderWeights, task: Task, resid: Float[Tensor, "circuit prompt d_model"]
-) -> Float[Tensor, "circuit prompt"]:
-    """Logit differences from the final residual stream at the readouts.
-
-    Only the logits of answers and foils are computed.
-    """
-    tokens = torch.cat([task.answer[:, None], task.foils.clamp(min=0)], 1)
-    logits = weights.token_logits(weights.final_norm(resid), tokens)
-    present = task.foils >= 0
-    foils = logits[..., 1:].where(present, 0.0).sum(-1) / present.sum(1).clamp(min=1)
-    return logits[..., 0] - foils
-
-
-def ablation_change(runs: ReferenceRuns, writer: int) -> Tensor:
-    """Ablated minus clean output of a writer from the first position on; before a post-norm."""
-    heads = runs.model.shape.heads
-    if writer == 0:
-        return runs.ablated.embed - runs.clean.embed
-    layer, head = divmod(writer - 1, heads + 1)
-    if head == heads:
-        return runs.ablated.mlp_out[layer] - runs.clean.mlp_out[layer]
-    change = (runs.ablated.z[layer] - runs.clean.z[layer])[..., head, :]
-    return change @ runs.weights.layers[layer].o[head]
-
-
-def ablation_changes(runs: ReferenceRuns, masks: Sequence[Tensor], prompts: slice) -> WriterChanges:
-    """What ablation changes in some prompts, for writers with a masked edge.
-
-    `masks` are block masks. Writers that the two runs share are left out.
-    """
-    has_edge = torch.zeros(len(runs.graph.writers), dtype=torch.bool)
-    for mask in masks:
-        has_edge[: mask.shape[-1]] |= mask.flatten(0, -2).any(0).cpu()
-    writers = has_edge.nonzero()[:, 0].tolist()
-    changes = {writer: ablation_change(runs, writer)[prompts] for writer in writers}
-    changes = {writer: change for writer, change in changes.items() if bool(change.any())}
-    if not changes:
-        return WriterChanges(runs.clean.embed[prompts][None, None][:, :0])
-    return WriterChanges(torch.stack([*changes.values()])[None], [*changes])
-
-
-def _role_means(task: Task, mean_task: Task, activations: DecoderActivations) -> _WriterValues:
-    """Mean value of each writer over the tokens of the same role in `mean_task`."""
-    index = {role: n for n, role in enumerate(mean_task.roles)}
-    used = [task.roles[n] for n in task.role_of.unique().tolist() if n >= 0]
-    present = {mean_task.roles[n] for n in mean_task.role_of.unique().tolist() if n >= 0}
-    if missing := [role for role in used if role not in present]:
-        raise BatchError(
-            f"The prompts of means lack the roles {', '.join(missing)}, which the task has: take "
-            "means over prompts of the same pattern"
-        )
-    to = torch.tensor([index.get(role, 0) for role in task.roles], device=task.role_of.device)
-    role_of = torch.where(task.role_of >= 0, to[task.role_of.clamp(min=0)], 0)
-    has_role = one_hot(mean_task.role_of.clamp(min=0), len(mean_task.roles))
-    has_role = (has_role * (mean_task.role_of >= 0)[..., None]).to(activations.embed.dtype)
-    count = has_role.sum((0, 1)).clamp(min=1)
-
-    def mean(value: Tensor) -> Tensor:
-        total = einsum(has_role, value.flatten(2), "b t r, b t f -> r f") / count[:, None]
-        return total[role_of].unflatten(-1, value.shape[2:])
-
-    return (
-        mean(activations.embed),
-        tuple(map(mean, activations.z)),
-        tuple(map(mean, activations.mlp_out)),
-    )
-
-
 def _run_with_constants(
-    clean: Run, weights: DecoderWeights, entry: DecoderInputs, values: _WriterValues
+    clean: Run, weights: DecoderWeights, entry: DecoderInputs, values: WriterValues
 ) -> Run:
     """Run in which every edge carries a constant, and readers read the sums of these."""
     embed, z, mlp_out = values

@@ -112,11 +112,13 @@ def edge_attribution(
         label, batches = "exact, one by one", iter([edge_patching(model, task, roles=roles).T])
     else:
         label, batches = str(chosen), _gradient_scores(model, task, graph, chosen.points)
-    moments, kept = RunningMoments(len(graph)), []
+    moments, start = RunningMoments(len(graph)), 0
+    rows = torch.empty(len(task), len(graph)) if per_prompt else None
     for scores in batches:
         moments.add(scores)
-        if per_prompt:
-            kept.append(scores.cpu())
+        if rows is not None:
+            rows[start : start + len(scores)] = scores.cpu()
+            start += len(scores)
     protocol = (
         ("method", label),
         ("task", task.name),
@@ -125,7 +127,6 @@ def edge_attribution(
         ("ablation", "counterfactual"),
         ("direction", "clean to counterfactual"),
     )
-    rows = torch.cat(kept) if per_prompt else None
     return EdgeScores(model.name, graph, len(task), *moments.result(), rows, protocol)
 
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from probes.circuits.circuit import Circuit
 
 
+_BLOCK = 8_000_000  # Floats of the bootstrap draws of all edges that are held at once.
+
+
 @dataclass(frozen=True, eq=False)
 class EdgeScores:
     """Scores of all edges of a model for one task.
@@ -104,8 +107,13 @@ class EdgeScores:
         rng = np.random.default_rng(seed)
         uniform = np.full(self.prompts, 1 / self.prompts)
         weights = torch.from_numpy(rng.multinomial(self.prompts, uniform, size=draws)).float()
-        sizes = (weights @ self.per_prompt).abs()
-        top = sizes.topk(min(count, len(self)), dim=1, sorted=False).indices
+        most = min(count, len(self))
+        top = torch.cat(
+            [
+                (part @ self.per_prompt).abs_().topk(most, dim=1, sorted=False).indices
+                for part in weights.split(max(1, _BLOCK // len(self)))
+            ]
+        )
         distinct, column = top.unique(return_inverse=True)
         member = torch.zeros(draws, len(distinct)).scatter_(1, column, 1.0)
         both = member @ member.T

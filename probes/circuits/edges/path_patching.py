@@ -5,14 +5,16 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probes.circuits.graph import LOGITS, Edge
+from probes.circuits.held_runs import HeldRuns, ablation_change
 from probes.circuits.patched_pass import PatchedPass
-from probes.circuits.reference_runs import ReferenceRuns, ablation_change, run_references
+from probes.circuits.reference_runs import ReferenceRuns, run_references
 from probes.circuits.task import Task
 from probes.errors import CircuitError
+from probes.models.micro_batches import MicroBatches, run_micro_batches
 from probes.models.model import Model
 
 # Floats of the writers' changes in one pass: enough for the matrix products, few enough for RAM.
@@ -50,20 +52,27 @@ def edge_patching(
     graph = runs.graph
     indices = np.arange(len(graph)) if edges is None else graph.indices_of(edges)
     source, _, role, _ = torch.from_numpy(graph.edge_table[:, indices])
-    changes = [ablation_change(runs, writer) for writer in range(len(graph.writers))]
-    changed = (torch.stack(changes) != 0).any(-1)  # writer prompt position
-    if roles:
-        role_of = runs.task.role_of[:, runs.first_position :]
-        of_role = [role_of == n for n in range(len(graph.roles))]
-        changed = torch.stack([(changed & tokens).any(2).any(1) for tokens in of_role], 1)
-    else:
-        changed = changed.any(2).any(1)[:, None]
+    changed = torch.stack([*runs.each_part(_changed_writers)]).any(0)
     result = torch.zeros(len(indices), len(task), device=model.device)
-    for rows in changed.cpu()[source, role].nonzero()[:, 0].split(_EDGES_PER_PASS):
+    for rows in changed[source, role].nonzero()[:, 0].split(_EDGES_PER_PASS):
         masks = torch.ones(len(rows), len(graph), dtype=torch.bool)
         masks[torch.arange(len(rows)), indices[rows.numpy()]] = False
         result[rows] = runs.clean_logit_diffs - run_circuits(runs, masks, start_from="clean")
     return result.cpu()
+
+
+def _changed_writers(runs: HeldRuns) -> Bool[Tensor, "writer role"]:
+    """Whether ablation changes each writer at each role, or anywhere without roles."""
+    task = runs.task
+    of_role = [torch.ones_like(task.role_of, dtype=torch.bool)]
+    if runs.graph.roles:
+        of_role = [task.role_of == n for n in range(len(runs.graph.roles))]
+    at = torch.stack(of_role)[..., runs.first_position :]
+    changed = [
+        (at & (ablation_change(runs, writer) != 0).any(-1)).any(2).any(1)
+        for writer in range(len(runs.graph.writers))
+    ]
+    return torch.stack(changed).cpu()
 
 
 @torch.no_grad()
@@ -138,21 +147,39 @@ def run_circuits(
     masks = masks.to(runs.model.device)
     cut_masks = ~masks if cut_masks is None else cut_masks.to(runs.model.device)
     from_ablated = 2 * masks.sum(1) <= masks.shape[1]
-    if start_from != "auto" or not runs.ablated.is_consistent:
+    if start_from != "auto" or not runs.is_consistent:
         # Means and zeros leave residuals so small that subtracting from them loses precision.
         from_ablated = torch.full_like(from_ablated, start_from != "clean")
-    size = (runs.entry.embed.shape[1] - runs.first_position) * runs.model.shape.d_model
+    parts = runs.each_part(lambda part: _run_part(part, masks, cut_masks, from_ablated))
+    return torch.cat([*parts], 1)
+
+
+def _run_part(
+    runs: HeldRuns,
+    masks: Bool[Tensor, "circuit edge"],
+    cut_masks: Bool[Tensor, "circuit edge"],
+    from_ablated: Bool[Tensor, " circuit"],
+) -> Float[Tensor, "circuit prompt"]:
+    """Logit differences of runs in memory; passes start from the ablated run or the clean one."""
+    width = runs.entry.embed.shape[1] - runs.first_position
+    size = width * runs.model.shape.d_model
     shared = max(1, _MAX_SHARED_FLOATS // (size * len(runs.task)))
     result = torch.empty(len(masks), len(runs.task), device=runs.model.device)
+    every = torch.arange(len(runs.task))
     for ablated in (True, False):
         indices = (from_ablated == ablated).nonzero()[:, 0]
         together = 1 if ablated and shared < _FEWEST_SHARED else shared
         for rows in indices.split(together) if len(indices) else ():
-            step = max(1, _MAX_FLOATS // (len(rows) * len(runs.graph.writers) * size))
-            for start in range(0, len(runs.task), step):
-                prompts = slice(start, min(start + step, len(runs.task)))
-                batch = PatchedPass(
-                    runs, prompts, masks[rows], None if ablated else cut_masks[rows]
-                )
+
+            def run(
+                part: Int[Tensor, " row"], rows: Tensor = rows, cuts: bool = not ablated
+            ) -> None:
+                prompts = slice(int(part[0]), int(part[-1]) + 1)
+                batch = PatchedPass(runs, prompts, masks[rows], cut_masks[rows] if cuts else None)
                 result[rows, prompts] = batch.logit_diffs().float()
+
+            step = max(1, _MAX_FLOATS // (len(rows) * len(runs.graph.writers) * size))
+            batches = MicroBatches("edge patching", step, len(rows) * width)
+            for _ in run_micro_batches(runs.model, every, run, batches):
+                pass
     return result
