@@ -19,6 +19,7 @@ from probes.interventions.cached_run import (
     BlockCache,
     CachedRun,
     Z,
+    record_in_parts,
     record_run,
     require_patchable,
     run_patches,
@@ -113,11 +114,15 @@ def _check_restarts(model: Model) -> None:
 def run_batch_with_cache(
     model: Model, batch: Batch, rows: Int[Tensor, " row"] | None = None
 ) -> CachedRun:
-    """Run a batch, or some of its prompts, once, read out where its answers begin."""
+    """Run a batch once, in parts where memory runs out, or some of its prompts at once."""
     given = (batch.ids, batch.mask, batch.positions)
+
+    def run(rows: Int[Tensor, " row"]) -> CachedRun:
+        return run_with_cache(model, *(each[rows].to(model.device) for each in given))
+
     if rows is not None:
-        given = tuple(each[rows] for each in given)
-    return run_with_cache(model, *(each.to(model.device) for each in given))
+        return run(rows)
+    return record_in_parts(model, run, *batch.ids.shape)
 
 
 @torch.no_grad()

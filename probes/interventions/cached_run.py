@@ -207,6 +207,48 @@ def record_run(
     return CachedRun(model, ids, mask, readout, logits, stacked(Z), stacked(MLP), resid, blocks)
 
 
+def record_in_parts(
+    model: Model, record: Callable[[Int[Tensor, " row"]], CachedRun], count: int, width: int
+) -> CachedRun:
+    """Run of all prompts of `width` tokens, which is recorded in parts where memory runs out."""
+    batches = MicroBatches("recording a run", count, width)
+    return join_runs([*run_micro_batches(model, torch.arange(count), record, batches)])
+
+
+def join_runs(runs: Sequence[CachedRun]) -> CachedRun:
+    """One run of the prompts of several runs of a model, in their order."""
+    first, *others = runs
+    if not others:
+        return first
+    sizes = [len(run.ids) for run in runs]
+    blocks = []
+    for parts in zip(*(run._block_caches for run in runs), strict=True):
+        calls, caches = zip(*parts, strict=True)
+        call = {key: _join_arguments([one[key] for one in calls], sizes) for key in calls[0]}
+        keys, values = (
+            torch.cat([getattr(one, name) for one in caches]) for name in ("keys", "values")
+        )
+        blocks.append((call, BlockCache(keys, values)))
+    by_prompt = ("ids", "mask", "readout", "logits")
+    by_layer = ("z", "mlp_out", "resid")
+    joined = {name: torch.cat([getattr(run, name) for run in runs]) for name in by_prompt}
+    joined |= {name: torch.cat([getattr(run, name) for run in runs], 1) for name in by_layer}
+    return replace(first, **joined, _block_caches=tuple(blocks))
+
+
+def _join_arguments(values: Sequence[Any], sizes: Sequence[int]) -> Any:  # noqa: ANN401
+    """A block's argument for the prompts of several calls; what all prompts share stays one row."""
+    first = values[0]
+    if isinstance(first, tuple):
+        return tuple(_join_arguments(each, sizes) for each in zip(*values, strict=True))
+    if not isinstance(first, Tensor) or first.ndim < 2:
+        return first
+    if all(len(value) == 1 and torch.equal(value, first) for value in values):
+        return first
+    rows = zip(values, sizes, strict=True)
+    return torch.cat([value.expand(size, *value.shape[1:]) for value, size in rows])
+
+
 def run_patches(
     clean: CachedRun, patch: Callable[[Int[Tensor, " row"]], None], count: int, width: int
 ) -> None:

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from probes.models.micro_batches import MicroBatches, run_micro_batches
 from probes.models.model import Model
 from probes.observe.activations import Activations, capture, last_positions
 from probes.observe.behavior import foil_tokens, logit_diff
@@ -63,11 +64,19 @@ def logit_lens(model: Model, batch: Batch, *, activations: Activations | None = 
         last = last_positions(batch, role)
         (rows,) = (last >= 0).nonzero(as_tuple=True)
         for layer in range(len(layers)):
-            stream = resid[layer][rows, last[rows].to(resid.device)]
-            logits = model.unembed(stream[:, None])[:, 0].cpu()
-            for k, readout in enumerate(batch.readouts):
-                per_prompt[rows, layer, r, k] = logit_diff(
-                    logits, foils[k][rows], readout.answer[rows]
-                )
+
+            def read(part: Int[Tensor, " row"], at: tuple = (layer, r, last)) -> None:
+                layer, r, last = at
+                stream = resid[layer][part, last[part].to(resid.device)]
+                logits = model.unembed(stream[:, None])[:, 0].cpu()
+                for k, readout in enumerate(batch.readouts):
+                    per_prompt[part, layer, r, k] = logit_diff(
+                        logits, foils[k][part], readout.answer[part]
+                    )
+
+            for _ in run_micro_batches(
+                model, rows, read, MicroBatches("logit lens", len(batch), 1)
+            ):
+                pass
     answers = tuple(readout.name for readout in batch.readouts)
     return LogitLens(model.name, layers, batch.roles, answers, per_prompt)

@@ -7,11 +7,21 @@ import pytest
 import torch
 
 from probes.circuits.edges.edge_attribution import EAP, edge_attribution
+from probes.circuits.edges.head_effects import head_effects
+from probes.circuits.edges.path_patching import edge_patching, run_circuits
+from probes.circuits.patched_pass import PatchedPass
+from probes.circuits.reference_runs import run_references
 from probes.circuits.task import Task
 from probes.errors import BatchError, ModelError, OutOfMemoryError
 from probes.interventions.activation_patching import restart_problem
 from probes.interventions.attribution_patching import attribution_patching
+from probes.interventions.interchange import interchange_intervention, run_interchange_pairs
 from probes.interventions.joint_patching import joint_effects
+from probes.interventions.role_paths.graph import RolePath, path_roles
+from probes.interventions.role_paths.patching import contrast_effects, patch_role_graphs
+from probes.interventions.role_paths.runs import _Copies
+from probes.interventions.subspaces.das import DASSettings, das, random_subspace
+from probes.interventions.subspaces.das_search import interchange_objective
 from probes.interventions.sweep import activation_patching
 from probes.models.files.memory import free_memory, is_out_of_memory
 from probes.models.micro_batches import (
@@ -20,10 +30,14 @@ from probes.models.micro_batches import (
     fitting_prompts,
     run_micro_batches,
 )
+from probes.models.model import load
+from probes.models.site import Site
 from probes.observe.activations import record
 from probes.observe.behavior import evaluate_behavior
 from probes.observe.divergence import answer_as_reference, answer_as_relative
+from probes.observe.logit_lens import logit_lens
 from probes.prompts.catalog import pattern
+from probes.prompts.interchange_pairs import sample_interchange_pairs
 from probes.prompts.tokens.batch import tokenize
 from probes.prompts.tokens.pair_batch import sample_pairs, sample_readable_questions, tokenize_pairs
 from probes.testing.tiny_models import hook_count, tiny
@@ -76,6 +90,11 @@ def questions(own):
     )
 
 
+def circuit_masks(model, pairs):
+    draw = torch.Generator().manual_seed(0)
+    return torch.rand(3, len(task(pairs).computation_graph(model)), generator=draw) < 0.5
+
+
 def kl_to_another(model, _batch, _pairs):
     other = tiny("llama", 5, vocab_size=model.shape.d_vocab, max_position_embeddings=96)
     object.__setattr__(other, "tokenizer", model.tokenizer)
@@ -83,7 +102,40 @@ def kl_to_another(model, _batch, _pairs):
     return torch.from_numpy(answer_as_relative(reference, model).text_kl)
 
 
+def task(pairs):
+    return Task.from_pairs(pairs, skip_unequal=True)
+
+
+def interchange_runs(model):
+    sampled = sample_interchange_pairs(
+        pattern("take-away"), 8, tokenizers=(model.tokenizer,), seed=0
+    )
+    return run_interchange_pairs(model, sampled)
+
+
+def patched_interchange(model, *_):
+    runs = interchange_runs(model)
+    return interchange_intervention(runs, [Site(1, "resid", "op"), Site(0, 0, "x")]).logits[0]
+
+
+def patched_role_paths(model, _, pairs):
+    graphs = [RolePath(("op", role)).graph for role in path_roles(pairs.clean) if role != "op"]
+    return patch_role_graphs(model, pairs, graphs)
+
+
 MEASUREMENTS = {
+    "effects of heads": lambda model, _, pairs: head_effects(model, task(pairs))[0],
+    "circuits": lambda model, _, pairs: run_circuits(
+        run_references(model, task(pairs)), circuit_masks(model, pairs)
+    ),
+    "means of roles": lambda model, _, pairs: run_circuits(
+        run_references(model, task(pairs), ablation="mean"), circuit_masks(model, pairs)
+    ),
+    "edge patching": lambda model, _, pairs: edge_patching(model, task(pairs)),
+    "interchange": patched_interchange,
+    "role paths": patched_role_paths,
+    "effects of contrasts": lambda model, _, pairs: contrast_effects(model, pairs),
+    "logit lens": lambda model, batch, _: logit_lens(model, batch).per_prompt,
     "capturing": lambda model, batch, _: record(model, batch, ("resid",))["resid"][:, batch.mask],
     "reading answers": lambda model, batch, _: evaluate_behavior(model, batch).logit_diff,
     "reading texts": kl_to_another,
@@ -174,6 +226,64 @@ def test_pairs_run_apart_where_one_patched_run_does_not_fit_beside_all_cached_ru
         found = activation_patching(fresh, some_pairs).per_prompt
     assert set(kept) == {8, 4}
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize("masks", [1, 3])
+def test_circuits_whose_passes_run_out_of_memory_run_on_fewer_pairs(
+    masks, fresh, some_pairs, monkeypatch
+):
+    runs, chosen = run_references(fresh, task(some_pairs)), circuit_masks(fresh, some_pairs)[:masks]
+    expected, sizes = run_circuits(runs, chosen), []
+    whole = PatchedPass.logit_diffs
+
+    def crowded(self):
+        found = whole(self)
+        sizes.append(found.shape[1])
+        if found.numel() > 2 * len(chosen):
+            run_out()
+        return found
+
+    monkeypatch.setattr(PatchedPass, "logit_diffs", crowded)
+    with pytest.warns(SmallerBatchesWarning, match="Memory ran out in edge patching"):
+        found = run_circuits(runs, chosen)
+    assert max(sizes) > 2
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_das_whose_memory_runs_out_finds_the_same_subspace():
+    model = load("full")
+    runs = interchange_runs(model)
+    site, how = Site(1, "resid", "op"), DASSettings(steps=3, batch_size=8)
+    objective = interchange_objective(runs, site, "operation")
+    expected = das(objective, site, dims=2, settings=how).basis
+    with (
+        memory_for(model, 2 * WIDTH) as sizes,
+        pytest.warns(SmallerBatchesWarning, match="Memory ran out in DAS"),
+    ):
+        found = das(objective, site, dims=2, settings=how).basis
+    assert max(sizes) > 2
+    cosines = torch.linalg.svdvals(found @ expected.T)
+    moved = torch.linalg.svdvals(random_subspace(2, model.shape.d_model, seed=0) @ expected.T)
+    # Adam enlarges the rounding of gradients near 0.
+    assert float(cosines.min()) > 1 - 1e-4
+    assert float(moved.min()) < 0.99
+
+
+def test_role_paths_whose_memory_runs_out_share_a_pass_with_fewer(fresh, some_pairs, monkeypatch):
+    expected, planned = patched_role_paths(fresh, None, some_pairs), []
+    whole = _Copies.logits
+
+    def crowded(self):
+        planned.append(len(self.planned))
+        if len(self.planned) > 1:
+            run_out()
+        yield from whole(self)
+
+    monkeypatch.setattr(_Copies, "logits", crowded)
+    with pytest.warns(SmallerBatchesWarning, match="Memory ran out in patching role paths"):
+        found = patched_role_paths(fresh, None, some_pairs)
+    assert max(planned) > 1
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 
 def test_other_errors_are_not_retried(fresh):

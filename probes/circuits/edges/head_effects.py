@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import torch
 from einops import einsum, repeat
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -20,6 +20,7 @@ from probes.circuits.edges.gradients import GradientRecorder
 from probes.circuits.head_roles import HeadRole
 from probes.circuits.task import Task
 from probes.models.layers.decoder import decompose
+from probes.models.micro_batches import MicroBatches, run_micro_batches
 from probes.models.model import Model
 from probes.models.site import parse_head
 
@@ -36,11 +37,10 @@ def head_effects(model: Model, task: Task) -> tuple[RoleMatrix, RoleMatrix]:
     """
     weights, count = decompose(model), len(task.roles)
     size = (model.shape.layers, model.shape.heads, count, count)
-    effects, attention = torch.zeros(size), torch.zeros(size)
-    queries = torch.zeros(count)
     task = task.to(model)
-    for rows in torch.arange(len(task)).split(_BATCH):
-        part = task[rows]
+
+    def run(rows: Int[Tensor, " row"]) -> tuple[Tensor, Tensor, Tensor]:
+        part, effects, attention = task[rows], torch.zeros(size), torch.zeros(size)
         member = one_hot(part.role_of.clamp(min=0), count).float()
         member = member * (part.role_of >= 0)[..., None]
         recorder = GradientRecorder(model, weights, part, by_role=True, clean=None)
@@ -58,7 +58,11 @@ def head_effects(model: Model, task: Task) -> tuple[RoleMatrix, RoleMatrix]:
             for total, values in zip((effects, attention), ends, strict=True):
                 by_role = einsum(values, member, member, "b h q k, b q r, b k s -> h r s")
                 total[layer] += by_role.cpu()
-        queries += member.sum((0, 1)).cpu()
+        return effects, attention, member.sum((0, 1)).cpu()
+
+    batches = MicroBatches("effects of heads", _BATCH, task.clean.shape[1])
+    parts = run_micro_batches(model, torch.arange(len(task)), run, batches)
+    effects, attention, queries = (torch.stack(each).sum(0) for each in zip(*parts, strict=True))
     return effects / len(task), attention / queries[:, None]
 
 

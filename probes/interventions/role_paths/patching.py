@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from probes.errors import BatchError
@@ -17,6 +17,7 @@ from probes.interventions.role_paths.graph import (
 )
 from probes.interventions.role_paths.runs import RoleRuns, record_role_runs, run_role_graphs
 from probes.interventions.sweep import pair_logit_diffs
+from probes.models.micro_batches import MicroBatches, run_micro_batches
 from probes.models.model import Model
 from probes.models.run_checks import require_unedited
 from probes.prompts.tokens.pair_batch import PairBatch
@@ -30,13 +31,20 @@ _MIN_SHARE = 0.25
 def contrast_effects(model: Model, pairs: PairBatch) -> Float[Tensor, "prompt answer"]:
     """Decrease of each answer's logit difference from the clean to the counterfactual run."""
     measure = pair_logit_diffs(pairs, model.device)
-    every = torch.arange(len(pairs), device=model.device)
-    at = pairs.clean.positions.to(model.device)
-    clean, other = (
-        measure(model.logits(b.ids.to(model.device), b.mask.to(model.device), at), every)
-        for b in (pairs.clean, pairs.counterfactual)
-    )
-    return (clean - other).cpu()
+    device, at = model.device, pairs.clean.positions
+
+    def run(rows: Int[Tensor, " row"]) -> Tensor:
+        clean, other = (
+            measure(
+                model.logits(*(each[rows].to(device) for each in (batch.ids, batch.mask, at))),
+                rows.to(device),
+            )
+            for batch in (pairs.clean, pairs.counterfactual)
+        )
+        return (clean - other).cpu()
+
+    batches = MicroBatches("reading answers", len(pairs), pairs.clean.ids.shape[1])
+    return torch.cat([*run_micro_batches(model, torch.arange(len(pairs)), run, batches)])
 
 
 @torch.no_grad()
@@ -77,7 +85,15 @@ def _graph_effects(
     measure = pair_logit_diffs(pairs, runs.clean.ids.device)
     every = torch.arange(len(pairs), device=runs.clean.ids.device)
     clean = measure(runs.clean.logits, every)
-    effects = [(clean - measure(one, every)).cpu() for one in run_role_graphs(runs, graphs)]
+
+    def run(numbers: Int[Tensor, " graph"]) -> list[Tensor]:
+        chosen = [graphs[number] for number in numbers.tolist()]
+        return [(clean - measure(one, every)).cpu() for one in run_role_graphs(runs, chosen)]
+
+    # Fewer graphs share a pass where memory runs out.
+    batches = MicroBatches("patching role paths", max(1, len(graphs)), runs.clean.ids.numel())
+    parts = run_micro_batches(runs.clean.model, torch.arange(len(graphs)), run, batches)
+    effects = [effect for part in parts for effect in part]
     return torch.stack(effects) if effects else torch.zeros(0, *clean.shape)
 
 

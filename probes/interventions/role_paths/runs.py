@@ -17,6 +17,7 @@ from torch import Tensor
 from probes.interventions.activation_patching import run_batch_with_cache
 from probes.interventions.cached_run import CachedRun
 from probes.interventions.role_paths.graph import RoleGraph
+from probes.models.micro_batches import MicroBatches, run_micro_batches
 from probes.models.model import Model
 from probes.models.readout import last_token
 from probes.models.site import RESID
@@ -48,12 +49,19 @@ def record_role_runs(
 ) -> RoleRuns:
     """Run both sides of aligned pairs once; errors and warnings as in `run_with_cache`."""
     clean = run_batch_with_cache(model, pairs.clean)
-    embedded: list[Tensor] = []
-    ids = pairs.counterfactual.ids.to(model.device)
-    with model.hooked({f"blocks.0.{RESID}": embedded.append}):
-        model.logits(ids, clean.mask, last_token(clean.mask))
+    ids, embedded = pairs.counterfactual.ids.to(model.device), list[Tensor]()
+
+    def embed(rows: Int[Tensor, " row"]) -> Tensor:
+        embedded.clear()
+        mask = clean.mask[rows]
+        with model.hooked({f"blocks.0.{RESID}": embedded.append}):
+            model.logits(ids[rows], mask, last_token(mask))
+        return embedded.pop()
+
+    batches = MicroBatches("recording a run", len(ids), ids.shape[1])
+    parts = [*run_micro_batches(model, torch.arange(len(ids)), embed, batches)]
     on_device = {role: own.to(model.device) for role, own in masks.items()}
-    return RoleRuns(clean, embedded[0], ids, on_device)
+    return RoleRuns(clean, torch.cat(parts), ids, on_device)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from probes.errors import BatchError, SiteError
 from probes.interventions.activation_patching import CachedRun
 from probes.models.double_precision import to_double
+from probes.models.micro_batches import MicroBatches, run_micro_batches
 from probes.models.process_state import seeded_init
 from probes.models.run_checks import require_eval
 from probes.models.site import RESID, Site
@@ -195,15 +196,23 @@ def das(
     rotation = _OrthogonalBasis(random_subspace(dims, width, seed=settings.seed), settings.seed)
     adam = torch.optim.Adam(rotation.parameters(), lr=settings.learning_rate)
     losses: list[float] = []
-    for batch in _prompt_batches(prompts, settings):
-        rows = batch.to(device)
+    trained, model = [*rotation.parameters()], clean.model
+
+    def slope(rows: Int[Tensor, " row"]) -> tuple[float, list[Tensor]]:
+        """Sum of the losses of some prompts, and its gradient."""
+        rows = rows.to(device)
         subspace = Subspace(layer, site.role, "das", rotation.basis().to(device))
         logits = _run_patched(subspace, clean, source, changed, rows)
-        loss = cross_entropy(logits[:, objective.readout].float(), target[rows])
-        adam.zero_grad()
-        loss.backward()
+        loss = cross_entropy(logits[:, objective.readout].float(), target[rows]) * len(rows)
+        return loss.item(), [*torch.autograd.grad(loss, trained)]
+
+    sizes = MicroBatches("DAS", settings.batch_size, clean.ids.shape[1])
+    for batch in _prompt_batches(prompts, settings):
+        parts, slopes = zip(*run_micro_batches(model, batch, slope, sizes), strict=True)
+        for weight, each in zip(trained, zip(*slopes, strict=True), strict=True):
+            weight.grad = torch.stack(each).sum(0) / len(batch)
         adam.step()
-        losses.append(loss.item())
+        losses.append(sum(parts) / len(batch))
         if _has_converged(losses):
             break
     return Subspace(layer, site.role, "das", rotation.basis().detach().to(device))
