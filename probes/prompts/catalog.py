@@ -203,16 +203,21 @@ def unasked_questions(count: int, *, seed: int) -> dict[str, tuple[Question, ...
 
     Those of word patterns are in none of the shipped pairs, and patterns whose words allow no
     others are left out. Those of number patterns are drawn with another seed, from more than
-    10,000 questions, so that few coincide.
+    10,000 questions, so that few coincide. Of patterns that ask the same for other answers, the
+    first counts.
 
     Args:
         count: Most questions of a pattern.
         seed: Seed of the draws.
     """
     path, result = data_folder() / "real_patterns.toml", {}
-    table = _read_toml(path)
+    table, known = _read_toml(path), set()
     for name, shipped in list_patterns(path).items():
         if not shipped.user_pairs:
+            asked = (shipped.templates, shipped.operation, shipped.lexicon)
+            if asked in known:
+                continue
+            known.add(asked)
             result[name] = shipped.sample_questions(count, seed=_UNASKED_SEED + seed)
             continue
         asked = {
