@@ -32,7 +32,7 @@ from probes.models.run_checks import require_unedited
 from probes.models.site import RESID, component_sites
 from probes.prompts.tokens.pair_batch import PairBatch
 
-_MAX_GRADIENT_FLOATS = 60_000_000  # Activations that a pass with gradients keeps.
+MAX_GRADIENT_FLOATS = 60_000_000  # Activations that a pass with gradients keeps.
 
 _HOOKS = {"resid": RESID, "heads": Z, "mlps": MLP}  # In the order of `component_sites`.
 
@@ -87,7 +87,7 @@ def attribute_pairs(
     """
     rows = torch.arange(len(pairs) if count is None else min(count, len(pairs)))
     what, width = "attribution patching", pairs.clean.ids.shape[1]
-    batches = MicroBatches.of_gradients(what, model, width, _MAX_GRADIENT_FLOATS)
+    batches = MicroBatches.of_gradients(what, model, width, MAX_GRADIENT_FLOATS)
     runs = run_micro_batches(
         model, rows, lambda part: _attribute(model, pairs, part, parts, points), batches
     )
@@ -119,7 +119,7 @@ def _attribute(
     for point in points:
         if base:
             start = torch.where(moves, base.resid[0].lerp(source.resid[0], point), base.resid[0])
-        with torch.enable_grad(), _retaining(model, [*hooks.values()], start) as kept:
+        with torch.enable_grad(), retaining(model, [*hooks.values()], start) as kept:
             logit_diffs = measure(model.forward(*clean), row)
         slopes.append(
             [
@@ -144,7 +144,7 @@ def _attribute(
 
 
 def _activations(run: CachedRun, hooks: Mapping[str, str]) -> list[Tensor]:
-    """Recorded activations in the order of `_retaining`."""
+    """Recorded activations in the order of `retaining`."""
     by_kind = {"resid": run.resid, "heads": run.z, "mlps": run.mlp_out}
     return [by_kind[kind][layer] for layer in range(len(run.z)) for kind in hooks]
 
@@ -158,7 +158,7 @@ def _products(
 
 
 @contextmanager
-def _retaining(
+def retaining(
     model: Model, hooks: Sequence[str], start: Tensor | None
 ) -> Iterator[dict[str, Tensor]]:
     """Keep activations with their autograd graph, from an input of the first block."""

@@ -1,6 +1,6 @@
 """Double dissociation of number and object: sites, subspaces, output heads, bindings."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +25,7 @@ from probes.interventions.result import (
     InterchangeEffect,
     Necessity,
     OutputHeads,
+    ScreenCheck,
 )
 from probes.interventions.subspaces.das import Subspace, random_subspace
 from probes.models.double_precision import to_double
@@ -147,11 +148,13 @@ class HeadShifts:
         heads: Names of all heads.
         shifts: Change of the logit difference between the source's and the base's answer.
         clean: This logit difference without intervention, as an absolute value.
+        screen: Error of the gradients that gave the shifts of most heads; None where all are exact.
     """
 
     heads: tuple[str, ...]
     shifts: Float[np.ndarray, "head prompt"]
     clean: Float[np.ndarray, " prompt"]
+    screen: ScreenCheck | None = None
 
     def fractions(
         self, weights: Float[np.ndarray, "draw prompt"]
@@ -166,15 +169,22 @@ def head_shifts(runs: InterchangeRuns, answer: int) -> HeadShifts:
     heads = [(layer, head) for layer in range(shape.layers) for head in range(shape.heads)]
     label = OBJECT if answer == OBJECT_READOUT else runs.interchange_pairs.source_label
     before = interchange_intervention(runs, []).logit_shift(label, answer)
-    at_readout = replace(runs, role_masks=_readout_masks(runs))
+    at_readout = replace(runs, role_masks=readout_masks(runs))
     patched = interchange_intervention(at_readout, [Site(*head, str(answer)) for head in heads])
     names = tuple(head_name(*head) for head in heads)
     return HeadShifts(names, patched.logit_shift(label, answer) - before, np.abs(before[0]))
 
 
-def output_heads(search_runs: InterchangeRuns, evaluation_runs: InterchangeRuns) -> OutputHeads:
-    """Find the heads that write number and object at their read-outs, and ablate each set."""
-    shifts = [head_shifts(search_runs, answer) for answer in _READOUTS]
+def output_heads(
+    search_runs: InterchangeRuns,
+    evaluation_runs: InterchangeRuns,
+    measure: Callable[[InterchangeRuns, int], HeadShifts] = head_shifts,
+) -> OutputHeads:
+    """Find the heads that write number and object at their read-outs, and ablate each set.
+
+    `measure` gives the shifts of all heads: exact ones, or for large models screened ones.
+    """
+    shifts = [measure(search_runs, answer) for answer in _READOUTS]
     names, equal = shifts[0].heads, np.ones((1, len(search_runs)))
     fractions = [own.fractions(equal)[0] for own in shifts]
     number_heads, object_heads = (
@@ -188,10 +198,11 @@ def output_heads(search_runs: InterchangeRuns, evaluation_runs: InterchangeRuns)
         without_object=ablate_heads(evaluation_runs, object_heads),
         without_object_everywhere=ablate_heads(evaluation_runs, object_heads, all_positions=True),
         head_fractions={n: (float(a), float(b)) for n, a, b in zip(names, *fractions, strict=True)},
+        screens=tuple(own.screen for own in shifts if own.screen is not None),
     )
 
 
-def _readout_masks(runs: InterchangeRuns) -> dict[str, Tensor]:
+def readout_masks(runs: InterchangeRuns) -> dict[str, Tensor]:
     """Position of each read-out as a role, "0" and "1"."""
     position = torch.arange(runs.clean.ids.shape[1], device=runs.clean.ids.device)
     return {str(k): position == runs.clean.readout[:, k, None] for k in _READOUTS}
@@ -212,7 +223,7 @@ def ablate_heads(
         by_layer.setdefault(layer, []).append(head)
     positions = torch.ones_like(runs.clean.mask)
     if not all_positions:
-        positions = torch.stack([*_readout_masks(runs).values()]).any(0)
+        positions = torch.stack([*readout_masks(runs).values()]).any(0)
 
     def edit(layer: int) -> Edit:
         chosen = torch.zeros(model.shape.heads, dtype=torch.bool, device=positions.device)

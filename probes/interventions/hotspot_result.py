@@ -2,21 +2,25 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 
 from probes.errors import SiteError
+from probes.interventions.result import ScreenCheck
 from probes.models.site import Site
 from probes.result import not_saved
 from probes.stats.intervals import Estimate
 
 if TYPE_CHECKING:
     from probes.interventions.interchange import InterchangeOutcomes, InterchangeRuns
+    from probes.interventions.site_search import SiteSearch
 else:
     # Fields of these types are not saved; `load_result` needs a type that exists.
-    InterchangeOutcomes = InterchangeRuns = Any
+    InterchangeOutcomes = InterchangeRuns = SiteSearch = Any
+
+NullKind = Literal["random-init", "permuted"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +67,9 @@ class InterchangeExample:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Hotspots:
-    """Interchange interventions at every site of a model, and the best site of each variable.
+    """Interchange interventions at the sites of a model, and the best site of each variable.
+
+    Every site is interchanged, or in a large model those that a screen has left.
 
     Attributes:
         model, pattern: Names of model and pattern.
@@ -72,13 +78,16 @@ class Hotspots:
         sites: The sites, role by role within each layer; layer 0 is the token embedding.
         hotspots: The best site of each variable, in the order that was asked for.
         thresholds: For each variable, and for all of the number together ("operation + x + y"),
-            the threshold over random-init models of their best site's interchange accuracy; NaN
-            without such models.
+            the threshold over the null of the best site's interchange accuracy; NaN without one.
         maps: For each variable the fraction of bases that take this variable alone, 0 to 1; NaN
-            where a role is absent.
+            where a role is absent, or a screen left the site out.
         number_outcomes: For each site the fraction of bases by what their number becomes.
         readout_role: Role of the token where the number is read.
         example: One base and one source.
+        screens: Error of the screen for each variable; empty where every site was interchanged.
+        null: What gives the thresholds: "random-init" models, or "permuted" bases, each scored by
+            the answers of another one.
+        search: Interchange on the prompts that the sites were chosen on; None in a loaded result.
         runs, other_outcomes, same_outcomes: Runs and outcomes of all sites, by the source's object;
             None in a loaded result.
     """
@@ -94,6 +103,9 @@ class Hotspots:
     number_outcomes: Mapping[str, Mapping[str, float]]
     readout_role: str
     example: InterchangeExample
+    screens: tuple[ScreenCheck, ...] = ()
+    null: NullKind = "random-init"
+    search: SiteSearch = not_saved()
     runs: InterchangeRuns = not_saved()
     other_outcomes: InterchangeOutcomes = not_saved()
     same_outcomes: InterchangeOutcomes = not_saved()

@@ -12,7 +12,13 @@ import numpy as np
 from jaxtyping import Float
 
 from probes.errors import ModelError, PatternError
-from probes.interventions.hotspot_result import Hotspot, Hotspots, InterchangeExample
+from probes.interventions.hotspot_nulls import best_null_rates, null_thresholds, permuted_rates
+from probes.interventions.hotspot_result import (
+    Hotspot,
+    Hotspots,
+    InterchangeExample,
+    NullKind,
+)
 from probes.interventions.interchange import (
     NUMBER_READOUT,
     OBJECT_READOUT,
@@ -22,16 +28,16 @@ from probes.interventions.interchange import (
     interchange_intervention,
     run_interchange_pairs,
 )
+from probes.interventions.screening.sites import SiteScreen, screen_sites
 from probes.interventions.site_search import (
     all_sites,
-    find_sites,
-    inner_sites,
-    interchange_both,
+    choose_sites,
+    search_all_sites,
     search_words,
     takes_only,
     variables_of,
 )
-from probes.models.model import Model, random_init
+from probes.models.model import Model
 from probes.models.site import Site, joined_roles
 from probes.prompts.held_out import family_split
 from probes.prompts.interchange_pairs import (
@@ -45,8 +51,7 @@ from probes.prompts.interchange_sampler import NUMBER_ANSWER
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
 from probes.scale.engine import HERE, Engine, starting
-from probes.stats.intervals import proportion
-from probes.stats.null_threshold import conformal_threshold
+from probes.stats.intervals import Estimate, proportion
 from probes.stats.paired import mcnemar_test
 
 
@@ -59,12 +64,18 @@ class HotspotSettings:
         nulls: Random-init models of the null.
         null_bases: Bases for each of these.
         seed: Of prompts and random-init models.
+        screened: Whether gradients choose the sites that are interchanged, as for large models; see
+            `screening.sites`. By default all sites are.
+        null: What gives the thresholds: "random-init" models, or "permuted" bases, whose answers
+            are those of other bases.
     """
 
     bases: int = 200
     nulls: int = 20
     null_bases: int = 24
     seed: int = 0
+    screened: bool = False
+    null: NullKind = "random-init"
 
 
 def hotspots(
@@ -117,19 +128,35 @@ def hotspots(
             f"{pattern.name!r} has no variable {sorted(unknown)}: choose from {', '.join(known)}"
         )
     null_pairs = pairs.select(range(min(settings.null_bases, len(pairs))))
+    screen = SiteScreen(seed=seed) if settings.screened else None
     with starting(engine) as start:
         null_units = [
-            start(_best_null_rates, model, null_pairs, variables, seed=seed + n)
-            for n in range(settings.nulls)
+            start(best_null_rates, model, null_pairs, variables, screen, seed=seed + n)
+            for n in range(settings.nulls if settings.null == "random-init" else 0)
         ]
-        chosen = find_sites(model, search_pairs, variables)
+        search_runs = run_interchange_pairs(model, search_pairs)
+        search = (
+            screen_sites(search_runs, variables, screen)
+            if screen
+            else search_all_sites(search_runs)
+        )
+        chosen = choose_sites(search, variables)
         joined = joined_roles(*chosen)
         runs = run_interchange_pairs(model, pairs, joined_roles=joined)
-        sites = [*all_sites(runs), *(site for site in chosen if site.role in joined)]
-        outcomes = interchange_both(runs, sites)
+        # After a screen, sources about the same object are needed at the chosen sites only.
+        sites = [*dict.fromkeys([*(search.sites if screen else all_sites(runs)), *chosen])]
+        same_sites = [*dict.fromkeys(chosen)] if screen else sites
+        outcomes = (
+            interchange_intervention(runs, sites),
+            interchange_intervention(runs, same_sites, source_object="same"),
+        )
         clean = interchange_intervention(runs, [])
-        unseen = _run_unseen(model, pattern, chosen, settings)
+        unseen = _measure_unseen(
+            model, pattern, dict(zip(variables, chosen, strict=True)), settings
+        )
         null_rates = [unit.result() for unit in null_units]
+    if settings.null == "permuted":
+        null_rates = permuted_rates(search, variables, settings.nulls, seed=seed)
     return Hotspots(
         model=model.name,
         pattern=pattern.name,
@@ -140,16 +167,19 @@ def hotspots(
         prompts=len(runs),
         sites=tuple(sites),
         hotspots=tuple(
-            _measure_hotspot(variable, site, outcomes, unseen)
+            _measure_hotspot(variable, site, outcomes, unseen[variable])
             for variable, site in zip(variables, chosen, strict=True)
         ),
-        thresholds=_null_thresholds(null_rates, (*variables, pairs.source_label)),
+        thresholds=null_thresholds(null_rates, (*variables, pairs.source_label)),
         maps={
             variable: _variable_map(runs, sites, outcomes[0], variable) for variable in variables
         },
         number_outcomes={str(site): outcomes[0].number_fractions(str(site)) for site in sites},
         readout_role=_readout_role(runs),
         example=_example(pairs, runs.roles),
+        screens=search.screens,
+        null=settings.null,
+        search=search,
         runs=runs,
         other_outcomes=outcomes[0],
         same_outcomes=outcomes[1],
@@ -161,7 +191,7 @@ def _variable_map(
 ) -> Float[np.ndarray, "role layer"]:
     """Fraction of bases that take just one variable, of the bases that have the role."""
     roles = list(dict.fromkeys(site.role for site in sites))
-    rates = np.full((len(roles), 1 + max(site.layer for site in sites)), np.nan)
+    rates = np.full((len(roles), 1 + runs.model.shape.layers), np.nan)
     for site, taken in zip(sites, takes_only(outcomes, variable), strict=True):
         has_role = runs.role_masks[site.role].any(-1).cpu().numpy()
         rates[roles.index(site.role), site.layer] = taken[has_role].mean()
@@ -216,11 +246,15 @@ def unseen_bases(pattern: Pattern) -> dict[str, BaseFilter]:
     return groups
 
 
-def _run_unseen(
-    model: Model, pattern: Pattern, sites: Sequence[Site], settings: HotspotSettings
-) -> dict[str, InterchangeRuns]:
-    """Runs of each group of unseen values; groups with too few bases are omitted."""
-    runs, count = {}, max(settings.bases // 4, 20)
+def _measure_unseen(
+    model: Model, pattern: Pattern, sites: Mapping[str, Site], settings: HotspotSettings
+) -> dict[str, dict[str, Estimate]]:
+    """Interchange accuracy of each variable in each group; groups with too few bases are omitted.
+
+    One group is run at a time, as the runs of a large model take much memory.
+    """
+    found: dict[str, dict[str, Estimate]] = {variable: {} for variable in sites}
+    count = max(settings.bases // 4, 20)
     for n, (group, base_filter) in enumerate(unseen_bases(pattern).items()):
         with suppress(PatternError):
             pairs = sample_interchange_pairs(
@@ -230,52 +264,29 @@ def _run_unseen(
                 seed=settings.seed + 20 + n,
                 base_filter=base_filter,
             )
-            runs[group] = run_interchange_pairs(model, pairs, joined_roles=joined_roles(*sites))
-    return runs
+            runs = run_interchange_pairs(model, pairs, joined_roles=joined_roles(*sites.values()))
+            for variable, site in sites.items():
+                source_object: SourceObject = "other" if variable == OBJECT else "same"
+                outcome = interchange_intervention(runs, [site], source_object=source_object)
+                found[variable][group] = proportion(takes_only(outcome, variable)[0])
+    return found
 
 
 def _measure_hotspot(
     variable: str,
     site: Site,
     outcomes: tuple[InterchangeOutcomes, InterchangeOutcomes],
-    unseen: Mapping[str, InterchangeRuns],
+    unseen_groups: Mapping[str, Estimate],
 ) -> Hotspot:
-    row = outcomes[0].site_index(str(site))
-    source_object: SourceObject = "other" if variable == OBJECT else "same"
-    other, same = (takes_only(one, variable)[row] for one in outcomes)
+    rows = [one.site_index(str(site)) for one in outcomes]
+    other, same = (takes_only(one, variable)[n] for one, n in zip(outcomes, rows, strict=True))
     if variable == OBJECT:  # A source about the same object changes nothing.
-        same = outcomes[1].unchanged()[row]
-    groups = {}
-    for name, runs in unseen.items():
-        outcome = interchange_intervention(runs, [site], source_object=source_object)
-        groups[name] = proportion(takes_only(outcome, variable)[0])
+        same = outcomes[1].unchanged()[rows[1]]
     return Hotspot(
         variable=variable,
         site=site,
         other_object=proportion(other),
         same_object=proportion(same),
         difference=mcnemar_test(other, same).difference,
-        unseen_groups=groups,
+        unseen_groups=unseen_groups,
     )
-
-
-def _best_null_rates(
-    model: Model, pairs: InterchangePairs, variables: tuple[str, ...], *, seed: int
-) -> Float[np.ndarray, " variable"]:
-    """Rate of the best site in a random-init model, searched and scored on one set.
-
-    The last rate is that of all variables of the number together.
-    """
-    runs = run_interchange_pairs(random_init(model, seed=seed), pairs)
-    outcomes = interchange_intervention(runs, inner_sites(runs))
-    every = (*variables, pairs.source_label)
-    return np.array([takes_only(outcomes, variable).mean(1).max() for variable in every])
-
-
-def _null_thresholds(
-    rates: Sequence[Float[np.ndarray, " variable"]], variables: Sequence[str]
-) -> dict[str, float]:
-    """Threshold of each variable from the rates of random-init models."""
-    if not rates:
-        return dict.fromkeys(variables, float("nan"))
-    return dict(zip(variables, map(float, conformal_threshold(np.array(rates))), strict=True))

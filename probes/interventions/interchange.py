@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -12,12 +13,13 @@ from torch import Tensor
 
 from probes.errors import BatchError, SiteError
 from probes.interventions.activation_patching import CachedRun, patch_sites, run_batch_with_cache
+from probes.interventions.lazy_runs import LazyRuns, join_roles
 from probes.models.model import Model
 from probes.models.site import Site
 from probes.prompts.interchange_pairs import BASE, OTHER, InterchangePairs
 from probes.prompts.tokens.answer_tokens import require_distinct_outcomes
 from probes.prompts.tokens.batch import Batch
-from probes.prompts.tokens.pair_batch import tokenize_pairs
+from probes.prompts.tokens.pair_batch import PairBatch, tokenize_pairs
 from probes.stats.intervals import Estimate, proportion
 
 SourceObject = Literal["same", "other"]
@@ -36,7 +38,8 @@ class InterchangeRuns:
         interchange_pairs: The pairs.
         batch: Tokenized bases.
         clean: Run of the bases.
-        sources: Runs of the sources by `SourceObject`, aligned to the bases' positions.
+        sources: Runs of the sources by `SourceObject`, aligned to the bases' positions, recorded
+            when they are first read.
         role_masks: Positions of each role that have a counterpart.
         outcome_tokens: For each answer, the tokens of its outcomes in the order of the labels.
     """
@@ -117,18 +120,10 @@ def run_interchange_pairs(
         raise BatchError(
             "The bases of `same` and `other` have different tokens: sample the pairs again"
         )
-    sources = {
-        name: run_batch_with_cache(model, tokenized.counterfactual).realigned(
-            tokenized.source_positions.to(model.device)
-        )
-        for name, tokenized in pairs.items()
-    }
+    sources = LazyRuns({name: partial(_run_sources, model, pair) for name, pair in pairs.items()})
     aligned = pairs["same"].has_counterpart & pairs["other"].has_counterpart
     masks = {role: batch.role_mask(role) & aligned for role in batch.roles}
-    for name, parts in (joined_roles or {}).items():
-        if unknown := set(parts.split()) - set(masks):
-            raise SiteError(f"Roles {sorted(unknown)} are unknown: known are {', '.join(masks)}")
-        masks[name] = torch.stack([masks[part] for part in parts.split()]).any(0)
+    masks = join_roles(masks, joined_roles or {})
     return InterchangeRuns(
         model=model,
         interchange_pairs=interchange_pairs,
@@ -140,6 +135,11 @@ def run_interchange_pairs(
             torch.tensor(readout.outcomes).to(model.device) for readout in batch.readouts
         ),
     )
+
+
+def _run_sources(model: Model, pairs: PairBatch) -> CachedRun:
+    run = run_batch_with_cache(model, pairs.counterfactual)
+    return run.realigned(pairs.source_positions.to(model.device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,6 +194,10 @@ class InterchangeOutcomes:
         labels = self.labels[NUMBER_READOUT]
         including = [n for n, label in enumerate(labels) if variable in label.split(" + ")]
         return torch.isin(self.outcome_index[NUMBER_READOUT], torch.tensor(including)).cpu().numpy()
+
+    def scored_by(self, tokens: Sequence[Int[Tensor, "prompt _"]]) -> "InterchangeOutcomes":
+        """The same answers, scored by other tokens of the outcomes."""
+        return replace(self, outcome_index=tuple(map(_index_of, tokens, self.predicted_tokens)))
 
     def unchanged(self) -> Bool[np.ndarray, "site prompt"]:
         """Where both answers are the base's."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from probes.interventions.screening.check import ScreenCheck as ScreenCheck
 from probes.models.site import Site
 from probes.result import not_saved
 from probes.stats.intervals import Estimate
@@ -31,45 +32,6 @@ class IntrinsicDimension:
     participation_ratio: float
     two_nn: float
     n_distinct: int
-
-
-@dataclass(frozen=True, slots=True)
-class ScreenCheck:
-    """Agreement of attribution patching with exact patching of the same cells.
-
-    A cell is a component at a role. Effects are means over the first 8 pairs.
-
-    Attributes:
-        model, contrast: What was patched.
-        cells: Number of cells whose activation differs between the runs.
-        exact: Number of them that were patched exactly.
-        random: Number of them in the random sample.
-        spearman: Rank correlation of the two effects over the random sample (-1 to 1).
-        mean_absolute_error, mean_absolute_effect: Over the random sample (logits).
-        top: Number of strongest cells that are compared.
-        top_recall: Fraction of the strongest exact cells that are among the strongest of the
-            screen, over all exact cells (0 to 1).
-    """
-
-    model: str
-    contrast: str
-    cells: int
-    exact: int
-    random: int
-    spearman: float
-    mean_absolute_error: float
-    mean_absolute_effect: float
-    top: int
-    top_recall: float
-
-    def __str__(self) -> str:
-        return (
-            f"{self.model}, {self.contrast}: {self.exact} of {self.cells} cells patched exactly; "
-            f"screen against exact, {self.random} random cells: Spearman {self.spearman:.2f}, mean "
-            f"absolute error {self.mean_absolute_error:.3f} logits (mean effect "
-            f"{self.mean_absolute_effect:.3f}), recall of the strongest {self.top} "
-            f"{self.top_recall:.2f}"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +182,7 @@ class OutputHeads:
             from the source at the readout; other prompts, where both answers were right.
         without_object_everywhere: The same when the noun's heads are patched at every token.
         head_fractions: Fraction of the way for every head: number and noun.
+        screens: Error of gradients, if these gave the fractions of most heads; else empty.
     """
 
     number_heads: tuple[str, ...]
@@ -228,6 +191,7 @@ class OutputHeads:
     without_object: tuple[Estimate, Estimate]
     without_object_everywhere: tuple[Estimate, Estimate]
     head_fractions: Mapping[str, tuple[float, float]] = field(repr=False)
+    screens: tuple[ScreenCheck, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

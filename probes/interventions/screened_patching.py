@@ -100,7 +100,7 @@ def confirm_exactly(
         cells=len(order),
         exact=len(component),
         random=len(drawn),
-        **_agreement(
+        **agreement(
             screen.per_prompt[: len(few), component, role].nanmean(0),
             both.nanmean(0),
             strength[component, role],
@@ -146,7 +146,7 @@ def _strength_along_path(
     return first.masked_fill(lacking, torch.nan).nanmean(0).nan_to_num().abs().amax(-1)
 
 
-def _agreement(
+def agreement(
     approximate: Float[Tensor, "cell answer"],
     exact: Float[Tensor, "cell answer"],
     strength: Float[Tensor, " cell"],

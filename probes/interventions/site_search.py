@@ -1,6 +1,7 @@
 """Search for the site of the residual stream that holds a variable."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -14,6 +15,8 @@ from probes.interventions.interchange import (
     interchange_intervention,
     run_interchange_pairs,
 )
+from probes.interventions.lazy_runs import join_roles
+from probes.interventions.result import ScreenCheck
 from probes.models.model import Model
 from probes.models.site import Site, joined_roles
 from probes.prompts.interchange_pairs import BASE, OBJECT, OPERATION, InterchangePairs
@@ -22,8 +25,11 @@ from probes.prompts.pattern import Pattern
 EQUIVALENCE_MARGIN = 0.1
 """Largest difference of two fractions that counts as equal."""
 
-_MIN_FRACTION = 0.03
+MIN_FRACTION = 0.03
 """Fraction that a role must reach to be one of two joined roles."""
+
+_MOST_PAIRS = 4
+"""Pairs of roles that are tried for each variable of a screened model."""
 
 
 def variables_of(interchange_pairs: InterchangePairs) -> tuple[str, ...]:
@@ -68,6 +74,31 @@ def interchange_both(
     )
 
 
+@dataclass(frozen=True, eq=False)
+class SiteSearch:
+    """Interchange at sites between blocks, on prompts that sites are chosen on.
+
+    Attributes:
+        runs: Runs on these prompts.
+        sites: The sites: all of them, or those that a screen has left.
+        outcomes: With sources about another object, and about the same one.
+        screens: Error of the screen for each variable; empty where all sites were interchanged.
+    """
+
+    runs: InterchangeRuns
+    sites: tuple[Site, ...]
+    outcomes: tuple[InterchangeOutcomes, InterchangeOutcomes]
+    screens: tuple[ScreenCheck, ...] = ()
+
+
+def search_all_sites(runs: InterchangeRuns, *, shared_roles_only: bool = False) -> SiteSearch:
+    """Interchange every site between blocks; only of roles that all prompts have, if so wanted."""
+    sites = inner_sites(runs)
+    if shared_roles_only:
+        sites = [site for site in sites if bool(runs.role_masks[site.role].any(-1).all())]
+    return SiteSearch(runs, tuple(sites), interchange_both(runs, sites))
+
+
 def find_sites(
     model: Model,
     search_pairs: InterchangePairs,
@@ -75,11 +106,7 @@ def find_sites(
     *,
     shared_roles_only: bool = False,
 ) -> list[Site]:
-    """Find the site between blocks where each variable alone is interchanged most often.
-
-    Sources about the same and about another object have equal weight, so that a state specific to
-    one object is found as well. Two roles of one layer are joined where together they do more by
-    `EQUIVALENCE_MARGIN`. Without any effect, the site is the variable's own token after block 0.
+    """Find the site of each variable among all sites between blocks; see `choose_sites`.
 
     Args:
         model: Any decoder.
@@ -88,13 +115,20 @@ def find_sites(
         shared_roles_only: Only roles that all prompts have.
     """
     runs = run_interchange_pairs(model, search_pairs)
-    sites = inner_sites(runs)
-    if shared_roles_only:
-        sites = [site for site in sites if bool(runs.role_masks[site.role].any(-1).all())]
-    outcomes = interchange_both(runs, sites)
+    return choose_sites(search_all_sites(runs, shared_roles_only=shared_roles_only), variables)
+
+
+def choose_sites(search: SiteSearch, variables: Sequence[str]) -> list[Site]:
+    """Choose the site where each variable alone is interchanged most often.
+
+    Sources about the same and about another object have equal weight, so that a state specific to
+    one object is found as well. Two roles of one layer are joined where together they do more by
+    `EQUIVALENCE_MARGIN`. Without any effect, the site is the variable's own token after block 0.
+    """
+    runs, sites, outcomes = search.runs, search.sites, search.outcomes
     chosen = []
     for variable in variables:
-        rates = _takes_only_rate(outcomes, variable)
+        rates = takes_only_rate(outcomes, variable)
         best = int(rates.argmax())
         if rates[best] < EQUIVALENCE_MARGIN:
             own_role = "op" if variable == OPERATION else variable
@@ -103,34 +137,44 @@ def find_sites(
             continue
         joint = None
         if rates[best] <= 1 - EQUIVALENCE_MARGIN:
-            partial = outcomes[0].takes_variable(variable).mean(1) if variable != OBJECT else rates
-            parts = [site for site, r in zip(sites, partial, strict=True) if r > _MIN_FRACTION]
-            joint = _find_joint_site(model, search_pairs, variable, parts, float(rates[best]))
+            partial = zip(sites, taken_rate(outcomes, variable), strict=True)
+            kept = {site: rate for site, rate in partial if rate > MIN_FRACTION}
+            pairs = [pair for pair in combinations(kept, 2) if pair[0].layer == pair[1].layer]
+            if search.screens:  # A screened model is large: only what does most is joined.
+                pairs = sorted(pairs, key=lambda pair: -kept[pair[0]] - kept[pair[1]])[:_MOST_PAIRS]
+            joint = _find_joint_site(runs, variable, pairs, float(rates[best]))
         chosen.append(joint or sites[best])
     return chosen
 
 
 def _find_joint_site(
-    model: Model,
-    search_pairs: InterchangePairs,
+    runs: InterchangeRuns,
     variable: str,
-    sites: Sequence[Site],
+    pairs: Sequence[tuple[Site, Site]],
     single_best: float,
 ) -> Site | None:
     """Best two roles of one layer; None where no two exceed the best role by the margin."""
-    pairs = [(a, b) for a, b in combinations(sites, 2) if a.layer == b.layer]
     if not pairs:
         return None
     joint = [Site(a.layer, "resid", f"{a.role}+{b.role}") for a, b in pairs]
-    runs = run_interchange_pairs(model, search_pairs, joined_roles=joined_roles(*joint))
-    rates = _takes_only_rate(interchange_both(runs, joint), variable)
+    runs = replace(runs, role_masks=join_roles(runs.role_masks, joined_roles(*joint)))
+    rates = takes_only_rate(interchange_both(runs, joint), variable)
     best = int(rates.argmax())
     return joint[best] if rates[best] > single_best + EQUIVALENCE_MARGIN else None
 
 
-def _takes_only_rate(
+def takes_only_rate(
     outcomes: tuple[InterchangeOutcomes, InterchangeOutcomes], variable: str
 ) -> Float[np.ndarray, " site"]:
     """Mean rate over both kinds of sources; of an object, over sources about another object."""
     other, same = (takes_only(one, variable).mean(1) for one in outcomes)
     return other if variable == OBJECT else (other + same) / 2
+
+
+def taken_rate(
+    outcomes: tuple[InterchangeOutcomes, InterchangeOutcomes], variable: str
+) -> Float[np.ndarray, " site"]:
+    """Rate at which a variable is taken, alone or with others, by which roles are joined."""
+    if variable == OBJECT:
+        return takes_only_rate(outcomes, variable)
+    return outcomes[0].takes_variable(variable).mean(1)

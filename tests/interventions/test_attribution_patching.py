@@ -113,7 +113,7 @@ def test_the_result_has_the_layout_of_exact_patching(model, own):
 def test_prompts_in_several_batches_have_the_same_effects(model, own, monkeypatch):
     pairs = pairs_of(own, "order")
     expected = attribution_patching(model, pairs).per_prompt
-    monkeypatch.setattr("probes.interventions.attribution_patching._MAX_GRADIENT_FLOATS", 1)
+    monkeypatch.setattr("probes.interventions.attribution_patching.MAX_GRADIENT_FLOATS", 1)
     found = attribution_patching(model, pairs).per_prompt
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0, equal_nan=True)
 

@@ -246,9 +246,10 @@ def test_das_and_patch_sites_apply_the_same_intervention(kind):
     rows = torch.tensor([4, 0, 2])
     for layer in range(3):
         found = Subspace(layer, "slot", "random", random_subspace(4, WIDTH, seed=0))
-        passed = das_module._run_patched(found, clean, source, where, rows)
+        objective = DASObjective(clean, source, where, 1, torch.zeros(5, dtype=torch.long))
+        passed = das_module._run_patched(found, objective, where, rows)
         wanted = patched_logits(found, clean, source, where, readout=1)[rows]
-        assert torch.allclose(passed[:, 1], wanted, atol=1e-5)
+        assert torch.allclose(passed, wanted, atol=1e-5)
         assert (wanted - clean.logits[rows, 1]).abs().max() > 1e-3
 
 

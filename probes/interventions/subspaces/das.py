@@ -6,14 +6,14 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from probes.errors import BatchError, SiteError
 from probes.interventions.activation_patching import CachedRun
+from probes.interventions.subspaces.orthogonal_basis import OrthogonalBasis
 from probes.models.double_precision import to_double
 from probes.models.micro_batches import MicroBatches, run_micro_batches
-from probes.models.process_state import seeded_init
 from probes.models.run_checks import require_eval
 from probes.models.site import RESID, Site
 
@@ -193,7 +193,7 @@ def das(
             "read-out: choose another layer, role or contrast"
         )
     target = objective.target.to(device)
-    rotation = _OrthogonalBasis(random_subspace(dims, width, seed=settings.seed), settings.seed)
+    rotation = OrthogonalBasis(random_subspace(dims, width, seed=settings.seed), settings.seed)
     adam = torch.optim.Adam(rotation.parameters(), lr=settings.learning_rate)
     losses: list[float] = []
     trained, model = [*rotation.parameters()], clean.model
@@ -202,8 +202,8 @@ def das(
         """Sum of the losses of some prompts, and its gradient."""
         rows = rows.to(device)
         subspace = Subspace(layer, site.role, "das", rotation.basis().to(device))
-        logits = _run_patched(subspace, clean, source, changed, rows)
-        loss = cross_entropy(logits[:, objective.readout].float(), target[rows]) * len(rows)
+        logits = _run_patched(subspace, objective, changed, rows)
+        loss = cross_entropy(logits.float(), target[rows]) * len(rows)
         return loss.item(), [*torch.autograd.grad(loss, trained)]
 
     sizes = MicroBatches("DAS", settings.batch_size, clean.ids.shape[1])
@@ -218,34 +218,32 @@ def das(
     return Subspace(layer, site.role, "das", rotation.basis().detach().to(device))
 
 
-class _OrthogonalBasis(nn.Module):
-    """Trainable orthonormal basis."""
-
-    def __init__(self, basis: Tensor, seed: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(basis.T.clone())
-        with seeded_init(seed):
-            nn.utils.parametrizations.orthogonal(self)
-
-    def basis(self) -> Tensor:
-        return self.weight.T
-
-
 def _run_patched(
-    subspace: Subspace,
-    clean: CachedRun,
-    source: CachedRun,
-    changed: Tensor,
-    rows: Tensor,
+    subspace: Subspace, objective: DASObjective, changed: Tensor, rows: Tensor
 ) -> Tensor:
-    """Readout logits of some prompts with the source's projection, with gradients enabled."""
-    swap, states = changed[rows, :, None], source.resid[subspace.layer][rows]
+    """Logits of some prompts with the source's projection, with gradients enabled.
+
+    A run restarts at the patched block and the first patched token, where blocks can.
+    """
+    clean, layer, changed = objective.clean, subspace.layer, changed[rows]
+    readout = clean.readout[rows, objective.readout]
+    first, end = int(changed.any(0).int().argmax()), int(readout.max()) + 1
+    span = slice(first, end) if clean.restarts else slice(None)
+    swap, states = changed[:, span, None], objective.source.resid[layer][rows, span]
 
     def patch(value: Tensor) -> Tensor:
         return torch.where(swap, subspace.replace_projection(value, states), value)
 
-    with clean.model.editing({f"blocks.{subspace.layer}.{RESID}": patch}):
-        return clean.model.forward(clean.ids[rows], clean.mask[rows], clean.readout[rows])
+    if not clean.restarts:
+        with clean.model.editing({f"blocks.{layer}.{RESID}": patch}):
+            logits = clean.model.forward(clean.ids[rows], clean.mask[rows], clean.readout[rows])
+        return logits[:, objective.readout]
+    with clean.model.locked():
+        blocks = range(layer, clean.model.shape.layers)
+        hidden = patch(clean.resid[layer][rows, span])
+        hidden = clean.run_blocks(blocks, rows, (first, end), hidden)
+        read = hidden.take_along_dim((readout - first)[:, None, None], dim=1)
+        return clean.model.unembed(read)[:, 0]
 
 
 def _prompt_batches(prompts: Tensor, settings: DASSettings) -> Iterator[Tensor]:

@@ -105,7 +105,8 @@ def display_variable(name: str) -> str:
 
 
 def _layer_labels(result: Hotspots) -> list[str]:
-    return [*map(str, range(max(site.layer for site in result.sites))), "out"]
+    _, count = next(iter(result.maps.values())).shape
+    return [*map(str, range(count - 1)), "out"]
 
 
 def _null(result: Hotspots, variable: str) -> float:
@@ -174,7 +175,9 @@ def _draw_panel(
         tooltip = f"{roles[row]}, layer {layers[column]}: "
         is_missing = np.isnan(value)
         tooltip += (
-            "no such role" if is_missing else f"{value:.3f} of {result.prompts} (null {null:.3f})"
+            ("not interchanged" if result.screens else "no such role")
+            if is_missing
+            else f"{value:.3f} of {result.prompts} (null {null:.3f})"
         )
         corner = (left + cell * column, top + 12 + _CELL_HEIGHT * row)
         parts.append(Group(tooltip, _draw_cell(value, null, corner, round(cell))))

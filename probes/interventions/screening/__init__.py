@@ -1,0 +1,1 @@
+"""Screens of large models: gradients choose what is then measured exactly."""
