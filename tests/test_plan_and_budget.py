@@ -393,6 +393,32 @@ def test_claims_within_a_budget_say_what_they_leave_out(monkeypatch):
         plan_claims(model, own, ClaimSettings(budget=1.0))
 
 
+def test_a_screened_run_of_the_claims_is_planned_as_one(monkeypatch):
+    monkeypatch.setattr(claims_plan, "seconds_per_prompt", lambda *_, **__: 0.001)
+    model, own = load("full"), pattern("take-away")
+
+    def passes(**changes):
+        plan, _ = plan_claims(model, own, ClaimSettings(**changes), has_base=False)
+        return {stage.name: stage.passes for stage in plan.stages}
+
+    whole, screened = passes(screen="never"), passes(screen="always", null="permuted")
+    assert "base model" not in screened
+    assert all(screened[name] <= whole[name] for name in whole)
+    assert screened["hotspots"] < whole["hotspots"] / 3
+    assert passes(screen="always", null="random-init")["hotspots"] > screened["hotspots"]
+
+
+def test_a_budget_of_screened_claims_first_leaves_out_sizes_of_subspaces(monkeypatch):
+    monkeypatch.setattr(claims_plan, "seconds_per_prompt", lambda *_, **__: 0.001)
+    model, own = load("full"), pattern("take-away")
+    screened = ClaimSettings(screen="always", null="permuted")
+    whole, _ = plan_claims(model, own, screened)
+    budget = replace(screened, budget=0.98 * whole.seconds)
+    plan, lowered = plan_claims(model, own, budget)
+    assert (lowered.dimensions, lowered.bases) == ((1, 8), 200)
+    assert plan.left_out == ("searches of subspaces of 2 and of 4 directions",)
+
+
 def test_a_pattern_that_the_claims_refuse_has_no_plan():
     with pytest.raises(PatternError, match="no opposite operation"):
         plan_claims(load("full"), pattern("ioi"), ClaimSettings())

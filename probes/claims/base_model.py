@@ -14,6 +14,7 @@ from probes.interventions.interchange import (
     InterchangeRuns,
     run_interchange_pairs,
 )
+from probes.interventions.screening.heads import screened_head_shifts
 from probes.interventions.site_search import EQUIVALENCE_MARGIN, search_words
 from probes.interventions.subspaces.directions import (
     cross_model_hits,
@@ -53,12 +54,14 @@ class BaseComparisonSettings:
         nulls: Random-init models of the null of shared heads.
         null_bases: Bases for each of these.
         seed: Of prompts, bootstrap and random-init models.
+        screened: Whether gradients give the shifts of most heads; see `screened_head_shifts`.
     """
 
     bases: int = 100
     nulls: int = 20
     null_bases: int = 24
     seed: int = 0
+    screened: bool = False
 
 
 def find_base_model(model: Model, named: ModelSpec | None, *, device: str) -> Model | str:
@@ -114,7 +117,8 @@ def compare_with_base(
         for fit in (tuned_fit, base_fit, null_fit)
     )
     donor = run_interchange_pairs(base, pairs[0], joined_roles=joined)
-    tuned_heads, base_heads = (head_shifts(fit, NUMBER_READOUT) for fit in (tuned_fit, base_fit))
+    measure = screened_head_shifts if settings.screened else head_shifts
+    tuned_heads, base_heads = (measure(fit, NUMBER_READOUT) for fit in (tuned_fit, base_fit))
     return BaseModelComparison(
         base=base.name,
         tuned=tuned.name,
@@ -210,7 +214,8 @@ def _null_head_overlaps(
         runs: InterchangeRuns = run_interchange_pairs(
             random_init(tuned, seed=settings.seed + n), pairs
         )
-        fractions = head_shifts(runs, NUMBER_READOUT).fractions(np.ones((1, len(pairs))))
+        measure = screened_head_shifts if settings.screened else head_shifts
+        fractions = measure(runs, NUMBER_READOUT).fractions(np.ones((1, len(pairs))))
         largest = np.zeros_like(base)
         largest[0, fractions[0].argsort()[::-1][: int(base.sum())]] = True
         overlaps.append(float(_jaccard(own, largest)[0]))

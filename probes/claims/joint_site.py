@@ -4,8 +4,8 @@ import numpy as np
 
 from probes.claims.result import JointSite
 from probes.interventions.hotspot_result import Hotspots
-from probes.interventions.interchange import InterchangeRuns, interchange_intervention
-from probes.interventions.site_search import inner_sites
+from probes.interventions.interchange import interchange_intervention
+from probes.interventions.site_search import SiteSearch
 from probes.interventions.subspaces.das import DASSettings, das
 from probes.interventions.subspaces.das_search import interchange_objective
 from probes.interventions.subspaces.directions import patch_direction
@@ -16,30 +16,27 @@ _DIMENSIONS = 8
 """Dimensions of the subspace; as many as the largest of `search_subspace`."""
 
 
-def find_joint_site(
-    search_runs: InterchangeRuns, hotspots: Hotspots, *, seed: int = 0
-) -> JointSite:
+def find_joint_site(search: SiteSearch, hotspots: Hotspots, *, seed: int = 0) -> JointSite:
     """Find the site whose interchange most often gives the source's number; measure it on others.
 
     Sites are the roles of the residual stream between blocks; roles are not joined. The site is
-    chosen on the search runs with sources about the object of the base, the earliest of equals. A
+    chosen in the search with sources about the object of the base, the earliest of equals. A
     state that holds only the result of operation and operands gives the source's number, too. So
     a subspace is searched (DAS) whose interchange changes the operation alone, which no subspace
     of such a state does.
 
     Args:
-        search_runs: Runs of the model on other bases than those of the hotspots.
+        search: Interchange at sites on other bases than those of the hotspots.
         hotspots: Hotspots with their runs.
         seed: Of the search.
     """
-    source_label = search_runs.interchange_pairs.source_label
-    variables, sites = source_label.split(" + "), inner_sites(search_runs)
-    found = interchange_intervention(search_runs, sites, source_object="same")
+    source_label = search.runs.interchange_pairs.source_label
+    variables, sites, found = source_label.split(" + "), search.sites, search.outcomes[1]
     joint = found.is_outcome(source_label).mean(1)
     single = np.mean([found.takes_variable(variable).mean(1) for variable in variables], 0)
     site = sites[max(range(len(sites)), key=lambda n: (joint[n], single[n]))]
     outcomes = interchange_intervention(hotspots.runs, [site], source_object="same")
-    objective = interchange_objective(search_runs, site, OPERATION)
+    objective = interchange_objective(search.runs, site, OPERATION)
     subspace = das(objective, site, dims=_DIMENSIONS, settings=DASSettings(seed=seed))
     return JointSite(
         site=site,

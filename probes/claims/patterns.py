@@ -1,6 +1,7 @@
 """Patterns of the claims: the one with the behavior, and shipped ones that are related to it."""
 
 from probes.claims.plan import ClaimSettings
+from probes.claims.solved_items import SolvedItems, solved_items
 from probes.errors import GateError
 from probes.models.model import Model
 from probes.observe.format.kept import pattern_in_format
@@ -31,8 +32,10 @@ def pattern_with_behavior(
     *,
     criterion: GateCriterion | None,
     seed: int,
-) -> tuple[Pattern, tuple[Gate, ...]]:
+) -> SolvedItems:
     """Pattern in a format, or that of the same facts as statements if only its gates are open.
+
+    Where a gate is partial, it is the part of the pattern that the model solves, if there is one.
 
     Raises:
         GateError: The model does not have the behavior.
@@ -44,12 +47,12 @@ def pattern_with_behavior(
     sample_interchange_pairs(chosen, 1, tokenizers=(model.tokenizer,), seed=seed)
     gates = gate(model, chosen, seed=seed, criterion=criterion)
     if all(one.is_passed for one in gates):
-        return chosen, gates
+        return _solved_part(model, chosen, gates, seed)
     statements = statement_pattern(chosen) if isinstance(pattern, str) else None
     if statements is not None:
         statement_gates = gate(model, statements, seed=seed, criterion=criterion)
         if all(one.is_passed for one in statement_gates):
-            return statements, statement_gates
+            return _solved_part(model, statements, statement_gates, seed)
     closed = next(one for one in gates if not one.has_behavior)
     if closed.state == "too few to tell":
         raise GateError(closed.too_few_reason)
@@ -57,6 +60,13 @@ def pattern_with_behavior(
         f"{closed.closed_reason} There is nothing to test: choose a model or a pattern whose gate "
         "is open, or the gate none."
     )
+
+
+def _solved_part(model: Model, pattern: Pattern, gates: tuple[Gate, ...], seed: int) -> SolvedItems:
+    """What a model solves of a pattern whose gates are passed; all of it if they are open."""
+    is_partial = any(one.state == "partial" for one in gates)
+    part = solved_items(model, pattern, seed=seed) if is_partial else None
+    return part or SolvedItems(pattern, gates, "")
 
 
 def has_behavior(model: Model, pattern: Pattern, seed: int) -> bool:

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 NUMBER_OUTCOMES = "number outcomes"
 """Name, in a protocol, of the outcomes that a narrow range of numbers cannot tell apart."""
 
+ITEMS = "items"
+"""Name, in a protocol, of the part of a pattern that a model with a partial gate solves."""
+
+SCREEN = "screen"
+"""Name, in a protocol, of the error of the gradients that chose sites and heads."""
+
 
 @dataclass(frozen=True, eq=False)
 class JointSite:
@@ -146,7 +152,7 @@ class ClaimsReport(Result):
             *(
                 f"{name.capitalize()}: {text}."
                 for name, text in self.protocol
-                if name in (LEFT_OUT, NUMBER_OUTCOMES)
+                if name in (LEFT_OUT, NUMBER_OUTCOMES, ITEMS, SCREEN)
             ),
         )
 

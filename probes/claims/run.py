@@ -10,8 +10,8 @@ from probes.claims.dose_response import dose_response_rows, training_diversity_c
 from probes.claims.joint_site import find_joint_site
 from probes.claims.patterns import pattern_with_behavior, resolve_format
 from probes.claims.plan import ClaimSettings as ClaimSettings
-from probes.claims.plan import plan_claims
-from probes.claims.result import NUMBER_OUTCOMES, ClaimsReport
+from probes.claims.plan import null_kind, plan_claims, with_method
+from probes.claims.result import ITEMS, NUMBER_OUTCOMES, SCREEN, ClaimsReport
 from probes.claims.separate_path import separate_path_claim
 from probes.claims.shared_state import (
     SharedStateEvidence,
@@ -19,18 +19,25 @@ from probes.claims.shared_state import (
     shared_direction_claim,
     shared_state_claim,
 )
+from probes.claims.solved_items import SolvedItems
 from probes.claims.units import (
     SiteTests,
     compare_base,
     dissociate_two_objects,
     run_site_tests,
 )
-from probes.interventions.dissociation import dissociate, necessity, output_heads
+from probes.interventions.dissociation import (
+    dissociate,
+    head_shifts,
+    necessity,
+    output_heads,
+)
 from probes.interventions.hotspot_result import Hotspots
 from probes.interventions.hotspots import HotspotSettings, hotspots
-from probes.interventions.interchange import InterchangeRuns, run_interchange_pairs
-from probes.interventions.result import DASResult
-from probes.interventions.site_search import search_words
+from probes.interventions.interchange import InterchangeRuns
+from probes.interventions.lazy_runs import join_roles
+from probes.interventions.result import DASResult, OutputHeads
+from probes.interventions.screening.heads import screened_head_shifts
 from probes.interventions.subspaces.das_search import search_subspace
 from probes.interventions.subspaces.directions import (
     DirectionSettings,
@@ -41,15 +48,13 @@ from probes.interventions.subspaces.geometry import variance_fractions
 from probes.interventions.subspaces.projection import project_states
 from probes.models.model import Model, ModelSpec, load
 from probes.models.site import Site, joined_roles
-from probes.observe.result import Gate
+from probes.observe.format.kept import pattern_in_format
 from probes.plan import LEFT_OUT
 from probes.progress import Progress
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.interchange_pairs import (
     OPERATION,
-    BaseFilter,
     InterchangePairs,
-    sample_interchange_pairs,
 )
 from probes.prompts.pattern import Pattern
 from probes.scale.commands import remember_in
@@ -94,14 +99,17 @@ def _evaluate(
 ) -> ClaimsReport:
     """Test the claims in a loaded model; `base` is its base model, or why there is none."""
     plan = None
+    has_base = not isinstance(base, str)
     if settings.plan_only and settings.on_plan:
-        settings.on_plan(plan_claims(model, asked, settings)[0])
+        in_format = pattern_in_format(asked, settings.format, [model], seed=settings.seed)
+        settings.on_plan(plan_claims(model, in_format, settings, has_base=has_base)[0])
     # A closed gate is told before a plan is printed.
     behavior = pattern_with_behavior(
         model, pattern, settings.format, criterion=settings.gate, seed=settings.seed
     )
+    settings = with_method(model, behavior.pattern, settings)
     if settings.is_planned:
-        plan, settings = plan_claims(model, asked, settings)
+        plan, settings = plan_claims(model, behavior.pattern, settings, has_base=has_base)
         if settings.on_plan:
             settings.on_plan(plan)
     with (
@@ -119,22 +127,25 @@ def _evaluate(
 
 def _test_claims(
     model: Model,
-    behavior: tuple[Pattern, tuple[Gate, ...]],
+    behavior: SolvedItems,
     settings: ClaimSettings,
     base: Model | str,
     progress: Progress,
 ) -> ClaimsReport:
-    """Test the claims with a pattern whose behavior the model has, given with its gates."""
-    pattern, gates = behavior
+    """Test the claims with a pattern whose behavior the model has."""
+    pattern, gates = behavior.pattern, behavior.gates
     bases, nulls, seed = settings.bases, settings.nulls, settings.seed
     progress.begin("hotspots")
+    screened = settings.screen == "always"
     with starting(settings.engine) as start:
         # What needs no run of another part is a unit.
         two_objects_unit = start(dissociate_two_objects, model, pattern, settings)
         own_hotspots = hotspots(
             model,
             pattern,
-            HotspotSettings(bases=bases, nulls=nulls, seed=seed),
+            HotspotSettings(
+                bases=bases, nulls=nulls, seed=seed, screened=screened, null=null_kind(settings)
+            ),
             engine=settings.engine,
         )
         site = own_hotspots.hotspot(OPERATION).site
@@ -143,15 +154,18 @@ def _test_claims(
             compare_directions, model, pattern, site, DirectionSettings(seed=seed)
         )
         base_unit = start(compare_base, model, pattern, site, base, settings)
-        search_runs = _run_search_pairs(model, pattern, site, settings)
+        search_runs = _at_joined_roles(own_hotspots.search.runs, site)
         progress.begin("shared state")
-        subspaces = search_subspace(search_runs, own_hotspots.runs, site, seed=seed)
-        joint_site = find_joint_site(search_runs, own_hotspots, seed=seed)
+        subspaces = search_subspace(
+            search_runs, own_hotspots.runs, site, dimensions=settings.dimensions, seed=seed
+        )
+        joint_site = find_joint_site(own_hotspots.search, own_hotspots, seed=seed)
         evidence = _shared_state_evidence(model, own_hotspots, subspaces, site_unit.result())
         progress.begin("separate paths")
         dissociation = dissociate(own_hotspots, seed=seed)
         ablation = necessity(own_hotspots.runs, subspaces.subspace, seed=seed)
-        heads = output_heads(search_runs, own_hotspots.runs)
+        measure = screened_head_shifts if screened else head_shifts
+        heads = output_heads(search_runs, own_hotspots.runs, measure)
         two_objects, binding = two_objects_unit.result()
         progress.begin("directions")
         directions = directions_unit.result()
@@ -170,7 +184,7 @@ def _test_claims(
             reuse_claim(comparison, reason),
             training_diversity_claim(dose_response_rows(model.provenance)),
         ),
-        hotspots=own_hotspots,
+        hotspots=replace(own_hotspots, search=None),  # Its runs take much memory.
         joint_site=joint_site,
         variance_fractions={name: float(values[0]) for name, values in fractions.items()},
         object_decoding=evidence.object_decoding,
@@ -184,9 +198,9 @@ def _test_claims(
         direction_comparison=directions,
         base_comparison=comparison,
         protocol=(
+            *(((ITEMS, behavior.text),) if behavior.text else ()),
             ("bases", f"{len(own_hotspots.runs)}, and {len(search_runs)} others to find sites"),
-            ("sites", f"{len(own_hotspots.sites)} of the residual stream, by role and layer"),
-            ("null", f"best site of {nulls} random-init models, threshold"),
+            *_method(own_hotspots, heads, settings).items(),
             ("format", str(pattern.wrapper.format)),
             ("seed", str(seed)),
             *_merged_outcomes(own_hotspots.runs.interchange_pairs),
@@ -204,18 +218,24 @@ def _merged_outcomes(pairs: InterchangePairs) -> tuple[tuple[str, str], ...]:
     return ((NUMBER_OUTCOMES, text),)
 
 
-def _run_search_pairs(
-    model: Model, pattern: Pattern, site: Site, settings: ClaimSettings
-) -> InterchangeRuns:
-    """Run pairs that find sites, subspaces and heads."""
-    pairs = sample_interchange_pairs(
-        pattern,
-        max(settings.bases // 2, 8),
-        tokenizers=(model.tokenizer,),
-        seed=settings.seed + 1,
-        base_filter=BaseFilter(allowed_words=search_words(pattern)),
-    )
-    return run_interchange_pairs(model, pairs, joined_roles=joined_roles(site))
+def _at_joined_roles(runs: InterchangeRuns, site: Site) -> InterchangeRuns:
+    """The runs that sites were searched on, which also find subspaces and heads at a site."""
+    return replace(runs, role_masks=join_roles(runs.role_masks, joined_roles(site)))
+
+
+def _method(hotspots: Hotspots, heads: OutputHeads, settings: ClaimSettings) -> dict[str, str]:
+    """Sites and null of the hotspots for the protocol, and the error of the screens."""
+    sites = f"{len(hotspots.sites)} of the residual stream, by role and layer"
+    null = f"best site of {settings.nulls} random-init models, threshold"
+    if hotspots.null == "permuted":
+        null = f"best site with the answers of other bases, {settings.nulls} draws, threshold"
+    if not hotspots.screens:
+        return {"sites": sites, "null": null}
+    return {
+        "sites": f"{sites}, chosen by a screen; every fraction is exact",
+        SCREEN: "; ".join(map(str, (*hotspots.screens, *heads.screens))),
+        "null": null,
+    }
 
 
 def _shared_state_evidence(

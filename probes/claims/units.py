@@ -99,7 +99,9 @@ def dissociate_two_objects(
     both = hotspots(
         model,
         two_objects,
-        HotspotSettings(bases=settings.bases // 2, nulls=0, seed=seed),
+        HotspotSettings(
+            bases=settings.bases // 2, nulls=0, seed=seed, screened=settings.screen == "always"
+        ),
         variables=(OPERATION, OBJECT),
     )
     return dissociate(both, seed=seed), swap_bindings(both.runs, seed=seed)
@@ -119,7 +121,10 @@ def compare_base(
     if statements is None:
         return None, f"{pattern.name!r} has no questions with a pattern of the same statements"
     sizes = BaseComparisonSettings(
-        bases=settings.bases // 2, nulls=settings.nulls, seed=settings.seed
+        bases=settings.bases // 2,
+        nulls=settings.nulls,
+        seed=settings.seed,
+        screened=settings.screen == "always",
     )
     try:
         found = compare_with_base(model, base, (pattern, statements), site, sizes)

@@ -17,6 +17,8 @@ from probes.cli.common import (
     EngineName,
     Format,
     GateAsks,
+    Null,
+    Screen,
     Workers,
     check_output_paths,
     open_console,
@@ -65,8 +67,6 @@ def main(
 
 
 EdgeScoring = StrEnum("EdgeScoring", {"eap_ig": "eap-ig", "eap": "eap", "exact": "exact"})
-Screen = StrEnum("Screen", {"auto": "auto", "never": "never", "always": "always"})
-Null = StrEnum("Null", {"auto": "auto", "random_init": "random-init", "permuted": "permuted"})
 
 _PICTURE_SUFFIXES = (".html", ".png", ".svg", ".pdf")
 

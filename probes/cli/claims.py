@@ -11,6 +11,8 @@ from probes.cli.common import (
     EngineName,
     Format,
     GateAsks,
+    Null,
+    Screen,
     Workers,
     check_output_paths,
     open_console,
@@ -42,6 +44,8 @@ def claims(
     seed: Annotated[
         int, typer.Option(help="Seed of prompts and random models.", min=0, max=MAX_SEED)
     ] = 0,
+    screen: Annotated[Screen, typer.Option(help="Attribution patching first.")] = Screen.auto,
+    null: Annotated[Null, typer.Option(help="What gives the thresholds.")] = Null.auto,
     gate: GateAsks = None,
     device: Device = "",
     engine: EngineName = "inprocess",
@@ -65,6 +69,8 @@ def claims(
         nulls=nulls,
         seed=seed,
         format=format,
+        screen=screen.value,
+        null=null.value,
         device=device,
         engine=engine,
         workers=workers,

@@ -21,6 +21,10 @@ MAX_SEED = 2**31 - 1
 """Largest seed that NumPy and PyTorch both take."""
 
 
+Screen = StrEnum("Screen", {"auto": "auto", "never": "never", "always": "always"})
+Null = StrEnum("Null", {"auto": "auto", "random_init": "random-init", "permuted": "permuted"})
+
+
 class GateOption(StrEnum):
     """What the gate asks of an answer."""
 

@@ -7,11 +7,16 @@ from functools import cache
 import pytest
 import torch
 
+from probes.claims import solved_items as solved_items_module
+from probes.claims.plan import with_method
+from probes.claims.result import ClaimsReports
 from probes.claims.run import ClaimSettings, evaluate_claims
 from probes.errors import GateError, PatternError, ProbeError
 from probes.models.model import random_init
+from probes.observe.behavior import Behavior
 from probes.testing.planted_patterns import planted_fox
 from probes.testing.tiny_models import hook_count
+from probes.viz.reports.claims import claims_page
 
 
 @cache
@@ -156,3 +161,56 @@ def test_claims_leave_the_random_state_the_hooks_and_the_weights_unchanged():
     assert first.verdict("H1a").claim == "H1a"
     with pytest.raises(ProbeError, match="no claim 'H9'"):
         first.verdict("H9")
+
+
+# Large models: a screen, and the items that a model solves.
+
+
+@pytest.mark.slow
+def test_a_screened_run_says_so_and_has_the_verdicts_of_the_whole_one():
+    whole = report("template")
+    settings = ClaimSettings(bases=40, nulls=5, screen="always", null="permuted")
+    found = evaluate_claims(fox().model, fox().pattern, settings)
+    protocol = dict(found.protocol)
+    assert "chosen by a screen" in protocol["sites"]
+    assert "answers of other bases" in protocol["null"]
+    assert any(line.startswith("Screen: ") and "Spearman" in line for line in found.summary())
+    assert not any(line.startswith("Screen: ") for line in whole.summary())
+    assert "a dash is a site that was not" in claims_page(ClaimsReports((found,))).body
+    assert [v.label for v in found.verdicts] == [v.label for v in whole.verdicts]
+
+
+def test_small_models_are_measured_whole_and_large_ones_are_screened(monkeypatch):
+    own = with_method(fox().model, fox().pattern, ClaimSettings())
+    assert (own.screen, own.null) == ("never", "random-init")
+    monkeypatch.setattr("probes.comparison.setup.cost.MAX_OPERATIONS", 1.0)
+    large = with_method(fox().model, fox().pattern, ClaimSettings())
+    assert (large.screen, large.null) == ("always", "permuted")
+    asked = with_method(fox().model, fox().pattern, ClaimSettings(null="random-init"))
+    assert (asked.screen, asked.null) == ("always", "random-init")
+
+
+def behavior_that_solves(monkeypatch, solves):
+    """Let a model be right in the questions for which `solves` is true."""
+
+    def answer(model, questions):
+        right = torch.tensor([[solves(one), True] for one in questions])
+        predicted = torch.zeros(right.shape, dtype=torch.long)
+        return Behavior(model.name, ("number", "noun"), right, right.float(), predicted, right)
+
+    monkeypatch.setattr(solved_items_module, "answer_questions", answer)
+
+
+def test_items_that_a_model_solves_are_those_that_are_tested(monkeypatch):
+    name = fox().pattern.templates[0].name
+    behavior_that_solves(monkeypatch, lambda one: one.template == name)
+    found = solved_items_module.solved_items(fox().model, fox().pattern, seed=0)
+    assert [template.name for template in found.pattern.templates] == [name]
+    assert found.pattern.lexicon.verbs == fox().pattern.lexicon.verbs
+    assert [gate.state for gate in found.gates] == ["open", "open"]
+    assert found.text.startswith("1 of 2 sentence templates and 6 of 6 pairs of verbs")
+
+
+def test_a_model_that_solves_no_item_has_no_part_of_a_pattern(monkeypatch):
+    behavior_that_solves(monkeypatch, lambda one: hash(one.text) % 2 == 0)
+    assert solved_items_module.solved_items(fox().model, fox().pattern, seed=0) is None

@@ -142,8 +142,22 @@ def _hotspots_section(reports: Sequence[ClaimsReport]) -> list[Block]:
     by_pattern = {one.pattern: one.hotspots for one in reports}
     return [
         *map(example_table, by_pattern.values()),
+        *_screen_notes(reports),
         HotspotMapBlock([one.hotspots for one in reports]),
         *_by_model(reports, lambda one: hotspot_blocks(one.hotspots)),
+    ]
+
+
+def _screen_notes(reports: Sequence[ClaimsReport]) -> list[Block]:
+    """What a screen left out of the maps, and its error."""
+    return [
+        Note(
+            f"{one.model}: a screen by gradients chose {len(one.hotspots.sites)} sites, which were "
+            "interchanged; a dash is a site that was not. "
+            f"Error of the screen: {'; '.join(map(str, one.hotspots.screens))}."
+        )
+        for one in reports
+        if one.hotspots.screens
     ]
 
 

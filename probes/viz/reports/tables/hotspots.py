@@ -14,7 +14,8 @@ HOTSPOTS_INTRO = (
     "gives shows which variables the state carries. L1.resid@op is the residual stream before "
     "layer 1 at the role op; roles joined by + are interchanged together. A cell is the fraction "
     "of prompts in which this variable changed and no other. The null is the best site of "
-    "random-init models, or half a prompt if that is more. Column 0 holds token embeddings: their "
+    "random-init models (or, where the method says so, with the answers of other bases), or half a "
+    "prompt if that is more. Column 0 holds token embeddings: their "
     "interchange changes the text itself, so 1.00 is trivial there. Rings mark the hotspots, which "
     "were selected on other prompts."
 )
