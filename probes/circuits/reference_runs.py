@@ -70,7 +70,7 @@ class _RunMaker:
             self.model,
             rows,
             lambda part: run(self.hold(part)),
-            _batches(self.model, self.task, self.first_position),
+            _batches(self.model, self.task),
         )
 
     def hold(self, rows: Int[Tensor, " row"]) -> HeldRuns:
@@ -159,11 +159,12 @@ def run_references(
     return StreamedRuns(model, task, graph, ablation, weights, first, clean, ablated, maker)
 
 
-def _batches(model: Model, task: Task, first: int) -> MicroBatches:
+def _batches(model: Model, task: Task) -> MicroBatches:
     """Most pairs whose runs are in memory."""
     shape, width = model.shape, task.clean.shape[1]
     heads, kv_heads = shape.heads * shape.d_head, shape.kv_heads * shape.d_head
-    floats = (width - first) * (3 * shape.d_model + 2 * heads) + width * 2 * kv_heads
+    # While a run is recorded, it has all positions.
+    floats = width * (3 * shape.d_model + 2 * heads + 2 * kv_heads)
     pairs = _MAX_RUN_FLOATS // (2 * shape.layers * floats)
     return MicroBatches("recording runs", max(1, pairs), width)
 
@@ -181,7 +182,7 @@ def _role_means(model: Model, weights: DecoderWeights, task: Task, other: Task) 
         return role_sums(part, activations)
 
     rows = torch.arange(len(other), device=model.device)
-    return role_means(other.roles, run_micro_batches(model, rows, run, _batches(model, other, 0)))
+    return role_means(other.roles, run_micro_batches(model, rows, run, _batches(model, other)))
 
 
 def _zeros(run: Run) -> WriterValues:
