@@ -218,7 +218,7 @@ def _check(
     predicted: PredictedAnswers,
     variables: Sequence[str],
     tried: tuple[Int[np.ndarray, " site"], InterchangeOutcomes],
-    drawn: Int[np.ndarray, " site"],
+    drawn: Int[np.ndarray, " drawn"],
 ) -> tuple[ScreenCheck, ...]:
     """Agreement of predicted and exact logit differences of each variable, over the first bases.
 
