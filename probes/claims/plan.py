@@ -33,12 +33,12 @@ _TESTS = {
 # The same of a large model, whose sites and heads are screened, measured on Qwen2.5-0.5B: a search
 # of a subspace costs steps, not bases.
 _SCREENED_TESTS = {
-    "shared state": (900, 6),
+    "shared state": (700, 6),
     "separate paths": (300, 8),
     "directions": (700, 0),
     "base model": (1_000, 6),
 }
-_SUBSPACE, _CONTROLS = 300, 4  # Of a search of a subspace; searches beside those of each size.
+_SUBSPACE, _CONTROLS = 260, 4  # Of a search of a subspace; searches beside those of each size.
 _VARIABLES, _DISTINCT = 5, 0.8  # Sites that are sought, with that of all; fraction that differ.
 _JOINED, _GROUPS = 8, 3  # Pairs of roles that are tried; groups of unseen values.
 _RECORD, _SCREENED_SITE = 2.0, 0.22  # Of the runs of a base in large batches, and of its site.
