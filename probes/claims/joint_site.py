@@ -9,7 +9,7 @@ from probes.interventions.site_search import SiteSearch
 from probes.interventions.subspaces.das import DASSettings, das
 from probes.interventions.subspaces.das_search import interchange_objective
 from probes.interventions.subspaces.directions import patch_direction
-from probes.prompts.interchange_pairs import OPERATION
+from probes.prompts.interchange_pairs import OPERATION, InterchangePairs
 from probes.stats.intervals import proportion
 
 _DIMENSIONS = 8
@@ -44,4 +44,17 @@ def find_joint_site(search: SiteSearch, hotspots: Hotspots, *, seed: int = 0) ->
         variables={v: proportion(outcomes.takes_variable(v)[0]) for v in variables},
         all_variables=proportion(outcomes.is_outcome(source_label)[0]),
         operation_alone=proportion(patch_direction(hotspots.runs, subspace)),
+        new_numbers=_count_new(search.runs.interchange_pairs, hotspots.runs.interchange_pairs),
     )
+
+
+def _count_new(fitted: InterchangePairs, others: InterchangePairs) -> int:
+    """Pairs whose operands, those of base and source together, are in no fitted pair."""
+    operands = fitted.source_label.split(" + ")[1:]
+
+    def numbers(pairs: InterchangePairs) -> list[tuple[object, ...]]:
+        sides = [(pair.clean, pair.counterfactual) for pair in pairs.same]
+        return [tuple(side[name] for side in both for name in operands) for both in sides]
+
+    known = {*numbers(fitted)}
+    return sum(each not in known for each in numbers(others))

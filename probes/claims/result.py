@@ -49,6 +49,8 @@ class JointSite:
         all_variables: Fraction of bases whose number takes all of them.
         operation_alone: Interchange accuracy of the operation alone by a subspace at the site
             (DAS); near 0 where the state holds only the result of operation and operands.
+        new_numbers: Bases whose operands and those of the source are together in none of the
+            prompts that the subspace was fitted on.
     """
 
     site: Site
@@ -56,6 +58,7 @@ class JointSite:
     variables: Mapping[str, Estimate]
     all_variables: Estimate
     operation_alone: Estimate
+    new_numbers: int
 
 
 @dataclass(frozen=True, eq=False)

@@ -277,10 +277,10 @@ def test_only_a_model_whose_provenance_says_so_has_held_out_objects_and_sums():
 # H1b.
 
 
-def h1b(*, alone=SURE, **changes):
+def h1b(*, alone=SURE, new_numbers=20, **changes):
     variables = {"operation": SURE, "x": SURE, "y": SURE} | changes
     site = Site(2, "resid", "rest")
-    joint = JointSite(site, "operation + x + y", variables, SURE, alone)
+    joint = JointSite(site, "operation + x + y", variables, SURE, alone, new_numbers)
     return joint_state_claim(joint, make_hotspots())
 
 
@@ -303,6 +303,13 @@ def test_a_state_that_may_hold_the_result_only_leaves_it_undecided(alone):
     assert "undecided: more than the result at L2.resid@rest" in found.reason
     assert "may hold only the result" in find_test(found, "joint_operation_alone").meaning_if_failed
     assert h1b(alone=alone, x=NO).label == "fails"
+
+
+def test_a_subspace_that_was_measured_on_the_numbers_of_its_fit_leaves_it_undecided():
+    found = h1b(new_numbers=19)
+    assert found.label == "cannot tell"
+    assert "not fitted on the numbers of 19 bases, and 20 are needed" in found.reason
+    assert h1b(new_numbers=0, x=NO).label == "fails"
 
 
 # H2.
