@@ -240,7 +240,7 @@ def _size_comparison(
     graph = edge_scores[0].graph
     masks = torch.zeros(2, len(graph), dtype=torch.bool)
     for mask, scores in zip(masks, edge_scores, strict=True):
-        mask[scores.top(overlap.edges).edge_indices] = True
+        mask[torch.tensor(scores.top(overlap.edges).edge_indices)] = True
     nodes, random_nodes = node_overlap(graph, masks, seed=seed)
     in_a, in_b = transfers
     return SizeComparison(overlap.edges / len(graph), overlap, nodes, random_nodes, in_a, in_b)
