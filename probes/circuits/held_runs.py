@@ -1,5 +1,6 @@
 """The clean and the ablated run of a task, in memory, from which patched passes start."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
@@ -57,15 +58,13 @@ class Run:
 
 
 @dataclass(frozen=True, eq=False)
-class ReferenceRuns:
-    """What all circuits of one model and task share.
+class RunSetup:
+    """What the runs of one model and task have in common.
 
     Attributes:
         graph: Numbers the edges of masks.
         ablation: What an ablated edge carries.
         first_position: The position before which nothing differs.
-        clean_logit_diffs, ablated_logit_diffs: Logit differences of the run with all edges kept,
-            and of that with none (logits).
     """
 
     model: Model
@@ -74,6 +73,17 @@ class ReferenceRuns:
     ablation: Ablation
     weights: DecoderWeights
     first_position: int
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceRuns(RunSetup, ABC):
+    """What all circuits of one model and task share.
+
+    Attributes:
+        clean_logit_diffs, ablated_logit_diffs: Logit differences of the run with all edges kept,
+            and of that with none (logits).
+    """
+
     clean_logit_diffs: Float[Tensor, " prompt"]
     ablated_logit_diffs: Float[Tensor, " prompt"]
 
@@ -82,13 +92,13 @@ class ReferenceRuns:
         """Whether ablated edges carry what the writers of some run compute."""
         return self.ablation == "counterfactual"
 
+    @abstractmethod
     def each_part(self, run: Callable[["HeldRuns"], T]) -> Iterator[T]:
         """Results of a function of the runs of consecutive prompts, all of them at once or fewer.
 
         Raises:
             OutOfMemoryError: The runs of a single pair do not fit into memory.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)

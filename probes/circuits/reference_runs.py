@@ -16,10 +16,14 @@ from probes.circuits.ablated_values import (
     role_means,
     role_sums,
 )
-from probes.circuits.graph import ComputationGraph
-from probes.circuits.held_runs import Ablation as Ablation
-from probes.circuits.held_runs import HeldRuns, Run, readout_logit_diffs
-from probes.circuits.held_runs import ReferenceRuns as ReferenceRuns
+from probes.circuits.held_runs import (
+    Ablation,
+    HeldRuns,
+    ReferenceRuns,
+    Run,
+    RunSetup,
+    readout_logit_diffs,
+)
 from probes.circuits.task import Task
 from probes.errors import CircuitError
 from probes.models.layers.decoder import (
@@ -53,15 +57,9 @@ class StreamedRuns(ReferenceRuns):
 
 
 @dataclass(frozen=True, eq=False)
-class _RunMaker:
-    """Makes the runs of parts of a task; other attributes as in `ReferenceRuns`."""
+class _RunMaker(RunSetup):
+    """Makes the runs of parts of a task."""
 
-    model: Model
-    task: Task
-    graph: ComputationGraph
-    ablation: Ablation
-    weights: DecoderWeights
-    first_position: int
     means: RoleMeans | None
 
     def each_part(self, run: Callable[[HeldRuns], T]) -> Iterator[T]:
@@ -86,23 +84,12 @@ class _RunMaker:
                 values = self.means.at(task, self.model.shape.heads)
             ablated = _run_with_constants(clean, weights, entry, values)
         at = (torch.arange(len(task), device=self.model.device), task.readout - first)
-        clean_logit_diffs, ablated_logit_diffs = (
+        shared = (self.model, task, self.graph, self.ablation, weights, first)
+        logit_diffs = (
             readout_logit_diffs(weights, task, run.activations.resid_final[at][None])[0]
             for run in (clean, ablated)
         )
-        return HeldRuns(
-            model=self.model,
-            task=task,
-            graph=self.graph,
-            ablation=self.ablation,
-            weights=weights,
-            first_position=first,
-            clean_logit_diffs=clean_logit_diffs,
-            ablated_logit_diffs=ablated_logit_diffs,
-            entry=entry,
-            clean=clean,
-            ablated=ablated,
-        )
+        return HeldRuns(*shared, *logit_diffs, entry=entry, clean=clean, ablated=ablated)
 
 
 @torch.no_grad()

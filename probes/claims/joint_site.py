@@ -1,6 +1,7 @@
 """Search for the site where the operation and all operands meet (H1b)."""
 
 import numpy as np
+from jaxtyping import Bool
 
 from probes.claims.result import JointSite
 from probes.interventions.hotspot_result import Hotspots
@@ -11,6 +12,9 @@ from probes.interventions.subspaces.das_search import interchange_objective
 from probes.interventions.subspaces.directions import patch_direction
 from probes.prompts.interchange_pairs import OPERATION, InterchangePairs
 from probes.stats.intervals import proportion
+
+FEWEST_NEW = 20
+"""Bases with numbers that a subspace was not fitted on, for a statement about it."""
 
 _DIMENSIONS = 8
 """Dimensions of the subspace; as many as the largest of `search_subspace`."""
@@ -23,7 +27,8 @@ def find_joint_site(search: SiteSearch, hotspots: Hotspots, *, seed: int = 0) ->
     chosen in the search with sources about the object of the base, the earliest of equals. A
     state that holds only the result of operation and operands gives the source's number, too. So
     a subspace is searched (DAS) whose interchange changes the operation alone, which no subspace
-    of such a state does.
+    of such a state does. It is measured on other numbers than those of the search, of which it may
+    have learned each.
 
     Args:
         search: Interchange at sites on other bases than those of the hotspots.
@@ -37,18 +42,25 @@ def find_joint_site(search: SiteSearch, hotspots: Hotspots, *, seed: int = 0) ->
     site = sites[max(range(len(sites)), key=lambda n: (joint[n], single[n]))]
     outcomes = interchange_intervention(hotspots.runs, [site], source_object="same")
     objective = interchange_objective(search.runs, site, OPERATION)
+    is_new = _has_new_numbers(search.runs.interchange_pairs, hotspots.runs.interchange_pairs)
     subspace = das(objective, site, dims=_DIMENSIONS, settings=DASSettings(seed=seed))
     return JointSite(
         site=site,
         label=source_label,
         variables={v: proportion(outcomes.takes_variable(v)[0]) for v in variables},
         all_variables=proportion(outcomes.is_outcome(source_label)[0]),
-        operation_alone=proportion(patch_direction(hotspots.runs, subspace)),
-        new_numbers=_count_new(search.runs.interchange_pairs, hotspots.runs.interchange_pairs),
+        new_numbers=int(is_new.sum()),
+        operation_alone=(
+            proportion(patch_direction(hotspots.runs, subspace)[is_new])
+            if is_new.sum() >= FEWEST_NEW
+            else None
+        ),
     )
 
 
-def _count_new(fitted: InterchangePairs, others: InterchangePairs) -> int:
+def _has_new_numbers(
+    fitted: InterchangePairs, others: InterchangePairs
+) -> Bool[np.ndarray, " prompt"]:
     """Pairs whose operands, those of base and source together, are in no fitted pair."""
     operands = fitted.source_label.split(" + ")[1:]
 
@@ -57,4 +69,4 @@ def _count_new(fitted: InterchangePairs, others: InterchangePairs) -> int:
         return [tuple(side[name] for side in both for name in operands) for both in sides]
 
     known = {*numbers(fitted)}
-    return sum(each not in known for each in numbers(others))
+    return np.array([each not in known for each in numbers(others)])

@@ -47,18 +47,19 @@ class JointSite:
         variables: For the operation and each operand, the fraction of bases whose number takes it
             at the site, alone or with others.
         all_variables: Fraction of bases whose number takes all of them.
-        operation_alone: Interchange accuracy of the operation alone by a subspace at the site
-            (DAS); near 0 where the state holds only the result of operation and operands.
         new_numbers: Bases whose operands and those of the source are together in none of the
             prompts that the subspace was fitted on.
+        operation_alone: Interchange accuracy of the operation alone on these bases by a subspace at
+            the site (DAS); near 0 where the state holds only the result of operation and operands.
+            None where the bases are too few.
     """
 
     site: Site
     label: str
     variables: Mapping[str, Estimate]
     all_variables: Estimate
-    operation_alone: Estimate
     new_numbers: int
+    operation_alone: Estimate | None
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from probes.claims.definitions import MAJORITY, TITLES, near_ceiling
+from probes.claims.joint_site import FEWEST_NEW
 from probes.claims.result import JointSite
 from probes.interventions.hotspot_result import Hotspot, Hotspots
 from probes.interventions.result import (
@@ -25,9 +26,6 @@ from probes.stats.evidence import (
     skipped_test,
 )
 from probes.stats.intervals import Estimate
-
-_FEWEST_NEW = 20
-"""Bases with numbers that a subspace was not fitted on, for a statement about it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,8 +171,8 @@ def joint_state_claim(joint: JointSite, hotspots: Hotspots) -> ClaimVerdict:
     and each operand must be taken there, near the ceiling. Separate sites of the variables do not
     count. The tokens of a role are one site. A state that holds only the result of operation and
     operands gives the same number. So the claim holds only where a subspace changes the operation
-    alone; it is undecided where the search finds none, as a code may be nonlinear, and where the
-    subspace is measured on numbers that it was fitted on, which it may have learned one by one.
+    alone; it is undecided where the search finds none, as a code may be nonlinear, and where too
+    few bases have numbers that the search had not.
     """
     threshold, variables = near_ceiling(hotspots, joint.label), joint.variables
     tests = [
@@ -194,10 +192,10 @@ def _test_operation_alone(joint: JointSite) -> StatisticalTest:
     """Test that the state is more than the result of operation and operands."""
     name = f"more than the result at {joint.site!s}: operation alone"
     id = "joint_operation_alone"
-    if joint.new_numbers < _FEWEST_NEW:
+    if joint.operation_alone is None:
         reason = (
             f"the subspace was not fitted on the numbers of {joint.new_numbers} bases, and "
-            f"{_FEWEST_NEW} are needed: take a wider range of numbers"
+            f"{FEWEST_NEW} are needed: take a wider range of numbers"
         )
         return skipped_test(name, reason, id=id)
     found = "the state may hold only the result of operation and operands"

@@ -280,7 +280,7 @@ def test_only_a_model_whose_provenance_says_so_has_held_out_objects_and_sums():
 def h1b(*, alone=SURE, new_numbers=20, **changes):
     variables = {"operation": SURE, "x": SURE, "y": SURE} | changes
     site = Site(2, "resid", "rest")
-    joint = JointSite(site, "operation + x + y", variables, SURE, alone, new_numbers)
+    joint = JointSite(site, "operation + x + y", variables, SURE, new_numbers, alone)
     return joint_state_claim(joint, make_hotspots())
 
 
@@ -306,10 +306,10 @@ def test_a_state_that_may_hold_the_result_only_leaves_it_undecided(alone):
 
 
 def test_a_subspace_that_was_measured_on_the_numbers_of_its_fit_leaves_it_undecided():
-    found = h1b(new_numbers=19)
+    found = h1b(new_numbers=19, alone=None)
     assert found.label == "cannot tell"
     assert "not fitted on the numbers of 19 bases, and 20 are needed" in found.reason
-    assert h1b(new_numbers=0, x=NO).label == "fails"
+    assert h1b(new_numbers=0, alone=None, x=NO).label == "fails"
 
 
 # H2.

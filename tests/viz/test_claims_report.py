@@ -125,7 +125,7 @@ def make_report(own, *, two=WIDE, comparison=None, has_binding=True, **changes):
     verbs = UnseenVerbs(YES, NO, Estimate(0.95, 0.9, 0.98), (("lose",),), {"lose / find": YES})
     evidence = SharedStateEvidence(own, decoding, verbs, make_search(), YES, None)
     variables = {"operation": YES, "x": YES, "y": WIDE}
-    joint = JointSite(Site(1, "resid", "y"), "operation + x + y", variables, WIDE, NO, 40)
+    joint = JointSite(Site(1, "resid", "y"), "operation + x + y", variables, WIDE, 40, NO)
     dissociation = Dissociation(
         InterchangeEffect("operation", YES, NO),
         InterchangeEffect("thing", NO, YES),
