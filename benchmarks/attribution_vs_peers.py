@@ -36,7 +36,8 @@ from benchmarks.peers.measure import JOBS, SHAPES, STEPS, Run, Shape, alone, cpu
 from probes.circuits.edges.edge_attribution import EAP, EAPIG, edge_attribution
 from probes.circuits.edges.path_patching import run_circuits
 from probes.circuits.graph import Edge
-from probes.circuits.reference_runs import ReferenceRuns, run_references
+from probes.circuits.runs.held import ReferenceRuns
+from probes.circuits.runs.reference import run_references
 from probes.circuits.task import Task
 from probes.models.model import Model, wrap
 

@@ -17,7 +17,7 @@ from probes.comparison.heads.matching import family_wise_threshold, pair_heads
 from probes.comparison.heads.profiles import HeadProfiles, profile_heads
 from probes.comparison.setup.prompts import sample_comparison_prompts, tokenize_contrasts
 from probes.comparison.setup.references import ComparisonSettings
-from probes.interventions.screened_patching import ExactCells
+from probes.interventions.screening.patching import ExactCells
 from probes.models.model import load, random_init
 from probes.prompts.catalog import pattern
 from probes.prompts.tokens.once import tokenize_once

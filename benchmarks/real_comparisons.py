@@ -26,7 +26,7 @@ from probes.comparison.result import Comparison
 from probes.comparison.setup.references import ComparisonSettings
 from probes.compression.quantization.quantize import quantize
 from probes.interventions.attribution_patching import attribution_patching
-from probes.interventions.screened_patching import ExactCells, screened_patching
+from probes.interventions.screening.patching import ExactCells, screened_patching
 from probes.models.model import Model, load
 from probes.models.shared_weights import share_weights
 from probes.prompts.catalog import pattern

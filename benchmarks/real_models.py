@@ -20,7 +20,7 @@ import torch
 from probes.circuits.edges.edge_attribution import EAPIG, edge_attribution
 from probes.circuits.faithfulness import evaluate_circuit
 from probes.circuits.pruning import PruningRule, prune_circuit
-from probes.circuits.reference_runs import run_references
+from probes.circuits.runs.reference import run_references
 from probes.circuits.task import TaskSettings, sample_tasks
 from probes.circuits.trace import TraceSettings, trace
 from probes.circuits.trace_plan import TRACE_PRUNING

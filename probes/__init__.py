@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from probes.errors import ProbeError
     from probes.files import list_models
     from probes.interventions.attribution_patching import attribution_patching
-    from probes.interventions.hotspots import hotspots
+    from probes.interventions.hotspots.measure import hotspots
     from probes.interventions.interchange import interchange_intervention
     from probes.interventions.subspaces.das import das
     from probes.interventions.sweep import activation_patching
@@ -96,7 +96,7 @@ _HOMES = {
     "path_patching": "circuits.edges.path_patching",
     "sample_interchange_pairs": "prompts.interchange_pairs",
     "interchange_intervention": "interventions.interchange",
-    "hotspots": "interventions.hotspots",
+    "hotspots": "interventions.hotspots.measure",
     "das": "interventions.subspaces.das",
     "edge_attribution": "circuits.edges.edge_attribution",
     "Circuit": "circuits.circuit",

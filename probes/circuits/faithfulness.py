@@ -15,8 +15,9 @@ from torch import Tensor
 from probes.circuits.circuit import Circuit
 from probes.circuits.edges.edge_scores import EdgeScores
 from probes.circuits.edges.path_patching import run_circuits
-from probes.circuits.reference_runs import Ablation, ReferenceRuns, run_references
 from probes.circuits.result import Faithfulness, FaithfulnessCurve, RandomBaseline, Specificity
+from probes.circuits.runs.held import Ablation, ReferenceRuns
+from probes.circuits.runs.reference import run_references
 from probes.circuits.selection import random_paths
 from probes.circuits.task import Task
 from probes.errors import CircuitError

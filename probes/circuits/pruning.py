@@ -14,9 +14,8 @@ from probes.circuits.circuit import Circuit
 from probes.circuits.edges.edge_scores import EdgeScores
 from probes.circuits.edges.path_patching import run_circuits
 from probes.circuits.faithfulness import edge_masks
-from probes.circuits.held_runs import HeldRuns
-from probes.circuits.reference_runs import ReferenceRuns
 from probes.circuits.result import EdgeNecessity
+from probes.circuits.runs.held import HeldRuns, ReferenceRuns
 from probes.circuits.selection import random_paths
 from probes.errors import CircuitError
 from probes.stats.multiple_testing import holm

@@ -19,7 +19,6 @@ from probes.circuits.faithfulness import (
     specificity,
 )
 from probes.circuits.pruning import minimality, prune_circuit
-from probes.circuits.reference_runs import Ablation, ReferenceRuns, run_references
 from probes.circuits.result import (
     EdgeNecessity,
     Faithfulness,
@@ -28,6 +27,8 @@ from probes.circuits.result import (
     Specificity,
     Trace,
 )
+from probes.circuits.runs.held import Ablation, ReferenceRuns
+from probes.circuits.runs.reference import run_references
 from probes.circuits.task import Task, require_open_gate, sample_tasks
 from probes.circuits.trace_plan import TraceSettings as TraceSettings
 from probes.circuits.trace_plan import plan_trace

@@ -8,7 +8,7 @@ from typing import Any
 from probes.circuits.edges.edge_attribution import EAP, EAPIG, AttributionMethod
 from probes.circuits.faithfulness import FRACTIONS, SPECIFICITY_CIRCUITS
 from probes.circuits.pruning import PruningRule
-from probes.circuits.reference_runs import Ablation
+from probes.circuits.runs.held import Ablation
 from probes.circuits.task import TaskSettings, sample_tasks
 from probes.models.files.memory import process_memory
 from probes.models.model import Model

@@ -1,6 +1,6 @@
 """Titles and thresholds of the claims."""
 
-from probes.interventions.hotspot_result import Hotspots
+from probes.interventions.hotspots.result import Hotspots
 from probes.interventions.interchange import NUMBER_READOUT
 from probes.interventions.site_search import EQUIVALENCE_MARGIN
 

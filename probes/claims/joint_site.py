@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from probes.claims.result import JointSite
-from probes.interventions.hotspot_result import Hotspots
+from probes.interventions.hotspots.result import Hotspots
 from probes.interventions.interchange import interchange_intervention
 from probes.interventions.site_search import SiteSearch
 from probes.interventions.subspaces.das import DASSettings, das

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from probes.comparison.setup.cost import NullChoice, ScreenChoice, is_cheaper
-from probes.interventions.hotspot_result import NullKind
-from probes.interventions.screened_patching import CHECKED_PAIRS
+from probes.interventions.hotspots.result import NullKind
+from probes.interventions.screening.patching import CHECKED_PAIRS
 from probes.interventions.screening.sites import SiteScreen
 from probes.models.files.memory import process_memory
 from probes.models.model import Model

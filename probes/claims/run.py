@@ -32,8 +32,8 @@ from probes.interventions.dissociation import (
     necessity,
     output_heads,
 )
-from probes.interventions.hotspot_result import Hotspots
-from probes.interventions.hotspots import HotspotSettings, hotspots
+from probes.interventions.hotspots.measure import HotspotSettings, hotspots
+from probes.interventions.hotspots.result import Hotspots
 from probes.interventions.interchange import InterchangeRuns
 from probes.interventions.lazy_runs import join_roles
 from probes.interventions.result import DASResult, OutputHeads

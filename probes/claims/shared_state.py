@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from probes.claims.definitions import MAJORITY, TITLES, near_ceiling
 from probes.claims.joint_site import FEWEST_NEW
 from probes.claims.result import JointSite
-from probes.interventions.hotspot_result import Hotspot, Hotspots
+from probes.interventions.hotspots.result import Hotspot, Hotspots
 from probes.interventions.result import (
     DASResult,
     DecodingResult,

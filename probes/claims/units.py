@@ -21,7 +21,7 @@ from probes.interventions.confounds import (
     unseen_verbs,
 )
 from probes.interventions.dissociation import dissociate, swap_bindings
-from probes.interventions.hotspots import HotspotSettings, hotspots
+from probes.interventions.hotspots.measure import HotspotSettings, hotspots
 from probes.interventions.result import (
     BindingSwap,
     DecodingResult,

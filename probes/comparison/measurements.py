@@ -19,8 +19,8 @@ from probes.comparison.variables.donors import (
     find_recipient,
     find_variable_sites,
 )
-from probes.interventions.result import ScreenCheck
 from probes.interventions.role_paths.graph import RolePath
+from probes.interventions.screening.check import ScreenCheck
 from probes.models.files.lineage import describe_lineage
 from probes.models.model import Model
 from probes.models.site import Site

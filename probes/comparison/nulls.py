@@ -23,8 +23,8 @@ from probes.comparison.setup.references import ComparisonSettings
 from probes.comparison.variables.donors import ModelDonor, Recipient, TokenizedTexts, tokenize_texts
 from probes.comparison.variables.held_out_folds import HeldOutFolds
 from probes.comparison.variables.transfer import Hits, donor_hits
-from probes.interventions.result import ScreenCheck
-from probes.interventions.screened_patching import ExactCells
+from probes.interventions.screening.check import ScreenCheck
+from probes.interventions.screening.patching import ExactCells
 from probes.models.model import Model, random_init
 from probes.observe.behavior import evaluate_behavior
 from probes.prompts.tokens.batch import Batch, tokenize

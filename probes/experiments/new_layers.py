@@ -10,7 +10,7 @@ from torch import Tensor
 from probes.circuits.edges.edge_attribution import edge_attribution
 from probes.circuits.graph import Edge
 from probes.circuits.pruning import prune_circuit
-from probes.circuits.reference_runs import run_references
+from probes.circuits.runs.reference import run_references
 from probes.circuits.task import TaskSettings, sample_tasks
 from probes.errors import ModelError
 from probes.models.model import Model

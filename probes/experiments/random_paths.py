@@ -6,8 +6,8 @@ from probes.circuits.faithfulness import (
     random_baseline,
     sample_random_circuits,
 )
-from probes.circuits.reference_runs import run_references
 from probes.circuits.result import RandomBaseline
+from probes.circuits.runs.reference import run_references
 from probes.experiments.scorecard import ScorecardReference
 from probes.models.model import ModelSpec, load
 

@@ -18,7 +18,7 @@ from probes.circuits.circuit import Circuit
 from probes.circuits.edges.edge_attribution import edge_attribution
 from probes.circuits.faithfulness import faithfulness
 from probes.circuits.pruning import prune_circuit
-from probes.circuits.reference_runs import run_references
+from probes.circuits.runs.reference import run_references
 from probes.circuits.task import Task, TaskSettings, sample_tasks
 from probes.comparison.variables.donors import (
     ModelDonor,

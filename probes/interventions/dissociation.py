@@ -10,7 +10,7 @@ from torch import Tensor
 
 from probes.errors import SiteError
 from probes.interventions.activation_patching import Z
-from probes.interventions.hotspot_result import Hotspots
+from probes.interventions.hotspots.result import Hotspots
 from probes.interventions.interchange import (
     NUMBER_READOUT,
     OBJECT_READOUT,
@@ -25,8 +25,8 @@ from probes.interventions.result import (
     InterchangeEffect,
     Necessity,
     OutputHeads,
-    ScreenCheck,
 )
+from probes.interventions.screening.check import ScreenCheck
 from probes.interventions.subspaces.das import Subspace, random_subspace
 from probes.models.double_precision import to_double
 from probes.models.edits import Edit

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from probes.interventions.screening.check import ScreenCheck as ScreenCheck
+from probes.interventions.screening.check import ScreenCheck
 from probes.models.site import Site
 from probes.result import not_saved
 from probes.stats.intervals import Estimate

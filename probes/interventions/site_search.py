@@ -16,7 +16,7 @@ from probes.interventions.interchange import (
     run_interchange_pairs,
 )
 from probes.interventions.lazy_runs import join_roles
-from probes.interventions.result import ScreenCheck
+from probes.interventions.screening.check import ScreenCheck
 from probes.models.model import Model
 from probes.models.site import Site, joined_roles
 from probes.prompts.interchange_pairs import BASE, OBJECT, OPERATION, InterchangePairs

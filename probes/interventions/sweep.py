@@ -12,7 +12,7 @@ from torch import Tensor
 from probes.errors import SiteError
 from probes.interventions.activation_patching import patch_sites, run_batch_with_cache
 from probes.interventions.cached_run import CachedRun
-from probes.interventions.result import ScreenCheck
+from probes.interventions.screening.check import ScreenCheck
 from probes.models.micro_batches import MicroBatches, fitting_prompts, run_micro_batches
 from probes.models.model import Model
 from probes.models.site import COMPONENT_KINDS, Site, component_sites

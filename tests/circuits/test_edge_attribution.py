@@ -16,7 +16,7 @@ from transformer_lens.tools.analysis.attribution_patching import (
 from probes.circuits.edges.edge_attribution import EAP, EAPIG, edge_attribution
 from probes.circuits.edges.path_patching import run_circuits
 from probes.circuits.graph import Edge
-from probes.circuits.reference_runs import run_references
+from probes.circuits.runs.reference import run_references
 from probes.circuits.task import Task
 from probes.errors import CircuitError, ModelError
 from probes.interventions.cached_run import MLP, Z

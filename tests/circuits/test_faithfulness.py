@@ -24,7 +24,7 @@ from probes.circuits.faithfulness import (
     specificity,
 )
 from probes.circuits.graph import ComputationGraph, Edge
-from probes.circuits.reference_runs import run_references
+from probes.circuits.runs.reference import run_references
 from probes.circuits.selection import connected_edges, greedy_edges, random_paths
 from probes.circuits.task import Task
 from probes.errors import CircuitError

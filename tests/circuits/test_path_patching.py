@@ -16,7 +16,7 @@ from transformer_lens.tools.analysis.attribution_patching import (
 from probes.circuits.edges import path_patching as module
 from probes.circuits.edges.path_patching import run_circuits
 from probes.circuits.graph import Edge
-from probes.circuits.reference_runs import run_references
+from probes.circuits.runs.reference import run_references
 from probes.circuits.selection import connected_edges
 from probes.circuits.task import Task
 from probes.errors import BatchError, CircuitError, ModelError

@@ -11,7 +11,7 @@ from token_pairs import pairs
 from probes.circuits.edges.edge_attribution import EAP, edge_attribution
 from probes.circuits.edges.path_patching import edge_patching, run_circuits
 from probes.circuits.graph import Edge
-from probes.circuits.reference_runs import run_references
+from probes.circuits.runs.reference import run_references
 from probes.comparison.representations.weights import weight_similarity
 from probes.errors import ModelError
 from probes.models.model import wrap

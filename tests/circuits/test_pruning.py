@@ -11,7 +11,7 @@ from probes.circuits.edges.path_patching import run_circuits
 from probes.circuits.faithfulness import edge_masks, faithfulness_values
 from probes.circuits.graph import Edge
 from probes.circuits.pruning import PruningRule, minimality, prune_circuit
-from probes.circuits.reference_runs import run_references
+from probes.circuits.runs.reference import run_references
 from probes.circuits.task import Task
 from probes.errors import CircuitError
 from probes.testing.planted_circuits import and_gate, decoy, induction, noisy_induction, or_gate

@@ -6,13 +6,13 @@ import pytest
 import torch
 from token_pairs import pairs
 
-from probes.circuits import reference_runs as module
 from probes.circuits.edges.edge_attribution import edge_attribution
 from probes.circuits.edges.path_patching import edge_patching, run_circuits
 from probes.circuits.faithfulness import evaluate_masks
-from probes.circuits.held_runs import HeldRuns
 from probes.circuits.pruning import PruningRule, minimality, prune_circuit
-from probes.circuits.reference_runs import StreamedRuns, run_references
+from probes.circuits.runs import reference as module
+from probes.circuits.runs.held import HeldRuns
+from probes.circuits.runs.reference import StreamedRuns, run_references
 from probes.models.layers.decoder import DecoderActivations
 from probes.testing.planted_circuits import noisy_induction
 from probes.testing.tiny_models import tiny

@@ -23,7 +23,7 @@ from probes.claims.shared_state import (
 )
 from probes.files import write_rows
 from probes.interventions.dissociation import HeadShifts
-from probes.interventions.hotspot_result import Hotspot, Hotspots
+from probes.interventions.hotspots.result import Hotspot, Hotspots
 from probes.interventions.result import (
     DASResult,
     DecodingResult,

@@ -20,9 +20,9 @@ from probes.comparison.setup.cost import MAX_OPERATIONS, is_cheaper, sweep_opera
 from probes.comparison.setup.method import ComparisonMethod
 from probes.comparison.setup.prompts import tokenize_contrasts
 from probes.comparison.setup.references import ComparisonSettings
-from probes.interventions.result import ScreenCheck
 from probes.interventions.role_paths.graph import RolePath
-from probes.interventions.screened_patching import ExactCells
+from probes.interventions.screening.check import ScreenCheck
+from probes.interventions.screening.patching import ExactCells
 from probes.models.model import load, random_init, wrap
 from probes.prompts.catalog import pattern
 from probes.prompts.tokens.pair_batch import sample_pairs

@@ -5,7 +5,7 @@ import torch
 
 from probes.errors import SiteError
 from probes.interventions.attribution_patching import attribution_patching
-from probes.interventions.screened_patching import ExactCells, screened_patching
+from probes.interventions.screening.patching import ExactCells, screened_patching
 from probes.interventions.sweep import activation_patching
 from probes.models.model import wrap
 from probes.observe.activations import capture

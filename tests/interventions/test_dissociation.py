@@ -15,7 +15,7 @@ from probes.interventions.dissociation import (
     output_heads,
     swap_bindings,
 )
-from probes.interventions.hotspot_result import Hotspot, Hotspots
+from probes.interventions.hotspots.result import Hotspot, Hotspots
 from probes.interventions.interchange import (
     NUMBER_READOUT,
     OBJECT_READOUT,

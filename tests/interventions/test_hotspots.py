@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from probes.errors import ModelError, ProbeError, SiteError
-from probes.interventions import hotspots as hotspots_module
-from probes.interventions.hotspots import HotspotSettings, hotspots, unseen_bases
+from probes.interventions.hotspots import measure as hotspots_module
+from probes.interventions.hotspots.measure import HotspotSettings, hotspots, unseen_bases
 from probes.interventions.interchange import interchange_intervention, run_interchange_pairs
 from probes.interventions.site_search import (
     all_sites,

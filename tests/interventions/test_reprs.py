@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from probes.interventions.hotspots import HotspotSettings, hotspots
+from probes.interventions.hotspots.measure import HotspotSettings, hotspots
 from probes.interventions.result import (
     DASResult,
     DirectionComparison,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from probes.interventions.dissociation import MIN_HEAD_FRACTION, head_shifts
-from probes.interventions.hotspots import HotspotSettings, hotspots
+from probes.interventions.hotspots.measure import HotspotSettings, hotspots
 from probes.interventions.interchange import (
     NUMBER_READOUT,
     OBJECT_READOUT,

@@ -9,7 +9,7 @@ import torch
 
 from probes.circuits.edges.path_patching import edge_patching, path_patching, run_circuits
 from probes.circuits.graph import Edge
-from probes.circuits.reference_runs import run_references
+from probes.circuits.runs.reference import run_references
 from probes.circuits.task import Task
 from probes.errors import CircuitError, SiteError
 from probes.interventions.sweep import PatchingEffects, activation_patching

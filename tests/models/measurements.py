@@ -9,7 +9,7 @@ from probes.interventions.attribution_patching import attribution_patching
 from probes.interventions.interchange import interchange_intervention, run_interchange_pairs
 from probes.interventions.joint_patching import joint_effects
 from probes.interventions.role_paths.patching import contrast_effects
-from probes.interventions.screened_patching import screened_patching
+from probes.interventions.screening.patching import screened_patching
 from probes.interventions.subspaces.das import DASSettings, das
 from probes.interventions.subspaces.das_search import interchange_objective
 from probes.interventions.sweep import activation_patching

@@ -9,8 +9,8 @@ import torch
 from probes.circuits.edges.edge_attribution import EAP, edge_attribution
 from probes.circuits.edges.head_effects import head_effects
 from probes.circuits.edges.path_patching import edge_patching, run_circuits
-from probes.circuits.patched_pass import PatchedPass
-from probes.circuits.reference_runs import run_references
+from probes.circuits.runs.patched_pass import PatchedPass
+from probes.circuits.runs.reference import run_references
 from probes.circuits.task import Task
 from probes.errors import BatchError, ModelError, OutOfMemoryError
 from probes.interventions.activation_patching import restart_problem

@@ -6,7 +6,7 @@ import torch
 import probes as pb
 from probes.circuits.task import TaskSettings, sample_tasks
 from probes.errors import ModelError
-from probes.interventions.hotspots import HotspotSettings, hotspots
+from probes.interventions.hotspots.measure import HotspotSettings, hotspots
 from probes.models.run_checks import require_finite
 
 PATTERN = pb.pattern("take-away")

@@ -19,7 +19,7 @@ from probes.claims.shared_state import (
     shared_direction_claim,
     shared_state_claim,
 )
-from probes.interventions.hotspots import HotspotSettings, hotspots
+from probes.interventions.hotspots.measure import HotspotSettings, hotspots
 from probes.interventions.result import (
     BindingSwap,
     DASResult,

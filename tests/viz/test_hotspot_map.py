@@ -15,7 +15,7 @@ from svg_reader import (
 )
 
 from probes.errors import FigureError
-from probes.interventions.hotspot_result import Hotspot, Hotspots, InterchangeExample
+from probes.interventions.hotspots.result import Hotspot, Hotspots, InterchangeExample
 from probes.models.site import Site
 from probes.stats.intervals import Estimate
 from probes.viz.colors import apply_colormap, to_hex

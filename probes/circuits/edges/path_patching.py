@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probes.circuits.graph import LOGITS, Edge
-from probes.circuits.held_runs import HeldRuns, ablation_change
-from probes.circuits.patched_pass import PatchedPass
-from probes.circuits.reference_runs import ReferenceRuns, run_references
+from probes.circuits.runs.held import HeldRuns, ReferenceRuns, ablation_change
+from probes.circuits.runs.patched_pass import PatchedPass
+from probes.circuits.runs.reference import run_references
 from probes.circuits.task import Task
 from probes.errors import CircuitError
 from probes.models.micro_batches import MicroBatches, run_micro_batches

@@ -23,8 +23,8 @@ from probes.circuits.question.result import (
     HeadAttention,
     QuestionReport,
 )
-from probes.circuits.reference_runs import run_references
 from probes.circuits.result import Trace
+from probes.circuits.runs.reference import run_references
 from probes.circuits.task import Task
 from probes.circuits.trace import TraceSettings, trace
 from probes.errors import BatchError, CircuitError, GateError, OutcomeError

@@ -11,8 +11,8 @@ import numpy as np
 from probes.circuits.circuit import Circuit
 from probes.circuits.edges.edge_attribution import edge_attribution
 from probes.circuits.faithfulness import SPECIFICITY_CIRCUITS, edge_masks
-from probes.circuits.reference_runs import run_references
 from probes.circuits.result import Trace
+from probes.circuits.runs.reference import run_references
 from probes.circuits.selection import random_paths
 from probes.circuits.task import sample_tasks
 from probes.circuits.trace import trace

@@ -21,7 +21,8 @@ from probes.circuits.faithfulness import (
     sample_random_circuits,
 )
 from probes.circuits.graph import ComputationGraph
-from probes.circuits.reference_runs import ReferenceRuns, run_references
+from probes.circuits.runs.held import ReferenceRuns
+from probes.circuits.runs.reference import run_references
 from probes.circuits.task import Task, TaskSettings, require_open_gate, sample_tasks
 from probes.comparison.circuits.edge_result import (
     MARGIN,

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float
 from probes.comparison.heads.means import BLOCK, half_weights, weighted_mean
 from probes.comparison.heads.result import MIN_RELIABILITY
 from probes.interventions.attribution_patching import attribution_patching
-from probes.interventions.result import ScreenCheck
-from probes.interventions.screened_patching import ExactCells, confirm_exactly
+from probes.interventions.screening.check import ScreenCheck
+from probes.interventions.screening.patching import ExactCells, confirm_exactly
 from probes.interventions.sweep import PatchingEffects, activation_patching
 from probes.models.model import Model
 from probes.observe.attention import RoleAttention, role_attention, uniform_attention

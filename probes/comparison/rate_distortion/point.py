@@ -8,7 +8,7 @@ import numpy as np
 from probes.circuits.circuit import Circuit
 from probes.circuits.edges.path_patching import run_circuits
 from probes.circuits.faithfulness import edge_masks, faithfulness_estimate
-from probes.circuits.reference_runs import run_references
+from probes.circuits.runs.reference import run_references
 from probes.comparison.rate_distortion.losses import UNKNOWN, NoiseComparison
 from probes.comparison.rate_distortion.mechanism import (
     InterchangeOutcome,

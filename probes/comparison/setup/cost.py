@@ -7,7 +7,7 @@ the machine.
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from probes.interventions.screened_patching import ExactCells
+from probes.interventions.screening.patching import ExactCells
 from probes.models.model import Model
 from probes.prompts.tokens.pair_batch import PairBatch
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from probes.interventions.result import ScreenCheck
+from probes.interventions.screening.check import ScreenCheck
 from probes.plan import budget_lines
 
 NullKind = Literal["random-init", "permuted"]

@@ -25,7 +25,7 @@ from probes.comparison.setup.prompts import (
 from probes.comparison.setup.references import ComparisonSettings, ReferenceModels
 from probes.comparison.variables.held_out_folds import distinct_tokenizers, sample_held_out_folds
 from probes.errors import PatternError
-from probes.interventions.screened_patching import CHECKED_PAIRS, ExactCells
+from probes.interventions.screening.patching import CHECKED_PAIRS, ExactCells
 from probes.models.files.memory import process_memory
 from probes.models.model import Model
 from probes.models.pass_costs import device_name, seconds_per_prompt

@@ -19,7 +19,7 @@ from probes.comparison.variables.held_out_folds import (
     sample_held_out_folds,
 )
 from probes.errors import BatchError, PatternError
-from probes.interventions.screened_patching import ExactCells
+from probes.interventions.screening.patching import ExactCells
 from probes.models.model import Model
 from probes.observe.gate import GATE_QUESTIONS, default_criterion
 from probes.observe.result import GateCriterion

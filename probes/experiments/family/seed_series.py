@@ -8,7 +8,7 @@ from probes.experiments.family.recipes import SEED_SERIES, recipe
 from probes.files import TableRow
 from probes.interventions.confounds import unseen_verbs
 from probes.interventions.dissociation import output_heads
-from probes.interventions.hotspots import HotspotSettings, hotspots
+from probes.interventions.hotspots.measure import HotspotSettings, hotspots
 from probes.interventions.interchange import interchange_intervention, run_interchange_pairs
 from probes.models.model import Model, load
 from probes.models.site import joined_roles

@@ -15,8 +15,8 @@ from probes.circuits.faithfulness import (
     sample_random_circuits,
 )
 from probes.circuits.pruning import prune_circuit
-from probes.circuits.reference_runs import run_references
 from probes.circuits.result import Faithfulness
+from probes.circuits.runs.reference import run_references
 from probes.circuits.task import TaskSettings, require_open_gate, sample_tasks
 from probes.errors import ProbeError
 from probes.experiments.fewest.result import (

@@ -14,7 +14,7 @@ from probes.circuits.faithfulness import (
     faithfulness_values,
     sample_random_circuits,
 )
-from probes.circuits.reference_runs import run_references
+from probes.circuits.runs.reference import run_references
 from probes.circuits.task import Task, TaskSettings, sample_tasks
 from probes.errors import CircuitError
 from probes.files import TableRow, data_folder

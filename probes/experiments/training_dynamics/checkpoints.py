@@ -13,7 +13,7 @@ from probes.circuits.edges.edge_attribution import edge_attribution
 from probes.circuits.edges.path_patching import run_circuits
 from probes.circuits.faithfulness import edge_masks
 from probes.circuits.pruning import prune_circuit
-from probes.circuits.reference_runs import run_references
+from probes.circuits.runs.reference import run_references
 from probes.circuits.task import Task, TaskSettings, require_open_gate, sample_tasks
 from probes.errors import ModelError
 from probes.interventions.interchange import (

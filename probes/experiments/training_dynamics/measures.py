@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 
 from probes.circuits.faithfulness import sample_random_circuits
-from probes.circuits.reference_runs import run_references
+from probes.circuits.runs.reference import run_references
 from probes.experiments.training_dynamics.checkpoints import (
     CheckpointMeasurements,
     FinalModelReference,

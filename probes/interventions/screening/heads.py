@@ -15,8 +15,8 @@ from probes.interventions.interchange import (
     InterchangeRuns,
     interchange_intervention,
 )
-from probes.interventions.result import ScreenCheck
-from probes.interventions.screened_patching import CHECKED_PAIRS, agreement
+from probes.interventions.screening.check import ScreenCheck
+from probes.interventions.screening.patching import CHECKED_PAIRS, agreement
 from probes.models.micro_batches import MicroBatches, run_micro_batches
 from probes.models.site import Site, head_name
 from probes.prompts.interchange_pairs import BASE, OBJECT

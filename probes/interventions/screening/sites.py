@@ -29,8 +29,8 @@ from probes.interventions.interchange import (
     interchange_intervention,
     run_interchange_pairs,
 )
-from probes.interventions.result import ScreenCheck
-from probes.interventions.screened_patching import CHECKED_PAIRS, agreement
+from probes.interventions.screening.check import ScreenCheck
+from probes.interventions.screening.patching import CHECKED_PAIRS, agreement
 from probes.interventions.site_search import (
     EQUIVALENCE_MARGIN,
     MIN_FRACTION,

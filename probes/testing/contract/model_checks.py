@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from probes.circuits.edges.edge_attribution import edge_attribution
 from probes.circuits.edges.path_patching import run_circuits
-from probes.circuits.reference_runs import run_references
+from probes.circuits.runs.reference import run_references
 from probes.circuits.task import Task
 from probes.compression.storage import to_hf_model
 from probes.errors import ModelError, ProbeError

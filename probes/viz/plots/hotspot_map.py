@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from probes.errors import FigureError
-from probes.interventions.hotspot_result import Hotspots
+from probes.interventions.hotspots.result import Hotspots
 from probes.prompts.interchange_pairs import OBJECT
 from probes.viz.blocks import Block, Table, caption_html
 from probes.viz.colors import apply_colormap, text_color, to_hex

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from probes.interventions.hotspot_result import Hotspots
+from probes.interventions.hotspots.result import Hotspots
 from probes.viz.blocks import Block, Table
 from probes.viz.plots.hotspot_map import display_variable, merged_roles
 from probes.viz.plots.stacked_bars import OutcomeBlock

@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from probes.interventions.attribution_patching import attribute_pairs, attribution_patching
-from probes.interventions.result import ScreenCheck
+from probes.interventions.screening.check import ScreenCheck
 from probes.interventions.sweep import PatchingEffects, patch_cells
 from probes.models.model import Model
 from probes.models.site import Site

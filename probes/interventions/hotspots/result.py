@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from probes.errors import SiteError
-from probes.interventions.result import ScreenCheck
+from probes.interventions.screening.check import ScreenCheck
 from probes.models.site import Site
 from probes.result import not_saved
 from probes.stats.intervals import Estimate

@@ -9,14 +9,14 @@ from einops import einsum
 from jaxtyping import Int
 from torch import Tensor
 
-from probes.circuits.ablated_values import (
+from probes.circuits.runs.ablated_values import (
     RoleMeans,
     WriterValues,
     require_roles,
     role_means,
     role_sums,
 )
-from probes.circuits.held_runs import (
+from probes.circuits.runs.held import (
     Ablation,
     HeldRuns,
     ReferenceRuns,

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float
 
 from probes.errors import ModelError, PatternError
-from probes.interventions.hotspot_nulls import best_null_rates, null_thresholds, permuted_rates
-from probes.interventions.hotspot_result import (
+from probes.interventions.hotspots.nulls import best_null_rates, null_thresholds, permuted_rates
+from probes.interventions.hotspots.result import (
     Hotspot,
     Hotspots,
     InterchangeExample,

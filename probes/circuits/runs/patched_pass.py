@@ -23,7 +23,7 @@ from torch import Tensor
 from probes.circuits.block_masks import block_masks, writers_reaching_logits
 from probes.circuits.edges.messages import MessageSum
 from probes.circuits.edges.writer_changes import WriterChanges, change_key
-from probes.circuits.held_runs import HeldRuns, ablation_changes, readout_logit_diffs
+from probes.circuits.runs.held import HeldRuns, ablation_changes, readout_logit_diffs
 from probes.models.layers.decoder import apply_rotary
 from probes.models.layers.norm import IDENTITY
 

@@ -1,0 +1,1 @@
+"""Hotspots: the sites at which each variable is interchanged most often."""
