@@ -10,9 +10,11 @@ from probes.claims.result import BaseModelComparison
 from probes.errors import ModelError, SiteError
 from probes.interventions.dissociation import MIN_HEAD_FRACTION, HeadShifts, head_shifts
 from probes.interventions.interchange import (
-    NUMBER_READOUT,
     InterchangeRuns,
     run_interchange_pairs,
+)
+from probes.interventions.interchange_outcomes import (
+    NUMBER_READOUT,
 )
 from probes.interventions.screening.heads import screened_head_shifts
 from probes.interventions.site_search import EQUIVALENCE_MARGIN, search_words

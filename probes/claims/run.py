@@ -34,8 +34,6 @@ from probes.interventions.dissociation import (
 )
 from probes.interventions.hotspots.measure import HotspotSettings, hotspots
 from probes.interventions.hotspots.result import Hotspots
-from probes.interventions.interchange import InterchangeRuns
-from probes.interventions.lazy_runs import join_roles
 from probes.interventions.result import DASResult, OutputHeads
 from probes.interventions.screening.heads import screened_head_shifts
 from probes.interventions.subspaces.das_search import search_subspace
@@ -47,7 +45,7 @@ from probes.interventions.subspaces.directions import (
 from probes.interventions.subspaces.geometry import variance_fractions
 from probes.interventions.subspaces.projection import project_states
 from probes.models.model import Model, ModelSpec, load
-from probes.models.site import Site, joined_roles
+from probes.models.site import joined_roles
 from probes.observe.format.kept import pattern_in_format
 from probes.plan import LEFT_OUT
 from probes.progress import Progress
@@ -154,7 +152,7 @@ def _test_claims(
             compare_directions, model, pattern, site, DirectionSettings(seed=seed)
         )
         base_unit = start(compare_base, model, pattern, site, base, settings)
-        search_runs = _at_joined_roles(own_hotspots.search.runs, site)
+        search_runs = own_hotspots.search.runs.with_joined_roles(joined_roles(site))
         progress.begin("shared state")
         subspaces = search_subspace(
             search_runs, own_hotspots.runs, site, dimensions=settings.dimensions, seed=seed
@@ -216,11 +214,6 @@ def _merged_outcomes(pairs: InterchangePairs) -> tuple[tuple[str, str], ...]:
     count = len(pairs.number_labels)
     text = f"{count} of {count + len(merged)}; {', '.join(merged)} may equal others"
     return ((NUMBER_OUTCOMES, text),)
-
-
-def _at_joined_roles(runs: InterchangeRuns, site: Site) -> InterchangeRuns:
-    """The runs that sites were searched on, which also find subspaces and heads at a site."""
-    return replace(runs, role_masks=join_roles(runs.role_masks, joined_roles(site)))
 
 
 def _method(hotspots: Hotspots, heads: OutputHeads, settings: ClaimSettings) -> dict[str, str]:

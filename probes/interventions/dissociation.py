@@ -12,12 +12,14 @@ from probes.errors import SiteError
 from probes.interventions.activation_patching import Z
 from probes.interventions.hotspots.result import Hotspots
 from probes.interventions.interchange import (
-    NUMBER_READOUT,
-    OBJECT_READOUT,
-    InterchangeOutcomes,
     InterchangeRuns,
     interchange_intervention,
     with_residual,
+)
+from probes.interventions.interchange_outcomes import (
+    NUMBER_READOUT,
+    OBJECT_READOUT,
+    InterchangeOutcomes,
 )
 from probes.interventions.result import (
     BindingSwap,

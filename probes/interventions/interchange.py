@@ -1,32 +1,45 @@
 """Interchange interventions: sites of a base run take the source run's activation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
 
-import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probes.errors import BatchError, SiteError
 from probes.interventions.activation_patching import CachedRun, patch_sites, run_batch_with_cache
-from probes.interventions.lazy_runs import LazyRuns, join_roles
+from probes.interventions.interchange_outcomes import (
+    OBJECT_READOUT,
+    InterchangeOutcomes,
+    SourceObject,
+    index_of,
+)
 from probes.models.model import Model
 from probes.models.site import Site
-from probes.prompts.interchange_pairs import BASE, OTHER, InterchangePairs
+from probes.prompts.interchange_pairs import InterchangePairs
 from probes.prompts.tokens.answer_tokens import require_distinct_outcomes
 from probes.prompts.tokens.batch import Batch
 from probes.prompts.tokens.pair_batch import PairBatch, tokenize_pairs
-from probes.stats.intervals import Estimate, proportion
 
-SourceObject = Literal["same", "other"]
-"""Whether the source is about the base's object or about another one."""
 
-NUMBER_READOUT, OBJECT_READOUT = 0, 1
-"""Answers of an interchange pair, in the order of their read-outs."""
+class LazyRuns(Mapping[str, CachedRun]):
+    """Runs by name. Each is recorded when it is first read, so that an unread one costs nothing."""
+
+    def __init__(self, recorders: Mapping[str, Callable[[], CachedRun]]) -> None:
+        self._recorders, self._runs = recorders, dict[str, CachedRun]()
+
+    def __getitem__(self, name: str) -> CachedRun:
+        if name not in self._runs:
+            self._runs[name] = self._recorders[name]()
+        return self._runs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._recorders)
+
+    def __len__(self) -> int:
+        return len(self._recorders)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +78,20 @@ class InterchangeRuns:
             if len(positions):
                 mean_position[role] = float(positions.float().mean())
         return tuple(sorted(mean_position, key=lambda role: mean_position[role]))
+
+    def with_joined_roles(self, joined_roles: Mapping[str, str]) -> "InterchangeRuns":
+        """The same runs with more roles, each several together, as in {"op+y": "op y"}.
+
+        Raises:
+            SiteError: A role that is to be joined is unknown.
+        """
+        masks = dict(self.role_masks)
+        for name, parts in joined_roles.items():
+            if unknown := set(parts.split()) - set(self.role_masks):
+                known = ", ".join(self.role_masks)
+                raise SiteError(f"Roles {sorted(unknown)} are unknown: known are {known}")
+            masks[name] = torch.stack([masks[part] for part in parts.split()]).any(0)
+        return replace(self, role_masks=masks)
 
     def states(
         self, site: Site, source_object: SourceObject | None = None
@@ -123,8 +150,7 @@ def run_interchange_pairs(
     sources = LazyRuns({name: partial(_run_sources, model, pair) for name, pair in pairs.items()})
     aligned = pairs["same"].has_counterpart & pairs["other"].has_counterpart
     masks = {role: batch.role_mask(role) & aligned for role in batch.roles}
-    masks = join_roles(masks, joined_roles or {})
-    return InterchangeRuns(
+    runs = InterchangeRuns(
         model=model,
         interchange_pairs=interchange_pairs,
         batch=batch,
@@ -135,99 +161,12 @@ def run_interchange_pairs(
             torch.tensor(readout.outcomes).to(model.device) for readout in batch.readouts
         ),
     )
+    return runs.with_joined_roles(joined_roles or {})
 
 
 def _run_sources(model: Model, pairs: PairBatch) -> CachedRun:
     run = run_batch_with_cache(model, pairs.counterfactual)
     return run.realigned(pairs.source_positions.to(model.device))
-
-
-@dataclass(frozen=True, eq=False)
-class InterchangeOutcomes:
-    """Answers of the bases after an interchange intervention at each site.
-
-    Tuples hold the number answer, then the object answer.
-
-    Attributes:
-        model: Name of the model.
-        source_object: Which sources were used.
-        site_names: "L1.resid@op" and the like; "none" without intervention.
-        labels: Meanings of the outcomes; see `InterchangePairs`.
-        outcome_index: Index of the label whose token is the most likely of the whole vocabulary,
-            -1 for any other token.
-        logits: Logits of all outcomes at the answer's read-out.
-        other_readout_logits: The same logits at the other answer's read-out.
-        predicted_tokens: Most likely tokens.
-    """
-
-    model: str
-    source_object: SourceObject
-    site_names: tuple[str, ...] = field(repr=False)
-    labels: tuple[tuple[str, ...], ...] = field(repr=False)
-    outcome_index: tuple[Int[Tensor, "site prompt"], ...] = field(repr=False)
-    logits: tuple[Float[Tensor, "site prompt _"], ...] = field(repr=False)
-    other_readout_logits: tuple[Float[Tensor, "site prompt _"], ...] = field(repr=False)
-    predicted_tokens: tuple[Int[Tensor, "site prompt"], ...] = field(repr=False)
-
-    def site_index(self, site: str) -> int:
-        """Index of a site on the first axis."""
-        if site not in self.site_names:
-            raise SiteError(f"{site!r} was not patched: choose one of {', '.join(self.site_names)}")
-        return self.site_names.index(site)
-
-    def is_outcome(
-        self, label: str, answer: int = NUMBER_READOUT
-    ) -> Bool[np.ndarray, "site prompt"]:
-        """Where an answer is one outcome: "operation", "base", "thing", "other" and so on."""
-        index = -1 if label == OTHER else self._label_index(label, answer)
-        return (self.outcome_index[answer] == index).cpu().numpy()
-
-    def _label_index(self, label: str, answer: int) -> int:
-        if label not in self.labels[answer]:
-            known = ", ".join((*self.labels[answer], OTHER))
-            raise SiteError(f"Outcome {label!r} is unknown: known are {known}")
-        return self.labels[answer].index(label)
-
-    def takes_variable(self, variable: str) -> Bool[np.ndarray, "site prompt"]:
-        """Where the number takes the source's value of a variable, alone or with others."""
-        self._label_index(variable, NUMBER_READOUT)
-        labels = self.labels[NUMBER_READOUT]
-        including = [n for n, label in enumerate(labels) if variable in label.split(" + ")]
-        return torch.isin(self.outcome_index[NUMBER_READOUT], torch.tensor(including)).cpu().numpy()
-
-    def scored_by(self, tokens: Sequence[Int[Tensor, "prompt _"]]) -> "InterchangeOutcomes":
-        """The same answers, scored by other tokens of the outcomes."""
-        return replace(self, outcome_index=tuple(map(_index_of, tokens, self.predicted_tokens)))
-
-    def unchanged(self) -> Bool[np.ndarray, "site prompt"]:
-        """Where both answers are the base's."""
-        return self.is_outcome(BASE, NUMBER_READOUT) & self.is_outcome(BASE, OBJECT_READOUT)
-
-    def proportion(self, site: str, label: str, answer: int = NUMBER_READOUT) -> Estimate:
-        """Fraction of prompts with an outcome after intervention at a site."""
-        return proportion(self.is_outcome(label, answer)[self.site_index(site)])
-
-    def table(self, site: str) -> pd.DataFrame:
-        """Fraction of every outcome of both answers at one site."""
-        rows = []
-        for answer, name in ((NUMBER_READOUT, "number"), (OBJECT_READOUT, "noun")):
-            for label in (*self.labels[answer], OTHER):
-                rate = self.proportion(site, label, answer)
-                rows.append((name, label, rate.value, rate.low, rate.high))
-        return pd.DataFrame(rows, columns=["answer", "outcome", "fraction", "low", "high"])
-
-    def number_fractions(self, site: str) -> dict[str, float]:
-        """Fraction of each number outcome at a site."""
-        labels = (*self.labels[NUMBER_READOUT], OTHER)
-        return {label: self.proportion(site, label).value for label in labels}
-
-    def logit_shift(
-        self, label: str, answer: int = NUMBER_READOUT, *, at_other_readout: bool = False
-    ) -> Float[np.ndarray, "site prompt"]:
-        """Logit of an outcome minus the logit of the base's answer."""
-        logits = (self.other_readout_logits if at_other_readout else self.logits)[answer]
-        outcome, base = (self._label_index(name, answer) for name in (label, BASE))
-        return (logits[..., outcome] - logits[..., base]).cpu().numpy()
 
 
 @torch.no_grad()
@@ -275,20 +214,12 @@ def interchange_intervention(
         site_names=tuple(map(str, sites)) or ("none",),
         labels=(runs.interchange_pairs.number_labels, runs.interchange_pairs.object_labels),
         outcome_index=tuple(
-            _index_of(tokens.cpu(), predicted[k]) for k, tokens in enumerate(runs.outcome_tokens)
+            index_of(tokens.cpu(), predicted[k]) for k, tokens in enumerate(runs.outcome_tokens)
         ),
         logits=tuple(part[:, :, k] for k, part in enumerate(logits)),
         other_readout_logits=tuple(part[:, :, 1 - k] for k, part in enumerate(logits)),
         predicted_tokens=predicted,
     )
-
-
-def _index_of(
-    tokens: Int[Tensor, "prompt outcome"], predicted: Int[Tensor, "site prompt"]
-) -> Int[Tensor, "site prompt"]:
-    """Index of the outcome that was predicted, -1 for none of them."""
-    hit = tokens == predicted[..., None]
-    return torch.where(hit.any(-1), hit.int().argmax(-1), -1)
 
 
 def with_residual(

@@ -1,21 +1,22 @@
 """Search for the site of the residual stream that holds a variable."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from probes.interventions.interchange import (
-    NUMBER_READOUT,
-    OBJECT_READOUT,
-    InterchangeOutcomes,
     InterchangeRuns,
     interchange_intervention,
     run_interchange_pairs,
 )
-from probes.interventions.lazy_runs import join_roles
+from probes.interventions.interchange_outcomes import (
+    NUMBER_READOUT,
+    OBJECT_READOUT,
+    InterchangeOutcomes,
+)
 from probes.interventions.screening.check import ScreenCheck
 from probes.models.model import Model
 from probes.models.site import Site, joined_roles
@@ -157,7 +158,7 @@ def _find_joint_site(
     if not pairs:
         return None
     joint = [Site(a.layer, "resid", f"{a.role}+{b.role}") for a, b in pairs]
-    runs = replace(runs, role_masks=join_roles(runs.role_masks, joined_roles(*joint)))
+    runs = runs.with_joined_roles(joined_roles(*joint))
     rates = takes_only_rate(interchange_both(runs, joint), variable)
     best = int(rates.argmax())
     return joint[best] if rates[best] > single_best + EQUIVALENCE_MARGIN else None

@@ -17,10 +17,12 @@ from probes.interventions.dissociation import (
 )
 from probes.interventions.hotspots.result import Hotspot, Hotspots
 from probes.interventions.interchange import (
-    NUMBER_READOUT,
-    OBJECT_READOUT,
     interchange_intervention,
     run_interchange_pairs,
+)
+from probes.interventions.interchange_outcomes import (
+    NUMBER_READOUT,
+    OBJECT_READOUT,
 )
 from probes.interventions.subspaces.das import Subspace
 from probes.models.site import Site

@@ -9,11 +9,13 @@ import torch
 
 from probes.errors import BatchError, ProbeError, SiteError
 from probes.interventions.interchange import (
-    NUMBER_READOUT,
-    OBJECT_READOUT,
     interchange_intervention,
     run_interchange_pairs,
     with_residual,
+)
+from probes.interventions.interchange_outcomes import (
+    NUMBER_READOUT,
+    OBJECT_READOUT,
 )
 from probes.models.model import wrap
 from probes.models.site import Site

@@ -10,13 +10,15 @@ import torch
 from probes.interventions.dissociation import MIN_HEAD_FRACTION, head_shifts
 from probes.interventions.hotspots.measure import HotspotSettings, hotspots
 from probes.interventions.interchange import (
-    NUMBER_READOUT,
-    OBJECT_READOUT,
+    LazyRuns,
     interchange_intervention,
     run_interchange_pairs,
     with_residual,
 )
-from probes.interventions.lazy_runs import LazyRuns
+from probes.interventions.interchange_outcomes import (
+    NUMBER_READOUT,
+    OBJECT_READOUT,
+)
 from probes.interventions.screening.heads import screened_head_shifts
 from probes.interventions.screening.sites import SiteScreen, predict_answers, screen_sites
 from probes.interventions.site_search import choose_sites, search_all_sites, variables_of

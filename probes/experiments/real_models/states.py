@@ -18,11 +18,13 @@ from probes.experiments.real_models.behavior import estimate_row
 from probes.experiments.real_models.pairs import one_digit_pairs
 from probes.files import TableRow
 from probes.interventions.interchange import (
-    InterchangeOutcomes,
     InterchangeRuns,
     interchange_intervention,
     run_interchange_pairs,
     with_residual,
+)
+from probes.interventions.interchange_outcomes import (
+    InterchangeOutcomes,
 )
 from probes.interventions.site_search import takes_only
 from probes.interventions.subspaces.das import Subspace, mean_difference

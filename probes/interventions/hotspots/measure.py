@@ -20,13 +20,15 @@ from probes.interventions.hotspots.result import (
     NullKind,
 )
 from probes.interventions.interchange import (
+    InterchangeRuns,
+    interchange_intervention,
+    run_interchange_pairs,
+)
+from probes.interventions.interchange_outcomes import (
     NUMBER_READOUT,
     OBJECT_READOUT,
     InterchangeOutcomes,
-    InterchangeRuns,
     SourceObject,
-    interchange_intervention,
-    run_interchange_pairs,
 )
 from probes.interventions.screening.sites import SiteScreen, screen_sites
 from probes.interventions.site_search import (

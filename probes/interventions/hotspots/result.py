@@ -14,7 +14,12 @@ from probes.result import not_saved
 from probes.stats.intervals import Estimate
 
 if TYPE_CHECKING:
-    from probes.interventions.interchange import InterchangeOutcomes, InterchangeRuns
+    from probes.interventions.interchange import (
+        InterchangeRuns,
+    )
+    from probes.interventions.interchange_outcomes import (
+        InterchangeOutcomes,
+    )
     from probes.interventions.site_search import SiteSearch
 else:
     # Fields of these types are not saved; `load_result` needs a type that exists.

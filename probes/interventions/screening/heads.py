@@ -11,9 +11,11 @@ from probes.interventions.attribution_patching import MAX_GRADIENT_FLOATS, retai
 from probes.interventions.cached_run import Z
 from probes.interventions.dissociation import HeadShifts, readout_masks
 from probes.interventions.interchange import (
-    OBJECT_READOUT,
     InterchangeRuns,
     interchange_intervention,
+)
+from probes.interventions.interchange_outcomes import (
+    OBJECT_READOUT,
 )
 from probes.interventions.screening.check import ScreenCheck
 from probes.interventions.screening.patching import CHECKED_PAIRS, agreement

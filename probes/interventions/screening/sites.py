@@ -21,13 +21,15 @@ from torch import Tensor
 
 from probes.interventions.attribution_patching import MAX_GRADIENT_FLOATS, retaining
 from probes.interventions.interchange import (
+    InterchangeRuns,
+    interchange_intervention,
+    run_interchange_pairs,
+)
+from probes.interventions.interchange_outcomes import (
     NUMBER_READOUT,
     OBJECT_READOUT,
     InterchangeOutcomes,
-    InterchangeRuns,
     SourceObject,
-    interchange_intervention,
-    run_interchange_pairs,
 )
 from probes.interventions.screening.check import ScreenCheck
 from probes.interventions.screening.patching import CHECKED_PAIRS, agreement

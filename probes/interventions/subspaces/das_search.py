@@ -6,11 +6,13 @@ import numpy as np
 import torch
 
 from probes.interventions.interchange import (
-    NUMBER_READOUT,
-    OBJECT_READOUT,
     InterchangeRuns,
     interchange_intervention,
     run_interchange_pairs,
+)
+from probes.interventions.interchange_outcomes import (
+    NUMBER_READOUT,
+    OBJECT_READOUT,
 )
 from probes.interventions.result import DASResult, DecodingResult
 from probes.interventions.subspaces.das import DASObjective, DASSettings, Subspace, das
@@ -142,13 +144,16 @@ def _random_init_accuracy(
 ) -> Estimate:
     """Accuracy of a subspace found in a random-init model, for the same answers."""
     model = random_init(search_runs.model, seed=settings.seed)
-    search, evaluation = (
-        run_interchange_pairs(model, runs.interchange_pairs, joined_roles=joined_roles(site))
-        for runs in (search_runs, evaluation_runs)
-    )
-    objective = interchange_objective(search, site, OPERATION)
+
+    def run(runs: InterchangeRuns) -> InterchangeRuns:
+        pairs = runs.interchange_pairs
+        return run_interchange_pairs(model, pairs, joined_roles=joined_roles(site))
+
+    # One after the other: the runs of a large model take much memory.
+    objective = interchange_objective(run(search_runs), site, OPERATION)
     subspace = das(objective, site, dims=dims, settings=settings)
-    return proportion(patch_direction(evaluation, subspace))
+    del objective
+    return proportion(patch_direction(run(evaluation_runs), subspace))
 
 
 def decode_object(

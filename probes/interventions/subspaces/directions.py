@@ -11,10 +11,12 @@ from torch import Tensor
 
 from probes.interventions.interchange import (
     InterchangeRuns,
-    SourceObject,
     interchange_intervention,
     run_interchange_pairs,
     with_residual,
+)
+from probes.interventions.interchange_outcomes import (
+    SourceObject,
 )
 from probes.interventions.result import DirectionComparison
 from probes.interventions.subspaces.das import Subspace, mean_difference
