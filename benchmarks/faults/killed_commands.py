@@ -45,6 +45,7 @@ LOG = Path(tempfile.gettempdir()) / f"kills-{os.getpid()}.stderr"
 
 ON_ENGINES = ("compare", "trace", "study")
 WORKERS = 2
+_WORKERS = ("ray::_Actor", "process_engine")  # In the command lines of workers.
 _STUDY = "growing"
 _UNMEASURED = ("distilled", "scratch")
 _MODELS = {"full": "scratch", "distilled": "distilled", "scratch": "scratch"}
@@ -108,13 +109,14 @@ class Started:
             one.name() for one in psutil.wait_procs(self._others, seconds)[1] if one.is_running()
         ]
 
-    def ray_workers(self) -> list[psutil.Process]:
-        """Workers of Ray that run units of the command."""
+    def workers(self) -> list[psutil.Process]:
+        """Workers that run units of the command."""
         found = []
         with suppress(psutil.Error):
             for one in psutil.Process(self.pid).children(recursive=True):
                 with suppress(psutil.Error):
-                    if "ray::_Actor" in " ".join(one.cmdline()):
+                    words = " ".join(one.cmdline())
+                    if any(name in words for name in _WORKERS):
                         found.append(one)
         return found
 

@@ -1,6 +1,6 @@
 """Stop commands at random moments: nothing half-made is left, and resumed work ends the same.
 
-    python -m benchmarks.faults.kills [--times 10] [--signal KILL|INT|TERM] [--engine ray]
+    python -m benchmarks.faults.kills [--times 10] [--signal KILL|INT|TERM] [--engine processes|ray]
         [--victim worker] [--trial full-disk|flipped-bit] [--fork]
         [--commands distilled quantized compare trace study]
 
@@ -12,10 +12,10 @@ measured again. After INT and TERM the last line must say what is kept and how t
 that was stopped is started again in the same folder; once it ends, its folder is compared with
 that of the whole run, byte by byte, and it begins anew.
 
-With `--victim worker` a random worker of Ray is killed, and the command must end as if nothing had
-been. `--trial full-disk` runs on a disk in memory that becomes full; `--trial flipped-bit` changes
-a bit of a stored unit. `--fork` starts commands from a process that has loaded the libraries, so
-that more kills fall into the work.
+With `--victim worker` a random worker of the engine is killed, and the command must end as if
+nothing had been. `--trial full-disk` runs on a disk in memory that becomes full; `--trial
+flipped-bit` changes a bit of a stored unit. `--fork` starts commands from a process that has loaded
+the libraries, so that more kills fall into the work.
 """
 
 import argparse
@@ -183,7 +183,7 @@ def kill_workers(trial: Trial, place: Path) -> Count:
         folder, found = new_folder(place, trial.name), []
         process = start(trial.words, folder, fork=trial.fork)
         code = process.wait(moments.uniform(0, 1) * seconds)
-        while code is None and not (workers := process.ray_workers()):
+        while code is None and not (workers := process.workers()):
             code = process.wait(0.05)
         if code is None:
             moments.choice(workers).kill()
@@ -217,17 +217,17 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=10, help="Kills of each command.")
     parser.add_argument("--commands", nargs="*", default=None, choices=[*COMMANDS])
     parser.add_argument("--signal", default="KILL", choices=["KILL", "INT", "TERM"])
-    parser.add_argument("--engine", default="inprocess", choices=["inprocess", "ray"])
+    parser.add_argument("--engine", default="inprocess", choices=["inprocess", "processes", "ray"])
     parser.add_argument("--victim", default="driver", choices=["driver", "worker"])
     parser.add_argument("--trial", default="kill", choices=["kill", "full-disk", "flipped-bit"])
     parser.add_argument("--fork", action="store_true", help="Libraries are loaded before.")
     given = parser.parse_args()
-    if given.victim == "worker" and given.engine != "ray":
-        parser.error("workers are processes of --engine ray")
+    if given.victim == "worker" and given.engine == "inprocess":
+        parser.error("workers are processes of --engine processes or ray")
     # A shell lets what it starts in the background ignore Ctrl-C, and children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     stop, wrong = signal.Signals[f"SIG{given.signal}"], 0
-    names = given.commands or [*(ON_ENGINES if given.engine == "ray" else COMMANDS)]
+    names = given.commands or [*(COMMANDS if given.engine == "inprocess" else ON_ENGINES)]
     what = stop.name if given.trial == "kill" else given.trial
     what = "a worker killed" if given.victim == "worker" else what
     # Ray's sockets have short paths.

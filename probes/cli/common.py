@@ -61,8 +61,8 @@ EngineName = Annotated[
     str,
     typer.Option(
         "--engine",
-        help="Where units run: inprocess, ray (a cluster of this machine, or that of RAY_ADDRESS), "
-        "or ray:ADDRESS.",
+        help="Where units run: inprocess, processes (of this machine), ray (a cluster of this "
+        "machine, or that of RAY_ADDRESS), or ray:ADDRESS.",
     ),
 ]
 Workers = Annotated[int, typer.Option(help="Units that run at once.", min=1)]

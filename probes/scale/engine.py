@@ -1,4 +1,4 @@
-"""Engine: where the units of a command run, in threads of this process or in workers of Ray.
+"""Engine: where the units of a command run: in this process, in others, or in workers of Ray.
 
 A unit is a function of this package on values that `scale.encoding` encodes, so that any engine
 gives the same result.
@@ -17,7 +17,7 @@ from probes.scale.store import Store
 P = ParamSpec("P")
 T = TypeVar("T")
 
-IN_PROCESS, RAY = "inprocess", "ray"
+IN_PROCESS, PROCESSES, RAY = "inprocess", "processes", "ray"
 
 
 @runtime_checkable
@@ -54,8 +54,9 @@ def open_engine(name: str | Engine, *, workers: int = 1, device: str = "") -> It
     """Open an engine; its workers end with the `with`.
 
     Args:
-        name: "inprocess", "ray" (a cluster that RAY_ADDRESS names, else one of this machine),
-            "ray:ADDRESS" for a cluster that exists, or an engine, which stays open.
+        name: "inprocess", "processes" of this machine, "ray" (a cluster that RAY_ADDRESS names,
+            else one of this machine), "ray:ADDRESS" for a cluster that exists, or an engine, which
+            stays open.
         workers: Units at once.
         device: Device of the models; a worker of Ray gets a GPU unless it is the CPU.
 
@@ -66,10 +67,18 @@ def open_engine(name: str | Engine, *, workers: int = 1, device: str = "") -> It
         yield name
         return
     kind, _, address = name.partition(":")
-    if kind not in (IN_PROCESS, RAY) or (kind == IN_PROCESS and address):
-        raise EngineError(f"No engine {name!r}: choose {IN_PROCESS}, {RAY} or {RAY}:ADDRESS")
+    if kind not in (IN_PROCESS, PROCESSES, RAY) or (kind != RAY and address):
+        raise EngineError(
+            f"No engine {name!r}: choose {IN_PROCESS}, {PROCESSES}, {RAY} or {RAY}:ADDRESS"
+        )
     if kind == IN_PROCESS:
         yield InProcess(workers)
+        return
+    if kind == PROCESSES:
+        from probes.scale.process_engine import open_processes
+
+        with open_processes(workers=workers) as engine:
+            yield engine
         return
     from probes.scale.ray_engine import open_ray
 

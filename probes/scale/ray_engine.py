@@ -1,7 +1,7 @@
 """Engine on Ray: each worker is an actor, a process of its own on any machine of a cluster.
 
-A unit whose worker ends is given to a new one, and named after three. Models and the dataclasses
-that units share travel once, through Ray's object store; all else travels as JSON and tensors.
+Models and the dataclasses that units share travel once, through Ray's object store; all else
+travels as JSON and tensors.
 """
 
 import logging
@@ -9,23 +9,18 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import count
-from typing import Any, ParamSpec, TypeVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 
 from probes.errors import EngineError
 from probes.scale.versions import versions
-from probes.scale.worker import Packer, Worker, value_of
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-ATTEMPTS = 3
-"""Workers that a unit may end before it is given up."""
+from probes.scale.worker import Message, Outcome, Worker
+from probes.scale.worker_pool import WorkerEnded, WorkerPool
 
 # Read by Ray when it starts: more patience than its own 15 to 30 seconds, which are
 # too few on a busy machine; workers of the priority that units have in this process, because at
@@ -54,114 +49,59 @@ class _Actor:
         """Versions that are not those of the driver."""
         return tuple(sorted(set(versions()) - set(self._here)))
 
-    def run(self, unit: Any, references: dict[str, Any]) -> Any:  # noqa: ANN401
+    def run(self, unit: Message, references: dict[str, Any]) -> Outcome:
         """Run a unit."""
         self._references |= references
         return self._worker.run(unit)
 
 
-@dataclass(eq=False)
-class _Slot:
-    """Place of a worker; one unit at a time."""
+@dataclass(frozen=True, eq=False)
+class _RayWorker:
+    """Worker in an actor of Ray."""
 
-    actor: Any = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    actor: Any
 
-
-@dataclass(eq=False)
-class RayEngine:
-    """Engine on Ray; made by `open_ray`.
-
-    Attributes:
-        workers: Number of workers.
-        options: Resources of a worker.
-        restarts: Workers that ended and were started again.
-    """
-
-    workers: int
-    options: dict[str, Any]
-    restarts: int = 0
-    _is_closed: bool = field(default=False, init=False)
-    _slots: list[_Slot] = field(default_factory=list, init=False)
-    _packer: Packer = field(init=False)
-    _guard: Any = field(default_factory=threading.RLock, init=False)
-    _own: Any = field(default_factory=threading.local, init=False)
-    _next: Any = field(default_factory=count, init=False)
-
-    def __post_init__(self) -> None:
-        import ray
-
-        self._slots.extend(_Slot() for _ in range(self.workers))
-        self._packer = Packer(ray.put)
-
-    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Result of a function, which a worker runs.
-
-        Raises:
-            ProbeError: The function's own error.
-            EngineError: Three workers ended over it, or it failed in another way.
-        """
-        with self._guard:  # The packer is shared by threads.
-            unit, references = self._packer.pack(function, args, kwargs)
-        slot = self._slot()
-        with slot.lock:
-            outcome = self._run(slot, unit, references, _name(function))
-        return value_of(outcome, self._packer.models)
-
-    def _slot(self) -> _Slot:
-        """Slot of this thread: units of one thread share what their worker keeps."""
-        if not hasattr(self._own, "slot"):
-            self._own.slot = self._slots[next(self._next) % self.workers]
-        return self._own.slot
-
-    def _run(self, slot: _Slot, unit: object, references: dict[str, Any], name: str) -> Any:  # noqa: ANN401
+    def run(self, unit: Message, places: dict[str, Any]) -> Outcome:
+        """Outcome of a unit; `places` are references of Ray's object store."""
         import ray
         from ray.exceptions import RayActorError
 
-        for _ in range(ATTEMPTS):
-            try:
-                if slot.actor is None:
-                    slot.actor = self._start()
-                return ray.get(slot.actor.run.remote(unit, references))
-            except RayActorError:
-                if self._is_closed:  # Nothing starts again behind an error or Ctrl-C.
-                    raise EngineError(f"{name} ended with its engine") from None
-                slot.actor, self.restarts = None, self.restarts + 1
-        raise EngineError(
-            f"{name} ended its worker {ATTEMPTS} times, most likely for want of memory: give "
-            "fewer workers, or use --engine inprocess; what is finished is kept"
-        )
+        try:
+            return ray.get(self.actor.run.remote(unit, places))
+        except RayActorError:
+            raise WorkerEnded from None
 
-    def _start(self) -> Any:  # noqa: ANN401
+    def end(self) -> None:
+        """End the actor."""
         import ray
 
-        actor = ray.remote(_Actor).options(**self.options).remote(versions())
+        ray.kill(self.actor)
+
+
+def _start(options: dict[str, Any]) -> _RayWorker:
+    """Start a worker with these resources.
+
+    Raises:
+        EngineError: It has other versions.
+    """
+    import ray
+    from ray.exceptions import RayActorError
+
+    actor = ray.remote(_Actor).options(**options).remote(versions())
+    try:
         other = ray.get(actor.check.remote())
-        if other:
-            raise EngineError(
-                f"A worker has other versions ({', '.join(other)}): install the same package and "
-                "libraries on every machine"
-            )
-        return actor
-
-    def close(self) -> None:
-        """End the workers."""
-        import ray
-
-        self._is_closed = True
-        for slot in self._slots:
-            if slot.actor is not None:
-                ray.kill(slot.actor)
-                slot.actor = None
-
-
-def _name(function: Any) -> str:  # noqa: ANN401
-    own = getattr(function, "func", function)
-    return f"{own.__module__}.{own.__qualname__}"
+    except RayActorError:
+        raise WorkerEnded from None
+    if other:
+        raise EngineError(
+            f"A worker has other versions ({', '.join(other)}): install the same package and "
+            "libraries on every machine"
+        )
+    return _RayWorker(actor)
 
 
 @contextmanager
-def open_ray(address: str = "", *, workers: int = 1, device: str = "") -> Iterator[RayEngine]:
+def open_ray(address: str = "", *, workers: int = 1, device: str = "") -> Iterator[WorkerPool]:
     """Start workers on a cluster that exists, or on a new one of this machine.
 
     Args:
@@ -181,7 +121,7 @@ def open_ray(address: str = "", *, workers: int = 1, device: str = "") -> Iterat
         if not was_open:
             _begin(ray, address, workers)
         _require(ray.cluster_resources(), workers, options)
-        engine = RayEngine(workers, options)
+        engine = WorkerPool(workers, partial(_start, options), ray.put)
         try:
             yield engine
         finally:

@@ -207,7 +207,7 @@ def test_settings_that_no_engine_reads_have_none(settings):
     assert not {"engine", "workers"} & {each.name for each in fields(settings)}
 
 
-@pytest.mark.parametrize("name", ["spark", "inprocess:there", ""])
+@pytest.mark.parametrize("name", ["spark", "inprocess:there", "processes:4", ""])
 def test_an_engine_that_does_not_exist_is_refused(name):
-    with pytest.raises(EngineError, match="choose inprocess, ray or ray:ADDRESS"):
+    with pytest.raises(EngineError, match="choose inprocess, processes, ray or ray:ADDRESS"):
         open_engine(name).__enter__()

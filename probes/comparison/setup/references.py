@@ -51,7 +51,7 @@ class ComparisonSettings(PlannedSettings):
             answers, choice for pairs.
         format: Prompt format, such as "few-shot-4", or "auto" for one in which all compared models
             have the behavior; see `PromptFormat`. Each model reads its own chat template.
-        engine: Where units run: "inprocess", "ray" or "ray:ADDRESS"; see `scale.engine`. The result
+        engine: Where units run: "inprocess", "processes", "ray" …; see `scale.engine`. The result
             does not depend on it.
         workers: Units that run at once. The result does not depend on it; give torch one thread if
             it is more than one.

@@ -1,11 +1,13 @@
-"""The engine on Ray: the same result as in this process, also when workers end."""
+"""Engines of workers: the same result as in this process, also when workers end."""
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,23 +25,47 @@ from probes.experiments.studies.registry import run_study
 from probes.files import data_folder, write_rows
 from probes.scale import ray_engine
 from probes.scale.engine import HERE, open_engine
+from probes.scale.worker import Message
 from probes.stats.intervals import bootstrap_mean
 
 FAMILY = data_folder() / "models"
 SMALL = {"prompts": 4, "draws": 1, "nulls": 2}
+VALUES = np.array([1.0, 2.0, 3.0])
 
 
-class EndsItsWorker:
+class EndsItsWorker(Message):
     """Unit over which a process ends as soon as it reads it."""
 
     def __reduce__(self):
         return os._exit, (1,)
 
 
+class Prints(Message):
+    """Unit that prints when it is read, and is none."""
+
+    def __reduce__(self):
+        return print, ("not an outcome",)
+
+
 @pytest.fixture(scope="module")
-def engine():
+def ray_workers():
     pytest.importorskip("ray", reason="Ray is not installed")
     with open_engine("ray", workers=2) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module", params=["processes", "ray"])
+def engine(request):
+    if request.param == "ray":
+        yield request.getfixturevalue("ray_workers")
+        return
+    with open_engine(request.param, workers=2) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def processes():
+    with open_engine("processes", workers=1) as opened:
         yield opened
 
 
@@ -70,33 +96,87 @@ def test_a_comparison_is_the_same_when_a_worker_is_killed(engine, tmp_path):
 
 
 def _kill_one_that_works(engine):
-    import ray
-
     slot = engine._slots[0]
-    while slot.actor is None or not slot.lock.locked():
+    while slot.worker is None or not slot.lock.locked():
         time.sleep(0.05)
-    ray.kill(slot.actor)
+    slot.worker.end()
 
 
 @pytest.mark.slow
 def test_a_unit_that_ends_every_worker_is_named(engine):
     with pytest.raises(EngineError, match="the unit ended its worker 3 times"):
-        engine._run(engine._slots[0], EndsItsWorker(), {}, "the unit")
-    values = np.array([1.0, 2.0, 3.0])
-    assert engine.call(bootstrap_mean, values, seed=0) == bootstrap_mean(values, seed=0)
+        engine._run(engine._slots[0], EndsItsWorker(b"", b"", ()), {}, "the unit")
+    assert engine.call(bootstrap_mean, VALUES, seed=0) == bootstrap_mean(VALUES, seed=0)
+
+
+def test_a_unit_gives_the_same_in_another_process(processes):
+    assert processes.call(bootstrap_mean, VALUES, seed=0) == bootstrap_mean(VALUES, seed=0)
+
+
+def test_what_a_unit_prints_is_no_outcome(processes, capfd):
+    outcome = processes._run(processes._slots[0], Prints(b"", b"", ()), {}, "the unit")
+    assert outcome.error[0] == "AttributeError"
+    assert capfd.readouterr() == ("", "")
+    assert processes.restarts == 0
+
+
+def test_a_killed_process_costs_its_unit_only(processes):
+    before = processes.restarts
+    processes.call(bootstrap_mean, VALUES, seed=0)
+    processes._slots[0].worker.process.kill()
+    assert processes.call(bootstrap_mean, VALUES, seed=0) == bootstrap_mean(VALUES, seed=0)
+    assert processes.restarts == before + 1
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    # Without `if __name__ == "__main__"`: no process runs the script again.
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import time\n"
+        "from probes.scale.engine import open_engine\n"
+        "with open_engine('processes', workers=1) as engine:\n"
+        "    print(engine._slots[0].worker.process.pid, engine.put.__self__.folder, flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as started:
+        worker, folder = started.stdout.readline().split()
+        started.kill()
+    end = time.monotonic() + 60
+    while _runs(int(worker)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not _runs(int(worker))
+    assert not Path(folder).exists()
+
+
+def _runs(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{process}/stat")  # A process whose parent has not asked for it is a zombie.
+    return not stat.exists() or stat.read_text().split()[2] != "Z"
+
+
+def test_nothing_is_left_of_processes_that_were_closed():
+    with open_engine("processes", workers=1) as opened:
+        opened.call(bootstrap_mean, VALUES, seed=0)
+        worker, place = opened._slots[0].worker.process, Path(opened.put.__self__.folder)
+        assert place.is_dir()
+    assert worker.poll() is not None
+    assert not place.exists()
+    with pytest.raises(EngineError, match="ended with its engine"):
+        opened.call(bootstrap_mean, VALUES, seed=0)
 
 
 @pytest.mark.slow
-def test_a_worker_with_other_versions_is_refused(engine, monkeypatch):
-    import ray
-
-    slot = engine._slots[0]
-    if slot.actor is not None:  # Its core is for the worker that is started here.
-        ray.kill(slot.actor)
-        slot.actor = None
+def test_a_worker_with_other_versions_is_refused(ray_workers, monkeypatch):
+    slot = ray_workers._slots[0]
+    if slot.worker is not None:  # Its core is for the worker that is started here.
+        slot.worker.end()
+        slot.worker = None
     monkeypatch.setattr(ray_engine, "versions", lambda: ("other",))
     with pytest.raises(EngineError, match=r"has other versions .* install the same package"):
-        engine._start()
+        ray_workers.start()
 
 
 def test_ray_does_not_take_the_handler_of_sigterm():
@@ -106,8 +186,16 @@ def test_ray_does_not_take_the_handler_of_sigterm():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_more_processes_than_cores_are_refused():
+    with (
+        pytest.raises(EngineError, match="give fewer --workers"),
+        open_engine("processes", workers=999),
+    ):
+        pass
+
+
 @pytest.mark.slow
-def test_more_workers_than_cores_are_refused(engine):
+def test_more_workers_of_ray_than_cores_are_refused(ray_workers):
     with pytest.raises(EngineError, match="give fewer --workers"), open_engine("ray", workers=999):
         pass
 
