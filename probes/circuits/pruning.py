@@ -165,8 +165,8 @@ def minimality(
     """Necessity of each edge: the drop without it, compared with `added` random edges.
 
     Random paths inflate the circuit (Shi et al. 2024, 2410.13032). An edge is necessary if removing
-    it lowers the logit difference more than removing an added edge changes it, in the mean over
-    prompts.
+    it moves the logit difference toward that of the ablated run more than removing an added edge
+    changes it, in the mean over prompts.
     """
     rng, own = np.random.default_rng(seed), edge_masks(runs, [circuit])[0]
     inflated = own.clone()
@@ -180,7 +180,8 @@ def minimality(
     # Each prompt of each edge is compared with a random added edge.
     rows = torch.from_numpy(rng.integers(len(null), size=drops.shape))
     gap = float((runs.clean_logit_diffs - runs.ablated_logit_diffs).mean())
-    excess = drops - null.gather(0, rows)
+    # Where ablation raises the logit difference, so does the removal of a necessary edge.
+    excess = drops * (1 if gap > 0 else -1) - null.gather(0, rows)
     excess = torch.where(excess.abs() > _ROUNDING_TOLERANCE * abs(gap), excess, 0.0)
     p_values = holm([_p_value_above_zero(row) for row in excess.double().numpy()])
     relative = (drops.mean(1) / gap).tolist()

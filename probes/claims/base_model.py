@@ -9,13 +9,8 @@ from probes.claims.definitions import MAJORITY, TITLES
 from probes.claims.result import BaseModelComparison
 from probes.errors import ModelError, SiteError
 from probes.interventions.dissociation import MIN_HEAD_FRACTION, HeadShifts, head_shifts
-from probes.interventions.interchange import (
-    InterchangeRuns,
-    run_interchange_pairs,
-)
-from probes.interventions.interchange_outcomes import (
-    NUMBER_READOUT,
-)
+from probes.interventions.interchange import InterchangeRuns, run_interchange_pairs
+from probes.interventions.interchange_outcomes import NUMBER_READOUT
 from probes.interventions.screening.heads import screened_head_shifts
 from probes.interventions.site_search import EQUIVALENCE_MARGIN, search_words
 from probes.interventions.subspaces.directions import (
@@ -139,11 +134,14 @@ def compare_with_base(
 
 
 def _check_comparable(tuned: Model, base: Model, statement_pattern: Pattern, site: Site) -> None:
-    if (tuned.shape.d_model, tuned.shape.layers) != (base.shape.d_model, base.shape.layers):
+    own, other = (
+        f"{shape.layers} layers of width {shape.d_model} with {shape.heads} heads"
+        for shape in (tuned.shape, base.shape)
+    )
+    if own != other:
         raise ModelError(
-            f"{tuned.name} was not tuned from {base.name}: {tuned.shape.layers} layers of width "
-            f"{tuned.shape.d_model} against {base.shape.layers} of {base.shape.d_model}. Give the "
-            "model before tuning."
+            f"{tuned.name} was not tuned from {base.name}: {own} against {other}. Give the model "
+            "before tuning."
         )
     roles = {part.role for template in statement_pattern.templates for part in template.parts}
     if missing := {*site.role.split("+")} - roles - {REST}:

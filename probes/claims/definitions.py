@@ -1,9 +1,7 @@
 """Titles and thresholds of the claims."""
 
 from probes.interventions.hotspots.result import Hotspots
-from probes.interventions.interchange_outcomes import (
-    NUMBER_READOUT,
-)
+from probes.interventions.interchange_outcomes import NUMBER_READOUT
 from probes.interventions.site_search import EQUIVALENCE_MARGIN
 
 TITLES = {

@@ -1,10 +1,7 @@
 """Tests of H2: a path of its own for the noun."""
 
 from probes.claims.definitions import MAJORITY, TITLES
-from probes.interventions.interchange_outcomes import (
-    NUMBER_READOUT,
-    OBJECT_READOUT,
-)
+from probes.interventions.interchange_outcomes import NUMBER_READOUT, OBJECT_READOUT
 from probes.interventions.result import Dissociation, Necessity, OutputHeads
 from probes.interventions.site_search import EQUIVALENCE_MARGIN
 from probes.stats.evidence import (

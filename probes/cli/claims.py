@@ -1,5 +1,6 @@
 """Command: the claims H1a to H5 in one or more models."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -80,7 +81,10 @@ def claims(
     )
     for name in models:
         try:
-            reports.append(evaluate_claims(name, pattern, settings, base_model=base_model or None))
+            report = evaluate_claims(name, pattern, settings, base_model=base_model or None)
+            # Its runs hold the model, which is freed before the next one is loaded.
+            reports.append(replace(report, hotspots=report.hotspots.without_runs()))
+            del report
         except typer.Exit:  # Only its plan is wanted.
             continue
         except GateError as error:  # The other models are still measured.

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probes.errors import SiteError
@@ -32,6 +32,7 @@ from probes.interventions.screening.check import ScreenCheck
 from probes.interventions.subspaces.das import Subspace, random_subspace
 from probes.models.double_precision import to_double
 from probes.models.edits import Edit
+from probes.models.micro_batches import MicroBatches, run_micro_batches
 from probes.models.site import Site, head_name, parse_head
 from probes.prompts.interchange_pairs import BASE, OBJECT, OPERATION
 from probes.stats.intervals import Estimate, bootstrap_mean, proportion
@@ -219,23 +220,27 @@ def ablate_heads(
     Heads are patched at the read-outs, or everywhere. Only bases with two correct answers count.
     """
     model, source_z = runs.model, runs.sources["other"].z
-    by_layer: dict[int, list[int]] = {}
-    for name in heads:
-        layer, head = parse_head(name)
-        by_layer.setdefault(layer, []).append(head)
     positions = torch.ones_like(runs.clean.mask)
     if not all_positions:
         positions = torch.stack([*readout_masks(runs).values()]).any(0)
 
-    def edit(layer: int) -> Edit:
-        chosen = torch.zeros(model.shape.heads, dtype=torch.bool, device=positions.device)
-        chosen[by_layer[layer]] = True
-        swap = (positions[..., None] & chosen)[..., None]
-        return lambda value: torch.where(swap, source_z[layer], value)
+    chosen = torch.zeros(model.shape.layers, model.shape.heads, dtype=torch.bool)
+    for name in heads:
+        chosen[parse_head(name)] = True
+    layers, chosen = chosen.any(1).nonzero()[:, 0].tolist(), chosen.to(positions.device)
 
-    with model.editing({f"blocks.{layer}.{Z}": edit(layer) for layer in by_layer}):
-        logits = model.logits(runs.clean.ids, runs.clean.mask, runs.clean.readout)
-    predicted = logits.argmax(-1)
+    def predict(rows: Int[Tensor, " row"]) -> Int[Tensor, "row answer"]:
+        def edit(layer: int) -> Edit:
+            swap = (positions[rows][..., None] & chosen[layer])[..., None]
+            return lambda value: torch.where(swap, source_z[layer, rows], value)
+
+        clean = runs.clean
+        with model.editing({f"blocks.{layer}.{Z}": edit(layer) for layer in layers}):
+            return model.logits(clean.ids[rows], clean.mask[rows], clean.readout[rows]).argmax(-1)
+
+    every = torch.arange(len(runs), device=positions.device)
+    batches = MicroBatches("ablation of heads", *positions.shape)
+    predicted = torch.cat([*run_micro_batches(model, every, predict, batches)])
     both_correct = interchange_intervention(runs, []).unchanged()[0]
     number, noun = (
         proportion((predicted[:, k] == runs.outcome_tokens[k][:, 0]).cpu().numpy()[both_correct])
@@ -249,7 +254,8 @@ def swap_bindings(runs: InterchangeRuns, *, seed: int = 0) -> tuple[BindingSwap,
 
     The mean difference between the tokens of the two objects is added to one and subtracted from
     the other; nouns cancel in the mean (Feng and Steinhardt 2023, arXiv:2310.17191). The number
-    should become that of the other object after the operation.
+    should become that of the other object after the operation; bases where there are too few of
+    those for it are not counted in what is swapped.
 
     Raises:
         SiteError: The prompts have one object only.
@@ -259,7 +265,7 @@ def swap_bindings(runs: InterchangeRuns, *, seed: int = 0) -> tuple[BindingSwap,
         raise SiteError(
             f"Bindings need two objects: the prompts lack the role {', '.join(lacking)}"
         )
-    other_number = _other_object_tokens(runs)
+    other_number, is_possible = _other_object_tokens(runs)
     masks = [runs.role_masks[role] for role in roles]
     joined = replace(runs, role_masks={**runs.role_masks, "both": masks[0] | masks[1]})
     generator = torch.Generator().manual_seed(seed)
@@ -276,18 +282,20 @@ def swap_bindings(runs: InterchangeRuns, *, seed: int = 0) -> tuple[BindingSwap,
             site = Site(layer, "resid", "both")
             outcomes.append(interchange_intervention(joined, [site], source=source))
         swapped, random_swapped = (
-            proportion((one.predicted_tokens[NUMBER_READOUT][0] == other_number).numpy())
-            for one in outcomes
+            proportion((predicted == other_number).numpy()[is_possible])
+            for predicted in (one.predicted_tokens[NUMBER_READOUT][0] for one in outcomes)
         )
         unchanged = proportion(outcomes[0].unchanged()[0])
         swaps.append(BindingSwap(layer, swapped, unchanged, random_swapped))
     return tuple(swaps)
 
 
-def _other_object_tokens(runs: InterchangeRuns) -> Int[Tensor, " prompt"]:
-    """Last token of the number of the other object after the operation."""
-    sign = 1 if runs.interchange_pairs.pattern.endswith("-more") else -1
+def _other_object_tokens(
+    runs: InterchangeRuns,
+) -> tuple[Int[Tensor, " prompt"], Bool[np.ndarray, " prompt"]]:
+    """Last token of the number of the other object after the operation, and whether it is >= 0."""
+    sign = 1 if runs.interchange_pairs.pattern.removesuffix("-told").endswith("-more") else -1
     bases = [pair.clean for pair in runs.interchange_pairs.other]
-    texts = [f" {int(base['d']) + sign * int(base['y'])}" for base in bases]
-    encoded = runs.model.tokenizer(texts, add_special_tokens=False).input_ids
-    return torch.tensor([ids[-1] for ids in encoded])
+    numbers = np.array([int(base["d"]) + sign * int(base["y"]) for base in bases])
+    encoded = runs.model.tokenizer([f" {n}" for n in numbers], add_special_tokens=False).input_ids
+    return torch.tensor([ids[-1] for ids in encoded]), numbers >= 0

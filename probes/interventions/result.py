@@ -200,7 +200,8 @@ class BindingSwap:
 
     Attributes:
         layer: The block.
-        swapped: Fraction of bases whose number becomes that of the other object.
+        swapped: Fraction of bases whose number becomes that of the other object, of those where it
+            is not below 0.
         unchanged: Fraction whose number and noun stay.
         random_swapped: `swapped` with random vectors of the same norm.
     """

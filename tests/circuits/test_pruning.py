@@ -200,6 +200,20 @@ def test_every_edge_that_these_prompts_depend_on_is_necessary_and_no_other_is():
         assert necessity.p_value > 0.05 if edge in unnecessary else necessity.p_value < 0.001
 
 
+def test_edges_are_as_necessary_where_ablation_raises_the_logit_difference():
+    """With the runs exchanged the whole model has the lower logit difference."""
+    found, circuit = planted()[0], circuit_of(truth())
+    task = found.task[0::3]
+    exchanged = replace(task, clean=task.counterfactual, counterfactual=task.clean)
+    runs = run_references(found.model, exchanged)
+    assert (runs.clean_logit_diffs - runs.ablated_logit_diffs).mean() < 0
+    one, other = (
+        {edge.edge for edge in minimality(each, circuit) if edge.p_value < 0.001}
+        for each in (runs, run_references(found.model, task))
+    )
+    assert one == other != set()
+
+
 def test_the_drop_is_that_of_f_when_the_edge_is_removed_from_the_circuit():
     runs, path = planted()[1], truth()
     drops = {n.edge: n.faithfulness_drop for n in minimality(runs, circuit_of(path))}

@@ -1,6 +1,8 @@
 """Claims on planted models: each verdict is what was planted, for the reason planted."""
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 from functools import cache
 from zlib import crc32
@@ -13,7 +15,7 @@ from probes.claims.plan import with_method
 from probes.claims.result import ClaimsReports
 from probes.claims.run import ClaimSettings, evaluate_claims
 from probes.errors import GateError, PatternError, ProbeError
-from probes.models.model import random_init
+from probes.models.model import load, random_init
 from probes.observe.behavior import Behavior
 from probes.testing.planted_patterns import planted_fox
 from probes.testing.tiny_models import hook_count
@@ -215,3 +217,16 @@ def test_items_that_a_model_solves_are_those_that_are_tested(monkeypatch):
 def test_a_model_that_solves_no_item_has_no_part_of_a_pattern(monkeypatch):
     behavior_that_solves(monkeypatch, lambda one: crc32(one.text.encode()) % 2 == 0)
     assert solved_items_module.solved_items(fox().model, fox().pattern, seed=0) is None
+
+
+@pytest.mark.slow
+def test_a_report_without_its_runs_lets_go_of_the_model():
+    model = load("distilled")
+    kept = weakref.ref(model)
+    report = evaluate_claims(model, settings=ClaimSettings(bases=40, nulls=1))
+    summary = report.summary()
+    report = replace(report, hotspots=report.hotspots.without_runs())
+    del model
+    gc.collect()
+    assert kept() is None
+    assert report.summary() == summary

@@ -1,12 +1,23 @@
 """Circuit transfer: the partners of a circuit's heads, run alone in another model."""
 
 import pytest
+import torch
 
+from probes.circuits.faithfulness import faithfulness_values
+from probes.circuits.runs.reference import run_references
+from probes.circuits.task import Task
 from probes.circuits.trace import TraceSettings, trace
-from probes.comparison.circuits.transfer import HeadTransferSettings, transfer_circuit
+from probes.comparison.circuits.transfer import (
+    HeadTransferSettings,
+    _edges_at_heads,
+    _masks_of_heads,
+    evaluate_transfer,
+    transfer_circuit,
+)
 from probes.errors import CircuitError, GateError
-from probes.models.model import load, random_init
+from probes.models.model import load, random_init, wrap
 from probes.testing.equivalent_heads import permute_heads
+from probes.testing.tiny_models import tiny_hf
 
 FEW = HeadTransferSettings(prompts=4, random_sets=20)
 
@@ -73,3 +84,40 @@ def test_a_circuit_without_partners_is_refused(distilled, circuit):
 def test_a_model_without_the_behavior_is_refused(distilled, circuit):
     with pytest.raises(GateError):
         transfer_circuit(circuit, same(circuit), random_init(distilled, seed=0), settings=FEW)
+
+
+def random_task():
+    draw = torch.Generator().manual_seed(0)
+    clean = torch.randint(3, 97, (12, 6), generator=draw)
+    other = clean.clone()
+    other[:, 1:4] = torch.randint(3, 97, (12, 3), generator=draw)
+    answers = [torch.randint(3, 97, size, generator=draw) for size in ((12,), (12, 1))]
+    return Task.from_tokens(clean, other, *answers)
+
+
+def test_heads_that_share_keys_and_values_keep_them_when_others_of_their_group_do_not():
+    """The same function with keys and values of each head written out keeps as much."""
+    grouped, apart = tiny_hf("llama-gqa", 0), tiny_hf("llama", 0)
+    heads, groups = grouped.config.num_attention_heads, grouped.config.num_key_value_heads
+    weights = grouped.state_dict()
+    for name, weight in weights.items():
+        if "k_proj" in name or "v_proj" in name:
+            repeated = weight.unflatten(0, (groups, -1)).repeat_interleave(heads // groups, 0)
+            weights[name] = repeated.flatten(0, 1)
+    apart.load_state_dict(weights)
+    values = []
+    for model in (wrap(grouped, name="grouped"), wrap(apart, name="apart")):
+        runs = run_references(model, random_task())
+        kept = ["L0.H0", "L1.H2", "L2.H1"]
+        masks = [_masks_of_heads(runs.graph, [kept]), ~_edges_at_heads(runs.graph, kept)]
+        values.append(faithfulness_values(runs, torch.cat(masks)))
+    torch.testing.assert_close(values[0], values[1], atol=1e-4, rtol=1e-4)
+    assert values[0].abs().min() > 0.1
+
+
+def test_a_circuit_whose_faithfulness_is_undefined_is_none():
+    runs = run_references(wrap(tiny_hf("llama", 0), name="tiny"), random_task())
+    every = torch.ones(len(runs.graph), dtype=torch.bool)
+    found = evaluate_transfer(runs, every, every, random_circuits=2)
+    assert str(found.own) == "undefined"
+    assert found.label == "no circuit"

@@ -146,6 +146,23 @@ def test_the_error_of_a_screen_is_that_of_its_random_cells(model, own):
     assert 0.5 <= check.top_recall <= 1
 
 
+def test_roles_that_the_first_eight_pairs_lack_are_not_in_the_error(model, own):
+    take = pattern("take-away")
+    pairs = tokenize_pairs(own, sample_pairs(take, "x", 20, tokenizers=(own,), seed=2))
+    screen = attribution_patching(model, pairs)
+    lacks = screen.per_prompt.isnan().all(-1).all(1)
+    rare = lacks[:8].all(0) & ~lacks.all(0)
+    assert rare.any()
+    for cells in (ExactCells(0, 10_000), ExactCells(10_000, 0), ExactCells(40, 40)):
+        check = screened_patching(model, pairs, cells=cells).screen
+        assert 0 <= check.top_recall <= 1
+        assert cells.random == 0 or 0.5 < check.spearman <= 1
+        assert cells.random == 0 or 0 < check.mean_absolute_effect < 1
+    live = (screen.mean.nan_to_num() != 0).any(-1)
+    every = screened_patching(model, pairs, cells=ExactCells(0, 10_000)).screen
+    assert every.random == int(live[:, ~rare].sum()) < every.cells == int(live.sum())
+
+
 def test_random_cells_of_many_pairs_are_patched_exactly_on_the_first_eight(model, own):
     pairs = pairs_of(own, "operation", 12)
     exact, screen = activation_patching(model, pairs), attribution_patching(model, pairs)

@@ -7,10 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from probes.claims.base_model import BaseComparisonSettings, compare_with_base
+from probes.claims.base_model import (
+    BaseComparisonSettings,
+    _check_comparable,
+    compare_with_base,
+)
 from probes.errors import ModelError, PatternError
 from probes.interventions.confounds import distractor_sentence, unseen_verbs, verb_groups
 from probes.interventions.interchange import interchange_intervention, run_interchange_pairs
+from probes.interventions.subspaces import directions
 from probes.interventions.subspaces.das import Subspace
 from probes.interventions.subspaces.directions import (
     DirectionSettings,
@@ -19,8 +24,10 @@ from probes.interventions.subspaces.directions import (
     operation_direction,
     patch_direction,
 )
+from probes.models.model import load
 from probes.models.site import Site, joined_roles
 from probes.prompts.catalog import list_patterns
+from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.interchange_pairs import sample_interchange_pairs
 from probes.testing.planted_patterns import MINUS, PLUS, planted_fox
 from probes.testing.tiny_models import tiny
@@ -161,3 +168,18 @@ def test_a_model_of_another_shape_is_no_base_model():
     model, pattern = fox().model, fox().pattern
     with pytest.raises(ModelError, match="was not tuned from"):
         compare_with_base(model, tiny("llama"), (pattern, pattern), HERE)
+    other = tiny("llama", num_attention_heads=2, num_key_value_heads=2)
+    with pytest.raises(ModelError, match=r"with 4 heads against .* with 2 heads"):
+        _check_comparable(tiny("llama"), other, pattern, HERE)
+
+
+def test_directions_of_a_bfloat16_model_are_not_rounded(monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        directions, "Subspace", lambda *parts: made.append(parts[-1]) or Subspace(*parts)
+    )
+    model = load("distilled", dtype="bfloat16")
+    settings = DirectionSettings(bases=10, n_object_pairs=1)
+    compare_directions(model, find_pattern("take-away"), HERE, settings)
+    assert made
+    assert {basis.dtype for basis in made} == {torch.float32}

@@ -9,6 +9,7 @@ import torch
 from probes.errors import SiteError
 from probes.interventions.dissociation import (
     _control_direction,
+    _other_object_tokens,
     ablate_heads,
     dissociate,
     necessity,
@@ -17,15 +18,15 @@ from probes.interventions.dissociation import (
 )
 from probes.interventions.hotspots.result import Hotspot, Hotspots
 from probes.interventions.interchange import (
+    InterchangeRuns,
     interchange_intervention,
     run_interchange_pairs,
 )
-from probes.interventions.interchange_outcomes import (
-    NUMBER_READOUT,
-    OBJECT_READOUT,
-)
+from probes.interventions.interchange_outcomes import NUMBER_READOUT, OBJECT_READOUT
 from probes.interventions.subspaces.das import Subspace
+from probes.models.model import load
 from probes.models.site import Site
+from probes.prompts.catalog import pattern
 from probes.prompts.interchange_pairs import sample_interchange_pairs
 from probes.stats.intervals import Estimate
 from probes.testing.planted_patterns import planted_fox
@@ -127,6 +128,32 @@ def test_knocking_out_every_head_everywhere_is_worse_than_where_answers_are_read
     every = [f"L{layer}.H{head}" for layer in range(2) for head in range(8)]
     found = ablate_heads(runs(), every, all_positions=True)
     assert (found[NUMBER_READOUT].value, found[OBJECT_READOUT].value) == (0, 0)
+
+
+def test_heads_are_knocked_out_in_batches_to_the_same_effect():
+    heads = [f"L1.H{head}" for head in range(4)]
+    whole, model = ablate_heads(runs(), heads), runs().model
+    model.batch_tokens["ablation of heads"] = 5 * runs().clean.ids.shape[1]
+    try:
+        assert ablate_heads(runs(), heads) == whole
+    finally:
+        del model.batch_tokens["ablation of heads"]
+    assert [one.value for one in whole] != [1, 1]
+
+
+@pytest.mark.parametrize(("name", "sign"), [("distractor-told", -1), ("distractor-more-told", 1)])
+def test_the_number_of_the_other_object_is_what_the_operation_makes_of_it(name, sign):
+    model = load("base")
+    drawn = sample_interchange_pairs(pattern(name), 40, tokenizers=(model.tokenizer,), seed=0)
+    looked_at = object.__new__(InterchangeRuns)
+    object.__setattr__(looked_at, "interchange_pairs", drawn)
+    object.__setattr__(looked_at, "model", model)
+    tokens, is_possible = _other_object_tokens(looked_at)
+    assert is_possible.all() == (sign > 0)
+    for pair, token, possible in zip(drawn.other, tokens.tolist(), is_possible, strict=True):
+        number = int(pair.clean["d"]) + sign * int(pair.clean["y"])
+        assert possible == (number >= 0)
+        assert not possible or model.tokenizer.decode([token]).strip() == str(number)
 
 
 def test_bindings_of_one_thing_are_refused():

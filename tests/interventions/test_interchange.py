@@ -13,10 +13,7 @@ from probes.interventions.interchange import (
     run_interchange_pairs,
     with_residual,
 )
-from probes.interventions.interchange_outcomes import (
-    NUMBER_READOUT,
-    OBJECT_READOUT,
-)
+from probes.interventions.interchange_outcomes import NUMBER_READOUT, OBJECT_READOUT
 from probes.models.model import wrap
 from probes.models.site import Site
 from probes.prompts.catalog import list_patterns

@@ -15,10 +15,7 @@ from probes.interventions.interchange import (
     run_interchange_pairs,
     with_residual,
 )
-from probes.interventions.interchange_outcomes import (
-    NUMBER_READOUT,
-    OBJECT_READOUT,
-)
+from probes.interventions.interchange_outcomes import NUMBER_READOUT, OBJECT_READOUT
 from probes.interventions.screening.heads import screened_head_shifts
 from probes.interventions.screening.sites import SiteScreen, predict_answers, screen_sites
 from probes.interventions.site_search import choose_sites, search_all_sites, variables_of
@@ -130,3 +127,12 @@ def test_a_run_that_nothing_reads_is_not_recorded():
     assert not recorded
     assert found["b"] is found["b"]
     assert recorded == ["b"]
+
+
+def test_a_screen_that_predicts_no_effect_still_leaves_sites(monkeypatch):
+    variables, whole = variables_of(runs(4).interchange_pairs), predict_answers(runs(4))
+    flat = replace(whole, changes={kind: 0 * each for kind, each in whole.changes.items()})
+    monkeypatch.setattr("probes.interventions.screening.sites.predict_answers", lambda _: flat)
+    left = screen_sites(runs(4), variables, SiteScreen(bases=4, top=2, random=2, kept=2))
+    assert left.sites
+    assert len(choose_sites(left, variables)) == len(variables)

@@ -91,7 +91,7 @@ def evaluate_transfer(
     )
     highest = float(chance.max())
     label: TransferLabel = "cannot tell"
-    if own_f.low <= max(highest, MIN_OWN_FRACTION):
+    if not own_f.low > max(highest, MIN_OWN_FRACTION):  # NaN where the fraction is undefined.
         label = "no circuit"
     elif gap.low > -MARGIN:
         label = "works"
@@ -218,10 +218,12 @@ def transfer_circuit(
 
 
 def _edges_at_heads(graph: ComputationGraph, heads: Sequence[str]) -> Bool[Tensor, "1 edge"]:
-    """Mask of the edges out of and into some heads."""
+    """Mask of the edges out of some heads, and into what they alone read."""
     source, target = graph.edge_table[:2]
     writers = {graph.writers.index(head) for head in heads}
-    into = [bool(writers & {*graph.writers_fed_by(n)}) for n in range(len(graph.readers))]
+    # Heads of a group read the same keys and values, which belong to the heads that are left.
+    fed = [{*graph.writers_fed_by(n)} for n in range(len(graph.readers))]
+    into = [bool(each) and each <= writers for each in fed]
     return torch.from_numpy(np.isin(source, sorted(writers)) | np.array(into)[target])[None]
 
 

@@ -14,10 +14,7 @@ from torch import Tensor
 from probes.comparison.variables.donors import AnyDonor, Recipient
 from probes.comparison.variables.linear_maps import MapKind, fit_map
 from probes.errors import SiteError
-from probes.interventions.interchange import (
-    interchange_intervention,
-    with_residual,
-)
+from probes.interventions.interchange import interchange_intervention, with_residual
 from probes.interventions.site_search import takes_only
 from probes.interventions.subspaces.das import mean_difference
 from probes.prompts.interchange_pairs import OPERATION

@@ -23,9 +23,7 @@ from probes.interventions.interchange import (
     run_interchange_pairs,
     with_residual,
 )
-from probes.interventions.interchange_outcomes import (
-    InterchangeOutcomes,
-)
+from probes.interventions.interchange_outcomes import InterchangeOutcomes
 from probes.interventions.site_search import takes_only
 from probes.interventions.subspaces.das import Subspace, mean_difference
 from probes.interventions.subspaces.directions import operation_direction

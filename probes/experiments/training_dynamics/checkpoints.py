@@ -16,14 +16,8 @@ from probes.circuits.pruning import prune_circuit
 from probes.circuits.runs.reference import run_references
 from probes.circuits.task import Task, TaskSettings, require_open_gate, sample_tasks
 from probes.errors import ModelError
-from probes.interventions.interchange import (
-    interchange_intervention,
-    run_interchange_pairs,
-)
-from probes.interventions.interchange_outcomes import (
-    NUMBER_READOUT,
-    OBJECT_READOUT,
-)
+from probes.interventions.interchange import interchange_intervention, run_interchange_pairs
+from probes.interventions.interchange_outcomes import NUMBER_READOUT, OBJECT_READOUT
 from probes.interventions.site_search import find_sites, search_words, takes_only, variables_of
 from probes.models.model import Model, Shape
 from probes.models.site import Site, joined_roles

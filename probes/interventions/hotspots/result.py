@@ -1,7 +1,7 @@
 """Hotspots as a result: plain numbers, so that a saved result loads without torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,12 +14,8 @@ from probes.result import not_saved
 from probes.stats.intervals import Estimate
 
 if TYPE_CHECKING:
-    from probes.interventions.interchange import (
-        InterchangeRuns,
-    )
-    from probes.interventions.interchange_outcomes import (
-        InterchangeOutcomes,
-    )
+    from probes.interventions.interchange import InterchangeRuns
+    from probes.interventions.interchange_outcomes import InterchangeOutcomes
     from probes.interventions.site_search import SiteSearch
 else:
     # Fields of these types are not saved; `load_result` needs a type that exists.
@@ -132,6 +128,10 @@ class Hotspots:
         if variable not in self.maps:
             raise self._unknown(variable)
         return self.maps[variable]
+
+    def without_runs(self) -> "Hotspots":
+        """The same as a loaded result: without the runs, which hold the model."""
+        return replace(self, search=None, runs=None, other_outcomes=None, same_outcomes=None)
 
     def _unknown(self, variable: str) -> SiteError:
         return SiteError(f"No hotspot of {variable!r} was measured: choose from {[*self.maps]}")

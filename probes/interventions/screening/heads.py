@@ -10,13 +10,8 @@ from torch import Tensor
 from probes.interventions.attribution_patching import MAX_GRADIENT_FLOATS, retaining
 from probes.interventions.cached_run import Z
 from probes.interventions.dissociation import HeadShifts, readout_masks
-from probes.interventions.interchange import (
-    InterchangeRuns,
-    interchange_intervention,
-)
-from probes.interventions.interchange_outcomes import (
-    OBJECT_READOUT,
-)
+from probes.interventions.interchange import InterchangeRuns, interchange_intervention
+from probes.interventions.interchange_outcomes import OBJECT_READOUT
 from probes.interventions.screening.check import ScreenCheck
 from probes.interventions.screening.patching import CHECKED_PAIRS, agreement
 from probes.models.micro_batches import MicroBatches, run_micro_batches

@@ -34,7 +34,8 @@ class ExactCells:
 
     Attributes:
         top: Number of strongest cells.
-        random: Number of cells of a random sample among all whose activation changes.
+        random: Number of cells of a random sample among all whose activation changes at a role that
+            one of the first 8 pairs has.
         seed: Seed of the sample.
     """
 
@@ -83,7 +84,9 @@ def confirm_exactly(
         strength = torch.maximum(strength, _strength_along_path(model, pairs, screen, kinds))
     live = strength.flatten().nonzero()[:, 0]
     order = live[strength.flatten()[live].argsort(descending=True)].numpy()
-    drawn = order[np.random.default_rng(cells.seed).permutation(len(order))[: cells.random]]
+    # Pairs that give the error of the screen may all lack a role that others have.
+    checkable = order[_has_role(screen.per_prompt[:CHECKED_PAIRS])[order]]
+    drawn = np.random.default_rng(cells.seed).permutation(checkable)[: cells.random]
     strongest = order[: cells.top]
     if not len(strongest) and not len(drawn):
         return screen
@@ -94,6 +97,7 @@ def confirm_exactly(
     both = torch.cat([exact[: len(few)], checked], 1)
     if len(few) == len(pairs):
         at, exact = (component, role), both
+    known = torch.from_numpy(_has_role(both[:, :, None]))
     check = ScreenCheck(
         screen.model,
         screen.contrast,
@@ -101,15 +105,22 @@ def confirm_exactly(
         exact=len(component),
         random=len(drawn),
         **agreement(
-            screen.per_prompt[: len(few), component, role].nanmean(0),
-            both.nanmean(0),
-            strength[component, role],
-            np.isin(np.concatenate([strongest, sample]), drawn),
+            screen.per_prompt[: len(few), component, role].nanmean(0)[known],
+            both.nanmean(0)[known],
+            strength[component, role][known],
+            np.isin(np.concatenate([strongest, sample]), drawn)[known.numpy()],
         ),
     )
     every = torch.arange(len(pairs))[:, None]
     per_prompt = screen.per_prompt.index_put((every, *at), exact)
     return replace(screen, per_prompt=per_prompt, screen=check)
+
+
+def _has_role(
+    per_prompt: Float[Tensor, "prompt component role answer"],
+) -> Bool[np.ndarray, " cell"]:
+    """Whether some prompt has the role of each cell; the effect of those without it is NaN."""
+    return (~per_prompt.isnan()).any(-1).any(0).flatten().cpu().numpy()
 
 
 def _patch_exactly(
@@ -166,5 +177,5 @@ def agreement(
         "mean_absolute_error": float(np.abs(a - b).mean()) if len(a) else float("nan"),
         "mean_absolute_effect": float(np.abs(b).mean()) if len(a) else float("nan"),
         "top": top,
-        "top_recall": len(strongest[0] & strongest[1]) / top,
+        "top_recall": len(strongest[0] & strongest[1]) / top if top else float("nan"),
     }

@@ -181,6 +181,8 @@ def screen_sites(
     labels = (*variables, pairs.source_label)
     margins = {label: predicted.margin(label) for label in labels}
     live = predicted.is_live.nonzero()[0]
+    if not len(live):  # Nothing is predicted to change an answer: all are alike.
+        live = np.arange(len(predicted.sites))
     strongest = [live[margins[label][live].argsort()[::-1][: screen.top]] for label in labels]
     tried = np.unique(np.concatenate(strongest))
     sites = [predicted.sites[n] for n in tried]

@@ -10,10 +10,7 @@ from probes.interventions.interchange import (
     interchange_intervention,
     run_interchange_pairs,
 )
-from probes.interventions.interchange_outcomes import (
-    NUMBER_READOUT,
-    OBJECT_READOUT,
-)
+from probes.interventions.interchange_outcomes import NUMBER_READOUT, OBJECT_READOUT
 from probes.interventions.result import DASResult, DecodingResult
 from probes.interventions.subspaces.das import DASObjective, DASSettings, Subspace, das
 from probes.interventions.subspaces.directions import operation_direction, patch_direction

@@ -15,9 +15,7 @@ from probes.interventions.interchange import (
     run_interchange_pairs,
     with_residual,
 )
-from probes.interventions.interchange_outcomes import (
-    SourceObject,
-)
+from probes.interventions.interchange_outcomes import SourceObject
 from probes.interventions.result import DirectionComparison
 from probes.interventions.subspaces.das import Subspace, mean_difference
 from probes.models.model import Model
@@ -111,7 +109,9 @@ def compare_directions(
         other, own, rotated = _fit_directions(fits, site)
         angles.append(float(np.degrees(subspace_angles(other.T.numpy(), own.T.numpy()).max())))
         for name, basis in (("own", own), ("other", other), ("rotated", rotated)):
-            subspace = Subspace(site.layer, site.role, "means", basis.to(runs.clean.resid))
+            # Not rounded to the dtype of the model: rounded rows are not orthonormal.
+            basis = basis.to(runs.clean.resid.device)
+            subspace = Subspace(site.layer, site.role, "means", basis)
             hits[name].append(patch_direction(runs, subspace, "same"))
     own, other, rotated = (np.concatenate(hits[name]) for name in ("own", "other", "rotated"))
     return DirectionComparison(

@@ -7,10 +7,7 @@ import numpy as np
 
 from probes.claims.dose_response import has_behavior
 from probes.claims.result import ClaimsReport
-from probes.interventions.interchange_outcomes import (
-    NUMBER_READOUT,
-    OBJECT_READOUT,
-)
+from probes.interventions.interchange_outcomes import NUMBER_READOUT, OBJECT_READOUT
 from probes.interventions.result import Dissociation, OutputHeads
 from probes.stats.evidence import ClaimVerdict
 from probes.stats.intervals import Estimate
