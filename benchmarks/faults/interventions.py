@@ -74,9 +74,15 @@ EDITS: dict[str, tuple[str, Callable[[Tensor], object]]] = {
     "NumPy": ("L0.MLP", lambda value: value.numpy() * 0),
     "NaN": ("L0.MLP", lambda value: value * torch.nan),
     "another device": ("L0.MLP", lambda value: value.to("meta")),
+    "no function": ("L0.MLP", 0),
 }
 SITES = ("", "L1", "L1.H0.q", "H0", "L0.H0@", "L 0.H0", "L0.MLP0", "L0.resid@a@b\n", "L0-H0")
 SETTINGS: dict[str, tuple[Callable[[], object], type[ProbeError]]] = {
+    "pairs where texts are read": (lambda: pb.logit_lens(scratch(), pairs()), BatchError),
+    "texts in texts": (lambda: pb.capture(scratch(), [["two foxes"]]), BatchError),
+    "two heads of a heatmap": (
+        lambda: pb.heatmap(scratch(), "two foxes", head=["L0.H0", "L0.H1"]), SiteError),
+    "a number for a head": (lambda: pb.heatmap(scratch(), "two foxes", head=3), SiteError),
     "an unknown component": (
         lambda: pb.activation_patching(scratch(), pairs(), kinds=["head"]), SiteError),
     "no component": (lambda: pb.activation_patching(scratch(), pairs(), kinds=[]), SiteError),

@@ -213,8 +213,9 @@ def sample_tasks(
             )
         except PatternError as error:
             raise PatternError(
-                f"{error}: {prompts} prompts find the circuit and {prompts} evaluate it. Request "
-                "fewer, or name contrasts that have as many pairs."
+                f"{error}: {prompts} pairs find the circuit and {prompts} others evaluate it. "
+                "Request at most half as many prompts as there are pairs (--prompts, or "
+                "TraceSettings), or name contrasts that have more"
             ) from error
         names = [name for name, _ in pairs[0].clean.answers]
         if answer not in names:

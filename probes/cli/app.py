@@ -247,7 +247,9 @@ def heatmap(
     model: Model,
     text: Annotated[str, typer.Argument(help="Text that the model reads.")],
     compare_with: Annotated[str, typer.Option(help="Second model, drawn next to the first.")] = "",
-    head: Annotated[str, typer.Option(help="One head only, such as L2.H3.")] = "",
+    head: Annotated[
+        list[str] | None, typer.Option(help="One head only, such as L2.H3; all by default.")
+    ] = None,
     pattern: Annotated[str, typer.Option(help="Pattern whose roles label the axes.")] = "",
     device: Device = "",
     out: Annotated[Path, typer.Option(help=".html, .png, .svg or .pdf")] = Path("heatmap.html"),
@@ -258,6 +260,8 @@ def heatmap(
         raise ProbeError(
             f"A picture ends in {', '.join(_PICTURE_SUFFIXES)}, and {out.name!r} not: rename it"
         )
+    if len(heads := head or [""]) > 1:
+        raise ProbeError(f"{len(heads)} heads found: give one --head, or none to draw all")
     silence_libraries()
     from probes.models.model import load
     from probes.prompts.catalog import pattern as find
@@ -266,7 +270,7 @@ def heatmap(
     roles = find(pattern) if pattern else None
     second = load(compare_with, device=device) if compare_with else None
     first = load(model, device=device)
-    draw(first, text, compare_with=second, head=head, roles=roles).save(out)
+    draw(first, text, compare_with=second, head=heads[0], roles=roles).save(out)
     print_line(open_console(), f"Heatmap: {out}")
 
 

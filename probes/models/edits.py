@@ -25,6 +25,11 @@ def hook_edit(
     Raises:
         SiteError: The model has no such activation.
     """
+    if not callable(edit):
+        raise SiteError(
+            f"The edit of {name!r:.200} is {edit!r:.200}: give a function of the activation, such "
+            "as torch.zeros_like"
+        )
     if Site.matches(name):
         name, edit = _site_edit(model, size, name, edit)
     if name not in bridge.hook_dict or bridge._gated_hook_reason(name) is not None:

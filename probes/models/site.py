@@ -48,7 +48,7 @@ class Site:
         Raises:
             SiteError: The text is not an address.
         """
-        match = _SITE.fullmatch(text)
+        match = _SITE.fullmatch(text) if isinstance(text, str) else None
         if match is None:
             raise SiteError(
                 f"{text!r} is not a site: write it as 'L0.H1', 'L1.MLP' or 'L2.resid@op'"
@@ -59,7 +59,7 @@ class Site:
     @classmethod
     def matches(cls, text: str) -> bool:
         """Whether the text is an address."""
-        return _SITE.fullmatch(text) is not None
+        return isinstance(text, str) and _SITE.fullmatch(text) is not None
 
 
 def head_name(layer: int, head: int) -> str:

@@ -116,7 +116,11 @@ def capture(
     """
     unknown = [name for name in names if name not in HOOK_POINTS]
     if unknown:
-        raise SiteError(f"Cannot capture {unknown}: known are {', '.join(HOOK_POINTS)}")
+        raise SiteError(
+            f"Cannot capture {unknown}: known are {', '.join(HOOK_POINTS)}. Record other hook "
+            "points by their TransformerLens names: `with model.recording(names)`, or "
+            "`model.bridge.run_with_cache`"
+        )
     batch = prompts if isinstance(prompts, Batch) else tokenize(model, prompts)
     return Activations(model.name, batch, record(model, batch, names))
 

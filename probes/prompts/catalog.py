@@ -88,7 +88,7 @@ def _check_pattern(found: Pattern) -> None:
 
 
 @cache
-def list_patterns(path: Path | None = None) -> dict[str, Pattern]:
+def list_patterns(path: str | Path | None = None) -> dict[str, Pattern]:
     """All patterns of a file (of both shipped ones by default) by name.
 
     Raises:
@@ -98,7 +98,7 @@ def list_patterns(path: Path | None = None) -> dict[str, Pattern]:
         shipped = (data_folder() / name for name in ("patterns.toml", "real_patterns.toml"))
         return {name: found for one in shipped for name, found in list_patterns(one).items()}
     try:
-        return _read_patterns(path)
+        return _read_patterns(Path(path))
     except PatternError as error:
         raise PatternError(f"Pattern file {str(path)!r}: {error}") from None
     except OSError as error:

@@ -105,6 +105,10 @@ MISTAKES = {
         "matches no template",
     ),
     "no such head": (("heatmap", "{model}", "Hello.", "--head", "L9.H0"), "no head"),
+    "two heads": (
+        ("heatmap", "{model}", "Hello.", "--head", "L0.H0", "--head", "L0.H1"),
+        "give one --head",
+    ),
     "no head at all": (("heatmap", "{model}", "Hello.", "--head", "nine"), "is not a head"),
     "unknown suffix": (("heatmap", "{model}", "Hello.", "--out", "h.bmp"), ".html"),
     "empty text": (("heatmap", "{model}", ""), "no text"),

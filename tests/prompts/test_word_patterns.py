@@ -48,6 +48,10 @@ def written(tmp_path):
     return write
 
 
+def test_a_file_of_patterns_may_be_named_by_text(written, tmp_path):
+    assert written().keys() == list_patterns(str(tmp_path / "patterns.toml")).keys()
+
+
 def test_a_contrast_shows_another_slot_in_a_role_or_draws_another_word(written):
     gift = written()["gift"]
     assert gift.contrasts == ("s2", "io")

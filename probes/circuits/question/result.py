@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+_ENDS_AT_ONCE = "It writes nothing: the most likely token ends the text."
+
+
 @dataclass(frozen=True, slots=True)
 class AnswerReading:
     """What a model gives as one answer.
@@ -22,14 +25,16 @@ class AnswerReading:
         probabilities: Of the whole text of each, behind the prompt; 0 to 1. A number that a digit
             follows is another number.
         logit_diff: The answer's logit minus the mean logit of its foils, at the readout.
-        predicted: Most likely token of the vocabulary at the readout.
-        predicted_probability: Its probability.
+        forced: Text that the answers share before the readout, where they differ first.
+        predicted: Most likely token of the vocabulary at the readout, behind `forced`.
+        predicted_probability: Its probability there.
     """
 
     name: str
     outcomes: tuple[str, ...]
     probabilities: tuple[float, ...]
     logit_diff: float
+    forced: str
     predicted: str
     predicted_probability: float
 
@@ -37,6 +42,12 @@ class AnswerReading:
     def is_correct(self) -> bool:
         """Whether the correct text is more likely than each foil."""
         return self.probabilities[0] > max(self.probabilities[1:], default=0.0)
+
+    @property
+    def prediction(self) -> str:
+        """The most likely token, in words."""
+        where = f" behind {self.forced!r}" if self.forced else ""
+        return f"Most likely token{where}: {self.predicted!r} ({self.predicted_probability:.2f})."
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +163,10 @@ class QuestionReport(Result):
             lines.append(
                 f"{self.model} {word} the {answer.name} {answer.outcomes[0]!r}: "
                 f"probability {answer.probabilities[0]:.2f} (foils: {foils or 'none'}), logit "
-                f"difference {answer.logit_diff:.2f}. Most likely token: {answer.predicted!r} "
-                f"({answer.predicted_probability:.2f})."
+                f"difference {answer.logit_diff:.2f}. {answer.prediction}"
             )
-        lines.append(f"It writes {self.continuation!r}.")
+        wrote = f"It writes {self.continuation!r}." if self.continuation else _ENDS_AT_ONCE
+        lines.append(wrote)
         return (*lines, *self._attention_summary(), *self._circuit_summary())
 
     def table(self) -> "pd.DataFrame":

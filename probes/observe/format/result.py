@@ -98,7 +98,8 @@ class FormatFit(Result):
 
     def summary(self) -> tuple[str, ...]:
         """Selected format with its accuracy on held-out prompts, or that there is none."""
-        models, tried = " and ".join(self.models), len({one.format for one in self.selection})
+        models = " and ".join(self.models)
+        tried = len({one.format for one in self.selection if not one.reason})
         head = f"{self.selected}: selected for {models} on {self.pattern!r} from {tried} formats."
         if not self.found:
             head = (

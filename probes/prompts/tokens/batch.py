@@ -170,6 +170,11 @@ def tokenize(
         tokenizer, max_length = source.tokenizer, max_length or source.shape.context
     if isinstance(questions, str | Question):
         questions = (questions,)
+    if not _are_questions(questions):
+        raise BatchError(
+            f"{type(questions).__name__!r} found: give texts or questions, or a batch of them; of "
+            "pairs, `.clean` or `.counterfactual`"
+        )
     as_questions = tuple(Question.from_text(q) if isinstance(q, str) else q for q in questions)
     prompts = tokenize_questions(
         tokenizer, as_questions, answers_from=answers_from, add_bos=add_bos
@@ -177,6 +182,11 @@ def tokenize(
     return pad_prompts(
         as_questions, prompts, longest_length(prompts, max_length), pad_token_id(tokenizer)
     )
+
+
+def _are_questions(value: object) -> bool:
+    """Whether it is a sequence of texts and questions."""
+    return isinstance(value, Sequence) and all(isinstance(one, str | Question) for one in value)
 
 
 def longest_length(prompts: Sequence[TokenizedPrompt], max_length: int | None) -> int:

@@ -75,6 +75,7 @@ class IntervalPlot(Block):
         axis: Axis label with its unit.
         digits: Decimals of the printed numbers.
         chance_label: Legend entry of the band.
+        null_label: Legend entry of the ticks.
         reference_label: Legend entry of the diamond.
     """
 
@@ -84,6 +85,7 @@ class IntervalPlot(Block):
     axis: str = ""
     digits: int = 2
     chance_label: str = "range of the null"
+    null_label: str = "null models"
     reference_label: str = "upper reference"
 
     def __post_init__(self) -> None:
@@ -123,7 +125,9 @@ class IntervalPlot(Block):
         if any(row.chance for row in self.rows):
             marks.append((self.chance_label, _band("0", "28")))
         if any(row.null for row in self.rows):
-            marks.append(("null models", "".join(_tick(str(x), 6, "pv-null") for x in (6, 11, 20))))
+            marks.append(
+                (self.null_label, "".join(_tick(str(x), 6, "pv-null") for x in (6, 11, 20)))
+            )
         if any(row.upper_reference is not None for row in self.rows):
             marks.append((self.reference_label, _diamond("14")))
         entries = "".join(

@@ -61,4 +61,5 @@ def _blocks(scores: Sequence[FormatScore]) -> list[Block | Picture]:
         for score, gate in measured
     ]
     caption = "Score of the weakest gate with its interval; the tick is the best heuristic"
-    return [IntervalPlot(rows, caption), Table(_COLUMNS, cells, align="llllrrll")]
+    plot = IntervalPlot(rows, caption, null_label="best heuristic")
+    return [plot, Table(_COLUMNS, cells, align="llllrrll")]

@@ -11,6 +11,7 @@ from probes.viz.plots.interval_plot import Interval, IntervalPlot
 from probes.viz.registry import report
 
 _MAX_HEADS = 16
+_UNLIKELY = 0.005  # Is written as 0.00.
 _ROLES_INTRO = (
     "The stretches of the text that the pattern names. What no role claims has the role rest."
 )
@@ -41,11 +42,16 @@ def question_page(asked: QuestionReport) -> Picture:
     ]
     if asked.circuit is not None:
         sections.append(("Circuit", _CIRCUIT_INTRO, _circuit_blocks(asked.circuit)))
-    tones: dict[int, Tone] = {
-        n: "good" if answer.is_correct else "bad" for n, answer in enumerate(asked.answers, 1)
-    }
+    tones: dict[int, Tone | None] = {n: _tone(a) for n, a in enumerate(asked.answers, 1)}
     notes = [Note(line, tones.get(n)) for n, line in enumerate(asked.summary())]
     return page(f"One question in {asked.model}", sections, notes, asked.text)
+
+
+def _tone(answer: AnswerReading) -> Tone | None:
+    """Green only for an answer that the model may give."""
+    if not answer.is_correct:
+        return "bad"
+    return "good" if answer.probabilities[0] >= _UNLIKELY else None
 
 
 def _answer_table(answer: AnswerReading) -> Table:
@@ -55,10 +61,7 @@ def _answer_table(answer: AnswerReading) -> Table:
             zip(answer.outcomes, answer.probabilities, strict=True)
         )
     ]
-    note = (
-        f"Most likely token of the vocabulary: {answer.predicted!r} "
-        f"({answer.predicted_probability:.2f}). Logit difference {answer.logit_diff:.2f}."
-    )
+    note = f"{answer.prediction} The logit difference is read there: {answer.logit_diff:.2f}."
     return Table((answer.name, "probability"), rows, notes=(note,))
 
 
@@ -66,12 +69,13 @@ def _attention_matrix(asked: QuestionReport) -> Matrix:
     shown = [n for n, role in enumerate(asked.attention_roles) if role not in ("bos", "rest")]
     ranked = sorted(asked.attention, key=lambda head: -max(head.shares[n] for n in shown))
     heads = sorted(ranked[:_MAX_HEADS], key=asked.attention.index)
+    marked = "; • is in the circuit" if any(head.in_circuit for head in heads) else ""
     return Matrix(
         np.array([head.shares for head in heads]),
-        [f"{head.head}{' (in the circuit)' * head.in_circuit}" for head in heads],
+        [f"{head.head}{' •' * head.in_circuit}" for head in heads],
         asked.attention_roles,
         signed=False,
-        caption=f"{len(heads)} of {len(asked.attention)} heads",
+        caption=f"{len(heads)} of {len(asked.attention)} heads{marked}",
         vmax=1.0,
         corner=("head", "role"),
     )

@@ -1,5 +1,7 @@
 """One question: matched, answered, and held against a circuit of its pattern."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,11 +9,13 @@ import probes as pb
 from probes.circuits.circuit import Circuit
 from probes.circuits.graph import ComputationGraph, Edge
 from probes.circuits.question.ask import AskSettings, ask
+from probes.circuits.question.result import AnswerReading
 from probes.circuits.result import Faithfulness, FaithfulnessCurve, Trace
 from probes.errors import CircuitError, MatchError
 from probes.observe.result import Gate
 from probes.prompts.english.match import counterfactuals, match_text
 from probes.stats.intervals import Estimate
+from probes.viz.reports.question import question_page
 
 FOX = "If I have two foxes and I take away one, how many foxes do I have?"
 FREE = "Tom has 7 coins. It rains. He loses 3 coins. How many coins are left?"
@@ -121,3 +125,22 @@ def test_a_text_without_a_pattern_and_a_trace_of_another_shape_are_refused(full)
     other = saved_trace(Circuit("big", ComputationGraph(9, 2, 2), (), (), ()))
     with pytest.raises(CircuitError, match="The trace is of big, with 9 layers of 2 heads"):
         ask(full, FOX, AskSettings(circuit=other))
+
+
+def test_a_token_behind_what_all_answers_begin_with_is_told_as_that():
+    """The two probabilities of '2' are of different texts."""
+    one = AnswerReading("number", ("1", "3", "2"), (0.01, 0.03, 0.05), -0.2, " ", "2", 0.25)
+    assert one.prediction == "Most likely token behind ' ': '2' (0.25)."
+    assert replace(one, forced="").prediction == "Most likely token: '2' (0.25)."
+
+
+def test_a_model_that_ends_at_once_and_an_answer_that_is_unlikely_are_told(full):
+    asked = ask(full, FOX, AskSettings(trace=False))
+    assert [answer.forced for answer in asked.answers] == ["", ""]
+    green = 'class="pv-note" data-tone="good"'
+    assert question_page(asked).body.count(green) == 2
+    unlikely = replace(asked.answers[0], probabilities=(0.002, 0.001, 0.0))
+    silent = replace(asked, continuation="", answers=(unlikely,))
+    assert "It writes nothing: the most likely token ends the text." in silent.summary()
+    assert unlikely.is_correct
+    assert green not in question_page(silent).body
