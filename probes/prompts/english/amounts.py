@@ -1,20 +1,19 @@
 """Amounts of a number story: each number with its verb, its owner and what is counted."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from probes.prompts.english.owners import possessor, subject
+from probes.prompts.english.sentences import Word, split_sentences
+from probes.prompts.english.transfers import Transfer, read_transfer
 from probes.prompts.english.words import (
     AMBIGUOUS,
     AUXILIARIES,
     BE,
     BUYING,
-    GIVING,
     MODIFIERS,
     MONEY,
-    OBJECT_PRONOUNS,
     PARTICLES,
-    PRONOUNS,
     RATES,
     STOPS,
     UNKNOWN_AMOUNTS,
@@ -23,23 +22,7 @@ from probes.prompts.english.words import (
     verb_forms,
 )
 
-_WORD = re.compile(r"\d[\d,]*(?:\.\d+)?|\w+(?:['\u2019-]\w+)*|[^\w\s]")
-_ENDS = frozenset(".?!;:")
 _MAX_NOUN_WORDS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Word:
-    """Word or mark of a text with its characters, end exclusive."""
-
-    text: str
-    start: int
-    end: int
-
-    @property
-    def lower(self) -> str:
-        """Lower case."""
-        return self.text.lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +33,12 @@ class Amount:
         kind: "have", "minus", "plus", or "" where no known verb governs it.
         value: The number.
         verb: Base form of the verb, with its particle.
-        owner: Subject of the verb in lower case: a name, a pronoun, or "".
+        owner: Who has it, or has less or more by it, in lower case: a name, a noun, a pronoun as
+            subject, or "".
         noun: Words of what is counted, singular, the last one its head; empty for "5 more".
+        people: Words behind the verb that may name others.
+        actor: Subject of the verb, where another has more or less by it; else "".
+        doubt: Words by which another may be the owner; "" where there are none.
         spans: Characters of the verb, the number and the noun; None where there is none.
     """
 
@@ -63,24 +50,19 @@ class Amount:
     verb_span: tuple[int, int] | None
     number_span: tuple[int, int]
     noun_span: tuple[int, int] | None
+    people: frozenset[str] = frozenset()
+    actor: str = ""
+    doubt: str = ""
 
-
-def split_words(text: str) -> tuple[Word, ...]:
-    """Words and marks of a text."""
-    return tuple(Word(hit[0], *hit.span()) for hit in _WORD.finditer(text))
+    @property
+    def start(self) -> int:
+        """First character of the verb and the number."""
+        return min(self.number_span[0], *(self.verb_span or self.number_span)[:1])
 
 
 def read_amounts(words: Sequence[Word]) -> list[Amount]:
     """Amounts of all sentences, in the order of the text."""
-    found: list[Amount] = []
-    sentence: list[Word] = []
-    for word in (*words, Word(".", 0, 0)):
-        if word.text in _ENDS:
-            found += _sentence_amounts(sentence)
-            sentence = []
-        else:
-            sentence.append(word)
-    return found
+    return [amount for each in split_sentences(words) for amount in _sentence_amounts(each)]
 
 
 def has_unknown_amount(words: Sequence[Word], noun: tuple[str, ...]) -> bool:
@@ -98,7 +80,7 @@ def has_unknown_amount(words: Sequence[Word], noun: tuple[str, ...]) -> bool:
 
 def _sentence_amounts(words: Sequence[Word]) -> list[Amount]:
     found: list[Amount] = []
-    previous = 0
+    previous, first = 0, 0
     for at, word in enumerate(words):
         value = number_value(word.text)
         if value is None or _is_article_like(words, at):
@@ -107,41 +89,47 @@ def _sentence_amounts(words: Sequence[Word]) -> list[Amount]:
         if at and words[at - 1].text == "$":
             noun, noun_span = ("dollar",), None
         verb = _find_verb(words, previous, at)
-        span = (word.start, word.end)
         if verb is None and found and found[-1].kind and not _verb_follows(words, at):
             # "He ate 15 cookies and 4 apples": the verb of the number before.
-            before = found[-1]
-            kind = _adjust_kind(before.kind, before.verb, noun, words, (at, at))
-            amount = Amount(
-                kind, value, before.verb, before.owner, noun, before.verb_span, span, noun_span
-            )
-        else:
+            verb = _find_verb(words, first, first + 1)
+        elif verb is None:
             # "5 were eaten": the verb follows.
-            verb = verb or _find_verb(words, at + 1, len(words), forward=True)
-            kind, base, own, first = verb or ("", "", None, at)
-            owner = _subject(words, first)
-            kind = _adjust_kind(kind, base, noun, words, (first, at))
-            amount = Amount(kind, value, base, owner, noun, own, span, noun_span)
+            verb = _find_verb(words, at + 1, len(words), forward=True)
+        kind, base, own, first = verb or ("", "", None, at)
+        transfer = _read_change(words, (first, at), kind, base, noun)
+        amount = Amount(
+            transfer.kind,
+            value,
+            base,
+            transfer.owner,
+            noun,
+            own,
+            (word.start, word.end),
+            noun_span,
+            transfer.people,
+            transfer.actor,
+            transfer.doubt,
+        )
         found.append(amount)
         previous = at + 1
     return found
 
 
-def _adjust_kind(
-    kind: str, base: str, noun: tuple[str, ...], words: Sequence[Word], places: tuple[int, int]
-) -> str:
-    """Class of a verb in its sentence, from the indices of the verb and of its number."""
+def _read_change(
+    words: Sequence[Word], places: tuple[int, int], kind: str, base: str, noun: tuple[str, ...]
+) -> Transfer:
+    """Class and owner of a verb in its sentence, from the indices of the verb and its number."""
     verb, number = places
+    if verb < number:
+        owner = subject(words, verb)
+    else:  # Of "5 were eaten" the number is the subject, of "Ben's 5 were eaten" Ben has them.
+        owner = possessor(words[number - 1]) if number else ""
     following = words[number + 1].lower if number + 1 < len(words) else ""
-    is_price = bool(noun) and noun[-1] in MONEY and base in BUYING
     if base in AMBIGUOUS and following in ("more", "new"):
-        return ""  # "She cut 8 more roses and put them in the vase."
-    if kind == "plus" and (is_price or _is_taken_from(words, number)):
-        return "minus"
-    # "Ann gave him 3", and not "he gave his friend 3".
-    if base in GIVING and number == verb + 2 and words[verb + 1].lower in OBJECT_PRONOUNS:
-        return "plus"
-    return kind
+        return Transfer("", owner, frozenset())  # "She cut 8 more roses and put them in the vase."
+    if kind == "plus" and noun and noun[-1] in MONEY and base in BUYING:
+        return Transfer("minus", owner, frozenset())  # A price.
+    return read_transfer(words, places, kind, base, owner)
 
 
 def _is_article_like(words: Sequence[Word], at: int) -> bool:
@@ -164,13 +152,18 @@ def noun_phrase(
             break
         if word == "ones" or (word in verb_forms() and (kept or not word.endswith("s"))):
             break  # "5 new ones" and "5 died" count what was counted before.
-        if kept and word.endswith("ing"):
+        if kept and (word.endswith("ing") or _is_adverb(word)):
             break
         kept.append(words[at])
         at += 1
     if not kept:
         return (), None
     return tuple(singular(word.text) for word in kept), (kept[0].start, kept[-1].end)
+
+
+def _is_adverb(word: str) -> bool:
+    """Whether a word ends as "quickly", but not as "butterfly", "jelly" and "lily" do."""
+    return word.endswith("ly") and not word.endswith(("fly", "lly", "ily"))
 
 
 def _find_verb(
@@ -181,7 +174,7 @@ def _find_verb(
     order = range(start, end) if forward else range(end - 1, start - 1, -1)
     for at in order:
         word = words[at].lower
-        if forward and (word in ("and", "but", ",") or number_value(word) is not None):
+        if forward and (word in ("and", "but", ",", "from") or number_value(word) is not None):
             return None
         if word in BE:
             after = next((w.lower for w in words[at + 1 : at + 3] if w.lower in forms), "")
@@ -219,25 +212,3 @@ def _verb_follows(words: Sequence[Word], at: int) -> bool:
         if word.lower in verb_forms() or word.lower in BE:
             return True
     return False
-
-
-def _is_taken_from(words: Sequence[Word], at: int) -> bool:
-    """Whether "from him" follows: what another buys is lost."""
-    for here, word in enumerate(words[at:-1], at):
-        after = words[here + 1].lower
-        if word.lower == "from" and after in OBJECT_PRONOUNS:
-            return True
-    return False
-
-
-def _subject(words: Sequence[Word], verb: int) -> str:
-    """Name or pronoun before a verb."""
-    for at in range(verb - 1, max(-1, verb - 6), -1):
-        word = words[at]
-        if word.lower in PRONOUNS:
-            return word.lower
-        if word.text[0].isupper() and word.lower not in STOPS | {"if", "there", "some"}:
-            return word.lower
-        if word.text in ("and", ","):
-            continue
-    return ""

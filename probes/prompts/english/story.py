@@ -5,25 +5,25 @@ of what is asked, one change of it, and a question for the rest.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 from probes.errors import MatchError
 from probes.prompts.english.amounts import (
     Amount,
-    Word,
     has_unknown_amount,
     noun_phrase,
     read_amounts,
-    split_words,
 )
-from probes.prompts.english.words import (
-    AUXILIARIES,
-    MONEY,
-    NO_REMAINDER,
-    PRONOUNS,
-    REMAINDER,
-    verb_forms,
+from probes.prompts.english.checks import (
+    condition_word,
+    unknown_place,
+    unnumbered_change,
+    unreadable_number,
+    unreal_words,
 )
+from probes.prompts.english.choice import Question, choose, unmatched
+from probes.prompts.english.owners import asked_owner
+from probes.prompts.english.sentences import Word, split_words
+from probes.prompts.english.words import NO_REMAINDER, REMAINDER, verb_forms
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,37 +59,66 @@ def read_story(text: str) -> Story:
         MatchError: There is no reading, or more than one; the message says what was looked for.
     """
     words = split_words(text)
-    ask = next(
-        (
-            at
-            for at in range(len(words) - 2, -1, -1)
-            if words[at].lower == "how" and words[at + 1].lower in ("many", "much", "long")
-        ),
-        None,
-    )
-    if ask is None:
-        raise _unmatched(text, "a question with 'how many' or 'how much'")
-    end = next(
-        (at for at in range(ask, len(words)) if words[at].lower in ("?", ".", "if", "when")),
-        len(words),
-    )
+    ask, end = _find_question(text, words)
     question, told = words[ask:end], (*words[:ask], *words[end:])
+    _check_words(text, told, question, words[:ask])
     noun, noun_span = noun_phrase(question, 2)
     asked = {word.lower for word in question}
     if asked & NO_REMAINDER or _names_two(question, noun_span):
-        raise _unmatched(text, "a question for what is there after the change")
+        raise unmatched(text, "a question for what is there after the change")
     amounts = read_amounts(told)
-    owner = _asked_owner(question)
     _check_remainder(text, question, asked)
-    have, change = _choose(text, amounts, noun, owner)
+    owner = asked_owner(question)
+    have, change = choose(text, told, amounts, Question(question, owner, noun))
     if has_unknown_amount(told, noun or have.noun):
-        raise _unmatched(text, "a number for each amount, without 'some' and 'each'")
+        raise unmatched(text, "a number for each amount, without 'some' and 'each'")
+    place = unknown_place(told, question)
+    if place is not None:
+        raise unmatched(text, f"an amount in the place that is asked about, {place!r}")
+    undone = unnumbered_change(told)
+    if undone is not None:
+        raise unmatched(text, "a number for each change", f"{undone!r} without one")
     story = Story(
         have, change, noun or have.noun, owner, (words[ask].start, words[ask + 1].end), noun_span
     )
     if story.result < 0:
-        raise _unmatched(text, f"a change of at most {have.value}, not {change.value}")
+        raise unmatched(text, f"a change of at most {have.value}, not {change.value}")
     return story
+
+
+def _find_question(text: str, words: tuple[Word, ...]) -> tuple[int, int]:
+    """Indices of "how" in the last question and of what follows that question."""
+    asks = [
+        at
+        for at in range(len(words) - 1)
+        if words[at].lower == "how" and words[at + 1].lower in ("many", "much", "long")
+    ]
+    if not asks:
+        raise unmatched(text, "a question with 'how many' or 'how much'")
+    ask = asks[-1]
+    if any(word.text == "?" for word in words[:ask]):
+        raise unmatched(text, "one question, the last sentence", "another before it")
+    ends = (at for at in range(ask, len(words)) if words[at].lower in ("?", ".", "if", "when"))
+    return ask, next(ends, len(words))
+
+
+def _check_words(
+    text: str, told: tuple[Word, ...], question: tuple[Word, ...], before: tuple[Word, ...]
+) -> None:
+    """Refuse numbers that are not whole, and what did not happen or is not certain."""
+    number = unreadable_number(text, (*told, *question))
+    if number is not None:
+        raise MatchError(
+            f"No number story in {text[:160]!r}: {number[:40]!r} is not a whole number that "
+            "can be read. Write each number as digits (7 or 1,000) or as a word up to ninety-nine, "
+            "without a sign, a fraction, % or units"
+        )
+    unreal = unreal_words(told, question) or condition_word(before)
+    if unreal is not None:
+        raise MatchError(
+            f"No number story in {text[:160]!r}: {unreal!r} says that something is not so, or not "
+            "sure. Tell only what happens, with exact numbers, and ask for what is there"
+        )
 
 
 def _names_two(question: tuple[Word, ...], noun_span: tuple[int, int] | None) -> bool:
@@ -97,20 +126,6 @@ def _names_two(question: tuple[Word, ...], noun_span: tuple[int, int] | None) ->
     end = noun_span[1] if noun_span else -1
     after = next((word.lower for word in question if word.start >= end >= 0), "")
     return after in ("and", "or")
-
-
-def _unmatched(text: str, expected: str) -> MatchError:
-    return MatchError(f"No number story in {text[:160]!r}: looked for {expected}, and found none")
-
-
-def _asked_owner(question: tuple[Word, ...]) -> str:
-    """Owner in a question: "does Tom have", "do I have"."""
-    for before, word in pairwise(question):
-        if before.lower in AUXILIARIES and word.lower not in REMAINDER:
-            if word.lower in PRONOUNS or word.text[0].isupper():
-                return word.lower
-            return ""
-    return ""
 
 
 def _check_remainder(text: str, question: tuple[Word, ...], asked: set[str]) -> None:
@@ -123,52 +138,4 @@ def _check_remainder(text: str, question: tuple[Word, ...], asked: set[str]) -> 
             return
     elif not main and not past and asked & {"have", "has", "are", "is", "own", "be"}:
         return
-    raise _unmatched(text, "a question for what is there after the change")
-
-
-def _choose(
-    text: str, amounts: list[Amount], noun: tuple[str, ...], owner: str
-) -> tuple[Amount, Amount]:
-    """The one amount and the one change of what is asked."""
-    own = [amount for amount in _of_owner(amounts, owner) if _is_same(amount, noun, amounts)]
-    if any(not amount.kind for amount in own):
-        raise _unmatched(text, "a known verb for each number of what is asked about")
-    changes = [amount for amount in own if amount.kind in ("minus", "plus")]
-    haves = [amount for amount in own if amount.kind == "have"]
-    if not haves and len(changes) == 2 and changes[0].kind == "plus":
-        # "She received 7 dollars and spent 5": what was received is what there is.
-        haves, changes = changes[:1], changes[1:]
-    for found, what in ((haves, "one amount"), (changes, "one change of it")):
-        if len(found) != 1:
-            counted = " ".join(noun) or "what is asked about"
-            raise MatchError(
-                f"No number story in {text[:160]!r}: looked for {what} of {counted!r}, and found "
-                f"{len(found) or 'none'}"
-            )
-    return haves[0], changes[0]
-
-
-def _of_owner(amounts: list[Amount], owner: str) -> list[Amount]:
-    """Amounts without those of another named owner; a pronoun is the last name before it."""
-    kept, last = [], ""
-    for amount in amounts:
-        named = amount.owner and amount.owner not in PRONOUNS
-        last = amount.owner if named else last
-        holder = amount.owner if named else last
-        if not owner or owner in PRONOUNS or not holder or holder == owner:
-            kept.append(amount)
-    return kept
-
-
-def _is_same(amount: Amount, noun: tuple[str, ...], amounts: list[Amount]) -> bool:
-    """Whether an amount counts what is asked about; "5 more" counts what was counted before."""
-    if not amount.noun:
-        before = [other for other in amounts[: amounts.index(amount)] if other.noun]
-        return not before or not noun or _is_same(before[-1], noun, amounts)
-    if not noun:
-        return True
-    if amount.noun[-1] != noun[-1] and not {amount.noun[-1], noun[-1]} <= MONEY:
-        return False
-    # With "sweet cookies" and "salty cookies", the question says which.
-    kinds = {other.noun[:-1] for other in amounts if other.noun and other.noun[-1] == noun[-1]}
-    return len(kinds - {()}) < 2 or amount.noun[:-1] == noun[:-1] or not amount.noun[:-1]
+    raise unmatched(text, "a question for what is there after the change")

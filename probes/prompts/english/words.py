@@ -37,7 +37,7 @@ STOPS = _words(
     "before into onto off away out up down left more less fewer yesterday today now initially "
     "altogether already still only there this these those the a an his her my their our your its "
     "as because each every per during remaining remain remained long old new i he she they we you "
-    "it me him them us how what not"
+    "it me him them us how what not back again too also later soon tomorrow tonight instead"
 )
 MODIFIERS = _words("more of other different new old additional extra the his her my their")
 MONEY = frozenset(("money", "dollar", "cent", "euro", "pound"))
@@ -51,7 +51,80 @@ NO_REMAINDER = _words(
 )
 REMAINDER = _words("left remain remains remained remaining now still then")
 RATES = _words("each every per apiece daily weekly")
-UNKNOWN_AMOUNTS = _words("some several few many equal half twice rest another")
+UNKNOWN_AMOUNTS = _words("some several few many equal half twice rest another couple all most")
+ARTICLES = frozenset(("a", "an", "the"))
+# Owners: each pronoun by its subject, so that "his" and "him" are "he".
+OWNER_OF = {
+    **dict.fromkeys(("i", "me", "my", "mine", "myself"), "i"),
+    **dict.fromkeys(("we", "us", "our", "ours", "ourselves"), "we"),
+    **dict.fromkeys(("you", "your", "yours", "yourself"), "you"),
+    **dict.fromkeys(("he", "him", "his", "himself"), "he"),
+    **dict.fromkeys(("she", "her", "hers", "herself"), "she"),
+    **dict.fromkeys(("they", "them", "their", "theirs", "themselves"), "they"),
+    **dict.fromkeys(("it", "its", "itself"), "it"),
+}
+THIRD_PERSON = frozenset(("he", "she", "they", "it"))
+POSSESSIVE_OF = {
+    **{"i": "my", "we": "our", "you": "your"},
+    **{"he": "his", "she": "her", "they": "their", "it": "its"},
+}
+POSSESSIVES = frozenset(POSSESSIVE_OF.values())
+# Verbs by which the subject has what another loses: "I take 2 nuts from Tom".
+TAKING = frozenset(("take", "take away", "steal", "remove", "pick"))
+# Words between a subject and its verb.
+ADVERBS = _words(
+    "already also then still now just only either both first later soon again today yesterday "
+    "once always to up away all each"
+)
+KIN = _words(
+    "sister brother mother father mom dad parents friend friends son daughter wife husband uncle "
+    "aunt cousin neighbor teacher boss classmate"
+)
+TIMES = _words("end moment morning evening afternoon day week month year while all")
+# What something is bought or made for that is no person.
+PURPOSES = _words(
+    "birthday birthdays lunch dinner breakfast supper school winter summer spring autumn free fun "
+    "year week day month dollar dollars cent cents money home work christmas easter himself "
+    "herself myself themselves ourselves yourself"
+)
+# Nothing of what is told beside these words is sure to have happened.
+NEGATIONS = _words(
+    "not never rarely seldom no none nobody nothing neither nor cannot without except unless "
+    "cant dont doesnt didnt wont isnt arent wasnt werent hasnt havent hadnt wouldnt couldnt"
+)
+FUTURE = frozenset(("will", "shall"))
+NAMES_TOO = frozenset(("will", "may", "hope"))
+ALMOST = _words("almost nearly barely hardly scarcely")
+# Words that make the number behind them inexact: "at least 2", "more than 2", "up to 2".
+INEXACT = _words("about around approximately roughly between least most over under than to")
+UNREAL_PAIRS = frozenset(
+    tuple(pair.split())
+    for pair in (
+        *(
+            "going to",
+            "about to",
+            "have to",
+            "has to",
+            "supposed to",
+            "used to",
+            "all but",
+            "or so",
+        ),
+        *("instead of", "rather than"),
+    )
+)
+_UNREAL_VERBS = (
+    *("fail", "refuse", "decline", "want", "wish", "hope", "plan", "intend", "try", "attempt"),
+    *("expect", "consider", "pretend", "promise", "offer", "threaten", "avoid", "deny", "need"),
+    *("say", "tell", "think", "believe", "claim", "guess", "hear"),
+    *("imagine", "dream", "forget", "refrain", "resist", "hesitate", "ask", "order", "prevent"),
+)
+# Numbers that are one only together with their neighbor.
+SCALES = _words("thousand thousands million millions billion billions hundreds dozens")
+NUMBER_PARTS = _words(
+    "hundred dozen half halves third thirds quarter quarters fourth fourths fifth fifths tenth "
+    "tenths percent per-cent times point squared"
+)
 
 _UNITS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
@@ -73,7 +146,8 @@ def number_value(word: str) -> int | None:
     """Whole number that a word or numeral writes, or None."""
     if word[:1].isdigit():
         digits = word.replace(",", "")
-        return int(digits) if digits.isdigit() and len(digits) < 16 else None
+        # "²" is a digit, but no decimal one.
+        return int(digits) if digits.isdecimal() and len(digits) < 16 else None
     return _NUMBERS.get(word.lower())
 
 
@@ -105,6 +179,15 @@ def _regular_forms(base: str) -> set[str]:
     doubled = base[-1] not in "aeiouwxy" and base[-2] in "aeiou" and base[-3:-2] not in "aeiou"
     double = {base + base[-1] + "ed", base + base[-1] + "ing"} if doubled else set()
     return {third, past, stem + "ing"} | double
+
+
+UNREAL = frozenset.union(
+    _words(
+        "would could should might may can must ought maybe perhaps probably possibly unable "
+        "false untrue forgot forgotten let lets let's said told thought heard"
+    ),
+    *({verb, *_regular_forms(verb)} for verb in _UNREAL_VERBS),
+)
 
 
 def singular(noun: str) -> str:
