@@ -173,7 +173,7 @@ def test_a_budget_for_a_trace_is_kept_by_fewer_circuits_and_pairs(monkeypatch):
     model, own, plans = load("distilled"), pattern("take-away"), []
     monkeypatch.setattr(trace_plan, "seconds_per_prompt", lambda *_, **__: 0.001)
     monkeypatch.setattr(trace_plan, "thread_time", lambda: 0.0)
-    whole = TraceSettings(prompts=8, on_plan=plans.append)
+    whole = TraceSettings(prompts=16, on_plan=plans.append)
     plan, same = plan_trace(model, own, whole, roles=False)
     assert same == whole
     assert plan.left_out == ()

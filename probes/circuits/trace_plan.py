@@ -24,12 +24,15 @@ from probes.prompts.pattern import Pattern
 # pruned one runs behind others that share most of it, the less the fewer it touches.
 _GRADIENT, _ANY_CIRCUIT, _PRUNED, _RANDOM = 3.6, 0.5, 0.26, 0.27
 _SHARING_POWER = 1.4
+# What a circuit costs whatever the number of pairs: 3 to 10 passes in `full` and SmolLM2-135M, the
+# more the more of the heads and MLPs it touches.
+_CIRCUIT, _CIRCUIT_POWER = 5.0, 0.5
 _GRADIENT_CHECK = 80
 _LABELS = 32 * (4 + _GRADIENT)  # Roles of heads, on a few pairs.
 _BY_ROLE = 3.0  # Times as much with roles.
 # The size of the pruned circuit, and how many circuits pruning runs, are not known before: they
 # are powers of the number of edges that fit the models above.
-_SIZE, _SIZE_POWER, _RUNS, _RUNS_POWER = 23.0, 0.033, 42.0, 0.083
+_SIZE, _SIZE_POWER, _RUNS, _RUNS_POWER = 5.8, 0.2, 42.0, 0.083
 _FLOATS_PER_UNIT = 12  # Kept of both reference runs, for each token, layer and unit of width.
 _FIXED_FLOATS = 1 << 27  # Of shared changes, and of gradients.
 _PLANNED_PAIRS = 8  # Sampled of each contrast for the plan.
@@ -132,6 +135,7 @@ class _Sizes:
             self.slower * _ANY_CIRCUIT,
             self.slower * _PRUNED * touched**_SHARING_POWER,
         )
+        each = self.slower * _CIRCUIT * touched**_CIRCUIT_POWER
         touched *= self.slower
         scores = 2 + len(self.points) * _GRADIENT * self.slower
         runs = self.pruning_runs
@@ -140,11 +144,11 @@ class _Sizes:
         passes = {
             "gate": self.questions,
             "edge scores": found * scores + _GRADIENT_CHECK,
-            "pruning": found * (2 + runs * pruned) + _LABELS,
-            "held-out pairs": held * (2 + pruned + any_size),
-            "curve": held * len(FRACTIONS) * any_size,
-            "random circuits": held * 2 * settings.random_circuits * _RANDOM * touched,
-            "necessity of edges": held * (settings.added_edges + size) * pruned,
+            "pruning": found * 2 + runs * (found * pruned + each) + _LABELS,
+            "held-out pairs": held * (2 + pruned + any_size) + each,
+            "curve": len(FRACTIONS) * (held * any_size + each),
+            "random circuits": 2 * settings.random_circuits * (held * _RANDOM * touched + each),
+            "necessity of edges": (settings.added_edges + size) * (held * pruned + each),
         }
         if settings.other_pattern and self.other:
             circuits = 2 * (2 + SPECIFICITY_CIRCUITS) * any_size
