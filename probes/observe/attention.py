@@ -1,6 +1,7 @@
 """Attention pooled by role, comparable across prompts and models of any size."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from einops import einsum, rearrange
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from probes.models.model import Model
 from probes.observe.activations import Activations, capture
-from probes.prompts.tokens.batch import Batch
+from probes.prompts.question import Question
+from probes.prompts.tokens.batch import Batch, tokenize
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +26,7 @@ class RoleAttention:
 
     model: str
     roles: tuple[str, ...]
-    per_prompt: Float[Tensor, "prompt layer head role role_key"]
+    per_prompt: Float[Tensor, "prompt layer head role role_key"] = field(repr=False)
 
     @property
     def mean(self) -> Float[Tensor, "layer head role role_key"]:
@@ -62,13 +64,16 @@ def pool_by_role(
 
 
 def role_attention(
-    model: Model, batch: Batch, *, activations: Activations | None = None
+    model: Model,
+    batch: Batch | str | Question | Sequence[str | Question],
+    *,
+    activations: Activations | None = None,
 ) -> RoleAttention:
     """Attention of a batch pooled by role: summed over keys, averaged over queries.
 
     Args:
         model: Any decoder.
-        batch: Tokenized prompts with roles.
+        batch: Tokenized prompts with roles, or texts or questions to tokenize.
         activations: "attention" of the same batch, as `capture` gives it, which saves the run.
 
     Returns:
@@ -77,6 +82,7 @@ def role_attention(
     Raises:
         ModelError: A prompt is too long for the model, or a logit is not finite.
     """
+    batch = batch if isinstance(batch, Batch) else tokenize(model, batch)
     activations = activations or capture(model, batch, ("attention",))
     return RoleAttention(
         model.name, batch.roles, pool_by_role(activations["attention"], batch).cpu()

@@ -1,16 +1,19 @@
 """Logit lens: logits that the residual stream gives at each layer and role."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from probes.errors import BatchError
 from probes.models.micro_batches import MicroBatches, run_micro_batches
 from probes.models.model import Model
 from probes.observe.activations import Activations, capture, last_positions
 from probes.observe.behavior import foil_tokens, logit_diff
-from probes.prompts.tokens.batch import Batch
+from probes.prompts.question import Question
+from probes.prompts.tokens.batch import Batch, tokenize
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +33,7 @@ class LogitLens:
     layers: tuple[str, ...]
     roles: tuple[str, ...]
     answers: tuple[str, ...]
-    per_prompt: Float[Tensor, "prompt layer role answer"]
+    per_prompt: Float[Tensor, "prompt layer role answer"] = field(repr=False)
 
     @property
     def mean(self) -> Float[Tensor, "layer role answer"]:
@@ -39,7 +42,12 @@ class LogitLens:
 
 
 @torch.no_grad()
-def logit_lens(model: Model, batch: Batch, *, activations: Activations | None = None) -> LogitLens:
+def logit_lens(
+    model: Model,
+    batch: Batch | Question | Sequence[Question],
+    *,
+    activations: Activations | None = None,
+) -> LogitLens:
     """Apply the final norm and the unembedding to every layer (nostalgebraist 2020).
 
     A logit difference of 0 at an early layer does not show that the answer is absent: the stream
@@ -47,7 +55,7 @@ def logit_lens(model: Model, batch: Batch, *, activations: Activations | None = 
 
     Args:
         model: Decoder whose final norm and unembedding give its logits.
-        batch: Tokenized prompts with roles and answers.
+        batch: Tokenized prompts with roles and answers, or questions to tokenize.
         activations: "resid" of the same batch, as `capture` gives it, which saves the run.
 
     Returns:
@@ -55,7 +63,14 @@ def logit_lens(model: Model, batch: Batch, *, activations: Activations | None = 
 
     Raises:
         ModelError: The lens does not give the model's own logits at the last layer.
+        BatchError: The prompts have no answers.
     """
+    batch = batch if isinstance(batch, Batch) else tokenize(model, batch)
+    if not batch.readouts:
+        raise BatchError(
+            "0 answers found, whose logits the lens would read: give questions of a pattern, such "
+            "as `pattern.match(text)`"
+        )
     resid = (activations or capture(model, batch, ("resid",)))["resid"]
     layers = ("embed", *(f"L{layer}" for layer in range(model.shape.layers)))
     foils = [foil_tokens(readout) for readout in batch.readouts]

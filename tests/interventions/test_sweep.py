@@ -11,7 +11,7 @@ from probes.circuits.edges.path_patching import edge_patching, path_patching, ru
 from probes.circuits.graph import Edge
 from probes.circuits.runs.reference import run_references
 from probes.circuits.task import Task
-from probes.errors import CircuitError, SiteError
+from probes.errors import BatchError, CircuitError, SiteError
 from probes.interventions.sweep import PatchingEffects, activation_patching
 from probes.models.layers.decoder import decompose
 from probes.models.site import component_sites
@@ -20,6 +20,7 @@ from probes.observe.behavior import evaluate_behavior
 from probes.observe.logit_lens import logit_lens
 from probes.prompts.catalog import pattern
 from probes.prompts.question import Pair
+from probes.prompts.tokens.batch import tokenize
 from probes.prompts.tokens.pair_batch import sample_pairs, tokenize_pairs
 from probes.testing.tiny_models import hook_count, tiny
 
@@ -221,6 +222,16 @@ def test_the_last_layer_of_the_lens_reads_what_the_model_answers(model, own):
     ends = [found.roles.index(role) for role in ("answer", "reply_number")]
     said = torch.stack([found.per_prompt[:, -1, role, k] for k, role in enumerate(ends)], 1)
     torch.testing.assert_close(said, evaluate_behavior(model, batch).logit_diff, atol=1e-5, rtol=0)
+
+
+def test_the_lens_reads_questions_as_their_batch_and_refuses_texts_without_answers(model, own):
+    batch = pairs_of(own, "x").clean
+    object.__setattr__(model, "tokenizer", own)
+    found = logit_lens(model, batch.questions)
+    assert torch.equal(found.mean.nan_to_num(), logit_lens(model, batch).mean.nan_to_num())
+    assert "tensor" not in repr(found)
+    with pytest.raises(BatchError, match="0 answers found"):
+        logit_lens(model, tokenize(own, "two foxes"))
 
 
 def test_the_lens_is_blank_where_a_prompt_lacks_the_role(model, own):
