@@ -43,7 +43,7 @@ _VARIABLES, _DISTINCT = 5, 0.8  # Sites that are sought, with that of all; fract
 _JOINED, _GROUPS = 8, 3  # Pairs of roles that are tried; groups of unseen values.
 _RECORD, _SCREENED_SITE = 2.0, 0.22  # Of the runs of a base in large batches, and of its site.
 _GRADIENTS = 7  # Of all outcomes of a base.
-_FLOATS_PER_UNIT, _FIXED_FLOATS = 14, 60_000_000
+_FLOATS_PER_UNIT, _FIXED_FLOATS = 32, 60_000_000
 
 REDUCTIONS = (
     Reduction("dimensions", ((1, 8),), "searches of subspaces of 2 and of 4 directions"),
