@@ -54,13 +54,15 @@ def ray_workers():
         yield opened
 
 
-@pytest.fixture(scope="module", params=["processes", "ray"])
-def engine(request):
-    if request.param == "ray":
-        yield request.getfixturevalue("ray_workers")
-        return
-    with open_engine(request.param, workers=2) as opened:
+@pytest.fixture(scope="module")
+def two_processes():
+    with open_engine("processes", workers=2) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module", params=["two_processes", "ray_workers"])
+def engine(request):
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +203,7 @@ def test_more_workers_of_ray_than_cores_are_refused(ray_workers):
 
 
 @pytest.mark.slow
-def test_a_study_trains_and_measures_the_same_models(engine, tmp_path, monkeypatch):
+def test_a_study_trains_and_measures_the_same_models(ray_workers, tmp_path, monkeypatch):
     small = replace(
         recipe("scratch"), layers=2, d_model=32, heads=2, d_mlp=32, items=64, steps=6, batch=8,
         shipped=False,
@@ -212,7 +214,7 @@ def test_a_study_trains_and_measures_the_same_models(engine, tmp_path, monkeypat
     )
     monkeypatch.setitem(grids.GRIDS, "labels", (ModelGrid("distilled", members),))
     tables, weights = [], []
-    for place, each in (("here", HERE), ("there", engine)):
+    for place, each in (("here", HERE), ("there", ray_workers)):
         work = tmp_path / place
         AutoTokenizer.from_pretrained(FAMILY / "full").save_pretrained(work / "tokenizer")
         table = work / "labels.csv"
@@ -224,7 +226,7 @@ def test_a_study_trains_and_measures_the_same_models(engine, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_two_traces_and_claims_are_the_same(engine, tmp_path):
+def test_two_traces_and_claims_are_the_same(two_processes, tmp_path):
     trace = TraceSettings(prompts=4, random_circuits=8, added_edges=8)
     claims = ClaimSettings(bases=40, nulls=2)
     results = [
@@ -232,7 +234,7 @@ def test_two_traces_and_claims_are_the_same(engine, tmp_path):
             pb.compare_traces("full", "full-b", settings=replace(trace, engine=each)),
             pb.evaluate_claims("full", settings=replace(claims, engine=each)),
         )
-        for each in ("inprocess", engine)
+        for each in ("inprocess", two_processes)
     ]
     for here, there in zip(*results, strict=True):
         assert as_json(there, tmp_path) == as_json(here, tmp_path)
