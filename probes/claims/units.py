@@ -15,12 +15,13 @@ from probes.claims.patterns import (
 from probes.claims.plan import ClaimSettings
 from probes.claims.result import BaseModelComparison
 from probes.errors import ModelError, PatternError, SiteError
+from probes.interventions.bindings import swap_bindings
 from probes.interventions.confounds import (
     distractor_sentence,
     operation_free_question,
     unseen_verbs,
 )
-from probes.interventions.dissociation import dissociate, swap_bindings
+from probes.interventions.dissociation import dissociate
 from probes.interventions.hotspots.measure import HotspotSettings, hotspots
 from probes.interventions.result import (
     BindingSwap,

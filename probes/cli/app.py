@@ -247,9 +247,7 @@ def heatmap(
     model: Model,
     text: Annotated[str, typer.Argument(help="Text that the model reads.")],
     compare_with: Annotated[str, typer.Option(help="Second model, drawn next to the first.")] = "",
-    head: Annotated[
-        list[str] | None, typer.Option(help="One head only, such as L2.H3; all by default.")
-    ] = None,
+    head: Annotated[list[str] | None, typer.Option(help="One head only, as L2.H3.")] = None,
     pattern: Annotated[str, typer.Option(help="Pattern whose roles label the axes.")] = "",
     device: Device = "",
     out: Annotated[Path, typer.Option(help=".html, .png, .svg or .pdf")] = Path("heatmap.html"),

@@ -213,10 +213,7 @@ class Pattern:
             MatchError: The text matches no template, or its answer is below 0.
         """
         if self.user_pairs:
-            raise MatchError(
-                f"{self.name!r} has pairs, not templates: it matches no text. Give a pattern "
-                "with templates, or none"
-            )
+            raise MatchError(f"{self.name!r} has pairs, not templates: name one with templates")
         template, match = best_match(self.templates, text, self.lexicon, self.operation)
         answers = self._evaluate_answers(match.slots)
         for name, value in answers:

@@ -6,27 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from probes.errors import SiteError
 from probes.interventions.dissociation import (
     _control_direction,
-    _other_object_tokens,
     ablate_heads,
     dissociate,
     necessity,
     output_heads,
-    swap_bindings,
 )
 from probes.interventions.hotspots.result import Hotspot, Hotspots
 from probes.interventions.interchange import (
-    InterchangeRuns,
     interchange_intervention,
     run_interchange_pairs,
 )
 from probes.interventions.interchange_outcomes import NUMBER_READOUT, OBJECT_READOUT
 from probes.interventions.subspaces.das import Subspace
-from probes.models.model import load
 from probes.models.site import Site
-from probes.prompts.catalog import pattern
 from probes.prompts.interchange_pairs import sample_interchange_pairs
 from probes.stats.intervals import Estimate
 from probes.testing.planted_patterns import planted_fox
@@ -139,26 +133,6 @@ def test_heads_are_knocked_out_in_batches_to_the_same_effect():
     finally:
         del model.batch_tokens["ablation of heads"]
     assert [one.value for one in whole] != [1, 1]
-
-
-@pytest.mark.parametrize(("name", "sign"), [("distractor-told", -1), ("distractor-more-told", 1)])
-def test_the_number_of_the_other_object_is_what_the_operation_makes_of_it(name, sign):
-    model = load("base")
-    drawn = sample_interchange_pairs(pattern(name), 40, tokenizers=(model.tokenizer,), seed=0)
-    looked_at = object.__new__(InterchangeRuns)
-    object.__setattr__(looked_at, "interchange_pairs", drawn)
-    object.__setattr__(looked_at, "model", model)
-    tokens, is_possible = _other_object_tokens(looked_at)
-    assert is_possible.all() == (sign > 0)
-    for pair, token, possible in zip(drawn.other, tokens.tolist(), is_possible, strict=True):
-        number = int(pair.clean["d"]) + sign * int(pair.clean["y"])
-        assert possible == (number >= 0)
-        assert not possible or model.tokenizer.decode([token]).strip() == str(number)
-
-
-def test_bindings_of_one_thing_are_refused():
-    with pytest.raises(SiteError, match="other_thing"):
-        swap_bindings(runs())
 
 
 def test_one_place_is_not_measured_against_a_lead_that_is_nought():

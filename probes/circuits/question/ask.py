@@ -151,9 +151,9 @@ def _read_answers(model: Model, question: Question, batch: Batch) -> Iterator[An
             outcomes=outcomes,
             probabilities=tuple(probabilities),
             logit_diff=float(behavior.logit_diff[0, k]),
-            forced=model.tokenizer.decode(rows.ids[0, int(readout.start[0]) + 1 : position + 1]),
             predicted=model.tokenizer.decode([best]),
             predicted_probability=float(log_probs[0, position, best].exp()),
+            forced=model.tokenizer.decode(rows.ids[0, int(readout.start[0]) + 1 : position + 1]),
         )
 
 

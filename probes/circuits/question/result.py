@@ -25,18 +25,18 @@ class AnswerReading:
         probabilities: Of the whole text of each, behind the prompt; 0 to 1. A number that a digit
             follows is another number.
         logit_diff: The answer's logit minus the mean logit of its foils, at the readout.
-        forced: Text that the answers share before the readout, where they differ first.
         predicted: Most likely token of the vocabulary at the readout, behind `forced`.
         predicted_probability: Its probability there.
+        forced: Text that the answers share before the readout, where they differ first.
     """
 
     name: str
     outcomes: tuple[str, ...]
     probabilities: tuple[float, ...]
     logit_diff: float
-    forced: str
     predicted: str
     predicted_probability: float
+    forced: str = ""
 
     @property
     def is_correct(self) -> bool:

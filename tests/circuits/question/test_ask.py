@@ -9,7 +9,7 @@ import probes as pb
 from probes.circuits.circuit import Circuit
 from probes.circuits.graph import ComputationGraph, Edge
 from probes.circuits.question.ask import AskSettings, ask
-from probes.circuits.question.result import AnswerReading
+from probes.circuits.question.result import AnswerReading, QuestionReport
 from probes.circuits.result import Faithfulness, FaithfulnessCurve, Trace
 from probes.errors import CircuitError, MatchError
 from probes.observe.result import Gate
@@ -129,9 +129,17 @@ def test_a_text_without_a_pattern_and_a_trace_of_another_shape_are_refused(full)
 
 def test_a_token_behind_what_all_answers_begin_with_is_told_as_that():
     """The two probabilities of '2' are of different texts."""
-    one = AnswerReading("number", ("1", "3", "2"), (0.01, 0.03, 0.05), -0.2, " ", "2", 0.25)
+    one = AnswerReading("number", ("1", "3", "2"), (0.01, 0.03, 0.05), -0.2, "2", 0.25, " ")
     assert one.prediction == "Most likely token behind ' ': '2' (0.25)."
     assert replace(one, forced="").prediction == "Most likely token: '2' (0.25)."
+
+
+def test_a_saved_answer_of_before_has_no_shared_text(full):
+    asked = ask(full, FOX, AskSettings(trace=False))
+    plain = asked.to_dict()
+    for answer in plain["answers"]:
+        del answer["forced"]
+    assert QuestionReport.from_dict(plain) == asked
 
 
 def test_a_model_that_ends_at_once_and_an_answer_that_is_unlikely_are_told(full):
