@@ -175,6 +175,9 @@ def _check_owners(text: str, have: Amount, change: Amount, holders: Holders) -> 
     if is_given and owner and owner in holders.people(change):
         # "2 nuts are given to him."
         raise unmatched(text, "a change by which one has less", f"one that names {owner!r}, too")
+    if owner and change.actor == change.owner and changed and _is_one(changed, owner):
+        # "Tom has 9 nuts. Tom steals 2."
+        raise unmatched(text, "another from whom it is stolen", f"{owner!r} as the thief alone")
     for amount in (have, change):
         if amount.doubt:
             expected = "a change that names only its owner"

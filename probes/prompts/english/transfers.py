@@ -60,7 +60,8 @@ def read_transfer(
     if kind == "minus":
         if base in TAKING and source and source not in ("they", "it"):
             return Transfer(kind, source, people, owner)
-        return Transfer(kind, _possessor_of_part(words, number, owner), people)
+        actor = owner if base == "steal" and verb < number else ""
+        return Transfer(kind, _possessor_of_part(words, number, owner), people, actor)
     if kind == "plus":
         if source in OWNER_OF.values() and source != "it":
             return Transfer("minus", source, people, owner)  # What another buys of him is lost.

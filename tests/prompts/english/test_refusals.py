@@ -194,6 +194,7 @@ def test_what_is_bought_for_another_is_refused(change, found):
         ("He saves 2 apples from being eaten.", "a known verb for each number"),
         ("He picks 2 apples.", "a known verb for each number"),
         ("He gets rid of 2 apples.", ANOTHER + "'rid'"),
+        ("He steals 2 apples.", "and found 'tom' as the thief alone"),
         ("He loses 2 apples quickly and finds 1 apple again.", "one change of it of 'apple'"),
     ],
 )
@@ -209,6 +210,10 @@ def test_changes_that_may_go_either_way_are_refused(told, said):
         (f"{TOM} Ben eats 2 of them. {HIS}", 7),
         (f"{TOM} Mary has 4 pears. Tom eats 2 apples. {HIS}", 7),
         (f"{TOM} Ann takes 2 apples from him. {HIS}", 7),
+        (f"{TOM} A thief steals 2 of his apples. {HIS}", 7),
+        (f"{TOM} Ann steals 2 apples from Tom. {HIS}", 7),
+        ("There are 9 apples. Tom steals 2 apples. How many are left?", 7),
+        (f"{TOM} 2 apples were stolen. {HIS}", 7),
         (f"{TOM} I take away 2 apples from Tom. {HIS}", 7),
         (f"{TOM} He gives Mary 2 apples. {HE}", 7),
         (f"{TOM} He gives 2 apples to Mary. {HIS}", 7),
