@@ -63,8 +63,8 @@ class ModelMeasurements:
         plot_data: Data of its plots.
         exact: For each contrast, fraction of the pairs whose tokens are all aligned.
         screens: Error of the patching effects for each contrast; empty where all are exact.
-        donor: Its states as a donor.
-        recipient: Its runs as a recipient; None where a gate is closed.
+        recipient: Its runs as a recipient, and its states as a donor; None where a gate is closed.
+        donor: Its states as a donor where a gate is closed; else None.
         paths: Candidate paths with their fractions; empty where a gate is closed.
     """
 
@@ -75,8 +75,8 @@ class ModelMeasurements:
     plot_data: PlotData
     exact: Mapping[str, float]
     screens: tuple[ScreenCheck, ...]
-    donor: AnyDonor | None
     recipient: Recipient | None
+    donor: AnyDonor | None
     paths: Mapping[ContrastAnswer, Mapping[RolePath, float]]
 
     @property
@@ -91,8 +91,10 @@ class ModelMeasurements:
 
     def as_reference(self) -> ReferenceModel:
         """The same measurements in the role of a reference model."""
-        sites = self.recipient.sites if self.recipient else {}
-        return ReferenceModel(self.model, self.profiles, self.donor, sites)
+        if self.recipient is None:
+            return ReferenceModel(self.model, self.profiles, self.donor, {})
+        donor = self.recipient.self_donor
+        return ReferenceModel(self.model, self.profiles, donor, self.recipient.sites)
 
 
 def measure_model(model: Model, prompts: ComparisonPrompts) -> ModelMeasurements:
@@ -115,7 +117,6 @@ def measure_model(model: Model, prompts: ComparisonPrompts) -> ModelMeasurements
     open_gates = all(gate.is_passed for gate in gates)
     if prompts.folds and open_gates:
         recipient = find_recipient(model, prompts.folds, seed=prompts.seed)
-        donor = recipient.self_donor
     elif prompts.folds:
         donor = ModelDonor(model, prompts.folds)
     return ModelMeasurements(
@@ -126,8 +127,8 @@ def measure_model(model: Model, prompts: ComparisonPrompts) -> ModelMeasurements
         plot_data=measure_plot_data([*attention.values()], prompts.roles, effects),
         exact={contrast: effect.aligned_fraction for contrast, effect in effects.items()},
         screens=screen_checks(effects),
-        donor=donor,
         recipient=recipient,
+        donor=donor,
         paths=search_paths(model, prompts.paths) if open_gates else {},
     )
 

@@ -33,8 +33,8 @@ from probes.models.model import Model
 
 _FURTHER = "further draws"
 
-DrawRuns = tuple[Recipient | None, AnyDonor | None]
-"""Runs of a model as a recipient, None where a gate is closed, and its states as a donor."""
+DrawRuns = Recipient | AnyDonor | None
+"""A model as a recipient, whose own states are those of a donor, or as a donor alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,10 +129,9 @@ def _further_draws(
 def run_draw(measured: ModelMeasurements, folds: HeldOutFolds, seed: int) -> DrawRuns:
     """Run a model on the prompts of a further draw, as a recipient if it is one."""
     if measured.recipient is None:
-        return None, ModelDonor(measured.model, folds)
+        return ModelDonor(measured.model, folds)
     with measured.model.turn:  # Another thread may run another draw.
-        recipient = find_recipient(measured.model, folds, seed=seed)
-    return recipient, recipient.self_donor
+        return find_recipient(measured.model, folds, seed=seed)
 
 
 def first_draw(
@@ -162,7 +161,7 @@ def first_draw(
             },
         )
 
-    runs = (full.recipient, full.donor), (other.recipient, other.donor)
+    runs = full.recipient or full.donor, other.recipient or other.donor
     return _pair_draw(runs, (baselines(full, other), baselines(other, full)), prompts.seed)
 
 
@@ -176,7 +175,8 @@ def _pair_draw(
     baselines: tuple[TransferBaselines | None, TransferBaselines | None],
     seed: int,
 ) -> PairDraw:
-    (a, a_donor), (b, b_donor) = runs
+    a, b = (one if isinstance(one, Recipient) else None for one in runs)
+    a_donor, b_donor = (one.self_donor if isinstance(one, Recipient) else one for one in runs)
     to_other, to_full = (
         evaluate_donor(recipient, donor, recipient.folds.variables, baseline, seed=seed)
         if recipient and donor

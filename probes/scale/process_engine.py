@@ -22,8 +22,9 @@ from queue import SimpleQueue
 from typing import Any, BinaryIO
 
 from probes.errors import EngineError
+from probes.scale.messages import Message
 from probes.scale.packed_model import PackedModel
-from probes.scale.worker import Message, Outcome, Worker
+from probes.scale.worker import Outcome, Worker
 from probes.scale.worker_pool import WorkerEnded, WorkerPool
 
 # Ctrl-C reaches the children of a terminal's process, too: the parent ends them.

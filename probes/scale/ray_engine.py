@@ -1,7 +1,6 @@
 """Engine on Ray: each worker is an actor, a process of its own on any machine of a cluster.
 
-Models and the dataclasses that units share travel once, through Ray's object store; all else
-travels as JSON and tensors.
+Models and the dataclasses that units share travel once, through Ray's object store.
 """
 
 import logging
@@ -18,8 +17,9 @@ from typing import Any
 import torch
 
 from probes.errors import EngineError
+from probes.scale.messages import Message
 from probes.scale.versions import versions
-from probes.scale.worker import Message, Outcome, Worker
+from probes.scale.worker import Outcome, Worker
 from probes.scale.worker_pool import WorkerEnded, WorkerPool
 
 # Read by Ray when it starts: more patience than its own 15 to 30 seconds, which are

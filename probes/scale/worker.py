@@ -4,49 +4,28 @@ It knows nothing of the engine that started it. Models and dataclasses among the
 references, are fetched once and kept, so that what they measure at first use is measured once.
 """
 
-import json
 import traceback
 import warnings
-from collections import OrderedDict
+import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
+from weakref import WeakValueDictionary
 
-from safetensors.torch import load, save
 from torch import set_num_threads
 
 from probes import errors
 from probes.errors import EngineError, ProbeError
 from probes.models.model import Model
 from probes.prompts.tokens.once import tokenizing_once
-from probes.scale.decoding import decode
-from probes.scale.encoding import Digests, encode
+from probes.scale.encoding import Digests
+from probes.scale.messages import Message, is_own_dataclass, keeps_measurements, pack, unpack
 from probes.scale.packed_model import PackedModel, pack_model, read_tokenizer, unpack_model
 
-_KEPT = 32  # Dataclasses that a worker keeps; a random-init model can be one.
-
-
-@dataclass(frozen=True, eq=False)
-class Message:
-    """A value as bytes.
-
-    Attributes:
-        tree: Its structure, as JSON.
-        tensors: Its tensors, as a safetensors file.
-        models: Digests of its models.
-    """
-
-    tree: bytes
-    tensors: bytes
-    models: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """Place of a dataclass in the arguments of a unit."""
-
-    digest: str
+_UNITS_KEPT = 16
+"""Units after which a worker forgets a dataclass that none of them had: it may hold a model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +44,9 @@ class Outcome:
 
 
 class Packer:
-    """Packs units, and each of their models and dataclasses once.
+    """Packs units, and each of their models and shared dataclasses once.
+
+    Shared are dataclasses that are arguments, and those that keep what they measure.
 
     Args:
         put: Takes a packed model or dataclass to where workers find it.
@@ -73,62 +54,87 @@ class Packer:
 
     def __init__(self, put: Callable[[PackedModel | Message], Any]) -> None:
         self._put, self._digests = put, Digests()
-        self._places: dict[str, Any] = {}
-        self.models: Mapping[str, Model] = self._digests.models
+        self._models = WeakValueDictionary[str, Model]()
+        self._numbers = count()
+        self._places: dict[str, tuple[Any, dict[str, Any]]] = {}
+        self._keys: dict[int, tuple[Any, str]] = {}
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        """Models in the units, by key, as long as they exist."""
+        return self._models
 
     def pack(self, function: Callable, args: tuple, kwargs: dict) -> tuple[Message, dict[str, Any]]:
         """Pack a unit; returns also what `put` gave for each of its models and dataclasses."""
+        unit = (function, args, kwargs)
+        return self._message(unit, {id(one) for one in _arguments(unit)})
+
+    def _message(self, value: Any, shared: set[int]) -> tuple[Message, dict[str, Any]]:  # noqa: ANN401
+        """Message of a value, and places of what it refers to."""
         used: dict[str, Any] = {}
-        unit = self._message(self._refer((function, args, kwargs), used), used)
-        return unit, used
 
-    def _refer(self, value: Any, used: dict[str, Any]) -> Any:  # noqa: ANN401
-        """The value with references in the place of its outermost dataclasses."""
-        match value:
-            case partial():
-                parts = self._refer((value.args, value.keywords), used)
-                return partial(value.func, *parts[0], **parts[1])
-            case tuple() | list():
-                return type(value)(self._refer(part, used) for part in value)
-            case dict():
-                return {key: self._refer(part, used) for key, part in value.items()}
-        if not is_dataclass(value) or isinstance(value, type | Model):
-            return value
-        digest = self._digests.of(value)
-        if digest not in self._places:
-            inner: dict[str, Any] = {}
-            self._places[digest] = (self._put(self._message(value, inner)), inner)
-        place, inner = self._places[digest]
-        used |= inner | {digest: place}
-        return Reference(digest)
+        def refer(part: Any) -> str | None:  # noqa: ANN401
+            if isinstance(part, Model):
+                key = self._model_key(part)
+            elif part is not value and (id(part) in shared or keeps_measurements(part)):
+                key = self._key(part)
+            else:
+                return None
+            if key is None:
+                return None
+            place, inner = self._places[key]
+            used.update(inner | {key: place})
+            return key
 
-    def _message(self, value: object, used: dict[str, Any]) -> Message:
-        encoded = encode(value, self._digests)
-        for digest, model in encoded.models.items():
-            if digest not in self._places:
-                self._digests.models[digest] = model
-                self._places[digest] = self._put(pack_model(model, digest))
-            used[digest] = self._places[digest]
-        return _as_message(encoded)
+        data = pack(value, refer)
+        return Message(data, tuple(used)), used
+
+    def _model_key(self, model: Model) -> str:
+        key = self._digests.of_model(model)
+        if key not in self._places:
+            self._places[key] = (self._put(pack_model(model, key)), {})
+        self._models[key] = model
+        return key
+
+    def _key(self, value: Any) -> str | None:  # noqa: ANN401
+        """Key of a shared dataclass, which is put at its first; None for one without weak ones."""
+        reference, key = self._keys.get(id(value), (None, ""))
+        if reference is not None and reference() is value:
+            return key
+        try:
+            reference = weakref.ref(value)
+        except TypeError:
+            return None
+        key = str(next(self._numbers))
+        message, used = self._message(value, set())
+        self._places[key] = (self._put(message), used)
+        self._keys[id(value)] = (reference, key)
+        return key
 
 
-def _as_message(encoded: Any) -> Message:  # noqa: ANN401
-    tensors = {name: tensor.cpu().clone() for name, tensor in encoded.tensors.items()}
-    tree = json.dumps(encoded.tree, separators=(",", ":")).encode()
-    return Message(tree, save(tensors), tuple(encoded.models))
+def _arguments(value: Any) -> list[Any]:  # noqa: ANN401
+    """Outermost dataclasses of the arguments of a unit."""
+    match value:
+        case partial():
+            return _arguments((value.args, value.keywords))
+        case tuple() | list():
+            return [one for part in value for one in _arguments(part)]
+        case dict():
+            return _arguments([*value.values()])
+    return [value] if is_own_dataclass(value) and not isinstance(value, Model) else []
 
 
 class Worker:
     """Runs units one after another.
 
     Args:
-        fetch: Gives the packed model or dataclass of a digest.
+        fetch: Gives the packed model or dataclass of a key.
     """
 
     def __init__(self, fetch: Callable[[str], Any]) -> None:
         set_num_threads(1)  # Two threads on a busy core are many times slower than one.
         self._fetch, self._digests = fetch, Digests()
-        self._models, self._kept = dict[str, Model](), OrderedDict[str, Any]()
+        self._models, self._kept, self._unit = dict[str, Model](), dict[str, tuple[Any, int]](), 0
         self._tokenizers, self._context = dict[object, Any](), tokenizing_once()
 
     def run(self, unit: Message) -> Outcome:
@@ -145,19 +151,38 @@ class Worker:
         return Outcome(value, error, tuple(dict.fromkeys(notices)))
 
     def _value(self, unit: Message) -> Message:
-        function, args, kwargs = self._find(self._read(unit))
-        while len(self._kept) > _KEPT:
-            self._kept.popitem(last=False)
-        return _as_message(encode(function(*args, **kwargs), self._digests))
+        self._unit += 1
+        for key in unit.references:
+            if key in self._kept:
+                self._kept[key] = (self._kept[key][0], self._unit)
+        oldest = self._unit - _UNITS_KEPT
+        self._kept = {key: kept for key, kept in self._kept.items() if kept[1] > oldest}
+        function, args, kwargs = unpack(unit.data, self._find)
+        result = function(*args, **kwargs)
+        models: dict[str, None] = {}
 
-    def _read(self, message: Message) -> Any:  # noqa: ANN401
-        for digest in message.models:
-            if digest not in self._models:
-                packed = self._fetch(digest)
+        def refer(part: Any) -> str | None:  # noqa: ANN401
+            if not isinstance(part, Model):
+                return None
+            models[key := self._digests.of_model(part)] = None
+            return key
+
+        data = pack(result, refer)
+        return Message(data, tuple(models))
+
+    def _find(self, key: str) -> Any:  # noqa: ANN401
+        """Model or dataclass of a key."""
+        if key in self._models:
+            return self._models[key]
+        if key not in self._kept:
+            packed = self._fetch(key)
+            if isinstance(packed, PackedModel):
                 model = unpack_model(packed, self._tokenizer(packed))
-                self._models[digest] = model
-                self._digests.keep(model, digest)
-        return decode(json.loads(message.tree), load(message.tensors), self._models)
+                self._models[key] = model
+                self._digests.keep(model, key)
+                return model
+            self._kept[key] = (unpack(packed.data, self._find), self._unit)
+        return self._kept[key][0]
 
     def _tokenizer(self, packed: PackedModel) -> Any:  # noqa: ANN401
         """Tokenizer of a packed model, which models of equal files share."""
@@ -165,23 +190,6 @@ class Worker:
         if files not in self._tokenizers:
             self._tokenizers[files] = read_tokenizer(packed.tokenizer)
         return self._tokenizers[files]
-
-    def _find(self, value: Any) -> Any:  # noqa: ANN401
-        """The value with dataclasses in the place of references."""
-        match value:
-            case partial():
-                args, keywords = self._find((value.args, value.keywords))
-                return partial(value.func, *args, **keywords)
-            case tuple() | list():
-                return type(value)(map(self._find, value))
-            case dict():
-                return {key: self._find(part) for key, part in value.items()}
-            case Reference():
-                if value.digest not in self._kept:
-                    self._kept[value.digest] = self._read(self._fetch(value.digest))
-                self._kept.move_to_end(value.digest)
-                return self._kept[value.digest]
-        return value
 
 
 def value_of(outcome: Outcome, models: Mapping[str, Model]) -> Any:  # noqa: ANN401
@@ -203,5 +211,10 @@ def value_of(outcome: Outcome, models: Mapping[str, Model]) -> Any:  # noqa: ANN
         raise failed
     if outcome.value is None:
         raise EngineError("A unit came back without a result: run it again")
-    value = outcome.value
-    return decode(json.loads(value.tree), load(value.tensors), models)
+
+    def find(key: str) -> Model:
+        if key not in models:
+            raise EngineError("A unit gave back a model that is not loaded here: run it again")
+        return models[key]
+
+    return unpack(outcome.value.data, find)

@@ -7,8 +7,9 @@ from itertools import count
 from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 from probes.errors import EngineError
+from probes.scale.messages import Message
 from probes.scale.packed_model import PackedModel
-from probes.scale.worker import Message, Outcome, Packer, value_of
+from probes.scale.worker import Outcome, Packer, value_of
 
 P = ParamSpec("P")
 T = TypeVar("T")

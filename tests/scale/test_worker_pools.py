@@ -25,7 +25,7 @@ from probes.experiments.studies.registry import run_study
 from probes.files import data_folder, write_rows
 from probes.scale import ray_engine
 from probes.scale.engine import HERE, open_engine
-from probes.scale.worker import Message
+from probes.scale.messages import Message
 from probes.stats.intervals import bootstrap_mean
 
 FAMILY = data_folder() / "models"
@@ -107,7 +107,7 @@ def _kill_one_that_works(engine):
 @pytest.mark.slow
 def test_a_unit_that_ends_every_worker_is_named(engine):
     with pytest.raises(EngineError, match="the unit ended its worker 3 times"):
-        engine._run(engine._slots[0], EndsItsWorker(b"", b"", ()), {}, "the unit")
+        engine._run(engine._slots[0], EndsItsWorker(b"", ()), {}, "the unit")
     assert engine.call(bootstrap_mean, VALUES, seed=0) == bootstrap_mean(VALUES, seed=0)
 
 
@@ -116,7 +116,7 @@ def test_a_unit_gives_the_same_in_another_process(processes):
 
 
 def test_what_a_unit_prints_is_no_outcome(processes, capfd):
-    outcome = processes._run(processes._slots[0], Prints(b"", b"", ()), {}, "the unit")
+    outcome = processes._run(processes._slots[0], Prints(b"", ()), {}, "the unit")
     assert outcome.error[0] == "AttributeError"
     assert capfd.readouterr() == ("", "")
     assert processes.restarts == 0
