@@ -50,11 +50,11 @@ def assemble_comparison(
     a, b, seed = pair.full, pair.other, settings.seed
     random_init = references.nulls_of(b.model)
     other_seed = references.other_seed
+    if other_seed and other_seed.name == b.name:
+        other_seed = None  # A relative is no reference for itself.
     profiles = [null.profiles for null in random_init if null.profiles]
     pairings = [pair_heads(a.profiles, null) for null in profiles]
-    ceiling = (
-        pair_heads(a.profiles, references.other_seed.profiles) if references.other_seed else None
-    )
+    ceiling = pair_heads(a.profiles, other_seed.profiles) if other_seed else None
     matches = match_heads(
         a.profiles,
         b.profiles,
@@ -102,7 +102,7 @@ def assemble_comparison(
         prompts=settings.prompts,
         seed=seed,
         nulls=settings.nulls,
-        other_seed=references.other_seed.name if references.other_seed else "",
+        other_seed=other_seed.name if other_seed else "",
         gates=(*a.gates, *b.gates),
         random_init_accuracy=_mean_accuracy(random_init),
         solved_logit_diffs=_logit_diffs_on_solved({a.name: a.behavior, b.name: b.behavior}, seed),

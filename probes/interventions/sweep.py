@@ -186,6 +186,6 @@ def pair_logit_diffs(
 def mask_lacking_roles(
     effects: Float[Tensor, "prompt part role answer"], pairs: PairBatch, roles: Sequence[str]
 ) -> Float[Tensor, "prompt part role answer"]:
-    """Effects with NaN where a prompt lacks the role."""
-    lacks = torch.stack([~pairs.clean.role_mask(role).any(-1) for role in roles], 1)
+    """Effects with NaN where a prompt lacks the role, or no token of it has a counterpart."""
+    lacks = torch.stack([~pairs.role_mask(role).any(-1) for role in roles], 1)
     return effects.masked_fill(lacks[:, None, :, None], torch.nan)

@@ -23,8 +23,8 @@ OPEN_ACCURACY = 0.8
 GATE_QUESTIONS = 200
 """Questions of the gate, unless the pattern has fewer."""
 
-MIN_QUESTIONS = 5
-"""With fewer questions, those of one or two pairs, no gate is closed: they are too few to tell."""
+MIN_QUESTIONS = 6
+"""With fewer questions, those of one or two pairs, no gate is open or closed: too few to tell."""
 
 
 def answer_questions(model: Model, questions: Sequence[Question]) -> Behavior:
@@ -97,15 +97,18 @@ def _gate_answer(
     hits = heuristic_hits(questions, answer, choice=is_choice)
     best = max(hits, key=lambda name: hits[name].mean())
     score = proportion(right)
-    margin = bootstrap_mean(right.astype(float) - hits[best], seed=seed)
+    margin = bootstrap_mean(right.astype(float) - hits[best], seed=seed, bounds=(-1, 1))
     logit_diff = bootstrap_mean(behavior.logit_diff[:, k].double().numpy(), seed=seed)
     state: GateState = "closed"
     if criterion == "none":
         state = "not established"
+    elif len(questions) < MIN_QUESTIONS:
+        # Equal values have an interval without width, however few they are.
+        state = "too few to tell"
     elif (logit_diff if criterion == "logit-diff" else margin).low > 0:
         is_high = criterion == "logit-diff" or score.low > OPEN_ACCURACY
         state = "open" if is_high else "partial"
-    elif len(questions) < MIN_QUESTIONS or bootstrap_mean(1.0 - hits[best], seed=seed).low <= 0:
+    elif bootstrap_mean(1.0 - hits[best], seed=seed).low <= 0:
         state = "too few to tell"
     return Gate(
         model=behavior.model,

@@ -1,7 +1,7 @@
 """Estimates with their 95 % intervals.
 
-Wilson for proportions, bootstrap-t for means, percentile bootstrap for the rest. Their coverage on
-simulated data is in docs/calibration.md.
+Wilson for proportions, bootstrap-t for means, percentile bootstrap for the rest. Coverage on
+simulated data: docs/calibration.md for proportions and means, `bootstrap_ratio` for ratios.
 """
 
 from collections.abc import Sequence
@@ -137,6 +137,10 @@ def bootstrap_ratio(
     numerator: Float[np.ndarray, " prompt"], denominator: Float[np.ndarray, " prompt"], *, seed: int
 ) -> Estimate:
     """Ratio of two means over the same prompts, with its bootstrap interval.
+
+    The interval covers less than its 0.95 where prompts are few: 0.89 with 8, 0.92 with 16, 0.93
+    with 32, 0.94 with 64 (simulated, normal and lognormal denominators). One prompt gives an
+    interval without width.
 
     NaN where the interval of the denominator includes 0: the ratio is undefined.
     """

@@ -182,6 +182,15 @@ def compared(own):
     )
 
 
+def test_the_other_seed_model_is_no_reference_for_itself():
+    settings = ComparisonSettings(prompts=4, nulls=1, draws=1)
+    found = compare("full", "full-b", "take-away", settings)
+    assert found.other_seed == ""
+    assert np.isnan(found.mean_pair_score.other_seed)
+    assert not any("other-seed model lacks it as well" in one.reason for one in found.verdicts)
+    assert compare("full", "ticket", "take-away", settings).other_seed == "full-b"
+
+
 def test_random_init_models_lack_the_behavior(compared):
     assert compared.behavior_absent
     assert set(compared.table()["verdict"]) == {"behavior absent"}

@@ -135,6 +135,13 @@ def test_heads_of_random_init_models_are_screened_and_the_error_is_told(own, tmp
     assert load_result(result.save(tmp_path / "result.json")).method == result.method
 
 
+def test_the_permuted_null_says_that_it_tests_no_moved_heads():
+    assert any(
+        "no head is found to have moved" in line for line in ComparisonMethod("permuted").lines()
+    )
+    assert ComparisonMethod().lines() == ()
+
+
 def test_the_error_of_a_null_without_any_effect_is_told_in_logits():
     none = ScreenCheck("random-init 0", "name", 9, 5, 5, float("nan"), 0.0, 0.0, 5, 1.0)
     some = replace(none, contrast="x", random=15, spearman=0.9, mean_absolute_error=0.02)

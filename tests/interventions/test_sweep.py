@@ -177,6 +177,17 @@ def test_a_role_that_a_prompt_lacks_has_no_effect_to_speak_of(model, own):
     torch.testing.assert_close(found.standard_error[:, 1], expected, atol=1e-6, rtol=0)
 
 
+def test_a_role_without_a_counterpart_is_not_measured(model, own):
+    pairs = pairs_of(own, "paraphrase", 16)
+    unpaired = pairs.clean.role_mask("rest").any(1) & ~pairs.role_mask("rest").any(1)
+    assert unpaired.any()
+    found = activation_patching(model, pairs, kinds=KINDS)
+    at = found.roles.index("rest")
+    assert found.per_prompt[unpaired][:, :, at].isnan().all()
+    paired = pairs.role_mask("x").any(1)
+    assert not found.per_prompt[paired][:, :, found.roles.index("x")].isnan().any()
+
+
 def test_an_error_is_the_standard_error_of_the_mean():
     each = torch.tensor([0.2, 0.6, 0.7, torch.nan])[:, None, None, None]
     found = PatchingEffects(

@@ -58,6 +58,13 @@ def test_one_or_two_pairs_are_too_few_to_tell(tmp_path, pairs, answers):
     assert f"{2 * pairs} questions are too few to tell whether m has" in gate.too_few_reason
 
 
+@pytest.mark.parametrize("criterion", ["choice", "logit-diff"])
+def test_two_right_pairs_may_be_guessed(tmp_path, criterion):
+    gate = gate_of(pairs_pattern(tmp_path, 2, ("she", "he")), [True] * 4, criterion=criterion)
+    assert gate.state == "too few to tell"
+    assert -1 <= gate.margin.low <= gate.margin.high <= 1
+
+
 def test_wrong_answers_to_enough_pairs_close_the_gate(tmp_path):
     given = pairs_pattern(tmp_path, 12)
     assert gate_of(given, [False] * 24).state == "closed"

@@ -120,3 +120,13 @@ def test_rounding_in_samples_of_one_value_does_not_widen_an_interval():
         values[:2] = -0.5
         found = bootstrap_mean(values, seed=0)
         assert 0.3 < found.low < found.value < found.high < 0.6
+
+
+@pytest.mark.parametrize("prompts,stated", [(8, 0.89), (16, 0.92), (32, 0.93), (64, 0.94)])
+def test_intervals_of_ratios_cover_as_often_as_they_say(prompts, stated):
+    rng, inside = np.random.default_rng(prompts), []
+    for sample in range(300):
+        whole = rng.normal(3, 1, prompts)
+        ratio = bootstrap_ratio(0.6 * whole + rng.normal(0, 0.5, prompts), whole, seed=sample)
+        inside.append(ratio.low <= 0.6 <= ratio.high)
+    assert np.mean(inside) == pytest.approx(stated, abs=0.04)

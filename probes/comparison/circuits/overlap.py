@@ -4,11 +4,12 @@ Two circuits of one model differ as well when they are found on different prompt
 draw of the prompts is therefore split in two halves without a common prompt, each half selects a
 circuit in each model, and
 
-    excess = √(J(A, A') J(B, B')) - (J(A, B') + J(B, A')) / 2        J: Jaccard, ': the other half
+    excess = min(J(A, A'), J(B, B')) - (J(A, B') + J(B, A')) / 2     J: Jaccard, ': the other half
 
 Every term compares two halves; otherwise shared prompts would raise the overlap within a model and
-models that differ by noise alone would seem different. The geometric mean corrects for models with
-unequal noise (Spearman 1904).
+models that differ by noise alone would seem different. The smaller term, that of the noisier model,
+keeps models of unequal noise from seeming different: no correction for noise is known that is right
+for Jaccard indices, as Spearman's (1904) is for correlations.
 """
 
 from collections.abc import Sequence
@@ -37,9 +38,9 @@ class Overlap:
         chance: Overlap of random edges, or of permuted scores.
         within_a, within_b: Overlap within one model, between halves of the prompts.
         between: Overlap between the models, between halves of the prompts.
-        excess: Geometric mean within the models, minus between. About 0 where the models differ by
-            noise alone. The interval over prompts is conservative, as bootstrap draws are noisier
-            than the prompts.
+        excess: The smaller of those within the models, minus between. At most about 0 where the
+            models differ by noise alone, below 0 where one is noisier. The interval over prompts is
+            conservative, as bootstrap draws are noisier than the prompts.
     """
 
     edges: int
@@ -105,7 +106,7 @@ def _excess(
     a: Float[np.ndarray, " draw"], b: Float[np.ndarray, " draw"], both: Float[np.ndarray, " draw"]
 ) -> Float[np.ndarray, " draw"]:
     """Excess, rounded so that a model does not differ from itself."""
-    return np.round(np.sqrt(a * b) - both, 9)
+    return np.round(np.minimum(a, b) - both, 9)
 
 
 def _bootstrap_halves(

@@ -14,8 +14,9 @@ def permute_roles(profiles: HeadProfiles, *, seed: int) -> HeadProfiles:
 
     Effects are permuted among the roles of a contrast at which any head has an effect, attention
     among the keys of each query role. Strength, reliability and spread of every head stay, as do
-    roles that the contrast cannot reach; only where the head acts is lost. Real heads attend more
-    sharply than those of random-init models, so that this null is the stricter one.
+    roles that the contrast cannot reach; only where the head acts is lost. Sums over roles stay,
+    too: whether a head has moved cannot be tested against this null. Real heads attend more sharply
+    than those of random-init models, so that this null is the stricter one.
     """
     rng, roles = np.random.default_rng(seed), len(profiles.roles)
     effects = {c: _permute_effects(e, roles, rng) for c, e in profiles.effects.items()}

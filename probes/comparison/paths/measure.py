@@ -169,8 +169,8 @@ def measure_null_paths(model: Model, plan: PathPlan) -> PathNull:
 def permute_paths(runs: PathRuns, *, seed: int) -> PathNull:
     """Absolute mean effect of each path of a model with random signs, in logits.
 
-    The sign of an effect turns where the clean prompt and its counterfactual are exchanged. All
-    paths of a draw have the same signs.
+    A sign-flip test: where a path has no effect on average, the effect in each pair may as well
+    have the other sign. All paths of a draw have the same signs.
     """
     signs = {
         key: np.random.default_rng(seed).choice([-1.0, 1.0], len(total))

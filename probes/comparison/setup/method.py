@@ -50,7 +50,8 @@ class ComparisonMethod:
             lines.append(
                 "The null permutes the relative's own measurements (roles of each head, signs of "
                 "paths), as random-init models of this size cost too much: null='random-init' "
-                "measures them."
+                "measures them. Against the permuted null no head is found to have moved, because "
+                "it leaves sums over roles as they are."
             )
         return tuple(lines)
 

@@ -2,7 +2,8 @@
 
 A map that was fitted on all words proves nothing: even a label of the verb then changes every
 answer. So no test word is among the rows of a fit, and every donor is compared with controls that
-get the same map and the same site search.
+get the same kind of map: other models at sites of their own search, shuffled states at the donor's,
+labels and embeddings at the variable's own word.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

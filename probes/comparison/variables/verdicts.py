@@ -15,7 +15,8 @@ limit. The rules are tried in this order; the first that applies gives the verdi
 | moved | the role differs, and is the same in the other-seed model |
 | cannot tell | the role differs, and there is no other-seed model |
 | kept | at the same role, states of the full model reach the accuracy of the relative's own states
-minus the margin, exceed all controls, and reach one half with each group of held-out verbs |
+minus the margin, exceed random-init models, labels and shuffled states, and reach one half with
+each group of held-out verbs |
 | cannot tell | the role is the same, but no map between the codes was shown |
 
 A variable is never lost while the gate is open, because the answer depends on it.

@@ -181,11 +181,14 @@ def _interchange_interval(comparison: Comparison) -> Interval:
 
 def _method_table(family: FamilyComparison) -> Table:
     first = family.comparisons[0]
+    other_seed = next(
+        (one.other_seed for one in family.comparisons if one.other_seed), "none known"
+    )
     controls = first.transfers_to_full[0].negative_controls if first.transfers_to_full else ()
     sizes = (
         f"{first.prompts} pairs for each of the contrasts {', '.join(first.contrasts)}; "
         f"{first.nulls} random-init models of each shape; seed {first.seed}; other-seed model of "
-        f"the full model: {first.other_seed or 'none known'}; negative controls: "
+        f"the full model: {other_seed}; negative controls: "
         f"{', '.join(controls) or 'none known'}."
     )
     models = (first.full, *(one.other for one in family.comparisons))
