@@ -159,8 +159,8 @@ def fit_to_budget(
                 settings, plan = lowered, smaller
     if plan.seconds > budget and is_strict:
         raise BudgetError(
-            f"{plan.command} takes {format_duration(plan.seconds)} at the least here, and the "
-            f"budget is {format_duration(budget)}: give --budget {_option(_up(plan.seconds))} or "
+            f"{plan.command} takes {format_duration(plan.seconds)} at the least here, more "
+            f"than the budget of {budget:g} s: give --budget {_option(_up(plan.seconds))} or "
             "more, or a smaller model"
         )
     for reduction in reversed(reductions):

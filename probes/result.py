@@ -106,8 +106,7 @@ class Result(ABC):
                 write_atomic(path, json.dumps(self.to_dict(), indent=1).encode())
             case ".csv":
                 table = self.table()
-                named = table.index.dtype == object
-                write_frame(table, path, index=named)
+                write_frame(table, path, index=table.index.inferred_type == "string")
             case ".html":
                 page_of(self).save(path)
             case _:

@@ -52,6 +52,8 @@ def check(
             (result if len(models) == 1 else ModelChecks(tuple(results))).save(json)
     if any(result.failed for result in results):
         raise typer.Exit(EXIT_CHECK_FAILED)
+    if not all(result.is_loaded for result in results):
+        raise typer.Exit(EXIT_NOT_TESTED)
 
 
 @check_app.command()

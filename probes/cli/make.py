@@ -126,7 +126,7 @@ def make_quantized(
 @reports_errors
 def make_pruned(
     model: _Source,
-    fraction: Annotated[float, option("Fraction of weights set to zero.", min=0, max=1)] = 0.5,
+    fraction: Annotated[float, option("Fraction of what the method removes.", min=0, max=1)] = 0.5,
     method: Annotated[str, option("magnitude, wanda, heads, neurons or random.")] = "magnitude",
     scope: Annotated[str, option("Weights ranked together; empty: the method's default.")] = "",
     pattern: Annotated[str, option("Pattern that scores wanda, heads and neurons.")] = "take-away",
@@ -136,7 +136,11 @@ def make_pruned(
     plan_only: PlanOnly = False,
     seed: _Seed = 0,
 ) -> None:
-    """Prune a model: set a fraction of its weights to zero."""
+    """Prune a model: set weights to zero.
+
+    The fraction is that of the weights of blocks; of the heads or neurons of each layer with the
+    methods of these names, where biases and other weights stay.
+    """
     silence_libraries()
     asked = make_settings("pruned", budget, plan_only)
     from probes.compression.derived_model import load_parent

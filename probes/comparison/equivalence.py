@@ -153,7 +153,7 @@ def _check_answers(
             failed.append(f"{gate.answer}: the gate asked nothing of {gate.model} itself")
     for answer, change in zip(comparison.answers, comparison.accuracy_changes, strict=True):
         if change.low <= -margin:
-            failed.append(f"{answer}: accuracy changes by {change}")
+            failed.append(f"{answer}: accuracy changes by {change.beside(margin)}")
         else:
             passed.append(f"accuracy of {answer}")
 
@@ -169,7 +169,8 @@ def _check_paths(
             passed.append(path.subject)
         else:
             label = verdicts[path.subject].label
-            failed.append(f"{path.subject}: {label}, falls short by {path.shortfall}")
+            shortfall = path.shortfall.beside(margin)
+            failed.append(f"{path.subject}: {label}, falls short by {shortfall}")
     if not tested:
         untested.append("role paths (none was found with aligned tokens)")
     return len(tested)
@@ -188,8 +189,8 @@ def _variable_failure(comparison: Compared, verdict: Verdict, margin: float) -> 
     ):
         equivalent = False
         reasons.append(
-            f"states of {comparison.full.name} fall short by {transfer.shortfall} of "
-            f"{transfer.own_ridge_accuracy}"
+            f"states of {comparison.full.name} fall short by {transfer.shortfall.beside(margin)} "
+            f"of {transfer.own_ridge_accuracy}"
         )
     return "" if equivalent else f"{verdict.subject}: {verdict.label} ({', '.join(reasons)})"
 

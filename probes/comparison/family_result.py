@@ -174,7 +174,10 @@ def _summary_line(comparison: Comparison) -> str:
     by_label: dict[str, list[str]] = {}
     for verdict in comparison.verdicts:
         if verdict.label not in ("no reliable effect",):
-            by_label.setdefault(verdict.label, []).append(verdict.display_name)
+            name = verdict.display_name
+            if verdict.kind == "head" and not verdict.subject:
+                name = f"{comparison.other.name} {name}"
+            by_label.setdefault(verdict.label, []).append(name)
     gates = ", ".join(_score_text(gate) for gate in comparison.gates[len(comparison.answers) :])
     if set(by_label) == {"behavior absent"}:
         return f"{comparison.other.name} ({gates}) – behavior absent."

@@ -127,7 +127,8 @@ class Comparison(Result):
         Raises:
             SiteError: There is no verdict on this subject.
         """
-        names = {v.subject or f"{self.other.name} {v.counterpart}": v for v in self.verdicts}
+        names = {v.display_name: v for v in self.verdicts if v.subject}
+        names |= {v.subject or f"{self.other.name} {v.counterpart}": v for v in self.verdicts}
         names = {v.counterpart: v for v in self.verdicts if not v.subject} | names
         if subject not in names:
             known = ", ".join(v.subject or v.counterpart for v in self.verdicts)

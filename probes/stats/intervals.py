@@ -15,6 +15,9 @@ BOOTSTRAP_DRAWS = 2000
 _TAILS = ((1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2)
 
 
+_MOST_DIGITS = 6  # Of a number beside a threshold.
+
+
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """A number with its 95 % interval.
@@ -29,11 +32,24 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
+        return self._text(2)
+
+    def beside(self, threshold: float) -> str:
+        """Text with as many digits as tell the bounds from a threshold, its sign aside."""
+        digits, ends = 2, (abs(self.low), abs(self.high))
+        while digits < _MOST_DIGITS and any(
+            end != threshold and round(end, digits) == round(threshold, digits) for end in ends
+        ):
+            digits += 1
+        return self._text(digits)
+
+    def _text(self, digits: int) -> str:
         if np.isnan(self.value):
             return "undefined"
         # Adding 0 turns a rounded -0 into 0.
-        value, low, high = (round(n, 2) + 0.0 for n in (self.value, self.low, self.high))
-        return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+        numbers = (round(n, digits) + 0.0 for n in (self.value, self.low, self.high))
+        value, low, high = (f"{number:.{digits}f}" for number in numbers)
+        return f"{value} [{low}, {high}]"
 
 
 def proportion(hits: Bool[np.ndarray, " prompt"]) -> Estimate:

@@ -71,7 +71,8 @@ class Picture:
         suffix = path.suffix.lower()
         if suffix not in _SUFFIXES:
             raise FigureError(
-                f"cannot save a picture as {path.name!r}: end the name in .html, .png, .svg or .pdf"
+                f"cannot save a picture as {path.name!r}: end the name in .html, .png, .svg "
+                "or .pdf; the numbers of a result are saved as .json or .csv"
             )
         if not path.parent.is_dir():
             raise FigureError(f"there is no folder {str(path.parent)!r}: make it first")
@@ -155,7 +156,7 @@ def figure_bytes(draw: Draw, suffix: str, dpi: float) -> bytes:
     except ImportError as error:
         raise FigureError(
             f"saving {suffix} needs matplotlib, which is not installed: "
-            "pip install 'probes[figures]', or save as .html"
+            "pip install 'circuit-relatives[figures]', or save as .html"
         ) from error
     stream = io.BytesIO()
     # A fixed salt and no date: equal pictures are equal files.

@@ -294,7 +294,7 @@ def test_targets_are_tried_before_the_work_begins(command, tmp_path, monkeypatch
 def test_a_check_does_not_try_a_page_that_it_never_writes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "check.html").mkdir()
-    assert run("check", "no-model", "--json", "c.json").exit_code == 0
+    assert run("check", "no-model", "--json", "c.json").exit_code == 4
     assert (tmp_path / "c.json").is_file()
 
 

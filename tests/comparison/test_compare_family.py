@@ -510,6 +510,26 @@ def test_an_unknown_subject_is_refused_with_what_there_is():
         FamilyComparison((made(),)).explain("op", "no such model")
 
 
+def test_the_object_is_found_by_its_name_in_sentences_and_in_patterns():
+    verdicts = (replace(made().verdicts[0], subject="thing"),)
+    found = made(verdicts=verdicts)
+    assert found.verdict("object") is found.verdict("thing") is verdicts[0]
+
+
+def test_heads_of_the_relative_have_its_name_in_the_line_of_a_family():
+    verdicts = (head("L0.H0"), head("", "new", "L0.H0"))
+    line = FamilyComparison((made(verdicts=verdicts),)).summary()[0]
+    assert line.endswith("kept: L0.H0; new: other L0.H0.")
+
+
+def test_the_csv_of_a_family_names_its_rows(tmp_path):
+    family = FamilyComparison((made(), made(other=ModelFacts("worse", "made", 1, 2, 8, 1))))
+    family.save(tmp_path / "family.csv")
+    first, *rows = (tmp_path / "family.csv").read_text().splitlines()
+    assert first == ",other,worse"
+    assert [row.split(",")[0] for row in rows] == [*family.table().index]
+
+
 def test_an_empty_name_is_no_subject():
     with pytest.raises(SiteError):
         made().verdict("")

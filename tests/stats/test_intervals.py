@@ -122,6 +122,13 @@ def test_rounding_in_samples_of_one_value_does_not_widen_an_interval():
         assert 0.3 < found.low < found.value < found.high < 0.6
 
 
+def test_an_estimate_beside_a_threshold_has_the_digits_that_tell_them_apart():
+    estimate = Estimate(-0.06, -0.1019, -0.03)
+    assert str(estimate) == estimate.beside(0.2) == "-0.06 [-0.10, -0.03]"
+    assert estimate.beside(0.1) == "-0.060 [-0.102, -0.030]"
+    assert Estimate(0.05, 0.0, 0.1).beside(0.1) == "0.05 [0.00, 0.10]"
+
+
 @pytest.mark.parametrize("prompts,stated", [(8, 0.89), (16, 0.92), (32, 0.93), (64, 0.94)])
 def test_intervals_of_ratios_cover_as_often_as_they_say(prompts, stated):
     rng, inside = np.random.default_rng(prompts), []

@@ -8,6 +8,9 @@ from probes.stats.intervals import Estimate
 LossOrderLabel = Literal["mechanism first", "accuracy first", "together", "neither", "cannot tell"]
 NoiseLabel = Literal["worse than noise", "better than noise", "like noise", "cannot tell"]
 
+LOSS_MARGIN = 0.05
+"""Largest difference of two fractions that counts as equal."""
+
 UNKNOWN = Estimate(float("nan"), float("nan"), float("nan"))
 """Estimate of what was not measured."""
 

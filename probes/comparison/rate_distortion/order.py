@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from probes.comparison.rate_distortion.losses import (
+    LOSS_MARGIN,
     UNKNOWN,
     LossOrder,
     LossOrderLabel,
@@ -22,9 +23,6 @@ from probes.stats.intervals import (
     proportion,
 )
 from probes.stats.paired import mcnemar_test
-
-MARGIN = 0.05
-"""Largest difference of two fractions that counts as equal."""
 
 MIN_PAIRS = 20
 """Smallest number of pairs solved by both models for a statement about the mechanism."""
@@ -55,7 +53,7 @@ def loss_order(
     accuracy = mcnemar_test(relative.right, parent.right).difference
     difference, pairs = bootstrap_estimate(missed_hits - missed_answers), int(both.sum())
     label: LossOrderLabel = "cannot tell"
-    if _can_exclude_margin(pairs) and max(mechanism.high, accuracy.high) < MARGIN:
+    if _can_exclude_margin(pairs) and max(mechanism.high, accuracy.high) < LOSS_MARGIN:
         label = "neither"
     elif _is_within_margin(difference, pairs):
         label = "together"
@@ -136,11 +134,13 @@ def _pool_copies(by_copy: Sequence[Float[np.ndarray, " _"]], seed: int) -> Estim
 
 def _can_exclude_margin(pairs: int) -> bool:
     """Whether so many pairs without a change exclude a change as large as the margin."""
-    return proportion(np.zeros(pairs, bool)).high < MARGIN
+    return proportion(np.zeros(pairs, bool)).high < LOSS_MARGIN
 
 
 def _is_within_margin(estimate: Estimate, pairs: int) -> bool:
-    return _can_exclude_margin(pairs) and estimate.low > -MARGIN and estimate.high < MARGIN
+    return (
+        _can_exclude_margin(pairs) and estimate.low > -LOSS_MARGIN and estimate.high < LOSS_MARGIN
+    )
 
 
 def _noise_label(difference: Estimate, pairs: int) -> NoiseLabel:

@@ -7,7 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from probes.comparison.rate_distortion.losses import UNKNOWN, LossOrder, NoiseComparison
+from probes.comparison.rate_distortion.losses import (
+    LOSS_MARGIN,
+    UNKNOWN,
+    LossOrder,
+    NoiseComparison,
+)
 from probes.errors import SiteError
 from probes.models.files.provenance import Rate
 from probes.observe.result import GATE_STATES, BehavioralDistance
@@ -155,7 +160,7 @@ _ORDER_SENTENCES = {
     "mechanism first": "The mechanism breaks before the accuracy",
     "accuracy first": "The accuracy breaks before the mechanism, on texts that both solve",
     "together": "Accuracy and mechanism break together",
-    "neither": "Neither accuracy nor mechanism is lost",
+    "neither": f"Neither accuracy nor mechanism is lost by {LOSS_MARGIN} or more",
     "cannot tell": "Which breaks first cannot be told",
 }
 _NOISE_SENTENCES = {
@@ -170,20 +175,22 @@ def _point_line(point: CurvePoint) -> str:
     behavior, order, noise = point.behavior, point.loss_order, point.noise
     line = (
         f"{point.name} ({point.rate.bits / 8000:.0f} kB): KL {behavior.readout_kl.value:.3g} bits, "
-        f"all answers correct in {behavior.all_correct}"
+        f"all answers correct in {behavior.all_correct} of the gate's questions"
     )
     if point.mechanism is None:
         return f"{line}; behavior absent."
     if order is None:
         return f"{line}; both models solve too few pairs to measure the mechanism."
     line += (
-        f"; loss of interchange accuracy {order.mechanism_loss} on {order.pairs} pairs that both "
-        f"solve, loss of accuracy {order.accuracy_loss} on all: {order.label}."
+        f"; of the interchange pairs, loss of interchange accuracy {order.mechanism_loss} on the "
+        f"{order.pairs} that both solve, loss of accuracy {order.accuracy_loss} on all bases: "
+        f"{order.label}."
     )
     if noise:
         line += (
-            f" Interchange accuracy minus that of {len(noise.kl)} copies with weight noise at the "
-            f"same KL: {noise.difference}, {noise.label}."
+            f" Interchange accuracy minus that of {len(noise.kl)} "
+            f"{'copy' if len(noise.kl) == 1 else 'copies'} with weight noise at the same KL: "
+            f"{noise.difference}, {noise.label}."
         )
     return line
 

@@ -84,7 +84,8 @@ def wanda_masks(
             from torchao.sparsity import WandaSparsifier
     except ImportError as error:
         raise ModelError(
-            f"Wanda needs torchao ({error}): pip install 'probes[compress]', or use 'magnitude'"
+            f"Wanda needs torchao ({error}): pip install 'circuit-relatives[compress]', or use "
+            "'magnitude'"
         ) from error
 
     class PaperRanking(WandaSparsifier):

@@ -119,8 +119,8 @@ def library_version(backend: Backend) -> str:
         return version(backend)
     except ImportError as error:
         raise ModelError(
-            f"{backend} is missing ({error}): pip install 'probes[compress]', or use an 'rtn-N' "
-            "scheme, which needs no library"
+            f"{backend} is missing ({error}): pip install 'circuit-relatives[compress]', or use an "
+            "'rtn-N' scheme, which needs no library"
         ) from error
 
 

@@ -93,7 +93,8 @@ def quantize(
     chosen = parse_scheme(scheme, group=settings.group, symmetric=settings.symmetric, widths=widths)
     if settings.embeddings and chosen.backend != "rounding":
         raise ModelError(
-            f"{scheme} does not round embeddings: use 'rtn-{chosen.bits}', or embeddings=False."
+            f"{scheme} does not round embeddings: use 'rtn-{chosen.bits}', or leave them as they "
+            "are (embeddings=False)."
         )
     has_kernel = chosen.backend != "rounding"
     kernel = conv1d_to_linear(_sharing_copy(result), names) if has_kernel else result

@@ -61,7 +61,9 @@ def parse_scheme(name: str, *, group: int | None, symmetric: bool, widths: set[i
     if name in ("bnb-int8", "nf4"):
         backend = "bitsandbytes"
     if not symmetric and name in ("int8", "bnb-int8", "nf4"):
-        raise ModelError(f"{name} has no zero points: leave symmetric=True, or use 'rtn-{bits}'.")
+        raise ModelError(
+            f"{name} has no zero points: use symmetric rounding (symmetric=True), or 'rtn-{bits}'."
+        )
     chosen = _block_size(group, widths) if name == "nf4" else _group_size(name, group, widths)
     return Scheme(name, backend, bits, chosen, symmetric)
 

@@ -30,6 +30,11 @@ class ModelCheck(Result):
     outcomes: tuple[CheckOutcome, ...]
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether the model could be loaded, so that checks were run."""
+        return all(one.check != "load" or one.state == "pass" for one in self.outcomes)
+
+    @property
     def failed(self) -> tuple[CheckOutcome, ...]:
         """Checks that failed."""
         return tuple(one for one in self.outcomes if one.state == "fail")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from probes.comparison.rate_distortion.losses import LOSS_MARGIN
 from probes.comparison.rate_distortion.result import CurvePoint, RateDistortionCurve
 from probes.viz.blocks import Block, CellValue, Note, Table, TableCell, Tone
 from probes.viz.page import Section, page
@@ -33,7 +34,8 @@ _NUMBERS_NOTE = (
     "Density: fraction of nonzero weights in the layers' matrices. KL: bits per answer. Accuracy: "
     "all answers right. Agreement: with the parent's most likely tokens. Texts: solved by both. "
     "Circuit: faithfulness of the parent's circuit in this model; 1 equals the whole model. Edges: "
-    "of that circuit or, in another graph, of the model's own circuit that is as faithful."
+    "of that circuit or, in another graph, of the model's own circuit that is as faithful. Breaks "
+    f"first: neither, where the 95 % intervals of both losses end below {LOSS_MARGIN}."
 )
 _TONES: dict[str, Tone] = {
     "mechanism first": "bad", "worse than noise": "bad", "behavior absent": "bad",

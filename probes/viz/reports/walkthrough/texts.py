@@ -173,8 +173,8 @@ class Texts:
         name = f"head {look.head} (in layer {look.layer + 1}) at {self.quoted(look.query)}"
         if fetch.rate < STRONG:
             return (
-                f"No head alone brings the {answer}: {name}, the best on average over the "
-                f"exchanges, sets it in {percent(fetch.rate)} of the other questions."
+                f"No head alone brings the {answer}: {name}, the best on the questions of "
+                f"the search, sets it in {percent(fetch.rate)} of the other questions."
             )
         return (
             f"H{name[1:]} brings the {answer}. It gives {percent(look.weight)} of its attention to "
