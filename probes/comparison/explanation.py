@@ -48,9 +48,10 @@ class Explanation:
         lines = [f"{name}: {verdict.label}{site} – {verdict.reason}."]
         for test in verdict.tests:
             state = {True: "passed", False: "failed", None: "undecided"}[test.passed]
-            value = "not measured" if test.value is None else str(test.value)
             note = "" if test.is_deciding else ", not deciding"
-            lines.append(f"{test.name}: {value}, required {test.threshold}: {state}{note}")
+            lines.append(
+                f"{test.name}: {test.value_text}, required {test.threshold}: {state}{note}"
+            )
         for prompt in self.failing_prompts:
             lines.append(
                 f"“{prompt.text}” ← “{prompt.source}”: {prompt.expected} expected, "

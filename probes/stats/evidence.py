@@ -36,6 +36,16 @@ class StatisticalTest:
     above: float | None = field(default=None, kw_only=True)
     below: float | None = field(default=None, kw_only=True)
 
+    @property
+    def value_text(self) -> str:
+        """The estimate with as many digits as tell its bounds from the threshold."""
+        if self.value is None:
+            return "not measured"
+        ends = [abs(end) for end in (self.above, self.below) if end is not None]
+        # Thresholds are shown with two digits; others are no round numbers.
+        texts = [self.value.beside(end) for end in ends if round(end, 2) == end]
+        return max(texts, key=len, default=str(self.value))
+
     def non_deciding(self) -> "StatisticalTest":
         """The same test, reported but without influence on the verdict."""
         return replace(self, is_deciding=False)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from probes.stats.evidence import check_below, check_within, skipped_test
 from probes.stats.intervals import (
     Estimate,
     bootstrap_mean,
@@ -137,3 +138,11 @@ def test_intervals_of_ratios_cover_as_often_as_they_say(prompts, stated):
         ratio = bootstrap_ratio(0.6 * whole + rng.normal(0, 0.5, prompts), whole, seed=sample)
         inside.append(ratio.low <= 0.6 <= ratio.high)
     assert np.mean(inside) == pytest.approx(stated, abs=0.04)
+
+
+def test_a_test_shows_the_digits_that_decide_it():
+    near = check_below("shortfall", "less", Estimate(0.05, 0.01, 0.1023), 0.1, id="x")
+    assert (near.passed, near.value_text) == (None, "0.050 [0.010, 0.102]")
+    clear = check_within("shortfall", "less", Estimate(0.05, 0.01, 0.06), 0.1, id="x")
+    assert clear.value_text == "0.05 [0.01, 0.06]"
+    assert skipped_test("shortfall", "no pairs", id="x").value_text == "not measured"

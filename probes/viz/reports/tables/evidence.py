@@ -28,7 +28,7 @@ def evidence_row(test: StatisticalTest) -> list[CellValue]:
 
 def evidence_text(test: StatisticalTest) -> str:
     """One test in a line, with its estimate and threshold."""
-    result = f"{test.value}, required {test.threshold}" if test.value else test.threshold
+    result = f"{test.value_text}, required {test.threshold}" if test.value else test.threshold
     if test.value is None and test.passed is None:
         result = f"not tested, {test.meaning_if_failed}"
     return f"“{test.name}”: {result}"
