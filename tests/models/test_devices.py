@@ -167,19 +167,22 @@ def run(name, device, folder):
         if name not in TRAINED  # The trainer of transformers chooses among real devices.
     ],
 )
-def test_a_command_on_another_device_mixes_no_devices(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch.accelerator, "synchronize", lambda _: None)
-    with second_device() as device:
-        run(name, device, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["heatmap", "fit", "trace", "curve", "compare", "claims"])
-def test_a_command_needs_no_double_precision_of_its_device(name, tmp_path, monkeypatch):
+def test_a_command_on_another_device_mixes_no_devices_and_needs_no_doubles(
+    name, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda _: None)
     with second_device(has_doubles=False) as device:
+        run(name, device, tmp_path)
+
+
+# The others take the same way on a device with double precision: see `to_double`.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["curve", "compare", "claims"])
+def test_a_command_on_a_device_with_doubles_mixes_no_devices(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda _: None)
+    with second_device() as device:
         run(name, device, tmp_path)
 
 
