@@ -403,7 +403,9 @@ def test_every_listed_scheme_parses():
 
 def test_a_missing_library_is_named_with_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao", None)
-    with pytest.raises(ModelError, match=r"torchao is missing.*pip install 'probes\[compress\]'"):
+    with pytest.raises(
+        ModelError, match=r"torchao is missing.*pip install 'circuit-relatives\[compress\]'"
+    ):
         quantize(tiny("llama"), "int8")
 
 

@@ -253,7 +253,9 @@ def test_circuits_whose_passes_run_out_of_memory_run_on_fewer_pairs(
 def test_das_whose_memory_runs_out_finds_the_same_subspace():
     model = load("full")
     runs = interchange_runs(model)
-    site, how = Site(1, "resid", "op"), DASSettings(steps=3, batch_size=8)
+    # Adam's first step is as long for gradients near 0, whose sign is that of rounding: short steps.
+    how = DASSettings(steps=3, batch_size=8, learning_rate=0.003)
+    site = Site(1, "resid", "op")
     objective = interchange_objective(runs, site, "operation")
     expected = das(objective, site, dims=2, settings=how).basis
     with (
@@ -264,8 +266,7 @@ def test_das_whose_memory_runs_out_finds_the_same_subspace():
     assert max(sizes) > 2
     cosines = torch.linalg.svdvals(found @ expected.T)
     moved = torch.linalg.svdvals(random_subspace(2, model.shape.d_model, seed=0) @ expected.T)
-    # Adam enlarges the rounding of gradients near 0.
-    assert float(cosines.min()) > 1 - 1e-4
+    assert float(cosines.min()) > 1 - 1e-5
     assert float(moved.min()) < 0.99
 
 

@@ -75,7 +75,7 @@ def test_the_model_is_as_it_was_after_its_checks():
 def test_a_model_that_cannot_be_loaded_is_refused_with_the_reason(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     done = CliRunner().invoke(app, ["check", str(tmp_path)])
-    assert done.exit_code == 0
+    assert done.exit_code == 4
     assert "refused" in done.stdout
 
 
@@ -97,7 +97,7 @@ def test_the_results_of_all_models_are_saved_and_shown_again(count, tmp_path):
         (tmp_path / f"model-{n}" / "config.json").write_text("{}")
     folders = [str(tmp_path / f"model-{n}") for n in range(count)]
     done = CliRunner().invoke(app, ["check", *folders, "--json", str(numbers)])
-    assert done.exit_code == 0
+    assert done.exit_code == 4
     result = load_result(numbers)
     models = [one.model for one in getattr(result, "checks", (result,))]
     assert models == folders

@@ -312,7 +312,7 @@ def test_figures_are_saved_in_each_form_even_with_hostile_labels(suffix, tmp_pat
 def test_without_matplotlib_a_figure_names_the_extra_and_a_page_works(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     made = head_map(heads(), 0, 0)
-    with pytest.raises(FigureError, match=r"pip install 'probes\[figures\]'"):
+    with pytest.raises(FigureError, match=r"pip install 'circuit-relatives\[figures\]'"):
         made.save(tmp_path / "p.png")
     assert made.save(tmp_path / "p.html").exists()
     assert [found.name for found in tmp_path.iterdir()] == ["p.html"]
