@@ -253,7 +253,7 @@ def test_circuits_whose_passes_run_out_of_memory_run_on_fewer_pairs(
 def test_das_whose_memory_runs_out_finds_the_same_subspace():
     model = load("full")
     runs = interchange_runs(model)
-    # Adam's first step is as long for gradients near 0, whose sign is that of rounding: short steps.
+    # Short steps: Adam takes whole ones also where a gradient is but rounding.
     how = DASSettings(steps=3, batch_size=8, learning_rate=0.003)
     site = Site(1, "resid", "op")
     objective = interchange_objective(runs, site, "operation")
