@@ -235,7 +235,6 @@ def inputs() -> list[OddInput]:
     ]
     right = {
         "a saved circuit": ("show", "circuit.json"),
-        "a check of two models": ("check", "no-model", "no-model-either", "--json", "c.json"),
         "models that have their hashes": ("verify", "full", "base"),
     }
     found += [
@@ -245,7 +244,11 @@ def inputs() -> list[OddInput]:
         )
         for name, words in right.items()
     ]
+    absent = ("check", "no-model", "no-model-either", "--json", "c.json")
     found += [
+        OddInput(
+            "command: a check of two models that do not exist", lambda _: run(*absent).code == 4
+        ),
         OddInput(
             "terminal: ASCII only",
             lambda _: process("list", env={"PYTHONIOENCODING": "ascii"}).returncode == 0,
