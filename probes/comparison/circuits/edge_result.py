@@ -62,8 +62,7 @@ class EdgeCircuits:
     Attributes:
         edges: Number of edges of each circuit.
         jaccard, chance: Jaccard index of their edges (0 to 1), and that of random edges.
-        excess: Jaccard index within the models minus that between them, over halves of the prompts,
-            with equal noise in both.
+        excess: Jaccard index within the models minus that between them, over halves of the prompts.
         own_full, other_in_full: Faithfulness in the full model of its own circuit and of the
             relative's, on held-out prompts.
         full_in_other, own_other: The same in the relative.

@@ -89,7 +89,10 @@ class CircuitComparison:
     def summary(self) -> tuple[str, ...]:
         """The findings, one sentence each."""
         at, overlap, weighted = self.middle_size, self.middle_size.overlap, self.weighted_overlap
-        excess = "exceeds" if overlap.excess.low > 0 else "is not shown to exceed"
+        excess, doubt = "exceeds" if overlap.excess.low > 0 else "is not shown to exceed", ""
+        if overlap.excess.low > 0 and overlap.noisier:
+            noisier = self.a if overlap.noisier == "a" else self.b
+            doubt = f", in part perhaps because {noisier} varies more with the prompts"
         return (
             *self._logit_diff_lines(),
             f"The {overlap.edges} highest-scoring edges ({at.fraction:.1%}) have a Jaccard index "
@@ -98,7 +101,8 @@ class CircuitComparison:
             f"by score {weighted.same_prompts:.2f} (chance {weighted.chance:.2f}).",
             f"Between halves of the prompts, the Jaccard index is {overlap.within_a} within "
             f"{self.a}, {overlap.within_b} within {self.b} and {overlap.between} between them: the "
-            f"difference of the models {excess} that of the prompts (excess {overlap.excess}).",
+            f"difference of the models {excess} that of the prompts (excess {overlap.excess})"
+            f"{doubt}.",
             at.in_b.sentence(self.a),
             at.in_a.sentence(self.b),
             *self._overlap_lines(),
