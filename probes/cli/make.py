@@ -136,11 +136,7 @@ def make_pruned(
     plan_only: PlanOnly = False,
     seed: _Seed = 0,
 ) -> None:
-    """Prune a model: set weights to zero.
-
-    The fraction is that of the weights of blocks; of the heads or neurons of each layer with the
-    methods of these names, where biases and other weights stay.
-    """
+    """Prune a model: set weights, or the heads or neurons of each layer, to zero."""
     silence_libraries()
     asked = make_settings("pruned", budget, plan_only)
     from probes.compression.derived_model import load_parent

@@ -74,6 +74,7 @@ def assemble_comparison(
                 one.profiles for name, one in references.same_shape.items() if name == b.name
             ],
             other_seed=other_seed.profiles if other_seed else None,
+            is_permuted=shared.permuted_null,
         ),
         gate=_worst_gate_state((*a.gates, *b.gates)),
         seed=seed,

@@ -190,9 +190,9 @@ class _Encoder:
             digest = self.digests.of_model(value)
             self.models[digest] = value
             return ["model", digest, value.name]
-        if isinstance(value, type | FunctionType) and _is_own(value):
+        if isinstance(value, type | FunctionType) and is_own(value):
             return ["name", value.__module__, value.__qualname__]
-        if is_dataclass(value) and _is_own(type(value)):
+        if is_dataclass(value) and is_own(type(value)):
             return self.encode_dataclass(value)
         raise StoreError(
             f"A {type(value).__module__}.{type(value).__qualname__} cannot be stored: give plain "
@@ -230,5 +230,6 @@ class _Encoder:
         return found[1]
 
 
-def _is_own(value: Any) -> bool:  # noqa: ANN401
+def is_own(value: Any) -> bool:  # noqa: ANN401
+    """Whether it is a class or function of a module of this package."""
     return value.__module__.startswith(PACKAGE) and "<" not in value.__qualname__

@@ -8,6 +8,7 @@ import io
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from probes.errors import EngineError
 from probes.result import is_saved
-from probes.scale.encoding import PACKAGE
+from probes.scale.encoding import is_own
 
 _UNPACKABLE = (pickle.PicklingError, TypeError, AttributeError, RecursionError)
 
@@ -36,7 +37,7 @@ class Message:
 
 def is_own_dataclass(value: object) -> bool:
     """Whether it is a dataclass instance of this package."""
-    return is_dataclass(type(value)) and type(value).__module__.startswith(PACKAGE)
+    return is_dataclass(type(value)) and is_own(type(value))
 
 
 def keeps_measurements(value: object) -> bool:
@@ -44,6 +45,7 @@ def keeps_measurements(value: object) -> bool:
     return is_own_dataclass(value) and _keeps(type(value))
 
 
+@cache
 def _keeps(kind: Any) -> bool:  # noqa: ANN401
     return any(item.name.startswith("_") and not item.init for item in fields(kind))
 

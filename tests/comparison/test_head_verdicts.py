@@ -270,6 +270,14 @@ def test_a_head_has_moved_only_if_the_other_seed_model_has_it_in_place(
     assert "at y, not at op" in found[0].reason
 
 
+def test_a_permuted_null_finds_no_head_to_have_moved(verdicts_of):
+    sharp = head(1)
+    sharp["effects"] = sharp["effects"] * np.repeat([0.1, 1.0, 0.1, 0.1], 2)
+    full, other = profiles([sharp]), profiles([shifted(sharp)])
+    null = NullModels(nulls(), other_seed=full, is_permuted=True)
+    assert verdicts_of(full, other, null_models=null)[0].label != "moved"
+
+
 def test_fractions_use_only_answers_that_are_affected_in_both_models():
     one, two = profiles([head(1)]), profiles([head(1)], total=(20.0, 0.1))
     assert affected_answers(one) == tuple((c, k) for c in sorted(CONTRASTS) for k in (0, 1))

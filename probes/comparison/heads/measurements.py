@@ -43,12 +43,15 @@ class NullModels:
         negative_controls: Models trained on the same words for another task.
         same_shape: Models of the relative's shape trained for the same task without the full model.
         other_seed: The full model's recipe with another seed.
+        is_permuted: Whether `random_init` are permuted profiles, whose sums over roles are those of
+            the relative itself: no null for heads that have moved.
     """
 
     random_init: Sequence[HeadProfiles]
     negative_controls: Sequence[HeadProfiles] = ()
     same_shape: Sequence[HeadProfiles] = ()
     other_seed: HeadProfiles | None = None
+    is_permuted: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +145,7 @@ def measure_heads(
         similarity_draws(a, control, seed=seed).max(2) for control in null_models.negative_controls
     ]
     other_seed = null_models.other_seed
+    role_free_nulls = () if null_models.is_permuted else nulls
     return HeadMeasurements(
         a=a,
         b=b,
@@ -156,7 +160,7 @@ def measure_heads(
         merges=search_sets(other, full, answers, seed=seed),
         split_threshold=max(MIN_GAIN, gain_threshold(a, nulls, answers, merge=False)),
         merge_threshold=max(MIN_GAIN, gain_threshold(a, nulls, answers, merge=True)),
-        role_free=role_free_similarity(a, b, nulls, answers, seed=seed),
+        role_free=role_free_similarity(a, b, role_free_nulls, answers, seed=seed),
         other_seed_role_free=role_free_similarity(a, other_seed, (), answers, seed=seed)
         if other_seed
         else None,

@@ -23,7 +23,10 @@ def evidence_row(test: StatisticalTest) -> list[CellValue]:
         return [name, None, None, TableCell("untested", "muted"), reason]
     is_short = len(test.threshold) < _MAX_UNBROKEN
     threshold = nonbreaking(test.threshold) if is_short else test.threshold
-    return [name, test.value, threshold, _PASSED[test.passed], test.meaning_if_failed]
+    value = test.value
+    if value is not None and test.value_text != str(value):
+        value = nonbreaking(test.value_text)
+    return [name, value, threshold, _PASSED[test.passed], test.meaning_if_failed]
 
 
 def evidence_text(test: StatisticalTest) -> str:
