@@ -1,5 +1,6 @@
 """What several test files share: tokenizers, and one thread, as the tests run beside training."""
 
+import gc
 import json
 import os
 import string
@@ -16,6 +17,17 @@ from probes.experiments.family.tokenizer import train_tokenizer
 torch.set_num_threads(1)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_finish():
+    """Keep modules out of garbage collection, which takes half a second with them.
+
+    Each pass that runs out of memory collects once, and many tests let passes run out.
+    """
+    import transformer_lens.model_bridge.sources._bridge_builder  # noqa: F401 (later it is not kept out)
+
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
