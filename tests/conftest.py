@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import string
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,14 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
 from probes import load
+from probes.circuits import trace_plan
+from probes.claims import plan as claims_plan
+from probes.comparison.rate_distortion import plan as curve_plan
+from probes.comparison.setup import plan as comparison_plan
+from probes.compression import plan as training_plan
 from probes.experiments.family.tokenizer import train_tokenizer
+from probes.models.pass_costs import seconds_per_prompt
+from probes.prompts.tokens.once import tokenize_once
 
 torch.set_num_threads(1)
 
@@ -28,6 +36,18 @@ def pytest_collection_finish():
 
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def quick_plans():
+    """Plans time a few passes only, and the tests of a file tokenize each prompt once."""
+    plans = (curve_plan, comparison_plan, claims_plan, trace_plan)
+    quick = partial(seconds_per_prompt, limit=0.05)
+    with pytest.MonkeyPatch.context() as patch, tokenize_once():
+        for plan in plans:
+            patch.setattr(plan, "seconds_per_prompt", quick)
+        patch.setattr(training_plan, "_SECONDS", 0.1)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -40,6 +40,8 @@ from probes.prompts.catalog import pattern
 from probes.testing.tiny_models import tiny_hf
 from probes.viz.reports.comparison import comparison_page
 
+pytestmark = pytest.mark.usefixtures("quick_plans")
+
 RUNNER = CliRunner()
 
 

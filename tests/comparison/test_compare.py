@@ -12,7 +12,7 @@ from typer.main import get_command
 import probes
 from probes.cli.app import app
 from probes.comparison.assemble import _command
-from probes.comparison.compare import compare
+from probes.comparison.compare import compare, compare_family
 from probes.comparison.heads.matching import family_wise_threshold, match_heads, pair_heads
 from probes.comparison.heads.profiles import HeadProfiles, head_similarity
 from probes.comparison.setup.references import ComparisonSettings
@@ -182,13 +182,16 @@ def compared(own):
     )
 
 
-def test_the_other_seed_model_is_no_reference_for_itself():
-    settings = ComparisonSettings(prompts=4, nulls=1, draws=1)
-    found = compare("full", "full-b", "take-away", settings)
-    assert found.other_seed == ""
+def test_the_other_seed_model_is_no_reference_for_itself(own):
+    full, other_seed, relative = (small(own, seed) for seed in range(3))
+    settings = ComparisonSettings(
+        prompts=4, nulls=1, draws=1, null="permuted", other_seed=other_seed
+    )
+    found, plain = compare_family(full, [other_seed, relative], "take-away", settings).comparisons
+    assert (found.other_seed, plain.other_seed) == ("", other_seed.name)
     assert np.isnan(found.mean_pair_score.other_seed)
+    assert not np.isnan(plain.mean_pair_score.other_seed)
     assert not any("other-seed model lacks it as well" in one.reason for one in found.verdicts)
-    assert compare("full", "ticket", "take-away", settings).other_seed == "full-b"
 
 
 def test_random_init_models_lack_the_behavior(compared):

@@ -15,6 +15,8 @@ from probes.plan import LEFT_OUT
 from probes.prompts.catalog import pattern
 from probes.testing.equivalent_layers import round_weights
 
+pytestmark = pytest.mark.usefixtures("quick_plans")
+
 SMALL = RateDistortionSettings(bases=24, prompts=8, noise_copies=2, nulls=2)
 
 
