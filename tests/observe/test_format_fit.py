@@ -104,6 +104,16 @@ def test_auto_takes_the_kept_format_and_fits_it_once(full, told, fitted, folder,
     assert pattern_in_format(told, "auto", [full, random_init(full, seed=0)]) == told
 
 
+def test_a_kept_format_is_that_of_the_weights_whatever_the_model_is_called(
+    full, told, fitted, folder
+):
+    save_fit(fitted, told, [full])
+    assert kept_format(told, [replace(full, name="mine", origin="folder a")]) == "plain"
+    # Models in memory have one origin.
+    other = replace(random_init(full, seed=0), name=full.name, origin=full.origin)
+    assert kept_format(told, [other]) is None
+
+
 def test_auto_without_a_format_is_refused_in_one_line(full, told, fitted, folder):
     null = random_init(full, seed=0)
     fit = fit_format([null], told, replace(QUICK, formats=("plain@0-9",), prompts=8))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from probes.errors import GateError, ResultError
@@ -14,6 +15,8 @@ from probes.prompts.format.chat import require_template
 from probes.prompts.format.examples import formatted
 from probes.prompts.format.prompt_format import AUTO, PLAIN_NAME
 from probes.prompts.pattern import Pattern
+from probes.scale.encoding import model_digest
+from probes.scale.versions import package_version
 
 
 def pattern_in_format(
@@ -104,8 +107,14 @@ def _auto_format(pattern: Pattern, models: Sequence[Model], seed: int) -> str:
 
 
 def _fit_key(pattern: Pattern, models: Sequence[Model]) -> str:
-    """Hash of the models' origins and of the pattern with its words."""
-    parts = (sorted(model.origin for model in models), repr(pattern))
+    """Hash of the weights and tokenizers of the models, of the pattern, and of this version.
+
+    Names and origins do not count: models in memory share one, and folders are trained anew.
+    """
+    digests = sorted(
+        model_digest(replace(model, name="", origin="", provenance=None)) for model in models
+    )
+    parts = (digests, repr(pattern), package_version())
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
