@@ -29,11 +29,11 @@ from probes.files import list_derived_models
 from probes.models.files.names import stored_source
 from probes.models.model import Model
 from probes.observe.behavior import Behavior
-from probes.observe.result import GATE_STATES, Gate, GateState
+from probes.observe.result import GATE_STATES, Gate, GateCriterion, GateState
 from probes.prompts.catalog import example_question, list_patterns
 from probes.prompts.pattern import Pattern
 from probes.scale.versions import package_version
-from probes.stats.intervals import bootstrap_mean, percentile_interval
+from probes.stats.intervals import Estimate, bootstrap_mean, percentile_interval
 from probes.stats.null_threshold import conformal_threshold
 from probes.stats.paired import mcnemar_test
 
@@ -106,17 +106,14 @@ def assemble_comparison(
         other_seed=other_seed.name if other_seed else "",
         gates=(*a.gates, *b.gates),
         random_init_accuracy=_mean_accuracy(random_init),
-        solved_logit_diffs=_logit_diffs_on_solved({a.name: a.behavior, b.name: b.behavior}, seed),
+        solved_logit_diffs=_logit_diffs_on_solved(
+            {a.name: a.behavior, b.name: b.behavior}, shared.gate_criterion, seed
+        ),
         matches=matches,
         mean_pair_score=_mean_pair_score(a.profiles, b.profiles, pairings, ceiling, seed),
         plot_data={a.name: a.plot_data, b.name: b.plot_data},
-        accuracy_changes=tuple(
-            mcnemar_test(
-                a.behavior.correct[:, k].numpy(), b.behavior.correct[:, k].numpy()
-            ).difference
-            for k in range(len(a.behavior.answers))
-        ),
-        verdicts=(*path_verdicts(paths, b.gates), *variables, *heads),
+        accuracy_changes=_accuracy_changes(a.behavior, b.behavior, shared.gate_criterion),
+        verdicts=(*path_verdicts(paths, (*a.gates, *b.gates)), *variables, *heads),
         paths=paths,
         path_circuits=circuits,
         draws=draws,
@@ -128,10 +125,22 @@ def assemble_comparison(
             "permuted" if shared.permuted_null else "random-init",
             (*a.screens, *b.screens),
             null_screens=tuple(check for null in random_init for check in null.screens),
+            missing_draws=_missing_draws(shared, settings),
             command=_command((a.model, b.model), shared.pattern, settings),
             version=package_version(),
         ),
         edges=references.edges.get(b.name),
+    )
+
+
+def _missing_draws(shared: ComparisonPrompts, settings: ComparisonSettings) -> str:
+    """Sentence about further draws that the pattern does not allow; "" where there are all."""
+    if not shared.missing_draws:
+        return ""
+    found = 1 + len(shared.further_folds)
+    return (
+        f"Variables were measured in {found} of {settings.draws} draws of prompts: "
+        f"{shared.missing_draws}."
     )
 
 
@@ -150,6 +159,7 @@ def _command(models: tuple[Model, Model], on: Pattern, settings: ComparisonSetti
         "seed": settings.seed,
         "nulls": settings.nulls,
         "draws": settings.draws,
+        "repeats": settings.repeats,
         "screen": settings.screen,
         "null": settings.null,
     }
@@ -188,10 +198,19 @@ def _worst_gate_state(gates: Sequence[Gate]) -> GateState:
     return next(state for state in reversed(GATE_STATES) if state in states)
 
 
+def _accuracy_changes(
+    full: Behavior, other: Behavior, criterion: GateCriterion
+) -> tuple[Estimate, ...]:
+    """Change of what the gate counts as right, for each answer, paired by question."""
+    both = (one.counted(criterion).numpy().T for one in (full, other))
+    return tuple(mcnemar_test(*answers).difference for answers in zip(*both, strict=True))
+
+
 def _logit_diffs_on_solved(
-    behaviors: Mapping[str, Behavior], seed: int
+    behaviors: Mapping[str, Behavior], criterion: GateCriterion, seed: int
 ) -> tuple[SolvedLogitDiff, ...]:
-    both = np.logical_and.reduce([b.correct.numpy().all(1) for b in behaviors.values()])
+    counted = [one.counted(criterion).numpy().all(1) for one in behaviors.values()]
+    both = np.logical_and.reduce(counted)
     rows = []
     for name, behavior in behaviors.items():
         for k, answer in enumerate(behavior.answers):

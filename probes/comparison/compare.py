@@ -251,9 +251,10 @@ def _measure_references(
     run_all: RunAll,
 ) -> dict[str, Any]:
     """Measure the reference models that are not compared, and name the role of each."""
-    by_name = {one.name: one.as_reference() for one in measured}
+    other_seed = references.other_seed.name if references.other_seed else ""
+    by_name = {one.name: one.as_reference(with_sites=one.name == other_seed) for one in measured}
     others = references.not_compared(by_name)
-    jobs = [(model, model is references.other_seed) for model in others]
+    jobs = [(model, model.name == other_seed) for model in others]
     for reference in run_all(
         partial(_measure_reference, prompts=prompts), jobs, "reference models"
     ):

@@ -144,18 +144,19 @@ def check_equivalence(
 def _check_answers(
     comparison: Compared, margin: float, passed: list[str], failed: list[str]
 ) -> None:
-    for gate in comparison.gates[: len(comparison.answers)]:
+    gates = comparison.gates[: len(comparison.answers)]
+    for gate in gates:
         if gate.state == "too few to tell":
             failed.append(gate.too_few_reason)
         elif gate.state == "closed":
             failed.append(f"{gate.answer} is correct in {gate.accuracy} of {gate.model} itself")
         elif gate.state == "not established":
             failed.append(f"{gate.answer}: the gate asked nothing of {gate.model} itself")
-    for answer, change in zip(comparison.answers, comparison.accuracy_changes, strict=True):
+    for gate, change in zip(gates, comparison.accuracy_changes, strict=True):
         if change.low <= -margin:
-            failed.append(f"{answer}: accuracy changes by {change.beside(margin)}")
+            failed.append(f"{gate.answer}: {gate.counted} changes by {change.beside(margin)}")
         else:
-            passed.append(f"accuracy of {answer}")
+            passed.append(f"{gate.counted} of {gate.answer}")
 
 
 def _check_paths(

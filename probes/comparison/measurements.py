@@ -12,13 +12,8 @@ from probes.comparison.paths.measure import (
 )
 from probes.comparison.plot_data import measure_plot_data
 from probes.comparison.setup.prompts import ComparisonPrompts, tokenize_contrasts
-from probes.comparison.variables.donors import (
-    AnyDonor,
-    ModelDonor,
-    Recipient,
-    find_recipient,
-    find_variable_sites,
-)
+from probes.comparison.variables.donors import AnyDonor, ModelDonor, Recipient, find_recipient
+from probes.comparison.variables.verdicts import carried_sites
 from probes.interventions.role_paths.graph import RolePath
 from probes.interventions.screening.check import ScreenCheck
 from probes.models.files.lineage import describe_lineage
@@ -38,7 +33,7 @@ class ReferenceModel:
         model: The model.
         profiles: Head profiles.
         donor: Its states for the cross-model interchange, if measured.
-        sites: Site of each variable, if measured.
+        sites: Site of each variable, if measured; none of those that no site carries.
     """
 
     model: Model
@@ -89,12 +84,13 @@ class ModelMeasurements:
         """Head profiles."""
         return self.heads.profiles
 
-    def as_reference(self) -> ReferenceModel:
-        """The same measurements in the role of a reference model."""
+    def as_reference(self, *, with_sites: bool) -> ReferenceModel:
+        """The same measurements in the role of a reference model; see `measure_reference`."""
         if self.recipient is None:
             return ReferenceModel(self.model, self.profiles, self.donor, {})
         donor = self.recipient.self_donor
-        return ReferenceModel(self.model, self.profiles, donor, self.recipient.sites)
+        sites = carried_sites(self.recipient) if with_sites else {}
+        return ReferenceModel(self.model, self.profiles, donor, sites)
 
 
 def measure_model(model: Model, prompts: ComparisonPrompts) -> ModelMeasurements:
@@ -136,12 +132,12 @@ def measure_model(model: Model, prompts: ComparisonPrompts) -> ModelMeasurements
 def measure_reference(
     model: Model, prompts: ComparisonPrompts, *, with_sites: bool
 ) -> ReferenceModel:
-    """Measure a reference model: the sites of its variables, or its states as a donor."""
+    """Measure a reference model: sites that carry its variables, or its states as a donor."""
     batches = tokenize_contrasts(model, prompts.pairs)
     profiles, _ = profile_heads(model, batches, prompts.roles, screen=prompts.screen)
     donor, sites = None, {}
     if prompts.folds and with_sites:
-        sites = find_variable_sites(model, prompts.folds, seed=prompts.seed)
+        sites = carried_sites(find_recipient(model, prompts.folds, seed=prompts.seed))
     elif prompts.folds:
         donor = ModelDonor(model, prompts.folds)
     return ReferenceModel(model, profiles, donor, sites)

@@ -235,10 +235,11 @@ def variable_verdicts(
 def _other_seed_roles(
     other_seed: ReferenceModel | None, relative: str, variable: str
 ) -> frozenset[str] | None:
-    """Roles at which the other-seed model codes a variable.
+    """Roles at which the other-seed model codes a variable; none where no site carries it.
 
-    None where it was not found there, and where the relative is that model itself.
+    None where there is no such model, or the relative is that model itself.
     """
-    if other_seed is None or other_seed.name == relative or variable not in other_seed.sites:
+    if other_seed is None or other_seed.name == relative:
         return None
-    return frozenset(other_seed.sites[variable].role.split("+"))
+    site = other_seed.sites.get(variable)
+    return frozenset(site.role.split("+")) if site else frozenset()

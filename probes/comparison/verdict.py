@@ -22,7 +22,7 @@ was not chosen on; no member alone explains another head |
 threshold and than the best head of the negative controls, and explains above 0.7 of its effect
 fractions |
 | moved | its effects, summed over roles, are more similar than the threshold of that search, and
-strongest at another role; the other-seed model has them at the same role |
+strongest at another role; a head of the other-seed model is as similar, at the same role |
 | lost | no head of the relative is similar above the threshold, no head or set explains 0.5 of its
 effect fractions, it explains 0.5 of no head of the relative, and the gate is open |
 | not shared between seeds | the same, and the other-seed model has no counterpart either |
@@ -55,6 +55,9 @@ VerdictLabel = Literal[
     "cannot tell",
 ]
 SubjectKind = Literal["head", "variable", "path"]
+
+ABSENCES: tuple[VerdictLabel, ...] = ("new", "lost", "not shared between seeds")
+"""Verdicts that say what one model lacks; they need open gates."""
 
 _CHANGED = ("weaker", "stronger", "moved", "split", "merged")
 _SURVIVES = ("kept", *_CHANGED)

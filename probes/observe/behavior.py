@@ -8,6 +8,7 @@ from torch import Tensor
 
 from probes.models.micro_batches import MicroBatches, fitting_prompts, run_micro_batches
 from probes.models.model import Model
+from probes.observe.result import GateCriterion
 from probes.prompts.tokens.batch import Batch, Readout
 from probes.prompts.tokens.pair_batch import PairBatch
 
@@ -35,6 +36,10 @@ class Behavior:
     logit_diff: Float[Tensor, "prompt answer"]
     predicted: Int[Tensor, "prompt answer"]
     preferred: Bool[Tensor, "prompt answer"]
+
+    def counted(self, criterion: GateCriterion) -> Bool[Tensor, "prompt answer"]:
+        """Which answers are right as a gate counts them; "logit-diff" compares foils as well."""
+        return self.preferred if criterion in ("choice", "logit-diff") else self.correct
 
 
 @torch.no_grad()

@@ -83,6 +83,11 @@ class Gate:
         return "answer above its foils" if self.criterion == "choice" else "accuracy"
 
     @property
+    def counted(self) -> str:
+        """Words for what `Behavior.counted` counts, paired between models."""
+        return "accuracy" if self.criterion in ("accuracy", "none") else "accuracy among foils"
+
+    @property
     def sentence(self) -> str:
         """What was asked, the score beside the best heuristic, and the state."""
         score = (

@@ -226,11 +226,9 @@ def _moved(measured: HeadMeasurements, assigned: _Assigned) -> _Assigned:
         roles = measured.a.roles
         reason = f"affects the same answers at {roles[role_b[0]]}, not at {roles[role_a[0]]}"
         label: VerdictLabel = "cannot tell"
-        moves_in_other_seed = _moves_in_other_seed(measured, head)
-        if moves_in_other_seed is None:
-            reason += "; there is no other-seed model to compare"
-        elif moves_in_other_seed:
-            reason += "; the other-seed model differs as well"
+        doubt = _doubt_of_other_seed(measured, head)
+        if doubt:
+            reason += f"; {doubt}"
         else:
             label = "moved"
         verdict = _verdict(measured, head, label, (partner,), (reason, [test]))
@@ -238,13 +236,20 @@ def _moved(measured: HeadMeasurements, assigned: _Assigned) -> _Assigned:
     return assigned
 
 
-def _moves_in_other_seed(measured: HeadMeasurements, head: int) -> bool | None:
-    """Whether the other-seed model has the head at another role; None without such a model."""
-    other_seed = measured.other_seed_role_free
-    if other_seed is None:
-        return None
-    partner = int(other_seed.similarity[0, head].argmax())
-    return bool(other_seed.strongest_role_a[0, head] != other_seed.strongest_role_b[0, partner])
+def _doubt_of_other_seed(measured: HeadMeasurements, head: int) -> str:
+    """Why the other-seed model does not show the head at its role; "" where it does."""
+    other_seed, counterparts = measured.other_seed_role_free, measured.other_seed
+    if other_seed is None or counterparts is None:
+        return "there is no other-seed model to compare"
+    similarity = np.where(counterparts.active, other_seed.similarity[0, head], -np.inf)
+    partner = int(similarity.argmax())
+    score = bootstrap_estimate(other_seed.similarity[:, head, partner])
+    # A partner by noise has some role, too: it must be one by the rule for the relative.
+    if not counterparts.active[partner] or not score.low > measured.role_free.threshold:
+        return "no head of the other-seed model affects the same answers"
+    if other_seed.strongest_role_a[0, head] != other_seed.strongest_role_b[0, partner]:
+        return "the other-seed model differs as well"
+    return ""
 
 
 def _above(id: str, value: Estimate, threshold: float) -> StatisticalTest:

@@ -6,7 +6,7 @@ order; the first that applies gives the verdict.
 
 | verdict | rule for a path |
 |---|---|
-| behavior absent | a gate of the relative is closed |
+| behavior absent | a gate of one model is closed |
 | new | its fraction is below 0.05 in the full model and above 0.05 in the relative |
 | cannot tell | its fraction in the full model is not above 0.05 |
 | kept | both fractions are above 0.05 and differ by less than 0.2 |
@@ -14,7 +14,8 @@ order; the first that applies gives the verdict.
 | stronger | both are above 0.05, and that in the relative is higher |
 | lost | its fraction in the relative is below 0.05 |
 | not shared between seeds | the same, and it is below 0.05 in the other-seed model as well |
-| cannot tell | no rule applies |
+| cannot tell | no rule applies, or it would be new, lost or not shared, and a gate of its answer is
+not open |
 
 A path that the relative has must also exceed the threshold of random-init models, in logits. Paths
 are found on pairs that are not those of the tests. The pairs are drawn independently, so that
@@ -36,7 +37,13 @@ from probes.comparison.paths.measure import (
     found_paths,
 )
 from probes.comparison.paths.result import PathCircuit, PathEffect
-from probes.comparison.verdict import PATH_EQUIVALENCE, REFERENCE_SITE, Verdict, VerdictLabel
+from probes.comparison.verdict import (
+    ABSENCES,
+    PATH_EQUIVALENCE,
+    REFERENCE_SITE,
+    Verdict,
+    VerdictLabel,
+)
 from probes.interventions.role_paths.graph import RolePath
 from probes.observe.result import Gate
 from probes.stats.evidence import StatisticalTest, check_above, check_within
@@ -138,19 +145,22 @@ def path_verdicts(effects: Sequence[PathEffect], gates: Sequence[Gate]) -> tuple
         reason = f"the gate of {closed.answer} is closed ({closed.score_name} {closed.score})"
         own = [effect for effect in effects if effect.full.low > MIN_PATH_FRACTION]
         return tuple(Verdict(e.subject, "path", "behavior absent", "", reason) for e in own)
-    verdicts = (_verdict(effect) for effect in effects)
+    not_open = {gate.answer for gate in gates if gate.state != "open"}
+    verdicts = (_verdict(effect, is_open=effect.answer not in not_open) for effect in effects)
     return tuple(verdict for verdict in verdicts if verdict)
 
 
-def _verdict(effect: PathEffect) -> Verdict | None:
+def _verdict(effect: PathEffect, *, is_open: bool) -> Verdict | None:
     """None for a path that neither model is shown to have."""
     carries = effect.other.low > MIN_PATH_FRACTION and effect.logits.low > effect.random_init
     found = _label(effect, carries)
     if found is None:
         return None
     label, reason = found
+    if label in ABSENCES and not is_open:
+        label, reason = "cannot tell", f"{reason}, but a gate is not open"
     # A path of both models has one name in both.
-    names = ("", effect.subject) if label == "new" else (effect.subject, "")
+    names = ("", effect.subject) if found[0] == "new" else (effect.subject, "")
     return Verdict(names[0], "path", label, names[1], reason, tuple(_tests(effect)))
 
 

@@ -133,11 +133,11 @@ def _circuit_faithfulness(model: Model, reference: ParentReference) -> Estimate:
 
 
 def _own_circuit(model: Model, reference: ParentReference) -> Circuit | None:
-    """Circuit of a relative with another graph; the parent's if the relative's is not found."""
-    if reference.discovery_task is not None:
-        with suppress(CircuitError):
+    """Circuit of a relative with another graph; None where none is found."""
+    with suppress(CircuitError):
+        if reference.discovery_task is not None:
             return find_circuit(model, reference.discovery_task)
-    return reference.circuit
+    return None
 
 
 def _compare_with_copies(

@@ -24,6 +24,7 @@ class ComparisonMethod:
             empty where every component was patched exactly at every role.
         null_screens: The same for heads of one of the random-init models.
         left_out: What a budget left out, in words; empty for the whole comparison.
+        missing_draws: Which draws of prompts for variables are missing, and why; "" for none.
         command: Command line that repeats the comparison; "" where models or settings have none.
         version: Version of this package.
     """
@@ -32,6 +33,7 @@ class ComparisonMethod:
     screens: tuple[ScreenCheck, ...] = ()
     null_screens: tuple[ScreenCheck, ...] = ()
     left_out: tuple[str, ...] = ()
+    missing_draws: str = ""
     command: str = ""
     version: str = ""
 
@@ -43,6 +45,8 @@ class ComparisonMethod:
     def lines(self) -> tuple[str, ...]:
         """What is left out, error of the screens, and the null where it is not the usual one."""
         lines = [*budget_lines(self.left_out)]
+        if self.missing_draws:
+            lines.append(self.missing_draws)
         if self.screens:
             checks = "; ".join(map(str, self.screens))
             lines.append(f"Effects are screened by attribution patching. {checks}.")
@@ -51,7 +55,8 @@ class ComparisonMethod:
                 "The null permutes the relative's own measurements (roles of each head, signs of "
                 "paths), as random-init models of this size cost too much: null='random-init' "
                 "measures them. Against the permuted null no head is found to have moved, because "
-                "it leaves sums over roles as they are."
+                "it leaves sums over roles as they are, and variables are held against labels and "
+                "shuffled states only."
             )
         return tuple(lines)
 

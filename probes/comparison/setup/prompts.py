@@ -66,6 +66,7 @@ class ComparisonPrompts:
         folds: Prompts of the cross-model interchange; None where the pattern does not allow it.
         further_folds: Further draws of them, by seed.
         transfer_skip_reason: Why it does not; else "".
+        missing_draws: Why there are fewer further draws than asked for; else "".
         paths: Pairs for role paths.
         seed: Seed of all draws.
         screen: Cells that are patched exactly after a screen; None where all are.
@@ -80,6 +81,7 @@ class ComparisonPrompts:
     folds: HeldOutFolds | None
     further_folds: Mapping[int, HeldOutFolds]
     transfer_skip_reason: str
+    missing_draws: str
     paths: PathPrompts
     seed: int
     screen: ExactCells | None = None
@@ -115,7 +117,7 @@ def sample_comparison_prompts(
             draw_seed = seed + draw * _DRAW_SEED_STEP
             folds.append((draw_seed, _sample_folds(pattern, tokenizers, draw_seed, is_screened)))
     except PatternError as error:  # Of the first draw: the pattern does not allow interchange.
-        skip_reason = "" if folds else str(error)
+        skip_reason = str(error)
     return ComparisonPrompts(
         pattern=pattern,
         questions=sample_readable_questions(
@@ -125,7 +127,8 @@ def sample_comparison_prompts(
         roles=roles,
         folds=folds[0][1] if folds else None,
         further_folds=dict(folds[1:]),
-        transfer_skip_reason=skip_reason,
+        transfer_skip_reason="" if folds else skip_reason,
+        missing_draws=skip_reason if folds else "",
         paths=sample_path_prompts(
             pattern, pairs, tokenizers, settings, limit=settings.prompts if is_screened else None
         ),

@@ -13,10 +13,10 @@ limit. The rules are tried in this order; the first that applies gives the verdi
 | split | the relative needs more roles than the full model |
 | merged | the relative needs fewer roles than the full model |
 | moved | the role differs, and is the same in the other-seed model |
-| cannot tell | the role differs, and there is no other-seed model |
+| cannot tell | the role differs, and no other-seed model has an accuracy above one half |
 | kept | at the same role, states of the full model reach the accuracy of the relative's own states
-minus the margin, exceed random-init models, labels and shuffled states, and reach one half with
-each group of held-out verbs |
+minus the margin, exceed random-init models (in the first draw; none with the permuted null, which
+is said), labels and shuffled states, and reach one half with each group of held-out verbs |
 | cannot tell | the role is the same, but no map between the codes was shown |
 
 A variable is never lost while the gate is open, because the answer depends on it.
@@ -26,10 +26,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from probes.comparison.variables.donors import Recipient
-from probes.comparison.variables.result import EMBEDDING_CONTROL, CrossModelTransfer
+from probes.comparison.variables.result import (
+    EMBEDDING_CONTROL,
+    RANDOM_INIT,
+    CrossModelTransfer,
+)
 from probes.comparison.verdict import NON_INFERIORITY, REFERENCE_SITE, Verdict, VerdictLabel
 from probes.interventions.interchange import interchange_intervention
 from probes.interventions.site_search import takes_only
+from probes.models.site import Site
 from probes.observe.result import Gate
 from probes.prompts.interchange_pairs import OBJECT
 from probes.stats.evidence import StatisticalTest, check_above, check_below, skipped_test
@@ -70,6 +75,18 @@ def variable_site(recipient: Recipient, variable: str) -> VariableSite:
     return VariableSite(str(site), frozenset(site.role.split("+")), exclusive, inclusive)
 
 
+def carried_sites(recipient: Recipient) -> dict[str, Site]:
+    """Sites that carry their variable alone in more than half of the pairs.
+
+    Where nothing carries a variable, a search still names a site: the variable's own token.
+    """
+    return {
+        variable: site
+        for variable, site in recipient.sites.items()
+        if variable_site(recipient, variable).exclusive_accuracy.low > MIN_INTERCHANGE_ACCURACY
+    }
+
+
 def absent_variable_verdict(variable: str, gates: Sequence[Gate]) -> Verdict:
     """Verdict for a model with a closed gate; the gate of the other answer may be open."""
     gate = _gate(variable, gates)
@@ -95,7 +112,8 @@ def variable_verdict(
         full, other: Sites in the full model and the relative.
         transfer: Transfer from the full model to the relative.
         gates: Gates of the relative, one for each answer.
-        other_seed_roles: Roles of the site in the other-seed model.
+        other_seed_roles: Roles of the site in the other-seed model; none where no site of it
+            carries the variable. None without such a model.
     """
     label, reason = _label(full, other, transfer, _gate(transfer.variable, gates), other_seed_roles)
     tests = tuple(_tests(full, other, transfer))
@@ -132,14 +150,16 @@ def _different_roles(
     full: VariableSite, other: VariableSite, other_seed_roles: frozenset[str] | None
 ) -> tuple[VerdictLabel, str]:
     here, there = (" and ".join(sorted(site.roles)) for site in (full, other))
-    if other_seed_roles not in (None, full.roles):
+    if other_seed_roles and other_seed_roles != full.roles:
         return "cannot tell", f"at {there} instead of {here}; the other-seed model differs as well"
     if full.roles < other.roles:
         return "split", f"at {here} in the full model, at {there} together in the relative"
     if other.roles < full.roles:
         return "merged", f"at {here} together in the full model, at {there} alone in the relative"
-    if other_seed_roles is None:
+    if not other_seed_roles:
         reason = "there is no other-seed model to compare"
+        if other_seed_roles is not None:
+            reason = "no site of the other-seed model carries it alone in half of the pairs"
         return "cannot tell", f"at {there} instead of {here}; {reason}"
     return "moved", f"at {there} instead of {here}, where both seeds of the full model have it"
 
@@ -152,7 +172,7 @@ def _same_roles(transfer: CrossModelTransfer) -> tuple[VerdictLabel, str]:
     if transfer.shortfall.high < NON_INFERIORITY_MARGIN and accuracy.low > best:
         if not worst.low > MIN_INTERCHANGE_ACCURACY:
             return "cannot tell", f"same role, but not for all verbs: {worst} with {verbs!r}"
-        return "kept", f"same role: {numbers}, best of the nulls {best:.2f}"
+        return "kept", f"same role: {numbers}, best of the controls {best:.2f}"
     if transfer.shortfall.low > NON_INFERIORITY_MARGIN:
         return "cannot tell", f"same role, but another code: {numbers}"
     if not own.low > MIN_INTERCHANGE_ACCURACY:
@@ -207,6 +227,10 @@ def _tests(
         verbs, worst = _worst_verbs(transfer)
         name, meaning = f"accuracy with {verbs!r}", "it does not pass for these verbs"
         tests.append(check_above(name, meaning, worst, MIN_INTERCHANGE_ACCURACY, id="worst_verbs"))
+    if RANDOM_INIT not in controls:
+        name, why = "accuracy above random-init models", "none runs with a permuted null"
+        test = skipped_test(name, why, is_deciding=False, id="above_random_init")
+        tests.append(test)
     if full.roles != other.roles:
         tests.append(skipped_test("same roles", "the roles differ", id="same_roles"))
     if transfer.negative_controls:
