@@ -7,11 +7,13 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 import typer
 
 from probes.cli.common import require_equivalence
 from probes.comparison import compare as relatives
 from probes.comparison import nulls
+from probes.comparison.assemble import _accuracy_changes, _missing_draws
 from probes.comparison.compare import compare, compare_family
 from probes.comparison.explanation import FailingPrompt
 from probes.comparison.family_result import FamilyComparison, gather_repeats
@@ -23,6 +25,7 @@ from probes.comparison.model_facts import ModelFacts, PlotData
 from probes.comparison.nulls import NullDraw, NullGroup
 from probes.comparison.result import Comparison
 from probes.comparison.setup import prompts as sampling
+from probes.comparison.setup.method import ComparisonMethod
 from probes.comparison.setup.prompts import ComparisonPrompts, PathPrompts
 from probes.comparison.setup.references import ComparisonSettings, load_models
 from probes.comparison.variables.result import CrossModelTransfer
@@ -48,7 +51,9 @@ from probes.errors import (
 )
 from probes.models.files.provenance import Provenance, StorageCost
 from probes.models.model import load, random_init, wrap
+from probes.observe.behavior import Behavior
 from probes.observe.result import Gate, GateState
+from probes.prompts.catalog import pattern
 from probes.stats.evidence import StatisticalTest
 from probes.stats.intervals import Estimate
 from probes.testing.equivalent_layers import rotate_residual, round_weights
@@ -227,6 +232,44 @@ def test_an_answer_that_may_be_right_less_often_by_the_margin_is_not_equal(low, 
     with pytest.raises(EquivalenceError, match="noun: accuracy changes by"):
         found.assert_equivalent()
     found.assert_equivalent(margin=0.5)
+
+
+def test_where_the_gate_asks_for_a_choice_the_choice_must_be_as_good():
+    """Whole answers of a small model may be wrong in both models."""
+    wrong = torch.zeros(40, 1, dtype=torch.bool)
+    chosen, less = torch.ones(40, 1, dtype=torch.bool), (torch.arange(40) < 24)[:, None]
+    full, other = (
+        Behavior("m", ("name",), wrong, wrong.float(), wrong.long(), preferred)
+        for preferred in (chosen, less)
+    )
+    (accuracy,) = _accuracy_changes(full, other, "accuracy")
+    (choice,) = _accuracy_changes(full, other, "choice")
+    assert (accuracy.value, choice.value) == (0, -0.4)
+    assert _accuracy_changes(full, other, "logit-diff") == (choice,)
+    gates = tuple(
+        replace(gate(model, a), criterion="choice", choice=SURE)
+        for model in ("full", "other")
+        for a in ("number", "noun")
+    )
+    with pytest.raises(EquivalenceError, match="accuracy among foils changes by"):
+        made(gates=gates, accuracy_changes=(choice, NONE)).assert_equivalent()
+
+
+def test_draws_that_a_pattern_does_not_allow_are_missing_with_their_reason(monkeypatch):
+    whole = sampling.sample_held_out_folds
+
+    def first_alone(chosen, *, seed, **more):
+        if seed:
+            raise PatternError("too few words")
+        return whole(chosen, seed=seed, **more)
+
+    monkeypatch.setattr(sampling, "sample_held_out_folds", first_alone)
+    settings = ComparisonSettings(prompts=4, draws=3, screen="never", null="permuted")
+    found = sampling.sample_comparison_prompts(pattern("take-away"), [load("distilled")], settings)
+    assert found.folds and not found.further_folds and not found.transfer_skip_reason
+    line = "Variables were measured in 1 of 3 draws of prompts: too few words."
+    assert _missing_draws(found, settings) == line
+    assert line in ComparisonMethod(missing_draws=line).lines()
 
 
 def test_getting_better_is_no_failure():

@@ -25,10 +25,12 @@ from probes.comparison.variables.transfer import (
     evaluate_donor,
     own_hits,
 )
+from probes.comparison.variables.verdicts import carried_sites
 from probes.errors import BatchError, ModelError, PatternError, ProbeError
 from probes.interventions.interchange import interchange_intervention, with_residual
 from probes.interventions.site_search import takes_only
 from probes.models.model import random_init, wrap
+from probes.models.site import Site
 from probes.prompts.interchange_pairs import OBJECT, OPERATION
 from probes.stats.auroc import group_auroc
 from probes.testing.equivalent_heads import permute_heads, split_heads
@@ -94,6 +96,13 @@ def test_planted_models_have_each_variable_at_its_own_word():
         assert own_hits(recipient(), variable).all()
         assert self_sites(recipient(), variable) == {role: (1, role)}
         assert embedding_sites(recipient(), variable) == {role: (0, role)}
+
+
+def test_a_model_without_the_variables_carries_none_of_them_at_the_sites_that_its_search_names():
+    assert carried_sites(recipient()) == recipient().sites
+    without = find_recipient(random_init(model("template"), seed=0), folds())
+    assert without.sites["x"] == Site(1, "resid", "x")
+    assert carried_sites(without) == {}
 
 
 def test_self_stitching_by_the_identity_is_a_plain_interchange():

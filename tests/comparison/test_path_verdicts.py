@@ -87,6 +87,19 @@ def test_the_behavior_is_absent_where_a_gate_is_closed():
     assert (verdict.label, verdict.subject) == ("behavior absent", "operation: op → answer")
 
 
+@pytest.mark.parametrize("state", ["partial", "not established", "too few to tell"])
+def test_no_path_is_lost_or_new_unless_the_gate_of_its_answer_is_open(state):
+    numbers = [(MUCH, NONE), (MUCH, NONE, NONE), (NONE, MUCH)]
+    for each in numbers:
+        (verdict,) = path_verdicts([effect(*each)], [gate(), gate(state)])
+        assert verdict.label == "cannot tell"
+        assert verdict.reason.endswith("but a gate is not open")
+        assert (verdict.subject == "") == (each[0] is NONE)
+    assert path_verdicts([effect(MUCH, MUCH)], [gate(state)])[0].label == "kept"
+    another = replace(gate(state), answer="noun")
+    assert path_verdicts([effect(MUCH, NONE)], [gate(), another])[0].label == "lost"
+
+
 def test_a_new_path_is_one_of_the_relative_and_equivalence_needs_equal_fractions():
     (new,) = path_verdicts([effect(NONE, MUCH)], [gate()])
     assert (new.subject, new.counterpart) == ("", "operation: op → answer")

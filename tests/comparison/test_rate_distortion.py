@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import probes
+from probes.comparison.rate_distortion import point as one_point
 from probes.comparison.rate_distortion.measure import RateDistortionSettings, rate_distortion
 from probes.comparison.rate_distortion.mechanism import (
     InterchangeOutcome,
@@ -27,7 +28,7 @@ from probes.comparison.rate_distortion.order import (
 from probes.comparison.rate_distortion.weight_noise import match_noise, noisy_model
 from probes.compression.derived_model import DerivedModel, dense_storage
 from probes.compression.storage import measure_rate
-from probes.errors import FigureError, ModelError, PatternError, SiteError
+from probes.errors import CircuitError, FigureError, ModelError, PatternError, SiteError
 from probes.interventions.interchange import interchange_intervention, run_interchange_pairs
 from probes.interventions.site_search import takes_only
 from probes.models.files.provenance import Provenance, StorageCost
@@ -360,6 +361,17 @@ def test_a_relative_with_another_graph_is_measured_at_its_own_sites_without_nois
     assert not far.same_graph and far.mechanism.sites == far.mechanism.own_sites
     assert not far.mechanism.parent_states and math.isnan(far.mechanism.circuit_kept.value)
     assert far.mechanism.circuit_edges > 0 and far.noise is None
+
+
+def test_a_relative_without_a_circuit_of_its_own_is_not_given_that_of_its_parent(monkeypatch):
+    def none_found(*_):
+        raise CircuitError("no circuit keeps 0.9")
+
+    monkeypatch.setattr(one_point, "find_circuit", none_found)
+    parent = object.__new__(one_point.ParentReference)
+    object.__setattr__(parent, "discovery_task", object())
+    object.__setattr__(parent, "circuit", object())
+    assert one_point._own_circuit(tiny("llama"), parent) is None
 
 
 def test_a_model_with_a_closed_gate_has_no_mechanism(curve):

@@ -131,6 +131,7 @@ def test_another_role_is_a_move_only_if_the_other_seed_agrees_with_the_full_mode
     assert label(full, other, other_seed_roles=frozenset({"y"})) == "cannot tell"
     assert label(full, other, other_seed_roles=frozenset({"answer"})) == "cannot tell"
     assert label(full, other, other_seed_roles=None) == "cannot tell"
+    assert label(full, other, other_seed_roles=frozenset()) == "cannot tell"
     # Overlapping roles differ too, if neither set contains the other.
     assert (
         label(site("op", "x"), site("op", "y"), other_seed_roles=frozenset({"op", "x"})) == "moved"
@@ -151,6 +152,16 @@ def test_if_seeds_differ_in_roles_there_is_neither_split_nor_merge(full, other, 
     assert label(site(*full), site(*other), other_seed_roles=frozenset(other_seed)) == wanted
 
 
+def test_a_transfer_without_random_init_models_says_that_none_ran():
+    """A permuted null has none: labels and shuffled states are the controls."""
+    whole, plain = transfer(), transfer(controls={"token embedding": NEVER, "label": NEVER})
+    verdicts = [variable_verdict(site("op"), site("op"), one, GATES) for one in (whole, plain)]
+    assert [one.label for one in verdicts] == ["kept", "kept"]
+    assert verdicts[0].test("above_random_init") is None
+    skipped = verdicts[1].test("above_random_init")
+    assert skipped.passed is None and "permuted null" in skipped.meaning_if_failed
+
+
 def test_the_same_role_is_kept_whatever_the_role_in_the_other_seed():
     assert label(site("op"), site("op"), other_seed_roles=frozenset({"y"})) == "kept"
 
@@ -160,9 +171,10 @@ def test_the_reason_tells_if_seeds_differ_or_no_other_seed_is_given():
         variable_verdict(
             site("op"), site("y"), transfer(), GATES, other_seed_roles=other_seed
         ).reason
-        for other_seed in (None, frozenset({"y"}))
+        for other_seed in (None, frozenset({"y"}), frozenset())
     ]
     assert "no other-seed model" in reasons[0]
+    assert "no site of the other-seed model" in reasons[2]
     assert "the other-seed model differs as well" in reasons[1]
 
 
