@@ -126,14 +126,16 @@ def error_rate_line(verdicts: Sequence[Verdict]) -> str:
     """Sentence with the number of decided verdicts and how many of them chance alone may decide.
 
     A verdict needs every deciding test to pass, and each passes wrongly with probability 0.025 at
-    most: half of what a 95 % interval leaves out.
+    most: half of what a 95 % interval leaves out. A path may be weaker or stronger: both halves.
     """
     tried = [v for v in verdicts if v.label not in ("no reliable effect", "behavior absent")]
     decided = sum(v.label not in UNDECIDED for v in tried)
-    chance = len(tried) * (1 - CONFIDENCE_LEVEL) / 2
+    sides = sum(2 if v.kind == "path" else 1 for v in tried)
+    chance = sides * (1 - CONFIDENCE_LEVEL) / 2
     return (
         f"{decided} of {len(tried)} verdicts are decided; an interval is wrong on one side with "
-        f"probability 0.025, so chance alone would decide about {chance:.1f}."
+        f"probability 0.025 (a path's on either side), so chance alone would decide about "
+        f"{chance:.1f}."
     )
 
 

@@ -299,7 +299,7 @@ def test_the_table_has_a_row_for_every_value(similarity):
     at = similarity["rsa"].roles.index("y")
     assert row["value"] == similarity["rsa"].value[at, 2, 1]
     assert row["chance_high"] == similarity["rsa"].chance_high[at, 2, 1]
-    assert row["floor"] == similarity["rsa"].other_seed[at, 2]
+    assert row["other_seed"] == similarity["rsa"].other_seed[at, 2]
 
 
 def test_models_of_different_width_and_vocabulary_are_compared_by_roles(models, pattern, letters):

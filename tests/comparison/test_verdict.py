@@ -57,3 +57,5 @@ def test_the_error_rate_line_counts_decided_verdicts_and_what_chance_would_decid
     line = error_rate_line([Verdict("L0.H1", "head", label, "", "because") for label in labels])
     assert line.startswith("4 of 40 verdicts are decided")
     assert line.endswith("about 1.0.")
+    paths = [Verdict("op → answer", "path", "weaker", "", "because")] * 40
+    assert error_rate_line(paths).endswith("about 2.0.")

@@ -250,7 +250,7 @@ def test_factors_explain_their_own_tokens_and_the_planted_state(template):
     assert tuple(found) == FACTORS
     assert found["thing"][0] == pytest.approx(1)
     assert found["verb"][1] == pytest.approx(1)
-    assert found["frame"][3] == pytest.approx(1)
+    assert found["template"][3] == pytest.approx(1)
     # Variance: 16 of the state, one of the verb's embedding and one of the copied noun.
     assert 0.8 < found["operation"][2] < 1
     assert found["operation"][2] > found["operation"][1] + 0.5

@@ -207,6 +207,6 @@ def _transfer_columns(at: SizeComparison) -> dict[str, Any]:
             f"gap low in {model}": transfer.gap.low,
             f"gap high in {model}": transfer.gap.high,
             f"chance in {model}": transfer.chance_high,
-            f"word in {model}": transfer.label,
+            f"label in {model}": transfer.label,
         }
     return row

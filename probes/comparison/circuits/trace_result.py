@@ -55,7 +55,9 @@ class TracedPath:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class TraceComparison(Result):
-    """Circuits of two models with the same graph, each traced on the same prompts.
+    """Circuits of two models with the same graph, traced on the same prompts.
+
+    Within a budget each model may be traced on the first of these only.
 
     Attributes:
         a, b: The traces.

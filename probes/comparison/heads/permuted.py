@@ -40,8 +40,10 @@ def _permute_effects(
 
 
 def _permute_attention(
-    attention: Mapping[str, Float[np.ndarray, "_ head gaze"]], roles: int, rng: np.random.Generator
-) -> dict[str, Float[np.ndarray, "_ head gaze"]]:
+    attention: Mapping[str, Float[np.ndarray, "_ head attended"]],
+    roles: int,
+    rng: np.random.Generator,
+) -> dict[str, Float[np.ndarray, "_ head attended"]]:
     """The same permutation for all contrasts, so that heads keep one pattern of attention."""
     by_key = {c: a.reshape(*a.shape[:2], roles, roles) for c, a in attention.items()}
     permuted = {c: a.copy() for c, a in by_key.items()}

@@ -52,9 +52,9 @@ class HeadProfiles:
     heads: tuple[str, ...]
     roles: tuple[str, ...]
     effects: Mapping[str, Float[np.ndarray, "_ head effect"]]
-    attention: Mapping[str, Float[np.ndarray, "_ head gaze"]]
+    attention: Mapping[str, Float[np.ndarray, "_ head attended"]]
     total_effects: Mapping[str, Float[np.ndarray, "_ answer"]] = field(default_factory=dict)
-    mean_attention: Float[np.ndarray, "head gaze"] | None = None
+    mean_attention: Float[np.ndarray, "head attended"] | None = None
 
     @property
     def reliability(self) -> Float[np.ndarray, " head"]:
@@ -132,7 +132,7 @@ class MeanProfiles:
     """Profiles averaged over prompts, once for each draw."""
 
     effects: Float[np.ndarray, "draw head effect"]
-    attention: Float[np.ndarray, "draw head gaze"]
+    attention: Float[np.ndarray, "draw head attended"]
 
 
 def profile_heads(  # noqa: PLR0913 (each is an option of its own)

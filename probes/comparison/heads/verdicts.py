@@ -35,7 +35,7 @@ _CONFIDENCE = 0.975
 _TEXTS = {
     "set_explained": ("explained by the set", "the set does not do the work"),
     "set_gain": ("gain over the best single head", "one head explains as much"),
-    "similarity": ("similarity", "random-init models have a head as similar"),
+    "similarity": ("similarity", "the null has a head as similar"),
     "explained": ("explained fraction", "the partner does not do its work"),
     "above_negative_controls": (
         "similarity above negative controls",
@@ -48,7 +48,7 @@ _TEXTS = {
     STRENGTH_EQUIVALENCE: ("relative strength", "its partner is stronger or weaker"),
     "role_free_similarity": (
         "similarity, roles summed out",
-        "random-init models have a head as similar",
+        "the null has a head as similar",
     ),
 }
 """Name of each test and the meaning of its failure, by id."""

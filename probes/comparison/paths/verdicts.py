@@ -17,7 +17,7 @@ order; the first that applies gives the verdict.
 | cannot tell | no rule applies, or it would be new, lost or not shared, and a gate of its answer is
 not open |
 
-A path that the relative has must also exceed the threshold of random-init models, in logits. Paths
+A path that the relative has must also exceed the threshold of the null, in logits. Paths
 are found on pairs that are not those of the tests. The pairs are drawn independently, so that
 intervals over pairs cover further draws.
 """
@@ -73,7 +73,8 @@ def path_effects(
         plan: What was measured.
         found: Paths of the full model and of the relative, by their search.
         runs: Effects in the full model, in the relative and in the other-seed model.
-        nulls: Absolute effects in each random-init model of the relative's shape.
+        nulls: Absolute effects in each draw of the null: a random-init model of the relative's
+            shape, or the relative's own effects with random signs.
         seed: Seed of the bootstrap.
     """
     full, other, _ = runs
@@ -223,7 +224,7 @@ def _tests(effect: PathEffect) -> list[StatisticalTest]:
             effect.other, MIN_PATH_FRACTION, id="fraction",
         ),
         check_above(
-            f"{logits} above random-init models", "random-init models have as much",
+            f"{logits} above the null", "the null has as much",
             effect.logits, effect.random_init, id="above_null",
         ),
         check_within(

@@ -81,5 +81,5 @@ class RepresentationSimilarity:
             for r, role in enumerate(measure.roles)
             for layer_a, layer_b in np.ndindex(*measure.value.shape[1:])
         ]
-        columns = ["measure", "role", "layer_a", "layer_b", *names, "floor"]
+        columns = ["measure", "role", "layer_a", "layer_b", *names, "other_seed"]
         return pd.DataFrame(rows, columns=pd.Index(columns))

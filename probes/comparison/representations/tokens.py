@@ -252,7 +252,7 @@ def _to_result(
     low, high = jackknife_interval(cka, [whole.cka(without=block) for block in sums.blocks])
     null = np.stack([whole.cka(ab=one) for one in sums.null])
     chance, chance_high = null.mean(0), conformal_threshold(null)
-    floor = np.full(len(whole.a.pairs), np.nan) if sums.other is None else sums.other.cka()
+    other_seed = np.full(len(whole.a.pairs), np.nan) if sums.other is None else sums.other.cka()
     return TokenSimilarity(
         a=models[0].name,
         b=models[1].name,
@@ -269,7 +269,7 @@ def _to_result(
                 Estimate(float(cka[n]), float(low[n]), float(high[n])),
                 float(chance[n]),
                 float(chance_high[n]),
-                float(floor[own]),
+                float(other_seed[own]),
             )
             for n, (pair, (own, _)) in enumerate(zip(pairs, sums.blocks[0].ab.pairs, strict=True))
         ),

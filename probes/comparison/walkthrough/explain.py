@@ -39,7 +39,8 @@ class ExplainSettings:
 
     Attributes:
         prompts: Other questions of the same form, for each variable that is changed.
-        nulls: Random-init models of each shape.
+        nulls: Random-init models of each shape. A further one exceeds all of n with probability
+            1 / (n + 1), so labels need 19 for a rate of 0.05.
         seed: Seed of the questions, of the random-init models and of the bootstrap.
         run: Folder of the store of finished work, or a store; see `PlannedSettings`.
         device: Device of models that are given by name; PyTorch's default device if empty.

@@ -233,7 +233,7 @@ def unseen_bases(pattern: Pattern) -> dict[str, BaseFilter]:
 
     "new objects" do not occur in the prompts of the search. "other objects" and "other sums" (the
     base's numbers with the source's operation) are those of `family_split`; models whose
-    provenance names it never saw them in training.
+    provenance names it never saw them in training, and the search may have.
     """
     split, opposite = family_split(), pattern.flipped().operation
     nouns, searched = pattern.lexicon.words("noun"), search_words(pattern)[OBJECT]

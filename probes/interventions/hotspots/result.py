@@ -38,8 +38,8 @@ class Hotspot:
         same_object: Interchange accuracy with sources about the base's object.
         difference: `same_object` minus `other_object`, paired by base; near 0: the object does not
             matter.
-        unseen_groups: Interchange accuracy among bases with words or numbers that were not used
-            before; see `hotspots.unseen_bases`.
+        unseen_groups: Interchange accuracy among bases whose objects are not in the prompts of the
+            search, or that some models never saw in training; see `unseen_bases`.
     """
 
     variable: str

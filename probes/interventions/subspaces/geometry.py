@@ -17,8 +17,8 @@ from probes.prompts.interchange_pairs import OPERATION
 from probes.prompts.question import Question
 from probes.stats.null_threshold import conformal_threshold
 
-FACTORS = ("operation", "x", "y", "thing", "name", "verb", "frame")
-"""Factors of a prompt; "frame" is its template."""
+FACTORS = ("operation", "x", "y", "thing", "name", "verb", "template")
+"""Factors of a prompt."""
 
 _FOLDS, _SHUFFLES = 5, 40
 _SCALE_TOLERANCE = 1e-6
@@ -226,7 +226,7 @@ def _factor_levels(questions: Sequence[Question], factor: str) -> Shaped[np.ndar
     def level(question: Question) -> str:
         if factor == OPERATION:
             return question.pattern
-        if factor == "frame":
+        if factor == "template":
             return question.template
         slot = "op" if factor == "verb" else factor
         return str(dict(question.slots).get(slot, ""))
