@@ -228,11 +228,11 @@ def test_a_study_trains_and_measures_the_same_models(ray_workers, tmp_path, monk
 @pytest.mark.slow
 def test_two_traces_and_claims_are_the_same(two_processes, tmp_path):
     trace = TraceSettings(prompts=4, random_circuits=8, added_edges=8)
-    claims = ClaimSettings(bases=40, nulls=2)
+    claims = ClaimSettings(bases=24, nulls=2)
     results = [
         (
-            pb.compare_traces("full", "full-b", settings=replace(trace, engine=each)),
-            pb.evaluate_claims("full", settings=replace(claims, engine=each)),
+            pb.compare_traces("distilled", "scratch", settings=replace(trace, engine=each)),
+            pb.evaluate_claims("distilled", settings=replace(claims, engine=each)),
         )
         for each in ("inprocess", two_processes)
     ]
