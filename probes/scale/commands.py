@@ -9,6 +9,7 @@ from probes.errors import StoreError
 from probes.models.model import Model
 from probes.models.run_checks import hook_count
 from probes.plan import PlannedSettings
+from probes.prompts.tokens.once import tokenize_once
 from probes.scale.store import Store, flat_values
 
 P = ParamSpec("P")
@@ -49,11 +50,11 @@ def remember_in(
     *args: P.args,
     **kwargs: P.kwargs,
 ) -> T:
-    """Result of a whole command in the store of its settings.
+    """Result of a whole command in the store of its settings; prompts are tokenized once in it.
 
     With a budget it is measured, because the settings that keep to it depend on the machine.
     """
-    with open_store(settings.run) as store:
+    with open_store(settings.run) as store, tokenize_once():
         if store is None or settings.budget is not None:
             return function(*args, **kwargs)
         return remember_command(store, label, function, *args, **kwargs)

@@ -67,6 +67,8 @@ def test_each_question_is_tokenized_once_in_its_context(own, monkeypatch):
         found = [tokenize(own, questions) for questions in (first, second)]
         tokenize(deepcopy(own), second)
         tokenize(own, second, add_bos=False)
+        with tokenize_once():  # It shares what is known.
+            tokenize(own, second)
         with pytest.raises(BatchError, match="same answers"):
             tokenize(own, [*first, make_question("A fox", ("sat", "ran"))])
     tokenize(own, second)

@@ -28,6 +28,7 @@ from probes.plan import LEFT_OUT
 from probes.progress import Progress
 from probes.prompts.catalog import pattern as load_pattern
 from probes.prompts.pattern import Pattern
+from probes.prompts.tokens.once import tokenize_once
 from probes.scale.commands import open_store, remember_command
 from probes.scale.engine import InProcess, open_engine, unit_runner
 
@@ -74,7 +75,7 @@ def rate_distortion(
     chosen = load_pattern(pattern) if isinstance(pattern, str) else pattern
     first, models = _load_models(parent, relatives, settings.device)
     chosen = pattern_in_format(chosen, settings.format, [first], seed=settings.seed)
-    with open_store(settings.run) as store:
+    with open_store(settings.run) as store, tokenize_once():
         settings = replace(settings, run=store, progress=progress or settings.progress)
         if store is None or settings.budget is not None:  # A budget gives other settings each time.
             return _measure_curve(first, models, chosen, settings)

@@ -28,6 +28,7 @@ from probes.observe.result import Gate
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.english.match import match_text
 from probes.prompts.question import Question
+from probes.prompts.tokens.once import tokenize_once
 from probes.scale.commands import open_store, remember_command
 
 _SEED_OFFSET = 1_000
@@ -81,7 +82,7 @@ def explain(
     models = [load(one, device=device) for one in specs]
     known = models[0].provenance.other_seeds if models[0].provenance else ()
     other_seed = load(known[0], device=device) if known and len(models) > 1 else None
-    with open_store(settings.run) as store:
+    with open_store(settings.run) as store, tokenize_once():
         if store is None:
             return _walk_through(models, question, settings, other_seed)
         return remember_command(

@@ -14,9 +14,11 @@ _KEPT: ContextVar[dict[tuple, Any] | None] = ContextVar("tokenized prompts", def
 def tokenize_once() -> Iterator[None]:
     """Tokenize each prompt once for each tokenizer inside; tokenizers must not change meanwhile.
 
-    Threads take part that run in a copy of this context.
+    Threads take part that run in a copy of this context. A context inside another shares its
+    prompts.
     """
-    before = _KEPT.set({})
+    kept = _KEPT.get()
+    before = _KEPT.set({} if kept is None else kept)
     try:
         yield
     finally:
