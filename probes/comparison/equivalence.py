@@ -165,7 +165,8 @@ def _check_paths(
 ) -> int:
     """Sort the role paths by the difference of their fractions; return how many were tested."""
     verdicts = {v.subject or v.counterpart: v for v in comparison.verdicts if v.kind == "path"}
-    tested = [path for path in comparison.paths if path.subject in verdicts]
+    known = [path for path in comparison.paths if path.subject in verdicts]
+    tested = [path for path in known if not path.is_forced]
     for path in tested:
         if -margin < path.shortfall.low and path.shortfall.high < margin:
             passed.append(path.subject)
@@ -173,7 +174,9 @@ def _check_paths(
             label = verdicts[path.subject].label
             shortfall = path.shortfall.beside(margin)
             failed.append(f"{path.subject}: {label}, falls short by {shortfall}")
-    if not tested:
+    forced = [path.subject for path in known if path.is_forced]
+    untested += [f"{subject} (the only way to the answer, in any model)" for subject in forced]
+    if not known:
         untested.append("role paths (none was found with aligned tokens)")
     return len(tested)
 

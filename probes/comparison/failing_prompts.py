@@ -18,7 +18,7 @@ _MAX_PROMPTS = 3
 def head_failing_prompts(
     full: ModelMeasurements, other: ModelMeasurements, verdict: Verdict
 ) -> tuple[FailingPrompt, ...]:
-    """Prompts with the largest difference between a head and its counterpart.
+    """Prompts with the largest difference between a head and its counterpart, if it has one.
 
     Effect fractions are compared at the contrast, role and answer of the head's largest mean
     effect.
@@ -28,6 +28,8 @@ def head_failing_prompts(
     a, b = full.profiles, other.profiles
     head = [a.heads.index(verdict.subject)]
     partners = [b.heads.index(name) for name in verdict.counterpart.split(" + ") if name in b.heads]
+    if not partners:
+        return ()
     features = [
         (contrast, feature)
         for contrast, answer in affected_answers(a, b)

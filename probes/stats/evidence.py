@@ -42,8 +42,7 @@ class StatisticalTest:
         if self.value is None:
             return "not measured"
         ends = [abs(end) for end in (self.above, self.below) if end is not None]
-        # Thresholds are shown with two digits; others are no round numbers.
-        texts = [self.value.beside(end) for end in ends if round(end, 2) == end]
+        texts = [self.value.beside(end) for end in ends]
         return max(texts, key=len, default=str(self.value))
 
     def non_deciding(self) -> "StatisticalTest":
@@ -76,7 +75,7 @@ def check_above(
 ) -> StatisticalTest:
     """Test whether the 95 % interval lies above a threshold."""
     passed = _decide(value.low > threshold, value.high <= threshold)
-    text = f"above {threshold:.2f}"
+    text = f"above {value.threshold_text(threshold)}"
     return StatisticalTest(name, meaning_if_failed, value, text, passed, id=id, above=threshold)
 
 
@@ -85,7 +84,7 @@ def check_below(
 ) -> StatisticalTest:
     """Test whether the 95 % interval lies below a threshold."""
     passed = _decide(value.high < threshold, value.low >= threshold)
-    text = f"below {threshold:.2f}"
+    text = f"below {value.threshold_text(threshold)}"
     return StatisticalTest(name, meaning_if_failed, value, text, passed, id=id, below=threshold)
 
 

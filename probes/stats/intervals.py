@@ -36,12 +36,19 @@ class Estimate:
 
     def beside(self, threshold: float) -> str:
         """Text with as many digits as tell the bounds from a threshold, its sign aside."""
+        return self._text(self._digits_beside(threshold))
+
+    def threshold_text(self, threshold: float) -> str:
+        """Text of a threshold with as many digits as tell it from the bounds."""
+        return f"{threshold:.{self._digits_beside(abs(threshold))}f}"
+
+    def _digits_beside(self, threshold: float) -> int:
         digits, ends = 2, (abs(self.low), abs(self.high))
         while digits < _MOST_DIGITS and any(
             end != threshold and round(end, digits) == round(threshold, digits) for end in ends
         ):
             digits += 1
-        return self._text(digits)
+        return digits
 
     def _text(self, digits: int) -> str:
         if np.isnan(self.value):

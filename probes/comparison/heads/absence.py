@@ -7,9 +7,10 @@ from jaxtyping import Bool, Float
 
 from probes.comparison.heads.head_sets import PARTIAL_EXPLAINED, HeadSet
 from probes.comparison.heads.measurements import Counterparts, HeadMeasurements
+from probes.comparison.heads.result import MAX_THRESHOLD
 from probes.comparison.verdict import Verdict, VerdictLabel
 from probes.observe.result import GateState
-from probes.stats.evidence import StatisticalTest, check_below
+from probes.stats.evidence import StatisticalTest, check_below, skipped_test
 from probes.stats.intervals import bootstrap_estimate
 
 NO_RELIABLE_EFFECT = "its effects are near zero or not reproducible between halves of the prompts"
@@ -77,7 +78,12 @@ def _absence_tests(
         explained: Fraction of the head that each head of the other model explains, and fraction of
             each of these that the head explains.
     """
-    texts = ("similarity to any head", "a head is as similar")
+    texts = ("similarity to any head with a reliable effect", "a head is as similar")
+    if threshold > MAX_THRESHOLD:
+        reason = (
+            f"a head is as similar: the null reaches {threshold:.2f}, so every head is below it"
+        )
+        return (skipped_test(texts[0], reason, id="max_similarity"),)
     if active.any():
         most_similar = bootstrap_estimate(similarity[:, active].max(1))
         most_explained, explains_most = (

@@ -7,7 +7,7 @@ from probes.stats.intervals import Estimate
 MIN_RELIABILITY = 0.5
 """Smallest split-half cosine of a head with reliable effects."""
 
-_MAX_THRESHOLD = 0.95
+MAX_THRESHOLD = 0.95
 """Above this threshold a pairing score has no meaning: models of the null nearly reach 1."""
 
 
@@ -69,7 +69,7 @@ class MeanPairScore:
             threshold: Threshold of the best pair of such a draw.
             other_seed: Name of the other-seed model, or "".
         """
-        if threshold > _MAX_THRESHOLD:
+        if threshold > MAX_THRESHOLD:
             models = null.split(maxsplit=1)[1].capitalize()
             return (
                 f"{models} reach pairing scores of {threshold:.2f}: these prompts have too few "

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from probes.comparison.verdict import Verdict
 from probes.stats.intervals import Estimate
 
+_ROUNDING = 1e-4
+
 
 @dataclass(frozen=True, slots=True)
 class PathEffect:
@@ -35,6 +37,15 @@ class PathEffect:
     logits: Estimate
     random_init: float
     pairs: int
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether the path carries the whole effect in both models, to rounding.
+
+        So does the only way from a contrast to an answer, in any model.
+        """
+        ends = [end for one in (self.full, self.other) for end in (one.low, one.high)]
+        return all(abs(end - 1) < _ROUNDING for end in ends)
 
     @property
     def subject(self) -> str:

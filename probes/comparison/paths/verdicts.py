@@ -7,6 +7,8 @@ order; the first that applies gives the verdict.
 | verdict | rule for a path |
 |---|---|
 | behavior absent | a gate of one model is closed |
+| cannot tell | it carries the whole effect in both models: the only way from the contrast to the
+answer does so in any model |
 | new | its fraction is below 0.05 in the full model and above 0.05 in the relative |
 | cannot tell | its fraction in the full model is not above 0.05 |
 | kept | both fractions are above 0.05 and differ by less than 0.2 |
@@ -167,6 +169,11 @@ def _verdict(effect: PathEffect, *, is_open: bool) -> Verdict | None:
 
 def _label(effect: PathEffect, carries: bool) -> tuple[VerdictLabel, str] | None:
     full, other, numbers = effect.full, effect.other, _numbers(effect)
+    if effect.is_forced:
+        return (
+            "cannot tell",
+            "no other way leads to the answer: any model has its whole effect here",
+        )
     if carries and full.high < MIN_PATH_FRACTION:
         return "new", f"only in the relative: {numbers}"
     if not full.low > MIN_PATH_FRACTION:

@@ -7,6 +7,7 @@ from time import thread_time
 
 from transformers import PreTrainedTokenizerBase
 
+from probes.comparison.circuits.edges import has_same_graph
 from probes.comparison.setup.cost import (
     exact_cells,
     extra_memory,
@@ -32,7 +33,6 @@ from probes.models.pass_costs import device_name, seconds_per_prompt
 from probes.observe.gate import GATE_QUESTIONS
 from probes.plan import Plan, Reduction, Stage, fit_to_budget, with_outlook
 from probes.prompts.pattern import Pattern
-from probes.prompts.tokens.pair_batch import tokenize_pairs
 
 # What a prompt costs, in passes, measured on the family and on SmolLM2-135M (docs/performance.md).
 _CELL = 0.13  # Of a run that restarts behind a patched component; without effect it is not run.
@@ -84,6 +84,7 @@ class _Sizes:
 
     settings: ComparisonSettings
     models: tuple[_ModelSize, ...]
+    same_graph: tuple[_ModelSize, ...]
     references: tuple[_ModelSize, ...]
     other_seed: bool
     negative: int
@@ -150,7 +151,7 @@ class _Passes:
                 )
                 if not self.permuted
             ],
-            "edges": [(m, self._edges()) for m in sizes.models if self.screened],
+            "edges": [(m, self._edges(settings)) for m in sizes.same_graph],
             "reference models": [
                 (m, self._profile(m, m.heads) + self._donor()) for m in sizes.references
             ],
@@ -202,8 +203,9 @@ class _Passes:
         circuits = min(tested, 16) * (2 + 7 * _GRAPH)
         return self.sizes.changing * (tested * (4 + _PATH_GRAPHS * _GRAPH) + circuits)
 
-    def _edges(self) -> float:
-        return 32 * _EDGE_PASSES
+    def _edges(self, settings: ComparisonSettings) -> float:
+        is_wanted = self.screened if settings.edges is None else settings.edges
+        return 32 * _EDGE_PASSES * is_wanted
 
     def _verdicts(self) -> float:
         return self.sizes.contrasts * self.pairs * _VERDICT
@@ -249,12 +251,12 @@ def _measure_sizes(
         sampling = thread_time() - start
         variables = _count_variables(pattern, tokenizers, settings.seed)
     roles, both = shared_roles(batches), list(zip(models, batches, strict=True))
-    first = next(iter(pairs.values()))
     others = references.not_compared({model.name for model in models})
+    alike = [model for model in models[1:] if has_same_graph(models[0], model)]
     shapes = {(model.shape, model.dtype): model for model in (*others, *models)}
     known = {}
     for key, model in shapes.items():
-        batch = tokenize_pairs(model.tokenizer, first, max_length=model.shape.context).clean
+        batch = next(iter(tokenize_contrasts(model, pairs).values())).clean
         given, limit = (batch.ids, batch.mask, batch.positions), _SECONDS / len(shapes)
         known[key] = seconds_per_prompt(model, *given, limit=limit)
 
@@ -267,6 +269,7 @@ def _measure_sizes(
     return _Sizes(
         settings=settings,
         models=tuple(map(size, models)),
+        same_graph=tuple(size(m) for m in (models[0], *alike) if alike),
         references=tuple(map(size, others)),
         other_seed=references.other_seed in others,
         negative=len(references.negative_controls),
