@@ -91,7 +91,7 @@ def bootstrap_mean(
     """
     n, mean = len(values), float(values.mean())
     error = float(values.std(ddof=1)) / n**0.5 if n > 1 else 0.0
-    if error == 0:
+    if error <= np.finfo(float).eps * abs(mean):  # Equal values, whose mean is rounded.
         return Estimate(mean, mean, mean)
     weights = bootstrap_weights(n, BOOTSTRAP_DRAWS, seed=seed) / n
     shifts = weights @ (values - mean)

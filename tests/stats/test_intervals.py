@@ -40,6 +40,13 @@ def test_equal_values_have_an_interval_without_width():
     assert (found.value, found.low, found.high) == (2, 2, 2)
 
 
+def test_equal_values_whose_mean_is_rounded_have_an_interval_without_width():
+    values = np.full(20, 2.42796132e-08)
+    assert values.std() > 0
+    found = bootstrap_mean(values, seed=0)
+    assert found.low == found.value == found.high == pytest.approx(values[0])
+
+
 def test_the_interval_contains_its_value_and_grows_with_the_scale():
     values = np.random.default_rng(0).lognormal(size=12)
     one, ten = bootstrap_mean(values, seed=0), bootstrap_mean(10 * values, seed=0)
