@@ -87,13 +87,16 @@ def evaluate_masks(
 ) -> tuple[Faithfulness, ...]:
     """Faithfulness of edge masks "circuit edge"; see `faithfulness`."""
     inside, outside = run_circuits(runs, torch.cat([masks, ~masks])).split(len(masks))
-    gap = runs.clean_logit_diffs - runs.ablated_logit_diffs
+    clean, ablated = runs.clean_logit_diffs, runs.ablated_logit_diffs
+    # A prompt on which both runs agree, up to rounding, has nothing to keep a fraction of.
+    has_gap = ~torch.isclose(clean, ablated, rtol=1e-5, atol=1e-6)
+    gap = torch.where(has_gap, clean - ablated, torch.nan)
     return tuple(
         Faithfulness(
             edges=int(mask.sum()),
             fraction=float(mask.float().mean()),
             value=faithfulness_estimate(runs, kept, seed=seed),
-            per_prompt=tuple(((kept - runs.ablated_logit_diffs) / gap).tolist()),
+            per_prompt=tuple(((kept - ablated) / gap).tolist()),
             positive_fraction=proportion((kept > 0).cpu().numpy()),
             complement=faithfulness_estimate(runs, rest, seed=seed),
         )

@@ -25,7 +25,8 @@ class Faithfulness:
         edges: Number of kept edges.
         fraction: Of all edges.
         value: f, the ratio of mean logit differences, with its bootstrap interval over prompts.
-        per_prompt: f of each prompt; unstable where a prompt's own gap is small.
+        per_prompt: f of each prompt; unstable where the prompt's own gap between the clean and the
+            ablated run is small, and NaN where it has none. Leave NaN out of means and pictures.
         positive_fraction: Fraction of prompts with a logit difference above 0 (Wilson interval).
         complement: f of all other edges; near 0 where the circuit is complete.
     """

@@ -127,6 +127,20 @@ def test_f_per_prompt_shows_which_prompts_an_incomplete_path_serves():
     assert found.per_prompt == tuple(expected.tolist())
 
 
+def test_a_prompt_without_a_gap_has_no_f_and_leaves_that_of_the_others():
+    """Of its two runs neither is ahead: a fraction of nothing is NaN, not infinity."""
+    runs, kept = runs_of("induction"), masks_of("induction", truth("induction"))
+    (whole,) = evaluate_masks(runs, kept)
+    for rounding in (0.0, 1e-7):
+        ablated = runs.ablated_logit_diffs.clone()
+        ablated[:2] = runs.clean_logit_diffs[:2] * (1 + rounding)
+        (found,) = evaluate_masks(replace(runs, ablated_logit_diffs=ablated), kept)
+        assert np.isnan(found.per_prompt[:2]).all()
+        assert found.per_prompt[2:] == whole.per_prompt[2:]
+        assert np.isfinite(np.nanmean(found.per_prompt))
+        assert np.isfinite(found.value.value)
+
+
 def random_runs(seed, count=400):
     """Runs with random logit differences, and the fraction that some circuit keeps."""
     draw = torch.Generator().manual_seed(seed)

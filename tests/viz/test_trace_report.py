@@ -287,8 +287,8 @@ def test_an_unknown_stability_is_null():
 
 
 def test_a_prompt_without_any_gap_does_not_break_the_json():
-    """Its own f is a change divided by nothing."""
-    found = made(discovery=replace(held(0.93), per_prompt=(math.inf, -math.inf)))
+    """Its own f is NaN, and in files of earlier versions infinite."""
+    found = made(discovery=replace(held(0.93), per_prompt=(math.nan, -math.inf)))
     assert strict(json.dumps(found.to_dict()))["discovery"]["per_prompt"] == [None, None]
 
 
