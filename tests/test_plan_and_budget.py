@@ -188,6 +188,8 @@ def test_a_budget_for_a_trace_is_kept_by_fewer_circuits_and_pairs(monkeypatch):
     assert found.left_out[0] == left_out
     assert found.summary()[-1].startswith(f"Left out to keep to the budget: {left_out}")
     assert Trace.from_dict(found.to_dict()).left_out == found.left_out
+    assert "specificity against another pattern" in found.left_out
+    assert "Specificity was not tested: it does not fit the budget." in found.summary()
     with pytest.raises(BudgetError, match="at the least"):
         plan_trace(model, own, replace(whole, budget=0.01), roles=False)
 

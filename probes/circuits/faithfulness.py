@@ -5,6 +5,7 @@
 1 is the whole model G, 0 the model with every edge ablated. Below 0 and above 1 are possible.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,14 +16,15 @@ from torch import Tensor
 from probes.circuits.circuit import Circuit
 from probes.circuits.edges.edge_scores import EdgeScores
 from probes.circuits.edges.path_patching import run_circuits
-from probes.circuits.result import Faithfulness, FaithfulnessCurve, RandomBaseline, Specificity
+from probes.circuits.result import Faithfulness, FaithfulnessCurve, RandomBaseline
 from probes.circuits.runs.held import Ablation, ReferenceRuns
 from probes.circuits.runs.reference import run_references
 from probes.circuits.selection import random_paths
+from probes.circuits.specificity import Specificity
 from probes.circuits.task import Task
 from probes.errors import CircuitError
 from probes.models.model import Model
-from probes.stats.intervals import Estimate, bootstrap_ratio, proportion
+from probes.stats.intervals import Estimate, bootstrap_mean, bootstrap_ratio, proportion
 
 # Sizes of the MIB benchmark (Mueller et al. 2025, 2504.13151), as fractions of all edges.
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -177,17 +179,47 @@ def specificity(
 ) -> tuple[Specificity, ...]:
     """Ablate each task's circuit in every task, and random paths of as many edges.
 
-    Circuits of different tasks often damage each other as much as themselves (Li & Subramani 2026,
-    2605.08348).
+    As many as the circuit has in the prompts of that task. Circuits of different tasks often damage
+    each other as much as themselves (Li & Subramani 2026, 2605.08348).
     """
     results = []
     for task, runs in runs_by_task.items():
-        for name, circuit in circuits.items():
-            kept = ~edge_masks(runs, [circuit])
-            remaining = float(faithfulness_values(runs, kept)[0])
-            results.append(Specificity(name, task, int((~kept).sum()), remaining))
-        size = max(len(circuit) for circuit in circuits.values())
-        kept = ~sample_random_circuits(runs, size, "paths", SPECIFICITY_CIRCUITS, seed=seed)
-        remaining = float(faithfulness_values(runs, kept).median())
-        results.append(Specificity("random paths", task, size, remaining))
+        cut = edge_masks(runs, [*circuits.values()])
+        sizes, random = cut.sum(1).tolist(), {}
+        for size in dict.fromkeys(sizes):
+            masks = sample_random_circuits(runs, size, "paths", SPECIFICITY_CIRCUITS, seed=seed)
+            random[size] = run_circuits(runs, ~masks)
+        rows = zip(circuits, sizes, run_circuits(runs, ~cut), strict=True)
+        for name, size, kept in rows:
+            left = faithfulness_estimate(runs, kept, seed=seed)
+            values, extra = _extra_damage(runs, kept, random[size], seed=seed)
+            interval = (left.low, left.high)
+            results.append(Specificity(name, task, size, left.value, interval, values, extra))
     return tuple(results)
+
+
+def _extra_damage(
+    runs: ReferenceRuns,
+    circuit: Float[Tensor, " prompt"],
+    random: Float[Tensor, "circuit prompt"],
+    *,
+    seed: int,
+) -> tuple[tuple[float, ...], Estimate]:
+    """f without each random circuit, and the mean of these minus f without the circuit.
+
+    The errors over prompts, paired, and over random circuits add in squares.
+    """
+    own, drawn, whole, ablated = (
+        values.cpu().double().numpy()
+        for values in (circuit, random, runs.clean_logit_diffs, runs.ablated_logit_diffs)
+    )
+    gap, left = whole - ablated, drawn - ablated
+    over_prompts = bootstrap_ratio(drawn.mean(0) - own, gap, seed=seed)
+    if np.isnan(mean := over_prompts.value):
+        return (mean,) * len(left), over_prompts
+    values = left.mean(1) / gap.mean()
+    over_circuits = bootstrap_mean(values, seed=seed)
+    errors = over_prompts, over_circuits
+    below = math.hypot(*(each.value - each.low for each in errors))
+    above = math.hypot(*(each.high - each.value for each in errors))
+    return tuple(values.tolist()), Estimate(mean, mean - below, mean + above)

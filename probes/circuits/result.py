@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from probes.circuits.circuit import Circuit
+from probes.circuits.specificity import Specificity, specificity_lines
 from probes.errors import ResultError
 from probes.observe.result import Gate
 from probes.plan import budget_lines
@@ -77,24 +78,6 @@ class RandomBaseline:
     kind: str
     values: tuple[float, ...]
     percentile: float
-
-
-@dataclass(frozen=True, slots=True)
-class Specificity:
-    """What remains of a task when the circuit of this or another task is ablated.
-
-    Attributes:
-        cut_circuit: Whose circuit is ablated, or "random paths" (the median of 20).
-        task: Whose logit difference is measured.
-        edges: Number of ablated edges.
-        remaining: f of all other edges. A specific circuit leaves near 0 of its own task and near
-            1 of others.
-    """
-
-    cut_circuit: str
-    task: str
-    edges: int
-    remaining: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,10 +158,12 @@ class Trace(Result):
         stability: Mean Jaccard index of as many highest-scoring edges over resampled prompts.
         edge_necessities: Necessity of each edge, on held-out prompts.
         specificities: Effect of ablating this circuit, and that of another pattern, on both; empty
-            without another pattern.
+            where this was not tested.
         format: Prompt format.
         published: Overlap with a published circuit of this model and pattern, or None.
         left_out: What a budget left out, in words; empty for the whole measurement.
+        specificity_skipped: Why specificity was not tested; empty where it was, and in files of
+            earlier versions.
     """
 
     circuit: Circuit
@@ -194,6 +179,7 @@ class Trace(Result):
     format: str = "plain"
     published: PublishedOverlap | None = None
     left_out: tuple[str, ...] = ()
+    specificity_skipped: str = ""
 
     def summary(self) -> tuple[str, ...]:
         """The findings, one sentence each."""
@@ -230,7 +216,7 @@ class Trace(Result):
             f"{self.stability:.2f} (threshold {STABILITY_THRESHOLD}): {word}.",
             f"{necessary} of {len(self.edge_necessities)} edges are necessary (t-test against "
             "randomly added edges, Holm-corrected).",
-            *self._specificity_summary(),
+            *specificity_lines(self.specificities, self.specificity_skipped),
             *self._published_summary(),
             *self._budget_summary(),
         )
@@ -238,21 +224,6 @@ class Trace(Result):
     def table(self) -> "pd.DataFrame":
         """One row for each edge of the circuit: see `Circuit.table`."""
         return self.circuit.table()
-
-    def _specificity_summary(self) -> tuple[str, ...]:
-        remaining = {(s.cut_circuit, s.task): s.remaining for s in self.specificities}
-        if not remaining:
-            return ()
-        own, other = dict.fromkeys(s.task for s in self.specificities)
-        by_circuit, by_random = remaining[own, other], remaining["random paths", other]
-        word = "more" if by_circuit < by_random else "no more"
-        return (
-            f"Ablating the circuit leaves {format_fraction(remaining[own, own])} of {own!r} and "
-            f"{format_fraction(by_circuit)} of {other!r}; ablating as many edges of random paths "
-            f"leaves {format_fraction(by_random)} of {other!r}. The circuit does {word} damage to "
-            f"{other!r} than random paths do. Ablating as many edges of {other!r} leaves "
-            f"{format_fraction(remaining[other, own])} of {own!r}.",
-        )
 
     def _published_summary(self) -> tuple[str, ...]:
         if (known := self.published) is None:

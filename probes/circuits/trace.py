@@ -3,7 +3,6 @@
 gate → discovery and held-out pairs → edge scores → pruned circuit → evaluation and baselines
 """
 
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -24,17 +23,18 @@ from probes.circuits.result import (
     Faithfulness,
     PublishedOverlap,
     RandomBaseline,
-    Specificity,
     Trace,
 )
 from probes.circuits.runs.held import Ablation, ReferenceRuns
 from probes.circuits.runs.reference import run_references
+from probes.circuits.specificity import Specificity
 from probes.circuits.task import Task, require_open_gate, sample_tasks
 from probes.circuits.trace_plan import TraceSettings as TraceSettings
 from probes.circuits.trace_plan import plan_trace
-from probes.errors import CircuitError, GateError
+from probes.errors import CircuitError, ProbeError
 from probes.models.model import Model, ModelSpec, load
 from probes.observe.format.kept import pattern_in_format
+from probes.observe.gate import gate as measure_gate
 from probes.observe.result import Gate
 from probes.progress import Progress
 from probes.prompts.catalog import pattern as find_pattern
@@ -95,8 +95,6 @@ def trace(
     other = find_pattern(other) if other and isinstance(other, str) else other
     model, seed = load(model, device=settings.device), settings.seed
     own_pattern = pattern_in_format(own_pattern, settings.format, [model], seed=seed)
-    if isinstance(other, Pattern) and not own_pattern.user_pairs:
-        other = pattern_in_format(other, str(own_pattern.wrapper.format), [model])
     settings = replace(settings, other_pattern=other)
     wanted = (keep, roles)
     return remember_in(settings, "trace", _plan_and_trace, model, own_pattern, settings, wanted)
@@ -106,7 +104,7 @@ def _plan_and_trace(
     model: Model, pattern: Pattern, settings: TraceSettings, wanted: tuple[float, bool]
 ) -> Trace:
     """Trace a loaded model; `wanted` are `keep` and `roles`."""
-    plan, seed = None, settings.seed
+    plan, seed, asked = None, settings.seed, settings.other_pattern
     if settings.plan_only and settings.on_plan:
         settings.on_plan(plan_trace(model, pattern, settings, roles=wanted[1])[0])
     # A closed gate is told before a plan is printed.
@@ -123,6 +121,8 @@ def _plan_and_trace(
         progress.begin("gate")
         settings = replace(settings, engine=engine)
         found = _trace(model, (pattern, gate), settings, wanted, progress)
+    if asked and not settings.other_pattern:
+        found = replace(found, specificity_skipped="it does not fit the budget")
     return replace(found, left_out=plan.left_out) if plan else found
 
 
@@ -160,7 +160,7 @@ def _trace(
         progress.begin("necessity of edges")
         necessities = necessity_unit.result()
         progress.begin("another pattern")
-        specificities = other_unit.result()
+        specificities, skipped = other_unit.result()
     return Trace(
         circuit=circuit,
         gate=gate,
@@ -172,6 +172,7 @@ def _trace(
         stability=scores.stability(size, seed=seed),
         edge_necessities=necessities,
         specificities=specificities,
+        specificity_skipped=skipped,
         format=str(pattern.wrapper.format),
         published=_published_overlap(model, pattern, circuit),
     )
@@ -215,22 +216,37 @@ def _published_overlap(model: Model, pattern: Pattern, circuit: Circuit) -> Publ
 
 def _cross_specificity(
     own: Pattern, circuit: Circuit, shared: HeldOutRuns, settings: TraceSettings
-) -> tuple[Specificity, ...]:
-    """Ablate the circuits of two patterns, of as many edges, in the tasks of both."""
+) -> tuple[tuple[Specificity, ...], str]:
+    """Ablate the circuits of two patterns in the tasks of both, or say why this cannot be done."""
     other = settings.other_pattern
-    if own.user_pairs or isinstance(other, str) or other.name == own.name:
-        return ()
-    model, roles, runs = shared.model, shared.roles, shared.runs
-    with suppress(GateError):
-        answer = require_open_gate(model, other, seed=settings.seed).answer
-        discovery, held_out = sample_tasks(
-            model, other, replace(settings, answer=answer, contrasts=())
-        )
-        scores = edge_attribution(model, discovery, method=settings.scoring, roles=roles)
-        other_runs = run_references(model, held_out, roles=roles, ablation=runs.ablation)
-        return specificity(
-            {own.name: runs, other.name: other_runs},
-            {own.name: circuit, other.name: scores.top(len(circuit))},
-            seed=settings.seed,
-        )
-    return ()
+    if isinstance(other, str):
+        return (), "no other pattern was named"
+    if own.user_pairs:
+        return (), "a file of pairs is not held against a pattern"
+    if other.name == own.name:
+        return (), f"the other pattern is {own.name!r} itself"
+    try:
+        return _specificity_against(other, own, circuit, shared, settings)
+    except ProbeError as error:
+        # Nobody asked about the other pattern: what is wrong with it must not cost the trace.
+        return (), f"{other.name!r} cannot be traced, as {' '.join(str(error).split())}"
+
+
+def _specificity_against(
+    other: Pattern, own: Pattern, circuit: Circuit, shared: HeldOutRuns, settings: TraceSettings
+) -> tuple[tuple[Specificity, ...], str]:
+    """See `_cross_specificity`; the other pattern's circuit is as large as this one."""
+    model, seed = shared.model, settings.seed
+    other = pattern_in_format(other, str(own.wrapper.format), [model])
+    gate = measure_gate(model, other, seed=seed)[0]
+    if gate.state in ("closed", "too few to tell"):
+        return (), gate.closed_reason if gate.state == "closed" else gate.too_few_reason
+    settings = replace(settings, answer=gate.answer, contrasts=())
+    discovery, held_out = sample_tasks(model, other, settings)
+    scores = edge_attribution(model, discovery, method=settings.scoring, roles=shared.roles)
+    runs = run_references(model, held_out, roles=shared.roles, ablation=shared.ablation)
+    return specificity(
+        {own.name: shared.runs, other.name: runs},
+        {own.name: circuit, other.name: scores.top(len(circuit))},
+        seed=seed,
+    ), ""

@@ -63,7 +63,7 @@ class TraceSettings(TaskSettings, PlannedSettings):
         method: How edges are scored; see `edge_attribution`.
         ablation: What an ablated edge carries; see `run_references`.
         other_pattern: Another pattern, whose circuit is ablated to test specificity; "" for none.
-            It is skipped if its gate is closed.
+            Where its gate is closed or it cannot be traced, the result says so in its place.
         format: Prompt format, such as "few-shot-4", or "auto"; see `PromptFormat`.
         gate: What the gate asks; see `GateCriterion`. By default accuracy for patterns with free
             answers, choice for pairs.
@@ -151,7 +151,9 @@ class _Sizes:
             "necessity of edges": (settings.added_edges + size) * (held * pruned + each),
         }
         if settings.other_pattern and self.other:
-            circuits = 2 * (2 + SPECIFICITY_CIRCUITS) * any_size
+            # By roles, the two circuits have different numbers of edges in a task.
+            sizes = 2 if self.slower > 1 else 1
+            circuits = 2 * (2 + sizes * SPECIFICITY_CIRCUITS) * any_size
             passes["another pattern"] = self.questions + found * scores + held * (2 + circuits)
         stages = [Stage(name, round(n), n * self.seconds) for name, n in passes.items()]
         return Plan(

@@ -7,10 +7,11 @@ from functools import cache
 import pytest
 
 from probes.circuits import trace as tracing
+from probes.circuits.circuit import Circuit
 from probes.circuits.result import STABILITY_THRESHOLD, Trace
 from probes.circuits.task import TaskSettings, require_open_gate, sample_tasks
 from probes.circuits.trace import TraceSettings, trace
-from probes.errors import CircuitError, GateError, PatternError, ResultError
+from probes.errors import BatchError, CircuitError, GateError, PatternError, ResultError
 from probes.models.model import load
 from probes.prompts.catalog import pattern
 
@@ -154,6 +155,75 @@ def test_a_faithfulness_out_of_range_is_refused_before_a_model_is_loaded(keep):
         trace("no such model", keep=keep)
 
 
+# Another pattern.
+
+
+@cache
+def own_part():
+    """A circuit of `full`, and its held-out runs."""
+    _, held_out = sample_tasks(full(), pattern("take-away"), TaskSettings(prompts=2))
+    graph = held_out.computation_graph(full())
+    found = Circuit("full", graph, (graph.edge(0),), (1.0,), (0.1,))
+    return found, tracing.HeldOutRuns(full(), held_out, False, "counterfactual")
+
+
+def cross(own="take-away", other="taken"):
+    other = pattern(other) if isinstance(other, str) and other else other
+    settings = TraceSettings(prompts=2, method="eap", other_pattern=other)
+    return tracing._cross_specificity(pattern(own), *own_part(), settings)
+
+
+def test_a_pattern_whose_gate_is_closed_is_skipped_with_what_the_gate_found():
+    tests, reason = cross(other="induction")
+    assert tests == ()
+    assert reason.startswith("full does not have the behavior: ")
+    assert "answer of 'induction' has answer above its foils 0." in reason
+    assert "choose" not in reason  # It is no advice for this trace.
+
+
+@pytest.mark.parametrize("kind", [CircuitError, PatternError, BatchError])
+@pytest.mark.parametrize("place", ["pattern_in_format", "measure_gate", "sample_tasks"])
+def test_what_is_wrong_with_the_other_pattern_is_the_reason_and_ends_no_trace(
+    kind, place, monkeypatch
+):
+    def refuse(*_, **__):
+        raise kind("it has 3 pairs:\nadd more")
+
+    monkeypatch.setattr(tracing, place, refuse)
+    assert cross() == ((), "'taken' cannot be traced, as it has 3 pairs: add more")
+
+
+def test_a_pattern_whose_answers_no_contrast_changes_ends_no_trace(tmp_path, monkeypatch):
+    given = pairs_file(tmp_path, 8)
+    gate = replace(require_open_gate(full(), pattern("take-away"), seed=0), answer="answer")
+    monkeypatch.setattr(tracing, "measure_gate", lambda *_, **__: (gate,))
+    pairs = [
+        replace(pair, counterfactual=replace(pair.counterfactual, answers=pair.clean.answers))
+        for pair in given.user_pairs
+    ]
+    tests, reason = cross(other=replace(given, user_pairs=tuple(pairs)))
+    assert tests == ()
+    assert reason.startswith("'own' cannot be traced, as No contrast of 'own' changes 'answer'")
+
+
+def test_without_another_pattern_the_reason_says_so(tmp_path):
+    assert cross(other="") == ((), "no other pattern was named")
+    assert cross("taken") == ((), "the other pattern is 'taken' itself")
+    tests, reason = tracing._cross_specificity(
+        pairs_file(tmp_path, 8), *own_part(), TraceSettings(other_pattern=pattern("taken"))
+    )
+    assert (tests, reason) == ((), "a file of pairs is not held against a pattern")
+
+
+def test_another_pattern_with_a_gate_has_a_row_for_each_circuit_in_each_task():
+    tests, reason = cross()
+    assert reason == ""
+    assert {(test.cut_circuit, test.task) for test in tests} == {
+        (cut, task) for cut in ("take-away", "taken") for task in ("take-away", "taken")
+    }
+    assert all(len(test.random) == 20 and test.edges == 1 for test in tests)
+
+
 # Whole traces.
 
 
@@ -172,6 +242,7 @@ def test_a_small_trace_by_roles_is_saved_as_json_and_as_a_page(tmp_path):
         "distilled-narrow", roles=True, settings=TraceSettings(prompts=4, other_pattern="")
     )
     assert found.specificities == ()
+    assert found.summary()[-1] == "Specificity was not tested: no other pattern was named."
     assert all(edge.source_role for edge in found.circuit.edges)
     assert strict(json.dumps(found.to_dict())) == found.to_dict()
     found.save(tmp_path / "t.json")
@@ -220,9 +291,10 @@ def test_the_full_model_has_a_small_circuit_that_random_circuits_do_not_reach():
 @pytest.mark.slow
 def test_ablating_the_circuit_leaves_nothing_of_its_task_and_the_summary_says_so():
     found = whole()
-    left = {(s.cut_circuit, s.task): s.remaining for s in found.specificities}
-    assert len(left) == len(found.specificities) == 6
-    assert abs(left["take-away", "take-away"]) < 0.1
-    assert left["random paths", "take-away"] > left["take-away", "take-away"]
+    tests = {(s.cut_circuit, s.task): s for s in found.specificities}
+    assert len(tests) == len(found.specificities) == 4
+    assert abs(tests["take-away", "take-away"].remaining) < 0.1
+    assert tests["take-away", "take-away"].damage == "more"
+    assert {test.edges for test in tests.values()} == {len(found.circuit)}
     assert "'taken'" in found.summary()[-1]
     assert strict(json.dumps(found.to_dict())) == found.to_dict()

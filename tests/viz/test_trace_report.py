@@ -18,9 +18,9 @@ from probes.circuits.result import (
     FaithfulnessCurve,
     PublishedOverlap,
     RandomBaseline,
-    Specificity,
     Trace,
 )
+from probes.circuits.specificity import Specificity
 from probes.errors import FigureError, ResultError
 from probes.observe.result import Gate
 from probes.result import SCHEMA, Result, load_result, page_of
@@ -49,12 +49,30 @@ def held(value, edges=4):
     )
 
 
-def damages(own="take-away", other="taken", stranger=0.31, lot=0.47):
+def damages(own="take-away", other="taken", stranger=0.31, lot=0.47, spread=0.1, edges=4):
+    """Of both circuits in both tasks; `lot` is what random paths leave of the other task."""
+    left = {(own, own): 0.02, (other, own): 0.64, (own, other): stranger, (other, other): 0.05}
+    found = []
+    for (cut, task), value in left.items():
+        mean = 0.53 if task == own else lot
+        extra = Estimate(mean - value, mean - value - spread, mean - value + spread)
+        interval, random = (value - 0.03, value + 0.02), (mean - 0.25, mean + 0.25)
+        n = edges if (cut, task) == (own, other) else 4
+        found.append(Specificity(cut, task, n, value, interval, random, extra))
+    return tuple(found)
+
+
+def damages_of_an_earlier_version():
+    """One row of random paths a task, and no intervals."""
     left = {
-        (own, own): 0.02, (other, own): 0.64, ("random paths", own): 0.53,
-        (own, other): stranger, (other, other): 0.05, ("random paths", other): lot,
+        ("take-away", "take-away"): 0.02, ("taken", "take-away"): 0.64,
+        ("random paths", "take-away"): 0.53, ("take-away", "taken"): 0.31,
+        ("taken", "taken"): 0.05, ("random paths", "taken"): 0.47,
     }  # fmt: skip
-    return tuple(Specificity(cut, task, 4, value) for (cut, task), value in left.items())
+    return [
+        {"cut_circuit": cut, "task": task, "edges": 4, "remaining": value}
+        for (cut, task), value in left.items()
+    ]
 
 
 def made(name="full", task="take-away: x + y, number", **changes):
@@ -162,8 +180,13 @@ def test_the_summary_has_the_numbers_of_the_fields():
     assert "a mean Jaccard index of 0.86 (threshold 0.8): stable." in stable
     assert need.startswith("3 of 4 edges are necessary")
     assert alone.startswith("Ablating the circuit leaves 0.02 of 'take-away' and 0.31 of 'taken';")
-    assert "as many edges of random paths leaves 0.47 of 'taken'." in alone
-    assert "does more damage to 'taken' than random paths do" in alone
+    assert (
+        "as many edges of random paths leaves 0.47 of 'taken' (mean of 2; 0.22 to 0.72)." in alone
+    )
+    assert (
+        "The circuit does more damage to 'taken' than random paths do (0.16 [0.06, 0.26] more, "
+        "threshold 0.01)." in alone
+    )
     assert alone.endswith("Ablating as many edges of 'taken' leaves 0.64 of 'take-away'.")
 
 
@@ -175,12 +198,45 @@ def test_a_circuit_is_stable_from_the_threshold_on(stability, word):
 
 
 @pytest.mark.parametrize(
-    ("stranger", "lot", "word"),
-    [(0.1, 0.5, "more"), (0.5, 0.1, "no more"), (0.3, 0.3, "no more")],
+    ("stranger", "lot", "spread", "says"),
+    [
+        (0.1, 0.5, 0.1, "The circuit does more damage"),
+        (0.5, 0.1, 0.1, "The circuit does no more damage"),
+        (0.3, 0.3, 0.0, "The circuit does no more damage"),
+        (0.0078, 0.0089, 0.0005, "The circuit does no more damage"),
+        (0.0078, 0.0089, 0.1, "This cannot tell whether the circuit does more damage"),
+        (0.1, 0.5, 0.45, "This cannot tell whether the circuit does more damage"),
+        (math.nan, 0.5, 0.1, "This cannot tell whether the circuit does more damage"),
+    ],
 )
-def test_damage_to_the_other_task_is_compared_with_random_paths(stranger, lot, word):
-    last = made(specificities=damages(stranger=stranger, lot=lot)).summary()[-1]
-    assert f"The circuit does {word} damage to 'taken' than random paths do" in last
+def test_damage_to_the_other_task_is_more_no_more_or_cannot_be_told(stranger, lot, spread, says):
+    found = made(specificities=damages(stranger=stranger, lot=lot, spread=spread))
+    assert f"{says} to 'taken' than random paths do (" in found.summary()[-1]
+    words = says.split()
+    label = next(w for w in ("no more", "cannot tell", "more") if w in " ".join(words))
+    assert rows(trace_page(found).body)[5][3][-1] == label
+
+
+def test_edges_that_the_other_task_lacks_are_said_and_nothing_is_told_where_it_lacks_all():
+    last = made(specificities=damages(edges=3)).summary()[-1]
+    assert "0.31 of 'taken' (3 of its 4 edges exist there);" in last
+    last = made(specificities=damages(edges=0)).summary()[-1]
+    assert "(0 of its 4 edges exist there)" in last
+    assert "This cannot tell whether" in last
+
+
+def test_a_trace_of_an_earlier_version_loads_and_says_that_it_has_no_interval(tmp_path):
+    plain = made().to_dict()
+    plain["specificities"] = damages_of_an_earlier_version()
+    del plain["specificity_skipped"]
+    found = Trace.from_dict(plain)
+    last = found.summary()[-1]
+    assert "as many edges of random paths leaves 0.47 of 'taken'. The file has no interval" in last
+    assert Trace.load(found.save(tmp_path / "t.json")).specificities == found.specificities
+    table = rows(trace_page(found).body)[5]
+    assert ["random paths", "4", "taken", "0.47", "–", "–", "–"] in table
+    plain["specificities"] = []
+    assert Trace.from_dict(plain).summary()[-1] == "Specificity was not tested."
 
 
 def test_a_saved_trace_whose_parts_do_not_fit_together_is_refused_in_one_line():
@@ -190,10 +246,14 @@ def test_a_saved_trace_whose_parts_do_not_fit_together_is_refused_in_one_line():
         Result.from_dict(plain)
 
 
-def test_without_another_task_the_summary_has_no_specificity():
-    lines = made(specificities=()).summary()
-    assert len(lines) == 7
+def test_specificity_that_was_not_tested_is_said_with_its_reason_in_the_summary_and_on_the_page():
+    found = made(specificities=(), specificity_skipped="full does not have the behavior.")
+    lines = found.summary()
+    assert len(lines) == 8
+    assert lines[-1] == "Specificity was not tested: full does not have the behavior."
     assert "Ablating" not in " ".join(lines)
+    section = trace_page(found).body.split("4. Specificity")[1].split("5. Method")[0]
+    assert lines[-1] in Tags(section).words()
 
 
 def test_a_behavior_that_was_not_established_is_said_in_the_summary_and_on_the_page():
@@ -317,15 +377,14 @@ def test_a_loaded_trace_is_drawn_without_running_a_model(monkeypatch):
     assert found._repr_html_() == found.picture()._repr_html_()
 
 
-@pytest.mark.parametrize("alone", [True, False])
-def test_the_page_has_its_sections_in_order(alone):
-    body = trace_page(made() if alone else made(specificities=())).body
+@pytest.mark.parametrize("tested", [True, False])
+def test_the_page_has_its_sections_in_order(tested):
+    body = trace_page(made() if tested else made(specificities=())).body
     heads = [head.replace("&#x27;", "'") for head in re.findall(r"<h2>(.*?)</h2>", body)]
-    parts = [part for part in PARTS if alone or part != PARTS[3]]
-    assert heads == [f"{at}. {part}" for at, part in enumerate(parts, start=1)]
+    assert heads == [f"{at}. {part}" for at, part in enumerate(PARTS, start=1)]
     links = re.findall(r'<a href="#(.*?)">', body)
     assert links == re.findall(r'<section class="pv-part" id="(.*?)">', body)
-    assert len(links) == len(parts)
+    assert len(links) == len(PARTS)
 
 
 def test_the_page_leads_with_the_summary_and_its_tones():
@@ -372,8 +431,10 @@ def test_the_sections_have_the_numbers_of_the_fields():
     tables = rows(body)
     assert ["random paths", "3", "0.220", "0.590", "66%"] in tables[4]
     assert ["random edges", "3", "0.030", "0.070", "100%"] in tables[4]
-    assert ["take-away", "4", "taken", "0.31"] in tables[5]
-    assert ["random paths", "4", "take-away", "0.53"] in tables[5]
+    assert [
+        "take-away", "4", "taken", "0.31 [0.28, 0.33]", "0.47 (0.22 to 0.72)",
+        "0.16 [0.06, 0.26]", "more",
+    ] in tables[5]  # fmt: skip
     how = dict(map(tuple, tables[6][1:]))
     assert how["method"] == "eap-ig, 5 midpoints"
     assert how["gate"] == "open: accuracy 0.97 [0.94, 0.99] on 200 questions"

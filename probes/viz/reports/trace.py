@@ -8,6 +8,8 @@ from probes.circuits.result import (
     STABILITY_THRESHOLD,
     Trace,
 )
+from probes.circuits.specificity import MIN_EXTRA_DAMAGE, specificity_lines
+from probes.stats.intervals import Estimate
 from probes.viz.blocks import Block, Note, Table, TableCell, Tone
 from probes.viz.html_text import format_number
 from probes.viz.page import Section, page
@@ -36,8 +38,10 @@ _RANDOM_INTRO = (
 )
 _SPECIFICITY_INTRO = (
     "Faithfulness on a task when the edges of one circuit are ablated and all others are kept. "
-    "Ablating a task-specific circuit leaves the other task intact. Compare with random paths: "
-    "ablating almost any connected edges does damage."
+    "Ablating a task-specific circuit leaves the other task intact. Ablating almost any connected "
+    "edges does damage: as many edges of random paths are ablated in the same task (mean, lowest "
+    "to highest). A circuit does more damage where the interval of the difference, over prompts "
+    f"and random circuits, is above {MIN_EXTRA_DAMAGE}, and no more where it is below."
 )
 
 
@@ -49,9 +53,7 @@ def trace_page(trace: Trace) -> Picture:
         ("Faithfulness", FAITHFULNESS_INTRO, [_held_out_plot(trace), _curve_plot(trace)]),
         ("Random baselines", _RANDOM_INTRO, [_random_table(trace)]),
     ]
-    if trace.specificities:
-        sections.append(("Specificity", _SPECIFICITY_INTRO, [_specificity_table(trace)]))
-    sections.append(("Method", "", [_method_table(trace)]))
+    sections += [_specificity_section(trace), ("Method", "", [_method_table(trace)])]
     stable: Tone = "good" if trace.stability >= STABILITY_THRESHOLD else "bad"
     lines = trace.summary()
     tones: dict[int, Tone] = {0: "good" if trace.gate.state == "open" else "bad"}
@@ -139,9 +141,29 @@ def _random_table(trace: Trace) -> Table:
     return Table(columns, rows, notes=(note,))
 
 
-def _specificity_table(trace: Trace) -> Table:
-    rows = [[s.cut_circuit, s.edges, s.task, s.remaining] for s in trace.specificities]
-    return Table(("ablated circuit", "edges", "task", "remaining f"), rows, align="lrlr")
+def _specificity_section(trace: Trace) -> Section:
+    if not trace.specificities:
+        (line,) = specificity_lines((), trace.specificity_skipped)
+        return "Specificity", "", [Note(line)]
+    rows = [
+        [
+            test.cut_circuit, test.edges, test.task,
+            str(Estimate(test.remaining, *test.interval)) if test.interval else test.remaining,
+            _random_range(test.random) if test.random else None,
+            test.extra_damage.beside(MIN_EXTRA_DAMAGE) if test.extra_damage else None,
+            test.damage if test.extra_damage else None,
+        ]
+        for test in trace.specificities
+    ]  # fmt: skip
+    columns = (
+        "ablated circuit", "edges", "task", "remaining f", "random paths", "difference", "damage"
+    )  # fmt: skip
+    return "Specificity", _SPECIFICITY_INTRO, [Table(columns, rows, align="lrlrrrl")]
+
+
+def _random_range(values: tuple[float, ...]) -> str:
+    mean, *ends = (format_number(f, 2) for f in (float(np.mean(values)), min(values), max(values)))
+    return f"{mean} ({' to '.join(ends)})"
 
 
 def _method_table(trace: Trace) -> Table:
