@@ -16,6 +16,7 @@ from probes.comparison import nulls
 from probes.comparison.assemble import _accuracy_changes, _missing_draws
 from probes.comparison.compare import compare, compare_family
 from probes.comparison.explanation import FailingPrompt
+from probes.comparison.failing_prompts import head_failing_prompts
 from probes.comparison.family_result import FamilyComparison, gather_repeats
 from probes.comparison.heads.head_sets import ModelHeads
 from probes.comparison.heads.profiles import HeadProfiles
@@ -23,6 +24,8 @@ from probes.comparison.heads.result import HeadMatch, MeanPairScore
 from probes.comparison.measurements import ModelMeasurements, ReferenceModel
 from probes.comparison.model_facts import ModelFacts, PlotData
 from probes.comparison.nulls import NullDraw, NullGroup
+from probes.comparison.paths.result import PathEffect
+from probes.comparison.paths.verdicts import path_verdicts
 from probes.comparison.result import Comparison
 from probes.comparison.setup import prompts as sampling
 from probes.comparison.setup.method import ComparisonMethod
@@ -232,6 +235,35 @@ def test_an_answer_that_may_be_right_less_often_by_the_margin_is_not_equal(low, 
     with pytest.raises(EquivalenceError, match="noun: accuracy changes by"):
         found.assert_equivalent()
     found.assert_equivalent(margin=0.5)
+
+
+def test_a_path_that_is_the_only_way_is_no_tested_mechanism():
+    whole = Estimate(1.0, 1.0, 1.0)
+    path = PathEffect(
+        "x", "number", ("x", "answer"), whole, whole, None, NONE, Estimate(5.0, 4.0, 6.0), 0.1, 8
+    )
+    (verdict,) = path_verdicts([path], made().gates)
+    found = made(
+        paths=(path,),
+        verdicts=(verdict,),
+        transfers_to_other=(),
+        transfer_skip_reason="pairs of your own",
+    )
+    check = found.equivalence(heads=False)
+    assert "x: x → answer (the only way to the answer, in any model)" in check.untested
+    assert not check.mechanism_tested
+    with pytest.raises(NotTestedError, match="mechanism not tested"):
+        check.require()
+
+
+def test_a_head_without_a_counterpart_shows_no_effect_that_was_not_measured(monkeypatch):
+    """The sum over no heads would be 0."""
+    measured = object.__new__(ModelMeasurements)
+    object.__setattr__(measured, "heads", object.__new__(ModelHeads))
+    for name, each in (("model", None), ("profiles", HeadProfiles("m", ("L0.H0",), (), {}, {}))):
+        object.__setattr__(measured.heads, name, each)
+    for other in ("cannot tell", "lost", "no reliable effect"):
+        assert head_failing_prompts(measured, measured, head("L0.H0", other, "")) == ()
 
 
 def test_where_the_gate_asks_for_a_choice_the_choice_must_be_as_good():

@@ -283,6 +283,17 @@ def test_noise_in_the_other_seed_model_confirms_no_move(verdicts_of):
         assert "other-seed model" in found.reason
 
 
+def test_no_head_is_lost_or_new_against_a_null_that_reaches_everything(verdicts_of):
+    """Below a threshold of 1 lies every head."""
+    full, other = profiles([head(1)]), profiles([head(30)])
+    labels = {v.label for v in verdicts_of(full, other)}
+    assert labels == {"lost", "new"}
+    same = NullModels([full, full, full])
+    found = verdicts_of(full, other, null_models=same)
+    assert {v.label for v in found} == {"cannot tell"}
+    assert "the null reaches 1.00" in found[0].reason
+
+
 def test_a_permuted_null_finds_no_head_to_have_moved(verdicts_of):
     sharp = head(1)
     sharp["effects"] = sharp["effects"] * np.repeat([0.1, 1.0, 0.1, 0.1], 2)

@@ -100,6 +100,14 @@ def test_no_path_is_lost_or_new_unless_the_gate_of_its_answer_is_open(state):
     assert path_verdicts([effect(MUCH, NONE)], [gate(), another])[0].label == "lost"
 
 
+def test_the_only_way_to_the_answer_shows_nothing_of_a_model():
+    whole = Estimate(1.0, 1 - 3e-7, 1 + 3e-7)
+    (forced,) = path_verdicts([effect(whole, whole)], [gate()])
+    assert forced.label == "cannot tell" and "no other way" in forced.reason
+    assert label(whole, MUCH) == "weaker"
+    assert label(Estimate(1.0, 0.98, 1.02), Estimate(1.0, 0.98, 1.02)) == "kept"
+
+
 def test_a_new_path_is_one_of_the_relative_and_equivalence_needs_equal_fractions():
     (new,) = path_verdicts([effect(NONE, MUCH)], [gate()])
     assert (new.subject, new.counterpart) == ("", "operation: op → answer")
