@@ -26,7 +26,7 @@ from probes.comparison.setup.method import ComparisonMethod
 from probes.comparison.setup.prompts import ComparisonPrompts
 from probes.comparison.setup.references import ComparisonSettings
 from probes.files import list_derived_models
-from probes.models.files.names import stored_source
+from probes.models.files.names import split_name, stored_source
 from probes.models.model import Model
 from probes.observe.behavior import Behavior
 from probes.observe.result import GATE_STATES, Gate, GateCriterion, GateState
@@ -147,13 +147,14 @@ def _missing_draws(shared: ComparisonPrompts, settings: ComparisonSettings) -> s
 def _command(models: tuple[Model, Model], on: Pattern, settings: ComparisonSettings) -> str:
     """Command line of a comparison; "" for models or settings that it does not take."""
     made = list_derived_models()
-    names = [stored_source(m.origin) or (m.name if m.name in made else "") for m in models]
+    names = [_source(model, made) for model in models]
     own = (settings.other_seed, settings.negative_controls, settings.edges)
     is_small = settings.prompts < _LEAST_PROMPTS or settings.nulls < _LEAST_NULLS
-    if is_small or not all(names) or any(each is not None for each in own):
+    shown = on.name if on.name in list_patterns() else on.file
+    if is_small or not all((*names, shown)) or any(each is not None for each in own):
         return ""
     options: dict[str, object] = {
-        "pattern": on.name if on.name in list_patterns() else f"{on.name}.jsonl",
+        "pattern": shown,
         "format": on.wrapper.format,
         "prompts": settings.prompts,
         "seed": settings.seed,
@@ -167,6 +168,14 @@ def _command(models: tuple[Model, Model], on: Pattern, settings: ComparisonSetti
         options["gate"] = settings.gate
     words = (word for name, value in options.items() for word in (f"--{name}", str(value)))
     return shlex.join(["probes", "compare", *names, *words])
+
+
+def _source(model: Model, made: Sequence[str]) -> str:
+    """What the command line takes for a model, with the name that it has here; "" for none."""
+    source = stored_source(model.origin)
+    if not source:
+        return model.name if model.name in made else ""
+    return source if split_name(source)[0] == model.name else f"{model.name}={source}"
 
 
 def _mean_accuracy(random_init: Sequence[NullDraw]) -> tuple[float, ...]:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from probes.errors import GateError
 from probes.models.model import Model
@@ -15,7 +15,7 @@ from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
 from probes.prompts.tokens.batch import tokenize
 from probes.prompts.tokens.pair_batch import sample_readable_questions
-from probes.stats.intervals import bootstrap_mean, proportion
+from probes.stats.intervals import Estimate, bootstrap_mean, proportion
 
 OPEN_ACCURACY = 0.8
 """The gate is open where the 95 % interval of the score is above this value."""
@@ -97,18 +97,17 @@ def _gate_answer(
     hits = heuristic_hits(questions, answer, choice=is_choice)
     best = max(hits, key=lambda name: hits[name].mean())
     score = proportion(right)
-    margin = bootstrap_mean(right.astype(float) - hits[best], seed=seed, bounds=(-1, 1))
+    margin = _margin(right, hits[best], seed)
     logit_diff = bootstrap_mean(behavior.logit_diff[:, k].double().numpy(), seed=seed)
     state: GateState = "closed"
     if criterion == "none":
         state = "not established"
     elif len(questions) < MIN_QUESTIONS:
-        # Equal values have an interval without width, however few they are.
         state = "too few to tell"
     elif (logit_diff if criterion == "logit-diff" else margin).low > 0:
         is_high = criterion == "logit-diff" or score.low > OPEN_ACCURACY
         state = "open" if is_high else "partial"
-    elif bootstrap_mean(1.0 - hits[best], seed=seed).low <= 0:
+    elif _margin(np.ones_like(right), hits[best], seed).low <= 0:
         state = "too few to tell"
     return Gate(
         model=behavior.model,
@@ -125,6 +124,21 @@ def _gate_answer(
         choice=proportion(behavior.preferred[:, k].numpy()) if counts.min() > 1 else None,
         chance=float((1 / counts).mean()),
     )
+
+
+def _margin(
+    right: Bool[np.ndarray, " prompt"], hits: Float[np.ndarray, " prompt"], seed: int
+) -> Estimate:
+    """Accuracy minus that of a heuristic, paired by question.
+
+    Equal differences, as of right answers and a constant chance, have no bootstrap width: their
+    error is that of the accuracy.
+    """
+    margin, score = bootstrap_mean(right - hits, seed=seed, bounds=(-1, 1)), proportion(right)
+    if margin.low < margin.high:
+        return margin
+    low, high = margin.value - score.value + np.array([score.low, score.high])
+    return Estimate(margin.value, max(float(low), -1.0), min(float(high), 1.0))
 
 
 def heuristic_hits(

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 
@@ -46,6 +46,7 @@ class Pattern:
         user_pairs: Pairs from a file, or of a word pattern; else empty.
         shuffled: Whether draws from these pairs follow the seed; else they are taken in order.
         wrapper: Prompt format of the questions; plain text by default.
+        file: File of the pairs, as it was named; "" for other patterns.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Pattern:
     user_pairs: tuple[Pair, ...] = ()
     shuffled: bool = False
     wrapper: Wrapper = UNWRAPPED
+    file: str = field(default="", compare=False)
 
     @classmethod
     def from_pairs(cls, path: str | Path) -> "Pattern":
@@ -69,7 +71,8 @@ class Pattern:
         """
         pairs, duplicates = read_pairs(Path(path))
         removed = f" ({duplicates} duplicates removed)" if duplicates else ""
-        return cls.of_pairs(Path(path).stem, f"pairs of {Path(path).name}{removed}", pairs)
+        title = f"pairs of {Path(path).name}{removed}"
+        return replace(cls.of_pairs(Path(path).stem, title, pairs), file=str(path))
 
     @classmethod
     def of_pairs(

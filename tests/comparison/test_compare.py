@@ -204,15 +204,22 @@ def test_the_command_that_repeats_a_comparison_is_one_of_the_command_line(compar
     assert compared.method.command == ""  # The command line asks for 20 null models.
     settings, pairs = ComparisonSettings(nulls=20, gate="accuracy"), pattern("take-away")
     one, two = (wrap(tiny_hf("llama", seed), name="m") for seed in (0, 1))
-    full = replace(one, origin="family member full"), replace(two, origin="folder /a b/c")
+    full = (
+        replace(one, name="full", origin="family member full"),
+        replace(two, name="c", origin="folder /a b/c"),
+    )
     words = shlex.split(_command(full, pairs, settings))
     assert words[:4] == ["probes", "compare", "full", "/a b/c"]
     asked = get_command(app).commands["compare"].make_context("compare", words[2:])
     assert asked.params["full"] == "full"
     assert [*asked.params["relatives"]] == ["/a b/c"]
     assert asked.params["prompts"] == settings.prompts and asked.params["nulls"] == 20
-    words = shlex.split(_command(full, replace(pairs, name="she"), settings))
-    assert words[words.index("--pattern") + 1] == "she.jsonl"
+    mine = replace(full[1], name="mine")
+    assert shlex.split(_command((full[0], mine), pairs, settings))[3] == "mine=/a b/c"
+    given = replace(pairs, name="she", file="my pairs/she.jsonl")
+    words = shlex.split(_command(full, given, settings))
+    assert words[words.index("--pattern") + 1] == "my pairs/she.jsonl"
+    assert _command(full, replace(pairs, name="she"), settings) == ""  # Its pairs have no file.
     assert _command((full[0], two), pairs, settings) == ""  # Made in memory.
     assert compared.method.version == probes.__version__
 

@@ -13,6 +13,7 @@ from probes.errors import GateError
 from probes.models.model import wrap
 from probes.observe.behavior import Behavior
 from probes.observe.gate import (
+    _margin,
     answer_questions,
     default_criterion,
     gate,
@@ -20,6 +21,7 @@ from probes.observe.gate import (
     heuristic_hits,
 )
 from probes.prompts.catalog import pattern
+from probes.stats.intervals import bootstrap_mean, proportion
 from probes.testing.tiny_models import tiny_hf
 
 
@@ -206,3 +208,15 @@ def test_the_choice_of_a_pretrained_model_is_that_of_transformers(real_folder, r
         )
         assert bool(behavior.preferred[row, 0]) == all(answer > foil for foil in foils)
         assert bool(behavior.correct[row, 0]) == bool(answer == logits.max())
+
+
+def test_a_margin_over_a_constant_chance_has_the_error_of_the_accuracy():
+    """Twelve of twelve right have a margin with a width, as their accuracy has one."""
+    right = np.ones(12, dtype=bool)
+    found = _margin(right, np.full(12, 0.25), 0)
+    assert found.value == found.high == 0.75
+    assert found.low == pytest.approx(proportion(right).low - 0.25)
+    wrong = _margin(~right, np.full(12, 0.25), 0)
+    assert wrong.low == -0.25 < wrong.high == pytest.approx(proportion(~right).high - 0.25)
+    varied = np.arange(12) % 2.0
+    assert _margin(right, varied, 0) == bootstrap_mean(1 - varied, seed=0, bounds=(-1, 1))
