@@ -17,6 +17,9 @@ TITLES = {
 MAJORITY = 0.5
 """Accuracy above which a site carries a variable."""
 
+FEWEST_BASES = 20
+"""Bases below which a test of a part of them is undecided."""
+
 
 def near_ceiling(hotspots: Hotspots, variable: str) -> float:
     """Threshold of an interchange accuracy that must be near the ceiling.

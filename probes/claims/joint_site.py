@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Bool
 
+from probes.claims.definitions import FEWEST_BASES
 from probes.claims.result import JointSite
 from probes.interventions.hotspots.result import Hotspots
 from probes.interventions.interchange import interchange_intervention
@@ -12,9 +13,6 @@ from probes.interventions.subspaces.das_search import interchange_objective
 from probes.interventions.subspaces.directions import patch_direction
 from probes.prompts.interchange_pairs import OPERATION, InterchangePairs
 from probes.stats.intervals import proportion
-
-FEWEST_NEW = 20
-"""Bases with numbers that a subspace was not fitted on, for a statement about it."""
 
 _DIMENSIONS = 8
 """Dimensions of the subspace; as many as the largest of `search_subspace`."""
@@ -52,7 +50,7 @@ def find_joint_site(search: SiteSearch, hotspots: Hotspots, *, seed: int = 0) ->
         new_numbers=int(is_new.sum()),
         operation_alone=(
             proportion(patch_direction(hotspots.runs, subspace)[is_new])
-            if is_new.sum() >= FEWEST_NEW
+            if is_new.sum() >= FEWEST_BASES
             else None
         ),
     )

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from probes.claims.definitions import MAJORITY, TITLES, near_ceiling
-from probes.claims.joint_site import FEWEST_NEW
+from probes.claims.definitions import FEWEST_BASES, MAJORITY, TITLES, near_ceiling
 from probes.claims.result import JointSite
 from probes.interventions.hotspots.result import Hotspot, Hotspots
 from probes.interventions.result import (
+    ControlAccuracy,
     DASResult,
     DecodingResult,
     DirectionComparison,
@@ -25,7 +25,6 @@ from probes.stats.evidence import (
     claim_verdict,
     skipped_test,
 )
-from probes.stats.intervals import Estimate
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +37,10 @@ class SharedStateEvidence:
         unseen_verbs: Directions on verbs that they were not fitted on; None with too few verbs.
         subspace_search: DAS at the operation's site, with its controls.
         operation_free_accuracy: Accuracy of "how many did I take away?" after interchange of the
-            operation at the same site; None if the model cannot answer it.
-        distractor_accuracy: Accuracy behind a distractor sentence with the opposite verb; None if
-            the pattern has no such sentence.
+            operation at the same site, where it is right before; None if the model cannot answer
+            it.
+        distractor_accuracy: Accuracy behind a distractor sentence with the opposite verb, where it
+            is right without one; None if the pattern has no such sentence.
         held_out: What the model's training left out, by its provenance; see `Provenance`.
     """
 
@@ -48,8 +48,8 @@ class SharedStateEvidence:
     object_decoding: DecodingResult
     unseen_verbs: UnseenVerbs | None
     subspace_search: DASResult
-    operation_free_accuracy: Estimate | None
-    distractor_accuracy: Estimate | None
+    operation_free_accuracy: ControlAccuracy | None
+    distractor_accuracy: ControlAccuracy | None
     held_out: Sequence[str] = ()
 
 
@@ -57,7 +57,7 @@ def shared_state_claim(evidence: SharedStateEvidence) -> ClaimVerdict:
     """H1a: one state codes the operation, whatever the object.
 
     Interchange accuracies, and those of a direction in each pair of unseen verbs, must be near the
-    ceiling.
+    ceiling. The two controls for detectors of words count the answers that are right without them.
     """
     hotspots = evidence.hotspots
     hotspot, threshold = hotspots.hotspot(OPERATION), near_ceiling(hotspots, OPERATION)
@@ -72,14 +72,14 @@ def shared_state_claim(evidence: SharedStateEvidence) -> ClaimVerdict:
         _same_object_test(hotspot, evidence.object_decoding),
         *_unseen_group_tests(hotspot, threshold, evidence.held_out),
         *_unseen_verb_tests(evidence.unseen_verbs, threshold),
-        _accuracy_test(
-            "question without the operation",
+        _control_test(
+            ("question without the operation", "before the interchange"),
             "the state changes the answer to “how many did I take away?”, too: it detects words",
             evidence.operation_free_accuracy,
             id="operation_free_accuracy",
         ),
-        _accuracy_test(
-            "distractor sentence",
+        _control_test(
+            ("distractor sentence", "without it"),
             "an unrelated sentence with the opposite verb misleads the model: it detects words",
             evidence.distractor_accuracy,
             id="distractor_accuracy",
@@ -154,14 +154,29 @@ def _unseen_verb_tests(unseen_verbs: UnseenVerbs | None, threshold: float) -> li
     return [*pairs, site.non_deciding() if pairs else site, gain]
 
 
-def _accuracy_test(
-    name: str, meaning_if_failed: str, value: Estimate | None, *, id: str
+def _control_test(
+    subject: tuple[str, str], meaning_if_failed: str, control: ControlAccuracy | None, *, id: str
 ) -> StatisticalTest:
-    """Test that an accuracy stays near 1; not deciding if there is none."""
-    if value is None:
+    """Test that answers that are right without a control stay right.
+
+    Not deciding if there are no such questions, undecided if too few are right.
+
+    Args:
+        subject: Name of the control, and when answers are right without it.
+        meaning_if_failed: Meaning of a failed test.
+        control: Accuracy under the control.
+        id: Of the test.
+    """
+    name, when = subject
+    if control is None:
         reason = "the model or the pattern has no such question"
         return skipped_test(name, reason, is_deciding=False, id=id)
-    return check_above(name, meaning_if_failed, value, 1 - 2 * EQUIVALENCE_MARGIN, id=id)
+    right = f"{control.right} of {control.asked} answers are right {when}"
+    if control.right < FEWEST_BASES:
+        return skipped_test(name, f"{right}, and {FEWEST_BASES} are needed", id=id)
+    name = f"{name} ({right})"
+    threshold = 1 - 2 * EQUIVALENCE_MARGIN
+    return check_above(name, meaning_if_failed, control.accuracy, threshold, id=id)
 
 
 def joint_state_claim(joint: JointSite, hotspots: Hotspots) -> ClaimVerdict:
@@ -195,7 +210,7 @@ def _test_operation_alone(joint: JointSite) -> StatisticalTest:
     if joint.operation_alone is None:
         reason = (
             f"the subspace was not fitted on the numbers of {joint.new_numbers} bases, and "
-            f"{FEWEST_NEW} are needed: take a wider range of numbers"
+            f"{FEWEST_BASES} are needed: take a wider range of numbers"
         )
         return skipped_test(name, reason, id=id)
     found = "the state may hold only the result of operation and operands"

@@ -25,6 +25,7 @@ from probes.interventions.dissociation import dissociate
 from probes.interventions.hotspots.measure import HotspotSettings, hotspots
 from probes.interventions.result import (
     BindingSwap,
+    ControlAccuracy,
     DecodingResult,
     Dissociation,
     UnseenVerbs,
@@ -41,7 +42,6 @@ from probes.prompts.interchange_pairs import (
     sample_interchange_pairs,
 )
 from probes.prompts.pattern import Pattern
-from probes.stats.intervals import Estimate
 
 _FEW_OBJECTS = 8  # Few enough that each occurs in many prompts.
 
@@ -57,8 +57,8 @@ class SiteTests:
 
     object_decoding: DecodingResult
     unseen_verbs: UnseenVerbs | None
-    operation_free_accuracy: Estimate | None
-    distractor_accuracy: Estimate | None
+    operation_free_accuracy: ControlAccuracy | None
+    distractor_accuracy: ControlAccuracy | None
 
 
 def run_site_tests(
@@ -136,7 +136,7 @@ def compare_base(
 
 def _verb_detector_tests(
     model: Model, pattern: Pattern, site: Site, seed: int
-) -> tuple[Estimate | None, Estimate | None]:
+) -> tuple[ControlAccuracy | None, ControlAccuracy | None]:
     """Return the accuracies that a detector of verbs would lower."""
     distractor = distractor_sentence(model, pattern, seed=seed)
     operation_free = operation_free_pattern(pattern)

@@ -1,5 +1,7 @@
 """Controls for verb detectors: unseen verbs, a question without the operation, distractors."""
 
+import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -11,7 +13,7 @@ from torch import Tensor
 from probes.errors import PatternError
 from probes.interventions.activation_patching import patch_sites, run_batch_with_cache
 from probes.interventions.interchange import InterchangeRuns, run_interchange_pairs
-from probes.interventions.result import UnseenVerbs
+from probes.interventions.result import ControlAccuracy, UnseenVerbs
 from probes.interventions.subspaces.das import Subspace
 from probes.interventions.subspaces.directions import operation_direction, patch_direction
 from probes.models.model import Model
@@ -139,8 +141,10 @@ def verb_groups(pattern: Pattern) -> list[list[str]]:
 
 def operation_free_question(
     model: Model, pattern: Pattern, site: Site, *, pairs: int = 64, seed: int = 0
-) -> Estimate:
+) -> ControlAccuracy:
     """Accuracy of a number that does not depend on the operation, after interchange at a site.
+
+    Prompts count that are answered right without the interchange.
 
     Args:
         model: Any decoder.
@@ -162,28 +166,30 @@ def operation_free_question(
         return (logits[:, 0].argmax(-1) == answer[prompt]).to(logits)[:, None]
 
     source = source.realigned(batch.source_positions.to(model.device))
+    every = torch.arange(len(answer), device=answer.device)
+    before = is_correct(clean.logits, every)[:, 0].cpu().bool().numpy()
     correct = patch_sites(clean, source, [site], {site.role: mask}, is_correct)
-    return proportion(correct[0, :, 0].cpu().bool().numpy())
+    return _control_accuracy(correct[0, :, 0].cpu().bool().numpy(), before)
 
 
 def distractor_sentence(
     model: Model, pattern: Pattern, *, prompts: int = 64, seed: int = 0
-) -> Estimate | None:
+) -> ControlAccuracy | None:
     """Accuracy when a distractor sentence with the opposite verb precedes the question.
 
-    None where no filler of the pattern contains such a verb.
+    Questions count that are answered right with a sentence without a verb of the pattern in its
+    place. None where no filler of the pattern contains such a verb, or each contains one.
 
     Raises:
         PatternError: There are fewer such questions.
     """
-    opposite = pattern.flipped()
-    verbs = pattern.lexicon.verbs_of(pattern.operation)
-    fillers = [
-        filler
-        for filler in dict(pattern.lexicon.choices).get("filler", ())
-        if any(verb in filler for verb in verbs)
-    ]
-    if not fillers or not any("filler" in template.slots for template in opposite.templates):
+    opposite, lexicon = pattern.flipped(), pattern.lexicon
+    every = dict(lexicon.choices).get("filler", ())
+    fillers = _naming(every, lexicon.verbs_of(pattern.operation))
+    named = _naming(every, lexicon.all_verbs())
+    neutral = [filler for filler in every if filler not in named]
+    has_slot = any("filler" in template.slots for template in opposite.templates)
+    if not fillers or not neutral or not has_slot:
         return None
     tokenizable = tokenizable_by(model.tokenizer)
     questions = opposite.sample_questions(
@@ -193,4 +199,28 @@ def distractor_sentence(
             dict(question.slots).get("filler") in fillers and tokenizable(question)
         ),
     )
-    return proportion(answer_questions(model, questions).correct[:, 0].numpy())
+    plain = [
+        next(
+            other
+            for other in opposite.counterfactuals(question, "filler", seed=seed + n)
+            if other["filler"] in neutral
+        )
+        for n, question in enumerate(questions)
+    ]
+    hits, before = (
+        answer_questions(model, each).correct[:, 0].numpy() for each in (questions, plain)
+    )
+    return _control_accuracy(hits, before)
+
+
+def _naming(fillers: Sequence[str], verbs: Sequence[str]) -> list[str]:
+    """Sentences that contain one of these verbs as a word: "closed" does not contain "lose"."""
+    words = re.compile(rf"\b({'|'.join(map(re.escape, verbs))})\b")
+    return [filler for filler in fillers if words.search(filler)]
+
+
+def _control_accuracy(
+    hits: Bool[np.ndarray, " prompt"], before: Bool[np.ndarray, " prompt"]
+) -> ControlAccuracy:
+    """Accuracy in the prompts that are right without the control."""
+    return ControlAccuracy(proportion(hits[before]), int(before.sum()), len(before))

@@ -55,6 +55,23 @@ class UnseenVerbs:
     by_pair: Mapping[str, Estimate]
 
 
+@dataclass(frozen=True, slots=True)
+class ControlAccuracy:
+    """Accuracy under a control, in the prompts that are answered right without it.
+
+    A prompt that the model gets wrong anyway says nothing about the control.
+
+    Attributes:
+        accuracy: In these prompts; NaN where there are none.
+        right: Prompts that are answered right without the control.
+        asked: All prompts.
+    """
+
+    accuracy: Estimate
+    right: int
+    asked: int
+
+
 @dataclass(frozen=True, eq=False)
 class DASResult:
     """Distributed alignment search for the operation at one site, with its controls.

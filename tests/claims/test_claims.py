@@ -25,6 +25,7 @@ from probes.files import write_rows
 from probes.interventions.dissociation import HeadShifts
 from probes.interventions.hotspots.result import Hotspot, Hotspots
 from probes.interventions.result import (
+    ControlAccuracy,
     DASResult,
     DecodingResult,
     DirectionComparison,
@@ -198,8 +199,8 @@ def h1a(**changes):
         "object_decoding": READ,
         "unseen_verbs": UNSEEN,
         "subspace_search": SEARCH,
-        "operation_free_accuracy": SURE,
-        "distractor_accuracy": SURE,
+        "operation_free_accuracy": ControlAccuracy(SURE, 60, 64),
+        "distractor_accuracy": ControlAccuracy(SURE, 60, 64),
     } | changes
     return shared_state_claim(SharedStateEvidence(**given))
 
@@ -235,14 +236,29 @@ def test_one_state_holds_where_all_tests_pass():
             "gain over the token embedd",
         ),
         ({"subspace_search": bare(DASResult, random_init=YES)}, "search in a random-init model"),
-        ({"operation_free_accuracy": NO}, "question without the operation"),
-        ({"distractor_accuracy": NO}, "distractor sentence"),
+        (
+            {"operation_free_accuracy": ControlAccuracy(NO, 20, 64)},
+            "question without the operation (20 of 64 answers are right before the interchange): ",
+        ),
+        (
+            {"distractor_accuracy": ControlAccuracy(NO, 20, 64)},
+            "distractor sentence (20 of 64 answers are right without it): ",
+        ),
     ],
 )
 def test_each_failed_test_alone_fails_it_and_is_named(changes, reason):
     found = h1a(**changes)
     assert found.label == "fails"
     assert reason in found.reason
+
+
+@pytest.mark.parametrize("control", ["operation_free_accuracy", "distractor_accuracy"])
+def test_a_control_with_few_answers_that_are_right_without_it_leaves_it_undecided(control):
+    few = h1a(**{control: ControlAccuracy(NO, 19, 64)})
+    assert few.label == "cannot tell"
+    assert "19 of 64 answers are right" in few.reason
+    assert "and 20 are needed" in few.reason
+    assert find_test(few, control).passed is None
 
 
 def test_one_pair_of_verbs_without_the_state_fails_it_whatever_the_mean():

@@ -13,7 +13,13 @@ from probes.claims.base_model import (
     compare_with_base,
 )
 from probes.errors import ModelError, PatternError
-from probes.interventions.confounds import distractor_sentence, unseen_verbs, verb_groups
+from probes.interventions import confounds
+from probes.interventions.confounds import (
+    distractor_sentence,
+    operation_free_question,
+    unseen_verbs,
+    verb_groups,
+)
 from probes.interventions.interchange import interchange_intervention, run_interchange_pairs
 from probes.interventions.subspaces import directions
 from probes.interventions.subspaces.das import Subspace
@@ -26,6 +32,8 @@ from probes.interventions.subspaces.directions import (
 )
 from probes.models.model import load
 from probes.models.site import Site, joined_roles
+from probes.observe.behavior import Behavior
+from probes.observe.gate import answer_questions
 from probes.prompts.catalog import list_patterns
 from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.interchange_pairs import sample_interchange_pairs
@@ -141,6 +149,59 @@ def test_each_pair_of_verbs_is_a_group_unless_it_shares_a_word():
 
 def test_a_pattern_without_fillers_has_no_distractor_sentence():
     assert distractor_sentence(fox().model, fox().pattern) is None
+
+
+def test_only_fillers_that_name_a_verb_leave_no_sentence_to_compare_the_distractor_with():
+    pattern = find_pattern("take-away")
+    choices = dict(pattern.lexicon.choices) | {"filler": ("They take away the trash.",)}
+    lexicon = replace(pattern.lexicon, choices=tuple(choices.items()))
+    assert distractor_sentence(fox().model, replace(pattern, lexicon=lexicon)) is None
+
+
+def test_what_is_wrong_without_a_distractor_sentence_says_nothing_about_it(monkeypatch):
+    """A model that knows its answer by the numbers, whatever the sentence between them."""
+
+    def answer(model, questions):
+        right = torch.tensor([[one["x"] > one["y"], True] for one in questions])
+        predicted = torch.zeros(right.shape, dtype=torch.long)
+        return Behavior(model.name, ("number", "noun"), right, right.float(), predicted, right)
+
+    monkeypatch.setattr(confounds, "answer_questions", answer)
+    found = distractor_sentence(load("distilled"), find_pattern("take-away"), prompts=64)
+    assert 0 < found.right < found.asked == 64
+    assert found.accuracy.value == 1
+
+
+def test_a_distractor_sentence_is_compared_with_one_without_a_verb_in_its_place(monkeypatch):
+    """ "The shop is closed today." has the letters of "lose", and no verb of the pattern."""
+    asked = []
+
+    def answer(model, questions):
+        asked.append(questions)
+        return answer_questions(model, questions)
+
+    monkeypatch.setattr(confounds, "answer_questions", answer)
+    distractor_sentence(load("distilled"), find_pattern("take-away"), prompts=16)
+    misled, plain = asked
+    assert "The shop is closed today." in {one["filler"] for one in plain}
+    for one, other in zip(misled, plain, strict=True):
+        assert one["filler"] == "They take away the trash."
+        assert "away" not in other["filler"]
+        assert one.text.replace(one["filler"], other["filler"]) == other.text
+
+
+def test_a_number_that_was_wrong_before_the_interchange_does_not_count():
+    """Asked for y, the planted model gives x - y: it is right where x is twice y."""
+    pattern = fox().pattern
+    answers = tuple((name, "y" if name == "number" else rule) for name, rule in pattern.answers)
+    opposite = replace(pattern.opposite, answers=answers)
+    asked = replace(pattern, answers=answers, opposite=opposite)
+    changed, unchanged = (
+        operation_free_question(fox().model, asked, Site(1, "resid", role), pairs=64)
+        for role in ("op", "thing")
+    )
+    assert 0 < changed.right == unchanged.right < changed.asked / 2
+    assert (changed.accuracy.value, unchanged.accuracy.value) == (0, 1)
 
 
 # A tuned model and its base model.

@@ -22,6 +22,7 @@ from probes.claims.shared_state import (
 from probes.interventions.hotspots.measure import HotspotSettings, hotspots
 from probes.interventions.result import (
     BindingSwap,
+    ControlAccuracy,
     DASResult,
     DecodingResult,
     DirectionComparison,
@@ -123,7 +124,9 @@ def make_report(own, *, two=WIDE, comparison=None, has_binding=True, **changes):
     """Report with real hotspots and set numbers; one test of H2 is undecided."""
     decoding = DecodingResult(0.62, 0.2, 8)
     verbs = UnseenVerbs(YES, NO, Estimate(0.95, 0.9, 0.98), (("lose",),), {"lose / find": YES})
-    evidence = SharedStateEvidence(own, decoding, verbs, make_search(), YES, None)
+    evidence = SharedStateEvidence(
+        own, decoding, verbs, make_search(), ControlAccuracy(YES, 60, 64), None
+    )
     variables = {"operation": YES, "x": YES, "y": WIDE}
     joint = JointSite(Site(1, "resid", "y"), "operation + x + y", variables, WIDE, 40, NO)
     dissociation = Dissociation(
