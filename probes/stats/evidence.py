@@ -19,7 +19,8 @@ class StatisticalTest:
         value: Estimate; None where it was not measured.
         threshold: Threshold, in words and numbers.
         passed: True where the whole interval is on the claim's side of the threshold, False where
-            it is on the other side, None where it includes the threshold or there is no value.
+            it is on the other side, None where it includes the threshold or there is no value. A
+            null that is not rejected gives None, too, unless the value is within its bulk.
         is_deciding: Whether the verdict depends on it.
         id: Stable identifier, such as "similarity"; code finds a test by it, not by its name.
         above, below: Ends of the range in which the whole interval must lie to pass, as numbers;

@@ -370,6 +370,24 @@ def test_a_path_that_is_shared_fails_it(changes, reason):
     assert reason in found.reason
 
 
+@pytest.mark.parametrize(
+    ("below", "passed", "label"),
+    [
+        (20, True, "holds"),
+        (19, None, "cannot tell"),
+        (11, None, "cannot tell"),
+        (10, False, "fails"),  # The median of the null is the excess itself.
+        (9, False, "fails"),
+        (0, False, "fails"),
+    ],
+)
+def test_random_subspaces_refute_a_path_only_where_most_of_them_cost_as_much(below, passed, label):
+    excesses = (1.0,) * below + (3.0,) * (20 - below)
+    necessity = Necessity(YES, NONE, Estimate(2.0, 1.0, 3.0), excesses)
+    found = separate_path_claim(dissociated(), None, necessity, HEADS)
+    assert (find_test(found, "necessity_percentile").passed, found.label) == (passed, label)
+
+
 def test_heads_that_write_both_are_named_and_no_heads_leave_it_undecided():
     both = OutputHeads(("L1.H1",), ("L1.H1",), (NO, NO), (NO, NO), (NO, NO), {})
     found = separate_path_claim(dissociated(), None, NECESSITY, both)
