@@ -113,7 +113,8 @@ class ClaimsReport(Result):
         necessity: Resample ablation of the operation's directions.
         output_heads: Heads that write each answer, and their ablation.
         binding: Swaps of the binding vectors of two objects, block by block.
-        direction_comparison: Transfer of directions between objects.
+        direction_comparison: Transfer of directions between objects; None where no two objects can
+            be compared.
         base_comparison: Comparison with the base model; None if there is none.
         protocol: Settings as name and text.
         projection: States at the operation's site in two dimensions.
@@ -134,7 +135,7 @@ class ClaimsReport(Result):
     necessity: Necessity
     output_heads: OutputHeads
     binding: tuple[BindingSwap, ...]
-    direction_comparison: DirectionComparison
+    direction_comparison: DirectionComparison | None
     base_comparison: BaseModelComparison | None
     protocol: tuple[tuple[str, str], ...]
     projection: StateProjection | None = None

@@ -23,6 +23,7 @@ from probes.claims.solved_items import SolvedItems
 from probes.claims.units import (
     SiteTests,
     compare_base,
+    compare_objects,
     dissociate_two_objects,
     run_site_tests,
 )
@@ -37,11 +38,7 @@ from probes.interventions.hotspots.result import Hotspots
 from probes.interventions.result import DASResult, OutputHeads
 from probes.interventions.screening.heads import screened_head_shifts
 from probes.interventions.subspaces.das_search import search_subspace
-from probes.interventions.subspaces.directions import (
-    DirectionSettings,
-    compare_directions,
-    operation_direction,
-)
+from probes.interventions.subspaces.directions import operation_direction
 from probes.interventions.subspaces.geometry import variance_fractions
 from probes.interventions.subspaces.projection import project_states
 from probes.models.model import Model, ModelSpec, load
@@ -148,9 +145,7 @@ def _test_claims(
         )
         site = own_hotspots.hotspot(OPERATION).site
         site_unit = start(run_site_tests, model, pattern, site, settings)
-        directions_unit = start(
-            compare_directions, model, pattern, site, DirectionSettings(seed=seed)
-        )
+        directions_unit = start(compare_objects, model, pattern, site, settings)
         base_unit = start(compare_base, model, pattern, site, base, settings)
         search_runs = own_hotspots.search.runs.with_joined_roles(joined_roles(site))
         progress.begin("shared state")
@@ -166,7 +161,7 @@ def _test_claims(
         heads = output_heads(search_runs, own_hotspots.runs, measure)
         two_objects, binding = two_objects_unit.result()
         progress.begin("directions")
-        directions = directions_unit.result()
+        directions, no_directions = directions_unit.result()
         progress.begin("base model")
         comparison, reason = base_unit.result()
     fractions = variance_fractions(own_hotspots.runs, [site])
@@ -178,7 +173,7 @@ def _test_claims(
             shared_state_claim(evidence),
             joint_state_claim(joint_site, own_hotspots),
             separate_path_claim(dissociation, two_objects, ablation, heads),
-            shared_direction_claim(directions),
+            shared_direction_claim(directions, no_directions),
             reuse_claim(comparison, reason),
             training_diversity_claim(dose_response_rows(model.provenance)),
         ),

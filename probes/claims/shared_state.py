@@ -219,8 +219,18 @@ def _test_operation_alone(joint: JointSite) -> StatisticalTest:
     return replace(alone, passed=alone.passed or None)
 
 
-def shared_direction_claim(comparison: DirectionComparison) -> ClaimVerdict:
-    """H3: the operation has the same direction for every object, not only up to a rotation."""
+def shared_direction_claim(
+    comparison: DirectionComparison | None, reason: str = ""
+) -> ClaimVerdict:
+    """H3: the operation has the same direction for every object, not only up to a rotation.
+
+    Args:
+        comparison: Transfer of directions between objects; None if none can be compared.
+        reason: Why there is none.
+    """
+    if comparison is None:
+        test = skipped_test("directions of two objects", reason, id="own_direction")
+        return claim_verdict("H3", TITLES["H3"], [test])
     above = "another object's direction changes the operation less often than the object's own"
     if comparison.rotation_gain.low > EQUIVALENCE_MARGIN:
         above += (

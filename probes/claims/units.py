@@ -27,10 +27,12 @@ from probes.interventions.result import (
     BindingSwap,
     ControlAccuracy,
     DecodingResult,
+    DirectionComparison,
     Dissociation,
     UnseenVerbs,
 )
 from probes.interventions.subspaces.das_search import decode_object
+from probes.interventions.subspaces.directions import DirectionSettings, compare_directions
 from probes.models.model import Model
 from probes.models.site import Site
 from probes.observe.gate import gate
@@ -106,6 +108,16 @@ def dissociate_two_objects(
         variables=(OPERATION, OBJECT),
     )
     return dissociate(both, seed=seed), swap_bindings(both.runs, seed=seed)
+
+
+def compare_objects(
+    model: Model, pattern: Pattern, site: Site, settings: ClaimSettings
+) -> tuple[DirectionComparison | None, str]:
+    """Compare directions between objects, or return the reason why that is impossible."""
+    try:
+        return compare_directions(model, pattern, site, DirectionSettings(seed=settings.seed)), ""
+    except PatternError as error:  # Such as nouns of which no two have as many tokens.
+        return None, str(error)
 
 
 def compare_base(

@@ -404,6 +404,12 @@ def compared(raw, rotated, difference, gain):
     return DirectionComparison(SURE, raw, rotated, difference, gain, (), ())
 
 
+def test_objects_that_cannot_be_compared_leave_it_undecided_with_the_reason():
+    found = shared_direction_claim(None, "no two nouns are as long")
+    assert found.label == "cannot tell"
+    assert "no two nouns are as long" in found.reason
+
+
 def test_one_direction_for_all_objects_holds_or_only_up_to_a_rotation():
     assert shared_direction_claim(compared(SURE, SURE, NONE, NONE)).label == "holds"
     found = shared_direction_claim(compared(NO, SURE, YES, YES))

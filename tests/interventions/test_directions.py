@@ -12,6 +12,8 @@ from probes.claims.base_model import (
     _check_comparable,
     compare_with_base,
 )
+from probes.claims.plan import ClaimSettings
+from probes.claims.units import compare_objects
 from probes.errors import ModelError, PatternError
 from probes.interventions import confounds
 from probes.interventions.confounds import (
@@ -110,6 +112,34 @@ def test_a_few_prompts_do_not_show_that_there_is_no_difference():
     """Of ten prompts none differs: up to 0.28 of all may (Wilson)."""
     found = compare_directions(fox().model, fox().pattern, HERE, DirectionSettings(1, bases=10))
     assert found.difference.high > 0.1
+
+
+def with_nouns(*nouns):
+    pattern = find_pattern("take-away")
+    choices = tuple(
+        (kind, nouns if kind == "noun" else words) for kind, words in pattern.lexicon.choices
+    )
+    return replace(pattern, lexicon=replace(pattern.lexicon, choices=choices))
+
+
+def test_nouns_are_paired_with_those_of_as_many_tokens_however_many_these_are():
+    model = load("distilled")
+    sizes = [
+        len(model.tokenizer.tokenize(f" {noun}")) for noun in ("foxes", "raincoats", "peacocks")
+    ]
+    assert sizes[0] < sizes[1] == sizes[2]
+    settings = DirectionSettings(bases=10)
+    found = compare_directions(model, with_nouns("foxes", "raincoats", "peacocks"), HERE, settings)
+    assert [set(pair) for pair in found.object_pairs] == [{"raincoats", "peacocks"}]
+
+
+def test_nouns_without_another_one_as_long_are_refused_and_leave_the_claim_out():
+    model, pattern = load("distilled"), with_nouns("foxes", "raincoats")
+    with pytest.raises(PatternError, match=r"No two objects .* foxes \(1\), raincoats \(2\)"):
+        compare_directions(model, pattern, HERE)
+    found, reason = compare_objects(model, pattern, HERE, ClaimSettings())
+    assert found is None
+    assert reason.startswith("No two objects of 'take-away'")
 
 
 # Unseen verbs.

@@ -431,6 +431,15 @@ def test_searches_are_plotted_and_missing_ones_left_out(report):
     assert "operation alone, by a subspace (DAS)" in found
 
 
+def test_a_page_without_directions_of_objects_says_why(report):
+    skipped = shared_direction_claim(None, "no two nouns are as long")
+    verdicts = tuple(skipped if v.claim == "H3" else v for v in report.verdicts)
+    bare = replace(report, verdicts=verdicts, direction_comparison=None)
+    found = claims_page(ClaimsReports((bare,))).body
+    assert "no two nouns are as long" in found
+    assert "direction of another object, rotated" not in found
+
+
 def test_output_heads_are_marked_and_heads_without_effect_left_out(report):
     body = claims_page(ClaimsReports((report,))).body
     rows = Read(body).table("head")[1:]

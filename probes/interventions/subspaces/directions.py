@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from scipy.linalg import orthogonal_procrustes, subspace_angles
 from torch import Tensor
 
+from probes.errors import PatternError
 from probes.interventions.interchange import (
     InterchangeRuns,
     interchange_intervention,
@@ -89,7 +90,7 @@ def compare_directions(
     than the evaluation's.
 
     Raises:
-        PatternError: Two objects have too few prompts.
+        PatternError: No two objects have as many tokens, or two have too few prompts.
     """
     object_pairs = _sample_object_pairs(model, pattern, settings)
     hits: dict[str, list[Bool[np.ndarray, " prompt"]]] = {"own": [], "other": [], "rotated": []}
@@ -128,12 +129,23 @@ def compare_directions(
 def _sample_object_pairs(
     model: Model, pattern: Pattern, settings: DirectionSettings
 ) -> list[tuple[str, str]]:
-    """Pairs of objects with the same number of tokens."""
+    """Pairs of objects with the same number of tokens, those with fewest tokens first.
+
+    Raises:
+        PatternError: There are none.
+    """
     words = pattern.lexicon.words("noun")
     sizes = {word: len(model.tokenizer.tokenize(f" {word}")) for word in words}
-    shortest = [word for word in words if sizes[word] == min(sizes.values())]
-    order = np.random.default_rng(settings.seed).permutation(shortest)
-    pairs = [(str(a), str(b)) for a, b in zip(order[::2], order[1::2], strict=False)]
+    rng, pairs = np.random.default_rng(settings.seed), []
+    for size in sorted(set(sizes.values())):
+        order = rng.permutation([word for word in words if sizes[word] == size])
+        pairs += [(str(a), str(b)) for a, b in zip(order[::2], order[1::2], strict=False)]
+    if not pairs:
+        found = ", ".join(f"{word} ({size})" for word, size in sizes.items())
+        raise PatternError(
+            f"No two objects of {pattern.name!r} have the same number of tokens in {model.name}: "
+            f"{found}. Add nouns, so that two are as long"
+        )
     return pairs[: settings.n_object_pairs]
 
 

@@ -205,7 +205,9 @@ def _ablation_table(heads: OutputHeads) -> Table:
 
 def direction_blocks(report: ClaimsReport) -> list[Block]:
     """H3: tests, accuracy of each direction, and angles between objects."""
-    comparison = report.direction_comparison
+    comparison, tests = report.direction_comparison, claim_tests_table(report.verdict("H3"))
+    if comparison is None:
+        return [tests]
     rows = [
         ("direction of the same object", comparison.own_direction),
         ("direction of another object", comparison.other_direction),
@@ -217,7 +219,7 @@ def direction_blocks(report: ClaimsReport) -> list[Block]:
     ]
     caption, note = "Angle between the directions of two objects", "0°: same; 90°: orthogonal."
     return [
-        claim_tests_table(report.verdict("H3")),
+        tests,
         *_plot(rows, "Interchange accuracy of the operation, by direction"),
         Table(("objects", "angle"), angles, caption, notes=(note,)),
     ]
