@@ -76,12 +76,13 @@ class ControlAccuracy:
 class DASResult:
     """Distributed alignment search for the operation at one site, with its controls.
 
-    All values but the last three are interchange accuracies on prompts that were not searched on.
+    Accuracies are those of interchange on prompts on which nothing was searched or chosen.
 
     Attributes:
         full_state: Of the whole state at the site.
         dimensions_tried, accuracies: Of the subspace found, for each number of dimensions.
-        min_dimensions: Fewest dimensions that reach 0.9 of `full_state`; None if none do.
+        min_dimensions: Fewest dimensions that reach 0.9 of the whole state's accuracy on the
+            prompts that the choice depends on, see `left_out`; None if none do.
         mean_difference: Of the direction between the class means (baseline).
         permuted_labels: Of a subspace searched with permuted answers.
         control_site: Of a subspace searched at the tokens of the layer where an interchange does
@@ -92,6 +93,9 @@ class DASResult:
         state_dimension: Intrinsic dimension of the site's states.
         subspace: The smallest subspace that was enough, or the last that was tried; None in a
             loaded result.
+        left_out: Prompts on which the number of dimensions was chosen; the subspaces were searched
+            on the other prompts of the search. 0 where they would be too few, and the number was
+            chosen on the prompts that the subspaces were searched on.
     """
 
     full_state: Estimate
@@ -105,6 +109,7 @@ class DASResult:
     off_manifold_distance: float
     state_dimension: IntrinsicDimension
     subspace: Subspace = not_saved()
+    left_out: int = 0
 
 
 @dataclass(frozen=True, eq=False)

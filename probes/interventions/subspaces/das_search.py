@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 
 from probes.interventions.interchange import (
     InterchangeRuns,
@@ -26,6 +27,9 @@ from probes.stats.intervals import Estimate, proportion
 
 MIN_FRACTION_OF_FULL = 0.9
 """Fraction of the full state's accuracy at which a subspace carries the variable."""
+
+FEWEST_LEFT_OUT = 8
+"""Fewest runs that the number of directions is chosen on apart from those of the search."""
 
 MAX_RANDOM_INIT_ACCURACY = 0.2
 """Largest accuracy in a random-init model at which the search is trusted."""
@@ -55,30 +59,37 @@ def search_subspace(
 ) -> DASResult:
     """Find the fewest directions that carry the operation at a site, and evaluate controls.
 
+    Subspaces are searched on two thirds of the search runs, and the third that is left out chooses
+    their number of directions. With so few runs that less than `FEWEST_LEFT_OUT` would be left out,
+    the runs that they are searched on choose it. A subspace that was chosen is not searched again:
+    another search may end elsewhere.
+
     Args:
         search_runs: Runs to search on.
-        evaluation_runs: Runs of the same model to evaluate on.
+        evaluation_runs: Runs of the same model to evaluate on; nothing is chosen on them.
         site: Residual site of both.
         dimensions: Numbers of directions to try in turn; the first that suffices ends the search.
-        seed: Of searches and permutations.
+        seed: Of searches, permutations and the runs that are left out.
     """
-    settings = DASSettings(seed=seed)
-    objective = interchange_objective(search_runs, site, OPERATION)
-    full_state = proportion(_full_state_hits(evaluation_runs, site))
-    tried: list[tuple[Subspace, Estimate]] = []
+    settings, left_out = DASSettings(seed=seed), _leave_out(search_runs, seed)
+    objective = _without(interchange_objective(search_runs, site, OPERATION), left_out)
+    judged = left_out if left_out.any() else ~left_out
+    full_state = float(_full_state_hits(search_runs, site)[judged].mean())
+    tried: list[Subspace] = []
+    accuracy = 0.0
     for dims in dimensions:
-        subspace = das(objective, site, dims=dims, settings=settings)
-        tried.append((subspace, proportion(patch_direction(evaluation_runs, subspace))))
-        if _suffices(tried[-1][1], full_state):
+        tried.append(das(objective, site, dims=dims, settings=settings))
+        accuracy = float(patch_direction(search_runs, tried[-1])[judged].mean())
+        if _suffices(accuracy, full_state):
             break
-    subspace, accuracy = tried[-1]
-    dims = len(subspace.basis)
+    subspace, dims = tried[-1], len(tried[-1].basis)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(objective.target)))
     permuted = replace(objective, target=objective.target[order.to(objective.target.device)])
     control = _least_effective_site(search_runs, evaluation_runs, site)
 
     def control_accuracy(control_objective: DASObjective, where: Site) -> Estimate:
-        found = das(control_objective, where, dims=dims, settings=settings)
+        searched = _without(control_objective, left_out)
+        found = das(searched, where, dims=dims, settings=settings)
         return proportion(patch_direction(evaluation_runs, found))
 
     base_states, source_states = (
@@ -89,9 +100,9 @@ def search_subspace(
     natural = torch.cat([search_runs.states(site), search_runs.states(site, "other")])
     mean_direction = operation_direction(search_runs, site)
     return DASResult(
-        full_state=full_state,
+        full_state=proportion(_full_state_hits(evaluation_runs, site)),
         dimensions_tried=dimensions[: len(tried)],
-        accuracies=tuple(estimate for _, estimate in tried),
+        accuracies=tuple(proportion(patch_direction(evaluation_runs, each)) for each in tried),
         min_dimensions=dims if _suffices(accuracy, full_state) else None,
         mean_difference=proportion(patch_direction(evaluation_runs, mean_direction)),
         permuted_labels=control_accuracy(permuted, site),
@@ -102,11 +113,26 @@ def search_subspace(
         off_manifold_distance=float(off_manifold_distance(natural, patched).median()),
         state_dimension=intrinsic_dimension(natural),
         subspace=subspace,
+        left_out=int(left_out.sum()),
     )
 
 
-def _suffices(accuracy: Estimate, full_state: Estimate) -> bool:
-    return 0 < MIN_FRACTION_OF_FULL * full_state.value <= accuracy.value
+def _suffices(accuracy: float, full_state: float) -> bool:
+    return 0 < MIN_FRACTION_OF_FULL * full_state <= accuracy
+
+
+def _leave_out(runs: InterchangeRuns, seed: int) -> Bool[np.ndarray, " prompt"]:
+    """Runs that the search leaves out: a third, or none where these would be too few."""
+    count = len(runs) // 3
+    if count < FEWEST_LEFT_OUT:
+        return np.zeros(len(runs), dtype=bool)
+    return np.random.default_rng(seed).permutation(len(runs)) < count
+
+
+def _without(objective: DASObjective, left_out: Bool[np.ndarray, " prompt"]) -> DASObjective:
+    """The objective of the other prompts: one without a token to patch is not searched on."""
+    searched = torch.from_numpy(~left_out).to(objective.token_mask.device)
+    return replace(objective, token_mask=objective.token_mask & searched[:, None])
 
 
 def _full_state_hits(runs: InterchangeRuns, site: Site) -> np.ndarray:
@@ -148,6 +174,7 @@ def _random_init_accuracy(
 
     # One after the other: the runs of a large model take much memory.
     objective = interchange_objective(run(search_runs), site, OPERATION)
+    objective = _without(objective, _leave_out(search_runs, settings.seed))
     subspace = das(objective, site, dims=dims, settings=settings)
     del objective
     return proportion(patch_direction(run(evaluation_runs), subspace))

@@ -105,11 +105,11 @@ def state_blocks(report: ClaimsReport) -> list[Block]:
         if math.isfinite(value)
     ]
     size = search.state_dimension
+    fewest = "fewest dimensions with 0.9 of the full state's accuracy"
+    if not search.left_out:
+        fewest += ", on the prompts of the search"
     facts: list[list[CellValue]] = [
-        [
-            "fewest dimensions with 0.9 of the full state's accuracy",
-            search.min_dimensions or "none",
-        ],
+        [fewest, search.min_dimensions or "none"],
         ["distance of edited states from natural ones (natural: 1)", search.off_manifold_distance],
         ["intrinsic dimension, participation ratio (linear)", f"{size.participation_ratio:.1f}"],
         ["intrinsic dimension, TwoNN (nonlinear)", f"{size.two_nn:.1f}"],
