@@ -6,6 +6,8 @@ from math import ceil
 import numpy as np
 from jaxtyping import Float
 
+from probes.errors import ProbeError
+
 ERROR_RATE = 0.05
 
 
@@ -20,8 +22,14 @@ def conformal_threshold(
 
     Args:
         null: At least one draw, along the first axis.
+
+    Raises:
+        ProbeError: There is no draw. Its threshold would be infinite, and a value below it would
+            look like a failed test, not like one without a null.
     """
     ordered = np.sort(np.asarray(null, dtype=float), axis=0)
+    if not len(ordered):
+        raise ProbeError("A null of 0 draws has no threshold: give at least one draw, as nulls=1")
     return np.asarray(ordered[_rank(len(ordered)) - 1])
 
 

@@ -9,7 +9,7 @@ from probes import load_result
 from probes.cli.app import app
 from probes.comparison.walkthrough.explain import ExplainSettings, explain
 from probes.comparison.walkthrough.prompts import BOTH, sample_walkthrough_prompts
-from probes.errors import GateError, MatchError
+from probes.errors import GateError, MatchError, ModelError
 from probes.interventions.role_paths.graph import path_role_texts
 from probes.models.model import load
 from probes.models.site import Site
@@ -115,6 +115,11 @@ def test_a_relative_without_the_behavior_is_left_out_with_the_reason(distilled):
     assert [one.model for one in walk.models] == ["distilled"]
     assert walk.skipped.startswith("copying does not have the behavior")
     assert walk.summary()[-1] == walk.skipped
+
+
+def test_zero_random_init_models_are_refused_before_a_model_is_loaded():
+    with pytest.raises(ModelError, match="nulls=0 found"):
+        explain("no such model", FOX, settings=ExplainSettings(nulls=0))
 
 
 def test_a_model_without_the_behavior_is_refused():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from probes.errors import ProbeError
 from probes.stats.multiple_testing import holm
 from probes.stats.null_threshold import conformal_threshold, exceedance_rate
 
@@ -16,6 +17,12 @@ def test_the_threshold_is_an_order_statistic_of_the_null(n, rank):
     null = np.random.default_rng(n).permutation(n) + 1.0
     assert float(conformal_threshold(null)) == rank
     assert exceedance_rate(n) == pytest.approx((n + 1 - rank) / (n + 1))
+
+
+@pytest.mark.parametrize("null", [[], np.empty((0, 3))])
+def test_a_null_without_draws_has_no_threshold(null):
+    with pytest.raises(ProbeError, match="A null of 0 draws"):
+        conformal_threshold(null)
 
 
 @pytest.mark.parametrize("n", [5, 20, 40])

@@ -20,7 +20,7 @@ from probes.comparison.walkthrough.prompts import (
 )
 from probes.comparison.walkthrough.result import PathEffect, Walkthrough
 from probes.comparison.walkthrough.steps import WalkRuns, walk_model
-from probes.errors import GateError
+from probes.errors import GateError, ModelError
 from probes.interventions.role_paths.graph import path_role_texts
 from probes.models.model import Model, ModelSpec, load, random_init
 from probes.observe.gate import answer_questions, gate
@@ -40,8 +40,8 @@ class ExplainSettings:
 
     Attributes:
         prompts: Other questions of the same form, for each variable that is changed.
-        nulls: Random-init models of each shape. A further one exceeds all of n with probability
-            1 / (n + 1), so labels need 19 for a rate of 0.05.
+        nulls: Random-init models of each shape, at least one. A further one exceeds all of n with
+            probability 1 / (n + 1), so labels need 19 for a rate of 0.05.
         seed: Seed of the questions, of the random-init models and of the bootstrap.
         run: Folder of the store of finished work, or a store; see `PlannedSettings`.
         device: Device of models that are given by name; PyTorch's default device if empty.
@@ -75,8 +75,13 @@ def explain(
         MatchError: The text matches no pattern.
         GateError: The model does not have the behavior, or answers this question otherwise.
         PatternError: No changed version of the question has as many tokens and another answer.
+        ModelError: The settings ask for no random-init model.
     """
     settings = settings or ExplainSettings()
+    if settings.nulls < 1:
+        raise ModelError(
+            f"nulls={settings.nulls} found: a walk-through needs at least one random-init model"
+        )
     question = match_text(text)
     specs, device = [model, *([beside] if beside is not None else [])], settings.device
     models = [load(one, device=device) for one in specs]
