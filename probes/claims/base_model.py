@@ -8,10 +8,10 @@ from jaxtyping import Bool, Float
 from probes.claims.definitions import MAJORITY, TITLES
 from probes.claims.result import BaseModelComparison
 from probes.errors import ModelError, SiteError
-from probes.interventions.dissociation import MIN_HEAD_FRACTION, HeadShifts, head_shifts
+from probes.interventions.dissociation import MIN_HEAD_FRACTION, HeadShifts
 from probes.interventions.interchange import InterchangeRuns, run_interchange_pairs
 from probes.interventions.interchange_outcomes import NUMBER_READOUT
-from probes.interventions.screening.heads import screened_head_shifts
+from probes.interventions.screening.heads import head_measure
 from probes.interventions.site_search import EQUIVALENCE_MARGIN, search_words
 from probes.interventions.subspaces.directions import (
     cross_model_hits,
@@ -50,7 +50,7 @@ class BaseComparisonSettings:
         bases: Bases of the evaluation; as many fit directions and find heads.
         nulls: Random-init models of the null of shared heads.
         null_bases: Bases for each of these.
-        seed: Of prompts, bootstrap and random-init models.
+        seed: Of prompts, bootstrap, random-init models and heads of a screen.
         screened: Whether gradients give the shifts of most heads; see `screened_head_shifts`.
     """
 
@@ -114,7 +114,7 @@ def compare_with_base(
         for fit in (tuned_fit, base_fit, null_fit)
     )
     donor = run_interchange_pairs(base, pairs[0], joined_roles=joined)
-    measure = screened_head_shifts if settings.screened else head_shifts
+    measure = head_measure(screened=settings.screened, seed=settings.seed)
     tuned_heads, base_heads = (measure(fit, NUMBER_READOUT) for fit in (tuned_fit, base_fit))
     return BaseModelComparison(
         base=base.name,
@@ -214,7 +214,7 @@ def _null_head_overlaps(
         runs: InterchangeRuns = run_interchange_pairs(
             random_init(tuned, seed=settings.seed + n), pairs
         )
-        measure = screened_head_shifts if settings.screened else head_shifts
+        measure = head_measure(screened=settings.screened, seed=settings.seed)
         fractions = measure(runs, NUMBER_READOUT).fractions(np.ones((1, len(pairs))))
         largest = np.zeros_like(base)
         largest[0, fractions[0].argsort()[::-1][: int(base.sum())]] = True

@@ -29,14 +29,13 @@ from probes.claims.units import (
 )
 from probes.interventions.dissociation import (
     dissociate,
-    head_shifts,
     necessity,
     output_heads,
 )
 from probes.interventions.hotspots.measure import HotspotSettings, hotspots
 from probes.interventions.hotspots.result import Hotspots
 from probes.interventions.result import DASResult, OutputHeads
-from probes.interventions.screening.heads import screened_head_shifts
+from probes.interventions.screening.heads import head_measure
 from probes.interventions.subspaces.das_search import search_subspace
 from probes.interventions.subspaces.directions import operation_direction
 from probes.interventions.subspaces.geometry import variance_fractions
@@ -157,7 +156,7 @@ def _test_claims(
         progress.begin("separate paths")
         dissociation = dissociate(own_hotspots, seed=seed)
         ablation = necessity(own_hotspots.runs, subspaces.subspace, seed=seed)
-        measure = screened_head_shifts if screened else head_shifts
+        measure = head_measure(screened=screened, seed=seed)
         heads = output_heads(search_runs, own_hotspots.runs, measure)
         two_objects, binding = two_objects_unit.result()
         progress.begin("directions")

@@ -16,6 +16,7 @@ from probes.interventions.interchange import (
     with_residual,
 )
 from probes.interventions.interchange_outcomes import NUMBER_READOUT, OBJECT_READOUT
+from probes.interventions.screening import heads
 from probes.interventions.screening.heads import screened_head_shifts
 from probes.interventions.screening.sites import SiteScreen, predict_answers, screen_sites
 from probes.interventions.site_search import choose_sites, search_all_sites, variables_of
@@ -113,6 +114,24 @@ def test_screened_heads_have_the_output_heads_of_exact_ones(answer):
     assert found.heads == whole.heads
     assert ((own >= MIN_HEAD_FRACTION) == (wanted >= MIN_HEAD_FRACTION)).all()
     assert found.screen is not None and whole.screen is None
+
+
+def test_the_seed_draws_the_heads_that_a_screen_interchanges_exactly(monkeypatch):
+    patched = []
+
+    def patch(runs, sites, **options):
+        patched.append(frozenset(map(str, sites)))
+        return interchange_intervention(runs, sites, **options)
+
+    monkeypatch.setattr(heads, "_STRONGEST", 1)
+    monkeypatch.setattr(heads, "_RANDOM", 3)
+    monkeypatch.setattr(heads, "interchange_intervention", patch)
+    for seed in (0, 0, 1, 2):
+        heads.head_measure(screened=True, seed=seed)(runs(4), NUMBER_READOUT)
+    first, again, *others = filter(None, patched)
+    assert first == again
+    assert len({first, *others}) > 1
+    assert heads.head_measure(screened=False, seed=1) is head_shifts
 
 
 def test_a_run_that_nothing_reads_is_not_recorded():

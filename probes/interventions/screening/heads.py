@@ -1,6 +1,8 @@
 """Screen of output heads: one gradient gives the shift of every head; the strongest are exact."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from probes.interventions.attribution_patching import MAX_GRADIENT_FLOATS, retaining
 from probes.interventions.cached_run import Z
-from probes.interventions.dissociation import HeadShifts, readout_masks
+from probes.interventions.dissociation import HeadShifts, head_shifts, readout_masks
 from probes.interventions.interchange import InterchangeRuns, interchange_intervention
 from probes.interventions.interchange_outcomes import OBJECT_READOUT
 from probes.interventions.screening.check import ScreenCheck
@@ -21,11 +23,16 @@ from probes.prompts.interchange_pairs import BASE, OBJECT
 _STRONGEST, _RANDOM = 24, 16  # Heads that are interchanged exactly.
 
 
-def screened_head_shifts(runs: InterchangeRuns, answer: int) -> HeadShifts:
+def head_measure(*, screened: bool, seed: int = 0) -> Callable[[InterchangeRuns, int], HeadShifts]:
+    """Measure of the shifts of all heads: exact, or screened with a seed for large models."""
+    return partial(screened_head_shifts, seed=seed) if screened else head_shifts
+
+
+def screened_head_shifts(runs: InterchangeRuns, answer: int, *, seed: int = 0) -> HeadShifts:
     """Shifts as of `head_shifts`, by a gradient; exact ones of the strongest and of a sample.
 
     The first-order shift of a head is <source - base, gradient> at the answer's read-out. A head
-    that is no output head by it, and not among the strongest, keeps it.
+    that is no output head by it, and not among the strongest, keeps it. The seed draws the sample.
     """
     shape = runs.model.shape
     heads = [(layer, head) for layer in range(shape.layers) for head in range(shape.heads)]
@@ -43,7 +50,7 @@ def screened_head_shifts(runs: InterchangeRuns, answer: int) -> HeadShifts:
     shifts = torch.cat([*parts]).T.double().numpy()
     approximate = shifts.copy()
     strength = np.abs(shifts.mean(1))
-    drawn = np.random.default_rng(0).permutation(len(heads))[:_RANDOM]
+    drawn = np.random.default_rng(seed).permutation(len(heads))[:_RANDOM]
     exact = np.union1d(strength.argsort()[::-1][:_STRONGEST], drawn)
     before = interchange_intervention(runs, []).logit_shift(label, answer)
     at_readout = replace(runs, role_masks=readout_masks(runs))
