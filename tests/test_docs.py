@@ -79,6 +79,27 @@ def test_full_names_in_text_can_be_imported(name):
             found = getattr(found, part)
 
 
+@pytest.mark.parametrize("name", PAGE_NAMES)
+def test_calls_of_public_functions_name_only_parameters_that_exist(name):
+    text = (ROOT / name).read_text(encoding="utf-8").replace("…", "...")
+    snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for snippet in [*snippets, *re.findall(r"(?<!`)`([^`\n]+\([^`]*\))`", text)]:
+        try:
+            tree = ast.parse(snippet)
+        except SyntaxError:
+            continue  # Code of another language; Python blocks are parsed above.
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            first, *rest = ast.unparse(call.func).removeprefix("pb.").split(".")
+            function = getattr(probes, first, None) if first in probes.__all__ else None
+            for part in rest:
+                function = getattr(function, part, None)
+            if function is None:  # A function of another package, or a method of a value.
+                continue
+            known = inspect.signature(function).parameters
+            unknown = {item.arg for item in call.keywords} - {None, *known}
+            assert not unknown, f"{ast.unparse(call.func)} has no {unknown}"
+
+
 def test_each_public_name_is_once_on_a_reference_page():
     pages = (ROOT / "docs" / "reference").glob("*.md")
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
