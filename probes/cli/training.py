@@ -174,7 +174,8 @@ def student_training(teacher: Any, start: str, given: dict[str, Any]) -> Any:  #
     from probes.compression.distillation.distill import default_training
 
     given = {name: value for name, value in given.items() if value is not None}
-    return replace(default_training(teacher, start, given.get("steps")), **given)
+    suited = default_training(teacher, start, given.get("steps"), given.get("batch"))
+    return replace(suited, **given)
 
 
 def _print_plan(settings: Any, checkpoints: Path) -> None:  # noqa: ANN401

@@ -93,6 +93,11 @@ def test_only_known_training_texts_keep_words_held_out(here, more, held_out):
     assert list(load("more").provenance.held_out) == held_out
 
 
+def test_a_run_of_no_steps_is_refused_with_the_texts_that_were_asked_for():
+    refused = run("make", "distilled", "full", "--steps", 0, "--batch", 4)
+    assert "A run of 0 steps of 4 texts" in refused.stderr
+
+
 def test_a_student_of_another_tokenizer_learns_patterns_and_its_teachers_text(
     here, letters, monkeypatch
 ):

@@ -97,21 +97,27 @@ def distill(
 
 
 def default_training(
-    teacher: DerivedModel, start: str = LAYER_STARTS[0], steps: int | None = None
+    teacher: DerivedModel,
+    start: str = LAYER_STARTS[0],
+    steps: int | None = None,
+    batch: int | None = None,
 ) -> TrainingConfig:
     """Return settings that suit the size of a teacher and the start of its student.
 
     Models of fewer than 10 million weights take those of the shipped models. Others take smaller
     steps, as in Sanh et al. (2019, arXiv 1910.01108), ten times smaller where a trained model is
-    continued, with little weight decay: a decay of 1 would shrink pretrained weights.
+    continued, with little weight decay: a decay of 1 would shrink pretrained weights. Steps and
+    texts in each are those given, if any.
     """
     if sum(weight.numel() for weight in teacher.hf_model.parameters()) < _LARGE:
-        return TrainingConfig(1500 if steps is None else steps, 0, batch=64)
+        return TrainingConfig(
+            1500 if steps is None else steps, 0, batch=64 if batch is None else batch
+        )
     steps = 1000 if steps is None else steps
     return TrainingConfig(
         steps,
         0,
-        batch=16,
+        batch=16 if batch is None else batch,
         learning_rate=5e-4 if start in (*LAYER_STARTS, "fresh") else 5e-5,
         weight_decay=0.01,
         warmup=min(100, steps // 10),
