@@ -10,6 +10,7 @@ import torch
 
 import probes
 from probes.comparison.rate_distortion import point as one_point
+from probes.comparison.rate_distortion.losses import UNKNOWN
 from probes.comparison.rate_distortion.measure import RateDistortionSettings, rate_distortion
 from probes.comparison.rate_distortion.mechanism import (
     InterchangeOutcome,
@@ -397,6 +398,16 @@ def test_the_summary_names_each_model_and_the_orders_of_losses(curve):
     assert "behavior absent" in text and "full rounded to 3 bits (" in text
     labels = {point.label for point in curve.points}
     assert ("mechanism breaks before" in text) == ("mechanism first" in labels)
+
+
+def test_the_summary_says_why_an_interchange_accuracy_is_undefined(curve):
+    assert not any("undefined" in line for line in curve.summary())
+    point = next(each for each in curve.points if each.mechanism)
+    unknown = replace(point.mechanism, interchange_accuracy=UNKNOWN, loss_order=None)
+    few = replace(curve, pairs=16, points=(replace(point, mechanism=unknown),))
+    (line,) = [line for line in few.summary() if "undefined" in line]
+    assert "fewer than 20 pairs that the parent and the model both solve, of 16 here" in line
+    assert f"here: {point.name}. Measure" in line
 
 
 def test_a_curve_is_saved_as_numbers_table_page_and_picture(curve, tmp_path):

@@ -15,6 +15,10 @@ UNKNOWN = Estimate(float("nan"), float("nan"), float("nan"))
 """Estimate of what was not measured."""
 
 
+MIN_PAIRS = 20
+"""Smallest number of pairs solved by both models for a statement about the mechanism."""
+
+
 @dataclass(frozen=True, slots=True)
 class LossOrder:
     """Loss of mechanism against loss of accuracy, relative to the parent.

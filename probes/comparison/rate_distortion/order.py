@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 
 from probes.comparison.rate_distortion.losses import (
     LOSS_MARGIN,
+    MIN_PAIRS,
     UNKNOWN,
     LossOrder,
     LossOrderLabel,
@@ -23,9 +24,6 @@ from probes.stats.intervals import (
     proportion,
 )
 from probes.stats.paired import mcnemar_test
-
-MIN_PAIRS = 20
-"""Smallest number of pairs solved by both models for a statement about the mechanism."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from probes.comparison.rate_distortion.losses import (
     LOSS_MARGIN,
+    MIN_PAIRS,
     UNKNOWN,
     LossOrder,
     NoiseComparison,
@@ -124,8 +125,11 @@ class RateDistortionCurve(Result):
         return pd.DataFrame([_point_row(point) for point in (self.parent, *self.points)])
 
     def summary(self) -> tuple[str, ...]:
-        """One sentence per model, then one per order of losses and per comparison with noise."""
-        lines = [self._parent_line(), *map(_point_line, self.points)]
+        """One sentence per model, then one per order of losses and per comparison with noise.
+
+        A sentence between them says why interchange accuracies are undefined, where any is.
+        """
+        lines = [self._parent_line(), *map(_point_line, self.points), *self._too_few_line()]
         capable = [point for point in self.points if point.mechanism]
         for same, prefix in ((True, ""), (False, "At their own sites, in another graph: ")):
             for label, sentence in _ORDER_SENTENCES.items():
@@ -146,6 +150,21 @@ class RateDistortionCurve(Result):
             return f"{line}; behavior absent, so there is no mechanism to lose."
         sites = ", ".join(f"{variable} at {site}" for variable, site in mechanism.sites.items())
         return f"{line}; interchange accuracy {mechanism.interchange_accuracy} ({sites})."
+
+    def _too_few_line(self) -> tuple[str, ...]:
+        """Why an interchange accuracy is undefined, and of which models; empty where none is."""
+        names = [
+            point.name
+            for point in (self.parent, *self.points)
+            if point.mechanism and np.isnan(point.mechanism.interchange_accuracy.value)
+        ]
+        if not names:
+            return ()
+        return (
+            f"Interchange accuracy is undefined with fewer than {MIN_PAIRS} pairs that the parent "
+            f"and the model both solve, of {self.pairs} here: {', '.join(names)}. Measure on more "
+            "bases.",
+        )
 
     def picture(self) -> Any:  # noqa: ANN401
         """Drawing of rate against distortion."""
