@@ -73,6 +73,11 @@ class Task:
                 pairs are left out, and the error means that none remains.
             SiteError: The pairs have no such answer.
         """
+        if not isinstance(pairs, PairBatch):
+            raise BatchError(
+                f"{type(pairs).__name__!r} found: give tokenized pairs, as of "
+                "`tokenize_pairs(model, pairs)`"
+            )
         name = answer or pairs.clean.readouts[0].name
         readout = pairs.clean.readout(name)
         column = [each.name for each in pairs.clean.readouts].index(name)
@@ -83,7 +88,8 @@ class Task:
             raise BatchError(
                 f"{int((~keep).sum())} of {len(keep)} pairs are unequal: "
                 f"{unequal.clean.text!r} and {unequal.counterfactual.text!r} differ in the number "
-                "of tokens of some role. Use contrasts whose words have equal token counts."
+                "of tokens of some role. Use contrasts whose words have equal token counts, or "
+                "leave such pairs out with skip_unequal=True."
             )
         if not bool(keep.all()):
             warnings.warn(
@@ -189,6 +195,20 @@ class TaskSettings:
     contrasts: tuple[str, ...] = ()
     prompts: int = 32
     seed: int = 0
+
+
+def require_task(task: object) -> Task:
+    """Return a task as it is.
+
+    Raises:
+        CircuitError: It is none, such as pairs, of which a task scores one answer.
+    """
+    if not isinstance(task, Task):
+        raise CircuitError(
+            f"{type(task).__name__!r} found in place of a task: give `Task.from_pairs(pairs)` of "
+            "tokenized pairs"
+        )
+    return task
 
 
 def sample_tasks(

@@ -27,10 +27,11 @@ from probes.interventions.sweep import (
     patched_roles,
 )
 from probes.models.micro_batches import MicroBatches, run_micro_batches
-from probes.models.model import Model
+from probes.models.model import Model, ModelSpec, load
 from probes.models.run_checks import require_unedited
 from probes.models.site import RESID, component_sites
-from probes.prompts.tokens.pair_batch import PairBatch
+from probes.prompts.question import Pair
+from probes.prompts.tokens.pair_batch import PairBatch, tokenize_pairs
 
 MAX_GRADIENT_FLOATS = 60_000_000  # Activations that a pass with gradients keeps.
 
@@ -38,8 +39,8 @@ _HOOKS = {"resid": RESID, "heads": Z, "mlps": MLP}  # In the order of `component
 
 
 def attribution_patching(
-    model: Model,
-    pairs: PairBatch,
+    model: ModelSpec,
+    pairs: PairBatch | Sequence[Pair],
     *,
     kinds: Sequence[str] = ("heads", "mlps"),
     roles: Sequence[str] | None = None,
@@ -47,8 +48,8 @@ def attribution_patching(
     """Approximate the effects of `activation_patching` by one gradient.
 
     Args:
-        model: Model whose activations are patched.
-        pairs: Clean and counterfactual prompts.
+        model: Model whose activations are patched, or its name.
+        pairs: Clean and counterfactual prompts, or pairs to tokenize, as of `sample_pairs`.
         kinds: Kinds of components: "heads", "mlps", "resid".
         roles: Roles to patch; those of the clean prompts by default.
 
@@ -56,6 +57,8 @@ def attribution_patching(
         SiteError: A kind is unknown, none is given, or the prompts lack a role.
         ModelError: The model is being edited, or in training mode.
     """
+    model = load(model)
+    pairs = pairs if isinstance(pairs, PairBatch) else tokenize_pairs(model, pairs)
     roles = patched_roles(pairs, kinds, roles)
     require_unedited(model)
     components = component_sites(model.shape.layers, model.shape.heads, kinds, "")

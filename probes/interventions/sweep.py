@@ -14,10 +14,11 @@ from probes.interventions.activation_patching import patch_sites, run_batch_with
 from probes.interventions.cached_run import CachedRun
 from probes.interventions.screening.check import ScreenCheck
 from probes.models.micro_batches import MicroBatches, fitting_prompts, run_micro_batches
-from probes.models.model import Model
+from probes.models.model import Model, ModelSpec, load
 from probes.models.site import COMPONENT_KINDS, Site, component_sites
 from probes.observe.behavior import logit_diff, pair_foils
-from probes.prompts.tokens.pair_batch import PairBatch
+from probes.prompts.question import Pair
+from probes.prompts.tokens.pair_batch import PairBatch, tokenize_pairs
 
 T = TypeVar("T")
 
@@ -70,8 +71,8 @@ class PatchingEffects:
 
 
 def activation_patching(
-    model: Model,
-    pairs: PairBatch,
+    model: ModelSpec,
+    pairs: PairBatch | Sequence[Pair],
     *,
     kinds: Sequence[str] = ("heads", "mlps"),
     roles: Sequence[str] | None = None,
@@ -79,8 +80,8 @@ def activation_patching(
     """Patch every component at every role from the counterfactual run into the clean one.
 
     Args:
-        model: Model to patch.
-        pairs: Clean and counterfactual prompts.
+        model: Model to patch, or its name.
+        pairs: Clean and counterfactual prompts, or pairs to tokenize, as of `sample_pairs`.
         kinds: Kinds of components: "heads", "mlps", "resid".
         roles: Roles to patch; those of the clean prompts by default.
 
@@ -88,6 +89,8 @@ def activation_patching(
         SiteError: A kind is unknown, none is given, or the prompts lack a role.
         ModelError: The model is being edited, or in training mode.
     """
+    model = load(model)
+    pairs = pairs if isinstance(pairs, PairBatch) else tokenize_pairs(model, pairs)
     roles = patched_roles(pairs, kinds, roles)
     by_role = [component_sites(model.shape.layers, model.shape.heads, kinds, r) for r in roles]
     effects, total = patch_cells(model, pairs, [site for group in by_role for site in group])

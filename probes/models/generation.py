@@ -6,7 +6,7 @@ import torch
 
 from probes.errors import ModelError
 from probes.models.readout import last_token
-from probes.prompts.tokens.batch import tokenize
+from probes.prompts.tokens.batch import require_one_text, tokenize
 
 
 def continue_text(
@@ -21,7 +21,9 @@ def continue_text(
 
     Raises:
         ModelError: The length, temperature or seed is out of range.
+        BatchError: Several texts are given.
     """
+    require_one_text(text)
     if max_new_tokens < 0 or not temperature >= 0 or not 0 <= seed < 2**63:
         raise ModelError(
             f"Cannot generate {max_new_tokens} tokens at temperature {temperature:g} with seed "

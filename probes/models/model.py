@@ -232,9 +232,8 @@ def load(  # noqa: PLR0913 (each is an option of its own)
         with isolated():
             return _build_model(*loading.load_source(source, options))
     like = load(parts[0], revision=revision, dtype=dtype, device=device, add_bos=add_bos)
-    model = random_init(like, seed=parts[1])
     chosen = name or ("" if own_name == place else own_name)
-    return replace(model, name=chosen) if chosen else model
+    return load(random_init(like, seed=parts[1]), name=chosen)
 
 
 def wrap(
@@ -259,12 +258,13 @@ def wrap(
         return _build_model(copy.deepcopy(hf_model), (name, origin), tokenizer, provenance)
 
 
-def random_init(model: Model, *, seed: int) -> Model:
+def random_init(model: ModelSpec, *, seed: int) -> Model:
     """Random-init model of the architecture of `model`; the weights depend on `seed` alone.
 
     Raises:
         ModelError: The seed is out of range.
     """
+    model = load(model)
     called = (f"{model.name} random-init {seed}", f"random-init like {model.name}, seed {seed}")
     with isolated():
         hf_model = loading.random_hf_model(model.config, model.dtype, seed)

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from probes.errors import SiteError
 from probes.models.micro_batches import MicroBatches, fitting_prompts, run_micro_batches
-from probes.models.model import Model
+from probes.models.model import Model, ModelSpec, load
 from probes.models.readout import last_token
 from probes.models.site import RESID, RESID_OUT
 from probes.prompts.question import Question
@@ -100,14 +100,14 @@ def last_positions(batch: Batch, role: str) -> Int[Tensor, " prompt"]:
 
 
 def capture(
-    model: Model,
+    model: ModelSpec,
     prompts: Batch | str | Question | Sequence[str | Question],
     names: Sequence[str] = ("attention",),
 ) -> Activations:
     """Run prompts once and keep the named activations.
 
     Args:
-        model: Any decoder.
+        model: A family name, a folder, a hub id or a loaded model.
         prompts: A batch, or texts or questions to tokenize into one.
         names: Of `HOOK_POINTS`: "resid", "attention", "z", "mlp_out".
 
@@ -121,6 +121,7 @@ def capture(
             "points by their TransformerLens names: `with model.recording(names)`, or "
             "`model.bridge.run_with_cache`"
         )
+    model = load(model)
     batch = prompts if isinstance(prompts, Batch) else tokenize(model, prompts)
     return Activations(model.name, batch, record(model, batch, names))
 

@@ -8,7 +8,7 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from probes.models.model import Model
+from probes.models.model import ModelSpec, load
 from probes.observe.activations import Activations, capture
 from probes.prompts.question import Question
 from probes.prompts.tokens.batch import Batch, tokenize
@@ -64,7 +64,7 @@ def pool_by_role(
 
 
 def role_attention(
-    model: Model,
+    model: ModelSpec,
     batch: Batch | str | Question | Sequence[str | Question],
     *,
     activations: Activations | None = None,
@@ -72,7 +72,7 @@ def role_attention(
     """Attention of a batch pooled by role: summed over keys, averaged over queries.
 
     Args:
-        model: Any decoder.
+        model: A family name, a folder, a hub id or a loaded model.
         batch: Tokenized prompts with roles, or texts or questions to tokenize.
         activations: "attention" of the same batch, as `capture` gives it, which saves the run.
 
@@ -82,6 +82,7 @@ def role_attention(
     Raises:
         ModelError: A prompt is too long for the model, or a logit is not finite.
     """
+    model = load(model)
     batch = batch if isinstance(batch, Batch) else tokenize(model, batch)
     activations = activations or capture(model, batch, ("attention",))
     return RoleAttention(

@@ -1,15 +1,18 @@
 """Behavior: whole-answer accuracy and logit differences."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from probes.errors import BatchError
 from probes.models.micro_batches import MicroBatches, fitting_prompts, run_micro_batches
-from probes.models.model import Model
+from probes.models.model import Model, ModelSpec, load
 from probes.observe.result import GateCriterion
-from probes.prompts.tokens.batch import Batch, Readout
+from probes.prompts.question import Question
+from probes.prompts.tokens.batch import Batch, Readout, tokenize
 from probes.prompts.tokens.pair_batch import PairBatch
 
 _READ_PER_ANSWER = 8  # Positions at which an answer is read, at the most in all but odd patterns.
@@ -43,12 +46,14 @@ class Behavior:
 
 
 @torch.no_grad()
-def evaluate_behavior(model: Model, batch: Batch, *, batch_size: int = 128) -> Behavior:
+def evaluate_behavior(
+    model: ModelSpec, batch: Batch | Question | Sequence[Question], *, batch_size: int = 128
+) -> Behavior:
     """Score the answers of a batch; a second answer is read after the words of the first.
 
     Args:
-        model: Any decoder with a tokenizer.
-        batch: Tokenized questions with their answers.
+        model: A family name, a folder, a hub id or a loaded model, with a tokenizer.
+        batch: Tokenized questions with their answers, or questions to tokenize.
         batch_size: Prompts of one pass, fewer where memory runs out; the result does not depend on
             it.
 
@@ -57,7 +62,11 @@ def evaluate_behavior(model: Model, batch: Batch, *, batch_size: int = 128) -> B
 
     Raises:
         ModelError: A prompt is too long for the model, or a logit is not finite.
+        BatchError: The prompts have no answers.
     """
+    model = load(model)
+    batch = batch if isinstance(batch, Batch) else tokenize(model, batch)
+    require_answers(batch, "the behavior is measured on")
 
     def score(rows: Int[Tensor, " row"]) -> tuple[Tensor, ...]:
         ids, mask = (part[rows].to(model.device) for part in (batch.ids, batch.mask))
@@ -83,6 +92,19 @@ def evaluate_behavior(model: Model, batch: Batch, *, batch_size: int = 128) -> B
     batches = MicroBatches("reading answers", size, width)
     parts = run_micro_batches(model, every, score, batches)
     return Behavior(model.name, names, *(torch.cat(each) for each in zip(*parts, strict=True)))
+
+
+def require_answers(batch: Batch, use: str) -> None:
+    """Refuse a batch without answers, and say what they are for.
+
+    Raises:
+        BatchError: The prompts have no answers.
+    """
+    if not batch.readouts:
+        raise BatchError(
+            f"0 answers found, which {use}: give questions of a pattern, such as "
+            "`pattern.match(text)`"
+        )
 
 
 def _whole_answer_correct(

@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from probes.errors import GateError
-from probes.models.model import Model
+from probes.models.model import Model, ModelSpec, load
 from probes.observe.behavior import Behavior, evaluate_behavior
 from probes.observe.result import GATE_CRITERIA, Gate, GateCriterion, GateState
+from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
 from probes.prompts.tokens.batch import tokenize
@@ -39,8 +40,8 @@ def default_criterion(pattern: Pattern) -> GateCriterion:
 
 
 def gate(
-    model: Model,
-    pattern: Pattern,
+    model: ModelSpec,
+    pattern: str | Pattern,
     *,
     prompts: int = GATE_QUESTIONS,
     seed: int = 0,
@@ -49,8 +50,8 @@ def gate(
     """Gate of each answer of a pattern, on sampled questions.
 
     Args:
-        model: Model with a tokenizer.
-        pattern: Pattern; of given pairs both prompts are asked.
+        model: A family name, a folder, a hub id or a loaded model, with a tokenizer.
+        pattern: A pattern, its name, or a .jsonl file; of given pairs both prompts are asked.
         prompts: Questions.
         seed: Seed of the sample and of the bootstrap.
         criterion: What the gate asks; see `GateCriterion`. By default `default_criterion`.
@@ -59,6 +60,7 @@ def gate(
         PatternError: The pattern has fewer questions that the tokenizer supports.
         GateError: The criterion is unknown, or needs foils, and an answer has none.
     """
+    model, pattern = load(model), find_pattern(pattern)
     questions = sample_readable_questions(
         pattern, prompts, tokenizers=(model.tokenizer,), seed=seed
     )

@@ -7,11 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probes.errors import BatchError
 from probes.models.micro_batches import MicroBatches, run_micro_batches
-from probes.models.model import Model
+from probes.models.model import ModelSpec, load
 from probes.observe.activations import Activations, capture, last_positions
-from probes.observe.behavior import foil_tokens, logit_diff
+from probes.observe.behavior import foil_tokens, logit_diff, require_answers
 from probes.prompts.question import Question
 from probes.prompts.tokens.batch import Batch, tokenize
 
@@ -43,7 +42,7 @@ class LogitLens:
 
 @torch.no_grad()
 def logit_lens(
-    model: Model,
+    model: ModelSpec,
     batch: Batch | Question | Sequence[Question],
     *,
     activations: Activations | None = None,
@@ -54,7 +53,7 @@ def logit_lens(
     may hold it in directions that the unembedding does not read.
 
     Args:
-        model: Decoder whose final norm and unembedding give its logits.
+        model: Decoder whose final norm and unembedding give its logits, or its name.
         batch: Tokenized prompts with roles and answers, or questions to tokenize.
         activations: "resid" of the same batch, as `capture` gives it, which saves the run.
 
@@ -65,12 +64,9 @@ def logit_lens(
         ModelError: The lens does not give the model's own logits at the last layer.
         BatchError: The prompts have no answers.
     """
+    model = load(model)
     batch = batch if isinstance(batch, Batch) else tokenize(model, batch)
-    if not batch.readouts:
-        raise BatchError(
-            "0 answers found, whose logits the lens would read: give questions of a pattern, such "
-            "as `pattern.match(text)`"
-        )
+    require_answers(batch, "the lens reads the logits of")
     resid = (activations or capture(model, batch, ("resid",)))["resid"]
     layers = ("embed", *(f"L{layer}" for layer in range(model.shape.layers)))
     foils = [foil_tokens(readout) for readout in batch.readouts]

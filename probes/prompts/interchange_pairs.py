@@ -12,6 +12,7 @@ from itertools import islice
 from transformers import PreTrainedTokenizerBase
 
 from probes.errors import OutcomeError, PatternError
+from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.interchange_sampler import BASE as BASE
 from probes.prompts.interchange_sampler import COPIES, NUMBER_ANSWER, PairSampler
 from probes.prompts.interchange_sampler import OBJECT as OBJECT
@@ -92,7 +93,7 @@ class BaseFilter:
 
 
 def sample_interchange_pairs(
-    pattern: Pattern,
+    pattern: str | Pattern,
     count: int,
     *,
     tokenizers: Sequence[PreTrainedTokenizerBase],
@@ -102,7 +103,7 @@ def sample_interchange_pairs(
     """Sample interchange pairs with different outcome tokens and equally long roles.
 
     Args:
-        pattern: Pattern with an opposite, whose number is computed from number slots.
+        pattern: Pattern with an opposite, whose number is computed from number slots, or its name.
         count: Number of bases.
         tokenizers: Tokenizers in which all outcomes must differ.
         seed: Seed of the sample.
@@ -112,6 +113,7 @@ def sample_interchange_pairs(
         PatternError: The pattern has no opposite or no such answers, two of its outcomes
             always coincide, or fewer than `count` bases are found.
     """
+    pattern = find_pattern(pattern)
     sampler = PairSampler(pattern)
     rng, pairs_of_base = random.Random(f"{seed}:{pattern.name}:crossings"), {}
     labels, last = None, 0

@@ -19,7 +19,7 @@ from probes.interventions.site_search import (
     variables_of,
 )
 from probes.interventions.subspaces.geometry import FACTORS, variance_fractions
-from probes.models.model import wrap
+from probes.models.model import load, wrap
 from probes.models.site import Site
 from probes.prompts.catalog import list_patterns
 from probes.prompts.held_out import family_split
@@ -256,3 +256,12 @@ def test_factors_explain_their_own_tokens_and_the_planted_state(template):
     assert found["operation"][2] > found["operation"][1] + 0.5
     assert abs(found["operation"][0]) < 0.1
     assert np.isnan(found["name"]).all()
+
+
+def test_hotspots_are_those_of_a_model_and_a_pattern_by_their_names():
+    settings = HotspotSettings(bases=4, nulls=0)
+    by_name = hotspots("full", "take-away", settings, variables=["operation"])
+    given = hotspots(load("full"), list_patterns()["take-away"], settings, variables=["operation"])
+    ((one,), (other,)) = by_name.hotspots, given.hotspots
+    assert (one.site, one.other_object) == (other.site, other.other_object)
+    assert (by_name.model, by_name.pattern) == ("full", "take-away")

@@ -1,5 +1,6 @@
 """Sweeps give the effects that patching by hand, one cell at a time, gives."""
 
+import inspect
 import math
 from dataclasses import replace
 from functools import cache
@@ -7,18 +8,23 @@ from functools import cache
 import pytest
 import torch
 
+from probes.circuits.edges.edge_attribution import edge_attribution
 from probes.circuits.edges.path_patching import edge_patching, path_patching, run_circuits
 from probes.circuits.graph import Edge
 from probes.circuits.runs.reference import run_references
 from probes.circuits.task import Task
-from probes.errors import BatchError, CircuitError, SiteError
+from probes.errors import BatchError, CircuitError, SiteError, TokenizerError
+from probes.interventions.attribution_patching import attribution_patching
 from probes.interventions.sweep import PatchingEffects, activation_patching
 from probes.models.layers.decoder import decompose
+from probes.models.model import load
 from probes.models.site import component_sites
 from probes.observe.activations import capture
+from probes.observe.attention import role_attention
 from probes.observe.behavior import evaluate_behavior
 from probes.observe.logit_lens import logit_lens
 from probes.prompts.catalog import pattern
+from probes.prompts.interchange_pairs import sample_interchange_pairs
 from probes.prompts.question import Pair
 from probes.prompts.tokens.batch import tokenize
 from probes.prompts.tokens.pair_batch import sample_pairs, tokenize_pairs
@@ -464,3 +470,73 @@ def test_no_hook_is_left_behind_by_cutting():
     edge_patching(model, task, edges=[Edge("embed", "L0.MLP")])
     path_patching(model, task, ("embed", "L1.H2.v", "logits"))
     assert hook_count(model) == before
+
+
+# Models and patterns by their names, and pairs that are not tokenized.
+
+
+@pytest.mark.parametrize("patching", [activation_patching, attribution_patching])
+def test_pairs_are_patched_as_their_batch(model, own, patching):
+    object.__setattr__(model, "tokenizer", own)
+    pairs = sample_pairs("take-away", "x", 3, tokenizers=(own,), seed=1)
+    expected = patching(model, tokenize_pairs(own, pairs, max_length=model.shape.context))
+    found = patching(model, pairs)
+    assert torch.equal(found.per_prompt.nan_to_num(), expected.per_prompt.nan_to_num())
+    with pytest.raises(BatchError, match="'Pattern' found: give pairs"):
+        inspect.unwrap(tokenize_pairs)(own, pattern("take-away"))
+
+
+def test_a_prompt_that_is_longer_than_the_context_is_refused_in_pairs(model, own):
+    object.__setattr__(model, "tokenizer", own)
+    (pair,) = sample_pairs("take-away", "x", 1, tokenizers=(own,), seed=1)
+    short = replace(model, shape=replace(model.shape, context=5))
+    with pytest.raises(BatchError, match="and the model takes 5"):
+        activation_patching(short, [pair])
+
+
+def test_a_name_reads_and_patches_as_the_loaded_model():
+    full = load("full")
+    pairs = sample_pairs("take-away", "x", 2, tokenizers=(full.tokenizer,), seed=1)
+    batch = tokenize_pairs(full, pairs)
+    task = Task.from_pairs(batch, skip_unequal=True)
+    for measure in (
+        lambda one: capture(one, batch.clean, ("resid",))["resid"],
+        lambda one: role_attention(one, batch.clean).mean,
+        lambda one: logit_lens(one, batch.clean).mean,
+        lambda one: evaluate_behavior(one, batch.clean).logit_diff,
+        lambda one: activation_patching(one, batch).mean,
+        lambda one: attribution_patching(one, batch).mean,
+        lambda one: path_patching(one, task, ("embed", "logits")),
+        lambda one: edge_patching(one, task, edges=[Edge("embed", "logits")]),
+        lambda one: edge_attribution(one, task, method="eap").mean,
+    ):
+        by_name, given = measure("full"), measure(full)
+        assert torch.equal(by_name.nan_to_num(), given.nan_to_num())
+
+
+def test_interchange_pairs_are_sampled_from_a_pattern_by_its_name(own):
+    by_name, given = (
+        sample_interchange_pairs(each, 2, tokenizers=(own,), seed=0)
+        for each in ("take-away", pattern("take-away"))
+    )
+    assert by_name == given
+
+
+def test_pairs_in_place_of_a_task_are_refused_with_what_to_give(model, own):
+    batch = pairs_of(own, "x")
+    for function in (edge_attribution, run_references):  # All others call the latter.
+        with pytest.raises(CircuitError, match=r"'PairBatch' found .* give `Task\.from_pairs"):
+            unchecked(function)(model, batch)
+    with pytest.raises(BatchError, match=r"'tuple' found: give tokenized pairs"):
+        unchecked(Task.from_pairs.__func__)(Task, batch.pairs)
+
+
+@pytest.mark.parametrize("tokenized", [tokenize, tokenize_pairs])
+def test_a_name_in_place_of_a_tokenizer_is_refused_with_what_to_give(tokenized):
+    with pytest.raises(TokenizerError, match=r"'full' of type str has no tokenizer: give a model"):
+        unchecked(tokenized)("full", [])
+
+
+def unchecked(function):
+    """The function without the check of types, which tests turn on and which refuses first."""
+    return inspect.unwrap(function)

@@ -8,9 +8,10 @@ import torch
 
 import probes
 from probes import files
-from probes.errors import ModelError, SiteError
+from probes.errors import BatchError, ModelError, SiteError
 from probes.models.acceptance import LOGIT_TOLERANCE
 from probes.models.files import loading, names
+from probes.models.generation import continue_text
 from probes.models.model import load, random_init, wrap
 from probes.models.readout import last_token, position_ids
 from probes.testing.equivalent_heads import ungroup_heads
@@ -308,3 +309,18 @@ def test_only_the_positions_that_are_read_are_unembedded():
     with model.editing({"unembed.hook_in": lambda resid: rows.append(resid.shape[1])}):
         model.logits(ids, mask, last_token(mask))
     assert rows == [1]
+
+
+@pytest.mark.parametrize("texts", [["one text"], ("a b", "c d"), probes.Question.from_text("a b")])
+def test_generation_takes_a_single_text(texts):
+    unchecked = inspect.unwrap(continue_text)  # `Model.generate`, without the check of types.
+    with pytest.raises(BatchError, match="give a single text, and call once for each") as caught:
+        unchecked(tiny("llama"), texts, max_new_tokens=1, temperature=0.0, seed=0)
+    assert type(texts).__name__ in str(caught.value)
+
+
+def test_a_random_init_model_is_made_of_a_name_as_of_the_model():
+    named, given = random_init("full", seed=1), random_init(load("full"), seed=1)
+    assert named.name == given.name == "full random-init 1"
+    weights = zip(named.bridge.parameters(), given.bridge.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in weights)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from probes.errors import BatchError
 from probes.models.model import Model, Shape
 from probes.observe.behavior import evaluate_behavior, foil_tokens, logit_diff, pair_foils
 from probes.prompts.catalog import pattern
@@ -197,3 +198,18 @@ def test_an_answer_is_preferred_where_it_beats_each_foil_at_its_own_digit(letter
         behavior = evaluate_behavior(scripted_digits(letters, *silent, *script), batch)
         assert not behavior.correct.item()
         assert behavior.preferred.item() is preferred
+
+
+def test_questions_are_answered_as_their_batch(own):
+    model = tiny("llama-gqa", vocab_size=len(own))
+    object.__setattr__(model, "tokenizer", own)
+    questions = pattern("take-away").sample_questions(5, seed=0)
+    expected, found = (evaluate_behavior(model, q) for q in (tokenize(own, questions), questions))
+    assert torch.equal(found.logit_diff, expected.logit_diff)
+    assert evaluate_behavior(model, questions[0]).correct.shape == (1, 2)
+
+
+def test_texts_without_answers_have_no_behavior(own):
+    model = tiny("llama-gqa", vocab_size=len(own))
+    with pytest.raises(BatchError, match="0 answers found, which the behavior is measured on"):
+        evaluate_behavior(model, tokenize(own, "two foxes"))

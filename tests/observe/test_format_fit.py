@@ -156,3 +156,10 @@ def test_the_command_prints_the_table_and_keeps_the_format(folder):
     done = CliRunner().invoke(app, ["trace", "full", "--format", "haiku"])
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
     assert "Format 'haiku' is unknown" in done.stderr
+
+
+def test_a_format_is_fitted_to_models_and_patterns_by_their_names(full, told):
+    few = FitSettings(formats=("plain",), prompts=8)
+    expected = fit_format([full], told, few).selection
+    for models in ("full", ["full"], full):
+        assert fit_format(models, told.name, few).selection == expected

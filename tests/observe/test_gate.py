@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from probes.circuits.task import require_open_gate
 from probes.errors import GateError
-from probes.models.model import wrap
+from probes.models.model import load, wrap
 from probes.observe.behavior import Behavior
 from probes.observe.gate import (
     _margin,
@@ -220,3 +220,8 @@ def test_a_margin_over_a_constant_chance_has_the_error_of_the_accuracy():
     assert wrong.low == -0.25 < wrong.high == pytest.approx(proportion(~right).high - 0.25)
     varied = np.arange(12) % 2.0
     assert _margin(right, varied, 0) == bootstrap_mean(1 - varied, seed=0, bounds=(-1, 1))
+
+
+def test_a_gate_is_asked_of_a_model_and_a_pattern_by_their_names():
+    expected = gate(load("full"), pattern("take-away"), prompts=20)
+    assert gate("full", "take-away", prompts=20) == expected

@@ -1,14 +1,16 @@
 """Heatmaps of long texts, shared keys and values, and axes of the user's own."""
 
+import inspect
 import re
 import time
 
 import numpy as np
 import pytest
 
-from probes.errors import FigureError
+from probes.errors import BatchError, FigureError
 from probes.models.model import load
 from probes.observe.activations import capture
+from probes.prompts.catalog import pattern
 from probes.prompts.question import Question
 from probes.prompts.tokens.batch import tokenize
 from probes.viz import AttentionMaps, head_grid, head_map
@@ -142,3 +144,18 @@ def test_heads_are_drawn_on_axes_of_the_user(full):
     assert len(every.images) == 1 and len(figure.axes) == 2  # One image of all heads.
     with pytest.raises(FigureError, match="ax holds one model"):
         heatmap(full, FOX, compare_with=full, ax=one)
+
+
+@pytest.mark.parametrize("texts", [["a b", "c d"], ["a b"], 3])
+def test_a_heatmap_of_several_texts_is_refused_with_what_was_given(texts):
+    unchecked = inspect.unwrap(heatmap)
+    with pytest.raises(BatchError, match=f"'{type(texts).__name__}' found: give a single text or"):
+        unchecked("full", texts)
+
+
+def test_the_roles_of_a_heatmap_are_those_of_a_pattern_or_of_its_name():
+    full = load("full")
+    by_name, given = (
+        heatmap(full, FOX, roles=roles) for roles in ("take-away", pattern("take-away"))
+    )
+    assert by_name.body == given.body

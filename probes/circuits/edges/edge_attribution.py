@@ -14,12 +14,12 @@ from probes.circuits.edges.gradient_scores import GradientScorer
 from probes.circuits.edges.gradients import GradientRecorder
 from probes.circuits.edges.path_patching import edge_patching
 from probes.circuits.graph import ComputationGraph
-from probes.circuits.task import Task
+from probes.circuits.task import Task, require_task
 from probes.errors import CircuitError
 from probes.interventions.activation_patching import restart_problem
 from probes.models.layers.decoder import decompose
 from probes.models.micro_batches import MicroBatches, run_micro_batches
-from probes.models.model import Model
+from probes.models.model import Model, ModelSpec, load
 from probes.models.run_checks import require_eval, require_unedited
 
 _MAX_GRADIENT_FLOATS = 60_000_000  # Activations that a pass with gradients keeps.
@@ -79,7 +79,7 @@ AttributionMethod = Literal["eap-ig", "eap", "exact"] | EAP | EAPIG
 
 
 def edge_attribution(
-    model: Model,
+    model: ModelSpec,
     task: Task,
     *,
     method: AttributionMethod = "eap-ig",
@@ -89,8 +89,9 @@ def edge_attribution(
     """Scores of every edge of a model for a task.
 
     Args:
-        model: A decoder whose residual stream is the sum of embedding, attention and MLPs.
-        task: Aligned pairs of prompts.
+        model: A decoder whose residual stream is the sum of embedding, attention and MLPs, or
+            its name.
+        task: Aligned pairs of prompts, as of `Task.from_pairs`.
         method: "eap-ig" (`EAPIG()`), "eap" (`EAP()`), or "exact": each edge in turn carries the
             counterfactual's value.
         roles: Whether edges are resolved by roles.
@@ -99,12 +100,13 @@ def edge_attribution(
 
     Raises:
         ModelError: The model is in training mode, not finite, no plain sum, or has wrong gradients.
-        CircuitError: The method is unknown.
+        CircuitError: The method is unknown, or the task is none.
     """
     named = {"eap-ig": EAPIG(), "eap": EAP(), "exact": "exact"}
     chosen = named.get(method) if isinstance(method, str) else method
     if chosen is None:
         raise CircuitError(f"The method {method!r} is unknown: use 'eap-ig', 'eap' or 'exact'")
+    model, task = load(model), require_task(task)
     require_eval(model)
     require_unedited(model)
     task, graph = task.to(model), task.computation_graph(model, roles=roles)

@@ -15,7 +15,7 @@ from probes.circuits.runs.reference import run_references
 from probes.circuits.task import Task
 from probes.errors import CircuitError
 from probes.models.micro_batches import MicroBatches, run_micro_batches
-from probes.models.model import Model
+from probes.models.model import ModelSpec, load
 
 # Floats of the writers' changes in one pass: enough for the matrix products, few enough for RAM.
 _MAX_FLOATS = 1 << 25
@@ -29,7 +29,7 @@ _EDGES_PER_PASS = 64
 
 @torch.no_grad()
 def edge_patching(
-    model: Model, task: Task, *, roles: bool = False, edges: Sequence[Edge] | None = None
+    model: ModelSpec, task: Task, *, roles: bool = False, edges: Sequence[Edge] | None = None
 ) -> Float[Tensor, "edge prompt"]:
     """Exact drop of the logit difference (logits) when single edges are ablated, edge by edge.
 
@@ -37,8 +37,9 @@ def edge_patching(
     into one layer share a pass, which starts at that layer.
 
     Args:
-        model: A decoder whose blocks are sums of heads and MLP, with or without post-norms.
-        task: Aligned pairs of prompts.
+        model: A decoder whose blocks are sums of heads and MLP, with or without post-norms, or
+            its name.
+        task: Aligned pairs of prompts, as of `Task.from_pairs`.
         roles: Whether edges are resolved by roles.
         edges: Edges to patch; all of the graph by default.
 
@@ -48,6 +49,7 @@ def edge_patching(
     Raises:
         CircuitError: An edge does not exist.
     """
+    model = load(model)
     runs = run_references(model, task, roles=roles)
     graph = runs.graph
     indices = np.arange(len(graph)) if edges is None else graph.indices_of(edges)
@@ -76,12 +78,13 @@ def _changed_writers(runs: HeldRuns) -> Bool[Tensor, "writer role"]:
 
 
 @torch.no_grad()
-def path_patching(model: Model, task: Task, path: Sequence[str]) -> Float[Tensor, " prompt"]:
+def path_patching(model: ModelSpec, task: Task, path: Sequence[str]) -> Float[Tensor, " prompt"]:
     """Drop of the logit difference (logits) when one path alone carries the counterfactual.
 
     Args:
-        model: A decoder whose blocks are sums of heads and MLP, with or without post-norms.
-        task: Aligned pairs of prompts.
+        model: A decoder whose blocks are sums of heads and MLP, with or without post-norms, or
+            its name.
+        task: Aligned pairs of prompts, as of `Task.from_pairs`.
         path: A writer, then readers, such as ("L0.H1", "L1.H2.v", "logits"). Each component on the
             path runs on its clean input, changed only by the component before it; after the last
             reader everything follows (Wang et al. 2022, 2211.00593; Goldowsky-Dill et al. 2023,
@@ -93,7 +96,7 @@ def path_patching(model: Model, task: Task, path: Sequence[str]) -> Float[Tensor
     Raises:
         CircuitError: Two components of the path are not connected by an edge.
     """
-    runs = run_references(model, task)
+    runs = run_references(load(model), task)
     graph = runs.graph
     first, readers = next(iter(path), ""), path[1:]
     if not readers or LOGITS in readers[:-1]:

@@ -24,7 +24,7 @@ from probes.circuits.runs.held import (
     RunSetup,
     readout_logit_diffs,
 )
-from probes.circuits.task import Task
+from probes.circuits.task import Task, require_task
 from probes.errors import CircuitError
 from probes.models.layers.decoder import (
     DecoderActivations,
@@ -118,6 +118,7 @@ def run_references(
         ModelError: The blocks are no plain sums, the model is in training mode or edited, or a
             run fails.
         BatchError: `mean_task` lacks a role of the task.
+        CircuitError: The ablation is unknown, or the task is none.
     """
     if ablation not in ("counterfactual", "mean", "zero"):
         raise CircuitError(
@@ -125,7 +126,7 @@ def run_references(
         )
     require_eval(model)
     require_unedited(model)
-    weights, task = decompose(model), task.to(model)
+    weights, task = decompose(model), require_task(task).to(model)
     first = task.first_difference if ablation == "counterfactual" else 0
     first = min(first, int(task.readout.min()))
     means = None

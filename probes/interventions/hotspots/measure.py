@@ -39,8 +39,9 @@ from probes.interventions.site_search import (
     takes_only,
     variables_of,
 )
-from probes.models.model import Model
+from probes.models.model import Model, ModelSpec, load
 from probes.models.site import Site, joined_roles
+from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.held_out import family_split
 from probes.prompts.interchange_pairs import (
     BASE,
@@ -81,8 +82,8 @@ class HotspotSettings:
 
 
 def hotspots(
-    model: Model,
-    pattern: Pattern,
+    model: ModelSpec,
+    pattern: str | Pattern,
     settings: HotspotSettings = HotspotSettings(),
     *,
     variables: Sequence[str] = (),
@@ -91,8 +92,8 @@ def hotspots(
     """Find the site of each variable on some prompts and evaluate it on others.
 
     Args:
-        model: Any decoder.
-        pattern: Pattern with an opposite, whose outcomes are different tokens.
+        model: A family name, a folder, a hub id or a loaded model.
+        pattern: A pattern with an opposite, whose outcomes are different tokens, or its name.
         settings: Sizes and seed.
         variables: "operation", operands, "thing"; all of the pattern's by default.
         engine: Where random-init models are measured, one a unit.
@@ -102,6 +103,7 @@ def hotspots(
             variable.
         ModelError: The model has one block.
     """
+    model, pattern = load(model), find_pattern(pattern)
     if model.shape.layers < 2:
         raise ModelError(
             f"{model.name} has one block, so no site between blocks: choose a model with two or "

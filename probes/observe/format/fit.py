@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from probes.errors import PatternError
-from probes.models.model import Model
+from probes.models.model import ModelSpec, load
 from probes.observe.format.result import FormatFit, FormatScore
 from probes.observe.format.trials import Trials
 from probes.observe.result import GATE_STATES
+from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.format.prompt_format import PromptFormat
 from probes.prompts.pattern import Pattern
 
@@ -48,7 +49,9 @@ class FitSettings:
 
 
 def fit_format(
-    models: Sequence[Model], pattern: Pattern, settings: FitSettings = FitSettings()
+    models: ModelSpec | Sequence[ModelSpec],
+    pattern: str | Pattern,
+    settings: FitSettings = FitSettings(),
 ) -> FormatFit:
     """Find the prompt format in which all models have a pattern's behavior.
 
@@ -57,8 +60,8 @@ def fit_format(
     selected on one half of the prompts and reported on the other, because selection inflates.
 
     Args:
-        models: One model or several; with several, one format for all is sought.
-        pattern: Pattern in plain text.
+        models: One model or several, or their names; for several, one format for all is sought.
+        pattern: Pattern in plain text, or its name.
         settings: Formats to try, sizes and seed.
 
     Raises:
@@ -68,9 +71,9 @@ def fit_format(
         raise PatternError(
             f"{settings.prompts} prompts were requested: a fit needs at least {2 * _FIRST_PROMPTS}"
         )
-    trials = Trials(
-        tuple(models), pattern, settings.prompts, settings.seed, progress=settings.progress
-    )
+    given = models if isinstance(models, Sequence) and not isinstance(models, str) else (models,)
+    models, pattern = tuple(load(model) for model in given), find_pattern(pattern)
+    trials = Trials(models, pattern, settings.prompts, settings.seed, progress=settings.progress)
     names = list(dict.fromkeys(_with_small_numbers(pattern, name) for name in settings.formats))
     few, more = _FIRST_PROMPTS, min(_MORE_PROMPTS, settings.prompts)
     trials.run(names, "formats", few)

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from probes.errors import BatchError, SiteError
+from probes.errors import BatchError, SiteError, TokenizerError
 from probes.prompts.question import Question
 from probes.prompts.tokens.tokenization import BOS, REST, TokenizedPrompt, tokenize_questions
 
@@ -164,10 +164,7 @@ def tokenize(
         TokenizerError: The tokenizer has no character offsets, or the model has no tokenizer.
         OutcomeError: An answer and a foil have the same tokens as far as the text goes.
     """
-    if isinstance(source, PreTrainedTokenizerBase):
-        tokenizer = source
-    else:
-        tokenizer, max_length = source.tokenizer, max_length or source.shape.context
+    tokenizer, max_length = tokenizer_of(source, max_length)
     if isinstance(questions, str | Question):
         questions = (questions,)
     if not _are_questions(questions):
@@ -182,6 +179,35 @@ def tokenize(
     return pad_prompts(
         as_questions, prompts, longest_length(prompts, max_length), pad_token_id(tokenizer)
     )
+
+
+def tokenizer_of(source: object, max_length: int | None) -> tuple[Any, int | None]:
+    """Tokenizer of a model, or itself, and the most tokens of a prompt.
+
+    Raises:
+        TokenizerError: It is neither.
+    """
+    if isinstance(source, PreTrainedTokenizerBase):
+        return source, max_length
+    if not isinstance(source, TextModel):
+        raise TokenizerError(
+            f"{source!r:.80} of type {type(source).__name__} has no tokenizer: give a model, such "
+            "as load(name), or its tokenizer"
+        )
+    return source.tokenizer, max_length or source.shape.context
+
+
+def require_one_text(text: object, *, question: bool = False) -> None:
+    """Refuse what is no single text, nor, where one is allowed, a question.
+
+    Raises:
+        BatchError: It is another value, such as a list of texts.
+    """
+    if not isinstance(text, str | Question if question else str):
+        raise BatchError(
+            f"{type(text).__name__!r} found: give a single text{' or question' * question}, and "
+            "call once for each of several"
+        )
 
 
 def _are_questions(value: object) -> bool:

@@ -12,9 +12,17 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from probes.errors import BatchError, OutcomeError
+from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.pattern import Pattern, QuestionFilter
 from probes.prompts.question import Pair, Question
-from probes.prompts.tokens.batch import Batch, longest_length, pad_prompts, pad_token_id
+from probes.prompts.tokens.batch import (
+    Batch,
+    TextModel,
+    longest_length,
+    pad_prompts,
+    pad_token_id,
+    tokenizer_of,
+)
 from probes.prompts.tokens.tokenization import REST, TokenizedPrompt, tokenize_questions
 
 _MAX_CANDIDATES = 60
@@ -134,7 +142,7 @@ def _warn_unreadable(pattern: Pattern, kind: str, reasons: Sequence[str | None])
 
 
 def sample_pairs(
-    pattern: Pattern,
+    pattern: str | Pattern,
     contrast: str,
     count: int,
     *,
@@ -147,7 +155,7 @@ def sample_pairs(
     how many they cannot.
 
     Args:
-        pattern: Pattern to draw from.
+        pattern: Pattern to draw from, its name, or a .jsonl file.
         contrast: The one thing in which a pair differs, of `pattern.contrasts`.
         count: Number of pairs.
         tokenizers: Fast tokenizers of all models that are to read the pairs.
@@ -158,6 +166,7 @@ def sample_pairs(
         BatchError: Too few pairs have distinct tokens in this tokenizer.
         OutcomeError: No given pair has.
     """
+    pattern = find_pattern(pattern)
     if pattern.user_pairs:
         return _readable_given_pairs(pattern, contrast, count, tokenizers, seed)
     found: list[Pair] = []
@@ -230,15 +239,24 @@ def _tokenize_both(
 
 
 def tokenize_pairs(
-    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, max_length: int | None = None
+    source: PreTrainedTokenizerBase | TextModel,
+    pairs: Pair | Sequence[Pair],
+    *,
+    max_length: int | None = None,
 ) -> PairBatch:
     """Tokenize pairs and align their tokens role by role; errors as in `tokenize`.
 
     Args:
-        tokenizer: Fast tokenizer of the model.
+        source: A model, or any fast tokenizer.
         pairs: Pairs of one or several contrasts.
-        max_length: Most tokens of a prompt; no limit by default.
+        max_length: Most tokens of a prompt; a model's context length by default.
     """
+    tokenizer, max_length = tokenizer_of(source, max_length)
+    pairs = (pairs,) if isinstance(pairs, Pair) else pairs
+    if not isinstance(pairs, Sequence) or not all(isinstance(pair, Pair) for pair in pairs):
+        raise BatchError(
+            f"{type(pairs).__name__!r} found: give pairs, such as those of `sample_pairs`"
+        )
     if not pairs:
         raise BatchError("A batch needs at least one pair: none was given")
     clean_rows, other_rows = _tokenize_both(tokenizer, pairs)
@@ -246,7 +264,7 @@ def tokenize_pairs(
     pad = pad_token_id(tokenizer)
     clean = pad_prompts(tuple(pair.clean for pair in pairs), clean_rows, width, pad)
     other = pad_prompts(tuple(pair.counterfactual for pair in pairs), other_rows, width, pad)
-    source = torch.arange(width).repeat(len(pairs), 1)
+    counterpart = torch.arange(width).repeat(len(pairs), 1)
     exchanged = torch.zeros((len(pairs), width), dtype=torch.bool)
     exact = torch.zeros(len(pairs), dtype=torch.bool)
     for index, (a, b) in enumerate(zip(clean_rows, other_rows, strict=True)):
@@ -257,7 +275,7 @@ def tokenize_pairs(
         for role in dict.fromkeys(a.roles):
             if role in b.roles and role != REST:
                 here = width - 1 - a.roles[::-1].index(role)
-                source[index, here] = width - 1 - b.roles[::-1].index(role)
+                counterpart[index, here] = width - 1 - b.roles[::-1].index(role)
                 exchanged[index, here] = True
     contrast = " + ".join(dict.fromkeys(pair.contrast for pair in pairs))
-    return PairBatch(contrast, tuple(pairs), clean, other, source, exchanged, exact)
+    return PairBatch(contrast, tuple(pairs), clean, other, counterpart, exchanged, exact)

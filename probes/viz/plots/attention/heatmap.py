@@ -10,13 +10,14 @@ from einops import rearrange
 from torch import Tensor
 
 from probes.errors import FigureError, ModelError
-from probes.models.model import Model, load
+from probes.models.model import Model, ModelSpec, load
 from probes.models.site import parse_head
 from probes.observe.activations import HOOK_POINTS, capture
 from probes.observe.attention import role_attention
+from probes.prompts.catalog import pattern as find_pattern
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import Question
-from probes.prompts.tokens.batch import Batch, tokenize
+from probes.prompts.tokens.batch import Batch, require_one_text, tokenize
 from probes.viz.picture import Picture
 from probes.viz.plots.attention.figure import draw_head_on, draw_heads_on
 from probes.viz.plots.attention.head_grid import HeadPair, head_grid, head_map, head_panel
@@ -34,12 +35,12 @@ if TYPE_CHECKING:
 
 
 def heatmap(  # noqa: PLR0913 (each is an option of its own)
-    model: str | Model,
+    model: ModelSpec,
     text: str | Question,
     *,
-    compare_with: str | Model | None = None,
+    compare_with: ModelSpec | None = None,
     head: str = "",
-    roles: Pattern | None = None,
+    roles: str | Pattern | None = None,
     ax: "Axes | None" = None,
 ) -> Picture:
     """Attention of all heads, or of one head, on one text.
@@ -53,11 +54,12 @@ def heatmap(  # noqa: PLR0913 (each is an option of its own)
         compare_with: Second model, shown with the difference where tokens agree. Heads of models of
             another shape are paired by how alike they attend in this text.
         head: Show only this head, such as "L2.H3".
-        roles: Pattern whose roles are the axes in place of tokens.
+        roles: Pattern whose roles are the axes in place of tokens, or its name.
         ax: Axes of a matplotlib figure of your own, on which the head is drawn, or all heads.
 
     Raises:
         MatchError: The text does not fit the pattern.
+        BatchError: Several texts are given.
         SiteError: `head` is not the address of a head.
         FigureError: The model has no such head, or `ax` is given for two models.
     """
@@ -65,7 +67,8 @@ def heatmap(  # noqa: PLR0913 (each is an option of its own)
         raise FigureError(
             "ax holds one model, and compare_with names a second: draw each on axes of its own"
         )
-    one = load(model)
+    require_one_text(text, question=True)
+    one, roles = load(model), find_pattern(roles) if roles else None
     two = load(compare_with) if compare_with else None
     heads = sum(each.shape.layers * each.shape.heads for each in (one, two) if each)
     left = _attention_maps(one, text, roles, heads)
