@@ -83,6 +83,11 @@ class Pattern:
         words = Lexicon((), (), (), (0, 0), ())
         return cls(name, title, "", None, (), answers, "", words, pairs, shuffled)
 
+    def __repr__(self) -> str:
+        what = f"{len(self.user_pairs)} pairs" if self.user_pairs else self.operation
+        contrasts, format = ", ".join(self.contrasts)[:100], str(self.wrapper.format)[:50]
+        return f"Pattern({self.name[:50]!r}: {what}; contrasts {contrasts}; format {format})"
+
     @property
     def contrasts(self) -> tuple[str, ...]:
         """Contrasts that the pattern can form."""
@@ -183,14 +188,13 @@ class Pattern:
     ) -> Question | None:
         """Sample one question, or None where its answer is out of range."""
         template = rng.choice(templates or self.templates)
-        low, high = self.lexicon.number_range
         slots: dict[str, int | str] = dict(fixed or {})
         for slot in template.slots:
             if slot in slots:
                 continue
             kind = self.lexicon.kind_of(slot)
             if kind == "number":
-                slots[slot] = rng.randint(low, high)
+                slots[slot] = rng.randint(*self.lexicon.number_range)
             elif kind == "verb":
                 slots[slot] = rng.choice(self.lexicon.verbs_of(self.operation))
             else:
@@ -288,16 +292,11 @@ class Pattern:
         return tuple(t for t in self.templates if contrast in t.slots)
 
     def _find_template(self, name: str) -> Template:
-        for template in self.templates:
-            if template.name == name:
-                return template
-        raise PatternError(
-            f"Pattern {self.name!r} has no template {name!r}: "
-            f"it has {[template.name for template in self.templates]}"
-        )
+        known = {template.name: template for template in self.templates}
+        if name in known:
+            return known[name]
+        raise PatternError(f"Pattern {self.name!r} has no template {name!r}: it has {[*known]}")
 
     def _check_contrast(self, contrast: str) -> None:
-        if contrast not in self.contrasts:
-            raise PatternError(
-                f"Pattern {self.name!r} has no contrast {contrast!r}: it has {self.contrasts}"
-            )
+        if contrast not in (own := self.contrasts):
+            raise PatternError(f"Pattern {self.name!r} has no contrast {contrast!r}: it has {own}")

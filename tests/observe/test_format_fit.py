@@ -158,6 +158,16 @@ def test_the_command_prints_the_table_and_keeps_the_format(folder):
     assert "Format 'haiku' is unknown" in done.stderr
 
 
+def test_a_kept_format_is_that_of_every_word_of_the_pattern(full, told, fitted, folder):
+    save_fit(fitted, told, [full])
+    words = told.lexicon.choices
+    others = ((words[0][0], (*words[0][1], "okapi")), *words[1:])
+    other = replace(told, lexicon=replace(told.lexicon, choices=others))
+    assert repr(other) == repr(told)
+    assert kept_format(told, [full]) == "plain"
+    assert kept_format(other, [full]) is None
+
+
 def test_a_format_is_fitted_to_models_and_patterns_by_their_names(full, told):
     few = FitSettings(formats=("plain",), prompts=8)
     expected = fit_format([full], told, few).selection

@@ -1,6 +1,7 @@
 """Patterns sample questions with their answers, and match the same texts."""
 
 import random
+from dataclasses import replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from probes.errors import MatchError, PatternError
 from probes.prompts.catalog import list_patterns, pattern
+from probes.prompts.pattern import Pattern
 from probes.prompts.question import evaluate_expression
 from probes.prompts.template import parse_template
 
@@ -488,3 +490,18 @@ def test_an_undeclared_verb_form_is_refused(tmp_path):
     )
     with pytest.raises(PatternError, match="has no form 'ing': it has"):
         list_patterns(path)["take-away"].sample_questions(20, seed=0)
+
+
+@pytest.mark.parametrize("name", [*list_patterns()])
+def test_the_repr_of_a_pattern_is_short(name):
+    assert len(repr(pattern(name))) <= 120
+
+
+def test_the_repr_of_a_pattern_says_what_it_asks():
+    assert repr(pattern("copy-told", format="few-shot-4")) == (
+        "Pattern('copy-told': minus; contrasts operation, x, y, thing, name; format few-shot-4)"
+    )
+    assert repr(pattern("ioi")) == "Pattern('ioi': 256 pairs; contrasts s2, io; format plain)"
+    (pair, *_) = pattern("ioi").user_pairs
+    many = tuple(replace(pair, contrast=f"contrast {n}") for n in range(1000))
+    assert len(repr(Pattern.of_pairs("name" * 100, "", many))) <= 300

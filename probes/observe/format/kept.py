@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from probes.errors import GateError, ResultError
@@ -109,12 +109,13 @@ def _auto_format(pattern: Pattern, models: Sequence[Model], seed: int) -> str:
 def _fit_key(pattern: Pattern, models: Sequence[Model]) -> str:
     """Hash of the weights and tokenizers of the models, of the pattern, and of this version.
 
-    Names and origins do not count: models in memory share one, and folders are trained anew.
+    All words and pairs of the pattern count, which its `repr` leaves out. Names and origins of
+    models do not: models in memory share one, and folders are trained anew.
     """
     digests = sorted(
         model_digest(replace(model, name="", origin="", provenance=None)) for model in models
     )
-    parts = (digests, repr(pattern), package_version())
+    parts = (digests, repr(asdict(pattern)), package_version())
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
