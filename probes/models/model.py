@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from probes.errors import ModelError
 from probes.models.acceptance import check_acceptance, reference_logits
+from probes.models.bridge_hints import BridgeHints
 from probes.models.edits import Edit, hook_edit
 from probes.models.files import loading, names
 from probes.models.files.provenance import Provenance
@@ -33,7 +34,7 @@ from probes.models.shape import read_shape
 
 
 @dataclass(frozen=True, eq=False)
-class Model:
+class Model(BridgeHints):
     """Causal language model (`name`, from `origin`) whose activations can be read and edited."""
 
     name: str

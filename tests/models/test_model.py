@@ -1,7 +1,10 @@
 """Logits, edits, loading and generation of a model."""
 
+import copy
 import inspect
+import pickle
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -324,3 +327,42 @@ def test_a_random_init_model_is_made_of_a_name_as_of_the_model():
     assert named.name == given.name == "full random-init 1"
     weights = zip(named.bridge.parameters(), given.bridge.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("run_with_cache", "; pb.capture reads activations"),
+        ("cfg", "; model.shape has the sizes"),
+        ("W_Q", ""),
+    ],
+)
+def test_a_name_of_transformer_lens_is_missing_with_the_place_where_it_is(name, instead):
+    model = tiny("llama")
+    assert not hasattr(model, name)
+    with pytest.raises(AttributeError) as caught:
+        getattr(model, name)
+    expected = f"Model has no {name}: TransformerLens's own is model.bridge.{name}{instead}"
+    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize("name", ["fire_with_cache", "__len__", "_repr_html_", "_modules"])
+def test_another_missing_name_is_missing_as_in_any_object(name):
+    with pytest.raises(AttributeError, match=f"^'Model' object has no attribute '{name}'$"):
+        getattr(tiny("llama"), name)
+
+
+def test_an_error_in_a_property_of_a_model_is_its_own():
+    with pytest.raises(AttributeError, match="'NoneType' object has no attribute 'parameters'"):
+        replace(tiny("llama"), bridge=None).device  # noqa: B018 (the property is what fails)
+
+
+def test_a_model_is_copied_replaced_and_pickled():
+    model = tiny("llama")
+    assert copy.copy(model).bridge is model.bridge
+    assert replace(model, name="other").bridge is model.bridge
+    locks = {"lock": None, "turn": None}
+    bare = replace(model, bridge=torch.nn.Linear(2, 2), **locks)
+    for again in (pickle.loads(pickle.dumps(bare)), copy.deepcopy(bare)):
+        assert (again.name, again.shape) == (model.name, model.shape)
+        assert torch.equal(again.bridge.weight, bare.bridge.weight)
