@@ -12,7 +12,7 @@ from probes.prompts.format.wrapper import UNWRAPPED, Wrapper
 from probes.prompts.outcomes import has_distinct_outcomes, possible_outcomes, share_outcomes
 from probes.prompts.pairs_file import read_pairs
 from probes.prompts.question import CONTRASTS, Pair, Question, evaluate_expression
-from probes.prompts.template import Lexicon, Template, best_match
+from probes.prompts.template import NO_WORDS, Lexicon, Template, best_match
 
 QuestionFilter = Callable[[Question], bool]
 SlotValues = Mapping[str, int | str]
@@ -69,9 +69,8 @@ class Pattern:
         Raises:
             PatternError: The file is missing or empty, or a line is malformed.
         """
-        pairs, duplicates = read_pairs(Path(path))
-        removed = f" ({duplicates} duplicates removed)" if duplicates else ""
-        title = f"pairs of {Path(path).name}{removed}"
+        (pairs, n), name = read_pairs(Path(path)), Path(path).name
+        title = f"pairs of {name}" + (f" ({n} duplicates removed)" if n else "")
         return replace(cls.of_pairs(Path(path).stem, title, pairs), file=str(path))
 
     @classmethod
@@ -80,8 +79,7 @@ class Pattern:
     ) -> "Pattern":
         """Pattern of given pairs, at least one."""
         answers = tuple((answer, "") for answer, _ in pairs[0].clean.answers)
-        words = Lexicon((), (), (), (0, 0), ())
-        return cls(name, title, "", None, (), answers, "", words, pairs, shuffled)
+        return cls(name, title, "", None, (), answers, "", NO_WORDS, pairs, shuffled)
 
     def __repr__(self) -> str:
         what = f"{len(self.user_pairs)} pairs" if self.user_pairs else self.operation
@@ -137,8 +135,8 @@ class Pattern:
                     f"request at most as many as there are, not {count}"
                 )
             return self._given_pairs(own_pairs, seed)[:count]
-        rng, pairs = random.Random(f"{seed}:{self.name}:{contrast}"), {}
-        templates = self._templates_for(contrast)
+        templates, pairs = self._templates_for(contrast), {}
+        rng = random.Random(f"{seed}:{self.name}:{contrast}")
         for _ in tries(count, pairs):
             question = self.sample_question(rng, templates)
             if question is None or question in pairs or not has_distinct_outcomes(question):

@@ -102,6 +102,10 @@ class Lexicon:
         return value
 
 
+NO_WORDS = Lexicon((), (), (), (0, 0), ())
+"""Lexicon of a pattern of given pairs."""
+
+
 @dataclass(frozen=True)
 class Template:
     """Sentence template in parts; `swapped_template` names the one with swapped clauses, or ""."""
