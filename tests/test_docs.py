@@ -11,6 +11,8 @@ import typer
 
 import probes
 from probes.cli.app import app
+from probes.models.model import load
+from probes.prompts.english.match import match_text
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -149,3 +151,11 @@ def test_the_readme_says_of_its_picture_what_the_picture_shows():
             assert model in alt and count in texts
         assert "5 of 11" in alt and sum("5 of 11 paths" in text for text in texts) == 2
         assert "above 0.2 %" in texts and "0.2 % of the effect" in alt
+
+
+def test_the_question_that_the_commands_page_asks_is_answered_rightly():
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r'pb\.ask\(full, "([^"]+)"\)', page)
+    question, model = match_text(text), load("full")
+    written = model.generate(question.text, max_new_tokens=4)[len(question.text) :]
+    assert written.split()[0] == question.answer("number").strip()
