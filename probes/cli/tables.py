@@ -21,8 +21,14 @@ def write_with_tables(result: Any, out: Path, json: Path | None) -> None:  # noq
 
 
 def _match_table(comparison: Any) -> Table:  # noqa: ANN401
-    table = Table("head", "partner", "score", "threshold", "other seed", "verdict")
-    for row in comparison.table().to_dict("records"):
+    every = comparison.table().to_dict("records")
+    rows = [row for row in every if row["verdict"] != "no reliable effect"]
+    count = len(every) - len(rows)
+    are = "head without reliable effect is" if count == 1 else "heads without reliable effect are"
+    caption = f"{count} {are} left out." if count else None
+    columns = ("head", "partner", "score", "threshold", "other seed", "verdict")
+    table = Table(*columns, caption=caption, caption_justify="left")
+    for row in rows:
         numbers = [row["score"], row["threshold"], row["other_seed"]]
         written = ["–" if number != number else f"{number:.2f}" for number in numbers]
         table.add_row(row["head"], row["partner"] or "–", *written, row["verdict"])

@@ -5,7 +5,7 @@ such, never as equivalent. The comparison as a whole passes where another part o
 tested.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -43,6 +43,7 @@ class Compared(Protocol):
 
 
 _ELSEWHERE = ("split", "merged", "moved")
+_MOST_NAMES, _FIRST_NAMES = 8, 3  # Of heads: a longer list is cut, as models have hundreds.
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +220,15 @@ def _check_heads(
                 f"{verdict.subject}: {verdict.label}, not equivalent in similarity and strength"
             )
     if unreliable:
-        untested.append(f"{', '.join(unreliable)} (no reliable effect)")
+        untested.append(f"{_few(unreliable)} (no reliable effect)")
     if not tested:
         untested.append("heads (none has a reliable effect)")
     return tested
+
+
+def _few(names: Sequence[str]) -> str:
+    """Names of heads, or the first of many and the number of the others."""
+    if len(names) <= _MOST_NAMES:
+        return ", ".join(names)
+    more = len(names) - _FIRST_NAMES
+    return f"{', '.join(names[:_FIRST_NAMES])} and {more} other heads"

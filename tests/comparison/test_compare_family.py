@@ -438,6 +438,14 @@ def test_what_was_tested_and_what_was_not_is_listed():
     assert made().equivalence(heads=True).passed[-2:] == ("L0.H0", "L0.H1")
 
 
+def test_of_many_heads_without_effect_the_first_are_named_and_the_others_counted():
+    idle = [head(f"L{k}.H0", "no reliable effect", "", equal=False) for k in range(12)]
+    check = made(verdicts=(*made().verdicts, *idle)).equivalence(heads=True)
+    assert "L0.H0, L1.H0, L2.H0 and 9 other heads (no reliable effect)" in check.untested
+    check = made(verdicts=(*made().verdicts, *idle[:8])).equivalence(heads=True)
+    assert check.untested[-1].count("L") == 8
+
+
 def test_the_summary_ends_with_what_survives_what_is_lost_and_what_cannot_be_told_and_why():
     verdicts = (
         *made().verdicts[:2], head("L0.H0", "lost", ""), head("L0.H1", "cannot tell", ""),
