@@ -179,7 +179,7 @@ def _source(model: Model, made: Sequence[str]) -> str:
 
 
 def _mean_accuracy(random_init: Sequence[NullDraw]) -> tuple[float, ...]:
-    """Mean over random-init models for each answer; empty for a permuted null."""
+    """Mean over random-init models, of each answer as the gate counts it; empty if permuted."""
     accuracies = [null.accuracy for null in random_init if null.accuracy is not None]
     return tuple(map(float, np.mean(accuracies, axis=0))) if accuracies else ()
 

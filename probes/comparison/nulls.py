@@ -27,6 +27,7 @@ from probes.interventions.screening.check import ScreenCheck
 from probes.interventions.screening.patching import ExactCells
 from probes.models.model import Model, random_init
 from probes.observe.behavior import evaluate_behavior
+from probes.observe.result import GateCriterion
 from probes.prompts.tokens.batch import Batch, tokenize
 from probes.prompts.tokens.pair_batch import PairBatch
 from probes.scale.engine import unit_runner
@@ -96,7 +97,9 @@ class NullDraw:
     """Measurements of one random-init model, or permuted ones of a trained model.
 
     Attributes:
-        profiles, accuracy: Head profiles, and accuracy of each answer; None where not measured.
+        profiles: Head profiles; None where not measured.
+        accuracy: Fraction of questions in which each answer is right as the gate counts it
+            (`Behavior.counted`); None where not measured.
         hits: Interchange hits by name of the recipient; empty where not measured.
         paths: Absolute effects of role paths; empty where not measured.
         screens: Error of the effects of heads, where some were also patched exactly.
@@ -209,7 +212,7 @@ def measure_null(
         return NullDraw(None, None, hits, {})
     screen = ExactCells(0, 0 if number else _CHECKED_CELLS, seed=prompts.seed)
     profiles, screens = run_unit(_null_profiles, null, group.pairs, prompts.roles, screen)
-    accuracy = run_unit(_null_accuracy, null, group.questions)
+    accuracy = run_unit(_null_accuracy, null, group.questions, prompts.gate_criterion)
     return NullDraw(profiles, accuracy, hits, run_unit(_null_paths, null, plan), screens)
 
 
@@ -228,8 +231,10 @@ def _null_profiles(
     return profiles.averaged(), screen_checks(effects)
 
 
-def _null_accuracy(null: RandomInit, questions: Batch) -> np.ndarray:
-    return evaluate_behavior(null.model, questions).correct.float().mean(0).numpy()
+def _null_accuracy(null: RandomInit, questions: Batch, criterion: GateCriterion) -> np.ndarray:
+    """Fraction of answers that the gate counts as right: pages show both on one axis."""
+    counted = evaluate_behavior(null.model, questions).counted(criterion)
+    return counted.float().mean(0).numpy()
 
 
 def _null_paths(null: RandomInit, plan: PathPlan) -> PathNull:

@@ -42,8 +42,9 @@ class Comparison(Result):
         prompts, seed, nulls: Pairs of each contrast, seed, number of draws of the null.
         other_seed: Name of the other-seed model, or "".
         gates: Gates of `full`, then of `other`, one for each answer.
-        random_init_accuracy: Mean accuracy of the random-init models for each answer; empty where
-            the null is permuted.
+        random_init_accuracy: Mean over the random-init models of the fraction of questions in which
+            each answer is right as the gate counts it (`Behavior.counted`): the whole answer, or
+            the answer above its foils. Empty where the null is permuted.
         solved_logit_diffs: Logit differences on the questions that both models solve.
         matches: Partner and pairing score of each head of `full`.
         mean_pair_score: Mean of the pairing scores.
