@@ -23,6 +23,7 @@ from probes.comparison.nulls import measure_nulls
 from probes.comparison.pair_transfers import ReferenceSet, measure_pairs
 from probes.comparison.paths.measure import PathMeasurements, measure_paths, plan_paths
 from probes.comparison.result import Comparison
+from probes.comparison.setup.method import NullChoice
 from probes.comparison.setup.parallel import RunAll, run_in_pool
 from probes.comparison.setup.plan import plan_comparison
 from probes.comparison.setup.prompts import ComparisonPrompts, sample_comparison_prompts
@@ -127,7 +128,7 @@ def _compare_loaded(
     settings: ComparisonSettings,
 ) -> FamilyComparison:
     """Plan and compare loaded models."""
-    plan = None
+    plan, null_choice = None, settings.null  # A plan with a budget chooses in place of "auto".
     if settings.is_planned:
         if settings.budget is not None:  # Of each comparison.
             settings = replace(settings, budget=settings.budget / settings.repeats)
@@ -144,7 +145,9 @@ def _compare_loaded(
             _compare_once(models, chosen, references, replace(settings, seed=seed), plan)
             for seed in seeds
         ]
-    return gather_repeats([[_with_left_out(one, plan) for one in found] for found in every])
+    return gather_repeats(
+        [[_with_method(one, plan, null_choice) for one in found] for found in every]
+    )
 
 
 def _compare_once(
@@ -177,11 +180,11 @@ def _compare_once(
         return run_all(assemble, pairs, "verdicts")
 
 
-def _with_left_out(comparison: Comparison, plan: Plan | None) -> Comparison:
-    """The comparison, which says what a budget left out."""
-    if plan is None or not plan.left_out:
-        return comparison
-    return replace(comparison, method=replace(comparison.method, left_out=plan.left_out))
+def _with_method(comparison: Comparison, plan: Plan | None, null_choice: NullChoice) -> Comparison:
+    """The comparison, which says which null was asked for and what a budget left out."""
+    left_out = plan.left_out if plan else ()
+    method = replace(comparison.method, null_choice=null_choice, left_out=left_out)
+    return replace(comparison, method=method)
 
 
 def _measure_paths(

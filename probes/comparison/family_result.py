@@ -65,7 +65,8 @@ class FamilyComparison(Result):
     def metrics(self) -> pd.DataFrame:
         """Accuracies, head similarity and interchange accuracies; a column for each model.
 
-        The last columns are the best random-init model and the negative controls.
+        The last columns are the best random-init model, unless the null is permuted, and the
+        negative controls.
         """
         first = self.comparisons[0]
         rows: dict[str, dict[str, float]] = {}
@@ -74,28 +75,28 @@ class FamilyComparison(Result):
             rows[one.other.name] = {
                 **{_score_title(gate): gate.score.value for gate in gates},
                 "head similarity": one.mean_pair_score.score.value,
-                "head similarity, random-init (threshold)": one.mean_pair_score.chance_high,
+                f"head similarity, {one.method.null} (threshold)": one.mean_pair_score.chance_high,
                 "mean interchange accuracy": one.mean_interchange_accuracy,
                 **{
                     f"{b.variable} interchange accuracy": b.interchange_accuracy.value
                     for b in one.transfers_to_full
                 },
             }
-        if first.transfers_to_full:
-            null_rates = [
-                np.array([back.nulls for back in one.transfers_to_full]) for one in self.comparisons
-            ]
+        null_rates = [
+            np.array([back.nulls for back in one.transfers_to_full]) for one in self.comparisons
+        ]
+        if any(rates.size for rates in null_rates):
+            known = [rates for rates in null_rates if rates.size]
             rows["best random-init"] = {
-                "mean interchange accuracy": float(
-                    max(rates.mean(0).max() for rates in null_rates)
-                ),
+                "mean interchange accuracy": float(max(rates.mean(0).max() for rates in known)),
                 **{
                     f"{one.variable} interchange accuracy": float(
-                        max(rates[k].max() for rates in null_rates)
+                        max(rates[k].max() for rates in known)
                     )
                     for k, one in enumerate(first.transfers_to_full)
                 },
             }
+        if first.transfers_to_full:
             for name in first.transfers_to_full[0].negative_controls:
                 rows[name] = {
                     "mean interchange accuracy": float(

@@ -1,6 +1,7 @@
 """Comparisons that are screened, with a null that no further model gives."""
 
 import html
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +25,8 @@ from probes.interventions.role_paths.graph import RolePath
 from probes.interventions.screening.check import ScreenCheck
 from probes.interventions.screening.patching import ExactCells
 from probes.models.model import load, random_init, wrap
+from probes.observe.gate import gate
+from probes.plan import Plan
 from probes.prompts.catalog import pattern
 from probes.prompts.tokens.pair_batch import sample_pairs
 from probes.result import load_result
@@ -118,6 +121,7 @@ def test_a_screened_comparison_says_so_and_saves_it(own, tmp_path):
     assert result.edges.skip_reason
     page = comparison_page(result).body
     assert "Spearman" in page and "null permutes" in page
+    assert result.method.null_choice == "permuted" and "cost too much" not in page
     loaded = load_result(result.save(tmp_path / "result.json"))
     assert loaded.method == replace(result.method) and loaded.edges == result.edges
 
@@ -140,6 +144,60 @@ def test_the_permuted_null_says_that_it_tests_no_moved_heads():
         "no head is found to have moved" in line for line in ComparisonMethod("permuted").lines()
     )
     assert ComparisonMethod().lines() == ()
+
+
+def test_the_reason_of_a_permuted_null_is_given_only_where_it_was_not_asked_for():
+    (chosen,) = ComparisonMethod("permuted").lines()
+    (asked,) = ComparisonMethod("permuted", null_choice="permuted").lines()
+    assert "random-init models of this size cost too much" in chosen
+    assert "null permutes" in asked and "random-init" not in asked
+
+
+def test_a_null_that_a_plan_permutes_within_a_budget_was_not_asked_for(own, monkeypatch):
+    def cheaper(models, references, on, settings):
+        return Plan("compare", (), 0), replace(settings, null="permuted", screen="always")
+
+    monkeypatch.setattr("probes.comparison.compare.plan_comparison", cheaper)
+    settings = ComparisonSettings(prompts=4, nulls=2, draws=1, edges=False, budget=60.0)
+    result = compare(small(own, 0), small(own, 1), "take-away", settings)
+    assert (result.method.null, result.method.null_choice) == ("permuted", "auto")
+
+
+def test_a_method_saved_without_its_choice_of_a_null_is_read(own, tmp_path):
+    settings = ComparisonSettings(prompts=4, nulls=2, draws=1)
+    path = compare(small(own, 0), small(own, 1), "take-away", settings).save(tmp_path / "r.json")
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    del saved["method"]["null_choice"]
+    path.write_text(json.dumps(saved), encoding="utf-8")
+    assert load_result(path).method.null_choice == "auto"
+
+
+def test_random_init_models_are_counted_as_the_gate_counts(own, tmp_path):
+    path = tmp_path / "hats.jsonl"
+    path.write_text("\n".join(hats(k, 7 - k) for k in range(6)), encoding="utf-8")
+    full, other = small(own, 0), small(own, 1)
+    for criterion in ("choice", "accuracy", "logit-diff"):
+        settings = ComparisonSettings(prompts=4, nulls=1, draws=1, gate=criterion)
+        result = compare(full, other, str(path), settings)
+        null = random_init(other, seed=settings.seed)
+        (one,) = gate(null, pattern(str(path)), criterion=criterion, seed=settings.seed)
+        expected = one.accuracy if criterion == "accuracy" else one.choice
+        assert result.random_init_accuracy == pytest.approx((expected.value,))
+    assert one.choice.value != one.accuracy.value
+
+
+def hats(clean, other):
+    """A pair of numbers of hats, as a line of a file."""
+    pair = {
+        "contrast": "x",
+        "clean": f"I have {clean} hats. Now I have",
+        "counterfactual": f"I have {other} hats. Now I have",
+        "answer": str(clean),
+        "counterfactual_answer": str(other),
+        "roles": {"x": str(clean)},
+        "counterfactual_roles": {"x": str(other)},
+    }
+    return json.dumps(pair)
 
 
 def test_the_error_of_a_null_without_any_effect_is_told_in_logits():

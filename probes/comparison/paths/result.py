@@ -23,7 +23,8 @@ class PathEffect:
         other_seed: Fraction in the other-seed model; None without one.
         shortfall: Fraction in the full model minus that in the relative, paired by prompt.
         logits: Effect in the relative, in logits.
-        random_init: Threshold of the absolute effect in random-init models, in logits.
+        random_init: Threshold of the absolute effect in the null, in logits: in random-init models,
+            or with clean and counterfactual prompts exchanged at random.
         pairs: Number of pairs.
     """
 
@@ -62,7 +63,7 @@ class PathEffect:
             "other seed": self.other_seed.value if self.other_seed else float("nan"),
             "shortfall": self.shortfall.value,
             "logits": self.logits.value,
-            "random-init": self.random_init,
+            "null": self.random_init,
         }
 
 

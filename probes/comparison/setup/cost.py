@@ -7,12 +7,12 @@ the machine.
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from probes.comparison.setup.method import NullChoice as NullChoice
 from probes.interventions.screening.patching import ExactCells
 from probes.models.model import Model
 from probes.prompts.tokens.pair_batch import PairBatch
 
 ScreenChoice = Literal["auto", "never", "always"]
-NullChoice = Literal["auto", "random-init", "permuted"]
 
 MAX_OPERATIONS = 1e13
 """Operations of exact patching, or of all random-init models, above which "auto" takes the cheaper

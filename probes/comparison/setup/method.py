@@ -10,6 +10,7 @@ from probes.interventions.screening.check import ScreenCheck
 from probes.plan import budget_lines
 
 NullKind = Literal["random-init", "permuted"]
+NullChoice = Literal["auto", "random-init", "permuted"]  # Here, as results load without torch.
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class ComparisonMethod:
         missing_draws: Which draws of prompts for variables are missing, and why; "" for none.
         command: Command line that repeats the comparison; "" where models or settings have none.
         version: Version of this package.
+        null_choice: Null that was asked for; "auto" chooses by cost.
     """
 
     null: NullKind = "random-init"
@@ -36,11 +38,19 @@ class ComparisonMethod:
     missing_draws: str = ""
     command: str = ""
     version: str = ""
+    null_choice: NullChoice = "auto"
 
     @property
     def null_name(self) -> str:
         """What a draw of the null is called in sentences."""
         return "random-init models" if self.null == "random-init" else "permuted profiles"
+
+    @property
+    def path_null(self) -> str:
+        """Where paths of the null are measured, in sentences."""
+        if self.null == "random-init":
+            return "in random-init models"
+        return "with clean and counterfactual prompts exchanged at random"
 
     def lines(self) -> tuple[str, ...]:
         """What is left out, error of the screens, and the null where it is not the usual one."""
@@ -51,10 +61,15 @@ class ComparisonMethod:
             checks = "; ".join(map(str, self.screens))
             lines.append(f"Effects are screened by attribution patching. {checks}.")
         if self.null == "permuted":
+            why = ""
+            if self.null_choice == "auto":
+                why = (
+                    ", as random-init models of this size cost too much: null='random-init' "
+                    "measures them"
+                )
             lines.append(
                 "The null permutes the relative's own measurements (roles of each head, signs of "
-                "paths), as random-init models of this size cost too much: null='random-init' "
-                "measures them. Against the permuted null no head is found to have moved, because "
+                f"paths){why}. Against the permuted null no head is found to have moved, because "
                 "it leaves sums over roles as they are, and variables are held against labels and "
                 "shuffled states only."
             )

@@ -4,7 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from probes.comparison.setup.cost import NullChoice, ScreenChoice
+from probes.comparison.setup.cost import ScreenChoice
+from probes.comparison.setup.method import NullChoice
 from probes.comparison.variables.held_out_folds import tokenizer_rules
 from probes.comparison.variables.transfer import with_unique_names
 from probes.errors import ModelError

@@ -32,19 +32,20 @@ _VERDICTS_INTRO = (
     "of layer 1, and L1.resid@op the residual stream before layer 1 at the role op, counted from "
     "0; sites joined by + act together. A lost head does not imply that its computation is lost."
 )
-_NUMBERS_INTRO = (
-    "Numbers behind the verdicts. Random-init models and negative controls have columns of their "
-    "own."
-)
+_NUMBERS_INTRO = "Numbers behind the verdicts."
+_COLUMNS_INTRO = " Random-init models and negative controls have columns of their own."
 _INTERCHANGE_INTRO = (
     "Mean interchange accuracy: states of a relative are mapped linearly into {full}; the accuracy "
     "is the fraction of interchange pairs in which the answer changes in the intended variable "
     "alone, averaged over the variables. It does not require that the relative does the task. Maps "
-    "are not fitted on any tested word. Random-init models get the same map and the same search: "
-    "they give the null. Negative controls, trained on the same texts for another task, show what "
-    "knowledge of the words alone is worth. The token embeddings of a relative count as its own. "
-    "One plot for each variable follows; green lies above all controls. That does not show "
+    "are not fitted on any tested word. {controls}The token embeddings of a relative count as its "
+    "own. One plot for each variable follows; green lies above all controls. That does not show "
     "descent: a model that learned the task independently can arrive at the same code."
+)
+_CONTROLS_INTRO = (
+    "Random-init models get the same map and the same search: they give the null. Negative "
+    "controls, trained on the same texts for another task, show what knowledge of the words alone "
+    "is worth. "
 )
 _METHOD_NOTE = (
     "Intervals: 95 %, over prompts; Wilson for interchange accuracies. The mean interchange "
@@ -58,14 +59,18 @@ def family_comparison_page(family: FamilyComparison) -> Picture:
     first = family.comparisons[0]
     full = first.full.name
     verdicts = [_verdicts_table(family), glossary("path", "variable", "head")]
-    interchange_intro = _INTERCHANGE_INTRO.format(full=full)
+    # A permuted null runs no model.
+    has_models = first.method.null == "random-init"
+    controls = _CONTROLS_INTRO if has_models else ""
+    interchange_intro = _INTERCHANGE_INTRO.format(full=full, controls=controls)
+    numbers_intro = _NUMBERS_INTRO + _COLUMNS_INTRO * has_models
     sections: list[Section] = [
         (
             "Verdicts on role paths, variables and heads",
             _VERDICTS_INTRO.format(full=full),
             verdicts,
         ),
-        ("Similarity", _NUMBERS_INTRO, [_metrics_table(family)]),
+        ("Similarity", numbers_intro, [_metrics_table(family)]),
         ("Cross-model interchange", interchange_intro, _interchange_blocks(family)),
     ]
     for one in family.comparisons:
@@ -135,11 +140,15 @@ def _metrics_table(family: FamilyComparison) -> Table:
     ]
     note = (
         "Right: accuracy of whole answers. Head similarity: mean score of all pairs of heads, 0 to "
-        "1, and the threshold of random-init models. Interchange accuracy: fraction of pairs "
-        f"in which states of this model, mapped into {first.full.name}, change the answer in this "
-        f"variable alone. Best random-init: highest of {first.nulls} models of "
-        f"{first.other.name}'s shape, metric by metric."
+        f"1, and the threshold of {first.method.null_name}. Interchange accuracy: fraction of "
+        f"pairs in which states of this model, mapped into {first.full.name}, change the answer in "
+        "this variable alone."
     )
+    if "best random-init" in metrics:
+        note += (
+            f" Best random-init: highest of {first.nulls} models of {first.other.name}'s shape, "
+            "metric by metric."
+        )
     return Table(("metric", *map(str, metrics.columns)), rows, notes=(note,))
 
 
@@ -185,10 +194,11 @@ def _method_table(family: FamilyComparison) -> Table:
         (one.other_seed for one in family.comparisons if one.other_seed), "none known"
     )
     controls = first.transfers_to_full[0].negative_controls if first.transfers_to_full else ()
+    of = "shape" if first.method.null == "random-init" else "relative"
     sizes = (
         f"{first.prompts} pairs for each of the contrasts {', '.join(first.contrasts)}; "
-        f"{first.nulls} random-init models of each shape; seed {first.seed}; other-seed model of "
-        f"the full model: {other_seed}; negative controls: "
+        f"{first.nulls} {first.method.null_name} of each {of}; seed {first.seed}; other-seed model "
+        f"of the full model: {other_seed}; negative controls: "
         f"{', '.join(controls) or 'none known'}."
     )
     models = (first.full, *(one.other for one in family.comparisons))

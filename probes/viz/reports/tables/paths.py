@@ -36,8 +36,8 @@ def path_blocks(comparison: Comparison) -> list[Block]:
     columns = ("contrast", "path", "verdict", full, other, "other seed", "logits", "null")
     notes = (
         f"{full}, {other}, other seed: fraction of the effect of the contrast, when only this path "
-        f"is patched. Logits: the effect in {other}. Null: threshold of the absolute effect in "
-        "random-init models. “after y” are the words between y and the next role.",
+        f"is patched. Logits: the effect in {other}. Null: threshold of the absolute effect "
+        f"{comparison.method.path_null}. “after y” are the words between y and the next role.",
     )
     blocks: list[Block] = [Table(columns, rows, align="lllrrrrr", notes=notes)]
     circuits = [

@@ -20,12 +20,14 @@ _MAPS_NOTES = (
     "which is the upper reference. Maps of the donor's states: identity, which needs equal widths; "
     "orthogonal; and ridge, which is any linear map. Shortfall: own, ridge minus ridge, paired.",
 )
+_MODELS_NOTE = "Random-init: the best of {n} random-init models."
+_NO_MODELS_NOTE = "Random-init: none, as the null is permuted."
 _CONTROLS_NOTE = (
     "All states pass through a ridge map. Token embedding: the donor's states before any layer, "
     "which are part of the donor. Label: only the identity of the word. Shuffled: the donor's "
-    "states in permuted order. Random-init: the best of {n} random-init models. Negative control: "
-    "the best model trained on the same texts for another task. Excess: ridge minus the best of "
-    "the first four controls. Verdicts do not depend on token embeddings or negative controls."
+    "states in permuted order. {models} Negative control: the best model trained on the same texts "
+    "for another task. Excess: ridge minus the best of the first four controls. Verdicts do not "
+    "depend on token embeddings or negative controls."
 )
 
 
@@ -76,7 +78,8 @@ def transfer_tables(transfers: Sequence[CrossModelTransfer]) -> list[Table]:
     maps = (*first, "site", "pairs", "own", "own, ridge", "identity", "orthogonal", "ridge",
             "shortfall")  # fmt: skip
     controls = (*first, "ridge", *_CONTROLS, "negative control", "best control", "excess")
-    note = _CONTROLS_NOTE.format(n=max(len(one.nulls) for one in transfers))
+    n = max(len(one.nulls) for one in transfers)
+    note = _CONTROLS_NOTE.format(models=_MODELS_NOTE.format(n=n) if n else _NO_MODELS_NOTE)
     rows, control_rows = list(map(_maps_row, transfers)), list(map(_controls_row, transfers))
     captions = [f"Interchange accuracy {what}" for what in ("by kind of map", "of the controls")]
     return [

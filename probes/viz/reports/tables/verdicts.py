@@ -91,7 +91,7 @@ _HEAD_LABELS: dict[VerdictLabel, str] = {
 }
 _PATH_LABELS: dict[VerdictLabel, str] = {
     "kept": f"Carries more than {MIN_PATH_FRACTION:.0%} of the effect in both models, more logits "
-    f"than in random-init models, and fractions differ by less than {PATH_MARGIN:.2f}.",
+    f"than the null, and fractions differ by less than {PATH_MARGIN:.2f}.",
     "weaker": "As “kept”, but the fraction in the relative is smaller, maybe by more than that.",
     "stronger": "As “kept”, but the fraction in the relative is larger, maybe by more than that.",
     "lost": f"Carries less than {MIN_PATH_FRACTION:.0%} of the effect.",
