@@ -15,6 +15,7 @@ from probes.comparison.explanation import FailingPrompt
 from probes.comparison.family_result import FamilyComparison
 from probes.comparison.paths.result import PathCircuit, PathEffect
 from probes.comparison.paths.verdicts import path_verdicts
+from probes.comparison.setup.method import ComparisonMethod
 from probes.comparison.setup.references import ComparisonSettings
 from probes.comparison.variables.result import EMBEDDING_CONTROL, CrossModelTransfer
 from probes.comparison.verdict import SIMILARITY_EQUIVALENCE, STRENGTH_EQUIVALENCE, Verdict
@@ -26,6 +27,8 @@ from probes.testing.tiny_models import tiny_hf
 from probes.viz.html_text import typographic_minus
 from probes.viz.reports.comparison import comparison_page
 from probes.viz.reports.family_comparison import family_comparison_page
+from probes.viz.reports.path_panels import path_picture, short_answer
+from probes.viz.reports.tables.capability import gate_blocks, gate_intro
 from probes.viz.reports.tables.transfers import donor_plot, interchange_plot, transfer_tables
 from probes.viz.reports.tables.verdicts import (
     TONES,
@@ -556,20 +559,28 @@ def test_help_documents_the_exit_code():
     assert "Exit with code 3" in text
 
 
-def test_the_page_shows_the_role_paths_with_their_fractions_and_the_circuits(found):
-    much, none = Estimate(0.8, 0.75, 0.85), Estimate(0.0, -0.01, 0.01)
+MUCH = Estimate(0.8, 0.75, 0.85)
+
+
+def op_path(**changes):
     effect = PathEffect(
         contrast="operation",
         answer="number",
         roles=("op", "answer"),
-        full=much,
-        other=none,
-        other_seed=none,
-        shortfall=much,
+        full=MUCH,
+        other=MUCH,
+        other_seed=None,
+        shortfall=Estimate(0.0, -0.05, 0.05),
         logits=Estimate(3.0, 2.0, 4.0),
         random_init=0.1,
         pairs=64,
     )
+    return replace(effect, **changes)
+
+
+def test_the_page_shows_the_role_paths_with_their_fractions_and_the_circuits(found):
+    much, none = MUCH, Estimate(0.0, -0.01, 0.01)
+    effect = op_path(other=none, other_seed=none, shortfall=much)
     circuit = PathCircuit(
         "operation", "number", ("op → answer",), much, none, None, 0.02, none, much
     )
@@ -587,8 +598,139 @@ def test_the_page_shows_the_role_paths_with_their_fractions_and_the_circuits(fou
     (whole,) = seen.text("paths", "random")
     assert whole[:3] == ["operation", "1", "0.80 [0.75, 0.85]"]
     assert "No role path was tested" in comparison_page(found).body
+    assert [*one.path_table()][-2:] == ["null", "verdict"]
     assert one.path_table()["verdict"].tolist() == ["not shared between seeds"]
     assert one.verdict("operation: op → answer").label == "not shared between seeds"
     assert len(one.explain("operation: op → answer").interventions) == 1
     (line,) = [line for line in one.summary() if line.startswith("Role paths of")]
     assert "in big carry together, of the effect in small: operation 0.00" in line
+
+
+# --- what is undecided, and what was asked ----------------------------------------------------
+
+
+def with_paths(found, *effects, **changes):
+    verdicts = path_verdicts(effects, [found.gates[-1]])
+    return replace(found, paths=effects, verdicts=(*verdicts, *found.verdicts), **changes)
+
+
+def test_the_full_model_has_its_paths_whatever_the_verdict_on_the_relative_is(found):
+    undecided = with_paths(found, op_path(other=Estimate(0.5, 0.0, 0.9)))
+    assert undecided.verdicts[0].label == "cannot tell"
+    (picture,) = path_picture([undecided])
+    full, relative, _ = picture.panels
+    assert full.lines == ("1 role path",) and [path.mark for path in full.paths] == ["own"]
+    assert relative.lines == ("has 0 of 1 path, 1 open",)
+    assert "of 1 role path small keeps 0, cannot be told about 1." in short_answer(undecided)
+
+
+def test_a_path_that_the_full_model_may_lack_is_none_of_its_paths(found):
+    maybe = op_path(roles=("op", "y", "answer"), full=Estimate(0.06, 0.01, 0.2))
+    one = with_paths(found, op_path(), maybe)
+    (picture,) = path_picture([one])
+    full, relative, _ = picture.panels
+    assert full.lines == ("1 role path",) and relative.lines == ("has 1 of 1 path, 1 open",)
+    assert short_answer(one).endswith("small keeps 1; it is open whether big has 1 more.")
+
+
+def test_a_full_model_without_the_behavior_has_no_paths(absent):
+    gates = tuple(replace(gate, state="closed") for gate in absent.gates)
+    effect = op_path()
+    one = replace(
+        absent, gates=gates, paths=(effect,), verdicts=path_verdicts([effect], absent.gates)
+    )
+    (picture,) = path_picture([one])
+    assert [panel.lines for panel in picture.panels[:2]] == [("behavior absent",)] * 2
+
+
+@pytest.mark.parametrize(
+    ("threshold", "note"),
+    [
+        (0.3, "no path\nabove 8.0\xa0%\nof the effect"),
+        (3.75, "with 2 pairs\nthe null\nreaches the\nwhole effect:\nno path can\nexceed it"),
+    ],
+)
+def test_the_null_says_how_much_a_path_must_carry(threshold, note, found):
+    one = with_paths(found, op_path(random_init=threshold, pairs=2))
+    (picture,) = path_picture([one])
+    assert picture.panels[-1].note == note
+
+
+def test_the_null_is_scored_as_the_models_beside_it(found):
+    counted = found.gates[0].choice.value
+    for criterion, word in (("choice", "above foils"), ("accuracy", "right")):
+        gates = tuple(replace(gate, criterion=criterion) for gate in found.gates)
+        one = with_paths(found, op_path(), gates=gates, random_init_accuracy=(0.25,))
+        (picture,) = path_picture([one])
+        assert picture.panels[-1].score == f"25\xa0% {word}"
+        shown = counted if criterion == "choice" else found.gates[0].accuracy.value
+        assert picture.panels[0].score == f"{shown:.0%} {word}".replace("%", "\xa0%")
+
+
+def test_no_text_names_random_init_models_where_the_null_is_permuted(found):
+    method = ComparisonMethod("permuted", null_choice="permuted")
+    changes = {
+        way: tuple(replace(one, nulls=()) for one in getattr(found, way))
+        for way in ("transfers_to_other", "transfers_to_full")
+    }
+    one = with_paths(found, op_path(), method=method, random_init_accuracy=(), **changes)
+    text = visible(comparison_page(one).body)
+    named = re.findall(r"[^.]*[Rr]andom-init models[^.]*", text)
+    # A general remark on attention, where no model is said to have run.
+    assert [sentence.strip() for sentence in named] == [
+        "Attention alone is weak evidence: random-init models look alike too"
+    ]
+    assert "Null mean: mean score of this head in permuted profiles." in text
+    assert "with clean and counterfactual prompts exchanged at random" in text
+    family_text = visible(family_comparison_page(FamilyComparison((one,))).body)
+    assert "andom-init models" not in family_text and "permuted (threshold)" in family_text
+
+
+def test_a_family_with_a_permuted_null_has_no_column_of_random_init_models(found):
+    none = tuple(replace(one, nulls=()) for one in found.transfers_to_full)
+    one = replace(found, method=ComparisonMethod("permuted"), transfers_to_full=none)
+    assert "best random-init" in FamilyComparison((found,)).metrics()
+    metrics = FamilyComparison((one,)).metrics()
+    assert "best random-init" not in metrics and "copying" in metrics
+
+
+@pytest.mark.parametrize(
+    ("criterion", "intro", "caption", "axis"),
+    [
+        ("accuracy", "open if accuracy is above 80 %", "Accuracy of whole answers", "accuracy"),
+        (
+            *("choice", "how often the answer is above each of its foils"),
+            *("Questions whose answer is above each of its foils", "answer above its foils"),
+        ),
+        (
+            *("logit-diff", "asks for a positive logit difference"),
+            *("Logit difference, which the gate asks to be above 0", "logit difference"),
+        ),
+        ("none", "The gate asks nothing", "Accuracy of whole answers", "accuracy"),
+    ],
+)
+def test_the_page_describes_the_gate_that_was_asked(criterion, intro, caption, axis, found):
+    gates = tuple(replace(gate, criterion=criterion) for gate in found.gates)
+    one = replace(found, gates=gates, random_init_accuracy=(0.25,))
+    plot = gate_blocks(one)[0]
+    assert (plot.caption, plot.axis) == (caption, axis)
+    assert intro in gate_intro(one) and intro in visible(comparison_page(one).body)
+    shown = gates[0].logit_diff if criterion == "logit-diff" else gates[0].score
+    assert plot.rows[0].estimate == shown.value
+    # A chart of logits has no place for a fraction.
+    drawn = [row.estimate for row in plot.rows if row.label.startswith("random-init")]
+    assert drawn == ([] if criterion == "logit-diff" else [0.25])
+    assert "0.25" in "".join(block.body for block in gate_blocks(one))
+
+
+def visible(body):
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", body)).replace("\xa0", " ").split())
+
+
+def test_heads_without_effect_are_counted_and_not_listed_in_the_terminal(calls, family, tmp_path):
+    result = run("big", "small", "--out", tmp_path / "r.html")
+    matches = result.stdout[: result.stdout.index("variable or head")]
+    heads = [match.head for match in family.comparisons[0].matches]
+    listed = re.findall(r"(?m)^│ (L\d\.H\d)", matches)
+    assert "L0.H1" in heads and listed == [head for head in heads if head != "L0.H1"]
+    assert "1 head without reliable effect is left out." in result.stdout

@@ -8,8 +8,7 @@ from probes.comparison.heads.result import MIN_RELIABILITY, HeadMatch
 from probes.comparison.result import Comparison, PlotData
 from probes.comparison.verdict import Verdict
 from probes.models.site import parse_head
-from probes.observe.result import Gate
-from probes.viz.blocks import Block, CellValue, Matrix, Note, Table, TableCell, Tone
+from probes.viz.blocks import Block, CellValue, Matrix, Note, Table, Tone
 from probes.viz.page import Section, page
 from probes.viz.picture import Picture
 from probes.viz.plots.attention.head_grid import head_grid
@@ -17,6 +16,7 @@ from probes.viz.plots.attention.maps import AttentionMaps
 from probes.viz.plots.interval_plot import Interval, IntervalPlot
 from probes.viz.registry import report
 from probes.viz.reports.path_panels import path_picture, short_answer
+from probes.viz.reports.tables.capability import STATE_TONES, gate_blocks, gate_intro
 from probes.viz.reports.tables.paths import PATH_INTRO, path_blocks
 from probes.viz.reports.tables.verdicts import (
     HEAD_INTRO,
@@ -32,20 +32,7 @@ from probes.viz.reports.tables.verdicts import (
 _MAX_COMPONENTS = 6
 _MIN_EFFECT = 0.1  # logits
 _FOLDED = ("Head pairing", "Patching effects", "Method")
-_STATE_TONES: dict[str, Tone | None] = {
-    "open": "good",
-    "partial": None,
-    "not established": "bad",
-    "too few to tell": None,
-    "closed": "bad",
-}
 
-_GATE_INTRO = (
-    "Circuits are compared only for behavior that a model has. The gate is open if accuracy is "
-    "above 80 % and above the best simple heuristic on the same questions, partial if it is only "
-    "above the heuristic, and closed otherwise (95 % intervals). For pairs with foils it asks how "
-    "often the answer is above each foil, in place of accuracy."
-)
 _ATTENTION_INTRO = (
     "Attention pooled from role to role, averaged over the clean prompts. Attention alone is weak "
     "evidence: random-init models look alike too. Click a head, or use the arrow keys. The "
@@ -53,9 +40,9 @@ _ATTENTION_INTRO = (
 )
 _MATCH_INTRO = (
     "Heads are paired one-to-one by their patching effects, for each contrast and role, and their "
-    "attention. Pairing always returns pairs, so it is repeated with random-init models: the "
-    "threshold is exceeded by 5 % or less of further ones. Heads whose effects have a split-half "
-    f"reliability below {MIN_RELIABILITY} count as unreliable."
+    "attention. Pairing always returns pairs, so it is repeated with {null}: the threshold is "
+    "exceeded by 5 % or less of further ones. Heads whose effects have a split-half reliability "
+    "below {reliability} count as unreliable."
 )
 _EFFECT_INTRO = (
     "Drop of the logit difference, in logits, when the output of a component at a role is replaced "
@@ -65,8 +52,8 @@ _EFFECT_INTRO = (
 )
 _METHOD_NOTE = (
     "Head similarity: mean of the cosine of patching effects and the cosine of attention, after "
-    "subtracting uniform attention. Intervals: 95 %, over prompts. Random-init models are a weak "
-    "null: a high score alone does not show the same circuit."
+    "subtracting uniform attention. Intervals: 95 %, over prompts. {null} are a weak null: a high "
+    "score alone does not show the same circuit."
 )
 
 
@@ -76,11 +63,13 @@ def comparison_page(comparison: Comparison) -> Picture:
     full, other = comparison.full.name, comparison.other.name
     variable_intro = VARIABLE_INTRO.format(full=full, other=other)
     variables = [*variable_blocks(comparison), glossary("variable")]
+    null = comparison.method.null_name
+    match_intro = _MATCH_INTRO.format(null=null, reliability=MIN_RELIABILITY)
     sections: list[Section] = [
-        ("Capability", _GATE_INTRO, _gate_blocks(comparison)),
+        ("Capability", gate_intro(comparison), gate_blocks(comparison)),
         ("Role paths", PATH_INTRO, [*path_blocks(comparison), glossary("path")]),
         ("Attention", _ATTENTION_INTRO, [attention_grid(comparison)]),
-        ("Head pairing", _MATCH_INTRO, _match_blocks(comparison)),
+        ("Head pairing", match_intro, _match_blocks(comparison)),
         ("Verdicts on variables", variable_intro, variables),
         ("Verdicts on heads", HEAD_INTRO, [*head_blocks(comparison), glossary("head")]),
         ("Patching effects", _EFFECT_INTRO, _effect_blocks(comparison)),
@@ -95,7 +84,7 @@ def comparison_page(comparison: Comparison) -> Picture:
 def _lead(comparison: Comparison) -> list[Block]:
     """What survives in a sentence, the role paths in both models, then the findings behind it."""
     tones: dict[int, Tone | None] = {
-        k: _STATE_TONES[gate.state] for k, gate in enumerate(comparison.gates)
+        k: STATE_TONES[gate.state] for k, gate in enumerate(comparison.gates)
     }
     notes = [Note(line, tones.get(k)) for k, line in enumerate(comparison.summary())]
     tone = "bad" if comparison.behavior_absent else None
@@ -114,43 +103,6 @@ def attention_grid(comparison: Comparison) -> Picture:
     return head_grid(maps[0], maps[-1], pairs, start=parse_head(start.head))
 
 
-def _gate_blocks(comparison: Comparison) -> list[Block]:
-    rows = list(map(_gate_interval, comparison.gates))
-    # A permuted null has no accuracy.
-    for answer, accuracy in zip(comparison.answers, comparison.random_init_accuracy, strict=False):
-        rows.append(Interval(f"random-init mean, {answer}", accuracy))
-    by_choice = any(gate.criterion == "choice" for gate in comparison.gates)
-    caption, both = "Accuracy of whole answers", "On the questions that both models solve"
-    axis = "answer above its foils" if by_choice else "accuracy"
-    caption = "Questions whose answer is above each of its foils" if by_choice else caption
-    columns = ("model", "answer", "questions", axis, "best heuristic", "margin",
-               "logit difference", "gate")  # fmt: skip
-    solved = [
-        [one.model, one.answer, one.items, one.logit_diff or "too few questions"]
-        for one in comparison.solved_logit_diffs
-    ]
-    note = "Logit difference: logit of the answer minus the mean logit of its foils."
-    return [
-        IntervalPlot(rows, caption, (0.0, 1.0), axis, chance_label="best heuristic"),
-        Table(columns, list(map(_gate_row, comparison.gates)), align="llrrlrrl"),
-        Table(("model", "answer", "questions", columns[-2]), solved, both, "llrr", (note,)),
-    ]
-
-
-def _gate_interval(gate: Gate) -> Interval:
-    tone = "good" if gate.state == "open" else "bad"
-    chance = (0.0, gate.heuristic_accuracy)
-    return Interval.of(f"{gate.model}, {gate.answer}", gate.score, chance=chance, tone=tone)
-
-
-def _gate_row(gate: Gate) -> list[CellValue]:
-    return [
-        gate.model, gate.answer, gate.n_questions, gate.score,
-        f"{gate.heuristic}: {gate.heuristic_accuracy:.2f}", gate.margin, gate.logit_diff,
-        TableCell(gate.state, _STATE_TONES[gate.state] or "muted"),
-    ]  # fmt: skip
-
-
 def _match_blocks(comparison: Comparison) -> list[Block]:
     mean = comparison.mean_pair_score
     chance = (min(mean.chance, mean.chance_high), mean.chance_high)
@@ -162,14 +114,14 @@ def _match_blocks(comparison: Comparison) -> list[Block]:
                "verdict")  # fmt: skip
     verdicts = {v.subject: v for v in comparison.verdicts if v.kind == "head"}
     cells = [_match_row(match, verdicts.get(match.head)) for match in comparison.matches]
+    null = comparison.method.null_name
     notes = (
-        "Null mean: mean score of this head in random-init models. Threshold of "
-        "their best scores, one for all heads. Other seed: "
-        f"{comparison.other_seed or 'none known'}, n = 1.",
+        f"Null mean: mean score of this head in {null}. Threshold of their best scores, one for "
+        f"all heads. Other seed: {comparison.other_seed or 'none known'}, n = 1.",
     )
     plot = IntervalPlot(
         rows, "Score of each pair, with the null and the other-seed model", axis="head similarity",
-        chance_label="random-init: mean to threshold", reference_label="other-seed model",
+        chance_label=f"{null}: mean to threshold", reference_label="other-seed model",
     )  # fmt: skip
     return [plot, Table(columns, cells, align="llrrrrrl", notes=notes)]
 
@@ -178,7 +130,7 @@ def _match_interval(match: HeadMatch) -> Interval:
     return Interval.of(
         f"{match.head} – {match.partner}",
         match.score,
-        # A head that no random-init model pairs has a chance of NaN.
+        # A head that no draw of the null pairs has a chance of NaN.
         chance=(float(np.fmin(match.chance, match.threshold)), match.threshold),
         upper_reference=match.other_seed_score,
         tone="good" if match.above_threshold else None,
@@ -232,16 +184,20 @@ def _how_to_repeat(comparison: Comparison) -> list[str]:
 
 
 def _method_table(comparison: Comparison) -> Table:
-    shape = "'s shape" * (comparison.method.null == "random-init")
+    shape, null = (
+        "'s shape" * (comparison.method.null == "random-init"),
+        comparison.method.null_name,
+    )
     sizes = (
         f"{comparison.prompts} pairs for each of the contrasts {', '.join(comparison.contrasts)}; "
-        f"{comparison.nulls} {comparison.method.null_name} of {comparison.other.name}{shape}; seed "
+        f"{comparison.nulls} {null} of {comparison.other.name}{shape}; seed "
         f"{comparison.seed}; format {comparison.format}."
     )
     return models_table(
         (comparison.full, comparison.other),
         (
-            *(sizes, _METHOD_NOTE, *comparison.method.lines(), *comparison.method.null_lines()),
+            *(sizes, _METHOD_NOTE.format(null=null[0].upper() + null[1:])),
+            *(*comparison.method.lines(), *comparison.method.null_lines()),
             *_how_to_repeat(comparison),
         ),
     )

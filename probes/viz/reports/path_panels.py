@@ -5,14 +5,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from probes.comparison.paths.measure import MIN_PATH_FRACTION
 from probes.comparison.paths.result import PathEffect
 from probes.comparison.result import Comparison
 from probes.errors import MatchError
 from probes.interventions.role_paths.graph import path_role_texts
+from probes.observe.result import Gate
 from probes.prompts.catalog import list_patterns
 from probes.viz.blocks import Block
 from probes.viz.drawing import scrollable_svg
 from probes.viz.plots.role_path_map import Mark, MarkedPath, PathPanel, Word, role_path_drawing
+from probes.viz.reports.tables.capability import counted_score, counts_foils
 
 _MARKS: dict[str, Mark] = {
     "kept": "kept",
@@ -23,7 +26,7 @@ _MARKS: dict[str, Mark] = {
     "not shared between seeds": "unshared",
     "cannot tell": "open",
 }
-_GONE = ("lost", "unshared")
+_WHOLE = 0.995  # From here on a fraction is printed as the whole effect.
 NUMBER = "number"
 
 
@@ -37,22 +40,7 @@ def path_panels(
         words: Words of a question by model, with its reply.
     """
     first = comparisons[0]
-    # Each comparison tests what was found in the full model or in its own relative.
-    own = {
-        effect.subject: _marked(effect, "own", effect.full.value)
-        for one in comparisons
-        for effect in one.paths
-        if _is_own(effect, one)
-    }
-    panels = [
-        PathPanel(
-            first.full.name,
-            _score(first, 0),
-            (f"{len(own)} role paths",),
-            tuple(words[first.full.name]),
-            tuple(own.values()),
-        )
-    ]
+    panels = [_full_panel(comparisons, words[first.full.name])]
     return [*panels, *(_relative_panel(one, words[one.other.name]) for one in comparisons)]
 
 
@@ -106,53 +94,82 @@ def _position(role: str, roles: Sequence[str]) -> float:
 
 
 def short_answer(comparison: Comparison) -> str:
-    """Accuracy of both models, and how many role paths the relative has, in a sentence."""
+    """What both models do rightly, and how many role paths the relative has, in a sentence."""
     full, other = comparison.full.name, comparison.other.name
     gates = (comparison.gates[0], comparison.gates[len(comparison.answers)])
-    scores = [_percent(gate.score.value) for gate in gates]
-    does = "has the answer above its foils" if gates[0].criterion == "choice" else "is right"
+    scores = [_percent(counted_score(gate).value) for gate in gates]
+    does = "has the answer above its foils" if counts_foils(gates[0]) else "is right"
     right = f"{full} {does} in {scores[0]}, {other} in {scores[1]}"
     if comparison.behavior_absent:
         return f"{right}: the behavior is absent, so nothing can be said about its mechanism."
-    labels = Counter(v.label for v in comparison.verdicts if v.kind == "path")
-    if not labels:
+    verdicts = [v for v in comparison.verdicts if v.kind == "path"]
+    if not verdicts:
         return f"{right}; no role path could be tested."
-    total = sum(labels.values()) - labels["new"]
-    texts = [f"{right}; of {total} role paths {other} keeps {labels['kept']}"]
+    in_full = {effect.subject for effect in comparison.paths if _is_in_full(effect)}
+    labels = Counter(v.label for v in verdicts if v.subject in in_full)
+    others = Counter(v.label for v in verdicts if v.subject not in in_full)
+    total = labels.total()
+    texts = [f"{right}; of {total} role path{_s(total)} {other} keeps {labels['kept']}"]
     for label, how in (("stronger", "more"), ("weaker", "less")):
         texts += [f"uses {labels[label]} {how} than {full}"] if labels[label] else []
     texts += [f"lost {labels['lost']}"] if labels["lost"] else []
     if unshared := labels["not shared between seeds"]:
         texts.append(f"lacks {unshared} that another seed of {full} lacks as well")
-    texts += [f"has {labels['new']} of its own"] if labels["new"] else []
+    texts += [f"has {others['new']} of its own"] if others["new"] else []
     texts += [f"cannot be told about {labels['cannot tell']}"] if labels["cannot tell"] else []
-    return ", ".join(texts) + "."
+    more = others["cannot tell"]
+    open_text = f"; it is open whether {full} has {more} more" if more else ""
+    return f"{', '.join(texts)}{open_text}."
 
 
 def null_panel(comparisons: Sequence[Comparison], words: Sequence[Word]) -> PathPanel:
     """Panel of the null: the largest threshold of any path that was tested."""
     first = comparisons[0]
     accuracy = first.random_init_accuracy
-    largest = max(null_fraction(one) for one in comparisons)
     return PathPanel(
         "null",
-        f"{_percent(accuracy[0])} right" if accuracy else "",
+        f"{_percent(accuracy[0])} {_counted(first.gates[0])}" if accuracy else "",
         (f"{first.nulls} {first.method.null_name}",),
         tuple(words),
         (),
-        f"no path\nabove {largest:.1%}\nof the effect".replace("%", "\N{NO-BREAK SPACE}%"),
+        _null_note([effect for one in comparisons for effect in one.paths]),
     )
 
 
-def null_fraction(comparison: Comparison) -> float:
-    """Largest threshold of the null of the paths, as a fraction of the effect in the relative."""
-    return max(
-        (
-            effect.random_init * effect.other.value / effect.logits.value
-            for effect in comparison.paths
-            if effect.logits.value > 0 and effect.other.value > 0
-        ),
-        default=0.0,
+def _null_note(effects: Sequence[PathEffect]) -> str:
+    """What the null says about all paths, in short lines; "" where no threshold is known."""
+    effect = max(effects, key=null_fraction)
+    largest = null_fraction(effect)
+    if largest >= _WHOLE:
+        of = f"with {effect.pairs} pairs\nthe null"
+        return f"{of}\nreaches the\nwhole effect:\nno path can\nexceed it"
+    text = f"no path\nabove {largest:.1%}\nof the effect".replace("%", "\N{NO-BREAK SPACE}%")
+    return text if largest else ""
+
+
+def null_fraction(effect: PathEffect) -> float:
+    """Threshold of the null of a path, as a fraction of the effect in the relative, or 0."""
+    known = effect.logits.value > 0 and effect.other.value > 0
+    return effect.random_init * effect.other.value / effect.logits.value if known else 0.0
+
+
+def _full_panel(comparisons: Sequence[Comparison], words: Sequence[Word]) -> PathPanel:
+    """All paths that the full model has, whatever the verdicts on the relatives are."""
+    first = comparisons[0]
+    # Each comparison tests what was found in the full model or in its own relative.
+    own = {
+        effect.subject: _marked(effect, "own", effect.full.value)
+        for one in comparisons
+        for effect in one.paths
+        if _is_in_full(effect)
+    }
+    absent = any(gate.state == "closed" for gate in first.gates[: len(first.answers)])
+    return PathPanel(
+        first.full.name,
+        _score(first, 0),
+        ("behavior absent" if absent else f"{len(own)} role path{_s(len(own))}",),
+        tuple(words),
+        () if absent else tuple(own.values()),
     )
 
 
@@ -167,8 +184,9 @@ def _relative_panel(one: Comparison, words: Sequence[Word]) -> PathPanel:
         if (mark := path_mark(verdicts.get(effect.subject, ""))) is not None
     ]
     counts = Counter(path.mark for path in paths)
-    total = sum(counts.values()) - counts["new"]
-    texts = [f"has {counts['kept']} of {total} paths"]
+    # A path of which it is open whether the full model has it is none of its paths.
+    total = sum(_is_in_full(effect) for effect in one.paths)
+    texts = [f"has {counts['kept']} of {total} path{_s(total)}"]
     texts += [f"{counts[mark]} {mark}" for mark in ("new", "open") if counts[mark]]
     absent = one.behavior_absent
     return PathPanel(
@@ -180,11 +198,9 @@ def _relative_panel(one: Comparison, words: Sequence[Word]) -> PathPanel:
     )
 
 
-def _is_own(effect: PathEffect, comparison: Comparison) -> bool:
-    verdict = next(
-        (v for v in comparison.verdicts if v.kind == "path" and v.subject == effect.subject), None
-    )
-    return verdict is not None and verdict.label not in ("cannot tell", "behavior absent")
+def _is_in_full(effect: PathEffect) -> bool:
+    """Whether the full model has a path, by the rule of the verdicts."""
+    return effect.full.low > MIN_PATH_FRACTION
 
 
 def path_mark(label: str) -> Mark | None:
@@ -198,8 +214,16 @@ def _marked(effect: PathEffect, mark: Mark, fraction: float) -> MarkedPath:
 
 def _score(comparison: Comparison, at: int) -> str:
     gate = comparison.gates[at]
-    what = "above foils" if gate.criterion == "choice" else "right"
-    return f"{_percent(gate.score.value)} {what}"
+    return f"{_percent(counted_score(gate).value)} {_counted(gate)}"
+
+
+def _counted(gate: Gate) -> str:
+    return "above foils" if counts_foils(gate) else "right"
+
+
+def _s(count: int) -> str:
+    """Ending of a plural."""
+    return "" if count == 1 else "s"
 
 
 def _percent(fraction: float) -> str:

@@ -6,7 +6,7 @@ from probes.viz.blocks import Table, TableCell
 from probes.viz.drawing import scrollable_svg
 from probes.viz.plots.role_path_map import MarkedPath, PathPanel, Word, role_path_drawing
 from probes.viz.plots.walkthrough_scene import LABELS
-from probes.viz.reports.path_panels import NUMBER, path_mark
+from probes.viz.reports.path_panels import NUMBER, null_fraction, path_mark
 from probes.viz.reports.tables.verdicts import TONES
 from probes.viz.reports.walkthrough.texts import Texts, percent
 
@@ -24,7 +24,7 @@ def path_part(walk: Walkthrough) -> str:
             texts.chain(effect.roles),
             effect.full,
             *([effect.other, _verdict(walk, effect)] if len(names) > 1 else []),
-            percent(_null(effect)),
+            percent(null_fraction(effect)),
         ]
         for effect in sorted(shown, key=lambda one: -max(one.full.value, one.other.value))
     ]
@@ -64,8 +64,3 @@ def _panel(walk: Walkthrough, one: ModelWalk, at: int, shown: list[PathEffect]) 
 def _verdict(walk: Walkthrough, effect: PathEffect) -> TableCell:
     label = walk.path_labels[effect.subject]
     return TableCell(label, TONES[label])
-
-
-def _null(effect: PathEffect) -> float:
-    known = effect.logits.value > 0 and effect.other.value > 0
-    return effect.random_init * effect.other.value / effect.logits.value if known else 0.0
