@@ -102,7 +102,8 @@ def test_a_student_of_another_tokenizer_learns_patterns_and_its_teachers_text(
     here, letters, monkeypatch
 ):
     """Without a file of texts; a run that goes on reads the texts that its teacher wrote."""
-    monkeypatch.setattr(pattern_texts, "_WRITTEN", 4)
+    for name, count in (("_WRITTEN", 4), ("_QUESTIONS", 16), ("_TIMED", 4)):
+        monkeypatch.setattr(pattern_texts, name, count)
     monkeypatch.setattr(training, "_LINE_SECONDS", 0)
     hf_model = tiny_hf("llama", seed=0, vocab_size=len(letters), max_position_embeddings=256)
     made = Provenance("trained", "", StorageCost(0.0, 0.0, 0.0))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from probes.errors import MatchError, PatternError
+from probes.prompts import draws
 from probes.prompts.catalog import list_patterns, pattern
 from probes.prompts.pattern import Pattern
 from probes.prompts.question import evaluate_expression
@@ -446,7 +447,8 @@ def test_a_pattern_file_may_have_a_byte_order_mark_and_windows_line_ends(tmp_pat
     assert list_patterns(path) == list_patterns(SHIPPED)
 
 
-def test_draws_end_where_there_are_no_more():
+def test_draws_end_where_there_are_no_more(monkeypatch):
+    monkeypatch.setattr(draws, "_MAX_IN_VAIN", 2_000)
     take = pattern("take-away")
     with pytest.raises(PatternError, match="yielded 0 of 1000000000 questions"):
         take.sample_questions(10**9, seed=0, keep=lambda _: False)
