@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -26,6 +27,7 @@ from probes.comparison.rate_distortion.order import (
     loss_order,
     shared_interchange_accuracy,
 )
+from probes.comparison.rate_distortion.parent import circuit_prompts
 from probes.comparison.rate_distortion.weight_noise import match_noise, noisy_model
 from probes.compression.derived_model import DerivedModel, dense_storage
 from probes.compression.storage import measure_rate
@@ -291,6 +293,22 @@ def test_noise_is_compared_on_pairs_that_all_models_solve():
     same = [NoisyCopy(0.1, 0.5, relative)] * 3
     assert compare_with_noise(parent, relative, same, seed=0).label == "like noise"
     assert compare_with_noise(parent, relative, [], seed=0) is None
+
+
+def test_a_copy_that_solves_too_little_is_no_silent_loss():
+    parent, relative = outcome([1] * 200), outcome([0] * 40 + [1] * 160)
+    solves, fails = outcome([1] * 200), outcome([1] * 200, right=[True] * 19 + [False] * 181)
+    copies = [NoisyCopy(0.1, 0.5, each) for each in (solves, fails, fails)]
+    noise = compare_with_noise(parent, relative, copies, seed=0)
+    assert (noise.compared, len(noise.kl)) == (1, 3)
+    assert noise.difference.value == pytest.approx(-0.2) and noise.label == "cannot tell"
+
+
+def test_a_file_of_pairs_gives_as_many_as_asked_where_it_has_twice_as_many():
+    words = pattern("ioi")
+    counts = Counter(pair.contrast for pair in words.user_pairs)
+    assert circuit_prompts(words, 32) == min(32, min(counts.values()) // 2) == 32
+    assert circuit_prompts(words, 10**6) == min(counts.values()) // 2
 
 
 # Weight noise.

@@ -9,7 +9,12 @@ import torch
 
 from probes.compression.derived_model import DerivedModel, load_parent
 from probes.errors import ModelError, PatternError
-from probes.experiments.adaptation.adapt import Adaptation, WordAdaptation, adapt
+from probes.experiments.adaptation.adapt import (
+    Adaptation,
+    WordAdaptation,
+    adapt,
+    evaluation_steps,
+)
 from probes.experiments.adaptation.new_words import (
     AdaptationSettings,
     check_words,
@@ -128,3 +133,10 @@ def test_a_model_without_a_tokenizer_is_refused():
     bare = DerivedModel("bare", scratch().hf_model, None, scratch().provenance)
     with pytest.raises(ModelError, match="no tokenizer"):
         adapt(bare)
+
+
+def test_the_last_evaluation_is_at_the_most_steps():
+    assert evaluation_steps(512)[-3:] == (256, 384, 512)
+    assert evaluation_steps(100)[-2:] == (96, 100)
+    assert evaluation_steps(3000)[-4:] == (512, 1024, 2048, 3000)
+    assert evaluation_steps(1) == (0, 1)

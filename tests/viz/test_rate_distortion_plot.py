@@ -56,6 +56,7 @@ def point(name, kb, right=0.9, kept=0.8, kind="quantized", noise=True):
             near(-0.2),
             near(0),
             "worse than noise",
+            2,
         )
     storage = StorageCost(weights=6000.0 * kb, embeddings=1500.0 * kb, other=500.0 * kb)
     rate = Rate(storage, 1.0, 1000, True)

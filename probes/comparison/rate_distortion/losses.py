@@ -52,11 +52,14 @@ class NoiseComparison:
         mechanism: Interchange accuracy of each copy on pairs that it and the parent solve; NaN if
             these are too few.
         circuit: Faithfulness of the parent's circuit in each copy, or NaN.
-        difference: Interchange accuracy of the relative minus that of the copies, on pairs that
-            all of them solve; the bootstrap resamples pairs and copies.
-        accuracy_difference: The same for the fraction of bases answered correctly.
+        difference: Interchange accuracy of the relative minus that of each copy, on pairs that the
+            parent, the relative and this copy solve; the bootstrap resamples pairs and copies.
+            Copies with too few such pairs are left out.
+        accuracy_difference: The same for the fraction of bases answered correctly, on all bases.
         label: "like noise" if the 95 % interval of `difference` lies within 0.05 of 0, else
-            "worse than noise" or "better than noise" if it excludes 0, else "cannot tell".
+            "worse than noise" or "better than noise" if it excludes 0, else "cannot tell"; this
+            also where a copy is left out, as those that solve most remain.
+        compared: Number of copies in `difference`.
     """
 
     scales: tuple[float, ...]
@@ -67,3 +70,4 @@ class NoiseComparison:
     difference: Estimate
     accuracy_difference: Estimate
     label: NoiseLabel
+    compared: int

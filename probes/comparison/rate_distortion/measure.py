@@ -14,6 +14,7 @@ from probes.comparison.rate_distortion.parent import (
     CurveParent,
     ParentReference,
     RateDistortionSettings,
+    circuit_prompts,
 )
 from probes.comparison.rate_distortion.plan import RELATIVES, plan_curve
 from probes.comparison.rate_distortion.point import measure_point, measure_relative
@@ -128,7 +129,7 @@ def _measure_on_engine(
         pairs=len(reference.mechanism_test.evaluation),
         heuristic_accuracy=best_heuristic_accuracy(reference.answers),
         random_init=_best_random_init(reference),
-        protocol=(("format", str(chosen.wrapper.format)), *_protocol(reference)),
+        protocol=(("format", str(chosen.wrapper.format)), *_protocol(reference, chosen)),
     )
 
 
@@ -185,7 +186,7 @@ def _best_random_init(reference: ParentReference) -> tuple[float, float]:
     return max(accuracies, default=nan), max(interchange_accuracies, default=nan)
 
 
-def _protocol(reference: ParentReference) -> Iterator[tuple[str, str]]:
+def _protocol(reference: ParentReference, pattern: Pattern) -> Iterator[tuple[str, str]]:
     settings, pairs = reference.settings, len(reference.mechanism_test.evaluation)
     yield "questions", str(len(reference.answers.batch))
     yield "pairs for the mechanism", f"{pairs} (of {settings.bases} bases)"
@@ -194,5 +195,6 @@ def _protocol(reference: ParentReference) -> Iterator[tuple[str, str]]:
     if (circuit := reference.circuit) is not None:
         edges = f"{len(circuit)} of {len(circuit.graph)} edges"
         faithfulness = f"faithfulness {KEPT_FRACTION} or more"
-        yield "circuit", f"{edges}, {settings.prompts} pairs per contrast, {faithfulness}"
+        prompts = circuit_prompts(pattern, settings.prompts)
+        yield "circuit", f"{edges}, {prompts} pairs per contrast, {faithfulness}"
     yield "seed", str(settings.seed)

@@ -90,7 +90,10 @@ def compare_with_noise(
         circuit=tuple(copy.circuit for copy in copies),
         difference=difference,
         accuracy_difference=_pool_copies(right_gaps, seed),
-        label=_noise_label(difference, min(counts, default=0)),
+        label=_noise_label(difference, min(counts))
+        if len(counts) == len(copies)
+        else "cannot tell",
+        compared=len(counts),
     )
 
 

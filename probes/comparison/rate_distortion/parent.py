@@ -162,7 +162,8 @@ def prepare_reference(
 def circuit_prompts(pattern: Pattern, prompts: int) -> int:
     """Pairs of each contrast that find the circuit: half of what a file of pairs has at most."""
     if pattern.user_pairs:
-        prompts = min(prompts, *Counter(p.contrast for p in pattern.user_pairs).values()) // 2
+        fewest = min(Counter(pair.contrast for pair in pattern.user_pairs).values())
+        prompts = min(prompts, fewest // 2)
     return max(prompts, 1)
 
 

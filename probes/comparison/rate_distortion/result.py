@@ -206,9 +206,12 @@ def _point_line(point: CurvePoint) -> str:
         f"{order.label}."
     )
     if noise:
+        copies, every = noise.compared, len(noise.kl)
+        count = f"{copies} {'copy' if copies == 1 else 'copies'}"
+        if copies < every:
+            count = f"{copies} of {every} copies (the others solve too few pairs)"
         line += (
-            f" Interchange accuracy minus that of {len(noise.kl)} "
-            f"{'copy' if len(noise.kl) == 1 else 'copies'} with weight noise at the same KL: "
+            f" Interchange accuracy minus that of {count} with weight noise at the same KL: "
             f"{noise.difference}, {noise.label}."
         )
     return line

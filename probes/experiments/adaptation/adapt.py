@@ -45,8 +45,8 @@ class WordAdaptation:
 
     Attributes:
         noun: The word.
-        steps: Steps to the first of two evaluations in a row above the threshold; infinite if
-            there are none.
+        steps: Steps to the first of two evaluations in a row above the threshold, or to the last
+            evaluation if it is above; infinite if there are none.
         before, after: Accuracy of the noun on test questions, before and after training.
         number: Accuracy of the number after training.
         retention_change: Change of the accuracy of the noun on questions about known nouns;
@@ -130,7 +130,7 @@ def adapt(
     The embedding of the word is sampled anew, with the mean norm of known nouns, so that no model
     starts with an advantage. Training is AdamW without decay at a constant rate. The first three
     words choose the rate: the fastest, or the first of equal ones. The others are tested. Test
-    questions share no pair of numbers with training texts.
+    questions share no pair of numbers with training texts of the same pattern.
 
     Args:
         model: Name, folder or derived model; it is not changed.
@@ -166,6 +166,14 @@ def adapt(
     return Adaptation(parent.name, rate, results, settings.max_steps, rate_search)
 
 
+def evaluation_steps(max_steps: int) -> tuple[int, ...]:
+    """Steps after which a model is tested, from 0 on; the last is `max_steps`."""
+    steps = list(_EVALUATION_STEPS)
+    while steps[-1] < max_steps:
+        steps.append(2 * steps[-1])
+    return (*(step for step in steps if step < max_steps), max_steps)
+
+
 def _train_word(
     parent: DerivedModel, word: NewWord, rate: float, settings: AdaptationSettings
 ) -> WordAdaptation:
@@ -179,7 +187,7 @@ def _train_word(
     others_before = _answer_accuracy(model, word.other_questions)
     accuracy, passes, done = before, _passes(before), 0
     steps = 0.0 if passes else np.inf
-    for look in (look for look in _EVALUATION_STEPS[1:] if look <= settings.max_steps):
+    for look in evaluation_steps(settings.max_steps)[1:]:
         for _ in range(done, look):
             chosen = torch.randperm(len(word.rows), generator=generator)[: settings.batch]
             _step(model, optimizer, [word.rows[int(k)] for k in chosen], pad)

@@ -136,7 +136,10 @@ class NewWord:
 def prepare_word(
     model: DerivedModel, noun: str, settings: AdaptationSettings, *, seed: int
 ) -> NewWord:
-    """Sample training texts and test questions of a word; they share no pair of numbers."""
+    """Sample training texts and test questions of a word.
+
+    Those of one pattern share no pair of numbers.
+    """
     patterns = [load_pattern(name) for name in settings.patterns]
     tokenizer, rng = model.tokenizer, random.Random(f"{seed}:{noun}")
     training: dict[tuple[str, Any, Any], Question] = {}

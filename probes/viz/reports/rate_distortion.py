@@ -28,7 +28,8 @@ _ORDER_INTRO = (
 )
 _NOISE_INTRO = (
     "Interchange accuracy of a relative minus that of {parent} with weight noise at the same KL, "
-    "on texts that all of them solve. Below 0 the relative lost more than such noise would cost."
+    "on texts that these and {parent} itself solve. Below 0 the relative lost more than such noise "
+    "would cost."
 )
 _NUMBERS_NOTE = (
     "Density: fraction of nonzero weights in the layers' matrices. KL: bits per answer. Accuracy: "
