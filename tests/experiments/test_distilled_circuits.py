@@ -271,6 +271,21 @@ def test_the_summary_says_whether_the_null_is_exceeded():
     assert "the score exceeds its null, and is above 20 of 20" in high.summary()[1]
 
 
+def test_the_null_is_exceeded_where_p_is_at_most_five_percent():
+    """The quantile at 0.95 of 20 nulls lies between the two highest, where p is 2 / 21."""
+    for count in (20, 39, 64, 200):
+        null = np.arange(count, dtype=float)
+        for rank in range(count + 1):
+            score = AlignmentScore(rank - 0.5, 0.0, 0.0, 1)
+            found = replace(scored(), heads_and_mlps=score, null_heads_and_mlps=null)
+            assert found.exceeds_null == (found.p <= 0.05), (count, rank)
+    between = AlignmentScore(18.9, 0.0, 0.0, 1)
+    null = np.arange(20, dtype=float)
+    found = replace(scored(), heads_and_mlps=between, null_heads_and_mlps=null)
+    assert found.score > np.quantile(null, 0.95) and not found.exceeds_null
+    assert "a further one exceeds 19.000 with probability 0.048" in found.summary()[1]
+
+
 def test_models_of_different_widths_are_scored_by_heads():
     other = model(seed=2, width=16)
     found = distilled_circuits_score(model(), other, FOX, ScoreSettings(prompts=COUNT))
@@ -287,7 +302,7 @@ def test_tokenizers_that_split_differently_are_refused(letters):
 
 
 def test_impossible_settings_are_refused():
-    with pytest.raises(ModelError, match="19 random-init models"):
+    with pytest.raises(ModelError, match="19 random-init models: use 20 or more, whose highest"):
         ScoreSettings(nulls=19)
     with pytest.raises(SiteError, match="no answer 'color'"):
         sample_same_length(FOX, COUNT, tokenizers=(words(),), seed=0, answer="color")

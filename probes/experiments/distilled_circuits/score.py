@@ -23,6 +23,7 @@ from probes.experiments.distilled_circuits.components import (
 )
 from probes.models.model import Model, random_init
 from probes.prompts.pattern import Pattern
+from probes.stats.null_threshold import conformal_threshold, exceedance_rate
 
 Direction = Literal["other to full", "full to other"]
 
@@ -103,8 +104,8 @@ class DistilledCircuitsScore:
 
     @property
     def chance_high(self) -> float:
-        """95th percentile of the scores of the random-init models."""
-        return float(np.quantile(self.null, 0.95))
+        """Score that a further random-init model exceeds with probability 0.05 or less."""
+        return float(conformal_threshold(self.null))
 
     @property
     def nulls_below(self) -> int:
@@ -118,7 +119,7 @@ class DistilledCircuitsScore:
 
     @property
     def exceeds_null(self) -> bool:
-        """Whether the score is above the 95th percentile of its null."""
+        """Whether the score is above the threshold of its null, so that `p` is at most 0.05."""
         return self.score > self.chance_high
 
     def summary(self) -> tuple[str, ...]:
@@ -134,8 +135,9 @@ class DistilledCircuitsScore:
             f"{self.full} and {self.other} on {self.pattern}: alignment score {self.score:.3f} "
             f"(Haskins and Adams 2025), heads only {self.heads_only:.3f}.",
             f"{len(self.null)} random-init models of {self.other}'s shape score {self.chance:.3f} "
-            f"(95th percentile {self.chance_high:.3f}): the score {exceeds} its null, and is above "
-            f"{self.nulls_below} of {len(self.null)}. {meaning}",
+            f"(a further one exceeds {self.chance_high:.3f} with probability "
+            f"{exceedance_rate(len(self.null)):.3f}): the score {exceeds} its null, and is above "
+            f"{self.nulls_below} of {len(self.null)} (p = {self.p:.3f}). {meaning}",
             f"The mean similarity alone is {score.similarity:.3f}; for any influences, the score "
             f"is between {score.lower_bound:.3f} and {score.similarity:.3f}.",
         ]
@@ -173,8 +175,8 @@ class ScoreSettings:
     def __post_init__(self) -> None:
         if self.nulls < MIN_NULLS:
             raise ModelError(
-                f"There are {self.nulls} random-init models, and a 95th percentile needs "
-                f"{MIN_NULLS}: use {MIN_NULLS} or more"
+                f"There are {self.nulls} random-init models: use {MIN_NULLS} or more, whose "
+                "highest score a further one exceeds in less than 5 % of cases"
             )
 
 
