@@ -86,6 +86,32 @@ def test_one_measure_comes_before_another_only_if_the_bootstrap_samples_agree():
     assert emergence_order(unsure, early) == "cannot tell"
 
 
+def test_measures_that_never_emerge_do_not_emerge_together():
+    never = measure([0.0, 0.1, 0.1, 0.2])
+    assert never.is_present and emergence_step(STEPS, never).step is None
+    assert emergence_order(never, never) == "cannot tell"
+    last = measure([0.0, 0.1, 0.1, 0.9])
+    assert emergence_order(last, never) == "before"
+    assert emergence_order(never, last) == "after"
+
+
+def test_samples_in_which_neither_measure_emerges_agree_on_no_order():
+    """A few samples in which one emerges do not put it before one that never does."""
+    never = measure([0.0, 0.1, 0.1, 0.2])
+    rare = measure([0.0, 0.1, 0.1, 0.2])
+    rare.bootstrap[-1, :10] = 1.0
+    assert emergence_order(rare, never) == "cannot tell"
+    often = measure([0.0, 0.1, 0.1, 0.9])
+    often.bootstrap[-1, :40] = 0.0
+    assert emergence_order(often, often) == "cannot tell"
+
+
+def test_chance_is_the_mean_of_random_edge_sets():
+    """Their distribution is skewed, so the middle of the interval is another number."""
+    skewed = measure([0.0, 0.1, 0.8, 1.0], random_mean=0.1, random_interval=(0.0, 0.6))
+    assert skewed.chance == 0.1
+
+
 def test_measures_with_different_numbers_of_bootstrap_samples_are_compared():
     early, late = measure([0.0, 0.9, 0.9, 1.0], draws=50), measure([0.0, 0.0, 0.9, 1.0])
     assert emergence_order(early, late) == "before"
@@ -155,6 +181,7 @@ def test_random_init_models_and_random_edges_are_the_chance_level(run):
     assert max(run.measure("operation interchange accuracy").nulls) < 0.2
     low, high = run.measure(EDGE_OVERLAP).random_interval
     assert 0 <= low <= high < 1
+    assert low <= run.measure(EDGE_OVERLAP).random_mean <= high
 
 
 def test_an_other_seed_model_shares_sites_but_not_edges(run):
@@ -195,7 +222,12 @@ def test_a_run_up_to_a_step_is_a_run(run):
     part = run.until(20)
     assert part.steps == STEPS[:3]
     assert part.emergence("number accuracy") == run.emergence("number accuracy")
-    assert run.until(10).emergence("number accuracy").step is None
+    early = run.until(10)
+    assert early.emergence("number accuracy").step is None
+    assert early.order(CIRCUIT_ONLY) == "cannot tell"
+    texts = [line for line in early.summary() if line.startswith(CIRCUIT_ONLY)]
+    assert "never [never to never], nor does 'number accuracy' emerge (nor does" in texts[0]
+    assert not any("at the same checkpoint" in line for line in early.summary())
     with pytest.raises(SiteError, match="first checkpoint"):
         run.until(-1)
 

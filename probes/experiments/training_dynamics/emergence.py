@@ -35,7 +35,7 @@ class MeasureOverTraining:
         bootstrap: Values in bootstrap samples of prompts, the same samples at all checkpoints.
         final_bootstrap: The same for the final model.
         nulls: Values of random-init models of the same shape.
-        random_interval: 95 % interval of random edge sets, for overlaps.
+        random_mean, random_interval: Mean and 95 % interval of random edge sets, for overlaps.
         other_seeds: Values of other-seed models at the same sites and edges.
         notes: Text for each checkpoint, such as a site; or empty.
     """
@@ -47,6 +47,7 @@ class MeasureOverTraining:
     bootstrap: Float[np.ndarray, "checkpoint draw"]
     final_bootstrap: Float[np.ndarray, " draw"]
     nulls: tuple[float, ...] = ()
+    random_mean: float | None = None
     random_interval: tuple[float, float] | None = None
     other_seeds: Mapping[str, Estimate] | None = None
     notes: tuple[str, ...] = ()
@@ -55,8 +56,8 @@ class MeasureOverTraining:
     def chance(self) -> float:
         """Mean of the random-init models or of random edge sets, the larger one; 0 without any."""
         means = [float(np.mean(self.nulls)) if self.nulls else 0.0]
-        if self.random_interval:
-            means.append(float(np.mean(self.random_interval)))
+        if self.random_mean is not None:
+            means.append(self.random_mean)
         return max(means)
 
     @property
@@ -128,17 +129,24 @@ def emergence_step(steps: Sequence[int], measure: MeasureOverTraining) -> Emerge
 def emergence_order(measure: MeasureOverTraining, other: MeasureOverTraining) -> Order:
     """Whether a measure emerges before another, after it, or between the same checkpoints.
 
-    All pairs of bootstrap samples are compared, since the two measures have prompts of their own:
-    97.5 % must agree on "before" or "after", 95 % on "with". Coarse checkpoints favor "with".
+    All pairs of bootstrap samples are compared, since most measures have prompts of their own; what
+    two measures of the same prompts share is not used. 97.5 % must agree on "before" or "after",
+    95 % on "with". Pairs in which neither emerges agree on nothing. Coarse checkpoints favor
+    "with".
     """
     if not (measure.is_present and other.is_present):
         return "cannot tell"
-    gap = _first_checkpoint(measure)[:, None] - _first_checkpoint(other)
-    fractions: dict[Order, float] = {"before": (gap < 0).mean(), "after": (gap > 0).mean()}
+    own, others = _first_checkpoint(measure)[:, None], _first_checkpoint(other)
+    never = len(measure.bootstrap)
+    together = (own == others) & (own < never)
+    fractions: dict[Order, float] = {
+        "before": (own < others).mean(),
+        "after": (own > others).mean(),
+    }
     for order, fraction in fractions.items():
         if fraction >= _QUANTILES[1]:
             return order
-    return "with" if (gap == 0).mean() >= CONFIDENCE_LEVEL else "cannot tell"
+    return "with" if together.mean() >= CONFIDENCE_LEVEL else "cannot tell"
 
 
 def _first_checkpoint(measure: MeasureOverTraining) -> Float[np.ndarray, " draw"]:

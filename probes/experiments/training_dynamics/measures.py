@@ -146,7 +146,8 @@ def _edge_overlap_measure(
     runs = run_references(final_model, reference.tasks[0][:1])
     random = sample_random_circuits(runs, count, "paths", RANDOM_EDGE_SETS, seed=log.seed)
     both = random[:, top].sum(1).double()
-    low, high = torch.quantile(both / (2 * count - both), torch.tensor(_QUANTILES).double())
+    random_overlaps = both / (2 * count - both)
+    low, high = torch.quantile(random_overlaps, torch.tensor(_QUANTILES).double())
 
     def overlap(one: CheckpointMeasurements) -> tuple[Estimate, Float[np.ndarray, " draw"]]:
         value = float(edge_overlap(one.edge_scores, final_edges, count, all_prompts)[0])
@@ -163,6 +164,7 @@ def _edge_overlap_measure(
         bootstrap=np.stack([bootstrap for _, bootstrap in overlaps]),
         final_bootstrap=final_bootstrap,
         nulls=tuple(overlap(one)[0].value for one in log.nulls),
+        random_mean=float(random_overlaps.mean()),
         random_interval=(float(low), float(high)),
         other_seeds={model: overlap(one)[0] for model, one in log.other_seeds.items()},
     )

@@ -163,10 +163,15 @@ class TrainingTrajectory(Result):
         when = self.emergence(measure.name)
         text = f"{when} [{when.interval}]"
         if measure.name != measure.accuracy_name:
-            text += f", {_ORDER_TEXT[self.order(measure.name)]} {measure.accuracy_name!r}"
+            text += f", {self._order_text(measure.name, measure.accuracy_name)}"
         if self._is_logit(measure):
-            text += f" ({_ORDER_TEXT[self.order(measure.name, LOGIT_DIFF)]} {LOGIT_DIFF!r})"
+            text += f" ({self._order_text(measure.name, LOGIT_DIFF)})"
         return f"{text}; {measure.final} in the final model, chance {measure.chance:.2f}."
+
+    def _order_text(self, name: str, other: str) -> str:
+        if self.emergence(name).step is None and self.emergence(other).step is None:
+            return f"nor does {other!r} emerge"
+        return f"{_ORDER_TEXT[self.order(name, other)]} {other!r}"
 
     def _is_logit(self, measure: MeasureOverTraining) -> bool:
         """Whether a measure has the unit of the logit difference and belongs to its answer."""
